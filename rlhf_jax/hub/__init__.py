@@ -1,0 +1,1 @@
+"""What comes from outside: tokenizer files and checkpoint folders."""

@@ -1,0 +1,1 @@
+"""What an experiment can do, one job a file, resolved by file name."""

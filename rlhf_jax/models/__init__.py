@@ -1,0 +1,1 @@
+"""Decoder families, one file each, resolved by file name."""

@@ -1,0 +1,1 @@
+"""Writers of what a person reads while a run goes on."""

@@ -1,0 +1,1 @@
+"""Everything that compiles, places, publishes, saves, and the loops."""

@@ -1,0 +1,60 @@
+"""What a task provides: prompts by ordinal, references, and how a completion is judged."""
+
+import hashlib
+from typing import Literal, Protocol
+
+import numpy as np
+
+Split = Literal["train", "heldout"]
+
+
+class Task(Protocol):
+    """Host code on text. Deterministic: the same ordinal gives the same text in every process.
+
+    A module in `tasks/` has a frozen dataclass `Config` and a factory `make(config: Config) -> Task`.
+    """
+
+    @property
+    def verifiable(self) -> bool:
+        """True where `judge` is the reward itself (exact match): it is then never standardised."""
+        ...
+
+    @property
+    def vocabulary(self) -> tuple[str, ...] | None:
+        """The closed list of words for the `words` tokenizer, or None where text is open."""
+        ...
+
+    def num_prompts(self, split: Split) -> int:
+        """Distinct prompts of a split; no text is on both sides (see `is_heldout`)."""
+        ...
+
+    def prompt(self, split: Split, index: int) -> str:
+        """The prompt's text, 0 <= index < num_prompts(split)."""
+        ...
+
+    def references(self, split: Split, index: int) -> tuple[str, ...]:
+        """Completions from the corpus, all equally good as demonstrations; SFT trains on those of `train`."""
+        ...
+
+    def judge(self, prompt: str, completion: str, finished: bool) -> float:
+        """The gold score of a completion (text before the EOS); `finished` says whether an EOS was sampled."""
+        ...
+
+
+def is_heldout(text: str, percent: int) -> bool:
+    """Whether a prompt is held out: by the hash of its text, so that no text is ever on both sides."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 100 < percent
+
+
+def stream_indices(num_prompts: int, seed: int, start: int, count: int) -> np.ndarray:
+    """Indices of prompts at places start ... start+count-1 of an endless stream, reshuffled every epoch.
+
+    Seekable: place n is entry n % num_prompts of the permutation of epoch n // num_prompts, so a resumed run needs no state.
+    """
+    places = np.arange(start, start + count)
+    indices = np.empty(count, dtype=np.int64)
+    for epoch in np.unique(places // num_prompts):
+        order = np.random.default_rng([seed, int(epoch)]).permutation(num_prompts)
+        chosen = places // num_prompts == epoch
+        indices[chosen] = order[places[chosen] % num_prompts]
+    return indices

@@ -1,0 +1,195 @@
+"""The carriers of the river, one frozen pytree each, and the records of a call and its placement.
+
+Shape letters (adjacent capitals at the end of a name; no suffix means a scalar, a pytree or a host object):
+
+    P  prompts of a round            Q  prompt positions, left-padded     V  vocabulary      H  query heads
+    G  samples of a prompt           C  completion positions              D  width           J  key-value heads
+    B  P*G samples, group-contiguous L  Q + C                             F  feed-forward    K  head width
+    R  rows trained on               M  cache positions                   N  layers
+
+`mask_BC` is true on every completion token that was sampled, the EOS included, and false after it.
+Log-probabilities are float32, of the distribution that was sampled from (logits divided by the temperature), and 0 where
+the mask is false.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+Array = jax.Array
+Params = Any  # a nested dict of arrays, one entry a layer
+
+Kind = Literal["generate", "infer", "train"]
+Need = Literal["reference", "value", "proximal"]
+Unit = int | Literal["group"]
+Aggregation = Literal["token", "sequence", "pair", "constant_length"]
+
+
+@struct.dataclass
+class Prompts:
+    """Prompts of a round, left-padded.
+
+    Example: P=2, Q=3: tokens_PQ [[0, 5, 7], [4, 4, 9]], mask_PQ [[F, T, T], [T, T, T]], ordinal_P [16, 17].
+    """
+
+    tokens_PQ: Array  # int32
+    mask_PQ: Array  # bool
+    ordinal_P: Array  # int32, place in the prompt stream; what the random keys are made of
+
+
+@struct.dataclass
+class Samples:
+    """Completions of prompts, group-contiguous: rows p*G ... p*G + G-1 belong to prompt p.
+
+    Example: G=2, C=4, EOS 2: tokens_BC [[8, 9, 2, 0], ...], mask_BC [[T, T, T, F], ...], finished_B [True, ...].
+    """
+
+    prompt_tokens_BQ: Array  # int32
+    prompt_mask_BQ: Array  # bool
+    tokens_BC: Array  # int32, the pad id where the mask is false
+    mask_BC: Array  # bool
+    behavior_logprob_BC: Array  # float32
+    finished_B: Array  # bool, an EOS was sampled
+    ordinal_B: Array  # int32
+    sample_index_B: Array  # int32, 0 ... G-1
+    version: Array  # int32, updates that the sampler's params have had
+    temperature: Array  # float32
+    samples_per_prompt: int = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class Scores:
+    """What judges said of samples; the reward model's score stands apart from every other term."""
+
+    raw_B: Array  # float32, in the judge's own unit
+    standardized_B: Array  # float32, (raw - mean) / std over samples of the SFT policy; raw for a verifiable reward
+    score_B: Array  # float32, standardized, or the missing-EOS score *instead*: what `credit` uses
+    reference_logprob_BC: Array | None = None
+    proximal_logprob_BC: Array | None = None
+    value_BC: Array | None = None
+
+
+@struct.dataclass
+class Batch:
+    """Rows to train on, units contiguous. Fields that an algorithm does not use are None."""
+
+    prompt_tokens_RQ: Array
+    prompt_mask_RQ: Array
+    tokens_RC: Array
+    mask_RC: Array
+    temperature: Array  # float32 scalar, of the sampling law
+    behavior_logprob_RC: Array | None = None
+    reference_logprob_RC: Array | None = None
+    proximal_logprob_RC: Array | None = None
+    advantage_RC: Array | None = None
+    return_RC: Array | None = None
+    value_RC: Array | None = None
+    weight_R: Array | None = None  # float32; 0 silences a row's gradient but keeps it in the denominator
+
+
+@struct.dataclass
+class Outputs:
+    """What a role's forward pass gives a loss."""
+
+    logprob_RC: Array  # float32, of the batch's tokens under the params being trained
+    entropy_RC: Array  # float32, nats, of the whole vocabulary at each position
+    value_RC: Array | None = None  # float32, critics only
+
+
+@struct.dataclass
+class TrainState:
+    """Arrays only."""
+
+    step: Array  # int32, updates so far: the version of these params
+    params: Params
+    opt_state: Any
+
+
+@struct.dataclass
+class Mean:
+    """A metric that merges by adding: total / count."""
+
+    total: Array
+    count: Array
+
+    def merge(self, other: "Mean") -> "Mean":
+        return Mean(self.total + other.total, self.count + other.count)
+
+    def value(self) -> float:
+        return float(self.total) / max(float(self.count), 1e-30) if float(self.count) else float("nan")
+
+
+@struct.dataclass
+class Max:
+    """A metric that merges by taking the larger."""
+
+    largest: Array
+
+    def merge(self, other: "Max") -> "Max":
+        return Max(jnp.maximum(self.largest, other.largest))
+
+    def value(self) -> float:
+        return float(self.largest)
+
+
+Metrics = Mapping[str, Mean | Max]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """An algorithm: what it needs, and two pure functions.
+
+    `credit(samples, scores) -> Batch` carries no gradient and decides which rows are trained on; `losses[role](outputs,
+    batch) -> (loss_sum, metrics)` is a *sum*, which the update divides once by the minibatch's denominator for
+    `aggregation`: token (unmasked tokens), sequence (rows), pair (rows / 2), constant_length (rows * C).
+    `unit` is the number of rows that are never separated. `group_baseline`, `ratio` and `pair` declare the properties that
+    the conformance battery tests: equal rewards give zero policy gradient; the ratio is 1 on-policy; ties give zero.
+    """
+
+    name: str
+    needs: frozenset[Need]
+    unit: Unit
+    aggregation: Aggregation
+    credit: Callable[[Samples, Scores], Batch]
+    losses: Mapping[str, Callable[[Outputs, Batch], tuple[Array, Metrics]]]
+    rows_per_prompt: Callable[[int], int]  # samples_per_prompt -> rows that `credit` makes of a prompt
+    min_samples_per_prompt: int = 1
+    group_baseline: bool = False
+    ratio: bool = False
+    pair: bool = False
+
+    def unit_rows(self, samples_per_prompt: int) -> int:
+        """Rows of a unit, for G samples a prompt."""
+        return samples_per_prompt if self.unit == "group" else int(self.unit)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A node of the dataflow: a role's model used once a round."""
+
+    name: str
+    role: str
+    kind: Kind
+    consumes: tuple[str, ...]
+    produces: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a call runs: device ids, mesh shape over (data, fsdp, tensor), micro-batches an update."""
+
+    devices: tuple[int, ...]
+    mesh_shape: tuple[int, int, int]
+    num_micro_batches: int = 1
+    remat: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A placement for every call, by the call's name."""
+
+    placements: Mapping[str, Placement] = field(default_factory=dict)

@@ -1,0 +1,44 @@
+"""Installs `rlhf_jax` and the commands of `experiments/`."""
+
+from setuptools import find_packages, setup
+
+JAX = "jax>=0.10,<0.12"
+
+setup(
+    name="rlhf_jax",
+    version="0.1.0",
+    description="Reinforcement learning from human feedback in JAX, with asynchrony as an exact experimental variable.",
+    packages=find_packages(include=["rlhf_jax", "rlhf_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        JAX,
+        "flax>=0.12",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.30",
+        "chex>=0.1.90",
+        "absl-py>=2.1",
+        "ml_collections>=1.0",
+        "numpy>=2.0",
+        "matplotlib>=3.9",
+        "tensorboardX>=2.6",
+        "tokenizers>=0.21",
+        "sentencepiece>=0.2",
+        "tensorflow-datasets>=4.9.9",
+        "rich>=13.0",
+    ],
+    extras_require={
+        "test": [
+            "pytest>=8.0",
+            "pytest-timeout>=2.3",
+            "ruff==0.14.5",
+            "pyright==1.1.407",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
+            "ipykernel>=6.29",
+        ],
+        "notebooks": ["notebook>=7.0", "ipykernel>=6.29"],
+        "bench": ["torch==2.13.0", "transformers>=5.0", "trl>=1.0", "datasets>=3.0", "accelerate>=1.0"],
+        "gpu": [JAX.replace("jax", "jax[cuda13]")],
+        "tpu": [JAX.replace("jax", "jax[tpu]")],
+    },
+)
