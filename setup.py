@@ -30,8 +30,8 @@ setup(
         "test": [
             "pytest>=8.0",
             "pytest-timeout>=2.3",
-            "ruff==0.14.5",
-            "pyright==1.1.407",
+            "ruff==0.17.6",
+            "pyright==1.1.414",
             "nbclient>=0.10",
             "nbformat>=5.10",
             "ipykernel>=6.29",
