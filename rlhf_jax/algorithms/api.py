@@ -1,0 +1,66 @@
+"""What algorithms share: making rows to train on out of samples, and metrics of how far the policy has moved."""
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.ops import divergences
+from rlhf_jax.ops.masked import masked_count, masked_max, masked_sum
+from rlhf_jax.types import Array, Batch, Max, Mean, Metrics, Outputs, Samples, Scores
+
+
+def make_batch(samples: Samples, scores: Scores, rows_R: Array | None = None, **fields: Array) -> Batch:
+    """A batch of the samples in rows `rows_R` (int32; all of them by default), without gradient.
+
+    The log-probabilities and values that `scores` has travel along; `fields` are further fields of `Batch`, already
+    `[R, ...]`.
+    """
+    carried = {
+        "prompt_tokens_RQ": samples.prompt_tokens_BQ,
+        "prompt_mask_RQ": samples.prompt_mask_BQ,
+        "tokens_RC": samples.tokens_BC,
+        "mask_RC": samples.mask_BC,
+        "behavior_logprob_RC": samples.behavior_logprob_BC,
+        "reference_logprob_RC": scores.reference_logprob_BC,
+        "proximal_logprob_RC": scores.proximal_logprob_BC,
+        "value_RC": scores.value_BC,
+    }
+    if rows_R is not None:
+        carried = {name: None if array is None else array[rows_R] for name, array in carried.items()}
+    return jax.lax.stop_gradient(Batch(temperature=samples.temperature, **{**carried, **fields}))
+
+
+def grouped_scores(samples: Samples, scores: Scores, min_samples_per_prompt: int, algorithm: str) -> Array:
+    """The scores as `[P, G]`, without gradient.
+
+    Raises ValueError for fewer samples a prompt than the algorithm needs, or rows that do not make whole groups.
+    """
+    per_prompt, num_rows = samples.samples_per_prompt, scores.score_B.shape[0]
+    if per_prompt < min_samples_per_prompt:
+        raise ValueError(f"samples_per_prompt is {per_prompt}; {algorithm} needs at least {min_samples_per_prompt}")
+    if num_rows % per_prompt:
+        raise ValueError(f"{num_rows} samples are not whole groups of samples_per_prompt = {per_prompt}")
+    return jax.lax.stop_gradient(scores.score_B.reshape(-1, per_prompt))
+
+
+def drift_metrics(outputs: Outputs, batch: Batch) -> Metrics:
+    """Entropy a token, and how far the policy is from the reference and from the law that drew these tokens.
+
+    `behavior_kl_k1/k2/k3` are sums over a completion of the estimators of KL to the reference on the training rows,
+    hence of the behaviour policy's (perhaps selected) samples. `logprob_change` is |log π − log behavior| of a token:
+    0 on-policy, up to rounding.
+    """
+    mask_RC = batch.mask_RC
+    num_tokens, num_rows = masked_count(mask_RC), jnp.float32(mask_RC.shape[0])
+    metrics: dict[str, Mean | Max] = {
+        "entropy": Mean(masked_sum(outputs.entropy_RC, mask_RC), num_tokens),
+        "completion_length": Mean(num_tokens, num_rows),
+    }
+    if batch.reference_logprob_RC is not None:
+        for estimator in (divergences.k1, divergences.k2, divergences.k3):
+            terms_RC = estimator(outputs.logprob_RC, batch.reference_logprob_RC, mask_RC)
+            metrics[f"behavior_kl_{estimator.__name__}"] = Mean(jnp.sum(terms_RC), num_rows)
+    if batch.behavior_logprob_RC is not None:
+        change_RC = jnp.abs(divergences.k1(outputs.logprob_RC, batch.behavior_logprob_RC, mask_RC))
+        metrics["logprob_change"] = Mean(jnp.sum(change_RC), num_tokens)
+        metrics["logprob_change_max"] = Max(jnp.maximum(masked_max(change_RC, mask_RC), 0.0))
+    return metrics

@@ -1,0 +1,90 @@
+"""Online DPO: the best of a prompt's fresh samples is preferred to the worst, by the reward's order.
+
+Guo et al. 2024, *Direct Language Model Alignment from Online AI Feedback*, arXiv 2402.04792; in the form that
+Noukhovitch et al. 2024, *Asynchronous RLHF*, arXiv 2410.18252, §2 use: G samples a prompt, of which y+ has the highest
+and y− the lowest score.
+
+    loss = −log σ( β [ (S(y+) − S_ref(y+)) − (S(y−) − S_ref(y−)) ] ),      S(y) = Σ_t log π(y_t | x, y_<t)
+
+S sums over the sampled tokens, the EOS included, at the sampling temperature, without normalising by length. Where all
+of a prompt's samples score the same there is no order to learn: the pair keeps its place in the denominator, with
+gradient 0.
+"""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from rlhf_jax.algorithms.api import drift_metrics, grouped_scores, make_batch
+from rlhf_jax.ops.losses import dpo
+from rlhf_jax.ops.masked import masked_sum, select
+from rlhf_jax.types import Algorithm, Array, Batch, Mean, Metrics, Outputs, Samples, Scores
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of Online DPO."""
+
+    beta: float = 0.1  # arXiv 2410.18252, hyperparameters of TL;DR Online DPO (0.03 there for the chat experiment)
+
+
+def online_dpo(config: Config) -> Algorithm:
+    """The algorithm; rows are pairs, chosen then rejected."""
+
+    def loss(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
+        return pair_loss(outputs, batch, config.beta)
+
+    return Algorithm(
+        name="online_dpo",
+        needs=frozenset({"reference"}),
+        unit=2,
+        aggregation="pair",
+        credit=credit,
+        losses={"policy": loss},
+        rows_per_prompt=lambda samples_per_prompt: 2,
+        min_samples_per_prompt=2,
+        pair=True,
+    )
+
+
+def credit(samples: Samples, scores: Scores) -> Batch:
+    """Two rows a prompt: its best sample, then its worst; the first of equals. A tie has weight 0.
+
+    Raises ValueError for fewer than two samples a prompt.
+    """
+    score_PG = grouped_scores(samples, scores, 2, "online_dpo")
+    num_prompts, per_prompt = score_PG.shape
+    place_P2 = jnp.stack([jnp.argmax(score_PG, axis=1), jnp.argmin(score_PG, axis=1)], axis=1)
+    first_row_P = per_prompt * jnp.arange(num_prompts, dtype=jnp.int32)
+    ordered_P = jnp.max(score_PG, axis=1) > jnp.min(score_PG, axis=1)
+    return make_batch(
+        samples,
+        scores,
+        rows_R=(first_row_P[:, None] + place_P2).reshape(-1),
+        weight_R=jnp.repeat(ordered_P.astype(jnp.float32), 2),
+    )
+
+
+def pair_loss(outputs: Outputs, batch: Batch, beta: float) -> tuple[Array, Metrics]:
+    """Sum over pairs of −log σ(β · margin), and its metrics; to be divided by the number of pairs, ties included."""
+    assert batch.reference_logprob_RC is not None
+    assert batch.weight_R is not None
+    logprob_U2 = masked_sum(outputs.logprob_RC, batch.mask_RC, dim=1).reshape(-1, 2)
+    reference_U2 = masked_sum(batch.reference_logprob_RC, batch.mask_RC, dim=1).reshape(-1, 2)
+    weight_U = batch.weight_R.reshape(-1, 2)[:, 0]
+    ordered_U = weight_U > 0
+    implicit_U2 = select(logprob_U2 - reference_U2, ordered_U[:, None])
+    margin_U = implicit_U2[:, 0] - implicit_U2[:, 1]
+    loss_U = weight_U * dpo(margin_U, beta)
+    loss_sum, num_pairs = jnp.sum(loss_U), jnp.float32(loss_U.shape[0])
+    num_ordered = jnp.sum(ordered_U, dtype=jnp.float32)
+    accurate_U = select((margin_U > 0).astype(jnp.float32), ordered_U)
+    return loss_sum, {
+        "loss": Mean(loss_sum, num_pairs),
+        "accuracy": Mean(jnp.sum(accurate_U), num_ordered),
+        "margin": Mean(jnp.sum(margin_U), num_ordered),
+        "chosen_logprob": Mean(masked_sum(logprob_U2[:, 0], ordered_U), num_ordered),
+        "rejected_logprob": Mean(masked_sum(logprob_U2[:, 1], ordered_U), num_ordered),
+        "tie_share": Mean(num_pairs - num_ordered, num_pairs),
+        **drift_metrics(outputs, batch),
+    }
