@@ -1,0 +1,27 @@
+"""The task's own gold score as the reward: what a learned reward is trained to imitate."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlhf_jax.rewards.api import HostReward
+from rlhf_jax.tasks.api import Task
+
+KIND = "host"
+
+
+@dataclass(frozen=True)
+class Config:
+    """The gold score has no settings: the task defines it."""
+
+
+def make(task: Task, config: Config | None = None) -> HostReward:
+    """The reward `(prompts, completions, finished) -> raw scores [B]`, float32, by the task's judge."""
+    del config
+
+    def reward(prompts: Sequence[str], completions: Sequence[str], finished: Sequence[bool]) -> np.ndarray:
+        judged = zip(prompts, completions, finished, strict=True)
+        return np.array([task.judge(prompt, completion, bool(end)) for prompt, completion, end in judged], np.float32)
+
+    return reward

@@ -1,0 +1,58 @@
+"""A learned reward: a value head read at the last token of prompt and completion, the EOS included.
+
+`score_tokens` is the one way to read a reward model: it is trained, standardised and used through it.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax.numpy as jnp
+
+from rlhf_jax.models.api import Cache
+from rlhf_jax.ops.masked import last_index, positions_from_mask, select
+from rlhf_jax.rewards.api import ModelReward
+from rlhf_jax.types import Array, Params, Samples
+
+KIND = "model"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A learned reward has no settings of its own: its origin and scale are measured when it is trained."""
+
+
+class ValueModel(Protocol):
+    """A decoder with one number a position; `models/value_head.py` makes them."""
+
+    def apply(
+        self, params: Params, tokens_BL: Array, positions_BL: Array, mask_BL: Array, cache: Cache | None = None
+    ) -> tuple[Array, Cache | None]:
+        """Hidden states `[B, L, D]`."""
+        ...
+
+    def value(self, params: Params, hidden: Array) -> Array:
+        """`[..., D] -> [...]`, float32."""
+        ...
+
+
+def make(value_model: ValueModel, config: Config | None = None) -> ModelReward:
+    """The reward `(params, samples) -> raw scores [B]`, float32, differentiable in the params."""
+    del config
+
+    def reward(params: Params, samples: Samples) -> Array:
+        tokens_BL = jnp.concatenate([samples.prompt_tokens_BQ, samples.tokens_BC], axis=1)
+        mask_BL = jnp.concatenate([samples.prompt_mask_BQ, samples.mask_BC], axis=1)
+        return score_tokens(value_model, params, tokens_BL, mask_BL)
+
+    return reward
+
+
+def score_tokens(value_model: ValueModel, params: Params, tokens_BL: Array, mask_BL: Array) -> Array:
+    """The value `[B]` at each row's last unmasked token, float32; masked columns may be anywhere and hold anything.
+
+    A row whose completion is empty is read at its last prompt token. Rows must have at least one unmasked token.
+    """
+    hidden_BLD, _ = value_model.apply(params, select(tokens_BL, mask_BL), positions_from_mask(mask_BL), mask_BL)
+    last_B = last_index(mask_BL)
+    hidden_BD = jnp.take_along_axis(hidden_BLD, last_B[:, None, None], axis=1)[:, 0]
+    return value_model.value(params, hidden_BD)
