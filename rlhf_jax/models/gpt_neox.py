@@ -1,0 +1,155 @@
+"""GPT-NeoX, the family of Pythia (Black et al. 2022, arXiv 2204.06745; Biderman et al. 2023, arXiv 2304.01373).
+
+    x <- x + attention(layernorm_1(x)) + mlp(layernorm_2(x))        (parallel residual)
+
+with biases everywhere but in the head, rotary positions on the first quarter of each head, and the exact gelu.
+Params are named and laid out as in the published checkpoints (kernels transposed): the 3 D columns of `query_key_value`
+are ordered head by head, each head's query, key and value together, so that a split over heads is a split over columns.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+from flax import linen as nn
+
+from rlhf_jax.models import blocks
+from rlhf_jax.models.api import Cache, Model
+from rlhf_jax.types import Array
+
+
+@dataclass(frozen=True)
+class Config:
+    """The shape of a decoder. Defaults are those of Pythia's published `config.json` files."""
+
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    ffn_width: int
+    rotary_fraction: float = 0.25
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    dtype: str = "float32"
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.num_heads
+
+
+def _shape(vocab_size: int, width: int, num_layers: int, num_heads: int) -> Config:
+    return Config(vocab_size, width, num_layers, num_heads, ffn_width=4 * width)
+
+
+# vocab_size 0 is to be replaced by the tokenizer's. Pythia: Biderman et al. 2023, table 1, with padded vocabularies.
+PRESETS: dict[str, Config] = {
+    "quickstart": _shape(0, 64, 2, 4),
+    "tiny": _shape(512, 128, 4, 4),
+    "small": _shape(8192, 512, 6, 8),
+    "pythia-70m": _shape(50304, 512, 6, 8),
+    "pythia-160m": _shape(50304, 768, 12, 12),
+    "pythia-410m": _shape(50304, 1024, 24, 16),
+    "pythia-1b": _shape(50304, 2048, 16, 8),
+    "pythia-1.4b": _shape(50304, 2048, 24, 16),
+    "pythia-2.8b": _shape(50304, 2560, 32, 32),
+    "pythia-6.9b": _shape(50432, 4096, 32, 32),
+}
+
+LOGICAL_AXES = {
+    "embed_in/embedding": ("vocab", "embed"),
+    "embed_out/kernel": ("embed", "vocab"),
+    "input_layernorm/scale": (None,),
+    "input_layernorm/bias": (None,),
+    "post_attention_layernorm/scale": (None,),
+    "post_attention_layernorm/bias": (None,),
+    "final_layer_norm/scale": (None,),
+    "final_layer_norm/bias": (None,),
+    "query_key_value/kernel": ("embed", "heads"),
+    "query_key_value/bias": ("heads",),
+    "dense/kernel": ("heads", "embed"),
+    "dense/bias": (None,),
+    "dense_h_to_4h/kernel": ("embed", "mlp"),
+    "dense_h_to_4h/bias": ("mlp",),
+    "dense_4h_to_h/kernel": ("mlp", "embed"),
+    "dense_4h_to_h/bias": (None,),
+}
+
+
+class Layer(nn.Module):
+    """One parallel attention and feed-forward block."""
+
+    config: Config
+
+    def setup(self) -> None:
+        config = self.config
+        grow, back = blocks.small_init(config.width), blocks.residual_init(config.width, config.num_layers)
+        self.input_layernorm = blocks.LayerNorm(config.norm_eps)
+        self.post_attention_layernorm = blocks.LayerNorm(config.norm_eps)
+        self.query_key_value = nn.Dense(3 * config.width, dtype=config.dtype, kernel_init=grow)
+        self.dense = nn.Dense(config.width, dtype=config.dtype, kernel_init=back)
+        self.dense_h_to_4h = nn.Dense(config.ffn_width, dtype=config.dtype, kernel_init=grow)
+        self.dense_4h_to_h = nn.Dense(config.width, dtype=config.dtype, kernel_init=back)
+
+    def heads(self, x_AD: Array, tables: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        """Queries, keys and values `[B, H, L, K]` of normed inputs `[B*L, D]`."""
+        B, L = tables[0].shape[:2]
+        fused = self.query_key_value(x_AD).reshape(B, L, self.config.num_heads, 3, -1).transpose(3, 0, 2, 1, 4)
+        return blocks.rotate(fused[0], tables), blocks.rotate(fused[1], tables), fused[2]
+
+    def feed_forward(self, x_AD: Array) -> Array:
+        return self.dense_4h_to_h(jax.nn.gelu(self.dense_h_to_4h(x_AD), approximate=False))
+
+
+class Network(nn.Module):
+    """Embedding, layers, final norm and head; see `models/api.py` for what the arguments mean."""
+
+    config: Config
+
+    def setup(self) -> None:
+        config = self.config
+        init = blocks.small_init(config.width)
+        self.embed_in = nn.Embed(config.vocab_size, config.width, dtype=config.dtype, embedding_init=init)
+        self.layer = [Layer(config) for _ in range(config.num_layers)]
+        self.final_layer_norm = blocks.LayerNorm(config.norm_eps)
+        if not config.tie_embeddings:
+            self.embed_out = blocks.Head(config.vocab_size, init)
+
+    def __call__(
+        self, tokens_BL: Array, positions_BL: Array, mask_BL: Array, cache: Cache | None = None
+    ) -> tuple[Array, Cache | None]:
+        config, (B, L) = self.config, tokens_BL.shape
+        rotary_dims = int(config.width // config.num_heads * config.rotary_fraction)
+        tables = blocks.rotary_tables(positions_BL, blocks.rotary_frequencies(rotary_dims, config.rope_theta))
+        mask_BM, visible_BLM = blocks.see(mask_BL, cache)
+        x_AD, filled = self.embed_in(tokens_BL.reshape(B * L)), []
+        for index, layer in enumerate(self.layer):
+            queries, keys, values = layer.heads(layer.input_layernorm(x_AD), tables)
+            if cache is not None:
+                keys, values = blocks.write_cache(cache, index, keys, values)
+                filled.append((keys, values))
+            attended = layer.dense(blocks.attend(queries, keys, values, visible_BLM))
+            x_AD = x_AD + attended + layer.feed_forward(layer.post_attention_layernorm(x_AD))
+        hidden_BLD = self.final_layer_norm(x_AD).reshape(B, L, config.width)
+        if self.is_initializing():
+            self.head(hidden_BLD)
+        return hidden_BLD, blocks.next_cache(cache, filled, mask_BM, L)
+
+    def head(self, hidden: Array) -> Array:
+        if self.config.tie_embeddings:
+            return blocks.logits(hidden, self.embed_in.embedding.T)
+        return self.embed_out(hidden)
+
+
+@dataclass(frozen=True)
+class GPTNeoX(blocks.Decoder):
+    """`Model` of this family."""
+
+    network: ClassVar[type[nn.Module]] = Network
+    axes: ClassVar = LOGICAL_AXES
+
+
+def make(config: Config) -> Model:
+    """The model of a shape; frozen and hashable. Raises ValueError where the numbers do not fit together."""
+    blocks.check_shape(config)
+    return GPTNeoX(config)
