@@ -1,6 +1,14 @@
-"""Tokenizers behind one interface: words, bytes, sentencepiece models, Hugging Face `tokenizer.json` files."""
+"""Tokenizers behind one interface: words, characters, bytes, sentencepiece models, Hugging Face tokenizer files."""
 
-from typing import Protocol
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+PAD_ID = 0  # of the tokenizers that need no file; those from files keep the ids of their file
+EOS_ID = 1
+NUM_SPECIAL = 2
 
 
 class Tokenizer(Protocol):
@@ -17,3 +25,217 @@ class Tokenizer(Protocol):
     def decode(self, ids: list[int]) -> str:
         """Text of the ids; pad and EOS ids are dropped."""
         ...
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which tokenizer: words or characters (of the task's vocabulary), bytes, sentencepiece or hf (of a file)."""
+
+    kind: str = "words"
+    path: str = ""  # sentencepiece: the .model file; hf: tokenizer.json or its folder
+    eos: str = ""  # hf: the EOS token's text where the file does not tell
+
+
+class Symbols:
+    """A closed list of symbols, ids in the list's order after pad 0 and EOS 1."""
+
+    eos_id = EOS_ID
+    pad_id = PAD_ID
+
+    def __init__(self, symbols: Sequence[str], separator: str, noun: str):
+        self.symbols = tuple(symbols)
+        self.separator = separator
+        self.noun = noun
+        self.vocab_size = NUM_SPECIAL + len(self.symbols)
+        self.id_of = {symbol: NUM_SPECIAL + place for place, symbol in enumerate(self.symbols)}
+        if len(self.id_of) != len(self.symbols):
+            twice = sorted({symbol for symbol in self.symbols if self.symbols.count(symbol) > 1})
+            raise ValueError(f"the {noun} vocabulary lists {', '.join(map(repr, twice))} more than once")
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text; ValueError names a symbol that the vocabulary lacks, and the text."""
+        pieces = text.split(self.separator) if self.separator else list(text)
+        try:
+            return [self.id_of[piece] for piece in pieces] if text else []
+        except KeyError as error:
+            raise ValueError(
+                f"{self.noun} {error.args[0]!r} of the text {text!r} is not among the {len(self.symbols)} {self.noun}s"
+                " of the vocabulary"
+            ) from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The symbols joined; pad and EOS ids are dropped; ValueError names an id outside the vocabulary."""
+        for identity in ids:
+            if not 0 <= identity < self.vocab_size:
+                raise ValueError(
+                    f"id {identity} is not an id of this {self.noun} tokenizer: 0 to {self.vocab_size - 1}"
+                )
+        return self.separator.join(self.symbols[i - NUM_SPECIAL] for i in ids if i >= NUM_SPECIAL)
+
+
+def words(vocabulary: Sequence[str]) -> Symbols:
+    """Words that stand between single spaces; punctuation is a word of its own: `good .`"""
+    for word in vocabulary:
+        if not word or any(character.isspace() for character in word):
+            raise ValueError(
+                f"{word!r} cannot be a word of the vocabulary: words are not empty and hold no white space"
+            )
+    return Symbols(vocabulary, separator=" ", noun="word")
+
+
+def characters(alphabet: Sequence[str]) -> Symbols:
+    """One id a character of the alphabet."""
+    for character in alphabet:
+        if len(character) != 1:
+            raise ValueError(f"{character!r} cannot be of the alphabet: a character is one code point")
+    return Symbols(alphabet, separator="", noun="character")
+
+
+class ByteTokenizer:
+    """UTF-8 bytes, ids 2 to 257. Sampled bytes that are not UTF-8 decode to the replacement character."""
+
+    vocab_size = NUM_SPECIAL + 256
+    eos_id = EOS_ID
+    pad_id = PAD_ID
+
+    def encode(self, text: str) -> list[int]:
+        return [NUM_SPECIAL + byte for byte in text.encode()]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i - NUM_SPECIAL for i in ids if i >= NUM_SPECIAL).decode(errors="replace")
+
+
+class FileTokenizer:
+    """A tokenizer of a file: its own ids, and its library's two functions."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        eos_id: int,
+        pad_id: int,
+        encode: Callable[[str], list[int]],
+        decode: Callable[[list[int]], str],
+    ):
+        self.vocab_size = vocab_size
+        self.eos_id = eos_id
+        self.pad_id = pad_id
+        self._encode = encode
+        self._decode = decode
+
+    def encode(self, text: str) -> list[int]:
+        return self._encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._decode([int(i) for i in ids if i not in (self.pad_id, self.eos_id)])
+
+
+def sentencepiece(path: str) -> FileTokenizer:
+    """A sentencepiece model file; pad is its EOS where it has no pad.
+
+    Raises ValueError when the file is missing, is not such a model, or has no EOS.
+    """
+    file = _existing(path, "a sentencepiece .model file")
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        processor: Any = SentencePieceProcessor(model_file=str(file))
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"{file} is not a sentencepiece model: {error}") from None
+    eos_id, pad_id = processor.eos_id(), processor.pad_id()
+    if eos_id < 0:
+        raise ValueError(f"{file} has no EOS piece; train the model with an eos_id of 0 or more")
+    return FileTokenizer(
+        vocab_size=processor.get_piece_size(),
+        eos_id=eos_id,
+        pad_id=eos_id if pad_id < 0 else pad_id,
+        encode=lambda text: list(processor.encode(text)),
+        decode=processor.decode,
+    )
+
+
+EOS_TEXTS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
+PAD_TEXTS = ("<|padding|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
+
+
+def hugging_face(path: str, eos: str = "") -> FileTokenizer:
+    """A `tokenizer.json` of the tokenizers library, or the folder that holds it.
+
+    The EOS is `eos` where given, else `eos_token` of the `tokenizer_config.json` beside it, else the one customary name
+    among its added tokens. Pad likewise, and the EOS where there is none.
+    Raises ValueError when the file is missing, is not a tokenizer, or tells no EOS.
+    """
+    place = Path(path)
+    file = _existing(str(place / "tokenizer.json") if place.is_dir() else path, "a tokenizer.json file or its folder")
+    from tokenizers import Tokenizer as Library
+
+    try:
+        library: Any = Library.from_file(str(file))
+    except Exception as error:  # the library raises a bare Exception
+        raise ValueError(f"{file} is not a tokenizer.json of the tokenizers library: {error}") from None
+    library.no_padding()
+    library.no_truncation()
+    beside = _token_texts(file.with_name("tokenizer_config.json"))
+    ids = {token.content: identity for identity, token in library.get_added_tokens_decoder().items()}
+    eos_text = eos or beside.get("eos_token") or _only([text for text in EOS_TEXTS if text in ids])
+    eos_id = library.token_to_id(eos_text) if eos_text else None
+    if eos_id is None:
+        asked = f"has no token {eos_text!r} for the EOS" if eos_text else "does not tell its EOS"
+        raise ValueError(
+            f"{file} {asked}; set tokenizer.eos to one of its tokens, added ones: {', '.join(ids) or 'none'}"
+        )
+    pad_text = beside.get("pad_token") or next((text for text in PAD_TEXTS if text in ids), None)
+    pad_id = library.token_to_id(pad_text) if pad_text else None
+    return FileTokenizer(
+        vocab_size=library.get_vocab_size(with_added_tokens=True),
+        eos_id=eos_id,
+        pad_id=eos_id if pad_id is None else pad_id,
+        encode=lambda text: library.encode(text, add_special_tokens=False).ids,
+        decode=lambda ids: library.decode(ids, skip_special_tokens=False),
+    )
+
+
+def make(config: Config, vocabulary: Sequence[str] | None) -> Tokenizer:
+    """The tokenizer that a config names; `vocabulary` is the task's, None where its text is open.
+
+    Raises ValueError for an unknown kind, a missing vocabulary, and what the factories raise.
+    """
+    factories: Mapping[str, Callable[[], Tokenizer]] = {
+        "words": lambda: words(_closed(vocabulary, config.kind)),
+        "characters": lambda: characters(_closed(vocabulary, config.kind)),
+        "bytes": ByteTokenizer,
+        "sentencepiece": lambda: sentencepiece(config.path),
+        "hf": lambda: hugging_face(config.path, config.eos),
+    }
+    if config.kind not in factories:
+        raise ValueError(f"no tokenizer {config.kind!r}; there are: {', '.join(sorted(factories))}")
+    return factories[config.kind]()
+
+
+def _existing(path: str, wanted: str) -> Path:
+    if not path or not Path(path).is_file():
+        raise ValueError(f"tokenizer.path {path!r} is not there; it should name {wanted}")
+    return Path(path)
+
+
+def _closed(vocabulary: Sequence[str] | None, kind: str) -> Sequence[str]:
+    if vocabulary is None:
+        raise ValueError(
+            f"tokenizer.kind {kind!r} needs a task with a closed vocabulary; use bytes, sentencepiece or hf"
+        )
+    return vocabulary
+
+
+def _only(texts: list[str]) -> str | None:
+    return texts[0] if len(texts) == 1 else None
+
+
+def _token_texts(file: Path) -> dict[str, str]:
+    """`*_token` entries of a tokenizer_config.json, each a text or an object with `content`; empty without the file."""
+    if not file.is_file():
+        return {}
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
+    named = {key: value for key, value in entries.items() if key.endswith("_token") and value is not None}
+    return {key: value["content"] if isinstance(value, dict) else value for key, value in named.items()}

@@ -1,0 +1,60 @@
+"""Sums of two numbers, `17+58=` to `75`: a verifiable task that needs no file."""
+
+from dataclasses import dataclass
+
+from rlhf_jax.tasks.api import Split, is_heldout
+
+
+@dataclass(frozen=True)
+class Config:
+    """All pairs a, b >= 0 with a + b < limit, in both orders: 20,100 prompts for 200."""
+
+    limit: int = 200
+    heldout_percent: int = 10
+
+
+class Addition:
+    """Prompts of the pairs; the one reference is the sum, and so is the judge."""
+
+    verifiable = True
+    has_gold = True
+    vocabulary = tuple("0123456789+=")
+
+    def __init__(self, config: Config):
+        self._pairs: dict[Split, list[tuple[int, int]]] = {"train": [], "heldout": []}
+        for a in range(config.limit):
+            for b in range(config.limit - a):
+                # Both orders of a pair fall on one side: 58+17 in training would tell the model 17+58.
+                heldout = is_heldout(_question(min(a, b), max(a, b)), config.heldout_percent)
+                self._pairs["heldout" if heldout else "train"].append((a, b))
+        for split, pairs in self._pairs.items():
+            if not pairs and (split == "train" or config.heldout_percent):
+                raise ValueError(
+                    f"addition has no {split} pair with limit={config.limit}, heldout_percent={config.heldout_percent};"
+                    " accepted: a limit of 10 or more, a percentage of 0 to 99"
+                )
+
+    def num_prompts(self, split: Split) -> int:
+        return len(self._pairs[split])
+
+    def prompt(self, split: Split, index: int) -> str:
+        return _question(*self._pairs[split][index])
+
+    def references(self, split: Split, index: int) -> tuple[str, ...]:
+        return (str(sum(self._pairs[split][index])),)
+
+    def judge(self, prompt: str, completion: str, finished: bool) -> float:
+        """1.0 when the completion ended and is the sum, digit by digit; else 0.0. ValueError for another's prompt."""
+        a, plus, b = prompt.removesuffix("=").partition("+")
+        if not (plus and prompt.endswith("=") and a.isdecimal() and b.isdecimal()):
+            raise ValueError(f"{prompt!r} is not a prompt of addition: they read like 17+58=")
+        return float(finished and completion == str(int(a) + int(b)))
+
+
+def make(config: Config) -> Addition:
+    """The task of a config; ValueError where a side would hold no prompt."""
+    return Addition(config)
+
+
+def _question(a: int, b: int) -> str:
+    return f"{a}+{b}="
