@@ -1,0 +1,127 @@
+"""Writes the figures of a run: `metrics.jsonl`, and TensorBoard events that say the same.
+
+`metrics.jsonl` of a run directory has one line
+
+    an update       {"stage": "sft"|"reward_model"|"rlhf"|..., "update": 0-based, "seconds": since its start, figures}
+    an evaluation   {"stage": "evaluate", "of": stage, "update": version evaluated, "seconds": ..., figures}
+    a stage's end   {"stage": stage, "kind": "timing", figures in seconds}
+
+Figures are numbers; `report/plots.py` says which ones a report draws, and in which unit. The standard error of an
+evaluation's figure `x` stands beside it as `x_stderr` (over prompts: the samples of one prompt are not independent).
+Timings: "wall_seconds" is the stage's whole time on the wall; any other "<part>_seconds" ("compile_seconds",
+"generate_seconds", ...) is a part of it. `lines.py` says how numbers that are not finite are written.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rlhf_jax.observe import lines
+from rlhf_jax.observe.lines import Line, cut_back, read
+
+__all__ = ["MetricsWriter", "cut_back", "read"]
+
+FILE = "metrics.jsonl"
+RESERVED = frozenset({"stage", "update", "seconds", "of", "kind"})
+FLUSH_SECONDS = 5
+
+
+class MetricsWriter:
+    """Appends figures to `directory/metrics.jsonl` and to `directory/tensorboard/<run>/` with the tags `stage/figure`.
+
+    A TensorBoard run is a stage, or the evaluations of one ("evaluate_rlhf"): each has steps of its own and is cut back
+    on its own. `metrics.jsonl` is the record; what TensorBoard lost in a kill, `resume` writes again from it.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], tensorboard: bool = True) -> None:
+        """Makes the directory where it is missing; a torn last line of an earlier process is removed."""
+        self.path = Path(directory) / FILE
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines.drop_torn_line(self.path)
+        self._events: dict[str, Any] | None = {} if tensorboard else None
+
+    def write(
+        self, stage: str, step: int, values: Mapping[str, Any], seconds: float | None = None, of: str | None = None
+    ) -> None:
+        """One line of an update, or with stage "evaluate" and `of` one of the evaluation of a stage's version `step`.
+
+        Values are scalars (Python, numpy, JAX). Raises ValueError for a figure named like a field of the line; OSError.
+        """
+        taken = RESERVED & values.keys()
+        if taken:
+            raise ValueError(f"figures of stage {stage!r} may not be named {sorted(taken)}: fields of the line")
+        if (stage == "evaluate") != (of is not None):
+            raise ValueError(f"stage {stage!r} with of={of!r}: an evaluation says what it is of, and nothing else does")
+        line: Line = {"stage": stage} | ({} if of is None else {"of": of}) | {"update": int(step)}
+        if seconds is not None:
+            line["seconds"] = lines.number(seconds)
+        line |= {name: lines.number(value) for name, value in values.items()}
+        lines.append(self.path, line)
+        self._add_events(line)
+
+    def write_timing(self, stage: str, values: Mapping[str, Any]) -> None:
+        """The line of a stage that has ended; names end in `_seconds`, "wall_seconds" is the whole."""
+        wrong = [name for name in values if not name.endswith("_seconds")]
+        if wrong:
+            raise ValueError(f"timings of stage {stage!r} are in seconds and named so, not {wrong}")
+        timings = {name: lines.number(value) for name, value in values.items()}
+        lines.append(self.path, {"stage": stage, "kind": "timing"} | timings)
+
+    def resume(self, stage: str, update: int, evaluations_from: int | None = None) -> None:
+        """Cuts `metrics.jsonl` back (see `lines.cut_back`) and shows TensorBoard exactly what is left of the stage."""
+        lines.cut_back(self.path, stage, update, evaluations_from)
+        if self._events is None or not self.path.exists():
+            return
+        for run in (stage, f"evaluate_{stage}"):
+            if (self.path.parent / "tensorboard" / run).exists():
+                self._open_events(run, purge=True)
+        for line in read(self.path):
+            if "update" in line and stage in (line["stage"], line.get("of")):
+                self._add_events(line)
+
+    def close(self) -> None:
+        """Writes out what TensorBoard's writers hold. Lines of `metrics.jsonl` are never held."""
+        for writer in (self._events or {}).values():
+            writer.close()
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open_events(self, run: str, purge: bool = False) -> Any:
+        from tensorboardX import FileWriter  # 0.2 s, and only where it is used
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue] (made at import)
+
+        assert self._events is not None
+        directory = self.path.parent / "tensorboard" / run
+        directory.mkdir(parents=True, exist_ok=True)
+        # Its file names count seconds: without a place of its own a second writer would overwrite the first one's file.
+        suffix = f".{len(list(directory.iterdir())):04d}"
+        if run in self._events:
+            self._events[run].close()
+        writer = FileWriter(str(directory), flush_secs=FLUSH_SECONDS, filename_suffix=suffix)
+        if purge:  # TensorBoard drops the steps from 0 on that it read in earlier files
+            writer.add_event(Event(step=0, session_log=SessionLog(status=SessionLog.START)))
+        self._events[run] = writer
+        return writer
+
+    def _add_events(self, line: Line) -> None:
+        if self._events is None:
+            return
+        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue] (made at import)
+
+        stage, of = line["stage"], line.get("of")
+        run = stage if of is None else f"{stage}_{of}"
+        writer = self._events.get(run) or self._open_events(run)
+        values = [
+            Summary.Value(tag=f"{stage}/{name}", simple_value=float(value))
+            for name, value in line.items()
+            if name not in RESERVED
+        ]
+        writer.add_summary(Summary(value=values), line["update"])
