@@ -89,6 +89,19 @@ class LayerNorm(nn.Module):
         return (centered * jax.lax.rsqrt(variance + self.eps) * scale[None] + bias[None]).astype(x_AD.dtype)
 
 
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * scale over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x_AD: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (x_AD.shape[-1],))
+        x = x_AD.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        return (x * jax.lax.rsqrt(mean_square + self.eps) * scale[None]).astype(x_AD.dtype)
+
+
 def logits(hidden: Array, kernel_DV: Array) -> Array:
     """`[..., D] -> [..., V]` float32: products in the dtype of `hidden`, summed in float32."""
     flat_AD = hidden.reshape(-1, hidden.shape[-1])

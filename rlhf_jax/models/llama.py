@@ -1,0 +1,170 @@
+"""Llama 3 (Grattafiori et al. 2024, arXiv 2407.21783): a sequential decoder with grouped queries.
+
+    x <- x + attention(rmsnorm_1(x));   x <- x + down(silu(gate(y)) * up(y)),  y = rmsnorm_2(x)
+
+without biases, with rotary positions on whole heads, whose slow frequencies are stretched for long contexts. Params are
+named and laid out as in the published checkpoints (kernels transposed).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from rlhf_jax.models import blocks
+from rlhf_jax.models.api import Cache, Model
+from rlhf_jax.types import Array
+
+
+@dataclass(frozen=True)
+class Config:
+    """The shape of a decoder. Defaults are of Llama 3's published `config.json` files; scaling factor 1 is none."""
+
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    ffn_width: int
+    rope_theta: float = 500_000.0
+    rope_scaling_factor: float = 1.0
+    rope_low_frequency_factor: float = 1.0
+    rope_high_frequency_factor: float = 4.0
+    rope_original_max_positions: int = 8192
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    dtype: str = "float32"
+
+
+# vocab_size 0 is to be replaced by the tokenizer's. Published shapes: Meta's config.json of Llama 3.1 and 3.2.
+PRESETS: dict[str, Config] = {
+    "quickstart": Config(0, 64, 2, 4, 2, 192),
+    "tiny": Config(512, 128, 4, 4, 2, 384),
+    "small": Config(8192, 512, 6, 8, 4, 1408),
+    "llama-3.2-1b": Config(128256, 2048, 16, 32, 8, 8192, rope_scaling_factor=32.0, tie_embeddings=True),
+    "llama-3.2-3b": Config(128256, 3072, 28, 24, 8, 8192, rope_scaling_factor=32.0, tie_embeddings=True),
+    "llama-3.1-8b": Config(128256, 4096, 32, 32, 8, 14336, rope_scaling_factor=8.0),
+}
+
+LOGICAL_AXES = {
+    "embed_tokens/embedding": ("vocab", "embed"),
+    "lm_head/kernel": ("embed", "vocab"),
+    "input_layernorm/scale": (None,),
+    "post_attention_layernorm/scale": (None,),
+    "norm/scale": (None,),
+    "q_proj/kernel": ("embed", "heads"),
+    "k_proj/kernel": ("embed", "kv_heads"),
+    "v_proj/kernel": ("embed", "kv_heads"),
+    "o_proj/kernel": ("heads", "embed"),
+    "gate_proj/kernel": ("embed", "mlp"),
+    "up_proj/kernel": ("embed", "mlp"),
+    "down_proj/kernel": ("mlp", "embed"),
+}
+
+
+def frequencies(config: Config) -> np.ndarray:
+    """Rotary frequencies, those of wavelength beyond the original context divided by the scaling factor.
+
+    Between wavelengths of context / high_frequency_factor and context / low_frequency_factor the divided and the plain
+    frequency are mixed linearly in context / wavelength.
+    """
+    plain = blocks.rotary_frequencies(config.width // config.num_heads, config.rope_theta)
+    turns = config.rope_original_max_positions * plain / (2 * math.pi)  # of a frequency within the original context
+    low, high = config.rope_low_frequency_factor, config.rope_high_frequency_factor
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return plain * (kept + (1.0 - kept) / config.rope_scaling_factor)
+
+
+class Layer(nn.Module):
+    """Attention, then feed-forward."""
+
+    config: Config
+
+    def setup(self) -> None:
+        config = self.config
+        head_width = config.width // config.num_heads
+
+        def dense(features: int, back: bool = False) -> nn.Dense:
+            init = blocks.residual_init(config.width, config.num_layers) if back else blocks.small_init(config.width)
+            return nn.Dense(features, use_bias=False, dtype=config.dtype, kernel_init=init)
+
+        self.input_layernorm = blocks.RMSNorm(config.norm_eps)
+        self.q_proj = dense(config.width)
+        self.k_proj = dense(config.num_kv_heads * head_width)
+        self.v_proj = dense(config.num_kv_heads * head_width)
+        self.o_proj = dense(config.width, back=True)
+        self.post_attention_layernorm = blocks.RMSNorm(config.norm_eps)
+        self.gate_proj = dense(config.ffn_width)
+        self.up_proj = dense(config.ffn_width)
+        self.down_proj = dense(config.width, back=True)
+
+    def heads(self, x_AD: Array, tables: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        """Queries `[B, H, L, K]`, keys and values `[B, J, L, K]` of normed inputs `[B*L, D]`."""
+        B, L = tables[0].shape[:2]
+
+        def split(x: Array, num_heads: int) -> Array:
+            return x.reshape(B, L, num_heads, -1).transpose(0, 2, 1, 3)
+
+        queries = split(self.q_proj(x_AD), self.config.num_heads)
+        keys = split(self.k_proj(x_AD), self.config.num_kv_heads)
+        values = split(self.v_proj(x_AD), self.config.num_kv_heads)
+        return blocks.rotate(queries, tables), blocks.rotate(keys, tables), values
+
+    def feed_forward(self, x_AD: Array) -> Array:
+        return self.down_proj(jax.nn.silu(self.gate_proj(x_AD)) * self.up_proj(x_AD))
+
+
+class Network(nn.Module):
+    """Embedding, layers, final norm and head; see `models/api.py` for what the arguments mean."""
+
+    config: Config
+
+    def setup(self) -> None:
+        config = self.config
+        init = blocks.small_init(config.width)
+        self.embed_tokens = nn.Embed(config.vocab_size, config.width, dtype=config.dtype, embedding_init=init)
+        self.layer = [Layer(config) for _ in range(config.num_layers)]
+        self.norm = blocks.RMSNorm(config.norm_eps)
+        if not config.tie_embeddings:
+            self.lm_head = blocks.Head(config.vocab_size, init)
+
+    def __call__(
+        self, tokens_BL: Array, positions_BL: Array, mask_BL: Array, cache: Cache | None = None
+    ) -> tuple[Array, Cache | None]:
+        config, (B, L) = self.config, tokens_BL.shape
+        tables = blocks.rotary_tables(positions_BL, frequencies(config))
+        mask_BM, visible_BLM = blocks.see(mask_BL, cache)
+        x_AD, filled = self.embed_tokens(tokens_BL.reshape(B * L)), []
+        for index, layer in enumerate(self.layer):
+            queries, keys, values = layer.heads(layer.input_layernorm(x_AD), tables)
+            if cache is not None:
+                keys, values = blocks.write_cache(cache, index, keys, values)
+                filled.append((keys, values))
+            x_AD = x_AD + layer.o_proj(blocks.attend(queries, keys, values, visible_BLM))
+            x_AD = x_AD + layer.feed_forward(layer.post_attention_layernorm(x_AD))
+        hidden_BLD = self.norm(x_AD).reshape(B, L, config.width)
+        if self.is_initializing():
+            self.head(hidden_BLD)
+        return hidden_BLD, blocks.next_cache(cache, filled, mask_BM, L)
+
+    def head(self, hidden: Array) -> Array:
+        if self.config.tie_embeddings:
+            return blocks.logits(hidden, self.embed_tokens.embedding.T)
+        return self.lm_head(hidden)
+
+
+@dataclass(frozen=True)
+class Llama(blocks.Decoder):
+    """`Model` of this family."""
+
+    network: ClassVar[type[nn.Module]] = Network
+    axes: ClassVar = LOGICAL_AXES
+
+
+def make(config: Config) -> Model:
+    """The model of a shape; frozen and hashable. Raises ValueError where the numbers do not fit together."""
+    blocks.check_shape(config)
+    return Llama(config)
