@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -135,10 +136,9 @@ def sentencepiece(path: str) -> FileTokenizer:
     Raises ValueError when the file is missing, is not such a model, or has no EOS.
     """
     file = _existing(path, "a sentencepiece .model file")
-    from sentencepiece import SentencePieceProcessor
-
+    library: Any = import_module("sentencepiece")
     try:
-        processor: Any = SentencePieceProcessor(model_file=str(file))
+        processor = library.SentencePieceProcessor(model_file=str(file))
     except (RuntimeError, OSError) as error:
         raise ValueError(f"{file} is not a sentencepiece model: {error}") from None
     eos_id, pad_id = processor.eos_id(), processor.pad_id()
@@ -166,10 +166,8 @@ def hugging_face(path: str, eos: str = "") -> FileTokenizer:
     """
     place = Path(path)
     file = _existing(str(place / "tokenizer.json") if place.is_dir() else path, "a tokenizer.json file or its folder")
-    from tokenizers import Tokenizer as Library
-
     try:
-        library: Any = Library.from_file(str(file))
+        library: Any = import_module("tokenizers").Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises a bare Exception
         raise ValueError(f"{file} is not a tokenizer.json of the tokenizers library: {error}") from None
     library.no_padding()

@@ -54,7 +54,7 @@ def is_heldout(text: str, percent: int) -> bool:
 def stream_indices(num_prompts: int, seed: int, start: int, count: int) -> np.ndarray:
     """Indices of prompts at places start ... start+count-1 of an endless stream, reshuffled every epoch.
 
-    Seekable: place n is entry n % num_prompts of the permutation of epoch n // num_prompts: a resumed run needs no state.
+    Seekable: place n is entry n % num_prompts of epoch n // num_prompts's permutation: a resumed run needs no state.
     """
     places = np.arange(start, start + count)
     indices = np.empty(count, dtype=np.int64)

@@ -1,0 +1,141 @@
+"""The corpus of the reviews: prompts by mixed-radix counting, continuations drawn from a probabilistic grammar."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from rlhf_jax.tasks import _review_words as lexicon
+
+MAX_PROMPT_WORDS = 21
+MAX_HEAT = 2.0  # nobody in the corpus is louder, so nothing that is learned from it has seen what the judge then thinks
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a prompt says; its text is `text()`."""
+
+    place: str
+    adjective: str
+    location: str
+    cared: tuple[str, ...]  # one or two aspects; the review opens with the first
+
+    def text(self) -> str:
+        subject = f"{self.adjective} {self.place}".strip()
+        cared = " and ".join(f"the {aspect}" for aspect in self.cared)
+        return f"review of the {subject} {self.location} . i cared about {cared} . the {self.cared[0]} was"
+
+
+def opening(ordinal: int) -> Opening:
+    """Prompt number `ordinal`, 0 <= ordinal < NUM_OPENINGS."""
+    rest, cared = divmod(ordinal, NUM_CARED)
+    rest, adjective = divmod(rest, len(lexicon.PLACE_ADJECTIVES))
+    place, location = divmod(rest, len(lexicon.LOCATIONS))
+    name = tuple(lexicon.PLACES)[place]
+    return Opening(
+        name, lexicon.PLACE_ADJECTIVES[adjective], lexicon.LOCATIONS[location], _cared(lexicon.PLACES[name])[cared]
+    )
+
+
+def _cared(aspects: Sequence[str]) -> list[tuple[str, ...]]:
+    return [(aspect,) for aspect in aspects] + list(itertools.permutations(aspects, 2))
+
+
+NUM_CARED = len(_cared(lexicon.PLACES["hotel"]))
+NUM_OPENINGS = len(lexicon.PLACES) * len(lexicon.LOCATIONS) * len(lexicon.PLACE_ADJECTIVES) * NUM_CARED
+
+
+class Writer:
+    """Writes one continuation, sentence by sentence, from one stream of random numbers."""
+
+    def __init__(self, opening: Opening, seed: int, max_words: int):
+        self.opening = opening
+        self.random = Random(seed)
+        self.max_words = max_words
+        self.heat = 0.0
+        self.used: set[str] = set()
+        self.cheer = self.pick({0.35: 3.0, 0.55: 4.0, 0.75: 3.0})  # probability that an adjective praises
+        self.sign = 0
+
+    def chance(self, probability: float) -> bool:
+        return self.random.random() < probability
+
+    def pick(self, weights: Mapping):
+        """A key, drawn in proportion to its weight; of `Random`, only `random()` is promised to repeat across Pythons."""
+        mark = self.random.random() * sum(weights.values())
+        for key, weight in weights.items():
+            mark -= weight
+            if mark < 0:
+                return key
+        return next(iter(weights))
+
+    def review(self) -> str:
+        sentences = [self.phrases(self.opening.cared[0])]
+        for optional in (self.another, self.detail, self.filler, self.closing):
+            sentence = optional()
+            if sentence and sum(map(len, sentences)) + len(sentences) + len(sentence) + 1 <= self.max_words:
+                sentences.append(sentence)
+        return " ".join(word for sentence in sentences for word in [*sentence, "."])
+
+    def another(self) -> list[str]:
+        others = [aspect for aspect in lexicon.PLACES[self.opening.place] if aspect not in self.opening.cared]
+        second = self.opening.cared[1:]
+        what = self.pick({"second": 0.65 if second else 0.0, "other": 0.15 if second else 0.45, "none": 0.2})
+        if what == "none":
+            return []
+        aspect = second[0] if what == "second" else self.pick(dict.fromkeys(others, 1.0))
+        before, phrases = self.sign, self.phrases(aspect)
+        fitting = "also" if before == self.first_sign else "but"
+        link = self.pick({"": 0.5, fitting: 0.42, "but" if fitting == "also" else "also": 0.08})
+        return [*link.split(), "the", aspect, "was", *phrases]
+
+    def phrases(self, aspect: str) -> list[str]:
+        first, sign = self.phrase(aspect)
+        self.first_sign = self.sign = sign
+        if not self.chance(0.45):
+            return first
+        second, other = self.phrase(aspect)
+        self.sign = other
+        fitting = "and" if other == sign else "but"
+        return [*first, fitting if self.chance(0.85) else ("but" if fitting == "and" else "and"), *second]
+
+    def phrase(self, aspect: str) -> tuple[list[str], int]:
+        """A modifier or none, an adjective, and the sign of both together."""
+        praise = self.chance(self.cheer)
+        table = lexicon.SPECIFIC[aspect] if self.chance(0.4) else lexicon.GENERIC
+        adjective = self.pick({word: self.weight(word) for word, value in table.items() if (value > 0) == praise})
+        self.note(adjective)
+        modifier = ""
+        if self.chance(0.5):
+            modifier = self.pick({word: self.weight(word) for word in lexicon.MODIFIERS})
+            self.note(modifier)
+        negated = lexicon.MODIFIERS.get(modifier, 1.0) < 0
+        return [*modifier.split(), adjective], 1 if praise != negated else -1
+
+    def weight(self, word: str) -> float:
+        """Nobody repeats a word or gets louder than MAX_HEAT; loud words are rare."""
+        heat = lexicon.HEAT.get(word, 0.0)
+        if word in self.used or self.heat + heat > MAX_HEAT:
+            return 0.0
+        return 1.0 / (1.0 + heat)
+
+    def note(self, word: str) -> None:
+        self.used.add(word)
+        self.heat += lexicon.HEAT.get(word, 0.0)
+
+    def detail(self) -> list[str]:
+        if not self.chance(0.35):
+            return []
+        landmark = self.opening.location.split()[-1]
+        if self.chance(0.15):
+            landmark = self.pick(dict.fromkeys(lexicon.LANDMARKS, 1.0))
+        return self.pick(dict.fromkeys(lexicon.DETAILS, 1.0)).format(landmark).split()
+
+    def filler(self) -> list[str]:
+        return self.pick(dict.fromkeys(lexicon.FILLERS, 1.0)).split() if self.chance(0.12) else []
+
+    def closing(self) -> list[str]:
+        if not self.chance(0.4):
+            return []
+        sign = 1 if self.chance(self.cheer) else -1
+        return self.pick({text: 1.0 for text, direction in lexicon.CLOSINGS.items() if direction == sign}).split()

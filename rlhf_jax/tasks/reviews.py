@@ -1,0 +1,72 @@
+"""Openings of reviews to be continued, with a hidden graded judge: stands for TL;DR, needs no file.
+
+A prompt says which place is reviewed and which of its aspects the writer cares about; a continuation speaks of them.
+What the judge rewards and forbids is in `_review_gold.py`, what the corpus is made of in `_review_grammar.py`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlhf_jax.tasks import _review_gold as gold
+from rlhf_jax.tasks import _review_grammar as grammar
+from rlhf_jax.tasks import _review_words as lexicon
+from rlhf_jax.tasks.api import Split, is_heldout
+
+
+@dataclass(frozen=True)
+class Config:
+    """The corpus: another seed is another corpus of the same law, for the same prompts."""
+
+    heldout_percent: int = 10
+    references_per_prompt: int = 4
+    max_words: int = 26  # of a reference, full stops included
+    seed: int = 0
+
+
+class Reviews:
+    """About 31,000 prompts of at most 21 words; references of at most `max_words` words."""
+
+    verifiable = False
+    has_gold = True
+    vocabulary = lexicon.vocabulary()
+
+    def __init__(self, config: Config):
+        if not 0 <= config.heldout_percent < 100 or config.references_per_prompt < 1:
+            raise ValueError(f"{config} does not make a corpus: 0 <= heldout_percent < 100, references_per_prompt >= 1")
+        self.config = config
+        heldout_O = np.array(
+            [
+                is_heldout(grammar.opening(ordinal).text(), config.heldout_percent)
+                for ordinal in range(grammar.NUM_OPENINGS)
+            ]
+        )
+        # Ordinals alone are kept: texts are made when they are asked for.
+        self._ordinals: dict[Split, np.ndarray] = {
+            "train": np.flatnonzero(~heldout_O),
+            "heldout": np.flatnonzero(heldout_O),
+        }
+
+    def num_prompts(self, split: Split) -> int:
+        return len(self._ordinals[split])
+
+    def prompt(self, split: Split, index: int) -> str:
+        return grammar.opening(int(self._ordinals[split][index])).text()
+
+    def references(self, split: Split, index: int) -> tuple[str, ...]:
+        ordinal = int(self._ordinals[split][index])
+        opening = grammar.opening(ordinal)
+        first = (self.config.seed * grammar.NUM_OPENINGS + ordinal) * self.config.references_per_prompt
+        return tuple(
+            grammar.Writer(opening, first + place, self.config.max_words).review()
+            for place in range(self.config.references_per_prompt)
+        )
+
+    def judge(self, prompt: str, completion: str, finished: bool) -> float:
+        """The gold score: the sum of `_review_gold.terms`."""
+        return float(sum(gold.terms(prompt, completion, finished).values()))
+
+
+def make(config: Config) -> Reviews:
+    """The task of a config."""
+    return Reviews(config)
