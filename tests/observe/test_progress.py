@@ -1,0 +1,100 @@
+"""A bar tells where a stage is, on a terminal and in a log file, and does not flood either."""
+
+import io
+
+import pytest
+
+from rlhf_jax.observe.progress import format_figure, format_seconds, progress
+
+
+class Clock:
+    """Time that moves only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_log_file_gets_a_line_every_interval_and_one_at_the_end() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with progress("Online DPO", total=60, stream=stream, interval_seconds=5, clock=clock) as bar:
+        for update in range(60):
+            clock.now += 0.5
+            bar.advance(1, reward=update / 10, kl=0.8)
+    printed = stream.getvalue().splitlines()
+    assert len(printed) == 30 / 5 + 1
+    # 10 of 60 steps after 5 s: 50 steps of 0.5 s are left
+    assert printed[0] == "Online DPO  10/60  16%  reward 0.900  kl 0.800  [5.0 s, 25.0 s left]"
+    assert printed[-1] == "Online DPO  60/60  100%  reward 5.90  kl 0.800  [30.0 s] done"
+
+
+def test_each_line_is_flushed() -> None:
+    class Counting(io.StringIO):
+        flushed = 0
+
+        def flush(self) -> None:
+            self.flushed += 1
+
+    stream, clock = Counting(), Clock()
+    with progress("SFT", total=2, stream=stream, clock=clock) as bar:
+        clock.now += 7
+        bar.advance()
+        assert stream.flushed == 1
+    assert stream.flushed == 2
+
+
+def test_time_left_counts_only_what_this_process_did() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with progress("SFT", total=100, start=90, stream=stream, clock=clock) as bar:
+        clock.now += 10
+        bar.advance(5)
+    assert stream.getvalue().splitlines()[0] == "SFT  95/100  95%  [10.0 s, 10.0 s left]"
+
+
+def test_a_stage_that_fails_is_shown_as_stopped() -> None:
+    stream = io.StringIO()
+
+    def fail() -> None:
+        with progress("SFT", total=3, stream=stream, clock=Clock()) as bar:
+            bar.advance(loss=0.5)
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        fail()
+    assert stream.getvalue() == "SFT  1/3  33%  loss 0.500  [0.0 s, 0.0 s left] stopped\n"
+
+
+def test_a_terminal_shows_the_last_state() -> None:
+    stream = Terminal()
+    with progress("Online [DPO]", total=3, stream=stream, clock=Clock()) as bar:
+        for update in range(3):
+            bar.advance(1, gold=update / 8)
+    last = stream.getvalue().rsplit("\r", 1)[-1]
+    assert "Online [DPO]" in last
+    assert "3/3" in last
+    assert "gold 0.250" in last
+    assert "done" in last
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.3124, "0.312"), (12.34, "12.3"), (1250.4, "1250"), (3e-5, "3.0e-05"), (float("nan"), "nan"), (0.0, "0")]
+    + [(7, "7"), (0.0012345, "0.00123"), (-0.0421, "-0.0421"), (999.9, "1000"), (1.2e8, "1.2e+08"), (-12.34, "-12.3")],
+)
+def test_figures_have_three_digits(value: float, text: str) -> None:
+    assert format_figure(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0.0 s"), (4.24, "4.2 s"), (59.97, "1 min 00 s"), (185.4, "3 min 05 s"), (7620, "2 h 07 min")],
+)
+def test_times_are_readable(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
