@@ -61,7 +61,7 @@ class Writer:
         return self.random.random() < probability
 
     def pick(self, weights: Mapping):
-        """A key, drawn in proportion to its weight; of `Random`, only `random()` is promised to repeat across Pythons."""
+        """A key in proportion to its weight; of `Random`, only `random()` is promised to repeat across Pythons."""
         mark = self.random.random() * sum(weights.values())
         for key, weight in weights.items():
             mark -= weight

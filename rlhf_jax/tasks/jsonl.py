@@ -1,7 +1,8 @@
 """A user's own prompts, references and comparisons, from local files of one JSON object a line.
 
-Prompts: `{"prompt": "...", "references": ["...", ...]}`, or with `"answer": "..."` to be judged by exact match (references
-are then optional, and are the answer). Comparisons: `{"prompt": "...", "chosen": "...", "rejected": "..."}`.
+Prompts: `{"prompt": "...", "references": ["...", ...]}`, or with `"answer": "..."` to be judged by exact match; then
+the references may be left out, and are the answer.
+Comparisons: `{"prompt": "...", "chosen": "...", "rejected": "..."}`.
 """
 
 import json
@@ -82,9 +83,9 @@ class Jsonl:
             first_seen[prompt] = where
             if "answer" in entry:
                 self._answers[prompt] = _text(where, entry, "answer")
-            if bool(self._answers) != ("answer" in entry):
+            if len(self._answers) not in (0, len(first_seen)):
                 raise ValueError(
-                    f'{where}: either every line or no line has an "answer"; this one differs from those before'
+                    f'{where}: either every line has an "answer" or none; this one differs from those before'
                 )
             self._references[prompt] = _references(where, entry)
             self._prompts[self._split(prompt)].append(prompt)
