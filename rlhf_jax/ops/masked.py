@@ -42,8 +42,7 @@ def masked_max(values: Array, mask: Array, dim: int | None = None) -> Array:
 def masked_moments(values: Array, mask: Array) -> tuple[Array, Array]:
     """Mean and population variance (divided by the count, not the count - 1) of the unmasked values, two scalars."""
     mean = masked_mean(values, mask)
-    centered = select(select(values, mask) - mean, mask)
-    return mean, masked_mean(jnp.square(centered), mask)
+    return mean, masked_mean(jnp.square(select(values, mask) - mean), mask)
 
 
 def masked_whiten(values: Array, mask: Array, *, keep_mean: bool = False, epsilon: float = 1e-8) -> Array:
