@@ -1,0 +1,132 @@
+"""Reads what a run directory holds into what a report shows, also of a run that is not finished."""
+
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.observe import metrics, samples
+from rlhf_jax.observe.lines import Line, read
+
+BASE = "sft"
+TRAINED = "rlhf"
+BEST_OF_N = "best_of_n"
+FIELDS = frozenset({"stage", "update", "seconds", "of", "kind"})
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory; `missing` says in words what is not there yet."""
+
+    directory: Path
+    config: dict[str, Any] | None
+    lines: list[Line]
+    samples: list[Line]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A figure over updates. `stderr` is NaN where the lines give none."""
+
+    updates: list[int]
+    values: list[float]
+    stderr: list[float]
+
+
+def read_run(directory: Path) -> Run:
+    """Raises FileNotFoundError where there is no run at all, ValueError that names file and line for a broken file."""
+    files = {name: directory / name for name in ("config.json", metrics.FILE, samples.FILE)}
+    there = {name: path.exists() for name, path in files.items()}
+    if not any(there.values()):
+        raise FileNotFoundError(f"{directory} is no run directory: none of {', '.join(files)} is in it")
+    config = json.loads(files["config.json"].read_text()) if there["config.json"] else None
+    lines = read(files[metrics.FILE]) if there[metrics.FILE] else []
+    texts = read(files[samples.FILE]) if there[samples.FILE] else []
+    absent = [f"{name} is not there" for name, is_there in there.items() if not is_there]
+    return Run(directory, config, lines, texts, (*absent, *_missing(lines, texts)))
+
+
+def _missing(lines: Sequence[Line], texts: Sequence[Line]) -> list[str]:
+    missing = []
+    for stage in (BASE, TRAINED):
+        if not ended(lines, stage):
+            done = f"{len(updates(lines, stage))} updates done" if updates(lines, stage) else "not begun"
+            missing.append(f"stage {stage} has not ended ({done})")
+        if not evaluations(lines, stage):
+            missing.append(f"no evaluation of {stage}")
+    return missing + [f'no samples "{kind}"' for kind in ("before", "after") if not of_kind(texts, kind)]
+
+
+def stages(lines: Sequence[Line]) -> list[str]:
+    """Stages that trained something or took time, in the order in which they began."""
+    return list(dict.fromkeys(line["stage"] for line in lines if "of" not in line))
+
+
+def updates(lines: Sequence[Line], stage: str) -> list[Line]:
+    """The lines of a stage's updates."""
+    return [line for line in lines if line["stage"] == stage and "update" in line and "of" not in line]
+
+
+def ended(lines: Sequence[Line], stage: str) -> bool:
+    """Whether the stage has written its timing, which is the last thing that it does."""
+    return any(line["stage"] == stage and line.get("kind") == "timing" for line in lines)
+
+
+def evaluations(lines: Sequence[Line], of: str) -> list[Line]:
+    """The evaluations of a stage's versions."""
+    return [line for line in lines if line.get("of") == of]
+
+
+def policy_evaluations(lines: Sequence[Line], stage: str = TRAINED, base: str = BASE) -> list[Line]:
+    """Evaluations of a trained policy, with its version 0: where that was not evaluated, the base it began as was."""
+    own = evaluations(lines, stage)
+    if any(line["update"] == 0 for line in own) or not own:
+        return own
+    return [line | {"update": 0} for line in evaluations(lines, base)[-1:]] + own
+
+
+def of_kind(texts: Sequence[Line], kind: str) -> list[Line]:
+    return [line for line in texts if line["kind"] == kind]
+
+
+def series(lines: Sequence[Line], name: str) -> Series | None:
+    """The figure where lines have it, infinite values as NaN, which no curve goes through; None where none has it."""
+    found = [line for line in lines if isinstance(line.get(name), int | float)]
+    if not found:
+        return None
+    values = [float(line[name]) if math.isfinite(line[name]) else math.nan for line in found]
+    return Series([line["update"] for line in found], values, [line.get(f"{name}_stderr", math.nan) for line in found])
+
+
+def figure_names(lines: Sequence[Line]) -> list[str]:
+    """Every figure that lines have, in the order of first appearance, standard errors aside."""
+    names = dict.fromkeys(name for line in lines for name in line if name not in FIELDS)
+    return [name for name in names if not name.endswith("_stderr")]
+
+
+def stage_seconds(lines: Sequence[Line]) -> dict[str, dict[str, float]]:
+    """Seconds by stage and part, "other" being what no part accounts for; the parts of a stage sum to its wall time.
+
+    A stage that was resumed took the time of every process: "seconds" starts again in each, and the last one's is what
+    its timing says.
+    """
+    return {stage: parts for stage in stages(lines) if (parts := _parts(lines, stage))}
+
+
+def _parts(lines: Sequence[Line], stage: str) -> dict[str, float]:
+    timings = [line for line in lines if line["stage"] == stage and line.get("kind") == "timing"]
+    seconds = [line["seconds"] for line in updates(lines, stage) if "seconds" in line]
+    ends = [now for now, later in itertools.pairwise(seconds) if later < now]
+    wall = sum(ends) + (sum(line["wall_seconds"] for line in timings) if timings else seconds[-1] if seconds else 0.0)
+    names = dict.fromkeys(name for line in timings for name in line if name.endswith("_seconds"))
+    parts = {
+        name.removesuffix("_seconds"): sum(line.get(name, 0.0) for line in timings)
+        for name in names
+        if name != "wall_seconds"
+    }
+    other = wall - sum(parts.values())
+    return parts | ({"other": other} if other > 0 else {})
