@@ -1,0 +1,281 @@
+"""What every decoder family promises, tested on each file of `models/` that has presets."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax import plugins
+from rlhf_jax.models.api import Model
+from rlhf_jax.ops.masked import positions_from_mask
+
+B, L, V = 3, 7, 11
+PADS = (0, 2, 5)
+AXIS_NAMES = {"vocab", "embed", "heads", "kv_heads", "mlp", None}
+FAMILIES = [name for name in plugins.names("models") if hasattr(plugins.find("models", name), "PRESETS")]
+
+
+class Family(NamedTuple):
+    module: object
+    model: Model
+    params: dict
+    apply: object  # jitted (params, tokens, positions, mask, cache) -> (hidden, cache)
+
+
+def random_params(model: Model, seed: int) -> dict:
+    """Fresh params, shaken so that biases and norm scales are not at 0 and 1."""
+    params = jax.jit(model.init)(jax.random.key(seed))
+    leaves, tree = jax.tree.flatten(params)
+    random = np.random.default_rng(seed)
+    return jax.tree.unflatten(tree, [leaf + 0.1 * random.standard_normal(leaf.shape, np.float32) for leaf in leaves])
+
+
+def config_of(name: str, **changes: object):
+    return dataclasses.replace(plugins.find("models", name).PRESETS["quickstart"], vocab_size=V, **changes)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> Family:
+    module = plugins.find("models", request.param)
+    model = module.make(config_of(request.param))
+    return Family(module, model, random_params(model, 0), jax.jit(model.apply))
+
+
+def ragged() -> tuple[jax.Array, jax.Array]:
+    """Tokens that differ within each row, and masks with 0, 2 and 5 pads on the left."""
+    tokens_BL = jnp.stack([jax.random.permutation(jax.random.key(row), V)[:L] for row in range(B)])
+    return tokens_BL, jnp.arange(L)[None, :] >= jnp.array(PADS)[:, None]
+
+
+def hidden_of(family: Family, tokens_BL: jax.Array, mask_BL: jax.Array) -> np.ndarray:
+    return np.asarray(family.apply(family.params, tokens_BL, positions_from_mask(mask_BL), mask_BL)[0])
+
+
+def logprobs(family: Family, hidden) -> np.ndarray:
+    return np.asarray(jax.nn.log_softmax(family.model.head(family.params, jnp.asarray(hidden))))
+
+
+def test_walks_both_families():
+    assert {"gpt_neox", "llama"} <= set(FAMILIES)
+    assert not {"blocks", "value_head"} & set(FAMILIES)
+
+
+def test_prefill_is_the_full_forward(family):
+    tokens_BL, mask_BL = ragged()
+    cache = family.model.init_cache(B, 13)
+    hidden_BLD, cache = family.apply(family.params, tokens_BL, positions_from_mask(mask_BL), mask_BL, cache)
+    np.testing.assert_allclose(
+        np.asarray(hidden_BLD)[mask_BL], hidden_of(family, tokens_BL, mask_BL)[mask_BL], atol=1e-5
+    )
+    assert int(cache.column) == L
+    np.testing.assert_array_equal(cache.mask_BM, np.pad(mask_BL, ((0, 0), (0, 13 - L))))
+
+
+@pytest.mark.parametrize("prefilled", [1, 3])
+def test_decoding_a_token_at_a_time_is_the_full_forward(family, prefilled):
+    tokens_BL, mask_BL = ragged()
+    positions_BL = positions_from_mask(mask_BL)
+    expected = hidden_of(family, tokens_BL, mask_BL)
+    cache, pieces = family.model.init_cache(B, 13), []
+    for start, stop in [(0, prefilled)] + [(column, column + 1) for column in range(prefilled, L)]:
+        piece = (x[:, start:stop] for x in (tokens_BL, positions_BL, mask_BL))
+        hidden, cache = family.apply(family.params, *piece, cache)
+        pieces.append(hidden)
+    actual = np.concatenate(pieces, axis=1)
+    np.testing.assert_allclose(actual[mask_BL], expected[mask_BL], atol=1e-4)
+    np.testing.assert_allclose(logprobs(family, actual)[mask_BL], logprobs(family, expected)[mask_BL], atol=1e-4)
+
+
+def test_a_prompt_in_two_pieces_is_the_full_forward(family):
+    tokens_BL, mask_BL = ragged()
+    positions_BL = positions_from_mask(mask_BL)
+    cache = family.model.init_cache(B, L)
+    _, cache = family.apply(family.params, tokens_BL[:, :4], positions_BL[:, :4], mask_BL[:, :4], cache)
+    hidden, _ = family.apply(family.params, tokens_BL[:, 4:], positions_BL[:, 4:], mask_BL[:, 4:], cache)
+    expected = hidden_of(family, tokens_BL, mask_BL)[:, 4:]
+    np.testing.assert_allclose(np.asarray(hidden)[mask_BL[:, 4:]], expected[mask_BL[:, 4:]], atol=1e-5)
+
+
+@pytest.mark.parametrize("pads", [1, 17])
+def test_left_padding_changes_nothing(family, pads):
+    tokens_BL, everything = ragged()[0], jnp.ones((B, L), bool)
+    padded, mask = (jnp.pad(x, ((0, 0), (pads, 0))) for x in (tokens_BL, everything))
+    expected = hidden_of(family, tokens_BL, everything)
+    np.testing.assert_allclose(hidden_of(family, padded, mask)[:, pads:], expected, atol=1e-5)
+
+
+def test_left_padding_moves_no_cached_key(family):
+    """Relative distances hide wrong positions from hidden states; the rotated keys themselves do not."""
+    tokens_BL, everything = ragged()[0], jnp.ones((B, L), bool)
+    padded, mask = (jnp.pad(x, ((0, 0), (2, 0))) for x in (tokens_BL, everything))
+    caches = [
+        family.apply(family.params, x, positions_from_mask(m), m, family.model.init_cache(B, L + 2))[1]
+        for x, m in ((tokens_BL, everything), (padded, mask))
+    ]
+    for plain, shifted in zip(caches[0].keys, caches[1].keys, strict=True):
+        np.testing.assert_allclose(shifted[:, :, 2:], plain[:, :, :L], atol=1e-5)
+
+
+def test_positions_enter_by_their_differences_alone(family):
+    tokens_BL, everything = ragged()[0], jnp.ones((B, L), bool)
+    positions_BL = positions_from_mask(everything)
+    plain, shifted, stretched = (
+        np.asarray(family.apply(family.params, tokens_BL, x, everything)[0])
+        for x in (positions_BL, positions_BL + 5, positions_BL * 3)
+    )
+    np.testing.assert_allclose(shifted, plain, atol=1e-5)
+    assert np.abs(stretched - plain).max() > 0.01
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_garbage_under_the_mask_changes_nothing(family, side):
+    tokens_BL, mask_BL = ragged()
+    mask_BL = mask_BL if side == "left" else mask_BL[:, ::-1]
+    garbage = jnp.where(mask_BL, tokens_BL, (tokens_BL * 7 + 3) % V)
+    assert (garbage != tokens_BL).any()
+    expected = hidden_of(family, tokens_BL, mask_BL)
+    np.testing.assert_array_equal(hidden_of(family, garbage, mask_BL)[mask_BL], expected[mask_BL])
+
+
+def test_gradients_are_causal_and_stop_at_the_mask(family):
+    """Column i's hidden state depends on the embedding of column j's token where j <= i is unmasked, nowhere else."""
+    tokens_BL, _ = ragged()
+    mask_BL = (jnp.arange(L) >= 2)[None]
+    probe_D = jax.random.normal(jax.random.key(1), (family.model.width,))
+    path = "embed_in" if "embed_in" in family.params else "embed_tokens"
+
+    def projections_L(embedding: jax.Array) -> jax.Array:
+        params = family.params | {path: {"embedding": embedding}}
+        return family.apply(params, tokens_BL[:1], positions_from_mask(mask_BL), mask_BL)[0][0] @ probe_D
+
+    jacobian_LVD = jax.jacrev(projections_L)(family.params[path]["embedding"])
+    reaches_LL = np.abs(jacobian_LVD[:, tokens_BL[0]]).max(-1) > 0
+    expected_LL = np.tril(np.ones((L, L), bool)) & np.asarray(mask_BL)
+    np.testing.assert_array_equal(reaches_LL[2:], expected_LL[2:])
+
+
+def test_rows_without_a_token_are_finite(family):
+    tokens_BL, mask_BL = ragged()
+    mask_BL = mask_BL.at[1].set(False)
+
+    def total(params: dict) -> jax.Array:
+        hidden, _ = family.model.apply(params, tokens_BL, positions_from_mask(mask_BL), mask_BL)
+        return jnp.sum(jnp.square(family.model.head(params, hidden)))
+
+    value, gradient = jax.jit(jax.value_and_grad(total))(family.params)
+    assert np.isfinite(value)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+
+
+def test_gradients_do_not_see_padding(family):
+    tokens_BL, everything = ragged()[0], jnp.ones((B, L), bool)
+
+    def gradient(tokens: jax.Array, mask: jax.Array) -> dict:
+        def loss(params: dict) -> jax.Array:
+            hidden, _ = family.model.apply(params, tokens, positions_from_mask(mask), mask)
+            return jnp.sum(jnp.where(mask[..., None], jax.nn.log_softmax(family.model.head(params, hidden)), 0.0))
+
+        return jax.jit(jax.grad(loss))(family.params)
+
+    padded, mask = (jnp.pad(x, ((0, 0), (3, 1)), constant_values=0) for x in (tokens_BL, everything))
+    for plain, other in zip(
+        *(map(jax.tree.leaves, (gradient(tokens_BL, everything), gradient(padded, mask)))), strict=True
+    ):
+        np.testing.assert_allclose(other, plain, atol=2e-4, rtol=1e-3)
+
+
+def test_bfloat16_compute_is_near_and_logits_are_float32(family):
+    tokens_BL, mask_BL = ragged()
+    model = family.module.make(dataclasses.replace(family.model.config, dtype="bfloat16"))
+    hidden, cache = model.apply(family.params, tokens_BL, positions_from_mask(mask_BL), mask_BL, model.init_cache(B, L))
+    assert hidden.dtype == jnp.bfloat16
+    assert all(x.dtype == jnp.bfloat16 for x in cache.keys + cache.values)
+    assert model.head(family.params, hidden).dtype == jnp.float32
+    expected = logprobs(family, hidden_of(family, tokens_BL, mask_BL))
+    actual = np.asarray(jax.nn.log_softmax(model.head(family.params, hidden)))
+    difference = np.abs(actual - expected)[mask_BL]
+    assert 0 < difference.max() < 0.2
+    assert difference.mean() < 0.03
+
+
+def test_head_takes_any_leading_dimensions(family):
+    hidden = jax.random.normal(jax.random.key(3), (2, 3, family.model.width))
+    whole = family.model.head(family.params, hidden)
+    assert whole.shape == (2, 3, V)
+    np.testing.assert_allclose(family.model.head(family.params, hidden[1, 2]), whole[1, 2], atol=1e-5)
+
+
+def test_logical_axes_match_the_params(family):
+    axes = family.model.logical_axes(family.params)
+    is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
+    assert jax.tree.structure(axes, is_leaf=is_axes) == jax.tree.structure(family.params)
+    named = zip(jax.tree.leaves(axes, is_leaf=is_axes), jax.tree.leaves(family.params), strict=True)
+    for names, param in named:
+        assert len(names) == param.ndim
+        assert set(names) <= AXIS_NAMES
+        sizes = {"vocab": V, "embed": family.model.width, "mlp": family.model.config.ffn_width}
+        assert all(sizes.get(name, size) == size for name, size in zip(names, param.shape, strict=True))
+
+
+def test_logical_axes_refuses_an_unknown_param(family):
+    with pytest.raises(KeyError, match="adapter"):
+        family.model.logical_axes(family.params | {"adapter": {"kernel": jnp.zeros((2, 3))}})
+
+
+def test_params_are_float32_one_entry_a_layer(family):
+    assert {leaf.dtype for leaf in jax.tree.leaves(family.params)} == {np.dtype("float32")}
+    layers = [name for name in family.params if name.startswith("layer_")]
+    assert sorted(layers) == [f"layer_{index}" for index in range(family.model.config.num_layers)]
+
+
+def test_is_a_frozen_value_that_jit_may_close_over(family):
+    again = family.module.make(family.model.config)
+    assert again == family.model
+    assert hash(again) == hash(family.model)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        again.config = None
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tied_embeddings_are_one_array(name, tied):
+    model = plugins.find("models", name).make(config_of(name, tie_embeddings=tied))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    assert sum(V in leaf.shape for leaf in jax.tree.leaves(shapes)) == (1 if tied else 2)
+    params = jax.jit(model.init)(jax.random.key(0))
+    assert model.head(params, jnp.ones((2, model.width))).shape == (2, V)
+
+
+@pytest.mark.parametrize(("name", "preset"), [(f, p) for f in FAMILIES for p in plugins.find("models", f).PRESETS])
+def test_presets_have_shapes(name, preset):
+    """Without memory: params, hidden states, cache and logits of every size."""
+    module = plugins.find("models", name)
+    config = module.PRESETS[preset]
+    model = module.make(dataclasses.replace(config, vocab_size=config.vocab_size or V))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    tokens = jax.ShapeDtypeStruct((2, 3), jnp.int32)
+    mask = jax.ShapeDtypeStruct((2, 3), jnp.bool_)
+    cache = jax.eval_shape(lambda: model.init_cache(2, 5))
+    hidden, cache = jax.eval_shape(model.apply, params, tokens, tokens, mask, cache)
+    assert hidden.shape == (2, 3, config.width)
+    assert len(cache.keys) == config.num_layers
+    assert cache.keys[0].shape == (2, config.num_kv_heads, 5, config.width // config.num_heads)
+    assert jax.eval_shape(model.head, params, hidden).shape == (2, 3, model.vocab_size)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"width": 65}, "width 65 is not a multiple of num_heads 4"),
+        ({"dtype": "float16"}, "dtype is 'float16'; accepted: float32, bfloat16"),
+    ],
+)
+def test_make_names_what_does_not_fit(name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        plugins.find("models", name).make(dataclasses.replace(config_of(name), **changes))
