@@ -1,0 +1,196 @@
+"""Turns a ConfigDict into components: the only reader of one, and the only place where a config is checked against a directory."""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rlhf_jax import plugins
+from rlhf_jax.hub import tokenizers
+from rlhf_jax.jobs import evaluate, pipeline, relabel, reward_model, rlhf, sft
+from rlhf_jax.jobs.api import Lengths, Workspace
+from rlhf_jax.observe.lines import replace
+from rlhf_jax.runtime import mesh
+from rlhf_jax.types import Algorithm
+
+JOBS = ("pipeline", "sft", "relabel", "reward_model", "rlhf", "evaluate")
+
+
+def node(config: Any, **first: Any) -> ConfigDict:
+    """A ConfigDict of a component's dataclass, every key with its type; `first` are keys before its own (its name)."""
+    return ConfigDict(first | _plain(config))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return value
+
+
+def component(folder: str, name: str) -> ConfigDict:
+    """The node of a component of `rlhf_jax/<folder>/` with its defaults: `component("algorithms", "online_dpo")`."""
+    return node(plugins.find(folder, name).Config(), name=name)
+
+
+def model(family: str, preset: str) -> ConfigDict:
+    """The node of a model: a preset of a family. A `vocab_size` of 0 is filled from the tokenizer."""
+    presets = plugins.find("models", family).PRESETS
+    if preset not in presets:
+        raise ValueError(f"no preset {preset!r} in models/{family}.py; there are: {', '.join(presets)}")
+    return node(presets[preset], family=family)
+
+
+def default() -> ConfigDict:
+    """Every key of a pipeline, with the defaults of its components."""
+    return ConfigDict(
+        {
+            "job": "pipeline",
+            "directory": "runs/unnamed",
+            "seed": 0,
+            "task": component("tasks", "reviews"),
+            "tokenizer": node(tokenizers.Config()),
+            "model": model("gpt_neox", "quickstart"),
+            "lengths": node(Lengths()),
+            "mesh": node(mesh.Config()),
+            "algorithm": component("algorithms", "online_dpo"),
+            "reward": "learned",
+            "sft": node(sft.Config()),
+            "comparisons": node(relabel.Config()),
+            "reward_model": node(reward_model.Config()),
+            "rlhf": node(rlhf.Config()),
+            "evaluate": node(evaluate.Config()),
+            "best_of_n": (1, 2, 4, 8, 16),
+            "best_of_n_prompts": 256,
+        }
+    )
+
+
+def fill(cls: Any, values: dict[str, Any], where: str) -> Any:
+    """`cls(**values)` with nested dataclasses.
+
+    Raises ValueError that names an unknown or missing key with its neighbours, or a value of another type.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    for key in values:
+        if key not in names:
+            close = difflib.get_close_matches(key, names, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; accepted: {', '.join(names)}"
+            raise ValueError(f"{where} has no key {key!r}{hint}")
+    filled = {}
+    for name, value in values.items():
+        kind = hints[name]
+        if dataclasses.is_dataclass(kind):
+            filled[name] = fill(kind, value, f"{where}.{name}")
+        else:
+            filled[name] = _checked(value, kind, f"{where}.{name}")
+    return cls(**filled)
+
+
+def _checked(value: Any, kind: Any, where: str) -> Any:
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        element = typing.get_args(kind)[0]
+        return tuple(_checked(v, element, where) for v in value)
+    if origin in (typing.Union, types.UnionType, typing.Literal):
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind in (int, float, str, bool) and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+        raise ValueError(f"{where} is {value!r}, a {type(value).__name__}; accepted: {kind.__name__}")
+    return value
+
+
+def named(folder: str, values: dict[str, Any], where: str) -> tuple[Any, Any]:
+    """The module that a component's node names, and its Config."""
+    values = dict(values)
+    module = plugins.find(folder, values.pop("name"))
+    return module, fill(module.Config, values, where)
+
+
+def check_directory(directory: Path, resolved: dict[str, Any]) -> None:
+    """Writes `config.json`, or compares with the one that is there.
+
+    Raises ValueError naming the keys that differ: a directory holds one experiment.
+    """
+    path = directory / "config.json"
+    text = json.dumps(resolved, indent=1, sort_keys=True)
+    if not path.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        replace(path, text.encode())
+        return
+    was, now = _flat(json.loads(path.read_text())), _flat(json.loads(text))
+    changed = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
+    if changed:
+        listed = ", ".join(f"{key} ({was.get(key)!r} there, {now.get(key)!r} now)" for key in changed[:6])
+        raise ValueError(f"{directory} was made with another config: {listed}; take another --config.directory")
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {k: v for key, value in tree.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def workspace(values: dict[str, Any]) -> Workspace:
+    """The run's shared parts; `values` is completed with what only they know (the vocabulary's size)."""
+    task_module, task_config = named("tasks", values["task"], "task")
+    task = task_module.make(task_config)
+    tokenizer = tokenizers.make(fill(tokenizers.Config, values["tokenizer"], "tokenizer"), task.vocabulary)
+    family_values = dict(values["model"])
+    family = plugins.find("models", family_values.pop("family"))
+    if not hasattr(family, "PRESETS"):
+        raise ValueError(f"model.family is {values['model']['family']!r}, which is no family of decoders")
+    if family_values["vocab_size"] == 0:
+        family_values["vocab_size"] = values["model"]["vocab_size"] = tokenizer.vocab_size
+    if family_values["vocab_size"] < tokenizer.vocab_size:
+        raise ValueError(
+            f"model.vocab_size is {family_values['vocab_size']}, but the tokenizer has {tokenizer.vocab_size} tokens"
+        )
+    return Workspace(
+        directory=Path(values["directory"]),
+        seed=values["seed"],
+        task=task,
+        tokenizer=tokenizer,
+        model=family.make(fill(family.Config, family_values, "model")),
+        mesh=mesh.make_mesh(fill(mesh.Config, values["mesh"], "mesh")),
+        lengths=fill(Lengths, values["lengths"], "lengths"),
+    )
+
+
+def algorithm(values: dict[str, Any]) -> Algorithm:
+    """The algorithm that a node names."""
+    module, config = named("algorithms", values, "algorithm")
+    return getattr(module, values["name"])(config)
+
+
+def stages(values: dict[str, Any]) -> pipeline.Stages:
+    """The settings of every stage."""
+    rewards = plugins.names("rewards")
+    if values["reward"] not in rewards:
+        raise ValueError(f"reward is {values['reward']!r}; accepted: {', '.join(rewards)}")
+    return pipeline.Stages(
+        sft=fill(sft.Config, values["sft"], "sft"),
+        comparisons=fill(relabel.Config, values["comparisons"], "comparisons"),
+        reward_model=fill(reward_model.Config, values["reward_model"], "reward_model"),
+        rlhf=fill(rlhf.Config, values["rlhf"], "rlhf"),
+        evaluate=fill(evaluate.Config, values["evaluate"], "evaluate"),
+        reward=values["reward"],
+        best_of_n=tuple(values["best_of_n"]),
+        best_of_n_prompts=values["best_of_n_prompts"],
+    )
+
+
+def run(config: ConfigDict) -> None:
+    """Checks the whole config, then runs its job. Raises ValueError before anything is compiled or written."""
+    values = config.to_dict()
+    shared = workspace(values)
+    settings, chosen = stages(values), algorithm(values["algorithm"])
+    rlhf.check(settings.rlhf, chosen, shared.mesh)
+    check_directory(shared.directory, values)
+    pipeline.run(shared, settings, chosen)

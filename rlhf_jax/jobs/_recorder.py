@@ -1,0 +1,158 @@
+"""Turns what happens in the loop into metrics, samples, evaluations and checkpoints."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlhf_jax.jobs.evaluate import Evaluator, Judged
+from rlhf_jax.jobs.api import Workspace
+from rlhf_jax.observe.progress import Bar
+from rlhf_jax.observe.samples import Sample, SamplesWriter
+from rlhf_jax.runtime import synchronous
+from rlhf_jax.runtime.checkpoint import Checkpoints
+from rlhf_jax.runtime.program import Program
+from rlhf_jax.runtime.spool import Spool
+from rlhf_jax.types import Params, Samples, Scores, TrainState
+from rlhf_jax.update import learning_rate_schedule
+
+STAGE = "rlhf"
+KEPT_PROMPTS = 24
+
+
+@dataclass
+class Recorder:
+    """Turns events of the loop into metrics, samples, evaluations and checkpoints."""
+
+    workspace: Workspace
+    config: Any
+    program: Program
+    evaluator: Evaluator
+    checkpoints: Checkpoints
+    spool: Spool
+    samples: SamplesWriter
+    bar: Bar
+    began: float
+    late: tuple[synchronous.Updated, Any] | None = None
+    seconds: dict[str, float] = field(default_factory=lambda: {"evaluate_seconds": 0.0})
+
+    def consume(self, events: Iterator[synchronous.Event]) -> None:
+        """Reads metrics one update late, so that the device is never waited for."""
+        scored: Any = None
+        for event in events:
+            match event:
+                case synchronous.Sampled(round_index, samples):
+                    if self.program.setup.clock.version(round_index) < round_index * self._updates_per_round:
+                        self.spool.write(round_index, samples)
+                case synchronous.Scored():
+                    scored = self._round_figures(event.scores, event.samples), event
+                case synchronous.Updated():
+                    self._flush()
+                    self.late = (event, scored[0])
+                case synchronous.RoundEnd(round_index, state):
+                    self._round_end(round_index, state, scored[1])
+
+    @property
+    def _updates_per_round(self) -> int:
+        return self.program.setup.clock.updates_per_round
+
+    def _round_figures(self, scores: Scores, samples: Samples) -> dict[str, Any]:
+        return {
+            "reward": scores.raw_B.mean(),
+            "reward_standardized": scores.standardized_B.mean(),
+            "score": scores.score_B.mean(),
+            "finished": samples.finished_B.mean(),
+            "sampled_length": samples.mask_BC.sum(-1).mean(),
+        }
+
+    def _flush(self) -> None:
+        if self.late is None:
+            return
+        (event, round_figures), self.late = self.late, None
+        figures, metrics = jax.device_get((round_figures, event.metrics))
+        values = {name: float(value) for name, value in figures.items()}
+        values |= {name: metric.value() for name, metric in metrics.items()}
+        schedule = learning_rate_schedule(self.config.optimizer, self.program.setup.clock.num_updates)
+        values |= {"age": float(event.age), "learning_rate": float(schedule(event.update))}
+        self.workspace.metrics.write(STAGE, event.update, values, time.perf_counter() - self.began)
+        self.bar.advance(1, reward=values["reward_standardized"], loss=values["loss"])
+        if not np.isfinite(values["loss"]):
+            raise FloatingPointError(
+                f"update {event.update}: the loss is {values['loss']}; nothing after it is trusted or saved"
+            )
+
+    def _round_end(self, round_index: int, state: TrainState, scored: synchronous.Scored) -> None:
+        clock = self.program.setup.clock
+        version = (round_index + 1) * clock.updates_per_round
+        last = version == clock.num_updates
+        self.write_samples(scored, version - clock.updates_per_round)
+        if last or crosses(version, clock.updates_per_round, self.config.evaluate_every):
+            self.evaluate(state.params, version, keep_texts=last)
+        if last or crosses(version, clock.updates_per_round, self.config.checkpoint_every):
+            self._flush()
+            self.checkpoints.save(version, state)
+            self._trim_spool(round_index + 1)
+
+    def _trim_spool(self, next_round: int) -> None:
+        """Keeps what any checkpoint on disk may need."""
+        clock = self.program.setup.clock
+        oldest = min([next_round, *(step // clock.updates_per_round for step in self.checkpoints.steps())])
+        self.spool.keep([r for r in range(oldest, clock.num_rounds) if self.spool.has([r])])
+
+    def write_samples(self, scored: synchronous.Scored, update: int) -> None:
+        """A few completions of a round, with their scores."""
+        count = min(self.config.log_samples, scored.samples.tokens_BC.shape[0])
+        if not count:
+            return
+        take = jax.tree.map(lambda x: x[:count] if x.ndim else x, jax.device_get(scored.samples))
+        reward = np.asarray(scored.scores.standardized_B)
+        prompts, texts = self.workspace.prompt_texts(take), self.workspace.completions(take)
+        judge = self.workspace.task.judge
+        self.samples.write(
+            STAGE,
+            update,
+            "during",
+            [
+                Sample(
+                    int(take.ordinal_B[row]), prompt, text, finished, judge(prompt, text, finished), float(reward[row])
+                )
+                for row, (prompt, text, finished) in enumerate(
+                    zip(prompts, texts, map(bool, take.finished_B), strict=True)
+                )
+            ],
+        )
+
+    def evaluate(self, params: Params, version: int, keep_texts: bool) -> None:
+        """Evaluates a version on held-out prompts; texts of the first and the last version are kept."""
+        self._flush()
+        began = time.perf_counter()
+        figures, judged = self.evaluator.evaluate(params)
+        self.seconds["evaluate_seconds"] += time.perf_counter() - began
+        self.workspace.metrics.write("evaluate", version, figures, time.perf_counter() - self.began, of=STAGE)
+        self.bar.advance(0, gold=figures["gold_mean"], win=figures["win_rate"], kl=figures["kl"])
+        if keep_texts:
+            self.samples.write(STAGE, version, "after" if version else "before", self._kept(judged))
+
+    def _kept(self, judged: Judged) -> list[Sample]:
+        """The first completion of some evaluation prompts, the same ones for every version."""
+        each = self.evaluator.config.samples_per_prompt
+        rows = range(0, min(len(judged.prompts), KEPT_PROMPTS * each), each)
+        return [
+            Sample(
+                ordinal=row // each,
+                prompt=judged.prompts[row],
+                completion=judged.completions[row],
+                finished=bool(judged.finished_B[row]),
+                gold=float(judged.gold_B[row]),
+                reward=None if judged.reward_B is None else float(judged.reward_B[row]),
+            )
+            for row in rows
+        ]
+
+
+def crosses(version: int, step: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in (version - step, version]."""
+    return bool(every) and version // every > (version - step) // every

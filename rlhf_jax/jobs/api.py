@@ -1,0 +1,95 @@
+"""What every job of a run shares: directory, seed, task, tokenizer, model, mesh, lengths, and where prompts come from."""
+
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from rlhf_jax.hub import encoding
+from rlhf_jax.hub.tokenizers import Tokenizer
+from rlhf_jax.models.api import Model
+from rlhf_jax.models.value_head import ValueModel
+from rlhf_jax.observe.metrics import MetricsWriter
+from rlhf_jax.runtime.checkpoint import Checkpoints
+from rlhf_jax.tasks.api import Split, Task, stream_indices
+from rlhf_jax.types import Array, Prompts, Samples
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Positions of the compiled programs: one shape for every prompt and completion of a run."""
+
+    max_prompt_tokens: int = 24
+    max_completion_tokens: int = 24
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A run's directory and what is the same for all of its stages."""
+
+    directory: Path
+    seed: int
+    task: Task
+    tokenizer: Tokenizer
+    model: Model
+    mesh: Mesh
+    lengths: Lengths
+
+    @cached_property
+    def value_model(self) -> ValueModel:
+        """The model with a value head: reward models and critics."""
+        return ValueModel(self.model)
+
+    @cached_property
+    def metrics(self) -> MetricsWriter:
+        return MetricsWriter(self.directory)
+
+    def key(self, purpose: str) -> Array:
+        """The random key of a purpose: a function of the seed and the purpose's name."""
+        return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(purpose.encode()) & 0x7FFFFFFF)
+
+    def checkpoints(self, stage: str, keep: int = 2) -> Checkpoints:
+        return Checkpoints(self.directory / "checkpoints" / stage, keep)
+
+    def stream(self, split: Split, purpose: str) -> "PromptStream":
+        """The endless prompt stream of a purpose; different purposes have different orders."""
+        return PromptStream(self, split, (self.seed << 32) + zlib.crc32(purpose.encode()))
+
+    def completions(self, samples: Samples) -> list[str]:
+        """Texts of sampled completions, before the EOS."""
+        host = jax.device_get((samples.tokens_BC, samples.mask_BC, samples.finished_B))
+        return encoding.decode_completions(*host, self.tokenizer)
+
+    def prompt_texts(self, samples: Samples) -> list[str]:
+        tokens, mask = jax.device_get((samples.prompt_tokens_BQ, samples.prompt_mask_BQ))
+        return [self.tokenizer.decode(ids) for ids in encoding.completion_ids(tokens, mask)]
+
+
+@dataclass(frozen=True)
+class PromptStream:
+    """Prompts by their place in an endless, reshuffled, seekable stream."""
+
+    workspace: Workspace
+    split: Split
+    seed: int
+
+    def indices(self, start: int, count: int) -> np.ndarray:
+        return stream_indices(self.workspace.task.num_prompts(self.split), self.seed, start, count)
+
+    def texts(self, start: int, count: int) -> list[str]:
+        return [self.workspace.task.prompt(self.split, int(i)) for i in self.indices(start, count)]
+
+    def references(self, start: int, count: int) -> list[tuple[str, ...]]:
+        return [self.workspace.task.references(self.split, int(i)) for i in self.indices(start, count)]
+
+    def prompts(self, start: int, count: int) -> Prompts:
+        """Host arrays; the ordinals are the places in the stream."""
+        workspace = self.workspace
+        tokens, mask = encoding.encode_prompts(
+            self.texts(start, count), workspace.tokenizer, workspace.lengths.max_prompt_tokens
+        )
+        return Prompts(tokens_PQ=tokens, mask_PQ=mask, ordinal_P=np.arange(start, start + count, dtype=np.int32))  # type: ignore[arg-type]

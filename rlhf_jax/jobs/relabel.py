@@ -1,0 +1,134 @@
+"""Comparisons: pairs of samples of the SFT policy, ordered by the gold judge; or a user's own pairs, as they are."""
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlhf_jax import sample
+from rlhf_jax.hub import encoding
+from rlhf_jax.jobs.api import Workspace
+from rlhf_jax.observe.lines import replace
+from rlhf_jax.observe.progress import progress
+from rlhf_jax.runtime import sharding
+from rlhf_jax.runtime.mesh import check_rows
+from rlhf_jax.tasks.api import Split
+from rlhf_jax.types import Params, Samples
+
+STAGE = "comparisons"
+Comparison = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Config:
+    """How many pairs to sample; a pair that gold scores alike is left out, being no comparison."""
+
+    num_train: int = 4096
+    num_heldout: int = 512
+    prompts_per_batch: int = 256
+    temperature: float = 1.0
+
+
+def path(workspace: Workspace, split: Split) -> Path:
+    return workspace.directory / STAGE / f"{split}.jsonl"
+
+
+def read(workspace: Workspace, split: Split) -> list[Comparison]:
+    """The comparisons of a split.
+
+    Raises FileNotFoundError when the stage has not run.
+    """
+    file = path(workspace, split)
+    if not file.exists():
+        raise FileNotFoundError(f"{file} is missing: run the stage {STAGE!r} first")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def write(file: Path, comparisons: Iterable[Comparison]) -> None:
+    """All lines or none."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace(file, "".join(json.dumps(line) + "\n" for line in comparisons).encode())
+
+
+def own_pairs(workspace: Workspace, pairs: Iterable[tuple[str, str, str]]) -> list[Comparison]:
+    """A user's (prompt, chosen, rejected), tokenized, each with an EOS."""
+    tokenizer = workspace.tokenizer
+
+    def ids(text: str) -> list[int]:
+        return [*tokenizer.encode(text), tokenizer.eos_id]
+
+    return [
+        {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        | {"chosen_tokens": ids(chosen), "rejected_tokens": ids(rejected)}
+        for prompt, chosen, rejected in pairs
+    ]
+
+
+def judged_pairs(workspace: Workspace, samples: Samples) -> list[Comparison]:
+    """Pairs of a group of two, in the order of gold; ties are left out."""
+    host = jax.device_get(samples)
+    prompts, texts = workspace.prompt_texts(host), workspace.completions(host)
+    ids = encoding.completion_ids(host.tokens_BC, host.mask_BC)
+    judge = workspace.task.judge
+    gold = [judge(p, t, bool(f)) for p, t, f in zip(prompts, texts, host.finished_B, strict=True)]
+    pairs = []
+    for first in range(0, len(texts), 2):
+        chosen, rejected = (first, first + 1) if gold[first] > gold[first + 1] else (first + 1, first)
+        if gold[chosen] != gold[rejected]:
+            pairs.append(
+                {"prompt": prompts[first], "chosen": texts[chosen], "rejected": texts[rejected]}
+                | {"chosen_gold": gold[chosen], "rejected_gold": gold[rejected]}
+                | {"chosen_tokens": ids[chosen], "rejected_tokens": ids[rejected]}
+            )
+    return pairs
+
+
+def sampler(workspace: Workspace, config: sample.Config, purpose: str) -> Any:
+    """`(params, prompts) -> Samples`, compiled, with the keys of `purpose`."""
+    draw = partial(
+        sample.sample,
+        model=workspace.model,
+        config=config,
+        eos_id=workspace.tokenizer.eos_id,
+        pad_id=workspace.tokenizer.pad_id,
+    )
+    compiled = jax.jit(draw)
+    key = workspace.key(purpose)
+
+    def run_sampler(params: Params, prompts: Any) -> Samples:
+        prompts = jax.device_put(prompts, sharding.row_shardings(prompts, workspace.mesh))
+        return compiled(params, prompts, key, np.int32(0))
+
+    return run_sampler
+
+
+def run(workspace: Workspace, config: Config, sft_params: Params) -> None:
+    """Writes `comparisons/train.jsonl` and `heldout.jsonl`; does nothing where both are there."""
+    splits: tuple[tuple[Split, int], ...] = (("train", config.num_train), ("heldout", config.num_heldout))
+    if all(path(workspace, split).exists() for split, _ in splits):
+        return
+    began = time.perf_counter()
+    given = getattr(workspace.task, "comparisons", None)
+    if given is not None:
+        for split, _ in splits:
+            write(path(workspace, split), own_pairs(workspace, given(split)))
+        return
+    check_rows("comparisons.prompts_per_batch", config.prompts_per_batch, workspace.mesh)
+    drawing = sample.Config(workspace.lengths.max_completion_tokens, 2, config.temperature)
+    draw = sampler(workspace, drawing, STAGE)
+    with progress("Comparisons", total=sum(count for _, count in splits)) as bar:
+        for split, count in splits:
+            stream = workspace.stream(split, STAGE)
+            pairs: list[Comparison] = []
+            for start in range(0, count, config.prompts_per_batch):
+                samples = draw(sft_params, stream.prompts(start, config.prompts_per_batch))
+                pairs += judged_pairs(workspace, samples)[: count - start]
+                bar.advance(min(config.prompts_per_batch, count - start))
+            write(path(workspace, split), pairs)
+    workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began})

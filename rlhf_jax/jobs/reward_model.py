@@ -1,0 +1,200 @@
+"""Reward model: learns from comparisons, beginning as the SFT model; then its origin and scale are measured."""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from rlhf_jax import sample
+from rlhf_jax.hub import encoding
+from rlhf_jax.jobs import relabel
+from rlhf_jax.jobs.api import Workspace
+from rlhf_jax.observe.lines import replace
+from rlhf_jax.observe.progress import progress
+from rlhf_jax.ops.losses import pairwise_logistic
+from rlhf_jax.rewards import learned
+from rlhf_jax.runtime import sharding
+from rlhf_jax.runtime.checkpoint import abstract_like
+from rlhf_jax.runtime.mesh import check_rows
+from rlhf_jax.runtime.supervised import train
+from rlhf_jax.types import Array, Mean, Metrics, Params, TrainState
+from rlhf_jax.update import OptimizerConfig, init_state, make_optimizer, train_step
+
+STAGE = "reward_model"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Pairwise logistic loss (Ouyang et al., 2022, arXiv 2203.02155, equation 1), one pass or more over the comparisons."""
+
+    num_updates: int = 300
+    pairs_per_update: int = 32
+    num_micro_batches: int = 1
+    checkpoint_every: int = 100
+    standardize_prompts: int = 256
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3, schedule="cosine"))
+
+
+@struct.dataclass
+class Pairs:
+    """Rows of comparisons, chosen then rejected."""
+
+    tokens_RL: Array
+    mask_RL: Array
+
+    @property
+    def mask_RC(self) -> Array:
+        """What the update counts: rows."""
+        return self.mask_RL
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Mean and standard deviation of the raw reward over samples of the SFT policy."""
+
+    mean: float
+    std: float
+
+
+def objective(value_model: Any, params: Params, rows: Pairs) -> tuple[Array, Metrics]:
+    """Pairwise logistic loss summed over pairs, and the share of pairs that are ordered as labelled."""
+    score_R = learned.score_tokens(value_model, params, rows.tokens_RL, rows.mask_RL)
+    margin_U = score_R[0::2] - score_R[1::2]
+    count = jnp.float32(margin_U.shape[0])
+    loss = pairwise_logistic(score_R[0::2], score_R[1::2]).sum()
+    return loss, {
+        "accuracy": Mean((margin_U > 0).sum(dtype=jnp.float32), count),
+        "margin": Mean(margin_U.sum(), count),
+    }
+
+
+def encode(workspace: Workspace, comparisons: list[relabel.Comparison]) -> Pairs:
+    """Host arrays of `[2 * len(comparisons), Q + C]`."""
+    prompts, ids = [], []
+    for line in comparisons:
+        prompts += [line["prompt"], line["prompt"]]
+        ids += [line["chosen_tokens"], line["rejected_tokens"]]
+    lengths, tokenizer = workspace.lengths, workspace.tokenizer
+    prompt_tokens, prompt_mask = encoding.encode_prompts(prompts, tokenizer, lengths.max_prompt_tokens)
+    tokens, mask = encoding.pad_completions(ids, tokenizer.pad_id, lengths.max_completion_tokens)
+    joined = np.concatenate([prompt_tokens, tokens], axis=1), np.concatenate([prompt_mask, mask], axis=1)
+    return Pairs(*joined)  # type: ignore[arg-type]
+
+
+def place(pairs: Pairs, workspace: Workspace) -> Pairs:
+    return jax.device_put(pairs, sharding.row_shardings(pairs, workspace.mesh))
+
+
+def take(pairs: Pairs, order: np.ndarray) -> Pairs:
+    """The pairs with these numbers."""
+    rows = np.stack([2 * order, 2 * order + 1], axis=1).reshape(-1)
+    return Pairs(pairs.tokens_RL[rows], pairs.mask_RL[rows])
+
+
+def state_layout(workspace: Workspace, config: Config) -> tuple[Any, TrainState, TrainState]:
+    """The optimizer, the shapes of the state, and its shardings."""
+    optimizer = make_optimizer(config.optimizer, config.num_updates)
+    model = workspace.value_model
+    shapes = jax.eval_shape(lambda key: init_state(model.init(key), optimizer), workspace.key("init"))
+    return optimizer, shapes, sharding.state_shardings(model, shapes, optimizer, workspace.mesh)  # type: ignore[arg-type]
+
+
+def heldout_accuracy(workspace: Workspace, params: Params, batch_pairs: int) -> float:
+    """Share of held-out comparisons that the reward model orders as gold does."""
+    comparisons = relabel.read(workspace, "heldout")
+    if not comparisons:
+        raise ValueError(f"{relabel.path(workspace, 'heldout')} has no comparison to measure the reward model on")
+    filled = comparisons + comparisons[:1] * (-len(comparisons) % batch_pairs)
+    score = jax.jit(partial(learned.score_tokens, workspace.value_model))
+    margins = []
+    for start in range(0, len(filled), batch_pairs):
+        pairs = place(encode(workspace, filled[start : start + batch_pairs]), workspace)
+        score_R = np.asarray(score(params, pairs.tokens_RL, pairs.mask_RL))
+        margins.append(score_R[0::2] - score_R[1::2])
+    return float((np.concatenate(margins)[: len(comparisons)] > 0).mean())
+
+
+def measure_standard(workspace: Workspace, params: Params, sft_params: Params, num_prompts: int) -> Standard:
+    """Mean and standard deviation of the raw reward over fresh samples of the SFT policy at temperature 1."""
+    drawing = sample.Config(workspace.lengths.max_completion_tokens, 2, 1.0)
+    draw = relabel.sampler(workspace, drawing, "standardize")
+    samples = draw(sft_params, workspace.stream("train", "standardize").prompts(0, num_prompts))
+    raw = np.asarray(jax.jit(learned.make(workspace.value_model))(params, samples), np.float64)
+    if not raw.std() > 0:
+        raise ValueError(
+            "the reward model gives every SFT sample the same score: it has learned nothing to standardise"
+        )
+    return Standard(float(raw.mean()), float(raw.std()))
+
+
+def standard_path(workspace: Workspace) -> Path:
+    return workspace.directory / f"{STAGE}.json"
+
+
+def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Params, Standard]:
+    """Trains, or reads what an earlier run trained. Returns the reward model's params and its unit."""
+    check_rows("reward_model.pairs_per_update", config.pairs_per_update, workspace.mesh, config.num_micro_batches)
+    began = time.perf_counter()
+    checkpoints = workspace.checkpoints(STAGE)
+    optimizer, shapes, shardings = state_layout(workspace, config)
+    if checkpoints.latest() == config.num_updates and standard_path(workspace).exists():
+        params = checkpoints.restore(config.num_updates, abstract_like(shapes, shardings)).params
+        return params, Standard(**json.loads(standard_path(workspace).read_text()))
+    pairs = encode(workspace, relabel.read(workspace, "train"))
+    num_pairs, batch = pairs.tokens_RL.shape[0] // 2, config.pairs_per_update
+    if num_pairs < batch:
+        raise ValueError(f"{num_pairs} comparisons are fewer than reward_model.pairs_per_update = {batch}")
+    step = partial(
+        train_step,
+        objective=partial(objective, workspace.value_model),
+        optimizer=optimizer,
+        aggregation="pair",
+        unit_rows=2,
+        num_micro_batches=config.num_micro_batches,
+    )
+    everywhere = sharding.replicated(workspace.mesh)
+    head_key = workspace.key("value_head")
+    fresh = jax.jit(
+        lambda params: init_state(workspace.value_model.init_from(jax.tree.map(jnp.copy, params), head_key), optimizer),
+        out_shardings=shardings,
+    )
+
+    def rows(update: int) -> Pairs:
+        epoch, place_in_epoch = divmod(update, num_pairs // batch)
+        order = np.random.default_rng([workspace.seed, epoch]).permutation(num_pairs)
+        return place(take(pairs, order[place_in_epoch * batch :][:batch]), workspace)
+
+    with progress("Reward model", total=config.num_updates, start=checkpoints.latest() or 0) as bar:
+
+        def report(update: int, metrics: Metrics) -> None:
+            values = {name: metric.value() for name, metric in metrics.items()}
+            workspace.metrics.write(STAGE, update, values, time.perf_counter() - began)
+            bar.advance(1, loss=values["loss"], accuracy=values["accuracy"])
+
+        state = train(
+            init=lambda: fresh(sft_params),
+            step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere)),
+            rows=rows,
+            num_updates=config.num_updates,
+            shardings=shardings,
+            checkpoints=checkpoints,
+            checkpoint_every=config.checkpoint_every,
+            on_resume=lambda update: workspace.metrics.resume(STAGE, update),
+            report=report,
+        )
+    checkpoints.close()
+    standard = measure_standard(workspace, state.params, sft_params, config.standardize_prompts)
+    accuracy = heldout_accuracy(workspace, state.params, batch)
+    figures = {"heldout_accuracy": accuracy, "raw_mean": standard.mean, "raw_std": standard.std}
+    workspace.metrics.write("evaluate", config.num_updates, figures, time.perf_counter() - began, of=STAGE)
+    workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began})
+    # The last file of the stage: where it is there, the stage has ended.
+    replace(standard_path(workspace), json.dumps(asdict(standard)).encode())
+    return state.params, standard

@@ -1,0 +1,151 @@
+"""RLHF: rounds of sampling, scoring and updating, with evaluations, samples and checkpoints at ends of rounds."""
+
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from rlhf_jax import sample, score
+from rlhf_jax.jobs import evaluate
+from rlhf_jax.jobs._recorder import Recorder
+from rlhf_jax.jobs.api import Workspace
+from rlhf_jax.observe.progress import progress
+from rlhf_jax.observe.samples import SamplesWriter
+from rlhf_jax.runtime import sharding, synchronous
+from rlhf_jax.runtime.checkpoint import abstract_like
+from rlhf_jax.runtime.clock import Clock
+from rlhf_jax.runtime.mesh import check_rows
+from rlhf_jax.runtime.program import Program, Reward, Setup
+from rlhf_jax.runtime.spool import Spool
+from rlhf_jax.types import Algorithm, Params, Prompts
+from rlhf_jax.update import OptimizerConfig, make_optimizer
+
+STAGE = "rlhf"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run of RLHF. A round is P = num_minibatches * prompts_per_update prompts; every count of updates is of optimizer steps."""
+
+    total_prompts: int = 2048
+    prompts_per_update: int = 32
+    num_minibatches: int = 1
+    num_epochs: int = 1
+    samples_per_prompt: int = 4
+    lag: int = 0
+    trace: tuple[int, ...] = ()
+    temperature: float = 1.0
+    num_micro_batches: int = 1
+    evaluate_every: int = 16  # updates, rounded up to ends of rounds; 0: only at the beginning and the end
+    checkpoint_every: int = 16  # the same
+    log_samples: int = 4  # completions of a round that go to samples.jsonl
+    scoring: score.Config = field(default_factory=score.Config)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def clock(self) -> Clock:
+        """The schedule. Raises ValueError where `total_prompts` is not a whole number of rounds."""
+        per_round = self.num_minibatches * self.prompts_per_update
+        if self.total_prompts % per_round or self.total_prompts < per_round:
+            raise ValueError(
+                f"rlhf.total_prompts is {self.total_prompts}; accepted: multiples of num_minibatches * prompts_per_update = "
+                f"{self.num_minibatches} * {self.prompts_per_update} = {per_round}"
+            )
+        num_rounds = self.total_prompts // per_round
+        return Clock(num_rounds, self.num_minibatches, self.num_epochs, self.lag, tuple(self.trace))
+
+
+def check(config: Config, algorithm: Algorithm, mesh: Any) -> None:
+    """Raises ValueError for what cannot run, before anything is compiled."""
+    clock = config.clock()
+    if config.temperature <= 0:
+        raise ValueError(
+            f"rlhf.temperature is {config.temperature}; accepted: positive numbers (training needs a law to sample)"
+        )
+    if config.samples_per_prompt < algorithm.min_samples_per_prompt:
+        raise ValueError(
+            f"rlhf.samples_per_prompt is {config.samples_per_prompt}; {algorithm.name} needs at least "
+            f"{algorithm.min_samples_per_prompt}"
+        )
+    rows = algorithm.rows_per_prompt(config.samples_per_prompt) * config.prompts_per_update
+    units = rows // algorithm.unit_rows(config.samples_per_prompt)
+    check_rows("rlhf.prompts_per_update (in units of rows)", units, mesh, config.num_micro_batches)
+    check_rows("rlhf.prompts_per_update", config.prompts_per_update * clock.num_minibatches, mesh)
+
+
+def make_program(
+    workspace: Workspace, config: Config, algorithm: Algorithm, reward: Reward, reference_params: Params
+) -> Program:
+    """The compiled calls of this run."""
+    clock = config.clock()
+    stream = workspace.stream("train", STAGE)
+    prompts_per_round = config.num_minibatches * config.prompts_per_update
+
+    def prompts(round_index: int) -> Prompts:
+        return stream.prompts(round_index * prompts_per_round, prompts_per_round)
+
+    setup = Setup(
+        model=workspace.model,
+        algorithm=algorithm,
+        optimizer=make_optimizer(config.optimizer, clock.num_updates),
+        sampling=sample.Config(workspace.lengths.max_completion_tokens, config.samples_per_prompt, config.temperature),
+        scoring=config.scoring,
+        reward=reward,
+        clock=clock,
+        mesh=workspace.mesh,
+        prompts=prompts,
+        key=workspace.key("rollout"),
+        seed=workspace.seed,
+        eos_id=workspace.tokenizer.eos_id,
+        pad_id=workspace.tokenizer.pad_id,
+        num_micro_batches=config.num_micro_batches,
+    )
+    return Program(setup, reference_params)
+
+
+def run(
+    workspace: Workspace,
+    config: Config,
+    algorithm: Algorithm,
+    reward: Reward,
+    reference_params: Params,
+    evaluation: evaluate.Config,
+) -> Params:
+    """Trains, or goes on where a checkpoint is, or reads what an earlier run trained. Returns the policy's params."""
+    check(config, algorithm, workspace.mesh)
+    began = time.perf_counter()
+    clock = config.clock()
+    checkpoints = workspace.checkpoints(STAGE)
+    program = make_program(workspace, config, algorithm, reward, reference_params)
+    abstract = abstract_like(program.state_shapes, program.state_shardings)
+    if checkpoints.latest() == clock.num_updates:
+        return checkpoints.restore(clock.num_updates, abstract).params
+    spool = Spool(workspace.directory / "rounds")
+
+    def complete(step: int) -> bool:
+        return spool.has(clock.issued_before(step // clock.updates_per_round))
+
+    begin = checkpoints.latest(complete)
+    checkpoints.delete_after(begin)
+    state = program.init(reference_params) if begin is None else checkpoints.restore(begin, abstract)
+    version = begin or 0
+    samples_writer = SamplesWriter(workspace.directory)
+    # The version of a checkpoint was evaluated before the checkpoint was written; version 0 has no checkpoint.
+    workspace.metrics.resume(STAGE, version, evaluations_from=version + 1 if version else 0)
+    samples_writer.resume(STAGE, version)
+    first_round = version // clock.updates_per_round
+    row_layout = partial(sharding.row_shardings, mesh=workspace.mesh)
+    pending = {r: spool.read(r, row_layout) for r in clock.issued_before(first_round)}
+    scores = None
+    if reward.model is not None:
+        scores = evaluate.learned_scores(reward.model, reward.params, reward.mean, reward.std)
+    evaluator = evaluate.Evaluator(workspace, evaluation, reference_params, scores)
+    with progress(algorithm.name, total=clock.num_updates, start=version) as bar:
+        recorder = Recorder(workspace, config, program, evaluator, checkpoints, spool, samples_writer, bar, began)
+        if not version:
+            recorder.evaluate(state.params, 0, keep_texts=True)
+        recorder.consume(synchronous.run(program, state, first_round, pending))
+    checkpoints.wait()
+    workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began} | recorder.seconds)
+    params = checkpoints.restore(clock.num_updates, abstract).params
+    checkpoints.close()
+    return params

@@ -1,0 +1,110 @@
+"""Supervised fine-tuning: the policy learns the task's reference completions."""
+
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.hub import encoding
+from rlhf_jax.jobs.api import PromptStream, Workspace
+from rlhf_jax.observe.progress import progress
+from rlhf_jax.ops.losses import cross_entropy_sum
+from rlhf_jax.ops.masked import masked_count, masked_sum
+from rlhf_jax.runtime import sharding
+from rlhf_jax.runtime.checkpoint import abstract_like, restore_params
+from rlhf_jax.runtime.mesh import check_rows
+from rlhf_jax.runtime.supervised import train
+from rlhf_jax.types import Array, Batch, Mean, Metrics, Outputs, Params, TrainState
+from rlhf_jax.update import OptimizerConfig, init_state, make_optimizer, policy_objective, train_step
+
+STAGE = "sft"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Supervised fine-tuning on prompt and reference; the loss is on the completion's tokens, the EOS included."""
+
+    num_updates: int = 300
+    rows_per_update: int = 64
+    num_micro_batches: int = 1
+    checkpoint_every: int = 100
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=3e-3, schedule="cosine"))
+
+
+def loss(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
+    """Negative log-likelihood summed over completion tokens."""
+    tokens = masked_count(batch.mask_RC)
+    return cross_entropy_sum(outputs.logprob_RC, batch.mask_RC), {
+        "entropy": Mean(masked_sum(outputs.entropy_RC, batch.mask_RC), tokens)
+    }
+
+
+def rows(workspace: Workspace, stream: PromptStream, config: Config, update: int) -> Batch:
+    """The rows of an update: consecutive prompts of the stream, each with one of its references in turn."""
+    start, count = update * config.rows_per_update, config.rows_per_update
+    prompts = stream.prompts(start, count)
+    epoch_length = workspace.task.num_prompts(stream.split)
+    chosen = [
+        references[(start + row) // epoch_length % len(references)]
+        for row, references in enumerate(stream.references(start, count))
+    ]
+    tokens, mask = encoding.encode_completions(chosen, workspace.tokenizer, workspace.lengths.max_completion_tokens)
+    batch: Any = Batch(prompts.tokens_PQ, prompts.mask_PQ, tokens, mask, temperature=jnp.float32(1.0))  # type: ignore[arg-type]
+    return jax.device_put(batch, sharding.row_shardings(batch, workspace.mesh))
+
+
+def state_layout(workspace: Workspace, config: Config) -> tuple[Any, TrainState, TrainState]:
+    """The optimizer, the shapes of the state, and its shardings."""
+    optimizer = make_optimizer(config.optimizer, config.num_updates)
+    shapes = jax.eval_shape(lambda key: init_state(workspace.model.init(key), optimizer), workspace.key("init"))
+    return optimizer, shapes, sharding.state_shardings(workspace.model, shapes, optimizer, workspace.mesh)
+
+
+def run(workspace: Workspace, config: Config) -> Params:
+    """Trains, or reads what an earlier run trained. Returns the params of the SFT policy."""
+    check_rows("sft.rows_per_update", config.rows_per_update, workspace.mesh, config.num_micro_batches)
+    began = time.perf_counter()
+    checkpoints = workspace.checkpoints(STAGE)
+    optimizer, shapes, shardings = state_layout(workspace, config)
+    if checkpoints.latest() == config.num_updates:
+        return checkpoints.restore(config.num_updates, abstract_like(shapes, shardings)).params
+    everywhere = sharding.replicated(workspace.mesh)
+    step = partial(
+        train_step,
+        objective=policy_objective(loss, workspace.model),
+        optimizer=optimizer,
+        aggregation="token",
+        num_micro_batches=config.num_micro_batches,
+    )
+    init = jax.jit(lambda: init_state(workspace.model.init(workspace.key("init")), optimizer), out_shardings=shardings)
+    stream = workspace.stream("train", STAGE)
+    with progress("SFT", total=config.num_updates, start=checkpoints.latest() or 0) as bar:
+
+        def report(update: int, metrics: Metrics) -> None:
+            values = {name: metric.value() for name, metric in metrics.items()}
+            workspace.metrics.write(STAGE, update, values, time.perf_counter() - began)
+            bar.advance(1, loss=values["loss"])
+
+        state = train(
+            init=init,
+            step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere)),
+            rows=partial(rows, workspace, stream, config),
+            num_updates=config.num_updates,
+            shardings=shardings,
+            checkpoints=checkpoints,
+            checkpoint_every=config.checkpoint_every,
+            on_resume=lambda update: workspace.metrics.resume(STAGE, update),
+            report=report,
+        )
+    checkpoints.close()
+    workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began})
+    return state.params
+
+
+def load(workspace: Workspace, config: Config) -> Params:
+    """The params of a finished SFT stage. Raises FileNotFoundError when it has not run."""
+    _, shapes, shardings = state_layout(workspace, config)
+    return restore_params(workspace.directory / "checkpoints" / STAGE, abstract_like(shapes, shardings))

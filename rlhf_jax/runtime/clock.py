@@ -1,0 +1,75 @@
+"""When is a round sampled, and with which version: lag and traces as pure functions of round numbers.
+
+With u = num_minibatches * num_epochs updates a round, before round r is trained the trainer's params have version r*u, and
+
+    version of round r              v(r) = u * max(0, r - lag)
+    age in update j of round r      r*u + j - v(r)           j = 0 ... u-1
+
+A trace gives v(r) for every round instead. A round is sampled as soon as its version is published, so that no params but the
+newest are ever needed: with a lag, lag + 1 rounds are issued at the start, then one a round.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The schedule of a run. Versions and ages are counted in updates."""
+
+    num_rounds: int
+    num_minibatches: int = 1
+    num_epochs: int = 1
+    lag: int = 0
+    trace: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("num_rounds", "num_minibatches", "num_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; accepted: 1 or more")
+        if self.lag < 0:
+            raise ValueError(f"lag is {self.lag}; accepted: 0 (synchronous) or more rounds")
+        if self.trace:
+            check_trace(self.trace, self.num_rounds, self.updates_per_round)
+
+    @property
+    def updates_per_round(self) -> int:
+        """u."""
+        return self.num_minibatches * self.num_epochs
+
+    @property
+    def num_updates(self) -> int:
+        """Of the whole run."""
+        return self.num_rounds * self.updates_per_round
+
+    def version(self, round_index: int) -> int:
+        """The version that samples a round."""
+        if self.trace:
+            return self.trace[round_index]
+        return self.updates_per_round * max(0, round_index - self.lag)
+
+    def age(self, round_index: int, update_in_round: int) -> int:
+        """How many updates old a round's samples are in one of its updates; 0 is on-policy."""
+        return round_index * self.updates_per_round + update_in_round - self.version(round_index)
+
+    def issued_at(self, round_index: int) -> list[int]:
+        """Rounds to sample once version round_index * u is published, before that round is trained."""
+        version = round_index * self.updates_per_round
+        return [r for r in range(round_index, self.num_rounds) if self.version(r) == version]
+
+    def issued_before(self, round_index: int) -> list[int]:
+        """Rounds from `round_index` on that were sampled before it: what a checkpoint there must hold."""
+        version = round_index * self.updates_per_round
+        return [r for r in range(round_index, self.num_rounds) if self.version(r) < version]
+
+
+def check_trace(trace: Sequence[int], num_rounds: int, updates_per_round: int) -> None:
+    """Raises ValueError unless every round has a version that is published by then."""
+    if len(trace) != num_rounds:
+        raise ValueError(f"the trace has {len(trace)} versions, but the run has {num_rounds} rounds")
+    for round_index, version in enumerate(trace):
+        if version % updates_per_round or not 0 <= version <= round_index * updates_per_round:
+            raise ValueError(
+                f"the trace gives round {round_index} version {version}; accepted: multiples of {updates_per_round} "
+                f"(updates a round) from 0 to {round_index * updates_per_round}"
+            )

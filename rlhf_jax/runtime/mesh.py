@@ -1,0 +1,55 @@
+"""Device meshes over the axes data, fsdp and tensor, and the checks that a mesh fits devices and batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+AXES = ("data", "fsdp", "tensor")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the mesh axes; -1 (once) takes the devices that are left."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+def mesh_shape(config: Config, num_devices: int) -> tuple[int, int, int]:
+    """The sizes with -1 filled in.
+
+    Raises ValueError when the sizes do not multiply to at most `num_devices`, naming what would.
+    """
+    sizes = [config.data, config.fsdp, config.tensor]
+    given = f"mesh is data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}"
+    if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
+        raise ValueError(f"{given}; accepted: positive sizes, and -1 at most once for the devices that are left")
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if -1 in sizes:
+        if num_devices % known:
+            raise ValueError(f"{given}, but the {num_devices} devices here are not a multiple of {known}")
+        sizes[sizes.index(-1)] = num_devices // known
+    if int(np.prod(sizes)) > num_devices:
+        raise ValueError(f"{given} needs {int(np.prod(sizes))} devices, but there are {num_devices} here")
+    return sizes[0], sizes[1], sizes[2]
+
+
+def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with axes of type Auto (`jax.make_mesh` gives Explicit ones) over the first devices."""
+    devices = jax.devices() if devices is None else devices
+    shape = mesh_shape(config, len(devices))
+    return Mesh(np.asarray(devices[: int(np.prod(shape))]).reshape(shape), AXES)
+
+
+def check_rows(name: str, num_units: int, mesh: Mesh, num_micro_batches: int = 1) -> None:
+    """Raises ValueError unless units of rows divide evenly over micro-batches and the mesh's row shards."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if num_units % (shards * num_micro_batches):
+        raise ValueError(
+            f"{name} is {num_units}, which does not divide into {num_micro_batches} micro-batch(es) over data*fsdp = "
+            f"{shards} shards; accepted: multiples of {shards * num_micro_batches}"
+        )

@@ -1,0 +1,51 @@
+"""Keeps sampled rounds on disk, one file each by atomic rename, for as long as a checkpoint may need them."""
+
+import os
+from dataclasses import fields
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from rlhf_jax.types import Samples
+
+ARRAYS = tuple(f.name for f in fields(Samples) if f.name != "samples_per_prompt")
+
+
+class Spool:
+    """Files `directory/<round>.npz`."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def path(self, round_index: int) -> Path:
+        return self.directory / f"{round_index:08d}.npz"
+
+    def write(self, round_index: int, samples: Samples) -> None:
+        """Durable when this returns: a file is there whole or not at all."""
+        arrays = {name: np.asarray(getattr(samples, name)) for name in ARRAYS}
+        partial = self.path(round_index).with_suffix(".partial")
+        with open(partial, "wb") as file:
+            np.savez(file, samples_per_prompt=samples.samples_per_prompt, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, self.path(round_index))
+
+    def has(self, rounds: list[int]) -> bool:
+        """Whether all of these rounds are there."""
+        return all(self.path(r).exists() for r in rounds)
+
+    def read(self, round_index: int, shardings: Samples) -> Samples:
+        """A round, laid out as it was sampled."""
+        with np.load(self.path(round_index)) as file:
+            arrays = {name: file[name] for name in ARRAYS}
+            samples = Samples(samples_per_prompt=int(file["samples_per_prompt"]), **arrays)
+        return jax.device_put(samples, shardings)
+
+    def keep(self, rounds: list[int]) -> None:
+        """Removes every other round's file."""
+        kept = {self.path(r).name for r in rounds}
+        for path in self.directory.iterdir():
+            if path.name not in kept:
+                path.unlink()

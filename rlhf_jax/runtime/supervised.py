@@ -1,0 +1,50 @@
+"""The loop of a stage that learns from given rows (sft, reward_model): update, report, save, resume."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from rlhf_jax.runtime.checkpoint import Checkpoints, abstract_like
+from rlhf_jax.types import Metrics, TrainState
+
+Report = Callable[[int, Metrics], None]
+"""(update, metrics on the host) -> None; called in order, one update late."""
+
+
+def train(
+    init: Callable[[], TrainState],
+    step: Callable[[TrainState, Any], tuple[TrainState, Any]],
+    rows: Callable[[int], Any],
+    num_updates: int,
+    shardings: TrainState,
+    checkpoints: Checkpoints,
+    checkpoint_every: int,
+    on_resume: Callable[[int], None],
+    report: Report,
+) -> TrainState:
+    """Runs updates up to `num_updates`, from the newest checkpoint if there is one.
+
+    Args:
+      init: makes the state at version 0; not called when there is a checkpoint.
+      step: one compiled update, donating the state.
+      rows: the rows of an update, a function of its number alone, so that a resumed run sees the same.
+      on_resume: is told the update that comes next, before anything is reported.
+    """
+    begin = checkpoints.latest()
+    state = init() if begin is None else checkpoints.restore(begin, abstract_like(jax.eval_shape(init), shardings))
+    begin = begin or 0
+    on_resume(begin)
+    late: tuple[int, Any] | None = None
+    for update in range(begin, num_updates):
+        state, metrics = step(state, rows(update))
+        if late is not None:
+            report(late[0], jax.device_get(late[1]))
+        late = (update, metrics)
+        done = update + 1
+        if done % checkpoint_every == 0 or done == num_updates:
+            report(update, jax.device_get(metrics))
+            late = None
+            checkpoints.save(done, state)
+    checkpoints.wait()
+    return state

@@ -1,0 +1,178 @@
+"""Draws completions: one prefill a prompt, then one compiled decode loop that ends when every row has ended.
+
+The random number of a token is a function of (seed, purpose, prompt ordinal, sample index, position): it does not depend on how
+rows are batched, grouped into rounds or sharded. A token is drawn by inverting the cumulative distribution with that one
+uniform number, which costs one random number a row and not one a vocabulary entry.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.models.api import Cache, Model
+from rlhf_jax.ops.masked import positions_from_mask
+from rlhf_jax.types import Array, Params, Prompts, Samples
+
+
+@dataclass(frozen=True)
+class Config:
+    """The sampling law. Truncated laws (top-k, top-p) are not offered: log-probabilities are those of the whole vocabulary."""
+
+    max_completion_tokens: int = 24
+    samples_per_prompt: int = 4
+    temperature: float = 1.0  # 0 is greedy
+
+
+class _Loop(NamedTuple):
+    position: Array
+    token_B: Array
+    done_B: Array
+    tokens_CB: Array
+    logprob_CB: Array
+    mask_CB: Array
+    cache: Cache
+
+
+def uniforms(key: Array, ordinal_B: Array, sample_index_B: Array, num_positions: int) -> Array:
+    """`[C, B]` float32 in [0, 1): entry (c, b) depends on the key and row b's ordinal, sample index and on c, nothing else."""
+
+    def row(ordinal: Array, sample_index: Array) -> Array:
+        row_key = jax.random.fold_in(jax.random.fold_in(key, ordinal), sample_index)
+        return jax.vmap(lambda c: jax.random.uniform(jax.random.fold_in(row_key, c)))(jnp.arange(num_positions))
+
+    return jax.vmap(row, out_axes=1)(ordinal_B, sample_index_B)
+
+
+def draw(logits_BV: Array, uniform_B: Array, temperature: float) -> tuple[Array, Array]:
+    """The token where the cumulative distribution of softmax(logits / temperature) passes `uniform`, and its log-probability.
+
+    Two levels, so that no cumulative sum over the whole vocabulary is needed: first the block of about sqrt(V) entries, then the
+    entry in it. Temperature 0 takes the most probable token, whose log-probability is then 0.
+
+    Returns: token_B int32, logprob_B float32.
+    """
+    if temperature == 0.0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), jnp.zeros(logits_BV.shape[:1], jnp.float32)
+    scaled_BV = logits_BV.astype(jnp.float32) / temperature
+    shifted_BV = scaled_BV - jnp.max(scaled_BV, axis=-1, keepdims=True)
+    num_rows, vocab_size = shifted_BV.shape
+    width = max(1, round(vocab_size**0.5))
+    padding = -vocab_size % width
+    weight_BXY = jnp.pad(jnp.exp(shifted_BV), ((0, 0), (0, padding))).reshape(num_rows, -1, width)
+    block_BX = weight_BXY.sum(axis=-1)
+    cumulative_BX = jnp.cumsum(block_BX, axis=-1)
+    total_B = cumulative_BX[:, -1]
+    target_B1 = (uniform_B * total_B)[:, None]
+    block_B = _first(cumulative_BX > target_B1, block_BX > 0)
+    inner_BY = jnp.take_along_axis(weight_BXY, block_B[:, None, None], axis=1)[:, 0]
+    before_B1 = jnp.take_along_axis(cumulative_BX - block_BX, block_B[:, None], axis=1)
+    within_B = _first(jnp.cumsum(inner_BY, axis=-1) + before_B1 > target_B1, inner_BY > 0)
+    token_B = (block_B * width + within_B).astype(jnp.int32)
+    logprob_B = jnp.take_along_axis(shifted_BV, token_B[:, None], axis=1)[:, 0] - jnp.log(total_B)
+    return token_B, jnp.minimum(logprob_B, 0.0)
+
+
+def _first(reached_BX: Array, possible_BX: Array) -> Array:
+    """First possible index that was reached; the last possible one where rounding left none."""
+    size = possible_BX.shape[-1]
+    hit_BX = reached_BX & possible_BX
+    last_B = size - 1 - jnp.argmax(possible_BX[:, ::-1], axis=-1)
+    return jnp.where(hit_BX.any(axis=-1), jnp.argmax(hit_BX, axis=-1), last_B)
+
+
+def prefill(
+    params: Params, prompts: Prompts, model: Model, num_columns: int, samples_per_prompt: int
+) -> tuple[Array, Cache]:
+    """Logits after the prompt `[B, V]` and the cache of B = P*G rows; each prompt is run once and its cache repeated."""
+    num_prompts = prompts.tokens_PQ.shape[0]
+    cache = model.init_cache(num_prompts, num_columns)
+    positions_PQ = positions_from_mask(prompts.mask_PQ)
+    hidden_PQD, cache = model.apply(params, prompts.tokens_PQ, positions_PQ, prompts.mask_PQ, cache)
+    assert cache is not None
+    logits_PV = model.head(params, hidden_PQD[:, -1])
+
+    def repeat(array: Array) -> Array:
+        return jnp.repeat(array, samples_per_prompt, axis=0) if samples_per_prompt > 1 else array
+
+    cache = cache.replace(  # type: ignore[attr-defined]
+        keys=tuple(repeat(x) for x in cache.keys),
+        values=tuple(repeat(x) for x in cache.values),
+        mask_BM=repeat(cache.mask_BM),
+    )
+    return repeat(logits_PV), cache
+
+
+def sample(
+    params: Params,
+    prompts: Prompts,
+    key: Array,
+    version: Array,
+    *,
+    model: Model,
+    config: Config,
+    eos_id: int,
+    pad_id: int,
+) -> Samples:
+    """Samples `config.samples_per_prompt` completions of each prompt.
+
+    Args:
+      params: of the policy, float32 or the compute dtype.
+      prompts: P prompts of Q positions, left-padded.
+      key: made of seed and purpose alone; rows are told apart by ordinal, sample index and position.
+      version: int32 scalar, updates that params have had; stamped on the samples.
+
+    Returns: Samples of B = P*G rows and C = `config.max_completion_tokens` positions; the mask holds the EOS.
+    """
+    num_samples, num_positions = config.samples_per_prompt, config.max_completion_tokens
+    num_prompts, prompt_length = prompts.tokens_PQ.shape
+    ordinal_B = jnp.repeat(prompts.ordinal_P, num_samples)
+    index_B = jnp.tile(jnp.arange(num_samples, dtype=jnp.int32), num_prompts)
+    uniform_CB = uniforms(key, ordinal_B, index_B, num_positions)
+    logits_BV, cache = prefill(params, prompts, model, prompt_length + num_positions, num_samples)
+    length_B = jnp.repeat(prompts.mask_PQ.sum(axis=-1, dtype=jnp.int32), num_samples)
+
+    def emit(loop: _Loop, logits_BV: Array) -> _Loop:
+        token_B, logprob_B = draw(logits_BV, uniform_CB[loop.position], config.temperature)
+        live_B = ~loop.done_B
+        token_B = jnp.where(live_B, token_B, pad_id)
+        return loop._replace(
+            position=loop.position + 1,
+            token_B=token_B,
+            done_B=loop.done_B | (live_B & (token_B == eos_id)),
+            tokens_CB=loop.tokens_CB.at[loop.position].set(token_B),
+            logprob_CB=loop.logprob_CB.at[loop.position].set(jnp.where(live_B, logprob_B, 0.0)),
+            mask_CB=loop.mask_CB.at[loop.position].set(live_B),
+        )
+
+    def step(loop: _Loop) -> _Loop:
+        positions_B1 = (length_B + loop.position - 1)[:, None]
+        hidden_B1D, cache = model.apply(params, loop.token_B[:, None], positions_B1, ~loop.done_B[:, None], loop.cache)
+        return emit(loop._replace(cache=cache), model.head(params, hidden_B1D[:, 0]))
+
+    num_rows = ordinal_B.shape[0]
+    loop = _Loop(
+        position=jnp.int32(0),
+        token_B=jnp.zeros(num_rows, jnp.int32),
+        done_B=jnp.zeros(num_rows, bool),
+        tokens_CB=jnp.full((num_positions, num_rows), pad_id, jnp.int32),
+        logprob_CB=jnp.zeros((num_positions, num_rows), jnp.float32),
+        mask_CB=jnp.zeros((num_positions, num_rows), bool),
+        cache=cache,
+    )
+    loop = emit(loop, logits_BV)
+    loop = jax.lax.while_loop(lambda s: (s.position < num_positions) & ~jnp.all(s.done_B), step, loop)
+    return Samples(
+        prompt_tokens_BQ=jnp.repeat(prompts.tokens_PQ, num_samples, axis=0),
+        prompt_mask_BQ=jnp.repeat(prompts.mask_PQ, num_samples, axis=0),
+        tokens_BC=loop.tokens_CB.T,
+        mask_BC=loop.mask_CB.T,
+        behavior_logprob_BC=loop.logprob_CB.T,
+        finished_B=loop.done_B,
+        ordinal_B=ordinal_B,
+        sample_index_B=index_B,
+        version=jnp.asarray(version, jnp.int32),
+        temperature=jnp.float32(config.temperature),
+        samples_per_prompt=num_samples,
+    )

@@ -1,0 +1,85 @@
+"""Scores samples: log-probabilities and values of a role's model, and the reward with its missing-EOS rule."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from rlhf_jax.models.api import Model
+from rlhf_jax.ops.logprobs import chunked_token_logprobs
+from rlhf_jax.ops.masked import positions_from_mask
+from rlhf_jax.types import Array, Outputs, Params, Samples, Scores
+
+MAX_LOGITS = 1 << 22
+"""Logits held at once, in elements (16 MiB of float32): larger heads run in chunks, so that R x C x V never exists whole."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The missing-EOS rule: a completion that never ended gets `score` *instead*, in the unit that `credit` sees.
+
+    Async RLHF (Noukhovitch et al., 2024, arXiv 2410.18252): -1 for TL;DR, -10 for chat, none for GSM8K.
+    """
+
+    replace_missing_eos: bool = True
+    missing_eos_score: float = -1.0
+
+
+def completion_hidden(
+    params: Params, prompt_tokens_RQ: Array, prompt_mask_RQ: Array, tokens_RC: Array, mask_RC: Array, model: Model
+) -> Array:
+    """Hidden states that predict the completion, `[R, C, D]`: those of the last prompt position and of all tokens but the last."""
+    prompt_length = prompt_tokens_RQ.shape[1]
+    tokens_RL = jnp.concatenate([prompt_tokens_RQ, tokens_RC[:, :-1]], axis=1)
+    mask_RL = jnp.concatenate([prompt_mask_RQ, mask_RC[:, :-1]], axis=1)
+    hidden_RLD, _ = model.apply(params, tokens_RL, positions_from_mask(mask_RL), mask_RL)
+    return hidden_RLD[:, prompt_length - 1 :]
+
+
+def policy_outputs(
+    params: Params,
+    prompt_tokens_RQ: Array,
+    prompt_mask_RQ: Array,
+    tokens_RC: Array,
+    mask_RC: Array,
+    temperature: Array,
+    *,
+    model: Model,
+    max_logits: int = MAX_LOGITS,
+) -> Outputs:
+    """Log-probability of each completion token under the tempered law, and the law's entropy; 0 where the mask is false."""
+    hidden_RCD = completion_hidden(params, prompt_tokens_RQ, prompt_mask_RQ, tokens_RC, mask_RC, model)
+    num_rows, length, width = hidden_RCD.shape
+    logprob_N, entropy_N = chunked_token_logprobs(
+        hidden_RCD.reshape(num_rows * length, width),
+        lambda hidden: model.head(params, hidden),
+        tokens_RC.reshape(-1),
+        temperature,
+        max_chunk_elements=max_logits,
+    )
+    return Outputs(
+        logprob_RC=jnp.where(mask_RC, logprob_N.reshape(num_rows, length), 0.0),
+        entropy_RC=jnp.where(mask_RC, entropy_N.reshape(num_rows, length), 0.0),
+    )
+
+
+def sample_logprobs(params: Params, samples: Samples, *, model: Model) -> Array:
+    """Log-probabilities `[B, C]` of samples under a role's params: reference or proximal."""
+    outputs = policy_outputs(
+        params,
+        samples.prompt_tokens_BQ,
+        samples.prompt_mask_BQ,
+        samples.tokens_BC,
+        samples.mask_BC,
+        samples.temperature,
+        model=model,
+    )
+    return outputs.logprob_RC
+
+
+def make_scores(raw_B: Array, finished_B: Array, mean: float, std: float, config: Config) -> Scores:
+    """Standardises a raw reward and applies the missing-EOS rule; `mean` 0 and `std` 1 leave a verifiable reward as it is."""
+    standardized_B = (raw_B.astype(jnp.float32) - mean) / std
+    score_B = standardized_B
+    if config.replace_missing_eos:
+        score_B = jnp.where(finished_B, standardized_B, jnp.float32(config.missing_eos_score))
+    return Scores(raw_B=raw_B, standardized_B=standardized_B, score_B=score_B)

@@ -1,0 +1,167 @@
+"""One update: gradients of a summed loss over micro-batches, divided once, then one step of the optimizer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rlhf_jax.models.api import Model
+from rlhf_jax.score import policy_outputs
+from rlhf_jax.types import Aggregation, Array, Batch, Max, Mean, Metrics, Outputs, Params, TrainState
+
+Objective = Callable[[Params, Any], tuple[Array, Metrics]]
+"""(params, rows) -> (loss summed over the rows, metrics)."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a schedule that counts updates.
+
+    Defaults: betas, epsilon and no decay as Hugging Face's AdamW, linear decay, which the async RLHF code inherits (arXiv
+    2410.18252). Clipping at 1 is its GSM8K setting; 0 turns it off.
+    """
+
+    learning_rate: float = 3e-4
+    schedule: str = "linear"  # linear (to 0), cosine (to 0), constant
+    warmup_updates: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+
+def learning_rate_schedule(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
+    """Learning rate as a function of updates done; linear and cosine reach 0 after `num_updates`."""
+    decay = max(1, num_updates - config.warmup_updates)
+    after = {
+        "linear": optax.linear_schedule(config.learning_rate, 0.0, decay),
+        "cosine": optax.cosine_decay_schedule(config.learning_rate, decay),
+        "constant": optax.constant_schedule(config.learning_rate),
+    }
+    if config.schedule not in after:
+        raise ValueError(f"optimizer.schedule is {config.schedule!r}; accepted: {', '.join(sorted(after))}")
+    if not config.warmup_updates:
+        return after[config.schedule]
+    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_updates)
+    return optax.join_schedules([warmup, after[config.schedule]], [config.warmup_updates])
+
+
+def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientTransformation:
+    """The optimizer of `config`, for a run of `num_updates` updates."""
+    schedule = learning_rate_schedule(config, num_updates)
+    adamw = optax.adamw(schedule, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay)
+    if config.max_grad_norm <= 0.0:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """A fresh state at version 0."""
+    return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params))
+
+
+def denominator(mask_RC: Array, aggregation: Aggregation) -> Array:
+    """What the summed loss of a whole minibatch is divided by, float32: see `types.Algorithm`."""
+    num_rows, length = mask_RC.shape
+    counts = {
+        "token": jnp.maximum(mask_RC.sum(dtype=jnp.float32), 1.0),
+        "sequence": jnp.float32(num_rows),
+        "pair": jnp.float32(num_rows / 2),
+        "constant_length": jnp.float32(num_rows * length),
+    }
+    return counts[aggregation]
+
+
+def policy_objective(loss: Callable[[Outputs, Batch], tuple[Array, Metrics]], model: Model) -> Objective:
+    """The objective of a policy: the model's outputs on the rows, then the algorithm's loss."""
+
+    def objective(params: Params, batch: Batch) -> tuple[Array, Metrics]:
+        rows = (batch.prompt_tokens_RQ, batch.prompt_mask_RQ, batch.tokens_RC, batch.mask_RC)
+        return loss(policy_outputs(params, *rows, batch.temperature, model=model), batch)
+
+    return objective
+
+
+def split_rows(batch: Any, num_parts: int, unit_rows: int) -> Any:
+    """`[R, ...]` -> `[num_parts, R / num_parts, ...]`, units whole, every n-th unit to one part.
+
+    Striding keeps each device's rows on it: a contiguous cut would move rows between the shards of the data axis.
+    """
+
+    def split(array: Array) -> Array:
+        if jnp.ndim(array) == 0:
+            return jnp.broadcast_to(array, (num_parts,))
+        rest = array.shape[1:]
+        strided = array.reshape(-1, num_parts, unit_rows, *rest)
+        return jnp.moveaxis(strided, 1, 0).reshape(num_parts, -1, *rest)
+
+    return jax.tree.map(split, batch)
+
+
+def collapse(stacked: Metrics) -> dict[str, Mean | Max]:
+    """Metrics stacked along their first dimension, as one."""
+
+    def one(metric: Mean | Max) -> Mean | Max:
+        if isinstance(metric, Mean):
+            return Mean(metric.total.sum(0), metric.count.sum(0))
+        return Max(metric.largest.max(0))
+
+    return {name: one(metric) for name, metric in stacked.items()}
+
+
+def summed_gradients(
+    params: Params, batch: Any, objective: Objective, num_micro_batches: int, unit_rows: int
+) -> tuple[Params, Array, Metrics]:
+    """Gradient of the summed loss, the summed loss, and metrics, accumulated over micro-batches in a scan."""
+    gradient = jax.value_and_grad(objective, has_aux=True)
+    if num_micro_batches == 1:
+        (loss, metrics), grads = gradient(params, batch)
+        return grads, loss, metrics
+    parts = split_rows(batch, num_micro_batches, unit_rows)
+
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[1], shapes[0][0]))
+
+    def accumulate(sums: Any, part: Any) -> tuple[Any, Metrics]:
+        (loss, metrics), grads = gradient(params, part)
+        return (jax.tree.map(jnp.add, sums[0], grads), sums[1] + loss), metrics
+
+    (grads, loss), stacked = jax.lax.scan(accumulate, zeros, parts)
+    return grads, loss, collapse(stacked)
+
+
+def train_step(
+    state: TrainState,
+    batch: Any,
+    *,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    aggregation: Aggregation,
+    unit_rows: int = 1,
+    num_micro_batches: int = 1,
+) -> tuple[TrainState, dict[str, Mean | Max]]:
+    """One update of a role on one minibatch.
+
+    Args:
+      batch: a pytree with `mask_RC`, arrays of R rows, and scalars.
+      objective: gives the loss *summed* over rows.
+      aggregation: names the minibatch's denominator, by which the sum is divided once, whatever `num_micro_batches` is.
+
+    Returns: the state at version step + 1, and metrics: the objective's, and loss, grad_norm, update_norm.
+    """
+    grads, loss_sum, metrics = summed_gradients(state.params, batch, objective, num_micro_batches, unit_rows)
+    count = denominator(batch.mask_RC, aggregation)
+    grads = jax.tree.map(lambda g: g / count, grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    one = jnp.float32(1.0)
+    extra = {
+        "loss": Mean(loss_sum, count),
+        "grad_norm": Mean(optax.global_norm(grads), one),
+        "update_norm": Mean(optax.global_norm(updates), one),
+    }
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), {**metrics, **extra}
