@@ -1,0 +1,18 @@
+"""Eight CPU devices, strict ranks, warnings from our own modules as errors, no network."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """`filterwarnings` knows modules by the place that warns: ours, and the tests."""
+    config.addinivalue_line("filterwarnings", r"error:::rlhf_jax\.")
+    config.addinivalue_line("filterwarnings", "error:Some donated buffers were not usable")
