@@ -4,10 +4,10 @@ Figures that are looked for by name, and their units:
 
     of an evaluation   gold_mean (points of the task's judge), win_rate, win_rate_strict, win_rate_greedy, finished
                        (shares), reward_mean (standard deviations of the SFT policy), kl (nats a completion), entropy
-                       (nats a token), completion_length (tokens), distinct_completions (completions), and
-                       `<name>_stderr` of any of them
-    of an update       loss, reward_mean, gold_mean, behavior_kl_k1, entropy, completion_length, finished: in the same
-                       units, but on the samples that are trained on
+                       (nats a token), completion_length (tokens), distinct_completions (share), and `<name>_stderr`
+                       of any of them
+    of an update       loss, and of the samples of its round: reward_standardized, behavior_kl_k1, entropy,
+                       sampled_length, finished, in the units above
 
 Whatever else an update says is drawn by `stage_curves` under its own name.
 """
@@ -60,7 +60,7 @@ def _both(name: str, training_name: str | None = None) -> tuple[Curve, ...]:
 
 
 PANELS = (
-    Panel("Gold score", "points", _both("gold_mean")),
+    Panel("Gold score", "points", (Curve("gold_mean", "held-out prompts"),)),
     Panel(
         "Win-rate against references (gold)",
         "share of samples",
@@ -72,13 +72,13 @@ PANELS = (
         level=0.5,
         share=True,
     ),
-    Panel("Learned reward", "SFT standard deviations", _both("reward_mean")),
+    Panel("Learned reward", "SFT standard deviations", _both("reward_mean", "reward_standardized")),
     Panel("KL to the reference policy", "nats a completion", _both("kl", "behavior_kl_k1")),
     Panel("Entropy", "nats a token", _both("entropy")),
-    Panel("Completion length", "tokens", _both("completion_length")),
-    Panel("Distinct completions", "completions", _both("distinct_completions")),
+    Panel("Completion length", "tokens", _both("completion_length", "sampled_length")),
+    Panel("Distinct completions", "share of samples", (Curve("distinct_completions", "held-out prompts"),), share=True),
     Panel("Completions that end (EOS)", "share of samples", _both("finished"), share=True),
-    Panel("Loss", "as the algorithm defines it", (Curve("loss", "training samples", TRAINING, evaluated=False),)),
+    Panel("Loss", "minibatch mean", (Curve("loss", "training samples", TRAINING, evaluated=False),)),
 )
 SHOWN = frozenset(curve.name for panel in PANELS for curve in panel.curves)
 
@@ -117,7 +117,7 @@ def _grid(count: int, height: float = 2.5) -> tuple[Figure | None, list[Axes]]:
 
 def _draw_panel(ax: Axes, panel: Panel, trained: Sequence[Line], evaluated: Sequence[Line]) -> None:
     style.axes(ax, panel.title, "update", panel.unit)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
     if panel.level is not None:
         ax.axhline(panel.level, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
     for curve in panel.curves:
@@ -132,8 +132,10 @@ def _draw_panel(ax: Axes, panel: Panel, trained: Sequence[Line], evaluated: Sequ
 
 def _draw_curve(ax: Axes, curve: Curve, found: Series) -> None:
     x, y, stderr = (np.asarray(part, float) for part in (found.updates, found.values, found.stderr))
-    lost = int(np.isnan(y).sum())
-    label = f"{curve.label} ({lost} not finite)" if lost else curve.label
+    lost, label = int(np.isnan(y).sum()), curve.label
+    if lost:
+        text = f"{lost} of {len(y)} not finite"
+        ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", fontsize=8, color=MUTED)
     if curve.evaluated:
         ax.plot(x, y, curve.line, color=curve.color, marker="o", markersize=3.5, linewidth=1.8, label=label)
         ax.fill_between(x, y - INTERVAL * stderr, y + INTERVAL * stderr, color=curve.color, alpha=0.18, linewidth=0)

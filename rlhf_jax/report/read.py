@@ -27,6 +27,11 @@ class Run:
     samples: list[Line]
     missing: tuple[str, ...]
 
+    @property
+    def title(self) -> str:
+        """The directory's own name."""
+        return self.directory.resolve().name
+
 
 @dataclass(frozen=True)
 class Series:
@@ -54,10 +59,10 @@ def _missing(lines: Sequence[Line], texts: Sequence[Line]) -> list[str]:
     missing = []
     for stage in (BASE, TRAINED):
         if not ended(lines, stage):
-            done = f"{len(updates(lines, stage))} updates done" if updates(lines, stage) else "not begun"
-            missing.append(f"stage {stage} has not ended ({done})")
-        if not evaluations(lines, stage):
-            missing.append(f"no evaluation of {stage}")
+            done = len(updates(lines, stage))
+            missing.append(f"stage {stage} has not {f'ended ({done} updates done)' if done else 'begun'}")
+    before, after = before_and_after(lines)
+    missing += [f"no evaluation {when} training" for when, line in (("before", before), ("after", after)) if not line]
     return missing + [f'no samples "{kind}"' for kind in ("before", "after") if not of_kind(texts, kind)]
 
 
@@ -72,8 +77,13 @@ def updates(lines: Sequence[Line], stage: str) -> list[Line]:
 
 
 def ended(lines: Sequence[Line], stage: str) -> bool:
-    """Whether the stage has written its timing, which is the last thing that it does."""
-    return any(line["stage"] == stage and line.get("kind") == "timing" for line in lines)
+    """Whether the stage has written its timing, the last thing that it does, or a later stage has begun.
+
+    A run killed just before the timing is written finds nothing to do in that stage when it is started again.
+    """
+    if any(line["stage"] == stage and line.get("kind") == "timing" for line in lines):
+        return True
+    return bool(updates(lines, stage)) and stages(lines)[-1] != stage
 
 
 def evaluations(lines: Sequence[Line], of: str) -> list[Line]:
@@ -87,6 +97,14 @@ def policy_evaluations(lines: Sequence[Line], stage: str = TRAINED, base: str = 
     if any(line["update"] == 0 for line in own) or not own:
         return own
     return [line | {"update": 0} for line in evaluations(lines, base)[-1:]] + own
+
+
+def before_and_after(lines: Sequence[Line]) -> tuple[Line | None, Line | None]:
+    """The evaluation of the policy as training began, and that of its last evaluated version."""
+    found = policy_evaluations(lines) or evaluations(lines, BASE)[-1:]
+    before = found[0] if found and (found[0]["update"] == 0 or found[0]["of"] == BASE) else None
+    after = found[-1] if found and found[-1]["of"] == TRAINED and found[-1]["update"] > 0 else None
+    return before, after
 
 
 def of_kind(texts: Sequence[Line], kind: str) -> list[Line]:

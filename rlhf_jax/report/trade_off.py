@@ -1,9 +1,9 @@
 """Draws what was gained for how much KL: the win-rate beside best-of-n's, and the learned reward beside gold.
 
 Best-of-n by gold has, where no two completions tie, KL log n - (n - 1) / n to the policy that it draws from, and its
-answer beats one more draw of that policy with probability n / (n + 1). Measured points of it are evaluations of
-"best_of_n" with "n" and "win_rate". The other figures are those of `plots.py`, and "gold_std", the standard deviation
-of gold over the SFT policy's samples.
+answer beats one more draw of that policy with probability n / (n + 1). Measured points are evaluations of "best_of_n"
+with "n" and "win_rate", where the reward that was trained on picks. The other figures are those of `plots.py`, and
+"gold_std", the standard deviation of gold over the SFT policy's samples.
 """
 
 import math
@@ -51,20 +51,21 @@ def _draw_win_rate_against_kl(ax: Axes, evaluated: Sequence[Line], best: Sequenc
     n = n[best_of_n_kl(n) <= end]
     ax.plot(best_of_n_kl(n), best_of_n_win_rate(n), color=MUTED, linestyle="--", label="best of n by gold, analytic")
     for count in (2, 4, 16, 64, 256):
-        if best_of_n_kl(count) <= end:
+        if 0.06 * end < best_of_n_kl(count) <= end:
             ax.plot(best_of_n_kl(count), best_of_n_win_rate(count), "o", color=MUTED, markersize=3.5)
             place = (float(best_of_n_kl(count)), float(best_of_n_win_rate(count)))
             ax.annotate(f"n={count}", place, (-3, 5), textcoords="offset points", ha="right", fontsize=7.5, color=MUTED)
     if best:
+        best = sorted(best, key=lambda line: line["n"])
         kl_of_best = best_of_n_kl(np.asarray([line["n"] for line in best], float))
         measured = [line["win_rate"] for line in best]
-        ax.plot(kl_of_best, measured, "s", color=SECOND, markersize=5, label="best of n, measured")
+        ax.plot(kl_of_best, measured, "s:", color=SECOND, markersize=4, label="best of n by the reward, measured")
     stderr = np.asarray([line.get("win_rate_stderr", math.nan) for line in evaluated])
     ax.errorbar(
         kl, win_rate, INTERVAL * stderr, color=HELDOUT, marker="o", markersize=4, linewidth=1.8, label="trained"
     )
-    for place, line in ((0, evaluated[0]), (-1, evaluated[-1])):
-        text, point = f"update {line['update']}", (float(kl[place]), float(win_rate[place]))
+    for place in sorted({0, len(evaluated) - 1}):
+        text, point = f"update {evaluated[place]['update']}", (float(kl[place]), float(win_rate[place]))
         ax.annotate(text, point, (7, -10), textcoords="offset points", fontsize=8, color=INK)
     ax.margins(x=0.1)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))

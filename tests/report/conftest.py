@@ -17,11 +17,12 @@ def wave(update: int) -> float:
 
 
 def write_rlhf(writer: MetricsWriter, num_updates: int) -> None:
+    write_evaluation(writer, "rlhf", 0, 0.0)
     for j in range(num_updates):
         share = j / 60
-        figures = {"loss": 0.69 - 0.3 * share + wave(j) / 9, "reward_mean": 2 * share + wave(j) / 3}
-        figures |= {"gold_mean": 0.4 + 0.9 * share + wave(j) / 4, "behavior_kl_k1": 2 * share**1.5 + wave(j) / 8}
-        figures |= {"entropy": 1.4 - 0.6 * share, "completion_length": 11 + 2 * share + wave(j), "finished": 0.97}
+        figures = {"loss": 0.69 - 0.3 * share + wave(j) / 9, "reward_standardized": 2 * share + wave(j) / 3}
+        figures |= {"reward": 4 * share, "behavior_kl_k1": 2 * share**1.5 + wave(j) / 8}
+        figures |= {"entropy": 1.4 - 0.6 * share, "sampled_length": 11 + 2 * share + wave(j), "finished": 0.97}
         figures |= {"accuracy": 0.5 + 0.3 * share, "margin": share, "grad_norm": 1 + wave(j), "age": j % 2}
         writer.write("rlhf", j, figures, seconds=0.2 * j)
         if (j + 1) % 10 == 0:
@@ -33,7 +34,7 @@ def write_evaluation(writer: MetricsWriter, of: str, update: int, share: float) 
     figures |= {"win_rate": 0.5 + 0.4 * share, "win_rate_stderr": 0.01, "win_rate_strict": 0.42 + 0.45 * share}
     figures |= {"win_rate_greedy": 0.6 + 0.33 * share, "kl": 2 * share**1.5, "kl_per_token": 0.2 * share}
     figures |= {"entropy": 1.4 - 0.6 * share, "completion_length": 11 + 2 * share, "finished": 0.97 + 0.02 * share}
-    figures |= {"distinct_completions": 3971 - int(900 * share), "kl_perplexity": 4.2}
+    figures |= {"distinct_completions": 0.97 - 0.22 * share, "kl_perplexity": 4.2}
     writer.write("evaluate", update, figures, seconds=0.2 * update, of=of)
 
 
@@ -46,7 +47,6 @@ def make_run(directory: Path, num_updates: int = 60) -> Path:
     with MetricsWriter(directory, tensorboard=False) as writer:
         for j in range(40):
             writer.write("sft", j, {"loss": 3 * math.exp(-j / 9) + 1, "grad_norm": 1 + wave(j)}, seconds=0.1 * j)
-        write_evaluation(writer, "sft", 40, 0.0)
         writer.write_timing("sft", {"wall_seconds": 14.2, "compile_seconds": 3.1, "evaluate_seconds": 2.0})
         writer.write_timing("comparisons", {"wall_seconds": 4.2})
         for j in range(40):
@@ -56,8 +56,10 @@ def make_run(directory: Path, num_updates: int = 60) -> Path:
         writer.write_timing("reward_model", {"wall_seconds": 21.0, "compile_seconds": 4.0})
         write_rlhf(writer, num_updates)
         writer.write_timing("rlhf", {"wall_seconds": 48.0, "compile_seconds": 6.0, "generate_seconds": 18.5})
-        for n in (2, 4):
-            writer.write("evaluate", 40, {"n": n, "win_rate": n / (n + 1) - 0.02}, of="best_of_n")
+        for n in (1, 2, 4, 8):
+            figures = {"n": float(n), "kl": math.log(n) - 1 + 1 / n, "win_rate": n / (n + 1) - 0.01 * n}
+            writer.write("evaluate", 0, figures, of="best_of_n")
+        writer.write_timing("best_of_n", {"wall_seconds": 3.0})
     texts = SamplesWriter(directory)
     for kind, words, gold in (
         ("before", "was rather dull and i slept", 0.125),
