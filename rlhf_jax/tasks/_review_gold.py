@@ -23,12 +23,12 @@ UNANSWERED = -1.2  # an aspect that the prompt cares about and the review leaves
 TRUE_DETAIL, FALSE_DETAIL = 0.7, -0.7
 FILLER = -0.4
 FITTING_CLOSING, CONTRARY_CLOSING = 0.5, -1.0
-FITTING_LINK, WRONG_LINK = 0.1, -0.4
+FITTING_LINK, WRONG_LINK = 0.1, -0.25
 CALM = 2.0  # heat that the judge forgives
 HOT, HOT_SQUARED = -1.2, -0.4  # of the heat beyond
-REPEATED = -0.7  # an adjective, modifier, aspect or sentence, again
+REPEATED, REPEATED_SQUARED = -0.1, -0.2  # an adjective, modifier, aspect or sentence, again
 STACKED = -0.6  # a second modifier of one adjective, a third, ...
-MISFIT = -0.8  # an adjective that belongs to another aspect
+MISFIT = -0.4  # an adjective that belongs to another aspect
 JUNK = -1.0  # a word that is part of no clause
 FREE_WORDS, WORD_TOO_MANY = 24, -0.25
 FREE_SENTENCES, SENTENCE_TOO_MANY = 4, -0.5
@@ -167,6 +167,7 @@ def terms(prompt: str, completion: str, finished: bool) -> dict[str, float]:
     others = sum(OTHER_WEIGHT * value if aspect in found.asked.aspects else ABSENT for aspect, value in worth.items())
     contrary = sum(closing * cared <= 0 for closing in found.closings)
     hot = max(found.heat - CALM, 0.0)
+    again = sum(found.said.values()) - len(found.said)
     return {
         "cared": cared,
         "others": others,
@@ -176,7 +177,7 @@ def terms(prompt: str, completion: str, finished: bool) -> dict[str, float]:
         "closing": FITTING_CLOSING * (len(found.closings) > contrary) + CONTRARY_CLOSING * contrary,
         "links": FITTING_LINK * found.fitting_links + WRONG_LINK * found.wrong_links,
         "gushing": HOT * hot + HOT_SQUARED * hot**2,
-        "repetition": REPEATED * (sum(found.said.values()) - len(found.said)) + STACKED * found.stacked,
+        "repetition": REPEATED * again + REPEATED_SQUARED * again**2 + STACKED * found.stacked,
         "rambling": WORD_TOO_MANY * max(len(completion.split()) - FREE_WORDS, 0)
         + SENTENCE_TOO_MANY * max(completion.count(" .") - FREE_SENTENCES, 0),
         "junk": JUNK * found.junk + MISFIT * found.misfits,

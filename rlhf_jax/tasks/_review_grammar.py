@@ -8,7 +8,6 @@ from random import Random
 from rlhf_jax.tasks import _review_words as lexicon
 
 MAX_PROMPT_WORDS = 21
-MAX_HEAT = 2.0  # nobody in the corpus is louder, so nothing that is learned from it has seen what the judge then thinks
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,11 @@ NUM_CARED = len(_cared(lexicon.PLACES["hotel"]))
 NUM_OPENINGS = len(lexicon.PLACES) * len(lexicon.LOCATIONS) * len(lexicon.PLACE_ADJECTIVES) * NUM_CARED
 
 
+def rarity(word: str) -> float:
+    """Weight of a word: loud ones are rare, so that the corpus hardly shows what the judge thinks of many."""
+    return 1.0 / (1.0 + 2.0 * lexicon.HEAT.get(word, 0.0))
+
+
 class Writer:
     """Writes one continuation, sentence by sentence, from one stream of random numbers."""
 
@@ -52,10 +56,8 @@ class Writer:
         self.opening = opening
         self.random = Random(seed)
         self.max_words = max_words
-        self.heat = 0.0
-        self.used: set[str] = set()
         self.cheer = self.pick({0.35: 3.0, 0.55: 4.0, 0.75: 3.0})  # probability that an adjective praises
-        self.sign = 0
+        self.sign = self.first_sign = 0  # of the last phrase, and of the first one of its sentence
 
     def chance(self, probability: float) -> bool:
         return self.random.random() < probability
@@ -85,8 +87,8 @@ class Writer:
             return []
         aspect = second[0] if what == "second" else self.pick(dict.fromkeys(others, 1.0))
         before, phrases = self.sign, self.phrases(aspect)
-        fitting = "also" if before == self.first_sign else "but"
-        link = self.pick({"": 0.5, fitting: 0.42, "but" if fitting == "also" else "also": 0.08})
+        fitting, other = ("also", "but") if before == self.first_sign else ("but", "also")
+        link = self.pick({"": 0.5, fitting: 0.4, other: 0.1})
         return [*link.split(), "the", aspect, "was", *phrases]
 
     def phrases(self, aspect: str) -> list[str]:
@@ -94,34 +96,18 @@ class Writer:
         self.first_sign = self.sign = sign
         if not self.chance(0.45):
             return first
-        second, other = self.phrase(aspect)
-        self.sign = other
-        fitting = "and" if other == sign else "but"
-        return [*first, fitting if self.chance(0.85) else ("but" if fitting == "and" else "and"), *second]
+        second, self.sign = self.phrase(aspect)
+        fitting, other = ("and", "but") if self.sign == sign else ("but", "and")
+        return [*first, self.pick({fitting: 0.8, other: 0.2}), *second]
 
     def phrase(self, aspect: str) -> tuple[list[str], int]:
         """A modifier or none, an adjective, and the sign of both together."""
         praise = self.chance(self.cheer)
-        table = lexicon.SPECIFIC[aspect] if self.chance(0.4) else lexicon.GENERIC
-        adjective = self.pick({word: self.weight(word) for word, value in table.items() if (value > 0) == praise})
-        self.note(adjective)
-        modifier = ""
-        if self.chance(0.5):
-            modifier = self.pick({word: self.weight(word) for word in lexicon.MODIFIERS})
-            self.note(modifier)
-        negated = lexicon.MODIFIERS.get(modifier, 1.0) < 0
+        table = lexicon.SPECIFIC[aspect] if self.chance(0.5) else lexicon.GENERIC
+        adjective = self.pick({word: rarity(word) for word, value in table.items() if (value > 0) == praise})
+        modifier = self.pick({word: rarity(word) for word in lexicon.MODIFIERS}) if self.chance(0.45) else ""
+        negated = modifier == "not"
         return [*modifier.split(), adjective], 1 if praise != negated else -1
-
-    def weight(self, word: str) -> float:
-        """Nobody repeats a word or gets louder than MAX_HEAT; loud words are rare."""
-        heat = lexicon.HEAT.get(word, 0.0)
-        if word in self.used or self.heat + heat > MAX_HEAT:
-            return 0.0
-        return 1.0 / (1.0 + heat)
-
-    def note(self, word: str) -> None:
-        self.used.add(word)
-        self.heat += lexicon.HEAT.get(word, 0.0)
 
     def detail(self) -> list[str]:
         if not self.chance(0.35):
