@@ -5,17 +5,22 @@ with progress("Online DPO", total=60) as bar:
 """
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 LINE_SECONDS = 5.0
 REFRESH_PER_SECOND = 4
+BAR_WIDTH = 24
 
 
 class Bar(Protocol):
@@ -36,7 +41,7 @@ class _Count:
 
     def move(self, steps: int, figures: dict[str, float]) -> None:
         self.done += steps
-        self.figures |= figures
+        self.figures = self.figures | figures  # a new one: another thread may be reading the old
 
     def elapsed_seconds(self) -> float:
         return self.clock() - self.began
@@ -77,30 +82,37 @@ class _LineBar:
 
 
 class _LiveBar:
-    """Redraws one line of a terminal a few times a second, from a thread of `rich`."""
+    """Redraws its place on a terminal a few times a second, from a thread of `rich`: the time moves while a step is slow.
+
+    The figures stand behind the bar where the terminal is wide enough, and below it where it is not.
+    """
 
     def __init__(self, count: _Count, stream: TextIO) -> None:
-        self.count = count
-        columns = (
-            TextColumn("{task.description}", style="bold", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[time]}", style="dim", markup=False),
-            TextColumn("{task.fields[figures]}", markup=False),
-        )
-        self.display = Progress(*columns, console=Console(file=stream), refresh_per_second=REFRESH_PER_SECOND)
-        self.task = self.display.add_task(count.title, total=count.total, completed=count.start, time="", figures="")
-        self.display.start()
+        self.count, self.ending = count, ""
+        self.live = Live(self, console=Console(file=stream, highlight=False), refresh_per_second=REFRESH_PER_SECOND)
+        self.live.start()
 
     def advance(self, steps: int = 1, **figures: float) -> None:
         self.count.move(steps, figures)
-        self.display.update(
-            self.task, completed=self.count.done, time=self.count.time_text(), figures=self.count.figures_text()
-        )
 
     def finish(self, ending: str) -> None:
-        self.display.update(self.task, time=f"{self.count.time_text()} {ending}")
-        self.display.stop()
+        self.ending = ending
+        self.live.stop()  # draws once more
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        count, figures = self.count, Text(self.count.figures_text(), no_wrap=True, overflow="ellipsis")
+        place, clock = f"{count.done}/{count.total}", f"{count.time_text()} {self.ending}".rstrip()
+        left = options.max_width - len(count.title) - len(place) - len(clock) - 3
+        bar = ProgressBar(total=count.total, completed=count.done, width=max(4, min(BAR_WIDTH, left)))
+        row = Table.grid(padding=(0, 1))
+        cells = (Text(count.title, "bold", no_wrap=True), bar, Text(place), Text(clock, "dim", no_wrap=True))
+        if left - BAR_WIDTH > len(figures):
+            row.add_row(*cells, figures)
+            yield row
+        else:
+            row.add_row(*cells)
+            yield row
+            yield Text("  ") + figures
 
 
 @contextmanager
@@ -119,7 +131,11 @@ def progress(
     """
     out = sys.stdout if stream is None else stream
     count = _Count(title, total, start, clock)
-    bar = _LiveBar(count, out) if out.isatty() else _LineBar(count, out, interval_seconds)
+    bar = (
+        _LiveBar(count, out)
+        if out.isatty() and os.environ.get("TERM") != "dumb"
+        else _LineBar(count, out, interval_seconds)
+    )
     ending = "stopped"
     try:
         yield bar

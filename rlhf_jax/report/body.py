@@ -10,8 +10,10 @@ from rlhf_jax.observe.progress import format_figure, format_seconds
 from rlhf_jax.report import page, plots, read, style, trade_off
 from rlhf_jax.report.read import BEST_OF_N, Run
 
-MAX_PAIRS = 24
+NUM_PAIRS = 8
+MAX_PAIRS = 64
 MAX_DURING = 60
+KINDS = ("before", "after")
 
 
 def body(run: Run, drawn: Mapping[str, Figure]) -> list[str]:
@@ -78,12 +80,14 @@ def _pairs(run: Run) -> str:
     """The last completion "before" and the last "after" of each prompt, side by side."""
     before, after = ({text["ordinal"]: text for text in read.of_kind(run.samples, kind)} for kind in KINDS)
     both = [(before.get(ordinal), after.get(ordinal)) for ordinal in dict.fromkeys([*before, *after])]
-    rows = [_pair_row(first, second) for first, second in both[:MAX_PAIRS]]
+    shown, more = both[:NUM_PAIRS], both[NUM_PAIRS:MAX_PAIRS]
+    return _pair_table(shown) + page.folded(f"{len(more)} more", _pair_table(more))
+
+
+def _pair_table(pairs: Sequence[tuple[Line | None, Line | None]]) -> str:
     head = ("prompt", "before", "gold", "reward", "after", "gold", "reward")
-    return page.table(head, rows, ("text", "text", "number", "number", "text", "number", "number")) if rows else ""
-
-
-KINDS = ("before", "after")
+    kinds = ("text", "text", "number", "number", "text", "number", "number")
+    return page.table(head, [_pair_row(*pair) for pair in pairs], kinds) if pairs else ""
 
 
 def _pair_row(before: Line | None, after: Line | None) -> list[str]:

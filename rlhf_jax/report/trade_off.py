@@ -49,7 +49,13 @@ def _draw_win_rate_against_kl(ax: Axes, evaluated: Sequence[Line], best: Sequenc
     end = max(kl.max(), 1.0) * 1.05
     n = np.geomspace(1, math.exp(min(end + 1, 700)), 400)  # best-of-n's KL is above log n - 1
     n = n[best_of_n_kl(n) <= end]
-    ax.plot(best_of_n_kl(n), best_of_n_win_rate(n), color=MUTED, linestyle="--", label="best of n by gold, analytic")
+    ax.plot(
+        best_of_n_kl(n),
+        best_of_n_win_rate(n),
+        color=MUTED,
+        linestyle="--",
+        label="best of n by gold against the policy itself, analytic",
+    )
     for count in (2, 4, 16, 64, 256):
         if 0.06 * end < best_of_n_kl(count) <= end:
             ax.plot(best_of_n_kl(count), best_of_n_win_rate(count), "o", color=MUTED, markersize=3.5)
@@ -69,7 +75,7 @@ def _draw_win_rate_against_kl(ax: Axes, evaluated: Sequence[Line], best: Sequenc
         ax.annotate(text, point, (7, -10), textcoords="offset points", fontsize=8, color=INK)
     ax.margins(x=0.1)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-    ax.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
+    ax.legend(frameon=False, fontsize=8, labelcolor=INK)
 
 
 def _draw_rewards_against_kl(ax: Axes, evaluated: Sequence[Line]) -> None:
@@ -88,7 +94,7 @@ def _draw_rewards_against_kl(ax: Axes, evaluated: Sequence[Line]) -> None:
                 kl, (values - values[0]) / spread, color=color, marker="o", markersize=4, linewidth=1.8, label=label
             )
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
+        ax.legend(frameon=False, fontsize=8, labelcolor=INK)
 
 
 def _finite(line: Line, name: str) -> bool:

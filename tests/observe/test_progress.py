@@ -1,6 +1,7 @@
 """A bar tells where a stage is, on a terminal and in a log file, and does not flood either."""
 
 import io
+import re
 
 import pytest
 
@@ -71,16 +72,35 @@ def test_a_stage_that_fails_is_shown_as_stopped() -> None:
     assert stream.getvalue() == "SFT  1/3  33%  loss 0.500  [0.0 s, 0.0 s left] stopped\n"
 
 
-def test_a_terminal_shows_the_last_state() -> None:
+def screen(columns: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a terminal of that width shows at the end of a stage."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
     stream = Terminal()
     with progress("Online [DPO]", total=3, stream=stream, clock=Clock()) as bar:
         for update in range(3):
-            bar.advance(1, gold=update / 8)
-    last = stream.getvalue().rsplit("\r", 1)[-1]
-    assert "Online [DPO]" in last
-    assert "3/3" in last
-    assert "gold 0.250" in last
-    assert "done" in last
+            bar.advance(1, gold=update / 8, kl=0.5)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())  # colours, cursor movements
+    return [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
+
+
+def test_a_wide_terminal_shows_the_last_state_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    last = screen(100, monkeypatch)[-1]
+    assert last == "Online [DPO] " + "━" * 24 + " 3/3 0.0 s done gold 0.250  kl 0.500"
+
+
+def test_a_narrow_terminal_loses_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    bar, figures = screen(40, monkeypatch)[-2:]
+    assert bar == "Online [DPO] " + "━" * 12 + " 3/3 0.0 s done"
+    assert figures == "  gold 0.250  kl 0.500"
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    with progress("SFT", total=1, stream=stream, clock=Clock()) as bar:
+        bar.advance()
+    assert stream.getvalue() == "SFT  1/1  100%  [0.0 s] done\n"
 
 
 @pytest.mark.parametrize(

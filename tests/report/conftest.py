@@ -8,6 +8,7 @@ import pytest
 
 from rlhf_jax.observe.metrics import MetricsWriter
 from rlhf_jax.observe.samples import Sample, SamplesWriter
+from rlhf_jax.report.html import write_report
 
 NASTY = "</td><script>alert(1)</script> & \x1b[2J"
 
@@ -41,6 +42,14 @@ def write_evaluation(writer: MetricsWriter, of: str, update: int, share: float) 
 @pytest.fixture
 def run_directory(tmp_path: Path) -> Path:
     return make_run(tmp_path / "quickstart")
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with its report; drawing takes a second, so the tests that only look share it."""
+    directory = make_run(tmp_path_factory.mktemp("runs") / "quickstart")
+    assert write_report(directory) == directory / "report.html"
+    return directory
 
 
 def make_run(directory: Path, num_updates: int = 60) -> Path:

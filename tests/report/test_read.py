@@ -1,0 +1,76 @@
+"""What a report says of a run is what the lines say, also when a run stopped anywhere."""
+
+from pathlib import Path
+
+import pytest
+
+from rlhf_jax.report import read
+
+
+def updated(stage: str, update: int, seconds: float) -> dict:
+    return {"stage": stage, "update": update, "seconds": seconds}
+
+
+def test_a_finished_run_misses_nothing(run_directory: Path) -> None:
+    run = read.read_run(run_directory)
+    assert run.missing == ()
+    assert run.title == "quickstart"
+    assert read.stages(run.lines) == ["sft", "comparisons", "reward_model", "rlhf", "best_of_n"]
+    assert len(read.updates(run.lines, "rlhf")) == 60
+    before, after = read.before_and_after(run.lines)
+    assert before is not None
+    assert after is not None
+    assert (before["update"], after["update"]) == (0, 60)
+
+
+def test_an_unfinished_run_says_what_is_missing(run_directory: Path) -> None:
+    metrics = run_directory / "metrics.jsonl"
+    cut = [text for text in metrics.read_text().splitlines() if '"rlhf", "update"' in text and "evaluate" not in text]
+    metrics.write_text("\n".join(cut[:7]) + "\n")
+    (run_directory / "samples.jsonl").unlink()
+    (run_directory / "config.json").unlink()
+    assert read.read_run(run_directory).missing == (
+        "config.json is not there",
+        "samples.jsonl is not there",
+        "stage sft has not begun",
+        "stage rlhf has not ended (7 updates done)",
+        "no evaluation before training",
+        "no evaluation after training",
+        'no samples "before"',
+        'no samples "after"',
+    )
+
+
+def test_a_directory_without_a_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"is no run directory: none of config\.json, metrics\.jsonl"):
+        read.read_run(tmp_path)
+
+
+def test_a_stage_has_ended_when_a_later_one_began() -> None:
+    lines = [updated("sft", 0, 1.0)]
+    assert not read.ended(lines, "sft")
+    assert read.ended([*lines, updated("rlhf", 0, 1.0)], "sft")
+    assert read.ended([*lines, {"stage": "sft", "kind": "timing", "wall_seconds": 3.0}], "sft")
+
+
+def test_version_0_is_the_sft_policy_where_it_was_not_evaluated() -> None:
+    lines = [{"stage": "evaluate", "of": "sft", "update": 40, "kl": 0.0}]
+    assert read.before_and_after(lines) == (lines[0], None)
+    lines.append({"stage": "evaluate", "of": "rlhf", "update": 7, "kl": 1.0})
+    assert [(line["update"], line["kl"]) for line in read.policy_evaluations(lines)] == [(0, 0.0), (7, 1.0)]
+    lines.append({"stage": "evaluate", "of": "rlhf", "update": 0, "kl": 0.5})
+    assert [line["update"] for line in read.policy_evaluations(lines)] == [7, 0]
+
+
+def test_the_parts_of_a_stage_sum_to_its_wall_time() -> None:
+    timing = {"stage": "sft", "kind": "timing", "wall_seconds": 11.0, "compile_seconds": 3.0, "evaluate_seconds": 2.0}
+    seconds = read.stage_seconds([updated("sft", 0, 1.0), updated("sft", 1, 9.0), timing])
+    assert seconds == {"sft": {"compile": 3.0, "evaluate": 2.0, "other": 6.0}}
+
+
+def test_a_resumed_stage_took_the_time_of_every_process() -> None:
+    # one process for 7 s, one for 5 s, and a third that needed 3 s to its last update and 4 s to its end
+    lines = [updated("rlhf", update, seconds) for update, seconds in enumerate([2.0, 7.0, 1.0, 5.0, 3.0])]
+    assert read.stage_seconds(lines) == {"rlhf": {"other": 7.0 + 5.0 + 3.0}}
+    lines.append({"stage": "rlhf", "kind": "timing", "wall_seconds": 4.0})
+    assert read.stage_seconds(lines) == {"rlhf": {"other": 7.0 + 5.0 + 4.0}}
