@@ -11,8 +11,8 @@ from rlhf_jax import build
 def get_config() -> ConfigDict:
     config = build.default()
     config.directory = "runs/quickstart"
-    config.lengths.max_prompt_tokens = 24
-    config.lengths.max_completion_tokens = 32
+    config.lengths.max_prompt_tokens = 21
+    config.lengths.max_completion_tokens = 28
     config.rlhf.total_prompts = 64 * 32
     config.rlhf.prompts_per_update = 32
     config.rlhf.evaluate_every = 16

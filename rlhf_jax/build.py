@@ -1,4 +1,4 @@
-"""Turns a ConfigDict into components: the only reader of one, and the only place where a config is checked against a directory."""
+"""Turns a ConfigDict into components: its only reader, and where it is checked against the directory of an earlier run."""
 
 import dataclasses
 import difflib
@@ -12,13 +12,11 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import plugins
 from rlhf_jax.hub import tokenizers
-from rlhf_jax.jobs import evaluate, pipeline, relabel, reward_model, rlhf, sft
+from rlhf_jax.jobs import _evaluator, pipeline, relabel, reward_model, rlhf, sft
 from rlhf_jax.jobs.api import Lengths, Workspace
 from rlhf_jax.observe.lines import replace
 from rlhf_jax.runtime import mesh
 from rlhf_jax.types import Algorithm
-
-JOBS = ("pipeline", "sft", "relabel", "reward_model", "rlhf", "evaluate")
 
 
 def node(config: Any, **first: Any) -> ConfigDict:
@@ -63,7 +61,7 @@ def default() -> ConfigDict:
             "comparisons": node(relabel.Config()),
             "reward_model": node(reward_model.Config()),
             "rlhf": node(rlhf.Config()),
-            "evaluate": node(evaluate.Config()),
+            "evaluate": node(_evaluator.Config()),
             "best_of_n": (1, 2, 4, 8, 16),
             "best_of_n_prompts": 256,
         }
@@ -125,7 +123,8 @@ def check_directory(directory: Path, resolved: dict[str, Any]) -> None:
         replace(path, text.encode())
         return
     was, now = _flat(json.loads(path.read_text())), _flat(json.loads(text))
-    changed = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
+    keys = (was.keys() | now.keys()) - {"job", "directory"}  # which part is run, and from where, may change
+    changed = sorted(key for key in keys if was.get(key) != now.get(key))
     if changed:
         listed = ", ".join(f"{key} ({was.get(key)!r} there, {now.get(key)!r} now)" for key in changed[:6])
         raise ValueError(f"{directory} was made with another config: {listed}; take another --config.directory")
@@ -179,7 +178,7 @@ def stages(values: dict[str, Any]) -> pipeline.Stages:
         comparisons=fill(relabel.Config, values["comparisons"], "comparisons"),
         reward_model=fill(reward_model.Config, values["reward_model"], "reward_model"),
         rlhf=fill(rlhf.Config, values["rlhf"], "rlhf"),
-        evaluate=fill(evaluate.Config, values["evaluate"], "evaluate"),
+        evaluate=fill(_evaluator.Config, values["evaluate"], "evaluate"),
         reward=values["reward"],
         best_of_n=tuple(values["best_of_n"]),
         best_of_n_prompts=values["best_of_n_prompts"],
@@ -191,6 +190,7 @@ def run(config: ConfigDict) -> None:
     values = config.to_dict()
     shared = workspace(values)
     settings, chosen = stages(values), algorithm(values["algorithm"])
+    job = plugins.find("jobs", values["job"]).job
     rlhf.check(settings.rlhf, chosen, shared.mesh)
     check_directory(shared.directory, values)
-    pipeline.run(shared, settings, chosen)
+    job(shared, settings, chosen)

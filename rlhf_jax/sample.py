@@ -48,8 +48,8 @@ def uniforms(key: Array, ordinal_B: Array, sample_index_B: Array, num_positions:
 def draw(logits_BV: Array, uniform_B: Array, temperature: float) -> tuple[Array, Array]:
     """The token where the cumulative distribution of softmax(logits / temperature) passes `uniform`, and its log-probability.
 
-    Two levels, so that no cumulative sum over the whole vocabulary is needed: first the block of about sqrt(V) entries, then the
-    entry in it. Temperature 0 takes the most probable token, whose log-probability is then 0.
+    Two levels, so that no cumulative sum over the whole vocabulary is needed: first the block of about sqrt(V) entries,
+    then the entry in it. Temperature 0 takes the most probable token, whose log-probability is then 0.
 
     Returns: token_B int32, logprob_B float32.
     """

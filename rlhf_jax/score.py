@@ -27,7 +27,7 @@ class Config:
 def completion_hidden(
     params: Params, prompt_tokens_RQ: Array, prompt_mask_RQ: Array, tokens_RC: Array, mask_RC: Array, model: Model
 ) -> Array:
-    """Hidden states that predict the completion, `[R, C, D]`: those of the last prompt position and of all tokens but the last."""
+    """Hidden states that predict the completion, `[R, C, D]`: at the last prompt position and at every token but the last."""
     prompt_length = prompt_tokens_RQ.shape[1]
     tokens_RL = jnp.concatenate([prompt_tokens_RQ, tokens_RC[:, :-1]], axis=1)
     mask_RL = jnp.concatenate([prompt_mask_RQ, mask_RC[:, :-1]], axis=1)

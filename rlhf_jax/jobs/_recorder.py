@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax.jobs.evaluate import Evaluator, Judged
+from rlhf_jax.jobs._evaluator import Evaluator, Judged
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.observe.progress import Bar
 from rlhf_jax.observe.samples import Sample, SamplesWriter
@@ -73,7 +73,7 @@ class Recorder:
             return
         (event, round_figures), self.late = self.late, None
         figures, metrics = jax.device_get((round_figures, event.metrics))
-        values = {name: float(value) for name, value in figures.items()}
+        values = {name: np.asarray(value).item() for name, value in figures.items()}
         values |= {name: metric.value() for name, metric in metrics.items()}
         schedule = learning_rate_schedule(self.config.optimizer, self.program.setup.clock.num_updates)
         values |= {"age": float(event.age), "learning_rate": float(schedule(event.update))}
@@ -90,7 +90,7 @@ class Recorder:
         last = version == clock.num_updates
         self.write_samples(scored, version - clock.updates_per_round)
         if last or crosses(version, clock.updates_per_round, self.config.evaluate_every):
-            self.evaluate(state.params, version, keep_texts=last)
+            self.evaluate(state.params, version, full=last)
         if last or crosses(version, clock.updates_per_round, self.config.checkpoint_every):
             self._flush()
             self.checkpoints.save(version, state)
@@ -125,15 +125,16 @@ class Recorder:
             ],
         )
 
-    def evaluate(self, params: Params, version: int, keep_texts: bool) -> None:
-        """Evaluates a version on held-out prompts; texts of the first and the last version are kept."""
+    def evaluate(self, params: Params, version: int, full: bool) -> None:
+        """Evaluates a version on held-out prompts; of the first and the last, fully, and with texts kept."""
         self._flush()
         began = time.perf_counter()
-        figures, judged = self.evaluator.evaluate(params)
+        config = self.evaluator.config
+        figures, judged = self.evaluator.evaluate(params, config.num_prompts if full else config.num_prompts_between)
         self.seconds["evaluate_seconds"] += time.perf_counter() - began
         self.workspace.metrics.write("evaluate", version, figures, time.perf_counter() - self.began, of=STAGE)
         self.bar.advance(0, gold=figures["gold_mean"], win=figures["win_rate"], kl=figures["kl"])
-        if keep_texts:
+        if full:
             self.samples.write(STAGE, version, "after" if version else "before", self._kept(judged))
 
     def _kept(self, judged: Judged) -> list[Sample]:

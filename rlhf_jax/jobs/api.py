@@ -61,8 +61,8 @@ class Workspace:
 
     def completions(self, samples: Samples) -> list[str]:
         """Texts of sampled completions, before the EOS."""
-        host = jax.device_get((samples.tokens_BC, samples.mask_BC, samples.finished_B))
-        return encoding.decode_completions(*host, self.tokenizer)
+        tokens, mask, finished = jax.device_get((samples.tokens_BC, samples.mask_BC, samples.finished_B))
+        return encoding.decode_completions(tokens, mask, finished, self.tokenizer)
 
     def prompt_texts(self, samples: Samples) -> list[str]:
         tokens, mask = jax.device_get((samples.prompt_tokens_BQ, samples.prompt_mask_BQ))

@@ -13,13 +13,14 @@ import numpy as np
 
 from rlhf_jax import sample
 from rlhf_jax.hub import encoding
+from rlhf_jax.jobs import sft
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.observe.lines import replace
 from rlhf_jax.observe.progress import progress
 from rlhf_jax.runtime import sharding
 from rlhf_jax.runtime.mesh import check_rows
 from rlhf_jax.tasks.api import Split
-from rlhf_jax.types import Params, Samples
+from rlhf_jax.types import Algorithm, Params, Samples
 
 STAGE = "comparisons"
 Comparison = dict[str, Any]
@@ -132,3 +133,9 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> None:
                 bar.advance(min(config.prompts_per_batch, count - start))
             write(path(workspace, split), pairs)
     workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began})
+
+
+def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
+    """`--config.job=relabel`: this stage alone, with the SFT policy of the run's directory."""
+    del algorithm
+    run(workspace, stages.comparisons, sft.load(workspace, stages.sft))

@@ -14,17 +14,17 @@ from flax import struct
 
 from rlhf_jax import sample
 from rlhf_jax.hub import encoding
-from rlhf_jax.jobs import relabel
+from rlhf_jax.jobs import relabel, sft
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.observe.lines import replace
 from rlhf_jax.observe.progress import progress
 from rlhf_jax.ops.losses import pairwise_logistic
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import sharding
-from rlhf_jax.runtime.checkpoint import abstract_like
+from rlhf_jax.runtime.checkpoint import abstract_like, restore_params
 from rlhf_jax.runtime.mesh import check_rows
 from rlhf_jax.runtime.supervised import train
-from rlhf_jax.types import Array, Mean, Metrics, Params, TrainState
+from rlhf_jax.types import Algorithm, Array, Mean, Metrics, Params, TrainState
 from rlhf_jax.update import OptimizerConfig, init_state, make_optimizer, train_step
 
 STAGE = "reward_model"
@@ -143,10 +143,9 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Param
     check_rows("reward_model.pairs_per_update", config.pairs_per_update, workspace.mesh, config.num_micro_batches)
     began = time.perf_counter()
     checkpoints = workspace.checkpoints(STAGE)
-    optimizer, shapes, shardings = state_layout(workspace, config)
-    if checkpoints.latest() == config.num_updates and standard_path(workspace).exists():
-        params = checkpoints.restore(config.num_updates, abstract_like(shapes, shardings)).params
-        return params, Standard(**json.loads(standard_path(workspace).read_text()))
+    optimizer, _, shardings = state_layout(workspace, config)
+    if standard_path(workspace).exists():
+        return load(workspace, config)
     pairs = encode(workspace, relabel.read(workspace, "train"))
     num_pairs, batch = pairs.tokens_RL.shape[0] // 2, config.pairs_per_update
     if num_pairs < batch:
@@ -198,3 +197,19 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Param
     # The last file of the stage: where it is there, the stage has ended.
     replace(standard_path(workspace), json.dumps(asdict(standard)).encode())
     return state.params, standard
+
+
+def load(workspace: Workspace, config: Config) -> tuple[Params, Standard]:
+    """What a finished stage made. Raises FileNotFoundError when it has not run."""
+    path = standard_path(workspace)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: run the stage {STAGE!r} first (--config.job={STAGE})")
+    _, shapes, shardings = state_layout(workspace, config)
+    params = restore_params(workspace.directory / "checkpoints" / STAGE, abstract_like(shapes, shardings))
+    return params, Standard(**json.loads(path.read_text()))
+
+
+def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
+    """`--config.job=reward_model`: this stage alone, from the SFT policy and the comparisons of the run's directory."""
+    del algorithm
+    run(workspace, stages.reward_model, sft.load(workspace, stages.sft))

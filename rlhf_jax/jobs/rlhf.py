@@ -5,19 +5,24 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from rlhf_jax import sample, score
-from rlhf_jax.jobs import evaluate
+import jax
+import numpy as np
+
+from rlhf_jax import plugins, sample, score
+from rlhf_jax.jobs import reward_model, sft
+from rlhf_jax.jobs._evaluator import Evaluator, learned_scores
 from rlhf_jax.jobs._recorder import Recorder
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.observe.progress import progress
 from rlhf_jax.observe.samples import SamplesWriter
+from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import sharding, synchronous
 from rlhf_jax.runtime.checkpoint import abstract_like
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.mesh import check_rows
 from rlhf_jax.runtime.program import Program, Reward, Setup
 from rlhf_jax.runtime.spool import Spool
-from rlhf_jax.types import Algorithm, Params, Prompts
+from rlhf_jax.types import Algorithm, Params, Prompts, Samples
 from rlhf_jax.update import OptimizerConfig, make_optimizer
 
 STAGE = "rlhf"
@@ -25,7 +30,7 @@ STAGE = "rlhf"
 
 @dataclass(frozen=True)
 class Config:
-    """A run of RLHF. A round is P = num_minibatches * prompts_per_update prompts; every count of updates is of optimizer steps."""
+    """A run of RLHF. A round is P = num_minibatches * prompts_per_update prompts; an update is a step of the optimizer."""
 
     total_prompts: int = 2048
     prompts_per_update: int = 32
@@ -102,15 +107,42 @@ def make_program(
     return Program(setup, reference_params)
 
 
+def make_reward(workspace: Workspace, stages: Any) -> Reward:
+    """The reward of the RLHF stage. A learned one is read, and its stage must have run."""
+    if stages.reward == "learned":
+        params, standard = reward_model.load(workspace, stages.reward_model)
+        return Reward(learned.make(workspace.value_model), params, mean=standard.mean, std=standard.std)
+    judge = plugins.find("rewards", stages.reward).make(workspace.task)
+
+    def host(samples: Samples) -> np.ndarray:
+        finished = jax.device_get(samples.finished_B).tolist()
+        return judge(workspace.prompt_texts(samples), workspace.completions(samples), finished)
+
+    return Reward(host=host)
+
+
+def load(
+    workspace: Workspace, stages: Any, algorithm: Algorithm, reward: Reward, reference_params: Params
+) -> tuple[Params, int]:
+    """The newest saved policy and its version. Raises FileNotFoundError when the stage has saved none."""
+    program = make_program(workspace, stages.rlhf, algorithm, reward, reference_params)
+    checkpoints = workspace.checkpoints(STAGE)
+    version = checkpoints.latest()
+    if version is None:
+        raise FileNotFoundError(f"no complete checkpoint in {checkpoints.directory}: run the stage {STAGE!r} first")
+    state = checkpoints.restore(version, abstract_like(program.state_shapes, program.state_shardings))
+    return state.params, version
+
+
 def run(
     workspace: Workspace,
-    config: Config,
+    stages: Any,
     algorithm: Algorithm,
     reward: Reward,
     reference_params: Params,
-    evaluation: evaluate.Config,
 ) -> Params:
     """Trains, or goes on where a checkpoint is, or reads what an earlier run trained. Returns the policy's params."""
+    config: Config = stages.rlhf
     check(config, algorithm, workspace.mesh)
     began = time.perf_counter()
     clock = config.clock()
@@ -137,15 +169,20 @@ def run(
     pending = {r: spool.read(r, row_layout) for r in clock.issued_before(first_round)}
     scores = None
     if reward.model is not None:
-        scores = evaluate.learned_scores(reward.model, reward.params, reward.mean, reward.std)
-    evaluator = evaluate.Evaluator(workspace, evaluation, reference_params, scores)
+        scores = learned_scores(reward.model, reward.params, reward.mean, reward.std)
+    evaluator = Evaluator(workspace, stages.evaluate, reference_params, scores)
     with progress(algorithm.name, total=clock.num_updates, start=version) as bar:
         recorder = Recorder(workspace, config, program, evaluator, checkpoints, spool, samples_writer, bar, began)
         if not version:
-            recorder.evaluate(state.params, 0, keep_texts=True)
+            recorder.evaluate(state.params, 0, full=True)
         recorder.consume(synchronous.run(program, state, first_round, pending))
     checkpoints.wait()
     workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began} | recorder.seconds)
     params = checkpoints.restore(clock.num_updates, abstract).params
     checkpoints.close()
     return params
+
+
+def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
+    """`--config.job=rlhf`: this stage alone, from the SFT policy and the reward of the run's directory."""
+    run(workspace, stages, algorithm, make_reward(workspace, stages), sft.load(workspace, stages.sft))

@@ -17,7 +17,7 @@ from rlhf_jax.runtime import sharding
 from rlhf_jax.runtime.checkpoint import abstract_like, restore_params
 from rlhf_jax.runtime.mesh import check_rows
 from rlhf_jax.runtime.supervised import train
-from rlhf_jax.types import Array, Batch, Mean, Metrics, Outputs, Params, TrainState
+from rlhf_jax.types import Algorithm, Array, Batch, Mean, Metrics, Outputs, Params, TrainState
 from rlhf_jax.update import OptimizerConfig, init_state, make_optimizer, policy_objective, train_step
 
 STAGE = "sft"
@@ -108,3 +108,9 @@ def load(workspace: Workspace, config: Config) -> Params:
     """The params of a finished SFT stage. Raises FileNotFoundError when it has not run."""
     _, shapes, shardings = state_layout(workspace, config)
     return restore_params(workspace.directory / "checkpoints" / STAGE, abstract_like(shapes, shardings))
+
+
+def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
+    """`--config.job=sft`: this stage alone."""
+    del algorithm
+    run(workspace, stages.sft)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,7 +39,7 @@ def mesh_shape(config: Config, num_devices: int) -> tuple[int, int, int]:
     return sizes[0], sizes[1], sizes[2]
 
 
-def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with axes of type Auto (`jax.make_mesh` gives Explicit ones) over the first devices."""
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(config, len(devices))

@@ -1,6 +1,7 @@
 """Keeps sampled rounds on disk, one file each by atomic rename, for as long as a checkpoint may need them."""
 
 import os
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -27,7 +28,7 @@ class Spool:
         arrays = {name: np.asarray(getattr(samples, name)) for name in ARRAYS}
         partial = self.path(round_index).with_suffix(".partial")
         with open(partial, "wb") as file:
-            np.savez(file, samples_per_prompt=samples.samples_per_prompt, **arrays)
+            np.savez(file, allow_pickle=False, samples_per_prompt=np.int64(samples.samples_per_prompt), **arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, self.path(round_index))
@@ -36,12 +37,12 @@ class Spool:
         """Whether all of these rounds are there."""
         return all(self.path(r).exists() for r in rounds)
 
-    def read(self, round_index: int, shardings: Samples) -> Samples:
-        """A round, laid out as it was sampled."""
+    def read(self, round_index: int, layout: Callable[[Samples], Samples]) -> Samples:
+        """A round, laid out as it was sampled: `layout` gives the shardings of Samples."""
         with np.load(self.path(round_index)) as file:
             arrays = {name: file[name] for name in ARRAYS}
             samples = Samples(samples_per_prompt=int(file["samples_per_prompt"]), **arrays)
-        return jax.device_put(samples, shardings)
+        return jax.device_put(samples, layout(samples))
 
     def keep(self, rounds: list[int]) -> None:
         """Removes every other round's file."""
