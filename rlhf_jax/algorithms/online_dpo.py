@@ -66,7 +66,10 @@ def credit(samples: Samples, scores: Scores) -> Batch:
 
 
 def pair_loss(outputs: Outputs, batch: Batch, beta: float) -> tuple[Array, Metrics]:
-    """Sum over pairs of −log σ(β · margin), and its metrics; to be divided by the number of pairs, ties included."""
+    """Sum over pairs of −log σ(β · margin), to be divided by the number of pairs, ties included; and metrics.
+
+    `accuracy`, `margin` and the log-probabilities of completions are means over the pairs that are not ties.
+    """
     assert batch.reference_logprob_RC is not None
     assert batch.weight_R is not None
     logprob_U2 = masked_sum(outputs.logprob_RC, batch.mask_RC, dim=1).reshape(-1, 2)
@@ -80,7 +83,6 @@ def pair_loss(outputs: Outputs, batch: Batch, beta: float) -> tuple[Array, Metri
     num_ordered = jnp.sum(ordered_U, dtype=jnp.float32)
     accurate_U = select((margin_U > 0).astype(jnp.float32), ordered_U)
     return loss_sum, {
-        "loss": Mean(loss_sum, num_pairs),
         "accuracy": Mean(jnp.sum(accurate_U), num_ordered),
         "margin": Mean(jnp.sum(margin_U), num_ordered),
         "chosen_logprob": Mean(masked_sum(logprob_U2[:, 0], ordered_U), num_ordered),

@@ -1,0 +1,36 @@
+"""Every file of `rlhf_jax/algorithms/`, and one algorithm of groups kept here, against every check."""
+
+import pytest
+
+from rlhf_jax import plugins
+from rlhf_jax.types import Algorithm
+
+from . import checks
+from .leave_one_out import leave_one_out
+
+
+def algorithm_of(name: str) -> Algorithm:
+    """The algorithm of a file with its defaults: the factory is named as the file."""
+    module = plugins.find("algorithms", name)
+    return getattr(module, name)(module.Config())
+
+
+SUBJECTS = [*plugins.names("algorithms"), "leave_one_out"]
+
+
+@pytest.mark.parametrize("check", checks.ALL, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_battery(name, check):
+    check(leave_one_out() if name == "leave_one_out" else algorithm_of(name))
+
+
+@pytest.mark.parametrize("name", plugins.names("algorithms"))
+def test_is_named_as_its_file(name):
+    algorithm = algorithm_of(name)
+    assert algorithm.name == name
+    assert "policy" in algorithm.losses
+    assert ("critic" in algorithm.losses) == ("value" in algorithm.needs)
+
+
+def test_online_dpo_is_among_the_subjects():
+    assert "online_dpo" in SUBJECTS
