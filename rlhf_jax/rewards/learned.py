@@ -4,11 +4,10 @@
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import jax.numpy as jnp
 
-from rlhf_jax.models.api import Cache
+from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.ops.masked import last_index, positions_from_mask, select
 from rlhf_jax.rewards.api import ModelReward
 from rlhf_jax.types import Array, Params, Samples
@@ -19,20 +18,6 @@ KIND = "model"
 @dataclass(frozen=True)
 class Config:
     """A learned reward has no settings of its own: its origin and scale are measured when it is trained."""
-
-
-class ValueModel(Protocol):
-    """A decoder with one number a position; `models/value_head.py` makes them."""
-
-    def apply(
-        self, params: Params, tokens_BL: Array, positions_BL: Array, mask_BL: Array, cache: Cache | None = None
-    ) -> tuple[Array, Cache | None]:
-        """Hidden states `[B, L, D]`."""
-        ...
-
-    def value(self, params: Params, hidden: Array) -> Array:
-        """`[..., D] -> [...]`, float32."""
-        ...
 
 
 def make(value_model: ValueModel, config: Config | None = None) -> ModelReward:
