@@ -2,6 +2,7 @@
 
 import math
 import struct
+import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -104,3 +105,13 @@ def test_events_that_a_kill_lost_are_written_again(tmp_path: Path) -> None:
     with MetricsWriter(tmp_path) as writer:
         writer.resume("rlhf", 2)
     assert shown(tmp_path / "tensorboard" / "rlhf") == {"rlhf/loss": [(0, 3.0), (1, 5.0)]}
+
+
+def test_two_processes_of_one_second_do_not_overwrite_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1700000003.0)  # event files are named by the second
+    for update in range(2):
+        with MetricsWriter(tmp_path) as writer:
+            writer.write("sft", update, {"loss": 3.0})
+    assert shown(tmp_path / "tensorboard" / "sft") == {"sft/loss": [(0, 3.0), (1, 3.0)]}
