@@ -1,0 +1,106 @@
+"""Prefill and decode beside `generate` of transformers, at temperature 1 over the whole vocabulary.
+
+Neither side can draw an end, so both make every token; ours also returns the log-probability of each.
+
+    pip install -e '.[bench]' && python -m experiments.bench.generate
+"""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from transformers import GenerationConfig
+
+from experiments.bench import measure, peers
+from rlhf_jax import sample
+from rlhf_jax.models import gpt_neox
+from rlhf_jax.types import Prompts
+
+CASES = [  # preset, prompt tokens, new tokens, rows
+    ("tiny", 64, 64, 16),
+    ("tiny", 64, 64, 64),
+    ("tiny", 256, 128, 64),
+    ("small", 64, 64, 16),
+    ("small", 64, 64, 64),
+]
+IMPOSSIBLE = -1  # a token that is never drawn
+
+
+def our_side(preset: str, tokens_PQ: np.ndarray, num_new: int) -> tuple[Callable[[], Any], int]:
+    """Our sampler, compiled as a run compiles it, and the number of params."""
+    model = gpt_neox.make(gpt_neox.PRESETS[preset])
+    params = jax.jit(model.init)(jax.random.key(0))
+    config = sample.Config(max_completion_tokens=num_new, samples_per_prompt=1, temperature=1.0)
+    draw = jax.jit(partial(sample.sample, model=model, config=config, eos_id=IMPOSSIBLE, pad_id=0))
+    prompts = Prompts(
+        tokens_PQ=jnp.asarray(tokens_PQ),
+        mask_PQ=jnp.ones(tokens_PQ.shape, bool),
+        ordinal_P=jnp.arange(len(tokens_PQ), dtype=jnp.int32),
+    )
+
+    def run() -> Any:
+        samples = jax.block_until_ready(draw(params, prompts, jax.random.key(1), np.int32(0)))
+        assert samples.tokens_BC.shape == (len(tokens_PQ), num_new)
+        return samples
+
+    assert bool(run().mask_BC.all())
+    return run, sum(x.size for x in jax.tree.leaves(params))
+
+
+def peer_side(preset: str, tokens_PQ: np.ndarray, num_new: int) -> tuple[Callable[[], Any], int]:
+    """`generate` of transformers with its cache, and the number of params."""
+    peer = peers.model(preset, "sdpa").eval()
+    prompts = torch.from_numpy(tokens_PQ).long()
+    mask = torch.ones_like(prompts)
+    law = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=num_new,
+        min_new_tokens=num_new,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    peer.generation_config = law
+
+    def run() -> Any:
+        with torch.inference_mode():
+            drawn = peer.generate(prompts, attention_mask=mask, generation_config=law)
+        assert drawn.shape == (len(tokens_PQ), tokens_PQ.shape[1] + num_new)
+        return drawn
+
+    return run, peers.num_parameters(peer)
+
+
+def case(preset: str, prompt_length: int, num_new: int, num_rows: int, repeats: int) -> dict[str, Any]:
+    """Both sides in turn at one shape."""
+    vocab_size = gpt_neox.PRESETS[preset].vocab_size
+    tokens_PQ = np.random.default_rng(0).integers(3, vocab_size, (num_rows, prompt_length), dtype=np.int32)
+    ours, our_params = our_side(preset, tokens_PQ, num_new)
+    peer, peer_params = peer_side(preset, tokens_PQ, num_new)
+    assert our_params == peer_params, f"{preset}: we have {our_params} params, the peer {peer_params}"
+    seconds = measure.interleaved({"rlhf_jax": ours, "transformers": peer}, repeats)
+    found = measure.compared(seconds, "rlhf_jax", "transformers")
+    shape = {"preset": preset, "prompt": prompt_length, "new": num_new, "rows": num_rows, "params": our_params}
+    return {"case": name(preset, prompt_length, num_new, num_rows), **shape, **found}
+
+
+def name(preset: str, prompt_length: int, num_new: int, num_rows: int) -> str:
+    return f"{preset} {prompt_length}+{num_new} x {num_rows}"
+
+
+def main() -> None:
+    options = measure.parser(__doc__).parse_args()
+    load = os.getloadavg()
+    chosen = [shape for shape in CASES if options.only in name(*shape)]
+    measure.report("generate", [case(*shape, options.repeats) for shape in chosen], load, options.output)
+
+
+if __name__ == "__main__":
+    main()
