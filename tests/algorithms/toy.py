@@ -88,7 +88,7 @@ def lift(algorithm: Algorithm, seed: int = 0) -> tuple[float, float]:
         step, moments = optimizer.update(jax.grad(loss)(tables, batch), moments)
         return (optax.apply_updates(tables, step), moments), None
 
-    keys = jax.random.split(jax.random.key(seed), NUM_UPDATES)
+    keys = jax.random.split(jax.random.key(seed, impl="rbg"), NUM_UPDATES)  # compiles in half the time of the default
     (trained, _), _ = jax.jit(lambda state: jax.lax.scan(update, state, keys))((start, optimizer.init(start)))
     fresh = jax.random.key(seed + 1)
     return float(expected_reward(start["policy"], fresh)), float(expected_reward(trained["policy"], fresh))
