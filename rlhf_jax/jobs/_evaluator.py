@@ -21,6 +21,12 @@ from rlhf_jax.types import Array, Params, Samples
 
 Figures = dict[str, float]
 
+GREEDY_NAMES = {
+    "win_rate": "win_rate_greedy",
+    "win_rate_stderr": "win_rate_greedy_stderr",
+    "win_rate_strict": "win_rate_strict_greedy",
+}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -167,7 +173,7 @@ class Evaluator:
         judged = self.judge(params, self._sample, num_prompts)
         greedy = self.judge(params, self._greedy, num_prompts)
         figures = sampled_figures(judged, reference_gold) | {
-            f"{name}_greedy": value for name, value in win_rates(greedy.gold_B, reference_gold).items()
+            GREEDY_NAMES[name]: value for name, value in win_rates(greedy.gold_B, reference_gold).items()
         }
         figures["gold_mean_greedy"] = float(greedy.gold_B.mean())
         figures["kl_perplexity"] = paper_perplexity(greedy)

@@ -1,6 +1,5 @@
 """Evaluation of a finished run: its policy on held-out prompts, and best-of-n of the SFT policy to stand beside it."""
 
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from rlhf_jax.jobs._evaluator import Evaluator, Figures, learned_scores, win_rat
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.jobs.relabel import sampler
 from rlhf_jax.observe.metrics import read
+from rlhf_jax.report.trade_off import best_of_n_kl
 from rlhf_jax.runtime.program import Reward
 from rlhf_jax.types import Algorithm, Params
 
@@ -25,11 +25,6 @@ def best_of_n_gold(gold_B: np.ndarray, reward_B: np.ndarray, group: int, n: int)
         raise ValueError(f"groups of {group} samples do not divide into sets of {n}")
     gold, reward = gold_B.reshape(-1, n), reward_B.reshape(-1, n)
     return np.take_along_axis(gold, reward.argmax(axis=1)[:, None], axis=1)[:, 0]
-
-
-def best_of_n_kl(n: int) -> float:
-    """log n - (n - 1) / n, nats: the KL of best-of-n to its base law, or a bound on it where samples may coincide."""
-    return math.log(n) - (n - 1) / n
 
 
 def best_of_n_line(evaluator: Evaluator, params: Params, sizes: Sequence[int], num_prompts: int) -> list[Figures]:
@@ -53,7 +48,7 @@ def best_of_n_line(evaluator: Evaluator, params: Params, sizes: Sequence[int], n
     for n in sizes:
         picked = best_of_n_gold(gold_B, reward_B, group, n)
         lines.append(
-            {"n": float(n), "kl": best_of_n_kl(n), "gold_mean": float(picked.mean())}
+            {"n": float(n), "kl": float(best_of_n_kl(n)), "gold_mean": float(picked.mean())}
             | win_rates(picked, reference_gold)
         )
     return lines
