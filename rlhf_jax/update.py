@@ -161,7 +161,7 @@ def train_step(
     one = jnp.float32(1.0)
     extra = {
         "loss": Mean(loss_sum, count),
-        "grad_norm": Mean(optax.global_norm(grads), one),
-        "update_norm": Mean(optax.global_norm(updates), one),
+        "grad_norm": Mean(optax.tree.norm(grads), one),
+        "update_norm": Mean(optax.tree.norm(updates), one),
     }
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), {**metrics, **extra}

@@ -1,0 +1,239 @@
+"""One update: its gradient against finite differences, micro-batches, denominators, meshes, donation, memory, schedules."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from tiny import MESHES, C, V
+
+from rlhf_jax import score, update
+from rlhf_jax.ops.losses import cross_entropy_sum
+from rlhf_jax.ops.masked import masked_count, masked_sum
+from rlhf_jax.runtime import sharding
+from rlhf_jax.types import Max, Mean
+
+ROWS = 8
+SGD = optax.sgd(1.0)
+
+
+def token_loss(outputs, batch):
+    """Log-likelihood and a little entropy, summed, and one metric of each kind."""
+    entropy = masked_sum(outputs.entropy_RC, batch.mask_RC)
+    metrics = {"entropy": Mean(entropy, masked_count(batch.mask_RC)), "largest": Max(-outputs.logprob_RC.min())}
+    return cross_entropy_sum(outputs.logprob_RC, batch.mask_RC) - 0.1 * entropy, metrics
+
+
+def make_step(model=None, optimizer=SGD, aggregation="token", num_micro_batches=1, unit_rows=2, **jit):
+    step = partial(
+        update.train_step,
+        objective=update.policy_objective(token_loss, model or tiny.make_model(num_layers=1)),
+        optimizer=optimizer,
+        aggregation=aggregation,
+        unit_rows=unit_rows,
+        num_micro_batches=num_micro_batches,
+    )
+    return jax.jit(step, **jit)
+
+
+def fresh(optimizer=SGD, model=None):
+    return update.init_state(tiny.make_params(model or tiny.make_model(num_layers=1)), optimizer)
+
+
+def gradient_of(state, stepped):
+    """What SGD at rate 1 subtracted."""
+    return jax.tree.map(lambda before, after: np.asarray(before) - np.asarray(after), state.params, stepped.params)
+
+
+def assert_trees_close(one, other, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), one, other)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """State, batch, and the update in one piece."""
+    state, batch = fresh(), tiny.make_batch(ROWS)
+    return state, batch, *make_step()(state, batch)
+
+
+def test_gradient_is_that_of_finite_differences(whole):
+    """Along random directions, of the loss per token computed apart from `update`, in float64 on the host."""
+    state, batch, stepped, metrics = whole
+    apply = jax.jit(partial(score.completion_hidden, model=tiny.make_model(num_layers=1)))
+    mask_RC = np.asarray(batch.mask_RC)
+
+    def loss(params) -> float:
+        rows = (batch.prompt_tokens_RQ, batch.prompt_mask_RQ, batch.tokens_RC, batch.mask_RC)
+        hidden_RCD = np.asarray(apply(params, *rows), np.float64)
+        scaled_RCV = hidden_RCD @ np.asarray(params["embed_out"]["kernel"], np.float64) / np.float64(batch.temperature)
+        logprob_RCV = scaled_RCV - np.log(np.exp(scaled_RCV).sum(-1, keepdims=True))
+        chosen_RC = np.take_along_axis(logprob_RCV, np.asarray(batch.tokens_RC)[..., None], -1)[..., 0]
+        entropy_RC = -(np.exp(logprob_RCV) * logprob_RCV).sum(-1)
+        return float((-chosen_RC - 0.1 * entropy_RC)[mask_RC].sum() / mask_RC.sum())
+
+    np.testing.assert_allclose(metrics["loss"].value(), loss(state.params), rtol=1e-5)
+    grads, random = gradient_of(state, stepped), np.random.default_rng(0)
+    for _ in range(5):
+        direction = jax.tree.map(lambda x: random.standard_normal(x.shape).astype(np.float32), state.params)
+        moved = [jax.tree.map(lambda x, d, step=step: x + step * d, state.params, direction) for step in (2e-3, -2e-3)]
+        expected = (loss(moved[0]) - loss(moved[1])) / 4e-3
+        found = sum(np.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (grads, direction)), strict=True))
+        np.testing.assert_allclose(found, expected, rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("num_micro_batches", [2, 4])
+def test_micro_batches_give_one_gradient(whole, num_micro_batches):
+    state, batch, stepped, metrics = whole
+    split, split_metrics = make_step(num_micro_batches=num_micro_batches)(state, batch)
+    assert_trees_close(gradient_of(state, split), gradient_of(state, stepped), rtol=1e-4, atol=2e-6)
+    assert set(split_metrics) == set(metrics) >= {"entropy", "largest", "loss", "grad_norm", "update_norm"}
+    for name, metric in metrics.items():
+        np.testing.assert_allclose(split_metrics[name].value(), metric.value(), rtol=1e-5)
+
+
+def linear_objective(params, batch):
+    """Σ w[token]: its gradient counts tokens."""
+    return masked_sum(params[batch.tokens_RC], batch.mask_RC), {}
+
+
+@pytest.mark.parametrize("num_micro_batches", [1, 2, 4])
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "pair", "constant_length"])
+def test_the_sum_is_divided_once(aggregation, num_micro_batches):
+    """A loss averaged by micro-batch would give other numbers: the micro-batches' token counts are far apart."""
+    batch = tiny.make_batch(ROWS)
+    mask_RC, tokens_RC = np.asarray(batch.mask_RC), np.asarray(batch.tokens_RC)
+    tokens_of_part_N = np.asarray(update.split_rows(batch, 4, 2).mask_RC).sum((1, 2))
+    assert tokens_of_part_N.max() >= 1.5 * tokens_of_part_N.min()
+    count = {"token": mask_RC.sum(), "sequence": ROWS, "pair": ROWS / 2, "constant_length": ROWS * C}[aggregation]
+    state = update.init_state(jnp.zeros(V), SGD)
+    options = {"optimizer": SGD, "unit_rows": 2, "num_micro_batches": num_micro_batches}
+    step = jax.jit(partial(update.train_step, objective=linear_objective, aggregation=aggregation, **options))
+    stepped, metrics = step(state, batch)
+    expected_V = np.bincount(tokens_RC[mask_RC], minlength=V) / count
+    np.testing.assert_allclose(-stepped.params, expected_V, rtol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm"].value(), np.linalg.norm(expected_V), rtol=1e-6)
+    assert float(metrics["loss"].count) == count
+
+
+def test_units_stay_whole_in_micro_batches():
+    """Six pairs over three micro-batches: every third pair, both rows of it."""
+    parts_N = update.split_rows({"row": jnp.arange(12), "scalar": jnp.float32(7)}, 3, 2)
+    np.testing.assert_array_equal(parts_N["row"], [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]])
+    np.testing.assert_array_equal(parts_N["scalar"], [7, 7, 7])
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "expected"), [("token", 5), ("sequence", 4), ("pair", 2), ("constant_length", 12)]
+)
+def test_denominators(aggregation, expected):
+    """Lengths 3, 0, 1, 1 of C = 3 positions: 5 tokens, 4 rows, 2 pairs, 4 * 3 positions."""
+    mask_RC = jnp.arange(3)[None] < jnp.array([3, 0, 1, 1])[:, None]
+    count = update.denominator(mask_RC, aggregation)
+    assert (float(count), count.dtype) == (expected, jnp.float32)
+
+
+def test_a_batch_without_tokens_gives_zero_and_not_nan():
+    batch = tiny.make_batch(ROWS)
+    empty = batch.replace(mask_RC=jnp.zeros_like(batch.mask_RC))
+    state = fresh()
+    stepped, metrics = make_step()(state, empty)
+    assert metrics["loss"].value() == 0.0
+    assert_trees_close(stepped.params, state.params, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", MESHES)
+def test_a_step_on_a_mesh_is_the_step_on_one_device(whole, shape):
+    state, batch, stepped, metrics = whole
+    mesh, model = tiny.make_mesh(shape), tiny.make_model(num_layers=1)
+    shardings = sharding.state_shardings(model, state, SGD, mesh)
+    copied = jax.device_put(jax.tree.map(np.asarray, state), shardings)
+    assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(copied.params)), "nothing is sharded"
+    rows = jax.device_put(batch, sharding.row_shardings(batch, mesh))
+    step = make_step(num_micro_batches=1, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+    spread, spread_metrics = step(copied, rows)
+    assert_trees_close(gradient_of(state, spread), gradient_of(state, stepped), rtol=1e-4, atol=1e-5)
+    for name, metric in metrics.items():
+        np.testing.assert_allclose(spread_metrics[name].value(), metric.value(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
+def test_the_state_is_donated_and_its_layout_a_fixed_point(shape):
+    optimizer, model, mesh = optax.adam(1e-3), tiny.make_model(num_layers=1), tiny.make_mesh(shape)
+    state = jax.tree.map(np.asarray, fresh(optimizer))
+    shardings = sharding.state_shardings(model, state, optimizer, mesh)
+    batch = tiny.make_batch(ROWS)
+    batch = jax.device_put(batch, sharding.row_shardings(batch, mesh))
+    out = (shardings, sharding.replicated(mesh))
+    step = make_step(optimizer=optimizer, num_micro_batches=2, donate_argnums=0, out_shardings=out)
+    first = jax.device_put(state, shardings)
+    with jax.transfer_guard("disallow"):
+        second, _ = step(first, batch)
+        assert all(array.is_deleted() for array in jax.tree.leaves(first))
+        layout = jax.tree.map(lambda x: x.sharding, second)
+        third, _ = step(second, batch)
+    assert layout == jax.tree.map(lambda x: x.sharding, third) == shardings
+    assert step._cache_size() == 1
+    assert int(third.step) == 2
+
+
+def test_logits_never_exist_whole():
+    """With a vocabulary far wider than the model, the whole logits would be the largest array; no array is half of it."""
+    rows, vocab_size = 16, 4099
+    model = tiny.make_model(num_layers=1, vocab_size=vocab_size)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    batch = jax.eval_shape(lambda: tiny.make_batch(rows))
+    columns = (batch.prompt_tokens_RQ, batch.prompt_mask_RQ, batch.tokens_RC, batch.mask_RC, batch.temperature)
+
+    def temporary_bytes(max_logits: int) -> int:
+        def loss(params, *columns):
+            outputs = score.policy_outputs(params, *columns, model=model, max_logits=max_logits)
+            return outputs.logprob_RC.sum()
+
+        return jax.jit(jax.grad(loss)).lower(params, *columns).compile().memory_analysis().temp_size_in_bytes
+
+    whole = rows * C * vocab_size * 4
+    assert temporary_bytes(1 << 22) > whole, "the measure should see whole logits"
+    assert temporary_bytes(7 * vocab_size) < whole / 2
+
+
+def test_master_params_stay_float32_and_take_small_steps():
+    """100 Adam steps at 1e-6 on a bfloat16 model: each moves a param by about 1e-6, under half a bfloat16 ulp of it."""
+    model, optimizer = tiny.make_model(num_layers=1, dtype="bfloat16"), optax.adam(1e-6)
+    state, batch = fresh(optimizer, model), tiny.make_batch(ROWS)
+    before = jax.tree.map(np.asarray, state.params)
+    step = make_step(model, optimizer)
+    for _ in range(100):
+        state, _ = step(state, batch)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    kernel = "embed_out"
+    moved = np.abs(np.asarray(state.params[kernel]["kernel"]) - before[kernel]["kernel"])
+    assert 5e-5 < np.median(moved) < 1.1e-4
+
+
+@pytest.mark.parametrize(("schedule", "end"), [("linear", 0.0), ("cosine", 0.0), ("constant", 3.0)])
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_schedules_count_updates(schedule, end, warmup):
+    config = update.OptimizerConfig(learning_rate=3.0, schedule=schedule, warmup_updates=warmup)
+    rate = update.learning_rate_schedule(config, 13)
+    np.testing.assert_allclose(rate(13), end, atol=1e-6)
+    np.testing.assert_allclose(rate(0), 0.0 if warmup else 3.0, atol=1e-6)
+    np.testing.assert_allclose(rate(warmup), 3.0, atol=1e-6)
+    assert float(rate(12)) > 0
+
+
+def test_unknown_schedule_names_those_there_are():
+    with pytest.raises(ValueError, match=r"optimizer\.schedule is 'step'; accepted: constant, cosine, linear"):
+        update.learning_rate_schedule(update.OptimizerConfig(schedule="step"), 13)
+
+
+def test_clipping_bounds_the_gradient():
+    """Adam hides a gradient's scale, so the clipped gradient is read from its first moment: (1 - beta1) g."""
+    grads = {"w": jnp.array([3.0, 4.0])}
+    for max_norm, expected in ((1.0, 1.0), (0.0, 5.0), (7.0, 5.0)):
+        optimizer = update.make_optimizer(update.OptimizerConfig(max_grad_norm=max_norm), 13)
+        _, state = optimizer.update(grads, optimizer.init(grads), grads)
+        moment = optax.tree_utils.tree_get(state, "mu")["w"]
+        np.testing.assert_allclose(np.linalg.norm(moment) / 0.1, expected, rtol=1e-5)
