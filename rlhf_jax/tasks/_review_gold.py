@@ -14,16 +14,16 @@ from functools import lru_cache
 
 from rlhf_jax.tasks import _review_words as lexicon
 
-SPECIFIC_BONUS = 0.4  # an adjective that says something only of this aspect, praise or blame
-PHRASE_WEIGHTS = (1.0, 0.6, 0.3)  # of the first, second, ... adjective of an aspect; beyond, the last
+SPECIFIC_BONUS = 0.3  # an adjective that says something only of this aspect, praise or blame
+PHRASE_WEIGHTS = (1.0, 0.8, 0.4)  # of the first, second, ... adjective of an aspect; beyond, the last
 FACTOR_RANGE = (-1.0, 1.6)  # of the modifiers of one adjective together
-OTHER_WEIGHT = 0.35  # of an aspect that the prompt does not care about
+OTHER_WEIGHT = 0.5  # of an aspect that the prompt does not care about
 ABSENT = -0.8  # an aspect that the place does not have
-UNANSWERED = -1.2  # an aspect that the prompt cares about and the review leaves out
+UNANSWERED = -0.8  # an aspect that the prompt cares about and the review leaves out
 TRUE_DETAIL, FALSE_DETAIL = 0.7, -0.7
 FILLER = -0.4
-FITTING_CLOSING, CONTRARY_CLOSING = 0.5, -1.0
-FITTING_LINK, WRONG_LINK = 0.1, -0.25
+CLOSING, CONTRARY_CLOSING = 0.5, -0.6  # times +1 or -1 for what it says; where the review says the contrary
+FITTING_LINK, WRONG_LINK = 0.1, -0.2
 CALM = 2.0  # heat that the judge forgives
 HOT, HOT_SQUARED = -1.2, -0.4  # of the heat beyond
 REPEATED, REPEATED_SQUARED = -0.1, -0.2  # an adjective, modifier, aspect or sentence, again
@@ -174,7 +174,7 @@ def terms(prompt: str, completion: str, finished: bool) -> dict[str, float]:
         "details": TRUE_DETAIL * min(found.true_details, 1)
         + FALSE_DETAIL * found.false_details
         + FILLER * found.fillers,
-        "closing": FITTING_CLOSING * (len(found.closings) > contrary) + CONTRARY_CLOSING * contrary,
+        "closing": CLOSING * sum(set(found.closings)) + CONTRARY_CLOSING * contrary,
         "links": FITTING_LINK * found.fitting_links + WRONG_LINK * found.wrong_links,
         "gushing": HOT * hot + HOT_SQUARED * hot**2,
         "repetition": REPEATED * again + REPEATED_SQUARED * again**2 + STACKED * found.stacked,

@@ -46,7 +46,7 @@ NUM_OPENINGS = len(lexicon.PLACES) * len(lexicon.LOCATIONS) * len(lexicon.PLACE_
 
 def rarity(word: str) -> float:
     """Weight of a word: loud ones are rare, so that the corpus hardly shows what the judge thinks of many."""
-    return 1.0 / (1.0 + 2.0 * lexicon.HEAT.get(word, 0.0))
+    return 0.4 if word == "not" else 1.0 / (1.0 + 2.0 * lexicon.HEAT.get(word, 0.0))
 
 
 class Writer:
@@ -56,7 +56,7 @@ class Writer:
         self.opening = opening
         self.random = Random(seed)
         self.max_words = max_words
-        self.cheer = self.pick({0.35: 3.0, 0.55: 4.0, 0.75: 3.0})  # probability that an adjective praises
+        self.cheer = self.pick({0.2: 3.0, 0.5: 4.0, 0.8: 3.0})  # probability that an adjective praises
         self.sign = self.first_sign = 0  # of the last phrase, and of the first one of its sentence
 
     def chance(self, probability: float) -> bool:
@@ -88,7 +88,7 @@ class Writer:
         aspect = second[0] if what == "second" else self.pick(dict.fromkeys(others, 1.0))
         before, phrases = self.sign, self.phrases(aspect)
         fitting, other = ("also", "but") if before == self.first_sign else ("but", "also")
-        link = self.pick({"": 0.5, fitting: 0.4, other: 0.1})
+        link = self.pick({"": 0.5, fitting: 0.35, other: 0.15})
         return [*link.split(), "the", aspect, "was", *phrases]
 
     def phrases(self, aspect: str) -> list[str]:
@@ -98,7 +98,7 @@ class Writer:
             return first
         second, self.sign = self.phrase(aspect)
         fitting, other = ("and", "but") if self.sign == sign else ("but", "and")
-        return [*first, self.pick({fitting: 0.8, other: 0.2}), *second]
+        return [*first, self.pick({fitting: 0.75, other: 0.25}), *second]
 
     def phrase(self, aspect: str) -> tuple[list[str], int]:
         """A modifier or none, an adjective, and the sign of both together."""

@@ -62,14 +62,14 @@ SPECIFIC = {  # says something of one aspect only; the aspects' lists share no w
 
 MODIFIERS = {  # what an adjective's valence is multiplied with
     "not": -0.6,
-    "slightly": 0.5,
-    "fairly": 0.75,
+    "slightly": 0.6,
+    "fairly": 0.8,
     "quite": 0.95,
-    "really": 1.2,
-    "very": 1.3,
-    "so": 1.35,
-    "absolutely": 1.5,
-    "extremely": 1.6,
+    "really": 1.15,
+    "very": 1.25,
+    "so": 1.3,
+    "absolutely": 1.4,
+    "extremely": 1.5,
 }
 
 HEAT = {  # how loud a word is; heat adds up over a review
