@@ -37,13 +37,13 @@ def make_params(model: Model, seed: int = 0) -> Params:
 
 
 def make_prompts(num_prompts: int = P, seed: int = 0, first_ordinal: int = 16) -> Prompts:
-    """Left-padded prompts of 1 to Q tokens, the first of Q, the second of 1."""
+    """Host arrays: left-padded prompts of 1 to Q tokens, the first of Q, the second of 1."""
     random = np.random.default_rng(seed)
     length_P = np.array([Q, 1, *random.integers(1, Q + 1, num_prompts)])[:num_prompts]
     mask_PQ = np.arange(Q)[None] >= Q - length_P[:, None]
     tokens_PQ = np.where(mask_PQ, random.integers(2, V, (num_prompts, Q)), PAD)
     ordinal_P = first_ordinal + np.arange(num_prompts)
-    return Prompts(jnp.array(tokens_PQ, jnp.int32), jnp.array(mask_PQ), jnp.array(ordinal_P, jnp.int32))
+    return Prompts(tokens_PQ.astype(np.int32), mask_PQ, ordinal_P.astype(np.int32))  # type: ignore[arg-type]
 
 
 def law(samples_per_prompt: int = G, temperature: float = 0.7, length: int = C) -> sample.Config:

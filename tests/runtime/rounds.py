@@ -1,0 +1,94 @@
+"""A tiny program whose compiled calls are shared by every clock, and a loop that keeps all versions of the params."""
+
+import copy
+import dataclasses
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tiny
+
+from rlhf_jax import score
+from rlhf_jax.algorithms import online_dpo
+from rlhf_jax.runtime import synchronous
+from rlhf_jax.runtime.clock import Clock
+from rlhf_jax.runtime.program import Program, Reward, Setup
+from rlhf_jax.update import OptimizerConfig, make_optimizer
+
+NUM_ROUNDS = 5
+PROMPTS = 4  # of a round, whatever num_minibatches is: two compiled updates serve all clocks
+SEED = 7
+
+
+def token_reward(params, samples):
+    """Likes large ids: an array program, as a learned reward is."""
+    del params
+    return jnp.where(samples.mask_BC, samples.tokens_BC, 0).sum(-1).astype(jnp.float32)
+
+
+@lru_cache
+def make_program(mesh_shape: tuple[int, int, int] = (1, 1, 1)) -> Program:
+    model, mesh = tiny.make_model(num_layers=1), tiny.make_mesh(mesh_shape)
+    setup = Setup(
+        model=model,
+        algorithm=online_dpo.online_dpo(online_dpo.Config(beta=1.0)),
+        optimizer=make_optimizer(OptimizerConfig(learning_rate=0.03, schedule="constant"), 1),
+        sampling=tiny.law(2),
+        scoring=score.Config(replace_missing_eos=False),
+        reward=Reward(model=token_reward, params={}),
+        clock=Clock(NUM_ROUNDS),
+        mesh=mesh,
+        prompts=lambda r: tiny.make_prompts(PROMPTS, seed=r, first_ordinal=r * PROMPTS),
+        key=jax.random.key(SEED),
+        seed=SEED,
+        eos_id=tiny.EOS,
+        pad_id=tiny.PAD,
+    )
+    return Program(setup, tiny.make_params(model))
+
+
+def program_of(clock: Clock) -> Program:
+    """The shared program with another clock: nothing compiled depends on it."""
+    program = copy.copy(make_program())
+    program.setup = dataclasses.replace(program.setup, clock=clock)
+    return program
+
+
+def host(tree):
+    return jax.tree.map(np.array, tree)
+
+
+def run(clock: Clock, start_round: int = 0, state=None, pending=None):
+    """The loop's events, by kind, and the params at the end."""
+    program = program_of(clock)
+    state = program.init(program.reference_params) if state is None else state
+    events = {kind: [] for kind in (synchronous.Sampled, synchronous.Scored, synchronous.Updated)}
+    params = None
+    for event in synchronous.run(program, state, start_round, pending or {}):
+        if isinstance(event, synchronous.RoundEnd):
+            params = host(event.state.params)
+        else:
+            events[type(event)].append(event)
+    return events, params
+
+
+def naive(versions_of_rounds: list[int], num_minibatches: int, num_epochs: int):
+    """Keeps every version of the params on the host, and samples each round from the one it is told to."""
+    program = program_of(Clock(len(versions_of_rounds), num_minibatches, num_epochs))
+    state = program.init(program.reference_params)
+    versions, samples = [host(state.params)], []
+    for round_index, version in enumerate(versions_of_rounds):
+        params = jax.device_put(versions[version], program.state_shardings.params)
+        drawn = program.generate(params, round_index, version)
+        samples.append(host(drawn))
+        _, batch = program.score(state, drawn)
+        for update in range(num_minibatches * num_epochs):
+            state, _ = program.update(state, program.minibatch(batch, round_index, update))
+            versions.append(host(state.params))
+    return versions, samples
+
+
+def same(one, other) -> bool:
+    """Bitwise."""
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))

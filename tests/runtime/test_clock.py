@@ -1,0 +1,91 @@
+"""The clock against a simulation that counts, hand-written traces, and what is issued when."""
+
+import itertools
+
+import pytest
+
+from rlhf_jax.runtime.clock import Clock
+
+CLOCKS = list(itertools.product(range(5), (1, 2), (1, 2)))  # lag, minibatches, epochs
+
+
+def simulate(num_rounds: int, lag: int, num_minibatches: int, num_epochs: int):
+    """Counts updates one by one: the version of each round, and the age of its samples in each of its updates."""
+    published = []  # version after each round
+    version, versions, ages = 0, [], []
+    for round_index in range(num_rounds):
+        published.append(version)
+        sampled_with = published[round_index - lag] if round_index >= lag else published[0]
+        versions.append(sampled_with)
+        ages.append([])
+        for _epoch in range(num_epochs):
+            for _minibatch in range(num_minibatches):
+                ages[-1].append(version - sampled_with)
+                version += 1
+    return versions, ages
+
+
+@pytest.mark.parametrize(("lag", "num_minibatches", "num_epochs"), CLOCKS)
+def test_versions_and_ages_are_counted(lag, num_minibatches, num_epochs):
+    clock = Clock(7, num_minibatches, num_epochs, lag)
+    versions, ages = simulate(7, lag, num_minibatches, num_epochs)
+    assert [clock.version(r) for r in range(7)] == versions
+    assert [[clock.age(r, j) for j in range(clock.updates_per_round)] for r in range(7)] == ages
+    assert clock.num_updates == sum(map(len, ages))
+
+
+def test_the_example_of_the_design():
+    """Lag 1, two updates a round: round 0 has version 0 and ages 0, 1; round 1 version 0, ages 2, 3; round 2 version 2."""
+    clock = Clock(3, 2, 1, lag=1)
+    assert [clock.version(r) for r in range(3)] == [0, 0, 2]
+    assert [[clock.age(r, j) for j in range(2)] for r in range(3)] == [[0, 1], [2, 3], [2, 3]]
+
+
+@pytest.mark.parametrize(("lag", "num_minibatches", "num_epochs"), CLOCKS)
+def test_every_round_is_issued_once_and_soon_enough(lag, num_minibatches, num_epochs):
+    check_issues(Clock(7, num_minibatches, num_epochs, lag), lag + 1)
+
+
+@pytest.mark.parametrize("trace", [(0, 0, 0, 0, 0, 0, 0), (0, 2, 0, 6, 2, 10, 4), (0, 2, 4, 6, 8, 10, 12)])
+def test_traces_are_issued_once_and_soon_enough(trace):
+    check_issues(Clock(7, 2, 1, trace=trace), 7)
+
+
+def check_issues(clock: Clock, most: int) -> None:
+    issued: list[int] = []
+    for round_index in range(clock.num_rounds):
+        assert sorted(clock.issued_before(round_index)) == sorted(r for r in issued if r >= round_index)
+        issued += clock.issued_at(round_index)
+        assert round_index in issued, "a round is sampled before it is trained"
+        assert sum(r >= round_index for r in issued) <= most
+    assert sorted(issued) == list(range(clock.num_rounds))
+
+
+def test_a_trace_is_what_it_spells():
+    trace = (0, 2, 0, 4)
+    clock = Clock(4, 1, 2, trace=trace)
+    assert tuple(clock.version(r) for r in range(4)) == trace
+    assert [clock.age(r, 0) for r in range(4)] == [0, 0, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("trace", "message"),
+    [
+        ((0, 2), "has 2 versions, but the run has 3 rounds"),
+        ((0, 1, 2), "round 1 version 1; accepted: multiples of 2"),
+        ((0, 4, 4), "round 1 version 4; .* from 0 to 2"),
+        ((0, -2, 0), "round 1 version -2"),
+        ((2, 2, 2), "round 0 version 2; .* from 0 to 0"),
+    ],
+)
+def test_a_trace_that_cannot_be_is_refused(trace, message):
+    with pytest.raises(ValueError, match=message):
+        Clock(3, 2, 1, trace=trace)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("num_rounds", 0), ("num_minibatches", 0), ("num_epochs", 0), ("lag", -1)]
+)
+def test_numbers_that_cannot_be_are_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field} is {value}; accepted"):
+        Clock(**{"num_rounds": 3, field: value})
