@@ -2,6 +2,7 @@
 
 from typing import Any, Protocol
 
+import numpy as np
 from flax import struct
 
 from rlhf_jax.types import Array, Params
@@ -12,13 +13,14 @@ class Cache:
     """Keys and values of the positions seen so far; all rows share one physical write column.
 
     `column` is a scalar, so that a write is a `dynamic_update_slice` and never a scatter; left-padded prompts make the columns
-    of a batch meet.
+    of a batch meet. A cache from `init_cache` has a numpy 0 here: a prefill that is traced with it attends to its own L
+    columns alone, not to all M.
     """
 
     keys: tuple[Array, ...]  # one a layer, each [B, J, M, K]
     values: tuple[Array, ...]
     mask_BM: Array  # bool, columns that hold a real token
-    column: Array  # int32 scalar, where the next token is written
+    column: Array | np.ndarray  # int32 scalar, where the next token is written
 
 
 class Model(Protocol):
@@ -26,6 +28,9 @@ class Model(Protocol):
 
     @property
     def vocab_size(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
 
     def init(self, key: Array) -> Params:
         """Fresh float32 params."""
@@ -55,4 +60,3 @@ class Model(Protocol):
         Names: vocab, embed, heads, kv_heads, mlp. `runtime/sharding.py` maps them to mesh axes.
         """
         ...
-

@@ -10,10 +10,9 @@ are ordered head by head, each head's query, key and value together, so that a s
 from dataclasses import dataclass
 from typing import ClassVar
 
-import jax
 from flax import linen as nn
 
-from rlhf_jax.models import blocks
+from rlhf_jax.models import _decoder, blocks
 from rlhf_jax.models.api import Cache, Model
 from rlhf_jax.types import Array
 
@@ -83,7 +82,7 @@ class Layer(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        grow, back = blocks.small_init(config.width), blocks.residual_init(config.width, config.num_layers)
+        grow, back = _decoder.small_init(config.width), _decoder.residual_init(config.width, config.num_layers)
         self.input_layernorm = blocks.LayerNorm(config.norm_eps)
         self.post_attention_layernorm = blocks.LayerNorm(config.norm_eps)
         self.query_key_value = nn.Dense(3 * config.width, dtype=config.dtype, kernel_init=grow)
@@ -98,7 +97,7 @@ class Layer(nn.Module):
         return blocks.rotate(fused[0], tables), blocks.rotate(fused[1], tables), fused[2]
 
     def feed_forward(self, x_AD: Array) -> Array:
-        return self.dense_4h_to_h(jax.nn.gelu(self.dense_h_to_4h(x_AD), approximate=False))
+        return self.dense_4h_to_h(blocks.gelu(self.dense_h_to_4h(x_AD)))
 
 
 class Network(nn.Module):
@@ -108,7 +107,7 @@ class Network(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        init = blocks.small_init(config.width)
+        init = _decoder.small_init(config.width)
         self.embed_in = nn.Embed(config.vocab_size, config.width, dtype=config.dtype, embedding_init=init)
         self.layer = [Layer(config) for _ in range(config.num_layers)]
         self.final_layer_norm = blocks.LayerNorm(config.norm_eps)
@@ -121,19 +120,18 @@ class Network(nn.Module):
         config, (B, L) = self.config, tokens_BL.shape
         rotary_dims = int(config.width // config.num_heads * config.rotary_fraction)
         tables = blocks.rotary_tables(positions_BL, blocks.rotary_frequencies(rotary_dims, config.rope_theta))
-        mask_BM, visible_BLM = blocks.see(mask_BL, cache)
-        x_AD, filled = self.embed_in(tokens_BL.reshape(B * L)), []
+        mask_BM, hide_BLM = blocks.see(mask_BL, cache)
+        x_AD, kept = self.embed_in(tokens_BL.reshape(B * L)), []
         for index, layer in enumerate(self.layer):
-            queries, keys, values = layer.heads(layer.input_layernorm(x_AD), tables)
-            if cache is not None:
-                keys, values = blocks.write_cache(cache, index, keys, values)
-                filled.append((keys, values))
-            attended = layer.dense(blocks.attend(queries, keys, values, visible_BLM))
+            queries, *new = layer.heads(layer.input_layernorm(x_AD), tables)
+            seen, kept_here = blocks.remember(cache, index, new)
+            kept.append(kept_here)
+            attended = layer.dense(blocks.attend(queries, seen[0], seen[1], hide_BLM))
             x_AD = x_AD + attended + layer.feed_forward(layer.post_attention_layernorm(x_AD))
         hidden_BLD = self.final_layer_norm(x_AD).reshape(B, L, config.width)
         if self.is_initializing():
             self.head(hidden_BLD)
-        return hidden_BLD, blocks.next_cache(cache, filled, mask_BM, L)
+        return hidden_BLD, blocks.next_cache(cache, kept, mask_BM, L)
 
     def head(self, hidden: Array) -> Array:
         if self.config.tie_embeddings:
@@ -142,7 +140,7 @@ class Network(nn.Module):
 
 
 @dataclass(frozen=True)
-class GPTNeoX(blocks.Decoder):
+class GPTNeoX(_decoder.Decoder):
     """`Model` of this family."""
 
     network: ClassVar[type[nn.Module]] = Network
@@ -151,5 +149,5 @@ class GPTNeoX(blocks.Decoder):
 
 def make(config: Config) -> Model:
     """The model of a shape; frozen and hashable. Raises ValueError where the numbers do not fit together."""
-    blocks.check_shape(config)
+    _decoder.check_shape(config)
     return GPTNeoX(config)

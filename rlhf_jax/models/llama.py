@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from rlhf_jax.models import blocks
+from rlhf_jax.models import _decoder, blocks
 from rlhf_jax.models.api import Cache, Model
 from rlhf_jax.types import Array
 
@@ -88,7 +88,9 @@ class Layer(nn.Module):
         head_width = config.width // config.num_heads
 
         def dense(features: int, back: bool = False) -> nn.Dense:
-            init = blocks.residual_init(config.width, config.num_layers) if back else blocks.small_init(config.width)
+            init = (
+                _decoder.residual_init(config.width, config.num_layers) if back else _decoder.small_init(config.width)
+            )
             return nn.Dense(features, use_bias=False, dtype=config.dtype, kernel_init=init)
 
         self.input_layernorm = blocks.RMSNorm(config.norm_eps)
@@ -124,7 +126,7 @@ class Network(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        init = blocks.small_init(config.width)
+        init = _decoder.small_init(config.width)
         self.embed_tokens = nn.Embed(config.vocab_size, config.width, dtype=config.dtype, embedding_init=init)
         self.layer = [Layer(config) for _ in range(config.num_layers)]
         self.norm = blocks.RMSNorm(config.norm_eps)
@@ -136,19 +138,18 @@ class Network(nn.Module):
     ) -> tuple[Array, Cache | None]:
         config, (B, L) = self.config, tokens_BL.shape
         tables = blocks.rotary_tables(positions_BL, frequencies(config))
-        mask_BM, visible_BLM = blocks.see(mask_BL, cache)
-        x_AD, filled = self.embed_tokens(tokens_BL.reshape(B * L)), []
+        mask_BM, hide_BLM = blocks.see(mask_BL, cache)
+        x_AD, kept = self.embed_tokens(tokens_BL.reshape(B * L)), []
         for index, layer in enumerate(self.layer):
-            queries, keys, values = layer.heads(layer.input_layernorm(x_AD), tables)
-            if cache is not None:
-                keys, values = blocks.write_cache(cache, index, keys, values)
-                filled.append((keys, values))
-            x_AD = x_AD + layer.o_proj(blocks.attend(queries, keys, values, visible_BLM))
+            queries, *new = layer.heads(layer.input_layernorm(x_AD), tables)
+            seen, kept_here = blocks.remember(cache, index, new)
+            kept.append(kept_here)
+            x_AD = x_AD + layer.o_proj(blocks.attend(queries, seen[0], seen[1], hide_BLM))
             x_AD = x_AD + layer.feed_forward(layer.post_attention_layernorm(x_AD))
         hidden_BLD = self.norm(x_AD).reshape(B, L, config.width)
         if self.is_initializing():
             self.head(hidden_BLD)
-        return hidden_BLD, blocks.next_cache(cache, filled, mask_BM, L)
+        return hidden_BLD, blocks.next_cache(cache, kept, mask_BM, L)
 
     def head(self, hidden: Array) -> Array:
         if self.config.tie_embeddings:
@@ -157,7 +158,7 @@ class Network(nn.Module):
 
 
 @dataclass(frozen=True)
-class Llama(blocks.Decoder):
+class Llama(_decoder.Decoder):
     """`Model` of this family."""
 
     network: ClassVar[type[nn.Module]] = Network
@@ -166,5 +167,5 @@ class Llama(blocks.Decoder):
 
 def make(config: Config) -> Model:
     """The model of a shape; frozen and hashable. Raises ValueError where the numbers do not fit together."""
-    blocks.check_shape(config)
+    _decoder.check_shape(config)
     return Llama(config)

@@ -56,6 +56,10 @@ def test_rotated_products_depend_on_the_difference_of_positions():
     assert abs(product(7, 4) - product(7, 5)) > 1e-2
 
 
+def hide(visible) -> jax.Array:
+    return jnp.where(jnp.asarray(visible), 0.0, blocks.HIDDEN_SCORE)
+
+
 def naive_attention(queries, keys, values, visible) -> np.ndarray:
     """One query head at a time, float64; query head h reads key-value head h // (H / J)."""
     num_rows, num_heads, length, width = queries.shape
@@ -77,7 +81,7 @@ def test_attention_is_the_naive_loop(num_kv_heads, length):
     keys, values = (random.standard_normal((2, num_kv_heads, 7, 4)) for _ in range(2))
     visible = random.random((2, length, 7)) < 0.6
     visible[..., 0] = True
-    actual = blocks.attend(*(jnp.asarray(x, jnp.float32) for x in (queries, keys, values)), jnp.asarray(visible))
+    actual = blocks.attend(*(jnp.asarray(x, jnp.float32) for x in (queries, keys, values)), hide(visible))
     expected = naive_attention(queries, keys, values, visible)
     np.testing.assert_allclose(actual.reshape(2, length, 24), expected, atol=1e-5)
 
@@ -87,8 +91,8 @@ def test_grouped_queries_are_repeated_keys_and_values():
     queries = jnp.asarray(random.standard_normal((2, 6, 5, 4)), jnp.float32)
     keys, values = (jnp.asarray(random.standard_normal((2, 2, 5, 4)), jnp.float32) for _ in range(2))
     visible = jnp.tril(jnp.ones((5, 5), bool))[None].repeat(2, axis=0)
-    grouped = blocks.attend(queries, keys, values, visible)
-    repeated = blocks.attend(queries, jnp.repeat(keys, 3, axis=1), jnp.repeat(values, 3, axis=1), visible)
+    grouped = blocks.attend(queries, keys, values, hide(visible))
+    repeated = blocks.attend(queries, jnp.repeat(keys, 3, axis=1), jnp.repeat(values, 3, axis=1), hide(visible))
     np.testing.assert_allclose(grouped, repeated, atol=1e-6)
 
 
@@ -99,7 +103,7 @@ def test_attention_gradient_is_that_of_finite_differences():
     probe = random.standard_normal((1, 3, 8))
 
     def loss(*arrays: jax.Array) -> jax.Array:
-        return jnp.sum(blocks.attend(*arrays, jnp.asarray(visible)).reshape(1, 3, 8) * jnp.asarray(probe, jnp.float32))
+        return jnp.sum(blocks.attend(*arrays, hide(visible)).reshape(1, 3, 8) * jnp.asarray(probe, jnp.float32))
 
     arrays = (queries, keys, values)
     gradients = jax.grad(loss, argnums=(0, 1, 2))(*(jnp.asarray(x, jnp.float32) for x in arrays))
@@ -114,14 +118,24 @@ def test_attention_gradient_is_that_of_finite_differences():
 
 def test_attention_of_large_scores_is_finite():
     big = jnp.full((1, 1, 3, 4), 1e4)
-    attended = blocks.attend(big, big, jnp.ones((1, 1, 3, 4)), jnp.tril(jnp.ones((1, 3, 3), bool)))
+    attended = blocks.attend(big, big, jnp.ones((1, 1, 3, 4)), hide(np.tril(np.ones((1, 3, 3), bool))))
     np.testing.assert_allclose(attended, np.ones((3, 4)), rtol=1e-6)
 
 
-def test_visible_columns_by_hand():
+def test_hidden_columns_by_hand():
     """Two queries at columns 1 and 2 of a cache of 4 whose first column is a pad."""
-    visible = blocks.visible_columns(jnp.array([[False, True, True, False]]), 2, 1)
-    np.testing.assert_array_equal(visible, [[[False, True, False, False], [False, True, True, False]]])
+    hidden = blocks.hide_columns(jnp.array([[False, True, True, False]]), 2, 1) == blocks.HIDDEN_SCORE
+    np.testing.assert_array_equal(hidden, [[[True, False, True, True], [True, False, False, True]]])
+
+
+def test_gelu_by_the_formula():
+    """x Φ(x) with Φ(x) = (1 + erf(x / sqrt 2)) / 2; bfloat16 is computed in float32 and rounded once."""
+    x = np.linspace(-6, 6, 41, dtype=np.float32)
+    expected = np.array([v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x.astype(float)])
+    np.testing.assert_allclose(blocks.gelu(jnp.asarray(x)), expected, atol=1e-6)
+    rounded = np.asarray(blocks.gelu(jnp.asarray(x, jnp.bfloat16)), np.float32)
+    exact = np.asarray(blocks.gelu(jnp.asarray(x, jnp.bfloat16).astype(jnp.float32)).astype(jnp.bfloat16), np.float32)
+    np.testing.assert_array_equal(rounded, exact)
 
 
 def test_logits_are_summed_in_float32():

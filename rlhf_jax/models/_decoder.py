@@ -1,0 +1,105 @@
+"""The `Model` that a decoder family becomes: its config, its flax module, and a table of logical axes."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from rlhf_jax.models.api import Cache
+from rlhf_jax.types import Array, Params
+
+SHARED_DRAW = 1 << 20  # elements; see `draw`
+
+
+def small_init(width: int) -> nn.initializers.Initializer:
+    """Deviation for `draw`: sqrt(2 / (5 D)) (Nguyen and Salazar 2019, arXiv 1910.05895), as Pythia was begun."""
+    return nn.initializers.constant(math.sqrt(2 / (5 * width)))
+
+
+def residual_init(width: int, num_layers: int) -> nn.initializers.Initializer:
+    """Deviation for `draw`: 2 / (N sqrt(D)), for what is added to the residual (Black et al. 2022, arXiv 2204.06745)."""
+    return nn.initializers.constant(2 / (num_layers * math.sqrt(width)))
+
+
+def draw(key: Array, deviations: Params) -> Params:
+    """Params from what the modules' initializers give: each matrix times standard normal numbers, vectors as they are.
+
+    Small matrices share one long draw, since every draw adds to the time to compile (two layers: 1.0 s, and 2.7 s with a
+    draw a matrix). A large matrix has its own, so that it can be made where its shards are.
+    """
+    leaves, tree = jax.tree.flatten(deviations)
+    small = [index for index, leaf in enumerate(leaves) if leaf.ndim == 2 and leaf.size <= SHARED_DRAW]
+    keys = jax.random.split(key, len(leaves) + 1)
+    ends = np.cumsum([0] + [leaves[index].size for index in small])
+    shared = jax.lax.optimization_barrier(jax.random.normal(keys[-1], (int(ends[-1]),), jnp.float32))
+    for place, index in enumerate(small):
+        leaves[index] = leaves[index] * shared[ends[place] : ends[place + 1]].reshape(leaves[index].shape)
+    for index, leaf in enumerate(leaves):
+        if leaf.ndim == 2 and leaf.size > SHARED_DRAW:
+            leaves[index] = leaf * jax.random.normal(keys[index], leaf.shape, jnp.float32)
+    return jax.tree.unflatten(tree, leaves)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """`models/api.py:Model` for a family: its flax module, and a table of logical axes by the end of a param's path."""
+
+    config: Any
+    network: ClassVar[type[nn.Module]]
+    axes: ClassVar[Mapping[str, tuple[str | None, ...]]]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def width(self) -> int:
+        return self.config.width
+
+    def init(self, key: Array) -> Params:
+        token = jnp.zeros((1, 1), jnp.int32)
+        return draw(key, self.network(self.config).init(key, token, token, token == 0)["params"])
+
+    def apply(
+        self, params: Params, tokens_BL: Array, positions_BL: Array, mask_BL: Array, cache: Cache | None = None
+    ) -> tuple[Array, Cache | None]:
+        return self.network(self.config).apply({"params": params}, tokens_BL, positions_BL, mask_BL, cache)  # pyright: ignore[reportReturnType]
+
+    def head(self, params: Params, hidden: Array) -> Array:
+        return self.network(self.config).apply({"params": params}, hidden, method="head")  # pyright: ignore[reportReturnType]
+
+    def init_cache(self, batch_size: int, max_columns: int) -> Cache:
+        config = self.config
+        shape = (batch_size, config.num_kv_heads, max_columns, config.width // config.num_heads)
+        keys, values = (tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers)) for _ in "kv")
+        mask_BM = jnp.zeros((batch_size, max_columns), bool)
+        return Cache(keys=keys, values=values, mask_BM=mask_BM, column=np.zeros((), np.int32))
+
+    def logical_axes(self, params: Params) -> Any:
+        return logical_axes(params, self.axes)
+
+
+def logical_axes(params: Params, axes: Mapping[str, tuple[str | None, ...]]) -> Any:
+    """A tree like params of tuples of logical axis names, by the last two names of each path.
+
+    Raises KeyError for a param that the table does not name.
+    """
+    return unflatten_dict({path: axes["/".join(path[-2:])] for path in flatten_dict(params)})
+
+
+def check_shape(config: Any) -> None:
+    """Raises ValueError, naming the value, where a family's numbers do not fit together."""
+    if config.vocab_size < 1:
+        raise ValueError(f"vocab_size is {config.vocab_size}; set it from the tokenizer, at least 1")
+    if config.width % config.num_heads:
+        raise ValueError(f"width {config.width} is not a multiple of num_heads {config.num_heads}")
+    if config.num_heads % config.num_kv_heads:
+        raise ValueError(f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}")
+    if config.dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype is {config.dtype!r}; accepted: float32, bfloat16")
