@@ -5,7 +5,7 @@ import pytest
 from rlhf_jax import plugins
 from rlhf_jax.types import Algorithm
 
-from . import checks
+from . import checks, lessons
 from .leave_one_out import leave_one_out
 
 
@@ -18,7 +18,7 @@ def algorithm_of(name: str) -> Algorithm:
 SUBJECTS = [*plugins.names("algorithms"), "leave_one_out"]
 
 
-@pytest.mark.parametrize("check", checks.ALL, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", [*checks.ALL, *lessons.ALL], ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_battery(name, check):
     check(leave_one_out() if name == "leave_one_out" else algorithm_of(name))

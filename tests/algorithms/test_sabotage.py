@@ -12,7 +12,7 @@ from rlhf_jax.ops.losses import dpo
 from rlhf_jax.ops.masked import last_index
 from rlhf_jax.types import Algorithm, Batch
 
-from . import checks
+from . import checks, lessons
 from .leave_one_out import leave_one_out
 
 PAIRS, GROUPS = online_dpo(Config()), leave_one_out()
@@ -113,24 +113,24 @@ def counts_position_of_prompts(batch, samples, scores):
 
 
 CASES = [
-    (with_loss(PAIRS, wrong_sign), checks.lifts_the_toy_reward),
-    (with_loss(GROUPS, wrong_sign), checks.lifts_the_toy_reward),
-    (with_loss(PAIRS, wrong_sign), checks.a_better_score_raises_its_log_probability),
-    (with_loss(GROUPS, wrong_sign), checks.a_better_score_raises_its_log_probability),
+    (with_loss(PAIRS, wrong_sign), lessons.lifts_the_toy_reward),
+    (with_loss(GROUPS, wrong_sign), lessons.lifts_the_toy_reward),
+    (with_loss(PAIRS, wrong_sign), lessons.a_better_score_raises_its_log_probability),
+    (with_loss(GROUPS, wrong_sign), lessons.a_better_score_raises_its_log_probability),
     (with_loss(PAIRS, off_by_one), checks.garbage_under_the_mask_changes_nothing),
-    (with_loss(PAIRS, off_by_one), checks.every_token_is_trained),
+    (with_loss(PAIRS, off_by_one), lessons.every_token_is_trained),
     (with_loss(GROUPS, off_by_one), checks.garbage_under_the_mask_changes_nothing),
-    (with_loss(GROUPS, off_by_one), checks.every_token_is_trained),
-    (with_credit(PAIRS, eos_outside_the_mask), checks.lifts_the_toy_reward),
-    (with_credit(GROUPS, eos_outside_the_mask), checks.lifts_the_toy_reward),
-    (with_credit(PAIRS, eos_outside_the_mask), checks.sampled_tokens_are_all_in_the_mask),
-    (with_loss(PAIRS, eos_outside_the_loss), checks.every_token_is_trained),
-    (with_loss(GROUPS, eos_outside_the_loss), checks.every_token_is_trained),
+    (with_loss(GROUPS, off_by_one), lessons.every_token_is_trained),
+    (with_credit(PAIRS, eos_outside_the_mask), lessons.lifts_the_toy_reward),
+    (with_credit(GROUPS, eos_outside_the_mask), lessons.lifts_the_toy_reward),
+    (with_credit(PAIRS, eos_outside_the_mask), lessons.sampled_tokens_are_all_in_the_mask),
+    (with_loss(PAIRS, eos_outside_the_loss), lessons.every_token_is_trained),
+    (with_loss(GROUPS, eos_outside_the_loss), lessons.every_token_is_trained),
     (with_loss(PAIRS, no_mask), checks.garbage_under_the_mask_changes_nothing),
     (with_loss(GROUPS, no_mask), checks.garbage_under_the_mask_changes_nothing),
     (with_loss(PAIRS, multiplied_mask), checks.garbage_under_the_mask_changes_nothing),
-    (with_credit(PAIRS, tie_not_zeroed), checks.ties_have_no_gradient),
-    (with_credit(PAIRS, tie_left_out_of_the_batch), checks.ties_have_no_gradient),
+    (with_credit(PAIRS, tie_not_zeroed), lessons.ties_have_no_gradient),
+    (with_credit(PAIRS, tie_left_out_of_the_batch), lessons.ties_have_no_gradient),
     (with_credit(PAIRS, chosen_and_rejected_apart), checks.units_stay_together),
     (with_loss(PAIRS, mean_over_rows), checks.micro_batches_add_up),
     (with_loss(GROUPS, mean_over_rows), checks.micro_batches_add_up),
@@ -140,8 +140,8 @@ CASES = [
     (replace(PAIRS, min_samples_per_prompt=1), checks.too_few_samples_are_refused),
     (replace(PAIRS, unit=3), checks.units_stay_together),
     (replace(PAIRS, rows_per_prompt=lambda samples_per_prompt: 3), checks.units_stay_together),
-    (with_credit(GROUPS, no_baseline), checks.equal_rewards_give_no_gradient),
-    (with_loss(GROUPS, ratio_to_the_reference), checks.on_policy_ratio_is_one),
+    (with_credit(GROUPS, no_baseline), lessons.equal_rewards_give_no_gradient),
+    (with_loss(GROUPS, ratio_to_the_reference), lessons.on_policy_ratio_is_one),
     (with_credit(PAIRS, needs_more_than_it_says), checks.scores_not_asked_for_do_not_matter),
     (with_credit(PAIRS, counts_position_of_prompts), checks.prompts_may_be_permuted),
 ]
