@@ -112,7 +112,18 @@ def counts_position_of_prompts(batch, samples, scores):
     return replace(batch, reference_logprob_RC=batch.reference_logprob_RC - place_R[:, None] * batch.mask_RC)
 
 
+def looks_at_a_value(batch, samples, scores):
+    return batch if float(scores.score_B[0]) > -100 else None
+
+
+def plain_numbers_for_metrics(loss, outputs, batch):
+    loss_sum, metrics = loss(outputs, batch)
+    return loss_sum, {name: getattr(metric, "total", jnp.float32(0)) for name, metric in metrics.items()}
+
+
 CASES = [
+    (with_credit(PAIRS, looks_at_a_value), checks.compiles),
+    (with_loss(PAIRS, plain_numbers_for_metrics), checks.loss_is_float32_and_metrics_merge),
     (with_loss(PAIRS, wrong_sign), lessons.lifts_the_toy_reward),
     (with_loss(GROUPS, wrong_sign), lessons.lifts_the_toy_reward),
     (with_loss(PAIRS, wrong_sign), lessons.a_better_score_raises_its_log_probability),
@@ -153,5 +164,5 @@ def _name(value) -> str:
 
 @pytest.mark.parametrize(("broken", "check"), CASES, ids=_name)
 def test_the_check_notices(broken, check):
-    with pytest.raises((AssertionError, ValueError, pytest.fail.Exception)):
+    with pytest.raises((AssertionError, ValueError, pytest.fail.Exception, jax.errors.ConcretizationTypeError)):
         check(broken)
