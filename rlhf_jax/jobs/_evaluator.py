@@ -1,7 +1,7 @@
 """Evaluation on held-out prompts: gold score, win-rate against references, KL to the reference, and diversity."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -55,7 +55,7 @@ class Judged:
     completions: list[str]
     finished_B: np.ndarray
     length_B: np.ndarray
-    gold_B: np.ndarray
+    gold_B: np.ndarray | None  # None where the task has no judge
     reward_B: np.ndarray | None
     kl_B: np.ndarray
     entropy_B: np.ndarray
@@ -137,20 +137,26 @@ class Evaluator:
             prompts += self.workspace.prompt_texts(samples)
             completions += self.workspace.completions(samples)
         joined = {name: np.concatenate(parts) for name, parts in columns.items()}
-        rows = zip(prompts, completions, joined["finished"], strict=True)
-        gold = np.array([self.workspace.task.judge(p, c, bool(f)) for p, c, f in rows], np.float64)
         return Judged(
             prompts=prompts,
             completions=completions,
             finished_B=joined["finished"],
             length_B=joined["length"],
-            gold_B=gold,
+            gold_B=self.gold(prompts, completions, joined["finished"]),
             reward_B=joined.get("reward"),
             kl_B=joined["kl"],
             entropy_B=joined["entropy"],
             reference_nll_B=joined["nll"],
             prompt_length_B=joined["prompt_length"],
         )
+
+    def gold(self, prompts: Sequence[str], completions: Sequence[str], finished_B: np.ndarray) -> np.ndarray | None:
+        """The task's own scores `[B]`, or None where it has no judge."""
+        task = self.workspace.task
+        if not task.has_gold:
+            return None
+        rows = zip(prompts, completions, finished_B, strict=True)
+        return np.array([task.judge(prompt, text, bool(end)) for prompt, text, end in rows], np.float64)
 
     @cached_property
     def reference_gold(self) -> np.ndarray:
@@ -169,14 +175,15 @@ class Evaluator:
 
     def evaluate(self, params: Params, num_prompts: int) -> tuple[Figures, Judged]:
         """Every figure of the first `num_prompts` evaluation prompts, and the samples at temperature 1."""
-        reference_gold = self.reference_gold[:num_prompts]
         judged = self.judge(params, self._sample, num_prompts)
         greedy = self.judge(params, self._greedy, num_prompts)
-        figures = sampled_figures(judged, reference_gold) | {
-            GREEDY_NAMES[name]: value for name, value in win_rates(greedy.gold_B, reference_gold).items()
-        }
-        figures["gold_mean_greedy"] = float(greedy.gold_B.mean())
-        figures["kl_perplexity"] = paper_perplexity(greedy)
+        figures = sampled_figures(judged, num_prompts) | {"kl_perplexity": paper_perplexity(greedy)}
+        if judged.gold_B is not None and greedy.gold_B is not None:
+            reference_gold = self.reference_gold[:num_prompts]
+            greedy_rates = win_rates(greedy.gold_B, reference_gold)
+            figures |= gold_figures(judged.gold_B, reference_gold)
+            figures |= {GREEDY_NAMES[name]: value for name, value in greedy_rates.items()}
+            figures["gold_mean_greedy"] = float(greedy.gold_B.mean())
         return figures, judged
 
 
@@ -194,18 +201,26 @@ def win_rates(gold_B: np.ndarray, reference_gold_PR: np.ndarray) -> Figures:
     }
 
 
-def sampled_figures(judged: Judged, reference_gold_PR: np.ndarray) -> Figures:
-    """Figures of fresh samples at temperature 1; standard errors are over prompts."""
-    num_prompts = reference_gold_PR.shape[0]
-    of_prompt = judged.gold_B.reshape(num_prompts, -1).mean(axis=1)
-    kl_of_prompt = judged.kl_B.reshape(num_prompts, -1).mean(axis=1)
+def stderr_over_prompts(values_B: np.ndarray, num_prompts: int) -> float:
+    """Standard error of a mean over prompts: the samples of one prompt are not independent."""
+    return float(values_B.reshape(num_prompts, -1).mean(axis=1).std(ddof=1) / math.sqrt(num_prompts))
+
+
+def gold_figures(gold_B: np.ndarray, reference_gold_PR: np.ndarray) -> Figures:
+    """Gold score and win-rate of fresh samples at temperature 1."""
+    return win_rates(gold_B, reference_gold_PR) | {
+        "gold_mean": float(gold_B.mean()),
+        "gold_mean_stderr": stderr_over_prompts(gold_B, reference_gold_PR.shape[0]),
+        "gold_std": float(gold_B.std()),
+    }
+
+
+def sampled_figures(judged: Judged, num_prompts: int) -> Figures:
+    """What fresh samples at temperature 1 say without a judge."""
     tokens = float(judged.length_B.sum())
-    figures = win_rates(judged.gold_B, reference_gold_PR) | {
-        "gold_mean": float(judged.gold_B.mean()),
-        "gold_mean_stderr": float(of_prompt.std(ddof=1) / math.sqrt(num_prompts)),
-        "gold_std": float(judged.gold_B.std()),
+    figures = {
         "kl": float(judged.kl_B.mean()),
-        "kl_stderr": float(kl_of_prompt.std(ddof=1) / math.sqrt(num_prompts)),
+        "kl_stderr": stderr_over_prompts(judged.kl_B, num_prompts),
         "kl_per_token": float(judged.kl_B.sum() / tokens),
         "entropy": float(judged.entropy_B.sum() / tokens),
         "completion_length": float(judged.length_B.mean()),

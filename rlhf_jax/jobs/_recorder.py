@@ -72,8 +72,9 @@ class Recorder:
         if self.late is None:
             return
         (event, round_figures), self.late = self.late, None
-        figures, metrics = jax.device_get((round_figures, event.metrics))
-        values = {name: np.asarray(value).item() for name, value in figures.items()}
+        fetched: Any = jax.device_get((round_figures, event.metrics))
+        figures, metrics = fetched
+        values = {name: float(value) for name, value in figures.items()}
         values |= {name: metric.value() for name, metric in metrics.items()}
         schedule = learning_rate_schedule(self.config.optimizer, self.program.setup.clock.num_updates)
         values |= {"age": float(event.age), "learning_rate": float(schedule(event.update))}
@@ -108,22 +109,21 @@ class Recorder:
         if not count:
             return
         take = jax.tree.map(lambda x: x[:count] if x.ndim else x, jax.device_get(scored.samples))
-        reward = np.asarray(scored.scores.standardized_B)
         prompts, texts = self.workspace.prompt_texts(take), self.workspace.completions(take)
-        judge = self.workspace.task.judge
-        self.samples.write(
-            STAGE,
-            update,
-            "during",
-            [
-                Sample(
-                    int(take.ordinal_B[row]), prompt, text, finished, judge(prompt, text, finished), float(reward[row])
-                )
-                for row, (prompt, text, finished) in enumerate(
-                    zip(prompts, texts, map(bool, take.finished_B), strict=True)
-                )
-            ],
-        )
+        gold = self.evaluator.gold(prompts, texts, take.finished_B)
+        reward = np.asarray(scored.scores.standardized_B)
+        kept = [
+            Sample(
+                ordinal=int(take.ordinal_B[row]),
+                prompt=prompts[row],
+                completion=texts[row],
+                finished=bool(take.finished_B[row]),
+                gold=None if gold is None else float(gold[row]),
+                reward=float(reward[row]),
+            )
+            for row in range(count)
+        ]
+        self.samples.write(STAGE, update, "during", kept)
 
     def evaluate(self, params: Params, version: int, full: bool) -> None:
         """Evaluates a version on held-out prompts; of the first and the last, fully, and with texts kept."""
@@ -133,7 +133,8 @@ class Recorder:
         figures, judged = self.evaluator.evaluate(params, config.num_prompts if full else config.num_prompts_between)
         self.seconds["evaluate_seconds"] += time.perf_counter() - began
         self.workspace.metrics.write("evaluate", version, figures, time.perf_counter() - self.began, of=STAGE)
-        self.bar.advance(0, gold=figures["gold_mean"], win=figures["win_rate"], kl=figures["kl"])
+        shown = {"gold": "gold_mean", "win": "win_rate", "kl": "kl"}
+        self.bar.advance(0, **{short: figures[name] for short, name in shown.items() if name in figures})
         if full:
             self.samples.write(STAGE, version, "after" if version else "before", self._kept(judged))
 
@@ -147,7 +148,7 @@ class Recorder:
                 prompt=judged.prompts[row],
                 completion=judged.completions[row],
                 finished=bool(judged.finished_B[row]),
-                gold=float(judged.gold_B[row]),
+                gold=None if judged.gold_B is None else float(judged.gold_B[row]),
                 reward=None if judged.reward_B is None else float(judged.reward_B[row]),
             )
             for row in rows

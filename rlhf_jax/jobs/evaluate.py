@@ -39,8 +39,7 @@ def best_of_n_line(evaluator: Evaluator, params: Params, sizes: Sequence[int], n
     for start in range(0, num_prompts, size):
         samples = draw(params, evaluator.stream.prompts(start, size))
         texts, prompts = workspace.completions(samples), workspace.prompt_texts(samples)
-        rows = zip(prompts, texts, np.asarray(samples.finished_B), strict=True)
-        golds.append(np.array([workspace.task.judge(p, t, bool(f)) for p, t, f in rows]))
+        golds.append(evaluator.gold(prompts, texts, np.asarray(samples.finished_B)))
         rewards.append(evaluator.reward(samples))
     gold_B, reward_B = np.concatenate(golds), np.concatenate(rewards)
     reference_gold = evaluator.reference_gold[: gold_B.shape[0] // group]
@@ -56,7 +55,7 @@ def best_of_n_line(evaluator: Evaluator, params: Params, sizes: Sequence[int], n
 
 def best_of_n(workspace: Workspace, stages: Any, sft_params: Params, reward: Reward) -> None:
     """Writes the best-of-n line of the SFT policy under the learned reward, unless it is there."""
-    if reward.model is None or not stages.best_of_n:
+    if reward.model is None or not stages.best_of_n or not workspace.task.has_gold:
         return
     if sum(line.get("of") == BEST_OF_N for line in read(workspace.metrics.path)) == len(stages.best_of_n):
         return

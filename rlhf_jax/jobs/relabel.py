@@ -115,11 +115,13 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> None:
     if all(path(workspace, split).exists() for split, _ in splits):
         return
     began = time.perf_counter()
-    given = getattr(workspace.task, "comparisons", None)
-    if given is not None:
+    given = getattr(workspace.task, "comparisons", lambda split: [])
+    if any(given(split) for split, _ in splits):
         for split, _ in splits:
             write(path(workspace, split), own_pairs(workspace, given(split)))
         return
+    if not workspace.task.has_gold:
+        raise ValueError("the task gives neither comparisons nor a gold judge to make them: set task.comparisons")
     check_rows("comparisons.prompts_per_batch", config.prompts_per_batch, workspace.mesh)
     drawing = sample.Config(workspace.lengths.max_completion_tokens, 2, config.temperature)
     draw = sampler(workspace, drawing, STAGE)
