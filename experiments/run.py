@@ -1,43 +1,89 @@
 """Runs an experiment: `python -m experiments.run --config=configs/quickstart.py [--config.<key>=<value> ...]`."""
 
+import difflib
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="A file of configs/, with overrides --config.<key>=<value>."
-)
+USAGE = "accepted: --config=FILE and --config.<key>=<value>"
+INTERRUPTED = 130  # what a shell reports for SIGINT
 
 
-def parse(argv: Sequence[str]) -> None:
-    """Reads the flags; what is wrong with them is one line and exit status 2."""
+def parse(argv: Sequence[str]) -> ConfigDict:
+    """The config that the arguments name, with its overrides. What is wrong with them is one line and exit status 2."""
     try:
-        rest = flags.FLAGS(list(argv))
-        if len(rest) > 1:
-            raise ValueError(f"unknown argument {rest[1]!r}; accepted: --config=FILE and --config.<key>=<value>")
-        if CONFIG.value is None:
-            raise ValueError("no config is given; pass --config=configs/quickstart.py or another file of configs/")
+        path = config_path(argv)
+        check_keys(load([argv[0], f"--config={path}"]), argv)
+        return load(argv)
     except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
         stop(error)
 
 
-def stop(error: BaseException) -> None:
-    """Prints what went wrong in one line and leaves with status 2."""
-    text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
-    print(f"error: {text}", file=sys.stderr)
-    raise SystemExit(2)
+def load(argv: Sequence[str]) -> ConfigDict:
+    """Reads flags into values of their own, so that a process may read as many configs as it likes."""
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(argv))
+    rest = values(list(argv))
+    if len(rest) > 1:
+        raise ValueError(f"unknown argument {rest[1]!r}; {USAGE}")
+    return config.value
+
+
+def config_path(argv: Sequence[str]) -> str:
+    """What `--config` names, its `:argument` included. Raises ValueError where there is none, or no such file."""
+    named = [following for flag, following in pairwise(argv) if flag == "--config"]
+    named += [argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")]
+    there = ", ".join(str(path) for path in sorted(Path("configs").glob("[!_]*.py")))
+    if not named:
+        raise ValueError(f"no config is given; pass --config=FILE, a file of configs/ ({there}) or your own")
+    if not Path(named[-1].partition(":")[0]).is_file():
+        raise ValueError(f"no config file {named[-1]!r}; there are: {there}")
+    return named[-1]
+
+
+def check_keys(config: ConfigDict, argv: Sequence[str]) -> None:
+    """Raises ValueError for an override of a key that the config lacks, with the nearest one or all of its neighbours."""
+    for argument in argv:
+        if not argument.startswith("--config."):
+            continue
+        keys, node = argument.removeprefix("--config.").partition("=")[0].split("."), config
+        for depth, key in enumerate(keys):
+            if not isinstance(node, ConfigDict) or key not in node:
+                raise ValueError(f"{'.'.join(['config', *keys[:depth]])} has no key {key!r}{_neighbours(key, node)}")
+            node = node[key]
+
+
+def _neighbours(key: str, node: Any) -> str:
+    names = list(node) if isinstance(node, ConfigDict) else []
+    close = difflib.get_close_matches(key, names, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; accepted: {', '.join(names) or 'no keys below it'}"
+
+
+def stop(error: BaseException, status: int = 2) -> NoReturn:
+    """Prints what went wrong in one line and leaves with `status`."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    raise SystemExit(status)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parse(sys.argv if argv is None else argv)
-    from rlhf_jax import build  # JAX is loaded only once the flags are known to be right
-
+    """Exit status 2: the config cannot run; 1: the disk failed; 130: interrupted. The same command goes on."""
     try:
-        build.run(CONFIG.value)
+        config = parse(sys.argv if argv is None else argv)
+        from rlhf_jax import build
+
+        build.run(config)
     except (ValueError, FileNotFoundError) as error:
         stop(error)
+    except OSError as error:
+        stop(error, 1)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
 
 
 if __name__ == "__main__":

@@ -191,6 +191,6 @@ def run(config: ConfigDict) -> None:
     shared = workspace(values)
     settings, chosen = stages(values), algorithm(values["algorithm"])
     job = plugins.find("jobs", values["job"]).job
-    rlhf.check(settings.rlhf, chosen, shared.mesh)
+    pipeline.check(settings, chosen, shared.mesh)
     check_directory(shared.directory, values)
     job(shared, settings, chosen)

@@ -47,9 +47,11 @@ def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def check_rows(name: str, num_units: int, mesh: Mesh, num_micro_batches: int = 1) -> None:
-    """Raises ValueError unless units of rows divide evenly over micro-batches and the mesh's row shards."""
+    """Raises ValueError unless units of rows, at least one, divide evenly over micro-batches and the mesh's row shards."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if num_units % (shards * num_micro_batches):
+    if num_micro_batches < 1:
+        raise ValueError(f"num_micro_batches is {num_micro_batches} beside {name}; accepted: 1 or more")
+    if num_units < 1 or num_units % (shards * num_micro_batches):
         raise ValueError(
             f"{name} is {num_units}, which does not divide into {num_micro_batches} micro-batch(es) over data*fsdp = "
             f"{shards} shards; accepted: multiples of {shards * num_micro_batches}"
