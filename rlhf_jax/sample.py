@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.models.api import Cache, Model
+from rlhf_jax.models.api import Cache, Model, repeat_cache, repeat_rows
 from rlhf_jax.ops.masked import positions_from_mask
 from rlhf_jax.types import Array, Params, Prompts, Samples
 
@@ -92,16 +92,7 @@ def prefill(
     hidden_PQD, cache = model.apply(params, prompts.tokens_PQ, positions_PQ, prompts.mask_PQ, cache)
     assert cache is not None
     logits_PV = model.head(params, hidden_PQD[:, -1])
-
-    def repeat(array: Array) -> Array:
-        return jnp.repeat(array, samples_per_prompt, axis=0) if samples_per_prompt > 1 else array
-
-    cache = cache.replace(  # type: ignore[attr-defined]
-        keys=tuple(repeat(x) for x in cache.keys),
-        values=tuple(repeat(x) for x in cache.values),
-        mask_BM=repeat(cache.mask_BM),
-    )
-    return repeat(logits_PV), cache
+    return repeat_rows(logits_PV, samples_per_prompt), repeat_cache(cache, samples_per_prompt)
 
 
 def sample(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from rlhf_jax.models.api import Model
+from rlhf_jax.models.api import Cache, Model, repeat_cache, repeat_rows
 from rlhf_jax.ops.logprobs import chunked_token_logprobs
 from rlhf_jax.ops.masked import positions_from_mask
 from rlhf_jax.types import Array, Outputs, Params, Samples, Scores
@@ -25,14 +25,39 @@ class Config:
 
 
 def completion_hidden(
-    params: Params, prompt_tokens_RQ: Array, prompt_mask_RQ: Array, tokens_RC: Array, mask_RC: Array, model: Model
+    params: Params,
+    prompt_tokens_RQ: Array,
+    prompt_mask_RQ: Array,
+    tokens_RC: Array,
+    mask_RC: Array,
+    model: Model,
+    rows_per_prompt: int = 1,
 ) -> Array:
-    """Hidden states that predict the completion, `[R, C, D]`: at the last prompt position and at every token but the last."""
+    """Hidden states that predict the completion, `[R, C, D]`: those of the last prompt position and of all tokens but the last.
+
+    With `rows_per_prompt` > 1, rows come in groups of that size that have one prompt: it is run once for all of them.
+    """
     prompt_length = prompt_tokens_RQ.shape[1]
-    tokens_RL = jnp.concatenate([prompt_tokens_RQ, tokens_RC[:, :-1]], axis=1)
-    mask_RL = jnp.concatenate([prompt_mask_RQ, mask_RC[:, :-1]], axis=1)
-    hidden_RLD, _ = model.apply(params, tokens_RL, positions_from_mask(mask_RL), mask_RL)
-    return hidden_RLD[:, prompt_length - 1 :]
+    tokens_RE, mask_RE = tokens_RC[:, :-1], mask_RC[:, :-1]
+    mask_RL = jnp.concatenate([prompt_mask_RQ, mask_RE], axis=1)
+    positions_RL = positions_from_mask(mask_RL)
+    if rows_per_prompt == 1:
+        tokens_RL = jnp.concatenate([prompt_tokens_RQ, tokens_RE], axis=1)
+        return model.apply(params, tokens_RL, positions_RL, mask_RL)[0][:, prompt_length - 1 :]
+    prompts = (prompt_tokens_RQ, positions_RL[:, :prompt_length], prompt_mask_RQ)
+    firsts = [array.reshape(-1, rows_per_prompt, prompt_length)[:, 0] for array in prompts]
+    empty = model.init_cache(len(firsts[0]), mask_RL.shape[1])
+    last_PD, cache = _last_hidden(model.apply(params, *firsts, empty))
+    hidden_RED, _ = model.apply(
+        params, tokens_RE, positions_RL[:, prompt_length:], mask_RE, repeat_cache(cache, rows_per_prompt)
+    )
+    return jnp.concatenate([repeat_rows(last_PD, rows_per_prompt)[:, None], hidden_RED], axis=1)
+
+
+def _last_hidden(applied: tuple[Array, Cache | None]) -> tuple[Array, Cache]:
+    hidden_PQD, cache = applied
+    assert cache is not None
+    return hidden_PQD[:, -1], cache
 
 
 def policy_outputs(
@@ -44,10 +69,15 @@ def policy_outputs(
     temperature: Array,
     *,
     model: Model,
+    rows_per_prompt: int = 1,
     max_logits: int = MAX_LOGITS,
 ) -> Outputs:
-    """Log-probability of each completion token under the tempered law, and the law's entropy; 0 where the mask is false."""
-    hidden_RCD = completion_hidden(params, prompt_tokens_RQ, prompt_mask_RQ, tokens_RC, mask_RC, model)
+    """Log-probability of each completion token under the tempered law, and the law's entropy; 0 where the mask is false.
+
+    `rows_per_prompt`: see `completion_hidden`.
+    """
+    rows = (prompt_tokens_RQ, prompt_mask_RQ, tokens_RC, mask_RC)
+    hidden_RCD = completion_hidden(params, *rows, model, rows_per_prompt)
     num_rows, length, width = hidden_RCD.shape
     logprob_N, entropy_N = chunked_token_logprobs(
         hidden_RCD.reshape(num_rows * length, width),
@@ -72,6 +102,7 @@ def sample_logprobs(params: Params, samples: Samples, *, model: Model) -> Array:
         samples.mask_BC,
         samples.temperature,
         model=model,
+        rows_per_prompt=samples.samples_per_prompt,
     )
     return outputs.logprob_RC
 

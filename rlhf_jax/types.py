@@ -146,8 +146,9 @@ class Algorithm:
     `credit(samples, scores) -> Batch` carries no gradient and decides which rows are trained on; `losses[role](outputs,
     batch) -> (loss_sum, metrics)` is a *sum*, which the update divides once by the minibatch's denominator for
     `aggregation`: token (unmasked tokens), sequence (rows), pair (rows / 2), constant_length (rows * C).
-    `unit` is the number of rows that are never separated. `group_baseline`, `ratio` and `pair` declare the properties that
-    the conformance battery tests: equal rewards give zero policy gradient; the ratio is 1 on-policy; ties give zero.
+    `unit` is the number of rows, all of one prompt, that are never separated. `group_baseline`, `ratio` and `pair` declare
+    the properties that the conformance battery tests: equal rewards give zero policy gradient; the ratio is 1 on-policy;
+    ties give zero.
     """
 
     name: str

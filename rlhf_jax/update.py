@@ -76,12 +76,18 @@ def denominator(mask_RC: Array, aggregation: Aggregation) -> Array:
     return counts[aggregation]
 
 
-def policy_objective(loss: Callable[[Outputs, Batch], tuple[Array, Metrics]], model: Model) -> Objective:
-    """The objective of a policy: the model's outputs on the rows, then the algorithm's loss."""
+def policy_objective(
+    loss: Callable[[Outputs, Batch], tuple[Array, Metrics]], model: Model, rows_per_prompt: int = 1
+) -> Objective:
+    """The objective of a policy: the model's outputs on the rows, then the algorithm's loss.
+
+    `rows_per_prompt` > 1 says that rows come in groups of that size, each of one prompt, which is then run once.
+    """
 
     def objective(params: Params, batch: Batch) -> tuple[Array, Metrics]:
         rows = (batch.prompt_tokens_RQ, batch.prompt_mask_RQ, batch.tokens_RC, batch.mask_RC)
-        return loss(policy_outputs(params, *rows, batch.temperature, model=model), batch)
+        outputs = policy_outputs(params, *rows, batch.temperature, model=model, rows_per_prompt=rows_per_prompt)
+        return loss(outputs, batch)
 
     return objective
 

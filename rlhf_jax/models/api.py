@@ -2,6 +2,7 @@
 
 from typing import Any, Protocol
 
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
@@ -21,6 +22,22 @@ class Cache:
     values: tuple[Array, ...]
     mask_BM: Array  # bool, columns that hold a real token
     column: Array | np.ndarray  # int32 scalar, where the next token is written
+
+
+def repeat_rows(array: Array, times: int) -> Array:
+    """`[P, ...] -> [P * times, ...]`, group-contiguous: a broadcast, so that rows stay on the shard of their group."""
+    spread = jnp.broadcast_to(array[:, None], (array.shape[0], times, *array.shape[1:]))
+    return spread.reshape(-1, *array.shape[1:])
+
+
+def repeat_cache(cache: Cache, times: int) -> Cache:
+    """A cache of `times` rows for each row, group-contiguous: what the rows of a prompt share is computed once."""
+    return Cache(
+        keys=tuple(repeat_rows(x, times) for x in cache.keys),
+        values=tuple(repeat_rows(x, times) for x in cache.values),
+        mask_BM=repeat_rows(cache.mask_BM, times),
+        column=cache.column,
+    )
 
 
 class Model(Protocol):

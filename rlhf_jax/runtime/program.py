@@ -74,7 +74,7 @@ class Program:
         self._publish = make_publish(of_params, setup.publish_dtype)
         step = partial(
             train_step,
-            objective=policy_objective(setup.algorithm.losses["policy"], model),
+            objective=policy_objective(setup.algorithm.losses["policy"], model, self.unit_rows),
             optimizer=setup.optimizer,
             aggregation=setup.algorithm.aggregation,
             unit_rows=self.unit_rows,
