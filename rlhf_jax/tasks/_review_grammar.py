@@ -113,7 +113,7 @@ class Writer:
         if not self.chance(0.35):
             return []
         landmark = self.opening.location.split()[-1]
-        if self.chance(0.15):
+        if self.chance(0.25):
             landmark = self.pick(dict.fromkeys(lexicon.LANDMARKS, 1.0))
         return self.pick(dict.fromkeys(lexicon.DETAILS, 1.0)).format(landmark).split()
 
