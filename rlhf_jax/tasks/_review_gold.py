@@ -29,7 +29,7 @@ HOT, HOT_SQUARED = -1.2, -0.4  # of the heat beyond
 REPEATED, REPEATED_SQUARED = -0.1, -0.2  # an adjective, modifier, aspect or sentence, again
 STACKED = -0.6  # a second modifier of one adjective, a third, ...
 MISFIT = -0.2  # an adjective that belongs to another aspect
-JUNK = -1.0  # a word that is part of no clause
+JUNK = -0.6  # a word that is part of no clause
 FREE_WORDS, WORD_TOO_MANY = 24, -0.25
 FREE_SENTENCES, SENTENCE_TOO_MANY = 4, -0.5
 NO_END = -2.5  # no EOS was sampled
@@ -100,7 +100,6 @@ def read(prompt: str, completion: str) -> Reading:
         if len(words) > 3 and words[0] == "the" and words[1] in _VALENCES and words[2] == "was":
             _read_aspect(reading, words[1], words[3:], link)
         else:
-            reading.junk += bool(link)
             _read_other(reading, " ".join(words))
     return reading
 

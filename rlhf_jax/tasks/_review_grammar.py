@@ -56,7 +56,7 @@ class Writer:
         self.opening = opening
         self.random = Random(seed)
         self.max_words = max_words
-        self.cheer = self.pick({0.2: 3.0, 0.5: 4.0, 0.8: 3.0})  # probability that an adjective praises
+        self.cheer = self.pick({0.15: 3.0, 0.5: 4.0, 0.85: 3.0})  # probability that an adjective praises
         self.sign = self.first_sign = 0  # of the last phrase, and of the first one of its sentence
 
     def chance(self, probability: float) -> bool:
@@ -110,7 +110,7 @@ class Writer:
         return [*modifier.split(), adjective], 1 if praise != negated else -1
 
     def detail(self) -> list[str]:
-        if not self.chance(0.35):
+        if not self.chance(0.4):
             return []
         landmark = self.opening.location.split()[-1]
         if self.chance(0.25):

@@ -80,7 +80,7 @@ HEAT = {  # how loud a word is; heat adds up over a review
 
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
-DETAILS = ("we could see the {}", "the {} is close", "we walked to the {}")  # true only of the prompt's location
+DETAILS = ("we could see the {}", "we walked to the {}", "it is close to the {}")  # true only of the prompt's location
 CLOSINGS = {"i would come again": 1, "i can recommend it": 1, "i would not come again": -1, "i cannot recommend it": -1}
 FILLERS = tuple(f"i went there on a {day}" for day in DAYS)  # true, and of no use to a reader
 CONNECTIVES = ("also", "but")  # of sentences; phrases are joined by "and", "but"

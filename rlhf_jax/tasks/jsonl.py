@@ -126,7 +126,7 @@ def _lines(path: str, option: str, keys: tuple[str, ...]) -> Iterator[tuple[str,
                 f"{where}: {_short(line)} is not JSON ({error}); a line is an object with {_listed(keys)}"
             ) from None
         if not isinstance(entry, dict):
-            raise ValueError(f"{where}: found {_short(line)}; a line is an object with {_listed(keys)}")
+            raise ValueError(f"{where}: found {_short(entry)}; a line is an object with {_listed(keys)}")
         unknown = [key for key in entry if key not in keys]
         if unknown:
             raise ValueError(f"{where}: found {_listed(unknown)}; accepted: {_listed(keys)}")

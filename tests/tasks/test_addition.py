@@ -1,0 +1,51 @@
+"""Sums: every pair once, both orders on one side, and a judge that wants each digit and an end."""
+
+import pytest
+
+from rlhf_jax.tasks import addition
+
+
+@pytest.fixture(scope="module")
+def task():
+    return addition.make(addition.Config())
+
+
+def pairs(task, split):
+    return [tuple(map(int, task.prompt(split, i)[:-1].split("+"))) for i in range(task.num_prompts(split))]
+
+
+def test_every_pair_below_the_limit_is_there_once(task):
+    # a from 0 to 199 leaves 200 - a values of b: 200 * 201 / 2 pairs.
+    found = pairs(task, "train") + pairs(task, "heldout")
+    assert len(found) == len(set(found)) == 20_100
+    assert all(a >= 0 and b >= 0 and a + b < 200 for a, b in found)
+
+
+def test_both_orders_of_a_sum_fall_on_one_side(task):
+    heldout = set(pairs(task, "heldout"))
+    assert {(b, a) for a, b in heldout} == heldout
+
+
+def test_the_judge_wants_each_digit_and_an_end(task):
+    assert task.judge("17+58=", "75", True) == 1.0
+    for completion in ("76", "7", "075", "75 ", "75=", "", "7+5"):
+        assert task.judge("17+58=", completion, True) == 0.0
+    assert task.judge("17+58=", "75", False) == 0.0
+
+
+@pytest.mark.parametrize("prompt", ["17+58", "17-58=", "+58=", "17+=", "1+7+58=", "=", ""])
+def test_other_prompts_are_errors(task, prompt):
+    with pytest.raises(ValueError, match=r"is not a prompt of addition: they read like 17\+58="):
+        task.judge(prompt, "75", True)
+
+
+@pytest.mark.parametrize(
+    "config", [addition.Config(limit=1), addition.Config(limit=0), addition.Config(heldout_percent=100)]
+)
+def test_a_side_without_pairs_is_an_error(config):
+    with pytest.raises(ValueError, match=r"addition has no .* pair with limit="):
+        addition.make(config)
+
+
+def test_nothing_is_held_out_where_nothing_was_asked_for():
+    assert addition.make(addition.Config(limit=11, heldout_percent=0)).num_prompts("heldout") == 0

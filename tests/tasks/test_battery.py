@@ -1,0 +1,167 @@
+"""What holds of every task in `tasks/`: prompts by ordinal, a clean split, references that tokenise, a sound judge."""
+
+import hashlib
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from rlhf_jax import plugins
+from rlhf_jax.hub import tokenizers
+from rlhf_jax.tasks import api
+
+SPLITS = ("train", "heldout")
+EMBEDDED = [name for name in plugins.names("tasks") if name != "jsonl"]
+
+# sha256 of the first 50 prompts and their references of both splits. Where one moves, every number ever measured on the
+# task moves with it: change it in a commit that says why, and run the published experiments again.
+GOLDEN = {
+    "addition": "2d43ed4f5228f7568d9070778bb6dcffdec5099aff3d841c0387513632d421ae",
+    "reviews": "07f95b9e6992e9cefe4195942055e7e1df7ca7e62ce72fc2bfada74ea3a68119",
+}
+
+DIGEST = """
+import hashlib, sys
+from rlhf_jax import plugins
+module = plugins.find("tasks", sys.argv[1])
+task = module.make(module.Config())
+lines = [
+    part for split in ("train", "heldout") for i in range(50) for part in (task.prompt(split, i), *task.references(split, i))
+]
+print(hashlib.sha256("\\n".join(lines).encode()).hexdigest())
+"""
+
+
+@pytest.fixture(scope="session")
+def make(tmp_path_factory):
+    """Builds a fresh task by name; `jsonl` reads a file of sums."""
+    path = tmp_path_factory.mktemp("jsonl") / "prompts.jsonl"
+    lines = [
+        json.dumps({"prompt": f"{n} und {n + 1} ?", "references": ["ja"], "answer": str(2 * n + 1)}) for n in range(211)
+    ]
+    path.write_text("\n".join(lines))
+
+    def build(name):
+        module = plugins.find("tasks", name)
+        return module.make(module.Config(prompts=str(path)) if name == "jsonl" else module.Config())
+
+    return build
+
+
+@pytest.fixture(scope="session", params=plugins.names("tasks"))
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def task(make, name):
+    return make(name)
+
+
+def spread(task, split, count=101):
+    """Indices over the whole split, ends included."""
+    return np.unique(np.linspace(0, task.num_prompts(split) - 1, count).astype(int)).tolist()
+
+
+def test_two_instances_agree_in_any_order_of_asking(make, name, task):
+    other = make(name)
+    for split in SPLITS:
+        assert other.num_prompts(split) == task.num_prompts(split) > 0
+        for index in reversed(spread(task, split)):
+            assert other.prompt(split, index) == task.prompt(split, index)
+            assert other.references(split, index) == task.references(split, index)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_another_process_agrees_and_nothing_moved(name):
+    found = subprocess.run(
+        [sys.executable, "-c", DIGEST, name], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert found == GOLDEN[name], f"the corpus of {name} has changed; see GOLDEN above for what that means"
+
+
+def test_prompts_are_distinct_and_on_one_side_only(name, task):
+    texts = {split: [task.prompt(split, i) for i in range(task.num_prompts(split))] for split in SPLITS}
+    every = texts["train"] + texts["heldout"]
+    assert len(set(every)) == len(every)
+    if name in EMBEDDED:
+        assert len(every) >= 10_000
+        assert 0.09 < len(texts["heldout"]) / len(every) < 0.11
+
+
+def test_references_are_several_where_the_task_has_no_one_answer(task):
+    for split in SPLITS:
+        for index in spread(task, split):
+            references = task.references(split, index)
+            assert all(references)
+            assert len(references) >= (1 if task.verifiable else 4)
+
+
+def test_prompts_and_references_come_back_from_their_tokens(name, task):
+    if task.vocabulary is None:
+        tokenizer = tokenizers.make(tokenizers.Config("bytes"), None)
+    else:
+        kind = "characters" if all(len(symbol) == 1 for symbol in task.vocabulary) else "words"
+        tokenizer = tokenizers.make(tokenizers.Config(kind), task.vocabulary)
+    for split in SPLITS:
+        for index in spread(task, split):
+            for text in (task.prompt(split, index), *task.references(split, index)):
+                assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_the_judge_is_finite_steady_and_wants_an_end(task):
+    for split in SPLITS:
+        for index in spread(task, split):
+            prompt, references = task.prompt(split, index), task.references(split, index)
+            answers = [*references, "", " ", "\n", "zzz ?", references[0][::-1], references[0] * 7]
+            for completion in answers:
+                ended, cut = (task.judge(prompt, completion, finished) for finished in (True, False))
+                assert isinstance(ended, float)
+                assert math.isfinite(ended)
+                assert math.isfinite(cut)
+                assert ended == task.judge(prompt, completion, True)
+                assert cut <= ended
+            best = max(answers, key=lambda text: task.judge(prompt, text, True))
+            if task.judge(prompt, best, True) != task.judge(prompt, "zzz ?", True):
+                assert task.judge(prompt, best, False) < task.judge(prompt, best, True)
+
+
+def test_a_verifiable_judge_is_one_or_nought(task):
+    if task.verifiable:
+        prompt = task.prompt("train", 0)
+        assert {task.judge(prompt, text, True) for text in ("", "0", "170", *task.references("train", 0))} <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_a_reference_of_a_verifiable_task_is_right(make, name):
+    task = make(name)
+    for index in spread(task, "heldout"):
+        scores = [task.judge(task.prompt("heldout", index), text, True) for text in task.references("heldout", index)]
+        if task.verifiable:
+            assert scores == [1.0]
+        assert len(set(scores)) > (0 if task.verifiable else 1)
+
+
+def test_another_tasks_prompt_is_an_error(task):
+    with pytest.raises(ValueError, match="is not a prompt of"):
+        task.judge("which way ?", "good .", True)
+
+
+def test_the_stream_is_seekable_and_a_permutation_each_epoch():
+    whole = api.stream_indices(num_prompts=11, seed=3, start=0, count=33)
+    for epoch in range(3):
+        assert sorted(whole[11 * epoch : 11 * (epoch + 1)]) == list(range(11))
+    assert not (whole[:11] == whole[11:22]).all()
+    for start, count in ((0, 7), (5, 13), (10, 2), (32, 1), (11, 11)):
+        assert (api.stream_indices(11, 3, start, count) == whole[start : start + count]).all()
+    assert not (api.stream_indices(11, 4, 0, 11) == whole[:11]).all()
+
+
+def test_the_split_is_a_function_of_the_text_alone():
+    # sha256("a") begins ca978112ca1bbdca; as a number modulo 100 that is what decides.
+    number = int(hashlib.sha256(b"a").hexdigest()[:16], 16) % 100
+    assert [api.is_heldout("a", percent) for percent in (number, number + 1)] == [False, True]
+    assert not any(api.is_heldout(f"{n}", 0) for n in range(97))
