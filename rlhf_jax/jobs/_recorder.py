@@ -72,18 +72,19 @@ class Recorder:
         if self.late is None:
             return
         (event, round_figures), self.late = self.late, None
-        fetched: Any = jax.device_get((round_figures, event.metrics))
-        figures, metrics = fetched
+        figures: Any
+        figures, metrics = jax.device_get((round_figures, event.metrics))
         values = {name: float(value) for name, value in figures.items()}
         values |= {name: metric.value() for name, metric in metrics.items()}
         schedule = learning_rate_schedule(self.config.optimizer, self.program.setup.clock.num_updates)
         values |= {"age": float(event.age), "learning_rate": float(schedule(event.update))}
         self.workspace.metrics.write(STAGE, event.update, values, time.perf_counter() - self.began)
         self.bar.advance(1, reward=values["reward_standardized"], loss=values["loss"])
-        if not np.isfinite(values["loss"]):
-            raise FloatingPointError(
-                f"update {event.update}: the loss is {values['loss']}; nothing after it is trusted or saved"
-            )
+        for name in ("score", "loss"):  # a NaN score would pass as a tie
+            if not np.isfinite(values[name]):
+                raise FloatingPointError(
+                    f"the {name} of update {event.update} is {values[name]}: nothing from it on is saved"
+                )
 
     def _round_end(self, round_index: int, state: TrainState, scored: synchronous.Scored) -> None:
         clock = self.program.setup.clock
