@@ -1,0 +1,93 @@
+"""Configs become components: every key with its type, and the resolved text of every file of configs/ as it was."""
+
+import importlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from rlhf_jax import build
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "configs"
+NAMES = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py"))
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float = 0.5
+
+
+@dataclass(frozen=True)
+class Outer:
+    count: int = 3
+    name: str = "a"
+    flag: bool = False
+    sizes: tuple[int, ...] = (1, 2)
+    inner: Inner = field(default_factory=Inner)
+
+
+def test_a_node_has_every_key_and_turns_back():
+    node = build.node(Outer())
+    assert node.to_dict() == {"count": 3, "name": "a", "flag": False, "sizes": (1, 2), "inner": {"rate": 0.5}}
+    assert build.fill(Outer, node.to_dict(), "outer") == Outer()
+    assert build.fill(Outer, {"inner": {"rate": 2}}, "outer") == Outer(inner=Inner(2.0))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"cuont": 1}, r"outer has no key 'cuont'; did you mean 'count'\?"),
+        ({"zzz": 1}, "outer has no key 'zzz'; accepted: count, name, flag, sizes, inner"),
+        ({"inner": {"rte": 1.0}}, r"outer\.inner has no key 'rte'; did you mean 'rate'\?"),
+        ({"count": "3"}, r"outer\.count is '3', a str; accepted: int"),
+        ({"count": 3.0}, r"outer\.count is 3\.0, a float; accepted: int"),
+        ({"count": True}, r"outer\.count is True, a bool; accepted: int"),
+        ({"name": 3}, r"outer\.name is 3, a int; accepted: str"),
+        ({"flag": 1}, r"outer\.flag is 1, a int; accepted: bool"),
+        ({"sizes": (1, "2")}, r"outer\.sizes is '2', a str; accepted: int"),
+        ({"inner": {"rate": "x"}}, r"outer\.inner\.rate is 'x', a str; accepted: float"),
+    ],
+)
+def test_a_wrong_key_or_type_is_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        build.fill(Outer, values, "outer")
+
+
+def test_an_unknown_preset_lists_those_there_are():
+    with pytest.raises(ValueError, match=r"no preset 'huge' in models/gpt_neox\.py; there are: .*pythia-70m"):
+        build.model("gpt_neox", "huge")
+
+
+def resolved(name: str) -> dict:
+    """What a run would write to config.json."""
+    values = importlib.import_module(f"configs.{name}").get_config().to_dict()
+    build.stages(values)
+    build.algorithm(values["algorithm"])
+    return json.loads(json.dumps(values))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resolved_configs_are_as_they_were(name):
+    """A change of a default anywhere shows here, and in the diff of the golden file."""
+    path, values = GOLDEN / f"{name}.json", resolved(name)
+    hint = f"configs/{name}.py resolves to other values than tests/golden/configs/{name}.json"
+    again = "if that is meant, say why in the commit, with the file that `python tests/test_build.py` writes"
+    assert path.exists(), f"no {path.name}: {again}"
+    assert values == json.loads(path.read_text()), f"{hint}; {again}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_says_how_it_is_run(name):
+    docstring = importlib.import_module(f"configs.{name}").__doc__ or ""
+    assert f"--config=configs/{name}.py" in docstring
+
+
+def test_goldens_are_of_configs_that_exist():
+    assert sorted(path.stem for path in GOLDEN.glob("*.json")) == NAMES
+
+
+if __name__ == "__main__":
+    for config in NAMES:
+        (GOLDEN / f"{config}.json").write_text(json.dumps(resolved(config), indent=1, sort_keys=True) + "\n")

@@ -1,0 +1,171 @@
+"""What a person sees when a run cannot begin or is stopped: one line that names the value, and an exit status."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import run
+from rlhf_jax import build
+from rlhf_jax.jobs import pipeline
+from rlhf_jax.observe import lines
+
+ROOT = Path(__file__).parent.parent
+CONFIG = "--config=configs/quickstart.py"
+
+
+@pytest.fixture(autouse=True)
+def begun(monkeypatch, tmp_path) -> list[int]:
+    """Seeds of the pipelines that got as far as their first stage; nothing is compiled."""
+    seeds: list[int] = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(pipeline, "job", lambda shared, *_: seeds.append(shared.seed))
+    return seeds
+
+
+def call(directory: Path, *overrides: str) -> None:
+    run.main(["run", CONFIG, f"--config.directory={directory}", *overrides])
+
+
+def refused(capsys, argv: list[str], status: int = 2) -> str:
+    """The one line of a run that leaves with `status`."""
+    with pytest.raises(SystemExit) as left:
+        run.main(["run", *argv])
+    assert left.value.code == status
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.count("\n") == 1
+    return err
+
+
+WRONG = [
+    ("rlhf.bogus=1", ["config.rlhf has no key 'bogus'", "total_prompts"]),
+    ("rlhf.total_promts=1", ["config.rlhf has no key 'total_promts'", "did you mean 'total_prompts'"]),
+    ("rlhf.lag.deep=1", ["config.rlhf.lag has no key 'deep'"]),
+    ("seed=abc", ["config.seed=abc", "int"]),
+    ("rlhf.total_prompts=many", ["config.rlhf.total_prompts=many", "int"]),
+    ("rlhf.optimizer.learning_rate=fast", ["learning_rate=fast", "float"]),
+    ("rlhf.optimizer.schedule=steps", ["rlhf.optimizer.schedule is 'steps'", "constant, cosine, linear"]),
+    ("sft.optimizer.schedule=steps", ["sft.optimizer.schedule is 'steps'", "constant, cosine, linear"]),
+    ("algorithm.name=foo", ["'foo'", "algorithms", "online_dpo"]),
+    ("task.name=foo", ["'foo'", "tasks", "reviews"]),
+    ("model.family=foo", ["'foo'", "models", "gpt_neox"]),
+    ("reward=foo", ["'foo'", "exact_match, gold, learned"]),
+    ("job=foo", ["'foo'", "jobs", "pipeline"]),
+    ("tokenizer.kind=foo", ["'foo'", "words"]),
+    ("model.num_heads=5", ["num_heads 5"]),
+    ("mesh.data=16", ["mesh is data=16", "16 devices", "there are 8"]),
+    ("mesh.data=0", ["mesh is data=0", "accepted: positive sizes"]),
+    ("rlhf.total_prompts=65", ["rlhf.total_prompts is 65", "= 32"]),
+    ("rlhf.lag=-1", ["lag is -1", "0 (synchronous) or more"]),
+    ("rlhf.trace=(0, 5)", ["trace has 2 versions", "64 rounds"]),
+    ("rlhf.temperature=0.0", ["rlhf.temperature is 0.0", "positive"]),
+    ("rlhf.samples_per_prompt=1", ["rlhf.samples_per_prompt is 1", "at least 2"]),
+    ("rlhf.num_micro_batches=5", ["rlhf.prompts_per_update", "is 32", "multiples of 5"]),
+    ("rlhf.num_micro_batches=0", ["num_micro_batches is 0", "1 or more"]),
+    ("sft.rows_per_update=0", ["sft.rows_per_update is 0"]),
+    ("sft.num_micro_batches=5", ["sft.rows_per_update is 64", "multiples of 5"]),
+    ("reward_model.num_micro_batches=7", ["reward_model.pairs_per_update is 32", "multiples of 7"]),
+    ("evaluate.num_prompts=100", ["evaluate.num_prompts is 100", "256"]),
+    ("best_of_n=(1, 3, 4)", ["best_of_n is (1, 3, 4)", "divide the largest"]),
+    ("best_of_n_prompts=4096", ["best_of_n_prompts is 4096", "1024"]),
+]
+
+
+@pytest.mark.parametrize(("override", "named"), WRONG, ids=[override for override, _ in WRONG])
+def test_a_wrong_value_is_named_with_what_is_accepted(capsys, tmp_path, begun, override, named):
+    directory = tmp_path / "run"
+    line = refused(capsys, [CONFIG, f"--config.directory={directory}", f"--config.{override}"])
+    assert all(part in line for part in named), line
+    assert not directory.exists(), "nothing is written"
+    assert not begun
+
+
+@pytest.mark.parametrize("shape", ["(5, 1, 1)", "(2, 3, 1)"])
+def test_a_mesh_that_does_not_fit_the_batch_is_named(capsys, tmp_path, shape):
+    """Eight devices hold the mesh, but 32 prompts do not divide into 5 or 6 shards."""
+    sizes = zip(("data", "fsdp", "tensor"), shape.strip("()").split(", "), strict=True)
+    overrides = [f"--config.mesh.{axis}={size}" for axis, size in sizes]
+    line = refused(capsys, [CONFIG, f"--config.directory={tmp_path / 'run'}", *overrides])
+    assert "rlhf.prompts_per_update" in line
+    assert "is 32" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_config_names_those_there_are(capsys):
+    assert "configs/quickstart.py" in refused(capsys, [])
+    line = refused(capsys, ["--config=configs/none.py"])
+    assert "'configs/none.py'" in line
+    assert "configs/quickstart.py" in line
+
+
+@pytest.mark.parametrize("argument", ["extra", "--confg.seed=1", "--verbos"])
+def test_an_unknown_argument_is_named(capsys, tmp_path, argument):
+    assert argument.strip("-").split("=")[0] in refused(capsys, [CONFIG, argument])
+
+
+def test_a_right_config_begins_and_may_begin_again(tmp_path, begun):
+    call(tmp_path / "run", "--config.seed=3", "--config.rlhf.trace=()")
+    call(tmp_path / "run", "--config.seed", "3")
+    assert begun == [3, 3]
+
+
+def test_a_directory_of_another_config_names_the_keys(capsys, tmp_path, begun):
+    call(tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    line = refused(capsys, [CONFIG, f"--config.directory={tmp_path}", "--config.seed=3", "--config.rlhf.lag=1"])
+    assert "rlhf.lag (0 there, 1 now)" in line
+    assert "seed (0 there, 3 now)" in line
+    assert begun == [0]
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
+    def full(descriptor, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pipeline, "job", lambda *_: lines.append(tmp_path / "metrics.jsonl", {"stage": "sft"}))
+    monkeypatch.setattr(os, "write", full)
+    line = refused(capsys, [CONFIG, f"--config.directory={tmp_path}"], status=1)
+    assert "metrics.jsonl" in line
+    assert "No space left on device" in line
+
+
+def test_an_interrupt_is_one_line(capsys, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "job", interrupted)
+    with pytest.raises(SystemExit) as left:
+        call(tmp_path)
+    assert left.value.code == 130
+    assert capsys.readouterr().err.strip() == "interrupted; the same command goes on from the last checkpoint"
+
+
+def test_an_error_of_the_program_keeps_its_traceback(tmp_path, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("here")
+
+    monkeypatch.setattr(pipeline, "job", broken)
+    with pytest.raises(ZeroDivisionError, match="here"):
+        call(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"), [(["--config.rlhf.bogus=1"], "'bogus'"), (["--config.mesh.data=3"], "there are 1 here")]
+)
+def test_the_command_itself(tmp_path, arguments, named):
+    command = [sys.executable, "-m", "experiments.run", CONFIG, f"--config.directory={tmp_path / 'run'}", *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run(command, cwd=ROOT, env=environment | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert named in done.stderr
+
+
+def test_the_job_is_found_by_its_file():
+    assert callable(build.plugins.find("jobs", "pipeline").job)
