@@ -1,7 +1,8 @@
 """An Online DPO update beside the same arithmetic in a plain torch loop: no trainer around it, the faster attention of two.
 
 Reference log-probabilities are given. Rows are full (no padding): the peer's attention then needs no mask, ours keeps its own.
-Both sides: logits at completion positions only, gradient clipping at norm 1, AdamW. Ours also gives entropy and drift metrics.
+Both sides: the better number of micro-batches, logits at completion positions only, gradient clipping at norm 1, AdamW. Ours
+runs a pair's prompt once for both rows, and also gives entropy and drift metrics.
 
     pip install -e '.[bench]' && python -m experiments.bench.dpo_update
 """
@@ -24,6 +25,7 @@ from rlhf_jax.update import OptimizerConfig, init_state, make_optimizer, policy_
 
 PAIRS, PROMPT, COMPLETION = 32, 64, 64
 BETA, LEARNING_RATE = 0.1, 1e-5
+MICRO_BATCHES = (1, 4)
 
 
 def rows(preset: str, num_pairs: int) -> dict[str, np.ndarray]:
@@ -37,7 +39,7 @@ def rows(preset: str, num_pairs: int) -> dict[str, np.ndarray]:
     }
 
 
-def our_side(preset: str, data: dict[str, np.ndarray]) -> Callable[[], float]:
+def our_side(preset: str, data: dict[str, np.ndarray], num_micro_batches: int) -> Callable[[], float]:
     """Our update, compiled with a donated state as a run compiles it."""
     model = gpt_neox.make(gpt_neox.PRESETS[preset])
     algorithm = online_dpo.online_dpo(online_dpo.Config(beta=BETA))
@@ -55,10 +57,11 @@ def our_side(preset: str, data: dict[str, np.ndarray]) -> Callable[[], float]:
     )
     step = partial(
         train_step,
-        objective=policy_objective(algorithm.losses["policy"], model),
+        objective=policy_objective(algorithm.losses["policy"], model, algorithm.unit_rows(2)),
         optimizer=optimizer,
         aggregation=algorithm.aggregation,
-        unit_rows=2,
+        unit_rows=algorithm.unit_rows(2),
+        num_micro_batches=num_micro_batches,
     )
     update = jax.jit(step, donate_argnums=0)
     state = [init_state(jax.jit(model.init)(jax.random.key(0)), optimizer)]
@@ -70,33 +73,45 @@ def our_side(preset: str, data: dict[str, np.ndarray]) -> Callable[[], float]:
     return run
 
 
-def peer_side(preset: str, data: dict[str, np.ndarray], attention: str) -> Callable[[], float]:
+def peer_side(preset: str, data: dict[str, np.ndarray], num_micro_batches: int, attention: str) -> Callable[[], float]:
     """The plain loop."""
     peer = peers.model(preset, attention).train()
     optimizer = torch.optim.AdamW(peer.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
     tokens = torch.from_numpy(np.concatenate([data["prompt"], data["completion"]], axis=1)).long()
-    completion, reference = tokens[:, PROMPT:], torch.from_numpy(data["reference"]).sum(1)
+    reference = torch.from_numpy(data["reference"]).sum(1)
+
+    def backward(tokens: torch.Tensor, reference: torch.Tensor) -> float:
+        logits = peer(tokens, use_cache=False, logits_to_keep=COMPLETION + 1).logits[:, :-1]
+        chosen = logits.gather(-1, tokens[:, PROMPT:, None])[..., 0]
+        implicit = (chosen - torch.logsumexp(logits, dim=-1)).sum(1) - reference
+        losses = -torch.nn.functional.logsigmoid(BETA * (implicit[0::2] - implicit[1::2]))
+        loss = losses.mean() / num_micro_batches
+        loss.backward()
+        return loss.item()
 
     def run() -> float:
-        logits = peer(tokens, use_cache=False, logits_to_keep=COMPLETION + 1).logits[:, :-1]
-        chosen = logits.gather(-1, completion[..., None])[..., 0]
-        implicit = (chosen - torch.logsumexp(logits, dim=-1)).sum(1) - reference
-        loss = -torch.nn.functional.logsigmoid(BETA * (implicit[0::2] - implicit[1::2])).mean()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        parts = zip(tokens.chunk(num_micro_batches), reference.chunk(num_micro_batches), strict=True)
+        loss = sum(backward(*part) for part in parts)
         torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
         optimizer.step()
-        return loss.item()
+        return loss
 
     return run
 
 
 def case(preset: str, num_pairs: int, repeats: int) -> dict[str, Any]:
-    """Both sides in turn at one shape; the peer's better attention counts."""
+    """Both sides in turn at one shape; the better micro-batches of each count, and the peer's better attention."""
     data = rows(preset, num_pairs)
-    sides = {f"torch_{attention}": peer_side(preset, data, attention) for attention in ("sdpa", "eager")}
-    seconds = measure.interleaved({"rlhf_jax": our_side(preset, data), **sides}, repeats)
-    seconds["torch"] = min((seconds[name] for name in sides), key=min)
+    ours = {f"rlhf_jax_{parts}": our_side(preset, data, parts) for parts in MICRO_BATCHES}
+    theirs = {
+        f"torch_{attention}_{parts}": peer_side(preset, data, parts, attention)
+        for attention in ("sdpa", "eager")
+        for parts in MICRO_BATCHES
+    }
+    seconds = measure.interleaved({**ours, **theirs}, repeats)
+    seconds["rlhf_jax"] = min((seconds[name] for name in ours), key=min)
+    seconds["torch"] = min((seconds[name] for name in theirs), key=min)
     shape = {"preset": preset, "pairs": num_pairs, "prompt": PROMPT, "completion": COMPLETION}
     return {"case": f"{preset} {num_pairs} pairs", **shape, **measure.compared(seconds, "rlhf_jax", "torch")}
 

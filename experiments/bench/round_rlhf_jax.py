@@ -51,6 +51,7 @@ def program(shape: rounds.Shape) -> tuple[Program, synchronous.TrainState]:
         seed=0,
         eos_id=rounds.EOS,
         pad_id=rounds.PAD,
+        num_micro_batches=shape.num_micro_batches,
     )
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     layout = sharding.params_shardings(model, shapes, devices)
