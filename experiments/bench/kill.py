@@ -1,0 +1,185 @@
+"""Kills a tiny pipeline at random moments with SIGKILL, starts it again, and compares its end with that of a run never killed.
+
+`python -m experiments.bench.kill [--moments=50] [--seed=0]` prints one JSON line: how many of the moments ended bitwise
+equal in params, metrics (times aside), samples and comparisons, and where the kills fell.
+"""
+
+import argparse
+import collections
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+ROOT = Path(__file__).parents[2]
+STAGES = ("sft", "reward_model", "rlhf")
+SIZES = (
+    "model.width=16",
+    "model.ffn_width=32",
+    "model.num_layers=1",
+    "model.num_heads=2",
+    "lengths.max_completion_tokens=8",
+    "sft.num_updates=12",
+    "sft.rows_per_update=8",
+    "sft.checkpoint_every=5",
+    "comparisons.num_train=32",
+    "comparisons.num_heldout=16",
+    "comparisons.prompts_per_batch=16",
+    "reward_model.num_updates=8",
+    "reward_model.pairs_per_update=4",
+    "reward_model.checkpoint_every=3",
+    "reward_model.standardize_prompts=16",
+    "rlhf.total_prompts=96",
+    "rlhf.prompts_per_update=4",
+    "rlhf.num_minibatches=2",
+    "rlhf.lag=1",
+    "rlhf.evaluate_every=10",
+    "rlhf.checkpoint_every=4",
+    "rlhf.log_samples=2",
+    "evaluate.num_prompts=8",
+    "evaluate.num_prompts_between=8",
+    "evaluate.prompts_per_batch=8",
+    "evaluate.samples_per_prompt=2",
+    "best_of_n=()",
+    "best_of_n_prompts=8",
+)
+LIMIT_SECONDS = 600
+
+
+def start(directory: Path, cache: Path, *overrides: str) -> subprocess.Popen:
+    """Begins, or goes on with, the pipeline of a directory; compiled programs are shared through `cache`."""
+    settings = [*SIZES, f"directory={directory}", *overrides]
+    command = [sys.executable, "-m", "experiments.run", "--config=configs/quickstart.py"]
+    sharing = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    return subprocess.Popen(
+        [*command, *(f"--config.{setting}" for setting in settings)],
+        cwd=ROOT,
+        env=os.environ | sharing,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> None:
+    """Waits for the end. Raises RuntimeError with what the process said when it failed."""
+    _, errors = process.communicate(timeout=LIMIT_SECONDS)
+    if process.returncode:
+        raise RuntimeError(f"exit status {process.returncode}: {errors[-4000:]}")
+
+
+def num_lines(directory: Path) -> int:
+    """Lines of metrics.jsonl: how far a run is."""
+    path = directory / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_for(process: subprocess.Popen, directory: Path, lines: int) -> None:
+    """Until metrics.jsonl has this many lines, or the process has ended."""
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while num_lines(directory) < lines and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.0005)
+
+
+def kill_at(process: subprocess.Popen, directory: Path, lines: int, delay: float) -> bool:
+    """SIGKILL `delay` seconds after metrics.jsonl has this many lines; False when the run ended before."""
+    wait_for(process, directory, lines)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+def untimed(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that are not timings, without their times."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [
+        {name: value for name, value in line.items() if not name.endswith("seconds")}
+        for line in lines
+        if line.get("kind") != "timing"
+    ]
+
+
+def state(directory: Path, stage: str) -> tuple[int, list[np.ndarray]]:
+    """The newest checkpoint of a stage: its step, and every array of it."""
+    with ocp.CheckpointManager((directory / "checkpoints" / stage).absolute()) as manager:
+        step = manager.latest_step()
+        assert step is not None, f"no checkpoint of {stage}"
+        return step, [
+            np.asarray(leaf) for leaf in jax.tree.leaves(manager.restore(step, args=ocp.args.StandardRestore()))
+        ]
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What is not bitwise equal in two finished directories; times aside."""
+    found = []
+    for stage in STAGES:
+        (step, arrays), (other_step, other_arrays) = state(one, stage), state(other, stage)
+        if step != other_step or [x.tobytes() for x in arrays] != [x.tobytes() for x in other_arrays]:
+            found.append(f"checkpoint of {stage}")
+    if untimed(one / "metrics.jsonl") != untimed(other / "metrics.jsonl"):
+        found.append("metrics.jsonl")
+    for name in ("samples.jsonl", "comparisons/train.jsonl", "comparisons/heldout.jsonl", "reward_model.json"):
+        if (one / name).exists() != (other / name).exists():
+            found.append(f"{name} is missing in one")
+        elif (one / name).exists() and (one / name).read_bytes() != (other / name).read_bytes():
+            found.append(name)
+    return found
+
+
+def moments(lines: int, count: int, seed: int) -> list[tuple[int, float]]:
+    """Seeded kill moments spread over a run of `lines` lines: a number of lines, and a further delay in seconds."""
+    random = np.random.default_rng(seed)
+    edges = np.linspace(0, lines, count + 1)
+    return [
+        (int(random.uniform(low, high)), float(random.choice([0.0, random.uniform(0, 0.05), random.uniform(0, 0.5)])))
+        for low, high in itertools.pairwise(edges)
+    ]
+
+
+def stage_at(directory: Path) -> str:
+    """The stage that a killed run was in or had just ended."""
+    path = directory / "metrics.jsonl"
+    whole = path.read_bytes().splitlines()[:-1] if path.exists() else []
+    return json.loads(whole[-1])["stage"] if whole else "start"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--moments", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    began, unequal, where = time.monotonic(), [], collections.Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        cache, whole = Path(folder, "cache"), Path(folder, "whole")
+        finish(start(whole, cache))
+        for place, (lines, delay) in enumerate(moments(num_lines(whole), arguments.moments, arguments.seed)):
+            directory = Path(folder, f"killed-{place}")
+            killed = kill_at(start(directory, cache), directory, lines, delay)
+            where[stage_at(directory) if killed else "ended before"] += 1
+            finish(start(directory, cache))
+            found = differences(whole, directory)
+            if found:
+                unequal.append({"lines": lines, "delay": delay, "differ": found})
+            print(f"{place + 1}/{arguments.moments}: {found or 'equal'}", file=sys.stderr)
+    result = {"benchmark": "kill", "moments": arguments.moments, "equal": arguments.moments - len(unequal)}
+    print(json.dumps(result | {"killed_in": where, "unequal": unequal, "seconds": round(time.monotonic() - began)}))
+
+
+if __name__ == "__main__":
+    main()

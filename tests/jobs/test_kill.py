@@ -1,0 +1,72 @@
+"""A tiny pipeline killed six times with SIGKILL and started again ends bitwise as one that was never killed."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from experiments.bench import kill
+
+MOMENTS = 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("kill")
+
+
+@pytest.fixture(scope="module")
+def whole(folder) -> Path:
+    """A run that was never killed. It fills the compile cache that the others share."""
+    kill.finish(kill.start(folder / "whole", folder / "cache"))
+    return folder / "whole"
+
+
+def test_six_kills_change_nothing(folder, whole):
+    """One directory, killed at six seeded moments spread over the run, each time started again."""
+    directory, stages = folder / "killed", []
+    for lines, delay in kill.moments(kill.num_lines(whole), MOMENTS, seed=0):
+        assert kill.kill_at(kill.start(directory, folder / "cache"), directory, lines, delay), "it ended before"
+        stages.append(kill.stage_at(directory))
+    assert len(set(stages)) > 2, f"the kills should be spread over the stages, and fell in {stages}"
+    kill.finish(kill.start(directory, folder / "cache"))
+    assert not kill.differences(whole, directory)
+
+
+def test_an_interrupted_run_says_so_and_goes_on(folder, whole):
+    """Ctrl-C in the middle of RLHF: status 130, no traceback, and nothing is lost."""
+    directory = folder / "interrupted"
+    process = kill.start(directory, folder / "cache")
+    kill.wait_for(process, directory, kill.num_lines(whole) - 10)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=kill.LIMIT_SECONDS)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert "interrupted; the same command goes on" in errors
+    kill.finish(kill.start(directory, folder / "cache"))
+    assert not kill.differences(whole, directory)
+
+
+def test_a_finished_run_trains_nothing_when_it_is_started_again(folder, whole):
+    files = [whole / "metrics.jsonl", whole / "samples.jsonl"]
+    before = [path.read_bytes() for path in files]
+    kill.finish(kill.start(whole, folder / "cache"))
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_the_comparison_sees_a_change(folder, whole):
+    """One figure of metrics.jsonl, one sample, one array of a checkpoint."""
+    changed = folder / "changed"
+    shutil.copytree(whole, changed)
+    assert not kill.differences(whole, changed)
+    lines = (changed / "metrics.jsonl").read_text().splitlines()
+    last = max(place for place, line in enumerate(lines) if '"kind"' not in line)
+    lines[last] = json.dumps(json.loads(lines[last]) | {"kl": -1.0})
+    (changed / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    with (changed / "samples.jsonl").open("a") as file:
+        file.write("{}\n")
+    shutil.rmtree(changed / "checkpoints" / "rlhf")
+    shutil.copytree(whole / "checkpoints" / "sft", changed / "checkpoints" / "rlhf")
+    assert kill.differences(whole, changed) == ["checkpoint of rlhf", "metrics.jsonl", "samples.jsonl"]
