@@ -23,14 +23,17 @@ class Family(NamedTuple):
     model: Model
     params: dict
     apply: object  # jitted (params, tokens, positions, mask, cache) -> (hidden, cache)
+    logprobs: object  # jitted (params, hidden) -> log-probabilities
+    gradient: object  # jitted (params, tokens, mask, weight) -> value, gradient of a weighted sum of log-probabilities squared
 
 
 def random_params(model: Model, seed: int) -> dict:
-    """Fresh params, shaken so that biases and norm scales are not at 0 and 1."""
-    params = jax.jit(model.init)(jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(params)
+    """Params with biases and norm scales away from 0 and 1, drawn without compiling `init`."""
     random = np.random.default_rng(seed)
-    return jax.tree.unflatten(tree, [leaf + 0.1 * random.standard_normal(leaf.shape, np.float32) for leaf in leaves])
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf: jnp.asarray((leaf.ndim == 1) + 0.15 * random.standard_normal(leaf.shape, np.float32)), shapes
+    )
 
 
 def config_of(name: str, **changes: object):
@@ -41,7 +44,14 @@ def config_of(name: str, **changes: object):
 def family(request: pytest.FixtureRequest) -> Family:
     module = plugins.find("models", request.param)
     model = module.make(config_of(request.param))
-    return Family(module, model, random_params(model, 0), jax.jit(model.apply))
+    logprobs = jax.jit(lambda params, hidden: jax.nn.log_softmax(model.head(params, hidden)))
+
+    def weighted(params: dict, tokens_BL: jax.Array, mask_BL: jax.Array, weight_BL: jax.Array) -> jax.Array:
+        hidden, _ = model.apply(params, tokens_BL, positions_from_mask(mask_BL), mask_BL)
+        return jnp.sum(weight_BL[..., None] * jnp.square(logprobs(params, hidden)))
+
+    gradient = jax.jit(jax.value_and_grad(weighted))
+    return Family(module, model, random_params(model, 0), jax.jit(model.apply), logprobs, gradient)
 
 
 def ragged() -> tuple[jax.Array, jax.Array]:
@@ -52,10 +62,6 @@ def ragged() -> tuple[jax.Array, jax.Array]:
 
 def hidden_of(family: Family, tokens_BL: jax.Array, mask_BL: jax.Array) -> np.ndarray:
     return np.asarray(family.apply(family.params, tokens_BL, positions_from_mask(mask_BL), mask_BL)[0])
-
-
-def logprobs(family: Family, hidden) -> np.ndarray:
-    return np.asarray(jax.nn.log_softmax(family.model.head(family.params, jnp.asarray(hidden))))
 
 
 def test_walks_both_families():
@@ -74,6 +80,24 @@ def test_prefill_is_the_full_forward(family):
     np.testing.assert_array_equal(cache.mask_BM, np.pad(mask_BL, ((0, 0), (0, 13 - L))))
 
 
+def test_prefill_traced_with_its_empty_cache_is_the_full_forward(family):
+    """A cache that is known to be empty is not read; what is kept must be the same."""
+    tokens_BL, mask_BL = ragged()
+    inputs = (family.params, tokens_BL, positions_from_mask(mask_BL), mask_BL)
+    together = jax.jit(lambda *inputs: family.model.apply(*inputs, family.model.init_cache(B, 13)))
+    hidden_BLD, cache = together(*inputs)
+    np.testing.assert_allclose(
+        np.asarray(hidden_BLD)[mask_BL], hidden_of(family, tokens_BL, mask_BL)[mask_BL], atol=1e-5
+    )
+    _, expected = family.apply(*inputs, jax.tree.map(jnp.asarray, family.model.init_cache(B, 13)))
+    for ours, theirs in zip(cache.keys + cache.values, expected.keys + expected.values, strict=True):
+        # Deeper layers of a pad row attend to whatever columns there are, so that pads may differ.
+        seen = np.pad(mask_BL, ((0, 0), (0, 13 - L)))[:, None, :, None]
+        np.testing.assert_allclose(np.where(seen, ours, 0), np.where(seen, theirs, 0), atol=1e-5)
+    np.testing.assert_array_equal(cache.mask_BM, expected.mask_BM)
+    assert int(cache.column) == int(expected.column) == L
+
+
 @pytest.mark.parametrize("prefilled", [1, 3])
 def test_decoding_a_token_at_a_time_is_the_full_forward(family, prefilled):
     tokens_BL, mask_BL = ragged()
@@ -86,17 +110,18 @@ def test_decoding_a_token_at_a_time_is_the_full_forward(family, prefilled):
         pieces.append(hidden)
     actual = np.concatenate(pieces, axis=1)
     np.testing.assert_allclose(actual[mask_BL], expected[mask_BL], atol=1e-4)
-    np.testing.assert_allclose(logprobs(family, actual)[mask_BL], logprobs(family, expected)[mask_BL], atol=1e-4)
+    logprobs = [np.asarray(family.logprobs(family.params, hidden))[mask_BL] for hidden in (actual, expected)]
+    np.testing.assert_allclose(logprobs[0], logprobs[1], atol=1e-4)
 
 
 def test_a_prompt_in_two_pieces_is_the_full_forward(family):
     tokens_BL, mask_BL = ragged()
     positions_BL = positions_from_mask(mask_BL)
-    cache = family.model.init_cache(B, L)
-    _, cache = family.apply(family.params, tokens_BL[:, :4], positions_BL[:, :4], mask_BL[:, :4], cache)
-    hidden, _ = family.apply(family.params, tokens_BL[:, 4:], positions_BL[:, 4:], mask_BL[:, 4:], cache)
-    expected = hidden_of(family, tokens_BL, mask_BL)[:, 4:]
-    np.testing.assert_allclose(np.asarray(hidden)[mask_BL[:, 4:]], expected[mask_BL[:, 4:]], atol=1e-5)
+    cache = family.model.init_cache(B, 13)
+    _, cache = family.apply(family.params, tokens_BL[:, :3], positions_BL[:, :3], mask_BL[:, :3], cache)
+    hidden, _ = family.apply(family.params, tokens_BL[:, 3:], positions_BL[:, 3:], mask_BL[:, 3:], cache)
+    expected = hidden_of(family, tokens_BL, mask_BL)[:, 3:]
+    np.testing.assert_allclose(np.asarray(hidden)[mask_BL[:, 3:]], expected[mask_BL[:, 3:]], atol=1e-5)
 
 
 @pytest.mark.parametrize("pads", [1, 17])
@@ -112,11 +137,11 @@ def test_left_padding_moves_no_cached_key(family):
     tokens_BL, everything = ragged()[0], jnp.ones((B, L), bool)
     padded, mask = (jnp.pad(x, ((0, 0), (2, 0))) for x in (tokens_BL, everything))
     caches = [
-        family.apply(family.params, x, positions_from_mask(m), m, family.model.init_cache(B, L + 2))[1]
+        family.apply(family.params, x, positions_from_mask(m), m, family.model.init_cache(B, 13))[1]
         for x, m in ((tokens_BL, everything), (padded, mask))
     ]
     for plain, shifted in zip(caches[0].keys, caches[1].keys, strict=True):
-        np.testing.assert_allclose(shifted[:, :, 2:], plain[:, :, :L], atol=1e-5)
+        np.testing.assert_allclose(shifted[:, :, 2 : L + 2], plain[:, :, :L], atol=1e-5)
 
 
 def test_positions_enter_by_their_differences_alone(family):
@@ -147,55 +172,54 @@ def test_gradients_are_causal_and_stop_at_the_mask(family):
     probe_D = jax.random.normal(jax.random.key(1), (family.model.width,))
     path = "embed_in" if "embed_in" in family.params else "embed_tokens"
 
-    def projections_L(embedding: jax.Array) -> jax.Array:
+    def projection(embedding: jax.Array, column: int) -> jax.Array:
         params = family.params | {path: {"embedding": embedding}}
-        return family.apply(params, tokens_BL[:1], positions_from_mask(mask_BL), mask_BL)[0][0] @ probe_D
+        hidden, _ = family.model.apply(params, tokens_BL[:1], positions_from_mask(mask_BL), mask_BL)
+        return hidden[0, column] @ probe_D
 
-    jacobian_LVD = jax.jacrev(projections_L)(family.params[path]["embedding"])
-    reaches_LL = np.abs(jacobian_LVD[:, tokens_BL[0]]).max(-1) > 0
+    gradient = jax.jit(jax.grad(projection))
+    rows = [gradient(family.params[path]["embedding"], column)[tokens_BL[0]] for column in range(L)]
+    reaches_LL = np.abs(np.stack(rows)).max(-1) > 0
     expected_LL = np.tril(np.ones((L, L), bool)) & np.asarray(mask_BL)
     np.testing.assert_array_equal(reaches_LL[2:], expected_LL[2:])
 
 
 def test_rows_without_a_token_are_finite(family):
+    """Their values and gradients too, should a loss read them."""
     tokens_BL, mask_BL = ragged()
     mask_BL = mask_BL.at[1].set(False)
-
-    def total(params: dict) -> jax.Array:
-        hidden, _ = family.model.apply(params, tokens_BL, positions_from_mask(mask_BL), mask_BL)
-        return jnp.sum(jnp.square(family.model.head(params, hidden)))
-
-    value, gradient = jax.jit(jax.value_and_grad(total))(family.params)
+    value, gradient = family.gradient(family.params, tokens_BL, mask_BL, jnp.ones((B, L)))
     assert np.isfinite(value)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
 
 
-def test_gradients_do_not_see_padding(family):
-    tokens_BL, everything = ragged()[0], jnp.ones((B, L), bool)
+@pytest.mark.parametrize("left", [1, 3])
+def test_gradients_do_not_see_padding(family, left):
+    """4 tokens with 0 pads on the left and 3 on the right give the gradient that 1 and 2, and 3 and 0 give."""
+    tokens_B4 = ragged()[0][:, :4]
 
-    def gradient(tokens: jax.Array, mask: jax.Array) -> dict:
-        def loss(params: dict) -> jax.Array:
-            hidden, _ = family.model.apply(params, tokens, positions_from_mask(mask), mask)
-            return jnp.sum(jnp.where(mask[..., None], jax.nn.log_softmax(family.model.head(params, hidden)), 0.0))
+    def gradient(left: int) -> tuple[jax.Array, dict]:
+        tokens = jnp.pad(tokens_B4, ((0, 0), (left, 3 - left)), constant_values=left)
+        column_L = jnp.arange(L)
+        mask = jnp.broadcast_to((column_L >= left) & (column_L < left + 4), (B, L))
+        return family.gradient(family.params, tokens, mask, mask.astype(jnp.float32))
 
-        return jax.jit(jax.grad(loss))(family.params)
-
-    padded, mask = (jnp.pad(x, ((0, 0), (3, 1)), constant_values=0) for x in (tokens_BL, everything))
-    for plain, other in zip(
-        *(map(jax.tree.leaves, (gradient(tokens_BL, everything), gradient(padded, mask)))), strict=True
-    ):
-        np.testing.assert_allclose(other, plain, atol=2e-4, rtol=1e-3)
+    (value, plain), (other_value, other) = gradient(0), gradient(left)
+    np.testing.assert_allclose(other_value, value, rtol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(other), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
 
 
 def test_bfloat16_compute_is_near_and_logits_are_float32(family):
     tokens_BL, mask_BL = ragged()
     model = family.module.make(dataclasses.replace(family.model.config, dtype="bfloat16"))
-    hidden, cache = model.apply(family.params, tokens_BL, positions_from_mask(mask_BL), mask_BL, model.init_cache(B, L))
+    cache = model.init_cache(B, L)
+    hidden, cache = jax.jit(model.apply)(family.params, tokens_BL, positions_from_mask(mask_BL), mask_BL, cache)
     assert hidden.dtype == jnp.bfloat16
     assert all(x.dtype == jnp.bfloat16 for x in cache.keys + cache.values)
     assert model.head(family.params, hidden).dtype == jnp.float32
-    expected = logprobs(family, hidden_of(family, tokens_BL, mask_BL))
+    expected = np.asarray(family.logprobs(family.params, hidden_of(family, tokens_BL, mask_BL)))
     actual = np.asarray(jax.nn.log_softmax(model.head(family.params, hidden)))
     difference = np.abs(actual - expected)[mask_BL]
     assert 0 < difference.max() < 0.2
@@ -203,10 +227,10 @@ def test_bfloat16_compute_is_near_and_logits_are_float32(family):
 
 
 def test_head_takes_any_leading_dimensions(family):
-    hidden = jax.random.normal(jax.random.key(3), (2, 3, family.model.width))
-    whole = family.model.head(family.params, hidden)
-    assert whole.shape == (2, 3, V)
-    np.testing.assert_allclose(family.model.head(family.params, hidden[1, 2]), whole[1, 2], atol=1e-5)
+    hidden = jax.random.normal(jax.random.key(3), (B, L, family.model.width))
+    whole = family.logprobs(family.params, hidden)
+    assert whole.shape == (B, L, V)
+    np.testing.assert_allclose(family.logprobs(family.params, hidden[1, 2]), whole[1, 2], atol=1e-5)
 
 
 def test_logical_axes_match_the_params(family):
@@ -232,6 +256,25 @@ def test_params_are_float32_one_entry_a_layer(family):
     assert sorted(layers) == [f"layer_{index}" for index in range(family.model.config.num_layers)]
 
 
+def test_init_draws_matrices_and_leaves_vectors(family):
+    """Each matrix has numbers of its own, of mean 0; deviation 2 / (N sqrt(D)) into the residual, sqrt(2 / 5D) elsewhere."""
+    init = jax.jit(family.model.init)
+    params, other = init(jax.random.key(0)), init(jax.random.key(1))
+    flat, seen = jax.tree_util.tree_leaves_with_path(params), []
+    for (path, leaf), another in zip(flat, jax.tree.leaves(other), strict=True):
+        if leaf.ndim == 1:
+            np.testing.assert_array_equal(leaf, 1.0 if "scale" in str(path[-1]) else 0.0)
+            continue
+        names = {getattr(part, "key", None) for part in path}
+        residual = names & {"dense", "dense_4h_to_h", "o_proj", "down_proj"}
+        deviation = 2 / (2 * np.sqrt(64)) if residual else np.sqrt(2 / (5 * 64))
+        assert float(jnp.std(leaf)) == pytest.approx(deviation, rel=0.1)
+        assert abs(float(jnp.mean(leaf))) < 5 * deviation / np.sqrt(leaf.size)
+        assert not np.isclose(leaf, another).all()
+        seen.append(float(leaf[0, 0] / deviation))
+    assert len(set(seen)) == len(seen)
+
+
 def test_is_a_frozen_value_that_jit_may_close_over(family):
     again = family.module.make(family.model.config)
     assert again == family.model
@@ -246,15 +289,14 @@ def test_tied_embeddings_are_one_array(name, tied):
     model = plugins.find("models", name).make(config_of(name, tie_embeddings=tied))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     assert sum(V in leaf.shape for leaf in jax.tree.leaves(shapes)) == (1 if tied else 2)
-    params = jax.jit(model.init)(jax.random.key(0))
-    assert model.head(params, jnp.ones((2, model.width))).shape == (2, V)
+    assert jax.eval_shape(model.head, shapes, jax.ShapeDtypeStruct((2, model.width), jnp.float32)).shape == (2, V)
 
 
 @pytest.mark.parametrize(("name", "preset"), [(f, p) for f in FAMILIES for p in plugins.find("models", f).PRESETS])
 def test_presets_have_shapes(name, preset):
     """Without memory: params, hidden states, cache and logits of every size."""
     module = plugins.find("models", name)
-    config = module.PRESETS[preset]
+    config = dataclasses.replace(module.PRESETS[preset], num_layers=1)  # all of them: `test_published_number_of_params`
     model = module.make(dataclasses.replace(config, vocab_size=config.vocab_size or V))
     params = jax.eval_shape(model.init, jax.random.key(0))
     tokens = jax.ShapeDtypeStruct((2, 3), jnp.int32)

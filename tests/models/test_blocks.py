@@ -86,6 +86,18 @@ def test_attention_is_the_naive_loop(num_kv_heads, length):
     np.testing.assert_allclose(actual.reshape(2, length, 24), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("length", [193, 515])
+def test_blocks_of_queries_are_one_attention(length):
+    """Long rows are cut into blocks that leave out the columns after them (2 and 4 of them, of unequal lengths here)."""
+    random = np.random.default_rng(5)
+    queries, keys, values = (jnp.asarray(random.standard_normal((1, 1, length, 2)), jnp.float32) for _ in range(3))
+    hidden = blocks.hide_columns(jnp.arange(length)[None, :] >= 7, length, 0)
+    scores = np.asarray(queries)[0, 0] @ np.asarray(keys)[0, 0].T / math.sqrt(2) + np.asarray(hidden)[0]
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = weights @ np.asarray(values)[0, 0] / weights.sum(-1, keepdims=True)
+    np.testing.assert_allclose(jax.jit(blocks.attend)(queries, keys, values, hidden)[7:], expected[7:], atol=1e-5)
+
+
 def test_grouped_queries_are_repeated_keys_and_values():
     random = np.random.default_rng(2)
     queries = jnp.asarray(random.standard_normal((2, 6, 5, 4)), jnp.float32)
