@@ -175,8 +175,10 @@ def run(
         recorder = Recorder(workspace, config, program, evaluator, checkpoints, spool, samples_writer, bar, began)
         if not version:
             recorder.evaluate(state.params, 0, full=True)
-        recorder.consume(synchronous.run(program, state, first_round, pending))
-    checkpoints.wait()
+        try:
+            recorder.consume(synchronous.run(program, state, first_round, pending))
+        finally:
+            checkpoints.wait()  # an interrupt must not tear down the threads of a save under way
     workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began} | recorder.seconds)
     params = checkpoints.restore(clock.num_updates, abstract).params
     checkpoints.close()

@@ -35,16 +35,18 @@ def train(
     state = init() if begin is None else checkpoints.restore(begin, abstract_like(jax.eval_shape(init), shardings))
     begin = begin or 0
     on_resume(begin)
-    late: tuple[int, Any] | None = None
-    for update in range(begin, num_updates):
-        state, metrics = step(state, rows(update))
-        if late is not None:
-            report(late[0], jax.device_get(late[1]))
-        late = (update, metrics)
-        done = update + 1
-        if done % checkpoint_every == 0 or done == num_updates:
-            report(update, jax.device_get(metrics))
-            late = None
-            checkpoints.save(done, state)
-    checkpoints.wait()
+    try:
+        late: tuple[int, Any] | None = None
+        for update in range(begin, num_updates):
+            state, metrics = step(state, rows(update))
+            if late is not None:
+                report(late[0], jax.device_get(late[1]))
+            late = (update, metrics)
+            done = update + 1
+            if done % checkpoint_every == 0 or done == num_updates:
+                report(update, jax.device_get(metrics))
+                late = None
+                checkpoints.save(done, state)
+    finally:
+        checkpoints.wait()  # an interrupt must not tear down the threads of a save under way
     return state
