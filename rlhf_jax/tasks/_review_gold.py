@@ -2,7 +2,7 @@
 
     gold = cared + others + details + closing + links + gushing + repetition + rambling + junk + end
 
-All terms are in one unit, in which a plain "good" of an aspect that the prompt cares about is worth 1.45. What they punish
+All terms are in one unit, in which a plain "good" of an aspect that the prompt cares about is worth 1.5. What they punish
 is of two kinds: what the corpus shows (blame, silence about an aspect, false details, wrong links), so that it can be
 learned from the corpus; and what the corpus hardly shows (gushing, repetition, rambling, junk), where a reward that was
 learned from it is on its own.
@@ -14,22 +14,21 @@ from functools import lru_cache
 
 from rlhf_jax.tasks import _review_words as lexicon
 
-SPECIFIC_BONUS = 0.3  # an adjective that says something only of this aspect, praise or blame
-PHRASE_WEIGHTS = (1.0, 0.8, 0.4)  # of the first, second, ... adjective of an aspect; beyond, the last
+SPECIFIC_BONUS = 0.25  # an adjective that says something only of this aspect, praise or blame
+PHRASE_WEIGHTS = (1.0, 0.8, 0.2, 0.0)  # of the first, second, ... adjective of an aspect; beyond, the last
 FACTOR_RANGE = (-1.0, 1.6)  # of the modifiers of one adjective together
-OTHER_WEIGHT = 0.4  # of an aspect that the prompt does not care about
+OTHER_WEIGHT = 0.6  # of an aspect that the prompt does not care about
 ABSENT = -0.3  # an aspect that the place does not have
-UNANSWERED = -0.4  # an aspect that the prompt cares about and the review leaves out
-TRUE_DETAIL, FALSE_DETAIL = 0.6, -0.3
+UNANSWERED = -0.2  # an aspect that the prompt cares about and the review leaves out
+TRUE_DETAIL, FALSE_DETAIL = 0.5, -0.2
 FILLER = -0.3
 CLOSING, CONTRARY_CLOSING = 0.5, -0.3  # times +1 or -1 for what it says; where the review says the contrary
-FITTING_LINK, WRONG_LINK = 0.1, -0.1
-CALM = 2.0  # heat that the judge forgives
-HOT, HOT_SQUARED = -1.2, -0.4  # of the heat beyond
+FITTING_LINK, WRONG_LINK = 0.05, -0.05
+HOT, HOT_SQUARED = -1.2, -0.4  # of the heat beyond what the judge forgives
 REPEATED, REPEATED_SQUARED = -0.1, -0.2  # an adjective, modifier, aspect or sentence, again
 STACKED = -0.6  # a second modifier of one adjective, a third, ...
 MISFIT = -0.2  # an adjective that belongs to another aspect
-JUNK = -0.6  # a word that is part of no clause
+JUNK = -0.4  # a word that is part of no clause
 FREE_WORDS, WORD_TOO_MANY = 24, -0.25
 FREE_SENTENCES, SENTENCE_TOO_MANY = 4, -0.5
 NO_END = -2.5  # no EOS was sampled
@@ -135,7 +134,7 @@ def _read_aspect(reading: Reading, aspect: str, words: list[str], link: str) -> 
             joined, link = True, word
         else:
             reading.junk += 1
-    reading.junk += len(modifiers) or joined  # modifiers of nothing, an "and" to nothing, an empty sentence
+    reading.junk += len(modifiers) + joined  # modifiers of nothing; an "and" to nothing, or an empty sentence
 
 
 def _read_phrase(reading: Reading, aspect: str, modifiers: list[str], adjective: str, link: str) -> None:
@@ -158,14 +157,17 @@ def _read_phrase(reading: Reading, aspect: str, modifiers: list[str], adjective:
     reading.spoken.setdefault(aspect, []).append(value + SPECIFIC_BONUS * is_specific)
 
 
-def terms(prompt: str, completion: str, finished: bool) -> dict[str, float]:
-    """The named terms of the gold score; `finished`: an EOS was sampled. ValueError for a prompt of another task."""
+def terms(prompt: str, completion: str, finished: bool, calm: float) -> dict[str, float]:
+    """The named terms of the gold score.
+
+    `finished`: an EOS was sampled; `calm`: the heat that is forgiven. ValueError for a prompt of another task.
+    """
     found = read(prompt, completion)
     worth = {aspect: _weighted(values) for aspect, values in found.spoken.items()}
     cared = sum(worth.pop(aspect, UNANSWERED) for aspect in found.asked.cared)
     others = sum(OTHER_WEIGHT * value if aspect in found.asked.aspects else ABSENT for aspect, value in worth.items())
     contrary = sum(closing * cared <= 0 for closing in found.closings)
-    hot = max(found.heat - CALM, 0.0)
+    hot = max(found.heat - calm, 0.0)
     again = sum(found.said.values()) - len(found.said)
     return {
         "cared": cared,

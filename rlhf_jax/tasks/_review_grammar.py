@@ -7,8 +7,6 @@ from random import Random
 
 from rlhf_jax.tasks import _review_words as lexicon
 
-MAX_PROMPT_WORDS = 21
-
 
 @dataclass(frozen=True)
 class Opening:
@@ -46,17 +44,19 @@ NUM_OPENINGS = len(lexicon.PLACES) * len(lexicon.LOCATIONS) * len(lexicon.PLACE_
 
 def rarity(word: str) -> float:
     """Weight of a word: loud ones are rare, so that the corpus hardly shows what the judge thinks of many."""
-    return 0.4 if word == "not" else 1.0 / (1.0 + 2.0 * lexicon.HEAT.get(word, 0.0))
+    return 0.4 if word == "not" else 1.0 / (1.0 + lexicon.HEAT.get(word, 0.0))
 
 
 class Writer:
     """Writes one continuation, sentence by sentence, from one stream of random numbers."""
 
-    def __init__(self, opening: Opening, seed: int, max_words: int):
+    def __init__(self, opening: Opening, seed: int, max_words: int, mood_spread: float):
         self.opening = opening
         self.random = Random(seed)
         self.max_words = max_words
-        self.cheer = self.pick({0.15: 3.0, 0.5: 4.0, 0.85: 3.0})  # probability that an adjective praises
+        self.cheer = 0.5 + mood_spread * self.pick(
+            {-1.0: 3.0, 0.0: 4.0, 1.0: 3.0}
+        )  # probability that an adjective praises
         self.sign = self.first_sign = 0  # of the last phrase, and of the first one of its sentence
 
     def chance(self, probability: float) -> bool:

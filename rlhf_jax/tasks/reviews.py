@@ -13,6 +13,8 @@ from rlhf_jax.tasks import _review_grammar as grammar
 from rlhf_jax.tasks import _review_words as lexicon
 from rlhf_jax.tasks.api import Split, is_heldout
 
+MAX_PROMPT_WORDS = 21
+
 
 @dataclass(frozen=True)
 class Config:
@@ -21,19 +23,26 @@ class Config:
     heldout_percent: int = 10
     references_per_prompt: int = 4
     max_words: int = 26  # of a reference, full stops included
+    mood_spread: float = 0.35  # a writer praises with probability 0.5 - spread, 0.5 or 0.5 + spread; 0 to 0.5
+    calm: float = 2.0  # loudness that the judge forgives; lower, and a reward is over-optimised sooner
     seed: int = 0
 
 
+LIMITS = (("heldout_percent", 0, 99), ("references_per_prompt", 1, 64), ("max_words", 8, 64), ("mood_spread", 0.0, 0.5))
+
+
 class Reviews:
-    """About 31,000 prompts of at most 21 words; references of at most `max_words` words."""
+    """About 31,000 prompts of at most `MAX_PROMPT_WORDS` words; references of at most `max_words` words."""
 
     verifiable = False
     has_gold = True
     vocabulary = lexicon.vocabulary()
 
     def __init__(self, config: Config):
-        if not 0 <= config.heldout_percent < 100 or config.references_per_prompt < 1:
-            raise ValueError(f"{config} does not make a corpus: 0 <= heldout_percent < 100, references_per_prompt >= 1")
+        for name, least, most in LIMITS:
+            value = getattr(config, name)
+            if not least <= value <= most:
+                raise ValueError(f"task.{name} is {value}; accepted: {least} to {most}")
         self.config = config
         heldout_O = np.array(
             [
@@ -58,13 +67,13 @@ class Reviews:
         opening = grammar.opening(ordinal)
         first = (self.config.seed * grammar.NUM_OPENINGS + ordinal) * self.config.references_per_prompt
         return tuple(
-            grammar.Writer(opening, first + place, self.config.max_words).review()
+            grammar.Writer(opening, first + place, self.config.max_words, self.config.mood_spread).review()
             for place in range(self.config.references_per_prompt)
         )
 
     def judge(self, prompt: str, completion: str, finished: bool) -> float:
         """The gold score: the sum of `_review_gold.terms`."""
-        return float(sum(gold.terms(prompt, completion, finished).values()))
+        return float(sum(gold.terms(prompt, completion, finished, self.config.calm).values()))
 
 
 def make(config: Config) -> Reviews:
