@@ -1,16 +1,14 @@
 """The sampler: its law, its keys, where it stops, and that decoding says what a full forward pass says."""
 
-import dataclasses
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny import EOS, FAMILIES, MESHES, PAD, C, G, P, V
+from tiny import EOS, FAMILIES, MESHES, PAD, C, G, P, check_ends
 
 from rlhf_jax import sample, score
 from rlhf_jax.runtime import sharding
@@ -90,17 +88,6 @@ def test_padding_changes_nothing(model):
     one, other = (tiny.draw(model, tiny.law(), prompts) for prompts in (short, wide))
     np.testing.assert_array_equal(one.tokens_BC, other.tokens_BC)
     np.testing.assert_allclose(one.behavior_logprob_BC, other.behavior_logprob_BC, atol=1e-5)
-
-
-def check_ends(samples: Samples) -> None:
-    """The EOS is inside the mask, nothing is after it, and `finished_B` says whether there was one."""
-    columns = map(np.asarray, (samples.tokens_BC, samples.mask_BC, samples.finished_B))
-    for tokens_C, mask_C, finished in zip(*columns, strict=True):
-        ends = np.flatnonzero((tokens_C == EOS) & mask_C)
-        length = ends[0] + 1 if len(ends) else C
-        assert finished == bool(len(ends))
-        np.testing.assert_array_equal(mask_C, np.arange(C) < length)
-        assert (tokens_C[length:] == PAD).all()
 
 
 def test_eos_is_inside_the_mask_and_nothing_is_after_it(draws):
@@ -203,43 +190,6 @@ def test_greedy_takes_the_most_probable_token(model):
     tokens_PGC = np.asarray(samples.tokens_BC).reshape(P, G, C)
     np.testing.assert_array_equal(tokens_PGC, np.repeat(tokens_PGC[:, :1], G, axis=1))
     assert not np.asarray(samples.behavior_logprob_BC).any()
-
-
-@dataclass(frozen=True)
-class Script:
-    """A model that says fixed tokens by position, whatever it reads, and counts its forward passes."""
-
-    said: tuple[tuple[int, ...], ...]  # a row's tokens by position in the completion
-    calls: Any = dataclasses.field(default_factory=list, hash=False, compare=False)
-    vocab_size: int = V
-
-    def apply(self, params, tokens_BL, positions_BL, mask_BL, cache=None):
-        jax.debug.callback(lambda length: self.calls.append(int(length)), jnp.int32(tokens_BL.shape[1]))
-        column = cache.column + tokens_BL.shape[1]
-        rows = jnp.arange(tokens_BL.shape[0])
-        next_BL = jnp.stack([rows] * tokens_BL.shape[1], axis=1)
-        place = jnp.full_like(next_BL, column - tiny.Q)
-        said_BL = jnp.array(self.said)[next_BL, jnp.minimum(place, len(self.said[0]) - 1)]
-        return jax.nn.one_hot(said_BL, V) * 50.0, cache.replace(column=column)
-
-    def head(self, params, hidden):
-        return hidden
-
-    def init_cache(self, batch_size, max_columns):
-        return dataclasses.replace(tiny.make_model().init_cache(batch_size, max_columns))
-
-
-@pytest.mark.parametrize(("ends", "passes"), [((0, 0), 1), ((2, 0), 3), ((1, C - 1), C), ((3, C), C)])
-def test_the_loop_stops_when_every_row_has_ended(ends, passes):
-    """Two rows that end after 0-based position `ends`: the model runs once for the prompt, then once a further token."""
-    script = Script(tuple(tuple([4] * end + [EOS] * (C - end))[:C] for end in ends))
-    draw = jax.jit(partial(sample.sample, model=script, config=tiny.law(1), eos_id=EOS, pad_id=PAD))
-    samples = draw({}, tiny.make_prompts(2), jax.random.key(0), np.int32(0))
-    jax.effects_barrier()
-    assert len(script.calls) == passes
-    np.testing.assert_array_equal(samples.finished_B, np.array(ends) < C)
-    np.testing.assert_array_equal(np.asarray(samples.mask_BC).sum(-1), np.minimum(np.array(ends) + 1, C))
-    check_ends(samples)
 
 
 # The checks above, on broken samplers: a check that passes here cannot fail anywhere.

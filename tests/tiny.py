@@ -82,3 +82,14 @@ def make_batch(num_rows: int, seed: int = 0) -> Batch:
         reference_logprob_RC=jnp.array(np.where(mask_RC, random.uniform(-3, -0.1, mask_RC.shape), 0), jnp.float32),
         weight_R=jnp.array(np.repeat(random.integers(0, 2, -(-num_rows // 2)), 2)[:num_rows], jnp.float32),
     )
+
+
+def check_ends(samples: Samples) -> None:
+    """The EOS is inside the mask, nothing is after it, and `finished_B` says whether there was one."""
+    columns = map(np.asarray, (samples.tokens_BC, samples.mask_BC, samples.finished_B))
+    for tokens_C, mask_C, finished in zip(*columns, strict=True):
+        ends = np.flatnonzero((tokens_C == EOS) & mask_C)
+        length = ends[0] + 1 if len(ends) else C
+        assert finished == bool(len(ends))
+        np.testing.assert_array_equal(mask_C, np.arange(C) < length)
+        assert (tokens_C[length:] == PAD).all()
