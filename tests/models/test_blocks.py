@@ -150,11 +150,10 @@ def test_gelu_by_the_formula():
     np.testing.assert_array_equal(rounded, exact)
 
 
-def test_logits_are_summed_in_float32():
-    """4096 products of bfloat16 ones and 1/256 steps: bfloat16 sums would stop growing."""
-    hidden = jnp.ones((2, 4096), jnp.bfloat16)
-    logits = blocks.logits(hidden, jnp.full((4096, 3), 1 / 256))
-    np.testing.assert_allclose(logits, np.full((2, 3), 16.0), rtol=1e-6)
+def test_logits_are_summed_and_kept_in_float32():
+    """4099 products of 1 and 1/256 are 16.01171875; bfloat16 has 16 and 16.125 next to it."""
+    logits = blocks.logits(jnp.ones((2, 4099), jnp.bfloat16), jnp.full((4099, 3), 1 / 256))
+    np.testing.assert_allclose(logits, np.full((2, 3), 4099 / 256), rtol=1e-6)
     assert logits.dtype == jnp.float32
 
 
