@@ -44,7 +44,7 @@ _FILLERS = frozenset(lexicon.FILLERS)
 class Asked:
     """What a prompt asks for."""
 
-    cared: tuple[str, ...]
+    cared: tuple[str, ...]  # the aspect that the review opens with comes first
     aspects: tuple[str, ...]  # that the place has
     landmark: str
 
@@ -77,15 +77,15 @@ class Reading:
 def asked(prompt: str) -> Asked:
     """Reads a prompt; ValueError where it is none of this task."""
     try:
-        subject, wish, _ = prompt.split(" . ")
+        subject, *wish, first = prompt.split(" . ")
         (aspects,) = (lexicon.PLACES[word] for word in subject.split() if word in lexicon.PLACES)
-    except ValueError:
+        cared = [word for part in (first, *wish) for word in part.split() if word in aspects]
+        return Asked((cared[0], *cared[1:]), aspects, subject.split()[-1])
+    except (ValueError, IndexError):
         raise ValueError(
             f"{prompt!r} is not a prompt of reviews; they read like 'review of the small inn by the lake ."
-            " i cared about the bed and the food . the bed was'"
+            " i cared about the food . the room was'"
         ) from None
-    cared = tuple(word for word in wish.split() if word in aspects)
-    return Asked(cared, aspects, subject.split()[-1])
 
 
 def read(prompt: str, completion: str) -> Reading:

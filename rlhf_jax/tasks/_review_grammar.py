@@ -15,12 +15,12 @@ class Opening:
     place: str
     adjective: str
     location: str
-    cared: tuple[str, ...]  # one or two aspects; the review opens with the first
+    cared: tuple[str, ...]  # what the review opens with, and what the writer says to care about, if anything
 
     def text(self) -> str:
         subject = f"{self.adjective} {self.place}".strip()
-        cared = " and ".join(f"the {aspect}" for aspect in self.cared)
-        return f"review of the {subject} {self.location} . i cared about {cared} . the {self.cared[0]} was"
+        wish = "".join(f"i cared about the {aspect} . " for aspect in self.cared[1:])
+        return f"review of the {subject} {self.location} . {wish}the {self.cared[0]} was"
 
 
 def opening(ordinal: int) -> Opening:

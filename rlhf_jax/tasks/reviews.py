@@ -1,6 +1,7 @@
 """Openings of reviews to be continued, with a hidden graded judge: stands for TL;DR, needs no file.
 
-A prompt says which place is reviewed and which of its aspects the writer cares about; a continuation speaks of them.
+A prompt says which place is reviewed, may say which of its aspects the writer cares about, and opens with another one; a
+continuation judges them.
 What the judge rewards and forbids is in `_review_gold.py`, what the corpus is made of in `_review_grammar.py`.
 """
 
@@ -13,7 +14,7 @@ from rlhf_jax.tasks import _review_grammar as grammar
 from rlhf_jax.tasks import _review_words as lexicon
 from rlhf_jax.tasks.api import Split, is_heldout
 
-MAX_PROMPT_WORDS = 21
+MAX_PROMPT_WORDS = 18
 
 
 @dataclass(frozen=True)

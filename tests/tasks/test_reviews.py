@@ -7,8 +7,8 @@ from rlhf_jax.tasks import _review_gold as gold
 from rlhf_jax.tasks import _review_words as lexicon
 from rlhf_jax.tasks import reviews
 
-HOTEL = "review of the small hotel by the lake . i cared about the room and the food . the room was"
-MUSEUM = "review of the famous museum on the hill . i cared about the tour . the tour was"
+HOTEL = "review of the small hotel by the lake . i cared about the food . the room was"
+MUSEUM = "review of the famous museum on the hill . the tour was"
 CALM = reviews.Config().calm
 
 
@@ -143,7 +143,7 @@ def test_the_corpus_hardly_shows_what_a_learned_reward_must_not_know(corpus):
 
 def test_lengths_keep_their_limits(task, corpus):
     prompts, references, _ = corpus
-    assert max(len(prompt.split()) for prompt in prompts) == reviews.MAX_PROMPT_WORDS == 21
+    assert max(len(prompt.split()) for prompt in prompts) == reviews.MAX_PROMPT_WORDS == 18
     lengths = [len(text.split()) for row in references for text in row]
     assert max(lengths) == task.config.max_words == 26
     assert all(text.endswith(" .") for row in references for text in row)
