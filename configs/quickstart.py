@@ -11,9 +11,19 @@ from rlhf_jax import build
 def get_config() -> ConfigDict:
     config = build.default()
     config.directory = "runs/quickstart"
-    config.lengths.max_prompt_tokens = 21
-    config.lengths.max_completion_tokens = 28
-    config.rlhf.total_prompts = 64 * 32
-    config.rlhf.prompts_per_update = 32
+    config.lengths.max_prompt_tokens = 18
+    config.lengths.max_completion_tokens = 27
+    config.sft.num_updates = 500
+    config.sft.optimizer.learning_rate = 6e-3
+    config.sft.checkpoint_every = 250
+    config.reward_model.num_updates = 300
+    config.reward_model.pairs_per_update = 48
+    config.reward_model.optimizer.learning_rate = 2e-3
+    config.rlhf.total_prompts = 64 * 64
+    config.rlhf.prompts_per_update = 64
+    config.rlhf.samples_per_prompt = 8
+    config.rlhf.optimizer.learning_rate = 5e-4
     config.rlhf.evaluate_every = 16
+    config.rlhf.checkpoint_every = 16
+    config.algorithm.beta = 0.5
     return config

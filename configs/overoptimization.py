@@ -1,0 +1,23 @@
+"""A learned reward that is over-optimised: it goes on rising while gold falls (Gao et al., 2022, arXiv 2210.10760).
+
+Command:  python -m experiments.run --config=configs/overoptimization.py
+
+The quickstart's chain with a reward model of few comparisons, a weak pull to the reference and many updates.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+
+def get_config() -> ConfigDict:
+    config = quickstart.get_config()
+    config.directory = "runs/overoptimization"
+    config.comparisons.num_train = 1024
+    config.reward_model.num_updates = 100
+    config.algorithm.beta = 0.02
+    config.rlhf.total_prompts = 192 * 64
+    config.rlhf.optimizer.learning_rate = 2e-3
+    config.rlhf.evaluate_every = 12
+    config.rlhf.checkpoint_every = 48
+    return config
