@@ -3,9 +3,9 @@
 Command:  python -m experiments.run --config=configs/jsonl.py --config.task.prompts=prompts.jsonl \
               --config.task.comparisons=comparisons.jsonl
 
-A line of the prompts file is {"prompt": str, "references": [str, ...]}, with "answer": str where exact match is to judge; one
-of the comparisons file is {"prompt": str, "chosen": str, "rejected": str}. Text is read as bytes unless a tokenizer file is given
-(--config.tokenizer.kind=hf --config.tokenizer.path=tokenizer.json). Hardware, time and numbers depend on the data.
+A line of the prompts file is {"prompt": str, "references": [str, ...]}, with "answer": str where exact match is to judge.
+A line of the comparisons file is {"prompt": str, "chosen": str, "rejected": str}. Text is read as bytes unless a tokenizer file
+is given (--config.tokenizer.kind=hf --config.tokenizer.path=tokenizer.json). Hardware, time and numbers depend on the data.
 """
 
 from ml_collections import ConfigDict

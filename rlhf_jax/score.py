@@ -45,9 +45,9 @@ def completion_hidden(
         tokens_RL = jnp.concatenate([prompt_tokens_RQ, tokens_RE], axis=1)
         return model.apply(params, tokens_RL, positions_RL, mask_RL)[0][:, prompt_length - 1 :]
     prompts = (prompt_tokens_RQ, positions_RL[:, :prompt_length], prompt_mask_RQ)
-    firsts = [array.reshape(-1, rows_per_prompt, prompt_length)[:, 0] for array in prompts]
-    empty = model.init_cache(len(firsts[0]), mask_RL.shape[1])
-    last_PD, cache = _last_hidden(model.apply(params, *firsts, empty))
+    tokens_PQ, positions_PQ, mask_PQ = (a.reshape(-1, rows_per_prompt, prompt_length)[:, 0] for a in prompts)
+    empty = model.init_cache(tokens_PQ.shape[0], mask_RL.shape[1])
+    last_PD, cache = _last_hidden(model.apply(params, tokens_PQ, positions_PQ, mask_PQ, empty))
     hidden_RED, _ = model.apply(
         params, tokens_RE, positions_RL[:, prompt_length:], mask_RE, repeat_cache(cache, rows_per_prompt)
     )

@@ -72,8 +72,8 @@ class Recorder:
         if self.late is None:
             return
         (event, round_figures), self.late = self.late, None
-        figures: Any
-        figures, metrics = jax.device_get((round_figures, event.metrics))
+        figures: Any = jax.device_get(round_figures)
+        metrics: Any = jax.device_get(event.metrics)
         values = {name: float(value) for name, value in figures.items()}
         values |= {name: metric.value() for name, metric in metrics.items()}
         schedule = learning_rate_schedule(self.config.optimizer, self.program.setup.clock.num_updates)
