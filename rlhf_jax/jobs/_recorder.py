@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -74,7 +74,7 @@ class Recorder:
         (event, round_figures), self.late = self.late, None
         figures: Any = jax.device_get(round_figures)
         metrics: Any = jax.device_get(event.metrics)
-        values = {name: float(value) for name, value in figures.items()}
+        values = {name: float(cast(Any, value)) for name, value in figures.items()}
         values |= {name: metric.value() for name, metric in metrics.items()}
         schedule = learning_rate_schedule(self.config.optimizer, self.program.setup.clock.num_updates)
         values |= {"age": float(event.age), "learning_rate": float(schedule(event.update))}
