@@ -13,7 +13,7 @@ setup(
     install_requires=[
         JAX,
         "flax>=0.12",
-        "optax>=0.2.5",
+        "optax>=0.2.8",
         "orbax-checkpoint>=0.11.30",
         "chex>=0.1.90",
         "absl-py>=2.1",

@@ -77,7 +77,7 @@ class Recorder:
         values = {name: float(cast(Any, value)) for name, value in figures.items()}
         values |= {name: metric.value() for name, metric in metrics.items()}
         schedule = learning_rate_schedule(self.config.optimizer, self.program.setup.clock.num_updates)
-        values |= {"age": float(event.age), "learning_rate": float(schedule(event.update))}
+        values |= {"age": float(event.age), "learning_rate": float(cast(Any, schedule(event.update)))}
         self.workspace.metrics.write(STAGE, event.update, values, time.perf_counter() - self.began)
         self.bar.advance(1, reward=values["reward_standardized"], loss=values["loss"])
         for name in ("score", "loss"):  # a NaN score would pass as a tie
