@@ -145,6 +145,7 @@ def test_hugging_face_finds_eos_and_pad_among_the_added_tokens(tmp_path):
     # 8 words with [UNK], so the added ones are 8 and 9; without a pad, pad is the EOS.
     both = tokenizers.hugging_face(str(write_hugging_face(tmp_path / "both", ["<|endoftext|>", "<|padding|>"])))
     assert (both.eos_id, both.pad_id, both.vocab_size) == (8, 9, 10)
+    assert both.decode([9, *both.encode("the room"), 8, 9]) == "the room"
     one = tokenizers.hugging_face(str(write_hugging_face(tmp_path / "one", ["<|endoftext|>"])))
     assert (one.eos_id, one.pad_id) == (8, 8)
 
