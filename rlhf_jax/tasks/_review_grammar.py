@@ -54,9 +54,8 @@ class Writer:
         self.opening = opening
         self.random = Random(seed)
         self.max_words = max_words
-        self.cheer = 0.5 + mood_spread * self.pick(
-            {-1.0: 3.0, 0.0: 4.0, 1.0: 3.0}
-        )  # probability that an adjective praises
+        mood = self.pick({-1.0: 3.0, 0.0: 4.0, 1.0: 3.0})
+        self.cheer = 0.5 + mood_spread * mood  # probability that an adjective praises
         self.sign = self.first_sign = 0  # of the last phrase, and of the first one of its sentence
 
     def chance(self, probability: float) -> bool:
@@ -65,11 +64,12 @@ class Writer:
     def pick(self, weights: Mapping):
         """A key in proportion to its weight; of `Random`, only `random()` is promised to repeat across Pythons."""
         mark = self.random.random() * sum(weights.values())
-        for key, weight in weights.items():
-            mark -= weight
+        possible = [key for key, weight in weights.items() if weight > 0]
+        for key in possible[:-1]:
+            mark -= weights[key]
             if mark < 0:
                 return key
-        return next(iter(weights))
+        return possible[-1]
 
     def review(self) -> str:
         sentences = [self.phrases(self.opening.cared[0])]
