@@ -1,57 +1,18 @@
-"""What every decoder family promises, tested on each file of `models/` that has presets."""
+"""What every decoder family computes, tested on each file of `models/` that has presets."""
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import plugins
-from rlhf_jax.models.api import Model
 from rlhf_jax.ops.masked import positions_from_mask
 
-B, L, V = 3, 7, 11
+from .families import FAMILIES, Family, V
+
+B, L = 3, 7
 PADS = (0, 2, 5)
-AXIS_NAMES = {"vocab", "embed", "heads", "kv_heads", "mlp", None}
-FAMILIES = [name for name in plugins.names("models") if hasattr(plugins.find("models", name), "PRESETS")]
-
-
-class Family(NamedTuple):
-    module: object
-    model: Model
-    params: dict
-    apply: object  # jitted (params, tokens, positions, mask, cache) -> (hidden, cache)
-    logprobs: object  # jitted (params, hidden) -> log-probabilities
-    gradient: object  # jitted (params, tokens, mask, weight) -> value, gradient of a weighted sum of log-probabilities squared
-
-
-def random_params(model: Model, seed: int) -> dict:
-    """Params with biases and norm scales away from 0 and 1, drawn without compiling `init`."""
-    random = np.random.default_rng(seed)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return jax.tree.map(
-        lambda leaf: jnp.asarray((leaf.ndim == 1) + 0.15 * random.standard_normal(leaf.shape, np.float32)), shapes
-    )
-
-
-def config_of(name: str, **changes: object):
-    return dataclasses.replace(plugins.find("models", name).PRESETS["quickstart"], vocab_size=V, **changes)
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> Family:
-    module = plugins.find("models", request.param)
-    model = module.make(config_of(request.param))
-    logprobs = jax.jit(lambda params, hidden: jax.nn.log_softmax(model.head(params, hidden)))
-
-    def weighted(params: dict, tokens_BL: jax.Array, mask_BL: jax.Array, weight_BL: jax.Array) -> jax.Array:
-        hidden, _ = model.apply(params, tokens_BL, positions_from_mask(mask_BL), mask_BL)
-        return jnp.sum(weight_BL[..., None] * jnp.square(logprobs(params, hidden)))
-
-    gradient = jax.jit(jax.value_and_grad(weighted))
-    return Family(module, model, random_params(model, 0), jax.jit(model.apply), logprobs, gradient)
 
 
 def ragged() -> tuple[jax.Array, jax.Array]:
@@ -231,93 +192,3 @@ def test_head_takes_any_leading_dimensions(family):
     whole = family.logprobs(family.params, hidden)
     assert whole.shape == (B, L, V)
     np.testing.assert_allclose(family.logprobs(family.params, hidden[1, 2]), whole[1, 2], atol=1e-5)
-
-
-def test_logical_axes_match_the_params(family):
-    axes = family.model.logical_axes(family.params)
-    is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
-    assert jax.tree.structure(axes, is_leaf=is_axes) == jax.tree.structure(family.params)
-    named = zip(jax.tree.leaves(axes, is_leaf=is_axes), jax.tree.leaves(family.params), strict=True)
-    for names, param in named:
-        assert len(names) == param.ndim
-        assert set(names) <= AXIS_NAMES
-        sizes = {"vocab": V, "embed": family.model.width, "mlp": family.model.config.ffn_width}
-        assert all(sizes.get(name, size) == size for name, size in zip(names, param.shape, strict=True))
-
-
-def test_logical_axes_refuses_an_unknown_param(family):
-    with pytest.raises(KeyError, match="adapter"):
-        family.model.logical_axes(family.params | {"adapter": {"kernel": jnp.zeros((2, 3))}})
-
-
-def test_params_are_float32_one_entry_a_layer(family):
-    assert {leaf.dtype for leaf in jax.tree.leaves(family.params)} == {np.dtype("float32")}
-    layers = [name for name in family.params if name.startswith("layer_")]
-    assert sorted(layers) == [f"layer_{index}" for index in range(family.model.config.num_layers)]
-
-
-def test_init_draws_matrices_and_leaves_vectors(family):
-    """Each matrix has numbers of its own, of mean 0; deviation 2 / (N sqrt(D)) into the residual, sqrt(2 / 5D) elsewhere."""
-    init = jax.jit(family.model.init)
-    params, other = init(jax.random.key(0)), init(jax.random.key(1))
-    flat, seen = jax.tree_util.tree_leaves_with_path(params), []
-    for (path, leaf), another in zip(flat, jax.tree.leaves(other), strict=True):
-        if leaf.ndim == 1:
-            np.testing.assert_array_equal(leaf, 1.0 if "scale" in str(path[-1]) else 0.0)
-            continue
-        names = {getattr(part, "key", None) for part in path}
-        residual = names & {"dense", "dense_4h_to_h", "o_proj", "down_proj"}
-        deviation = 2 / (2 * np.sqrt(64)) if residual else np.sqrt(2 / (5 * 64))
-        assert float(jnp.std(leaf)) == pytest.approx(deviation, rel=0.1)
-        assert abs(float(jnp.mean(leaf))) < 5 * deviation / np.sqrt(leaf.size)
-        assert not np.isclose(leaf, another).all()
-        seen.append(float(leaf[0, 0] / deviation))
-    assert len(set(seen)) == len(seen)
-
-
-def test_is_a_frozen_value_that_jit_may_close_over(family):
-    again = family.module.make(family.model.config)
-    assert again == family.model
-    assert hash(again) == hash(family.model)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        again.config = None
-
-
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_tied_embeddings_are_one_array(name, tied):
-    model = plugins.find("models", name).make(config_of(name, tie_embeddings=tied))
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    assert sum(V in leaf.shape for leaf in jax.tree.leaves(shapes)) == (1 if tied else 2)
-    assert jax.eval_shape(model.head, shapes, jax.ShapeDtypeStruct((2, model.width), jnp.float32)).shape == (2, V)
-
-
-@pytest.mark.parametrize(("name", "preset"), [(f, p) for f in FAMILIES for p in plugins.find("models", f).PRESETS])
-def test_presets_have_shapes(name, preset):
-    """Without memory: params, hidden states, cache and logits of every size."""
-    module = plugins.find("models", name)
-    config = dataclasses.replace(module.PRESETS[preset], num_layers=1)  # all of them: `test_published_number_of_params`
-    model = module.make(dataclasses.replace(config, vocab_size=config.vocab_size or V))
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    tokens = jax.ShapeDtypeStruct((2, 3), jnp.int32)
-    mask = jax.ShapeDtypeStruct((2, 3), jnp.bool_)
-    cache = jax.eval_shape(lambda: model.init_cache(2, 5))
-    hidden, cache = jax.eval_shape(model.apply, params, tokens, tokens, mask, cache)
-    assert hidden.shape == (2, 3, config.width)
-    assert len(cache.keys) == config.num_layers
-    assert cache.keys[0].shape == (2, config.num_kv_heads, 5, config.width // config.num_heads)
-    assert jax.eval_shape(model.head, params, hidden).shape == (2, 3, model.vocab_size)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"vocab_size": 0}, "vocab_size is 0"),
-        ({"width": 65}, "width 65 is not a multiple of num_heads 4"),
-        ({"dtype": "float16"}, "dtype is 'float16'; accepted: float32, bfloat16"),
-    ],
-)
-def test_make_names_what_does_not_fit(name, changes, message):
-    with pytest.raises(ValueError, match=message):
-        plugins.find("models", name).make(dataclasses.replace(config_of(name), **changes))

@@ -1,0 +1,10 @@
+"""One family at a time, compiled once for all tests of a file."""
+
+import pytest
+
+from .families import FAMILIES, Family, make_family
+
+
+@pytest.fixture(scope="package", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> Family:
+    return make_family(request.param)
