@@ -35,6 +35,18 @@ class _Loop(NamedTuple):
     cache: Cache
 
 
+def _begin(num_positions: int, num_rows: int, pad_id: int, cache: Cache) -> _Loop:
+    return _Loop(
+        position=jnp.int32(0),
+        token_B=jnp.zeros(num_rows, jnp.int32),
+        done_B=jnp.zeros(num_rows, bool),
+        tokens_CB=jnp.full((num_positions, num_rows), pad_id, jnp.int32),
+        logprob_CB=jnp.zeros((num_positions, num_rows), jnp.float32),
+        mask_CB=jnp.zeros((num_positions, num_rows), bool),
+        cache=cache,
+    )
+
+
 def uniforms(key: Array, ordinal_B: Array, sample_index_B: Array, num_positions: int) -> Array:
     """`[C, B]` float32 in [0, 1): entry (c, b) depends on the key and row b's ordinal, sample index and on c, nothing else."""
 
@@ -142,16 +154,7 @@ def sample(
         hidden_B1D, cache = model.apply(params, loop.token_B[:, None], positions_B1, ~loop.done_B[:, None], loop.cache)
         return emit(loop._replace(cache=cache), model.head(params, hidden_B1D[:, 0]))
 
-    num_rows = ordinal_B.shape[0]
-    loop = _Loop(
-        position=jnp.int32(0),
-        token_B=jnp.zeros(num_rows, jnp.int32),
-        done_B=jnp.zeros(num_rows, bool),
-        tokens_CB=jnp.full((num_positions, num_rows), pad_id, jnp.int32),
-        logprob_CB=jnp.zeros((num_positions, num_rows), jnp.float32),
-        mask_CB=jnp.zeros((num_positions, num_rows), bool),
-        cache=cache,
-    )
+    loop = _begin(num_positions, ordinal_B.shape[0], pad_id, cache)
     loop = emit(loop, logits_BV)
     loop = jax.lax.while_loop(lambda s: (s.position < num_positions) & ~jnp.all(s.done_B), step, loop)
     return Samples(
