@@ -16,7 +16,8 @@ def get_config() -> ConfigDict:
     config.sft.num_updates = 500
     config.sft.optimizer.learning_rate = 6e-3
     config.sft.checkpoint_every = 250
-    config.reward_model.num_updates = 300
+    config.comparisons.num_train = 6144
+    config.reward_model.num_updates = 350
     config.reward_model.pairs_per_update = 48
     config.reward_model.optimizer.learning_rate = 2e-3
     config.rlhf.total_prompts = 64 * 64
@@ -26,4 +27,5 @@ def get_config() -> ConfigDict:
     config.rlhf.evaluate_every = 16
     config.rlhf.checkpoint_every = 16
     config.algorithm.beta = 0.5
+    config.best_of_n_prompts = 128
     return config
