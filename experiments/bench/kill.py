@@ -53,7 +53,7 @@ SIZES = (
     "best_of_n=()",
     "best_of_n_prompts=8",
 )
-LIMIT_SECONDS = 600
+LIMIT_SECONDS = 240
 
 
 def start(directory: Path, cache: Path, *overrides: str) -> subprocess.Popen:

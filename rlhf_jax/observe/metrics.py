@@ -13,6 +13,7 @@ Timings: "wall_seconds" is the stage's whole time on the wall; any other "<part>
 """
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,6 @@ __all__ = ["MetricsWriter", "cut_back", "read"]
 
 FILE = "metrics.jsonl"
 RESERVED = frozenset({"stage", "update", "seconds", "of", "kind"})
-FLUSH_SECONDS = 5
 
 
 class MetricsWriter:
@@ -95,7 +95,7 @@ class MetricsWriter:
         self.close()
 
     def _open_events(self, run: str, purge: bool = False) -> Any:
-        from tensorboardX import FileWriter  # 0.2 s, and only where it is used
+        from tensorboardX.event_file_writer import EventsWriter  # 0.2 s, and only where it is used
         from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue] (made at import)
 
         assert self._events is not None
@@ -105,15 +105,18 @@ class MetricsWriter:
         suffix = f".{len(list(directory.iterdir())):04d}"
         if run in self._events:
             self._events[run].close()
-        writer = FileWriter(str(directory), flush_secs=FLUSH_SECONDS, filename_suffix=suffix)
+        # Not its FileWriter: that one's queue and thread, interrupted by Ctrl-C, never let the process end.
+        writer = EventsWriter(str(directory / "events"), suffix)
         if purge:  # TensorBoard drops the steps from 0 on that it read in earlier files
-            writer.add_event(Event(step=0, session_log=SessionLog(status=SessionLog.START)))
+            start = SessionLog(status=SessionLog.START)
+            writer.write_event(Event(wall_time=time.time(), step=0, session_log=start))
         self._events[run] = writer
         return writer
 
     def _add_events(self, line: Line) -> None:
         if self._events is None:
             return
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] (made at import)
         from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue] (made at import)
 
         stage, of = line["stage"], line.get("of")
@@ -124,4 +127,5 @@ class MetricsWriter:
             for name, value in line.items()
             if name not in RESERVED
         ]
-        writer.add_summary(Summary(value=values), line["update"])
+        writer.write_event(Event(wall_time=time.time(), step=line["update"], summary=Summary(value=values)))
+        writer.flush()
