@@ -1,5 +1,7 @@
 """Runs an experiment: `python -m experiments.run --config=configs/quickstart.py [--config.<key>=<value> ...]`."""
 
+import contextlib
+import ctypes
 import difflib
 import sys
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 USAGE = "accepted: --config=FILE and --config.<key>=<value>"
 INTERRUPTED = 130  # what a shell reports for SIGINT
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def parse(argv: Sequence[str]) -> ConfigDict:
@@ -86,5 +89,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(INTERRUPTED) from None
 
 
+def keep_freed_memory() -> None:
+    """Has glibc keep what is freed: each update frees and takes the same megabytes, and pages given back are faulted in again.
+
+    150 updates of the quickstart's SFT: 3.8 -> 1.2 s of system time. Does nothing under another C library.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_MMAP_MAX, 0)
+
+
 if __name__ == "__main__":
+    keep_freed_memory()
     main()
