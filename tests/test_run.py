@@ -59,16 +59,16 @@ WRONG = [
     ("model.num_heads=5", ["num_heads 5"]),
     ("mesh.data=16", ["mesh is data=16", "16 devices", "there are 8"]),
     ("mesh.data=0", ["mesh is data=0", "accepted: positive sizes"]),
-    ("rlhf.total_prompts=65", ["rlhf.total_prompts is 65", "= 32"]),
+    ("rlhf.total_prompts=65", ["rlhf.total_prompts is 65", "= 64"]),
     ("rlhf.lag=-1", ["lag is -1", "0 (synchronous) or more"]),
     ("rlhf.trace=(0, 5)", ["trace has 2 versions", "64 rounds"]),
     ("rlhf.temperature=0.0", ["rlhf.temperature is 0.0", "positive"]),
     ("rlhf.samples_per_prompt=1", ["rlhf.samples_per_prompt is 1", "at least 2"]),
-    ("rlhf.num_micro_batches=5", ["rlhf.prompts_per_update", "is 32", "multiples of 5"]),
+    ("rlhf.num_micro_batches=5", ["rlhf.prompts_per_update", "is 64", "multiples of 5"]),
     ("rlhf.num_micro_batches=0", ["num_micro_batches is 0", "1 or more"]),
     ("sft.rows_per_update=0", ["sft.rows_per_update is 0"]),
     ("sft.num_micro_batches=5", ["sft.rows_per_update is 64", "multiples of 5"]),
-    ("reward_model.num_micro_batches=7", ["reward_model.pairs_per_update is 32", "multiples of 7"]),
+    ("reward_model.num_micro_batches=7", ["reward_model.pairs_per_update is 48", "multiples of 7"]),
     ("evaluate.num_prompts=100", ["evaluate.num_prompts is 100", "256"]),
     ("best_of_n=(1, 3, 4)", ["best_of_n is (1, 3, 4)", "divide the largest"]),
     ("best_of_n_prompts=4096", ["best_of_n_prompts is 4096", "1024"]),
@@ -91,7 +91,7 @@ def test_a_mesh_that_does_not_fit_the_batch_is_named(capsys, tmp_path, shape):
     overrides = [f"--config.mesh.{axis}={size}" for axis, size in sizes]
     line = refused(capsys, [CONFIG, f"--config.directory={tmp_path / 'run'}", *overrides])
     assert "rlhf.prompts_per_update" in line
-    assert "is 32" in line
+    assert "is 64" in line
     assert not (tmp_path / "run").exists()
 
 
