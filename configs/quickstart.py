@@ -1,6 +1,10 @@
 """SFT, comparisons labelled by gold, a learned reward model, and Online DPO on templated reviews.
 
-Command:  python -m experiments.run --config=configs/quickstart.py
+Command:   python -m experiments.run --config=configs/quickstart.py
+Hardware:  two CPU cores
+Time:      139 s while other work kept the cores busy, compile included
+Result:    seed 0: gold win-rate 0.488 -> 0.773 at 1.64 nats, 99.9 % distinct completions; reward model 85.2 %
+           (seeds 0-4: README.md)
 """
 
 from ml_collections import ConfigDict
