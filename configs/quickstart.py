@@ -2,7 +2,7 @@
 
 Command:   python -m experiments.run --config=configs/quickstart.py
 Hardware:  two CPU cores
-Time:      139 s while other work kept the cores busy, compile included
+Time:      118 s, compile included
 Result:    seed 0: gold win-rate 0.488 -> 0.773 at 1.64 nats, 99.9 % distinct completions; reward model 85.2 %
            (seeds 0-4: README.md)
 """
