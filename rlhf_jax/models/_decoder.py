@@ -17,9 +17,9 @@ from rlhf_jax.types import Array, Params
 SHARED_DRAW = 1 << 20  # elements; see `draw`
 
 
-def small_init(width: int) -> nn.initializers.Initializer:
-    """Deviation for `draw`: sqrt(2 / (5 D)) (Nguyen and Salazar 2019, arXiv 1910.05895), as Pythia was begun."""
-    return nn.initializers.constant(math.sqrt(2 / (5 * width)))
+def small_init(width: int, scale: float = 1.0) -> nn.initializers.Initializer:
+    """Deviation for `draw`: scale * sqrt(2 / (5 D)) (Nguyen and Salazar 2019, arXiv 1910.05895), as Pythia was begun."""
+    return nn.initializers.constant(scale * math.sqrt(2 / (5 * width)))
 
 
 def residual_init(width: int, num_layers: int) -> nn.initializers.Initializer:

@@ -31,6 +31,7 @@ class Config:
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
     dtype: str = "float32"
+    init_scale: float = 1.0  # on the first deviations of embedding, head and what reads the residual
 
     @property
     def num_kv_heads(self) -> int:
@@ -83,7 +84,10 @@ class Layer(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        grow, back = _decoder.small_init(config.width), _decoder.residual_init(config.width, config.num_layers)
+        grow, back = (
+            _decoder.small_init(config.width, config.init_scale),
+            _decoder.residual_init(config.width, config.num_layers),
+        )
         self.input_layernorm = blocks.LayerNorm(config.norm_eps)
         self.post_attention_layernorm = blocks.LayerNorm(config.norm_eps)
         self.query_key_value = nn.Dense(3 * config.width, dtype=config.dtype, kernel_init=grow)
@@ -108,7 +112,7 @@ class Network(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        init = _decoder.small_init(config.width)
+        init = _decoder.small_init(config.width, config.init_scale)
         self.embed_in = nn.Embed(config.vocab_size, config.width, dtype=config.dtype, embedding_init=init)
         self.layer = [Layer(config) for _ in range(config.num_layers)]
         self.final_layer_norm = blocks.LayerNorm(config.norm_eps)

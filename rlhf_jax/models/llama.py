@@ -37,6 +37,7 @@ class Config:
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
     dtype: str = "float32"
+    init_scale: float = 1.0  # on the first deviations of embedding, head and what reads the residual
 
 
 # vocab_size 0 is to be replaced by the tokenizer's. Published shapes: Meta's config.json of Llama 3.1 and 3.2.
@@ -89,7 +90,9 @@ class Layer(nn.Module):
 
         def dense(features: int, back: bool = False) -> nn.Dense:
             init = (
-                _decoder.residual_init(config.width, config.num_layers) if back else _decoder.small_init(config.width)
+                _decoder.residual_init(config.width, config.num_layers)
+                if back
+                else _decoder.small_init(config.width, config.init_scale)
             )
             return nn.Dense(features, use_bias=False, dtype=config.dtype, kernel_init=init)
 
@@ -126,7 +129,7 @@ class Network(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        init = _decoder.small_init(config.width)
+        init = _decoder.small_init(config.width, config.init_scale)
         self.embed_tokens = nn.Embed(config.vocab_size, config.width, dtype=config.dtype, embedding_init=init)
         self.layer = [Layer(config) for _ in range(config.num_layers)]
         self.norm = blocks.RMSNorm(config.norm_eps)

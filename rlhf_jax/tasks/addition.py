@@ -1,4 +1,4 @@
-"""Sums of two numbers, `17+58=` to `75`: a verifiable task that needs no file."""
+"""Sums of two numbers, `017+058=` to `075`: a verifiable task that needs no file."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,15 @@ from rlhf_jax.tasks.api import Split, is_heldout
 
 @dataclass(frozen=True)
 class Config:
-    """All pairs a, b >= 0 with a + b < limit, in both orders: 20,100 prompts for 200."""
+    """All pairs a, b >= 0 with a + b < limit, in both orders: 20,100 prompts for 200.
+
+    Padded numbers all have the digits of limit - 1, so that a digit of the sum stands at a fixed distance from its
+    two; without padding a small decoder learns sums late and abruptly.
+    """
 
     limit: int = 200
     heldout_percent: int = 10
+    padded: bool = True
 
 
 class Addition:
@@ -21,11 +26,12 @@ class Addition:
     vocabulary = tuple("0123456789+=")
 
     def __init__(self, config: Config):
+        self._width = len(str(config.limit - 1)) if config.padded else 1
         self._pairs: dict[Split, list[tuple[int, int]]] = {"train": [], "heldout": []}
         for a in range(config.limit):
             for b in range(config.limit - a):
                 # Both orders of a pair fall on one side: 58+17 in training would tell the model 17+58.
-                heldout = is_heldout(_question(min(a, b), max(a, b)), config.heldout_percent)
+                heldout = is_heldout(self._question(min(a, b), max(a, b)), config.heldout_percent)
                 self._pairs["heldout" if heldout else "train"].append((a, b))
         for split, pairs in self._pairs.items():
             if not pairs and (split == "train" or config.heldout_percent):
@@ -38,23 +44,25 @@ class Addition:
         return len(self._pairs[split])
 
     def prompt(self, split: Split, index: int) -> str:
-        return _question(*self._pairs[split][index])
+        return self._question(*self._pairs[split][index])
 
     def references(self, split: Split, index: int) -> tuple[str, ...]:
-        return (str(sum(self._pairs[split][index])),)
+        return (self._number(sum(self._pairs[split][index])),)
 
     def judge(self, prompt: str, completion: str, finished: bool) -> float:
         """1.0 when the completion ended and is the sum, digit by digit; else 0.0. ValueError for another's prompt."""
         a, plus, b = prompt.removesuffix("=").partition("+")
         if not (plus and prompt.endswith("=") and a.isdecimal() and b.isdecimal()):
-            raise ValueError(f"{prompt!r} is not a prompt of addition: they read like 17+58=")
-        return float(finished and completion == str(int(a) + int(b)))
+            raise ValueError(f"{prompt!r} is not a prompt of addition: they read like {self._question(17, 58)}")
+        return float(finished and completion == self._number(int(a) + int(b)))
+
+    def _question(self, a: int, b: int) -> str:
+        return f"{self._number(a)}+{self._number(b)}="
+
+    def _number(self, value: int) -> str:
+        return str(value).zfill(self._width)
 
 
 def make(config: Config) -> Addition:
     """The task of a config; ValueError where a side would hold no prompt."""
     return Addition(config)
-
-
-def _question(a: int, b: int) -> str:
-    return f"{a}+{b}="

@@ -26,16 +26,29 @@ def test_both_orders_of_a_sum_fall_on_one_side(task):
     assert {(b, a) for a, b in heldout} == heldout
 
 
-def test_the_judge_wants_each_digit_and_an_end(task):
-    assert task.judge("17+58=", "75", True) == 1.0
-    for completion in ("76", "7", "075", "75 ", "75=", "", "7+5"):
-        assert task.judge("17+58=", completion, True) == 0.0
-    assert task.judge("17+58=", "75", False) == 0.0
+@pytest.mark.parametrize(("padded", "prompt", "answer"), [(True, "017+058=", "075"), (False, "17+58=", "75")])
+def test_the_judge_wants_each_digit_and_an_end(padded, prompt, answer):
+    task = addition.make(addition.Config(padded=padded))
+    assert task.judge(prompt, answer, True) == 1.0
+    for completion in ("076", "76", "7", "0075", answer[:-1], answer + " ", answer + "=", "", "7+5"):
+        assert task.judge(prompt, completion, True) == 0.0
+    assert task.judge(prompt, "75" if padded else "075", True) == 0.0
+    assert task.judge(prompt, answer, False) == 0.0
+
+
+@pytest.mark.parametrize(("limit", "width"), [(200, 3), (100, 2), (11, 2)])
+def test_padded_numbers_have_the_digits_of_the_largest(limit, width):
+    task = addition.make(addition.Config(limit=limit))
+    for index in range(0, task.num_prompts("train"), 7):
+        prompt, (answer,) = task.prompt("train", index), task.references("train", index)
+        assert len(prompt) == 2 * width + 2
+        assert len(answer) == width
+        assert int(answer) == sum(int(number) for number in prompt[:-1].split("+"))
 
 
 @pytest.mark.parametrize("prompt", ["17+58", "17-58=", "+58=", "17+=", "1+7+58=", "=", ""])
 def test_other_prompts_are_errors(task, prompt):
-    with pytest.raises(ValueError, match=r"is not a prompt of addition: they read like 17\+58="):
+    with pytest.raises(ValueError, match=r"is not a prompt of addition: they read like 017\+058="):
         task.judge(prompt, "75", True)
 
 

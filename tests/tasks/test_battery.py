@@ -19,7 +19,7 @@ EMBEDDED = [name for name in plugins.names("tasks") if name != "jsonl"]
 # sha256 of the first 50 prompts and their references of both splits. Where one moves, every number ever measured on the
 # task moves with it: change it in a commit that says why, and run the published experiments again.
 GOLDEN = {
-    "addition": "2d43ed4f5228f7568d9070778bb6dcffdec5099aff3d841c0387513632d421ae",
+    "addition": "a57b33088c3bd8b1ff496852fe5b3f78cd5f4f291b58906649e5dde59558381f",
     "reviews": "723e5613ad1962d34d847fb864851e855b2fcc06a7aef42eb588238759b8a5cb",
 }
 
