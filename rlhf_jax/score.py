@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from rlhf_jax.models.api import Cache, Model, repeat_cache, repeat_rows
+from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.ops.logprobs import chunked_token_logprobs
 from rlhf_jax.ops.masked import positions_from_mask
 from rlhf_jax.types import Array, Outputs, Params, Samples, Scores
@@ -30,7 +31,7 @@ def completion_hidden(
     prompt_mask_RQ: Array,
     tokens_RC: Array,
     mask_RC: Array,
-    model: Model,
+    model: Model | ValueModel,
     rows_per_prompt: int = 1,
 ) -> Array:
     """Hidden states that predict the completion, `[R, C, D]`: those of the last prompt position and of all tokens but the last.
@@ -105,6 +106,36 @@ def sample_logprobs(params: Params, samples: Samples, *, model: Model) -> Array:
         rows_per_prompt=samples.samples_per_prompt,
     )
     return outputs.logprob_RC
+
+
+def critic_outputs(
+    params: Params,
+    prompt_tokens_RQ: Array,
+    prompt_mask_RQ: Array,
+    tokens_RC: Array,
+    mask_RC: Array,
+    *,
+    model: ValueModel,
+    rows_per_prompt: int = 1,
+) -> Outputs:
+    """The critic's value of what precedes each completion token, float32 `[R, C]`; 0 where the mask is false."""
+    rows = (prompt_tokens_RQ, prompt_mask_RQ, tokens_RC, mask_RC)
+    value_RC = model.value(params, completion_hidden(params, *rows, model, rows_per_prompt))
+    return Outputs(value_RC=jnp.where(mask_RC, value_RC, 0.0))
+
+
+def sample_values(params: Params, samples: Samples, *, model: ValueModel) -> Array:
+    """Values `[B, C]` of samples under a critic."""
+    outputs = critic_outputs(
+        params,
+        samples.prompt_tokens_BQ,
+        samples.prompt_mask_BQ,
+        samples.tokens_BC,
+        samples.mask_BC,
+        model=model,
+        rows_per_prompt=samples.samples_per_prompt,
+    )
+    return outputs.value_RC
 
 
 def make_scores(raw_B: Array, finished_B: Array, mean: float, std: float, config: Config) -> Scores:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 Array = jax.Array
@@ -89,15 +90,19 @@ class Batch:
     return_RC: Array | None = None
     value_RC: Array | None = None
     weight_R: Array | None = None  # float32; 0 silences a row's gradient but keeps it in the denominator
+    score_R: Array | None = None  # float32, what the current log-probabilities of a group are contrasted with
+    staleness_RC: Array | None = None  # float32, weight of a token's gradient: see `ops/corrections.py`
+    figures: Mapping[str, Array] = struct.field(default_factory=dict)  # [R] each; their means are reported
+    group_rows: int = struct.field(pytree_node=False, default=1)  # rows of a prompt, where a loss contrasts them
 
 
 @struct.dataclass
 class Outputs:
-    """What a role's forward pass gives a loss."""
+    """What a role's forward pass gives a loss: a policy's log-probabilities and entropies, or a critic's values."""
 
-    logprob_RC: Array  # float32, of the batch's tokens under the params being trained
-    entropy_RC: Array  # float32, nats, of the whole vocabulary at each position
-    value_RC: Array | None = None  # float32, critics only
+    logprob_RC: Array = None  # type: ignore[assignment]  # float32, of the batch's tokens under the params being trained
+    entropy_RC: Array = None  # type: ignore[assignment]  # float32, nats, of the whole vocabulary at each position
+    value_RC: Array = None  # type: ignore[assignment]  # float32, of what precedes each token, in units of the score
 
 
 @struct.dataclass
@@ -107,6 +112,10 @@ class TrainState:
     step: Array  # int32, updates so far: the version of these params
     params: Params
     opt_state: Any
+
+
+States = dict[str, TrainState]
+"""The state of every trained role: "policy", and "critic" where the algorithm has one."""
 
 
 @struct.dataclass
@@ -136,7 +145,47 @@ class Max:
         return float(self.largest)
 
 
-Metrics = Mapping[str, Mean | Max]
+@struct.dataclass
+class EffectiveShare:
+    """The effective sample size of weights as a share of their number: (Σ w)² / (n Σ w²), 1 for equal weights."""
+
+    total: Array
+    squares: Array
+    count: Array
+
+    def merge(self, other: "EffectiveShare") -> "EffectiveShare":
+        return jax.tree.map(jnp.add, self, other)
+
+    def value(self) -> float:
+        denominator = float(self.squares) * float(self.count)
+        return float(self.total) ** 2 / denominator if denominator else float("nan")
+
+
+@struct.dataclass
+class Quantile:
+    """A quantile that merges: counts of values in bins of equal width between `low` and `high`, the outer ones open.
+
+    Its value is the middle of the bin that holds the quantile, so it is exact to half a bin.
+    """
+
+    counts_K: Array
+    low: float = struct.field(pytree_node=False)
+    high: float = struct.field(pytree_node=False)
+    quantile: float = struct.field(pytree_node=False)
+
+    def merge(self, other: "Quantile") -> "Quantile":
+        return jax.tree.map(jnp.add, self, other)
+
+    def value(self) -> float:
+        counts = np.asarray(self.counts_K, np.float64)
+        if not counts.sum():
+            return float("nan")
+        bin_index = int(np.searchsorted(np.cumsum(counts), self.quantile * counts.sum()))
+        return self.low + (self.high - self.low) * (bin_index + 0.5) / len(counts)
+
+
+Metric = Mean | Max | EffectiveShare | Quantile
+Metrics = Mapping[str, Metric]
 
 
 @dataclass(frozen=True)
@@ -162,6 +211,7 @@ class Algorithm:
     group_baseline: bool = False
     ratio: bool = False
     pair: bool = False
+    score_range: tuple[float, float] | None = None  # scores that `credit` maps lie in it; a missing-EOS score must
 
     def unit_rows(self, samples_per_prompt: int) -> int:
         """Rows of a unit, for G samples a prompt."""

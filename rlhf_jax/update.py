@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from rlhf_jax.models.api import Model
-from rlhf_jax.score import policy_outputs
-from rlhf_jax.types import Aggregation, Array, Batch, Max, Mean, Metrics, Outputs, Params, TrainState
+from rlhf_jax.models.value_head import ValueModel
+from rlhf_jax.score import critic_outputs, policy_outputs
+from rlhf_jax.types import Aggregation, Array, Batch, Max, Mean, Metric, Metrics, Outputs, Params, TrainState
 
 Objective = Callable[[Params, Any], tuple[Array, Metrics]]
 """(params, rows) -> (loss summed over the rows, metrics)."""
@@ -92,6 +93,18 @@ def policy_objective(
     return objective
 
 
+def critic_objective(
+    loss: Callable[[Outputs, Batch], tuple[Array, Metrics]], model: ValueModel, rows_per_prompt: int = 1
+) -> Objective:
+    """The objective of a critic: its values on the rows, then the algorithm's loss."""
+
+    def objective(params: Params, batch: Batch) -> tuple[Array, Metrics]:
+        rows = (batch.prompt_tokens_RQ, batch.prompt_mask_RQ, batch.tokens_RC, batch.mask_RC)
+        return loss(critic_outputs(params, *rows, model=model, rows_per_prompt=rows_per_prompt), batch)
+
+    return objective
+
+
 def split_rows(batch: Any, num_parts: int, unit_rows: int) -> Any:
     """`[R, ...]` -> `[num_parts, R / num_parts, ...]`, units whole, every n-th unit to one part.
 
@@ -108,13 +121,13 @@ def split_rows(batch: Any, num_parts: int, unit_rows: int) -> Any:
     return jax.tree.map(split, batch)
 
 
-def collapse(stacked: Metrics) -> dict[str, Mean | Max]:
+def collapse(stacked: Metrics) -> dict[str, Metric]:
     """Metrics stacked along their first dimension, as one."""
 
-    def one(metric: Mean | Max) -> Mean | Max:
-        if isinstance(metric, Mean):
-            return Mean(metric.total.sum(0), metric.count.sum(0))
-        return Max(metric.largest.max(0))
+    def one(metric: Metric) -> Metric:
+        if isinstance(metric, Max):
+            return Max(metric.largest.max(0))
+        return jax.tree.map(lambda array: array.sum(0), metric)
 
     return {name: one(metric) for name, metric in stacked.items()}
 
@@ -149,7 +162,7 @@ def train_step(
     aggregation: Aggregation,
     unit_rows: int = 1,
     num_micro_batches: int = 1,
-) -> tuple[TrainState, dict[str, Mean | Max]]:
+) -> tuple[TrainState, dict[str, Metric]]:
     """One update of a role on one minibatch.
 
     Args:

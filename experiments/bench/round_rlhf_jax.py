@@ -13,13 +13,13 @@ from rlhf_jax.models import gpt_neox
 from rlhf_jax.runtime import mesh, sharding, synchronous
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.program import Program, Reward, Setup
-from rlhf_jax.types import Prompts, Samples
+from rlhf_jax.types import Prompts, Samples, States
 from rlhf_jax.update import OptimizerConfig, make_optimizer
 
 MANY_ROUNDS = 10_000
 
 
-def program(shape: rounds.Shape) -> tuple[Program, synchronous.TrainState]:
+def program(shape: rounds.Shape) -> tuple[Program, States]:
     """The compiled calls and a fresh state."""
     config = gpt_neox.PRESETS[shape.preset]
     config = replace(config, vocab_size=config.vocab_size or shape.vocab_size)
@@ -68,7 +68,7 @@ def main() -> None:
             if isinstance(event, synchronous.Updated):
                 metrics = event.metrics
             if isinstance(event, synchronous.RoundEnd):
-                jax.block_until_ready((event.state, metrics))
+                jax.block_until_ready((event.states, metrics))
                 return
 
     rounds.serve(one_round)

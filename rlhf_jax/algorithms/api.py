@@ -1,14 +1,16 @@
 """What algorithms share: making rows to train on out of samples, and metrics of how far the policy has moved."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from rlhf_jax.ops import divergences
 from rlhf_jax.ops.masked import masked_count, masked_max, masked_sum
-from rlhf_jax.types import Array, Batch, Max, Mean, Metrics, Outputs, Samples, Scores
+from rlhf_jax.types import Array, Batch, Max, Mean, Metric, Outputs, Samples, Scores
 
 
-def make_batch(samples: Samples, scores: Scores, rows_R: Array | None = None, **fields: Array) -> Batch:
+def make_batch(samples: Samples, scores: Scores, rows_R: Array | None = None, **fields: Any) -> Batch:
     """A batch of the samples in rows `rows_R` (int32; all of them by default), without gradient.
 
     The log-probabilities and values that `scores` has travel along; `fields` are further fields of `Batch`, already
@@ -42,7 +44,13 @@ def grouped_scores(samples: Samples, scores: Scores, min_samples_per_prompt: int
     return jax.lax.stop_gradient(scores.score_B.reshape(-1, per_prompt))
 
 
-def drift_metrics(outputs: Outputs, batch: Batch) -> Metrics:
+def flat_groups(score_PG: Array) -> Array:
+    """1 at every row of a group whose scores are all equal, else 0: float32 `[P*G]`."""
+    flat_P = jnp.max(score_PG, axis=1) == jnp.min(score_PG, axis=1)
+    return jnp.repeat(flat_P.astype(jnp.float32), score_PG.shape[1])
+
+
+def drift_metrics(outputs: Outputs, batch: Batch) -> dict[str, Metric]:
     """Entropy a token, and how far the policy is from the reference and from the law that drew these tokens.
 
     `behavior_kl_k1/k2/k3` are sums over a completion of the estimators of KL to the reference on the training rows,
@@ -51,7 +59,7 @@ def drift_metrics(outputs: Outputs, batch: Batch) -> Metrics:
     """
     mask_RC = batch.mask_RC
     num_tokens, num_rows = masked_count(mask_RC), jnp.float32(mask_RC.shape[0])
-    metrics: dict[str, Mean | Max] = {
+    metrics: dict[str, Metric] = {
         "entropy": Mean(masked_sum(outputs.entropy_RC, mask_RC), num_tokens),
         "completion_length": Mean(num_tokens, num_rows),
     }
@@ -63,4 +71,6 @@ def drift_metrics(outputs: Outputs, batch: Batch) -> Metrics:
         change_RC = jnp.abs(divergences.k1(outputs.logprob_RC, batch.behavior_logprob_RC, mask_RC))
         metrics["logprob_change"] = Mean(jnp.sum(change_RC), num_tokens)
         metrics["logprob_change_max"] = Max(jnp.maximum(masked_max(change_RC, mask_RC), 0.0))
+    for name, figure_R in batch.figures.items():
+        metrics[name] = Mean(jnp.sum(figure_R), num_rows)
     return metrics

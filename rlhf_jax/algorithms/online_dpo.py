@@ -11,6 +11,7 @@ of a prompt's samples score the same there is no order to learn: the pair keeps 
 gradient 0.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ def online_dpo(config: Config) -> Algorithm:
     """The algorithm; rows are pairs, chosen then rejected."""
 
     def loss(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
-        return pair_loss(outputs, batch, config.beta)
+        return pair_loss(outputs, batch, lambda margin_U: dpo(margin_U, config.beta))
 
     return Algorithm(
         name="online_dpo",
@@ -65,8 +66,8 @@ def credit(samples: Samples, scores: Scores) -> Batch:
     )
 
 
-def pair_loss(outputs: Outputs, batch: Batch, beta: float) -> tuple[Array, Metrics]:
-    """Sum over pairs of −log σ(β · margin), to be divided by the number of pairs, ties included; and metrics.
+def pair_loss(outputs: Outputs, batch: Batch, of_margin: Callable[[Array], Array]) -> tuple[Array, Metrics]:
+    """Sum over pairs of `of_margin(margin_U)`, to be divided by the number of pairs, ties included; and metrics.
 
     `accuracy`, `margin` and the log-probabilities of completions are means over the pairs that are not ties.
     """
@@ -78,7 +79,7 @@ def pair_loss(outputs: Outputs, batch: Batch, beta: float) -> tuple[Array, Metri
     ordered_U = weight_U > 0
     implicit_U2 = select(logprob_U2 - reference_U2, ordered_U[:, None])
     margin_U = implicit_U2[:, 0] - implicit_U2[:, 1]
-    loss_U = weight_U * dpo(margin_U, beta)
+    loss_U = weight_U * of_margin(margin_U)
     loss_sum, num_pairs = jnp.sum(loss_U), jnp.float32(loss_U.shape[0])
     num_ordered = jnp.sum(ordered_U, dtype=jnp.float32)
     accurate_U = select((margin_U > 0).astype(jnp.float32), ordered_U)

@@ -16,7 +16,7 @@ from rlhf_jax.runtime import synchronous
 from rlhf_jax.runtime.checkpoint import Checkpoints
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.spool import Spool
-from rlhf_jax.types import Params, Samples, Scores, TrainState
+from rlhf_jax.types import Params, Samples, Scores, States
 from rlhf_jax.update import learning_rate_schedule
 
 STAGE = "rlhf"
@@ -52,8 +52,8 @@ class Recorder:
                 case synchronous.Updated():
                     self._flush()
                     self.late = (event, scored[0])
-                case synchronous.RoundEnd(round_index, state):
-                    self._round_end(round_index, state, scored[1])
+                case synchronous.RoundEnd(round_index, states):
+                    self._round_end(round_index, states, scored[1])
 
     @property
     def _updates_per_round(self) -> int:
@@ -86,16 +86,16 @@ class Recorder:
                     f"the {name} of update {event.update} is {values[name]}: nothing from it on is saved"
                 )
 
-    def _round_end(self, round_index: int, state: TrainState, scored: synchronous.Scored) -> None:
+    def _round_end(self, round_index: int, states: States, scored: synchronous.Scored) -> None:
         clock = self.program.setup.clock
         version = (round_index + 1) * clock.updates_per_round
         last = version == clock.num_updates
         self.write_samples(scored, version - clock.updates_per_round)
         if last or crosses(version, clock.updates_per_round, self.config.evaluate_every):
-            self.evaluate(state.params, version, full=last)
+            self.evaluate(states["policy"].params, version, full=last)
         if last or crosses(version, clock.updates_per_round, self.config.checkpoint_every):
             self._flush()
-            self.checkpoints.save(version, state)
+            self.checkpoints.save(version, states)
             self._trim_spool(round_index + 1)
 
     def _trim_spool(self, next_round: int) -> None:

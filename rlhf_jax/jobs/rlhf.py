@@ -20,7 +20,7 @@ from rlhf_jax.runtime import sharding, synchronous
 from rlhf_jax.runtime.checkpoint import abstract_like
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.mesh import check_rows
-from rlhf_jax.runtime.program import Program, Reward, Setup
+from rlhf_jax.runtime.program import Critic, Program, Reward, Setup, block_rows
 from rlhf_jax.runtime.spool import Spool
 from rlhf_jax.types import Algorithm, Params, Prompts, Samples
 from rlhf_jax.update import OptimizerConfig, make_optimizer
@@ -45,7 +45,9 @@ class Config:
     checkpoint_every: int = 16  # the same
     log_samples: int = 4  # completions of a round that go to samples.jsonl
     scoring: score.Config = field(default_factory=score.Config)
+    share_prompts: bool = True  # a prompt's rows stay together and its tokens are run once; else only units stay so
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    critic_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3))
 
     def clock(self) -> Clock:
         """The schedule. Raises ValueError where `total_prompts` is not a whole number of rounds."""
@@ -71,8 +73,15 @@ def check(config: Config, algorithm: Algorithm, mesh: Any) -> None:
             f"rlhf.samples_per_prompt is {config.samples_per_prompt}; {algorithm.name} needs at least "
             f"{algorithm.min_samples_per_prompt}"
         )
+    if algorithm.score_range is not None and config.scoring.replace_missing_eos:
+        low, high = algorithm.score_range
+        if not low <= config.scoring.missing_eos_score <= high:
+            raise ValueError(
+                f"rlhf.scoring.missing_eos_score is {config.scoring.missing_eos_score}; {algorithm.name} adjusts scores "
+                f"in [{low}, {high}]: widen algorithm.low and algorithm.high, or take a score in between"
+            )
     rows = algorithm.rows_per_prompt(config.samples_per_prompt) * config.prompts_per_update
-    units = rows // algorithm.unit_rows(config.samples_per_prompt)
+    units = rows // block_rows(algorithm, config.samples_per_prompt, config.share_prompts)
     check_rows("rlhf.prompts_per_update (in units of rows)", units, mesh, config.num_micro_batches)
     check_rows("rlhf.prompts_per_update", config.prompts_per_update * clock.num_minibatches, mesh)
 
@@ -88,6 +97,10 @@ def make_program(
     def prompts(round_index: int) -> Prompts:
         return stream.prompts(round_index * prompts_per_round, prompts_per_round)
 
+    critic = None
+    if "critic" in algorithm.losses:
+        params = critic_params(workspace, reward, reference_params)
+        critic = Critic(workspace.value_model, params, make_optimizer(config.critic_optimizer, clock.num_updates))
     setup = Setup(
         model=workspace.model,
         algorithm=algorithm,
@@ -103,8 +116,20 @@ def make_program(
         eos_id=workspace.tokenizer.eos_id,
         pad_id=workspace.tokenizer.pad_id,
         num_micro_batches=config.num_micro_batches,
+        critic=critic,
+        share_prompts=config.share_prompts,
     )
     return Program(setup, reference_params)
+
+
+def critic_params(workspace: Workspace, reward: Reward, reference_params: Params) -> Params:
+    """Where the critic begins: the reward model, its head in units of the standardised score; without one, the SFT
+    policy with a fresh head."""
+    if reward.params is None:
+        return workspace.value_model.init_from(reference_params, workspace.key("critic"))
+    head = reward.params["value_head"]
+    scaled = {"kernel": head["kernel"] / reward.std, "bias": (head["bias"] - reward.mean) / reward.std}
+    return {"backbone": reward.params["backbone"], "value_head": scaled}
 
 
 def make_reward(workspace: Workspace, stages: Any) -> Reward:
@@ -131,7 +156,7 @@ def load(
     if version is None:
         raise FileNotFoundError(f"no complete checkpoint in {checkpoints.directory}: run the stage {STAGE!r} first")
     state = checkpoints.restore(version, abstract_like(program.state_shapes, program.state_shardings))
-    return state.params, version
+    return state["policy"].params, version
 
 
 def run(
@@ -150,7 +175,7 @@ def run(
     program = make_program(workspace, config, algorithm, reward, reference_params)
     abstract = abstract_like(program.state_shapes, program.state_shardings)
     if checkpoints.latest() == clock.num_updates:
-        return checkpoints.restore(clock.num_updates, abstract).params
+        return checkpoints.restore(clock.num_updates, abstract)["policy"].params
     spool = Spool(workspace.directory / "rounds")
 
     def complete(step: int) -> bool:
@@ -158,7 +183,7 @@ def run(
 
     begin = checkpoints.latest(complete)
     checkpoints.delete_after(begin)
-    state = program.init(reference_params) if begin is None else checkpoints.restore(begin, abstract)
+    states = program.init(reference_params) if begin is None else checkpoints.restore(begin, abstract)
     version = begin or 0
     samples_writer = SamplesWriter(workspace.directory)
     # The version of a checkpoint was evaluated before the checkpoint was written; version 0 has no checkpoint.
@@ -174,13 +199,13 @@ def run(
     with progress(algorithm.name, total=clock.num_updates, start=version) as bar:
         recorder = Recorder(workspace, config, program, evaluator, checkpoints, spool, samples_writer, bar, began)
         if not version:
-            recorder.evaluate(state.params, 0, full=True)
+            recorder.evaluate(states["policy"].params, 0, full=True)
         try:
-            recorder.consume(synchronous.run(program, state, first_round, pending))
+            recorder.consume(synchronous.run(program, states, first_round, pending))
         finally:
             checkpoints.wait()  # an interrupt must not tear down the threads of a save under way
     workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began} | recorder.seconds)
-    params = checkpoints.restore(clock.num_updates, abstract).params
+    params = checkpoints.restore(clock.num_updates, abstract)["policy"].params
     checkpoints.close()
     return params
 

@@ -2,10 +2,14 @@
 
 dpo                −log σ(β · margin)               Rafailov et al. 2023, arXiv 2305.18290, eq. 7
 pairwise_logistic  −log σ(r_chosen − r_rejected)    Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155, eq. 1
+ipo                (margin − 1 / (2β))²             Azar et al. 2023, arXiv 2310.12036, eq. 17
+clipped_surrogate  −min(ρ A, clip(ρ, 1 − ε, 1 + ε') A)      Schulman et al. 2017, arXiv 1707.06347, eq. 7
+clipped_value      ½ max((V − R)², (clip(V, V₀ ± ε) − R)²)  the same authors' code; Huang et al. 2022, detail 9
 cross_entropy_sum  −Σ log p(token)
 """
 
 import jax
+import jax.numpy as jnp
 
 from rlhf_jax.ops.masked import masked_sum
 from rlhf_jax.types import Array
@@ -18,6 +22,25 @@ def dpo(margin_U: Array, beta: float) -> Array:
     tokens, in nats. The gradient with respect to it is −β σ(−β · margin).
     """
     return -jax.nn.log_sigmoid(beta * margin_U)
+
+
+def ipo(margin_U: Array, beta: float) -> Array:
+    """(margin − 1 / (2β))² of each pair, `[U]`; the margin is that of `dpo`. Its least value is at a finite margin."""
+    return jnp.square(margin_U - 1 / (2 * beta))
+
+
+def clipped_surrogate(log_ratio: Array, advantage: Array, clip_low: float, clip_high: float) -> tuple[Array, Array]:
+    """−min(ρ A, clip(ρ, 1 − clip_low, 1 + clip_high) A), and whether the clip took the gradient away; any one shape."""
+    ratio = jnp.exp(log_ratio)
+    free, bounded = ratio * advantage, jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantage
+    return -jnp.minimum(free, bounded), bounded < free
+
+
+def clipped_value(value: Array, first_value: Array, target: Array, clip: float) -> tuple[Array, Array]:
+    """½ max of the squared errors of a value and of the value held within `clip` of the first one; and where that one won."""
+    held = first_value + jnp.clip(value - first_value, -clip, clip)
+    free_error, held_error = jnp.square(value - target), jnp.square(held - target)
+    return 0.5 * jnp.maximum(free_error, held_error), held_error > free_error
 
 
 def pairwise_logistic(chosen_U: Array, rejected_U: Array) -> Array:

@@ -12,12 +12,13 @@ from jax.sharding import Mesh
 
 from rlhf_jax import sample, score
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.rewards.api import ModelReward
 from rlhf_jax.runtime import sharding
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.publish import make_publish
-from rlhf_jax.types import Algorithm, Array, Batch, Params, Prompts, Samples, Scores, TrainState
-from rlhf_jax.update import init_state, policy_objective, train_step
+from rlhf_jax.types import Algorithm, Array, Batch, Metrics, Params, Prompts, Samples, Scores, States
+from rlhf_jax.update import critic_objective, init_state, policy_objective, train_step
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,15 @@ class Reward:
     host: Callable[[Samples], np.ndarray] | None = None
     mean: float = 0.0
     std: float = 1.0
+
+
+@dataclass(frozen=True)
+class Critic:
+    """The second trained role of an algorithm with `losses["critic"]`: where it begins, and how it learns."""
+
+    model: ValueModel
+    params: Params
+    optimizer: optax.GradientTransformation
 
 
 @dataclass(frozen=True)
@@ -50,20 +60,36 @@ class Setup:
     pad_id: int
     publish_dtype: str = "float32"
     num_micro_batches: int = 1
+    critic: Critic | None = None
+    share_prompts: bool = True
 
 
 class Program:
     """The calls of one round, compiled for a mesh. Methods only dispatch: arrays stay on the device."""
 
     def __init__(self, setup: Setup, reference_params: Params):
-        """`reference_params` are the frozen reference, laid out as params are on the mesh."""
+        """`reference_params` are the frozen reference, laid out as params are on the mesh.
+
+        Raises ValueError for an algorithm whose critic the setup lacks.
+        """
         self.setup = setup
         self.reference_params = reference_params
-        model, mesh = setup.model, setup.mesh
-        shapes = jax.eval_shape(partial(init_state, optimizer=setup.optimizer), reference_params)
-        self.state_shardings = sharding.state_shardings(model, shapes, setup.optimizer, mesh)
-        self.state_shapes = shapes
-        of_params, everywhere, rows = self.state_shardings.params, sharding.replicated(mesh), sharding.rows(mesh)
+        model, mesh, algorithm = setup.model, setup.mesh, setup.algorithm
+        if ("critic" in algorithm.losses) != (setup.critic is not None):
+            raise ValueError(f"{algorithm.name} trains {', '.join(algorithm.losses)}; the critic is {setup.critic}")
+        roles: dict[str, tuple[Any, optax.GradientTransformation]] = {"policy": (model, setup.optimizer)}
+        if setup.critic is not None:
+            roles["critic"] = (setup.critic.model, setup.critic.optimizer)
+        first = self._first_params(reference_params)
+        self.state_shapes: States = {
+            role: jax.eval_shape(partial(init_state, optimizer=optimizer), first[role])
+            for role, (_, optimizer) in roles.items()
+        }
+        self.state_shardings: States = {
+            role: sharding.state_shardings(role_model, self.state_shapes[role], optimizer, mesh)
+            for role, (role_model, optimizer) in roles.items()
+        }
+        everywhere, rows = sharding.replicated(mesh), sharding.rows(mesh)
         draw = partial(sample.sample, model=model, config=setup.sampling, eos_id=setup.eos_id, pad_id=setup.pad_id)
         samples_out = sharding.row_shardings(self._sample_shapes(draw), mesh)
         self._generate = jax.jit(draw, out_shardings=samples_out)
@@ -71,25 +97,39 @@ class Program:
         self._reward = jax.jit(setup.reward.model, out_shardings=rows) if setup.reward.model else None
         self._credit = jax.jit(self._credit_rows)
         self._take = jax.jit(take_units, static_argnames=("unit_rows",))
-        self._publish = make_publish(of_params, setup.publish_dtype)
-        step = partial(
+        self._publish = make_publish(self.state_shardings["policy"].params, setup.publish_dtype)
+        self._update = {
+            role: jax.jit(
+                self._step(role, role_model, optimizer),
+                donate_argnums=0,
+                out_shardings=(self.state_shardings[role], everywhere),
+            )
+            for role, (role_model, optimizer) in roles.items()
+        }
+        self._init = jax.jit(self._fresh_states, out_shardings=self.state_shardings)
+        if setup.critic is not None:
+            self._values = jax.jit(partial(score.sample_values, model=setup.critic.model), out_shardings=rows)
+
+    def _step(self, role: str, model: Any, optimizer: optax.GradientTransformation) -> Callable[..., Any]:
+        algorithm = self.setup.algorithm
+        make_objective = policy_objective if role == "policy" else critic_objective
+        return partial(
             train_step,
-            objective=policy_objective(setup.algorithm.losses["policy"], model, self.unit_rows),
-            optimizer=setup.optimizer,
-            aggregation=setup.algorithm.aggregation,
-            unit_rows=self.unit_rows,
-            num_micro_batches=setup.num_micro_batches,
+            objective=make_objective(algorithm.losses[role], model, self.block_rows),
+            optimizer=optimizer,
+            aggregation=algorithm.aggregation if role == "policy" else "token",
+            unit_rows=self.block_rows,
+            num_micro_batches=self.setup.num_micro_batches,
         )
-        self._update = jax.jit(step, donate_argnums=0, out_shardings=(self.state_shardings, everywhere))
-        self._init = jax.jit(self._fresh_state, out_shardings=self.state_shardings)
 
     @property
-    def unit_rows(self) -> int:
-        return self.setup.algorithm.unit_rows(self.setup.sampling.samples_per_prompt)
+    def block_rows(self) -> int:
+        """Rows that stay together: all of a prompt's, so that the prompt is run once, or else the algorithm's unit."""
+        return block_rows(self.setup.algorithm, self.setup.sampling.samples_per_prompt, self.setup.share_prompts)
 
-    def init(self, params: Params) -> TrainState:
-        """A fresh state at version 0 from a copy of `params`: the caller's arrays survive the first donated step."""
-        return self._init(params)
+    def init(self, params: Params) -> States:
+        """Fresh states at version 0, the policy's from a copy of `params`: arrays given survive the first donated step."""
+        return self._init(self._first_params(params))
 
     def generate(self, params: Params, round_index: int, version: int) -> Samples:
         """Samples a round with published params."""
@@ -97,54 +137,73 @@ class Program:
         prompts = jax.device_put(prompts, sharding.row_shardings(prompts, self.setup.mesh))
         return self._generate(params, prompts, self.setup.key, np.int32(version))
 
-    def score(self, state: TrainState, samples: Samples) -> tuple[Scores, Batch]:
+    def score(self, states: States, samples: Samples) -> tuple[Scores, Batch]:
         """What every role says of the samples, and the rows to train on."""
         reward, needs = self.setup.reward, self.setup.algorithm.needs
         reference = self._logprobs(self.reference_params, samples) if "reference" in needs else None
-        proximal = self._logprobs(state.params, samples) if "proximal" in needs else None
+        proximal = self._logprobs(states["policy"].params, samples) if "proximal" in needs else None
+        value = self._values(states["critic"].params, samples) if "value" in needs else None
         if self._reward is not None:
             raw = self._reward(reward.params, samples)
         else:
             assert reward.host is not None
             raw = jax.device_put(reward.host(samples), sharding.rows(self.setup.mesh))
-        return self._credit(samples, raw, reference, proximal)
+        return self._credit(samples, raw, reference, proximal, value)
 
     def minibatch(self, batch: Batch, round_index: int, update_in_round: int) -> Batch:
         """Rows of one update: epochs outside, minibatches inside.
 
         The first epoch goes through the prompts in order, so that update k trains on the same prompts whatever
-        `num_minibatches` is; later epochs are reshuffled by units.
+        `num_minibatches` is; later epochs are reshuffled by blocks.
         """
         clock = self.setup.clock
         if clock.updates_per_round == 1:
             return batch
         epoch, part = divmod(update_in_round, clock.num_minibatches)
-        num_units = batch.tokens_RC.shape[0] // self.unit_rows
+        num_units = batch.tokens_RC.shape[0] // self.block_rows
         order = np.arange(num_units)
         if epoch:
             order = np.random.default_rng([self.setup.seed, round_index, epoch]).permutation(num_units)
         size = num_units // clock.num_minibatches
-        taken = self._take(batch, order[part * size : (part + 1) * size].astype(np.int32), unit_rows=self.unit_rows)
+        taken = self._take(batch, order[part * size : (part + 1) * size].astype(np.int32), unit_rows=self.block_rows)
         return jax.device_put(taken, sharding.row_shardings(taken, self.setup.mesh))
 
-    def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
-        """One update; `state` is donated."""
-        return self._update(state, batch)
+    def update(self, states: States, batch: Batch) -> tuple[States, Metrics]:
+        """One update of every trained role; `states` are donated. The critic's metrics are named `critic_*`."""
+        updated, metrics = {}, {}
+        for role, step in self._update.items():
+            updated[role], of_role = step(states[role], batch)
+            metrics |= of_role if role == "policy" else {f"{role}_{name}": metric for name, metric in of_role.items()}
+        return updated, metrics
 
-    def publish(self, state: TrainState) -> Params:
+    def publish(self, states: States) -> Params:
         """Params that the sampler owns."""
-        return self._publish(state.params)
+        return self._publish(states["policy"].params)
 
-    def _fresh_state(self, params: Params) -> TrainState:
-        return init_state(jax.tree.map(jax.numpy.copy, params), self.setup.optimizer)
+    def _first_params(self, policy: Params) -> dict[str, Params]:
+        critic = self.setup.critic
+        return {"policy": policy} | ({} if critic is None else {"critic": critic.params})
+
+    def _fresh_states(self, params: dict[str, Params]) -> States:
+        critic = self.setup.critic
+        optimizers = {"policy": self.setup.optimizer} | ({} if critic is None else {"critic": critic.optimizer})
+        return {
+            role: init_state(jax.tree.map(jax.numpy.copy, params[role]), optimizer)
+            for role, optimizer in optimizers.items()
+        }
 
     def _credit_rows(
-        self, samples: Samples, raw_B: Array, reference_BC: Array | None, proximal_BC: Array | None
+        self,
+        samples: Samples,
+        raw_B: Array,
+        reference_BC: Array | None,
+        proximal_BC: Array | None,
+        value_BC: Array | None,
     ) -> tuple[Scores, Batch]:
         setup = self.setup
         scores = score.make_scores(raw_B, samples.finished_B, setup.reward.mean, setup.reward.std, setup.scoring)
         scores = scores.replace(  # type: ignore[attr-defined]
-            reference_logprob_BC=reference_BC, proximal_logprob_BC=proximal_BC
+            reference_logprob_BC=reference_BC, proximal_logprob_BC=proximal_BC, value_BC=value_BC
         )
         batch = setup.algorithm.credit(samples, scores)
         shardings = sharding.row_shardings(batch, setup.mesh)
@@ -153,6 +212,13 @@ class Program:
     def _sample_shapes(self, draw: Callable[..., Samples]) -> Samples:
         prompts = jax.eval_shape(lambda: self.setup.prompts(0))
         return jax.eval_shape(draw, self.reference_params, prompts, self.setup.key, np.int32(0))
+
+
+def block_rows(algorithm: Algorithm, samples_per_prompt: int, share_prompts: bool) -> int:
+    """Rows of a minibatch that are never separated; see `Program.block_rows`."""
+    if share_prompts:
+        return algorithm.rows_per_prompt(samples_per_prompt)
+    return algorithm.unit_rows(samples_per_prompt)
 
 
 def take_units(batch: Batch, units_U: Array, *, unit_rows: int) -> Batch:

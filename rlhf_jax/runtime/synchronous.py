@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_jax.runtime.program import Program
-from rlhf_jax.types import Samples, Scores, TrainState
+from rlhf_jax.types import Samples, Scores, States
 
 
 @dataclass(frozen=True)
@@ -40,33 +40,33 @@ class Updated:
 
 @dataclass(frozen=True)
 class RoundEnd:
-    """A round is done. `state` is donated by the next update: what is needed of it must be dispatched before."""
+    """A round is done. `states` are donated by the next update: what is needed of them must be dispatched before."""
 
     round_index: int
-    state: TrainState
+    states: States
 
 
 Event = Sampled | Scored | Updated | RoundEnd
 
 
-def run(program: Program, state: TrainState, start_round: int, pending: dict[int, Samples]) -> Iterator[Event]:
+def run(program: Program, states: States, start_round: int, pending: dict[int, Samples]) -> Iterator[Event]:
     """Trains from `start_round` to the end.
 
     Args:
-      state: at version start_round * updates_per_round; donated.
+      states: at version start_round * updates_per_round; donated.
       pending: samples of later rounds that were issued before `start_round` (empty at round 0).
     """
     clock = program.setup.clock
     for round_index in range(start_round, clock.num_rounds):
         version = round_index * clock.updates_per_round
-        sampler_params = program.publish(state)
+        sampler_params = program.publish(states)
         for issued in clock.issued_at(round_index):
             pending[issued] = program.generate(sampler_params, issued, version)
             yield Sampled(issued, pending[issued])
         samples = pending.pop(round_index)
-        scores, batch = program.score(state, samples)
+        scores, batch = program.score(states, samples)
         yield Scored(round_index, samples, scores)
         for update in range(clock.updates_per_round):
-            state, metrics = program.update(state, program.minibatch(batch, round_index, update))
+            states, metrics = program.update(states, program.minibatch(batch, round_index, update))
             yield Updated(version + update, clock.age(round_index, update), metrics)
-        yield RoundEnd(round_index, state)
+        yield RoundEnd(round_index, states)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.types import Algorithm, Max, Mean
+from rlhf_jax.types import Algorithm, Metric
 
 from .examples import (
     G,
@@ -57,7 +57,7 @@ def loss_is_float32_and_metrics_merge(algorithm: Algorithm):
         assert loss_sum.shape == ()
         assert loss_sum.dtype == jnp.float32
         assert metrics
-        assert all(isinstance(metric, Mean | Max) for metric in metrics.values())
+        assert all(isinstance(metric, Metric) for metric in metrics.values())
 
 
 def _fill(array, mask, garbage):

@@ -29,6 +29,7 @@ def sampled_tokens_are_all_in_the_mask(algorithm: Algorithm):
 def every_token_is_trained(algorithm: Algorithm):
     """Every sampled token of a row that counts gets a gradient, the last one (an EOS, or the cut) among them."""
     _, _, batch, outputs = example(algorithm)
+    outputs = replace(outputs, logprob_RC=batch.behavior_logprob_RC)  # no ratio is clipped
     _, gradient = value_and_gradient(algorithm, "policy", outputs, batch)
     counts_R = np.ones(len(batch.tokens_RC), bool) if batch.weight_R is None else np.asarray(batch.weight_R) > 0
     reached_RC = np.asarray(gradient.logprob_RC) != 0
@@ -40,22 +41,30 @@ def every_token_is_trained(algorithm: Algorithm):
 
 
 def a_better_score_raises_its_log_probability(algorithm: Algorithm):
-    """Descent raises the log-probability of each prompt's best sample on-policy, and lowers that of its worst."""
+    """Descent raises the log-probability of the best sample on-policy and lowers that of the worst, where it is trained on.
+
+    Best and worst of each prompt; of all samples for an algorithm that compares more than a prompt's own.
+    """
     samples, scores, _, _ = example(algorithm)
     on_policy = samples.behavior_logprob_BC
     scores = replace(scores, reference_logprob_BC=None if scores.reference_logprob_BC is None else on_policy)
     scores = replace(scores, proximal_logprob_BC=None if scores.proximal_logprob_BC is None else on_policy)
+    scores = replace(scores, value_BC=None if scores.value_BC is None else jnp.zeros_like(on_policy))
     batch = algorithm.credit(samples, scores)
     outputs = replace(random_outputs(batch, SEED), logprob_RC=batch.behavior_logprob_RC)
     _, gradient = value_and_gradient(algorithm, "policy", outputs, batch)
     first_R = np.asarray(gradient.logprob_RC)[:, 0]
     rows = algorithm.rows_per_prompt(G)
-    score_PG = np.asarray(scores.score_B).reshape(P, G)
-    for prompt in range(P):
+    compared = G if algorithm.group_baseline or algorithm.pair or rows == 1 else P * G
+    score_SG = np.asarray(scores.score_B).reshape(-1, compared)
+    for start, score_G in enumerate(score_SG):
         for pick, sign in ((np.argmax, -1), (np.argmin, 1)):
-            sample = prompt * G + pick(score_PG[prompt])
+            sample = start * compared + pick(score_G)
             ours = (np.asarray(batch.tokens_RC) == np.asarray(samples.tokens_BC[sample])).all(axis=1)
-            ours &= np.arange(len(ours)) // rows == prompt
+            ours &= np.arange(len(ours)) // rows == sample // G
+            if rows == 1 and sign == 1:
+                assert not ours.any(), "the worst sample is trained on"
+                continue
             assert ours.any()
             assert (np.sign(first_R[ours]) == sign).all()
 
@@ -125,3 +134,6 @@ ALL = [
     on_policy_ratio_is_one,
     lifts_the_toy_reward,
 ]
+
+WITHOUT_KL = [a_better_score_raises_its_log_probability, equal_rewards_give_no_gradient]
+"""Of scores alone: a penalty for distance from a random reference would say otherwise."""

@@ -1,5 +1,8 @@
 """Every file of `rlhf_jax/algorithms/`, and one algorithm of groups kept here, against every check."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 
 from rlhf_jax import plugins
@@ -9,10 +12,16 @@ from . import checks, lessons
 from .leave_one_out import leave_one_out
 
 
-def algorithm_of(name: str) -> Algorithm:
-    """The algorithm of a file with its defaults: the factory is named as the file."""
+def algorithm_of(name: str, check: Callable[..., None] | None = None) -> Algorithm:
+    """The algorithm of a file with its defaults: the factory is named as the file.
+
+    What is said of rewards alone is said at KL weight 0, for an algorithm that has one.
+    """
     module = plugins.find("algorithms", name)
-    return getattr(module, name)(module.Config())
+    config = module.Config()
+    if check in lessons.WITHOUT_KL and hasattr(config, "kl_weight"):
+        config = replace(config, kl_weight=0.0)
+    return getattr(module, name)(config)
 
 
 SUBJECTS = [*plugins.names("algorithms"), "leave_one_out"]
@@ -21,7 +30,7 @@ SUBJECTS = [*plugins.names("algorithms"), "leave_one_out"]
 @pytest.mark.parametrize("check", [*checks.ALL, *lessons.ALL], ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_battery(name, check):
-    check(leave_one_out() if name == "leave_one_out" else algorithm_of(name))
+    check(leave_one_out() if name == "leave_one_out" else algorithm_of(name, check))
 
 
 @pytest.mark.parametrize("name", plugins.names("algorithms"))

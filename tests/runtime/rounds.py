@@ -67,7 +67,7 @@ def run(clock: Clock, start_round: int = 0, state=None, pending=None):
     params = None
     for event in synchronous.run(program, state, start_round, pending or {}):
         if isinstance(event, synchronous.RoundEnd):
-            params = host(event.state.params)
+            params = host(event.states["policy"].params)
         else:
             events[type(event)].append(event)
     return events, params
@@ -77,15 +77,15 @@ def naive(versions_of_rounds: list[int], num_minibatches: int, num_epochs: int):
     """Keeps every version of the params on the host, and samples each round from the one it is told to."""
     program = program_of(Clock(len(versions_of_rounds), num_minibatches, num_epochs))
     state = program.init(program.reference_params)
-    versions, samples = [host(state.params)], []
+    versions, samples = [host(state["policy"].params)], []
     for round_index, version in enumerate(versions_of_rounds):
-        params = jax.device_put(versions[version], program.state_shardings.params)
+        params = jax.device_put(versions[version], program.state_shardings["policy"].params)
         drawn = program.generate(params, round_index, version)
         samples.append(host(drawn))
         _, batch = program.score(state, drawn)
         for update in range(num_minibatches * num_epochs):
             state, _ = program.update(state, program.minibatch(batch, round_index, update))
-            versions.append(host(state.params))
+            versions.append(host(state["policy"].params))
     return versions, samples
 
 

@@ -64,9 +64,9 @@ def test_the_layout_of_a_round():
     samples = program.generate(program.publish(state), 0, 0)
     rows = samples.tokens_BC.sharding.shard_shape(samples.tokens_BC.shape)[0]
     assert rows == 2 * rounds.PROMPTS // 4
-    kernel = state.params["layer_0"]["dense_h_to_4h"]["kernel"]
+    kernel = state["policy"].params["layer_0"]["dense_h_to_4h"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (kernel.shape[0] // 2, kernel.shape[1] // 2)
-    layouts = [jax.tree.map(lambda x: x.sharding, tree) for tree in (state.params, program.publish(state))]
+    layouts = [jax.tree.map(lambda x: x.sharding, tree) for tree in (state["policy"].params, program.publish(state))]
     assert layouts[0] == layouts[1]
 
 

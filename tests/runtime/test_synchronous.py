@@ -62,9 +62,9 @@ def test_a_run_that_begins_in_the_middle_ends_as_one_that_did_not(lag):
         if isinstance(event, synchronous.Sampled):
             samples[event.round_index] = rounds.host(event.samples)
         if isinstance(event, synchronous.RoundEnd) and event.round_index == 1:
-            saved = rounds.host(event.state)
+            saved = rounds.host(event.states)
             break
-    layout = jax.tree.map(lambda x: x.sharding, program.generate(program.publish(event.state), 0, 0))
+    layout = jax.tree.map(lambda x: x.sharding, program.generate(program.publish(event.states), 0, 0))
     pending = {r: jax.device_put(samples[r], layout) for r in clock.issued_before(2)}
     assert sorted(pending) == list(range(2, 2 + lag))
     restored = jax.device_put(saved, program.state_shardings)

@@ -1,0 +1,95 @@
+"""What policy gradients with a ratio share: which log-probabilities it is taken to, the clipped sum, and its metrics."""
+
+import jax.numpy as jnp
+
+from rlhf_jax.algorithms.api import make_batch
+from rlhf_jax.ops.corrections import MAX_LOG, Correction, staleness_weight
+from rlhf_jax.ops.losses import clipped_surrogate
+from rlhf_jax.ops.masked import masked_count, masked_max, masked_sum, select
+from rlhf_jax.types import (
+    Array,
+    Batch,
+    EffectiveShare,
+    Max,
+    Mean,
+    Metric,
+    Need,
+    Outputs,
+    Quantile,
+    Samples,
+    Scores,
+)
+
+RATIO_BINS, LARGEST_RATIO = 400, 4.0
+
+
+def needs_of(correction: Correction, *others: Need) -> frozenset[Need]:
+    """What an algorithm with this correction needs, beside `others`."""
+    return frozenset({"proximal", *others} if correction.needs_proximal else others)
+
+
+def ratio_logprob(correction: Correction, samples: Samples, scores: Scores) -> Array:
+    """The log-probabilities `[B, C]` that the ratio is taken to."""
+    if correction.ratio_to == "behavior":
+        return samples.behavior_logprob_BC
+    assert scores.proximal_logprob_BC is not None
+    return scores.proximal_logprob_BC
+
+
+def corrected_batch(
+    correction: Correction,
+    samples: Samples,
+    scores: Scores,
+    advantage_BC: Array,
+    figures: dict[str, Array],
+    **fields: Array,
+) -> Batch:
+    """All samples as rows, with advantages and the staleness weight that the correction gives them."""
+    if correction.correction != "none":
+        assert scores.proximal_logprob_BC is not None
+        fields["staleness_RC"] = staleness_weight(
+            correction, scores.proximal_logprob_BC, samples.behavior_logprob_BC, samples.mask_BC
+        )
+    return make_batch(samples, scores, advantage_RC=select(advantage_BC, samples.mask_BC), figures=figures, **fields)
+
+
+def log_ratio(outputs: Outputs, batch: Batch, correction: Correction) -> Array:
+    """log π − log of what the ratio is taken to, `[R, C]`; 0 under the mask."""
+    base_RC = batch.behavior_logprob_RC if correction.ratio_to == "behavior" else batch.proximal_logprob_RC
+    assert base_RC is not None
+    return select(outputs.logprob_RC, batch.mask_RC) - select(base_RC, batch.mask_RC)
+
+
+def token_surrogate(
+    outputs: Outputs, batch: Batch, correction: Correction, clip_low: float, clip_high: float
+) -> tuple[Array, dict[str, Metric]]:
+    """The clipped surrogate of each token, weighted by its staleness, `[R, C]` and 0 under the mask; and metrics."""
+    assert batch.advantage_RC is not None
+    mask_RC, advantage_RC = batch.mask_RC, batch.advantage_RC
+    log_RC = jnp.clip(log_ratio(outputs, batch, correction), -MAX_LOG, MAX_LOG)
+    loss_RC, clipped_RC = clipped_surrogate(log_RC, advantage_RC, clip_low, clip_high)
+    if not correction.clips:
+        loss_RC, clipped_RC = -jnp.exp(log_RC) * advantage_RC, jnp.zeros_like(mask_RC)
+    weight_RC = mask_RC.astype(jnp.float32) if batch.staleness_RC is None else batch.staleness_RC
+    metrics = ratio_metrics(jnp.exp(log_RC), weight_RC, clipped_RC, mask_RC)
+    return select(weight_RC * loss_RC, mask_RC), metrics
+
+
+def ratio_metrics(ratio: Array, weight: Array, clipped: Array, mask: Array) -> dict[str, Metric]:
+    """Mean, 99th percentile and largest of the ratio, the share clipped, and the effective share of ratio times weight."""
+    count = masked_count(mask)
+    effective = select(ratio * weight, mask)
+    place = jnp.clip(ratio * (RATIO_BINS / LARGEST_RATIO), 0, RATIO_BINS - 1).astype(jnp.int32)
+    counts = (
+        jnp.zeros(RATIO_BINS, jnp.float32)
+        .at[jnp.where(mask, place, 0).reshape(-1)]
+        .add(mask.astype(jnp.float32).reshape(-1))
+    )
+    return {
+        "ratio": Mean(masked_sum(ratio, mask), count),
+        "ratio_p99": Quantile(counts, 0.0, LARGEST_RATIO, 0.99),
+        "ratio_max": Max(jnp.maximum(masked_max(ratio, mask), 0.0)),
+        "clip_share": Mean(masked_sum(clipped.astype(jnp.float32), mask), count),
+        "staleness_weight": Mean(masked_sum(weight, mask), count),
+        "effective_sample_share": EffectiveShare(jnp.sum(effective), jnp.sum(jnp.square(effective)), count),
+    }

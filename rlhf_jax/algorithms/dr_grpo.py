@@ -1,0 +1,32 @@
+"""Dr. GRPO: GRPO without its two divisions, by the group's deviation and by the completion's own length.
+
+Liu et al. 2025, *Understanding R1-Zero-Like Training*, arXiv 2503.20783, §3.2: A_i = score_i − mean, summed over tokens and
+divided by a constant length. The loss is that of `grpo.py`.
+"""
+
+from dataclasses import dataclass
+
+from rlhf_jax.algorithms import grpo
+from rlhf_jax.ops import advantages
+from rlhf_jax.types import Algorithm, Array, Samples, Scores
+
+
+@dataclass(frozen=True)
+class Config(grpo.Config):
+    """Settings of Dr. GRPO; no KL term, as its authors train."""
+
+    kl_weight: float = 0.0
+    aggregation: str = "constant_length"
+    advantage: str = "centered"
+
+
+def dr_grpo(config: Config) -> Algorithm:
+    """The algorithm; rows are samples. Raises ValueError for another advantage than "centered": that is GRPO."""
+    if config.advantage != "centered":
+        raise ValueError(f"dr_grpo.advantage is {config.advantage!r}; accepted: centered (grpo has the others)")
+
+    def advantage(score_PG: Array, samples: Samples, scores: Scores) -> tuple[Array, grpo.Figures]:
+        del samples, scores
+        return advantages.centered(score_PG), {}
+
+    return grpo.group_policy_gradient("dr_grpo", config, advantage)

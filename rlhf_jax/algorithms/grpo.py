@@ -1,0 +1,101 @@
+"""GRPO: a clipped policy gradient of tokens with the score of each sample measured against its own group.
+
+Shao et al. 2024, *DeepSeekMath*, arXiv 2402.03300, eq. 3 and §4.1.2.
+
+    A_i = (score_i − mean) / (std + ε)  of the prompt's G samples       ("standardized"; "centered" leaves the division out)
+    loss = mean over tokens of  −min(ρ A, clip(ρ, 1 − clip_low, 1 + clip_high) A) + kl_weight · k3(π ‖ π_ref)
+
+`aggregation` names the mean: "sequence" that of each completion, then over completions (the paper's), "token" over all tokens
+of the minibatch, "constant_length" over completions of a constant length. The KL is a term of the loss, by the estimator k3.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import jax.numpy as jnp
+
+from rlhf_jax.algorithms._surrogate import corrected_batch, needs_of, token_surrogate
+from rlhf_jax.algorithms.api import drift_metrics, flat_groups, grouped_scores
+from rlhf_jax.ops import advantages
+from rlhf_jax.ops.corrections import Correction, resolve
+from rlhf_jax.ops.divergences import k3
+from rlhf_jax.ops.masked import masked_count
+from rlhf_jax.types import Aggregation, Algorithm, Array, Batch, Metrics, Outputs, Samples, Scores
+
+ADVANTAGES: dict[str, Callable[[Array], Array]] = {
+    "standardized": advantages.standardized,
+    "centered": advantages.centered,
+}
+AGGREGATIONS = ("token", "sequence", "constant_length")
+
+Figures = dict[str, Array]
+Advantage = Callable[[Array, Samples, Scores], tuple[Array, Figures]]
+"""(score_PG, samples, scores) -> (advantage_PG, figures [P*G])."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of GRPO; defaults of arXiv 2402.03300, §4.2 (kl_weight 0.04) and of PPO (clip 0.2)."""
+
+    kl_weight: float = 0.04
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    aggregation: str = "sequence"
+    advantage: str = "standardized"
+    correction: Correction = field(default_factory=Correction)
+
+
+def grpo(config: Config) -> Algorithm:
+    """The algorithm; rows are samples. Raises ValueError for an advantage or aggregation that it does not have."""
+
+    def advantage(score_PG: Array, samples: Samples, scores: Scores) -> tuple[Array, Figures]:
+        del samples, scores
+        return advantage_of("grpo", config.advantage)(score_PG), {}
+
+    advantage_of("grpo", config.advantage)
+    return group_policy_gradient("grpo", config, advantage)
+
+
+def advantage_of(algorithm: str, name: str) -> Callable[[Array], Array]:
+    """The function of `[P, G]` scores that an advantage's name means. Raises ValueError."""
+    if name not in ADVANTAGES:
+        raise ValueError(f"{algorithm}.advantage is {name!r}; accepted: {', '.join(ADVANTAGES)}")
+    return ADVANTAGES[name]
+
+
+def group_policy_gradient(name: str, config: Config, advantage: Advantage, **properties: object) -> Algorithm:
+    """GRPO with another advantage: what its variants share. `properties` are further fields of `Algorithm`."""
+    if config.aggregation not in AGGREGATIONS:
+        raise ValueError(f"{name}.aggregation is {config.aggregation!r}; accepted: {', '.join(AGGREGATIONS)}")
+    aggregation: Aggregation = config.aggregation  # type: ignore[assignment]
+    correction = resolve(config.correction)
+
+    def credit(samples: Samples, scores: Scores) -> Batch:
+        score_PG = grouped_scores(samples, scores, 2, name)
+        advantage_PG, figures = advantage(score_PG, samples, scores)
+        figures = {"flat_group_share": flat_groups(score_PG), **figures}
+        return corrected_batch(correction, samples, scores, advantage_PG.reshape(-1, 1), figures)
+
+    def loss(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
+        loss_RC, metrics = token_surrogate(outputs, batch, correction, config.clip_low, config.clip_high)
+        if config.kl_weight:
+            assert batch.reference_logprob_RC is not None
+            loss_RC += config.kl_weight * k3(outputs.logprob_RC, batch.reference_logprob_RC, batch.mask_RC)
+        if aggregation == "sequence":
+            loss_RC /= jnp.maximum(masked_count(batch.mask_RC, dim=1), 1.0)[:, None]
+        return jnp.sum(loss_RC), {**metrics, **drift_metrics(outputs, batch)}
+
+    reference = ("reference",) if config.kl_weight else ()
+    return Algorithm(
+        name=name,
+        needs=needs_of(correction, *reference, *properties.pop("needs", ())),  # type: ignore[misc]
+        unit=1,
+        aggregation=aggregation,
+        credit=credit,
+        losses={"policy": loss},
+        rows_per_prompt=lambda samples_per_prompt: samples_per_prompt,
+        min_samples_per_prompt=2,
+        group_baseline=True,
+        ratio=True,
+        **properties,  # type: ignore[arg-type]
+    )

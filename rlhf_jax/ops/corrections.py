@@ -1,0 +1,130 @@
+"""Corrections for staleness: what a ratio is taken to, and the weight of a token that an older policy drew.
+
+Three policies meet in an asynchronous round: the *behavior* that drew the tokens, the *proximal* one (the trainer's
+params at the start of the round), and the one being trained. With log ρ = log π_proximal − log π_behavior of a token (or
+summed over a completion, `level` "sequence"):
+
+    ratio_to      correction      weight                         source
+    behavior      none            1                              Schulman et al. 2017, arXiv 1707.06347: π / π_behavior
+    behavior      second_moment   1 while Σ (log ρ)² / n ≤ m     M2PO, Zheng et al. 2025, arXiv 2510.01161
+    proximal      none            1                              what Async RLHF's own code does, arXiv 2410.18252
+    proximal      truncate        min(ρ, cap)                    decoupled PPO, Hilton et al. 2022, arXiv 2110.00641, as
+                                                                 AReaL uses it (arXiv 2505.24298); truncated importance sampling
+    proximal      mask            ρ, or 0 outside [floor, cap]   masked importance sampling (IcePop)
+
+Truncation is biased where it cuts and finite in variance; with a large cap it is unbiased for a loss linear in π / π_proximal.
+The second moment's scope is the round: the tokens with the largest (log ρ)² are left out until the mean over those that
+stay is at most `second_moment`; what stays then has a ratio to the behavior policy that is not clipped. A token left out
+keeps its place in the denominator.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax.numpy as jnp
+
+from rlhf_jax.ops.masked import masked_sum, select
+from rlhf_jax.types import Array
+
+RATIOS = ("auto", "behavior", "proximal")
+CORRECTIONS = {"behavior": ("none", "second_moment"), "proximal": ("none", "truncate", "mask")}
+LEVELS = ("token", "sequence")
+MAX_LOG = 20.0  # e^20; a ratio beyond it is a token that one of two policies would never draw
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a ratio is taken to, and what is done about the rest. "auto" is resolved by the schedule: see `resolve`."""
+
+    ratio_to: str = "auto"
+    correction: str = "auto"
+    level: str = "token"
+    cap: float = 2.0  # 2 to 8 are used with truncated importance sampling
+    floor: float = 0.5  # of "mask"; IcePop's band is 0.5 to 5 in OpenRLHF
+    second_moment: float = 0.04  # arXiv 2510.01161
+
+    def __post_init__(self) -> None:
+        if self.ratio_to not in RATIOS:
+            raise ValueError(f"correction.ratio_to is {self.ratio_to!r}; accepted: {', '.join(RATIOS)}")
+        accepted = CORRECTIONS.get(self.ratio_to, ("none", "second_moment", "truncate", "mask"))
+        if self.correction not in ("auto", *accepted):
+            raise ValueError(
+                f"correction.correction is {self.correction!r} with ratio_to {self.ratio_to!r}; accepted: auto, "
+                f"{', '.join(accepted)}"
+            )
+        if self.level not in LEVELS:
+            raise ValueError(f"correction.level is {self.level!r}; accepted: {', '.join(LEVELS)}")
+        if not 0 <= self.floor < self.cap or self.second_moment <= 0:
+            raise ValueError(
+                f"correction has floor {self.floor}, cap {self.cap}, second_moment {self.second_moment}; accepted: "
+                "0 <= floor < cap, and a positive second_moment"
+            )
+
+    @property
+    def needs_proximal(self) -> bool:
+        """Whether log-probabilities of the trainer's params at the start of a round are needed."""
+        return self.ratio_to == "proximal" or self.correction == "second_moment"
+
+    @property
+    def clips(self) -> bool:
+        """Whether the ratio is clipped: not where the second moment has chosen the tokens."""
+        return self.correction != "second_moment"
+
+
+def resolve(
+    correction: Correction, *, lag: int = 0, num_minibatches: int = 1, num_epochs: int = 1, traced: bool = False
+) -> Correction:
+    """The correction with nothing left to "auto"; by default for the schedule of the synchronous loop.
+
+    A round whose samples are as old as its trainer (lag 0) has behavior = proximal: the ratio is taken to the behavior,
+    uncorrected, and clipping bounds what `num_minibatches` and `num_epochs` add. A stale round (lag > 0, or a trace) takes it
+    to the proximal policy with a truncated weight, so that clipping bounds this round's movement and the weight its age.
+    """
+    del num_minibatches, num_epochs  # the clip is the same for one update and for many
+    stale = lag > 0 or traced
+    ratio_to, kind = correction.ratio_to, correction.correction
+    if ratio_to == "auto":
+        fits = {"second_moment": "behavior", "truncate": "proximal", "mask": "proximal"}
+        ratio_to = fits.get(kind, "proximal" if stale else "behavior")
+    if kind == "auto":
+        kind = "truncate" if stale and ratio_to == "proximal" else "none"
+    return replace(correction, ratio_to=ratio_to, correction=kind)
+
+
+def log_staleness(proximal_BC: Array, behavior_BC: Array, mask_BC: Array, level: str) -> Array:
+    """log ρ of each token `[B, C]`, or its row's sum at every token of the row; 0 under the mask, bounded by e^±20."""
+    log_BC = select(proximal_BC, mask_BC) - select(behavior_BC, mask_BC)
+    if level == "sequence":
+        log_BC = select(jnp.broadcast_to(jnp.sum(log_BC, axis=1, keepdims=True), log_BC.shape), mask_BC)
+    return jnp.clip(log_BC, -MAX_LOG, MAX_LOG)
+
+
+def staleness_weight(correction: Correction, proximal_BC: Array, behavior_BC: Array, mask_BC: Array) -> Array:
+    """The weight of each token's gradient, float32 `[B, C]`, 0 under the mask. `correction` is resolved."""
+    log_BC = log_staleness(proximal_BC, behavior_BC, mask_BC, correction.level)
+    if correction.correction == "truncate":
+        return select(jnp.minimum(jnp.exp(log_BC), correction.cap), mask_BC)
+    if correction.correction == "mask":
+        ratio_BC = jnp.exp(log_BC)
+        kept_BC = (ratio_BC >= correction.floor) & (ratio_BC <= correction.cap)
+        return select(ratio_BC, mask_BC & kept_BC)
+    if correction.correction == "second_moment":
+        return within_second_moment(log_BC, mask_BC, correction.second_moment).astype(jnp.float32)
+    return mask_BC.astype(jnp.float32)
+
+
+def within_second_moment(log_BC: Array, mask_BC: Array, limit: float) -> Array:
+    """The tokens that stay, bool `[B, C]`: all but the fewest with the largest (log ρ)², so that the mean over those that
+    stay is at most `limit`."""
+    square_BC = jnp.where(mask_BC, jnp.square(log_BC), jnp.inf)
+    sorted_N = jnp.sort(square_BC.reshape(-1))
+    finite_N = sorted_N < jnp.inf
+    mean_N = jnp.cumsum(select(sorted_N, finite_N)) / jnp.arange(1, sorted_N.size + 1)
+    # Means of ever larger squares never fall: the last one within the limit names the largest square that stays.
+    fits_N = finite_N & (mean_N <= limit)
+    largest = jnp.max(jnp.where(fits_N, sorted_N, -jnp.inf))
+    return mask_BC & (square_BC <= largest)
+
+
+def effective_sums(weight_BC: Array, mask_BC: Array) -> tuple[Array, Array]:
+    """Σ w and Σ w² over the unmasked tokens: what an effective sample size is made of."""
+    return masked_sum(weight_BC, mask_BC), masked_sum(jnp.square(weight_BC), mask_BC)
