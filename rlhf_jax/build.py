@@ -15,6 +15,7 @@ from rlhf_jax.hub import tokenizers
 from rlhf_jax.jobs import _evaluator, pipeline, relabel, reward_model, rlhf, sft
 from rlhf_jax.jobs.api import Lengths, Workspace
 from rlhf_jax.observe.lines import replace
+from rlhf_jax.ops.corrections import Correction, resolve
 from rlhf_jax.runtime import mesh
 from rlhf_jax.types import Algorithm
 
@@ -162,6 +163,33 @@ def workspace(values: dict[str, Any]) -> Workspace:
     )
 
 
+def choices(argument: str, **defaults: str) -> dict[str, str]:
+    """What `--config=file.py:name=value,name=value` chooses, over the defaults. Raises ValueError for another name."""
+    chosen = dict(defaults)
+    for part in filter(None, argument.split(",")):
+        name, equals, value = part.partition("=")
+        if name not in defaults or not equals or not value:
+            accepted = ", ".join(f"{key}=..." for key in defaults)
+            raise ValueError(f"the config's argument {part!r} chooses nothing; accepted: {accepted}")
+        chosen[name] = value
+    return chosen
+
+
+def resolve_auto(values: dict[str, Any]) -> None:
+    """Replaces every "auto" of a config's values by what it means for the run's schedule."""
+    if "correction" not in values["algorithm"]:
+        return
+    schedule, given = values["rlhf"], fill(Correction, values["algorithm"]["correction"], "algorithm.correction")
+    resolved = resolve(
+        given,
+        lag=schedule["lag"],
+        num_minibatches=schedule["num_minibatches"],
+        num_epochs=schedule["num_epochs"],
+        traced=bool(schedule["trace"]),
+    )
+    values["algorithm"]["correction"] = dataclasses.asdict(resolved)
+
+
 def algorithm(values: dict[str, Any]) -> Algorithm:
     """The algorithm that a node names."""
     module, config = named("algorithms", values, "algorithm")
@@ -189,7 +217,9 @@ def run(config: ConfigDict) -> None:
     """Checks the whole config, then runs its job. Raises ValueError before anything is compiled or written."""
     values = config.to_dict()
     shared = workspace(values)
-    settings, chosen = stages(values), algorithm(values["algorithm"])
+    settings = stages(values)
+    resolve_auto(values)
+    chosen = algorithm(values["algorithm"])
     job = plugins.find("jobs", values["job"]).job
     pipeline.check(settings, chosen, shared.mesh)
     check_directory(shared.directory, values)
