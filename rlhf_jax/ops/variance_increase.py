@@ -20,7 +20,6 @@ rewards is ranked higher, a preference that the reward model never stated. The b
 by 32 halvings of the reward's float32 bits, O(G) without a sort (`route`): both give one boundary, and one answer.
 """
 
-import math
 from typing import Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
@@ -105,11 +104,11 @@ def increase_variance(
     fraction_PG = jnp.where(total_P1 > 0, _fractions(groups, boundary_P1, ties), groups.place_PG)
     poison_P1 = _poison(reward_PG, weight_PG, valid_PG)
     some_P1 = jnp.where(total_P1 > 0, total_P1, 1.0)
-    responses_P1 = jnp.sum(valid_PG, axis=-1, keepdims=True, dtype=jnp.float32) / some_P1  # 1 for uniform weights
+    ratio_P1 = jnp.sum(valid_PG, axis=-1, keepdims=True, dtype=jnp.float32) / some_P1  # 1 for uniform weights
     return VarianceIncrease(
         adjusted_PG=_or_nan(_adjusted(groups, fraction_PG, low, high), poison_P1, valid_PG),
         fraction_PG=_or_nan(fraction_PG, poison_P1, valid_PG),
-        budget_P=jnp.where(poison_P1, jnp.nan, budget_P1 * responses_P1)[:, 0],
+        budget_P=jnp.where(poison_P1, jnp.nan, budget_P1 * ratio_P1)[:, 0],
         mean_place_P=jnp.where(poison_P1, jnp.nan, jnp.clip(budget_P1 / some_P1, 0.0, 1.0))[:, 0],
         winner_takes_all_P=_winner_takes_all(groups, fraction_PG) & ~poison_P1[:, 0],
         clipped_low_PG=valid_PG & (reward_PG < low),
@@ -120,8 +119,8 @@ def increase_variance(
 def _ready(reward_PG: Array, low: Array, high: Array, weight_PG: Array | None, valid_PG: Array) -> _Groups:
     """t before any sum (a sum of rewards far from 0 would lose the range), and keys of r, of which t merges some."""
     clipped_PG = jnp.clip(jnp.where(valid_PG, reward_PG, low), low, high)
-    inside_PG = jnp.clip((clipped_PG - low) / (high - low), 0.0, 1.0)
-    place_PG = jnp.where(clipped_PG >= high, 1.0, inside_PG)  # a division made a product may miss 1
+    place_PG = jnp.clip((clipped_PG - low) / (high - low), 0.0, 1.0)
+    place_PG = jnp.where(clipped_PG >= high, 1.0, place_PG)  # a division made a product may miss 1
     weighted_PG = valid_PG
     if weight_PG is not None:
         weight_PG = jnp.where(valid_PG, weight_PG, 0.0)
@@ -154,16 +153,16 @@ def _boundary_by_selection(groups: _Groups, total_P1: Array, budget_P1: Array) -
     needed_P1 = _needed(groups, total_P1, budget_P1)
 
     def reaches(candidate_P1: Array) -> Array:
-        if groups.weight_PG is None:
-            return jnp.sum(groups.key_PG >= candidate_P1, axis=-1, keepdims=True, dtype=jnp.int32) >= needed_P1
-        above_PG = jnp.where(groups.key_PG >= candidate_P1, groups.weight_PG, 0.0)
-        return jnp.sum(above_PG, axis=-1, keepdims=True) >= needed_P1
+        within_PG = jnp.where(groups.key_PG >= candidate_P1, 1 if groups.weight_PG is None else groups.weight_PG, 0)
+        return jnp.sum(within_PG, axis=-1, keepdims=True, dtype=needed_P1.dtype) >= needed_P1
 
     def step(index: Array, found_P1: Array) -> Array:
         candidate_P1 = found_P1 + (jnp.int32(1) << (31 - index))
         return jnp.where(reaches(candidate_P1), candidate_P1, found_P1)
 
     found_P1 = lax.fori_loop(0, 32, step, jnp.full_like(groups.key_PG[:, :1], LEAST_KEY))
+    if groups.weight_PG is None:
+        return found_P1
     # The sum of all weights may be rounded in another order than in the loop, and then none reaches it.
     least_PG = jnp.where(groups.weighted_PG, groups.key_PG, jnp.iinfo(jnp.int32).max)
     return jnp.maximum(found_P1, jnp.min(least_PG, axis=-1, keepdims=True))
@@ -199,7 +198,7 @@ def _fractions(groups: _Groups, boundary_P1: Array, ties: Ties) -> Array:
 
 def _first_come(groups: _Groups, at_PG: Array, weight_P1: Array, shared_P1: Array) -> Array:
     """x of equal rewards that spend, one after the other, what ties would share; of one alone exactly that."""
-    own_PG = at_PG.astype(jnp.float32) if groups.weight_PG is None else jnp.where(at_PG, groups.weight_PG, 0.0)
+    own_PG = jnp.where(at_PG, 1.0 if groups.weight_PG is None else groups.weight_PG, 0.0)
     # A tree of float sums need not rise, nor stand still at a weight of 0.
     through_PG = lax.cummax(jnp.where(own_PG > 0, jnp.cumsum(own_PG, axis=-1), 0.0), axis=1)
     before_PG = jnp.pad(through_PG[:, :-1], ((0, 0), (1, 0)))
@@ -232,6 +231,7 @@ def _poison(reward_PG: Array, weight_PG: Array | None, valid_PG: Array) -> Array
 
 
 def _or_nan(values_PG: Array, poison_P1: Array, valid_PG: Array) -> Array:
+    """0 under the mask, NaN through a whole group that is poisoned."""
     return jnp.where(valid_PG, jnp.where(poison_P1, jnp.nan, values_PG), 0.0)
 
 
@@ -239,15 +239,15 @@ def _check(reward_PG, weight_PG, mask_PG, low, high, ties: str, route: str) -> N
     for name, value, known in (("ties", ties, Ties), ("route", route, Route)):
         if value not in get_args(known):
             raise ValueError(f"{name}={value!r}: choose one of {', '.join(get_args(known))}")
-    shape = jnp.shape(reward_PG)
-    if len(shape) != 2 or shape[1] == 0:
+    if len(shape := jnp.shape(reward_PG)) != 2 or not shape[1]:
         raise ValueError(f"reward_PG has shape {shape}: groups are [P, G] with at least one response each")
     for name, array in (("weight_PG", weight_PG), ("mask_PG", mask_PG)):
         if array is not None and jnp.shape(array) != shape:
             raise ValueError(f"{name} has shape {jnp.shape(array)}, reward_PG {shape}: they must be alike")
-    if isinstance(low, int | float | np.generic) and isinstance(high, int | float | np.generic):
-        width = np.float32(high) - np.float32(low)
-        if not (math.isfinite(low) and math.isfinite(high) and 0 < width < jnp.inf):
+    if all(isinstance(bound, int | float | np.generic) for bound in (low, high)):
+        least, most = float(low), float(high)
+        finite = np.max(np.abs([least, most, most - least])) <= float(jnp.finfo(jnp.float32).max)  # False for NaN
+        if not finite or np.float32(least) >= np.float32(most):
             raise ValueError(
                 f"low={low}, high={high}: the range of the reward must be finite, with low < high in float32"
             )
