@@ -197,15 +197,14 @@ def _fractions(groups: _Groups, boundary_P1: Array, ties: Ties) -> Array:
 
 
 def _first_come(groups: _Groups, at_PG: Array, weight_P1: Array, shared_P1: Array) -> Array:
-    """x of equal rewards that spend, one after the other, what ties would share; of one alone exactly that."""
+    """x of equal rewards that spend, one after the other, what ties would share."""
     own_PG = jnp.where(at_PG, 1.0 if groups.weight_PG is None else groups.weight_PG, 0.0)
     # A tree of float sums need not rise, nor stand still at a weight of 0.
     through_PG = lax.cummax(jnp.where(own_PG > 0, jnp.cumsum(own_PG, axis=-1), 0.0), axis=1)
     before_PG = jnp.pad(through_PG[:, :-1], ((0, 0), (1, 0)))
     left_P1 = shared_P1 * weight_P1
     part_PG = jnp.clip((left_P1 - before_PG) / jnp.where(own_PG > 0, own_PG, 1.0), 0.0, 1.0)
-    spent_PG = jnp.where(before_PG >= left_P1, 0.0, jnp.where(through_PG <= left_P1, 1.0, part_PG))
-    return jnp.where((own_PG > 0) & (own_PG == weight_P1), shared_P1, spent_PG)
+    return jnp.where(before_PG >= left_P1, 0.0, jnp.where(through_PG <= left_P1, 1.0, part_PG))
 
 
 def _adjusted(groups: _Groups, fraction_PG: Array, low: Array, high: Array) -> Array:

@@ -18,10 +18,18 @@ both_routes = pytest.mark.parametrize("route", ROUTES)
 both_ties = pytest.mark.parametrize("ties", TIES)
 
 
-def fractions(rewards, route="auto", ties="together", **rest):
-    """x of one group with the range [0, 1]."""
-    rest = {name: np.asarray([value]) for name, value in rest.items()}
-    return solve(np.array([rewards], np.float32), 0.0, 1.0, route=route, ties=ties, **rest).fraction_PG[0]
+def fractions(rewards, route, ties="together", weights=None, mask=None):
+    """x of one group with the range [0, 1], masked up to 7 responses, so that programs are shared."""
+    size = len(rewards)
+
+    def padded(values, fill):
+        return np.array([[*values, *[fill] * (7 - size)]])
+
+    weight = None if weights is None else padded(weights, np.nan)
+    found = solve(
+        padded(rewards, np.nan), 0, 1, weight_PG=weight, mask_PG=padded(mask or [T] * size, F), ties=ties, route=route
+    )
+    return found.fraction_PG[0, :size]
 
 
 @both_routes
@@ -46,13 +54,15 @@ def test_two_responses_by_their_mean(route, ties):
 @both_routes
 @both_ties
 def test_rewards_on_the_bounds_do_not_move(ties, route):
-    """Groups of 1 to 11, of which 0 to all are at high. 0.1 + (0.7 - 0.1) is not 0.7 in float32, yet it comes out."""
+    """Groups of 1 to 11, of which 0 to all are at high. In float32 -0.3 + (1.4 + 0.3) is not 1.4, and the reciprocal of
+    1.4 + 0.3, which the compiler takes for a division by a constant, times 1.4 + 0.3 is not 1."""
     pairs = [(size, correct) for size in range(1, 12) for correct in range(size + 1)]
     size, correct = (np.array(numbers)[:, None] for numbers in zip(*pairs, strict=True))
     place = np.random.default_rng(0).permuted(np.tile(np.arange(11), (len(pairs), 1)), axis=1)
-    rewards, mask = np.where(place < correct, np.float32(0.7), np.float32(0.1)), place < size
-    found = solve(rewards, 0.1, 0.7, mask_PG=mask, ties=ties, route=route)
+    rewards, mask = np.where(place < correct, np.float32(1.4), np.float32(-0.3)), place < size
+    found = solve(rewards, -0.3, 1.4, mask_PG=mask, ties=ties, route=route)
     np.testing.assert_array_equal(found.adjusted_PG, np.where(mask, rewards, 0))
+    np.testing.assert_array_equal(found.fraction_PG, np.where(mask, place < correct, 0))
     np.testing.assert_array_equal(found.budget_P, correct[:, 0])
     assert not found.winner_takes_all_P.any()
 
@@ -75,22 +85,22 @@ def test_ties_at_the_boundary(route):
     np.testing.assert_allclose(fractions(rewards, route), [0.2, 0, 1, 0.2], atol=1e-7)
     np.testing.assert_allclose(fractions(rewards, route, "by_index"), [0.4, 0, 1, 0], atol=1e-7)
     # Weights 2, 1, 1, 2: C = 0.8 + 0 + 0.6 + 0.8 = 2.2, and 1.2 is left for ties of weight 4; by index, 1.2 of the first's 2.
-    weights = np.array([2.0, 1.0, 1.0, 2.0])
-    np.testing.assert_allclose(fractions(rewards, route, weight_PG=weights), [0.3, 0, 1, 0.3], atol=1e-7)
-    np.testing.assert_allclose(fractions(rewards, route, "by_index", weight_PG=weights), [0.6, 0, 1, 0], atol=1e-7)
+    weights = [2.0, 1.0, 1.0, 2.0]
+    np.testing.assert_allclose(fractions(rewards, route, weights=weights), [0.3, 0, 1, 0.3], atol=1e-7)
+    np.testing.assert_allclose(fractions(rewards, route, "by_index", weights=weights), [0.6, 0, 1, 0], atol=1e-7)
 
 
 @both_routes
 @both_ties
 def test_weights_of_zero_take_the_side_they_lie_on(route, ties):
     # C = 0.6 + 0.3 = 0.9, all for the response of reward 0.6; above it 1, below it 0.
-    x = fractions([0.1, 0.9, 0.3, 0.6, 0.5], route, ties, weight_PG=[0.0, 0.0, 1.0, 1.0, 0.0])
+    x = fractions([0.1, 0.9, 0.3, 0.6, 0.5], route, ties, weights=[0.0, 0.0, 1.0, 1.0, 0.0])
     np.testing.assert_allclose(x, [0, 1, 0, 0.9, 0], atol=1e-7)
     # No budget: the boundary is the best of those with a weight, with nothing for it.
-    x = fractions([0.0, 0.5, 0.0], route, ties, weight_PG=[1.0, 0.0, 1.0])
+    x = fractions([0.0, 0.5, 0.0], route, ties, weights=[1.0, 0.0, 1.0])
     np.testing.assert_array_equal(x, [0, 1, 0])
     # All of it: the boundary is the least of those with a weight.
-    x = fractions([1.0, 0.5, 1.0], route, ties, weight_PG=[1.0, 0.0, 1.0])
+    x = fractions([1.0, 0.5, 1.0], route, ties, weights=[1.0, 0.0, 1.0])
     np.testing.assert_array_equal(x, [1, 0, 1])
 
 
@@ -140,7 +150,7 @@ def test_nan_and_wrong_weights_poison_their_own_group_only(route, ties):
     weights[2:, 0] = np.inf, np.nan
     assert np.isnan(solve(clean, 0, 1, weight_PG=weights, route=route, ties=ties).adjusted_PG[2:]).all()
     # What the mask hides poisons nothing.
-    x = fractions([0.25, np.nan, 0.5], route, ties, mask_PG=[T, F, T], weight_PG=[1.0, np.nan, 1.0])
+    x = fractions([0.25, np.nan, 0.5], route, ties, mask=[T, F, T], weights=[1.0, np.nan, 1.0])
     np.testing.assert_array_equal(x, [0, 0, 0.75])
 
 
