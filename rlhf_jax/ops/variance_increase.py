@@ -34,23 +34,23 @@ Route = Literal["auto", "sort", "select"]
 
 LEAST_KEY = -(2**31)  # below the key of every number: that of a masked reward
 LEAST_BUDGET = float(
-    jnp.finfo(jnp.float32).tiny
+    np.finfo(np.float32).tiny
 )  # a group that lies at the low bound still has a boundary: its best reward
 
 
 @struct.dataclass
 class VarianceIncrease:
-    """The adjusted rewards and what is logged of them. 0 and False under the mask; a group with a NaN is NaN, alone."""
+    """The adjusted rewards and what is logged of them. 0 and False under the mask; a group with a NaN is NaN, alone.
+
+    `budget_P` is C in units of one response: q times the number of unmasked responses, Σ t for uniform weights.
+    `winner_takes_all_P`: the best reward has the whole budget and does not reach high (C < 1, uniform, no ties).
+    """
 
     adjusted_PG: Array  # float32 z, in [low, high] exactly; equal to the (clipped) reward wherever x = t
     fraction_PG: Array  # float32 x = (z - low) / (high - low) in [0, 1]: for advantages, free of the range's offset
-    budget_P: (
-        Array  # float32 C in units of one response: q times the number of unmasked responses; Σ t for uniform weights
-    )
+    budget_P: Array  # float32 C
     mean_place_P: Array  # float32 q = Σ p t / Σ p in [0, 1], the mean's place in the range; 0 without any weight
-    winner_takes_all_P: (
-        Array  # bool: the best reward has the whole budget and does not reach high (C < 1, uniform, no ties)
-    )
+    winner_takes_all_P: Array  # bool
     clipped_low_PG: Array  # bool, the reward lay below low (-inf included)
     clipped_high_PG: Array  # bool, the reward lay above high (inf included)
 

@@ -1,0 +1,33 @@
+"""Constant gain: GRPO without division, on scores times one constant; the simplest control for the scale of rewards.
+
+A = gain · (score − mean). A common factor changes the learning rate under SGD; under Adam it divides the KL weight and
+nothing else, up to its epsilon and to clipping of gradients. The loss is that of `grpo.py`.
+"""
+
+from dataclasses import dataclass
+
+from rlhf_jax.algorithms import grpo
+from rlhf_jax.ops import advantages
+from rlhf_jax.types import Algorithm, Array, Samples, Scores
+
+
+@dataclass(frozen=True)
+class Config(grpo.Config):
+    """Settings of the control."""
+
+    advantage: str = "centered"
+    gain: float = 6.0  # about std(z) / std(score) of GRPOVI with scores of deviation 1 in the middle of ±6
+
+
+def constant_gain(config: Config) -> Algorithm:
+    """The algorithm; rows are samples. Raises ValueError for a gain that is not positive, or another advantage."""
+    if config.gain <= 0 or config.advantage != "centered":
+        raise ValueError(
+            f"constant_gain has gain {config.gain} and advantage {config.advantage!r}; accepted: a positive gain, centered"
+        )
+
+    def advantage(score_PG: Array, samples: Samples, scores: Scores) -> tuple[Array, grpo.Figures]:
+        del samples, scores
+        return config.gain * advantages.centered(score_PG), {}
+
+    return grpo.group_policy_gradient("constant_gain", config, advantage)
