@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import build
 
-
 # What differs from an algorithm's own defaults here, for scores in SFT standard deviations and 64 updates.
 SETTINGS: dict[str, dict[str, float]] = {"online_dpo": {"beta": 0.5}}
 

@@ -37,8 +37,14 @@ class Config:
     samples_per_prompt: int = 4
     references_per_prompt: int = 4
     prompts_per_batch: int = 256
+    part: int = 0  # of num_parts into which held-out prompts are dealt: a study chooses on one and reports on another
+    num_parts: int = 1
 
     def __post_init__(self) -> None:
+        if not 0 <= self.part < self.num_parts:
+            raise ValueError(
+                f"evaluate.part is {self.part}; accepted: 0 to evaluate.num_parts - 1 = {self.num_parts - 1}"
+            )
         for name in ("num_prompts", "num_prompts_between"):
             if getattr(self, name) % self.prompts_per_batch or getattr(self, name) < self.prompts_per_batch:
                 raise ValueError(
@@ -109,7 +115,7 @@ class Evaluator:
     ):
         """`reward` gives standardised learned scores `[B]`, where there is a reward model."""
         self.workspace, self.config, self.reference_params, self.reward = workspace, config, reference_params, reward
-        self.stream = workspace.stream("heldout", "evaluate")
+        self.stream = workspace.stream("heldout", "evaluate", config.part, config.num_parts)
         length = workspace.lengths.max_completion_tokens
         self._sample = sampler(workspace, sample.Config(length, config.samples_per_prompt, 1.0), "evaluate")
         self._greedy = sampler(workspace, sample.Config(length, 1, 0.0), "evaluate")

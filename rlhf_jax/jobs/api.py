@@ -55,9 +55,12 @@ class Workspace:
     def checkpoints(self, stage: str, keep: int = 2) -> Checkpoints:
         return Checkpoints(self.directory / "checkpoints" / stage, keep)
 
-    def stream(self, split: Split, purpose: str) -> "PromptStream":
-        """The endless prompt stream of a purpose; different purposes have different orders."""
-        return PromptStream(self, split, (self.seed << 32) + zlib.crc32(purpose.encode()))
+    def stream(self, split: Split, purpose: str, part: int = 0, num_parts: int = 1) -> "PromptStream":
+        """The endless prompt stream of a purpose; different purposes have different orders.
+
+        With `num_parts` > 1 the split's prompts are dealt out in parts that have no prompt in common, whatever the seed.
+        """
+        return PromptStream(self, split, (self.seed << 32) + zlib.crc32(purpose.encode()), part, num_parts)
 
     def completions(self, samples: Samples) -> list[str]:
         """Texts of sampled completions, before the EOS."""
@@ -76,9 +79,12 @@ class PromptStream:
     workspace: Workspace
     split: Split
     seed: int
+    part: int = 0
+    num_parts: int = 1
 
     def indices(self, start: int, count: int) -> np.ndarray:
-        return stream_indices(self.workspace.task.num_prompts(self.split), self.seed, start, count)
+        num_prompts = self.workspace.task.num_prompts(self.split) // self.num_parts
+        return stream_indices(num_prompts, self.seed, start, count) * self.num_parts + self.part
 
     def texts(self, start: int, count: int) -> list[str]:
         return [self.workspace.task.prompt(self.split, int(i)) for i in self.indices(start, count)]
