@@ -91,6 +91,8 @@ class Recorder:
         version = (round_index + 1) * clock.updates_per_round
         last = version == clock.num_updates
         self.write_samples(scored, version - clock.updates_per_round)
+        if round_index == 0:  # only now, so that nobody waits for its programs to see that training works
+            self.evaluate(self.program.reference_params, 0, full=True)
         if last or crosses(version, clock.updates_per_round, self.config.evaluate_every):
             self.evaluate(states["policy"].params, version, full=last)
         if last or crosses(version, clock.updates_per_round, self.config.checkpoint_every):

@@ -198,8 +198,6 @@ def run(
     evaluator = Evaluator(workspace, stages.evaluate, reference_params, scores)
     with progress(algorithm.name, total=clock.num_updates, start=version) as bar:
         recorder = Recorder(workspace, config, program, evaluator, checkpoints, spool, samples_writer, bar, began)
-        if not version:
-            recorder.evaluate(states["policy"].params, 0, full=True)
         try:
             recorder.consume(synchronous.run(program, states, first_round, pending))
         finally:

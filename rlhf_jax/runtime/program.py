@@ -17,7 +17,7 @@ from rlhf_jax.rewards.api import ModelReward
 from rlhf_jax.runtime import sharding
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.publish import make_publish
-from rlhf_jax.types import Algorithm, Array, Batch, Metrics, Params, Prompts, Samples, Scores, States
+from rlhf_jax.types import Algorithm, Array, Batch, Metrics, Params, Prompts, Samples, Scores, States, TrainState
 from rlhf_jax.update import critic_objective, init_state, policy_objective, train_step
 
 
@@ -171,10 +171,14 @@ class Program:
     def update(self, states: States, batch: Batch) -> tuple[States, Metrics]:
         """One update of every trained role; `states` are donated. The critic's metrics are named `critic_*`."""
         updated, metrics = {}, {}
-        for role, step in self._update.items():
-            updated[role], of_role = step(states[role], batch)
+        for role in self._update:
+            updated[role], of_role = self.update_role(role, states[role], batch)
             metrics |= of_role if role == "policy" else {f"{role}_{name}": metric for name, metric in of_role.items()}
         return updated, metrics
+
+    def update_role(self, role: str, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One update of one role; `state` is donated."""
+        return self._update[role](state, batch)
 
     def publish(self, states: States) -> Params:
         """Params that the sampler owns."""
