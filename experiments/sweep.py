@@ -176,22 +176,27 @@ def tuning(study: Study) -> Iterator[list[Cell]]:
         for arm in study.arms
     }
     for rung in study.rungs:
-        for _ in range(study.max_widenings + 1):
-            yield [
-                Cell(arm, setting, seed, rung.num_updates, "tune")
-                for arm, settings in alive.items()
-                for setting in settings
-                for seed in rung.seeds
-            ]
+        yield _cells(alive, rung)
+        for _ in range(study.max_widenings if rung is study.rungs[-1] else 0):
             wider = {
                 arm.name: beyond(study, alive[arm.name], best(study, arm, alive[arm.name], rung)) for arm in study.arms
             }
-            if rung is not study.rungs[-1] or not any(wider.values()):
+            if not any(wider.values()):
                 break
             alive = {arm: settings + wider[arm] for arm, settings in alive.items()}
+            yield _cells(alive, rung)
         for arm in study.arms:
             ranked = sorted(alive[arm.name], key=lambda setting, a=arm, r=rung: -mean_score(study, a, setting, r))
             alive[arm.name] = ranked[: rung.keep]
+
+
+def _cells(alive: Mapping[str, Sequence[Setting]], rung: Rung) -> list[Cell]:
+    return [
+        Cell(arm, setting, seed, rung.num_updates, "tune")
+        for arm, settings in alive.items()
+        for setting in settings
+        for seed in rung.seeds
+    ]
 
 
 def best(study: Study, arm: Arm, settings: Sequence[Setting], rung: Rung) -> Setting:
@@ -206,7 +211,7 @@ def beyond(study: Study, known: Sequence[Setting], chosen: Setting) -> list[Sett
             continue
         values = {value for setting in known for name, value in setting if name == key} | set(study.grid[key])
         for edge, factor in ((max(values), study.open_ended[key]), (min(values), 1 / study.open_ended[key])):
-            if value == edge:
+            if value and value == edge:  # beyond a weight of 0 there is nothing
                 found.append((*chosen[:place], (key, value * factor), *chosen[place + 1 :]))
     return found
 

@@ -1,4 +1,4 @@
-"""Seconds of an update of every algorithm on one round beside GRPO's, and the share of a GRPOVI round that its adjustment takes.
+"""Seconds of an update of every algorithm on one round beside GRPO's, and the share of a round that GRPOVI's adjustment takes.
 
 The quickstart's shapes, its model with fresh params, and a fresh value head as the reward. A round is generate, score,
 credit and update. PPO's figure is its policy's update; its critic's stands beside it. Algorithms that train on fewer rows
