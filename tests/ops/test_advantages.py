@@ -107,7 +107,7 @@ def test_gae_is_the_double_loop(discount, decay):
 
 
 def test_gae_at_its_two_ends():
-    # Rewards 0, 0, 4; values 1, 2, 3. λ = 0: errors 0 + 2 − 1, 0 + 3 − 2, 4 − 3. λ = 1: what is still to come, 4, less the value.
+    # Rewards 0, 0, 4; values 1, 2, 3. λ = 0: errors 0 + 2 − 1, 0 + 3 − 2, 4 − 3. λ = 1: 4, still to come, less the value.
     reward, value = jnp.array([[0.0, 0.0, 4.0]]), jnp.array([[1.0, 2.0, 3.0]])
     for decay, expected in ((0.0, [1, 1, 1]), (1.0, [3, 2, 1])):
         found = advantages.gae(reward, value, jnp.ones((1, 3), bool), discount=1.0, decay=decay)
