@@ -14,8 +14,8 @@ summed over a completion, `level` "sequence"):
 
 Truncation is biased where it cuts and finite in variance; with a large cap it is unbiased for a loss linear in π / π_proximal.
 The second moment's scope is the round: the tokens with the largest (log ρ)² are left out until the mean over those that
-stay is at most `second_moment`; what stays then has a ratio to the behavior policy that is not clipped. A token left out
-keeps its place in the denominator.
+stay is at most `second_moment`; what stays then has a ratio to the behavior policy that is not clipped. (The paper's log ratio
+is that of the policy being trained: the same in a round's first update.) A token left out keeps its place in the denominator.
 """
 
 from dataclasses import dataclass, replace
