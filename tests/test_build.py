@@ -127,6 +127,7 @@ def resolved(name: str) -> dict:
     """What a run would write to config.json."""
     values = importlib.import_module(f"configs.{name}").get_config().to_dict()
     build.stages(values)
+    build.resolve_auto(values)
     build.algorithm(values["algorithm"])
     return json.loads(json.dumps(values))
 
