@@ -7,12 +7,11 @@ import pytest
 
 from rlhf_jax.algorithms._surrogate import ratio_metrics
 
+METRICS = jax.jit(ratio_metrics)
+
 
 def figures(ratio, weight, clipped, mask):
-    return {
-        name: metric.value()
-        for name, metric in ratio_metrics(*map(jnp.asarray, (ratio, weight, clipped, mask))).items()
-    }
+    return {name: metric.value() for name, metric in METRICS(*map(jnp.asarray, (ratio, weight, clipped, mask))).items()}
 
 
 def test_by_hand():
@@ -43,12 +42,11 @@ def test_the_99th_percentile_is_to_half_a_bin_and_open_above():
 
 def test_parts_merge_to_the_whole():
     random = np.random.default_rng(1)
-    ratio, weight = np.exp(random.normal(size=(2, 7, 11)))
-    clipped, mask = random.random((2, 7, 11)) < 0.5
+    ratio, weight = np.exp(random.normal(size=(2, 4, 11)))
+    clipped, mask = random.random((2, 4, 11)) < 0.5
     whole = figures(ratio, weight, clipped, mask)
     parts = [
-        ratio_metrics(*(jnp.asarray(a[rows]) for a in (ratio, weight, clipped, mask)))
-        for rows in (slice(3), slice(3, 7))
+        METRICS(*(jnp.asarray(a[rows]) for a in (ratio, weight, clipped, mask))) for rows in (slice(2), slice(2, 4))
     ]
     merged = {name: metric.merge(parts[1][name]).value() for name, metric in parts[0].items()}
     assert merged == pytest.approx(whole, rel=1e-5)
@@ -56,7 +54,7 @@ def test_parts_merge_to_the_whole():
 
 def test_nothing_is_counted_of_nothing():
     empty = jax.tree.map(jnp.asarray, (np.ones((1, 2)), np.ones((1, 2)), np.ones((1, 2), bool), np.zeros((1, 2), bool)))
-    metrics = ratio_metrics(*empty)
+    metrics = METRICS(*empty)
     assert metrics["ratio_max"].value() == 0.0
     assert all(
         np.isnan(metrics[name].value()) for name in ("ratio", "ratio_p99", "clip_share", "effective_sample_share")

@@ -82,8 +82,8 @@ def test_gradient_as_a_loss(name, expected):
             :, 0
         ]
 
-    of_draw_VV = np.float64(jax.jacobian(terms_V)(LOGITS_1V[0]))
-    expected_V = jax.grad(lambda logits_V: exact_kls(logits_V)[expected])(LOGITS_1V[0])
+    of_draw_VV = np.float64(jax.jit(jax.jacobian(terms_V))(LOGITS_1V[0]))
+    expected_V = jax.jit(jax.grad(lambda logits_V: exact_kls(logits_V)[expected]))(LOGITS_1V[0])
     np.testing.assert_allclose(probability_V @ of_draw_VV, expected_V, atol=1e-6)
     if expected != "none":
         assert np.abs(expected_V).max() > 0.01
