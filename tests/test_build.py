@@ -60,10 +60,74 @@ def test_an_unknown_preset_lists_those_there_are():
         build.model("gpt_neox", "huge")
 
 
+def test_choices_are_over_the_defaults():
+    assert build.choices("", algorithm="online_dpo", size="small") == {"algorithm": "online_dpo", "size": "small"}
+    chosen = build.choices("size=large,algorithm=grpo", algorithm="online_dpo", size="small")
+    assert chosen == {"algorithm": "grpo", "size": "large"}
+
+
+@pytest.mark.parametrize("argument", ["grpo", "algoritm=grpo", "algorithm=", "=grpo", "algorithm=grpo,x"])
+def test_what_chooses_nothing_is_refused(argument):
+    part = argument.split(",")[-1]
+    with pytest.raises(ValueError, match=rf"'{part}' chooses nothing; accepted: algorithm=\.\.\., size=\.\.\."):
+        build.choices(argument, algorithm="online_dpo", size="small")
+
+
+def scheduled(name: str, correction: dict, **schedule) -> dict:
+    """A run's values after `resolve_auto`."""
+    config = build.default()
+    config.algorithm = build.component("algorithms", name)
+    values = config.to_dict()
+    values["algorithm"]["correction"] |= correction
+    values["rlhf"] |= schedule
+    build.resolve_auto(values)
+    return values
+
+
+@pytest.mark.parametrize(
+    ("schedule", "correction", "expected"),
+    [
+        ({}, {}, ("behavior", "none")),
+        ({"num_minibatches": 4, "num_epochs": 2}, {}, ("behavior", "none")),
+        ({"lag": 1}, {}, ("proximal", "truncate")),
+        ({"trace": (0, 0)}, {}, ("proximal", "truncate")),
+        ({"lag": 1}, {"correction": "none"}, ("proximal", "none")),
+        ({"lag": 1}, {"ratio_to": "behavior"}, ("behavior", "none")),
+        ({"lag": 1}, {"correction": "second_moment"}, ("behavior", "second_moment")),
+    ],
+)
+def test_auto_is_resolved_by_the_schedule(schedule, correction, expected):
+    """Nothing is left to "auto" in what becomes config.json; the level is the algorithm's own."""
+    for name, level in (("grpo", "token"), ("rloo", "sequence")):
+        if name == "rloo" and expected[1] == "second_moment":
+            continue
+        values = scheduled(name, correction, **schedule)
+        found = values["algorithm"]["correction"]
+        assert (found["ratio_to"], found["correction"], found["level"]) == (*expected, level)
+        assert "auto" not in str(values["algorithm"])
+        needs = build.algorithm(values["algorithm"]).needs
+        assert ("proximal" in needs) == (expected != ("behavior", "none"))
+
+
+def test_algorithms_without_a_correction_are_as_they_were():
+    values = build.default().to_dict()
+    before = json.dumps(values)
+    build.resolve_auto(values)
+    assert json.dumps(values) == before
+
+
+def test_a_wrong_correction_is_named():
+    with pytest.raises(ValueError, match=r"algorithm\.correction has no key 'ratio'; did you mean 'ratio_to'\?"):
+        scheduled("grpo", {"ratio": "behavior"})
+    with pytest.raises(ValueError, match="correction is 'truncate' with ratio_to 'behavior'"):
+        scheduled("grpo", {"ratio_to": "behavior", "correction": "truncate"})
+
+
 def resolved(name: str) -> dict:
     """What a run would write to config.json."""
     values = importlib.import_module(f"configs.{name}").get_config().to_dict()
     build.stages(values)
+    build.resolve_auto(values)
     build.algorithm(values["algorithm"])
     return json.loads(json.dumps(values))
 

@@ -49,6 +49,7 @@ WRONG = [
     ("rlhf.total_prompts=many", ["config.rlhf.total_prompts=many", "int"]),
     ("rlhf.optimizer.learning_rate=fast", ["learning_rate=fast", "float"]),
     ("rlhf.optimizer.schedule=steps", ["rlhf.optimizer.schedule is 'steps'", "constant, cosine, linear"]),
+    ("rlhf.critic_optimizer.schedule=steps", ["rlhf.critic_optimizer.schedule is 'steps'", "constant, cosine, linear"]),
     ("sft.optimizer.schedule=steps", ["sft.optimizer.schedule is 'steps'", "constant, cosine, linear"]),
     ("algorithm.name=foo", ["'foo'", "algorithms", "online_dpo"]),
     ("task.name=foo", ["'foo'", "tasks", "reviews"]),

@@ -5,9 +5,9 @@ Flet-Berliac et al. 2024, *Contrastive Policy Gradient*, arXiv 2406.19185. With 
     R_i = score_i − kl_weight (S(y_i) − S_ref(y_i))        loss = −mean_i [ R_i − mean of the other G − 1 ] S(y_i)
 
 where the bracket carries no gradient. R is taken with the *current* log-probabilities, so the rows of a group meet in the
-loss; there is no ratio, whoever drew the samples: for two samples the gradient is that of (R_1 − R_2)² / (2 kl_weight), up to
-the factor −1 of an ascent, whose least value is where the contrast vanishes, whatever the sampling law. With R taken at the
-samples' own log-probabilities, on-policy, or with kl_weight 0, it is vanilla RLOO (arXiv 2402.14740).
+loss; there is no ratio, whoever drew the samples: summed over two samples the gradient is that of (R_1 − R_2)² / (2 kl_weight)
+with R a function of the policy, whose least value is where the contrast vanishes, whatever the sampling law. With R taken at
+the samples' own log-probabilities, on-policy, or with kl_weight 0, it is vanilla RLOO (arXiv 2402.14740).
 """
 
 from dataclasses import dataclass

@@ -41,11 +41,12 @@ def check(stages: Stages, algorithm: Algorithm, mesh: Mesh) -> None:
     pairs = stages.reward_model
     check_rows("reward_model.pairs_per_update", pairs.pairs_per_update, mesh, pairs.num_micro_batches)
     check_rows("evaluate.prompts_per_batch", stages.evaluate.prompts_per_batch, mesh)
-    for name in ("sft", "reward_model", "rlhf"):
+    optimizers = {f"{name}.": getattr(stages, name).optimizer for name in ("sft", "reward_model", "rlhf")}
+    for prefix, optimizer in (optimizers | {"rlhf.critic_": stages.rlhf.critic_optimizer}).items():
         try:
-            learning_rate_schedule(getattr(stages, name).optimizer, 1)
+            learning_rate_schedule(optimizer, 1)
         except ValueError as error:
-            raise ValueError(f"{name}.{error}") from error
+            raise ValueError(f"{prefix}{error}") from error
     sizes = stages.best_of_n
     if any(n < 1 or max(sizes) % n for n in sizes):
         raise ValueError(f"best_of_n is {sizes}; accepted: positive sizes that divide the largest")

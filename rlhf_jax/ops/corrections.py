@@ -14,8 +14,8 @@ summed over a completion, `level` "sequence"):
 
 Truncation is biased where it cuts and finite in variance; with a large cap it is unbiased for a loss linear in π / π_proximal.
 The second moment's scope is the round: the tokens with the largest (log ρ)² are left out until the mean over those that
-stay is at most `second_moment`; what stays then has a ratio to the behavior policy that is not clipped. A token left out
-keeps its place in the denominator.
+stay is at most `second_moment`; what stays then has a ratio to the behavior policy that is not clipped. (The paper's log ratio
+is that of the policy being trained: the same in a round's first update.) A token left out keeps its place in the denominator.
 """
 
 from dataclasses import dataclass, replace
@@ -114,13 +114,16 @@ def staleness_weight(correction: Correction, proximal_BC: Array, behavior_BC: Ar
 
 def within_second_moment(log_BC: Array, mask_BC: Array, limit: float) -> Array:
     """The tokens that stay, bool `[B, C]`: all but the fewest with the largest (log ρ)², so that the mean over those that
-    stay is at most `limit`."""
+    stay is at most `limit`. Equal squares stay or go together, and with them the tokens of a completion at level "sequence".
+    """
     square_BC = jnp.where(mask_BC, jnp.square(log_BC), jnp.inf)
     sorted_N = jnp.sort(square_BC.reshape(-1))
     finite_N = sorted_N < jnp.inf
     mean_N = jnp.cumsum(select(sorted_N, finite_N)) / jnp.arange(1, sorted_N.size + 1)
-    # Means of ever larger squares never fall: the last one within the limit names the largest square that stays.
-    fits_N = finite_N & (mean_N <= limit)
+    # Means of ever larger squares never fall: the last one within the limit, of all that equal it, names the largest square
+    # that stays.
+    last_of_equals_N = jnp.append(sorted_N[1:] > sorted_N[:-1], True)
+    fits_N = finite_N & last_of_equals_N & (mean_N <= limit)
     largest = jnp.max(jnp.where(fits_N, sorted_N, -jnp.inf))
     return mask_BC & (square_BC <= largest)
 

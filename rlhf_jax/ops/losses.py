@@ -38,7 +38,7 @@ def clipped_surrogate(log_ratio: Array, advantage: Array, clip_low: float, clip_
 
 def clipped_value(value: Array, first_value: Array, target: Array, clip: float) -> tuple[Array, Array]:
     """½ max of the squared errors of a value and of the value held within `clip` of the first one; and where that one won."""
-    held = first_value + jnp.clip(value - first_value, -clip, clip)
+    held = jnp.clip(value, first_value - clip, first_value + clip)  # within the bounds the value itself, to the bit
     free_error, held_error = jnp.square(value - target), jnp.square(held - target)
     return 0.5 * jnp.maximum(free_error, held_error), held_error > free_error
 

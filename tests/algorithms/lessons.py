@@ -93,11 +93,15 @@ def ties_have_no_gradient(algorithm: Algorithm):
 
 
 def equal_rewards_give_no_gradient(algorithm: Algorithm):
-    """With a group baseline, samples that score the same give no policy gradient (at KL weight 0)."""
+    """With a group baseline, samples of a prompt that score the same give no policy gradient (at KL weight 0).
+
+    Every prompt has a level of its own, so that rows that are no prompt's group differ.
+    """
     if not algorithm.group_baseline:
         pytest.skip("no group baseline")
     samples, scores, _, _ = example(algorithm)
-    batch = algorithm.credit(samples, with_scores(scores, jnp.full_like(scores.score_B, 0.7)))
+    level_B = jnp.repeat(0.7 - 2.0 * jnp.arange(P), G)
+    batch = algorithm.credit(samples, with_scores(scores, level_B))
     outputs = replace(random_outputs(batch, SEED), logprob_RC=0.9 * samples.behavior_logprob_BC)
     _, gradient = value_and_gradient(algorithm, "policy", outputs, batch)
     np.testing.assert_allclose(gradient.logprob_RC, 0.0, atol=1e-6)

@@ -9,13 +9,15 @@ import pytest
 
 from rlhf_jax.algorithms.online_dpo import Config, online_dpo
 from rlhf_jax.ops.losses import dpo
-from rlhf_jax.ops.masked import last_index
+from rlhf_jax.ops.masked import last_index, masked_sum
 from rlhf_jax.types import Algorithm, Batch
 
 from . import checks, lessons
 from .leave_one_out import leave_one_out
+from .test_battery import algorithm_of
 
 PAIRS, GROUPS = online_dpo(Config()), leave_one_out()
+GRPO, PPO, COPG = (algorithm_of(name, lessons.WITHOUT_KL[0]) for name in ("grpo", "ppo", "copg"))  # KL weight 0
 
 
 def with_credit(algorithm: Algorithm, change) -> Algorithm:
@@ -26,7 +28,9 @@ def with_credit(algorithm: Algorithm, change) -> Algorithm:
 def with_loss(algorithm: Algorithm, change) -> Algorithm:
     """The algorithm with the policy's loss replaced by `change(loss, outputs, batch)`."""
     loss = algorithm.losses["policy"]
-    return replace(algorithm, losses={"policy": lambda outputs, batch: change(loss, outputs, batch)})
+    return replace(
+        algorithm, losses={**algorithm.losses, "policy": lambda outputs, batch: change(loss, outputs, batch)}
+    )
 
 
 def wrong_sign(loss, outputs, batch):
@@ -112,6 +116,56 @@ def counts_position_of_prompts(batch, samples, scores):
     return replace(batch, reference_logprob_RC=batch.reference_logprob_RC - place_R[:, None] * batch.mask_RC)
 
 
+def _sample_major(array, num_prompts):
+    """Rows as if sample i of every prompt came before sample i + 1 of any: a reshape in the wrong order."""
+    return array.reshape(num_prompts, -1).T.reshape(-1, *array.shape[1:])
+
+
+def groups_of_other_prompts(algorithm: Algorithm) -> Algorithm:
+    """Scores are grouped as if they were sample-major, and what comes of them put back in their rows."""
+
+    def credit(samples, scores):
+        num_prompts = len(scores.score_B) // samples.samples_per_prompt
+        order_B = _sample_major(jnp.arange(len(scores.score_B)), num_prompts)
+        batch = algorithm.credit(samples, replace(scores, score_B=scores.score_B[order_B]))
+        row_R = batch.advantage_RC[:, 0][jnp.argsort(order_B)]
+        return replace(batch, advantage_RC=jnp.where(batch.mask_RC, row_R[:, None], 0.0))
+
+    return replace(algorithm, credit=credit)
+
+
+def contrasted_with_other_prompts(loss, outputs, batch):
+    order_R = _sample_major(jnp.arange(len(batch.score_R)), len(batch.score_R) // batch.group_rows)
+    shuffled = jax.tree.map(lambda array: array[order_R] if array.ndim else array, (outputs, batch))
+    return loss(*shuffled)
+
+
+def whitened_over_padding(batch, samples, scores):
+    padded_RC = jnp.where(batch.mask_RC, batch.advantage_RC, scores.value_BC)
+    return replace(batch, advantage_RC=batch.advantage_RC / jnp.std(padded_RC))
+
+
+def score_after_the_end(batch, samples, scores):
+    """The scores of finished samples fall on the padding that follows an EOS, and are lost there."""
+    reached_RC = batch.mask_RC & ~samples.finished_B[:, None]
+    return replace(batch, advantage_RC=jnp.where(reached_RC, batch.advantage_RC, 0.0))
+
+
+def contrast_without_baseline(loss, outputs, batch):
+    logprob_R = masked_sum(outputs.logprob_RC, batch.mask_RC, dim=1)
+    return -jnp.sum(batch.score_R * logprob_R), loss(outputs, batch)[1]
+
+
+def unmasked_contrast(loss, outputs, batch):
+    logprob_R = jnp.sum(outputs.logprob_RC * batch.mask_RC.astype(jnp.float32), axis=1)
+    return -jnp.sum(batch.score_R * logprob_R), loss(outputs, batch)[1]
+
+
+def contrast_of_the_whole_minibatch(loss, outputs, batch):
+    logprob_R = masked_sum(outputs.logprob_RC, batch.mask_RC, dim=1)
+    return -jnp.sum(batch.score_R * (logprob_R - jnp.mean(logprob_R))), loss(outputs, batch)[1]
+
+
 def looks_at_a_value(batch, samples, scores):
     return batch if float(scores.score_B[0]) > -100 else None
 
@@ -155,6 +209,26 @@ CASES = [
     (with_loss(GROUPS, ratio_to_the_reference), lessons.on_policy_ratio_is_one),
     (with_credit(PAIRS, needs_more_than_it_says), checks.scores_not_asked_for_do_not_matter),
     (with_credit(PAIRS, counts_position_of_prompts), checks.prompts_may_be_permuted),
+    *((with_loss(one, wrong_sign), lessons.a_better_score_raises_its_log_probability) for one in (GRPO, PPO, COPG)),
+    *((with_loss(one, wrong_sign), lessons.lifts_the_toy_reward) for one in (GRPO, PPO)),
+    *(
+        (with_credit(one, eos_outside_the_mask), lessons.sampled_tokens_are_all_in_the_mask)
+        for one in (GRPO, PPO, COPG)
+    ),
+    *((with_loss(one, eos_outside_the_loss), lessons.every_token_is_trained) for one in (GRPO, PPO, COPG)),
+    *((with_loss(one, off_by_one), lessons.every_token_is_trained) for one in (GRPO, PPO, COPG)),
+    *((with_loss(one, no_mask), checks.garbage_under_the_mask_changes_nothing) for one in (GRPO, PPO, COPG)),
+    *((with_loss(one, mean_over_rows), checks.micro_batches_add_up) for one in (GRPO, PPO, COPG)),
+    (groups_of_other_prompts(GRPO), lessons.equal_rewards_give_no_gradient),
+    (with_loss(COPG, contrasted_with_other_prompts), lessons.equal_rewards_give_no_gradient),
+    (with_credit(GRPO, no_baseline), lessons.equal_rewards_give_no_gradient),
+    (with_loss(COPG, contrast_without_baseline), lessons.equal_rewards_give_no_gradient),
+    (with_loss(COPG, unmasked_contrast), checks.garbage_under_the_mask_changes_nothing),
+    (with_loss(COPG, contrast_of_the_whole_minibatch), checks.micro_batches_add_up),
+    (with_credit(PPO, whitened_over_padding), checks.garbage_under_the_mask_changes_nothing),
+    (with_credit(PPO, score_after_the_end), lessons.lifts_the_toy_reward),
+    (with_loss(GRPO, ratio_to_the_reference), lessons.on_policy_ratio_is_one),
+    (with_loss(PPO, ratio_to_the_reference), lessons.on_policy_ratio_is_one),
 ]
 
 

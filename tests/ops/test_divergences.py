@@ -59,3 +59,33 @@ def test_full_kl_with_words_that_cannot_be_drawn():
     p, q = jnp.array([[0.0, -jnp.inf]]), jnp.zeros((1, 2))
     np.testing.assert_allclose(divergences.full_kl(p, q), [np.log(2)], rtol=1e-6)
     np.testing.assert_array_equal(divergences.full_kl(q, p), [np.inf])
+
+
+def exact_kls(logits_V):
+    """KL(π ‖ ref) and KL(ref ‖ π)."""
+    there = divergences.full_kl(logits_V[None], REFERENCE_1V)[0]
+    return {"reverse": there, "forward": divergences.full_kl(REFERENCE_1V, logits_V[None])[0], "none": 0.0 * there}
+
+
+@pytest.mark.parametrize(("name", "expected"), [("k1", "none"), ("k2", "reverse"), ("k3", "forward")])
+def test_gradient_as_a_loss(name, expected):
+    """What descends when an estimator is a term of the loss and the samples are the policy's own, no gradient through them.
+
+    With s = ∇log π and r = q / π: E ∇k1 = E s = 0, so it penalises nothing. E ∇k2 = E[−log r · s] = ∇KL(π ‖ ref).
+    E ∇k3 = E[(1 − r) s] = −E[r s] = ∇KL(ref ‖ π): the other way round.
+    """
+    probability_V = np.exp(np.float64(jax.nn.log_softmax(LOGITS_1V)[0]))
+    reference_V1 = jax.nn.log_softmax(REFERENCE_1V).T
+
+    def terms_V(logits_V):  # the word of each row is one draw
+        return getattr(divergences, name)(jax.nn.log_softmax(logits_V)[:, None], reference_V1, jnp.ones((V, 1), bool))[
+            :, 0
+        ]
+
+    of_draw_VV = np.float64(jax.jit(jax.jacobian(terms_V))(LOGITS_1V[0]))
+    expected_V = jax.jit(jax.grad(lambda logits_V: exact_kls(logits_V)[expected]))(LOGITS_1V[0])
+    np.testing.assert_allclose(probability_V @ of_draw_VV, expected_V, atol=1e-6)
+    if expected != "none":
+        assert np.abs(expected_V).max() > 0.01
+    else:
+        assert np.abs(of_draw_VV).max() > 0.1

@@ -35,3 +35,47 @@ def test_cross_entropy_sums_over_unmasked_tokens():
     # −(−1 − 2 − 4) = 7; the NaN is masked.
     logprob_RC = jnp.array([[-1.0, -2.0], [-4.0, jnp.nan]])
     assert losses.cross_entropy_sum(logprob_RC, jnp.array([[True, True], [True, False]])) == 7.0
+
+
+def test_ipo_by_hand():
+    # β = ¼ asks for a margin of 2: (5 − 2)² with derivative 2 · 3, and nothing at 2.
+    loss_U, gradient_U = jax.vmap(jax.value_and_grad(lambda margin: losses.ipo(margin, 0.25)))(jnp.array([5.0, 2.0]))
+    np.testing.assert_allclose(loss_U, [9.0, 0.0])
+    np.testing.assert_allclose(gradient_U, [6.0, 0.0])
+
+
+def test_clipped_surrogate_by_hand():
+    # Ratios 1.1, 2, 2, ½, ½ and advantages 3, 3, −3, 3, −3 in [0.9, 1.2]: the smaller of ρ A and clip(ρ) A.
+    ratio, advantage = np.array([1.1, 2.0, 2.0, 0.5, 0.5]), jnp.array([3.0, 3.0, -3.0, 3.0, -3.0])
+
+    def total(log_ratio):
+        loss, clipped = losses.clipped_surrogate(log_ratio, advantage, 0.1, 0.2)
+        return jnp.sum(loss), (loss, clipped)
+
+    gradient, (loss, clipped) = jax.grad(total, has_aux=True)(jnp.log(jnp.array(ratio)))
+    np.testing.assert_allclose(loss, [-3.3, -3.6, 6.0, -1.5, 2.7], rtol=1e-6)
+    assert clipped.tolist() == [False, True, False, False, True]
+    np.testing.assert_allclose(gradient, [-3.3, 0.0, 6.0, -1.5, 0.0], rtol=1e-6)  # −ρ A, or nothing
+
+
+def test_clipped_value_by_hand():
+    # First 0, clip ½. To 1 from ¼: ½ (¾)². From 2, held at ½: errors 1 and ¼, ½ · 1. From 2 to 3: 1 and (5/2)², held wins.
+    value, target = jnp.array([0.25, 2.0, 2.0]), jnp.array([1.0, 1.0, 3.0])
+
+    def total(value):
+        loss, clipped = losses.clipped_value(value, jnp.zeros(3), target, 0.5)
+        return jnp.sum(loss), (loss, clipped)
+
+    gradient, (loss, clipped) = jax.grad(total, has_aux=True)(value)
+    np.testing.assert_allclose(loss, [9 / 32, 0.5, 25 / 8], rtol=1e-6)
+    assert clipped.tolist() == [False, False, True]
+    np.testing.assert_allclose(gradient, [-0.75, 1.0, 0.0], rtol=1e-6)
+
+
+def test_a_value_within_the_bounds_is_not_clipped_by_rounding():
+    random = np.random.default_rng(0)
+    first, target = random.normal(size=(2, 1009)).astype(np.float32)
+    value = (first + random.uniform(-0.19, 0.19, 1009)).astype(np.float32)
+    loss, clipped = losses.clipped_value(*map(jnp.asarray, (value, first, target)), 0.2)
+    assert not clipped.any()
+    np.testing.assert_array_equal(loss, 0.5 * jnp.square(value - target))
