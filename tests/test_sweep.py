@@ -53,7 +53,7 @@ def interior(arm: str, rate: float, kl: float) -> float:
 def test_halving_keeps_the_best_and_chooses_it(study):
     first, last = conduct(study, interior)
     assert len(first) == len(study.arms) * 12
-    assert len(last) == len(study.arms) * 3
+    assert len(last) == len(study.arms) * 2
     assert {cell.seed for cell in first} == {100}
     assert {cell.seed for cell in last} == {101}
     chosen = sweep.chosen_settings(study)
