@@ -19,12 +19,22 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 def parse(argv: Sequence[str]) -> ConfigDict:
     """The config that the arguments name, with its overrides. What is wrong with them is one line and exit status 2."""
+    path = ""
     try:
         path = config_path(argv)
         check_keys(load([argv[0], f"--config={path}"]), argv)
         return load(argv)
     except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
-        stop(error)
+        stop(ValueError(f"--config={path}: {cause}") if (cause := in_config_file(error)) else error)
+
+
+def in_config_file(error: BaseException) -> str | None:
+    """What a config file's own code raised, where the flag's error holds its whole traceback: the last line's message."""
+    text = str(error).strip()
+    if "Error whilst parsing config file" not in text or "Traceback" not in text:
+        return None
+    kind, _, message = text.splitlines()[-1].partition(": ")
+    return message if kind == "ValueError" else f"{kind}: {message}"
 
 
 def load(argv: Sequence[str]) -> ConfigDict:

@@ -41,6 +41,39 @@ def refused(capsys, argv: list[str], status: int = 2) -> str:
     return err
 
 
+ARGUMENTS = [
+    ("algorithm=foo", ["no 'foo' in rlhf_jax/algorithms/", "grpovi", "rloo"]),
+    ("algo=rloo", ["'algo=rloo' chooses nothing", "accepted: algorithm=..."]),
+    ("rloo", ["'rloo' chooses nothing"]),
+]
+
+
+@pytest.mark.parametrize(("argument", "words"), ARGUMENTS)
+def test_an_argument_that_the_config_file_refuses_is_one_line(capsys, argument, words):
+    error = refused(capsys, [f"{CONFIG}:{argument}"])
+    assert all(word in error for word in words), error
+    assert "Traceback" not in error
+
+
+OF_ALGORITHMS = [
+    ("grpovi", "rlhf.scoring.missing_eos_score=-9.0", ["missing_eos_score is -9.0", "grpovi", "[-6.0, 6.0]"]),
+    ("rloo", "algorithm.correction.ratio_to=foo", ["ratio_to is 'foo'", "auto, behavior, proximal"]),
+    ("rloo", "algorithm.correction.level=token", ["one ratio a completion", "level 'token'"]),
+    ("grpo", "rlhf.samples_per_prompt=1", ["rlhf.samples_per_prompt is 1", "grpo needs at least 2"]),
+    ("grpo", "algorithm.aggregation=pair", ["grpo.aggregation is 'pair'", "token, sequence, constant_length"]),
+    ("ppo", "algorithm.correction.cap=0.1", ["cap 0.1", "0 <= floor < cap"]),
+    ("online_dpo", "algorithm.correction.ratio_to=behavior", ["config.algorithm has no key 'correction'"]),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "override", "words"), OF_ALGORITHMS)
+def test_what_an_algorithm_does_not_have_is_one_line(capsys, tmp_path, algorithm, override, words):
+    argv = [f"{CONFIG}:algorithm={algorithm}", f"--config.directory={tmp_path / 'run'}", f"--config.{override}"]
+    error = refused(capsys, argv)
+    assert all(word in error for word in words), error
+    assert not (tmp_path / "run").exists()
+
+
 WRONG = [
     ("rlhf.bogus=1", ["config.rlhf has no key 'bogus'", "total_prompts"]),
     ("rlhf.total_promts=1", ["config.rlhf has no key 'total_promts'", "did you mean 'total_prompts'"]),
