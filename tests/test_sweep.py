@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments import study as protocol
 from experiments import sweep
-from experiments.sweep import Cell, Rung
+from experiments.study import RESULT, Cell, Rung
 from rlhf_jax.report import study as page
 
 ROOT = Path(__file__).parent.parent
@@ -30,16 +31,16 @@ def write(study, cell: Cell, gold: float, kl: float = 1.0) -> None:
         for update, share in ((0, 0.0), (cell.num_updates, 1.0))
     ]
     result = {"arm": cell.arm, "setting": dict(cell.setting), "seed": cell.seed, "purpose": cell.purpose}
-    (directory / sweep.RESULT).write_text(json.dumps(result | {"num_updates": cell.num_updates, "curve": curve}))
+    (directory / RESULT).write_text(json.dumps(result | {"num_updates": cell.num_updates, "curve": curve}))
 
 
 def conduct(study, gold):
     """Every step of the tuning, each cell's gold a function of its arm and setting; the steps' cells."""
     steps = []
-    for cells in sweep.tuning(study):
+    for cells in protocol.tuning(study):
         steps.append(cells)
         for cell in cells:
-            if not (study.directory / cell.path / sweep.RESULT).exists():
+            if not (study.directory / cell.path / RESULT).exists():
                 write(study, cell, gold(cell.arm, *dict(cell.setting).values()))
     return steps
 
@@ -56,7 +57,7 @@ def test_halving_keeps_the_best_and_chooses_it(study):
     assert len(last) == len(study.arms) * 2
     assert {cell.seed for cell in first} == {100}
     assert {cell.seed for cell in last} == {101}
-    chosen = sweep.chosen_settings(study)
+    chosen = protocol.chosen_settings(study)
     assert {dict(setting)["rlhf.optimizer.learning_rate"] for setting in chosen.values()} == {5e-4}
     assert {dict(setting)["algorithm.kl_weight"] for setting in chosen.values()} == {0.04}
 
@@ -66,7 +67,7 @@ def test_a_best_setting_on_an_edge_widens_the_grid(study):
     steps = conduct(study, lambda arm, rate, kl: -abs(math.log(rate / 8e-3)) - abs(kl - 0.04))
     rates = [max(dict(cell.setting)["rlhf.optimizer.learning_rate"] for cell in cells) for cells in steps]
     assert rates == [2e-3, 2e-3, 4e-3, 8e-3]
-    (chosen,) = sweep.chosen_settings(study).values()
+    (chosen,) = protocol.chosen_settings(study).values()
     assert dict(chosen)["rlhf.optimizer.learning_rate"] == 8e-3
 
 
@@ -79,7 +80,7 @@ def test_no_weight_at_all_is_no_edge(study):
 
 def test_cells_that_are_reported_see_other_seeds_and_prompts(study):
     conduct(study, interior)
-    cells = sweep.report_cells(study)
+    cells = protocol.report_cells(study)
     tuned = {seed for rung in study.rungs for seed in rung.seeds}
     assert {cell.seed for cell in cells} == {0, 1, 2, 3, 4}
     assert not {cell.seed for cell in cells} & tuned
@@ -117,10 +118,10 @@ def test_gold_at_one_kl_is_read_between_evaluations():
 
 def test_the_page_says_what_the_study_asked(study):
     conduct(study, interior)
-    cells = sweep.report_cells(study)
+    cells = protocol.report_cells(study)
     for cell in cells:
         write(study, cell, {"grpovi_centered_6": 3.0, "matched_std": 2.5}.get(cell.arm, 2.0) + 0.1 * cell.seed)
-    path = page.write_study(study.directory, sweep.results(study, cells), [arm.name for arm in study.arms])
+    path = page.write_study(study.directory, protocol.results(study, cells), [arm.name for arm in study.arms])
     text = path.read_text()
     assert "shape alone (GRPOVI against its own scale): gold +0.500 ± 0.000" in text
     assert "scale alone (matched deviation) against GRPO without division: gold +0.500 ± 0.000" in text
@@ -154,12 +155,12 @@ def test_three_cells_run_and_are_not_run_again(study):
     ]
     study = replace(study, rungs=(Rung(1, (100,), 1),))
     sweep.run_cells(study, cells)
-    results = sweep.results(study, cells)
+    results = protocol.results(study, cells)
     assert [result["arm"] for result in results] == [cell.arm for cell in cells]
     assert [[line["update"] for line in result["curve"]] for result in results] == [[0, 1]] * 3
     assert len({result["curve"][0]["gold_mean"] for result in results}) == 1, "cells of a seed begin as one policy"
     assert len({result["curve"][1]["kl"] for result in results}) == 3
     assert "winner_takes_all_share" in results[1]["means"]
-    before = [(study.directory / cell.path / sweep.RESULT).stat().st_mtime_ns for cell in cells]
+    before = [(study.directory / cell.path / RESULT).stat().st_mtime_ns for cell in cells]
     sweep.run_cells(study, cells)
-    assert [(study.directory / cell.path / sweep.RESULT).stat().st_mtime_ns for cell in cells] == before
+    assert [(study.directory / cell.path / RESULT).stat().st_mtime_ns for cell in cells] == before

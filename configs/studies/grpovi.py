@@ -15,7 +15,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from experiments.sweep import Arm, Rung, Study
+from experiments.study import Arm, Rung, Study
 from rlhf_jax import build
 
 NO_CORRECTION = {"algorithm.correction.ratio_to": "behavior", "algorithm.correction.correction": "none"}
