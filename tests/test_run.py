@@ -96,6 +96,8 @@ WRONG = [
     ("rlhf.total_prompts=65", ["rlhf.total_prompts is 65", "= 64"]),
     ("rlhf.lag=-1", ["lag is -1", "0 (synchronous) or more"]),
     ("rlhf.trace=(0, 5)", ["trace has 2 versions", "64 rounds"]),
+    ("rlhf.loop=threads", ["rlhf.loop is 'threads'", "synchronous, asynchronous"]),
+    ("rlhf.deadline_seconds=0.0", ["rlhf.deadline_seconds is 0.0", "positive"]),
     ("rlhf.temperature=0.0", ["rlhf.temperature is 0.0", "positive"]),
     ("rlhf.samples_per_prompt=1", ["rlhf.samples_per_prompt is 1", "at least 2"]),
     ("rlhf.num_micro_batches=5", ["rlhf.prompts_per_update", "is 64", "multiples of 5"]),

@@ -56,10 +56,17 @@ SIZES = (
 LIMIT_SECONDS = 240
 
 
+# A shell's background job is begun with SIGINT ignored, and so is all that it begins: a run must hear it here all the same.
+LISTENING = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
+    " os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
+
+
 def start(directory: Path, cache: Path, *overrides: str) -> subprocess.Popen:
     """Begins, or goes on with, the pipeline of a directory; compiled programs are shared through `cache`."""
     settings = [*SIZES, f"directory={directory}", *overrides]
-    command = [sys.executable, "-m", "experiments.run", "--config=configs/quickstart.py"]
+    command = [sys.executable, "-c", LISTENING, "-m", "experiments.run", "--config=configs/quickstart.py"]
     sharing = {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache),

@@ -1,5 +1,6 @@
 """RLHF: rounds of sampling, scoring and updating, with evaluations, samples and checkpoints at ends of rounds."""
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +17,7 @@ from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.observe.progress import progress
 from rlhf_jax.observe.samples import SamplesWriter
 from rlhf_jax.rewards import learned
-from rlhf_jax.runtime import sharding, synchronous
+from rlhf_jax.runtime import asynchronous, sharding, synchronous
 from rlhf_jax.runtime.checkpoint import abstract_like
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.mesh import check_rows
@@ -39,6 +40,8 @@ class Config:
     samples_per_prompt: int = 4
     lag: int = 0
     trace: tuple[int, ...] = ()
+    loop: str = "synchronous"  # or "asynchronous": a sampling thread beside the trainer, and the same numbers
+    deadline_seconds: float = 600.0  # asynchronous: how long neither side may hand anything over
     temperature: float = 1.0
     num_micro_batches: int = 1
     evaluate_every: int = 16  # updates, rounded up to ends of rounds; 0: only at the beginning and the end
@@ -64,6 +67,10 @@ class Config:
 def check(config: Config, algorithm: Algorithm, mesh: Any) -> None:
     """Raises ValueError for what cannot run, before anything is compiled."""
     clock = config.clock()
+    if config.loop not in ("synchronous", "asynchronous"):
+        raise ValueError(f"rlhf.loop is {config.loop!r}; accepted: synchronous, asynchronous")
+    if config.deadline_seconds <= 0:
+        raise ValueError(f"rlhf.deadline_seconds is {config.deadline_seconds}; accepted: positive numbers")
     if config.temperature <= 0:
         raise ValueError(
             f"rlhf.temperature is {config.temperature}; accepted: positive numbers (training needs a law to sample)"
@@ -197,9 +204,14 @@ def run(
         scores = learned_scores(reward.model, reward.params, reward.mean, reward.std)
     evaluator = Evaluator(workspace, stages.evaluate, reference_params, scores)
     with progress(algorithm.name, total=clock.num_updates, start=version) as bar:
+        if config.loop == "synchronous":
+            events = synchronous.run(program, states, first_round, pending)
+        else:
+            events = asynchronous.run(program, states, first_round, pending, config.deadline_seconds)
         recorder = Recorder(workspace, config, program, evaluator, checkpoints, spool, samples_writer, bar, began)
         try:
-            recorder.consume(synchronous.run(program, states, first_round, pending))
+            with contextlib.closing(events):  # an interrupt here ends the sampling thread too
+                recorder.consume(events)
         finally:
             checkpoints.wait()  # an interrupt must not tear down the threads of a save under way
     workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began} | recorder.seconds)

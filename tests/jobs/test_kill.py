@@ -49,6 +49,15 @@ def test_an_interrupted_run_says_so_and_goes_on(folder, whole):
     assert not kill.differences(whole, directory)
 
 
+def test_a_sampling_thread_changes_nothing_and_a_kill_loses_nothing(folder, whole):
+    """The asynchronous loop of the same lag, killed once in RLHF, ends bitwise as the synchronous one that was not."""
+    directory, threads = folder / "threads", "rlhf.loop=asynchronous"
+    assert kill.kill_at(kill.start(directory, folder / "cache", threads), directory, kill.num_lines(whole) - 20, 0.0)
+    kill.finish(kill.start(directory, folder / "cache", threads))
+    assert json.loads((directory / "config.json").read_text())["rlhf"]["loop"] == "asynchronous"
+    assert not kill.differences(whole, directory)
+
+
 def test_a_finished_run_trains_nothing_when_it_is_started_again(folder, whole):
     files = [whole / "metrics.jsonl", whole / "samples.jsonl"]
     before = [path.read_bytes() for path in files]
