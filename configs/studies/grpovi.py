@@ -77,6 +77,7 @@ def get_study(argument: str = "") -> Study:
         grid=grid,
         open_ended=wider,
         rungs=(Rung(updates[0], (100,), 2), Rung(updates[1], (101,), 1)),
+        max_widenings=1,
         report_updates=updates[1],
         report_seeds=(0, 1, 2, 3, 4),
     )

@@ -13,7 +13,7 @@ event once it is there; the others come in the same order. A failure of either t
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 
@@ -30,7 +30,7 @@ def run(
     start_round: int,
     pending: dict[int, Samples],
     deadline_seconds: float = 600.0,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Trains from `start_round` to the end; see `synchronous.run`. Raises what either thread raised, or `buffer.Stalled`."""
     buffer = Buffer(deadline_seconds)
     for round_index, samples in pending.items():
@@ -68,7 +68,9 @@ def sample_rounds(program: Program, buffer: Buffer, issued: list[int]) -> None:
         buffer.stop(error)
 
 
-def train(program: Program, buffer: Buffer, states: States, start_round: int, announced: set[int]) -> Iterator[Event]:
+def train(
+    program: Program, buffer: Buffer, states: States, start_round: int, announced: set[int]
+) -> Generator[Event, None, None]:
     """The trainer: the synchronous loop with a wait in the place of sampling."""
     clock = program.setup.clock
     used = {clock.version(r) for r in range(start_round, clock.num_rounds)}

@@ -4,7 +4,7 @@ Each round: publish, sample what the clock issues at this version, score, credit
 consumer writes, evaluates and saves between two steps.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,9 @@ class RoundEnd:
 Event = Sampled | Scored | Updated | RoundEnd
 
 
-def run(program: Program, states: States, start_round: int, pending: dict[int, Samples]) -> Iterator[Event]:
+def run(
+    program: Program, states: States, start_round: int, pending: dict[int, Samples]
+) -> Generator[Event, None, None]:
     """Trains from `start_round` to the end.
 
     Args:
