@@ -4,7 +4,7 @@ Command:   python -m experiments.sweep --config=configs/studies/grpovi.py
 Hardware:  two CPU cores
 Budget:    13 arms x 12 settings x 1 seed x 12 updates, the best 2 x 1 seed x 32 updates, then 5 seeds x 32 updates:
            about 250 cells of 10 to 25 s
-Result:    README.md, "Does GRPOVI help?"
+Result:    README.md, "Does GRPOVI help?" (seeds 0-2 so far)
 
 An arm is an algorithm's file and its overrides. Learning rate and KL weight are chosen for each arm by gold on seeds 100
 and 101 and one half of the held-out prompts, and reported on seeds 0-4 and the other half. `:tiny` has sizes for a test.
