@@ -63,7 +63,7 @@ def test_halving_keeps_the_best_and_chooses_it(study):
 
 
 def test_a_best_setting_on_an_edge_widens_the_grid(study):
-    study = replace(study, arms=study.arms[:1])
+    study = replace(study, arms=study.arms[:1], max_widenings=2)
     steps = conduct(study, lambda arm, rate, kl: -abs(math.log(rate / 8e-3)) - abs(kl - 0.04))
     rates = [max(dict(cell.setting)["rlhf.optimizer.learning_rate"] for cell in cells) for cells in steps]
     assert rates == [2e-3, 2e-3, 4e-3, 8e-3]
