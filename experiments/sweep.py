@@ -50,10 +50,7 @@ def shared_stages(study: Study, seed: int) -> tuple[Any, Any]:
 
     config = study.base()
     config.seed, config.directory = seed, str(study.directory / "base" / str(seed))
-    values = config.to_dict()
-    workspace, stages = build.workspace(values), build.stages(values)
-    build.resolve_auto(values)
-    build.check_directory(workspace.directory, values)
+    workspace, stages, _ = build.prepare(config)
     params = sft.run(workspace, stages.sft)
     if stages.reward == "learned":
         relabel.run(workspace, stages.comparisons, params)
@@ -72,11 +69,8 @@ def run_cells(study: Study, cells: Sequence[Cell]) -> None:
             continue
         params, reward = shared_stages(study, seed)
         for cell in left:
-            values = config_of(study, cell).to_dict()
-            workspace, stages = build.workspace(values), build.stages(values)
-            build.resolve_auto(values)
-            build.check_directory(workspace.directory, values)
-            rlhf.run(workspace, stages, build.algorithm(values["algorithm"]), reward, params)
+            workspace, stages, algorithm = build.prepare(config_of(study, cell))
+            rlhf.run(workspace, stages, algorithm, reward, params)
             workspace.metrics.close()
             finish(study, cell)
 

@@ -213,14 +213,22 @@ def stages(values: dict[str, Any]) -> pipeline.Stages:
     )
 
 
-def run(config: ConfigDict) -> None:
-    """Checks the whole config, then runs its job. Raises ValueError before anything is compiled or written."""
+def prepare(config: ConfigDict) -> tuple[Workspace, pipeline.Stages, Algorithm]:
+    """The checked parts of a run, whose directory then holds its `config.json`.
+
+    Raises ValueError before anything is compiled or written.
+    """
     values = config.to_dict()
-    shared = workspace(values)
-    settings = stages(values)
+    shared, settings = workspace(values), stages(values)
     resolve_auto(values)
     chosen = algorithm(values["algorithm"])
-    job = plugins.find("jobs", values["job"]).job
+    plugins.find("jobs", values["job"])
     pipeline.check(settings, chosen, shared.mesh)
     check_directory(shared.directory, values)
-    job(shared, settings, chosen)
+    return shared, settings, chosen
+
+
+def run(config: ConfigDict) -> None:
+    """Checks the whole config, then runs its job. Raises ValueError before anything is compiled or written."""
+    prepared = prepare(config)
+    plugins.find("jobs", config.to_dict()["job"]).job(*prepared)

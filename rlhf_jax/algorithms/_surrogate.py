@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms.api import make_batch
-from rlhf_jax.ops.corrections import MAX_LOG, Correction, staleness_weight
+from rlhf_jax.ops.corrections import MAX_LOG, Correction, effective_sums, staleness_weight
 from rlhf_jax.ops.losses import clipped_surrogate
 from rlhf_jax.ops.masked import masked_count, masked_max, masked_sum, select
 from rlhf_jax.types import (
@@ -78,7 +78,6 @@ def token_surrogate(
 def ratio_metrics(ratio: Array, weight: Array, clipped: Array, mask: Array) -> dict[str, Metric]:
     """Mean, 99th percentile and largest of the ratio, the share clipped, and the effective share of ratio times weight."""
     count = masked_count(mask)
-    effective = select(ratio * weight, mask)
     place = jnp.clip(ratio * (RATIO_BINS / LARGEST_RATIO), 0, RATIO_BINS - 1).astype(jnp.int32)
     counts = (
         jnp.zeros(RATIO_BINS, jnp.float32)
@@ -91,5 +90,5 @@ def ratio_metrics(ratio: Array, weight: Array, clipped: Array, mask: Array) -> d
         "ratio_max": Max(jnp.maximum(masked_max(ratio, mask), 0.0)),
         "clip_share": Mean(masked_sum(clipped.astype(jnp.float32), mask), count),
         "staleness_weight": Mean(masked_sum(weight, mask), count),
-        "effective_sample_share": EffectiveShare(jnp.sum(effective), jnp.sum(jnp.square(effective)), count),
+        "effective_sample_share": EffectiveShare(*effective_sums(ratio * weight, mask), count),
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rlhf_jax.algorithms import grpo
 from rlhf_jax.ops import advantages
-from rlhf_jax.types import Algorithm, Array, Samples, Scores
+from rlhf_jax.types import Algorithm
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,5 @@ def best_of_group(config: Config) -> Algorithm:
     """The algorithm; rows are samples. Raises ValueError for an advantage that GRPO does not have either."""
     shape = grpo.advantage_of("best_of_group", config.advantage)
 
-    def advantage(score_PG: Array, samples: Samples, scores: Scores) -> tuple[Array, grpo.Figures]:
-        del samples, scores
-        return shape(advantages.best_of_group(score_PG)), {}
-
+    advantage = grpo.of_scores(lambda score_PG: shape(advantages.best_of_group(score_PG)))
     return grpo.group_policy_gradient("best_of_group", config, advantage)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rlhf_jax.algorithms import grpo
 from rlhf_jax.ops import advantages
-from rlhf_jax.types import Algorithm, Array, Samples, Scores
+from rlhf_jax.types import Algorithm
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,5 @@ def constant_gain(config: Config) -> Algorithm:
             f"constant_gain has gain {config.gain} and advantage {config.advantage!r}; accepted: a positive gain, centered"
         )
 
-    def advantage(score_PG: Array, samples: Samples, scores: Scores) -> tuple[Array, grpo.Figures]:
-        del samples, scores
-        return config.gain * advantages.centered(score_PG), {}
-
+    advantage = grpo.of_scores(lambda score_PG: config.gain * advantages.centered(score_PG))
     return grpo.group_policy_gradient("constant_gain", config, advantage)

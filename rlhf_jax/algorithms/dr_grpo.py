@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rlhf_jax.algorithms import grpo
 from rlhf_jax.ops import advantages
-from rlhf_jax.types import Algorithm, Array, Samples, Scores
+from rlhf_jax.types import Algorithm
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,4 @@ def dr_grpo(config: Config) -> Algorithm:
     if config.advantage != "centered":
         raise ValueError(f"dr_grpo.advantage is {config.advantage!r}; accepted: centered (grpo has the others)")
 
-    def advantage(score_PG: Array, samples: Samples, scores: Scores) -> tuple[Array, grpo.Figures]:
-        del samples, scores
-        return advantages.centered(score_PG), {}
-
-    return grpo.group_policy_gradient("dr_grpo", config, advantage)
+    return grpo.group_policy_gradient("dr_grpo", config, grpo.of_scores(advantages.centered))

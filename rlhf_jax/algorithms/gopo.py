@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rlhf_jax.algorithms import grpo
 from rlhf_jax.ops import advantages
-from rlhf_jax.types import Algorithm, Array, Samples, Scores
+from rlhf_jax.types import Algorithm
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,4 @@ def gopo(config: Config) -> Algorithm:
     if config.advantage != "rank":
         raise ValueError(f"gopo.advantage is {config.advantage!r}; accepted: rank")
 
-    def advantage(score_PG: Array, samples: Samples, scores: Scores) -> tuple[Array, grpo.Figures]:
-        del samples, scores
-        return advantages.rank(score_PG), {}
-
-    return grpo.group_policy_gradient("gopo", config, advantage)
+    return grpo.group_policy_gradient("gopo", config, grpo.of_scores(advantages.rank))

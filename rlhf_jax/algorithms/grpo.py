@@ -48,12 +48,17 @@ class Config:
 def grpo(config: Config) -> Algorithm:
     """The algorithm; rows are samples. Raises ValueError for an advantage or aggregation that it does not have."""
 
+    return group_policy_gradient("grpo", config, of_scores(advantage_of("grpo", config.advantage)))
+
+
+def of_scores(shape: Callable[[Array], Array]) -> Advantage:
+    """The advantage of an algorithm that asks for nothing but its groups' scores, and has no figures of its own."""
+
     def advantage(score_PG: Array, samples: Samples, scores: Scores) -> tuple[Array, Figures]:
         del samples, scores
-        return advantage_of("grpo", config.advantage)(score_PG), {}
+        return shape(score_PG), {}
 
-    advantage_of("grpo", config.advantage)
-    return group_policy_gradient("grpo", config, advantage)
+    return advantage
 
 
 def advantage_of(algorithm: str, name: str) -> Callable[[Array], Array]:

@@ -32,11 +32,17 @@ class Config:
 def online_dpo(config: Config) -> Algorithm:
     """The algorithm; rows are pairs, chosen then rejected."""
 
+    return best_against_worst("online_dpo", lambda margin_U: dpo(margin_U, config.beta))
+
+
+def best_against_worst(name: str, of_margin: Callable[[Array], Array]) -> Algorithm:
+    """The algorithm on best-against-worst pairs whose loss is `of_margin(margin_U)` of each, `[U]`."""
+
     def loss(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
-        return pair_loss(outputs, batch, lambda margin_U: dpo(margin_U, config.beta))
+        return pair_loss(outputs, batch, of_margin)
 
     return Algorithm(
-        name="online_dpo",
+        name=name,
         needs=frozenset({"reference"}),
         unit=2,
         aggregation="pair",

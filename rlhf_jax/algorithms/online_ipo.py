@@ -6,9 +6,9 @@ Azar et al. 2023, *A General Theoretical Paradigm*, arXiv 2310.12036, eq. 17; on
 
 from dataclasses import dataclass
 
-from rlhf_jax.algorithms.online_dpo import credit, pair_loss
+from rlhf_jax.algorithms.online_dpo import best_against_worst
 from rlhf_jax.ops.losses import ipo
-from rlhf_jax.types import Algorithm, Array, Batch, Metrics, Outputs
+from rlhf_jax.types import Algorithm
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,4 @@ class Config:
 def online_ipo(config: Config) -> Algorithm:
     """The algorithm; rows are pairs, chosen then rejected."""
 
-    def loss(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
-        return pair_loss(outputs, batch, lambda margin_U: ipo(margin_U, config.beta))
-
-    return Algorithm(
-        name="online_ipo",
-        needs=frozenset({"reference"}),
-        unit=2,
-        aggregation="pair",
-        credit=credit,
-        losses={"policy": loss},
-        rows_per_prompt=lambda samples_per_prompt: 2,
-        min_samples_per_prompt=2,
-        pair=True,
-    )
+    return best_against_worst("online_ipo", lambda margin_U: ipo(margin_U, config.beta))

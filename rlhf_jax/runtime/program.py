@@ -80,6 +80,7 @@ class Program:
         roles: dict[str, tuple[Any, optax.GradientTransformation]] = {"policy": (model, setup.optimizer)}
         if setup.critic is not None:
             roles["critic"] = (setup.critic.model, setup.critic.optimizer)
+        self._roles = roles
         first = self._first_params(reference_params)
         self.state_shapes: States = {
             role: jax.eval_shape(partial(init_state, optimizer=optimizer), first[role])
@@ -189,11 +190,9 @@ class Program:
         return {"policy": policy} | ({} if critic is None else {"critic": critic.params})
 
     def _fresh_states(self, params: dict[str, Params]) -> States:
-        critic = self.setup.critic
-        optimizers = {"policy": self.setup.optimizer} | ({} if critic is None else {"critic": critic.optimizer})
         return {
             role: init_state(jax.tree.map(jax.numpy.copy, params[role]), optimizer)
-            for role, optimizer in optimizers.items()
+            for role, (_, optimizer) in self._roles.items()
         }
 
     def _credit_rows(
