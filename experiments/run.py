@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import difflib
+import signal
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -112,4 +113,5 @@ def keep_freed_memory() -> None:
 
 if __name__ == "__main__":
     keep_freed_memory()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # preemption ends a run as Ctrl-C does
     main()

@@ -185,7 +185,7 @@ def resolve_auto(values: dict[str, Any]) -> None:
         lag=schedule["lag"],
         num_minibatches=schedule["num_minibatches"],
         num_epochs=schedule["num_epochs"],
-        traced=bool(schedule["trace"]),
+        traced=bool(schedule["trace"] or schedule["replay"]),
     )
     values["algorithm"]["correction"] = dataclasses.asdict(resolved)
 

@@ -92,6 +92,7 @@ class Batch:
     weight_R: Array | None = None  # float32; 0 silences a row's gradient but keeps it in the denominator
     score_R: Array | None = None  # float32, what the current log-probabilities of a group are contrasted with
     staleness_RC: Array | None = None  # float32, weight of a token's gradient: see `ops/corrections.py`
+    sample_R: Array | None = None  # int32, the row of Samples that a row is made of
     figures: Mapping[str, Array] = struct.field(default_factory=dict)  # [R] each; their means are reported
     group_rows: int = struct.field(pytree_node=False, default=1)  # rows of a prompt, where a loss contrasts them
 

@@ -1,7 +1,7 @@
 """Kills a tiny pipeline at random moments with SIGKILL, starts it again, and compares its end with that of a run never killed.
 
 `python -m experiments.bench.kill [--moments=50] [--seed=0]` prints one JSON line: how many of the moments ended bitwise
-equal in params, metrics (times aside), samples and comparisons, and where the kills fell.
+equal in params, metrics (times aside), samples, ledger and comparisons, and where the kills fell.
 """
 
 import argparse
@@ -141,7 +141,13 @@ def differences(one: Path, other: Path) -> list[str]:
             found.append(f"checkpoint of {stage}")
     if untimed(one / "metrics.jsonl") != untimed(other / "metrics.jsonl"):
         found.append("metrics.jsonl")
-    for name in ("samples.jsonl", "comparisons/train.jsonl", "comparisons/heldout.jsonl", "reward_model.json"):
+    for name in (
+        "samples.jsonl",
+        "ledger.jsonl",
+        "comparisons/train.jsonl",
+        "comparisons/heldout.jsonl",
+        "reward_model.json",
+    ):
         if (one / name).exists() != (other / name).exists():
             found.append(f"{name} is missing in one")
         elif (one / name).exists() and (one / name).read_bytes() != (other / name).read_bytes():

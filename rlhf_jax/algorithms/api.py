@@ -25,6 +25,7 @@ def make_batch(samples: Samples, scores: Scores, rows_R: Array | None = None, **
         "reference_logprob_RC": scores.reference_logprob_BC,
         "proximal_logprob_RC": scores.proximal_logprob_BC,
         "value_RC": scores.value_BC,
+        "sample_R": jnp.arange(samples.tokens_BC.shape[0], dtype=jnp.int32),
     }
     if rows_R is not None:
         carried = {name: None if array is None else array[rows_R] for name, array in carried.items()}

@@ -1,5 +1,6 @@
 """Turns what happens in the loop into metrics, samples, evaluations and checkpoints."""
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,17 +11,21 @@ import numpy as np
 
 from rlhf_jax.jobs._evaluator import Evaluator, Judged
 from rlhf_jax.jobs.api import Workspace
+from rlhf_jax.observe import lines
 from rlhf_jax.observe.progress import Bar
 from rlhf_jax.observe.samples import Sample, SamplesWriter
-from rlhf_jax.runtime import synchronous
+from rlhf_jax.runtime import ledger, synchronous
 from rlhf_jax.runtime.checkpoint import Checkpoints
+from rlhf_jax.runtime.ledger import Ledger
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.spool import Spool
-from rlhf_jax.types import Params, Samples, Scores, States
+from rlhf_jax.runtime.timeline import Timeline
+from rlhf_jax.types import Params, Samples, Scores
 from rlhf_jax.update import learning_rate_schedule
 
 STAGE = "rlhf"
 KEPT_PROMPTS = 24
+TIMELINE = "timeline.jsonl"
 
 
 @dataclass
@@ -36,24 +41,38 @@ class Recorder:
     samples: SamplesWriter
     bar: Bar
     began: float
+    ledger: Ledger
+    timeline: Timeline
     late: tuple[synchronous.Updated, Any] | None = None
+    scored: synchronous.Scored | None = None
+    round_figures: dict[str, Any] = field(default_factory=dict)
+    uses: dict[int, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"evaluate_seconds": 0.0})
+    stopped: bool = False
 
     def consume(self, events: Iterator[synchronous.Event]) -> None:
         """Reads metrics one update late, so that the device is never waited for."""
-        scored: Any = None
         for event in events:
-            match event:
-                case synchronous.Sampled(round_index, samples):
-                    if self.program.setup.clock.version(round_index) < round_index * self._updates_per_round:
-                        self.spool.write(round_index, samples)
-                case synchronous.Scored():
-                    scored = self._round_figures(event.scores, event.samples), event
-                case synchronous.Updated():
-                    self._flush()
-                    self.late = (event, scored[0])
-                case synchronous.RoundEnd(round_index, states):
-                    self._round_end(round_index, states, scored[1])
+            with self.timeline.span("trainer", "host", self._round_of(event)):
+                self._take(event)
+
+    def _round_of(self, event: synchronous.Event) -> int:
+        return event.update // self._updates_per_round if isinstance(event, synchronous.Updated) else event.round_index
+
+    def _take(self, event: synchronous.Event) -> None:
+        match event:
+            case synchronous.Sampled(round_index, samples):
+                if int(samples.version) < round_index * self._updates_per_round:
+                    self.spool.write(round_index, samples)
+            case synchronous.Scored():
+                self.scored, self.uses = event, {}
+                self.round_figures = self._round_figures(event.scores, event.samples)
+            case synchronous.Updated():
+                self._flush()
+                self.late = (event, self.round_figures)
+                self.uses[event.age] = event.sample_R
+            case synchronous.RoundEnd():
+                self._round_end(event)
 
     @property
     def _updates_per_round(self) -> int:
@@ -80,25 +99,25 @@ class Recorder:
         values |= {"age": float(event.age), "learning_rate": float(cast(Any, schedule(event.update)))}
         self.workspace.metrics.write(STAGE, event.update, values, time.perf_counter() - self.began)
         self.bar.advance(1, reward=values["reward_standardized"], loss=values["loss"])
-        for name in ("score", "loss"):  # a NaN score would pass as a tie
-            if not np.isfinite(values[name]):
-                raise FloatingPointError(
-                    f"the {name} of update {event.update} is {values[name]}: nothing from it on is saved"
-                )
+        synchronous.require_finite(event.update, values)
 
-    def _round_end(self, round_index: int, states: States, scored: synchronous.Scored) -> None:
-        clock = self.program.setup.clock
+    def _round_end(self, event: synchronous.RoundEnd) -> None:
+        assert self.scored is not None
+        clock, round_index, states = self.program.setup.clock, event.round_index, event.states
         version = (round_index + 1) * clock.updates_per_round
         last = version == clock.num_updates
-        self.write_samples(scored, version - clock.updates_per_round)
+        self.write_samples(self.scored, version - clock.updates_per_round)
+        self.write_ledger(self.scored, version - clock.updates_per_round)
         if round_index == 0:  # only now, so that nobody waits for its programs to see that training works
             self.evaluate(self.program.reference_params, 0, full=True)
         if last or crosses(version, clock.updates_per_round, self.config.evaluate_every):
             self.evaluate(states["policy"].params, version, full=last)
-        if last or crosses(version, clock.updates_per_round, self.config.checkpoint_every):
+        if last or event.stopping or crosses(version, clock.updates_per_round, self.config.checkpoint_every):
             self._flush()
             self.checkpoints.save(version, states)
             self._trim_spool(round_index + 1)
+        self.stopped = event.stopping
+        self._write_timeline()
 
     def _trim_spool(self, next_round: int) -> None:
         """Keeps what any checkpoint on disk may need."""
@@ -127,6 +146,25 @@ class Recorder:
             for row in range(count)
         ]
         self.samples.write(STAGE, update, "during", kept)
+
+    def write_ledger(self, scored: synchronous.Scored, update: int) -> None:
+        """A row for each of a round's samples."""
+        if not self.config.ledger:
+            return
+        samples = jax.device_get(scored.samples)
+        prompts, texts = self.workspace.prompt_texts(samples), self.workspace.completions(samples)
+        gold = self.evaluator.gold(prompts, texts, samples.finished_B) if self.config.ledger_gold else None
+        uses = {age: np.asarray(sample_R) for age, sample_R in self.uses.items()}
+        algorithm = self.program.setup.algorithm
+        rows = ledger.rows(
+            scored.round_index, samples, scored.scores, uses, scored.batch, algorithm, prompts, texts, gold
+        )
+        self.ledger.write(update, rows)
+
+    def _write_timeline(self) -> None:
+        """The spans that have ended. They say nothing that a resumed run must repeat, and are not cut back."""
+        spans = [dataclasses.asdict(span) for span in self.timeline.take()]
+        lines.append_all(self.workspace.directory / TIMELINE, [{"stage": STAGE, **span} for span in spans])
 
     def evaluate(self, params: Params, version: int, full: bool) -> None:
         """Evaluates a version on held-out prompts; of the first and the last, fully, and with texts kept."""

@@ -1,9 +1,12 @@
 """RLHF: rounds of sampling, scoring and updating, with evaluations, samples and checkpoints at ends of rounds."""
 
 import contextlib
+import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,12 +20,13 @@ from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.observe.progress import progress
 from rlhf_jax.observe.samples import SamplesWriter
 from rlhf_jax.rewards import learned
-from rlhf_jax.runtime import asynchronous, sharding, synchronous
+from rlhf_jax.runtime import asynchronous, ledger, sharding, stopping, synchronous
 from rlhf_jax.runtime.checkpoint import abstract_like
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.mesh import check_rows
 from rlhf_jax.runtime.program import Critic, Program, Reward, Setup, block_rows
 from rlhf_jax.runtime.spool import Spool
+from rlhf_jax.runtime.timeline import Timeline
 from rlhf_jax.types import Algorithm, Params, Prompts, Samples
 from rlhf_jax.update import OptimizerConfig, make_optimizer
 
@@ -38,8 +42,10 @@ class Config:
     num_minibatches: int = 1
     num_epochs: int = 1
     samples_per_prompt: int = 4
-    lag: int = 0
-    trace: tuple[int, ...] = ()
+    lag: int = 0  # rounds that the sampler is behind
+    clock: str = "exact"  # or "bounded": the lag is the most, and what it is depends on who is slow
+    trace: tuple[int, ...] = ()  # a version for every round, instead of a lag
+    replay: str = ""  # the directory of a run, whose ledger gives the trace
     loop: str = "synchronous"  # or "asynchronous": a sampling thread beside the trainer, and the same numbers
     deadline_seconds: float = 600.0  # asynchronous: how long neither side may hand anything over
     temperature: float = 1.0
@@ -47,28 +53,43 @@ class Config:
     evaluate_every: int = 16  # updates, rounded up to ends of rounds; 0: only at the beginning and the end
     checkpoint_every: int = 16  # the same
     log_samples: int = 4  # completions of a round that go to samples.jsonl
+    ledger: bool = True  # a row for every sample in ledger.jsonl
+    ledger_gold: bool = False  # the task judges each of them, too
     scoring: score.Config = field(default_factory=score.Config)
     share_prompts: bool = True  # a prompt's rows stay together and its tokens are run once; else only units stay so
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     critic_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3))
 
-    def clock(self) -> Clock:
-        """The schedule. Raises ValueError where `total_prompts` is not a whole number of rounds."""
+    def schedule(self) -> Clock:
+        """The clock, a replayed trace read. Raises ValueError where `total_prompts` is not a whole number of rounds, or
+        for a schedule that contradicts itself; FileNotFoundError for a replay of what is not there."""
         per_round = self.num_minibatches * self.prompts_per_update
         if self.total_prompts % per_round or self.total_prompts < per_round:
             raise ValueError(
                 f"rlhf.total_prompts is {self.total_prompts}; accepted: multiples of num_minibatches * prompts_per_update = "
                 f"{self.num_minibatches} * {self.prompts_per_update} = {per_round}"
             )
+        if self.clock not in ("exact", "bounded"):
+            raise ValueError(f"rlhf.clock is {self.clock!r}; accepted: exact, bounded")
+        if self.replay and self.trace:
+            raise ValueError(f"rlhf.trace and rlhf.replay={self.replay!r} both give versions; accepted: one of them")
         num_rounds = self.total_prompts // per_round
-        return Clock(num_rounds, self.num_minibatches, self.num_epochs, self.lag, tuple(self.trace))
+        plain = Clock(
+            num_rounds, self.num_minibatches, self.num_epochs, self.lag, tuple(self.trace), self.clock == "bounded"
+        )
+        if not self.replay:
+            return plain
+        found = ledger.trace(Path(self.replay) / ledger.FILE, plain)
+        return dataclasses.replace(plain, trace=found, bounded=False)
 
 
 def check(config: Config, algorithm: Algorithm, mesh: Any) -> None:
     """Raises ValueError for what cannot run, before anything is compiled."""
-    clock = config.clock()
+    clock = config.schedule()
     if config.loop not in ("synchronous", "asynchronous"):
         raise ValueError(f"rlhf.loop is {config.loop!r}; accepted: synchronous, asynchronous")
+    if config.clock == "bounded" and config.loop != "asynchronous":
+        raise ValueError("rlhf.clock is 'bounded', which needs rlhf.loop=asynchronous: alone, nobody is slow")
     if config.deadline_seconds <= 0:
         raise ValueError(f"rlhf.deadline_seconds is {config.deadline_seconds}; accepted: positive numbers")
     if config.temperature <= 0:
@@ -97,7 +118,7 @@ def make_program(
     workspace: Workspace, config: Config, algorithm: Algorithm, reward: Reward, reference_params: Params
 ) -> Program:
     """The compiled calls of this run."""
-    clock = config.clock()
+    clock = config.schedule()
     stream = workspace.stream("train", STAGE)
     prompts_per_round = config.num_minibatches * config.prompts_per_update
 
@@ -177,12 +198,13 @@ def run(
     config: Config = stages.rlhf
     check(config, algorithm, workspace.mesh)
     began = time.perf_counter()
-    clock = config.clock()
+    clock = config.schedule()
     checkpoints = workspace.checkpoints(STAGE)
     program = make_program(workspace, config, algorithm, reward, reference_params)
     abstract = abstract_like(program.state_shapes, program.state_shardings)
     if checkpoints.latest() == clock.num_updates:
         return checkpoints.restore(clock.num_updates, abstract)["policy"].params
+    program.compile()
     spool = Spool(workspace.directory / "rounds")
 
     def complete(step: int) -> bool:
@@ -196,28 +218,58 @@ def run(
     # The version of a checkpoint was evaluated before the checkpoint was written; version 0 has no checkpoint.
     workspace.metrics.resume(STAGE, version, evaluations_from=version + 1 if version else 0)
     samples_writer.resume(STAGE, version)
+    book = ledger.Ledger(workspace.directory)
+    book.resume(version)
     first_round = version // clock.updates_per_round
-    row_layout = partial(sharding.row_shardings, mesh=workspace.mesh)
-    pending = {r: spool.read(r, row_layout) for r in clock.issued_before(first_round)}
+    pending = read_pending(spool, clock, first_round, partial(sharding.row_shardings, mesh=workspace.mesh))
     scores = None
     if reward.model is not None:
         scores = learned_scores(reward.model, reward.params, reward.mean, reward.std)
     evaluator = Evaluator(workspace, stages.evaluate, reference_params, scores)
-    with progress(algorithm.name, total=clock.num_updates, start=version) as bar:
+    timeline = Timeline()
+    with (
+        progress(algorithm.name, total=clock.num_updates, start=version) as bar,
+        stopping.asked_to_stop() as asked,
+    ):
+        watch = synchronous.Watch(timeline, asked)
         if config.loop == "synchronous":
-            events = synchronous.run(program, states, first_round, pending)
+            events = synchronous.run(program, states, first_round, pending, watch)
         else:
-            events = asynchronous.run(program, states, first_round, pending, config.deadline_seconds)
-        recorder = Recorder(workspace, config, program, evaluator, checkpoints, spool, samples_writer, bar, began)
+            events = asynchronous.run(program, states, first_round, pending, watch, config.deadline_seconds)
+        recorder = Recorder(
+            workspace, config, program, evaluator, checkpoints, spool, samples_writer, bar, began, book, timeline
+        )
         try:
             with contextlib.closing(events):  # an interrupt here ends the sampling thread too
                 recorder.consume(events)
         finally:
             checkpoints.wait()  # an interrupt must not tear down the threads of a save under way
+    if recorder.stopped:
+        raise KeyboardInterrupt
     workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began} | recorder.seconds)
     params = checkpoints.restore(clock.num_updates, abstract)["policy"].params
     checkpoints.close()
     return params
+
+
+def read_pending(
+    spool: Spool, clock: Clock, first_round: int, layout: Callable[[Samples], Samples]
+) -> dict[int, Samples]:
+    """Samples of rounds from `first_round` on that were there when it began, and are on disk.
+
+    In bounded mode those that follow one another and were sampled by then: a round of later params is sampled again.
+    """
+    if not clock.bounded:
+        return {r: spool.read(r, layout) for r in clock.issued_before(first_round)}
+    found: dict[int, Samples] = {}
+    for round_index in range(first_round, clock.num_rounds):
+        if not spool.has([round_index]):
+            break
+        samples = spool.read(round_index, layout)
+        if int(samples.version) > first_round * clock.updates_per_round:
+            break
+        found[round_index] = samples
+    return found
 
 
 def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:

@@ -12,12 +12,12 @@ Numbers that JSON cannot say are the strings "NaN", "Infinity" and "-Infinity"; 
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 Line = dict[str, Any]
-TEXT_KEYS = frozenset({"stage", "of", "kind", "prompt", "completion"})
+TEXT_KEYS = frozenset({"stage", "of", "kind", "prompt", "completion", "text"})
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -32,12 +32,17 @@ def number(value: Any) -> int | float | str:
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
-    """Appends one line, in one write, visible to other processes when this returns.
+    """Appends one line; see `append_all`."""
+    append_all(path, [line])
+
+
+def append_all(path: Path, added: Iterable[Mapping[str, Any]]) -> None:
+    """Appends lines in one write, visible to other processes when this returns.
 
     The file is opened for each line, so that a file replaced by `cut_back` is never written through an old handle.
-    Raises OSError that names the file when the disk is full; a line that did not fit is taken back.
+    Raises OSError that names the file when the disk is full; lines that did not fit are taken back.
     """
-    data = (json.dumps(line, allow_nan=False) + "\n").encode()
+    data = "".join(json.dumps(line, allow_nan=False) + "\n" for line in added).encode()
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:

@@ -8,20 +8,22 @@
     sampler   0, 1, ... lag │ lag + 1  (with u) │ lag + 2  (with 2u) │ ...
 
 Which version samples a round is the clock's alone, so the threads decide when a thing happens and never what: params, samples
-and metrics are bit for bit those of `synchronous.run`. It yields the same events. A round's `Sampled` comes before the next
-event once it is there; the others come in the same order. A failure of either thread ends both, with its own traceback.
+and metrics are bit for bit those of `synchronous.run`. A bounded clock gives the least version, and the newest one there is
+is taken: then the threads decide, and the trace of what they decided repeats the run. It yields the same events; a round's
+`Sampled` comes when it is next asked for anything, the others in the same order. A failure of either thread ends both, with
+its own traceback.
 """
 
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import jax
 
 from rlhf_jax.runtime.buffer import Buffer, Stopped
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.program import Program
-from rlhf_jax.runtime.synchronous import Event, RoundEnd, Sampled, Scored, Updated
-from rlhf_jax.types import Samples, States
+from rlhf_jax.runtime.synchronous import Event, Sampled, Watch, train_round
+from rlhf_jax.types import Params, Samples, States
 
 
 def run(
@@ -29,17 +31,18 @@ def run(
     states: States,
     start_round: int,
     pending: dict[int, Samples],
+    watch: Watch | None = None,
     deadline_seconds: float = 600.0,
 ) -> Generator[Event, None, None]:
     """Trains from `start_round` to the end; see `synchronous.run`. Raises what either thread raised, or `buffer.Stalled`."""
-    buffer = Buffer(deadline_seconds)
+    buffer, watch = Buffer(deadline_seconds), watch or Watch()
     for round_index, samples in pending.items():
         buffer.put(round_index, samples)
     issued = rounds_to_sample(program.setup.clock, start_round, pending)
-    sampler = threading.Thread(target=sample_rounds, args=(program, buffer, issued), name="sampler", daemon=True)
+    sampler = threading.Thread(target=sample_rounds, args=(program, buffer, issued, watch), name="sampler", daemon=True)
     sampler.start()
     try:
-        yield from train(program, buffer, states, start_round, set(pending))
+        yield from train(program, buffer, states, start_round, set(pending), watch)
     except BaseException as error:
         buffer.stop(error)
         raise
@@ -50,26 +53,36 @@ def run(
 
 def rounds_to_sample(clock: Clock, start_round: int, pending: dict[int, Samples]) -> list[int]:
     """The rounds that are left for the sampler, in the order in which the synchronous loop samples them."""
+    if clock.bounded:
+        return [r for r in range(start_round, clock.num_rounds) if r not in pending]
     return [r for at in range(start_round, clock.num_rounds) for r in clock.issued_at(at) if r not in pending]
 
 
-def sample_rounds(program: Program, buffer: Buffer, issued: list[int]) -> None:
+def sample_rounds(program: Program, buffer: Buffer, issued: list[int], watch: Watch) -> None:
     """The sampling thread: each round with the version that the clock gives it. What it raises, the trainer raises."""
+    clock = program.setup.clock
     try:
         for place, round_index in enumerate(issued):
-            version = program.setup.clock.version(round_index)
-            samples = program.generate(buffer.params(version), round_index, version)
-            buffer.put(round_index, jax.block_until_ready(samples))
-            later = issued[place + 1 :]
-            buffer.forget_before(min((program.setup.clock.version(r) for r in later), default=version + 1))
+            with watch.timeline.span("sampler", "wait", round_index):
+                version, params = take_version(clock, buffer, round_index)
+            with watch.timeline.span("sampler", "generate", round_index):
+                samples = jax.block_until_ready(program.generate(params, round_index, version))
+            buffer.put(round_index, samples)
+            buffer.forget_before(min((clock.version(r) for r in issued[place + 1 :]), default=version + 1))
     except Stopped:
         return
     except BaseException as error:
         buffer.stop(error)
 
 
+def take_version(clock: Clock, buffer: Buffer, round_index: int) -> tuple[int, Params]:
+    """Waits for the params that sample a round: exactly the clock's version, or in bounded mode the newest from it on."""
+    version = clock.version(round_index)
+    return buffer.newest(version) if clock.bounded else (version, buffer.params(version))
+
+
 def train(
-    program: Program, buffer: Buffer, states: States, start_round: int, announced: set[int]
+    program: Program, buffer: Buffer, states: States, start_round: int, announced: set[int], watch: Watch
 ) -> Generator[Event, None, None]:
     """The trainer: the synchronous loop with a wait in the place of sampling."""
     clock = program.setup.clock
@@ -77,18 +90,24 @@ def train(
 
     for round_index in range(start_round, clock.num_rounds):
         version = round_index * clock.updates_per_round
-        if version in used:
-            buffer.publish(version, program.publish(states))
-        samples = buffer.take(round_index)
-        if round_index not in announced:
-            announced.add(round_index)
-            yield Sampled(round_index, samples)
-        scores, batch = program.score(states, samples)
-        yield Scored(round_index, samples, scores)
-        for update in range(clock.updates_per_round):
-            states, metrics = program.update(states, program.minibatch(batch, round_index, update))
-            yield Updated(version + update, clock.age(round_index, update), metrics)
-        for index, ahead in buffer.arrived(announced).items():
-            announced.add(index)
-            yield Sampled(index, ahead)
-        yield RoundEnd(round_index, states)
+        if clock.bounded or version in used:
+            with watch.timeline.span("trainer", "publish", round_index):
+                buffer.publish(version, jax.block_until_ready(program.publish(states)))
+            if clock.bounded:
+                buffer.forget_before(version)
+        with watch.timeline.span("trainer", "wait", round_index):
+            buffer.wait_for(round_index)
+        yield from announce(buffer, announced)
+        states, stopped = yield from train_round(program, states, round_index, buffer.take(round_index), watch)
+        if stopped:
+            for due in clock.issued_before(round_index + 1):
+                buffer.wait_for(due)
+            yield from announce(buffer, announced)
+            return
+
+
+def announce(buffer: Buffer, announced: set[int]) -> Iterator[Sampled]:
+    """The rounds that have come since the last time."""
+    for round_index, samples in buffer.arrived(announced).items():
+        announced.add(round_index)
+        yield Sampled(round_index, samples)

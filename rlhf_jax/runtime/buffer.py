@@ -1,7 +1,8 @@
 """What the sampling thread and the trainer hand to each other: published versions one way, sampled rounds the other.
 
-Bounded by the clock, not by a queue's length: a version is held until the last round that it samples is there, a round until
-it is trained on, so with lag ℓ there are at most ℓ + 1 of each. The first failure of either side ends every wait of the other.
+Bounded by the clock, not by a queue's length: a version is held until the last round that it samples is there (in bounded
+mode, until there is a newer one), a round until it is trained on, so with lag ℓ there are at most ℓ + 1 of each. The first
+failure of either side ends every wait of the other.
 """
 
 import threading
@@ -45,6 +46,15 @@ class Buffer:
         """Waits for a version. Raises Stopped where the trainer has ended, Stalled past the deadline."""
         return self._wait(lambda: self._params.get(version), f"version {version} of the params")
 
+    def newest(self, at_least: int) -> tuple[int, Params]:
+        """Waits for a version that is no older than `at_least`: the newest there is, and its params. Raises as `params`."""
+
+        def find() -> tuple[int, Params] | None:
+            version = max(self._params, default=-1)
+            return (version, self._params[version]) if version >= at_least else None
+
+        return self._wait(find, f"version {at_least} of the params or a newer one")
+
     def forget_before(self, version: int) -> None:
         """Lets go of versions that no later round samples with."""
         with self._changed:
@@ -57,9 +67,13 @@ class Buffer:
             self._rounds[round_index] = samples
             self._notify()
 
+    def wait_for(self, round_index: int) -> Samples:
+        """Waits for a round, which stays. Raises what made the sampler fail, Stopped where it ended early, Stalled."""
+        return self._wait(lambda: self._rounds.get(round_index), f"round {round_index}")
+
     def take(self, round_index: int) -> Samples:
-        """Waits for a round and takes it out. Raises what made the sampler fail, Stopped where it ended early, Stalled."""
-        samples = self._wait(lambda: self._rounds.get(round_index), f"round {round_index}")
+        """Waits for a round and takes it out; raises as `wait_for`."""
+        samples = self.wait_for(round_index)
         with self._changed:
             del self._rounds[round_index]
         return samples

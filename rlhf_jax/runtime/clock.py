@@ -1,12 +1,16 @@
-"""When is a round sampled, and with which version: lag and traces as pure functions of round numbers.
+"""When is a round sampled, and with which version: lag, bound and traces as pure functions of round numbers.
 
 With u = num_minibatches * num_epochs updates a round, before round r is trained the trainer's params have version r*u, and
 
-    version of round r              v(r) = u * max(0, r - lag)
-    age in update j of round r      r*u + j - v(r)           j = 0 ... u-1
+    exact     version of round r              v(r) = u * max(0, r - lag)
+    replay    a trace gives v(r) for every round instead
+    bounded   round r may begin               once u * max(0, r - lag) is published, and takes the newest version there is
+    all       age in update j of round r      r*u + j - v(r)           j = 0 ... u-1
+              its bound                       u * lag + u - 1          (a trace: the largest age in it)
 
-A trace gives v(r) for every round instead. A round is sampled as soon as its version is published, so that no params but the
-newest are ever needed: with a lag, lag + 1 rounds are issued at the start, then one a round.
+In exact and replay mode a round is sampled as soon as its version is published, so that no params but the newest are ever
+needed: with a lag, lag + 1 rounds are issued at the start, then one a round. A slow sampler may still need each of the last
+lag + 1 versions. In every mode at most lag + 1 rounds are issued and not yet trained on.
 """
 
 from collections.abc import Sequence
@@ -22,6 +26,7 @@ class Clock:
     num_epochs: int = 1
     lag: int = 0
     trace: tuple[int, ...] = ()
+    bounded: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_rounds", "num_minibatches", "num_epochs"):
@@ -29,6 +34,8 @@ class Clock:
                 raise ValueError(f"{name} is {getattr(self, name)}; accepted: 1 or more")
         if self.lag < 0:
             raise ValueError(f"lag is {self.lag}; accepted: 0 (synchronous) or more rounds")
+        if self.bounded and self.trace:
+            raise ValueError("a trace says the version of every round: it is replayed, not bounded")
         if self.trace:
             check_trace(self.trace, self.num_rounds, self.updates_per_round)
 
@@ -42,23 +49,47 @@ class Clock:
         """Of the whole run."""
         return self.num_rounds * self.updates_per_round
 
+    @property
+    def max_age(self) -> int:
+        """The most updates that a sample may be old when it is trained on."""
+        if not self.trace:
+            return self.updates_per_round * (self.lag + 1) - 1
+        return max(self.age(r, self.updates_per_round - 1, version) for r, version in enumerate(self.trace))
+
     def version(self, round_index: int) -> int:
-        """The version that samples a round."""
+        """The version that samples a round; in bounded mode the least one."""
         if self.trace:
             return self.trace[round_index]
         return self.updates_per_round * max(0, round_index - self.lag)
 
-    def age(self, round_index: int, update_in_round: int) -> int:
-        """How many updates old a round's samples are in one of its updates; 0 is on-policy."""
-        return round_index * self.updates_per_round + update_in_round - self.version(round_index)
+    def age(self, round_index: int, update_in_round: int, version: int | None = None) -> int:
+        """How many updates old a round's samples are in one of its updates; 0 is on-policy. `version` is what sampled the
+        round, which only bounded mode must be told."""
+        sampled_with = self.version(round_index) if version is None else version
+        return round_index * self.updates_per_round + update_in_round - sampled_with
+
+    def check_version(self, round_index: int, version: int) -> None:
+        """Raises RuntimeError where a round that is about to be trained on was not sampled as this clock says."""
+        least, newest = self.version(round_index), round_index * self.updates_per_round
+        if not least <= version <= (newest if self.bounded else least):
+            accepted = f"{least} to {newest}" if self.bounded else str(least)
+            raise RuntimeError(f"round {round_index} was sampled with version {version}; the clock gives it {accepted}")
 
     def issued_at(self, round_index: int) -> list[int]:
-        """Rounds to sample once version round_index * u is published, before that round is trained."""
+        """Rounds to sample once version round_index * u is published, before that round is trained. Raises ValueError in
+        bounded mode, where that depends on who is slow."""
+        if self.bounded:
+            raise ValueError("in bounded mode a round's version is known when it is sampled, not before")
         version = round_index * self.updates_per_round
         return [r for r in range(round_index, self.num_rounds) if self.version(r) == version]
 
     def issued_before(self, round_index: int) -> list[int]:
-        """Rounds from `round_index` on that were sampled before it: what a checkpoint there must hold."""
+        """Rounds from `round_index` on that were sampled before it: what a checkpoint there must hold.
+
+        In bounded mode nothing: what is not there is sampled again, with a version that the bound allows.
+        """
+        if self.bounded:
+            return []
         version = round_index * self.updates_per_round
         return [r for r in range(round_index, self.num_rounds) if self.version(r) < version]
 

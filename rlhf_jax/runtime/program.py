@@ -1,6 +1,7 @@
 """The compiled calls of a round: generate, score, credit, update, publish; both loops call this and nothing else."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.rewards.api import ModelReward
 from rlhf_jax.runtime import sharding
+from rlhf_jax.runtime.checkpoint import abstract_like
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.publish import make_publish
 from rlhf_jax.types import Algorithm, Array, Batch, Metrics, Params, Prompts, Samples, Scores, States, TrainState
@@ -92,7 +94,8 @@ class Program:
         }
         everywhere, rows = sharding.replicated(mesh), sharding.rows(mesh)
         draw = partial(sample.sample, model=model, config=setup.sampling, eos_id=setup.eos_id, pad_id=setup.pad_id)
-        samples_out = sharding.row_shardings(self._sample_shapes(draw), mesh)
+        self._sample_shapes = self._shapes_of(draw)
+        samples_out = sharding.row_shardings(self._sample_shapes, mesh)
         self._generate = jax.jit(draw, out_shardings=samples_out)
         self._logprobs = jax.jit(partial(score.sample_logprobs, model=model), out_shardings=rows)
         self._reward = jax.jit(setup.reward.model, out_shardings=rows) if setup.reward.model else None
@@ -127,6 +130,42 @@ class Program:
     def block_rows(self) -> int:
         """Rows that stay together: all of a prompt's, so that the prompt is run once, or else the algorithm's unit."""
         return block_rows(self.setup.algorithm, self.setup.sampling.samples_per_prompt, self.setup.share_prompts)
+
+    def compile(self) -> None:
+        """Compiles a round's longest calls side by side, from shapes alone: the first update waits for the slowest of them,
+        not for their sum. Each is found compiled when it is called."""
+        shaped = partial(abstract_rows, mesh=self.setup.mesh)
+        states = abstract_like(self.state_shapes, self.state_shardings)
+        prompts = shaped(jax.eval_shape(lambda: self.setup.prompts(0)))
+        samples = shaped(self._sample_shapes)
+        _, batch = jax.eval_shape(self._credit_rows, samples, *self._judgement_shapes())
+        size = batch.tokens_RC.shape[0] // self.setup.clock.num_minibatches
+        minibatch = shaped(
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]) if x.ndim else (), x.dtype), batch)
+        )
+        params = states["policy"].params
+        published = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, self.setup.publish_dtype, sharding=x.sharding), params
+        )
+        calls: list[tuple[Any, tuple[Any, ...]]] = [
+            (self._generate, (published, prompts, self.setup.key, np.int32(0))),
+            *((update, (states[role], minibatch)) for role, update in self._update.items()),
+        ]
+        if "reference" in self.setup.algorithm.needs:
+            calls.append((self._logprobs, (self.reference_params, samples)))
+        if self._reward is not None:
+            calls.append((self._reward, (self.setup.reward.params, samples)))
+        with ThreadPoolExecutor(len(calls)) as pool:
+            list(pool.map(lambda call: call[0].lower(*call[1]).compile(), calls))
+
+    def _judgement_shapes(self) -> tuple[Any, Any, Any, Any]:
+        rows, length = self._sample_shapes.tokens_BC.shape
+        needs = self.setup.algorithm.needs
+        per_token = jax.ShapeDtypeStruct((rows, length), np.float32)
+        reference, proximal, value = (
+            per_token if need in needs else None for need in ("reference", "proximal", "value")
+        )
+        return jax.ShapeDtypeStruct((rows,), np.float32), reference, proximal, value
 
     def init(self, params: Params) -> States:
         """Fresh states at version 0, the policy's from a copy of `params`: arrays given survive the first donated step."""
@@ -212,7 +251,7 @@ class Program:
         shardings = sharding.row_shardings(batch, setup.mesh)
         return scores, jax.lax.with_sharding_constraint(batch, shardings)
 
-    def _sample_shapes(self, draw: Callable[..., Samples]) -> Samples:
+    def _shapes_of(self, draw: Callable[..., Samples]) -> Samples:
         prompts = jax.eval_shape(lambda: self.setup.prompts(0))
         return jax.eval_shape(draw, self.reference_params, prompts, self.setup.key, np.int32(0))
 
@@ -222,6 +261,12 @@ def block_rows(algorithm: Algorithm, samples_per_prompt: int, share_prompts: boo
     if share_prompts:
         return algorithm.rows_per_prompt(samples_per_prompt)
     return algorithm.unit_rows(samples_per_prompt)
+
+
+def abstract_rows(tree: Any, mesh: Mesh) -> Any:
+    """Shapes of rows and scalars with their shardings."""
+    shardings = sharding.row_shardings(tree, mesh)
+    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings)
 
 
 def take_units(batch: Batch, units_U: Array, *, unit_rows: int) -> Batch:

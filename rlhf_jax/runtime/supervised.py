@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from rlhf_jax.runtime.checkpoint import Checkpoints, abstract_like
+from rlhf_jax.runtime.stopping import asked_to_stop
 from rlhf_jax.types import Metrics, TrainState
 
 Report = Callable[[int, Metrics], None]
@@ -30,23 +31,28 @@ def train(
       step: one compiled update, donating the state.
       rows: the rows of an update, a function of its number alone, so that a resumed run sees the same.
       on_resume: is told the update that comes next, before anything is reported.
+
+    Raises KeyboardInterrupt after saving, where SIGINT or SIGTERM asked for it.
     """
     begin = checkpoints.latest()
     state = init() if begin is None else checkpoints.restore(begin, abstract_like(jax.eval_shape(init), shardings))
     begin = begin or 0
     on_resume(begin)
     try:
-        late: tuple[int, Any] | None = None
-        for update in range(begin, num_updates):
-            state, metrics = step(state, rows(update))
-            if late is not None:
-                report(late[0], jax.device_get(late[1]))
-            late = (update, metrics)
-            done = update + 1
-            if done % checkpoint_every == 0 or done == num_updates:
-                report(update, jax.device_get(metrics))
-                late = None
-                checkpoints.save(done, state)
+        with asked_to_stop() as asked:
+            late: tuple[int, Any] | None = None
+            for update in range(begin, num_updates):
+                state, metrics = step(state, rows(update))
+                if late is not None:
+                    report(late[0], jax.device_get(late[1]))
+                late = (update, metrics)
+                done, stopping = update + 1, asked()
+                if stopping or done % checkpoint_every == 0 or done == num_updates:
+                    report(update, jax.device_get(metrics))
+                    late = None
+                    checkpoints.save(done, state)
+                if stopping:
+                    raise KeyboardInterrupt
     finally:
         checkpoints.wait()  # an interrupt must not tear down the threads of a save under way
     return state

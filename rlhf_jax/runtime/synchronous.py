@@ -4,12 +4,20 @@ Each round: publish, sample what the clock issues at this version, score, credit
 consumer writes, evaluates and saves between two steps.
 """
 
-from collections.abc import Generator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+import numpy as np
+
 from rlhf_jax.runtime.program import Program
-from rlhf_jax.types import Samples, Scores, States
+from rlhf_jax.runtime.timeline import Timeline
+from rlhf_jax.types import Array, Batch, Metrics, Samples, Scores, States
+
+FINITE = ("score", "loss", "update_norm", "critic_loss", "critic_update_norm")
+"""Figures of an update that must be finite: a NaN score would pass as a tie."""
 
 
 @dataclass(frozen=True)
@@ -22,53 +30,108 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Scored:
-    """A round is about to be trained on."""
+    """A round is about to be trained on: `batch` is what credit made of it."""
 
     round_index: int
     samples: Samples
     scores: Scores
+    batch: Batch
 
 
 @dataclass(frozen=True)
 class Updated:
-    """Update `update` made version `update + 1`; `age` is that of its samples, in updates. Metrics are on the device."""
+    """Update `update` made version `update + 1`; `age` is that of its samples, in updates. Metrics are on the device, and
+    so is `sample_R`: the rows of the round's samples that it trained on."""
 
     update: int
     age: int
     metrics: Any
+    sample_R: Array | None
 
 
 @dataclass(frozen=True)
 class RoundEnd:
-    """A round is done. `states` are donated by the next update: what is needed of them must be dispatched before."""
+    """A round is done. `states` are donated by the next update: what is needed of them must be dispatched before.
+
+    `stopping`: this is the last one, because the run was asked to stop.
+    """
 
     round_index: int
     states: States
+    stopping: bool
 
 
 Event = Sampled | Scored | Updated | RoundEnd
 
 
+@dataclass(frozen=True)
+class Watch:
+    """Where a loop writes what it does when, and what asks it to stop at the end of a round."""
+
+    timeline: Timeline = field(default_factory=Timeline)
+    stopping: Callable[[], bool] = lambda: False
+
+
 def run(
-    program: Program, states: States, start_round: int, pending: dict[int, Samples]
+    program: Program, states: States, start_round: int, pending: dict[int, Samples], watch: Watch | None = None
 ) -> Generator[Event, None, None]:
     """Trains from `start_round` to the end.
 
     Args:
       states: at version start_round * updates_per_round; donated.
       pending: samples of later rounds that were issued before `start_round` (empty at round 0).
+
+    Raises FloatingPointError before a version is published that is not finite; ValueError for a bounded clock.
     """
-    clock = program.setup.clock
+    clock, watch = program.setup.clock, watch or Watch()
     for round_index in range(start_round, clock.num_rounds):
-        version = round_index * clock.updates_per_round
-        sampler_params = program.publish(states)
+        with watch.timeline.span("trainer", "publish", round_index):
+            sampler_params = program.publish(states)
         for issued in clock.issued_at(round_index):
-            pending[issued] = program.generate(sampler_params, issued, version)
+            with watch.timeline.span("sampler", "generate", issued):
+                version = round_index * clock.updates_per_round
+                pending[issued] = jax.block_until_ready(program.generate(sampler_params, issued, version))
             yield Sampled(issued, pending[issued])
-        samples = pending.pop(round_index)
-        scores, batch = program.score(states, samples)
-        yield Scored(round_index, samples, scores)
-        for update in range(clock.updates_per_round):
-            states, metrics = program.update(states, program.minibatch(batch, round_index, update))
-            yield Updated(version + update, clock.age(round_index, update), metrics)
-        yield RoundEnd(round_index, states)
+        states, stopped = yield from train_round(program, states, round_index, pending.pop(round_index), watch)
+        if stopped:
+            return
+
+
+def train_round(
+    program: Program, states: States, round_index: int, samples: Samples, watch: Watch
+) -> Generator[Event, None, tuple[States, bool]]:
+    """What both loops do with a round. Returns the states, found finite, and whether the loop was asked to stop."""
+    clock, begin = program.setup.clock, watch.timeline.now()
+    version, first = int(samples.version), round_index * clock.updates_per_round
+    clock.check_version(round_index, version)
+    scores, batch = program.score(states, samples)
+    yield Scored(round_index, samples, scores, batch)
+    made = []
+    for update in range(clock.updates_per_round):
+        minibatch = program.minibatch(batch, round_index, update)
+        states, metrics = program.update(states, minibatch)
+        made.append(metrics)
+        yield Updated(first + update, clock.age(round_index, update, version), metrics, minibatch.sample_R)
+    stopping = watch.stopping()
+    yield RoundEnd(round_index, states, stopping)
+    check_finite(first, scores, made)  # only now: what the reader does runs beside the updates
+    watch.timeline.add("trainer", "train", round_index, begin)
+    return states, stopping
+
+
+def check_finite(first_update: int, scores: Scores, made: Sequence[Metrics]) -> None:
+    """Waits for a round's updates. Raises FloatingPointError that names the first one with a figure that is not finite."""
+    score = float(np.mean(jax.device_get(scores.score_B)))
+    for place, metrics in enumerate(made):
+        of_update = {name: metrics[name] for name in FINITE if name in metrics}
+        values = {name: metric.value() for name, metric in jax.device_get(of_update).items()}
+        require_finite(first_update + place, {"score": score} | values)
+
+
+def require_finite(update: int, values: Mapping[str, float]) -> None:
+    """Raises FloatingPointError for the first of `FINITE` that is not; figures that are not in `values` are not asked for."""
+    for name in FINITE:
+        if name in values and not math.isfinite(values[name]):
+            raise FloatingPointError(
+                f"the {name} of update {update} is {values[name]}: nothing from it on is published or saved"
+            )

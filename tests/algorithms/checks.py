@@ -101,6 +101,8 @@ def prompts_may_be_permuted(algorithm: Algorithm):
     order_R = (order_P[:, None] * rows + np.arange(rows)).reshape(-1)
     permuted = jax.tree.map(lambda array: array[order_B] if array.ndim else array, (samples, scores))
     batch, permuted_batch = algorithm.credit(samples, scores), algorithm.credit(*permuted)
+    np.testing.assert_array_equal(order_B[permuted_batch.sample_R], take_rows(batch, order_R).sample_R)
+    permuted_batch = replace(permuted_batch, sample_R=take_rows(batch, order_R).sample_R)
     assert_trees_close(permuted_batch, take_rows(batch, order_R))
     outputs = random_outputs(batch, SEED)
     for role in algorithm.losses:
@@ -132,6 +134,13 @@ def units_stay_together(algorithm: Algorithm):
     largest_R = np.asarray(batch.prompt_tokens_RQ).max(axis=1)  # every prompt has a token of its own
     np.testing.assert_array_equal(largest_R, np.repeat(np.asarray(samples.prompt_tokens_BQ)[::G].max(axis=1), rows))
     assert all(len(set(largest_R[start : start + unit])) == 1 for start in range(0, P * rows, unit))
+
+
+def rows_name_their_samples(algorithm: Algorithm):
+    """`sample_R` says which sample a row is, so that a ledger can say what was trained on."""
+    samples, _, batch, _ = example(algorithm)
+    np.testing.assert_array_equal(batch.tokens_RC, np.asarray(samples.tokens_BC)[batch.sample_R])
+    np.testing.assert_array_equal(batch.behavior_logprob_RC, np.asarray(samples.behavior_logprob_BC)[batch.sample_R])
 
 
 def micro_batches_add_up(algorithm: Algorithm):
@@ -186,6 +195,7 @@ ALL = [
     prompts_may_be_permuted,
     scores_not_asked_for_do_not_matter,
     units_stay_together,
+    rows_name_their_samples,
     micro_batches_add_up,
     credit_carries_no_gradient,
     too_few_samples_are_refused,

@@ -36,16 +36,43 @@ def test_six_kills_change_nothing(folder, whole):
 
 
 def test_an_interrupted_run_says_so_and_goes_on(folder, whole):
-    """Ctrl-C in the middle of RLHF: status 130, no traceback, and nothing is lost."""
+    """Ctrl-C in the middle of RLHF: status 130, no traceback, the round that was under way is saved, and nothing is lost."""
     directory = folder / "interrupted"
-    process = kill.start(directory, folder / "cache")
-    kill.wait_for(process, directory, kill.num_lines(whole) - 30)  # RLHF has just begun: the signal cannot be too late
-    process.send_signal(signal.SIGINT)
+    interrupt(
+        directory, folder, kill.num_lines(whole) - 30, signal.SIGINT
+    )  # RLHF has just begun: it cannot be too late
+    steps = [int(path.name) for path in (directory / "checkpoints" / "rlhf").iterdir() if path.name.isdigit()]
+    assert max(steps) == last_update(directory) + 1, "what was trained until the signal is saved"
+    kill.finish(kill.start(directory, folder / "cache"))
+    assert not kill.differences(whole, directory)
+
+
+def interrupt(directory: Path, folder: Path, lines: int, number: int, *overrides: str) -> None:
+    """Begins a run and sends it a signal when its metrics have so many lines."""
+    process = kill.start(directory, folder / "cache", *overrides)
+    kill.wait_for(process, directory, lines)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=kill.LIMIT_SECONDS)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
+    assert f"{signal.Signals(number).name}: this round is finished and saved" in errors
     assert "interrupted; the same command goes on" in errors
-    kill.finish(kill.start(directory, folder / "cache"))
+
+
+def last_update(directory: Path) -> int:
+    """The last update of RLHF that stands in metrics.jsonl."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return max(line["update"] for line in lines if line["stage"] == "rlhf" and "update" in line)
+
+
+def test_preemption_of_the_threads_and_of_sft_saves_and_loses_nothing(folder, whole):
+    """SIGTERM in SFT, then, started again, in RLHF with a sampling thread: each saves and stops, and the end is the same."""
+    directory, threads = folder / "preempted", "rlhf.loop=asynchronous"
+    interrupt(directory, folder, 3, signal.SIGTERM, threads)
+    assert kill.stage_at(directory) == "sft"
+    interrupt(directory, folder, kill.num_lines(whole) - 30, signal.SIGTERM, threads)
+    assert kill.stage_at(directory) in ("rlhf", "evaluate")
+    kill.finish(kill.start(directory, folder / "cache", threads))
     assert not kill.differences(whole, directory)
 
 

@@ -1,0 +1,63 @@
+"""What each side of a run did when: spans of seconds, from which a report draws who waited for whom.
+
+side      what       from                              to
+sampler   wait       it wants a version                the version is there
+sampler   generate   the version is there              the samples are there
+trainer   wait       it wants a round                  the round is there
+trainer   train      the round is there                its last update has ended and is found finite
+trainer   publish    the copy is begun                 the sampler may take it
+trainer   host       an event is handed to its reader  the reader is done with it (beside the device's work)
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Side = Literal["sampler", "trainer"]
+What = Literal["wait", "generate", "train", "publish", "host"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Seconds since the timeline began."""
+
+    side: Side
+    what: What
+    round_index: int
+    begin: float
+    end: float
+
+
+class Timeline:
+    """Written by both threads, read by the one that keeps it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._began = time.perf_counter()
+        self._spans: list[Span] = []
+
+    def now(self) -> float:
+        """Seconds since it began."""
+        return time.perf_counter() - self._began
+
+    @contextlib.contextmanager
+    def span(self, side: Side, what: What, round_index: int) -> Iterator[None]:
+        """What happens inside is a span; nothing is kept of what fails."""
+        begin = self.now()
+        yield
+        self.add(side, what, round_index, begin)
+
+    def add(self, side: Side, what: What, round_index: int, begin: float) -> None:
+        """A span that ends now."""
+        span = Span(side, what, round_index, begin, self.now())
+        with self._lock:
+            self._spans.append(span)
+
+    def take(self) -> list[Span]:
+        """The spans since the last call, by their ends."""
+        with self._lock:
+            taken, self._spans = self._spans, []
+        return taken

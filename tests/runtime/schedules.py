@@ -1,0 +1,90 @@
+"""A program of integers in the place of arrays: params are a hash of all that made them, so that a loop can be run thousands
+of times and any difference in what was trained on what, in which order, shows in the last params."""
+
+import dataclasses
+import random
+import time
+from types import SimpleNamespace
+
+import numpy as np
+
+from rlhf_jax.runtime import asynchronous, synchronous
+from rlhf_jax.runtime.clock import Clock
+from rlhf_jax.types import Mean
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeSamples:
+    round_index: int
+    version: int
+    params: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeBatch:
+    samples: FakeSamples
+    params: int
+    part: int = 0
+    sample_R: None = None
+
+
+class FakeProgram:
+    """The calls of `Program`; `delay(call, round)` gives the seconds that each takes."""
+
+    def __init__(self, clock: Clock, delay=lambda call, round_index: 0.0):
+        self.setup = SimpleNamespace(clock=clock)
+        self.delay = delay
+        self.published: dict[int, int] = {}
+        self.generated: list[tuple[int, int]] = []
+
+    def publish(self, states):
+        version, params = states
+        assert version not in self.published, "a version is published once"
+        self.published[version] = params
+        return params
+
+    def generate(self, params, round_index, version):
+        assert self.published[version] == params, "params that are not the version that they are said to be"
+        self.generated.append((round_index, version))
+        time.sleep(self.delay("generate", round_index))
+        return FakeSamples(round_index, version, params)
+
+    def score(self, states, samples):
+        return SimpleNamespace(score_B=np.zeros(1)), FakeBatch(samples, states[1])
+
+    def minibatch(self, batch, round_index, update):
+        assert batch.samples.round_index == round_index
+        return dataclasses.replace(batch, part=update)
+
+    def update(self, states, batch):
+        version, params = states
+        if not batch.part:
+            time.sleep(self.delay("update", batch.samples.round_index))
+        metrics = {"loss": Mean(np.float32(params % 1000), np.float32(1.0))}
+        return (version + 1, hash((params, batch.samples, batch.params, batch.part))), metrics
+
+
+def jitter(seed: int, scale: float = 0.0012):
+    """Delays from a seeded distribution, in which one side may be the slower: a function of call and round alone."""
+    rates = random.Random(seed)
+    mean = {"generate": rates.uniform(0, scale), "update": rates.uniform(0, scale)}
+    return lambda call, round_index: mean[call] * random.Random(f"{seed} {call} {round_index}").expovariate(1.0)
+
+
+def finish(loop, program: FakeProgram, start_round: int = 0, states=(0, 1), pending=None, **options):
+    """Runs to the end: what each round was sampled with, the ages of each update, and the last states."""
+    versions, ages, announced = {}, [], []
+    for event in loop.run(program, states, start_round, dict(pending or {}), **options):
+        match event:
+            case synchronous.Sampled(index, _):
+                announced.append(index)
+            case synchronous.Scored(index, samples):
+                versions[index] = samples.version
+            case synchronous.Updated(_, age):
+                ages.append(age)
+            case synchronous.RoundEnd():
+                states = event.states
+    return versions, ages, announced, states
+
+
+__all__ = ["FakeProgram", "asynchronous", "finish", "jitter", "synchronous"]
