@@ -35,6 +35,7 @@ setup(
             "nbclient>=0.10",
             "nbformat>=5.10",
             "ipykernel>=6.29",
+            "pandas>=2.2",
         ],
         "notebooks": ["notebook>=7.0", "ipykernel>=6.29"],
         "bench": ["torch==2.13.0", "transformers>=5.0", "trl>=1.0", "datasets>=3.0", "accelerate>=1.0"],

@@ -162,9 +162,12 @@ class Recorder:
         self.ledger.write(update, rows)
 
     def _write_timeline(self) -> None:
-        """The spans that have ended. They say nothing that a resumed run must repeat, and are not cut back."""
+        """The spans that have ended. A resumed run need not repeat them: none is cut, and `began` tells processes apart."""
         spans = [dataclasses.asdict(span) for span in self.timeline.take()]
-        lines.append_all(self.workspace.directory / TIMELINE, [{"stage": STAGE, **span} for span in spans])
+        began = self.timeline.began_at
+        lines.append_all(
+            self.workspace.directory / TIMELINE, [{"stage": STAGE, "began": began, **span} for span in spans]
+        )
 
     def evaluate(self, params: Params, version: int, full: bool) -> None:
         """Evaluates a version on held-out prompts; of the first and the last, fully, and with texts kept."""

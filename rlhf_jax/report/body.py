@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from rlhf_jax.observe.lines import Line
 from rlhf_jax.observe.progress import format_figure, format_seconds
-from rlhf_jax.report import page, plots, read, style, trade_off
+from rlhf_jax.report import page, plots, read, style, timeline, trade_off
 from rlhf_jax.report.read import BEST_OF_N, Run
 
 NUM_PAIRS = 8
@@ -28,6 +28,7 @@ def body(run: Run, drawn: Mapping[str, Figure]) -> list[str]:
         _headline(run),
         _section("What training did", figures.get("learning_curves", "")),
         _section("What it cost in KL", figures.get("trade_off", "")),
+        _section("Who waited for whom", _timeline(run, figures.get("timeline", ""))),
         _section("Completions before and after", _pairs(run)),
         page.folded("Completions during training", _during(run)),
         _section("Evaluations", _evaluations(run)),
@@ -44,6 +45,13 @@ def _section(title: str, content: str) -> str:
 def _subtitle(run: Run) -> str:
     counts = [(stage, len(read.updates(run.lines, stage))) for stage in read.stages(run.lines)]
     return "updates: " + " · ".join(f"{stage} {count}" for stage, count in counts if count)
+
+
+def _timeline(run: Run, drawn: str) -> str:
+    if not run.spans or run.config is None:
+        return drawn
+    found = timeline.speed(run.spans, run.config["rlhf"]["loop"] == "asynchronous")
+    return drawn + "".join(f"<p>{page.text(sentence)}</p>" for sentence in (timeline.sentences(found) if found else ()))
 
 
 def _headline(run: Run) -> str:

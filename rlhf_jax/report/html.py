@@ -27,7 +27,7 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
     )  # matplotlib takes a second, which no run should wait for at its start
 
     run = read.read_run(Path(directory))
-    drawn = draw(run.lines)
+    drawn = draw(run.lines, run.spans)
     (run.directory / "plots").mkdir(exist_ok=True)
     for name, figure in drawn.items():
         style.write_png(figure, run.directory / "plots" / f"{name}.png")
@@ -36,13 +36,14 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
     return path
 
 
-def draw(lines: Sequence[Line]) -> dict[str, Any]:
-    """Every figure that the lines have something for, by the name of its file."""
-    from rlhf_jax.report import plots, trade_off
+def draw(lines: Sequence[Line], spans: Sequence[Line] = ()) -> dict[str, Any]:
+    """Every figure that the lines (and spans of the timeline) have something for, by the name of its file."""
+    from rlhf_jax.report import plots, timeline, trade_off
 
     figures = {
         "learning_curves": plots.learning_curves(lines),
         "trade_off": trade_off.trade_off(lines),
+        "timeline": timeline.draw(spans, lines),
         "time_per_stage": plots.time_per_stage(lines),
     }
     figures |= {f"stage_{stage}": plots.stage_curves(lines, stage) for stage in read.stages(lines)}

@@ -14,6 +14,7 @@ from rlhf_jax.observe.lines import Line, read
 BASE = "sft"
 TRAINED = "rlhf"
 BEST_OF_N = "best_of_n"
+TIMELINE = "timeline.jsonl"
 FIELDS = frozenset({"stage", "update", "seconds", "of", "kind"})
 
 
@@ -26,6 +27,7 @@ class Run:
     lines: list[Line]
     samples: list[Line]
     missing: tuple[str, ...]
+    spans: tuple[Line, ...] = ()
 
     @property
     def title(self) -> str:
@@ -52,7 +54,9 @@ def read_run(directory: Path) -> Run:
     lines = read(files[metrics.FILE]) if there[metrics.FILE] else []
     texts = read(files[samples.FILE]) if there[samples.FILE] else []
     absent = [f"{name} is not there" for name, is_there in there.items() if not is_there]
-    return Run(directory, config, lines, texts, (*absent, *_missing(lines, texts)))
+    timeline = directory / TIMELINE
+    spans = tuple(read(timeline)) if timeline.exists() else ()
+    return Run(directory, config, lines, texts, (*absent, *_missing(lines, texts)), spans)
 
 
 def _missing(lines: Sequence[Line], texts: Sequence[Line]) -> list[str]:

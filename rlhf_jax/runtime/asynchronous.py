@@ -69,6 +69,7 @@ def sample_rounds(program: Program, buffer: Buffer, issued: list[int], watch: Wa
                 samples = jax.block_until_ready(program.generate(params, round_index, version))
             buffer.put(round_index, samples)
             buffer.forget_before(min((clock.version(r) for r in issued[place + 1 :]), default=version + 1))
+        buffer.end_of_rounds()
     except Stopped:
         return
     except BaseException as error:

@@ -33,6 +33,7 @@ class Buffer:
         self._rounds: dict[int, Samples] = {}
         self._failure: BaseException | None = None
         self._stopped = False
+        self._no_more_rounds = False
         self._deadline_seconds = deadline_seconds
         self._last_change = time.monotonic()
 
@@ -69,7 +70,7 @@ class Buffer:
 
     def wait_for(self, round_index: int) -> Samples:
         """Waits for a round, which stays. Raises what made the sampler fail, Stopped where it ended early, Stalled."""
-        return self._wait(lambda: self._rounds.get(round_index), f"round {round_index}")
+        return self._wait(lambda: self._rounds.get(round_index), f"round {round_index}", lambda: self._no_more_rounds)
 
     def take(self, round_index: int) -> Samples:
         """Waits for a round and takes it out; raises as `wait_for`."""
@@ -77,6 +78,12 @@ class Buffer:
         with self._changed:
             del self._rounds[round_index]
         return samples
+
+    def end_of_rounds(self) -> None:
+        """The sampler will put no more: who waits for another round is told so."""
+        with self._changed:
+            self._no_more_rounds = True
+            self._notify()
 
     def arrived(self, known: Iterable[int]) -> dict[int, Samples]:
         """The rounds that are here and not in `known`; they stay."""
@@ -95,12 +102,12 @@ class Buffer:
         self._last_change = time.monotonic()
         self._changed.notify_all()
 
-    def _wait(self, ready: Callable[[], T | None], what: str) -> T:
+    def _wait(self, ready: Callable[[], T | None], what: str, over: Callable[[], bool] = lambda: False) -> T:
         with self._changed:
             while (found := ready()) is None:
                 if self._failure is not None:
                     raise self._failure
-                if self._stopped:
+                if self._stopped or over():
                     raise Stopped(f"waiting for {what}, but the other side has ended")
                 silent = time.monotonic() - self._last_change
                 if silent > self._deadline_seconds:

@@ -32,10 +32,11 @@ class Span:
 
 
 class Timeline:
-    """Written by both threads, read by the one that keeps it."""
+    """Written by both threads, read by the one that keeps it. `began_at` is in seconds since 1970."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self.began_at = round(time.time(), 3)
         self._began = time.perf_counter()
         self._spans: list[Span] = []
 

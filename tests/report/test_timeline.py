@@ -1,0 +1,74 @@
+"""What the timeline says of a made-up run: medians, bounds, the side that is waited for, and a drawing of what is there."""
+
+import pytest
+
+from rlhf_jax.report import timeline
+
+ROUNDS = 6
+
+
+def spans_of(generate: float, train: float, began: float = 1.0) -> list[dict]:
+    """A lag-1 run of constant stages: both begin a round together, the shorter one waits."""
+    found, now, longest = [], 0.0, max(generate, train + 0.1)
+    for r in range(ROUNDS):
+        pieces = [
+            ("sampler", "generate", now, now + generate),
+            ("sampler", "wait", now + generate, now + longest),
+            ("trainer", "publish", now, now + 0.1),
+            ("trainer", "train", now + 0.1, now + 0.1 + train),
+            ("trainer", "host", now + 0.2, now + 0.3),
+            ("trainer", "wait", now + 0.1 + train, now + longest),
+        ]
+        names = ("side", "what", "begin", "end")
+        found += [
+            {"stage": "rlhf", "began": began, "round_index": r, **dict(zip(names, piece, strict=True))}
+            for piece in pieces
+        ]
+        now += longest
+    return found
+
+
+def test_medians_and_the_bound():
+    found = timeline.speed(spans_of(2.0, 0.9), asynchronous=True)
+    assert found is not None
+    assert (found.generate, found.train, found.publish) == pytest.approx((2.0, 0.9, 0.1))
+    assert (found.sampler_wait, found.trainer_wait, found.host) == pytest.approx((0.0, 1.0, 0.1))
+    assert (found.round_seconds, found.bound) == pytest.approx((2.0, 2.0))
+    alone = timeline.speed(spans_of(2.0, 0.9), asynchronous=False)
+    assert alone is not None
+    assert alone.bound == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    ("generate", "side", "lever"),
+    [(2.0, "generation-bound", "num_epochs"), (0.5, "training-bound", "samples_per_prompt")],
+)
+def test_the_side_that_is_waited_for_is_named_with_its_lever(generate, side, lever):
+    found = timeline.speed(spans_of(generate, 0.9), asynchronous=True)
+    assert found is not None
+    text = " ".join(timeline.sentences(found))
+    assert f"{side} (2.00 to 1)" in text
+    assert lever in text
+
+
+def test_only_the_newest_process_counts():
+    both = spans_of(2.0, 0.9) + spans_of(0.5, 0.9, began=2.0)
+    found = timeline.speed(both, asynchronous=True)
+    assert found is not None
+    assert found.generate == pytest.approx(0.5)
+
+
+def test_too_few_rounds_say_nothing():
+    assert timeline.speed([span for span in spans_of(1.0, 1.0) if span["round_index"] < 3], asynchronous=True) is None
+    assert timeline.speed([], asynchronous=True) is None
+    assert timeline.draw([], []) is None
+
+
+def test_bars_stand_where_the_spans_are():
+    lines = [{"stage": "rlhf", "update": update, "age": min(update, 1)} for update in range(ROUNDS)]
+    figure = timeline.draw(spans_of(2.0, 0.9), lines)
+    assert figure is not None
+    bars, ages = figure.axes
+    widths = sorted({round(float(patch.get_width()), 6) for patch in bars.patches})
+    assert {0.1, 0.9, 2.0} <= set(widths)
+    assert [patch.get_height() for patch in ages.patches] == [1, ROUNDS - 1]
