@@ -23,7 +23,7 @@ from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import asynchronous, ledger, sharding, stopping, synchronous
 from rlhf_jax.runtime.checkpoint import abstract_like
 from rlhf_jax.runtime.clock import Clock
-from rlhf_jax.runtime.mesh import check_rows
+from rlhf_jax.runtime.mesh import check_rows, sampler_slices
 from rlhf_jax.runtime.program import Critic, Program, Reward, Setup, block_rows
 from rlhf_jax.runtime.spool import Spool
 from rlhf_jax.runtime.timeline import Timeline
@@ -47,6 +47,8 @@ class Config:
     trace: tuple[int, ...] = ()  # a version for every round, instead of a lag
     replay: str = ""  # the directory of a run, whose ledger gives the trace
     loop: str = "synchronous"  # or "asynchronous": a sampling thread beside the trainer, and the same numbers
+    sampler_slices: int = 0  # device slices beside the trainer's mesh that share a round's prompts; 0: its own devices
+    sampler_slice_devices: int = 1  # of each, along `data`
     deadline_seconds: float = 600.0  # asynchronous: how long neither side may hand anything over
     temperature: float = 1.0
     num_micro_batches: int = 1
@@ -111,7 +113,15 @@ def check(config: Config, algorithm: Algorithm, mesh: Any) -> None:
     rows = algorithm.rows_per_prompt(config.samples_per_prompt) * config.prompts_per_update
     units = rows // block_rows(algorithm, config.samples_per_prompt, config.share_prompts)
     check_rows("rlhf.prompts_per_update (in units of rows)", units, mesh, config.num_micro_batches)
-    check_rows("rlhf.prompts_per_update", config.prompts_per_update * clock.num_minibatches, mesh)
+    prompts_per_round = config.prompts_per_update * clock.num_minibatches
+    check_rows("rlhf.prompts_per_update", prompts_per_round, mesh)
+    slices = sampler_slices(mesh, config.sampler_slices, config.sampler_slice_devices)
+    shards = config.sampler_slices * config.sampler_slice_devices
+    if slices and prompts_per_round % shards:
+        raise ValueError(
+            f"a round has {prompts_per_round} prompts, which {config.sampler_slices} sampler slice(s) of "
+            f"{config.sampler_slice_devices} device(s) cannot share; accepted: multiples of {shards}"
+        )
 
 
 def make_program(
@@ -146,6 +156,7 @@ def make_program(
         num_micro_batches=config.num_micro_batches,
         critic=critic,
         share_prompts=config.share_prompts,
+        sampler_slices=sampler_slices(workspace.mesh, config.sampler_slices, config.sampler_slice_devices),
     )
     return Program(setup, reference_params)
 

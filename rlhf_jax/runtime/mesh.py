@@ -46,6 +46,28 @@ def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(np.asarray(devices[: int(np.prod(shape))]).reshape(shape), AXES)
 
 
+def sampler_slices(trainer: Mesh, num_slices: int, devices_per_slice: int) -> tuple[Mesh, ...]:
+    """Meshes of the devices after the trainer's, `devices_per_slice` of them along `data` each; none for 0 slices.
+
+    Raises ValueError where there are too few devices, naming how many there are.
+    """
+    if num_slices < 0 or devices_per_slice < 1:
+        raise ValueError(
+            f"rlhf.sampler_slices is {num_slices} of {devices_per_slice} devices; accepted: 0 (the trainer's own devices) or "
+            "more, of 1 device or more"
+        )
+    taken = {device.id for device in trainer.devices.flat}
+    left = [device for device in jax.devices() if device.id not in taken]
+    if num_slices * devices_per_slice > len(left):
+        raise ValueError(
+            f"rlhf.sampler_slices={num_slices} of rlhf.sampler_slice_devices={devices_per_slice} need "
+            f"{num_slices * devices_per_slice} devices beside the trainer's {len(taken)}, but {len(left)} are left of "
+            f"{len(jax.devices())}"
+        )
+    size = devices_per_slice
+    return tuple(make_mesh(Config(data=size), left[place * size : (place + 1) * size]) for place in range(num_slices))
+
+
 def check_rows(name: str, num_units: int, mesh: Mesh, num_micro_batches: int = 1) -> None:
     """Raises ValueError unless units of rows, at least one, divide evenly over micro-batches and the mesh's row shards."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]

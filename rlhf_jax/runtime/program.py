@@ -18,7 +18,7 @@ from rlhf_jax.rewards.api import ModelReward
 from rlhf_jax.runtime import sharding
 from rlhf_jax.runtime.checkpoint import abstract_like
 from rlhf_jax.runtime.clock import Clock
-from rlhf_jax.runtime.publish import make_publish
+from rlhf_jax.runtime.sampler import Sampler
 from rlhf_jax.types import Algorithm, Array, Batch, Metrics, Params, Prompts, Samples, Scores, States, TrainState
 from rlhf_jax.update import critic_objective, init_state, policy_objective, train_step
 
@@ -64,6 +64,7 @@ class Setup:
     num_micro_batches: int = 1
     critic: Critic | None = None
     share_prompts: bool = True
+    sampler_slices: tuple[Mesh, ...] = ()  # device slices of the sampler's own; none: it samples on `mesh`
 
 
 class Program:
@@ -94,14 +95,14 @@ class Program:
         }
         everywhere, rows = sharding.replicated(mesh), sharding.rows(mesh)
         draw = partial(sample.sample, model=model, config=setup.sampling, eos_id=setup.eos_id, pad_id=setup.pad_id)
-        self._sample_shapes = self._shapes_of(draw)
-        samples_out = sharding.row_shardings(self._sample_shapes, mesh)
-        self._generate = jax.jit(draw, out_shardings=samples_out)
+        prompts = jax.eval_shape(lambda: setup.prompts(0))
+        self._sampler = Sampler(
+            draw, model, reference_params, prompts, setup.key, mesh, setup.sampler_slices, setup.publish_dtype
+        )
         self._logprobs = jax.jit(partial(score.sample_logprobs, model=model), out_shardings=rows)
         self._reward = jax.jit(setup.reward.model, out_shardings=rows) if setup.reward.model else None
         self._credit = jax.jit(self._credit_rows)
         self._take = jax.jit(take_units, static_argnames=("unit_rows",))
-        self._publish = make_publish(self.state_shardings["policy"].params, setup.publish_dtype)
         self._update = {
             role: jax.jit(
                 self._step(role, role_model, optimizer),
@@ -134,23 +135,16 @@ class Program:
     def compile(self) -> None:
         """Compiles a round's longest calls side by side, from shapes alone: the first update waits for the slowest of them,
         not for their sum. Each is found compiled when it is called."""
-        shaped = partial(abstract_rows, mesh=self.setup.mesh)
+        shaped = partial(sharding.abstract_rows, mesh=self.setup.mesh)
         states = abstract_like(self.state_shapes, self.state_shardings)
-        prompts = shaped(jax.eval_shape(lambda: self.setup.prompts(0)))
-        samples = shaped(self._sample_shapes)
+        samples = shaped(self._sampler.shapes)
         _, batch = jax.eval_shape(self._credit_rows, samples, *self._judgement_shapes())
         size = batch.tokens_RC.shape[0] // self.setup.clock.num_minibatches
         minibatch = shaped(
             jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]) if x.ndim else (), x.dtype), batch)
         )
-        params = states["policy"].params
-        published = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, self.setup.publish_dtype, sharding=x.sharding), params
-        )
-        calls: list[tuple[Any, tuple[Any, ...]]] = [
-            (self._generate, (published, prompts, self.setup.key, np.int32(0))),
-            *((update, (states[role], minibatch)) for role, update in self._update.items()),
-        ]
+        calls: list[tuple[Any, tuple[Any, ...]]] = self._sampler.calls(self.reference_params)
+        calls += [(update, (states[role], minibatch)) for role, update in self._update.items()]
         if "reference" in self.setup.algorithm.needs:
             calls.append((self._logprobs, (self.reference_params, samples)))
         if self._reward is not None:
@@ -159,7 +153,7 @@ class Program:
             list(pool.map(lambda call: call[0].lower(*call[1]).compile(), calls))
 
     def _judgement_shapes(self) -> tuple[Any, Any, Any, Any]:
-        rows, length = self._sample_shapes.tokens_BC.shape
+        rows, length = self._sampler.shapes.tokens_BC.shape
         needs = self.setup.algorithm.needs
         per_token = jax.ShapeDtypeStruct((rows, length), np.float32)
         reference, proximal, value = (
@@ -173,9 +167,7 @@ class Program:
 
     def generate(self, params: Params, round_index: int, version: int) -> Samples:
         """Samples a round with published params."""
-        prompts = self.setup.prompts(round_index)
-        prompts = jax.device_put(prompts, sharding.row_shardings(prompts, self.setup.mesh))
-        return self._generate(params, prompts, self.setup.key, np.int32(version))
+        return self._sampler.generate(params, self.setup.prompts(round_index), version)
 
     def score(self, states: States, samples: Samples) -> tuple[Scores, Batch]:
         """What every role says of the samples, and the rows to train on."""
@@ -222,7 +214,7 @@ class Program:
 
     def publish(self, states: States) -> Params:
         """Params that the sampler owns."""
-        return self._publish(states["policy"].params)
+        return self._sampler.publish(states["policy"].params)
 
     def _first_params(self, policy: Params) -> dict[str, Params]:
         critic = self.setup.critic
@@ -251,22 +243,12 @@ class Program:
         shardings = sharding.row_shardings(batch, setup.mesh)
         return scores, jax.lax.with_sharding_constraint(batch, shardings)
 
-    def _shapes_of(self, draw: Callable[..., Samples]) -> Samples:
-        prompts = jax.eval_shape(lambda: self.setup.prompts(0))
-        return jax.eval_shape(draw, self.reference_params, prompts, self.setup.key, np.int32(0))
-
 
 def block_rows(algorithm: Algorithm, samples_per_prompt: int, share_prompts: bool) -> int:
     """Rows of a minibatch that are never separated; see `Program.block_rows`."""
     if share_prompts:
         return algorithm.rows_per_prompt(samples_per_prompt)
     return algorithm.unit_rows(samples_per_prompt)
-
-
-def abstract_rows(tree: Any, mesh: Mesh) -> Any:
-    """Shapes of rows and scalars with their shardings."""
-    shardings = sharding.row_shardings(tree, mesh)
-    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings)
 
 
 def take_units(batch: Batch, units_U: Array, *, unit_rows: int) -> Batch:

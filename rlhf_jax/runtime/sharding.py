@@ -28,6 +28,12 @@ def row_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: rows(mesh) if len(x.shape) else replicated(mesh), tree)
 
 
+def abstract_rows(tree: Any, mesh: Mesh) -> Any:
+    """Shapes of rows and scalars with their shardings."""
+    shardings = row_shardings(tree, mesh)
+    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings)
+
+
 def params_shardings(model: Model, params: Params, mesh: Mesh) -> Any:
     """A NamedSharding for every array of params (arrays or their shapes)."""
 

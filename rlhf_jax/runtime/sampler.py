@@ -1,0 +1,99 @@
+"""Where a round is sampled: on the trainer's mesh, or on device slices of its own, each drawing its share of the prompts.
+
+A row's random numbers depend on its prompt's ordinal and its sample index alone, so that several slices draw what one would,
+up to float32 near-ties. Samples always end on the trainer's mesh.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rlhf_jax.models.api import Model
+from rlhf_jax.runtime import sharding
+from rlhf_jax.runtime.publish import make_publish
+from rlhf_jax.types import Array, Params, Prompts, Samples
+
+Draw = Callable[[Params, Prompts, Array, Any], Samples]
+
+
+class Sampler:
+    """Compiled sampling. With slices, published params are a tuple: a copy for each slice."""
+
+    def __init__(
+        self,
+        draw: Draw,
+        model: Model,
+        params: Params,
+        prompts: Prompts,
+        key: Array,
+        trainer: Mesh,
+        slices: Sequence[Mesh],
+        dtype: str,
+    ):
+        """`params` and `prompts` (of a whole round) are arrays or shapes; without `slices` the trainer's mesh samples."""
+        self._apart = bool(slices)
+        self._meshes = tuple(slices) or (trainer,)
+        self._trainer, self._key = trainer, key
+        self.dtype = dtype
+        self.share = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((x.shape[0] // len(self._meshes), *x.shape[1:]), x.dtype), prompts
+        )
+        self.shapes = jax.eval_shape(draw, params, prompts, key, np.int32(0))
+        share_shapes = jax.eval_shape(draw, params, self.share, key, np.int32(0))
+        self._layouts = [sharding.params_shardings(model, params, mesh) for mesh in self._meshes]
+        self._draw = [jax.jit(draw, out_shardings=sharding.row_shardings(share_shapes, mesh)) for mesh in self._meshes]
+        self._copy = make_publish(sharding.params_shardings(model, params, trainer), dtype)
+        self._join = jax.jit(join, out_shardings=sharding.row_shardings(self.shapes, trainer))
+
+    def publish(self, params: Params) -> Params:
+        """Params that the sampler owns, where it samples."""
+        copied = self._copy(params)
+        return tuple(jax.device_put(copied, layout) for layout in self._layouts) if self._apart else copied
+
+    def generate(self, params: Params, prompts: Prompts, version: int) -> Samples:
+        """Samples of a round, on the trainer's mesh. The slices draw at the same time."""
+        if not self._apart:
+            prompts = jax.device_put(prompts, sharding.row_shardings(prompts, self._trainer))
+            return self._draw[0](params, prompts, self._key, np.int32(version))
+        parts = [
+            draw(
+                of_slice,
+                jax.device_put(share, sharding.row_shardings(share, mesh)),
+                jax.device_put(self._key, sharding.replicated(mesh)),
+                np.int32(version),
+            )
+            for draw, of_slice, share, mesh in zip(
+                self._draw, params, shares(prompts, len(self._meshes)), self._meshes, strict=True
+            )
+        ]
+        return self._join([jax.device_put(part, sharding.replicated(self._trainer)) for part in parts])
+
+    def calls(self, params: Params) -> list[tuple[Any, tuple[Any, ...]]]:
+        """Each compiled function with shapes of its arguments, for compiling ahead of time."""
+        found = []
+        for draw, mesh, layout in zip(self._draw, self._meshes, self._layouts, strict=True):
+            published = jax.tree.map(
+                lambda x, where: jax.ShapeDtypeStruct(x.shape, self.dtype, sharding=where), params, layout
+            )
+            key = jax.device_put(self._key, sharding.replicated(mesh)) if self._apart else self._key
+            found.append((draw, (published, sharding.abstract_rows(self.share, mesh), key, np.int32(0))))
+        return found
+
+
+def shares(prompts: Prompts, num_parts: int) -> list[Prompts]:
+    """Equal parts of a round's prompts, in order."""
+    size = prompts.tokens_PQ.shape[0] // num_parts
+
+    def part(place: int) -> Prompts:
+        return jax.tree.map(lambda array: array[place * size : (place + 1) * size], prompts)
+
+    return [part(place) for place in range(num_parts)]
+
+
+def join(parts: Sequence[Samples]) -> Samples:
+    """Samples of consecutive prompts as one."""
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays) if arrays[0].ndim else arrays[0], *parts)
