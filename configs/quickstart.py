@@ -1,4 +1,4 @@
-"""SFT, comparisons labelled by gold, a learned reward model, and Online DPO on templated reviews.
+"""SFT, comparisons labelled by gold, a learned reward model, and Online DPO on templated reviews, asynchronous at lag 1.
 
 Command:   python -m experiments.run --config=configs/quickstart.py
 Hardware:  two CPU cores
@@ -33,6 +33,8 @@ def get_config(argument: str = "") -> ConfigDict:
     config.rlhf.total_prompts = 64 * 64
     config.rlhf.prompts_per_update = 64
     config.rlhf.samples_per_prompt = 8
+    config.rlhf.loop = "asynchronous"
+    config.rlhf.lag = 1
     config.rlhf.optimizer.learning_rate = 5e-4
     config.rlhf.evaluate_every = 16
     config.rlhf.checkpoint_every = 16

@@ -85,7 +85,8 @@ def stop(error: BaseException, status: int = 2) -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Exit status 2: the config cannot run; 1: the disk failed; 130: interrupted. The same command goes on."""
+    """Exit status 2: the config cannot run; 1: the disk failed, or a figure that training needs is not finite; 130:
+    interrupted, or preempted (SIGTERM). The same command goes on."""
     try:
         config = parse(sys.argv if argv is None else argv)
         from rlhf_jax import build
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         build.run(config)
     except (ValueError, FileNotFoundError) as error:
         stop(error)
-    except OSError as error:
+    except (OSError, FloatingPointError) as error:
         stop(error, 1)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)

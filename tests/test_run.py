@@ -97,6 +97,10 @@ WRONG = [
     ("rlhf.lag=-1", ["lag is -1", "0 (synchronous) or more"]),
     ("rlhf.trace=(0, 5)", ["trace has 2 versions", "64 rounds"]),
     ("rlhf.loop=threads", ["rlhf.loop is 'threads'", "synchronous, asynchronous"]),
+    ("rlhf.clock=loose", ["rlhf.clock is 'loose'", "exact, bounded"]),
+    ("rlhf.replay=runs/nowhere", ["runs/nowhere/ledger.jsonl", "rlhf.replay names the directory of a run"]),
+    ("rlhf.sampler_slices=8", ["rlhf.sampler_slices=8", "7 are left of 8"]),
+    ("rlhf.sampler_slices=3", ["a round has 64 prompts", "multiples of 3"]),
     ("rlhf.deadline_seconds=0.0", ["rlhf.deadline_seconds is 0.0", "positive"]),
     ("rlhf.temperature=0.0", ["rlhf.temperature is 0.0", "positive"]),
     ("rlhf.samples_per_prompt=1", ["rlhf.samples_per_prompt is 1", "at least 2"]),
@@ -152,11 +156,25 @@ def test_a_right_config_begins_and_may_begin_again(tmp_path, begun):
 def test_a_directory_of_another_config_names_the_keys(capsys, tmp_path, begun):
     call(tmp_path)
     before = (tmp_path / "config.json").read_bytes()
-    line = refused(capsys, [CONFIG, f"--config.directory={tmp_path}", "--config.seed=3", "--config.rlhf.lag=1"])
-    assert "rlhf.lag (0 there, 1 now)" in line
+    line = refused(capsys, [CONFIG, f"--config.directory={tmp_path}", "--config.seed=3", "--config.rlhf.lag=2"])
+    assert "rlhf.lag (1 there, 2 now)" in line
     assert "seed (0 there, 3 now)" in line
     assert begun == [0]
     assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_bounded_clock_needs_threads(capsys, tmp_path):
+    overrides = ["--config.rlhf.loop=synchronous", "--config.rlhf.clock=bounded"]
+    line = refused(capsys, [CONFIG, f"--config.directory={tmp_path / 'run'}", *overrides])
+    assert "rlhf.clock is 'bounded', which needs rlhf.loop=asynchronous" in line
+
+
+def test_a_training_that_broke_is_one_line(capsys, tmp_path, monkeypatch):
+    def broke(*_):
+        raise FloatingPointError("the loss of update 3 is nan: nothing from it on is published or saved")
+
+    monkeypatch.setattr(pipeline, "job", broke)
+    assert "the loss of update 3 is nan" in refused(capsys, [CONFIG, f"--config.directory={tmp_path}"], status=1)
 
 
 def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch):

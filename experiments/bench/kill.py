@@ -43,6 +43,7 @@ SIZES = (
     "rlhf.prompts_per_update=4",
     "rlhf.num_minibatches=2",
     "rlhf.lag=1",
+    "rlhf.loop=synchronous",
     "rlhf.evaluate_every=2",
     "rlhf.checkpoint_every=4",
     "rlhf.log_samples=2",

@@ -137,7 +137,8 @@ def ledger_seconds(program: Program, workspace: Any, repeats: int) -> float:
     for _ in range(repeats + 1):
         began = time.perf_counter()
         texts = workspace.completions(samples)
-        prompts = workspace.prompt_texts(samples)
+        one_each = jax.tree.map(lambda x: x[:: samples.samples_per_prompt] if x.ndim else x, samples)
+        prompts = workspace.prompt_texts(one_each)
         book.write(0, ledger.rows(0, samples, scores, uses, batch, program.setup.algorithm, prompts, texts, None))
         best = min(best, time.perf_counter() - began)
     return best

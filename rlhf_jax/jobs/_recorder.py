@@ -152,8 +152,13 @@ class Recorder:
         if not self.config.ledger:
             return
         samples = jax.device_get(scored.samples)
-        prompts, texts = self.workspace.prompt_texts(samples), self.workspace.completions(samples)
-        gold = self.evaluator.gold(prompts, texts, samples.finished_B) if self.config.ledger_gold else None
+        one_each = jax.tree.map(lambda x: x[:: samples.samples_per_prompt] if x.ndim else x, samples)
+        prompts, texts = self.workspace.prompt_texts(one_each), self.workspace.completions(samples)
+        gold = None
+        if self.config.ledger_gold:
+            gold = self.evaluator.gold(
+                np.repeat(prompts, samples.samples_per_prompt).tolist(), texts, samples.finished_B
+            )
         uses = {age: np.asarray(sample_R) for age, sample_R in self.uses.items()}
         algorithm = self.program.setup.algorithm
         rows = ledger.rows(

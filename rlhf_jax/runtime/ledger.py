@@ -82,7 +82,7 @@ def rows(
     uses: Mapping[int, np.ndarray],
     batch: Batch,
     algorithm: Algorithm,
-    prompts: Sequence[str],
+    prompt_texts: Sequence[str],
     texts: Sequence[str],
     gold: np.ndarray | None,
 ) -> list[dict[str, Any]]:
@@ -91,7 +91,7 @@ def rows(
     Args:
       uses: age -> the samples (rows of `samples`) that an update of that age trained on.
       batch: what credit made of the round, on the host or the device.
-      prompts, texts: of every sample.
+      prompt_texts: of every prompt, in order; `texts`: of every sample.
     """
     samples, scores, batch = jax.device_get((samples, scores, batch))
     count = len(texts)
@@ -99,7 +99,7 @@ def rows(
     columns: dict[str, Any] = {
         "round": [round_index] * count,
         "ordinal": samples.ordinal_B.tolist(),
-        "prompt_hash": [zlib.crc32(prompt.encode()) for prompt in prompts],
+        "prompt_hash": [zlib.crc32(text.encode()) for text in prompt_texts for _ in range(samples.samples_per_prompt)],
         "sample": samples.sample_index_B.tolist(),
         "version": [int(samples.version)] * count,
         "ages": ages_of(uses, count),
@@ -130,7 +130,8 @@ def ages_of(uses: Mapping[int, np.ndarray], count: int) -> list[list[int]]:
 
 def numbers(values: Any) -> list[Any]:
     """As JSON can say them, with the digits that a float32 has."""
-    return [lines.number(float(f"{value:.{DIGITS}g}")) for value in np.asarray(values, np.float64).tolist()]
+    rounded = [float(f"{value:.{DIGITS}g}") for value in np.asarray(values, np.float64).tolist()]
+    return rounded if np.isfinite(rounded).all() else [lines.number(value) for value in rounded]
 
 
 def sums(values_BC: Any, mask_BC: np.ndarray) -> list[Any]:

@@ -12,7 +12,7 @@ from rlhf_jax.runtime import ledger
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.types import Samples, Scores
 
-PROMPTS = ["good", "good", "bad", "bad", "odd", "odd"]
+PROMPTS = ["good", "bad", "odd"]
 TEXTS = ["a", "b", "c", "d", "e", "f"]
 
 
