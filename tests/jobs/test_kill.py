@@ -10,6 +10,7 @@ import pytest
 from experiments.bench import kill
 
 MOMENTS = 6
+THREADS = "rlhf.loop=asynchronous"
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +26,16 @@ def whole(folder) -> Path:
 
 
 def test_six_kills_change_nothing(folder, whole):
-    """One directory, killed at six seeded moments spread over the run, each time started again."""
+    """One directory with a sampling thread, killed at six seeded moments spread over the run, each time started again: it
+    ends as the synchronous run that never was."""
     directory, stages = folder / "killed", []
     for lines, delay in kill.moments(kill.num_lines(whole), MOMENTS, seed=0):
-        assert kill.kill_at(kill.start(directory, folder / "cache"), directory, lines, delay), "it ended before"
+        process = kill.start(directory, folder / "cache", THREADS)
+        assert kill.kill_at(process, directory, lines, delay), "it ended before"
         stages.append(kill.stage_at(directory))
     assert len(set(stages)) > 2, f"the kills should be spread over the stages, and fell in {stages}"
-    kill.finish(kill.start(directory, folder / "cache"))
+    kill.finish(kill.start(directory, folder / "cache", THREADS))
+    assert json.loads((directory / "config.json").read_text())["rlhf"]["loop"] == "asynchronous"
     assert not kill.differences(whole, directory)
 
 
@@ -67,21 +71,19 @@ def last_update(directory: Path) -> int:
 
 def test_preemption_of_the_threads_and_of_sft_saves_and_loses_nothing(folder, whole):
     """SIGTERM in SFT, then, started again, in RLHF with a sampling thread: each saves and stops, and the end is the same."""
-    directory, threads = folder / "preempted", "rlhf.loop=asynchronous"
-    interrupt(directory, folder, 3, signal.SIGTERM, threads)
+    directory = folder / "preempted"
+    interrupt(directory, folder, 3, signal.SIGTERM, THREADS)
     assert kill.stage_at(directory) == "sft"
-    interrupt(directory, folder, kill.num_lines(whole) - 30, signal.SIGTERM, threads)
+    interrupt(directory, folder, kill.num_lines(whole) - 30, signal.SIGTERM, THREADS)
     assert kill.stage_at(directory) in ("rlhf", "evaluate")
-    kill.finish(kill.start(directory, folder / "cache", threads))
+    kill.finish(kill.start(directory, folder / "cache", THREADS))
     assert not kill.differences(whole, directory)
 
 
-def test_a_sampling_thread_changes_nothing_and_a_kill_loses_nothing(folder, whole):
-    """The asynchronous loop of the same lag, killed once in RLHF, ends bitwise as the synchronous one that was not."""
-    directory, threads = folder / "threads", "rlhf.loop=asynchronous"
-    assert kill.kill_at(kill.start(directory, folder / "cache", threads), directory, kill.num_lines(whole) - 20, 0.0)
-    kill.finish(kill.start(directory, folder / "cache", threads))
-    assert json.loads((directory / "config.json").read_text())["rlhf"]["loop"] == "asynchronous"
+def test_the_synchronous_loop_is_killed_too(folder, whole):
+    directory = folder / "alone"
+    assert kill.kill_at(kill.start(directory, folder / "cache"), directory, kill.num_lines(whole) - 20, 0.0)
+    kill.finish(kill.start(directory, folder / "cache"))
     assert not kill.differences(whole, directory)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import tiny
 
-from rlhf_jax import score
+from rlhf_jax import plugins, score
 from rlhf_jax.algorithms import online_dpo, ppo
 from rlhf_jax.models import value_head
 from rlhf_jax.runtime import synchronous
@@ -50,9 +50,23 @@ def make_program(mesh_shape: tuple[int, int, int] = (1, 1, 1)) -> Program:
     return Program(setup, tiny.make_params(model))
 
 
-def program_of(clock: Clock) -> Program:
-    """The shared program with another clock: nothing compiled depends on it."""
-    program = copy.copy(make_program())
+def algorithm_program(name: str) -> Program:
+    """A program of any algorithm of the folder with its defaults, which samples by the shared program's compiled sampler."""
+    module = plugins.find("algorithms", name)
+    shared = make_critic_program() if name == "ppo" else make_program()
+    if name in ("ppo", "online_dpo"):
+        return shared
+    setup = dataclasses.replace(
+        shared.setup, algorithm=getattr(module, name)(module.Config()), optimizer=optax.sgd(1e-4), critic=None
+    )
+    program = Program(setup, shared.reference_params)
+    program._sampler = shared._sampler
+    return program
+
+
+def program_of(clock: Clock, program: Program | None = None) -> Program:
+    """The shared program (or another) with another clock: nothing compiled depends on it."""
+    program = copy.copy(program or make_program())
     program.setup = dataclasses.replace(program.setup, clock=clock)
     return program
 

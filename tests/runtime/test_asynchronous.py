@@ -2,23 +2,25 @@
 
 import threading
 import time
+import zlib
 
 import jax
 import numpy as np
 import pytest
 
+from rlhf_jax import plugins
 from rlhf_jax.runtime import asynchronous, synchronous
 from rlhf_jax.runtime.buffer import Buffer, Stalled, Stopped
 from rlhf_jax.runtime.clock import Clock
 
-from .rounds import NUM_ROUNDS, host, program_of, same
+from .rounds import NUM_ROUNDS, algorithm_program, host, program_of, same
 
 DEADLINE = 20.0
 
 
-def collect(loop, clock: Clock, change=lambda program: program, **options):
+def collect(loop, clock: Clock, change=lambda program: program, of=None, **options):
     """Every figure of a run, on the host: metrics, ages and scores in order, samples by round, and the params at the end."""
-    program = change(program_of(clock))
+    program = change(program_of(clock, of))
     found = {"metrics": [], "ages": [], "scores": [], "samples": {}, "params": None}
     for event in loop.run(program, program.init(program.reference_params), 0, {}, **options):
         match event:
@@ -32,7 +34,7 @@ def collect(loop, clock: Clock, change=lambda program: program, **options):
                 found["ages"].append(age)
                 found["metrics"].append(host(metrics))
             case synchronous.RoundEnd(_, states):
-                found["params"] = host(states["policy"].params)
+                found["params"] = host({role: state.params for role, state in states.items()})
     found["samples"] = [found["samples"][index] for index in sorted(found["samples"])]
     return found
 
@@ -43,6 +45,40 @@ def collect(loop, clock: Clock, change=lambda program: program, **options):
 def test_threads_give_the_synchronous_numbers(lag, num_minibatches, num_epochs):
     clock = Clock(NUM_ROUNDS, num_minibatches, num_epochs, lag)
     assert same(collect(asynchronous, clock), collect(synchronous, clock))
+
+
+@pytest.mark.parametrize("name", [name for name in plugins.names("algorithms") if name != "online_dpo"])
+def test_threads_give_the_synchronous_numbers_of_every_algorithm(name):
+    """Stale samples, minibatches and epochs at once: what is credited, corrected or valued at the start of a round shows."""
+    clock, program = Clock(3, 2, 2, lag=1), algorithm_program(name)
+    assert same(collect(asynchronous, clock, of=program), collect(synchronous, clock, of=program))
+
+
+def test_the_sampler_sees_published_versions_and_nothing_else():
+    """Checksums of params when they are published, and before and after a round is sampled with them."""
+    program, published, seen = program_of(Clock(NUM_ROUNDS, 2, 1, lag=2)), {}, []
+    publish, generate = program.publish, program.generate
+
+    def checksum(params) -> int:
+        return zlib.crc32(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params)))
+
+    def noted(states):
+        params = publish(states)
+        published[int(states["policy"].step)] = checksum(params)
+        return params
+
+    def watched(params, round_index, version):
+        before = checksum(params)
+        samples = jax.block_until_ready(generate(params, round_index, version))
+        seen.append((version, before, checksum(params)))
+        return samples
+
+    program.publish, program.generate = noted, watched
+    for _ in asynchronous.run(program, program.init(program.reference_params), 0, {}):
+        pass
+    assert len(seen) == NUM_ROUNDS
+    assert all(before == after == published[version] for version, before, after in seen)
+    assert len(set(published.values())) == len(published), "every version is another"
 
 
 @pytest.mark.parametrize("trace", [(0, 0, 0, 0, 0), (0, 1, 0, 3, 1), (0, 1, 2, 3, 4)])
@@ -100,7 +136,7 @@ def test_a_run_that_begins_in_the_middle_ends_as_one_that_did_not():
     pending = {r: jax.device_put(samples[r], layout) for r in clock.issued_before(2)}
     restored = jax.device_put(saved, program.state_shardings)
     ends = [e.states for e in asynchronous.run(program, restored, 2, pending) if isinstance(e, synchronous.RoundEnd)]
-    assert same(host(ends[-1]["policy"].params), collect(synchronous, clock)["params"])
+    assert same(host(ends[-1]["policy"].params), collect(synchronous, clock)["params"]["policy"])
 
 
 def broken(name: str, at: int, error: Exception):
