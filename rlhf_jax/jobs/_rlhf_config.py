@@ -1,0 +1,105 @@
+"""The settings of the RLHF stage, its clock, and what cannot run."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax import score
+from rlhf_jax.runtime import ledger
+from rlhf_jax.runtime.clock import Clock
+from rlhf_jax.runtime.mesh import check_rows, sampler_slices
+from rlhf_jax.runtime.program import block_rows
+from rlhf_jax.types import Algorithm
+from rlhf_jax.update import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run of RLHF. A round is P = num_minibatches * prompts_per_update prompts; an update is a step of the optimizer."""
+
+    total_prompts: int = 2048
+    prompts_per_update: int = 32
+    num_minibatches: int = 1
+    num_epochs: int = 1
+    samples_per_prompt: int = 4
+    lag: int = 0  # rounds that the sampler is behind
+    clock: str = "exact"  # or "bounded": the lag is the most, and what it is depends on who is slow
+    trace: tuple[int, ...] = ()  # a version for every round, instead of a lag
+    replay: str = ""  # the directory of a run, whose ledger gives the trace
+    loop: str = "synchronous"  # or "asynchronous": a sampling thread beside the trainer, and the same numbers
+    sampler_slices: int = 0  # device slices beside the trainer's mesh that share a round's prompts; 0: its own devices
+    sampler_slice_devices: int = 1  # of each, along `data`
+    deadline_seconds: float = 600.0  # asynchronous: how long neither side may hand anything over
+    temperature: float = 1.0
+    num_micro_batches: int = 1
+    evaluate_every: int = 16  # updates, rounded up to ends of rounds; 0: only at the beginning and the end
+    checkpoint_every: int = 16  # the same
+    log_samples: int = 4  # completions of a round that go to samples.jsonl
+    ledger: bool = True  # a row for every sample in ledger.jsonl
+    ledger_gold: bool = False  # the task judges each of them, too
+    scoring: score.Config = field(default_factory=score.Config)
+    share_prompts: bool = True  # a prompt's rows stay together and its tokens are run once; else only units stay so
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    critic_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3))
+
+    def schedule(self) -> Clock:
+        """The clock, a replayed trace read. Raises ValueError where `total_prompts` is not a whole number of rounds, or
+        for a schedule that contradicts itself; FileNotFoundError for a replay of what is not there."""
+        per_round = self.num_minibatches * self.prompts_per_update
+        if self.total_prompts % per_round or self.total_prompts < per_round:
+            raise ValueError(
+                f"rlhf.total_prompts is {self.total_prompts}; accepted: multiples of num_minibatches * prompts_per_update = "
+                f"{self.num_minibatches} * {self.prompts_per_update} = {per_round}"
+            )
+        if self.clock not in ("exact", "bounded"):
+            raise ValueError(f"rlhf.clock is {self.clock!r}; accepted: exact, bounded")
+        if self.replay and self.trace:
+            raise ValueError(f"rlhf.trace and rlhf.replay={self.replay!r} both give versions; accepted: one of them")
+        num_rounds = self.total_prompts // per_round
+        plain = Clock(
+            num_rounds, self.num_minibatches, self.num_epochs, self.lag, tuple(self.trace), self.clock == "bounded"
+        )
+        if not self.replay:
+            return plain
+        found = ledger.trace(Path(self.replay) / ledger.FILE, plain)
+        return dataclasses.replace(plain, trace=found, bounded=False)
+
+
+def check(config: Config, algorithm: Algorithm, mesh: Any) -> None:
+    """Raises ValueError for what cannot run, before anything is compiled."""
+    clock = config.schedule()
+    if config.loop not in ("synchronous", "asynchronous"):
+        raise ValueError(f"rlhf.loop is {config.loop!r}; accepted: synchronous, asynchronous")
+    if config.clock == "bounded" and config.loop != "asynchronous":
+        raise ValueError("rlhf.clock is 'bounded', which needs rlhf.loop=asynchronous: alone, nobody is slow")
+    if config.deadline_seconds <= 0:
+        raise ValueError(f"rlhf.deadline_seconds is {config.deadline_seconds}; accepted: positive numbers")
+    if config.temperature <= 0:
+        raise ValueError(
+            f"rlhf.temperature is {config.temperature}; accepted: positive numbers (training needs a law to sample)"
+        )
+    if config.samples_per_prompt < algorithm.min_samples_per_prompt:
+        raise ValueError(
+            f"rlhf.samples_per_prompt is {config.samples_per_prompt}; {algorithm.name} needs at least "
+            f"{algorithm.min_samples_per_prompt}"
+        )
+    if algorithm.score_range is not None and config.scoring.replace_missing_eos:
+        low, high = algorithm.score_range
+        if not low <= config.scoring.missing_eos_score <= high:
+            raise ValueError(
+                f"rlhf.scoring.missing_eos_score is {config.scoring.missing_eos_score}; {algorithm.name} adjusts scores "
+                f"in [{low}, {high}]: widen algorithm.low and algorithm.high, or take a score in between"
+            )
+    rows = algorithm.rows_per_prompt(config.samples_per_prompt) * config.prompts_per_update
+    units = rows // block_rows(algorithm, config.samples_per_prompt, config.share_prompts)
+    check_rows("rlhf.prompts_per_update (in units of rows)", units, mesh, config.num_micro_batches)
+    prompts_per_round = config.prompts_per_update * clock.num_minibatches
+    check_rows("rlhf.prompts_per_update", prompts_per_round, mesh)
+    slices = sampler_slices(mesh, config.sampler_slices, config.sampler_slice_devices)
+    shards = config.sampler_slices * config.sampler_slice_devices
+    if slices and prompts_per_round % shards:
+        raise ValueError(
+            f"a round has {prompts_per_round} prompts, which {config.sampler_slices} sampler slice(s) of "
+            f"{config.sampler_slice_devices} device(s) cannot share; accepted: multiples of {shards}"
+        )
