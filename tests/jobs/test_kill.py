@@ -80,6 +80,25 @@ def test_preemption_of_the_threads_and_of_sft_saves_and_loses_nothing(folder, wh
     assert not kill.differences(whole, directory)
 
 
+def test_a_bounded_run_that_was_killed_is_repeated_by_its_ledger(folder, whole):
+    """Which versions it takes depends on the machine; every sample is trained on once, within the bound, and the trace of it
+    all gives the same run without any thread."""
+    directory, repeated, bounded = (
+        folder / "bounded",
+        folder / "replayed",
+        (THREADS, "rlhf.clock=bounded", "rlhf.lag=2"),
+    )
+    assert kill.kill_at(kill.start(directory, folder / "cache", *bounded), directory, kill.num_lines(whole) - 20, 0.0)
+    kill.finish(kill.start(directory, folder / "cache", *bounded))
+    rows = [json.loads(line) for line in (directory / "ledger.jsonl").read_text().splitlines()]
+    samples = [(row["ordinal"], row["sample"]) for row in rows]
+    assert samples == sorted(set(samples)), "each sample once, in order"
+    assert {row["ordinal"] for row in rows} == set(range(96))
+    assert max(age for row in rows for age in row["ages"]) <= 2 * 3 - 1
+    kill.finish(kill.start(repeated, folder / "cache", "rlhf.lag=2", f"rlhf.replay={directory}"))
+    assert not kill.differences(directory, repeated)
+
+
 def test_the_synchronous_loop_is_killed_too(folder, whole):
     directory = folder / "alone"
     assert kill.kill_at(kill.start(directory, folder / "cache"), directory, kill.num_lines(whole) - 20, 0.0)
