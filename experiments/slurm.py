@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from experiments import cells
 from experiments.run import keep_freed_memory
 from experiments.study import Cell, Study
 
@@ -38,14 +39,12 @@ def parameters(options: str) -> dict[str, Any]:
     return found
 
 
-def launch(submitter: Any, study: Study, argument: str, cells: Sequence[Cell], num_jobs: int) -> None:
+def launch(submitter: Any, study: Study, argument: str, wanted: Sequence[Cell], num_jobs: int) -> None:
     """Runs cells in `num_jobs` jobs and waits for them: the shared stages first, a job a seed.
 
     Raises RuntimeError naming the log of one that failed.
     """
-    from experiments.sweep import phases
-
-    for parts in phases(study, cells, num_jobs):
+    for parts in cells.phases(study, wanted, num_jobs):
         jobs = submitter.map_array(work, [argument] * len(parts), parts) if parts else []
         failed = [(job, error) for job in jobs if (error := job.exception()) is not None]
         if failed:
@@ -54,9 +53,7 @@ def launch(submitter: Any, study: Study, argument: str, cells: Sequence[Cell], n
             raise RuntimeError(f"{len(failed)} of {len(jobs)} jobs failed: see {job.paths.stderr} ({''.join(last)})")
 
 
-def work(argument: str, cells: Sequence[Cell]) -> None:
+def work(argument: str, part: Sequence[Cell]) -> None:
     """What a job does: it reads the study again, from the directory where the command was given."""
-    from experiments import sweep
-
     keep_freed_memory()
-    sweep.work(sweep.load(argument), cells)
+    cells.work(cells.load(argument), part)

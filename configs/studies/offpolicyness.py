@@ -152,6 +152,7 @@ def tiny(instance: Instance, schedule: str) -> ConfigDict:
     config.reward_model.num_updates, config.reward_model.pairs_per_update = 2, 32
     config.reward_model.standardize_prompts = 64
     config.evaluate.num_prompts = config.evaluate.num_prompts_between = config.evaluate.prompts_per_batch = 16
+    config.best_of_n_prompts = 16
     return config
 
 

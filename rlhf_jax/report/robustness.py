@@ -58,13 +58,13 @@ def groups(results: Sequence[Result], axis: str) -> list[Group]:
         key = (result["algorithm"], result["policy"], result["reward"], rest)
         found.setdefault(key, {}).setdefault(result["schedule"][axis], []).append(result)
     several = {key: arms for key, arms in found.items() if len(arms) > 1}
-    parts = {key: described(*key[:3], dict(key[3])) for key in several}
+    parts = {key: described(key[0], key[1], key[2], dict(key[3])) for key in several}
     in_common = set.intersection(*map(set, parts.values())) if len(parts) > 1 else set()
     return [
         Group(
             axis,
             key[0],
-            ", ".join(part for part in parts[key] if part not in in_common),
+            ", ".join([part for part in parts[key] if part not in in_common] or parts[key]),
             {value: arms[value] for value in sorted(arms)},
         )
         for key, arms in several.items()

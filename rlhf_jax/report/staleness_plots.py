@@ -4,6 +4,7 @@ After Figures 3-5, 7 and 8 of Noukhovitch et al. 2024, arXiv 2410.18252. Every f
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,7 +27,7 @@ AXIS_LABELS = {
 KL = "KL to the reference, nats a completion"
 
 
-def look(place: int, count: int) -> dict[str, str]:
+def look(place: int, count: int) -> dict[str, Any]:
     """Colour and marker of the place-th of `count` values, the first cold and the last hot."""
     shade = round(place * (len(COLD_TO_HOT) - 1) / max(1, count - 1))
     return {"color": COLD_TO_HOT[shade], "marker": MARKERS[place % len(MARKERS)]}
@@ -58,9 +59,9 @@ def against_kl(groups: Sequence[Group]) -> Figure:
             ax.plot(kl[:2], figures[:2], ":", color=seen["color"], linewidth=1)
             ax.plot(kl[1:], figures[1:], linewidth=1.3, markersize=3, label=label, **seen)
             ax.plot(kl[-1:], figures[-1:], markersize=8, markeredgecolor=INK, markeredgewidth=0.8, zorder=3, **seen)
-        legend(ax, "lower right")
+        legend(ax)
         if name == "win_rate":
-            ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     if len(groups) > 1:
         share_limits(axes)
     return figure
@@ -117,7 +118,7 @@ def final_figures(groups: Sequence[Group]) -> Figure:
     ):
         style.axes(ax, title, AXIS_LABELS[groups[0].axis], unit)
         by_value(ax, groups, lambda group, value, name=name: group.figure(value, name))
-    axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
     legend_above(axes[0])
     return figure
 
@@ -127,12 +128,13 @@ def compared(groups: Sequence[Group], reference: Group) -> Figure:
     figure, axes = style.panels(2 if len(groups) > 1 else 1, 2, 3.8)
     if len(groups) > 1:
         title = f"Drop in win-rate beyond that of {reference.name}"
-        style.axes(axes[0], title, AXIS_LABELS[reference.axis], "share of samples; above 0: less robust")
+        style.axes(axes[0], title, AXIS_LABELS[reference.axis], "percentage points; above 0: less robust")
 
         def beyond(group: Group, value: int) -> OfSeed:
             return robustness.difference_of_drops(group, reference, value, "win_rate")
 
         by_value(axes[0], groups, beyond, without=reference, skip=1)
+        axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     first = f"{SYMBOL[reference.axis]} {reference.first}"
     style.axes(axes[-1], f"Gold at one KL, minus that of {first}", AXIS_LABELS[reference.axis], "points")
     by_value(axes[-1], groups, lambda group, value: robustness.at_one_kl(group, value)[0], skip=1)
@@ -156,6 +158,6 @@ def progress(groups: Sequence[Group]) -> Figure:
             left.plot(update * cost["prompts"] / cost["updates"], rate, linewidth=1.5, markersize=4, **seen)
             right.plot(update, rate, linewidth=1.5, markersize=4, **seen)
         for ax in (left, right):
-            ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-            legend(ax, "lower right")
+            ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+            legend(ax)
     return figure
