@@ -53,7 +53,7 @@ def write_study(directory: Path, results: Sequence[Result], arms: Sequence[str])
             style.write_png(figure, directory / "plots" / f"{axis}_{name}.png")
             body.append(page.drawing(style.svg(figure, f"{axis}-{name}"), f"{name} by {axis}"))
         body += [comparison_table(found), "<p></p>"]
-    body += ["<h2>Every arm</h2>", arms_table(ordered)]
+    body += ["<h2>Every arm</h2>", arms_table(ordered), "<h2>What each was trained on</h2>", costs_table(ordered)]
     if paper_rows(axes):
         body += ["<h2>Beside the paper</h2>", paper_table(axes)]
     summary = {
@@ -90,7 +90,7 @@ def findings(found: Sequence[Group]) -> list[str]:
         return []
     reference, sentences = reference_of(found), []
     last = reference.values[-1]
-    at = f"{SYMBOL[reference.axis]} {last}"
+    at = "{} {} (mean age {mean:.4g}, at most {max:g})".format(SYMBOL[reference.axis], last, **reference.age(last))
     for group in found:
         if group.algorithm != reference.algorithm and last in group.arms:
             mean, half = interval(difference_of_drops(group, reference, last, "win_rate"))
@@ -99,10 +99,10 @@ def findings(found: Sequence[Group]) -> list[str]:
                 f"{reference.name} is the more robust {verdict(mean, half)}."
             )
     for group in found:
-        values, straight = at_one_kl(group, group.values[-1])
+        values, unmeasured = at_one_kl(group, group.values[-1])
         sentences.append(
             f"{SYMBOL[group.axis]} {group.values[-1]}: {group.name} has {signed(*interval(values), 2)} points of gold at one "
-            f"KL beside age 0 ({straight} of {len(values)} seeds read before its first evaluation)."
+            f"KL beside age 0 ({unmeasured} of {len(values)} seeds read before its first evaluation)."
         )
     return sentences
 
@@ -134,7 +134,7 @@ def arm_summary(of_arm: Sequence[Result]) -> dict[str, Any]:
     first = of_arm[0]
     summary = {key: first[key] for key in ("algorithm", "policy", "reward", "schedule", "ages", "setting")}
     summary["seeds"] = sorted(result["seed"] for result in of_arm)
-    summary["trained"] = {key: sum(result["trained"][key] for result in of_arm) / len(of_arm) for key in COSTS}
+    summary["trained"] = costs(of_arm)
     return summary | {words: plain(over_seeds(of_arm, name)) for words, name in (FIGURES | GREEDY).items()}
 
 
@@ -142,11 +142,11 @@ def group_summary(group: Group, found: Sequence[Group]) -> dict[str, Any]:
     """Drops, differences of drops to every other group, and gold at one KL, by value."""
     summary: dict[str, Any] = {}
     for value in group.values[1:]:
-        at_kl, straight = at_one_kl(group, value)
+        at_kl, unmeasured = at_one_kl(group, value)
         summary[str(value)] = {
             "ages": group.age(value),
             "drop": {words: plain(interval(drop(group, value, name))) for words, name in FIGURES.items()},
-            "gold at one KL": [*plain(interval(at_kl)), straight],
+            "gold at one KL": [*plain(interval(at_kl)), unmeasured],
             "drop in win-rate beyond that of": {
                 other.name: plain(interval(difference_of_drops(group, other, value, "win_rate")))
                 for other in found
@@ -168,27 +168,39 @@ def comparison_table(found: Sequence[Group]) -> str:
             beyond = "–"
             if group is not reference and value in reference.arms:
                 beyond = signed(*interval(difference_of_drops(group, reference, value, "win_rate")), 3)
-            at_kl, straight = at_one_kl(group, value)
+            at_kl, unmeasured = at_one_kl(group, value)
             age = group.age(value)
             cells = [page.text(group.name), str(value), f"{age['mean']:.4g}", f"{age['max']:g}"]
             cells += [signed(*interval(drop(group, value, "win_rate")), 3), beyond]
             cells += [signed(*interval(drop(group, value, "gold_mean")), 2), signed(*interval(at_kl), 2)]
-            rows.append([*cells, f"{straight} of {len(at_kl)}"])
+            rows.append([*cells, f"{unmeasured} of {len(at_kl)}"])
     return page.table(head, rows, ("", *("number" for _ in head[1:])))
 
 
 def arms_table(results: Sequence[Result]) -> str:
-    """A row an arm: setting, ages, final figures, and what it was trained on."""
-    head = ("arm", "learning rate", "seeds", "mean age", "largest", *FIGURES, *GREEDY, *COSTS)
+    """A row an arm: setting, ages, and final figures."""
+    head = ("arm", "learning rate", "seeds", "mean age", "largest", *FIGURES, *GREEDY)
     rows = []
     for arm, of_arm in split(results).items():
         first = of_arm[0]
         rate = ", ".join(f"{value:g}" for value in first["setting"].values())
         cells = [page.text(arm), rate, str(len(of_arm)), f"{first['ages']['mean']:.4g}", f"{first['ages']['max']:g}"]
         cells += ["{:.3f} ± {:.3f}".format(*over_seeds(of_arm, name)) for name in (FIGURES | GREEDY).values()]
-        cells += [f"{sum(result['trained'][key] for result in of_arm) / len(of_arm):,.0f}" for key in COSTS]
         rows.append(cells)
     return page.table(head, rows, ("", *("number" for _ in head[1:])))
+
+
+def costs_table(results: Sequence[Result]) -> str:
+    """A row an arm: prompts and completions sampled, rows and completion tokens trained on, updates; means over seeds."""
+    rows = [
+        [page.text(arm), *(f"{value:,.0f}" for value in costs(of_arm).values())]
+        for arm, of_arm in split(results).items()
+    ]
+    return page.table(("arm", *COSTS), rows, ("", *("number" for _ in COSTS)))
+
+
+def costs(of_arm: Sequence[Result]) -> dict[str, float]:
+    return {key: sum(result["trained"][key] for result in of_arm) / len(of_arm) for key in COSTS}
 
 
 def paper_rows(axes: dict[str, list[Group]]) -> list[list[str]]:

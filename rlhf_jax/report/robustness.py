@@ -7,13 +7,18 @@ that differs in that key alone: axes are never pooled. All comparisons are made 
     difference of drops      the drop of one group − the drop of another: positive where the first is less robust
     at one KL                gold of this value − gold of the first, both read off their curves against true KL at the largest
                              KL that both of them have reached
+
+A curve is read between its evaluations on a line in √KL, in which gold begins as one (Gao et al. 2022, arXiv 2210.10760: gold
+is d (α − β d), d = √KL). On a line in KL the fresh arm, whose evaluations lie further apart, would seem worse than it is.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_jax.report.study import Result, at_kl, final, t_interval
+import numpy as np
+
+from rlhf_jax.report.study import Result, final, t_interval
 
 AXES = ("num_minibatches", "lag", "num_epochs", "samples_per_prompt")
 AGE_AXES = ("num_minibatches", "lag")
@@ -98,19 +103,24 @@ def difference_of_drops(group: Group, other: Group, value: int, name: str) -> Of
 def at_one_kl(group: Group, value: int, name: str = "gold_mean") -> tuple[OfSeed, int]:
     """A figure at the largest KL that both this value and the first one reached, minus that of the first one.
 
-    Also how many seeds read the first value's curve before its first evaluation in training: on a straight line from the SFT
-    policy, which lies below a curve that bends down.
+    Also how many seeds read the first value's curve before its first evaluation in training, where only the line is known.
     """
     fresh = {result["seed"]: result for result in group.arms[group.first]}
-    found, straight = {}, 0
+    found, unmeasured = {}, 0
     for result in group.arms[value]:
         if result["seed"] not in fresh:
             continue
         beside = fresh[result["seed"]]
         kl = min(max(line["kl"] for line in one["curve"]) for one in (result, beside))
-        found[result["seed"]] = at_kl(result, kl, name) - at_kl(beside, kl, name)
-        straight += kl < beside["curve"][1]["kl"]
-    return found, straight
+        found[result["seed"]] = read_at(result, kl, name) - read_at(beside, kl, name)
+        unmeasured += kl < beside["curve"][1]["kl"]
+    return found, unmeasured
+
+
+def read_at(result: Result, kl: float, name: str) -> float:
+    """A figure of a cell's curve where its KL is `kl`, on a line in √KL between the evaluations around it."""
+    roots = np.sqrt(np.maximum.accumulate([line["kl"] for line in result["curve"]]))
+    return float(np.interp(np.sqrt(kl), roots, [line[name] for line in result["curve"]]))
 
 
 def interval(values: OfSeed) -> tuple[float, float]:

@@ -38,7 +38,7 @@ def mean_curve(results: Sequence[Result], *names: str) -> list[np.ndarray]:
     return [np.mean([[line[name] for line in result["curve"]] for result in results], axis=0) for name in names]
 
 
-def legend(ax: Axes, place: str = "best", columns: int = 1) -> None:
+def legend(ax: Axes, place: Any = "best", columns: int = 1) -> None:
     ax.legend(loc=place, fontsize=7.5, frameon=False, labelcolor=INK, ncols=columns)
 
 
@@ -154,7 +154,7 @@ def progress(groups: Sequence[Group]) -> Figure:
         for number, value in enumerate(group.values):
             update, rate = mean_curve(group.arms[value], "update", "win_rate")
             cost = group.arms[value][0]["trained"]
-            seen = look(number, len(group.values)) | {"label": f"{SYMBOL[group.axis]} {value}"}
+            seen: dict[str, Any] = look(number, len(group.values)) | {"label": f"{SYMBOL[group.axis]} {value}"}
             left.plot(update * cost["prompts"] / cost["updates"], rate, linewidth=1.5, markersize=4, **seen)
             right.plot(update, rate, linewidth=1.5, markersize=4, **seen)
         for ax in (left, right):

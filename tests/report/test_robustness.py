@@ -56,15 +56,16 @@ def test_a_difference_is_of_seeds_that_both_have():
 
 
 def test_gold_at_one_kl_is_read_where_both_have_been():
-    """At a KL of 1.5 the fresh curves are at 3.5 and 5.5, the stale ones end at 3 and 4."""
+    """At a KL of 1.5, which is 0.5426 of the way from √1 to √2, the fresh curves are at 2 and 4 plus three times that, 3.628
+    and 5.628; the stale ones end at 3 and 4."""
     (group,) = robustness.groups(ppo(), "lag")
-    values, straight = robustness.at_one_kl(group, 3)
-    assert values == {0: pytest.approx(-0.5), 1: pytest.approx(-1.5)}
-    assert straight == 0
+    values, unmeasured = robustness.at_one_kl(group, 3)
+    assert values == {0: pytest.approx(-0.6277, abs=1e-4), 1: pytest.approx(-1.6277, abs=1e-4)}
+    assert unmeasured == 0
     short = [one("ppo", 0, FRESH[0]), one("ppo", 0, ((0, 1), (0.5, 2)), 3)]
-    values, straight = robustness.at_one_kl(robustness.groups(short, "lag")[0], 3)
-    assert values == {0: pytest.approx(0.5)}, "the straight piece from the SFT policy: 1.5"
-    assert straight == 1
+    values, unmeasured = robustness.at_one_kl(robustness.groups(short, "lag")[0], 3)
+    assert values == {0: pytest.approx(1 - math.sqrt(0.5))}, "2 − (1 + √0.5), on the line from the SFT policy"
+    assert unmeasured == 1
 
 
 def test_groups_differ_in_their_axis_alone():
