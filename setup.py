@@ -39,6 +39,7 @@ setup(
         ],
         "notebooks": ["notebook>=7.0", "ipykernel>=6.29"],
         "bench": ["torch==2.13.0", "transformers>=5.0", "trl>=1.0", "datasets>=3.0", "accelerate>=1.0"],
+        "slurm": ["submitit>=1.5"],
         "gpu": [JAX.replace("jax", "jax[cuda13]")],
         "tpu": [JAX.replace("jax", "jax[tpu]")],
     },

@@ -26,7 +26,7 @@ class OptimizerConfig:
     """
 
     learning_rate: float = 3e-4
-    schedule: str = "linear"  # linear (to 0), cosine (to 0), constant
+    schedule: str = "linear"  # linear (to 0), cosine (to 0), constant, linear_by_round (see `learning_rate_schedule`)
     warmup_updates: int = 0
     beta1: float = 0.9
     beta2: float = 0.999
@@ -35,13 +35,19 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
 
 
-def learning_rate_schedule(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
-    """Learning rate as a function of updates done; linear and cosine reach 0 after `num_updates`."""
+def learning_rate_schedule(config: OptimizerConfig, num_updates: int, updates_per_round: int = 1) -> optax.Schedule:
+    """Learning rate as a function of updates done; linear and cosine reach 0 after `num_updates`.
+
+    "linear_by_round" is linear as the async RLHF code steps it, once a round and before it: the last round trains at 0, and the
+    mean over n rounds is (n − 1) / 2n of the learning rate.
+    """
     decay = max(1, num_updates - config.warmup_updates)
+    linear = optax.linear_schedule(config.learning_rate, 0.0, decay)
     after = {
-        "linear": optax.linear_schedule(config.learning_rate, 0.0, decay),
+        "linear": linear,
         "cosine": optax.cosine_decay_schedule(config.learning_rate, decay),
         "constant": optax.constant_schedule(config.learning_rate),
+        "linear_by_round": lambda step: linear((step // updates_per_round + 1) * updates_per_round),
     }
     if config.schedule not in after:
         raise ValueError(f"optimizer.schedule is {config.schedule!r}; accepted: {', '.join(sorted(after))}")
@@ -51,9 +57,11 @@ def learning_rate_schedule(config: OptimizerConfig, num_updates: int) -> optax.S
     return optax.join_schedules([warmup, after[config.schedule]], [config.warmup_updates])
 
 
-def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, num_updates: int, updates_per_round: int = 1
+) -> optax.GradientTransformation:
     """The optimizer of `config`, for a run of `num_updates` updates."""
-    schedule = learning_rate_schedule(config, num_updates)
+    schedule = learning_rate_schedule(config, num_updates, updates_per_round)
     adamw = optax.adamw(schedule, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay)
     if config.max_grad_norm <= 0.0:
         return adamw

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import cells as cell_runs
 from experiments import study as protocol
 from experiments import sweep
 from experiments.study import RESULT, Cell, Rung
@@ -19,7 +20,7 @@ CONFIG = "configs/studies/grpovi.py:tiny"
 @pytest.fixture
 def study(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    return replace(sweep.load(CONFIG), directory=tmp_path)
+    return replace(cell_runs.load(CONFIG), directory=tmp_path)
 
 
 def write(study, cell: Cell, gold: float, kl: float = 1.0) -> None:
@@ -85,7 +86,7 @@ def test_cells_that_are_reported_see_other_seeds_and_prompts(study):
     assert {cell.seed for cell in cells} == {0, 1, 2, 3, 4}
     assert not {cell.seed for cell in cells} & tuned
     parts = {
-        purpose: sweep.config_of(study, replace(cells[0], purpose=purpose)).evaluate.part
+        purpose: cell_runs.config_of(study, replace(cells[0], purpose=purpose)).evaluate.part
         for purpose in ("tune", "report")
     }
     assert parts == {"tune": 0, "report": 1}
@@ -95,7 +96,7 @@ def test_every_arm_names_its_correction_and_is_an_algorithm(study):
     from rlhf_jax import build
 
     for arm in study.arms:
-        values = sweep.config_of(study, Cell(arm.name, (), 0, 1, "report")).to_dict()
+        values = cell_runs.config_of(study, Cell(arm.name, (), 0, 1, "report")).to_dict()
         assert values["algorithm"]["correction"]["ratio_to"] == "behavior", arm.name
         assert values["algorithm"]["correction"]["correction"] == "none", arm.name
         build.algorithm(values["algorithm"])
@@ -111,7 +112,7 @@ def test_differences_are_paired_by_seed():
 
 def test_gold_at_one_kl_is_read_between_evaluations():
     curve = [{"kl": 0.0, "gold_mean": 1.0}, {"kl": 2.0, "gold_mean": 3.0}, {"kl": 1.5, "gold_mean": 9.0}]
-    assert page.at_kl({"curve": curve[:2]}, 0.5, "gold_mean") == 1.5
+    assert page.at_kl({"curve": curve[:2]}, 0.5, "gold_mean") == pytest.approx(2.0)  # half way in √KL
     results = [{"seed": 0, "curve": curve}, {"seed": 0, "curve": curve[:2]}, {"seed": 1, "curve": curve[:1]}]
     assert page.common_kl(results) == {0: 2.0, 1: 0.0}
 
@@ -154,7 +155,7 @@ def test_three_cells_run_and_are_not_run_again(study):
         for name in ("grpo_standardized", "grpovi_centered_6", "matched_std")
     ]
     study = replace(study, rungs=(Rung(1, (100,), 1),))
-    sweep.run_cells(study, cells)
+    cell_runs.run_cells(study, cells)
     results = protocol.results(study, cells)
     assert [result["arm"] for result in results] == [cell.arm for cell in cells]
     assert [[line["update"] for line in result["curve"]] for result in results] == [[0, 1]] * 3
@@ -162,5 +163,5 @@ def test_three_cells_run_and_are_not_run_again(study):
     assert len({result["curve"][1]["kl"] for result in results}) == 3
     assert "winner_takes_all_share" in results[1]["means"]
     before = [(study.directory / cell.path / RESULT).stat().st_mtime_ns for cell in cells]
-    sweep.run_cells(study, cells)
+    cell_runs.run_cells(study, cells)
     assert [(study.directory / cell.path / RESULT).stat().st_mtime_ns for cell in cells] == before

@@ -224,6 +224,18 @@ def test_schedules_count_updates(schedule, end, warmup):
     assert float(rate(12)) > 0
 
 
+@pytest.mark.parametrize("updates_per_round", [1, 3, 6])
+def test_a_schedule_stepped_by_rounds_ends_before_the_last_round(updates_per_round):
+    """Round r of n = 12 / u trains at 3 · (1 − (r + 1) / n): 0 in the last, (n − 1) / 2n of 3 in the mean."""
+    config = update.OptimizerConfig(learning_rate=3.0, schedule="linear_by_round")
+    rate = update.learning_rate_schedule(config, 12, updates_per_round)
+    num_rounds = 12 // updates_per_round
+    expected = [3.0 * (1 - (step // updates_per_round + 1) / num_rounds) for step in range(12)]
+    rates = [float(rate(jnp.int32(step))) for step in range(12)]
+    np.testing.assert_allclose(rates, expected, atol=1e-6)
+    np.testing.assert_allclose(np.mean(rates), 3.0 * (num_rounds - 1) / (2 * num_rounds), atol=1e-6)
+
+
 def test_unknown_schedule_names_those_there_are():
     with pytest.raises(ValueError, match=r"optimizer\.schedule is 'step'; accepted: constant, cosine, linear"):
         update.learning_rate_schedule(update.OptimizerConfig(schedule="step"), 13)

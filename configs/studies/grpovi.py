@@ -39,7 +39,7 @@ def base() -> ConfigDict:
     """The quickstart with half as many prompts an update, G = 8, and nine evaluations, and on-policy."""
     config = quickstart.get_config()
     config.algorithm = build.component("algorithms", "grpo")
-    config.rlhf.loop, config.rlhf.lag = "synchronous", 0
+    config.rlhf.loop, config.rlhf.lag, config.rlhf.ledger = "synchronous", 0, False
     config.rlhf.prompts_per_update = 32
     config.rlhf.total_prompts = 32 * 32
     config.rlhf.evaluate_every = 4

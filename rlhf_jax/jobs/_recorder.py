@@ -95,7 +95,8 @@ class Recorder:
         metrics: Any = jax.device_get(event.metrics)
         values = {name: float(cast(Any, value)) for name, value in figures.items()}
         values |= {name: metric.value() for name, metric in metrics.items()}
-        schedule = learning_rate_schedule(self.config.optimizer, self.program.setup.clock.num_updates)
+        clock = self.program.setup.clock
+        schedule = learning_rate_schedule(self.config.optimizer, clock.num_updates, clock.updates_per_round)
         values |= {"age": float(event.age), "learning_rate": float(cast(Any, schedule(event.update)))}
         self.workspace.metrics.write(STAGE, event.update, values, time.perf_counter() - self.began)
         self.bar.advance(1, reward=values["reward_standardized"], loss=values["loss"])

@@ -45,11 +45,12 @@ def make_program(
     critic = None
     if "critic" in algorithm.losses:
         params = critic_params(workspace, reward, reference_params)
-        critic = Critic(workspace.value_model, params, make_optimizer(config.critic_optimizer, clock.num_updates))
+        optimizer = make_optimizer(config.critic_optimizer, clock.num_updates, clock.updates_per_round)
+        critic = Critic(workspace.value_model, params, optimizer)
     setup = Setup(
         model=workspace.model,
         algorithm=algorithm,
-        optimizer=make_optimizer(config.optimizer, clock.num_updates),
+        optimizer=make_optimizer(config.optimizer, clock.num_updates, clock.updates_per_round),
         sampling=sample.Config(workspace.lengths.max_completion_tokens, config.samples_per_prompt, config.temperature),
         scoring=config.scoring,
         reward=reward,

@@ -1,8 +1,9 @@
 """Writes the page of a study: each arm at its chosen settings, differences paired by seed, curves against updates and KL.
 
 A difference of two arms is taken seed by seed and given with its 95 % t-interval. "At one KL" reads every arm's curve of the
-gold score against true KL, seed by seed, at the largest KL that all of that seed's arms have reached, by linear
-interpolation between evaluations.
+gold score against true KL, seed by seed, at the largest KL that all of that seed's arms have reached, on a line in √KL between
+evaluations: gold begins as one in it (Gao et al. 2022, arXiv 2210.10760: d (α − β d), d = √KL), so that an arm whose
+evaluations lie further apart does not seem worse than it is.
 """
 
 import json
@@ -37,9 +38,9 @@ def final(result: Result, name: str) -> float:
 
 
 def at_kl(result: Result, kl: float, name: str) -> float:
-    """A figure of a cell's curve where its KL is `kl`, between the evaluations around it."""
-    kls = np.maximum.accumulate([line["kl"] for line in result["curve"]])
-    return float(np.interp(kl, kls, [line[name] for line in result["curve"]]))
+    """A figure of a cell's curve where its KL is `kl`, on a line in √KL between the evaluations around it."""
+    roots = np.sqrt(np.maximum.accumulate([line["kl"] for line in result["curve"]]))
+    return float(np.interp(np.sqrt(kl), roots, [line[name] for line in result["curve"]]))
 
 
 def by_arm(results: Sequence[Result], value: Callable[[Result], float]) -> dict[str, dict[int, float]]:

@@ -1,0 +1,189 @@
+"""How much does learning lose when samples are old? Online DPO, RLOO, PPO and best-of-2 by minibatches a round and by lag.
+
+Command:   python -m experiments.sweep --config=configs/studies/offpolicyness.py
+Hardware:  two CPU cores
+Budget:    32 arms (4 algorithms x 8 ages) x 64 updates: 32 cells (8 more where a grid is widened) tune the learning rates
+           at age 0, 168 the stale arms, 160 are reported; 7 seeds' SFT and reward models before them. About 80 CPU seconds
+           a seed, 25 to 30 a tuning cell and 35 a reported one: 1 hour 40 minutes with two workers (--workers=2)
+Full:      `:full`, 256 updates of 128 prompts; parts `:part=epochs`, `samples`, `policy`, `reward`; `:tiny` is for tests
+
+The question is that of Noukhovitch et al. 2024 (arXiv 2410.18252), section 3. Two axes, never pooled: `num_minibatches` at
+lag 0, and lag with one minibatch. Every arm has the same prompts in the same order, the same updates, and the same
+completions an update: K = 2 of every prompt for all four (the paper's 512 are 512 completions for PPO and RLOO, and 1,024
+for Online DPO and best-of-2). The correction is the paper's own at every age, `behavior`/`none`: RLOO and PPO clip the ratio
+to the policy that drew the sample; Online DPO and best-of-2 have no ratio. Weights of KL and DPO are the paper's (0.05, 0.1).
+
+The learning rate is tuned for each algorithm at age 0 by gold; a stale arm takes the best of 1, 1/2 and 1/4 of it. Both are
+chosen on seeds 100 and 101 and one half of the held-out prompts, and reported on seeds 0-4 and the other half. PPO's
+critic keeps its learning rate. Cells run the synchronous loop, whose numbers are those of the asynchronous one of the same lag.
+
+`:schedule=rounds` steps the linear schedule once a round, as the paper's code does: a last round at learning rate 0, and less
+learning the fewer rounds there are. The parts run at the paper's one-step asynchrony (lag 1) for `epochs` (T updates a
+minibatch) and `samples` (K), by minibatches a round for `policy` and `reward` (models of half and twice the width; the learning
+rate tuned for each size). Reward models of another width are trained on comparisons of their own SFT policy.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+from experiments.study import Arm, Rung, Study
+from rlhf_jax import build
+
+ALGORITHMS = ("online_dpo", "rloo", "ppo", "best_of_n")
+NO_CORRECTION = {"algorithm.correction.ratio_to": "behavior", "algorithm.correction.correction": "none"}
+RATIO = ("rloo", "ppo")  # the algorithms that have a correction to name
+RATE = "rlhf.optimizer.learning_rate"
+USUAL = "width 64"
+SIZES = {  # of models: half and twice the quickstart's width, heads of 16
+    "width 32": {"model.width": 32, "model.ffn_width": 128, "model.num_heads": 2},
+    USUAL: {},
+    "width 128": {
+        "model.width": 128,
+        "model.ffn_width": 512,
+        "model.num_heads": 8,
+        "sft.optimizer.learning_rate": 3e-3,
+        "reward_model.optimizer.learning_rate": 1e-3,
+    },
+}
+SCHEDULES = {"updates": "linear", "rounds": "linear_by_round"}
+
+
+@dataclass(frozen=True)
+class Instance:
+    """How large a study is."""
+
+    num_updates: int
+    prompts_per_update: int
+    evaluate_every: int
+    minibatches: tuple[int, ...] = (1, 2, 4, 16, 64)
+    lags: tuple[int, ...] = (0, 1, 3, 15)
+    rates: tuple[float, ...] = (2.5e-4, 5e-4, 1e-3, 2e-3)
+    tuning_seeds: tuple[int, ...] = (100, 101)
+    max_widenings: int = 1
+
+
+INSTANCES = {
+    "small": Instance(64, 32, 8),
+    "full": Instance(256, 128, 16, tuning_seeds=(100, 101, 102), max_widenings=2),
+    "tiny": Instance(2, 4, 1, (1, 2), (0, 1), rates=(1e-3, 2e-3), tuning_seeds=(100,), max_widenings=0),
+}
+
+
+def arm(algorithm: str, follows: str = "", policy: str = "", reward: str = "", **schedule: int) -> Arm:
+    """An arm, named by what is not as at age 0: "ppo", "ppo-num_minibatches4", "online_dpo-policy_width_32"."""
+    parts = [f"{role}_{name.replace(' ', '_')}" for role, name in (("policy", policy), ("reward", reward)) if name]
+    name = "-".join([algorithm, *parts, *(f"{key}{value}" for key, value in schedule.items())])
+    overrides: dict[str, Any] = {f"rlhf.{key}": value for key, value in schedule.items()}
+    if algorithm in RATIO:
+        overrides |= NO_CORRECTION
+    return Arm(name, algorithm, overrides, follows, policy, reward)
+
+
+def ages(instance: Instance) -> tuple[Arm, ...]:
+    """Every algorithm at every age of both axes; age 0 is one arm of both."""
+    found = []
+    for algorithm in ALGORITHMS:
+        found.append(arm(algorithm))
+        found += [arm(algorithm, algorithm, num_minibatches=count) for count in instance.minibatches[1:]]
+        found += [arm(algorithm, algorithm, lag=lag) for lag in instance.lags[1:]]
+    return tuple(found)
+
+
+def epochs(instance: Instance) -> tuple[Arm, ...]:
+    """T = 1, 2, 3 updates a minibatch, at lag 1; and age 0."""
+    del instance
+    stale = [arm("online_dpo", "online_dpo", lag=1, num_epochs=count) for count in (1, 2, 3)]
+    return arm("online_dpo"), *stale
+
+
+def samples(instance: Instance) -> tuple[Arm, ...]:
+    """K = 2, 4, 8 samples a prompt of which best and worst are trained on, at lag 1; and age 0."""
+    del instance
+    stale = [arm("online_dpo", "online_dpo", lag=1, samples_per_prompt=count) for count in (2, 4, 8)]
+    return arm("online_dpo"), *stale
+
+
+def sizes(instance: Instance, role: str) -> tuple[Arm, ...]:
+    """Online DPO by minibatches a round, with models of three sizes in a role; the other role's has the usual size."""
+    found = []
+    for name in SIZES:
+        models = {"policy": USUAL, "reward": USUAL} | {role: name}
+        fresh = arm("online_dpo", **models)
+        found += [fresh]
+        found += [arm("online_dpo", fresh.name, **models, num_minibatches=n) for n in instance.minibatches[1:]]
+    return tuple(found)
+
+
+PARTS = {
+    "ages": ages,
+    "epochs": epochs,
+    "samples": samples,
+    "policy": partial(sizes, role="policy"),
+    "reward": partial(sizes, role="reward"),
+}
+
+
+def base(instance: Instance, schedule: str) -> ConfigDict:
+    """The quickstart with two samples a prompt."""
+    config = quickstart.get_config()
+    config.algorithm = build.component("algorithms", "online_dpo")
+    config.rlhf.loop, config.rlhf.lag, config.rlhf.ledger = "synchronous", 0, False
+    config.rlhf.prompts_per_update = instance.prompts_per_update
+    config.rlhf.total_prompts = instance.num_updates * instance.prompts_per_update
+    config.rlhf.samples_per_prompt = 2
+    config.rlhf.evaluate_every = instance.evaluate_every
+    config.rlhf.checkpoint_every = 0
+    config.rlhf.log_samples = 0
+    config.rlhf.optimizer.schedule = config.rlhf.critic_optimizer.schedule = SCHEDULES[schedule]
+    config.evaluate.num_prompts = 512
+    config.evaluate.num_prompts_between = config.evaluate.prompts_per_batch = 128
+    return config
+
+
+def tiny(instance: Instance, schedule: str) -> ConfigDict:
+    """Sizes for a test: what is learned is of no interest."""
+    config = base(instance, schedule)
+    config.model.width, config.model.ffn_width, config.model.num_layers = 16, 32, 1
+    config.sft.num_updates, config.sft.checkpoint_every = 4, 4
+    config.comparisons.num_train, config.comparisons.num_heldout = 64, 64
+    config.reward_model.num_updates, config.reward_model.pairs_per_update = 2, 32
+    config.reward_model.standardize_prompts = 64
+    config.evaluate.num_prompts = config.evaluate.num_prompts_between = config.evaluate.prompts_per_batch = 16
+    config.best_of_n_prompts = 16
+    return config
+
+
+def chosen(argument: str) -> dict[str, str]:
+    """The instance, part and schedule of `:full`, `:part=epochs,size=full`, ... Raises ValueError for any other."""
+    named = ",".join(f"size={part}" if part in INSTANCES else part for part in argument.split(","))
+    found = build.choices(named, size="small", part="ages", schedule="updates")
+    for key, accepted in (("size", INSTANCES), ("part", PARTS), ("schedule", SCHEDULES)):
+        if found[key] not in accepted:
+            raise ValueError(f"the study's {key} is {found[key]!r}; accepted: {', '.join(accepted)}")
+    return found
+
+
+def get_study(argument: str = "") -> Study:
+    """The study: the small instance of the ages, or what the argument chooses."""
+    choice = chosen(argument)
+    instance = INSTANCES[choice["size"]]
+    apart = [value for value in choice.values() if value not in ("small", "ages", "updates")]
+    return Study(
+        directory=Path("runs/studies", "_".join(["offpolicyness", *apart])),
+        base=partial(tiny if choice["size"] == "tiny" else base, instance, choice["schedule"]),
+        arms=PARTS[choice["part"]](instance),
+        grid={RATE: instance.rates},
+        open_ended={RATE: 2.0},
+        rungs=(Rung(instance.num_updates, instance.tuning_seeds, 1),),
+        max_widenings=instance.max_widenings,
+        factors={RATE: (1.0, 0.5, 0.25)},
+        variants={"": {}} | SIZES,
+        report_updates=instance.num_updates,
+        report_seeds=(0, 1, 2, 3, 4),
+        report="offpolicyness",
+    )

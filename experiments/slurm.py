@@ -1,0 +1,59 @@
+"""Runs the cells of a study as an array of Slurm jobs, through `submitit` (`pip install rlhf_jax[slurm]`)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from experiments import cells
+from experiments.run import keep_freed_memory
+from experiments.study import Cell, Study
+
+MINUTES = 120  # of a job, where the options do not say
+
+
+def executor(study: Study, options: str) -> Any:
+    """What submits jobs: `options` are submitit's, "timeout_min=60,slurm_partition=gpu,gpus_per_node=1".
+
+    Raises ModuleNotFoundError that says what to install, ValueError for an option that is none.
+    """
+    try:
+        import submitit
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("--slurm needs submitit: pip install 'rlhf_jax[slurm]'") from error
+    submitter = submitit.AutoExecutor(study.directory / "slurm")
+    submitter.update_parameters(name=study.directory.name, timeout_min=MINUTES)
+    try:
+        submitter.update_parameters(**parameters(options))
+    except NameError as error:  # what submitit raises for a name that it does not know
+        raise ValueError(f"--slurm={options}: {error}") from error
+    return submitter
+
+
+def parameters(options: str) -> dict[str, Any]:
+    """`name=value,name=value` as numbers where they are. Raises ValueError for a part that is no such pair."""
+    found: dict[str, Any] = {}
+    for part in filter(None, options.split(",")):
+        name, equals, value = part.partition("=")
+        if not (name and equals and value):
+            raise ValueError(f"--slurm has the option {part!r}; accepted: name=value, e.g. timeout_min=60")
+        found[name] = int(value) if value.isdecimal() else value
+    return found
+
+
+def launch(submitter: Any, study: Study, argument: str, wanted: Sequence[Cell], num_jobs: int) -> None:
+    """Runs cells in `num_jobs` jobs and waits for them: the shared stages first, a job a seed.
+
+    Raises RuntimeError naming the log of one that failed.
+    """
+    for parts in cells.phases(study, wanted, num_jobs):
+        jobs = submitter.map_array(work, [argument] * len(parts), parts) if parts else []
+        failed = [(job, error) for job in jobs if (error := job.exception()) is not None]
+        if failed:
+            job, error = failed[0]
+            last = str(error).strip().splitlines()[-1:]
+            raise RuntimeError(f"{len(failed)} of {len(jobs)} jobs failed: see {job.paths.stderr} ({''.join(last)})")
+
+
+def work(argument: str, part: Sequence[Cell]) -> None:
+    """What a job does: it reads the study again, from the directory where the command was given."""
+    keep_freed_memory()
+    cells.work(cells.load(argument), part)
