@@ -42,7 +42,7 @@ def finish(study: Study, cell: Cell, config: rlhf.Config, algorithm: Algorithm) 
 
 def ages(config: rlhf.Config, updates: Sequence[Line]) -> dict[str, float]:
     """Mean and largest age of a run's updates, by its clock; the run's own record must say the same."""
-    clock = config.clock()
+    clock = config.schedule()
     said = [clock.age(*divmod(update, clock.updates_per_round)) for update in range(clock.num_updates)]
     met = [line["age"] for line in updates]
     if met != said:

@@ -47,19 +47,19 @@ def conduct(study, gold):
 
 
 def interior(arm: str, rate: float, kl: float) -> float:
-    """Best at 5e-4 and 0.04, both inside the grid."""
+    """Best at 1e-3 and 0.04, both inside the grid."""
     del arm
-    return -abs(math.log(rate / 5e-4)) - abs(kl - 0.04)
+    return -abs(math.log(rate / 1e-3)) - abs(kl - 0.04)
 
 
 def test_halving_keeps_the_best_and_chooses_it(study):
     first, last = conduct(study, interior)
-    assert len(first) == len(study.arms) * 12
+    assert len(first) == len(study.arms) * 9
     assert len(last) == len(study.arms) * 2
     assert {cell.seed for cell in first} == {100}
     assert {cell.seed for cell in last} == {101}
     chosen = protocol.chosen_settings(study)
-    assert {dict(setting)["rlhf.optimizer.learning_rate"] for setting in chosen.values()} == {5e-4}
+    assert {dict(setting)["rlhf.optimizer.learning_rate"] for setting in chosen.values()} == {1e-3}
     assert {dict(setting)["algorithm.kl_weight"] for setting in chosen.values()} == {0.04}
 
 
@@ -75,7 +75,7 @@ def test_a_best_setting_on_an_edge_widens_the_grid(study):
 def test_no_weight_at_all_is_no_edge(study):
     """A KL weight of 0 has nothing beyond it: widening would only repeat it."""
     study = replace(study, arms=study.arms[:1])
-    steps = conduct(study, lambda arm, rate, kl: -abs(math.log(rate / 5e-4)) - kl)
+    steps = conduct(study, lambda arm, rate, kl: -abs(math.log(rate / 1e-3)) - kl)
     assert len(steps) == 2
 
 
