@@ -73,7 +73,7 @@ def test_arms_differ_in_age_and_algorithm_alone(argument):
     first = None
     for arm in study.arms:
         values = settled(study, arm.name)
-        clock = build.stages(values).rlhf.clock()
+        clock = build.stages(values).rlhf.schedule()
         assert clock.num_updates == study.report_updates
         build.algorithm(values["algorithm"])
         fixed = {key: value for key, value in build._flat(values).items() if not free & {key, key.split(".")[0]}}
@@ -101,7 +101,7 @@ def test_parts_can_run(part):
         values = settled(study, arm.name)
         settings = build.stages(values).rlhf
         assert settings.total_prompts == 64 * 32, "epochs add updates, not prompts"
-        assert settings.clock().num_updates == 64 * settings.num_epochs
+        assert settings.schedule().num_updates == 64 * settings.num_epochs
         assert values["model"]["width"] == int((arm.policy or "width 64").split()[1])
         assert not arm.follows or study.arm(arm.follows).policy == arm.policy
     assert study.directory.name == f"offpolicyness_{part}"
