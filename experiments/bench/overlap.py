@@ -30,8 +30,8 @@ from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.program import Program, Reward
 from rlhf_jax.types import Mean
 
-ROUNDS = 60
-ROUND_SECONDS = 0.05
+ROUNDS = 120
+ROUND_SECONDS = 0.1
 SHAPES = {"balanced": (1.0, 1.0), "1:3": (1 / 3, 1.0), "3:1": (1.0, 1 / 3)}
 JITTER = 0.2
 PUBLISH_SHARE = 0.01
@@ -136,10 +136,11 @@ def ledger_seconds(program: Program, workspace: Any, repeats: int) -> float:
     uses = {0: np.asarray(batch.sample_R)}
     for _ in range(repeats + 1):
         began = time.perf_counter()
-        texts = workspace.completions(samples)
-        one_each = jax.tree.map(lambda x: x[:: samples.samples_per_prompt] if x.ndim else x, samples)
+        fetched = jax.device_get(samples)
+        texts = workspace.completions(fetched)
+        one_each = jax.tree.map(lambda x: x[:: program.setup.sampling.samples_per_prompt] if x.ndim else x, fetched)
         prompts = workspace.prompt_texts(one_each)
-        book.write(0, ledger.rows(0, samples, scores, uses, batch, program.setup.algorithm, prompts, texts, None))
+        book.write(0, ledger.rows(0, fetched, scores, uses, batch, program.setup.algorithm, prompts, texts, None))
         best = min(best, time.perf_counter() - began)
     return best
 
@@ -174,7 +175,7 @@ def real(repeats: int) -> list[dict[str, Any]]:
 def main() -> None:
     options = measure.parser(__doc__).parse_args()
     load = os.getloadavg()
-    cases = [simulated(lag, shape, 2) for shape in SHAPES for lag in (1, 2, 3, 4)]
+    cases = [simulated(lag, shape, 1) for shape in SHAPES for lag in (1, 2, 3, 4)]
     measure.report("overlap", cases + real(options.repeats), load, options.output)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 Line = dict[str, Any]
 TEXT_KEYS = frozenset({"stage", "of", "kind", "prompt", "completion", "text"})
+ENCODE = json.JSONEncoder(allow_nan=False).encode  # `json.dumps` makes an encoder for every line
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -42,7 +43,7 @@ def append_all(path: Path, added: Iterable[Mapping[str, Any]]) -> None:
     The file is opened for each line, so that a file replaced by `cut_back` is never written through an old handle.
     Raises OSError that names the file when the disk is full; lines that did not fit are taken back.
     """
-    data = "".join(json.dumps(line, allow_nan=False) + "\n" for line in added).encode()
+    data = "".join(ENCODE(line) + "\n" for line in added).encode()
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:

@@ -130,8 +130,12 @@ def ages_of(uses: Mapping[int, np.ndarray], count: int) -> list[list[int]]:
 
 def numbers(values: Any) -> list[Any]:
     """As JSON can say them, with the digits that a float32 has."""
-    rounded = [float(f"{value:.{DIGITS}g}") for value in np.asarray(values, np.float64).tolist()]
-    return rounded if np.isfinite(rounded).all() else [lines.number(value) for value in rounded]
+    wide = np.asarray(values, np.float64)
+    if not np.isfinite(wide).all():
+        return [lines.number(float(f"{value:.{DIGITS}g}")) for value in wide.tolist()]
+    exponent = np.floor(np.log10(np.abs(wide), where=wide != 0, out=np.zeros_like(wide)))
+    scale = 10.0 ** np.clip(DIGITS - 1 - exponent, -300, 300)
+    return (np.round(wide * scale) / scale).tolist()
 
 
 def sums(values_BC: Any, mask_BC: np.ndarray) -> list[Any]:
