@@ -16,7 +16,7 @@ def executor(study: Study, options: str) -> Any:
     Raises ModuleNotFoundError that says what to install, ValueError for an option that is none.
     """
     try:
-        import submitit
+        import submitit  # pyright: ignore[reportMissingImports] (an extra of its own)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("--slurm needs submitit: pip install 'rlhf_jax[slurm]'") from error
     submitter = submitit.AutoExecutor(study.directory / "slurm")
