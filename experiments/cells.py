@@ -41,7 +41,7 @@ def config_of(study: Study, cell: Cell) -> ConfigDict:
 def shared_stages(study: Study, seed: int, policy: str = "", reward: str = "") -> tuple[Any, Any]:
     """The SFT params and the reward of a seed, each of its variant, trained in `base/` where they are not there yet."""
     from rlhf_jax import build
-    from rlhf_jax.jobs import relabel, reward_model, rlhf, sft
+    from rlhf_jax.jobs import pipeline, sft
 
     def prepare(name: str) -> tuple[Any, Any]:
         config = variant(study, name)
@@ -50,14 +50,9 @@ def shared_stages(study: Study, seed: int, policy: str = "", reward: str = "") -
         return workspace, stages
 
     workspace, stages = prepare(policy)
-    params = drawn_from = sft.run(workspace, stages.sft)
-    if stages.reward == "learned":
-        if reward != policy:
-            workspace, stages = prepare(reward)
-            drawn_from = sft.run(workspace, stages.sft)
-        relabel.run(workspace, stages.comparisons, drawn_from)
-        reward_model.run(workspace, stages.reward_model, drawn_from)
-    return params, rlhf.make_reward(workspace, stages)
+    if reward == policy or stages.reward != "learned":
+        return pipeline.before_rlhf(workspace, stages)
+    return sft.run(workspace, stages.sft), pipeline.before_rlhf(*prepare(reward))[1]
 
 
 def base_of(study: Study, cell: Cell) -> tuple[int, str, str]:

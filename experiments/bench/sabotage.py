@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from configs import quickstart
 from experiments.bench import measure
 from rlhf_jax import build
-from rlhf_jax.jobs import relabel, reward_model, rlhf, sft
+from rlhf_jax.jobs import pipeline, rlhf
 from rlhf_jax.observe.metrics import read
 from rlhf_jax.types import Algorithm, Batch, Samples, Scores
 
@@ -77,10 +77,7 @@ def main() -> None:
         config = quickstart.get_config()
         config.directory = f"{folder}/shared"
         workspace, stages, _ = build.prepare(config)
-        params = sft.run(workspace, stages.sft)
-        relabel.run(workspace, stages.comparisons, params)
-        reward_model.run(workspace, stages.reward_model, params)
-        reward = rlhf.make_reward(workspace, stages)
+        params, reward = pipeline.before_rlhf(workspace, stages)
         for name in options.algorithms.split(","):
             cases += [last_figures(name, fault, folder, params, reward) for fault in FAULTS]
             print(cases[-len(FAULTS) :], flush=True)

@@ -14,7 +14,7 @@ from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.observe import lines
 from rlhf_jax.observe.progress import Bar
 from rlhf_jax.observe.samples import Sample, SamplesWriter
-from rlhf_jax.runtime import ledger, synchronous
+from rlhf_jax.runtime import ledger, synchronous, timeline
 from rlhf_jax.runtime.checkpoint import Checkpoints
 from rlhf_jax.runtime.ledger import Ledger
 from rlhf_jax.runtime.program import Program
@@ -25,7 +25,6 @@ from rlhf_jax.update import learning_rate_schedule
 
 STAGE = "rlhf"
 KEPT_PROMPTS = 24
-TIMELINE = "timeline.jsonl"
 
 
 @dataclass
@@ -172,7 +171,7 @@ class Recorder:
         spans = [dataclasses.asdict(span) for span in self.timeline.take()]
         began = self.timeline.began_at
         lines.append_all(
-            self.workspace.directory / TIMELINE, [{"stage": STAGE, "began": began, **span} for span in spans]
+            self.workspace.directory / timeline.FILE, [{"stage": STAGE, "began": began, **span} for span in spans]
         )
 
     def evaluate(self, params: Params, version: int, full: bool) -> None:

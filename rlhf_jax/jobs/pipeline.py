@@ -8,7 +8,8 @@ from rlhf_jax.jobs import _evaluator, evaluate, relabel, reward_model, rlhf, sft
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.report.html import write_report
 from rlhf_jax.runtime.mesh import check_rows
-from rlhf_jax.types import Algorithm
+from rlhf_jax.runtime.program import Reward
+from rlhf_jax.types import Algorithm, Params
 from rlhf_jax.update import learning_rate_schedule
 
 
@@ -57,13 +58,18 @@ def check(stages: Stages, algorithm: Algorithm, mesh: Mesh) -> None:
         )
 
 
-def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:
-    """`--config.job=pipeline`: runs what has not run yet, and writes the report."""
+def before_rlhf(workspace: Workspace, stages: Stages) -> tuple[Params, Reward]:
+    """The SFT policy's params and the reward, trained where they are not there yet."""
     sft_params = sft.run(workspace, stages.sft)
     if stages.reward == "learned":
         relabel.run(workspace, stages.comparisons, sft_params)
         reward_model.run(workspace, stages.reward_model, sft_params)
-    reward = rlhf.make_reward(workspace, stages)
+    return sft_params, rlhf.make_reward(workspace, stages)
+
+
+def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:
+    """`--config.job=pipeline`: runs what has not run yet, and writes the report."""
+    sft_params, reward = before_rlhf(workspace, stages)
     rlhf.run(workspace, stages, algorithm, reward, sft_params)
     evaluate.best_of_n(workspace, stages, sft_params, reward)
     workspace.metrics.close()

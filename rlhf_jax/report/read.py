@@ -10,11 +10,11 @@ from typing import Any
 
 from rlhf_jax.observe import metrics, samples
 from rlhf_jax.observe.lines import Line, read
+from rlhf_jax.runtime import timeline
 
 BASE = "sft"
 TRAINED = "rlhf"
 BEST_OF_N = "best_of_n"
-TIMELINE = "timeline.jsonl"
 FIELDS = frozenset({"stage", "update", "seconds", "of", "kind"})
 
 
@@ -54,8 +54,8 @@ def read_run(directory: Path) -> Run:
     lines = read(files[metrics.FILE]) if there[metrics.FILE] else []
     texts = read(files[samples.FILE]) if there[samples.FILE] else []
     absent = [f"{name} is not there" for name, is_there in there.items() if not is_there]
-    timeline = directory / TIMELINE
-    spans = tuple(read(timeline)) if timeline.exists() else ()
+    drawn_from = directory / timeline.FILE
+    spans = tuple(read(drawn_from)) if drawn_from.exists() else ()
     return Run(directory, config, lines, texts, (*absent, *_missing(lines, texts)), spans)
 
 

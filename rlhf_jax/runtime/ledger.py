@@ -93,7 +93,7 @@ def rows(
       batch: what credit made of the round, on the host or the device.
       prompt_texts: of every prompt, in order; `texts`: of every sample.
     """
-    samples, scores, batch = jax.device_get((samples, scores, batch))
+    samples, scores = jax.device_get((samples, scores))  # of the batch only what is read below
     count = len(texts)
     mask_BC = np.asarray(samples.mask_BC)
     columns: dict[str, Any] = {

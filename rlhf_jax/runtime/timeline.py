@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+FILE = "timeline.jsonl"
 Side = Literal["sampler", "trainer"]
 What = Literal["wait", "generate", "train", "publish", "host"]
 

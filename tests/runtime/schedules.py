@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from rlhf_jax.runtime import asynchronous, synchronous
+from rlhf_jax.runtime import synchronous
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.types import Mean
 
@@ -85,6 +85,3 @@ def finish(loop, program: FakeProgram, start_round: int = 0, states=(0, 1), pend
             case synchronous.RoundEnd():
                 states = event.states
     return versions, ages, announced, states
-
-
-__all__ = ["FakeProgram", "asynchronous", "finish", "jitter", "synchronous"]

@@ -69,7 +69,7 @@ def test_a_sampler_that_returns_early_is_noticed_at_once(monkeypatch):
     assert time.monotonic() - began < LIMIT
 
 
-def test_a_sampler_whose_thread_is_cut_short_is_noticed(monkeypatch):
+def test_a_sampler_whose_thread_is_cut_short_is_noticed():
     """Not even an exception: what `SystemExit` in a thread looks like."""
 
     def leave(whole, *arguments):
