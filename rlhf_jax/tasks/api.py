@@ -12,6 +12,14 @@ class Task(Protocol):
     """Host code on text. Deterministic: the same ordinal gives the same text in every process.
 
     A module in `tasks/` has a frozen dataclass `Config` and a factory `make(config: Config) -> Task`.
+    A task may have two methods more.
+
+    `comparisons(split) -> Sequence[tuple[str, str, str]]`: (prompt, chosen, rejected), empty where there are none.
+
+    `fitted(count_tokens: Callable[[Sequence[str]], Sequence[int]], max_prompt_tokens: int) -> Task`: the task with prompts
+    of at most so many tokens, longer ones shortened or left out (and comparisons with them), as its corpus has it;
+    `count_tokens` is called on many texts at once. Raises ValueError where a prompt can neither be shortened nor left out,
+    or a split is left without prompts.
     """
 
     @property

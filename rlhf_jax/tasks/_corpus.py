@@ -1,0 +1,140 @@
+"""A task whose prompts, references and comparisons are records on disk, and how its prompts are made to fit a model."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from typing import Any, Self
+
+import numpy as np
+
+from rlhf_jax.tasks._published import Record
+from rlhf_jax.tasks._store import Store
+from rlhf_jax.tasks.api import Split
+
+CountTokens = Callable[[Sequence[str]], Sequence[int]]
+RECORDS_PER_BATCH = 1024
+
+
+class Comparisons(Sequence[tuple[str, str, str]]):
+    """(prompt, chosen, rejected) of comparison records, read when they are asked for."""
+
+    def __init__(self, records: Sequence[Record]):
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: Any) -> Any:
+        record = self._records[index]
+        return record["prompt"], record["chosen"], record["rejected"]
+
+
+class Fitted(Sequence[Record]):
+    """Chosen records of a sequence, some of them with a shortened prompt."""
+
+    def __init__(self, records: Sequence[Record], indices: Sequence[int], cuts: Mapping[int, int], tail: str):
+        """`cuts`: for some of the indices, how many characters of the prompt are kept before `tail`."""
+        self._records, self._indices, self._cuts, self._tail = records, np.asarray(indices, np.int64), cuts, tail
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        chosen = int(self._indices[index])
+        record = self._records[chosen]
+        if chosen not in self._cuts:
+            return record
+        return record | {"prompt": record["prompt"][: self._cuts[chosen]] + self._tail}
+
+
+class Corpus:
+    """Prompts with one reference each, and comparisons where there are any; no gold unless a task says otherwise."""
+
+    verifiable = False
+    has_gold = False
+    vocabulary = None
+    tail = ""  # what a shortened prompt ends in
+
+    def __init__(self, name: str, prompts: Store, comparisons: Store | None = None):
+        """`name` is what messages call the task."""
+        self.name = name
+        self.description = "\n".join(
+            f"{name}, {what}: {store.description}"
+            for what, store in (("prompts", prompts), ("comparisons", comparisons))
+            if store is not None
+        )
+        self._prompts: Mapping[Split, Sequence[Record]] = prompts.splits
+        self._comparisons: Mapping[Split, Sequence[Record]] = comparisons.splits if comparisons else {}
+
+    def num_prompts(self, split: Split) -> int:
+        return len(self._prompts[split])
+
+    def prompt(self, split: Split, index: int) -> str:
+        return self._prompts[split][index]["prompt"]
+
+    def references(self, split: Split, index: int) -> tuple[str, ...]:
+        return (self._prompts[split][index]["reference"],)
+
+    def comparisons(self, split: Split) -> Sequence[tuple[str, str, str]]:
+        """(prompt, chosen, rejected) of a split, in the files' order; empty where the task has none."""
+        return Comparisons(self._comparisons.get(split, ()))
+
+    def judge(self, prompt: str, completion: str, finished: bool) -> float:
+        """Raises ValueError: nothing but a learned reward can judge these completions."""
+        raise ValueError(f"{self.name} has no answers: only a learned reward can judge its completions")
+
+    def fitted(self, count_tokens: CountTokens, max_prompt_tokens: int) -> Self:
+        """This task with prompts of at most `max_prompt_tokens` tokens: see `tasks/api.py`.
+
+        Raises ValueError where that leaves a split without prompts or without the comparisons it had.
+        """
+        task = copy(self)
+        seen: set[bytes] = set()
+        task._prompts = {
+            split: self._fit(split, records, count_tokens, max_prompt_tokens, seen)
+            for split, records in self._prompts.items()
+        }
+        task._comparisons = {
+            split: self._fit(split, records, count_tokens, max_prompt_tokens, None)
+            for split, records in self._comparisons.items()
+        }
+        return task
+
+    def kept_characters(self, records: Sequence[Record], count_tokens: CountTokens, limit: int) -> list[int | None]:
+        """How much of each record's prompt is kept: all, or None where it does not fit."""
+        prompts = [record["prompt"] for record in records]
+        counts = count_tokens(prompts)
+        return [len(text) if count <= limit else None for text, count in zip(prompts, counts, strict=True)]
+
+    def _fit(
+        self, split: Split, records: Sequence[Record], count_tokens: CountTokens, limit: int, seen: set[bytes] | None
+    ) -> Fitted:
+        """The records that fit; with `seen`, those whose prompt it does not hold yet: cut prompts may have become equal."""
+        indices: list[int] = []
+        cuts: dict[int, int] = {}
+        for start, batch in _batches(records):
+            kept = self.kept_characters(batch, count_tokens, limit)
+            for index, (record, length) in enumerate(zip(batch, kept, strict=True), start=start):
+                if length is None:
+                    continue
+                prompt, whole = record["prompt"], length == len(record["prompt"])
+                identity = hashlib.blake2b((prompt if whole else prompt[:length] + self.tail).encode()).digest()[:16]
+                if seen is not None and identity in seen:
+                    continue
+                if seen is not None:
+                    seen.add(identity)
+                indices.append(index)
+                if not whole:
+                    cuts[index] = length
+        if not indices:
+            raise ValueError(
+                f"{self.name}: none of the {len(records)} {split} prompts has at most max_prompt_tokens = {limit} tokens"
+            )
+        return Fitted(records, indices, cuts, self.tail)
+
+
+def _batches(records: Sequence[Record]) -> Iterator[tuple[int, Sequence[Record]]]:
+    for start in range(0, len(records), RECORDS_PER_BATCH):
+        yield start, records[start : start + RECORDS_PER_BATCH]

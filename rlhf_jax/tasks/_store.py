@@ -1,0 +1,154 @@
+"""Keeps a task's records on disk for random access, in a directory named by the content of the files they come from."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.tasks._published import Record
+from rlhf_jax.tasks.api import Split
+
+CHUNK_BYTES = 1 << 20
+COUNTS = "counts.json"
+Rows = Iterable[tuple[str, Record | None]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a store is made of: files by split, and what makes records of them.
+
+    `recipe` is everything else that records depend on: two stores differ where their files or their recipes do.
+    A held-out record whose prompt a training record has is left out; where `once`, a split holds a prompt once, the first.
+    """
+
+    name: str
+    files: Mapping[Split, Sequence[Path]]
+    rows: Callable[[Split], Rows]
+    fields: tuple[str, ...]
+    recipe: tuple[str, ...]
+    once: bool
+
+
+class Records(Sequence[Record]):
+    """Records of a split by index, read from disk when they are asked for."""
+
+    def __init__(self, source: Any):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The record at an index, or the list of those of a slice."""
+        if isinstance(index, slice):
+            chosen = list(range(*index.indices(len(self))))
+            return [_text(found) for found in self._source.__getitems__(chosen)] if chosen else []
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        return _text(self._source[index % len(self)])
+
+
+@dataclass(frozen=True)
+class Store:
+    """Records of both splits, and how many rows of the files they are."""
+
+    splits: Mapping[Split, Records]
+    counts: Mapping[Split, Mapping[str, int]]  # per split: rows read, and records kept
+
+    @property
+    def description(self) -> str:
+        return "; ".join(f"{split}: {count['kept']} of {count['rows']} rows" for split, count in self.counts.items())
+
+
+def open_store(source: Source, root: Path) -> Store:
+    """The store of a source under `root`, built where it is not there. Whoever finishes first has built it.
+
+    Raises ValueError where the files are malformed or change while they are read, or `root` cannot be written.
+    """
+    builder = import_module("rlhf_jax.tasks._builder")  # tensorflow-datasets takes most of a second to import
+    directory = root / _digest(source)
+    if not directory.is_dir():
+        _build(source, directory, builder)
+    counts = json.loads((directory / COUNTS).read_text())
+    splits: dict[Split, Records] = {
+        split: Records(builder.data_source(directory, source.name, split)) for split in source.files
+    }
+    return Store(splits, counts)
+
+
+def _build(source: Source, directory: Path, builder: Any) -> None:
+    """Builds beside its place and moves there whole, so that what died half-way or runs at once is never read."""
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f"{directory.name}.part-", dir=directory.parent))
+    except OSError as error:
+        raise ValueError(f"{directory.parent} cannot be written ({error.strerror}); set task.cache_dir") from None
+    try:
+        counts: dict[Split, dict[str, int]] = {}
+        seen: dict[Split, set[bytes]] = {}
+        splits = {split: partial(_kept, source, split, counts, seen) for split in source.files}
+        builder.build(builder.RecordsBuilder(source.name, splits, source.fields, part))
+        shutil.rmtree(part / "downloads", ignore_errors=True)  # empty
+        (part / COUNTS).write_text(json.dumps(counts) + "\n")
+        if _digest(source) != directory.name:
+            files = ", ".join(str(file) for files in source.files.values() for file in files)
+            raise ValueError(f"one of {files} changed while it was read; run again")
+        part.chmod(0o755)
+        _move(part, directory)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _move(part: Path, directory: Path) -> None:
+    """Another process may have built the same in the meantime: then theirs stays."""
+    try:
+        os.rename(part, directory)
+    except OSError:
+        if not directory.is_dir():
+            raise
+
+
+def _kept(
+    source: Source, split: Split, counts: dict[Split, dict[str, int]], seen: dict[Split, set[bytes]]
+) -> Iterator[Record]:
+    """The records of a split that are kept, counting them: `train` is written first, `heldout` against what it held."""
+    rows = kept = 0
+    prompts = seen.setdefault(split, set())
+    if split == "heldout" and "train" not in counts:
+        raise RuntimeError("held-out records were asked for before the training ones were written")
+    for _, record in source.rows(split):
+        rows += 1
+        if record is None:
+            continue
+        prompt = hashlib.blake2b(record["prompt"].encode(), digest_size=16).digest()
+        if (source.once and prompt in prompts) or (split == "heldout" and prompt in seen["train"]):
+            continue
+        prompts.add(prompt)
+        kept += 1
+        yield record
+    if not kept:
+        raise ValueError(f"{source.files[split][0]}: none of {rows} rows is left for the split {split!r}")
+    counts[split] = {"rows": rows, "kept": kept}
+
+
+def _digest(source: Source) -> str:
+    """16 hex digits of the files' names, sizes and content, and of the recipe."""
+    digest = hashlib.sha256(json.dumps([source.name, source.fields, source.recipe]).encode())
+    for split, files in source.files.items():
+        for file in files:
+            digest.update(json.dumps([split, file.name, file.stat().st_size]).encode())
+            with file.open("rb") as content:
+                while chunk := content.read(CHUNK_BYTES):
+                    digest.update(chunk)
+    return digest.hexdigest()[:16]
+
+
+def _text(record: Mapping[str, bytes]) -> Record:
+    return {field: value.decode() for field, value in record.items()}

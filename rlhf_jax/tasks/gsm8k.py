@@ -1,0 +1,101 @@
+r"""GSM8K (Cobbe et al. 2021, arXiv 2110.14168): word problems whose solutions end in `#### number`, judged by that number.
+
+The prompt is that of asynchronous RLHF (Noukhovitch et al. 2024, arXiv 2410.18252), and a reference is what its policy was
+fine-tuned on (Rho-1B by Kazemnejad et al. 2024, arXiv 2410.01679): a new line, the solution without the marks of the
+calculator, a new line.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf_jax.tasks import _published, _rows
+from rlhf_jax.tasks._corpus import Corpus
+from rlhf_jax.tasks._published import Dataset, Layout, Record
+from rlhf_jax.tasks._store import Source, Store, open_store
+
+PROBLEM, SOLUTION = "[MATH_TASK] Problem:\n", "\n\nSolution:"
+ANSWER = re.compile(r"#### (\-?[0-9\.\,]+)")  # of the published grader
+CALCULATOR = re.compile(r"<<.*?>>", re.DOTALL)
+DATASET = Dataset(
+    title="GSM8K",
+    option="task.data_dir",
+    remedy="train.jsonl and test.jsonl of OpenAI's repository grade-school-math, or a download of the dataset"
+    " openai/gsm8k from the Hugging Face Hub, whose parquet files are in main/",
+    splits={"train": ("train",), "heldout": ("test",)},
+    folders=("main",),
+    patterns=("grade_school_math/data/{split}.jsonl",),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Where the files are, and what stands around and in a solution."""
+
+    data_dir: str = ""
+    cache_dir: str = ""  # of the records; <data_dir>/array_record where empty
+    calculator: bool = False  # keep the marks <<48/2=24>>
+    before: str = "\n"
+    after: str = "\n"
+
+
+class GSM8K(Corpus):
+    """The published test split is the held-out one. A judge reads the number and asks for no EOS."""
+
+    verifiable = True
+    has_gold = True
+
+    def __init__(self, store: Store):
+        super().__init__("gsm8k", store)
+        self._store = store
+        self._numbers: dict[str, str] = {}
+
+    def judge(self, prompt: str, completion: str, finished: bool) -> float:
+        """1.0 where the first number after `####` is the answer's, commas dropped, as text; else 0.0.
+
+        What precedes the problem, such as a BOS, is ignored. Raises ValueError for a prompt of another task.
+        """
+        del finished
+        if not self._numbers:
+            self._numbers = {
+                _problem(record["prompt"]): number(record["reference"])
+                for records in self._store.splits.values()
+                for record in records
+            }
+        problem = _problem(prompt)
+        if problem not in self._numbers:
+            raise ValueError(f"{prompt!r} is not a prompt of gsm8k")
+        return float(number(completion) == self._numbers[problem])
+
+
+def number(solution: str) -> str:
+    """The number that a solution ends in, as text without commas; empty where it gives none."""
+    match = ANSWER.search(solution)
+    return match[1].replace(",", "") if match else ""
+
+
+def make(config: Config) -> GSM8K:
+    """The task of a config; ValueError names what is wrong with the files."""
+    files = _published.find(config.data_dir, DATASET)
+
+    def read(where: str, row: _rows.Row) -> Record:
+        question, answer = _rows.text(where, row, "question"), _rows.text(where, row, "answer")
+        if not number(answer):
+            raise ValueError(f"{where}: 'answer' has no '#### number': {_rows.short(answer)}")
+        answer = answer if config.calculator else CALCULATOR.sub("", answer)
+        return {"prompt": PROBLEM + question + SOLUTION, "reference": config.before + answer + config.after}
+
+    source = Source(
+        name="gsm8k",
+        files=files,
+        rows=lambda split: _published.records(files[split], [Layout(("question", "answer"), read)]),
+        fields=("prompt", "reference"),
+        recipe=("1", str(config.calculator), config.before, config.after),
+        once=True,
+    )
+    return GSM8K(open_store(source, Path(config.cache_dir or Path(config.data_dir) / "array_record")))
+
+
+def _problem(prompt: str) -> str:
+    """The problem of a prompt, white space around it aside: some tokenizers lose it."""
+    return prompt.rpartition(PROBLEM)[2].removesuffix(SOLUTION).strip()
