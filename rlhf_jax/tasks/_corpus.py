@@ -49,6 +49,21 @@ class Fitted(Sequence[Record]):
         return record | {"prompt": record["prompt"][: self._cuts[chosen]] + self._tail}
 
 
+class Counted:
+    """Remembers how many tokens a text has: many comparisons are of one prompt, which is also a prompt of the task."""
+
+    def __init__(self, count_tokens: CountTokens):
+        self._count_tokens = count_tokens
+        self._counts: dict[bytes, int] = {}
+
+    def __call__(self, texts: Sequence[str]) -> list[int]:
+        keys = [_identity(text) for text in texts]
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._counts}
+        if new:
+            self._counts.update(zip(new, self._count_tokens(list(new.values())), strict=True))
+        return [self._counts[key] for key in keys]
+
+
 class Corpus:
     """Prompts with one reference each, and comparisons where there are any; no gold unless a task says otherwise."""
 
@@ -90,7 +105,7 @@ class Corpus:
 
         Raises ValueError where that leaves a split without prompts or without the comparisons it had.
         """
-        task = copy(self)
+        task, count_tokens = copy(self), Counted(count_tokens)
         seen: set[bytes] = set()
         task._prompts = {
             split: self._fit(split, records, count_tokens, max_prompt_tokens, seen)
@@ -120,7 +135,7 @@ class Corpus:
                 if length is None:
                     continue
                 prompt, whole = record["prompt"], length == len(record["prompt"])
-                identity = hashlib.blake2b((prompt if whole else prompt[:length] + self.tail).encode()).digest()[:16]
+                identity = _identity(prompt if whole else prompt[:length] + self.tail)
                 if seen is not None and identity in seen:
                     continue
                 if seen is not None:
@@ -133,6 +148,10 @@ class Corpus:
                 f"{self.name}: none of the {len(records)} {split} prompts has at most max_prompt_tokens = {limit} tokens"
             )
         return Fitted(records, indices, cuts, self.tail)
+
+
+def _identity(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def _batches(records: Sequence[Record]) -> Iterator[tuple[int, Sequence[Record]]]:

@@ -10,30 +10,38 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from rlhf_jax.hub import chat
+from rlhf_jax.tasks import _conversations, _published, _rows
 from rlhf_jax.tasks._published import Record
 from rlhf_jax.tasks.api import Split
 
 CHUNK_BYTES = 1 << 20
+CODE = tuple(Path(str(module.__file__)) for module in (_published, _rows, _conversations, chat))
 COUNTS = "counts.json"
 Rows = Iterable[tuple[str, Record | None]]
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a store is made of: files by split, and what makes records of them.
+    """What a store is made of: files by split, and what makes records of their rows.
 
-    `recipe` is everything else that records depend on: two stores differ where their files or their recipes do.
-    A held-out record whose prompt a training record has is left out; where `once`, a split holds a prompt once, the first.
+    `recipe` is what of a config the records depend on; two stores differ where their files, recipes or code do.
+    A held-out record whose prompt a training record has is left out. Of `prompts` a split holds each once, the first.
     """
 
-    name: str
+    task: str
+    kind: Literal["prompts", "comparisons"]
     files: Mapping[Split, Sequence[Path]]
     rows: Callable[[Split], Rows]
     fields: tuple[str, ...]
-    recipe: tuple[str, ...]
-    once: bool
+    recipe: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What tensorflow-datasets calls it."""
+        return f"{self.task}_{self.kind}"
 
 
 class Records(Sequence[Record]):
@@ -128,7 +136,7 @@ def _kept(
         if record is None:
             continue
         prompt = hashlib.blake2b(record["prompt"].encode(), digest_size=16).digest()
-        if (source.once and prompt in prompts) or (split == "heldout" and prompt in seen["train"]):
+        if (source.kind == "prompts" and prompt in prompts) or (split == "heldout" and prompt in seen["train"]):
             continue
         prompts.add(prompt)
         kept += 1
@@ -139,8 +147,10 @@ def _kept(
 
 
 def _digest(source: Source) -> str:
-    """16 hex digits of the files' names, sizes and content, and of the recipe."""
+    """16 hex digits of the files' names, sizes and content, of the recipe, and of the code that makes the records."""
     digest = hashlib.sha256(json.dumps([source.name, source.fields, source.recipe]).encode())
+    for file in (*CODE, Path(__file__).with_name(f"{source.task}.py")):
+        digest.update(file.read_bytes())
     for split, files in source.files.items():
         for file in files:
             digest.update(json.dumps([split, file.name, file.stat().st_size]).encode())

@@ -86,12 +86,12 @@ def make(config: Config) -> GSM8K:
         return {"prompt": PROBLEM + question + SOLUTION, "reference": config.before + answer + config.after}
 
     source = Source(
-        name="gsm8k",
+        task="gsm8k",
+        kind="prompts",
         files=files,
         rows=lambda split: _published.records(files[split], [Layout(("question", "answer"), read)]),
         fields=("prompt", "reference"),
-        recipe=("1", str(config.calculator), config.before, config.after),
-        once=True,
+        recipe=(str(config.calculator), config.before, config.after),
     )
     return GSM8K(open_store(source, Path(config.cache_dir or Path(config.data_dir) / "array_record")))
 

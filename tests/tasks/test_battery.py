@@ -15,8 +15,14 @@ from rlhf_jax.tasks import api
 from tests.tasks import published
 
 SPLITS = ("train", "heldout")
-PUBLISHED = {"gsm8k": published.write_gsm8k}  # read files that somebody else publishes, one reference a prompt
+PUBLISHED = {  # read files that somebody else publishes, one reference a prompt
+    "gsm8k": published.write_gsm8k,
+    "tldr": published.write_tldr,
+    "no_robots": published.write_no_robots,
+    "ultrafeedback": published.write_ultrafeedback,
+}
 EMBEDDED = [name for name in plugins.names("tasks") if name not in {"jsonl", *PUBLISHED}]
+OPTIONS = {"no_robots": {"eos_token": "<|end_of_text|>"}}
 ENDLESS = {"gsm8k"}  # its published judge asks for no EOS
 
 # sha256 of the first 50 prompts and their references of both splits. Where one moves, every number ever measured on the
@@ -51,7 +57,7 @@ def make(tmp_path_factory):
     def build(name):
         module = plugins.find("tasks", name)
         if name in PUBLISHED:
-            return module.make(module.Config(data_dir=folders[name]))
+            return module.make(module.Config(data_dir=folders[name], **OPTIONS.get(name, {})))
         return module.make(module.Config(prompts=str(path)) if name == "jsonl" else module.Config())
 
     return build

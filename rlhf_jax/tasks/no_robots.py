@@ -1,0 +1,54 @@
+"""No Robots: 10,000 instructions and conversations with replies written by people; the chat task of asynchronous RLHF.
+
+Noukhovitch et al. 2024 (arXiv 2410.18252) fine-tune Llama 3.1 8B on it, with the template of Tulu. No judge: the paper's
+reward is a learned one.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf_jax.tasks import _conversations, _published, _rows
+from rlhf_jax.tasks._corpus import Corpus
+from rlhf_jax.tasks._published import Dataset, Layout, Record
+from rlhf_jax.tasks._store import Source, open_store
+
+DATASET = Dataset(
+    title="No Robots",
+    option="task.data_dir",
+    remedy="a download of the dataset HuggingFaceH4/no_robots from the Hugging Face Hub, whose parquet files are in data/",
+    splits={"train": ("train", "train_sft"), "heldout": ("test", "test_sft")},
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Where the files are, and how a conversation becomes a prompt. The published test split is the held-out one."""
+
+    data_dir: str = ""
+    cache_dir: str = ""  # of the records; <data_dir>/array_record where empty
+    chat_template: str = "tulu"  # a name, or a file or folder: see `hub/chat.py`
+    bos_token: str = ""  # texts that the template may name; where empty, those that come with it
+    eos_token: str = ""  # Tulu's template needs it where a reply was given before: <|end_of_text|> for Llama 3.1
+
+
+def make(config: Config) -> Corpus:
+    """The task of a config; ValueError names what is wrong with the files or the template."""
+    files = _published.find(config.data_dir, DATASET)
+    template = _conversations.template(config.chat_template, config.bos_token, config.eos_token)
+    prompt = _conversations.prompts(template)
+
+    def read(where: str, row: _rows.Row) -> Record:
+        context, reply = _conversations.turns(where, row, "messages")
+        if not reply:
+            raise ValueError(f"{where}: the last reply of 'messages' is empty")
+        return {"prompt": prompt(where, context), "reference": reply}
+
+    source = Source(
+        task="no_robots",
+        kind="prompts",
+        files=files,
+        rows=lambda split: _published.records(files[split], [Layout(("messages",), read)]),
+        fields=("prompt", "reference"),
+        recipe=_conversations.recipe(template),
+    )
+    return Corpus("no_robots", open_store(source, Path(config.cache_dir or Path(config.data_dir) / "array_record")))

@@ -1,0 +1,191 @@
+"""TL;DR (Stiennon et al. 2020, arXiv 2009.01325): posts of Reddit to be summarised, human summaries, and comparisons.
+
+Prompts are cut as OpenAI cut them: a post that is too long loses what follows its last line break, or its last character
+where it has none, until the prompt fits. No judge: gold is a reward model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf_jax.tasks import _published, _rows
+from rlhf_jax.tasks._corpus import Corpus, CountTokens
+from rlhf_jax.tasks._published import Dataset, Layout, Record
+from rlhf_jax.tasks._rows import Row
+from rlhf_jax.tasks._store import Rows, Source, Store, open_store
+from rlhf_jax.tasks.api import Split
+
+POST, TAIL = "\n\nPOST: ", "\n\nTL;DR:"
+EOS = "<|endoftext|>"  # published completions end in this text; the pipeline adds an EOS of its own
+OPENAI_FILES = ("batch*.json", "cnndm*.json", "edit_*.json", "comparisons/*.json")
+OPENAI_SPLITS: dict[str, Split] = {"train": "train", "valid1": "heldout", "valid2": "heldout"}
+PROMPTS = Dataset(
+    title="TL;DR posts",
+    option="task.data_dir",
+    remedy="train.jsonl and valid.jsonl of OpenAI's tldr_3_filtered, or a download of one of the datasets trl-lib/tldr and"
+    " vwxyzjn/summarize_from_feedback_tldr_3_filtered_oai_preprocessing_1706381144 from the Hugging Face Hub, whose"
+    " parquet files are in data/",
+    splits={"train": ("train",), "heldout": ("validation", "valid")},
+    patterns=("tldr_3_filtered/{split}.jsonl", "datasets/tldr_3_filtered/{split}.jsonl"),
+)
+COMPARISONS = Dataset(
+    title="comparisons of TL;DR summaries",
+    option="task.comparisons_dir",
+    remedy="OpenAI's batch3.json to batch22.json, or a download of one of the datasets"
+    " vwxyzjn/summarize_from_feedback_oai_preprocessing_1706381144 and"
+    " mnoukhov/summarize_from_feedback_oai_preprocessing_1706381144_relabel_pythia6.9b from the Hugging Face Hub",
+    splits={"train": ("train",), "heldout": ("validation",)},
+    folders=("comparisons",),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Where the files are. The published validation split is the held-out one."""
+
+    data_dir: str = ""
+    comparisons_dir: str = ""  # none where empty
+    cache_dir: str = ""  # of the records; array_record/ in each of the folders where empty
+
+
+class Tldr(Corpus):
+    """Posts with a human summary each."""
+
+    tail = TAIL
+
+    def kept_characters(self, records: Sequence[Record], count_tokens: CountTokens, limit: int) -> list[int | None]:
+        """How much of each prompt is kept before `TL;DR:`; ValueError where a prompt is too long without any post."""
+        kept: list[int | None] = [len(record["prompt"]) for record in records]
+        texts = [record["prompt"] for record in records]
+        posts = {place: _post(text) for place, text in enumerate(texts)}
+        while True:
+            counts = dict(zip(posts, count_tokens([texts[place] for place in posts]), strict=True))
+            posts = {place: posts[place] for place, count in counts.items() if count > limit}
+            if not posts:
+                return kept
+            for place, post in posts.items():
+                head = texts[place][: len(texts[place]) - len(TAIL) - len(post)]
+                if not post:
+                    raise ValueError(
+                        f"tldr: a prompt has {counts[place]} tokens without its post; accepted: at most max_prompt_tokens"
+                        f" = {limit}: {_rows.short(head)}"
+                    )
+                posts[place] = post[: post.rfind("\n")]  # without a line break, -1: all but the last character
+                texts[place] = head + posts[place] + TAIL
+                kept[place] = len(head + posts[place])
+
+
+def make(config: Config) -> Tldr:
+    """The task of a config; ValueError names what is wrong with the files."""
+    files = _published.find(config.data_dir, PROMPTS)
+    layouts = (
+        _ready_layout("query", "reference_response"),
+        _ready_layout("prompt", "completion"),
+        Layout(("subreddit", "title", "post", "summary"), _read_post),
+    )
+    source = Source(
+        task="tldr",
+        kind="prompts",
+        files=files,
+        rows=lambda split: _published.records(files[split], layouts),
+        fields=("prompt", "reference"),
+    )
+    prompts = open_store(source, _root(config, config.data_dir))
+    return Tldr("tldr", prompts, _comparisons(config) if config.comparisons_dir else None)
+
+
+def _comparisons(config: Config) -> Store:
+    """The comparisons' store: OpenAI's own files hold both splits, all others one each."""
+    folder = Path(config.comparisons_dir)
+    batches = [file for pattern in OPENAI_FILES for file in sorted(folder.glob(pattern))]
+    files = dict.fromkeys(COMPARISONS.splits, batches) if batches else _published.find(str(folder), COMPARISONS)
+    layouts = (
+        _pair_layout("query"),
+        _pair_layout("prompt"),
+        Layout(("info", "summaries", "choice"), _read_judged),
+    )
+    source = Source(
+        task="tldr",
+        kind="comparisons",
+        files=files,
+        rows=lambda split: _openai_rows(batches, split) if batches else _published.records(files[split], layouts),
+        fields=("prompt", "chosen", "rejected"),
+    )
+    return open_store(source, _root(config, config.comparisons_dir))
+
+
+def _root(config: Config, folder: str) -> Path:
+    return Path(config.cache_dir or Path(folder) / "array_record")
+
+
+def _post(prompt: str) -> str:
+    return prompt[prompt.index(POST) + len(POST) : -len(TAIL)]
+
+
+def _prompt(subreddit: str, title: str, post: str) -> str:
+    return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}{POST}{post}{TAIL}"
+
+
+def _ready(where: str, row: Row, key: str) -> str:
+    """A prompt that is published ready; it must be of the form that can be cut."""
+    prompt = _rows.text(where, row, key)
+    if POST not in prompt or not prompt.endswith(TAIL):
+        raise ValueError(
+            f"{where}: {key!r} is {_rows.short(prompt)}; accepted: a text with {POST!r} that ends in {TAIL!r}"
+        )
+    return prompt
+
+
+def _read_post(where: str, row: Row) -> Record:
+    subreddit, title, post = (_rows.text(where, row, key, empty=True) for key in ("subreddit", "title", "post"))
+    return {"prompt": _prompt(subreddit, title, post), "reference": " " + _rows.text(where, row, "summary")}
+
+
+def _ready_layout(prompt: str, completion: str) -> Layout:
+    def read(where: str, row: Row) -> Record:
+        reference = _rows.text(where, row, completion).removesuffix(EOS)
+        return {"prompt": _ready(where, row, prompt), "reference": reference}
+
+    return Layout((prompt, completion), read)
+
+
+def _pair(prompt: str, chosen: str, rejected: str) -> Record | None:
+    """A comparison of two equal texts is none."""
+    pair = {"chosen": chosen.removesuffix(EOS), "rejected": rejected.removesuffix(EOS)}
+    return None if pair["chosen"] == pair["rejected"] else {"prompt": prompt, **pair}
+
+
+def _pair_layout(prompt: str) -> Layout:
+    """Chosen and rejected are read, not `prompt_chosen`: relabelled files swap the first two alone."""
+
+    def read(where: str, row: Row) -> Record | None:
+        return _pair(_ready(where, row, prompt), *(_rows.text(where, row, key) for key in ("chosen", "rejected")))
+
+    return Layout((prompt, "chosen", "rejected"), read)
+
+
+def _read_judged(where: str, row: Row) -> Record | None:
+    """A row of OpenAI's: two summaries, and which of them was preferred. Their news articles are not of this task."""
+    info, summaries, choice = row["info"], row["summaries"], row["choice"]
+    if not isinstance(info, dict) or not isinstance(summaries, list) or len(summaries) != 2 or choice not in (0, 1):
+        raise ValueError(
+            f"{where}: found info {_rows.short(info)}, summaries {_rows.short(summaries)}, choice {_rows.short(choice)};"
+            " accepted: a post, two summaries, and 0 or 1"
+        )
+    if info.get("article"):
+        return None
+    post = (_rows.text(where, info, key, empty=True) for key in ("subreddit", "title", "post"))
+    texts = [_rows.text(where, summary, "text") for summary in summaries]
+    return _pair(_prompt(*post), texts[choice], texts[1 - choice])
+
+
+def _openai_rows(files: Sequence[Path], split: Split) -> Rows:
+    """The rows of OpenAI's files that are of a split; each tells its own."""
+    for file in files:
+        for where, row in _rows.read(file, ("info", "summaries", "choice", "split")):
+            if row["split"] not in OPENAI_SPLITS:
+                raise ValueError(
+                    f"{where}: 'split' is {_rows.short(row['split'])}; accepted: {', '.join(OPENAI_SPLITS)}"
+                )
+            if OPENAI_SPLITS[row["split"]] == split:
+                yield where, _read_judged(where, row)

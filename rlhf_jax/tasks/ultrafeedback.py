@@ -1,0 +1,102 @@
+"""UltraFeedback (Cui et al. 2023, arXiv 2310.01377), binarized: prompts with a chosen and a rejected reply.
+
+Used by Razin et al. 2025 (arXiv 2503.15477), who keep rows whose prompt and both replies have at most 512 tokens. No judge:
+gold is a reward model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rlhf_jax.tasks import _conversations, _published, _rows
+from rlhf_jax.tasks._corpus import Corpus, CountTokens
+from rlhf_jax.tasks._published import Dataset, Layout, Record
+from rlhf_jax.tasks._store import Source, Store, open_store
+
+Kind = Literal["prompts", "comparisons"]
+NO_REPLY = -100.0  # the score that stands where a prompt had fewer than two replies; the text is then "N/A"
+COLUMNS = ("chosen", "rejected", "score_chosen", "score_rejected")
+DATASET = Dataset(
+    title="UltraFeedback, binarized",
+    option="task.data_dir",
+    remedy="a download of the dataset HuggingFaceH4/ultrafeedback_binarized from the Hugging Face Hub, whose parquet files"
+    " are in data/ (the jsonl files of openbmb/UltraFeedback hold single replies, not pairs, and are not read)",
+    splits={"train": ("train_prefs",), "heldout": ("test_prefs",)},
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Where the files are, how a conversation becomes a prompt, and which rows are used."""
+
+    data_dir: str = ""
+    cache_dir: str = ""  # of the records; <data_dir>/array_record where empty
+    chat_template: str = "pythia"  # a name, or a file or folder: see `hub/chat.py`
+    bos_token: str = ""  # texts that the template may name; where empty, those that come with it
+    eos_token: str = ""
+    ties: bool = False  # keep comparisons whose replies have one score: which of them was chosen is then chance
+    max_reply_tokens: int = 512  # rows with a longer reply are left out when prompts are made to fit; 0: none are
+
+
+class UltraFeedback(Corpus):
+    """The published split test_prefs is the held-out one; the chosen reply is a prompt's reference."""
+
+    def __init__(self, prompts: Store, comparisons: Store, max_reply_tokens: int):
+        super().__init__("ultrafeedback", prompts, comparisons)
+        self._max_reply_tokens = max_reply_tokens
+
+    def kept_characters(self, records: Sequence[Record], count_tokens: CountTokens, limit: int) -> list[int | None]:
+        """All of a prompt, or None where it or one of its two replies is too long."""
+        kept = super().kept_characters(records, count_tokens, limit)
+        if not self._max_reply_tokens:
+            return kept
+        replies = [text for record in records for text in (record["chosen"], record["rejected"])]
+        counts = iter(count_tokens(replies))
+        longest = [max(pair) for pair in zip(counts, counts, strict=True)]
+        return [
+            length if tokens <= self._max_reply_tokens else None for length, tokens in zip(kept, longest, strict=True)
+        ]
+
+    def references(self, split: Literal["train", "heldout"], index: int) -> tuple[str, ...]:
+        return (self._prompts[split][index]["chosen"],)
+
+
+def make(config: Config) -> UltraFeedback:
+    """The task of a config; ValueError names what is wrong with the files or the template."""
+    if config.max_reply_tokens < 0:
+        raise ValueError(f"task.max_reply_tokens is {config.max_reply_tokens}; accepted: 0 (no limit) or more")
+    return UltraFeedback(_open(config, "prompts"), _open(config, "comparisons"), config.max_reply_tokens)
+
+
+def _open(config: Config, kind: Kind) -> Store:
+    files = _published.find(config.data_dir, DATASET)
+    template = _conversations.template(config.chat_template, config.bos_token, config.eos_token)
+    prompt = _conversations.prompts(template)
+
+    def read(where: str, row: _rows.Row) -> Record | None:
+        (context, chosen), (other, rejected) = (_conversations.turns(where, row, key) for key in COLUMNS[:2])
+        if context != other:
+            raise ValueError(f"{where}: 'chosen' and 'rejected' are replies to different prompts")
+        scores = [_score(where, row, key) for key in COLUMNS[2:]]
+        if not chosen or (chosen == rejected and kind == "comparisons"):
+            return None
+        if kind == "comparisons" and (NO_REPLY in scores or (scores[0] == scores[1] and not config.ties)):
+            return None
+        return {"prompt": prompt(where, context), "chosen": chosen, "rejected": rejected}
+
+    source = Source(
+        task="ultrafeedback",
+        kind=kind,
+        files=files,
+        rows=lambda split: _published.records(files[split], [Layout(COLUMNS, read)]),
+        fields=("prompt", "chosen", "rejected"),
+        recipe=(*_conversations.recipe(template), str(config.ties)),
+    )
+    return open_store(source, Path(config.cache_dir or Path(config.data_dir) / "array_record"))
+
+
+def _score(where: str, row: _rows.Row, key: str) -> float:
+    if not isinstance(row[key], int | float) or isinstance(row[key], bool):
+        raise ValueError(f"{where}: {key!r} is {_rows.short(row[key])}; accepted: a number")
+    return float(row[key])
