@@ -5,14 +5,15 @@ import difflib
 import json
 import types
 import typing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from rlhf_jax import plugins
-from rlhf_jax.hub import tokenizers
-from rlhf_jax.jobs import _evaluator, pipeline, relabel, reward_model, rlhf, sft
+from rlhf_jax.hub import encoding, tokenizers
+from rlhf_jax.jobs import _evaluator, _hub, pipeline, relabel, reward_model, rlhf, sft
 from rlhf_jax.jobs.api import Lengths, Workspace
 from rlhf_jax.observe.lines import replace
 from rlhf_jax.ops.corrections import Correction, resolve
@@ -54,6 +55,7 @@ def default() -> ConfigDict:
             "task": component("tasks", "reviews"),
             "tokenizer": node(tokenizers.Config()),
             "model": model("gpt_neox", "quickstart"),
+            "hub": node(_hub.Config()),
             "lengths": node(Lengths()),
             "mesh": node(mesh.Config()),
             "algorithm": component("algorithms", "online_dpo"),
@@ -141,7 +143,14 @@ def workspace(values: dict[str, Any]) -> Workspace:
     """The run's shared parts; `values` is completed with what only they know (the vocabulary's size)."""
     task_module, task_config = named("tasks", values["task"], "task")
     task = task_module.make(task_config)
+    hub = fill(_hub.Config, values["hub"], "hub")
+    values["model"] = _hub.model_values(values["model"], hub)
+    if values["tokenizer"]["kind"] == "hf" and not values["tokenizer"]["path"]:
+        values["tokenizer"]["path"] = hub.policy
     tokenizer = tokenizers.make(fill(tokenizers.Config, values["tokenizer"], "tokenizer"), task.vocabulary)
+    lengths = fill(Lengths, values["lengths"], "lengths")
+    if hasattr(task, "fitted"):
+        task = task.fitted(partial(encoding.count_tokens, tokenizer), lengths.max_prompt_tokens)
     family_values = dict(values["model"])
     family = plugins.find("models", family_values.pop("family"))
     if not hasattr(family, "PRESETS"):
@@ -152,6 +161,7 @@ def workspace(values: dict[str, Any]) -> Workspace:
         raise ValueError(
             f"model.vocab_size is {family_values['vocab_size']}, but the tokenizer has {tokenizer.vocab_size} tokens"
         )
+    _hub.check(hub, tokenizer)
     return Workspace(
         directory=Path(values["directory"]),
         seed=values["seed"],
@@ -159,7 +169,8 @@ def workspace(values: dict[str, Any]) -> Workspace:
         tokenizer=tokenizer,
         model=family.make(fill(family.Config, family_values, "model")),
         mesh=mesh.make_mesh(fill(mesh.Config, values["mesh"], "mesh")),
-        lengths=fill(Lengths, values["lengths"], "lengths"),
+        lengths=lengths,
+        hub=hub,
     )
 
 
@@ -226,6 +237,32 @@ def prepare(config: ConfigDict) -> tuple[Workspace, pipeline.Stages, Algorithm]:
     pipeline.check(settings, chosen, shared.mesh)
     check_directory(shared.directory, values)
     return shared, settings, chosen
+
+
+def of_directory(directory: Path, **changed: Any) -> tuple[Workspace, pipeline.Stages, Algorithm]:
+    """The parts of the run whose directory this is, from its `config.json`; nothing is written.
+
+    Args:
+      changed: values of flattened keys in place of those, typed by them: {"evaluate.num_prompts": "64"}.
+
+    Raises ValueError for a directory without a run, or a key that it does not have.
+    """
+    path = directory / "config.json"
+    if not path.exists():
+        raise ValueError(f"{path} is missing: {str(directory)!r} is no directory of a run")
+    values = json.loads(path.read_text()) | {"directory": str(directory)}
+    for key, value in changed.items():
+        node, (*above, last) = values, key.split(".")
+        for part in above:
+            node = node.get(part, {}) if isinstance(node, dict) else {}
+        if last not in node:
+            raise ValueError(f"{path} has no key {key!r}; accepted: {', '.join(sorted(_flat(values)))}")
+        kind = type(node[last])
+        try:
+            node[last] = kind(value)
+        except ValueError:
+            raise ValueError(f"{key} is {value!r}; accepted: {kind.__name__}") from None
+    return workspace(values), stages(values), algorithm(values["algorithm"])
 
 
 def run(config: ConfigDict) -> None:

@@ -139,7 +139,7 @@ def ledger_seconds(program: Program, workspace: Any, repeats: int) -> float:
         fetched = jax.device_get(samples)
         texts = workspace.completions(fetched)
         one_each = jax.tree.map(lambda x: x[:: program.setup.sampling.samples_per_prompt] if x.ndim else x, fetched)
-        prompts = workspace.prompt_texts(one_each)
+        prompts = workspace.stream("train", "rlhf").texts_of(one_each)
         book.write(0, ledger.rows(0, fetched, scores, uses, batch, program.setup.algorithm, prompts, texts, None))
         best = min(best, time.perf_counter() - began)
     return best

@@ -7,6 +7,17 @@ import numpy as np
 from rlhf_jax.hub.tokenizers import Tokenizer
 
 
+def prompt_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Ids of a prompt, after the tokenizer's prefix (a BOS) unless the text brings it: never two of them."""
+    ids, prefix = tokenizer.encode(text), list(tokenizer.prefix_ids)
+    return ids if ids[: len(prefix)] == prefix else prefix + ids
+
+
+def count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
+    """How many tokens each text has as a prompt."""
+    return [len(prompt_ids(text, tokenizer)) for text in texts]
+
+
 def encode_prompts(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[np.ndarray, np.ndarray]:
     """tokens_PQ int32 and mask_PQ bool, left-padded to `length`.
 
@@ -15,7 +26,7 @@ def encode_prompts(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> t
     tokens_PQ = np.full((len(texts), length), tokenizer.pad_id, np.int32)
     mask_PQ = np.zeros((len(texts), length), bool)
     for row, text in enumerate(texts):
-        ids = tokenizer.encode(text)
+        ids = prompt_ids(text, tokenizer)
         if not 0 < len(ids) <= length:
             raise ValueError(
                 f"a prompt has {len(ids)} tokens; accepted: 1 to max_prompt_tokens = {length}: {text[:80]!r}"

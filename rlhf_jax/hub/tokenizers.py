@@ -18,6 +18,7 @@ class Tokenizer(Protocol):
     vocab_size: int
     eos_id: int
     pad_id: int
+    prefix_ids: tuple[int, ...]  # what stands before every prompt: a BOS, or nothing
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without BOS or EOS."""
@@ -35,6 +36,7 @@ class Config:
     kind: str = "words"
     path: str = ""  # sentencepiece: the .model file; hf: tokenizer.json or its folder
     eos: str = ""  # hf: the EOS token's text where the file does not tell
+    bos: bool = False  # sentencepiece: prompts begin with the model's BOS (hf: as the file says)
 
 
 class Symbols:
@@ -42,6 +44,7 @@ class Symbols:
 
     eos_id = EOS_ID
     pad_id = PAD_ID
+    prefix_ids = ()
 
     def __init__(self, symbols: Sequence[str], separator: str, noun: str):
         self.symbols = tuple(symbols)
@@ -98,6 +101,7 @@ class ByteTokenizer:
     vocab_size = NUM_SPECIAL + 256
     eos_id = EOS_ID
     pad_id = PAD_ID
+    prefix_ids = ()
 
     def encode(self, text: str) -> list[int]:
         return [NUM_SPECIAL + byte for byte in text.encode()]
@@ -116,10 +120,14 @@ class FileTokenizer:
         pad_id: int,
         encode: Callable[[str], list[int]],
         decode: Callable[[list[int]], str],
+        prefix_ids: tuple[int, ...] = (),
+        folder: Path | None = None,
     ):
         self.vocab_size = vocab_size
         self.eos_id = eos_id
         self.pad_id = pad_id
+        self.prefix_ids = prefix_ids
+        self.folder = folder  # where its file lies
         self._encode = encode
         self._decode = decode
 
@@ -130,10 +138,10 @@ class FileTokenizer:
         return self._decode([int(i) for i in ids if i not in (self.pad_id, self.eos_id)])
 
 
-def sentencepiece(path: str) -> FileTokenizer:
-    """A sentencepiece model file; pad is its EOS where it has no pad.
+def sentencepiece(path: str, bos: bool = False) -> FileTokenizer:
+    """A sentencepiece model file; pad is its EOS where it has no pad. With `bos`, prompts begin with its BOS.
 
-    Raises ValueError when the file is missing, is not such a model, or has no EOS.
+    Raises ValueError when the file is missing, is not such a model, or has no EOS, or no BOS where one is asked for.
     """
     file = _existing(path, "a sentencepiece .model file")
     library: Any = import_module("sentencepiece")
@@ -144,12 +152,16 @@ def sentencepiece(path: str) -> FileTokenizer:
     eos_id, pad_id = processor.eos_id(), processor.pad_id()
     if eos_id < 0:
         raise ValueError(f"{file} has no EOS piece; train the model with an eos_id of 0 or more")
+    if bos and processor.bos_id() < 0:
+        raise ValueError(f"tokenizer.bos is true, but {file} has no BOS piece")
     return FileTokenizer(
         vocab_size=processor.get_piece_size(),
         eos_id=eos_id,
         pad_id=eos_id if pad_id < 0 else pad_id,
         encode=lambda text: list(processor.encode(text)),
         decode=processor.decode,
+        prefix_ids=(processor.bos_id(),) if bos else (),
+        folder=file.parent,
     )
 
 
@@ -189,7 +201,19 @@ def hugging_face(path: str, eos: str = "") -> FileTokenizer:
         pad_id=eos_id if pad_id is None else pad_id,
         encode=lambda text: library.encode(text, add_special_tokens=False).ids,
         decode=lambda ids: library.decode(ids, skip_special_tokens=False),
+        prefix_ids=_prefix(library),
+        folder=file.parent,
     )
+
+
+def _prefix(library: Any) -> tuple[int, ...]:
+    """What the file's post-processor puts before a text; what it puts after it (an EOS) is the pipeline's to add."""
+    with_special = library.encode("a", add_special_tokens=True).ids
+    plain = library.encode("a", add_special_tokens=False).ids
+    for start in range(len(with_special) - len(plain) + 1):
+        if with_special[start : start + len(plain)] == plain:
+            return tuple(with_special[:start])
+    return ()
 
 
 def make(config: Config, vocabulary: Sequence[str] | None) -> Tokenizer:
@@ -201,7 +225,7 @@ def make(config: Config, vocabulary: Sequence[str] | None) -> Tokenizer:
         "words": lambda: words(_closed(vocabulary, config.kind)),
         "characters": lambda: characters(_closed(vocabulary, config.kind)),
         "bytes": ByteTokenizer,
-        "sentencepiece": lambda: sentencepiece(config.path),
+        "sentencepiece": lambda: sentencepiece(config.path, config.bos),
         "hf": lambda: hugging_face(config.path, config.eos),
     }
     if config.kind not in factories:

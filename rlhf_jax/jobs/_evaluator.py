@@ -37,6 +37,7 @@ class Config:
     samples_per_prompt: int = 4
     references_per_prompt: int = 4
     prompts_per_batch: int = 256
+    max_completion_tokens: int = 0  # 0: as in training
     part: int = 0  # of num_parts into which held-out prompts are dealt: a study chooses on one and reports on another
     num_parts: int = 1
 
@@ -116,7 +117,7 @@ class Evaluator:
         """`reward` gives standardised learned scores `[B]`, where there is a reward model."""
         self.workspace, self.config, self.reference_params, self.reward = workspace, config, reference_params, reward
         self.stream = workspace.stream("heldout", "evaluate", config.part, config.num_parts)
-        length = workspace.lengths.max_completion_tokens
+        length = config.max_completion_tokens or workspace.lengths.max_completion_tokens
         self._sample = sampler(workspace, sample.Config(length, config.samples_per_prompt, 1.0), "evaluate")
         self._greedy = sampler(workspace, sample.Config(length, 1, 0.0), "evaluate")
         self._divergence = jax.jit(partial(divergence, model=workspace.model))
@@ -140,7 +141,7 @@ class Evaluator:
                 columns.setdefault(name, []).append(np.asarray(value))
             if self.reward is not None:
                 columns.setdefault("reward", []).append(self.reward(samples))
-            prompts += self.workspace.prompt_texts(samples)
+            prompts += self.stream.texts_of(samples)
             completions += self.workspace.completions(samples)
         joined = {name: np.concatenate(parts) for name, parts in columns.items()}
         return Judged(
@@ -157,12 +158,10 @@ class Evaluator:
         )
 
     def gold(self, prompts: Sequence[str], completions: Sequence[str], finished_B: np.ndarray) -> np.ndarray | None:
-        """The task's own scores `[B]`, or None where it has no judge."""
-        task = self.workspace.task
-        if not task.has_gold:
+        """Gold scores `[B]`, or None where nobody judges."""
+        if not self.workspace.has_gold:
             return None
-        rows = zip(prompts, completions, finished_B, strict=True)
-        return np.array([task.judge(prompt, text, bool(end)) for prompt, text, end in rows], np.float64)
+        return self.workspace.gold(prompts, completions, finished_B.tolist())
 
     @cached_property
     def reference_gold(self) -> np.ndarray:
@@ -172,12 +171,9 @@ class Evaluator:
         if min(len(of_prompt) for of_prompt in references) < each:
             fewest = min(len(of_prompt) for of_prompt in references)
             raise ValueError(f"evaluate.references_per_prompt is {each}, but a prompt has {fewest} references")
-        judge = self.workspace.task.judge
-        scores = [
-            [judge(prompt, text, True) for text in of_prompt[:each]]
-            for prompt, of_prompt in zip(prompts, references, strict=True)
-        ]
-        return np.array(scores, np.float64)
+        repeated = [prompt for prompt in prompts for _ in range(each)]
+        texts = [text for of_prompt in references for text in of_prompt[:each]]
+        return self.workspace.gold(repeated, texts, [True] * len(texts)).reshape(count, each)
 
     def evaluate(self, params: Params, num_prompts: int) -> tuple[Figures, Judged]:
         """Every figure of the first `num_prompts` evaluation prompts, and the samples at temperature 1."""

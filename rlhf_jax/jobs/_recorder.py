@@ -4,13 +4,14 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import jax
 import numpy as np
 
 from rlhf_jax.jobs._evaluator import Evaluator, Judged
-from rlhf_jax.jobs.api import Workspace
+from rlhf_jax.jobs.api import PromptStream, Workspace
 from rlhf_jax.observe import lines
 from rlhf_jax.observe.progress import Bar
 from rlhf_jax.observe.samples import Sample, SamplesWriter
@@ -48,6 +49,11 @@ class Recorder:
     uses: dict[int, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"evaluate_seconds": 0.0})
     stopped: bool = False
+
+    @cached_property
+    def stream(self) -> PromptStream:
+        """Where the prompts of rounds come from."""
+        return self.workspace.stream("train", STAGE)
 
     def consume(self, events: Iterator[synchronous.Event]) -> None:
         """Reads metrics one update late, so that the device is never waited for."""
@@ -120,9 +126,9 @@ class Recorder:
         self._write_timeline()
 
     def _trim_spool(self, next_round: int) -> None:
-        """Keeps what any checkpoint on disk may need."""
+        """Keeps what the newest checkpoint on disk, and the one before it, may need."""
         clock = self.program.setup.clock
-        oldest = min([next_round, *(step // clock.updates_per_round for step in self.checkpoints.steps())])
+        oldest = min([next_round, *(step // clock.updates_per_round for step in self.checkpoints.steps()[-2:])])
         self.spool.keep([r for r in range(oldest, clock.num_rounds) if self.spool.has([r])])
 
     def write_samples(self, scored: synchronous.Scored, update: int) -> None:
@@ -131,8 +137,9 @@ class Recorder:
         if not count:
             return
         take = jax.tree.map(lambda x: x[:count] if x.ndim else x, jax.device_get(scored.samples))
-        prompts, texts = self.workspace.prompt_texts(take), self.workspace.completions(take)
-        gold = self.evaluator.gold(prompts, texts, take.finished_B)
+        prompts, texts = self.stream.texts_of(take), self.workspace.completions(take)
+        # A gold reward model would hold the round up for four texts.
+        gold = None if self.workspace.hub.gold else self.evaluator.gold(prompts, texts, take.finished_B)
         reward = np.asarray(scored.scores.standardized_B)
         kept = [
             Sample(
@@ -153,7 +160,7 @@ class Recorder:
             return
         samples = jax.device_get(scored.samples)
         one_each = jax.tree.map(lambda x: x[:: samples.samples_per_prompt] if x.ndim else x, samples)
-        prompts, texts = self.workspace.prompt_texts(one_each), self.workspace.completions(samples)
+        prompts, texts = self.stream.texts_of(one_each), self.workspace.completions(samples)
         gold = None
         if self.config.ledger_gold:
             gold = self.evaluator.gold(

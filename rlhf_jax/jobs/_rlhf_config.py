@@ -35,6 +35,7 @@ class Config:
     num_micro_batches: int = 1
     evaluate_every: int = 16  # updates, rounded up to ends of rounds; 0: only at the beginning and the end
     checkpoint_every: int = 16  # the same
+    keep_checkpoints: int = 2  # newest ones; `experiments.evaluate` evaluates every one that is kept
     log_samples: int = 4  # completions of a round that go to samples.jsonl
     ledger: bool = True  # a row for every sample in ledger.jsonl
     ledger_gold: bool = False  # the task judges each of them, too
@@ -75,6 +76,8 @@ def check(config: Config, algorithm: Algorithm, mesh: Any) -> None:
         raise ValueError("rlhf.clock is 'bounded', which needs rlhf.loop=asynchronous: alone, nobody is slow")
     if config.deadline_seconds <= 0:
         raise ValueError(f"rlhf.deadline_seconds is {config.deadline_seconds}; accepted: positive numbers")
+    if config.keep_checkpoints < 1:
+        raise ValueError(f"rlhf.keep_checkpoints is {config.keep_checkpoints}; accepted: 1 or more")
     if config.temperature <= 0:
         raise ValueError(
             f"rlhf.temperature is {config.temperature}; accepted: positive numbers (training needs a law to sample)"

@@ -1,7 +1,8 @@
 """What every job of a run shares: directory, seed, task, tokenizer, model, mesh, lengths, and where prompts come from."""
 
 import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.hub import encoding
 from rlhf_jax.hub.tokenizers import Tokenizer
+from rlhf_jax.jobs import _hub
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.observe.metrics import MetricsWriter
@@ -38,11 +40,17 @@ class Workspace:
     model: Model
     mesh: Mesh
     lengths: Lengths
+    hub: _hub.Config = field(default_factory=_hub.Config)
 
     @cached_property
     def value_model(self) -> ValueModel:
         """The model with a value head: reward models and critics."""
         return ValueModel(self.model)
+
+    @cached_property
+    def reward_network(self) -> ValueModel:
+        """The reward model's network: of the published one where there is one, else the policy's with a value head."""
+        return _hub.classifier(self.hub.reward_model, self.model.dtype) if self.hub.reward_model else self.value_model
 
     @cached_property
     def metrics(self) -> MetricsWriter:
@@ -67,9 +75,24 @@ class Workspace:
         tokens, mask, finished = jax.device_get((samples.tokens_BC, samples.mask_BC, samples.finished_B))
         return encoding.decode_completions(tokens, mask, finished, self.tokenizer)
 
-    def prompt_texts(self, samples: Samples) -> list[str]:
-        tokens, mask = jax.device_get((samples.prompt_tokens_BQ, samples.prompt_mask_BQ))
-        return [self.tokenizer.decode(ids) for ids in encoding.completion_ids(tokens, mask)]
+    @property
+    def has_gold(self) -> bool:
+        """Whether somebody judges: a gold reward model, or the task."""
+        return bool(self.hub.gold) or self.task.has_gold
+
+    @cached_property
+    def _gold_model(self) -> _hub.Judge:
+        return _hub.Judge(self.hub, self.tokenizer, self.mesh)
+
+    def gold(self, prompts: Sequence[str], completions: Sequence[str], finished_B: Sequence[bool]) -> np.ndarray:
+        """Gold scores `[B]`, float64, of texts before the EOS, by the gold reward model where there is one, else by the task.
+
+        Raises ValueError where nobody judges.
+        """
+        if self.hub.gold:
+            return self._gold_model(prompts, completions, finished_B)
+        rows = zip(prompts, completions, finished_B, strict=True)
+        return np.array([self.task.judge(prompt, text, bool(end)) for prompt, text, end in rows], np.float64)
 
 
 @dataclass(frozen=True)
@@ -88,6 +111,13 @@ class PromptStream:
 
     def texts(self, start: int, count: int) -> list[str]:
         return [self.workspace.task.prompt(self.split, int(i)) for i in self.indices(start, count)]
+
+    def texts_of(self, samples: Samples) -> list[str]:
+        """The prompt of every sample of this stream, by its ordinal: what its tokens decode to need not be the text."""
+        ordinals = np.asarray(jax.device_get(samples.ordinal_B))
+        first = int(ordinals.min())
+        texts = self.texts(first, int(ordinals.max()) + 1 - first)
+        return [texts[ordinal - first] for ordinal in ordinals.tolist()]
 
     def references(self, start: int, count: int) -> list[tuple[str, ...]]:
         return [self.workspace.task.references(self.split, int(i)) for i in self.indices(start, count)]

@@ -1,7 +1,7 @@
 """Evaluation of a finished run: its policy on held-out prompts, and best-of-n of the SFT policy to stand beside it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ def best_of_n_line(evaluator: Evaluator, params: Params, sizes: Sequence[int], n
     size = max(1, config.prompts_per_batch * config.samples_per_prompt // group)
     for start in range(0, num_prompts, size):
         samples = draw(params, evaluator.stream.prompts(start, size))
-        texts, prompts = workspace.completions(samples), workspace.prompt_texts(samples)
+        texts, prompts = workspace.completions(samples), evaluator.stream.texts_of(samples)
         golds.append(evaluator.gold(prompts, texts, np.asarray(samples.finished_B)))
         rewards.append(evaluator.reward(samples))
     gold_B, reward_B = np.concatenate(golds), np.concatenate(rewards)
@@ -55,7 +55,7 @@ def best_of_n_line(evaluator: Evaluator, params: Params, sizes: Sequence[int], n
 
 def best_of_n(workspace: Workspace, stages: Any, sft_params: Params, reward: Reward) -> None:
     """Writes the best-of-n line of the SFT policy under the learned reward, unless it is there."""
-    if reward.model is None or not stages.best_of_n or not workspace.task.has_gold:
+    if reward.model is None or not stages.best_of_n or not workspace.has_gold:
         return
     if sum(line.get("of") == BEST_OF_N for line in read(workspace.metrics.path)) == len(stages.best_of_n):
         return
@@ -68,16 +68,32 @@ def best_of_n(workspace: Workspace, stages: Any, sft_params: Params, reward: Rew
     workspace.metrics.write_timing(BEST_OF_N, {"wall_seconds": time.perf_counter() - began})
 
 
-def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
-    """`--config.job=evaluate`: evaluates the newest policy of the run's directory again, and prints the figures."""
-    sft_params = sft.load(workspace, stages.sft)
+def evaluator_of(workspace: Workspace, stages: Any) -> Evaluator:
+    """The evaluator of a run's directory, whose reward and SFT policy must be there."""
     reward = rlhf.make_reward(workspace, stages)
-    params, version = rlhf.load(workspace, stages, algorithm, reward, sft_params)
     scores = None
     if reward.model is not None:
         scores = learned_scores(reward.model, reward.params, reward.mean, reward.std)
-    evaluator = Evaluator(workspace, stages.evaluate, sft_params, scores)
-    figures, _ = evaluator.evaluate(params, stages.evaluate.num_prompts)
+    return Evaluator(workspace, stages.evaluate, sft.load(workspace), scores)
+
+
+def every_version(workspace: Workspace, stages: Any) -> Iterator[tuple[int, Figures]]:
+    """(version, figures) of the SFT policy, version 0, and of every saved policy of a run's directory, oldest first.
+
+    Raises FileNotFoundError where the run has saved none.
+    """
+    evaluator = evaluator_of(workspace, stages)
+    yield 0, evaluator.evaluate(evaluator.reference_params, stages.evaluate.num_prompts)[0]
+    for version in rlhf.versions(workspace):
+        params, _ = rlhf.load(workspace, version)
+        yield version, evaluator.evaluate(params, stages.evaluate.num_prompts)[0]
+
+
+def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
+    """`--config.job=evaluate`: evaluates the newest policy of the run's directory again, and prints the figures."""
+    del algorithm
+    params, version = rlhf.load(workspace)
+    figures, _ = evaluator_of(workspace, stages).evaluate(params, stages.evaluate.num_prompts)
     print(f"policy after {version} updates, {stages.evaluate.num_prompts} held-out prompts:")
     for name, value in figures.items():
         print(f"  {name:24s} {value:.4f}")

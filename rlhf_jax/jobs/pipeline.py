@@ -62,7 +62,8 @@ def before_rlhf(workspace: Workspace, stages: Stages) -> tuple[Params, Reward]:
     """The SFT policy's params and the reward, trained where they are not there yet."""
     sft_params = sft.run(workspace, stages.sft)
     if stages.reward == "learned":
-        relabel.run(workspace, stages.comparisons, sft_params)
+        if not workspace.hub.reward_model:
+            relabel.run(workspace, stages.comparisons, sft_params)
         reward_model.run(workspace, stages.reward_model, sft_params)
     return sft_params, rlhf.make_reward(workspace, stages)
 

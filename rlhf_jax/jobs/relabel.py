@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from rlhf_jax import sample
 from rlhf_jax.hub import encoding
 from rlhf_jax.jobs import sft
-from rlhf_jax.jobs.api import Workspace
+from rlhf_jax.jobs.api import PromptStream, Workspace
 from rlhf_jax.observe.lines import replace
 from rlhf_jax.observe.progress import progress
 from rlhf_jax.runtime import sharding
@@ -23,17 +23,20 @@ from rlhf_jax.tasks.api import Split
 from rlhf_jax.types import Algorithm, Params, Samples
 
 STAGE = "comparisons"
+SPLITS: tuple[Split, ...] = ("train", "heldout")
 Comparison = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Config:
-    """How many pairs to sample; a pair that gold scores alike is left out, being no comparison."""
+    """How many pairs to sample; a sampled pair that gold scores alike is left out, being no comparison. Given pairs are all
+    taken."""
 
     num_train: int = 4096
     num_heldout: int = 512
     prompts_per_batch: int = 256
     temperature: float = 1.0
+    by_gold: bool = True  # of given pairs: the gold reward model, where there is one, says which was chosen
 
 
 def path(workspace: Workspace, split: Split) -> Path:
@@ -71,13 +74,44 @@ def own_pairs(workspace: Workspace, pairs: Iterable[tuple[str, str, str]]) -> li
     ]
 
 
-def judged_pairs(workspace: Workspace, samples: Samples) -> list[Comparison]:
+def relabelled(workspace: Workspace, pairs: list[Comparison]) -> tuple[list[Comparison], float]:
+    """Given pairs in the order of the gold reward model, and the share of them that it ordered as given.
+
+    A pair that gold scores alike keeps its order (async RLHF, arXiv 2410.18252, its relabel_with_rm.py).
+    """
+    prompts = [pair["prompt"] for pair in pairs]
+    ended = [True] * len(pairs)
+    scores = {side: workspace.gold(prompts, [pair[side] for pair in pairs], ended) for side in ("chosen", "rejected")}
+    found = []
+    for row, pair in enumerate(pairs):
+        chosen, rejected = float(scores["chosen"][row]), float(scores["rejected"][row])
+        first, second = ("rejected", "chosen") if rejected > chosen else ("chosen", "rejected")
+        found.append(
+            {"prompt": pair["prompt"], "chosen": pair[first], "rejected": pair[second]}
+            | {"chosen_gold": max(chosen, rejected), "rejected_gold": min(chosen, rejected)}
+            | {"chosen_tokens": pair[f"{first}_tokens"], "rejected_tokens": pair[f"{second}_tokens"]}
+        )
+    return found, float(np.mean(scores["chosen"] >= scores["rejected"])) if pairs else float("nan")
+
+
+def write_given(workspace: Workspace, config: Config, given: Callable[[Split], list[tuple[str, str, str]]]) -> None:
+    """A user's own comparisons, relabelled where a gold reward model is to say who won."""
+    began, agreement = time.perf_counter(), {}
+    for split in SPLITS:
+        pairs = own_pairs(workspace, given(split))
+        if config.by_gold and workspace.hub.gold:
+            pairs, agreement[f"{split}_agreement"] = relabelled(workspace, pairs)
+        write(path(workspace, split), pairs)
+    if agreement:
+        workspace.metrics.write("evaluate", 0, agreement, time.perf_counter() - began, of=STAGE)
+
+
+def judged_pairs(workspace: Workspace, stream: PromptStream, samples: Samples) -> list[Comparison]:
     """Pairs of a group of two, in the order of gold; ties are left out."""
     host = jax.device_get(samples)
-    prompts, texts = workspace.prompt_texts(host), workspace.completions(host)
+    prompts, texts = stream.texts_of(host), workspace.completions(host)
     ids = encoding.completion_ids(host.tokens_BC, host.mask_BC)
-    judge = workspace.task.judge
-    gold = [judge(p, t, bool(f)) for p, t, f in zip(prompts, texts, host.finished_B, strict=True)]
+    gold = workspace.gold(prompts, texts, host.finished_B.tolist()).tolist()
     pairs = []
     for first in range(0, len(texts), 2):
         chosen, rejected = (first, first + 1) if gold[first] > gold[first + 1] else (first + 1, first)
@@ -111,27 +145,27 @@ def sampler(workspace: Workspace, config: sample.Config, purpose: str) -> Any:
 
 def run(workspace: Workspace, config: Config, sft_params: Params) -> None:
     """Writes `comparisons/train.jsonl` and `heldout.jsonl`; does nothing where both are there."""
-    splits: tuple[tuple[Split, int], ...] = (("train", config.num_train), ("heldout", config.num_heldout))
-    if all(path(workspace, split).exists() for split, _ in splits):
+    if all(path(workspace, split).exists() for split in SPLITS):
         return
     began = time.perf_counter()
     given = getattr(workspace.task, "comparisons", lambda split: [])
-    if any(given(split) for split, _ in splits):
-        for split, _ in splits:
-            write(path(workspace, split), own_pairs(workspace, given(split)))
+    if any(given(split) for split in SPLITS):
+        write_given(workspace, config, given)
         return
-    if not workspace.task.has_gold:
-        raise ValueError("the task gives neither comparisons nor a gold judge to make them: set task.comparisons")
+    if not workspace.has_gold:
+        raise ValueError(
+            "the task gives neither comparisons nor a gold judge to make them: set its comparisons, or hub.gold"
+        )
     check_rows("comparisons.prompts_per_batch", config.prompts_per_batch, workspace.mesh)
     drawing = sample.Config(workspace.lengths.max_completion_tokens, 2, config.temperature)
     draw = sampler(workspace, drawing, STAGE)
-    with progress("Comparisons", total=sum(count for _, count in splits)) as bar:
-        for split, count in splits:
+    with progress("Comparisons", total=config.num_train + config.num_heldout) as bar:
+        for split, count in zip(SPLITS, (config.num_train, config.num_heldout), strict=True):
             stream = workspace.stream(split, STAGE)
             pairs: list[Comparison] = []
             for start in range(0, count, config.prompts_per_batch):
                 samples = draw(sft_params, stream.prompts(start, config.prompts_per_batch))
-                pairs += judged_pairs(workspace, samples)[: count - start]
+                pairs += judged_pairs(workspace, stream, samples)[: count - start]
                 bar.advance(min(config.prompts_per_batch, count - start))
             write(path(workspace, split), pairs)
     workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began})
@@ -140,4 +174,4 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> None:
 def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
     """`--config.job=relabel`: this stage alone, with the SFT policy of the run's directory."""
     del algorithm
-    run(workspace, stages.comparisons, sft.load(workspace, stages.sft))
+    run(workspace, stages.comparisons, sft.load(workspace))

@@ -14,14 +14,14 @@ from flax import struct
 
 from rlhf_jax import sample
 from rlhf_jax.hub import encoding
-from rlhf_jax.jobs import relabel, sft
+from rlhf_jax.jobs import _hub, relabel, sft
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.observe.lines import replace
 from rlhf_jax.observe.progress import progress
 from rlhf_jax.ops.losses import pairwise_logistic
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import sharding
-from rlhf_jax.runtime.checkpoint import abstract_like, restore_params
+from rlhf_jax.runtime.checkpoint import restore_params
 from rlhf_jax.runtime.mesh import check_rows
 from rlhf_jax.runtime.supervised import train
 from rlhf_jax.types import Algorithm, Array, Mean, Metrics, Params, TrainState
@@ -38,6 +38,9 @@ class Config:
     pairs_per_update: int = 32
     num_micro_batches: int = 1
     checkpoint_every: int = 100
+    standardize: bool = (
+        True  # scores are in deviations of the SFT policy's; else as they are, as the papers' numbers are
+    )
     standardize_prompts: int = 256
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3, schedule="cosine"))
 
@@ -112,7 +115,7 @@ def heldout_accuracy(workspace: Workspace, params: Params, batch_pairs: int) -> 
     if not comparisons:
         raise ValueError(f"{relabel.path(workspace, 'heldout')} has no comparison to measure the reward model on")
     filled = comparisons + comparisons[:1] * (-len(comparisons) % batch_pairs)
-    score = jax.jit(partial(learned.score_tokens, workspace.value_model))
+    score = jax.jit(partial(learned.score_tokens, workspace.reward_network))
     margins = []
     for start in range(0, len(filled), batch_pairs):
         pairs = place(encode(workspace, filled[start : start + batch_pairs]), workspace)
@@ -126,7 +129,7 @@ def measure_standard(workspace: Workspace, params: Params, sft_params: Params, n
     drawing = sample.Config(workspace.lengths.max_completion_tokens, 2, 1.0)
     draw = relabel.sampler(workspace, drawing, "standardize")
     samples = draw(sft_params, workspace.stream("train", "standardize").prompts(0, num_prompts))
-    raw = np.asarray(jax.jit(learned.make(workspace.value_model))(params, samples), np.float64)
+    raw = np.asarray(jax.jit(learned.make(workspace.reward_network))(params, samples), np.float64)
     if not raw.std() > 0:
         raise ValueError(
             "the reward model gives every SFT sample the same score: it has learned nothing to standardise"
@@ -142,10 +145,13 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Param
     """Trains, or reads what an earlier run trained. Returns the reward model's params and its unit."""
     check_rows("reward_model.pairs_per_update", config.pairs_per_update, workspace.mesh, config.num_micro_batches)
     began = time.perf_counter()
-    checkpoints = workspace.checkpoints(STAGE)
-    optimizer, _, shardings = state_layout(workspace, config)
     if standard_path(workspace).exists():
-        return load(workspace, config)
+        return load(workspace)
+    if workspace.hub.reward_model:
+        params = _hub.load_classifier(workspace.hub.reward_model, workspace.reward_network, workspace.mesh)
+        return params, finish(workspace, config, params, sft_params, {}, began)
+    checkpoints = workspace.checkpoints(STAGE)
+    optimizer, shapes, shardings = state_layout(workspace, config)
     pairs = encode(workspace, relabel.read(workspace, "train"))
     num_pairs, batch = pairs.tokens_RL.shape[0] // 2, config.pairs_per_update
     if num_pairs < batch:
@@ -179,6 +185,7 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Param
 
         state = train(
             init=lambda: fresh(sft_params),
+            shapes=shapes,
             step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere)),
             rows=rows,
             num_updates=config.num_updates,
@@ -189,27 +196,37 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Param
             report=report,
         )
     checkpoints.close()
-    standard = measure_standard(workspace, state.params, sft_params, config.standardize_prompts)
     accuracy = heldout_accuracy(workspace, state.params, batch)
-    figures = {"heldout_accuracy": accuracy, "raw_mean": standard.mean, "raw_std": standard.std}
+    return state.params, finish(workspace, config, state.params, sft_params, {"heldout_accuracy": accuracy}, began)
+
+
+def finish(
+    workspace: Workspace, config: Config, params: Params, sft_params: Params, figures: dict[str, float], began: float
+) -> Standard:
+    """Measures the reward's unit, and writes it and the stage's figures."""
+    measured = measure_standard(workspace, params, sft_params, config.standardize_prompts)
+    figures = figures | {"raw_mean": measured.mean, "raw_std": measured.std}
     workspace.metrics.write("evaluate", config.num_updates, figures, time.perf_counter() - began, of=STAGE)
     workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began})
+    standard = measured if config.standardize else Standard(0.0, 1.0)
     # The last file of the stage: where it is there, the stage has ended.
     replace(standard_path(workspace), json.dumps(asdict(standard)).encode())
-    return state.params, standard
+    return standard
 
 
-def load(workspace: Workspace, config: Config) -> tuple[Params, Standard]:
+def load(workspace: Workspace) -> tuple[Params, Standard]:
     """What a finished stage made. Raises FileNotFoundError when it has not run."""
     path = standard_path(workspace)
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: run the stage {STAGE!r} first (--config.job={STAGE})")
-    _, shapes, shardings = state_layout(workspace, config)
-    params = restore_params(workspace.directory / "checkpoints" / STAGE, abstract_like(shapes, shardings))
-    return params, Standard(**json.loads(path.read_text()))
+    standard = Standard(**json.loads(path.read_text()))
+    if workspace.hub.reward_model:
+        return _hub.load_classifier(workspace.hub.reward_model, workspace.reward_network, workspace.mesh), standard
+    abstract = sharding.abstract_params(workspace.value_model, workspace.mesh)  # type: ignore[arg-type]
+    return restore_params(workspace.directory / "checkpoints" / STAGE, abstract)[0], standard
 
 
 def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
     """`--config.job=reward_model`: this stage alone, from the SFT policy and the comparisons of the run's directory."""
     del algorithm
-    run(workspace, stages.reward_model, sft.load(workspace, stages.sft))
+    run(workspace, stages.reward_model, sft.load(workspace))

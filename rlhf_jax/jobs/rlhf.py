@@ -19,7 +19,7 @@ from rlhf_jax.observe.progress import progress
 from rlhf_jax.observe.samples import SamplesWriter
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import asynchronous, ledger, sharding, stopping, synchronous
-from rlhf_jax.runtime.checkpoint import abstract_like
+from rlhf_jax.runtime.checkpoint import abstract_like, complete_steps, restore_params
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.mesh import sampler_slices
 from rlhf_jax.runtime.program import Critic, Program, Reward, Setup
@@ -46,7 +46,7 @@ def make_program(
     if "critic" in algorithm.losses:
         params = critic_params(workspace, reward, reference_params)
         optimizer = make_optimizer(config.critic_optimizer, clock.num_updates, clock.updates_per_round)
-        critic = Critic(workspace.value_model, params, optimizer)
+        critic = Critic(workspace.value_model if reward.params is None else workspace.reward_network, params, optimizer)
     setup = Setup(
         model=workspace.model,
         algorithm=algorithm,
@@ -82,28 +82,27 @@ def critic_params(workspace: Workspace, reward: Reward, reference_params: Params
 def make_reward(workspace: Workspace, stages: Any) -> Reward:
     """The reward of the RLHF stage. A learned one is read, and its stage must have run."""
     if stages.reward == "learned":
-        params, standard = reward_model.load(workspace, stages.reward_model)
-        return Reward(learned.make(workspace.value_model), params, mean=standard.mean, std=standard.std)
+        params, standard = reward_model.load(workspace)
+        return Reward(learned.make(workspace.reward_network), params, mean=standard.mean, std=standard.std)
     judge = plugins.find("rewards", stages.reward).make(workspace.task)
+    stream = workspace.stream("train", STAGE)
 
     def host(samples: Samples) -> np.ndarray:
         finished = jax.device_get(samples.finished_B).tolist()
-        return judge(workspace.prompt_texts(samples), workspace.completions(samples), finished)
+        return judge(stream.texts_of(samples), workspace.completions(samples), finished)
 
     return Reward(host=host)
 
 
-def load(
-    workspace: Workspace, stages: Any, algorithm: Algorithm, reward: Reward, reference_params: Params
-) -> tuple[Params, int]:
-    """The newest saved policy and its version. Raises FileNotFoundError when the stage has saved none."""
-    program = make_program(workspace, stages.rlhf, algorithm, reward, reference_params)
-    checkpoints = workspace.checkpoints(STAGE)
-    version = checkpoints.latest()
-    if version is None:
-        raise FileNotFoundError(f"no complete checkpoint in {checkpoints.directory}: run the stage {STAGE!r} first")
-    state = checkpoints.restore(version, abstract_like(program.state_shapes, program.state_shardings))
-    return state["policy"].params, version
+def versions(workspace: Workspace) -> list[int]:
+    """Versions of the saved policies, oldest first. Raises FileNotFoundError where there is none."""
+    return complete_steps(workspace.directory / "checkpoints" / STAGE)
+
+
+def load(workspace: Workspace, version: int | None = None) -> tuple[Params, int]:
+    """A saved policy and its version: the newest, or the one asked for. Raises FileNotFoundError when it is not there."""
+    abstract = sharding.abstract_params(workspace.model, workspace.mesh)
+    return restore_params(workspace.directory / "checkpoints" / STAGE, abstract, "policy", version)
 
 
 def run(
@@ -118,7 +117,7 @@ def run(
     check(config, algorithm, workspace.mesh)
     began = time.perf_counter()
     clock = config.schedule()
-    checkpoints = workspace.checkpoints(STAGE)
+    checkpoints = workspace.checkpoints(STAGE, config.keep_checkpoints)
     program = make_program(workspace, config, algorithm, reward, reference_params)
     abstract = abstract_like(program.state_shapes, program.state_shardings)
     if checkpoints.latest() == clock.num_updates:
@@ -193,4 +192,4 @@ def read_pending(
 
 def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
     """`--config.job=rlhf`: this stage alone, from the SFT policy and the reward of the run's directory."""
-    run(workspace, stages, algorithm, make_reward(workspace, stages), sft.load(workspace, stages.sft))
+    run(workspace, stages, algorithm, make_reward(workspace, stages), sft.load(workspace))

@@ -1,6 +1,7 @@
 """Supervised fine-tuning: the policy learns the task's reference completions."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.hub import encoding
+from rlhf_jax.jobs import _hub
 from rlhf_jax.jobs.api import PromptStream, Workspace
 from rlhf_jax.observe.progress import progress
 from rlhf_jax.ops.losses import cross_entropy_sum
@@ -63,8 +65,23 @@ def state_layout(workspace: Workspace, config: Config) -> tuple[Any, TrainState,
     return optimizer, shapes, sharding.state_shardings(workspace.model, shapes, optimizer, workspace.mesh)
 
 
+def first_state(workspace: Workspace, optimizer: Any, shardings: TrainState) -> Callable[[], TrainState]:
+    """What makes the state that training begins with: on the params of `hub.base`, or on fresh ones."""
+    make = partial(init_state, optimizer=optimizer)
+    if not workspace.hub.base:
+        return jax.jit(lambda: make(workspace.model.init(workspace.key("init"))), out_shardings=shardings)
+
+    def published() -> TrainState:
+        params = _hub.load_policy(workspace.hub.base, workspace.model, workspace.mesh)
+        return jax.jit(make, donate_argnums=0, out_shardings=shardings)(params)
+
+    return published
+
+
 def run(workspace: Workspace, config: Config) -> Params:
-    """Trains, or reads what an earlier run trained. Returns the params of the SFT policy."""
+    """Trains, or reads what an earlier run trained or `hub.sft` holds. Returns the params of the SFT policy."""
+    if workspace.hub.sft:
+        return load(workspace)
     check_rows("sft.rows_per_update", config.rows_per_update, workspace.mesh, config.num_micro_batches)
     began = time.perf_counter()
     checkpoints = workspace.checkpoints(STAGE)
@@ -79,7 +96,6 @@ def run(workspace: Workspace, config: Config) -> Params:
         aggregation="token",
         num_micro_batches=config.num_micro_batches,
     )
-    init = jax.jit(lambda: init_state(workspace.model.init(workspace.key("init")), optimizer), out_shardings=shardings)
     stream = workspace.stream("train", STAGE)
     with progress("SFT", total=config.num_updates, start=checkpoints.latest() or 0) as bar:
 
@@ -89,7 +105,8 @@ def run(workspace: Workspace, config: Config) -> Params:
             bar.advance(1, loss=values["loss"])
 
         state = train(
-            init=init,
+            init=first_state(workspace, optimizer, shardings),
+            shapes=shapes,
             step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere)),
             rows=partial(rows, workspace, stream, config),
             num_updates=config.num_updates,
@@ -104,10 +121,12 @@ def run(workspace: Workspace, config: Config) -> Params:
     return state.params
 
 
-def load(workspace: Workspace, config: Config) -> Params:
-    """The params of a finished SFT stage. Raises FileNotFoundError when it has not run."""
-    _, shapes, shardings = state_layout(workspace, config)
-    return restore_params(workspace.directory / "checkpoints" / STAGE, abstract_like(shapes, shardings))
+def load(workspace: Workspace) -> Params:
+    """The params of a finished SFT stage, or of `hub.sft`. Raises FileNotFoundError when it has not run."""
+    if workspace.hub.sft:
+        return _hub.load_policy(workspace.hub.sft, workspace.model, workspace.mesh)
+    abstract = sharding.abstract_params(workspace.model, workspace.mesh)
+    return restore_params(workspace.directory / "checkpoints" / STAGE, abstract)[0]
 
 
 def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:

@@ -49,6 +49,11 @@ class Model(Protocol):
     @property
     def width(self) -> int: ...
 
+    @property
+    def dtype(self) -> str:
+        """Of products and hidden states: float32 or bfloat16."""
+        ...
+
     def init(self, key: Array) -> Params:
         """Fresh float32 params."""
         ...

@@ -7,8 +7,6 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from rlhf_jax.types import TrainState
-
 
 class Checkpoints:
     """Checkpoints of one stage, by step. `save` returns at once; a partial one is never taken for a complete one."""
@@ -38,6 +36,13 @@ class Checkpoints:
         """The pytree saved at `step`, laid out as `abstract` (ShapeDtypeStructs with shardings) says."""
         return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
 
+    def restore_part(self, step: int, abstract: Any) -> Any:
+        """Of the pytree saved at `step` what `abstract` holds, the rest unread: params without what an optimizer keeps."""
+        arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
+        return self._manager.restore(
+            step, args=ocp.args.PyTreeRestore(item=abstract, restore_args=arguments, partial_restore=True)
+        )
+
     def delete_after(self, step: int | None) -> None:
         """Removes checkpoints later than `step` (all, for None): those whose other files are missing."""
         for later in self.steps():
@@ -57,17 +62,30 @@ def abstract_like(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
 
-def restore_params(directory: Path, abstract: TrainState) -> Any:
-    """The params of a finished stage's newest checkpoint.
+def complete_steps(directory: Path) -> list[int]:
+    """Steps of a stage's checkpoints, oldest first. Raises FileNotFoundError, naming the stage, where there is none."""
+    steps = sorted(ocp.utils.checkpoint_steps(directory)) if directory.exists() else []
+    if not steps:
+        stage = directory.name
+        raise FileNotFoundError(
+            f"no complete checkpoint in {directory}: run the stage {stage!r} first (--config.job={stage})"
+        )
+    return steps
 
-    Raises FileNotFoundError naming the stage that has to run first.
+
+def restore_params(directory: Path, abstract: Any, role: str = "", step: int | None = None) -> tuple[Any, int]:
+    """Params laid out as `abstract` says, and their step, of a stage's checkpoint: the newest, or that of `step`.
+
+    Args:
+      role: whose, where a checkpoint holds the states of several.
+
+    Raises FileNotFoundError naming the stage that has to run first, or the steps that there are.
     """
-    if not directory.exists():
-        raise FileNotFoundError(f"no checkpoint in {directory}: run the stage {directory.parent.name!r} first")
-    checkpoints = Checkpoints(directory)
-    step = checkpoints.latest()
-    if step is None:
-        raise FileNotFoundError(f"no complete checkpoint in {directory}: run the stage {directory.parent.name!r} first")
-    state = checkpoints.restore(step, abstract)
+    steps = complete_steps(directory)
+    chosen = steps[-1] if step is None else step
+    if chosen not in steps:
+        raise FileNotFoundError(f"{directory} has no checkpoint {step}; there are: {', '.join(map(str, steps))}")
+    checkpoints, wanted = Checkpoints(directory), {"params": abstract}
+    state = checkpoints.restore_part(chosen, {role: wanted} if role else wanted)
     checkpoints.close()
-    return state.params
+    return (state[role] if role else state)["params"], chosen

@@ -47,6 +47,13 @@ def params_shardings(model: Model, params: Params, mesh: Mesh) -> Any:
     return jax.tree.map(one, params, model.logical_axes(params))
 
 
+def abstract_params(model: Model, mesh: Mesh) -> Any:
+    """Shapes of a model's params with their shardings: what restoring needs."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    where = params_shardings(model, shapes, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
+
+
 def state_shardings(model: Model, state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shardings of a whole TrainState: what the optimizer keeps for a param lies as the param does, the rest everywhere."""
     of_params = params_shardings(model, state.params, mesh)

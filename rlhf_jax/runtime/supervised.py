@@ -15,6 +15,7 @@ Report = Callable[[int, Metrics], None]
 
 def train(
     init: Callable[[], TrainState],
+    shapes: TrainState,
     step: Callable[[TrainState, Any], tuple[TrainState, Any]],
     rows: Callable[[int], Any],
     num_updates: int,
@@ -28,6 +29,7 @@ def train(
 
     Args:
       init: makes the state at version 0; not called when there is a checkpoint.
+      shapes: of the state.
       step: one compiled update, donating the state.
       rows: the rows of an update, a function of its number alone, so that a resumed run sees the same.
       on_resume: is told the update that comes next, before anything is reported.
@@ -35,7 +37,7 @@ def train(
     Raises KeyboardInterrupt after saving, where SIGINT or SIGTERM asked for it.
     """
     begin = checkpoints.latest()
-    state = init() if begin is None else checkpoints.restore(begin, abstract_like(jax.eval_shape(init), shardings))
+    state = init() if begin is None else checkpoints.restore(begin, abstract_like(shapes, shardings))
     begin = begin or 0
     on_resume(begin)
     try:

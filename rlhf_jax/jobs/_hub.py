@@ -1,0 +1,155 @@
+"""Published checkpoint folders that stand for what a stage would train: first params, SFT policy, reward model, gold judge."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from rlhf_jax import plugins
+from rlhf_jax.hub import encoding, folders, tokenizers
+from rlhf_jax.hub.folders import Folder
+from rlhf_jax.hub.tokenizers import Tokenizer
+from rlhf_jax.models.api import Model
+from rlhf_jax.models.value_head import ValueModel
+from rlhf_jax.rewards import learned
+from rlhf_jax.runtime import sharding
+from rlhf_jax.types import Params
+
+
+@dataclass(frozen=True)
+class Config:
+    """Folders of safetensors files; empty ones stand for nothing."""
+
+    base: str = ""  # SFT begins with its params
+    sft: str = ""  # the SFT policy: the stage is not run
+    reward_model: str = (
+        ""  # a sequence classifier of the run's vocabulary: the stage only measures its origin and scale
+    )
+    gold: str = ""  # a sequence classifier that judges: it relabels comparisons, and says who wins
+    gold_rows_per_batch: int = 64
+
+    def __post_init__(self) -> None:
+        if self.base and self.sft:
+            raise ValueError(
+                f"hub.base={self.base!r} is where SFT begins, and hub.sft={self.sft!r} stands for it; accepted: one of them"
+            )
+        if self.gold_rows_per_batch < 1:
+            raise ValueError(f"hub.gold_rows_per_batch is {self.gold_rows_per_batch}; accepted: 1 or more")
+
+    @property
+    def policy(self) -> str:
+        """The folder that the policy comes from, or ""."""
+        return self.sft or self.base
+
+
+def model_of(folder: Folder, dtype: str = "float32") -> Model:
+    """The decoder of a folder's config.json, computing in `dtype`."""
+    return plugins.find("models", folder.family).make(replace(folder.model_config, dtype=dtype))
+
+
+def model_values(values: dict[str, Any], hub: Config) -> dict[str, Any]:
+    """The model's node, completed or compared with config.json of the folder that the policy comes from.
+
+    `model.family=hub` takes the folder's architecture and shape whatever the other keys say, but for `dtype`. Raises ValueError
+    where a family that is named, or a number, is not the folder's.
+    """
+    if not hub.policy:
+        if values["family"] == "hub":
+            raise ValueError("model.family is 'hub', but neither hub.base nor hub.sft names a folder")
+        return values
+    folder = Folder(Path(hub.policy))
+    there = asdict(folder.model_config) | {"family": folder.family, "dtype": values["dtype"]}
+    if values["family"] == "hub":
+        return there
+    given = there | values | {"init_scale": there["init_scale"]}
+    given["vocab_size"] = values["vocab_size"] or there["vocab_size"]
+    explicit = _explicit(there)
+    for key, value in sorted(_explicit(given).items(), key=lambda item: item[0] != "family"):
+        if explicit.get(key) != value:
+            raise ValueError(
+                f"model.{key} is {value!r}, but the folder {hub.policy} has {explicit.get(key)!r}; --config.model.family=hub "
+                "takes the folder's model"
+            )
+    return given
+
+
+def _explicit(values: dict[str, Any]) -> dict[str, Any]:
+    """With the head width that 0 stands for."""
+    if values.get("head_width", 1):
+        return values
+    return values | {"head_width": values["width"] // values["num_heads"]}
+
+
+def check(hub: Config, tokenizer: Tokenizer) -> None:
+    """Raises ValueError for a folder that cannot play its role, before anything is compiled."""
+    if hub.reward_model:
+        known = Folder(Path(hub.reward_model)).model_config.vocab_size
+        if known < tokenizer.vocab_size:
+            raise ValueError(
+                f"the reward model {hub.reward_model} knows {known} tokens, but the tokenizer has {tokenizer.vocab_size}: it "
+                "scores tokens, so it must be of the policy's tokenizer"
+            )
+    if hub.gold:
+        Folder(Path(hub.gold))
+
+
+def load_policy(path: str, model: Model, mesh: Mesh) -> Params:
+    """The params of a folder, laid out as the model's params are on the mesh."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return folders.load(Folder(Path(path)), model, sharding.params_shardings(model, shapes, mesh))
+
+
+def classifier(path: str, dtype: str = "float32") -> ValueModel:
+    """The network of a published reward model, computing in `dtype`."""
+    return ValueModel(model_of(Folder(Path(path)), dtype))
+
+
+def load_classifier(path: str, model: ValueModel, mesh: Mesh) -> Params:
+    """The params of a published reward model on the mesh."""
+    folder = Folder(Path(path))
+    shapes = folders.value_shapes(model, folder)
+    return folders.load_value(folder, model, sharding.params_shardings(model, shapes, mesh))  # type: ignore[arg-type]
+
+
+class Judge:
+    """A published reward model that scores text: the whole completion, and its EOS where it ended.
+
+    It has a tokenizer of its own where its folder holds one. A completion without EOS is scored at its last token, as the
+    evaluation of async RLHF does (arXiv 2410.18252).
+    """
+
+    def __init__(self, config: Config, tokenizer: Tokenizer, mesh: Mesh):
+        self.config, self.mesh = config, mesh
+        file = Path(config.gold) / "tokenizer.json"
+        self.tokenizer = tokenizers.hugging_face(str(file)) if file.exists() else tokenizer
+        Folder(Path(config.gold))  # what is missing there is told before anything is compiled
+
+    @cached_property
+    def _compiled(self) -> Any:
+        model = classifier(self.config.gold)
+        params = load_classifier(self.config.gold, model, self.mesh)
+        return partial(jax.jit(partial(learned.score_tokens, model)), params)
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], finished_B: Sequence[bool]) -> np.ndarray:
+        """Raw scores `[B]`, float64, in the reward model's own unit."""
+        tokenizer, ids = self.tokenizer, []
+        for prompt, completion, finished in zip(prompts, completions, finished_B, strict=True):
+            end = [tokenizer.eos_id] if finished else []
+            ids.append([*encoding.prompt_ids(prompt, tokenizer), *tokenizer.encode(completion), *end])
+        size = self.config.gold_rows_per_batch
+        parts = [self._score(ids[start : start + size], size) for start in range(0, len(ids), size)]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def _score(self, ids: list[list[int]], size: int) -> np.ndarray:
+        filled = ids + ids[:1] * (size - len(ids))
+        length = 16
+        while length < max(map(len, ids)):  # powers of two, so that few shapes are compiled
+            length *= 2
+        tokens_BL, mask_BL = encoding.pad_completions(filled, self.tokenizer.pad_id, length)
+        rows = jax.device_put((tokens_BL, mask_BL), sharding.row_shardings((tokens_BL, mask_BL), self.mesh))
+        return np.asarray(self._compiled(*rows), np.float64)[: len(ids)]
