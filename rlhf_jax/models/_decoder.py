@@ -62,6 +62,10 @@ class Decoder:
     def width(self) -> int:
         return self.config.width
 
+    @property
+    def dtype(self) -> str:
+        return self.config.dtype
+
     def init(self, key: Array) -> Params:
         token = jnp.zeros((1, 1), jnp.int32)
         return draw(key, self.network(self.config).init(key, token, token, token == 0)["params"])
@@ -76,7 +80,7 @@ class Decoder:
 
     def init_cache(self, batch_size: int, max_columns: int) -> Cache:
         config = self.config
-        shape = (batch_size, config.num_kv_heads, max_columns, config.width // config.num_heads)
+        shape = (batch_size, config.num_kv_heads, max_columns, head_width(config))
         keys, values = (tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers)) for _ in "kv")
         mask_BM = jnp.zeros((batch_size, max_columns), bool)
         return Cache(keys=keys, values=values, mask_BM=mask_BM, column=np.zeros((), np.int32))
@@ -93,11 +97,16 @@ def logical_axes(params: Params, axes: Mapping[str, tuple[str | None, ...]]) -> 
     return unflatten_dict({path: axes["/".join(path[-2:])] for path in flatten_dict(params)})
 
 
+def head_width(config: Any) -> int:
+    """Of one query, key or value; where `config.head_width` is 0, the heads share the width of the model."""
+    return config.head_width or config.width // config.num_heads
+
+
 def check_shape(config: Any) -> None:
     """Raises ValueError, naming the value, where a family's numbers do not fit together."""
     if config.vocab_size < 1:
         raise ValueError(f"vocab_size is {config.vocab_size}; set it from the tokenizer, at least 1")
-    if config.width % config.num_heads:
+    if not config.head_width and config.width % config.num_heads:
         raise ValueError(f"width {config.width} is not a multiple of num_heads {config.num_heads}")
     if config.num_heads % config.num_kv_heads:
         raise ValueError(f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}")

@@ -45,27 +45,35 @@ def rotate(heads_BHLK: Array, tables: tuple[Array, Array]) -> Array:
     return jnp.concatenate([turned.astype(rest.dtype), rest], axis=-1)
 
 
-def attend(queries_BHLK: Array, keys_BJMK: Array, values_BJMK: Array, hide_BLM: Array) -> Array:
+def attend(
+    queries_BHLK: Array,
+    keys_BJMK: Array,
+    values_BJMK: Array,
+    hide_BLM: Array,
+    scale: float | None = None,
+    cap: float = 0.0,
+) -> Array:
     """Softmax attention, `[B*L, H*K]`; query heads j*H/J ... share key-value head j, which is never repeated.
 
-    `hide` (see `hide_columns`) is added to the scores. Where queries and columns are the same positions (L = M), blocks
+    Scores are `scale` (1 / sqrt(K) where it is None) times the products of queries and keys, bent by `soft_cap` where
+    there is a cap; `hide` (see `hide_columns`) is then added. Where queries and columns are the same positions (L = M), blocks
     of queries leave out the columns after them. On a CPU (heads of neox-tiny, forward and backward) two blocks take 0.52 of
     one block's time at L = 384 and 0.79 at 192; at 128 the gain is lost again in what each block adds to compile and join.
     """
     B, H, L, K = queries_BHLK.shape
     M = keys_BJMK.shape[2]
-    queries = queries_BHLK * (1 / math.sqrt(K))
+    queries = queries_BHLK * (1 / math.sqrt(K) if scale is None else scale)
     num_blocks = 1 if L != M or L < 192 else 2 if L < 512 else 4
     blocks = []
     for start, end in itertools.pairwise(L * block // num_blocks for block in range(num_blocks + 1)):
         seen = M if num_blocks == 1 else end
         hide = hide_BLM[:, start:end, :seen]
-        blocks.append(_mix(queries[:, :, start:end], keys_BJMK[:, :, :seen], values_BJMK[:, :, :seen], hide))
+        blocks.append(_mix(queries[:, :, start:end], keys_BJMK[:, :, :seen], values_BJMK[:, :, :seen], hide, cap))
     mixed_BHLK = jnp.concatenate(blocks, axis=2) if num_blocks > 1 else blocks[0]
     return mixed_BHLK.transpose(0, 2, 1, 3).reshape(B * L, H * K)
 
 
-def _mix(queries_BHLK: Array, keys_BJMK: Array, values_BJMK: Array, hide_BLM: Array) -> Array:
+def _mix(queries_BHLK: Array, keys_BJMK: Array, values_BJMK: Array, hide_BLM: Array, cap: float) -> Array:
     """Values mixed by softmax(queries keys^T + hide), `[B, H, L, K]`.
 
     The mask is added, and the sum of the exponentials divided out after the mixing: XLA on a CPU then runs product, mask,
@@ -75,19 +83,27 @@ def _mix(queries_BHLK: Array, keys_BJMK: Array, values_BJMK: Array, hide_BLM: Ar
     J = keys_BJMK.shape[1]
     queries = queries_BHLK.reshape(B, J, H // J * L, K)
     scores = jnp.einsum("bjqk,bjmk->bjqm", queries, keys_BJMK, preferred_element_type=jnp.float32)
-    scores = scores + jnp.tile(hide_BLM, (1, H // J, 1))[:, None]
+    scores = soft_cap(scores, cap) + jnp.tile(hide_BLM, (1, H // J, 1))[:, None]
     raised = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     mixed = jnp.einsum("bjqm,bjmk->bjqk", raised.astype(values_BJMK.dtype), values_BJMK)
     return (mixed / jnp.sum(raised, axis=-1, keepdims=True)).astype(values_BJMK.dtype).reshape(B, H, L, K)
 
 
-def hide_columns(mask_BM: Array, num_queries: int, first_column: Array | np.ndarray | int) -> Array:
+def soft_cap(x: Array, cap: float) -> Array:
+    """cap * tanh(x / cap), which lies within (-cap, cap) (Bello et al. 2017, arXiv 1611.09940); x itself where cap is 0."""
+    return cap * jnp.tanh(x / cap) if cap else x
+
+
+def hide_columns(mask_BM: Array, num_queries: int, first_column: Array | np.ndarray | int, window: int = 0) -> Array:
     """What is added to a query's scores, float32 `[B, L, M]`: 0 on columns that it sees, HIDDEN_SCORE on the others.
 
-    It sees columns that hold a token and are not after its own.
+    It sees columns that hold a token and are not after its own; with a window, of these the `window` last, its own among
+    them. A row's tokens stand side by side, so that columns apart are positions apart.
     """
-    column_L = first_column + jnp.arange(num_queries)
-    causal_LM = jnp.arange(mask_BM.shape[1])[None] <= column_L[:, None]
+    column_L, column_M = first_column + jnp.arange(num_queries), jnp.arange(mask_BM.shape[1])
+    causal_LM = column_M[None] <= column_L[:, None]
+    if window:
+        causal_LM &= column_M[None] > column_L[:, None] - window
     return jnp.where(mask_BM[:, None] & causal_LM[None], jnp.float32(0.0), jnp.float32(HIDDEN_SCORE))
 
 
@@ -118,11 +134,12 @@ class RMSNorm(nn.Module):
     eps: float
 
     @nn.compact
-    def __call__(self, x_AD: Array) -> Array:
-        scale = self.param("scale", nn.initializers.ones, (x_AD.shape[-1],))
-        x = x_AD.astype(jnp.float32)
+    def __call__(self, inputs: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (inputs.shape[-1],))
+        x = inputs.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        return (x * jax.lax.rsqrt(mean_square + self.eps) * scale[None]).astype(x_AD.dtype)
+        scale = jnp.expand_dims(scale, range(x.ndim - 1))
+        return (x * jax.lax.rsqrt(mean_square + self.eps) * scale).astype(inputs.dtype)
 
 
 def logits(hidden: Array, kernel_DV: Array) -> Array:
@@ -148,18 +165,18 @@ def _is_empty(cache: Cache) -> bool:
     return isinstance(cache.column, np.ndarray) and int(cache.column) == 0
 
 
-def see(mask_BL: Array, cache: Cache | None) -> tuple[Array, Array]:
+def see(mask_BL: Array, cache: Cache | None, window: int = 0) -> tuple[Array, Array]:
     """The mask of every column `[B, M]` once L tokens are written, and what hides columns from each query.
 
-    The second has the columns that `remember` gives to attention.
+    The second has the columns that `remember` gives to attention; `window` as in `hide_columns`.
     """
     num_tokens = mask_BL.shape[1]
     if cache is None:
-        return mask_BL, hide_columns(mask_BL, num_tokens, 0)
+        return mask_BL, hide_columns(mask_BL, num_tokens, 0, window)
     mask_BM = jax.lax.dynamic_update_slice(cache.mask_BM, mask_BL, (0, cache.column))
     if _is_empty(cache):
-        return mask_BM, hide_columns(mask_BL, num_tokens, 0)
-    return mask_BM, hide_columns(mask_BM, num_tokens, cache.column)
+        return mask_BM, hide_columns(mask_BL, num_tokens, 0, window)
+    return mask_BM, hide_columns(mask_BM, num_tokens, cache.column, window)
 
 
 def remember(cache: Cache | None, layer: int, new: Sequence[Array]) -> tuple[Sequence[Array], Sequence[Array]]:

@@ -1,6 +1,6 @@
 """GPT-NeoX, the family of Pythia (Black et al. 2022, arXiv 2204.06745; Biderman et al. 2023, arXiv 2304.01373).
 
-    x <- x + attention(layernorm_1(x)) + mlp(layernorm_2(x))        (parallel residual)
+    x <- x + attention(layernorm_1(x)) + mlp(layernorm_2(x))        (parallel residual; mlp after attention where it is off)
 
 with biases everywhere but in the head, rotary positions on the first quarter of each head, and the exact gelu.
 Params are named and laid out as in the published checkpoints (kernels transposed): the 3 D columns of `query_key_value`
@@ -29,6 +29,7 @@ class Config:
     rotary_fraction: float = 0.25
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
+    parallel_residual: bool = True
     tie_embeddings: bool = False
     dtype: str = "float32"
     init_scale: float = 1.0  # on the first deviations of embedding, head and what reads the residual
@@ -36,6 +37,10 @@ class Config:
     @property
     def num_kv_heads(self) -> int:
         return self.num_heads
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.num_heads
 
 
 def _shape(vocab_size: int, width: int, num_layers: int, num_heads: int) -> Config:
@@ -78,7 +83,7 @@ LOGICAL_AXES = {
 
 
 class Layer(nn.Module):
-    """One parallel attention and feed-forward block."""
+    """Attention and feed-forward, side by side or one after the other."""
 
     config: Config
 
@@ -104,6 +109,14 @@ class Layer(nn.Module):
     def feed_forward(self, x_AD: Array) -> Array:
         return self.dense_4h_to_h(blocks.gelu(self.dense_h_to_4h(x_AD)))
 
+    def join(self, x_AD: Array, mixed_AD: Array) -> Array:
+        """The residual `[B*L, D]` after this layer, of the one before it and the mixed values `[B*L, H*K]`."""
+        attended = self.dense(mixed_AD)
+        if self.config.parallel_residual:
+            return x_AD + attended + self.feed_forward(self.post_attention_layernorm(x_AD))
+        x_AD = x_AD + attended
+        return x_AD + self.feed_forward(self.post_attention_layernorm(x_AD))
+
 
 class Network(nn.Module):
     """Embedding, layers, final norm and head; see `models/api.py` for what the arguments mean."""
@@ -123,7 +136,7 @@ class Network(nn.Module):
         self, tokens_BL: Array, positions_BL: Array, mask_BL: Array, cache: Cache | None = None
     ) -> tuple[Array, Cache | None]:
         config, (B, L) = self.config, tokens_BL.shape
-        rotary_dims = int(config.width // config.num_heads * config.rotary_fraction)
+        rotary_dims = int(config.head_width * config.rotary_fraction)
         tables = blocks.rotary_tables(positions_BL, blocks.rotary_frequencies(rotary_dims, config.rope_theta))
         mask_BM, hide_BLM = blocks.see(mask_BL, cache)
         x_AD, kept = self.embed_in(tokens_BL.reshape(B * L)), []
@@ -131,8 +144,7 @@ class Network(nn.Module):
             queries, *new = layer.heads(layer.input_layernorm(x_AD), tables)
             seen, kept_here = blocks.remember(cache, index, new)
             kept.append(kept_here)
-            attended = layer.dense(blocks.attend(queries, seen[0], seen[1], hide_BLM))
-            x_AD = x_AD + attended + layer.feed_forward(layer.post_attention_layernorm(x_AD))
+            x_AD = layer.join(x_AD, blocks.attend(queries, seen[0], seen[1], hide_BLM))
         hidden_BLD = self.final_layer_norm(x_AD).reshape(B, L, config.width)
         if self.is_initializing():
             self.head(hidden_BLD)

@@ -1,14 +1,15 @@
-"""Llama 3 (Grattafiori et al. 2024, arXiv 2407.21783): a sequential decoder with grouped queries.
+"""Llama 2 and 3 (Touvron et al. 2023, arXiv 2307.09288; Grattafiori et al. 2024, arXiv 2407.21783): grouped queries.
 
     x <- x + attention(rmsnorm_1(x));   x <- x + down(silu(gate(y)) * up(y)),  y = rmsnorm_2(x)
 
 without biases, with rotary positions on whole heads, whose slow frequencies are stretched for long contexts. Params are
-named and laid out as in the published checkpoints (kernels transposed).
+named and laid out as in the published checkpoints (kernels transposed). Mistral, Qwen and Gemma are this decoder with
+changes: each of their files is what differs.
 """
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -21,7 +22,10 @@ from rlhf_jax.types import Array
 
 @dataclass(frozen=True)
 class Config:
-    """The shape of a decoder. Defaults are of Llama 3's published `config.json` files; scaling factor 1 is none."""
+    """The shape of a decoder. Defaults are of Llama 3's published `config.json` files; scaling factor 1 is none.
+
+    `rope_scaling` "linear" divides every frequency by the factor, "llama3" the slow ones alone (see `frequencies`).
+    """
 
     vocab_size: int
     width: int
@@ -29,7 +33,9 @@ class Config:
     num_heads: int
     num_kv_heads: int
     ffn_width: int
+    head_width: int = 0  # of one query, key or value; 0: width / num_heads
     rope_theta: float = 500_000.0
+    rope_scaling: str = "llama3"
     rope_scaling_factor: float = 1.0
     rope_low_frequency_factor: float = 1.0
     rope_high_frequency_factor: float = 4.0
@@ -38,6 +44,10 @@ class Config:
     tie_embeddings: bool = False
     dtype: str = "float32"
     init_scale: float = 1.0  # on the first deviations of embedding, head and what reads the residual
+
+    def window(self, layer: int) -> int:
+        """How many columns a query of this layer sees at most, its own among them; 0 is all."""
+        return 0
 
 
 # vocab_size 0 is to be replaced by the tokenizer's. Published shapes: Meta's config.json of Llama 3.1 and 3.2.
@@ -49,6 +59,8 @@ PRESETS: dict[str, Config] = {
     "llama-3.2-3b": Config(128256, 3072, 28, 24, 8, 8192, rope_scaling_factor=32.0, tie_embeddings=True),
     "llama-3.1-8b": Config(128256, 4096, 32, 32, 8, 14336, rope_scaling_factor=8.0),
 }
+
+ROPE_SCALINGS = ("linear", "llama3")
 
 LOGICAL_AXES = {
     "embed_tokens/embedding": ("vocab", "embed"),
@@ -67,12 +79,14 @@ LOGICAL_AXES = {
 
 
 def frequencies(config: Config) -> np.ndarray:
-    """Rotary frequencies, those of wavelength beyond the original context divided by the scaling factor.
+    """Rotary frequencies, under "llama3" those of wavelength beyond the original context divided by the scaling factor.
 
     Between wavelengths of context / high_frequency_factor and context / low_frequency_factor the divided and the plain
     frequency are mixed linearly in context / wavelength.
     """
-    plain = blocks.rotary_frequencies(config.width // config.num_heads, config.rope_theta)
+    plain = blocks.rotary_frequencies(_decoder.head_width(config), config.rope_theta)
+    if config.rope_scaling == "linear":
+        return plain / config.rope_scaling_factor
     turns = config.rope_original_max_positions * plain / (2 * math.pi)  # of a frequency within the original context
     low, high = config.rope_low_frequency_factor, config.rope_high_frequency_factor
     kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
@@ -82,29 +96,27 @@ def frequencies(config: Config) -> np.ndarray:
 class Layer(nn.Module):
     """Attention, then feed-forward."""
 
-    config: Config
+    config: Any
+    norm_type: ClassVar[type[nn.Module]] = blocks.RMSNorm
+    qkv_bias: ClassVar[bool] = False
 
     def setup(self) -> None:
-        config = self.config
-        head_width = config.width // config.num_heads
+        config, head_width = self.config, _decoder.head_width(self.config)
+        grow = _decoder.small_init(config.width, config.init_scale)
+        back = _decoder.residual_init(config.width, config.num_layers)
 
-        def dense(features: int, back: bool = False) -> nn.Dense:
-            init = (
-                _decoder.residual_init(config.width, config.num_layers)
-                if back
-                else _decoder.small_init(config.width, config.init_scale)
-            )
-            return nn.Dense(features, use_bias=False, dtype=config.dtype, kernel_init=init)
+        def dense(features: int, init: nn.initializers.Initializer = grow, bias: bool = False) -> nn.Dense:
+            return nn.Dense(features, use_bias=bias, dtype=config.dtype, kernel_init=init)
 
-        self.input_layernorm = blocks.RMSNorm(config.norm_eps)
-        self.q_proj = dense(config.width)
-        self.k_proj = dense(config.num_kv_heads * head_width)
-        self.v_proj = dense(config.num_kv_heads * head_width)
-        self.o_proj = dense(config.width, back=True)
-        self.post_attention_layernorm = blocks.RMSNorm(config.norm_eps)
+        self.input_layernorm = self.norm_type(config.norm_eps)
+        self.q_proj = dense(config.num_heads * head_width, bias=self.qkv_bias)
+        self.k_proj = dense(config.num_kv_heads * head_width, bias=self.qkv_bias)
+        self.v_proj = dense(config.num_kv_heads * head_width, bias=self.qkv_bias)
+        self.o_proj = dense(config.width, back)
+        self.post_attention_layernorm = self.norm_type(config.norm_eps)
         self.gate_proj = dense(config.ffn_width)
         self.up_proj = dense(config.ffn_width)
-        self.down_proj = dense(config.width, back=True)
+        self.down_proj = dense(config.width, back)
 
     def heads(self, x_AD: Array, tables: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         """Queries `[B, H, L, K]`, keys and values `[B, J, L, K]` of normed inputs `[B*L, D]`."""
@@ -115,24 +127,42 @@ class Layer(nn.Module):
 
         queries = split(self.q_proj(x_AD), self.config.num_heads)
         keys = split(self.k_proj(x_AD), self.config.num_kv_heads)
+        queries, keys = self.norm_heads(queries, keys)
         values = split(self.v_proj(x_AD), self.config.num_kv_heads)
         return blocks.rotate(queries, tables), blocks.rotate(keys, tables), values
 
+    def norm_heads(self, queries_BHLK: Array, keys_BJLK: Array) -> tuple[Array, Array]:
+        """What is done to queries and keys before they turn."""
+        return queries_BHLK, keys_BJLK
+
+    def attend(self, queries_BHLK: Array, keys_BJMK: Array, values_BJMK: Array, hide_BLM: Array) -> Array:
+        """Mixed values `[B*L, H*K]`."""
+        return blocks.attend(queries_BHLK, keys_BJMK, values_BJMK, hide_BLM)
+
+    def join(self, x_AD: Array, mixed_AD: Array) -> Array:
+        """The residual `[B*L, D]` after this layer, of the one before it and the mixed values `[B*L, H*K]`."""
+        x_AD = x_AD + self.o_proj(mixed_AD)
+        return x_AD + self.feed_forward(self.post_attention_layernorm(x_AD))
+
     def feed_forward(self, x_AD: Array) -> Array:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x_AD)) * self.up_proj(x_AD))
+        return self.down_proj(self.activation(self.gate_proj(x_AD)) * self.up_proj(x_AD))
+
+    def activation(self, x_AF: Array) -> Array:
+        return jax.nn.silu(x_AF)
 
 
 class Network(nn.Module):
     """Embedding, layers, final norm and head; see `models/api.py` for what the arguments mean."""
 
-    config: Config
+    config: Any
+    layer_type: ClassVar[type[Layer]] = Layer
 
     def setup(self) -> None:
         config = self.config
         init = _decoder.small_init(config.width, config.init_scale)
         self.embed_tokens = nn.Embed(config.vocab_size, config.width, dtype=config.dtype, embedding_init=init)
-        self.layer = [Layer(config) for _ in range(config.num_layers)]
-        self.norm = blocks.RMSNorm(config.norm_eps)
+        self.layer = [self.layer_type(config) for _ in range(config.num_layers)]
+        self.norm = self.layer_type.norm_type(config.norm_eps)
         if not config.tie_embeddings:
             self.lm_head = blocks.Head(config.vocab_size, init)
 
@@ -141,23 +171,33 @@ class Network(nn.Module):
     ) -> tuple[Array, Cache | None]:
         config, (B, L) = self.config, tokens_BL.shape
         tables = blocks.rotary_tables(positions_BL, frequencies(config))
-        mask_BM, hide_BLM = blocks.see(mask_BL, cache)
-        x_AD, kept = self.embed_tokens(tokens_BL.reshape(B * L)), []
+        windows = [config.window(index) for index in range(config.num_layers)]
+        hidden = {window: blocks.see(mask_BL, cache, window) for window in sorted(set(windows))}
+        x_AD, kept = self.embed(tokens_BL.reshape(B * L)), []
         for index, layer in enumerate(self.layer):
             queries, *new = layer.heads(layer.input_layernorm(x_AD), tables)
             seen, kept_here = blocks.remember(cache, index, new)
             kept.append(kept_here)
-            x_AD = x_AD + layer.o_proj(blocks.attend(queries, seen[0], seen[1], hide_BLM))
-            x_AD = x_AD + layer.feed_forward(layer.post_attention_layernorm(x_AD))
+            x_AD = layer.join(x_AD, layer.attend(queries, seen[0], seen[1], hidden[windows[index]][1]))
         hidden_BLD = self.norm(x_AD).reshape(B, L, config.width)
         if self.is_initializing():
             self.head(hidden_BLD)
-        return hidden_BLD, blocks.next_cache(cache, kept, mask_BM, L)
+        return hidden_BLD, blocks.next_cache(cache, kept, hidden[windows[0]][0], L)
+
+    def embed(self, tokens_A: Array) -> Array:
+        return self.embed_tokens(tokens_A)
 
     def head(self, hidden: Array) -> Array:
         if self.config.tie_embeddings:
             return blocks.logits(hidden, self.embed_tokens.embedding.T)
         return self.lm_head(hidden)
+
+
+def check(config: Config) -> None:
+    """Raises ValueError, naming the value, where the numbers do not fit together."""
+    _decoder.check_shape(config)
+    if config.rope_scaling not in ROPE_SCALINGS:
+        raise ValueError(f"rope_scaling is {config.rope_scaling!r}; accepted: {', '.join(ROPE_SCALINGS)}")
 
 
 @dataclass(frozen=True)
@@ -170,5 +210,5 @@ class Llama(_decoder.Decoder):
 
 def make(config: Config) -> Model:
     """The model of a shape; frozen and hashable. Raises ValueError where the numbers do not fit together."""
-    _decoder.check_shape(config)
+    check(config)
     return Llama(config)
