@@ -145,7 +145,7 @@ class Corpus:
                     cuts[index] = length
         if not indices:
             raise ValueError(
-                f"{self.name}: none of the {len(records)} {split} prompts has at most max_prompt_tokens = {limit} tokens"
+                f"{self.name}: none of {len(records)} {split} prompts is left with max_prompt_tokens = {limit}; raise it"
             )
         return Fitted(records, indices, cuts, self.tail)
 

@@ -98,4 +98,4 @@ def make(config: Config) -> GSM8K:
 
 def _problem(prompt: str) -> str:
     """The problem of a prompt, white space around it aside: some tokenizers lose it."""
-    return prompt.rpartition(PROBLEM)[2].removesuffix(SOLUTION).strip()
+    return prompt.strip().removesuffix(SOLUTION).rpartition(PROBLEM)[2].strip()

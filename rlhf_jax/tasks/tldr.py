@@ -167,7 +167,8 @@ def _pair_layout(prompt: str) -> Layout:
 def _read_judged(where: str, row: Row) -> Record | None:
     """A row of OpenAI's: two summaries, and which of them was preferred. Their news articles are not of this task."""
     info, summaries, choice = row["info"], row["summaries"], row["choice"]
-    if not isinstance(info, dict) or not isinstance(summaries, list) or len(summaries) != 2 or choice not in (0, 1):
+    pair = isinstance(summaries, list) and len(summaries) == 2 and all(isinstance(each, dict) for each in summaries)
+    if not isinstance(info, dict) or not pair or choice not in (0, 1):
         raise ValueError(
             f"{where}: found info {_rows.short(info)}, summaries {_rows.short(summaries)}, choice {_rows.short(choice)};"
             " accepted: a post, two summaries, and 0 or 1"

@@ -1,0 +1,198 @@
+"""Chat templates: text and tokens as transformers has them, where a template comes from, and what a wrong one says."""
+
+import json
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from rlhf_jax.hub import chat, tokenizers
+
+HEADERS = """{{- bos_token }}
+{%- macro header(role) %}{{ '<|user|>' + role + '<|assistant|>' }}{% endmacro %}
+{%- set day = date if date is defined else "1 May 2024" %}
+{%- set first = messages[0] %}
+{%- set rest = messages[1:] if first.role == 'system' else messages %}
+{{- header('system') + "\\n\\nIt is " ~ day ~ ".\\n" }}
+{%- if tools is none and first.role == 'system' %}
+    {{- first.content | trim }}
+{%- endif %}
+{{- "<|eot_id|>" }}
+{%- for message in rest %}
+    {{- header(message.role) + "\\n\\n" + message.content | trim + "<|eot_id|>" }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- header('assistant') + "\\n\\n" }}
+{%- endif %}
+"""
+CHATML = """{% for message in messages %}
+    {% if message.role == 'assistant' %}
+{{'<|im_start|>' + message['role'] + '\\n'}}{% generation %}{{ message['content'] }}{% endgeneration %}{{'<|im_end|>' + '\\n'}}
+        {% continue %}
+    {% endif %}
+{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}
+{% endfor %}
+{% if add_generation_prompt %}
+{{ '<|im_start|>assistant\\n' }}
+{% endif %}
+"""
+MARKS = [
+    "<|endoftext|>",
+    "<|begin|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|system|>",
+    "<|eot_id|>",
+    "<|im_start|>",
+    "<|im_end|>",
+]
+TEMPLATES = {"headers": HEADERS, "chatml": CHATML, **{name: template.text for name, template in chat.NAMED.items()}}
+
+
+def said(*contents, system=None):
+    roles = ("user", "assistant")
+    turns = [{"role": roles[n % 2], "content": text} for n, text in enumerate(contents)]
+    return turns if system is None else [{"role": "system", "content": system}, *turns]
+
+
+CONVERSATIONS = [
+    said("How many <b>\"apples\"</b> & 'pears'? "),
+    said("Hello", "Hi 😀\n", "é\u2028 again\n\n"),
+    said(" one ", "two", "three", "four", "five", system="  Be brief.\n"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A byte-level tokenizer with special tokens, as a model's folder holds it."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    alphabet = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(MARKS)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def write(folder, template, **tokens):
+    tokens = {"bos_token": "<|begin|>", "eos_token": {"content": "<|endoftext|>", "lstrip": False}, **tokens}
+    config = {"add_bos_token": False, "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template, **tokens}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("generation", [True, False])
+def test_text_and_tokens_are_those_of_transformers(folder, name, generation):
+    transformers = pytest.importorskip("transformers")
+    write(folder, TEMPLATES[name])
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        bos_token="<|begin|>",
+        eos_token="<|endoftext|>",
+        chat_template=TEMPLATES[name],
+    )
+    ours = tokenizers.hugging_face(str(folder))
+    for messages in CONVERSATIONS:
+        asked = {"add_generation_prompt": generation}
+        text = chat.render(chat.find(str(folder)), messages, **asked)
+        assert text == theirs.apply_chat_template(messages, tokenize=False, **asked)
+        assert ours.encode(text) == theirs.apply_chat_template(messages, return_dict=False, **asked)
+        assert text.count("<|begin|>") == (name == "headers")
+
+
+def test_named_templates_by_hand():
+    messages = said("a", "b", "c", system="s")
+    told = chat.render(chat.find("tulu"), messages, add_generation_prompt=True, eos_token="</s>")
+    assert told == "<|system|>\ns\n<|user|>\na\n<|assistant|>\nb</s>\n<|user|>\nc\n<|assistant|>\n"
+    told = chat.render(chat.find("tulu"), messages[:3], add_generation_prompt=False, eos_token="</s>")
+    assert told == "<|system|>\ns\n<|user|>\na\n<|assistant|>\nb</s>"
+    told = chat.render(chat.find("pythia"), messages[1:], add_generation_prompt=True)
+    assert told == "<|user|>a<|endoftext|><|assistant|>b<|endoftext|><|user|>c<|endoftext|><|assistant|>"
+
+
+def test_a_template_is_found_where_models_keep_it(tmp_path):
+    write(tmp_path, "config {{ eos_token }}")
+    (tmp_path / "other.jinja").write_text("jinja {{ eos_token }}")
+    found = {
+        path: chat.find(str(path)) for path in (tmp_path, tmp_path / "tokenizer_config.json", tmp_path / "other.jinja")
+    }
+    texts = [chat.render(template, [], add_generation_prompt=False) for template in found.values()]
+    assert texts == ["config <|endoftext|>", "config <|endoftext|>", "jinja <|endoftext|>"]
+    (tmp_path / "chat_template.jinja").write_text("newer {{ bos_token }}")
+    assert chat.render(chat.find(str(tmp_path)), [], add_generation_prompt=False) == "newer <|begin|>"
+    assert chat.render(chat.find(str(tmp_path)), [], add_generation_prompt=False, bos_token="<s>") == "newer <s>"
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert chat.find(str(tmp_path)).tokens == {}
+
+
+def test_of_several_templates_the_default_is_taken(tmp_path):
+    several = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
+    for template in (several, several[::-1], several[1:], [{"name": "chat", "template": "plain"}]):
+        assert chat.find(str(write(tmp_path, template))).text == "plain"
+    with pytest.raises(ValueError, match=r"has the chat templates tool_use, rag, none called default"):
+        chat.find(str(write(tmp_path, [several[0], {"name": "rag", "template": "r"}])))
+
+
+def test_a_template_that_is_not_there_is_named(tmp_path):
+    for path in ("", "chatml", str(tmp_path), str(tmp_path / "x.jinja")):
+        with pytest.raises(
+            ValueError, match=r"no chat template '.*'; accepted: pythia, tulu, a \.jinja file, a tokenizer_c"
+        ):
+            chat.find(path)
+    for content, message in [
+        (b'{"eos_token": "x"}', "has no chat_template; give"),
+        (b"[1]", "is not a JSON object"),
+        (b"{", "is not JSON"),
+        (b"\xff", "is not a text in UTF-8"),
+    ]:
+        (tmp_path / "tokenizer_config.json").write_bytes(content)
+        with pytest.raises(ValueError, match=rf"tokenizer_config\.json {message}") as error:
+            chat.find(str(tmp_path))
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{% for message in messages %}", r"Unexpected end of template\."),
+        ("{{ raise_exception('only\nusers') }}", "only users$"),
+        ("{{ 'a' + eos_token }}", r"'eos_token' is undefined; given: messages, add_generation_prompt$"),
+        ("{{ messages[7].content }}", "list object has no element 7"),
+        ("{{ 'a' + 7 }}", "can only concatenate str"),
+        ("{{ 7 // 0 }}", "division or modulo by zero"),
+        ("{{ strftime_now('%d') }}", "'strftime_now' is undefined"),
+        ("{{ ''.__class__.__mro__ }}", "access to attribute '__class__'.* is unsafe"),
+        ("{{ messages.append(7) }}", "access to attribute 'append'.* is unsafe"),
+        ("{{ messages[0].update(role='x') }}", "access to attribute 'update'.* is unsafe"),
+        ("{% include 'tulu' %}", "no loader for this environment"),
+    ],
+)
+def test_a_wrong_template_is_one_clear_line(tmp_path, text, message):
+    (tmp_path / "wrong.jinja").write_text(text)
+    with pytest.raises(ValueError, match=rf"^chat template .*wrong\.jinja: .*{message}") as error:
+        chat.render(chat.find(str(tmp_path / "wrong.jinja")), said("a"), add_generation_prompt=False)
+    assert "\n" not in str(error.value)
+
+
+def test_tulu_needs_an_eos_where_a_reply_was_given_and_knows_three_roles():
+    assert chat.render(chat.find("tulu"), said("a"), add_generation_prompt=True) == "<|user|>\na\n<|assistant|>\n"
+    with pytest.raises(ValueError, match="chat template tulu: 'eos_token' is undefined"):
+        chat.render(chat.find("tulu"), said("a", "b", "c"), add_generation_prompt=True)
+    with pytest.raises(ValueError, match="chat template tulu: no role tool in tulu"):
+        chat.render(chat.find("tulu"), [{"role": "tool", "content": "a"}], add_generation_prompt=True)
+
+
+def test_json_in_a_template_is_not_escaped():
+    template = chat.Template(
+        "{{ messages[0].content | tojson }} {{ {'b': 1, 'a': [2]} | tojson(indent=1, sort_keys=true) }}"
+    )
+    told = chat.render(template, said("<é & 'x'>"), add_generation_prompt=False)
+    assert told == '"<é & \'x\'>" {\n "a": [\n  2\n ],\n "b": 1\n}'
+
+
+def test_messages_are_left_as_they_were():
+    messages = said("a", system="s")
+    template = chat.Template("{% set messages = messages[1:] %}{{ messages | length }}")
+    assert chat.render(template, messages, add_generation_prompt=False) == "1"
+    assert messages == said("a", system="s")
