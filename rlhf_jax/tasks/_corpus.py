@@ -8,45 +8,48 @@ from typing import Any, Self
 import numpy as np
 
 from rlhf_jax.tasks._published import Record
-from rlhf_jax.tasks._store import Store
+from rlhf_jax.tasks._store import RECORDS_PER_BATCH, Records, Store
 from rlhf_jax.tasks.api import Split
 
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
-RECORDS_PER_BATCH = 1024
 
 
 class Comparisons(Sequence[tuple[str, str, str]]):
     """(prompt, chosen, rejected) of comparison records, read when they are asked for."""
 
-    def __init__(self, records: Sequence[Record]):
+    def __init__(self, records: Records):
         self._records = records
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: Any) -> Any:
-        record = self._records[index]
-        return record["prompt"], record["chosen"], record["rejected"]
+        found = self._records[index]
+        return [_pair(record) for record in found] if isinstance(index, slice) else _pair(found)
+
+    def __iter__(self) -> Iterator[tuple[str, str, str]]:
+        return map(_pair, self._records)
 
 
-class Fitted(Sequence[Record]):
-    """Chosen records of a sequence, some of them with a shortened prompt."""
+class Fitted(Records):
+    """Chosen records of others, some of them with a shortened prompt."""
 
-    def __init__(self, records: Sequence[Record], indices: Sequence[int], cuts: Mapping[int, int], tail: str):
+    def __init__(self, records: Records, indices: Sequence[int], cuts: Mapping[int, int], tail: str):
         """`cuts`: for some of the indices, how many characters of the prompt are kept before `tail`."""
         self._records, self._indices, self._cuts, self._tail = records, np.asarray(indices, np.int64), cuts, tail
 
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        chosen = int(self._indices[index])
-        record = self._records[chosen]
-        if chosen not in self._cuts:
+    def read(self, indices: Sequence[int]) -> list[Record]:
+        chosen = self._indices[list(indices)].tolist()
+        found = self._records.read(chosen)
+        return [self._shortened(place, record) for place, record in zip(chosen, found, strict=True)]
+
+    def _shortened(self, place: int, record: Record) -> Record:
+        if place not in self._cuts:
             return record
-        return record | {"prompt": record["prompt"][: self._cuts[chosen]] + self._tail}
+        return record | {"prompt": record["prompt"][: self._cuts[place]] + self._tail}
 
 
 class Counted:
@@ -80,8 +83,8 @@ class Corpus:
             for what, store in (("prompts", prompts), ("comparisons", comparisons))
             if store is not None
         )
-        self._prompts: Mapping[Split, Sequence[Record]] = prompts.splits
-        self._comparisons: Mapping[Split, Sequence[Record]] = comparisons.splits if comparisons else {}
+        self._prompts: Mapping[Split, Records] = prompts.splits
+        self._comparisons: Mapping[Split, Records] = comparisons.splits if comparisons else {}
 
     def num_prompts(self, split: Split) -> int:
         return len(self._prompts[split])
@@ -94,7 +97,7 @@ class Corpus:
 
     def comparisons(self, split: Split) -> Sequence[tuple[str, str, str]]:
         """(prompt, chosen, rejected) of a split, in the files' order; empty where the task has none."""
-        return Comparisons(self._comparisons.get(split, ()))
+        return Comparisons(self._comparisons[split]) if self._comparisons else ()
 
     def judge(self, prompt: str, completion: str, finished: bool) -> float:
         """Raises ValueError: nothing but a learned reward can judge these completions."""
@@ -124,7 +127,7 @@ class Corpus:
         return [len(text) if count <= limit else None for text, count in zip(prompts, counts, strict=True)]
 
     def _fit(
-        self, split: Split, records: Sequence[Record], count_tokens: CountTokens, limit: int, seen: set[bytes] | None
+        self, split: Split, records: Records, count_tokens: CountTokens, limit: int, seen: set[bytes] | None
     ) -> Fitted:
         """The records that fit; with `seen`, those whose prompt it does not hold yet: cut prompts may have become equal."""
         indices: list[int] = []
@@ -154,6 +157,10 @@ def _identity(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def _batches(records: Sequence[Record]) -> Iterator[tuple[int, Sequence[Record]]]:
+def _batches(records: Records) -> Iterator[tuple[int, Sequence[Record]]]:
     for start in range(0, len(records), RECORDS_PER_BATCH):
         yield start, records[start : start + RECORDS_PER_BATCH]
+
+
+def _pair(record: Record) -> tuple[str, str, str]:
+    return record["prompt"], record["chosen"], record["rejected"]

@@ -30,13 +30,15 @@ class Dataset:
     """A published dataset: what it is called, how one gets it, and the names of its splits and folders.
 
     `splits` gives for each of ours the published names, newest first; `patterns` are globs beside the customary ones,
-    with `{split}` in them; `folders` are the names of its configurations.
+    with `{split}` in them; `folders` are the names of its configurations. `rows` are the published numbers of rows: others
+    are accepted, and told.
     """
 
     title: str
     option: str  # the config key that names the folder
     remedy: str  # how to get it, in words
     splits: Mapping[Split, tuple[str, ...]]
+    rows: Mapping[Split, tuple[int, ...]]
     folders: tuple[str, ...] = ()
     patterns: tuple[str, ...] = ()
 

@@ -18,6 +18,7 @@ from rlhf_jax.tasks._published import Record
 from rlhf_jax.tasks.api import Split
 
 CHUNK_BYTES = 1 << 20
+RECORDS_PER_BATCH = 1024
 CODE = tuple(Path(str(module.__file__)) for module in (_published, _rows, _conversations, chat))
 COUNTS = "counts.json"
 Rows = Iterable[tuple[str, Record | None]]
@@ -25,7 +26,7 @@ Rows = Iterable[tuple[str, Record | None]]
 
 @dataclass(frozen=True)
 class Source:
-    """What a store is made of: files by split, and what makes records of their rows.
+    """What a store is made of: files by split, how many rows are published as one, and what makes records of rows.
 
     `recipe` is what of a config the records depend on; two stores differ where their files, recipes or code do.
     A held-out record whose prompt a training record has is left out. Of `prompts` a split holds each once, the first.
@@ -33,6 +34,7 @@ class Source:
 
     task: str
     kind: Literal["prompts", "comparisons"]
+    published: Mapping[Split, tuple[int, ...]]
     files: Mapping[Split, Sequence[Path]]
     rows: Callable[[Split], Rows]
     fields: tuple[str, ...]
@@ -45,7 +47,26 @@ class Source:
 
 
 class Records(Sequence[Record]):
-    """Records of a split by index, read from disk when they are asked for."""
+    """Records by index, read from disk when they are asked for; many at once cost a third of what they cost one by one."""
+
+    def read(self, indices: Sequence[int]) -> list[Record]:
+        """The records at indices from 0 to len(self) - 1."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.read(range(*index.indices(len(self))))
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        return self.read([index % len(self)])[0]
+
+    def __iter__(self) -> Iterator[Record]:
+        for start in range(0, len(self), RECORDS_PER_BATCH):
+            yield from self[start : start + RECORDS_PER_BATCH]
+
+
+class Stored(Records):
+    """The records of a split of a store."""
 
     def __init__(self, source: Any):
         self._source = source
@@ -53,14 +74,10 @@ class Records(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: Any) -> Any:
-        """The record at an index, or the list of those of a slice."""
-        if isinstance(index, slice):
-            chosen = list(range(*index.indices(len(self))))
-            return [_text(found) for found in self._source.__getitems__(chosen)] if chosen else []
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        return _text(self._source[index % len(self)])
+    def read(self, indices: Sequence[int]) -> list[Record]:
+        # One record through __getitems__ would start a pool of threads.
+        found = [self._source[indices[0]]] if len(indices) == 1 else self._source.__getitems__(list(indices))
+        return [{field: value.decode() for field, value in record.items()} for record in found]
 
 
 @dataclass(frozen=True)
@@ -69,10 +86,18 @@ class Store:
 
     splits: Mapping[Split, Records]
     counts: Mapping[Split, Mapping[str, int]]  # per split: rows read, and records kept
+    published: Mapping[Split, tuple[int, ...]]
 
     @property
     def description(self) -> str:
-        return "; ".join(f"{split}: {count['kept']} of {count['rows']} rows" for split, count in self.counts.items())
+        """How many rows are kept, of how many, and where they are not as many as are published."""
+        return "; ".join(f"{split}: {count['kept']} of {self._rows(split)}" for split, count in self.counts.items())
+
+    def _rows(self, split: Split) -> str:
+        rows, published = self.counts[split]["rows"], self.published[split]
+        return (
+            f"{rows} rows" if rows in published else f"{rows} rows ({' or '.join(map(str, published))} are published)"
+        )
 
 
 def open_store(source: Source, root: Path) -> Store:
@@ -86,9 +111,9 @@ def open_store(source: Source, root: Path) -> Store:
         _build(source, directory, builder)
     counts = json.loads((directory / COUNTS).read_text())
     splits: dict[Split, Records] = {
-        split: Records(builder.data_source(directory, source.name, split)) for split in source.files
+        split: Stored(builder.data_source(directory, source.name, split)) for split in source.files
     }
-    return Store(splits, counts)
+    return Store(splits, counts, source.published)
 
 
 def _build(source: Source, directory: Path, builder: Any) -> None:
@@ -158,7 +183,3 @@ def _digest(source: Source) -> str:
                 while chunk := content.read(CHUNK_BYTES):
                     digest.update(chunk)
     return digest.hexdigest()[:16]
-
-
-def _text(record: Mapping[str, bytes]) -> Record:
-    return {field: value.decode() for field, value in record.items()}

@@ -23,6 +23,7 @@ DATASET = Dataset(
     remedy="train.jsonl and test.jsonl of OpenAI's repository grade-school-math, or a download of the dataset"
     " openai/gsm8k from the Hugging Face Hub, whose parquet files are in main/",
     splits={"train": ("train",), "heldout": ("test",)},
+    rows={"train": (7_473,), "heldout": (1_319,)},
     folders=("main",),
     patterns=("grade_school_math/data/{split}.jsonl",),
 )
@@ -88,6 +89,7 @@ def make(config: Config) -> GSM8K:
     source = Source(
         task="gsm8k",
         kind="prompts",
+        published=DATASET.rows,
         files=files,
         rows=lambda split: _published.records(files[split], [Layout(("question", "answer"), read)]),
         fields=("prompt", "reference"),

@@ -17,6 +17,7 @@ DATASET = Dataset(
     option="task.data_dir",
     remedy="a download of the dataset HuggingFaceH4/no_robots from the Hugging Face Hub, whose parquet files are in data/",
     splits={"train": ("train", "train_sft"), "heldout": ("test", "test_sft")},
+    rows={"train": (9_500,), "heldout": (500,)},
 )
 
 
@@ -46,6 +47,7 @@ def make(config: Config) -> Corpus:
     source = Source(
         task="no_robots",
         kind="prompts",
+        published=DATASET.rows,
         files=files,
         rows=lambda split: _published.records(files[split], [Layout(("messages",), read)]),
         fields=("prompt", "reference"),

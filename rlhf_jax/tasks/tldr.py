@@ -26,6 +26,7 @@ PROMPTS = Dataset(
     " vwxyzjn/summarize_from_feedback_tldr_3_filtered_oai_preprocessing_1706381144 from the Hugging Face Hub, whose"
     " parquet files are in data/",
     splits={"train": ("train",), "heldout": ("validation", "valid")},
+    rows={"train": (116_722,), "heldout": (6_447,)},
     patterns=("tldr_3_filtered/{split}.jsonl", "datasets/tldr_3_filtered/{split}.jsonl"),
 )
 COMPARISONS = Dataset(
@@ -35,6 +36,7 @@ COMPARISONS = Dataset(
     " vwxyzjn/summarize_from_feedback_oai_preprocessing_1706381144 and"
     " mnoukhov/summarize_from_feedback_oai_preprocessing_1706381144_relabel_pythia6.9b from the Hugging Face Hub",
     splits={"train": ("train",), "heldout": ("validation",)},
+    rows={"train": (92_858,), "heldout": (83_802, 86_086)},  # the latter with news
     folders=("comparisons",),
 )
 
@@ -86,6 +88,7 @@ def make(config: Config) -> Tldr:
     source = Source(
         task="tldr",
         kind="prompts",
+        published=PROMPTS.rows,
         files=files,
         rows=lambda split: _published.records(files[split], layouts),
         fields=("prompt", "reference"),
@@ -107,6 +110,7 @@ def _comparisons(config: Config) -> Store:
     source = Source(
         task="tldr",
         kind="comparisons",
+        published=COMPARISONS.rows,
         files=files,
         rows=lambda split: _openai_rows(batches, split) if batches else _published.records(files[split], layouts),
         fields=("prompt", "chosen", "rejected"),

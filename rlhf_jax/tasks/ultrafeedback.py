@@ -23,6 +23,7 @@ DATASET = Dataset(
     remedy="a download of the dataset HuggingFaceH4/ultrafeedback_binarized from the Hugging Face Hub, whose parquet files"
     " are in data/ (the jsonl files of openbmb/UltraFeedback hold single replies, not pairs, and are not read)",
     splits={"train": ("train_prefs",), "heldout": ("test_prefs",)},
+    rows={"train": (61_135,), "heldout": (2_000,)},
 )
 
 
@@ -88,6 +89,7 @@ def _open(config: Config, kind: Kind) -> Store:
     source = Source(
         task="ultrafeedback",
         kind=kind,
+        published=DATASET.rows,
         files=files,
         rows=lambda split: _published.records(files[split], [Layout(COLUMNS, read)]),
         fields=("prompt", "chosen", "rejected"),

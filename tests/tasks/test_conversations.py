@@ -138,8 +138,8 @@ def test_rows_that_compare_nothing(tmp_path):
     prompts = [task.prompt("train", n).split("<|")[1][-1] for n in range(task.num_prompts("train"))]
     assert prompts == ["0", "1", "2", "4", "5"]
     assert task.description == (
-        "ultrafeedback, prompts: train: 5 of 7 rows; heldout: 1 of 1 rows\n"
-        "ultrafeedback, comparisons: train: 4 of 7 rows; heldout: 1 of 1 rows"
+        "ultrafeedback, prompts: train: 5 of 7 rows (61135 are published); heldout: 1 of 1 rows (2000 are published)\n"
+        "ultrafeedback, comparisons: train: 4 of 7 rows (61135 are published); heldout: 1 of 1 rows (2000 are published)"
     )
 
 

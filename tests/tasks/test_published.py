@@ -57,7 +57,9 @@ def test_every_layout_gives_the_same_rows_in_order(tmp_path, train, test):
     task = make(folder)
     assert prompts(task, "train") == expected(ROWS)
     assert prompts(task, "heldout") == expected(OTHERS)
-    assert task.description == "gsm8k, prompts: train: 7 of 7 rows; heldout: 5 of 5 rows"
+    assert task.description == (
+        "gsm8k, prompts: train: 7 of 7 rows (7473 are published); heldout: 5 of 5 rows (1319 are published)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,7 +188,9 @@ def test_a_prompt_is_kept_once_and_on_one_side(tmp_path):
     assert prompts(task, "train") == expected(ROWS)
     assert prompts(task, "heldout") == expected(OTHERS)
     assert task.references("train", 2)[0].strip().endswith("#### 996")
-    assert task.description.endswith("train: 7 of 8 rows; heldout: 5 of 7 rows")
+    assert task.description.endswith(
+        "train: 7 of 8 rows (7473 are published); heldout: 5 of 7 rows (1319 are published)"
+    )
     published.write_jsonl(tmp_path / "test.jsonl", again)
     with pytest.raises(ValueError, match=r"test\.jsonl: none of 1 rows is left for the split 'heldout'"):
         make(tmp_path)

@@ -24,9 +24,9 @@ def stores(folder):
     return sorted(path.name for path in (folder / "array_record").iterdir())
 
 
-def source(folder, rows):
+def source(folder, rows, published=(211,)):
     files = {"train": [folder / "train.jsonl"], "heldout": [folder / "test.jsonl"]}
-    return _store.Source("gsm8k", "prompts", files, rows, ("prompt",))
+    return _store.Source("gsm8k", "prompts", dict.fromkeys(files, published), files, rows, ("prompt",))
 
 
 def test_a_second_task_reads_what_the_first_has_built(folder, monkeypatch, capfd):
@@ -138,11 +138,14 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(folder):
     assert stores(folder) == []
 
 
-def test_records_are_read_by_index_and_by_slice_from_many_threads(folder):
+def test_records_are_read_by_index_and_by_slice_from_many_threads(folder, monkeypatch):
     def rows(split):
         return ((f"row {n}", {"prompt": f"{split} {n} é\u2028\n"}) for n in range(211))
 
-    records = _store.open_store(source(folder, rows), folder / "array_record").splits["train"]
+    monkeypatch.setattr(_store, "RECORDS_PER_BATCH", 97)
+    store = _store.open_store(source(folder, rows, published=(7, 211)), folder / "array_record")
+    assert store.description == "train: 211 of 211 rows; heldout: 211 of 211 rows"
+    records = store.splits["train"]
     expected = [{"prompt": f"train {n} é\u2028\n"} for n in range(211)]
     assert len(records) == 211
     assert list(records) == expected

@@ -5,7 +5,7 @@ import json
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from rlhf_jax.tasks import tldr
+from rlhf_jax.tasks import _corpus, tldr
 from tests.tasks import published
 
 TRAIN = published.tldr_rows(published.NUM_TRAIN)
@@ -56,6 +56,9 @@ def test_openais_files(task):
     posts, pairs = expected(HELDOUT)
     # 13 training pairs before them: the first of these is the second of its file's turn.
     assert everything(task, "heldout") == (posts, [*pairs[1::2], *pairs[::2]])
+    pairs = task.comparisons("train")
+    assert pairs[3:11:2] == list(pairs)[3:11:2]
+    assert pairs[-1] == list(pairs)[-1]
     assert not task.has_gold
     assert not task.verifiable
 
@@ -141,7 +144,9 @@ def test_news_and_pairs_of_equal_texts_are_left_out(folder, tmp_path):
     pairs = expected(TRAIN)[1]
     assert list(task.comparisons("train")) == [pairs[0], pairs[3], pairs[0]]
     assert len(task.comparisons("heldout")) == 1
-    assert task.description.endswith("comparisons: train: 3 of 4 rows; heldout: 1 of 2 rows")
+    assert task.description.endswith(
+        "comparisons: train: 3 of 4 rows (92858 are published); heldout: 1 of 2 rows (83802 or 86086 are published)"
+    )
 
 
 def test_held_out_comparisons_of_a_training_prompt_are_left_out(folder, tmp_path):
@@ -199,7 +204,8 @@ def cut(row, count, limit):
 
 
 @pytest.mark.parametrize("limit", [83, 71, 53])
-def test_prompts_are_cut_as_published(task, count, limit):
+def test_prompts_are_cut_as_published(task, count, limit, monkeypatch):
+    monkeypatch.setattr(_corpus, "RECORDS_PER_BATCH", 5)
     fitted = task.fitted(count, limit)
     whole = []
     for split, rows in (("train", TRAIN), ("heldout", HELDOUT)):
