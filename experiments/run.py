@@ -52,7 +52,8 @@ def config_path(argv: Sequence[str]) -> str:
     """What `--config` names, its `:argument` included. Raises ValueError where there is none, or no such file."""
     named = [following for flag, following in pairwise(argv) if flag == "--config"]
     named += [argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")]
-    there = ", ".join(str(path) for path in sorted(Path("configs").glob("[!_]*.py")))
+    files = [path for path in Path("configs").rglob("[!_]*.py") if path.parent.name != "studies"]
+    there = ", ".join(map(str, sorted(files)))
     if not named:
         raise ValueError(f"no config is given; pass --config=FILE, a file of configs/ ({there}) or your own")
     if not Path(named[-1].partition(":")[0]).is_file():

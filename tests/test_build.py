@@ -11,7 +11,12 @@ from rlhf_jax import build
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "configs"
-NAMES = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py"))
+CONFIGS = ROOT / "configs"
+NAMES = sorted(
+    str(path.relative_to(CONFIGS).with_suffix(""))
+    for path in CONFIGS.rglob("[!_]*.py")
+    if path.parent.name != "studies"
+)
 
 
 @dataclass(frozen=True)
@@ -123,9 +128,13 @@ def test_a_wrong_correction_is_named():
         scheduled("grpo", {"ratio_to": "behavior", "correction": "truncate"})
 
 
+def module(name: str):
+    return importlib.import_module(f"configs.{name.replace('/', '.')}")
+
+
 def resolved(name: str) -> dict:
     """What a run would write to config.json."""
-    values = importlib.import_module(f"configs.{name}").get_config().to_dict()
+    values = module(name).get_config().to_dict()
     build.stages(values)
     build.resolve_auto(values)
     build.algorithm(values["algorithm"])
@@ -144,14 +153,15 @@ def test_resolved_configs_are_as_they_were(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_says_how_it_is_run(name):
-    docstring = importlib.import_module(f"configs.{name}").__doc__ or ""
+    docstring = module(name).__doc__ or ""
     assert f"--config=configs/{name}.py" in docstring
 
 
 def test_goldens_are_of_configs_that_exist():
-    assert sorted(path.stem for path in GOLDEN.glob("*.json")) == NAMES
+    assert sorted(str(path.relative_to(GOLDEN).with_suffix("")) for path in GOLDEN.rglob("*.json")) == NAMES
 
 
 if __name__ == "__main__":
     for config in NAMES:
+        (GOLDEN / f"{config}.json").parent.mkdir(exist_ok=True)
         (GOLDEN / f"{config}.json").write_text(json.dumps(resolved(config), indent=1, sort_keys=True) + "\n")

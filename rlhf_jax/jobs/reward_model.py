@@ -227,6 +227,10 @@ def load(workspace: Workspace) -> tuple[Params, Standard]:
 
 
 def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
-    """`--config.job=reward_model`: this stage alone, from the SFT policy and the comparisons of the run's directory."""
+    """`--config.job=reward_model`: this stage alone, from the SFT policy of the run's directory or of `hub.sft`, and comparisons,
+    which are made first where they are not there."""
     del algorithm
-    run(workspace, stages.reward_model, sft.load(workspace))
+    sft_params = sft.load(workspace)
+    if not workspace.hub.reward_model:
+        relabel.run(workspace, stages.comparisons, sft_params)
+    run(workspace, stages.reward_model, sft_params)

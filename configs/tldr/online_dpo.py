@@ -1,0 +1,25 @@
+"""Online DPO on TL;DR, asynchronous at lag 1: the main experiment of async RLHF (arXiv 2410.18252).
+
+Command:   python -m experiments.run --config=configs/tldr/online_dpo.py:size=410m
+Hardware:  4 accelerators of 80 GB (the paper's runs); 410m and 1b fit on one
+Time:      not measured: no accelerator was at hand
+Result:    not measured
+Debug:     `:debug` runs it end to end with a random model of bytes on small files, two updates a stage
+
+Needs data/tldr, models/tldr-410m-sft, models/tldr-410m-reward and, for win-rates, models/tldr-6.9b-reward. Its four checkpoints
+are evaluated by python -m experiments.evaluate --directory=runs/tldr/410m/online_dpo
+1,024 completions an update, twice those of PPO and RLOO, as in the paper.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import _recipes
+from configs.tldr import _recipe
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """`:size=1b` takes Pythia 1b, `:size=2.8b` Pythia 2.8b; `:debug` the smallest sizes."""
+    choice, small = _recipes.chosen(argument, size="410m")
+    config = _recipe.rlhf(choice["size"], "online_dpo")
+    config.algorithm.beta = 0.1
+    return _recipes.debug(config) if small else config

@@ -1,0 +1,29 @@
+"""PPO on TL;DR, asynchronous at lag 1 (async RLHF, arXiv 2410.18252).
+
+Command:   python -m experiments.run --config=configs/tldr/ppo.py:size=410m
+Hardware:  4 accelerators of 80 GB (the paper's runs); 410m and 1b fit on one
+Time:      not measured: no accelerator was at hand
+Result:    not measured
+Debug:     `:debug` runs it end to end with a random model of bytes on small files, two updates a stage
+
+Needs data/tldr, models/tldr-410m-sft, models/tldr-410m-reward and, for win-rates, models/tldr-6.9b-reward. Its four checkpoints
+are evaluated by python -m experiments.evaluate --directory=runs/tldr/410m/ppo
+512 completions an update: 512 prompts. The critic begins as the reward model. The ratio is to the policy at the start of the
+round, as in the paper's code; its value coefficient 0.1 has no place with an optimizer for each role.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import _recipes
+from configs.tldr import _recipe
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """`:size=1b` takes Pythia 1b, `:size=2.8b` Pythia 2.8b; `:debug` the smallest sizes."""
+    choice, small = _recipes.chosen(argument, size="410m")
+    config = _recipe.rlhf(choice["size"], "ppo")
+    config.algorithm.kl_weight, config.algorithm.clip, config.algorithm.value_clip = 0.05, 0.2, 0.2
+    config.algorithm.discount, config.algorithm.decay = 1.0, 0.95
+    config.algorithm.correction.ratio_to, config.algorithm.correction.correction = "proximal", "none"
+    config.rlhf.samples_per_prompt = 1
+    return _recipes.debug(config) if small else config
