@@ -40,7 +40,7 @@ class Config:
 
     @property
     def head_width(self) -> int:
-        return self.width // self.num_heads
+        return 0  # as of other families: the heads share the width
 
 
 def _shape(vocab_size: int, width: int, num_layers: int, num_heads: int) -> Config:
@@ -136,7 +136,7 @@ class Network(nn.Module):
         self, tokens_BL: Array, positions_BL: Array, mask_BL: Array, cache: Cache | None = None
     ) -> tuple[Array, Cache | None]:
         config, (B, L) = self.config, tokens_BL.shape
-        rotary_dims = int(config.head_width * config.rotary_fraction)
+        rotary_dims = int(_decoder.head_width(config) * config.rotary_fraction)
         tables = blocks.rotary_tables(positions_BL, blocks.rotary_frequencies(rotary_dims, config.rope_theta))
         mask_BM, hide_BLM = blocks.see(mask_BL, cache)
         x_AD, kept = self.embed_in(tokens_BL.reshape(B * L)), []
