@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_jax.ops.masked import positions_from_mask
 
-from .families import FAMILIES, Family, V
+from .families import FAMILIES, Family, V, quick_jit
 
 B, L = 3, 7
 PADS = (0, 2, 5)
@@ -25,8 +25,8 @@ def hidden_of(family: Family, tokens_BL: jax.Array, mask_BL: jax.Array) -> np.nd
     return np.asarray(family.apply(family.params, tokens_BL, positions_from_mask(mask_BL), mask_BL)[0])
 
 
-def test_walks_both_families():
-    assert {"gpt_neox", "llama"} <= set(FAMILIES)
+def test_walks_all_families():
+    assert {"gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma2"} <= set(FAMILIES)
     assert not {"blocks", "value_head"} & set(FAMILIES)
 
 
@@ -45,7 +45,7 @@ def test_prefill_traced_with_its_empty_cache_is_the_full_forward(family):
     """A cache that is known to be empty is not read; what is kept must be the same."""
     tokens_BL, mask_BL = ragged()
     inputs = (family.params, tokens_BL, positions_from_mask(mask_BL), mask_BL)
-    together = jax.jit(lambda *inputs: family.model.apply(*inputs, family.model.init_cache(B, 13)))
+    together = quick_jit(lambda *inputs: family.model.apply(*inputs, family.model.init_cache(B, 13)))
     hidden_BLD, cache = together(*inputs)
     np.testing.assert_allclose(
         np.asarray(hidden_BLD)[mask_BL], hidden_of(family, tokens_BL, mask_BL)[mask_BL], atol=1e-5
@@ -138,7 +138,7 @@ def test_gradients_are_causal_and_stop_at_the_mask(family):
         hidden, _ = family.model.apply(params, tokens_BL[:1], positions_from_mask(mask_BL), mask_BL)
         return hidden[0, column] @ probe_D
 
-    gradient = jax.jit(jax.grad(projection))
+    gradient = quick_jit(jax.grad(projection))
     rows = [gradient(family.params[path]["embedding"], column)[tokens_BL[0]] for column in range(L)]
     reaches_LL = np.abs(np.stack(rows)).max(-1) > 0
     expected_LL = np.tril(np.ones((L, L), bool)) & np.asarray(mask_BL)
@@ -176,7 +176,7 @@ def test_bfloat16_compute_is_near_and_logits_are_float32(family):
     tokens_BL, mask_BL = ragged()
     model = family.module.make(dataclasses.replace(family.model.config, dtype="bfloat16"))
     cache = model.init_cache(B, L)
-    hidden, cache = jax.jit(model.apply)(family.params, tokens_BL, positions_from_mask(mask_BL), mask_BL, cache)
+    hidden, cache = quick_jit(model.apply)(family.params, tokens_BL, positions_from_mask(mask_BL), mask_BL, cache)
     assert hidden.dtype == jnp.bfloat16
     assert all(x.dtype == jnp.bfloat16 for x in cache.keys + cache.values)
     assert model.head(family.params, hidden).dtype == jnp.float32

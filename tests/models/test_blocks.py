@@ -140,6 +140,41 @@ def test_hidden_columns_by_hand():
     np.testing.assert_array_equal(hidden, [[[True, False, True, True], [True, False, False, True]]])
 
 
+def test_windows_by_hand():
+    """A window of 2 leaves each query its own column and the one before, whether columns begin a row or follow a cache.
+
+    With 5 columns, of which the first is a pad; then the last two queries alone, as after a prefill of 3.
+    """
+    mask_BM = jnp.array([[False, True, True, True, True]])
+    expected = [
+        [False, False, False, False, False],
+        [False, True, False, False, False],
+        [False, True, True, False, False],
+        [False, False, True, True, False],
+        [False, False, False, True, True],
+    ]
+    np.testing.assert_array_equal(blocks.hide_columns(mask_BM, 5, 0, 2) == 0, [expected])
+    np.testing.assert_array_equal(blocks.hide_columns(mask_BM, 2, 3, 2) == 0, [expected[3:]])
+    np.testing.assert_array_equal(blocks.hide_columns(mask_BM, 5, 0, 5), blocks.hide_columns(mask_BM, 5, 0))
+
+
+def test_soft_cap_by_hand():
+    """3 tanh(1) = 2.2847825, 3 tanh(100 / 3) = 3; near 0 it is the identity."""
+    np.testing.assert_allclose(blocks.soft_cap(jnp.array([3.0, -3.0, 100.0]), 3.0), [2.2847825, -2.2847825, 3.0])
+    np.testing.assert_allclose(blocks.soft_cap(jnp.array([1e-3]), 3.0), [1e-3], rtol=1e-6)
+
+
+def test_capped_scores_with_a_scale_by_hand():
+    """One query of 2 and keys of 3, -3 and (hidden) 9, scale 1/2: scores 3 and -3, capped at 3 to ±2.2847825.
+
+    Weights e^2.2847825 : e^-2.2847825 = 96.453 : 1 of values 1 and 0: 0.98974. A hidden score is not capped into sight.
+    """
+    queries, keys = jnp.full((1, 1, 1, 1), 2.0), jnp.array([3.0, -3.0, 9.0]).reshape(1, 1, 3, 1)
+    values = jnp.array([1.0, 0.0, 7.0]).reshape(1, 1, 3, 1)
+    mixed = blocks.attend(queries, keys, values, hide([[[True, True, False]]]), scale=0.5, cap=3.0)
+    np.testing.assert_allclose(mixed, [[0.98974]], atol=1e-5)
+
+
 def test_gelu_by_the_formula():
     """x Φ(x) with Φ(x) = (1 + erf(x / sqrt 2)) / 2; bfloat16 is computed in float32 and rounded once."""
     x = np.linspace(-6, 6, 41, dtype=np.float32)

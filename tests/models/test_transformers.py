@@ -62,6 +62,9 @@ CASES = {
 }
 
 
+CACHED = ["gpt_neox", "llama", "mistral, window", "qwen2, window", "qwen3", "gemma2"]
+
+
 def hf_config(model_type: str, **settings):
     return transformers.AutoConfig.for_model(model_type, attn_implementation="eager", **settings)
 
@@ -133,6 +136,7 @@ def test_logits_are_those_of_transformers(case):
     np.testing.assert_allclose(actual[mask_BL], expected[mask_BL], atol=1e-4)
 
 
+@pytest.mark.parametrize("case", CACHED, indirect=True)
 def test_logits_with_a_cache_are_those_of_transformers(case):
     """A prefill, then a token at a time, past the ends of the sliding windows."""
     theirs, _, _, model, params = case
