@@ -83,7 +83,8 @@ def read_config(published: Mapping[str, Any]) -> tuple[str, Any]:
     values = {field: _read(published, field, kinds[field], *at) for field, at in FIELDS[family].items()}
     if family != "gpt_neox":
         values["num_kv_heads"] = values["num_kv_heads"] or values["num_heads"]
-        values["head_width"] = values["head_width"] or values["width"] // values["num_heads"]
+        if not values["head_width"] and values["width"] % values["num_heads"] == 0:
+            values["head_width"] = values["width"] // values["num_heads"]
     if "first_window_layer" in values and not published.get("use_sliding_window", False):
         values["sliding_window"] = 0  # the number alone means nothing: Qwen's files hold one that is switched off
     config = config_type(**values, **(_read_neox_rope(published) if family == "gpt_neox" else _read_rope(published)))

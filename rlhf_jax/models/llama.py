@@ -198,6 +198,10 @@ def check(config: Config) -> None:
     _decoder.check_shape(config)
     if config.rope_scaling not in ROPE_SCALINGS:
         raise ValueError(f"rope_scaling is {config.rope_scaling!r}; accepted: {', '.join(ROPE_SCALINGS)}")
+    if config.rope_scaling_factor <= 0:
+        raise ValueError(f"rope_scaling_factor is {config.rope_scaling_factor}; accepted: above 0, and 1 for none")
+    if (narrowest := min(map(config.window, range(config.num_layers)), default=0)) < 0:
+        raise ValueError(f"sliding_window is {narrowest}; accepted: columns, and 0 for none")
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,12 @@ def test_what_is_not_computed_is_refused_by_name(family, changes, message):
         layouts.read_config(published(family, **changes))
 
 
+def test_heads_that_do_not_divide_the_width_are_refused_by_the_model():
+    config = layouts.read_config(published("llama", hidden_size=25))[1]
+    with pytest.raises(ValueError, match="width 25 is not a multiple of num_heads 4"):
+        llama.make(config)
+
+
 @pytest.mark.parametrize("key", sorted(SHAPE))
 def test_a_missing_shape_is_named(key):
     with pytest.raises(ValueError, match=f"there is no '{key}'"):

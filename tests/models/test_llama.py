@@ -1,5 +1,6 @@
 """Llama against a naive float64 forward pass, the published numbers of params and hand-worked stretched frequencies."""
 
+import dataclasses
 import math
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models import llama
+from rlhf_jax.models import llama, mistral
 from rlhf_jax.ops.masked import positions_from_mask
 
 # Sizes of the published safetensors (meta-llama on the Hugging Face hub), embeddings counted once where tied.
@@ -107,3 +108,26 @@ def test_forward_is_the_naive_one():
 def test_make_refuses_heads_that_do_not_group():
     with pytest.raises(ValueError, match="num_heads 4 is not a multiple of num_kv_heads 3"):
         llama.make(llama.Config(11, 24, 1, 4, 3, 13))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'; accepted: linear, llama3"),
+        ({"rope_scaling_factor": 0.0}, "rope_scaling_factor is 0.0; accepted: above 0"),
+    ],
+)
+def test_make_refuses_frequencies_that_are_not_computed(changes, message):
+    with pytest.raises(ValueError, match=message):
+        llama.make(dataclasses.replace(SMALL, **changes))
+
+
+def test_make_refuses_a_negative_window():
+    config = mistral.Config(11, 24, 1, 4, 2, 13, sliding_window=-1)
+    with pytest.raises(ValueError, match="sliding_window is -1; accepted: columns, and 0 for none"):
+        mistral.make(config)
+
+
+def test_linear_scaling_divides_every_frequency():
+    config = dataclasses.replace(SMALL, rope_scaling="linear")
+    np.testing.assert_allclose(llama.frequencies(config) * 8, [1.0, 0.2154435, 0.0464159], rtol=1e-5)
