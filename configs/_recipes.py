@@ -33,6 +33,7 @@ def recipe(directory: str, task: str) -> ConfigDict:
     config.model.family, config.model.dtype = "hub", "bfloat16"
     config.mesh.data, config.mesh.fsdp = 1, -1
     config.reward_model.standardize = False
+    config.rlhf.num_compactions = 2
     return config
 
 

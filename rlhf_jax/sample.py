@@ -1,10 +1,11 @@
-"""Draws completions: one prefill a prompt, then one compiled decode loop that ends when every row has ended.
+"""Draws completions: one prefill a prompt, then a compiled decode loop that ends when every row has ended.
 
 The random number of a token is a function of (seed, purpose, prompt ordinal, sample index, position): it does not depend on how
 rows are batched, grouped into rounds or sharded. A token is drawn by inverting the cumulative distribution with that one
 uniform number, which costs one random number a row and not one a vocabulary entry.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,10 +24,14 @@ class Config:
     max_completion_tokens: int = 24
     samples_per_prompt: int = 4
     temperature: float = 1.0  # 0 is greedy
+    num_compactions: int = 0  # how often the rows still being written are gathered into a quarter: see `_decode`
+    row_shards: int = 1  # of the mesh; rows are gathered within a shard
 
 
 class _Loop(NamedTuple):
     position: Array
+    length_B: Array
+    uniform_CB: Array
     token_B: Array
     done_B: Array
     tokens_CB: Array
@@ -35,9 +40,12 @@ class _Loop(NamedTuple):
     cache: Cache
 
 
-def _begin(num_positions: int, num_rows: int, pad_id: int, cache: Cache) -> _Loop:
+def _begin(uniform_CB: Array, length_B: Array, pad_id: int, cache: Cache) -> _Loop:
+    num_positions, num_rows = uniform_CB.shape
     return _Loop(
         position=jnp.int32(0),
+        length_B=length_B,
+        uniform_CB=uniform_CB,
         token_B=jnp.zeros(num_rows, jnp.int32),
         done_B=jnp.zeros(num_rows, bool),
         tokens_CB=jnp.full((num_positions, num_rows), pad_id, jnp.int32),
@@ -107,6 +115,63 @@ def prefill(
     return repeat_rows(logits_PV, samples_per_prompt), repeat_cache(cache, samples_per_prompt)
 
 
+def _decode(step: Callable[[_Loop], _Loop], loop: _Loop, num_compactions: int, row_shards: int) -> _Loop:
+    """Steps until every row has ended, or has all its tokens.
+
+    A row that has ended costs a step as much as another. With `num_compactions` > 0 the steps go on, once a quarter of the rows
+    or fewer are left, on a batch of a quarter of the size that holds them all; then on a quarter of that. Rows keep the
+    column that they write in common, so nothing of a step changes but its size. Each size is compiled: a second or more.
+    """
+    num_positions, num_rows = loop.uniform_CB.shape
+    kept = num_rows // row_shards // 4  # of a shard
+    compacts = num_compactions > 0 and kept > 0
+
+    def goes_on(loop: _Loop) -> Array:
+        live_S = jnp.sum(~loop.done_B.reshape(row_shards, -1), axis=1)
+        return (loop.position < num_positions) & (jnp.max(live_S) > (kept if compacts else 0))
+
+    loop = jax.lax.while_loop(goes_on, step, loop)
+    if not compacts:
+        return loop
+    place_Sk = jnp.argsort(loop.done_B.reshape(row_shards, -1), axis=1, stable=True)[:, :kept]
+    small = _decode(step, _rows_of(loop, place_Sk), num_compactions - 1, row_shards)
+
+    def back(whole: Array, part: Array, axis: int) -> Array:
+        parts, wholes = (_by_shard(x, axis, row_shards) for x in (part, whole))
+        return _unsharded(jax.vmap(lambda w, i, p: w.at[i].set(p))(wholes, place_Sk, parts), axis)
+
+    return loop._replace(
+        done_B=back(loop.done_B, small.done_B, 0),
+        tokens_CB=back(loop.tokens_CB, small.tokens_CB, 1),
+        logprob_CB=back(loop.logprob_CB, small.logprob_CB, 1),
+        mask_CB=back(loop.mask_CB, small.mask_CB, 1),
+    )
+
+
+def _rows_of(loop: _Loop, place_Sk: Array) -> _Loop:
+    """The loop of those rows alone; places are within a shard, so that no row leaves it."""
+
+    def take(array: Array, axis: int = 0) -> Array:
+        if not array.ndim:
+            return array
+        by_shard = _by_shard(array, axis, place_Sk.shape[0])
+        return _unsharded(jax.vmap(lambda rows, places: rows[places])(by_shard, place_Sk), axis)
+
+    columns = {name: take(getattr(loop, name), 1) for name in ("uniform_CB", "tokens_CB", "logprob_CB", "mask_CB")}
+    rows = {name: take(getattr(loop, name)) for name in ("length_B", "token_B", "done_B")}
+    return loop._replace(**columns, **rows, cache=jax.tree.map(take, loop.cache))
+
+
+def _by_shard(array: Array, axis: int, row_shards: int) -> Array:
+    """`[B, ...]`, with B along `axis`, to `[S, B / S, ...]`."""
+    rows_first = jnp.moveaxis(array, axis, 0)
+    return rows_first.reshape(row_shards, -1, *rows_first.shape[1:])
+
+
+def _unsharded(by_shard: Array, axis: int) -> Array:
+    return jnp.moveaxis(by_shard.reshape(-1, *by_shard.shape[2:]), 0, axis)
+
+
 def sample(
     params: Params,
     prompts: Prompts,
@@ -137,7 +202,7 @@ def sample(
     length_B = jnp.repeat(prompts.mask_PQ.sum(axis=-1, dtype=jnp.int32), num_samples)
 
     def emit(loop: _Loop, logits_BV: Array) -> _Loop:
-        token_B, logprob_B = draw(logits_BV, uniform_CB[loop.position], config.temperature)
+        token_B, logprob_B = draw(logits_BV, loop.uniform_CB[loop.position], config.temperature)
         live_B = ~loop.done_B
         token_B = jnp.where(live_B, token_B, pad_id)
         return loop._replace(
@@ -150,13 +215,12 @@ def sample(
         )
 
     def step(loop: _Loop) -> _Loop:
-        positions_B1 = (length_B + loop.position - 1)[:, None]
+        positions_B1 = (loop.length_B + loop.position - 1)[:, None]
         hidden_B1D, cache = model.apply(params, loop.token_B[:, None], positions_B1, ~loop.done_B[:, None], loop.cache)
         return emit(loop._replace(cache=cache), model.head(params, hidden_B1D[:, 0]))
 
-    loop = _begin(num_positions, ordinal_B.shape[0], pad_id, cache)
-    loop = emit(loop, logits_BV)
-    loop = jax.lax.while_loop(lambda s: (s.position < num_positions) & ~jnp.all(s.done_B), step, loop)
+    loop = emit(_begin(uniform_CB, length_B, pad_id, cache), logits_BV)
+    loop = _decode(step, loop, config.num_compactions, config.row_shards)
     return Samples(
         prompt_tokens_BQ=jnp.repeat(prompts.tokens_PQ, num_samples, axis=0),
         prompt_mask_BQ=jnp.repeat(prompts.mask_PQ, num_samples, axis=0),

@@ -15,7 +15,11 @@ def prompt_ids(text: str, tokenizer: Tokenizer) -> list[int]:
 
 def count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
     """How many tokens each text has as a prompt."""
-    return [len(prompt_ids(text, tokenizer)) for text in texts]
+    many = getattr(tokenizer, "encode_many", None)  # of a library, over the cores
+    if many is None:
+        return [len(prompt_ids(text, tokenizer)) for text in texts]
+    prefix = list(tokenizer.prefix_ids)
+    return [len(ids) + (0 if ids[: len(prefix)] == prefix else len(prefix)) for ids in many(texts)]
 
 
 def encode_prompts(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -122,12 +122,14 @@ class FileTokenizer:
         decode: Callable[[list[int]], str],
         prefix_ids: tuple[int, ...] = (),
         folder: Path | None = None,
+        encode_many: Callable[[Sequence[str]], list[list[int]]] | None = None,
     ):
         self.vocab_size = vocab_size
         self.eos_id = eos_id
         self.pad_id = pad_id
         self.prefix_ids = prefix_ids
         self.folder = folder  # where its file lies
+        self.encode_many = encode_many or (lambda texts: [encode(text) for text in texts])
         self._encode = encode
         self._decode = decode
 
@@ -203,6 +205,9 @@ def hugging_face(path: str, eos: str = "") -> FileTokenizer:
         decode=lambda ids: library.decode(ids, skip_special_tokens=False),
         prefix_ids=_prefix(library),
         folder=file.parent,
+        encode_many=lambda texts: [
+            found.ids for found in library.encode_batch_fast(list(texts), add_special_tokens=False)
+        ],
     )
 
 

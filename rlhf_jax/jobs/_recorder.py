@@ -17,6 +17,7 @@ from rlhf_jax.observe.progress import Bar
 from rlhf_jax.observe.samples import Sample, SamplesWriter
 from rlhf_jax.runtime import ledger, synchronous, timeline
 from rlhf_jax.runtime.checkpoint import Checkpoints
+from rlhf_jax.runtime.compiles import Counter
 from rlhf_jax.runtime.ledger import Ledger
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.spool import Spool
@@ -49,6 +50,8 @@ class Recorder:
     uses: dict[int, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"evaluate_seconds": 0.0})
     stopped: bool = False
+    compiled: Counter = field(default_factory=Counter)
+    compiled_first: int | None = None
 
     @cached_property
     def stream(self) -> PromptStream:
@@ -124,6 +127,13 @@ class Recorder:
             self._trim_spool(round_index + 1)
         self.stopped = event.stopping
         self._write_timeline()
+        if self.compiled_first is None:
+            self.compiled_first = self.compiled.count
+
+    def timings(self) -> dict[str, float]:
+        """Seconds by what took them, and the programs compiled in the first round of this process and after it."""
+        first = self.compiled_first or 0
+        return self.seconds | {"first_round_programs": first, "later_programs": self.compiled.count - first}
 
     def _trim_spool(self, next_round: int) -> None:
         """Keeps what the newest checkpoint on disk, and the one before it, may need."""

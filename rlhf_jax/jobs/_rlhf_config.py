@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax import score
+from rlhf_jax import sample, score
 from rlhf_jax.runtime import ledger
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.mesh import check_rows, sampler_slices
@@ -40,6 +40,9 @@ class Config:
     ledger: bool = True  # a row for every sample in ledger.jsonl
     ledger_gold: bool = False  # the task judges each of them, too
     scoring: score.Config = field(default_factory=score.Config)
+    num_compactions: int = (
+        0  # of the sampler's batch as its rows end: each a quarter, compiled apart (see `sample._decode`)
+    )
     share_prompts: bool = True  # a prompt's rows stay together and its tokens are run once; else only units stay so
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     critic_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3))
@@ -67,6 +70,14 @@ class Config:
         return dataclasses.replace(plain, trace=found, bounded=False)
 
 
+def sampling(config: Config, max_completion_tokens: int, mesh: Any) -> sample.Config:
+    """How a round is sampled: on the devices of a sampler slice, or on the mesh."""
+    row_shards = config.sampler_slice_devices if config.sampler_slices else mesh.shape["data"] * mesh.shape["fsdp"]
+    return sample.Config(
+        max_completion_tokens, config.samples_per_prompt, config.temperature, config.num_compactions, row_shards
+    )
+
+
 def check(config: Config, algorithm: Algorithm, mesh: Any) -> None:
     """Raises ValueError for what cannot run, before anything is compiled."""
     clock = config.schedule()
@@ -76,6 +87,8 @@ def check(config: Config, algorithm: Algorithm, mesh: Any) -> None:
         raise ValueError("rlhf.clock is 'bounded', which needs rlhf.loop=asynchronous: alone, nobody is slow")
     if config.deadline_seconds <= 0:
         raise ValueError(f"rlhf.deadline_seconds is {config.deadline_seconds}; accepted: positive numbers")
+    if config.num_compactions < 0:
+        raise ValueError(f"rlhf.num_compactions is {config.num_compactions}; accepted: 0 or more")
     if config.keep_checkpoints < 1:
         raise ValueError(f"rlhf.keep_checkpoints is {config.keep_checkpoints}; accepted: 1 or more")
     if config.temperature <= 0:

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import plugins, sample
+from rlhf_jax import plugins
 from rlhf_jax.jobs import reward_model, sft
 from rlhf_jax.jobs._evaluator import Evaluator, learned_scores
 from rlhf_jax.jobs._recorder import Recorder
-from rlhf_jax.jobs._rlhf_config import Config, check
+from rlhf_jax.jobs._rlhf_config import Config, check, sampling
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.observe.progress import progress
 from rlhf_jax.observe.samples import SamplesWriter
@@ -51,7 +51,7 @@ def make_program(
         model=workspace.model,
         algorithm=algorithm,
         optimizer=make_optimizer(config.optimizer, clock.num_updates, clock.updates_per_round),
-        sampling=sample.Config(workspace.lengths.max_completion_tokens, config.samples_per_prompt, config.temperature),
+        sampling=sampling(config, workspace.lengths.max_completion_tokens, workspace.mesh),
         scoring=config.scoring,
         reward=reward,
         clock=clock,
@@ -164,7 +164,7 @@ def run(
             checkpoints.wait()  # an interrupt must not tear down the threads of a save under way
     if recorder.stopped:
         raise KeyboardInterrupt
-    workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began} | recorder.seconds)
+    workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began} | recorder.timings())
     params = checkpoints.restore(clock.num_updates, abstract)["policy"].params
     checkpoints.close()
     return params

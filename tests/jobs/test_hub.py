@@ -79,7 +79,7 @@ def test_the_folder_s_shape_is_the_run_s(run, folders):
 
 
 def test_sft_begins_with_the_folder(run, folders):
-    workspace, stages, _ = run
+    workspace, *_ = run
     optimizer, _, shardings = sft.state_layout(workspace, stages.sft)
     first = sft.first_state(workspace, optimizer, shardings)()
     assert equal(first.params, random_params(workspace.model, 0))
@@ -115,7 +115,7 @@ def test_gold_is_the_published_judge(run):
 
 
 def test_every_kept_policy_is_evaluated_again(run, capsys):
-    workspace, stages, _ = run
+    workspace, *_ = run
     assert rlhf.versions(workspace) == [1, 2, 3]
     assert evaluate_command.main([f"--directory={workspace.directory}"]) == 0
     table = capsys.readouterr().out.splitlines()
@@ -158,8 +158,16 @@ def test_what_cannot_be_evaluated_is_one_line(run, capsys, arguments, words):
     assert words in errors[0]
 
 
+def test_nothing_is_compiled_after_the_first_round(run):
+    workspace, *_ = run
+    lines = [json.loads(line) for line in (workspace.directory / "metrics.jsonl").read_text().splitlines()]
+    timing = next(line for line in lines if line.get("kind") == "timing" and line["stage"] == "rlhf")
+    assert timing["first_round_programs"] > 3
+    assert timing["later_programs"] == 0
+
+
 def test_an_exported_policy_begins_another_run_bitwise(run, tmp_path, capsys):
-    workspace, stages, algorithm = run
+    workspace, *_ = run
     to = tmp_path / "policy"
     assert export_command.main([f"--directory={workspace.directory}", f"--to={to}", "--version=2"]) == 0
     again = build.prepare(tiny_config(tmp_path / "again", sft=to))[0]
@@ -171,7 +179,7 @@ def test_an_exported_policy_begins_another_run_bitwise(run, tmp_path, capsys):
 
 
 def test_a_reward_model_is_exported_and_used(run, folders, tmp_path):
-    workspace, stages, _ = run
+    workspace, *_ = run
     to = tmp_path / "reward"
     assert export_command.main([f"--directory={workspace.directory}", f"--to={to}", "--stage=reward_model"]) == 0
     published = reward_model.load(workspace)[0]
@@ -181,7 +189,7 @@ def test_a_reward_model_is_exported_and_used(run, folders, tmp_path):
 
 def test_given_pairs_are_relabelled_by_gold(folders, tmp_path, monkeypatch):
     """Two pairs that gold orders otherwise or alike: the first is turned round, with its tokens; a tie stays as it was."""
-    workspace, stages, _ = build.prepare(tiny_config(tmp_path / "run", sft=folders / "policy", gold=folders / "gold"))
+    workspace, *_ = build.prepare(tiny_config(tmp_path / "run", sft=folders / "policy", gold=folders / "gold"))
     words = workspace.task.vocabulary[:3]
     prompt = workspace.task.prompt("train", 0)
     pairs = [(prompt, words[0], words[1]), (prompt, words[1], words[2]), (prompt, words[0], words[0])]

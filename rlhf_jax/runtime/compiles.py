@@ -1,0 +1,41 @@
+"""Counts the programs that XLA compiles, or reads from its cache, in this process: after a first round there should be no more."""
+
+import threading
+
+import jax
+
+EVENT = "/jax/core/compile/backend_compile_duration"  # one a program, whoever asked for it
+
+
+class Counter:
+    """How many programs were compiled since it was made. Counts those of every thread."""
+
+    def __init__(self) -> None:
+        _listen()
+        self._before = _total
+
+    @property
+    def count(self) -> int:
+        return _total - self._before
+
+
+_total = 0
+_listening = False
+_lock = threading.Lock()
+
+
+def _listen() -> None:
+    """JAX keeps its listeners for good, so there is one for all counters."""
+    global _listening
+    with _lock:
+        if not _listening:
+            jax.monitoring.register_event_duration_secs_listener(_heard)
+            _listening = True
+
+
+def _heard(event: str, seconds: float, **_: object) -> None:
+    del seconds
+    global _total
+    if event == EVENT:
+        with _lock:
+            _total += 1
