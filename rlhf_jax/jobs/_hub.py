@@ -20,6 +20,8 @@ from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import sharding
 from rlhf_jax.types import Params
 
+COMPUTED = ("dtype", "remat", "attention")  # how a model is computed: the run says it, no folder does
+
 
 @dataclass(frozen=True)
 class Config:
@@ -55,7 +57,7 @@ def model_of(folder: Folder, dtype: str = "float32") -> Model:
 def model_values(values: dict[str, Any], hub: Config) -> dict[str, Any]:
     """The model's node, completed or compared with config.json of the folder that the policy comes from.
 
-    `model.family=hub` takes the folder's architecture and shape whatever the other keys say, but for `dtype`. Raises ValueError
+    `model.family=hub` takes the folder's architecture and shape whatever the other keys say, but for `COMPUTED`. Raises ValueError
     where a family that is named, or a number, is not the folder's.
     """
     if not hub.policy:
@@ -63,7 +65,8 @@ def model_values(values: dict[str, Any], hub: Config) -> dict[str, Any]:
             raise ValueError("model.family is 'hub', but neither hub.base nor hub.sft names a folder")
         return values
     folder = Folder(Path(hub.policy))
-    there = asdict(folder.model_config) | {"family": folder.family, "dtype": values["dtype"]}
+    there = asdict(folder.model_config) | {"family": folder.family}
+    there |= {key: values[key] for key in COMPUTED if key in values}
     if values["family"] == "hub":
         return there
     given = there | values | {"init_scale": there["init_scale"]}

@@ -1,7 +1,7 @@
 """The `Model` that a decoder family becomes: its config, its flax module, and a table of logical axes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from rlhf_jax.models import blocks
 from rlhf_jax.models.api import Cache
 from rlhf_jax.types import Array, Params
 
@@ -89,6 +90,24 @@ class Decoder:
         return logical_axes(params, self.axes)
 
 
+def run_layer(
+    layer: Any, index: int, x_AD: Array, tables: tuple[Array, Array], hide_BLM: Array, cache: Cache | None
+) -> tuple[Array, Sequence[Array]]:
+    """The residual `[B*L, D]` after a layer, and its keys and values to keep `[B, J, M, K]`.
+
+    With `config.remat` the backward pass computes the layer again from what goes into it (Chen et al. 2016, arXiv
+    1604.06174), with a cache or without one.
+    """
+
+    def run(layer: Any, x_AD: Array) -> tuple[Array, Sequence[Array]]:
+        queries, *new = layer.heads(layer.input_layernorm(x_AD), tables)
+        # The cache is closed over: as an argument its column would be traced, and an empty cache no longer known as such.
+        seen, kept = blocks.remember(cache, index, new)
+        return layer.join(x_AD, layer.attend(queries, seen[0], seen[1], hide_BLM)), kept
+
+    return nn.remat(run)(layer, x_AD) if layer.config.remat else run(layer, x_AD)
+
+
 def logical_axes(params: Params, axes: Mapping[str, tuple[str | None, ...]]) -> Any:
     """A tree like params of tuples of logical axis names, by the last two names of each path.
 
@@ -112,3 +131,17 @@ def check_shape(config: Any) -> None:
         raise ValueError(f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}")
     if config.dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype is {config.dtype!r}; accepted: float32, bfloat16")
+    if config.attention not in blocks.ATTENTIONS:
+        raise ValueError(f"attention is {config.attention!r}; accepted: {', '.join(blocks.ATTENTIONS)}")
+    if config.attention == "cudnn":
+        _check_cudnn(config)
+
+
+def _check_cudnn(config: Any) -> None:
+    if config.dtype != "bfloat16":
+        raise ValueError(f"attention is 'cudnn' and dtype {config.dtype!r}; accepted with it: bfloat16")
+    if head_width(config) % 8 or head_width(config) > 256:
+        raise ValueError(
+            f"attention is 'cudnn' and a head's width {head_width(config)}; accepted with it: multiples of 8 up to 128, "
+            "from Hopper on up to 256"
+        )

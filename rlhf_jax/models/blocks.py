@@ -8,6 +8,7 @@ tables and softmax are float32 whatever the compute dtype is.
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from flax import linen as nn
 from rlhf_jax.models.api import Cache
 from rlhf_jax.types import Array
 
+ATTENTIONS = ("xla", "dot_product", "cudnn")
 HIDDEN_SCORE = -1e30  # finite, so that a query that sees no key at all (left padding) has finite values and gradients
 
 
@@ -52,6 +54,7 @@ def attend(
     hide_BLM: Array,
     scale: float | None = None,
     cap: float = 0.0,
+    how: str = "xla",
 ) -> Array:
     """Softmax attention, `[B*L, H*K]`; query heads j*H/J ... share key-value head j, which is never repeated.
 
@@ -59,9 +62,14 @@ def attend(
     there is a cap; `hide` (see `hide_columns`) is then added. Where queries and columns are the same positions (L = M), blocks
     of queries leave out the columns after them. On a CPU (heads of neox-tiny, forward and backward) two blocks take 0.52 of
     one block's time at L = 384 and 0.79 at 192; at 128 the gain is lost again in what each block adds to compile and join.
+
+    `how`: "xla" is written here; "dot_product" is `jax.nn.dot_product_attention`; "cudnn" its kernel of that name, which never
+    holds the scores (it was not run: no such device was at hand). Without a cap these, and cudnn not for a single query.
     """
     B, H, L, K = queries_BHLK.shape
     M = keys_BJMK.shape[2]
+    if how == "dot_product" or (how == "cudnn" and L > 1):
+        return _dot_product(queries_BHLK, keys_BJMK, values_BJMK, hide_BLM, scale, "cudnn" if how == "cudnn" else None)
     queries = queries_BHLK * (1 / math.sqrt(K) if scale is None else scale)
     num_blocks = 1 if L != M or L < 192 else 2 if L < 512 else 4
     blocks = []
@@ -87,6 +95,31 @@ def _mix(queries_BHLK: Array, keys_BJMK: Array, values_BJMK: Array, hide_BLM: Ar
     raised = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     mixed = jnp.einsum("bjqm,bjmk->bjqk", raised.astype(values_BJMK.dtype), values_BJMK)
     return (mixed / jnp.sum(raised, axis=-1, keepdims=True)).astype(values_BJMK.dtype).reshape(B, H, L, K)
+
+
+def _dot_product(
+    queries_BHLK: Array,
+    keys_BJMK: Array,
+    values_BJMK: Array,
+    hide_BLM: Array,
+    scale: float | None,
+    implementation: Literal["cudnn"] | None,
+) -> Array:
+    """Softmax attention `[B*L, H*K]` by JAX's function, which takes columns before heads, and a mask of what is seen."""
+    B, H, L, K = queries_BHLK.shape
+    seen_BLM = hide_BLM == 0
+    # A query that sees nothing (left padding) sees all: finite whatever an implementation does with an empty softmax.
+    seen_BLM |= ~seen_BLM.any(axis=-1, keepdims=True)
+    queries, keys, values = (x.transpose(0, 2, 1, 3) for x in (queries_BHLK, keys_BJMK, values_BJMK))
+    if implementation == "cudnn":  # its gradient takes a mask of even lengths alone
+        more_L, more_M = L % 2, keys.shape[1] % 2
+        queries = jnp.pad(queries, ((0, 0), (0, more_L), (0, 0), (0, 0)))
+        keys, values = (jnp.pad(x, ((0, 0), (0, more_M), (0, 0), (0, 0))) for x in (keys, values))
+        seen_BLM = jnp.pad(jnp.pad(seen_BLM, ((0, 0), (0, 0), (0, more_M))), ((0, 0), (0, more_L), (0, 0)), mode="edge")
+    mixed_BLHK = jax.nn.dot_product_attention(
+        queries, keys, values, mask=seen_BLM[:, None], scale=scale, implementation=implementation
+    )
+    return mixed_BLHK[:, :L].reshape(B * L, H * K)
 
 
 def soft_cap(x: Array, cap: float) -> Array:

@@ -80,7 +80,10 @@ class Layer(llama.Layer):
 
     def attend(self, queries_BHLK: Array, keys_BJMK: Array, values_BJMK: Array, hide_BLM: Array) -> Array:
         scale = 1 / math.sqrt(self.config.query_scalar)
-        return blocks.attend(queries_BHLK, keys_BJMK, values_BJMK, hide_BLM, scale, self.config.score_cap)
+        config = self.config
+        return blocks.attend(
+            queries_BHLK, keys_BJMK, values_BJMK, hide_BLM, scale, config.score_cap, how=config.attention
+        )
 
     def join(self, x_AD: Array, mixed_AD: Array) -> Array:
         x_AD = x_AD + self.post_attention_layernorm(self.o_proj(mixed_AD))
@@ -116,4 +119,6 @@ def make(config: Config) -> Model:
     llama.check(config)
     if config.query_scalar < 1:
         raise ValueError(f"query_scalar is {config.query_scalar}; accepted: at least 1")
+    if config.attention != "xla" and config.score_cap:
+        raise ValueError(f"attention is {config.attention!r}, which cannot cap scores; accepted with score_cap: xla")
     return Gemma2(config)

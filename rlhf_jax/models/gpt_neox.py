@@ -32,6 +32,8 @@ class Config:
     parallel_residual: bool = True
     tie_embeddings: bool = False
     dtype: str = "float32"
+    remat: bool = False  # each layer is computed again in the backward pass, so that only its inputs are kept
+    attention: str = "xla"  # xla, dot_product, cudnn: see `blocks.attend`
     init_scale: float = 1.0  # on the first deviations of embedding, head and what reads the residual
 
     @property
@@ -106,6 +108,10 @@ class Layer(nn.Module):
         fused = self.query_key_value(x_AD).reshape(B, L, self.config.num_heads, 3, -1).transpose(3, 0, 2, 1, 4)
         return blocks.rotate(fused[0], tables), blocks.rotate(fused[1], tables), fused[2]
 
+    def attend(self, queries_BHLK: Array, keys_BHMK: Array, values_BHMK: Array, hide_BLM: Array) -> Array:
+        """Mixed values `[B*L, H*K]`."""
+        return blocks.attend(queries_BHLK, keys_BHMK, values_BHMK, hide_BLM, how=self.config.attention)
+
     def feed_forward(self, x_AD: Array) -> Array:
         return self.dense_4h_to_h(blocks.gelu(self.dense_h_to_4h(x_AD)))
 
@@ -141,10 +147,8 @@ class Network(nn.Module):
         mask_BM, hide_BLM = blocks.see(mask_BL, cache)
         x_AD, kept = self.embed_in(tokens_BL.reshape(B * L)), []
         for index, layer in enumerate(self.layer):
-            queries, *new = layer.heads(layer.input_layernorm(x_AD), tables)
-            seen, kept_here = blocks.remember(cache, index, new)
+            x_AD, kept_here = _decoder.run_layer(layer, index, x_AD, tables, hide_BLM, cache)
             kept.append(kept_here)
-            x_AD = layer.join(x_AD, blocks.attend(queries, seen[0], seen[1], hide_BLM))
         hidden_BLD = self.final_layer_norm(x_AD).reshape(B, L, config.width)
         if self.is_initializing():
             self.head(hidden_BLD)

@@ -43,6 +43,8 @@ class Config:
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
     dtype: str = "float32"
+    remat: bool = False  # each layer is computed again in the backward pass, so that only its inputs are kept
+    attention: str = "xla"  # xla, dot_product, cudnn: see `blocks.attend`
     init_scale: float = 1.0  # on the first deviations of embedding, head and what reads the residual
 
     def window(self, layer: int) -> int:
@@ -137,7 +139,7 @@ class Layer(nn.Module):
 
     def attend(self, queries_BHLK: Array, keys_BJMK: Array, values_BJMK: Array, hide_BLM: Array) -> Array:
         """Mixed values `[B*L, H*K]`."""
-        return blocks.attend(queries_BHLK, keys_BJMK, values_BJMK, hide_BLM)
+        return blocks.attend(queries_BHLK, keys_BJMK, values_BJMK, hide_BLM, how=self.config.attention)
 
     def join(self, x_AD: Array, mixed_AD: Array) -> Array:
         """The residual `[B*L, D]` after this layer, of the one before it and the mixed values `[B*L, H*K]`."""
@@ -175,10 +177,8 @@ class Network(nn.Module):
         hidden = {window: blocks.see(mask_BL, cache, window) for window in sorted(set(windows))}
         x_AD, kept = self.embed(tokens_BL.reshape(B * L)), []
         for index, layer in enumerate(self.layer):
-            queries, *new = layer.heads(layer.input_layernorm(x_AD), tables)
-            seen, kept_here = blocks.remember(cache, index, new)
+            x_AD, kept_here = _decoder.run_layer(layer, index, x_AD, tables, hidden[windows[index]][1], cache)
             kept.append(kept_here)
-            x_AD = layer.join(x_AD, layer.attend(queries, seen[0], seen[1], hidden[windows[index]][1]))
         hidden_BLD = self.norm(x_AD).reshape(B, L, config.width)
         if self.is_initializing():
             self.head(hidden_BLD)
