@@ -33,7 +33,7 @@ def recipe(directory: str, task: str) -> ConfigDict:
     config.model.family, config.model.dtype = "hub", "bfloat16"
     config.mesh.data, config.mesh.fsdp = 1, -1
     config.reward_model.standardize = False
-    config.rlhf.num_compactions = 2
+    config.rlhf.num_compactions, config.rlhf.publish_dtype = 2, "bfloat16"
     return config
 
 

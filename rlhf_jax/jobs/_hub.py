@@ -57,8 +57,8 @@ def model_of(folder: Folder, dtype: str = "float32") -> Model:
 def model_values(values: dict[str, Any], hub: Config) -> dict[str, Any]:
     """The model's node, completed or compared with config.json of the folder that the policy comes from.
 
-    `model.family=hub` takes the folder's architecture and shape whatever the other keys say, but for `COMPUTED`. Raises ValueError
-    where a family that is named, or a number, is not the folder's.
+    `model.family=hub` takes the folder's architecture and shape whatever the other keys say, but for `COMPUTED`. Raises
+    ValueError where a family that is named, or a number, is not the folder's.
     """
     if not hub.policy:
         if values["family"] == "hub":

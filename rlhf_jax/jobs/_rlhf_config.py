@@ -30,6 +30,9 @@ class Config:
     loop: str = "synchronous"  # or "asynchronous": a sampling thread beside the trainer, and the same numbers
     sampler_slices: int = 0  # device slices beside the trainer's mesh that share a round's prompts; 0: its own devices
     sampler_slice_devices: int = 1  # of each, along `data`
+    publish_dtype: str = (
+        "float32"  # of the sampler's params: bfloat16 halves what a token reads and what a version takes
+    )
     deadline_seconds: float = 600.0  # asynchronous: how long neither side may hand anything over
     temperature: float = 1.0
     num_micro_batches: int = 1
@@ -85,6 +88,8 @@ def check(config: Config, algorithm: Algorithm, mesh: Any) -> None:
         raise ValueError(f"rlhf.loop is {config.loop!r}; accepted: synchronous, asynchronous")
     if config.clock == "bounded" and config.loop != "asynchronous":
         raise ValueError("rlhf.clock is 'bounded', which needs rlhf.loop=asynchronous: alone, nobody is slow")
+    if config.publish_dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"rlhf.publish_dtype is {config.publish_dtype!r}; accepted: float32, bfloat16")
     if config.deadline_seconds <= 0:
         raise ValueError(f"rlhf.deadline_seconds is {config.deadline_seconds}; accepted: positive numbers")
     if config.num_compactions < 0:

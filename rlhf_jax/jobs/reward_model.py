@@ -227,8 +227,8 @@ def load(workspace: Workspace) -> tuple[Params, Standard]:
 
 
 def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
-    """`--config.job=reward_model`: this stage alone, from the SFT policy of the run's directory or of `hub.sft`, and comparisons,
-    which are made first where they are not there."""
+    """`--config.job=reward_model`: this stage alone, from the SFT policy of the run's directory or of `hub.sft`, and
+    comparisons, which are made first where they are not there."""
     del algorithm
     sft_params = sft.load(workspace)
     if not workspace.hub.reward_model:

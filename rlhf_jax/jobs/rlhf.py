@@ -64,6 +64,7 @@ def make_program(
         num_micro_batches=config.num_micro_batches,
         critic=critic,
         share_prompts=config.share_prompts,
+        publish_dtype=config.publish_dtype,
         sampler_slices=sampler_slices(workspace.mesh, config.sampler_slices, config.sampler_slice_devices),
     )
     return Program(setup, reference_params)
@@ -122,6 +123,7 @@ def run(
     abstract = abstract_like(program.state_shapes, program.state_shardings)
     if checkpoints.latest() == clock.num_updates:
         return checkpoints.restore(clock.num_updates, abstract)["policy"].params
+    program.check_memory(asynchronous=config.loop == "asynchronous")
     program.compile()
     spool = Spool(workspace.directory / "rounds")
 

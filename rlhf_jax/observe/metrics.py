@@ -62,10 +62,12 @@ class MetricsWriter:
         self._add_events(line)
 
     def write_timing(self, stage: str, values: Mapping[str, Any]) -> None:
-        """The line of a stage that has ended; names end in `_seconds`, "wall_seconds" is the whole, or in `_programs` compiled."""
+        """The line of a stage that has ended; names end in `_seconds`, "wall_seconds" is the whole, or in `_programs`."""
         wrong = [name for name in values if not name.endswith(("_seconds", "_programs"))]
         if wrong:
-            raise ValueError(f"timings of stage {stage!r} are in seconds, or count programs, and are named so, not {wrong}")
+            raise ValueError(
+                f"timings of stage {stage!r} are in seconds, or count programs, and are named so, not {wrong}"
+            )
         timings = {name: lines.number(value) for name, value in values.items()}
         lines.append(self.path, {"stage": stage, "kind": "timing"} | timings)
 

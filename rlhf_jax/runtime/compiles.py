@@ -1,4 +1,4 @@
-"""Counts the programs that XLA compiles, or reads from its cache, in this process: after a first round there should be no more."""
+"""Counts the programs that XLA compiles, or reads from its cache: after a first round there should be no more."""
 
 import threading
 
@@ -33,8 +33,8 @@ def _listen() -> None:
             _listening = True
 
 
-def _heard(event: str, seconds: float, **_: object) -> None:
-    del seconds
+def _heard(event: str, duration_secs: float, **_: str | int) -> None:
+    del duration_secs
     global _total
     if event == EVENT:
         with _lock:

@@ -2,69 +2,22 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh
 
 from rlhf_jax import sample, score
-from rlhf_jax.models.api import Model
-from rlhf_jax.models.value_head import ValueModel
-from rlhf_jax.rewards.api import ModelReward
-from rlhf_jax.runtime import sharding
+from rlhf_jax.runtime import memory, sharding
 from rlhf_jax.runtime.checkpoint import abstract_like
-from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.sampler import Sampler
-from rlhf_jax.types import Algorithm, Array, Batch, Metrics, Params, Prompts, Samples, Scores, States, TrainState
+from rlhf_jax.runtime.setup import Critic as Critic
+from rlhf_jax.runtime.setup import Reward as Reward
+from rlhf_jax.runtime.setup import Setup as Setup
+from rlhf_jax.types import Algorithm, Array, Batch, Metrics, Params, Samples, Scores, States, TrainState
 from rlhf_jax.update import critic_objective, init_state, policy_objective, train_step
-
-
-@dataclass(frozen=True)
-class Reward:
-    """What judges, and its unit: `model` with its `params`, or `host` on decoded samples; standardised by mean and std."""
-
-    model: ModelReward | None = None
-    params: Params = None
-    host: Callable[[Samples], np.ndarray] | None = None
-    mean: float = 0.0
-    std: float = 1.0
-
-
-@dataclass(frozen=True)
-class Critic:
-    """The second trained role of an algorithm with `losses["critic"]`: where it begins, and how it learns."""
-
-    model: ValueModel
-    params: Params
-    optimizer: optax.GradientTransformation
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a program is made of. `prompts(round)` gives the round's prompts; keys are functions of `seed` and purpose."""
-
-    model: Model
-    algorithm: Algorithm
-    optimizer: optax.GradientTransformation
-    sampling: sample.Config
-    scoring: score.Config
-    reward: Reward
-    clock: Clock
-    mesh: Mesh
-    prompts: Callable[[int], Prompts]
-    key: Array
-    seed: int
-    eos_id: int
-    pad_id: int
-    publish_dtype: str = "float32"
-    num_micro_batches: int = 1
-    critic: Critic | None = None
-    share_prompts: bool = True
-    sampler_slices: tuple[Mesh, ...] = ()  # device slices of the sampler's own; none: it samples on `mesh`
 
 
 class Program:
@@ -131,6 +84,16 @@ class Program:
     def block_rows(self) -> int:
         """Rows that stay together: all of a prompt's, so that the prompt is run once, or else the algorithm's unit."""
         return block_rows(self.setup.algorithm, self.setup.sampling.samples_per_prompt, self.setup.share_prompts)
+
+    def check_memory(self, asynchronous: bool) -> None:
+        """Raises ValueError where a device cannot hold its train states and the versions that the clock may keep alive."""
+        states = memory.bytes_by_device(self.state_shapes, self.state_shardings)
+        memory.check(
+            states,
+            self._sampler.version_bytes(),
+            memory.live_versions(self.setup.clock, asynchronous),
+            memory.free_bytes,
+        )
 
     def compile(self) -> None:
         """Compiles a round's longest calls side by side, from shapes alone: the first update waits for the slowest of them,

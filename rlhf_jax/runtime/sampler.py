@@ -4,6 +4,7 @@ A row's random numbers depend on its prompt's ordinal and its sample index alone
 up to float32 near-ties. Samples always end on the trainer's mesh.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlhf_jax.models.api import Model
-from rlhf_jax.runtime import sharding
+from rlhf_jax.runtime import memory, sharding
 from rlhf_jax.runtime.publish import make_publish
 from rlhf_jax.types import Array, Params, Prompts, Samples
 
@@ -39,6 +40,7 @@ class Sampler:
         self._meshes = tuple(slices) or (trainer,)
         self._trainer, self._key = trainer, key
         self.dtype = dtype
+        self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
         self.share = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((x.shape[0] // len(self._meshes), *x.shape[1:]), x.dtype), prompts
         )
@@ -48,6 +50,10 @@ class Sampler:
         self._draw = [jax.jit(draw, out_shardings=sharding.row_shardings(share_shapes, mesh)) for mesh in self._meshes]
         self._copy = make_publish(sharding.params_shardings(model, params, trainer), dtype)
         self._join = jax.jit(join, out_shardings=sharding.row_shardings(self.shapes, trainer))
+
+    def version_bytes(self) -> list[Counter[Any]]:
+        """Bytes of a published version by device, for each mesh that samples."""
+        return [memory.bytes_by_device(self._params, layout) for layout in self._layouts]
 
     def publish(self, params: Params) -> Params:
         """Params that the sampler owns, where it samples."""

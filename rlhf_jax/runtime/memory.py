@@ -1,0 +1,71 @@
+"""Whether the train states and every version of the policy that a lag may keep alive fit, before anything is compiled."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlhf_jax.runtime.clock import Clock
+
+
+def live_versions(clock: Clock, asynchronous: bool) -> int:
+    """How many published versions may be held at once: a slow sampler may need those of the last lag + 1 rounds.
+
+    The synchronous loop samples a round when its version is published, and needs that one alone.
+    """
+    if not asynchronous:
+        return 1
+    if not clock.trace:
+        return min(clock.lag + 1, clock.num_rounds)
+    return 1 + max(r - version // clock.updates_per_round for r, version in enumerate(clock.trace))
+
+
+def bytes_by_device(shapes: Any, shardings: Any) -> Counter[Any]:
+    """Bytes of a tree of arrays or shapes on each device that its shardings name."""
+    found: Counter[Any] = Counter()
+    for leaf, sharding in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True):
+        size = int(np.prod(sharding.shard_shape(leaf.shape))) * np.dtype(leaf.dtype).itemsize
+        for device in sharding.device_set:
+            found[device] += size
+    return found
+
+
+def free_bytes(device: Any) -> int | None:
+    """What a device has left, or None where it does not say (a CPU)."""
+    stats = device.memory_stats() or {}
+    if "bytes_limit" not in stats:
+        return None
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+
+
+def check(
+    states: Mapping[Any, int],
+    versions: Sequence[Mapping[Any, int]],
+    num_live: int,
+    free: Callable[[Any], int | None] = free_bytes,
+) -> None:
+    """Raises ValueError, with what would fit, where a device cannot hold its states and live versions.
+
+    Args:
+      states: bytes of the train states by device.
+      versions: bytes of one published version by device, of each mesh that samples.
+      num_live: see `live_versions`.
+    """
+    of_version: Counter[Any] = Counter()
+    for version in versions:
+        of_version.update(version)
+    for device in {*states, *of_version}:
+        left = free(device)
+        one, needed = of_version[device], states.get(device, 0) + num_live * of_version[device]
+        if left is None or needed <= left:
+            continue
+        fits = (left - states.get(device, 0)) // one if one else 0
+        advice = (
+            f"{fits} would fit: lower rlhf.lag" if fits > 0 else "shard over more devices (mesh.fsdp), or sample apart"
+        )
+        raise ValueError(
+            f"{device} has {left / 1e9:.2f} GB left, but the train states take {states.get(device, 0) / 1e9:.2f} GB and "
+            f"{num_live} version(s) of the policy {one / 1e9:.2f} GB each; {advice}"
+        )

@@ -1,0 +1,59 @@
+"""What a program is made of: models, algorithm, reward, clock, mesh, and where prompts and random keys come from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from rlhf_jax import sample, score
+from rlhf_jax.models.api import Model
+from rlhf_jax.models.value_head import ValueModel
+from rlhf_jax.rewards.api import ModelReward
+from rlhf_jax.runtime.clock import Clock
+from rlhf_jax.types import Algorithm, Array, Params, Prompts, Samples
+
+
+@dataclass(frozen=True)
+class Reward:
+    """What judges, and its unit: `model` with its `params`, or `host` on decoded samples; standardised by mean and std."""
+
+    model: ModelReward | None = None
+    params: Params = None
+    host: Callable[[Samples], np.ndarray] | None = None
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclass(frozen=True)
+class Critic:
+    """The second trained role of an algorithm with `losses["critic"]`: where it begins, and how it learns."""
+
+    model: ValueModel
+    params: Params
+    optimizer: optax.GradientTransformation
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a program is made of. `prompts(round)` gives the round's prompts; keys are functions of `seed` and purpose."""
+
+    model: Model
+    algorithm: Algorithm
+    optimizer: optax.GradientTransformation
+    sampling: sample.Config
+    scoring: score.Config
+    reward: Reward
+    clock: Clock
+    mesh: Mesh
+    prompts: Callable[[int], Prompts]
+    key: Array
+    seed: int
+    eos_id: int
+    pad_id: int
+    publish_dtype: str = "float32"
+    num_micro_batches: int = 1
+    critic: Critic | None = None
+    share_prompts: bool = True
+    sampler_slices: tuple[Mesh, ...] = ()  # device slices of the sampler's own; none: it samples on `mesh`
