@@ -35,7 +35,7 @@ def save(
     """Writes a folder that `transformers` loads: a decoder, or for params with a value head a sequence classifier.
 
     Args:
-      token_ids: `eos_token_id`, `pad_token_id`, ... of config.json.
+      token_ids: `eos_token_id`, `pad_token_id`, ... of config.json, and what else it should say.
       tokenizer_from: a folder whose tokenizer files are copied.
       max_file_bytes: where the tensors are larger, several files and an index are written; host memory holds one file's.
 
@@ -49,7 +49,11 @@ def save(
     partial_directory.mkdir(parents=True)
     tensors = dict(_published_tensors(family, model_config, params))
     kind = layouts.sequence_classifier(family) if "value_head" in params else layouts.architecture(family)
-    config = layouts.write_config(family, model_config) | dict(token_ids) | {"architectures": [kind], "dtype": dtype}
+    config = (
+        layouts.write_config(family, model_config)
+        | dict(token_ids)
+        | {"architectures": [kind], "dtype": dtype, "torch_dtype": dtype}
+    )
     if "value_head" in params:
         config |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     _write_tensors(partial_directory, tensors, jnp.dtype(dtype), max_file_bytes)

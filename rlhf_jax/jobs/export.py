@@ -4,8 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.hub import export
+from rlhf_jax.hub.folders import Folder
 from rlhf_jax.jobs import reward_model, rlhf, sft
 from rlhf_jax.jobs.api import Workspace
+
+CARRIED = (
+    "bos_token_id",
+    "max_position_embeddings",
+)  # of the folder that a run began with: what a family's shape lacks
 
 
 def params_of(workspace: Workspace, stage: str, version: int | None) -> Any:
@@ -28,11 +34,15 @@ def write(
     if stage not in accepted:
         raise ValueError(f"stage is {stage!r}; accepted: {', '.join(accepted)}")
     model = workspace.reward_network.backbone if stage == reward_model.STAGE else workspace.model
+    ids = {"eos_token_id": workspace.tokenizer.eos_id, "pad_token_id": workspace.tokenizer.pad_id}
+    began = workspace.hub.reward_model if stage == reward_model.STAGE else ""
+    began = began or workspace.hub.policy
+    published = Folder(Path(began)).config if began else {}
     export.save(
         directory,
         model,
         params_of(workspace, stage, version),
-        token_ids={"eos_token_id": workspace.tokenizer.eos_id, "pad_token_id": workspace.tokenizer.pad_id},
+        token_ids={key: published[key] for key in CARRIED if key in published} | ids,
         tokenizer_from=getattr(workspace.tokenizer, "folder", None),
         dtype=dtype,
     )

@@ -27,7 +27,7 @@ def folders(tmp_path_factory):
     """Published folders: a policy, a reward model of another family for the same tokens, and a gold one."""
     place = tmp_path_factory.mktemp("published")
     policy, reward = gpt_neox.make(NEOX), llama.make(LLAMA)
-    export.save(place / "policy", policy, random_params(policy, 0), token_ids={})
+    export.save(place / "policy", policy, random_params(policy, 0), token_ids={"max_position_embeddings": 77})
     for seed, name in enumerate(("reward", "gold")):
         model = ValueModel(reward)
         params = model.init_from(random_params(reward, seed), jax.random.key(seed))
@@ -170,6 +170,8 @@ def test_an_exported_policy_begins_another_run_bitwise(run, tmp_path, capsys):
     workspace, *_ = run
     to = tmp_path / "policy"
     assert export_command.main([f"--directory={workspace.directory}", f"--to={to}", "--version=2"]) == 0
+    written = json.loads((to / "config.json").read_text())
+    assert (written["max_position_embeddings"], written["eos_token_id"], written["torch_dtype"]) == (77, 1, "float32")
     again = build.prepare(tiny_config(tmp_path / "again", sft=to))[0]
     assert equal(sft.load(again), rlhf.load(workspace, 2)[0])
     assert export_command.main([f"--directory={workspace.directory}", f"--to={to}"]) == 2
