@@ -79,7 +79,7 @@ def test_the_folder_s_shape_is_the_run_s(run, folders):
 
 
 def test_sft_begins_with_the_folder(run, folders):
-    workspace, *_ = run
+    workspace, stages, _ = run
     optimizer, _, shardings = sft.state_layout(workspace, stages.sft)
     first = sft.first_state(workspace, optimizer, shardings)()
     assert equal(first.params, random_params(workspace.model, 0))
@@ -215,7 +215,7 @@ def test_a_critic_is_the_published_reward_s_network_and_its_scores_may_stay_as_t
     assert (reward.mean, reward.std) == (0.0, 1.0)
     program = rlhf.make_program(workspace, stages.rlhf, algorithm, reward, params)
     assert equal(program.init(params)["critic"].params, reward.params)
-    assert program.setup.critic.model.width == LLAMA.width
+    assert program.setup.critic.model.backbone.width == LLAMA.width
 
 
 @pytest.mark.parametrize(
