@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What is measured on one accelerator, one after another; results go to experiments/bench/results/. From the repository's root:
-#     pip install -e '.[bench]' 'jax[cuda12]' && bash experiments/bench/gpu.sh
+#     pip install -e '.[bench,gpu]' && bash experiments/bench/gpu.sh
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 results=experiments/bench/results

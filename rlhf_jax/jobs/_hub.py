@@ -29,9 +29,7 @@ class Config:
 
     base: str = ""  # SFT begins with its params
     sft: str = ""  # the SFT policy: the stage is not run
-    reward_model: str = (
-        ""  # a sequence classifier of the run's vocabulary: the stage only measures its origin and scale
-    )
+    reward_model: str = ""  # a sequence classifier of the run's vocabulary: the stage measures its origin and scale
     gold: str = ""  # a sequence classifier that judges: it relabels comparisons, and says who wins
     gold_rows_per_batch: int = 64
 
@@ -49,9 +47,9 @@ class Config:
         return self.sft or self.base
 
 
-def model_of(folder: Folder, dtype: str = "float32") -> Model:
-    """The decoder of a folder's config.json, computing in `dtype`."""
-    return plugins.find("models", folder.family).make(replace(folder.model_config, dtype=dtype))
+def model_of(folder: Folder, **computed: Any) -> Model:
+    """The decoder of a folder's config.json, computed as keys of `COMPUTED` say."""
+    return plugins.find("models", folder.family).make(replace(folder.model_config, **computed))
 
 
 def model_values(values: dict[str, Any], hub: Config) -> dict[str, Any]:
@@ -107,9 +105,9 @@ def load_policy(path: str, model: Model, mesh: Mesh) -> Params:
     return folders.load(Folder(Path(path)), model, sharding.params_shardings(model, shapes, mesh))
 
 
-def classifier(path: str, dtype: str = "float32") -> ValueModel:
-    """The network of a published reward model, computing in `dtype`."""
-    return ValueModel(model_of(Folder(Path(path)), dtype))
+def classifier(path: str, **computed: Any) -> ValueModel:
+    """The network of a published reward model, computed as keys of `COMPUTED` say."""
+    return ValueModel(model_of(Folder(Path(path)), **computed))
 
 
 def load_classifier(path: str, model: ValueModel, mesh: Mesh) -> Params:

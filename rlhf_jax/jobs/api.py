@@ -50,7 +50,9 @@ class Workspace:
     @cached_property
     def reward_network(self) -> ValueModel:
         """The reward model's network: of the published one where there is one, else the policy's with a value head."""
-        return _hub.classifier(self.hub.reward_model, self.model.dtype) if self.hub.reward_model else self.value_model
+        if not self.hub.reward_model:
+            return self.value_model
+        return _hub.classifier(self.hub.reward_model, dtype=self.model.dtype, remat=self.model.remat)
 
     @cached_property
     def metrics(self) -> MetricsWriter:

@@ -67,6 +67,10 @@ class Decoder:
     def dtype(self) -> str:
         return self.config.dtype
 
+    @property
+    def remat(self) -> bool:
+        return self.config.remat
+
     def init(self, key: Array) -> Params:
         token = jnp.zeros((1, 1), jnp.int32)
         return draw(key, self.network(self.config).init(key, token, token, token == 0)["params"])

@@ -54,6 +54,11 @@ class Model(Protocol):
         """Of products and hidden states: float32 or bfloat16."""
         ...
 
+    @property
+    def remat(self) -> bool:
+        """Whether layers are computed again in the backward pass."""
+        ...
+
     def init(self, key: Array) -> Params:
         """Fresh float32 params."""
         ...
