@@ -12,6 +12,14 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="module")
+def quick_compiles():
+    """Programs of a module whose tests are of what they compute, not of how fast, are compiled without most optimisations."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """`filterwarnings` knows modules by the place that warns: ours, and the tests."""
     config.addinivalue_line("filterwarnings", r"error:::rlhf_jax\.")

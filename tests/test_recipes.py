@@ -25,7 +25,10 @@ RECIPES = sorted(
 BYTES = 258
 
 
-@pytest.fixture(scope="module", autouse=True)
+pytestmark = pytest.mark.usefixtures("quick_compiles", "compile_cache")
+
+
+@pytest.fixture(scope="module")
 def compile_cache(tmp_path_factory):
     """The recipes' debug sizes are alike, so that most of their programs are one another's."""
     before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs

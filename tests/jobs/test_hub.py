@@ -18,6 +18,8 @@ from rlhf_jax.models import gpt_neox, llama
 from rlhf_jax.models.value_head import ValueModel
 from tests.models.families import random_params
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 NEOX = gpt_neox.Config(158, 16, 1, 2, 32, rotary_fraction=1.0)
 LLAMA = llama.Config(163, 24, 1, 2, 1, 40)
 
