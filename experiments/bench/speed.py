@@ -60,7 +60,10 @@ def run_arm(config: ConfigDict, base: Path) -> dict[str, Any]:
     prepared = build.prepare(config)
     for name in SHARED:
         there = base / name
-        (shutil.copytree if there.is_dir() else shutil.copyfile)(there, directory / name)
+        keep = shutil.ignore_patterns("rlhf")
+        shutil.copytree(there, directory / name, ignore=keep) if there.is_dir() else shutil.copyfile(
+            there, directory / name
+        )
     params, reward = pipeline.before_rlhf(*prepared[:2])
     rlhf.run(*prepared, reward, params)
     prepared[0].metrics.close()
@@ -115,6 +118,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--devices", type=int, default=2, help="an even number; of a CPU as many are made")
     parser.add_argument("--prompts", type=int, default=64, help="an update")
+    parser.add_argument(
+        "--bases", type=Path, nargs="*", default=[], help="quickstarts that ran, one a seed, whose stages serve"
+    )
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     if options.devices < 2 or options.devices % 2:
@@ -125,7 +131,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         jax.config.update("jax_compilation_cache_dir", str(Path(scratch) / "compiled"))
         for seed in range(options.seeds):
-            base = base_of(seed, Path(scratch) / f"base{seed}")
+            base = options.bases[seed] if options.bases else base_of(seed, Path(scratch) / f"base{seed}")
             for number, arm in enumerate(ARMS):
                 directory = Path(scratch) / f"{seed}_{number}"
                 found[arm].append(run_arm(arm_config(arm, seed, directory, options.devices, options.prompts), base))

@@ -8,15 +8,15 @@ tensor's dtype, shape and place, so that a slice is read without the rest of its
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax.hub import layouts
 from rlhf_jax.models.api import Model
@@ -193,7 +193,7 @@ def _flat(tree: Params) -> dict[tuple[str, ...], Any]:
 def _fill(folder: Folder, tensors: Mapping[str, Any], shapes: Params, shardings: Params, dtype: str) -> Params:
     params, of_path = {}, _flat(shardings)
     for path, shape in _flat(shapes).items():
-        tensor = tensors["/".join(path)]
+        tensor, where = tensors["/".join(path)], of_path[path]
         found = folder.slice(tensor.name)
         stated = shape.shape[::-1] if tensor.transpose else shape.shape
         if tuple(found.get_shape()) != stated:
@@ -201,12 +201,28 @@ def _fill(folder: Folder, tensors: Mapping[str, Any], shapes: Params, shardings:
                 f"{folder.weight_map[tensor.name]}: {tensor.name} has shape {tuple(found.get_shape())}, but {CONFIG} says "
                 f"{stated}"
             )
-        params[path] = jax.make_array_from_callback(
-            shape.shape, of_path[path], partial(_part, found, tensor.transpose, jnp.dtype(dtype))
-        )
+        layout = _reversed(where) if tensor.transpose else where
+        read = jax.make_array_from_callback(stated, layout, partial(_part, found))
+        params[path] = _converted(read, tensor.transpose, dtype, where)
     return unflatten_dict(params)
 
 
-def _part(found: Any, transpose: bool, dtype: Any, index: Any) -> np.ndarray:
-    part = found[tuple(reversed(index)) if transpose else index]
-    return (part.T if transpose else part).astype(dtype)
+def _part(found: Any, index: Any) -> np.ndarray:
+    part = found[index]
+    return part.astype(np.float32) if part.dtype == np.float64 else part
+
+
+def _reversed(where: NamedSharding) -> NamedSharding:
+    """The sharding of a matrix whose transpose is sharded so."""
+    rows, columns = (*where.spec, None, None)[:2]
+    return NamedSharding(where.mesh, PartitionSpec(columns, rows))
+
+
+def _converted(read: jax.Array, transpose: bool, dtype: str, where: NamedSharding) -> jax.Array:
+    """In our layout and dtype, on the device: half precision travels as it is, and the processor's threads share the work."""
+    return _compiled(transpose, dtype, where)(read)
+
+
+@lru_cache(maxsize=64)
+def _compiled(transpose: bool, dtype: str, where: NamedSharding) -> Any:
+    return jax.jit(lambda read: (read.T if transpose else read).astype(dtype), out_shardings=where)
