@@ -1,10 +1,7 @@
 """Turns a ConfigDict into components: its only reader, and where it is checked against the directory of an earlier run."""
 
 import dataclasses
-import difflib
 import json
-import types
-import typing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from rlhf_jax.observe.lines import replace
 from rlhf_jax.ops.corrections import Correction, resolve
 from rlhf_jax.runtime import mesh
 from rlhf_jax.types import Algorithm
+from rlhf_jax.values import fill, flat
 
 
 def node(config: Any, **first: Any) -> ConfigDict:
@@ -71,42 +69,6 @@ def default() -> ConfigDict:
     )
 
 
-def fill(cls: Any, values: dict[str, Any], where: str) -> Any:
-    """`cls(**values)` with nested dataclasses.
-
-    Raises ValueError that names an unknown or missing key with its neighbours, or a value of another type.
-    """
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]
-    for key in values:
-        if key not in names:
-            close = difflib.get_close_matches(key, names, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; accepted: {', '.join(names)}"
-            raise ValueError(f"{where} has no key {key!r}{hint}")
-    filled = {}
-    for name, value in values.items():
-        kind = hints[name]
-        if dataclasses.is_dataclass(kind):
-            filled[name] = fill(kind, value, f"{where}.{name}")
-        else:
-            filled[name] = _checked(value, kind, f"{where}.{name}")
-    return cls(**filled)
-
-
-def _checked(value: Any, kind: Any, where: str) -> Any:
-    origin = typing.get_origin(kind)
-    if origin is tuple:
-        element = typing.get_args(kind)[0]
-        return tuple(_checked(v, element, where) for v in value)
-    if origin in (typing.Union, types.UnionType, typing.Literal):
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind in (int, float, str, bool) and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
-        raise ValueError(f"{where} is {value!r}, a {type(value).__name__}; accepted: {kind.__name__}")
-    return value
-
-
 def named(folder: str, values: dict[str, Any], where: str) -> tuple[Any, Any]:
     """The module that a component's node names, and its Config."""
     values = dict(values)
@@ -125,18 +87,12 @@ def check_directory(directory: Path, resolved: dict[str, Any]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         replace(path, text.encode())
         return
-    was, now = _flat(json.loads(path.read_text())), _flat(json.loads(text))
+    was, now = flat(json.loads(path.read_text())), flat(json.loads(text))
     keys = (was.keys() | now.keys()) - {"job", "directory"}  # which part is run, and from where, may change
     changed = sorted(key for key in keys if was.get(key) != now.get(key))
     if changed:
         listed = ", ".join(f"{key} ({was.get(key)!r} there, {now.get(key)!r} now)" for key in changed[:6])
         raise ValueError(f"{directory} was made with another config: {listed}; take another --config.directory")
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {k: v for key, value in tree.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()}
 
 
 def workspace(values: dict[str, Any]) -> Workspace:
@@ -250,13 +206,15 @@ def of_directory(directory: Path, **changed: Any) -> tuple[Workspace, pipeline.S
     path = directory / "config.json"
     if not path.exists():
         raise ValueError(f"{path} is missing: {str(directory)!r} is no directory of a run")
-    values = json.loads(path.read_text()) | {"directory": str(directory)}
+    values = (
+        default().to_dict() | json.loads(path.read_text()) | {"directory": str(directory)}
+    )  # an older run lacks newer nodes
     for key, value in changed.items():
         node, (*above, last) = values, key.split(".")
         for part in above:
             node = node.get(part, {}) if isinstance(node, dict) else {}
         if last not in node:
-            raise ValueError(f"{path} has no key {key!r}; accepted: {', '.join(sorted(_flat(values)))}")
+            raise ValueError(f"{path} has no key {key!r}; accepted: {', '.join(sorted(flat(values)))}")
         kind = type(node[last])
         try:
             node[last] = kind(value)

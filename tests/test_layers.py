@@ -25,6 +25,7 @@ LAYERS = {
     "rlhf_jax.report": 6,
     "rlhf_jax.jobs": 7,
     "rlhf_jax.build": 8,
+    "rlhf_jax.values": 8,
     "experiments": 9,
     "configs": 9,
 }

@@ -168,6 +168,15 @@ def test_nothing_is_compiled_after_the_first_round(run):
     assert timing["later_programs"] == 0
 
 
+def test_a_run_of_an_older_version_takes_the_defaults_of_newer_nodes(run, tmp_path):
+    stored = json.loads((run[0].directory / "config.json").read_text())
+    del stored["hub"], stored["rlhf"]["keep_checkpoints"], stored["tokenizer"]["bos"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    workspace, stages, _ = build.of_directory(tmp_path)
+    assert workspace.hub == _hub.Config()
+    assert stages.rlhf.keep_checkpoints == 2
+
+
 def test_an_exported_policy_begins_another_run_bitwise(run, tmp_path, capsys):
     workspace, *_ = run
     to = tmp_path / "policy"
