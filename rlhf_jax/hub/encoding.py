@@ -9,7 +9,11 @@ from rlhf_jax.hub.tokenizers import Tokenizer
 
 def prompt_ids(text: str, tokenizer: Tokenizer) -> list[int]:
     """Ids of a prompt, after the tokenizer's prefix (a BOS) unless the text brings it: never two of them."""
-    ids, prefix = tokenizer.encode(text), list(tokenizer.prefix_ids)
+    return _prefixed(tokenizer.encode(text), tokenizer)
+
+
+def _prefixed(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    prefix = list(tokenizer.prefix_ids)
     return ids if ids[: len(prefix)] == prefix else prefix + ids
 
 
@@ -18,8 +22,7 @@ def count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
     many = getattr(tokenizer, "encode_many", None)  # of a library, over the cores
     if many is None:
         return [len(prompt_ids(text, tokenizer)) for text in texts]
-    prefix = list(tokenizer.prefix_ids)
-    return [len(ids) + (0 if ids[: len(prefix)] == prefix else len(prefix)) for ids in many(texts)]
+    return [len(_prefixed(ids, tokenizer)) for ids in many(texts)]
 
 
 def encode_prompts(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -69,9 +69,9 @@ Tensor = tuple[tuple[int, ...], Callable[[], np.ndarray]]
 
 def _published_tensors(family: str, model_config: Any, params: Params) -> Iterator[tuple[str, Tensor]]:
     """(name, (shape, what fetches it)) of every tensor."""
-    backbone = params.get("backbone", params)
+    arrays = flatten_dict(params.get("backbone", params), sep="/")
     for path, tensor in layouts.tensors(family, model_config).items():
-        array = flatten_dict(backbone, sep="/").get(path)
+        array = arrays.get(path)
         if "value_head" in params and tensor.name == layouts.head_name(family):
             continue
         if array is None:

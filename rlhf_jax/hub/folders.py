@@ -192,18 +192,17 @@ def _flat(tree: Params) -> dict[tuple[str, ...], Any]:
 
 def _fill(folder: Folder, tensors: Mapping[str, Any], shapes: Params, shardings: Params, dtype: str) -> Params:
     params, of_path = {}, _flat(shardings)
-    for path, shape in _flat(shapes).items():
+    for path in _flat(shapes):
         tensor, where = tensors["/".join(path)], of_path[path]
         found = folder.slice(tensor.name)
-        stated = shape.shape[::-1] if tensor.transpose else shape.shape
-        if tuple(found.get_shape()) != stated:
+        if tuple(found.get_shape()) != tensor.shape:
             raise ValueError(
                 f"{folder.weight_map[tensor.name]}: {tensor.name} has shape {tuple(found.get_shape())}, but {CONFIG} says "
-                f"{stated}"
+                f"{tensor.shape}"
             )
         layout = _reversed(where) if tensor.transpose else where
-        read = jax.make_array_from_callback(stated, layout, partial(_part, found))
-        params[path] = _converted(read, tensor.transpose, dtype, where)
+        read = jax.make_array_from_callback(tensor.shape, layout, partial(_part, found))
+        params[path] = _converter(tensor.transpose, dtype, where)(read)
     return unflatten_dict(params)
 
 
@@ -218,11 +217,7 @@ def _reversed(where: NamedSharding) -> NamedSharding:
     return NamedSharding(where.mesh, PartitionSpec(columns, rows))
 
 
-def _converted(read: jax.Array, transpose: bool, dtype: str, where: NamedSharding) -> jax.Array:
-    """In our layout and dtype, on the device: half precision travels as it is, and the processor's threads share the work."""
-    return _compiled(transpose, dtype, where)(read)
-
-
 @lru_cache(maxsize=64)
-def _compiled(transpose: bool, dtype: str, where: NamedSharding) -> Any:
+def _converter(transpose: bool, dtype: str, where: NamedSharding) -> Any:
+    """To our layout and dtype, on the device: half precision travels as it is, and the processor's threads share the work."""
     return jax.jit(lambda read: (read.T if transpose else read).astype(dtype), out_shardings=where)
