@@ -76,7 +76,7 @@ def test_arms_differ_in_age_and_algorithm_alone(argument):
         clock = build.stages(values).rlhf.schedule()
         assert clock.num_updates == study.report_updates
         build.algorithm(values["algorithm"])
-        fixed = {key: value for key, value in build._flat(values).items() if not free & {key, key.split(".")[0]}}
+        fixed = {key: value for key, value in flat(values).items() if not free & {key, key.split(".")[0]}}
         first = fixed if first is None else first
         assert fixed == first, arm.name
     assert argument != "full" or study.report_updates >= 256
