@@ -232,16 +232,17 @@ class Call:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how a call runs: device ids, mesh shape over (data, fsdp, tensor), micro-batches an update."""
+    """Where and how a call runs: places in the list of devices, mesh shape over (data, fsdp, tensor), and the parts into which
+    its rows are cut, which run one after the other. `remat` None is what the model's own config says."""
 
     devices: tuple[int, ...]
     mesh_shape: tuple[int, int, int]
     num_micro_batches: int = 1
-    remat: bool = False
+    remat: bool | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A placement for every call, by the call's name."""
+    """A placement by the name of a call; a call that is not named runs on the mesh of the run."""
 
     placements: Mapping[str, Placement] = field(default_factory=dict)

@@ -1,0 +1,64 @@
+"""What the planner's parts say to each other: the work of a round, and what calls cost where they are placed."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from rlhf_jax.types import Call, Placement
+
+Loop = Literal["synchronous", "asynchronous"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A round: its rows, their lengths, and its updates."""
+
+    num_prompts: int  # of a round: num_minibatches * prompts_per_update
+    samples_per_prompt: int
+    prompt_tokens: int  # positions of the compiled programs
+    completion_tokens: int
+    completion_lengths: tuple[int, ...] = ()  # as they are drawn, a sample of the distribution; (): all have every token
+    rows_per_prompt: int = 0  # that are trained on; 0: samples_per_prompt
+    num_minibatches: int = 1
+    num_epochs: int = 1
+    lag: int = 0
+    loop: Loop = "synchronous"
+    share_prompts: bool = True  # the prompt of a group is run once, in inference and training
+    num_compactions: int = 0  # of the sampler's batch: see `sample._decode`
+
+
+class Costs(Protocol):
+    """What calls cost. Seconds are of a whole round (training: all updates of it); bytes are of one device."""
+
+    device_bytes: float
+    """Memory of a device that a plan may use."""
+
+    shared_throughput: bool
+    """Whether the devices are virtual ones of one host, whose cores the calls that run at one time share."""
+
+    def refusal(self, call: Call, placement: Placement) -> str | None:
+        """Why a call cannot be placed there, whatever else the plan does (rows or heads that do not divide); None: it can."""
+        ...
+
+    def seconds(self, call: Call, placement: Placement) -> float:
+        """Of the call alone, collectives included; of generation, until the last row has ended."""
+        ...
+
+    def working_bytes(self, call: Call, placement: Placement) -> float:
+        """What the call needs while it runs beside params and states that stay: caches, activations, gradients."""
+        ...
+
+    def params_bytes(self, role: str, placement: Placement) -> float:
+        """A copy of a role's params for generation or inference."""
+        ...
+
+    def state_bytes(self, role: str, placement: Placement) -> float:
+        """A trained role's whole state: params, and what the optimizer keeps."""
+        ...
+
+    def reallocate_seconds(self, role: str, source: Placement, target: Placement) -> float:
+        """Moving a role's params; 0 where both have the same devices and mesh shape."""
+        ...
+
+    def transfer_seconds(self, call: Call, source: Placement, target: Placement) -> float:
+        """Moving what a call has produced to another call's devices; 0 where both have the same devices and mesh shape."""
+        ...
