@@ -1,0 +1,183 @@
+"""What a plan keeps in the memory of every device, and whether a plan written by hand fits; what would fit, where it does not.
+
+Of a device: the states of the roles that train there, a copy of params for every other layout that a role's calls have there
+(the sampler's is its own even where it has the trainer's layout, and the asynchronous loop keeps lag + 1 versions of it), and
+the most that one of its calls needs while it runs, since a device runs one at a time.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import prod
+
+from rlhf_jax.planner.api import Costs, Work
+from rlhf_jax.planner.options import MICRO_BATCHES, Option, mesh_shapes, option, slices
+from rlhf_jax.types import Call, Placement, Plan
+
+GIGABYTE = 1e9
+
+
+def live_versions(work: Work) -> int:
+    """Published versions that are held at once."""
+    return work.lag + 1 if work.loop == "asynchronous" else 1
+
+
+def kept(calls: Sequence[Call], chosen: Sequence[Option], versions: int) -> list[float]:
+    """Bytes that stay for each call on each of its devices; 0 where another call of its role keeps them already."""
+    trains = {call.role: of.placement for call, of in zip(calls, chosen, strict=True) if call.kind == "train"}
+    seen: set[tuple[str, tuple[int, ...], tuple[int, int, int]]] = set()
+    found = []
+    for call, of in zip(calls, chosen, strict=True):
+        place, state = of.placement, trains.get(call.role)
+        key = call.role, place.devices, place.mesh_shape
+        if call.kind != "infer":
+            found.append(of.resident_bytes * (versions if call.kind == "generate" else 1))
+        elif key in seen or (state and (state.devices, state.mesh_shape) == (place.devices, place.mesh_shape)):
+            found.append(0.0)
+        else:
+            seen.add(key)
+            found.append(of.resident_bytes)
+    return found
+
+
+def by_device(calls: Sequence[Call], chosen: Sequence[Option], versions: int, num_devices: int) -> list[float]:
+    """Bytes of each device."""
+    resident, working = [0.0] * num_devices, [0.0] * num_devices
+    for of, stays in zip(chosen, kept(calls, chosen, versions), strict=True):
+        for device in of.placement.devices:
+            resident[device] += stays
+            working[device] = max(working[device], of.working_bytes)
+    return [stays + runs for stays, runs in zip(resident, working, strict=True)]
+
+
+def check(
+    plan: Plan,
+    calls: Sequence[Call],
+    costs: Costs,
+    work: Work,
+    num_devices: int,
+    devices_per_host: int,
+    default: Placement | None = None,
+) -> Plan:
+    """The plan with a placement for every call, if it can run; nothing is built or compiled to know it.
+
+    Args:
+      default: of the calls that the plan does not name.
+
+    Raises ValueError that names the call, what is wrong by how much, and what would fit.
+    """
+    known = {call.name for call in calls}
+    if unknown := sorted(set(plan.placements) - known):
+        raise ValueError(f"the plan places {', '.join(unknown)}; the calls are {', '.join(sorted(known))}")
+    placements = {}
+    for call in calls:
+        placement = plan.placements.get(call.name, default)
+        if placement is None:
+            raise ValueError(f"the plan does not place {call.name}, and there is no mesh for calls that are not named")
+        _check_placement(call, placement, costs, num_devices)
+        placements[call.name] = placement
+    _check_memory(placements, calls, costs, work, num_devices, devices_per_host)
+    return Plan(placements)
+
+
+def _check_placement(call: Call, placement: Placement, costs: Costs, num_devices: int) -> None:
+    devices, shape = placement.devices, placement.mesh_shape
+    if not devices or len(set(devices)) < len(devices) or min(devices) < 0 or max(devices) >= num_devices:
+        raise ValueError(f"{call.name} is on devices {devices}; accepted: different ones of 0 ... {num_devices - 1}")
+    if prod(shape) != len(devices) or min(shape) < 1:
+        raise ValueError(
+            f"{call.name} has the mesh (data, fsdp, tensor) = {shape} of {prod(shape)} devices on {len(devices)} devices"
+        )
+    if placement.num_micro_batches < 1:
+        raise ValueError(f"{call.name} has {placement.num_micro_batches} micro-batches; accepted: 1 or more")
+    if reason := costs.refusal(call, placement):
+        raise ValueError(f"{call.name} cannot be placed on {describe(placement)}: {reason}")
+
+
+def _check_memory(
+    placements: Mapping[str, Placement],
+    calls: Sequence[Call],
+    costs: Costs,
+    work: Work,
+    num_devices: int,
+    devices_per_host: int,
+) -> None:
+    def excess(tried: Mapping[str, Placement]) -> tuple[float, int]:
+        """Bytes too many on the fullest device, and that device."""
+        chosen = [option(call, costs, tried[call.name]) for call in calls]
+        used = by_device(calls, chosen, live_versions(work), num_devices)
+        return max(used) - costs.device_bytes, used.index(max(used))
+
+    over, device = excess(placements)
+    if over <= 0:
+        return
+    chosen = [option(call, costs, placements[call.name]) for call in calls]
+    share = [
+        (stays, of.working_bytes, call.name)
+        for call, of, stays in zip(calls, chosen, kept(calls, chosen, live_versions(work)), strict=True)
+        if device in of.placement.devices
+    ]
+    _, working, worst = max(share, key=lambda found: (found[1], found[2]))
+    held = ", ".join(f"{name} {gigabytes(stays)}" for stays, _, name in share if stays)
+    raise ValueError(
+        f"{worst} does not fit on device {device} by {gigabytes(over)}: it needs {gigabytes(working)} while it runs beside "
+        f"{gigabytes(sum(stays for stays, _, _ in share))} that stay there ({held}), of {gigabytes(costs.device_bytes)}; "
+        + _what_fits(placements, calls, costs, num_devices, devices_per_host, lambda tried: excess(tried)[0] <= 0)
+    )
+
+
+def _what_fits(
+    placements: Mapping[str, Placement],
+    calls: Sequence[Call],
+    costs: Costs,
+    num_devices: int,
+    devices_per_host: int,
+    fits: Callable[[Mapping[str, Placement]], bool],
+) -> str:
+    """The least change of one call that was found to fit: micro-batches, then remat, then more devices."""
+    changes: list[tuple[Call, Placement]] = []
+    for variant in (_more_micro_batches, _remat):
+        changes += [(call, tried) for call in calls for tried in variant(call, placements[call.name])]
+    changes.sort(key=lambda change: (bool(change[1].remat), change[1].num_micro_batches))
+    changes += [
+        (call, tried) for call in calls for tried in _wider(placements[call.name], num_devices, devices_per_host)
+    ]
+    for call, tried in changes:
+        if not costs.refusal(call, tried) and fits({**placements, call.name: tried}):
+            return f"it would fit with {call.name} on {describe(tried)}"
+    return "no one call's micro-batches, remat or devices make it fit: move calls apart, or take more devices"
+
+
+def _more_micro_batches(call: Call, placement: Placement) -> Iterator[Placement]:
+    for count in (*MICRO_BATCHES, 16, 32, 64):
+        if count > placement.num_micro_batches:
+            yield replace(placement, num_micro_batches=count)
+
+
+def _remat(call: Call, placement: Placement) -> Iterator[Placement]:
+    if call.kind == "train" and not placement.remat:
+        yield replace(placement, remat=True)
+        yield from (replace(tried, remat=True) for tried in _more_micro_batches(call, placement))
+
+
+def _wider(placement: Placement, num_devices: int, devices_per_host: int) -> Iterator[Placement]:
+    """Meshes of as many devices or more, the most cut params first."""
+    for devices in slices(num_devices, devices_per_host):
+        if len(devices) >= len(placement.devices):
+            for shape in sorted(mesh_shapes(len(devices), devices_per_host)):
+                yield replace(placement, devices=devices, mesh_shape=shape)
+
+
+def describe(placement: Placement) -> str:
+    """A placement in words."""
+    devices = placement.devices
+    run = devices == tuple(range(devices[0], devices[0] + len(devices)))
+    where = f"{devices[0]}-{devices[-1]}" if run and len(devices) > 1 else ", ".join(map(str, devices))
+    data, fsdp, tensor = placement.mesh_shape
+    parts = f", {placement.num_micro_batches} micro-batches" if placement.num_micro_batches > 1 else ""
+    remat = ", remat" if placement.remat else ""
+    return f"devices {where} as data {data} × fsdp {fsdp} × tensor {tensor}{parts}{remat}"
+
+
+def gigabytes(amount: float) -> str:
+    """Bytes in GB of 10⁹, to three figures."""
+    return f"{amount / GIGABYTE:.3g} GB"
