@@ -58,6 +58,7 @@ def default() -> ConfigDict:
             "mesh": node(mesh.Config()),
             "algorithm": component("algorithms", "online_dpo"),
             "reward": "learned",
+            "plan": "",
             "sft": node(sft.Config()),
             "comparisons": node(relabel.Config()),
             "reward_model": node(reward_model.Config()),
@@ -175,6 +176,7 @@ def stages(values: dict[str, Any]) -> pipeline.Stages:
         rlhf=fill(rlhf.Config, values["rlhf"], "rlhf"),
         evaluate=fill(_evaluator.Config, values["evaluate"], "evaluate"),
         reward=values["reward"],
+        plan=values["plan"],
         best_of_n=tuple(values["best_of_n"]),
         best_of_n_prompts=values["best_of_n_prompts"],
     )

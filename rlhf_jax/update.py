@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlhf_jax.micro_batches import split_rows
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.score import critic_outputs, policy_outputs
@@ -111,22 +112,6 @@ def critic_objective(
         return loss(critic_outputs(params, *rows, model=model, rows_per_prompt=rows_per_prompt), batch)
 
     return objective
-
-
-def split_rows(batch: Any, num_parts: int, unit_rows: int) -> Any:
-    """`[R, ...]` -> `[num_parts, R / num_parts, ...]`, units whole, every n-th unit to one part.
-
-    Striding keeps each device's rows on it: a contiguous cut would move rows between the shards of the data axis.
-    """
-
-    def split(array: Array) -> Array:
-        if jnp.ndim(array) == 0:
-            return jnp.broadcast_to(array, (num_parts,))
-        rest = array.shape[1:]
-        strided = array.reshape(-1, num_parts, unit_rows, *rest)
-        return jnp.moveaxis(strided, 1, 0).reshape(num_parts, -1, *rest)
-
-    return jax.tree.map(split, batch)
 
 
 def collapse(stacked: Metrics) -> dict[str, Metric]:

@@ -17,6 +17,7 @@ LAYERS = {
     "rlhf_jax.algorithms": 3,
     "rlhf_jax.observe": 3,
     "rlhf_jax.rewards": 4,
+    "rlhf_jax.micro_batches": 4,
     "rlhf_jax.sample": 4,
     "rlhf_jax.score": 4,
     "rlhf_jax.update": 4,

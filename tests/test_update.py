@@ -10,7 +10,7 @@ import pytest
 import tiny
 from tiny import MESHES, C, V
 
-from rlhf_jax import score, update
+from rlhf_jax import micro_batches, score, update
 from rlhf_jax.ops.losses import cross_entropy_sum
 from rlhf_jax.ops.masked import masked_count, masked_sum
 from rlhf_jax.runtime import sharding
@@ -105,7 +105,7 @@ def test_the_sum_is_divided_once(aggregation, num_micro_batches):
     """A loss averaged by micro-batch would give other numbers: the micro-batches' token counts are far apart."""
     batch = tiny.make_batch(ROWS)
     mask_RC, tokens_RC = np.asarray(batch.mask_RC), np.asarray(batch.tokens_RC)
-    tokens_of_part_N = np.asarray(update.split_rows(batch, 4, 2).mask_RC).sum((1, 2))
+    tokens_of_part_N = np.asarray(micro_batches.split_rows(batch, 4, 2).mask_RC).sum((1, 2))
     assert tokens_of_part_N.max() >= 1.5 * tokens_of_part_N.min()
     count = {"token": mask_RC.sum(), "sequence": ROWS, "pair": ROWS / 2, "constant_length": ROWS * C}[aggregation]
     state = update.init_state(jnp.zeros(V), SGD)
@@ -120,7 +120,7 @@ def test_the_sum_is_divided_once(aggregation, num_micro_batches):
 
 def test_units_stay_whole_in_micro_batches():
     """Six pairs over three micro-batches: every third pair, both rows of it."""
-    parts_N = update.split_rows({"row": jnp.arange(12), "scalar": jnp.float32(7)}, 3, 2)
+    parts_N = micro_batches.split_rows({"row": jnp.arange(12), "scalar": jnp.float32(7)}, 3, 2)
     np.testing.assert_array_equal(parts_N["row"], [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]])
     np.testing.assert_array_equal(parts_N["scalar"], [7, 7, 7])
 

@@ -120,7 +120,7 @@ class Recorder:
         if round_index == 0:  # only now, so that nobody waits for its programs to see that training works
             self.evaluate(self.program.reference_params, 0, full=True)
         if last or crosses(version, clock.updates_per_round, self.config.evaluate_every):
-            self.evaluate(states["policy"].params, version, full=last)
+            self.evaluate(self.workspace.on_mesh(states["policy"].params), version, full=last)
         if last or event.stopping or crosses(version, clock.updates_per_round, self.config.checkpoint_every):
             self._flush()
             self.checkpoints.save(version, states)

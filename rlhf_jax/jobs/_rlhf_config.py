@@ -3,12 +3,15 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+import jax
+from jax.sharding import Mesh
 
 from rlhf_jax import sample, score
-from rlhf_jax.runtime import ledger
+from rlhf_jax.runtime import ledger, placement
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.mesh import check_rows, sampler_slices
+from rlhf_jax.runtime.placement import ROLES, Places
 from rlhf_jax.runtime.program import block_rows
 from rlhf_jax.types import Algorithm
 from rlhf_jax.update import OptimizerConfig
@@ -73,7 +76,12 @@ class Config:
         return dataclasses.replace(plain, trace=found, bounded=False)
 
 
-def sampling(config: Config, max_completion_tokens: int, mesh: Any) -> sample.Config:
+def places(config: Config, mesh: Mesh, plan: str) -> Places:
+    """Where each call runs. Raises ValueError for a plan that says nothing, or names devices that are not there."""
+    return Places(mesh, jax.devices(), placement.parse(plan), config.num_micro_batches)
+
+
+def sampling(config: Config, max_completion_tokens: int, mesh: Mesh) -> sample.Config:
     """How a round is sampled: on the devices of a sampler slice, or on the mesh."""
     row_shards = config.sampler_slice_devices if config.sampler_slices else mesh.shape["data"] * mesh.shape["fsdp"]
     return sample.Config(
@@ -81,7 +89,7 @@ def sampling(config: Config, max_completion_tokens: int, mesh: Any) -> sample.Co
     )
 
 
-def check(config: Config, algorithm: Algorithm, mesh: Any) -> None:
+def check(config: Config, algorithm: Algorithm, mesh: Mesh, plan: str = "") -> None:
     """Raises ValueError for what cannot run, before anything is compiled."""
     clock = config.schedule()
     if config.loop not in ("synchronous", "asynchronous"):
@@ -112,15 +120,30 @@ def check(config: Config, algorithm: Algorithm, mesh: Any) -> None:
                 f"rlhf.scoring.missing_eos_score is {config.scoring.missing_eos_score}; {algorithm.name} adjusts scores "
                 f"in [{low}, {high}]: widen algorithm.low and algorithm.high, or take a score in between"
             )
-    rows = algorithm.rows_per_prompt(config.samples_per_prompt) * config.prompts_per_update
-    units = rows // block_rows(algorithm, config.samples_per_prompt, config.share_prompts)
-    check_rows("rlhf.prompts_per_update (in units of rows)", units, mesh, config.num_micro_batches)
+    check_placements(config, algorithm, places(config, mesh, plan))
     prompts_per_round = config.prompts_per_update * clock.num_minibatches
-    check_rows("rlhf.prompts_per_update", prompts_per_round, mesh)
     slices = sampler_slices(mesh, config.sampler_slices, config.sampler_slice_devices)
+    if slices and plan:
+        raise ValueError(
+            f"rlhf.sampler_slices is {config.sampler_slices} beside a plan, which places generate itself; accepted: one of them"
+        )
     shards = config.sampler_slices * config.sampler_slice_devices
     if slices and prompts_per_round % shards:
         raise ValueError(
             f"a round has {prompts_per_round} prompts, which {config.sampler_slices} sampler slice(s) of "
             f"{config.sampler_slice_devices} device(s) cannot share; accepted: multiples of {shards}"
         )
+
+
+def check_placements(config: Config, algorithm: Algorithm, where: Places) -> None:
+    """Raises ValueError, naming the call, for rows that do not divide over the shards and micro-batches of its placement."""
+    rows = algorithm.rows_per_prompt(config.samples_per_prompt) * config.prompts_per_update
+    units = rows // block_rows(algorithm, config.samples_per_prompt, config.share_prompts)
+    prompts = config.prompts_per_update * config.num_minibatches
+    for call in ROLES:
+        named = f" of {call}" if where.plan.placements else ""
+        if call.startswith("train_"):
+            name, count = f"rlhf.prompts_per_update (in units of rows{named})", units
+        else:
+            name, count = f"rlhf.prompts_per_update * rlhf.num_minibatches{named}", prompts
+        check_rows(name, count, where.mesh(call), where.parts(call))

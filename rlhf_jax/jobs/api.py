@@ -16,9 +16,11 @@ from rlhf_jax.jobs import _hub
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.observe.metrics import MetricsWriter
+from rlhf_jax.runtime import sharding
 from rlhf_jax.runtime.checkpoint import Checkpoints
+from rlhf_jax.runtime.placement import placed
 from rlhf_jax.tasks.api import Split, Task, stream_indices
-from rlhf_jax.types import Array, Prompts, Samples
+from rlhf_jax.types import Array, Params, Prompts, Samples
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ class Workspace:
     def key(self, purpose: str) -> Array:
         """The random key of a purpose: a function of the seed and the purpose's name."""
         return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(purpose.encode()) & 0x7FFFFFFF)
+
+    def on_mesh(self, params: Params) -> Params:
+        """A policy's params on the run's mesh, wherever a plan has them trained."""
+        return placed(params, sharding.params_shardings(self.model, params, self.mesh))
 
     def checkpoints(self, stage: str, keep: int = 2) -> Checkpoints:
         return Checkpoints(self.directory / "checkpoints" / stage, keep)

@@ -23,6 +23,7 @@ class Stages:
     rlhf: rlhf.Config
     evaluate: _evaluator.Config
     reward: str = "learned"
+    plan: str = ""  # where the calls of the RLHF stage run: see `runtime/placement.py`; "": all on the run's mesh
     best_of_n: tuple[int, ...] = (1, 2, 4, 8, 16)
     best_of_n_prompts: int = 256
 
@@ -36,7 +37,7 @@ class Stages:
 
 def check(stages: Stages, algorithm: Algorithm, mesh: Mesh) -> None:
     """Raises ValueError, naming the value, for what cannot run in any stage, before anything is compiled or written."""
-    rlhf.check(stages.rlhf, algorithm, mesh)
+    rlhf.check(stages.rlhf, algorithm, mesh, stages.plan)
     check_rows("sft.rows_per_update", stages.sft.rows_per_update, mesh, stages.sft.num_micro_batches)
     check_rows("comparisons.prompts_per_batch", stages.comparisons.prompts_per_batch, mesh)
     pairs = stages.reward_model

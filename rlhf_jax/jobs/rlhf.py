@@ -13,7 +13,7 @@ from rlhf_jax import plugins
 from rlhf_jax.jobs import reward_model, sft
 from rlhf_jax.jobs._evaluator import Evaluator, learned_scores
 from rlhf_jax.jobs._recorder import Recorder
-from rlhf_jax.jobs._rlhf_config import Config, check, sampling
+from rlhf_jax.jobs._rlhf_config import Config, check, places, sampling
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.observe.progress import progress
 from rlhf_jax.observe.samples import SamplesWriter
@@ -32,9 +32,10 @@ STAGE = "rlhf"
 
 
 def make_program(
-    workspace: Workspace, config: Config, algorithm: Algorithm, reward: Reward, reference_params: Params
+    workspace: Workspace, config: Config, algorithm: Algorithm, reward: Reward, reference_params: Params, plan: str = ""
 ) -> Program:
-    """The compiled calls of this run."""
+    """The compiled calls of this run, each where the plan places it."""
+    where = places(config, workspace.mesh, plan)
     clock = config.schedule()
     stream = workspace.stream("train", STAGE)
     prompts_per_round = config.num_minibatches * config.prompts_per_update
@@ -51,7 +52,7 @@ def make_program(
         model=workspace.model,
         algorithm=algorithm,
         optimizer=make_optimizer(config.optimizer, clock.num_updates, clock.updates_per_round),
-        sampling=sampling(config, workspace.lengths.max_completion_tokens, workspace.mesh),
+        sampling=sampling(config, workspace.lengths.max_completion_tokens, where.mesh("generate")),
         scoring=config.scoring,
         reward=reward,
         clock=clock,
@@ -66,6 +67,7 @@ def make_program(
         share_prompts=config.share_prompts,
         publish_dtype=config.publish_dtype,
         sampler_slices=sampler_slices(workspace.mesh, config.sampler_slices, config.sampler_slice_devices),
+        plan=where.plan,
     )
     return Program(setup, reference_params)
 
@@ -84,7 +86,8 @@ def make_reward(workspace: Workspace, stages: Any) -> Reward:
     """The reward of the RLHF stage. A learned one is read, and its stage must have run."""
     if stages.reward == "learned":
         params, standard = reward_model.load(workspace)
-        return Reward(learned.make(workspace.reward_network), params, mean=standard.mean, std=standard.std)
+        network = workspace.reward_network
+        return Reward(learned.make(network), params, network, mean=standard.mean, std=standard.std)
     judge = plugins.find("rewards", stages.reward).make(workspace.task)
     stream = workspace.stream("train", STAGE)
 
@@ -115,14 +118,14 @@ def run(
 ) -> Params:
     """Trains, or goes on where a checkpoint is, or reads what an earlier run trained. Returns the policy's params."""
     config: Config = stages.rlhf
-    check(config, algorithm, workspace.mesh)
+    check(config, algorithm, workspace.mesh, stages.plan)
     began = time.perf_counter()
     clock = config.schedule()
     checkpoints = workspace.checkpoints(STAGE, config.keep_checkpoints)
-    program = make_program(workspace, config, algorithm, reward, reference_params)
+    program = make_program(workspace, config, algorithm, reward, reference_params, stages.plan)
     abstract = abstract_like(program.state_shapes, program.state_shardings)
     if checkpoints.latest() == clock.num_updates:
-        return checkpoints.restore(clock.num_updates, abstract)["policy"].params
+        return workspace.on_mesh(checkpoints.restore(clock.num_updates, abstract)["policy"].params)
     program.check_memory(asynchronous=config.loop == "asynchronous")
     program.compile()
     spool = Spool(workspace.directory / "rounds")
@@ -141,7 +144,7 @@ def run(
     book = ledger.Ledger(workspace.directory)
     book.resume(version)
     first_round = version // clock.updates_per_round
-    pending = read_pending(spool, clock, first_round, partial(sharding.row_shardings, mesh=workspace.mesh))
+    pending = read_pending(spool, clock, first_round, partial(sharding.row_shardings, mesh=program.home))
     scores = None
     if reward.model is not None:
         scores = learned_scores(reward.model, reward.params, reward.mean, reward.std)
@@ -167,7 +170,7 @@ def run(
     if recorder.stopped:
         raise KeyboardInterrupt
     workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began} | recorder.timings())
-    params = checkpoints.restore(clock.num_updates, abstract)["policy"].params
+    params = workspace.on_mesh(checkpoints.restore(clock.num_updates, abstract)["policy"].params)
     checkpoints.close()
     return params
 

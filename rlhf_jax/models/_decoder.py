@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +70,9 @@ class Decoder:
     @property
     def remat(self) -> bool:
         return self.config.remat
+
+    def with_config(self, **changes: Any) -> Self:
+        return replace(self, config=replace(self.config, **changes))
 
     def init(self, key: Array) -> Params:
         token = jnp.zeros((1, 1), jnp.int32)

@@ -59,6 +59,10 @@ class Model(Protocol):
         """Whether layers are computed again in the backward pass."""
         ...
 
+    def with_config(self, **changes: Any) -> "Model":
+        """The same model but for some values of its config: another number of layers, or `remat`."""
+        ...
+
     def init(self, key: Array) -> Params:
         """Fresh float32 params."""
         ...

@@ -27,6 +27,10 @@ class ValueModel:
     def vocab_size(self) -> int:
         return self.backbone.vocab_size
 
+    def with_config(self, **changes: Any) -> "ValueModel":
+        """On a backbone with other values in its config; see `models/api.py`."""
+        return ValueModel(self.backbone.with_config(**changes))
+
     def init(self, key: Array) -> Params:
         """Fresh float32 params."""
         key_backbone, key_head = jax.random.split(key)

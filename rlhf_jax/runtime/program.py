@@ -1,6 +1,5 @@
 """The compiled calls of a round: generate, score, credit, update, publish; both loops call this and nothing else."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -8,10 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from rlhf_jax import sample, score
-from rlhf_jax.runtime import memory, sharding
+from rlhf_jax.micro_batches import in_parts
+from rlhf_jax.runtime import inference, memory, sharding
 from rlhf_jax.runtime.checkpoint import abstract_like
+from rlhf_jax.runtime.placement import ROLES, placed
 from rlhf_jax.runtime.sampler import Sampler
 from rlhf_jax.runtime.setup import Critic as Critic
 from rlhf_jax.runtime.setup import Reward as Reward
@@ -21,64 +23,79 @@ from rlhf_jax.update import critic_objective, init_state, policy_objective, trai
 
 
 class Program:
-    """The calls of one round, compiled for a mesh. Methods only dispatch: arrays stay on the device."""
+    """The calls of one round, each compiled for the mesh where the plan places it. Methods only dispatch: arrays stay on
+    devices. Samples, scores and the rows to train on lie on the policy's training mesh, `home`."""
 
     def __init__(self, setup: Setup, reference_params: Params):
-        """`reference_params` are the frozen reference, laid out as params are on the mesh.
+        """`reference_params` are the frozen reference, laid out as params are on the run's mesh.
 
         Raises ValueError for an algorithm whose critic the setup lacks.
         """
-        self.setup = setup
-        self.reference_params = reference_params
-        model, mesh, algorithm = setup.model, setup.mesh, setup.algorithm
+        self.setup, self.reference_params = setup, reference_params
+        model, places, algorithm = setup.model, setup.places, setup.algorithm
         if ("critic" in algorithm.losses) != (setup.critic is not None):
             raise ValueError(f"{algorithm.name} trains {', '.join(algorithm.losses)}; the critic is {setup.critic}")
-        roles: dict[str, tuple[Any, optax.GradientTransformation]] = {"policy": (model, setup.optimizer)}
+        self._roles: dict[str, tuple[Any, optax.GradientTransformation]] = {"policy": (model, setup.optimizer)}
         if setup.critic is not None:
-            roles["critic"] = (setup.critic.model, setup.critic.optimizer)
-        self._roles = roles
+            self._roles["critic"] = (setup.critic.model, setup.critic.optimizer)
+        self.meshes = {role: places.mesh(f"train_{role}") for role in self._roles}
+        self.home = self.meshes["policy"]
         first = self._first_params(reference_params)
         self.state_shapes: States = {
             role: jax.eval_shape(partial(init_state, optimizer=optimizer), first[role])
-            for role, (_, optimizer) in roles.items()
+            for role, (_, optimizer) in self._roles.items()
         }
         self.state_shardings: States = {
-            role: sharding.state_shardings(role_model, self.state_shapes[role], optimizer, mesh)
-            for role, (role_model, optimizer) in roles.items()
+            role: sharding.state_shardings(role_model, self.state_shapes[role], optimizer, self.meshes[role])
+            for role, (role_model, optimizer) in self._roles.items()
         }
-        everywhere, rows = sharding.replicated(mesh), sharding.rows(mesh)
-        draw = partial(sample.sample, model=model, config=setup.sampling, eos_id=setup.eos_id, pad_id=setup.pad_id)
-        prompts = jax.eval_shape(lambda: setup.prompts(0))
-        self._sampler = Sampler(
-            draw, model, reference_params, prompts, setup.key, mesh, setup.sampler_slices, setup.publish_dtype
-        )
-        self._logprobs = jax.jit(partial(score.sample_logprobs, model=model), out_shardings=rows)
-        self._reward = jax.jit(setup.reward.model, out_shardings=rows) if setup.reward.model else None
+        self._sampler = self._make_sampler()
+        self._inference = inference.make(setup)
+        self._frozen = {
+            call: placed(params, inference.params_layout(setup, call, params))
+            for call, params in (("reference", reference_params), ("reward", setup.reward.params))
+            if call in self._inference
+        }
         self._credit = jax.jit(self._credit_rows)
-        self._take = jax.jit(take_units, static_argnames=("unit_rows",))
-        self._update = {
-            role: jax.jit(
-                self._step(role, role_model, optimizer),
-                donate_argnums=0,
-                out_shardings=(self.state_shardings[role], everywhere),
-            )
-            for role, (role_model, optimizer) in roles.items()
+        self._take = jax.jit(partial(take_units, mesh=self.home), static_argnames=("unit_rows",))
+        self._update = {role: self._make_update(role) for role in self._roles}
+        self._init = {
+            role: jax.jit(partial(fresh_state, optimizer=optimizer), out_shardings=self.state_shardings[role])
+            for role, (_, optimizer) in self._roles.items()
         }
-        self._init = jax.jit(self._fresh_states, out_shardings=self.state_shardings)
-        if setup.critic is not None:
-            self._values = jax.jit(partial(score.sample_values, model=setup.critic.model), out_shardings=rows)
 
-    def _step(self, role: str, model: Any, optimizer: optax.GradientTransformation) -> Callable[..., Any]:
-        algorithm = self.setup.algorithm
+    def _make_sampler(self) -> Sampler:
+        setup, places = self.setup, self.setup.places
+        draw = partial(
+            sample.sample,
+            model=inference.changed(setup.model, places, "generate"),
+            config=setup.sampling,
+            eos_id=setup.eos_id,
+            pad_id=setup.pad_id,
+        )
+        slices = setup.sampler_slices
+        if not slices and places.mesh("generate") != self.home:
+            slices = (places.mesh("generate"),)
+        in_turn = in_parts(draw, places.parts("generate"), 1, setup.sampling.samples_per_prompt)
+        prompts = jax.eval_shape(lambda: setup.prompts(0))
+        return Sampler(
+            in_turn, setup.model, self.reference_params, prompts, setup.key, self.home, slices, setup.publish_dtype
+        )
+
+    def _make_update(self, role: str) -> Any:
+        (model, optimizer), algorithm, places = self._roles[role], self.setup.algorithm, self.setup.places
         make_objective = policy_objective if role == "policy" else critic_objective
-        return partial(
+        model = inference.changed(model, places, f"train_{role}")
+        step = partial(
             train_step,
             objective=make_objective(algorithm.losses[role], model, self.block_rows),
             optimizer=optimizer,
             aggregation=algorithm.aggregation if role == "policy" else "token",
             unit_rows=self.block_rows,
-            num_micro_batches=self.setup.num_micro_batches,
+            num_micro_batches=places.parts(f"train_{role}"),
         )
+        everywhere = sharding.replicated(self.meshes[role])
+        return jax.jit(step, donate_argnums=0, out_shardings=(self.state_shardings[role], everywhere))
 
     @property
     def block_rows(self) -> int:
@@ -98,22 +115,24 @@ class Program:
     def compile(self) -> None:
         """Compiles a round's longest calls side by side, from shapes alone: the first update waits for the slowest of them,
         not for their sum. Each is found compiled when it is called."""
-        shaped = partial(sharding.abstract_rows, mesh=self.setup.mesh)
-        states = abstract_like(self.state_shapes, self.state_shardings)
-        samples = shaped(self._sampler.shapes)
+        samples = self._sampler.shapes
         _, batch = jax.eval_shape(self._credit_rows, samples, *self._judgement_shapes())
         size = batch.tokens_RC.shape[0] // self.setup.clock.num_minibatches
-        minibatch = shaped(
-            jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]) if x.ndim else (), x.dtype), batch)
-        )
+        minibatch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]) if x.ndim else (), x.dtype), batch)
         calls: list[tuple[Any, tuple[Any, ...]]] = self._sampler.calls(self.reference_params)
-        calls += [(update, (states[role], minibatch)) for role, update in self._update.items()]
-        if "reference" in self.setup.algorithm.needs:
-            calls.append((self._logprobs, (self.reference_params, samples)))
-        if self._reward is not None:
-            calls.append((self._reward, (self.setup.reward.params, samples)))
+        for role, update in self._update.items():
+            state = abstract_like(self.state_shapes[role], self.state_shardings[role])
+            calls.append((update, (state, sharding.abstract_rows(minibatch, self.meshes[role]))))
+        for name, call in self._inference.items():
+            calls.append((call.run, (self._abstract_params(name), sharding.abstract_rows(samples, call.mesh))))
         with ThreadPoolExecutor(len(calls)) as pool:
             list(pool.map(lambda call: call[0].lower(*call[1]).compile(), calls))
+
+    def _abstract_params(self, call: str) -> Any:
+        if call in self._frozen:
+            return self._frozen[call]
+        shapes = self.state_shapes[ROLES[call]].params
+        return abstract_like(shapes, inference.params_layout(self.setup, call, shapes))
 
     def _judgement_shapes(self) -> tuple[Any, Any, Any, Any]:
         rows, length = self._sampler.shapes.tokens_BC.shape
@@ -126,24 +145,34 @@ class Program:
 
     def init(self, params: Params) -> States:
         """Fresh states at version 0, the policy's from a copy of `params`: arrays given survive the first donated step."""
-        return self._init(self._first_params(params))
+        first = self._first_params(params)
+        return {role: make(placed(first[role], self.state_shardings[role].params)) for role, make in self._init.items()}
 
     def generate(self, params: Params, round_index: int, version: int) -> Samples:
         """Samples a round with published params."""
         return self._sampler.generate(params, self.setup.prompts(round_index), version)
 
     def score(self, states: States, samples: Samples) -> tuple[Scores, Batch]:
-        """What every role says of the samples, and the rows to train on."""
-        reward, needs = self.setup.reward, self.setup.algorithm.needs
-        reference = self._logprobs(self.reference_params, samples) if "reference" in needs else None
-        proximal = self._logprobs(states["policy"].params, samples) if "proximal" in needs else None
-        value = self._values(states["critic"].params, samples) if "value" in needs else None
-        if self._reward is not None:
-            raw = self._reward(reward.params, samples)
-        else:
-            assert reward.host is not None
-            raw = jax.device_put(reward.host(samples), sharding.rows(self.setup.mesh))
+        """What every role says of the samples, and the rows to train on. Calls on devices of their own run side by side."""
+        on = {self.home: samples}
+        said = {}
+        for name, call in self._inference.items():
+            if call.mesh not in on:
+                on[call.mesh] = placed(samples, sharding.row_shardings(samples, call.mesh))
+            said[name] = call(self._params_for(name, states), on[call.mesh])
+        if self.setup.reward.host is not None:
+            said["reward"] = self.setup.reward.host(samples)
+        rows = sharding.rows(self.home)
+        raw, reference, proximal, value = (
+            placed(said[name], rows) if name in said else None for name in ("reward", "reference", "proximal", "value")
+        )
         return self._credit(samples, raw, reference, proximal, value)
+
+    def _params_for(self, call: str, states: States) -> Params:
+        if call in self._frozen:
+            return self._frozen[call]
+        params = states[ROLES[call]].params
+        return placed(params, inference.params_layout(self.setup, call, params))
 
     def minibatch(self, batch: Batch, round_index: int, update_in_round: int) -> Batch:
         """Rows of one update: epochs outside, minibatches inside.
@@ -160,8 +189,7 @@ class Program:
         if epoch:
             order = np.random.default_rng([self.setup.seed, round_index, epoch]).permutation(num_units)
         size = num_units // clock.num_minibatches
-        taken = self._take(batch, order[part * size : (part + 1) * size].astype(np.int32), unit_rows=self.block_rows)
-        return jax.device_put(taken, sharding.row_shardings(taken, self.setup.mesh))
+        return self._take(batch, order[part * size : (part + 1) * size].astype(np.int32), unit_rows=self.block_rows)
 
     def update(self, states: States, batch: Batch) -> tuple[States, Metrics]:
         """One update of every trained role; `states` are donated. The critic's metrics are named `critic_*`."""
@@ -172,8 +200,9 @@ class Program:
         return updated, metrics
 
     def update_role(self, role: str, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """One update of one role; `state` is donated."""
-        return self._update[role](state, batch)
+        """One update of one role, on its mesh; `state` is donated."""
+        rows = placed(batch, sharding.row_shardings(batch, self.meshes[role]))
+        return self._update[role](state, rows)
 
     def publish(self, states: States) -> Params:
         """Params that the sampler owns."""
@@ -182,12 +211,6 @@ class Program:
     def _first_params(self, policy: Params) -> dict[str, Params]:
         critic = self.setup.critic
         return {"policy": policy} | ({} if critic is None else {"critic": critic.params})
-
-    def _fresh_states(self, params: dict[str, Params]) -> States:
-        return {
-            role: init_state(jax.tree.map(jax.numpy.copy, params[role]), optimizer)
-            for role, (_, optimizer) in self._roles.items()
-        }
 
     def _credit_rows(
         self,
@@ -203,8 +226,7 @@ class Program:
             reference_logprob_BC=reference_BC, proximal_logprob_BC=proximal_BC, value_BC=value_BC
         )
         batch = setup.algorithm.credit(samples, scores)
-        shardings = sharding.row_shardings(batch, setup.mesh)
-        return scores, jax.lax.with_sharding_constraint(batch, shardings)
+        return scores, jax.lax.with_sharding_constraint(batch, sharding.row_shardings(batch, self.home))
 
 
 def block_rows(algorithm: Algorithm, samples_per_prompt: int, share_prompts: bool) -> int:
@@ -214,12 +236,18 @@ def block_rows(algorithm: Algorithm, samples_per_prompt: int, share_prompts: boo
     return algorithm.unit_rows(samples_per_prompt)
 
 
-def take_units(batch: Batch, units_U: Array, *, unit_rows: int) -> Batch:
-    """The rows of the given units, in their order; scalars as they are."""
+def fresh_state(params: Params, *, optimizer: optax.GradientTransformation) -> TrainState:
+    """A state at version 0 whose params are copies."""
+    return init_state(jax.tree.map(jax.numpy.copy, params), optimizer)
+
+
+def take_units(batch: Batch, units_U: Array, *, unit_rows: int, mesh: Mesh) -> Batch:
+    """The rows of the given units, in their order, over the mesh; scalars as they are."""
 
     def take(array: Array) -> Array:
         if array.ndim == 0:
             return array
         return array.reshape(-1, unit_rows, *array.shape[1:])[units_U].reshape(-1, *array.shape[1:])
 
-    return jax.tree.map(take, batch)
+    taken = jax.tree.map(take, batch)
+    return jax.lax.with_sharding_constraint(taken, sharding.row_shardings(taken, mesh))

@@ -15,7 +15,9 @@ from jax.sharding import Mesh
 
 from rlhf_jax.models.api import Model
 from rlhf_jax.runtime import memory, sharding
+from rlhf_jax.runtime.placement import placed
 from rlhf_jax.runtime.publish import make_publish
+from rlhf_jax.runtime.reallocate import move
 from rlhf_jax.types import Array, Params, Prompts, Samples
 
 Draw = Callable[[Params, Prompts, Array, Any], Samples]
@@ -38,7 +40,8 @@ class Sampler:
         """`params` and `prompts` (of a whole round) are arrays or shapes; without `slices` the trainer's mesh samples."""
         self._apart = bool(slices)
         self._meshes = tuple(slices) or (trainer,)
-        self._trainer, self._key = trainer, key
+        self._trainer = trainer
+        self._keys = [jax.device_put(key, sharding.replicated(mesh)) for mesh in self._meshes] if slices else [key]
         self.dtype = dtype
         self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
         self.share = jax.tree.map(
@@ -48,7 +51,7 @@ class Sampler:
         share_shapes = jax.eval_shape(draw, params, self.share, key, np.int32(0))
         self._layouts = [sharding.params_shardings(model, params, mesh) for mesh in self._meshes]
         self._draw = [jax.jit(draw, out_shardings=sharding.row_shardings(share_shapes, mesh)) for mesh in self._meshes]
-        self._copy = make_publish(sharding.params_shardings(model, params, trainer), dtype)
+        self._copy = make_publish(sharding.params_shardings(model, params, trainer), dtype)  # where they are trained
         self._join = jax.jit(join, out_shardings=sharding.row_shardings(self.shapes, trainer))
 
     def version_bytes(self) -> list[Counter[Any]]:
@@ -57,35 +60,38 @@ class Sampler:
 
     def publish(self, params: Params) -> Params:
         """Params that the sampler owns, where it samples."""
-        copied = self._copy(params)
-        return tuple(jax.device_put(copied, layout) for layout in self._layouts) if self._apart else copied
+        if not self._apart:
+            return self._copy(params)
+        return tuple(move(params, layout, dtype=self.dtype) for layout in self._layouts)
 
     def generate(self, params: Params, prompts: Prompts, version: int) -> Samples:
         """Samples of a round, on the trainer's mesh. The slices draw at the same time."""
         if not self._apart:
             prompts = jax.device_put(prompts, sharding.row_shardings(prompts, self._trainer))
-            return self._draw[0](params, prompts, self._key, np.int32(version))
+            return self._draw[0](params, prompts, self._keys[0], np.int32(version))
         parts = [
             draw(
                 of_slice,
                 jax.device_put(share, sharding.row_shardings(share, mesh)),
-                jax.device_put(self._key, sharding.replicated(mesh)),
+                key,
                 np.int32(version),
             )
-            for draw, of_slice, share, mesh in zip(
-                self._draw, params, shares(prompts, len(self._meshes)), self._meshes, strict=True
+            for draw, of_slice, share, mesh, key in zip(
+                self._draw, params, shares(prompts, len(self._meshes)), self._meshes, self._keys, strict=True
             )
         ]
-        return self._join([jax.device_put(part, sharding.replicated(self._trainer)) for part in parts])
+        if len(parts) == 1:
+            return placed(parts[0], sharding.row_shardings(parts[0], self._trainer))
+        everywhere = sharding.replicated(self._trainer)
+        return self._join([placed(part, jax.tree.map(lambda _: everywhere, part)) for part in parts])
 
     def calls(self, params: Params) -> list[tuple[Any, tuple[Any, ...]]]:
         """Each compiled function with shapes of its arguments, for compiling ahead of time."""
         found = []
-        for draw, mesh, layout in zip(self._draw, self._meshes, self._layouts, strict=True):
+        for draw, mesh, layout, key in zip(self._draw, self._meshes, self._layouts, self._keys, strict=True):
             published = jax.tree.map(
                 lambda x, where: jax.ShapeDtypeStruct(x.shape, self.dtype, sharding=where), params, layout
             )
-            key = jax.device_put(self._key, sharding.replicated(mesh)) if self._apart else self._key
             found.append((draw, (published, sharding.abstract_rows(self.share, mesh), key, np.int32(0))))
         return found
 

@@ -1,8 +1,9 @@
 """What a program is made of: models, algorithm, reward, clock, mesh, and where prompts and random keys come from."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -12,15 +13,20 @@ from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.rewards.api import ModelReward
 from rlhf_jax.runtime.clock import Clock
-from rlhf_jax.types import Algorithm, Array, Params, Prompts, Samples
+from rlhf_jax.runtime.placement import Places
+from rlhf_jax.types import Algorithm, Array, Params, Plan, Prompts, Samples
 
 
 @dataclass(frozen=True)
 class Reward:
-    """What judges, and its unit: `model` with its `params`, or `host` on decoded samples; standardised by mean and std."""
+    """What judges, and its unit: `model` with its `params`, or `host` on decoded samples; standardised by mean and std.
+
+    `network` says how params are sharded where a plan gives the reward devices of its own; without it they lie whole on each.
+    """
 
     model: ModelReward | None = None
     params: Params = None
+    network: ValueModel | None = None
     host: Callable[[Samples], np.ndarray] | None = None
     mean: float = 0.0
     std: float = 1.0
@@ -37,7 +43,10 @@ class Critic:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a program is made of. `prompts(round)` gives the round's prompts; keys are functions of `seed` and purpose."""
+    """What a program is made of. `prompts(round)` gives the round's prompts; keys are functions of `seed` and purpose.
+
+    Calls run where `plan` places them, and on `mesh` where it does not name them.
+    """
 
     model: Model
     algorithm: Algorithm
@@ -56,4 +65,12 @@ class Setup:
     num_micro_batches: int = 1
     critic: Critic | None = None
     share_prompts: bool = True
-    sampler_slices: tuple[Mesh, ...] = ()  # device slices of the sampler's own; none: it samples on `mesh`
+    sampler_slices: tuple[
+        Mesh, ...
+    ] = ()  # device slices that share a round's prompts; none: it samples where the plan says
+    plan: Plan = field(default_factory=Plan)
+
+    @property
+    def places(self) -> Places:
+        """Where each call runs."""
+        return Places(self.mesh, jax.devices(), self.plan, self.num_micro_batches)

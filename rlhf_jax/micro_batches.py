@@ -1,0 +1,56 @@
+"""Rows cut into parts that run one after the other, so that only one part's activations or caches exist at a time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.types import Array
+
+
+def split_rows(batch: Any, num_parts: int, unit_rows: int) -> Any:
+    """`[R, ...]` -> `[num_parts, R / num_parts, ...]`, units whole, every n-th unit to one part.
+
+    Striding keeps each device's rows on it: a contiguous cut would move rows between the shards of the data axis.
+    """
+
+    def split(array: Array) -> Array:
+        if jnp.ndim(array) == 0:
+            return jnp.broadcast_to(array, (num_parts,))
+        rest = array.shape[1:]
+        strided = array.reshape(-1, num_parts, unit_rows, *rest)
+        return jnp.moveaxis(strided, 1, 0).reshape(num_parts, -1, *rest)
+
+    return jax.tree.map(split, batch)
+
+
+def join_rows(parts: Any, unit_rows: int) -> Any:
+    """The inverse of `split_rows`; of scalars the first part's."""
+
+    def join(array: Array) -> Array:
+        if array.ndim == 1:
+            return array[0]
+        num_parts, _, *rest = array.shape
+        by_unit = array.reshape(num_parts, -1, unit_rows, *rest)
+        return jnp.moveaxis(by_unit, 0, 1).reshape(-1, *rest)
+
+    return jax.tree.map(join, parts)
+
+
+def in_parts(function: Callable[..., Any], num_parts: int, unit_rows: int, units_out: int) -> Callable[..., Any]:
+    """`function(params, rows, *rest)`, computed on `num_parts` parts of the rows in turn.
+
+    Args:
+      function: what it returns has rows first in every array, and its scalars are the same whatever the rows are.
+      unit_rows: rows of the argument that are never separated.
+      units_out: rows that such a unit becomes in the result.
+    """
+    if num_parts == 1:
+        return function
+
+    def run(params: Any, rows: Any, *rest: Any) -> Any:
+        parts = split_rows(rows, num_parts, unit_rows)
+        return join_rows(jax.lax.map(lambda part: function(params, part, *rest), parts), units_out)
+
+    return run
