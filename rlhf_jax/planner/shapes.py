@@ -149,7 +149,8 @@ def of_model(model: Any, copy_bytes: int | None = None) -> Shape:
     backbone = getattr(model, "backbone", model)
     config = backbone.config
     params = jax.eval_shape(model.init, jax.random.key(0))
-    arrays, axes = flatten_dict(params), flatten_dict(model.logical_axes(params))
+    arrays: dict[Any, Any] = flatten_dict(params)
+    axes: dict[Any, Any] = flatten_dict(model.logical_axes(params))
     counts = Counter((_place(path), tuple(array.shape), axes[path]) for path, array in arrays.items())
     (param_bytes,) = {array.dtype.itemsize for array in arrays.values()}
     return Shape(

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -284,7 +285,7 @@ BANDS = {(1, 1, 1): (0.8, 1.2), (8, 1, 1): (0.8, 1.2), (2, 2, 2): (0.6, 1.3)}
 @pytest.mark.parametrize("call", [GENERATE, REFERENCE, TRAIN], ids=lambda call: call.name)
 def test_bytes_are_those_of_the_compiled_program(call, mesh_shape):
     costs = formulas(shapes.of_model(llama.make(SMALL)), SMALL_WORK, hardware="cpu", num_devices=8)
-    analysis = compiled(call, mesh_shape).memory_analysis()
+    analysis: Any = compiled(call, mesh_shape).memory_analysis()
     place = on(*mesh_shape, remat=False)
     stays = costs.state_bytes("policy", place) if call is TRAIN else costs.params_bytes(call.role, place)
     rows = analysis.argument_size_in_bytes - stays
