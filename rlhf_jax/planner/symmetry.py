@@ -1,0 +1,91 @@
+"""Which plans are the same but for the names of the devices: two halves of a host may be exchanged, and halves of halves.
+
+Costs need not be blind to places, so that is found out by comparing every number under every exchange, before it is used.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+import numpy as np
+
+Slice = tuple[int, int]  # where it begins, its size
+Exchange = tuple[int, int]  # where a part begins that has two halves, and its size
+
+
+class Exchanges:
+    """The halves that may be exchanged; none where hosts have no power of two devices, two hosts as two halves."""
+
+    def __init__(self, num_devices: int, devices_per_host: int):
+        host = min(devices_per_host, num_devices)
+        self.num_devices, self.host = num_devices, host
+        self.two_hosts = num_devices == 2 * host
+        self.usable = host & (host - 1) == 0
+        self.all = self._parts() if self.usable else []
+
+    def _parts(self) -> list[Exchange]:
+        found, size = [], self.host
+        while size > 1:
+            found += [(begin, size) for begin in range(0, self.num_devices, size)]
+            size //= 2
+        return found + ([(0, self.num_devices)] if self.two_hosts else [])
+
+    def keep(
+        self, places: Sequence[Sequence[tuple[Slice, object]]], tables: Sequence[tuple[int, int, np.ndarray]]
+    ) -> bool:
+        """Whether no exchange changes a number.
+
+        Args:
+          places: of each call, where and how it may be, with all that is asked of it there.
+          tables: of pairs of calls, the seconds between each of their places.
+        """
+        return self.usable and all(self._keeps(exchange, places, tables) for exchange in self.all)
+
+    def _keeps(
+        self,
+        exchange: Exchange,
+        places: Sequence[Sequence[tuple[Slice, object]]],
+        tables: Sequence[tuple[int, int, np.ndarray]],
+    ) -> bool:
+        orders = []
+        for of_call in places:
+            where: Mapping[tuple[Slice, object], int] = {key: number for number, key in enumerate(of_call)}
+            moved = [where.get((exchanged(key[0], exchange), key[1])) for key in of_call]
+            if None in moved:
+                return False
+            orders.append(np.array(moved))
+        return all(
+            np.allclose(table[np.ix_(orders[source], orders[target])], table, rtol=1e-12, atol=0)
+            for source, target, table in tables
+        )
+
+    @cache  # noqa: B019  # as short-lived as a search
+    def fresh(self, placed: tuple[Slice, ...], candidates: tuple[Slice, ...]) -> tuple[bool, ...]:
+        """Of the slices for a next call, one of each set that exchanges make the same beside those placed already."""
+        seen, found = set(), []
+        for candidate in candidates:
+            key = self._signature((*placed, candidate))
+            found.append(key not in seen)
+            seen.add(key)
+        return tuple(found)
+
+    def _signature(self, placed: tuple[Slice, ...]) -> object:
+        hosts = [self._part(begin, self.host, placed) for begin in range(0, self.num_devices, self.host)]
+        larger = tuple((call, of_call) for call, of_call in enumerate(placed) if of_call[1] > self.host)
+        return larger, tuple(sorted(hosts, key=repr) if self.two_hosts else hosts)
+
+    def _part(self, begin: int, size: int, placed: tuple[Slice, ...]) -> object:
+        """Which calls have this very slice, and the same of its halves, in an order that exchanges do not change."""
+        here = tuple(call for call, of_call in enumerate(placed) if of_call == (begin, size))
+        if not any(begin <= of_call[0] < begin + size and of_call[1] < size for of_call in placed):
+            return here
+        halves = [self._part(half, size // 2, placed) for half in (begin, begin + size // 2)]
+        return here, tuple(sorted(halves, key=repr))
+
+
+def exchanged(place: Slice, exchange: Exchange) -> Slice:
+    """Where a slice lies after two halves were exchanged; one that reaches beyond a half stays."""
+    (begin, size), (first, whole) = place, exchange
+    half = whole // 2
+    if size > half or not first <= begin < first + whole:
+        return place
+    return (begin + half, size) if begin < first + half else (begin - half, size)
