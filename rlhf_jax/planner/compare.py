@@ -23,9 +23,8 @@ def why_worse(worse: Simulation, best: Simulation) -> str:
         return f"as fast as the best plan ({best.seconds_per_round:.3g} s)"
     least = SHOWN * best.seconds_per_round
     pairs = list(zip(worse.rows, best.rows, strict=True))
-    slower = sorted(
-        (here.seconds - there.seconds, here, there) for here, there in pairs if here.seconds - there.seconds > least
-    )
+    longer = [(here.seconds - there.seconds, here, there) for here, there in pairs]
+    slower = sorted((entry for entry in longer if entry[0] > least), key=lambda entry: entry[0])
     parts = [_slower(seconds, here, there) for seconds, here, there in slower[::-1][:3]]
     parts += [f"{one} and {other} share devices, so that one waits" for one, other in _joined(pairs)]
     moved = sum(here.reallocate_seconds - there.reallocate_seconds for here, there in pairs)

@@ -26,7 +26,10 @@ NUMBERED = 0.018
 
 
 def draw(simulation: Simulation, title: str = "") -> Figure:
-    """Some rounds in the steady state, from the end of a training: bars by call with the number of their round, reallocation hatched."""
+    """Some rounds in the steady state, from the end of a training on.
+
+    Bars by call with the number of their round, reallocation hatched.
+    """
     lanes = lanes_of(simulation)
     nodes = [node for node in simulation.nodes if node.kind != "transfer"]
     begin, end = _window(nodes)
