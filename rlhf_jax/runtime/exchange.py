@@ -1,7 +1,9 @@
 """Carries out a plan of pieces: cut on the devices that hold them, copied device to device, put together where they belong.
 
 Everything a device has to cut, and everything it has to put together, of a group of arrays is one compiled program; all that
-travels is one batched copy. No array passes through host memory, and no result shares a buffer with a source.
+travels, and every shard that stays where it is, is one batched copy. No array passes through host memory, and no result shares
+a buffer with a source. (Small pieces packed into one array for each pair of devices were dispatched in 3.6 instead of 5.8 ms,
+28 leaves from 4 devices to 8 on CPU, and compiled in 2.3 instead of 0.7 s: not worth it.)
 """
 
 from collections import defaultdict
@@ -12,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
+from jax.sharding import Sharding, SingleDeviceSharding
 
-from rlhf_jax.runtime.pieces import Box, Piece, band, boxes, devices_of, pieces, relative, size_of
+from rlhf_jax.runtime.pieces import Box, band, boxes, devices_of, pieces, relative, size_of
 from rlhf_jax.types import Array
 
 Exchange = Callable[[Sequence[Array], Sequence[list[Array]] | None], list[list[Array]]]
@@ -49,35 +51,36 @@ def extra_bytes(leaf: Leaf, place: int = 0, num_bands: int = 1) -> int:
 def make_exchange(leaves: Sequence[Leaf], place: int = 0, num_bands: int = 1) -> Exchange:
     """A function `(arrays, buffers) -> for each leaf the target's shards, in the target's order of devices`.
 
-    All leaves have elements, lie on the same devices and go to the same devices.
+    It returns before anything has been copied.
 
-    With bands (one leaf), each call writes its band into the `buffers` that the call before it returned; the first is given
-    None. It returns before anything has been copied.
+    Args:
+      leaves: what it is given arrays of: all lie on the same devices and go to the same devices.
+      place, num_bands: which band of a single leaf it moves (see `pieces.band`): into the `buffers` that the band before it
+        returned, which it donates; the first makes them and is given None.
     """
-    plans = [pieces(leaf.shape, leaf.source, leaf.target, place, num_bands) for leaf in leaves]
     cuts = {device: _Cuts(leaves, device) for device in devices_of(leaves[0].source)}
     joins = {device: _Joins(leaves, device, place, num_bands) for device in devices_of(leaves[0].target)}
-    route = []  # of what travels: its source and place among the source's cuts, and its target
-    for which, plan in enumerate(plans):
-        for piece in plan:
-            if piece.source == piece.target:
-                joins[piece.target].take(which, piece.box, None)
-            else:
-                route.append((piece.source, cuts[piece.source].add(which, piece), piece.target))
-                joins[piece.target].take(which, piece.box, len(route) - 1)
-    targets = [target for _, _, target in route]
-    for one in joins.values():
-        one.compile()
+    route: list[tuple[Any, int]] = []  # of what is copied: its source, and the place among what that sends
+    targets: list[SingleDeviceSharding] = []  # given bare devices, `device_put` would copy one by one
+    for which, leaf in enumerate(leaves):
+        for box, source, target in pieces(leaf.shape, leaf.source, leaf.target, place, num_bands):
+            kept = source == target and not joins[target].is_whole(which, box)
+            joins[target].parts[which].append((box, None if kept else len(route)))
+            if not kept:
+                route.append((source, cuts[source].add(which, box)))
+                targets.append(SingleDeviceSharding(target))
+    for join in joins.values():
+        join.close()
 
     def exchange(arrays: Sequence[Array], buffers: Sequence[list[Array]] | None = None) -> list[list[Array]]:
         shards = [{shard.device: shard.data for shard in array.addressable_shards} for array in arrays]
         cut = {device: one.run(shards) for device, one in cuts.items()}
-        leaving = [cut[source][index] for source, index, _ in route]
-        arrived = jax.device_put(leaving, targets) if leaving else []
+        leaving = [cut[source][index] for source, index in route]
+        arrived = jax.device_put(leaving, targets, may_alias=False) if leaving else []
         results: list[list[Array]] = [[] for _ in leaves]
-        for position, (_, one) in enumerate(joins.items()):
+        for position, join in enumerate(joins.values()):
             before = [shards_of[position] for shards_of in buffers] if buffers else []
-            for which, shard in one.run(shards, arrived, before):
+            for which, shard in join.run(shards, arrived, before):
                 results[which].append(shard)
         return results
 
@@ -85,97 +88,98 @@ def make_exchange(leaves: Sequence[Leaf], place: int = 0, num_bands: int = 1) ->
 
 
 class _Cuts:
-    """What one device sends: whole shards as they are, and what has to be cut or cast by one compiled program."""
+    """What one device sends: whole shards as they are, and what has to be cut or cast, by one program."""
 
     def __init__(self, leaves: Sequence[Leaf], device: Any) -> None:
         self.leaves, self.device = leaves, device
-        self.sent: dict[tuple[int, Box], int] = {}  # (leaf, box) -> place in the list that `run` returns
+        self.sent: dict[tuple[int, Box], int] = {}  # (leaf, box) -> its place in what `run` returns
+        self.is_cut: list[bool] = []
         self.program = jax.jit(self.cut)
 
-    def add(self, which: int, piece: Piece) -> int:
-        return self.sent.setdefault((which, piece.box), len(self.sent))
-
-    def is_whole(self, which: int, box: Box) -> bool:
-        leaf = self.leaves[which]
-        return box == boxes(leaf.source, leaf.shape)[self.device] and leaf.carried == leaf.dtype
+    def add(self, which: int, box: Box) -> int:
+        """The place of a piece; one that goes to several devices is cut once."""
+        if (which, box) not in self.sent:
+            leaf = self.leaves[which]
+            self.sent[which, box] = len(self.sent)
+            self.is_cut.append(box != boxes(leaf.source, leaf.shape)[self.device] or leaf.carried != leaf.dtype)
+        return self.sent[which, box]
 
     def cut(self, shards: dict[int, Array]) -> list[Array]:
-        found = []
-        for which, box in self.sent:
-            if not self.is_whole(which, box):
+        made = []
+        for (which, box), is_cut in zip(self.sent, self.is_cut, strict=True):
+            if is_cut:
                 leaf = self.leaves[which]
                 within = boxes(leaf.source, leaf.shape)[self.device]
-                found.append(shards[which][relative(box, within)].astype(leaf.carried))
-        return found
+                made.append(shards[which][relative(box, within)].astype(leaf.carried))
+        return made
 
     def run(self, shards: Sequence[dict[Any, Array]]) -> list[Array]:
-        needed = {which: shards[which][self.device] for which, box in self.sent if not self.is_whole(which, box)}
+        sent = list(zip(self.sent, self.is_cut, strict=True))
+        needed = {which: shards[which][self.device] for (which, _), is_cut in sent if is_cut}
         made = iter(self.program(needed) if needed else ())
-        return [shards[which][self.device] if self.is_whole(which, box) else next(made) for which, box in self.sent]
+        return [next(made) if is_cut else shards[which][self.device] for (which, _), is_cut in sent]
 
 
 class _Joins:
-    """What one device puts together, by one compiled program; a shard that arrives whole needs none."""
+    """What one device puts together, by one program; a shard that arrives as it shall be needs none."""
 
     def __init__(self, leaves: Sequence[Leaf], device: Any, place: int, num_bands: int) -> None:
         self.leaves, self.device, self.place, self.num_bands = leaves, device, place, num_bands
-        self.parts: dict[int, list[tuple[Box, int | None]]] = {
-            which: [] for which, leaf in enumerate(leaves) if device in boxes(leaf.target, leaf.shape)
-        }
-        self.finished: dict[int, int] = {}  # leaf -> what arrives, which is its shard
+        self.parts: list[list[tuple[Box, int | None]]] = [
+            [] for _ in leaves
+        ]  # (box, its place among what arrives, or kept)
+        self.program = jax.jit(self.join, donate_argnums=2 if place else ())
 
-    def take(self, which: int, box: Box, arriving: int | None) -> None:
-        self.parts[which].append((box, arriving))
+    def is_whole(self, which: int, box: Box) -> bool:
+        """Whether a box that arrives is the shard as it shall be."""
+        leaf = self.leaves[which]
+        return (
+            self.num_bands == 1 and leaf.carried == leaf.result and box == boxes(leaf.target, leaf.shape)[self.device]
+        )
 
-    def compile(self) -> None:
-        for which, parts in self.parts.items():
-            (_, arriving), *others = parts or [((), None)]
-            as_it_is = self.leaves[which].carried == self.leaves[which].result and self.num_bands == 1
-            if arriving is not None and not others and as_it_is:
-                self.finished[which] = arriving
-        self.joined = [which for which in self.parts if which not in self.finished]
-        self.program = jax.jit(self.join, donate_argnums=2 if self.place else ())
+    def close(self) -> None:
+        """All parts are known: tells the shards that arrive as they shall be from the others, and what those need."""
+        first = [parts[0] if parts else ((), None) for parts in self.parts]
+        whole = [bool(parts) and self.is_whole(which, parts[0][0]) for which, parts in enumerate(self.parts)]
+        self.whole = [(which, arrival) for which, (_, arrival) in enumerate(first) if whole[which] and arrival is not None]
+        self.joined = [which for which in range(len(self.parts)) if not whole[which]]
+        used = [(which, arrival) for which in self.joined for _, arrival in self.parts[which]]
+        self.kept = {which for which, arrival in used if arrival is None}
+        self.used = {arrival for _, arrival in used if arrival is not None}
 
-    def join(self, local: dict[int, Array], arrived: dict[int, Array], before: list[Array]) -> list[Array]:
+    def join(self, kept: dict[int, Array], arrived: dict[int, Array], before: list[Array]) -> list[Array]:
         made = []
         for which in self.joined:
             leaf = self.leaves[which]
-            whole = boxes(leaf.target, leaf.shape)[self.device]
-            here = boxes(leaf.source, leaf.shape).get(self.device)
-            parts = [
-                (box, arrived[arriving] if arriving is not None else local[which][relative(box, here)])
-                for box, arriving in self.parts[which]
-            ]
-            parts = [(box, part.astype(leaf.result)) for box, part in parts]
-            if self.num_bands == 1:
-                made.append(jnp.copy(_joined(parts, 0)))
-            else:
-                made.append(self.written(leaf, whole, parts, before))
+            parts = []
+            for box, arrival in self.parts[which]:
+                if arrival is None:
+                    part = kept[which][relative(box, boxes(leaf.source, leaf.shape)[self.device])]
+                else:
+                    part = arrived[arrival]
+                parts.append((box, part.astype(leaf.result)))
+            made.append(jnp.copy(_joined(parts, 0)) if self.num_bands == 1 else self.written(leaf, parts, before))
         return made
 
-    def written(self, leaf: Leaf, whole: Box, parts: list[tuple[Box, Array]], before: list[Array]) -> Array:
+    def written(self, leaf: Leaf, parts: list[tuple[Box, Array]], before: list[Array]) -> Array:
         """The buffer with this band in it; the first band makes it."""
-        part = band(whole, self.place, self.num_bands)
+        whole = boxes(leaf.target, leaf.shape)[self.device]
         buffer = before[0] if before else jnp.zeros([stop - start for start, stop in whole], leaf.result)
+        part = band(whole, self.place, self.num_bands)
         if part is None:
             return buffer
-        starts = [cut.start for cut in relative(part, whole)]
-        return jax.lax.dynamic_update_slice(buffer, _joined(parts, 0), starts)
+        return jax.lax.dynamic_update_slice(buffer, _joined(parts, 0), [cut.start for cut in relative(part, whole)])
 
     def run(
         self, shards: Sequence[dict[Any, Array]], arrived: Sequence[Array], before: list[Array]
     ) -> list[tuple[int, Array]]:
-        results = [(which, arrived[arriving]) for which, arriving in self.finished.items()]
+        """(leaf, shard) of every leaf."""
+        results = [(which, arrived[arrival]) for which, arrival in self.whole]
         if not self.joined:
             return results
-        local, used = {}, {}
-        for which in self.joined:
-            for _, arriving in self.parts[which]:
-                if arriving is None:
-                    local[which] = shards[which][self.device]
-                else:
-                    used[arriving] = arrived[arriving]
-        return results + list(zip(self.joined, self.program(local, used, before), strict=True))
+        kept = {which: shards[which][self.device] for which in self.kept}
+        used = {arrival: arrived[arrival] for arrival in self.used}
+        return results + list(zip(self.joined, self.program(kept, used, before), strict=True))
 
 
 def _joined(parts: list[tuple[Box, Array]], dim: int) -> Array:

@@ -113,7 +113,9 @@ def _pieces(shape: tuple[int, ...], source: Sharding, target: Sharding, place: i
     sent: Counter[Any] = Counter()
     for turn, (device, whole) in enumerate(boxes(target, shape).items()):
         wanted = band(whole, place, num_bands) if num_bands > 1 else whole
-        for box, owners in held.items() if wanted is not None else ():
+        if wanted is None:
+            continue
+        for box, owners in held.items():
             shared = intersect(box, wanted)
             if shared is None:
                 continue

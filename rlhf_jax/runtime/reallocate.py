@@ -87,7 +87,7 @@ def move(tree: Any, shardings: Any, *, dtype: Any = None, max_bytes: int = MAX_B
     dimension that it cuts.
     """
     arrays, structure = jax.tree.flatten(tree)
-    _check(tree, donate)
+    _check(tree, arrays, donate)
     leaves = _leaves(arrays, [array.sharding for array in arrays], _like(shardings, tree), dtype)
     made: list[Any] = [None] * len(arrays)
     under_way: deque[tuple[int, Any]] = deque()
@@ -147,19 +147,26 @@ def _leaves(arrays: Sequence[Any], sources: Sequence[Any], targets: Sequence[Any
     return found
 
 
-def _check(tree: Any, donate: bool) -> None:
+def _check(tree: Any, arrays: Sequence[Any], donate: bool) -> None:
     """Raises ValueError for what `move` does not take."""
-    seen: dict[int, str] = {}
-    for path, array in jax.tree.leaves_with_path(tree):
-        name = jax.tree_util.keystr(path)
+
+    def name(place: int) -> str:
+        return jax.tree_util.keystr(jax.tree.leaves_with_path(tree)[place][0])
+
+    seen: dict[int, int] = {}
+    for place, array in enumerate(arrays):
         if not isinstance(array, jax.Array):
-            raise ValueError(f"{name} is a {type(array).__name__}; accepted: arrays of jax, which lie on devices")
+            raise ValueError(
+                f"{name(place)} is a {type(array).__name__}; accepted: arrays of jax, which lie on devices"
+            )
         kind, own = array.sharding.memory_kind, devices_of(array.sharding)[0].default_memory().kind
         if kind is not None and kind != own:
-            raise ValueError(f"{name} rests in memory of kind {kind}; `to_device` brings it back first")
+            raise ValueError(f"{name(place)} rests in memory of kind {kind}; `to_device` brings it back first")
         if donate and id(array) in seen:
-            raise ValueError(f"{name} and {seen[id(array)]} are the same array, which cannot be donated twice")
-        seen[id(array)] = name
+            raise ValueError(
+                f"{name(place)} and {name(seen[id(array)])} are the same array, which cannot be donated twice"
+            )
+        seen[id(array)] = place
 
 
 @dataclass(frozen=True)
@@ -184,7 +191,8 @@ def _make_steps(leaves: tuple[Leaf, ...], max_bytes: int, donate: bool) -> Itera
 
     def step(places: Sequence[int]) -> _Step:
         chosen = tuple(leaves[place] for place in places)
-        recipe, _ = recipes.choose(chosen[0])
+        kinds = {recipes.choose(leaf)[0] for leaf in chosen}
+        recipe = kinds.pop() if len(kinds) == 1 else "pieces"
         total = sum(beside[place] for place in places)
         return _Step(tuple(places), total, recipes.make_program(chosen, recipe, donate))
 
@@ -195,7 +203,9 @@ def _make_steps(leaves: tuple[Leaf, ...], max_bytes: int, donate: bool) -> Itera
         elif beside[place] > SMALL_BYTES:
             yield step([place])
         else:
-            key = recipe, recipes.keeps_order(leaf), devices_of(leaf.source), devices_of(leaf.target)
+            ordered = recipes.keeps_order(leaf)
+            kind = "pieces" if recipe == "put" and not ordered else recipe
+            key = kind, ordered, devices_of(leaf.source), devices_of(leaf.target)
             group = together.setdefault(key, [])
             if group and sum(beside[other] for other in group) + beside[place] > max_bytes:
                 yield step(group)

@@ -73,7 +73,11 @@ def keeps_order(leaf: Leaf) -> bool:
 
 @lru_cache(maxsize=1024)
 def make_program(leaves: tuple[Leaf, ...], recipe: Recipe, donate: bool) -> Program:
-    """What moves leaves of one recipe that lie on the same devices and go to the same devices.
+    """What moves leaves that lie on the same devices and go to the same devices.
+
+    Args:
+      recipe: of all leaves; "pieces" carries out a "put" as well.
+      donate: whether the arrays may be taken over as they are, where the recipe is a copy.
 
     Raises ValueError where devices of another process would have to be copied from or to.
     """
@@ -86,7 +90,7 @@ def make_program(leaves: tuple[Leaf, ...], recipe: Recipe, donate: bool) -> Prog
         return _put(
             leaves, _resharded(leaves, [_on_source(leaf) for leaf in leaves], [x.carried for x in leaves], False)
         )
-    if recipe == "put" and all(keeps_order(leaf) for leaf in leaves):
+    if all(keeps_order(leaf) for leaf in leaves):
         narrowed = any(leaf.dtype != leaf.carried for leaf in leaves)
         shardings, dtypes = [leaf.source for leaf in leaves], [leaf.carried for leaf in leaves]
         return _put(leaves, _resharded(leaves, shardings, dtypes, False) if narrowed else None)
