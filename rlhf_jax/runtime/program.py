@@ -115,18 +115,26 @@ class Program:
     def compile(self) -> None:
         """Compiles a round's longest calls side by side, from shapes alone: the first update waits for the slowest of them,
         not for their sum. Each is found compiled when it is called."""
-        samples = self._sampler.shapes
-        _, batch = jax.eval_shape(self._credit_rows, samples, *self._judgement_shapes())
-        size = batch.tokens_RC.shape[0] // self.setup.clock.num_minibatches
-        minibatch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]) if x.ndim else (), x.dtype), batch)
-        calls: list[tuple[Any, tuple[Any, ...]]] = self._sampler.calls(self.reference_params)
+        calls = self.calls()
+        with ThreadPoolExecutor(len(calls)) as pool:
+            list(pool.map(lambda call: call[1].lower(*call[2]).compile(), calls))
+
+    def calls(self) -> list[tuple[str, Any, tuple[Any, ...]]]:
+        """Each call's name, compiled function, and arguments as shapes with shardings; generate once for each slice."""
+        samples, minibatch = self._sampler.shapes, self.minibatch_shapes()
+        found = [("generate", *call) for call in self._sampler.calls(self.reference_params)]
+        for name, call in self._inference.items():
+            found.append((name, call.run, (self._abstract_params(name), sharding.abstract_rows(samples, call.mesh))))
         for role, update in self._update.items():
             state = abstract_like(self.state_shapes[role], self.state_shardings[role])
-            calls.append((update, (state, sharding.abstract_rows(minibatch, self.meshes[role]))))
-        for name, call in self._inference.items():
-            calls.append((call.run, (self._abstract_params(name), sharding.abstract_rows(samples, call.mesh))))
-        with ThreadPoolExecutor(len(calls)) as pool:
-            list(pool.map(lambda call: call[0].lower(*call[1]).compile(), calls))
+            found.append((f"train_{role}", update, (state, sharding.abstract_rows(minibatch, self.meshes[role]))))
+        return found
+
+    def minibatch_shapes(self) -> Batch:
+        """Shapes of what an update trains on."""
+        _, batch = jax.eval_shape(self._credit_rows, self._sampler.shapes, *self._judgement_shapes())
+        size = batch.tokens_RC.shape[0] // self.setup.clock.num_minibatches
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]) if x.ndim else (), x.dtype), batch)
 
     def _abstract_params(self, call: str) -> Any:
         if call in self._frozen:

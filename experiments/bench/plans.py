@@ -1,0 +1,189 @@
+"""Seconds of a round that the planner expects of random plans beside what they take, and the searched plan beside the default.
+
+PPO of four roles (a decoder of 4 layers, a reward model and a critic on such backbones) on 8 virtual devices of one host, whose
+cores the devices share. Every call of every plan is profiled with one and with two layers; then the plans' rounds run in
+turn, and the least of each counts.
+
+    python -m experiments.bench.plans [--plans=20] [--only=estimates]
+"""
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.bench import measure
+from rlhf_jax import sample, score
+from rlhf_jax.algorithms import ppo
+from rlhf_jax.models import gpt_neox, value_head
+from rlhf_jax.planner import simulate
+from rlhf_jax.planner.api import Work
+from rlhf_jax.planner.calls import dataflow
+from rlhf_jax.planner.cost import Formulas
+from rlhf_jax.planner.hardware import find
+from rlhf_jax.planner.options import mesh_shapes, slices
+from rlhf_jax.planner.profile import Profile
+from rlhf_jax.planner.shapes import of_model
+from rlhf_jax.rewards import learned
+from rlhf_jax.runtime import mesh, synchronous
+from rlhf_jax.runtime.clock import Clock
+from rlhf_jax.runtime.placement import text_of
+from rlhf_jax.runtime.program import Critic, Program, Reward, Setup
+from rlhf_jax.types import Call, Placement, Plan, Prompts
+from rlhf_jax.update import OptimizerConfig, make_optimizer
+
+DEVICES = 8
+ROUNDS = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Sizes of a round and of the models of all four roles."""
+
+    width: int = 128
+    num_layers: int = 4
+    num_prompts: int = 16
+    samples_per_prompt: int = 2
+    prompt_tokens: int = 32
+    completion_tokens: int = 32
+    num_minibatches: int = 1
+
+    def work(self) -> Work:
+        fields = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("width", "num_layers")
+        }
+        return Work(**fields)
+
+
+@cache
+def make_setup(case: Case) -> tuple[Setup, Any]:
+    """A setup without a plan, and params for the reference. No row ends before its last token, so that rounds take alike."""
+    config = dataclasses.replace(
+        gpt_neox.PRESETS["quickstart"],
+        vocab_size=512,
+        width=case.width,
+        num_layers=case.num_layers,
+        num_heads=4,
+        ffn_width=4 * case.width,
+    )
+    model = gpt_neox.make(config)
+    values = value_head.make(model)
+    params = jax.jit(model.init)(jax.random.key(0))
+    with_head = values.init_from(params, jax.random.key(1))
+
+    def prompts(round_index: int) -> Prompts:
+        random = np.random.default_rng(round_index)
+        shape = case.num_prompts, case.prompt_tokens
+        ordinals = round_index * case.num_prompts + np.arange(case.num_prompts, dtype=np.int32)
+        tokens = random.integers(2, 512, shape, np.int32)
+        return Prompts(tokens_PQ=tokens, mask_PQ=np.ones(shape, bool), ordinal_P=ordinals)  # type: ignore[arg-type]
+
+    optimizer = make_optimizer(OptimizerConfig(), ROUNDS)
+    setup = Setup(
+        model=model,
+        algorithm=ppo.ppo(ppo.Config()),
+        optimizer=optimizer,
+        sampling=sample.Config(case.completion_tokens, case.samples_per_prompt),
+        scoring=score.Config(replace_missing_eos=False),
+        reward=Reward(learned.make(values), with_head, values),
+        clock=Clock(ROUNDS, case.num_minibatches),
+        mesh=mesh.make_mesh(mesh.Config(data=DEVICES)),
+        prompts=prompts,
+        key=jax.random.key(0),
+        seed=0,
+        eos_id=-1,
+        pad_id=0,
+        critic=Critic(values, with_head, optimizer),
+    )
+    return setup, params
+
+
+def make_profile(case: Case, path: Path | None) -> tuple[tuple[Call, ...], Profile]:
+    """The calls and their measured costs."""
+    setup, _ = make_setup(case)
+    shape = of_model(setup.model)
+    values = of_model(value_head.make(setup.model))
+    shapes = {"policy": shape, "reference": shape, "reward": values, "critic": values}
+    formulas = Formulas(find("cpu"), DEVICES, shapes, case.work())
+    return dataflow(setup.algorithm, model_reward=True), Profile(setup, formulas, path)
+
+
+def random_plan(calls: tuple[Call, ...], profile: Profile, seed: int) -> Plan:
+    """A feasible placement for every call, each drawn alone: a slice, a mesh shape, micro-batches, remat."""
+    random = np.random.default_rng(seed)
+    places = slices(DEVICES, DEVICES)
+    placements = {}
+    for call in calls:
+        while call.name not in placements:
+            devices = places[random.integers(len(places))]
+            shapes = mesh_shapes(len(devices), DEVICES)
+            remat = bool(random.integers(2)) if call.kind == "train" else None
+            drawn = Placement(devices, shapes[random.integers(len(shapes))], int(random.choice([1, 2])), remat)
+            if profile.refusal(call, drawn) is None:
+                placements[call.name] = drawn
+    return Plan(placements)
+
+
+def one_round(setup: Setup, params: Any, plan: Plan) -> Callable[[], None]:
+    """A round of the synchronous loop under a plan, waited for."""
+    program = Program(dataclasses.replace(setup, plan=plan), params)
+    events = synchronous.run(program, program.init(params), 0, {})
+
+    def run() -> None:
+        for event in events:
+            if isinstance(event, synchronous.RoundEnd):
+                jax.block_until_ready(event.states)
+                return
+
+    return run
+
+
+def ranks(values: list[float]) -> np.ndarray:
+    return np.argsort(np.argsort(values))
+
+
+def estimates(case: Case, num_plans: int, repeats: int, path: Path | None) -> dict[str, Any]:
+    """Expected and measured seconds of a round of random plans."""
+    (setup, params), (calls, profile) = make_setup(case), make_profile(case, path)
+    plans = [random_plan(calls, profile, seed) for seed in range(num_plans)]
+    for plan in plans:
+        profile.measure(calls, plan)
+    expected = [simulate.simulate(calls, plan, profile, case.work(), DEVICES).seconds_per_round for plan in plans]
+    sides = {str(place): one_round(setup, params, plan) for place, plan in enumerate(plans)}
+    seconds = measure.interleaved(sides, repeats)
+    measured = [min(seconds[str(place)]) for place in range(num_plans)]
+    errors = [abs(one / other - 1) for one, other in zip(expected, measured, strict=True)]
+    return {
+        "case": "estimates",
+        **dataclasses.asdict(case),
+        "plans": num_plans,
+        "median_error": round(float(np.median(errors)), 4),
+        "largest_error": round(max(errors), 4),
+        "rank_correlation": round(float(np.corrcoef(ranks(expected), ranks(measured))[0, 1]), 4),
+        "expected_seconds": [round(value, 4) for value in expected],
+        "measured_seconds": [round(value, 4) for value in measured],
+        "texts": [text_of(plan) for plan in plans],
+    }
+
+
+def main() -> None:
+    parser = measure.parser(__doc__)
+    parser.add_argument("--plans", type=int, default=20, help="random plans whose rounds are timed")
+    parser.add_argument("--profile", type=Path, help="a file of measurements to use again")
+    options: argparse.Namespace = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    load = os.getloadavg()
+    cases = []
+    if options.only in "estimates":
+        cases.append(estimates(Case(), options.plans, options.repeats, options.profile))
+    measure.report("plans", cases, load, options.output)
+
+
+if __name__ == "__main__":
+    main()

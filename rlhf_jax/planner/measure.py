@@ -1,0 +1,164 @@
+"""Times a call of the real model under its real shardings on the devices at hand: with one layer and with two, so that a model
+of any depth is timed in the memory of two layers.
+
+    T(N) = T(1) + (N − 1) (T(2) − T(1))          and so for bytes; a model of at most two layers is timed as it is
+
+Arguments are zeros and no row ends before its last token: the time of a compiled program does not depend on numbers. What a
+round does beside a call, once for the rows on their way (credit, the rows of an update), counts as the policy's training.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.rewards import learned
+from rlhf_jax.runtime import sharding
+from rlhf_jax.runtime.placement import OTHERS
+from rlhf_jax.runtime.program import Program
+from rlhf_jax.runtime.reallocate import move
+from rlhf_jax.runtime.setup import Setup
+from rlhf_jax.types import Params, Placement, Plan
+
+NO_TOKEN = -1
+RUNS = 7  # interleaved; the least of them counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Seconds of one run of a call, and bytes of a device that it takes beside its arguments (outputs that take an
+    argument's place are not counted)."""
+
+    seconds: float
+    working_bytes: float
+
+
+def depths(num_layers: int) -> tuple[int, ...]:
+    """The numbers of layers to time."""
+    return (num_layers,) if num_layers <= 2 else (1, 2)
+
+
+def extrapolated(values: Sequence[float], num_layers: int) -> float:
+    """T(N) of T at the depths of `depths`, and never less than the shallowest."""
+    if len(values) == 1:
+        return values[0]
+    return max(values[0], values[0] + (num_layers - 1) * (values[1] - values[0]))
+
+
+def of_depth(setup: Setup, num_layers: int, placement: Placement, **sampling: Any) -> tuple[Setup, Params]:
+    """The setup with models of so many layers, every call at one placement, rows that never end; and params of zeros."""
+    model = setup.model.with_config(num_layers=num_layers)
+    reward, critic = setup.reward, setup.critic
+    if reward.network is not None:
+        network = reward.network.with_config(num_layers=num_layers)
+        reward = dataclasses.replace(reward, model=learned.make(network), network=network, params=zeros(network.init))
+    if critic is not None:
+        network = critic.model.with_config(num_layers=num_layers)
+        critic = dataclasses.replace(critic, model=network, params=zeros(network.init))
+    changed = dataclasses.replace(
+        setup,
+        model=model,
+        reward=reward,
+        critic=critic,
+        plan=Plan({OTHERS: placement}),
+        sampler_slices=(),
+        eos_id=NO_TOKEN,
+        sampling=dataclasses.replace(
+            setup.sampling, row_shards=placement.mesh_shape[0] * placement.mesh_shape[1], **sampling
+        ),
+    )
+    return changed, zeros(model.init)
+
+
+def zeros(init: Callable[..., Any]) -> Params:
+    """Params of zeros, on the host."""
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(init, jax.random.key(0)))
+
+
+def filled(shapes: Any) -> Any:
+    """Arrays of zeros (True for masks) of the shapes and shardings given."""
+
+    def one(x: Any) -> Any:
+        if not isinstance(x, jax.ShapeDtypeStruct):
+            return x
+        value = np.ones(x.shape, x.dtype) if x.dtype == np.bool_ else np.zeros(x.shape, x.dtype)
+        return jax.device_put(value, x.sharding) if x.sharding is not None else value
+
+    return jax.tree.map(one, shapes)
+
+
+def time_call(setup: Setup, call: str, placement: Placement, num_layers: int, **sampling: Any) -> Measured:
+    """One run of a call (training: one update) at a placement, models of `num_layers` layers."""
+    programs, found = [], []
+    for depth in depths(num_layers):
+        program = Program(*of_depth(setup, depth, placement, **sampling))
+        name, function, shapes = next(entry for entry in program.calls() if entry[0] == call)
+        del name
+        compiled = function.lower(*shapes).compile()
+        memory = compiled.memory_analysis()
+        found.append(memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes)
+        programs.append(partial(_run_once, compiled, filled(shapes), donates=call.startswith("train_")))
+    seconds = [min(times) for times in zip(*(_each(programs) for _ in range(RUNS)), strict=True)]
+    return Measured(extrapolated(seconds, num_layers), extrapolated(found, num_layers))
+
+
+def _run_once(compiled: Any, arguments: Sequence[Any], donates: bool) -> float:
+    """Seconds of one run; what it donates is given back by what it returns."""
+    given = list(arguments)
+    if donates:
+        given[0] = jax.block_until_ready(jax.tree.map(jnp.copy, given[0]))
+    begin = time.perf_counter()
+    jax.block_until_ready(compiled(*given))
+    return time.perf_counter() - begin
+
+
+def _each(programs: Sequence[Callable[[], float]]) -> list[float]:
+    return [program() for program in programs]
+
+
+def time_rows(setup: Setup, placement: Placement) -> float:
+    """Seconds of a round's credit and of cutting its updates' rows, where the policy trains."""
+    program = Program(*of_depth(setup, 1, placement))
+    samples = filled(sharding.abstract_rows(program._sampler.shapes, program.home))
+    judged = filled(sharding.abstract_rows(program._judgement_shapes(), program.home))
+    clock = setup.clock
+
+    def run() -> float:
+        begin = time.perf_counter()
+        _, batch = program._credit(samples, *judged)
+        made = [program.minibatch(batch, 0, update) for update in range(clock.updates_per_round)]
+        jax.block_until_ready(made)
+        return time.perf_counter() - begin
+
+    run()
+    return min(run() for _ in range(RUNS))
+
+
+def time_move(tree_of: Callable[[int], tuple[Any, Any, Any]], num_layers: int) -> float:
+    """Seconds of moving a tree; `tree_of(depth)` gives its shapes, and shardings from and to."""
+    runs = []
+    for depth in depths(num_layers):
+        shapes, source, target = tree_of(depth)
+        tree = jax.tree.map(lambda x, where: jax.device_put(np.zeros(x.shape, x.dtype), where), shapes, source)
+        runs.append(partial(_move_once, tree, target))
+        _move_once(tree, target)
+    seconds = [min(times) for times in zip(*(_each(runs) for _ in range(RUNS)), strict=True)]
+    return extrapolated(seconds, num_layers)
+
+
+def _move_once(tree: Any, target: Any) -> float:
+    begin = time.perf_counter()
+    jax.block_until_ready(move(tree, target))
+    return time.perf_counter() - begin
+
+
+def by_role(setup: Setup) -> Mapping[str, Any]:
+    """The network of each role."""
+    critic = None if setup.critic is None else setup.critic.model
+    roles = {"policy": setup.model, "reference": setup.model, "reward": setup.reward.network, "critic": critic}
+    return {role: network for role, network in roles.items() if network is not None}

@@ -1,0 +1,207 @@
+"""What calls cost, measured on the devices at hand and kept in a file; by formulas, scaled to what was measured, elsewhere."""
+
+import dataclasses
+import hashlib
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rlhf_jax.observe.lines import replace
+from rlhf_jax.planner import measure
+from rlhf_jax.planner.cost import Formulas
+from rlhf_jax.planner.lengths import decode_steps
+from rlhf_jax.runtime import sharding
+from rlhf_jax.runtime.placement import OTHERS, Places, describe, parse
+from rlhf_jax.runtime.setup import Setup
+from rlhf_jax.types import Call, Placement, Plan
+
+
+class Profile:
+    """`Costs` of `api.py`: measured where `measure` has been, else by formulas times what measurement says of them."""
+
+    def __init__(self, setup: Setup, formulas: Formulas, path: Path | None = None):
+        """`path`: the file in which measurements are kept and found again; figures of another jax, device, model or work
+        are told apart."""
+        self.setup, self.formulas, self.path = setup, formulas, path
+        self.known: dict[str, float] = {}
+        self._all: dict[str, dict[str, float]] = {}
+        if path is not None and path.exists():
+            self._all = json.loads(path.read_text())
+            self.known = self._all.get(self.identity, {})
+
+    @property
+    def identity(self) -> str:
+        """What the figures are of: devices, versions, models, the work of a round."""
+        device, setup = jax.devices()[0], self.setup
+        critic = None if setup.critic is None else setup.critic.model
+        models = [repr(network) for network in (setup.model, critic, setup.reward.network)]
+        work = dataclasses.replace(self.formulas.work, completion_lengths=(), lag=0, loop="synchronous")
+        of = [device.device_kind, len(jax.devices()), jax.__version__, setup.algorithm.name, setup.publish_dtype]
+        text = repr([*of, *models, work, setup.num_micro_batches])
+        return f"{device.device_kind}, jax {jax.__version__}: {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    # --- Costs ---
+
+    @property
+    def device_bytes(self) -> float:
+        return self.formulas.device_bytes
+
+    @property
+    def shared_throughput(self) -> bool:
+        return self.formulas.shared_throughput
+
+    def refusal(self, call: Call, placement: Placement) -> str | None:
+        return self.formulas.refusal(call, placement)
+
+    def seconds(self, call: Call, placement: Placement) -> float:
+        """Of a round: measured, generation for the lengths at hand; else by formulas, scaled as `scale` says."""
+        key = call_key(call, placement)
+        if key in self.known:
+            return self._of_round(call, placement, key)
+        return self.scale(call) * self.formulas.seconds(call, placement)
+
+    def working_bytes(self, call: Call, placement: Placement) -> float:
+        key = f"{call_key(call, placement)} bytes"
+        return self.known[key] if key in self.known else self.formulas.working_bytes(call, placement)
+
+    def params_bytes(self, role: str, placement: Placement) -> float:
+        return self.formulas.params_bytes(role, placement)
+
+    def state_bytes(self, role: str, placement: Placement) -> float:
+        return self.formulas.state_bytes(role, placement)
+
+    def reallocate_seconds(self, role: str, source: Placement, target: Placement) -> float:
+        key = move_key(role, source, target)
+        return self.known[key] if key in self.known else self.formulas.reallocate_seconds(role, source, target)
+
+    def transfer_seconds(self, call: Call, source: Placement, target: Placement) -> float:
+        key = move_key(call.produces[0], source, target)
+        return self.known[key] if key in self.known else self.formulas.transfer_seconds(call, source, target)
+
+    # --- what was measured ---
+
+    def _of_round(self, call: Call, placement: Placement, key: str) -> float:
+        work, seconds = self.formulas.work, self.known[key]
+        if call.kind == "train":
+            rows = self.known[rows_key(placement)] if call.role == "policy" else 0.0
+            return work.num_minibatches * work.num_epochs * seconds + rows
+        if call.kind == "infer":
+            return seconds
+        prefill = self.known[f"{key} prefill"]
+        return prefill + (seconds - prefill) * self._share_of_steps(placement)
+
+    def _share_of_steps(self, placement: Placement) -> float:
+        """Expected steps of decoding, each by its share of the rows, against all of them at full size."""
+        work, shards = self.formulas.work, placement.mesh_shape[0] * placement.mesh_shape[1]
+        rows = work.num_prompts * work.samples_per_prompt // (shards * placement.num_micro_batches)
+        sizes = decode_steps(work.completion_lengths, work.completion_tokens, rows, shards, work.num_compactions)
+        return sum(steps * size / rows for size, steps in sizes) / max(1, work.completion_tokens - 1)
+
+    def scale(self, call: Call) -> float:
+        """How much longer calls of this kind and role take than formulas say: the median of what was measured, or 1."""
+        begin = f"{call.name} "
+        ratios = []
+        for key in self.known:
+            if key.startswith(begin) and not key.endswith((" bytes", " prefill")):
+                placement = placement_of(key.removeprefix(begin))
+                ratios.append(self._of_round(call, placement, key) / self.formulas.seconds(call, placement))
+        return statistics.median(ratios) if ratios else 1.0
+
+    def missing(self, calls: Sequence[Call], plan: Plan) -> list[str]:
+        """Calls of a plan that were not measured where it places them."""
+        return [call.name for call in calls if call_key(call, plan.placements[call.name]) not in self.known]
+
+    def measure(self, calls: Sequence[Call], plan: Plan) -> None:
+        """Measures every call of a plan, and every move between them, that was not measured yet; writes the file."""
+        for call in calls:
+            self._measure_call(call, plan.placements[call.name])
+        for role, source, target in moves(calls, plan):
+            self._measure_move(calls, role, source, target)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._all[self.identity] = self.known
+            replace(self.path, json.dumps(self._all, indent=1, sort_keys=True).encode())
+
+    def _measure_call(self, call: Call, placement: Placement) -> None:
+        key, num_layers = call_key(call, placement), self.formulas.shapes[call.role].num_layers
+        if key in self.known:
+            return
+        found = measure.time_call(self.setup, call.name, placement, num_layers)
+        if call.kind == "generate":
+            first = measure.time_call(self.setup, call.name, placement, num_layers, max_completion_tokens=1)
+            self.known[f"{key} prefill"] = first.seconds
+        if call.kind == "train" and call.role == "policy" and rows_key(placement) not in self.known:
+            self.known[rows_key(placement)] = measure.time_rows(self.setup, placement)
+        self.known |= {key: found.seconds, f"{key} bytes": found.working_bytes}
+
+    def _measure_move(self, calls: Sequence[Call], what: str, source: Placement, target: Placement) -> None:
+        key = move_key(what, source, target)
+        if key in self.known or (source.devices, source.mesh_shape) == (target.devices, target.mesh_shape):
+            return
+        networks = measure.by_role(self.setup)
+        one, other = (mesh_of(self.setup, placement) for placement in (source, target))
+        if what in networks:
+            self.known[key] = measure.time_move(
+                lambda depth: params_between(networks[what].with_config(num_layers=depth), one, other),
+                self.formulas.shapes[what].num_layers,
+            )
+            return
+        program = measure.Program(*measure.of_depth(self.setup, 1, source))
+        samples = program._sampler.shapes
+        rows = samples if what == "samples" else samples.behavior_logprob_BC
+        layouts = sharding.row_shardings(rows, one), sharding.row_shardings(rows, other)
+        self.known[key] = measure.time_move(lambda depth: (rows, *layouts), 1)
+
+
+def moves(calls: Sequence[Call], plan: Plan) -> Iterable[tuple[str, Placement, Placement]]:
+    """What is moved in a round of a plan: params of trained roles, and rows."""
+    at = plan.placements
+    trained = {call.role: call for call in calls if call.kind == "train"}
+    home = at["train_policy"]
+    for call in calls:
+        if call.kind != "train" and call.role in trained:
+            yield call.role, at[trained[call.role].name], at[call.name]
+    for call in calls:
+        if call.kind == "generate":
+            yield from (("samples", at[call.name], at[other.name]) for other in calls if other is not call)
+        elif call.kind == "infer":
+            yield call.produces[0], at[call.name], home
+
+
+def params_between(network: Any, source: Any, target: Any) -> tuple[Any, Any, Any]:
+    """Shapes of params, and their shardings on two meshes."""
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    return shapes, *(sharding.params_shardings(network, shapes, mesh) for mesh in (source, target))
+
+
+def mesh_of(setup: Setup, placement: Placement) -> Any:
+    return Places(setup.mesh, jax.devices(), Plan({OTHERS: placement})).mesh(OTHERS)
+
+
+def relative(placement: Placement, begin: int) -> str:
+    """A placement without its parts, its devices counted from `begin`."""
+    return describe(Placement(tuple(device - begin for device in placement.devices), placement.mesh_shape))
+
+
+def call_key(call: Call, placement: Placement) -> str:
+    """Of a measured call: devices of one host are alike, so that which they are does not matter."""
+    anywhere = dataclasses.replace(placement, devices=tuple(range(len(placement.devices))))
+    return f"{call.name} {describe(anywhere)}"
+
+
+def rows_key(placement: Placement) -> str:
+    return f"rows {relative(placement, min(placement.devices))}"
+
+
+def move_key(what: str, source: Placement, target: Placement) -> str:
+    begin = min(*source.devices, *target.devices)
+    return f"{what}: {relative(source, begin)} to {relative(target, begin)}"
+
+
+def placement_of(text: str) -> Placement:
+    """The placement that a key describes."""
+    return parse(f"{OTHERS}: {text}").placements[OTHERS]
