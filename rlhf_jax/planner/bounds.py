@@ -31,6 +31,7 @@ class State:
     working: np.ndarray
     longest: float = 0.0  # of the scores, with what moves their params and data
     publish: float = 0.0
+    value_move: float = 0.0  # of the critic's params to where it gives values
     total: float = 0.0  # seconds of the calls and reallocations
     score_area: float = 0.0  # seconds of devices
     area: float = 0.0
@@ -109,6 +110,7 @@ class Bounds:
             working=np.maximum(state.working, tables.working[index][number] * on),
             longest=max(state.longest, float(self._path(state, index, moves)[number])) if score else state.longest,
             publish=move if index == tables.generate else state.publish,
+            value_move=move if index == self.value else state.value_move,
             total=state.total + float(seconds) + move,
             score_area=state.score_area + (area if score else 0.0),
             area=state.area + area,
@@ -175,7 +177,7 @@ class Bounds:
         trains = self._of(state, index, self.critic) + np.where(with_policy, policy, 0.0)
         found = trains
         if self.value is not None:
-            found = found + self._of(state, index, self.value) + (moves if index == self.value else 0.0)
+            found = found + self._of(state, index, self.value) + (moves if index == self.value else state.value_move)
         if not self.space.flow.apart:
             waits = self._shares(state, index, self.critic, self.tables.generate) | (with_policy & (publish > 0))
             found = np.maximum(found, np.where(waits, publish + to_scores + trains, 0.0))

@@ -133,17 +133,28 @@ def _what_fits(
     devices_per_host: int,
     fits: Callable[[Mapping[str, Placement]], bool],
 ) -> str:
-    """The least change of one call that was found to fit: micro-batches, then remat, then more devices."""
+    """The least change that was found to fit: micro-batches of a call, its remat, micro-batches of all, more devices."""
     changes: list[tuple[Call, Placement]] = []
     for variant in (_more_micro_batches, _remat):
         changes += [(call, tried) for call in calls for tried in variant(call, placements[call.name])]
     changes.sort(key=lambda change: (bool(change[1].remat), change[1].num_micro_batches))
-    changes += [
-        (call, tried) for call in calls for tried in _wider(placements[call.name], num_devices, devices_per_host)
-    ]
+
+    def works(changed: Mapping[str, Placement]) -> bool:
+        tried = {**placements, **changed}
+        return not any(costs.refusal(call, tried[call.name]) for call in calls) and fits(tried)
+
     for call, tried in changes:
-        if not costs.refusal(call, tried) and fits({**placements, call.name: tried}):
+        if works({call.name: tried}):
             return f"it would fit with {call.name} on {describe(tried)}"
+    for factor in MICRO_BATCHES[1:]:
+        if works(
+            {name: replace(of, num_micro_batches=factor * of.num_micro_batches) for name, of in placements.items()}
+        ):
+            return f"it would fit with {factor} times as many micro-batches for every call"
+    for call in calls:
+        for tried in _wider(call, placements[call.name], num_devices, devices_per_host):
+            if works({call.name: tried}):
+                return f"it would fit with {call.name} on {describe(tried)}"
     return "no one call's micro-batches, remat or devices make it fit: move calls apart, or take more devices"
 
 
@@ -159,12 +170,17 @@ def _remat(call: Call, placement: Placement) -> Iterator[Placement]:
         yield from (replace(tried, remat=True) for tried in _more_micro_batches(call, placement))
 
 
-def _wider(placement: Placement, num_devices: int, devices_per_host: int) -> Iterator[Placement]:
-    """Meshes of as many devices or more, the most cut params first."""
+def _wider(call: Call, placement: Placement, num_devices: int, devices_per_host: int) -> Iterator[Placement]:
+    """Meshes of as many devices or more, with as many micro-batches or fewer, whose rows more shards then divide."""
     for devices in slices(num_devices, devices_per_host):
-        if len(devices) >= len(placement.devices):
-            for shape in sorted(mesh_shapes(len(devices), devices_per_host)):
-                yield replace(placement, devices=devices, mesh_shape=shape)
+        if len(devices) < len(placement.devices):
+            continue
+        for shape in sorted(mesh_shapes(len(devices), devices_per_host)):
+            for remat in (False, True) if call.kind == "train" else (None,):
+                count = placement.num_micro_batches
+                while count:
+                    yield Placement(devices, shape, count, remat)
+                    count //= 2
 
 
 def describe(placement: Placement) -> str:

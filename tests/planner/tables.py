@@ -8,6 +8,7 @@ import numpy as np
 from rlhf_jax.algorithms import online_dpo, ppo
 from rlhf_jax.planner.api import Work
 from rlhf_jax.planner.calls import dataflow
+from rlhf_jax.types import Placement, Plan
 
 PPO = dataflow(ppo.ppo(ppo.Config()), model_reward=True)
 ONLINE_DPO = dataflow(online_dpo.online_dpo(online_dpo.Config()), model_reward=True)
@@ -72,3 +73,49 @@ class Table:
 
 def work(lag=0, loop="synchronous"):
     return Work(num_prompts=16, samples_per_prompt=2, prompt_tokens=7, completion_tokens=11, lag=lag, loop=loop)
+
+
+@dataclass(frozen=True)
+class Given:
+    """Costs that a test states: seconds by call, the same for every move and every transfer between different places."""
+
+    by_call: dict
+    move: float = 0.0
+    transfer: float = 0.0
+    shared_throughput: bool = False
+    device_bytes: float = 100e9
+    working: float = 10e9
+    params: float = 4e9
+    state: float = 16e9
+
+    def refusal(self, call, placement):
+        rows, shards = 8, placement.mesh_shape[0] * placement.mesh_shape[1] * placement.num_micro_batches
+        return f"{rows} rows do not divide by {shards}" if rows % shards else None
+
+    def seconds(self, call, placement):
+        return self.by_call[call.name]
+
+    def working_bytes(self, call, placement):
+        shards = placement.mesh_shape[0] * placement.mesh_shape[1] * placement.num_micro_batches
+        return self.working / shards / (4 if placement.remat else 1)
+
+    def params_bytes(self, role, placement):
+        return self.params / (placement.mesh_shape[1] * placement.mesh_shape[2])
+
+    def state_bytes(self, role, placement):
+        return self.state / (placement.mesh_shape[1] * placement.mesh_shape[2])
+
+    def reallocate_seconds(self, role, source, target):
+        return 0.0 if (source.devices, source.mesh_shape) == (target.devices, target.mesh_shape) else self.move
+
+    def transfer_seconds(self, call, source, target):
+        return 0.0 if (source.devices, source.mesh_shape) == (target.devices, target.mesh_shape) else self.transfer
+
+
+def place(*devices, **settings):
+    """The devices along `data`."""
+    return Placement(devices, (len(devices), 1, 1), **settings)
+
+
+def plan(**placements):
+    return Plan(placements)
