@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import plugins
 from rlhf_jax.hub import encoding, tokenizers
-from rlhf_jax.jobs import _evaluator, _hub, pipeline, relabel, reward_model, rlhf, sft
+from rlhf_jax.jobs import _evaluator, _hub, _planning, pipeline, relabel, reward_model, rlhf, sft
 from rlhf_jax.jobs.api import Lengths, Workspace
+from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.observe.lines import replace
 from rlhf_jax.ops.corrections import Correction, resolve
+from rlhf_jax.planner.hardware import Hardware
 from rlhf_jax.runtime import mesh
+from rlhf_jax.runtime.placement import text_of
 from rlhf_jax.types import Algorithm
 from rlhf_jax.values import fill, flat
 
@@ -89,11 +93,17 @@ def check_directory(directory: Path, resolved: dict[str, Any]) -> None:
         replace(path, text.encode())
         return
     was, now = flat(json.loads(path.read_text())), flat(json.loads(text))
-    keys = (was.keys() | now.keys()) - {"job", "directory"}  # which part is run, and from where, may change
+    keys = (was.keys() | now.keys()) - {
+        "job",
+        "directory",
+        "plan",
+    }  # which part is run, from where and where, may change
     changed = sorted(key for key in keys if was.get(key) != now.get(key))
     if changed:
         listed = ", ".join(f"{key} ({was.get(key)!r} there, {now.get(key)!r} now)" for key in changed[:6])
         raise ValueError(f"{directory} was made with another config: {listed}; take another --config.directory")
+    if was.get("plan") != now["plan"]:
+        replace(path, text.encode())
 
 
 def workspace(values: dict[str, Any]) -> Workspace:
@@ -182,6 +192,14 @@ def stages(values: dict[str, Any]) -> pipeline.Stages:
     )
 
 
+def parts(config: ConfigDict) -> tuple[Workspace, pipeline.Stages, Algorithm]:
+    """The parts of a run, not checked against each other; nothing is written."""
+    values = config.to_dict()
+    shared, settings = workspace(values), stages(values)
+    resolve_auto(values)
+    return shared, settings, algorithm(values["algorithm"])
+
+
 def prepare(config: ConfigDict) -> tuple[Workspace, pipeline.Stages, Algorithm]:
     """The checked parts of a run, whose directory then holds its `config.json`.
 
@@ -192,9 +210,45 @@ def prepare(config: ConfigDict) -> tuple[Workspace, pipeline.Stages, Algorithm]:
     resolve_auto(values)
     chosen = algorithm(values["algorithm"])
     plugins.find("jobs", values["job"])
+    if values["plan"] == _planning.SEARCH:
+        values["plan"] = _earlier_plan(shared.directory) or text_of(
+            _planning.for_run(shared, settings, chosen).advised.plan
+        )
+        settings = dataclasses.replace(settings, plan=values["plan"])
     pipeline.check(settings, chosen, shared.mesh)
     check_directory(shared.directory, values)
     return shared, settings, chosen
+
+
+def _earlier_plan(directory: Path) -> str:
+    """The plan that a run's directory holds, so that going on with it does not search again; "" where there is none."""
+    path = directory / "config.json"
+    return json.loads(path.read_text()).get("plan", "") if path.exists() else ""
+
+
+def problem(
+    config: ConfigDict, device: Hardware, num_devices: int, completion_lengths: Sequence[int] = ()
+) -> _planning.Problem:
+    """What a plan for a config's RLHF stage is made for, on devices that need not be here, of models that need not be.
+
+    A reward model whose folder is not there is taken to be as large as the policy. Raises ValueError for a config that
+    cannot run, or FileNotFoundError for a model that only a folder tells.
+    """
+    values = config.to_dict()
+    settings = stages(values)
+    resolve_auto(values)
+    hub, model_values = fill(_hub.Config, values["hub"], "hub"), dict(values["model"])
+    if model_values["family"] == "hub" or not model_values["vocab_size"]:
+        network = workspace(values | {"mesh": dataclasses.asdict(mesh.Config())}).model
+    else:
+        family = plugins.find("models", model_values.pop("family"))
+        network = family.make(fill(family.Config, model_values, "model"))
+    reward = None
+    if settings.reward == "learned":
+        there = hub.reward_model and Path(hub.reward_model).exists()
+        reward = _hub.classifier(hub.reward_model, dtype=network.dtype) if there else ValueModel(network)
+    lengths, chosen = fill(Lengths, values["lengths"], "lengths"), algorithm(values["algorithm"])
+    return _planning.problem(settings.rlhf, chosen, lengths, network, reward, device, num_devices, completion_lengths)
 
 
 def of_directory(directory: Path, **changed: Any) -> tuple[Workspace, pipeline.Stages, Algorithm]:

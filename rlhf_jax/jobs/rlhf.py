@@ -35,6 +35,13 @@ def make_program(
     workspace: Workspace, config: Config, algorithm: Algorithm, reward: Reward, reference_params: Params, plan: str = ""
 ) -> Program:
     """The compiled calls of this run, each where the plan places it."""
+    return Program(make_setup(workspace, config, algorithm, reward, reference_params, plan), reference_params)
+
+
+def make_setup(
+    workspace: Workspace, config: Config, algorithm: Algorithm, reward: Reward, reference_params: Params, plan: str = ""
+) -> Setup:
+    """What the program of this run is made of."""
     where = places(config, workspace.mesh, plan)
     clock = config.schedule()
     stream = workspace.stream("train", STAGE)
@@ -48,7 +55,7 @@ def make_program(
         params = critic_params(workspace, reward, reference_params)
         optimizer = make_optimizer(config.critic_optimizer, clock.num_updates, clock.updates_per_round)
         critic = Critic(workspace.value_model if reward.params is None else workspace.reward_network, params, optimizer)
-    setup = Setup(
+    return Setup(
         model=workspace.model,
         algorithm=algorithm,
         optimizer=make_optimizer(config.optimizer, clock.num_updates, clock.updates_per_round),
@@ -69,7 +76,6 @@ def make_program(
         sampler_slices=sampler_slices(workspace.mesh, config.sampler_slices, config.sampler_slice_devices),
         plan=where.plan,
     )
-    return Program(setup, reference_params)
 
 
 def critic_params(workspace: Workspace, reward: Reward, reference_params: Params) -> Params:

@@ -1,6 +1,7 @@
 """What devices can do: peaks, bandwidths and links of a few kinds, each from its data sheet, and our guesses named as ours."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -97,3 +98,27 @@ def find(name: str) -> Hardware:
     if name not in TABLE:
         raise ValueError(f"no hardware {name!r}; there are: {', '.join(sorted(TABLE))}")
     return TABLE[name]
+
+
+KINDS = (
+    ("h200", "h200"),
+    ("h100", "h100"),
+    ("a100", "a100-80gb"),
+    ("v5 lite", "tpu-v5e"),
+    ("v5e", "tpu-v5e"),
+    ("v5p", "tpu-v5p"),
+    ("v5", "tpu-v5p"),
+    ("v6", "tpu-v6e"),
+    ("cpu", "cpu"),
+)
+"""Part of what a device calls its kind, in small letters, and its name in the table; the first that fits."""
+
+
+def of_device(device: Any) -> Hardware:
+    """The figures of a JAX device. Raises ValueError where the table has none of its kind."""
+    for part, name in KINDS:
+        if part in device.device_kind.lower():
+            return TABLE[name]
+    raise ValueError(
+        f"no figures of {device.device_kind!r} devices; write a plan by hand, or plan for one of: {', '.join(sorted(TABLE))}"
+    )

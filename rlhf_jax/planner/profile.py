@@ -1,5 +1,6 @@
 """What calls cost, measured on the devices at hand and kept in a file; by formulas, scaled to what was measured, elsewhere."""
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -12,6 +13,7 @@ import jax
 
 from rlhf_jax.observe.lines import replace
 from rlhf_jax.planner import measure
+from rlhf_jax.planner.api import Loop
 from rlhf_jax.planner.cost import Formulas
 from rlhf_jax.planner.lengths import decode_steps
 from rlhf_jax.runtime import sharding
@@ -32,6 +34,13 @@ class Profile:
         if path is not None and path.exists():
             self._all = json.loads(path.read_text())
             self.known = self._all.get(self.identity, {})
+
+    def of_loop(self, loop: Loop, lag: int) -> "Profile":
+        """The same figures for another loop: a call takes what it takes in either."""
+        other = copy.copy(self)
+        work = dataclasses.replace(self.formulas.work, loop=loop, lag=lag)
+        other.formulas = dataclasses.replace(self.formulas, work=work)
+        return other
 
     @property
     def identity(self) -> str:

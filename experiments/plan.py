@@ -1,0 +1,126 @@
+"""Plans the RLHF stage of a config: where each call of a round should run, what is expected of it, and what to do about it.
+
+    python -m experiments.plan --config=configs/tldr/ppo.py --devices=8 --hardware=h100
+    python -m experiments.plan --config=configs/quickstart.py --profile
+
+Without `--hardware` it plans for the devices at hand. `--profile` times the calls of promising plans there, with one layer and
+with two, and keeps the figures in runs/profile.json, where runs with --config.plan=search find them. `--lengths=RUN` takes the
+lengths of that run's completions. Any key of the config may be given anew (`--config.rlhf.lag=1`). Prints a table, what
+the next plans lack, one sentence of advice and the plan as a run takes it; draws the expected rounds. What cannot be planned
+is one line and exit status 2.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.plan",
+        description="Finds where each call of a config's rounds should run.",
+        epilog="--config=FILE and --config.<key>=<value> are as in experiments.run",
+    )
+    parser.add_argument("--devices", type=int, default=0, help="how many; those at hand if not given")
+    parser.add_argument("--hardware", default="", help="h100, h200, a100-80gb, tpu-v5e, tpu-v5p, tpu-v6e or cpu")
+    parser.add_argument("--profile", action="store_true", help="time calls on the devices at hand")
+    parser.add_argument("--lengths", type=Path, help="a run's directory: lengths of its completions")
+    parser.add_argument("--output", type=Path, default=Path("plan.png"), help="the picture of the expected rounds")
+    options, rest = parser.parse_known_args(arguments)
+    try:
+        config = run.parse([parser.prog, *rest])
+        _plan(config, options)
+    except (OSError, ValueError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _plan(config: Any, options: argparse.Namespace) -> None:
+    if options.devices < 0:
+        raise ValueError(f"--devices is {options.devices}; accepted: 1 or more")
+    if options.profile and options.hardware:
+        raise ValueError("--profile times the devices at hand, whatever they are: leave --hardware away")
+    import jax
+
+    if options.devices and "XLA_FLAGS" not in os.environ and not options.hardware:
+        jax.config.update("jax_num_cpu_devices", options.devices)
+    from rlhf_jax import build
+    from rlhf_jax.jobs import _planning
+    from rlhf_jax.planner import hardware
+
+    device = hardware.find(options.hardware) if options.hardware else hardware.of_device(jax.devices()[0])
+    here = 0 if options.hardware else len(jax.devices())
+    if here and options.devices > here:
+        raise ValueError(
+            f"--devices is {options.devices}, but {here} are here; --hardware={device.name} plans without them"
+        )
+    lengths = _planning.drawn_lengths(options.lengths) if options.lengths else ()
+    problem = build.problem(config, device, options.devices or here or 1, lengths)
+    profile = None
+    if options.profile:
+        workspace, stages, algorithm = build.parts(config)
+        setup = _planning.setup_of(workspace, stages, algorithm)
+        found, profile = _planning.profiled(problem, setup, _planning.PROFILE)
+        print(f"{len(profile.known)} figures measured, in {_planning.PROFILE}")
+    else:
+        found = problem.search()
+    show(problem, found, profile, options.output)
+
+
+def show(problem: Any, found: Any, profile: Any, output: Path) -> None:
+    """Prints and draws what was found."""
+    from rlhf_jax.planner.search import advice
+    from rlhf_jax.report import gantt
+    from rlhf_jax.runtime.placement import text_of
+
+    chosen, work = found.advised, problem.work
+    shapes = ", ".join(f"{role} {shape.num_params / 1e9:.3g}B" for role, shape in problem.shapes.items())
+    print(
+        f"{problem.num_devices} x {problem.hardware.name}; {shapes}; {work.num_prompts} prompts x "
+        f"{work.samples_per_prompt} a round, {work.loop} loop, lag {work.lag}\n"
+    )
+    print(gantt.table(chosen.simulation))
+    if profile is not None and (missing := profile.missing(problem.calls, chosen.plan)):
+        print(f"not measured, but by formulas: {', '.join(missing)}")
+    print(f"\n{verdict(found)}")
+    for place, other in enumerate(found.others, 2):
+        print(f"{place}. {other.why}")
+    print(f"\n{advice(*_both_loops(problem, found, profile))}")
+    print(f'\nrun it:  --config.plan="{text_of(chosen.plan)}"')
+    figure = gantt.draw(chosen.simulation)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output)
+    print(f"picture: {output}")
+
+
+def verdict(found: Any) -> str:
+    """How the plan that is shown compares with one mesh for every call."""
+    proof = "proven best" if found.proven else "the best one found"
+    least = found.best.simulation.seconds_per_round
+    if found.default is None:
+        return f"{proof} by these costs, whose errors are not in that; one mesh for every call does not fit"
+    simple = found.default.simulation.seconds_per_round
+    if found.advised is found.default:
+        return f"one mesh for every call; the best plan by these costs would gain {100 * (1 - least / simple):.1f} %, less than they err"
+    return f"{proof} by these costs, whose errors are not in that; one mesh for every call: {found.default.why}"
+
+
+def _both_loops(problem: Any, found: Any, profile: Any) -> tuple[Any, Any]:
+    """What was found for the synchronous loop at lag 0 and the asynchronous one; the one at hand is not searched again."""
+    settings = (("synchronous", 0), ("asynchronous", max(1, problem.work.lag)))
+    return tuple(
+        found
+        if (problem.work.loop, problem.work.lag) == setting
+        else problem.with_loop(*setting).search(profile and profile.of_loop(*setting))
+        for setting in settings
+    )  # type: ignore[return-value]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""Plans for the RLHF stage of a run: its round and models as the planner sees them, and the search, profiled or not."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlhf_jax.jobs import rlhf
+from rlhf_jax.jobs._rlhf_config import Config
+from rlhf_jax.jobs.api import Lengths, Workspace
+from rlhf_jax.models.api import Model
+from rlhf_jax.models.value_head import ValueModel
+from rlhf_jax.observe import lines
+from rlhf_jax.planner import hardware, measure
+from rlhf_jax.planner.api import Costs, Work
+from rlhf_jax.planner.calls import dataflow
+from rlhf_jax.planner.cost import Formulas
+from rlhf_jax.planner.hardware import Hardware
+from rlhf_jax.planner.profile import Profile
+from rlhf_jax.planner.search import Found, search
+from rlhf_jax.planner.shapes import Shape, of_model
+from rlhf_jax.rewards import learned
+from rlhf_jax.runtime import ledger
+from rlhf_jax.runtime.program import Reward
+from rlhf_jax.runtime.setup import Setup
+from rlhf_jax.types import Algorithm, Call
+
+SEARCH = "search"
+PROFILE = Path("runs/profile.json")
+MAX_SEARCHES = 6
+"""Searches among figures of which more are measured each time, until the best plan's are all measured."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a plan is made for: the calls of a round, its work, the roles' shapes, and the devices."""
+
+    calls: tuple[Call, ...]
+    work: Work
+    shapes: Mapping[str, Shape]
+    hardware: Hardware
+    num_devices: int
+
+    @property
+    def devices_per_host(self) -> int:
+        return min(self.hardware.devices_per_host, self.num_devices)
+
+    def formulas(self, num_devices: int | None = None) -> Formulas:
+        """Costs by formulas, of these devices or another number of them."""
+        return Formulas(self.hardware, num_devices or self.num_devices, self.shapes, self.work)
+
+    def with_loop(self, loop: Any, lag: int) -> "Problem":
+        """The same round in another loop."""
+        return dataclasses.replace(self, work=dataclasses.replace(self.work, loop=loop, lag=lag))
+
+    def search(self, costs: Costs | None = None, seed: int = 0) -> Found:
+        """The best plan by costs, by formulas if none are given. Raises ValueError where nothing fits, with what would."""
+        return search(
+            self.calls,
+            costs or self.formulas(),
+            self.work,
+            self.num_devices,
+            self.devices_per_host,
+            seed=seed,
+            costs_of=self.formulas,
+        )
+
+
+def problem(
+    config: Config,
+    algorithm: Algorithm,
+    lengths: Lengths,
+    model: Model,
+    reward_network: ValueModel | None,
+    device: Hardware,
+    num_devices: int,
+    completion_lengths: Sequence[int] = (),
+) -> Problem:
+    """The problem of a run.
+
+    Args:
+      reward_network: of a learned reward; None: the reward is no model.
+      completion_lengths: as completions are drawn, EOS included; (): all have every token.
+    """
+    work = Work(
+        num_prompts=config.prompts_per_update * config.num_minibatches,
+        samples_per_prompt=config.samples_per_prompt,
+        prompt_tokens=lengths.max_prompt_tokens,
+        completion_tokens=lengths.max_completion_tokens,
+        completion_lengths=tuple(completion_lengths),
+        rows_per_prompt=algorithm.rows_per_prompt(config.samples_per_prompt),
+        num_minibatches=config.num_minibatches,
+        num_epochs=config.num_epochs,
+        lag=config.lag,
+        loop=config.loop,  # type: ignore[arg-type]
+        share_prompts=config.share_prompts,
+        num_compactions=config.num_compactions,
+    )
+    critic = ValueModel(model) if reward_network is None else reward_network
+    shapes = {
+        "policy": of_model(model, np.dtype(config.publish_dtype).itemsize),
+        "reference": of_model(model),
+        "critic": of_model(critic),
+        "reward": of_model(critic),
+    }
+    return Problem(dataflow(algorithm, reward_network is not None), work, shapes, device, num_devices)
+
+
+def drawn_lengths(directory: Path) -> tuple[int, ...]:
+    """Lengths of a run's completions, from its ledger. Raises FileNotFoundError where there is none."""
+    path = directory / ledger.FILE
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: lengths are read from the ledger of a run")
+    return tuple(int(row["length"]) for row in lines.read(path) if "length" in row)
+
+
+def setup_of(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Setup:
+    """The setup of a run with params of zeros: enough to time its calls."""
+    reward = Reward(host=lambda samples: np.zeros(samples.tokens_BC.shape[0], np.float32))
+    if stages.reward == "learned":
+        network = workspace.reward_network
+        reward = Reward(learned.make(network), measure.zeros(network.init), network)
+    return rlhf.make_setup(workspace, stages.rlhf, algorithm, reward, measure.zeros(workspace.model.init))
+
+
+def profiled(of: Problem, setup: Setup, path: Path | None) -> tuple[Found, Profile]:
+    """The best plan by what was measured: what it calls for is measured and it is searched again, until all of it was."""
+    profile = Profile(setup, of.formulas(), path)
+    found = of.search(profile)
+    for _ in range(MAX_SEARCHES - 1):
+        if not profile.missing(of.calls, found.best.plan):
+            break
+        profile.measure(of.calls, found.best.plan)
+        found = of.search(profile)
+    return found, profile
+
+
+def for_run(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Found:
+    """The plan of a run on the devices at hand: by what `experiments.plan --profile` measured, else by formulas.
+
+    Raises ValueError for devices without figures, or where nothing fits.
+    """
+    network = workspace.reward_network if stages.reward == "learned" else None
+    devices = jax.devices()
+    of = problem(
+        stages.rlhf,
+        algorithm,
+        workspace.lengths,
+        workspace.model,
+        network,
+        hardware.of_device(devices[0]),
+        len(devices),
+    )
+    profile = Profile(setup_of(workspace, stages, algorithm), of.formulas(), PROFILE)
+    return of.search(profile if profile.known else None)
