@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding
 
-from rlhf_jax.runtime.exchange import Leaf, extra_bytes, make_exchange
+from rlhf_jax.runtime.exchange import Leaf, as_bits, extra_bytes, from_bits, make_exchange
 from rlhf_jax.runtime.pieces import boxes, devices_of, moved_bytes
 from rlhf_jax.types import Array
 
@@ -133,16 +133,14 @@ def _on_source(leaf: Leaf) -> NamedSharding:
 def _resharded(
     leaves: Sequence[Leaf], shardings: Sequence[Sharding], dtypes: Sequence[np.dtype], donate: bool
 ) -> Callable[[Sequence[Array]], list[Array]]:
-    """A compiled identity to shardings on the source's devices.
-
-    What is cast is held in the source's layout before, or in the target's after, its collectives, whichever is narrower.
-    """
+    """A compiled identity to shardings on the source's devices, whose collectives carry the narrower dtype, as bits."""
 
     def one(array: Array, leaf: Leaf, sharding: Sharding, dtype: np.dtype) -> Array:
-        if leaf.dtype != dtype and len(devices_of(sharding)) > 1:
-            narrow = leaf.carried == dtype
-            array = jax.lax.with_sharding_constraint(array.astype(leaf.carried), leaf.source if narrow else sharding)
-        return jnp.copy(array.astype(dtype))  # `astype` alone may return its argument's buffer
+        bits = as_bits(array.astype(leaf.carried))
+        if len(devices_of(sharding)) > 1:
+            bits = jax.lax.with_sharding_constraint(bits, leaf.source)
+            bits = jax.lax.with_sharding_constraint(bits, sharding)
+        return jnp.copy(from_bits(bits, leaf.carried).astype(dtype))  # what is not copied may be its argument's buffer
 
     def identity(arrays: list[Array]) -> list[Array]:
         return [one(*each) for each in zip(arrays, leaves, shardings, dtypes, strict=True)]

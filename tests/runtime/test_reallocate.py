@@ -301,6 +301,19 @@ def test_a_train_state_goes_there_and_back(first, gathers):
     jax.tree.map(np.testing.assert_array_equal, back, state)
 
 
+@pytest.mark.parametrize("first", [0, 2, 4], ids=["jit", "overlapping", "disjoint"])
+def test_every_bit_of_a_bfloat16_arrives(first):
+    """Also of numbers that are none, which arithmetic in float32 would quieten."""
+    bits = np.random.default_rng(0).permutation(1 << 16).astype(np.uint16).reshape(256, 256)
+    where, target = (
+        NamedSharding(place((4, 1, 1)), Spec("data")),
+        NamedSharding(place((4, 1, 1), first), Spec(None, "data")),
+    )
+    array = jax.make_array_from_callback(bits.shape, where, lambda index: bits[index].view(ml_dtypes.bfloat16))
+    moved = reallocate.move(array, target)
+    np.testing.assert_array_equal(np.asarray(moved).view(np.uint16), bits)
+
+
 @pytest.mark.parametrize("recipe", ["copy", "jit", "put", "two-phase", "pieces"])
 def test_donation_frees_the_source(recipe):
     rows, columns, whole = Spec("data"), Spec(None, "data"), Spec()
