@@ -107,7 +107,8 @@ def verdict(found: Any) -> str:
         return f"{proof} by these costs, whose errors are not in that; one mesh for every call does not fit"
     simple = found.default.simulation.seconds_per_round
     if found.advised is found.default:
-        return f"one mesh for every call; the best plan by these costs would gain {100 * (1 - least / simple):.1f} %, less than they err"
+        gain = 100 * (1 - least / simple)
+        return f"one mesh for every call; the best plan by these costs would gain {gain:.1f} %, less than they err"
     return f"{proof} by these costs, whose errors are not in that; one mesh for every call: {found.default.why}"
 
 

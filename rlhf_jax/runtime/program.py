@@ -64,6 +64,11 @@ class Program:
             for role, (_, optimizer) in self._roles.items()
         }
 
+    @property
+    def trains_apart(self) -> bool:
+        """Whether the critic trains on another mesh than the policy."""
+        return len(set(self.meshes.values())) > 1
+
     def _make_sampler(self) -> Sampler:
         setup, places = self.setup, self.setup.places
         draw = partial(

@@ -16,7 +16,9 @@ from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.timeline import Timeline
 from rlhf_jax.types import Array, Batch, Metrics, Samples, Scores, States
 
-FINITE = ("score", "loss", "update_norm", "critic_loss", "critic_update_norm")
+POLICY_FINITE = ("score", "loss", "update_norm")
+CRITIC_FINITE = ("critic_loss", "critic_update_norm")
+FINITE = (*POLICY_FINITE, *CRITIC_FINITE)
 """Figures of an update that must be finite: a NaN score would pass as a tie."""
 
 
@@ -70,6 +72,7 @@ class Watch:
 
     timeline: Timeline = field(default_factory=Timeline)
     stopping: Callable[[], bool] = lambda: False
+    unchecked: list[Metrics] = field(default_factory=list)  # of the round before, whose critic may be training still
 
 
 def run(
@@ -105,6 +108,8 @@ def train_round(
     version, first = int(samples.version), round_index * clock.updates_per_round
     clock.check_version(round_index, version)
     scores, batch = program.score(states, samples)
+    if watch.unchecked:
+        check_updates(first - clock.updates_per_round, watch.unchecked, CRITIC_FINITE)
     yield Scored(round_index, samples, scores, batch)
     made = []
     for update in range(clock.updates_per_round):
@@ -114,18 +119,29 @@ def train_round(
         yield Updated(first + update, clock.age(round_index, update, version), metrics, minibatch.sample_R)
     stopping = watch.stopping()
     yield RoundEnd(round_index, states, stopping)
-    check_finite(first, scores, made)  # only now: what the reader does runs beside the updates
+    check_policy(first, scores, made)  # only now: what the reader does runs beside the updates
+    # A critic on devices of its own trains on while the next round is sampled: its figures are read when that has been scored.
+    later = program.trains_apart and not stopping and round_index + 1 < clock.num_rounds
+    watch.unchecked[:] = made if later else []
+    if not later:
+        check_updates(first, made, CRITIC_FINITE)
     watch.timeline.add("trainer", "train", round_index, begin)
     return states, stopping
 
 
-def check_finite(first_update: int, scores: Scores, made: Sequence[Metrics]) -> None:
-    """Waits for a round's updates. Raises FloatingPointError that names the first one with a figure that is not finite."""
-    score = float(np.mean(jax.device_get(scores.score_B)))
+def check_policy(first_update: int, scores: Scores, made: Sequence[Metrics]) -> None:
+    """Waits for the policy's updates of a round. Raises FloatingPointError that names the first one with a figure that is not
+    finite."""
+    require_finite(first_update, {"score": float(np.mean(jax.device_get(scores.score_B)))})
+    check_updates(first_update, made, POLICY_FINITE)
+
+
+def check_updates(first_update: int, made: Sequence[Metrics], names: Sequence[str]) -> None:
+    """Waits for those figures of a round's updates. Raises FloatingPointError for the first that is not finite."""
     for place, metrics in enumerate(made):
-        of_update = {name: metrics[name] for name in FINITE if name in metrics}
+        of_update = {name: metrics[name] for name in names if name in metrics}
         values = {name: metric.value() for name, metric in jax.device_get(of_update).items()}
-        require_finite(first_update + place, {"score": score} | values)
+        require_finite(first_update + place, values)
 
 
 def require_finite(update: int, values: Mapping[str, float]) -> None:

@@ -31,6 +31,8 @@ class FakeBatch:
 class FakeProgram:
     """The calls of `Program`; `delay(call, round)` gives the seconds that each takes."""
 
+    trains_apart = False
+
     def __init__(self, clock: Clock, delay=lambda call, round_index: 0.0):
         self.setup = SimpleNamespace(clock=clock)
         self.delay = delay

@@ -49,6 +49,17 @@ def test_what_is_not_finite_is_never_published(loop, name):
 
 
 @pytest.mark.parametrize("loop", [synchronous, asynchronous])
+@pytest.mark.parametrize(("update", "published"), [(5, 6), (11, 10)])
+def test_a_critic_on_devices_of_its_own_is_checked_a_round_later(loop, update, published):
+    """The policy of round 2 is published, since the critic may still train; of the last round nothing is left for later."""
+    program = breaking(FakeProgram(Clock(ROUNDS, 2, lag=1)), "update", update, poisoned("critic_loss"))
+    program.trains_apart = True
+    with pytest.raises(FloatingPointError, match=f"the critic_loss of update {update} is nan"):
+        finish(loop, program)
+    assert max(program.published) == published
+
+
+@pytest.mark.parametrize("loop", [synchronous, asynchronous])
 def test_a_reward_that_is_not_finite_names_its_first_update(loop):
     def happens(whole, *arguments):
         _, batch = whole(*arguments)

@@ -116,7 +116,7 @@ def test_after_its_warm_up_the_loop_compiles_nothing_and_reads_only_at_ends_of_r
     state = program.init(program.reference_params)
     before, checked = len(COMPILED), []
     assert before, "the counter counts"
-    monkeypatch.setattr(synchronous, "check_finite", lambda first, scores, made: checked.append((first, len(made))))
+    monkeypatch.setattr(synchronous, "check_policy", lambda first, scores, made: checked.append((first, len(made))))
     with no_host_reads(monkeypatch):
         for _ in synchronous.run(program, state, 0, {}):
             pass
