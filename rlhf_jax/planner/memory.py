@@ -4,7 +4,8 @@ What is counted was chosen beside XLA's own figure for temporary memory (`tests/
 compiler's schedule is not a formula, and one that keeps or frees an array at another moment moves it.
 """
 
-from rlhf_jax.planner.passes import CHUNK_LOGITS, Part, Positions, activation_elements
+from rlhf_jax.planner.passes import Part, Positions, activation_elements
+from rlhf_jax.score import MAX_LOGITS
 
 ROW_BYTES = 24  # a position of a batch: tokens, mask, and what algorithms keep of it (four float32)
 
@@ -38,7 +39,7 @@ def logits_bytes(part: Part, run: Positions, copies: float) -> float:
     """Float32 logits held at once, `copies` times."""
     if part.shape.values or not run.logits:
         return 0.0
-    return copies * 4 * min(run.logits * part.spread * part.split.vocab, CHUNK_LOGITS)
+    return copies * 4 * min(run.logits * part.spread * part.split.vocab, MAX_LOGITS)
 
 
 def cache_bytes(part: Part, rows: float, columns: float) -> float:

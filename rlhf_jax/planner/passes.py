@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from rlhf_jax.planner.collectives import Rings
 from rlhf_jax.planner.hardware import Hardware
 from rlhf_jax.planner.shapes import Shape, Split
-
-CHUNK_LOGITS = 1 << 22  # `score.MAX_LOGITS`: above it the head runs in chunks, again in the backward pass
+from rlhf_jax.score import MAX_LOGITS
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def backward_seconds(part: Part, run: Positions, remat: bool) -> float:
     sums = 2 * part.shape.num_layers * run.launches
     summed = part.rings.tensor.all_reduce(run.tokens / run.launches * part.shape.width * part.shape.compute_bytes)
     twice = 2 * layers - sums * summed  # collectives once, all else twice
-    chunked = run.logits * part.split.vocab > CHUNK_LOGITS
+    chunked = run.logits * part.split.vocab > MAX_LOGITS
     return (
         twice
         + (3 if chunked else 2) * head

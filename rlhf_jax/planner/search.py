@@ -20,7 +20,7 @@ MAX_NODES = 120_000
 """Partial plans that a branch and bound looks into: about a minute on one core."""
 STARTS, EVALUATIONS = 4, 3000
 """Of the annealing that gives the branch and bound a plan to beat."""
-MANY_STARTS, MANY_EVALUATIONS = 6, 12_000
+MANY_STARTS, MANY_EVALUATIONS = 8, 20_000
 """Of the annealing that is all there is, above `EXACT_DEVICES`: within a minute on one core for 128 devices."""
 LEAST_GAIN = 0.02
 """Of a round, for which a plan is worth what it moves: below it two plans are told apart by the costs' errors."""

@@ -11,7 +11,7 @@ import pytest
 from rlhf_jax import sample, score, update
 from rlhf_jax.algorithms import grpo
 from rlhf_jax.models import llama
-from rlhf_jax.planner import passes, shapes
+from rlhf_jax.planner import memory, passes, shapes
 from rlhf_jax.planner.api import Work
 from rlhf_jax.planner.cost import Formulas
 from rlhf_jax.planner.hardware import find
@@ -71,6 +71,23 @@ def test_a_forward_pass_of_many_tokens_takes_its_flops(seven):
     between = 2 * 2 * elements * 32 * tokens / (0.8 * 3.35e12)
     launches = 32 * 14 * 3e-6
     assert passes.layers_seconds(part, Positions(tokens, pairs)) == pytest.approx(flops + scores + between + launches)
+
+
+def test_tensor_sums_after_attention_and_after_feed_forward(seven):
+    """What links of no cost would save: in each of 32 layers two sums of the residual, one of what the embedding gives, and
+    three of a float32 for each position with logits."""
+    free = replace(find("h100"), collective_latency=0.0, link_bandwidth=float("inf"))
+    run = Positions(1024, 0, 128)
+    costs = formulas(seven, WORK)
+    part = costs.part(REFERENCE, on(1, 1, 8))
+    beside = replace(costs, hardware=free, _parts={}).part(REFERENCE, on(1, 1, 8))
+    residual = 2 * 7 / 8 * 1024 * 4096 * 2 / (0.8 * 450e9) + 15e-6
+    figure = 2 * 7 / 8 * 128 * 4 / (0.8 * 450e9) + 15e-6
+    paid = passes.forward_seconds(part, run) - passes.forward_seconds(beside, run)
+    assert paid == pytest.approx((2 * 32 + 1) * residual + 3 * figure)
+    assert passes.backward_seconds(part, run, False) - passes.backward_seconds(beside, run, False) == pytest.approx(
+        2 * 32 * residual + 2 * (residual + 3 * figure)
+    )
 
 
 def test_attention_leaves_out_later_columns_in_blocks():
@@ -175,6 +192,15 @@ def test_states_and_copies_are_cut_by_fsdp_and_tensor(seven):
     assert cache / 8 < costs.working_bytes(GENERATE, on(8, 1, 1)) < 1.2 * cache / 8
 
 
+def test_logits_are_held_in_chunks(seven):
+    part = formulas(seven, WORK).part(REFERENCE, on(1, 1, 1))
+    few, many = Positions(100, 0, 100), Positions(10_000, 0, 10_000)
+    assert memory.logits_bytes(part, few, 2.0) == 2 * 4 * 100 * 32000
+    assert memory.logits_bytes(part, many, 2.0) == 2 * 4 * score.MAX_LOGITS
+    values = formulas(seven, WORK).part(REWARD, on(1, 1, 1))
+    assert memory.logits_bytes(values, few, 2.0) == 0.0
+
+
 def test_rows_that_stay_under_fsdp_bring_params_together_instead(seven):
     work = replace(WORK, num_prompts=4096)
     moves, stays = formulas(seven, work), formulas(seven, work, rows_stay=True)
@@ -182,6 +208,12 @@ def test_rows_that_stay_under_fsdp_bring_params_together_instead(seven):
     assert stays.seconds(TRAIN, place) < moves.seconds(TRAIN, place)
     assert stays.working_bytes(TRAIN, place) < moves.working_bytes(TRAIN, place)
     assert stays.seconds(GENERATE, place) == moves.seconds(GENERATE, place)
+    # Moving rows: 8 devices' tokens, summed queries, keys and values, summed gate and up, mixed values brought together.
+    rows, ring = 8 * 7 * 2, 7 / 8 / (0.8 * 450e9)
+    layer = rows * (2 * 3 * 4096 + 2 * 2 * 11008 + 4096) * ring + 3 * 15e-6
+    logits = 2 * 4 * 8 * 3 * 32000 * ring + 15e-6
+    moved = passes.fsdp_seconds(moves.part(TRAIN, place), Positions(7, 7, 3))
+    assert moved == pytest.approx(32 * layer + logits)
     gathered = passes.fsdp_seconds(stays.part(TRAIN, place), Positions(7, 7))
     products = 4 * (6_738_415_616 - 65 * 4096)
     assert gathered == pytest.approx(7 / 8 * products / (0.8 * 450e9) + 33 * 15e-6, rel=1e-6)

@@ -44,6 +44,7 @@ def test_an_axis_that_leaves_a_host_has_the_network():
     across = rings(h100, tuple(range(16)), (2, 1, 8))
     assert across.tensor.bandwidth == pytest.approx(0.8 * 450e9)
     assert across.data.bandwidth == pytest.approx(0.8 * 50e9)  # a device of each host
+    assert across.rows.bandwidth == across.data.bandwidth
     assert rings(h100, tuple(range(16)), (1, 16, 1)).fsdp.bandwidth == pytest.approx(0.8 * 400e9)  # all eight NICs
     within = rings(h100, tuple(range(8, 16)), (2, 2, 2))
     assert {within.data.bandwidth, within.fsdp.bandwidth, within.rows.bandwidth} == {0.8 * 450e9}

@@ -49,14 +49,15 @@ def test_what_is_not_finite_is_never_published(loop, name):
 
 
 @pytest.mark.parametrize("loop", [synchronous, asynchronous])
-@pytest.mark.parametrize(("update", "published"), [(5, 6), (11, 10)])
+@pytest.mark.parametrize(("update", "published"), [(5, [0, 2, 4, 6]), (11, [0, 2, 4, 6, 8, 10])])
 def test_a_critic_on_devices_of_its_own_is_checked_a_round_later(loop, update, published):
-    """The policy of round 2 is published, since the critic may still train; of the last round nothing is left for later."""
+    """The policy of round 2 is published, since the critic may still train; of the last round nothing is left for later.
+    Version 10 samples no round, so that the asynchronous loop publishes 8 last."""
     program = breaking(FakeProgram(Clock(ROUNDS, 2, lag=1)), "update", update, poisoned("critic_loss"))
     program.trains_apart = True
     with pytest.raises(FloatingPointError, match=f"the critic_loss of update {update} is nan"):
         finish(loop, program)
-    assert max(program.published) == published
+    assert sorted(program.published) == [version for version in published if loop is synchronous or version < 10]
 
 
 @pytest.mark.parametrize("loop", [synchronous, asynchronous])
