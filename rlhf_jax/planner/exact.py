@@ -9,10 +9,13 @@ from math import inf
 
 import numpy as np
 
+from rlhf_jax.planner import steady
 from rlhf_jax.planner.bounds import Bounds, State
 from rlhf_jax.planner.space import Choice, Space
 from rlhf_jax.planner.tables import Tables
 
+NUM_FIRST = 2
+"""Calls that are always placed first: the policy's training and generation, which weigh most."""
 TOLERANCE = 1e-9
 """Share of a round by which a plan must be better to be looked for."""
 
@@ -53,24 +56,58 @@ class Search:
         self.order = sorted(range(len(self.space.calls)), key=rank)
 
     def visit(self, state: State) -> None:
-        """Every way to go on that could be better, the most promising first."""
-        index = self.order[len(state.numbers)]
-        bounds = self.bounds.seconds(state, index)
-        placed = [state.numbers[earlier] for earlier in self.order[: len(state.numbers)]]
-        fresh = self.tables.fresh(list(zip(self.order, placed, strict=False)), index)
-        numbers = np.flatnonzero(self.bounds.fits(state, index) & fresh)
-        for number in numbers[np.argsort(bounds[numbers], kind="stable")]:
-            if bounds[number] >= self.best * (1 - TOLERANCE):
+        """Every way to go on that could be better, by the call that has fewest; of those the most promising first."""
+        branches = self._branches(state)
+        if branches is None:
+            return
+        index, numbers, bounds = branches
+        for number, bound in zip(numbers, bounds, strict=True):
+            if bound >= self.best * (1 - TOLERANCE):
                 return
             if self.num_nodes >= self.max_nodes:
-                self.left = min(self.left, float(bounds[number]))
+                self.left = min(self.left, float(bound))
                 return
             self.num_nodes += 1
             longer = self.bounds.place(state, index, int(number))
-            if len(longer.numbers) < len(self.order):
-                self.visit(longer)
-            else:
+            if len(longer.numbers) == len(self.order):
                 self._finish(longer)
+            elif len(longer.numbers) <= NUM_FIRST or self._relaxed(longer) < self.best * (1 - TOLERANCE):
+                self.visit(longer)
+
+    def _relaxed(self, state: State) -> float:
+        """The bound by rounds of what is placed, in the order of the queues: dearer than `Bounds`, which it completes."""
+        chosen = [
+            found[state.numbers[index]] if index in state.numbers else None
+            for index, found in enumerate(self.space.options)
+        ]
+        flow = self.space.flow
+        return steady.lower_bound(flow, flow.relaxed(chosen, self.tables.least))
+
+    def _branches(self, state: State) -> tuple[int, np.ndarray, np.ndarray] | None:
+        """The next call with its options and their bounds, the least first; None where some call has no place left."""
+        fewest = None
+        for index in self._ready(state):
+            bounds = self.bounds.seconds(state, index)
+            viable = self.tables.kept[index] & (bounds < self.best * (1 - TOLERANCE)) & self.bounds.fits(state, index)
+            count = int(viable.sum())
+            if not count:
+                return None
+            if fewest is None or count < fewest[0]:
+                fewest = count, index, viable, bounds
+        assert fewest is not None
+        _, index, viable, bounds = fewest
+        numbers = np.flatnonzero(viable & self.tables.fresh(list(state.numbers.items()), index))
+        numbers = numbers[np.argsort(bounds[numbers], kind="stable")]
+        return index, numbers, bounds[numbers]
+
+    def _ready(self, state: State) -> list[int]:
+        """Calls that may come next: the policy's training and generation first, and what has params to move after their role's
+        training."""
+        left = [index for index in self.order if index not in state.numbers]
+        if len(state.numbers) < NUM_FIRST:
+            return left[:1]
+        trains = {index: self.tables.trains[self.space.calls[index].role] for index in self.tables.moves}
+        return [index for index in left if trains.get(index, left[0]) in state.numbers or index not in trains]
 
     def _finish(self, state: State) -> None:
         choice = tuple(state.numbers[index] for index in range(len(self.order)))

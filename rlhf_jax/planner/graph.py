@@ -105,21 +105,30 @@ class Dataflow:
         asynchronous loop: the sampler receives new params while it samples with older ones. Where it takes no time it is a
         wait alone. Data between calls are small: they delay their reader and occupy no device.
         """
-        bits = [self.known(option)[1] for option in chosen]
+        return self.relaxed(chosen, ())
+
+    def relaxed(self, chosen: Sequence[Option | None], least: Sequence[float]) -> Round:
+        """As `round`, where a call that is not placed (None) takes its `least` seconds, waits for no device and has nothing
+        moved to or from it: what every plan with these options must do at least."""
+        bits = [0 if option is None else self.known(option)[1] for option in chosen]
         seconds, masks = [], []
         for what, index in self.order:
+            option, source = chosen[index], self.trains.get(self.calls[index].role, index)
             if what == "call":
-                seconds.append(chosen[index].seconds)
+                seconds.append(least[index] if option is None else option.seconds)
                 masks.append(bits[index])
                 continue
-            source = self.trains[self.calls[index].role]
-            seconds.append(self.move_seconds(index, chosen[source], chosen[index]))
+            trained = chosen[source]
+            seconds.append(self.move_seconds(index, trained, option) if trained and option else 0.0)
             reached = 0 if self.apart and index == self.generate else bits[index]
             masks.append(bits[source] | reached if seconds[-1] else 0)
         after = [
-            [(where, 0.0 if pair is None else self.transfer_seconds(pair[0], chosen[pair[0]], chosen[pair[1]]))
-             for where, pair in waits]
+            [(where, 0.0 if pair is None else self._latency(pair, chosen)) for where, pair in waits]
             for waits in self._template
-        ]  # fmt: skip
+        ]
         queue = [[other for other, taken in enumerate(masks) if taken & mask] for mask in masks]
         return Round(seconds, masks, after, queue)
+
+    def _latency(self, pair: tuple[int, int], chosen: Sequence[Option | None]) -> float:
+        source, target = chosen[pair[0]], chosen[pair[1]]
+        return self.transfer_seconds(pair[0], source, target) if source and target else 0.0

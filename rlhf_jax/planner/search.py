@@ -18,7 +18,7 @@ from rlhf_jax.types import Call, Plan
 EXACT_DEVICES = 16
 MAX_NODES = 120_000
 """Partial plans that a branch and bound looks into: about a minute on one core."""
-STARTS, EVALUATIONS = 4, 3000
+STARTS, EVALUATIONS = 4, 6000
 """Of the annealing that gives the branch and bound a plan to beat."""
 MANY_STARTS, MANY_EVALUATIONS = 8, 20_000
 """Of the annealing that is all there is, above `EXACT_DEVICES`: within a minute on one core for 128 devices."""

@@ -22,6 +22,20 @@ def seconds_per_round(flow: Dataflow, of_plan: Round) -> float:
     return _asynchronous(of_plan, flow.policy, flow.work.lag)
 
 
+def lower_bound(flow: Dataflow, relaxed: Round) -> float:
+    """What no plan can be faster than whose rounds do at least this; 0 where devices share cores.
+
+    In the asynchronous loop the queues that both threads use are left out: in what order they are served depends on times,
+    and all other waits hold in any order.
+    """
+    if flow.costs.shared_throughput:
+        return 0.0
+    if flow.work.loop == "synchronous":
+        return _synchronous(relaxed, flow.policy)
+    queue = [[other for other in of_task if (other == 1) == (task == 1)] for task, of_task in enumerate(relaxed.queue)]
+    return _asynchronous(relaxed._replace(queue=queue), flow.policy, flow.work.lag)
+
+
 def _synchronous(of_plan: Round, policy: int) -> float:
     """The lag changes nothing here: the loop samples one round and trains another, one after the other, whichever it is."""
     seconds, _, after, queue = of_plan

@@ -78,6 +78,10 @@ def test_no_plan_is_faster_than_its_bounds(lag, loop, shared):
             assert bound >= before * (1 - 1e-12)
             state, before = bounds.place(state, index, choice[index]), bound
             assert bound <= space.seconds(choice) * (1 + 1e-9)
+            known = [of if i in state.numbers else None for i, of in enumerate(space.chosen(choice))]
+            relaxed = steady.lower_bound(space.flow, space.flow.relaxed(known, tables.least))
+            assert relaxed <= space.seconds(choice) * (1 + 1e-9)
+            assert relaxed > 0 or shared
         tight.append(before / space.seconds(choice))
     assert np.mean(tight) > 0.8  # a bound of 0 would be no bound
 
