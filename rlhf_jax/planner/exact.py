@@ -111,7 +111,7 @@ class Search:
 
     def _finish(self, state: State) -> None:
         choice = tuple(state.numbers[index] for index in range(len(self.order)))
-        if self.space.excess(choice) <= 0 and (seconds := self.space.seconds(choice)) < self.best:
+        if (seconds := self.space.seconds(choice)) < self.best:
             self.choice, self.best = choice, seconds
 
 

@@ -102,6 +102,37 @@ def test_partial_memory_is_that_of_the_plan():
     assert seen == {True, False}
 
 
+def test_a_mesh_is_left_out_for_one_of_the_same_slice_that_is_better_in_everything():
+    space = Space(PPO, Table(6, symmetric=False, transfer=0.1), work(), 4, 4, (1, 2))
+    tables = Tables(space)
+    index = next(i for i, call in enumerate(PPO) if call.name == "reward")
+    generate, trains = 0, (4, 5)
+
+    def latest(of, other):
+        """By how much the samples may come later to `of` than to `other`, and its scores later to training."""
+        flow = space.flow
+        late = [flow.transfer_seconds(0, a, of) - flow.transfer_seconds(0, a, other) for a in space.options[generate]]
+        behind = [
+            flow.transfer_seconds(index, of, b) - flow.transfer_seconds(index, other, b)
+            for train in trains
+            for b in space.options[train]
+        ]
+        return max(0.0, *late) + max(0.0, *behind)
+
+    found = space.options[index]
+    kept = [of for number, of in enumerate(found) if tables.kept[index][number]]
+    assert 0 < len(kept) < len(found)
+    for number, of in enumerate(found):
+        assert tables.kept[index][number] or any(
+            other.placement.devices == of.placement.devices
+            and other.seconds + latest(other, of) <= of.seconds
+            and other.working_bytes <= of.working_bytes
+            and other.resident_bytes <= of.resident_bytes
+            for other in kept
+        )
+    assert all(tables.kept[call].all() for call in (generate, 2, *trains))  # their params are moved
+
+
 def test_exchanges_of_devices_are_used_where_costs_are_blind_to_them():
     same, other = (Tables(Space(PPO, Table(0, symmetric=s), work(), 8, 8, (1,))) for s in (True, False))
     assert same.symmetric
