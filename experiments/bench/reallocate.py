@@ -132,7 +132,7 @@ def check_equal(params: Any, moved: Any) -> None:
     import numpy as np
 
     for before, after in zip(jax.tree.leaves(params), jax.tree.leaves(moved), strict=True):
-        whole = np.asarray(before)
+        whole = np.asarray(copied(before))  # which is kept on the host no longer than this
         for shard in after.addressable_shards:
             if not np.array_equal(np.asarray(shard.data), whole[shard.index]):
                 raise ValueError(f"an array of {before.shape} came wrong from {before.sharding} to {after.sharding}")
