@@ -15,10 +15,10 @@ parallel over the 8 GPUs of a node and a pipeline across nodes; and with fsdp in
   faster in this simulation than in an engine whose launches cost as much. The share of communication, which nothing is fitted
   to, is printed beside the paper's.
 
-*The searched plan*, in the synchronous loop, beside the paper's searched plan: it may use data, fsdp and tensor axes, any slices,
-micro-batches, and leave remat out; theirs has pipelines and remat always. An optimum found in one's own simulator flatters
-itself, all the more where the simulator was never held against a plan of that kind: fsdp with full bandwidth and no waiting,
-and no latency at all where a call has no tensor axis. Simulated gains are no measurement, and the paper's are.
+*The searched plan*, in the synchronous loop, beside the paper's searched plan: ours may use data, fsdp and tensor axes, any
+slices, micro-batches, and leave remat out; theirs has pipelines, and remat always. An optimum found in one's own simulator
+flatters itself, all the more where the simulator was never held against a plan of that kind: fsdp with full bandwidth and no
+waiting, and no latency at all where a call has no tensor axis. Simulated gains are no measurement, and the paper's are.
 
     python -m experiments.bench.realhf_settings --output experiments/bench/results/realhf_settings.json
 """
