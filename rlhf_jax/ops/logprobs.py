@@ -72,8 +72,9 @@ def chunked_token_logprobs(
     """`token_logprobs` of `head(hidden_ND)`, without ever holding more than `max_chunk_elements` logits.
 
     `head` maps `[n, D]` to float32 logits `[n, V]` row by row. Where N·V fits, it is called once and its logits are
-    kept for the backward pass; otherwise in equal chunks of rows in a scan, recomputed in the backward pass. Gradients
-    flow to `hidden_ND` and to whatever `head` closes over. Raises ValueError where a single row does not fit.
+    kept for the backward pass; otherwise in equal chunks of rows in a scan, recomputed in the backward pass. A chunk has
+    every n-th row, so that rows stay on the device whose shard they are in: of contiguous chunks each device would compute
+    all. Gradients flow to `hidden_ND` and to whatever `head` closes over. Raises ValueError where a single row does not fit.
     """
     num_rows = hidden_ND.shape[0]
     vocab_size = jax.eval_shape(head, hidden_ND[:1]).shape[-1]
@@ -81,7 +82,7 @@ def chunked_token_logprobs(
         raise ValueError(f"max_chunk_elements is {max_chunk_elements}; one row of logits has {vocab_size}")
     if num_rows * vocab_size <= max_chunk_elements:
         return token_logprobs(head(hidden_ND), tokens_N, temperature)
-    num_chunks = -(-num_rows // (max_chunk_elements // vocab_size))
+    num_chunks = _num_chunks(num_rows, -(-num_rows // (max_chunk_elements // vocab_size)))
     rows_per_chunk = -(-num_rows // num_chunks)
     padding = num_chunks * rows_per_chunk - num_rows
 
@@ -89,7 +90,15 @@ def chunked_token_logprobs(
         hidden_nD, tokens_n = rows
         return None, token_logprobs(head(hidden_nD), tokens_n, temperature)
 
-    padded_ND = jnp.pad(hidden_ND, ((0, padding), (0, 0))).reshape(num_chunks, rows_per_chunk, -1)
-    padded_N = jnp.pad(tokens_N, (0, padding)).reshape(num_chunks, rows_per_chunk)
-    _, (logprob, entropy) = jax.lax.scan(jax.checkpoint(chunk, prevent_cse=False), None, (padded_ND, padded_N))
-    return logprob.reshape(-1)[:num_rows], entropy.reshape(-1)[:num_rows]
+    def strided(array):
+        padded = jnp.pad(array, ((0, padding), *[(0, 0)] * (array.ndim - 1))) if padding else array
+        return padded.reshape(rows_per_chunk, num_chunks, *array.shape[1:]).swapaxes(0, 1)
+
+    rows = strided(hidden_ND), strided(tokens_N)
+    _, (logprob, entropy) = jax.lax.scan(jax.checkpoint(chunk, prevent_cse=False), None, rows)
+    return logprob.T.reshape(-1)[:num_rows], entropy.T.reshape(-1)[:num_rows]
+
+
+def _num_chunks(num_rows: int, least: int) -> int:
+    """The fewest chunks, at least so many, of which none is padded; where those are more than twice as many, the least."""
+    return next((count for count in range(least, 2 * least + 1) if num_rows % count == 0), least)
