@@ -140,7 +140,9 @@ def _resharded(
         if len(devices_of(sharding)) > 1:
             bits = jax.lax.with_sharding_constraint(bits, leaf.source)
             bits = jax.lax.with_sharding_constraint(bits, sharding)
-        return jnp.copy(from_bits(bits, leaf.carried).astype(dtype))  # what is not copied may be its argument's buffer
+        return jnp.copy(
+            from_bits(bits, leaf.carried).astype(dtype)
+        )  # XLA copies by itself what is not donated; nothing promises it
 
     def identity(arrays: list[Array]) -> list[Array]:
         return [one(*each) for each in zip(arrays, leaves, shardings, dtypes, strict=True)]
