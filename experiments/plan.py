@@ -6,8 +6,9 @@
 Without `--hardware` it plans for the devices at hand. `--profile` times the calls of promising plans there, with one layer and
 with two, and keeps the figures in runs/profile.json, where runs with --config.plan=search find them. `--lengths=RUN` takes the
 lengths of that run's completions. Any key of the config may be given anew (`--config.rlhf.lag=1`). Prints a table, what
-the next plans lack, one sentence of advice and the plan as a run takes it; draws the expected rounds. What cannot be planned
-is one line and exit status 2.
+the next plans lack, one sentence of advice and the plan as a run takes it; draws the expected rounds. A plan that the config
+writes out (`--config.plan="..."`) is not searched for, but what is expected of it is printed and drawn. What cannot be
+planned is one line and exit status 2.
 """
 
 import argparse
@@ -63,6 +64,9 @@ def _plan(config: Any, options: argparse.Namespace) -> None:
     lengths = _planning.drawn_lengths(options.lengths) if options.lengths else ()
     problem = build.problem(config, device, options.devices or here or 1, lengths)
     profile = None
+    if config.plan and config.plan != _planning.SEARCH:
+        show_written(problem, config.plan, options.output)
+        return
     if options.profile:
         workspace, stages, algorithm = build.parts(config)
         setup = _planning.setup_of(workspace, stages, algorithm)
@@ -73,18 +77,46 @@ def _plan(config: Any, options: argparse.Namespace) -> None:
     show(problem, found, profile, options.output)
 
 
+def heading(problem: Any) -> str:
+    """Devices, models and work of a round in one line."""
+    work = problem.work
+    shapes = ", ".join(f"{role} {shape.num_params / 1e9:.3g}B" for role, shape in problem.shapes.items())
+    return (
+        f"{problem.num_devices} x {problem.hardware.name}; {shapes}; {work.num_prompts} prompts x "
+        f"{work.samples_per_prompt} a round, {work.loop} loop, lag {work.lag}\n"
+    )
+
+
+def show_written(problem: Any, text: str, output: Path) -> None:
+    """What is expected of a plan that somebody wrote. Calls that it does not name lie along `data` on all devices."""
+    from rlhf_jax.report import gantt
+    from rlhf_jax.runtime.placement import parse
+    from rlhf_jax.types import Placement
+
+    everywhere = Placement(tuple(range(problem.num_devices)), (problem.num_devices, 1, 1))
+    found = problem.expected(parse(text), everywhere)
+    print(heading(problem))
+    print(gantt.table(found.simulation))
+    draw(found.simulation, output)
+
+
+def draw(simulation: Any, output: Path) -> None:
+    """Writes the picture."""
+    from rlhf_jax.report import gantt
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    gantt.draw(simulation).savefig(output)
+    print(f"picture: {output}")
+
+
 def show(problem: Any, found: Any, profile: Any, output: Path) -> None:
     """Prints and draws what was found."""
     from rlhf_jax.planner.search import advice
     from rlhf_jax.report import gantt
     from rlhf_jax.runtime.placement import text_of
 
-    chosen, work = found.advised, problem.work
-    shapes = ", ".join(f"{role} {shape.num_params / 1e9:.3g}B" for role, shape in problem.shapes.items())
-    print(
-        f"{problem.num_devices} x {problem.hardware.name}; {shapes}; {work.num_prompts} prompts x "
-        f"{work.samples_per_prompt} a round, {work.loop} loop, lag {work.lag}\n"
-    )
+    chosen = found.advised
+    print(heading(problem))
     print(gantt.table(chosen.simulation))
     if profile is not None and (missing := profile.missing(problem.calls, chosen.plan)):
         print(f"not measured, but by formulas: {', '.join(missing)}")
@@ -93,10 +125,7 @@ def show(problem: Any, found: Any, profile: Any, output: Path) -> None:
         print(f"{place}. {other.why}")
     print(f"\n{advice(*_both_loops(problem, found, profile))}")
     print(f'\nrun it:  --config.plan="{text_of(chosen.plan)}"')
-    figure = gantt.draw(chosen.simulation)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output)
-    print(f"picture: {output}")
+    draw(chosen.simulation, output)
 
 
 def verdict(found: Any) -> str:

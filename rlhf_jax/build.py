@@ -216,6 +216,8 @@ def prepare(config: ConfigDict) -> tuple[Workspace, pipeline.Stages, Algorithm]:
         )
         settings = dataclasses.replace(settings, plan=values["plan"])
     pipeline.check(settings, chosen, shared.mesh)
+    if settings.plan:
+        _planning.check_memory(shared, settings, chosen)
     check_directory(shared.directory, values)
     return shared, settings, chosen
 

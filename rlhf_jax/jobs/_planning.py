@@ -10,24 +10,25 @@ import jax
 import numpy as np
 
 from rlhf_jax.jobs import rlhf
-from rlhf_jax.jobs._rlhf_config import Config
+from rlhf_jax.jobs._rlhf_config import Config, places
 from rlhf_jax.jobs.api import Lengths, Workspace
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
-from rlhf_jax.observe import lines
-from rlhf_jax.planner import hardware, measure
+from rlhf_jax.planner import footprint, hardware, measure
 from rlhf_jax.planner.api import Costs, Work
 from rlhf_jax.planner.calls import dataflow
 from rlhf_jax.planner.cost import Formulas
 from rlhf_jax.planner.hardware import Hardware
 from rlhf_jax.planner.profile import Profile
-from rlhf_jax.planner.search import Found, search
+from rlhf_jax.planner.search import Candidate, Found, search
 from rlhf_jax.planner.shapes import Shape, of_model
+from rlhf_jax.planner.simulate import simulate
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import ledger
+from rlhf_jax.runtime.placement import OTHERS, Places
 from rlhf_jax.runtime.program import Reward
 from rlhf_jax.runtime.setup import Setup
-from rlhf_jax.types import Algorithm, Call
+from rlhf_jax.types import Algorithm, Call, Placement, Plan
 
 SEARCH = "search"
 PROFILE = Path("runs/profile.json")
@@ -68,6 +69,25 @@ class Problem:
             seed=seed,
             costs_of=self.formulas,
         )
+
+    def expected(self, plan: Plan, default: Placement, costs: Costs | None = None) -> Candidate:
+        """What a plan that somebody wrote is expected to do; `default` is of the calls that it does not name.
+
+        Raises ValueError that names the call which does not fit, by how much, and what would fit.
+        """
+        costs = costs or self.formulas()
+        whole = footprint.check(
+            named(plan, self.calls), self.calls, costs, self.work, self.num_devices, self.devices_per_host, default
+        )
+        return Candidate(whole, simulate(self.calls, whole, costs, self.work, self.num_devices))
+
+
+def named(plan: Plan, calls: Sequence[Call]) -> Plan:
+    """A plan without what it says of calls that this round does not have, its entry for all others spelled out."""
+    placements = dict(plan.placements)
+    others = placements.pop(OTHERS, None)
+    found = {call.name: placements.get(call.name, others) for call in calls}
+    return Plan({name: placement for name, placement in found.items() if placement is not None})
 
 
 def problem(
@@ -115,7 +135,7 @@ def drawn_lengths(directory: Path) -> tuple[int, ...]:
     path = directory / ledger.FILE
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: lengths are read from the ledger of a run")
-    return tuple(int(row["length"]) for row in lines.read(path) if "length" in row)
+    return tuple(int(row["length"]) for row in ledger.read(path))
 
 
 def setup_of(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Setup:
@@ -139,21 +159,29 @@ def profiled(of: Problem, setup: Setup, path: Path | None) -> tuple[Found, Profi
     return found, profile
 
 
+def of_run(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Problem:
+    """The problem of a run on the devices at hand. Raises ValueError for devices without figures."""
+    network = workspace.reward_network if stages.reward == "learned" else None
+    device, num_devices = hardware.of_device(jax.devices()[0]), len(jax.devices())
+    return problem(stages.rlhf, algorithm, workspace.lengths, workspace.model, network, device, num_devices)
+
+
+def check_memory(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
+    """Raises ValueError for a plan that does not fit in the memory of the devices at hand, where their memory is known."""
+    try:
+        of = of_run(workspace, stages, algorithm)
+    except ValueError:
+        return  # devices that the table does not have: what does not fit is told when it is compiled
+    if not of.hardware.shared_throughput:
+        where = places(stages.rlhf, workspace.mesh, stages.plan)
+        of.expected(where.plan, Places(workspace.mesh, jax.devices(), Plan()).placement(OTHERS))
+
+
 def for_run(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Found:
     """The plan of a run on the devices at hand: by what `experiments.plan --profile` measured, else by formulas.
 
     Raises ValueError for devices without figures, or where nothing fits.
     """
-    network = workspace.reward_network if stages.reward == "learned" else None
-    devices = jax.devices()
-    of = problem(
-        stages.rlhf,
-        algorithm,
-        workspace.lengths,
-        workspace.model,
-        network,
-        hardware.of_device(devices[0]),
-        len(devices),
-    )
+    of = of_run(workspace, stages, algorithm)
     profile = Profile(setup_of(workspace, stages, algorithm), of.formulas(), PROFILE)
     return of.search(profile if profile.known else None)

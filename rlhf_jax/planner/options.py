@@ -7,7 +7,7 @@ from functools import cache
 from rlhf_jax.planner.api import Costs
 from rlhf_jax.types import Call, Placement
 
-MICRO_BATCHES = (1, 2, 4, 8)
+MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 ALL_HOST_RUNS = 16
 """Devices up to which every run of consecutive hosts is a slice; above, aligned runs of 1, 2, 4, ... hosts, so that the number
 of slices grows with the number of devices and not with its square."""

@@ -1,0 +1,93 @@
+"""`experiments.plan`: a plan for a config, its picture and advice; and one line for what cannot be planned."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments import plan
+from rlhf_jax.runtime.placement import parse
+
+QUICKSTART = "--config=configs/quickstart.py:algorithm=ppo"
+TLDR = "--config=configs/tldr/ppo.py"
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+
+
+def planned(capsys, tmp_path, *arguments: str) -> tuple[int, str, str]:
+    status = plan.main([*arguments, f"--output={tmp_path / 'pictures' / 'plan.png'}"])
+    return status, *capsys.readouterr()
+
+
+def test_a_plan_its_picture_and_one_sentence_of_advice(capsys, tmp_path):
+    """The policy's vocabulary is given: nothing of the paper's data or models is here."""
+    status, out, err = planned(capsys, tmp_path, TLDR, "--devices=2", "--hardware=h100")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].startswith("2 x h100; policy 0.405B,")
+    assert "512 prompts x 2 a round" not in out, "PPO samples one"
+    calls = ("generate", "reference", "value", "reward", "train_policy", "train_critic")
+    assert all(any(line.startswith(f"{call} ") for line in lines) for call in calls)
+    assert "s a round; devices hold up to" in out
+    assert sum(line.startswith(("Stay synchronous:", "Sample asynchronously:")) for line in lines) == 1
+    text = next(line for line in lines if line.startswith("run it:")).split('"')[1]
+    assert set(calls) <= set(parse(text).placements)
+    assert (tmp_path / "pictures" / "plan.png").stat().st_size > 5_000
+
+
+def test_a_written_plan_is_not_searched_but_told(capsys, tmp_path):
+    training = "micro_batches=32 remat"
+    written = (
+        f"--config.plan=generate: 0-1 tensor=2; train_policy: 0 {training}; train_critic: 1 {training}; others: 0-1"
+    )
+    status, out, err = planned(capsys, tmp_path, TLDR, "--devices=2", "--hardware=h200", written)
+    assert status == 0, err
+    assert "run it:" not in out
+    row = next(line for line in out.splitlines() if line.startswith("train_critic")).split()
+    assert row[1:3] == ["1", "1×1×1"]
+
+
+REFUSED = [
+    ([TLDR, "--hardware=abacus"], "no hardware 'abacus'; there are: a100-80gb"),
+    ([TLDR, "--hardware=h100", "--devices=-2"], "--devices is -2; accepted: 1 or more"),
+    ([TLDR, "--hardware=h100", "--profile"], "times the devices at hand"),
+    ([TLDR, "--hardware=h100", "--devices=2", "--lengths=nowhere"], "ledger.jsonl is missing"),
+    ([TLDR, "--hardware=h100", "--devices=12"], "12 devices do not make whole hosts of 8"),
+    ([f"{TLDR}:size=2.8b", "--hardware=tpu-v5e"], "no plan fits on 1 devices of 14.7 GB"),
+    (
+        [TLDR, "--hardware=tpu-v5e", "--devices=2", "--config.plan=train_policy: 0; others: 1"],
+        "does not fit on device",
+    ),
+    ([TLDR, "--hardware=h100", "--config.plan=train_policy: 0-3"], "device"),
+    ([TLDR, "--hardware=h100", "--config.rlhf.lagg=1"], "did you mean 'lag'?"),
+    (["--config=configs/nothing.py", "--hardware=h100"], "no config file"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), REFUSED)
+def test_what_cannot_be_planned_is_one_line(capsys, tmp_path, arguments, words):
+    try:
+        status = plan.main([*arguments, f"--output={tmp_path / 'plan.png'}"])
+    except SystemExit as left:
+        status = left.code
+    out, err = capsys.readouterr()
+    assert status == 2
+    assert not out
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert words in err, err
+    assert not (tmp_path / "plan.png").exists()
+
+
+def test_lengths_of_a_run_shorten_the_round(capsys, tmp_path):
+    rows = "".join(f'{{"stage": "ledger", "length": {length}}}\n' for length in (5, 7, 9, 11))
+    (tmp_path / "ledger.jsonl").write_text(rows)
+    seconds = []
+    for more in ((), (f"--lengths={tmp_path}",)):
+        status, out, err = planned(capsys, tmp_path, QUICKSTART, "--devices=1", "--hardware=h100", *more)
+        assert status == 0, err
+        row = next(line for line in out.splitlines() if line.startswith("generate"))
+        seconds.append(float(row.split()[5]))
+    assert seconds[1] < 0.6 * seconds[0]
