@@ -12,7 +12,7 @@ from rlhf_jax.planner.hardware import find
 from rlhf_jax.planner.profile import Profile, call_key, move_key
 from rlhf_jax.planner.shapes import of_model
 from rlhf_jax.runtime.placement import parse
-from rlhf_jax.types import Placement
+from rlhf_jax.types import Placement, Plan
 from tests import tiny
 from tests.runtime import rounds
 
@@ -90,6 +90,7 @@ def test_devices_of_a_host_are_alike(measured):
     _, calls, profile = measured
     elsewhere = dataclasses.replace(PLAN.placements["reference"], devices=(7,))
     reference = next(call for call in calls if call.name == "reference")
+    assert profile.missing([reference], Plan({"reference": elsewhere})) == []
     assert profile.seconds(reference, elsewhere) == profile.seconds(reference, PLAN.placements["reference"])
 
 
