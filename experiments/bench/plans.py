@@ -4,7 +4,10 @@ PPO of four roles (a decoder of 4 layers, a reward model and a critic on such ba
 cores the devices share. Every call of every plan is profiled with one and with two layers; then the plans' rounds run in
 turn, and the least of each counts.
 
-    python -m experiments.bench.plans [--plans=20] [--only=estimates]
+`params`: the params after some rounds under random plans beside those on one device, PPO and Online DPO, synchronous and at
+lag 1. `searched`: the plan that profile and search end at, beside one mesh for every call, for several sizes of round.
+
+    python -m experiments.bench.plans [--plans=20] [--only=estimates|params|searched]
 """
 
 import argparse
@@ -17,21 +20,22 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from experiments.bench import measure
-from rlhf_jax import sample, score
-from rlhf_jax.algorithms import ppo
+from rlhf_jax import plugins, sample, score
 from rlhf_jax.models import gpt_neox, value_head
 from rlhf_jax.planner import simulate
-from rlhf_jax.planner.api import Work
+from rlhf_jax.planner.api import Costs, Work
 from rlhf_jax.planner.calls import dataflow
 from rlhf_jax.planner.cost import Formulas
 from rlhf_jax.planner.hardware import find
 from rlhf_jax.planner.options import mesh_shapes, slices
 from rlhf_jax.planner.profile import Profile
+from rlhf_jax.planner.search import search
 from rlhf_jax.planner.shapes import of_model
 from rlhf_jax.rewards import learned
-from rlhf_jax.runtime import mesh, synchronous
+from rlhf_jax.runtime import asynchronous, mesh, synchronous
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.placement import text_of
 from rlhf_jax.runtime.program import Critic, Program, Reward, Setup
@@ -40,6 +44,8 @@ from rlhf_jax.update import OptimizerConfig, make_optimizer
 
 DEVICES = 8
 ROUNDS = 10_000
+ROUNDS_TRAINED = 3
+SEARCHES = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +59,20 @@ class Case:
     prompt_tokens: int = 32
     completion_tokens: int = 32
     num_minibatches: int = 1
+    algorithm: str = "ppo"
 
     def work(self) -> Work:
-        fields = {
-            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("width", "num_layers")
-        }
-        return Work(**fields)
+        of_model = ("width", "num_layers", "algorithm")
+        return Work(**{name: value for name, value in dataclasses.asdict(self).items() if name not in of_model})
+
+
+SEARCHED = (
+    Case(),
+    Case(num_minibatches=2),
+    Case(completion_tokens=8, prompt_tokens=64),
+    Case(num_layers=2, width=256),
+    Case(num_prompts=64, num_layers=2, width=64),
+)
 
 
 @cache
@@ -85,9 +99,11 @@ def make_setup(case: Case) -> tuple[Setup, Any]:
         return Prompts(tokens_PQ=tokens, mask_PQ=np.ones(shape, bool), ordinal_P=ordinals)  # type: ignore[arg-type]
 
     optimizer = make_optimizer(OptimizerConfig(), ROUNDS)
+    module = plugins.find("algorithms", case.algorithm)
+    algorithm = getattr(module, case.algorithm)(module.Config())
     setup = Setup(
         model=model,
-        algorithm=ppo.ppo(ppo.Config()),
+        algorithm=algorithm,
         optimizer=optimizer,
         sampling=sample.Config(case.completion_tokens, case.samples_per_prompt),
         scoring=score.Config(replace_missing_eos=False),
@@ -99,7 +115,7 @@ def make_setup(case: Case) -> tuple[Setup, Any]:
         seed=0,
         eos_id=-1,
         pad_id=0,
-        critic=Critic(values, with_head, optimizer),
+        critic=Critic(values, with_head, optimizer) if "critic" in algorithm.losses else None,
     )
     return setup, params
 
@@ -114,7 +130,7 @@ def make_profile(case: Case, path: Path | None) -> tuple[tuple[Call, ...], Profi
     return dataflow(setup.algorithm, model_reward=True), Profile(setup, formulas, path)
 
 
-def random_plan(calls: tuple[Call, ...], profile: Profile, seed: int) -> Plan:
+def random_plan(calls: tuple[Call, ...], costs: Costs, seed: int) -> Plan:
     """A feasible placement for every call, each drawn alone: a slice, a mesh shape, micro-batches, remat."""
     random = np.random.default_rng(seed)
     places = slices(DEVICES, DEVICES)
@@ -125,7 +141,7 @@ def random_plan(calls: tuple[Call, ...], profile: Profile, seed: int) -> Plan:
             shapes = mesh_shapes(len(devices), DEVICES)
             remat = bool(random.integers(2)) if call.kind == "train" else None
             drawn = Placement(devices, shapes[random.integers(len(shapes))], int(random.choice([1, 2])), remat)
-            if profile.refusal(call, drawn) is None:
+            if costs.refusal(call, drawn) is None:
                 placements[call.name] = drawn
     return Plan(placements)
 
@@ -172,9 +188,79 @@ def estimates(case: Case, num_plans: int, repeats: int, path: Path | None) -> di
     }
 
 
+def end(program: Program, lag: int) -> Any:
+    """The policy's params after a few rounds; at a lag by the loop with a thread."""
+    program.setup = dataclasses.replace(program.setup, clock=Clock(ROUNDS_TRAINED, lag=lag))
+    loop = asynchronous if lag else synchronous
+    *_, last = loop.run(program, program.init(program.reference_params), 0, {})
+    return jax.device_get(last.states["policy"].params)
+
+
+def params(num_plans: int) -> dict[str, Any]:
+    """The largest difference of any param under random plans from the same on one device, and how far training moved it."""
+    found = {}
+    for name in ("ppo", "online_dpo"):
+        case = Case(width=16, num_layers=1, num_prompts=8, prompt_tokens=5, completion_tokens=7, algorithm=name)
+        setup, reference = make_setup(case)
+        setup = dataclasses.replace(setup, optimizer=optax.sgd(0.1), mesh=mesh.make_mesh(mesh.Config()))
+        if setup.critic is not None:
+            setup = dataclasses.replace(setup, critic=dataclasses.replace(setup.critic, optimizer=optax.sgd(0.1)))
+        calls = dataflow(setup.algorithm, model_reward=True)
+        shape, values = of_model(setup.model), of_model(value_head.make(setup.model))
+        shapes = {"policy": shape, "reference": shape, "reward": values, "critic": values}
+        formulas = Formulas(find("cpu"), DEVICES, shapes, case.work())
+        for lag in (0, 1):
+            expected = end(Program(setup, reference), lag)
+            moved = difference(expected, jax.device_get(reference))
+            worst = 0.0
+            for seed in range(num_plans):
+                plan = random_plan(calls, formulas, seed)
+                worst = max(
+                    worst, difference(end(Program(dataclasses.replace(setup, plan=plan), reference), lag), expected)
+                )
+            found[f"{name} lag {lag}"] = {"largest_difference": worst, "training_moved": moved}
+    return {"case": "params", "plans": num_plans, "rounds": ROUNDS_TRAINED, **found}
+
+
+def difference(one: Any, other: Any) -> float:
+    """The largest of any entry."""
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return max(float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in pairs)
+
+
+def searched(case: Case, repeats: int, path: Path | None) -> dict[str, Any]:
+    """The plan that search and profile end at, beside the default that they name, expected and measured."""
+    (setup, reference), (calls, profile) = make_setup(case), make_profile(case, path)
+    found = search(calls, profile, case.work(), DEVICES, DEVICES)
+    for _ in range(SEARCHES):
+        assert found.default is not None
+        plans = {"searched": found.best.plan, "default": found.default.plan}
+        if not any(profile.missing(calls, plan) for plan in plans.values()):
+            break
+        for plan in plans.values():
+            profile.measure(calls, plan)
+        found = search(calls, profile, case.work(), DEVICES, DEVICES)
+    assert found.default is not None
+    candidates = {"searched": found.best, "default": found.default}
+    sides = {name: one_round(setup, reference, one.plan) for name, one in candidates.items()}
+    least = {name: min(seconds) for name, seconds in measure.interleaved(sides, repeats).items()}
+    expected = {name: one.simulation.seconds_per_round for name, one in candidates.items()}
+    return {
+        "case": "searched",
+        **dataclasses.asdict(case),
+        "expected_ratio": round(expected["searched"] / expected["default"], 4),
+        "measured_ratio": round(least["searched"] / least["default"], 4),
+        **{f"{name}_expected_seconds": round(value, 4) for name, value in expected.items()},
+        **{f"{name}_measured_seconds": round(value, 4) for name, value in least.items()},
+        "advised": "default" if found.advised is found.default else "searched",
+        "plan": text_of(found.best.plan),
+        "default": text_of(found.default.plan),
+    }
+
+
 def main() -> None:
     parser = measure.parser(__doc__)
-    parser.add_argument("--plans", type=int, default=20, help="random plans whose rounds are timed")
+    parser.add_argument("--plans", type=int, default=20, help="random plans")
     parser.add_argument("--profile", type=Path, help="a file of measurements to use again")
     options: argparse.Namespace = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", DEVICES)
@@ -182,6 +268,12 @@ def main() -> None:
     cases = []
     if options.only in "estimates":
         cases.append(estimates(Case(), options.plans, options.repeats, options.profile))
+    if options.only in "params":
+        jax.config.update("jax_disable_most_optimizations", True)
+        cases.append(params(options.plans))
+        jax.config.update("jax_disable_most_optimizations", False)
+    if options.only in "searched":
+        cases += [searched(case, options.repeats, options.profile) for case in SEARCHED]
     measure.report("plans", cases, load, options.output)
 
 

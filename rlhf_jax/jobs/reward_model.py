@@ -186,7 +186,9 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Param
         state = train(
             init=lambda: fresh(sft_params),
             shapes=shapes,
-            step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere)),
+            step=jax.jit(
+                sharding.keeping_rows(step, workspace.mesh), donate_argnums=0, out_shardings=(shardings, everywhere)
+            ),
             rows=rows,
             num_updates=config.num_updates,
             shardings=shardings,

@@ -107,7 +107,9 @@ def run(workspace: Workspace, config: Config) -> Params:
         state = train(
             init=first_state(workspace, optimizer, shardings),
             shapes=shapes,
-            step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere)),
+            step=jax.jit(
+                sharding.keeping_rows(step, workspace.mesh), donate_argnums=0, out_shardings=(shardings, everywhere)
+            ),
             rows=partial(rows, workspace, stream, config),
             num_updates=config.num_updates,
             shardings=shardings,

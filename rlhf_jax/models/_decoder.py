@@ -110,8 +110,9 @@ def run_layer(
         queries, *new = layer.heads(layer.input_layernorm(x_AD), tables)
         # The cache is closed over: as an argument its column would be traced, and an empty cache no longer known as such.
         seen, kept = blocks.remember(cache, index, new)
-        return layer.join(x_AD, layer.attend(queries, seen[0], seen[1], hide_BLM)), kept
+        return blocks.keep_rows(layer.join(x_AD, layer.attend(queries, seen[0], seen[1], hide_BLM))), kept
 
+    x_AD = x_AD if index else blocks.keep_rows(x_AD)
     return nn.remat(run)(layer, x_AD) if layer.config.remat else run(layer, x_AD)
 
 

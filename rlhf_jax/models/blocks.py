@@ -7,8 +7,10 @@ tables and softmax are float32 whatever the compute dtype is.
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from flax import linen as nn
 from rlhf_jax.models.api import Cache
 from rlhf_jax.types import Array
 
+_ROWS: ContextVar[Any] = ContextVar("rows", default=None)
 ATTENTIONS = ("xla", "dot_product", "cudnn")
 HIDDEN_SCORE = -1e30  # finite, so that a query that sees no key at all (left padding) has finite values and gradients
 
@@ -120,6 +123,26 @@ def _dot_product(
         queries, keys, values, mask=seen_BLM[:, None], scale=scale, implementation=implementation
     )
     return mixed_BLHK[:, :L].reshape(B * L, H * K)
+
+
+@contextmanager
+def rows_lie(where: Any) -> Iterator[None]:
+    """While a function is traced in it, `keep_rows` says that rows lie as this sharding has them."""
+    token = _ROWS.set(where)
+    try:
+        yield
+    finally:
+        _ROWS.reset(token)
+
+
+def keep_rows(x_AD: Array) -> Array:
+    """A residual whose rows stay where `rows_lie` says; itself where nothing is said.
+
+    XLA may cut a sharded product by its rows or by its width. Where params are cut along the width (fsdp) it takes the width
+    and sums what is between the layers over the devices; with the rows held it brings the params together instead.
+    """
+    where = _ROWS.get()
+    return x_AD if where is None else jax.lax.with_sharding_constraint(x_AD, where)
 
 
 def soft_cap(x: Array, cap: float) -> Array:

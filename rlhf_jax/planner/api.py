@@ -16,7 +16,9 @@ class Work:
     samples_per_prompt: int
     prompt_tokens: int  # positions of the compiled programs
     completion_tokens: int
-    completion_lengths: tuple[int, ...] = ()  # as they are drawn, a sample of the distribution; (): all have every token
+    completion_lengths: tuple[
+        int, ...
+    ] = ()  # as they are drawn, a sample of the distribution; (): all have every token
     rows_per_prompt: int = 0  # that are trained on; 0: samples_per_prompt
     num_minibatches: int = 1
     num_epochs: int = 1

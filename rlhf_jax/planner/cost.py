@@ -24,7 +24,8 @@ class Formulas:
     """`Costs` by formulas, of `num_devices` devices of one kind.
 
     `optimizer_bytes` is what the optimizer keeps of a param (AdamW: two float32 moments). `cache_grows` False reads the whole
-    cache every step, as `sample.py` does; True the columns written so far, as paged engines do.
+    cache every step, as `sample.py` does; True the columns written so far, as paged engines do. `rows_stay`: passes over whole
+    sequences bring params together under fsdp (`sharding.keeping_rows`), and do not sum what is between the layers.
     """
 
     hardware: Hardware
@@ -33,7 +34,7 @@ class Formulas:
     work: Work
     optimizer_bytes: float = 8.0
     cache_grows: bool = False
-    rows_stay: bool = False
+    rows_stay: bool = True
     _parts: dict[tuple[str, str, Placement], Part] = field(default_factory=dict, repr=False)
 
     @cached_property

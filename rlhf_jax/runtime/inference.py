@@ -20,7 +20,8 @@ class Inference:
 
     def __init__(self, function: Callable[..., Any], mesh: Mesh, num_parts: int, unit_rows: int):
         self.mesh = mesh
-        self.run = jax.jit(in_parts(function, num_parts, unit_rows, unit_rows), out_shardings=sharding.rows(mesh))
+        in_turn = sharding.keeping_rows(in_parts(function, num_parts, unit_rows, unit_rows), mesh)
+        self.run = jax.jit(in_turn, out_shardings=sharding.rows(mesh))
 
     def __call__(self, params: Params, samples: Samples) -> Array:
         return self.run(params, samples)

@@ -99,7 +99,8 @@ class Program:
             unit_rows=self.block_rows,
             num_micro_batches=places.parts(f"train_{role}"),
         )
-        everywhere = sharding.replicated(self.meshes[role])
+        mesh = self.meshes[role]
+        everywhere, step = sharding.replicated(mesh), sharding.keeping_rows(step, mesh)
         return jax.jit(step, donate_argnums=0, out_shardings=(self.state_shardings[role], everywhere))
 
     @property

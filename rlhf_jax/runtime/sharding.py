@@ -1,5 +1,6 @@
 """How arrays lie on a mesh: params by their logical axes, rows over data and fsdp, scalars everywhere."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from rlhf_jax.models import blocks
 from rlhf_jax.models.api import Model
 from rlhf_jax.types import Params, TrainState
 
@@ -32,6 +34,21 @@ def abstract_rows(tree: Any, mesh: Mesh) -> Any:
     """Shapes of rows and scalars with their shardings."""
     shardings = row_shardings(tree, mesh)
     return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings)
+
+
+def keeping_rows(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """A function to be compiled for the mesh, in whose models rows stay on their shards where params are cut along fsdp.
+
+    For passes over whole sequences: a decoding step has few rows, and is better off with sums of them than with all params.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return function
+
+    def run(*arguments: Any) -> Any:
+        with blocks.rows_lie(rows(mesh)):
+            return function(*arguments)
+
+    return run
 
 
 def params_shardings(model: Model, params: Params, mesh: Mesh) -> Any:

@@ -6,8 +6,9 @@ from functools import lru_cache
 import jax
 import numpy as np
 import pytest
+import tiny
 
-from rlhf_jax.runtime import asynchronous, synchronous
+from rlhf_jax.runtime import asynchronous, sharding, synchronous
 from rlhf_jax.runtime.checkpoint import abstract_like
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.mesh import AXES
@@ -153,3 +154,25 @@ def test_compiling_ahead_finds_the_calls_of_a_plan():
     program.update(states, program.minibatch(batch, 0, 0))
     for compiled in (*program._update.values(), *(call.run for call in program._inference.values())):
         assert compiled._cache_size() == 1
+
+
+def test_fsdp_brings_params_together_and_not_rows(monkeypatch):
+    """With rows held on their shards, an update on eight fsdp shards gathers each layer's params; without, XLA cuts the
+    width of what is between the layers and has many more collectives."""
+
+    def collectives() -> int:
+        shared = make_four_layers()
+        program = Program(dataclasses.replace(shared.setup, plan=parse("others: 0-3 fsdp=4")), shared.reference_params)
+        ((_, update, shapes),) = [call for call in program.calls() if call[0] == "train_policy"]
+        text = update.lower(*shapes).compile().as_text()
+        return sum(text.count(f" {name}(") for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
+
+    held = collectives()
+    monkeypatch.setattr(sharding, "keeping_rows", lambda function, mesh: function)
+    assert held < 0.7 * collectives()
+
+
+def make_four_layers() -> Program:
+    setup = rounds.make_program().setup
+    model = setup.model.with_config(num_layers=4)
+    return Program(dataclasses.replace(setup, model=model), tiny.make_params(model))
