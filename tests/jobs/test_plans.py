@@ -1,6 +1,7 @@
 """A run under a plan: searched, written in the config, and another one after a checkpoint; its ends are those of one mesh."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import shutil
@@ -12,6 +13,7 @@ import pytest
 from configs import quickstart
 from rlhf_jax import build
 from rlhf_jax.jobs import _planning, pipeline, rlhf
+from rlhf_jax.planner import hardware
 from rlhf_jax.runtime import stopping
 from rlhf_jax.runtime.placement import parse
 
@@ -120,6 +122,16 @@ def test_a_plan_that_cannot_run_is_refused_before_anything_is_written(tmp_path, 
     with pytest.raises(ValueError, match=words):
         build.prepare(tiny_config(tmp_path / "run", plan))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_that_does_not_fit_is_refused_where_memory_is_known(tmp_path, monkeypatch):
+    """A plan for the devices at hand, as accelerators of 50 kB and of 1 GB; of a CPU nobody knows."""
+    for memory, fits in ((5e4, False), (1e9, True)):
+        device = dataclasses.replace(hardware.find("h100"), memory_bytes=memory)
+        monkeypatch.setattr(hardware, "of_device", lambda _, device=device: device)
+        with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="does not fit on device"):
+            build.prepare(tiny_config(tmp_path / "run", OTHER))
+        assert (tmp_path / "run").exists() == fits
 
 
 def test_slices_beside_a_plan_are_refused(tmp_path):
