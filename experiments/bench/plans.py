@@ -4,10 +4,11 @@ PPO of four roles (a decoder of 4 layers, a reward model and a critic on such ba
 cores the devices share. Every call of every plan is profiled with one and with two layers; then the plans' rounds run in
 turn, and the least of each counts.
 
-`params`: the params after some rounds under random plans beside those on one device, PPO and Online DPO, synchronous and at
-lag 1. `searched`: the plan that profile and search end at, beside one mesh for every call, for several sizes of round.
+`memory`: bytes that a call takes, expected and as XLA plans them. `params`: the params after some rounds under random plans
+beside those on one device, PPO and Online DPO, synchronous and at lag 1. `searched`: the plan that profile and search end at,
+beside one mesh for every call, for several sizes of round.
 
-    python -m experiments.bench.plans [--plans=20] [--only=estimates|params|searched]
+    python -m experiments.bench.plans [--plans=20] [--only=estimates|memory|params|searched]
 """
 
 import argparse
@@ -30,6 +31,7 @@ from rlhf_jax.planner.api import Costs, Work
 from rlhf_jax.planner.calls import dataflow
 from rlhf_jax.planner.cost import Formulas
 from rlhf_jax.planner.hardware import find
+from rlhf_jax.planner.measure import bytes_of, of_depth, time_call
 from rlhf_jax.planner.options import mesh_shapes, slices
 from rlhf_jax.planner.profile import Profile
 from rlhf_jax.planner.search import search
@@ -109,7 +111,7 @@ def make_setup(case: Case) -> tuple[Setup, Any]:
         scoring=score.Config(replace_missing_eos=False),
         reward=Reward(learned.make(values), with_head, values),
         clock=Clock(ROUNDS, case.num_minibatches),
-        mesh=mesh.make_mesh(mesh.Config(data=DEVICES)),
+        mesh=mesh.make_mesh(mesh.Config(data=-1)),
         prompts=prompts,
         key=jax.random.key(0),
         seed=0,
@@ -158,6 +160,27 @@ def one_round(setup: Setup, params: Any, plan: Plan) -> Callable[[], None]:
                 return
 
     return run
+
+
+def memory(case: Case) -> dict[str, Any]:
+    """Bytes of a device that a call takes beside params and states, by formulas and as extrapolated from one layer and two,
+    over what XLA's `memory_analysis` says of the whole call."""
+    (setup, _), (calls, profile) = make_setup(case), make_profile(case, None)
+    found = {}
+    for shape in ((1, 1, 1), (8, 1, 1), (2, 2, 2)):
+        placement = Placement(tuple(range(int(np.prod(shape)))), shape)
+        program = Program(*of_depth(setup, case.num_layers, placement))
+        whole = {name: bytes_of(function.lower(*shapes).compile()) for name, function, shapes in program.calls()}
+        for call in calls:
+            taken = time_call(setup, call.name, placement, case.num_layers).working_bytes
+            formula = profile.formulas.working_bytes(call, placement)
+            ratios = {"profile": taken / whole[call.name], "formulas": formula / whole[call.name]}
+            found[f"{call.name} {'x'.join(map(str, shape))}"] = {
+                name: round(ratio, 3) for name, ratio in ratios.items()
+            }
+    sides = {side: [of[side] for of in found.values()] for side in ("profile", "formulas")}
+    worst = {f"{side}_largest_error": round(max(abs(ratio - 1) for ratio in of), 3) for side, of in sides.items()}
+    return {"case": "memory", **dataclasses.asdict(case), **worst, "ratios": found}
 
 
 def ranks(values: list[float]) -> np.ndarray:
@@ -272,6 +295,8 @@ def main() -> None:
         jax.config.update("jax_disable_most_optimizations", True)
         cases.append(params(options.plans))
         jax.config.update("jax_disable_most_optimizations", False)
+    if options.only in "memory":
+        cases.append(memory(Case()))
     if options.only in "searched":
         cases += [searched(case, options.repeats, options.profile) for case in SEARCHED]
     measure.report("plans", cases, load, options.output)

@@ -100,11 +100,16 @@ def time_call(setup: Setup, call: str, placement: Placement, num_layers: int, **
         name, function, shapes = next(entry for entry in program.calls() if entry[0] == call)
         del name
         compiled = function.lower(*shapes).compile()
-        memory = compiled.memory_analysis()
-        found.append(memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes)
+        found.append(bytes_of(compiled))
         programs.append(partial(_run_once, compiled, filled(shapes), donates=call.startswith("train_")))
     seconds = [min(times) for times in zip(*(_each(programs) for _ in range(RUNS)), strict=True)]
     return Measured(extrapolated(seconds, num_layers), extrapolated(found, num_layers))
+
+
+def bytes_of(compiled: Any) -> int:
+    """Bytes of a device that a compiled call takes beside its arguments."""
+    memory = compiled.memory_analysis()
+    return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
 
 def _run_once(compiled: Any, arguments: Sequence[Any], donates: bool) -> float:
