@@ -13,6 +13,8 @@ from experiments import sweep
 from experiments.study import RESULT, Cell, Rung
 from rlhf_jax.report import study as page
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 ROOT = Path(__file__).parent.parent
 CONFIG = "configs/studies/grpovi.py:tiny"
 

@@ -1,8 +1,10 @@
 """A tiny pipeline killed six times with SIGKILL and started again ends bitwise as one that was never killed."""
 
 import json
+import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,10 +21,12 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(folder) -> Path:
-    """A run that was never killed. It fills the compile cache that the others share."""
+def whole(folder) -> Iterator[Path]:
+    """A run that was never killed. It fills the compile cache that the others share; none is compiled to be fast."""
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     kill.finish(kill.start(folder / "whole", folder / "cache"))
-    return folder / "whole"
+    yield folder / "whole"
+    del os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
 
 
 def test_six_kills_change_nothing(folder, whole):
