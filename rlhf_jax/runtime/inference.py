@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax import score
 from rlhf_jax.micro_batches import in_parts
-from rlhf_jax.runtime import sharding
+from rlhf_jax.runtime import hosts, sharding
 from rlhf_jax.runtime.placement import ROLES, Places
 from rlhf_jax.runtime.setup import Setup
 from rlhf_jax.types import Array, Params, Samples
@@ -20,7 +20,8 @@ class Inference:
 
     def __init__(self, function: Callable[..., Any], mesh: Mesh, num_parts: int, unit_rows: int):
         self.mesh = mesh
-        self.run = jax.jit(in_parts(function, num_parts, unit_rows, unit_rows), out_shardings=sharding.rows(mesh))
+        whole = in_parts(function, num_parts, unit_rows, unit_rows)
+        self.run = hosts.compiled(whole, out_shardings=sharding.rows(mesh))
 
     def __call__(self, params: Params, samples: Samples) -> Array:
         return self.run(params, samples)

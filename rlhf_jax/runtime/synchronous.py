@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.timeline import Timeline
 from rlhf_jax.types import Array, Batch, Metrics, Samples, Scores, States
@@ -121,7 +122,7 @@ def train_round(
 
 def check_finite(first_update: int, scores: Scores, made: Sequence[Metrics]) -> None:
     """Waits for a round's updates. Raises FloatingPointError that names the first one with a figure that is not finite."""
-    score = float(np.mean(jax.device_get(scores.score_B)))
+    score = float(np.mean(hosts.fetch(scores.score_B)))
     for place, metrics in enumerate(made):
         of_update = {name: metrics[name] for name in FINITE if name in metrics}
         values = {name: metric.value() for name, metric in jax.device_get(of_update).items()}
