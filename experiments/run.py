@@ -120,7 +120,7 @@ def run_with_others(config: ConfigDict) -> None:
     except (ValueError, FileNotFoundError) as error:
         hosts.leave(error, 2)
     except Exception as error:
-        if not isinstance(error, (OSError, FloatingPointError)):
+        if not isinstance(error, (OSError, FloatingPointError)) and not hosts.is_from_a_call(error):
             traceback.print_exc()
         hosts.leave(error, 1)
 

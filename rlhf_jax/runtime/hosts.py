@@ -16,7 +16,9 @@ run's directory is one that all see. With one process nothing here does anything
 
 import json
 import os
+import re
 import sys
+import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -33,6 +35,7 @@ HEARTBEAT_SECONDS = 30
 GOODBYE_SECONDS = 20
 """How long a process that has ended well waits for the others to do so."""
 MESSAGE_BYTES = 512
+XLA_STATUS = "(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|FAILED_PRECONDITION): "
 LIST_OF_HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 
 
@@ -86,39 +89,63 @@ def _number(environment: Mapping[str, str], name: str, default: str = "") -> int
 def initialize(environment: Mapping[str, str] = os.environ) -> bool:
     """Joins the run's other processes, before any device is touched; False where the environment names none.
 
-    Raises ValueError, naming the variable, for an environment that contradicts itself, where the processes do not meet within
-    JAX_INITIALIZATION_SECONDS (300), or have not equally many devices.
+    Where they do not all meet within JAX_INITIALIZATION_SECONDS (300), says so and ends the process with status 2. Raises
+    ValueError, naming the variable, for an environment that contradicts itself, and where they have not equally many devices.
     """
     told = arguments(environment)
     if told is None:
         return False
     seconds = _number(environment, "JAX_INITIALIZATION_SECONDS", "300")
+    # jax itself would abort with a stack trace; its deadline is later than ours, so that this is what is said.
+    watch = threading.Timer(seconds, _did_not_meet, (told, seconds))
+    watch.daemon = True
+    watch.start()
     try:
         jax.distributed.initialize(
             **told,
-            initialization_timeout=seconds,
+            initialization_timeout=2 * seconds + 60,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=GOODBYE_SECONDS,
         )
-    except (RuntimeError, jax.errors.JaxRuntimeError) as error:
+        if not is_first():
+            writing.only_read()
+        grid()
+    except RuntimeError as error:  # XLA's errors are RuntimeErrors, too
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"the {told.get('num_processes', '')} processes did not meet ({first})") from error
-    if not is_first():
-        writing.only_read()
-    grid()
+    finally:
+        watch.cancel()
     return True
+
+
+def _did_not_meet(told: Mapping[str, Any], seconds: int) -> None:
+    """What is said where not all came; the call that waits for them cannot be interrupted."""
+    who = f"process {told['process_id']} of {told['num_processes']}" if told else "a process"
+    where = f" at {told['coordinator_address']}" if told else ""
+    print(
+        f"error: {who} did not meet the others{where} within {seconds} s; accepted: as many processes as are said, each with a "
+        "number of its own, which all reach the address of process 0 (JAX_INITIALIZATION_SECONDS waits longer)",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)
 
 
 def leave(error: BaseException, status: int) -> NoReturn:
     """Ends this process of several at once, saying why: the others wait for it in a collective, it must not for them."""
     said = f"{type(error).__name__}: {error}".rstrip(": ")
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        said = f"a call on several processes failed, as it does when another of them has ended ({said})"
+    if is_from_a_call(error):
+        said, status = f"a call over all processes failed, as it does when another of them has ended ({said})", 1
     text = " ".join(said.split())
     print(f"error in process {jax.process_index()} of {jax.process_count()}: {text}", file=sys.stderr)
     print("the run stops; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(status)
+
+
+def is_from_a_call(error: BaseException) -> bool:
+    """Whether XLA raised it: what jax makes of a failed collective is now one of its own errors, now a plain ValueError."""
+    return isinstance(error, jax.errors.JaxRuntimeError) or re.match(XLA_STATUS, str(error)) is not None
 
 
 def several() -> bool:

@@ -19,16 +19,18 @@ from rlhf_jax.runtime.reallocate import move
 def own_mesh(mesh: Mesh) -> Mesh:
     """The part of a mesh that lies on this host.
 
-    Raises ValueError where it is not the same part on every host, a block along `data`.
+    Raises ValueError where the hosts' parts are not blocks of one size along `data`, in the order of their processes.
     """
     process = jax.process_index()
     if all(device.process_index == process for device in mesh.devices.flat):
         return mesh
-    block = [row for row in mesh.devices if all(device.process_index == process for device in row.flat)]
-    if len(block) * jax.process_count() != len(mesh.devices):
-        raise ValueError(f"{mesh} does not have every host's devices in a block of its own along {mesh.axis_names[0]}")
-    first = next(place for place, row in enumerate(mesh.devices) if row.flat[0].process_index == process)
-    return Mesh(mesh.devices[first : first + len(block)], mesh.axis_names)
+    size = len(mesh.devices) // jax.process_count()
+    block = mesh.devices[process * size : (process + 1) * size]
+    if size * jax.process_count() != len(mesh.devices) or any(device.process_index != process for device in block.flat):
+        raise ValueError(
+            f"{mesh} does not have the hosts' devices in blocks along {mesh.axis_names[0]}, in their order"
+        )
+    return Mesh(block, mesh.axis_names)
 
 
 def own_sharding(sharding: NamedSharding) -> NamedSharding:
