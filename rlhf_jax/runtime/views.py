@@ -88,7 +88,7 @@ def moved(tree: Any, shardings: Any) -> Any:
     Raises ValueError for an array that would have to be cut along the hosts as it was not before.
     """
 
-    def check(array: jax.Array, sharding: NamedSharding) -> None:
+    def check(array: Any, sharding: NamedSharding) -> None:
         before, after = list(_parts(array.sharding)), list(_parts(sharding))
         if before != after:
             raise ValueError(

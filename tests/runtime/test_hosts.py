@@ -40,7 +40,7 @@ LINES_BEFORE = 6 + 6 + 1 + 6  # of metrics: SFT, comparisons, reward model; RLHF
 class Processes:
     """Processes `0 .. count - 1` of one run, each with its output in a file."""
 
-    def __init__(self, directory: Path, command: list[str], count: int, devices: int, cache: Path | None = None):
+    def __init__(self, directory: Path, command: list[str], count: int, devices: int):
         directory.mkdir(exist_ok=True)
         shared = {
             "JAX_PLATFORMS": "cpu",
@@ -51,8 +51,6 @@ class Processes:
             "JAX_NUM_PROCESSES": str(count),
             "PYTHONPATH": os.pathsep.join([str(kill.ROOT), str(kill.ROOT / "tests")]),
         }
-        if cache is not None:
-            shared |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         self.logs = [directory / f"log.{place}" for place in range(count)]
         self.all = []
         for place, log in enumerate(self.logs):
@@ -167,7 +165,7 @@ def killed(folder):
     """A pipeline of two processes whose second is killed in RLHF: the statuses, what they said, and the seconds it took. A
     pipeline of one process is begun beside it."""
     whole = start(folder / "one", 1)
-    processes = start(folder / "two", 2, folder / "cache")
+    processes = start(folder / "two", 2)
     kill.wait_for(processes.all[0], folder / "two", LINES_BEFORE)
     processes.all[1].send_signal(signal.SIGKILL)
     began = time.monotonic()
@@ -176,8 +174,8 @@ def killed(folder):
     return statuses, processes.said(), seconds, whole
 
 
-def start(directory: Path, count: int, cache: Path | None = None) -> Processes:
-    return Processes(directory, [*PIPELINE, f"--config.directory={directory}"], count, 1, cache)
+def start(directory: Path, count: int) -> Processes:
+    return Processes(directory, [*PIPELINE, f"--config.directory={directory}"], count, 1)
 
 
 def test_killing_one_process_ends_all_with_a_message_within_a_minute(killed):
@@ -192,7 +190,7 @@ def test_killing_one_process_ends_all_with_a_message_within_a_minute(killed):
 def test_started_again_the_pipeline_ends_as_one_process_does(folder, killed):
     whole = killed[3]
     assert whole.wait() == [0], whole.said()
-    again = start(folder / "two", 2, folder / "cache")
+    again = start(folder / "two", 2)
     assert again.wait() == [0, 0], again.said()
     assert "report: " in again.logs[0].read_text()
     assert "report: " not in again.logs[1].read_text()
