@@ -132,12 +132,17 @@ def _did_not_meet(told: Mapping[str, Any], seconds: int) -> None:
 
 
 def leave(error: BaseException, status: int) -> NoReturn:
-    """Ends this process of several at once, saying why: the others wait for it in a collective, it must not for them."""
-    said = f"{type(error).__name__}: {error}".rstrip(": ")
-    if is_from_a_call(error):
+    """Ends this process of several at once, saying why: the others wait for it in a collective, it must not for them.
+
+    Its exit status is `status`, or 1 where a call over all processes failed.
+    """
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        said = "interrupted"
+    elif is_from_a_call(error):
         said, status = f"a call over all processes failed, as it does when another of them has ended ({said})", 1
     text = " ".join(said.split())
-    print(f"error in process {jax.process_index()} of {jax.process_count()}: {text}", file=sys.stderr)
+    print(f"\nprocess {jax.process_index()} of {jax.process_count()}: {text}", file=sys.stderr)
     print("the run stops; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(status)

@@ -96,11 +96,17 @@ def talk():
     process = jax.process_index()
     where = mesh.make_mesh(mesh.Config(2, 1, 1))
     rows, everywhere = (NamedSharding(where, spec) for spec in (PartitionSpec(("data", "fsdp")), PartitionSpec()))
-    given = np.arange(8 * 3).reshape(8, 3)
+    given = np.arange(8 * 3, dtype=np.float32).reshape(8, 3) / 24
     fed = hosts.feed(given, rows)
     np.testing.assert_array_equal(hosts.fetch({"a": fed, "b": 5})["a"], given)
     np.testing.assert_array_equal(views.own(fed), given[4 * process :][:4])
     np.testing.assert_array_equal(views.share(given), given[4 * process :][:4])
+    # Dispatched without waiting, programs of two devices a process mix up their collectives on CPUs, and hang.
+    step = hosts.compiled(lambda weights, rows: weights - 1e-3 * rows.T @ (rows @ weights), out_shardings=everywhere)
+    weights = hosts.feed(np.eye(3, dtype=np.float32), everywhere)
+    for _ in range(100):
+        weights = step(weights, fed)
+    assert np.isfinite(hosts.fetch(weights)).all()
     other = mesh.over_hosts(hosts.grid()[:, ::-1], (1, 2, 1))
     there = views.moved(fed, NamedSharding(other, PartitionSpec(("data", "fsdp"))))
     np.testing.assert_array_equal(hosts.fetch(there), given)
