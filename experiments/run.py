@@ -5,6 +5,7 @@ import ctypes
 import difflib
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -87,12 +88,16 @@ def stop(error: BaseException, status: int = 2) -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Exit status 2: the config cannot run; 1: the disk failed, or a figure that training needs is not finite; 130:
-    interrupted, or preempted (SIGTERM). The same command goes on."""
+    interrupted, or preempted (SIGTERM). The same command goes on. Several processes: see `runtime/hosts.py`."""
     try:
         config = parse(sys.argv if argv is None else argv)
         from rlhf_jax import build
+        from rlhf_jax.runtime import hosts
 
-        build.run(config)
+        if hosts.initialize():
+            run_with_others(config)
+        else:
+            build.run(config)
     except (ValueError, FileNotFoundError) as error:
         stop(error)
     except (OSError, FloatingPointError) as error:
@@ -100,6 +105,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
+
+
+def run_with_others(config: ConfigDict) -> None:
+    """As one of several processes, which end together: what goes wrong in one ends it at once, and the others hear of it."""
+    from rlhf_jax import build
+    from rlhf_jax.runtime import hosts
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # jax.distributed has taken it
+    try:
+        build.run(config)
+    except KeyboardInterrupt as error:
+        hosts.leave(error, INTERRUPTED)
+    except (ValueError, FileNotFoundError) as error:
+        hosts.leave(error, 2)
+    except Exception as error:
+        if not isinstance(error, (OSError, FloatingPointError)) and not hosts.is_from_a_call(error):
+            traceback.print_exc()
+        hosts.leave(error, 1)
 
 
 def keep_freed_memory() -> None:

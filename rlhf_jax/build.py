@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from rlhf_jax import plugins
@@ -17,7 +18,7 @@ from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.observe.lines import replace
 from rlhf_jax.ops.corrections import Correction, resolve
 from rlhf_jax.planner.hardware import Hardware
-from rlhf_jax.runtime import mesh
+from rlhf_jax.runtime import hosts, mesh
 from rlhf_jax.runtime.placement import text_of
 from rlhf_jax.types import Algorithm
 from rlhf_jax.values import fill, flat
@@ -281,7 +282,19 @@ def of_directory(directory: Path, **changed: Any) -> tuple[Workspace, pipeline.S
     return workspace(values), stages(values), algorithm(values["algorithm"])
 
 
+def check_shared(directory: Path) -> None:
+    """Raises ValueError on a process that does not see what the first has written."""
+    hosts.barrier()
+    if not (directory / "config.json").exists():
+        raise ValueError(
+            f"process {jax.process_index()} does not see {directory / 'config.json'}, which process 0 has written; accepted: a "
+            "--config.directory on a disk that all hosts share"
+        )
+
+
 def run(config: ConfigDict) -> None:
     """Checks the whole config, then runs its job. Raises ValueError before anything is compiled or written."""
+    hosts.check_same("config", config.to_json())
     prepared = prepare(config)
+    check_shared(prepared[0].directory)
     plugins.find("jobs", config.to_dict()["job"]).job(*prepared)

@@ -14,6 +14,7 @@ from experiments import study as protocol
 from experiments.study import RESULT, Cell
 from rlhf_jax import build
 from rlhf_jax.jobs import rlhf
+from rlhf_jax.values import flat
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "configs/studies/offpolicyness.py"

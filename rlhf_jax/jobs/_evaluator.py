@@ -16,6 +16,7 @@ from rlhf_jax.jobs.relabel import sampler
 from rlhf_jax.models.api import Model
 from rlhf_jax.ops.divergences import full_kl
 from rlhf_jax.rewards.api import ModelReward
+from rlhf_jax.runtime import hosts
 from rlhf_jax.score import MAX_LOGITS, completion_hidden
 from rlhf_jax.types import Array, Params, Samples
 
@@ -120,7 +121,7 @@ class Evaluator:
         length = config.max_completion_tokens or workspace.lengths.max_completion_tokens
         self._sample = sampler(workspace, sample.Config(length, config.samples_per_prompt, 1.0), "evaluate")
         self._greedy = sampler(workspace, sample.Config(length, 1, 0.0), "evaluate")
-        self._divergence = jax.jit(partial(divergence, model=workspace.model))
+        self._divergence = hosts.compiled(partial(divergence, model=workspace.model))
 
     def judge(self, params: Params, draw: Any, num_prompts: int) -> Judged:
         """Samples the first `num_prompts` evaluation prompts and judges the samples."""
@@ -137,7 +138,7 @@ class Evaluator:
         for samples, (kl, entropy, nll) in batches:
             values = {"finished": samples.finished_B, "length": samples.mask_BC.sum(-1), "kl": kl, "entropy": entropy}
             values |= {"nll": nll, "prompt_length": samples.prompt_mask_BQ.sum(-1)}
-            for name, value in jax.device_get(values).items():
+            for name, value in hosts.fetch(hosts.settled(values)).items():
                 columns.setdefault(name, []).append(np.asarray(value))
             if self.reward is not None:
                 columns.setdefault("reward", []).append(self.reward(samples))
@@ -244,5 +245,5 @@ def paper_perplexity(greedy: Judged) -> float:
 
 def learned_scores(reward: ModelReward, params: Params, mean: float, std: float) -> Callable[[Samples], np.ndarray]:
     """Standardised scores of samples, on the host."""
-    compiled = jax.jit(reward)
-    return lambda samples: (np.asarray(compiled(params, samples), np.float64) - mean) / std
+    compiled = hosts.compiled(reward)
+    return lambda samples: (np.asarray(hosts.fetch(compiled(params, samples)), np.float64) - mean) / std

@@ -17,7 +17,7 @@ from rlhf_jax.hub.tokenizers import Tokenizer
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.rewards import learned
-from rlhf_jax.runtime import sharding
+from rlhf_jax.runtime import hosts, sharding
 from rlhf_jax.types import Params
 
 COMPUTED = ("dtype", "remat", "attention")  # how a model is computed: the run says it, no folder does
@@ -134,7 +134,7 @@ class Judge:
     def _compiled(self) -> Any:
         model = classifier(self.config.gold)
         params = load_classifier(self.config.gold, model, self.mesh)
-        return partial(jax.jit(partial(learned.score_tokens, model)), params)
+        return partial(hosts.compiled(partial(learned.score_tokens, model)), params)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], finished_B: Sequence[bool]) -> np.ndarray:
         """Raw scores `[B]`, float64, in the reward model's own unit."""
@@ -152,5 +152,5 @@ class Judge:
         while length < max(map(len, ids)):  # powers of two, so that few shapes are compiled
             length *= 2
         tokens_BL, mask_BL = encoding.pad_completions(filled, self.tokenizer.pad_id, length)
-        rows = jax.device_put((tokens_BL, mask_BL), sharding.row_shardings((tokens_BL, mask_BL), self.mesh))
-        return np.asarray(self._compiled(*rows), np.float64)[: len(ids)]
+        rows = hosts.feed((tokens_BL, mask_BL), sharding.row_shardings((tokens_BL, mask_BL), self.mesh))
+        return np.asarray(hosts.fetch(self._compiled(*rows)), np.float64)[: len(ids)]

@@ -24,7 +24,7 @@ from rlhf_jax.planner.search import Candidate, Found, search
 from rlhf_jax.planner.shapes import Shape, of_model
 from rlhf_jax.planner.simulate import simulate
 from rlhf_jax.rewards import learned
-from rlhf_jax.runtime import ledger
+from rlhf_jax.runtime import hosts, ledger
 from rlhf_jax.runtime.placement import OTHERS, Places
 from rlhf_jax.runtime.program import Reward
 from rlhf_jax.runtime.setup import Setup
@@ -168,6 +168,8 @@ def of_run(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Problem:
 
 def check_memory(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
     """Raises ValueError for a plan that does not fit in the memory of the devices at hand, where their memory is known."""
+    if hosts.several():
+        return  # a placement is of one host's devices, the figures are of all: the program's own check must do
     try:
         of = of_run(workspace, stages, algorithm)
     except ValueError:
@@ -180,8 +182,13 @@ def check_memory(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Non
 def for_run(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Found:
     """The plan of a run on the devices at hand: by what `experiments.plan --profile` measured, else by formulas.
 
-    Raises ValueError for devices without figures, or where nothing fits.
+    Raises ValueError for devices without figures, where nothing fits, or on several processes.
     """
+    if hosts.several():
+        raise ValueError(
+            f"plan is 'search' on {jax.process_count()} processes; accepted there: a plan's text, the same slice of devices on "
+            "every host (experiments.plan prints one)"
+        )
     of = of_run(workspace, stages, algorithm)
     profile = Profile(setup_of(workspace, stages, algorithm), of.formulas(), PROFILE)
     return of.search(profile if profile.known else None)

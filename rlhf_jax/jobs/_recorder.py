@@ -15,7 +15,7 @@ from rlhf_jax.jobs.api import PromptStream, Workspace
 from rlhf_jax.observe import lines
 from rlhf_jax.observe.progress import Bar
 from rlhf_jax.observe.samples import Sample, SamplesWriter
-from rlhf_jax.runtime import ledger, synchronous, timeline
+from rlhf_jax.runtime import hosts, ledger, synchronous, timeline
 from rlhf_jax.runtime.checkpoint import Checkpoints
 from rlhf_jax.runtime.compiles import Counter
 from rlhf_jax.runtime.ledger import Ledger
@@ -88,19 +88,19 @@ class Recorder:
 
     def _round_figures(self, scores: Scores, samples: Samples) -> dict[str, Any]:
         return {
-            "reward": scores.raw_B.mean(),
-            "reward_standardized": scores.standardized_B.mean(),
-            "score": scores.score_B.mean(),
-            "finished": samples.finished_B.mean(),
-            "sampled_length": samples.mask_BC.sum(-1).mean(),
+            "reward": hosts.settled(scores.raw_B.mean()),
+            "reward_standardized": hosts.settled(scores.standardized_B.mean()),
+            "score": hosts.settled(scores.score_B.mean()),
+            "finished": hosts.settled(samples.finished_B.mean()),
+            "sampled_length": hosts.settled(samples.mask_BC.sum(-1).mean()),
         }
 
     def _flush(self) -> None:
         if self.late is None:
             return
         (event, round_figures), self.late = self.late, None
-        figures: Any = jax.device_get(round_figures)
-        metrics: Any = jax.device_get(event.metrics)
+        figures: Any = hosts.fetch(round_figures)
+        metrics: Any = hosts.fetch(event.metrics)
         values = {name: float(cast(Any, value)) for name, value in figures.items()}
         values |= {name: metric.value() for name, metric in metrics.items()}
         clock = self.program.setup.clock
@@ -146,11 +146,11 @@ class Recorder:
         count = min(self.config.log_samples, scored.samples.tokens_BC.shape[0])
         if not count:
             return
-        take = jax.tree.map(lambda x: x[:count] if x.ndim else x, jax.device_get(scored.samples))
+        take = jax.tree.map(lambda x: x[:count] if x.ndim else x, hosts.fetch(scored.samples))
         prompts, texts = self.stream.texts_of(take), self.workspace.completions(take)
         # A gold reward model would hold the round up for four texts.
         gold = None if self.workspace.hub.gold else self.evaluator.gold(prompts, texts, take.finished_B)
-        reward = np.asarray(scored.scores.standardized_B)
+        reward = hosts.fetch(scored.scores.standardized_B)
         kept = [
             Sample(
                 ordinal=int(take.ordinal_B[row]),
@@ -168,7 +168,7 @@ class Recorder:
         """A row for each of a round's samples."""
         if not self.config.ledger:
             return
-        samples = jax.device_get(scored.samples)
+        samples = hosts.fetch(scored.samples)
         one_each = jax.tree.map(lambda x: x[:: samples.samples_per_prompt] if x.ndim else x, samples)
         prompts, texts = self.stream.texts_of(one_each), self.workspace.completions(samples)
         gold = None
@@ -176,7 +176,7 @@ class Recorder:
             gold = self.evaluator.gold(
                 np.repeat(prompts, samples.samples_per_prompt).tolist(), texts, samples.finished_B
             )
-        uses = {age: np.asarray(sample_R) for age, sample_R in self.uses.items()}
+        uses = hosts.fetch(self.uses)
         algorithm = self.program.setup.algorithm
         rows = ledger.rows(
             scored.round_index, samples, scored.scores, uses, scored.batch, algorithm, prompts, texts, gold

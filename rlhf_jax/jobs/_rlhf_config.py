@@ -8,11 +8,12 @@ import jax
 from jax.sharding import Mesh
 
 from rlhf_jax import sample, score
-from rlhf_jax.runtime import ledger, placement
+from rlhf_jax.runtime import hosts, ledger, placement
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.mesh import check_rows, sampler_slices
 from rlhf_jax.runtime.placement import ROLES, Places
 from rlhf_jax.runtime.program import block_rows
+from rlhf_jax.runtime.views import own_mesh
 from rlhf_jax.types import Algorithm
 from rlhf_jax.update import OptimizerConfig
 
@@ -78,11 +79,12 @@ class Config:
 
 def places(config: Config, mesh: Mesh, plan: str) -> Places:
     """Where each call runs. Raises ValueError for a plan that says nothing, or names devices that are not there."""
-    return Places(mesh, jax.devices(), placement.parse(plan), config.num_micro_batches)
+    return Places(mesh, hosts.grid(), placement.parse(plan), config.num_micro_batches)
 
 
 def sampling(config: Config, max_completion_tokens: int, mesh: Mesh) -> sample.Config:
-    """How a round is sampled: on the devices of a sampler slice, or on the mesh."""
+    """How a round is sampled: on the devices of a sampler slice, or on each host's part of the mesh."""
+    mesh = own_mesh(mesh)
     row_shards = config.sampler_slice_devices if config.sampler_slices else mesh.shape["data"] * mesh.shape["fsdp"]
     return sample.Config(
         max_completion_tokens, config.samples_per_prompt, config.temperature, config.num_compactions, row_shards
@@ -96,6 +98,11 @@ def check(config: Config, algorithm: Algorithm, mesh: Mesh, plan: str = "") -> N
         raise ValueError(f"rlhf.loop is {config.loop!r}; accepted: synchronous, asynchronous")
     if config.clock == "bounded" and config.loop != "asynchronous":
         raise ValueError("rlhf.clock is 'bounded', which needs rlhf.loop=asynchronous: alone, nobody is slow")
+    if config.clock == "bounded" and hosts.several():
+        raise ValueError(
+            "rlhf.clock is 'bounded' on several processes, whose samplers would each take the newest version that they have; "
+            "accepted: exact"
+        )
     if config.publish_dtype not in ("float32", "bfloat16"):
         raise ValueError(f"rlhf.publish_dtype is {config.publish_dtype!r}; accepted: float32, bfloat16")
     if config.deadline_seconds <= 0:
@@ -127,11 +134,12 @@ def check(config: Config, algorithm: Algorithm, mesh: Mesh, plan: str = "") -> N
         raise ValueError(
             f"rlhf.sampler_slices is {config.sampler_slices} beside a plan, which places generate itself; accepted: one of them"
         )
-    shards = config.sampler_slices * config.sampler_slice_devices
+    shards = config.sampler_slices * config.sampler_slice_devices * jax.process_count()
+    on_hosts = f" on each of {jax.process_count()} hosts" if hosts.several() else ""
     if slices and prompts_per_round % shards:
         raise ValueError(
             f"a round has {prompts_per_round} prompts, which {config.sampler_slices} sampler slice(s) of "
-            f"{config.sampler_slice_devices} device(s) cannot share; accepted: multiples of {shards}"
+            f"{config.sampler_slice_devices} device(s){on_hosts} cannot share; accepted: multiples of {shards}"
         )
 
 

@@ -16,7 +16,7 @@ from rlhf_jax.jobs import _hub
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.observe.metrics import MetricsWriter
-from rlhf_jax.runtime import sharding
+from rlhf_jax.runtime import hosts, sharding
 from rlhf_jax.runtime.checkpoint import Checkpoints
 from rlhf_jax.runtime.placement import placed
 from rlhf_jax.tasks.api import Split, Task, stream_indices
@@ -80,7 +80,7 @@ class Workspace:
 
     def completions(self, samples: Samples) -> list[str]:
         """Texts of sampled completions, before the EOS."""
-        tokens, mask, finished = jax.device_get((samples.tokens_BC, samples.mask_BC, samples.finished_B))
+        tokens, mask, finished = hosts.fetch((samples.tokens_BC, samples.mask_BC, samples.finished_B))
         return encoding.decode_completions(tokens, mask, finished, self.tokenizer)
 
     @property
@@ -122,7 +122,7 @@ class PromptStream:
 
     def texts_of(self, samples: Samples) -> list[str]:
         """The prompt of every sample of this stream, by its ordinal: what its tokens decode to need not be the text."""
-        ordinals = np.asarray(jax.device_get(samples.ordinal_B))
+        ordinals = np.asarray(hosts.fetch(samples.ordinal_B))
         first = int(ordinals.min())
         texts = self.texts(first, int(ordinals.max()) + 1 - first)
         return [texts[ordinal - first] for ordinal in ordinals.tolist()]

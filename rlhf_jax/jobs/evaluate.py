@@ -13,6 +13,7 @@ from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.jobs.relabel import sampler
 from rlhf_jax.observe.metrics import read
 from rlhf_jax.report.trade_off import best_of_n_kl
+from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.program import Reward
 from rlhf_jax.types import Algorithm, Params
 
@@ -39,7 +40,7 @@ def best_of_n_line(evaluator: Evaluator, params: Params, sizes: Sequence[int], n
     for start in range(0, num_prompts, size):
         samples = draw(params, evaluator.stream.prompts(start, size))
         texts, prompts = workspace.completions(samples), evaluator.stream.texts_of(samples)
-        golds.append(evaluator.gold(prompts, texts, np.asarray(samples.finished_B)))
+        golds.append(evaluator.gold(prompts, texts, hosts.fetch(samples.finished_B)))
         rewards.append(evaluator.reward(samples))
     gold_B, reward_B = np.concatenate(golds), np.concatenate(rewards)
     reference_gold = evaluator.reference_gold[: gold_B.shape[0] // group]
@@ -57,7 +58,8 @@ def best_of_n(workspace: Workspace, stages: Any, sft_params: Params, reward: Rew
     """Writes the best-of-n line of the SFT policy under the learned reward, unless it is there."""
     if reward.model is None or not stages.best_of_n or not workspace.has_gold:
         return
-    if sum(line.get("of") == BEST_OF_N for line in read(workspace.metrics.path)) == len(stages.best_of_n):
+    there = sum(line.get("of") == BEST_OF_N for line in read(workspace.metrics.path))
+    if hosts.agree(there) == len(stages.best_of_n):
         return
     began = time.perf_counter()
     workspace.metrics.resume(BEST_OF_N, 0)

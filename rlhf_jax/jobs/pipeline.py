@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 from rlhf_jax.jobs import _evaluator, evaluate, relabel, reward_model, rlhf, sft
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.report.html import write_report
+from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.mesh import check_rows
 from rlhf_jax.runtime.program import Reward
 from rlhf_jax.types import Algorithm, Params
@@ -75,4 +76,5 @@ def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:
     rlhf.run(workspace, stages, algorithm, reward, sft_params)
     evaluate.best_of_n(workspace, stages, sft_params, reward)
     workspace.metrics.close()
-    print(f"report: {write_report(workspace.directory)}")
+    if hosts.is_first():
+        print(f"report: {write_report(workspace.directory)}")

@@ -17,7 +17,7 @@ from rlhf_jax.jobs import sft
 from rlhf_jax.jobs.api import PromptStream, Workspace
 from rlhf_jax.observe.lines import replace
 from rlhf_jax.observe.progress import progress
-from rlhf_jax.runtime import sharding
+from rlhf_jax.runtime import hosts, sharding, views
 from rlhf_jax.runtime.mesh import check_rows
 from rlhf_jax.tasks.api import Split
 from rlhf_jax.types import Algorithm, Params, Samples
@@ -108,7 +108,7 @@ def write_given(workspace: Workspace, config: Config, given: Callable[[Split], l
 
 def judged_pairs(workspace: Workspace, stream: PromptStream, samples: Samples) -> list[Comparison]:
     """Pairs of a group of two, in the order of gold; ties are left out."""
-    host = jax.device_get(samples)
+    host = hosts.fetch(samples)
     prompts, texts = stream.texts_of(host), workspace.completions(host)
     ids = encoding.completion_ids(host.tokens_BC, host.mask_BC)
     gold = workspace.gold(prompts, texts, host.finished_B.tolist()).tolist()
@@ -125,7 +125,7 @@ def judged_pairs(workspace: Workspace, stream: PromptStream, samples: Samples) -
 
 
 def sampler(workspace: Workspace, config: sample.Config, purpose: str) -> Any:
-    """`(params, prompts) -> Samples`, compiled, with the keys of `purpose`."""
+    """`(params, prompts) -> Samples`, compiled, with the keys of `purpose`; each host draws its share by itself."""
     draw = partial(
         sample.sample,
         model=workspace.model,
@@ -134,23 +134,26 @@ def sampler(workspace: Workspace, config: sample.Config, purpose: str) -> Any:
         pad_id=workspace.tokenizer.pad_id,
     )
     compiled = jax.jit(draw)
-    key = workspace.key(purpose)
+    key, own_mesh = workspace.key(purpose), views.own_mesh(workspace.mesh)
 
     def run_sampler(params: Params, prompts: Any) -> Samples:
-        prompts = jax.device_put(prompts, sharding.row_shardings(prompts, workspace.mesh))
-        return compiled(params, prompts, key, np.int32(0))
+        share = views.share(prompts)
+        share = jax.device_put(share, sharding.row_shardings(share, own_mesh))
+        samples = compiled(views.own(params), share, key, np.int32(0))
+        return views.joined(samples, sharding.row_shardings(samples, workspace.mesh))
 
     return run_sampler
 
 
 def run(workspace: Workspace, config: Config, sft_params: Params) -> None:
     """Writes `comparisons/train.jsonl` and `heldout.jsonl`; does nothing where both are there."""
-    if all(path(workspace, split).exists() for split in SPLITS):
+    if hosts.agree(all(path(workspace, split).exists() for split in SPLITS)):
         return
     began = time.perf_counter()
     given = getattr(workspace.task, "comparisons", lambda split: [])
     if any(given(split) for split in SPLITS):
         write_given(workspace, config, given)
+        hosts.barrier()
         return
     if not workspace.has_gold:
         raise ValueError(
@@ -168,6 +171,7 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> None:
                 pairs += judged_pairs(workspace, stream, samples)[: count - start]
                 bar.advance(min(config.prompts_per_batch, count - start))
             write(path(workspace, split), pairs)
+    hosts.barrier()
     workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began})
 
 

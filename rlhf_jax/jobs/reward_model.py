@@ -20,7 +20,7 @@ from rlhf_jax.observe.lines import replace
 from rlhf_jax.observe.progress import progress
 from rlhf_jax.ops.losses import pairwise_logistic
 from rlhf_jax.rewards import learned
-from rlhf_jax.runtime import sharding
+from rlhf_jax.runtime import hosts, sharding
 from rlhf_jax.runtime.checkpoint import restore_params
 from rlhf_jax.runtime.mesh import check_rows
 from rlhf_jax.runtime.supervised import train
@@ -92,7 +92,7 @@ def encode(workspace: Workspace, comparisons: list[relabel.Comparison]) -> Pairs
 
 
 def place(pairs: Pairs, workspace: Workspace) -> Pairs:
-    return jax.device_put(pairs, sharding.row_shardings(pairs, workspace.mesh))
+    return hosts.feed(pairs, sharding.row_shardings(pairs, workspace.mesh))
 
 
 def take(pairs: Pairs, order: np.ndarray) -> Pairs:
@@ -115,11 +115,11 @@ def heldout_accuracy(workspace: Workspace, params: Params, batch_pairs: int) -> 
     if not comparisons:
         raise ValueError(f"{relabel.path(workspace, 'heldout')} has no comparison to measure the reward model on")
     filled = comparisons + comparisons[:1] * (-len(comparisons) % batch_pairs)
-    score = jax.jit(partial(learned.score_tokens, workspace.reward_network))
+    score = hosts.compiled(partial(learned.score_tokens, workspace.reward_network))
     margins = []
     for start in range(0, len(filled), batch_pairs):
         pairs = place(encode(workspace, filled[start : start + batch_pairs]), workspace)
-        score_R = np.asarray(score(params, pairs.tokens_RL, pairs.mask_RL))
+        score_R = hosts.fetch(score(params, pairs.tokens_RL, pairs.mask_RL))
         margins.append(score_R[0::2] - score_R[1::2])
     return float((np.concatenate(margins)[: len(comparisons)] > 0).mean())
 
@@ -129,7 +129,7 @@ def measure_standard(workspace: Workspace, params: Params, sft_params: Params, n
     drawing = sample.Config(workspace.lengths.max_completion_tokens, 2, 1.0)
     draw = relabel.sampler(workspace, drawing, "standardize")
     samples = draw(sft_params, workspace.stream("train", "standardize").prompts(0, num_prompts))
-    raw = np.asarray(jax.jit(learned.make(workspace.reward_network))(params, samples), np.float64)
+    raw = np.asarray(hosts.fetch(hosts.compiled(learned.make(workspace.reward_network))(params, samples)), np.float64)
     if not raw.std() > 0:
         raise ValueError(
             "the reward model gives every SFT sample the same score: it has learned nothing to standardise"
@@ -145,7 +145,7 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Param
     """Trains, or reads what an earlier run trained. Returns the reward model's params and its unit."""
     check_rows("reward_model.pairs_per_update", config.pairs_per_update, workspace.mesh, config.num_micro_batches)
     began = time.perf_counter()
-    if standard_path(workspace).exists():
+    if hosts.agree(standard_path(workspace).exists()):
         return load(workspace)
     if workspace.hub.reward_model:
         params = _hub.load_classifier(workspace.hub.reward_model, workspace.reward_network, workspace.mesh)
@@ -166,7 +166,7 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Param
     )
     everywhere = sharding.replicated(workspace.mesh)
     head_key = workspace.key("value_head")
-    fresh = jax.jit(
+    fresh = hosts.compiled(
         lambda params: init_state(workspace.value_model.init_from(jax.tree.map(jnp.copy, params), head_key), optimizer),
         out_shardings=shardings,
     )
@@ -186,7 +186,7 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Param
         state = train(
             init=lambda: fresh(sft_params),
             shapes=shapes,
-            step=jax.jit(
+            step=hosts.compiled(
                 sharding.keeping_rows(step, workspace.mesh), donate_argnums=0, out_shardings=(shardings, everywhere)
             ),
             rows=rows,
@@ -213,6 +213,7 @@ def finish(
     standard = measured if config.standardize else Standard(0.0, 1.0)
     # The last file of the stage: where it is there, the stage has ended.
     replace(standard_path(workspace), json.dumps(asdict(standard)).encode())
+    hosts.barrier()
     return standard
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from rlhf_jax import plugins
 from rlhf_jax.jobs import reward_model, sft
@@ -18,7 +18,7 @@ from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.observe.progress import progress
 from rlhf_jax.observe.samples import SamplesWriter
 from rlhf_jax.rewards import learned
-from rlhf_jax.runtime import asynchronous, ledger, sharding, stopping, synchronous
+from rlhf_jax.runtime import asynchronous, hosts, ledger, sharding, stopping, synchronous
 from rlhf_jax.runtime.checkpoint import abstract_like, complete_steps, restore_params
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.mesh import sampler_slices
@@ -98,7 +98,7 @@ def make_reward(workspace: Workspace, stages: Any) -> Reward:
     stream = workspace.stream("train", STAGE)
 
     def host(samples: Samples) -> np.ndarray:
-        finished = jax.device_get(samples.finished_B).tolist()
+        finished = hosts.fetch(samples.finished_B).tolist()
         return judge(stream.texts_of(samples), workspace.completions(samples), finished)
 
     return Reward(host=host)
@@ -139,7 +139,7 @@ def run(
     def complete(step: int) -> bool:
         return spool.has(clock.issued_before(step // clock.updates_per_round))
 
-    begin = checkpoints.latest(complete)
+    begin = hosts.agree(checkpoints.latest(complete))
     checkpoints.delete_after(begin)
     states = program.init(reference_params) if begin is None else checkpoints.restore(begin, abstract)
     version = begin or 0
@@ -160,7 +160,7 @@ def run(
         progress(algorithm.name, total=clock.num_updates, start=version) as bar,
         stopping.asked_to_stop() as asked,
     ):
-        watch = synchronous.Watch(timeline, asked)
+        watch = synchronous.Watch(timeline, partial(any_asked, program.home, asked))
         if config.loop == "synchronous":
             events = synchronous.run(program, states, first_round, pending, watch)
         else:
@@ -179,6 +179,11 @@ def run(
     params = workspace.on_mesh(checkpoints.restore(clock.num_updates, abstract)["policy"].params)
     checkpoints.close()
     return params
+
+
+def any_asked(home: Mesh, asked: Callable[[], bool]) -> bool:
+    """Whether one of the processes was asked to stop, told to all over devices that no sampler uses; collective."""
+    return any(hosts.everyone(asked(), home))
 
 
 def read_pending(

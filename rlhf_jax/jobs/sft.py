@@ -15,7 +15,7 @@ from rlhf_jax.jobs.api import PromptStream, Workspace
 from rlhf_jax.observe.progress import progress
 from rlhf_jax.ops.losses import cross_entropy_sum
 from rlhf_jax.ops.masked import masked_count, masked_sum
-from rlhf_jax.runtime import sharding
+from rlhf_jax.runtime import hosts, sharding
 from rlhf_jax.runtime.checkpoint import abstract_like, restore_params
 from rlhf_jax.runtime.mesh import check_rows
 from rlhf_jax.runtime.supervised import train
@@ -55,7 +55,7 @@ def rows(workspace: Workspace, stream: PromptStream, config: Config, update: int
     ]
     tokens, mask = encoding.encode_completions(chosen, workspace.tokenizer, workspace.lengths.max_completion_tokens)
     batch: Any = Batch(prompts.tokens_PQ, prompts.mask_PQ, tokens, mask, temperature=jnp.float32(1.0))  # type: ignore[arg-type]
-    return jax.device_put(batch, sharding.row_shardings(batch, workspace.mesh))
+    return hosts.feed(batch, sharding.row_shardings(batch, workspace.mesh))
 
 
 def state_layout(workspace: Workspace, config: Config) -> tuple[Any, TrainState, TrainState]:
@@ -69,11 +69,11 @@ def first_state(workspace: Workspace, optimizer: Any, shardings: TrainState) -> 
     """What makes the state that training begins with: on the params of `hub.base`, or on fresh ones."""
     make = partial(init_state, optimizer=optimizer)
     if not workspace.hub.base:
-        return jax.jit(lambda: make(workspace.model.init(workspace.key("init"))), out_shardings=shardings)
+        return hosts.compiled(lambda: make(workspace.model.init(workspace.key("init"))), out_shardings=shardings)
 
     def published() -> TrainState:
         params = _hub.load_policy(workspace.hub.base, workspace.model, workspace.mesh)
-        return jax.jit(make, donate_argnums=0, out_shardings=shardings)(params)
+        return hosts.compiled(make, donate_argnums=0, out_shardings=shardings)(params)
 
     return published
 
@@ -107,7 +107,7 @@ def run(workspace: Workspace, config: Config) -> Params:
         state = train(
             init=first_state(workspace, optimizer, shardings),
             shapes=shapes,
-            step=jax.jit(
+            step=hosts.compiled(
                 sharding.keeping_rows(step, workspace.mesh), donate_argnums=0, out_shardings=(shardings, everywhere)
             ),
             rows=partial(rows, workspace, stream, config),

@@ -6,6 +6,8 @@ A line is an object with at least "stage"; most have "update". Three kinds are t
     an evaluation             {"stage": "evaluate", "of": "rlhf", "update": 8, ...} version 8 was evaluated
     a stage as a whole        {"stage": "rlhf", "kind": "timing", ...}              no update; written when it ends
 
+Of several processes only the first writes: in the others what writes or cuts does nothing (`writing.py`).
+
 Numbers that JSON cannot say are the strings "NaN", "Infinity" and "-Infinity"; `read` turns them back into floats.
 """
 
@@ -15,6 +17,8 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from rlhf_jax.observe import writing
 
 Line = dict[str, Any]
 TEXT_KEYS = frozenset({"stage", "of", "kind", "prompt", "completion", "text"})
@@ -43,6 +47,8 @@ def append_all(path: Path, added: Iterable[Mapping[str, Any]]) -> None:
     The file is opened for each line, so that a file replaced by `cut_back` is never written through an old handle.
     Raises OSError that names the file when the disk is full; lines that did not fit are taken back.
     """
+    if not writing.writes():
+        return
     data = "".join(ENCODE(line) + "\n" for line in added).encode()
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -94,7 +100,7 @@ def _number_again(key: str, value: Any) -> Any:
 
 def drop_torn_line(path: Path) -> None:
     """Removes what follows the last newline, so that the next line starts on its own. A missing file stays missing."""
-    if not path.exists():
+    if not path.exists() or not writing.writes():
         return
     data = path.read_bytes()
     end = data.rfind(b"\n") + 1
@@ -110,7 +116,7 @@ def cut_back(path: Path, stage: str, update: int, evaluations_from: int | None =
     the stage's lines without "update" (timings, which are written when it ends), and a torn last line. Other lines keep
     their bytes; the file is replaced by an atomic rename. A missing file stays missing. Raises as `read` does.
     """
-    if not path.exists():
+    if not path.exists() or not writing.writes():
         return
     limit = update if evaluations_from is None else evaluations_from
     kept = [text + b"\n" for text, line in _read_with_bytes(path) if not _is_cut(line, stage, update, limit)]
@@ -128,6 +134,8 @@ def replace(path: Path, data: bytes) -> None:
 
     Raises OSError that names the file when the disk is full; the old file is then untouched.
     """
+    if not writing.writes():
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rlhf_jax.observe import lines
+from rlhf_jax.observe import lines, writing
 from rlhf_jax.observe.lines import Line, cut_back, read
 
 __all__ = ["MetricsWriter", "cut_back", "read"]
@@ -40,7 +40,7 @@ class MetricsWriter:
         self.path = Path(directory) / FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines.drop_torn_line(self.path)
-        self._events: dict[str, Any] | None = {} if tensorboard else None
+        self._events: dict[str, Any] | None = {} if tensorboard and writing.writes() else None
 
     def write(
         self, stage: str, step: int, values: Mapping[str, Any], seconds: float | None = None, of: str | None = None

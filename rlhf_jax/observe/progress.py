@@ -18,6 +18,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rlhf_jax.observe import writing
+
 LINE_SECONDS = 5.0
 REFRESH_PER_SECOND = 4
 BAR_WIDTH = 24
@@ -129,7 +131,7 @@ def progress(
     On a terminal it is drawn over; elsewhere a line is printed every `interval_seconds` and one at the end. A stage
     that ends by an exception is shown as stopped, and the exception goes on.
     """
-    out = sys.stdout if stream is None else stream
+    out = stream or (sys.stdout if writing.writes() else open(os.devnull, "w"))  # noqa: SIM115 - for the process's life
     count = _Count(title, total, start, clock)
     bar = (
         _LiveBar(count, out)

@@ -31,11 +31,15 @@ class Work:
 class Costs(Protocol):
     """What calls cost. Seconds are of a whole round (training: all updates of it); bytes are of one device."""
 
-    device_bytes: float
-    """Memory of a device that a plan may use."""
+    @property
+    def device_bytes(self) -> float:
+        """Memory of a device that a plan may use."""
+        ...
 
-    shared_throughput: bool
-    """Whether the devices are virtual ones of one host, whose cores the calls that run at one time share."""
+    @property
+    def shared_throughput(self) -> bool:
+        """Whether the devices are virtual ones of one host, whose cores the calls that run at one time share."""
+        ...
 
     def refusal(self, call: Call, placement: Placement) -> str | None:
         """Why a call cannot be placed there, whatever else the plan does (rows or heads that do not divide); None: it can."""

@@ -6,7 +6,6 @@ number of decoding steps (`lengths.py`); bytes are counted (`memory.py`). Nothin
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from rlhf_jax.planner import memory, passes
 from rlhf_jax.planner.api import Work
@@ -37,7 +36,7 @@ class Formulas:
     rows_stay: bool = True
     _parts: dict[tuple[str, str, Placement], Part] = field(default_factory=dict, repr=False)
 
-    @cached_property
+    @property
     def device_bytes(self) -> float:
         """Memory of a device that a plan may use."""
         return self.hardware.usable_memory * self.hardware.memory_bytes

@@ -19,6 +19,7 @@ from collections.abc import Generator, Iterator
 
 import jax
 
+from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.buffer import Buffer, Stopped
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.program import Program
@@ -98,17 +99,22 @@ def train(
                 buffer.forget_before(version)
         with watch.timeline.span("trainer", "wait", round_index):
             buffer.wait_for(round_index)
-        yield from announce(buffer, announced)
+        yield from announce(buffer, announced, round_index)
         states, stopped = yield from train_round(program, states, round_index, buffer.take(round_index), watch)
         if stopped:
+            last = round_index
             for due in clock.issued_before(round_index + 1):
                 buffer.wait_for(due)
-            yield from announce(buffer, announced)
+                last = max(last, due)
+            yield from announce(buffer, announced, last)
             return
 
 
-def announce(buffer: Buffer, announced: set[int]) -> Iterator[Sampled]:
-    """The rounds that have come since the last time."""
+def announce(buffer: Buffer, announced: set[int], waited_for: int) -> Iterator[Sampled]:
+    """The rounds that have come since the last time. On several hosts none but those that were waited for: which others have
+    come differs from host to host, and what is done with a round is done by all."""
     for round_index, samples in buffer.arrived(announced).items():
+        if hosts.several() and round_index > waited_for:
+            continue
         announced.add(round_index)
         yield Sampled(round_index, samples)

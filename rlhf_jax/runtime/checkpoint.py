@@ -8,12 +8,21 @@ import jax
 import orbax.checkpoint as ocp
 
 
+def _processes() -> Any:
+    """All of them. Told so, orbax waits for them through the coordinator, and not in a collective of all devices: one from a
+    thread of its own would meet the trainer's and the samplers' programs in another order on every host."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    return ocp.options.MultiprocessingOptions(active_processes=set(range(jax.process_count())))
+
+
 class Checkpoints:
     """Checkpoints of one stage, by step. `save` returns at once; a partial one is never taken for a complete one."""
 
     def __init__(self, directory: Path, keep: int = 2):
         self.directory = directory.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, multiprocessing_options=_processes())
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def steps(self) -> list[int]:

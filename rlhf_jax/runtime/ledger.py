@@ -21,10 +21,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from rlhf_jax.observe import lines
+from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.types import Algorithm, Batch, Samples, Scores
 
@@ -93,7 +93,7 @@ def rows(
       batch: what credit made of the round, on the host or the device.
       prompt_texts: of every prompt, in order; `texts`: of every sample.
     """
-    samples, scores = jax.device_get((samples, scores))  # of the batch only what is read below
+    samples, scores = hosts.fetch((samples, scores))  # of the batch only what is read below
     count = len(texts)
     mask_BC = np.asarray(samples.mask_BC)
     columns: dict[str, Any] = {
@@ -150,9 +150,9 @@ def advantages(batch: Batch, mask_BC: np.ndarray) -> list[Any]:
     found: list[Any] = [None] * len(mask_BC)
     if batch.advantage_RC is None or batch.sample_R is None:
         return found
-    mask_RC = np.asarray(batch.mask_RC)
-    total_R = np.where(mask_RC, np.asarray(batch.advantage_RC, np.float64), 0.0).sum(axis=1)
-    for row, value in zip(np.asarray(batch.sample_R).tolist(), numbers(total_R / mask_RC.sum(axis=1)), strict=True):
+    mask_RC, advantage_RC, sample_R = hosts.fetch((batch.mask_RC, batch.advantage_RC, batch.sample_R))
+    total_R = np.where(mask_RC, np.asarray(advantage_RC, np.float64), 0.0).sum(axis=1)
+    for row, value in zip(sample_R.tolist(), numbers(total_R / mask_RC.sum(axis=1)), strict=True):
         found[row] = value
     return found
 
@@ -162,6 +162,7 @@ def places(batch: Batch, count: int) -> list[int]:
     assert batch.sample_R is not None
     assert batch.weight_R is not None
     place_B = np.zeros(count, np.int64)
-    sign_R = np.where(np.asarray(batch.weight_R) > 0, np.tile([1, -1], len(batch.weight_R) // 2), 0)
-    np.add.at(place_B, np.asarray(batch.sample_R), sign_R)
+    weight_R, sample_R = hosts.fetch((batch.weight_R, batch.sample_R))
+    sign_R = np.where(weight_R > 0, np.tile([1, -1], len(weight_R) // 2), 0)
+    np.add.at(place_B, sample_R, sign_R)
     return place_B.tolist()

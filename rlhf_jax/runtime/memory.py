@@ -33,7 +33,9 @@ def bytes_by_device(shapes: Any, shardings: Any) -> Counter[Any]:
 
 
 def free_bytes(device: Any) -> int | None:
-    """What a device has left, or None where it does not say (a CPU)."""
+    """What a device has left, or None where it does not say (a CPU, or a device of another process)."""
+    if device.process_index != jax.process_index():
+        return None
     stats = device.memory_stats() or {}
     if "bytes_limit" not in stats:
         return None

@@ -1,4 +1,8 @@
-"""Device meshes over the axes data, fsdp and tensor, and the checks that a mesh fits devices and batch."""
+"""Device meshes over the axes data, fsdp and tensor, and the checks that a mesh fits devices and batch.
+
+On several hosts a mesh is the same slice of each host's devices, and the hosts lie along `data`, outermost: `Config.data` times
+the number of hosts is the axis; fsdp and tensor lie inside a host.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +12,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from rlhf_jax.runtime import hosts
+from rlhf_jax.runtime.views import own_mesh
+
 AXES = ("data", "fsdp", "tensor")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes of the mesh axes; -1 (once) takes the devices that are left."""
+    """Sizes of the mesh axes on each host; -1 (once) takes the devices that are left there."""
 
     data: int = 1
     fsdp: int = 1
@@ -40,14 +47,21 @@ def mesh_shape(config: Config, num_devices: int) -> tuple[int, int, int]:
 
 
 def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with axes of type Auto (`jax.make_mesh` gives Explicit ones) over the first devices."""
-    devices = jax.devices() if devices is None else devices
-    shape = mesh_shape(config, len(devices))
-    return Mesh(np.asarray(devices[: int(np.prod(shape))]).reshape(shape), AXES)
+    """A mesh over the first of the devices given, or of every host's; its axes are of type Auto (`jax.make_mesh` gives
+    Explicit ones)."""
+    grid = hosts.grid() if devices is None else np.asarray(devices)[None]
+    shape = mesh_shape(config, grid.shape[1])
+    return over_hosts(grid[:, : int(np.prod(shape))], shape)
+
+
+def over_hosts(grid: np.ndarray, shape: tuple[int, int, int]) -> Mesh:
+    """A mesh of devices `[hosts, devices of a host]` that has `shape` on each host."""
+    data, *inside = shape
+    return Mesh(grid.reshape(len(grid) * data, *inside), AXES)
 
 
 def sampler_slices(trainer: Mesh, num_slices: int, devices_per_slice: int) -> tuple[Mesh, ...]:
-    """Meshes of the devices after the trainer's, `devices_per_slice` of them along `data` each; none for 0 slices.
+    """Meshes of this host's devices after the trainer's, `devices_per_slice` of them along `data` each; none for 0 slices.
 
     Raises ValueError where there are too few devices, naming how many there are.
     """
@@ -56,13 +70,13 @@ def sampler_slices(trainer: Mesh, num_slices: int, devices_per_slice: int) -> tu
             f"rlhf.sampler_slices is {num_slices} of {devices_per_slice} devices; accepted: 0 (the trainer's own devices) or "
             "more, of 1 device or more"
         )
-    taken = {device.id for device in trainer.devices.flat}
-    left = [device for device in jax.devices() if device.id not in taken]
+    taken = {device.id for device in own_mesh(trainer).devices.flat}
+    left = [device for device in jax.local_devices() if device.id not in taken]
     if num_slices * devices_per_slice > len(left):
         raise ValueError(
             f"rlhf.sampler_slices={num_slices} of rlhf.sampler_slice_devices={devices_per_slice} need "
             f"{num_slices * devices_per_slice} devices beside the trainer's {len(taken)}, but {len(left)} are left of "
-            f"{len(jax.devices())}"
+            f"{len(jax.local_devices())}"
         )
     size = devices_per_slice
     return tuple(make_mesh(Config(data=size), left[place * size : (place + 1) * size]) for place in range(num_slices))

@@ -17,7 +17,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rlhf_jax.runtime.mesh import AXES
+from rlhf_jax.runtime import hosts, views
+from rlhf_jax.runtime.mesh import AXES, over_hosts
 from rlhf_jax.runtime.reallocate import move
 from rlhf_jax.types import Placement, Plan
 
@@ -114,21 +115,28 @@ def _ranges(devices: Sequence[int]) -> str:
 class Places:
     """Where every call runs: as the plan says, or on the run's mesh.
 
+    `devices` are all there are, or `[hosts, devices of a host]`: a placement is the same slice of devices on every host.
+
     Raises ValueError for a plan that names a device which is not there.
     """
 
     default: Mesh
-    devices: Sequence[Any]
+    devices: Any
     plan: Plan = field(default_factory=Plan)
     num_micro_batches: int = 1  # of training calls that have no entry
 
     def __post_init__(self) -> None:
         for name, placement in self.plan.placements.items():
-            if max(placement.devices) >= len(self.devices):
+            there = self._grid.shape[1]
+            if max(placement.devices) >= there:
                 raise ValueError(
-                    f"the plan places {name} on devices {_ranges(placement.devices)}, but there are {len(self.devices)} "
-                    f"here: 0-{len(self.devices) - 1}"
+                    f"the plan places {name} on devices {_ranges(placement.devices)}, but there are {there} "
+                    f"here: 0-{there - 1}"
                 )
+
+    @property
+    def _grid(self) -> np.ndarray:
+        return np.atleast_2d(np.asarray(self.devices))
 
     def placement(self, call: str) -> Placement:
         """Of a call, the run's mesh included."""
@@ -138,16 +146,17 @@ class Places:
         return placements[OTHERS] if OTHERS in placements else self._default_placement(call)
 
     def _default_placement(self, call: str) -> Placement:
-        places = {device: place for place, device in enumerate(self.devices)}
-        shape = tuple(self.default.shape[axis] for axis in AXES)
+        of_first, (data, *inside) = self._grid[0], (self.default.shape[axis] for axis in AXES)
+        places = {device: place for place, device in enumerate(of_first)}
+        shape = (data // len(self._grid), *inside)
         parts = self.num_micro_batches if call.startswith("train_") else 1
-        return Placement(tuple(places[device] for device in self.default.devices.flat), shape, parts)  # type: ignore[arg-type]
+        used = self.default.devices[: shape[0]].flat
+        return Placement(tuple(places[device] for device in used), shape, parts)  # type: ignore[arg-type]
 
     def mesh(self, call: str) -> Mesh:
         """Of a call. Calls on the same devices in the same shape have the same mesh."""
         placement = self.placement(call)
-        devices = np.asarray([self.devices[place] for place in placement.devices])
-        return Mesh(devices.reshape(placement.mesh_shape), AXES)
+        return over_hosts(self._grid[:, list(placement.devices)], placement.mesh_shape)
 
     def parts(self, call: str) -> int:
         """The micro-batches of a call."""
@@ -164,7 +173,17 @@ def placed(tree: Any, shardings: Any) -> Any:
     leaves, wanted = jax.tree.leaves(tree), jax.tree.leaves(shardings)
     on_devices = all(isinstance(leaf, jax.Array) and leaf.committed for leaf in leaves)
     if not on_devices:  # host arrays, and what lies nowhere in particular
-        return jax.device_put(tree, shardings)
+        return _fed(tree, shardings) if hosts.several() else jax.device_put(tree, shardings)
     if all(leaf.sharding.is_equivalent_to(there, leaf.ndim) for leaf, there in zip(leaves, wanted, strict=True)):
         return tree
-    return move(tree, shardings)
+    return move(tree, shardings) if not hosts.several() else views.moved(tree, shardings)
+
+
+def _fed(tree: Any, shardings: Any) -> Any:
+    """Of leaves that lie somewhere and others: each where it shall lie. On several hosts."""
+
+    def one(leaf: Any, sharding: Any) -> Any:
+        there = isinstance(leaf, jax.Array) and leaf.committed
+        return placed([leaf], [sharding])[0] if there else hosts.feed(leaf, sharding)
+
+    return jax.tree.map(one, tree, shardings)

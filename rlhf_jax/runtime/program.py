@@ -11,13 +11,14 @@ from jax.sharding import Mesh
 
 from rlhf_jax import sample, score
 from rlhf_jax.micro_batches import in_parts
-from rlhf_jax.runtime import inference, memory, sharding
+from rlhf_jax.runtime import hosts, inference, memory, sharding
 from rlhf_jax.runtime.checkpoint import abstract_like
 from rlhf_jax.runtime.placement import ROLES, placed
 from rlhf_jax.runtime.sampler import Sampler
 from rlhf_jax.runtime.setup import Critic as Critic
 from rlhf_jax.runtime.setup import Reward as Reward
 from rlhf_jax.runtime.setup import Setup as Setup
+from rlhf_jax.runtime.views import own_mesh
 from rlhf_jax.types import Algorithm, Array, Batch, Metrics, Params, Samples, Scores, States, TrainState
 from rlhf_jax.update import critic_objective, init_state, policy_objective, train_step
 
@@ -56,11 +57,11 @@ class Program:
             for call, params in (("reference", reference_params), ("reward", setup.reward.params))
             if call in self._inference
         }
-        self._credit = jax.jit(self._credit_rows)
-        self._take = jax.jit(partial(take_units, mesh=self.home), static_argnames=("unit_rows",))
+        self._credit = hosts.compiled(self._credit_rows)
+        self._take = hosts.compiled(partial(take_units, mesh=self.home), static_argnames=("unit_rows",))
         self._update = {role: self._make_update(role) for role in self._roles}
         self._init = {
-            role: jax.jit(partial(fresh_state, optimizer=optimizer), out_shardings=self.state_shardings[role])
+            role: hosts.compiled(partial(fresh_state, optimizer=optimizer), out_shardings=self.state_shardings[role])
             for role, (_, optimizer) in self._roles.items()
         }
 
@@ -80,7 +81,7 @@ class Program:
         )
         slices = setup.sampler_slices
         if not slices and places.mesh("generate") != self.home:
-            slices = (places.mesh("generate"),)
+            slices = (own_mesh(places.mesh("generate")),)
         in_turn = in_parts(draw, places.parts("generate"), 1, setup.sampling.samples_per_prompt)
         prompts = jax.eval_shape(lambda: setup.prompts(0))
         return Sampler(
@@ -101,7 +102,7 @@ class Program:
         )
         mesh = self.meshes[role]
         everywhere, step = sharding.replicated(mesh), sharding.keeping_rows(step, mesh)
-        return jax.jit(step, donate_argnums=0, out_shardings=(self.state_shardings[role], everywhere))
+        return hosts.compiled(step, donate_argnums=0, out_shardings=(self.state_shardings[role], everywhere))
 
     @property
     def block_rows(self) -> int:

@@ -2,6 +2,9 @@
 
 A row's random numbers depend on its prompt's ordinal and its sample index alone, so that several slices draw what one would,
 up to float32 near-ties. Samples always end on the trainer's mesh.
+
+Each of several hosts draws a contiguous share of a round's prompts with devices of its own, and nothing crosses hosts while it
+does: a host has the params whole, and its samples are its rows of the trainer's mesh.
 """
 
 from collections import Counter
@@ -14,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlhf_jax.models.api import Model
-from rlhf_jax.runtime import memory, sharding
+from rlhf_jax.runtime import memory, sharding, views
 from rlhf_jax.runtime.placement import placed
 from rlhf_jax.runtime.publish import make_publish
 from rlhf_jax.runtime.reallocate import move
@@ -37,22 +40,25 @@ class Sampler:
         slices: Sequence[Mesh],
         dtype: str,
     ):
-        """`params` and `prompts` (of a whole round) are arrays or shapes; without `slices` the trainer's mesh samples."""
+        """`params` and `prompts` (of a whole round) are arrays or shapes; `slices` are of this host's devices, without them
+        its part of the trainer's mesh samples."""
         self._apart = bool(slices)
+        self._everywhere, trainer = trainer, views.own_mesh(trainer)
         self._meshes = tuple(slices) or (trainer,)
         self._trainer = trainer
         self._keys = [jax.device_put(key, sharding.replicated(mesh)) for mesh in self._meshes] if slices else [key]
         self.dtype = dtype
         self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
+        num_shares = len(self._meshes) * jax.process_count()
         self.share = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((x.shape[0] // len(self._meshes), *x.shape[1:]), x.dtype), prompts
+            lambda x: jax.ShapeDtypeStruct((x.shape[0] // num_shares, *x.shape[1:]), x.dtype), prompts
         )
         self.shapes = jax.eval_shape(draw, params, prompts, key, np.int32(0))
         share_shapes = jax.eval_shape(draw, params, self.share, key, np.int32(0))
         self._layouts = [sharding.params_shardings(model, params, mesh) for mesh in self._meshes]
         self._draw = [jax.jit(draw, out_shardings=sharding.row_shardings(share_shapes, mesh)) for mesh in self._meshes]
         self._copy = make_publish(sharding.params_shardings(model, params, trainer), dtype)  # where they are trained
-        self._join = jax.jit(join, out_shardings=sharding.row_shardings(self.shapes, trainer))
+        self._join = jax.jit(join, out_shardings=sharding.row_shardings(self.shapes, trainer))  # of this host
 
     def version_bytes(self) -> list[Counter[Any]]:
         """Bytes of a published version by device, for each mesh that samples."""
@@ -60,12 +66,18 @@ class Sampler:
 
     def publish(self, params: Params) -> Params:
         """Params that the sampler owns, where it samples."""
+        params = views.own(params)
         if not self._apart:
             return self._copy(params)
         return tuple(move(params, layout, dtype=self.dtype) for layout in self._layouts)
 
     def generate(self, params: Params, prompts: Prompts, version: int) -> Samples:
-        """Samples of a round, on the trainer's mesh. The slices draw at the same time."""
+        """Samples of a round, on the trainer's mesh. The slices draw at the same time. No collective over hosts."""
+        samples = self._draw_share(params, views.share(prompts), version)
+        return views.joined(samples, sharding.row_shardings(samples, self._everywhere))
+
+    def _draw_share(self, params: Params, prompts: Prompts, version: int) -> Samples:
+        """Samples of this host's prompts, on its part of the trainer's mesh."""
         if not self._apart:
             prompts = jax.device_put(prompts, sharding.row_shardings(prompts, self._trainer))
             return self._draw[0](params, prompts, self._keys[0], np.int32(version))

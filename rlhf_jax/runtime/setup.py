@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -12,6 +11,7 @@ from rlhf_jax import sample, score
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.rewards.api import ModelReward
+from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.placement import Places
 from rlhf_jax.types import Algorithm, Array, Params, Plan, Prompts, Samples
@@ -73,4 +73,4 @@ class Setup:
     @property
     def places(self) -> Places:
         """Where each call runs."""
-        return Places(self.mesh, jax.devices(), self.plan, self.num_micro_batches)
+        return Places(self.mesh, hosts.grid(), self.plan, self.num_micro_batches)

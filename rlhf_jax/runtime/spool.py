@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-import jax
 import numpy as np
 
+from rlhf_jax.runtime import hosts
 from rlhf_jax.types import Samples
 
 ARRAYS = tuple(f.name for f in fields(Samples) if f.name != "samples_per_prompt")
@@ -24,8 +24,10 @@ class Spool:
         return self.directory / f"{round_index:08d}.npz"
 
     def write(self, round_index: int, samples: Samples) -> None:
-        """Durable when this returns: a file is there whole or not at all."""
-        arrays = {name: np.asarray(getattr(samples, name)) for name in ARRAYS}
+        """Durable when this returns: a file is there whole or not at all. Collective; the first process writes."""
+        arrays = hosts.fetch({name: getattr(samples, name) for name in ARRAYS})
+        if not hosts.is_first():
+            return
         partial = self.path(round_index).with_suffix(".partial")
         with open(partial, "wb") as file:
             np.savez(file, allow_pickle=False, samples_per_prompt=np.int64(samples.samples_per_prompt), **arrays)
@@ -42,10 +44,12 @@ class Spool:
         with np.load(self.path(round_index)) as file:
             arrays = {name: file[name] for name in ARRAYS}
             samples = Samples(samples_per_prompt=int(file["samples_per_prompt"]), **arrays)
-        return jax.device_put(samples, layout(samples))
+        return hosts.feed(samples, layout(samples))
 
     def keep(self, rounds: list[int]) -> None:
-        """Removes every other round's file."""
+        """Removes every other round's file; of several processes the first does."""
+        if not hosts.is_first():
+            return
         kept = {self.path(r).name for r in rounds}
         for path in self.directory.iterdir():
             if path.name not in kept:

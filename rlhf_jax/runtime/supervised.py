@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
+from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.checkpoint import Checkpoints, abstract_like
 from rlhf_jax.runtime.stopping import asked_to_stop
 from rlhf_jax.types import Metrics, TrainState
 
+AGREE_EVERY = 8
 Report = Callable[[int, Metrics], None]
 """(update, metrics on the host) -> None; called in order, one update late."""
 
@@ -34,6 +34,9 @@ def train(
       rows: the rows of an update, a function of its number alone, so that a resumed run sees the same.
       on_resume: is told the update that comes next, before anything is reported.
 
+    Of several processes any may be asked to stop; they agree on it every `AGREE_EVERY` updates, and `step` and `rows` are
+    collective.
+
     Raises KeyboardInterrupt after saving, where SIGINT or SIGTERM asked for it.
     """
     begin = checkpoints.latest()
@@ -46,11 +49,11 @@ def train(
             for update in range(begin, num_updates):
                 state, metrics = step(state, rows(update))
                 if late is not None:
-                    report(late[0], jax.device_get(late[1]))
+                    report(late[0], hosts.fetch(late[1]))
                 late = (update, metrics)
-                done, stopping = update + 1, asked()
+                done, stopping = update + 1, _stopping(update + 1, asked)
                 if stopping or done % checkpoint_every == 0 or done == num_updates:
-                    report(update, jax.device_get(metrics))
+                    report(update, hosts.fetch(metrics))
                     late = None
                     checkpoints.save(done, state)
                 if stopping:
@@ -58,3 +61,10 @@ def train(
     finally:
         checkpoints.wait()  # an interrupt must not tear down the threads of a save under way
     return state
+
+
+def _stopping(done: int, asked: Callable[[], bool]) -> bool:
+    """Whether a process was asked to stop; one alone would leave the others in a collective."""
+    if not hosts.several():
+        return asked()
+    return done % AGREE_EVERY == 0 and any(hosts.everyone(asked()))

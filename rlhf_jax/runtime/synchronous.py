@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.timeline import Timeline
 from rlhf_jax.types import Array, Batch, Metrics, Samples, Scores, States
@@ -132,7 +133,7 @@ def train_round(
 def check_policy(first_update: int, scores: Scores, made: Sequence[Metrics]) -> None:
     """Waits for the policy's updates of a round. Raises FloatingPointError that names the first one with a figure that is not
     finite."""
-    require_finite(first_update, {"score": float(np.mean(jax.device_get(scores.score_B)))})
+    require_finite(first_update, {"score": float(np.mean(hosts.fetch(scores.score_B)))})
     check_updates(first_update, made, POLICY_FINITE)
 
 

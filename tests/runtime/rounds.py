@@ -31,8 +31,14 @@ def token_reward(params, samples):
 
 @lru_cache
 def make_program(mesh_shape: tuple[int, int, int] = (1, 1, 1)) -> Program:
-    model, mesh = tiny.make_model(num_layers=1), tiny.make_mesh(mesh_shape)
-    setup = Setup(
+    setup = make_setup(tiny.make_mesh(mesh_shape))
+    return Program(setup, tiny.make_params(setup.model))
+
+
+def make_setup(mesh: jax.sharding.Mesh) -> Setup:
+    """What the shared programs are made of."""
+    model = tiny.make_model(num_layers=1)
+    return Setup(
         model=model,
         algorithm=online_dpo.online_dpo(online_dpo.Config(beta=1.0)),
         optimizer=make_optimizer(OptimizerConfig(learning_rate=0.03, schedule="constant"), 1),
@@ -47,7 +53,6 @@ def make_program(mesh_shape: tuple[int, int, int] = (1, 1, 1)) -> Program:
         eos_id=tiny.EOS,
         pad_id=tiny.PAD,
     )
-    return Program(setup, tiny.make_params(model))
 
 
 def algorithm_program(name: str) -> Program:
