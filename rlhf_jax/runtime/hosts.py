@@ -32,8 +32,8 @@ from rlhf_jax.observe import writing
 
 HEARTBEAT_SECONDS = 30
 """A process that has not been heard of for so long is taken for dead, and all end."""
-GOODBYE_SECONDS = 20
-"""How long a process that has ended well waits for the others to do so."""
+GOODBYE_SECONDS = 600
+"""How long a process that has ended well waits for the others: the first writes the report. Dead ones are noticed sooner."""
 MESSAGE_BYTES = 512
 XLA_STATUS = "(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|FAILED_PRECONDITION): "
 LIST_OF_HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")

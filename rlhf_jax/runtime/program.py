@@ -1,5 +1,7 @@
 """The compiled calls of a round: generate, score, credit, update, publish; both loops call this and nothing else."""
 
+import contextlib
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -51,6 +53,9 @@ class Program:
             for role, (role_model, optimizer) in self._roles.items()
         }
         self._sampler = self._make_sampler()
+        shared = self._sampler.devices & {device for mesh in self._all_meshes() for device in mesh.devices.flat}
+        # Two threads that dispatch collectives to the same devices must do so in one order on all of them, or they deadlock.
+        self._turn: Any = threading.RLock() if len(shared) > 1 else contextlib.nullcontext()
         self._inference = inference.make(setup)
         self._frozen = {
             call: placed(params, inference.params_layout(setup, call, params))
@@ -64,6 +69,10 @@ class Program:
             role: hosts.compiled(partial(fresh_state, optimizer=optimizer), out_shardings=self.state_shardings[role])
             for role, (_, optimizer) in self._roles.items()
         }
+
+    def _all_meshes(self) -> list[Mesh]:
+        """Of what the trainer's thread dispatches."""
+        return [*self.meshes.values(), *(self.setup.places.mesh(call) for call in inference.functions(self.setup))]
 
     @property
     def trains_apart(self) -> bool:
@@ -165,18 +174,25 @@ class Program:
 
     def generate(self, params: Params, round_index: int, version: int) -> Samples:
         """Samples a round with published params."""
-        return self._sampler.generate(params, self.setup.prompts(round_index), version)
+        prompts = self.setup.prompts(round_index)
+        with self._turn:
+            return self._sampler.generate(params, prompts, version)
 
     def score(self, states: States, samples: Samples) -> tuple[Scores, Batch]:
         """What every role says of the samples, and the rows to train on. Calls on devices of their own run side by side."""
-        on = {self.home: samples}
         said = {}
-        for name, call in self._inference.items():
-            if call.mesh not in on:
-                on[call.mesh] = placed(samples, sharding.row_shardings(samples, call.mesh))
-            said[name] = call(self._params_for(name, states), on[call.mesh])
+        with self._turn:
+            on = {self.home: samples}
+            for name, call in self._inference.items():
+                if call.mesh not in on:
+                    on[call.mesh] = placed(samples, sharding.row_shardings(samples, call.mesh))
+                said[name] = call(self._params_for(name, states), on[call.mesh])
         if self.setup.reward.host is not None:
             said["reward"] = self.setup.reward.host(samples)
+        with self._turn:
+            return self._credited(samples, said)
+
+    def _credited(self, samples: Samples, said: dict[str, Any]) -> tuple[Scores, Batch]:
         rows = sharding.rows(self.home)
         raw, reference, proximal, value = (
             placed(said[name], rows) if name in said else None for name in ("reward", "reference", "proximal", "value")
@@ -204,7 +220,9 @@ class Program:
         if epoch:
             order = np.random.default_rng([self.setup.seed, round_index, epoch]).permutation(num_units)
         size = num_units // clock.num_minibatches
-        return self._take(batch, order[part * size : (part + 1) * size].astype(np.int32), unit_rows=self.block_rows)
+        taken = order[part * size : (part + 1) * size].astype(np.int32)
+        with self._turn:
+            return self._take(batch, taken, unit_rows=self.block_rows)
 
     def update(self, states: States, batch: Batch) -> tuple[States, Metrics]:
         """One update of every trained role; `states` are donated. The critic's metrics are named `critic_*`."""
@@ -216,12 +234,14 @@ class Program:
 
     def update_role(self, role: str, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One update of one role, on its mesh; `state` is donated."""
-        rows = placed(batch, sharding.row_shardings(batch, self.meshes[role]))
-        return self._update[role](state, rows)
+        with self._turn:
+            rows = placed(batch, sharding.row_shardings(batch, self.meshes[role]))
+            return self._update[role](state, rows)
 
     def publish(self, states: States) -> Params:
         """Params that the sampler owns."""
-        return self._sampler.publish(states["policy"].params)
+        with self._turn:
+            return self._sampler.publish(states["policy"].params)
 
     def _first_params(self, policy: Params) -> dict[str, Params]:
         critic = self.setup.critic

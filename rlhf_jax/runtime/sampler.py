@@ -60,6 +60,11 @@ class Sampler:
         self._copy = make_publish(sharding.params_shardings(model, params, trainer), dtype)  # where they are trained
         self._join = jax.jit(join, out_shardings=sharding.row_shardings(self.shapes, trainer))  # of this host
 
+    @property
+    def devices(self) -> set[Any]:
+        """Where it samples; on several hosts this one's."""
+        return {device for mesh in self._meshes for device in mesh.devices.flat}
+
     def version_bytes(self) -> list[Counter[Any]]:
         """Bytes of a published version by device, for each mesh that samples."""
         return [memory.bytes_by_device(self._params, layout) for layout in self._layouts]
