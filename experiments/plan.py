@@ -102,10 +102,10 @@ def show_written(problem: Any, text: str, output: Path) -> None:
 
 def draw(simulation: Any, output: Path) -> None:
     """Writes the picture."""
-    from rlhf_jax.report import gantt
+    from rlhf_jax.report import gantt, style
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    gantt.draw(simulation).savefig(output)
+    style.write_png(gantt.draw(simulation), output)
     print(f"picture: {output}")
 
 

@@ -94,11 +94,8 @@ def check_directory(directory: Path, resolved: dict[str, Any]) -> None:
         replace(path, text.encode())
         return
     was, now = flat(json.loads(path.read_text())), flat(json.loads(text))
-    keys = (was.keys() | now.keys()) - {
-        "job",
-        "directory",
-        "plan",
-    }  # which part is run, from where and where, may change
+    may_change = {"job", "directory", "plan"}  # which part is run, from where, and on what devices
+    keys = (was.keys() | now.keys()) - may_change
     changed = sorted(key for key in keys if was.get(key) != now.get(key))
     if changed:
         listed = ", ".join(f"{key} ({was.get(key)!r} there, {now.get(key)!r} now)" for key in changed[:6])
@@ -195,7 +192,11 @@ def stages(values: dict[str, Any]) -> pipeline.Stages:
 
 def parts(config: ConfigDict) -> tuple[Workspace, pipeline.Stages, Algorithm]:
     """The parts of a run, not checked against each other; nothing is written."""
-    values = config.to_dict()
+    return _parts(config.to_dict())
+
+
+def _parts(values: dict[str, Any]) -> tuple[Workspace, pipeline.Stages, Algorithm]:
+    """`parts` of a config's values, which are completed and resolved."""
     shared, settings = workspace(values), stages(values)
     resolve_auto(values)
     return shared, settings, algorithm(values["algorithm"])
@@ -207,9 +208,7 @@ def prepare(config: ConfigDict) -> tuple[Workspace, pipeline.Stages, Algorithm]:
     Raises ValueError before anything is compiled or written.
     """
     values = config.to_dict()
-    shared, settings = workspace(values), stages(values)
-    resolve_auto(values)
-    chosen = algorithm(values["algorithm"])
+    shared, settings, chosen = _parts(values)
     plugins.find("jobs", values["job"])
     if values["plan"] == _planning.SEARCH:
         values["plan"] = _earlier_plan(shared.directory) or text_of(

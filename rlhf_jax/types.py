@@ -240,6 +240,11 @@ class Placement:
     num_micro_batches: int = 1
     remat: bool | None = None
 
+    @property
+    def layout(self) -> tuple[tuple[int, ...], tuple[int, int, int]]:
+        """Devices and mesh shape: calls with the same share what lies there, and nothing is moved between them."""
+        return self.devices, self.mesh_shape
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -58,7 +58,7 @@ class Problem:
         """The same round in another loop."""
         return dataclasses.replace(self, work=dataclasses.replace(self.work, loop=loop, lag=lag))
 
-    def search(self, costs: Costs | None = None, seed: int = 0) -> Found:
+    def search(self, costs: Costs | None = None) -> Found:
         """The best plan by costs, by formulas if none are given. Raises ValueError where nothing fits, with what would."""
         return search(
             self.calls,
@@ -66,16 +66,15 @@ class Problem:
             self.work,
             self.num_devices,
             self.devices_per_host,
-            seed=seed,
             costs_of=self.formulas,
         )
 
-    def expected(self, plan: Plan, default: Placement, costs: Costs | None = None) -> Candidate:
+    def expected(self, plan: Plan, default: Placement | None = None) -> Candidate:
         """What a plan that somebody wrote is expected to do; `default` is of the calls that it does not name.
 
         Raises ValueError that names the call which does not fit, by how much, and what would fit.
         """
-        costs = costs or self.formulas()
+        costs = self.formulas()
         whole = footprint.check(
             named(plan, self.calls), self.calls, costs, self.work, self.num_devices, self.devices_per_host, default
         )

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlhf_jax.planner.api import Loop
+from rlhf_jax.runtime.placement import ROLES
 from rlhf_jax.types import Algorithm, Call
 
 What = Literal["data", "params", "state", "order"]
-SCORES = {  # in the order in which a round dispatches them: the role, and what it says of the samples
-    "reference": ("reference", "reference_logprob"),
-    "proximal": ("policy", "proximal_logprob"),
-    "value": ("critic", "value"),
-    "reward": ("reward", "reward"),
+SCORES = {  # in the order in which a round dispatches them: what each says of the samples
+    "reference": "reference_logprob",
+    "proximal": "proximal_logprob",
+    "value": "value",
+    "reward": "reward",
 }
 TRAINED = ("policy", "critic")
 
@@ -46,8 +47,8 @@ def dataflow(algorithm: Algorithm, model_reward: bool) -> tuple[Call, ...]:
     """
     scores = [name for name in SCORES if name in algorithm.needs or (name == "reward" and model_reward)]
     calls = [Call("generate", "policy", "generate", ("prompts",), ("samples",))]
-    calls += [Call(name, SCORES[name][0], "infer", ("samples",), (SCORES[name][1],)) for name in scores]
-    consumes = ("samples", *(SCORES[name][1] for name in scores))
+    calls += [Call(name, ROLES[name], "infer", ("samples",), (SCORES[name],)) for name in scores]
+    consumes = ("samples", *(SCORES[name] for name in scores))
     trained = [role for role in TRAINED if role in algorithm.losses]
     calls += [Call(f"train_{role}", role, "train", consumes, (f"{role}_params",)) for role in trained]
     return tuple(calls)

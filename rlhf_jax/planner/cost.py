@@ -186,7 +186,7 @@ class Formulas:
 
     def reallocate_seconds(self, role: str, source: Placement, target: Placement) -> float:
         """Moving a role's params: what the busiest device takes in or gives out, over the slower of the links that it needs."""
-        if (source.devices, source.mesh_shape) == (target.devices, target.mesh_shape):
+        if source.layout == target.layout:
             return 0.0
         shape = self.shapes[role]
         device = self.hardware.of_call(len({*source.devices, *target.devices}))
@@ -202,7 +202,7 @@ class Formulas:
 
     def transfer_seconds(self, call: Call, source: Placement, target: Placement) -> float:
         """Moving the rows that a call has produced: tokens, masks and figures of every position."""
-        if (source.devices, source.mesh_shape) == (target.devices, target.mesh_shape):
+        if source.layout == target.layout:
             return 0.0
         work, both = self.work, {*source.devices, *target.devices}
         device = self.hardware.of_call(len(both))

@@ -31,7 +31,7 @@ def kept(calls: Sequence[Call], chosen: Sequence[Option], versions: int) -> list
         key = call.role, place.devices, place.mesh_shape
         if call.kind != "infer":
             found.append(of.resident_bytes * (versions if call.kind == "generate" else 1))
-        elif key in seen or (state and (state.devices, state.mesh_shape) == (place.devices, place.mesh_shape)):
+        elif key in seen or (state and state.layout == place.layout):
             found.append(0.0)
         else:
             seen.add(key)

@@ -9,7 +9,7 @@ round does beside a call, once for the rows on their way (credit, the rows of an
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -97,13 +97,11 @@ def time_call(setup: Setup, call: str, placement: Placement, num_layers: int, **
     programs, found = [], []
     for depth in depths(num_layers):
         program = Program(*of_depth(setup, depth, placement, **sampling))
-        name, function, shapes = next(entry for entry in program.calls() if entry[0] == call)
-        del name
+        _, function, shapes = next(entry for entry in program.calls() if entry[0] == call)
         compiled = function.lower(*shapes).compile()
         found.append(bytes_of(compiled))
         programs.append(partial(_run_once, compiled, filled(shapes), donates=call.startswith("train_")))
-    seconds = [min(times) for times in zip(*(_each(programs) for _ in range(RUNS)), strict=True)]
-    return Measured(extrapolated(seconds, num_layers), extrapolated(found, num_layers))
+    return Measured(extrapolated(least_seconds(programs), num_layers), extrapolated(found, num_layers))
 
 
 def bytes_of(compiled: Any) -> int:
@@ -122,8 +120,9 @@ def _run_once(compiled: Any, arguments: Sequence[Any], donates: bool) -> float:
     return time.perf_counter() - begin
 
 
-def _each(programs: Sequence[Callable[[], float]]) -> list[float]:
-    return [program() for program in programs]
+def least_seconds(programs: Sequence[Callable[[], float]]) -> list[float]:
+    """The least of `RUNS` runs of each program, which gives its seconds; they run in turn."""
+    return [min(seconds) for seconds in zip(*([program() for program in programs] for _ in range(RUNS)), strict=True)]
 
 
 def time_rows(setup: Setup, placement: Placement) -> float:
@@ -141,7 +140,7 @@ def time_rows(setup: Setup, placement: Placement) -> float:
         return time.perf_counter() - begin
 
     run()
-    return min(run() for _ in range(RUNS))
+    return least_seconds([run])[0]
 
 
 def time_move(tree_of: Callable[[int], tuple[Any, Any, Any]], num_layers: int) -> float:
@@ -152,18 +151,10 @@ def time_move(tree_of: Callable[[int], tuple[Any, Any, Any]], num_layers: int) -
         tree = jax.tree.map(lambda x, where: jax.device_put(np.zeros(x.shape, x.dtype), where), shapes, source)
         runs.append(partial(_move_once, tree, target))
         _move_once(tree, target)
-    seconds = [min(times) for times in zip(*(_each(runs) for _ in range(RUNS)), strict=True)]
-    return extrapolated(seconds, num_layers)
+    return extrapolated(least_seconds(runs), num_layers)
 
 
 def _move_once(tree: Any, target: Any) -> float:
     begin = time.perf_counter()
     jax.block_until_ready(move(tree, target))
     return time.perf_counter() - begin
-
-
-def by_role(setup: Setup) -> Mapping[str, Any]:
-    """The network of each role."""
-    critic = None if setup.critic is None else setup.critic.model
-    roles = {"policy": setup.model, "reference": setup.model, "reward": setup.reward.network, "critic": critic}
-    return {role: network for role, network in roles.items() if network is not None}

@@ -6,6 +6,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rlhf_jax.planner.lengths import decode_steps
 from rlhf_jax.runtime import sharding
 from rlhf_jax.runtime.placement import OTHERS, Places, describe, parse
 from rlhf_jax.runtime.setup import Setup
-from rlhf_jax.types import Call, Placement, Plan
+from rlhf_jax.types import Call, Placement, Plan, Samples
 
 
 class Profile:
@@ -31,6 +32,7 @@ class Profile:
         self.setup, self.formulas, self.path = setup, formulas, path
         self.known: dict[str, float] = {}
         self._all: dict[str, dict[str, float]] = {}
+        self._scales: dict[str, float] = {}  # by call, until more is measured: a search asks for thousands of options
         if path is not None and path.exists():
             self._all = json.loads(path.read_text())
             self.known = self._all.get(self.identity, {})
@@ -71,7 +73,9 @@ class Profile:
         key = call_key(call, placement)
         if key in self.known:
             return self._of_round(call, placement, key)
-        return self.scale(call) * self.formulas.seconds(call, placement)
+        if call.name not in self._scales:
+            self._scales[call.name] = self.scale(call)
+        return self._scales[call.name] * self.formulas.seconds(call, placement)
 
     def working_bytes(self, call: Call, placement: Placement) -> float:
         key = f"{call_key(call, placement)} bytes"
@@ -126,10 +130,11 @@ class Profile:
 
     def measure(self, calls: Sequence[Call], plan: Plan) -> None:
         """Measures every call of a plan, and every move between them, that was not measured yet; writes the file."""
+        self._scales.clear()
         for call in calls:
             self._measure_call(call, plan.placements[call.name])
         for role, source, target in moves(calls, plan):
-            self._measure_move(calls, role, source, target)
+            self._measure_move(role, source, target)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._all[self.identity] = self.known
@@ -147,23 +152,25 @@ class Profile:
             self.known[rows_key(placement)] = measure.time_rows(self.setup, placement)
         self.known |= {key: found.seconds, f"{key} bytes": found.working_bytes}
 
-    def _measure_move(self, calls: Sequence[Call], what: str, source: Placement, target: Placement) -> None:
+    def _measure_move(self, what: str, source: Placement, target: Placement) -> None:
         key = move_key(what, source, target)
-        if key in self.known or (source.devices, source.mesh_shape) == (target.devices, target.mesh_shape):
+        if key in self.known or source.layout == target.layout:
             return
-        networks = measure.by_role(self.setup)
         one, other = (mesh_of(self.setup, placement) for placement in (source, target))
-        if what in networks:
+        if (network := self.setup.networks.get(what)) is not None:
             self.known[key] = measure.time_move(
-                lambda depth: params_between(networks[what].with_config(num_layers=depth), one, other),
+                lambda depth: params_between(network.with_config(num_layers=depth), one, other),
                 self.formulas.shapes[what].num_layers,
             )
             return
-        program = measure.Program(*measure.of_depth(self.setup, 1, source))
-        samples = program._sampler.shapes
-        rows = samples if what == "samples" else samples.behavior_logprob_BC
+        rows = self._samples if what == "samples" else self._samples.behavior_logprob_BC
         layouts = sharding.row_shardings(rows, one), sharding.row_shardings(rows, other)
         self.known[key] = measure.time_move(lambda depth: (rows, *layouts), 1)
+
+    @cached_property
+    def _samples(self) -> Samples:
+        """Shapes of a round's samples, which do not depend on where they are drawn."""
+        return measure.Program(*measure.of_depth(self.setup, 1, Placement((0,), (1, 1, 1))))._sampler.shapes
 
 
 def moves(calls: Sequence[Call], plan: Plan) -> Iterable[tuple[str, Placement, Placement]]:

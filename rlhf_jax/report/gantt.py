@@ -8,6 +8,7 @@ from matplotlib.patches import Patch
 
 from rlhf_jax.planner.simulate import Node, Simulation
 from rlhf_jax.report import style
+from rlhf_jax.runtime.placement import ranges
 
 COLORS = {
     "generate": style.HELDOUT,
@@ -117,14 +118,7 @@ def color_of(call: str) -> str:
 
 
 def _label(devices: tuple[int, ...]) -> str:
-    """Runs of devices: 0-3, 6."""
-    runs: list[list[int]] = []
-    for device in sorted(devices):
-        if runs and device == runs[-1][-1] + 1:
-            runs[-1].append(device)
-        else:
-            runs.append([device])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return ranges(sorted(devices), ", ")
 
 
 def _legend(ax: Any, calls: Sequence[str], moves: bool) -> None:

@@ -60,9 +60,7 @@ def make(setup: Setup) -> dict[str, Inference]:
 
 def params_layout(setup: Setup, call: str, params: Params) -> Any:
     """The shardings of the params that a call needs, on its mesh."""
-    critic = None if setup.critic is None else setup.critic.model
-    networks = {"policy": setup.model, "reference": setup.model, "reward": setup.reward.network, "critic": critic}
-    network, mesh = networks[ROLES[call]], setup.places.mesh(call)
+    network, mesh = setup.networks[ROLES[call]], setup.places.mesh(call)
     if network is None:
         return jax.tree.map(lambda _: sharding.replicated(mesh), params)
     return sharding.params_shardings(network, params, mesh)  # type: ignore[arg-type]

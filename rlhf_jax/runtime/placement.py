@@ -98,17 +98,18 @@ def describe(placement: Placement) -> str:
     sizes = [f"{axis}={size}" for axis, size in zip(AXES, placement.mesh_shape, strict=True) if size > 1]
     parts = [f"micro_batches={placement.num_micro_batches}"] if placement.num_micro_batches > 1 else []
     remat = [] if placement.remat is None else ["remat" if placement.remat else "no-remat"]
-    return " ".join([_ranges(placement.devices), *sizes, *parts, *remat])
+    return " ".join([ranges(placement.devices), *sizes, *parts, *remat])
 
 
-def _ranges(devices: Sequence[int]) -> str:
+def ranges(devices: Sequence[int], between: str = ",") -> str:
+    """Devices in their order, those that follow one another as a run: 0-3,6."""
     runs: list[list[int]] = []
     for device in devices:
         if runs and device == runs[-1][-1] + 1:
             runs[-1].append(device)
         else:
             runs.append([device])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return between.join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class Places:
             there = self._grid.shape[1]
             if max(placement.devices) >= there:
                 raise ValueError(
-                    f"the plan places {name} on devices {_ranges(placement.devices)}, but there are {there} "
+                    f"the plan places {name} on devices {ranges(placement.devices)}, but there are {there} "
                     f"here: 0-{there - 1}"
                 )
 

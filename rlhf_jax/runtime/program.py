@@ -53,10 +53,11 @@ class Program:
             for role, (role_model, optimizer) in self._roles.items()
         }
         self._sampler = self._make_sampler()
-        shared = self._sampler.devices & {device for mesh in self._all_meshes() for device in mesh.devices.flat}
+        self._inference = inference.make(setup)
+        trainer = [*self.meshes.values(), *(call.mesh for call in self._inference.values())]
+        shared = self._sampler.devices & {device for mesh in trainer for device in mesh.devices.flat}
         # Two threads that dispatch collectives to the same devices must do so in one order on all of them, or they deadlock.
         self._turn: Any = threading.RLock() if len(shared) > 1 else contextlib.nullcontext()
-        self._inference = inference.make(setup)
         self._frozen = {
             call: placed(params, inference.params_layout(setup, call, params))
             for call, params in (("reference", reference_params), ("reward", setup.reward.params))
@@ -69,10 +70,6 @@ class Program:
             role: hosts.compiled(partial(fresh_state, optimizer=optimizer), out_shardings=self.state_shardings[role])
             for role, (_, optimizer) in self._roles.items()
         }
-
-    def _all_meshes(self) -> list[Mesh]:
-        """Of what the trainer's thread dispatches."""
-        return [*self.meshes.values(), *(self.setup.places.mesh(call) for call in inference.functions(self.setup))]
 
     @property
     def trains_apart(self) -> bool:

@@ -71,6 +71,12 @@ class Setup:
     plan: Plan = field(default_factory=Plan)
 
     @property
+    def networks(self) -> dict[str, Model | ValueModel | None]:
+        """The network of each role; None of a role that this run does not have as a model."""
+        critic = None if self.critic is None else self.critic.model
+        return {"policy": self.model, "reference": self.model, "reward": self.reward.network, "critic": critic}
+
+    @property
     def places(self) -> Places:
         """Where each call runs."""
         return Places(self.mesh, hosts.grid(), self.plan, self.num_micro_batches)

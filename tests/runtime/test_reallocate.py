@@ -13,6 +13,7 @@ from jax._src.array import ArrayImpl
 from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as Spec
 
+from experiments.bench.reallocate import least_bytes
 from rlhf_jax.runtime import exchange, mesh, pieces, reallocate, recipes, sharding
 from rlhf_jax.types import TrainState
 from tests import tiny
@@ -99,19 +100,6 @@ def made(shape: tuple[int, ...], where, dtype="float32"):
 
 def pointers(array) -> set[tuple[int, int]]:
     return {(shard.device.id, shard.data.unsafe_buffer_pointer()) for shard in array.addressable_shards}
-
-
-def least_bytes(shape, itemsize: int, source, target) -> int:
-    """By marking every element that a target device lacks."""
-    held = source.devices_indices_map(shape)
-    total = 0
-    for device, index in target.devices_indices_map(shape).items():
-        lacking = np.zeros(shape, bool)
-        lacking[index] = True
-        if device in held:
-            lacking[held[device]] = False
-        total += int(lacking.sum())
-    return total * itemsize
 
 
 @pytest.mark.parametrize("seed", range(NUM_TREES))
