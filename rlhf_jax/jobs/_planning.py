@@ -25,7 +25,7 @@ from rlhf_jax.planner.shapes import Shape, of_model
 from rlhf_jax.planner.simulate import simulate
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import hosts, ledger
-from rlhf_jax.runtime.placement import OTHERS, Places
+from rlhf_jax.runtime.placement import OTHERS
 from rlhf_jax.runtime.program import Reward
 from rlhf_jax.runtime.setup import Setup
 from rlhf_jax.types import Algorithm, Call, Placement, Plan
@@ -175,7 +175,7 @@ def check_memory(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Non
         return  # devices that the table does not have: what does not fit is told when it is compiled
     if not of.hardware.shared_throughput:
         where = places(stages.rlhf, workspace.mesh, stages.plan)
-        of.expected(where.plan, Places(workspace.mesh, jax.devices(), Plan()).placement(OTHERS))
+        of.expected(Plan({call.name: where.placement(call.name) for call in of.calls}))
 
 
 def for_run(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Found:

@@ -13,7 +13,7 @@ import pytest
 from configs import quickstart
 from rlhf_jax import build
 from rlhf_jax.jobs import _planning, pipeline, rlhf
-from rlhf_jax.planner import hardware
+from rlhf_jax.planner import footprint, hardware
 from rlhf_jax.runtime import stopping
 from rlhf_jax.runtime.placement import parse
 
@@ -132,6 +132,22 @@ def test_a_plan_that_does_not_fit_is_refused_where_memory_is_known(tmp_path, mon
         with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="does not fit on device"):
             build.prepare(tiny_config(tmp_path / "run", OTHER))
         assert (tmp_path / "run").exists() == fits
+
+
+def test_memory_is_checked_with_the_micro_batches_of_the_run(tmp_path, monkeypatch):
+    """Calls that the plan does not name run as the run's settings say."""
+    device = dataclasses.replace(hardware.find("h100"), memory_bytes=1e9)
+    monkeypatch.setattr(hardware, "of_device", lambda _: device)
+    checked = {}
+    check = footprint.check
+    monkeypatch.setattr(footprint, "check", lambda plan, *rest: checked.update(plan.placements) or check(plan, *rest))
+    config = tiny_config(tmp_path / "run", "generate: 0-1")
+    config.rlhf.num_micro_batches = 4
+    build.prepare(config)
+    assert {name: placement.num_micro_batches for name, placement in checked.items()} == {
+        **dict.fromkeys(("generate", "reference", "proximal", "value", "reward"), 1),
+        **dict.fromkeys(("train_policy", "train_critic"), 4),
+    }
 
 
 def test_slices_beside_a_plan_are_refused(tmp_path):
