@@ -6,18 +6,19 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rlhf_jax import build
+from rlhf_jax.refusal import Refusal
 
 
 def chosen(argument: str, **defaults: str) -> tuple[dict[str, str], bool]:
-    """What `:size=1b,debug` chooses over the defaults, and whether `debug` is among it. Raises ValueError for other names."""
+    """What `:size=1b,debug` chooses over the defaults, and whether `debug` is among it. Raises Refusal for other names."""
     parts = [part for part in argument.split(",") if part]
     return build.choices(",".join(part for part in parts if part != "debug"), **defaults), "debug" in parts
 
 
 def one_of(choices: Mapping[str, Any], key: str, value: str) -> Any:
-    """The entry of a choice. Raises ValueError naming those there are."""
+    """The entry of a choice. Raises Refusal naming those there are."""
     if value not in choices:
-        raise ValueError(f"the recipe's {key} is {value!r}; accepted: {', '.join(choices)}")
+        raise Refusal(f"the recipe's {key} is {value!r}; accepted: {', '.join(choices)}")
     return choices[value]
 
 

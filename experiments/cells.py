@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.study import RESULT, Cell, Study
+from rlhf_jax.refusal import Refusal
 
 
 def variant(study: Study, name: str) -> ConfigDict:
@@ -109,16 +110,16 @@ def work(study: Study, cells: Sequence[Cell]) -> None:
 
 
 def load(argument: str) -> Study:
-    """The study of `file.py[:argument]`, by its `get_study`. Raises ValueError where there is none."""
+    """The study of `file.py[:argument]`, by its `get_study`. Raises Refusal where there is none."""
     path, _, choice = argument.partition(":")
     if not Path(path).is_file():
         there = ", ".join(str(found) for found in sorted(Path("configs/studies").glob("[!_]*.py")))
-        raise ValueError(f"no study {path!r}; there are: {there}")
+        raise Refusal(f"no study {path!r}; there are: {there}")
     spec = importlib.util.spec_from_file_location("study", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_study"):
-        raise ValueError(f"{path} has no get_study: it is no study (python -m experiments.run runs a config)")
+        raise Refusal(f"{path} has no get_study: it is no study (python -m experiments.run runs a config)")
     return module.get_study(choice)

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlhf_jax.refusal import Refusal
+
 SHOWN = (
     "win_rate",
     "win_rate_strict",
@@ -27,12 +29,12 @@ PREFIX = "--config."
 
 
 def changes(unknown: Sequence[str]) -> dict[str, str]:
-    """{key: value} of `--config.<key>=<value>`. Raises ValueError for anything else."""
+    """{key: value} of `--config.<key>=<value>`. Raises Refusal for anything else."""
     found = {}
     for argument in unknown:
         key, equals, value = argument.removeprefix(PREFIX).partition("=")
         if not argument.startswith(PREFIX) or not equals:
-            raise ValueError(f"{argument!r} is not understood; accepted: --directory=RUN and {PREFIX}<key>=<value>")
+            raise Refusal(f"{argument!r} is not understood; accepted: --directory=RUN and {PREFIX}<key>=<value>")
         found[key] = value
     return found
 
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "  ".join([f"{version:8d}", *(f"{figures[name]:{max(8, len(name))}.4f}" for name in shown)]), flush=True
             )
             lines.append(given.directory / FILE, {"version": version, "changed": changed} | figures)
-    except (OSError, ValueError) as error:
+    except (OSError, Refusal) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

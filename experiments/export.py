@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlhf_jax.refusal import Refusal
+
 STAGES = ("sft", "reward_model", "rlhf")
 
 
@@ -27,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         workspace, _, _ = build.of_directory(given.directory)
         export.write(workspace, given.stage, given.to, given.version, given.dtype)
-    except (OSError, ValueError) as error:
+    except (OSError, Refusal) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(given.to)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import run
+from rlhf_jax.refusal import Refusal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = run.parse([parser.prog, *rest])
         _plan(config, options)
-    except (OSError, ValueError) as error:
+    except (OSError, Refusal) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
@@ -44,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _plan(config: Any, options: argparse.Namespace) -> None:
     if options.devices < 0:
-        raise ValueError(f"--devices is {options.devices}; accepted: 1 or more")
+        raise Refusal(f"--devices is {options.devices}; accepted: 1 or more")
     if options.profile and options.hardware:
-        raise ValueError("--profile times the devices at hand, whatever they are: leave --hardware away")
+        raise Refusal("--profile times the devices at hand, whatever they are: leave --hardware away")
     import jax
 
     if options.devices and "XLA_FLAGS" not in os.environ and not options.hardware:
@@ -58,7 +59,7 @@ def _plan(config: Any, options: argparse.Namespace) -> None:
     device = hardware.find(options.hardware) if options.hardware else hardware.of_device(jax.devices()[0])
     here = 0 if options.hardware else len(jax.devices())
     if here and options.devices > here:
-        raise ValueError(
+        raise Refusal(
             f"--devices is {options.devices}, but {here} are here; --hardware={device.name} plans without them"
         )
     lengths = _planning.drawn_lengths(options.lengths) if options.lengths else ()

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlhf_jax.refusal import Refusal
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
@@ -19,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         print(write_report(directory))
-    except (OSError, ValueError) as error:
+    except (OSError, Refusal) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from rlhf_jax.refusal import Refusal
+
 USAGE = "accepted: --config=FILE and --config.<key>=<value>"
 INTERRUPTED = 130  # what a shell reports for SIGINT
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
@@ -27,7 +29,7 @@ def parse(argv: Sequence[str]) -> ConfigDict:
         check_keys(load([argv[0], f"--config={path}"]), argv)
         return load(argv)
     except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
-        stop(ValueError(f"--config={path}: {cause}") if (cause := in_config_file(error)) else error)
+        stop(Refusal(f"--config={path}: {cause}") if (cause := in_config_file(error)) else error)
 
 
 def in_config_file(error: BaseException) -> str | None:
@@ -36,7 +38,7 @@ def in_config_file(error: BaseException) -> str | None:
     if "Error whilst parsing config file" not in text or "Traceback" not in text:
         return None
     kind, _, message = text.splitlines()[-1].partition(": ")
-    return message if kind == "ValueError" else f"{kind}: {message}"
+    return message if kind.rpartition(".")[2] in ("Refusal", "MissingInput", "ValueError") else f"{kind}: {message}"
 
 
 def load(argv: Sequence[str]) -> ConfigDict:
@@ -45,32 +47,32 @@ def load(argv: Sequence[str]) -> ConfigDict:
     config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(argv))
     rest = values(list(argv))
     if len(rest) > 1:
-        raise ValueError(f"unknown argument {rest[1]!r}; {USAGE}")
+        raise Refusal(f"unknown argument {rest[1]!r}; {USAGE}")
     return config.value
 
 
 def config_path(argv: Sequence[str]) -> str:
-    """What `--config` names, its `:argument` included. Raises ValueError where there is none, or no such file."""
+    """What `--config` names, its `:argument` included. Raises Refusal where there is none, or no such file."""
     named = [following for flag, following in pairwise(argv) if flag == "--config"]
     named += [argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")]
     files = [path for path in Path("configs").rglob("[!_]*.py") if path.parent.name != "studies"]
     there = ", ".join(map(str, sorted(files)))
     if not named:
-        raise ValueError(f"no config is given; pass --config=FILE, a file of configs/ ({there}) or your own")
+        raise Refusal(f"no config is given; pass --config=FILE, a file of configs/ ({there}) or your own")
     if not Path(named[-1].partition(":")[0]).is_file():
-        raise ValueError(f"no config file {named[-1]!r}; there are: {there}")
+        raise Refusal(f"no config file {named[-1]!r}; there are: {there}")
     return named[-1]
 
 
 def check_keys(config: ConfigDict, argv: Sequence[str]) -> None:
-    """Raises ValueError for an override of a key that the config lacks, with the nearest one or all of its neighbours."""
+    """Raises Refusal for an override of a key that the config lacks, with the nearest one or all of its neighbours."""
     for argument in argv:
         if not argument.startswith("--config."):
             continue
         keys, node = argument.removeprefix("--config.").partition("=")[0].split("."), config
         for depth, key in enumerate(keys):
             if not isinstance(node, ConfigDict) or key not in node:
-                raise ValueError(f"{'.'.join(['config', *keys[:depth]])} has no key {key!r}{_neighbours(key, node)}")
+                raise Refusal(f"{'.'.join(['config', *keys[:depth]])} has no key {key!r}{_neighbours(key, node)}")
             node = node[key]
 
 
@@ -98,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             run_with_others(config)
         else:
             build.run(config)
-    except (ValueError, FileNotFoundError) as error:
+    except Refusal as error:
         stop(error)
     except (OSError, FloatingPointError) as error:
         stop(error, 1)
@@ -117,7 +119,7 @@ def run_with_others(config: ConfigDict) -> None:
         build.run(config)
     except KeyboardInterrupt as error:
         hosts.leave(error, INTERRUPTED)
-    except (ValueError, FileNotFoundError) as error:
+    except Refusal as error:
         hosts.leave(error, 2)
     except Exception as error:
         if not isinstance(error, (OSError, FloatingPointError)) and not hosts.is_from_a_call(error):

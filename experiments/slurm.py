@@ -6,6 +6,7 @@ from typing import Any
 from experiments import cells
 from experiments.run import keep_freed_memory
 from experiments.study import Cell, Study
+from rlhf_jax.refusal import Refusal
 
 MINUTES = 120  # of a job, where the options do not say
 
@@ -24,17 +25,17 @@ def executor(study: Study, options: str) -> Any:
     try:
         submitter.update_parameters(**parameters(options))
     except NameError as error:  # what submitit raises for a name that it does not know
-        raise ValueError(f"--slurm={options}: {error}") from error
+        raise Refusal(f"--slurm={options}: {error}") from error
     return submitter
 
 
 def parameters(options: str) -> dict[str, Any]:
-    """`name=value,name=value` as numbers where they are. Raises ValueError for a part that is no such pair."""
+    """`name=value,name=value` as numbers where they are. Raises Refusal for a part that is no such pair."""
     found: dict[str, Any] = {}
     for part in filter(None, options.split(",")):
         name, equals, value = part.partition("=")
         if not (name and equals and value):
-            raise ValueError(f"--slurm has the option {part!r}; accepted: name=value, e.g. timeout_min=60")
+            raise Refusal(f"--slurm has the option {part!r}; accepted: name=value, e.g. timeout_min=60")
         found[name] = int(value) if value.isdecimal() else value
     return found
 

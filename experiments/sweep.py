@@ -19,6 +19,7 @@ from pathlib import Path
 from experiments.cells import load, phases, work
 from experiments.run import INTERRUPTED, keep_freed_memory, stop
 from experiments.study import Cell, Study, report_cells, results, tuning
+from rlhf_jax.refusal import Refusal
 
 
 def launch(study: Study, argument: str, cells: Sequence[Cell], num_workers: int) -> None:
@@ -104,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             run = partial(slurm.launch, slurm.executor(study, given.slurm), study, given.config, num_jobs=given.workers)
         conduct(study, run, given.cells)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (Refusal, ModuleNotFoundError) as error:
         stop(error)
     except (OSError, RuntimeError) as error:
         stop(error, 1)

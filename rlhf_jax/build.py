@@ -18,6 +18,7 @@ from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.observe.lines import replace
 from rlhf_jax.ops.corrections import Correction, resolve
 from rlhf_jax.planner.hardware import Hardware
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import hosts, mesh
 from rlhf_jax.runtime.placement import text_of
 from rlhf_jax.types import Algorithm
@@ -44,7 +45,7 @@ def model(family: str, preset: str) -> ConfigDict:
     """The node of a model: a preset of a family. A `vocab_size` of 0 is filled from the tokenizer."""
     presets = plugins.find("models", family).PRESETS
     if preset not in presets:
-        raise ValueError(f"no preset {preset!r} in models/{family}.py; there are: {', '.join(presets)}")
+        raise Refusal(f"no preset {preset!r} in models/{family}.py; there are: {', '.join(presets)}")
     return node(presets[preset], family=family)
 
 
@@ -85,7 +86,7 @@ def named(folder: str, values: dict[str, Any], where: str) -> tuple[Any, Any]:
 def check_directory(directory: Path, resolved: dict[str, Any]) -> None:
     """Writes `config.json`, or compares with the one that is there.
 
-    Raises ValueError naming the keys that differ: a directory holds one experiment.
+    Raises Refusal naming the keys that differ: a directory holds one experiment.
     """
     path = directory / "config.json"
     text = json.dumps(resolved, indent=1, sort_keys=True)
@@ -99,7 +100,7 @@ def check_directory(directory: Path, resolved: dict[str, Any]) -> None:
     changed = sorted(key for key in keys if was.get(key) != now.get(key))
     if changed:
         listed = ", ".join(f"{key} ({was.get(key)!r} there, {now.get(key)!r} now)" for key in changed[:6])
-        raise ValueError(f"{directory} was made with another config: {listed}; take another --config.directory")
+        raise Refusal(f"{directory} was made with another config: {listed}; take another --config.directory")
     if was.get("plan") != now["plan"]:
         replace(path, text.encode())
 
@@ -119,11 +120,11 @@ def workspace(values: dict[str, Any]) -> Workspace:
     family_values = dict(values["model"])
     family = plugins.find("models", family_values.pop("family"))
     if not hasattr(family, "PRESETS"):
-        raise ValueError(f"model.family is {values['model']['family']!r}, which is no family of decoders")
+        raise Refusal(f"model.family is {values['model']['family']!r}, which is no family of decoders")
     if family_values["vocab_size"] == 0:
         family_values["vocab_size"] = values["model"]["vocab_size"] = tokenizer.vocab_size
     if family_values["vocab_size"] < tokenizer.vocab_size:
-        raise ValueError(
+        raise Refusal(
             f"model.vocab_size is {family_values['vocab_size']}, but the tokenizer has {tokenizer.vocab_size} tokens"
         )
     _hub.check(hub, tokenizer)
@@ -140,13 +141,13 @@ def workspace(values: dict[str, Any]) -> Workspace:
 
 
 def choices(argument: str, **defaults: str) -> dict[str, str]:
-    """What `--config=file.py:name=value,name=value` chooses, over the defaults. Raises ValueError for another name."""
+    """What `--config=file.py:name=value,name=value` chooses, over the defaults. Raises Refusal for another name."""
     chosen = dict(defaults)
     for part in filter(None, argument.split(",")):
         name, equals, value = part.partition("=")
         if name not in defaults or not equals or not value:
             accepted = ", ".join(f"{key}=..." for key in defaults)
-            raise ValueError(f"the config's argument {part!r} chooses nothing; accepted: {accepted}")
+            raise Refusal(f"the config's argument {part!r} chooses nothing; accepted: {accepted}")
         chosen[name] = value
     return chosen
 
@@ -176,7 +177,7 @@ def stages(values: dict[str, Any]) -> pipeline.Stages:
     """The settings of every stage."""
     rewards = plugins.names("rewards")
     if values["reward"] not in rewards:
-        raise ValueError(f"reward is {values['reward']!r}; accepted: {', '.join(rewards)}")
+        raise Refusal(f"reward is {values['reward']!r}; accepted: {', '.join(rewards)}")
     return pipeline.Stages(
         sft=fill(sft.Config, values["sft"], "sft"),
         comparisons=fill(relabel.Config, values["comparisons"], "comparisons"),
@@ -205,7 +206,7 @@ def _parts(values: dict[str, Any]) -> tuple[Workspace, pipeline.Stages, Algorith
 def prepare(config: ConfigDict) -> tuple[Workspace, pipeline.Stages, Algorithm]:
     """The checked parts of a run, whose directory then holds its `config.json`.
 
-    Raises ValueError before anything is compiled or written.
+    Raises Refusal before anything is compiled or written.
     """
     values = config.to_dict()
     shared, settings, chosen = _parts(values)
@@ -233,7 +234,7 @@ def problem(
 ) -> _planning.Problem:
     """What a plan for a config's RLHF stage is made for, on devices that need not be here, of models that need not be.
 
-    A reward model whose folder is not there is taken to be as large as the policy. Raises ValueError for a config that
+    A reward model whose folder is not there is taken to be as large as the policy. Raises Refusal for a config that
     cannot run, or FileNotFoundError for a model that only a folder tells.
     """
     values = config.to_dict()
@@ -259,11 +260,11 @@ def of_directory(directory: Path, **changed: Any) -> tuple[Workspace, pipeline.S
     Args:
       changed: values of flattened keys in place of those, typed by them: {"evaluate.num_prompts": "64"}.
 
-    Raises ValueError for a directory without a run, or a key that it does not have.
+    Raises Refusal for a directory without a run, or a key that it does not have.
     """
     path = directory / "config.json"
     if not path.exists():
-        raise ValueError(f"{path} is missing: {str(directory)!r} is no directory of a run")
+        raise Refusal(f"{path} is missing: {str(directory)!r} is no directory of a run")
     values = (
         default().to_dict() | json.loads(path.read_text()) | {"directory": str(directory)}
     )  # an older run lacks newer nodes
@@ -272,27 +273,27 @@ def of_directory(directory: Path, **changed: Any) -> tuple[Workspace, pipeline.S
         for part in above:
             node = node.get(part, {}) if isinstance(node, dict) else {}
         if last not in node:
-            raise ValueError(f"{path} has no key {key!r}; accepted: {', '.join(sorted(flat(values)))}")
+            raise Refusal(f"{path} has no key {key!r}; accepted: {', '.join(sorted(flat(values)))}")
         kind = type(node[last])
         try:
             node[last] = kind(value)
         except ValueError:
-            raise ValueError(f"{key} is {value!r}; accepted: {kind.__name__}") from None
+            raise Refusal(f"{key} is {value!r}; accepted: {kind.__name__}") from None
     return workspace(values), stages(values), algorithm(values["algorithm"])
 
 
 def check_shared(directory: Path) -> None:
-    """Raises ValueError on a process that does not see what the first has written."""
+    """Raises Refusal on a process that does not see what the first has written."""
     hosts.barrier()
     if not (directory / "config.json").exists():
-        raise ValueError(
+        raise Refusal(
             f"process {jax.process_index()} does not see {directory / 'config.json'}, which process 0 has written; accepted: a "
             "--config.directory on a disk that all hosts share"
         )
 
 
 def run(config: ConfigDict) -> None:
-    """Checks the whole config, then runs its job. Raises ValueError before anything is compiled or written."""
+    """Checks the whole config, then runs its job. Raises Refusal before anything is compiled or written."""
     hosts.check_same("config", config.to_json())
     prepared = prepare(config)
     check_shared(prepared[0].directory)

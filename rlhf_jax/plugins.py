@@ -4,6 +4,8 @@ import importlib
 import pkgutil
 from types import ModuleType
 
+from rlhf_jax.refusal import Refusal
+
 
 def names(folder: str) -> list[str]:
     """Names of the components in `rlhf_jax/<folder>/`; `api` and names that begin with `_` are not components."""
@@ -15,9 +17,9 @@ def names(folder: str) -> list[str]:
 def find(folder: str, name: str) -> ModuleType:
     """The module `rlhf_jax/<folder>/<name>.py`.
 
-    Raises ValueError that lists the neighbours when there is no such file.
+    Raises Refusal that lists the neighbours when there is no such file.
     """
     known = names(folder)
     if name not in known:
-        raise ValueError(f"no {name!r} in rlhf_jax/{folder}/; there are: {', '.join(known)}")
+        raise Refusal(f"no {name!r} in rlhf_jax/{folder}/; there are: {', '.join(known)}")
     return importlib.import_module(f"rlhf_jax.{folder}.{name}")

@@ -11,6 +11,7 @@ import optax
 from rlhf_jax.micro_batches import split_rows
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.score import critic_outputs, policy_outputs
 from rlhf_jax.types import Aggregation, Array, Batch, Max, Mean, Metric, Metrics, Outputs, Params, TrainState
 
@@ -51,7 +52,7 @@ def learning_rate_schedule(config: OptimizerConfig, num_updates: int, updates_pe
         "linear_by_round": lambda step: linear((step // updates_per_round + 1) * updates_per_round),
     }
     if config.schedule not in after:
-        raise ValueError(f"optimizer.schedule is {config.schedule!r}; accepted: {', '.join(sorted(after))}")
+        raise Refusal(f"optimizer.schedule is {config.schedule!r}; accepted: {', '.join(sorted(after))}")
     if not config.warmup_updates:
         return after[config.schedule]
     warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_updates)

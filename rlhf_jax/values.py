@@ -6,11 +6,13 @@ import types
 import typing
 from typing import Any
 
+from rlhf_jax.refusal import Refusal
+
 
 def fill(cls: Any, values: dict[str, Any], where: str) -> Any:
     """`cls(**values)` with nested dataclasses.
 
-    Raises ValueError that names an unknown or missing key with its neighbours, or a value of another type.
+    Raises Refusal that names an unknown or missing key with its neighbours, or a value of another type.
     """
     hints = typing.get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]
@@ -18,7 +20,7 @@ def fill(cls: Any, values: dict[str, Any], where: str) -> Any:
         if key not in names:
             close = difflib.get_close_matches(key, names, 1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; accepted: {', '.join(names)}"
-            raise ValueError(f"{where} has no key {key!r}{hint}")
+            raise Refusal(f"{where} has no key {key!r}{hint}")
     filled = {}
     for name, value in values.items():
         kind = hints[name]
@@ -39,7 +41,7 @@ def _checked(value: Any, kind: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind in (int, float, str, bool) and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
-        raise ValueError(f"{where} is {value!r}, a {type(value).__name__}; accepted: {kind.__name__}")
+        raise Refusal(f"{where} is {value!r}, a {type(value).__name__}; accepted: {kind.__name__}")
     return value
 
 

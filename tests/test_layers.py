@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = {
     "rlhf_jax": 0,  # the package itself, which imports nothing
+    "rlhf_jax.refusal": 1,
     "rlhf_jax.types": 1,
     "rlhf_jax.plugins": 2,
     "rlhf_jax.ops": 2,

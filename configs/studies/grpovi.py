@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from configs import quickstart
 from experiments.study import Arm, Rung, Study
 from rlhf_jax import build
+from rlhf_jax.refusal import Refusal
 
 NO_CORRECTION = {"algorithm.correction.ratio_to": "behavior", "algorithm.correction.correction": "none"}
 RANGES = (3.0, 6.0, 12.0)
@@ -67,7 +68,7 @@ def tiny() -> ConfigDict:
 def get_study(argument: str = "") -> Study:
     """The study; `tiny` is for tests."""
     if argument not in ("", "tiny"):
-        raise ValueError(f"the study's argument is {argument!r}; accepted: tiny, or none")
+        raise Refusal(f"the study's argument is {argument!r}; accepted: tiny, or none")
     grid = {"rlhf.optimizer.learning_rate": (5e-4, 1e-3, 2e-3), "algorithm.kl_weight": (0.0, 0.04, 0.16)}
     wider = {"rlhf.optimizer.learning_rate": 2.0, "algorithm.kl_weight": 4.0}
     updates = (16, 32) if not argument else (1, 2)

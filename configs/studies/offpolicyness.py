@@ -35,6 +35,7 @@ from ml_collections import ConfigDict
 from configs import quickstart
 from experiments.study import Arm, Rung, Study
 from rlhf_jax import build
+from rlhf_jax.refusal import Refusal
 
 ALGORITHMS = ("online_dpo", "rloo", "ppo", "best_of_n")
 NO_CORRECTION = {"algorithm.correction.ratio_to": "behavior", "algorithm.correction.correction": "none"}
@@ -161,12 +162,12 @@ def tiny(instance: Instance, schedule: str) -> ConfigDict:
 
 
 def chosen(argument: str) -> dict[str, str]:
-    """The instance, part and schedule of `:full`, `:part=epochs,size=full`, ... Raises ValueError for any other."""
+    """The instance, part and schedule of `:full`, `:part=epochs,size=full`, ... Raises Refusal for any other."""
     named = ",".join(f"size={part}" if part in INSTANCES else part for part in argument.split(","))
     found = build.choices(named, size="small", part="ages", schedule="updates")
     for key, accepted in (("size", INSTANCES), ("part", PARTS), ("schedule", SCHEDULES)):
         if found[key] not in accepted:
-            raise ValueError(f"the study's {key} is {found[key]!r}; accepted: {', '.join(accepted)}")
+            raise Refusal(f"the study's {key} is {found[key]!r}; accepted: {', '.join(accepted)}")
     return found
 
 

@@ -26,7 +26,7 @@ SIZES = {"410m": Size("pythia-410m", 1), "1b": Size("pythia-1b", 4), "2.8b": Siz
 
 
 def base(size: str, stage: str) -> ConfigDict:
-    """A recipe on TL;DR with Pythia of a size. Raises ValueError for another size."""
+    """A recipe on TL;DR with Pythia of a size. Raises Refusal for another size."""
     found = _recipes.one_of(SIZES, "size", size)
     config = _recipes.recipe(f"runs/tldr/{size}/{stage}", "tldr")
     config.model = build.model("gpt_neox", found.pythia)

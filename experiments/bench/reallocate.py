@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from experiments.bench import measure
+from rlhf_jax.refusal import Refusal
 
 HOST_READS = "_single_device_array_to_np_array_did_copy"
 SHAPES = [shape for shape in itertools.product((1, 2, 4, 8), repeat=3) if shape[0] * shape[1] * shape[2] <= 8]
@@ -128,14 +129,14 @@ def case(name: str, model: Any, shapes: Any, repeats: int) -> dict[str, Any]:
 
 
 def check_equal(params: Any, moved: Any) -> None:
-    """Raises ValueError unless every shard holds the numbers of its place."""
+    """Raises Refusal unless every shard holds the numbers of its place."""
     import numpy as np
 
     for before, after in zip(jax.tree.leaves(params), jax.tree.leaves(moved), strict=True):
         whole = np.asarray(copied(before))  # which is kept on the host no longer than this
         for shard in after.addressable_shards:
             if not np.array_equal(np.asarray(shard.data), whole[shard.index]):
-                raise ValueError(f"an array of {before.shape} came wrong from {before.sharding} to {after.sharding}")
+                raise Refusal(f"an array of {before.shape} came wrong from {before.sharding} to {after.sharding}")
 
 
 def least_bytes(shape: tuple[int, ...], itemsize: int, source: Any, target: Any) -> int:
@@ -156,7 +157,7 @@ def pairs(num_run: int) -> dict[str, Any]:
     """Every pair of `PLACEMENTS` for arrays in the shapes of the quickstart's params, a quarter as long: planned bytes against
     the least, by marking elements. Of the pairs `num_run`, drawn at random, are carried out.
 
-    Raises ValueError where a plan moves more than the least, or an array comes wrong.
+    Raises Refusal where a plan moves more than the least, or an array comes wrong.
     """
     import numpy as np
 
@@ -172,7 +173,7 @@ def pairs(num_run: int) -> dict[str, Any]:
         for key in {(leaf.shape, source, target) for leaf, source, target in leaves} - found.keys():
             found[key] = pieces.moved_bytes(key[0], 4, *key[1:]).total()
             if found[key] != (least := least_bytes(key[0], 4, *key[1:])):
-                raise ValueError(f"{found[key]} bytes instead of {least}: {key}")
+                raise Refusal(f"{found[key]} bytes instead of {least}: {key}")
     reads, used = 0, Counter()
     drawn = np.random.default_rng(0).permutation(len(every))[:num_run]
     for index in drawn:

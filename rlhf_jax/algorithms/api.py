@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.ops import divergences
 from rlhf_jax.ops.masked import masked_count, masked_max, masked_sum
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array, Batch, Max, Mean, Metric, Outputs, Samples, Scores
 
 
@@ -35,13 +36,13 @@ def make_batch(samples: Samples, scores: Scores, rows_R: Array | None = None, **
 def grouped_scores(samples: Samples, scores: Scores, min_samples_per_prompt: int, algorithm: str) -> Array:
     """The scores as `[P, G]`, without gradient.
 
-    Raises ValueError for fewer samples a prompt than the algorithm needs, or rows that do not make whole groups.
+    Raises Refusal for fewer samples a prompt than the algorithm needs, or rows that do not make whole groups.
     """
     per_prompt, num_rows = samples.samples_per_prompt, scores.score_B.shape[0]
     if per_prompt < min_samples_per_prompt:
-        raise ValueError(f"samples_per_prompt is {per_prompt}; {algorithm} needs at least {min_samples_per_prompt}")
+        raise Refusal(f"samples_per_prompt is {per_prompt}; {algorithm} needs at least {min_samples_per_prompt}")
     if num_rows % per_prompt:
-        raise ValueError(f"{num_rows} samples are not whole groups of samples_per_prompt = {per_prompt}")
+        raise Refusal(f"{num_rows} samples are not whole groups of samples_per_prompt = {per_prompt}")
     return jax.lax.stop_gradient(scores.score_B.reshape(-1, per_prompt))
 
 

@@ -17,7 +17,7 @@ class Config(grpo.Config):
 
 
 def best_of_group(config: Config) -> Algorithm:
-    """The algorithm; rows are samples. Raises ValueError for an advantage that GRPO does not have either."""
+    """The algorithm; rows are samples. Raises Refusal for an advantage that GRPO does not have either."""
     shape = grpo.advantage_of("best_of_group", config.advantage)
 
     advantage = grpo.of_scores(lambda score_PG: shape(advantages.best_of_group(score_PG)))

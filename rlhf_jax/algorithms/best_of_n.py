@@ -34,7 +34,7 @@ def best_of_n(config: Config) -> Algorithm:
 
 
 def credit(samples: Samples, scores: Scores) -> Batch:
-    """The row of each prompt's best sample. Raises ValueError for fewer than two samples a prompt."""
+    """The row of each prompt's best sample. Raises Refusal for fewer than two samples a prompt."""
     score_PG = grouped_scores(samples, scores, 2, "best_of_n")
     num_prompts, per_prompt = score_PG.shape
     rows_P = per_prompt * jnp.arange(num_prompts, dtype=jnp.int32) + jnp.argmax(score_PG, axis=1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rlhf_jax.algorithms import grpo
 from rlhf_jax.ops import advantages
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Algorithm
 
 
@@ -20,9 +21,9 @@ class Config(grpo.Config):
 
 
 def constant_gain(config: Config) -> Algorithm:
-    """The algorithm; rows are samples. Raises ValueError for a gain that is not positive, or another advantage."""
+    """The algorithm; rows are samples. Raises Refusal for a gain that is not positive, or another advantage."""
     if config.gain <= 0 or config.advantage != "centered":
-        raise ValueError(
+        raise Refusal(
             f"constant_gain has gain {config.gain} and advantage {config.advantage!r}; accepted: a positive gain, centered"
         )
 

@@ -56,7 +56,7 @@ def copg(config: Config) -> Algorithm:
 
 
 def credit(samples: Samples, scores: Scores) -> Batch:
-    """All samples as rows, with their scores. Raises ValueError for fewer than two samples a prompt."""
+    """All samples as rows, with their scores. Raises Refusal for fewer than two samples a prompt."""
     score_PG = grouped_scores(samples, scores, 2, "copg")
     figures = {"flat_group_share": flat_groups(score_PG)}
     return make_batch(samples, scores, score_R=score_PG.reshape(-1), figures=figures, group_rows=score_PG.shape[1])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rlhf_jax.algorithms import grpo
 from rlhf_jax.ops import advantages
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Algorithm
 
 
@@ -21,8 +22,8 @@ class Config(grpo.Config):
 
 
 def dr_grpo(config: Config) -> Algorithm:
-    """The algorithm; rows are samples. Raises ValueError for another advantage than "centered": that is GRPO."""
+    """The algorithm; rows are samples. Raises Refusal for another advantage than "centered": that is GRPO."""
     if config.advantage != "centered":
-        raise ValueError(f"dr_grpo.advantage is {config.advantage!r}; accepted: centered (grpo has the others)")
+        raise Refusal(f"dr_grpo.advantage is {config.advantage!r}; accepted: centered (grpo has the others)")
 
     return grpo.group_policy_gradient("dr_grpo", config, grpo.of_scores(advantages.centered))

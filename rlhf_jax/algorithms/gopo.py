@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rlhf_jax.algorithms import grpo
 from rlhf_jax.ops import advantages
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Algorithm
 
 
@@ -19,8 +20,8 @@ class Config(grpo.Config):
 
 
 def gopo(config: Config) -> Algorithm:
-    """The algorithm; rows are samples. Raises ValueError for another advantage than "rank"."""
+    """The algorithm; rows are samples. Raises Refusal for another advantage than "rank"."""
     if config.advantage != "rank":
-        raise ValueError(f"gopo.advantage is {config.advantage!r}; accepted: rank")
+        raise Refusal(f"gopo.advantage is {config.advantage!r}; accepted: rank")
 
     return grpo.group_policy_gradient("gopo", config, grpo.of_scores(advantages.rank))

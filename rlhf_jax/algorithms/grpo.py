@@ -20,6 +20,7 @@ from rlhf_jax.ops import advantages
 from rlhf_jax.ops.corrections import Correction, resolve
 from rlhf_jax.ops.divergences import k3
 from rlhf_jax.ops.masked import masked_count
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Aggregation, Algorithm, Array, Batch, Metrics, Outputs, Samples, Scores
 
 ADVANTAGES: dict[str, Callable[[Array], Array]] = {
@@ -46,7 +47,7 @@ class Config:
 
 
 def grpo(config: Config) -> Algorithm:
-    """The algorithm; rows are samples. Raises ValueError for an advantage or aggregation that it does not have."""
+    """The algorithm; rows are samples. Raises Refusal for an advantage or aggregation that it does not have."""
 
     return group_policy_gradient("grpo", config, of_scores(advantage_of("grpo", config.advantage)))
 
@@ -62,16 +63,16 @@ def of_scores(shape: Callable[[Array], Array]) -> Advantage:
 
 
 def advantage_of(algorithm: str, name: str) -> Callable[[Array], Array]:
-    """The function of `[P, G]` scores that an advantage's name means. Raises ValueError."""
+    """The function of `[P, G]` scores that an advantage's name means. Raises Refusal."""
     if name not in ADVANTAGES:
-        raise ValueError(f"{algorithm}.advantage is {name!r}; accepted: {', '.join(ADVANTAGES)}")
+        raise Refusal(f"{algorithm}.advantage is {name!r}; accepted: {', '.join(ADVANTAGES)}")
     return ADVANTAGES[name]
 
 
 def group_policy_gradient(name: str, config: Config, advantage: Advantage, **properties: object) -> Algorithm:
     """GRPO with another advantage: what its variants share. `properties` are further fields of `Algorithm`."""
     if config.aggregation not in AGGREGATIONS:
-        raise ValueError(f"{name}.aggregation is {config.aggregation!r}; accepted: {', '.join(AGGREGATIONS)}")
+        raise Refusal(f"{name}.aggregation is {config.aggregation!r}; accepted: {', '.join(AGGREGATIONS)}")
     aggregation: Aggregation = config.aggregation  # type: ignore[assignment]
     correction = resolve(config.correction)
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from rlhf_jax.algorithms import grpo
 from rlhf_jax.ops.masked import masked_sum
 from rlhf_jax.ops.variance_increase import VarianceIncrease, increase_variance
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Algorithm, Array, Samples, Scores
 
 WEIGHTS = ("uniform", "reference")
@@ -38,7 +39,7 @@ class Config(grpo.Config):
 
 
 def grpovi(config: Config) -> Algorithm:
-    """The algorithm; rows are samples. Raises ValueError for a range, weights, ties or advantage that it does not have."""
+    """The algorithm; rows are samples. Raises Refusal for a range, weights, ties or advantage that it does not have."""
     return with_increase("grpovi", config, lambda score_PG, spread_PG: spread_PG)
 
 
@@ -59,13 +60,13 @@ def with_increase(name: str, config: Config, shape: Callable[[Array, Array], Arr
 
 
 def check(name: str, config: Config) -> None:
-    """Raises ValueError naming what the algorithm does not have."""
+    """Raises Refusal naming what the algorithm does not have."""
     if not -jnp.inf < config.low < config.high < jnp.inf:
-        raise ValueError(f"{name} has the range [{config.low}, {config.high}]; accepted: finite, low below high")
+        raise Refusal(f"{name} has the range [{config.low}, {config.high}]; accepted: finite, low below high")
     if config.weights not in WEIGHTS:
-        raise ValueError(f"{name}.weights is {config.weights!r}; accepted: {', '.join(WEIGHTS)}")
+        raise Refusal(f"{name}.weights is {config.weights!r}; accepted: {', '.join(WEIGHTS)}")
     if config.ties not in TIES:
-        raise ValueError(f"{name}.ties is {config.ties!r}; accepted: {', '.join(TIES)}")
+        raise Refusal(f"{name}.ties is {config.ties!r}; accepted: {', '.join(TIES)}")
 
 
 def reference_weights(samples: Samples, scores: Scores) -> Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.algorithms import grpovi
 from rlhf_jax.ops import advantages
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Algorithm, Array
 
 
@@ -21,11 +22,9 @@ class Config(grpovi.Config):
 
 
 def matched_std(config: Config) -> Algorithm:
-    """The algorithm; rows are samples. Raises ValueError for another advantage than "centered"."""
+    """The algorithm; rows are samples. Raises Refusal for another advantage than "centered"."""
     if config.advantage != "centered":
-        raise ValueError(
-            f"matched_std.advantage is {config.advantage!r}; accepted: centered (standardized, it is grpo)"
-        )
+        raise Refusal(f"matched_std.advantage is {config.advantage!r}; accepted: centered (standardized, it is grpo)")
     return grpovi.with_increase("matched_std", config, rescaled)
 
 

@@ -57,7 +57,7 @@ def best_against_worst(name: str, of_margin: Callable[[Array], Array]) -> Algori
 def credit(samples: Samples, scores: Scores) -> Batch:
     """Two rows a prompt: its best sample, then its worst; the first of equals. A tie has weight 0.
 
-    Raises ValueError for fewer than two samples a prompt.
+    Raises Refusal for fewer than two samples a prompt.
     """
     score_PG = grouped_scores(samples, scores, 2, "online_dpo")
     num_prompts, per_prompt = score_PG.shape

@@ -19,6 +19,7 @@ from rlhf_jax.ops import advantages
 from rlhf_jax.ops.corrections import MAX_LOG, Correction, resolve
 from rlhf_jax.ops.divergences import k1
 from rlhf_jax.ops.losses import clipped_surrogate
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Algorithm, Array, Batch, Metrics, Outputs, Samples, Scores
 
 
@@ -32,10 +33,10 @@ class Config:
 
 
 def rloo(config: Config) -> Algorithm:
-    """The algorithm; rows are samples. Raises ValueError for a correction of single tokens."""
+    """The algorithm; rows are samples. Raises Refusal for a correction of single tokens."""
     correction = resolve(config.correction)
     if correction.level != "sequence" or correction.correction == "second_moment":
-        raise ValueError(
+        raise Refusal(
             f"rloo has one ratio a completion; its correction is {correction.correction!r} at level "
             f"{correction.level!r}, accepted: level 'sequence' and none, truncate or mask"
         )

@@ -7,6 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.refusal import Refusal
+
 JINJA, CONFIG = "chat_template.jinja", "tokenizer_config.json"
 Message = Mapping[str, str]
 
@@ -46,7 +48,7 @@ def find(name_or_path: str) -> Template:
     """A named template, that of a `.jinja` file or a `tokenizer_config.json`, or of the folder that holds either.
 
     A `chat_template.jinja` comes before a `tokenizer_config.json`, which gives the special tokens for both; of a list of
-    templates the one called `default` is taken, or the only one. Raises ValueError where there is none.
+    templates the one called `default` is taken, or the only one. Raises Refusal where there is none.
     """
     if name_or_path in NAMED:
         return NAMED[name_or_path]
@@ -54,7 +56,7 @@ def find(name_or_path: str) -> Template:
     if path.is_dir():
         path = path / (JINJA if (path / JINJA).is_file() else CONFIG)
     if not name_or_path or not path.is_file():
-        raise ValueError(
+        raise Refusal(
             f"no chat template {name_or_path!r}; accepted: {', '.join(sorted(NAMED))}, a .jinja file, a {CONFIG}, or a"
             " folder with one of them"
         )
@@ -67,7 +69,7 @@ def find(name_or_path: str) -> Template:
 def render(template: Template, messages: Sequence[Message], *, add_generation_prompt: bool, **variables: Any) -> str:
     """The text of messages, each with `role` and `content`; `variables` come before the template's own tokens.
 
-    Raises ValueError with what the template says, or what is wrong with it.
+    Raises Refusal with what the template says, or what is wrong with it.
     """
     import jinja2
 
@@ -77,9 +79,9 @@ def render(template: Template, messages: Sequence[Message], *, add_generation_pr
         return compiled.render(messages=[dict(message) for message in messages], tools=None, documents=None, **given)
     except jinja2.UndefinedError as error:
         known = ", ".join(sorted(given))
-        raise ValueError(f"chat template {template.source}: {error.message}; given: messages, {known}") from None
+        raise Refusal(f"chat template {template.source}: {error.message}; given: messages, {known}") from None
     except (jinja2.TemplateError, TypeError, LookupError, ArithmeticError, ValueError) as error:
-        raise ValueError(f"chat template {template.source}: {' '.join(str(error).split())}") from None
+        raise Refusal(f"chat template {template.source}: {' '.join(str(error).split())}") from None
 
 
 @lru_cache(maxsize=16)
@@ -127,11 +129,9 @@ def _default(path: Path, found: Any) -> str:
         named = {each.get("name"): each.get("template") for each in found}
         found = named.get("default", next(iter(named.values()))) if "default" in named or len(named) == 1 else found
         if found is None or isinstance(found, list):
-            raise ValueError(
-                f"{path} has the chat templates {', '.join(map(str, named)) or 'none'}, none called default"
-            )
+            raise Refusal(f"{path} has the chat templates {', '.join(map(str, named)) or 'none'}, none called default")
     if not isinstance(found, str):
-        raise ValueError(f"{path} has no chat_template; give a .jinja file or one of {', '.join(sorted(NAMED))}")
+        raise Refusal(f"{path} has no chat_template; give a .jinja file or one of {', '.join(sorted(NAMED))}")
     return found
 
 
@@ -149,9 +149,9 @@ def _config(file: Path) -> Mapping[str, Any]:
     try:
         found = json.loads(_read(file))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
+        raise Refusal(f"{file} is not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{file} is not a JSON object")
+        raise Refusal(f"{file} is not a JSON object")
     return found
 
 
@@ -159,4 +159,4 @@ def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise ValueError(f"{file} is not a text in UTF-8") from None
+        raise Refusal(f"{file} is not a text in UTF-8") from None

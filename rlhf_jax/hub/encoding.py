@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlhf_jax.hub.tokenizers import Tokenizer
+from rlhf_jax.refusal import Refusal
 
 
 def prompt_ids(text: str, tokenizer: Tokenizer) -> list[int]:
@@ -28,16 +29,14 @@ def count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
 def encode_prompts(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[np.ndarray, np.ndarray]:
     """tokens_PQ int32 and mask_PQ bool, left-padded to `length`.
 
-    Raises ValueError for a prompt that is empty or longer than `length` tokens.
+    Raises Refusal for a prompt that is empty or longer than `length` tokens.
     """
     tokens_PQ = np.full((len(texts), length), tokenizer.pad_id, np.int32)
     mask_PQ = np.zeros((len(texts), length), bool)
     for row, text in enumerate(texts):
         ids = prompt_ids(text, tokenizer)
         if not 0 < len(ids) <= length:
-            raise ValueError(
-                f"a prompt has {len(ids)} tokens; accepted: 1 to max_prompt_tokens = {length}: {text[:80]!r}"
-            )
+            raise Refusal(f"a prompt has {len(ids)} tokens; accepted: 1 to max_prompt_tokens = {length}: {text[:80]!r}")
         tokens_PQ[row, length - len(ids) :] = ids
         mask_PQ[row, length - len(ids) :] = True
     return tokens_PQ, mask_PQ

@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict
 from rlhf_jax.hub import layouts
 from rlhf_jax.hub.folders import CONFIG, INDEX, SCORE, SCORE_BIAS, SINGLE
 from rlhf_jax.models.api import Model
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Params
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
@@ -39,10 +40,10 @@ def save(
       tokenizer_from: a folder whose tokenizer files are copied.
       max_file_bytes: where the tensors are larger, several files and an index are written; host memory holds one file's.
 
-    Written beside its place and renamed at the end. Raises ValueError where the directory is there already.
+    Written beside its place and renamed at the end. Raises Refusal where the directory is there already.
     """
     if directory.exists():
-        raise ValueError(f"{directory} is there already; export to a new folder")
+        raise Refusal(f"{directory} is there already; export to a new folder")
     family, model_config = type(model).__module__.rpartition(".")[2], model.config  # pyright: ignore[reportAttributeAccessIssue]
     partial_directory = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial_directory, ignore_errors=True)
@@ -75,7 +76,7 @@ def _published_tensors(family: str, model_config: Any, params: Params) -> Iterat
         if "value_head" in params and tensor.name == layouts.head_name(family):
             continue
         if array is None:
-            raise ValueError(f"the params have no {path!r}: they are not of this {family} config")
+            raise Refusal(f"the params have no {path!r}: they are not of this {family} config")
         yield tensor.name, _fetched(array, tensor.transpose)
     if "value_head" in params:
         yield SCORE, _fetched(params["value_head"]["kernel"], True)

@@ -6,6 +6,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.refusal import Refusal
+
 
 class FileTokenizer:
     """A tokenizer of a file: its own ids, and its library's two functions."""
@@ -40,19 +42,19 @@ class FileTokenizer:
 def sentencepiece(path: str, bos: bool = False) -> FileTokenizer:
     """A sentencepiece model file; pad is its EOS where it has no pad. With `bos`, prompts begin with its BOS.
 
-    Raises ValueError when the file is missing, is not such a model, or has no EOS, or no BOS where one is asked for.
+    Raises Refusal when the file is missing, is not such a model, or has no EOS, or no BOS where one is asked for.
     """
     file = _existing(path, "a sentencepiece .model file")
     library: Any = import_module("sentencepiece")
     try:
         processor = library.SentencePieceProcessor(model_file=str(file))
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"{file} is not a sentencepiece model: {error}") from None
+        raise Refusal(f"{file} is not a sentencepiece model: {error}") from None
     eos_id, pad_id = processor.eos_id(), processor.pad_id()
     if eos_id < 0:
-        raise ValueError(f"{file} has no EOS piece; train the model with an eos_id of 0 or more")
+        raise Refusal(f"{file} has no EOS piece; train the model with an eos_id of 0 or more")
     if bos and processor.bos_id() < 0:
-        raise ValueError(f"tokenizer.bos is true, but {file} has no BOS piece")
+        raise Refusal(f"tokenizer.bos is true, but {file} has no BOS piece")
     return FileTokenizer(
         vocab_size=processor.get_piece_size(),
         eos_id=eos_id,
@@ -73,14 +75,14 @@ def hugging_face(path: str, eos: str = "") -> FileTokenizer:
 
     The EOS is `eos` where given, else `eos_token` of the `tokenizer_config.json` beside it, else the one customary name
     among its added tokens. Pad likewise, and the EOS where there is none.
-    Raises ValueError when the file is missing, is not a tokenizer, or tells no EOS.
+    Raises Refusal when the file is missing, is not a tokenizer, or tells no EOS.
     """
     place = Path(path)
     file = _existing(str(place / "tokenizer.json") if place.is_dir() else path, "a tokenizer.json file or its folder")
     try:
         library: Any = import_module("tokenizers").Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises a bare Exception
-        raise ValueError(f"{file} is not a tokenizer.json of the tokenizers library: {error}") from None
+        raise Refusal(f"{file} is not a tokenizer.json of the tokenizers library: {error}") from None
     library.no_padding()
     library.no_truncation()
     beside = _token_texts(file.with_name("tokenizer_config.json"))
@@ -89,9 +91,7 @@ def hugging_face(path: str, eos: str = "") -> FileTokenizer:
     eos_id = library.token_to_id(eos_text) if eos_text else None
     if eos_id is None:
         asked = f"has no token {eos_text!r} for the EOS" if eos_text else "does not tell its EOS"
-        raise ValueError(
-            f"{file} {asked}; set tokenizer.eos to one of its tokens, added ones: {', '.join(ids) or 'none'}"
-        )
+        raise Refusal(f"{file} {asked}; set tokenizer.eos to one of its tokens, added ones: {', '.join(ids) or 'none'}")
     pad_text = beside.get("pad_token") or next((text for text in PAD_TEXTS if text in ids), None)
     pad_id = library.token_to_id(pad_text) if pad_text else None
     return FileTokenizer(
@@ -120,7 +120,7 @@ def _prefix(library: Any) -> tuple[int, ...]:
 
 def _existing(path: str, wanted: str) -> Path:
     if not path or not Path(path).is_file():
-        raise ValueError(f"tokenizer.path {path!r} is not there; it should name {wanted}")
+        raise Refusal(f"tokenizer.path {path!r} is not there; it should name {wanted}")
     return Path(path)
 
 
@@ -135,6 +135,6 @@ def _token_texts(file: Path) -> dict[str, str]:
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
+        raise Refusal(f"{file} is not JSON: {error}") from None
     named = {key: value for key, value in entries.items() if key.endswith("_token") and value is not None}
     return {key: value["content"] if isinstance(value, dict) else value for key, value in named.items()}

@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rlhf_jax.hub import layouts
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Params
 
 CONFIG = "config.json"
@@ -35,7 +36,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 class Folder:
     """An opened checkpoint folder. No tensor is read before it is asked for.
 
-    Raises ValueError, naming the file, for what is missing or broken.
+    Raises Refusal, naming the file, for what is missing or broken.
     """
 
     path: Path
@@ -43,9 +44,7 @@ class Folder:
 
     def __post_init__(self) -> None:
         if not self.path.is_dir():
-            raise ValueError(
-                f"no checkpoint folder {str(self.path)!r}; it should hold {CONFIG} and {SINGLE} or {INDEX}"
-            )
+            raise Refusal(f"no checkpoint folder {str(self.path)!r}; it should hold {CONFIG} and {SINGLE} or {INDEX}")
         _ = self.model_config, self.weight_map
 
     @cached_property
@@ -58,7 +57,7 @@ class Folder:
         try:
             return layouts.read_config(self.config)
         except ValueError as error:
-            raise ValueError(f"{self.path / CONFIG}: {error}") from None
+            raise Refusal(f"{self.path / CONFIG}: {error}") from None
 
     @property
     def family(self) -> str:
@@ -76,11 +75,11 @@ class Folder:
         if (self.path / INDEX).exists():
             entries = read_json(self.path / INDEX).get("weight_map")
             if not isinstance(entries, dict) or not entries:
-                raise ValueError(f"{self.path / INDEX} has no weight_map: download it again")
+                raise Refusal(f"{self.path / INDEX} has no weight_map: download it again")
             files = {name: self.path / file for name, file in entries.items()}
             for name, file in files.items():
                 if name not in self._file(file).keys():  # noqa: SIM118 - a file of tensors, no dict
-                    raise ValueError(f"{file} lacks the tensor {name!r} that {INDEX} puts there: download it again")
+                    raise Refusal(f"{file} lacks the tensor {name!r} that {INDEX} puts there: download it again")
             return files
         return dict.fromkeys(self._file(self.path / SINGLE).keys(), self.path / SINGLE)
 
@@ -88,34 +87,34 @@ class Folder:
         if file.name not in self._open:
             if not file.exists():
                 other = "; there is pytorch_model.bin, which is not read" if list(self.path.glob("*.bin")) else ""
-                raise ValueError(f"{file} is missing{other}: download the folder's safetensors files")
+                raise Refusal(f"{file} is missing{other}: download the folder's safetensors files")
             library: Any = import_module("safetensors")
             try:
                 self._open[file.name] = library.safe_open(str(file), framework="numpy")
             except library.SafetensorError as error:
-                raise ValueError(f"{file} is not a whole safetensors file ({error}): download it again") from None
+                raise Refusal(f"{file} is not a whole safetensors file ({error}): download it again") from None
         return self._open[file.name]
 
     def slice(self, name: str) -> Any:
-        """A tensor that is read where it is indexed. Raises ValueError for what holds no floating point numbers."""
+        """A tensor that is read where it is indexed. Raises Refusal for what holds no floating point numbers."""
         found = self._file(self.weight_map[name]).get_slice(name)
         if found.get_dtype() not in FLOATS:
-            raise ValueError(
+            raise Refusal(
                 f"{self.weight_map[name]}: {name!r} has dtype {found.get_dtype()}; accepted: {', '.join(FLOATS)}"
             )
         return found
 
 
 def read_json(file: Path) -> Mapping[str, Any]:
-    """A JSON object. Raises ValueError naming the file."""
+    """A JSON object. Raises Refusal naming the file."""
     if not file.exists():
-        raise ValueError(f"{file} is missing: this is no checkpoint folder, or only part of one")
+        raise Refusal(f"{file} is missing: this is no checkpoint folder, or only part of one")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
+        raise Refusal(f"{file} is not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{file} is not a JSON object")
+        raise Refusal(f"{file} is not a JSON object")
     return found
 
 
@@ -127,7 +126,7 @@ def load(folder: Folder, model: Model, shardings: Any, dtype: str = "float32") -
       shardings: a tree like the params; host memory holds no more than one tensor at a time.
       dtype: of the params; trained roles want float32.
 
-    Raises ValueError for a missing, unknown or differently shaped tensor.
+    Raises Refusal for a missing, unknown or differently shaped tensor.
     """
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     tensors = layouts.tensors(folder.family, folder.model_config)
@@ -150,9 +149,9 @@ def _in_backbone(folder: Folder, path: tuple[str, ...]) -> bool:
 def load_value(folder: Folder, model: ValueModel, shardings: Any, dtype: str = "float32") -> Params:
     """The params of a reward model published as a sequence classifier of one label; shardings as `value_shapes`."""
     if SCORE not in folder.weight_map:
-        raise ValueError(f"{folder.path} has no tensor {SCORE!r}: it is no reward model (a sequence classifier)")
+        raise Refusal(f"{folder.path} has no tensor {SCORE!r}: it is no reward model (a sequence classifier)")
     if folder.slice(SCORE).get_shape() != [1, model.backbone.width]:
-        raise ValueError(
+        raise Refusal(
             f"{folder.path}: {SCORE} has shape {folder.slice(SCORE).get_shape()}; accepted: one label, "
             f"[1, {model.backbone.width}]"
         )
@@ -172,14 +171,14 @@ def load_value(folder: Folder, model: ValueModel, shardings: Any, dtype: str = "
 
 
 def check_names(folder: Folder, wanted: set[str], allowed: set[str] = frozenset()) -> None:  # type: ignore[assignment]
-    """Raises ValueError where the folder lacks a tensor, or holds one that the family does not know."""
+    """Raises Refusal where the folder lacks a tensor, or holds one that the family does not know."""
     there = set(folder.weight_map)
     missing = sorted(wanted - there)
     unknown = sorted(name for name in there - wanted - allowed if not layouts.ignored(folder.family, name))
     if missing:
-        raise ValueError(f"{folder.path} lacks {len(missing)} tensor(s) of {folder.family}: {_some(missing)}")
+        raise Refusal(f"{folder.path} lacks {len(missing)} tensor(s) of {folder.family}: {_some(missing)}")
     if unknown:
-        raise ValueError(f"{folder.path} holds {len(unknown)} tensor(s) that {folder.family} has not: {_some(unknown)}")
+        raise Refusal(f"{folder.path} holds {len(unknown)} tensor(s) that {folder.family} has not: {_some(unknown)}")
 
 
 def _some(names: list[str]) -> str:
@@ -196,7 +195,7 @@ def _fill(folder: Folder, tensors: Mapping[str, Any], shapes: Params, shardings:
         tensor, where = tensors["/".join(path)], of_path[path]
         found = folder.slice(tensor.name)
         if tuple(found.get_shape()) != tensor.shape:
-            raise ValueError(
+            raise Refusal(
                 f"{folder.weight_map[tensor.name]}: {tensor.name} has shape {tuple(found.get_shape())}, but {CONFIG} says "
                 f"{tensor.shape}"
             )

@@ -12,6 +12,7 @@ from typing import Any
 
 from rlhf_jax import plugins
 from rlhf_jax.models import _decoder
+from rlhf_jax.refusal import Refusal
 
 REQUIRED = object()
 Fields = dict[str, tuple[str, Any]]  # our field -> (published key, value where it is absent)
@@ -71,12 +72,12 @@ ROPE_PLACES = ("rope_parameters", "rope_scaling")
 def read_config(published: Mapping[str, Any]) -> tuple[str, Any]:
     """The family's name and its `Config`, computing in float32, of a parsed `config.json`.
 
-    Raises ValueError, naming key and value, for a missing key, for keys that contradict one another, and for whatever
+    Raises Refusal, naming key and value, for a missing key, for keys that contradict one another, and for whatever
     changes the maths in a way that the family does not compute.
     """
     family = published.get("model_type")
     if family not in FIELDS:
-        raise ValueError(f"model_type is {family!r}; accepted: {', '.join(FIELDS)}")
+        raise Refusal(f"model_type is {family!r}; accepted: {', '.join(FIELDS)}")
     _check_accepted(family, published)
     config_type = plugins.find("models", family).Config
     kinds = typing.get_type_hints(config_type)
@@ -96,22 +97,22 @@ def _check_accepted(family: str, published: Mapping[str, Any]) -> None:
     for key, accepted in (ACCEPTED[family] | {"quantization_config": (None,)}).items():
         value = published.get(key, accepted[0])
         if value not in accepted:
-            raise ValueError(f"{key} is {value!r}; accepted for {family}: {', '.join(map(repr, accepted))}")
+            raise Refusal(f"{key} is {value!r}; accepted for {family}: {', '.join(map(repr, accepted))}")
 
 
 def _read(published: Mapping[str, Any], field: str, kind: type, key: str, default: Any) -> Any:
     if key not in published and default is REQUIRED:
-        raise ValueError(f"there is no {key!r}, which the shape depends on")
+        raise Refusal(f"there is no {key!r}, which the shape depends on")
     value = published.get(key, default)
     if value is None and field in NULL_IS_ZERO:
         return kind(0)
     if isinstance(value, bool) != (kind is bool) or not isinstance(value, int | float) or kind(value) != value:
-        raise ValueError(f"{key} is {value!r}; accepted: a value of type {kind.__name__}")
+        raise Refusal(f"{key} is {value!r}; accepted: a value of type {kind.__name__}")
     return kind(value)
 
 
 def _agreed(published: Mapping[str, Any], default: Any, *places: tuple[str, ...]) -> Any:
-    """The value that stands at any of some places. Raises ValueError where two of them differ."""
+    """The value that stands at any of some places. Raises Refusal where two of them differ."""
     found = {}
     for place in places:
         value: Any = published
@@ -120,9 +121,9 @@ def _agreed(published: Mapping[str, Any], default: Any, *places: tuple[str, ...]
         if value is not None:
             found[".".join(place)] = value
     if any(value != next(iter(found.values())) for value in found.values()):
-        raise ValueError("keys contradict one another: " + ", ".join(f"{key} is {v!r}" for key, v in found.items()))
+        raise Refusal("keys contradict one another: " + ", ".join(f"{key} is {v!r}" for key, v in found.items()))
     if not found and default is REQUIRED:
-        raise ValueError(f"there is no {' or '.join('.'.join(place) for place in places)}")
+        raise Refusal(f"there is no {' or '.join('.'.join(place) for place in places)}")
     return next(iter(found.values()), default)
 
 
@@ -134,10 +135,10 @@ def _rope_type(published: Mapping[str, Any], *accepted: str) -> str:
     for place in ROPE_PLACES:
         held = published.get(place)
         if held is not None and (not isinstance(held, Mapping) or any(isinstance(v, Mapping) for v in held.values())):
-            raise ValueError(f"{place} is {held!r}; accepted: one flat object for all layers, or null")
+            raise Refusal(f"{place} is {held!r}; accepted: one flat object for all layers, or null")
     rope_type = _agreed(published, "default", *_in_rope("rope_type", "type"))
     if rope_type not in accepted:
-        raise ValueError(f"rope_type is {rope_type!r}; accepted: {', '.join(accepted)}")
+        raise Refusal(f"rope_type is {rope_type!r}; accepted: {', '.join(accepted)}")
     return rope_type
 
 
@@ -145,7 +146,7 @@ def _read_rope(published: Mapping[str, Any]) -> dict[str, Any]:
     rope_type = _rope_type(published, "default", "linear", "llama3")
     fraction = _agreed(published, 1.0, ("partial_rotary_factor",), *_in_rope("partial_rotary_factor"))
     if fraction != 1.0:
-        raise ValueError(f"partial_rotary_factor is {fraction!r}; accepted: 1.0")
+        raise Refusal(f"partial_rotary_factor is {fraction!r}; accepted: 1.0")
     values = {"rope_theta": float(_agreed(published, 10_000.0, ("rope_theta",), *_in_rope("rope_theta")))}
     if rope_type == "default":
         return values
@@ -176,7 +177,7 @@ def _check_layer_types(published: Mapping[str, Any], config: Any) -> None:
         return
     ours = ["sliding_attention" if window(config, index) else "full_attention" for index in range(config.num_layers)]
     if list(stated) != ours:
-        raise ValueError(f"layer_types is {stated!r}; accepted with the other keys: {ours!r}")
+        raise Refusal(f"layer_types is {stated!r}; accepted with the other keys: {ours!r}")
 
 
 def window(config: Any, layer: int) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rlhf_jax.hub.file_tokenizers import hugging_face, sentencepiece
+from rlhf_jax.refusal import Refusal
 
 PAD_ID = 0  # of the tokenizers that need no file; those from files keep the ids of their file
 EOS_ID = 1
@@ -53,26 +54,24 @@ class Symbols:
         self.id_of = {symbol: NUM_SPECIAL + place for place, symbol in enumerate(self.symbols)}
         if len(self.id_of) != len(self.symbols):
             twice = sorted({symbol for symbol in self.symbols if self.symbols.count(symbol) > 1})
-            raise ValueError(f"the {noun} vocabulary lists {', '.join(map(repr, twice))} more than once")
+            raise Refusal(f"the {noun} vocabulary lists {', '.join(map(repr, twice))} more than once")
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text; ValueError names a symbol that the vocabulary lacks, and the text."""
+        """Ids of the text; Refusal names a symbol that the vocabulary lacks, and the text."""
         pieces = text.split(self.separator) if self.separator else list(text)
         try:
             return [self.id_of[piece] for piece in pieces] if text else []
         except KeyError as error:
-            raise ValueError(
+            raise Refusal(
                 f"{self.noun} {error.args[0]!r} of the text {text!r} is not among the {len(self.symbols)} {self.noun}s"
                 " of the vocabulary"
             ) from None
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The symbols joined; pad and EOS ids are dropped; ValueError names an id outside the vocabulary."""
+        """The symbols joined; pad and EOS ids are dropped; Refusal names an id outside the vocabulary."""
         for identity in ids:
             if not 0 <= identity < self.vocab_size:
-                raise ValueError(
-                    f"id {identity} is not an id of this {self.noun} tokenizer: 0 to {self.vocab_size - 1}"
-                )
+                raise Refusal(f"id {identity} is not an id of this {self.noun} tokenizer: 0 to {self.vocab_size - 1}")
         return self.separator.join(self.symbols[i - NUM_SPECIAL] for i in ids if i >= NUM_SPECIAL)
 
 
@@ -80,9 +79,7 @@ def words(vocabulary: Sequence[str]) -> Symbols:
     """Words that stand between single spaces; punctuation is a word of its own: `good .`"""
     for word in vocabulary:
         if not word or any(character.isspace() for character in word):
-            raise ValueError(
-                f"{word!r} cannot be a word of the vocabulary: words are not empty and hold no white space"
-            )
+            raise Refusal(f"{word!r} cannot be a word of the vocabulary: words are not empty and hold no white space")
     return Symbols(vocabulary, separator=" ", noun="word")
 
 
@@ -90,7 +87,7 @@ def characters(alphabet: Sequence[str]) -> Symbols:
     """One id a character of the alphabet."""
     for character in alphabet:
         if len(character) != 1:
-            raise ValueError(f"{character!r} cannot be of the alphabet: a character is one code point")
+            raise Refusal(f"{character!r} cannot be of the alphabet: a character is one code point")
     return Symbols(alphabet, separator="", noun="character")
 
 
@@ -112,7 +109,7 @@ class ByteTokenizer:
 def make(config: Config, vocabulary: Sequence[str] | None) -> Tokenizer:
     """The tokenizer that a config names; `vocabulary` is the task's, None where its text is open.
 
-    Raises ValueError for an unknown kind, a missing vocabulary, and what the factories raise.
+    Raises Refusal for an unknown kind, a missing vocabulary, and what the factories raise.
     """
     factories: Mapping[str, Callable[[], Tokenizer]] = {
         "words": lambda: words(_closed(vocabulary, config.kind)),
@@ -122,13 +119,11 @@ def make(config: Config, vocabulary: Sequence[str] | None) -> Tokenizer:
         "hf": lambda: hugging_face(config.path, config.eos),
     }
     if config.kind not in factories:
-        raise ValueError(f"no tokenizer {config.kind!r}; there are: {', '.join(sorted(factories))}")
+        raise Refusal(f"no tokenizer {config.kind!r}; there are: {', '.join(sorted(factories))}")
     return factories[config.kind]()
 
 
 def _closed(vocabulary: Sequence[str] | None, kind: str) -> Sequence[str]:
     if vocabulary is None:
-        raise ValueError(
-            f"tokenizer.kind {kind!r} needs a task with a closed vocabulary; use bytes, sentencepiece or hf"
-        )
+        raise Refusal(f"tokenizer.kind {kind!r} needs a task with a closed vocabulary; use bytes, sentencepiece or hf")
     return vocabulary

@@ -15,6 +15,7 @@ from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.jobs.relabel import sampler
 from rlhf_jax.models.api import Model
 from rlhf_jax.ops.divergences import full_kl
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards.api import ModelReward
 from rlhf_jax.runtime import hosts
 from rlhf_jax.score import MAX_LOGITS, completion_hidden
@@ -44,12 +45,10 @@ class Config:
 
     def __post_init__(self) -> None:
         if not 0 <= self.part < self.num_parts:
-            raise ValueError(
-                f"evaluate.part is {self.part}; accepted: 0 to evaluate.num_parts - 1 = {self.num_parts - 1}"
-            )
+            raise Refusal(f"evaluate.part is {self.part}; accepted: 0 to evaluate.num_parts - 1 = {self.num_parts - 1}")
         for name in ("num_prompts", "num_prompts_between"):
             if getattr(self, name) % self.prompts_per_batch or getattr(self, name) < self.prompts_per_batch:
-                raise ValueError(
+                raise Refusal(
                     f"evaluate.{name} is {getattr(self, name)}; accepted: multiples of evaluate.prompts_per_batch = "
                     f"{self.prompts_per_batch}"
                 )
@@ -171,7 +170,7 @@ class Evaluator:
         prompts, references = self.stream.texts(0, count), self.stream.references(0, count)
         if min(len(of_prompt) for of_prompt in references) < each:
             fewest = min(len(of_prompt) for of_prompt in references)
-            raise ValueError(f"evaluate.references_per_prompt is {each}, but a prompt has {fewest} references")
+            raise Refusal(f"evaluate.references_per_prompt is {each}, but a prompt has {fewest} references")
         repeated = [prompt for prompt in prompts for _ in range(each)]
         texts = [text for of_prompt in references for text in of_prompt[:each]]
         return self.workspace.gold(repeated, texts, [True] * len(texts)).reshape(count, each)

@@ -16,6 +16,7 @@ from rlhf_jax.hub.folders import Folder
 from rlhf_jax.hub.tokenizers import Tokenizer
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import hosts, sharding
 from rlhf_jax.types import Params
@@ -35,11 +36,11 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.base and self.sft:
-            raise ValueError(
+            raise Refusal(
                 f"hub.base={self.base!r} is where SFT begins, and hub.sft={self.sft!r} stands for it; accepted: one of them"
             )
         if self.gold_rows_per_batch < 1:
-            raise ValueError(f"hub.gold_rows_per_batch is {self.gold_rows_per_batch}; accepted: 1 or more")
+            raise Refusal(f"hub.gold_rows_per_batch is {self.gold_rows_per_batch}; accepted: 1 or more")
 
     @property
     def policy(self) -> str:
@@ -56,11 +57,11 @@ def model_values(values: dict[str, Any], hub: Config) -> dict[str, Any]:
     """The model's node, completed or compared with config.json of the folder that the policy comes from.
 
     `model.family=hub` takes the folder's architecture and shape whatever the other keys say, but for `COMPUTED`. Raises
-    ValueError where a family that is named, or a number, is not the folder's.
+    Refusal where a family that is named, or a number, is not the folder's.
     """
     if not hub.policy:
         if values["family"] == "hub":
-            raise ValueError("model.family is 'hub', but neither hub.base nor hub.sft names a folder")
+            raise Refusal("model.family is 'hub', but neither hub.base nor hub.sft names a folder")
         return values
     folder = Folder(Path(hub.policy))
     there = asdict(folder.model_config) | {"family": folder.family}
@@ -72,7 +73,7 @@ def model_values(values: dict[str, Any], hub: Config) -> dict[str, Any]:
     explicit = _explicit(there)
     for key, value in sorted(_explicit(given).items(), key=lambda item: item[0] != "family"):
         if explicit.get(key) != value:
-            raise ValueError(
+            raise Refusal(
                 f"model.{key} is {value!r}, but the folder {hub.policy} has {explicit.get(key)!r}; --config.model.family=hub "
                 "takes the folder's model"
             )
@@ -87,11 +88,11 @@ def _explicit(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def check(hub: Config, tokenizer: Tokenizer) -> None:
-    """Raises ValueError for a folder that cannot play its role, before anything is compiled."""
+    """Raises Refusal for a folder that cannot play its role, before anything is compiled."""
     if hub.reward_model:
         known = Folder(Path(hub.reward_model)).model_config.vocab_size
         if known < tokenizer.vocab_size:
-            raise ValueError(
+            raise Refusal(
                 f"the reward model {hub.reward_model} knows {known} tokens, but the tokenizer has {tokenizer.vocab_size}: it "
                 "scores tokens, so it must be of the policy's tokenizer"
             )

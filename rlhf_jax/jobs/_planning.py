@@ -23,6 +23,7 @@ from rlhf_jax.planner.profile import Profile
 from rlhf_jax.planner.search import Candidate, Found, search
 from rlhf_jax.planner.shapes import Shape, of_model
 from rlhf_jax.planner.simulate import simulate
+from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import hosts, ledger
 from rlhf_jax.runtime.placement import OTHERS
@@ -59,7 +60,7 @@ class Problem:
         return dataclasses.replace(self, work=dataclasses.replace(self.work, loop=loop, lag=lag))
 
     def search(self, costs: Costs | None = None) -> Found:
-        """The best plan by costs, by formulas if none are given. Raises ValueError where nothing fits, with what would."""
+        """The best plan by costs, by formulas if none are given. Raises Refusal where nothing fits, with what would."""
         return search(
             self.calls,
             costs or self.formulas(),
@@ -72,7 +73,7 @@ class Problem:
     def expected(self, plan: Plan, default: Placement | None = None) -> Candidate:
         """What a plan that somebody wrote is expected to do; `default` is of the calls that it does not name.
 
-        Raises ValueError that names the call which does not fit, by how much, and what would fit.
+        Raises Refusal that names the call which does not fit, by how much, and what would fit.
         """
         costs = self.formulas()
         whole = footprint.check(
@@ -130,10 +131,10 @@ def problem(
 
 
 def drawn_lengths(directory: Path) -> tuple[int, ...]:
-    """Lengths of a run's completions, from its ledger. Raises FileNotFoundError where there is none."""
+    """Lengths of a run's completions, from its ledger. Raises MissingInput where there is none."""
     path = directory / ledger.FILE
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: lengths are read from the ledger of a run")
+        raise MissingInput(f"{path} is missing: lengths are read from the ledger of a run")
     return tuple(int(row["length"]) for row in ledger.read(path))
 
 
@@ -159,14 +160,14 @@ def profiled(of: Problem, setup: Setup, path: Path | None) -> tuple[Found, Profi
 
 
 def of_run(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Problem:
-    """The problem of a run on the devices at hand. Raises ValueError for devices without figures."""
+    """The problem of a run on the devices at hand. Raises Refusal for devices without figures."""
     network = workspace.reward_network if stages.reward == "learned" else None
     device, num_devices = hardware.of_device(jax.devices()[0]), len(jax.devices())
     return problem(stages.rlhf, algorithm, workspace.lengths, workspace.model, network, device, num_devices)
 
 
 def check_memory(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
-    """Raises ValueError for a plan that does not fit in the memory of the devices at hand, where their memory is known."""
+    """Raises Refusal for a plan that does not fit in the memory of the devices at hand, where their memory is known."""
     if hosts.several():
         return  # a placement is of one host's devices, the figures are of all: the program's own check must do
     try:
@@ -181,10 +182,10 @@ def check_memory(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Non
 def for_run(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Found:
     """The plan of a run on the devices at hand: by what `experiments.plan --profile` measured, else by formulas.
 
-    Raises ValueError for devices without figures, where nothing fits, or on several processes.
+    Raises Refusal for devices without figures, where nothing fits, or on several processes.
     """
     if hosts.several():
-        raise ValueError(
+        raise Refusal(
             f"plan is 'search' on {jax.process_count()} processes; accepted there: a plan's text, the same slice of devices on "
             "every host (experiments.plan prints one)"
         )

@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from rlhf_jax import sample, score
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import hosts, ledger, placement
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.mesh import check_rows, sampler_slices
@@ -55,18 +56,18 @@ class Config:
     critic_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3))
 
     def schedule(self) -> Clock:
-        """The clock, a replayed trace read. Raises ValueError where `total_prompts` is not a whole number of rounds, or
+        """The clock, a replayed trace read. Raises Refusal where `total_prompts` is not a whole number of rounds, or
         for a schedule that contradicts itself; FileNotFoundError for a replay of what is not there."""
         per_round = self.num_minibatches * self.prompts_per_update
         if self.total_prompts % per_round or self.total_prompts < per_round:
-            raise ValueError(
+            raise Refusal(
                 f"rlhf.total_prompts is {self.total_prompts}; accepted: multiples of num_minibatches * prompts_per_update = "
                 f"{self.num_minibatches} * {self.prompts_per_update} = {per_round}"
             )
         if self.clock not in ("exact", "bounded"):
-            raise ValueError(f"rlhf.clock is {self.clock!r}; accepted: exact, bounded")
+            raise Refusal(f"rlhf.clock is {self.clock!r}; accepted: exact, bounded")
         if self.replay and self.trace:
-            raise ValueError(f"rlhf.trace and rlhf.replay={self.replay!r} both give versions; accepted: one of them")
+            raise Refusal(f"rlhf.trace and rlhf.replay={self.replay!r} both give versions; accepted: one of them")
         num_rounds = self.total_prompts // per_round
         plain = Clock(
             num_rounds, self.num_minibatches, self.num_epochs, self.lag, tuple(self.trace), self.clock == "bounded"
@@ -78,7 +79,7 @@ class Config:
 
 
 def places(config: Config, mesh: Mesh, plan: str) -> Places:
-    """Where each call runs. Raises ValueError for a plan that says nothing, or names devices that are not there."""
+    """Where each call runs. Raises Refusal for a plan that says nothing, or names devices that are not there."""
     return Places(mesh, hosts.grid(), placement.parse(plan), config.num_micro_batches)
 
 
@@ -92,38 +93,38 @@ def sampling(config: Config, max_completion_tokens: int, mesh: Mesh) -> sample.C
 
 
 def check(config: Config, algorithm: Algorithm, mesh: Mesh, plan: str = "") -> None:
-    """Raises ValueError for what cannot run, before anything is compiled."""
+    """Raises Refusal for what cannot run, before anything is compiled."""
     clock = config.schedule()
     if config.loop not in ("synchronous", "asynchronous"):
-        raise ValueError(f"rlhf.loop is {config.loop!r}; accepted: synchronous, asynchronous")
+        raise Refusal(f"rlhf.loop is {config.loop!r}; accepted: synchronous, asynchronous")
     if config.clock == "bounded" and config.loop != "asynchronous":
-        raise ValueError("rlhf.clock is 'bounded', which needs rlhf.loop=asynchronous: alone, nobody is slow")
+        raise Refusal("rlhf.clock is 'bounded', which needs rlhf.loop=asynchronous: alone, nobody is slow")
     if config.clock == "bounded" and hosts.several():
-        raise ValueError(
+        raise Refusal(
             "rlhf.clock is 'bounded' on several processes, whose samplers would each take the newest version that they have; "
             "accepted: exact"
         )
     if config.publish_dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"rlhf.publish_dtype is {config.publish_dtype!r}; accepted: float32, bfloat16")
+        raise Refusal(f"rlhf.publish_dtype is {config.publish_dtype!r}; accepted: float32, bfloat16")
     if config.deadline_seconds <= 0:
-        raise ValueError(f"rlhf.deadline_seconds is {config.deadline_seconds}; accepted: positive numbers")
+        raise Refusal(f"rlhf.deadline_seconds is {config.deadline_seconds}; accepted: positive numbers")
     if config.num_compactions < 0:
-        raise ValueError(f"rlhf.num_compactions is {config.num_compactions}; accepted: 0 or more")
+        raise Refusal(f"rlhf.num_compactions is {config.num_compactions}; accepted: 0 or more")
     if config.keep_checkpoints < 1:
-        raise ValueError(f"rlhf.keep_checkpoints is {config.keep_checkpoints}; accepted: 1 or more")
+        raise Refusal(f"rlhf.keep_checkpoints is {config.keep_checkpoints}; accepted: 1 or more")
     if config.temperature <= 0:
-        raise ValueError(
+        raise Refusal(
             f"rlhf.temperature is {config.temperature}; accepted: positive numbers (training needs a law to sample)"
         )
     if config.samples_per_prompt < algorithm.min_samples_per_prompt:
-        raise ValueError(
+        raise Refusal(
             f"rlhf.samples_per_prompt is {config.samples_per_prompt}; {algorithm.name} needs at least "
             f"{algorithm.min_samples_per_prompt}"
         )
     if algorithm.score_range is not None and config.scoring.replace_missing_eos:
         low, high = algorithm.score_range
         if not low <= config.scoring.missing_eos_score <= high:
-            raise ValueError(
+            raise Refusal(
                 f"rlhf.scoring.missing_eos_score is {config.scoring.missing_eos_score}; {algorithm.name} adjusts scores "
                 f"in [{low}, {high}]: widen algorithm.low and algorithm.high, or take a score in between"
             )
@@ -131,20 +132,20 @@ def check(config: Config, algorithm: Algorithm, mesh: Mesh, plan: str = "") -> N
     prompts_per_round = config.prompts_per_update * clock.num_minibatches
     slices = sampler_slices(mesh, config.sampler_slices, config.sampler_slice_devices)
     if slices and plan:
-        raise ValueError(
+        raise Refusal(
             f"rlhf.sampler_slices is {config.sampler_slices} beside a plan, which places generate itself; accepted: one of them"
         )
     shards = config.sampler_slices * config.sampler_slice_devices * jax.process_count()
     on_hosts = f" on each of {jax.process_count()} hosts" if hosts.several() else ""
     if slices and prompts_per_round % shards:
-        raise ValueError(
+        raise Refusal(
             f"a round has {prompts_per_round} prompts, which {config.sampler_slices} sampler slice(s) of "
             f"{config.sampler_slice_devices} device(s){on_hosts} cannot share; accepted: multiples of {shards}"
         )
 
 
 def check_placements(config: Config, algorithm: Algorithm, where: Places) -> None:
-    """Raises ValueError, naming the call, for rows that do not divide over the shards and micro-batches of its placement."""
+    """Raises Refusal, naming the call, for rows that do not divide over the shards and micro-batches of its placement."""
     rows = algorithm.rows_per_prompt(config.samples_per_prompt) * config.prompts_per_update
     units = rows // block_rows(algorithm, config.samples_per_prompt, config.share_prompts)
     prompts = config.prompts_per_update * config.num_minibatches

@@ -95,7 +95,7 @@ class Workspace:
     def gold(self, prompts: Sequence[str], completions: Sequence[str], finished_B: Sequence[bool]) -> np.ndarray:
         """Gold scores `[B]`, float64, of texts before the EOS, by the gold reward model where there is one, else by the task.
 
-        Raises ValueError where nobody judges.
+        Raises Refusal where nobody judges.
         """
         if self.hub.gold:
             return self._gold_model(prompts, completions, finished_B)

@@ -12,6 +12,7 @@ from rlhf_jax.jobs._evaluator import Evaluator, Figures, learned_scores, win_rat
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.jobs.relabel import sampler
 from rlhf_jax.observe.metrics import read
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.report.trade_off import best_of_n_kl
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.program import Reward
@@ -23,7 +24,7 @@ BEST_OF_N = "best_of_n"
 def best_of_n_gold(gold_B: np.ndarray, reward_B: np.ndarray, group: int, n: int) -> np.ndarray:
     """Gold of the sample that the reward picks, in every disjoint set of n within groups of `group` samples of a prompt."""
     if group % n:
-        raise ValueError(f"groups of {group} samples do not divide into sets of {n}")
+        raise Refusal(f"groups of {group} samples do not divide into sets of {n}")
     gold, reward = gold_B.reshape(-1, n), reward_B.reshape(-1, n)
     return np.take_along_axis(gold, reward.argmax(axis=1)[:, None], axis=1)[:, 0]
 
@@ -82,7 +83,7 @@ def evaluator_of(workspace: Workspace, stages: Any) -> Evaluator:
 def every_version(workspace: Workspace, stages: Any) -> Iterator[tuple[int, Figures]]:
     """(version, figures) of the SFT policy, version 0, and of every saved policy of a run's directory, oldest first.
 
-    Raises FileNotFoundError where the run has saved none.
+    Raises MissingInput where the run has saved none.
     """
     evaluator = evaluator_of(workspace, stages)
     yield 0, evaluator.evaluate(evaluator.reference_params, stages.evaluate.num_prompts)[0]

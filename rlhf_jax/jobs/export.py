@@ -7,6 +7,7 @@ from rlhf_jax.hub import export
 from rlhf_jax.hub.folders import Folder
 from rlhf_jax.jobs import reward_model, rlhf, sft
 from rlhf_jax.jobs.api import Workspace
+from rlhf_jax.refusal import Refusal
 
 CARRIED = (
     "bos_token_id",
@@ -15,11 +16,11 @@ CARRIED = (
 
 
 def params_of(workspace: Workspace, stage: str, version: int | None) -> Any:
-    """The params of a finished stage. Raises FileNotFoundError when they are not there."""
+    """The params of a finished stage. Raises MissingInput when they are not there."""
     if stage == rlhf.STAGE:
         return rlhf.load(workspace, version)[0]
     if version is not None:
-        raise ValueError(f"version is {version}, but {stage} keeps its last params alone; accepted: none")
+        raise Refusal(f"version is {version}, but {stage} keeps its last params alone; accepted: none")
     return sft.load(workspace) if stage == sft.STAGE else reward_model.load(workspace)[0]
 
 
@@ -28,11 +29,11 @@ def write(
 ) -> None:
     """Writes the params of `stage` (sft, reward_model, rlhf) to a new folder, with the tokenizer's files.
 
-    Raises ValueError where the folder is there or the stage unknown, FileNotFoundError where the stage has not run.
+    Raises Refusal where the folder is there or the stage unknown, FileNotFoundError where the stage has not run.
     """
     accepted = (sft.STAGE, reward_model.STAGE, rlhf.STAGE)
     if stage not in accepted:
-        raise ValueError(f"stage is {stage!r}; accepted: {', '.join(accepted)}")
+        raise Refusal(f"stage is {stage!r}; accepted: {', '.join(accepted)}")
     model = workspace.reward_network.backbone if stage == reward_model.STAGE else workspace.model
     ids = {"eos_token_id": workspace.tokenizer.eos_id, "pad_token_id": workspace.tokenizer.pad_id}
     began = workspace.hub.reward_model if stage == reward_model.STAGE else ""

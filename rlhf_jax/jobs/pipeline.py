@@ -6,6 +6,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.jobs import _evaluator, evaluate, relabel, reward_model, rlhf, sft
 from rlhf_jax.jobs.api import Workspace
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.report.html import write_report
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.mesh import check_rows
@@ -30,14 +31,14 @@ class Stages:
 
     def __post_init__(self) -> None:
         if self.best_of_n_prompts > self.evaluate.num_prompts:
-            raise ValueError(
+            raise Refusal(
                 f"best_of_n_prompts is {self.best_of_n_prompts}; accepted: at most evaluate.num_prompts = "
                 f"{self.evaluate.num_prompts}"
             )
 
 
 def check(stages: Stages, algorithm: Algorithm, mesh: Mesh) -> None:
-    """Raises ValueError, naming the value, for what cannot run in any stage, before anything is compiled or written."""
+    """Raises Refusal, naming the value, for what cannot run in any stage, before anything is compiled or written."""
     rlhf.check(stages.rlhf, algorithm, mesh, stages.plan)
     check_rows("sft.rows_per_update", stages.sft.rows_per_update, mesh, stages.sft.num_micro_batches)
     check_rows("comparisons.prompts_per_batch", stages.comparisons.prompts_per_batch, mesh)
@@ -49,12 +50,12 @@ def check(stages: Stages, algorithm: Algorithm, mesh: Mesh) -> None:
         try:
             learning_rate_schedule(optimizer, 1)
         except ValueError as error:
-            raise ValueError(f"{prefix}{error}") from error
+            raise Refusal(f"{prefix}{error}") from error
     sizes = stages.best_of_n
     if any(n < 1 or max(sizes) % n for n in sizes):
-        raise ValueError(f"best_of_n is {sizes}; accepted: positive sizes that divide the largest")
+        raise Refusal(f"best_of_n is {sizes}; accepted: positive sizes that divide the largest")
     if stages.best_of_n_prompts > stages.evaluate.num_prompts:
-        raise ValueError(
+        raise Refusal(
             f"best_of_n_prompts is {stages.best_of_n_prompts}; accepted: at most evaluate.num_prompts = "
             f"{stages.evaluate.num_prompts}"
         )

@@ -17,6 +17,7 @@ from rlhf_jax.jobs import sft
 from rlhf_jax.jobs.api import PromptStream, Workspace
 from rlhf_jax.observe.lines import replace
 from rlhf_jax.observe.progress import progress
+from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.runtime import hosts, sharding, views
 from rlhf_jax.runtime.mesh import check_rows
 from rlhf_jax.tasks.api import Split
@@ -46,11 +47,11 @@ def path(workspace: Workspace, split: Split) -> Path:
 def read(workspace: Workspace, split: Split) -> list[Comparison]:
     """The comparisons of a split.
 
-    Raises FileNotFoundError when the stage has not run.
+    Raises MissingInput when the stage has not run.
     """
     file = path(workspace, split)
     if not file.exists():
-        raise FileNotFoundError(f"{file} is missing: run the stage {STAGE!r} first")
+        raise MissingInput(f"{file} is missing: run the stage {STAGE!r} first")
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
@@ -156,7 +157,7 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> None:
         hosts.barrier()
         return
     if not workspace.has_gold:
-        raise ValueError(
+        raise Refusal(
             "the task gives neither comparisons nor a gold judge to make them: set its comparisons, or hub.gold"
         )
     check_rows("comparisons.prompts_per_batch", config.prompts_per_batch, workspace.mesh)

@@ -19,6 +19,7 @@ from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.observe.lines import replace
 from rlhf_jax.observe.progress import progress
 from rlhf_jax.ops.losses import pairwise_logistic
+from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import hosts, sharding
 from rlhf_jax.runtime.checkpoint import restore_params
@@ -113,7 +114,7 @@ def heldout_accuracy(workspace: Workspace, params: Params, batch_pairs: int) -> 
     """Share of held-out comparisons that the reward model orders as gold does."""
     comparisons = relabel.read(workspace, "heldout")
     if not comparisons:
-        raise ValueError(f"{relabel.path(workspace, 'heldout')} has no comparison to measure the reward model on")
+        raise Refusal(f"{relabel.path(workspace, 'heldout')} has no comparison to measure the reward model on")
     filled = comparisons + comparisons[:1] * (-len(comparisons) % batch_pairs)
     score = hosts.compiled(partial(learned.score_tokens, workspace.reward_network))
     margins = []
@@ -131,9 +132,7 @@ def measure_standard(workspace: Workspace, params: Params, sft_params: Params, n
     samples = draw(sft_params, workspace.stream("train", "standardize").prompts(0, num_prompts))
     raw = np.asarray(hosts.fetch(hosts.compiled(learned.make(workspace.reward_network))(params, samples)), np.float64)
     if not raw.std() > 0:
-        raise ValueError(
-            "the reward model gives every SFT sample the same score: it has learned nothing to standardise"
-        )
+        raise Refusal("the reward model gives every SFT sample the same score: it has learned nothing to standardise")
     return Standard(float(raw.mean()), float(raw.std()))
 
 
@@ -155,7 +154,7 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Param
     pairs = encode(workspace, relabel.read(workspace, "train"))
     num_pairs, batch = pairs.tokens_RL.shape[0] // 2, config.pairs_per_update
     if num_pairs < batch:
-        raise ValueError(f"{num_pairs} comparisons are fewer than reward_model.pairs_per_update = {batch}")
+        raise Refusal(f"{num_pairs} comparisons are fewer than reward_model.pairs_per_update = {batch}")
     step = partial(
         train_step,
         objective=partial(objective, workspace.value_model),
@@ -218,10 +217,10 @@ def finish(
 
 
 def load(workspace: Workspace) -> tuple[Params, Standard]:
-    """What a finished stage made. Raises FileNotFoundError when it has not run."""
+    """What a finished stage made. Raises MissingInput when it has not run."""
     path = standard_path(workspace)
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: run the stage {STAGE!r} first (--config.job={STAGE})")
+        raise MissingInput(f"{path} is missing: run the stage {STAGE!r} first (--config.job={STAGE})")
     standard = Standard(**json.loads(path.read_text()))
     if workspace.hub.reward_model:
         return _hub.load_classifier(workspace.hub.reward_model, workspace.reward_network, workspace.mesh), standard

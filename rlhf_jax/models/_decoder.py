@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rlhf_jax.models import blocks
 from rlhf_jax.models.api import Cache
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array, Params
 
 SHARED_DRAW = 1 << 20  # elements; see `draw`
@@ -130,26 +131,26 @@ def head_width(config: Any) -> int:
 
 
 def check_shape(config: Any) -> None:
-    """Raises ValueError, naming the value, where a family's numbers do not fit together."""
+    """Raises Refusal, naming the value, where a family's numbers do not fit together."""
     if config.vocab_size < 1:
-        raise ValueError(f"vocab_size is {config.vocab_size}; set it from the tokenizer, at least 1")
+        raise Refusal(f"vocab_size is {config.vocab_size}; set it from the tokenizer, at least 1")
     if not config.head_width and config.width % config.num_heads:
-        raise ValueError(f"width {config.width} is not a multiple of num_heads {config.num_heads}")
+        raise Refusal(f"width {config.width} is not a multiple of num_heads {config.num_heads}")
     if config.num_heads % config.num_kv_heads:
-        raise ValueError(f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}")
+        raise Refusal(f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}")
     if config.dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype is {config.dtype!r}; accepted: float32, bfloat16")
+        raise Refusal(f"dtype is {config.dtype!r}; accepted: float32, bfloat16")
     if config.attention not in blocks.ATTENTIONS:
-        raise ValueError(f"attention is {config.attention!r}; accepted: {', '.join(blocks.ATTENTIONS)}")
+        raise Refusal(f"attention is {config.attention!r}; accepted: {', '.join(blocks.ATTENTIONS)}")
     if config.attention == "cudnn":
         _check_cudnn(config)
 
 
 def _check_cudnn(config: Any) -> None:
     if config.dtype != "bfloat16":
-        raise ValueError(f"attention is 'cudnn' and dtype {config.dtype!r}; accepted with it: bfloat16")
+        raise Refusal(f"attention is 'cudnn' and dtype {config.dtype!r}; accepted with it: bfloat16")
     if head_width(config) % 8 or head_width(config) > 256:
-        raise ValueError(
+        raise Refusal(
             f"attention is 'cudnn' and a head's width {head_width(config)}; accepted with it: multiples of 8 up to 128, "
             "from Hopper on up to 256"
         )

@@ -17,6 +17,7 @@ from flax import linen as nn
 
 from rlhf_jax.models import blocks, llama
 from rlhf_jax.models.api import Model
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
 
 
@@ -115,10 +116,10 @@ class Gemma2(llama.Llama):
 
 
 def make(config: Config) -> Model:
-    """The model of a shape; frozen and hashable. Raises ValueError where the numbers do not fit together."""
+    """The model of a shape; frozen and hashable. Raises Refusal where the numbers do not fit together."""
     llama.check(config)
     if config.query_scalar < 1:
-        raise ValueError(f"query_scalar is {config.query_scalar}; accepted: at least 1")
+        raise Refusal(f"query_scalar is {config.query_scalar}; accepted: at least 1")
     if config.attention != "xla" and config.score_cap:
-        raise ValueError(f"attention is {config.attention!r}, which cannot cap scores; accepted with score_cap: xla")
+        raise Refusal(f"attention is {config.attention!r}, which cannot cap scores; accepted with score_cap: xla")
     return Gemma2(config)

@@ -169,6 +169,6 @@ class GPTNeoX(_decoder.Decoder):
 
 
 def make(config: Config) -> Model:
-    """The model of a shape; frozen and hashable. Raises ValueError where the numbers do not fit together."""
+    """The model of a shape; frozen and hashable. Raises Refusal where the numbers do not fit together."""
     _decoder.check_shape(config)
     return GPTNeoX(config)

@@ -17,6 +17,7 @@ from flax import linen as nn
 
 from rlhf_jax.models import _decoder, blocks
 from rlhf_jax.models.api import Cache, Model
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
 
 
@@ -194,14 +195,14 @@ class Network(nn.Module):
 
 
 def check(config: Config) -> None:
-    """Raises ValueError, naming the value, where the numbers do not fit together."""
+    """Raises Refusal, naming the value, where the numbers do not fit together."""
     _decoder.check_shape(config)
     if config.rope_scaling not in ROPE_SCALINGS:
-        raise ValueError(f"rope_scaling is {config.rope_scaling!r}; accepted: {', '.join(ROPE_SCALINGS)}")
+        raise Refusal(f"rope_scaling is {config.rope_scaling!r}; accepted: {', '.join(ROPE_SCALINGS)}")
     if config.rope_scaling_factor <= 0:
-        raise ValueError(f"rope_scaling_factor is {config.rope_scaling_factor}; accepted: above 0, and 1 for none")
+        raise Refusal(f"rope_scaling_factor is {config.rope_scaling_factor}; accepted: above 0, and 1 for none")
     if (narrowest := min(map(config.window, range(config.num_layers)), default=0)) < 0:
-        raise ValueError(f"sliding_window is {narrowest}; accepted: columns, and 0 for none")
+        raise Refusal(f"sliding_window is {narrowest}; accepted: columns, and 0 for none")
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,6 @@ class Llama(_decoder.Decoder):
 
 
 def make(config: Config) -> Model:
-    """The model of a shape; frozen and hashable. Raises ValueError where the numbers do not fit together."""
+    """The model of a shape; frozen and hashable. Raises Refusal where the numbers do not fit together."""
     check(config)
     return Llama(config)

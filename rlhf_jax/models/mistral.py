@@ -29,6 +29,6 @@ LOGICAL_AXES = llama.LOGICAL_AXES
 
 
 def make(config: Config) -> Model:
-    """The model of a shape; frozen and hashable. Raises ValueError where the numbers do not fit together."""
+    """The model of a shape; frozen and hashable. Raises Refusal where the numbers do not fit together."""
     llama.check(config)
     return llama.Llama(config)

@@ -62,6 +62,6 @@ class Qwen2(llama.Llama):
 
 
 def make(config: Config) -> Model:
-    """The model of a shape; frozen and hashable. Raises ValueError where the numbers do not fit together."""
+    """The model of a shape; frozen and hashable. Raises Refusal where the numbers do not fit together."""
     llama.check(config)
     return Qwen2(config)

@@ -61,6 +61,6 @@ class Qwen3(llama.Llama):
 
 
 def make(config: Config) -> Model:
-    """The model of a shape; frozen and hashable. Raises ValueError where the numbers do not fit together."""
+    """The model of a shape; frozen and hashable. Raises Refusal where the numbers do not fit together."""
     llama.check(config)
     return Qwen3(config)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.observe import writing
+from rlhf_jax.refusal import Refusal
 
 Line = dict[str, Any]
 TEXT_KEYS = frozenset({"stage", "of", "kind", "prompt", "completion", "text"})
@@ -74,7 +75,7 @@ def _write_whole(descriptor: int, data: bytes) -> None:
 def read(path: Path) -> list[Line]:
     """Every whole line, in order. A last line without its newline was torn by a kill and is left out.
 
-    Raises ValueError that names file and line for anything else that is not a JSON object; FileNotFoundError.
+    Raises Refusal that names file and line for anything else that is not a JSON object; FileNotFoundError.
     """
     return [line for _, line in _read_with_bytes(path)]
 
@@ -88,9 +89,9 @@ def _parse(path: Path, place: int, text: bytes) -> Line:
     try:
         line = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path}, line {place}: not JSON ({error})") from error
+        raise Refusal(f"{path}, line {place}: not JSON ({error})") from error
     if not isinstance(line, dict) or not isinstance(line.get("stage"), str):
-        raise ValueError(f'{path}, line {place}: expected an object with "stage", found {text[:80]!r}')
+        raise Refusal(f'{path}, line {place}: expected an object with "stage", found {text[:80]!r}')
     return {key: _number_again(key, value) for key, value in line.items()}
 
 

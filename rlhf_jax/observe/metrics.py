@@ -21,6 +21,7 @@ from typing import Any
 
 from rlhf_jax.observe import lines, writing
 from rlhf_jax.observe.lines import Line, cut_back, read
+from rlhf_jax.refusal import Refusal
 
 __all__ = ["MetricsWriter", "cut_back", "read"]
 
@@ -47,13 +48,13 @@ class MetricsWriter:
     ) -> None:
         """One line of an update, or with stage "evaluate" and `of` one of the evaluation of a stage's version `step`.
 
-        Values are scalars (Python, numpy, JAX). Raises ValueError for a figure named like a field of the line; OSError.
+        Values are scalars (Python, numpy, JAX). Raises Refusal for a figure named like a field of the line; OSError.
         """
         taken = RESERVED & values.keys()
         if taken:
-            raise ValueError(f"figures of stage {stage!r} may not be named {sorted(taken)}: fields of the line")
+            raise Refusal(f"figures of stage {stage!r} may not be named {sorted(taken)}: fields of the line")
         if (stage == "evaluate") != (of is not None):
-            raise ValueError(f"stage {stage!r} with of={of!r}: an evaluation says what it is of, and nothing else does")
+            raise Refusal(f"stage {stage!r} with of={of!r}: an evaluation says what it is of, and nothing else does")
         line: Line = {"stage": stage} | ({} if of is None else {"of": of}) | {"update": int(step)}
         if seconds is not None:
             line["seconds"] = lines.number(seconds)
@@ -65,7 +66,7 @@ class MetricsWriter:
         """The line of a stage that has ended; names end in `_seconds`, "wall_seconds" is the whole, or in `_programs`."""
         wrong = [name for name in values if not name.endswith(("_seconds", "_programs"))]
         if wrong:
-            raise ValueError(
+            raise Refusal(
                 f"timings of stage {stage!r} are in seconds, or count programs, and are named so, not {wrong}"
             )
         timings = {name: lines.number(value) for name, value in values.items()}

@@ -23,6 +23,7 @@ from rich.text import Text
 from rlhf_jax.observe import lines
 from rlhf_jax.observe.lines import Line, cut_back, read
 from rlhf_jax.observe.progress import format_figure
+from rlhf_jax.refusal import Refusal
 
 __all__ = ["Sample", "SamplesWriter", "cut_back", "printable", "read", "show"]
 
@@ -52,9 +53,9 @@ class SamplesWriter:
         lines.drop_torn_line(self.path)
 
     def write(self, stage: str, update: int, kind: Kind, samples: Iterable[Sample]) -> None:
-        """One line a sample. Raises ValueError for another kind; OSError that names the file."""
+        """One line a sample. Raises Refusal for another kind; OSError that names the file."""
         if kind not in get_args(Kind):
-            raise ValueError(f"samples of kind {kind!r}; accepted: {', '.join(get_args(Kind))}")
+            raise Refusal(f"samples of kind {kind!r}; accepted: {', '.join(get_args(Kind))}")
         for sample in samples:
             lines.append(self.path, {"stage": stage, "update": int(update), "kind": kind} | _fields(sample))
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 import jax.numpy as jnp
 
 from rlhf_jax.ops.masked import masked_sum, select
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
 
 RATIOS = ("auto", "behavior", "proximal")
@@ -44,17 +45,17 @@ class Correction:
 
     def __post_init__(self) -> None:
         if self.ratio_to not in RATIOS:
-            raise ValueError(f"correction.ratio_to is {self.ratio_to!r}; accepted: {', '.join(RATIOS)}")
+            raise Refusal(f"correction.ratio_to is {self.ratio_to!r}; accepted: {', '.join(RATIOS)}")
         accepted = CORRECTIONS.get(self.ratio_to, ("none", "second_moment", "truncate", "mask"))
         if self.correction not in ("auto", *accepted):
-            raise ValueError(
+            raise Refusal(
                 f"correction.correction is {self.correction!r} with ratio_to {self.ratio_to!r}; accepted: auto, "
                 f"{', '.join(accepted)}"
             )
         if self.level not in LEVELS:
-            raise ValueError(f"correction.level is {self.level!r}; accepted: {', '.join(LEVELS)}")
+            raise Refusal(f"correction.level is {self.level!r}; accepted: {', '.join(LEVELS)}")
         if not 0 <= self.floor < self.cap or self.second_moment <= 0:
-            raise ValueError(
+            raise Refusal(
                 f"correction has floor {self.floor}, cap {self.cap}, second_moment {self.second_moment}; accepted: "
                 "0 <= floor < cap, and a positive second_moment"
             )

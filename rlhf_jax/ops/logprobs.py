@@ -13,6 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
 
 
@@ -74,12 +75,12 @@ def chunked_token_logprobs(
     `head` maps `[n, D]` to float32 logits `[n, V]` row by row. Where N·V fits, it is called once and its logits are
     kept for the backward pass; otherwise in equal chunks of rows in a scan, recomputed in the backward pass. A chunk has
     every n-th row, so that rows stay on the device whose shard they are in: of contiguous chunks each device would compute
-    all. Gradients flow to `hidden_ND` and to whatever `head` closes over. Raises ValueError where a single row does not fit.
+    all. Gradients flow to `hidden_ND` and to whatever `head` closes over. Raises Refusal where a single row does not fit.
     """
     num_rows = hidden_ND.shape[0]
     vocab_size = jax.eval_shape(head, hidden_ND[:1]).shape[-1]
     if vocab_size > max_chunk_elements:
-        raise ValueError(f"max_chunk_elements is {max_chunk_elements}; one row of logits has {vocab_size}")
+        raise Refusal(f"max_chunk_elements is {max_chunk_elements}; one row of logits has {vocab_size}")
     if num_rows * vocab_size <= max_chunk_elements:
         return token_logprobs(head(hidden_ND), tokens_N, temperature)
     num_chunks = _num_chunks(num_rows, -(-num_rows // (max_chunk_elements // vocab_size)))

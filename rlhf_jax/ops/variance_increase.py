@@ -27,6 +27,7 @@ import numpy as np
 from flax import struct
 from jax import lax
 
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
 
 Ties = Literal["together", "by_index"]
@@ -90,7 +91,7 @@ def increase_variance(
         either kind of weights in `experiments/bench/variance_increase.py`.
 
     Raises:
-      ValueError: a `ties` or `route` that there is not, a shape that is not `[P, G]`, or low and high that are numbers
+      Refusal: a `ties` or `route` that there is not, a shape that is not `[P, G]`, or low and high that are numbers
         but not finite with low < high (in float32).
     """
     _check(reward_PG, weight_PG, mask_PG, low, high, ties, route)
@@ -237,16 +238,14 @@ def _or_nan(values_PG: Array, poison_P1: Array, valid_PG: Array) -> Array:
 def _check(reward_PG, weight_PG, mask_PG, low, high, ties: str, route: str) -> None:
     for name, value, known in (("ties", ties, Ties), ("route", route, Route)):
         if value not in get_args(known):
-            raise ValueError(f"{name}={value!r}: choose one of {', '.join(get_args(known))}")
+            raise Refusal(f"{name}={value!r}: choose one of {', '.join(get_args(known))}")
     if len(shape := jnp.shape(reward_PG)) != 2 or not shape[1]:
-        raise ValueError(f"reward_PG has shape {shape}: groups are [P, G] with at least one response each")
+        raise Refusal(f"reward_PG has shape {shape}: groups are [P, G] with at least one response each")
     for name, array in (("weight_PG", weight_PG), ("mask_PG", mask_PG)):
         if array is not None and jnp.shape(array) != shape:
-            raise ValueError(f"{name} has shape {jnp.shape(array)}, reward_PG {shape}: they must be alike")
+            raise Refusal(f"{name} has shape {jnp.shape(array)}, reward_PG {shape}: they must be alike")
     if all(isinstance(bound, int | float | np.generic) for bound in (low, high)):
         least, most = float(low), float(high)
         finite = np.max(np.abs([least, most, most - least])) <= float(jnp.finfo(jnp.float32).max)  # False for NaN
         if not finite or np.float32(least) >= np.float32(most):
-            raise ValueError(
-                f"low={low}, high={high}: the range of the reward must be finite, with low < high in float32"
-            )
+            raise Refusal(f"low={low}, high={high}: the range of the reward must be finite, with low < high in float32")

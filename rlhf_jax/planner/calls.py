@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlhf_jax.planner.api import Loop
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime.placement import ROLES
 from rlhf_jax.types import Algorithm, Call
 
@@ -61,10 +62,10 @@ def edges(calls: Sequence[Call], lag: int, loop: Loop) -> list[Edge]:
     policy's updates of round r - 1 are found finite. In the asynchronous loop a trainer scores and trains the rounds in
     order, each when the version before it is published, and at most lag + 1 rounds are issued and not yet trained.
 
-    Raises ValueError for a negative lag.
+    Raises Refusal for a negative lag.
     """
     if lag < 0:
-        raise ValueError(f"lag is {lag}; accepted: 0 or more")
+        raise Refusal(f"lag is {lag}; accepted: 0 or more")
     found = [
         Edge(source.name, target.name, 0, "data", name)
         for source in calls

@@ -11,6 +11,7 @@ from math import prod
 
 from rlhf_jax.planner.api import Costs, Work
 from rlhf_jax.planner.options import MICRO_BATCHES, Option, mesh_shapes, option, slices
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Call, Placement, Plan
 
 GIGABYTE = 1e9
@@ -63,16 +64,16 @@ def check(
     Args:
       default: of the calls that the plan does not name.
 
-    Raises ValueError that names the call, what is wrong by how much, and what would fit.
+    Raises Refusal that names the call, what is wrong by how much, and what would fit.
     """
     known = {call.name for call in calls}
     if unknown := sorted(set(plan.placements) - known):
-        raise ValueError(f"the plan places {', '.join(unknown)}; the calls are {', '.join(sorted(known))}")
+        raise Refusal(f"the plan places {', '.join(unknown)}; the calls are {', '.join(sorted(known))}")
     placements = {}
     for call in calls:
         placement = plan.placements.get(call.name, default)
         if placement is None:
-            raise ValueError(f"the plan does not place {call.name}, and there is no mesh for calls that are not named")
+            raise Refusal(f"the plan does not place {call.name}, and there is no mesh for calls that are not named")
         _check_placement(call, placement, costs, num_devices)
         placements[call.name] = placement
     _check_memory(placements, calls, costs, work, num_devices, devices_per_host)
@@ -82,15 +83,15 @@ def check(
 def _check_placement(call: Call, placement: Placement, costs: Costs, num_devices: int) -> None:
     devices, shape = placement.devices, placement.mesh_shape
     if not devices or len(set(devices)) < len(devices) or min(devices) < 0 or max(devices) >= num_devices:
-        raise ValueError(f"{call.name} is on devices {devices}; accepted: different ones of 0 ... {num_devices - 1}")
+        raise Refusal(f"{call.name} is on devices {devices}; accepted: different ones of 0 ... {num_devices - 1}")
     if prod(shape) != len(devices) or min(shape) < 1:
-        raise ValueError(
+        raise Refusal(
             f"{call.name} has the mesh (data, fsdp, tensor) = {shape} of {prod(shape)} devices on {len(devices)} devices"
         )
     if placement.num_micro_batches < 1:
-        raise ValueError(f"{call.name} has {placement.num_micro_batches} micro-batches; accepted: 1 or more")
+        raise Refusal(f"{call.name} has {placement.num_micro_batches} micro-batches; accepted: 1 or more")
     if reason := costs.refusal(call, placement):
-        raise ValueError(f"{call.name} cannot be placed on {describe(placement)}: {reason}")
+        raise Refusal(f"{call.name} cannot be placed on {describe(placement)}: {reason}")
 
 
 def _check_memory(
@@ -118,7 +119,7 @@ def _check_memory(
     ]
     _, working, worst = max(share, key=lambda found: (found[1], found[2]))
     held = ", ".join(f"{name} {gigabytes(stays)}" for stays, _, name in share if stays)
-    raise ValueError(
+    raise Refusal(
         f"{worst} does not fit on device {device} by {gigabytes(over)}: it needs {gigabytes(working)} while it runs beside "
         f"{gigabytes(sum(stays for stays, _, _ in share))} that stay there ({held}), of {gigabytes(costs.device_bytes)}; "
         + _what_fits(placements, calls, costs, num_devices, devices_per_host, lambda tried: excess(tried)[0] <= 0)

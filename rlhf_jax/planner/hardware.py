@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rlhf_jax.refusal import Refusal
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -94,9 +96,9 @@ TABLE: dict[str, Hardware] = {
 
 
 def find(name: str) -> Hardware:
-    """The device of that name. Raises ValueError that lists the names."""
+    """The device of that name. Raises Refusal that lists the names."""
     if name not in TABLE:
-        raise ValueError(f"no hardware {name!r}; there are: {', '.join(sorted(TABLE))}")
+        raise Refusal(f"no hardware {name!r}; there are: {', '.join(sorted(TABLE))}")
     return TABLE[name]
 
 
@@ -115,10 +117,10 @@ KINDS = (
 
 
 def of_device(device: Any) -> Hardware:
-    """The figures of a JAX device. Raises ValueError where the table has none of its kind."""
+    """The figures of a JAX device. Raises Refusal where the table has none of its kind."""
     for part, name in KINDS:
         if part in device.device_kind.lower():
             return TABLE[name]
-    raise ValueError(
+    raise Refusal(
         f"no figures of {device.device_kind!r} devices; write a plan by hand, or plan for one of: {', '.join(sorted(TABLE))}"
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from rlhf_jax.planner.api import Costs
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Call, Placement
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
@@ -32,10 +33,10 @@ def slices(num_devices: int, devices_per_host: int) -> list[tuple[int, ...]]:
     A run of hosts may begin anywhere and have any length up to `ALL_HOST_RUNS` devices in all; above, its length is a power
     of two and its place a multiple of it, and the run of all hosts is there too.
 
-    Raises ValueError where the devices are not whole hosts.
+    Raises Refusal where the devices are not whole hosts.
     """
     if num_devices < 1 or devices_per_host < 1 or (num_devices > devices_per_host and num_devices % devices_per_host):
-        raise ValueError(
+        raise Refusal(
             f"{num_devices} devices do not make whole hosts of {devices_per_host}; accepted: fewer than a host has, or a "
             "multiple"
         )

@@ -13,6 +13,7 @@ from rlhf_jax.planner.exact import exact
 from rlhf_jax.planner.options import ALL_HOST_RUNS, MICRO_BATCHES
 from rlhf_jax.planner.simulate import Simulation, simulate
 from rlhf_jax.planner.space import Choice, Space
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Call, Plan
 
 EXACT_DEVICES = 16
@@ -87,11 +88,11 @@ def search(
       max_nodes: partial plans that the exact search may look into; where they do not suffice, `proven` is False.
       costs_of: costs for another number of devices, to say how many would do where nothing fits.
 
-    Raises ValueError where nothing fits, naming the call that needs most and what would fit.
+    Raises Refusal where nothing fits, naming the call that needs most and what would fit.
     """
     space = Space(calls, costs, work, num_devices, devices_per_host, micro_batches)
     if not all(space.options):
-        raise ValueError(why_none_fits(space, costs_of))
+        raise Refusal(why_none_fits(space, costs_of))
     few = num_devices <= EXACT_DEVICES
     starts, evaluations = (STARTS, EVALUATIONS) if few else (MANY_STARTS, MANY_EVALUATIONS)
     choice, proven, bound, nodes = anneal(space, seed, starts, evaluations), False, 0.0, 0
@@ -99,7 +100,7 @@ def search(
         proof = exact(space, choice, max_nodes)
         choice, proven, bound, nodes = proof.choice, proof.proven, proof.lower_bound, proof.num_nodes
     if choice is None:
-        raise ValueError(why_none_fits(space, costs_of))
+        raise Refusal(why_none_fits(space, costs_of))
     choice = descend(space, choice)  # a proven plan it leaves as it is, having asked for what lies around it
     default = space.default()
     best = _candidate(space, choice)

@@ -12,6 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from rlhf_jax.models import _decoder, llama
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime.sharding import RULES
 
 
@@ -191,9 +192,9 @@ LLAMA2 = {
 
 
 def named(name: str) -> Shape:
-    """A published shape by name, in float32. Raises ValueError that lists the names."""
+    """A published shape by name, in float32. Raises Refusal that lists the names."""
     if name not in LLAMA2:
-        raise ValueError(f"no shape {name!r}; there are: {', '.join(LLAMA2)}")
+        raise Refusal(f"no shape {name!r}; there are: {', '.join(LLAMA2)}")
     vocab_size, width, num_layers, num_heads, num_kv_heads, ffn_width = LLAMA2[name]
     one = of_model(llama.make(llama.Config(vocab_size, width, 1, num_heads, num_kv_heads, ffn_width)))
     leaves = (replace(leaf, count=leaf.count * (num_layers if leaf.place == "layer" else 1)) for leaf in one.leaves)

@@ -18,7 +18,7 @@ FILE = "report.html"
 def write_report(directory: str | os.PathLike[str]) -> Path:
     """Writes `report.html` and `plots/*.png` by atomic renames; returns the path of the page.
 
-    Raises FileNotFoundError where there is no run, ValueError that names file and line for a broken file, OSError.
+    Raises FileNotFoundError where there is no run, Refusal that names file and line for a broken file, OSError.
     """
     from rlhf_jax.report import (
         body,

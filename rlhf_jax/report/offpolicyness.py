@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.observe.lines import replace
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.report import page, staleness_plots, style
 from rlhf_jax.report.robustness import (
     AGE_AXES,
@@ -39,9 +40,9 @@ PAPER_SOURCE = "arXiv 2410.18252, 410m, as reprinted in arXiv 2503.18929, table 
 
 
 def write_study(directory: Path, results: Sequence[Result], arms: Sequence[str]) -> Path:
-    """Writes `report.html`, `plots/*.png` and `summary.json`; returns the page. Raises ValueError without any result."""
+    """Writes `report.html`, `plots/*.png` and `summary.json`; returns the page. Raises Refusal without any result."""
     if not results:
-        raise ValueError(f"no cell of {directory} has ended")
+        raise Refusal(f"no cell of {directory} has ended")
     ordered = sorted(results, key=lambda result: arms.index(result["arm"]))
     axes = {axis: found for axis in AXES if (found := groups(ordered, axis))}
     said = [sentence for found in axes.values() for sentence in findings(found)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from rlhf_jax.observe import metrics, samples
 from rlhf_jax.observe.lines import Line, read
+from rlhf_jax.refusal import MissingInput
 from rlhf_jax.runtime import timeline
 
 BASE = "sft"
@@ -45,11 +46,11 @@ class Series:
 
 
 def read_run(directory: Path) -> Run:
-    """Raises FileNotFoundError where there is no run at all, ValueError that names file and line for a broken file."""
+    """Raises MissingInput where there is no run at all, Refusal that names file and line for a broken file."""
     files = {name: directory / name for name in ("config.json", metrics.FILE, samples.FILE)}
     there = {name: path.exists() for name, path in files.items()}
     if not any(there.values()):
-        raise FileNotFoundError(f"{directory} is no run directory: none of {', '.join(files)} is in it")
+        raise MissingInput(f"{directory} is no run directory: none of {', '.join(files)} is in it")
     config = json.loads(files["config.json"].read_text()) if there["config.json"] else None
     lines = read(files[metrics.FILE]) if there[metrics.FILE] else []
     texts = read(files[samples.FILE]) if there[samples.FILE] else []

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rlhf_jax.observe.lines import replace
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.report import page, style
 
 Result = dict[str, Any]
@@ -97,9 +98,9 @@ def finding(values: dict[str, dict[str, dict[int, float]]]) -> list[str]:
 
 
 def write_study(directory: Path, results: Sequence[Result], arms: Sequence[str]) -> Path:
-    """Writes `report.html`, `plots/*.png` and `summary.json`; returns the page. Raises ValueError without any result."""
+    """Writes `report.html`, `plots/*.png` and `summary.json`; returns the page. Raises Refusal without any result."""
     if not results:
-        raise ValueError(f"no cell of {directory} has ended")
+        raise Refusal(f"no cell of {directory} has ended")
     values = measures(results)
     there = [arm for arm in arms if arm in values["gold"]]
     figures = {"updates": curves(results, there, "update"), "kl": curves(results, there, "kl")}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards import gold
 from rlhf_jax.rewards.api import HostReward
 from rlhf_jax.tasks.api import Task
@@ -20,21 +21,19 @@ class Config:
 def make(task: Task, config: Config | None = None) -> HostReward:
     """The reward `(prompts, completions, finished) -> 0 or 1 [B]`, float32.
 
-    Raises ValueError for a task that cannot verify answers, and, when called, for a judge that gives anything but 0 or
+    Raises Refusal for a task that cannot verify answers, and, when called, for a judge that gives anything but 0 or
     1.
     """
     del config
     if not task.verifiable:
-        raise ValueError(
-            f"reward exact_match needs a verifiable task; {type(task).__name__} is not: use gold or learned"
-        )
+        raise Refusal(f"reward exact_match needs a verifiable task; {type(task).__name__} is not: use gold or learned")
     judge = gold.make(task)
 
     def reward(prompts: Sequence[str], completions: Sequence[str], finished: Sequence[bool]) -> np.ndarray:
         scores_B = judge(prompts, completions, finished)
         wrong = scores_B[(scores_B != 0) & (scores_B != 1)]
         if wrong.size:
-            raise ValueError(f"exact_match: {type(task).__name__}.judge gave {wrong[0]}; a verified answer is 0 or 1")
+            raise Refusal(f"exact_match: {type(task).__name__}.judge gave {wrong[0]}; a verified answer is 0 or 1")
         return scores_B
 
     return reward

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from rlhf_jax.refusal import MissingInput
+
 
 def _processes() -> Any:
     """All of them. Told so, orbax waits for them through the coordinator, and not in a collective of all devices: one from a
@@ -72,11 +74,11 @@ def abstract_like(tree: Any, shardings: Any) -> Any:
 
 
 def complete_steps(directory: Path) -> list[int]:
-    """Steps of a stage's checkpoints, oldest first. Raises FileNotFoundError, naming the stage, where there is none."""
+    """Steps of a stage's checkpoints, oldest first. Raises MissingInput, naming the stage, where there is none."""
     steps = sorted(ocp.utils.checkpoint_steps(directory)) if directory.exists() else []
     if not steps:
         stage = directory.name
-        raise FileNotFoundError(
+        raise MissingInput(
             f"no complete checkpoint in {directory}: run the stage {stage!r} first (--config.job={stage})"
         )
     return steps
@@ -88,12 +90,12 @@ def restore_params(directory: Path, abstract: Any, role: str = "", step: int | N
     Args:
       role: whose, where a checkpoint holds the states of several.
 
-    Raises FileNotFoundError naming the stage that has to run first, or the steps that there are.
+    Raises MissingInput naming the stage that has to run first, or the steps that there are.
     """
     steps = complete_steps(directory)
     chosen = steps[-1] if step is None else step
     if chosen not in steps:
-        raise FileNotFoundError(f"{directory} has no checkpoint {step}; there are: {', '.join(map(str, steps))}")
+        raise MissingInput(f"{directory} has no checkpoint {step}; there are: {', '.join(map(str, steps))}")
     checkpoints, wanted = Checkpoints(directory), {"params": abstract}
     state = checkpoints.restore_part(chosen, {role: wanted} if role else wanted)
     checkpoints.close()

@@ -16,6 +16,8 @@ lag + 1 versions. In every mode at most lag + 1 rounds are issued and not yet tr
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlhf_jax.refusal import Refusal
+
 
 @dataclass(frozen=True)
 class Clock:
@@ -31,11 +33,11 @@ class Clock:
     def __post_init__(self) -> None:
         for name in ("num_rounds", "num_minibatches", "num_epochs"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; accepted: 1 or more")
+                raise Refusal(f"{name} is {getattr(self, name)}; accepted: 1 or more")
         if self.lag < 0:
-            raise ValueError(f"lag is {self.lag}; accepted: 0 (synchronous) or more rounds")
+            raise Refusal(f"lag is {self.lag}; accepted: 0 (synchronous) or more rounds")
         if self.bounded and self.trace:
-            raise ValueError("a trace says the version of every round: it is replayed, not bounded")
+            raise Refusal("a trace says the version of every round: it is replayed, not bounded")
         if self.trace:
             check_trace(self.trace, self.num_rounds, self.updates_per_round)
 
@@ -76,10 +78,10 @@ class Clock:
             raise RuntimeError(f"round {round_index} was sampled with version {version}; the clock gives it {accepted}")
 
     def issued_at(self, round_index: int) -> list[int]:
-        """Rounds to sample once version round_index * u is published, before that round is trained. Raises ValueError in
+        """Rounds to sample once version round_index * u is published, before that round is trained. Raises Refusal in
         bounded mode, where that depends on who is slow."""
         if self.bounded:
-            raise ValueError("in bounded mode a round's version is known when it is sampled, not before")
+            raise Refusal("in bounded mode a round's version is known when it is sampled, not before")
         version = round_index * self.updates_per_round
         return [r for r in range(round_index, self.num_rounds) if self.version(r) == version]
 
@@ -95,12 +97,12 @@ class Clock:
 
 
 def check_trace(trace: Sequence[int], num_rounds: int, updates_per_round: int) -> None:
-    """Raises ValueError unless every round has a version that is published by then."""
+    """Raises Refusal unless every round has a version that is published by then."""
     if len(trace) != num_rounds:
-        raise ValueError(f"the trace has {len(trace)} versions, but the run has {num_rounds} rounds")
+        raise Refusal(f"the trace has {len(trace)} versions, but the run has {num_rounds} rounds")
     for round_index, version in enumerate(trace):
         if version % updates_per_round or not 0 <= version <= round_index * updates_per_round:
-            raise ValueError(
+            raise Refusal(
                 f"the trace gives round {round_index} version {version}; accepted: multiples of {updates_per_round} "
                 f"(updates a round) from 0 to {round_index * updates_per_round}"
             )

@@ -29,6 +29,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax.observe import writing
+from rlhf_jax.refusal import Refusal
 
 HEARTBEAT_SECONDS = 30
 """A process that has not been heard of for so long is taken for dead, and all end."""
@@ -42,7 +43,7 @@ LIST_OF_HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 def arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
     """What `jax.distributed.initialize` is told in this environment; {}: it finds out itself; None: one process.
 
-    Raises ValueError naming the variable that is missing or is no number.
+    Raises Refusal naming the variable that is missing or is no number.
     """
     count = environment.get("JAX_NUM_PROCESSES", "")
     if count == "auto":
@@ -65,12 +66,12 @@ def _explicit(environment: Mapping[str, str], size: str, rank: str) -> dict[str,
     if count == 1:
         return None
     if not address.rpartition(":")[2].isdecimal():
-        raise ValueError(
+        raise Refusal(
             f"{size} is {count}, and JAX_COORDINATOR_ADDRESS is {address!r}; accepted: HOST:PORT of the process 0"
         )
     process = _number(environment, rank)
     if not 0 <= process < count:
-        raise ValueError(f"{rank} is {process} beside {size}={count}; accepted: 0 to {count - 1}")
+        raise Refusal(f"{rank} is {process} beside {size}={count}; accepted: 0 to {count - 1}")
     return {
         "coordinator_address": address,
         "num_processes": count,
@@ -82,7 +83,7 @@ def _explicit(environment: Mapping[str, str], size: str, rank: str) -> dict[str,
 def _number(environment: Mapping[str, str], name: str, default: str = "") -> int:
     text = environment.get(name, default)
     if not text.isdecimal() or (name.endswith(("SIZE", "PROCESSES")) and not int(text)):
-        raise ValueError(f"{name} is {text!r}; accepted: a number")
+        raise Refusal(f"{name} is {text!r}; accepted: a number")
     return int(text)
 
 
@@ -90,7 +91,7 @@ def initialize(environment: Mapping[str, str] = os.environ) -> bool:
     """Joins the run's other processes, before any device is touched; False where the environment names none.
 
     Where they do not all meet within JAX_INITIALIZATION_SECONDS (300), says so and ends the process with status 2. Raises
-    ValueError, naming the variable, for an environment that contradicts itself, and where they have not equally many devices.
+    Refusal, naming the variable, for an environment that contradicts itself, and where they have not equally many devices.
     """
     told = arguments(environment)
     if told is None:
@@ -112,7 +113,7 @@ def initialize(environment: Mapping[str, str] = os.environ) -> bool:
         grid()
     except RuntimeError as error:  # XLA's errors are RuntimeErrors, too
         first = str(error).strip().splitlines()[0]
-        raise ValueError(f"the {told.get('num_processes', '')} processes did not meet ({first})") from error
+        raise Refusal(f"the {told.get('num_processes', '')} processes did not meet ({first})") from error
     finally:
         watch.cancel()
     return True
@@ -166,14 +167,14 @@ def is_first() -> bool:
 def grid() -> np.ndarray:
     """Devices `[hosts, devices of a host]`, hosts in the order of their processes.
 
-    Raises ValueError where the hosts have not equally many.
+    Raises Refusal where the hosts have not equally many.
     """
     of_process: dict[int, list[Any]] = {}
     for device in jax.devices():
         of_process.setdefault(device.process_index, []).append(device)
     counts = [len(of_process[process]) for process in sorted(of_process)]
     if len(set(counts)) > 1:
-        raise ValueError(f"the processes have {counts} devices; accepted: the same number on every host")
+        raise Refusal(f"the processes have {counts} devices; accepted: the same number on every host")
     return np.asarray([of_process[process] for process in sorted(of_process)])
 
 
@@ -255,13 +256,13 @@ def everyone(value: Any, mesh: Mesh | None = None) -> list[Any]:
       value: what JSON can say, in at most `MESSAGE_BYTES` bytes.
       mesh: of whose devices one a host carries it: the devices of a call that other threads do not use.
 
-    Raises ValueError for a longer one.
+    Raises Refusal for a longer one.
     """
     if not several():
         return [value]
     data = json.dumps(value).encode()
     if len(data) > MESSAGE_BYTES:
-        raise ValueError(f"a message of {len(data)} bytes; accepted: {MESSAGE_BYTES} or fewer")
+        raise Refusal(f"a message of {len(data)} bytes; accepted: {MESSAGE_BYTES} or fewer")
     carriers = _one_each(grid() if mesh is None else mesh.devices)
     said = np.frombuffer(data.ljust(MESSAGE_BYTES), np.uint8)[None]
     sharding = NamedSharding(carriers, PartitionSpec("hosts"))
@@ -283,13 +284,11 @@ def agree(value: Any, mesh: Mesh | None = None) -> Any:
 
 
 def check_same(name: str, text: str) -> None:
-    """Raises ValueError on all processes unless each has the same text; collective."""
+    """Raises Refusal on all processes unless each has the same text; collective."""
     said = everyone(zlib.crc32(text.encode()))
     if len(set(said)) > 1:
         other = next(place for place, code in enumerate(said) if code != said[0])
-        raise ValueError(
-            f"process {other} has another {name} than process 0; accepted: the same command on all of them"
-        )
+        raise Refusal(f"process {other} has another {name} than process 0; accepted: the same command on all of them")
 
 
 def barrier() -> None:

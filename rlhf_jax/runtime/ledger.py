@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.observe import lines
+from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.types import Algorithm, Batch, Samples, Scores
@@ -59,16 +60,16 @@ def read(path: Path) -> list[dict[str, Any]]:
 def trace(path: Path, clock: Clock) -> tuple[int, ...]:
     """The version of every round, to be replayed.
 
-    Raises FileNotFoundError, and ValueError where the ledger lacks a round of `clock` or a round has two versions.
+    Raises MissingInput, and Refusal where the ledger lacks a round of `clock` or a round has two versions.
     """
     if not path.exists():
-        raise FileNotFoundError(f"no ledger {path}: rlhf.replay names the directory of a run that has one")
+        raise MissingInput(f"no ledger {path}: rlhf.replay names the directory of a run that has one")
     found: dict[int, set[int]] = {}
     for row in read(path):
         found.setdefault(row["round"], set()).add(row["version"])
     wrong = [r for r in range(clock.num_rounds) if len(found.get(r, ())) != 1]
     if wrong:
-        raise ValueError(
+        raise Refusal(
             f"{path} has versions {sorted(found.get(wrong[0], ()))} of round {wrong[0]}; a replay of {clock.num_rounds} "
             "rounds needs one of each: give it the run's own total_prompts, prompts_per_update and num_minibatches"
         )

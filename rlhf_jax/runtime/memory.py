@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime.clock import Clock
 
 
@@ -48,7 +49,7 @@ def check(
     num_live: int,
     free: Callable[[Any], int | None] = free_bytes,
 ) -> None:
-    """Raises ValueError, with what would fit, where a device cannot hold its states and live versions.
+    """Raises Refusal, with what would fit, where a device cannot hold its states and live versions.
 
     Args:
       states: bytes of the train states by device.
@@ -67,7 +68,7 @@ def check(
         advice = (
             f"{fits} would fit: lower rlhf.lag" if fits > 0 else "shard over more devices (mesh.fsdp), or sample apart"
         )
-        raise ValueError(
+        raise Refusal(
             f"{device} has {left / 1e9:.2f} GB left, but the train states take {states.get(device, 0) / 1e9:.2f} GB and "
             f"{num_live} version(s) of the policy {one / 1e9:.2f} GB each; {advice}"
         )

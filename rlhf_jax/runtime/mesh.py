@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.views import own_mesh
 
@@ -30,19 +31,19 @@ class Config:
 def mesh_shape(config: Config, num_devices: int) -> tuple[int, int, int]:
     """The sizes with -1 filled in.
 
-    Raises ValueError when the sizes do not multiply to at most `num_devices`, naming what would.
+    Raises Refusal when the sizes do not multiply to at most `num_devices`, naming what would.
     """
     sizes = [config.data, config.fsdp, config.tensor]
     given = f"mesh is data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}"
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
-        raise ValueError(f"{given}; accepted: positive sizes, and -1 at most once for the devices that are left")
+        raise Refusal(f"{given}; accepted: positive sizes, and -1 at most once for the devices that are left")
     known = int(np.prod([size for size in sizes if size != -1]))
     if -1 in sizes:
         if num_devices % known:
-            raise ValueError(f"{given}, but the {num_devices} devices here are not a multiple of {known}")
+            raise Refusal(f"{given}, but the {num_devices} devices here are not a multiple of {known}")
         sizes[sizes.index(-1)] = num_devices // known
     if int(np.prod(sizes)) > num_devices:
-        raise ValueError(f"{given} needs {int(np.prod(sizes))} devices, but there are {num_devices} here")
+        raise Refusal(f"{given} needs {int(np.prod(sizes))} devices, but there are {num_devices} here")
     return sizes[0], sizes[1], sizes[2]
 
 
@@ -63,17 +64,17 @@ def over_hosts(grid: np.ndarray, shape: tuple[int, int, int]) -> Mesh:
 def sampler_slices(trainer: Mesh, num_slices: int, devices_per_slice: int) -> tuple[Mesh, ...]:
     """Meshes of this host's devices after the trainer's, `devices_per_slice` of them along `data` each; none for 0 slices.
 
-    Raises ValueError where there are too few devices, naming how many there are.
+    Raises Refusal where there are too few devices, naming how many there are.
     """
     if num_slices < 0 or devices_per_slice < 1:
-        raise ValueError(
+        raise Refusal(
             f"rlhf.sampler_slices is {num_slices} of {devices_per_slice} devices; accepted: 0 (the trainer's own devices) or "
             "more, of 1 device or more"
         )
     taken = {device.id for device in own_mesh(trainer).devices.flat}
     left = [device for device in jax.local_devices() if device.id not in taken]
     if num_slices * devices_per_slice > len(left):
-        raise ValueError(
+        raise Refusal(
             f"rlhf.sampler_slices={num_slices} of rlhf.sampler_slice_devices={devices_per_slice} need "
             f"{num_slices * devices_per_slice} devices beside the trainer's {len(taken)}, but {len(left)} are left of "
             f"{len(jax.local_devices())}"
@@ -83,12 +84,12 @@ def sampler_slices(trainer: Mesh, num_slices: int, devices_per_slice: int) -> tu
 
 
 def check_rows(name: str, num_units: int, mesh: Mesh, num_micro_batches: int = 1) -> None:
-    """Raises ValueError unless units of rows, at least one, divide evenly over micro-batches and the mesh's row shards."""
+    """Raises Refusal unless units of rows, at least one, divide evenly over micro-batches and the mesh's row shards."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if num_micro_batches < 1:
-        raise ValueError(f"num_micro_batches is {num_micro_batches} beside {name}; accepted: 1 or more")
+        raise Refusal(f"num_micro_batches is {num_micro_batches} beside {name}; accepted: 1 or more")
     if num_units < 1 or num_units % (shards * num_micro_batches):
-        raise ValueError(
+        raise Refusal(
             f"{name} is {num_units}, which does not divide into {num_micro_batches} micro-batch(es) over data*fsdp = "
             f"{shards} shards; accepted: multiples of {shards * num_micro_batches}"
         )

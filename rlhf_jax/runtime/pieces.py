@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 
+from rlhf_jax.refusal import Refusal
+
 Box = tuple[tuple[int, int], ...]
 """(start, stop) of each dimension, in the whole array's indices; () for a scalar."""
 
@@ -31,20 +33,20 @@ class Piece(NamedTuple):
 def devices_of(sharding: Sharding) -> tuple[Any, ...]:
     """The devices of a sharding in its order.
 
-    Raises ValueError for a sharding whose order of devices is not public.
+    Raises Refusal for a sharding whose order of devices is not public.
     """
     if isinstance(sharding, NamedSharding):
         return tuple(sharding.mesh.devices.flat)  # type: ignore[union-attr]
     if isinstance(sharding, SingleDeviceSharding):
         return tuple(sharding.device_set)
-    raise ValueError(f"an array lies as {sharding}; accepted: NamedSharding, SingleDeviceSharding")
+    raise Refusal(f"an array lies as {sharding}; accepted: NamedSharding, SingleDeviceSharding")
 
 
 @lru_cache(maxsize=4096)
 def boxes(sharding: Sharding, shape: tuple[int, ...]) -> Mapping[Any, Box]:
     """The box that each device of a sharding holds, in the sharding's order of devices.
 
-    Raises ValueError where a mesh axis does not divide the dimension that it cuts.
+    Raises Refusal where a mesh axis does not divide the dimension that it cuts.
     """
     sharding.shard_shape(shape)
     found = sharding.devices_indices_map(shape)

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import hosts, views
 from rlhf_jax.runtime.mesh import AXES, over_hosts
 from rlhf_jax.runtime.reallocate import move
@@ -39,17 +40,15 @@ SIZES = (*AXES, "micro_batches")
 def parse(text: str) -> Plan:
     """The plan that a text says; "" is the plan that names no call.
 
-    Raises ValueError naming the entry, and what would be accepted.
+    Raises Refusal naming the entry, and what would be accepted.
     """
     placements: dict[str, Placement] = {}
     for entry in filter(None, (part.strip() for part in re.split(r"[;\n]", text))):
         name, colon, rest = (part.strip() for part in entry.partition(":"))
         if not colon or name not in (*ROLES, OTHERS):
-            raise ValueError(
-                f"plan entry {entry!r} names no call; accepted: {', '.join((*ROLES, OTHERS))}, then a colon"
-            )
+            raise Refusal(f"plan entry {entry!r} names no call; accepted: {', '.join((*ROLES, OTHERS))}, then a colon")
         if name in placements:
-            raise ValueError(f"the plan places {name} twice")
+            raise Refusal(f"the plan places {name} twice")
         placements[name] = _placement(name, rest.split())
     return Plan(placements)
 
@@ -65,11 +64,11 @@ def _placement(name: str, words: Sequence[str]) -> Placement:
             sizes[key] = int(value)
         else:
             accepted = ", ".join(f"{key}=n" for key in SIZES)
-            raise ValueError(f"plan entry {name!r} has {word!r}; accepted: {accepted}, remat, no-remat")
+            raise Refusal(f"plan entry {name!r} has {word!r}; accepted: {accepted}, remat, no-remat")
     parts = sizes.pop("micro_batches", 1)
     shape = tuple(sizes.get(axis, 1) for axis in AXES) if sizes else (len(devices), 1, 1)
     if int(np.prod(shape)) != len(devices):
-        raise ValueError(
+        raise Refusal(
             f"plan entry {name!r} has {len(devices)} devices, but data={shape[0]} fsdp={shape[1]} tensor={shape[2]} needs "
             f"{int(np.prod(shape))}"
         )
@@ -78,13 +77,13 @@ def _placement(name: str, words: Sequence[str]) -> Placement:
 
 def _devices(name: str, text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
-        raise ValueError(f"plan entry {name!r} has devices {text!r}; accepted: places such as 0-3 or 0,2,4-5")
+        raise Refusal(f"plan entry {name!r} has devices {text!r}; accepted: places such as 0-3 or 0,2,4-5")
     found: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
         found += range(int(first), int(last or first) + 1)
     if not found or len(set(found)) < len(found):
-        raise ValueError(f"plan entry {name!r} has devices {text!r}, of which some come twice or none is")
+        raise Refusal(f"plan entry {name!r} has devices {text!r}, of which some come twice or none is")
     return tuple(found)
 
 
@@ -118,7 +117,7 @@ class Places:
 
     `devices` are all there are, or `[hosts, devices of a host]`: a placement is the same slice of devices on every host.
 
-    Raises ValueError for a plan that names a device which is not there.
+    Raises Refusal for a plan that names a device which is not there.
     """
 
     default: Mesh
@@ -130,7 +129,7 @@ class Places:
         for name, placement in self.plan.placements.items():
             there = self._grid.shape[1]
             if max(placement.devices) >= there:
-                raise ValueError(
+                raise Refusal(
                     f"the plan places {name} on devices {ranges(placement.devices)}, but there are {there} "
                     f"here: 0-{there - 1}"
                 )

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax import sample, score
 from rlhf_jax.micro_batches import in_parts
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import hosts, inference, memory, sharding
 from rlhf_jax.runtime.checkpoint import abstract_like
 from rlhf_jax.runtime.placement import ROLES, placed
@@ -32,12 +33,12 @@ class Program:
     def __init__(self, setup: Setup, reference_params: Params):
         """`reference_params` are the frozen reference, laid out as params are on the run's mesh.
 
-        Raises ValueError for an algorithm whose critic the setup lacks.
+        Raises Refusal for an algorithm whose critic the setup lacks.
         """
         self.setup, self.reference_params = setup, reference_params
         model, places, algorithm = setup.model, setup.places, setup.algorithm
         if ("critic" in algorithm.losses) != (setup.critic is not None):
-            raise ValueError(f"{algorithm.name} trains {', '.join(algorithm.losses)}; the critic is {setup.critic}")
+            raise Refusal(f"{algorithm.name} trains {', '.join(algorithm.losses)}; the critic is {setup.critic}")
         self._roles: dict[str, tuple[Any, optax.GradientTransformation]] = {"policy": (model, setup.optimizer)}
         if setup.critic is not None:
             self._roles["critic"] = (setup.critic.model, setup.critic.optimizer)
@@ -116,7 +117,7 @@ class Program:
         return block_rows(self.setup.algorithm, self.setup.sampling.samples_per_prompt, self.setup.share_prompts)
 
     def check_memory(self, asynchronous: bool) -> None:
-        """Raises ValueError where a device cannot hold its train states and the versions that the clock may keep alive."""
+        """Raises Refusal where a device cannot hold its train states and the versions that the clock may keep alive."""
         states = memory.bytes_by_device(self.state_shapes, self.state_shardings)
         memory.check(
             states,

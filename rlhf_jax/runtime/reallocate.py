@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import recipes
 from rlhf_jax.runtime.exchange import Leaf, extra_bytes
 from rlhf_jax.runtime.pieces import devices_of
@@ -59,7 +60,7 @@ def explain(shapes: Any, sources: Any, targets: Any, *, dtype: Any = None) -> li
       sources, targets: trees of shardings like it, or one for all leaves.
       dtype: as in `move`.
 
-    Raises ValueError where a mesh axis does not divide the dimension that it cuts.
+    Raises Refusal where a mesh axis does not divide the dimension that it cuts.
     """
     leaves = _leaves(jax.tree.leaves(shapes), _like(sources, shapes), _like(targets, shapes), dtype)
     found = []
@@ -82,7 +83,7 @@ def move(tree: Any, shardings: Any, *, dtype: Any = None, max_bytes: int = MAX_B
       donate: whether the source is given up: its leaves are deleted one after the other as they are moved, so that source and
         result are never both in memory as a whole.
 
-    Raises ValueError where a leaf is no array, rests in host memory, or is in the tree twice with `donate`; where it lies or
+    Raises Refusal where a leaf is no array, rests in host memory, or is in the tree twice with `donate`; where it lies or
     goes on other processes' devices while the devices or their order change; and where a mesh axis does not divide the
     dimension that it cuts.
     """
@@ -106,7 +107,7 @@ def move(tree: Any, shardings: Any, *, dtype: Any = None, max_bytes: int = MAX_B
 def to_host(tree: Any, *, donate: bool = False) -> Any:
     """The tree's arrays in pinned host memory, laid out as they are: where a role rests that no call needs for a while.
 
-    `donate` deletes the source. Raises ValueError where the devices offer no such memory, naming what they offer.
+    `donate` deletes the source. Raises Refusal where the devices offer no such memory, naming what they offer.
     """
     return _in_memory(tree, lambda device: "pinned_host", donate)
 
@@ -123,7 +124,7 @@ def _in_memory(tree: Any, kind_of: Callable[[Any], str], donate: bool) -> Any:
         device = devices_of(array.sharding)[0]
         kind, offered = kind_of(device), [memory.kind for memory in device.addressable_memories()]
         if kind not in offered:
-            raise ValueError(f"{device} has no memory of kind {kind}; it offers {', '.join(offered)}")
+            raise Refusal(f"{device} has no memory of kind {kind}; it offers {', '.join(offered)}")
         shardings.append(array.sharding.with_memory_kind(kind))
     moved = jax.device_put(arrays, shardings, may_alias=False)
     for array in arrays if donate else ():
@@ -148,7 +149,7 @@ def _leaves(arrays: Sequence[Any], sources: Sequence[Any], targets: Sequence[Any
 
 
 def _check(tree: Any, arrays: Sequence[Any], donate: bool) -> None:
-    """Raises ValueError for what `move` does not take."""
+    """Raises Refusal for what `move` does not take."""
 
     def name(place: int) -> str:
         return jax.tree_util.keystr(jax.tree.leaves_with_path(tree)[place][0])
@@ -156,14 +157,12 @@ def _check(tree: Any, arrays: Sequence[Any], donate: bool) -> None:
     seen: dict[int, int] = {}
     for place, array in enumerate(arrays):
         if not isinstance(array, jax.Array):
-            raise ValueError(
-                f"{name(place)} is a {type(array).__name__}; accepted: arrays of jax, which lie on devices"
-            )
+            raise Refusal(f"{name(place)} is a {type(array).__name__}; accepted: arrays of jax, which lie on devices")
         kind, own = array.sharding.memory_kind, devices_of(array.sharding)[0].default_memory().kind
         if kind is not None and kind != own:
-            raise ValueError(f"{name(place)} rests in memory of kind {kind}; `to_device` brings it back first")
+            raise Refusal(f"{name(place)} rests in memory of kind {kind}; `to_device` brings it back first")
         if donate and id(array) in seen:
-            raise ValueError(
+            raise Refusal(
                 f"{name(place)} and {name(seen[id(array)])} are the same array, which cannot be donated twice"
             )
         seen[id(array)] = place

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding
 
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime.exchange import Leaf, as_bits, extra_bytes, from_bits, make_exchange
 from rlhf_jax.runtime.pieces import boxes, devices_of, moved_bytes
 from rlhf_jax.types import Array
@@ -79,7 +80,7 @@ def make_program(leaves: tuple[Leaf, ...], recipe: Recipe, donate: bool) -> Prog
       recipe: of all leaves; "pieces" carries out a "put" as well.
       donate: whether the arrays may be taken over as they are, where the recipe is a copy.
 
-    Raises ValueError where devices of another process would have to be copied from or to.
+    Raises Refusal where devices of another process would have to be copied from or to.
     """
     if recipe in ("copy", "jit"):
         donate = donate and recipe == "copy" and all(leaf.dtype == leaf.result for leaf in leaves)
@@ -112,11 +113,11 @@ def make_band(leaf: Leaf, place: int, num_bands: int) -> Program:
 
 
 def check_addressable(leaves: Sequence[Leaf]) -> None:
-    """Raises ValueError where a leaf lies, or shall lie, on another process's devices."""
+    """Raises Refusal where a leaf lies, or shall lie, on another process's devices."""
     for leaf in leaves:
         for sharding in (leaf.source, leaf.target):
             if not sharding.is_fully_addressable:
-                raise ValueError(
+                raise Refusal(
                     f"an array of shape {leaf.shape} goes from {len(leaf.source.device_set)} devices to "
                     f"{len(leaf.target.device_set)}, of which some are another process's ({sharding}); accepted between "
                     "processes: another layout on the same devices in the same order"

@@ -85,7 +85,7 @@ def run(
       states: at version start_round * updates_per_round; donated.
       pending: samples of later rounds that were issued before `start_round` (empty at round 0).
 
-    Raises FloatingPointError before a version is published that is not finite; ValueError for a bounded clock.
+    Raises FloatingPointError before a version is published that is not finite; Refusal for a bounded clock.
     """
     clock, watch = program.setup.clock, watch or Watch()
     for round_index in range(start_round, clock.num_rounds):

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime.reallocate import move
 
 
@@ -19,7 +20,7 @@ from rlhf_jax.runtime.reallocate import move
 def own_mesh(mesh: Mesh) -> Mesh:
     """The part of a mesh that lies on this host.
 
-    Raises ValueError where the hosts' parts are not blocks of one size along `data`, in the order of their processes.
+    Raises Refusal where the hosts' parts are not blocks of one size along `data`, in the order of their processes.
     """
     process = jax.process_index()
     if all(device.process_index == process for device in mesh.devices.flat):
@@ -27,9 +28,7 @@ def own_mesh(mesh: Mesh) -> Mesh:
     size = len(mesh.devices) // jax.process_count()
     block = mesh.devices[process * size : (process + 1) * size]
     if size * jax.process_count() != len(mesh.devices) or any(device.process_index != process for device in block.flat):
-        raise ValueError(
-            f"{mesh} does not have the hosts' devices in blocks along {mesh.axis_names[0]}, in their order"
-        )
+        raise Refusal(f"{mesh} does not have the hosts' devices in blocks along {mesh.axis_names[0]}, in their order")
     return Mesh(block, mesh.axis_names)
 
 
@@ -85,13 +84,13 @@ def _inside(tree: Any, shardings: Any) -> Any:
 def moved(tree: Any, shardings: Any) -> Any:
     """Arrays over all hosts in other shardings, moved inside each host.
 
-    Raises ValueError for an array that would have to be cut along the hosts as it was not before.
+    Raises Refusal for an array that would have to be cut along the hosts as it was not before.
     """
 
     def check(array: Any, sharding: NamedSharding) -> None:
         before, after = list(_parts(array.sharding)), list(_parts(sharding))
         if before != after:
-            raise ValueError(
+            raise Refusal(
                 f"an array of shape {array.shape} goes from {array.sharding.spec} to {sharding.spec}; accepted on several "
                 "hosts: the same dimension over `data`, and so over the hosts, before and after"
             )

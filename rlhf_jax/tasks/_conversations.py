@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlhf_jax.hub import chat
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks import _rows
 
 Messages = list[dict[str, str]]
@@ -30,7 +31,7 @@ def prompts(found: chat.Template) -> Callable[[str, Messages], str]:
         try:
             return chat.render(found, context, add_generation_prompt=True)
         except ValueError as error:
-            raise ValueError(f"{where}: {error}; task.bos_token and task.eos_token give texts of tokens") from None
+            raise Refusal(f"{where}: {error}; task.bos_token and task.eos_token give texts of tokens") from None
 
     return prompt
 
@@ -38,17 +39,15 @@ def prompts(found: chat.Template) -> Callable[[str, Messages], str]:
 def turns(where: str, row: _rows.Row, key: str) -> tuple[Messages, str]:
     """What was said before the last reply of the assistant's, and that reply; a system message may come first.
 
-    Raises ValueError where the field is no such conversation.
+    Raises Refusal where the field is no such conversation.
     """
     found = row.get(key)
     if not isinstance(found, list) or not all(isinstance(message, dict) for message in found):
-        raise ValueError(
-            f"{where}: {key!r} is {_rows.short(found)}; accepted: a list of messages with role and content"
-        )
+        raise Refusal(f"{where}: {key!r} is {_rows.short(found)}; accepted: a list of messages with role and content")
     messages = [_message(f"{where}, message {number} of {key!r}", each) for number, each in enumerate(found, start=1)]
     roles = [message["role"] for message in messages]
     if roles[-1:] != ["assistant"] or "user" not in roles or "system" in roles[1:]:
-        raise ValueError(
+        raise Refusal(
             f"{where}: {key!r} has the roles {', '.join(roles) or 'none'}; accepted: a system first or none, a user, and"
             " an assistant at the end"
         )
@@ -58,5 +57,5 @@ def turns(where: str, row: _rows.Row, key: str) -> tuple[Messages, str]:
 def _message(where: str, message: dict[str, Any]) -> dict[str, str]:
     role, content = _rows.text(where, message, "role"), _rows.text(where, message, "content", empty=True)
     if role not in ROLES:
-        raise ValueError(f"{where}: 'role' is {role!r}; accepted: {', '.join(ROLES)}")
+        raise Refusal(f"{where}: 'role' is {role!r}; accepted: {', '.join(ROLES)}")
     return {"role": role, "content": content}

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks._published import Record
 from rlhf_jax.tasks._store import RECORDS_PER_BATCH, Records, Store
 from rlhf_jax.tasks.api import Split
@@ -100,13 +101,13 @@ class Corpus:
         return Comparisons(self._comparisons[split]) if self._comparisons else ()
 
     def judge(self, prompt: str, completion: str, finished: bool) -> float:
-        """Raises ValueError: nothing but a learned reward can judge these completions."""
-        raise ValueError(f"{self.name} has no answers: only a learned reward can judge its completions")
+        """Raises Refusal: nothing but a learned reward can judge these completions."""
+        raise Refusal(f"{self.name} has no answers: only a learned reward can judge its completions")
 
     def fitted(self, count_tokens: CountTokens, max_prompt_tokens: int) -> Self:
         """This task with prompts of at most `max_prompt_tokens` tokens: see `tasks/api.py`.
 
-        Raises ValueError where that leaves a split without prompts or without the comparisons it had.
+        Raises Refusal where that leaves a split without prompts or without the comparisons it had.
         """
         task, count_tokens = copy(self), Counted(count_tokens)
         seen: set[bytes] = set()
@@ -147,7 +148,7 @@ class Corpus:
                 if not whole:
                     cuts[index] = length
         if not indices:
-            raise ValueError(
+            raise Refusal(
                 f"{self.name}: none of {len(records)} {split} prompts is left with max_prompt_tokens = {limit}; raise it"
             )
         return Fitted(records, indices, cuts, self.tail)

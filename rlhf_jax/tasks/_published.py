@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks import _rows
 from rlhf_jax.tasks._rows import Row
 from rlhf_jax.tasks.api import Split
@@ -19,7 +20,7 @@ NUMBERED = re.compile(r"^(\d{4})\.parquet$")
 class Layout:
     """One way in which a dataset is published: the columns that tell it, and what becomes of a row.
 
-    `read(where, row)` gives a record, or None for a row that the task leaves out; ValueError for a malformed one.
+    `read(where, row)` gives a record, or None for a row that the task leaves out; Refusal for a malformed one.
     """
 
     columns: tuple[str, ...]
@@ -47,18 +48,18 @@ class Dataset:
 def find(directory: str, dataset: Dataset) -> dict[Split, tuple[Path, ...]]:
     """The files of each split, in order.
 
-    Raises ValueError where the folder or a split is missing, or a shard of a split.
+    Raises Refusal where the folder or a split is missing, or a shard of a split.
     """
     folder = Path(directory)
     if not directory or not folder.is_dir():
-        raise ValueError(f"{dataset.option} {directory!r} is not a folder; it should hold {_wanted(dataset)}")
+        raise Refusal(f"{dataset.option} {directory!r} is not a folder; it should hold {_wanted(dataset)}")
     return {split: _split_files(folder, dataset, names) for split, names in dataset.splits.items()}
 
 
 def records(files: Sequence[Path], layouts: Sequence[Layout]) -> Iterator[tuple[str, Record | None]]:
     """(where, record) of each row in the files' order, None for a row that the task leaves out.
 
-    Raises ValueError for a file whose columns are of no layout, or that cannot be read to its end.
+    Raises Refusal for a file whose columns are of no layout, or that cannot be read to its end.
     """
     for file in files:
         layout = _layout(file, layouts)
@@ -85,7 +86,7 @@ def _split_files(folder: Path, dataset: Dataset, names: Sequence[str]) -> tuple[
     some = (path.relative_to(folder) for path in islice(folder.rglob("*"), 1000) if path.is_file())
     found = sorted(str(path) for path in some if path.parts[0] != "array_record")  # which we wrote ourselves
     listed = ", ".join(found[:9]) + (" ..." if len(found) > 9 else "")
-    raise ValueError(
+    raise Refusal(
         f"{dataset.option} {str(folder)!r} has no files of the split {' or '.join(map(repr, names))}: looked for"
         f" {', '.join(patterns)}; found {listed or 'none'}; it should hold {_wanted(dataset)}"
     )
@@ -96,7 +97,7 @@ def _wanted(dataset: Dataset) -> str:
 
 
 def _check_shards(files: Sequence[Path]) -> None:
-    """Raises ValueError where a shard of those that the names promise is missing, or there twice."""
+    """Raises Refusal where a shard of those that the names promise is missing, or there twice."""
     named = [SHARD.search(file.name) for file in files]
     if not any(named):
         _check_numbers(files)
@@ -106,10 +107,10 @@ def _check_shards(files: Sequence[Path]) -> None:
     where = files[0].parent / files[0].name[: files[0].name.find("-")]
     if not all(named) or len(totals) > 1 or len(set(numbers)) < len(numbers):
         names = ", ".join(file.name for file in files[:6])
-        raise ValueError(f"{where}-*: found shards of different revisions, {names}; keep those of one")
+        raise Refusal(f"{where}-*: found shards of different revisions, {names}; keep those of one")
     missing = sorted(set(range(totals.pop())) - set(numbers))
     if missing:
-        raise ValueError(
+        raise Refusal(
             f"{where}-*: shard {missing[0]} of {len(missing) + len(numbers)} is missing"
             f" ({len(missing)} in all); download the split again"
         )
@@ -120,7 +121,7 @@ def _check_numbers(files: Sequence[Path]) -> None:
     numbers = {int(match[1]) for file in files if (match := NUMBERED.match(file.name))}
     missing = sorted(set(range(max(numbers, default=-1) + 1)) - numbers)
     if missing:
-        raise ValueError(
+        raise Refusal(
             f"{files[0].parent}: {missing[0]:04d}.parquet is missing, beside {max(numbers):04d}.parquet;"
             " download the split again"
         )
@@ -132,4 +133,4 @@ def _layout(file: Path, layouts: Sequence[Layout]) -> Layout:
         if set(layout.columns) <= set(found):
             return layout
     accepted = "; or ".join(", ".join(layout.columns) for layout in layouts)
-    raise ValueError(f"{file} has the columns {', '.join(found) or 'none'}; accepted: {accepted}")
+    raise Refusal(f"{file} has the columns {', '.join(found) or 'none'}; accepted: {accepted}")

@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks import _review_words as lexicon
 
 SPECIFIC_BONUS = 0.25  # an adjective that says something only of this aspect, praise or blame
@@ -75,14 +76,14 @@ class Reading:
 
 @lru_cache(maxsize=65536)
 def asked(prompt: str) -> Asked:
-    """Reads a prompt; ValueError where it is none of this task."""
+    """Reads a prompt; Refusal where it is none of this task."""
     try:
         subject, *wish, first = prompt.split(" . ")
         (aspects,) = (lexicon.PLACES[word] for word in subject.split() if word in lexicon.PLACES)
         cared = [word for part in (first, *wish) for word in part.split() if word in aspects]
         return Asked((cared[0], *cared[1:]), aspects, subject.split()[-1])
     except (ValueError, IndexError):
-        raise ValueError(
+        raise Refusal(
             f"{prompt!r} is not a prompt of reviews; they read like 'review of the small inn by the lake ."
             " i cared about the food . the room was'"
         ) from None
@@ -160,7 +161,7 @@ def _read_phrase(reading: Reading, aspect: str, modifiers: list[str], adjective:
 def terms(prompt: str, completion: str, finished: bool, calm: float) -> dict[str, float]:
     """The named terms of the gold score.
 
-    `finished`: an EOS was sampled; `calm`: the heat that is forgiven. ValueError for a prompt of another task.
+    `finished`: an EOS was sampled; `calm`: the heat that is forgiven. Refusal for a prompt of another task.
     """
     found = read(prompt, completion)
     worth = {aspect: _weighted(values) for aspect, values in found.spoken.items()}

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.refusal import Refusal
+
 Row = dict[str, Any]
 ROWS_PER_BATCH = 1024
 
@@ -12,19 +14,19 @@ ROWS_PER_BATCH = 1024
 def columns(file: Path) -> list[str]:
     """Names of a file's columns; of a jsonl file, those of its first row.
 
-    Raises ValueError where the file is empty or is not what its name says.
+    Raises Refusal where the file is empty or is not what its name says.
     """
     if file.suffix == ".parquet":
         return _open_parquet(file).schema_arrow.names
     for _, row in _lines(file):
         return list(row)
-    raise ValueError(f"{file} is empty; it should hold one JSON object a line: download it again")
+    raise Refusal(f"{file} is empty; it should hold one JSON object a line: download it again")
 
 
 def read(file: Path, needed: Sequence[str]) -> Iterator[tuple[str, Row]]:
     """(where, row) of each row, with the needed columns of a parquet file, or all of a jsonl row.
 
-    Raises ValueError that names the file and the row where one is malformed or lacks a needed column.
+    Raises Refusal that names the file and the row where one is malformed or lacks a needed column.
     """
     if file.suffix == ".parquet":
         yield from _parquet(file, needed)
@@ -32,19 +34,19 @@ def read(file: Path, needed: Sequence[str]) -> Iterator[tuple[str, Row]]:
     for where, row in _lines(file):
         missing = [column for column in needed if column not in row]
         if missing:
-            raise ValueError(f"{where}: {_listed(missing)} is missing; found {_listed(row)}")
+            raise Refusal(f"{where}: {_listed(missing)} is missing; found {_listed(row)}")
         yield where, row
 
 
 def text(where: str, row: Row, key: str, empty: bool = False) -> str:
-    """A field that must be text, and not empty unless so said. Raises ValueError that names row and field."""
+    """A field that must be text, and not empty unless so said. Raises Refusal that names row and field."""
     value = row.get(key)
     if not isinstance(value, str) or not (value or empty):
-        raise ValueError(f"{where}: {key!r} is {short(value)}; accepted: a text{'' if empty else ' that is not empty'}")
+        raise Refusal(f"{where}: {key!r} is {short(value)}; accepted: a text{'' if empty else ' that is not empty'}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{where}: {key!r} holds {value[error.start]!r}, half of a character; remove it") from None
+        raise Refusal(f"{where}: {key!r} holds {value[error.start]!r}, half of a character; remove it") from None
     return value
 
 
@@ -61,7 +63,7 @@ def _open_parquet(file: Path) -> Any:
     try:
         return ParquetFile(file)
     except (ArrowException, OSError) as error:
-        raise ValueError(_damaged(file, error)) from None
+        raise Refusal(_damaged(file, error)) from None
 
 
 def _parquet(file: Path, needed: Sequence[str]) -> Iterator[tuple[str, Row]]:
@@ -75,7 +77,7 @@ def _parquet(file: Path, needed: Sequence[str]) -> Iterator[tuple[str, Row]]:
                     number += 1
                     yield f"{file}, row {number}", row
         except (ArrowException, OSError) as error:
-            raise ValueError(_damaged(file, error)) from None
+            raise Refusal(_damaged(file, error)) from None
 
 
 def _damaged(file: Path, error: Exception) -> str:
@@ -90,12 +92,12 @@ def _lines(file: Path) -> Iterator[tuple[str, Row]]:
             try:
                 row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError as error:
-                raise ValueError(f"{where}: found a byte 0x{line[error.start]:02x} that is not UTF-8") from None
+                raise Refusal(f"{where}: found a byte 0x{line[error.start]:02x} that is not UTF-8") from None
             except json.JSONDecodeError as error:
                 shown = short(line.decode().rstrip("\n"))
-                raise ValueError(f"{where}: {shown} is not JSON ({error}); a line is an object") from None
+                raise Refusal(f"{where}: {shown} is not JSON ({error}); a line is an object") from None
             if not isinstance(row, dict):
-                raise ValueError(f"{where}: found {short(row)}; a line is an object")
+                raise Refusal(f"{where}: found {short(row)}; a line is an object")
             yield where, row
 
 

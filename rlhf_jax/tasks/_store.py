@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf_jax.hub import chat
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks import _conversations, _published, _rows
 from rlhf_jax.tasks._published import Record
 from rlhf_jax.tasks.api import Split
@@ -103,7 +104,7 @@ class Store:
 def open_store(source: Source, root: Path) -> Store:
     """The store of a source under `root`, built where it is not there. Whoever finishes first has built it.
 
-    Raises ValueError where the files are malformed or change while they are read, or `root` cannot be written.
+    Raises Refusal where the files are malformed or change while they are read, or `root` cannot be written.
     """
     builder = import_module("rlhf_jax.tasks._builder")  # tensorflow-datasets takes most of a second to import
     directory = root / _digest(source)
@@ -122,7 +123,7 @@ def _build(source: Source, directory: Path, builder: Any) -> None:
         directory.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f"{directory.name}.part-", dir=directory.parent))
     except OSError as error:
-        raise ValueError(f"{directory.parent} cannot be written ({error.strerror}); set task.cache_dir") from None
+        raise Refusal(f"{directory.parent} cannot be written ({error.strerror}); set task.cache_dir") from None
     try:
         counts: dict[Split, dict[str, int]] = {}
         seen: dict[Split, set[bytes]] = {}
@@ -132,7 +133,7 @@ def _build(source: Source, directory: Path, builder: Any) -> None:
         (part / COUNTS).write_text(json.dumps(counts) + "\n")
         if _digest(source) != directory.name:
             files = ", ".join(str(file) for files in source.files.values() for file in files)
-            raise ValueError(f"one of {files} changed while it was read; run again")
+            raise Refusal(f"one of {files} changed while it was read; run again")
         part.chmod(0o755)
         _move(part, directory)
     finally:
@@ -167,7 +168,7 @@ def _kept(
         kept += 1
         yield record
     if not kept:
-        raise ValueError(f"{source.files[split][0]}: none of {rows} rows is left for the split {split!r}")
+        raise Refusal(f"{source.files[split][0]}: none of {rows} rows is left for the split {split!r}")
     counts[split] = {"rows": rows, "kept": kept}
 
 

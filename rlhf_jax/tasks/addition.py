@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks.api import Split, is_heldout
 
 
@@ -35,7 +36,7 @@ class Addition:
                 self._pairs["heldout" if heldout else "train"].append((a, b))
         for split, pairs in self._pairs.items():
             if not pairs and (split == "train" or config.heldout_percent):
-                raise ValueError(
+                raise Refusal(
                     f"addition has no {split} pair with limit={config.limit}, heldout_percent={config.heldout_percent};"
                     " accepted: a limit of 10 or more, a percentage of 0 to 99"
                 )
@@ -50,10 +51,10 @@ class Addition:
         return (self._number(sum(self._pairs[split][index])),)
 
     def judge(self, prompt: str, completion: str, finished: bool) -> float:
-        """1.0 when the completion ended and is the sum, digit by digit; else 0.0. ValueError for another's prompt."""
+        """1.0 when the completion ended and is the sum, digit by digit; else 0.0. Refusal for another's prompt."""
         a, plus, b = prompt.removesuffix("=").partition("+")
         if not (plus and prompt.endswith("=") and a.isdecimal() and b.isdecimal()):
-            raise ValueError(f"{prompt!r} is not a prompt of addition: they read like {self._question(17, 58)}")
+            raise Refusal(f"{prompt!r} is not a prompt of addition: they read like {self._question(17, 58)}")
         return float(finished and completion == self._number(int(a) + int(b)))
 
     def _question(self, a: int, b: int) -> str:
@@ -64,5 +65,5 @@ class Addition:
 
 
 def make(config: Config) -> Addition:
-    """The task of a config; ValueError where a side would hold no prompt."""
+    """The task of a config; Refusal where a side would hold no prompt."""
     return Addition(config)

@@ -18,7 +18,7 @@ class Task(Protocol):
 
     `fitted(count_tokens: Callable[[Sequence[str]], Sequence[int]], max_prompt_tokens: int) -> Task`: the task with prompts
     of at most so many tokens, longer ones shortened or left out (and comparisons with them), as its corpus has it;
-    `count_tokens` is called on many texts at once. Raises ValueError where a prompt can neither be shortened nor left out,
+    `count_tokens` is called on many texts at once. Raises Refusal where a prompt can neither be shortened nor left out,
     or a split is left without prompts.
     """
 

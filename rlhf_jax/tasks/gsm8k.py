@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks import _published, _rows
 from rlhf_jax.tasks._corpus import Corpus
 from rlhf_jax.tasks._published import Dataset, Layout, Record
@@ -54,7 +55,7 @@ class GSM8K(Corpus):
     def judge(self, prompt: str, completion: str, finished: bool) -> float:
         """1.0 where the first number after `####` is the answer's, commas dropped, as text; else 0.0.
 
-        What precedes the problem, such as a BOS, is ignored. Raises ValueError for a prompt of another task.
+        What precedes the problem, such as a BOS, is ignored. Raises Refusal for a prompt of another task.
         """
         del finished
         if not self._numbers:
@@ -65,7 +66,7 @@ class GSM8K(Corpus):
             }
         problem = _problem(prompt)
         if problem not in self._numbers:
-            raise ValueError(f"{prompt!r} is not a prompt of gsm8k")
+            raise Refusal(f"{prompt!r} is not a prompt of gsm8k")
         return float(number(completion) == self._numbers[problem])
 
 
@@ -76,13 +77,13 @@ def number(solution: str) -> str:
 
 
 def make(config: Config) -> GSM8K:
-    """The task of a config; ValueError names what is wrong with the files."""
+    """The task of a config; Refusal names what is wrong with the files."""
     files = _published.find(config.data_dir, DATASET)
 
     def read(where: str, row: _rows.Row) -> Record:
         question, answer = _rows.text(where, row, "question"), _rows.text(where, row, "answer")
         if not number(answer):
-            raise ValueError(f"{where}: 'answer' has no '#### number': {_rows.short(answer)}")
+            raise Refusal(f"{where}: 'answer' has no '#### number': {_rows.short(answer)}")
         answer = answer if config.calculator else CALCULATOR.sub("", answer)
         return {"prompt": PROBLEM + question + SOLUTION, "reference": config.before + answer + config.after}
 

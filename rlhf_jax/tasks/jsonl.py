@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks.api import Split, is_heldout
 
 SPLITS: tuple[Split, ...] = ("train", "heldout")
@@ -35,7 +36,7 @@ class Jsonl:
     def __init__(self, config: Config):
         self.config = config
         if not 0 <= config.heldout_percent < 100:
-            raise ValueError(f"task.heldout_percent is {config.heldout_percent}; accepted: 0 to 99")
+            raise Refusal(f"task.heldout_percent is {config.heldout_percent}; accepted: 0 to 99")
         self._prompts: dict[Split, list[str]] = {"train": [], "heldout": []}
         self._references: dict[str, tuple[str, ...]] = {}
         self._answers: dict[str, str] = {}
@@ -61,14 +62,12 @@ class Jsonl:
     def judge(self, prompt: str, completion: str, finished: bool) -> float:
         """1.0 when the completion ended and is the answer, white space around it aside; else 0.0.
 
-        Raises ValueError where the file gives no answers, or does not have this prompt.
+        Raises Refusal where the file gives no answers, or does not have this prompt.
         """
         if not self.has_gold:
-            raise ValueError(
-                f'{self.config.prompts} gives no "answer": only a learned reward can judge its completions'
-            )
+            raise Refusal(f'{self.config.prompts} gives no "answer": only a learned reward can judge its completions')
         if prompt not in self._answers:
-            raise ValueError(f"{prompt!r} is not a prompt of {self.config.prompts}")
+            raise Refusal(f"{prompt!r} is not a prompt of {self.config.prompts}")
         return float(finished and completion.strip() == self._answers[prompt].strip())
 
     def _split(self, prompt: str) -> Split:
@@ -79,19 +78,17 @@ class Jsonl:
         for where, entry in _lines(self.config.prompts, "task.prompts", PROMPT_KEYS):
             prompt = _text(where, entry, "prompt")
             if prompt in first_seen:
-                raise ValueError(f"{where}: the prompt {_short(prompt)} was given before, at {first_seen[prompt]}")
+                raise Refusal(f"{where}: the prompt {_short(prompt)} was given before, at {first_seen[prompt]}")
             first_seen[prompt] = where
             if "answer" in entry:
                 self._answers[prompt] = _text(where, entry, "answer")
             if len(self._answers) not in (0, len(first_seen)):
-                raise ValueError(
-                    f'{where}: either every line has an "answer" or none; this one differs from those before'
-                )
+                raise Refusal(f'{where}: either every line has an "answer" or none; this one differs from those before')
             self._references[prompt] = _references(where, entry)
             self._prompts[self._split(prompt)].append(prompt)
         for split in SPLITS:
             if not self._prompts[split] and (split == "train" or self.config.heldout_percent):
-                raise ValueError(
+                raise Refusal(
                     f"none of the {len(first_seen)} prompts of {self.config.prompts} falls on the {split} side with"
                     f" task.heldout_percent={self.config.heldout_percent}; give more prompts or another percentage"
                 )
@@ -100,36 +97,36 @@ class Jsonl:
         for where, entry in _lines(self.config.comparisons, "task.comparisons", COMPARISON_KEYS):
             prompt, chosen, rejected = (_text(where, entry, key) for key in COMPARISON_KEYS)
             if chosen == rejected:
-                raise ValueError(f"{where}: chosen and rejected are the same text, {_short(chosen)}")
+                raise Refusal(f"{where}: chosen and rejected are the same text, {_short(chosen)}")
             self._comparisons[self._split(prompt)].append((prompt, chosen, rejected))
 
 
 def make(config: Config) -> Jsonl:
-    """The task of a config; ValueError names file and line, what was found there and what is accepted."""
+    """The task of a config; Refusal names file and line, what was found there and what is accepted."""
     return Jsonl(config)
 
 
 def _lines(path: str, option: str, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file:line, object) of each line. Split at newlines alone: JSON texts may hold other line separators."""
     if not path or not Path(path).is_file():
-        raise ValueError(f"{option} {path!r} is not there; it should name a file of one JSON object a line")
+        raise Refusal(f"{option} {path!r} is not there; it should name a file of one JSON object a line")
     lines = _decoded(path).split("\n")
     lines = lines[:-1] if not lines[-1] else lines
     if not lines:
-        raise ValueError(f"{path} is empty; it should hold one JSON object a line, with {_listed(keys)}")
+        raise Refusal(f"{path} is empty; it should hold one JSON object a line, with {_listed(keys)}")
     for number, line in enumerate(lines, start=1):
         where = f"{path}:{number}"
         try:
             entry = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(
+            raise Refusal(
                 f"{where}: {_short(line)} is not JSON ({error}); a line is an object with {_listed(keys)}"
             ) from None
         if not isinstance(entry, dict):
-            raise ValueError(f"{where}: found {_short(entry)}; a line is an object with {_listed(keys)}")
+            raise Refusal(f"{where}: found {_short(entry)}; a line is an object with {_listed(keys)}")
         unknown = [key for key in entry if key not in keys]
         if unknown:
-            raise ValueError(f"{where}: found {_listed(unknown)}; accepted: {_listed(keys)}")
+            raise Refusal(f"{where}: found {_listed(unknown)}; accepted: {_listed(keys)}")
         yield where, entry
 
 
@@ -140,14 +137,14 @@ def _decoded(path: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}:{line}: found a byte 0x{data[error.start]:02x} that is not UTF-8") from None
+        raise Refusal(f"{path}:{line}: found a byte 0x{data[error.start]:02x} that is not UTF-8") from None
 
 
 def _text(where: str, entry: dict[str, Any], key: str) -> str:
     if key not in entry:
-        raise ValueError(f"{where}: {_listed([key])} is missing; found {_listed(entry)}")
+        raise Refusal(f"{where}: {_listed([key])} is missing; found {_listed(entry)}")
     if not isinstance(entry[key], str) or not entry[key]:
-        raise ValueError(f"{where}: {_listed([key])} is {_short(entry[key])}; accepted: a text that is not empty")
+        raise Refusal(f"{where}: {_listed([key])} is {_short(entry[key])}; accepted: a text that is not empty")
     return entry[key]
 
 
@@ -155,10 +152,10 @@ def _references(where: str, entry: dict[str, Any]) -> tuple[str, ...]:
     if "references" not in entry and "answer" in entry:
         return (entry["answer"],)
     if "references" not in entry:
-        raise ValueError(f'{where}: "references" is missing; found {_listed(entry)}')
+        raise Refusal(f'{where}: "references" is missing; found {_listed(entry)}')
     found = entry["references"]
     if not isinstance(found, list) or not found or not all(isinstance(text, str) and text for text in found):
-        raise ValueError(f'{where}: "references" is {_short(found)}; accepted: a list of one or more texts, none empty')
+        raise Refusal(f'{where}: "references" is {_short(found)}; accepted: a list of one or more texts, none empty')
     return tuple(found)
 
 

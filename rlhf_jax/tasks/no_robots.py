@@ -7,6 +7,7 @@ reward is a learned one.
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks import _conversations, _published, _rows
 from rlhf_jax.tasks._corpus import Corpus
 from rlhf_jax.tasks._published import Dataset, Layout, Record
@@ -33,7 +34,7 @@ class Config:
 
 
 def make(config: Config) -> Corpus:
-    """The task of a config; ValueError names what is wrong with the files or the template."""
+    """The task of a config; Refusal names what is wrong with the files or the template."""
     files = _published.find(config.data_dir, DATASET)
     template = _conversations.template(config.chat_template, config.bos_token, config.eos_token)
     prompt = _conversations.prompts(template)
@@ -41,7 +42,7 @@ def make(config: Config) -> Corpus:
     def read(where: str, row: _rows.Row) -> Record:
         context, reply = _conversations.turns(where, row, "messages")
         if not reply:
-            raise ValueError(f"{where}: the last reply of 'messages' is empty")
+            raise Refusal(f"{where}: the last reply of 'messages' is empty")
         return {"prompt": prompt(where, context), "reference": reply}
 
     source = Source(

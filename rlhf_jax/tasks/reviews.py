@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks import _review_gold as gold
 from rlhf_jax.tasks import _review_grammar as grammar
 from rlhf_jax.tasks import _review_words as lexicon
@@ -43,7 +44,7 @@ class Reviews:
         for name, least, most in LIMITS:
             value = getattr(config, name)
             if not least <= value <= most:
-                raise ValueError(f"task.{name} is {value}; accepted: {least} to {most}")
+                raise Refusal(f"task.{name} is {value}; accepted: {least} to {most}")
         self.config = config
         heldout_O = np.array(
             [

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks import _published, _rows
 from rlhf_jax.tasks._corpus import Corpus, CountTokens
 from rlhf_jax.tasks._published import Dataset, Layout, Record
@@ -56,7 +57,7 @@ class Tldr(Corpus):
     tail = TAIL
 
     def kept_characters(self, records: Sequence[Record], count_tokens: CountTokens, limit: int) -> list[int | None]:
-        """How much of each prompt is kept before `TL;DR:`; ValueError where a prompt is too long without any post."""
+        """How much of each prompt is kept before `TL;DR:`; Refusal where a prompt is too long without any post."""
         kept: list[int | None] = [len(record["prompt"]) for record in records]
         texts = [record["prompt"] for record in records]
         posts = {place: _post(text) for place, text in enumerate(texts)}
@@ -68,7 +69,7 @@ class Tldr(Corpus):
             for place, post in posts.items():
                 head = texts[place][: len(texts[place]) - len(TAIL) - len(post)]
                 if not post:
-                    raise ValueError(
+                    raise Refusal(
                         f"tldr: a prompt has {counts[place]} tokens without its post; accepted: at most max_prompt_tokens"
                         f" = {limit}: {_rows.short(head)}"
                     )
@@ -78,7 +79,7 @@ class Tldr(Corpus):
 
 
 def make(config: Config) -> Tldr:
-    """The task of a config; ValueError names what is wrong with the files."""
+    """The task of a config; Refusal names what is wrong with the files."""
     files = _published.find(config.data_dir, PROMPTS)
     layouts = (
         _ready_layout("query", "reference_response"),
@@ -134,7 +135,7 @@ def _ready(where: str, row: Row, key: str) -> str:
     """A prompt that is published ready; it must be of the form that can be cut."""
     prompt = _rows.text(where, row, key)
     if POST not in prompt or not prompt.endswith(TAIL):
-        raise ValueError(
+        raise Refusal(
             f"{where}: {key!r} is {_rows.short(prompt)}; accepted: a text with {POST!r} that ends in {TAIL!r}"
         )
     return prompt
@@ -173,7 +174,7 @@ def _read_judged(where: str, row: Row) -> Record | None:
     info, summaries, choice = row["info"], row["summaries"], row["choice"]
     pair = isinstance(summaries, list) and len(summaries) == 2 and all(isinstance(each, dict) for each in summaries)
     if not isinstance(info, dict) or not pair or choice not in (0, 1):
-        raise ValueError(
+        raise Refusal(
             f"{where}: found info {_rows.short(info)}, summaries {_rows.short(summaries)}, choice {_rows.short(choice)};"
             " accepted: a post, two summaries, and 0 or 1"
         )
@@ -189,8 +190,6 @@ def _openai_rows(files: Sequence[Path], split: Split) -> Rows:
     for file in files:
         for where, row in _rows.read(file, ("info", "summaries", "choice", "split")):
             if row["split"] not in OPENAI_SPLITS:
-                raise ValueError(
-                    f"{where}: 'split' is {_rows.short(row['split'])}; accepted: {', '.join(OPENAI_SPLITS)}"
-                )
+                raise Refusal(f"{where}: 'split' is {_rows.short(row['split'])}; accepted: {', '.join(OPENAI_SPLITS)}")
             if OPENAI_SPLITS[row["split"]] == split:
                 yield where, _read_judged(where, row)

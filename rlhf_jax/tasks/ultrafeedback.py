@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks import _conversations, _published, _rows
 from rlhf_jax.tasks._corpus import Corpus, CountTokens
 from rlhf_jax.tasks._published import Dataset, Layout, Record
@@ -64,9 +65,9 @@ class UltraFeedback(Corpus):
 
 
 def make(config: Config) -> UltraFeedback:
-    """The task of a config; ValueError names what is wrong with the files or the template."""
+    """The task of a config; Refusal names what is wrong with the files or the template."""
     if config.max_reply_tokens < 0:
-        raise ValueError(f"task.max_reply_tokens is {config.max_reply_tokens}; accepted: 0 (no limit) or more")
+        raise Refusal(f"task.max_reply_tokens is {config.max_reply_tokens}; accepted: 0 (no limit) or more")
     return UltraFeedback(_open(config, "prompts"), _open(config, "comparisons"), config.max_reply_tokens)
 
 
@@ -78,7 +79,7 @@ def _open(config: Config, kind: Kind) -> Store:
     def read(where: str, row: _rows.Row) -> Record | None:
         (context, chosen), (other, rejected) = (_conversations.turns(where, row, key) for key in COLUMNS[:2])
         if context != other:
-            raise ValueError(f"{where}: 'chosen' and 'rejected' are replies to different prompts")
+            raise Refusal(f"{where}: 'chosen' and 'rejected' are replies to different prompts")
         scores = [_score(where, row, key) for key in COLUMNS[2:]]
         if not chosen or (chosen == rejected and kind == "comparisons"):
             return None
@@ -100,5 +101,5 @@ def _open(config: Config, kind: Kind) -> Store:
 
 def _score(where: str, row: _rows.Row, key: str) -> float:
     if not isinstance(row[key], int | float) or isinstance(row[key], bool):
-        raise ValueError(f"{where}: {key!r} is {_rows.short(row[key])}; accepted: a number")
+        raise Refusal(f"{where}: {key!r} is {_rows.short(row[key])}; accepted: a number")
     return float(row[key])
