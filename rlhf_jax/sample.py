@@ -17,6 +17,9 @@ from rlhf_jax.ops.masked import positions_from_mask
 from rlhf_jax.types import Array, Params, Prompts, Samples
 
 
+HALF_STEP = 2.0**-24  # half the distance between neighbouring numbers of `jax.random.uniform` in float32
+
+
 @dataclass(frozen=True)
 class Config:
     """The sampling law. Truncated laws (top-k, top-p) are not offered: log-probabilities are those of the whole vocabulary."""
@@ -56,13 +59,17 @@ def _begin(uniform_CB: Array, length_B: Array, pad_id: int, cache: Cache) -> _Lo
 
 
 def uniforms(key: Array, ordinal_B: Array, sample_index_B: Array, num_positions: int) -> Array:
-    """`[C, B]` float32 in [0, 1): entry (c, b) depends on the key and row b's ordinal, sample index and on c, nothing else."""
+    """`[C, B]` float32 in (0, 1): entry (c, b) depends on the key and row b's ordinal, sample index and on c, nothing else.
+
+    `jax.random.uniform` gives multiples of 2^-23, of which 0 draws the first token however small its probability is. The
+    midpoints between them draw every token as often as its probability says, up to 2^-24.
+    """
 
     def row(ordinal: Array, sample_index: Array) -> Array:
         row_key = jax.random.fold_in(jax.random.fold_in(key, ordinal), sample_index)
         return jax.vmap(lambda c: jax.random.uniform(jax.random.fold_in(row_key, c)))(jnp.arange(num_positions))
 
-    return jax.vmap(row, out_axes=1)(ordinal_B, sample_index_B)
+    return jax.vmap(row, out_axes=1)(ordinal_B, sample_index_B) + HALF_STEP
 
 
 def draw(logits_BV: Array, uniform_B: Array, temperature: float) -> tuple[Array, Array]:

@@ -20,6 +20,25 @@ def test_uniforms_depend_on_key_ordinal_sample_index_and_position():
     assert not np.isin(np.asarray(sample.uniforms(jax.random.key(1), ordinal_B, index_B, C)), uniform_CB).any()
 
 
+def test_uniforms_are_midpoints(monkeypatch):
+    """The smallest and the largest multiple of 2^-23 become the midpoints of the first and the last step."""
+    for low, expected in ((0.0, 2.0**-24), (1 - 2.0**-23, 1 - 2.0**-24)):
+        monkeypatch.setattr(jax.random, "uniform", lambda key, low=low: jnp.float32(low))
+        zero_B = jnp.zeros(1, jnp.int32)
+        uniform = sample.uniforms(jax.random.key(0), zero_B, zero_B, 1)
+        assert uniform.dtype == jnp.float32
+        assert float(uniform[0, 0]) == expected
+
+
+def test_a_first_token_of_almost_no_probability_is_not_drawn():
+    """At the smallest uniform number there is. 2^-30 and 2^-23 of probability: below and above half a step."""
+    smallest_B = jnp.array([2.0**-24], jnp.float32)
+    for exponent, expected in ((-30, 1), (-23, 0)):
+        logits_V = np.log(np.array([2.0**exponent, *[(1 - 2.0**exponent) / 10] * 10])).astype(np.float32)
+        token_B, _ = sample.draw(jnp.array(logits_V[None]), smallest_B, 1.0)
+        assert int(token_B[0]) == expected
+
+
 def naive_token(logits_V: np.ndarray, uniform: float, temperature: float) -> int:
     """Inverse of the cumulative distribution, in float64, one entry after the other."""
     weight_V = np.exp((logits_V.astype(np.float64) - logits_V.max()) / temperature)
