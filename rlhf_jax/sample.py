@@ -16,7 +16,6 @@ from rlhf_jax.models.api import Cache, Model, repeat_cache, repeat_rows
 from rlhf_jax.ops.masked import positions_from_mask
 from rlhf_jax.types import Array, Params, Prompts, Samples
 
-
 HALF_STEP = 2.0**-24  # half the distance between neighbouring numbers of `jax.random.uniform` in float32
 
 
