@@ -219,6 +219,9 @@ def prepare(config: ConfigDict) -> tuple[Workspace, pipeline.Stages, Algorithm]:
     pipeline.check(settings, chosen, shared.mesh)
     if settings.plan:
         _planning.check_memory(shared, settings, chosen)
+    _, notice = _evaluator.fitted(settings.evaluate, shared.task.num_prompts("heldout"))
+    if notice and hosts.is_first():
+        print(notice)
     check_directory(shared.directory, values)
     return shared, settings, chosen
 

@@ -109,7 +109,8 @@ WRONG = [
     ("sft.rows_per_update=0", ["sft.rows_per_update is 0"]),
     ("sft.num_micro_batches=5", ["sft.rows_per_update is 64", "multiples of 5"]),
     ("reward_model.num_micro_batches=7", ["reward_model.pairs_per_update is 48", "multiples of 7"]),
-    ("evaluate.num_prompts=100", ["evaluate.num_prompts is 100", "256"]),
+    ("evaluate.num_prompts=0", ["evaluate.num_prompts is 0", "1 or more"]),
+    ("rlhf.evaluate_at=(1, 65)", ["rlhf.evaluate_at has 65", "the run's last, 64"]),
     ("best_of_n=(1, 3, 4)", ["best_of_n is (1, 3, 4)", "divide the largest"]),
     ("best_of_n_prompts=4096", ["best_of_n_prompts is 4096", "1024"]),
 ]

@@ -1,8 +1,7 @@
 """Evaluation on held-out prompts: gold score, win-rate against references, KL to the reference, and diversity."""
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import sample
+from rlhf_jax.jobs._figures import Figures, Judged, gold_figures, paper_perplexity, sampled_figures, win_rates
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.jobs.relabel import sampler
 from rlhf_jax.models.api import Model
@@ -19,9 +19,7 @@ from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards.api import ModelReward
 from rlhf_jax.runtime import hosts
 from rlhf_jax.score import MAX_LOGITS, completion_hidden
-from rlhf_jax.types import Array, Params, Samples
-
-Figures = dict[str, float]
+from rlhf_jax.types import Array, Params, Prompts, Samples
 
 GREEDY_NAMES = {
     "win_rate": "win_rate_greedy",
@@ -32,12 +30,15 @@ GREEDY_NAMES = {
 
 @dataclass(frozen=True)
 class Config:
-    """Fresh samples at temperature 1, and greedy ones, on the first prompts of the held-out stream."""
+    """Fresh samples at temperature 1, and greedy ones, on the first prompts of the held-out stream.
+
+    No prompt is evaluated twice: `fitted` lowers the numbers of prompts to what the split has.
+    """
 
     num_prompts: int = 1024  # of the first and the last evaluation of a run
     num_prompts_between: int = 256  # of those between
     samples_per_prompt: int = 4
-    references_per_prompt: int = 4
+    references_per_prompt: int = 4  # at most; a prompt with fewer is compared with those it has
     prompts_per_batch: int = 256
     max_completion_tokens: int = 0  # 0: as in training
     part: int = 0  # of num_parts into which held-out prompts are dealt: a study chooses on one and reports on another
@@ -46,28 +47,38 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.part < self.num_parts:
             raise Refusal(f"evaluate.part is {self.part}; accepted: 0 to evaluate.num_parts - 1 = {self.num_parts - 1}")
-        for name in ("num_prompts", "num_prompts_between"):
-            if getattr(self, name) % self.prompts_per_batch or getattr(self, name) < self.prompts_per_batch:
-                raise Refusal(
-                    f"evaluate.{name} is {getattr(self, name)}; accepted: multiples of evaluate.prompts_per_batch = "
-                    f"{self.prompts_per_batch}"
-                )
+        for name in ("num_prompts", "num_prompts_between", "samples_per_prompt", "prompts_per_batch"):
+            if getattr(self, name) < 1:
+                raise Refusal(f"evaluate.{name} is {getattr(self, name)}; accepted: 1 or more")
 
 
-@dataclass(frozen=True)
-class Judged:
-    """Samples of one law on the evaluation prompts, judged. Host arrays, rows group-contiguous."""
+def fitted(config: Config, num_heldout: int) -> tuple[Config, str]:
+    """Returns the config with at most as many prompts as there are, and a sentence that says so ("" where all fit).
 
-    prompts: list[str]
-    completions: list[str]
-    finished_B: np.ndarray
-    length_B: np.ndarray
-    gold_B: np.ndarray | None  # None where the task has no judge
-    reward_B: np.ndarray | None
-    kl_B: np.ndarray
-    entropy_B: np.ndarray
-    reference_nll_B: np.ndarray
-    prompt_length_B: np.ndarray
+    Args:
+      config: as given.
+      num_heldout: distinct prompts of the held-out split.
+
+    Raises Refusal for a part without any prompt.
+    """
+    available = num_heldout // config.num_parts
+    if not available:
+        raise Refusal(
+            f"evaluate.num_parts is {config.num_parts}, but the task has {num_heldout} held-out prompts; accepted: a task "
+            "with at least one held-out prompt for each part"
+        )
+    if max(config.num_prompts, config.num_prompts_between) <= available:
+        return config, ""
+    capped = replace(
+        config,
+        num_prompts=min(config.num_prompts, available),
+        num_prompts_between=min(config.num_prompts_between, available),
+    )
+    part = f" in each of {config.num_parts} parts" if config.num_parts > 1 else ""
+    return capped, (
+        f"evaluations take all {available} held-out prompts{part}: evaluate.num_prompts is {config.num_prompts} and "
+        f"evaluate.num_prompts_between {config.num_prompts_between}"
+    )
 
 
 def divergence(
@@ -115,34 +126,48 @@ class Evaluator:
         reward: Callable[[Samples], np.ndarray] | None = None,
     ):
         """`reward` gives standardised learned scores `[B]`, where there is a reward model."""
-        self.workspace, self.config, self.reference_params, self.reward = workspace, config, reference_params, reward
+        self.workspace, self.reference_params, self.reward = workspace, reference_params, reward
+        self.config = config = fitted(config, workspace.task.num_prompts("heldout"))[0]
         self.stream = workspace.stream("heldout", "evaluate", config.part, config.num_parts)
-        length = config.max_completion_tokens or workspace.lengths.max_completion_tokens
-        self._sample = sampler(workspace, sample.Config(length, config.samples_per_prompt, 1.0), "evaluate")
-        self._greedy = sampler(workspace, sample.Config(length, 1, 0.0), "evaluate")
+        self.length = config.max_completion_tokens or workspace.lengths.max_completion_tokens
+        self._sample = sampler(workspace, sample.Config(self.length, config.samples_per_prompt, 1.0), "evaluate")
+        self._greedy = sampler(workspace, sample.Config(self.length, 1, 0.0), "evaluate")
         self._divergence = hosts.compiled(partial(divergence, model=workspace.model))
+
+    def batches(self, num_prompts: int, prompts_per_batch: int) -> Iterator[tuple[Prompts, int]]:
+        """The first `num_prompts` evaluation prompts in batches of one size, and how many prompts of each count.
+
+        The last batch is filled with the prompts that follow in the stream: one compiled shape serves all, and a mesh divides
+        it. The size is `prompts_per_batch`, or the fewest prompts that the mesh divides where there are not as many.
+        """
+        shards = self.workspace.mesh.shape["data"] * self.workspace.mesh.shape["fsdp"]
+        most = max(self.config.num_prompts, num_prompts)
+        size = -(-min(prompts_per_batch, most) // shards) * shards
+        for start in range(0, num_prompts, size):
+            yield self.stream.prompts(start, size), min(size, num_prompts - start)
 
     def judge(self, params: Params, draw: Any, num_prompts: int) -> Judged:
         """Samples the first `num_prompts` evaluation prompts and judges the samples."""
         batches = []
-        for start in range(0, num_prompts, self.config.prompts_per_batch):
-            samples = draw(params, self.stream.prompts(start, self.config.prompts_per_batch))
-            batches.append((samples, self._divergence(params, self.reference_params, samples)))
+        for prompts, count in self.batches(num_prompts, self.config.prompts_per_batch):
+            samples = draw(params, prompts)
+            batches.append((samples, count, self._divergence(params, self.reference_params, samples)))
         return self._collect(batches)
 
-    def _collect(self, batches: list[tuple[Samples, tuple[Array, Array, Array]]]) -> Judged:
+    def _collect(self, batches: list[tuple[Samples, int, tuple[Array, Array, Array]]]) -> Judged:
         prompts: list[str] = []
         completions: list[str] = []
         columns: dict[str, list[np.ndarray]] = {}
-        for samples, (kl, entropy, nll) in batches:
+        for samples, count, (kl, entropy, nll) in batches:
+            rows = count * samples.samples_per_prompt
             values = {"finished": samples.finished_B, "length": samples.mask_BC.sum(-1), "kl": kl, "entropy": entropy}
             values |= {"nll": nll, "prompt_length": samples.prompt_mask_BQ.sum(-1)}
             for name, value in hosts.fetch(hosts.settled(values)).items():
-                columns.setdefault(name, []).append(np.asarray(value))
+                columns.setdefault(name, []).append(np.asarray(value)[:rows])
             if self.reward is not None:
-                columns.setdefault("reward", []).append(self.reward(samples))
-            prompts += self.stream.texts_of(samples)
-            completions += self.workspace.completions(samples)
+                columns.setdefault("reward", []).append(self.reward(samples)[:rows])
+            prompts += self.stream.texts_of(samples)[:rows]
+            completions += self.workspace.completions(samples)[:rows]
         joined = {name: np.concatenate(parts) for name, parts in columns.items()}
         return Judged(
             prompts=prompts,
@@ -165,81 +190,34 @@ class Evaluator:
 
     @cached_property
     def reference_gold(self) -> np.ndarray:
-        """Gold scores of the references of every evaluation prompt, `[num_prompts, references_per_prompt]`."""
-        count, each = self.config.num_prompts, self.config.references_per_prompt
-        prompts, references = self.stream.texts(0, count), self.stream.references(0, count)
-        if min(len(of_prompt) for of_prompt in references) < each:
-            fewest = min(len(of_prompt) for of_prompt in references)
-            raise Refusal(f"evaluate.references_per_prompt is {each}, but a prompt has {fewest} references")
-        repeated = [prompt for prompt in prompts for _ in range(each)]
-        texts = [text for of_prompt in references for text in of_prompt[:each]]
-        return self.workspace.gold(repeated, texts, [True] * len(texts)).reshape(count, each)
+        """Gold scores of the references of every evaluation prompt, `[num_prompts, references_per_prompt]`.
+
+        NaN in the place of references that a prompt does not have.
+        """
+        count = self.config.num_prompts
+        prompts = self.stream.texts(0, count)
+        references = [texts[: self.config.references_per_prompt] for texts in self.stream.references(0, count)]
+        repeated = [prompt for prompt, texts in zip(prompts, references, strict=True) for _ in texts]
+        said = [text for texts in references for text in texts]
+        gold_PR = np.full((count, max(1, *map(len, references))), np.nan)
+        there_PR: np.ndarray = np.arange(gold_PR.shape[1])[None] < np.array([[len(texts)] for texts in references])
+        if said:
+            gold_PR[there_PR] = self.workspace.gold(repeated, said, [True] * len(said))
+        return gold_PR
 
     def evaluate(self, params: Params, num_prompts: int) -> tuple[Figures, Judged]:
         """Every figure of the first `num_prompts` evaluation prompts, and the samples at temperature 1."""
+        num_prompts = min(num_prompts, self.config.num_prompts)
         judged = self.judge(params, self._sample, num_prompts)
         greedy = self.judge(params, self._greedy, num_prompts)
-        figures = sampled_figures(judged, num_prompts) | {"kl_perplexity": paper_perplexity(greedy)}
+        figures = sampled_figures(judged) | {"kl_perplexity": paper_perplexity(greedy)}
         if judged.gold_B is not None and greedy.gold_B is not None:
             reference_gold = self.reference_gold[:num_prompts]
-            greedy_rates = win_rates(greedy.gold_B, reference_gold)
-            figures |= gold_figures(judged.gold_B, reference_gold)
+            figures |= gold_figures(judged.prompts, judged.gold_B, reference_gold)
+            greedy_rates = win_rates(greedy.prompts, greedy.gold_B, reference_gold)
             figures |= {GREEDY_NAMES[name]: value for name, value in greedy_rates.items()}
             figures["gold_mean_greedy"] = float(greedy.gold_B.mean())
         return figures, judged
-
-
-def win_rates(gold_B: np.ndarray, reference_gold_PR: np.ndarray) -> Figures:
-    """How often a sample beats a reference of its prompt under gold: ties count one half; the strict version beside it."""
-    num_prompts = reference_gold_PR.shape[0]
-    gold_PG1 = gold_B.reshape(num_prompts, -1, 1)
-    better = (gold_PG1 > reference_gold_PR[:, None, :]).mean(axis=(1, 2))
-    equal = (gold_PG1 == reference_gold_PR[:, None, :]).mean(axis=(1, 2))
-    of_prompt = better + 0.5 * equal
-    return {
-        "win_rate": float(of_prompt.mean()),
-        "win_rate_stderr": float(of_prompt.std(ddof=1) / math.sqrt(num_prompts)),
-        "win_rate_strict": float(better.mean()),
-    }
-
-
-def stderr_over_prompts(values_B: np.ndarray, num_prompts: int) -> float:
-    """Standard error of a mean over prompts: the samples of one prompt are not independent."""
-    return float(values_B.reshape(num_prompts, -1).mean(axis=1).std(ddof=1) / math.sqrt(num_prompts))
-
-
-def gold_figures(gold_B: np.ndarray, reference_gold_PR: np.ndarray) -> Figures:
-    """Gold score and win-rate of fresh samples at temperature 1."""
-    return win_rates(gold_B, reference_gold_PR) | {
-        "gold_mean": float(gold_B.mean()),
-        "gold_mean_stderr": stderr_over_prompts(gold_B, reference_gold_PR.shape[0]),
-        "gold_std": float(gold_B.std()),
-    }
-
-
-def sampled_figures(judged: Judged, num_prompts: int) -> Figures:
-    """What fresh samples at temperature 1 say without a judge."""
-    tokens = float(judged.length_B.sum())
-    figures = {
-        "kl": float(judged.kl_B.mean()),
-        "kl_stderr": stderr_over_prompts(judged.kl_B, num_prompts),
-        "kl_per_token": float(judged.kl_B.sum() / tokens),
-        "entropy": float(judged.entropy_B.sum() / tokens),
-        "completion_length": float(judged.length_B.mean()),
-        "finished": float(judged.finished_B.mean()),
-        "distinct_completions": len(set(judged.completions)) / len(judged.completions),
-    }
-    if judged.reward_B is not None:
-        figures["reward_mean"] = float(judged.reward_B.mean())
-    return figures
-
-
-def paper_perplexity(greedy: Judged) -> float:
-    """exp of a completion's negative log-likelihood under the SFT policy, divided by prompt and completion tokens - 1.
-
-    The mean over rows is the "KL (ppl)" of async RLHF (arXiv 2410.18252) as its code computes it, on near-greedy completions.
-    """
-    return float(np.exp(greedy.reference_nll_B / (greedy.prompt_length_B + greedy.length_B - 1)).mean())
 
 
 def learned_scores(reward: ModelReward, params: Params, mean: float, std: float) -> Callable[[Samples], np.ndarray]:

@@ -10,7 +10,8 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from rlhf_jax.jobs._evaluator import Evaluator, Judged
+from rlhf_jax.jobs._evaluator import Evaluator
+from rlhf_jax.jobs._figures import Judged
 from rlhf_jax.jobs.api import PromptStream, Workspace
 from rlhf_jax.observe import lines
 from rlhf_jax.observe.progress import Bar
@@ -79,6 +80,9 @@ class Recorder:
                 self._flush()
                 self.late = (event, self.round_figures)
                 self.uses[event.age] = event.sample_R
+                within_round = (event.update + 1) % self._updates_per_round
+                if within_round and event.update + 1 in self.config.evaluate_at:
+                    self.evaluate(self.workspace.on_mesh(event.states["policy"].params), event.update + 1, full=False)
             case synchronous.RoundEnd():
                 self._round_end(event)
 
@@ -119,7 +123,8 @@ class Recorder:
         self.write_ledger(self.scored, version - clock.updates_per_round)
         if round_index == 0:  # only now, so that nobody waits for its programs to see that training works
             self.evaluate(self.program.reference_params, 0, full=True)
-        if last or crosses(version, clock.updates_per_round, self.config.evaluate_every):
+        listed = version in self.config.evaluate_at
+        if last or listed or crosses(version, clock.updates_per_round, self.config.evaluate_every):
             self.evaluate(self.workspace.on_mesh(states["policy"].params), version, full=last)
         if last or event.stopping or crosses(version, clock.updates_per_round, self.config.checkpoint_every):
             self._flush()

@@ -42,7 +42,8 @@ class Config:
     temperature: float = 1.0
     num_micro_batches: int = 1
     evaluate_every: int = 16  # updates, rounded up to ends of rounds; 0: only at the beginning and the end
-    checkpoint_every: int = 16  # the same
+    evaluate_at: tuple[int, ...] = ()  # and after these updates, within a round too: densely where a curve is steep
+    checkpoint_every: int = 16  # updates, rounded up to ends of rounds; 0: only at the end
     keep_checkpoints: int = 2  # newest ones; `experiments.evaluate` evaluates every one that is kept
     log_samples: int = 4  # completions of a round that go to samples.jsonl
     ledger: bool = True  # a row for every sample in ledger.jsonl
@@ -108,6 +109,12 @@ def check(config: Config, algorithm: Algorithm, mesh: Mesh, plan: str = "") -> N
         raise Refusal(f"rlhf.publish_dtype is {config.publish_dtype!r}; accepted: float32, bfloat16")
     if config.deadline_seconds <= 0:
         raise Refusal(f"rlhf.deadline_seconds is {config.deadline_seconds}; accepted: positive numbers")
+    outside = [update for update in config.evaluate_at if not 0 < update <= clock.num_updates]
+    if outside:
+        raise Refusal(
+            f"rlhf.evaluate_at has {outside[0]}; accepted: updates from 1 to the run's last, {clock.num_updates} "
+            "(version 0 is always evaluated)"
+        )
     if config.num_compactions < 0:
         raise Refusal(f"rlhf.num_compactions is {config.num_compactions}; accepted: 0 or more")
     if config.keep_checkpoints < 1:

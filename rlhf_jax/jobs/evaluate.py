@@ -8,7 +8,8 @@ import numpy as np
 
 from rlhf_jax import sample
 from rlhf_jax.jobs import rlhf, sft
-from rlhf_jax.jobs._evaluator import Evaluator, Figures, learned_scores, win_rates
+from rlhf_jax.jobs._evaluator import Evaluator, learned_scores
+from rlhf_jax.jobs._figures import Figures, win_rates
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.jobs.relabel import sampler
 from rlhf_jax.observe.metrics import read
@@ -32,25 +33,25 @@ def best_of_n_gold(gold_B: np.ndarray, reward_B: np.ndarray, group: int, n: int)
 def best_of_n_line(evaluator: Evaluator, params: Params, sizes: Sequence[int], num_prompts: int) -> list[Figures]:
     """Best-of-n of a policy under the learned reward, judged by gold, for every n of `sizes`: win-rate and analytic KL."""
     workspace, config = evaluator.workspace, evaluator.config
-    group = max(sizes)
+    group, num_prompts = max(sizes), min(num_prompts, config.num_prompts)
     assert evaluator.reward is not None
-    drawing = sample.Config(workspace.lengths.max_completion_tokens, group, 1.0)
-    draw = sampler(workspace, drawing, "best_of_n")
-    golds, rewards = [], []
+    draw = sampler(workspace, sample.Config(evaluator.length, group, 1.0), "best_of_n")
+    golds, rewards, asked = [], [], []
     size = max(1, config.prompts_per_batch * config.samples_per_prompt // group)
-    for start in range(0, num_prompts, size):
-        samples = draw(params, evaluator.stream.prompts(start, size))
+    for batch, count in evaluator.batches(num_prompts, size):
+        samples = draw(params, batch)
         texts, prompts = workspace.completions(samples), evaluator.stream.texts_of(samples)
-        golds.append(evaluator.gold(prompts, texts, hosts.fetch(samples.finished_B)))
-        rewards.append(evaluator.reward(samples))
+        rows = slice(count * group)
+        golds.append(evaluator.gold(prompts[rows], texts[rows], hosts.fetch(samples.finished_B)[rows]))
+        rewards.append(evaluator.reward(samples)[rows])
+        asked += prompts[rows]
     gold_B, reward_B = np.concatenate(golds), np.concatenate(rewards)
-    reference_gold = evaluator.reference_gold[: gold_B.shape[0] // group]
     lines = []
     for n in sizes:
         picked = best_of_n_gold(gold_B, reward_B, group, n)
         lines.append(
             {"n": float(n), "kl": float(best_of_n_kl(n)), "gold_mean": float(picked.mean())}
-            | win_rates(picked, reference_gold)
+            | win_rates(asked[::n], picked, evaluator.reference_gold[:num_prompts])
         )
     return lines
 

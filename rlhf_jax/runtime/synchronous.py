@@ -44,12 +44,16 @@ class Scored:
 @dataclass(frozen=True)
 class Updated:
     """Update `update` made version `update + 1`; `age` is that of its samples, in updates. Metrics are on the device, and
-    so is `sample_R`: the rows of the round's samples that it trained on."""
+    so is `sample_R`: the rows of the round's samples that it trained on.
+
+    `states` are those of version `update + 1`. The next update donates them: what is needed of them must be dispatched before.
+    """
 
     update: int
     age: int
     metrics: Any
     sample_R: Array | None
+    states: States
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,8 @@ def train_round(
         minibatch = program.minibatch(batch, round_index, update)
         states, metrics = program.update(states, minibatch)
         made.append(metrics)
-        yield Updated(first + update, clock.age(round_index, update, version), metrics, minibatch.sample_R)
+        age = clock.age(round_index, update, version)
+        yield Updated(first + update, age, metrics, minibatch.sample_R, states)
     stopping = watch.stopping()
     yield RoundEnd(round_index, states, stopping)
     check_policy(first, scores, made)  # only now: what the reader does runs beside the updates

@@ -132,3 +132,16 @@ def test_callers_params_survive_the_run():
     before = rounds.host(program.reference_params)
     run(Clock(2))
     assert same(before, rounds.host(program.reference_params))
+
+
+def test_states_of_an_update_are_those_of_its_version():
+    """An evaluation within a round is of the version that its update made."""
+    clock = Clock(2, num_minibatches=2, num_epochs=2)
+    program = program_of(clock)
+    seen = [
+        rounds.host(event.states["policy"].params)
+        for event in synchronous.run(program, program.init(program.reference_params), 0, {})
+        if isinstance(event, synchronous.Updated)
+    ]
+    versions, _ = naive([0, 4], 2, 2)
+    assert all(same(*pair) for pair in zip(seen, versions[1:], strict=True))
