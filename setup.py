@@ -19,6 +19,7 @@ setup(
         "absl-py>=2.1",
         "ml_collections>=1.0",
         "numpy>=2.0",
+        "scipy>=1.13",
         "matplotlib>=3.9",
         "tensorboardX>=2.6",
         "tokenizers>=0.21",

@@ -1,52 +1,185 @@
-"""The cells of a study in this process: their configs, the stages that they share, and running them."""
+"""The cells of a study: their configs and digests, those that have ended, and running the others in this process."""
 
-import dataclasses
 import importlib.util
 import itertools
+import shutil
+import sys
+import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.study import RESULT, Cell, Study
-from rlhf_jax.refusal import Refusal
+from experiments import cell_lines, provenance
+from experiments.study import Cell, Study
+from rlhf_jax.observe.lines import replace as replace_file
+from rlhf_jax.refusal import MissingInput, Refusal
+
+CELLS, BASE, FILE, RESULT = "cells", "base", "cells.jsonl", "result.json"
+BULK = ("checkpoints", "rounds", "tensorboard")  # folders of a run that no report reads
+BEFORE_RLHF = (
+    "seed",
+    "task",
+    "tokenizer",
+    "model",
+    "hub",
+    "lengths",
+    "mesh",
+    "reward",
+    "sft",
+    "comparisons",
+    "reward_model",
+)
+"""Nodes of a config that the stages before RLHF read: cells that agree on them share these stages."""
+
+Base = tuple[int, str, str]
+"""The seed, and the variants of policy and reward model, that the stages before a cell are of."""
 
 
-def variant(study: Study, name: str) -> ConfigDict:
-    """The study's config with the overrides of a variant."""
-    config = study.base()
-    config.update_from_flattened_dict(dict(study.variants[name]))
-    return config
+class Failed(Exception):
+    """Cells that ended with an exception other than a figure that is not finite. The worker has run its other cells."""
 
 
-def config_of(study: Study, cell: Cell) -> ConfigDict:
-    """The resolved config of a cell, in its own directory."""
-    from rlhf_jax import build
+class Cells:
+    """The cells of one study. Reads the file of ended cells anew whenever it has changed."""
 
-    arm = study.arm(cell.arm)
-    config: Any = variant(study, arm.policy)
-    config.algorithm = build.component("algorithms", arm.algorithm)
-    for key, value in itertools.chain(arm.overrides.items(), cell.setting):
-        config.update_from_flattened_dict({key: value})
-    config.seed = cell.seed
-    config.directory = str(study.directory / cell.path)
-    config.rlhf.total_prompts = cell.num_updates * config.rlhf.prompts_per_update
-    if cell.purpose == "tune":
-        config.rlhf.evaluate_every = 0
-    config.evaluate.part = 0 if cell.purpose == "tune" else 1
-    config.evaluate.num_parts = 2
-    return config
+    def __init__(self, study: Study):
+        self.study = study
+        self.path = study.cells or study.directory / FILE
+        self.processor = provenance.processor()
+        self._identities: dict[Cell, str] = {}
+        self._golden: dict[str, str] = {}
+        self._indexed: tuple[Any, dict[str, list[cell_lines.Line]], Counter[Any]] = (None, {}, Counter())
+
+    def config(self, cell: Cell) -> ConfigDict:
+        """The config of a cell, in its own directory."""
+        config = self._config(cell)
+        config.directory = str(self.directory(cell))
+        return config
+
+    def _config(self, cell: Cell) -> Any:
+        from rlhf_jax import build
+
+        arm = self.study.arm(cell.arm)
+        config: Any = self.variant(arm.policy)
+        config.algorithm = build.component("algorithms", arm.algorithm)
+        for key, value in itertools.chain(arm.overrides.items(), cell.setting):
+            config.update_from_flattened_dict({key: value})
+        config.seed = cell.seed
+        config.rlhf.total_prompts = cell.num_updates * config.rlhf.prompts_per_update
+        if cell.purpose == "tune":
+            config.rlhf.evaluate_every, config.rlhf.evaluate_at = 0, ()
+        config.evaluate.part = 0 if cell.purpose == "tune" else 1
+        config.evaluate.num_parts = 2
+        return config
+
+    def variant(self, name: str) -> ConfigDict:
+        """The study's config with the overrides of a variant."""
+        config = self.study.base()
+        config.update_from_flattened_dict(dict(self.study.variants[name]))
+        return config
+
+    def identity(self, cell: Cell) -> str:
+        """The digest that a cell is known by: of its config, and thereby of all that the study says about it."""
+        if cell not in self._identities:
+            self._identities[cell] = cell_lines.identity(flattened(self._config(cell)))
+        return self._identities[cell]
+
+    def directory(self, cell: Cell) -> Path:
+        """The directory of a cell's run, named by the cell and by the digest of its config."""
+        return self.study.directory / CELLS / f"{cell.name}-{self.identity(cell)[:8]}"
+
+    def golden(self, cell: Cell) -> str:
+        """The hash of the golden numbers that a cell depends on."""
+        algorithm = self.study.arm(cell.arm).algorithm
+        if algorithm not in self._golden:
+            self._golden[algorithm] = provenance.golden_hash(algorithm)
+        return self._golden[algorithm]
+
+    def _lines(self) -> tuple[dict[str, list[cell_lines.Line]], Counter[Any]]:
+        """Lines by digest, and the number of ended cells by purpose, seed and processor."""
+        lines = cell_lines.read(self.path)
+        if self._indexed[0] is not lines:
+            found: dict[str, list[cell_lines.Line]] = {}
+            counts: Counter[Any] = Counter()
+            for line in lines:
+                found.setdefault(line["cell"], []).append(line)
+                counts[line["purpose"], line["seed"], line["processor"]] += 1
+            self._indexed = lines, found, counts
+        return self._indexed[1], self._indexed[2]
+
+    def ended(self, cell: Cell) -> cell_lines.Line | None:
+        """The line of a cell that has ended, or None.
+
+        Numbers of one seed are compared with each other: of lines of several processors, that of the processor which ended most
+        cells of the seed.
+        """
+        lines, counts = self._lines()
+        usable = [line for line in lines.get(self.identity(cell), ()) if line["golden"] == self.golden(cell)]
+        return max(usable, key=lambda line: counts[cell.purpose, cell.seed, line["processor"]], default=None)
+
+    def results(self, cells: Sequence[Cell]) -> list[cell_lines.Line]:
+        """The lines of those cells that have ended."""
+        return [line for cell in cells if (line := self.ended(cell)) is not None]
+
+    def left(self, cells: Sequence[Cell]) -> list[Cell]:
+        """The cells that are to be run here: of each seed those that have not ended on this kind of processor.
+
+        A seed all of whose cells have ended on another kind is left alone.
+        """
+        lines, _ = self._lines()
+
+        def processors(cell: Cell) -> set[str]:
+            there = lines.get(self.identity(cell), ())
+            return {line["processor"] for line in there if line["golden"] == self.golden(cell)}
+
+        found = []
+        for _, together in itertools.groupby(sorted(cells, key=_seed), key=_seed):
+            of_seed = list(together)
+            on = [processors(cell) for cell in of_seed]
+            if not set.intersection(*on):
+                found += [cell for cell, there in zip(of_seed, on, strict=True) if self.processor not in there]
+        wanted = set(found)
+        return [cell for cell in cells if cell in wanted]
+
+    def base(self, cell: Cell) -> Base:
+        """The stages before a cell."""
+        arm = self.study.arm(cell.arm)
+        return cell.seed, arm.policy, arm.reward
+
+    def base_directory(self, seed: int, variant: str) -> Path:
+        """The directory of the stages of a seed and variant, named by the digest of the keys that they read."""
+        config = self.variant(variant)
+        config.seed = seed
+        read = {key: value for key, value in flattened(config).items() if key.split(".")[0] in BEFORE_RLHF}
+        return self.study.directory / BASE / (variant or "usual") / f"{seed}-{provenance.digest(read)[:8]}"
 
 
-def shared_stages(study: Study, seed: int, policy: str = "", reward: str = "") -> tuple[Any, Any]:
-    """The SFT params and the reward of a seed, each of its variant, trained in `base/` where they are not there yet."""
+def _seed(cell: Cell) -> tuple[str, int]:
+    return cell.purpose, cell.seed
+
+
+def flattened(config: ConfigDict) -> dict[str, Any]:
+    """A config's leaves by their keys joined by dots."""
+    from rlhf_jax.values import flat
+
+    return flat(config.to_dict())
+
+
+def shared_stages(cells: Cells, seed: int, policy: str = "", reward: str = "") -> tuple[Any, Any]:
+    """SFT policy and reward of a seed, made where they are not there yet.
+
+    A reward model of another variant is trained on comparisons of its own SFT policy.
+    """
     from rlhf_jax import build
     from rlhf_jax.jobs import pipeline, sft
 
     def prepare(name: str) -> tuple[Any, Any]:
-        config = variant(study, name)
-        config.seed, config.directory = seed, str(study.directory / "base" / name / str(seed))
+        config: Any = cells.variant(name)
+        config.seed, config.directory = seed, str(cells.base_directory(seed, name))
         workspace, stages, _ = build.prepare(config)
         return workspace, stages
 
@@ -56,41 +189,55 @@ def shared_stages(study: Study, seed: int, policy: str = "", reward: str = "") -
     return sft.run(workspace, stages.sft), pipeline.before_rlhf(*prepare(reward))[1]
 
 
-def base_of(study: Study, cell: Cell) -> tuple[int, str, str]:
-    """The seed and variants that the stages before a cell are of."""
-    arm = study.arm(cell.arm)
-    return cell.seed, arm.policy, arm.reward
+def run_cells(cells: Cells, wanted: Sequence[Cell]) -> None:
+    """Runs cells that have not ended in this process, those of one base together. A cell keeps its line, not its checkpoints.
+
+    A cell with a figure that is not finite has ended: it has diverged. Raises Failed, after all have been tried, where others
+    went wrong in another way; their tracebacks are printed.
+    """
+    failed = []
+    for base, together in itertools.groupby(sorted(cells.left(wanted), key=cells.base), key=cells.base):
+        params, reward = shared_stages(cells, *base)
+        for cell in together:
+            try:
+                run_cell(cells, cell, params, reward)
+            except Exception:
+                traceback.print_exc()
+                failed.append(cell.name)
+    if failed:
+        raise Failed(f"{len(failed)} of {len(wanted)} cells failed: {', '.join(failed)}")
 
 
-def run_cells(study: Study, cells: Sequence[Cell]) -> None:
-    """Runs cells that have no result yet in this process, those of one base together. A cell keeps its figures, not its
-    checkpoints."""
-    from experiments.result import finish
+def run_cell(cells: Cells, cell: Cell, params: Any, reward: Any) -> None:
+    """Runs one cell from its shared stages, and writes its line last: with it the cell has ended."""
+    from experiments.result import line_of
     from rlhf_jax import build
     from rlhf_jax.jobs import rlhf
 
-    def base(cell: Cell) -> tuple[int, str, str]:
-        return base_of(study, cell)
+    config, diverged = cells.config(cell), ""
+    shutil.rmtree(cells.directory(cell), ignore_errors=True)  # an interrupted cell begins again
+    workspace, stages, algorithm = build.prepare(config)
+    try:
+        rlhf.run(workspace, stages, algorithm, reward, params)
+    except FloatingPointError as error:
+        diverged = str(error)
+        print(f"{cell.name} diverged: {error}", file=sys.stderr)
+    finally:
+        workspace.metrics.close()
+    line = line_of(cells, cell, stages.rlhf, algorithm, diverged)
+    for folder in BULK:
+        shutil.rmtree(workspace.directory / folder, ignore_errors=True)
+    replace_file(workspace.directory / RESULT, cell_lines.encoded(line))
+    cell_lines.append(cells.path, flattened(cells.config(cell)), flattened(cells.variant("")), line)
 
-    for of_base, together in itertools.groupby(sorted(cells, key=base), key=base):
-        left = [cell for cell in together if not (study.directory / cell.path / RESULT).exists()]
-        if not left:
-            continue
-        params, reward = shared_stages(study, *of_base)
-        for cell in left:
-            workspace, stages, algorithm = build.prepare(config_of(study, cell))
-            rlhf.run(workspace, stages, algorithm, reward, params)
-            workspace.metrics.close()
-            finish(study, cell, stages.rlhf, algorithm)
 
-
-def phases(study: Study, cells: Sequence[Cell], num_parts: int) -> Iterator[list[list[Cell]]]:
-    """What is left to do, in lists that may run at once: the shared stages, those of a seed in one; then the cells.
+def phases(cells: Cells, wanted: Sequence[Cell], num_parts: int) -> Iterator[list[list[Cell]]]:
+    """The work that is left, in lists that may run at once: the shared stages, those of a seed in one; then the cells.
 
     A cell of 0 updates stands for the stages that it shares.
     """
-    left = [cell for cell in cells if not (study.directory / cell.path / RESULT).exists()]
-    bases = {base_of(study, cell): dataclasses.replace(cell, num_updates=0) for cell in left}
+    left = cells.left(wanted)
+    bases = {cells.base(cell): replace(cell, num_updates=0) for cell in left}
     of_seed: dict[int, list[Cell]] = {}
     for base in sorted(bases):
         of_seed.setdefault(base[0], []).append(bases[base])
@@ -98,15 +245,16 @@ def phases(study: Study, cells: Sequence[Cell], num_parts: int) -> Iterator[list
     yield [part for place in range(num_parts) if (part := left[place::num_parts])]
 
 
-def work(study: Study, cells: Sequence[Cell]) -> None:
-    """What a worker does with its cells (see `phases`), with the compile cache that the study's workers have in common."""
+def work(study: Study, wanted: Sequence[Cell]) -> None:
+    """The work of one worker on its cells (see `phases`), with the compile cache that the study's workers have in common."""
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(study.directory / "compile_cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    for base in sorted({base_of(study, cell) for cell in cells if not cell.num_updates}):
-        shared_stages(study, *base)
-    run_cells(study, [cell for cell in cells if cell.num_updates])
+    cells = Cells(study)
+    for base in sorted({cells.base(cell) for cell in wanted if not cell.num_updates}):
+        shared_stages(cells, *base)
+    run_cells(cells, [cell for cell in wanted if cell.num_updates])
 
 
 def load(argument: str) -> Study:
@@ -114,7 +262,7 @@ def load(argument: str) -> Study:
     path, _, choice = argument.partition(":")
     if not Path(path).is_file():
         there = ", ".join(str(found) for found in sorted(Path("configs/studies").glob("[!_]*.py")))
-        raise Refusal(f"no study {path!r}; there are: {there}")
+        raise MissingInput(f"no study {path!r}; there are: {there}")
     spec = importlib.util.spec_from_file_location("study", path)
     assert spec is not None
     assert spec.loader is not None

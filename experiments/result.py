@@ -1,13 +1,15 @@
-"""What is kept of a cell that has ended: its curve, means of its metrics, its schedule and ages, and what it trained on."""
+"""The line that is kept of a cell that has ended: its curve, means of its metrics, its schedule, ages and cost."""
 
-import json
-import shutil
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
-from experiments.study import RESULT, Cell, Study
+from experiments import provenance
+from experiments.cells import Cells
+from experiments.study import Cell
 from rlhf_jax.jobs import rlhf
-from rlhf_jax.observe.lines import Line, replace
+from rlhf_jax.observe.lines import Line
 from rlhf_jax.observe.metrics import read
 from rlhf_jax.types import Algorithm
 
@@ -15,44 +17,70 @@ MEANS = ("ratio_p99", "clip_share", "entropy", "behavior_kl_k1", "flat_group_sha
 MEANS += ("variance_mean_place", "clipped_low_share", "clipped_high_share", "update_norm")
 MEANS += ("logprob_change", "effective_sample_share", "tie_share")
 SCHEDULE = ("lag", "num_minibatches", "num_epochs", "samples_per_prompt")
-BULK = ("checkpoints", "rounds", "tensorboard")  # folders of a run that no report reads
+KEYS_OF_A_LINE = ("stage", "of", "seconds")  # of an evaluation, that no report reads
 
 
-def finish(study: Study, cell: Cell, config: rlhf.Config, algorithm: Algorithm) -> None:
-    """Keeps of a cell what the report reads, and writes its result last: with it the cell has ended.
+def line_of(cells: Cells, cell: Cell, config: rlhf.Config, algorithm: Algorithm, diverged: str) -> dict[str, Any]:
+    """The line of a cell, from its run's metrics.
+
+    Args:
+      cells: of the study.
+      cell: that has ended.
+      config: its settings.
+      algorithm: its algorithm.
+      diverged: the message of a figure that was not finite; "" for a run that came to its end.
 
     Raises RuntimeError where an update was of another age than the clock says.
     """
-    directory = study.directory / cell.path
-    lines = read(directory / "metrics.jsonl")
+    path = cells.directory(cell) / "metrics.jsonl"
+    lines = read(path) if path.exists() else []
     updates = [line for line in lines if line["stage"] == rlhf.STAGE and "update" in line]
-    arm = study.arm(cell.arm)
-    result: dict[str, Any] = {"arm": cell.arm, "setting": dict(cell.setting), "seed": cell.seed}
-    result |= {"purpose": cell.purpose, "num_updates": cell.num_updates}
-    result |= {"algorithm": arm.algorithm, "policy": arm.policy, "reward": arm.reward}
-    result["schedule"] = {name: getattr(config, name) for name in SCHEDULE}
-    result["ages"] = ages(config, updates)
-    result["trained"] = trained(config, algorithm, updates)
-    result["curve"] = [line for line in lines if line["stage"] == "evaluate" and line["of"] == rlhf.STAGE]
-    result["means"] = {name: sum(line[name] for line in updates) / len(updates) for name in MEANS if name in updates[0]}
-    for folder in BULK:
-        shutil.rmtree(directory / folder, ignore_errors=True)
-    replace(directory / RESULT, json.dumps(result).encode())
+    arm = cells.study.arm(cell.arm)
+    line: dict[str, Any] = {"study": cells.study.directory.name, "arm": cell.arm, "setting": dict(cell.setting)}
+    line |= {"seed": cell.seed, "purpose": cell.purpose, "num_updates": cell.num_updates}
+    line |= {"algorithm": arm.algorithm, "policy": arm.policy, "reward": arm.reward}
+    line |= {"golden": cells.golden(cell), "commit": provenance.commit(), "processor": provenance.processor()}
+    line |= {"date": datetime.now(UTC).date().isoformat()}
+    line["schedule"] = {name: getattr(config, name) for name in SCHEDULE}
+    line["ages"] = ages(config, updates, whole=not diverged)
+    line["trained"] = trained(config, algorithm, updates)
+    evaluations = [line for line in lines if line["stage"] == "evaluate" and line["of"] == rlhf.STAGE]
+    line["curve"] = [
+        kept(evaluation) for evaluation in sorted(evaluations, key=lambda evaluation: evaluation["update"])
+    ]
+    line["means"] = kept({name: mean(updates, name) for name in MEANS if updates and name in updates[0]})
+    return line | ({"diverged": diverged} if diverged else {})
 
 
-def ages(config: rlhf.Config, updates: Sequence[Line]) -> dict[str, float]:
-    """Mean and largest age of a run's updates, by its clock; the run's own record must say the same."""
+def kept(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures as JSON can say them: None where one is not finite."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in figures.items()
+        if name not in KEYS_OF_A_LINE
+    }
+
+
+def mean(updates: Sequence[Line], name: str) -> float:
+    return sum(line[name] for line in updates) / len(updates)
+
+
+def ages(config: rlhf.Config, updates: Sequence[Line], whole: bool = True) -> dict[str, float]:
+    """Mean and largest age of a run's updates, by its clock; the run's own record must say the same.
+
+    `whole`: the record must hold every update.
+    """
     clock = config.schedule()
     said = [clock.age(*divmod(update, clock.updates_per_round)) for update in range(clock.num_updates)]
     met = [line["age"] for line in updates]
-    if met != said:
+    if met != (said if whole else said[: len(met)]):
         first = next((place for place, pair in enumerate(zip(met, said, strict=False)) if pair[0] != pair[1]), len(met))
         raise RuntimeError(f"ages of a cell are not the clock's from update {first} on: {met[first : first + 3]}")
     return {"mean": sum(said) / len(said), "max": max(said)}
 
 
 def trained(config: rlhf.Config, algorithm: Algorithm, updates: Sequence[Line]) -> dict[str, int]:
-    """What a run cost: prompts and completions sampled, rows and completion tokens that updates were made of, updates.
+    """The cost of a run: prompts and completions sampled, rows and completion tokens that updates were made of, updates.
 
     A row counts in every epoch that trains on it. Tokens are from the mean length of every update's rows.
     """

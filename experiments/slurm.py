@@ -14,7 +14,7 @@ MINUTES = 120  # of a job, where the options do not say
 def executor(study: Study, options: str) -> Any:
     """What submits jobs: `options` are submitit's, "timeout_min=60,slurm_partition=gpu,gpus_per_node=1".
 
-    Raises ModuleNotFoundError that says what to install, ValueError for an option that is none.
+    Raises ModuleNotFoundError that says what to install, Refusal for an option that is none.
     """
     try:
         import submitit  # pyright: ignore[reportMissingImports] (an extra of its own)
@@ -43,15 +43,15 @@ def parameters(options: str) -> dict[str, Any]:
 def launch(submitter: Any, study: Study, argument: str, wanted: Sequence[Cell], num_jobs: int) -> None:
     """Runs cells in `num_jobs` jobs and waits for them: the shared stages first, a job a seed.
 
-    Raises RuntimeError naming the log of one that failed.
+    Raises Failed naming the log of one that failed.
     """
-    for parts in cells.phases(study, wanted, num_jobs):
+    for parts in cells.phases(cells.Cells(study), wanted, num_jobs):
         jobs = submitter.map_array(work, [argument] * len(parts), parts) if parts else []
         failed = [(job, error) for job in jobs if (error := job.exception()) is not None]
         if failed:
             job, error = failed[0]
             last = str(error).strip().splitlines()[-1:]
-            raise RuntimeError(f"{len(failed)} of {len(jobs)} jobs failed: see {job.paths.stderr} ({''.join(last)})")
+            raise cells.Failed(f"{len(failed)} of {len(jobs)} jobs failed: see {job.paths.stderr} ({''.join(last)})")
 
 
 def work(argument: str, part: Sequence[Cell]) -> None:

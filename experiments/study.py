@@ -1,13 +1,14 @@
 """The protocol of a study: arms, the grid that each is tuned on, successive halving, and the cells that all this asks for.
 
-Cells of one seed share SFT policy, reward model and prompts. Every arm's settings are chosen by successive halving over one
-grid, on seeds and held-out prompts that are not reported; a best setting on an edge of the grid widens the grid there. An arm
-that follows another is tuned after it, over that arm's choice times a few factors. Then every arm runs on the reported seeds. A
-cell's result is a file: the protocol is asked for its next step when those of the last one are there.
+Cells of one seed share SFT policy, reward model and prompts. Without rungs nothing is tuned: every arm runs at every setting of
+the grid on the reported seeds. With rungs, every arm's setting is chosen by successive halving over the grid, on seeds and
+held-out prompts that are not reported; a best setting on an edge of the grid widens the grid there. An arm that follows another
+is tuned after it, over that arm's choice times a few factors, widened in the same way. Then every arm runs on the reported
+seeds. The protocol is asked for its next step when the cells of the last one have ended.
 """
 
 import itertools
-import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,17 +16,22 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-Setting = tuple[tuple[str, float], ...]
-CELLS = "cells"
-RESULT = "result.json"
+from rlhf_jax.refusal import Refusal
+
+Value = float | int | str | bool
+Setting = tuple[tuple[str, Value], ...]
+Ended = Callable[["Cell"], dict[str, Any] | None]
+"""The result of a cell, or None where it has not ended."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What differs from the study's config: overrides by dotted key, after the algorithm's file.
+    """The difference to the study's config: overrides by dotted key, after the algorithm's file.
 
     `follows` names the arm whose chosen settings, times the study's factors, this one is tuned over; "": the grid. `policy` and
     `reward` name the variants of the config (`Study.variants`) that the SFT policy and the reward model are made with.
+    `settings`, where given, stand in the place of the grid in a study without rungs. `tuning_seeds`, where given, stand in the
+    place of the last rung's; `choose` names what a setting is chosen by: the "mean" of its seeds or the "worst".
     """
 
     name: str
@@ -34,6 +40,9 @@ class Arm:
     follows: str = ""
     policy: str = ""
     reward: str = ""
+    settings: tuple[Setting, ...] = ()
+    tuning_seeds: tuple[int, ...] = ()
+    choose: str = "mean"
 
 
 @dataclass(frozen=True)
@@ -47,16 +56,16 @@ class Rung:
 
 @dataclass(frozen=True)
 class Study:
-    """A protocol. `grid` has the values of each tuned key, rising; a key in `open_ended` may be widened past its ends.
+    """A protocol. `grid` has the values of each key that is varied; a key in `open_ended` may be widened past its ends.
 
     `factors` has, for a key of the grid, what an arm that follows another multiplies that arm's choice by. `report` is the
-    module of `rlhf_jax/report/` that writes the page.
+    module that writes the page. `cells` is the file with a line for each ended cell; "": in the study's directory.
     """
 
     directory: Path
     base: Callable[[], ConfigDict]
     arms: tuple[Arm, ...]
-    grid: Mapping[str, tuple[float, ...]]
+    grid: Mapping[str, tuple[Value, ...]]
     open_ended: Mapping[str, float]  # key -> factor to the next value beyond an edge
     rungs: tuple[Rung, ...]
     report_updates: int
@@ -65,7 +74,21 @@ class Study:
     max_widenings: int = 2
     factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
-    report: str = "study"
+    report: str = "rlhf_jax.report.study"
+    cells: Path | None = None
+
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if not names or twice:
+            raise Refusal(f"the study's arms are {names}; accepted: one or more, each name once")
+        lost = [arm.follows for arm in self.arms if arm.follows and arm.follows not in names]
+        if lost:
+            raise Refusal(f"an arm follows {lost[0]!r}, which is no arm of the study; there are: {', '.join(names)}")
+        if not self.rungs and self.following_arms:
+            raise Refusal(
+                f"arm {self.following_arms[0].name!r} follows another one's choice, but the study has no rungs to tune on"
+            )
 
     @property
     def tuned_arms(self) -> tuple[Arm, ...]:
@@ -76,6 +99,11 @@ class Study:
     def following_arms(self) -> tuple[Arm, ...]:
         """The arms that are tuned over another one's choice."""
         return tuple(arm for arm in self.arms if arm.follows)
+
+    @property
+    def products(self) -> tuple[Setting, ...]:
+        """Every setting of the grid."""
+        return tuple(tuple(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values()))
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
@@ -93,111 +121,143 @@ class Cell:
     purpose: str
 
     @property
-    def path(self) -> Path:
-        values = "_".join(f"{value:.6g}" for _, value in self.setting)
-        return Path(CELLS, self.arm, f"{values}-{self.purpose}-{self.num_updates}", str(self.seed))
+    def name(self) -> str:
+        """A readable name, for folders and messages; the config's digest tells cells apart."""
+        values = "_".join(shown(value) for _, value in self.setting)
+        return f"{self.arm}/{values}-{self.purpose}-{self.num_updates}/{self.seed}"
 
 
-def results(study: Study, cells: Iterable[Cell]) -> list[dict[str, Any]]:
-    """The results of those cells that have ended."""
-    paths = [study.directory / cell.path / RESULT for cell in cells]
-    return [json.loads(path.read_text()) for path in paths if path.exists()]
+def shown(value: Value) -> str:
+    """A setting's value in a name: numbers with at most six digits."""
+    return f"{value:.6g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
-def mean_score(study: Study, arm: Arm, setting: Setting, rung: Rung) -> float:
-    """The mean over a rung's seeds of what settings are chosen by, at the end of the cells."""
-    cells = [Cell(arm.name, setting, seed, rung.num_updates, "tune") for seed in rung.seeds]
-    scores = [result["curve"][-1][study.score] for result in results(study, cells)]
-    return sum(scores) / len(scores)
+def score_of(study: Study, result: Mapping[str, Any]) -> float:
+    """The figure that settings are chosen by, at the end of a cell; a cell that diverged is worse than any other."""
+    return -math.inf if result.get("diverged") else result["curve"][-1][study.score]
 
 
-def tuning(study: Study) -> Iterator[list[Cell]]:
+def tuning_seeds(arm: Arm, rung: Rung) -> tuple[int, ...]:
+    return arm.tuning_seeds or rung.seeds
+
+
+def setting_score(study: Study, ended: Ended, arm: Arm, setting: Setting, rung: Rung) -> float:
+    """The score of a setting over a rung's seeds, whose cells have ended: their mean, or the worst where the arm says so."""
+    scores = []
+    for seed in tuning_seeds(arm, rung):
+        result = ended(Cell(arm.name, setting, seed, rung.num_updates, "tune"))
+        assert result is not None, f"{arm.name} {setting} {seed} has not ended"
+        scores.append(score_of(study, result))
+    return min(scores) if arm.choose == "worst" else sum(scores) / len(scores)
+
+
+def tuning(study: Study, ended: Ended) -> Iterator[list[Cell]]:
     """The cells of each step of tuning; the next step is asked for when these have ended."""
-    alive = {
-        arm.name: [tuple(zip(study.grid, values, strict=True)) for values in itertools.product(*study.grid.values())]
-        for arm in study.tuned_arms
-    }
+    if not study.rungs:
+        return
+    alive = {arm.name: list(study.products) for arm in study.tuned_arms}
+    last = study.rungs[-1]
     for rung in study.rungs:
-        yield _cells(alive, rung)
-        for _ in range(study.max_widenings if rung is study.rungs[-1] else 0):
-            wider = {
-                arm.name: beyond(study, alive[arm.name], best(study, arm, alive[arm.name], rung))
-                for arm in study.tuned_arms
-            }
-            if not any(wider.values()):
-                break
-            alive = {arm: settings + wider[arm] for arm, settings in alive.items()}
-            yield _cells(alive, rung)
+        yield _cells(study, alive, rung)
+        if rung is last:
+            searched = {arm.name: list(study.products) for arm in study.tuned_arms}
+            yield from _widening(study, ended, study.tuned_arms, alive, searched, rung)
         for arm in study.tuned_arms:
-            ranked = sorted(alive[arm.name], key=lambda setting, a=arm, r=rung: -mean_score(study, a, setting, r))
+            ranked = sorted(alive[arm.name], key=lambda s, a=arm, r=rung: -setting_score(study, ended, a, s, r))
             alive[arm.name] = ranked[: rung.keep]
     if study.following_arms:
-        chosen = tuned_settings(study)
-        yield _cells({arm.name: scaled(study, chosen[arm.follows]) for arm in study.following_arms}, study.rungs[-1])
+        chosen = {arm: settings[0] for arm, settings in alive.items()}
+        following = {arm.name: scaled(study, chosen[arm.follows]) for arm in study.following_arms}
+        yield _cells(study, following, last)
+        searched = {arm: list(settings) for arm, settings in following.items()}
+        yield from _widening(study, ended, study.following_arms, following, searched, last)
 
 
-def _cells(alive: Mapping[str, Sequence[Setting]], rung: Rung) -> list[Cell]:
+def _widening(
+    study: Study,
+    ended: Ended,
+    arms: Sequence[Arm],
+    alive: dict[str, list[Setting]],
+    searched: dict[str, list[Setting]],
+    rung: Rung,
+) -> Iterator[list[Cell]]:
+    """Steps past the edges of what was searched on which best settings lie; `alive` and `searched` gain their settings."""
+    for _ in range(study.max_widenings):
+        chosen = {arm.name: best(study, ended, arm, alive[arm.name], rung) for arm in arms}
+        wider = {name: beyond(study, searched[name], setting) for name, setting in chosen.items()}
+        if not any(wider.values()):
+            return
+        for name, settings in wider.items():
+            alive[name] = alive[name] + settings
+            searched[name] = searched[name] + settings
+        yield _cells(study, {name: alive[name] for name in wider}, rung)
+
+
+def _cells(study: Study, alive: Mapping[str, Sequence[Setting]], rung: Rung) -> list[Cell]:
     return [
         Cell(arm, setting, seed, rung.num_updates, "tune")
         for arm, settings in alive.items()
         for setting in settings
-        for seed in rung.seeds
+        for seed in tuning_seeds(study.arm(arm), rung)
     ]
 
 
-def best(study: Study, arm: Arm, settings: Sequence[Setting], rung: Rung) -> Setting:
-    return max(settings, key=lambda setting: mean_score(study, arm, setting, rung))
+def best(study: Study, ended: Ended, arm: Arm, settings: Sequence[Setting], rung: Rung) -> Setting:
+    return max(settings, key=lambda setting: setting_score(study, ended, arm, setting, rung))
 
 
 def beyond(study: Study, known: Sequence[Setting], chosen: Setting) -> list[Setting]:
-    """Settings one step past every edge of what is known on which the chosen one lies."""
+    """Settings one step past every edge of the known ones on which the chosen one lies."""
     found = []
     for place, (key, value) in enumerate(chosen):
-        if key not in study.open_ended:
+        if key not in study.open_ended or not isinstance(value, int | float):
             continue
-        values = {value for setting in known for name, value in setting if name == key} | set(study.grid[key])
+        values = [
+            other for setting in known for name, other in setting if name == key and isinstance(other, int | float)
+        ]
         for edge, factor in ((max(values), study.open_ended[key]), (min(values), 1 / study.open_ended[key])):
             if value and value == edge:  # beyond a weight of 0 there is nothing
                 found.append((*chosen[:place], (key, value * factor), *chosen[place + 1 :]))
-    return found
+    return [setting for setting in found if setting not in known]
 
 
 def scaled(study: Study, setting: Setting) -> list[Setting]:
     """The settings of an arm that follows one with this setting: every product with the study's factors."""
-    values = [tuple(value * factor for factor in study.factors.get(key, (1.0,))) for key, value in setting]
+    values = [
+        tuple(value * factor for factor in study.factors[key]) if key in study.factors else (value,)  # type: ignore[operator]
+        for key, value in setting
+    ]
     return [tuple(zip(dict(setting), products, strict=True)) for products in itertools.product(*values)]
 
 
-def tuned_settings(study: Study) -> dict[str, Setting]:
-    """The best setting of each arm tuned over the grid: of the last rung, over every setting that was run there."""
+def chosen_settings(study: Study, ended: Ended) -> dict[str, tuple[Setting, ...]]:
+    """The settings that each arm is reported at, in the order of the arms: its best one, or all where nothing is tuned."""
+    if not study.rungs:
+        return {arm.name: arm.settings or study.products for arm in study.arms}
+    known: dict[str, dict[Setting, None]] = {}
+    for step in tuning(study, ended):
+        for cell in step:
+            if cell.num_updates == study.rungs[-1].num_updates:
+                known.setdefault(cell.arm, {})[cell.setting] = None
+    settings = {arm.name: _complete(study, ended, arm, known[arm.name]) for arm in study.arms}
+    return {arm.name: (best(study, ended, arm, settings[arm.name], study.rungs[-1]),) for arm in study.arms}
+
+
+def _complete(study: Study, ended: Ended, arm: Arm, settings: Iterable[Setting]) -> list[Setting]:
+    """Those whose cells of the last rung have all ended: a rung of as many updates may have run fewer seeds."""
     rung = study.rungs[-1]
-    found: dict[str, Setting] = {}
-    for arm in study.tuned_arms:
-        folders = (study.directory / CELLS / arm.name).glob(f"*-tune-{rung.num_updates}/*/{RESULT}")
-        settings = {tuple(json.loads(path.read_text())["setting"].items()) for path in folders}
-        complete = [
-            s
-            for s in sorted(settings)
-            if len(results(study, [Cell(arm.name, s, seed, rung.num_updates, "tune") for seed in rung.seeds]))
-            == len(rung.seeds)
-        ]
-        found[arm.name] = best(study, arm, complete, rung)
-    return found
-
-
-def chosen_settings(study: Study) -> dict[str, Setting]:
-    """Each arm's best setting, in the order of the arms."""
-    tuned = tuned_settings(study)
-    followed = {
-        arm.name: best(study, arm, scaled(study, tuned[arm.follows]), study.rungs[-1]) for arm in study.following_arms
+    cells = {
+        s: [Cell(arm.name, s, seed, rung.num_updates, "tune") for seed in tuning_seeds(arm, rung)] for s in settings
     }
-    return {arm.name: (tuned | followed)[arm.name] for arm in study.arms}
+    return [setting for setting in settings if all(ended(cell) is not None for cell in cells[setting])]
 
 
-def report_cells(study: Study) -> list[Cell]:
-    chosen = chosen_settings(study)
+def report_cells(study: Study, ended: Ended) -> list[Cell]:
+    """The cells of the reported seeds, those of a seed together."""
+    chosen = chosen_settings(study, ended)
     return [
-        Cell(arm.name, chosen[arm.name], seed, study.report_updates, "report")
+        Cell(arm.name, setting, seed, study.report_updates, "report")
         for seed in study.report_seeds
         for arm in study.arms
+        for setting in chosen[arm.name]
     ]

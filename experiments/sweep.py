@@ -7,6 +7,7 @@ an array of jobs.
 
 import argparse
 import dataclasses
+import importlib
 import json
 import os
 import subprocess
@@ -16,28 +17,40 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from experiments.cells import load, phases, work
+from experiments.cells import Cells, Failed, load, phases, work
 from experiments.run import INTERRUPTED, keep_freed_memory, stop
-from experiments.study import Cell, Study, report_cells, results, tuning
+from experiments.study import Cell, Study, report_cells, tuning
 from rlhf_jax.refusal import Refusal
 
 
-def launch(study: Study, argument: str, cells: Sequence[Cell], num_workers: int) -> None:
-    """Runs cells in processes of their own and waits for them. Raises RuntimeError naming the log of one that failed."""
-    for waiting in phases(study, cells, num_workers):
+def launch(study: Study, argument: str, wanted: Sequence[Cell], num_workers: int) -> None:
+    """Runs cells in processes of their own and waits for them.
+
+    A worker that fails stops no other one. Raises Failed that names each log and its last line, when all have ended.
+    """
+    failed = []
+    for waiting in phases(Cells(study), wanted, num_workers):
         running: list[tuple[subprocess.Popen[bytes], Path]] = []
         try:
             while waiting or running:
                 while waiting and len(running) < num_workers:
                     running.append(start(study, argument, waiting.pop(0)))
-                for process, log in running:
-                    if process.poll():
-                        raise RuntimeError(f"a worker ended with status {process.returncode}: see {log}")
+                failed += [log for process, log in running if process.poll()]
                 running = [(process, log) for process, log in running if process.poll() is None]
                 time.sleep(0.2)
         finally:
             for process, _ in running:
                 process.terminate()
+        if failed:
+            break  # the cells need the stages before them
+    if failed:
+        raise Failed("; ".join(f"{last_line(log)} (see {log})" for log in failed))
+
+
+def last_line(log: Path) -> str:
+    """The last line of a worker's log, which says what ended it."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "a worker ended without a word"
 
 
 def start(study: Study, argument: str, cells: Sequence[Cell]) -> tuple[subprocess.Popen[bytes], Path]:
@@ -61,23 +74,33 @@ def given_cells() -> list[Cell]:
 
 
 def conduct(study: Study, run: Callable[[Sequence[Cell]], None], max_cells: int | None = None) -> None:
-    """Tunes, reports, and writes the page after every seed; stops after `max_cells` cells where it is given."""
-    from rlhf_jax import plugins
+    """Tunes, reports, and writes the page after every seed; stops after `max_cells` cells where it is given.
 
+    Raises Failed for the cells that failed: at once while settings are being chosen, which needs all cells of a step; else
+    after every other cell has been run.
+    """
+    cells, failures = Cells(study), []
     if max_cells is not None:
-        run(next(tuning(study))[:max_cells])
+        first = next(iter(tuning(study, cells.ended)), None)
+        run((report_cells(study, cells.ended) if first is None else first)[:max_cells])
         return
-    for step, cells in enumerate(tuning(study)):
-        print(f"tuning, step {step + 1}: {len(cells)} cells", flush=True)
-        run(cells)
-    cells = report_cells(study)
-    page = plugins.find("report", study.report)
+    for step, wanted in enumerate(tuning(study, cells.ended)):
+        print(f"tuning, step {step + 1}: {len(wanted)} cells, {len(cells.left(wanted))} to run", flush=True)
+        run(wanted)
+    reported = report_cells(study, cells.ended)
+    page = importlib.import_module(study.report)
     for seed in study.report_seeds:
-        of_seed = [cell for cell in cells if cell.seed == seed]
-        print(f"seed {seed}: {len(of_seed)} cells", flush=True)
-        run(of_seed)
-        written = page.write_study(study.directory, results(study, cells), [arm.name for arm in study.arms])
-        print(f"report: {written}", flush=True)
+        of_seed = [cell for cell in reported if cell.seed == seed]
+        print(f"seed {seed}: {len(of_seed)} cells, {len(cells.left(of_seed))} to run", flush=True)
+        try:
+            run(of_seed)
+        except Failed as error:
+            failures.append(str(error))
+        if results := cells.results(reported):
+            written = page.write_study(study.directory, results, [arm.name for arm in study.arms])
+            print(f"report: {written}", flush=True)
+    if failures:
+        raise Failed(f"{'; '.join(failures)}. The same command runs the failed cells again")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -95,6 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     try:
+        for name, least in (("workers", 1), ("cells", 1)):
+            if getattr(given, name) is not None and getattr(given, name) < least:
+                raise Refusal(f"--{name} is {getattr(given, name)}; accepted: {least} or more")
         study = load(given.config)
         if given.worker:
             work(study, given_cells())
@@ -107,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         conduct(study, run, given.cells)
     except (Refusal, ModuleNotFoundError) as error:
         stop(error)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, Failed) as error:
         stop(error, 1)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on with the cells that are left", file=sys.stderr)

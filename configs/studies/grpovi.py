@@ -1,13 +1,13 @@
-"""What of GRPOVI's effect is shape and what is scale: GRPO, GRPOVI and controls, each at its own best settings.
+"""Do larger reward variances help GRPO? GRPO and GRPOVI at equal settings, with the controls that split its effect.
 
-Command:   python -m experiments.sweep --config=configs/studies/grpovi.py
+Command:   python -m experiments.sweep --config=configs/studies/grpovi.py --workers=2
 Hardware:  two CPU cores
-Budget:    13 arms x 9 settings x 1 seed x 16 updates, the best 4 x 1 seed x 32 updates, those next to a best one on an edge,
-           then 5 seeds x 32 updates: about 270 cells of 15 to 35 s
-Result:    README.md, "Does GRPOVI help?"
+Protocol:  experiments/studies/grpovi/protocol.md (hypotheses, cells, margins, stop rule)
+Budget:    5 arms x 12 settings x 5 seeds, and 8 arms x 1 setting x 5 seeds: 340 cells of 32 updates
+Result:    docs/results/grpovi.md, written from experiments/studies/grpovi/cells.jsonl
 
-An arm is an algorithm's file and its overrides. Learning rate and KL weight are chosen for each arm by gold on seeds 100
-and 101 and one half of the held-out prompts, and reported on seeds 0-4 and the other half. `:tiny` has sizes for a test.
+Nothing is tuned: arms are compared at the same learning rate and KL weight, over a full grid. Every arm is on-policy and without
+a correction: `behavior`/`none`. `:tiny` has sizes for a test.
 """
 
 from pathlib import Path
@@ -15,35 +15,49 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from experiments.study import Arm, Rung, Study
+from experiments.study import Arm, Setting, Study
 from rlhf_jax import build
 from rlhf_jax.refusal import Refusal
 
 NO_CORRECTION = {"algorithm.correction.ratio_to": "behavior", "algorithm.correction.correction": "none"}
-RANGES = (3.0, 6.0, 12.0)
+RATE, KL_WEIGHT = "rlhf.optimizer.learning_rate", "algorithm.kl_weight"
+GRID = {RATE: (1e-3, 2e-3, 4e-3), KL_WEIGHT: (0.0, 0.04, 0.16, 0.64)}
+ONE_SETTING: tuple[Setting, ...] = (((RATE, 2e-3), (KL_WEIGHT, 0.16)),)  # of the arms that are only described
+EVALUATE_AT = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+CLIP = 6.0  # of the adjusted rewards, in the arms that are compared
+
+
+def grpovi(advantage: str, bound: float, name: str, settings: tuple[Setting, ...] = ()) -> Arm:
+    """GRPOVI with rewards clipped to [-bound, bound]."""
+    overrides = {"algorithm.advantage": advantage, "algorithm.low": -bound, "algorithm.high": bound}
+    return Arm(name, "grpovi", overrides | NO_CORRECTION, settings=settings)
 
 
 def arms() -> tuple[Arm, ...]:
-    """GRPO with and without division, GRPOVI in three ranges, the paper's own weights, and the controls."""
+    """The five arms of the primary contrasts over the grid, then those that are described at one setting."""
     kinds = ("standardized", "centered")
-    found = [Arm(f"grpo_{kind}", "grpo", {"algorithm.advantage": kind}) for kind in kinds]
-    for kind in kinds:
-        for bound in RANGES:
-            ends = {"algorithm.low": -bound, "algorithm.high": bound}
-            found.append(Arm(f"grpovi_{kind}_{bound:g}", "grpovi", {"algorithm.advantage": kind} | ends))
-    found.append(Arm("grpovi_reference_weights", "grpovi", {"algorithm.weights": "reference"}))
-    found += [Arm(name, name) for name in ("matched_std", "constant_gain", "best_of_group", "gopo")]
-    return tuple(Arm(arm.name, arm.algorithm, {**arm.overrides, **NO_CORRECTION}) for arm in found)
+    found = [Arm(f"grpo_{kind}", "grpo", {"algorithm.advantage": kind} | NO_CORRECTION) for kind in kinds]
+    found += [grpovi(kind, CLIP, f"grpovi_{kind}") for kind in kinds]
+    found.append(Arm("matched_std", "matched_std", NO_CORRECTION))
+    found += [
+        grpovi(kind, bound, f"grpovi_{kind}_{bound:g}", ONE_SETTING) for kind in kinds for bound in (CLIP / 2, CLIP * 2)
+    ]
+    weights = {"algorithm.weights": "reference"} | NO_CORRECTION
+    found.append(Arm("grpovi_reference_weights", "grpovi", weights, settings=ONE_SETTING))
+    return (
+        *found,
+        *(Arm(name, name, NO_CORRECTION, settings=ONE_SETTING) for name in ("constant_gain", "best_of_group", "gopo")),
+    )
 
 
 def base() -> ConfigDict:
-    """The quickstart with half as many prompts an update, G = 8, and nine evaluations, and on-policy."""
+    """The quickstart with half as many prompts an update, G = 8, dense evaluations, on-policy."""
     config = quickstart.get_config()
     config.algorithm = build.component("algorithms", "grpo")
     config.rlhf.loop, config.rlhf.lag, config.rlhf.ledger = "synchronous", 0, False
     config.rlhf.prompts_per_update = 32
     config.rlhf.total_prompts = 32 * 32
-    config.rlhf.evaluate_every = 4
+    config.rlhf.evaluate_every, config.rlhf.evaluate_at = 0, EVALUATE_AT
     config.rlhf.checkpoint_every = 0
     config.rlhf.log_samples = 0
     config.evaluate.num_prompts = 256
@@ -60,6 +74,7 @@ def tiny() -> ConfigDict:
     config.reward_model.num_updates, config.reward_model.pairs_per_update = 2, 32
     config.reward_model.standardize_prompts = 64
     config.rlhf.prompts_per_update, config.rlhf.samples_per_prompt = 4, 4
+    config.rlhf.evaluate_at = (1,)
     config.evaluate.num_prompts = config.evaluate.num_prompts_between = config.evaluate.prompts_per_batch = 16
     config.best_of_n_prompts = 16
     return config
@@ -69,17 +84,14 @@ def get_study(argument: str = "") -> Study:
     """The study; `tiny` is for tests."""
     if argument not in ("", "tiny"):
         raise Refusal(f"the study's argument is {argument!r}; accepted: tiny, or none")
-    grid = {"rlhf.optimizer.learning_rate": (5e-4, 1e-3, 2e-3), "algorithm.kl_weight": (0.0, 0.04, 0.16)}
-    wider = {"rlhf.optimizer.learning_rate": 2.0, "algorithm.kl_weight": 4.0}
-    updates = (16, 32) if not argument else (1, 2)
     return Study(
         directory=Path("runs/studies/grpovi" + ("_tiny" if argument else "")),
         base=tiny if argument else base,
         arms=arms(),
-        grid=grid,
-        open_ended=wider,
-        rungs=(Rung(updates[0], (100,), 4 if not argument else 2), Rung(updates[1], (101,), 1)),
-        max_widenings=3 if not argument else 1,
-        report_updates=updates[1],
+        grid=GRID,
+        open_ended={},
+        rungs=(),
+        report_updates=2 if argument else 32,
         report_seeds=(0, 1, 2, 3, 4),
+        cells=None if argument else Path("experiments/studies/grpovi/cells.jsonl"),
     )

@@ -44,7 +44,7 @@ def win_rates(prompts: Sequence[str], gold_B: np.ndarray, reference_gold_PR: np.
     assert group * num_prompts == len(prompts), f"{len(prompts)} samples are no whole groups of {num_prompts} prompts"
     first = list(prompts[::group])
     assert [text for text in first for _ in range(group)] == list(prompts), "rows are not in groups of one prompt"
-    there_P: np.ndarray = ~np.isnan(reference_gold_PR).all(axis=1)
+    there_P = np.logical_not(np.isnan(reference_gold_PR).all(axis=1))
     if not there_P.any():
         return {}
     gold_PG1, reference_P1R = gold_B.reshape(num_prompts, -1, 1)[there_P], reference_gold_PR[there_P, None, :]

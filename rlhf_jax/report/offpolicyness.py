@@ -22,10 +22,9 @@ from rlhf_jax.report.robustness import (
     difference_of_drops,
     drop,
     groups,
-    interval,
     verdict,
 )
-from rlhf_jax.report.study import Result, by_arm, final
+from rlhf_jax.report.statistics import Result, by_seed, final, interval
 
 ROBUST = "online_dpo"  # the algorithm that the paper finds to lose least
 FIGURES = {"win-rate": "win_rate", "gold": "gold_mean", "KL": "kl", "learned reward": "reward_mean"}
@@ -100,10 +99,10 @@ def findings(found: Sequence[Group]) -> list[str]:
                 f"{reference.name} is the more robust {verdict(mean, half)}."
             )
     for group in found:
-        values, unmeasured = at_one_kl(group, group.values[-1])
+        values, unread = at_one_kl(group, group.values[-1])
         sentences.append(
             f"{SYMBOL[group.axis]} {group.values[-1]}: {group.name} has {signed(*interval(values), 2)} points of gold at one "
-            f"KL beside age 0 ({unmeasured} of {len(values)} seeds read before its first evaluation)."
+            f"KL beside age 0 ({len(unread)} of {len(values) + len(unread)} seeds were not measured there)."
         )
     return sentences
 
@@ -127,7 +126,7 @@ def signed(mean: float, half: float, digits: int) -> str:
 
 def over_seeds(of_arm: Sequence[Result], name: str) -> tuple[float, float]:
     """Mean and half-width of an arm's last figure."""
-    return interval(next(iter(by_arm(of_arm, lambda result: final(result, name)).values())))
+    return interval(by_seed(of_arm, lambda result: final(result, name)))
 
 
 def arm_summary(of_arm: Sequence[Result]) -> dict[str, Any]:
@@ -143,11 +142,11 @@ def group_summary(group: Group, found: Sequence[Group]) -> dict[str, Any]:
     """Drops, differences of drops to every other group, and gold at one KL, by value."""
     summary: dict[str, Any] = {}
     for value in group.values[1:]:
-        at_kl, unmeasured = at_one_kl(group, value)
+        at_kl, unread = at_one_kl(group, value)
         summary[str(value)] = {
             "ages": group.age(value),
             "drop": {words: plain(interval(drop(group, value, name))) for words, name in FIGURES.items()},
-            "gold at one KL": [*plain(interval(at_kl)), unmeasured],
+            "gold at one KL": [*plain(interval(at_kl)), len(unread)],
             "drop in win-rate beyond that of": {
                 other.name: plain(interval(difference_of_drops(group, other, value, "win_rate")))
                 for other in found
@@ -162,19 +161,19 @@ def comparison_table(found: Sequence[Group]) -> str:
     reference = reference_of(found)
     symbol = SYMBOL[reference.axis]
     head = ("", symbol, "mean age", "largest", "drop in win-rate", f"beyond {reference.name}", "drop in gold")
-    head += (f"gold at one KL − {symbol} {reference.first}", "read early")
+    head += (f"gold at one KL − {symbol} {reference.first}", "not measured")
     rows = []
     for group in found:
         for value in group.values[1:]:
             beyond = "–"
             if group is not reference and value in reference.arms:
                 beyond = signed(*interval(difference_of_drops(group, reference, value, "win_rate")), 3)
-            at_kl, unmeasured = at_one_kl(group, value)
+            at_kl, unread = at_one_kl(group, value)
             age = group.age(value)
             cells = [page.text(group.name), str(value), f"{age['mean']:.4g}", f"{age['max']:g}"]
             cells += [signed(*interval(drop(group, value, "win_rate")), 3), beyond]
             cells += [signed(*interval(drop(group, value, "gold_mean")), 2), signed(*interval(at_kl), 2)]
-            rows.append([*cells, f"{unmeasured} of {len(at_kl)}"])
+            rows.append([*cells, f"{len(unread)} of {len(at_kl) + len(unread)}"])
     return page.table(head, rows, ("", *("number" for _ in head[1:])))
 
 

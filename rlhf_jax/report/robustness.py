@@ -12,17 +12,17 @@ A curve is read between its evaluations on a line in √KL, in which gold begins
 is d (α − β d), d = √KL). On a line in KL the fresh arm, whose evaluations lie further apart, would seem worse than it is.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_jax.report.study import Result, at_kl, final, t_interval
+from rlhf_jax.report.statistics import OfSeed, Result, at_kl, differences, final, largest_kl
 
 AXES = ("num_minibatches", "lag", "num_epochs", "samples_per_prompt")
 AGE_AXES = ("num_minibatches", "lag")
 USUAL = {"num_minibatches": 1, "lag": 0, "num_epochs": 1}  # what a group's name does not mention
 SYMBOL = {"num_minibatches": "N", "lag": "lag", "num_epochs": "T", "samples_per_prompt": "K"}
-OfSeed = dict[int, float]
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,6 @@ def described(algorithm: str, policy: str, reward: str, schedule: dict[str, int]
     ]
 
 
-def differences(one: OfSeed, other: OfSeed) -> OfSeed:
-    """one − other over the seeds that both have."""
-    return {seed: one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())}
-
-
 def drop(group: Group, value: int, name: str) -> OfSeed:
     """By how much a figure falls from the group's first value to this one."""
     return differences(group.figure(group.first, name), group.figure(value, name))
@@ -98,26 +93,24 @@ def difference_of_drops(group: Group, other: Group, value: int, name: str) -> Of
     return differences(drop(group, value, name), drop(other, value, name))
 
 
-def at_one_kl(group: Group, value: int, name: str = "gold_mean") -> tuple[OfSeed, int]:
+def at_one_kl(group: Group, value: int, name: str = "gold_mean") -> tuple[OfSeed, list[int]]:
     """A figure at the largest KL that both this value and the first one reached, minus that of the first one.
 
-    Also how many seeds read the first value's curve before its first evaluation in training, where only the line is known.
+    Also the seeds that are left out, since one of the two curves was not measured there.
     """
     fresh = {result["seed"]: result for result in group.arms[group.first]}
-    found, unmeasured = {}, 0
+    found, unread = {}, []
     for result in group.arms[value]:
         if result["seed"] not in fresh:
             continue
         beside = fresh[result["seed"]]
-        kl = min(max(line["kl"] for line in one["curve"]) for one in (result, beside))
-        found[result["seed"]] = at_kl(result, kl, name) - at_kl(beside, kl, name)
-        unmeasured += kl < beside["curve"][1]["kl"]
-    return found, unmeasured
-
-
-def interval(values: OfSeed) -> tuple[float, float]:
-    """Mean and half-width of its 95 % t-interval over seeds."""
-    return t_interval(list(values.values()))
+        kl = min(largest_kl(one["curve"]) for one in (result, beside))
+        difference = at_kl(result["curve"], kl, name) - at_kl(beside["curve"], kl, name)
+        if math.isnan(difference):
+            unread.append(result["seed"])
+        else:
+            found[result["seed"]] = difference
+    return found, unread
 
 
 def verdict(mean: float, half: float) -> str:

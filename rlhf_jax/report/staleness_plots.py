@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from rlhf_jax.report import robustness, style
-from rlhf_jax.report.robustness import SYMBOL, Group, OfSeed
-from rlhf_jax.report.study import Result
+from rlhf_jax.report.robustness import SYMBOL, Group
+from rlhf_jax.report.statistics import OfSeed, Result, interval
 from rlhf_jax.report.style import HELDOUT, INK, PART_COLORS, REST, SECOND, TRAINING
 
 COLD_TO_HOT = (HELDOUT, "#56b4e9", SECOND, TRAINING, "#d55e00")  # from fresh to old
@@ -86,7 +86,7 @@ def by_value(
     for place, group in enumerate(groups):
         if group is without:
             continue
-        found = [robustness.interval(of(group, value)) for value in group.values[skip:]]
+        found = [interval(of(group, value)) for value in group.values[skip:]]
         shift = 0.12 * (place - (len(groups) - 1) / 2)
         at = [values.index(value) + shift for value in group.values[skip:]]
         means, halves = zip(*found, strict=True)

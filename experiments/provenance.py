@@ -1,0 +1,62 @@
+"""The versions of code and machine that a number was made with."""
+
+import functools
+import hashlib
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+from rlhf_jax.refusal import MissingInput, Refusal
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "steps.json"
+SHARED = ("sft", "reward_model", "evaluation")  # golden entries that every cell depends on
+DIGITS = 16  # of a digest in hexadecimal: 64 bits
+
+
+def digest(value: object) -> str:
+    """The first 64 bits of the SHA-256 of a value's canonical JSON, in hexadecimal."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+
+def golden_hash(algorithm: str, path: Path = GOLDEN) -> str:
+    """The digest of the golden numbers that an algorithm's runs depend on: its own steps, SFT, reward model, evaluation.
+
+    Raises MissingInput where the file of golden numbers is missing, and Refusal for an algorithm without an entry.
+    """
+    if not path.exists():
+        raise MissingInput(
+            f"{path} is missing: studies are run from a clone of the repository, whose golden numbers they record"
+        )
+    entries = json.loads(path.read_text())
+    own = {name: entry for name, entry in entries.items() if name.partition(":")[0] == algorithm}
+    if not own:
+        raise Refusal(f"{path} has no golden step of {algorithm!r}; there are: {', '.join(entries)}")
+    return digest(own | {name: entries[name] for name in SHARED})
+
+
+@functools.cache
+def commit() -> str:
+    """The commit that is checked out, with "+" where tracked files differ from it; "" outside a clone."""
+    try:
+        head = _git("rev-parse", "--short=12", "HEAD")
+        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], cwd=ROOT, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ).stdout.strip()
+
+
+@functools.cache
+def processor() -> str:
+    """The kind of processor, as its maker names it: numbers of one seed agree to the bit on one kind only."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

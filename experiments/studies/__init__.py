@@ -1,0 +1,1 @@
+"""Studies: the protocol, the ended cells and the page of each."""

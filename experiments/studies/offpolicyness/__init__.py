@@ -1,0 +1,1 @@
+"""The study of off-policyness."""
