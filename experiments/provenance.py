@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -55,8 +56,13 @@ def _git(*arguments: str) -> str:
 
 @functools.cache
 def processor() -> str:
-    """The kind of processor, as its maker names it: numbers of one seed agree to the bit on one kind only."""
+    """The kind of processor and the number of its threads: numbers of one seed agree to the bit on one kind only.
+
+    Makers' names are too coarse ("AMD EPYC" is several generations), so that family, model and stepping are added.
+    """
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    first = path.read_text().partition("\n\n")[0].splitlines() if path.exists() else []
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first)}
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    detail = [f"{key} {fields[key]}" for key in ("cpu family", "model", "stepping") if key in fields]
+    return ", ".join([name, *detail, f"{os.cpu_count()} threads"])

@@ -6,8 +6,8 @@ Protocol:  experiments/studies/grpovi/protocol.md (hypotheses, cells, margins, s
 Budget:    5 arms x 12 settings x 5 seeds, and 8 arms x 1 setting x 5 seeds: 340 cells of 32 updates
 Result:    docs/results/grpovi.md, written from experiments/studies/grpovi/cells.jsonl
 
-Nothing is tuned: arms are compared at the same learning rate and KL weight, over a full grid. Every arm is on-policy and without
-a correction: `behavior`/`none`. `:tiny` has sizes for a test.
+Nothing is tuned: arms are compared at the same learning rate and KL weight, over a full grid. Every arm is on-policy, without
+a correction (`behavior`/`none`). `:tiny` has sizes for a test.
 """
 
 from pathlib import Path
