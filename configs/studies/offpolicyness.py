@@ -2,26 +2,29 @@
 
 Command:   python -m experiments.sweep --config=configs/studies/offpolicyness.py --workers=2
 Hardware:  two CPU cores
-Budget:    32 arms (4 algorithms x 8 ages) x 64 updates: 32 cells (8 more where a grid is widened) tune the learning rates
-           at age 0, 168 the stale arms, 160 are reported; 7 seeds' SFT and reward models before them. About 80 CPU seconds
-           a seed, 25 to 30 a tuning cell and 35 a reported one
-Time:      97 minutes, 368 cells, beside other work
-Result:    nothing is lost at lag 1; Online DPO is the most robust at larger ages (README.md)
+Protocol:  experiments/studies/offpolicyness/protocol.md (hypotheses, cells, margins, stop rule)
+Budget:    44 arms x 64 updates: 40 cells tune the learning rates at age 0, 376 those of the stale arms, 220 are reported
+Result:    docs/results/offpolicyness.md, written from experiments/studies/offpolicyness/cells.jsonl
 Full:      `:full`, 256 updates of 128 prompts; parts `:part=epochs`, `samples`, `policy`, `reward`; `:tiny` is for tests
 
 The question is that of Noukhovitch et al. 2024 (arXiv 2410.18252), section 3. Two axes, never pooled: `num_minibatches` at
 lag 0, and lag with one minibatch. Every arm has the same prompts in the same order, the same updates, and the same
-completions an update: K = 2 of every prompt for all four (the paper's 512 are 512 completions for PPO and RLOO, and 1,024
-for Online DPO and best-of-2). The correction is the paper's own at every age, `behavior`/`none`: RLOO and PPO clip the ratio
-to the policy that drew the sample; Online DPO and best-of-2 have no ratio. Weights of KL and DPO are the paper's (0.05, 0.1).
+completions per update: K = 2 of every prompt for all four (the paper's 512 are 512 completions for PPO and RLOO, and 1,024
+for Online DPO and best-of-2). Weights of KL and DPO are the paper's (0.05, 0.1).
 
-The learning rate is tuned for each algorithm at age 0 by gold; a stale arm takes the best of 1, 1/2 and 1/4 of it. Both are
-chosen on seeds 100 and 101 and one half of the held-out prompts, and reported on seeds 0-4 and the other half. PPO's
-critic keeps its learning rate. Cells run the synchronous loop, whose numbers are those of the asynchronous one of the same lag.
+RLOO and PPO have a ratio, so that a stale arm of theirs needs a correction. It is an axis of lag alone: at lag 0 behavior and
+proximal are one policy. `behavior`: the ratio is taken to the policy that drew the sample, and clipped there. `proximal`: it is
+taken to the policy at the start of the round, without a weight, which is what the paper's code does; with one update per
+round nothing is clipped. `truncate`: the same with a truncated weight. Online DPO and best-of-2 have no ratio.
 
-`:schedule=rounds` steps the linear schedule once a round, as the paper's code does: a last round at learning rate 0, and less
-learning the fewer rounds there are. The parts run at the paper's one-step asynchrony (lag 1) for `epochs` (T updates a
-minibatch) and `samples` (K), by minibatches a round for `policy` and `reward` (models of half and twice the width; the learning
+The learning rate is tuned for each algorithm at age 0 by gold; a stale arm takes the best of 2, 1, 1/2 and 1/4 times it. Both
+grids are widened where the best lies on an edge. Settings are chosen on other seeds and held-out prompts than are reported: by
+the mean of seeds 100 and 101, for best-of-2, whose runs collapse, by the worst of seeds 100 to 103. PPO's critic keeps its
+learning rate. Cells run the synchronous loop, whose numbers are those of the asynchronous one of the same lag.
+
+`:schedule=rounds` steps the linear schedule once per round, as the paper's code does: a last round at learning rate 0, and less
+learning the fewer rounds there are. The parts run at the paper's one-step asynchrony (lag 1): `epochs` (T updates per
+minibatch), `samples` (K); by minibatches per round: `policy` and `reward` (models of half and twice the width; the learning
 rate tuned for each size). Reward models of another width are trained on comparisons of their own SFT policy.
 """
 
@@ -38,8 +41,9 @@ from rlhf_jax import build
 from rlhf_jax.refusal import Refusal
 
 ALGORITHMS = ("online_dpo", "rloo", "ppo", "best_of_n")
-NO_CORRECTION = {"algorithm.correction.ratio_to": "behavior", "algorithm.correction.correction": "none"}
+CORRECTIONS = {"behavior": ("behavior", "none"), "proximal": ("proximal", "none"), "truncate": ("proximal", "truncate")}
 RATIO = ("rloo", "ppo")  # the algorithms that have a correction to name
+UNSTABLE = ("best_of_n",)  # the algorithms whose settings are chosen by the worst of more seeds
 RATE = "rlhf.optimizer.learning_rate"
 USUAL = "width 64"
 SIZES = {  # of models: half and twice the quickstart's width, heads of 16
@@ -58,57 +62,78 @@ SCHEDULES = {"updates": "linear", "rounds": "linear_by_round"}
 
 @dataclass(frozen=True)
 class Instance:
-    """How large a study is."""
+    """The size of a study."""
 
     num_updates: int
     prompts_per_update: int
-    evaluate_every: int
+    evaluate_at: tuple[int, ...]
     minibatches: tuple[int, ...] = (1, 2, 4, 16, 64)
     lags: tuple[int, ...] = (0, 1, 3, 15)
-    rates: tuple[float, ...] = (2.5e-4, 5e-4, 1e-3, 2e-3)
+    rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 4e-3)
     tuning_seeds: tuple[int, ...] = (100, 101)
-    max_widenings: int = 1
+    unstable_seeds: tuple[int, ...] = (100, 101, 102, 103)
+    max_widenings: int = 2
 
 
 INSTANCES = {
-    "small": Instance(64, 32, 8),
-    "full": Instance(256, 128, 16, tuning_seeds=(100, 101, 102), max_widenings=2),
-    "tiny": Instance(2, 4, 1, (1, 2), (0, 1), rates=(1e-3, 2e-3), tuning_seeds=(100,), max_widenings=0),
+    "small": Instance(64, 32, (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)),
+    "full": Instance(256, 128, (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256), tuning_seeds=(100, 101, 102)),
+    "tiny": Instance(2, 4, (1,), (1, 2), (0, 1), (1e-3, 2e-3), (100,), (100, 101), max_widenings=0),
 }
 
 
-def arm(algorithm: str, follows: str = "", policy: str = "", reward: str = "", **schedule: int) -> Arm:
-    """An arm, named by what is not as at age 0: "ppo", "ppo-num_minibatches4", "online_dpo-policy_width_32"."""
+def arm(
+    algorithm: str,
+    instance: Instance,
+    follows: str = "",
+    policy: str = "",
+    reward: str = "",
+    correction: str = "",
+    **schedule: int,
+) -> Arm:
+    """An arm, named by its differences to age 0: "ppo", "ppo-num_minibatches4", "rloo-lag3-truncate".
+
+    `correction` is a key of `CORRECTIONS` for an algorithm with a ratio; "" takes it to the behavior policy.
+    """
     parts = [f"{role}_{name.replace(' ', '_')}" for role, name in (("policy", policy), ("reward", reward)) if name]
-    name = "-".join([algorithm, *parts, *(f"{key}{value}" for key, value in schedule.items())])
+    parts += [f"{key}{value}" for key, value in schedule.items()]
+    name = "-".join([algorithm, *parts, *filter(None, [correction])])
     overrides: dict[str, Any] = {f"rlhf.{key}": value for key, value in schedule.items()}
     if algorithm in RATIO:
-        overrides |= NO_CORRECTION
-    return Arm(name, algorithm, overrides, follows, policy, reward)
+        ratio_to, kind = CORRECTIONS[correction or "behavior"]
+        overrides |= {"algorithm.correction.ratio_to": ratio_to, "algorithm.correction.correction": kind}
+    if algorithm not in UNSTABLE:
+        return Arm(name, algorithm, overrides, follows, policy, reward)
+    return Arm(
+        name, algorithm, overrides, follows, policy, reward, tuning_seeds=instance.unstable_seeds, choose="worst"
+    )
 
 
 def ages(instance: Instance) -> tuple[Arm, ...]:
-    """Every algorithm at every age of both axes; age 0 is one arm of both."""
+    """Every algorithm at every age of both axes; age 0 is one arm of both. Lags of a ratio with every correction."""
     found = []
     for algorithm in ALGORITHMS:
-        found.append(arm(algorithm))
-        found += [arm(algorithm, algorithm, num_minibatches=count) for count in instance.minibatches[1:]]
-        found += [arm(algorithm, algorithm, lag=lag) for lag in instance.lags[1:]]
+        found.append(arm(algorithm, instance))
+        found += [arm(algorithm, instance, algorithm, num_minibatches=count) for count in instance.minibatches[1:]]
+        corrections = tuple(CORRECTIONS) if algorithm in RATIO else ("",)
+        found += [
+            arm(algorithm, instance, algorithm, correction=correction, lag=lag)
+            for correction in corrections
+            for lag in instance.lags[1:]
+        ]
     return tuple(found)
 
 
 def epochs(instance: Instance) -> tuple[Arm, ...]:
     """T = 1, 2, 3 updates a minibatch, at lag 1; and age 0."""
-    del instance
-    stale = [arm("online_dpo", "online_dpo", lag=1, num_epochs=count) for count in (1, 2, 3)]
-    return arm("online_dpo"), *stale
+    stale = [arm("online_dpo", instance, "online_dpo", lag=1, num_epochs=count) for count in (1, 2, 3)]
+    return arm("online_dpo", instance), *stale
 
 
 def samples(instance: Instance) -> tuple[Arm, ...]:
     """K = 2, 4, 8 samples a prompt of which best and worst are trained on, at lag 1; and age 0."""
-    del instance
-    stale = [arm("online_dpo", "online_dpo", lag=1, samples_per_prompt=count) for count in (2, 4, 8)]
-    return arm("online_dpo"), *stale
+    stale = [arm("online_dpo", instance, "online_dpo", lag=1, samples_per_prompt=count) for count in (2, 4, 8)]
+    return arm("online_dpo", instance), *stale
 
 
 def sizes(instance: Instance, role: str) -> tuple[Arm, ...]:
@@ -116,9 +141,11 @@ def sizes(instance: Instance, role: str) -> tuple[Arm, ...]:
     found = []
     for name in SIZES:
         models = {"policy": USUAL, "reward": USUAL} | {role: name}
-        fresh = arm("online_dpo", **models)
+        fresh = arm("online_dpo", instance, **models)
         found += [fresh]
-        found += [arm("online_dpo", fresh.name, **models, num_minibatches=n) for n in instance.minibatches[1:]]
+        found += [
+            arm("online_dpo", instance, fresh.name, **models, num_minibatches=n) for n in instance.minibatches[1:]
+        ]
     return tuple(found)
 
 
@@ -139,7 +166,7 @@ def base(instance: Instance, schedule: str) -> ConfigDict:
     config.rlhf.prompts_per_update = instance.prompts_per_update
     config.rlhf.total_prompts = instance.num_updates * instance.prompts_per_update
     config.rlhf.samples_per_prompt = 2
-    config.rlhf.evaluate_every = instance.evaluate_every
+    config.rlhf.evaluate_every, config.rlhf.evaluate_at = 0, instance.evaluate_at
     config.rlhf.checkpoint_every = 0
     config.rlhf.log_samples = 0
     config.rlhf.optimizer.schedule = config.rlhf.critic_optimizer.schedule = SCHEDULES[schedule]
@@ -176,6 +203,7 @@ def get_study(argument: str = "") -> Study:
     choice = chosen(argument)
     instance = INSTANCES[choice["size"]]
     apart = [value for value in choice.values() if value not in ("small", "ages", "updates")]
+    cells = "_".join(["cells", *apart])
     return Study(
         directory=Path("runs/studies", "_".join(["offpolicyness", *apart])),
         base=partial(tiny if choice["size"] == "tiny" else base, instance, choice["schedule"]),
@@ -184,9 +212,9 @@ def get_study(argument: str = "") -> Study:
         open_ended={RATE: 2.0},
         rungs=(Rung(instance.num_updates, instance.tuning_seeds, 1),),
         max_widenings=instance.max_widenings,
-        factors={RATE: (1.0, 0.5, 0.25)},
+        factors={RATE: (2.0, 1.0, 0.5, 0.25)},
         variants={"": {}} | SIZES,
         report_updates=instance.num_updates,
         report_seeds=(0, 1, 2, 3, 4),
-        report="offpolicyness",
+        cells=Path(f"experiments/studies/offpolicyness/{cells}.jsonl") if choice["size"] != "tiny" else None,
     )
