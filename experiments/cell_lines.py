@@ -49,8 +49,10 @@ def append(path: Path, config: Mapping[str, Any], base: Mapping[str, Any], line:
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
-        held = file.read()
-        added = b"" if not held or held.endswith(b"\n") else b"\n"
+        held, newline, torn = file.read().rpartition(b"\n")
+        if torn:
+            file.truncate(len(held) + len(newline))  # by a kill: its cell has not ended
+        added = b""
         if digest(base).encode() not in held:
             added += encoded({"base": known["base"], "config": base})
         file.write(added + encoded(known | dict(line)))

@@ -5,10 +5,13 @@ import math
 from pathlib import Path
 
 import pytest
-import staleness
 
 from experiments import cells
-from rlhf_jax.report import offpolicyness, robustness, staleness_plots
+from experiments.studies.offpolicyness import findings as offpolicyness
+from experiments.studies.offpolicyness import measures as robustness
+from experiments.studies.offpolicyness import plots as staleness_plots
+
+from . import invented as staleness
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.observe.lines import replace
-from rlhf_jax.refusal import Refusal
-from rlhf_jax.report import page, staleness_plots, style
-from rlhf_jax.report.robustness import (
+from experiments.studies.offpolicyness import plots as staleness_plots
+from experiments.studies.offpolicyness.measures import (
     AGE_AXES,
     AXES,
     SYMBOL,
@@ -24,6 +22,9 @@ from rlhf_jax.report.robustness import (
     groups,
     verdict,
 )
+from rlhf_jax.observe.lines import replace
+from rlhf_jax.refusal import Refusal
+from rlhf_jax.report import page, style
 from rlhf_jax.report.statistics import Result, by_seed, final, interval
 
 ROBUST = "online_dpo"  # the algorithm that the paper finds to lose least

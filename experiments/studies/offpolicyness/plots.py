@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from rlhf_jax.report import robustness, style
-from rlhf_jax.report.robustness import SYMBOL, Group
+from experiments.studies.offpolicyness import measures as robustness
+from experiments.studies.offpolicyness.measures import SYMBOL, Group
+from rlhf_jax.report import style
 from rlhf_jax.report.statistics import OfSeed, Result, interval
 from rlhf_jax.report.style import HELDOUT, INK, PART_COLORS, REST, SECOND, TRAINING
 
