@@ -6,7 +6,7 @@ import shutil
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,19 @@ class Cells:
     def identity(self, cell: Cell) -> str:
         """The digest that a cell is known by: of its config, and thereby of all that the study says about it."""
         if cell not in self._identities:
-            self._identities[cell] = cell_lines.identity(flattened(self._config(cell)))
+            self._identities[cell] = cell_lines.identity(self._values(cell))
         return self._identities[cell]
+
+    def _values(self, cell: Cell) -> dict[str, Any]:
+        """The flattened config of a cell, and the digest of its reward model's stages where they are of another variant."""
+        values, arm = flattened(self._config(cell)), self.study.arm(cell.arm)
+        if arm.reward == arm.policy:
+            return values
+        return values | {"reward_stages": self._digest_of_stages(cell.seed, arm.reward)}
+
+    def append(self, cell: Cell, line: Mapping[str, Any]) -> None:
+        """Writes the line of a cell that has ended."""
+        cell_lines.append(self.path, self._values(cell), flattened(self.variant("")), line)
 
     def directory(self, cell: Cell) -> Path:
         """The directory of a cell's run, named by the cell and by the digest of its config."""
@@ -152,10 +163,15 @@ class Cells:
 
     def base_directory(self, seed: int, variant: str) -> Path:
         """The directory of the stages of a seed and variant, named by the digest of the keys that they read."""
+        name = f"{seed}-{self._digest_of_stages(seed, variant)[:8]}"
+        return self.study.directory / BASE / (variant or "usual") / name
+
+    def _digest_of_stages(self, seed: int, variant: str) -> str:
         config = self.variant(variant)
         config.seed = seed
-        read = {key: value for key, value in flattened(config).items() if key.split(".")[0] in BEFORE_RLHF}
-        return self.study.directory / BASE / (variant or "usual") / f"{seed}-{provenance.digest(read)[:8]}"
+        return provenance.digest(
+            {key: value for key, value in flattened(config).items() if key.split(".")[0] in BEFORE_RLHF}
+        )
 
 
 def _seed(cell: Cell) -> tuple[str, int]:
@@ -228,7 +244,7 @@ def run_cell(cells: Cells, cell: Cell, params: Any, reward: Any) -> None:
     for folder in BULK:
         shutil.rmtree(workspace.directory / folder, ignore_errors=True)
     replace_file(workspace.directory / RESULT, cell_lines.encoded(line))
-    cell_lines.append(cells.path, flattened(cells.config(cell)), flattened(cells.variant("")), line)
+    cells.append(cell, line)
 
 
 def phases(cells: Cells, wanted: Sequence[Cell], num_parts: int) -> Iterator[list[list[Cell]]]:

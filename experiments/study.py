@@ -106,7 +106,11 @@ class Study:
         return tuple(tuple(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values()))
 
     def arm(self, name: str) -> Arm:
-        return next(arm for arm in self.arms if arm.name == name)
+        """The arm of a name. Raises Refusal that lists the arms where there is none."""
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        raise Refusal(f"the study has no arm {name!r}; there are: {', '.join(arm.name for arm in self.arms)}")
 
 
 @dataclass(frozen=True)

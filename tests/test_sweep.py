@@ -63,8 +63,7 @@ def end(cells: Cells, cell: Cell, gold: float, processor: str | None = None, **c
     ]
     line = {"arm": cell.arm, "setting": dict(cell.setting), "seed": cell.seed, "purpose": cell.purpose, "curve": curve}
     line |= {"golden": cells.golden(cell), "processor": processor or cells.processor} | changed
-    config = cell_runs.flattened(cells.config(cell))
-    cell_lines.append(cells.path, config, cell_runs.flattened(cells.variant("")), line)
+    cells.append(cell, line)
 
 
 def conduct(study, gold):

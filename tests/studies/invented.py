@@ -28,7 +28,7 @@ def result(arm: Arm, seed: int, num_updates: int = 64, every: int = 8) -> dict[s
     speed = 1 - SENSITIVE[arm.algorithm] / size * math.log2(1 + mean_age)
     speed *= schedule["num_epochs"] ** 0.4 * (schedule["samples_per_prompt"] / 2) ** 0.5
     curve = []
-    for update in range(0, clock.num_updates + 1, max(every, clock.updates_per_round)):
+    for update in (0, 1, 2, 4, *range(every, clock.num_updates + 1, every)):
         share = update / clock.num_updates
         kl = LEARNED[arm.algorithm] * size * max(0.05, speed) * share**0.8 * (1 + 0.03 * noise.gauss(0, 1))
         gold = 0.24 + 2.0 * math.sqrt(kl) - 0.05 * kl + 0.03 * noise.gauss(0, 1) + 0.1 * (seed % 3)
@@ -47,6 +47,11 @@ def result(arm: Arm, seed: int, num_updates: int = 64, every: int = 8) -> dict[s
         "policy": arm.policy,
         "reward": arm.reward,
         "setting": {"rlhf.optimizer.learning_rate": 1e-3},
+        "config": {key: value for key, value in arm.overrides.items() if key.startswith("algorithm.")},
+        "purpose": "report",
+        "processor": "invented",
+        "commit": "0123456789ab",
+        "date": "2026-01-01",
         "seed": seed,
         "schedule": schedule,
         "ages": {"mean": mean_age, "max": max(ages)},

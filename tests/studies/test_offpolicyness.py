@@ -1,34 +1,36 @@
-"""What a study of staleness measures, by hand, and its page from invented results."""
+"""Measures of the study of off-policyness by hand, and its page from invented results."""
 
-import json
 import math
 from pathlib import Path
 
 import pytest
 
 from experiments import cells
-from experiments.studies.offpolicyness import findings as offpolicyness
-from experiments.studies.offpolicyness import measures as robustness
-from experiments.studies.offpolicyness import plots as staleness_plots
+from experiments.studies.offpolicyness import findings, measures, plots
+from rlhf_jax.report.statistics import interval
 
-from . import invented as staleness
+from . import invented
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-def one(algorithm, seed, curve, lag=0, **other):
+def one(algorithm, seed, curve, lag=0, correction="", **other):
     """A result with figures in `curve`: (KL, gold) of its evaluations; the win-rate is a tenth of gold."""
     schedule = {"lag": lag, "num_minibatches": 1, "num_epochs": 1, "samples_per_prompt": 2}
-    lines = [{"kl": kl, "gold_mean": gold, "win_rate": gold / 10} for kl, gold in curve]
+    ratio_to, kind = {"": ("behavior", "none"), "proximal": ("proximal", "none"), "truncate": ("proximal", "truncate")}[
+        correction
+    ]
+    ratio = {"algorithm.correction.ratio_to": ratio_to, "algorithm.correction.correction": kind}
     return {
-        "arm": f"{algorithm}{lag}{other}",
+        "arm": f"{algorithm}{lag}{correction}{other}",
         "algorithm": algorithm,
         "policy": other.pop("policy", ""),
         "reward": "",
         "seed": seed,
         "schedule": schedule | other,
+        "config": ratio if algorithm in ("ppo", "rloo") else {},
         "ages": {"mean": lag, "max": lag},
-        "curve": lines,
+        "curve": [{"kl": kl, "gold_mean": gold, "win_rate": gold / 10} for kl, gold in curve],
     }
 
 
@@ -37,38 +39,42 @@ STALE = {0: ((0, 1), (0.5, 2), (1.5, 3)), 1: ((0, 1), (0.5, 2), (1.5, 4))}
 
 
 def ppo():
-    return [
-        one("ppo", seed, curve, lag) for lag, of_seed in ((0, FRESH), (3, STALE)) for seed, curve in of_seed.items()
-    ]
+    of_lag = ((0, FRESH), (3, STALE))
+    return [one("ppo", seed, curve, lag) for lag, of_seed in of_lag for seed, curve in of_seed.items()]
 
 
 def test_drops_are_paired_by_seed():
     """Drops in gold of 2 and 3: mean 2.5, and ± 12.706 · 0.7071 / √2 = 6.353. Of the other algorithm 1 in both."""
-    rloo = [one("rloo", seed, ((0, 1), (1, 6 - lag / 3)), lag) for lag in (0, 3) for seed in (0, 1)]
-    found = robustness.groups(ppo() + rloo, "lag")
-    assert [group.name for group in found] == ["ppo", "rloo"]
-    dropped = robustness.drop(found[0], 3, "gold_mean")
+    dpo = [one("online_dpo", seed, ((0, 1), (1, 6 - lag / 3)), lag) for lag in (0, 3) for seed in (0, 1)]
+    found = measures.groups(ppo() + dpo, "lag")
+    assert [group.name for group in found] == ["ppo, behavior", "online dpo"]
+    dropped = measures.drop(found[0], 3, "gold_mean")
     assert dropped == {0: 2, 1: 3}
-    assert robustness.interval(dropped) == (2.5, pytest.approx(6.353))
-    beyond = robustness.difference_of_drops(*found, 3, "win_rate")
+    assert interval(dropped) == (2.5, pytest.approx(6.353, abs=1e-3))
+    beyond = measures.difference_of_drops(*found, 3, "win_rate")
     assert beyond == {0: pytest.approx(0.1), 1: pytest.approx(0.2)}
 
 
-def test_a_difference_is_of_seeds_that_both_have():
-    assert robustness.differences({0: 5.0, 1: 2.0}, {1: 0.5, 2: 9.0}) == {1: 1.5}
-
-
-def test_gold_at_one_kl_is_read_where_both_have_been():
+def test_gold_at_one_kl_is_read_where_both_were_measured():
     """At a KL of 1.5, which is 0.5426 of the way from √1 to √2, the fresh curves are at 2 and 4 plus three times that, 3.628
-    and 5.628; the stale ones end at 3 and 4."""
-    (group,) = robustness.groups(ppo(), "lag")
-    values, unmeasured = robustness.at_one_kl(group, 3)
+    and 5.628; the stale ones end at 3 and 4. A stale curve that ends at 0.5 lies before the fresh one's first evaluation."""
+    (group,) = measures.groups(ppo(), "lag")
+    values, unread = measures.at_one_kl(group, 3)
     assert values == {0: pytest.approx(-0.6277, abs=1e-4), 1: pytest.approx(-1.6277, abs=1e-4)}
-    assert unmeasured == 0
-    short = [one("ppo", 0, FRESH[0]), one("ppo", 0, ((0, 1), (0.5, 2)), 3)]
-    values, unmeasured = robustness.at_one_kl(robustness.groups(short, "lag")[0], 3)
-    assert values == {0: pytest.approx(1 - math.sqrt(0.5))}, "2 − (1 + √0.5), on the line from the SFT policy"
-    assert unmeasured == 1
+    assert unread == []
+    short = [*ppo()[:2], one("ppo", 0, ((0, 1), (0.5, 2)), 3), one("ppo", 1, STALE[1], 3)]
+    values, unread = measures.at_one_kl(measures.groups(short, "lag")[0], 3)
+    assert values.keys() == {1}
+    assert unread == [0]
+
+
+def test_a_fresh_arm_belongs_to_the_groups_of_all_corrections():
+    """At lag 0 behavior and proximal policy are one; stale results of two corrections are never pooled."""
+    results = [*ppo(), *(one("ppo", seed, STALE[seed], 3, "truncate") for seed in (0, 1))]
+    found = measures.groups(results, "lag")
+    assert [(group.correction, group.values) for group in found] == [("behavior", [0, 3]), ("truncate", [0, 3])]
+    assert all(len(group.arms[3]) == 2 for group in found)
+    assert found[0].arms[0] == found[1].arms[0]
 
 
 def test_groups_differ_in_their_axis_alone():
@@ -80,97 +86,86 @@ def test_groups_differ_in_their_axis_alone():
         one("ppo", 0, STALE[0], 3, num_minibatches=4),
         one("rloo", 0, STALE[0]),
     ]
-    (by_lag,) = robustness.groups(results, "lag")
-    (fresh, stale) = robustness.groups(results, "num_minibatches")
+    (by_lag,) = measures.groups(results, "lag")
+    (fresh, stale) = measures.groups(results, "num_minibatches")
     assert by_lag.values == [0, 3]
     assert (fresh.values, stale.values) == ([1, 2], [1, 4])
-    assert (fresh.name, stale.name) == ("ppo", "lag 3")
-    assert robustness.groups(results, "num_epochs") == []
+    assert stale.name == "lag 3, behavior"
+    assert measures.groups(results, "num_epochs") == []
 
 
-def test_groups_are_named_by_what_sets_them_apart():
+def test_groups_are_named_by_their_differences():
     results = [one("online_dpo", 0, FRESH[0], lag, policy=f"width {width}") for width in (32, 64) for lag in (0, 1)]
-    assert [group.name for group in robustness.groups(results, "lag")] == ["policy width 32", "policy width 64"]
-    assert [group.name for group in robustness.groups(results[:2], "lag")] == ["online dpo, policy width 32"]
+    assert [group.name for group in measures.groups(results, "lag")] == ["policy width 32", "policy width 64"]
+    assert [group.name for group in measures.groups(results[:2], "lag")] == ["online dpo, policy width 32"]
 
 
-@pytest.mark.parametrize(
-    ("mean", "half", "said"), [(0.2, 0.1, "holds"), (-0.2, 0.1, "does not hold"), (0.1, 0.2, "cannot be told")]
-)
-def test_a_claim_holds_where_its_interval_says_so(mean, half, said):
-    assert robustness.verdict(mean, half) == said
-    assert robustness.verdict(mean, math.nan) == "cannot be told"
-
-
-def written(directory, part="ages", seeds=(0, 1, 2)):
-    study = cells.load(f"{ROOT}/configs/studies/offpolicyness.py:part={part}")
-    results = [staleness.result(arm, seed) for arm in study.arms for seed in seeds]
-    path = offpolicyness.write_study(directory, results, [arm.name for arm in study.arms])
-    return path, json.loads((directory / "summary.json").read_text())
+def test_a_run_has_collapsed_where_its_win_rate_fell():
+    """From 0.7 to 0.59 it has; to 0.61 it has not; one that diverged has."""
+    assert measures.collapsed(one("ppo", 0, ((0, 4), (1, 7), (2, 5.9))))
+    assert not measures.collapsed(one("ppo", 0, ((0, 4), (1, 7), (2, 6.1))))
+    assert measures.collapsed(one("ppo", 0, FRESH[0]) | {"diverged": "the loss is nan"})
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory):
-    return written(tmp_path_factory.mktemp("ages"))
+def results():
+    study = cells.load(f"{ROOT}/configs/studies/offpolicyness.py")
+    return [invented.result(arm, seed) for arm in study.arms for seed in range(4)]
+
+
+@pytest.fixture(scope="module")
+def pages(results):
+    return findings.pages(results)
 
 
 def test_the_page_says_who_loses_least(pages):
-    """In the invented results RLOO, PPO and best-of-2 lose more than Online DPO with age, and all stay on one frontier."""
-    path, summary = pages
-    text = path.read_text()
-    said = [line for line in summary["findings"] if "more robust" in line]
-    assert len(said) == 6
-    assert all(line.endswith("the more robust holds.") for line in said)
-    assert len(summary["findings"]) == 6 + 8
-    assert all(line in text for line in said)
-    ages = summary["axes"]["num_minibatches"]["ppo"]["64"]["ages"]
-    assert ages == {"mean": 31.5, "max": 63}
-    assert summary["axes"]["lag"]["rloo"]["15"]["ages"]["max"] == 15
-    assert summary["arms"]["ppo-lag3"]["trained"]["completions"] == 4096
-    assert "31.5" in text
-
-
-def test_the_papers_numbers_stand_beside_ours(pages):
-    path, summary = pages
-    text = path.read_text()
+    """In the invented results RLOO, PPO and best-of-2 lose more than Online DPO with age, and corrections change nothing."""
+    text = pages["offpolicyness.md"]
+    contrasts = [
+        line for line in text.splitlines() if line.startswith(("| 1.", "| 2.", "| 3.", "| 4.", "| 5.", "| 6."))
+    ]
+    assert [line.split(" | ")[-1] for line in contrasts] == ["larger |"] * 4 + [
+        "no difference beyond 0.02 of win-rate |"
+    ] * 2
     assert "0.76 / 1.10" in text
-    rate, perplexity = (
-        summary["arms"]["ppo-lag15"]["win-rate, greedy"][0],
-        summary["arms"]["ppo-lag15"]["KL (perplexity), greedy"][0],
-    )
-    assert f"{rate:.3f} / {perplexity:.3f}" in text
+    assert "No run collapsed." in text
+    assert "31.5, 63" in text
 
 
-def test_pictures_of_the_ages(pages):
-    path, _ = pages
-    names = {
-        f"{axis}_{name}.png"
-        for axis in ("lag", "num_minibatches")
-        for name in ("win_rate_against_kl", "final", "compared")
-    }
-    found = {file.name: file.stat().st_size for file in (path.parent / "plots").iterdir()}
-    assert found.keys() == names
-    assert min(found.values()) > 20_000
+def test_pictures_of_the_page(pages):
+    from experiments.results import picture
+
+    drawn = {name: picture(figure) for name, figure in pages.items() if name.endswith(".png")}
+    assert len(drawn) == 4
+    assert min(map(len, drawn.values())) > 20_000
+    assert all(f"({name})" in pages["offpolicyness.md"] for name in drawn)
 
 
-@pytest.mark.parametrize("part", ["epochs", "reward"])
-def test_parts_have_pages_too_and_a_single_seed_has_no_interval(tmp_path, part):
-    path, summary = written(tmp_path, part, seeds=(0,))
-    assert {"epochs": "num_epochs_progress.png", "reward": "num_minibatches_final.png"}[part] in {
-        file.name for file in (path.parent / "plots").iterdir()
-    }
-    assert all(arm["gold"][1] is None for arm in summary["arms"].values())
-    assert ("Beside the paper" in path.read_text()) == (part == "epochs")
+def test_collapsed_runs_are_shown_one_by_one(results):
+    fallen = next(result for result in results if result["arm"] == "best_of_n")
+    changed = [result for result in results if result is not fallen]
+    curve = [*fallen["curve"][:-1], fallen["curve"][-1] | {"win_rate": 0.21}]
+    text = findings.pages([*changed, fallen | {"curve": curve}])["offpolicyness.md"]
+    (row,) = [line for line in text.splitlines() if line.startswith("| best_of_n |") and " / " in line]
+    assert "0.21 /" in row
+    assert "| best of n | 1 | 0, 0 | see below | – | – | – | – | 1 of 4 |" in text
 
 
-def test_a_study_without_results_says_so(tmp_path):
-    with pytest.raises(ValueError, match=r"no cell of .* has ended"):
-        offpolicyness.write_study(tmp_path, [], [])
+def test_a_rate_on_an_edge_is_marked(results):
+    """Tried at 1e-3 and 2e-3, reported at 1e-3."""
+    tried = [results[0] | {"purpose": "tune", "setting": {findings.RATE: rate}} for rate in (1e-3, 2e-3)]
+    assert findings.on_edges([*tried, *results])["online_dpo"]
+    assert not findings.on_edges([*tried, tried[0] | {"setting": {findings.RATE: 5e-4}}, *results])["online_dpo"]
+
+
+def test_a_single_seed_has_no_interval(results):
+    text = findings.drops_table(measures.groups([one for one in results if one["seed"] == 0], "lag"))
+    assert "±" not in text
 
 
 def test_colours_go_from_cold_to_hot_and_markers_differ():
-    looks = [staleness_plots.look(place, 5) for place in range(5)]
-    assert [look["color"] for look in looks] == list(staleness_plots.COLD_TO_HOT)
+    looks = [plots.look(place, 5) for place in range(5)]
+    assert [look["color"] for look in looks] == list(plots.COLD_TO_HOT)
     assert len({look["marker"] for look in looks}) == 5
-    assert staleness_plots.look(0, 2)["color"] == staleness_plots.COLD_TO_HOT[0]
-    assert staleness_plots.look(1, 2)["color"] == staleness_plots.COLD_TO_HOT[-1]
+    assert plots.look(1, 2)["color"] == plots.COLD_TO_HOT[-1]
+    assert not math.isnan(plots.look(0, 1)["marker"] == "o")

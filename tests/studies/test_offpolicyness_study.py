@@ -1,6 +1,5 @@
-"""The study of off-policyness: its arms, tuning at age 0, what is kept of a cell, Slurm arrays, and four cells run for real."""
+"""The protocol of off-policyness: its arms, tuning at age 0, cells of it, Slurm arrays, and four cells run for real."""
 
-import json
 import math
 import sys
 from dataclasses import replace
@@ -11,12 +10,13 @@ import pytest
 from experiments import cells as cell_runs
 from experiments import result, slurm, sweep
 from experiments import study as protocol
-from experiments.study import RESULT, Cell
+from experiments.cells import Cells, Failed
+from experiments.study import Cell
 from rlhf_jax import build
 from rlhf_jax.jobs import rlhf
 from rlhf_jax.values import flat
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 CONFIG = "configs/studies/offpolicyness.py"
 RATE = "rlhf.optimizer.learning_rate"
 
@@ -28,31 +28,33 @@ def at_root(monkeypatch):
 
 @pytest.fixture
 def study(tmp_path):
-    return replace(cell_runs.load(CONFIG), directory=tmp_path)
+    return replace(cell_runs.load(CONFIG), directory=tmp_path, cells=None)
 
 
 def settled(study, arm: str) -> dict:
     """Every value of an arm's reported cell."""
-    return cell_runs.config_of(study, Cell(arm, ((RATE, 1e-3),), 0, study.report_updates, "report")).to_dict()
+    return Cells(study).config(Cell(arm, ((RATE, 1e-3),), 0, study.report_updates, "report")).to_dict()
+
+
+def end(cells: Cells, cell: Cell, gold: float) -> None:
+    """Writes the line of a cell that has ended."""
+    line = {"arm": cell.arm, "setting": dict(cell.setting), "seed": cell.seed, "purpose": cell.purpose}
+    line |= {"golden": cells.golden(cell), "processor": cells.processor, "curve": [{"gold_mean": gold}]}
+    cells.append(cell, line)
 
 
 def conduct(study, gold):
     """Every step of the tuning, each cell's gold a function of its arm and learning rate; the steps' cells."""
-    steps = []
-    for cells in protocol.tuning(study):
-        steps.append(cells)
-        for cell in cells:
-            path = study.directory / cell.path / RESULT
-            if not path.exists():
-                path.parent.mkdir(parents=True)
-                written = {"setting": dict(cell.setting), "seed": cell.seed}
-                written |= {"curve": [{"gold_mean": gold(cell.arm, dict(cell.setting)[RATE])}]}
-                path.write_text(json.dumps(written))
+    steps, cells = [], Cells(study)
+    for wanted in protocol.tuning(study, cells.ended):
+        steps.append(wanted)
+        for cell in cells.left(wanted):
+            end(cells, cell, gold(cell.arm, dict(cell.setting)[RATE]))
     return steps
 
 
 def test_the_two_axes_are_never_pooled(study):
-    """Every arm is at age 0 in all but one thing; each algorithm has every value of both axes once."""
+    """Every arm is at age 0 in all but one thing; lags of RLOO and PPO have three corrections each."""
     usual = {"lag": 0, "num_minibatches": 1, "num_epochs": 1, "samples_per_prompt": 2}
     seen = []
     for arm in study.arms:
@@ -61,14 +63,17 @@ def test_the_two_axes_are_never_pooled(study):
         assert len(differing) <= 1, arm.name
         assert bool(differing) == bool(arm.follows), "age 0 is tuned, all else follows it"
         seen.append((arm.algorithm, *differing.items()))
-    stale = [("num_minibatches", n) for n in (2, 4, 16, 64)] + [("lag", n) for n in (1, 3, 15)]
-    names = ("online_dpo", "rloo", "ppo", "best_of_n")
-    assert sorted(seen) == sorted([(name,) for name in names] + [(name, place) for name in names for place in stale])
+    expected = []
+    for name in ("online_dpo", "rloo", "ppo", "best_of_n"):
+        lags = [("lag", n) for n in (1, 3, 15)] * (3 if name in ("rloo", "ppo") else 1)
+        stale = [("num_minibatches", n) for n in (2, 4, 16, 64)] + lags
+        expected += [(name,), *((name, place) for place in stale)]
+    assert sorted(seen) == sorted(expected)
 
 
 @pytest.mark.parametrize("argument", ["", "full", "tiny", "schedule=rounds"])
 def test_arms_differ_in_age_and_algorithm_alone(argument):
-    """Prompts, completions an update, updates, optimizer and evaluations are those of the first arm; all can run."""
+    """Prompts, completions per update, updates, optimizer and evaluations are those of the first arm; all can run."""
     study = cell_runs.load(f"{CONFIG}:{argument}")
     free = {"algorithm", "directory", "rlhf.num_minibatches", "rlhf.lag"}
     first = None
@@ -80,19 +85,25 @@ def test_arms_differ_in_age_and_algorithm_alone(argument):
         fixed = {key: value for key, value in flat(values).items() if not free & {key, key.split(".")[0]}}
         first = fixed if first is None else first
         assert fixed == first, arm.name
-    assert argument != "full" or study.report_updates >= 256
+    assert max(first["rlhf.evaluate_at"]) <= study.report_updates
     assert len(study.report_seeds) >= 5
     schedules = {first["rlhf.optimizer.schedule"], first["rlhf.critic_optimizer.schedule"]}
     assert schedules == {"linear_by_round" if "rounds" in argument else "linear"}
 
 
-def test_one_named_correction_at_every_age(study):
+def test_the_correction_of_every_arm_is_named_and_an_axis_of_lag_alone(study):
     """ "auto" would correct stale arms and not fresh ones: age and correction could not be told apart."""
+    expected = {
+        "behavior": ("behavior", "none"),
+        "proximal": ("proximal", "none"),
+        "truncate": ("proximal", "truncate"),
+    }
     for arm in study.arms:
         correction = settled(study, arm.name)["algorithm"].get("correction")
         assert (correction is None) == (arm.algorithm in ("online_dpo", "best_of_n"))
         if correction is not None:
-            assert (correction["ratio_to"], correction["correction"]) == ("behavior", "none"), arm.name
+            named = arm.name.rpartition("-")[2] if "-lag" in arm.name else "behavior"
+            assert (correction["ratio_to"], correction["correction"]) == expected[named], arm.name
 
 
 @pytest.mark.parametrize("part", ["epochs", "samples", "policy", "reward"])
@@ -106,6 +117,7 @@ def test_parts_can_run(part):
         assert values["model"]["width"] == int((arm.policy or "width 64").split()[1])
         assert not arm.follows or study.arm(arm.follows).policy == arm.policy
     assert study.directory.name == f"offpolicyness_{part}"
+    assert study.cells.name == f"cells_{part}.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -122,44 +134,43 @@ def test_an_unknown_choice_names_those_there_are(argument, message):
     assert message in str(raised.value)
 
 
-def test_stale_arms_are_tuned_over_what_their_fresh_arm_chose(study):
-    """Fresh arms are best at 1e-3 (PPO at 5e-4); arms with a lag at a quarter of that, those with minibatches at all of it."""
+def test_stale_arms_are_tuned_over_multiples_of_what_their_fresh_arm_chose(study):
+    """Fresh arms are best at 1e-3, PPO at 2e-3; arms with a lag at a quarter of that, those with minibatches at twice."""
+    study = replace(study, max_widenings=0)
 
     def gold(arm: str, rate: float) -> float:
-        at = 5e-4 if arm.startswith("ppo") else 1e-3
-        return -abs(math.log(rate / (at / 4 if "-lag" in arm else at)))
+        at = 2e-3 if arm.startswith("ppo") else 1e-3
+        factor = 0.25 if "-lag" in arm else 2 if "-num" in arm else 1
+        return -abs(math.log(rate / (at * factor)))
 
     first, last = conduct(study, gold)
     assert {cell.arm for cell in first} == {"online_dpo", "rloo", "ppo", "best_of_n"}
-    assert len(first) == 4 * 4 * 2
-    assert len(last) == 28 * 3 * 2
-    assert {dict(cell.setting)[RATE] for cell in last if cell.arm.startswith("ppo")} == {5e-4, 2.5e-4, 1.25e-4}
-    chosen = {arm: dict(setting)[RATE] for arm, setting in protocol.chosen_settings(study).items()}
+    assert len(first) == 3 * 4 * 2 + 4 * 4
+    assert len(last) == 33 * 4 * 2 + 7 * 4 * 4
+    assert {dict(cell.setting)[RATE] for cell in last if cell.arm.startswith("ppo")} == {4e-3, 2e-3, 1e-3, 5e-4}
+    chosen = protocol.chosen_settings(study, Cells(study).ended)
     assert list(chosen) == [arm.name for arm in study.arms]
-    for arm, rate in chosen.items():
-        expected = (5e-4 if arm.startswith("ppo") else 1e-3) / (4 if "-lag" in arm else 1)
-        assert rate == pytest.approx(expected), arm
-    cells = protocol.report_cells(study)
-    assert len(cells) == 32 * 5
+    for arm, (setting,) in chosen.items():
+        factor = 0.25 if "-lag" in arm else 2 if "-num" in arm else 1
+        assert dict(setting)[RATE] == pytest.approx((2e-3 if arm.startswith("ppo") else 1e-3) * factor), arm
+    cells = protocol.report_cells(study, Cells(study).ended)
+    assert len(cells) == 44 * 5
     assert not {cell.seed for cell in cells} & {cell.seed for step in (first, last) for cell in step}
 
 
 def test_shared_stages_come_first_and_those_of_a_seed_in_one_process(tmp_path):
     """Two workers on the stages of one seed and size would write the same files."""
-    study = replace(cell_runs.load(f"{CONFIG}:part=reward"), directory=tmp_path)
-    cells = [Cell(arm.name, ((RATE, 1e-3),), seed, 64, "report") for seed in (0, 1) for arm in study.arms]
-    done = study.directory / cells[0].path / RESULT
-    done.parent.mkdir(parents=True)
-    done.write_text("{}")
-    bases, parts = cell_runs.phases(study, cells, 4)
+    study = replace(cell_runs.load(f"{CONFIG}:part=reward"), directory=tmp_path, cells=None)
+    wanted = [Cell(arm.name, ((RATE, 1e-3),), seed, 64, "report") for seed in (0, 1) for arm in study.arms]
+    cells = Cells(study)
+    end(cells, wanted[0], 1.0)
+    bases, parts = cell_runs.phases(cells, wanted, 4)
     assert [{cell.seed for cell in part} for part in bases] == [{0}, {1}]
     for part in bases:
-        assert [cell_runs.base_of(study, cell)[1:] for cell in part] == [
-            ("width 64", f"width {width}") for width in (128, 32, 64)
-        ]
+        assert [cells.base(cell)[1:] for cell in part] == [("width 64", f"width {width}") for width in (128, 32, 64)]
         assert not any(cell.num_updates for cell in part)
-    assert sorted((cell for part in parts for cell in part), key=str) == sorted(cells[1:], key=str)
-    assert list(cell_runs.phases(study, cells[:1], 4)) == [[], []]
+    assert sorted((cell for part in parts for cell in part), key=str) == sorted(wanted[1:], key=str)
+    assert list(cell_runs.phases(cells, wanted[:1], 4)) == [[], []]
 
 
 def updates(ages, length=5.0):
@@ -174,6 +185,7 @@ def test_ages_are_the_clocks_and_checked():
         result.ages(config, updates((0, 1, 1, 3)))
     with pytest.raises(RuntimeError, match="from update 3 on"):
         result.ages(config, updates((0, 1, 2)))
+    assert result.ages(config, updates((0, 1)), whole=False) == {"mean": 1.5, "max": 3}
 
 
 @pytest.mark.parametrize(("name", "rows"), [("online_dpo", 2), ("best_of_n", 1), ("rloo", 7)])
@@ -226,13 +238,13 @@ def test_a_slurm_array_has_a_job_a_part_and_names_the_log_of_one_that_failed(stu
         raise FloatingPointError("the loss of update 3 is nan")
 
     monkeypatch.setattr(cell_runs, "work", fail)
-    with pytest.raises(RuntimeError, match=r"3 of 3 jobs failed: see .*slurm.* \(.*the loss of update 3 is nan"):
+    with pytest.raises(Failed, match=r"3 of 3 jobs failed: see .*slurm.* \(.*the loss of update 3 is nan"):
         slurm.launch(submitter, study, CONFIG, cells, 2)
 
 
 @pytest.fixture(scope="module")
 def tiny_runs(tmp_path_factory):
-    """Four cells in worker processes, which compile without optimisations; and the time at which each had its result."""
+    """Four cells in worker processes, which compile without optimisations; and their file before a second call."""
     directory, patch = tmp_path_factory.mktemp("study"), pytest.MonkeyPatch()
     argument = f"{ROOT / CONFIG}:tiny"
     with patch.context() as patched:
@@ -240,38 +252,42 @@ def tiny_runs(tmp_path_factory):
         patched.setenv("PYTHONPATH", str(ROOT))
         patched.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         study = cell_runs.load(argument)
-        names = ("online_dpo", "rloo-lag1", "ppo", "best_of_n-num_minibatches2")
-        cells = [Cell(name, ((RATE, 1e-3),), 0, 2, "report") for name in names]
-        sweep.launch(study, argument, cells, 1)
+        names = ("online_dpo", "rloo-lag1-truncate", "ppo", "best_of_n-num_minibatches2")
+        wanted = [Cell(name, ((RATE, 1e-3),), 0, 2, "report") for name in names]
+        sweep.launch(study, argument, wanted, 1)
         study = replace(study, directory=directory / study.directory)
-        before = [(study.directory / cell.path / RESULT).stat().st_mtime_ns for cell in cells]
-        sweep.launch(study, argument, cells, 1)
-        return study, cells, before
+        before = Cells(study).path.read_bytes()
+        sweep.launch(study, argument, wanted, 1)
+        return study, wanted, before
 
 
 def test_four_cells_run_and_are_not_run_again(tiny_runs):
-    study, cells, before = tiny_runs
-    found = protocol.results(study, cells)
+    study, wanted, before = tiny_runs
+    cells = Cells(study)
+    found = cells.results(wanted)
     assert [one["algorithm"] for one in found] == ["online_dpo", "rloo", "ppo", "best_of_n"]
-    assert [one["ages"] for one in found] == [
-        {"mean": 0.0, "max": 0},
-        {"mean": 0.5, "max": 1},
-        {"mean": 0.0, "max": 0},
-        {"mean": 0.5, "max": 1},
-    ]
-    assert [[line["update"] for line in one["curve"]] for one in found] == [[0, 1, 2]] * 3 + [[0, 2]]
+    ages = [{"mean": 0.0, "max": 0}, {"mean": 0.5, "max": 1}] * 2
+    assert [one["ages"] for one in found] == ages
+    assert [[line["update"] for line in one["curve"]] for one in found] == [[0, 1, 2]] * 4
     assert len({one["curve"][0]["gold_mean"] for one in found}) == 1, "cells of a seed begin as one policy"
     assert len({one["curve"][-1]["kl"] for one in found}) == 4
     assert [one["trained"]["rows"] for one in found] == [16, 16, 16, 8]
     assert all(one["trained"]["completions"] == 16 for one in found)
     assert all(16 <= one["trained"]["tokens"] / one["trained"]["rows"] <= 27 for one in found)
-    assert [(study.directory / cell.path / RESULT).stat().st_mtime_ns for cell in cells] == before
-    assert not (study.directory / cells[0].path / "checkpoints").exists()
+    assert cells.path.read_bytes() == before
+    assert not (cells.directory(wanted[0]) / "checkpoints").exists()
 
 
-def test_results_of_cells_make_a_page(tiny_runs):
-    from rlhf_jax.report import offpolicyness
-
-    study, cells, _ = tiny_runs
-    path = offpolicyness.write_study(study.directory, protocol.results(study, cells), [arm.name for arm in study.arms])
-    assert "rloo-lag1" in path.read_text()
+def test_a_worker_that_fails_is_named_with_its_last_line(tmp_path, monkeypatch):
+    """A study whose arm cannot be built: the message has the worker's own words and the path of its log."""
+    path = tmp_path / "broken.py"
+    source = (
+        (ROOT / CONFIG)
+        .read_text()
+        .replace("Arm(name, algorithm, overrides, follows, policy", 'Arm(name, "no_such", overrides, follows, policy')
+    )
+    path.write_text(source)
+    monkeypatch.chdir(ROOT)
+    study = replace(cell_runs.load(CONFIG + ":tiny"), directory=tmp_path / "run")
+    with pytest.raises(Failed, match=r"no_such.* \(see .*logs/"):
+        sweep.launch(study, f"{path}:tiny", [Cell("online_dpo", ((RATE, 1e-3),), 0, 2, "report")], 1)

@@ -1,111 +1,92 @@
-"""Writes the page of a study of staleness: what is lost with age, who loses least, and whether the frontier moves.
+"""Writes the page of the study of off-policyness from its ended cells; the rules are those of `protocol.md`.
 
 The paper's numbers are those of Noukhovitch et al. 2024 (arXiv 2410.18252) for a policy of 410 million parameters on TL;DR, as
 table 1 of arXiv 2503.18929 prints them: win-rate and "KL (perplexity)" of near-greedy completions. Its data age is age + 1.
 """
 
-import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from experiments.studies.offpolicyness import plots as staleness_plots
+from matplotlib.figure import Figure
+
+from experiments.studies import markdown
+from experiments.studies.markdown import Contrast, number, table, with_interval
+from experiments.studies.offpolicyness import plots
 from experiments.studies.offpolicyness.measures import (
-    AGE_AXES,
-    AXES,
     SYMBOL,
     Group,
     at_one_kl,
+    collapsed,
     difference_of_drops,
     drop,
     groups,
-    verdict,
 )
-from rlhf_jax.observe.lines import replace
-from rlhf_jax.refusal import Refusal
-from rlhf_jax.report import page, style
-from rlhf_jax.report.statistics import Result, by_seed, final, interval
+from rlhf_jax.report.statistics import Result, by_seed, differences, final
 
+RATE = "rlhf.optimizer.learning_rate"
 ROBUST = "online_dpo"  # the algorithm that the paper finds to lose least
-FIGURES = {"win-rate": "win_rate", "gold": "gold_mean", "KL": "kl", "learned reward": "reward_mean"}
-GREEDY = {"win-rate, greedy": "win_rate_greedy", "KL (perplexity), greedy": "kl_perplexity"}
-COSTS = ("prompts", "completions", "rows", "tokens", "updates")
+PAPER_CORRECTION = "proximal"  # of the paper's code
+MARGIN = 0.02  # of win-rate
 PAPER = {  # algorithm -> data age -> win-rate, perplexity
     "online_dpo": {1: (0.85, 1.13), 2: (0.85, 1.13), 16: (0.82, 1.12)},
     "ppo": {1: (0.86, 1.14), 2: (0.84, 1.14), 16: (0.76, 1.10)},
     "rloo": {1: (0.82, 1.13), 2: (0.83, 1.13), 16: (0.77, 1.10)},
 }
-PAPER_SOURCE = "arXiv 2410.18252, 410m, as reprinted in arXiv 2503.18929, table 1"
 
 
-def write_study(directory: Path, results: Sequence[Result], arms: Sequence[str]) -> Path:
-    """Writes `report.html`, `plots/*.png` and `summary.json`; returns the page. Raises Refusal without any result."""
-    if not results:
-        raise Refusal(f"no cell of {directory} has ended")
-    ordered = sorted(results, key=lambda result: arms.index(result["arm"]))
-    axes = {axis: found for axis in AXES if (found := groups(ordered, axis))}
-    said = [sentence for found in axes.values() for sentence in findings(found)]
-    body = [f"<h1>{page.text(directory.name)}</h1>", *(f"<p>{page.text(sentence)}</p>" for sentence in said)]
-    (directory / "plots").mkdir(parents=True, exist_ok=True)
-    for axis, found in axes.items():
-        body.append(f"<h2>{page.text(staleness_plots.AXIS_LABELS[axis])}</h2>")
-        for name, figure in drawings(found).items():
-            style.write_png(figure, directory / "plots" / f"{axis}_{name}.png")
-            body.append(page.drawing(style.svg(figure, f"{axis}-{name}"), f"{name} by {axis}"))
-        body += [comparison_table(found), "<p></p>"]
-    body += ["<h2>Every arm</h2>", arms_table(ordered), "<h2>What each was trained on</h2>", costs_table(ordered)]
-    if paper_rows(axes):
-        body += ["<h2>Beside the paper</h2>", paper_table(axes)]
-    summary = {
-        "findings": said,
-        "arms": {arm: arm_summary(of_arm) for arm, of_arm in split(ordered).items()},
-        "axes": {axis: {group.name: group_summary(group, found) for group in found} for axis, found in axes.items()},
-        "paper": {"source": PAPER_SOURCE, "win-rate and perplexity by data age": PAPER},
-    }
-    replace(directory / "summary.json", json.dumps(summary, indent=1, allow_nan=False).encode())
-    path = directory / "report.html"
-    replace(path, page.page(f"study {directory.name}", body).encode())
-    return path
+def group(found: Sequence[Group], algorithm: str, correction: str = "") -> Group:
+    """The group of an algorithm and correction on an axis."""
+    return next(one for one in found if (one.algorithm, one.correction) == (algorithm, correction))
 
 
-def drawings(found: Sequence[Group]) -> dict[str, Any]:
-    """The figures of an axis by file name."""
-    figures = {"win_rate_against_kl": staleness_plots.against_kl(found)}
-    if found[0].axis in AGE_AXES:
-        figures["final"] = staleness_plots.final_figures(found)
-        figures["compared"] = staleness_plots.compared(found, reference_of(found))
-    else:
-        figures["progress"] = staleness_plots.progress(found)
-    return figures
+def primary_contrasts(lags: Sequence[Group], minibatches: Sequence[Group]) -> list[Contrast]:
+    """The six primary contrasts, of drops in win-rate."""
+    lag, count = max(lags[0].values), max(minibatches[0].values)
+    found = []
+    for algorithm in ("rloo", "ppo"):
+        values = difference_of_drops(group(lags, algorithm, PAPER_CORRECTION), group(lags, ROBUST), lag, "win_rate")
+        found.append((f"drop of {algorithm.upper()} (proximal) − drop of Online DPO, lag {lag}", values))
+    for algorithm in ("rloo", "ppo"):
+        values = difference_of_drops(group(minibatches, algorithm), group(minibatches, ROBUST), count, "win_rate")
+        found.append((f"drop of {algorithm.upper()} − drop of Online DPO, N {count}", values))
+    for algorithm in ("rloo", "ppo"):
+        pair = [drop(group(lags, algorithm, name), lag, "win_rate") for name in ("behavior", "truncate")]
+        found.append((f"drop of {algorithm.upper()} with behavior − with truncate, lag {lag}", differences(*pair)))
+    return [Contrast(f"{n}. {name}", values, MARGIN, "of win-rate", 3) for n, (name, values) in enumerate(found, 1)]
 
 
-def reference_of(found: Sequence[Group]) -> Group:
-    """The group that drops are compared with: Online DPO's, or the first."""
-    return next((group for group in found if group.algorithm == ROBUST), found[0])
+def one_step_late(lags: Sequence[Group]) -> str:
+    """A row for each algorithm: its drop at lag 1, and whether it lies within the margin."""
+    rows = []
+    for algorithm, correction in ((ROBUST, ""), ("rloo", "truncate"), ("ppo", "truncate")):
+        one = group(lags, algorithm, correction)
+        contrast = Contrast(one.name, drop(one, 1, "win_rate"), MARGIN, "of win-rate", 3)
+        said = markdown.verdict(contrast, markdown.p_value(list(contrast.values.values())))
+        rows.append([one.name, with_interval(contrast.values, 3, signed=True), said])
+    return table(("", "drop in win-rate at lag 1, 95 % interval", "result"), rows)
 
 
-def findings(found: Sequence[Group]) -> list[str]:
-    """The paper's two claims on an axis of ages, at its last value: who loses least, and whether the frontier stays."""
-    if found[0].axis not in AGE_AXES:
-        return []
-    reference, sentences = reference_of(found), []
-    last = reference.values[-1]
-    at = "{} {} (mean age {mean:.4g}, at most {max:g})".format(SYMBOL[reference.axis], last, **reference.age(last))
-    for group in found:
-        if group.algorithm != reference.algorithm and last in group.arms:
-            mean, half = interval(difference_of_drops(group, reference, last, "win_rate"))
-            sentences.append(
-                f"{at}: {group.name} loses {signed(mean, half, 3)} more win-rate than {reference.name}: that "
-                f"{reference.name} is the more robust {verdict(mean, half)}."
-            )
-    for group in found:
-        values, unread = at_one_kl(group, group.values[-1])
-        sentences.append(
-            f"{SYMBOL[group.axis]} {group.values[-1]}: {group.name} has {signed(*interval(values), 2)} points of gold at one "
-            f"KL beside age 0 ({len(unread)} of {len(values) + len(unread)} seeds were not measured there)."
-        )
-    return sentences
+def drops_table(found: Sequence[Group]) -> str:
+    """A row for each group and value: ages, drops, gold at one KL with the seeds that cannot be read, collapsed runs."""
+    symbol = SYMBOL[found[0].axis]
+    head = ("", symbol, "mean, largest age", "win-rate", "drop in win-rate", "drop in gold")
+    head += (f"gold at one KL − {symbol} {found[0].first}", "seeds not read", "collapsed")
+    rows = []
+    for one in found:
+        for value in one.values:
+            age, runs = one.age(value), one.arms[value]
+            fallen = sum(map(collapsed, runs))
+            cells = [one.name, str(value), f"{age['mean']:.3g}, {age['max']:g}"]
+            cells.append(with_interval(one.figure(value, "win_rate"), 3) if not fallen else "see below")
+            if value == one.first:
+                cells += ["–", "–", "–", "–"]
+            else:
+                at_kl, unread = at_one_kl(one, value)
+                cells += [with_interval(drop(one, value, "win_rate"), 3, signed=True)]
+                cells += [with_interval(drop(one, value, "gold_mean"), 2, signed=True)]
+                cells += [with_interval(at_kl, 2, signed=True), str(len(unread))]
+            rows.append([*cells, f"{fallen} of {len(runs)}"])
+    return table(head, rows)
 
 
 def split(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -116,114 +97,84 @@ def split(results: Sequence[Result]) -> dict[str, list[Result]]:
     return found
 
 
-def plain(pair: tuple[float, float]) -> list[float | None]:
-    """Mean and half-width as JSON can say them."""
-    return [None if math.isnan(value) else value for value in pair]
-
-
-def signed(mean: float, half: float, digits: int) -> str:
-    return f"{mean:+.{digits}f} ± {half:.{digits}f}"
-
-
-def over_seeds(of_arm: Sequence[Result], name: str) -> tuple[float, float]:
-    """Mean and half-width of an arm's last figure."""
-    return interval(by_seed(of_arm, lambda result: final(result, name)))
-
-
-def arm_summary(of_arm: Sequence[Result]) -> dict[str, Any]:
-    """An arm's schedule, ages, setting, cost (means over seeds) and final figures."""
-    first = of_arm[0]
-    summary = {key: first[key] for key in ("algorithm", "policy", "reward", "schedule", "ages", "setting")}
-    summary["seeds"] = sorted(result["seed"] for result in of_arm)
-    summary["trained"] = costs(of_arm)
-    return summary | {words: plain(over_seeds(of_arm, name)) for words, name in (FIGURES | GREEDY).items()}
-
-
-def group_summary(group: Group, found: Sequence[Group]) -> dict[str, Any]:
-    """Drops, differences of drops to every other group, and gold at one KL, by value."""
-    summary: dict[str, Any] = {}
-    for value in group.values[1:]:
-        at_kl, unread = at_one_kl(group, value)
-        summary[str(value)] = {
-            "ages": group.age(value),
-            "drop": {words: plain(interval(drop(group, value, name))) for words, name in FIGURES.items()},
-            "gold at one KL": [*plain(interval(at_kl)), len(unread)],
-            "drop in win-rate beyond that of": {
-                other.name: plain(interval(difference_of_drops(group, other, value, "win_rate")))
-                for other in found
-                if other is not group and value in other.arms
-            },
-        }
-    return summary
-
-
-def comparison_table(found: Sequence[Group]) -> str:
-    """A row a group and value: drops, difference to the reference's drop, gold at one KL."""
-    reference = reference_of(found)
-    symbol = SYMBOL[reference.axis]
-    head = ("", symbol, "mean age", "largest", "drop in win-rate", f"beyond {reference.name}", "drop in gold")
-    head += (f"gold at one KL − {symbol} {reference.first}", "not measured")
-    rows = []
-    for group in found:
-        for value in group.values[1:]:
-            beyond = "–"
-            if group is not reference and value in reference.arms:
-                beyond = signed(*interval(difference_of_drops(group, reference, value, "win_rate")), 3)
-            at_kl, unread = at_one_kl(group, value)
-            age = group.age(value)
-            cells = [page.text(group.name), str(value), f"{age['mean']:.4g}", f"{age['max']:g}"]
-            cells += [signed(*interval(drop(group, value, "win_rate")), 3), beyond]
-            cells += [signed(*interval(drop(group, value, "gold_mean")), 2), signed(*interval(at_kl), 2)]
-            rows.append([*cells, f"{len(unread)} of {len(at_kl) + len(unread)}"])
-    return page.table(head, rows, ("", *("number" for _ in head[1:])))
-
-
-def arms_table(results: Sequence[Result]) -> str:
-    """A row an arm: setting, ages, and final figures."""
-    head = ("arm", "learning rate", "seeds", "mean age", "largest", *FIGURES, *GREEDY)
+def arms_table(results: Sequence[Result], edges: dict[str, bool]) -> str:
+    """A row for each arm: its learning rate, marked where it lies on an edge of what was tried, and its last figures."""
     rows = []
     for arm, of_arm in split(results).items():
-        first = of_arm[0]
-        rate = ", ".join(f"{value:g}" for value in first["setting"].values())
-        cells = [page.text(arm), rate, str(len(of_arm)), f"{first['ages']['mean']:.4g}", f"{first['ages']['max']:g}"]
-        cells += ["{:.3f} ± {:.3f}".format(*over_seeds(of_arm, name)) for name in (FIGURES | GREEDY).values()]
+        rate = f"{of_arm[0]['setting'][RATE]:g}{' (edge)' if edges.get(arm) else ''}"
+        cells = [arm, rate, str(len(of_arm))]
+        for name, digits in (("win_rate", 3), ("gold_mean", 2), ("reward_mean", 2), ("kl", 2)):
+            cells.append(with_interval(by_seed(of_arm, lambda result, name=name: final(result, name)), digits))
         rows.append(cells)
-    return page.table(head, rows, ("", *("number" for _ in head[1:])))
+    return table(("arm", "learning rate", "seeds", "win-rate", "gold", "learned reward", "KL"), rows)
 
 
-def costs_table(results: Sequence[Result]) -> str:
-    """A row an arm: prompts and completions sampled, rows and completion tokens trained on, updates; means over seeds."""
-    rows = [
-        [page.text(arm), *(f"{value:,.0f}" for value in costs(of_arm).values())]
-        for arm, of_arm in split(results).items()
-    ]
-    return page.table(("arm", *COSTS), rows, ("", *("number" for _ in COSTS)))
+def collapsed_table(results: Sequence[Result]) -> str:
+    """The runs of every arm with a collapsed one, seed by seed."""
+    rows = []
+    for arm, of_arm in split(results).items():
+        if any(map(collapsed, of_arm)):
+            runs = sorted(of_arm, key=lambda result: result["seed"])
+            ends = [
+                f"{number(final(run, 'win_rate'), 2)}{' (diverged)' if run.get('diverged') else ''}" for run in runs
+            ]
+            tops = [number(max(line["win_rate"] for line in run["curve"]), 2) for run in runs]
+            rows.append([arm, " / ".join(tops), " / ".join(ends)])
+    if not rows:
+        return "No run collapsed."
+    return table(("arm", "largest win-rate, by seed", "last win-rate, by seed"), rows)
 
 
-def costs(of_arm: Sequence[Result]) -> dict[str, float]:
-    return {key: sum(result["trained"][key] for result in of_arm) / len(of_arm) for key in COSTS}
+def paper_table(lags: Sequence[Group], minibatches: Sequence[Group]) -> str:
+    """The paper's figures beside ours of the same data age on either axis: greedy win-rate / KL as perplexity."""
 
-
-def paper_rows(axes: dict[str, list[Group]]) -> list[list[str]]:
-    """For each algorithm and data age that we have: the paper's win-rate / perplexity, and ours by lag and by minibatches."""
-
-    def ours(axis: str, algorithm: str, value: int) -> str:
-        of_algorithm = [group for group in axes.get(axis, []) if group.algorithm == algorithm]
-        if len(of_algorithm) != 1 or value not in of_algorithm[0].arms:  # several sizes have no paper's number each
+    def ours(found: Sequence[Group], algorithm: str, correction: str, value: int) -> str:
+        runs = group(found, algorithm, correction).arms.get(value, [])
+        if not runs:
             return ""
-        rate, perplexity = (over_seeds(of_algorithm[0].arms[value], name)[0] for name in GREEDY.values())
-        return f"{rate:.3f} / {perplexity:.3f}"
+        means = [by_seed(runs, lambda run, key=key: final(run, key)) for key in ("win_rate_greedy", "kl_perplexity")]
+        return " / ".join(f"{sum(mean.values()) / len(mean):.3f}" for mean in means)
 
     rows = []
     for algorithm, of_age in PAPER.items():
+        correction = "" if algorithm == ROBUST else PAPER_CORRECTION
         for age, (rate, perplexity) in of_age.items():
-            beside = [ours("lag", algorithm, age - 1), ours("num_minibatches", algorithm, age)]
-            if any(beside):
-                rows.append([algorithm.replace("_", " "), str(age), f"{rate:.2f} / {perplexity:.2f}", *beside])
-    return rows
+            beside = [ours(lags, algorithm, correction, age - 1), ours(minibatches, algorithm, "", age)]
+            rows.append([algorithm.replace("_", " "), str(age), f"{rate:.2f} / {perplexity:.2f}", *beside])
+    return table(("", "data age", "paper, 410m on TL;DR", "ours, lag = data age − 1", "ours, N = data age"), rows)
 
 
-def paper_table(axes: dict[str, list[Group]]) -> str:
-    """The paper's figures beside ours of the same data age on either axis: greedy win-rate / KL (perplexity)."""
-    head = ("", "data age", f"paper ({PAPER_SOURCE})", "ours, lag = data age − 1", "ours, N = data age")
-    return page.table(head, paper_rows(axes), ("", "number", "number", "number", "number"))
+def on_edges(lines: Sequence[Result]) -> dict[str, bool]:
+    """arm -> whether its reported learning rate is the smallest or largest that was tried for it."""
+    tried: dict[str, set[float]] = {}
+    for line in lines:
+        if line["purpose"] == "tune":
+            tried.setdefault(line["arm"], set()).add(line["setting"][RATE])
+    reported = {line["arm"]: line["setting"][RATE] for line in lines if line["purpose"] == "report"}
+    return {arm: bool(tried.get(arm)) and rate in (min(tried[arm]), max(tried[arm])) for arm, rate in reported.items()}
+
+
+def pages(lines: Sequence[Result]) -> dict[str, str | Figure]:
+    """The files of the page by their names in `docs/results/`."""
+    reported = [line for line in lines if line["purpose"] == "report"]
+    lags, minibatches = groups(reported, "lag"), groups(reported, "num_minibatches")
+    contrasts = primary_contrasts(lags, minibatches)
+    text = markdown.fill(
+        Path(__file__).with_name("page.md"),
+        sources=markdown.sources(lines),
+        conclusion=markdown.conclusion(contrasts),
+        contrasts=markdown.contrasts_table(contrasts),
+        one_step_late=one_step_late(lags),
+        minibatches=drops_table(minibatches),
+        lags=drops_table(lags),
+        collapsed=collapsed_table(reported),
+        arms=arms_table(reported, on_edges(lines)),
+        paper=paper_table(lags, minibatches),
+    )
+    return {
+        "offpolicyness.md": text,
+        "offpolicyness_minibatches.png": plots.final_figures(minibatches),
+        "offpolicyness_lag.png": plots.final_figures(lags),
+        "offpolicyness_perplexity.png": plots.against(minibatches, "kl_perplexity"),
+        "offpolicyness_kl.png": plots.against(lags, "kl"),
+    }

@@ -1,15 +1,14 @@
-"""What a study of staleness measures: drops from the fresh arm, differences of drops, and gold at one KL.
+"""Measures of the study of off-policyness: drops from the fresh arm, differences of drops, collapse, and gold at one KL.
 
 An *axis* is a key of the schedule (`num_minibatches`, `lag`, `num_epochs`, `samples_per_prompt`). A group of it is everything
-that differs in that key alone: axes are never pooled. All comparisons are made seed by seed:
+that differs in that key alone: axes are never pooled. A correction is an axis of lag alone: the fresh arm of an algorithm,
+where behavior and proximal policy are one, is the first value of each of its corrections' groups. All comparisons are made
+seed by seed:
 
     drop of a value          the figure of the group's first value − the figure of this one, at the end of training
     difference of drops      the drop of one group − the drop of another: positive where the first is less robust
     at one KL                gold of this value − gold of the first, both read off their curves against true KL at the largest
-                             KL that both of them have reached
-
-A curve is read between its evaluations on a line in √KL, in which gold begins as one (Gao et al. 2022, arXiv 2210.10760: gold
-is d (α − β d), d = √KL). On a line in KL the fresh arm, whose evaluations lie further apart, would seem worse than it is.
+                             KL that both have reached, on segments that were measured (`rlhf_jax.report.statistics.at_kl`)
 """
 
 import math
@@ -21,18 +20,24 @@ from rlhf_jax.report.statistics import OfSeed, Result, at_kl, differences, final
 
 AXES = ("num_minibatches", "lag", "num_epochs", "samples_per_prompt")
 AGE_AXES = ("num_minibatches", "lag")
-USUAL = {"num_minibatches": 1, "lag": 0, "num_epochs": 1}  # what a group's name does not mention
+USUAL = {"num_minibatches": 1, "lag": 0, "num_epochs": 1}  # values that a group's name does not mention
 SYMBOL = {"num_minibatches": "N", "lag": "lag", "num_epochs": "T", "samples_per_prompt": "K"}
+FALL = 0.10  # of win-rate below its largest earlier value: a run has collapsed (protocol.md)
+CORRECTIONS = {("behavior", "none"): "behavior", ("proximal", "none"): "proximal", ("proximal", "truncate"): "truncate"}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Arms that differ in one axis alone; `arms` has the results of each of its values, which rise. `name` says what sets the
-    group apart from the axis's others."""
+    """Arms that differ in one axis alone; `arms` has the results of each of its values, which rise.
+
+    `name` has the group's differences to the axis's others. `correction` is "" for an algorithm without a ratio, and on an axis
+    other than lag.
+    """
 
     axis: str
     algorithm: str
     name: str
+    correction: str
     arms: dict[int, list[Result]]
 
     @property
@@ -53,38 +58,63 @@ class Group:
         return self.arms[value][0]["ages"]
 
 
+def correction_of(result: Result) -> str:
+    """The name of a stale result's correction; "" at lag 0, and for an algorithm without a ratio."""
+    config = result["config"]
+    ratio_to = config.get("algorithm.correction.ratio_to")
+    if ratio_to is None or not result["schedule"]["lag"]:
+        return ""
+    return CORRECTIONS[ratio_to, config["algorithm.correction.correction"]]
+
+
 def groups(results: Sequence[Result], axis: str) -> list[Group]:
     """The groups of an axis that have more than one of its values, in the order in which their arms are given."""
-    found: dict[tuple[Any, ...], dict[int, list[Result]]] = {}
+    of_key: dict[tuple[Any, ...], dict[int, list[Result]]] = {}
+    corrections: dict[tuple[Any, ...], list[str]] = {}
     for result in results:
-        rest = tuple((key, value) for key, value in result["schedule"].items() if key != axis)
-        key = (result["algorithm"], result["policy"], result["reward"], rest)
-        found.setdefault(key, {}).setdefault(result["schedule"][axis], []).append(result)
-    several = {key: arms for key, arms in found.items() if len(arms) > 1}
-    parts = {key: described(key[0], key[1], key[2], dict(key[3])) for key in several}
+        key, correction, value = _rest(result, axis), correction_of(result), result["schedule"][axis]
+        of_key.setdefault((key, correction), {}).setdefault(value, []).append(result)
+        known = corrections.setdefault(key, [])
+        if correction not in known:
+            known.append(correction)
+    several: dict[tuple[Any, ...], dict[int, list[Result]]] = {}
+    for key, known in corrections.items():
+        named = [correction for correction in known if correction] or [""]
+        for correction in named:
+            arms = dict(of_key.get((key, ""), {})) | of_key[key, correction]
+            if len(arms) > 1:
+                several[key, correction] = arms
+    parts = {place: described(place[0], place[1]) for place in several}
     in_common = set.intersection(*map(set, parts.values())) if len(parts) > 1 else set()
     return [
         Group(
             axis,
-            key[0],
-            ", ".join([part for part in parts[key] if part not in in_common] or parts[key]),
+            place[0][0],
+            ", ".join([part for part in parts[place] if part not in in_common] or parts[place]),
+            place[1],
             {value: arms[value] for value in sorted(arms)},
         )
-        for key, arms in several.items()
+        for place, arms in several.items()
     ]
 
 
-def described(algorithm: str, policy: str, reward: str, schedule: dict[str, int]) -> list[str]:
-    """What a group's arms have in common, in words."""
+def _rest(result: Result, axis: str) -> tuple[Any, ...]:
+    """A result's place but for the axis and the correction."""
+    rest = tuple((key, value) for key, value in result["schedule"].items() if key != axis)
+    return result["algorithm"], result["policy"], result["reward"], rest
+
+
+def described(place: tuple[Any, ...], correction: str) -> list[str]:
+    """The properties that a group's arms have in common, in words; `place` is what `_rest` gives."""
+    algorithm, policy, reward, rest = place
     parts = [algorithm.replace("_", " ")]
     parts += [f"{role} {name}" for role, name in (("policy", policy), ("reward model", reward)) if name]
-    return parts + [
-        f"{SYMBOL[key]} {schedule[key]}" for key, usual in USUAL.items() if schedule.get(key, usual) != usual
-    ]
+    parts += [f"{SYMBOL[key]} {value}" for key, value in rest if value != USUAL.get(key, value)]
+    return parts + ([correction] if correction else [])
 
 
 def drop(group: Group, value: int, name: str) -> OfSeed:
-    """By how much a figure falls from the group's first value to this one."""
+    """Fall of a figure from the group's first value to this one."""
     return differences(group.figure(group.first, name), group.figure(value, name))
 
 
@@ -113,8 +143,9 @@ def at_one_kl(group: Group, value: int, name: str = "gold_mean") -> tuple[OfSeed
     return found, unread
 
 
-def verdict(mean: float, half: float) -> str:
-    """Whether a difference that is expected to be positive is: "holds", "does not hold" where it is negative, or neither."""
-    if mean - half > 0:
-        return "holds"
-    return "does not hold" if mean + half < 0 else "cannot be told"
+def collapsed(result: Result) -> bool:
+    """A run that diverged, or whose last win-rate is more than `FALL` below the largest that was evaluated before it."""
+    if result.get("diverged"):
+        return True
+    rates = [line["win_rate"] for line in result["curve"]]
+    return rates[-1] < max(rates[:-1]) - FALL

@@ -1,0 +1,172 @@
+"""Writes every page and picture of results in `docs/results/` from committed files, and tries single cells again.
+
+    python -m experiments.results                 writes the pages
+    python -m experiments.results --check         writes nothing; exit status 1 where a page or picture would change
+    python -m experiments.results --again=CELL    runs one cell anew and compares it with its committed line
+
+CELL is the digest of a cell, as a line of a `cells.jsonl` has it, or the first digits of it. On the kind of processor that the
+line names the figures must be equal to the bit; on another one they must lie within the interval of an evaluation.
+"""
+
+import argparse
+import importlib
+import io
+import math
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import cell_lines
+from experiments.cells import Cells, load, run_cells
+from experiments.provenance import ROOT
+from experiments.run import INTERRUPTED, keep_freed_memory, stop
+from experiments.study import Cell
+from rlhf_jax.refusal import Refusal
+from rlhf_jax.report import style
+
+PAGES = ROOT / "docs" / "results"
+STUDIES = {"grpovi": "configs/studies/grpovi.py", "offpolicyness": "configs/studies/offpolicyness.py"}
+"""Name of the module in `experiments/studies/` -> the study's config."""
+TWO_ERRORS = 1.96 * math.sqrt(2)  # a difference of two evaluations that have equal standard errors
+COMPARED = {"gold_mean": "gold_mean_stderr", "win_rate": "win_rate_stderr", "kl": "kl_stderr"}
+
+
+def study_pages(name: str) -> dict[str, str | Figure]:
+    """The pages of a study, from the reported cells of its protocol that have ended; none where not all have.
+
+    A page from a part of the cells would be another study than its protocol says.
+    """
+    from experiments.study import report_cells
+
+    study = load(str(ROOT / STUDIES[name]))
+    assert study.cells is not None
+    cells = Cells(replace(study, cells=ROOT / study.cells))
+    try:
+        reported = report_cells(study, cells.ended)
+    except AssertionError:  # the cells that settings are chosen by have not all ended
+        return {}
+    results = cells.results(reported)
+    if len(results) < len(reported):
+        return {}
+    tuning = [line for line in cell_lines.read(cells.path) if line["purpose"] == "tune"]
+    findings = importlib.import_module(f"experiments.studies.{name}.findings")
+    return findings.pages([*tuning, *results])
+
+
+def all_pages() -> dict[str, bytes]:
+    """Every file of `docs/results/` by its name."""
+    found: dict[str, bytes] = {}
+    for name in STUDIES:
+        for file, content in study_pages(name).items():
+            found[file] = content.encode() if isinstance(content, str) else picture(content)
+    return found
+
+
+def picture(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "figure.png")
+        style.write_png(figure, path)
+        return path.read_bytes()
+
+
+def differing(pages: Mapping[str, bytes], directory: Path) -> list[str]:
+    """Names of the pages that are missing in a directory or not equal there; pictures are compared by their pixels."""
+    return [name for name, content in pages.items() if not _equal(directory / name, content)]
+
+
+def _equal(path: Path, content: bytes) -> bool:
+    if not path.exists():
+        return False
+    if path.suffix != ".png":
+        return path.read_bytes() == content
+    import matplotlib.image
+
+    one, other = matplotlib.image.imread(path), matplotlib.image.imread(io.BytesIO(content))
+    return one.shape == other.shape and bool(np.abs(one - other).mean() < 1e-3)  # fonts may be drawn a shade apart
+
+
+def find(digits: str) -> tuple[Cells, Cell, cell_lines.Line]:
+    """The study, the cell and the committed line that a digest names. Raises Refusal for none or several."""
+    found = []
+    for config in STUDIES.values():
+        study = load(str(ROOT / config))
+        assert study.cells is not None
+        for line in cell_lines.read(ROOT / study.cells):
+            if line["cell"].startswith(digits):
+                found.append((study, line))
+    if len({line["cell"] for _, line in found}) != 1:
+        raise Refusal(
+            f"--again={digits} names {len(found)} committed cells; accepted: the digest of one cell in a cells.jsonl"
+        )
+    study, line = found[-1]
+    setting = tuple(line["setting"].items())
+    cell = Cell(line["arm"], setting, line["seed"], line["num_updates"], line["purpose"])
+    cells = Cells(study)
+    if cells.identity(cell) != line["cell"]:
+        raise Refusal(
+            f"the config of cell {line['cell']} ({cell.name}) has changed since commit {line['commit']}: check that out"
+        )
+    return cells, cell, line
+
+
+def again(digits: str) -> str:
+    """Runs a cell anew and compares it with its line. Returns a sentence; raises Refusal where the numbers differ."""
+    cells, cell, line = find(digits)
+    with tempfile.TemporaryDirectory() as directory:
+        anew = Cells(replace(cells.study, directory=Path(directory), cells=None))
+        run_cells(anew, [cell])
+        new = anew.ended(cell)
+    assert new is not None
+    return compare(cell.name, line, new)
+
+
+def compare(name: str, line: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Compares two lines of one cell. Raises Refusal where they differ by more than their processors explain."""
+    same = line["processor"] == new["processor"]
+    if line["curve"] == new["curve"]:
+        return f"{name}: every figure of {len(new['curve'])} evaluations is equal to the bit ({new['processor']})"
+    last, other = line["curve"][-1], new["curve"][-1]
+    shown = ", ".join(f"{key} {last[key]:.6g} and {other[key]:.6g}" for key in COMPARED if key in last)
+    if same:
+        raise Refusal(f"{name}: the figures differ on the same kind of processor ({line['processor']}): {shown}")
+    outside = [key for key, error in COMPARED.items() if abs(last[key] - other[key]) > TWO_ERRORS * last[error]]
+    if outside:
+        raise Refusal(f"{name}: {', '.join(outside)} differ by more than the interval of an evaluation: {shown}")
+    return f"{name}: within the interval of an evaluation on another processor ({new['processor']}): {shown}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exit status 1: a page would change, or a cell has other figures; 2: there is no such cell; 130: interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.results", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, and name the pages that would change")
+    parser.add_argument("--again", metavar="CELL", help="run one cell anew and compare it with its committed line")
+    given = parser.parse_args(arguments)
+    try:
+        if given.again:
+            print(again(given.again))
+            return
+        pages = all_pages()
+        changed = differing(pages, PAGES)
+        if given.check:
+            print("\n".join(changed) or f"{len(pages)} files are as they would be written")
+            raise SystemExit(1 if changed else 0)
+        PAGES.mkdir(parents=True, exist_ok=True)
+        for name in changed:
+            (PAGES / name).write_bytes(pages[name])
+        print(f"{len(changed)} of {len(pages)} files written to {PAGES}")
+    except Refusal as error:
+        stop(error, 1 if given.again else 2)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    main()
