@@ -240,7 +240,8 @@ def run_cell(cells: Cells, cell: Cell, params: Any, reward: Any) -> None:
         print(f"{cell.name} diverged: {error}", file=sys.stderr)
     finally:
         workspace.metrics.close()
-    line = line_of(cells, cell, stages.rlhf, algorithm, diverged)
+    name, arm = cells.study.directory.name, cells.study.arm(cell.arm)
+    line = line_of(workspace.directory, name, arm, cell, stages.rlhf, algorithm, diverged)
     for folder in BULK:
         shutil.rmtree(workspace.directory / folder, ignore_errors=True)
     replace_file(workspace.directory / RESULT, cell_lines.encoded(line))

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from experiments import provenance
-from experiments.cells import Cells
-from experiments.study import Cell
+from experiments.study import Arm, Cell
 from rlhf_jax.jobs import rlhf
 from rlhf_jax.observe.lines import Line
 from rlhf_jax.observe.metrics import read
@@ -20,11 +20,15 @@ SCHEDULE = ("lag", "num_minibatches", "num_epochs", "samples_per_prompt")
 KEYS_OF_A_LINE = ("stage", "of", "seconds")  # of an evaluation, that no report reads
 
 
-def line_of(cells: Cells, cell: Cell, config: rlhf.Config, algorithm: Algorithm, diverged: str) -> dict[str, Any]:
+def line_of(
+    directory: Path, study: str, arm: Arm, cell: Cell, config: rlhf.Config, algorithm: Algorithm, diverged: str
+) -> dict[str, Any]:
     """The line of a cell, from its run's metrics.
 
     Args:
-      cells: of the study.
+      directory: of the cell's run.
+      study: the study's name.
+      arm: of the cell.
       cell: that has ended.
       config: its settings.
       algorithm: its algorithm.
@@ -32,15 +36,14 @@ def line_of(cells: Cells, cell: Cell, config: rlhf.Config, algorithm: Algorithm,
 
     Raises RuntimeError where an update was of another age than the clock says.
     """
-    path = cells.directory(cell) / "metrics.jsonl"
+    path = directory / "metrics.jsonl"
     lines = read(path) if path.exists() else []
     updates = [line for line in lines if line["stage"] == rlhf.STAGE and "update" in line]
-    arm = cells.study.arm(cell.arm)
-    line: dict[str, Any] = {"study": cells.study.directory.name, "arm": cell.arm, "setting": dict(cell.setting)}
+    line: dict[str, Any] = {"study": study, "arm": cell.arm, "setting": dict(cell.setting)}
     line |= {"seed": cell.seed, "purpose": cell.purpose, "num_updates": cell.num_updates}
     line |= {"algorithm": arm.algorithm, "policy": arm.policy, "reward": arm.reward}
-    line |= {"golden": cells.golden(cell), "commit": provenance.commit(), "processor": provenance.processor()}
-    line |= {"date": datetime.now(UTC).date().isoformat()}
+    line |= {"golden": provenance.golden_hash(arm.algorithm), "commit": provenance.commit()}
+    line |= {"processor": provenance.processor(), "date": datetime.now(UTC).date().isoformat()}
     line["schedule"] = {name: getattr(config, name) for name in SCHEDULE}
     line["ages"] = ages(config, updates, whole=not diverged)
     line["trained"] = trained(config, algorithm, updates)

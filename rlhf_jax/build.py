@@ -153,18 +153,33 @@ def choices(argument: str, **defaults: str) -> dict[str, str]:
 
 
 def resolve_auto(values: dict[str, Any]) -> None:
-    """Replaces every "auto" of a config's values by what it means for the run's schedule."""
+    """Replaces every "auto" of a config's values by its meaning for the run's schedule and precision."""
     if "correction" not in values["algorithm"]:
         return
     schedule, given = values["rlhf"], fill(Correction, values["algorithm"]["correction"], "algorithm.correction")
     resolved = resolve(
         given,
         lag=schedule["lag"],
-        num_minibatches=schedule["num_minibatches"],
-        num_epochs=schedule["num_epochs"],
         traced=bool(schedule["trace"] or schedule["replay"]),
+        exact_sampler=exact_sampler(values),
     )
     values["algorithm"]["correction"] = dataclasses.asdict(resolved)
+
+
+def exact_sampler(values: dict[str, Any]) -> bool:
+    """Whether sampler and trainer compute a token's log-probability from the same float32 numbers."""
+    return values["model"]["dtype"] == "float32" and values["rlhf"]["publish_dtype"] == "float32"
+
+
+def inexact_ratio(values: dict[str, Any]) -> str:
+    """A sentence about a ratio to the behavior policy that is not 1 before the first update; "" where there is none."""
+    if values["algorithm"].get("correction", {}).get("ratio_to") != "behavior" or exact_sampler(values):
+        return ""
+    kind = values["model"]["dtype"] if values["model"]["dtype"] != "float32" else values["rlhf"]["publish_dtype"]
+    return (
+        f"algorithm.correction.ratio_to is 'behavior' and the sampler computes in {kind}: ratios differ from 1 before the "
+        "first update, and those of long completions leave the clip; ratio_to=proximal takes them from the trainer's params"
+    )
 
 
 def algorithm(values: dict[str, Any]) -> Algorithm:
@@ -220,8 +235,9 @@ def prepare(config: ConfigDict) -> tuple[Workspace, pipeline.Stages, Algorithm]:
     if settings.plan:
         _planning.check_memory(shared, settings, chosen)
     _, notice = _evaluator.fitted(settings.evaluate, shared.task.num_prompts("heldout"))
-    if notice and hosts.is_first():
-        print(notice)
+    for sentence in filter(None, (notice, inexact_ratio(values))):
+        if hosts.is_first():
+            print(sentence)
     check_directory(shared.directory, values)
     return shared, settings, chosen
 

@@ -34,6 +34,9 @@ class OptimizerConfig:
     beta2: float = 0.999
     epsilon: float = 1e-8
     weight_decay: float = 0.0
+    decay_on: str = (
+        "all"  # params, as optax has it; or "matrices": no decay of norms, biases and embeddings, as others do
+    )
     max_grad_norm: float = 1.0
 
 
@@ -64,10 +67,20 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """The optimizer of `config`, for a run of `num_updates` updates."""
     schedule = learning_rate_schedule(config, num_updates, updates_per_round)
-    adamw = optax.adamw(schedule, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay)
+    if config.decay_on not in ("all", "matrices"):
+        raise Refusal(f"optimizer.decay_on is {config.decay_on!r}; accepted: all, matrices")
+    mask = None if config.decay_on == "all" else matrices
+    adamw = optax.adamw(
+        schedule, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=mask
+    )
     if config.max_grad_norm <= 0.0:
         return adamw
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
+
+
+def matrices(params: Params) -> Any:
+    """A tree of bools: True for kernels, False for norms, biases and embeddings."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.ndim > 1 and path[-1].key == "kernel", params)
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:

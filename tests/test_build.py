@@ -114,6 +114,24 @@ def test_auto_is_resolved_by_the_schedule(schedule, correction, expected):
         assert ("proximal" in needs) == (expected != ("behavior", "none"))
 
 
+@pytest.mark.parametrize("changed", [{"model.dtype": "bfloat16"}, {"rlhf.publish_dtype": "bfloat16"}])
+def test_a_sampler_in_bfloat16_is_not_the_trainers_policy(changed):
+    """On-policy too, "auto" takes the ratio to the proximal policy; a ratio to the behavior policy is told about."""
+    config = build.default()
+    config.algorithm = build.component("algorithms", "rloo")
+    config.update_from_flattened_dict(changed)
+    values = config.to_dict()
+    build.resolve_auto(values)
+    assert values["algorithm"]["correction"]["ratio_to"] == "proximal"
+    assert values["algorithm"]["correction"]["correction"] == "truncate"
+    assert build.inexact_ratio(values) == ""
+    config.algorithm.correction.ratio_to = "behavior"
+    values = config.to_dict()
+    build.resolve_auto(values)
+    assert "computes in bfloat16: ratios differ from 1" in build.inexact_ratio(values)
+    assert build.inexact_ratio(values | {"algorithm": {"name": "online_dpo"}}) == ""
+
+
 def test_algorithms_without_a_correction_are_as_they_were():
     values = build.default().to_dict()
     before = json.dumps(values)

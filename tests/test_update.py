@@ -249,3 +249,25 @@ def test_clipping_bounds_the_gradient():
         _, state = optimizer.update(grads, optimizer.init(grads), grads)
         moment = optax.tree_utils.tree_get(state, "mu")["w"]
         np.testing.assert_allclose(np.linalg.norm(moment) / 0.1, expected, rtol=1e-5)
+
+
+def test_decay_on_matrices_leaves_norms_biases_and_embeddings_alone():
+    """One step at gradient 0 moves what decays by rate x decay, and nothing else."""
+    model = tiny.make_model(num_layers=1)
+    params = tiny.make_params(model)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    moved = {}
+    for decay_on in ("all", "matrices"):
+        config = update.OptimizerConfig(learning_rate=0.1, schedule="constant", weight_decay=0.5, decay_on=decay_on)
+        optimizer = update.make_optimizer(config, 4)
+        updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+        moved[decay_on] = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(updates)}
+    flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+    for name, leaf in moved["all"].items():
+        np.testing.assert_allclose(leaf, -0.05 * flat[name], rtol=1e-6)
+        if name.endswith("['kernel']"):
+            np.testing.assert_array_equal(moved["matrices"][name], leaf)
+        else:
+            assert not np.asarray(moved["matrices"][name]).any(), name
+    with pytest.raises(ValueError, match="decay_on is 'norms'; accepted: all, matrices"):
+        update.make_optimizer(update.OptimizerConfig(decay_on="norms"), 4)

@@ -2,7 +2,8 @@
 
 Shao et al. 2024, *DeepSeekMath*, arXiv 2402.03300, eq. 3 and §4.1.2.
 
-    A_i = (score_i − mean) / (std + ε)  of the prompt's G samples       ("standardized"; "centered" leaves the division out)
+    A_i = (score_i − mean) / (std + ε)  of the prompt's G samples       ("standardized"; "bessel": the unbiased deviation;
+                                                                 "centered": no division)
     loss = mean over tokens of  −min(ρ A, clip(ρ, 1 − clip_low, 1 + clip_high) A) + kl_weight · k3(π ‖ π_ref)
 
 `aggregation` names the mean: "sequence" that of each completion, then over completions (the paper's), "token" over all tokens
@@ -25,6 +26,7 @@ from rlhf_jax.types import Aggregation, Algorithm, Array, Batch, Metrics, Output
 
 ADVANTAGES: dict[str, Callable[[Array], Array]] = {
     "standardized": advantages.standardized,
+    "bessel": advantages.bessel,
     "centered": advantages.centered,
 }
 AGGREGATIONS = ("token", "sequence", "constant_length")

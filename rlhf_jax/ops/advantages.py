@@ -5,6 +5,7 @@ With r_i the scores of a prompt's G samples, their mean r̄ and deviation s (pop
     leave_one_out    r_i − mean of the other G − 1        Kool et al. 2019; Ahmadian et al. 2024, arXiv 2402.14740, eq. 6
     centered         r_i − r̄                              Liu et al. 2025, arXiv 2503.20783 (Dr. GRPO)
     standardized     (r_i − r̄) / (s + ε)                  Shao et al. 2024, arXiv 2402.03300, §4.1.2 (GRPO)
+    bessel           the same with √(G / (G − 1)) s       as TRL, verl and torch's std compute the deviation
     rank             2 − 4 (rank_i − 1) / (G − 1)         GOPO, arXiv 2602.03876: from the best; equal scores share a rank
     best_of_group    1[i best] − share of the best        the best of equals share 1
     gae              A_t = Σ_l (γλ)^l δ_{t+l},  δ_t = r_t + γ V_{t+1} − V_t    Schulman et al. 2016, arXiv 1506.02438, eq. 16
@@ -45,6 +46,12 @@ def deviation(score_PG: Array) -> Array:
 def standardized(score_PG: Array, epsilon: float = 1e-6) -> Array:
     """Score less the group's mean, over its deviation, `[P, G]`."""
     return centered(score_PG) / (deviation(score_PG) + epsilon)
+
+
+def bessel(score_PG: Array, epsilon: float = 1e-6) -> Array:
+    """Score less the group's mean, over the unbiased deviation of G − 1 degrees of freedom, `[P, G]`; G ≥ 2."""
+    num_samples = score_PG.shape[1]
+    return centered(score_PG) / (deviation(score_PG) * (num_samples / (num_samples - 1)) ** 0.5 + epsilon)
 
 
 def rank(score_PG: Array) -> Array:

@@ -71,17 +71,26 @@ class Correction:
         return self.correction != "second_moment"
 
 
-def resolve(
-    correction: Correction, *, lag: int = 0, num_minibatches: int = 1, num_epochs: int = 1, traced: bool = False
-) -> Correction:
+def resolve(correction: Correction, *, lag: int = 0, traced: bool = False, exact_sampler: bool = True) -> Correction:
     """The correction with nothing left to "auto"; by default for the schedule of the synchronous loop.
 
     A round whose samples are as old as its trainer (lag 0) has behavior = proximal: the ratio is taken to the behavior,
-    uncorrected, and clipping bounds what `num_minibatches` and `num_epochs` add. A stale round (lag > 0, or a trace) takes it
-    to the proximal policy with a truncated weight, so that clipping bounds this round's movement and the weight its age.
+    uncorrected, and clipping bounds what minibatches and epochs add. A stale round (lag > 0, or a trace) takes it to the
+    proximal policy with a truncated weight, so that clipping bounds this round's movement and the weight its age.
+
+    Behavior and proximal policy are equal only as far as sampler and trainer compute the same numbers. In bfloat16 the two
+    log-probabilities of a token differ, and the differences add up over the tokens of a completion: ratios of long completions
+    leave the clip before the first update. "auto" then does as for a stale round.
+
+    "auto" is a choice for small lags. `docs/results/offpolicyness.md` compares the corrections at larger ones.
+
+    Args:
+      correction: as configured.
+      lag: rounds that the sampler is behind.
+      traced: a trace gives the versions.
+      exact_sampler: the sampler's log-probabilities are the trainer's up to float32 rounding.
     """
-    del num_minibatches, num_epochs  # the clip is the same for one update and for many
-    stale = lag > 0 or traced
+    stale = lag > 0 or traced or not exact_sampler
     ratio_to, kind = correction.ratio_to, correction.correction
     if ratio_to == "auto":
         fits = {"second_moment": "behavior", "truncate": "proximal", "mask": "proximal"}

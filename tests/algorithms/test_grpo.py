@@ -113,7 +113,7 @@ def test_needs():
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match=r"grpo\.advantage is 'rank'; accepted: standardized, centered"):
+    with pytest.raises(ValueError, match=r"grpo\.advantage is 'rank'; accepted: standardized, bessel, centered"):
         grpo(Config(advantage="rank"))
     with pytest.raises(ValueError, match=r"grpo\.aggregation is 'mean'; accepted: token, sequence, constant_length"):
         grpo(Config(aggregation="mean"))

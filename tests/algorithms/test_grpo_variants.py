@@ -90,7 +90,7 @@ def test_dr_grpo_is_grpo_with_its_settings():
         (
             best_of_group.best_of_group,
             best_of_group.Config(advantage="rank"),
-            r"best_of_group\.advantage is 'rank'; accepted: standardized, centered",
+            r"best_of_group\.advantage is 'rank'; accepted: standardized, bessel, centered",
         ),
         (gopo.gopo, gopo.Config(aggregation="pair"), r"gopo\.aggregation is 'pair'; accepted: token, sequence"),
     ],

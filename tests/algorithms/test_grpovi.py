@@ -97,7 +97,7 @@ def test_the_range_is_declared_for_the_missing_eos_score():
         (lambda: vi(high=float("inf")), "accepted: finite"),
         (lambda: vi(weights="policy"), "grpovi.weights is 'policy'; accepted: uniform, reference"),
         (lambda: vi(ties="random"), "grpovi.ties is 'random'; accepted: together, by_index"),
-        (lambda: vi(advantage="rank"), "grpovi.advantage is 'rank'; accepted: standardized, centered"),
+        (lambda: vi(advantage="rank"), "grpovi.advantage is 'rank'; accepted: standardized, bessel, centered"),
         (lambda: vi(aggregation="pair"), "grpovi.aggregation is 'pair'; accepted: token, sequence, constant_length"),
         (lambda: matched_std.matched_std(matched_std.Config(advantage="standardized")), "accepted: centered"),
         (lambda: constant_gain.constant_gain(constant_gain.Config(gain=0.0)), "gain 0.0"),

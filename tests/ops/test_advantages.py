@@ -10,7 +10,7 @@ from rlhf_jax.ops import advantages
 P, C = 2, 7
 OF_GROUPS = {
     name: jax.jit(getattr(advantages, name))
-    for name in ("leave_one_out", "centered", "standardized", "rank", "best_of_group")
+    for name in ("leave_one_out", "centered", "standardized", "bessel", "rank", "best_of_group")
 }
 
 
@@ -26,6 +26,7 @@ def test_three_of_eight_are_correct():
         "leave_one_out": (0.7143, -0.4286),
         "centered": (5 / 8, -3 / 8),
         "standardized": (5 / np.sqrt(15), -3 / np.sqrt(15)),
+        "bessel": (5 / np.sqrt(15 * 8 / 7), -3 / np.sqrt(15 * 8 / 7)),  # √(8/7) = 1.069 of the deviation
         "rank": (10 / 7, -6 / 7),  # 5 below the three, none above: 2 · 5/7; 3 above the five: −2 · 3/7
         "best_of_group": (1 / 3 - 1 / 8, -1 / 8),  # the three share the 1
     }

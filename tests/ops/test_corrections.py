@@ -133,10 +133,10 @@ def test_a_completion_is_kept_or_left_out_whole():
         np.testing.assert_array_equal(found, [[1, 1, 0], [kept] * 3])
 
 
-SCHEDULES = {"synchronous": {}, "lag": {"lag": 1}, "trace": {"traced": True}, "reuse": {"num_minibatches": 4}}
+SCHEDULES = {"synchronous": {}, "lag": {"lag": 1}, "trace": {"traced": True}, "bfloat16": {"exact_sampler": False}}
 RESOLVED = [
-    ("auto", "auto", {"synchronous": ("behavior", "none"), "reuse": ("behavior", "none")}),
-    ("auto", "auto", {"lag": ("proximal", "truncate"), "trace": ("proximal", "truncate")}),
+    ("auto", "auto", {"synchronous": ("behavior", "none")}),
+    ("auto", "auto", dict.fromkeys(("lag", "trace", "bfloat16"), ("proximal", "truncate"))),
     ("behavior", "auto", dict.fromkeys(SCHEDULES, ("behavior", "none"))),
     ("proximal", "auto", {"synchronous": ("proximal", "none"), "lag": ("proximal", "truncate")}),
     ("auto", "none", {"synchronous": ("behavior", "none"), "lag": ("proximal", "none")}),
