@@ -23,6 +23,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import cell_lines
+from experiments.bench.page import pages as bench_pages
 from experiments.cells import Cells, load, run_cells
 from experiments.provenance import ROOT
 from experiments.run import INTERRUPTED, keep_freed_memory, stop
@@ -31,7 +32,7 @@ from rlhf_jax.refusal import Refusal
 from rlhf_jax.report import style
 
 PAGES = ROOT / "docs" / "results"
-STUDIES = {"grpovi": "configs/studies/grpovi.py", "offpolicyness": "configs/studies/offpolicyness.py"}
+STUDIES = {name: f"configs/studies/{name}.py" for name in ("quickstart", "grpovi", "offpolicyness")}
 """Name of the module in `experiments/studies/` -> the study's config."""
 TWO_ERRORS = 1.96 * math.sqrt(2)  # a difference of two evaluations that have equal standard errors
 COMPARED = {"gold_mean": "gold_mean_stderr", "win_rate": "win_rate_stderr", "kl": "kl_stderr"}
@@ -61,11 +62,12 @@ def study_pages(name: str) -> dict[str, str | Figure]:
 
 def all_pages() -> dict[str, bytes]:
     """Every file of `docs/results/` by its name."""
-    found: dict[str, bytes] = {}
+    contents: dict[str, str | Figure] = {**bench_pages()}
     for name in STUDIES:
-        for file, content in study_pages(name).items():
-            found[file] = content.encode() if isinstance(content, str) else picture(content)
-    return found
+        contents |= study_pages(name)
+    return {
+        file: content.encode() if isinstance(content, str) else picture(content) for file, content in contents.items()
+    }
 
 
 def picture(figure: Figure) -> bytes:

@@ -1,0 +1,52 @@
+"""Every algorithm on the quickstart's task, at the quickstart's settings: five seeds of each.
+
+Command:   python -m experiments.sweep --config=configs/studies/quickstart.py --workers=2
+Hardware:  two CPU cores
+Protocol:  experiments/studies/quickstart/protocol.md
+Budget:    13 arms x 5 seeds: 65 cells of 64 updates
+Result:    docs/results/quickstart.md, written from experiments/studies/quickstart/cells.jsonl
+
+The cells run the synchronous loop, whose numbers are bit for bit those of the quickstart's asynchronous one at lag 1.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+from experiments.study import Arm, Study
+from rlhf_jax import plugins
+from rlhf_jax.refusal import Refusal
+
+
+def base() -> ConfigDict:
+    """The quickstart without its files for every sample."""
+    config = quickstart.get_config()
+    config.rlhf.loop, config.rlhf.ledger, config.rlhf.log_samples = "synchronous", False, 0
+    config.rlhf.checkpoint_every = 0
+    return config
+
+
+def arms() -> tuple[Arm, ...]:
+    """Every file of `rlhf_jax/algorithms/`, with the settings that the quickstart gives it."""
+    return tuple(
+        Arm(name, name, {f"algorithm.{key}": value for key, value in quickstart.SETTINGS.get(name, {}).items()})
+        for name in plugins.names("algorithms")
+    )
+
+
+def get_study(argument: str = "") -> Study:
+    """The study; it has no argument."""
+    if argument:
+        raise Refusal(f"the study's argument is {argument!r}; accepted: none")
+    return Study(
+        directory=Path("runs/studies/quickstart"),
+        base=base,
+        arms=arms(),
+        grid={},
+        open_ended={},
+        rungs=(),
+        report_updates=64,
+        report_seeds=(0, 1, 2, 3, 4),
+        cells=Path("experiments/studies/quickstart/cells.jsonl"),
+    )
