@@ -66,9 +66,12 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def read_text(file: Path) -> str:
-    """A file's text. Raises MissingInput where it is not there, and Refusal that names it where it cannot be read."""
+    """A file's text, each of its lines ended by a newline alone.
+
+    Raises MissingInput where it is not there, and Refusal that names it where it cannot be read.
+    """
     try:
-        return decoded(file.read_bytes(), str(file))
+        return decoded(file.read_bytes(), str(file)).replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         raise MissingInput(f"{file} is missing") from None
     except OSError as error:

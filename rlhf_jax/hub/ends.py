@@ -84,4 +84,7 @@ def _told(vocabulary: Vocabulary, model: FolderTexts, named: Collection[int]) ->
 def _remedy(vocabulary: Vocabulary) -> str:
     texts = [vocabulary.text_of(identity) for identity in sorted(vocabulary.special)]
     listed = ", ".join(filter(None, texts[:20])) + (", ..." if len(texts) > 20 else "")
-    return f"set tokenizer.eos to one of its tokens, special ones: {listed or 'none'}"
+    return (
+        "set tokenizer.eos, or for another role's folder the eos_token of its tokenizer_config.json, to one of its tokens,"
+        f" special ones: {listed or 'none'}"
+    )

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from rlhf_jax.hub.file_tokenizers import FileTokenizer, hugging_face, sentencepiece
+from rlhf_jax.hub.codec import FileTokenizer
+from rlhf_jax.hub.file_tokenizers import hugging_face, sentencepiece
 from rlhf_jax.refusal import Refusal
 
 PAD_ID = 0  # of the tokenizers that need no file; those from files keep the ids of their file

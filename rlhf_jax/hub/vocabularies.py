@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_jax import json_texts
+from rlhf_jax.hub.codec import FileTokenizer
 from rlhf_jax.hub.file_tokenizers import (
-    FileTokenizer,
     hugging_face,
     hugging_face_codec,
     sentencepiece,

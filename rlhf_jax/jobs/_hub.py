@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlhf_jax import plugins
-from rlhf_jax.hub import chat, encoding, folders, vocabularies
+from rlhf_jax.hub import chat, encoding, folders
 from rlhf_jax.hub.folders import Folder
 from rlhf_jax.hub.tokenizers import Tokenizer
 from rlhf_jax.jobs import _vocabularies
@@ -106,8 +106,7 @@ def check(hub: Config, tokenizer: Tokenizer, task: Task | None = None) -> None:
     if hub.gold:
         folder = Path(hub.gold)
         known, template = Folder(folder).model_config.vocab_size, getattr(task, "template", None)
-        judge = vocabularies.tokenizer_of(folder) or tokenizer
-        _vocabularies.check_gold(folder, known, judge, tokenizer)
+        judge = _vocabularies.judge_tokenizer(folder, known, tokenizer)
         date = "" if template is None else template.date
         again = _vocabularies.gold_template(hub.gold_chat_template, folder, judge, tokenizer, date)
         if template is None or again is None:
@@ -146,10 +145,10 @@ class Judge:
         """`date` is told to a template that asks for it."""
         self.config, self.mesh = config, mesh
         folder = Path(config.gold)
-        self.tokenizer = vocabularies.tokenizer_of(folder) or tokenizer
+        known = Folder(folder).model_config.vocab_size
+        self.tokenizer = _vocabularies.judge_tokenizer(folder, known, tokenizer)
         self._template = _vocabularies.gold_template(config.gold_chat_template, folder, self.tokenizer, tokenizer, date)
         self._foreign = _vocabularies.pattern(_vocabularies.foreign_marks(self.tokenizer, tokenizer))
-        Folder(folder)  # what is missing there is told before anything is compiled
 
     @cached_property
     def _compiled(self) -> Any:

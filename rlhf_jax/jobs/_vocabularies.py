@@ -1,11 +1,11 @@
 """Published folders against the run's tokenizer: ids and special tokens must mean to one what they mean to the other."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.hub import chat, vocabularies
+from rlhf_jax.hub import chat, tokenizers, vocabularies
 from rlhf_jax.hub.folder_texts import FolderTexts
 from rlhf_jax.hub.tokenizers import Tokenizer
 from rlhf_jax.refusal import Refusal
@@ -49,16 +49,24 @@ def check_reward_model(folder: Path, known: int, tokenizer: Tokenizer) -> None:
         raise Refusal(f"the reward model {folder} has another vocabulary ({theirs.file.name}): {differs}; {remedy}")
 
 
-def check_gold(folder: Path, known: int, judge: Tokenizer, policy: Tokenizer) -> None:
-    """Raises Refusal where the gold model knows fewer tokens than the tokenizer that it is read with.
+def judge_tokenizer(folder: Path, known: int, policy: Tokenizer) -> Tokenizer:
+    """The tokenizer of a gold model's folder, else the policy's.
 
     Args:
       known: tokens of the model.
-      judge: its folder's tokenizer, else the policy's.
+
+    Raises Refusal where the model has no rows for them.
     """
-    if known < judge.vocab_size:
-        whose = "the policy's tokenizer, as the folder holds none," if judge is policy else "its tokenizer"
-        raise Refusal(f"the gold model {folder} knows {known} tokens, but {whose} has {judge.vocab_size}")
+    own = vocabularies.tokenizer_of(folder)
+    if own is None and known < policy.vocab_size:
+        raise Refusal(
+            f"the gold model {folder} knows {known} tokens, but the policy's tokenizer, as the folder holds none, has"
+            f" {policy.vocab_size}"
+        )
+    try:
+        return policy if own is None else tokenizers.within(own, known)
+    except Refusal as error:
+        raise Refusal(f"hub.gold {folder}: {error}") from None
 
 
 def gold_template(name: str, folder: Path, judge: Tokenizer, policy: Tokenizer, date: str) -> chat.Template | None:
@@ -92,19 +100,20 @@ def same_vocabulary(one: Tokenizer, other: Tokenizer) -> bool:
 def foreign_marks(judge: Tokenizer, policy: Tokenizer) -> frozenset[str]:
     """Texts of the policy's special tokens that the judge's tokenizer would spell out.
 
-    A BOS, EOS or pad is not among them: prompts and completions are handed over without.
+    A BOS, EOS or pad is not among them: prompts and completions are handed over without. Nor are added tokens that are text
+    like any other, such as Gemma's for HTML.
     """
     if same_vocabulary(judge, policy):
         return frozenset()
-    ours, theirs = _marks(policy), _marks(judge)
+    ours, theirs = _special(policy), getattr(judge, "marks", {})
     ends = {policy.pad_id, *policy.eos_ids, *policy.prefix_ids}
-    return frozenset(
-        text for text, identity in ours.items() if text.strip() and text not in theirs and identity not in ends
-    )
+    return frozenset(text for text, identity in ours.items() if text not in theirs and identity not in ends)
 
 
-def _marks(tokenizer: Tokenizer) -> Mapping[str, int]:
-    return getattr(tokenizer, "marks", {})
+def _special(tokenizer: Tokenizer) -> dict[str, int]:
+    """Special tokens of a tokenizer of a file; others spell out every text."""
+    special = getattr(tokenizer, "special", frozenset())
+    return {text: identity for text, identity in getattr(tokenizer, "marks", {}).items() if identity in special}
 
 
 def pattern(marks: Collection[str]) -> re.Pattern[str] | None:

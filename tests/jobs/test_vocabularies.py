@@ -179,6 +179,17 @@ def test_marks_that_gold_does_not_know_are_refused(foreign, classifier, policy, 
     assert judge(policy, foreign).ids("Hi", "a", True)[-1] == made.BYTES + 2
 
 
+def test_added_tokens_that_are_text_are_no_marks(foreign, tmp_path):
+    """Gemma has tokens for HTML, Qwen some for tools: gold of another tokenizer reads them as text."""
+    tokens = {"259": {"content": "<b>", "special": False}, "260": {"content": "<mark>", "special": True}}
+    config = {"eos_token": "<|im_end|>", "added_tokens_decoder": tokens}
+    mine = tokenizers.hugging_face(str(made.byte_level(tmp_path, tokenizer_config=config)))
+    gold = judge(mine, foreign)
+    assert gold.ids("<b>Hi", "a", False) == [made.BYTES, *gold.tokenizer.encode("<b>Hia")]
+    with pytest.raises(Refusal, match="does not know the special token '<mark>'"):
+        gold.ids("<mark>Hi", "a", False)
+
+
 def test_a_gold_model_is_read_with_the_tokenizer_of_its_folder(classifier, policy, tmp_path):
     folder = classifier(tmp_path.name)
     assert judge(policy, folder).tokenizer is policy
@@ -191,7 +202,7 @@ def test_a_gold_model_is_read_with_the_tokenizer_of_its_folder(classifier, polic
     ):
         _hub.check(_hub.Config(gold=str(small)), policy)
     made.byte_level(small, MARKS, tokenizer_config=OWN)
-    with pytest.raises(Refusal, match=r"small knows 100 tokens, but its tokenizer has 259"):
+    with pytest.raises(Refusal, match=r"hub\.gold .*small: model\.vocab_size is 100, but the tokenizer has 259 tokens"):
         _hub.check(_hub.Config(gold=str(small)), policy)
 
 
