@@ -87,7 +87,7 @@ class Continuation:
 
 
 def find(encode: Encode, decode: Decode, marks: Mapping[str, int]) -> Continuation | None:
-    """What encodes and decodes continuations; None where `encode` and `decode` do that themselves."""
+    """Returns a Continuation, or None where `encode` and `decode` give continuations the right ids and texts themselves."""
     found = Continuation(encode, decode, marks)
     return found if found.needed() else None
 

@@ -23,7 +23,7 @@ def _prefixed(text: str, ids: list[int], tokenizer: Tokenizer) -> list[int]:
 
 
 def count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
-    """How many tokens each text has as a prompt."""
+    """Number of tokens of each text as a prompt."""
     many = getattr(tokenizer, "encode_many", None)  # of a library, over the cores
     if many is None:
         return [len(prompt_ids(text, tokenizer)) for text in texts]

@@ -157,7 +157,7 @@ def _add_tokens(library: Any, make: Any, file: Path, texts: FolderTexts) -> None
 
 
 def _prefix(library: Any) -> tuple[int, ...]:
-    """What the file's post-processor puts before a text; what it puts after it (an EOS) is the pipeline's to add."""
+    """Ids that the file's post-processor puts before a text; those after it (an EOS) are the pipeline's to add."""
     with_special = library.encode("a", add_special_tokens=True).ids
     plain = library.encode("a", add_special_tokens=False).ids
     for start in range(len(with_special) - len(plain) + 1):

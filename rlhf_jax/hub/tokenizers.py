@@ -51,7 +51,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Config:
-    """Which tokenizer: words or characters (of the task's vocabulary), bytes, sentencepiece or hf (of a file)."""
+    """Kind and file of a tokenizer: words or characters (of the task's vocabulary), bytes, sentencepiece or hf (of a file)."""
 
     kind: str = "words"
     path: str = ""  # sentencepiece: the .model file; hf: tokenizer.json or its folder

@@ -93,7 +93,7 @@ def gold_template(name: str, folder: Path, judge: Tokenizer, policy: Tokenizer, 
 
 
 def same_vocabulary(one: Tokenizer, other: Tokenizer) -> bool:
-    """Whether two tokenizers have the same tokens with the same ids."""
+    """True where two tokenizers have the same tokens with the same ids."""
     return one is other or one.vocabulary() == other.vocabulary()
 
 

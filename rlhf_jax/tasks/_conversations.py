@@ -31,7 +31,7 @@ def template(name_or_path: str, bos_token: str, eos_token: str, date: str) -> ch
 
 
 def recipe(found: chat.Template) -> tuple[str, ...]:
-    """What of a template the text of a prompt depends on."""
+    """Everything of a template that the text of a prompt depends on."""
     return (found.text, found.date, *(f"{name}={text}" for name, text in sorted(found.tokens.items())))
 
 
@@ -70,9 +70,9 @@ def turns(where: str, row: _rows.Row, key: str, found: chat.Template) -> tuple[M
 
 
 def without_eos(text: str, eos: str) -> str:
-    """A text without the EOS texts at its end: the pipeline adds an EOS of its own."""
-    while eos and text.endswith(eos):
-        text = text.removesuffix(eos)
+    """A text without the EOS texts at its end, and white space after them: the pipeline adds an EOS of its own."""
+    while eos and text.rstrip().endswith(eos):
+        text = text.rstrip().removesuffix(eos)
     return text
 
 

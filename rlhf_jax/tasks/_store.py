@@ -29,7 +29,7 @@ Rows = Iterable[tuple[str, Record | LeftOut | None]]
 
 @dataclass(frozen=True)
 class Source:
-    """What a store is made of: files by split, how many rows are published as one, and what makes records of rows.
+    """Parts that a store is made of: files by split, how many rows are published as one, and what makes records of rows.
 
     `recipe` is what of a config the records depend on; two stores differ where their files, recipes or code do.
     A held-out record whose prompt a training record has is left out. Of `prompts` a split holds each once, the first.
@@ -45,7 +45,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What tensorflow-datasets calls it."""
+        """The name for tensorflow-datasets."""
         return f"{self.task}_{self.kind}"
 
 
@@ -101,7 +101,7 @@ class Store:
 
     @property
     def description(self) -> str:
-        """How many rows are kept, of how many, and where they are not as many as are published."""
+        """Numbers of rows kept and read, those published where they differ, and rows left out with the first reason."""
         return "; ".join(f"{split}: {count['kept']} of {self._rows(split)}" for split, count in self.counts.items())
 
     def _rows(self, split: Split) -> str:

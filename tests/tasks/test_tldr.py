@@ -190,7 +190,7 @@ def test_other_columns_and_prompts_are_refused(folder, tmp_path):
             tldr.make(tldr.Config(str(tmp_path)))
 
 
-@pytest.mark.parametrize("empty", ["<|endoftext|>", " <|endoftext|>", "<|endoftext|><|endoftext|>", "  \n"])
+@pytest.mark.parametrize("empty", ["<|endoftext|>", " <|endoftext|>", "<|endoftext|>\n<|endoftext|> ", "  \n"])
 @pytest.mark.parametrize("form", [dict, ready, prompt_completion])
 def test_a_completion_that_is_an_eos_alone_is_empty(tmp_path, form, empty):
     column = {dict: "summary", ready: "reference_response", prompt_completion: "completion"}[form]
