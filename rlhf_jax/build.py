@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import plugins
 from rlhf_jax.hub import encoding, tokenizers
-from rlhf_jax.jobs import _evaluator, _hub, _planning, pipeline, relabel, reward_model, rlhf, sft
+from rlhf_jax.jobs import _evaluator, _hub, _planning, _vocabularies, pipeline, relabel, reward_model, rlhf, sft
 from rlhf_jax.jobs.api import Lengths, Workspace
 from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.observe.lines import replace
@@ -113,21 +113,22 @@ def workspace(values: dict[str, Any]) -> Workspace:
     values["model"] = _hub.model_values(values["model"], hub)
     if values["tokenizer"]["kind"] == "hf" and not values["tokenizer"]["path"]:
         values["tokenizer"]["path"] = hub.policy
-    tokenizer = tokenizers.make(fill(tokenizers.Config, values["tokenizer"], "tokenizer"), task.vocabulary)
-    lengths = fill(Lengths, values["lengths"], "lengths")
-    if hasattr(task, "fitted"):
-        task = task.fitted(partial(encoding.count_tokens, tokenizer), lengths.max_prompt_tokens)
+    policy_folder = Path(hub.policy) if hub.policy else None
+    tokenizer = tokenizers.make(
+        fill(tokenizers.Config, values["tokenizer"], "tokenizer"), task.vocabulary, policy_folder
+    )
     family_values = dict(values["model"])
     family = plugins.find("models", family_values.pop("family"))
     if not hasattr(family, "PRESETS"):
         raise Refusal(f"model.family is {values['model']['family']!r}, which is no family of decoders")
     if family_values["vocab_size"] == 0:
         family_values["vocab_size"] = values["model"]["vocab_size"] = tokenizer.vocab_size
-    if family_values["vocab_size"] < tokenizer.vocab_size:
-        raise Refusal(
-            f"model.vocab_size is {family_values['vocab_size']}, but the tokenizer has {tokenizer.vocab_size} tokens"
-        )
-    _hub.check(hub, tokenizer)
+    tokenizer = tokenizers.within(tokenizer, family_values["vocab_size"])
+    lengths = fill(Lengths, values["lengths"], "lengths")
+    if hasattr(task, "fitted"):
+        task = task.fitted(partial(encoding.count_tokens, tokenizer), lengths.max_prompt_tokens)
+    _hub.check(hub, tokenizer, task)
+    _vocabularies.check_template(task, tokenizer)
     return Workspace(
         directory=Path(values["directory"]),
         seed=values["seed"],
@@ -235,7 +236,7 @@ def prepare(config: ConfigDict) -> tuple[Workspace, pipeline.Stages, Algorithm]:
     if settings.plan:
         _planning.check_memory(shared, settings, chosen)
     _, notice = _evaluator.fitted(settings.evaluate, shared.task.num_prompts("heldout"))
-    for sentence in filter(None, (notice, inexact_ratio(values))):
+    for sentence in filter(None, (getattr(shared.task, "description", ""), notice, inexact_ratio(values))):
         if hosts.is_first():
             print(sentence)
     check_directory(shared.directory, values)

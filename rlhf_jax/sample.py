@@ -7,6 +7,7 @@ uniform number, which costs one random number a row and not one a vocabulary ent
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 import jax
@@ -178,6 +179,11 @@ def _unsharded(by_shard: Array, axis: int) -> Array:
     return jnp.moveaxis(by_shard.reshape(-1, *by_shard.shape[2:]), 0, axis)
 
 
+def _is_any(token_B: Array, ids: tuple[int, ...]) -> Array:
+    """Marks the tokens that are one of some ids, `[B]` bool."""
+    return reduce(jnp.logical_or, [token_B == identity for identity in ids])
+
+
 def sample(
     params: Params,
     prompts: Prompts,
@@ -186,7 +192,7 @@ def sample(
     *,
     model: Model,
     config: Config,
-    eos_id: int,
+    eos_id: int | tuple[int, ...],
     pad_id: int,
 ) -> Samples:
     """Samples `config.samples_per_prompt` completions of each prompt.
@@ -196,9 +202,11 @@ def sample(
       prompts: P prompts of Q positions, left-padded.
       key: made of seed and purpose alone; rows are told apart by ordinal, sample index and position.
       version: int32 scalar, updates that params have had; stamped on the samples.
+      eos_id: the token that ends a row, or several of them.
 
     Returns: Samples of B = P*G rows and C = `config.max_completion_tokens` positions; the mask holds the EOS.
     """
+    eos_ids = eos_id if isinstance(eos_id, tuple) else (eos_id,)
     num_samples, num_positions = config.samples_per_prompt, config.max_completion_tokens
     num_prompts, prompt_length = prompts.tokens_PQ.shape
     ordinal_B = jnp.repeat(prompts.ordinal_P, num_samples)
@@ -214,7 +222,7 @@ def sample(
         return loop._replace(
             position=loop.position + 1,
             token_B=token_B,
-            done_B=loop.done_B | (live_B & (token_B == eos_id)),
+            done_B=loop.done_B | (live_B & _is_any(token_B, eos_ids)),
             tokens_CB=loop.tokens_CB.at[loop.position].set(token_B),
             logprob_CB=loop.logprob_CB.at[loop.position].set(jnp.where(live_B, logprob_B, 0.0)),
             mask_CB=loop.mask_CB.at[loop.position].set(live_B),

@@ -50,3 +50,19 @@ def test_the_loop_stops_when_every_row_has_ended(ends, passes):
     np.testing.assert_array_equal(samples.finished_B, np.array(ends) < C)
     np.testing.assert_array_equal(np.asarray(samples.mask_BC).sum(-1), np.minimum(np.array(ends) + 1, C))
     check_ends(samples)
+
+
+def test_every_end_ends_a_row_and_one_alone_is_what_it_was():
+    """Rows end at 1 or at 5; with 1 as the only end the row of 5 goes on."""
+    script = Script(((4, 5, 4, 4, 4, 4, EOS), (4, 4, EOS, 4, 4, 4, 4), (4, 4, 4, 4, 4, 4, 4)))
+
+    def draw(ends):
+        compiled = jax.jit(partial(sample.sample, model=script, config=tiny.law(1), eos_id=ends, pad_id=PAD))
+        samples = compiled({}, tiny.make_prompts(3), jax.random.key(0), np.int32(0))
+        return np.asarray(samples.mask_BC).sum(-1).tolist(), samples.finished_B.tolist(), np.asarray(samples.tokens_BC)
+
+    lengths, finished, tokens = draw((EOS, 5))
+    assert (lengths, finished) == ([2, 3, C], [True, True, False])
+    assert tokens[0].tolist() == [4, 5] + [PAD] * (C - 2)  # the end is in the mask, nothing after it
+    for alone in (EOS, (EOS,)):
+        assert draw(alone)[:2] == ([C, 3, C], [True, True, False])

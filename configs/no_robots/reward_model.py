@@ -23,6 +23,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.job = "reward_model"
     config.task.prompts = "data/no_robots_pairs/prompts.jsonl"
     config.task.comparisons = "data/no_robots_pairs/comparisons.jsonl"
+    config.task.rendered = True
     config.hub.sft = "models/no_robots-sft"
     config.lengths.max_prompt_tokens, config.lengths.max_completion_tokens = 512, 512  # 1,024 in all
     config.reward_model.pairs_per_update = 256

@@ -3,14 +3,20 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax import json_texts
+from rlhf_jax.hub.folder_texts import TEMPLATE_JSON, TOKENIZER_CONFIG, FolderTexts
 from rlhf_jax.refusal import Refusal
 
-JINJA, CONFIG = "chat_template.jinja", "tokenizer_config.json"
 Message = Mapping[str, str]
+
+
+class Refused(Refusal):
+    """A template's own objection to a conversation: it has called `raise_exception`."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,21 @@ class Template:
     text: str
     source: str = "the template"  # what messages call it
     tokens: Mapping[str, str] = field(default_factory=dict)
+    date: str = ""  # the day that it is told where it asks for it, as 2025-01-31; none where empty
+
+
+class Rendered(str):
+    """The text of a conversation in a chat template, whose special tokens it spells out.
+
+    It is encoded as it is: a tokenizer's BOS is not put before it, as `apply_chat_template` of transformers puts none.
+    """
+
+    messages: tuple[Message, ...]  # those that the text was made of; empty where only the text is known
+
+    def __new__(cls, text: str, messages: Sequence[Message] = ()) -> "Rendered":
+        made = super().__new__(cls, text)
+        made.messages = tuple(messages)
+        return made
 
 
 TULU = Template(  # of open-instruct: the EOS ends a reply, a line break what is said before another turn
@@ -45,53 +66,89 @@ NAMED = {template.source: template for template in (TULU, PYTHIA)}
 
 
 def find(name_or_path: str) -> Template:
-    """A named template, that of a `.jinja` file or a `tokenizer_config.json`, or of the folder that holds either.
+    """A named template, that of a `.jinja` file or a JSON file with a `chat_template`, or of the folder that holds them.
 
-    A `chat_template.jinja` comes before a `tokenizer_config.json`, which gives the special tokens for both; of a list of
+    The precedence of a folder's files is told in `hub/folder_texts.py`; its special tokens come with its template. Of several
     templates the one called `default` is taken, or the only one. Raises Refusal where there is none.
     """
     if name_or_path in NAMED:
         return NAMED[name_or_path]
     path = Path(name_or_path)
-    if path.is_dir():
-        path = path / (JINJA if (path / JINJA).is_file() else CONFIG)
-    if not name_or_path or not path.is_file():
+    is_folder = path.is_dir() and bool(name_or_path)
+    texts = FolderTexts(path if is_folder else path.parent)
+    if is_folder and texts.chat_templates:
+        return Template(*_default(path, texts.chat_templates), texts.special_tokens)
+    path = path / TOKENIZER_CONFIG if is_folder else path
+    if not path.is_file():
         raise Refusal(
-            f"no chat template {name_or_path!r}; accepted: {', '.join(sorted(NAMED))}, a .jinja file, a {CONFIG}, or a"
-            " folder with one of them"
+            f"no chat template {name_or_path!r}; accepted: {', '.join(sorted(NAMED))}, a .jinja file, a {TOKENIZER_CONFIG}, or"
+            f" a folder with one of them, or with a {TEMPLATE_JSON}"
         )
     if path.suffix != ".json":
-        return Template(_read(path), str(path), _tokens(_config(path.with_name(CONFIG))))
-    config = _config(path)
-    return Template(_default(path, config.get("chat_template")), str(path), _tokens(config))
+        return Template(json_texts.read_text(path), str(path), texts.special_tokens)
+    return Template(*_default(path, texts.templates_of(path.name)), texts.tokens_of(path.name))
 
 
-def render(template: Template, messages: Sequence[Message], *, add_generation_prompt: bool, **variables: Any) -> str:
-    """The text of messages, each with `role` and `content`; `variables` come before the template's own tokens.
+def _default(path: Path, found: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
+    """(text, source) of the template for plain conversations. Raises Refusal where there is none, or a choice of several."""
+    if not found:
+        raise Refusal(f"{path} has no chat_template; give a .jinja file or one of {', '.join(sorted(NAMED))}")
+    if "default" not in found and len(found) > 1:
+        raise Refusal(f"{path} has the chat templates {', '.join(found)}, none called default")
+    return found.get("default") or next(iter(found.values()))
 
-    Raises Refusal with what the template says, or what is wrong with it.
+
+def render(
+    template: Template, messages: Sequence[Message], *, add_generation_prompt: bool, **variables: Any
+) -> Rendered:
+    """The text of messages.
+
+    Args:
+      messages: each with `role` and `content`.
+      add_generation_prompt: end in what precedes a reply.
+      variables: what the template may ask for besides; they come before its own tokens.
+
+    Raises Refused with what the template itself says against these messages, and Refusal with what is wrong with it.
     """
     import jinja2
 
     given = {**template.tokens, **variables, "add_generation_prompt": add_generation_prompt}
+    if template.date:
+        given["strftime_now"] = told_date(template.date).strftime
     try:
         compiled = _compiled(template.text)
-        return compiled.render(messages=[dict(message) for message in messages], tools=None, documents=None, **given)
+        said = compiled.render(messages=[dict(message) for message in messages], tools=None, documents=None, **given)
     except jinja2.UndefinedError as error:
+        if "'strftime_now' is undefined" in str(error.message):
+            raise Refusal(
+                f"chat template {template.source} asks for today's date (strftime_now), and a prompt must not depend on the"
+                " day: set task.date to a day, as 2025-01-31"
+            ) from None
         known = ", ".join(sorted(given))
         raise Refusal(f"chat template {template.source}: {error.message}; given: messages, {known}") from None
-    except (jinja2.TemplateError, TypeError, LookupError, ArithmeticError, ValueError) as error:
+    except Refused as error:
+        raise Refused(f"chat template {template.source}: {' '.join(str(error).split())}") from None
+    except (jinja2.TemplateError, TypeError, LookupError, ArithmeticError, ValueError, RecursionError) as error:
         raise Refusal(f"chat template {template.source}: {' '.join(str(error).split())}") from None
+    return Rendered(said, messages)
+
+
+def told_date(date: str) -> datetime:
+    """The moment that `task.date` gives to templates. Raises Refusal where it is no date."""
+    try:
+        return datetime.fromisoformat(date)
+    except ValueError:
+        raise Refusal(f"task.date is {date!r}; accepted: a day, as 2025-01-31, or nothing") from None
 
 
 @lru_cache(maxsize=16)
 def _compiled(text: str) -> Any:
-    """The template, in a sandbox that may change nothing.
+    """The template, in a sandbox that may change nothing and in which nothing is left to chance or to the clock.
 
-    `strftime_now` is left undefined, though Hugging Face gives it: a prompt must not depend on the day. Templates that
-    ask for it first then take the date that they hold.
+    `strftime_now` is undefined unless a date is given, though Hugging Face always defines it: a prompt must not depend on the
+    day. Templates that ask first whether it is defined then take the date that they hold.
     """
-    from jinja2 import TemplateError, nodes
+    from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -106,13 +163,14 @@ def _compiled(text: str) -> Any:
             return nodes.Scope(body, lineno=line)
 
     def refuse(message: str) -> None:
-        raise TemplateError(message)
+        raise Refused(message)
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = refuse
+    del environment.globals["lipsum"], environment.filters["random"]
     return environment.from_string(text)
 
 
@@ -121,42 +179,3 @@ def _to_json(
 ):
     """JSON as it is: Jinja's own filter of this name escapes what HTML would misread."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _default(path: Path, found: Any) -> str:
-    """The template of a tokenizer_config.json: a text, or a list of named ones."""
-    if isinstance(found, list) and all(isinstance(each, dict) for each in found):
-        named = {each.get("name"): each.get("template") for each in found}
-        found = named.get("default", next(iter(named.values()))) if "default" in named or len(named) == 1 else found
-        if found is None or isinstance(found, list):
-            raise Refusal(f"{path} has the chat templates {', '.join(map(str, named)) or 'none'}, none called default")
-    if not isinstance(found, str):
-        raise Refusal(f"{path} has no chat_template; give a .jinja file or one of {', '.join(sorted(NAMED))}")
-    return found
-
-
-def _tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens of a tokenizer_config.json, each a text or an object with `content`."""
-    named = {key: value for key, value in config.items() if key.endswith("_token")}
-    texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in named.items()}
-    return {key: text for key, text in texts.items() if isinstance(text, str)}
-
-
-def _config(file: Path) -> Mapping[str, Any]:
-    """A tokenizer_config.json; empty where it is not there."""
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(_read(file))
-    except json.JSONDecodeError as error:
-        raise Refusal(f"{file} is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise Refusal(f"{file} is not a JSON object")
-    return found
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise Refusal(f"{file} is not a text in UTF-8") from None

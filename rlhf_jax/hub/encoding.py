@@ -4,26 +4,30 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rlhf_jax.hub.chat import Rendered
 from rlhf_jax.hub.tokenizers import Tokenizer
 from rlhf_jax.refusal import Refusal
 
 
 def prompt_ids(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Ids of a prompt, after the tokenizer's prefix (a BOS) unless the text brings it: never two of them."""
-    return _prefixed(tokenizer.encode(text), tokenizer)
+    """Ids of a prompt, after the tokenizer's prefix (a BOS) unless the text brings it: never two of them.
+
+    A conversation in a chat template (`chat.Rendered`) is encoded as it is: a BOS is the template's to write.
+    """
+    return _prefixed(text, tokenizer.encode(text), tokenizer)
 
 
-def _prefixed(ids: list[int], tokenizer: Tokenizer) -> list[int]:
-    prefix = list(tokenizer.prefix_ids)
+def _prefixed(text: str, ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    prefix = [] if isinstance(text, Rendered) else list(tokenizer.prefix_ids)
     return ids if ids[: len(prefix)] == prefix else prefix + ids
 
 
 def count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
-    """How many tokens each text has as a prompt."""
+    """Number of tokens of each text as a prompt."""
     many = getattr(tokenizer, "encode_many", None)  # of a library, over the cores
     if many is None:
         return [len(prompt_ids(text, tokenizer)) for text in texts]
-    return [len(_prefixed(ids, tokenizer)) for ids in many(texts)]
+    return [len(_prefixed(text, ids, tokenizer)) for text, ids in zip(texts, many(texts), strict=True)]
 
 
 def encode_prompts(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,9 +57,37 @@ def pad_completions(ids: Sequence[Sequence[int]], pad_id: int, length: int) -> t
     return tokens_RC, mask_RC
 
 
-def encode_completions(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """tokens_RC and mask_RC of texts, each with an EOS at its end."""
-    ids = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
+def last_id(prompt: str, tokenizer: Tokenizer) -> int | None:
+    """The last token of a prompt, where what follows it is encoded by it; else None, without encoding the prompt."""
+    if not tokenizer.looks_back:
+        return None
+    return next(iter(prompt_ids(prompt, tokenizer)[-1:]), None)
+
+
+def ended_ids(text: str, tokenizer: Tokenizer, before: int | None = None) -> list[int]:
+    """Ids of a completion and its EOS, which a text that spells out an EOS at its end brings itself.
+
+    Args:
+      before: the last token of its prompt; None: any token of an ordinary text.
+
+    Raises Refusal for a text that is nothing but EOS: it is as empty as "", but does not look so.
+    """
+    ids = tokenizer.encode_after(before, text)
+    if ids and set(ids) <= set(tokenizer.eos_ids):
+        raise Refusal(f"a completion is {text!r}, which is nothing but an EOS; accepted: a text, without its EOS")
+    return ids if ids and ids[-1] in tokenizer.eos_ids else [*ids, tokenizer.eos_id]
+
+
+def encode_completions(
+    texts: Sequence[str], tokenizer: Tokenizer, length: int, before: Sequence[int] | np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """tokens_RC and mask_RC of texts, each with an EOS at its end.
+
+    Args:
+      length: positions; longer completions lose their end.
+      before: the last token of each prompt, `[R]`; None: any token of an ordinary text.
+    """
+    ids = [ended_ids(text, tokenizer, last) for text, last in zip(texts, _each(before, len(texts)), strict=True)]
     return pad_completions(ids, tokenizer.pad_id, length)
 
 
@@ -65,10 +97,24 @@ def completion_ids(tokens_BC: np.ndarray, mask_BC: np.ndarray) -> list[list[int]
 
 
 def decode_completions(
-    tokens_BC: np.ndarray, mask_BC: np.ndarray, finished_B: np.ndarray, tokenizer: Tokenizer
+    tokens_BC: np.ndarray,
+    mask_BC: np.ndarray,
+    finished_B: np.ndarray,
+    tokenizer: Tokenizer,
+    before: Sequence[int] | np.ndarray | None = None,
 ) -> list[str]:
-    """Texts before the EOS."""
-    texts = []
-    for ids, finished in zip(completion_ids(tokens_BC, mask_BC), np.asarray(finished_B), strict=True):
-        texts.append(tokenizer.decode(ids[:-1] if finished else ids))
-    return texts
+    """Texts before the EOS.
+
+    Args:
+      before: the last token of each prompt, `[B]`; None: any token of an ordinary text.
+    """
+    rows = completion_ids(tokens_BC, mask_BC)
+    finished = np.asarray(finished_B).tolist()
+    return [
+        tokenizer.decode_after(last, ids[:-1] if ended else ids)
+        for ids, ended, last in zip(rows, finished, _each(before, len(rows)), strict=True)
+    ]
+
+
+def _each(before: Sequence[int] | np.ndarray | None, count: int) -> list[int] | list[None]:
+    return [None] * count if before is None else np.asarray(before).tolist()

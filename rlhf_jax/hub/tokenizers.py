@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+from rlhf_jax.hub.codec import FileTokenizer
 from rlhf_jax.hub.file_tokenizers import hugging_face, sentencepiece
 from rlhf_jax.refusal import Refusal
 
@@ -13,12 +15,18 @@ NUM_SPECIAL = 2
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back. `decode(encode(text)) == text` for text of the tokenizer's alphabet."""
+    """Text to ids and back. `decode(encode(text)) == text` for text of the tokenizer's alphabet.
+
+    `encode_after` and `decode_after` do the same for a completion: text that follows the token `before`, the last one of its
+    prompt; None: any token of an ordinary text. The ids of prompt and completion are then those of both as one text.
+    """
 
     vocab_size: int
-    eos_id: int
+    eos_id: int  # appended to texts
+    eos_ids: tuple[int, ...]  # every id that ends a sampled row, `eos_id` first
     pad_id: int
-    prefix_ids: tuple[int, ...]  # what stands before every prompt: a BOS, or nothing
+    looks_back: bool  # whether a completion's ids depend on the last token of its prompt
+    prefix_ids: tuple[int, ...]  # put before every prompt: a BOS, or nothing
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without BOS or EOS."""
@@ -28,23 +36,57 @@ class Tokenizer(Protocol):
         """Text of the ids; pad and EOS ids are dropped."""
         ...
 
+    def encode_after(self, before: int | None, text: str) -> list[int]:
+        """Ids of a text that continues another one, without EOS."""
+        ...
+
+    def decode_after(self, before: int | None, ids: list[int]) -> str:
+        """Text of ids that continue others; pad and EOS ids are dropped."""
+        ...
+
+    def vocabulary(self) -> Mapping[str, int]:
+        """The id of every token, by its text in the tokenizer's file."""
+        ...
+
 
 @dataclass(frozen=True)
 class Config:
-    """Which tokenizer: words or characters (of the task's vocabulary), bytes, sentencepiece or hf (of a file)."""
+    """Kind and file of a tokenizer: words or characters (of the task's vocabulary), bytes, sentencepiece or hf (of a file)."""
 
     kind: str = "words"
     path: str = ""  # sentencepiece: the .model file; hf: tokenizer.json or its folder
-    eos: str = ""  # hf: the EOS token's text where the file does not tell
+    eos: str = (
+        ""  # of a file: the EOS, in place of what the files say; several between spaces: the first is appended to texts
+    )
     bos: bool = False  # sentencepiece: prompts begin with the model's BOS (hf: as the file says)
 
 
-class Symbols:
-    """A closed list of symbols, ids in the list's order after pad 0 and EOS 1."""
+class _Apart:
+    """Tokenizers that encode a text in the same way whatever precedes it, with one EOS."""
 
     eos_id = EOS_ID
+    eos_ids: tuple[int, ...] = (EOS_ID,)
     pad_id = PAD_ID
+    looks_back = False
     prefix_ids = ()
+
+    def encode(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def decode(self, ids: Sequence[int]) -> str:
+        raise NotImplementedError
+
+    def encode_after(self, before: int | None, text: str) -> list[int]:
+        del before
+        return self.encode(text)
+
+    def decode_after(self, before: int | None, ids: Sequence[int]) -> str:
+        del before
+        return self.decode(ids)
+
+
+class Symbols(_Apart):
+    """A closed list of symbols, ids in the list's order after pad 0 and EOS 1."""
 
     def __init__(self, symbols: Sequence[str], separator: str, noun: str):
         self.symbols = tuple(symbols)
@@ -74,6 +116,9 @@ class Symbols:
                 raise Refusal(f"id {identity} is not an id of this {self.noun} tokenizer: 0 to {self.vocab_size - 1}")
         return self.separator.join(self.symbols[i - NUM_SPECIAL] for i in ids if i >= NUM_SPECIAL)
 
+    def vocabulary(self) -> Mapping[str, int]:
+        return self.id_of
+
 
 def words(vocabulary: Sequence[str]) -> Symbols:
     """Words that stand between single spaces; punctuation is a word of its own: `good .`"""
@@ -91,13 +136,10 @@ def characters(alphabet: Sequence[str]) -> Symbols:
     return Symbols(alphabet, separator="", noun="character")
 
 
-class ByteTokenizer:
+class ByteTokenizer(_Apart):
     """UTF-8 bytes, ids 2 to 257. Sampled bytes that are not UTF-8 decode to the replacement character."""
 
     vocab_size = NUM_SPECIAL + 256
-    eos_id = EOS_ID
-    pad_id = PAD_ID
-    prefix_ids = ()
 
     def encode(self, text: str) -> list[int]:
         return [NUM_SPECIAL + byte for byte in text.encode()]
@@ -105,9 +147,16 @@ class ByteTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i - NUM_SPECIAL for i in ids if i >= NUM_SPECIAL).decode(errors="replace")
 
+    def vocabulary(self) -> Mapping[str, int]:
+        return {f"<0x{byte:02X}>": NUM_SPECIAL + byte for byte in range(256)}
 
-def make(config: Config, vocabulary: Sequence[str] | None) -> Tokenizer:
-    """The tokenizer that a config names; `vocabulary` is the task's, None where its text is open.
+
+def make(config: Config, vocabulary: Sequence[str] | None, model: Path | None = None) -> Tokenizer:
+    """The tokenizer that a config names.
+
+    Args:
+      vocabulary: the task's, None where its text is open.
+      model: the folder that the policy comes from, where there is one; its ends of a text hold too.
 
     Raises Refusal for an unknown kind, a missing vocabulary, and what the factories raise.
     """
@@ -115,12 +164,21 @@ def make(config: Config, vocabulary: Sequence[str] | None) -> Tokenizer:
         "words": lambda: words(_closed(vocabulary, config.kind)),
         "characters": lambda: characters(_closed(vocabulary, config.kind)),
         "bytes": ByteTokenizer,
-        "sentencepiece": lambda: sentencepiece(config.path, config.bos),
-        "hf": lambda: hugging_face(config.path, config.eos),
+        "sentencepiece": lambda: sentencepiece(config.path, config.bos, config.eos, model),
+        "hf": lambda: hugging_face(config.path, config.eos, model),
     }
     if config.kind not in factories:
         raise Refusal(f"no tokenizer {config.kind!r}; there are: {', '.join(sorted(factories))}")
     return factories[config.kind]()
+
+
+def within(tokenizer: Tokenizer, size: int) -> Tokenizer:
+    """The tokenizer for a model that knows `size` tokens. Raises Refusal where it needs more of them."""
+    if tokenizer.vocab_size <= size:
+        return tokenizer
+    if not isinstance(tokenizer, FileTokenizer):
+        raise Refusal(f"model.vocab_size is {size}, but the tokenizer has {tokenizer.vocab_size} tokens")
+    return tokenizer.within(size)
 
 
 def _closed(vocabulary: Sequence[str] | None, kind: str) -> Sequence[str]:

@@ -11,14 +11,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlhf_jax import plugins
-from rlhf_jax.hub import encoding, folders, tokenizers
+from rlhf_jax.hub import chat, encoding, folders
 from rlhf_jax.hub.folders import Folder
 from rlhf_jax.hub.tokenizers import Tokenizer
+from rlhf_jax.jobs import _vocabularies
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import hosts, sharding
+from rlhf_jax.tasks.api import Task
 from rlhf_jax.types import Params
 
 COMPUTED = ("dtype", "remat", "attention")  # how a model is computed: the run says it, no folder does
@@ -32,6 +34,9 @@ class Config:
     sft: str = ""  # the SFT policy: the stage is not run
     reward_model: str = ""  # a sequence classifier of the run's vocabulary: the stage measures its origin and scale
     gold: str = ""  # a sequence classifier that judges: it relabels comparisons, and says who wins
+    gold_chat_template: str = (
+        ""  # conversations are rendered again in it for gold: a name, file or folder; empty: see Judge
+    )
     gold_rows_per_batch: int = 64
 
     def __post_init__(self) -> None:
@@ -87,17 +92,25 @@ def _explicit(values: dict[str, Any]) -> dict[str, Any]:
     return values | {"head_width": values["width"] // values["num_heads"]}
 
 
-def check(hub: Config, tokenizer: Tokenizer) -> None:
-    """Raises Refusal for a folder that cannot play its role, before anything is compiled."""
+def check(hub: Config, tokenizer: Tokenizer, task: Task | None = None) -> None:
+    """Raises Refusal for a folder that cannot play its role, before anything is compiled.
+
+    Args:
+      task: where it is not known, its prompts may hold any special token, and are no conversations.
+    """
+    if hub.policy:
+        _vocabularies.check_policy(Path(hub.policy), tokenizer)
     if hub.reward_model:
         known = Folder(Path(hub.reward_model)).model_config.vocab_size
-        if known < tokenizer.vocab_size:
-            raise Refusal(
-                f"the reward model {hub.reward_model} knows {known} tokens, but the tokenizer has {tokenizer.vocab_size}: it "
-                "scores tokens, so it must be of the policy's tokenizer"
-            )
+        _vocabularies.check_reward_model(Path(hub.reward_model), known, tokenizer)
     if hub.gold:
-        Folder(Path(hub.gold))
+        folder = Path(hub.gold)
+        known, template = Folder(folder).model_config.vocab_size, getattr(task, "template", None)
+        judge = _vocabularies.judge_tokenizer(folder, known, tokenizer)
+        date = "" if template is None else template.date
+        again = _vocabularies.gold_template(hub.gold_chat_template, folder, judge, tokenizer, date)
+        if template is None or again is None:
+            _vocabularies.check_marks(folder, _vocabularies.foreign_marks(judge, tokenizer), task)
 
 
 def load_policy(path: str, model: Model, mesh: Mesh) -> Params:
@@ -121,15 +134,21 @@ def load_classifier(path: str, model: ValueModel, mesh: Mesh) -> Params:
 class Judge:
     """A published reward model that scores text: the whole completion, and its EOS where it ended.
 
-    It has a tokenizer of its own where its folder holds one. A completion without EOS is scored at its last token, as the
-    evaluation of async RLHF does (arXiv 2410.18252).
+    It has a tokenizer of its own where its folder holds one, else the policy's. A completion without EOS is scored at its last
+    token, as the evaluation of async RLHF does (arXiv 2410.18252).
+
+    Conversations are rendered again, reply included, in `hub.gold_chat_template`, or where that is empty and gold has another
+    vocabulary than the policy, in its folder's own template. Otherwise gold reads the policy's text.
     """
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, mesh: Mesh):
+    def __init__(self, config: Config, tokenizer: Tokenizer, mesh: Mesh, date: str = ""):
+        """`date` is told to a template that asks for it."""
         self.config, self.mesh = config, mesh
-        file = Path(config.gold) / "tokenizer.json"
-        self.tokenizer = tokenizers.hugging_face(str(file)) if file.exists() else tokenizer
-        Folder(Path(config.gold))  # what is missing there is told before anything is compiled
+        folder = Path(config.gold)
+        known = Folder(folder).model_config.vocab_size
+        self.tokenizer = _vocabularies.judge_tokenizer(folder, known, tokenizer)
+        self._template = _vocabularies.gold_template(config.gold_chat_template, folder, self.tokenizer, tokenizer, date)
+        self._foreign = _vocabularies.pattern(_vocabularies.foreign_marks(self.tokenizer, tokenizer))
 
     @cached_property
     def _compiled(self) -> Any:
@@ -139,13 +158,27 @@ class Judge:
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], finished_B: Sequence[bool]) -> np.ndarray:
         """Raw scores `[B]`, float64, in the reward model's own unit."""
-        tokenizer, ids = self.tokenizer, []
-        for prompt, completion, finished in zip(prompts, completions, finished_B, strict=True):
-            end = [tokenizer.eos_id] if finished else []
-            ids.append([*encoding.prompt_ids(prompt, tokenizer), *tokenizer.encode(completion), *end])
+        rows = zip(prompts, completions, finished_B, strict=True)
+        ids = [self.ids(prompt, completion, bool(finished)) for prompt, completion, finished in rows]
         size = self.config.gold_rows_per_batch
         parts = [self._score(ids[start : start + size], size) for start in range(0, len(ids), size)]
         return np.concatenate(parts) if parts else np.zeros(0)
+
+    def ids(self, prompt: str, completion: str, finished: bool) -> list[int]:
+        """The tokens that are scored. Raises Refusal for a prompt with marks that the tokenizer would spell out."""
+        tokenizer = self.tokenizer
+        messages = list(prompt.messages) if isinstance(prompt, chat.Rendered) else []
+        if self._template is not None and messages:
+            if finished:
+                messages.append({"role": "assistant", "content": completion})
+            prompt = chat.render(self._template, messages, add_generation_prompt=not finished)
+            if finished:
+                return encoding.prompt_ids(prompt, tokenizer)
+        elif self._foreign is not None and (mark := self._foreign.search(prompt)):
+            raise Refusal(f"hub.gold {self.config.gold} does not know the special token {mark[0]!r} of {prompt[:80]!r}")
+        ids = encoding.prompt_ids(prompt, tokenizer)
+        end = [tokenizer.eos_id] if finished else []
+        return [*ids, *tokenizer.encode_after(ids[-1] if ids else None, completion), *end]
 
     def _score(self, ids: list[list[int]], size: int) -> np.ndarray:
         filled = ids + ids[:1] * (size - len(ids))

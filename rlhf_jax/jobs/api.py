@@ -80,8 +80,10 @@ class Workspace:
 
     def completions(self, samples: Samples) -> list[str]:
         """Texts of sampled completions, before the EOS."""
-        tokens, mask, finished = hosts.fetch((samples.tokens_BC, samples.mask_BC, samples.finished_B))
-        return encoding.decode_completions(tokens, mask, finished, self.tokenizer)
+        rows = (samples.tokens_BC, samples.mask_BC, samples.finished_B, samples.prompt_tokens_BQ)
+        tokens, mask, finished, prompt_tokens_BQ = hosts.fetch(rows)
+        last_B = prompt_tokens_BQ[:, -1]  # prompts are left-padded
+        return encoding.decode_completions(tokens, mask, finished, self.tokenizer, last_B)
 
     @property
     def has_gold(self) -> bool:
@@ -90,7 +92,8 @@ class Workspace:
 
     @cached_property
     def _gold_model(self) -> _hub.Judge:
-        return _hub.Judge(self.hub, self.tokenizer, self.mesh)
+        template = getattr(self.task, "template", None)
+        return _hub.Judge(self.hub, self.tokenizer, self.mesh, "" if template is None else template.date)
 
     def gold(self, prompts: Sequence[str], completions: Sequence[str], finished_B: Sequence[bool]) -> np.ndarray:
         """Gold scores `[B]`, float64, of texts before the EOS, by the gold reward model where there is one, else by the task.

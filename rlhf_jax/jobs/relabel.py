@@ -13,6 +13,7 @@ import numpy as np
 
 from rlhf_jax import sample
 from rlhf_jax.hub import encoding
+from rlhf_jax.hub.chat import Rendered
 from rlhf_jax.jobs import sft
 from rlhf_jax.jobs.api import PromptStream, Workspace
 from rlhf_jax.observe.lines import replace
@@ -25,6 +26,7 @@ from rlhf_jax.types import Algorithm, Params, Samples
 
 STAGE = "comparisons"
 SPLITS: tuple[Split, ...] = ("train", "heldout")
+RENDERED = "rendered"  # of a line: its prompt is a conversation in a chat template
 Comparison = dict[str, Any]
 
 
@@ -52,27 +54,36 @@ def read(workspace: Workspace, split: Split) -> list[Comparison]:
     file = path(workspace, split)
     if not file.exists():
         raise MissingInput(f"{file} is missing: run the stage {STAGE!r} first")
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [_told(json.loads(line)) for line in file.read_text().splitlines()]
+
+
+def _told(line: Comparison) -> Comparison:
+    """The comparison of a line; a prompt in a chat template stays one, as a BOS is not put before it."""
+    return line | {"prompt": Rendered(line["prompt"])} if line.pop(RENDERED, False) else line
+
+
+def _line(comparison: Comparison) -> str:
+    rendered = {RENDERED: True} if isinstance(comparison["prompt"], Rendered) else {}
+    return json.dumps(comparison | rendered) + "\n"
 
 
 def write(file: Path, comparisons: Iterable[Comparison]) -> None:
     """All lines or none."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    replace(file, "".join(json.dumps(line) + "\n" for line in comparisons).encode())
+    replace(file, "".join(map(_line, comparisons)).encode())
 
 
 def own_pairs(workspace: Workspace, pairs: Iterable[tuple[str, str, str]]) -> list[Comparison]:
     """A user's (prompt, chosen, rejected), tokenized, each with an EOS."""
-    tokenizer = workspace.tokenizer
-
-    def ids(text: str) -> list[int]:
-        return [*tokenizer.encode(text), tokenizer.eos_id]
-
-    return [
-        {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-        | {"chosen_tokens": ids(chosen), "rejected_tokens": ids(rejected)}
-        for prompt, chosen, rejected in pairs
-    ]
+    tokenizer, found = workspace.tokenizer, []
+    for prompt, chosen, rejected in pairs:
+        before = encoding.last_id(prompt, tokenizer)
+        tokens = {
+            "chosen_tokens": encoding.ended_ids(chosen, tokenizer, before),
+            "rejected_tokens": encoding.ended_ids(rejected, tokenizer, before),
+        }
+        found.append({"prompt": prompt, "chosen": chosen, "rejected": rejected} | tokens)
+    return found
 
 
 def relabelled(workspace: Workspace, pairs: list[Comparison]) -> tuple[list[Comparison], float]:
@@ -131,7 +142,7 @@ def sampler(workspace: Workspace, config: sample.Config, purpose: str) -> Any:
         sample.sample,
         model=workspace.model,
         config=config,
-        eos_id=workspace.tokenizer.eos_id,
+        eos_id=workspace.tokenizer.eos_ids,
         pad_id=workspace.tokenizer.pad_id,
     )
     compiled = jax.jit(draw)

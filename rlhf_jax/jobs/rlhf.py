@@ -67,7 +67,7 @@ def make_setup(
         prompts=prompts,
         key=workspace.key("rollout"),
         seed=workspace.seed,
-        eos_id=workspace.tokenizer.eos_id,
+        eos_id=workspace.tokenizer.eos_ids,
         pad_id=workspace.tokenizer.pad_id,
         num_micro_batches=config.num_micro_batches,
         critic=critic,

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlhf_jax.hub import encoding
 from rlhf_jax.jobs import _hub
@@ -53,7 +54,9 @@ def rows(workspace: Workspace, stream: PromptStream, config: Config, update: int
         references[(start + row) // epoch_length % len(references)]
         for row, references in enumerate(stream.references(start, count))
     ]
-    tokens, mask = encoding.encode_completions(chosen, workspace.tokenizer, workspace.lengths.max_completion_tokens)
+    length = workspace.lengths.max_completion_tokens
+    last_R = np.asarray(prompts.tokens_PQ)[:, -1]  # prompts are left-padded
+    tokens, mask = encoding.encode_completions(chosen, workspace.tokenizer, length, last_R)
     batch: Any = Batch(prompts.tokens_PQ, prompts.mask_PQ, tokens, mask, temperature=jnp.float32(1.0))  # type: ignore[arg-type]
     return hosts.feed(batch, sharding.row_shardings(batch, workspace.mesh))
 

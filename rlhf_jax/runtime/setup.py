@@ -59,7 +59,7 @@ class Setup:
     prompts: Callable[[int], Prompts]
     key: Array
     seed: int
-    eos_id: int
+    eos_id: int | tuple[int, ...]  # that ends a row, one or several
     pad_id: int
     publish_dtype: str = "float32"
     num_micro_batches: int = 1

@@ -1,5 +1,10 @@
-"""Published conversations: messages to the prompt of a chat template and the reply that follows it."""
+"""Published conversations: messages to the prompt of a chat template and the reply that follows it.
 
+A row whose messages are well-formed may still be of no use: its last message is no reply, a role is unknown, or the template
+itself refuses it, as Gemma's does with a system message. Such a row is left out and counted; it does not end the run.
+"""
+
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -7,55 +12,69 @@ from typing import Any
 from rlhf_jax.hub import chat
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks import _rows
+from rlhf_jax.tasks._published import LeftOut
 
 Messages = list[dict[str, str]]
 ROLES = ("system", "user", "assistant")
 
 
-def template(name_or_path: str, bos_token: str, eos_token: str) -> chat.Template:
-    """The chat template of a config; its special tokens where they are given, else the template's own."""
+def template(name_or_path: str, bos_token: str, eos_token: str, date: str) -> chat.Template:
+    """The chat template of a config; its special tokens where they are given, else the template's own.
+
+    Raises Refusal where there is no such template, or `date` is none.
+    """
+    if date:
+        chat.told_date(date)
     found = chat.find(name_or_path)
     given = {"bos_token": bos_token, "eos_token": eos_token}
-    return replace(found, tokens={**found.tokens, **{name: text for name, text in given.items() if text}})
+    return replace(found, tokens={**found.tokens, **{name: text for name, text in given.items() if text}}, date=date)
 
 
 def recipe(found: chat.Template) -> tuple[str, ...]:
-    """What of a template the text of a prompt depends on."""
-    return (found.text, *(f"{name}={text}" for name, text in sorted(found.tokens.items())))
+    """Everything of a template that the text of a prompt depends on."""
+    return (found.text, found.date, *(f"{name}={text}" for name, text in sorted(found.tokens.items())))
 
 
-def prompts(found: chat.Template) -> Callable[[str, Messages], str]:
-    """`(where, messages) -> prompt`: the text up to where the assistant's reply begins."""
+def prompts(found: chat.Template) -> Callable[[str, Messages], dict[str, str]]:
+    """`(where, messages) -> fields` of a record: the prompt up to where the assistant's reply begins, and the messages."""
 
-    def prompt(where: str, context: Messages) -> str:
+    def prompt(where: str, context: Messages) -> dict[str, str]:
         try:
-            return chat.render(found, context, add_generation_prompt=True)
-        except ValueError as error:
+            text = chat.render(found, context, add_generation_prompt=True)
+        except chat.Refused as error:
+            raise LeftOut(str(error)) from None
+        except Refusal as error:
             raise Refusal(f"{where}: {error}; task.bos_token and task.eos_token give texts of tokens") from None
+        return {"prompt": text, "messages": json.dumps(context, ensure_ascii=False)}
 
     return prompt
 
 
-def turns(where: str, row: _rows.Row, key: str) -> tuple[Messages, str]:
-    """What was said before the last reply of the assistant's, and that reply; a system message may come first.
+def turns(where: str, row: _rows.Row, key: str, found: chat.Template) -> tuple[Messages, str]:
+    """The messages before the last reply of the assistant's, and that reply without an EOS that it ends in.
 
-    Raises Refusal where the field is no such conversation.
+    Raises LeftOut where the conversation does not end in a reply to something, or has an unknown role, and Refusal where the
+    field is no conversation.
     """
-    found = row.get(key)
-    if not isinstance(found, list) or not all(isinstance(message, dict) for message in found):
-        raise Refusal(f"{where}: {key!r} is {_rows.short(found)}; accepted: a list of messages with role and content")
-    messages = [_message(f"{where}, message {number} of {key!r}", each) for number, each in enumerate(found, start=1)]
+    held = row.get(key)
+    if not isinstance(held, list) or not all(isinstance(message, dict) for message in held):
+        raise Refusal(f"{where}: {key!r} is {_rows.short(held)}; accepted: a list of messages with role and content")
+    messages = [_message(f"{where}, message {number} of {key!r}", each) for number, each in enumerate(held, start=1)]
     roles = [message["role"] for message in messages]
-    if roles[-1:] != ["assistant"] or "user" not in roles or "system" in roles[1:]:
-        raise Refusal(
-            f"{where}: {key!r} has the roles {', '.join(roles) or 'none'}; accepted: a system first or none, a user, and"
-            " an assistant at the end"
+    if len(roles) < 2 or roles[-1] != "assistant" or not set(roles) <= set(ROLES):
+        raise LeftOut(
+            f"{key!r} has the roles {', '.join(roles) or 'none'}; accepted: {', '.join(ROLES)}, with an assistant's reply at"
+            " the end"
         )
-    return messages[:-1], messages[-1]["content"]
+    return messages[:-1], without_eos(messages[-1]["content"], found.tokens.get("eos_token", ""))
+
+
+def without_eos(text: str, eos: str) -> str:
+    """A text without the EOS texts at its end, and white space after them: the pipeline adds an EOS of its own."""
+    while eos and text.rstrip().endswith(eos):
+        text = text.rstrip().removesuffix(eos)
+    return text
 
 
 def _message(where: str, message: dict[str, Any]) -> dict[str, str]:
-    role, content = _rows.text(where, message, "role"), _rows.text(where, message, "content", empty=True)
-    if role not in ROLES:
-        raise Refusal(f"{where}: 'role' is {role!r}; accepted: {', '.join(ROLES)}")
-    return {"role": role, "content": content}
+    return {key: _rows.text(where, message, key, empty=key == "content") for key in ("role", "content")}

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from rlhf_jax.hub import chat
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks._published import Record
 from rlhf_jax.tasks._store import RECORDS_PER_BATCH, Records, Store
@@ -76,9 +77,12 @@ class Corpus:
     vocabulary = None
     tail = ""  # what a shortened prompt ends in
 
-    def __init__(self, name: str, prompts: Store, comparisons: Store | None = None):
-        """`name` is what messages call the task."""
+    def __init__(
+        self, name: str, prompts: Store, comparisons: Store | None = None, template: chat.Template | None = None
+    ):
+        """`name` is what messages call the task; `template` is what its conversations were rendered in."""
         self.name = name
+        self.template = template
         self.description = "\n".join(
             f"{name}, {what}: {store.description}"
             for what, store in (("prompts", prompts), ("comparisons", comparisons))

@@ -16,11 +16,16 @@ SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?\.parquet$")  # older upl
 NUMBERED = re.compile(r"^(\d{4})\.parquet$")
 
 
+class LeftOut(Exception):
+    """Says why a task has no use for a row that is well-formed. Such rows are counted, and the first reason is told."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """One way in which a dataset is published: the columns that tell it, and what becomes of a row.
 
-    `read(where, row)` gives a record, or None for a row that the task leaves out; Refusal for a malformed one.
+    `read(where, row)` gives a record, or None for a row that is of another task. It raises LeftOut for a row that the task
+    cannot use, and Refusal for a malformed one.
     """
 
     columns: tuple[str, ...]
@@ -56,15 +61,19 @@ def find(directory: str, dataset: Dataset) -> dict[Split, tuple[Path, ...]]:
     return {split: _split_files(folder, dataset, names) for split, names in dataset.splits.items()}
 
 
-def records(files: Sequence[Path], layouts: Sequence[Layout]) -> Iterator[tuple[str, Record | None]]:
-    """(where, record) of each row in the files' order, None for a row that the task leaves out.
+def records(files: Sequence[Path], layouts: Sequence[Layout]) -> Iterator[tuple[str, Record | LeftOut | None]]:
+    """(where, record) of each row in the files' order; None for a row of another task, LeftOut for one without use.
 
     Raises Refusal for a file whose columns are of no layout, or that cannot be read to its end.
     """
     for file in files:
         layout = _layout(file, layouts)
         for where, row in _rows.read(file, layout.columns):
-            yield where, layout.read(where, row)
+            try:
+                record = layout.read(where, row)
+            except LeftOut as reason:
+                record = reason
+            yield where, record
 
 
 def _patterns(dataset: Dataset, split: str) -> list[str]:
@@ -73,7 +82,9 @@ def _patterns(dataset: Dataset, split: str) -> list[str]:
     shards = [f"{folder}/{split}-*.parquet".removeprefix("/") for folder in folders]
     converted = [f"{folder}/{split}/*.parquet".removeprefix("/") for folder in ("default", "", *dataset.folders)]
     lines = [f"{split}.jsonl", f"data/{split}.jsonl"]
-    return [*shards, *converted, *lines, *(pattern.format(split=split) for pattern in dataset.patterns)]
+    endings = (".parquet", ".jsonl", ".jsonl.gz", ".json")  # as to_parquet of datasets and pandas writes a split
+    single = [f"{folder}/{split}{ending}".removeprefix("/") for folder in folders for ending in endings]
+    return [*shards, *converted, *lines, *(pattern.format(split=split) for pattern in dataset.patterns), *single]
 
 
 def _split_files(folder: Path, dataset: Dataset, names: Sequence[str]) -> tuple[Path, ...]:

@@ -12,22 +12,24 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from rlhf_jax import json_texts
 from rlhf_jax.hub import chat
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks import _conversations, _published, _rows
-from rlhf_jax.tasks._published import Record
+from rlhf_jax.tasks._published import LeftOut, Record
 from rlhf_jax.tasks.api import Split
 
 CHUNK_BYTES = 1 << 20
 RECORDS_PER_BATCH = 1024
-CODE = tuple(Path(str(module.__file__)) for module in (_published, _rows, _conversations, chat))
+CODE = tuple(Path(str(module.__file__)) for module in (_published, _rows, _conversations, chat, json_texts))
 COUNTS = "counts.json"
-Rows = Iterable[tuple[str, Record | None]]
+MESSAGES = "messages"  # the field with what a conversation's prompt was rendered from, as JSON
+Rows = Iterable[tuple[str, Record | LeftOut | None]]
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a store is made of: files by split, how many rows are published as one, and what makes records of rows.
+    """Parts that a store is made of: files by split, how many rows are published as one, and what makes records of rows.
 
     `recipe` is what of a config the records depend on; two stores differ where their files, recipes or code do.
     A held-out record whose prompt a training record has is left out. Of `prompts` a split holds each once, the first.
@@ -43,7 +45,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What tensorflow-datasets calls it."""
+        """The name for tensorflow-datasets."""
         return f"{self.task}_{self.kind}"
 
 
@@ -69,8 +71,9 @@ class Records(Sequence[Record]):
 class Stored(Records):
     """The records of a split of a store."""
 
-    def __init__(self, source: Any):
-        self._source = source
+    def __init__(self, source: Any, rendered: bool):
+        """`rendered`: prompts are conversations in a chat template, whose messages a record holds too."""
+        self._source, self._rendered = source, rendered
 
     def __len__(self) -> int:
         return len(self._source)
@@ -78,7 +81,12 @@ class Stored(Records):
     def read(self, indices: Sequence[int]) -> list[Record]:
         # One record through __getitems__ would start a pool of threads.
         found = [self._source[indices[0]]] if len(indices) == 1 else self._source.__getitems__(list(indices))
-        return [{field: value.decode() for field, value in record.items()} for record in found]
+        records = [{field: value.decode() for field, value in record.items()} for record in found]
+        return [_rendered(record) for record in records] if self._rendered else records
+
+
+def _rendered(record: Record) -> Record:
+    return record | {"prompt": chat.Rendered(record["prompt"], json.loads(record[MESSAGES]))}
 
 
 @dataclass(frozen=True)
@@ -86,19 +94,23 @@ class Store:
     """Records of both splits, and how many rows of the files they are."""
 
     splits: Mapping[Split, Records]
-    counts: Mapping[Split, Mapping[str, int]]  # per split: rows read, and records kept
+    counts: Mapping[
+        Split, Mapping[str, Any]
+    ]  # per split: rows read, records kept, and rows left out, with the first reason
     published: Mapping[Split, tuple[int, ...]]
 
     @property
     def description(self) -> str:
-        """How many rows are kept, of how many, and where they are not as many as are published."""
+        """Numbers of rows kept and read, those published where they differ, and rows left out with the first reason."""
         return "; ".join(f"{split}: {count['kept']} of {self._rows(split)}" for split, count in self.counts.items())
 
     def _rows(self, split: Split) -> str:
         rows, published = self.counts[split]["rows"], self.published[split]
-        return (
+        told = (
             f"{rows} rows" if rows in published else f"{rows} rows ({' or '.join(map(str, published))} are published)"
         )
+        left_out = self.counts[split].get("left_out", 0)
+        return f"{told}, {left_out} left out: {self.counts[split]['because']}" if left_out else told
 
 
 def open_store(source: Source, root: Path) -> Store:
@@ -112,7 +124,8 @@ def open_store(source: Source, root: Path) -> Store:
         _build(source, directory, builder)
     counts = json.loads((directory / COUNTS).read_text())
     splits: dict[Split, Records] = {
-        split: Stored(builder.data_source(directory, source.name, split)) for split in source.files
+        split: Stored(builder.data_source(directory, source.name, split), MESSAGES in source.fields)
+        for split in source.files
     }
     return Store(splits, counts, source.published)
 
@@ -125,7 +138,7 @@ def _build(source: Source, directory: Path, builder: Any) -> None:
     except OSError as error:
         raise Refusal(f"{directory.parent} cannot be written ({error.strerror}); set task.cache_dir") from None
     try:
-        counts: dict[Split, dict[str, int]] = {}
+        counts: dict[Split, dict[str, Any]] = {}
         seen: dict[Split, set[bytes]] = {}
         splits = {split: partial(_kept, source, split, counts, seen) for split in source.files}
         builder.build(builder.RecordsBuilder(source.name, splits, source.fields, part))
@@ -150,15 +163,20 @@ def _move(part: Path, directory: Path) -> None:
 
 
 def _kept(
-    source: Source, split: Split, counts: dict[Split, dict[str, int]], seen: dict[Split, set[bytes]]
+    source: Source, split: Split, counts: dict[Split, dict[str, Any]], seen: dict[Split, set[bytes]]
 ) -> Iterator[Record]:
     """The records of a split that are kept, counting them: `train` is written first, `heldout` against what it held."""
-    rows = kept = 0
+    rows = kept = left_out = 0
+    because = ""
     prompts = seen.setdefault(split, set())
     if split == "heldout" and "train" not in counts:
         raise RuntimeError("held-out records were asked for before the training ones were written")
-    for _, record in source.rows(split):
+    for where, record in source.rows(split):
         rows += 1
+        if isinstance(record, LeftOut):
+            left_out += 1
+            because = because or f"{where}: {record}"
+            continue
         if record is None:
             continue
         prompt = hashlib.blake2b(record["prompt"].encode(), digest_size=16).digest()
@@ -168,8 +186,9 @@ def _kept(
         kept += 1
         yield record
     if not kept:
-        raise Refusal(f"{source.files[split][0]}: none of {rows} rows is left for the split {split!r}")
-    counts[split] = {"rows": rows, "kept": kept}
+        reason = f"; {left_out} left out: {because}" if left_out else ""
+        raise Refusal(f"{source.files[split][0]}: none of {rows} rows is left for the split {split!r}{reason}")
+    counts[split] = {"rows": rows, "kept": kept} | ({"left_out": left_out, "because": because} if left_out else {})
 
 
 def _digest(source: Source) -> str:

@@ -12,7 +12,9 @@ class Task(Protocol):
     """Host code on text. Deterministic: the same ordinal gives the same text in every process.
 
     A module in `tasks/` has a frozen dataclass `Config` and a factory `make(config: Config) -> Task`.
-    A task may have two methods more.
+
+    A task of conversations gives prompts, in comparisons too, that are `chat.Rendered`: no BOS is put before them. It has the
+    `template` that they are in, or None where it was given rendered ones. A task may have two methods more.
 
     `comparisons(split) -> Sequence[tuple[str, str, str]]`: (prompt, chosen, rejected), empty where there are none.
 

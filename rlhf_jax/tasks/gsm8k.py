@@ -16,7 +16,10 @@ from rlhf_jax.tasks._published import Dataset, Layout, Record
 from rlhf_jax.tasks._store import Source, Store, open_store
 
 PROBLEM, SOLUTION = "[MATH_TASK] Problem:\n", "\n\nSolution:"
-ANSWER = re.compile(r"#### (\-?[0-9\.\,]+)")  # of the published grader
+ANSWER = re.compile(r"#### (\-?[0-9\.\,]+)([^\n]*)")  # of the published grader, and the rest of the line
+PLAIN = re.compile(r"-?[0-9]*\.?[0-9]+")  # without commas
+GROUPED = re.compile(r"-?[0-9,]*[0-9](\.[0-9]+)?")  # commas are before the decimal point
+DECIMAL_COMMA = re.compile(r",[0-9]{1,2}$")  # 1,5 or 12,50: no thousands
 CALCULATOR = re.compile(r"<<.*?>>", re.DOTALL)
 DATASET = Dataset(
     title="GSM8K",
@@ -71,9 +74,28 @@ class GSM8K(Corpus):
 
 
 def number(solution: str) -> str:
-    """The number that a solution ends in, as text without commas; empty where it gives none."""
+    """The number after the first `####` of a solution, as text without commas; empty where it gives none.
+
+    What follows the number on its line must not belong to it: 1/2, 12 500, 1.234,50, 12-15, 1e5 and 12k are no numbers here,
+    where the published grader would read 1, 12, 1.23450, 12, 1 and 12. Units after a space and marks are passed over, as by it.
+    """
     match = ANSWER.search(solution)
-    return match[1].replace(",", "") if match else ""
+    if match is None:
+        return ""
+    found, rest = match[1], match[2]
+    letter = next((character for character in rest if character.isalnum()), "")
+    goes_on = letter.isnumeric() or rest[:1].isalnum()
+    grouped = "," not in found or GROUPED.fullmatch(found.rstrip(","))
+    plain = found.replace(",", "")
+    return plain if not goes_on and grouped and PLAIN.fullmatch(plain) else ""
+
+
+def answer(solution: str) -> str:
+    """The number of a reference: like `number`, but nothing else may be on its line, and no second `####` in the solution."""
+    matches = ANSWER.findall(solution)
+    if len(matches) != 1 or solution.count("####") != 1 or matches[0][1].strip() or DECIMAL_COMMA.search(matches[0][0]):
+        return ""
+    return number(solution)
 
 
 def make(config: Config) -> GSM8K:
@@ -81,11 +103,15 @@ def make(config: Config) -> GSM8K:
     files = _published.find(config.data_dir, DATASET)
 
     def read(where: str, row: _rows.Row) -> Record:
-        question, answer = _rows.text(where, row, "question"), _rows.text(where, row, "answer")
-        if not number(answer):
-            raise Refusal(f"{where}: 'answer' has no '#### number': {_rows.short(answer)}")
-        answer = answer if config.calculator else CALCULATOR.sub("", answer)
-        return {"prompt": PROBLEM + question + SOLUTION, "reference": config.before + answer + config.after}
+        question, solution = _rows.text(where, row, "question"), _rows.text(where, row, "answer")
+        if not answer(solution):
+            shown = _rows.short(solution[solution.rfind("####") :] if "####" in solution else solution)
+            raise Refusal(
+                f"{where}: 'answer' has no '#### number': {shown}; accepted: one such line, and on it nothing but a number in"
+                " digits, as -1,234.5"
+            )
+        solution = solution if config.calculator else CALCULATOR.sub("", solution)
+        return {"prompt": PROBLEM + question + SOLUTION, "reference": config.before + solution + config.after}
 
     source = Source(
         task="gsm8k",

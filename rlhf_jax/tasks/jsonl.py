@@ -5,18 +5,21 @@ the references may be left out, and are the answer.
 Comparisons: `{"prompt": "...", "chosen": "...", "rejected": "..."}`.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax import json_texts
+from rlhf_jax.hub import chat
+from rlhf_jax.json_texts import short
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks.api import Split, is_heldout
 
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 PROMPT_KEYS = ("prompt", "references", "answer")
 COMPARISON_KEYS = ("prompt", "chosen", "rejected")
+REQUIRED = COMPARISON_KEYS  # of those that a file may have
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Config:
     prompts: str = ""
     comparisons: str = ""  # none where empty
     heldout_percent: int = 10
+    rendered: bool = False  # prompts are in a chat template already: a tokenizer's BOS is not put before them
 
 
 class Jsonl:
@@ -50,14 +54,14 @@ class Jsonl:
         return len(self._prompts[split])
 
     def prompt(self, split: Split, index: int) -> str:
-        return self._prompts[split][index]
+        return self._told(self._prompts[split][index])
 
     def references(self, split: Split, index: int) -> tuple[str, ...]:
         return self._references[self._prompts[split][index]]
 
     def comparisons(self, split: Split) -> list[tuple[str, str, str]]:
         """(prompt, chosen, rejected) of a split, in the file's order; empty where no file was given."""
-        return list(self._comparisons[split])
+        return [(self._told(prompt), chosen, rejected) for prompt, chosen, rejected in self._comparisons[split]]
 
     def judge(self, prompt: str, completion: str, finished: bool) -> float:
         """1.0 when the completion ended and is the answer, white space around it aside; else 0.0.
@@ -70,18 +74,21 @@ class Jsonl:
             raise Refusal(f"{prompt!r} is not a prompt of {self.config.prompts}")
         return float(finished and completion.strip() == self._answers[prompt].strip())
 
+    def _told(self, prompt: str) -> str:
+        return chat.Rendered(prompt) if self.config.rendered else prompt
+
     def _split(self, prompt: str) -> Split:
         return "heldout" if is_heldout(prompt, self.config.heldout_percent) else "train"
 
     def _read_prompts(self) -> None:
         first_seen: dict[str, str] = {}
         for where, entry in _lines(self.config.prompts, "task.prompts", PROMPT_KEYS):
-            prompt = _text(where, entry, "prompt")
+            prompt = json_texts.text(where, entry, "prompt")
             if prompt in first_seen:
-                raise Refusal(f"{where}: the prompt {_short(prompt)} was given before, at {first_seen[prompt]}")
+                raise Refusal(f"{where}: the prompt {short(prompt)} was given before, at {first_seen[prompt]}")
             first_seen[prompt] = where
             if "answer" in entry:
-                self._answers[prompt] = _text(where, entry, "answer")
+                self._answers[prompt] = json_texts.text(where, entry, "answer")
             if len(self._answers) not in (0, len(first_seen)):
                 raise Refusal(f'{where}: either every line has an "answer" or none; this one differs from those before')
             self._references[prompt] = _references(where, entry)
@@ -95,9 +102,9 @@ class Jsonl:
 
     def _read_comparisons(self) -> None:
         for where, entry in _lines(self.config.comparisons, "task.comparisons", COMPARISON_KEYS):
-            prompt, chosen, rejected = (_text(where, entry, key) for key in COMPARISON_KEYS)
+            prompt, chosen, rejected = (json_texts.text(where, entry, key) for key in COMPARISON_KEYS)
             if chosen == rejected:
-                raise Refusal(f"{where}: chosen and rejected are the same text, {_short(chosen)}")
+                raise Refusal(f"{where}: chosen and rejected are the same text, {short(chosen)}")
             self._comparisons[self._split(prompt)].append((prompt, chosen, rejected))
 
 
@@ -107,62 +114,32 @@ def make(config: Config) -> Jsonl:
 
 
 def _lines(path: str, option: str, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file:line, object) of each line. Split at newlines alone: JSON texts may hold other line separators."""
+    """(file:line, object) of each line."""
     if not path or not Path(path).is_file():
         raise Refusal(f"{option} {path!r} is not there; it should name a file of one JSON object a line")
-    lines = _decoded(path).split("\n")
-    lines = lines[:-1] if not lines[-1] else lines
-    if not lines:
-        raise Refusal(f"{path} is empty; it should hold one JSON object a line, with {_listed(keys)}")
-    for number, line in enumerate(lines, start=1):
-        where = f"{path}:{number}"
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise Refusal(
-                f"{where}: {_short(line)} is not JSON ({error}); a line is an object with {_listed(keys)}"
-            ) from None
-        if not isinstance(entry, dict):
-            raise Refusal(f"{where}: found {_short(entry)}; a line is an object with {_listed(keys)}")
+    empty = True
+    for where, entry in json_texts.lines(Path(path)):
+        empty = False
         unknown = [key for key in entry if key not in keys]
-        if unknown:
-            raise Refusal(f"{where}: found {_listed(unknown)}; accepted: {_listed(keys)}")
+        missing = [key for key in REQUIRED if key in keys and key not in entry]
+        if unknown or missing:
+            fault = f"{_listed(missing)} is missing" if missing else f"{_listed(unknown)} is no key of it"
+            raise Refusal(f"{where}: {fault}; found {_listed(entry)}; accepted: {_listed(keys)}")
         yield where, entry
-
-
-def _decoded(path: str) -> str:
-    """The file's text; its bytes are decoded here because reading as text would turn \\r and \\r\\n into newlines."""
-    data = Path(path).read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise Refusal(f"{path}:{line}: found a byte 0x{data[error.start]:02x} that is not UTF-8") from None
-
-
-def _text(where: str, entry: dict[str, Any], key: str) -> str:
-    if key not in entry:
-        raise Refusal(f"{where}: {_listed([key])} is missing; found {_listed(entry)}")
-    if not isinstance(entry[key], str) or not entry[key]:
-        raise Refusal(f"{where}: {_listed([key])} is {_short(entry[key])}; accepted: a text that is not empty")
-    return entry[key]
+    if empty:
+        raise Refusal(f"{path} is empty; it should hold one JSON object a line, with {_listed(keys)}")
 
 
 def _references(where: str, entry: dict[str, Any]) -> tuple[str, ...]:
     if "references" not in entry and "answer" in entry:
         return (entry["answer"],)
-    if "references" not in entry:
-        raise Refusal(f'{where}: "references" is missing; found {_listed(entry)}')
-    found = entry["references"]
-    if not isinstance(found, list) or not found or not all(isinstance(text, str) and text for text in found):
-        raise Refusal(f'{where}: "references" is {_short(found)}; accepted: a list of one or more texts, none empty')
-    return tuple(found)
+    found = entry.get("references")
+    if not isinstance(found, list) or not found:
+        fault = f"'references' is {short(found)}" if "references" in entry else "'references' is missing"
+        raise Refusal(f"{where}: {fault}; accepted: a list of one or more texts, none empty")
+    named = {f"references[{place}]": text for place, text in enumerate(found)}
+    return tuple(json_texts.text(where, named, name) for name in named)
 
 
 def _listed(keys: Any) -> str:
-    return ", ".join(json.dumps(key, ensure_ascii=False) for key in keys)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return ", ".join(map(repr, keys))

@@ -31,19 +31,20 @@ class Config:
     chat_template: str = "tulu"  # a name, or a file or folder: see `hub/chat.py`
     bos_token: str = ""  # texts that the template may name; where empty, those that come with it
     eos_token: str = ""  # Tulu's template needs it where a reply was given before: <|end_of_text|> for Llama 3.1
+    date: str = ""  # told to a template that asks for today's date, as 2025-01-31
 
 
 def make(config: Config) -> Corpus:
     """The task of a config; Refusal names what is wrong with the files or the template."""
     files = _published.find(config.data_dir, DATASET)
-    template = _conversations.template(config.chat_template, config.bos_token, config.eos_token)
+    template = _conversations.template(config.chat_template, config.bos_token, config.eos_token, config.date)
     prompt = _conversations.prompts(template)
 
     def read(where: str, row: _rows.Row) -> Record:
-        context, reply = _conversations.turns(where, row, "messages")
+        context, reply = _conversations.turns(where, row, "messages", template)
         if not reply:
             raise Refusal(f"{where}: the last reply of 'messages' is empty")
-        return {"prompt": prompt(where, context), "reference": reply}
+        return prompt(where, context) | {"reference": reply}
 
     source = Source(
         task="no_robots",
@@ -51,7 +52,8 @@ def make(config: Config) -> Corpus:
         published=DATASET.rows,
         files=files,
         rows=lambda split: _published.records(files[split], [Layout(("messages",), read)]),
-        fields=("prompt", "reference"),
+        fields=("prompt", "messages", "reference"),
         recipe=_conversations.recipe(template),
     )
-    return Corpus("no_robots", open_store(source, Path(config.cache_dir or Path(config.data_dir) / "array_record")))
+    store = open_store(source, Path(config.cache_dir or Path(config.data_dir) / "array_record"))
+    return Corpus("no_robots", store, template=template)

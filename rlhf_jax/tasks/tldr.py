@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.tasks import _published, _rows
+from rlhf_jax.tasks import _conversations, _published, _rows
 from rlhf_jax.tasks._corpus import Corpus, CountTokens
 from rlhf_jax.tasks._published import Dataset, Layout, Record
 from rlhf_jax.tasks._rows import Row
@@ -143,28 +143,34 @@ def _ready(where: str, row: Row, key: str) -> str:
 
 def _read_post(where: str, row: Row) -> Record:
     subreddit, title, post = (_rows.text(where, row, key, empty=True) for key in ("subreddit", "title", "post"))
-    return {"prompt": _prompt(subreddit, title, post), "reference": " " + _rows.text(where, row, "summary")}
+    return {"prompt": _prompt(subreddit, title, post), "reference": " " + _completion(where, row, "summary")}
 
 
 def _ready_layout(prompt: str, completion: str) -> Layout:
     def read(where: str, row: Row) -> Record:
-        reference = _rows.text(where, row, completion).removesuffix(EOS)
-        return {"prompt": _ready(where, row, prompt), "reference": reference}
+        return {"prompt": _ready(where, row, prompt), "reference": _completion(where, row, completion)}
 
     return Layout((prompt, completion), read)
 
 
+def _completion(where: str, row: Row, key: str) -> str:
+    """A field without the EOS texts at its end. Raises Refusal where nothing is before them."""
+    text = _conversations.without_eos(_rows.text(where, row, key), EOS)
+    if not text.strip():
+        raise Refusal(f"{where}: {key!r} is {_rows.short(row[key])}; accepted: a text that is not empty before its EOS")
+    return text
+
+
 def _pair(prompt: str, chosen: str, rejected: str) -> Record | None:
     """A comparison of two equal texts is none."""
-    pair = {"chosen": chosen.removesuffix(EOS), "rejected": rejected.removesuffix(EOS)}
-    return None if pair["chosen"] == pair["rejected"] else {"prompt": prompt, **pair}
+    return None if chosen == rejected else {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
 def _pair_layout(prompt: str) -> Layout:
     """Chosen and rejected are read, not `prompt_chosen`: relabelled files swap the first two alone."""
 
     def read(where: str, row: Row) -> Record | None:
-        return _pair(_ready(where, row, prompt), *(_rows.text(where, row, key) for key in ("chosen", "rejected")))
+        return _pair(_ready(where, row, prompt), *(_completion(where, row, key) for key in ("chosen", "rejected")))
 
     return Layout((prompt, "chosen", "rejected"), read)
 
@@ -181,7 +187,7 @@ def _read_judged(where: str, row: Row) -> Record | None:
     if info.get("article"):
         return None
     post = (_rows.text(where, info, key, empty=True) for key in ("subreddit", "title", "post"))
-    texts = [_rows.text(where, summary, "text") for summary in summaries]
+    texts = [_completion(where, summary, "text") for summary in summaries]
     return _pair(_prompt(*post), texts[choice], texts[1 - choice])
 
 

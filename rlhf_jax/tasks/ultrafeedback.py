@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rlhf_jax.hub import chat
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks import _conversations, _published, _rows
 from rlhf_jax.tasks._corpus import Corpus, CountTokens
@@ -37,6 +38,7 @@ class Config:
     chat_template: str = "pythia"  # a name, or a file or folder: see `hub/chat.py`
     bos_token: str = ""  # texts that the template may name; where empty, those that come with it
     eos_token: str = ""
+    date: str = ""  # told to a template that asks for today's date, as 2025-01-31
     ties: bool = False  # keep comparisons whose replies have one score: which of them was chosen is then chance
     max_reply_tokens: int = 512  # rows with a longer reply are left out when prompts are made to fit; 0: none are
 
@@ -44,8 +46,8 @@ class Config:
 class UltraFeedback(Corpus):
     """The published split test_prefs is the held-out one; the chosen reply is a prompt's reference."""
 
-    def __init__(self, prompts: Store, comparisons: Store, max_reply_tokens: int):
-        super().__init__("ultrafeedback", prompts, comparisons)
+    def __init__(self, prompts: Store, comparisons: Store, max_reply_tokens: int, template: chat.Template):
+        super().__init__("ultrafeedback", prompts, comparisons, template)
         self._max_reply_tokens = max_reply_tokens
 
     def kept_characters(self, records: Sequence[Record], count_tokens: CountTokens, limit: int) -> list[int | None]:
@@ -68,24 +70,25 @@ def make(config: Config) -> UltraFeedback:
     """The task of a config; Refusal names what is wrong with the files or the template."""
     if config.max_reply_tokens < 0:
         raise Refusal(f"task.max_reply_tokens is {config.max_reply_tokens}; accepted: 0 (no limit) or more")
-    return UltraFeedback(_open(config, "prompts"), _open(config, "comparisons"), config.max_reply_tokens)
+    template = _conversations.template(config.chat_template, config.bos_token, config.eos_token, config.date)
+    prompts, comparisons = _open(config, "prompts", template), _open(config, "comparisons", template)
+    return UltraFeedback(prompts, comparisons, config.max_reply_tokens, template)
 
 
-def _open(config: Config, kind: Kind) -> Store:
+def _open(config: Config, kind: Kind, template: chat.Template) -> Store:
     files = _published.find(config.data_dir, DATASET)
-    template = _conversations.template(config.chat_template, config.bos_token, config.eos_token)
     prompt = _conversations.prompts(template)
 
     def read(where: str, row: _rows.Row) -> Record | None:
-        (context, chosen), (other, rejected) = (_conversations.turns(where, row, key) for key in COLUMNS[:2])
+        (context, chosen), (other, rejected) = (_conversations.turns(where, row, key, template) for key in COLUMNS[:2])
         if context != other:
             raise Refusal(f"{where}: 'chosen' and 'rejected' are replies to different prompts")
-        scores = [_score(where, row, key) for key in COLUMNS[2:]]
+        scores = [_rows.number(where, row, key) for key in COLUMNS[2:]]
         if not chosen or (chosen == rejected and kind == "comparisons"):
             return None
         if kind == "comparisons" and (NO_REPLY in scores or (scores[0] == scores[1] and not config.ties)):
             return None
-        return {"prompt": prompt(where, context), "chosen": chosen, "rejected": rejected}
+        return prompt(where, context) | {"chosen": chosen, "rejected": rejected}
 
     source = Source(
         task="ultrafeedback",
@@ -93,13 +96,7 @@ def _open(config: Config, kind: Kind) -> Store:
         published=DATASET.rows,
         files=files,
         rows=lambda split: _published.records(files[split], [Layout(COLUMNS, read)]),
-        fields=("prompt", "chosen", "rejected"),
+        fields=("prompt", "messages", "chosen", "rejected"),
         recipe=(*_conversations.recipe(template), str(config.ties)),
     )
     return open_store(source, Path(config.cache_dir or Path(config.data_dir) / "array_record"))
-
-
-def _score(where: str, row: _rows.Row, key: str) -> float:
-    if not isinstance(row[key], int | float) or isinstance(row[key], bool):
-        raise Refusal(f"{where}: {key!r} is {_rows.short(row[key])}; accepted: a number")
-    return float(row[key])

@@ -5,7 +5,8 @@ import json
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from rlhf_jax.hub import chat, tokenizers
+from rlhf_jax.hub import chat, encoding, tokenizers
+from tests.hub import made
 
 HEADERS = """{{- bos_token }}
 {%- macro header(role) %}{{ '<|user|>' + role + '<|assistant|>' }}{% endmacro %}
@@ -141,13 +142,13 @@ def test_a_template_that_is_not_there_is_named(tmp_path):
         ):
             chat.find(path)
     for content, message in [
-        (b'{"eos_token": "x"}', "has no chat_template; give"),
-        (b"[1]", "is not a JSON object"),
-        (b"{", "is not JSON"),
-        (b"\xff", "is not a text in UTF-8"),
+        (b'{"eos_token": "x"}', " has no chat_template; give"),
+        (b"[1]", r": found \[1\]; accepted: a JSON object"),
+        (b"{", ": .* is not JSON"),
+        (b"\xff", ":1: found a byte 0xff that is not UTF-8"),
     ]:
         (tmp_path / "tokenizer_config.json").write_bytes(content)
-        with pytest.raises(ValueError, match=rf"tokenizer_config\.json {message}") as error:
+        with pytest.raises(ValueError, match=rf"tokenizer_config\.json{message}") as error:
             chat.find(str(tmp_path))
         assert "\n" not in str(error.value)
 
@@ -161,7 +162,8 @@ def test_a_template_that_is_not_there_is_named(tmp_path):
         ("{{ messages[7].content }}", "list object has no element 7"),
         ("{{ 'a' + 7 }}", "can only concatenate str"),
         ("{{ 7 // 0 }}", "division or modulo by zero"),
-        ("{{ strftime_now('%d') }}", "'strftime_now' is undefined"),
+        ("{{ ['a', 'b'] | random }}", "No filter named 'random'"),
+        ("{{ lipsum() }}", "'lipsum' is undefined"),
         ("{{ ''.__class__.__mro__ }}", "access to attribute '__class__'.* is unsafe"),
         ("{{ messages.append(7) }}", "access to attribute 'append'.* is unsafe"),
         ("{{ messages[0].update(role='x') }}", "access to attribute 'update'.* is unsafe"),
@@ -196,3 +198,50 @@ def test_messages_are_left_as_they_were():
     template = chat.Template("{% set messages = messages[1:] %}{{ messages | length }}")
     assert chat.render(template, messages, add_generation_prompt=False) == "1"
     assert messages == said("a", system="s")
+
+
+DATED = "{% if date is not defined %}{% set date = strftime_now('%d %b %Y') %}{% endif %}{{ date }}: {{ messages[0].content }}"
+CAREFUL = "{% if strftime_now is defined %}{{ strftime_now('%Y-%m-%d') }}{% else %}26 Jul 2024{% endif %}"
+
+
+def test_a_template_that_asks_for_the_date_is_told_one_or_refused():
+    messages = said("a")
+    with pytest.raises(
+        ValueError, match=r"chat template t asks for today's date .* set task\.date to a day, as 2025-01-31"
+    ):
+        chat.render(chat.Template(DATED, "t"), messages, add_generation_prompt=True)
+    dated = chat.Template(DATED, "t", date="2025-01-31")
+    assert chat.render(dated, messages, add_generation_prompt=True) == "31 Jan 2025: a"
+    assert chat.render(dated, messages, add_generation_prompt=True, date="today") == "today: a"
+    for date, expected in (("", "26 Jul 2024"), ("2024-02-29", "2024-02-29")):
+        assert chat.render(chat.Template(CAREFUL, date=date), messages, add_generation_prompt=True) == expected
+    for date in ("31 January", "2025-13-01", "tomorrow"):
+        with pytest.raises(ValueError, match=rf"task\.date is '{date}'; accepted: a day, as 2025-01-31, or nothing"):
+            chat.render(chat.Template(CAREFUL, date=date), messages, add_generation_prompt=True)
+
+
+def test_what_a_template_says_itself_is_told_from_what_is_wrong_with_it():
+    for text, kind in (("{{ raise_exception('no system') }}", chat.Refused), ("{{ nothing + 1 }}", ValueError)):
+        with pytest.raises(ValueError, match="chat template") as error:
+            chat.render(chat.Template(text), said("a"), add_generation_prompt=True)
+        assert isinstance(error.value, chat.Refused) == (kind is chat.Refused)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_rendered_prompt_has_the_bos_of_its_template_alone(tmp_path, name):
+    """Its tokens are those of apply_chat_template, whatever the tokenizer puts before other texts."""
+    transformers = pytest.importorskip("transformers")
+    folder = made.byte_level(tmp_path, tuple(MARKS), bos="<|begin|>")
+    write(folder, TEMPLATES[name], eos_token="<|endoftext|>")
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), tokenizers.hugging_face(str(folder))
+    for messages in CONVERSATIONS:
+        text = chat.render(chat.find(str(folder)), messages, add_generation_prompt=True)
+        expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert encoding.prompt_ids(text, ours) == expected
+        assert encoding.count_tokens(ours, [text, "a", str(text)]) == [
+            len(expected),
+            2,
+            len(expected) + (name != "headers"),
+        ]
+        assert expected.count(ours.prefix_ids[0]) == (name == "headers")
+        assert list(text.messages) == messages

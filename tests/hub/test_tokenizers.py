@@ -167,7 +167,7 @@ def test_hugging_face_never_pads_nor_cuts(tmp_path):
 @pytest.mark.parametrize(
     ("added", "eos", "message"),
     [
-        (["<extra>"], "", "does not tell its EOS; set tokenizer.eos .* <extra>"),
+        (["<extra>"], "", "does not tell its EOS; set tokenizer.eos.* <extra>"),
         (["</s>", "<eos>"], "", "does not tell its EOS"),
         (["</s>"], "<end>", "has no token '<end>' for the EOS"),
     ],

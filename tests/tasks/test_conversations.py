@@ -1,7 +1,12 @@
 """No Robots and UltraFeedback: conversations to prompts and replies, comparisons, and what does not fit."""
 
+import dataclasses
+import json
+import re
+
 import pytest
 
+from rlhf_jax.hub import chat
 from rlhf_jax.tasks import no_robots, ultrafeedback
 from tests.tasks import published
 
@@ -65,20 +70,12 @@ SYSTEM = {"role": "system", "content": "s"}
     ("messages", "message"),
     [
         ("text", r":2: 'messages' is \"text\"; accepted: a list of messages"),
-        (
-            [],
-            r":2: 'messages' has the roles none; accepted: a system first or none, a user, and an assistant at the end",
-        ),
-        ([USER], "has the roles user; accepted"),
-        ([ASSISTANT], "has the roles assistant; accepted"),
-        ([SYSTEM, ASSISTANT], "has the roles system, assistant; accepted"),
-        ([USER, SYSTEM, ASSISTANT], "has the roles user, system, assistant; accepted"),
-        (
-            [USER, {"role": "tool", "content": "x"}, ASSISTANT],
-            r"message 2 of 'messages': 'role' is 'tool'; accepted: sy",
-        ),
         ([USER, {"role": "assistant", "content": None}], r"message 2 of 'messages': 'content' is null"),
         ([USER, {"role": "assistant"}], r"message 2 of 'messages': 'content' is null"),
+        (
+            [USER, {"role": "assistant", "content": "\ud83d"}],
+            r"message 2 of 'messages': 'content' holds '.ud83d', half",
+        ),
         ([USER, {"role": "assistant", "content": ""}], "the last reply of 'messages' is empty"),
         (
             [USER, ASSISTANT, USER, ASSISTANT],
@@ -87,12 +84,103 @@ SYSTEM = {"role": "system", "content": "s"}
     ],
 )
 def test_a_malformed_conversation_is_named(tmp_path, messages, message):
+    rows = [{"messages": [USER, ASSISTANT]}, {"messages": messages}]
     for split in ("train", "test"):
-        published.write_jsonl(tmp_path / f"{split}.jsonl", [{"messages": [USER, ASSISTANT]}, {"messages": messages}])
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=message) as error:
         no_robots.make(no_robots.Config(str(tmp_path)))
     assert "train.jsonl:2" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+USERS_ONLY = (
+    "{% for message in messages %}{% if message.role == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([], "'messages' has the roles none; accepted: system, user, assistant, with an assistant's reply at the end"),
+        ([USER], "'messages' has the roles user; accepted"),
+        ([ASSISTANT], "'messages' has the roles assistant; accepted"),
+        ([SYSTEM], "'messages' has the roles system; accepted"),
+        (
+            [USER, {"role": "tool", "content": "x"}, ASSISTANT],
+            "'messages' has the roles user, tool, assistant; accepted",
+        ),
+        ([SYSTEM, USER, ASSISTANT], r"chat template .*users\.jinja: System role not supported"),
+        ([SYSTEM, ASSISTANT], r"chat template .*users\.jinja: System role not supported"),
+    ],
+)
+def test_a_conversation_without_use_is_left_out_and_told(tmp_path, messages, reason):
+    """One such row does not end the run; where no row is left, the reason does."""
+    template = tmp_path / "users.jinja"
+    template.write_text(USERS_ONLY)
+    rows = [{"messages": [USER, ASSISTANT]}, {"messages": messages}, {"messages": published.chat("r", "b")}]
+    for split in ("train", "test"):
+        published.write_jsonl(
+            tmp_path / f"{split}.jsonl", rows if split == "train" else [{"messages": published.chat("t", "c")}]
+        )
+    make = lambda: no_robots.make(no_robots.Config(str(tmp_path), chat_template=str(template)))  # noqa: E731
+    task = make()
+    assert [task.prompt("train", n) for n in range(task.num_prompts("train"))] == ["<user>q", "<user>r"]
+    assert re.search(
+        rf"train: 2 of 3 rows \(9500 are published\), 1 left out: .*train\.jsonl:2: {reason}", task.description
+    )
+    assert "heldout: 1 of 1 rows (500 are published)" in task.description
+    published.write_jsonl(tmp_path / "train.jsonl", [{"messages": messages}] * 3)
+    with pytest.raises(ValueError, match=rf"none of 3 rows is left for the split 'train'; 3 left out: .*:1: {reason}"):
+        make()
+
+
+@pytest.mark.parametrize("messages", [[SYSTEM, USER, ASSISTANT], [SYSTEM, ASSISTANT], [USER, SYSTEM, ASSISTANT]])
+def test_a_system_message_is_the_template_s_to_place(tmp_path, messages):
+    for split in ("train", "test"):
+        other = [{"role": "user", "content": split}, ASSISTANT]
+        published.write_jsonl(
+            tmp_path / f"{split}.jsonl", [{"messages": other}, {"messages": messages}][: 1 + (split == "train")]
+        )
+    task = no_robots.make(no_robots.Config(str(tmp_path)))
+    told = {"system": "<|system|>\ns\n", "user": "<|user|>\nq\n"}
+    prompt = "".join(told[message["role"]] for message in messages[:-1]) + "<|assistant|>\n"
+    assert task.prompt("train", 1) == prompt
+    assert list(task.prompt("train", 1).messages) == messages[:-1]
+
+
+def test_a_reply_that_is_an_eos_alone_is_empty(tmp_path):
+    rows = [{"messages": published.chat("q", "fine</s>")}, {"messages": published.chat("r", "</s></s>")}]
+    published.write_jsonl(tmp_path / "train.jsonl", rows)
+    published.write_jsonl(tmp_path / "test.jsonl", [{"messages": published.chat("t", "c")}])
+    with pytest.raises(ValueError, match=r"train\.jsonl:2: the last reply of 'messages' is empty"):
+        no_robots.make(no_robots.Config(str(tmp_path), eos_token=EOS))
+    published.write_jsonl(tmp_path / "train.jsonl", rows[:1])
+    assert no_robots.make(no_robots.Config(str(tmp_path), eos_token=EOS)).references("train", 0) == ("fine",)
+
+
+def test_a_template_s_date_is_part_of_the_records(tmp_path):
+    folder = published.write_no_robots(tmp_path / "data_set")
+    template = tmp_path / "dated.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y') }}{{ messages[-1].content }}")
+    config = no_robots.Config(str(folder), chat_template=str(template), date="2025-01-31")
+    for date, told in (("2025-01-31", "31 Jan 2025"), ("2024-02-29", "29 Feb 2024")):
+        task = no_robots.make(dataclasses.replace(config, date=date))
+        assert task.prompt("train", 0).startswith(told)
+        assert task.template.date == date
+    for date, message in (("", r"set task\.date"), ("soon", r"task\.date is 'soon'; accepted: a day")):
+        with pytest.raises(ValueError, match=message):
+            no_robots.make(dataclasses.replace(config, date=date))
+
+
+def test_prompts_are_rendered_conversations_whatever_is_asked_of_them(feedback, robots):
+    tasks = {"feedback": feedback, "robots": robots}
+    tasks["fitted"] = feedback.fitted(lambda texts: [len(text) for text in texts], 100)
+    for task in tasks.values():
+        prompts = [task.prompt("train", 1), *(pair[0] for pair in task.comparisons("train")[:2])]
+        assert all(isinstance(prompt, chat.Rendered) for prompt in prompts)
+        for prompt in prompts:
+            assert chat.render(task.template, prompt.messages, add_generation_prompt=True) == prompt
 
 
 def test_prompts_and_pairs(feedback):
@@ -148,6 +236,7 @@ def test_rows_that_compare_nothing(tmp_path):
     [
         (pair(1, other="q"), r"train_prefs\.jsonl:2: 'chosen' and 'rejected' are replies to different prompts"),
         (pair(1, scores=(None, 1.0)), r":2: 'score_chosen' is null; accepted: a number"),
+        (pair(1, scores=(float("nan"), 1.0)), r":2: 'score_chosen' is NaN; accepted: a number"),
         (pair(1, scores=(1.0, "5")), r":2: 'score_rejected' is \"5\"; accepted: a number"),
         (pair(1) | {"rejected": "no"}, r":2: 'rejected' is \"no\"; accepted: a list of messages"),
     ],

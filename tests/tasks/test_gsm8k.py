@@ -49,6 +49,85 @@ def test_the_first_number_is_judged_as_text_and_no_end_is_asked_for(task, comple
         assert task.judge(task.prompt("train", 4), completion, finished) == score
 
 
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("1,234", "1234"),
+        ("-5", "-5"),
+        ("18.5", "18.5"),
+        (".5", ".5"),
+        ("12 dollars", "12"),
+        ("12%", "12"),
+        ("12, so 3 are left", "12"),
+        ("12, as before", "12"),
+        ("12**", "12"),
+        ("12\n500", "12"),
+        ("1/2", ""),
+        ("1 1/2", ""),
+        ("12 500", ""),
+        ("12\u00a0500", ""),
+        ("12\u202f500", ""),
+        ("12'500", ""),
+        ("12_500", ""),
+        ("1.234,50", ""),
+        ("1.2.3", ""),
+        ("12-15", ""),
+        ("5\u22123", ""),
+        ("\u22125", ""),
+        ("12:30", ""),
+        ("1e5", ""),
+        ("12k", ""),
+        ("3 x 4", "3"),
+        ("3*4", ""),
+        ("\u0661\u0662", ""),
+        ("12\u0663", ""),
+        ("1\u00bd", ""),
+        ("12\u00b2", ""),
+        ("$12", ""),
+        (",", ""),
+        ("-", ""),
+    ],
+)
+def test_a_number_is_read_whole_or_not_at_all(text, whole):
+    assert gsm8k.number(f"so\n#### {text}") == whole
+
+
+@pytest.mark.parametrize("text", ["1,234", "-5", "18.5", "1,234,567.25", "7 ", "12,34567"])
+def test_a_reference_is_a_number_alone(tmp_path, text):
+    folder = published.write_gsm8k(tmp_path)
+    published.write_jsonl(folder / "test.jsonl", [{"question": "q", "answer": f"so\n#### {text}"}])
+    task = gsm8k.make(gsm8k.Config(data_dir=str(folder)))
+    assert task.judge(task.prompt("heldout", 0), f"#### {text.replace(',', '')}", True) == 1.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1/2",
+        "12 500",
+        "1.234,50",
+        "1,5",
+        "12,50",
+        "12 dollars",
+        "12%",
+        "12.",
+        "7 or 8",
+        "\u0661",
+        "7\n#### 8",
+        "7 ####",
+    ],
+)
+def test_a_reference_that_is_more_than_a_number_is_named(tmp_path, text):
+    folder = published.write_gsm8k(tmp_path)
+    rows = [*published.gsm8k_rows(1, 100), {"question": "q", "answer": f"so\n#### {text}"}]
+    published.write_jsonl(folder / "test.jsonl", rows)
+    with pytest.raises(
+        ValueError, match=r"test\.jsonl:2: 'answer' has no '#### number': .*; accepted: one such line"
+    ) as error:
+        gsm8k.make(gsm8k.Config(data_dir=str(folder)))
+    assert "\n" not in str(error.value)
+
+
 def test_a_prompt_is_known_by_its_problem(task):
     prompt = task.prompt("heldout", 3)
     (reference,) = task.references("heldout", 3)

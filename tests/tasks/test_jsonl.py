@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rlhf_jax.hub import chat
 from rlhf_jax.tasks import jsonl
 from rlhf_jax.tasks.api import is_heldout
 
@@ -91,18 +92,24 @@ GOOD = {"prompt": "p", "references": ["r"]}
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{broken", r"not JSON .*; a line is an object with \"prompt\", \"references\", \"answer\""),
+        ("{broken", r"not JSON .*; accepted: a JSON object a line"),
         ("", "not JSON"),
-        ("[1]", r"found \[1\]; a line is an object"),
-        ({"references": ["r"]}, r"\"prompt\" is missing; found \"references\""),
-        ({"prompt": "q"}, r"\"references\" is missing; found \"prompt\""),
-        ({"prompt": 3, "references": ["r"]}, r"\"prompt\" is 3; accepted: a text that is not empty"),
-        ({"prompt": "", "references": ["r"]}, r"\"prompt\" is \"\"; accepted"),
-        ({"prompt": "q", "references": "r"}, r"\"references\" is \"r\"; accepted: a list of one or more texts"),
-        ({"prompt": "q", "references": []}, r"\"references\" is \[\]; accepted"),
-        ({"prompt": "q", "references": ["r", None]}, r"\"references\" is \[\"r\", null\]; accepted"),
-        ({"prompt": "q", "reference": ["r"]}, r"found \"reference\"; accepted: \"prompt\", \"references\", \"answer\""),
+        ("[1]", r"found \[1\]; accepted: a JSON object a line"),
+        ({"references": ["r"]}, "'prompt' is missing; found 'references'; accepted: 'prompt', 'references', 'answer'"),
+        ({"prompt": "q"}, "'references' is missing; accepted: a list of one or more texts"),
+        ({"prompt": 3, "references": ["r"]}, "'prompt' is 3; accepted: a text that is not empty"),
+        ({"prompt": "", "references": ["r"]}, "'prompt' is \"\"; accepted"),
+        ({"prompt": "q", "references": "r"}, "'references' is \"r\"; accepted: a list of one or more texts"),
+        ({"prompt": "q", "references": []}, r"'references' is \[\]; accepted"),
+        ({"prompt": "q", "references": ["r", None]}, r"'references\[1\]' is null; accepted"),
+        (
+            {"prompt": "q", "reference": ["r"]},
+            "'reference' is no key of it; found .*; accepted: 'prompt', 'references', 'answer'",
+        ),
         (GOOD, r"the prompt \"p\" was given before, at .*:1"),
+        ({"prompt": "x\ud83d", "references": ["r"]}, r"'prompt' holds '.ud83d', half of a character"),
+        ({"prompt": "q", "references": ["r", "b\ude00"]}, r"'references\[1\]' holds '.ude00', half of a character"),
+        ('{"prompt": "q", "prompt": "x", "references": ["r"]}', 'the key "prompt" has two values, "q" and "x"'),
         ({"prompt": "q", "references": ["r"], "answer": "a"}, r"either every line has an \"answer\" or none"),
     ],
 )
@@ -123,10 +130,14 @@ def test_an_answer_that_is_missing_later_is_named_too(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"prompt": "p", "chosen": "a"}, r"\"rejected\" is missing; found \"prompt\", \"chosen\""),
-        ({"prompt": "p", "chosen": "a", "rejected": 0}, r"\"rejected\" is 0; accepted"),
+        ({"prompt": "p", "chosen": "a"}, "'rejected' is missing; found 'prompt', 'chosen'"),
+        ({"prompt": "p", "chosen": "a", "rejected": 0}, "'rejected' is 0; accepted"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b\ud83d"}, "'rejected' holds '.ud83d', half of a character"),
         ({"prompt": "p", "chosen": "a", "rejected": "a"}, r"chosen and rejected are the same text, \"a\""),
-        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": 1}, r"found \"margin\"; accepted: \"prompt\""),
+        (
+            {"prompt": "p", "chosen": "a", "rejected": "b", "margin": 1},
+            "'margin' is no key of it; found .*; accepted: 'prompt'",
+        ),
     ],
 )
 def test_a_malformed_comparison_is_named(tmp_path, line, message):
@@ -160,3 +171,14 @@ def test_a_side_without_prompts_is_an_error_unless_it_was_asked_for(tmp_path):
     assert jsonl.make(jsonl.Config(path, heldout_percent=0)).num_prompts("heldout") == 0
     with pytest.raises(ValueError, match="heldout_percent is 100; accepted: 0 to 99"):
         jsonl.make(jsonl.Config(path, heldout_percent=100))
+
+
+def test_prompts_that_are_rendered_already_get_no_bos(tmp_path):
+    pairs = write(tmp_path / "pairs.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}])
+    paths = write(tmp_path / "prompts.jsonl", [GOOD]), pairs
+    for rendered in (False, True):
+        task = jsonl.make(jsonl.Config(*paths, heldout_percent=0, rendered=rendered))
+        for prompt in (task.prompt("train", 0), task.comparisons("train")[0][0]):
+            assert isinstance(prompt, chat.Rendered) == rendered
+            assert prompt == "p"
+        assert task.references("train", 0) == ("r",)

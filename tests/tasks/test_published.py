@@ -1,5 +1,6 @@
 """Published files: every layout is found, and one clear line says what is missing, broken or malformed."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -33,6 +34,8 @@ def write(folder, train="train.jsonl", test="test.jsonl"):
         for place, name in enumerate(names):
             part = rows[place * each : (place + 1) * each]
             (published.write_parquet if name.endswith("parquet") else published.write_jsonl)(folder / name, part)
+            if name.endswith(".gz"):
+                (folder / name).write_bytes(gzip.compress((folder / name).read_bytes()))
     return folder
 
 
@@ -47,6 +50,10 @@ def write(folder, train="train.jsonl", test="test.jsonl"):
         (["default/train/0000.parquet", "default/train/0001.parquet"], "default/test/0000.parquet"),
         ("main/train/0000.parquet", "main/test/0000.parquet"),
         ("data/train-00000-of-00001.parquet", "test.jsonl"),
+        ("train.parquet", "test.parquet"),
+        ("data/train.parquet", "main/test.parquet"),
+        ("train.json", "test.jsonl.gz"),
+        ("main/train.jsonl", "test.json"),
     ],
 )
 def test_every_layout_gives_the_same_rows_in_order(tmp_path, train, test):
@@ -117,9 +124,9 @@ LINE = json.dumps(ROWS[0])
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (LINE[:-5], r"train\.jsonl:2: .* is not JSON \(.*\); a line is an object"),
+        (LINE[:-5], r"train\.jsonl:2: .* is not JSON \(.*\); accepted: a JSON object a line"),
         ("", r":2: \"\" is not JSON"),
-        ("[1]", r":2: found \[1\]; a line is an object"),
+        ("[1]", r":2: found \[1\]; accepted: a JSON object a line"),
         ('{"question": "q"}', r":2: 'answer' is missing; found 'question'"),
         ('{"question": 3, "answer": "#### 1"}', r":2: 'question' is 3; accepted: a text that is not empty"),
         ('{"question": "", "answer": "#### 1"}', r":2: 'question' is \"\"; accepted"),
@@ -194,6 +201,34 @@ def test_a_prompt_is_kept_once_and_on_one_side(tmp_path):
     published.write_jsonl(tmp_path / "test.jsonl", again)
     with pytest.raises(ValueError, match=r"test\.jsonl: none of 1 rows is left for the split 'heldout'"):
         make(tmp_path)
+
+
+def test_older_forms_come_before_newer_ones(tmp_path):
+    """A folder that was read as train.jsonl is read so still when a table is put beside it."""
+    folder = write(tmp_path)
+    published.write_parquet(folder / "train.parquet", OTHERS)
+    assert prompts(make(folder), "train") == expected(ROWS)
+
+
+def test_bytes_of_a_table_that_are_no_text_are_named(tmp_path, monkeypatch):
+    import pyarrow
+    from pyarrow import parquet
+
+    monkeypatch.setattr(_rows, "ROWS_PER_BATCH", 3)
+    file = tmp_path / "rows.parquet"
+    for bad, byte in ((b"caf\xe9", "0xe9"), (b"half \xed\xa0\xbd", "0xed"), (b"\x80", "0x80")):
+        data = pyarrow.array([b"ok", *[b"fine"] * 3, bad, b"ok"], pyarrow.binary())
+        texts = pyarrow.StringArray.from_buffers(6, *data.buffers()[1:])
+        said = pyarrow.StructArray.from_arrays([texts, texts], ["role", "content"])
+        lists = pyarrow.ListArray.from_arrays(list(range(7)), said)
+        parquet.write_table(pyarrow.table({"number": list(range(6)), "question": texts, "messages": lists}), file)
+        for columns in (("number", "question"), ("messages",)):
+            with pytest.raises(
+                ValueError, match=rf"rows\.parquet, row 5: '\w+' holds a byte {byte} that is not UTF-8"
+            ) as error:
+                list(_rows.read(file, columns))
+            assert "\n" not in str(error.value)
+    assert [row["number"] for _, row in _rows.read(file, ("number",))] == list(range(6))
 
 
 def test_tables_are_read_in_batches(tmp_path, monkeypatch):

@@ -190,6 +190,29 @@ def test_other_columns_and_prompts_are_refused(folder, tmp_path):
             tldr.make(tldr.Config(str(tmp_path)))
 
 
+@pytest.mark.parametrize("empty", ["<|endoftext|>", " <|endoftext|>", "<|endoftext|>\n<|endoftext|> ", "  \n"])
+@pytest.mark.parametrize("form", [dict, ready, prompt_completion])
+def test_a_completion_that_is_an_eos_alone_is_empty(tmp_path, form, empty):
+    column = {dict: "summary", ready: "reference_response", prompt_completion: "completion"}[form]
+    published.write_jsonl(tmp_path / "valid.jsonl", map(form, HELDOUT))
+    published.write_jsonl(tmp_path / "train.jsonl", [form(TRAIN[0]), {**form(TRAIN[1]), column: empty}])
+    with pytest.raises(
+        ValueError, match=rf"train\.jsonl:2: '{column}' is .*; accepted: a text that is not empty before"
+    ):
+        tldr.make(tldr.Config(str(tmp_path)))
+
+
+def test_a_side_of_a_comparison_that_is_an_eos_alone_is_empty(folder, tmp_path):
+    published.write_jsonl(tmp_path / "validation.jsonl", [ready_pair(HELDOUT[0])])
+    for side in ("chosen", "rejected"):
+        row = {**ready_pair(TRAIN[1]), side: "<|endoftext|>"}
+        published.write_jsonl(tmp_path / "train.jsonl", [ready_pair(TRAIN[0]), row])
+        with pytest.raises(
+            ValueError, match=rf"train\.jsonl:2: '{side}' is .*; accepted: a text that is not empty before"
+        ):
+            tldr.make(tldr.Config(str(folder), str(tmp_path)))
+
+
 def cut(row, count, limit):
     """The published procedure, told again for one row and one limit."""
     fields = dict(row)
