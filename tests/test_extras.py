@@ -7,6 +7,7 @@ import re
 import runpy
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -60,12 +61,18 @@ def blocks(path: Path) -> Iterator[str]:
     yield from re.findall(r"^```python\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
 
 
+@cache
+def holders_of_modules() -> Mapping[str, list[str]]:
+    """Distributions by the module that they hold."""
+    return importlib.metadata.packages_distributions()
+
+
 def missing(sources: Iterator[str] | list[str], available: set[str]) -> dict[str, list[str]]:
     """Imported modules that none of the available distributions holds, with those that do.
 
     A module that is not installed here is taken to be in a distribution of its name.
     """
-    holders = importlib.metadata.packages_distributions()
+    holders = holders_of_modules()
     names = {name for source in sources for name in imported(source)}
     return {
         name: holders.get(name, [name])
