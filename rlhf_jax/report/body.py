@@ -61,7 +61,9 @@ def _pictures(name: str, pictures: Sequence[Picture]) -> str:
         )
         for place, picture in enumerate(pictures)
     ]  # fmt: skip
-    return page.pictures(drawings, LEAST_WIDTHS.get(name, LEAST_WIDTH)) if len(drawings) > 1 else drawings[0]
+    if len(drawings) == 1 and pictures[0].wide:
+        return drawings[0]
+    return page.pictures(drawings, LEAST_WIDTHS.get(name, LEAST_WIDTH))
 
 
 def _with_bands(figures: str, units: Units) -> str:

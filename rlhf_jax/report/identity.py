@@ -94,7 +94,7 @@ def _text(config: Mapping[str, Any] | None, path: str) -> str:
 
 def _reward(config: Mapping[str, Any] | None, units: Units) -> str:
     reward = value(config, "reward")
-    return f"{page.text(reward)}, in {page.text(units.reward.unit)}" if reward else ""
+    return f"{page.text(reward)} ({page.text(units.reward.unit)})" if reward else ""
 
 
 def _model(config: Mapping[str, Any] | None) -> str:
@@ -102,7 +102,8 @@ def _model(config: Mapping[str, Any] | None) -> str:
         return ""
     parts = [_text(config, "model.family")]
     if value(config, "model.num_layers") and value(config, "model.width"):
-        parts.append(f"{_text(config, 'model.num_layers')} layers of width {_text(config, 'model.width')}")
+        layers = value(config, "model.num_layers")
+        parts.append(f"{page.text(layers)} layer{'s' * (layers != 1)} of width {_text(config, 'model.width')}")
     count = num_params(config)
     if count:
         parts.append(f"{count:,} parameters")

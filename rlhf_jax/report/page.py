@@ -31,7 +31,7 @@ dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
 .card span { color: var(--muted); font-size: 13px; display: block; }
 .notice { background: var(--card); border-left: 4px solid var(--bad); border-radius: 6px; padding: 10px 14px; }
 .notice ul { margin: 4px 0 0; padding-left: 20px; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, var(--least)), 1fr)); gap: 12px;
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--least)), 1fr)); gap: 12px;
   margin: 0 0 14px; align-items: stretch; }
 figure { background: var(--card); border: 1px solid var(--edge); border-radius: 10px; margin: 0 0 14px; padding: 10px;
   min-width: 0; } .pictures figure { margin: 0; }

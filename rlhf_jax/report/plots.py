@@ -191,7 +191,7 @@ def _coincide(one: Series, other: Series) -> bool:
         return False
     a, b = np.asarray(one.values), np.asarray(other.values)
     span = np.ptp(np.concatenate([a, b]))
-    return bool(np.isfinite(a).all() and np.isfinite(b).all() and span > 0 and abs(a - b).max() <= 0.005 * span)
+    return bool(np.isfinite(a).all() and np.isfinite(b).all() and abs(a - b).max() <= 0.005 * span)
 
 
 def _widen(ax: Axes) -> None:

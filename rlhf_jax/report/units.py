@@ -71,9 +71,9 @@ def of_run(config: Mapping[str, Any] | None, lines: Sequence[Line], texts: Seque
     standard = value(config, "reward_model.standardize")
     learned = Quantity("Learned reward", "unit not recorded")
     if standard is not None:
-        learned = Quantity("Learned reward", "SFT standard deviations" if standard else "the reward model's own unit")
+        learned = Quantity("Learned reward", "SFT standard deviations" if standard else "reward model's unit")
     gold = Quantity("Gold score", "points of the gold judge")
-    trained = Quantity("Reward", "unit not recorded" if reward is None else "the reward's own unit")
+    trained = Quantity("Reward", "unit not recorded" if reward is None else "reward's own unit")
     if reward == "learned":
         trained = learned
     elif reward == "gold":

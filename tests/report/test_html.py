@@ -100,7 +100,7 @@ def test_the_page_says_what_the_run_is(reported: Path) -> None:
     assert page.seen.count("h1") == 1
     assert "online_dpo on reviews" in page.text
     assert "quickstart, seed 7" in page.text
-    assert "learned, in SFT standard deviations" in page.text
+    assert "learned (SFT standard deviations)" in page.text
     assert "sft 40 · reward_model 40 · rlhf 60" in page.text
     links = {value for name, value in page.attributes if name == "href" and value and not value.startswith("#")}
     assert links == {"config.json", "metrics.jsonl", "samples.jsonl", "plots"}
@@ -240,6 +240,18 @@ def test_notices_stand_at_the_head(run_directory: Path) -> None:
         file.write(json.dumps({"stage": "rlhf", "kind": "notice", "text": "80 % are cut: raise `lengths.max`"}) + "\n")
     text = words(run_directory)
     assert text.index("80 % are cut: raise <code>lengths.max</code>") < text.index('class="cards"')
+
+
+def test_a_single_picture_is_as_large_as_one_of_many(run_directory: Path) -> None:
+    """A run whose SFT policy was not evaluated has one picture of the trade-off: it must not fill the page."""
+
+    def change(line: Line) -> Line:
+        return {name: value for name, value in line.items() if name not in ("gold_mean", "reward_mean")}
+
+    assert rewritten(run_directory, change).seen.count("svg") == 8 + 1 + 1 + 2 + 2 + 5
+    text = (run_directory / "report.html").read_text()
+    section = text.partition('id="what-it-cost-in-kl"')[2].partition("<svg")[0]
+    assert 'class="pictures"' in section
 
 
 def test_plots_are_kept_as_pictures(reported: Path) -> None:

@@ -164,11 +164,11 @@ def test_bars_end_at_the_wall_time(lines: list[dict]) -> None:
     ("reward", "standardize", "title", "unit"),
     [
         ("learned", True, "Learned reward", "SFT standard deviations"),
-        ("learned", False, "Learned reward", "the reward model's own unit"),
+        ("learned", False, "Learned reward", "reward model's unit"),
         ("gold", True, "Reward (gold)", "points of the gold judge"),
         ("exact_match", True, "Reward (exact match)", "share of samples"),
-        ("my_lab.rewards:brevity", True, "Reward", "the reward's own unit"),
-        ("learned + 0.1 * brevity", True, "Reward", "the reward's own unit"),
+        ("my_lab.rewards:brevity", True, "Reward", "reward's own unit"),
+        ("learned + 0.1 * brevity", True, "Reward", "reward's own unit"),
     ],
 )
 def test_the_unit_of_a_reward_is_that_of_its_run(reward: str, standardize: bool, title: str, unit: str) -> None:
@@ -218,6 +218,10 @@ def test_a_curve_that_would_hide_another_is_named_with_it(lines: list[dict]) -> 
     same = [line | {"win_rate_strict": line["win_rate"]} if "win_rate" in line else line for line in lines]
     ax = panel(plots.learning_curves(same, UNITS), "Win-rate against references (gold)")
     assert labels(ax) == ["ties count ½, ties lose", "greedy"]
+    rates = ("win_rate", "win_rate_strict", "win_rate_greedy")
+    flat = [line | {name: 0.0 for name in rates if name in line} for line in lines]
+    ax = panel(plots.learning_curves(flat, UNITS), "Win-rate against references (gold)")
+    assert labels(ax) == ["ties count ½, greedy, ties lose"]
 
 
 @pytest.mark.parametrize(
@@ -248,13 +252,15 @@ def texts(ax: Axes) -> list[Text]:
     return [text for text in found if text.get_text() and text.get_visible()]
 
 
-LARGE = (1.0, 99.5, 1250.0, -123456.0, 0.000123, 3.2e9)
+SIZES = (1.0, 99.5, 1250.0, -123456.0, 0.000123, 3.2e9)
+OTHER = {"reward": "my_lab.rewards:brevity", "reward_model": {"standardize": False}, "rlhf": {"temperature": 0.7}}
 
 
-@pytest.mark.parametrize("size", LARGE)
-def test_no_label_is_cut_off_or_lies_on_another(run_directory: Path, size: float) -> None:
+@pytest.mark.parametrize(("size", "config"), [*((size, {}) for size in SIZES), (1.0, OTHER)])
+def test_no_label_is_cut_off_or_lies_on_another(run_directory: Path, size: float, config: dict) -> None:
     """Every text lies inside of its picture, also with numbers of other sizes, and tick labels leave the axis's name alone."""
     run = read.read_run(run_directory)
+    run.config.update(config)  # pyright: ignore[reportOptionalMemberAccess]
     for line in run.lines:
         for name in ("gold_mean", "reward_mean", "kl", "entropy", "completion_length", "loss", "grad_norm"):
             if name in line:
