@@ -3,6 +3,7 @@
 from setuptools import find_packages, setup
 
 JAX = "jax>=0.10,<0.12"
+IN_NOTEBOOKS = ["ipykernel>=6.29", "ipython>=8.0", "pandas>=2.2", "pytest>=8.0"]
 
 setup(
     name="rlhf_jax",
@@ -32,18 +33,18 @@ setup(
     ],
     extras_require={
         "test": [
-            "pytest>=8.0",
+            *IN_NOTEBOOKS,
             "pytest-timeout>=2.3",
             "ruff==0.17.6",
             "pyright==1.1.414",
             "nbclient>=0.10",
             "nbformat>=5.10",
-            "ipykernel>=6.29",
-            "pandas>=2.2",
+            "ml_dtypes>=0.5",
+            "setuptools>=77",
             "torch==2.13.0",
             "transformers>=5.0",
         ],
-        "notebooks": ["notebook>=7.0", "ipykernel>=6.29"],
+        "notebooks": ["notebook>=7.0", *IN_NOTEBOOKS],
         "bench": ["torch==2.13.0", "transformers>=5.0", "trl>=1.0", "datasets>=3.0", "accelerate>=1.0"],
         "slurm": ["submitit>=1.5"],
         "gpu": [JAX.replace("jax", "jax[cuda13]")],

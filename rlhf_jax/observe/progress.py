@@ -34,14 +34,28 @@ class Bar(Protocol):
 
 
 class _Count:
-    """How far, how long, and what the figures are: the text that both kinds of bar show."""
+    """Steps, seconds and figures of a stage: the text that both kinds of bar show."""
 
     def __init__(self, title: str, total: int, start: int, clock: Callable[[], float]) -> None:
-        self.title, self.total, self.start, self.done = title, total, start, start
+        self.title, self.total, self.done = title, total, start
         self.figures: dict[str, float] = {}
         self.clock, self.began = clock, clock()
+        self.moved_at = self.began
+        self.seen: set[bool] = set()
+        self.pace = (0.0, 0)  # seconds, and the steps that they took
+        self.ended = False
 
     def move(self, steps: int, figures: dict[str, float]) -> None:
+        """Counts steps, and their seconds for the estimate of the time left.
+
+        The first steps of a process compile their program, and so does the first report without steps (an evaluation).
+        Their seconds say nothing about the rest.
+        """
+        now, (seconds, counted) = self.clock(), self.pace
+        if (steps > 0) in self.seen:
+            self.pace = seconds + now - self.moved_at, counted + steps
+        self.seen.add(steps > 0)
+        self.moved_at = now
         self.done += steps
         self.figures = self.figures | figures  # a new one: another thread may be reading the old
 
@@ -52,12 +66,16 @@ class _Count:
         return "  ".join(f"{name} {format_figure(value)}" for name, value in self.figures.items())
 
     def time_text(self) -> str:
-        """Elapsed and remaining; what an earlier process did (`start`) does not count in the rate."""
-        elapsed = self.elapsed_seconds()
-        if self.done == self.start or self.done >= self.total:
-            return format_seconds(elapsed)
-        left = elapsed / (self.done - self.start) * (self.total - self.done)
-        return f"{format_seconds(elapsed)}, {format_seconds(left)} left"
+        """Elapsed and remaining; the latter once a step has been timed that compiled nothing."""
+        elapsed, (seconds, counted) = format_seconds(self.elapsed_seconds()), self.pace
+        if self.ended or not counted or self.done >= self.total:
+            return elapsed
+        return f"{elapsed}, {format_seconds(seconds / counted * (self.total - self.done))} left"
+
+    def finish(self, failed: bool) -> str:
+        """Ends the count. Returns "done", or the step at which the stage was stopped."""
+        self.ended = True
+        return f"stopped at {self.done}/{self.total}" if failed or self.done < self.total else "done"
 
     def line(self) -> str:
         percent = 100 * self.done // max(self.total, 1)
@@ -129,7 +147,7 @@ def progress(
     """A bar of `total` steps, of which an earlier process has done `start`; the last state stays on the screen.
 
     On a terminal it is drawn over; elsewhere a line is printed every `interval_seconds` and one at the end. A stage
-    that ends by an exception is shown as stopped, and the exception goes on.
+    that ends by an exception, or before its last step, is shown as stopped. The exception goes on.
     """
     out = stream or (sys.stdout if writing.writes() else open(os.devnull, "w"))  # noqa: SIM115 - for the process's life
     count = _Count(title, total, start, clock)
@@ -138,12 +156,12 @@ def progress(
         if out.isatty() and os.environ.get("TERM") != "dumb"
         else _LineBar(count, out, interval_seconds)
     )
-    ending = "stopped"
+    failed = True
     try:
         yield bar
-        ending = "done"
+        failed = False
     finally:
-        bar.finish(ending)
+        bar.finish(count.finish(failed))
 
 
 def format_figure(value: Any) -> str:

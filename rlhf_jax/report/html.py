@@ -1,18 +1,20 @@
 """Writes `report.html` of a run directory, and `plots/*.png`: what a person opens to see what the run did.
 
-The page stands alone: figures are inside it, nothing is fetched, no script runs. Headline figures come first, then
-curves, completions before and after, times, and the resolved config. A run that is not finished says what is missing.
+The page stands alone: figures are inside it, nothing is fetched, no script runs. Headline figures come first, then what
+the run is, curves, completions before and after, times, and the resolved config. A run that is not finished says what is
+missing.
 """
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.observe.lines import Line, replace
+from rlhf_jax.observe.lines import replace
 from rlhf_jax.report import read
 
 FILE = "report.html"
+FILE_COLUMNS = {"time_per_stage": 1, "trade_off": 2, "timeline": 2}
+"""Pictures beside each other in a PNG; 3 where nothing is said."""
 
 
 def write_report(directory: str | os.PathLike[str]) -> Path:
@@ -27,24 +29,27 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
     )  # matplotlib takes a second, which no run should wait for at its start
 
     run = read.read_run(Path(directory))
-    drawn = draw(run.lines, run.spans)
+    drawn = draw(run)
     (run.directory / "plots").mkdir(exist_ok=True)
-    for name, figure in drawn.items():
+    for name, pictures in drawn.items():
+        figure = style.sheet(pictures, min(len(pictures), FILE_COLUMNS.get(name, 3)))
         style.write_png(figure, run.directory / "plots" / f"{name}.png")
     path = run.directory / FILE
     replace(path, page.page(run.title, body.body(run, drawn)).encode())
     return path
 
 
-def draw(lines: Sequence[Line], spans: Sequence[Line] = ()) -> dict[str, Any]:
-    """Every figure that the lines (and spans of the timeline) have something for, by the name of its file."""
-    from rlhf_jax.report import plots, timeline, trade_off
+def draw(run: read.Run) -> dict[str, list[Any]]:
+    """Every picture that a run has something for, by the name of the file that they share."""
+    from rlhf_jax.report import plots, timeline, trade_off, units
 
-    figures = {
-        "learning_curves": plots.learning_curves(lines),
-        "trade_off": trade_off.trade_off(lines),
-        "timeline": timeline.draw(spans, lines),
-        "time_per_stage": plots.time_per_stage(lines),
+    measured = units.of_run(run.config, run.lines, run.samples)
+    pictures = {
+        "learning_curves": plots.learning_curves(run.lines, measured),
+        "trade_off": trade_off.trade_off(run.lines, measured),
+        "timeline": timeline.pictures(run.spans, run.lines),
+        "time_per_stage": plots.time_per_stage(run.lines),
     }
-    figures |= {f"stage_{stage}": plots.stage_curves(lines, stage) for stage in read.stages(lines)}
-    return {name: figure for name, figure in figures.items() if figure is not None}
+    for stage in read.stages(run.lines):
+        pictures[f"stage_{stage}"] = plots.stage_curves(run.lines, measured, stage)
+    return {name: found for name, found in pictures.items() if found}

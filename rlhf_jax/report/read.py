@@ -1,8 +1,9 @@
-"""Reads what a run directory holds into what a report shows, also of a run that is not finished."""
+"""Reads a run directory for its report, also that of a run that is not finished."""
 
 import itertools
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +11,20 @@ from typing import Any
 
 from rlhf_jax.observe import metrics, samples
 from rlhf_jax.observe.lines import Line, read
-from rlhf_jax.refusal import MissingInput
+from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.runtime import timeline
 
 BASE = "sft"
 TRAINED = "rlhf"
 BEST_OF_N = "best_of_n"
+STARTS = "starts.jsonl"
+NOTICE = "notice"
 FIELDS = frozenset({"stage", "update", "seconds", "of", "kind"})
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory; `missing` says in words what is not there yet."""
+    """A run directory; `missing` says in words what is not there yet. `starts` are the lines of starts.jsonl."""
 
     directory: Path
     config: dict[str, Any] | None
@@ -29,6 +32,7 @@ class Run:
     samples: list[Line]
     missing: tuple[str, ...]
     spans: tuple[Line, ...] = ()
+    starts: tuple[Line, ...] = ()
 
     @property
     def title(self) -> str:
@@ -51,13 +55,32 @@ def read_run(directory: Path) -> Run:
     there = {name: path.exists() for name, path in files.items()}
     if not any(there.values()):
         raise MissingInput(f"{directory} is no run directory: none of {', '.join(files)} is in it")
-    config = json.loads(files["config.json"].read_text()) if there["config.json"] else None
+    config = _config(files["config.json"]) if there["config.json"] else None
     lines = read(files[metrics.FILE]) if there[metrics.FILE] else []
     texts = read(files[samples.FILE]) if there[samples.FILE] else []
     absent = [f"{name} is not there" for name, is_there in there.items() if not is_there]
-    drawn_from = directory / timeline.FILE
-    spans = tuple(read(drawn_from)) if drawn_from.exists() else ()
-    return Run(directory, config, lines, texts, (*absent, *_missing(lines, texts)), spans)
+    spans, starts = (tuple(_read_if_there(directory / name)) for name in (timeline.FILE, STARTS))
+    return Run(directory, config, lines, texts, (*absent, *_missing(lines, texts)), spans, starts)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """The resolved config. Raises Refusal that names the file where it is damaged."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:  # no JSON, or no text at all
+        raise Refusal(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise Refusal(f"{path} is damaged: it holds {type(found).__name__}; accepted: an object")
+    return found
+
+
+def _read_if_there(path: Path) -> list[Line]:
+    return read(path) if path.exists() else []
+
+
+def notices(lines: Sequence[Line]) -> list[str]:
+    """Sentences that the run wrote about itself, lines {"kind": "notice", "text": ...} of metrics.jsonl; each once."""
+    return list(dict.fromkeys(line["text"] for line in lines if line.get("kind") == NOTICE and line.get("text")))
 
 
 def _missing(lines: Sequence[Line], texts: Sequence[Line]) -> list[str]:
@@ -73,7 +96,7 @@ def _missing(lines: Sequence[Line], texts: Sequence[Line]) -> list[str]:
 
 def stages(lines: Sequence[Line]) -> list[str]:
     """Stages that trained something or took time, in the order in which they began."""
-    return list(dict.fromkeys(line["stage"] for line in lines if "of" not in line))
+    return list(dict.fromkeys(line["stage"] for line in lines if "of" not in line and line.get("kind") != NOTICE))
 
 
 def updates(lines: Sequence[Line], stage: str) -> list[Line]:
@@ -132,24 +155,47 @@ def figure_names(lines: Sequence[Line]) -> list[str]:
 
 
 def stage_seconds(lines: Sequence[Line]) -> dict[str, dict[str, float]]:
-    """Seconds by stage and part, "other" being what no part accounts for; the parts of a stage sum to its wall time.
+    """Seconds by stage and part; the parts of a stage sum to its wall time.
 
-    A stage that was resumed took the time of every process: "seconds" starts again in each, and the last one's is what
-    its timing says.
+    "start" is the time to a process's first update beyond that of an update as usual: reading, making params, compiling. It is
+    left out where the timing names the seconds of compilation itself. "other" is what no part accounts for. A stage that was
+    resumed took the time of every process: "seconds" starts again in each, and the last one's is what its timing says.
     """
     return {stage: parts for stage in stages(lines) if (parts := _parts(lines, stage))}
 
 
 def _parts(lines: Sequence[Line], stage: str) -> dict[str, float]:
     timings = [line for line in lines if line["stage"] == stage and line.get("kind") == "timing"]
-    seconds = [line["seconds"] for line in updates(lines, stage) if "seconds" in line]
-    ends = [now for now, later in itertools.pairwise(seconds) if later < now]
-    wall = sum(ends) + (sum(line["wall_seconds"] for line in timings) if timings else seconds[-1] if seconds else 0.0)
+    processes = _processes([line["seconds"] for line in updates(lines, stage) if "seconds" in line])
+    ends = [seconds[-1] for seconds in processes]
+    last = sum(line["wall_seconds"] for line in timings) if timings else sum(ends[-1:])
+    wall = sum(ends[:-1]) + last
     names = dict.fromkeys(name for line in timings for name in line if name.endswith("_seconds"))
     parts = {
         name.removesuffix("_seconds"): sum(line.get(name, 0.0) for line in timings)
         for name in names
         if name != "wall_seconds"
     }
+    if "compile" not in parts:
+        start = min(_start(processes), max(0.0, wall - sum(parts.values())))
+        parts = ({"start": start} if start > 0 else {}) | parts
     other = wall - sum(parts.values())
     return parts | ({"other": other} if other > 0 else {})
+
+
+def _processes(seconds: Sequence[float]) -> list[list[float]]:
+    """The seconds of a stage's updates by the process that did them."""
+    processes: list[list[float]] = []
+    for now in seconds:
+        if not processes or now < processes[-1][-1]:
+            processes.append([])
+        processes[-1].append(now)
+    return processes
+
+
+def _start(processes: Sequence[Sequence[float]]) -> float:
+    """Seconds of processes to their first updates, each less the median of the seconds between two updates."""
+    usual = [statistics.median(b - a for a, b in itertools.pairwise(of)) for of in processes if len(of) > 2]
+    if not usual:
+        return 0.0
+    return sum(max(0.0, of[0] - statistics.median(usual)) for of in processes)

@@ -6,12 +6,16 @@ page each is replaced by a lighter one of the same hue.
 
 import io
 import re
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import Formatter, MaxNLocator
 
 from rlhf_jax.observe.lines import replace
 
@@ -36,6 +40,102 @@ RC: dict[Any, Any] = {"svg.hashsalt": "rlhf_jax", "svg.fonttype": "path", "path.
 def css_variables(dark: bool) -> str:
     """`--color-<hex>: <hex>;` for every colour, in the light or the dark variant."""
     return " ".join(f"--color-{light[1:]}: {DARK[light] if dark else light};" for light in DARK)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A pair of axes that is drawn alone on a page, or beside others in a file. Sizes are in inches.
+
+    `note` is one line for its reader. `left` and `top` are margins: of the labels, and of title and legend. A `wide` picture
+    stays readable on a narrow page by scrolling.
+    """
+
+    name: str
+    note: str
+    paint: Callable[[Axes], None]
+    width: float = 4.0
+    height: float = 2.75
+    left: float = 0.78
+    top: float = 0.58
+    wide: bool = False
+
+
+RIGHT, BOTTOM, LEGEND_FROM = 0.16, 0.5, 0.2
+TITLE_HEIGHT = 0.3
+PICTURES: MutableMapping[Axes, Picture] = WeakKeyDictionary()
+"""The picture of each pair of axes."""
+
+
+def sheet(pictures: Sequence[Picture], columns: int = 1) -> Figure:
+    """A figure of pictures in rows of `columns`, each at its own size: margins are fixed, and not measured."""
+    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    width = max(sum(picture.width for picture in row) for row in rows)
+    height = sum(max(picture.height for picture in row) for row in rows)
+    figure, y = Figure(figsize=(width, height)), height
+    for row in rows:
+        y -= max(picture.height for picture in row)
+        x = 0.0
+        for picture in row:
+            inner = picture.width - picture.left - RIGHT, picture.height - picture.top - BOTTOM
+            place = (x + picture.left) / width, (y + BOTTOM) / height, inner[0] / width, inner[1] / height
+            ax = figure.add_axes(place)
+            PICTURES[ax] = picture
+            picture.paint(ax)
+            x += picture.width
+    return figure
+
+
+class Numbers(Formatter):
+    """Tick labels with as many decimals as neighbours need to differ, short enough for a margin, with true minus signs."""
+
+    def __init__(self, share: bool = False) -> None:
+        self.share = share
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return self.format_ticks([x])[0]
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        scaled = [100 * value if self.share else value for value in values]
+        largest = max(map(abs, scaled), default=0.0)
+        decimals = next((d for d in range(5) if all(abs(round(v, d) - v) <= 1e-9 + 1e-6 * largest for v in scaled)), 5)
+        if largest >= 1e5 or (decimals == 5 and largest < 1e-3):
+            texts = [f"{value:.2g}".replace("e+0", "e").replace("e-0", "e-").replace("e+", "e") for value in scaled]
+        else:
+            texts = [f"{value:.{min(decimals, 4)}f}" for value in scaled]
+        return [text.replace("-", "−") + " %" * self.share for text in texts]
+
+
+def plain_axes(ax: Axes, title: str, x_label: str, y_label: str, share: bool = False) -> None:
+    """The axes of a picture: room for a legend between title and axes, and labels at fixed places."""
+    axes(ax, title, x_label, y_label)
+    points = 72 * (PICTURES[ax].top - TITLE_HEIGHT)
+    ax.set_title(
+        title, loc="left", fontsize=10, fontweight="bold", color=INK, pad=points, x=_from_left(ax, LEGEND_FROM)
+    )
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
+    ax.yaxis.set_major_formatter(Numbers(share))
+    ax.yaxis.set_label_coords(_from_left(ax, 0.2), 0.5)
+
+
+def legend(ax: Axes, columns: int | None = None, **given: Any) -> None:
+    """A legend between title and axes, where no curve passes."""
+    handles, labels = ax.get_legend_handles_labels() if "handles" not in given else (given["handles"], [])
+    if not handles:
+        return
+    if labels:
+        given = {"handles": handles, "labels": labels} | given
+    ax.legend(
+        ncols=columns or len(handles), fontsize=7.5, frameon=False, loc="lower left", labelcolor=INK,
+        bbox_to_anchor=(_from_left(ax, LEGEND_FROM), 1.0), borderpad=0.2, borderaxespad=0.1,
+        handlelength=1.5, handletextpad=0.5, columnspacing=1.2, **given,
+    )  # fmt: skip
+
+
+def _from_left(ax: Axes, inches: float) -> float:
+    """The place, in the axes' own coordinates, that is so far from the left edge of the picture that they are in."""
+    figure = ax.figure
+    width = ax.get_position().width * figure.get_size_inches()[0]  # pyright: ignore[reportAttributeAccessIssue]
+    return (inches - PICTURES[ax].left) / width
 
 
 def panels(count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:

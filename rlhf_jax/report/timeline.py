@@ -1,21 +1,25 @@
-"""Draws who did what when in the RLHF stage, and says in words which side the other one waited for.
+"""Draws the sides of the RLHF stage at work, and says in words which of them waited for the other.
 
 The seconds of a round are medians over the rounds of the newest process, the first two (which compile and begin) left out.
+They are left out of the picture too, which would show little else.
 With g = generate, t = train + publish, an asynchronous run takes at least max(g, t) a round and a synchronous one g + t; time
 that the reader of events takes from the trainer (evaluations, checkpoints) comes on top and is shown apart.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from rlhf_jax.observe.lines import Line
-from rlhf_jax.observe.progress import format_figure
 from rlhf_jax.report import read, style
+from rlhf_jax.report.formats import duration, number, percent
+from rlhf_jax.report.style import Picture
 
 COLORS = {
     "generate": style.HELDOUT,
@@ -26,7 +30,11 @@ COLORS = {
 }
 SHOWN_ROUNDS = 8
 LEFT_OUT = 2
-LANES = {"sampler": 2.0, "trainer": 1.0, "host": 0.25}
+LEAST_ROUNDS = 2
+LANES = ("sampler", "trainer", "host")
+HEIGHTS = {"sampler": 0.8, "trainer": 0.8, "host": 0.35}
+PAIR_ALGORITHMS = ("online_dpo", "online_ipo", "best_of_n")
+"""Algorithms that train on as many rows per prompt, however many samples there are."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +62,16 @@ def newest(spans: Sequence[Line]) -> list[Line]:
     return [span for span in spans if span["began"] == spans[-1]["began"]] if spans else []
 
 
+def _trained(spans: Sequence[Line]) -> list[int]:
+    """Rounds that were trained on, in order."""
+    return sorted({span["round_index"] for span in spans if span["what"] == "train"})
+
+
 def speed(spans: Sequence[Line], asynchronous: bool) -> Speed | None:
     """None where fewer than two rounds are left to measure."""
     spans = newest(spans)
-    rounds = sorted({span["round_index"] for span in spans if span["what"] == "train"})[LEFT_OUT:]
-    if len(rounds) < 2:
+    rounds = _trained(spans)[LEFT_OUT:]
+    if len(rounds) < LEAST_ROUNDS:
         return None
     begins = [min(s["begin"] for s in spans if s["side"] == "trainer" and s["round_index"] == r) for r in rounds]
 
@@ -81,83 +94,141 @@ def speed(spans: Sequence[Line], asynchronous: bool) -> Speed | None:
     )
 
 
-def sentences(found: Speed) -> list[str]:
-    """Which side bounds the run, how near it came, and which of async RLHF's levers (arXiv 2410.18252, §4) fits."""
-    trainer = found.train + found.publish
-    generation = found.generate > trainer
-    side, least, most = ("generation", trainer, found.generate) if generation else ("training", found.generate, trainer)
-    lever = (
-        "more updates of a round (`rlhf.num_epochs`) use the trainer's idle time, for more KL at one win-rate"
-        if generation
-        else "more samples a prompt (`rlhf.samples_per_prompt`) with best against worst use the sampler's idle time"
+def sentences(found: Speed, algorithm: str = "") -> list[str]:
+    """The side that bounds the run, how near it came, and what would use idle time (arXiv 2410.18252, section 4).
+
+    Args:
+      found: medians over rounds.
+      algorithm: its name, which decides whether more samples make training longer; "" where it is not known.
+    """
+    trainer, a_round = found.train + found.publish, max(found.round_seconds, 1e-9)
+    slow, fast = ("generation", "training") if found.generate > trainer else ("training", "generation")
+    least, most = sorted((found.generate, trainer))
+    first = (
+        f"A round took {duration(found.round_seconds)}: {duration(found.generate)} to generate its samples and "
+        f"{duration(trainer)} to train on them."
     )
-    loop = "asynchronous" if found.asynchronous else "synchronous"
-    return [
-        f"A round generates for {found.generate:.3g} s and trains for {trainer:.3g} s, "
-        f"{format_figure(100 * found.publish / max(found.round_seconds, 1e-9))} % of a round to publish: "
-        f"the run is {side}-bound ({format_figure(most / max(least, 1e-9))} to 1), so {lever}.",
-        f"A round took {found.round_seconds:.3g} s; the bound of the {loop} loop is {found.bound:.3g} s "
-        f"({format_figure(found.round_seconds / max(found.bound, 1e-9))} of it). The sampler waited "
-        f"{found.sampler_wait:.3g} s a round, the trainer {found.trainer_wait:.3g} s.",
-    ]
+    if not found.asynchronous:
+        return [
+            f"{first} The loop is synchronous, so the two follow one another. With `rlhf.loop=asynchronous` and "
+            f"`rlhf.lag=1` they overlap: on devices of their own a round would take {duration(most)} or a little more."
+        ]
+    ratio = f" ({number(most / least)} to 1)" if least > 0 else ""
+    sides = (
+        f"The run is bound by {slow}{ratio}. The sampler was idle for {percent(found.sampler_wait / a_round)} of a round and "
+        f"the trainer for {percent(found.trainer_wait / a_round)}. "
+        f"A round took {number(a_round / max(found.bound, 1e-9))} times as long as {slow} alone."
+    )
+    return [first, sides, *_advice(fast, least / max(most, 1e-9), algorithm)]
+
+
+def _advice(idle: str, busy_share: float, algorithm: str) -> list[str]:
+    """One sentence about how the idle side could be used; none where both are nearly as slow, or nothing is known to help."""
+    if busy_share > 0.9:
+        return []
+    if idle == "training":
+        return [
+            "To use the trainer's idle time, raise `rlhf.num_epochs`: each round is then trained on more than once, at the "
+            "cost of older samples and more KL."
+        ]
+    if algorithm in PAIR_ALGORITHMS:
+        return [
+            f"To use the sampler's idle time, raise `rlhf.samples_per_prompt`: {algorithm} trains on as many rows per prompt, "
+            "however many samples it chooses them from."
+        ]
+    return []
+
+
+def left_out(spans: Sequence[Line]) -> str:
+    """A sentence about the first rounds, which no picture shows; "" where none is left out."""
+    spans = newest(spans)
+    shown = _window(spans)
+    before = [r for r in _trained(spans) if shown and r < shown[0]][:LEFT_OUT]
+    if not before:
+        return ""
+    of_before = [span for span in spans if span["side"] == "trainer" and span["round_index"] in before]
+    seconds = max(span["end"] for span in of_before) - min(span["begin"] for span in of_before)
+    rounds = f"{len(before)} rounds" if len(before) > 1 else "round"
+    are = "are" if len(before) > 1 else "is"
+    return f"The first {rounds} of the newest process took {duration(seconds)}, with compilation in it, and {are} not drawn."
+
+
+def _window(spans: Sequence[Line]) -> list[int]:
+    """The rounds that are drawn: after those that compile, unless hardly any would be left."""
+    rounds = _trained(spans)
+    first = max(0, min(LEFT_OUT, len(rounds) - LEAST_ROUNDS))
+    return rounds[first : first + SHOWN_ROUNDS]
 
 
 def draw(spans: Sequence[Line], lines: Sequence[Line]) -> Figure | None:
-    """Some rounds of the newest process as bars, a lane a side, and how often samples of each age were trained on."""
+    """The pictures of `pictures` side by side; None where no round was trained on."""
+    found = pictures(spans, lines)
+    return style.sheet(found, len(found)) if found else None
+
+
+def pictures(spans: Sequence[Line], lines: Sequence[Line]) -> list[Picture]:
+    """Some rounds of the newest process as bars, a lane for each side, and how often samples of each age were trained on."""
     spans = newest(spans)
-    rounds = sorted({span["round_index"] for span in spans if span["what"] == "train"})
-    if not rounds:
-        return None
-    figure, (bars, ages) = style.panels(2, 2, 2.6)
-    bars.set_position((0.085, 0.2, 0.63, 0.66))
-    ages.set_position((0.78, 0.2, 0.21, 0.66))
-    first = rounds[min(LEFT_OUT, max(len(rounds) - SHOWN_ROUNDS, 0))]
-    window = [r for r in rounds if first <= r < first + SHOWN_ROUNDS]
-    _draw_bars(bars, spans, window)
-    _draw_ages(ages, lines)
-    return figure
-
-
-def _draw_bars(ax: Any, spans: Sequence[Line], window: Sequence[int]) -> None:
-    shown = [span for span in spans if span["side"] == "trainer" and span["round_index"] in window]
-    begin, end = min(span["begin"] for span in shown), max(span["end"] for span in shown)
-    style.axes(ax, f"Rounds {window[0]} to {window[-1]}", "seconds since the stage's loop began", "")
-    for span in spans:
-        if span["end"] <= begin or span["begin"] >= end:
-            continue
-        lane = "host" if span["what"] == "host" else span["side"]
-        height = 0.3 if lane == "host" else 0.8
-        left = max(span["begin"], begin)
-        width = min(span["end"], end) - left
-        ax.barh(
-            LANES[lane], width, left=left, height=height, color=COLORS[span["what"]], edgecolor="white", linewidth=0.4
+    window = _window(spans)
+    if not window:
+        return []
+    title = f"Rounds {window[0]} to {window[-1]}" if len(window) > 1 else f"Round {window[0]}"
+    host = (
+        " The host's bars are the reading of results (metrics, evaluations, checkpoints)." if _has_host(spans) else ""
+    )
+    found = [
+        Picture(
+            title,
+            f"Bars carry the number of their round.{host}",
+            partial(_draw_bars, title, spans, window),
+            width=8.6,
+            left=0.85,
+            wide=True,
         )
+    ]
+    ages = [int(line["age"]) for line in read.updates(lines, read.TRAINED) if "age" in line]
+    if ages:
+        note = "Updates between the version that drew the samples and the one that trained on them."
+        found.append(Picture("Age of the samples", note, partial(_draw_ages, ages), width=3.4))
+    return found
+
+
+def _has_host(spans: Sequence[Line]) -> bool:
+    return any(span["what"] == "host" for span in spans)
+
+
+def _lane(span: Line) -> str:
+    return "host" if span["what"] == "host" else span["side"]
+
+
+def _draw_bars(title: str, spans: Sequence[Line], window: Sequence[int], ax: Axes) -> None:
+    of_window = [span for span in spans if span["side"] == "trainer" and span["round_index"] in window]
+    begin, end = min(span["begin"] for span in of_window), max(span["end"] for span in of_window)
+    shown = [span for span in spans if span["end"] > begin and span["begin"] < end]
+    style.plain_axes(ax, title, "seconds since the stage's loop began", "")
+    ax.xaxis.set_major_formatter(style.Numbers())
+    lanes = [lane for lane in LANES if any(_lane(span) == lane for span in shown)]
+    for span in shown:
+        lane = _lane(span)
+        place, left = -lanes.index(lane), max(span["begin"], begin)
+        width = min(span["end"], end) - left
+        color = COLORS[span["what"]]
+        ax.barh(place, width, left=left, height=HEIGHTS[lane], color=color, edgecolor="white", linewidth=0.4)
         if span["what"] in ("generate", "train") and width > 0.03 * (end - begin):
-            ax.text(
-                left + width / 2,
-                LANES[lane],
-                str(span["round_index"]),
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white",
-            )
-    ax.set_yticks(list(LANES.values()), list(LANES))
-    ax.set_ylim(-0.1, 2.6)
+            middle = left + width / 2
+            ax.text(middle, place, f"{span['round_index']}", ha="center", va="center", fontsize=7, color="white")
+    ax.set_yticks([-place for place in range(len(lanes))], lanes)
+    ax.set_ylim(-len(lanes) + 0.5, 0.5)
     ax.set_xlim(begin, end)
     ax.grid(visible=False, axis="y")
-    ax.legend(
-        handles=[Patch(color=color, label=what) for what, color in COLORS.items()],
-        ncols=len(COLORS), fontsize=7.5, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0), labelcolor=style.MUTED,
-    )  # fmt: skip
+    there = {span["what"] for span in shown}
+    style.legend(ax, handles=[Patch(color=color, label=what) for what, color in COLORS.items() if what in there])
 
 
-def _draw_ages(ax: Any, lines: Sequence[Line]) -> None:
-    found = [int(line["age"]) for line in read.updates(lines, read.TRAINED) if "age" in line]
-    style.axes(ax, "Age of the samples", "updates old when trained on", "updates")
+def _draw_ages(found: Sequence[int], ax: Axes) -> None:
+    style.plain_axes(ax, "Age of the samples", "updates old when trained on", "updates")
     values, counts = np.unique(found, return_counts=True)
     ax.bar(values, counts, color=style.HELDOUT, width=0.7)
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    if len(values) < 12:
-        ax.set_xticks(values)
+    ax.xaxis.set_major_locator(FixedLocator(values.tolist()) if len(values) < 12 else MaxNLocator(integer=True))
+    ax.set_xlim(values[0] - 0.6, values[-1] + 0.6)
     ax.grid(visible=False, axis="x")

@@ -54,9 +54,23 @@ def test_each_line_is_flushed() -> None:
 def test_time_left_counts_only_what_this_process_did() -> None:
     stream, clock = io.StringIO(), Clock()
     with progress("SFT", total=100, start=90, stream=stream, clock=clock) as bar:
-        clock.now += 10
-        bar.advance(5)
-    assert stream.getvalue().splitlines()[0] == "SFT  95/100  95%  [10.0 s, 10.0 s left]"
+        for _ in range(2):
+            clock.now += 10
+            bar.advance(4)
+    assert stream.getvalue().splitlines()[1] == "SFT  98/100  98%  [20.0 s, 5.0 s left]"
+
+
+def test_seconds_that_compile_do_not_count_in_the_time_left() -> None:
+    """The first step compiles for 40 s and the first evaluation for 30 s; a step then takes 1 s, an evaluation 6 s."""
+    stream, clock = io.StringIO(), Clock()
+    with progress("GRPO", total=20, stream=stream, interval_seconds=0, clock=clock) as bar:
+        for seconds, steps in ((40, 1), (30, 0), (1, 1), (1, 1), (6, 0), (1, 1)):
+            clock.now += seconds
+            bar.advance(steps)
+    times = [line.partition("[")[2].partition("]")[0] for line in stream.getvalue().splitlines()]
+    # 18 steps of 1 s; 17 steps of 1 s; 17 steps of (1 + 1 + 6) / 2 s; 16 of (1 + 1 + 6 + 1) / 3 s
+    assert times[:3] == ["40.0 s", "1 min 10 s", "1 min 11 s, 18.0 s left"]
+    assert times[3:6] == ["1 min 12 s, 17.0 s left", "1 min 18 s, 1 min 08 s left", "1 min 19 s, 48.0 s left"]
 
 
 def test_a_stage_that_fails_is_shown_as_stopped() -> None:
@@ -69,7 +83,26 @@ def test_a_stage_that_fails_is_shown_as_stopped() -> None:
 
     with pytest.raises(KeyError):
         fail()
-    assert stream.getvalue() == "SFT  1/3  33%  loss 0.500  [0.0 s, 0.0 s left] stopped\n"
+    assert stream.getvalue() == "SFT  1/3  33%  loss 0.500  [0.0 s] stopped at 1/3\n"
+
+
+@pytest.mark.parametrize(("done", "ending"), [(2, "stopped at 2/3"), (0, "stopped at 0/3"), (3, "done")])
+def test_a_stage_that_ends_early_without_an_exception_is_not_done(done: int, ending: str) -> None:
+    stream, clock = io.StringIO(), Clock()
+    with progress("GRPO", total=3, stream=stream, clock=clock) as bar:
+        for _ in range(done):
+            clock.now += 1
+            bar.advance()
+    assert stream.getvalue() == f"GRPO  {done}/3  {100 * done // 3}%  [{done}.0 s] {ending}\n"
+
+
+def test_a_terminal_shows_where_a_stage_was_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with progress("GRPO", total=3, stream=stream, clock=Clock()) as bar:
+        bar.advance()
+    assert "stopped at 1/3" in stream.getvalue()
+    assert "done" not in stream.getvalue()
 
 
 def screen(columns: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:

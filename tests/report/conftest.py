@@ -77,6 +77,14 @@ def make_run(directory: Path, num_updates: int = 60) -> Path:
         samples = [Sample(5, "the film", words, True, gold, gold * 2), Sample(7, NASTY, words, False, None, 1 - gold)]
         texts.write("rlhf", 0 if kind == "before" else num_updates, kind, samples)
     texts.write("rlhf", 30, "during", [Sample(11, "the plot", "went on", False, 0.5, 0.25)])
-    config = {"seed": 0, "task": {"name": "reviews"}, "rlhf": {"beta": 0.1, "note": "<b>"}}
+    config = {
+        "seed": 7,
+        "task": {"name": "reviews"},
+        "algorithm": {"name": "online_dpo", "beta": 0.1},
+        "reward": "learned",
+        "reward_model": {"standardize": True},
+        "evaluate": {"num_prompts": 1024},
+        "rlhf": {"temperature": 1.0, "loop": "synchronous", "note": "<b>"},
+    }
     (directory / "config.json").write_text(json.dumps(config))
     return directory

@@ -68,6 +68,27 @@ def test_the_parts_of_a_stage_sum_to_its_wall_time() -> None:
     assert seconds == {"sft": {"compile": 3.0, "evaluate": 2.0, "other": 6.0}}
 
 
+def test_seconds_to_the_first_update_are_told_apart_from_training() -> None:
+    """Two processes: 40 s to the first update and 1 s for each later one; then 20 s to the next, again with 1 s for each."""
+    seconds = [40.0, 41.0, 42.0, 43.0, 20.0, 21.0, 22.0]
+    lines: list[dict] = [updated("rlhf", update, second) for update, second in enumerate(seconds)]
+    lines.append({"stage": "rlhf", "kind": "timing", "wall_seconds": 30.0, "evaluate_seconds": 5.0})
+    assert read.stage_seconds(lines) == {"rlhf": {"start": 39.0 + 19.0, "evaluate": 5.0, "other": 73.0 - 63.0}}
+
+
+def test_parts_never_exceed_the_wall_time() -> None:
+    lines: list[dict] = [updated("sft", update, second) for update, second in enumerate([9.0, 9.5, 10.0])]
+    lines.append({"stage": "sft", "kind": "timing", "wall_seconds": 10.0, "evaluate_seconds": 4.0})
+    assert read.stage_seconds(lines) == {"sft": {"start": 6.0, "evaluate": 4.0}}
+
+
+def test_notices_of_a_run_are_read_once_each(tmp_path: Path) -> None:
+    said = {"stage": "rlhf", "kind": "notice", "text": "80 % of completions are cut"}
+    lines = [updated("sft", 0, 1.0), said, said | {"text": "all groups are flat"}, said]
+    assert read.notices(lines) == ["80 % of completions are cut", "all groups are flat"]
+    assert read.stages(lines) == ["sft"]
+
+
 def test_a_resumed_stage_took_the_time_of_every_process() -> None:
     # one process for 7 s, one for 5 s, and a third that needed 3 s to its last update and 4 s to its end
     lines = [updated("rlhf", update, seconds) for update, seconds in enumerate([2.0, 7.0, 1.0, 5.0, 3.0])]

@@ -41,14 +41,39 @@ def test_medians_and_the_bound():
 
 @pytest.mark.parametrize(
     ("generate", "side", "lever"),
-    [(2.0, "generation-bound", "num_epochs"), (0.5, "training-bound", "samples_per_prompt")],
+    [(2.0, "generation", "num_epochs"), (0.5, "training", "samples_per_prompt")],
 )
 def test_the_side_that_is_waited_for_is_named_with_its_lever(generate, side, lever):
     found = timeline.speed(spans_of(generate, 0.9), asynchronous=True)
     assert found is not None
-    text = " ".join(timeline.sentences(found))
-    assert f"{side} (2.00 to 1)" in text
+    text = " ".join(timeline.sentences(found, "online_dpo"))
+    assert f"bound by {side} (2.00 to 1)" in text
     assert lever in text
+    assert "e-0" not in text
+
+
+def test_more_samples_are_not_advised_where_they_make_training_longer():
+    found = timeline.speed(spans_of(0.5, 0.9), asynchronous=True)
+    assert found is not None
+    assert "samples_per_prompt" not in " ".join(timeline.sentences(found, "grpo"))
+    assert "samples_per_prompt" not in " ".join(timeline.sentences(found))
+
+
+@pytest.mark.parametrize(("generate", "most"), [(2.0, "2 s"), (0.5, "1 s")])
+def test_a_synchronous_run_is_told_of_the_loop_and_of_nothing_idle(generate, most):
+    found = timeline.speed(spans_of(generate, 0.9), asynchronous=False)
+    assert found is not None
+    text = " ".join(timeline.sentences(found, "online_dpo"))
+    assert "idle" not in text
+    assert "waited" not in text
+    assert "samples_per_prompt" not in text
+    assert f"a round would take {most} or a little more" in text
+
+
+def test_sides_that_are_as_slow_are_given_no_advice():
+    found = timeline.speed(spans_of(0.98, 0.9), asynchronous=True)
+    assert found is not None
+    assert len(timeline.sentences(found, "online_dpo")) == 2
 
 
 def test_only_the_newest_process_counts():
@@ -72,3 +97,37 @@ def test_bars_stand_where_the_spans_are():
     widths = sorted({round(float(patch.get_width()), 6) for patch in bars.patches})
     assert {0.1, 0.9, 2.0} <= set(widths)
     assert [patch.get_height() for patch in ages.patches] == [1, ROUNDS - 1]
+    assert [label.get_text() for label in bars.get_yticklabels()] == ["sampler", "trainer", "host"]
+
+
+def test_a_side_that_did_nothing_has_no_lane():
+    spans = [span for span in spans_of(2.0, 0.9) if span["what"] != "host"]
+    figure = timeline.draw(spans, [])
+    assert figure is not None
+    (bars,) = figure.axes
+    assert [label.get_text() for label in bars.get_yticklabels()] == ["sampler", "trainer"]
+    legend = bars.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["generate", "train", "publish", "wait"]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "title"), [(6, "Rounds 2 to 5"), (3, "Rounds 1 to 2"), (2, "Rounds 0 to 1"), (1, "Round 0")]
+)
+def test_rounds_that_compile_are_not_drawn_where_others_are(rounds, title):
+    """There are 98 s between the first two rounds and the others, as where something compiles."""
+    spans = [span for span in spans_of(2.0, 0.9) if span["round_index"] < rounds]
+    late = [
+        span | {name: span[name] + (98.0 if span["round_index"] > 1 else 0.0) for name in ("begin", "end")}
+        for span in spans
+    ]
+    figure = timeline.draw(late, [])
+    assert figure is not None
+    assert figure.axes[0].get_title(loc="left") == title
+    said = timeline.left_out(late)
+    expected = {
+        6: "The first 2 rounds of the newest process took 4 s",
+        3: "The first round of the newest process took 2 s",
+    }
+    assert said.startswith(expected.get(rounds, ""))
+    assert bool(said) == (rounds > 2)

@@ -1,0 +1,178 @@
+"""Says what a run is: algorithm, data, model, schedule, command, versions and devices, from its config and its starts."""
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rlhf_jax import plugins
+from rlhf_jax.observe import metrics, samples
+from rlhf_jax.observe.lines import Line
+from rlhf_jax.refusal import Refusal
+from rlhf_jax.report import page, read
+from rlhf_jax.report.formats import listed
+from rlhf_jax.report.read import Run
+from rlhf_jax.report.units import Units, value
+from rlhf_jax.runtime import ledger, timeline
+
+FILES = {
+    "config.json": "every setting",
+    metrics.FILE: "figures of every update and evaluation",
+    samples.FILE: "completions before, during and after training",
+    ledger.FILE: "every sample that was trained on",
+    timeline.FILE: "when each side worked and waited",
+    read.STARTS: "command, versions and devices of every start",
+    "plots": "the pictures of this page as PNG",
+    "tensorboard": "the figures for TensorBoard",
+}
+SHOWN_COMMIT = 12
+
+
+def name(run: Run) -> str:
+    """The run in a few words: its algorithm and task, or its directory's name."""
+    algorithm, task = value(run.config, "algorithm.name"), value(run.config, "task.name")
+    return f"{algorithm} on {task}" if algorithm and task else run.title
+
+
+def facts(run: Run, units: Units) -> list[tuple[str, str]]:
+    """Names and values (markup) of what is known about the run; what is not recorded is left out."""
+    config, start = run.config, run.starts[-1] if run.starts else {}
+    known = {
+        "Run": f"<code>{page.text(run.title)}</code>" + (f", seed {_text(config, 'seed')}" if config else ""),
+        "Reward": _reward(config, units),
+        "Model": _model(config),
+        "Comparisons": _comparisons(run.directory),
+        "Training": _training(config),
+        "Updates done": _updates(run.lines),
+        "Started": _started(run),
+        "Command": f"<code>{page.text(start['command'])}</code>" if start.get("command") else "",
+        "Code": _code(start),
+        "Device": _device(start),
+        "Files": files(run.directory),
+    }
+    return [(title, markup) for title, markup in known.items() if markup]
+
+
+def written_by() -> str:
+    """The versions of the code that wrote the page, and the time."""
+    versions = [f"{package} {version}" for package in ("rlhf_jax", "jax") if (version := _version(package))]
+    return f"Written by {', '.join(versions)} at {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
+
+
+def num_params(config: Mapping[str, Any] | None) -> int | None:
+    """The number of params of the policy that a resolved config describes; None where the config does not say."""
+    node = value(config, "model")
+    if not isinstance(node, Mapping) or not value(node, "vocab_size"):
+        return None
+    try:
+        family = plugins.find("models", node["family"])
+        shape = family.Config(**{field.name: node[field.name] for field in fields(family.Config)})
+        params = jax.eval_shape(family.make(shape).init, jax.random.key(0))
+    except (Refusal, KeyError, AttributeError, TypeError):  # a config of another version of the code
+        return None
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def files(directory: Path) -> str:
+    """Links to the files of a run that are there."""
+    links = [
+        f'<a href="{path}" title="{page.text(words)}">{path}</a>'
+        for path, words in FILES.items()
+        if (directory / path).exists()
+    ]
+    return ", ".join(links)
+
+
+def _text(config: Mapping[str, Any] | None, path: str) -> str:
+    found = value(config, path)
+    return "not recorded" if found is None else page.text(found)
+
+
+def _reward(config: Mapping[str, Any] | None, units: Units) -> str:
+    reward = value(config, "reward")
+    return f"{page.text(reward)} ({page.text(units.reward.unit)})" if reward else ""
+
+
+def _model(config: Mapping[str, Any] | None) -> str:
+    if value(config, "model.family") is None:
+        return ""
+    parts = [_text(config, "model.family")]
+    if value(config, "model.num_layers") and value(config, "model.width"):
+        layers = value(config, "model.num_layers")
+        parts.append(f"{page.text(layers)} layer{'s' * (layers != 1)} of width {_text(config, 'model.width')}")
+    count = num_params(config)
+    if count:
+        parts.append(f"{count:,} parameters")
+    return ", ".join(parts)
+
+
+def _comparisons(directory: Path) -> str:
+    counts = {
+        split: path.read_bytes().count(b"\n")
+        for split in ("train", "heldout")
+        if (path := directory / "comparisons" / f"{split}.jsonl").exists()
+    }
+    words = {"train": "to train the reward model", "heldout": "held out"}
+    return ", ".join(f"{count:,} {words[split]}" for split, count in counts.items())
+
+
+def _training(config: Mapping[str, Any] | None) -> str:
+    rlhf = value(config, "rlhf")
+    needed = ("prompts_per_update", "samples_per_prompt", "loop", "lag", "clock")
+    if not isinstance(rlhf, Mapping) or any(key not in rlhf for key in needed):
+        return ""
+    clock = "" if rlhf["clock"] == "exact" else f", {page.text(rlhf['clock'])} clock"
+    return (
+        f"{rlhf['prompts_per_update']} prompts × {rlhf['samples_per_prompt']} samples per update, {page.text(rlhf['loop'])} "
+        f"loop, lag {rlhf['lag']}{clock}"
+    )
+
+
+def _updates(lines: Sequence[Line]) -> str:
+    counts = [(stage, len(read.updates(lines, stage))) for stage in read.stages(lines)]
+    return " · ".join(f"{page.text(stage)} {count}" for stage, count in counts if count)
+
+
+def _started(run: Run) -> str:
+    dates = [_date(start["date"]) for start in run.starts if start.get("date")]
+    if dates:
+        again = f"; {len(dates)} starts, the last at {dates[-1]}" if len(dates) > 1 else ""
+        return page.text(dates[0] + again)
+    began = list(dict.fromkeys(span["began"] for span in run.spans))
+    times = [f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC" for seconds in began]
+    return f"RLHF at {listed(times)}" if times else ""
+
+
+def _date(text: str) -> str:
+    return text.replace("T", " ").replace("+00:00", " UTC")
+
+
+def _code(start: Line) -> str:
+    commit = str(start.get("commit") or "")
+    head, mark, _ = commit.partition("+")
+    parts = [f"commit <code>{page.text(head[:SHOWN_COMMIT])}</code>{' with changes' if mark else ''}"] if head else []
+    versions = value(start, "environment.versions") or {}
+    return ", ".join([*parts, *(page.text(f"{package} {version}") for package, version in versions.items())])
+
+
+def _device(start: Line) -> str:
+    environment = start.get("environment") or {}
+    if not environment.get("device"):
+        return ""
+    hosts = environment.get("num_processes", 1)
+    text = f"{environment.get('num_devices', 1)} × {environment['device']}"
+    text += f" on {hosts} hosts" if hosts > 1 else ""
+    if environment.get("processor"):
+        text += f"; {environment['processor']}, {environment.get('cores')} cores"
+    return page.text(text)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

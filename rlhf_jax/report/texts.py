@@ -1,0 +1,145 @@
+"""Tables of completions and of evaluations for a report."""
+
+from collections.abc import Sequence
+
+from rlhf_jax.observe.lines import Line
+from rlhf_jax.report import glossary, page, read, trade_off
+from rlhf_jax.report.formats import alike, listed, number, with_interval
+from rlhf_jax.report.read import BEST_OF_N, Run
+from rlhf_jax.report.units import Units
+
+NUM_PAIRS = 8
+MAX_PAIRS = 64
+MAX_DURING = 60
+DURING = "Completions during training"
+KINDS = ("before", "after")
+SCORES = {"gold": "gold", "reward": "reward"}
+
+
+def pairs(run: Run) -> str:
+    """The last completion "before" and the last "after" of each prompt, side by side."""
+    texts = [text for kind in KINDS for text in read.of_kind(run.samples, kind)]
+    before, after = ({text["ordinal"]: text for text in texts if text["kind"] == kind} for kind in KINDS)
+    both = [(before.get(ordinal), after.get(ordinal)) for ordinal in dict.fromkeys([*before, *after])]
+    scores = _known_scores(texts)
+    shown, more = both[:NUM_PAIRS], both[NUM_PAIRS:MAX_PAIRS]
+    return _pair_table(shown, scores) + page.folded(f"{len(more)} more", _pair_table(more, scores))
+
+
+def _known_scores(texts: Sequence[Line]) -> list[str]:
+    """The scores that any of the texts has: a column of dashes says nothing."""
+    return [name for name in SCORES if any(text.get(name) is not None for text in texts)]
+
+
+def _pair_table(rows: Sequence[tuple[Line | None, Line | None]], scores: Sequence[str]) -> str:
+    if not rows:
+        return ""
+    head, kinds = ["prompt"], ["text"]
+    for kind in KINDS:
+        head += [kind, *(SCORES[name] for name in scores)]
+        kinds += ["text", *("number" for _ in scores)]
+    return page.table(head, [_pair_row(*pair, scores) for pair in rows], kinds, stack=True)
+
+
+def _pair_row(before: Line | None, after: Line | None, scores: Sequence[str]) -> list[str]:
+    cells = [page.text((before or after or {})["prompt"])]
+    for sample, other in ((before, None), (after, before)):
+        cells += ["<i>none</i>", *("" for _ in scores)] if sample is None else _sample_cells(sample, scores, other)
+    return cells
+
+
+def _sample_cells(sample: Line, scores: Sequence[str], before: Line | None = None) -> list[str]:
+    ending = "" if sample["finished"] else ' <span class="muted" title="no EOS was sampled">… (cut)</span>'
+    values = [_score(sample[name], None if before is None else before[name]) for name in scores]
+    return [page.text(sample["completion"]) + ending, *values]
+
+
+def _score(value: float | None, before: float | None) -> str:
+    if value is None:
+        return "<i>–</i>"
+    change = 0 if before is None else value - before
+    kind = "up" if change > 0 else "down" if change < 0 else ""
+    return f'<span class="{kind}">{number(value)}</span>'
+
+
+def during(run: Run) -> tuple[str, str]:
+    """A summary that names the updates, and a table of completions of updates that are spread over all of training."""
+    texts = read.of_kind(run.samples, "during")
+    if not texts:
+        return "", ""
+    updates = list(dict.fromkeys(text["update"] for text in texts))
+    most = max(1, MAX_DURING * len(updates) // len(texts))
+    chosen = spread(updates, most)
+    scores = _known_scores(texts)
+    shown = [text for text in texts if text["update"] in chosen][:MAX_DURING]
+    rows = [[str(text["update"]), page.text(text["prompt"]), *_sample_cells(text, scores)] for text in shown]
+    head = ("update", "prompt", "completion", *(SCORES[name] for name in scores))
+    kinds = ("number", "text", "text", *("number" for _ in scores))
+    all_or = "" if len(chosen) == len(updates) else f", {len(chosen)} of {len(updates)}"
+    summary = f"{DURING}: updates {listed(chosen)}{all_or}"
+    return summary, page.table(head, rows, kinds, stack=True)
+
+
+def spread(values: Sequence[int], most: int) -> list[int]:
+    """At most `most` of the values, evenly spread, the first and the last among them.
+
+    >>> spread(range(10), 4), spread([3, 5], 4), spread([1, 2, 3], 1)
+    ([0, 3, 6, 9], [3, 5], [3])
+    """
+    if len(values) <= most:
+        return list(values)
+    if most == 1:
+        return [values[-1]]
+    return [values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)]
+
+
+def evaluations(run: Run, units: Units) -> str:
+    """Each figure before and after training with its interval; then best-of-n."""
+    known = [line for line in read.before_and_after(run.lines) if line is not None]
+    rows = [
+        [_named(name, units), *_row(known, name)]
+        for name in read.figure_names(known)
+        if any(line.get(name) is not None for line in known)
+    ]
+    head = ("figure", *(f"{line['of']}, update {line['update']}" for line in known))
+    table = page.table(head, rows, ("", *("number" for _ in known)), stack=True) if rows else ""
+    half = "half of a 95 % interval" if units.interval == "95 %" else units.interval
+    means = f"± is {half}. Samples of one prompt are not independent, so that each prompt counts once."
+    explained = f'<p class="muted">{page.text(means)}</p>' if "±" in table else ""
+    return explained + table + _best_of_n(read.evaluations(run.lines, BEST_OF_N), units)
+
+
+def _named(name: str, units: Units) -> str:
+    note = glossary.note(name)
+    return page.text(glossary.title(name, units)) + (f"<small>{page.prose(note)}</small>" if note else "")
+
+
+def _best_of_n(lines: Sequence[Line], units: Units) -> str:
+    names = [name for name in read.figure_names(lines) if name not in ("n", "kl")]
+    rows = [
+        [
+            f"{line['n']:g}",
+            number(trade_off.best_of_n_kl(line["n"])),
+            *(_evaluated(line, name) for name in names),
+        ]
+        for line in sorted(lines, key=lambda line: line["n"])
+    ]
+    head = ("best of n", "KL, analytic", *(glossary.title(name, units) for name in names))
+    if not rows:
+        return ""
+    said = "Best of n samples of the SFT policy, chosen by the reward model and judged by gold:"
+    return f"<p>{said}</p>{page.table(head, rows, tuple('number' for _ in head), stack=True)}"
+
+
+def _row(lines: Sequence[Line], name: str) -> list[str]:
+    """The cells of a figure: with intervals where they are known, and else with as many decimals as each other."""
+    values = [line.get(name) for line in lines]
+    if None in values or any(f"{name}_stderr" in line for line in lines):
+        return [_evaluated(line, name) for line in lines]
+    return alike(values)  # pyright: ignore[reportArgumentType]
+
+
+def _evaluated(line: Line, name: str) -> str:
+    if line.get(name) is None:
+        return "<i>–</i>"
+    return with_interval(line[name], line.get(f"{name}_stderr"))
