@@ -30,11 +30,16 @@ def rotary_frequencies(rotary_dims: int, theta: float) -> np.ndarray:
     return theta ** (-np.arange(0, rotary_dims, 2) / rotary_dims)
 
 
-def rotary_tables(positions_BL: Array, frequencies: np.ndarray) -> tuple[Array, Array]:
-    """Cosines and sines, float32 `[B, L, len(frequencies)]`, of position times frequency."""
+def rotary_tables(
+    positions_BL: Array, frequencies: Sequence[float] | np.ndarray, scale: float = 1.0
+) -> tuple[Array, Array]:
+    """Cosines and sines, float32 `[B, L, len(frequencies)]`, of position times frequency, each times `scale`."""
     angles = positions_BL.astype(jnp.float32)[..., None] * jnp.asarray(frequencies, jnp.float32)[None, None]
+    cosine, sine = jnp.cos(angles), jnp.sin(angles)
+    if scale != 1.0:
+        cosine, sine = scale * cosine, scale * sine
     # A barrier, or XLA computes them anew inside every loop that reads them: for each layer, head, query and key.
-    return jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
+    return jax.lax.optimization_barrier((cosine, sine))
 
 
 def rotate(heads_BHLK: Array, tables: tuple[Array, Array]) -> Array:
