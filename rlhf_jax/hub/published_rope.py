@@ -62,6 +62,12 @@ class Rope:
 
     def original(self) -> float:
         """The context that is stretched; transformers takes max_position_embeddings where the file does not say."""
+        found = self._original()
+        if found < 2:
+            raise Refusal(f"{ORIGINAL} is {found!r}; accepted: at least 2")
+        return found
+
+    def _original(self) -> float:
         places = [*self.places(ORIGINAL), (ORIGINAL,)]
         if self.family == "phi3" and ORIGINAL not in self.published:
             found = agreed(self.published, PHI3_ORIGINAL, *places)
@@ -137,11 +143,11 @@ def _yarn(rope: Rope, factor: float) -> dict[str, Any]:
 
 
 def _longrope(rope: Rope, factor: float, original: float) -> dict[str, Any]:
-    def factors(key: str) -> tuple[float, ...]:
+    def factors(key: str) -> str:
         held = agreed(rope.published, REQUIRED, *rope.places(key))
         if not isinstance(held, list) or not all(isinstance(value, int | float) and value > 0 for value in held):
             raise Refusal(f"{key} of rope_type 'longrope' is {held!r}; accepted: a list of numbers above 0")
-        return tuple(map(float, held))
+        return " ".join(str(float(value)) for value in held)
 
     grown = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return {
@@ -226,5 +232,6 @@ def _write_scaling(config: Any) -> dict[str, Any] | None:
         scaling |= {"beta_slow": config.rope_low_frequency_factor, "beta_fast": config.rope_high_frequency_factor}
         scaling |= {"truncate": config.rope_truncate}
     if kind == "longrope":
-        scaling |= {"short_factor": list(config.rope_short_factors), "long_factor": list(config.rope_long_factors)}
+        scaling["short_factor"] = [float(factor) for factor in config.rope_short_factors.split()]
+        scaling["long_factor"] = [float(factor) for factor in config.rope_long_factors.split()]
     return scaling

@@ -25,6 +25,9 @@ def typed(published: Mapping[str, Any], field: str, kind: type, key: str, defaul
         return kind(0)
     if isinstance(value, bool) != (kind is bool) or not is_number(value) or kind(value) != value:
         raise Refusal(f"{key} is {value!r}; accepted: a value of type {kind.__name__}")
+    least = 1 if default is REQUIRED else 0
+    if value < least:
+        raise Refusal(f"{key} is {value!r}; accepted: at least {least}")
     return kind(value)
 
 
@@ -56,8 +59,8 @@ def agreed(published: Mapping[str, Any], default: Any, *places: Place) -> Any:
 
 
 def number(published: Mapping[str, Any], default: Any, *places: Place) -> float:
-    """`agreed`, of a number. Raises Refusal for anything else."""
+    """`agreed`, of a number that is not negative. Raises Refusal for anything else."""
     value = agreed(published, default, *places)
-    if isinstance(value, bool) or not is_number(value):
-        raise Refusal(f"{'.'.join(places[0])} is {value!r}; accepted: a number")
+    if isinstance(value, bool) or not is_number(value) or value < 0:
+        raise Refusal(f"{'.'.join(places[0])} is {value!r}; accepted: a number from 0 on")
     return float(value)

@@ -116,7 +116,11 @@ def check_folder(path: Path) -> None:
     if path.is_file():
         raise Refusal(f"{str(path)!r} is a file, and no checkpoint folder; accepted: its folder, {str(path.parent)!r}")
     if not path.is_dir():
-        raise Refusal(f"no checkpoint folder {str(path)!r}; it should hold config.json and {SINGLE} or {INDEX}")
+        here = path.expanduser()
+        hint = f"; it is there as {str(here)!r}" if here != path and here.is_dir() else ""
+        if not path.is_absolute() and len(path.parts) == 2:
+            hint = hint or f"; a model of the hub is downloaded first: hf download {path} --local-dir FOLDER"
+        raise Refusal(f"no checkpoint folder {str(path)!r}; it should hold config.json and {SINGLE} or {INDEX}{hint}")
     if (path / ADAPTER).exists():
         base = read_json(path / ADAPTER).get("base_model_name_or_path")
         also = (

@@ -58,7 +58,8 @@ def stretched(config: Any, rotary_dims: int) -> Rotary:
     base = blocks.rotary_frequencies(rotary_dims, config.rope_theta)
     factor = config.rope_scaling_factor
     if config.rope_scaling == "longrope":
-        return Rotary(tuple((base / np.array(config.rope_short_factors)).tolist()), config.rope_attention_factor)
+        factors = np.array(config.rope_short_factors.split(), np.float64)
+        return Rotary(tuple((base / factors).tolist()), config.rope_attention_factor)
     if config.rope_scaling == "dynamic" or factor == 1.0:
         return Rotary(tuple(base.tolist()))
     if config.rope_scaling == "linear":
@@ -116,3 +117,13 @@ def check(config: Any, accepted: tuple[str, ...] = SCALINGS) -> None:
         raise Refusal(f"rope_scaling_factor is {config.rope_scaling_factor}; accepted: above 0, and 1 for none")
     if config.rope_attention_factor <= 0:
         raise Refusal(f"rope_attention_factor is {config.rope_attention_factor}; accepted: above 0, and 1 for none")
+    if config.rope_theta <= 0 or (config.rope_scaling == "yarn" and config.rope_theta <= 1):
+        raise Refusal(f"rope_theta is {config.rope_theta}; accepted: above 0, and above 1 with rope_scaling 'yarn'")
+    low, high = config.rope_low_frequency_factor, config.rope_high_frequency_factor
+    if config.rope_scaling == "llama3" and low >= high:
+        raise Refusal(f"rope_low_frequency_factor is {low}; accepted: below rope_high_frequency_factor = {high}")
+    if config.rope_scaling in ("llama3", "yarn") and min(low, config.rope_original_max_positions) <= 0:
+        raise Refusal(
+            f"rope_low_frequency_factor is {low} and rope_original_max_positions {config.rope_original_max_positions}; "
+            "accepted: above 0"
+        )

@@ -18,8 +18,9 @@ class Config(llama.Config):
     rope_theta: float = 10_000.0
     rope_original_max_positions: int = 4096
     rotary_fraction: float = 1.0  # of the dimensions of a head
-    rope_short_factors: tuple[float, ...] = ()  # longrope: one for each pair of dimensions, up to the original context
-    rope_long_factors: tuple[float, ...] = ()  # longrope: beyond it; kept for export alone
+    # longrope: numbers apart by spaces, one for each pair of dimensions; one text, so that a config holds plain values.
+    rope_short_factors: str = ""  # up to the original context
+    rope_long_factors: str = ""  # beyond it; kept for export alone
     sliding_window: int = 0  # columns that a query sees at most, its own among them; 0: all
 
     def window(self, layer: int) -> int:
@@ -60,9 +61,10 @@ def make(config: Config) -> Model:
             f"rotary_fraction is {config.rotary_fraction}: {config.rotary_dims} dimensions of a head of "
             f"{_decoder.head_width(config)}; accepted: an even number of them"
         )
-    if config.rope_scaling == "longrope" and len(config.rope_short_factors) != config.rotary_dims // 2:
+    num_factors = len(config.rope_short_factors.split())
+    if config.rope_scaling == "longrope" and num_factors != config.rotary_dims // 2:
         raise Refusal(
-            f"rope_short_factors has {len(config.rope_short_factors)} numbers; accepted with longrope: "
-            f"{config.rotary_dims // 2}, one for each pair of dimensions that turn"
+            f"rope_short_factors has {num_factors} numbers; accepted with longrope: {config.rotary_dims // 2}, one for each "
+            "pair of dimensions that turn"
         )
     return Phi3(config)

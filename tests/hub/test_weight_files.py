@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -178,6 +179,17 @@ def test_a_file_in_place_of_its_folder(whole):
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"no checkpoint folder '.*nowhere'; it should hold config.json"):
         folders.Folder(tmp_path / "nowhere")
+
+
+def test_a_name_of_the_hub_and_a_home_that_is_not_spelled_out(tmp_path, monkeypatch):
+    with pytest.raises(
+        ValueError, match=r"no checkpoint folder 'org/name'; .*: hf download org/name --local-dir FOLDER"
+    ):
+        folders.Folder(Path("org/name"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ValueError, match=rf"no checkpoint folder '~/model'; .*; it is there as '{tmp_path}/model'"):
+        folders.Folder(Path("~/model"))
 
 
 def test_a_folder_without_config(tmp_path):

@@ -71,7 +71,7 @@ def test_dynamic_is_plain_up_to_the_original_context():
 LONG = phi3.Config(
     11, 32, 1, 4, 2, 13, rope_theta=100.0, rotary_fraction=0.75, rope_scaling="longrope", rope_scaling_factor=8.0
 )
-LONG = dataclasses.replace(LONG, rope_short_factors=(1.0, 2.0, 4.0), rope_long_factors=(8.0, 8.0, 8.0))
+LONG = dataclasses.replace(LONG, rope_short_factors="1.0 2.0 4.0", rope_long_factors="8.0 8.0 8.0")
 LONG = dataclasses.replace(LONG, rope_attention_factor=1.5, rope_original_max_positions=5)
 
 
@@ -123,6 +123,10 @@ def test_layers_without_positions():
         ({"rope_scaling": "longrope"}, "rope_scaling is 'longrope'; accepted: linear, llama3, yarn, dynamic"),
         ({"rope_scaling_factor": 0.0}, "rope_scaling_factor is 0.0; accepted: above 0"),
         ({"rope_attention_factor": 0.0}, "rope_attention_factor is 0.0; accepted: above 0"),
+        ({"rope_theta": 0.0}, "rope_theta is 0.0; accepted: above 0"),
+        ({"rope_scaling": "yarn", "rope_theta": 1.0}, "rope_theta is 1.0; accepted: above 0, and above 1 with"),
+        ({"rope_low_frequency_factor": 4.0}, "rope_low_frequency_factor is 4.0; accepted: below rope_high_frequency_"),
+        ({"rope_original_max_positions": 0}, "rope_original_max_positions 0; accepted: above 0"),
     ],
 )
 def test_make_refuses_frequencies_that_are_not_computed(changes, message):
@@ -133,7 +137,7 @@ def test_make_refuses_frequencies_that_are_not_computed(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rope_short_factors": (1.0, 2.0)}, "rope_short_factors has 2 numbers; accepted with longrope: 3"),
+        ({"rope_short_factors": "1.0 2.0"}, "rope_short_factors has 2 numbers; accepted with longrope: 3"),
         ({"rotary_fraction": 0.4}, "rotary_fraction is 0.4: 3 dimensions of a head of 8; accepted: an even number"),
         ({"rotary_fraction": 1.5}, "rotary_fraction is 1.5"),
     ],
