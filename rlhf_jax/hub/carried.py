@@ -65,7 +65,7 @@ def _of_tokenizer(name: str) -> bool:
 
 
 def _of(folder: Path) -> dict[str, Path]:
-    """What is taken over from a folder."""
+    """The files that are taken over from a folder."""
     whole = (folder / CONFIG).exists()
     found = {}
     for file in sorted(folder.iterdir()):

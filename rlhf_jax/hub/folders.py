@@ -233,7 +233,7 @@ def _fill(
 
 
 def _part(found: Any, start: int, stop: int, index: Any) -> np.ndarray:
-    """What `index` takes of rows `start` to `stop` of a tensor."""
+    """Slice `index` of rows `start` to `stop` of a tensor."""
     first, last, _ = index[0].indices(stop - start)
     part = found[(slice(start + first, start + last), *index[1:])]
     return part.astype(np.float32) if part.dtype == np.float64 else part

@@ -1,4 +1,4 @@
-"""How published checkpoint folders name the tensors of what the decoder families compute.
+"""Names of the tensors of published checkpoint folders, for the params of each decoder family.
 
 Tables alone; `hub/folders.py` reads and writes the files.
 """
@@ -101,5 +101,5 @@ def embedding_name(family: str) -> str:
 
 
 def ignored(family: str, name: str) -> bool:
-    """Whether a tensor that is no param of the model may be passed over: computed ones, and the head of a tied model."""
+    """True for a tensor that is no param of the model and may be passed over: computed ones, and the head of a tied model."""
     return name == head_name(family) or COMPUTED.fullmatch(name) is not None

@@ -123,7 +123,7 @@ def window(config: Any, layer: int) -> int:
 
 
 def computed(config: Any) -> dict[str, Any]:
-    """What a config computes, of whatever fields: equal for two configs of the same numbers."""
+    """The numbers that a config computes with: equal for two configs of one model, whatever their fields."""
     fields = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_PUBLISHED}
     fields["head_width"] = _decoder.head_width(config)
     if not hasattr(config, "rotary"):

@@ -95,7 +95,11 @@ class Published:
 
 FAMILIES: dict[str, Published] = {
     "gpt_neox": Published(
-        "GPTNeoX", NEOX, {"hidden_act": ("gelu",), "attention_bias": (True,)}, prefix="gpt_neox", head="embed_out"
+        "GPTNeoX",
+        NEOX,
+        {"hidden_act": ("gelu",), "attention_bias": (True,), "head_dim": (None,)},
+        prefix="gpt_neox",
+        head="embed_out",
     ),
     "llama": Published("Llama", LLAMA, SILU | NO_BIAS | {"mlp_bias": (False,)}),
     "mistral": Published("Mistral", MISTRAL, SILU, max_positions=131072),

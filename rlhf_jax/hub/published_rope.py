@@ -158,7 +158,7 @@ def _longrope(rope: Rope, factor: float, original: float) -> dict[str, Any]:
 
 
 def _read_of_layers(family: str, published: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a family whose layers with a window have positions of their own: plain ones."""
+    """Reads a family whose layers with a window have positions of their own: plain ones."""
     newer = published.get("rope_parameters")
     if newer is not None and not (isinstance(newer, Mapping) and newer.keys() <= {FULL, SLIDING}):
         raise Refusal(f"rope_parameters is {newer!r}; accepted for {family}: an object with {FULL} and {SLIDING}")
@@ -189,8 +189,14 @@ def _read_of_layers(family: str, published: Mapping[str, Any]) -> dict[str, Any]
 def _read_neox(published: Mapping[str, Any]) -> dict[str, Any]:
     rope = Rope("gpt_neox", published, tuple((place,) for place in PLACES))
     rope.type("default")
-    theta = rope.number("rope_theta", 10_000.0, ("rotary_emb_base",), ("rope_theta",))
-    fraction = rope.number("partial_rotary_factor", 0.25, ("rotary_pct",), ("partial_rotary_factor",))
+    theta = rope.number("rope_theta", 10_000.0, ("rotary_emb_base",))
+    fraction = rope.number("partial_rotary_factor", 0.25, ("rotary_pct",))
+    for key, value in {"rope_theta": theta, "partial_rotary_factor": fraction}.items():
+        if published.get(key) not in (
+            None,
+            value,
+        ):  # not read by transformers, which has other names for them at the top
+            raise Refusal(f"{key} is {published[key]!r}, but {value!r} by the keys of gpt_neox; accepted: one value")
     return {"rope_theta": theta, "rotary_fraction": fraction}
 
 

@@ -135,7 +135,7 @@ def logical_axes(params: Params, axes: Mapping[str, tuple[str | None, ...]]) -> 
 
 
 def head_width(config: Any) -> int:
-    """Of one query, key or value; where `config.head_width` is 0, the heads share the width of the model."""
+    """Width of one query, key or value; where `config.head_width` is 0, the heads share the width of the model."""
     return config.head_width or config.width // config.num_heads
 
 

@@ -70,14 +70,14 @@ def stretched(config: Any, rotary_dims: int) -> Rotary:
 
 
 def _by_turns(config: Any, frequencies: np.ndarray) -> np.ndarray:
-    """How much of each frequency is kept under "llama3", 0 to 1."""
+    """Share of each frequency that is kept under "llama3", 0 to 1."""
     turns = config.rope_original_max_positions * frequencies / (2 * math.pi)
     low, high = config.rope_low_frequency_factor, config.rope_high_frequency_factor
     return np.clip((turns - low) / (high - low), 0.0, 1.0)
 
 
 def _by_index(config: Any, rotary_dims: int) -> np.ndarray:
-    """How much of each frequency is kept under "yarn", 0 to 1: a line in i between the indices of two numbers of turns."""
+    """Share of each frequency that is kept under "yarn", 0 to 1: a line in i between the indices of two numbers of turns."""
 
     def index(turns: float) -> float:
         context = config.rope_original_max_positions / (2 * math.pi * turns)

@@ -1,4 +1,4 @@
-"""What a decoder family provides: pure functions of plain params, with an explicit cache."""
+"""Interface of a decoder family: pure functions of plain params, with an explicit cache."""
 
 from typing import Any, Protocol
 
@@ -56,12 +56,12 @@ class Model(Protocol):
 
     @property
     def dtype(self) -> str:
-        """Of products and hidden states: float32 or bfloat16."""
+        """Dtype of products and hidden states: float32 or bfloat16."""
         ...
 
     @property
     def remat(self) -> bool:
-        """Whether layers are computed again in the backward pass."""
+        """True where layers are computed again in the backward pass."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""What the decoder families share: norms, rotary positions, and attention with an explicit cache.
+"""Parts that the decoder families share: norms, rotary positions, and attention with an explicit cache.
 
 Everything between two dense layers is `[B*L, D]`: on a CPU a product of three-dimensional operands costs twice as much
 in its backward pass, and keeps the element-wise work around it from being split over cores. Norm statistics, rotary
@@ -156,7 +156,7 @@ def soft_cap(x: Array, cap: float) -> Array:
 
 
 def hide_columns(mask_BM: Array, num_queries: int, first_column: Array | np.ndarray | int, window: int = 0) -> Array:
-    """What is added to a query's scores, float32 `[B, L, M]`: 0 on columns that it sees, HIDDEN_SCORE on the others.
+    """Addends of a query's scores, float32 `[B, L, M]`: 0 on columns that it sees, HIDDEN_SCORE on the others.
 
     It sees columns that hold a token and are not after its own; with a window, of these the `window` last, its own among
     them. A row's tokens stand side by side, so that columns apart are positions apart.
@@ -222,7 +222,7 @@ class Head(nn.Module):
 
 
 def _is_empty(cache: Cache) -> bool:
-    """Whether a cache is known, at trace time, to hold nothing yet."""
+    """True where a cache is known, at trace time, to hold nothing yet."""
     return isinstance(cache.column, np.ndarray) and int(cache.column) == 0
 
 

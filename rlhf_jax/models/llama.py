@@ -50,7 +50,7 @@ class Config:
     padding_id: int = -1  # a reward model's score is never read at this id, as its trainer may have it; -1: at any
 
     def window(self, layer: int) -> int:
-        """How many columns a query of this layer sees at most, its own among them; 0 is all."""
+        """Number of columns that a query of this layer sees at most, its own among them; 0 is all."""
         return 0
 
     def rotary(self, layer: int) -> _rotary.Rotary:
@@ -126,11 +126,11 @@ class Layer(nn.Module):
         return blocks.rotate(queries, tables), blocks.rotate(keys, tables), values
 
     def norm_projected(self, queries_AX: Array, keys_AX: Array) -> tuple[Array, Array]:
-        """What is done to queries `[B*L, H*K]` and keys `[B*L, J*K]` before they are split into heads."""
+        """Norms queries `[B*L, H*K]` and keys `[B*L, J*K]` before they are split into heads, where a family does."""
         return queries_AX, keys_AX
 
     def norm_heads(self, queries_BHLK: Array, keys_BJLK: Array) -> tuple[Array, Array]:
-        """What is done to queries and keys before they turn."""
+        """Norms queries and keys head by head before they turn, where a family does."""
         return queries_BHLK, keys_BJLK
 
     def attend(self, queries_BHLK: Array, keys_BJMK: Array, values_BJMK: Array, hide_BLM: Array) -> Array:

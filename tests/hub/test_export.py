@@ -143,7 +143,7 @@ def test_a_bias_of_the_score_survives(tmp_path):
 
 
 def test_ends_of_texts_are_all_of_them(neox, tmp_path):
-    """Where generation_config.json ends texts, the run's EOS does too, and config.json says the same."""
+    """The run's EOS ends texts beside those of generation_config.json, and config.json says the same."""
     path = published.copied(neox, tmp_path)
     (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 6], "temperature": 0.6}))
     model, params = published.load(path)

@@ -69,7 +69,7 @@ def own_head(tensors) -> None:
 
 
 def test_a_head_of_its_own_is_read_though_config_ties_it(tied, tmp_path):
-    """As transformers 5 has it, and so exported: with a head, and not tied."""
+    """Read as in transformers 5, and exported with a head and not tied."""
     path = copied(tied, tmp_path)
     rewrite(path, own_head)
     np.testing.assert_allclose(ours(path), theirs(path), atol=1e-4)
@@ -203,7 +203,7 @@ def test_a_missing_tensor(neox, tmp_path):
 
 
 def test_tensors_under_other_names(neox, tmp_path):
-    """What a compiled or a wrapped model saves."""
+    """Names that a compiled or a wrapped model saves."""
     path = copied(neox, tmp_path)
 
     def prefix(tensors) -> None:

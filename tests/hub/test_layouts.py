@@ -1,4 +1,4 @@
-"""How published folders name things: both generations of config keys, refusals by name, every param named once."""
+"""Names in published folders: both generations of config keys, refusals by name, every param named once."""
 
 import dataclasses
 import math
@@ -96,7 +96,7 @@ def test_newer_keys_say_the_same():
 
 
 def test_missing_keys_mean_the_published_defaults():
-    """By the table of each family's configuration file in transformers 5.23."""
+    """Defaults of each family's configuration file in transformers 5.24."""
     shape = (11, 24, 3, 4)
     grouped = {"rope_theta": 10_000.0, "norm_eps": 1e-6}
     expected = {
@@ -146,7 +146,7 @@ def of_layers(full: dict, sliding: dict) -> dict:
 
 
 def test_stretched_positions_that_say_little():
-    """What transformers takes where a file is silent, and the names that older files have."""
+    """Values that transformers takes where a file is silent, and the names that older files have."""
 
     def read(family: str, **changes):
         return layouts.read_config(published(family, **changes))[1]
@@ -216,6 +216,13 @@ LINEAR = {"type": "linear", "factor": 4.0}
         ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu'; accepted for llama: 'silu', 'swish'"),
         ("gpt_neox", {"hidden_act": "gelu_fast"}, "hidden_act is 'gelu_fast'; accepted for gpt_neox: 'gelu'"),
         ("gpt_neox", {"attention_bias": False}, "attention_bias is False"),
+        ("gpt_neox", {"head_dim": 3}, "head_dim is 3; accepted for gpt_neox: None"),
+        (
+            "gpt_neox",
+            {"rope_theta": 3.0},
+            "rope_theta is 3.0, but 10000.0 by the keys of gpt_neox; accepted: one value",
+        ),
+        ("gpt_neox", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, but 0.25 by the keys of gpt_neox"),
         ("gpt_neox", {"rope_scaling": LINEAR}, "rope_type is 'linear'; accepted for gpt_neox: default"),
         ("gpt_neox", {"use_parallel_residual": "no"}, "use_parallel_residual is 'no'; accepted: a value of type bool"),
         ("llama", {"attention_bias": True}, "attention_bias is True; accepted for llama: False"),
@@ -356,7 +363,7 @@ STRETCHED = [
     ("family", "preset", "changes"), [(*each, {}) for each in PRESETS] + [(f, "quickstart", c) for f, c in STRETCHED]
 )
 def test_a_written_config_is_read_back(family, preset, changes):
-    """As the same model, though fields that mean nothing there may differ."""
+    """Read as the same model, though fields that mean nothing there may differ."""
     config = plugins.find("models", family).PRESETS[preset]
     config = dataclasses.replace(config, vocab_size=config.vocab_size or 11, **changes)
     read_family, read = layouts.read_config(layouts.write_config(family, config))
@@ -533,7 +540,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize(("family", "preset"), sorted(PUBLISHED))
 def test_published_number_of_params(family, preset):
-    """Of one layer and of two, which says it of all without tracing them."""
+    """Counted for one layer and for two, which gives it for all without tracing them."""
 
     def size(num_layers: int) -> int:
         config = dataclasses.replace(plugins.find("models", family).PRESETS[preset], num_layers=num_layers)

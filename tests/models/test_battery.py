@@ -1,4 +1,4 @@
-"""What every decoder family computes, tested on each file of `models/` that has presets."""
+"""Tests of what every decoder family computes, on each file of `models/` that has presets."""
 
 import dataclasses
 
