@@ -150,11 +150,18 @@ def listed(value: int | Sequence[int] | None) -> list[int]:
 
 
 def generation(found: Mapping[str, Path], ids: Iterable[int]) -> Mapping[str, Any] | None:
-    """The generation_config.json, ending a text at every one of `ids` and where it ended before; None where there is none."""
+    """The generation_config.json, ending a text at every one of `ids` and where it ended before; None where there is none.
+
+    One that was made from a config.json may hold the default of a class, an id that is no end in this vocabulary. So it is
+    taken to be where it shares no end with `ids`.
+    """
     if GENERATION not in found:
         return None
-    read = read_json(found[GENERATION])
-    return {**read, "eos_token_id": merged(ids, read.get("eos_token_id"))}
+    read, given = read_json(found[GENERATION]), list(ids)
+    before = read.get("eos_token_id")
+    if read.get("_from_model_config") and not set(given) & set(listed(before)):
+        before = None
+    return {**read, "eos_token_id": merged(given, before)}
 
 
 def merged(ids: Iterable[int], before: int | Sequence[int] | None) -> int | list[int] | None:

@@ -50,11 +50,13 @@ def write(
 def token_ids(tokenizer: Tokenizer, published: Mapping[str, Any]) -> dict[str, Any]:
     """The token ids of config.json: where texts of the run end, and its padding unless the folder has one.
 
-    Every end of text of the folder stays one. An EOS never becomes the padding: in transformers its embedding would then get
-    no gradient.
+    A tokenizer that knows every end of its folder's texts (`eos_ids`) has the last word; with one that knows a single end, the
+    folder's others stay. An EOS never becomes the padding: in transformers its embedding would then get no gradient.
     """
-    ends = getattr(tokenizer, "eos_ids", None) or (tokenizer.eos_id,)
-    found = {"eos_token_id": carried.merged(ends, published.get("eos_token_id"))}
+    ends = getattr(tokenizer, "eos_ids", None)
+    before = None if ends else published.get("eos_token_id")
+    ends = ends or (tokenizer.eos_id,)
+    found = {"eos_token_id": carried.merged(ends, before)}
     if published.get("pad_token_id") is None:
         found["pad_token_id"] = None if tokenizer.pad_id in ends else tokenizer.pad_id
     return found

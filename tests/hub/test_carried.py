@@ -147,6 +147,27 @@ def test_ends_are_merged(ids, before, expected):
     assert carried.merged(ids, before) == expected
 
 
+@pytest.mark.parametrize(
+    ("content", "ids", "expected"),
+    [
+        ({"eos_token_id": [5, 6], "top_p": 0.9}, [5], {"eos_token_id": [5, 6], "top_p": 0.9}),
+        ({"eos_token_id": 2}, [5], {"eos_token_id": [5, 2]}),
+        ({"eos_token_id": 2, "_from_model_config": True}, [5], {"eos_token_id": 5, "_from_model_config": True}),
+        (
+            {"eos_token_id": [5, 6], "_from_model_config": True},
+            [5],
+            {"eos_token_id": [5, 6], "_from_model_config": True},
+        ),
+        ({"top_p": 0.9}, [5, 6], {"eos_token_id": [5, 6], "top_p": 0.9}),
+    ],
+)
+def test_generation_ends_where_the_run_ends_texts(tmp_path, content, ids, expected):
+    """A default of a class that a generation_config.json was made from is no end of this vocabulary."""
+    path = folder(tmp_path, ("config.json", "generation_config.json"), json.dumps(content))
+    assert carried.generation(carried.files(None, path), ids) == expected
+    assert carried.generation({}, ids) is None
+
+
 @pytest.mark.parametrize("family", [llama, gemma2])
 def test_transformers_reads_the_exported_tokenizer_as_we_do(family, tmp_path):
     """Gemma's own class would look for tokens that this file has not; the written description names none but ours."""

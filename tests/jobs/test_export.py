@@ -22,6 +22,11 @@ pytest.importorskip("transformers")
         ({"eos_id": 1, "pad_id": 1}, {"eos_token_id": [4, 1]}, {"eos_token_id": [4, 1], "pad_token_id": None}),
         ({"eos_id": 1, "pad_id": 0}, {"eos_token_id": 3, "pad_token_id": 7}, {"eos_token_id": [1, 3]}),
         ({"eos_id": 1, "pad_id": 5, "eos_ids": (1, 5)}, {}, {"eos_token_id": [1, 5], "pad_token_id": None}),
+        (
+            {"eos_id": 1, "pad_id": 0, "eos_ids": (1, 5)},
+            {"eos_token_id": 2},
+            {"eos_token_id": [1, 5], "pad_token_id": 0},
+        ),
     ],
 )
 def test_token_ids(tokenizer, config, expected):
