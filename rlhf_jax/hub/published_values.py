@@ -25,10 +25,10 @@ def typed(published: Mapping[str, Any], field: str, kind: type, key: str, defaul
         return kind(0)
     if isinstance(value, bool) != (kind is bool) or not is_number(value) or kind(value) != value:
         raise Refusal(f"{key} is {value!r}; accepted: a value of type {kind.__name__}")
-    least = 1 if default is REQUIRED else 0
-    if value < least:
+    converted, least = kind(value), 1 if default is REQUIRED else 0
+    if converted < least:
         raise Refusal(f"{key} is {value!r}; accepted: at least {least}")
-    return kind(value)
+    return converted
 
 
 def is_number(value: Any) -> bool:
