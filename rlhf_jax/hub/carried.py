@@ -4,7 +4,6 @@ Everything but weights and the state of a trainer is taken over: a list of what 
 tokenizer file. Of a folder that holds no model, as one with a tokenizer among other files, the files of a tokenizer are taken.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax import json_texts
 from rlhf_jax.hub.weight_files import read_json
 from rlhf_jax.refusal import Refusal
 
@@ -114,10 +114,10 @@ def _is_tokenizer_json(file: Path) -> bool:
     if file.suffix != ".json" or not file.is_file():
         return False
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+        found = json_texts.read_object(file)
+    except Refusal:
         return False
-    return isinstance(found, dict) and isinstance(found.get("model"), dict) and "pre_tokenizer" in found
+    return isinstance(found.get("model"), dict) and "pre_tokenizer" in found
 
 
 def copy(found: Mapping[str, Path], directory: Path) -> None:

@@ -4,13 +4,13 @@ A folder holds `model.safetensors`, or shards and `model.safetensors.index.json`
 tensor's dtype, shape and offset, so that a slice is read without the rest of its file.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.refusal import Refusal
+from rlhf_jax import json_texts
+from rlhf_jax.refusal import MissingInput, Refusal
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -136,16 +136,10 @@ def check_folder(path: Path) -> None:
 
 
 def read_json(file: Path) -> Mapping[str, Any]:
-    """A JSON object. Raises Refusal naming the file."""
+    """A JSON object of a checkpoint folder. Raises Refusal naming the file."""
     if not file.exists():
-        raise Refusal(f"{file} is missing: this is no checkpoint folder, or only part of one")
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise Refusal(f"{file} is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise Refusal(f"{file} is not a JSON object")
-    return found
+        raise MissingInput(f"{file} is missing: this is no checkpoint folder, or only part of one")
+    return json_texts.read_object(file)
 
 
 def _starts_with(file: Path, start: bytes) -> bool:

@@ -41,7 +41,7 @@ def write(
         model,
         params_of(workspace, stage, version),
         token_ids=token_ids(workspace.tokenizer, folder.config if folder else {}),
-        tokenizer_from=getattr(workspace.tokenizer, "file", None) or getattr(workspace.tokenizer, "folder", None),
+        tokenizer_from=getattr(workspace.tokenizer, "file", None),  # the tokenizers that need no file have none
         model_from=folder,
         dtype=dtype,
     )
@@ -50,15 +50,11 @@ def write(
 def token_ids(tokenizer: Tokenizer, published: Mapping[str, Any]) -> dict[str, Any]:
     """The token ids of config.json: where texts of the run end, and its padding unless the folder has one.
 
-    A tokenizer that knows every end of its folder's texts (`eos_ids`) has the last word; with one that knows a single end, the
-    folder's others stay. An EOS never becomes the padding: in transformers its embedding would then get no gradient.
+    An EOS never becomes the padding: in transformers its embedding would then get no gradient.
     """
-    ends = getattr(tokenizer, "eos_ids", None)
-    before = None if ends else published.get("eos_token_id")
-    ends = ends or (tokenizer.eos_id,)
-    found = {"eos_token_id": carried.merged(ends, before)}
+    found: dict[str, Any] = {"eos_token_id": carried.merged(tokenizer.eos_ids, None)}
     if published.get("pad_token_id") is None:
-        found["pad_token_id"] = None if tokenizer.pad_id in ends else tokenizer.pad_id
+        found["pad_token_id"] = None if tokenizer.pad_id in tokenizer.eos_ids else tokenizer.pad_id
     return found
 
 

@@ -184,7 +184,7 @@ def test_a_classifier_of_tokens_is_refused_when_it_is_opened(classifier, tmp_pat
 def test_a_config_that_is_not_json(neox, tmp_path):
     path = copied(neox, tmp_path)
     (path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json is not JSON"):
+    with pytest.raises(ValueError, match=r"config.json: .* is not JSON .*; accepted: a JSON object"):
         folders.Folder(path)
 
 

@@ -17,20 +17,15 @@ pytest.importorskip("transformers")
 @pytest.mark.parametrize(
     ("tokenizer", "config", "expected"),
     [
-        ({"eos_id": 1, "pad_id": 0}, {}, {"eos_token_id": 1, "pad_token_id": 0}),
-        ({"eos_id": 1, "pad_id": 1}, {}, {"eos_token_id": 1, "pad_token_id": None}),
-        ({"eos_id": 1, "pad_id": 1}, {"eos_token_id": [4, 1]}, {"eos_token_id": [4, 1], "pad_token_id": None}),
-        ({"eos_id": 1, "pad_id": 0}, {"eos_token_id": 3, "pad_token_id": 7}, {"eos_token_id": [1, 3]}),
-        ({"eos_id": 1, "pad_id": 5, "eos_ids": (1, 5)}, {}, {"eos_token_id": [1, 5], "pad_token_id": None}),
-        (
-            {"eos_id": 1, "pad_id": 0, "eos_ids": (1, 5)},
-            {"eos_token_id": 2},
-            {"eos_token_id": [1, 5], "pad_token_id": 0},
-        ),
+        ({"eos_ids": (1,), "pad_id": 0}, {}, {"eos_token_id": 1, "pad_token_id": 0}),
+        ({"eos_ids": (1,), "pad_id": 1}, {"pad_token_id": None}, {"eos_token_id": 1, "pad_token_id": None}),
+        ({"eos_ids": (4, 1), "pad_id": 0}, {"pad_token_id": 7}, {"eos_token_id": [4, 1]}),
+        ({"eos_ids": (1, 5), "pad_id": 5}, {}, {"eos_token_id": [1, 5], "pad_token_id": None}),
+        ({"eos_ids": (1, 5), "pad_id": 0}, {"eos_token_id": 2}, {"eos_token_id": [1, 5], "pad_token_id": 0}),
     ],
 )
 def test_token_ids(tokenizer, config, expected):
-    """Every end of text, of the run and of the folder; the folder's padding; an EOS is never made the padding."""
+    """The ends that the tokenizer found in its folder, no default of a config; the folder's padding, never an EOS for it."""
     assert export.token_ids(SimpleNamespace(**tokenizer), config) == expected
 
 
