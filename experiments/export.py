@@ -1,8 +1,8 @@
 """Exports a run's model: `python -m experiments.export --directory=runs/quickstart --stage=rlhf --to=my_policy`.
 
-Writes a folder that `transformers` loads (config.json, model.safetensors, and the tokenizer's files where it has some).
-Stages: sft and rlhf (policies), reward_model (a sequence classifier of one label, in its raw unit). What cannot be exported is
-one line and exit status 2.
+Writes a folder that `transformers` loads: config.json, model.safetensors, the tokenizer's files where it has some, and the
+other files of the folder that the run began with, but for weights. Stages: sft and rlhf (policies), reward_model (a sequence
+classifier of one label, in its raw unit). What cannot be exported is one line and exit status 2.
 """
 
 import argparse

@@ -3,7 +3,8 @@
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from rlhf_jax.hub import layouts
-from rlhf_jax.hub.folders import CONFIG, INDEX, SCORE, SCORE_BIAS, SINGLE
+from rlhf_jax.hub import carried, layouts
+from rlhf_jax.hub.folders import CONFIG, INDEX, SCORE, SCORE_BIAS, SINGLE, Folder
+from rlhf_jax.hub.published_configs import computed
 from rlhf_jax.models.api import Model
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Params
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
 MAX_FILE_BYTES = 5 << 30
+OF_THE_FILE = (
+    "_name_or_path",
+    "num_labels",
+    "id2label",
+    "label2id",
+    "problem_type",
+)  # of a config.json: not taken over
 
 
 def save(
@@ -28,68 +36,113 @@ def save(
     model: Model,
     params: Params,
     *,
-    token_ids: Mapping[str, int],
+    token_ids: Mapping[str, Any],
     tokenizer_from: Path | None = None,
+    model_from: Folder | None = None,
     dtype: str = "float32",
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
     """Writes a folder that `transformers` loads: a decoder, or for params with a value head a sequence classifier.
 
     Args:
-      token_ids: `eos_token_id`, `pad_token_id`, ... of config.json, and what else it should say.
-      tokenizer_from: a folder whose tokenizer files are copied.
+      token_ids: `eos_token_id` (one or a list), `pad_token_id`, ... of config.json, and what else it should say.
+      tokenizer_from: the tokenizer's file or its folder, whose files are copied (`hub/carried.py`).
+      model_from: the folder that the model came from: its config.json is taken over, and its files but for weights.
       max_file_bytes: where the tensors are larger, several files and an index are written; host memory holds one file's.
 
-    Written beside its place and renamed at the end. Raises Refusal where the directory is there already.
+    Written beside its place and renamed at the end. Raises Refusal where the directory is there already, or where the
+    config.json that would be written does not read as this model.
     """
     if directory.exists():
         raise Refusal(f"{directory} is there already; export to a new folder")
-    family, model_config = type(model).__module__.rpartition(".")[2], model.config  # pyright: ignore[reportAttributeAccessIssue]
+    files = carried.files(tokenizer_from, model_from and model_from.path)
+    ends = carried.listed(token_ids.get("eos_token_id"))
+    generation = carried.generation(files, ends)
+    config = _config(model, model_from, token_ids, "value_head" in params)
+    if generation is not None and ends:
+        config["eos_token_id"] = generation["eos_token_id"]
+    config |= {"dtype": dtype, "torch_dtype": dtype}
+    tensors = dict(published_tensors(model.family, model.config, params))  # pyright: ignore[reportAttributeAccessIssue]
     partial_directory = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial_directory, ignore_errors=True)
     partial_directory.mkdir(parents=True)
-    tensors = dict(_published_tensors(family, model_config, params))
-    kind = layouts.sequence_classifier(family) if "value_head" in params else layouts.architecture(family)
-    config = (
-        layouts.write_config(family, model_config)
-        | dict(token_ids)
-        | {"architectures": [kind], "dtype": dtype, "torch_dtype": dtype}
-    )
-    if "value_head" in params:
-        config |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     _write_tensors(partial_directory, tensors, jnp.dtype(dtype), max_file_bytes)
-    for name in TOKENIZER_FILES:
-        if tokenizer_from is not None and (tokenizer_from / name).exists():
-            shutil.copyfile(tokenizer_from / name, partial_directory / name)
-    (partial_directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    carried.copy(files, partial_directory)
+    if generation is not None and ends:
+        _write_json(partial_directory / carried.GENERATION, generation)
+    if (description := carried.description(files, token_ids)) is not None:
+        _write_json(partial_directory / carried.DESCRIPTION, description)
+    _write_json(partial_directory / CONFIG, config)
     partial_directory.rename(directory)
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _config(model: Model, model_from: Folder | None, token_ids: Mapping[str, Any], scores: bool) -> dict[str, Any]:
+    """The config.json: that of the folder that the model came from, or one of our own, which must read as the model."""
+    family, ours = model.family, model.config  # pyright: ignore[reportAttributeAccessIssue]
+    if model_from is None:
+        config = layouts.write_config(family, ours)
+    elif model_from.family != family:
+        raise Refusal(f"{model_from.path} is of the family {model_from.family}, but the model is {family}")
+    else:
+        config = {key: value for key, value in model_from.config.items() if key not in OF_THE_FILE}
+        config["tie_word_embeddings"] = ours.tie_embeddings  # apart where the folder held a head of its own
+    config |= token_ids
+    config["architectures"] = [layouts.sequence_classifier(family) if scores else layouts.architecture(family)]
+    if scores:
+        config |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "pad_token_id": _pad_id(ours, config)}
+    read_family, read = layouts.read_config(config)
+    if (read_family, computed(read)) != (family, computed(ours)):
+        raise Refusal(f"config.json would read as {read_family} {read}, but the model is {family} {ours}")
+    return config
+
+
+def _pad_id(config: Any, published: Mapping[str, Any]) -> int | None:
+    """The pad_token_id of a reward model, by which transformers finds the token that it reads the score at.
+
+    A model that is read at its EOS must not have the EOS for padding. Without any, transformers reads the last token of a
+    row, and refuses several rows at once.
+    """
+    if config.padding_id >= 0:
+        return config.padding_id
+    pad = published.get("pad_token_id")
+    return None if pad in carried.listed(published.get("eos_token_id")) else pad
 
 
 Tensor = tuple[tuple[int, ...], Callable[[], np.ndarray]]
 
 
-def _published_tensors(family: str, model_config: Any, params: Params) -> Iterator[tuple[str, Tensor]]:
+def published_tensors(family: str, model_config: Any, params: Params) -> Iterator[tuple[str, Tensor]]:
     """(name, (shape, what fetches it)) of every tensor."""
-    arrays = flatten_dict(params.get("backbone", params), sep="/")
+    arrays, parts = flatten_dict(params.get("backbone", params), sep="/"), {}
     for path, tensor in layouts.tensors(family, model_config).items():
-        array = arrays.get(path)
         if "value_head" in params and tensor.name == layouts.head_name(family):
             continue
-        if array is None:
+        if path not in arrays:
             raise Refusal(f"the params have no {path!r}: they are not of this {family} config")
-        yield tensor.name, _fetched(array, tensor.transpose)
+        parts.setdefault(tensor.name, []).append((tensor, arrays[path]))
+    for name, members in parts.items():
+        yield name, (members[0][0].shape, partial(_fetch, members))
     if "value_head" in params:
-        yield SCORE, _fetched(params["value_head"]["kernel"], True)
-        if np.any(np.asarray(params["value_head"]["bias"])):
-            yield SCORE_BIAS, _fetched(params["value_head"]["bias"], False)
+        head = params["value_head"]
+        yield SCORE, (head["kernel"].shape[::-1], lambda: _host(head["kernel"], True))
+        if np.any(np.asarray(head["bias"])):
+            yield SCORE_BIAS, (head["bias"].shape, lambda: _host(head["bias"], False))
 
 
-def _fetched(array: Any, transpose: bool) -> Tensor:
-    def fetch() -> np.ndarray:
-        host = np.asarray(jax.device_get(array))
-        return np.ascontiguousarray(host.T if transpose else host)
+def _fetch(members: Sequence[tuple[layouts.Tensor, Any]]) -> np.ndarray:
+    """A published tensor on the host, of the params that it holds."""
+    in_order = sorted(members, key=lambda member: member[0].start)
+    rows = [_host(array, tensor.transpose) for tensor, array in in_order]
+    return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
-    return (array.shape[::-1] if transpose else array.shape), fetch
+
+def _host(array: Any, transpose: bool) -> np.ndarray:
+    host = np.asarray(jax.device_get(array))
+    return np.ascontiguousarray(host.T if transpose else host)
 
 
 def _write_tensors(directory: Path, tensors: Mapping[str, Tensor], dtype: Any, max_file_bytes: int) -> None:

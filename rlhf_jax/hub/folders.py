@@ -1,15 +1,12 @@
 """Checkpoint folders as Hugging Face publishes them, read tensor by tensor into a sharding.
 
-A folder holds `config.json` and `model.safetensors`, or several files and `model.safetensors.index.json`. Which tensor is which
-param, and which key of the config is which number, is said by `hub/layouts.py`. Formats: the safetensors header names each
-tensor's dtype, shape and place, so that a slice is read without the rest of its file.
+`hub/published_configs.py` says which key of config.json is which number, `hub/layouts.py` which tensor is which param, and
+`hub/weight_files.py` which file holds a tensor.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +16,34 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax.hub import layouts
+from rlhf_jax.hub.published_families import FAMILIES
+from rlhf_jax.hub.published_kinds import is_classifier
+from rlhf_jax.hub.weight_files import INDEX as INDEX
+from rlhf_jax.hub.weight_files import SINGLE as SINGLE
+from rlhf_jax.hub.weight_files import WeightFiles, check_folder, read_json
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Params
 
 CONFIG = "config.json"
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 SCORE = "score.weight"  # the head of AutoModelForSequenceClassification, [1, D]
 SCORE_BIAS = "score.bias"  # which some published reward models have all the same
-FLOATS = ("F64", "F32", "F16", "BF16")
+ROWS_AT_ONCE = 8192  # of two tensors that are compared
 
 
 @dataclass(frozen=True)
 class Folder:
     """An opened checkpoint folder. No tensor is read before it is asked for.
 
-    Raises Refusal, naming the file, for what is missing or broken.
+    Raises Refusal, naming the file, for what is missing, broken, ambiguous or not computed.
     """
 
     path: Path
-    _open: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.path.is_dir():
-            raise Refusal(f"no checkpoint folder {str(self.path)!r}; it should hold {CONFIG} and {SINGLE} or {INDEX}")
-        _ = self.model_config, self.weight_map
+        check_folder(self.path)
+        _ = self.model_config
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -53,11 +51,31 @@ class Folder:
         return read_json(self.path / CONFIG)
 
     @cached_property
+    def weights(self) -> WeightFiles:
+        """Its safetensors files."""
+        return WeightFiles(self.path)
+
+    @property
+    def weight_map(self) -> dict[str, Path]:
+        """The file of every tensor."""
+        return self.weights.map
+
+    def slice(self, name: str) -> Any:
+        """A tensor that is read where it is indexed. Raises Refusal for what holds no floating point numbers."""
+        return self.weights.slice(name)
+
+    @cached_property
     def _read(self) -> tuple[str, Any]:
+        published = self.config
         try:
-            return layouts.read_config(self.config)
+            family, config = layouts.read_config(published)
         except ValueError as error:
             raise Refusal(f"{self.path / CONFIG}: {error}") from None
+        if self.has_score:
+            return family, replace(config, padding_id=self._padding_id(family))
+        if config.tie_embeddings and self._has_head_of_its_own(family):
+            return family, replace(config, tie_embeddings=False)
+        return family, config
 
     @property
     def family(self) -> str:
@@ -66,56 +84,47 @@ class Folder:
 
     @property
     def model_config(self) -> Any:
-        """The family's Config; its dtype is float32."""
+        """The family's Config; its dtype is float32.
+
+        Embeddings that config.json ties are apart where the folder holds a head with other values, as in transformers 5.
+        """
         return self._read[1]
 
-    @cached_property
-    def weight_map(self) -> dict[str, Path]:
-        """The file of every tensor."""
-        if (self.path / INDEX).exists():
-            entries = read_json(self.path / INDEX).get("weight_map")
-            if not isinstance(entries, dict) or not entries:
-                raise Refusal(f"{self.path / INDEX} has no weight_map: download it again")
-            files = {name: self.path / file for name, file in entries.items()}
-            for name, file in files.items():
-                if name not in self._file(file).keys():  # noqa: SIM118 - a file of tensors, no dict
-                    raise Refusal(f"{file} lacks the tensor {name!r} that {INDEX} puts there: download it again")
-            return files
-        return dict.fromkeys(self._file(self.path / SINGLE).keys(), self.path / SINGLE)
+    @property
+    def has_score(self) -> bool:
+        """The folder holds a sequence classifier."""
+        return SCORE in self.weight_map
 
-    def _file(self, file: Path) -> Any:
-        if file.name not in self._open:
-            if not file.exists():
-                other = "; there is pytorch_model.bin, which is not read" if list(self.path.glob("*.bin")) else ""
-                raise Refusal(f"{file} is missing{other}: download the folder's safetensors files")
-            library: Any = import_module("safetensors")
-            try:
-                self._open[file.name] = library.safe_open(str(file), framework="numpy")
-            except library.SafetensorError as error:
-                raise Refusal(f"{file} is not a whole safetensors file ({error}): download it again") from None
-        return self._open[file.name]
+    def _padding_id(self, family: str) -> int:
+        """The id at which transformers never reads a score: pad_token_id, by which it finds the last token of a row."""
+        found = self.config.get("pad_token_id", FAMILIES[family].pad_id)
+        if found is not None and (isinstance(found, bool) or not isinstance(found, int)):
+            raise Refusal(f"{self.path / CONFIG}: pad_token_id is {found!r}; accepted: an id or null")
+        return -1 if found is None else found
 
-    def slice(self, name: str) -> Any:
-        """A tensor that is read where it is indexed. Raises Refusal for what holds no floating point numbers."""
-        found = self._file(self.weight_map[name]).get_slice(name)
-        if found.get_dtype() not in FLOATS:
-            raise Refusal(
-                f"{self.weight_map[name]}: {name!r} has dtype {found.get_dtype()}; accepted: {', '.join(FLOATS)}"
-            )
-        return found
+    def _has_head_of_its_own(self, family: str) -> bool:
+        head, embedding = layouts.head_name(family), layouts.embedding_name(family)
+        if head not in self.weight_map or embedding not in self.weight_map:
+            return False
+        files = tuple(
+            (str(file), file.stat().st_mtime_ns) for file in (self.weight_map[head], self.weight_map[embedding])
+        )
+        return not _equal(self.path, head, embedding, files)
 
 
-def read_json(file: Path) -> Mapping[str, Any]:
-    """A JSON object. Raises Refusal naming the file."""
-    if not file.exists():
-        raise Refusal(f"{file} is missing: this is no checkpoint folder, or only part of one")
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise Refusal(f"{file} is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise Refusal(f"{file} is not a JSON object")
-    return found
+@lru_cache(maxsize=16)
+def _equal(path: Path, one: str, other: str, files: tuple[tuple[str, int], ...]) -> bool:
+    """Two tensors of a folder hold the same numbers; compared once for each state of their `files`."""
+    weights = WeightFiles(path)
+    first, second = weights.slice(one), weights.slice(other)
+    if first.get_shape() != second.get_shape():
+        return False
+    num_rows = first.get_shape()[0]
+    for start in range(0, num_rows, ROWS_AT_ONCE):
+        rows = slice(start, min(start + ROWS_AT_ONCE, num_rows))
+        if not np.array_equal(first[rows].astype(np.float32), second[rows].astype(np.float32)):
+            return False
+    return True
 
 
 def load(folder: Folder, model: Model, shardings: Any, dtype: str = "float32") -> Params:
@@ -126,42 +135,40 @@ def load(folder: Folder, model: Model, shardings: Any, dtype: str = "float32") -
       shardings: a tree like the params; host memory holds no more than one tensor at a time.
       dtype: of the params; trained roles want float32.
 
-    Raises Refusal for a missing, unknown or differently shaped tensor.
+    Raises Refusal for a missing, unknown or differently shaped tensor, and for a folder of a reward model.
     """
+    check_decoder(folder)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    tensors = layouts.tensors(folder.family, folder.model_config)
-    check_names(folder, {tensor.name for tensor in tensors.values()})
-    return _fill(folder, tensors, shapes, shardings, dtype)
+    return _fill(folder, layouts.tensors(folder.family, folder.model_config), shapes, shardings, dtype)
+
+
+def check_decoder(folder: Folder) -> None:
+    """Raises Refusal for a folder whose tensors are not those of a decoder; no tensor is read."""
+    if folder.has_score or is_classifier(folder.family, folder.config):
+        raise Refusal(
+            f"{folder.path} is a reward model (a sequence classifier), and no policy; accepted: a folder of "
+            f"{layouts.architecture(folder.family)}"
+        )
+    _check_tensors(folder, layouts.tensors(folder.family, folder.model_config))
 
 
 def value_shapes(model: ValueModel, folder: Folder) -> Params:
     """Shapes of `load_value`'s params: the backbone's without its head, which such a folder lacks where it is not tied."""
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    kept = {path: leaf for path, leaf in _flat(shapes["backbone"]).items() if _in_backbone(folder, path)}
+    kept = {path: leaf for path, leaf in _flat(shapes["backbone"]).items() if "/".join(path) in _backbone(folder)}
     return {"backbone": unflatten_dict(kept), "value_head": shapes["value_head"]}
 
 
-def _in_backbone(folder: Folder, path: tuple[str, ...]) -> bool:
+def _backbone(folder: Folder) -> dict[str, layouts.Tensor]:
     tensors = layouts.tensors(folder.family, folder.model_config)
-    return tensors["/".join(path)].name != layouts.head_name(folder.family)
+    return {path: tensor for path, tensor in tensors.items() if tensor.name != layouts.head_name(folder.family)}
 
 
 def load_value(folder: Folder, model: ValueModel, shardings: Any, dtype: str = "float32") -> Params:
     """The params of a reward model published as a sequence classifier of one label; shardings as `value_shapes`."""
-    if SCORE not in folder.weight_map:
-        raise Refusal(f"{folder.path} has no tensor {SCORE!r}: it is no reward model (a sequence classifier)")
-    if folder.slice(SCORE).get_shape() != [1, model.backbone.width]:
-        raise Refusal(
-            f"{folder.path}: {SCORE} has shape {folder.slice(SCORE).get_shape()}; accepted: one label, "
-            f"[1, {model.backbone.width}]"
-        )
+    check_classifier(folder)
     shapes = value_shapes(model, folder)
-    tensors = layouts.tensors(folder.family, folder.model_config)
-    tensors = {path: tensor for path, tensor in tensors.items() if tensor.name != layouts.head_name(folder.family)}
-    check_names(
-        folder, {tensor.name for tensor in tensors.values()}, {SCORE, SCORE_BIAS, layouts.head_name(folder.family)}
-    )
-    backbone = _fill(folder, tensors, shapes["backbone"], shardings["backbone"], dtype)
+    backbone = _fill(folder, _backbone(folder), shapes["backbone"], shardings["backbone"], dtype)
     kernel = np.asarray(folder.slice(SCORE)[:], np.float32).T
     bias = np.zeros(1, np.float32)
     if SCORE_BIAS in folder.weight_map:
@@ -170,15 +177,38 @@ def load_value(folder: Folder, model: ValueModel, shardings: Any, dtype: str = "
     return {"backbone": backbone, "value_head": jax.device_put(head, shardings["value_head"])}
 
 
-def check_names(folder: Folder, wanted: set[str], allowed: set[str] = frozenset()) -> None:  # type: ignore[assignment]
-    """Raises Refusal where the folder lacks a tensor, or holds one that the family does not know."""
-    there = set(folder.weight_map)
-    missing = sorted(wanted - there)
-    unknown = sorted(name for name in there - wanted - allowed if not layouts.ignored(folder.family, name))
+def check_classifier(folder: Folder) -> None:
+    """Raises Refusal for a folder whose tensors are not those of a sequence classifier of one label; no tensor is read."""
+    if not folder.has_score:
+        raise Refusal(f"{folder.path} has no tensor {SCORE!r}: it is no reward model (a sequence classifier)")
+    found, width = folder.slice(SCORE).get_shape(), folder.model_config.width
+    if found != [1, width]:
+        raise Refusal(f"{folder.path}: {SCORE} has shape {found}; accepted: one label, [1, {width}]")
+    if SCORE_BIAS in folder.weight_map and folder.slice(SCORE_BIAS).get_shape() != [1]:
+        raise Refusal(f"{folder.path}: {SCORE_BIAS} has shape {folder.slice(SCORE_BIAS).get_shape()}; accepted: [1]")
+    _check_tensors(folder, _backbone(folder), {SCORE, SCORE_BIAS, layouts.head_name(folder.family)})
+
+
+def _check_tensors(folder: Folder, tensors: Mapping[str, layouts.Tensor], allowed: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    """Raises Refusal where the folder lacks a tensor, has it in another shape, or holds one that the family does not know."""
+    wanted, there = {tensor.name: tensor.shape for tensor in tensors.values()}, set(folder.weight_map)
+    missing = sorted(wanted.keys() - there)
+    unknown = sorted(name for name in there - wanted.keys() - allowed if not layouts.ignored(folder.family, name))
     if missing:
-        raise Refusal(f"{folder.path} lacks {len(missing)} tensor(s) of {folder.family}: {_some(missing)}")
+        instead = f", and holds {_some(unknown)}" if unknown else ""
+        tied = "; a head that is tied wants tie_word_embeddings true in config.json"
+        raise Refusal(
+            f"{folder.path} lacks {len(missing)} tensor(s) of {folder.family}: {_some(missing)}{instead}"
+            f"{tied if missing == [layouts.head_name(folder.family)] else ''}"
+        )
     if unknown:
         raise Refusal(f"{folder.path} holds {len(unknown)} tensor(s) that {folder.family} has not: {_some(unknown)}")
+    for name, shape in wanted.items():
+        if tuple(folder.slice(name).get_shape()) != shape:
+            raise Refusal(
+                f"{folder.weight_map[name]}: {name} has shape {tuple(folder.slice(name).get_shape())}, but {CONFIG} says "
+                f"{shape}"
+            )
 
 
 def _some(names: list[str]) -> str:
@@ -189,24 +219,23 @@ def _flat(tree: Params) -> dict[tuple[str, ...], Any]:
     return flatten_dict(tree)  # pyright: ignore[reportReturnType] (its type allows for empty nodes, which params have not)
 
 
-def _fill(folder: Folder, tensors: Mapping[str, Any], shapes: Params, shardings: Params, dtype: str) -> Params:
+def _fill(
+    folder: Folder, tensors: Mapping[str, layouts.Tensor], shapes: Params, shardings: Params, dtype: str
+) -> Params:
     params, of_path = {}, _flat(shardings)
     for path in _flat(shapes):
         tensor, where = tensors["/".join(path)], of_path[path]
-        found = folder.slice(tensor.name)
-        if tuple(found.get_shape()) != tensor.shape:
-            raise Refusal(
-                f"{folder.weight_map[tensor.name]}: {tensor.name} has shape {tuple(found.get_shape())}, but {CONFIG} says "
-                f"{tensor.shape}"
-            )
         layout = _reversed(where) if tensor.transpose else where
-        read = jax.make_array_from_callback(tensor.shape, layout, partial(_part, found))
+        part = partial(_part, folder.slice(tensor.name), tensor.start, tensor.stop)
+        read = jax.make_array_from_callback(tensor.part, layout, part)
         params[path] = _converter(tensor.transpose, dtype, where)(read)
     return unflatten_dict(params)
 
 
-def _part(found: Any, index: Any) -> np.ndarray:
-    part = found[index]
+def _part(found: Any, start: int, stop: int, index: Any) -> np.ndarray:
+    """Slice `index` of rows `start` to `stop` of a tensor."""
+    first, last, _ = index[0].indices(stop - start)
+    part = found[(slice(start + first, start + last), *index[1:])]
     return part.astype(np.float32) if part.dtype == np.float64 else part
 
 

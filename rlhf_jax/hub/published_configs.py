@@ -1,72 +1,31 @@
 """A published `config.json` as a family's `Config` and back: which key is which number, and what a missing key means.
 
-Two generations of keys exist: `rope_theta`, `rope_scaling` and GPT-NeoX's `rotary_pct`, `rotary_emb_base`, and since
-transformers 5 all of them within `rope_parameters`. Both are read, and both are written. Defaults are those of the
-`configuration_*.py` files of transformers 5.23.
+A key that changes what a model computes is read, or its value is refused by name. Tables: `published_families.py`.
 """
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf_jax import plugins
-from rlhf_jax.models import _decoder
+from rlhf_jax.hub.published_families import FAMILIES, NULL_IS_ZERO, model_type
+from rlhf_jax.hub.published_kinds import check_accepted, check_architectures, family_of
+from rlhf_jax.hub.published_rope import FULL, SLIDING, read_rope, write_rope
+from rlhf_jax.hub.published_values import typed
+from rlhf_jax.models import _decoder, _rotary
 from rlhf_jax.refusal import Refusal
 
-REQUIRED = object()
-Fields = dict[str, tuple[str, Any]]  # our field -> (published key, value where it is absent)
-
-SHAPE: Fields = {
-    "vocab_size": ("vocab_size", REQUIRED),
-    "width": ("hidden_size", REQUIRED),
-    "num_layers": ("num_hidden_layers", REQUIRED),
-    "num_heads": ("num_attention_heads", REQUIRED),
-    "ffn_width": ("intermediate_size", REQUIRED),
-    "tie_embeddings": ("tie_word_embeddings", False),
+NOT_PUBLISHED = ("dtype", "remat", "attention", "init_scale", "padding_id")  # of our configs: no folder says it
+# Of our configs: what says which layers see a window and how each turns. `computed` asks the layers themselves.
+OF_LAYERS = ("sliding_window", "first_window_layer", "full_attention_interval", "no_rope_interval", "rotary_fraction")
+LAYER_KEYS = {  # keys that say something of each layer, read by the functions below
+    "layer_types",
+    "sliding_window_pattern",
+    "use_sliding_window",
+    "no_rope_layers",
+    "no_rope_layer_interval",
 }
-LLAMA: Fields = SHAPE | {
-    "num_kv_heads": ("num_key_value_heads", None),
-    "head_width": ("head_dim", None),
-    "norm_eps": ("rms_norm_eps", 1e-6),
-}
-MISTRAL: Fields = LLAMA | {"num_kv_heads": ("num_key_value_heads", 8), "sliding_window": ("sliding_window", 4096)}
-QWEN2: Fields = MISTRAL | {
-    "num_kv_heads": ("num_key_value_heads", 32),
-    "first_window_layer": ("max_window_layers", 28),
-}
-FIELDS: dict[str, Fields] = {
-    "gpt_neox": SHAPE | {"norm_eps": ("layer_norm_eps", 1e-5), "parallel_residual": ("use_parallel_residual", True)},
-    "llama": LLAMA,
-    "mistral": MISTRAL,
-    "qwen2": QWEN2,
-    "qwen3": QWEN2 | {"head_width": ("head_dim", 128)},
-    "gemma2": MISTRAL
-    | {
-        "num_kv_heads": ("num_key_value_heads", 4),
-        "head_width": ("head_dim", 256),
-        "query_scalar": ("query_pre_attn_scalar", 256),
-        "score_cap": ("attn_logit_softcapping", 50.0),
-        "logit_cap": ("final_logit_softcapping", 30.0),
-        "tie_embeddings": ("tie_word_embeddings", True),
-    },
-}
-NULL_IS_ZERO = {"num_kv_heads", "head_width", "sliding_window", "score_cap", "logit_cap"}
-
-SILU = {"hidden_act": ("silu", "swish")}
-ACCEPTED: dict[str, dict[str, tuple[Any, ...]]] = {  # keys that change the maths; the first value is the default
-    "gpt_neox": {"hidden_act": ("gelu",), "attention_bias": (True,)},
-    "llama": SILU | {"attention_bias": (False,), "mlp_bias": (False,)},
-    "mistral": SILU,
-    "qwen2": SILU,
-    "qwen3": SILU | {"attention_bias": (False,)},
-    "gemma2": {
-        "hidden_activation": ("gelu_pytorch_tanh",),
-        "attention_bias": (False,),
-        "use_bidirectional_attention": (None, False),
-    },
-}
-ROPE_PLACES = ("rope_parameters", "rope_scaling")
 
 
 def read_config(published: Mapping[str, Any]) -> tuple[str, Any]:
@@ -75,108 +34,86 @@ def read_config(published: Mapping[str, Any]) -> tuple[str, Any]:
     Raises Refusal, naming key and value, for a missing key, for keys that contradict one another, and for whatever
     changes the maths in a way that the family does not compute.
     """
-    family = published.get("model_type")
-    if family not in FIELDS:
-        raise Refusal(f"model_type is {family!r}; accepted: {', '.join(FIELDS)}")
-    _check_accepted(family, published)
+    family = family_of(published)
+    check_architectures(family, published)
+    check_accepted(family, published, FAMILIES[family].accepted)
     config_type = plugins.find("models", family).Config
     kinds = typing.get_type_hints(config_type)
-    values = {field: _read(published, field, kinds[field], *at) for field, at in FIELDS[family].items()}
+    values = {field: typed(published, field, kinds[field], *at) for field, at in FAMILIES[family].fields.items()}
     if family != "gpt_neox":
         values["num_kv_heads"] = values["num_kv_heads"] or values["num_heads"]
         if not values["head_width"] and values["width"] % values["num_heads"] == 0:
             values["head_width"] = values["width"] // values["num_heads"]
-    if "first_window_layer" in values and not published.get("use_sliding_window", False):
-        values["sliding_window"] = 0  # the number alone means nothing: Qwen's files hold one that is switched off
-    config = config_type(**values, **(_read_neox_rope(published) if family == "gpt_neox" else _read_rope(published)))
+    values |= _read_layers(family, published, values)
+    config = config_type(**values, **read_rope(family, published))
     _check_layer_types(published, config)
     return family, config
 
 
-def _check_accepted(family: str, published: Mapping[str, Any]) -> None:
-    for key, accepted in (ACCEPTED[family] | {"quantization_config": (None,)}).items():
-        value = published.get(key, accepted[0])
-        if value not in accepted:
-            raise Refusal(f"{key} is {value!r}; accepted for {family}: {', '.join(map(repr, accepted))}")
+def _read_layers(family: str, published: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that say which layers see a window, and which turn."""
+    found: dict[str, Any] = {}
+    if FAMILIES[family].interval:
+        found["full_attention_interval"] = _interval(family, published, values["num_layers"])
+    if family == "smollm3":
+        found["no_rope_interval"] = _no_rope_interval(published, values["num_layers"])
+    if ("first_window_layer" in values or family == "smollm3") and not published.get("use_sliding_window", False):
+        found["sliding_window"] = 0  # the number alone means nothing: Qwen's files hold one that is switched off
+    return found
 
 
-def _read(published: Mapping[str, Any], field: str, kind: type, key: str, default: Any) -> Any:
-    if key not in published and default is REQUIRED:
-        raise Refusal(f"there is no {key!r}, which the shape depends on")
-    value = published.get(key, default)
-    if value is None and field in NULL_IS_ZERO:
-        return kind(0)
-    if isinstance(value, bool) != (kind is bool) or not isinstance(value, int | float) or kind(value) != value:
-        raise Refusal(f"{key} is {value!r}; accepted: a value of type {kind.__name__}")
-    return kind(value)
+def _interval(family: str, published: Mapping[str, Any], num_layers: int) -> int:
+    """Every how many layers one sees all columns, of `layer_types` and of Gemma's older `sliding_window_pattern`."""
+    default = FAMILIES[family].interval
+    older = published.get("sliding_window_pattern") if family == "gemma3" else None
+    interval = default if older is None else typed(published, "interval", int, "sliding_window_pattern", default)
+    stated = published.get("layer_types")
+    if stated is None:
+        return interval
+    found = period([kind == FULL for kind in _listed("layer_types", stated, num_layers, (FULL, SLIDING))])
+    if found is None:
+        raise Refusal(f"layer_types is {stated!r}; accepted for {family}: {FULL} for every n-th layer, for one n")
+    if older is not None and found != interval and min(found or num_layers + 1, interval) <= num_layers:
+        raise Refusal(f"layer_types is {stated!r}, but sliding_window_pattern is {older!r}: one of them is wrong")
+    return found
 
 
-def _agreed(published: Mapping[str, Any], default: Any, *places: tuple[str, ...]) -> Any:
-    """The value that stands at any of some places. Raises Refusal where two of them differ."""
-    found = {}
-    for place in places:
-        value: Any = published
-        for key in place:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        if value is not None:
-            found[".".join(place)] = value
-    if any(value != next(iter(found.values())) for value in found.values()):
-        raise Refusal("keys contradict one another: " + ", ".join(f"{key} is {v!r}" for key, v in found.items()))
-    if not found and default is REQUIRED:
-        raise Refusal(f"there is no {' or '.join('.'.join(place) for place in places)}")
-    return next(iter(found.values()), default)
+def _no_rope_interval(published: Mapping[str, Any], num_layers: int) -> int:
+    """Every how many layers one has no positions, of SmolLM's `no_rope_layers`, whose 1 is a layer that has them."""
+    interval = typed(published, "interval", int, "no_rope_layer_interval", 4)
+    stated = published.get("no_rope_layers")
+    if stated is None:
+        return interval
+    listed = stated[:num_layers] if isinstance(stated, list) else stated  # as published: a list may be longer
+    found = period([not turns for turns in _listed("no_rope_layers", listed, num_layers, (0, 1))])
+    if found is None:
+        raise Refusal(f"no_rope_layers is {stated!r}; accepted: a 0 for every n-th layer, for one n")
+    return found
 
 
-def _in_rope(*keys: str) -> list[tuple[str, str]]:
-    return [(place, key) for place in ROPE_PLACES for key in keys]
+def _listed(key: str, stated: Any, num_layers: int, accepted: Sequence[Any]) -> list[Any]:
+    if not isinstance(stated, list) or len(stated) != num_layers or any(value not in accepted for value in stated):
+        raise Refusal(f"{key} is {stated!r}; accepted: {num_layers} times {' or '.join(map(repr, accepted))}")
+    return stated
 
 
-def _rope_type(published: Mapping[str, Any], *accepted: str) -> str:
-    for place in ROPE_PLACES:
-        held = published.get(place)
-        if held is not None and (not isinstance(held, Mapping) or any(isinstance(v, Mapping) for v in held.values())):
-            raise Refusal(f"{place} is {held!r}; accepted: one flat object for all layers, or null")
-    rope_type = _agreed(published, "default", *_in_rope("rope_type", "type"))
-    if rope_type not in accepted:
-        raise Refusal(f"rope_type is {rope_type!r}; accepted: {', '.join(accepted)}")
-    return rope_type
+def period(marked: Sequence[bool]) -> int | None:
+    """The n for which every n-th entry is marked and no other: 0 where none is, None where there is no such n."""
+    if not any(marked):
+        return 0
+    n = list(marked).index(True) + 1
+    return n if list(marked) == [(index + 1) % n == 0 for index in range(len(marked))] else None
 
 
-def _read_rope(published: Mapping[str, Any]) -> dict[str, Any]:
-    rope_type = _rope_type(published, "default", "linear", "llama3")
-    fraction = _agreed(published, 1.0, ("partial_rotary_factor",), *_in_rope("partial_rotary_factor"))
-    if fraction != 1.0:
-        raise Refusal(f"partial_rotary_factor is {fraction!r}; accepted: 1.0")
-    values = {"rope_theta": float(_agreed(published, 10_000.0, ("rope_theta",), *_in_rope("rope_theta")))}
-    if rope_type == "default":
-        return values
-    values |= {
-        "rope_scaling": rope_type,
-        "rope_scaling_factor": float(_agreed(published, REQUIRED, *_in_rope("factor"))),
-    }
-    if rope_type == "linear":
-        return values
-    original = "original_max_position_embeddings"
-    return values | {
-        "rope_low_frequency_factor": float(_agreed(published, REQUIRED, *_in_rope("low_freq_factor"))),
-        "rope_high_frequency_factor": float(_agreed(published, REQUIRED, *_in_rope("high_freq_factor"))),
-        "rope_original_max_positions": int(_agreed(published, REQUIRED, *_in_rope(original), (original,))),
-    }
-
-
-def _read_neox_rope(published: Mapping[str, Any]) -> dict[str, Any]:
-    _rope_type(published, "default")
-    theta = _agreed(published, 10_000.0, ("rotary_emb_base",), ("rope_theta",), *_in_rope("rope_theta"))
-    places = (("rotary_pct",), ("partial_rotary_factor",), *_in_rope("partial_rotary_factor"))
-    return {"rope_theta": float(theta), "rotary_fraction": float(_agreed(published, 0.25, *places))}
+def layer_types(config: Any) -> list[str]:
+    """The kind of every layer, as published."""
+    sees_all = getattr(config, "sees_all", lambda layer: not window(config, layer))
+    return [FULL if sees_all(index) else SLIDING for index in range(config.num_layers)]
 
 
 def _check_layer_types(published: Mapping[str, Any], config: Any) -> None:
-    stated = published.get("layer_types")
-    if stated is None:
-        return
-    ours = ["sliding_attention" if window(config, index) else "full_attention" for index in range(config.num_layers)]
-    if list(stated) != ours:
+    stated, ours = published.get("layer_types"), layer_types(config)
+    if stated is not None and stated != ours:
         raise Refusal(f"layer_types is {stated!r}; accepted with the other keys: {ours!r}")
 
 
@@ -185,38 +122,40 @@ def window(config: Any, layer: int) -> int:
     return config.window(layer) if hasattr(config, "window") else 0
 
 
+def computed(config: Any) -> dict[str, Any]:
+    """The numbers that a config computes with: equal for two configs of one model, whatever their fields."""
+    fields = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_PUBLISHED}
+    fields["head_width"] = _decoder.head_width(config)
+    if not hasattr(config, "rotary"):
+        return fields
+    kept = {key: value for key, value in fields.items() if key not in OF_LAYERS and not key.startswith("rope_")}
+    layers = [(config.window(layer), config.rotary(layer)) for layer in range(config.num_layers)]
+    longest = _rotary.max_positions(config)
+    return kept | {"layers": layers, "longest": longest, "beyond": fields.get("rope_long_factors") if longest else None}
+
+
 def write_config(family: str, config: Any) -> dict[str, Any]:
     """The `config.json`, in the keys of transformers 4 and 5 both, that builds the same model there.
 
-    Left to the caller: token ids, `architectures`, the dtype of the tensors, and the longest context that the model was made
-    for (`max_position_embeddings`), which no number here depends on.
+    Left to the caller: token ids, which are null here because an absent one means the family's own, of another vocabulary;
+    `architectures`, the dtype of the tensors, and the longest context that the model was made for (`max_position_embeddings`),
+    where no number here depends on it.
     """
+    if family not in FAMILIES:
+        raise Refusal(f"the family {family!r} has no published form; accepted: {', '.join(FAMILIES)}")
     values = dataclasses.asdict(config)
     if family != "gpt_neox":
         values["head_width"] = _decoder.head_width(config)
-    published = {"model_type": family} | {key: accepted[0] for key, accepted in ACCEPTED[family].items()}
-    for field, (key, _) in FIELDS[family].items():
+    published: dict[str, Any] = {"model_type": model_type(family)}
+    published |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    published |= {key: accepted[0] for key, accepted in FAMILIES[family].accepted.items()}
+    for field, (key, _) in FAMILIES[family].fields.items():
         published[key] = None if field in NULL_IS_ZERO and not values[field] else values[field]
     if "first_window_layer" in values:
         published["use_sliding_window"] = bool(values["sliding_window"])
-    return published | (_write_neox_rope(config) if family == "gpt_neox" else _write_rope(config))
-
-
-def _write_neox_rope(config: Any) -> dict[str, Any]:
-    theta, fraction = config.rope_theta, config.rotary_fraction
-    nested = {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": fraction}
-    return {"rotary_emb_base": theta, "rotary_pct": fraction, "rope_parameters": nested}
-
-
-def _write_rope(config: Any) -> dict[str, Any]:
-    theta = {"rope_theta": config.rope_theta}
-    if config.rope_scaling_factor == 1.0:
-        return theta | {"rope_scaling": None, "rope_parameters": theta | {"rope_type": "default"}}
-    scaling = {"rope_type": config.rope_scaling, "factor": config.rope_scaling_factor}
-    if config.rope_scaling == "llama3":
-        scaling |= {
-            "low_freq_factor": config.rope_low_frequency_factor,
-            "high_freq_factor": config.rope_high_frequency_factor,
-            "original_max_position_embeddings": config.rope_original_max_positions,
-        }
-    return theta | {"rope_scaling": scaling, "rope_parameters": theta | scaling}
+    if family == "smollm3":
+        published["use_sliding_window"] = bool(values["sliding_window"])
+        published["no_rope_layers"] = [int(config.turns(index)) for index in range(config.num_layers)]
+    if FAMILIES[family].interval:
+        published["layer_types"] = layer_types(config)
+    return published | write_rope(family, config)

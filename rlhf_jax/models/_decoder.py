@@ -57,6 +57,11 @@ class Decoder:
     axes: ClassVar[Mapping[str, tuple[str | None, ...]]]
 
     @property
+    def family(self) -> str:
+        """Name of the file of `models/` that defines the config: families may share a class, never a config."""
+        return type(self.config).__module__.rpartition(".")[2]
+
+    @property
     def vocab_size(self) -> int:
         return self.config.vocab_size
 
@@ -71,6 +76,10 @@ class Decoder:
     @property
     def remat(self) -> bool:
         return self.config.remat
+
+    @property
+    def padding_id(self) -> int:
+        return self.config.padding_id
 
     def with_config(self, **changes: Any) -> Self:
         return replace(self, config=replace(self.config, **changes))
@@ -108,7 +117,7 @@ def run_layer(
     """
 
     def run(layer: Any, x_AD: Array) -> tuple[Array, Sequence[Array]]:
-        queries, *new = layer.heads(layer.input_layernorm(x_AD), tables)
+        queries, *new = layer.heads(x_AD, tables)
         # The cache is closed over: as an argument its column would be traced, and an empty cache no longer known as such.
         seen, kept = blocks.remember(cache, index, new)
         return blocks.keep_rows(layer.join(x_AD, layer.attend(queries, seen[0], seen[1], hide_BLM))), kept
@@ -126,7 +135,7 @@ def logical_axes(params: Params, axes: Mapping[str, tuple[str | None, ...]]) -> 
 
 
 def head_width(config: Any) -> int:
-    """Of one query, key or value; where `config.head_width` is 0, the heads share the width of the model."""
+    """Width of one query, key or value; where `config.head_width` is 0, the heads share the width of the model."""
     return config.head_width or config.width // config.num_heads
 
 

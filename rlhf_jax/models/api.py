@@ -1,4 +1,4 @@
-"""What a decoder family provides: pure functions of plain params, with an explicit cache."""
+"""Interface of a decoder family: pure functions of plain params, with an explicit cache."""
 
 from typing import Any, Protocol
 
@@ -44,6 +44,11 @@ class Model(Protocol):
     """A decoder. Params are a nested dict of plain float32 arrays with one entry a layer."""
 
     @property
+    def family(self) -> str:
+        """Name of its file in `models/`, which says how published folders name its params."""
+        ...
+
+    @property
     def vocab_size(self) -> int: ...
 
     @property
@@ -51,12 +56,17 @@ class Model(Protocol):
 
     @property
     def dtype(self) -> str:
-        """Of products and hidden states: float32 or bfloat16."""
+        """Dtype of products and hidden states: float32 or bfloat16."""
         ...
 
     @property
     def remat(self) -> bool:
-        """Whether layers are computed again in the backward pass."""
+        """True where layers are computed again in the backward pass."""
+        ...
+
+    @property
+    def padding_id(self) -> int:
+        """The id at which a score is never read (see `rewards/learned.py`); -1: a score is read at any token."""
         ...
 
     def with_config(self, **changes: Any) -> "Model":

@@ -1,4 +1,4 @@
-"""What the decoder families share: norms, rotary positions, and attention with an explicit cache.
+"""Parts that the decoder families share: norms, rotary positions, and attention with an explicit cache.
 
 Everything between two dense layers is `[B*L, D]`: on a CPU a product of three-dimensional operands costs twice as much
 in its backward pass, and keeps the element-wise work around it from being split over cores. Norm statistics, rotary
@@ -30,11 +30,16 @@ def rotary_frequencies(rotary_dims: int, theta: float) -> np.ndarray:
     return theta ** (-np.arange(0, rotary_dims, 2) / rotary_dims)
 
 
-def rotary_tables(positions_BL: Array, frequencies: np.ndarray) -> tuple[Array, Array]:
-    """Cosines and sines, float32 `[B, L, len(frequencies)]`, of position times frequency."""
+def rotary_tables(
+    positions_BL: Array, frequencies: Sequence[float] | np.ndarray, scale: float = 1.0
+) -> tuple[Array, Array]:
+    """Cosines and sines, float32 `[B, L, len(frequencies)]`, of position times frequency, each times `scale`."""
     angles = positions_BL.astype(jnp.float32)[..., None] * jnp.asarray(frequencies, jnp.float32)[None, None]
+    cosine, sine = jnp.cos(angles), jnp.sin(angles)
+    if scale != 1.0:
+        cosine, sine = scale * cosine, scale * sine
     # A barrier, or XLA computes them anew inside every loop that reads them: for each layer, head, query and key.
-    return jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
+    return jax.lax.optimization_barrier((cosine, sine))
 
 
 def rotate(heads_BHLK: Array, tables: tuple[Array, Array]) -> Array:
@@ -151,7 +156,7 @@ def soft_cap(x: Array, cap: float) -> Array:
 
 
 def hide_columns(mask_BM: Array, num_queries: int, first_column: Array | np.ndarray | int, window: int = 0) -> Array:
-    """What is added to a query's scores, float32 `[B, L, M]`: 0 on columns that it sees, HIDDEN_SCORE on the others.
+    """Addends of a query's scores, float32 `[B, L, M]`: 0 on columns that it sees, HIDDEN_SCORE on the others.
 
     It sees columns that hold a token and are not after its own; with a window, of these the `window` last, its own among
     them. A row's tokens stand side by side, so that columns apart are positions apart.
@@ -217,7 +222,7 @@ class Head(nn.Module):
 
 
 def _is_empty(cache: Cache) -> bool:
-    """Whether a cache is known, at trace time, to hold nothing yet."""
+    """True where a cache is known, at trace time, to hold nothing yet."""
     return isinstance(cache.column, np.ndarray) and int(cache.column) == 0
 
 

@@ -25,7 +25,7 @@ from rlhf_jax.types import Array
 class Config(llama.Config):
     """The shape of a decoder. Defaults are those of the published `config.json` files; a cap or window of 0 is none."""
 
-    head_width: int = 256
+    head_width: int = 256  # of one query, key or value
     query_scalar: int = 256  # scores are divided by its root
     score_cap: float = 50.0
     logit_cap: float = 30.0
@@ -62,11 +62,12 @@ class Norm(nn.Module):
     eps: float
 
     @nn.compact
-    def __call__(self, x_AD: Array) -> Array:
-        weight = self.param("weight", nn.initializers.zeros, (x_AD.shape[-1],))
-        x = x_AD.astype(jnp.float32)
+    def __call__(self, inputs: Array) -> Array:
+        weight = self.param("weight", nn.initializers.zeros, (inputs.shape[-1],))
+        x = inputs.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        return (x * jax.lax.rsqrt(mean_square + self.eps) * (1.0 + weight)[None]).astype(x_AD.dtype)
+        scale = jnp.expand_dims(1.0 + weight, range(x.ndim - 1))
+        return (x * jax.lax.rsqrt(mean_square + self.eps) * scale).astype(inputs.dtype)
 
 
 class Layer(llama.Layer):
@@ -115,11 +116,16 @@ class Gemma2(llama.Llama):
     axes: ClassVar = LOGICAL_AXES
 
 
-def make(config: Config) -> Model:
-    """The model of a shape; frozen and hashable. Raises Refusal where the numbers do not fit together."""
+def check(config: Config) -> None:
+    """Raises Refusal, naming the value, where the numbers do not fit together."""
     llama.check(config)
     if config.query_scalar < 1:
         raise Refusal(f"query_scalar is {config.query_scalar}; accepted: at least 1")
     if config.attention != "xla" and config.score_cap:
         raise Refusal(f"attention is {config.attention!r}, which cannot cap scores; accepted with score_cap: xla")
+
+
+def make(config: Config) -> Model:
+    """The model of a shape; frozen and hashable. Raises Refusal where the numbers do not fit together."""
+    check(config)
     return Gemma2(config)

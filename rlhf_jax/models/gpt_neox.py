@@ -35,6 +35,7 @@ class Config:
     remat: bool = False  # each layer is computed again in the backward pass, so that only its inputs are kept
     attention: str = "xla"  # xla, dot_product, cudnn: see `blocks.attend`
     init_scale: float = 1.0  # on the first deviations of embedding, head and what reads the residual
+    padding_id: int = -1  # a reward model's score is never read at this id, as its trainer may have it; -1: at any
 
     @property
     def num_kv_heads(self) -> int:
@@ -103,9 +104,13 @@ class Layer(nn.Module):
         self.dense_4h_to_h = nn.Dense(config.width, dtype=config.dtype, kernel_init=back)
 
     def heads(self, x_AD: Array, tables: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-        """Queries, keys and values `[B, H, L, K]` of normed inputs `[B*L, D]`."""
+        """Queries, keys and values `[B, H, L, K]` of the residual `[B*L, D]`."""
         B, L = tables[0].shape[:2]
-        fused = self.query_key_value(x_AD).reshape(B, L, self.config.num_heads, 3, -1).transpose(3, 0, 2, 1, 4)
+        fused = (
+            self.query_key_value(self.input_layernorm(x_AD))
+            .reshape(B, L, self.config.num_heads, 3, -1)
+            .transpose(3, 0, 2, 1, 4)
+        )
         return blocks.rotate(fused[0], tables), blocks.rotate(fused[1], tables), fused[2]
 
     def attend(self, queries_BHLK: Array, keys_BHMK: Array, values_BHMK: Array, hide_BLM: Array) -> Array:

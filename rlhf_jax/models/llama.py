@@ -2,20 +2,18 @@
 
     x <- x + attention(rmsnorm_1(x));   x <- x + down(silu(gate(y)) * up(y)),  y = rmsnorm_2(x)
 
-without biases, with rotary positions on whole heads, whose slow frequencies are stretched for long contexts. Params are
-named and laid out as in the published checkpoints (kernels transposed). Mistral, Qwen and Gemma are this decoder with
-changes: each of their files is what differs.
+without biases, with rotary positions on whole heads, whose slow frequencies are stretched for long contexts (`_rotary.py`).
+Params are named and laid out as in the published checkpoints (kernels transposed). Mistral, Qwen, Gemma, OLMo, SmolLM and Phi
+are this decoder with changes: each of their files is what differs.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
-import numpy as np
 from flax import linen as nn
 
-from rlhf_jax.models import _decoder, blocks
+from rlhf_jax.models import _decoder, _rotary, blocks
 from rlhf_jax.models.api import Cache, Model
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
@@ -25,7 +23,7 @@ from rlhf_jax.types import Array
 class Config:
     """The shape of a decoder. Defaults are of Llama 3's published `config.json` files; scaling factor 1 is none.
 
-    `rope_scaling` "linear" divides every frequency by the factor, "llama3" the slow ones alone (see `frequencies`).
+    `rope_scaling` is a name of `_rotary.SCALINGS`, which also says what the other numbers mean to it.
     """
 
     vocab_size: int
@@ -41,16 +39,23 @@ class Config:
     rope_low_frequency_factor: float = 1.0
     rope_high_frequency_factor: float = 4.0
     rope_original_max_positions: int = 8192
+    rope_attention_factor: float = 1.0  # yarn: on cosines and sines
+    rope_truncate: bool = True  # yarn: the two indices of the ramp are whole numbers
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
     dtype: str = "float32"
     remat: bool = False  # each layer is computed again in the backward pass, so that only its inputs are kept
     attention: str = "xla"  # xla, dot_product, cudnn: see `blocks.attend`
     init_scale: float = 1.0  # on the first deviations of embedding, head and what reads the residual
+    padding_id: int = -1  # a reward model's score is never read at this id, as its trainer may have it; -1: at any
 
     def window(self, layer: int) -> int:
-        """How many columns a query of this layer sees at most, its own among them; 0 is all."""
+        """Number of columns that a query of this layer sees at most, its own among them; 0 is all."""
         return 0
+
+    def rotary(self, layer: int) -> _rotary.Rotary:
+        """The rotary positions of this layer."""
+        return _rotary.stretched(self, _decoder.head_width(self))
 
 
 # vocab_size 0 is to be replaced by the tokenizer's. Published shapes: Meta's config.json of Llama 3.1 and 3.2.
@@ -62,8 +67,6 @@ PRESETS: dict[str, Config] = {
     "llama-3.2-3b": Config(128256, 3072, 28, 24, 8, 8192, rope_scaling_factor=32.0, tie_embeddings=True),
     "llama-3.1-8b": Config(128256, 4096, 32, 32, 8, 14336, rope_scaling_factor=8.0),
 }
-
-ROPE_SCALINGS = ("linear", "llama3")
 
 LOGICAL_AXES = {
     "embed_tokens/embedding": ("vocab", "embed"),
@@ -81,26 +84,12 @@ LOGICAL_AXES = {
 }
 
 
-def frequencies(config: Config) -> np.ndarray:
-    """Rotary frequencies, under "llama3" those of wavelength beyond the original context divided by the scaling factor.
-
-    Between wavelengths of context / high_frequency_factor and context / low_frequency_factor the divided and the plain
-    frequency are mixed linearly in context / wavelength.
-    """
-    plain = blocks.rotary_frequencies(_decoder.head_width(config), config.rope_theta)
-    if config.rope_scaling == "linear":
-        return plain / config.rope_scaling_factor
-    turns = config.rope_original_max_positions * plain / (2 * math.pi)  # of a frequency within the original context
-    low, high = config.rope_low_frequency_factor, config.rope_high_frequency_factor
-    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return plain * (kept + (1.0 - kept) / config.rope_scaling_factor)
-
-
 class Layer(nn.Module):
     """Attention, then feed-forward."""
 
     config: Any
     norm_type: ClassVar[type[nn.Module]] = blocks.RMSNorm
+    norm_before: ClassVar[bool] = True  # a norm on what attention reads of the residual
     qkv_bias: ClassVar[bool] = False
 
     def setup(self) -> None:
@@ -111,7 +100,8 @@ class Layer(nn.Module):
         def dense(features: int, init: nn.initializers.Initializer = grow, bias: bool = False) -> nn.Dense:
             return nn.Dense(features, use_bias=bias, dtype=config.dtype, kernel_init=init)
 
-        self.input_layernorm = self.norm_type(config.norm_eps)
+        if self.norm_before:
+            self.input_layernorm = self.norm_type(config.norm_eps)
         self.q_proj = dense(config.num_heads * head_width, bias=self.qkv_bias)
         self.k_proj = dense(config.num_kv_heads * head_width, bias=self.qkv_bias)
         self.v_proj = dense(config.num_kv_heads * head_width, bias=self.qkv_bias)
@@ -122,20 +112,25 @@ class Layer(nn.Module):
         self.down_proj = dense(config.width, back)
 
     def heads(self, x_AD: Array, tables: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-        """Queries `[B, H, L, K]`, keys and values `[B, J, L, K]` of normed inputs `[B*L, D]`."""
+        """Queries `[B, H, L, K]`, keys and values `[B, J, L, K]` of the residual `[B*L, D]`."""
         B, L = tables[0].shape[:2]
+        x_AD = self.input_layernorm(x_AD) if self.norm_before else x_AD
 
         def split(x: Array, num_heads: int) -> Array:
             return x.reshape(B, L, num_heads, -1).transpose(0, 2, 1, 3)
 
-        queries = split(self.q_proj(x_AD), self.config.num_heads)
-        keys = split(self.k_proj(x_AD), self.config.num_kv_heads)
+        queries_AX, keys_AX = self.norm_projected(self.q_proj(x_AD), self.k_proj(x_AD))
+        queries, keys = split(queries_AX, self.config.num_heads), split(keys_AX, self.config.num_kv_heads)
         queries, keys = self.norm_heads(queries, keys)
         values = split(self.v_proj(x_AD), self.config.num_kv_heads)
         return blocks.rotate(queries, tables), blocks.rotate(keys, tables), values
 
+    def norm_projected(self, queries_AX: Array, keys_AX: Array) -> tuple[Array, Array]:
+        """Norms queries `[B*L, H*K]` and keys `[B*L, J*K]` before they are split into heads, where a family does."""
+        return queries_AX, keys_AX
+
     def norm_heads(self, queries_BHLK: Array, keys_BJLK: Array) -> tuple[Array, Array]:
-        """What is done to queries and keys before they turn."""
+        """Norms queries and keys head by head before they turn, where a family does."""
         return queries_BHLK, keys_BJLK
 
     def attend(self, queries_BHLK: Array, keys_BJMK: Array, values_BJMK: Array, hide_BLM: Array) -> Array:
@@ -173,12 +168,15 @@ class Network(nn.Module):
         self, tokens_BL: Array, positions_BL: Array, mask_BL: Array, cache: Cache | None = None
     ) -> tuple[Array, Cache | None]:
         config, (B, L) = self.config, tokens_BL.shape
-        tables = blocks.rotary_tables(positions_BL, frequencies(config))
+        _rotary.check_length(config, L if cache is None else cache.mask_BM.shape[1])
+        turns = [config.rotary(index) for index in range(config.num_layers)]
+        tables = {turn: blocks.rotary_tables(positions_BL, *turn) for turn in dict.fromkeys(turns)}
         windows = [config.window(index) for index in range(config.num_layers)]
         hidden = {window: blocks.see(mask_BL, cache, window) for window in sorted(set(windows))}
         x_AD, kept = self.embed(tokens_BL.reshape(B * L)), []
         for index, layer in enumerate(self.layer):
-            x_AD, kept_here = _decoder.run_layer(layer, index, x_AD, tables, hidden[windows[index]][1], cache)
+            hide_BLM = hidden[windows[index]][1]
+            x_AD, kept_here = _decoder.run_layer(layer, index, x_AD, tables[turns[index]], hide_BLM, cache)
             kept.append(kept_here)
         hidden_BLD = self.norm(x_AD).reshape(B, L, config.width)
         if self.is_initializing():
@@ -194,13 +192,10 @@ class Network(nn.Module):
         return self.lm_head(hidden)
 
 
-def check(config: Config) -> None:
+def check(config: Config, scalings: tuple[str, ...] = _rotary.SCALINGS) -> None:
     """Raises Refusal, naming the value, where the numbers do not fit together."""
     _decoder.check_shape(config)
-    if config.rope_scaling not in ROPE_SCALINGS:
-        raise Refusal(f"rope_scaling is {config.rope_scaling!r}; accepted: {', '.join(ROPE_SCALINGS)}")
-    if config.rope_scaling_factor <= 0:
-        raise Refusal(f"rope_scaling_factor is {config.rope_scaling_factor}; accepted: above 0, and 1 for none")
+    _rotary.check(config, scalings)
     if (narrowest := min(map(config.window, range(config.num_layers)), default=0)) < 0:
         raise Refusal(f"sliding_window is {narrowest}; accepted: columns, and 0 for none")
 

@@ -28,7 +28,12 @@ PRESETS: dict[str, Config] = {
 LOGICAL_AXES = llama.LOGICAL_AXES
 
 
+@dataclass(frozen=True)
+class Mistral(llama.Llama):
+    """`Model` of this family: Llama's network, whose windows the config gives."""
+
+
 def make(config: Config) -> Model:
     """The model of a shape; frozen and hashable. Raises Refusal where the numbers do not fit together."""
     llama.check(config)
-    return llama.Llama(config)
+    return Mistral(config)

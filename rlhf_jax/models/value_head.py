@@ -27,6 +27,11 @@ class ValueModel:
     def vocab_size(self) -> int:
         return self.backbone.vocab_size
 
+    @property
+    def padding_id(self) -> int:
+        """The id at which a score is never read; -1: a score is read at any token."""
+        return self.backbone.padding_id
+
     def with_config(self, **changes: Any) -> "ValueModel":
         """On a backbone with other values in its config; see `models/api.py`."""
         return ValueModel(self.backbone.with_config(**changes))

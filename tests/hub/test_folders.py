@@ -1,106 +1,35 @@
-"""Checkpoint folders: read as published, in shards, written so that transformers reads them; what is broken is told."""
+"""Checkpoint folders: read as transformers reads them, in shards; what holds another model than it seems is told."""
 
 import json
-import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 
 from rlhf_jax.hub import export, folders, layouts
-from rlhf_jax.jobs import _hub
 from rlhf_jax.models.value_head import ValueModel
-from rlhf_jax.ops.masked import positions_from_mask
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import sharding
 from tests import tiny
 
+from . import published
+from .published import check_equal, configure, copied, load, ours, read_classifier, rewrite, theirs
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-SHAPE = {"vocab_size": 11, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-CONFIGS = {
-    "gpt_neox": lambda: transformers.GPTNeoXConfig(**SHAPE, bos_token_id=0, eos_token_id=1),
-    "llama": lambda: transformers.LlamaConfig(**SHAPE, num_key_value_heads=1, bos_token_id=0, eos_token_id=1),
-    "gemma2": lambda: transformers.Gemma2Config(
-        **SHAPE, num_key_value_heads=1, head_dim=8, bos_token_id=0, eos_token_id=1, pad_token_id=2
-    ),
-}
-
-
-def random_torch(model):
-    """The model with every parameter drawn anew, norms and biases too."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator) + (parameter.ndim == 1)
-    return model.eval()
-
-
-@pytest.fixture(scope="module", params=CONFIGS)
-def published(request, tmp_path_factory):
-    """A published folder of a decoder: its path and transformers' model."""
-    path = tmp_path_factory.mktemp(request.param)
-    model = random_torch(transformers.AutoModelForCausalLM.from_config(CONFIGS[request.param]()))
-    model.save_pretrained(path)
-    return path, model
+CLASSIFIER = "AutoModelForSequenceClassification"
 
 
 @pytest.fixture(scope="module")
 def neox(tmp_path_factory):
-    path = tmp_path_factory.mktemp("neox")
-    random_torch(transformers.AutoModelForCausalLM.from_config(CONFIGS["gpt_neox"]())).save_pretrained(path)
-    return path
+    return published.write(tmp_path_factory.mktemp("neox") / "folder", "gpt_neox")
 
 
-def one_device(model):
-    return sharding.params_shardings(model, jax.eval_shape(model.init, jax.random.key(0)), tiny.make_mesh((1, 1, 1)))
-
-
-def load(path, dtype="float32"):
-    folder = folders.Folder(path)
-    model = _hub.model_of(folder)
-    return model, folders.load(folder, model, one_device(model), dtype)
-
-
-def check_equal(one, other):
-    one, other = flatten_dict(one), flatten_dict(other)
-    assert one.keys() == other.keys()
-    for path, array in one.items():
-        np.testing.assert_array_equal(np.asarray(array), np.asarray(other[path]), err_msg="/".join(path))
-
-
-def test_logits_are_those_of_transformers(published):
-    path, theirs = published
-    model, params = load(path)
-    tokens_BL = np.array([[3, 4, 5, 6, 7], [3, 9, 10, 2, 8]])
-    mask_BL = jnp.ones((2, 5), bool)
-    hidden, _ = jax.jit(model.apply)(params, jnp.asarray(tokens_BL), positions_from_mask(mask_BL), mask_BL)
-    with torch.no_grad():
-        expected = theirs(torch.tensor(tokens_BL)).logits.numpy()
-    np.testing.assert_allclose(np.asarray(model.head(params, hidden)), expected, atol=1e-4, rtol=1e-4)
-
-
-def test_exported_then_read_by_transformers_then_imported_is_bitwise(published, tmp_path):
-    path, theirs = published
-    model, params = load(path)
-    export.save(tmp_path / "out", model, params, token_ids={"eos_token_id": 1, "pad_token_id": 2})
-    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert type(again) is type(theirs)
-    for name, tensor in theirs.state_dict().items():
-        np.testing.assert_array_equal(again.state_dict()[name].numpy(), tensor.numpy(), err_msg=name)
-    again.save_pretrained(tmp_path / "again")
-    check_equal(load(tmp_path / "again")[1], params)
-
-
-def test_several_files_are_written_and_read(neox, tmp_path):
-    model, params = load(neox)
-    export.save(tmp_path / "out", model, params, token_ids={}, max_file_bytes=4000)
-    assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 2
-    assert not (tmp_path / "out" / folders.SINGLE).exists()
-    check_equal(load(tmp_path / "out")[1], params)
-    transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory):
+    return published.write(tmp_path_factory.mktemp("tied") / "folder", "qwen3")
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 2, 4)])
@@ -117,6 +46,14 @@ def test_sharded_reading_is_the_same_and_reads_only_the_shards(neox, shape, monk
     assert max(array.size for array in read) <= 16 * 3 * 16 // 4  # of query_key_value, the largest, a quarter or less
 
 
+def test_sharded_reading_of_rows_of_a_larger_tensor(tmp_path):
+    """Queries, keys and values of one published matrix, each cut over the same devices."""
+    path = published.write(tmp_path / "phi", "phi3")
+    model, params = load(path)
+    layout = sharding.params_shardings(model, jax.eval_shape(model.init, jax.random.key(0)), tiny.make_mesh((1, 2, 4)))
+    check_equal(folders.load(folders.Folder(path), model, layout), params)
+
+
 def test_half_precision_is_widened_and_can_be_kept(neox, tmp_path):
     model, params = load(neox)
     export.save(tmp_path / "half", model, params, token_ids={}, dtype="bfloat16")
@@ -127,118 +64,134 @@ def test_half_precision_is_widened_and_can_be_kept(neox, tmp_path):
     check_equal(load(tmp_path / "half", "bfloat16")[1], rounded)
 
 
+def own_head(tensors) -> None:
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"][::-1].copy()
+
+
+def test_a_head_of_its_own_is_read_though_config_ties_it(tied, tmp_path):
+    """Read as in transformers 5, and exported with a head and not tied."""
+    path = copied(tied, tmp_path)
+    rewrite(path, own_head)
+    np.testing.assert_allclose(ours(path), theirs(path), atol=1e-4)
+    assert np.abs(ours(path) - ours(tied)).max() > 0.1
+    model, params = load(path)
+    export.save(tmp_path / "out", model, params, token_ids={}, model_from=folders.Folder(path))
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
+    np.testing.assert_array_equal(theirs(tmp_path / "out"), theirs(path))
+
+
+def test_a_copy_of_the_embeddings_is_a_tied_head(tied, tmp_path):
+    path = copied(tied, tmp_path)
+    rewrite(path, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].copy()}))
+    assert folders.Folder(path).model_config.tie_embeddings
+    check_equal(load(path)[1], load(tied)[1])
+
+
+def test_a_head_is_compared_to_its_last_row_and_again_when_the_file_changes(tied, tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "ROWS_AT_ONCE", 4)
+    path = copied(tied, tmp_path)
+    rewrite(path, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].copy()}))
+    assert folders.Folder(path).model_config.tie_embeddings
+
+    def change_the_last(tensors) -> None:
+        tensors["lm_head.weight"] = tensors["lm_head.weight"].copy()
+        tensors["lm_head.weight"][-1, -1] += 1
+
+    rewrite(path, change_the_last)
+    assert not folders.Folder(path).model_config.tie_embeddings
+
+
+def test_a_head_that_is_missing_tells_of_the_key_that_ties_it(neox, tmp_path):
+    path = copied(neox, tmp_path)
+    rewrite(path, lambda tensors: tensors.pop("embed_out.weight"))
+    with pytest.raises(ValueError, match=r"lacks 1 .*embed_out.weight; a head that is tied wants tie_word_embeddings"):
+        load(path)
+
+
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
-    """A published reward model: its path and transformers' model, whose pad is no token of the rows below."""
-    path = tmp_path_factory.mktemp("classifier")
-    config = CONFIGS["gpt_neox"]()
-    config.num_labels, config.pad_token_id = 1, 2
-    model = random_torch(transformers.AutoModelForSequenceClassification.from_config(config))
-    model.save_pretrained(path)
-    return path, model
+    """A published reward model whose pad is no token of the rows below."""
+    return published.write(tmp_path_factory.mktemp("classifier") / "folder", "gpt_neox", CLASSIFIER, num_labels=1)
 
 
-def read_classifier(path):
-    model = _hub.classifier(str(path))
-    return model, _hub.load_classifier(str(path), model, tiny.make_mesh((1, 1, 1)))
+def scores(path, tokens_BL, mask_BL) -> np.ndarray:
+    model, params = read_classifier(path)
+    score = jax.jit(lambda *inputs: learned.score_tokens(model, *inputs))
+    return np.asarray(score(params, jnp.asarray(tokens_BL), jnp.asarray(mask_BL)))
 
 
 def test_scores_are_those_of_the_sequence_classifier(classifier):
-    path, theirs = classifier
-    model, params = read_classifier(path)
-    assert isinstance(model, ValueModel)
+    assert isinstance(read_classifier(classifier)[0], ValueModel)
     tokens_BL = np.array([[3, 4, 5, 1, 2], [3, 9, 1, 2, 2], [5, 6, 7, 8, 9]])
-    mask_BL = tokens_BL != 2
-    with torch.no_grad():
-        expected = theirs(torch.tensor(tokens_BL), attention_mask=torch.tensor(mask_BL)).logits[:, 0].numpy()
-    score_B = learned.score_tokens(model, params, jnp.asarray(tokens_BL), jnp.asarray(mask_BL))
-    np.testing.assert_allclose(np.asarray(score_B), expected, atol=1e-5)
+    expected = theirs(classifier, tokens_BL, CLASSIFIER)[:, 0]
+    np.testing.assert_allclose(scores(classifier, tokens_BL, tokens_BL != 2), expected, atol=1e-5)
 
 
-def test_an_exported_reward_model_is_read_by_transformers(classifier, tmp_path):
-    path, theirs = classifier
-    model, params = read_classifier(path)
-    export.save(tmp_path / "out", model.backbone, params, token_ids={"pad_token_id": 2})
-    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
-    assert again.config.num_labels == 1
-    for name, tensor in theirs.state_dict().items():
-        np.testing.assert_array_equal(again.state_dict()[name].numpy(), tensor.numpy(), err_msg=name)
-    check_equal(read_classifier(tmp_path / "out")[1], params)
+@pytest.mark.parametrize("name", ["llama", "gemma3", "phi3"])
+@pytest.mark.parametrize("changes", [{"pad_token_id": 1}, {}], ids=["pad is the EOS", "a pad of its own"])
+def test_scores_are_read_where_the_trainer_read_them(name, changes, tmp_path):
+    """transformers reads the last token that is not pad_token_id, of which our mask knows nothing."""
+    path = published.write(tmp_path / "in", name, CLASSIFIER, num_labels=1, **changes)
+    rows = np.array([[5, 6, 7, 8, 1], [5, 1, 7, 1, 1], [5, 6, 7, 8, 9]])
+    expected = theirs(path, rows, CLASSIFIER)[:, 0]
+    np.testing.assert_allclose(scores(path, rows, np.ones(rows.shape, bool)), expected, atol=1e-5)
 
 
-def test_a_bias_of_the_score_survives(classifier, tmp_path):
-    model, params = read_classifier(classifier[0])
-    params["value_head"]["bias"] = jnp.array([0.25])
-    export.save(tmp_path / "out", model.backbone, params, token_ids={"pad_token_id": 2})
-    assert read_classifier(tmp_path / "out")[1]["value_head"]["bias"] == 0.25
+def test_an_absent_padding_is_the_family_s_and_null_is_none(tmp_path):
+    path = published.write(tmp_path / "in", "gemma3", CLASSIFIER, num_labels=1)
+    assert folders.Folder(path).model_config.padding_id == 2
+    for pad, expected in ((None, 0), (1, 1), (-1, -1)):
+        assert folders.Folder(configure(path, pad_token_id=pad)).model_config.padding_id == expected
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"pad_token_id": None}))
+    assert folders.Folder(path).model_config.padding_id == -1
+    with pytest.raises(ValueError, match=r"config.json: pad_token_id is '0'; accepted: an id or null"):
+        folders.Folder(configure(path, pad_token_id="0"))
 
 
-def copied(folder, tmp_path):
-    return shutil.copytree(folder, tmp_path / "copy")
+def test_a_decoder_is_read_at_any_token(neox):
+    assert folders.Folder(neox).model_config.padding_id == -1
 
 
-def rewrite(path, change):
-    """The folder with its tensors changed."""
-    from safetensors.numpy import load_file, save_file
-
-    tensors = load_file(path / folders.SINGLE)
-    change(tensors)
-    save_file(tensors, path / folders.SINGLE)
+def test_a_decoder_is_no_reward_model(neox):
+    with pytest.raises(ValueError, match=r"has no tensor 'score.weight': it is no reward model"):
+        read_classifier(neox)
 
 
-def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match=r"no checkpoint folder '.*nowhere'; it should hold config.json"):
-        folders.Folder(tmp_path / "nowhere")
+@pytest.mark.parametrize("changes", [{}, {"architectures": ["GPTNeoXForCausalLM"]}, {"architectures": None}])
+def test_a_reward_model_is_no_policy(classifier, tmp_path, changes):
+    path = configure(copied(classifier, tmp_path), **changes)
+    with pytest.raises(
+        ValueError, match=r"is a reward model .*, and no policy; accepted: a folder of GPTNeoXForCausalLM"
+    ):
+        load(path)
 
 
-def test_a_folder_without_config(tmp_path):
-    with pytest.raises(ValueError, match=r"config.json is missing"):
-        folders.Folder(tmp_path)
+def test_a_reward_model_of_several_labels(classifier, tmp_path):
+    path = copied(classifier, tmp_path)
+    rewrite(path, lambda tensors: tensors.update({"score.weight": np.ones((2, 16), np.float32)}))
+    with pytest.raises(ValueError, match=r"score.weight has shape \[2, 16\]; accepted: one label, \[1, 16\]"):
+        read_classifier(path)
+
+
+def test_a_classifier_of_tokens_is_refused_when_it_is_opened(classifier, tmp_path):
+    path = configure(copied(classifier, tmp_path), architectures=["GPTNeoXForTokenClassification"])
+    rewrite(path, lambda tensors: tensors.update({"score.bias": np.zeros(1, np.float32)}))
+    with pytest.raises(ValueError, match=r"a token classifier \(a process reward model\)"):
+        folders.Folder(path)
 
 
 def test_a_config_that_is_not_json(neox, tmp_path):
     path = copied(neox, tmp_path)
     (path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json is not JSON"):
+    with pytest.raises(ValueError, match=r"config.json: .* is not JSON .*; accepted: a JSON object"):
         folders.Folder(path)
 
 
 def test_an_architecture_that_is_unknown(neox, tmp_path):
     path = copied(neox, tmp_path)
     (path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ValueError, match=r"config.json: .*bert"):
-        folders.Folder(path)
-
-
-def test_missing_weights_tell_what_lies_there_instead(neox, tmp_path):
-    path = copied(neox, tmp_path)
-    (path / folders.SINGLE).rename(path / "pytorch_model.bin")
-    with pytest.raises(
-        ValueError, match=r"model.safetensors is missing; there is pytorch_model.bin, which is not read"
-    ):
-        folders.Folder(path)
-
-
-def test_a_truncated_file(neox, tmp_path):
-    path = copied(neox, tmp_path)
-    whole = (path / folders.SINGLE).read_bytes()
-    (path / folders.SINGLE).write_bytes(whole[:-10])
-    with pytest.raises(ValueError, match=r"model.safetensors is not a whole safetensors file .*: download it again"):
-        folders.Folder(path)
-
-
-def test_a_file_of_several_that_is_missing(neox, tmp_path):
-    model, params = load(neox)
-    export.save(tmp_path / "out", model, params, token_ids={}, max_file_bytes=4000)
-    sorted((tmp_path / "out").glob("model-*.safetensors"))[1].unlink()
-    with pytest.raises(ValueError, match=r"safetensors is missing: download"):
-        folders.Folder(tmp_path / "out")
-
-
-def test_an_index_that_puts_a_tensor_where_it_is_not(neox, tmp_path):
-    path = copied(neox, tmp_path)
-    (path / folders.INDEX).write_text(json.dumps({"weight_map": {"no.such.tensor": folders.SINGLE}}))
-    with pytest.raises(ValueError, match=r"lacks the tensor 'no.such.tensor'"):
+    with pytest.raises(ValueError, match=r"config.json: model_type is 'bert': an encoder, no causal decoder; accepted"):
         folders.Folder(path)
 
 
@@ -246,6 +199,19 @@ def test_a_missing_tensor(neox, tmp_path):
     path = copied(neox, tmp_path)
     rewrite(path, lambda tensors: tensors.pop("gpt_neox.layers.1.mlp.dense_4h_to_h.bias"))
     with pytest.raises(ValueError, match=r"lacks 1 tensor\(s\) of gpt_neox: gpt_neox.layers.1.mlp.dense_4h_to_h.bias"):
+        load(path)
+
+
+def test_tensors_under_other_names(neox, tmp_path):
+    """Names that a compiled or a wrapped model saves."""
+    path = copied(neox, tmp_path)
+
+    def prefix(tensors) -> None:
+        for name in list(tensors):
+            tensors[f"_orig_mod.{name}"] = tensors.pop(name)
+
+    rewrite(path, prefix)
+    with pytest.raises(ValueError, match=r"lacks 28 tensor\(s\) .*\.\.\., and holds _orig_mod.embed_out.weight, "):
         load(path)
 
 
@@ -277,34 +243,22 @@ def test_a_shape_that_is_not_the_config_s(neox, tmp_path):
 def test_numbers_that_are_not_floating(neox, tmp_path):
     path = copied(neox, tmp_path)
     rewrite(path, lambda tensors: tensors.update({"embed_out.weight": np.ones((11, 16), np.int8)}))
-    with pytest.raises(ValueError, match=r"'embed_out.weight' has dtype I8; accepted: F64, F32, F16, BF16"):
+    with pytest.raises(
+        ValueError, match=r"'embed_out.weight' has dtype I8; accepted: F64, F32, F16, BF16: a quantised"
+    ):
         load(path)
 
 
-def test_a_decoder_is_no_reward_model(neox):
-    with pytest.raises(ValueError, match=r"has no tensor 'score.weight': it is no reward model"):
-        read_classifier(neox)
-
-
-def test_an_export_never_looks_finished_before_it_is(neox, tmp_path, monkeypatch):
-    model, params = load(neox)
-
-    def fail(*_):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(export, "_write_tensors", fail)
-    with pytest.raises(OSError, match="No space left"):
-        export.save(tmp_path / "out", model, params, token_ids={})
-    assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match="is missing"):
-        folders.Folder(tmp_path / "out.partial")
-
-
-def test_an_export_does_not_write_over_anything(neox, tmp_path):
-    model, params = load(neox)
-    (tmp_path / "out").mkdir()
-    with pytest.raises(ValueError, match="is there already"):
-        export.save(tmp_path / "out", model, params, token_ids={})
+def test_what_cannot_be_loaded_is_told_without_reading_a_tensor(neox, classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "_part", lambda *_: pytest.fail("a tensor was read"))
+    path = copied(neox, tmp_path)
+    rewrite(path, lambda tensors: tensors.pop("embed_out.weight"))
+    folders.check_decoder(folders.Folder(neox))
+    folders.check_classifier(folders.Folder(classifier))
+    with pytest.raises(ValueError, match=r"lacks 1 tensor"):
+        folders.check_decoder(folders.Folder(path))
+    with pytest.raises(ValueError, match=r"no reward model"):
+        folders.check_classifier(folders.Folder(neox))
 
 
 def test_every_param_has_one_published_tensor(neox):

@@ -37,18 +37,13 @@ def random_params(model: Model, seed: int) -> dict:
 
 
 def config_of(name: str, **changes: object):
-    """The quickstart's shape with 11 tokens, one layer where Llama's two are the same.
-
-    Gemma's windows, of every other layer, end within the battery's rows.
-    """
-    own = (
-        {"sliding_window": 3}
-        if name == "gemma2"
-        else {"num_layers": 1}
-        if name in ("mistral", "qwen2", "qwen3")
-        else {}
-    )
-    return dataclasses.replace(plugins.find("models", name).PRESETS["quickstart"], vocab_size=V, **(own | changes))
+    """The quickstart's shape with 11 tokens, one layer where all are alike and Llama has two; windows end within the rows."""
+    own = {
+        **{family: {"num_layers": 1} for family in ("mistral", "qwen2", "qwen3", "olmo2", "phi3")},
+        **{family: {"sliding_window": 3} for family in ("gemma2", "gemma3", "olmo3")},
+    }
+    preset = plugins.find("models", name).PRESETS["quickstart"]
+    return dataclasses.replace(preset, vocab_size=V, **(own.get(name, {}) | changes))
 
 
 def quick_jit(function):

@@ -1,4 +1,4 @@
-"""What every decoder family computes, tested on each file of `models/` that has presets."""
+"""Tests of what every decoder family computes, on each file of `models/` that has presets."""
 
 import dataclasses
 
@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax import plugins
 from rlhf_jax.ops.masked import positions_from_mask
 
-from .families import FAMILIES, Family, V, quick_jit
+from .families import FAMILIES, Family, V, config_of, quick_jit
 
 B, L = 3, 7
 PADS = (0, 2, 5)
@@ -26,8 +27,16 @@ def hidden_of(family: Family, tokens_BL: jax.Array, mask_BL: jax.Array) -> np.nd
 
 
 def test_walks_all_families():
-    assert {"gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma2"} <= set(FAMILIES)
+    older = {"gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma2"}
+    assert older | {"gemma3", "olmo2", "olmo3", "smollm3", "phi3"} <= set(FAMILIES)
     assert not {"blocks", "value_head"} & set(FAMILIES)
+
+
+def test_a_model_knows_its_family():
+    """Its file, though families share classes: an export is named by it."""
+    assert {name: plugins.find("models", name).make(config_of(name)).family for name in FAMILIES} == {
+        name: name for name in FAMILIES
+    }
 
 
 def test_prefill_is_the_full_forward(family):

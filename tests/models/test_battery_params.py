@@ -1,4 +1,4 @@
-"""What every decoder family says of its params: axes, draws, shapes of the presets, refusals."""
+"""Params of every decoder family: axes, draws, shapes of the presets, refusals."""
 
 import dataclasses
 

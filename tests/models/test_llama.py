@@ -1,6 +1,5 @@
-"""Llama against a naive float64 forward pass, the published numbers of params and hand-worked stretched frequencies."""
+"""Llama against a naive float64 forward pass, and the published numbers of params."""
 
-import dataclasses
 import math
 
 import jax
@@ -35,31 +34,13 @@ SMALL = llama.Config(
 )
 
 
-def test_stretched_frequencies_by_hand():
-    """K = 6, theta 100, context 20, factors 1 and 4, scaling 8.
-
-    Plain: 1, 100^(-1/3) = 0.2154435, 100^(-2/3) = 0.0464159. Turns in 20 positions: 3.1830989, 0.6857780, 0.1477463.
-    Kept = (turns - 1) / 3 in 0 ... 1: 0.7276996, 0, 0. So: 0.7276996 + 0.2723004 / 8 = 0.7617371, and the rest / 8.
-    """
-    expected = [0.7617371, 0.2154435 / 8, 0.0464159 / 8]
-    np.testing.assert_allclose(llama.frequencies(SMALL), expected, rtol=1e-5)
-
-
-def test_published_frequencies_keep_the_fast_and_divide_the_slow():
-    config = llama.PRESETS["llama-3.2-1b"]
-    ratio = llama.frequencies(config) / 500_000.0 ** (-np.arange(0, 64, 2) / 64)
-    assert ratio[0] == 1.0
-    assert ratio[-1] == pytest.approx(1 / 32)
-    assert ((ratio > 1 / 32) & (ratio < 1)).sum() == 3  # wavelengths between 2048 and 8192: dimensions 15, 16 and 17
-
-
 def rms_norm(x, p):
     return x / math.sqrt((x**2).mean() + 1e-5) * p["scale"]
 
 
 def turn(head, position):
     head, half = head.copy(), len(head) // 2
-    for i, frequency in enumerate(llama.frequencies(SMALL)):
+    for i, frequency in enumerate(SMALL.rotary(0).frequencies):
         angle, a, b = position * frequency, head[i], head[i + half]
         head[i], head[i + half] = a * math.cos(angle) - b * math.sin(angle), b * math.cos(angle) + a * math.sin(angle)
     return head
@@ -110,24 +91,7 @@ def test_make_refuses_heads_that_do_not_group():
         llama.make(llama.Config(11, 24, 1, 4, 3, 13))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'; accepted: linear, llama3"),
-        ({"rope_scaling_factor": 0.0}, "rope_scaling_factor is 0.0; accepted: above 0"),
-    ],
-)
-def test_make_refuses_frequencies_that_are_not_computed(changes, message):
-    with pytest.raises(ValueError, match=message):
-        llama.make(dataclasses.replace(SMALL, **changes))
-
-
 def test_make_refuses_a_negative_window():
     config = mistral.Config(11, 24, 1, 4, 2, 13, sliding_window=-1)
     with pytest.raises(ValueError, match="sliding_window is -1; accepted: columns, and 0 for none"):
         mistral.make(config)
-
-
-def test_linear_scaling_divides_every_frequency():
-    config = dataclasses.replace(SMALL, rope_scaling="linear")
-    np.testing.assert_allclose(llama.frequencies(config) * 8, [1.0, 0.2154435, 0.0464159], rtol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from rlhf_jax import plugins
-from rlhf_jax.hub import layouts
+from rlhf_jax.hub import export, layouts, published_configs, published_families
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -41,6 +41,19 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 20,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}
+GEMMA3 = GROUPED | {"head_dim": 10, "query_pre_attn_scalar": 3, "sliding_window": 3, "num_hidden_layers": 3}
+GEMMA3 |= {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+OLMO3 = GROUPED | {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}
+
+
+def of_layers(theta: float, local_theta: float, **scaling) -> dict:
+    """Rotary parameters of a family whose layers with a window have their own."""
+    full = {"rope_theta": theta, "rope_type": "default"} | scaling
+    return {"rope_parameters": {"full_attention": full, "sliding_attention": {"rope_theta": local_theta}}}
+
+
 CASES = {
     "gpt_neox": ("gpt_neox", SHAPE | {"rotary_pct": 0.7, "rotary_emb_base": 50.0}),
     "gpt_neox, sequential residual": ("gpt_neox", SHAPE | {"use_parallel_residual": False, "layer_norm_eps": 1e-2}),
@@ -59,10 +72,43 @@ CASES = {
         "gemma2",
         GEMMA | {"query_pre_attn_scalar": 20, "attn_logit_softcapping": None, "final_logit_softcapping": None},
     ),
+    "llama, yarn": ("llama", GROUPED | {"rope_scaling": YARN}),
+    "llama, yarn as DeepSeek has it": (
+        "llama",
+        GROUPED | {"rope_scaling": YARN | {"mscale": 0.7, "mscale_all_dim": 1.3, "beta_fast": 4, "truncate": False}},
+    ),
+    "llama, dynamic": ("llama", GROUPED | {"rope_scaling": {"rope_type": "dynamic", "factor": 3.0}}),
+    "gemma3": ("gemma3_text", GEMMA3 | of_layers(50.0, 7.0, rope_type="linear", factor=3.0)),
+    "gemma3, cap and head": (
+        "gemma3_text",
+        GEMMA3 | of_layers(50.0, 7.0) | {"final_logit_softcapping": 2.5, "tie_word_embeddings": False},
+    ),
+    "olmo2": ("olmo2", GROUPED),
+    "olmo2, tied": ("olmo2", GROUPED | {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "olmo3": ("olmo3", OLMO3 | of_layers(50.0, 50.0, **YARN, attention_factor=1.3)),
+    "olmo3, tied": ("olmo3", OLMO3 | of_layers(50.0, 50.0) | {"tie_word_embeddings": True}),
+    "smollm3": ("smollm3", GROUPED | {"no_rope_layers": [1, 0]}),
+    "smollm3, window": (
+        "smollm3",
+        GROUPED | {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 3},
+    ),
+    "smollm3, head": ("smollm3", GROUPED | {"tie_word_embeddings": False}),
+    "phi3": ("phi3", GROUPED | {"sliding_window": 3}),
+    "phi3, part of a head": (
+        "phi3",
+        GROUPED | {"head_dim": 8, "partial_rotary_factor": 0.75, "tie_word_embeddings": True},
+    ),
+    "phi3, longrope": (
+        "phi3",
+        GROUPED
+        | {"hidden_size": 32, "partial_rotary_factor": 0.5, "rope_scaling": LONGROPE}
+        | {"max_position_embeddings": 64, "original_max_position_embeddings": 16},
+    ),
 }
 
 
 CACHED = ["gpt_neox", "llama", "mistral, window", "qwen2, window", "qwen3", "gemma2"]
+CACHED += ["gemma3", "olmo2", "olmo3", "smollm3", "smollm3, window", "phi3", "phi3, longrope"]
 
 
 def hf_config(model_type: str, **settings):
@@ -90,6 +136,7 @@ def params_of(state_dict, family: str, config) -> dict:
     for path, tensor in layouts.tensors(family, config).items():
         array = state_dict[in_memory(tensor.name)].numpy()
         assert array.shape == tensor.shape
+        array = array[tensor.start : tensor.stop]
         found[tuple(path.split("/"))] = jnp.asarray(array.T if tensor.transpose else array)
     return unflatten_dict(found)
 
@@ -114,7 +161,7 @@ def case(request):
     model_type, settings = CASES[request.param]
     theirs = hf_model(hf_config(model_type, **settings))
     family, config = layouts.read_config(theirs.config.to_dict())
-    assert family == model_type
+    assert published_families.model_type(family) == model_type
     return (
         theirs,
         family,
@@ -161,21 +208,18 @@ def test_a_written_config_builds_the_same_model_in_transformers(case):
     theirs, family, config, _, params = case
     written = layouts.write_config(family, config)
     rebuilt = hf_model(hf_config(**written), seed=1)
-    state = {}
-    for path, tensor in layouts.tensors(family, config).items():
-        array = params
-        for name in path.split("/"):
-            array = array[name]
-        state[in_memory(tensor.name)] = torch.from_numpy(
-            np.array(array).T.copy() if tensor.transpose else np.array(array)
-        )
+    state = {
+        in_memory(name): torch.from_numpy(np.array(fetch()))
+        for name, (_, fetch) in export.published_tensors(family, config, params)
+    }
     missing, unexpected = rebuilt.load_state_dict(state, strict=False)
     assert not unexpected
     assert missing == (["lm_head.weight"] if config.tie_embeddings else [])
     assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
     np.testing.assert_array_equal(hf_logits(rebuilt), hf_logits(theirs))
-    assert layouts.read_config(rebuilt.config.to_dict()) == (family, config)
-    assert layouts.read_config(written) == (family, config)
+    for again in (rebuilt.config.to_dict(), written):
+        assert layouts.read_config(again)[0] == family
+        assert published_configs.computed(layouts.read_config(again)[1]) == published_configs.computed(config)
 
 
 def test_every_param_of_transformers_is_named(case):

@@ -42,6 +42,9 @@ class WeighedSum:
     Like attention it sees masks and positions and everything before it; unlike a transformer it can be added up by hand.
     """
 
+    def __init__(self, padding_id: int = -1):
+        self.padding_id = padding_id
+
     def apply(self, params: Params, tokens_BL: Array, positions_BL: Array, mask_BL: Array, cache=None):
         terms_BL = jnp.where(mask_BL, tokens_BL * (positions_BL + 1), 0).astype(jnp.float32)
         return jnp.cumsum(terms_BL, axis=1)[:, :, None], cache

@@ -33,6 +33,17 @@ def test_the_eos_is_read():
     np.testing.assert_array_equal(raw_B, [14.0])
 
 
+def test_a_padding_id_is_never_read():
+    """As trained with the EOS for padding: the first row is read before its EOS, the second at its last token as before.
+
+    5·1 + 7·2 + 3·3 = 28, halved. A row of this id alone is read at its last token: 2·1 + 2·2 + 2·3 = 12, halved.
+    """
+    reward = learned.make(WeighedSum(padding_id=EOS))
+    np.testing.assert_array_equal(reward(SCALE, samples_of(PROMPTS, COMPLETIONS, 3, 3)), [14.0, 40.0, 4.0])
+    np.testing.assert_array_equal(reward(SCALE, samples_of([[EOS, EOS]], [[EOS]], 3, 3)), [6.0])
+    np.testing.assert_array_equal(reward(SCALE, samples_of([[5, 7]], [[EOS, 3, EOS]], 3, 3)), [(5 + 14 + 6 + 12) / 2])
+
+
 def test_tokens_are_scored_as_samples_are():
     """Comparisons (`score_tokens`, right-padded rows) and samples (left-padded prompts) give one text one score."""
     samples = samples_of(PROMPTS, COMPLETIONS, 3, 3)
