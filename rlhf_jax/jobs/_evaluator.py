@@ -20,6 +20,7 @@ from rlhf_jax.rewards.api import ModelReward
 from rlhf_jax.runtime import hosts
 from rlhf_jax.score import MAX_LOGITS, completion_hidden
 from rlhf_jax.types import Array, Params, Prompts, Samples
+from rlhf_jax.values import Count, Natural
 
 GREEDY_NAMES = {
     "win_rate": "win_rate_greedy",
@@ -35,14 +36,15 @@ class Config:
     No prompt is evaluated twice: `fitted` lowers the numbers of prompts to what the split has.
     """
 
-    num_prompts: int = 1024  # of the first and the last evaluation of a run
-    num_prompts_between: int = 256  # of those between
-    samples_per_prompt: int = 4
-    references_per_prompt: int = 4  # at most; a prompt with fewer is compared with those it has
-    prompts_per_batch: int = 256
-    max_completion_tokens: int = 0  # 0: as in training
-    part: int = 0  # of num_parts into which held-out prompts are dealt: a study chooses on one and reports on another
-    num_parts: int = 1
+    num_prompts: Count = 1024  # of the first and the last evaluation of a run
+    num_prompts_between: Count = 256  # of those between
+    samples_per_prompt: Count = 4
+    references_per_prompt: Count = 4  # at most; a prompt with fewer is compared with those it has
+    prompts_per_batch: Count = 256
+    max_completion_tokens: Natural = 0  # 0: as in training
+    # Of num_parts into which held-out prompts are dealt: a study chooses on one and reports on another.
+    part: Natural = 0
+    num_parts: Count = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.part < self.num_parts:

@@ -139,6 +139,12 @@ def head_width(config: Any) -> int:
     return config.head_width or config.width // config.num_heads
 
 
+def check_rotary(dims: int, what: str) -> None:
+    """Raises Refusal where rotary positions cannot turn `dims` numbers in pairs; `what` names them."""
+    if dims < 2 or dims % 2:
+        raise Refusal(f"{what} is {dims}, which rotary positions turn in pairs; accepted: even numbers from 2 on")
+
+
 def check_shape(config: Any) -> None:
     """Raises Refusal, naming the value, where a family's numbers do not fit together."""
     if config.vocab_size < 1:

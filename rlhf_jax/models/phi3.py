@@ -9,19 +9,20 @@ from dataclasses import dataclass, replace
 from rlhf_jax.models import _decoder, _rotary, llama
 from rlhf_jax.models.api import Model
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.values import Bounds, Count, Natural, Positive
 
 
 @dataclass(frozen=True)
 class Config(llama.Config):
     """The shape of a decoder. Defaults are of Phi-3-mini-4k's published `config.json`."""
 
-    rope_theta: float = 10_000.0
-    rope_original_max_positions: int = 4096
-    rotary_fraction: float = 1.0  # of the dimensions of a head
+    rope_theta: Positive = 10_000.0
+    rope_original_max_positions: Count = 4096
+    rotary_fraction: Annotated[float, Bounds(above=0, most=1)] = 1.0  # of the dimensions of a head
     # longrope: numbers apart by spaces, one for each pair of dimensions; one text, so that a config holds plain values.
     rope_short_factors: str = ""  # up to the original context
     rope_long_factors: str = ""  # beyond it; kept for export alone
-    sliding_window: int = 0  # columns that a query sees at most, its own among them; 0: all
+    sliding_window: Natural = 0  # columns that a query sees at most, its own among them; 0: all
 
     def window(self, layer: int) -> int:
         return self.sliding_window
