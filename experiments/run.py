@@ -10,7 +10,7 @@ import difflib
 import signal
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments import command, config_files
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.values import flat
 
 USAGE = "accepted: --config=FILE and --config.<key>=<value>"
 AGAIN = "the same command goes on from the last checkpoint"
@@ -66,8 +67,8 @@ def overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         rest = values(argv)
     except flags.UnrecognizedFlagError as error:
         raise Refusal(f"unknown argument '--{error.flagname}'{_as_key(error.flagname, config)}; {USAGE}") from error
-    except (flags.Error, ValueError, TypeError) as error:  # of the value's text
-        raise Refusal(command.one_line(str(error))) from error
+    except (flags.Error, ValueError, TypeError) as error:
+        raise Refusal(_unread(error, config, overrides)) from error
     if len(rest) > 1:
         raise Refusal(f"unknown argument {rest[1]!r}; {USAGE}")
     return found.value
@@ -110,6 +111,16 @@ def check_keys(config: ConfigDict, overrides: Sequence[str]) -> None:
             )
 
 
+def _unread(error: Exception, config: ConfigDict, overrides: Sequence[str]) -> str:
+    """Names the override whose text is no value of its key's type; else what the parser said."""
+    values = config.to_dict()
+    for path, text in assigned(overrides):
+        kind = type(flat(values)[path])
+        if f"config.{path}={text}" in str(error):
+            return f"{path} is {text!r}; accepted: {kind.__name__}"
+    return command.one_line(str(error))
+
+
 def _neighbours(key: str, node: Any) -> str:
     names = list(node) if isinstance(node, ConfigDict) else []
     close = difflib.get_close_matches(key, names, 1)
@@ -118,16 +129,8 @@ def _neighbours(key: str, node: Any) -> str:
 
 def _as_key(flag: str, config: ConfigDict) -> str:
     """Names keys of the config that end in an argument's name."""
-    found = [key for key in _keys(config) if key.rpartition(".")[2] == flag]
+    found = [key for key in flat(config.to_dict()) if key.rpartition(".")[2] == flag]
     return f"; did you mean {' or '.join(f'--config.{key}' for key in found)}?" if found else ""
-
-
-def _keys(node: ConfigDict, prefix: str = "") -> Iterable[str]:
-    for key, value in node.items():
-        if isinstance(value, ConfigDict):
-            yield from _keys(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

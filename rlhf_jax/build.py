@@ -204,11 +204,25 @@ def check_values(values: dict[str, Any]) -> None:
             named(folder, values[key], key)
     with problems.caught():
         plugins.find("jobs", values["job"])
-    of_model = dict(values["model"])
     with problems.caught():
-        if (name := of_model.pop("family", "")) != "hub":  # else the folder says what the keys are
-            fill(family(name).Config, of_model, "model")
+        if not (values["hub"]["sft"] or values["hub"]["base"]):  # else the folder says what the keys are
+            check_model(values["model"])
     problems.refuse()
+
+
+def check_model(values: dict[str, Any]) -> None:
+    """Checks the node of a model that no folder completes. Raises Refusal with every problem."""
+    values = dict(values)
+    name = values.pop("family", "hub")
+    if name == "hub":
+        raise Refusal("model.family is 'hub', but neither hub.base nor hub.sft names a folder")
+    shape = family(name).Config
+    if others := sorted(values.keys() - {field.name for field in dataclasses.fields(shape)}):
+        raise Refusal(
+            f"model.family is {name!r}, which has no {', '.join(others)}; the keys of a family come with a preset, in a config "
+            f'file: config.model = build.model("{name}", "{next(iter(family(name).PRESETS))}")'
+        )
+    fill(shape, values, "model")
 
 
 def family(name: str) -> ModuleType:
@@ -376,9 +390,10 @@ def config_of(directory: Path) -> ConfigDict:
     path = directory / "config.json"
     if not path.exists():
         raise Refusal(f"{path} is missing: {str(directory)!r} is no directory of a run")
-    values = json.loads(path.read_text())
-    # An older run lacks newer nodes.
-    return ConfigDict(default().to_dict() | _tuples(values) | {"directory": str(directory)})
+    values = default().to_dict() | _tuples(json.loads(path.read_text()))
+    for key, config in NODES.items():
+        values[key] = _plain(config()) | values[key]  # an older run lacks newer keys
+    return ConfigDict(values | {"directory": str(directory)})
 
 
 def _tuples(value: Any) -> Any:

@@ -83,9 +83,9 @@ WRONG = [
     ("rlhf.bogus=1", ["config.rlhf has no key 'bogus'", "total_prompts"]),
     ("rlhf.total_promts=1", ["config.rlhf has no key 'total_promts'", "did you mean 'total_prompts'"]),
     ("rlhf.lag.deep=1", ["config.rlhf.lag has no key 'deep'"]),
-    ("seed=abc", ["config.seed=abc", "int"]),
-    ("rlhf.total_prompts=many", ["config.rlhf.total_prompts=many", "int"]),
-    ("rlhf.optimizer.learning_rate=fast", ["learning_rate=fast", "float"]),
+    ("seed=abc", ["seed is 'abc'", "int"]),
+    ("rlhf.total_prompts=many", ["rlhf.total_prompts is 'many'", "int"]),
+    ("rlhf.optimizer.learning_rate=fast", ["learning_rate is 'fast'", "float"]),
     ("rlhf.optimizer.schedule=steps", ["rlhf.optimizer.schedule is 'steps'", "linear, cosine, constant"]),
     ("rlhf.critic_optimizer.schedule=steps", ["rlhf.critic_optimizer.schedule is 'steps'", "linear, cosine, constant"]),
     ("sft.optimizer.schedule=steps", ["sft.optimizer.schedule is 'steps'", "linear, cosine, constant"]),
@@ -136,7 +136,9 @@ def test_a_mesh_that_does_not_fit_the_batch_is_named(capsys, tmp_path, shape):
     sizes = zip(("data", "fsdp", "tensor"), shape.strip("()").split(", "), strict=True)
     overrides = [f"--config.mesh.{axis}={size}" for axis, size in sizes]
     keys = ["sft.rows_per_update is 64", "standardize_prompts is 256", "evaluate.prompts_per_batch is 256"]
-    keys += ["rlhf.prompts_per_update"] + ["reward_model.pairs_per_update is 48"] * (48 % prod(ast.literal_eval(shape)) > 0)
+    keys += ["rlhf.prompts_per_update"] + ["reward_model.pairs_per_update is 48"] * (
+        48 % prod(ast.literal_eval(shape)) > 0
+    )
     said = refused(capsys, [CONFIG, f"--config.directory={tmp_path / 'run'}", *overrides], lines=len(keys))
     assert all(key in said for key in keys), said
     assert not (tmp_path / "run").exists()
