@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import threading
-from _thread import interrupt_main
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,9 @@ from rlhf_jax.refusal import NotFinite, Refusal
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+WRITERS = ("rlhf_jax.observe.", *(f"rlhf_jax.runtime.{name}" for name in ("checkpoint", "ledger", "spool")))
+WRITERS += ("orbax.", "tensorboardX.")
+"""Modules that write a run's directory; a user's code is called by none of them."""
 REDELIVER_SECONDS = 0.1
 GOODBYE_SECONDS = 10.0  # that other threads have to end in, once a command has failed
 
@@ -74,7 +77,7 @@ def explained(error: BaseException, directory: Path | None, again: str) -> tuple
     if isinstance(error, NotFinite | Failed):
         return FAILED, [f"error: {one_line(str(error))}"]
     if directory is not None and (cause := disk_failure(error, directory)):
-        return FAILED, [f"error: cannot write to {directory}: {cause}; with room there, {again}"]
+        return FAILED, [f"error: cannot write to {directory}: {cause}; once that is mended, {again}"]
     return FAILED, []
 
 
@@ -86,8 +89,8 @@ def one_line(message: str) -> str:
 def disk_failure(error: BaseException, directory: Path) -> str:
     """What a full or read-only disk of a directory did; "" for an exception of something else.
 
-    The exception names a file of the directory, or names no file and the directory's disk is full or read-only. Orbax raises
-    ValueErrors and RuntimeErrors that quote the system's error.
+    The exception names a file of the directory. Or it names none, and came from a writer of the directory, or the disk is full
+    now. Orbax raises ValueErrors and RuntimeErrors that quote the system's error.
     """
     names = {str(directory), str(directory.absolute())}
     for found in _chain(error):
@@ -97,7 +100,8 @@ def disk_failure(error: BaseException, directory: Path) -> str:
         if number not in DISK_ERRORS and not quoted:
             continue
         has_file = isinstance(found, OSError) and bool(found.filename)
-        if any(name in text for name in names) or (not has_file and not quoted and _is_full(directory)):
+        nameless = not has_file and not quoted and (_is_of_a_writer(found) or _is_full(directory))
+        if nameless or any(name in text for name in names):
             return one_line(text)
     return ""
 
@@ -110,6 +114,12 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.append(link)
         yield link
         link = link.__cause__ or link.__context__
+
+
+def _is_of_a_writer(error: BaseException) -> bool:
+    """True where an exception came out of what writes a run's files."""
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(module.startswith(WRITERS) for module in modules)
 
 
 def _is_full(directory: Path) -> bool:
@@ -140,7 +150,7 @@ def _redeliver(before: Callable[[Any], Any]) -> Callable[[Any], None]:
 
     def hook(unraisable: Any) -> None:
         if unraisable.exc_type is not None and issubclass(unraisable.exc_type, KeyboardInterrupt):
-            threading.Timer(REDELIVER_SECONDS, interrupt_main).start()
+            threading.Timer(REDELIVER_SECONDS, os.kill, (os.getpid(), signal.SIGINT)).start()
         else:
             before(unraisable)
 

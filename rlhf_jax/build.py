@@ -192,7 +192,7 @@ NODES = {
 def check_values(values: dict[str, Any]) -> None:
     """Checks every value of a config by itself; see `values.py`. Raises Refusal with every problem."""
     problems, components = Problems(), {"task": "tasks", "algorithm": "algorithms"}
-    if absent := [key for key in default() if key not in values]:
+    if absent := sorted(set(default()) - values.keys()):
         raise Refusal(f"the config lacks {', '.join(map(repr, absent))}; build.default() has every key")
     with problems.caught():
         fill(Run, {key: value for key, value in values.items() if key not in {*NODES, *components, "model"}}, "")

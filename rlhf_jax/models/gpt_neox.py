@@ -183,5 +183,5 @@ class GPTNeoX(_decoder.Decoder):
 def make(config: Config) -> Model:
     """The model of a shape; frozen and hashable. Raises Refusal where the numbers do not fit together."""
     _decoder.check_shape(config)
-    _decoder.check_rotary(rotary_dims(config), "a head's width times rotary_fraction")
+    _decoder.check_rotary(rotary_dims(config), f"rotary_fraction {config.rotary_fraction} of width / num_heads")
     return GPTNeoX(config)
