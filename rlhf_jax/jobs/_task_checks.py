@@ -48,6 +48,7 @@ class Check:
         self.task, self.used = self.workspace.task, stages_of(self.job, self.stages, self.workspace.hub)
         pairs = getattr(self.task, "comparisons", lambda split: ())
         self.given: dict[Split, Pairs] = {"train": pairs("train"), "heldout": pairs("heldout")}
+        self._fitting: set[str] = set()  # prompts that fit
         self.sampled_pairs = "comparisons" in self.used and not any(map(len, self.given.values()))
 
     def run(self) -> list[str]:
@@ -144,12 +145,14 @@ class Check:
     def _fit(self, what: str, count: int, texts: Iterable[str]) -> None:
         """Notes texts that have no token, or more than a prompt may have."""
         limit, empty, over, longest = self.workspace.lengths.max_prompt_tokens, 0, 0, (0, "")
-        rest = iter(texts)
+        # Many comparisons are of one prompt, which is also a prompt of the task.
+        rest = (text for text in texts if text not in self._fitting)
         while chunk := list(islice(rest, TEXTS_AT_ONCE)):
             with self._reading(what):
                 lengths = encoding.count_tokens(self.workspace.tokenizer, chunk)
             empty += lengths.count(0)
             over += sum(length > limit for length in lengths)
+            self._fitting.update(text for text, length in zip(chunk, lengths, strict=True) if 0 < length <= limit)
             longest = max(longest, *zip(lengths, chunk, strict=True))
         if empty:
             self.problems.note(f"{empty} of {count} {what} have no tokens; accepted: one token or more")
