@@ -22,6 +22,7 @@ from experiments import command, config_files
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.values import flat
 
+HELP = {"-h", "-help", "--help"}
 USAGE = "accepted: --config=FILE and --config.<key>=<value>"
 AGAIN = "the same command goes on from the last checkpoint"
 COMPONENTS = {"algorithm": "algorithms", "task": "tasks"}
@@ -32,7 +33,16 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 def parse(argv: Sequence[str]) -> ConfigDict:
     """The config that the arguments name, with its overrides. Raises Refusal that says what is wrong with them."""
     named, overrides = split(argv)
+    if asked := [argument for argument in overrides if argument in HELP]:
+        overrides.remove(asked[0])
+        print(keys_of(overridden(config_files.load(named), overrides)))
+        raise SystemExit
     return overridden(config_files.load(named), overrides)
+
+
+def keys_of(config: ConfigDict) -> str:
+    """The keys of a config as arguments, with the values that they have."""
+    return "\n".join(f"--config.{key}={value!r}" for key, value in flat(config.to_dict()).items())
 
 
 def split(argv: Sequence[str]) -> tuple[str, list[str]]:
@@ -45,6 +55,9 @@ def split(argv: Sequence[str]) -> tuple[str, list[str]]:
             named.append(value if equals else next(rest, ""))
         else:
             overrides.append(argument)
+    if not named and HELP & set(overrides):
+        print(f"{__doc__}\n--help beside --config=FILE lists its keys. Config files: {config_files.listed()}")
+        raise SystemExit
     if not named:
         raise Refusal(
             f"no config is given; pass --config=FILE, a file of configs/ ({config_files.listed()}) or your own"

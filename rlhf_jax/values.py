@@ -7,7 +7,8 @@ A component's `Config` says of each number what it may be, beside its default:
     schedule: Literal["linear", "cosine"] = "linear"
 
 `fill` turns a node of a config into such a dataclass. It refuses unknown and missing keys, values of another type, numbers
-outside of their bounds, numbers that are not finite, and texts that a Literal does not list.
+outside of their bounds, and texts that a Literal does not list. A float has to be finite, and within its bounds, as the float32
+that the compiled programs make of it.
 """
 
 import dataclasses
@@ -19,6 +20,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
+
+import numpy as np
 
 from rlhf_jax.refusal import Refusal
 
@@ -171,19 +174,29 @@ def _checked(value: Any, kind: Any, where: str, finite: str = "a finite number")
         value = float(value)
     if kind in (int, float, str, bool) and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
         raise Refusal(f"{where} is {value!r}, a {type(value).__name__}; accepted: {kind.__name__}")
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(in_float32(value)):
         raise Refusal(f"{where} is {value}; accepted: {finite}")
     return value
 
 
 def _bounded(value: Any, bounds: Sequence[Bounds], where: str) -> Any:
     for bound in bounds:
+        if isinstance(value, float) and bound.accepts(value) and not bound.accepts(in_float32(value)):
+            raise Refusal(f"{where} is {value!r}, which is {in_float32(value)} in float32; accepted: {bound}")
         if not bound.accepts(value):
             # The end of the int32 range is of interest only to who went past it.
             hide = bound.most == LARGEST and value < LARGEST
             shown = dataclasses.replace(bound, most=None) if hide else bound
             raise Refusal(f"{where} is {value!r}; accepted: {shown}")
     return value
+
+
+def in_float32(value: float) -> float:
+    """A number as the compiled programs have it: what is too large is infinite there, and what is subnormal is 0."""
+    if math.isfinite(value) and abs(value) < float(np.finfo(np.float32).tiny):
+        return 0.0
+    with np.errstate(over="ignore"):
+        return float(np.float32(value))
 
 
 def _tuple(value: Any, kinds: tuple[Any, ...], where: str) -> tuple[Any, ...]:

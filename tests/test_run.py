@@ -230,5 +230,18 @@ def test_the_command_itself(tmp_path, arguments, named):
     assert named in done.stderr
 
 
+def test_help_is_no_error(capsys):
+    with pytest.raises(SystemExit) as left:
+        run.main(["run", "--help"])
+    assert not left.value.code
+    assert "configs/quickstart.py" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as left:
+        run.main(["run", CONFIG, "--help", "--config.rlhf.lag=3"])
+    assert not left.value.code
+    printed = capsys.readouterr().out.splitlines()
+    assert "--config.rlhf.lag=3" in printed
+    assert "--config.rlhf.optimizer.learning_rate=0.0005" in printed
+
+
 def test_the_job_is_found_by_its_file():
     assert callable(build.plugins.find("jobs", "pipeline").job)

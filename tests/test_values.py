@@ -48,6 +48,9 @@ WRONG = [
     ({"rate": math.nan}, "outer.rate is nan; accepted: above 0"),
     ({"rate": math.inf}, "outer.rate is inf; accepted: above 0"),
     ({"rate": -math.inf}, "outer.rate is -inf; accepted: above 0"),
+    ({"rate": 1e39}, "outer.rate is 1e+39; accepted: above 0"),
+    ({"rate": 1e-39}, "outer.rate is 1e-39, which is 0.0 in float32; accepted: above 0"),
+    ({"below": 0.99999999}, "outer.below is 0.99999999, which is 1.0 in float32; accepted: 0 or more, below 1"),
     ({"below": 1.0}, "outer.below is 1.0; accepted: 0 or more, below 1"),
     ({"size": 0}, "outer.size is 0; accepted: 1 or more, or -1"),
     ({"size": -2}, "outer.size is -2; accepted: 1 or more, or -1"),
@@ -75,10 +78,10 @@ def test_what_is_not_accepted_is_named(values, message):
 
 
 def test_what_is_accepted():
-    values = {"count": 1, "rate": 5e-324, "below": 0, "size": -1, "kind": "cosine", "limit": 7}
+    values = {"count": 1, "rate": 2e-38, "below": 0, "size": -1, "kind": "cosine", "limit": 7}
     filled = fill(Outer, values | {"versions": [0, 4], "pair": (-1, 2), "inner": {"angle": -9}}, "outer")
     inner = Inner(angle=-9.0)
-    assert filled == Outer(1, 5e-324, 0.0, -1, "cosine", (0, 4), (-1.0, 2.0), 7, inner=inner)
+    assert filled == Outer(1, 2e-38, 0.0, -1, "cosine", (0, 4), (-1.0, 2.0), 7, inner=inner)
     assert isinstance(filled.below, float)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from rlhf_jax.rewards.api import ModelReward
 from rlhf_jax.runtime import hosts
 from rlhf_jax.score import MAX_LOGITS, completion_hidden
 from rlhf_jax.types import Array, Params, Prompts, Samples
-from rlhf_jax.values import Count, Natural
+from rlhf_jax.values import LARGEST, Bounds, Count, Natural
 
 GREEDY_NAMES = {
     "win_rate": "win_rate_greedy",
@@ -41,7 +41,7 @@ class Config:
     samples_per_prompt: Count = 4
     references_per_prompt: Count = 4  # at most; a prompt with fewer is compared with those it has
     prompts_per_batch: Count = 256
-    max_completion_tokens: Natural = 0  # 0: as in training
+    max_completion_tokens: Annotated[int, Bounds(least=2, most=LARGEST, also=(0,))] = 0  # 0: as in training
     # Of num_parts into which held-out prompts are dealt: a study chooses on one and reports on another.
     part: Natural = 0
     num_parts: Count = 1
