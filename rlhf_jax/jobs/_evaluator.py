@@ -49,9 +49,6 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.part < self.num_parts:
             raise Refusal(f"evaluate.part is {self.part}; accepted: 0 to evaluate.num_parts - 1 = {self.num_parts - 1}")
-        for name in ("num_prompts", "num_prompts_between", "samples_per_prompt", "prompts_per_batch"):
-            if getattr(self, name) < 1:
-                raise Refusal(f"evaluate.{name} is {getattr(self, name)}; accepted: 1 or more")
 
 
 def fitted(config: Config, num_heldout: int) -> tuple[Config, str]:

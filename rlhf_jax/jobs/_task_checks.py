@@ -134,7 +134,7 @@ class Check:
                 self.problems.note(f"the task has no {NAMES[split]} prompts, which {asking} needs")
             elif asking and not hasattr(self.task, "fitted"):  # a task that has it left out what does not fit
                 self._fit(f"{NAMES[split]} prompts", count, (self.task.prompt(split, index) for index in range(count)))
-        if self.used & EVALUATED:
+        if self.used & EVALUATED and self.task.num_prompts("heldout"):
             with self.problems.caught():
                 notice = _evaluator.fitted(self.stages.evaluate, self.task.num_prompts("heldout"))[1]
                 self.notices += filter(None, [notice])

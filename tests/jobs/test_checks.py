@@ -37,7 +37,7 @@ def config(tmp_path):
     config.tokenizer.kind = "bytes"
     config.lengths.max_prompt_tokens, config.lengths.max_completion_tokens = 20, 8
     config.model.width, config.model.num_layers, config.model.num_heads, config.model.ffn_width = 16, 1, 2, 32
-    config.hub.gold = ""
+    config.evaluate.num_prompts = config.evaluate.num_prompts_between = config.best_of_n_prompts = 5  # all there are
     return config
 
 
@@ -64,6 +64,13 @@ def test_what_was_read_is_told_in_a_line(config):
     assert "60 rows" in line
     assert "55 train and 5 held-out prompts, 55 and 5 comparisons" in line
     assert f"model of {params:,} parameters on 1 cpu device" in line
+
+
+def test_an_evaluation_of_more_prompts_than_there_are_is_told(config):
+    config.evaluate.num_prompts = 64
+    assert said(config)[1].startswith("evaluations take all 5 held-out prompts: evaluate.num_prompts is 64")
+    config.job, config.directory = "sft", config.directory + "_sft"
+    assert len(said(config)) == 1
 
 
 def test_nothing_is_said_where_nobody_asked(config, capsys):
@@ -234,7 +241,7 @@ SETTINGS = [
     ({"rlhf.total_prompts": 32, "rlhf.optimizer.schedule": "linear_by_round"}, "but there is one round"),
     ({"best_of_n": (3, 4)}, "best_of_n is (3, 4); accepted: sizes that divide the largest"),
     ({"best_of_n": (1, 0)}, "best_of_n is 0; accepted: 1 or more"),
-    ({"best_of_n_prompts": 2000}, "best_of_n_prompts is 2000; accepted: at most evaluate.num_prompts = 1024"),
+    ({"best_of_n_prompts": 2000}, "best_of_n_prompts is 2000; accepted: at most evaluate.num_prompts = 5"),
     ({"directory": " "}, "directory is empty"),
     ({"directory": "/proc/version/run"}, "but /proc/version is a file"),
     ({"model.width": 18}, "which rotary positions turn in pairs"),
