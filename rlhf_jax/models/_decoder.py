@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,10 @@ from rlhf_jax.models import blocks
 from rlhf_jax.models.api import Cache
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array, Params
+from rlhf_jax.values import Bounds
 
+Depth = Annotated[int, Bounds(least=1, most=1024)]
+"""Layers, each of which is traced: more would take minutes before anything is compiled."""
 SHARED_DRAW = 1 << 20  # elements; see `draw`
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar, Literal
 from flax import linen as nn
 
 from rlhf_jax.models import _decoder, blocks
+from rlhf_jax.models._decoder import Depth
 from rlhf_jax.models.api import Cache, Model
 from rlhf_jax.types import Array
 from rlhf_jax.values import Bounds, Count, Natural, Positive
@@ -24,7 +25,7 @@ class Config:
 
     vocab_size: Natural  # 0: the tokenizer's
     width: Count
-    num_layers: Count
+    num_layers: Depth
     num_heads: Count
     ffn_width: Count
     rotary_fraction: Annotated[float, Bounds(above=0, most=1)] = 0.25

@@ -14,6 +14,7 @@ import jax
 from flax import linen as nn
 
 from rlhf_jax.models import _decoder, _rotary, blocks
+from rlhf_jax.models._decoder import Depth
 from rlhf_jax.models.api import Cache, Model
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
@@ -29,7 +30,7 @@ class Config:
 
     vocab_size: Natural  # 0: the tokenizer's
     width: Count
-    num_layers: Count
+    num_layers: Depth
     num_heads: Count
     num_kv_heads: Count
     ffn_width: Count
