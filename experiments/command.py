@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rlhf_jax.refusal import NotFinite, Refusal
 
@@ -128,14 +128,19 @@ def _is_full(directory: Path) -> bool:
     return disk.f_bavail == 0 or bool(disk.f_flag & os.ST_RDONLY)
 
 
-def start(main: Callable[[], int | None]) -> None:
+def start(main: Callable[[], int | None]) -> NoReturn:
     """Runs a command's `main` as a program: SIGTERM interrupts as Ctrl-C does, and no interruption is lost."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.unraisablehook = _redeliver(sys.unraisablehook)
     # Orbax logs what its threads raise, with tracebacks, and then raises it where it is waited for.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    status = main()
-    if status:  # where a disk failed, threads of orbax wait for its directory for five minutes
+    try:
+        status = main()
+    except SystemExit as left:
+        status = left.code
+    if (
+        isinstance(status, int) and status
+    ):  # where a disk failed, threads of orbax wait for its directory for five minutes
         watch = threading.Timer(GOODBYE_SECONDS, os._exit, (status,))
         watch.daemon = True
         watch.start()

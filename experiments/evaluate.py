@@ -52,7 +52,7 @@ def evaluate(directory: Path, overrides: Sequence[str]) -> None:
     from rlhf_jax.observe import lines
 
     config = run.overridden(build.config_of(directory), overrides)
-    workspace, stages, _ = build.checked(config, "evaluate")
+    workspace, stages, _ = build.parts_for(config, "evaluate")
     changed = {key: config_path.get_value(key, config) for key, _ in run.assigned(overrides)}
     shown: list[str] = []
     for version, figures in evaluate.every_version(workspace, stages):

@@ -408,7 +408,7 @@ def of_directory(directory: Path) -> tuple[Workspace, pipeline.Stages, Algorithm
     return parts(config_of(directory))
 
 
-def checked(config: ConfigDict, job: str) -> tuple[Workspace, pipeline.Stages, Algorithm]:
+def parts_for(config: ConfigDict, job: str) -> tuple[Workspace, pipeline.Stages, Algorithm]:
     """The parts of a run, checked for a job; nothing is written. Raises Refusal with every problem."""
     return _checked(config.to_dict() | {"job": job})[0]
 

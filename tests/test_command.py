@@ -140,6 +140,16 @@ def test_an_interruption_inside_of_a_callback_of_the_collector_is_not_lost():
     assert said.split("\n") == ["", "interrupted; it goes on", ""]
 
 
+@pytest.mark.parametrize("ending", ["return 1", "raise SystemExit(1)"])
+def test_a_command_that_failed_does_not_wait_for_its_threads(ending):
+    """Where a disk has failed, threads of orbax wait for it for minutes."""
+    text = "import threading, time\nfrom experiments import command\ncommand.GOODBYE_SECONDS = 0.2\ndef main():\n"
+    text += f"    threading.Thread(target=time.sleep, args=(60,)).start()\n    {ending}\ncommand.start(main)"
+    began = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", text], cwd=ROOT).returncode == 1
+    assert time.monotonic() - began < 30
+
+
 def test_what_nobody_can_catch_is_still_printed():
     body = "gc.callbacks.append(lambda *_: 1 / 0); gc.collect(); gc.callbacks.clear()"
     with program(body) as process:
