@@ -93,8 +93,7 @@ def encode_completions(
 
 def completion_lengths(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
     """Tokens of each text as a completion, its EOS included."""
-    many = getattr(tokenizer, "encode_many", None)
-    return [len(ids) + 1 for ids in (many(texts) if many else map(tokenizer.encode, texts))]
+    return [len(ended_ids(text, tokenizer)) for text in texts]
 
 
 def completion_ids(tokens_BC: np.ndarray, mask_BC: np.ndarray) -> list[list[int]]:
