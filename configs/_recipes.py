@@ -56,6 +56,9 @@ def debug(config: ConfigDict) -> ConfigDict:
     config.mesh.fsdp = 1
     config.lengths.max_prompt_tokens, config.lengths.max_completion_tokens = 192, 16
     config.sft.num_updates, config.sft.rows_per_update, config.sft.num_micro_batches = 2, 4, 1
+    config.sft.min_whole_references = 0.0  # real references are longer than 16 bytes
+    for optimizer in (config.sft.optimizer, config.reward_model.optimizer, config.rlhf.optimizer):
+        optimizer.warmup_updates = 0
     config.sft.checkpoint_every = config.reward_model.checkpoint_every = config.rlhf.checkpoint_every = 1
     config.comparisons.num_train = config.comparisons.num_heldout = config.comparisons.prompts_per_batch = 8
     config.reward_model.num_updates, config.reward_model.pairs_per_update = 2, 4

@@ -20,7 +20,8 @@ from experiments.provenance import digest
 from rlhf_jax.refusal import Refusal
 
 Line = dict[str, Any]
-NO_NUMBERS = ("directory", "job")  # keys that say where a run is written and which part of it is run
+NO_NUMBERS = ("directory", "job", "sft.min_whole_references")
+"""Keys that enter no number: where a run is written, which part of it is run, and what is refused before it begins."""
 
 
 def identity(config: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import cell_lines, provenance
+from experiments.command import Failed
 from experiments.study import Cell, Study
 from rlhf_jax.observe.lines import replace as replace_file
 from rlhf_jax.refusal import MissingInput, Refusal
@@ -37,10 +38,6 @@ BEFORE_RLHF = (
 
 Base = tuple[int, str, str]
 """The seed, and the variants of policy and reward model, that the stages before a cell are of."""
-
-
-class Failed(Exception):
-    """Cells that ended with an exception other than a figure that is not finite. The worker has run its other cells."""
 
 
 class Cells:

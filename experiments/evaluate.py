@@ -8,11 +8,12 @@ line and exit status 2.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_jax.refusal import Refusal
+from ml_collections.config_flags import config_path
+
+from experiments import command, run
 
 SHOWN = (
     "win_rate",
@@ -25,47 +26,42 @@ SHOWN = (
     "finished",
 )
 FILE = "evaluations.jsonl"
-PREFIX = "--config."
-
-
-def changes(unknown: Sequence[str]) -> dict[str, str]:
-    """{key: value} of `--config.<key>=<value>`. Raises Refusal for anything else."""
-    found = {}
-    for argument in unknown:
-        key, equals, value = argument.removeprefix(PREFIX).partition("=")
-        if not argument.startswith(PREFIX) or not equals:
-            raise Refusal(f"{argument!r} is not understood; accepted: --directory=RUN and {PREFIX}<key>=<value>")
-        found[key] = value
-    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluates every saved policy. Returns the exit status: see `command.py`."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.evaluate", description="Evaluates a run's saved policies."
+        prog="python -m experiments.evaluate",
+        description="Evaluates a run's saved policies.",
+        epilog="--config.<key>=<value> is as in experiments.run, over the run's config.json",
     )
     parser.add_argument("--directory", type=Path, required=True, help="the run's directory, e.g. runs/quickstart")
-    given, unknown = parser.parse_known_args(arguments)
+    given, overrides = parser.parse_known_args(arguments)
+
+    def body(place: command.Place) -> None:
+        place.directory = given.directory
+        evaluate(given.directory, overrides)
+
+    return command.call(body, f"the versions that were evaluated are in {FILE}; the same command evaluates all again")
+
+
+def evaluate(directory: Path, overrides: Sequence[str]) -> None:
+    """Prints and keeps the figures of every saved policy of a run, with overrides of its config. Raises Refusal."""
     from rlhf_jax import build
     from rlhf_jax.jobs import evaluate
     from rlhf_jax.observe import lines
 
-    try:
-        changed = changes(unknown)
-        workspace, stages, _ = build.of_directory(given.directory, **changed)
-        shown: list[str] = []
-        for version, figures in evaluate.every_version(workspace, stages):
-            if not shown:
-                shown = [name for name in SHOWN if name in figures]
-                print("  ".join([f"{'version':>8s}", *(f"{name:>{max(8, len(name))}s}" for name in shown)]))
-            print(
-                "  ".join([f"{version:8d}", *(f"{figures[name]:{max(8, len(name))}.4f}" for name in shown)]), flush=True
-            )
-            lines.append(given.directory / FILE, {"version": version, "changed": changed} | figures)
-    except (OSError, Refusal) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    config = run.overridden(build.config_of(directory), overrides)
+    workspace, stages, _ = build.parts_for(config, "evaluate")
+    changed = {key: config_path.get_value(key, config) for key, _ in run.assigned(overrides)}
+    shown: list[str] = []
+    for version, figures in evaluate.every_version(workspace, stages):
+        if not shown:
+            shown = [name for name in SHOWN if name in figures]
+            print("  ".join([f"{'version':>8s}", *(f"{name:>{max(8, len(name))}s}" for name in shown)]))
+        print("  ".join([f"{version:8d}", *(f"{figures[name]:{max(8, len(name))}.4f}" for name in shown)]), flush=True)
+        lines.append(directory / FILE, {"version": version, "changed": changed} | figures)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

@@ -6,16 +6,16 @@ classifier of one label, in its raw unit). What cannot be exported is one line a
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_jax.refusal import Refusal
+from experiments import command
 
 STAGES = ("sft", "reward_model", "rlhf")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Exports the params of a stage. Returns the exit status: see `command.py`."""
     parser = argparse.ArgumentParser(prog="python -m experiments.export", description="Exports a run's model.")
     parser.add_argument("--directory", type=Path, required=True, help="the run's directory, e.g. runs/quickstart")
     parser.add_argument("--to", type=Path, required=True, help="the folder to write, which must not be there")
@@ -23,18 +23,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", type=int, help="of a saved policy of the rlhf stage (the newest)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     given = parser.parse_args(arguments)
-    from rlhf_jax import build
-    from rlhf_jax.jobs import export
 
-    try:
+    def body(place: command.Place) -> None:
+        from rlhf_jax import build
+        from rlhf_jax.jobs import export
+
+        place.directory = given.to
         workspace, _, _ = build.of_directory(given.directory)
         export.write(workspace, given.stage, given.to, given.version, given.dtype)
-    except (OSError, Refusal) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    print(given.to)
-    return 0
+        print(given.to)
+
+    return command.call(body)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

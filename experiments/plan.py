@@ -13,16 +13,16 @@ planned is one line and exit status 2.
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import run
+from experiments import command, run
 from rlhf_jax.refusal import Refusal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Plans a config. Returns the exit status: see `command.py`."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.plan",
         description="Finds where each call of a config's rounds should run.",
@@ -34,13 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--lengths", type=Path, help="a run's directory: lengths of its completions")
     parser.add_argument("--output", type=Path, default=Path("plan.png"), help="the picture of the expected rounds")
     options, rest = parser.parse_known_args(arguments)
-    try:
-        config = run.parse([parser.prog, *rest])
-        _plan(config, options)
-    except (OSError, Refusal) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+
+    def body(place: command.Place) -> None:
+        place.directory = options.output.parent
+        _plan(run.parse([parser.prog, *rest]), options)
+
+    return command.call(body)
 
 
 def _plan(config: Any, options: argparse.Namespace) -> None:
@@ -105,8 +104,11 @@ def draw(simulation: Any, output: Path) -> None:
     """Writes the picture."""
     from rlhf_jax.report import gantt, style
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    style.write_png(gantt.draw(simulation), output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        style.write_png(gantt.draw(simulation), output)
+    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+        raise Refusal(f"--output is {output}, which cannot be written: {error.strerror}") from error
     print(f"picture: {output}")
 
 
@@ -154,4 +156,4 @@ def _both_loops(problem: Any, found: Any, profile: Any) -> tuple[Any, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

@@ -4,28 +4,28 @@ Prints the path of the page. A directory without a run, or a broken file in it, 
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_jax.refusal import Refusal
+from experiments import command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Builds the report. Returns the exit status: see `command.py`."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.report", description="Builds the report of a run again."
     )
     parser.add_argument("--directory", type=Path, required=True, help="the run's directory, e.g. runs/quickstart")
     directory = parser.parse_args(arguments).directory
-    from rlhf_jax.report.html import write_report  # after the arguments: drawing takes a second to import
 
-    try:
+    def body(place: command.Place) -> None:
+        from rlhf_jax.report.html import write_report  # after the arguments: drawing takes a second to import
+
+        place.directory = directory
         print(write_report(directory))
-    except (OSError, Refusal) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return command.call(body)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

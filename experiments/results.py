@@ -12,7 +12,6 @@ import argparse
 import importlib
 import io
 import math
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,11 +21,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import cell_lines
+from experiments import cell_lines, command
 from experiments.bench.page import pages as bench_pages
 from experiments.cells import Cells, load, run_cells
 from experiments.provenance import ROOT
-from experiments.run import INTERRUPTED, keep_freed_memory, stop
+from experiments.run import keep_freed_memory
 from experiments.study import Cell
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.report import style
@@ -145,14 +144,20 @@ def compare(name: str, line: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Exit status 1: a page would change, or a cell has other figures; 2: there is no such cell; 130: interrupted."""
+    """Writes or checks the pages. Raises SystemExit: with 1 where a page would change or a cell has other figures, else see
+    `command.py`."""
     parser = argparse.ArgumentParser(prog="python -m experiments.results", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing, and name the pages that would change")
     parser.add_argument("--again", metavar="CELL", help="run one cell anew and compare it with its committed line")
     given = parser.parse_args(arguments)
-    try:
+
+    def body(place: command.Place) -> None:
+        place.directory = PAGES
         if given.again:
-            print(again(given.again))
+            try:
+                print(again(given.again))
+            except Refusal as error:
+                raise command.Failed(str(error)) from error
             return
         pages = all_pages()
         changed = differing(pages, PAGES)
@@ -163,12 +168,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in changed:
             (PAGES / name).write_bytes(pages[name])
         print(f"{len(changed)} of {len(pages)} files written to {PAGES}")
-    except Refusal as error:
-        stop(error, 1 if given.again else 2)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+
+    if status := command.call(body):
+        raise SystemExit(status)
 
 
 if __name__ == "__main__":
     keep_freed_memory()
-    main()
+    command.start(main)

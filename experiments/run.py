@@ -1,4 +1,8 @@
-"""Runs an experiment: `python -m experiments.run --config=configs/quickstart.py [--config.<key>=<value> ...]`."""
+"""Runs an experiment: `python -m experiments.run --config=configs/quickstart.py [--config.<key>=<value> ...]`.
+
+`--config.algorithm.name=rloo` and `--config.task.name=addition` take another component with its own defaults, whose keys the
+arguments may then set. Exit statuses: see `command.py`. After status 1 and 130 the same command goes on.
+"""
 
 import contextlib
 import ctypes
@@ -9,71 +13,125 @@ import traceback
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from experiments import command, config_files
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.values import flat
 
+HELP = {"-h", "-help", "--help"}
 USAGE = "accepted: --config=FILE and --config.<key>=<value>"
-INTERRUPTED = 130  # what a shell reports for SIGINT
+AGAIN = "the same command goes on from the last checkpoint"
+COMPONENTS = {"algorithm": "algorithms", "task": "tasks"}
+"""Nodes whose keys depend on their `name`, and the folders of `rlhf_jax/` that they name a component of."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def parse(argv: Sequence[str]) -> ConfigDict:
-    """The config that the arguments name, with its overrides. What is wrong with them is one line and exit status 2."""
-    path = ""
+    """The config that the arguments name, with its overrides. Raises Refusal that says what is wrong with them."""
+    named, overrides = split(argv)
+    if asked := [argument for argument in overrides if argument in HELP]:
+        overrides.remove(asked[0])
+        print(keys_of(overridden(config_files.load(named), overrides)))
+        raise SystemExit
+    return overridden(config_files.load(named), overrides)
+
+
+def keys_of(config: ConfigDict) -> str:
+    """The keys of a config as arguments, with the values that they have."""
+    return "\n".join(f"--config.{key}={value!r}" for key, value in flat(config.to_dict()).items())
+
+
+def split(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """What `--config` names, its `:argument` included, and the other arguments. Raises Refusal where there is none."""
+    named, overrides = [], []
+    rest = iter(argv[1:])
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if flag.lstrip("-") == "config" and flag.startswith("-"):
+            named.append(value if equals else next(rest, ""))
+        else:
+            overrides.append(argument)
+    if not named and HELP & set(overrides):
+        print(f"{__doc__}\n--help beside --config=FILE lists its keys. Config files: {config_files.listed()}")
+        raise SystemExit
+    if not named:
+        raise Refusal(
+            f"no config is given; pass --config=FILE, a file of configs/ ({config_files.listed()}) or your own"
+        )
+    return named[-1], overrides
+
+
+def overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """A config with `--config.<key>=<value>` arguments, or `--config.<key> <value>`, as ml_collections reads them.
+
+    The type of a key is that of its value in the config. Raises Refusal for a key that the config lacks, a value of another
+    type, and any other argument.
+    """
+    config = with_components(config, overrides)
+    check_keys(config, overrides)
+    values = flags.FlagValues()  # of this call alone, so that a process may read as many configs as it likes
+    argv = ["", *overrides]
+    found = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
-        path = config_path(argv)
-        check_keys(load([argv[0], f"--config={path}"]), argv)
-        return load(argv)
-    except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
-        stop(Refusal(f"--config={path}: {cause}") if (cause := in_config_file(error)) else error)
-
-
-def in_config_file(error: BaseException) -> str | None:
-    """What a config file's own code raised, where the flag's error holds its whole traceback: the last line's message."""
-    text = str(error).strip()
-    if "Error whilst parsing config file" not in text or "Traceback" not in text:
-        return None
-    kind, _, message = text.splitlines()[-1].partition(": ")
-    return message if kind.rpartition(".")[2] in ("Refusal", "MissingInput", "ValueError") else f"{kind}: {message}"
-
-
-def load(argv: Sequence[str]) -> ConfigDict:
-    """Reads flags into values of their own, so that a process may read as many configs as it likes."""
-    values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(argv))
-    rest = values(list(argv))
+        rest = values(argv)
+    except flags.UnrecognizedFlagError as error:
+        raise Refusal(f"unknown argument '--{error.flagname}'{_as_key(error.flagname, config)}; {USAGE}") from error
+    except (flags.Error, ValueError, TypeError) as error:
+        raise Refusal(_unread(error, config, overrides)) from error
     if len(rest) > 1:
         raise Refusal(f"unknown argument {rest[1]!r}; {USAGE}")
-    return config.value
+    return found.value
 
 
-def config_path(argv: Sequence[str]) -> str:
-    """What `--config` names, its `:argument` included. Raises Refusal where there is none, or no such file."""
-    named = [following for flag, following in pairwise(argv) if flag == "--config"]
-    named += [argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")]
-    files = [path for path in Path("configs").rglob("[!_]*.py") if path.parent.name != "studies"]
-    there = ", ".join(map(str, sorted(files)))
-    if not named:
-        raise Refusal(f"no config is given; pass --config=FILE, a file of configs/ ({there}) or your own")
-    if not Path(named[-1].partition(":")[0]).is_file():
-        raise Refusal(f"no config file {named[-1]!r}; there are: {there}")
-    return named[-1]
+def with_components(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """A config in which a node whose `name` is overridden is the node of that component, with its defaults."""
+    from rlhf_jax import build
+
+    config = config.copy_and_resolve_references()
+    for key, value in assigned(overrides):
+        node, _, last = key.partition(".")
+        if last == "name" and node in COMPONENTS and config.to_dict().get(node, {}).get("name", value) != value:
+            config[node] = build.component(COMPONENTS[node], value)
+    return config
 
 
-def check_keys(config: ConfigDict, argv: Sequence[str]) -> None:
+def assigned(overrides: Sequence[str]) -> list[tuple[str, str]]:
+    """Keys that arguments override, and their values' texts; "" for a flag without any."""
+    found = []
+    for argument, following in pairwise([*overrides, ""]):
+        flag, equals, value = argument.partition("=")
+        key = flag.lstrip("-")
+        if flag.startswith("-") and key.startswith("config."):
+            found.append((key.removeprefix("config."), value if equals or following.startswith("-") else following))
+    return found
+
+
+def check_keys(config: ConfigDict, overrides: Sequence[str]) -> None:
     """Raises Refusal for an override of a key that the config lacks, with the nearest one or all of its neighbours."""
-    for argument in argv:
-        if not argument.startswith("--config."):
-            continue
-        keys, node = argument.removeprefix("--config.").partition("=")[0].split("."), config
+    for path, _ in assigned(overrides):
+        keys, node = path.split("."), config
         for depth, key in enumerate(keys):
             if not isinstance(node, ConfigDict) or key not in node:
                 raise Refusal(f"{'.'.join(['config', *keys[:depth]])} has no key {key!r}{_neighbours(key, node)}")
             node = node[key]
+        if isinstance(node, ConfigDict):
+            raise Refusal(
+                f"config.{path} has keys below it; accepted: --config.{path}.<key>=<value> with {', '.join(node)}"
+            )
+
+
+def _unread(error: Exception, config: ConfigDict, overrides: Sequence[str]) -> str:
+    """Names the override whose text is no value of its key's type; else what the parser said."""
+    values = config.to_dict()
+    for path, text in assigned(overrides):
+        kind = type(flat(values)[path])
+        if f"config.{path}={text}" in str(error):
+            return f"{path} is {text!r}; accepted: {kind.__name__}"
+    return command.one_line(str(error))
 
 
 def _neighbours(key: str, node: Any) -> str:
@@ -82,49 +140,46 @@ def _neighbours(key: str, node: Any) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; accepted: {', '.join(names) or 'no keys below it'}"
 
 
-def stop(error: BaseException, status: int = 2) -> NoReturn:
-    """Prints what went wrong in one line and leaves with `status`."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    raise SystemExit(status)
+def _as_key(flag: str, config: ConfigDict) -> str:
+    """Names keys of the config that end in an argument's name."""
+    found = [key for key in flat(config.to_dict()) if key.rpartition(".")[2] == flag]
+    return f"; did you mean {' or '.join(f'--config.{key}' for key in found)}?" if found else ""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Exit status 2: the config cannot run; 1: the disk failed, or a figure that training needs is not finite; 130:
-    interrupted, or preempted (SIGTERM). The same command goes on. Several processes: see `runtime/hosts.py`."""
-    try:
+    """Runs a config's job. Raises SystemExit with a status where it does not end well: see `command.py`.
+
+    Several processes: see `runtime/hosts.py`.
+    """
+
+    def body(place: command.Place) -> None:
         config = parse(sys.argv if argv is None else argv)
         from rlhf_jax import build
         from rlhf_jax.runtime import hosts
 
+        place.directory = Path(str(config.get("directory", "")) or ".")
         if hosts.initialize():
-            run_with_others(config)
+            run_with_others(config, place)
         else:
             build.run(config)
-    except Refusal as error:
-        stop(error)
-    except (OSError, FloatingPointError) as error:
-        stop(error, 1)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+
+    if status := command.call(body, AGAIN):
+        raise SystemExit(status)
 
 
-def run_with_others(config: ConfigDict) -> None:
-    """As one of several processes, which end together: what goes wrong in one ends it at once, and the others hear of it."""
+def run_with_others(config: ConfigDict, place: command.Place) -> None:
+    """Runs a job as one of several processes: a failure in one ends it at once, and the others hear of it."""
     from rlhf_jax import build
     from rlhf_jax.runtime import hosts
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # jax.distributed has taken it
     try:
         build.run(config)
-    except KeyboardInterrupt as error:
-        hosts.leave(error, INTERRUPTED)
-    except Refusal as error:
-        hosts.leave(error, 2)
-    except Exception as error:
-        if not isinstance(error, (OSError, FloatingPointError)) and not hosts.is_from_a_call(error):
+    except (KeyboardInterrupt, Exception) as error:
+        status, lines = command.explained(error, place.directory, AGAIN)
+        if not lines and not hosts.is_from_a_call(error):
             traceback.print_exc()
-        hosts.leave(error, 1)
+        hosts.leave(error, status)
 
 
 def keep_freed_memory() -> None:
@@ -140,5 +195,4 @@ def keep_freed_memory() -> None:
 
 if __name__ == "__main__":
     keep_freed_memory()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # preemption ends a run as Ctrl-C does
-    main()
+    command.start(main)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments import cells
+from experiments.command import Failed
 from experiments.run import keep_freed_memory
 from experiments.study import Cell, Study
 from rlhf_jax.refusal import Refusal
@@ -14,12 +15,12 @@ MINUTES = 120  # of a job, where the options do not say
 def executor(study: Study, options: str) -> Any:
     """What submits jobs: `options` are submitit's, "timeout_min=60,slurm_partition=gpu,gpus_per_node=1".
 
-    Raises ModuleNotFoundError that says what to install, Refusal for an option that is none.
+    Raises Refusal that says what to install, or for an option that is none.
     """
     try:
         import submitit  # pyright: ignore[reportMissingImports] (an extra of its own)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("--slurm needs submitit: pip install 'rlhf_jax[slurm]'") from error
+        raise Refusal("--slurm needs submitit: pip install 'rlhf_jax[slurm]'") from error
     submitter = submitit.AutoExecutor(study.directory / "slurm")
     submitter.update_parameters(name=study.directory.name, timeout_min=MINUTES)
     try:
@@ -51,7 +52,7 @@ def launch(submitter: Any, study: Study, argument: str, wanted: Sequence[Cell], 
         if failed:
             job, error = failed[0]
             last = str(error).strip().splitlines()[-1:]
-            raise cells.Failed(f"{len(failed)} of {len(jobs)} jobs failed: see {job.paths.stderr} ({''.join(last)})")
+            raise Failed(f"{len(failed)} of {len(jobs)} jobs failed: see {job.paths.stderr} ({''.join(last)})")
 
 
 def work(argument: str, part: Sequence[Cell]) -> None:

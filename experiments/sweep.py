@@ -17,8 +17,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from experiments.cells import Cells, Failed, load, phases, work
-from experiments.run import INTERRUPTED, keep_freed_memory, stop
+from experiments import command
+from experiments.cells import Cells, load, phases, work
+from experiments.command import Failed
+from experiments.run import keep_freed_memory
 from experiments.study import Cell, Study, report_cells, tuning
 from rlhf_jax.refusal import Refusal
 
@@ -104,7 +106,7 @@ def conduct(study: Study, run: Callable[[Sequence[Cell]], None], max_cells: int 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Exit status 2: the study cannot run; 1: a worker failed; 130: interrupted. The same command goes on."""
+    """Runs a study. Raises SystemExit with a status where it does not end well: see `command.py`. The same command goes on."""
     parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description="Runs a study.")
     parser.add_argument("--config", required=True, help="a file of configs/studies/, e.g. configs/studies/grpovi.py")
     parser.add_argument("--cells", type=int, help="run only so many cells of the first step")
@@ -117,11 +119,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    try:
+
+    def body(place: command.Place) -> None:
         for name, least in (("workers", 1), ("cells", 1)):
             if getattr(given, name) is not None and getattr(given, name) < least:
                 raise Refusal(f"--{name} is {getattr(given, name)}; accepted: {least} or more")
         study = load(given.config)
+        place.directory = study.directory
         if given.worker:
             work(study, given_cells())
             return
@@ -131,15 +135,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             run = partial(slurm.launch, slurm.executor(study, given.slurm), study, given.config, num_jobs=given.workers)
         conduct(study, run, given.cells)
-    except (Refusal, ModuleNotFoundError) as error:
-        stop(error)
-    except (OSError, RuntimeError, Failed) as error:
-        stop(error, 1)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on with the cells that are left", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+
+    if status := command.call(body, "the same command goes on with the cells that are left"):
+        raise SystemExit(status)
 
 
 if __name__ == "__main__":
     keep_freed_memory()
-    main()
+    command.start(main)

@@ -1,10 +1,13 @@
 """Turns a ConfigDict into components: its only reader, and where it is checked against the directory of an earlier run."""
 
+import copy
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -12,7 +15,19 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import plugins
 from rlhf_jax.hub import encoding, tokenizers
-from rlhf_jax.jobs import _evaluator, _hub, _planning, _vocabularies, pipeline, relabel, reward_model, rlhf, sft
+from rlhf_jax.jobs import (
+    _checks,
+    _evaluator,
+    _hub,
+    _planning,
+    _task_checks,
+    _vocabularies,
+    pipeline,
+    relabel,
+    reward_model,
+    rlhf,
+    sft,
+)
 from rlhf_jax.jobs.api import Lengths, Workspace
 from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.observe.lines import replace
@@ -22,7 +37,20 @@ from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import hosts, mesh
 from rlhf_jax.runtime.placement import text_of
 from rlhf_jax.types import Algorithm
-from rlhf_jax.values import fill, flat
+from rlhf_jax.values import Count, Problems, Seed, fill, flat
+
+
+@dataclass(frozen=True)
+class Run:
+    """Keys of a config that belong to no component."""
+
+    job: str = "pipeline"
+    directory: str = "runs/unnamed"
+    seed: Seed = 0
+    reward: str = "learned"  # a file of `rewards/`: only a learned reward needs comparisons
+    plan: str = ""  # see `pipeline.Stages`
+    best_of_n: tuple[Count, ...] = (1, 2, 4, 8, 16)
+    best_of_n_prompts: Count = 256
 
 
 def node(config: Any, **first: Any) -> ConfigDict:
@@ -52,10 +80,8 @@ def model(family: str, preset: str) -> ConfigDict:
 def default() -> ConfigDict:
     """Every key of a pipeline, with the defaults of its components."""
     return ConfigDict(
-        {
-            "job": "pipeline",
-            "directory": "runs/unnamed",
-            "seed": 0,
+        _plain(Run())
+        | {
             "task": component("tasks", "reviews"),
             "tokenizer": node(tokenizers.Config()),
             "model": model("gpt_neox", "quickstart"),
@@ -63,15 +89,11 @@ def default() -> ConfigDict:
             "lengths": node(Lengths()),
             "mesh": node(mesh.Config()),
             "algorithm": component("algorithms", "online_dpo"),
-            "reward": "learned",
-            "plan": "",
             "sft": node(sft.Config()),
             "comparisons": node(relabel.Config()),
             "reward_model": node(reward_model.Config()),
             "rlhf": node(rlhf.Config()),
             "evaluate": node(_evaluator.Config()),
-            "best_of_n": (1, 2, 4, 8, 16),
-            "best_of_n_prompts": 256,
         }
     )
 
@@ -79,6 +101,8 @@ def default() -> ConfigDict:
 def named(folder: str, values: dict[str, Any], where: str) -> tuple[Any, Any]:
     """The module that a component's node names, and its Config."""
     values = dict(values)
+    if "name" not in values:
+        raise Refusal(f"{where} lacks 'name', a file of rlhf_jax/{folder}/: {', '.join(plugins.names(folder))}")
     module = plugins.find(folder, values.pop("name"))
     return module, fill(module.Config, values, where)
 
@@ -118,9 +142,7 @@ def workspace(values: dict[str, Any]) -> Workspace:
         fill(tokenizers.Config, values["tokenizer"], "tokenizer"), task.vocabulary, policy_folder
     )
     family_values = dict(values["model"])
-    family = plugins.find("models", family_values.pop("family"))
-    if not hasattr(family, "PRESETS"):
-        raise Refusal(f"model.family is {values['model']['family']!r}, which is no family of decoders")
+    architecture = family(family_values.pop("family"))
     if family_values["vocab_size"] == 0:
         family_values["vocab_size"] = values["model"]["vocab_size"] = tokenizer.vocab_size
     tokenizer = tokenizers.within(tokenizer, family_values["vocab_size"])
@@ -134,7 +156,7 @@ def workspace(values: dict[str, Any]) -> Workspace:
         seed=values["seed"],
         task=task,
         tokenizer=tokenizer,
-        model=family.make(fill(family.Config, family_values, "model")),
+        model=architecture.make(fill(architecture.Config, family_values, "model")),
         mesh=mesh.make_mesh(fill(mesh.Config, values["mesh"], "mesh")),
         lengths=lengths,
         hub=hub,
@@ -151,6 +173,64 @@ def choices(argument: str, **defaults: str) -> dict[str, str]:
             raise Refusal(f"the config's argument {part!r} chooses nothing; accepted: {accepted}")
         chosen[name] = value
     return chosen
+
+
+NODES = {
+    "tokenizer": tokenizers.Config,
+    "hub": _hub.Config,
+    "lengths": Lengths,
+    "mesh": mesh.Config,
+    "sft": sft.Config,
+    "comparisons": relabel.Config,
+    "reward_model": reward_model.Config,
+    "rlhf": rlhf.Config,
+    "evaluate": _evaluator.Config,
+}
+"""Nodes of a config whose keys are always the same; those of task, model and algorithm are their component's."""
+
+
+def check_values(values: dict[str, Any]) -> None:
+    """Checks every value of a config by itself; see `values.py`. Raises Refusal with every problem."""
+    problems, components = Problems(), {"task": "tasks", "algorithm": "algorithms"}
+    if absent := sorted(set(default()) - values.keys()):
+        raise Refusal(f"the config lacks {', '.join(map(repr, absent))}; build.default() has every key")
+    with problems.caught():
+        fill(Run, {key: value for key, value in values.items() if key not in {*NODES, *components, "model"}}, "")
+    for key, config in NODES.items():
+        with problems.caught():
+            fill(config, values[key], key)
+    for key, folder in components.items():
+        with problems.caught():
+            named(folder, values[key], key)
+    with problems.caught():
+        plugins.find("jobs", values["job"])
+    with problems.caught():
+        if not (values["hub"]["sft"] or values["hub"]["base"]):  # else the folder says what the keys are
+            check_model(values["model"])
+    problems.refuse()
+
+
+def check_model(values: dict[str, Any]) -> None:
+    """Checks the node of a model that no folder completes. Raises Refusal with every problem."""
+    values = dict(values)
+    name = values.pop("family", "hub")
+    if name == "hub":
+        raise Refusal("model.family is 'hub', but neither hub.base nor hub.sft names a folder")
+    shape = family(name).Config
+    if others := sorted(values.keys() - {field.name for field in dataclasses.fields(shape)}):
+        raise Refusal(
+            f"model.family is {name!r}, which has no {', '.join(others)}; the keys of a family come with a preset, in a config "
+            f'file: config.model = build.model("{name}", "{next(iter(family(name).PRESETS))}")'
+        )
+    fill(shape, values, "model")
+
+
+def family(name: str) -> ModuleType:
+    """The module of a family of decoders. Raises Refusal where there is none of that name."""
+    module = plugins.find("models", name)
+    if not hasattr(module, "PRESETS"):
+        raise Refusal(f"model.family is {name!r}, which is no family of decoders")
+    return module
 
 
 def resolve_auto(values: dict[str, Any]) -> None:
@@ -219,28 +299,56 @@ def _parts(values: dict[str, Any]) -> tuple[Workspace, pipeline.Stages, Algorith
     return shared, settings, algorithm(values["algorithm"])
 
 
-def prepare(config: ConfigDict) -> tuple[Workspace, pipeline.Stages, Algorithm]:
-    """The checked parts of a run, whose directory then holds its `config.json`.
+def prepare(
+    config: ConfigDict, say: Callable[[str], None] = lambda line: None
+) -> tuple[Workspace, pipeline.Stages, Algorithm]:
+    """Returns the checked parts of a run, whose directory then holds its `config.json`.
 
-    Raises Refusal before anything is compiled or written.
+    The checks go from what is known at once to what has to be read: every value by itself, the settings against each other
+    and the devices, the task and the folders of models, and then the task against the settings.
+
+    Args:
+      config: of the run.
+      say: is told what was read, and what a person should know about a run that begins, a line each.
+
+    Raises:
+      Refusal: before anything is compiled or written.
     """
     values = config.to_dict()
-    shared, settings, chosen = _parts(values)
-    plugins.find("jobs", values["job"])
+    (shared, settings, chosen), notices = _checked(values)
     if values["plan"] == _planning.SEARCH:
         values["plan"] = _earlier_plan(shared.directory) or text_of(
             _planning.for_run(shared, settings, chosen).advised.plan
         )
         settings = dataclasses.replace(settings, plan=values["plan"])
-    pipeline.check(settings, chosen, shared.mesh)
-    if settings.plan:
-        _planning.check_memory(shared, settings, chosen)
-    _, notice = _evaluator.fitted(settings.evaluate, shared.task.num_prompts("heldout"))
-    for sentence in filter(None, (getattr(shared.task, "description", ""), notice, inexact_ratio(values))):
-        if hosts.is_first():
-            print(sentence)
+        rlhf.check(settings.rlhf, chosen, shared.mesh, settings.plan)
+    if "rlhf" in _checks.stages_of(values["job"], settings, shared.hub):
+        notices += _planning.check_memory(shared, settings, chosen)
+        notices += filter(None, [inexact_ratio(values)])
     check_directory(shared.directory, values)
+    for line in (_task_checks.summary(shared), *notices):
+        say(line)
     return shared, settings, chosen
+
+
+def _checked(values: dict[str, Any]) -> tuple[tuple[Workspace, pipeline.Stages, Algorithm], list[str]]:
+    """The checked parts of a config's values, which are completed and resolved, and what a person should know."""
+    check_values(values)
+    _checks.check_directory_name(values["directory"])
+    check_settings(values)
+    made = _parts(values)
+    return made, _task_checks.Check(values["job"], *made[:2]).run()
+
+
+def check_settings(values: dict[str, Any]) -> None:
+    """Checks a config's settings against each other and the devices. Raises Refusal with every problem."""
+    values = copy.deepcopy(values)
+    settings, hub = stages(values), fill(_hub.Config, values["hub"], "hub")
+    resolve_auto(values)
+    devices = mesh.make_mesh(fill(mesh.Config, values["mesh"], "mesh"))
+    if settings.plan == _planning.SEARCH:  # which is searched for once the models are known
+        settings = dataclasses.replace(settings, plan="")
+    _checks.check_settings(values["job"], settings, hub, algorithm(values["algorithm"]), devices)
 
 
 def _earlier_plan(directory: Path) -> str:
@@ -274,32 +382,35 @@ def problem(
     return _planning.problem(settings.rlhf, chosen, lengths, network, reward, device, num_devices, completion_lengths)
 
 
-def of_directory(directory: Path, **changed: Any) -> tuple[Workspace, pipeline.Stages, Algorithm]:
-    """The parts of the run whose directory this is, from its `config.json`; nothing is written.
+def config_of(directory: Path) -> ConfigDict:
+    """The config of the run whose directory this is, from its `config.json`.
 
-    Args:
-      changed: values of flattened keys in place of those, typed by them: {"evaluate.num_prompts": "64"}.
-
-    Raises Refusal for a directory without a run, or a key that it does not have.
+    Raises Refusal for a directory without a run.
     """
     path = directory / "config.json"
     if not path.exists():
         raise Refusal(f"{path} is missing: {str(directory)!r} is no directory of a run")
-    values = (
-        default().to_dict() | json.loads(path.read_text()) | {"directory": str(directory)}
-    )  # an older run lacks newer nodes
-    for key, value in changed.items():
-        node, (*above, last) = values, key.split(".")
-        for part in above:
-            node = node.get(part, {}) if isinstance(node, dict) else {}
-        if last not in node:
-            raise Refusal(f"{path} has no key {key!r}; accepted: {', '.join(sorted(flat(values)))}")
-        kind = type(node[last])
-        try:
-            node[last] = kind(value)
-        except ValueError:
-            raise Refusal(f"{key} is {value!r}; accepted: {kind.__name__}") from None
-    return workspace(values), stages(values), algorithm(values["algorithm"])
+    values = default().to_dict() | _tuples(json.loads(path.read_text()))
+    for key, config in NODES.items():
+        values[key] = _plain(config()) | values[key]  # an older run lacks newer keys
+    return ConfigDict(values | {"directory": str(directory)})
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were written from."""
+    if isinstance(value, dict):
+        return {key: _tuples(inner) for key, inner in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def of_directory(directory: Path) -> tuple[Workspace, pipeline.Stages, Algorithm]:
+    """The parts of the run whose directory this is; nothing is written. Raises Refusal for a directory without a run."""
+    return parts(config_of(directory))
+
+
+def parts_for(config: ConfigDict, job: str) -> tuple[Workspace, pipeline.Stages, Algorithm]:
+    """The parts of a run, checked for a job; nothing is written. Raises Refusal with every problem."""
+    return _checked(config.to_dict() | {"job": job})[0]
 
 
 def check_shared(directory: Path) -> None:
@@ -315,6 +426,6 @@ def check_shared(directory: Path) -> None:
 def run(config: ConfigDict) -> None:
     """Checks the whole config, then runs its job. Raises Refusal before anything is compiled or written."""
     hosts.check_same("config", config.to_json())
-    prepared = prepare(config)
+    prepared = prepare(config, say=print if hosts.is_first() else lambda line: None)
     check_shared(prepared[0].directory)
     plugins.find("jobs", config.to_dict()["job"]).job(*prepared)

@@ -1,6 +1,7 @@
 """Scores samples: log-probabilities and values of a role's model, and the reward with its missing-EOS rule."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax.numpy as jnp
 
@@ -9,6 +10,7 @@ from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.ops.logprobs import chunked_token_logprobs
 from rlhf_jax.ops.masked import positions_from_mask
 from rlhf_jax.types import Array, Outputs, Params, Samples, Scores
+from rlhf_jax.values import Unbounded
 
 MAX_LOGITS = 1 << 22
 """Logits held at once, in elements (16 MiB of float32): larger heads run in chunks, so that R x C x V never exists whole."""
@@ -22,7 +24,7 @@ class Config:
     """
 
     replace_missing_eos: bool = True
-    missing_eos_score: float = -1.0
+    missing_eos_score: Annotated[float, Unbounded("a score has any origin and scale")] = -1.0
 
 
 def completion_hidden(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.score import critic_outputs, policy_outputs
 from rlhf_jax.types import Aggregation, Array, Batch, Max, Mean, Metric, Metrics, Outputs, Params, TrainState
+from rlhf_jax.values import Bounds, Natural, NonNegative, Positive
 
 Objective = Callable[[Params, Any], tuple[Array, Metrics]]
 """(params, rows) -> (loss summed over the rows, metrics)."""
@@ -27,17 +28,17 @@ class OptimizerConfig:
     2410.18252). Clipping at 1 is its GSM8K setting; 0 turns it off.
     """
 
-    learning_rate: float = 3e-4
-    schedule: str = "linear"  # linear (to 0), cosine (to 0), constant, linear_by_round (see `learning_rate_schedule`)
-    warmup_updates: int = 0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    decay_on: str = (
-        "all"  # params, as optax has it; or "matrices": no decay of norms, biases and embeddings, as others do
-    )
-    max_grad_norm: float = 1.0
+    learning_rate: NonNegative = 3e-4  # 0 trains nothing: a control
+    # The first two reach 0; for the last see `learning_rate_schedule`.
+    schedule: Literal["linear", "cosine", "constant", "linear_by_round"] = "linear"
+    warmup_updates: Natural = 0
+    beta1: Annotated[float, Bounds(least=0, below=1)] = 0.9
+    beta2: Annotated[float, Bounds(least=0, below=1)] = 0.999
+    epsilon: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    # All params, as optax has it, or no decay of norms, biases and embeddings, as others do.
+    decay_on: Literal["all", "matrices"] = "all"
+    max_grad_norm: NonNegative = 1.0
 
 
 def learning_rate_schedule(config: OptimizerConfig, num_updates: int, updates_per_round: int = 1) -> optax.Schedule:
@@ -60,6 +61,27 @@ def learning_rate_schedule(config: OptimizerConfig, num_updates: int, updates_pe
         return after[config.schedule]
     warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_updates)
     return optax.join_schedules([warmup, after[config.schedule]], [config.warmup_updates])
+
+
+def check_schedule(config: OptimizerConfig, where: str, num_updates: int, updates_per_round: int = 1) -> None:
+    """Raises Refusal for a learning rate that is never reached, or 0 in every update, over a run of `num_updates` updates.
+
+    Args:
+      config: whose schedule is meant.
+      where: its dotted key, for messages.
+      num_updates: of the run.
+      updates_per_round: of "linear_by_round".
+    """
+    if config.warmup_updates >= num_updates:
+        raise Refusal(
+            f"{where}.warmup_updates is {config.warmup_updates}, but there are {num_updates} updates: none would have the "
+            f"learning rate; accepted: 0 to {num_updates - 1}"
+        )
+    if config.schedule == "linear_by_round" and num_updates <= updates_per_round:
+        raise Refusal(
+            f"{where}.schedule is 'linear_by_round', whose last round has the learning rate 0, but there is one round; "
+            "accepted: two rounds or more, or another schedule"
+        )
 
 
 def make_optimizer(

@@ -10,6 +10,7 @@ LAYERS = {
     "rlhf_jax": 0,  # the package itself, which imports nothing
     "rlhf_jax.refusal": 1,
     "rlhf_jax.types": 1,
+    "rlhf_jax.values": 1,
     "rlhf_jax.plugins": 2,
     "rlhf_jax.json_texts": 2,
     "rlhf_jax.ops": 2,
@@ -28,7 +29,6 @@ LAYERS = {
     "rlhf_jax.report": 6,
     "rlhf_jax.jobs": 7,
     "rlhf_jax.build": 8,
-    "rlhf_jax.values": 8,
     "experiments": 9,
     "configs": 9,
 }

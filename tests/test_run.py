@@ -1,9 +1,11 @@
 """What a person sees when a run cannot begin or is stopped: one line that names the value, and an exit status."""
 
+import ast
 import errno
 import os
 import subprocess
 import sys
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from experiments import run
 from rlhf_jax import build
 from rlhf_jax.jobs import pipeline
 from rlhf_jax.observe import lines
+from rlhf_jax.refusal import NotFinite
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "--config=configs/quickstart.py"
@@ -30,14 +33,16 @@ def call(directory: Path, *overrides: str) -> None:
     run.main(["run", CONFIG, f"--config.directory={directory}", *overrides])
 
 
-def refused(capsys, argv: list[str], status: int = 2) -> str:
-    """The one line of a run that leaves with `status`."""
+def refused(capsys, argv: list[str], status: int = 2, lines: int = 1) -> str:
+    """What a run prints that leaves with `status`: a line per problem."""
+    capsys.readouterr()
     with pytest.raises(SystemExit) as left:
         run.main(["run", *argv])
     assert left.value.code == status
     out, err = capsys.readouterr()
-    assert not out
-    assert err.count("\n") == 1
+    assert not out or status != 2
+    assert err.count("\n") == lines
+    assert all(line.startswith("error: ") for line in err.splitlines())
     return err
 
 
@@ -60,7 +65,7 @@ OF_ALGORITHMS = [
     ("rloo", "algorithm.correction.ratio_to=foo", ["ratio_to is 'foo'", "auto, behavior, proximal"]),
     ("rloo", "algorithm.correction.level=token", ["one ratio a completion", "level 'token'"]),
     ("grpo", "rlhf.samples_per_prompt=1", ["rlhf.samples_per_prompt is 1", "grpo needs at least 2"]),
-    ("grpo", "algorithm.aggregation=pair", ["grpo.aggregation is 'pair'", "token, sequence, constant_length"]),
+    ("grpo", "algorithm.aggregation=pair", ["algorithm.aggregation is 'pair'", "token, sequence, constant_length"]),
     ("ppo", "algorithm.correction.cap=0.1", ["cap 0.1", "0 <= floor < cap"]),
     ("online_dpo", "algorithm.correction.ratio_to=behavior", ["config.algorithm has no key 'correction'"]),
 ]
@@ -78,12 +83,12 @@ WRONG = [
     ("rlhf.bogus=1", ["config.rlhf has no key 'bogus'", "total_prompts"]),
     ("rlhf.total_promts=1", ["config.rlhf has no key 'total_promts'", "did you mean 'total_prompts'"]),
     ("rlhf.lag.deep=1", ["config.rlhf.lag has no key 'deep'"]),
-    ("seed=abc", ["config.seed=abc", "int"]),
-    ("rlhf.total_prompts=many", ["config.rlhf.total_prompts=many", "int"]),
-    ("rlhf.optimizer.learning_rate=fast", ["learning_rate=fast", "float"]),
-    ("rlhf.optimizer.schedule=steps", ["rlhf.optimizer.schedule is 'steps'", "constant, cosine, linear"]),
-    ("rlhf.critic_optimizer.schedule=steps", ["rlhf.critic_optimizer.schedule is 'steps'", "constant, cosine, linear"]),
-    ("sft.optimizer.schedule=steps", ["sft.optimizer.schedule is 'steps'", "constant, cosine, linear"]),
+    ("seed=abc", ["seed is 'abc'", "int"]),
+    ("rlhf.total_prompts=many", ["rlhf.total_prompts is 'many'", "int"]),
+    ("rlhf.optimizer.learning_rate=fast", ["learning_rate is 'fast'", "float"]),
+    ("rlhf.optimizer.schedule=steps", ["rlhf.optimizer.schedule is 'steps'", "linear, cosine, constant"]),
+    ("rlhf.critic_optimizer.schedule=steps", ["rlhf.critic_optimizer.schedule is 'steps'", "linear, cosine, constant"]),
+    ("sft.optimizer.schedule=steps", ["sft.optimizer.schedule is 'steps'", "linear, cosine, constant"]),
     ("algorithm.name=foo", ["'foo'", "algorithms", "online_dpo"]),
     ("task.name=foo", ["'foo'", "tasks", "reviews"]),
     ("model.family=foo", ["'foo'", "models", "gpt_neox"]),
@@ -92,17 +97,17 @@ WRONG = [
     ("tokenizer.kind=foo", ["'foo'", "words"]),
     ("model.num_heads=5", ["num_heads 5"]),
     ("mesh.data=16", ["mesh is data=16", "16 devices", "there are 8"]),
-    ("mesh.data=0", ["mesh is data=0", "accepted: positive sizes"]),
+    ("mesh.data=0", ["mesh.data is 0", "accepted: 1 or more, or -1"]),
     ("rlhf.total_prompts=65", ["rlhf.total_prompts is 65", "= 64"]),
-    ("rlhf.lag=-1", ["lag is -1", "0 (synchronous) or more"]),
+    ("rlhf.lag=-1", ["rlhf.lag is -1", "0 or more"]),
     ("rlhf.trace=(0, 5)", ["trace has 2 versions", "64 rounds"]),
     ("rlhf.loop=threads", ["rlhf.loop is 'threads'", "synchronous, asynchronous"]),
     ("rlhf.clock=loose", ["rlhf.clock is 'loose'", "exact, bounded"]),
     ("rlhf.replay=runs/nowhere", ["runs/nowhere/ledger.jsonl", "rlhf.replay names the directory of a run"]),
     ("rlhf.sampler_slices=8", ["rlhf.sampler_slices=8", "7 are left of 8"]),
     ("rlhf.sampler_slices=3", ["a round has 64 prompts", "multiples of 3"]),
-    ("rlhf.deadline_seconds=0.0", ["rlhf.deadline_seconds is 0.0", "positive"]),
-    ("rlhf.temperature=0.0", ["rlhf.temperature is 0.0", "positive"]),
+    ("rlhf.deadline_seconds=0.0", ["rlhf.deadline_seconds is 0.0", "above 0"]),
+    ("rlhf.temperature=0.0", ["rlhf.temperature is 0.0", "above 0"]),
     ("rlhf.samples_per_prompt=1", ["rlhf.samples_per_prompt is 1", "at least 2"]),
     ("rlhf.num_micro_batches=5", ["rlhf.prompts_per_update", "is 64", "multiples of 5"]),
     ("rlhf.num_micro_batches=0", ["num_micro_batches is 0", "1 or more"]),
@@ -130,9 +135,12 @@ def test_a_mesh_that_does_not_fit_the_batch_is_named(capsys, tmp_path, shape):
     """Eight devices hold the mesh, but 32 prompts do not divide into 5 or 6 shards."""
     sizes = zip(("data", "fsdp", "tensor"), shape.strip("()").split(", "), strict=True)
     overrides = [f"--config.mesh.{axis}={size}" for axis, size in sizes]
-    line = refused(capsys, [CONFIG, f"--config.directory={tmp_path / 'run'}", *overrides])
-    assert "rlhf.prompts_per_update" in line
-    assert "is 64" in line
+    keys = ["sft.rows_per_update is 64", "standardize_prompts is 256"]
+    keys += ["rlhf.prompts_per_update"] + ["reward_model.pairs_per_update is 48"] * (
+        48 % prod(ast.literal_eval(shape)) > 0
+    )
+    said = refused(capsys, [CONFIG, f"--config.directory={tmp_path / 'run'}", *overrides], lines=len(keys))
+    assert all(key in said for key in keys), said
     assert not (tmp_path / "run").exists()
 
 
@@ -172,7 +180,7 @@ def test_a_bounded_clock_needs_threads(capsys, tmp_path):
 
 def test_a_training_that_broke_is_one_line(capsys, tmp_path, monkeypatch):
     def broke(*_):
-        raise FloatingPointError("the loss of update 3 is nan: nothing from it on is published or saved")
+        raise NotFinite("the loss of update 3 is nan: nothing from it on is published or saved")
 
     monkeypatch.setattr(pipeline, "job", broke)
     assert "the loss of update 3 is nan" in refused(capsys, [CONFIG, f"--config.directory={tmp_path}"], status=1)
@@ -220,6 +228,19 @@ def test_the_command_itself(tmp_path, arguments, named):
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1, done.stderr
     assert named in done.stderr
+
+
+def test_help_is_no_error(capsys):
+    with pytest.raises(SystemExit) as left:
+        run.main(["run", "--help"])
+    assert not left.value.code
+    assert "configs/quickstart.py" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as left:
+        run.main(["run", CONFIG, "--help", "--config.rlhf.lag=3"])
+    assert not left.value.code
+    printed = capsys.readouterr().out.splitlines()
+    assert "--config.rlhf.lag=3" in printed
+    assert "--config.rlhf.optimizer.learning_rate=0.0005" in printed
 
 
 def test_the_job_is_found_by_its_file():

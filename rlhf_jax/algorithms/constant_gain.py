@@ -5,19 +5,21 @@ nothing else, up to its epsilon and to clipping of gradients. The loss is that o
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from rlhf_jax.algorithms import grpo
 from rlhf_jax.ops import advantages
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Algorithm
+from rlhf_jax.values import Positive
 
 
 @dataclass(frozen=True)
 class Config(grpo.Config):
     """Settings of the control."""
 
-    advantage: str = "centered"
-    gain: float = 6.0  # about std(z) / std(score) of GRPOVI with scores of deviation 1 in the middle of ±6
+    advantage: Literal["centered"] = "centered"
+    gain: Positive = 6.0  # about std(z) / std(score) of GRPOVI with scores of deviation 1 in the middle of ±6
 
 
 def constant_gain(config: Config) -> Algorithm:

@@ -19,13 +19,14 @@ from rlhf_jax.algorithms.api import drift_metrics, flat_groups, grouped_scores, 
 from rlhf_jax.ops import advantages
 from rlhf_jax.ops.masked import masked_sum
 from rlhf_jax.types import Algorithm, Array, Batch, Mean, Metrics, Outputs, Samples, Scores
+from rlhf_jax.values import NonNegative
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of CoPG."""
 
-    kl_weight: float = 0.05  # as RLOO here; the paper sweeps it
+    kl_weight: NonNegative = 0.05  # as RLOO here; the paper sweeps it
 
 
 def copg(config: Config) -> Algorithm:

@@ -5,20 +5,22 @@ divided by a constant length. The loss is that of `grpo.py`.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from rlhf_jax.algorithms import grpo
 from rlhf_jax.ops import advantages
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Algorithm
+from rlhf_jax.values import NonNegative
 
 
 @dataclass(frozen=True)
 class Config(grpo.Config):
     """Settings of Dr. GRPO; no KL term, as its authors train."""
 
-    kl_weight: float = 0.0
-    aggregation: str = "constant_length"
-    advantage: str = "centered"
+    kl_weight: NonNegative = 0.0
+    aggregation: Literal["token", "sequence", "constant_length"] = "constant_length"
+    advantage: Literal["centered"] = "centered"
 
 
 def dr_grpo(config: Config) -> Algorithm:

@@ -5,6 +5,7 @@ mean rank, so that a flat group has advantage 0. The loss is that of `grpo.py`.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from rlhf_jax.algorithms import grpo
 from rlhf_jax.ops import advantages
@@ -16,7 +17,7 @@ from rlhf_jax.types import Algorithm
 class Config(grpo.Config):
     """Settings of GOPO; the advantage is its own."""
 
-    advantage: str = "rank"
+    advantage: Literal["rank"] = "rank"  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 def gopo(config: Config) -> Algorithm:

@@ -12,6 +12,7 @@ of the minibatch, "constant_length" over completions of a constant length. The K
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import jax.numpy as jnp
 
@@ -23,6 +24,7 @@ from rlhf_jax.ops.divergences import k3
 from rlhf_jax.ops.masked import masked_count
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Aggregation, Algorithm, Array, Batch, Metrics, Outputs, Samples, Scores
+from rlhf_jax.values import NonNegative, Positive
 
 ADVANTAGES: dict[str, Callable[[Array], Array]] = {
     "standardized": advantages.standardized,
@@ -40,11 +42,11 @@ Advantage = Callable[[Array, Samples, Scores], tuple[Array, Figures]]
 class Config:
     """Settings of GRPO; defaults of arXiv 2402.03300, §4.2 (kl_weight 0.04) and of PPO (clip 0.2)."""
 
-    kl_weight: float = 0.04
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    aggregation: str = "sequence"
-    advantage: str = "standardized"
+    kl_weight: NonNegative = 0.04
+    clip_low: Positive = 0.2
+    clip_high: Positive = 0.2
+    aggregation: Literal["token", "sequence", "constant_length"] = "sequence"
+    advantage: Literal["standardized", "bessel", "centered"] = "standardized"
     correction: Correction = field(default_factory=Correction)
 
 

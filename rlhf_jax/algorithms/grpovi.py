@@ -13,7 +13,7 @@ drawn from the policy already, or "reference": π_θ(0)(y | x), the paper's own 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,19 +23,21 @@ from rlhf_jax.ops.masked import masked_sum
 from rlhf_jax.ops.variance_increase import VarianceIncrease, increase_variance
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Algorithm, Array, Samples, Scores
+from rlhf_jax.values import Unbounded
 
 WEIGHTS = ("uniform", "reference")
 TIES = ("together", "by_index")
+SCORE = Unbounded("it is in the unit of the score, which has no origin of its own")
 
 
 @dataclass(frozen=True)
 class Config(grpo.Config):
     """Settings of GRPOVI; the paper's KL weight, clipping and aggregation are not known, GRPO's stand for them."""
 
-    low: float = -6.0  # in the unit of the score: SFT standard deviations for a learned reward
-    high: float = 6.0
-    weights: str = "uniform"
-    ties: str = "together"
+    low: Annotated[float, SCORE] = -6.0  # SFT standard deviations for a learned reward
+    high: Annotated[float, SCORE] = 6.0
+    weights: Literal["uniform", "reference"] = "uniform"
+    ties: Literal["together", "by_index"] = "together"
 
 
 def grpovi(config: Config) -> Algorithm:

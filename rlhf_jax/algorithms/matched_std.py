@@ -5,6 +5,7 @@ is that of `grpo.py`; a flat group has advantage 0.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import jax.numpy as jnp
 
@@ -18,7 +19,7 @@ from rlhf_jax.types import Algorithm, Array
 class Config(grpovi.Config):
     """Settings as GRPOVI's; dividing by the deviation again would leave GRPO."""
 
-    advantage: str = "centered"
+    advantage: Literal["centered"] = "centered"
 
 
 def matched_std(config: Config) -> Algorithm:

@@ -20,13 +20,14 @@ from rlhf_jax.algorithms.api import drift_metrics, grouped_scores, make_batch
 from rlhf_jax.ops.losses import dpo
 from rlhf_jax.ops.masked import masked_sum, select
 from rlhf_jax.types import Algorithm, Array, Batch, Mean, Metrics, Outputs, Samples, Scores
+from rlhf_jax.values import Positive
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of Online DPO."""
 
-    beta: float = 0.1  # arXiv 2410.18252, hyperparameters of TL;DR Online DPO (0.03 there for the chat experiment)
+    beta: Positive = 0.1  # arXiv 2410.18252, hyperparameters of TL;DR Online DPO (0.03 there for the chat experiment)
 
 
 def online_dpo(config: Config) -> Algorithm:

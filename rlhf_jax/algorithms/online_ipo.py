@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from rlhf_jax.algorithms.online_dpo import best_against_worst
 from rlhf_jax.ops.losses import ipo
 from rlhf_jax.types import Algorithm
+from rlhf_jax.values import Positive
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of Online IPO."""
 
-    beta: float = 0.05  # τ in arXiv 2310.12036: a margin of 1 / (2β) = 10 nats is asked for
+    beta: Positive = 0.05  # τ in arXiv 2310.12036: a margin of 1 / (2β) = 10 nats is asked for
 
 
 def online_ipo(config: Config) -> Algorithm:

@@ -23,6 +23,7 @@ from rlhf_jax.ops.divergences import k1
 from rlhf_jax.ops.losses import clipped_value
 from rlhf_jax.ops.masked import last_index, masked_count, masked_sum, masked_whiten, select
 from rlhf_jax.types import Algorithm, Array, Batch, Mean, Metrics, Outputs, Samples, Scores
+from rlhf_jax.values import Fraction, NonNegative, Positive
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,11 @@ class Config:
     """Settings of PPO; defaults of arXiv 2410.18252, hyperparameters of TL;DR PPO (its value coefficient 0.1 weighs a sum of
     the two losses: with an optimizer for each role it has no place)."""
 
-    kl_weight: float = 0.05
-    clip: float = 0.2
-    value_clip: float = 0.2
-    discount: float = 1.0  # γ
-    decay: float = 0.95  # λ
+    kl_weight: NonNegative = 0.05
+    clip: Positive = 0.2
+    value_clip: Positive = 0.2
+    discount: Fraction = 1.0  # γ
+    decay: Fraction = 0.95  # λ
     correction: Correction = field(default_factory=Correction)
 
 

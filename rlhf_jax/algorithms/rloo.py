@@ -21,14 +21,15 @@ from rlhf_jax.ops.divergences import k1
 from rlhf_jax.ops.losses import clipped_surrogate
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Algorithm, Array, Batch, Metrics, Outputs, Samples, Scores
+from rlhf_jax.values import NonNegative, Positive
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of RLOO; defaults of arXiv 2410.18252, hyperparameters of TL;DR RLOO."""
 
-    kl_weight: float = 0.05
-    clip: float = 0.2
+    kl_weight: NonNegative = 0.05
+    clip: Positive = 0.2
     correction: Correction = field(default_factory=lambda: Correction(level="sequence"))
 
 

@@ -91,6 +91,11 @@ def encode_completions(
     return pad_completions(ids, tokenizer.pad_id, length)
 
 
+def completion_lengths(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text as a completion, its EOS included."""
+    return [len(ended_ids(text, tokenizer)) for text in texts]
+
+
 def completion_ids(tokens_BC: np.ndarray, mask_BC: np.ndarray) -> list[list[int]]:
     """The sampled ids of each row, EOS included: by the mask, never by the pad id."""
     return [row[mask].tolist() for row, mask in zip(np.asarray(tokens_BC), np.asarray(mask_BC), strict=True)]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from rlhf_jax.hub.codec import FileTokenizer
 from rlhf_jax.hub.file_tokenizers import hugging_face, sentencepiece
@@ -53,7 +53,7 @@ class Tokenizer(Protocol):
 class Config:
     """Kind and file of a tokenizer: words or characters (of the task's vocabulary), bytes, sentencepiece or hf (of a file)."""
 
-    kind: str = "words"
+    kind: Literal["words", "characters", "bytes", "sentencepiece", "hf"] = "words"
     path: str = ""  # sentencepiece: the .model file; hf: tokenizer.json or its folder
     eos: str = (
         ""  # of a file: the EOS, in place of what the files say; several between spaces: the first is appended to texts

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from rlhf_jax.rewards.api import ModelReward
 from rlhf_jax.runtime import hosts
 from rlhf_jax.score import MAX_LOGITS, completion_hidden
 from rlhf_jax.types import Array, Params, Prompts, Samples
+from rlhf_jax.values import LARGEST, Bounds, Count, Natural
 
 GREEDY_NAMES = {
     "win_rate": "win_rate_greedy",
@@ -35,21 +36,19 @@ class Config:
     No prompt is evaluated twice: `fitted` lowers the numbers of prompts to what the split has.
     """
 
-    num_prompts: int = 1024  # of the first and the last evaluation of a run
-    num_prompts_between: int = 256  # of those between
-    samples_per_prompt: int = 4
-    references_per_prompt: int = 4  # at most; a prompt with fewer is compared with those it has
-    prompts_per_batch: int = 256
-    max_completion_tokens: int = 0  # 0: as in training
-    part: int = 0  # of num_parts into which held-out prompts are dealt: a study chooses on one and reports on another
-    num_parts: int = 1
+    num_prompts: Count = 1024  # of the first and the last evaluation of a run
+    num_prompts_between: Count = 256  # of those between
+    samples_per_prompt: Count = 4
+    references_per_prompt: Count = 4  # at most; a prompt with fewer is compared with those it has
+    prompts_per_batch: Count = 256
+    max_completion_tokens: Annotated[int, Bounds(least=2, most=LARGEST, also=(0,))] = 0  # 0: as in training
+    # Of num_parts into which held-out prompts are dealt: a study chooses on one and reports on another.
+    part: Natural = 0
+    num_parts: Count = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.part < self.num_parts:
             raise Refusal(f"evaluate.part is {self.part}; accepted: 0 to evaluate.num_parts - 1 = {self.num_parts - 1}")
-        for name in ("num_prompts", "num_prompts_between", "samples_per_prompt", "prompts_per_batch"):
-            if getattr(self, name) < 1:
-                raise Refusal(f"evaluate.{name} is {getattr(self, name)}; accepted: 1 or more")
 
 
 def fitted(config: Config, num_heldout: int) -> tuple[Config, str]:

@@ -22,6 +22,7 @@ from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import hosts, sharding
 from rlhf_jax.tasks.api import Task
 from rlhf_jax.types import Params
+from rlhf_jax.values import Count
 
 COMPUTED = ("dtype", "remat", "attention")  # how a model is computed: the run says it, no folder does
 
@@ -34,18 +35,15 @@ class Config:
     sft: str = ""  # the SFT policy: the stage is not run
     reward_model: str = ""  # a sequence classifier of the run's vocabulary: the stage measures its origin and scale
     gold: str = ""  # a sequence classifier that judges: it relabels comparisons, and says who wins
-    gold_chat_template: str = (
-        ""  # conversations are rendered again in it for gold: a name, file or folder; empty: see Judge
-    )
-    gold_rows_per_batch: int = 64
+    # Conversations are rendered again in it for gold: a name, file or folder; empty: see Judge.
+    gold_chat_template: str = ""
+    gold_rows_per_batch: Count = 64
 
     def __post_init__(self) -> None:
         if self.base and self.sft:
             raise Refusal(
                 f"hub.base={self.base!r} is where SFT begins, and hub.sft={self.sft!r} stands for it; accepted: one of them"
             )
-        if self.gold_rows_per_batch < 1:
-            raise Refusal(f"hub.gold_rows_per_batch is {self.gold_rows_per_batch}; accepted: 1 or more")
 
     @property
     def policy(self) -> str:

@@ -19,6 +19,7 @@ from rlhf_jax.planner.api import Costs, Work
 from rlhf_jax.planner.calls import dataflow
 from rlhf_jax.planner.cost import Formulas
 from rlhf_jax.planner.hardware import Hardware
+from rlhf_jax.planner.options import option
 from rlhf_jax.planner.profile import Profile
 from rlhf_jax.planner.search import Candidate, Found, search
 from rlhf_jax.planner.shapes import Shape, of_model
@@ -80,6 +81,13 @@ class Problem:
             named(plan, self.calls), self.calls, costs, self.work, self.num_devices, self.devices_per_host, default
         )
         return Candidate(whole, simulate(self.calls, whole, costs, self.work, self.num_devices))
+
+    def resident_bytes(self, plan: Plan) -> float:
+        """What stays on the fullest device while a plan runs: states, params, and versions of them."""
+        costs = self.formulas()
+        chosen = [option(call, costs, plan.placements[call.name]) for call in self.calls]
+        kept = [dataclasses.replace(of, working_bytes=0.0) for of in chosen]
+        return max(footprint.by_device(self.calls, kept, footprint.live_versions(self.work), self.num_devices))
 
 
 def named(plan: Plan, calls: Sequence[Call]) -> Plan:
@@ -166,17 +174,31 @@ def of_run(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Problem:
     return problem(stages.rlhf, algorithm, workspace.lengths, workspace.model, network, device, num_devices)
 
 
-def check_memory(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
-    """Raises Refusal for a plan that does not fit in the memory of the devices at hand, where their memory is known."""
+def check_memory(workspace: Workspace, stages: Any, algorithm: Algorithm) -> list[str]:
+    """Compares what the RLHF stage is expected to need with the memory of the devices at hand, where that is known.
+
+    Returns a notice where the run's mesh is too small by the planner's formulas, which do not know how XLA schedules a program.
+
+    Raises:
+      Refusal: for a written plan that does not fit, and for states and params that stay which alone are too large.
+    """
     if hosts.several():
-        return  # a placement is of one host's devices, the figures are of all: the program's own check must do
+        return []  # a placement is of one host's devices, the figures are of all: the program's own check must do
     try:
-        of = of_run(workspace, stages, algorithm)
-    except ValueError:
-        return  # devices that the table does not have: what does not fit is told when it is compiled
-    if not of.hardware.shared_throughput:
-        where = places(stages.rlhf, workspace.mesh, stages.plan)
-        of.expected(Plan({call.name: where.placement(call.name) for call in of.calls}))
+        if hardware.of_device(jax.devices()[0]).shared_throughput:
+            return []
+    except Refusal:
+        return []  # devices that the table does not have: what does not fit is told when it is compiled
+    of = of_run(workspace, stages, algorithm)
+    where = places(stages.rlhf, workspace.mesh, stages.plan)
+    plan = Plan({call.name: where.placement(call.name) for call in of.calls})
+    try:
+        of.expected(plan)
+    except Refusal as error:
+        if stages.plan or of.resident_bytes(plan) > of.formulas().device_bytes:
+            raise
+        return [f"may not fit in memory: {error}"]
+    return []
 
 
 def for_run(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Found:

@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
 
 import jax
 from jax.sharding import Mesh
@@ -16,42 +17,43 @@ from rlhf_jax.runtime.placement import ROLES, Places
 from rlhf_jax.runtime.program import block_rows
 from rlhf_jax.runtime.views import own_mesh
 from rlhf_jax.types import Algorithm
-from rlhf_jax.update import OptimizerConfig
+from rlhf_jax.update import OptimizerConfig, check_schedule
+from rlhf_jax.values import Bounds, Count, Natural, Positive
 
 
 @dataclass(frozen=True)
 class Config:
     """A run of RLHF. A round is P = num_minibatches * prompts_per_update prompts; an update is a step of the optimizer."""
 
-    total_prompts: int = 2048
-    prompts_per_update: int = 32
-    num_minibatches: int = 1
-    num_epochs: int = 1
-    samples_per_prompt: int = 4
-    lag: int = 0  # rounds that the sampler is behind
-    clock: str = "exact"  # or "bounded": the lag is the most, and what it is depends on who is slow
-    trace: tuple[int, ...] = ()  # a version for every round, instead of a lag
+    total_prompts: Count = 2048
+    prompts_per_update: Count = 32
+    num_minibatches: Count = 1
+    num_epochs: Count = 1
+    samples_per_prompt: Count = 4
+    lag: Natural = 0  # rounds that the sampler is behind
+    clock: Literal["exact", "bounded"] = "exact"  # bounded: the lag is the most, and what it is depends on who is slow
+    trace: tuple[Natural, ...] = ()  # a version for every round, instead of a lag
     replay: str = ""  # the directory of a run, whose ledger gives the trace
-    loop: str = "synchronous"  # or "asynchronous": a sampling thread beside the trainer, and the same numbers
-    sampler_slices: int = 0  # device slices beside the trainer's mesh that share a round's prompts; 0: its own devices
-    sampler_slice_devices: int = 1  # of each, along `data`
-    publish_dtype: str = (
-        "float32"  # of the sampler's params: bfloat16 halves what a token reads and what a version takes
-    )
-    deadline_seconds: float = 600.0  # asynchronous: how long neither side may hand anything over
-    temperature: float = 1.0
-    num_micro_batches: int = 1
-    evaluate_every: int = 16  # updates, rounded up to ends of rounds; 0: only at the beginning and the end
-    evaluate_at: tuple[int, ...] = ()  # and after these updates, within a round too: densely where a curve is steep
-    checkpoint_every: int = 16  # updates, rounded up to ends of rounds; 0: only at the end
-    keep_checkpoints: int = 2  # newest ones; `experiments.evaluate` evaluates every one that is kept
-    log_samples: int = 4  # completions of a round that go to samples.jsonl
+    # asynchronous: a sampling thread beside the trainer, and the same numbers
+    loop: Literal["synchronous", "asynchronous"] = "synchronous"
+    # Device slices beside the trainer's mesh that share a round's prompts; 0: its own devices.
+    sampler_slices: Natural = 0
+    sampler_slice_devices: Count = 1  # of each, along `data`
+    # Of the sampler's params: bfloat16 halves what a token reads and what a version takes.
+    publish_dtype: Literal["float32", "bfloat16"] = "float32"
+    deadline_seconds: Positive = 600.0  # asynchronous: how long neither side may hand anything over
+    temperature: Positive = 1.0
+    num_micro_batches: Count = 1
+    evaluate_every: Natural = 16  # updates, rounded up to ends of rounds; 0: only at the beginning and the end
+    evaluate_at: tuple[Count, ...] = ()  # and after these updates, within a round too: densely where a curve is steep
+    checkpoint_every: Natural = 16  # updates, rounded up to ends of rounds; 0: only at the end
+    keep_checkpoints: Count = 2  # newest ones; `experiments.evaluate` evaluates every one that is kept
+    log_samples: Natural = 4  # completions of a round that go to samples.jsonl
     ledger: bool = True  # a row for every sample in ledger.jsonl
     ledger_gold: bool = False  # the task judges each of them, too
     scoring: score.Config = field(default_factory=score.Config)
-    num_compactions: int = (
-        0  # of the sampler's batch as its rows end: each a quarter, compiled apart (see `sample._decode`)
-    )
+    # Of the sampler's batch as its rows end: each a quarter, compiled apart (see `sample._decode`); 4^8 rows are 65,536.
+    num_compactions: Annotated[int, Bounds(least=0, most=8)] = 0
     share_prompts: bool = True  # a prompt's rows stay together and its tokens are run once; else only units stay so
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     critic_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3))
@@ -65,8 +67,6 @@ class Config:
                 f"rlhf.total_prompts is {self.total_prompts}; accepted: multiples of num_minibatches * prompts_per_update = "
                 f"{self.num_minibatches} * {self.prompts_per_update} = {per_round}"
             )
-        if self.clock not in ("exact", "bounded"):
-            raise Refusal(f"rlhf.clock is {self.clock!r}; accepted: exact, bounded")
         if self.replay and self.trace:
             raise Refusal(f"rlhf.trace and rlhf.replay={self.replay!r} both give versions; accepted: one of them")
         num_rounds = self.total_prompts // per_round
@@ -96,8 +96,9 @@ def sampling(config: Config, max_completion_tokens: int, mesh: Mesh) -> sample.C
 def check(config: Config, algorithm: Algorithm, mesh: Mesh, plan: str = "") -> None:
     """Raises Refusal for what cannot run, before anything is compiled."""
     clock = config.schedule()
-    if config.loop not in ("synchronous", "asynchronous"):
-        raise Refusal(f"rlhf.loop is {config.loop!r}; accepted: synchronous, asynchronous")
+    check_schedule(config.optimizer, "rlhf.optimizer", clock.num_updates, clock.updates_per_round)
+    if "critic" in algorithm.losses:
+        check_schedule(config.critic_optimizer, "rlhf.critic_optimizer", clock.num_updates, clock.updates_per_round)
     if config.clock == "bounded" and config.loop != "asynchronous":
         raise Refusal("rlhf.clock is 'bounded', which needs rlhf.loop=asynchronous: alone, nobody is slow")
     if config.clock == "bounded" and hosts.several():
@@ -105,23 +106,11 @@ def check(config: Config, algorithm: Algorithm, mesh: Mesh, plan: str = "") -> N
             "rlhf.clock is 'bounded' on several processes, whose samplers would each take the newest version that they have; "
             "accepted: exact"
         )
-    if config.publish_dtype not in ("float32", "bfloat16"):
-        raise Refusal(f"rlhf.publish_dtype is {config.publish_dtype!r}; accepted: float32, bfloat16")
-    if config.deadline_seconds <= 0:
-        raise Refusal(f"rlhf.deadline_seconds is {config.deadline_seconds}; accepted: positive numbers")
-    outside = [update for update in config.evaluate_at if not 0 < update <= clock.num_updates]
+    outside = [update for update in config.evaluate_at if update > clock.num_updates]
     if outside:
         raise Refusal(
             f"rlhf.evaluate_at has {outside[0]}; accepted: updates from 1 to the run's last, {clock.num_updates} "
             "(version 0 is always evaluated)"
-        )
-    if config.num_compactions < 0:
-        raise Refusal(f"rlhf.num_compactions is {config.num_compactions}; accepted: 0 or more")
-    if config.keep_checkpoints < 1:
-        raise Refusal(f"rlhf.keep_checkpoints is {config.keep_checkpoints}; accepted: 1 or more")
-    if config.temperature <= 0:
-        raise Refusal(
-            f"rlhf.temperature is {config.temperature}; accepted: positive numbers (training needs a law to sample)"
         )
     if config.samples_per_prompt < algorithm.min_samples_per_prompt:
         raise Refusal(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -21,14 +22,17 @@ from rlhf_jax.runtime.checkpoint import Checkpoints
 from rlhf_jax.runtime.placement import placed
 from rlhf_jax.tasks.api import Split, Task, stream_indices
 from rlhf_jax.types import Array, Params, Prompts, Samples
+from rlhf_jax.values import Bounds
+
+LONGEST = 2**20  # positions of a row
 
 
 @dataclass(frozen=True)
 class Lengths:
     """Positions of the compiled programs: one shape for every prompt and completion of a run."""
 
-    max_prompt_tokens: int = 24
-    max_completion_tokens: int = 24
+    max_prompt_tokens: Annotated[int, Bounds(least=1, most=LONGEST)] = 24
+    max_completion_tokens: Annotated[int, Bounds(least=2, most=LONGEST)] = 24  # the EOS is one of them
 
 
 @dataclass(frozen=True)

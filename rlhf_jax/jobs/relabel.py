@@ -20,9 +20,9 @@ from rlhf_jax.observe.lines import replace
 from rlhf_jax.observe.progress import progress
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.runtime import hosts, sharding, views
-from rlhf_jax.runtime.mesh import check_rows
 from rlhf_jax.tasks.api import Split
 from rlhf_jax.types import Algorithm, Params, Samples
+from rlhf_jax.values import Count, Positive
 
 STAGE = "comparisons"
 SPLITS: tuple[Split, ...] = ("train", "heldout")
@@ -35,10 +35,10 @@ class Config:
     """How many pairs to sample; a sampled pair that gold scores alike is left out, being no comparison. Given pairs are all
     taken."""
 
-    num_train: int = 4096
-    num_heldout: int = 512
-    prompts_per_batch: int = 256
-    temperature: float = 1.0
+    num_train: Count = 4096
+    num_heldout: Count = 512
+    prompts_per_batch: Count = 256
+    temperature: Positive = 1.0
     by_gold: bool = True  # of given pairs: the gold reward model, where there is one, says which was chosen
 
 
@@ -171,7 +171,6 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> None:
         raise Refusal(
             "the task gives neither comparisons nor a gold judge to make them: set its comparisons, or hub.gold"
         )
-    check_rows("comparisons.prompts_per_batch", config.prompts_per_batch, workspace.mesh)
     drawing = sample.Config(workspace.lengths.max_completion_tokens, 2, config.temperature)
     draw = sampler(workspace, drawing, STAGE)
     with progress("Comparisons", total=config.num_train + config.num_heldout) as bar:

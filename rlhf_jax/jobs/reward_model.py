@@ -23,10 +23,10 @@ from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import hosts, sharding
 from rlhf_jax.runtime.checkpoint import restore_params
-from rlhf_jax.runtime.mesh import check_rows
 from rlhf_jax.runtime.supervised import train
 from rlhf_jax.types import Algorithm, Array, Mean, Metrics, Params, TrainState
 from rlhf_jax.update import OptimizerConfig, init_state, make_optimizer, train_step
+from rlhf_jax.values import Count, Natural
 
 STAGE = "reward_model"
 
@@ -35,14 +35,14 @@ STAGE = "reward_model"
 class Config:
     """Pairwise logistic loss (Ouyang et al., 2022, arXiv 2203.02155, equation 1), one pass or more over the comparisons."""
 
-    num_updates: int = 300
-    pairs_per_update: int = 32
-    num_micro_batches: int = 1
-    checkpoint_every: int = 100
+    num_updates: Count = 300
+    pairs_per_update: Count = 32
+    num_micro_batches: Count = 1
+    checkpoint_every: Natural = 100  # updates; 0: only at the end
     standardize: bool = (
         True  # scores are in deviations of the SFT policy's; else as they are, as the papers' numbers are
     )
-    standardize_prompts: int = 256
+    standardize_prompts: Count = 256
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3, schedule="cosine"))
 
 
@@ -142,7 +142,6 @@ def standard_path(workspace: Workspace) -> Path:
 
 def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Params, Standard]:
     """Trains, or reads what an earlier run trained. Returns the reward model's params and its unit."""
-    check_rows("reward_model.pairs_per_update", config.pairs_per_update, workspace.mesh, config.num_micro_batches)
     began = time.perf_counter()
     if hosts.agree(standard_path(workspace).exists()):
         return load(workspace)
@@ -192,7 +191,7 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Param
             num_updates=config.num_updates,
             shardings=shardings,
             checkpoints=checkpoints,
-            checkpoint_every=config.checkpoint_every,
+            checkpoint_every=config.checkpoint_every or config.num_updates,
             on_resume=lambda update: workspace.metrics.resume(STAGE, update),
             report=report,
         )

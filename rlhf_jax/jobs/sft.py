@@ -18,10 +18,10 @@ from rlhf_jax.ops.losses import cross_entropy_sum
 from rlhf_jax.ops.masked import masked_count, masked_sum
 from rlhf_jax.runtime import hosts, sharding
 from rlhf_jax.runtime.checkpoint import abstract_like, restore_params
-from rlhf_jax.runtime.mesh import check_rows
 from rlhf_jax.runtime.supervised import train
 from rlhf_jax.types import Algorithm, Array, Batch, Mean, Metrics, Outputs, Params, TrainState
 from rlhf_jax.update import OptimizerConfig, init_state, make_optimizer, policy_objective, train_step
+from rlhf_jax.values import Count, Fraction, Natural
 
 STAGE = "sft"
 
@@ -30,10 +30,11 @@ STAGE = "sft"
 class Config:
     """Supervised fine-tuning on prompt and reference; the loss is on the completion's tokens, the EOS included."""
 
-    num_updates: int = 300
-    rows_per_update: int = 64
-    num_micro_batches: int = 1
-    checkpoint_every: int = 100
+    num_updates: Count = 300
+    rows_per_update: Count = 64
+    num_micro_batches: Count = 1
+    checkpoint_every: Natural = 100  # updates; 0: only at the end
+    min_whole_references: Fraction = 0.05  # share that must keep their EOS within lengths.max_completion_tokens
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=3e-3, schedule="cosine"))
 
 
@@ -85,7 +86,6 @@ def run(workspace: Workspace, config: Config) -> Params:
     """Trains, or reads what an earlier run trained or `hub.sft` holds. Returns the params of the SFT policy."""
     if workspace.hub.sft:
         return load(workspace)
-    check_rows("sft.rows_per_update", config.rows_per_update, workspace.mesh, config.num_micro_batches)
     began = time.perf_counter()
     checkpoints = workspace.checkpoints(STAGE)
     optimizer, shapes, shardings = state_layout(workspace, config)
@@ -117,7 +117,7 @@ def run(workspace: Workspace, config: Config) -> Params:
             num_updates=config.num_updates,
             shardings=shardings,
             checkpoints=checkpoints,
-            checkpoint_every=config.checkpoint_every,
+            checkpoint_every=config.checkpoint_every or config.num_updates,
             on_resume=lambda update: workspace.metrics.resume(STAGE, update),
             report=report,
         )

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,10 @@ from rlhf_jax.models import blocks
 from rlhf_jax.models.api import Cache
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array, Params
+from rlhf_jax.values import Bounds
 
+Depth = Annotated[int, Bounds(least=1, most=1024)]
+"""Layers, each of which is traced: more would take minutes before anything is compiled."""
 SHARED_DRAW = 1 << 20  # elements; see `draw`
 
 
@@ -137,6 +140,12 @@ def logical_axes(params: Params, axes: Mapping[str, tuple[str | None, ...]]) -> 
 def head_width(config: Any) -> int:
     """Width of one query, key or value; where `config.head_width` is 0, the heads share the width of the model."""
     return config.head_width or config.width // config.num_heads
+
+
+def check_rotary(dims: int, what: str) -> None:
+    """Raises Refusal where rotary positions cannot turn `dims` numbers in pairs; `what` names them."""
+    if dims < 2 or dims % 2:
+        raise Refusal(f"{what} is {dims}, which rotary positions turn in pairs; accepted: even numbers from 2 on")
 
 
 def check_shape(config: Any) -> None:

@@ -19,19 +19,20 @@ from rlhf_jax.models import blocks, llama
 from rlhf_jax.models.api import Model
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
+from rlhf_jax.values import Count, Natural, NonNegative, Positive
 
 
 @dataclass(frozen=True)
 class Config(llama.Config):
     """The shape of a decoder. Defaults are those of the published `config.json` files; a cap or window of 0 is none."""
 
-    head_width: int = 256  # of one query, key or value
-    query_scalar: int = 256  # scores are divided by its root
-    score_cap: float = 50.0
-    logit_cap: float = 30.0
-    sliding_window: int = 4096  # columns that a query sees at most, its own among them
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-6
+    head_width: Natural = 256  # of one query, key or value
+    query_scalar: Count = 256  # scores are divided by its root
+    score_cap: NonNegative = 50.0
+    logit_cap: NonNegative = 30.0
+    sliding_window: Natural = 4096  # columns that a query sees at most, its own among them
+    rope_theta: Positive = 10_000.0
+    norm_eps: Positive = 1e-6
     tie_embeddings: bool = True
 
     def window(self, layer: int) -> int:
@@ -119,8 +120,6 @@ class Gemma2(llama.Llama):
 def check(config: Config) -> None:
     """Raises Refusal, naming the value, where the numbers do not fit together."""
     llama.check(config)
-    if config.query_scalar < 1:
-        raise Refusal(f"query_scalar is {config.query_scalar}; accepted: at least 1")
     if config.attention != "xla" and config.score_cap:
         raise Refusal(f"attention is {config.attention!r}, which cannot cap scores; accepted with score_cap: xla")
 

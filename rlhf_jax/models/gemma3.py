@@ -15,18 +15,19 @@ from flax import linen as nn
 from rlhf_jax.models import _decoder, _rotary, gemma2, llama
 from rlhf_jax.models.api import Model
 from rlhf_jax.types import Array
+from rlhf_jax.values import Natural, NonNegative, Positive
 
 
 @dataclass(frozen=True)
 class Config(gemma2.Config):
     """The shape of a decoder. Defaults are those of the published `config.json` files; a cap or window of 0 is none."""
 
-    score_cap: float = 0.0
-    logit_cap: float = 0.0
-    sliding_window: int = 512  # columns that a query sees at most, its own among them
-    rope_theta: float = 1_000_000.0  # of the layers that see all columns
-    rope_local_theta: float = 10_000.0  # of the layers with a window
-    full_attention_interval: int = 6  # layers 6, 12, ... counted from 1 see all columns; 0: none does
+    score_cap: NonNegative = 0.0
+    logit_cap: NonNegative = 0.0
+    sliding_window: Natural = 512  # columns that a query sees at most, its own among them
+    rope_theta: Positive = 1_000_000.0  # of the layers that see all columns
+    rope_local_theta: Positive = 10_000.0  # of the layers with a window
+    full_attention_interval: Natural = 6  # layers 6, 12, ... counted from 1 see all columns; 0: none does
 
     def sees_all(self, layer: int) -> bool:
         """The layer is one of those without a window."""

@@ -8,34 +8,37 @@ are ordered head by head, each head's query, key and value together, so that a s
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from flax import linen as nn
 
 from rlhf_jax.models import _decoder, blocks
+from rlhf_jax.models._decoder import Depth
 from rlhf_jax.models.api import Cache, Model
 from rlhf_jax.types import Array
+from rlhf_jax.values import Bounds, Count, Natural, Positive
 
 
 @dataclass(frozen=True)
 class Config:
     """The shape of a decoder. Defaults are those of Pythia's published `config.json` files."""
 
-    vocab_size: int
-    width: int
-    num_layers: int
-    num_heads: int
-    ffn_width: int
-    rotary_fraction: float = 0.25
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-5
+    vocab_size: Natural  # 0: the tokenizer's
+    width: Count
+    num_layers: Depth
+    num_heads: Count
+    ffn_width: Count
+    rotary_fraction: Annotated[float, Bounds(above=0, most=1)] = 0.25
+    rope_theta: Positive = 10_000.0
+    norm_eps: Positive = 1e-5
     parallel_residual: bool = True
     tie_embeddings: bool = False
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False  # each layer is computed again in the backward pass, so that only its inputs are kept
-    attention: str = "xla"  # xla, dot_product, cudnn: see `blocks.attend`
-    init_scale: float = 1.0  # on the first deviations of embedding, head and what reads the residual
-    padding_id: int = -1  # a reward model's score is never read at this id, as its trainer may have it; -1: at any
+    attention: Literal["xla", "dot_product", "cudnn"] = "xla"  # see `blocks.attend`
+    init_scale: Positive = 1.0  # on the first deviations of embedding, head and what reads the residual
+    # A reward model's score is never read at this id, as its trainer may have it; -1: at any.
+    padding_id: Annotated[int, Bounds(least=0, also=(-1,))] = -1
 
     @property
     def num_kv_heads(self) -> int:
@@ -44,6 +47,11 @@ class Config:
     @property
     def head_width(self) -> int:
         return 0  # as of other families: the heads share the width
+
+
+def rotary_dims(config: Config) -> int:
+    """The numbers of a head's query or key that rotary positions turn."""
+    return int(_decoder.head_width(config) * config.rotary_fraction)
 
 
 def _shape(vocab_size: int, width: int, num_layers: int, num_heads: int) -> Config:
@@ -147,8 +155,8 @@ class Network(nn.Module):
         self, tokens_BL: Array, positions_BL: Array, mask_BL: Array, cache: Cache | None = None
     ) -> tuple[Array, Cache | None]:
         config, (B, L) = self.config, tokens_BL.shape
-        rotary_dims = int(_decoder.head_width(config) * config.rotary_fraction)
-        tables = blocks.rotary_tables(positions_BL, blocks.rotary_frequencies(rotary_dims, config.rope_theta))
+        frequencies = blocks.rotary_frequencies(rotary_dims(config), config.rope_theta)
+        tables = blocks.rotary_tables(positions_BL, frequencies)
         mask_BM, hide_BLM = blocks.see(mask_BL, cache)
         x_AD, kept = self.embed_in(tokens_BL.reshape(B * L)), []
         for index, layer in enumerate(self.layer):
@@ -176,4 +184,5 @@ class GPTNeoX(_decoder.Decoder):
 def make(config: Config) -> Model:
     """The model of a shape; frozen and hashable. Raises Refusal where the numbers do not fit together."""
     _decoder.check_shape(config)
+    _decoder.check_rotary(rotary_dims(config), f"rotary_fraction {config.rotary_fraction} of width / num_heads")
     return GPTNeoX(config)

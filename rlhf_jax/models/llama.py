@@ -8,15 +8,17 @@ are this decoder with changes: each of their files is what differs.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 from flax import linen as nn
 
 from rlhf_jax.models import _decoder, _rotary, blocks
+from rlhf_jax.models._decoder import Depth
 from rlhf_jax.models.api import Cache, Model
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
+from rlhf_jax.values import Bounds, Count, Natural, Positive
 
 
 @dataclass(frozen=True)
@@ -26,28 +28,29 @@ class Config:
     `rope_scaling` is a name of `_rotary.SCALINGS`, which also says what the other numbers mean to it.
     """
 
-    vocab_size: int
-    width: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    ffn_width: int
-    head_width: int = 0  # of one query, key or value; 0: width / num_heads
-    rope_theta: float = 500_000.0
-    rope_scaling: str = "llama3"
-    rope_scaling_factor: float = 1.0
-    rope_low_frequency_factor: float = 1.0
-    rope_high_frequency_factor: float = 4.0
-    rope_original_max_positions: int = 8192
-    rope_attention_factor: float = 1.0  # yarn: on cosines and sines
+    vocab_size: Natural  # 0: the tokenizer's
+    width: Count
+    num_layers: Depth
+    num_heads: Count
+    num_kv_heads: Count
+    ffn_width: Count
+    head_width: Natural = 0  # of one query, key or value; 0: width / num_heads
+    rope_theta: Positive = 500_000.0
+    rope_scaling: Literal["linear", "llama3", "yarn", "dynamic", "longrope"] = "llama3"
+    rope_scaling_factor: Positive = 1.0
+    rope_low_frequency_factor: Positive = 1.0
+    rope_high_frequency_factor: Positive = 4.0
+    rope_original_max_positions: Count = 8192
+    rope_attention_factor: Positive = 1.0  # yarn: on cosines and sines
     rope_truncate: bool = True  # yarn: the two indices of the ramp are whole numbers
-    norm_eps: float = 1e-5
+    norm_eps: Positive = 1e-5
     tie_embeddings: bool = False
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False  # each layer is computed again in the backward pass, so that only its inputs are kept
-    attention: str = "xla"  # xla, dot_product, cudnn: see `blocks.attend`
-    init_scale: float = 1.0  # on the first deviations of embedding, head and what reads the residual
-    padding_id: int = -1  # a reward model's score is never read at this id, as its trainer may have it; -1: at any
+    attention: Literal["xla", "dot_product", "cudnn"] = "xla"  # see `blocks.attend`
+    init_scale: Positive = 1.0  # on the first deviations of embedding, head and what reads the residual
+    # A reward model's score is never read at this id, as its trainer may have it; -1: at any.
+    padding_id: Annotated[int, Bounds(least=0, also=(-1,))] = -1
 
     def window(self, layer: int) -> int:
         """Number of columns that a query of this layer sees at most, its own among them; 0 is all."""
@@ -196,6 +199,8 @@ def check(config: Config, scalings: tuple[str, ...] = _rotary.SCALINGS) -> None:
     """Raises Refusal, naming the value, where the numbers do not fit together."""
     _decoder.check_shape(config)
     _rotary.check(config, scalings)
+    dims = getattr(config, "rotary_dims", _decoder.head_width(config))  # phi3 turns a part of a head
+    _decoder.check_rotary(dims, "a head's width (head_width, or width / num_heads)")
     if (narrowest := min(map(config.window, range(config.num_layers)), default=0)) < 0:
         raise Refusal(f"sliding_window is {narrowest}; accepted: columns, and 0 for none")
 

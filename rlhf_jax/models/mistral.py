@@ -4,14 +4,15 @@ from dataclasses import dataclass
 
 from rlhf_jax.models import llama
 from rlhf_jax.models.api import Model
+from rlhf_jax.values import Natural, Positive
 
 
 @dataclass(frozen=True)
 class Config(llama.Config):
     """The shape of a decoder. Defaults are of version 0.3's published `config.json`, which has no window."""
 
-    rope_theta: float = 1_000_000.0
-    sliding_window: int = 0  # columns that a query sees at most, its own among them; 0: all
+    rope_theta: Positive = 1_000_000.0
+    sliding_window: Natural = 0  # columns that a query sees at most, its own among them; 0: all
 
     def window(self, layer: int) -> int:
         return self.sliding_window

@@ -14,13 +14,14 @@ from flax import linen as nn
 from rlhf_jax.models import blocks, llama
 from rlhf_jax.models.api import Model
 from rlhf_jax.types import Array
+from rlhf_jax.values import Positive
 
 
 @dataclass(frozen=True)
 class Config(llama.Config):
     """The shape of a decoder. Defaults are those of the published `config.json` files."""
 
-    norm_eps: float = 1e-6
+    norm_eps: Positive = 1e-6
 
 
 # vocab_size 0 is to be replaced by the tokenizer's. Published shapes: config.json of OLMo-2-0425-1B and OLMo-2-1124-7B, -13B.

@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 
 from rlhf_jax.models import _decoder, _rotary, llama, olmo2
 from rlhf_jax.models.api import Model
+from rlhf_jax.values import Natural
 
 
 @dataclass(frozen=True)
 class Config(olmo2.Config):
     """The shape of a decoder. Defaults are those of the published `config.json` files."""
 
-    sliding_window: int = 4096  # columns that a query sees at most, its own among them; 0: all
-    full_attention_interval: int = 4  # layers 4, 8, ... counted from 1 see all columns; 0: none does
+    sliding_window: Natural = 4096  # columns that a query sees at most, its own among them; 0: all
+    full_attention_interval: Natural = 4  # layers 4, 8, ... counted from 1 see all columns; 0: none does
 
     def sees_all(self, layer: int) -> bool:
         """The layer is one of those without a window."""

@@ -10,16 +10,17 @@ from flax import linen as nn
 
 from rlhf_jax.models import llama
 from rlhf_jax.models.api import Model
+from rlhf_jax.values import Natural, Positive
 
 
 @dataclass(frozen=True)
 class Config(llama.Config):
     """The shape of a decoder. Defaults are those of the published `config.json` files."""
 
-    rope_theta: float = 1_000_000.0
-    norm_eps: float = 1e-6
-    sliding_window: int = 0  # columns that a query sees at most, its own among them; 0: all
-    first_window_layer: int = 28
+    rope_theta: Positive = 1_000_000.0
+    norm_eps: Positive = 1e-6
+    sliding_window: Natural = 0  # columns that a query sees at most, its own among them; 0: all
+    first_window_layer: Natural = 28
 
     def window(self, layer: int) -> int:
         return self.sliding_window if layer >= self.first_window_layer else 0

@@ -13,13 +13,14 @@ from flax import linen as nn
 from rlhf_jax.models import blocks, llama, qwen2
 from rlhf_jax.models.api import Model
 from rlhf_jax.types import Array
+from rlhf_jax.values import Natural
 
 
 @dataclass(frozen=True)
 class Config(qwen2.Config):
     """The shape of a decoder. Defaults are those of the published `config.json` files."""
 
-    head_width: int = 128
+    head_width: Natural = 128
 
 
 # vocab_size 0 is to be replaced by the tokenizer's. Published shapes: config.json of Qwen3.

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 
 from rlhf_jax.models import _rotary, llama
 from rlhf_jax.models.api import Model
+from rlhf_jax.values import Natural, Positive
 
 
 @dataclass(frozen=True)
 class Config(llama.Config):
     """The shape of a decoder. Defaults are those of the published `config.json` files."""
 
-    rope_theta: float = 5_000_000.0
-    norm_eps: float = 1e-6
+    rope_theta: Positive = 5_000_000.0
+    norm_eps: Positive = 1e-6
     tie_embeddings: bool = True
-    sliding_window: int = 0  # columns that a query sees at most, its own among them; 0: all
-    no_rope_interval: int = 4  # layers 4, 8, ... counted from 1 do not turn queries and keys; 0: all do
+    sliding_window: Natural = 0  # columns that a query sees at most, its own among them; 0: all
+    no_rope_interval: Natural = 4  # layers 4, 8, ... counted from 1 do not turn queries and keys; 0: all do
 
     def turns(self, layer: int) -> bool:
         """The layer turns its queries and keys."""

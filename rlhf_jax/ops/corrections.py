@@ -19,12 +19,14 @@ is that of the policy being trained: the same in a round's first update.) A toke
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import jax.numpy as jnp
 
 from rlhf_jax.ops.masked import masked_sum, select
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
+from rlhf_jax.values import NonNegative, Positive
 
 RATIOS = ("auto", "behavior", "proximal")
 CORRECTIONS = {"behavior": ("none", "second_moment"), "proximal": ("none", "truncate", "mask")}
@@ -36,12 +38,12 @@ MAX_LOG = 20.0  # e^20; a ratio beyond it is a token that one of two policies wo
 class Correction:
     """What a ratio is taken to, and what is done about the rest. "auto" is resolved by the schedule: see `resolve`."""
 
-    ratio_to: str = "auto"
-    correction: str = "auto"
-    level: str = "token"
-    cap: float = 2.0  # 2 to 8 are used with truncated importance sampling
-    floor: float = 0.5  # of "mask"; IcePop's band is 0.5 to 5 in OpenRLHF
-    second_moment: float = 0.04  # arXiv 2510.01161
+    ratio_to: Literal["auto", "behavior", "proximal"] = "auto"
+    correction: Literal["auto", "none", "second_moment", "truncate", "mask"] = "auto"
+    level: Literal["token", "sequence"] = "token"
+    cap: Positive = 2.0  # 2 to 8 are used with truncated importance sampling
+    floor: NonNegative = 0.5  # of "mask"; IcePop's band is 0.5 to 5 in OpenRLHF
+    second_moment: Positive = 0.04  # arXiv 2510.01161
 
     def __post_init__(self) -> None:
         if self.ratio_to not in RATIOS:

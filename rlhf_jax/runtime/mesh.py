@@ -6,7 +6,7 @@ the number of hosts is the axis; fsdp and tensor lie inside a host.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -15,17 +15,19 @@ from jax.sharding import Mesh
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.views import own_mesh
+from rlhf_jax.values import LARGEST, Bounds
 
 AXES = ("data", "fsdp", "tensor")
+Size = Annotated[int, Bounds(least=1, most=LARGEST, also=(-1,))]
 
 
 @dataclass(frozen=True)
 class Config:
     """Sizes of the mesh axes on each host; -1 (once) takes the devices that are left there."""
 
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
+    data: Size = 1
+    fsdp: Size = 1
+    tensor: Size = 1
 
 
 def mesh_shape(config: Config, num_devices: int) -> tuple[int, int, int]:

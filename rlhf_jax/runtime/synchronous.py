@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlhf_jax.refusal import NotFinite
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.timeline import Timeline
@@ -151,9 +152,9 @@ def check_updates(first_update: int, made: Sequence[Metrics], names: Sequence[st
 
 
 def require_finite(update: int, values: Mapping[str, float]) -> None:
-    """Raises FloatingPointError for the first of `FINITE` that is not; figures that are not in `values` are not asked for."""
+    """Raises NotFinite for the first of `FINITE` that is not; figures that are not in `values` are not asked for."""
     for name in FINITE:
         if name in values and not math.isfinite(values[name]):
-            raise FloatingPointError(
+            raise NotFinite(
                 f"the {name} of update {update} is {values[name]}: nothing from it on is published or saved"
             )

@@ -1,9 +1,11 @@
 """Sums of two numbers, `017+058=` to `075`: a verifiable task that needs no file."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.tasks.api import Split, is_heldout
+from rlhf_jax.tasks.api import HeldoutPercent, Split, is_heldout
+from rlhf_jax.values import Bounds
 
 
 @dataclass(frozen=True)
@@ -14,8 +16,8 @@ class Config:
     two; without padding a small decoder learns sums late and abruptly.
     """
 
-    limit: int = 200
-    heldout_percent: int = 10
+    limit: Annotated[int, Bounds(least=2, most=2_000)] = 200
+    heldout_percent: HeldoutPercent = 10
     padded: bool = True
 
 

@@ -1,11 +1,15 @@
 """What a task provides: prompts by ordinal, references, and how a completion is judged."""
 
 import hashlib
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 
+from rlhf_jax.values import Bounds
+
 Split = Literal["train", "heldout"]
+HeldoutPercent = Annotated[int, Bounds(least=0, most=99)]
+"""Percent of a task's prompts that are held out; 0 is for a task that is only trained on."""
 
 
 class Task(Protocol):

@@ -14,7 +14,7 @@ from rlhf_jax import json_texts
 from rlhf_jax.hub import chat
 from rlhf_jax.json_texts import short
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.tasks.api import Split, is_heldout
+from rlhf_jax.tasks.api import HeldoutPercent, Split, is_heldout
 
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 PROMPT_KEYS = ("prompt", "references", "answer")
@@ -28,7 +28,7 @@ class Config:
 
     prompts: str = ""
     comparisons: str = ""  # none where empty
-    heldout_percent: int = 10
+    heldout_percent: HeldoutPercent = 10
     rendered: bool = False  # prompts are in a chat template already: a tokenizer's BOS is not put before them
 
 
@@ -39,8 +39,6 @@ class Jsonl:
 
     def __init__(self, config: Config):
         self.config = config
-        if not 0 <= config.heldout_percent < 100:
-            raise Refusal(f"task.heldout_percent is {config.heldout_percent}; accepted: 0 to 99")
         self._prompts: dict[Split, list[str]] = {"train": [], "heldout": []}
         self._references: dict[str, tuple[str, ...]] = {}
         self._answers: dict[str, str] = {}
@@ -49,6 +47,9 @@ class Jsonl:
         self._comparisons: dict[Split, list[tuple[str, str, str]]] = {"train": [], "heldout": []}
         if config.comparisons:
             self._read_comparisons()
+        self.description = f"jsonl, {config.prompts}: {sum(map(len, self._prompts.values())):,} rows"
+        if config.comparisons:
+            self.description += f"; {config.comparisons}: {sum(map(len, self._comparisons.values())):,} rows"
 
     def num_prompts(self, split: Split) -> int:
         return len(self._prompts[split])

@@ -6,14 +6,15 @@ What the judge rewards and forbids is in `_review_gold.py`, what the corpus is m
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
-from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks import _review_gold as gold
 from rlhf_jax.tasks import _review_grammar as grammar
 from rlhf_jax.tasks import _review_words as lexicon
-from rlhf_jax.tasks.api import Split, is_heldout
+from rlhf_jax.tasks.api import HeldoutPercent, Split, is_heldout
+from rlhf_jax.values import Bounds, NonNegative, Seed
 
 MAX_PROMPT_WORDS = 18
 
@@ -22,15 +23,14 @@ MAX_PROMPT_WORDS = 18
 class Config:
     """The corpus: another seed is another corpus of the same law, for the same prompts."""
 
-    heldout_percent: int = 10
-    references_per_prompt: int = 4
-    max_words: int = 26  # of a reference, full stops included
-    mood_spread: float = 0.35  # a writer praises with probability 0.5 - spread, 0.5 or 0.5 + spread; 0 to 0.5
-    calm: float = 2.0  # loudness that the judge forgives; lower, and a reward is over-optimised sooner
-    seed: int = 0
-
-
-LIMITS = (("heldout_percent", 0, 99), ("references_per_prompt", 1, 64), ("max_words", 8, 64), ("mood_spread", 0.0, 0.5))
+    heldout_percent: HeldoutPercent = 10
+    references_per_prompt: Annotated[int, Bounds(least=1, most=64)] = 4
+    max_words: Annotated[int, Bounds(least=8, most=64)] = 26  # of a reference, full stops included
+    mood_spread: Annotated[float, Bounds(least=0, most=0.5)] = (
+        0.35  # a writer praises with probability 0.5 - spread, 0.5 or 0.5 + spread
+    )
+    calm: NonNegative = 2.0  # loudness that the judge forgives; lower, and a reward is over-optimised sooner
+    seed: Seed = 0
 
 
 class Reviews:
@@ -41,10 +41,6 @@ class Reviews:
     vocabulary = lexicon.vocabulary()
 
     def __init__(self, config: Config):
-        for name, least, most in LIMITS:
-            value = getattr(config, name)
-            if not least <= value <= most:
-                raise Refusal(f"task.{name} is {value}; accepted: {least} to {most}")
         self.config = config
         heldout_O = np.array(
             [

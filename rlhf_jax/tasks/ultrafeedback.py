@@ -15,6 +15,7 @@ from rlhf_jax.tasks import _conversations, _published, _rows
 from rlhf_jax.tasks._corpus import Corpus, CountTokens
 from rlhf_jax.tasks._published import Dataset, Layout, Record
 from rlhf_jax.tasks._store import Source, Store, open_store
+from rlhf_jax.values import Natural
 
 Kind = Literal["prompts", "comparisons"]
 NO_REPLY = -100.0  # the score that stands where a prompt had fewer than two replies; the text is then "N/A"
@@ -40,7 +41,7 @@ class Config:
     eos_token: str = ""
     date: str = ""  # told to a template that asks for today's date, as 2025-01-31
     ties: bool = False  # keep comparisons whose replies have one score: which of them was chosen is then chance
-    max_reply_tokens: int = 512  # rows with a longer reply are left out when prompts are made to fit; 0: none are
+    max_reply_tokens: Natural = 512  # rows with a longer reply are left out when prompts are made to fit; 0: none are
 
 
 class UltraFeedback(Corpus):
@@ -68,8 +69,6 @@ class UltraFeedback(Corpus):
 
 def make(config: Config) -> UltraFeedback:
     """The task of a config; Refusal names what is wrong with the files or the template."""
-    if config.max_reply_tokens < 0:
-        raise Refusal(f"task.max_reply_tokens is {config.max_reply_tokens}; accepted: 0 (no limit) or more")
     template = _conversations.template(config.chat_template, config.bos_token, config.eos_token, config.date)
     prompts, comparisons = _open(config, "prompts", template), _open(config, "comparisons", template)
     return UltraFeedback(prompts, comparisons, config.max_reply_tokens, template)

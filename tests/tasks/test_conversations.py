@@ -8,6 +8,7 @@ import pytest
 
 from rlhf_jax.hub import chat
 from rlhf_jax.tasks import no_robots, ultrafeedback
+from rlhf_jax.values import fill
 from tests.tasks import published
 
 EOS = "</s>"
@@ -251,7 +252,7 @@ def test_unpaired_replies_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"found evol_instruct\.jsonl; .*openbmb/UltraFeedback hold single replies"):
         ultrafeedback.make(ultrafeedback.Config(str(tmp_path)))
     with pytest.raises(ValueError, match=r"task\.max_reply_tokens is -1; accepted: 0"):
-        ultrafeedback.make(ultrafeedback.Config(str(tmp_path), max_reply_tokens=-1))
+        fill(ultrafeedback.Config, {"max_reply_tokens": -1}, "task")
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(11, ["0"]), (13, ["0", "1"]), (0, ["0", "1", "2"])])

@@ -7,6 +7,7 @@ import pytest
 from rlhf_jax.hub import chat
 from rlhf_jax.tasks import jsonl
 from rlhf_jax.tasks.api import is_heldout
+from rlhf_jax.values import fill
 
 
 def write(path, lines):
@@ -170,7 +171,7 @@ def test_a_side_without_prompts_is_an_error_unless_it_was_asked_for(tmp_path):
         jsonl.make(jsonl.Config(path, heldout_percent=1))
     assert jsonl.make(jsonl.Config(path, heldout_percent=0)).num_prompts("heldout") == 0
     with pytest.raises(ValueError, match="heldout_percent is 100; accepted: 0 to 99"):
-        jsonl.make(jsonl.Config(path, heldout_percent=100))
+        fill(jsonl.Config, {"prompts": path, "heldout_percent": 100}, "task")
 
 
 def test_prompts_that_are_rendered_already_get_no_bos(tmp_path):

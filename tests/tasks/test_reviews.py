@@ -6,6 +6,7 @@ import pytest
 from rlhf_jax.tasks import _review_gold as gold
 from rlhf_jax.tasks import _review_words as lexicon
 from rlhf_jax.tasks import reviews
+from rlhf_jax.values import fill
 
 HOTEL = "review of the small hotel by the lake . i cared about the food . the room was"
 MUSEUM = "review of the famous museum on the hill . the tour was"
@@ -164,17 +165,17 @@ def test_knobs_move_what_they_name(task, corpus):
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("values", "message"),
     [
-        (reviews.Config(heldout_percent=100), r"task\.heldout_percent is 100; accepted: 0 to 99"),
-        (reviews.Config(references_per_prompt=0), r"task\.references_per_prompt is 0; accepted: 1 to 64"),
-        (reviews.Config(max_words=5), r"task\.max_words is 5; accepted: 8 to 64"),
-        (reviews.Config(mood_spread=0.6), r"task\.mood_spread is 0\.6; accepted: 0\.0 to 0\.5"),
+        ({"heldout_percent": 100}, r"task\.heldout_percent is 100; accepted: 0 to 99"),
+        ({"references_per_prompt": 0}, r"task\.references_per_prompt is 0; accepted: 1 to 64"),
+        ({"max_words": 5}, r"task\.max_words is 5; accepted: 8 to 64"),
+        ({"mood_spread": 0.6}, r"task\.mood_spread is 0\.6; accepted: 0 to 0\.5"),
     ],
 )
-def test_a_config_that_makes_no_corpus_is_an_error(config, message):
+def test_a_config_that_makes_no_corpus_is_an_error(values, message):
     with pytest.raises(ValueError, match=message):
-        reviews.make(config)
+        fill(reviews.Config, values, "task")
 
 
 def test_aspects_share_no_word():

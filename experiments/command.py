@@ -1,0 +1,162 @@
+"""The exit statuses of every command, and what a person sees where one ends early.
+
+    0     done
+    1     a fault of code (its traceback), a figure that is not finite or a full disk (one line each)
+    2     refused: a config, an argument or a file that cannot be used; a line per problem
+    130   interrupted by Ctrl-C, or preempted (SIGTERM)
+
+Only `rlhf_jax.refusal` says that a config cannot run. A ValueError or a FileNotFoundError of anybody else's code, such as a
+user's reward, keeps its traceback.
+"""
+
+import errno
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rlhf_jax.refusal import NotFinite, Refusal
+
+REFUSED, FAILED, INTERRUPTED = 2, 1, 130
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+WRITERS = ("rlhf_jax.observe.", *(f"rlhf_jax.runtime.{name}" for name in ("checkpoint", "ledger", "spool")))
+WRITERS += ("orbax.", "tensorboardX.")
+"""Modules that write a run's directory; a user's code is called by none of them."""
+REDELIVER_SECONDS = 0.1
+GOODBYE_SECONDS = 10.0  # that other threads have to end in, once a command has failed
+
+
+class Failed(RuntimeError):
+    """A failure that its message explains whole, such as that of another process which wrote a log."""
+
+
+@dataclass
+class Place:
+    """Where a command writes, once it knows; a failing disk is told by it."""
+
+    directory: Path | None = None
+
+
+def call(body: Callable[[Place], None], again: str = "the same command begins again") -> int:
+    """Runs the body of a command. Returns its exit status, having printed what was wrong.
+
+    Args:
+      body: is given the `Place` whose directory it sets.
+      again: what repeating the command does, as a message about an interruption ends.
+
+    Raises whatever the body raises that is neither refused nor interrupted nor a disk's failure.
+    """
+    place = Place()
+    try:
+        body(place)
+    except Exception as error:
+        status, lines = explained(error, place.directory, again)
+        if not lines:
+            raise
+        print(*lines, sep="\n", file=sys.stderr)
+        return status
+    except KeyboardInterrupt as error:
+        status, lines = explained(error, place.directory, again)
+        print("", *lines, sep="\n", file=sys.stderr)
+        return status
+    return 0
+
+
+def explained(error: BaseException, directory: Path | None, again: str) -> tuple[int, list[str]]:
+    """The exit status of an exception and the lines that explain it; no lines where its traceback has to."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, [f"interrupted; {again}"]
+    if isinstance(error, Refusal):
+        return REFUSED, [f"error: {one_line(message)}" for message in error.messages]
+    if isinstance(error, NotFinite | Failed):
+        return FAILED, [f"error: {one_line(str(error))}"]
+    if directory is not None and (cause := disk_failure(error, directory)):
+        return FAILED, [f"error: cannot write to {directory}: {cause}; once that is mended, {again}"]
+    return FAILED, []
+
+
+def one_line(message: str) -> str:
+    """A message without line breaks."""
+    return " ".join(message.split())
+
+
+def disk_failure(error: BaseException, directory: Path) -> str:
+    """What a full or read-only disk of a directory did; "" for an exception of something else.
+
+    The exception names a file of the directory. Or it names none, and came from a writer of the directory, or the disk is full
+    now. Orbax raises ValueErrors and RuntimeErrors that quote the system's error.
+    """
+    names = {str(directory), str(directory.absolute())}
+    for found in _chain(error):
+        text = str(found)
+        number = found.errno if isinstance(found, OSError) and not isinstance(found, Refusal) else None
+        quoted = isinstance(found, ValueError | RuntimeError) and any(os.strerror(code) in text for code in DISK_ERRORS)
+        if number not in DISK_ERRORS and not quoted:
+            continue
+        has_file = isinstance(found, OSError) and bool(found.filename)
+        nameless = not has_file and not quoted and (_is_of_a_writer(found) or _is_full(directory))
+        if nameless or any(name in text for name in names):
+            return one_line(text)
+    return ""
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception and those that it came from."""
+    seen: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        seen.append(link)
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _is_of_a_writer(error: BaseException) -> bool:
+    """True where an exception came out of what writes a run's files."""
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(module.startswith(WRITERS) for module in modules)
+
+
+def _is_full(directory: Path) -> bool:
+    above = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+    disk = os.statvfs(above)
+    return disk.f_bavail == 0 or bool(disk.f_flag & os.ST_RDONLY)
+
+
+def start(main: Callable[[], int | None]) -> NoReturn:
+    """Runs a command's `main` as a program: SIGTERM interrupts as Ctrl-C does, and no interruption is lost."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.unraisablehook = _redeliver(sys.unraisablehook)
+    # Orbax logs what its threads raise, with tracebacks, and then raises it where it is waited for.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    try:
+        status = main()
+    except SystemExit as left:
+        status = left.code
+    if (
+        isinstance(status, int) and status
+    ):  # where a disk failed, threads of orbax wait for its directory for five minutes
+        watch = threading.Timer(GOODBYE_SECONDS, os._exit, (status,))
+        watch.daemon = True
+        watch.start()
+    sys.exit(status)
+
+
+def _redeliver(before: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """A hook for exceptions that nobody can catch: interrupts once more, where one came into a callback of the collector.
+
+    XLA has such a callback; Python prints what is raised in it, and goes on. The hook runs inside of it, hence the timer.
+    """
+
+    def hook(unraisable: Any) -> None:
+        if unraisable.exc_type is not None and issubclass(unraisable.exc_type, KeyboardInterrupt):
+            threading.Timer(REDELIVER_SECONDS, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            before(unraisable)
+
+    return hook

@@ -1,0 +1,145 @@
+"""A fault in a person's config file is one line with its place; and arguments over a config, read by one parser."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments import config_files, run
+from rlhf_jax import build
+from rlhf_jax.refusal import Refusal
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Writes a config file and gives its path."""
+
+    def write(text: str, name: str = "mine.py") -> str:
+        (tmp_path / name).write_bytes(text.encode() if isinstance(text, str) else text)
+        return str(tmp_path / name)
+
+    return write
+
+
+FAULTS = [
+    ("import jax\ndef get_config(:\n    pass\n", ":2: SyntaxError: invalid syntax"),
+    ("def get_config():\n  x = 1\n    y = 2\n", ":3: IndentationError: unexpected indent"),
+    ("import nowhere_to_be_found\n", ":1: ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
+    ("def get_config():\n    return {}['beta']\n", ":2: KeyError: 'beta'"),
+    (
+        "def get_config():\n    return inner()\ndef inner():\n    raise ValueError('two\\nlines')\n",
+        ":4: ValueError: two lines",
+    ),
+    ("import json\ndef get_config():\n    return json.loads('{')\n", ":3: JSONDecodeError: "),
+    ("from rlhf_jax import build\ndef get_config():\n    return build.default().rlfh\n", ":3: AttributeError: "),
+    ("def get_config():\n    open('/no/such/file')\n", ":2: FileNotFoundError: [Errno 2] No such file or directory"),
+    ("x = '\0'\n", ": SyntaxError: source code string cannot contain null bytes"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), FAULTS, ids=[said for _, said in FAULTS])
+def test_a_fault_is_one_line_with_its_place(written, text, said):
+    path = written(text)
+    with pytest.raises(Refusal) as refused:
+        config_files.load(path)
+    (message,) = refused.value.messages
+    assert message.startswith(f"{path}{said}")
+    assert "\n" not in message
+
+
+REFUSED = [
+    ("x = 1\n", "", "the file has no get_config; it is none"),
+    ("def get_study(choice): ...\n", "", "it is a study: python -m experiments.sweep --config="),
+    ("def get_config(): ...\n", ":small", "its get_config takes no argument"),
+    ("def get_config(): return 3\n", "", "gave a int; accepted: a ConfigDict"),
+    (
+        "from rlhf_jax.refusal import Refusal\ndef get_config(x): raise Refusal('no such size')\n",
+        ":7b",
+        ":7b: no such size",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "argument", "said"), REFUSED, ids=[said for *_, said in REFUSED])
+def test_what_is_no_config_is_refused(written, text, argument, said):
+    with pytest.raises(Refusal) as refused:
+        config_files.load(written(text) + argument)
+    assert said in str(refused.value)
+
+
+def test_a_file_may_define_dataclasses_and_have_any_name(written):
+    text = "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom rlhf_jax import build\n"
+    text += "@dataclass\nclass Size:\n    width: int = 32\n"
+    text += "def get_config(argument='x'):\n    config = build.default()\n    config.model.width = Size().width\n"
+    text += "    config.directory = argument\n    return config\n"
+    path = written(text, "mine.txt")
+    assert config_files.load(path).model.width == 32
+    assert [config_files.load(path + end).directory for end in ("", ":", ":a:b")] == ["x", "", "a:b"]
+    assert not list(Path(path).parent.glob("__pycache__"))
+
+
+def test_a_name_that_is_no_file_suggests_one(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    with pytest.raises(Refusal, match=r"no config file 'quikstart'; did you mean configs/quickstart\.py\?"):
+        config_files.load("quikstart")
+
+
+def overridden(*arguments: str):
+    return run.overridden(build.default(), [f"--config.{argument}" for argument in arguments])
+
+
+def test_values_are_read_as_their_types():
+    config = overridden("rlhf.ledger=False", "rlhf.share_prompts=0", "rlhf.trace=(0, 2)", "best_of_n=(4,)", "seed=7")
+    assert (config.rlhf.ledger, config.rlhf.share_prompts, config.seed) == (False, False, 7)
+    assert (config.rlhf.trace, config.best_of_n) == ((0, 2), (4,))
+    config = overridden("rlhf.temperature=1", "plan=data=2: generate", "hub.gold=", "seed=1", "seed=2")
+    assert isinstance(config.rlhf.temperature, float)
+    assert (config.plan, config.hub.gold, config.seed) == ("data=2: generate", "", 2)
+    assert run.overridden(build.default(), ["--config.rlhf.lag", "3"]).rlhf.lag == 3
+
+
+def test_the_same_arguments_over_a_config_json(tmp_path):
+    """What a run's directory holds is read with its types: tuples are tuples again, and False is False."""
+    given = build.default()
+    given.rlhf.trace = (0, 1)
+    (tmp_path / "config.json").write_text(given.to_json())
+    config = build.config_of(tmp_path)
+    assert (config.rlhf.trace, config.best_of_n) == ((0, 1), (1, 2, 4, 8, 16))
+    config = run.overridden(config, ["--config.rlhf.ledger=False", "--config.best_of_n=(2, 4)"])
+    assert (config.rlhf.ledger, config.best_of_n) == (False, (2, 4))
+
+
+WRONG = [
+    ("seed=many", "seed is 'many'; accepted: int"),
+    ("rlhf.temperature=warm", "rlhf.temperature is 'warm'; accepted: float"),
+    ("rlhf.ledger=perhaps", "rlhf.ledger is 'perhaps'; accepted: bool"),
+    ("rlhf=3", "config.rlhf has keys below it; accepted: --config.rlhf.<key>=<value> with"),
+    ("rlhf.lagg=3", "config.rlhf has no key 'lagg'; did you mean 'lag'?"),
+    ("seed.deep=3", "config.seed has no key 'deep'; accepted: no keys below it"),
+]
+
+
+@pytest.mark.parametrize(("argument", "said"), WRONG, ids=[said for _, said in WRONG])
+def test_a_wrong_override_is_named(argument, said):
+    with pytest.raises(Refusal) as refused:
+        overridden(argument)
+    assert said in str(refused.value)
+
+
+def test_an_argument_that_is_the_end_of_a_key_suggests_it():
+    with pytest.raises(Refusal, match=r"unknown argument '--lag'; did you mean --config\.rlhf\.lag\?"):
+        run.overridden(build.default(), ["--lag=2"])
+    with pytest.raises(Refusal, match="unknown argument 'lag=2'; accepted: "):
+        run.overridden(build.default(), ["lag=2"])
+
+
+def test_another_component_comes_with_its_own_defaults():
+    config = overridden("algorithm.name=rloo", "algorithm.clip=0.3", "task.name=addition")
+    assert (config.algorithm.name, config.algorithm.clip, config.algorithm.kl_weight) == ("rloo", 0.3, 0.05)
+    assert config.task.to_dict() == build.component("tasks", "addition").to_dict()
+    kept = build.default()
+    kept.algorithm.beta = 0.7
+    assert run.overridden(kept, ["--config.algorithm.name=online_dpo"]).algorithm.beta == 0.7
+    with pytest.raises(Refusal, match="no 'ppoo' in rlhf_jax/algorithms/; there are: "):
+        overridden("algorithm.name=ppoo")
+    with pytest.raises(Refusal, match=r"config\.algorithm has no key 'beta'"):
+        overridden("algorithm.name=rloo", "algorithm.beta=0.1")
