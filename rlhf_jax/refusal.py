@@ -1,4 +1,12 @@
-"""The exceptions that mean "this cannot run as it was asked for", told apart from faults of the code."""
+"""The exceptions that name who is at fault: the config ("this cannot run as it was asked for"), or a user's own function."""
+
+import contextlib
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from types import TracebackType
+
+INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 
 
 class Refusal(ValueError):
@@ -26,3 +34,45 @@ class NotFinite(FloatingPointError):
 
 class MissingInput(Refusal, FileNotFoundError):
     """A file or a directory that has to exist first. The message names it and the step that makes it."""
+
+
+class ComponentError(Exception):
+    """A fault of a component's own code: it raised, or it gave something that training cannot use.
+
+    The message names the component, when it was called, and what it did. What the component raised is the `__cause__`, with
+    its own traceback. Commands print that traceback, then the message, and exit with status 1.
+    """
+
+
+class RewardError(ComponentError):
+    """A fault of a reward, or of a task's gold judge."""
+
+
+@contextlib.contextmanager
+def at_fault(who: str, kind: type[ComponentError] = ComponentError, when: str = "") -> Iterator[None]:
+    """Names the component whose code runs inside in everything that it raises.
+
+    Args:
+      who: the component, as the message begins: "the reward brevity".
+      kind: the exception that is raised.
+      when: the call, as the message goes on: " in round 3".
+
+    Raises `kind` from any exception of the block, with the file and line that raised it. A Refusal passes as it is: it says
+    that the config cannot run. So does a ComponentError, which has named its component already.
+    """
+    try:
+        yield
+    except (Refusal, ComponentError):
+        raise
+    except Exception as error:
+        called = error.__traceback__ and error.__traceback__.tb_next  # without this function's own frame
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise kind(f"{who} raised{when}: {said} ({_place(called)})") from error.with_traceback(called)
+
+
+def _place(called: TracebackType | None) -> str:
+    """The innermost file and line of a traceback that is not in an installed package, or else the innermost."""
+    frames = traceback.extract_tb(called)
+    own = [frame for frame in frames[1:] if not frame.filename.startswith(INSTALLED)]
+    frame = (own or frames)[-1]
+    return f"{frame.filename}, line {frame.lineno}"
