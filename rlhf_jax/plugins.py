@@ -1,25 +1,236 @@
-"""Finds a component by folder and file name: the folder is the registry."""
+"""Finds a component by its name: a file of the package, or a module or a file of the user's own.
 
+    name                        the component
+    rloo                        rlhf_jax/<folder>/rloo.py
+    my_lab.rewards              the module, found as `import` finds it
+    my_lab.rewards:brevity      what the module calls `brevity`; also my_lab.rewards.brevity
+    rewards/mine.py             the file; its own folder is added to the end of `sys.path`
+    rewards/mine.py:brevity     what the file calls `brevity`
+
+A name of the package comes first. The entry of a component, which makes or is it, is what is named after the colon; of a whole
+module it is the first of these that the module has:
+
+    algorithms   <the module's last name>, make    (config) -> Algorithm
+    tasks        make                              (config) -> Task
+    rewards      make, <last name>, reward         see `rewards/api.py`
+    jobs         job                               (workspace, stages, algorithm) -> None
+
+The settings of a component are the dataclass that its entry takes as `config` by annotation, or else its module's `Config`.
+"""
+
+import dataclasses
+import hashlib
 import importlib
+import importlib.util
+import inspect
 import pkgutil
+import sys
+import typing
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from rlhf_jax.refusal import Refusal
+from rlhf_jax.refusal import Refusal, at_fault
+
+PACKAGE = "rlhf_jax"
+LAST_NAME = "<last name>"
+ENTRIES = {
+    "algorithms": (LAST_NAME, "make"),
+    "tasks": ("make",),
+    "rewards": ("make", LAST_NAME, "reward"),
+    "models": ("make",),
+    "jobs": ("job",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class NoSettings:
+    """The settings of a component that has none."""
 
 
 def names(folder: str) -> list[str]:
     """Names of the components in `rlhf_jax/<folder>/`; `api` and names that begin with `_` are not components."""
-    package = importlib.import_module(f"rlhf_jax.{folder}")
+    package = importlib.import_module(f"{PACKAGE}.{folder}")
     found = (module.name for module in pkgutil.iter_modules(package.__path__))
     return sorted(name for name in found if name != "api" and not name.startswith("_"))
 
 
-def find(folder: str, name: str) -> ModuleType:
-    """The module `rlhf_jax/<folder>/<name>.py`.
+def find(folder: str, name: str) -> Any:
+    """The module that a name means, or what the name picks out of it.
 
-    Raises Refusal that lists the neighbours when there is no such file.
+    Args:
+      folder: the folder of `rlhf_jax/` whose components are meant.
+      name: see the table of this module.
+
+    Raises Refusal for a name that means nothing, with the components of the folder; ComponentError for a module that raises
+    while it is imported.
     """
+    module, attribute = located(folder, name)
+    if not attribute:
+        return module
+    if not hasattr(module, attribute):
+        own = [key for key in vars(module) if not key.startswith("_")]
+        raise Refusal(f"{name}: {module.__file__} has no {attribute!r}; it has {', '.join(own) or 'nothing'}")
+    return getattr(module, attribute)
+
+
+def located(folder: str, name: str) -> tuple[ModuleType, str]:
+    """The module of a component, and what its name picks out of it ("": nothing). Raises as `find`."""
     known = names(folder)
-    if name not in known:
-        raise Refusal(f"no {name!r} in rlhf_jax/{folder}/; there are: {', '.join(known)}")
-    return importlib.import_module(f"rlhf_jax.{folder}.{name}")
+    own = name.removeprefix(f"{PACKAGE}.{folder}.")
+    if own in known:
+        return importlib.import_module(f"{PACKAGE}.{folder}.{own}"), ""
+    place, attribute = _parted(name)
+    if place.endswith(".py"):
+        return _file(folder, Path(place)), attribute
+    module = _module(place)
+    if module is not None:
+        return module, attribute
+    above, _, last = place.rpartition(".")
+    module = None if attribute else _module(above)
+    if module is not None:
+        return module, last
+    raise Refusal(
+        f"no {name!r} in {PACKAGE}/{folder}/; there are: {', '.join(known)}; or name your own: a module that Python finds "
+        "(my_lab.mine, my_lab.mine:NAME) or a file (PATH.py, PATH.py:NAME)"
+    )
+
+
+def entry(folder: str, name: str) -> Callable[..., Any]:
+    """The function that makes a component, or is it: see the table of this module. Raises as `find`, and Refusal for a module
+    without one."""
+    found = find(folder, name)
+    if not isinstance(found, ModuleType):
+        if not callable(found):
+            raise Refusal(f"{name} is {found!r}; accepted: a function or a class")
+        return found
+    last = found.__name__.partition("@")[0].rpartition(".")[2]
+    wanted = [last if accepted == LAST_NAME else accepted for accepted in ENTRIES[folder]]
+    for accepted in wanted:
+        if callable(getattr(found, accepted, None)):
+            return getattr(found, accepted)
+    own = [
+        key for key, value in vars(found).items() if inspect.isfunction(value) and value.__module__ == found.__name__
+    ]
+    there = f"; it has {', '.join(f'{name}:{key}' for key in own)}" if own else ""
+    raise Refusal(f"{name} ({found.__file__}) has no function {' or '.join(wanted)}{there}")
+
+
+def settings(folder: str, name: str) -> Any:
+    """The dataclass of a component's settings; `NoSettings` where it takes none. Raises as `entry`, and Refusal for settings
+    that are no dataclass with defaults."""
+    made_by = entry(folder, name)
+    parameter = takes_settings(folder, made_by)
+    if parameter is None:
+        return NoSettings
+    config = _annotated(made_by, parameter) or getattr(sys.modules.get(made_by.__module__), "Config", None)
+    if config is None:
+        return NoSettings
+    if not dataclasses.is_dataclass(config):
+        raise Refusal(f"{name}: its settings {config!r} are no dataclass, so they cannot be a node of the config")
+    missing = dataclasses.MISSING
+    fields = [f for f in dataclasses.fields(config) if f.init and f.default is missing and f.default_factory is missing]
+    if fields:
+        raise Refusal(f"{name}: {', '.join(f.name for f in fields)} of its settings have no default")
+    return config
+
+
+def takes_settings(folder: str, function: Callable[..., Any]) -> str | None:
+    """The name of the parameter that takes the settings: `config`, or the only one that makes an algorithm or a task."""
+    parameters = inspect.signature(function).parameters
+    if "config" in parameters:
+        return "config"
+    return next(iter(parameters), None) if folder in ("algorithms", "tasks") else None
+
+
+def make(folder: str, name: str, config: Any) -> Any:
+    """The algorithm or the task that a name means. Raises as `entry`, and ComponentError for what its own code raises."""
+    made_by = entry(folder, name)
+    with at_fault(f"making {name} ({PACKAGE}/{folder})"):
+        return made_by(config) if takes_settings(folder, made_by) else made_by()
+
+
+def label(name: str) -> str:
+    """A short name for what a name means: its last part, or its module's where that part is `reward` or `make`."""
+    place, attribute = _parted(name)
+    parts = [Path(place).stem] if place.endswith(".py") else place.split(".")
+    parts += [attribute] * bool(attribute)
+    return parts[-2] if len(parts) > 1 and parts[-1] in ("reward", "make") else parts[-1]
+
+
+def source_digest(name: str) -> str | None:
+    """SHA-256 of the file that a name of a user's own component means, in hexadecimal; None for a component of the package.
+
+    Files that this one imports are not read. Raises Refusal for a file that is not there.
+    """
+    place, _ = _parted(name)
+    if place.endswith(".py"):
+        return hashlib.sha256(_there(Path(place)).read_bytes()).hexdigest()
+    if place.startswith(f"{PACKAGE}.") or any(place in names(folder) for folder in ENTRIES):
+        return None
+    for module_name in (place, place.rpartition(".")[0]):
+        module = _module(module_name)
+        if module is not None and module.__file__:
+            return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
+    return None
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """The module or file of a name, and what it picks out of it ("": nothing)."""
+    place, colon, attribute = name.rpartition(":")
+    return (place, attribute) if colon and attribute.isidentifier() else (name, "")
+
+
+def _module(name: str) -> ModuleType | None:
+    """The module of a dotted name, or None where Python finds none."""
+    if not all(part.isidentifier() and not part.startswith("__") for part in name.split(".")):
+        return None
+    with at_fault(f"importing {name}"):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+                return None
+            raise  # a module that this one imports is missing
+
+
+def _there(path: Path) -> Path:
+    path = path.expanduser()
+    if not path.is_file():
+        raise Refusal(f"no file {str(path)!r} (looked for in {Path.cwd()})")
+    return path.resolve()
+
+
+def _file(folder: str, path: Path) -> ModuleType:
+    """The module of a file. It is read again where its text has changed since."""
+    path = _there(path)
+    text = hashlib.sha256(f"{path}\n".encode() + path.read_bytes()).hexdigest()
+    name = f"{path.stem}@{text[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # what it imports from its own folder, now or when it is called
+    sys.modules[name] = module  # dataclasses look their module up while it is executed
+    try:
+        with at_fault(f"importing {path} ({PACKAGE}/{folder})"):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _annotated(function: Callable[..., Any], parameter: str) -> Any:
+    """The dataclass that a parameter takes by its annotation; None where that is none."""
+    try:
+        hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    except (TypeError, NameError, AttributeError):
+        return None
+    hint = hints.get(parameter)
+    options = [hint, *typing.get_args(hint)]
+    return next((option for option in options if inspect.isclass(option) and dataclasses.is_dataclass(option)), None)

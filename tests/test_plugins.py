@@ -1,11 +1,14 @@
-"""The folder is the registry: names are files, and a wrong one lists its neighbours."""
+"""The folder is the registry, and a module or a file of a user's own needs no folder; a wrong name lists the neighbours."""
 
+import hashlib
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from rlhf_jax import plugins
+from rlhf_jax.refusal import ComponentError, Refusal
 
 FOLDERS = ("algorithms", "rewards", "tasks", "models", "jobs")
 
@@ -28,3 +31,164 @@ def test_a_wrong_name_lists_its_neighbours(name):
     listed = ", ".join(plugins.names("algorithms"))
     with pytest.raises(ValueError, match=re.escape(f"no {name!r} in rlhf_jax/algorithms/; there are: {listed}")):
         plugins.find("algorithms", name)
+
+
+SOURCE = '''
+"""A component of a user's own."""
+from dataclasses import dataclass
+import helper_of_mine
+
+@dataclass(frozen=True)
+class Config:
+    scale: float = 2.0
+
+@dataclass(frozen=True)
+class Other:
+    margin: int = 1
+
+def make(config: Config):
+    return ("made", config, helper_of_mine.VALUE)
+
+def other(config: Other | None = None):
+    return ("other", config)
+
+def bare():
+    return "bare"
+
+NUMBER = 3
+'''
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A package and a file of the user's: `my_lab.mine` and `mine.py`, which imports from its own folder."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = set(sys.modules)
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab" / "__init__.py").write_text("")
+    (tmp_path / "my_lab" / "mine.py").write_text(SOURCE.replace("helper_of_mine", "my_lab.helper as helper_of_mine", 1))
+    (tmp_path / "my_lab" / "helper.py").write_text("VALUE = 5\n")
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    (folder / "mine.py").write_text(SOURCE)
+    (folder / "helper_of_mine.py").write_text("VALUE = 7\n")
+    sys.path.insert(0, str(tmp_path))
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", ["my_lab.mine", "FILE"])
+def test_a_users_own_module_or_file_is_found(own, name):
+    file = own / "a folder" / "mine.py"
+    name = str(file) if name == "FILE" else name
+    value = 7 if name == str(file) else 5
+    assert plugins.settings("tasks", name)().scale == 2.0
+    assert plugins.make("tasks", name, plugins.settings("tasks", name)()) == (
+        "made",
+        plugins.settings("tasks", name)(),
+        value,
+    )
+    assert plugins.make("tasks", f"{name}:other", None) == ("other", None)
+    assert plugins.settings("tasks", f"{name}:other")().margin == 1
+    assert plugins.make("tasks", f"{name}:bare", None) == "bare"
+    assert plugins.settings("tasks", f"{name}:bare") is plugins.NoSettings
+    assert plugins.find("tasks", name) is plugins.find("tasks", name), "one module, however often it is named"
+
+
+def test_the_attribute_may_follow_a_dot(own):
+    assert plugins.entry("tasks", "my_lab.mine.other") is plugins.entry("tasks", "my_lab.mine:other")
+
+
+def test_an_algorithm_is_the_function_of_its_modules_name(own):
+    (own / "my_lab" / "raft.py").write_text("def raft(config=None):\n    return 'raft'\n")
+    (own / "raft.py").write_text("def make():\n    return 'made'\n")
+    assert plugins.make("algorithms", "my_lab.raft", None) == "raft"
+    assert plugins.make("algorithms", str(own / "raft.py"), None) == "made"
+
+
+def test_a_file_relative_to_the_working_directory(own, monkeypatch):
+    monkeypatch.chdir(own / "a folder")
+    assert plugins.make("tasks", "mine.py:bare", None) == "bare"
+
+
+def test_the_names_of_the_package_come_first_and_may_be_whole(own):
+    (own / "reviews.py").write_text("raise RuntimeError('not this one')\n")
+    assert plugins.find("tasks", "reviews") is plugins.find("tasks", "rlhf_jax.tasks.reviews")
+
+
+def test_a_changed_file_is_read_again(own):
+    """In a notebook, a function is written, tried, and written again."""
+    file = own / "again.py"
+    for value in (1, 2):
+        file.write_text(f"def make():\n    return {value}\n")
+        assert plugins.make("tasks", str(file), None) == value
+
+
+WRONG = [
+    ("nowhere.mine", "no 'nowhere.mine' in rlhf_jax/tasks/; there are: addition"),
+    ("nowhere/mine.py", "no file 'nowhere/mine.py'"),
+    ("my_lab.mine:missing", "has no 'missing'; it has .*make, other, bare"),
+    ("my_lab.mine:NUMBER", "is 3; accepted: a function or a class"),
+    ("my_lab.helper", "has no function make"),
+    ("my_lab:", "no 'my_lab:'"),
+]
+
+
+@pytest.mark.parametrize(("name", "message"), WRONG)
+def test_what_a_name_lacks_is_said(own, name, message):
+    with pytest.raises(Refusal, match=message):
+        plugins.entry("tasks", name)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def make(:\n", "SyntaxError"),
+        ("import a_library_that_is_not_there\n", "No module named 'a_library_that_is_not_there'"),
+        ("raise ValueError('at import')\n", r"ValueError: at import \(.*broken\.py, line 1\)"),
+    ],
+)
+def test_a_module_that_breaks_is_its_own_fault_and_keeps_its_traceback(own, text, said):
+    """A ValueError at import is no wrong config."""
+    (own / "my_lab" / "broken.py").write_text(text)
+    for name in ("my_lab.broken", str(own / "my_lab" / "broken.py"), "my_lab.broken:make"):
+        with pytest.raises(ComponentError, match=said) as raised:
+            plugins.entry("tasks", name)
+        assert raised.value.__cause__ is not None
+
+
+def test_settings_need_defaults(own):
+    (own / "my_lab" / "bare.py").write_text(
+        "import dataclasses\n@dataclasses.dataclass\nclass Config:\n    rate: float\ndef make(config: Config):\n    pass\n"
+    )
+    with pytest.raises(Refusal, match="rate of its settings have no default"):
+        plugins.settings("tasks", "my_lab.bare")
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("gold", "gold"),
+        ("my_lab.rewards:brevity", "brevity"),
+        ("my_lab.rewards.brevity", "brevity"),
+        ("my_lab.brevity:reward", "brevity"),
+        ("lab/brevity.py", "brevity"),
+        ("lab/brevity.py:make", "brevity"),
+        ("lab/rewards.py:brevity", "brevity"),
+        ("reward", "reward"),
+    ],
+)
+def test_labels(name, label):
+    assert plugins.label(name) == label
+
+
+def test_digests_are_of_the_file_that_a_name_means(own):
+    file = own / "a folder" / "mine.py"
+    of_file = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert plugins.source_digest(str(file)) == plugins.source_digest(f"{file}:other") == of_file
+    module = hashlib.sha256((own / "my_lab" / "mine.py").read_bytes()).hexdigest()
+    assert plugins.source_digest("my_lab.mine") == plugins.source_digest("my_lab.mine.other") == module != of_file
+    assert plugins.source_digest("gold") is plugins.source_digest("rlhf_jax.rewards.gold") is None
+    with pytest.raises(Refusal, match="no file"):
+        plugins.source_digest("nowhere.py")
