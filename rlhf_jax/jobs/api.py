@@ -1,11 +1,11 @@
 """What every job of a run shares: directory, seed, task, tokenizer, model, mesh, lengths, and where prompts come from."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import jax
 import numpy as np
@@ -17,6 +17,8 @@ from rlhf_jax.jobs import _hub
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.observe.metrics import MetricsWriter
+from rlhf_jax.refusal import ComponentError, at_fault
+from rlhf_jax.rewards import _host
 from rlhf_jax.runtime import hosts, sharding
 from rlhf_jax.runtime.checkpoint import Checkpoints
 from rlhf_jax.runtime.placement import placed
@@ -25,6 +27,8 @@ from rlhf_jax.types import Array, Params, Prompts, Samples
 from rlhf_jax.values import Bounds
 
 LONGEST = 2**20  # positions of a row
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -102,12 +106,13 @@ class Workspace:
     def gold(self, prompts: Sequence[str], completions: Sequence[str], finished_B: Sequence[bool]) -> np.ndarray:
         """Gold scores `[B]`, float64, of texts before the EOS, by the gold reward model where there is one, else by the task.
 
-        Raises Refusal where nobody judges.
+        Raises Refusal where nobody judges; RewardError for a judge of the task that raises, or gives no finite number.
         """
         if self.hub.gold:
-            return self._gold_model(prompts, completions, finished_B)
-        rows = zip(prompts, completions, finished_B, strict=True)
-        return np.array([self.task.judge(prompt, text, bool(end)) for prompt, text, end in rows], np.float64)
+            scores = self._gold_model(prompts, completions, finished_B)
+            who, texts = f"the gold reward model {self.hub.gold}", list(zip(prompts, completions, strict=True))
+            return _host.numbers(who, scores, len(texts), texts.__getitem__)
+        return _host.judge(self.task, prompts, completions, finished_B)
 
 
 @dataclass(frozen=True)
@@ -121,21 +126,63 @@ class PromptStream:
     num_parts: int = 1
 
     def indices(self, start: int, count: int) -> np.ndarray:
-        num_prompts = self.workspace.task.num_prompts(self.split) // self.num_parts
+        num_prompts = self._asked("num_prompts") // self.num_parts
         return stream_indices(num_prompts, self.seed, start, count) * self.num_parts + self.part
 
     def texts(self, start: int, count: int) -> list[str]:
-        return [self.workspace.task.prompt(self.split, int(i)) for i in self.indices(start, count)]
+        """Prompts, as the task gives them. Raises ComponentError for one that is no text, or empty."""
+        found = []
+        for index in self.indices(start, count):
+            text = self._asked("prompt", index)
+            if not isinstance(text, str) or not text:
+                raise ComponentError(
+                    f"{self._who}.prompt({self.split!r}, {index}) gave {text!r:.60}; accepted: a text that is not empty"
+                )
+            found.append(text)
+        return found
 
     def texts_of(self, samples: Samples) -> list[str]:
         """The prompt of every sample of this stream, by its ordinal: what its tokens decode to need not be the text."""
-        ordinals = np.asarray(hosts.fetch(samples.ordinal_B))
-        first = int(ordinals.min())
-        texts = self.texts(first, int(ordinals.max()) + 1 - first)
-        return [texts[ordinal - first] for ordinal in ordinals.tolist()]
+        return _by_ordinal(samples, self.texts)
 
     def references(self, start: int, count: int) -> list[tuple[str, ...]]:
-        return [self.workspace.task.references(self.split, int(i)) for i in self.indices(start, count)]
+        """References of consecutive prompts. Raises ComponentError for what is no sequence of texts."""
+        found = []
+        for index in self.indices(start, count):
+            references = self._asked("references", index)
+            if not isinstance(references, (list, tuple)) or not all(isinstance(text, str) for text in references):
+                raise ComponentError(
+                    f"{self._who}.references({self.split!r}, {index}) gave {references!r:.60}; accepted: a tuple of texts"
+                )
+            found.append(tuple(references))
+        return found
+
+    def records_of(self, samples: Samples) -> list[Mapping[str, Any]]:
+        """The fields of the row of every sample's prompt: see `tasks.api.Task.record`. Raises ComponentError for other
+        values than a mapping."""
+        return _by_ordinal(samples, self._records)
+
+    def _records(self, start: int, count: int) -> list[Mapping[str, Any]]:
+        if not hasattr(self.workspace.task, "record"):
+            return [{"references": references} for references in self.references(start, count)]
+        found = []
+        for index in self.indices(start, count):
+            found.append(self._asked("record", index))
+            if not isinstance(found[-1], Mapping):
+                raise ComponentError(
+                    f"{self._who}.record({self.split!r}, {index}) gave {found[-1]!r:.60}; accepted: a mapping of fields"
+                )
+        return found
+
+    @property
+    def _who(self) -> str:
+        return f"the task {type(self.workspace.task).__name__}"
+
+    def _asked(self, method: str, *index: Any) -> Any:
+        """Calls a method of the task for this split. Raises ComponentError for what its own code raises."""
+        arguments = [int(i) for i in index]
+        with at_fault(self._who, when=f" in {method}{(self.split, *arguments)}"):
+            return getattr(self.workspace.task, method)(self.split, *arguments)
 
     def prompts(self, start: int, count: int) -> Prompts:
         """Host arrays; the ordinals are the places in the stream."""
@@ -144,3 +191,11 @@ class PromptStream:
             self.texts(start, count), workspace.tokenizer, workspace.lengths.max_prompt_tokens
         )
         return Prompts(tokens_PQ=tokens, mask_PQ=mask, ordinal_P=np.arange(start, start + count, dtype=np.int32))  # type: ignore[arg-type]
+
+
+def _by_ordinal(samples: Samples, rows: Callable[[int, int], list[T]]) -> list[T]:
+    """The row of every sample's prompt; `rows(start, count)` gives those of consecutive prompts."""
+    ordinals = np.asarray(hosts.fetch(samples.ordinal_B))
+    first = int(ordinals.min())
+    of_prompt = rows(first, int(ordinals.max()) + 1 - first)
+    return [of_prompt[ordinal - first] for ordinal in ordinals.tolist()]

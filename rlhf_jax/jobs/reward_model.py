@@ -20,7 +20,7 @@ from rlhf_jax.observe.lines import replace
 from rlhf_jax.observe.progress import progress
 from rlhf_jax.ops.losses import pairwise_logistic
 from rlhf_jax.refusal import MissingInput, Refusal
-from rlhf_jax.rewards import learned
+from rlhf_jax.rewards import _host, learned
 from rlhf_jax.runtime import hosts, sharding
 from rlhf_jax.runtime.checkpoint import restore_params
 from rlhf_jax.runtime.supervised import train
@@ -129,8 +129,11 @@ def measure_standard(workspace: Workspace, params: Params, sft_params: Params, n
     """Mean and standard deviation of the raw reward over fresh samples of the SFT policy at temperature 1."""
     drawing = sample.Config(workspace.lengths.max_completion_tokens, 2, 1.0)
     draw = relabel.sampler(workspace, drawing, "standardize")
-    samples = draw(sft_params, workspace.stream("train", "standardize").prompts(0, num_prompts))
-    raw = np.asarray(hosts.fetch(hosts.compiled(learned.make(workspace.reward_network))(params, samples)), np.float64)
+    stream = workspace.stream("train", "standardize")
+    samples = draw(sft_params, stream.prompts(0, num_prompts))
+    given = hosts.fetch(hosts.compiled(learned.make(workspace.reward_network))(params, samples))
+    texts = list(zip(stream.texts_of(samples), workspace.completions(samples), strict=True))
+    raw = _host.numbers("the reward model", given, len(texts), texts.__getitem__)
     if not raw.std() > 0:
         raise Refusal("the reward model gives every SFT sample the same score: it has learned nothing to standardise")
     return Standard(float(raw.mean()), float(raw.std()))

@@ -16,6 +16,7 @@ from rlhf_jax.jobs.api import PromptStream, Workspace
 from rlhf_jax.observe.progress import progress
 from rlhf_jax.ops.losses import cross_entropy_sum
 from rlhf_jax.ops.masked import masked_count, masked_sum
+from rlhf_jax.refusal import ComponentError
 from rlhf_jax.runtime import hosts, sharding
 from rlhf_jax.runtime.checkpoint import abstract_like, restore_params
 from rlhf_jax.runtime.supervised import train
@@ -51,10 +52,14 @@ def rows(workspace: Workspace, stream: PromptStream, config: Config, update: int
     start, count = update * config.rows_per_update, config.rows_per_update
     prompts = stream.prompts(start, count)
     epoch_length = workspace.task.num_prompts(stream.split)
-    chosen = [
-        references[(start + row) // epoch_length % len(references)]
-        for row, references in enumerate(stream.references(start, count))
-    ]
+    of_prompts = stream.references(start, count)
+    if not all(of_prompts):
+        place = start + of_prompts.index(())
+        raise ComponentError(
+            f"the task {type(workspace.task).__name__} gives no reference for prompt {stream.texts(place, 1)[0]!r:.60}, which "
+            "SFT is to learn; accepted: one text or more"
+        )
+    chosen = [references[(start + row) // epoch_length % len(references)] for row, references in enumerate(of_prompts)]
     length = workspace.lengths.max_completion_tokens
     last_R = np.asarray(prompts.tokens_PQ)[:, -1]  # prompts are left-padded
     tokens, mask = encoding.encode_completions(chosen, workspace.tokenizer, length, last_R)

@@ -1,11 +1,40 @@
-"""What judges a sample: a model's array program, or a host function on decoded text."""
+"""Rewards: an array program of a model (`learned`), or a function on decoded text. How to write your own.
+
+A reward is a plain function of some of these, chosen by the names of its parameters:
+
+    prompts       the prompt of each completion, text
+    completions   the completions, text before the EOS
+    finished      False where a completion was cut because it had no EOS
+    records       the fields of each prompt's row, a dict: "references", "answer" where there is one, and for a jsonl file every
+                  other column of the row (`tasks.api.Task.record`)
+    config        the reward's settings, where it has some
+
+Three parameters of other names are (prompts, completions, finished). All are sequences of one entry a completion. The result is
+one finite number a completion: a list, a tuple, an array of numpy or JAX, of numbers or booleans.
+
+    def brevity(completions):                                       --config.reward=my_lab.rewards:brevity
+        return [-len(text.split()) for text in completions]
+
+    def exact(completions, records):                                --config.reward=rewards/mine.py:exact
+        return [text.strip() == row["answer"] for text, row in zip(completions, records)]
+
+A module with `make(task, config) -> reward` makes one from the task and from its settings, a frozen dataclass `Config` whose
+values are the config's `reward_settings.<label>.<key>`. The label is the last part of the reward's name.
+
+The reward of a run is one name, or a sum of several with weights: `--config.reward="learned + 0.1 * my_lab.rewards:brevity"`.
+A learned reward is standardised before it is weighted (`reward_model.standardize`). Every term is recorded by its label.
+"""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from rlhf_jax.types import Array, Params, Samples
+
+LEARNED = "learned"
+"""The one reward that is a model."""
 
 
 class ModelReward(Protocol):
@@ -17,4 +46,19 @@ class ModelReward(Protocol):
 
 
 HostReward = Callable[[Sequence[str], Sequence[str], Sequence[bool]], np.ndarray]
-"""(prompts, completions, finished) -> raw scores [B], float32."""
+"""(prompts, completions, finished) -> raw scores [B], float32: a reward of this package."""
+
+OwnReward = Callable[..., Any]
+"""A reward as a user writes it: parameters by name, a result that `_host.numbers` checks."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One reward of a run's sum.
+
+    Example: "0.1 * my_lab.rewards:brevity" is Term(name="my_lab.rewards:brevity", label="brevity", weight=0.1).
+    """
+
+    name: str  # as `plugins.find` takes it
+    label: str  # in figures and in `reward_settings`
+    weight: float = 1.0

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf_jax.refusal import Refusal
+from rlhf_jax.refusal import Refusal, RewardError
 from rlhf_jax.rewards import gold
 from rlhf_jax.rewards.api import HostReward
 from rlhf_jax.tasks.api import Task
@@ -21,8 +21,8 @@ class Config:
 def make(task: Task, config: Config | None = None) -> HostReward:
     """The reward `(prompts, completions, finished) -> 0 or 1 [B]`, float32.
 
-    Raises Refusal for a task that cannot verify answers, and, when called, for a judge that gives anything but 0 or
-    1.
+    Raises Refusal for a task that cannot verify answers; when called, RewardError for a judge that gives anything but 0
+    or 1.
     """
     del config
     if not task.verifiable:
@@ -33,7 +33,7 @@ def make(task: Task, config: Config | None = None) -> HostReward:
         scores_B = judge(prompts, completions, finished)
         wrong = scores_B[(scores_B != 0) & (scores_B != 1)]
         if wrong.size:
-            raise Refusal(f"exact_match: {type(task).__name__}.judge gave {wrong[0]}; a verified answer is 0 or 1")
+            raise RewardError(f"exact_match: {type(task).__name__}.judge gave {wrong[0]}; a verified answer is 0 or 1")
         return scores_B
 
     return reward

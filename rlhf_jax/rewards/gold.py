@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rlhf_jax.rewards import _host
 from rlhf_jax.rewards.api import HostReward
 from rlhf_jax.tasks.api import Task
 
@@ -21,7 +22,6 @@ def make(task: Task, config: Config | None = None) -> HostReward:
     del config
 
     def reward(prompts: Sequence[str], completions: Sequence[str], finished: Sequence[bool]) -> np.ndarray:
-        judged = zip(prompts, completions, finished, strict=True)
-        return np.array([task.judge(prompt, completion, bool(end)) for prompt, completion, end in judged], np.float32)
+        return _host.judge(task, prompts, completions, finished).astype(np.float32)
 
     return reward

@@ -15,10 +15,14 @@ HeldoutPercent = Annotated[int, Bounds(least=0, most=99)]
 class Task(Protocol):
     """Host code on text. Deterministic: the same ordinal gives the same text in every process.
 
-    A module in `tasks/` has a frozen dataclass `Config` and a factory `make(config: Config) -> Task`.
+    A module in `tasks/`, or a user's own (see `plugins.py`), has a frozen dataclass `Config` and a factory
+    `make(config: Config) -> Task`.
 
     A task of conversations gives prompts, in comparisons too, that are `chat.Rendered`: no BOS is put before them. It has the
-    `template` that they are in, or None where it was given rendered ones. A task may have two methods more.
+    `template` that they are in, or None where it was given rendered ones. A task may have three methods more.
+
+    `record(split, index) -> Mapping[str, Any]`: the fields of the prompt's row that a reward may ask for; without it they are
+    {"references": references(split, index)}.
 
     `comparisons(split) -> Sequence[tuple[str, str, str]]`: (prompt, chosen, rejected), empty where there are none.
 

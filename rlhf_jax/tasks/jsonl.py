@@ -1,8 +1,8 @@
 """A user's own prompts, references and comparisons, from local files of one JSON object a line.
 
 Prompts: `{"prompt": "...", "references": ["...", ...]}`, or with `"answer": "..."` to be judged by exact match; then
-the references may be left out, and are the answer.
-Comparisons: `{"prompt": "...", "chosen": "...", "rejected": "..."}`.
+the references may be left out, and are the answer. Other columns of a row are kept for rewards that ask for them (`record`).
+Comparisons: `{"prompt": "...", "chosen": "...", "rejected": "..."}`; other columns are not read.
 """
 
 from collections.abc import Iterator
@@ -42,6 +42,7 @@ class Jsonl:
         self._prompts: dict[Split, list[str]] = {"train": [], "heldout": []}
         self._references: dict[str, tuple[str, ...]] = {}
         self._answers: dict[str, str] = {}
+        self._rows: dict[str, dict[str, Any]] = {}
         self._read_prompts()
         self.has_gold = self.verifiable = bool(self._answers)
         self._comparisons: dict[Split, list[tuple[str, str, str]]] = {"train": [], "heldout": []}
@@ -59,6 +60,11 @@ class Jsonl:
 
     def references(self, split: Split, index: int) -> tuple[str, ...]:
         return self._references[self._prompts[split][index]]
+
+    def record(self, split: Split, index: int) -> dict[str, Any]:
+        """The columns of a prompt's row, with its references as a tuple."""
+        prompt = self._prompts[split][index]
+        return self._rows[prompt] | {"references": self._references[prompt]}
 
     def comparisons(self, split: Split) -> list[tuple[str, str, str]]:
         """(prompt, chosen, rejected) of a split, in the file's order; empty where no file was given."""
@@ -92,7 +98,7 @@ class Jsonl:
                 self._answers[prompt] = json_texts.text(where, entry, "answer")
             if len(self._answers) not in (0, len(first_seen)):
                 raise Refusal(f'{where}: either every line has an "answer" or none; this one differs from those before')
-            self._references[prompt] = _references(where, entry)
+            self._references[prompt], self._rows[prompt] = _references(where, entry), entry
             self._prompts[self._split(prompt)].append(prompt)
         for split in SPLITS:
             if not self._prompts[split] and (split == "train" or self.config.heldout_percent):
@@ -121,11 +127,12 @@ def _lines(path: str, option: str, keys: tuple[str, ...]) -> Iterator[tuple[str,
     empty = True
     for where, entry in json_texts.lines(Path(path)):
         empty = False
-        unknown = [key for key in entry if key not in keys]
         missing = [key for key in REQUIRED if key in keys and key not in entry]
-        if unknown or missing:
-            fault = f"{_listed(missing)} is missing" if missing else f"{_listed(unknown)} is no key of it"
-            raise Refusal(f"{where}: {fault}; found {_listed(entry)}; accepted: {_listed(keys)}")
+        if missing:
+            raise Refusal(
+                f"{where}: {_listed(missing)} is missing; found {_listed(entry)}; accepted: {_listed(keys)}, and columns of "
+                "other names"
+            )
         yield where, entry
     if empty:
         raise Refusal(f"{path} is empty; it should hold one JSON object a line, with {_listed(keys)}")
@@ -136,7 +143,11 @@ def _references(where: str, entry: dict[str, Any]) -> tuple[str, ...]:
         return (entry["answer"],)
     found = entry.get("references")
     if not isinstance(found, list) or not found:
-        fault = f"'references' is {short(found)}" if "references" in entry else "'references' is missing"
+        fault = (
+            f"'references' is {short(found)}"
+            if "references" in entry
+            else f"'references' is missing; found {_listed(entry)}"
+        )
         raise Refusal(f"{where}: {fault}; accepted: a list of one or more texts, none empty")
     named = {f"references[{place}]": text for place, text in enumerate(found)}
     return tuple(json_texts.text(where, named, name) for name in named)

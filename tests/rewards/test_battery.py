@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import plugins
+from rlhf_jax.refusal import RewardError
 from rlhf_jax.rewards import exact_match, gold
 
 from .examples import Digits, Graded, WeighedSum, fill_masked, samples_of
@@ -66,7 +67,7 @@ def test_exact_match_refuses_a_judge_that_grades():
     class Mixed(Graded):
         verifiable = True
 
-    with pytest.raises(ValueError, match=r"Mixed\.judge gave 2\.2"):
+    with pytest.raises(RewardError, match=r"Mixed\.judge gave 2\.2"):
         exact_match.make(Mixed())(["ab"], ["xy"], [True])
 
 
