@@ -1,8 +1,10 @@
 """Scores samples: log-probabilities and values of a role's model, and the reward with its missing-EOS rule."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
+import chex
 import jax.numpy as jnp
 
 from rlhf_jax.models.api import Cache, Model, repeat_cache, repeat_rows
@@ -141,9 +143,33 @@ def sample_values(params: Params, samples: Samples, *, model: ValueModel) -> Arr
 
 
 def make_scores(raw_B: Array, finished_B: Array, mean: float, std: float, config: Config) -> Scores:
-    """Standardises a raw reward and applies the missing-EOS rule; `mean` 0 and `std` 1 leave a verifiable reward as it is."""
+    """Standardises a raw reward and applies the missing-EOS rule; `mean` 0 and `std` 1 leave a verifiable reward as it is.
+
+    Raises AssertionError for rewards that are not one number a completion: others would broadcast.
+    """
+    chex.assert_rank(raw_B, 1)
+    chex.assert_equal_shape([raw_B, finished_B])
     standardized_B = (raw_B.astype(jnp.float32) - mean) / std
     score_B = standardized_B
     if config.replace_missing_eos:
         score_B = jnp.where(finished_B, standardized_B, jnp.float32(config.missing_eos_score))
     return Scores(raw_B=raw_B, standardized_B=standardized_B, score_B=score_B)
+
+
+def make_summed_scores(
+    raw: Mapping[str, Array], units: Mapping[str, tuple[float, float, float]], finished_B: Array, config: Config
+) -> Scores:
+    """The scores of a sum of rewards: each standardised by its own unit, weighted and added.
+
+    Args:
+      raw: `[B]` by label.
+      units: (weight, mean, standard deviation) by label; they are added in this order.
+      finished_B: for the missing-EOS rule, which replaces the sum.
+      config: of that rule.
+
+    Returns Scores whose raw and standardised scores are the sum, with the standardised terms.
+    """
+    terms = {label: make_scores(raw[label], finished_B, mean, std, config) for label, (_, mean, std) in units.items()}
+    sum_B = sum(weight * terms[label].standardized_B for label, (weight, _, _) in units.items())
+    scores = make_scores(jnp.asarray(sum_B), finished_B, 0.0, 1.0, config)
+    return scores.replace(terms={label: of_term.standardized_B for label, of_term in terms.items()})  # type: ignore[attr-defined]

@@ -72,6 +72,7 @@ class Scores:
     reference_logprob_BC: Array | None = None
     proximal_logprob_BC: Array | None = None
     value_BC: Array | None = None
+    terms: Mapping[str, Array] | None = None  # float32 [B] each: of a sum of rewards, by label, before their weights
 
 
 @struct.dataclass

@@ -60,6 +60,24 @@ def test_a_completion_without_eos_scores_something_else_instead():
     np.testing.assert_array_equal(kept.score_B, raw_B)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (3, 1), (1, 3), (2,)])
+def test_a_reward_of_another_shape_would_broadcast(shape):
+    with pytest.raises(AssertionError):
+        score.make_scores(jnp.ones(shape), jnp.array([True] * 3), 0.0, 1.0, score.Config())
+
+
+def test_a_sum_of_rewards_by_hand():
+    """(6 - 2) / 4 = 1 and (-2 - 2) / 4 = -1, weighed 0.5; the other in its own unit, weighed 3; the cut one is replaced."""
+    raw = {"learned": jnp.array([6.0, -2.0]), "length": jnp.array([1.0, 2.0])}
+    units = {"learned": (0.5, 2.0, 4.0), "length": (3.0, 0.0, 1.0)}
+    scores = score.make_summed_scores(raw, units, jnp.array([True, False]), score.Config(True, -7.0))
+    np.testing.assert_array_equal(scores.raw_B, [3.5, 5.5])
+    np.testing.assert_array_equal(scores.standardized_B, [3.5, 5.5])
+    np.testing.assert_array_equal(scores.score_B, [3.5, -7])
+    np.testing.assert_array_equal(scores.terms["learned"], [1, -1])
+    np.testing.assert_array_equal(scores.terms["length"], [1, 2])
+
+
 def test_scores_are_float32_whatever_the_judge_gives():
     scores = score.make_scores(jnp.array([1, 0, 1]), jnp.array([True] * 3), 0.0, 1.0, score.Config())
     assert scores.standardized_B.dtype == scores.score_B.dtype == jnp.float32

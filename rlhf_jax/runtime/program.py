@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from rlhf_jax import sample, score
 from rlhf_jax.micro_batches import in_parts
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.runtime import hosts, inference, memory, sharding
+from rlhf_jax.runtime import credit, hosts, inference, memory, sharding
 from rlhf_jax.runtime.checkpoint import abstract_like
 from rlhf_jax.runtime.placement import ROLES, placed
 from rlhf_jax.runtime.sampler import Sampler
@@ -65,6 +65,7 @@ class Program:
             if call in self._inference
         }
         self._credit = hosts.compiled(self._credit_rows)
+        self._faults = hosts.compiled(credit.faults)  # apart, so that what it asks cannot change what credit computes
         self._take = hosts.compiled(partial(take_units, mesh=self.home), static_argnames=("unit_rows",))
         self._update = {role: self._make_update(role) for role in self._roles}
         self._init = {
@@ -163,7 +164,10 @@ class Program:
         reference, proximal, value = (
             per_token if need in needs else None for need in ("reference", "proximal", "value")
         )
-        return jax.ShapeDtypeStruct((rows,), np.float32), reference, proximal, value
+        raw: Any = jax.ShapeDtypeStruct((rows,), np.float32)
+        if self.setup.reward.terms:
+            raw = {term.label: raw for term in self.setup.reward.terms}
+        return raw, reference, proximal, value
 
     def init(self, params: Params) -> States:
         """Fresh states at version 0, the policy's from a copy of `params`: arrays given survive the first donated step."""
@@ -177,7 +181,7 @@ class Program:
             return self._sampler.generate(params, prompts, version)
 
     def score(self, states: States, samples: Samples) -> tuple[Scores, Batch]:
-        """What every role says of the samples, and the rows to train on. Calls on devices of their own run side by side."""
+        """The scores of the samples by every role, and the rows to train on. Calls on devices of their own run side by side."""
         said = {}
         with self._turn:
             on = {self.home: samples}
@@ -185,17 +189,25 @@ class Program:
                 if call.mesh not in on:
                     on[call.mesh] = placed(samples, sharding.row_shardings(samples, call.mesh))
                 said[name] = call(self._params_for(name, states), on[call.mesh])
-        if self.setup.reward.host is not None:
-            said["reward"] = self.setup.reward.host(samples)
+        said["reward"] = credit.raw_scores(self.setup.reward, samples, said.get("reward"))
         with self._turn:
-            return self._credited(samples, said)
+            raw, scores, batch = self._credited(samples, said)
+            found = self._faults(raw, scores, batch)
+        # Only now, without the lock: reading waits for the devices, and the sampler may dispatch in the meantime.
+        if bits := int(hosts.fetch(found)):
+            texts = self.setup.texts and self.setup.texts(samples).__getitem__
+            credit.refuse(bits, self.setup.algorithm, raw, batch, credit.when(samples), texts)
+        return scores, batch
 
-    def _credited(self, samples: Samples, said: dict[str, Any]) -> tuple[Scores, Batch]:
+    def _credited(self, samples: Samples, said: dict[str, Any]) -> tuple[dict[str, Array], Scores, Batch]:
+        """The raw scores by the reward's name (of a sum by label), the scores, and the rows to train on."""
         rows = sharding.rows(self.home)
-        raw, reference, proximal, value = (
-            placed(said[name], rows) if name in said else None for name in ("reward", "reference", "proximal", "value")
+        raw = jax.tree.map(lambda array: placed(array, rows), said["reward"])
+        reference, proximal, value = (
+            placed(said[name], rows) if name in said else None for name in ("reference", "proximal", "value")
         )
-        return self._credit(samples, raw, reference, proximal, value)
+        scores, batch = self._credit(samples, raw, reference, proximal, value)
+        return raw if isinstance(raw, dict) else {self.setup.reward.name: raw}, scores, batch
 
     def _params_for(self, call: str, states: States) -> Params:
         if call in self._frozen:
@@ -248,17 +260,21 @@ class Program:
     def _credit_rows(
         self,
         samples: Samples,
-        raw_B: Array,
+        raw: Any,
         reference_BC: Array | None,
         proximal_BC: Array | None,
         value_BC: Array | None,
     ) -> tuple[Scores, Batch]:
         setup = self.setup
-        scores = score.make_scores(raw_B, samples.finished_B, setup.reward.mean, setup.reward.std, setup.scoring)
+        reward, finished_B = setup.reward, samples.finished_B
+        if reward.terms:
+            scores = score.make_summed_scores(raw, reward.units, finished_B, setup.scoring)
+        else:
+            scores = score.make_scores(raw, finished_B, reward.mean, reward.std, setup.scoring)
         scores = scores.replace(  # type: ignore[attr-defined]
             reference_logprob_BC=reference_BC, proximal_logprob_BC=proximal_BC, value_BC=value_BC
         )
-        batch = setup.algorithm.credit(samples, scores)
+        batch = credit.credited(setup.algorithm, samples, scores)
         return scores, jax.lax.with_sharding_constraint(batch, sharding.row_shardings(batch, self.home))
 
 

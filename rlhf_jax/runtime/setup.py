@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from rlhf_jax import sample, score
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
-from rlhf_jax.rewards.api import ModelReward
+from rlhf_jax.rewards.api import LEARNED, ModelReward, Term
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.placement import Places
@@ -19,17 +19,32 @@ from rlhf_jax.types import Algorithm, Array, Params, Plan, Prompts, Samples
 
 @dataclass(frozen=True)
 class Reward:
-    """What judges, and its unit: `model` with its `params`, or `host` on decoded samples; standardised by mean and std.
+    """The judge of samples, and its unit: `model` with its `params`, or `host` on decoded samples.
 
-    `network` says how params are sharded where a plan gives the reward devices of its own; without it they lie whole on each.
+    The scores are standardised by mean and std. A sum of several has its `terms`: `host` gives the scores of those on
+    text by their labels, and `model` is the one named `learned`; mean and std are the model's. `network` says how params
+    are sharded where a plan gives the reward devices of its own; without it they are whole on each.
     """
 
     model: ModelReward | None = None
     params: Params = None
     network: ValueModel | None = None
-    host: Callable[[Samples], np.ndarray] | None = None
+    host: Callable[[Samples], Any] | None = None  # one number a sample, or of a sum {label: one number a sample}
     mean: float = 0.0
     std: float = 1.0
+    name: str = "reward"  # in messages
+    terms: tuple[Term, ...] = ()
+
+    @property
+    def model_label(self) -> str:
+        """The label of the term that the model judges."""
+        return next(term.label for term in self.terms if term.name == LEARNED)
+
+    @property
+    def units(self) -> dict[str, tuple[float, float, float]]:
+        """(weight, mean, standard deviation) of each term, by label; a term on text is used in its own unit."""
+        of_model = (self.mean, self.std)
+        return {term.label: (term.weight, *(of_model if term.name == LEARNED else (0.0, 1.0))) for term in self.terms}
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,7 @@ class Setup:
         Mesh, ...
     ] = ()  # device slices that share a round's prompts; none: it samples where the plan says
     plan: Plan = field(default_factory=Plan)
+    texts: Callable[[Samples], list[tuple[str, str]]] | None = None  # (prompt, completion) of samples, for messages
 
     @property
     def networks(self) -> dict[str, Model | ValueModel | None]:

@@ -90,7 +90,10 @@ def test_prompts_of_every_round_are_trained_on_once_an_epoch():
 
 @contextlib.contextmanager
 def no_host_reads(monkeypatch):
-    """Reading an array's value raises, but for samples' versions. (On a CPU the transfer guard lets reads pass.)"""
+    """Reading an array's value raises, but for samples' versions and the faults of a round.
+
+    On a CPU the transfer guard lets reads pass.
+    """
     read = ArrayImpl._value
 
     def refuse(array):
