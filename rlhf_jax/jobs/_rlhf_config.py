@@ -18,7 +18,7 @@ from rlhf_jax.runtime.program import block_rows
 from rlhf_jax.runtime.views import own_mesh
 from rlhf_jax.types import Algorithm
 from rlhf_jax.update import OptimizerConfig, check_schedule
-from rlhf_jax.values import Bounds, Count, Natural, Positive
+from rlhf_jax.values import Bounds, Count, Natural, NonNegative, Positive
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,10 @@ class Config:
     sampler_slice_devices: Count = 1  # of each, along `data`
     # Of the sampler's params: bfloat16 halves what a token reads and what a version takes.
     publish_dtype: Literal["float32", "bfloat16"] = "float32"
-    deadline_seconds: Positive = 600.0  # asynchronous: how long neither side may hand anything over
+    # Asynchronous: how long a side may be silent in nothing that is known to take long (see `runtime/activity.py`). Rewards,
+    # evaluations, checkpoints and compiles may take longer: a notice says so.
+    deadline_seconds: Positive = 600.0
+    device_call_seconds: NonNegative = 0.0  # the longest call of the devices, such as sampling a round; 0: deadline_seconds
     temperature: Positive = 1.0
     num_micro_batches: Count = 1
     evaluate_every: Natural = 16  # updates, rounded up to ends of rounds; 0: only at the beginning and the end

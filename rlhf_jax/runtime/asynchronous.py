@@ -11,7 +11,7 @@ Which version samples a round is the clock's alone, so the threads decide when a
 and metrics are bit for bit those of `synchronous.run`. A bounded clock gives the least version, and the newest one there is
 is taken: then the threads decide, and the trace of what they decided repeats the run. It yields the same events; a round's
 `Sampled` comes when it is next asked for anything, the others in the same order. A failure of either thread ends both, with
-its own traceback.
+its own traceback; a thread that hangs ends the run as `watchdog.py` says.
 """
 
 import threading
@@ -19,12 +19,16 @@ from collections.abc import Generator, Iterator
 
 import jax
 
-from rlhf_jax.runtime import hosts
-from rlhf_jax.runtime.buffer import Buffer, Stopped
+from rlhf_jax.runtime import activity, hosts, stopping
+from rlhf_jax.runtime.buffer import Buffer, Stalled, Stopped
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.synchronous import Event, Sampled, Watch, train_round
+from rlhf_jax.runtime.watchdog import Watchdog
 from rlhf_jax.types import Params, Samples, States
+
+JOIN_SECONDS = 10.0
+"""Seconds that a run that has failed waits for its sampler: the failure is to be seen, and a hung sampler never ends."""
 
 
 def run(
@@ -34,22 +38,42 @@ def run(
     pending: dict[int, Samples],
     watch: Watch | None = None,
     deadline_seconds: float = 600.0,
+    device_call_seconds: float = 0.0,
 ) -> Generator[Event, None, None]:
-    """Trains from `start_round` to the end; see `synchronous.run`. Raises what either thread raised, or `buffer.Stalled`."""
-    buffer, watch = Buffer(deadline_seconds), watch or Watch()
+    """Trains from `start_round` to the end; see `synchronous.run`.
+
+    Args:
+      deadline_seconds: how long a thread may be silent in nothing that is known to take long.
+      device_call_seconds: how long one call of the devices may take; 0: as `deadline_seconds`.
+
+    Raises what either thread raised, or `buffer.Stalled`. A sampler that hangs is then left behind: `stopping.hung_sampler`.
+    """
+    call_seconds = device_call_seconds or deadline_seconds
+    buffer, watch = Buffer(), watch or Watch()
     for round_index, samples in pending.items():
         buffer.put(round_index, samples)
     issued = rounds_to_sample(program.setup.clock, start_round, pending)
-    sampler = threading.Thread(target=sample_rounds, args=(program, buffer, issued, watch), name="sampler", daemon=True)
+    sampler = threading.Thread(
+        target=sample_rounds, args=(program, buffer, issued, watch), name=stopping.SAMPLER, daemon=True
+    )
+    watchdog = Watchdog(buffer, deadline_seconds, call_seconds, watch.say)
     sampler.start()
+    watchdog.start(threading.current_thread(), sampler)
+    patience = min(JOIN_SECONDS, call_seconds)
     try:
         yield from train(program, buffer, states, start_round, set(pending), watch)
+        patience = call_seconds
     except BaseException as error:
         buffer.stop(error)
         raise
     finally:
         buffer.stop()
-        sampler.join()
+        # A sampler may be in the middle of a round that nobody needs. Of a run that ends well it is waited for as long as
+        # a round may take, because a thread inside a device call can crash the interpreter's exit.
+        sampler.join(patience)
+        watchdog.end()
+    if sampler.is_alive():
+        raise Stalled(f"the run has ended, but {stopping.hung_sampler()}")
 
 
 def rounds_to_sample(clock: Clock, start_round: int, pending: dict[int, Samples]) -> list[int]:
@@ -66,7 +90,8 @@ def sample_rounds(program: Program, buffer: Buffer, issued: list[int], watch: Wa
         for place, round_index in enumerate(issued):
             with watch.timeline.span("sampler", "wait", round_index):
                 version, params = take_version(clock, buffer, round_index)
-            with watch.timeline.span("sampler", "generate", round_index):
+            call = activity.during(f"generate of round {round_index}", "call")
+            with watch.timeline.span("sampler", "generate", round_index), call:
                 samples = jax.block_until_ready(program.generate(params, round_index, version))
             buffer.put(round_index, samples)
             buffer.forget_before(min((clock.version(r) for r in issued[place + 1 :]), default=version + 1))
@@ -93,7 +118,8 @@ def train(
     for round_index in range(start_round, clock.num_rounds):
         version = round_index * clock.updates_per_round
         if clock.bounded or version in used:
-            with watch.timeline.span("trainer", "publish", round_index):
+            call = activity.during(f"the publication of version {version}", "call")
+            with watch.timeline.span("trainer", "publish", round_index), call:
                 buffer.publish(version, jax.block_until_ready(program.publish(states)))
             if clock.bounded:
                 buffer.forget_before(version)

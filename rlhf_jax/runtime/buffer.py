@@ -6,45 +6,43 @@ failure of either side ends every wait of the other.
 """
 
 import threading
-import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from rlhf_jax.runtime import activity
 from rlhf_jax.types import Params, Samples
 
 T = TypeVar("T")
-POLL_SECONDS = 0.05  # a wait looks this often whether the other side is alive
+WAKE_SECONDS = 1.0  # a wait wakes so often for signals: Ctrl-C is handled between two waits
 
 
 class Stopped(Exception):
     """The other side has ended: nothing more will come."""
 
 
-class Stalled(RuntimeError):
-    """Neither side has handed over anything for longer than was allowed."""
+class Stalled(TimeoutError):
+    """A side has been silent for longer than it may be: see `watchdog.py`."""
 
 
 class Buffer:
-    """Shared by two threads. `deadline_seconds` is how long a wait may last without any hand-over."""
+    """Shared by two threads. A wait lasts until the other side hands over, fails or ends; `watchdog.py` ends hung ones."""
 
-    def __init__(self, deadline_seconds: float):
+    def __init__(self) -> None:
         self._changed = threading.Condition()
         self._params: dict[int, Params] = {}
         self._rounds: dict[int, Samples] = {}
         self._failure: BaseException | None = None
         self._stopped = False
         self._no_more_rounds = False
-        self._deadline_seconds = deadline_seconds
-        self._last_change = time.monotonic()
 
     def publish(self, version: int, params: Params) -> None:
         """Gives the sampler a version that it owns."""
         with self._changed:
             self._params[version] = params
-            self._notify()
+            self._changed.notify_all()
 
     def params(self, version: int) -> Params:
-        """Waits for a version. Raises Stopped where the trainer has ended, Stalled past the deadline."""
+        """Waits for a version. Raises Stopped where the trainer has ended, or what made the run fail."""
         return self._wait(lambda: self._params.get(version), f"version {version} of the params")
 
     def newest(self, at_least: int) -> tuple[int, Params]:
@@ -66,10 +64,10 @@ class Buffer:
         """Gives the trainer a sampled round."""
         with self._changed:
             self._rounds[round_index] = samples
-            self._notify()
+            self._changed.notify_all()
 
     def wait_for(self, round_index: int) -> Samples:
-        """Waits for a round, which stays. Raises what made the sampler fail, Stopped where it ended early, Stalled."""
+        """Waits for a round, which stays. Raises what made the run fail, Stopped where the sampler ended early."""
         return self._wait(lambda: self._rounds.get(round_index), f"round {round_index}", lambda: self._no_more_rounds)
 
     def take(self, round_index: int) -> Samples:
@@ -83,7 +81,7 @@ class Buffer:
         """The sampler will put no more: who waits for another round is told so."""
         with self._changed:
             self._no_more_rounds = True
-            self._notify()
+            self._changed.notify_all()
 
     def arrived(self, known: Iterable[int]) -> dict[int, Samples]:
         """The rounds that are here and not in `known`; they stay."""
@@ -96,22 +94,19 @@ class Buffer:
         with self._changed:
             self._stopped = True
             self._failure = self._failure or failure
-            self._notify()
+            self._changed.notify_all()
 
-    def _notify(self) -> None:
-        self._last_change = time.monotonic()
-        self._changed.notify_all()
+    def held(self) -> str:
+        """The versions and rounds that are handed over and not taken, in words."""
+        with self._changed:
+            return f"versions {sorted(self._params)} and rounds {sorted(self._rounds)} are held"
 
     def _wait(self, ready: Callable[[], T | None], what: str, over: Callable[[], bool] = lambda: False) -> T:
-        with self._changed:
+        with activity.during(f"its wait for {what}", "wait"), self._changed:
             while (found := ready()) is None:
                 if self._failure is not None:
                     raise self._failure
                 if self._stopped or over():
                     raise Stopped(f"waiting for {what}, but the other side has ended")
-                silent = time.monotonic() - self._last_change
-                if silent > self._deadline_seconds:
-                    held = f"versions {sorted(self._params)} and rounds {sorted(self._rounds)} are held"
-                    raise Stalled(f"waited {silent:.1f} s for {what}, and nothing was handed over; {held}")
-                self._changed.wait(POLL_SECONDS)
+                self._changed.wait(WAKE_SECONDS)
             return found

@@ -4,6 +4,8 @@ import threading
 
 import jax
 
+from rlhf_jax.runtime import activity
+
 EVENT = "/jax/core/compile/backend_compile_duration"  # one a program, whoever asked for it
 
 
@@ -11,7 +13,7 @@ class Counter:
     """How many programs were compiled since it was made. Counts those of every thread."""
 
     def __init__(self) -> None:
-        _listen()
+        listen()
         self._before = _total
 
     @property
@@ -24,8 +26,8 @@ _listening = False
 _lock = threading.Lock()
 
 
-def _listen() -> None:
-    """JAX keeps its listeners for good, so there is one for all counters."""
+def listen() -> None:
+    """Begins to listen, once: JAX keeps its listeners for good, so there is one for all counters."""
     global _listening
     with _lock:
         if not _listening:
@@ -37,5 +39,6 @@ def _heard(event: str, duration_secs: float, **_: str | int) -> None:
     del duration_secs
     global _total
     if event == EVENT:
+        activity.beat()  # of the thread that compiled
         with _lock:
             _total += 1

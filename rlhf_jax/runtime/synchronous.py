@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from rlhf_jax.refusal import NotFinite
-from rlhf_jax.runtime import hosts
+from rlhf_jax.runtime import activity, hosts
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.timeline import Timeline
 from rlhf_jax.types import Array, Batch, Metrics, Samples, Scores, States
@@ -74,11 +74,12 @@ Event = Sampled | Scored | Updated | RoundEnd
 
 @dataclass(frozen=True)
 class Watch:
-    """Where a loop writes what it does when, and what asks it to stop at the end of a round."""
+    """Where a loop writes what it does when, what asks it to stop at the end of a round, and who is told its notices."""
 
     timeline: Timeline = field(default_factory=Timeline)
     stopping: Callable[[], bool] = lambda: False
     unchecked: list[Metrics] = field(default_factory=list)  # of the round before, whose critic may be training still
+    say: Callable[[str], None] = print
 
 
 def run(
@@ -113,14 +114,16 @@ def train_round(
     clock, begin = program.setup.clock, watch.timeline.now()
     version, first = int(samples.version), round_index * clock.updates_per_round
     clock.check_version(round_index, version)
-    scores, batch = program.score(states, samples)
+    with activity.during(f"the scoring of round {round_index}", "call"):
+        scores, batch = program.score(states, samples)
     if watch.unchecked:
         check_updates(first - clock.updates_per_round, watch.unchecked, CRITIC_FINITE)
     yield Scored(round_index, samples, scores, batch)
     made = []
     for update in range(clock.updates_per_round):
-        minibatch = program.minibatch(batch, round_index, update)
-        states, metrics = program.update(states, minibatch)
+        with activity.during(f"update {first + update}", "call"):
+            minibatch = program.minibatch(batch, round_index, update)
+            states, metrics = program.update(states, minibatch)
         made.append(metrics)
         age = clock.age(round_index, update, version)
         yield Updated(first + update, age, metrics, minibatch.sample_R, states)
@@ -147,7 +150,8 @@ def check_updates(first_update: int, made: Sequence[Metrics], names: Sequence[st
     """Waits for those figures of a round's updates. Raises FloatingPointError for the first that is not finite."""
     for place, metrics in enumerate(made):
         of_update = {name: metrics[name] for name in names if name in metrics}
-        values = {name: metric.value() for name, metric in jax.device_get(of_update).items()}
+        with activity.during(f"update {first_update + place}", "call"):  # dispatched before, and waited for here
+            values = {name: metric.value() for name, metric in jax.device_get(of_update).items()}
         require_finite(first_update + place, values)
 
 

@@ -1,0 +1,104 @@
+"""Activities of a run's threads: what each is in, and since when. Silence of a thread is judged by them.
+
+    kind     how long a thread may be in it                       examples
+    work     as long as it takes; a notice past the deadline      a reward, an evaluation, a checkpoint, a compile
+    call     `rlhf.device_call_seconds`                           one call of the devices: generate, score, an update
+    wait     as long as the other side is alive                   for a version, for a round
+    ""       `rlhf.deadline_seconds`                              everything else, such as the reader of the run's events
+
+A device gives no sign of life while a call runs, so a hung call is told from a slow one by its seconds alone. Seconds
+count from the thread's last sign of life: an activity that begins or ends, or a program that has been compiled. Those of
+a call count from the last sign of either side, and not while one is at work: calls of both may share devices.
+"""
+
+import contextlib
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["work", "call", "wait", ""]
+NOTHING_NAMED = "the code that reads the run's events"
+COMPILING = ("jax/_src/compiler.py", "jax/_src/compilation_cache.py")
+TRACING = ("jax/_src/interpreters/partial_eval.py", "jax/_src/interpreters/mlir.py")
+LIBRARIES = ("/site-packages/", "/lib/python", "<frozen")
+
+
+@dataclass(frozen=True)
+class State:
+    """One thread's activity: `seconds` since its last sign of life."""
+
+    what: str
+    kind: Kind
+    seconds: float
+
+
+_lock = threading.Lock()
+_stacks: dict[int, list[tuple[str, Kind]]] = {}
+_alive_at: dict[int, float] = {}
+
+
+@contextlib.contextmanager
+def during(what: str, kind: Kind) -> Iterator[None]:
+    """Says what this thread is in while the block runs.
+
+    Args:
+      what: as a message says it after "has been in".
+      kind: how long it may last.
+    """
+    me = threading.get_ident()
+    with _lock:
+        stack = _stacks.setdefault(me, [])
+        stack.append((what, kind))
+        _alive_at[me] = time.monotonic()
+    try:
+        yield
+    finally:
+        with _lock:
+            stack.pop()
+            _alive_at[me] = time.monotonic()
+
+
+def at_work(what: str) -> contextlib.AbstractContextManager[None]:
+    """`during` of work, which may take as long as it takes."""
+    return during(what, "work")
+
+
+def beat(thread: int | None = None) -> None:
+    """A sign of life of a thread (its identifier; by default this one)."""
+    with _lock:
+        _alive_at[threading.get_ident() if thread is None else thread] = time.monotonic()
+
+
+def of(thread: int) -> State:
+    """The state of a thread: its outermost work, or else its innermost activity."""
+    with _lock:
+        stack, alive_at = list(_stacks.get(thread, ())), _alive_at.get(thread, time.monotonic())
+    seconds = time.monotonic() - alive_at
+    for what, kind in stack:
+        if kind == "work":
+            return State(what, kind, seconds)
+    if compiles(thread):
+        return State(f"the compilation of {stack[-1][0] if stack else 'a program'}", "work", seconds)
+    return State(*stack[-1], seconds) if stack else State(NOTHING_NAMED, "", seconds)
+
+
+def compiles(thread: int) -> bool:
+    """True while a thread has JAX trace, lower or compile a program, by the files of its stack."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        if frame.f_code.co_filename.replace("\\", "/").endswith(COMPILING + TRACING):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def place(thread: int) -> str:
+    """The innermost file and line of a thread outside of libraries, or "" for one that has ended."""
+    frame = sys._current_frames().get(thread)
+    frames = traceback.extract_stack(frame) if frame is not None else []
+    own = [one for one in frames if not any(library in one.filename for library in LIBRARIES)]
+    return f"{own[-1].filename}, line {own[-1].lineno}" if own else ""
