@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.jobs._evaluator import Evaluator
@@ -16,14 +17,15 @@ from rlhf_jax.jobs.api import PromptStream, Workspace
 from rlhf_jax.observe import lines
 from rlhf_jax.observe.progress import Bar
 from rlhf_jax.observe.samples import Sample, SamplesWriter
-from rlhf_jax.runtime import hosts, ledger, synchronous, timeline
+from rlhf_jax.report.notices import Limits, Notices
+from rlhf_jax.runtime import activity, hosts, ledger, synchronous, timeline
 from rlhf_jax.runtime.checkpoint import Checkpoints
 from rlhf_jax.runtime.compiles import Counter
 from rlhf_jax.runtime.ledger import Ledger
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.spool import Spool
 from rlhf_jax.runtime.timeline import Timeline
-from rlhf_jax.types import Params, Samples, Scores
+from rlhf_jax.types import Array, Batch, Params, Scores
 from rlhf_jax.update import learning_rate_schedule
 
 STAGE = "rlhf"
@@ -55,6 +57,13 @@ class Recorder:
     compiled_first: int | None = None
 
     @cached_property
+    def notices(self) -> Notices:
+        """Told every round's figures."""
+        scoring = self.config.scoring
+        score = scoring.missing_eos_score if scoring.replace_missing_eos else None
+        return Notices(self.bar.say, Limits(self.workspace.lengths.max_completion_tokens, score))
+
+    @cached_property
     def stream(self) -> PromptStream:
         """Where the prompts of rounds come from."""
         return self.workspace.stream("train", STAGE)
@@ -62,7 +71,9 @@ class Recorder:
     def consume(self, events: Iterator[synchronous.Event]) -> None:
         """Reads metrics one update late, so that the device is never waited for."""
         for event in events:
-            with self.timeline.span("trainer", "host", self._round_of(event)):
+            round_index = self._round_of(event)
+            recording = activity.during(f"the recording of round {round_index}", "")
+            with self.timeline.span("trainer", "host", round_index), recording:
                 self._take(event)
 
     def _round_of(self, event: synchronous.Event) -> int:
@@ -75,7 +86,7 @@ class Recorder:
                     self.spool.write(round_index, samples)
             case synchronous.Scored():
                 self.scored, self.uses = event, {}
-                self.round_figures = self._round_figures(event.scores, event.samples)
+                self.round_figures = self._round_figures(event)
             case synchronous.Updated():
                 self._flush()
                 self.late = (event, self.round_figures)
@@ -90,27 +101,37 @@ class Recorder:
     def _updates_per_round(self) -> int:
         return self.program.setup.clock.updates_per_round
 
-    def _round_figures(self, scores: Scores, samples: Samples) -> dict[str, Any]:
+    def _round_figures(self, scored: synchronous.Scored) -> dict[str, Any]:
+        scores, samples, algorithm = scored.scores, scored.samples, self.program.setup.algorithm
+        groups = samples.samples_per_prompt if algorithm.group_baseline or algorithm.pair else 1
         return {
             "reward": hosts.settled(scores.raw_B.mean()),
             "reward_standardized": hosts.settled(scores.standardized_B.mean()),
             "score": hosts.settled(scores.score_B.mean()),
             "finished": hosts.settled(samples.finished_B.mean()),
             "sampled_length": hosts.settled(samples.mask_BC.sum(-1).mean()),
+            **self._shares(scores, scored.batch, samples_per_prompt=groups),
         }
+
+    @cached_property
+    def _shares(self) -> Any:
+        return hosts.compiled(shares, static_argnames="samples_per_prompt")
 
     def _flush(self) -> None:
         if self.late is None:
             return
         (event, round_figures), self.late = self.late, None
-        figures: Any = hosts.fetch(round_figures)
-        metrics: Any = hosts.fetch(event.metrics)
+        with activity.during(f"update {event.update}", "call"):  # dispatched before, and waited for here
+            figures: Any = hosts.fetch(round_figures)
+            metrics: Any = hosts.fetch(event.metrics)
         values = {name: float(cast(Any, value)) for name, value in figures.items()}
         values |= {name: metric.value() for name, metric in metrics.items()}
         clock = self.program.setup.clock
         schedule = learning_rate_schedule(self.config.optimizer, clock.num_updates, clock.updates_per_round)
         values |= {"age": float(event.age), "learning_rate": float(cast(Any, schedule(event.update)))}
         self.workspace.metrics.write(STAGE, event.update, values, time.perf_counter() - self.began)
+        if event.update % self._updates_per_round == 0:
+            self.notices.take(event.update // self._updates_per_round, values)
         self.bar.advance(1, reward=values["reward_standardized"], loss=values["loss"])
         synchronous.require_finite(event.update, values)
 
@@ -128,7 +149,8 @@ class Recorder:
             self.evaluate(self.workspace.on_mesh(states["policy"].params), version, full=last)
         if last or event.stopping or crosses(version, clock.updates_per_round, self.config.checkpoint_every):
             self._flush()
-            self.checkpoints.save(version, states)
+            with activity.at_work(f"the checkpoint of version {version}"):
+                self.checkpoints.save(version, states)
             self._trim_spool(round_index + 1)
         self.stopped = event.stopping
         self._write_timeline()
@@ -154,8 +176,9 @@ class Recorder:
         take = jax.tree.map(lambda x: x[:count] if x.ndim else x, hosts.fetch(scored.samples))
         prompts, texts = self.stream.texts_of(take), self.workspace.completions(take)
         # A gold reward model would hold the round up for four texts.
-        gold = None if self.workspace.hub.gold else self.evaluator.gold(prompts, texts, take.finished_B)
-        reward = hosts.fetch(scored.scores.standardized_B)
+        with activity.at_work("the gold judge"):
+            gold = None if self.workspace.hub.gold else self.evaluator.gold(prompts, texts, take.finished_B)
+        reward, terms = hosts.fetch((scored.scores.standardized_B, scored.scores.terms))
         kept = [
             Sample(
                 ordinal=int(take.ordinal_B[row]),
@@ -164,6 +187,7 @@ class Recorder:
                 finished=bool(take.finished_B[row]),
                 gold=None if gold is None else float(gold[row]),
                 reward=float(reward[row]),
+                terms=terms and {label: float(of_term[row]) for label, of_term in terms.items()},
             )
             for row in range(count)
         ]
@@ -178,9 +202,9 @@ class Recorder:
         prompts, texts = self.stream.texts_of(one_each), self.workspace.completions(samples)
         gold = None
         if self.config.ledger_gold:
-            gold = self.evaluator.gold(
-                np.repeat(prompts, samples.samples_per_prompt).tolist(), texts, samples.finished_B
-            )
+            repeated = np.repeat(prompts, samples.samples_per_prompt).tolist()
+            with activity.at_work("the gold judge"):
+                gold = self.evaluator.gold(repeated, texts, samples.finished_B)
         uses = hosts.fetch(self.uses)
         algorithm = self.program.setup.algorithm
         rows = ledger.rows(
@@ -201,7 +225,9 @@ class Recorder:
         self._flush()
         began = time.perf_counter()
         config = self.evaluator.config
-        figures, judged = self.evaluator.evaluate(params, config.num_prompts if full else config.num_prompts_between)
+        with activity.at_work(f"the evaluation of version {version}"):
+            num_prompts = config.num_prompts if full else config.num_prompts_between
+            figures, judged = self.evaluator.evaluate(params, num_prompts)
         self.seconds["evaluate_seconds"] += time.perf_counter() - began
         self.workspace.metrics.write("evaluate", version, figures, time.perf_counter() - self.began, of=STAGE)
         shown = {"gold": "gold_mean", "win": "win_rate", "kl": "kl"}
@@ -224,6 +250,28 @@ class Recorder:
             )
             for row in rows
         ]
+
+
+def shares(scores: Scores, batch: Batch, *, samples_per_prompt: int) -> dict[str, Array]:
+    """Figures of how much of a round is trained on.
+
+    Args:
+      samples_per_prompt: 1: the algorithm trains on prompts whose samples have one score, too.
+
+    Returns `flat_group_share`, the share of prompts whose samples all have one score; `idle_row_share`, that of rows whose
+    weight or every advantage is zero, where the algorithm has such; of a sum of rewards, each term's mean and deviation.
+    """
+    found: dict[str, Array] = {}
+    if samples_per_prompt > 1:
+        score_PG = scores.score_B.reshape(-1, samples_per_prompt)
+        found["flat_group_share"] = jnp.mean(score_PG.max(axis=1) == score_PG.min(axis=1))
+    if batch.weight_R is not None:
+        found["idle_row_share"] = jnp.mean(batch.weight_R == 0)
+    elif batch.advantage_RC is not None:
+        found["idle_row_share"] = jnp.mean(jnp.all((batch.advantage_RC == 0) | ~batch.mask_RC, axis=1))
+    for label, term_B in (scores.terms or {}).items():
+        found |= {f"term_{label}": term_B.mean(), f"term_{label}_std": term_B.std()}
+    return found
 
 
 def crosses(version: int, step: int, every: int) -> bool:

@@ -75,7 +75,10 @@ class MetricsWriter:
     def resume(self, stage: str, update: int, evaluations_from: int | None = None) -> None:
         """Cuts `metrics.jsonl` back (see `lines.cut_back`) and shows TensorBoard exactly what is left of the stage."""
         lines.cut_back(self.path, stage, update, evaluations_from)
-        if self._events is None or not self.path.exists():
+        if self._events is None:
+            return
+        _events_module()  # here, and not in the middle of the stage's first round
+        if not self.path.exists():
             return
         for run in (stage, f"evaluate_{stage}"):
             if (self.path.parent / "tensorboard" / run).exists():
@@ -98,7 +101,7 @@ class MetricsWriter:
         self.close()
 
     def _open_events(self, run: str, purge: bool = False) -> Any:
-        from tensorboardX.event_file_writer import EventsWriter  # 0.2 s, and only where it is used
+        from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue] (made at import)
 
         assert self._events is not None
@@ -132,3 +135,9 @@ class MetricsWriter:
         ]
         writer.write_event(Event(wall_time=time.time(), step=line["update"], summary=Summary(value=values)))
         writer.flush()
+
+
+def _events_module() -> None:
+    """Imports what writes TensorBoard's files: a fifth of a second, or seconds on a busy disk, and only where it is used."""
+    import tensorboardX.event_file_writer
+    import tensorboardX.proto.event_pb2  # noqa: F401

@@ -32,6 +32,10 @@ class Bar(Protocol):
         """`steps` more are done; figures (scalars) replace those of the same name."""
         ...
 
+    def say(self, text: str) -> None:
+        """Prints a line of its own beside the bar."""
+        ...
+
 
 class _Count:
     """Steps, seconds and figures of a stage: the text that both kinds of bar show."""
@@ -97,6 +101,9 @@ class _LineBar:
             self.printed_at = now
             print(self.count.line(), file=self.stream, flush=True)
 
+    def say(self, text: str) -> None:
+        print(text, file=self.stream, flush=True)
+
     def finish(self, ending: str) -> None:
         print(f"{self.count.line()} {ending}", file=self.stream, flush=True)
 
@@ -114,6 +121,9 @@ class _LiveBar:
 
     def advance(self, steps: int = 1, **figures: float) -> None:
         self.count.move(steps, figures)
+
+    def say(self, text: str) -> None:
+        self.live.console.print(Text(text))
 
     def finish(self, ending: str) -> None:
         self.ending = ending

@@ -5,12 +5,13 @@ A line of `samples.jsonl` is
     {"stage": str, "update": version that wrote it, "kind": "before"|"during"|"after", "ordinal": of the prompt,
      "prompt": str, "completion": text before the EOS, "finished": bool, "gold": number|null, "reward": number|null}
 
-"gold" is the task's own judgement, "reward" what the learned (or verifiable) reward said; null where it is not known.
+"gold" is the task's own judgement, "reward" what the learned (or verifiable) reward said; null where it is not known. Where the
+reward is a sum, "terms" has {label: number} of its terms before their weights.
 A report puts the completions "before" and "after" of one ordinal side by side.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_args
@@ -41,6 +42,7 @@ class Sample:
     finished: bool
     gold: float | None = None
     reward: float | None = None
+    terms: Mapping[str, float] | None = None
 
 
 class SamplesWriter:
@@ -72,7 +74,7 @@ def _fields(sample: Sample) -> Line:
         "finished": bool(sample.finished),
         "gold": None if sample.gold is None else lines.number(sample.gold),
         "reward": None if sample.reward is None else lines.number(sample.reward),
-    }
+    } | ({} if sample.terms is None else {"terms": dict(sample.terms)})
 
 
 def show(title: str, samples: Sequence[Sample], stream: TextIO | None = None, limit: int = 4) -> None:

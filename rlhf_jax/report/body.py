@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from rlhf_jax.observe.lines import Line
 from rlhf_jax.observe.progress import format_seconds
-from rlhf_jax.report import identity, page, read, style, texts, timeline
+from rlhf_jax.report import identity, notices, page, read, style, texts, timeline
 from rlhf_jax.report import units as units_of
 from rlhf_jax.report.formats import alike, half_width, with_interval
 from rlhf_jax.report.read import Run
@@ -37,7 +37,7 @@ def body(run: Run, drawn: Mapping[str, Sequence[Picture]]) -> list[str]:
         f"<h1>{page.text(identity.name(run))}</h1>",
         page.contents(there),
         page.notice("Not there yet", run.missing),
-        page.notice("Notices", read.notices(run.lines)),
+        page.notice("Notices", [*read.notices(run.lines), *notices.of_run(run.lines, run.config)]),
         headline(run, units),
         page.facts(identity.facts(run, units)),
         *(_section(title, content) for title, content in sections.items()),

@@ -9,6 +9,7 @@
     behavior_logprob, proximal_logprob, reference_logprob      sums over the completion, null where not computed
     advantage, place                         mean over the completion; 1 chosen and -1 rejected of a pair, 0 neither;
                                              null where the algorithm has no such thing
+    terms                                    of a reward that is a sum alone: {label: score} of its terms before their weights
     gold, text                               the task's judgement (null where it was not asked for); the completion
 
 "stage" and "update" (the round's first) are those of `metrics.jsonl`, so that the file is cut back as that one is.
@@ -117,6 +118,9 @@ def rows(
         "gold": [None] * count if gold is None else numbers(gold),
         "text": list(texts),
     }
+    if scores.terms is not None:
+        terms = {label: numbers(term_B) for label, term_B in scores.terms.items()}
+        columns["terms"] = [{label: term_B[row] for label, term_B in terms.items()} for row in range(count)]
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 

@@ -151,3 +151,12 @@ def test_figures_have_three_digits(value: float, text: str) -> None:
 )
 def test_times_are_readable(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()], ids=["log file", "terminal"])
+def test_a_notice_has_a_line_of_its_own(stream) -> None:
+    """It is said at once, and no mark-up of the terminal's library is made of its brackets."""
+    with progress("SFT", total=2, stream=stream) as bar:
+        bar.advance()
+        bar.say("notice: [red] 94 % of completions are cut")
+        assert "notice: [red] 94 % of completions are cut\n" in stream.getvalue()
