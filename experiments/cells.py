@@ -197,7 +197,7 @@ def shared_stages(cells: Cells, seed: int, policy: str = "", reward: str = "") -
         return workspace, stages
 
     workspace, stages = prepare(policy)
-    if reward == policy or stages.reward != "learned":
+    if reward == policy or not stages.learned:
         return pipeline.before_rlhf(workspace, stages)
     return sft.run(workspace, stages.sft), pipeline.before_rlhf(*prepare(reward))[1]
 

@@ -1,10 +1,11 @@
 """The exit statuses of every command, and what a person sees where one ends early.
 
     0     done
-    1     a fault of code (its traceback), a figure that is not finite or a full disk (one line each)
+    1     a fault of code (its traceback), a figure that is not finite, a full disk or a side that hangs (one line each)
     2     refused: a config, an argument or a file that cannot be used; a line per problem
     130   interrupted by Ctrl-C, or preempted (SIGTERM)
 
+A component's own code, such as a user's reward, is named after its traceback.
 Only `rlhf_jax.refusal` says that a config cannot run. A ValueError or a FileNotFoundError of anybody else's code, such as a
 user's reward, keeps its traceback.
 """
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rlhf_jax.refusal import NotFinite, Refusal
+from rlhf_jax.refusal import ComponentError, NotFinite, Refusal, Stalled
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -29,6 +30,7 @@ WRITERS = ("rlhf_jax.observe.", *(f"rlhf_jax.runtime.{name}" for name in ("check
 WRITERS += ("orbax.", "tensorboardX.")
 """Modules that write a run's directory; a user's code is called by none of them."""
 REDELIVER_SECONDS = 0.1
+_started = False
 GOODBYE_SECONDS = 10.0  # that other threads have to end in, once a command has failed
 
 
@@ -74,7 +76,10 @@ def explained(error: BaseException, directory: Path | None, again: str) -> tuple
         return INTERRUPTED, [f"interrupted; {again}"]
     if isinstance(error, Refusal):
         return REFUSED, [f"error: {one_line(message)}" for message in error.messages]
-    if isinstance(error, NotFinite | Failed):
+    if isinstance(error, ComponentError):
+        cause = [] if error.__cause__ is None else traceback.format_exception(error.__cause__)
+        return FAILED, ["".join(cause).rstrip()] * bool(cause) + [f"error: {one_line(str(error))}"]
+    if isinstance(error, NotFinite | Failed | Stalled):
         return FAILED, [f"error: {one_line(str(error))}"]
     if directory is not None and (cause := disk_failure(error, directory)):
         return FAILED, [f"error: cannot write to {directory}: {cause}; once that is mended, {again}"]
@@ -128,16 +133,27 @@ def _is_full(directory: Path) -> bool:
     return disk.f_bavail == 0 or bool(disk.f_flag & os.ST_RDONLY)
 
 
+def is_started() -> bool:
+    """True where this process is a command's, and not somebody's who has imported its `main`."""
+    return _started
+
+
 def start(main: Callable[[], int | None]) -> NoReturn:
     """Runs a command's `main` as a program: SIGTERM interrupts as Ctrl-C does, and no interruption is lost."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.unraisablehook = _redeliver(sys.unraisablehook)
     # Orbax logs what its threads raise, with tracebacks, and then raises it where it is waited for.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    global _started
+    _started = True
+    status: Any = FAILED
     try:
         status = main()
     except SystemExit as left:
         status = left.code
+    finally:
+        if stopping := sys.modules.get("rlhf_jax.runtime.stopping"):  # where the command has run anything at all
+            stopping.leave_hung(status)
     if (
         isinstance(status, int) and status
     ):  # where a disk failed, threads of orbax wait for its directory for five minutes

@@ -25,8 +25,6 @@ from rlhf_jax.values import flat
 HELP = {"-h", "-help", "--help"}
 USAGE = "accepted: --config=FILE and --config.<key>=<value>"
 AGAIN = "the same command goes on from the last checkpoint"
-COMPONENTS = {"algorithm": "algorithms", "task": "tasks"}
-"""Nodes whose keys depend on their `name`, and the folders of `rlhf_jax/` that they name a component of."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -71,7 +69,9 @@ def overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     The type of a key is that of its value in the config. Raises Refusal for a key that the config lacks, a value of another
     type, and any other argument.
     """
-    config = with_components(config, overrides)
+    from rlhf_jax.components import exchanged
+
+    config = exchanged(config, dict(assigned(overrides)))
     check_keys(config, overrides)
     values = flags.FlagValues()  # of this call alone, so that a process may read as many configs as it likes
     argv = ["", *overrides]
@@ -85,18 +85,6 @@ def overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     if len(rest) > 1:
         raise Refusal(f"unknown argument {rest[1]!r}; {USAGE}")
     return found.value
-
-
-def with_components(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """A config in which a node whose `name` is overridden is the node of that component, with its defaults."""
-    from rlhf_jax import build
-
-    config = config.copy_and_resolve_references()
-    for key, value in assigned(overrides):
-        node, _, last = key.partition(".")
-        if last == "name" and node in COMPONENTS and config.to_dict().get(node, {}).get("name", value) != value:
-            config[node] = build.component(COMPONENTS[node], value)
-    return config
 
 
 def assigned(overrides: Sequence[str]) -> list[tuple[str, str]]:
@@ -155,7 +143,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     def body(place: command.Place) -> None:
         config = parse(sys.argv if argv is None else argv)
         from rlhf_jax import build
-        from rlhf_jax.runtime import hosts
+        from rlhf_jax.runtime import hosts, stopping
+
+        if command.is_started():
+            stopping.allow_exit()
 
         place.directory = Path(str(config.get("directory", "")) or ".")
         if hosts.initialize():

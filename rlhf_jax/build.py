@@ -33,9 +33,12 @@ from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.observe.lines import replace
 from rlhf_jax.ops.corrections import Correction, resolve
 from rlhf_jax.planner.hardware import Hardware
-from rlhf_jax.refusal import Refusal
+from rlhf_jax.refusal import ComponentError, Refusal
+from rlhf_jax.reward_nodes import reward_configs, reward_nodes
+from rlhf_jax.rewards.api import LEARNED
 from rlhf_jax.runtime import hosts, mesh
 from rlhf_jax.runtime.placement import text_of
+from rlhf_jax.tasks.api import Task
 from rlhf_jax.types import Algorithm
 from rlhf_jax.values import Count, Problems, Seed, fill, flat
 
@@ -47,7 +50,7 @@ class Run:
     job: str = "pipeline"
     directory: str = "runs/unnamed"
     seed: Seed = 0
-    reward: str = "learned"  # a file of `rewards/`: only a learned reward needs comparisons
+    reward: str = LEARNED  # a name, or a sum: see `rewards/api.py`
     plan: str = ""  # see `pipeline.Stages`
     best_of_n: tuple[Count, ...] = (1, 2, 4, 8, 16)
     best_of_n_prompts: Count = 256
@@ -65,8 +68,9 @@ def _plain(value: Any) -> Any:
 
 
 def component(folder: str, name: str) -> ConfigDict:
-    """The node of a component of `rlhf_jax/<folder>/` with its defaults: `component("algorithms", "online_dpo")`."""
-    return node(plugins.find(folder, name).Config(), name=name)
+    """The node of a component with its defaults: `component("algorithms", "online_dpo")`, or of a user's own module or file
+    (see `plugins.py`): `component("tasks", "my_lab.trivia")`."""
+    return node(plugins.settings(folder, name)(), name=name)
 
 
 def model(family: str, preset: str) -> ConfigDict:
@@ -89,6 +93,7 @@ def default() -> ConfigDict:
             "lengths": node(Lengths()),
             "mesh": node(mesh.Config()),
             "algorithm": component("algorithms", "online_dpo"),
+            "reward_settings": {},
             "sft": node(sft.Config()),
             "comparisons": node(relabel.Config()),
             "reward_model": node(reward_model.Config()),
@@ -98,13 +103,13 @@ def default() -> ConfigDict:
     )
 
 
-def named(folder: str, values: dict[str, Any], where: str) -> tuple[Any, Any]:
-    """The module that a component's node names, and its Config."""
+def named(folder: str, values: dict[str, Any], where: str) -> tuple[str, Any]:
+    """The name in a component's node, and the settings that the node gives."""
     values = dict(values)
     if "name" not in values:
         raise Refusal(f"{where} lacks 'name', a file of rlhf_jax/{folder}/: {', '.join(plugins.names(folder))}")
-    module = plugins.find(folder, values.pop("name"))
-    return module, fill(module.Config, values, where)
+    name = values.pop("name")
+    return name, fill(plugins.settings(folder, name), values, where)
 
 
 def check_directory(directory: Path, resolved: dict[str, Any]) -> None:
@@ -129,10 +134,20 @@ def check_directory(directory: Path, resolved: dict[str, Any]) -> None:
         replace(path, text.encode())
 
 
+def check_task(task: Any, name: str) -> None:
+    """Raises ComponentError for a task that lacks something of `tasks.api.Task`."""
+    wanted = [name for name in vars(Task) if not name.startswith("_")]
+    missing = [name for name in wanted if not hasattr(task, name)]
+    if missing:
+        raise ComponentError(
+            f"the task {name} is a {type(task).__name__} without {', '.join(missing)} (see tasks/api.py)"
+        )
+
+
 def workspace(values: dict[str, Any]) -> Workspace:
     """The run's shared parts; `values` is completed with what only they know (the vocabulary's size)."""
-    task_module, task_config = named("tasks", values["task"], "task")
-    task = task_module.make(task_config)
+    task = plugins.make("tasks", *named("tasks", values["task"], "task"))
+    check_task(task, values["task"]["name"])
     hub = fill(_hub.Config, values["hub"], "hub")
     values["model"] = _hub.model_values(values["model"], hub)
     if values["tokenizer"]["kind"] == "hf" and not values["tokenizer"]["path"]:
@@ -195,7 +210,10 @@ def check_values(values: dict[str, Any]) -> None:
     if absent := sorted(set(default()) - values.keys()):
         raise Refusal(f"the config lacks {', '.join(map(repr, absent))}; build.default() has every key")
     with problems.caught():
-        fill(Run, {key: value for key, value in values.items() if key not in {*NODES, *components, "model"}}, "")
+        elsewhere = {*NODES, *components, "model", "reward_settings"}
+        fill(Run, {key: value for key, value in values.items() if key not in elsewhere}, "")
+    with problems.caught():
+        reward_configs(values["reward"], reward_nodes(values["reward"], values["reward_settings"]))
     for key, config in NODES.items():
         with problems.caught():
             fill(config, values[key], key)
@@ -203,7 +221,7 @@ def check_values(values: dict[str, Any]) -> None:
         with problems.caught():
             named(folder, values[key], key)
     with problems.caught():
-        plugins.find("jobs", values["job"])
+        plugins.entry("jobs", values["job"])
     with problems.caught():
         if not (values["hub"]["sft"] or values["hub"]["base"]):  # else the folder says what the keys are
             check_model(values["model"])
@@ -265,15 +283,17 @@ def inexact_ratio(values: dict[str, Any]) -> str:
 
 def algorithm(values: dict[str, Any]) -> Algorithm:
     """The algorithm that a node names."""
-    module, config = named("algorithms", values, "algorithm")
-    return getattr(module, values["name"])(config)
+    made = plugins.make("algorithms", *named("algorithms", values, "algorithm"))
+    if not isinstance(made, Algorithm):
+        raise Refusal(
+            f"algorithm.name is {values['name']!r}, which makes a {type(made).__name__}; accepted: an Algorithm"
+        )
+    return made
 
 
 def stages(values: dict[str, Any]) -> pipeline.Stages:
     """The settings of every stage."""
-    rewards = plugins.names("rewards")
-    if values["reward"] not in rewards:
-        raise Refusal(f"reward is {values['reward']!r}; accepted: {', '.join(rewards)}")
+    values["reward_settings"] = reward_nodes(values["reward"], values["reward_settings"])
     return pipeline.Stages(
         sft=fill(sft.Config, values["sft"], "sft"),
         comparisons=fill(relabel.Config, values["comparisons"], "comparisons"),
@@ -281,6 +301,7 @@ def stages(values: dict[str, Any]) -> pipeline.Stages:
         rlhf=fill(rlhf.Config, values["rlhf"], "rlhf"),
         evaluate=fill(_evaluator.Config, values["evaluate"], "evaluate"),
         reward=values["reward"],
+        reward_settings=reward_configs(values["reward"], values["reward_settings"]),
         plan=values["plan"],
         best_of_n=tuple(values["best_of_n"]),
         best_of_n_prompts=values["best_of_n_prompts"],
@@ -375,7 +396,7 @@ def problem(
         family = plugins.find("models", model_values.pop("family"))
         network = family.make(fill(family.Config, model_values, "model"))
     reward = None
-    if settings.reward == "learned":
+    if settings.learned:
         there = hub.reward_model and Path(hub.reward_model).exists()
         reward = _hub.classifier(hub.reward_model, dtype=network.dtype) if there else ValueModel(network)
     lengths, chosen = fill(Lengths, values["lengths"], "lengths"), algorithm(values["algorithm"])
@@ -428,4 +449,4 @@ def run(config: ConfigDict) -> None:
     hosts.check_same("config", config.to_json())
     prepared = prepare(config, say=print if hosts.is_first() else lambda line: None)
     check_shared(prepared[0].directory)
-    plugins.find("jobs", config.to_dict()["job"]).job(*prepared)
+    plugins.entry("jobs", config.to_dict()["job"])(*prepared)

@@ -36,6 +36,13 @@ class MissingInput(Refusal, FileNotFoundError):
     """A file or a directory that has to exist first. The message names it and the step that makes it."""
 
 
+class Stalled(TimeoutError):
+    """A side of a run that has been silent for longer than it may be: see `runtime/watchdog.py`.
+
+    Commands print the message in one line and exit with status 1.
+    """
+
+
 class ComponentError(Exception):
     """A fault of a component's own code: it raised, or it gave something that training cannot use.
 

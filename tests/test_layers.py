@@ -28,7 +28,9 @@ LAYERS = {
     "rlhf_jax.planner": 6,
     "rlhf_jax.report": 6,
     "rlhf_jax.jobs": 7,
+    "rlhf_jax.reward_nodes": 7,
     "rlhf_jax.build": 8,
+    "rlhf_jax.components": 8,
     "experiments": 9,
     "configs": 9,
 }

@@ -46,7 +46,7 @@ def stages_of(job: str, stages: Stages, hub: _hub.Config) -> frozenset[str]:
     found = set(STAGES_OF_JOB.get(job, WHOLE))
     if hub.sft:
         found -= {"sft"}
-    if job not in STAGES_OF_JOB and stages.reward != "learned":
+    if job not in STAGES_OF_JOB and not stages.learned:
         found -= {"comparisons", "reward_model", "best_of_n"}
     if hub.reward_model and job != "relabel":
         found -= {"comparisons"}

@@ -149,7 +149,7 @@ def drawn_lengths(directory: Path) -> tuple[int, ...]:
 def setup_of(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Setup:
     """The setup of a run with params of zeros: enough to time its calls."""
     reward = Reward(host=lambda samples: np.zeros(samples.tokens_BC.shape[0], np.float32))
-    if stages.reward == "learned":
+    if stages.learned:
         network = workspace.reward_network
         reward = Reward(learned.make(network), measure.zeros(network.init), network)
     return rlhf.make_setup(workspace, stages.rlhf, algorithm, reward, measure.zeros(workspace.model.init))
@@ -169,7 +169,7 @@ def profiled(of: Problem, setup: Setup, path: Path | None) -> tuple[Found, Profi
 
 def of_run(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Problem:
     """The problem of a run on the devices at hand. Raises Refusal for devices without figures."""
-    network = workspace.reward_network if stages.reward == "learned" else None
+    network = workspace.reward_network if stages.learned else None
     device, num_devices = hardware.of_device(jax.devices()[0]), len(jax.devices())
     return problem(stages.rlhf, algorithm, workspace.lengths, workspace.model, network, device, num_devices)
 

@@ -44,7 +44,9 @@ class Config:
     # Asynchronous: how long a side may be silent in nothing that is known to take long (see `runtime/activity.py`). Rewards,
     # evaluations, checkpoints and compiles may take longer: a notice says so.
     deadline_seconds: Positive = 600.0
-    device_call_seconds: NonNegative = 0.0  # the longest call of the devices, such as sampling a round; 0: deadline_seconds
+    device_call_seconds: NonNegative = (
+        0.0  # the longest call of the devices, such as sampling a round; 0: deadline_seconds
+    )
     temperature: Positive = 1.0
     num_micro_batches: Count = 1
     evaluate_every: Natural = 16  # updates, rounded up to ends of rounds; 0: only at the beginning and the end

@@ -21,8 +21,10 @@ from rlhf_jax.jobs._checks import EVALUATED, stages_of
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.jobs.pipeline import Stages
 from rlhf_jax.refusal import MissingInput, Refusal
+from rlhf_jax.rewards._terms import parse
 from rlhf_jax.runtime.checkpoint import complete_steps
 from rlhf_jax.runtime.mesh import check_rows
+from rlhf_jax.tasks import _reading
 from rlhf_jax.tasks.api import Split
 from rlhf_jax.values import Problems
 
@@ -46,8 +48,7 @@ class Check:
 
     def __post_init__(self) -> None:
         self.task, self.used = self.workspace.task, stages_of(self.job, self.stages, self.workspace.hub)
-        pairs = getattr(self.task, "comparisons", lambda split: ())
-        self.given: dict[Split, Pairs] = {"train": pairs("train"), "heldout": pairs("heldout")}
+        self.given: dict[Split, Pairs] = {split: _reading.comparisons(self.task, split) for split in NAMES}
         self._fitting: set[str] = set()  # prompts that fit
         self.sampled_pairs = "comparisons" in self.used and not any(map(len, self.given.values()))
 
@@ -67,21 +68,20 @@ class Check:
         if self.job in ("evaluate", "export"):
             complete_steps(directory / rlhf.STAGE)
         path = reward_model.standard_path(self.workspace)
-        if self.job in ("rlhf", "evaluate") and self.stages.reward == "learned" and not path.exists():
+        if self.job in ("rlhf", "evaluate") and self.stages.learned and not path.exists():
             raise MissingInput(f"{path} is missing: run the stage 'reward_model' first (--config.job=reward_model)")
 
     def judges(self) -> None:
         """Raises Refusal where somebody has to judge and nobody can."""
         if "rlhf" not in self.used:
             return
-        if self.stages.reward == "gold" and not self.task.has_gold:
-            raise Refusal("reward is 'gold', but the task has no judge; accepted: learned, or a task with answers")
+        if "gold" in [term.name for term in parse(self.stages.reward)] and not self.task.has_gold:
+            raise Refusal("reward names 'gold', but the task has no judge; accepted: learned, or a task with answers")
         if self.stages.rlhf.ledger_gold and not self.workspace.has_gold:
             raise Refusal(
                 "rlhf.ledger_gold is True, but the task has no judge; accepted: False, or a model in hub.gold"
             )
-        if self.stages.reward != "learned":
-            rlhf.make_reward(self.workspace, self.stages)
+        rlhf.make_judges(self.workspace, self.stages)
 
     def comparisons(self) -> None:
         """Raises Refusal where a reward model would have nothing to learn from."""
@@ -129,14 +129,18 @@ class Check:
         pairs = {"comparisons"} if self.sampled_pairs else set()
         users: dict[Split, set[str]] = {"train": {"sft", "reward_model", "rlhf"} | pairs, "heldout": EVALUATED | pairs}
         for split, stages in users.items():
-            count, asking = self.task.num_prompts(split), ", ".join(sorted(stages & self.used))
+            count, asking = _reading.num_prompts(self.task, split), ", ".join(sorted(stages & self.used))
             if asking and not count:
                 self.problems.note(f"the task has no {NAMES[split]} prompts, which {asking} needs")
             elif asking and not hasattr(self.task, "fitted"):  # a task that has it left out what does not fit
-                self._fit(f"{NAMES[split]} prompts", count, (self.task.prompt(split, index) for index in range(count)))
-        if self.used & EVALUATED and self.task.num_prompts("heldout"):
+                self._fit(
+                    f"{NAMES[split]} prompts",
+                    count,
+                    (_reading.prompt(self.task, split, index) for index in range(count)),
+                )
+        if self.used & EVALUATED and _reading.num_prompts(self.task, "heldout"):
             with self.problems.caught():
-                notice = _evaluator.fitted(self.stages.evaluate, self.task.num_prompts("heldout"))[1]
+                notice = _evaluator.fitted(self.stages.evaluate, _reading.num_prompts(self.task, "heldout"))[1]
                 self.notices += filter(None, [notice])
         if "reward_model" in self.used and not hasattr(self.task, "fitted"):
             for split, given in self.given.items():
@@ -164,20 +168,20 @@ class Check:
 
     def references(self) -> None:
         """Notes references that are missing, or too long for SFT to learn where they end."""
-        if "sft" in self.used and self.task.num_prompts("train"):
+        if "sft" in self.used and _reading.num_prompts(self.task, "train"):
             texts = self._references("train", "SFT learns from")
             limit = self.workspace.lengths.max_completion_tokens
             cut = sum(length > limit for length in self._completion_lengths("references", texts))
             if cut:
                 self._cut(cut, len(texts), limit)
-        if self.used & EVALUATED and self.workspace.has_gold and self.task.num_prompts("heldout"):
+        if self.used & EVALUATED and self.workspace.has_gold and _reading.num_prompts(self.task, "heldout"):
             self._references("heldout", "completions are compared with")
 
     def _references(self, split: Split, purpose: str) -> list[str]:
         """References of an even sample of a split's prompts. Raises Refusal where one has none."""
         texts: list[str] = []
-        for index in evenly(range(self.task.num_prompts(split))):
-            found = self.task.references(split, index)
+        for index in evenly(range(_reading.num_prompts(self.task, split))):
+            found = _reading.references(self.task, split, index)
             if not found:
                 raise Refusal(f"{NAMES[split]} prompt {index} of the task has no reference, which {purpose}")
             texts += found
@@ -216,9 +220,8 @@ def summary(workspace: Workspace) -> str:
     """What was read and what it will run on, in one line."""
     task, model = workspace.task, workspace.model
     read = getattr(task, "description", type(task).__name__.lower())
-    pairs = getattr(task, "comparisons", lambda split: ())
     counts = [f"{task.num_prompts('train'):,} train and {task.num_prompts('heldout'):,} held-out prompts"]
-    if any(given := [len(pairs("train")), len(pairs("heldout"))]):
+    if any(given := [len(_reading.comparisons(task, split)) for split in NAMES]):
         counts.append(f"{given[0]:,} and {given[1]:,} comparisons")
     shapes = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
     params, devices = sum(int(np.prod(leaf.shape)) for leaf in shapes), workspace.mesh.devices

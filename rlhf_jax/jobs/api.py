@@ -17,11 +17,11 @@ from rlhf_jax.jobs import _hub
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.observe.metrics import MetricsWriter
-from rlhf_jax.refusal import ComponentError, at_fault
 from rlhf_jax.rewards import _host
 from rlhf_jax.runtime import hosts, sharding
 from rlhf_jax.runtime.checkpoint import Checkpoints
 from rlhf_jax.runtime.placement import placed
+from rlhf_jax.tasks import _reading
 from rlhf_jax.tasks.api import Split, Task, stream_indices
 from rlhf_jax.types import Array, Params, Prompts, Samples
 from rlhf_jax.values import Bounds
@@ -126,63 +126,27 @@ class PromptStream:
     num_parts: int = 1
 
     def indices(self, start: int, count: int) -> np.ndarray:
-        num_prompts = self._asked("num_prompts") // self.num_parts
+        num_prompts = _reading.num_prompts(self.workspace.task, self.split) // self.num_parts
         return stream_indices(num_prompts, self.seed, start, count) * self.num_parts + self.part
 
     def texts(self, start: int, count: int) -> list[str]:
-        """Prompts, as the task gives them. Raises ComponentError for one that is no text, or empty."""
-        found = []
-        for index in self.indices(start, count):
-            text = self._asked("prompt", index)
-            if not isinstance(text, str) or not text:
-                raise ComponentError(
-                    f"{self._who}.prompt({self.split!r}, {index}) gave {text!r:.60}; accepted: a text that is not empty"
-                )
-            found.append(text)
-        return found
+        """Prompts, as the task gives them."""
+        return [_reading.prompt(self.workspace.task, self.split, index) for index in self.indices(start, count)]
 
     def texts_of(self, samples: Samples) -> list[str]:
         """The prompt of every sample of this stream, by its ordinal: what its tokens decode to need not be the text."""
         return _by_ordinal(samples, self.texts)
 
     def references(self, start: int, count: int) -> list[tuple[str, ...]]:
-        """References of consecutive prompts. Raises ComponentError for what is no sequence of texts."""
-        found = []
-        for index in self.indices(start, count):
-            references = self._asked("references", index)
-            if not isinstance(references, (list, tuple)) or not all(isinstance(text, str) for text in references):
-                raise ComponentError(
-                    f"{self._who}.references({self.split!r}, {index}) gave {references!r:.60}; accepted: a tuple of texts"
-                )
-            found.append(tuple(references))
-        return found
+        return [_reading.references(self.workspace.task, self.split, index) for index in self.indices(start, count)]
 
     def records_of(self, samples: Samples) -> list[Mapping[str, Any]]:
-        """The fields of the row of every sample's prompt: see `tasks.api.Task.record`. Raises ComponentError for other
-        values than a mapping."""
-        return _by_ordinal(samples, self._records)
+        """The fields of the row of every sample's prompt: see `tasks.api.Task`."""
 
-    def _records(self, start: int, count: int) -> list[Mapping[str, Any]]:
-        if not hasattr(self.workspace.task, "record"):
-            return [{"references": references} for references in self.references(start, count)]
-        found = []
-        for index in self.indices(start, count):
-            found.append(self._asked("record", index))
-            if not isinstance(found[-1], Mapping):
-                raise ComponentError(
-                    f"{self._who}.record({self.split!r}, {index}) gave {found[-1]!r:.60}; accepted: a mapping of fields"
-                )
-        return found
+        def records(start: int, count: int) -> list[Mapping[str, Any]]:
+            return [_reading.record(self.workspace.task, self.split, index) for index in self.indices(start, count)]
 
-    @property
-    def _who(self) -> str:
-        return f"the task {type(self.workspace.task).__name__}"
-
-    def _asked(self, method: str, *index: Any) -> Any:
-        """Calls a method of the task for this split. Raises ComponentError for what its own code raises."""
-        arguments = [int(i) for i in index]
-        with at_fault(self._who, when=f" in {method}{(self.split, *arguments)}"):
-            return getattr(self.workspace.task, method)(self.split, *arguments)
+        return _by_ordinal(samples, records)
 
     def prompts(self, start: int, count: int) -> Prompts:
         """Host arrays; the ordinals are the places in the stream."""

@@ -1,10 +1,14 @@
 """The chain: sft, comparisons, reward_model, rlhf, best-of-n beside it, report; a stage whose artefact is there is skipped."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from rlhf_jax.jobs import _evaluator, evaluate, relabel, reward_model, rlhf, sft
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.report.html import write_report
+from rlhf_jax.rewards._terms import parse
+from rlhf_jax.rewards.api import LEARNED
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.program import Reward
 from rlhf_jax.types import Algorithm, Params
@@ -12,23 +16,30 @@ from rlhf_jax.types import Algorithm, Params
 
 @dataclass(frozen=True)
 class Stages:
-    """The settings of every stage. `reward` is a file of `rewards/`: only learned rewards need comparisons."""
+    """The settings of every stage. `reward` names one reward, or a sum of several (see `rewards/api.py`); only a learned one
+    needs comparisons. `reward_settings` are those of the rewards on text, by their labels."""
 
     sft: sft.Config
     comparisons: relabel.Config
     reward_model: reward_model.Config
     rlhf: rlhf.Config
     evaluate: _evaluator.Config
-    reward: str = "learned"
+    reward: str = LEARNED
+    reward_settings: Mapping[str, Any] = field(default_factory=dict)
     plan: str = ""  # where the calls of the RLHF stage run: see `runtime/placement.py`; "": all on the run's mesh
     best_of_n: tuple[int, ...] = (1, 2, 4, 8, 16)
     best_of_n_prompts: int = 256
+
+    @property
+    def learned(self) -> bool:
+        """True where a reward model is the reward, or a term of it."""
+        return any(term.name == LEARNED for term in parse(self.reward))
 
 
 def before_rlhf(workspace: Workspace, stages: Stages) -> tuple[Params, Reward]:
     """The SFT policy's params and the reward, trained where they are not there yet."""
     sft_params = sft.run(workspace, stages.sft)
-    if stages.reward == "learned":
+    if stages.learned:
         if not workspace.hub.reward_model:
             relabel.run(workspace, stages.comparisons, sft_params)
         reward_model.run(workspace, stages.reward_model, sft_params)

@@ -18,8 +18,9 @@ from rlhf_jax.jobs import sft
 from rlhf_jax.jobs.api import PromptStream, Workspace
 from rlhf_jax.observe.lines import replace
 from rlhf_jax.observe.progress import progress
-from rlhf_jax.refusal import ComponentError, MissingInput, Refusal, at_fault
+from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.runtime import hosts, sharding, views
+from rlhf_jax.tasks import _reading
 from rlhf_jax.tasks.api import Split
 from rlhf_jax.types import Algorithm, Params, Samples
 from rlhf_jax.values import Count, Positive
@@ -106,29 +107,11 @@ def relabelled(workspace: Workspace, pairs: list[Comparison]) -> tuple[list[Comp
     return found, float(np.mean(scores["chosen"] >= scores["rejected"])) if pairs else float("nan")
 
 
-def given(workspace: Workspace, split: Split) -> list[tuple[str, str, str]]:
-    """(prompt, chosen, rejected) as the task has them; none where it has no `comparisons`.
-
-    Raises ComponentError for what the task's own code raises, and for an entry that is not three texts.
-    """
-    if not hasattr(workspace.task, "comparisons"):
-        return []
-    who, call = f"the task {type(workspace.task).__name__}", f"comparisons({split!r})"
-    with at_fault(who, when=f" in {call}"):
-        pairs: list[Any] = list(workspace.task.comparisons(split))  # pyright: ignore[reportAttributeAccessIssue]
-    for index, pair in enumerate(pairs):
-        if not isinstance(pair, (tuple, list)) or len(pair) != 3 or not all(isinstance(text, str) for text in pair):
-            raise ComponentError(
-                f"{who}.{call} gave {pair!r:.80} at {index}; accepted: (prompt, chosen, rejected), texts"
-            )
-    return pairs
-
-
 def write_given(workspace: Workspace, config: Config) -> None:
     """A user's own comparisons, relabelled where a gold reward model is to say who won."""
     began, agreement = time.perf_counter(), {}
     for split in SPLITS:
-        pairs = own_pairs(workspace, given(workspace, split))
+        pairs = own_pairs(workspace, _reading.comparisons(workspace.task, split))
         if config.by_gold and workspace.hub.gold:
             pairs, agreement[f"{split}_agreement"] = relabelled(workspace, pairs)
         write(path(workspace, split), pairs)
@@ -180,7 +163,7 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> None:
     if hosts.agree(all(path(workspace, split).exists() for split in SPLITS)):
         return
     began = time.perf_counter()
-    if any(given(workspace, split) for split in SPLITS):
+    if any(_reading.comparisons(workspace.task, split) for split in SPLITS):
         write_given(workspace, config)
         hosts.barrier()
         return

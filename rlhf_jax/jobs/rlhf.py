@@ -2,14 +2,13 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
-from rlhf_jax import plugins
 from rlhf_jax.jobs import reward_model, sft
 from rlhf_jax.jobs._evaluator import Evaluator, learned_scores
 from rlhf_jax.jobs._recorder import Recorder
@@ -17,8 +16,11 @@ from rlhf_jax.jobs._rlhf_config import Config, check, places, sampling
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.observe.progress import progress
 from rlhf_jax.observe.samples import SamplesWriter
-from rlhf_jax.rewards import learned
-from rlhf_jax.runtime import asynchronous, hosts, ledger, sharding, stopping, synchronous
+from rlhf_jax.rewards import _host, learned
+from rlhf_jax.rewards._host import HostJudge
+from rlhf_jax.rewards._terms import is_plain, parse
+from rlhf_jax.rewards.api import LEARNED
+from rlhf_jax.runtime import activity, asynchronous, hosts, ledger, sharding, stopping, synchronous
 from rlhf_jax.runtime.checkpoint import abstract_like, complete_steps, restore_params
 from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.mesh import sampler_slices
@@ -75,6 +77,7 @@ def make_setup(
         publish_dtype=config.publish_dtype,
         sampler_slices=sampler_slices(workspace.mesh, config.sampler_slices, config.sampler_slice_devices),
         plan=where.plan,
+        texts=lambda samples: list(zip(stream.texts_of(samples), workspace.completions(samples), strict=True)),
     )
 
 
@@ -89,19 +92,58 @@ def critic_params(workspace: Workspace, reward: Reward, reference_params: Params
 
 
 def make_reward(workspace: Workspace, stages: Any) -> Reward:
-    """The reward of the RLHF stage. A learned one is read, and its stage must have run."""
-    if stages.reward == "learned":
+    """The reward of the RLHF stage: one, or a sum of several. A learned one is read, and its stage must have run."""
+    terms, learned_parts = parse(stages.reward), {}
+    if stages.learned:
         params, standard = reward_model.load(workspace)
         network = workspace.reward_network
-        return Reward(learned.make(network), params, network, mean=standard.mean, std=standard.std)
-    judge = plugins.find("rewards", stages.reward).make(workspace.task)
+        learned_parts = {"model": learned.make(network), "params": params, "network": network}
+        learned_parts |= {"mean": standard.mean, "std": standard.std}
+    judges = make_judges(workspace, stages)
+    host = host_scores(workspace, judges, stages.rlhf) if judges else None
+    if not is_plain(terms):
+        return Reward(**learned_parts, host=host, name=stages.reward, terms=terms)
+    return Reward(**learned_parts, host=host and (lambda samples: host(samples)[terms[0].label]), name=terms[0].name)
+
+
+def make_judges(workspace: Workspace, stages: Any) -> dict[str, HostJudge]:
+    """The rewards on text, by label.
+
+    Raises Refusal for one that the task cannot have, and RewardError for what its own code raises.
+    """
+    return {
+        term.label: _host.make(term.name, workspace.task, stages.reward_settings[term.label])
+        for term in parse(stages.reward)
+        if term.name != LEARNED
+    }
+
+
+def host_scores(
+    workspace: Workspace, judges: Mapping[str, HostJudge], config: Config
+) -> Callable[[Samples], dict[str, np.ndarray]]:
+    """The scores of rewards on text, float32 `[B]` by label: texts are decoded once for all of them.
+
+    Args:
+      workspace: whose task and tokenizer give the texts.
+      judges: by label.
+      config: says how many prompts a round has, for messages.
+    """
     stream = workspace.stream("train", STAGE)
+    prompts_per_round = config.num_minibatches * config.prompts_per_update
 
-    def host(samples: Samples) -> np.ndarray:
-        finished = hosts.fetch(samples.finished_B).tolist()
-        return judge(stream.texts_of(samples), workspace.completions(samples), finished)
+    def scores(samples: Samples) -> dict[str, np.ndarray]:
+        ordinals, finished_B = hosts.fetch((samples.ordinal_B, samples.finished_B))
+        prompts, completions = stream.texts_of(samples), workspace.completions(samples)
+        wanted = any(judge.wants_records for judge in judges.values())
+        records = stream.records_of(samples) if wanted else []
+        when = f" in round {int(ordinals.min()) // prompts_per_round}"
+        found = {}
+        for label, judge in judges.items():
+            with activity.at_work(f"the reward {judge.name}"):
+                found[label] = judge(prompts, completions, finished_B.tolist(), records, when)
+        return found
 
-    return Reward(host=host)
+    return scores
 
 
 def versions(workspace: Workspace) -> list[int]:
@@ -160,11 +202,12 @@ def run(
         progress(algorithm.name, total=clock.num_updates, start=version) as bar,
         stopping.asked_to_stop() as asked,
     ):
-        watch = synchronous.Watch(timeline, partial(any_asked, program.home, asked))
+        watch = synchronous.Watch(timeline, partial(any_asked, program.home, asked), say=bar.say)
         if config.loop == "synchronous":
             events = synchronous.run(program, states, first_round, pending, watch)
         else:
-            events = asynchronous.run(program, states, first_round, pending, watch, config.deadline_seconds)
+            limits = config.deadline_seconds, config.device_call_seconds
+            events = asynchronous.run(program, states, first_round, pending, watch, *limits)
         recorder = Recorder(
             workspace, config, program, evaluator, checkpoints, spool, samples_writer, bar, began, book, timeline
         )

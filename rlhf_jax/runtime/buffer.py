@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from rlhf_jax.refusal import Stalled as Stalled
 from rlhf_jax.runtime import activity
 from rlhf_jax.types import Params, Samples
 
@@ -18,10 +19,6 @@ WAKE_SECONDS = 1.0  # a wait wakes so often for signals: Ctrl-C is handled betwe
 
 class Stopped(Exception):
     """The other side has ended: nothing more will come."""
-
-
-class Stalled(TimeoutError):
-    """A side has been silent for longer than it may be: see `watchdog.py`."""
 
 
 class Buffer:

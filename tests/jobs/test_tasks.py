@@ -10,9 +10,10 @@ import tiny
 
 from rlhf_jax import plugins
 from rlhf_jax.hub import tokenizers
-from rlhf_jax.jobs import relabel, sft
+from rlhf_jax.jobs import sft
 from rlhf_jax.jobs.api import Lengths, Workspace
 from rlhf_jax.refusal import ComponentError, Refusal, RewardError
+from rlhf_jax.tasks import _reading
 
 
 class Own:
@@ -57,15 +58,21 @@ def test_a_sound_task_passes():
 @pytest.mark.parametrize("gives", ["", None, 3, b"bytes", ["text"], np.str_("")])
 def test_a_prompt_is_a_text(gives):
     with pytest.raises(
-        ComponentError, match=r"the task Own\.prompt\('train', \d\) gave .*; accepted: a text that is not"
+        ComponentError, match=r"the task Own: prompt\('train', \d\) gave .*; accepted: a text that is not"
     ):
         stream_of(prompt=lambda split, index: gives).prompts(0, 2)
+
+
+@pytest.mark.parametrize("gives", [None, "3", 2.5, -1, True])
+def test_a_number_of_prompts_is_one(gives):
+    with pytest.raises(ComponentError, match=r"the task Own: num_prompts\('train'\) gave .*; accepted: a whole number"):
+        stream_of(num_prompts=lambda split: gives).texts(0, 1)
 
 
 @pytest.mark.parametrize("gives", [None, "one", 3, ("one", None), [b"one"], {"one": 1}])
 def test_references_are_texts(gives):
     with pytest.raises(
-        ComponentError, match=r"the task Own\.references\('train', \d\) gave .*; accepted: a tuple of texts"
+        ComponentError, match=r"the task Own: references\('train', \d\) gave .*; accepted: a tuple of texts"
     ):
         stream_of(references=lambda split, index: gives).references(0, 2)
 
@@ -104,9 +111,9 @@ def test_comparisons_are_three_texts(gives):
     task = Own()
     task.comparisons = lambda split: gives  # type: ignore[attr-defined]
     with pytest.raises(
-        ComponentError, match=r"the task Own\.comparisons\('train'\) gave .* at \d; accepted: \(prompt, "
+        ComponentError, match=r"the task Own: comparisons\('train'\) gave .*; accepted: \(prompt, .* \(entry \d\)"
     ):
-        relabel.given(workspace_of(task), "train")
+        _reading.comparisons(task, "train")  # type: ignore[arg-type]
 
 
 def test_the_gold_of_a_run_is_checked():
@@ -146,5 +153,5 @@ def test_records_are_the_rows_of_the_prompts(tmp_path):
 
 def test_a_task_without_records_has_its_references():
     assert stream_of().records_of(ordinals(0, 0, 1, 1)) == [{"references": ("one", "two")}] * 4
-    with pytest.raises(ComponentError, match=r"the task Own\.record\('train', \d\) gave None; accepted: a mapping"):
+    with pytest.raises(ComponentError, match=r"the task Own: record\('train', \d\) gave None; accepted: a mapping"):
         stream_of(record=lambda split, index: None).records_of(ordinals(0, 0, 1, 1))

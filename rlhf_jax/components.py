@@ -1,0 +1,54 @@
+"""Components that a config names: their nodes, exchanged when an override names another one, and their modules."""
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rlhf_jax import build, plugins
+from rlhf_jax.reward_nodes import reward_nodes
+from rlhf_jax.rewards._terms import parse
+
+FOLDERS = {"algorithm": "algorithms", "task": "tasks"}
+
+
+def exchanged(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
+    """A copy of a config in which the nodes of the components that overrides name have their own keys, at their defaults.
+
+    What the config file has set of another component is not carried over: a key of the same name may mean something else.
+
+    Args:
+      config: as its file gives it.
+      overrides: texts by key, such as {"algorithm.name": "my_lab.raft", "reward": "rewards/mine.py"}.
+
+    Raises as `plugins.settings`, and Refusal for a text that is no reward.
+    """
+    changed: Any = config.copy_and_resolve_references()
+    with changed.unlocked():
+        for key, folder in FOLDERS.items():
+            name = overrides.get(f"{key}.name")
+            if name is not None and key in changed and name != changed[key].get("name"):
+                changed[key] = build.component(folder, name)
+        if "reward" in changed and "reward_settings" in changed:
+            reward, given = overrides.get("reward", changed.reward), changed.reward_settings.to_dict()
+            labels = [term.label for term in parse(reward)]
+            kept = given if reward == changed.reward else {label: given[label] for label in given if label in labels}
+            changed.reward_settings = ConfigDict(reward_nodes(reward, kept))
+    return changed
+
+
+def own_modules(values: Mapping[str, Any]) -> dict[str, ModuleType]:
+    """The modules of a config's components that are not of this package, by the names in the config.
+
+    Args:
+      values: of a config, resolved or not.
+
+    Raises as `plugins.find`.
+    """
+    named = [(folder, values[key]["name"]) for key, folder in FOLDERS.items()]
+    named += [("rewards", term.name) for term in parse(values["reward"])] + [("jobs", values["job"])]
+    if values["model"]["family"] != "hub":
+        named.append(("models", values["model"]["family"]))
+    found = {name: plugins.located(folder, name)[0] for folder, name in named}
+    return {name: module for name, module in found.items() if not module.__name__.startswith(f"{plugins.PACKAGE}.")}

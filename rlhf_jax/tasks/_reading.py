@@ -1,0 +1,72 @@
+"""The door of tasks: calls a task's methods, and checks what they give. A task may be a user's own."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhf_jax.refusal import ComponentError, at_fault
+from rlhf_jax.tasks.api import Split, Task
+
+
+def num_prompts(task: Task, split: Split) -> int:
+    """Distinct prompts of a split. Raises ComponentError for what the task's own code raises, and for no whole number."""
+    count = _asked(task, "num_prompts", split)
+    if isinstance(count, bool) or not hasattr(count, "__index__") or count < 0:
+        raise ComponentError(_wrong(task, "num_prompts", (split,), count, "a whole number"))
+    return int(count)
+
+
+def prompt(task: Task, split: Split, index: int) -> str:
+    """A prompt's text. Raises ComponentError for what the task's own code raises, and for no text or an empty one."""
+    text = _asked(task, "prompt", split, index)
+    if not isinstance(text, str) or not text:
+        raise ComponentError(_wrong(task, "prompt", (split, index), text, "a text that is not empty"))
+    return text
+
+
+def references(task: Task, split: Split, index: int) -> tuple[str, ...]:
+    """A prompt's references. Raises ComponentError for what the task's own code raises, and for no sequence of texts."""
+    texts = _asked(task, "references", split, index)
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise ComponentError(_wrong(task, "references", (split, index), texts, "a tuple of texts"))
+    return tuple(texts)
+
+
+def record(task: Task, split: Split, index: int) -> Mapping[str, Any]:
+    """The fields of a prompt's row: see `tasks.api.Task`. Raises ComponentError for what the task's own code raises, and
+    for no mapping."""
+    if not hasattr(task, "record"):
+        return {"references": references(task, split, index)}
+    fields = _asked(task, "record", split, index)
+    if not isinstance(fields, Mapping):
+        raise ComponentError(_wrong(task, "record", (split, index), fields, "a mapping of fields"))
+    return fields
+
+
+def comparisons(task: Task, split: Split) -> Sequence[tuple[str, str, str]]:
+    """(prompt, chosen, rejected) as the task has them; none where it has no `comparisons`.
+
+    Raises ComponentError for what the task's own code raises, and for an entry that is not three texts.
+    """
+    if not hasattr(task, "comparisons"):
+        return []
+    pairs = _asked(task, "comparisons", split)
+    for index, pair in enumerate(pairs):
+        if not isinstance(pair, list | tuple) or len(pair) != 3 or not all(isinstance(text, str) for text in pair):
+            accepted = "(prompt, chosen, rejected), texts"
+            raise ComponentError(f"{_wrong(task, 'comparisons', (split,), pair, accepted)} (entry {index})")
+    return pairs
+
+
+def _asked(task: Task, method: str, split: Split, *index: int) -> Any:
+    arguments = (split, *map(int, index))
+    with at_fault(f"the task {type(task).__name__}", when=f" in {_call(method, arguments)}"):
+        return getattr(task, method)(*arguments)
+
+
+def _call(method: str, arguments: Sequence[Any]) -> str:
+    return f"{method}({', '.join(map(repr, arguments))})"
+
+
+def _wrong(task: Task, method: str, arguments: Sequence[Any], given: Any, accepted: str) -> str:
+    plain = [argument if isinstance(argument, str) else int(argument) for argument in arguments]
+    return f"the task {type(task).__name__}: {_call(method, plain)} gave {given!r:.60}; accepted: {accepted}"
