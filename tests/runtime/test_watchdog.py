@@ -67,6 +67,20 @@ def test_a_slow_evaluation_of_the_reader_is_not_silence():
     assert "the trainer has been in the evaluation of version 2 for " in said[0]
 
 
+def test_a_call_within_work_is_part_of_it():
+    """A checkpoint waits for an update, an evaluation samples: the work is what takes long, and is named."""
+    said: list[str] = []
+
+    def happens(whole, *arguments):
+        with activity.at_work("the checkpoint of version 1"), activity.during("update 0", "call"):
+            time.sleep(SLOW)
+        return whole(*arguments)
+
+    program = breaking(FakeProgram(Clock(ROUNDS)), "score", 1, happens)
+    finish(asynchronous, program, watch=Watch(say=said.append), deadline_seconds=DEADLINE)
+    assert "the trainer has been in the checkpoint of version 1 for " in said[0]
+
+
 def test_a_short_call_after_slow_work_has_its_own_time():
     """The scoring of a round goes on after the reward: its seconds begin when the reward has ended."""
 
