@@ -213,7 +213,7 @@ class Check:
 
 
 def summary(workspace: Workspace) -> str:
-    """What was read and what it will run on, in one line."""
+    """Rows, prompts and comparisons that were read, and the model and devices that use them, in one line."""
     task, model = workspace.task, workspace.model
     read = getattr(task, "description", type(task).__name__.lower())
     pairs = getattr(task, "comparisons", lambda split: ())
