@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from rlhf_jax import randomness
 from rlhf_jax.hub import encoding
 from rlhf_jax.hub.tokenizers import Tokenizer
 from rlhf_jax.jobs import _hub
@@ -66,7 +67,7 @@ class Workspace:
 
     def key(self, purpose: str) -> Array:
         """The random key of a purpose: a function of the seed and the purpose's name."""
-        return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(purpose.encode()) & 0x7FFFFFFF)
+        return jax.random.fold_in(randomness.key(self.seed), zlib.crc32(purpose.encode()) & 0x7FFFFFFF)
 
     def on_mesh(self, params: Params) -> Params:
         """A policy's params on the run's mesh, wherever a plan has them trained."""
