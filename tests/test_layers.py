@@ -12,7 +12,6 @@ LAYERS = {
     "rlhf_jax.types": 1,
     "rlhf_jax.values": 1,
     "rlhf_jax.randomness": 1,
-    "rlhf_jax.values": 1,
     "rlhf_jax.plugins": 2,
     "rlhf_jax.json_texts": 2,
     "rlhf_jax.ops": 2,

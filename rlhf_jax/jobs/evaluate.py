@@ -19,6 +19,8 @@ from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.program import Reward
 from rlhf_jax.types import Algorithm, Params
 
+ONLY_READS = True
+"""The job changes nothing of the run: it may run while another process trains."""
 BEST_OF_N = "best_of_n"
 
 
