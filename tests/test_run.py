@@ -164,6 +164,7 @@ def test_a_right_config_begins_and_may_begin_again(tmp_path, begun):
 
 def test_a_directory_of_another_config_names_the_keys(capsys, tmp_path, begun):
     call(tmp_path)
+    (tmp_path / "checkpoints" / "rlhf" / "16").mkdir(parents=True)
     before = (tmp_path / "config.json").read_bytes()
     line = refused(capsys, [CONFIG, f"--config.directory={tmp_path}", "--config.seed=3", "--config.rlhf.lag=2"])
     assert "rlhf.lag (1 there, 2 now)" in line
@@ -190,8 +191,11 @@ def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
     def full(descriptor, data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(pipeline, "job", lambda *_: lines.append(tmp_path / "metrics.jsonl", {"stage": "sft"}))
-    monkeypatch.setattr(os, "write", full)
+    def job(*_):
+        monkeypatch.setattr(os, "write", full)
+        lines.append(tmp_path / "metrics.jsonl", {"stage": "sft"})
+
+    monkeypatch.setattr(pipeline, "job", job)
     line = refused(capsys, [CONFIG, f"--config.directory={tmp_path}"], status=1)
     assert "metrics.jsonl" in line
     assert "No space left on device" in line

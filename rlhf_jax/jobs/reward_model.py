@@ -159,7 +159,6 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Param
     if hosts.agree(standard_path(owner(workspace)).exists()):
         return load(workspace)
     with lock.hold(workspace.directory):
-        workspace.record(STAGE)
         return _train(workspace, config, sft_params)
 
 
@@ -170,6 +169,7 @@ def _train(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Pa
         params = _hub.load_classifier(workspace.hub.reward_model, workspace.reward_network, workspace.mesh)
         return params, finish(workspace, config, params, sft_params, {}, began)
     checkpoints = workspace.checkpoints(STAGE)
+    workspace.record(STAGE)
     optimizer, shapes, shardings = state_layout(workspace, config)
     begin = resumed(checkpoints, shapes, shardings, config.num_updates)
     pairs = encode(workspace, relabel.read(workspace, "train"))

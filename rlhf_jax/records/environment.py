@@ -111,13 +111,16 @@ def _version(name: str) -> str:
 
 
 def _processor() -> str:
-    """The processor's model: XLA compiles for the instructions that it has."""
+    """The processor's name, family, model and stepping: XLA compiles for the instructions that it has."""
     try:
         with open("/proc/cpuinfo") as file:
-            models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+            first = file.read().partition("\n\n")[0].splitlines()
     except OSError:
-        models = []
-    return models[0] if models else platform.processor() or platform.machine()
+        first = []
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first)}
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    detail = [f"{key} {fields[key]}" for key in ("cpu family", "model", "stepping") if key in fields]
+    return ", ".join([name, *detail])
 
 
 def mesh_on_each_host(shape: Mapping[str, int]) -> dict[str, int]:

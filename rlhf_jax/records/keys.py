@@ -46,8 +46,8 @@ _OF_CLASS: dict[Class, str] = {
     Class.FREE: """
         job directory task.cache_dir
         sft.checkpoint_every reward_model.checkpoint_every
-        rlhf.loop rlhf.deadline_seconds rlhf.evaluate_every rlhf.checkpoint_every rlhf.keep_checkpoints rlhf.log_samples
-        rlhf.ledger rlhf.ledger_gold
+        rlhf.loop rlhf.deadline_seconds rlhf.evaluate_every rlhf.evaluate_at rlhf.checkpoint_every rlhf.keep_checkpoints
+        rlhf.log_samples rlhf.ledger rlhf.ledger_gold
     """,
     Class.EVALUATION: """
         evaluate.num_prompts evaluate.num_prompts_between evaluate.samples_per_prompt evaluate.references_per_prompt

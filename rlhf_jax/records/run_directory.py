@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.records import environment, keys, made, run_config, starts
+from rlhf_jax.records import environment, history, keys, made, run_config, starts
 from rlhf_jax.records.keys import Class
 from rlhf_jax.records.made import CODE, MISSING, Change, Facts
 from rlhf_jax.refusal import MissingInput, Refusal
@@ -77,7 +77,7 @@ def _stored(directory: Path) -> tuple[dict[str, Any] | None, str]:
     Raises Refusal where the file is damaged and nothing else says what a stage was made with.
     """
     try:
-        return flat(run_config.read(directory)[0]), ""
+        return history.translated(flat(run_config.read(directory)[0]), str(directory / run_config.FILE)), ""
     except MissingInput:
         return None, ""
     except Refusal as error:
@@ -154,9 +154,11 @@ def _has_policy(directory: Path, facts: Facts) -> bool:
 
 
 def _changed(stored: Mapping[str, Any], facts: Facts) -> dict[str, list[Any]]:
-    """{key: [before, now]} of every key that is another, places aside whose content is the same."""
-    names = sorted((stored.keys() | facts.values.keys()) - {"job", "directory"})
-    pairs = {key: (stored.get(key), facts.values.get(key)) for key in names}
+    """{key: [before, now]} of every key that is another; None for a key that is not there."""
+    older = {key: history.before(key, facts.defaults.get(key)) for key in facts.values.keys() - stored.keys()}
+    there = dict(stored) | older
+    names = sorted((there.keys() | facts.values.keys()) - {"job", "directory"})
+    pairs = {key: (there.get(key), facts.values.get(key)) for key in names}
     return {key: [before, now] for key, (before, now) in pairs.items() if before != now}
 
 

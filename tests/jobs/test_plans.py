@@ -15,6 +15,7 @@ from rlhf_jax import build
 from rlhf_jax.jobs import _planning, pipeline, rlhf
 from rlhf_jax.planner import footprint, hardware
 from rlhf_jax.runtime import stopping
+from rlhf_jax.runtime.checkpoint import complete_steps
 from rlhf_jax.runtime.placement import parse
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -78,7 +79,7 @@ def test_a_checkpoint_of_one_plan_goes_on_under_another(base, tmp_path, monkeypa
         patched.setattr(stopping, "asked_to_stop", after_two_rounds)
         with pytest.raises(KeyboardInterrupt):
             train(tiny_config(tmp_path / "run", APART))
-    steps = sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints" / "rlhf").iterdir())
+    steps = complete_steps(tmp_path / "run" / "checkpoints" / "rlhf")
     assert steps[-1] == 2
     check_equal(train(tiny_config(tmp_path / "run", OTHER)), expected)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["plan"] == OTHER
