@@ -37,10 +37,14 @@ def _processes() -> Any:
     return ocp.options.MultiprocessingOptions(active_processes=set(range(jax.process_count())))
 
 
-def _manager(directory: Path, keep: int | None) -> ocp.CheckpointManager:
-    """Orbax's manager of a stage's checkpoints; with no number to keep, one to read with."""
+def _manager(directory: Path, keep: int | None, partly: bool = False) -> ocp.CheckpointManager:
+    """Orbax's manager of a stage's checkpoints; with no number to keep, one to read with, of which one kind reads parts.
+
+    Its handler is given: orbax would infer it from the newest checkpoint, and could not read any where that is damaged.
+    """
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, multiprocessing_options=_processes())
-    return ocp.CheckpointManager(directory, options=options)
+    handler = ocp.PyTreeCheckpointHandler() if partly else ocp.StandardCheckpointHandler()
+    return ocp.CheckpointManager(directory, options=options, item_handlers=handler)
 
 
 class Checkpoints:
@@ -131,7 +135,7 @@ class Checkpoints:
         Damaged."""
         arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
         partly = ocp.args.PyTreeRestore(item=abstract, restore_args=arguments, partial_restore=True)
-        with _manager(self.directory, None) as manager:  # one manager reads an item in one way alone
+        with _manager(self.directory, None, partly=True) as manager:
             return self._read(manager, step, partly)
 
     def _read(self, manager: ocp.CheckpointManager, step: int, arguments: Any) -> Any:

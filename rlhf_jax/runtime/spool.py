@@ -48,7 +48,7 @@ class Spool:
         it is missing, cut or changed: its members have checksums."""
         path = self.path(round_index)
         try:
-            with np.load(path) as file:
+            with open(path, "rb") as stream, np.load(stream) as file:
                 arrays = {name: file[name] for name in ARRAYS}
                 samples = Samples(samples_per_prompt=int(file["samples_per_prompt"]), **arrays)
         except FileNotFoundError:
