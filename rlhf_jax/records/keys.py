@@ -39,6 +39,7 @@ OPTIMIZER = (
     "epsilon",
     "weight_decay",
     "max_grad_norm",
+    "decay_on",
 )
 
 _OF_CLASS: dict[Class, str] = {
@@ -70,7 +71,7 @@ _OF_CLASS: dict[Class, str] = {
         tokenizer.kind tokenizer.eos tokenizer.bos
         task.name task.seed task.heldout_percent task.references_per_prompt task.max_words task.mood_spread task.calm task.limit
         task.padded task.calculator task.before task.after task.chat_template task.bos_token task.eos_token task.ties
-        task.max_reply_tokens
+        task.max_reply_tokens task.date task.rendered hub.gold_chat_template
         model.family model.vocab_size model.width model.ffn_width model.num_layers model.num_heads model.num_kv_heads
         model.head_width model.init_scale model.norm_eps model.parallel_residual model.tie_embeddings model.query_scalar
         model.logit_cap model.score_cap model.sliding_window model.first_window_layer model.rotary_fraction model.rope_theta
@@ -100,6 +101,7 @@ _ENTERS: dict[str, tuple[str, ...]] = {
     "reward_model": ("reward_model",),
     "hub.reward_model": ("reward_model",),
     "hub.gold": ("comparisons", "rlhf"),
+    "hub.gold_chat_template": ("comparisons", "rlhf"),
     "reward": ("rlhf",),
     "algorithm": ("rlhf",),
     "rlhf": ("rlhf",),
