@@ -8,9 +8,12 @@ import pytest
 
 from configs import quickstart
 from rlhf_jax import build
+from rlhf_jax.hub import export
+from rlhf_jax.models import gpt_neox
 from rlhf_jax.records import digests, environment, made, starts
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks import reviews
+from tests.models.families import random_params
 
 MAKE = functools.cache(reviews.make)
 
@@ -259,6 +262,22 @@ def test_data_may_move_and_not_change(run, tmp_path):
     other.write_text(lines("yes", "now"))
     with pytest.raises(Refusal, match=r"the task's data \(changed since\): enters the numbers"):
         build.prepare(with_data(other))
+
+
+def test_pretrained_folders_may_move_and_not_change(run, tmp_path):
+    """Of two fine-tunings of one shape even the sizes of all files are the same."""
+    model, folder = gpt_neox.make(gpt_neox.Config(158, 16, 1, 2, 32)), tmp_path / "folder"
+    for place, seed in ((folder, 0), (tmp_path / "other", 1)):
+        export.save(place, model, random_params(model, seed), token_ids={})
+    shutil.copytree(folder, tmp_path / "moved")
+    given = {"model.family": "hub", "hub.base": str(folder)}
+    prepare(run, **given)
+    _, parts = build.checked(config_of(run, **given))
+    (run / "checkpoints" / "sft" / "250").mkdir(parents=True)
+    parts[0].record("sft")
+    prepare(run, **given | {"hub.base": str(tmp_path / "moved")})
+    with pytest.raises(Refusal, match=r"hub\.base \(other content than there\): enters the numbers"):
+        prepare(run, **given | {"hub.base": str(tmp_path / "other")})
 
 
 @pytest.mark.parametrize("text", ["", '{"rlhf": {"lag"', "[1]", "\xff\xfe"])
