@@ -1,5 +1,6 @@
 """Where the RLHF stage goes on: the newest checkpoint that is whole and whose rounds are there; records are cut back to it."""
 
+import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,8 +60,18 @@ def choose(checkpoints: Checkpoints, spool: Spool, clock: Clock, abstract: Any, 
         pending = read_pending(spool, clock, first_round, layout)
         return Resumed(step, checkpoints.restore(step, abstract), pending)
 
-    found = checkpoints.newest(read, ", or begin another run from one of them (--config.begin=RUN@version)")
+    found = checkpoints.newest(read, _fork(checkpoints))
     return Resumed() if found is None else found[1]
+
+
+def _fork(checkpoints: Checkpoints) -> str:
+    """How to go on elsewhere with a policy that is whole, where what belongs to it is not."""
+    whole = [step for step in checkpoints.steps() if not checkpoints.problem(step)]
+    if not whole:
+        return ""
+    run = checkpoints.directory.parents[1]
+    begin, new = shlex.quote(f"{run}@{whole[-1]}"), shlex.quote(f"{run}_fork")
+    return f", or add --config.begin={begin} --config.directory={new} to begin another run from that policy"
 
 
 def read_pending(spool: Spool, clock: Clock, first_round: int, layout: Layout) -> dict[int, Samples]:

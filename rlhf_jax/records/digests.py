@@ -7,7 +7,6 @@ import json
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from rlhf_jax.tasks.api import Split, Task
@@ -115,14 +114,15 @@ def _texts(task: Task) -> Iterable[str]:
             yield from comparison
 
 
-def of_code(components: Iterable[ModuleType] = ()) -> str:
-    """The digest of the code that makes the numbers: the package's, and that of components outside of it.
+def of_code(outside: Iterable[str] = ()) -> str:
+    """The digest of the code that makes the numbers.
 
-    Comments, docstrings and layout do not count.
+    Args:
+      outside: digests of components that are not of the package.
+
+    Of the package, comments, docstrings and layout do not count.
     """
-    outside = {Path(str(module.__file__)) for module in components if module.__file__}
-    found = [of_source(path) for path in sorted(outside) if PACKAGE not in path.resolve().parents]
-    return of_text(_of_package(), *found)
+    return of_text(_of_package(), *outside)
 
 
 @functools.cache

@@ -57,7 +57,8 @@ def test_without_its_rounds_a_version_is_refused_and_nothing_touched(run):
     shutil.rmtree(run / "rounds")
     (run / "rounds").mkdir()
     before = runs.tree(run)
-    with pytest.raises(Refusal, match=r"can be gone on from \(1: .+00000001.npz is missing; 2: .+--config\.begin"):
+    words = rf"can be gone on from \(1: .+00000001.npz is missing; 2: .+ or add --config\.begin={run}@4 --config\.directory="
+    with pytest.raises(Refusal, match=words):
         runs.run(run)
     assert runs.tree(run) == before
 
