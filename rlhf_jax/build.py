@@ -40,7 +40,7 @@ from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import hosts, mesh
 from rlhf_jax.runtime.placement import text_of
 from rlhf_jax.types import Algorithm
-from rlhf_jax.values import Count, Problems, Seed, fill
+from rlhf_jax.values import Count, Problems, Seed, fill, flat
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,15 @@ def _defaults(values: dict[str, Any]) -> dict[str, Any]:
         known = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
         tree["model"] = {"family": values["model"]["family"]} | dict.fromkeys(f.name for f in fields) | known
     return tree
+
+
+def known_keys(values: dict[str, Any]) -> dict[str, Any]:
+    """Every key that a config may have, joined by dots, with its default as JSON has it.
+
+    Args:
+      values: nested, with at least the names of its components (`algorithm.name`, `task.name`, `model.family`).
+    """
+    return flat(_stored.as_json(_defaults(values)))
 
 
 def workspace(values: dict[str, Any]) -> Workspace:

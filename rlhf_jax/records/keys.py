@@ -45,7 +45,7 @@ OPTIMIZER = (
 _OF_CLASS: dict[Class, str] = {
     # The loop, deadlines, cadences and logs. A ledger that was off for some updates lacks their rows.
     Class.FREE: """
-        job directory task.cache_dir
+        job directory task.cache_dir sft.min_whole_references
         sft.checkpoint_every reward_model.checkpoint_every
         rlhf.loop rlhf.deadline_seconds rlhf.evaluate_every rlhf.evaluate_at rlhf.checkpoint_every rlhf.keep_checkpoints
         rlhf.log_samples rlhf.ledger rlhf.ledger_gold
@@ -76,7 +76,8 @@ _OF_CLASS: dict[Class, str] = {
         model.head_width model.init_scale model.norm_eps model.parallel_residual model.tie_embeddings model.query_scalar
         model.logit_cap model.score_cap model.sliding_window model.first_window_layer model.rotary_fraction model.rope_theta
         model.rope_scaling model.rope_scaling_factor model.rope_low_frequency_factor model.rope_high_frequency_factor
-        model.rope_original_max_positions
+        model.rope_original_max_positions model.rope_attention_factor model.rope_truncate model.rope_short_factors
+        model.rope_long_factors model.rope_local_theta model.full_attention_interval model.no_rope_interval model.padding_id
         algorithm.name algorithm.advantage algorithm.aggregation algorithm.beta algorithm.clip algorithm.clip_high
         algorithm.clip_low algorithm.decay algorithm.discount algorithm.gain algorithm.high algorithm.low algorithm.kl_weight
         algorithm.ties algorithm.value_clip algorithm.weights
