@@ -1,5 +1,6 @@
 """The cells of a study: their configs and digests, those that have ended, and running the others in this process."""
 
+import functools
 import importlib.util
 import itertools
 import shutil
@@ -17,6 +18,7 @@ from experiments import cell_lines, provenance
 from experiments.command import Failed
 from experiments.study import Cell, Study
 from rlhf_jax.observe.lines import replace as replace_file
+from rlhf_jax.records import history
 from rlhf_jax.refusal import MissingInput, Refusal
 
 CELLS, BASE, FILE, RESULT = "cells", "base", "cells.jsonl", "result.json"
@@ -35,6 +37,10 @@ BEFORE_RLHF = (
     "reward_model",
 )
 """Nodes of a config that the stages before RLHF read: cells that agree on them share these stages."""
+
+REWARD_STAGES = (
+    "reward_stages"  # beside a cell's keys: the digest of its reward model's stages, where of another variant
+)
 
 Base = tuple[int, str, str]
 """The seed, and the variants of policy and reward model, that the stages before a cell are of."""
@@ -90,7 +96,7 @@ class Cells:
         values, arm = flattened(self._config(cell)), self.study.arm(cell.arm)
         if arm.reward == arm.policy:
             return values
-        return values | {"reward_stages": self._digest_of_stages(cell.seed, arm.reward)}
+        return values | {REWARD_STAGES: self._digest_of_stages(cell.seed, arm.reward)}
 
     def append(self, cell: Cell, line: Mapping[str, Any]) -> None:
         """Writes the line of a cell that has ended."""
@@ -114,7 +120,9 @@ class Cells:
             found: dict[str, list[cell_lines.Line]] = {}
             counts: Counter[Any] = Counter()
             for line in lines:
-                found.setdefault(line["cell"], []).append(line)
+                found.setdefault(cell_lines.identity(under_todays_keys(line["config"], str(self.path))), []).append(
+                    line
+                )
                 counts[line["purpose"], line["seed"], line["processor"]] += 1
             self._indexed = lines, found, counts
         return self._indexed[1], self._indexed[2]
@@ -169,6 +177,27 @@ class Cells:
         return provenance.digest(
             {key: value for key, value in flattened(config).items() if key.split(".")[0] in BEFORE_RLHF}
         )
+
+
+def under_todays_keys(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A cell's flattened config under the keys of today's code.
+
+    Renamed keys have their new names. A key that is newer than the cell has the value that does what was done before it was
+    there, so that cells are not run again for it. Raises Refusal, naming `where`, for a key that is gone.
+    """
+    translated = history.translated(config, where)
+    apart = {key: translated.pop(key) for key in (REWARD_STAGES,) if key in translated}
+    known = _known_keys(*(translated[name] for name in ("algorithm.name", "task.name", "model.family")))
+    history.check_known(translated, known, where)
+    newer = {key: history.before(key, default) for key, default in known.items() if key not in translated}
+    return newer | translated | apart
+
+
+@functools.cache
+def _known_keys(algorithm: str, task: str, family: str) -> dict[str, Any]:
+    from rlhf_jax import build
+
+    return build.known_keys({"algorithm": {"name": algorithm}, "task": {"name": task}, "model": {"family": family}})
 
 
 def _seed(cell: Cell) -> tuple[str, int]:

@@ -40,7 +40,7 @@ class Failed(RuntimeError):
 
 @dataclass
 class Place:
-    """Where a command writes, once it knows; a failing disk is told by it."""
+    """Directory that a command writes, once it is known; a failing disk is named by it."""
 
     directory: Path | None = None
 
@@ -92,7 +92,7 @@ def one_line(message: str) -> str:
 
 
 def disk_failure(error: BaseException, directory: Path) -> str:
-    """What a full or read-only disk of a directory did; "" for an exception of something else.
+    """Cause of an exception that a full or read-only disk of a directory raised; "" for any other exception.
 
     The exception names a file of the directory. Or it names none, and came from a writer of the directory, or the disk is full
     now. Orbax raises ValueErrors and RuntimeErrors that quote the system's error.
@@ -148,7 +148,7 @@ def start(main: Callable[[], int | None]) -> NoReturn:
     _started = True
     status: Any = FAILED
     try:
-        status = main()
+        status = main() or 0
     except SystemExit as left:
         status = left.code
     finally:

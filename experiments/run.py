@@ -44,7 +44,7 @@ def keys_of(config: ConfigDict) -> str:
 
 
 def split(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """What `--config` names, its `:argument` included, and the other arguments. Raises Refusal where there is none."""
+    """Value of `--config`, its `:argument` included, and the other arguments. Raises Refusal where there is none."""
     named, overrides = [], []
     rest = iter(argv[1:])
     for argument in rest:

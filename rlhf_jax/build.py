@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +16,12 @@ from ml_collections import ConfigDict
 from rlhf_jax import plugins
 from rlhf_jax.hub import encoding, tokenizers
 from rlhf_jax.jobs import (
+    _begin,
     _checks,
     _evaluator,
     _hub,
     _planning,
+    _stored,
     _task_checks,
     _vocabularies,
     pipeline,
@@ -30,9 +32,10 @@ from rlhf_jax.jobs import (
 )
 from rlhf_jax.jobs.api import Lengths, Workspace
 from rlhf_jax.models.value_head import ValueModel
-from rlhf_jax.observe.lines import replace
+from rlhf_jax.observe import notes
 from rlhf_jax.ops.corrections import Correction, resolve
 from rlhf_jax.planner.hardware import Hardware
+from rlhf_jax.records import environment, lock, run_config, run_directory, starts
 from rlhf_jax.refusal import ComponentError, Refusal
 from rlhf_jax.reward_nodes import reward_configs, reward_nodes
 from rlhf_jax.rewards.api import LEARNED
@@ -49,6 +52,7 @@ class Run:
 
     job: str = "pipeline"
     directory: str = "runs/unnamed"
+    begin: str = ""  # RUN or RUN@version: the run that this one takes its SFT policy and reward model from
     seed: Seed = 0
     reward: str = LEARNED  # a name, or a sum: see `rewards/api.py`
     plan: str = ""  # see `pipeline.Stages`
@@ -112,26 +116,57 @@ def named(folder: str, values: dict[str, Any], where: str) -> tuple[str, Any]:
     return name, fill(plugins.settings(folder, name), values, where)
 
 
-def check_directory(directory: Path, resolved: dict[str, Any]) -> None:
-    """Writes `config.json`, or compares with the one that is there.
+def check_directory(shared: Workspace, values: dict[str, Any], settings: pipeline.Stages, chosen: Algorithm) -> None:
+    """Compares a config with what its directory holds, says what has changed, writes `config.json` and a start; collective.
 
-    Raises Refusal naming the keys that differ: a directory holds one experiment.
+    The lock of the directory is held. Raises Refusal naming what may not change: see `records/run_directory.py`.
     """
-    path = directory / "config.json"
-    text = json.dumps(resolved, indent=1, sort_keys=True)
-    if not path.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        replace(path, text.encode())
-        return
-    was, now = flat(json.loads(path.read_text())), flat(json.loads(text))
-    may_change = {"job", "directory", "plan"}  # which part is run, from where, and on what devices
-    keys = (was.keys() | now.keys()) - may_change
-    changed = sorted(key for key in keys if was.get(key) != now.get(key))
-    if changed:
-        listed = ", ".join(f"{key} ({was.get(key)!r} there, {now.get(key)!r} now)" for key in changed[:6])
-        raise Refusal(f"{directory} was made with another config: {listed}; take another --config.directory")
-    if was.get("plan") != now["plan"]:
-        replace(path, text.encode())
+    snapshot = environment.snapshot()
+    verdict = compared(shared, settings, chosen, snapshot)
+    hosts.barrier()  # all have compared with what was there, before it is replaced
+    for note in verdict.notes:
+        notes.say(note)
+    if hosts.is_first():
+        start = {"environment": snapshot, "mesh": values["mesh"], "begin": values["begin"]}
+        assert shared.facts is not None
+        run_directory.settle(shared.directory, values, shared.facts, verdict, start)
+
+
+def compared(
+    shared: Workspace, settings: pipeline.Stages, chosen: Algorithm, snapshot: dict[str, Any]
+) -> run_directory.Verdict:
+    """What is changed since the last start in the directory. Raises Refusal naming what may not change."""
+    assert shared.facts is not None
+    return run_directory.check(shared.directory, shared.facts, snapshot, _constant_schedules(settings, chosen))
+
+
+def _constant_schedules(settings: pipeline.Stages, chosen: Algorithm) -> bool:
+    """Whether no learning rate of the RLHF stage depends on how many updates there are."""
+    used = [settings.rlhf.optimizer] + [settings.rlhf.critic_optimizer] * ("critic" in chosen.losses)
+    return all(optimizer.schedule == "constant" for optimizer in used)
+
+
+def _defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Every key with its default, of the components that a config names."""
+    tree = default().to_dict()
+    values = tree | values
+    for part, folder in (("algorithm", "algorithms"), ("task", "tasks")):
+        tree[part] = component(folder, values[part]["name"]).to_dict()
+    tree["reward_settings"] = reward_nodes(values["reward"], {})
+    if values["model"]["family"] != "hub":
+        fields = dataclasses.fields(plugins.find("models", values["model"]["family"]).Config)
+        known = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+        tree["model"] = {"family": values["model"]["family"]} | dict.fromkeys(f.name for f in fields) | known
+    return tree
+
+
+def known_keys(values: dict[str, Any]) -> dict[str, Any]:
+    """Every key that a config may have, joined by dots, with its default as JSON has it.
+
+    Args:
+      values: nested, with at least the names of its components (`algorithm.name`, `task.name`, `model.family`).
+    """
+    return flat(_stored.as_json(_defaults(values)))
 
 
 def check_task(task: Any, name: str) -> None:
@@ -146,6 +181,7 @@ def check_task(task: Any, name: str) -> None:
 
 def workspace(values: dict[str, Any]) -> Workspace:
     """The run's shared parts; `values` is completed with what only they know (the vocabulary's size)."""
+    environment.pin()
     task = plugins.make("tasks", *named("tasks", values["task"], "task"))
     check_task(task, values["task"]["name"])
     hub = fill(_hub.Config, values["hub"], "hub")
@@ -175,6 +211,7 @@ def workspace(values: dict[str, Any]) -> Workspace:
         mesh=mesh.make_mesh(fill(mesh.Config, values["mesh"], "mesh")),
         lengths=lengths,
         hub=hub,
+        begin=_stored.begun_from(values, _defaults),
     )
 
 
@@ -294,6 +331,7 @@ def algorithm(values: dict[str, Any]) -> Algorithm:
 def stages(values: dict[str, Any]) -> pipeline.Stages:
     """The settings of every stage."""
     values["reward_settings"] = reward_nodes(values["reward"], values["reward_settings"])
+    begin = _stored.begun_from(values, _defaults)
     return pipeline.Stages(
         sft=fill(sft.Config, values["sft"], "sft"),
         comparisons=fill(relabel.Config, values["comparisons"], "comparisons"),
@@ -305,6 +343,7 @@ def stages(values: dict[str, Any]) -> pipeline.Stages:
         plan=values["plan"],
         best_of_n=tuple(values["best_of_n"]),
         best_of_n_prompts=values["best_of_n_prompts"],
+        taken=_begin.taken(begin),
     )
 
 
@@ -320,20 +359,16 @@ def _parts(values: dict[str, Any]) -> tuple[Workspace, pipeline.Stages, Algorith
     return shared, settings, algorithm(values["algorithm"])
 
 
-def prepare(
-    config: ConfigDict, say: Callable[[str], None] = lambda line: None
-) -> tuple[Workspace, pipeline.Stages, Algorithm]:
-    """Returns the checked parts of a run, whose directory then holds its `config.json`.
+def checked(
+    config: ConfigDict,
+) -> tuple[dict[str, Any], tuple[Workspace, pipeline.Stages, Algorithm], list[str]]:
+    """Returns the resolved values of a config, the checked parts of its run, and what a person should know of it.
 
     The checks go from what is known at once to what has to be read: every value by itself, the settings against each other
-    and the devices, the task and the folders of models, and then the task against the settings.
-
-    Args:
-      config: of the run.
-      say: is told what was read, and what a person should know about a run that begins, a line each.
+    and the devices, the task and the folders of models, and then the task against the settings. Nothing is compiled or written.
 
     Raises:
-      Refusal: before anything is compiled or written.
+      Refusal: for what cannot run.
     """
     values = config.to_dict()
     (shared, settings, chosen), notices = _checked(values)
@@ -346,16 +381,44 @@ def prepare(
     if "rlhf" in _checks.stages_of(values["job"], settings, shared.hub):
         notices += _planning.check_memory(shared, settings, chosen)
         notices += filter(None, [inexact_ratio(values)])
-    check_directory(shared.directory, values)
-    for line in (_task_checks.summary(shared), *notices):
+    values["mesh"] = environment.mesh_on_each_host(shared.mesh.shape)
+    facts = _stored.facts_of(values, shared, settings, _defaults)
+    if shared.begin is not None:
+        _begin.check(shared.begin, facts, shared.directory)
+    return (
+        values,
+        (dataclasses.replace(shared, facts=facts), settings, chosen),
+        [_task_checks.summary(shared), *notices],
+    )
+
+
+def prepare(
+    config: ConfigDict, say: Callable[[str], None] = lambda line: None
+) -> tuple[Workspace, pipeline.Stages, Algorithm]:
+    """Returns the checked parts of a run, whose directory then holds its `config.json`.
+
+    The directory's lock is held while it is compared and written; stages that train hold it again.
+
+    Args:
+      config: of the run.
+      say: is told what was read, and what a person should know about a run that begins, a line each.
+
+    Raises:
+      Refusal: before anything is compiled or written.
+    """
+    values, made, lines = checked(config)
+    with lock.hold(made[0].directory):
+        check_directory(made[0], values, *made[1:])
+    for line in lines:
         say(line)
-    return shared, settings, chosen
+    return made
 
 
 def _checked(values: dict[str, Any]) -> tuple[tuple[Workspace, pipeline.Stages, Algorithm], list[str]]:
     """The checked parts of a config's values, which are completed and resolved, and what a person should know."""
     check_values(values)
     _checks.check_directory_name(values["directory"])
+    _stored.as_before(values, _defaults)
     check_settings(values)
     made = _parts(values)
     return made, _task_checks.Check(values["job"], *made[:2]).run()
@@ -372,10 +435,16 @@ def check_settings(values: dict[str, Any]) -> None:
     _checks.check_settings(values["job"], settings, hub, algorithm(values["algorithm"]), devices)
 
 
-def _earlier_plan(directory: Path) -> str:
-    """The plan that a run's directory holds, so that going on with it does not search again; "" where there is none."""
-    path = directory / "config.json"
-    return json.loads(path.read_text()).get("plan", "") if path.exists() else ""
+def _earlier_plan(where: Path) -> str:
+    """The plan that a run's directory holds, so that going on with it does not search again; "" where there is none, or it was
+    searched for other devices."""
+    past = starts.read(where)
+    if past and past[-1]["environment"]["num_devices"] != len(jax.devices()):
+        return ""
+    try:
+        return run_config.read(where)[0].get("plan", "")
+    except Refusal:
+        return ""
 
 
 def problem(
@@ -408,13 +477,10 @@ def config_of(directory: Path) -> ConfigDict:
 
     Raises Refusal for a directory without a run.
     """
-    path = directory / "config.json"
-    if not path.exists():
-        raise Refusal(f"{path} is missing: {str(directory)!r} is no directory of a run")
-    values = default().to_dict() | _tuples(json.loads(path.read_text()))
-    for key, config in NODES.items():
-        values[key] = _plain(config()) | values[key]  # an older run lacks newer keys
-    return ConfigDict(values | {"directory": str(directory)})
+    stored, _ = run_config.read(directory)
+    values = _stored.completed(stored, str(directory / run_config.FILE), _defaults)
+    values["mesh"] = _readers_mesh(values["mesh"])
+    return ConfigDict(_tuples(values) | {"directory": str(directory)})
 
 
 def _tuples(value: Any) -> Any:
@@ -434,6 +500,13 @@ def parts_for(config: ConfigDict, job: str) -> tuple[Workspace, pipeline.Stages,
     return _checked(config.to_dict() | {"job": job})[0]
 
 
+def _readers_mesh(used: dict[str, int]) -> dict[str, int]:
+    """The mesh that a run was made on; where there are fewer devices here, all of them, with sharded params."""
+    if -1 in used.values() or math.prod(used.values()) <= hosts.grid().shape[1]:
+        return used
+    return {"data": 1, "fsdp": -1, "tensor": 1}
+
+
 def check_shared(directory: Path) -> None:
     """Raises Refusal on a process that does not see what the first has written."""
     hosts.barrier()
@@ -445,8 +518,25 @@ def check_shared(directory: Path) -> None:
 
 
 def run(config: ConfigDict) -> None:
-    """Checks the whole config, then runs its job. Raises Refusal before anything is compiled or written."""
+    """Checks the whole config, then runs its job with the directory's lock held, unless the job only reads.
+
+    Raises Refusal before anything is compiled or written.
+    """
     hosts.check_same("config", config.to_json())
-    prepared = prepare(config, say=print if hosts.is_first() else lambda line: None)
-    check_shared(prepared[0].directory)
-    plugins.entry("jobs", config.to_dict()["job"])(*prepared)
+    values, made, lines = checked(config)
+    job = plugins.entry("jobs", values["job"])
+    if _only_reads(values["job"]):
+        compared(*made, environment.snapshot())
+        job(*made)
+        return
+    with lock.hold(made[0].directory):
+        check_directory(made[0], values, *made[1:])
+        check_shared(made[0].directory)
+        for line in lines if hosts.is_first() else ():
+            print(line)
+        job(*made)
+
+
+def _only_reads(job: str) -> bool:
+    """True for a job whose module says that it writes nothing of training: it needs no lock."""
+    return getattr(plugins.located("jobs", job)[0], "ONLY_READS", False)

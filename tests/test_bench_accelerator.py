@@ -9,7 +9,7 @@ from rlhf_jax.models import gpt_neox
 
 # Width 4, one head, feed-forward 8, 11 tokens. A layer: norms 2 * 8, query_key_value 48 + 12, dense 16 + 4, up 32 + 8,
 # down 32 + 4: 172; the last norm 8: with two layers 352. Embedding 44, head 44.
-CONFIG = gpt_neox.Config(11, 4, 2, 1, 8, dtype="bfloat16")
+CONFIG = gpt_neox.Config(11, 4, 2, 1, 8, dtype="bfloat16", rotary_fraction=0.5)
 
 
 def test_sizes_by_hand():

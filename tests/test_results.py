@@ -8,7 +8,7 @@ import pytest
 
 from experiments import results
 from experiments.cells import Cells
-from experiments.study import Study
+from experiments.study import Cell, Study
 from rlhf_jax.refusal import Refusal
 
 ROOT = Path(__file__).parent.parent
@@ -86,7 +86,11 @@ def test_a_digest_that_names_no_cell_is_refused(monkeypatch, capsys):
 def test_a_cell_whose_config_has_changed_since_is_refused(monkeypatch):
     """The line's digest is not that of the study's cell of the same name."""
     monkeypatch.chdir(ROOT)
-    line = {"cell": "abc", "arm": "grpo_centered", "setting": {}, "seed": 0, "num_updates": 2, "purpose": "report"}
+    study = results.load(results.STUDIES["grpovi"])
+    cell = Cell("grpo_centered", study.products[0], 0, 2, "report")
+    config = Cells(study)._values(cell) | {"rlhf.lag": 77}
+    line = {"cell": "abc", "arm": cell.arm, "setting": dict(cell.setting), "seed": 0, "num_updates": 2}
+    line |= {"purpose": "report", "config": config}
     monkeypatch.setattr(
         results.cell_lines, "read", lambda path: [line | {"commit": "0123"}] if "grpovi" in str(path) else []
     )

@@ -2,18 +2,21 @@
 
 import ast
 import errno
+import fcntl
 import os
 import subprocess
 import sys
 from math import prod
 from pathlib import Path
 
+import jax
 import pytest
 
 from experiments import run
 from rlhf_jax import build
 from rlhf_jax.jobs import pipeline
 from rlhf_jax.observe import lines
+from rlhf_jax.records import lock
 from rlhf_jax.refusal import NotFinite
 
 ROOT = Path(__file__).parent.parent
@@ -164,12 +167,38 @@ def test_a_right_config_begins_and_may_begin_again(tmp_path, begun):
 
 def test_a_directory_of_another_config_names_the_keys(capsys, tmp_path, begun):
     call(tmp_path)
+    (tmp_path / "checkpoints" / "rlhf" / "16").mkdir(parents=True)
     before = (tmp_path / "config.json").read_bytes()
     line = refused(capsys, [CONFIG, f"--config.directory={tmp_path}", "--config.seed=3", "--config.rlhf.lag=2"])
     assert "rlhf.lag (1 there, 2 now)" in line
     assert "seed (0 there, 3 now)" in line
     assert begun == [0]
     assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_directory_in_use_is_refused_in_one_line(capsys, tmp_path, begun, monkeypatch):
+    """Before anything of it is read or written."""
+    monkeypatch.setattr(lock, "PATIENCE_SECONDS", 0.1)
+    call(tmp_path)
+    other = os.open(tmp_path / lock.FILE, os.O_RDWR)
+    fcntl.flock(other, fcntl.LOCK_EX)  # held by its own open file, as by another process
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    line = refused(capsys, [CONFIG, f"--config.directory={tmp_path}", "--config.rlhf.loop=synchronous"])
+    assert f"is in use by process {os.getpid()} on" in line
+    assert begun == [0]
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    os.close(other)
+    call(tmp_path)
+
+
+def test_64_bits_are_refused_before_anything_is_written(capsys, tmp_path):
+    jax.config.update("jax_enable_x64", True)
+    try:
+        line = refused(capsys, [CONFIG, f"--config.directory={tmp_path / 'run'}"])
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    assert "jax_enable_x64 is on" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_bounded_clock_needs_threads(capsys, tmp_path):
@@ -190,8 +219,11 @@ def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
     def full(descriptor, data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(pipeline, "job", lambda *_: lines.append(tmp_path / "metrics.jsonl", {"stage": "sft"}))
-    monkeypatch.setattr(os, "write", full)
+    def job(*_):
+        monkeypatch.setattr(os, "write", full)
+        lines.append(tmp_path / "metrics.jsonl", {"stage": "sft"})
+
+    monkeypatch.setattr(pipeline, "job", job)
     line = refused(capsys, [CONFIG, f"--config.directory={tmp_path}"], status=1)
     assert "metrics.jsonl" in line
     assert "No space left on device" in line

@@ -207,6 +207,37 @@ def test_lines_of_other_golden_numbers_are_never_used(study, monkeypatch):
     assert Cells(study).left([cell]) == [cell]
 
 
+def with_keys(cells: Cells, change) -> None:
+    """Changes the base config of a file of cells, as if other keys had been there when they were written."""
+    lines = [json.loads(line) for line in cells.path.read_text().splitlines()]
+    for line in lines:
+        if "config" in line:
+            change(line["config"])
+    cells.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_line_is_found_under_the_new_name_of_a_key(study, monkeypatch):
+    study = replace(study, rungs=(), grid={})
+    cell = Cell("plain", (), 0, 2, "report")
+    end(Cells(study), cell, 1.0)
+    with_keys(Cells(study), lambda config: config.update({"rlhf.delay": config.pop("rlhf.lag")}))
+    with pytest.raises(Refusal, match=r"cells\.jsonl has rlhf\.delay=0: this version of the code has no such key"):
+        Cells(study).ended(cell)
+    monkeypatch.setitem(cell_runs.history.RENAMED, "rlhf.delay", "rlhf.lag")
+    assert Cells(study).left([cell]) == []
+
+
+def test_a_line_that_is_older_than_a_key_is_of_what_was_done_before(study, monkeypatch):
+    """The default of a new key, unless the code did something else before it was there."""
+    study = replace(study, rungs=(), grid={})
+    cell = Cell("plain", (), 0, 2, "report")
+    end(Cells(study), cell, 1.0)
+    with_keys(Cells(study), lambda config: config.pop("rlhf.num_epochs"))
+    assert Cells(study).left([cell]) == []
+    monkeypatch.setitem(cell_runs.history.ADDED, "rlhf.num_epochs", 2)
+    assert Cells(study).left([cell]) == [cell]
+
+
 def test_golden_hashes_tell_algorithms_apart():
     names = ("grpo", "grpovi", "rloo", "online_dpo")
     assert len({provenance.golden_hash(name) for name in names}) == len(names)

@@ -1,7 +1,8 @@
 """Kills a tiny pipeline at random moments with SIGKILL, starts it again, and compares its end with that of a run never killed.
 
 `python -m experiments.bench.kill [--moments=50] [--seed=0]` prints one JSON line: how many of the moments ended bitwise
-equal in params, metrics (times aside), samples, ledger and comparisons, and where the kills fell.
+equal in params, metrics (times aside), samples, ledger and comparisons, and where the kills fell. Every other run has a
+sampling thread.
 """
 
 import argparse
@@ -54,6 +55,8 @@ SIZES = (
     "best_of_n=()",
     "best_of_n_prompts=8",
 )
+LOOPS = ("rlhf.loop=asynchronous", "rlhf.loop=synchronous")
+"""The loops that are killed in turn; the run that never was is synchronous."""
 LIMIT_SECONDS = 240
 
 
@@ -183,13 +186,13 @@ def main() -> None:
         cache, whole = Path(folder, "cache"), Path(folder, "whole")
         finish(start(whole, cache))
         for place, (lines, delay) in enumerate(moments(num_lines(whole), arguments.moments, arguments.seed)):
-            directory = Path(folder, f"killed-{place}")
-            killed = kill_at(start(directory, cache), directory, lines, delay)
-            where[stage_at(directory) if killed else "ended before"] += 1
-            finish(start(directory, cache))
+            directory, loop = Path(folder, f"killed-{place}"), LOOPS[place % len(LOOPS)]
+            killed = kill_at(start(directory, cache, loop), directory, lines, delay)
+            where[f"{stage_at(directory) if killed else 'ended before'}, {loop}"] += 1
+            finish(start(directory, cache, loop))
             found = differences(whole, directory)
             if found:
-                unequal.append({"lines": lines, "delay": delay, "differ": found})
+                unequal.append({"lines": lines, "delay": delay, "loop": loop, "differ": found})
             print(f"{place + 1}/{arguments.moments}: {found or 'equal'}", file=sys.stderr)
     result = {"benchmark": "kill", "moments": arguments.moments, "equal": arguments.moments - len(unequal)}
     print(json.dumps(result | {"killed_in": where, "unequal": unequal, "seconds": round(time.monotonic() - began)}))

@@ -15,6 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
+from rlhf_jax import randomness
 from rlhf_jax.hub import layouts
 from rlhf_jax.hub.published_families import FAMILIES
 from rlhf_jax.hub.published_kinds import is_classifier
@@ -138,7 +139,7 @@ def load(folder: Folder, model: Model, shardings: Any, dtype: str = "float32") -
     Raises Refusal for a missing, unknown or differently shaped tensor, and for a folder of a reward model.
     """
     check_decoder(folder)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = jax.eval_shape(model.init, randomness.key(0))
     return _fill(folder, layouts.tensors(folder.family, folder.model_config), shapes, shardings, dtype)
 
 
@@ -154,7 +155,7 @@ def check_decoder(folder: Folder) -> None:
 
 def value_shapes(model: ValueModel, folder: Folder) -> Params:
     """Shapes of `load_value`'s params: the backbone's without its head, which such a folder lacks where it is not tied."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = jax.eval_shape(model.init, randomness.key(0))
     kept = {path: leaf for path, leaf in _flat(shapes["backbone"]).items() if "/".join(path) in _backbone(folder)}
     return {"backbone": unflatten_dict(kept), "value_head": shapes["value_head"]}
 

@@ -44,6 +44,7 @@ EVALUATED = {"rlhf", "evaluate", "best_of_n"}
 def stages_of(job: str, stages: Stages, hub: _hub.Config) -> frozenset[str]:
     """The stages that a job runs: see the table of this module."""
     found = set(STAGES_OF_JOB.get(job, WHOLE))
+    found -= stages.taken
     if hub.sft:
         found -= {"sft"}
     if job not in STAGES_OF_JOB and not stages.learned:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rlhf_jax import plugins
+from rlhf_jax import plugins, randomness
 from rlhf_jax.hub import chat, encoding, folders
 from rlhf_jax.hub.folders import Folder
 from rlhf_jax.hub.tokenizers import Tokenizer
@@ -113,7 +113,7 @@ def check(hub: Config, tokenizer: Tokenizer, task: Task | None = None) -> None:
 
 def load_policy(path: str, model: Model, mesh: Mesh) -> Params:
     """The params of a folder, laid out as the model's params are on the mesh."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = jax.eval_shape(model.init, randomness.key(0))
     return folders.load(Folder(Path(path)), model, sharding.params_shardings(model, shapes, mesh))
 
 

@@ -83,7 +83,7 @@ class Problem:
         return Candidate(whole, simulate(self.calls, whole, costs, self.work, self.num_devices))
 
     def resident_bytes(self, plan: Plan) -> float:
-        """What stays on the fullest device while a plan runs: states, params, and versions of them."""
+        """Bytes that stay on the fullest device while a plan runs: states, params, and versions of them."""
         costs = self.formulas()
         chosen = [option(call, costs, plan.placements[call.name]) for call in self.calls]
         kept = [dataclasses.replace(of, working_bytes=0.0) for of in chosen]

@@ -47,6 +47,7 @@ class Recorder:
     began: float
     ledger: Ledger
     timeline: Timeline
+    first_policy: Params  # version 0, which is evaluated after its params were trained on; None once it was
     late: tuple[synchronous.Updated, Any] | None = None
     scored: synchronous.Scored | None = None
     round_figures: dict[str, Any] = field(default_factory=dict)
@@ -143,7 +144,8 @@ class Recorder:
         self.write_samples(self.scored, version - clock.updates_per_round)
         self.write_ledger(self.scored, version - clock.updates_per_round)
         if round_index == 0:  # only now, so that nobody waits for its programs to see that training works
-            self.evaluate(self.program.reference_params, 0, full=True)
+            self.evaluate(self.first_policy, 0, full=True)
+            self.first_policy = None
         listed = version in self.config.evaluate_at
         if last or listed or crosses(version, clock.updates_per_round, self.config.evaluate_every):
             self.evaluate(self.workspace.on_mesh(states["policy"].params), version, full=last)
@@ -151,7 +153,7 @@ class Recorder:
             self._flush()
             with activity.at_work(f"the checkpoint of version {version}"):
                 self.checkpoints.save(version, states)
-            self._trim_spool(round_index + 1)
+            self.spool.keep_for(clock, self.checkpoints.steps(), round_index + 1)
         self.stopped = event.stopping
         self._write_timeline()
         if self.compiled_first is None:
@@ -161,12 +163,6 @@ class Recorder:
         """Seconds by what took them, and the programs compiled in the first round of this process and after it."""
         first = self.compiled_first or 0
         return self.seconds | {"first_round_programs": first, "later_programs": self.compiled.count - first}
-
-    def _trim_spool(self, next_round: int) -> None:
-        """Keeps what the newest checkpoint on disk, and the one before it, may need."""
-        clock = self.program.setup.clock
-        oldest = min([next_round, *(step // clock.updates_per_round for step in self.checkpoints.steps()[-2:])])
-        self.spool.keep([r for r in range(oldest, clock.num_rounds) if self.spool.has([r])])
 
     def write_samples(self, scored: synchronous.Scored, update: int) -> None:
         """A few completions of a round, with their scores."""

@@ -15,6 +15,7 @@ from typing import TypeVar
 import jax
 import numpy as np
 
+from rlhf_jax import randomness
 from rlhf_jax.hub import encoding
 from rlhf_jax.jobs import _evaluator, reward_model, rlhf
 from rlhf_jax.jobs._checks import EVALUATED, stages_of
@@ -63,11 +64,12 @@ class Check:
     def earlier_stages(self) -> None:
         """Raises MissingInput for a job that goes on from the files of another one, which are not there."""
         directory = self.workspace.directory / "checkpoints"
-        if self.job in ("relabel", "reward_model", "rlhf", "evaluate") and not self.workspace.hub.sft:
+        policy_elsewhere = self.workspace.hub.sft or self.workspace.begin is not None
+        if self.job in ("relabel", "reward_model", "rlhf", "evaluate") and not policy_elsewhere:
             complete_steps(directory / "sft")
         if self.job in ("evaluate", "export"):
             complete_steps(directory / rlhf.STAGE)
-        path = reward_model.standard_path(self.workspace)
+        path = reward_model.standard_path(reward_model.owner(self.workspace))
         if self.job in ("rlhf", "evaluate") and self.stages.learned and not path.exists():
             raise MissingInput(f"{path} is missing: run the stage 'reward_model' first (--config.job=reward_model)")
 
@@ -217,13 +219,13 @@ class Check:
 
 
 def summary(workspace: Workspace) -> str:
-    """What was read and what it will run on, in one line."""
+    """Rows, prompts and comparisons that were read, and the model and devices that use them, in one line."""
     task, model = workspace.task, workspace.model
     read = getattr(task, "description", type(task).__name__.lower())
     counts = [f"{task.num_prompts('train'):,} train and {task.num_prompts('heldout'):,} held-out prompts"]
     if any(given := [len(_reading.comparisons(task, split)) for split in NAMES]):
         counts.append(f"{given[0]:,} and {given[1]:,} comparisons")
-    shapes = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
+    shapes = jax.tree.leaves(jax.eval_shape(model.init, randomness.key(0)))
     params, devices = sum(int(np.prod(leaf.shape)) for leaf in shapes), workspace.mesh.devices
     kind = devices.flat[0].device_kind
     return (

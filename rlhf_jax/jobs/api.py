@@ -1,5 +1,6 @@
 """What every job of a run shares: directory, seed, task, tokenizer, model, mesh, lengths, and where prompts come from."""
 
+import dataclasses
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,12 +12,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from rlhf_jax import randomness
 from rlhf_jax.hub import encoding
 from rlhf_jax.hub.tokenizers import Tokenizer
 from rlhf_jax.jobs import _hub
+from rlhf_jax.jobs._begin import Begin
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.observe.metrics import MetricsWriter
+from rlhf_jax.records import made
 from rlhf_jax.rewards import _host
 from rlhf_jax.runtime import hosts, sharding
 from rlhf_jax.runtime.checkpoint import Checkpoints
@@ -51,6 +55,20 @@ class Workspace:
     mesh: Mesh
     lengths: Lengths
     hub: _hub.Config = field(default_factory=_hub.Config)
+    begin: Begin | None = None  # the run that this one begins from
+    facts: made.Facts | None = None  # what stages are recorded as made with; None: they are not recorded
+
+    @property
+    def source(self) -> "Workspace":
+        """The workspace of the run that this one begins from, on this one's mesh, to read from."""
+        assert self.begin is not None
+        return dataclasses.replace(
+            self, directory=self.begin.directory, hub=self.begin.hub, begin=self.begin.inner, facts=None
+        )
+
+    def record(self, stage: str) -> None:
+        """Writes down what a stage is made with, before it makes anything."""
+        made.write(self.directory, stage, self.facts)
 
     @cached_property
     def value_model(self) -> ValueModel:
@@ -70,7 +88,7 @@ class Workspace:
 
     def key(self, purpose: str) -> Array:
         """The random key of a purpose: a function of the seed and the purpose's name."""
-        return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(purpose.encode()) & 0x7FFFFFFF)
+        return jax.random.fold_in(randomness.key(self.seed), zlib.crc32(purpose.encode()) & 0x7FFFFFFF)
 
     def on_mesh(self, params: Params) -> Params:
         """A policy's params on the run's mesh, wherever a plan has them trained."""

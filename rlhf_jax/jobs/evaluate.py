@@ -13,12 +13,15 @@ from rlhf_jax.jobs._figures import Figures, win_rates
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.jobs.relabel import sampler
 from rlhf_jax.observe.metrics import read
-from rlhf_jax.refusal import Refusal
+from rlhf_jax.observe.notes import say
+from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.report.trade_off import best_of_n_kl
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.program import Reward
 from rlhf_jax.types import Algorithm, Params
 
+ONLY_READS = True
+"""The job changes nothing of the run: it may run while another process trains."""
 BEST_OF_N = "best_of_n"
 
 
@@ -60,8 +63,8 @@ def best_of_n(workspace: Workspace, stages: Any, sft_params: Params, reward: Rew
     """Writes the best-of-n line of the SFT policy under the learned reward, unless it is there."""
     if reward.model is None or not stages.best_of_n or not workspace.has_gold:
         return
-    there = sum(line.get("of") == BEST_OF_N for line in read(workspace.metrics.path))
-    if hosts.agree(there) == len(stages.best_of_n):
+    there = sorted(line["n"] for line in read(workspace.metrics.path) if line.get("of") == BEST_OF_N)
+    if hosts.agree(there) == sorted(map(float, stages.best_of_n)):
         return
     began = time.perf_counter()
     workspace.metrics.resume(BEST_OF_N, 0)
@@ -82,12 +85,17 @@ def evaluator_of(workspace: Workspace, stages: Any) -> Evaluator:
 
 
 def every_version(workspace: Workspace, stages: Any) -> Iterator[tuple[int, Figures]]:
-    """(version, figures) of the SFT policy, version 0, and of every saved policy of a run's directory, oldest first.
+    """(version, figures) of the policy at version 0 and of every saved policy of a run's directory, oldest first.
 
+    Version 0 is the SFT policy, or what the run began from; it is left out, and told, where that run has it no more.
     Raises MissingInput where the run has saved none.
     """
     evaluator = evaluator_of(workspace, stages)
-    yield 0, evaluator.evaluate(evaluator.reference_params, stages.evaluate.num_prompts)[0]
+    try:
+        first = rlhf.first_policy(workspace, evaluator.reference_params)
+        yield 0, evaluator.evaluate(first, stages.evaluate.num_prompts)[0]
+    except MissingInput as error:
+        say(f"version 0 is not evaluated: {error}")
     for version in rlhf.versions(workspace):
         params, _ = rlhf.load(workspace, version)
         yield version, evaluator.evaluate(params, stages.evaluate.num_prompts)[0]

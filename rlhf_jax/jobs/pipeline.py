@@ -29,6 +29,7 @@ class Stages:
     plan: str = ""  # where the calls of the RLHF stage run: see `runtime/placement.py`; "": all on the run's mesh
     best_of_n: tuple[int, ...] = (1, 2, 4, 8, 16)
     best_of_n_prompts: int = 256
+    taken: frozenset[str] = frozenset()  # the stages whose results another run has: see `_begin.py`
 
     @property
     def learned(self) -> bool:
@@ -40,7 +41,7 @@ def before_rlhf(workspace: Workspace, stages: Stages) -> tuple[Params, Reward]:
     """The SFT policy's params and the reward, trained where they are not there yet."""
     sft_params = sft.run(workspace, stages.sft)
     if stages.learned:
-        if not workspace.hub.reward_model:
+        if reward_model.needs_comparisons(workspace):
             relabel.run(workspace, stages.comparisons, sft_params)
         reward_model.run(workspace, stages.reward_model, sft_params)
     return sft_params, rlhf.make_reward(workspace, stages)

@@ -18,6 +18,7 @@ from rlhf_jax.jobs import sft
 from rlhf_jax.jobs.api import PromptStream, Workspace
 from rlhf_jax.observe.lines import replace
 from rlhf_jax.observe.progress import progress
+from rlhf_jax.records import lock
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.runtime import hosts, sharding, views
 from rlhf_jax.tasks import _reading
@@ -162,6 +163,13 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> None:
     """Writes `comparisons/train.jsonl` and `heldout.jsonl`; does nothing where both are there."""
     if hosts.agree(all(path(workspace, split).exists() for split in SPLITS)):
         return
+    with lock.hold(workspace.directory):
+        workspace.record(STAGE)
+        _make(workspace, config, sft_params)
+
+
+def _make(workspace: Workspace, config: Config, sft_params: Params) -> None:
+    """The comparisons that the task gives, or sampled ones."""
     began = time.perf_counter()
     if any(_reading.comparisons(workspace.task, split) for split in SPLITS):
         write_given(workspace, config)

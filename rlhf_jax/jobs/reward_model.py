@@ -19,11 +19,12 @@ from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.observe.lines import replace
 from rlhf_jax.observe.progress import progress
 from rlhf_jax.ops.losses import pairwise_logistic
+from rlhf_jax.records import lock
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.rewards import _host, learned
 from rlhf_jax.runtime import hosts, sharding
 from rlhf_jax.runtime.checkpoint import restore_params
-from rlhf_jax.runtime.supervised import train
+from rlhf_jax.runtime.supervised import resumed, train
 from rlhf_jax.types import Algorithm, Array, Mean, Metrics, Params, TrainState
 from rlhf_jax.update import OptimizerConfig, init_state, make_optimizer, train_step
 from rlhf_jax.values import Count, Natural
@@ -143,16 +144,37 @@ def standard_path(workspace: Workspace) -> Path:
     return workspace.directory / f"{STAGE}.json"
 
 
+def owner(workspace: Workspace) -> Workspace:
+    """The workspace whose reward model a run has: its own, or that of the run that it begins from, where that one has any."""
+    if workspace.begin is None or hosts.agree(standard_path(workspace).exists()):
+        return workspace
+    source = owner(workspace.source)
+    return source if hosts.agree(standard_path(source).exists()) else workspace
+
+
+def needs_comparisons(workspace: Workspace) -> bool:
+    """Whether a reward model is trained here: none is published, and the run that this one begins from has none."""
+    return not workspace.hub.reward_model and owner(workspace) is workspace
+
+
 def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Params, Standard]:
     """Trains, or reads what an earlier run trained. Returns the reward model's params and its unit."""
-    began = time.perf_counter()
-    if hosts.agree(standard_path(workspace).exists()):
+    if hosts.agree(standard_path(owner(workspace)).exists()):
         return load(workspace)
+    with lock.hold(workspace.directory):
+        return _train(workspace, config, sft_params)
+
+
+def _train(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Params, Standard]:
+    """The stage's updates, unless a published model stands for them, and what it measures."""
+    began = time.perf_counter()
     if workspace.hub.reward_model:
         params = _hub.load_classifier(workspace.hub.reward_model, workspace.reward_network, workspace.mesh)
         return params, finish(workspace, config, params, sft_params, {}, began)
     checkpoints = workspace.checkpoints(STAGE)
+    workspace.record(STAGE)
     optimizer, shapes, shardings = state_layout(workspace, config)
+    begin = resumed(checkpoints, shapes, shardings, config.num_updates)
     pairs = encode(workspace, relabel.read(workspace, "train"))
     num_pairs, batch = pairs.tokens_RL.shape[0] // 2, config.pairs_per_update
     if num_pairs < batch:
@@ -177,7 +199,7 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Param
         order = np.random.default_rng([workspace.seed, epoch]).permutation(num_pairs)
         return place(take(pairs, order[place_in_epoch * batch :][:batch]), workspace)
 
-    with progress("Reward model", total=config.num_updates, start=checkpoints.latest() or 0) as bar:
+    with progress("Reward model", total=config.num_updates, start=begin[0] if begin else 0) as bar:
 
         def report(update: int, metrics: Metrics) -> None:
             values = {name: metric.value() for name, metric in metrics.items()}
@@ -185,14 +207,13 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Param
             bar.advance(1, loss=values["loss"], accuracy=values["accuracy"])
 
         state = train(
+            begin=begin,
             init=lambda: fresh(sft_params),
-            shapes=shapes,
             step=hosts.compiled(
                 sharding.keeping_rows(step, workspace.mesh), donate_argnums=0, out_shardings=(shardings, everywhere)
             ),
             rows=rows,
             num_updates=config.num_updates,
-            shardings=shardings,
             checkpoints=checkpoints,
             checkpoint_every=config.checkpoint_every or config.num_updates,
             on_resume=lambda update: workspace.metrics.resume(STAGE, update),
@@ -219,11 +240,17 @@ def finish(
 
 
 def load(workspace: Workspace) -> tuple[Params, Standard]:
-    """What a finished stage made. Raises MissingInput when it has not run."""
+    """What a finished stage made, here or in the run that this one begins from. Raises MissingInput when it has not run."""
+    workspace = owner(workspace)
     path = standard_path(workspace)
     if not path.exists():
         raise MissingInput(f"{path} is missing: run the stage {STAGE!r} first (--config.job={STAGE})")
-    standard = Standard(**json.loads(path.read_text()))
+    try:
+        standard = Standard(**json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise Refusal(
+            f"{path} is damaged ({error}); remove it to measure the reward model's unit again (--config.job={STAGE})"
+        ) from None
     if workspace.hub.reward_model:
         return _hub.load_classifier(workspace.hub.reward_model, workspace.reward_network, workspace.mesh), standard
     abstract = sharding.abstract_params(workspace.value_model, workspace.mesh)  # type: ignore[arg-type]
@@ -235,6 +262,6 @@ def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
     comparisons, which are made first where they are not there."""
     del algorithm
     sft_params = sft.load(workspace)
-    if not workspace.hub.reward_model:
+    if needs_comparisons(workspace):
         relabel.run(workspace, stages.comparisons, sft_params)
     run(workspace, stages.reward_model, sft_params)

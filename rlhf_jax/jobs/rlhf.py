@@ -12,17 +12,18 @@ from jax.sharding import Mesh
 from rlhf_jax.jobs import reward_model, sft
 from rlhf_jax.jobs._evaluator import Evaluator, learned_scores
 from rlhf_jax.jobs._recorder import Recorder
+from rlhf_jax.jobs._resuming import choose, cut_back
 from rlhf_jax.jobs._rlhf_config import Config, check, places, sampling
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.observe.progress import progress
 from rlhf_jax.observe.samples import SamplesWriter
+from rlhf_jax.records import lock
 from rlhf_jax.rewards import _host, learned
 from rlhf_jax.rewards._host import HostJudge
 from rlhf_jax.rewards._terms import is_plain, parse
 from rlhf_jax.rewards.api import LEARNED
 from rlhf_jax.runtime import activity, asynchronous, hosts, ledger, sharding, stopping, synchronous
 from rlhf_jax.runtime.checkpoint import abstract_like, complete_steps, restore_params
-from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.mesh import sampler_slices
 from rlhf_jax.runtime.program import Critic, Program, Reward, Setup
 from rlhf_jax.runtime.spool import Spool
@@ -157,6 +158,18 @@ def load(workspace: Workspace, version: int | None = None) -> tuple[Params, int]
     return restore_params(workspace.directory / "checkpoints" / STAGE, abstract, "policy", version)
 
 
+def first_policy(workspace: Workspace, reference_params: Params) -> Params:
+    """The policy at version 0: the SFT policy, or the version of another run that this one begins from.
+
+    Raises MissingInput where that run does not have the version any more.
+    """
+    begin = workspace.begin
+    if begin is None or begin.version is None:
+        return reference_params
+    source = workspace.source
+    return load(source, begin.version)[0] if begin.version else first_policy(source, reference_params)
+
+
 def run(
     workspace: Workspace,
     stages: Any,
@@ -164,35 +177,35 @@ def run(
     reward: Reward,
     reference_params: Params,
 ) -> Params:
-    """Trains, or goes on where a checkpoint is, or reads what an earlier run trained. Returns the policy's params."""
+    """Trains, or goes on where a checkpoint is, or reads what an earlier run trained. Returns the policy's params.
+
+    Raises Refusal where the directory has checkpoints that cannot be gone on from, or another process holds it.
+    """
+    check(stages.rlhf, algorithm, workspace.mesh, stages.plan)
+    with lock.hold(workspace.directory):
+        return _run(workspace, stages, algorithm, reward, reference_params)
+
+
+def _run(workspace: Workspace, stages: Any, algorithm: Algorithm, reward: Reward, reference_params: Params) -> Params:
     config: Config = stages.rlhf
-    check(config, algorithm, workspace.mesh, stages.plan)
     began = time.perf_counter()
     clock = config.schedule()
-    checkpoints = workspace.checkpoints(STAGE, config.keep_checkpoints)
     program = make_program(workspace, config, algorithm, reward, reference_params, stages.plan)
     abstract = abstract_like(program.state_shapes, program.state_shardings)
-    if checkpoints.latest() == clock.num_updates:
-        return workspace.on_mesh(checkpoints.restore(clock.num_updates, abstract)["policy"].params)
+    checkpoints = workspace.checkpoints(STAGE, config.keep_checkpoints)
+    spool = Spool(workspace.directory / "rounds")
+    resumed = choose(checkpoints, spool, clock, abstract, partial(sharding.row_shardings, mesh=program.home))
+    version = resumed.version
+    if version == clock.num_updates:
+        return workspace.on_mesh(resumed.policy)
     program.check_memory(asynchronous=config.loop == "asynchronous")
     program.compile()
-    spool = Spool(workspace.directory / "rounds")
-
-    def complete(step: int) -> bool:
-        return spool.has(clock.issued_before(step // clock.updates_per_round))
-
-    begin = hosts.agree(checkpoints.latest(complete))
-    checkpoints.delete_after(begin)
-    states = program.init(reference_params) if begin is None else checkpoints.restore(begin, abstract)
-    version = begin or 0
-    samples_writer = SamplesWriter(workspace.directory)
-    # The version of a checkpoint was evaluated before the checkpoint was written; version 0 has no checkpoint.
-    workspace.metrics.resume(STAGE, version, evaluations_from=version + 1 if version else 0)
-    samples_writer.resume(STAGE, version)
-    book = ledger.Ledger(workspace.directory)
-    book.resume(version)
-    first_round = version // clock.updates_per_round
-    pending = read_pending(spool, clock, first_round, partial(sharding.row_shardings, mesh=program.home))
+    first = None if version else first_policy(workspace, reference_params)
+    states = resumed.states if version else program.init(first)
+    samples_writer, book = SamplesWriter(workspace.directory), ledger.Ledger(workspace.directory)
+    cut_back(workspace, config, clock, checkpoints, version, samples_writer, book)
+    workspace.record(STAGE)
+    first_round, pending = version // clock.updates_per_round, resumed.pending
     scores = None
     if reward.model is not None:
         scores = learned_scores(reward.model, reward.params, reward.mean, reward.std)
@@ -209,7 +222,7 @@ def run(
             limits = config.deadline_seconds, config.device_call_seconds
             events = asynchronous.run(program, states, first_round, pending, watch, *limits)
         recorder = Recorder(
-            workspace, config, program, evaluator, checkpoints, spool, samples_writer, bar, began, book, timeline
+            workspace, config, program, evaluator, checkpoints, spool, samples_writer, bar, began, book, timeline, first
         )
         try:
             with contextlib.closing(events):  # an interrupt here ends the sampling thread too
@@ -219,34 +232,14 @@ def run(
     if recorder.stopped:
         raise KeyboardInterrupt
     workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began} | recorder.timings())
-    params = workspace.on_mesh(checkpoints.restore(clock.num_updates, abstract)["policy"].params)
+    params = checkpoints.restore_part(clock.num_updates, {"policy": {"params": abstract["policy"].params}})
     checkpoints.close()
-    return params
+    return workspace.on_mesh(params["policy"]["params"])
 
 
 def any_asked(home: Mesh, asked: Callable[[], bool]) -> bool:
     """Whether one of the processes was asked to stop, told to all over devices that no sampler uses; collective."""
     return any(hosts.everyone(asked(), home))
-
-
-def read_pending(
-    spool: Spool, clock: Clock, first_round: int, layout: Callable[[Samples], Samples]
-) -> dict[int, Samples]:
-    """Samples of rounds from `first_round` on that were there when it began, and are on disk.
-
-    In bounded mode those that follow one another and were sampled by then: a round of later params is sampled again.
-    """
-    if not clock.bounded:
-        return {r: spool.read(r, layout) for r in clock.issued_before(first_round)}
-    found: dict[int, Samples] = {}
-    for round_index in range(first_round, clock.num_rounds):
-        if not spool.has([round_index]):
-            break
-        samples = spool.read(round_index, layout)
-        if int(samples.version) > first_round * clock.updates_per_round:
-            break
-        found[round_index] = samples
-    return found
 
 
 def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:

@@ -16,10 +16,11 @@ from rlhf_jax.jobs.api import PromptStream, Workspace
 from rlhf_jax.observe.progress import progress
 from rlhf_jax.ops.losses import cross_entropy_sum
 from rlhf_jax.ops.masked import masked_count, masked_sum
+from rlhf_jax.records import lock
 from rlhf_jax.refusal import ComponentError
 from rlhf_jax.runtime import hosts, sharding
-from rlhf_jax.runtime.checkpoint import abstract_like, restore_params
-from rlhf_jax.runtime.supervised import train
+from rlhf_jax.runtime.checkpoint import Checkpoints, restore_params
+from rlhf_jax.runtime.supervised import resumed, train
 from rlhf_jax.types import Algorithm, Array, Batch, Mean, Metrics, Outputs, Params, TrainState
 from rlhf_jax.update import OptimizerConfig, init_state, make_optimizer, policy_objective, train_step
 from rlhf_jax.values import Count, Fraction, Natural
@@ -88,14 +89,24 @@ def first_state(workspace: Workspace, optimizer: Any, shardings: TrainState) -> 
 
 
 def run(workspace: Workspace, config: Config) -> Params:
-    """Trains, or reads what an earlier run trained or `hub.sft` holds. Returns the params of the SFT policy."""
-    if workspace.hub.sft:
+    """Trains, or reads what an earlier run trained, `hub.sft` holds or another run has. Returns the SFT policy's params."""
+    if workspace.begin is not None or workspace.hub.sft:
         return load(workspace)
-    began = time.perf_counter()
     checkpoints = workspace.checkpoints(STAGE)
     optimizer, shapes, shardings = state_layout(workspace, config)
-    if checkpoints.latest() == config.num_updates:
-        return checkpoints.restore(config.num_updates, abstract_like(shapes, shardings)).params
+    begin = resumed(checkpoints, shapes, shardings, config.num_updates)
+    if begin is not None and begin[0] == config.num_updates:
+        return begin[1].params
+    with lock.hold(workspace.directory):
+        workspace.record(STAGE)
+        return _train(workspace, config, checkpoints, begin, optimizer, shardings)
+
+
+def _train(
+    workspace: Workspace, config: Config, checkpoints: Checkpoints, begin: Any, optimizer: Any, shardings: TrainState
+) -> Params:
+    """The rest of the stage's updates. Returns the SFT policy's params."""
+    began = time.perf_counter()
     everywhere = sharding.replicated(workspace.mesh)
     step = partial(
         train_step,
@@ -105,7 +116,7 @@ def run(workspace: Workspace, config: Config) -> Params:
         num_micro_batches=config.num_micro_batches,
     )
     stream = workspace.stream("train", STAGE)
-    with progress("SFT", total=config.num_updates, start=checkpoints.latest() or 0) as bar:
+    with progress("SFT", total=config.num_updates, start=begin[0] if begin else 0) as bar:
 
         def report(update: int, metrics: Metrics) -> None:
             values = {name: metric.value() for name, metric in metrics.items()}
@@ -113,14 +124,13 @@ def run(workspace: Workspace, config: Config) -> Params:
             bar.advance(1, loss=values["loss"])
 
         state = train(
+            begin=begin,
             init=first_state(workspace, optimizer, shardings),
-            shapes=shapes,
             step=hosts.compiled(
                 sharding.keeping_rows(step, workspace.mesh), donate_argnums=0, out_shardings=(shardings, everywhere)
             ),
             rows=partial(rows, workspace, stream, config),
             num_updates=config.num_updates,
-            shardings=shardings,
             checkpoints=checkpoints,
             checkpoint_every=config.checkpoint_every or config.num_updates,
             on_resume=lambda update: workspace.metrics.resume(STAGE, update),
@@ -132,7 +142,12 @@ def run(workspace: Workspace, config: Config) -> Params:
 
 
 def load(workspace: Workspace) -> Params:
-    """The params of a finished SFT stage, or of `hub.sft`. Raises FileNotFoundError when it has not run."""
+    """The params of a finished SFT stage, of `hub.sft`, or of the run that this one begins from.
+
+    Raises MissingInput when it has not run.
+    """
+    if workspace.begin is not None:
+        return load(workspace.source)
     if workspace.hub.sft:
         return _hub.load_policy(workspace.hub.sft, workspace.model, workspace.mesh)
     abstract = sharding.abstract_params(workspace.model, workspace.mesh)

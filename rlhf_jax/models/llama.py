@@ -195,12 +195,21 @@ class Network(nn.Module):
         return self.lm_head(hidden)
 
 
-def check(config: Config, scalings: tuple[str, ...] = _rotary.SCALINGS) -> None:
-    """Raises Refusal, naming the value, where the numbers do not fit together."""
+def check(config: Config, scalings: tuple[str, ...] = _rotary.SCALINGS, rotary_dims: int | None = None) -> None:
+    """Raises Refusal, naming the value, where the numbers do not fit together.
+
+    Args:
+      config: of this family or of one that is built on it.
+      scalings: of the rotary frequencies, accepted.
+      rotary_dims: dimensions of a head that positions turn; None is all of them.
+    """
     _decoder.check_shape(config)
     _rotary.check(config, scalings)
-    dims = getattr(config, "rotary_dims", _decoder.head_width(config))  # phi3 turns a part of a head
-    _decoder.check_rotary(dims, "a head's width (head_width, or width / num_heads)")
+    width = _decoder.head_width(config)
+    if rotary_dims is None:
+        _decoder.check_rotary(width, "a head's width (head_width, or width / num_heads)")
+    else:
+        _decoder.check_rotary(rotary_dims, f"the part of a head's width {width} that rotary_fraction gives")
     if (narrowest := min(map(config.window, range(config.num_layers)), default=0)) < 0:
         raise Refusal(f"sliding_window is {narrowest}; accepted: columns, and 0 for none")
 

@@ -57,7 +57,7 @@ class Phi3(llama.Llama):
 
 def make(config: Config) -> Model:
     """The model of a shape; frozen and hashable. Raises Refusal where the numbers do not fit together."""
-    llama.check(config, (*_rotary.SCALINGS, "longrope"))
+    llama.check(config, (*_rotary.SCALINGS, "longrope"), config.rotary_dims)
     if config.rotary_fraction > 1:
         raise Refusal(f"rotary_fraction is {config.rotary_fraction}; accepted: above 0, at most 1")
     num_factors = len(config.rope_short_factors.split())

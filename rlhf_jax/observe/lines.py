@@ -109,19 +109,37 @@ def drop_torn_line(path: Path) -> None:
         os.truncate(path, end)
 
 
-def cut_back(path: Path, stage: str, update: int, evaluations_from: int | None = None) -> None:
+def cut_back(
+    path: Path, stage: str, update: int, evaluations_from: int | None = None, aside: Path | None = None
+) -> set[int]:
     """Makes the file as it was when `stage` had made version `update`: what its checkpoint is resumed with.
 
     Removes the stage's own lines with "update" >= `update`, evaluations of the stage ("of") with "update" >=
     `evaluations_from` (default `update`; `update + 1` where a version is evaluated before its checkpoint is written),
     the stage's lines without "update" (timings, which are written when it ends), and a torn last line. Other lines keep
     their bytes; the file is replaced by an atomic rename. A missing file stays missing. Raises as `read` does.
+
+    Args:
+      aside: a file to which the lines that are removed are appended, where they may not come again.
+
+    Returns the updates of the stage whose lines are left.
     """
     if not path.exists() or not writing.writes():
-        return
+        return set()
     limit = update if evaluations_from is None else evaluations_from
-    kept = [text + b"\n" for text, line in _read_with_bytes(path) if not _is_cut(line, stage, update, limit)]
+    kept, cut, updates = [], [], set()
+    for text, line in _read_with_bytes(path):
+        if _is_cut(line, stage, update, limit):
+            cut.append(text + b"\n")
+            continue
+        kept.append(text + b"\n")
+        if line["stage"] == stage and "update" in line:
+            updates.add(line["update"])
+    if aside is not None and cut:
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        replace(aside, (aside.read_bytes() if aside.exists() else b"") + b"".join(cut))
     replace(path, b"".join(kept))
+    return updates
 
 
 def _is_cut(line: Line, stage: str, update: int, evaluations_from: int) -> bool:

@@ -72,20 +72,23 @@ class MetricsWriter:
         timings = {name: lines.number(value) for name, value in values.items()}
         lines.append(self.path, {"stage": stage, "kind": "timing"} | timings)
 
-    def resume(self, stage: str, update: int, evaluations_from: int | None = None) -> None:
-        """Cuts `metrics.jsonl` back (see `lines.cut_back`) and shows TensorBoard exactly what is left of the stage."""
-        lines.cut_back(self.path, stage, update, evaluations_from)
+    def resume(
+        self, stage: str, update: int, evaluations_from: int | None = None, aside: Path | None = None
+    ) -> set[int]:
+        """Cuts `metrics.jsonl` back and shows TensorBoard exactly what is left of the stage. Returns as `lines.cut_back`."""
+        left = lines.cut_back(self.path, stage, update, evaluations_from, aside)
         if self._events is None:
-            return
+            return left
         _events_module()  # here, and not in the middle of the stage's first round
         if not self.path.exists():
-            return
+            return left
         for run in (stage, f"evaluate_{stage}"):
             if (self.path.parent / "tensorboard" / run).exists():
                 self._open_events(run, purge=True)
         for line in read(self.path):
             if "update" in line and stage in (line["stage"], line.get("of")):
                 self._add_events(line)
+        return left
 
     def close(self) -> None:
         """Writes out what TensorBoard's writers hold. Lines of `metrics.jsonl` are never held."""

@@ -61,9 +61,9 @@ class SamplesWriter:
         for sample in samples:
             lines.append(self.path, {"stage": stage, "update": int(update), "kind": kind} | _fields(sample))
 
-    def resume(self, stage: str, update: int) -> None:
+    def resume(self, stage: str, update: int, aside: Path | None = None) -> None:
         """Cuts the file back to what the version `update` had been preceded by (see `lines.cut_back`)."""
-        lines.cut_back(self.path, stage, update)
+        lines.cut_back(self.path, stage, update, aside=aside)
 
 
 def _fields(sample: Sample) -> Line:

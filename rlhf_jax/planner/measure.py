@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax import randomness
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import sharding
 from rlhf_jax.runtime.placement import OTHERS
@@ -77,7 +78,7 @@ def of_depth(setup: Setup, num_layers: int, placement: Placement, **sampling: An
 
 def zeros(init: Callable[..., Any]) -> Params:
     """Params of zeros, on the host."""
-    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(init, jax.random.key(0)))
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(init, randomness.key(0)))
 
 
 def filled(shapes: Any) -> Any:

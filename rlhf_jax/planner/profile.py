@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from rlhf_jax import randomness
 from rlhf_jax.observe.lines import replace
 from rlhf_jax.planner import measure
 from rlhf_jax.planner.api import Loop
@@ -190,7 +191,7 @@ def moves(calls: Sequence[Call], plan: Plan) -> Iterable[tuple[str, Placement, P
 
 def params_between(network: Any, source: Any, target: Any) -> tuple[Any, Any, Any]:
     """Shapes of params, and their shardings on two meshes."""
-    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    shapes = jax.eval_shape(network.init, randomness.key(0))
     return shapes, *(sharding.params_shardings(network, shapes, mesh) for mesh in (source, target))
 
 

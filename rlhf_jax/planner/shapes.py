@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from rlhf_jax import randomness
 from rlhf_jax.models import _decoder, llama
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime.sharding import RULES
@@ -149,7 +150,7 @@ def of_model(model: Any, copy_bytes: int | None = None) -> Shape:
     """
     backbone = getattr(model, "backbone", model)
     config = backbone.config
-    params = jax.eval_shape(model.init, jax.random.key(0))
+    params = jax.eval_shape(model.init, randomness.key(0))
     arrays: dict[Any, Any] = flatten_dict(params)
     axes: dict[Any, Any] = flatten_dict(model.logical_axes(params))
     counts = Counter((_place(path), tuple(array.shape), axes[path]) for path, array in arrays.items())

@@ -31,7 +31,8 @@ def body(run: Run, drawn: Mapping[str, Sequence[Picture]]) -> list[str]:
         "Time": figures.get("time_per_stage", ""),
     }
     summary, during = texts.during(run)
-    folded = {texts.DURING: during, "All figures of each stage": others, "Resolved config": config}
+    folded = {texts.DURING: during, "All figures of each stage": others}
+    folded |= {"Starts": identity.starts(run), "Resolved config": config}
     there = [title for title, content in (sections | folded).items() if content]
     return [
         f"<h1>{page.text(identity.name(run))}</h1>",

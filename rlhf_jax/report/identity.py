@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from rlhf_jax import plugins
+from rlhf_jax import plugins, randomness
 from rlhf_jax.observe import metrics, samples
 from rlhf_jax.observe.lines import Line
 from rlhf_jax.refusal import Refusal
@@ -43,6 +43,7 @@ def facts(run: Run, units: Units) -> list[tuple[str, str]]:
     config, start = run.config, run.starts[-1] if run.starts else {}
     known = {
         "Run": f"<code>{page.text(run.title)}</code>" + (f", seed {_text(config, 'seed')}" if config else ""),
+        "Begins from": f"<code>{_text(config, 'begin')}</code>" if value(config, "begin") else "",
         "Reward": _reward(config, units),
         "Model": _model(config),
         "Comparisons": _comparisons(run.directory),
@@ -55,6 +56,24 @@ def facts(run: Run, units: Units) -> list[tuple[str, str]]:
         "Files": files(run.directory),
     }
     return [(title, markup) for title, markup in known.items() if markup]
+
+
+def starts(run: Run) -> str:
+    """A row for each start of the run: where, on what, from which version, and what was another than before."""
+    head = ("date", "host", "devices", "from", "changed", "what may change numbers from there on")
+    rows = [
+        [
+            page.text(_date(start["date"])),
+            page.text(start["host"]),
+            _device(start),
+            page.text(", ".join(f"{stage} {version}" for stage, version in start["at"].items()) or "the beginning"),
+            page.text("; ".join(f"{key}: {was!r} → {now!r}" for key, (was, now) in start["changed"].items())),
+            page.text("; ".join(start["differences"])),
+        ]
+        for start in run.starts
+        if {"date", "host", "at", "changed", "differences"} <= start.keys()
+    ]
+    return page.table(head, rows, ("", "", "text", "", "text", "text")) if rows else ""
 
 
 def written_by() -> str:
@@ -71,7 +90,7 @@ def num_params(config: Mapping[str, Any] | None) -> int | None:
     try:
         family = plugins.find("models", node["family"])
         shape = family.Config(**{field.name: node[field.name] for field in fields(family.Config)})
-        params = jax.eval_shape(family.make(shape).init, jax.random.key(0))
+        params = jax.eval_shape(family.make(shape).init, randomness.key(0))
     except (Refusal, KeyError, AttributeError, TypeError):  # a config of another version of the code
         return None
     return sum(leaf.size for leaf in jax.tree.leaves(params))

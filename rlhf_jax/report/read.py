@@ -60,7 +60,14 @@ def read_run(directory: Path) -> Run:
     texts = read(files[samples.FILE]) if there[samples.FILE] else []
     absent = [f"{name} is not there" for name, is_there in there.items() if not is_there]
     spans, starts = (tuple(_read_if_there(directory / name)) for name in (timeline.FILE, STARTS))
-    return Run(directory, config, lines, texts, (*absent, *_missing(lines, texts)), spans, starts)
+    missing = (*absent, *_missing(lines, texts, _begins_elsewhere(config)))
+    return Run(directory, config, lines, texts, missing, spans, starts)
+
+
+def _begins_elsewhere(config: dict[str, Any] | None) -> bool:
+    """Whether the SFT policy is another run's, or a published one."""
+    config = config or {}
+    return bool(config.get("begin") or config.get("hub", {}).get("sft"))
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -83,9 +90,9 @@ def notices(lines: Sequence[Line]) -> list[str]:
     return list(dict.fromkeys(line["text"] for line in lines if line.get("kind") == NOTICE and line.get("text")))
 
 
-def _missing(lines: Sequence[Line], texts: Sequence[Line]) -> list[str]:
+def _missing(lines: Sequence[Line], texts: Sequence[Line], begins_elsewhere: bool) -> list[str]:
     missing = []
-    for stage in (BASE, TRAINED):
+    for stage in (TRAINED,) if begins_elsewhere else (BASE, TRAINED):
         if not ended(lines, stage):
             done = len(updates(lines, stage))
             missing.append(f"stage {stage} has not {f'ended ({done} updates done)' if done else 'begun'}")

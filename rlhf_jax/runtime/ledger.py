@@ -48,9 +48,9 @@ class Ledger:
         """The rows of the round whose first update is `update`. Raises OSError that names the file."""
         lines.append_all(self.path, [{"stage": STAGE, "update": update, **row} for row in rows])
 
-    def resume(self, update: int) -> None:
-        """Cuts the file back to what version `update` had been trained on."""
-        lines.cut_back(self.path, STAGE, update)
+    def resume(self, update: int, aside: Path | None = None) -> set[int]:
+        """Cuts the file back to what version `update` had been trained on. Returns as `lines.cut_back`."""
+        return lines.cut_back(self.path, STAGE, update, aside=aside)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

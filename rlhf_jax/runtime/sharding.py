@@ -8,6 +8,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from rlhf_jax import randomness
 from rlhf_jax.models import blocks
 from rlhf_jax.models.api import Model
 from rlhf_jax.types import Params, TrainState
@@ -66,7 +67,7 @@ def params_shardings(model: Model, params: Params, mesh: Mesh) -> Any:
 
 def abstract_params(model: Model, mesh: Mesh) -> Any:
     """Shapes of a model's params with their shardings: what restoring needs."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = jax.eval_shape(model.init, randomness.key(0))
     where = params_shardings(model, shapes, mesh)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
 

@@ -1,13 +1,17 @@
 """Keeps sampled rounds on disk, one file each by atomic rename, for as long as a checkpoint may need them."""
 
 import os
-from collections.abc import Callable
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
 from rlhf_jax.runtime import hosts
+from rlhf_jax.runtime.checkpoint import Damaged
+from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.types import Samples
 
 ARRAYS = tuple(f.name for f in fields(Samples) if f.name != "samples_per_prompt")
@@ -40,13 +44,20 @@ class Spool:
         return all(self.path(r).exists() for r in rounds)
 
     def read(self, round_index: int, layout: Callable[[Samples], Samples]) -> Samples:
-        """A round, laid out as it was sampled: `layout` gives the shardings of Samples."""
-        with np.load(self.path(round_index)) as file:
-            arrays = {name: file[name] for name in ARRAYS}
-            samples = Samples(samples_per_prompt=int(file["samples_per_prompt"]), **arrays)
+        """A round, laid out as it was sampled: `layout` gives the shardings of Samples. Raises Damaged, naming the file, where
+        it is missing, cut or changed: its members have checksums."""
+        path = self.path(round_index)
+        try:
+            with open(path, "rb") as stream, np.load(stream) as file:
+                arrays = {name: file[name] for name in ARRAYS}
+                samples = Samples(samples_per_prompt=int(file["samples_per_prompt"]), **arrays)
+        except FileNotFoundError:
+            raise Damaged(f"{path} is missing") from None
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise Damaged(f"{path} cannot be read: {error}") from error
         return hosts.feed(samples, layout(samples))
 
-    def keep(self, rounds: list[int]) -> None:
+    def keep(self, rounds: Iterable[int]) -> None:
         """Removes every other round's file; of several processes the first does."""
         if not hosts.is_first():
             return
@@ -54,3 +65,15 @@ class Spool:
         for path in self.directory.iterdir():
             if path.name not in kept:
                 path.unlink()
+
+    def keep_for(self, clock: Clock, steps: Iterable[int], next_round: int) -> None:
+        """Keeps what every checkpoint needs, so that each of them can be gone on from, and rounds from `next_round` on.
+
+        A bounded clock needs nothing: what is there after the oldest checkpoint's round is not sampled again.
+        """
+        begins = [step // clock.updates_per_round for step in steps]
+        if clock.bounded:
+            self.keep(range(min([next_round, *begins]), clock.num_rounds))
+            return
+        needed = {r for begin in begins for r in clock.issued_before(begin)}
+        self.keep(needed | set(range(next_round, clock.num_rounds)))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.checkpoint import Checkpoints, abstract_like
 from rlhf_jax.runtime.stopping import asked_to_stop
@@ -13,23 +14,38 @@ Report = Callable[[int, Metrics], None]
 """(update, metrics on the host) -> None; called in order, one update late."""
 
 
+def resumed(
+    checkpoints: Checkpoints, shapes: TrainState, shardings: TrainState, num_updates: int
+) -> tuple[int, TrainState] | None:
+    """The newest checkpoint of a stage that can be read, and its state; None where there is none; collective.
+
+    Raises Refusal where there are checkpoints and none can be read, or one of more updates than the stage has.
+    """
+    newest, stage = checkpoints.latest(), checkpoints.directory.name
+    if newest is not None and newest > num_updates:
+        raise Refusal(
+            f"{checkpoints.directory} has {newest} updates, but {stage}.num_updates is {num_updates}: it was made with another "
+            f"config; accepted: {stage}.num_updates={newest}, or a directory without it"
+        )
+    return checkpoints.newest(lambda step: checkpoints.restore(step, abstract_like(shapes, shardings)))
+
+
 def train(
+    begin: tuple[int, TrainState] | None,
     init: Callable[[], TrainState],
-    shapes: TrainState,
     step: Callable[[TrainState, Any], tuple[TrainState, Any]],
     rows: Callable[[int], Any],
     num_updates: int,
-    shardings: TrainState,
     checkpoints: Checkpoints,
     checkpoint_every: int,
-    on_resume: Callable[[int], None],
+    on_resume: Callable[[int], object],
     report: Report,
 ) -> TrainState:
-    """Runs updates up to `num_updates`, from the newest checkpoint if there is one.
+    """Runs updates up to `num_updates`.
 
     Args:
-      init: makes the state at version 0; not called when there is a checkpoint.
-      shapes: of the state.
+      begin: what `resumed` has found: the updates that are done, and the state.
+      init: makes the state at version 0; not called where there is one to begin with.
       step: one compiled update, donating the state.
       rows: the rows of an update, a function of its number alone, so that a resumed run sees the same.
       on_resume: is told the update that comes next, before anything is reported.
@@ -39,14 +55,13 @@ def train(
 
     Raises KeyboardInterrupt after saving, where SIGINT or SIGTERM asked for it.
     """
-    begin = checkpoints.latest()
-    state = init() if begin is None else checkpoints.restore(begin, abstract_like(shapes, shardings))
-    begin = begin or 0
-    on_resume(begin)
+    first, state = begin or (0, init())
+    checkpoints.set_aside_after(first)
+    on_resume(first)
     try:
         with asked_to_stop() as asked:
             late: tuple[int, Any] | None = None
-            for update in range(begin, num_updates):
+            for update in range(first, num_updates):
                 state, metrics = step(state, rows(update))
                 if late is not None:
                     report(late[0], hosts.fetch(late[1]))

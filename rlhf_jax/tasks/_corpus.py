@@ -88,6 +88,7 @@ class Corpus:
             for what, store in (("prompts", prompts), ("comparisons", comparisons))
             if store is not None
         )
+        self._digest = " ".join(store.digest for store in (prompts, comparisons) if store is not None)
         self._prompts: Mapping[Split, Records] = prompts.splits
         self._comparisons: Mapping[Split, Records] = comparisons.splits if comparisons else {}
 
@@ -103,6 +104,10 @@ class Corpus:
     def comparisons(self, split: Split) -> Sequence[tuple[str, str, str]]:
         """(prompt, chosen, rejected) of a split, in the files' order; empty where the task has none."""
         return Comparisons(self._comparisons[split]) if self._comparisons else ()
+
+    def digest(self) -> str:
+        """Digests of the files that the stores were made from."""
+        return self._digest
 
     def judge(self, prompt: str, completion: str, finished: bool) -> float:
         """Raises Refusal: nothing but a learned reward can judge these completions."""

@@ -98,6 +98,7 @@ class Store:
         Split, Mapping[str, Any]
     ]  # per split: rows read, records kept, and rows left out, with the first reason
     published: Mapping[Split, tuple[int, ...]]
+    digest: str = ""  # of the files' content and the recipe
 
     @property
     def description(self) -> str:
@@ -119,7 +120,8 @@ def open_store(source: Source, root: Path) -> Store:
     Raises Refusal where the files are malformed or change while they are read, or `root` cannot be written.
     """
     builder = import_module("rlhf_jax.tasks._builder")  # tensorflow-datasets takes most of a second to import
-    directory = root / _digest(source)
+    name, content = _digests(source)
+    directory = root / name
     if not directory.is_dir():
         _build(source, directory, builder)
     counts = json.loads((directory / COUNTS).read_text())
@@ -127,7 +129,7 @@ def open_store(source: Source, root: Path) -> Store:
         split: Stored(builder.data_source(directory, source.name, split), MESSAGES in source.fields)
         for split in source.files
     }
-    return Store(splits, counts, source.published)
+    return Store(splits, counts, source.published, content)
 
 
 def _build(source: Source, directory: Path, builder: Any) -> None:
@@ -144,7 +146,7 @@ def _build(source: Source, directory: Path, builder: Any) -> None:
         builder.build(builder.RecordsBuilder(source.name, splits, source.fields, part))
         shutil.rmtree(part / "downloads", ignore_errors=True)  # empty
         (part / COUNTS).write_text(json.dumps(counts) + "\n")
-        if _digest(source) != directory.name:
+        if _digests(source)[0] != directory.name:
             files = ", ".join(str(file) for files in source.files.values() for file in files)
             raise Refusal(f"one of {files} changed while it was read; run again")
         part.chmod(0o755)
@@ -191,15 +193,19 @@ def _kept(
     counts[split] = {"rows": rows, "kept": kept} | ({"left_out": left_out, "because": because} if left_out else {})
 
 
-def _digest(source: Source) -> str:
-    """16 hex digits of the files' names, sizes and content, of the recipe, and of the code that makes the records."""
-    digest = hashlib.sha256(json.dumps([source.name, source.fields, source.recipe]).encode())
+def _digests(source: Source) -> tuple[str, str]:
+    """16 hex digits of the files' names, sizes and content, of the recipe, and of the code that makes the records: the store's
+    name. And 16 of the files' content and the recipe alone, which newer code leaves as they are."""
+    recipe = json.dumps([source.name, source.fields, source.recipe]).encode()
+    named, alone = hashlib.sha256(recipe), hashlib.sha256(recipe)
     for file in (*CODE, Path(__file__).with_name(f"{source.task}.py")):
-        digest.update(file.read_bytes())
+        named.update(file.read_bytes())
     for split, files in source.files.items():
         for file in files:
-            digest.update(json.dumps([split, file.name, file.stat().st_size]).encode())
+            named.update(json.dumps([split, file.name, file.stat().st_size]).encode())
+            alone.update(json.dumps([split, file.stat().st_size]).encode())
             with file.open("rb") as content:
                 while chunk := content.read(CHUNK_BYTES):
-                    digest.update(chunk)
-    return digest.hexdigest()[:16]
+                    named.update(chunk)
+                    alone.update(chunk)
+    return named.hexdigest()[:16], alone.hexdigest()[:16]

@@ -52,6 +52,10 @@ class Addition:
     def references(self, split: Split, index: int) -> tuple[str, ...]:
         return (self._number(sum(self._pairs[split][index])),)
 
+    def digest(self) -> str:
+        """A word: the texts are made by the config and the code, and read from nowhere."""
+        return "generated"
+
     def judge(self, prompt: str, completion: str, finished: bool) -> float:
         """1.0 when the completion ended and is the sum, digit by digit; else 0.0. Refusal for another's prompt."""
         a, plus, b = prompt.removesuffix("=").partition("+")

@@ -19,7 +19,7 @@ class Task(Protocol):
     `make(config: Config) -> Task`.
 
     A task of conversations gives prompts, in comparisons too, that are `chat.Rendered`: no BOS is put before them. It has the
-    `template` that they are in, or None where it was given rendered ones. A task may have three methods more.
+    `template` that they are in, or None where it was given rendered ones. A task may have four methods more.
 
     `record(split, index) -> Mapping[str, Any]`: the fields of the prompt's row that a reward may ask for; without it they are
     {"references": references(split, index)}.
@@ -30,6 +30,9 @@ class Task(Protocol):
     of at most so many tokens, longer ones shortened or left out (and comparisons with them), as its corpus has it;
     `count_tokens` is called on many texts at once. Raises Refusal where a prompt can neither be shortened nor left out,
     or a split is left without prompts.
+
+    `digest() -> str`: a digest of what the texts depend on besides the config and the code, such as the content of files. A run
+    records it and goes on only with equal data. Without it every prompt and reference is read for the digest.
     """
 
     @property

@@ -5,6 +5,7 @@ the references may be left out, and are the answer. Other columns of a row are k
 Comparisons: `{"prompt": "...", "chosen": "...", "rejected": "..."}`; other columns are not read.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,11 @@ class Jsonl:
     def comparisons(self, split: Split) -> list[tuple[str, str, str]]:
         """(prompt, chosen, rejected) of a split, in the file's order; empty where no file was given."""
         return [(self._told(prompt), chosen, rejected) for prompt, chosen, rejected in self._comparisons[split]]
+
+    def digest(self) -> str:
+        """SHA-256 of the files' bytes."""
+        files = filter(None, (self.config.prompts, self.config.comparisons))
+        return " ".join(hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for file in files)
 
     def judge(self, prompt: str, completion: str, finished: bool) -> float:
         """1.0 when the completion ended and is the answer, white space around it aside; else 0.0.

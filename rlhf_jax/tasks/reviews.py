@@ -69,6 +69,10 @@ class Reviews:
             for place in range(self.config.references_per_prompt)
         )
 
+    def digest(self) -> str:
+        """A word: the texts are made by the config and the code, and read from nowhere."""
+        return "generated"
+
     def judge(self, prompt: str, completion: str, finished: bool) -> float:
         """The gold score: the sum of `_review_gold.terms`."""
         return float(sum(gold.terms(prompt, completion, finished, self.config.calm).values()))

@@ -14,7 +14,7 @@ SAID = {"dtype": "bfloat16", "remat": True, "attention": "dot_product"}
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory) -> _hub.Config:
     folder = tmp_path_factory.mktemp("published") / "policy"
-    model = gpt_neox.make(gpt_neox.Config(13, 8, 1, 2, 16))
+    model = gpt_neox.make(gpt_neox.Config(13, 8, 1, 2, 16, rotary_fraction=0.5))
     export.save(folder, model, random_params(model, 0), token_ids={})
     return _hub.Config(base=str(folder))
 
@@ -23,7 +23,7 @@ def hub(tmp_path_factory) -> _hub.Config:
 def test_dtype_remat_and_attention_are_the_run_s(hub, family):
     """With the folder's shape taken, and with one that is named and compared with it."""
     named = {"family": family, "vocab_size": 13, "width": 8, "num_layers": 1, "num_heads": 2, "ffn_width": 16}
-    values = build.model("gpt_neox", "tiny").to_dict() | named | SAID
+    values = build.model("gpt_neox", "tiny").to_dict() | named | SAID | {"rotary_fraction": 0.5}
     found = _hub.model_values(values, hub)
     assert {key: found[key] for key in SAID} == SAID
     assert (found["family"], found["width"]) == ("gpt_neox", 8)

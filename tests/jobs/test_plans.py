@@ -14,7 +14,9 @@ from configs import quickstart
 from rlhf_jax import build
 from rlhf_jax.jobs import _planning, pipeline, rlhf
 from rlhf_jax.planner import footprint, hardware
+from rlhf_jax.records import starts
 from rlhf_jax.runtime import stopping
+from rlhf_jax.runtime.checkpoint import complete_steps
 from rlhf_jax.runtime.placement import parse
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -78,14 +80,14 @@ def test_a_checkpoint_of_one_plan_goes_on_under_another(base, tmp_path, monkeypa
         patched.setattr(stopping, "asked_to_stop", after_two_rounds)
         with pytest.raises(KeyboardInterrupt):
             train(tiny_config(tmp_path / "run", APART))
-    steps = sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints" / "rlhf").iterdir())
+    steps = complete_steps(tmp_path / "run" / "checkpoints" / "rlhf")
     assert steps[-1] == 2
     check_equal(train(tiny_config(tmp_path / "run", OTHER)), expected)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["plan"] == OTHER
 
 
 def test_a_run_searches_once(base, tmp_path, monkeypatch):
-    """What was found stands in config.json as text, and going on takes it from there."""
+    """What was found stands in config.json as text, and going on takes it from there, unless it is of other devices."""
     del base
     monkeypatch.setattr(_planning, "PROFILE", tmp_path / "profile.json")
     _, stages, _ = build.prepare(tiny_config(tmp_path / "run", "search"))
@@ -100,8 +102,14 @@ def test_a_run_searches_once(base, tmp_path, monkeypatch):
         "train_policy",
         "train_critic",
     }
+    with monkeypatch.context() as patched:
+        patched.setattr(_planning, "for_run", lambda *_: pytest.fail("it searched again"))
+        assert build.prepare(tiny_config(tmp_path / "run", "search"))[1].plan == stored
+    path = tmp_path / "run" / starts.FILE
+    path.write_text(path.read_text().replace('"num_devices": 8', '"num_devices": 16'))
     monkeypatch.setattr(_planning, "for_run", lambda *_: pytest.fail("it searched again"))
-    assert build.prepare(tiny_config(tmp_path / "run", "search"))[1].plan == stored
+    with pytest.raises(pytest.fail.Exception, match="searched again"):
+        build.prepare(tiny_config(tmp_path / "run", "search"))
 
 
 REFUSED = [

@@ -229,6 +229,7 @@ def tiny_config(directory, data, tokenizer, **task):
     config.model.update({"width": 16, "num_layers": 1, "num_heads": 2, "ffn_width": 32})
     config.lengths.max_prompt_tokens, config.lengths.max_completion_tokens = 160, 8
     config.evaluate.references_per_prompt = 1
+    config.job, config.sft.min_whole_references = "sft", 0.0
     return config
 
 
@@ -243,7 +244,7 @@ def test_a_run_of_conversations_from_its_tokenizer_to_its_comparisons(tmp_path, 
         generation_config={"eos_token_id": [256, 258]},
     )
     data = published.write_no_robots(tmp_path / "data")
-    prepared = build.prepare(tiny_config(tmp_path / "run", data, folder, eos_token="<|end|>"))
+    prepared = build.prepare(tiny_config(tmp_path / "run", data, folder, eos_token="<|end|>"), print)
     assert "no_robots, prompts: train: 13 of 13 rows (9500 are published)" in capsys.readouterr().out
     workspace, stages, algorithm = prepared
     stream = workspace.stream("train", "sft")

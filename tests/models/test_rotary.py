@@ -138,7 +138,7 @@ def test_make_refuses_frequencies_that_are_not_computed(changes, message):
     ("changes", "message"),
     [
         ({"rope_short_factors": "1.0 2.0"}, "rope_short_factors has 2 numbers; accepted with longrope: 3"),
-        ({"rotary_fraction": 0.4}, "rotary_fraction is 0.4: 3 dimensions of a head of 8; accepted: an even number"),
+        ({"rotary_fraction": 0.4}, "a head's width 8 that rotary_fraction gives is 3"),
         ({"rotary_fraction": 1.5}, "rotary_fraction is 1.5"),
     ],
 )

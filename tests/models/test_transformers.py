@@ -56,7 +56,10 @@ def of_layers(theta: float, local_theta: float, **scaling) -> dict:
 
 CASES = {
     "gpt_neox": ("gpt_neox", SHAPE | {"rotary_pct": 0.7, "rotary_emb_base": 50.0}),
-    "gpt_neox, sequential residual": ("gpt_neox", SHAPE | {"use_parallel_residual": False, "layer_norm_eps": 1e-2}),
+    "gpt_neox, sequential residual": (
+        "gpt_neox",
+        SHAPE | {"rotary_pct": 0.4, "use_parallel_residual": False, "layer_norm_eps": 1e-2},
+    ),
     "gpt_neox, tied": ("gpt_neox", SHAPE | {"rotary_pct": 1.0, "tie_word_embeddings": True}),
     "llama": ("llama", GROUPED | {"rms_norm_eps": 1e-2}),
     "llama, linear": ("llama", GROUPED | {"rope_scaling": {"rope_type": "linear", "factor": 3.0}}),

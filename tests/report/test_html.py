@@ -219,6 +219,23 @@ def test_what_was_recorded_of_starts_is_shown(run_directory: Path) -> None:
     assert "8 × TPU v5e on 2 hosts; A processor, 112 cores" in page.text
 
 
+def test_starts_say_from_which_version_and_what_was_changed(run_directory: Path) -> None:
+    start = {
+        "stage": "start", "date": "2026-11-29T08:00:00+00:00", "host": "node-7", "command": "", "commit": "",
+        "environment": {"device": "cpu", "num_devices": 2}, "at": {"sft": 60, "rlhf": 16},
+        "changed": {"rlhf.loop": ["synchronous", "asynchronous"], "mesh.data": [4, 2]},
+        "differences": ["the number of devices was 4 and is 2"],
+    }  # fmt: skip
+    (run_directory / "starts.jsonl").write_text(json.dumps(start) + "\n")
+    config = json.loads((run_directory / "config.json").read_text())
+    (run_directory / "config.json").write_text(json.dumps(config | {"begin": "runs/first@16"}))
+    page = Reader(words(run_directory))
+    for said in ("node-7", "sft 60, rlhf 16", "rlhf.loop: 'synchronous' → 'asynchronous'; mesh.data: 4 → 2"):
+        assert said in page.text
+    assert "the number of devices was 4 and is 2" in page.text
+    assert "runs/first@16" in page.text
+
+
 def test_completions_during_training_name_their_updates(run_directory: Path) -> None:
     lines = [
         {"stage": "rlhf", "update": update, "kind": "during", "ordinal": row, "prompt": "p", "completion": f"u{update}",

@@ -1,0 +1,53 @@
+"""Keys that were renamed, removed or added since runs were made, so that an older run is read as what it was.
+
+Whoever renames or removes a key, or adds one whose default changes numbers, adds a line here. A key that an older run has and
+that is in no table is refused by name: nothing of an older run is ever read at a default.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rlhf_jax.refusal import Refusal
+
+RENAMED: dict[str, str] = {}
+"""old key -> new key, of the same values."""
+
+REMOVED: dict[str, Any] = {}
+"""old key -> the one value of it that the code still computes."""
+
+ADDED: dict[str, Any] = {}
+"""new key -> the value that does what the code did before the key was there, where that is not the default."""
+
+
+def translated(stored: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The flattened values of a stored config under today's keys.
+
+    Args:
+      stored: values by keys joined by dots, as a run wrote them.
+      where: the file, for messages.
+
+    Raises Refusal for a removed key whose value is no longer computed.
+    """
+    found: dict[str, Any] = {}
+    for key, value in stored.items():
+        if key in REMOVED:
+            if value != REMOVED[key]:
+                raise Refusal(
+                    f"{where} has {key}={value!r}; the key was removed, and the code computes {REMOVED[key]!r} alone"
+                )
+            continue
+        found[RENAMED.get(key, key)] = value
+    return found
+
+
+def check_known(stored: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
+    """Raises Refusal that names the keys of a translated config which this version of the code does not have."""
+    unknown = sorted(stored.keys() - known.keys())
+    if unknown:
+        listed = ", ".join(f"{key}={stored[key]!r}" for key in unknown[:6])
+        raise Refusal(f"{where} has {listed}: this version of the code has no such key, nor a new name for it")
+
+
+def before(key: str, default: Any) -> Any:
+    """The value of a key in a run that is older than it: of `ADDED`, else the component's default."""
+    return ADDED.get(key, default)
