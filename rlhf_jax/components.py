@@ -1,12 +1,11 @@
-"""Components that a config names: their nodes, exchanged when an override names another one, and their modules."""
+"""Nodes of the components that a config names, exchanged when an override names another one."""
 
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import build, plugins
+from rlhf_jax import build
 from rlhf_jax.reward_nodes import reward_nodes
 from rlhf_jax.rewards._terms import parse
 
@@ -36,19 +35,3 @@ def exchanged(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
             kept = given if reward == changed.reward else {label: given[label] for label in given if label in labels}
             changed.reward_settings = ConfigDict(reward_nodes(reward, kept))
     return changed
-
-
-def own_modules(values: Mapping[str, Any]) -> dict[str, ModuleType]:
-    """The modules of a config's components that are not of this package, by the names in the config.
-
-    Args:
-      values: of a config, resolved or not.
-
-    Raises as `plugins.find`.
-    """
-    named = [(folder, values[key]["name"]) for key, folder in FOLDERS.items()]
-    named += [("rewards", term.name) for term in parse(values["reward"])] + [("jobs", values["job"])]
-    if values["model"]["family"] != "hub":
-        named.append(("models", values["model"]["family"]))
-    found = {name: plugins.located(folder, name)[0] for folder, name in named}
-    return {name: module for name, module in found.items() if not module.__name__.startswith(f"{plugins.PACKAGE}.")}

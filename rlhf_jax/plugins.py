@@ -159,23 +159,6 @@ def label(name: str) -> str:
     return parts[-2] if len(parts) > 1 and parts[-1] in ("reward", "make") else parts[-1]
 
 
-def source_digest(name: str) -> str | None:
-    """SHA-256 of the file that a name of a user's own component means, in hexadecimal; None for a component of the package.
-
-    Files that this one imports are not read. Raises Refusal for a file that is not there.
-    """
-    place, _ = _parted(name)
-    if place.endswith(".py"):
-        return hashlib.sha256(_there(Path(place)).read_bytes()).hexdigest()
-    if place.startswith(f"{PACKAGE}.") or any(place in names(folder) for folder in ENTRIES):
-        return None
-    for module_name in (place, place.rpartition(".")[0]):
-        module = _module(module_name)
-        if module is not None and module.__file__:
-            return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
-    return None
-
-
 def _parted(name: str) -> tuple[str, str]:
     """The module or file of a name, and what it picks out of it ("": nothing)."""
     place, colon, attribute = name.rpartition(":")

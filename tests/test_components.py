@@ -4,7 +4,6 @@ import pytest
 
 from experiments import run
 from rlhf_jax import build
-from rlhf_jax.components import own_modules
 from rlhf_jax.refusal import ComponentError, Refusal
 from rlhf_jax.reward_nodes import reward_configs, reward_nodes
 
@@ -110,12 +109,3 @@ def test_what_makes_no_algorithm_or_task_is_named(tmp_path):
         build.algorithm({"name": str(path)})
     with pytest.raises(ComponentError, match=r"is a int without .*num_prompts"):
         build.check_task(3, str(path))
-
-
-def test_modules_of_a_users_own(own):
-    """A run directory takes digests of them."""
-    config = parse(f"--config.reward=learned + 2*{own}:brevity", f"--config.job={own}:constant")
-    found = own_modules(config.to_dict())
-    assert list(found) == [f"{own}:brevity", f"{own}:constant"]
-    assert {module.__file__ for module in found.values()} == {own}
-    assert own_modules(parse().to_dict()) == {}

@@ -1,6 +1,5 @@
 """The folder is the registry, and a module or a file of a user's own needs no folder; a wrong name lists the neighbours."""
 
-import hashlib
 import re
 import sys
 from pathlib import Path
@@ -181,14 +180,3 @@ def test_settings_need_defaults(own):
 )
 def test_labels(name, label):
     assert plugins.label(name) == label
-
-
-def test_digests_are_of_the_file_that_a_name_means(own):
-    file = own / "a folder" / "mine.py"
-    of_file = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert plugins.source_digest(str(file)) == plugins.source_digest(f"{file}:other") == of_file
-    module = hashlib.sha256((own / "my_lab" / "mine.py").read_bytes()).hexdigest()
-    assert plugins.source_digest("my_lab.mine") == plugins.source_digest("my_lab.mine.other") == module != of_file
-    assert plugins.source_digest("gold") is plugins.source_digest("rlhf_jax.rewards.gold") is None
-    with pytest.raises(Refusal, match="no file"):
-        plugins.source_digest("nowhere.py")

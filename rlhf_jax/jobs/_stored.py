@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.jobs import _begin
+from rlhf_jax.jobs import _begin, _own_code
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.records import digests, history, keys, run_config
 from rlhf_jax.records.made import CODE, COMPARED, CONFIG, DATA, Facts
@@ -63,6 +63,7 @@ def facts_of(values: Values, shared: Workspace, settings: Any, defaults: Default
     flattened = flat(as_json(values))
     entering = {key: value for key, value in flattened.items() if keys.class_of(key) in COMPARED}
     found = {CONFIG: digests.of_values(entering), CODE: digests.of_code(), DATA: digests.of_task(shared.task)}
+    found |= _own_code.of_sources(values)
     found["tokenizer.path"] = digests.of_place(values["tokenizer"]["path"], weights=False)
     for name in ("base", "sft", "reward_model", "gold"):
         found[f"hub.{name}"] = digests.of_place(values["hub"][name])

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from rlhf_jax.tasks import _reading
 from rlhf_jax.tasks.api import Split, Task
 
 HEX_DIGITS = 16
@@ -94,7 +97,10 @@ def of_place(path: str, weights: bool = True) -> str:
 
 
 def of_task(task: Task) -> str:
-    """The digest of a task's data: what the task says, else every prompt and reference of both splits, and comparisons."""
+    """The digest of a task's data: what the task says, else every text and row of both splits.
+
+    Raises ComponentError for what the task's own code raises, and for what is no text.
+    """
     if hasattr(task, "digest"):
         return task.digest()  # type: ignore[attr-defined]
     digest = hashlib.sha256()
@@ -104,29 +110,31 @@ def of_task(task: Task) -> str:
 
 
 def _texts(task: Task) -> Iterable[str]:
-    comparisons = getattr(task, "comparisons", lambda split: ())
     for split in SPLITS:
         yield split
-        for index in range(task.num_prompts(split)):
-            yield task.prompt(split, index)
-            yield from task.references(split, index)
-        for comparison in comparisons(split):
+        for index in range(_reading.num_prompts(task, split)):
+            yield _reading.prompt(task, split, index)
+            yield from _reading.references(task, split, index)
+            if hasattr(task, "record"):
+                yield json.dumps(_plain(_reading.record(task, split, index)))
+        for comparison in _reading.comparisons(task, split):
             yield from comparison
 
 
-def of_code(outside: Iterable[str] = ()) -> str:
-    """The digest of the code that makes the numbers.
-
-    Args:
-      outside: digests of components that are not of the package.
-
-    Of the package, comments, docstrings and layout do not count.
-    """
-    return of_text(_of_package(), *outside)
+def _plain(value: Any) -> Any:
+    """A row's field as JSON has it; of an object only its type counts, as its text may hold an address."""
+    if isinstance(value, Mapping):
+        return sorted((str(key), _plain(inner)) for key, inner in value.items())
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value if isinstance(value, str | int | float | None) else type(value).__name__
 
 
 @functools.cache
-def _of_package() -> str:
+def of_code() -> str:
+    """The digest of the package's code that makes the numbers. Comments, docstrings and layout do not count."""
     sources = sorted(
         path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in NOT_IN_THE_NUMBERS
     )

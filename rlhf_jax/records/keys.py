@@ -9,7 +9,8 @@
     NUMBERS     enters the numbers
 
 A key of NUMBERS may change as long as no stage that it enters has a checkpoint. `tests/records/test_keys.py` demands a class
-for every key of every component in the package. A key of a component outside of the package enters the numbers.
+for every key of every component in the package. A key of a component outside of the package
+enters the numbers, as do the settings of a reward, `reward_settings.<label>.<key>`.
 """
 
 import enum
@@ -47,7 +48,8 @@ _OF_CLASS: dict[Class, str] = {
     Class.FREE: """
         job directory task.cache_dir sft.min_whole_references
         sft.checkpoint_every reward_model.checkpoint_every
-        rlhf.loop rlhf.deadline_seconds rlhf.evaluate_every rlhf.evaluate_at rlhf.checkpoint_every rlhf.keep_checkpoints
+        rlhf.loop rlhf.deadline_seconds rlhf.device_call_seconds
+        rlhf.evaluate_every rlhf.evaluate_at rlhf.checkpoint_every rlhf.keep_checkpoints
         rlhf.log_samples rlhf.ledger rlhf.ledger_gold
     """,
     Class.EVALUATION: """
@@ -104,6 +106,7 @@ _ENTERS: dict[str, tuple[str, ...]] = {
     "hub.gold": ("comparisons", "rlhf"),
     "hub.gold_chat_template": ("comparisons", "rlhf"),
     "reward": ("rlhf",),
+    "reward_settings": ("rlhf",),
     "algorithm": ("rlhf",),
     "rlhf": ("rlhf",),
     "best_of_n": (),

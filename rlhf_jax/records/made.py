@@ -21,6 +21,8 @@ from rlhf_jax.values import flat
 FILE = ".made_with.json"
 DATA = "data"
 CODE = "code"
+OWN_CODE = f"{CODE}."
+"""Before the key that names a component which is not of the package; the rest of the digest's name is that key."""
 CONFIG = "config"
 FINISHED_BY = {
     "reward_model": ("reward_model.json",),
@@ -28,8 +30,8 @@ FINISHED_BY = {
 }
 """The files that a finished stage has written; the others are finished with their last checkpoint."""
 COMPARED = (Class.NUMBERS, Class.EXTENDING, Class.COMPUTED)
-NAMES = ("algorithm.name", "task.name", "model.family")
-"""Where one of these is another, the other keys of its node are no news."""
+NAMES = {"algorithm.name": "algorithm", "task.name": "task", "model.family": "model", "reward": "reward_settings"}
+"""Where one of these keys is another, the other keys of the node are no news."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def changes(record: Record, facts: Facts, stage: str) -> list[Change]:
         for key in sorted(was.keys() | now.keys())
         if was.get(key, MISSING) != now.get(key, MISSING)
     ]
-    renamed = {change.key.partition(".")[0] for change in found if change.key in NAMES}
+    renamed = {NAMES[change.key] for change in found if change.key in NAMES}
     found = [change for change in found if change.key in NAMES or change.key.partition(".")[0] not in renamed]
     for name, digest in sorted(record.digests.items()):
         if _digest_enters(name, stage) and facts.digests.get(name, digest) != digest:
@@ -175,5 +177,5 @@ def _entering(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
 
 
 def _digest_enters(name: str, stage: str) -> bool:
-    """The code's digest is told and not compared; that of the config is of keys which are compared one by one."""
-    return name not in (CODE, CONFIG) and keys.enters(name, stage)
+    """Digests of code are told and not compared; that of the config is of keys which are compared one by one."""
+    return name not in (CODE, CONFIG) and not name.startswith(OWN_CODE) and keys.enters(name, stage)

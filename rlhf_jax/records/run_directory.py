@@ -7,6 +7,8 @@ rounding            changes; told: from which version on numbers agree to roundi
 computed            changes between stages, told; refused within one
 extending           may grow where every schedule is constant; refused otherwise
 place, numbers      refused, with what forks the run
+
+Another source of the package or of a user's own component is told: a reward that has raised is mended, and the run goes on.
 """
 
 import shlex
@@ -17,11 +19,11 @@ from typing import Any
 
 from rlhf_jax.records import environment, history, keys, made, run_config, starts
 from rlhf_jax.records.keys import Class
-from rlhf_jax.records.made import CODE, MISSING, Change, Facts
+from rlhf_jax.records.made import CODE, MISSING, OWN_CODE, Change, Facts
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.values import flat
 
-FORKED = ("seed", "lengths", "reward", "algorithm", "rlhf")
+FORKED = ("seed", "lengths", "reward", "reward_settings", "algorithm", "rlhf")
 """Nodes whose keys may be others in a run that begins from this one; what SFT or the reward model is made of may not."""
 SHOWN = 6
 
@@ -58,8 +60,7 @@ def check(directory: Path, facts: Facts, snapshot: Mapping[str, Any], constant_s
     differences: list[str] = []
     if past and at:
         differences = environment.differences(past[-1]["environment"], snapshot)
-        if past[-1]["digests"].get(CODE, facts.digests[CODE]) != facts.digests[CODE]:
-            notes.append(f"the code differs from that which made versions up to {_versions(at)}")
+        notes += _told_of_code(past[-1]["digests"], facts, at)
     notes += [f"{difference}: from version {_versions(at)} on, numbers may be others" for difference in differences]
     return Verdict(tuple(notes), at, changed, tuple(differences))
 
@@ -178,6 +179,16 @@ def _told(changed: Mapping[str, list[Any]], at: Mapping[str, int]) -> list[str]:
         if of_kind:
             listed = ", ".join(f"{key} was {changed[key][0]!r} and is {changed[key][1]!r}" for key in of_kind)
             notes.append(f"{listed}: {consequence}")
+    return notes
+
+
+def _told_of_code(before: Mapping[str, str], facts: Facts, at: Mapping[str, int]) -> list[str]:
+    """One line for the package's code, and one for each component of a user's own, where it is another."""
+    notes = []
+    for name, digest in sorted(facts.digests.items()):
+        if (name == CODE or name.startswith(OWN_CODE)) and before.get(name, digest) != digest:
+            what = "the code" if name == CODE else f"the code of {name.removeprefix(OWN_CODE)}"
+            notes.append(f"{what} differs from that which made versions up to {_versions(at)}")
     return notes
 
 

@@ -113,7 +113,7 @@ def test_every_text_of_a_task_without_a_digest_is_read():
         Own(["a", "b"], ["x", "z"]),
         Own(["a", "b"], ["x", "y"], [("a", "1", "2")]),
         Own(["a\ud800", "b"], ["x", "y"]),
-        Own(["ab", ""], ["x", "y"]),
+        Own(["a", "b"], ["xy", ""]),
     ]
     assert len({digests.of_task(task) for task in tasks}) == len(tasks)  # type: ignore[arg-type]
 
