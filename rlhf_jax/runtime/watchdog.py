@@ -7,9 +7,11 @@ itself hangs, nothing can raise in it: `stopping.give_up` then ends the process,
 """
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from rlhf_jax.runtime import activity, compiles, stopping
 from rlhf_jax.runtime.activity import State
@@ -35,6 +37,7 @@ class Watchdog:
         self._buffer, self._say = buffer, say
         self._ended = threading.Event()
         self._notice_at: dict[str, float] = {}
+        self._at_work: dict[str, float] = {}  # when each side was last seen at work
         self._stalled: Stalled | None = None
         self._sides: dict[str, threading.Thread] = {}
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -57,7 +60,7 @@ class Watchdog:
         period = min(POLL_SECONDS, *(limit / 4 for limit in self.limits.values()))
         gives_up_at = None
         while not self._ended.wait(period):
-            states = {side: activity.of(thread.ident or 0) for side, thread in self._sides.items() if thread.is_alive()}
+            states = {side: self._state(side) for side, thread in self._sides.items() if thread.is_alive()}
             self._notice(states)
             over = [side for side, state in states.items() if self._is_over(state, states)]
             waiting = [state.kind == "wait" and state.seconds > self.limits["wait"] for state in states.values()]
@@ -71,6 +74,14 @@ class Watchdog:
             elif time.monotonic() > gives_up_at:
                 stopping.give_up(self._stalled)
                 return
+
+    def _state(self, side: str) -> State:
+        """A side's activity. What it was seen at work on is a sign of life: a compile within a call begins and ends nothing."""
+        state, now = activity.of(self._sides[side].ident or 0), time.monotonic()
+        if state.kind == "work":
+            self._at_work[side] = now
+            return state
+        return replace(state, seconds=min(state.seconds, now - self._at_work.get(side, -math.inf)))
 
     def _is_over(self, state: State, states: dict[str, State]) -> bool:
         if state.kind == "call":

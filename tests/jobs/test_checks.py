@@ -169,7 +169,7 @@ def test_a_reward_that_cannot_read_the_task(config):
     config.reward = "exact_match"
     assert "needs a verifiable task" in refusal(config)[0]
     config.reward = "gold"
-    assert "reward is 'gold', but the task has no judge" in refusal(config)[0]
+    assert "reward names 'gold', but the task has no judge" in refusal(config)[0]
     config.reward, config.rlhf.ledger_gold = "learned", True
     assert "rlhf.ledger_gold is True, but the task has no judge" in refusal(config)[0]
 

@@ -216,7 +216,7 @@ def test_two_sides_that_wait_for_each_other_are_ended():
 
 
 def test_a_compile_is_work():
-    """A call whose stack is in JAX's compiler is alive; its notice says what is compiled."""
+    """A call whose stack is in JAX's compiler is alive; its notice says what is compiled. A call may go on after it."""
     source = "def compile_it(seconds):\n    import time\n    time.sleep(seconds)\n"
     scope: dict = {}
     exec(compile(source, "/anywhere/site-packages/jax/_src/compiler.py", "exec"), scope)
@@ -224,6 +224,7 @@ def test_a_compile_is_work():
 
     def happens(whole, *arguments):
         scope["compile_it"](SLOW)
+        time.sleep(DEADLINE / 2)
         return whole(*arguments)
 
     program = breaking(FakeProgram(Clock(ROUNDS)), "generate", 1, happens)
