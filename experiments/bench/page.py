@@ -84,7 +84,7 @@ def speed() -> str:
         difference = case.get("win_rate_difference")
         beside = "–"
         if difference:
-            mean, low, high = difference
+            low, mean, high = difference
             beside = f"{number(mean, 3, signed=True)} ({number(low, 3)} to {number(high, 3)})"
         rows.append(
             [
