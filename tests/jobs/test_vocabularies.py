@@ -133,10 +133,10 @@ def test_a_folder_in_another_role_is_refused_before_anything_is_compiled(tmp_pat
     model = llama.make(LLAMA)
     export.save(decoder, model, random_params(model, 0), token_ids={})
     for role in ("base", "sft"):
-        with pytest.raises(Refusal, match="is a reward model .* and no policy"):
+        with pytest.raises(Refusal, match=r"is a reward model .* and no policy"):
             _hub.check(_hub.Config(**{role: str(classifier(tmp_path.name + role))}), policy)
     for role in ("reward_model", "gold"):
-        with pytest.raises(Refusal, match="has no tensor 'score.weight': it is no reward model"):
+        with pytest.raises(Refusal, match=r"has no tensor .score\.weight.: it is no reward model"):
             _hub.check(_hub.Config(**{role: str(decoder)}), policy)
 
 
