@@ -1,12 +1,14 @@
 """Pages of results: equal to what the committed cells give, and a cell that is run again beside its line."""
 
 import copy
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from experiments import results
+from experiments.bench import page
 from experiments.cells import Cells
 from experiments.study import Cell, Study
 from rlhf_jax.refusal import Refusal
@@ -33,6 +35,14 @@ def test_pages_and_pictures_are_those_of_the_committed_cells(monkeypatch):
     monkeypatch.chdir(ROOT)
     changed = results.differing(results.all_pages(), results.PAGES)
     assert not changed, f"{changed} differ: python -m experiments.results writes them"
+
+
+def test_a_difference_on_the_page_of_benchmarks_is_within_its_interval():
+    """The figures of `speed.json` are in the order low, mean, high; the page once took them for mean, low, high."""
+    rows = re.findall(r"([+−]?[\d.]+) \(([+−]?[\d.]+) to ([+−]?[\d.]+)\)", page.speed())
+    assert len(rows) == 2
+    for mean, low, high in ([float(text.replace("−", "-")) for text in row] for row in rows):
+        assert low <= mean <= high
 
 
 def test_a_changed_page_and_a_changed_picture_are_noticed(tmp_path):

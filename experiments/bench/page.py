@@ -5,7 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from experiments.studies.markdown import fill, number, table
+from rlhf_jax.report.estimates import Points
+from rlhf_jax.report.estimates import draw as draw_estimates
 
 RESULTS = Path(__file__).parent / "results"
 Case = Mapping[str, Any]
@@ -84,7 +88,7 @@ def speed() -> str:
         difference = case.get("win_rate_difference")
         beside = "–"
         if difference:
-            mean, low, high = difference
+            low, mean, high = difference
             beside = f"{number(mean, 3, signed=True)} ({number(low, 3)} to {number(high, 3)})"
         rows.append(
             [
@@ -187,7 +191,29 @@ def variance_increase() -> str:
     return table(("groups × responses", "kernel / `jnp.sort`", "with weights / `jnp.sort`"), rows)
 
 
-def pages() -> dict[str, str]:
+def estimates_figure() -> Figure:
+    """Expected against measured seconds of a round: random plans, and ReaLHF's 36 published settings."""
+    (plans,) = cases("plans", lambda case: case["case"] == "estimates")
+
+    def seconds(measured: str, expected: str) -> tuple[list[float], list[float]]:
+        chosen = cases("realhf_settings", lambda case: measured in case)
+        return [case[measured] for case in chosen], [case[expected] for case in chosen]
+
+    random_plans = Points(
+        f"{plans['plans']} random plans, profiled, on 8 virtual devices",
+        {"plans": (plans["measured_seconds"], plans["expected_seconds"])},
+    )
+    published = Points(
+        "ReaLHF's 36 settings, by formulas",
+        {
+            "its heuristic": seconds("paper_heuristic_seconds", "simulated_heuristic_seconds"),
+            "its searched plan, beside ours": seconds("paper_searched_seconds", "simulated_searched_seconds"),
+        },
+    )
+    return draw_estimates([random_plans, published])
+
+
+def pages() -> dict[str, str | Figure]:
     """The files of the page by their names in `docs/results/`."""
     names: Sequence[str] = (
         "generate", "algorithms", "sabotage", "speed", "overlap", "plans", "realhf_settings", "reallocate", "variance_increase"
@@ -208,4 +234,4 @@ def pages() -> dict[str, str]:
         variance_increase=variance_increase(),
         **plans_summary(),
     )
-    return {"benchmarks.md": text}
+    return {"benchmarks.md": text, "benchmarks_plans.png": estimates_figure()}

@@ -9,7 +9,6 @@ beside those on one device, PPO and Online DPO, synchronous and at lag 1. `searc
 beside one mesh for every call, for several sizes of round.
 
     python -m experiments.bench.plans [--plans=20] [--only=estimates|memory|params|searched]
-    python -m experiments.bench.plans --picture=docs/plans.png
 """
 
 import argparse
@@ -39,9 +38,6 @@ from rlhf_jax.planner.options import mesh_shapes, slices
 from rlhf_jax.planner.profile import Profile
 from rlhf_jax.planner.search import search
 from rlhf_jax.planner.shapes import of_model
-from rlhf_jax.report import style
-from rlhf_jax.report.estimates import Points
-from rlhf_jax.report.estimates import draw as draw_estimates
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import asynchronous, mesh, synchronous
 from rlhf_jax.runtime.clock import Clock
@@ -287,43 +283,11 @@ def searched(case: Case, repeats: int, path: Path | None) -> dict[str, Any]:
     }
 
 
-def draw(results: Path, picture: Path) -> None:
-    """The committed figures of random plans, and of the 36 published settings, as points."""
-    (plans,) = [case for case in read(results / "plans.json") if case["case"] == "estimates"]
-    settings = read(results / "realhf_settings.json")
-
-    def seconds(measured: str, expected: str) -> tuple[list[float], list[float]]:
-        chosen = [case for case in settings if measured in case]
-        return [case[measured] for case in chosen], [case[expected] for case in chosen]
-
-    ours = Points(
-        f"{plans['plans']} random plans, profiled, on 8 virtual devices",
-        {"plans": (plans["measured_seconds"], plans["expected_seconds"])},
-    )
-    theirs = Points(
-        "ReaLHF's 36 settings, by formulas",
-        {
-            "its heuristic": seconds("paper_heuristic_seconds", "simulated_heuristic_seconds"),
-            "its searched plan, beside ours": seconds("paper_searched_seconds", "simulated_searched_seconds"),
-        },
-    )
-    style.write_png(draw_estimates([ours, theirs]), picture)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The cases of a benchmark's results."""
-    return json.loads(path.read_text())["cases"]
-
-
 def main() -> None:
     parser = measure.parser(__doc__)
-    parser.add_argument("--picture", type=Path, help="only draw the committed results, to this file")
     parser.add_argument("--plans", type=int, default=20, help="random plans")
     parser.add_argument("--profile", type=Path, help="a file of measurements to use again")
     options: argparse.Namespace = parser.parse_args()
-    if options.picture:
-        draw(Path(__file__).parent / "results", options.picture)
-        return
     jax.config.update("jax_num_cpu_devices", DEVICES)
     load = os.getloadavg()
     cases = []

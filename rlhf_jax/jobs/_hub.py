@@ -91,13 +91,16 @@ def _explicit(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def check(hub: Config, tokenizer: Tokenizer, task: Task | None = None) -> None:
-    """Raises Refusal for a folder that cannot play its role, before anything is compiled.
+    """Raises Refusal for a folder that cannot play its role, before anything is compiled. Headers of weight files are read, and no tensor.
 
     Args:
       task: where it is not known, its prompts may hold any special token, and are no conversations.
     """
     if hub.policy:
+        folders.check_decoder(Folder(Path(hub.policy)))
         _vocabularies.check_policy(Path(hub.policy), tokenizer)
+    for path in filter(None, (hub.reward_model, hub.gold)):
+        folders.check_classifier(Folder(Path(path)))
     if hub.reward_model:
         known = Folder(Path(hub.reward_model)).model_config.vocab_size
         _vocabularies.check_reward_model(Path(hub.reward_model), known, tokenizer)

@@ -10,7 +10,7 @@ import pytest
 from configs import quickstart
 from rlhf_jax import build
 from rlhf_jax.hub import chat, encoding, export, tokenizers
-from rlhf_jax.jobs import _hub, relabel, rlhf, sft
+from rlhf_jax.jobs import _hub, _vocabularies, relabel, rlhf, sft
 from rlhf_jax.models import llama
 from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.refusal import Refusal
@@ -118,14 +118,26 @@ def test_the_policy_s_folder_is_of_the_run_s_tokens(tmp_path, policy):
     """New tokens, and special ones with another name, are learned; ordinary ones that differ are not."""
     for special in (made.CHATML, made.CHATML[:2], ("<|reserved|>", *made.CHATML[1:])):
         folder = made.byte_level(tmp_path / special[0].strip("<|>"), special)
-        _hub.check(_hub.Config(base=str(folder)), policy)
+        _vocabularies.check_policy(folder, policy)
     for folder in (made.pieces(tmp_path / "pieces").parent, made.metaspace(tmp_path / "meta", "plain")):
         with pytest.raises(
             Refusal, match=r"the policy's folder .* has another vocabulary .*--config\.tokenizer\.kind=hf takes"
         ):
-            _hub.check(_hub.Config(sft=str(folder)), policy)
+            _vocabularies.check_policy(folder, policy)
     with pytest.raises(Refusal, match=r"token 2 is '<0x00>' here and '#' there"):
-        _hub.check(_hub.Config(base=str(made.byte_level(tmp_path / "bytes"))), tokenizers.ByteTokenizer())
+        _vocabularies.check_policy(made.byte_level(tmp_path / "bytes"), tokenizers.ByteTokenizer())
+
+
+def test_a_folder_in_another_role_is_refused_before_anything_is_compiled(tmp_path, classifier, policy):
+    decoder = tmp_path / "decoder"
+    model = llama.make(LLAMA)
+    export.save(decoder, model, random_params(model, 0), token_ids={})
+    for role in ("base", "sft"):
+        with pytest.raises(Refusal, match=r"is a reward model .* and no policy"):
+            _hub.check(_hub.Config(**{role: str(classifier(tmp_path.name + role))}), policy)
+    for role in ("reward_model", "gold"):
+        with pytest.raises(Refusal, match=r"has no tensor .score\.weight.: it is no reward model"):
+            _hub.check(_hub.Config(**{role: str(decoder)}), policy)
 
 
 def test_a_conversation_is_rendered_again_for_gold(foreign, policy):
