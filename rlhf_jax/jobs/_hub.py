@@ -91,7 +91,9 @@ def _explicit(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def check(hub: Config, tokenizer: Tokenizer, task: Task | None = None) -> None:
-    """Raises Refusal for a folder that cannot play its role, before anything is compiled. Headers of weight files are read, and no tensor.
+    """Raises Refusal for a folder that cannot play its role, before anything is compiled.
+
+    Headers of weight files are read, and no tensor.
 
     Args:
       task: where it is not known, its prompts may hold any special token, and are no conversations.
