@@ -109,7 +109,9 @@ def test_a_full_disk_that_names_no_file_is_known_by_who_wrote(tmp_path, capsys, 
 
 def program(body: str) -> subprocess.Popen[str]:
     """A program that is a command whose body is this text."""
-    text = f"import gc, sys, time\nfrom experiments import command\ndef body(place):\n    {body}\n"
+    text = "import gc, signal, sys, time\nfrom experiments import command\n"
+    text += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a suite in the background inherits SIG_IGN
+    text += f"def body(place):\n    {body}\n"
     text += "command.start(lambda: command.call(body, 'it goes on'))"
     return subprocess.Popen(
         [sys.executable, "-c", text], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
