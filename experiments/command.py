@@ -185,9 +185,13 @@ def _redeliver(before: Callable[[Any], Any]) -> Callable[[Any], None]:
     XLA has such a callback; Python prints what is raised in it, and goes on. The hook runs inside of it, hence the timer.
     """
 
+    waiting: list[threading.Timer] = []
+
     def hook(unraisable: Any) -> None:
         if unraisable.exc_type is not None and issubclass(unraisable.exc_type, KeyboardInterrupt):
-            threading.Timer(REDELIVER_SECONDS, os.kill, (os.getpid(), signal.SIGINT)).start()
+            if not any(timer.is_alive() for timer in waiting):  # a second one would come into the command's end
+                waiting[:] = [threading.Timer(REDELIVER_SECONDS, os.kill, (os.getpid(), signal.SIGINT))]
+                waiting[0].start()
         else:
             before(unraisable)
 
