@@ -10,6 +10,7 @@ Only `rlhf_jax.refusal` says that a config cannot run. A ValueError or a FileNot
 user's reward, keeps its traceback.
 """
 
+import atexit
 import errno
 import logging
 import os
@@ -140,6 +141,8 @@ def is_started() -> bool:
 
 def start(main: Callable[[], int | None]) -> NoReturn:
     """Runs a command's `main` as a program: SIGTERM interrupts as Ctrl-C does, and no interruption is lost."""
+    ending = [FAILED]  # until `main` has come to an end
+    atexit.register(_leave, ending)  # before jax is imported, so that it is the last of all calls at the exit
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.unraisablehook = _redeliver(sys.unraisablehook)
     # Orbax logs what its threads raise, with tracebacks, and then raises it where it is waited for.
@@ -160,7 +163,20 @@ def start(main: Callable[[], int | None]) -> NoReturn:
         watch = threading.Timer(GOODBYE_SECONDS, os._exit, (status,))
         watch.daemon = True
         watch.start()
+    ending[:] = [status] if isinstance(status, int) and status else []
     sys.exit(status)
+
+
+def _leave(ending: list[int]) -> None:
+    """Ends a command that failed, with its status, before the interpreter takes its modules apart.
+
+    An interruption or an exception leaves calls of the devices running, and XLA crashes where its client is destroyed under
+    one: the status would be a signal's.
+    """
+    if ending:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ending[0])
 
 
 def _redeliver(before: Callable[[Any], Any]) -> Callable[[Any], None]:
@@ -169,9 +185,13 @@ def _redeliver(before: Callable[[Any], Any]) -> Callable[[Any], None]:
     XLA has such a callback; Python prints what is raised in it, and goes on. The hook runs inside of it, hence the timer.
     """
 
+    waiting: list[threading.Timer] = []
+
     def hook(unraisable: Any) -> None:
         if unraisable.exc_type is not None and issubclass(unraisable.exc_type, KeyboardInterrupt):
-            threading.Timer(REDELIVER_SECONDS, os.kill, (os.getpid(), signal.SIGINT)).start()
+            if not any(timer.is_alive() for timer in waiting):  # a second one would come into the command's end
+                waiting[:] = [threading.Timer(REDELIVER_SECONDS, os.kill, (os.getpid(), signal.SIGINT))]
+                waiting[0].start()
         else:
             before(unraisable)
 

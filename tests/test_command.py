@@ -152,6 +152,27 @@ def test_a_command_that_failed_does_not_wait_for_its_threads(ending):
     assert time.monotonic() - began < 30
 
 
+CRASHES_AT_THE_END = "globals()['crash'] = type('Crash', (), {'__del__': lambda self: os.abort()})()"
+"""Stands for XLA's client, which is destroyed at the interpreter's end under calls that an interruption left running."""
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "said"),
+    [
+        ("raise KeyboardInterrupt", 130, "interrupted; it goes on"),
+        ("raise Refusal('no')", 2, "error: no"),
+        ("1 / 0", 1, "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_command_that_failed_keeps_its_status_where_the_interpreters_end_would_crash(ending, status, said):
+    imports = "import atexit, os; from rlhf_jax.refusal import Refusal"
+    with program(f"{imports}; {CRASHES_AT_THE_END}; atexit.register(print, 'closed'); {ending}") as process:
+        printed, errors = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert errors.rstrip().endswith(said)
+    assert printed == "closed\n"  # what others do at the exit is still done
+
+
 def test_what_nobody_can_catch_is_still_printed():
     body = "gc.callbacks.append(lambda *_: 1 / 0); gc.collect(); gc.callbacks.clear()"
     with program(body) as process:
