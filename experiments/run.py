@@ -100,15 +100,16 @@ def assigned(overrides: Sequence[str]) -> list[tuple[str, str]]:
 
 def check_keys(config: ConfigDict, overrides: Sequence[str]) -> None:
     """Raises Refusal for an override of a key that the config lacks, with the nearest one or all of its neighbours."""
-    for path, _ in assigned(overrides):
+    for path, text in assigned(overrides):
         keys, node = path.split("."), config
         for depth, key in enumerate(keys):
             if not isinstance(node, ConfigDict) or key not in node:
                 raise Refusal(f"{'.'.join(['config', *keys[:depth]])} has no key {key!r}{_neighbours(key, node)}")
             node = node[key]
         if isinstance(node, ConfigDict):
+            other = f"; --config.{path}.name={text} takes another one" if "name" in node and text else ""
             raise Refusal(
-                f"config.{path} has keys below it; accepted: --config.{path}.<key>=<value> with {', '.join(node)}"
+                f"config.{path} has keys below it; accepted: --config.{path}.<key>=<value> with {', '.join(node)}{other}"
             )
 
 

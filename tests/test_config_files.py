@@ -113,6 +113,8 @@ WRONG = [
     ("rlhf.temperature=warm", "rlhf.temperature is 'warm'; accepted: float"),
     ("rlhf.ledger=perhaps", "rlhf.ledger is 'perhaps'; accepted: bool"),
     ("rlhf=3", "config.rlhf has keys below it; accepted: --config.rlhf.<key>=<value> with"),
+    ("algorithm=grpo", "--config.algorithm.name=grpo takes another one"),
+    ("task=addition", "--config.task.name=addition takes another one"),
     ("rlhf.lagg=3", "config.rlhf has no key 'lagg'; did you mean 'lag'?"),
     ("seed.deep=3", "config.seed has no key 'deep'; accepted: no keys below it"),
 ]
