@@ -1,4 +1,4 @@
-"""Installs `rlhf_jax` and the commands of `experiments/`."""
+"""Installs `rlhf_jax`; the commands of `experiments/` and the files of `configs/` are run from a clone's root."""
 
 from setuptools import find_packages, setup
 
