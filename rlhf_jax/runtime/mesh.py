@@ -45,7 +45,11 @@ def mesh_shape(config: Config, num_devices: int) -> tuple[int, int, int]:
             raise Refusal(f"{given}, but the {num_devices} devices here are not a multiple of {known}")
         sizes[sizes.index(-1)] = num_devices // known
     if int(np.prod(sizes)) > num_devices:
-        raise Refusal(f"{given} needs {int(np.prod(sizes))} devices, but there are {num_devices} here")
+        needed = int(np.prod(sizes))
+        raise Refusal(
+            f"{given} needs {needed} devices, but there are {num_devices} here; for virtual ones on a CPU set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={needed}"
+        )
     return sizes[0], sizes[1], sizes[2]
 
 

@@ -63,7 +63,7 @@ def interrupt(directory: Path, folder: Path, lines: int, number: int, *overrides
     _, errors = process.communicate(timeout=kill.LIMIT_SECONDS)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    assert f"{signal.Signals(number).name}: this round is finished and saved" in errors
+    assert f"{signal.Signals(number).name}: the round or update under way is finished and saved" in errors
     assert "interrupted; the same command goes on" in errors
 
 
