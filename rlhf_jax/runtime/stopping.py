@@ -31,7 +31,8 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         noted.append(number)
         print(
-            f"\n{signal.Signals(number).name}: the round or update under way is finished and saved, then the run stops; again: at once",
+            f"\n{signal.Signals(number).name}: the round or update under way is finished and saved, then the run stops; "
+            "again: at once",
             file=sys.stderr,
         )
 
