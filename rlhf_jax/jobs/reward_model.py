@@ -180,8 +180,8 @@ def _train(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Pa
     if num_pairs < batch:
         raise Refusal(
             f"{num_pairs} comparisons are fewer than reward_model.pairs_per_update = {batch} (pairs that the judge scores "
-            "equal are left out); accepted: more comparisons (comparisons.num_train), a smaller batch, or a reward without a model, "
-            "such as --config.reward=gold or exact_match"
+            "equal are left out); accepted: more comparisons (comparisons.num_train), a smaller batch, or a reward "
+            "without a model, such as --config.reward=gold or exact_match"
         )
     step = partial(
         train_step,
