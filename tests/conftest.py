@@ -1,6 +1,8 @@
 """Eight CPU devices, strict ranks, warnings from our own modules as errors, no network."""
 
+import gc
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -10,6 +12,24 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+MAX_MAPPINGS = 20_000
+"""Mappings of memory above which compiled programs are dropped. Linux allows a process 65,530."""
+MAPPINGS = Path("/proc/self/maps")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _dropped_programs():
+    """Drops compiled programs between modules where there are many.
+
+    Each takes about ten mappings. Those of the whole suite are more than a process may have, and XLA aborts where it cannot
+    map another one.
+    """
+    yield
+    if MAPPINGS.exists() and MAPPINGS.read_text().count("\n") > MAX_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="module")
