@@ -38,9 +38,8 @@ BEFORE_RLHF = (
 )
 """Nodes of a config that the stages before RLHF read: cells that agree on them share these stages."""
 
-REWARD_STAGES = (
-    "reward_stages"  # beside a cell's keys: the digest of its reward model's stages, where of another variant
-)
+REWARD_STAGES = "reward_stages"
+"""Beside the keys of a cell's config: the digest of its reward model's stages, where they are of another variant."""
 
 Base = tuple[int, str, str]
 """The seed, and the variants of policy and reward model, that the stages before a cell are of."""
@@ -120,9 +119,7 @@ class Cells:
             found: dict[str, list[cell_lines.Line]] = {}
             counts: Counter[Any] = Counter()
             for line in lines:
-                found.setdefault(cell_lines.identity(under_todays_keys(line["config"], str(self.path))), []).append(
-                    line
-                )
+                found.setdefault(line_identity(line, self.path), []).append(line)
                 counts[line["purpose"], line["seed"], line["processor"]] += 1
             self._indexed = lines, found, counts
         return self._indexed[1], self._indexed[2]
@@ -179,6 +176,11 @@ class Cells:
         )
 
 
+def line_identity(line: cell_lines.Line, path: Path) -> str:
+    """The digest that the cell of a line of `path` has under today's keys. Raises as `under_todays_keys`."""
+    return cell_lines.identity(under_todays_keys(line["config"], str(path)))
+
+
 def under_todays_keys(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A cell's flattened config under the keys of today's code.
 
@@ -186,7 +188,7 @@ def under_todays_keys(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     there, so that cells are not run again for it. Raises Refusal, naming `where`, for a key that is gone.
     """
     translated = history.translated(config, where)
-    apart = {key: translated.pop(key) for key in (REWARD_STAGES,) if key in translated}
+    apart = {REWARD_STAGES: translated.pop(REWARD_STAGES)} if REWARD_STAGES in translated else {}
     known = _known_keys(*(translated[name] for name in ("algorithm.name", "task.name", "model.family")))
     history.check_known(translated, known, where)
     newer = {key: history.before(key, default) for key, default in known.items() if key not in translated}

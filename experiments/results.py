@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from experiments import cell_lines, command
 from experiments.bench.page import pages as bench_pages
-from experiments.cells import Cells, load, run_cells, under_todays_keys
+from experiments.cells import Cells, line_identity, load, run_cells
 from experiments.provenance import ROOT
 from experiments.run import keep_freed_memory
 from experiments.study import Cell
@@ -110,7 +110,7 @@ def find(digits: str) -> tuple[Cells, Cell, cell_lines.Line]:
     setting = tuple(line["setting"].items())
     cell = Cell(line["arm"], setting, line["seed"], line["num_updates"], line["purpose"])
     cells = Cells(study)
-    if cells.identity(cell) != cell_lines.identity(under_todays_keys(line["config"], str(cells.path))):
+    if cells.identity(cell) != line_identity(line, cells.path):
         raise Refusal(
             f"the config of cell {line['cell']} ({cell.name}) has changed since commit {line['commit']}: check that out"
         )
