@@ -208,7 +208,7 @@ def _seed(cell: Cell) -> tuple[str, int]:
 
 def flattened(config: ConfigDict) -> dict[str, Any]:
     """A config's leaves by their keys joined by dots."""
-    from rlhf_jax.values import flat
+    from rlhf_jax.config import flat
 
     return flat(config.to_dict())
 

@@ -19,8 +19,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments import command, config_files
+from rlhf_jax.config import flat
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.values import flat
 
 HELP = {"-h", "-help", "--help"}
 USAGE = "accepted: --config=FILE and --config.<key>=<value>"

@@ -13,7 +13,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
+from rlhf_jax.config import Count, Problems, Seed, fill, flat
 from rlhf_jax.hub import encoding, tokenizers
 from rlhf_jax.jobs import (
     _begin,
@@ -43,7 +44,6 @@ from rlhf_jax.runtime import hosts, mesh
 from rlhf_jax.runtime.placement import text_of
 from rlhf_jax.tasks.api import Task
 from rlhf_jax.types import Algorithm
-from rlhf_jax.values import Count, Problems, Seed, fill, flat
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,13 @@ def _plain(value: Any) -> Any:
 
 def component(folder: str, name: str) -> ConfigDict:
     """The node of a component with its defaults: `component("algorithms", "online_dpo")`, or of a user's own module or file
-    (see `plugins.py`): `component("tasks", "my_lab.trivia")`."""
-    return node(plugins.settings(folder, name)(), name=name)
+    (see `registry.py`): `component("tasks", "my_lab.trivia")`."""
+    return node(registry.settings(folder, name)(), name=name)
 
 
 def model(family: str, preset: str) -> ConfigDict:
     """The node of a model: a preset of a family. A `vocab_size` of 0 is filled from the tokenizer."""
-    presets = plugins.find("models", family).PRESETS
+    presets = registry.find("models", family).PRESETS
     if preset not in presets:
         raise Refusal(f"no preset {preset!r} in models/{family}.py; there are: {', '.join(presets)}")
     return node(presets[preset], family=family)
@@ -111,9 +111,9 @@ def named(folder: str, values: dict[str, Any], where: str) -> tuple[str, Any]:
     """The name in a component's node, and the settings that the node gives."""
     values = dict(values)
     if "name" not in values:
-        raise Refusal(f"{where} lacks 'name', a file of rlhf_jax/{folder}/: {', '.join(plugins.names(folder))}")
+        raise Refusal(f"{where} lacks 'name', a file of rlhf_jax/{folder}/: {', '.join(registry.names(folder))}")
     name = values.pop("name")
-    return name, fill(plugins.settings(folder, name), values, where)
+    return name, fill(registry.settings(folder, name), values, where)
 
 
 def check_directory(shared: Workspace, values: dict[str, Any], settings: pipeline.Stages, chosen: Algorithm) -> None:
@@ -154,7 +154,7 @@ def _defaults(values: dict[str, Any]) -> dict[str, Any]:
         tree[part] = component(folder, values[part]["name"]).to_dict()
     tree["reward_settings"] = reward_nodes(values["reward"], {})
     if values["model"]["family"] != "hub":
-        fields = dataclasses.fields(plugins.find("models", values["model"]["family"]).Config)
+        fields = dataclasses.fields(registry.find("models", values["model"]["family"]).Config)
         known = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
         tree["model"] = {"family": values["model"]["family"]} | dict.fromkeys(f.name for f in fields) | known
     return tree
@@ -182,7 +182,7 @@ def check_task(task: Any, name: str) -> None:
 def workspace(values: dict[str, Any]) -> Workspace:
     """The run's shared parts; `values` is completed with what only they know (the vocabulary's size)."""
     environment.pin()
-    task = plugins.make("tasks", *named("tasks", values["task"], "task"))
+    task = registry.make("tasks", *named("tasks", values["task"], "task"))
     check_task(task, values["task"]["name"])
     hub = fill(_hub.Config, values["hub"], "hub")
     values["model"] = _hub.model_values(values["model"], hub)
@@ -242,7 +242,7 @@ NODES = {
 
 
 def check_values(values: dict[str, Any]) -> None:
-    """Checks every value of a config by itself; see `values.py`. Raises Refusal with every problem."""
+    """Checks every value of a config by itself; see `config.py`. Raises Refusal with every problem."""
     problems, components = Problems(), {"task": "tasks", "algorithm": "algorithms"}
     if absent := sorted(set(default()) - values.keys()):
         raise Refusal(f"the config lacks {', '.join(map(repr, absent))}; build.default() has every key")
@@ -258,7 +258,7 @@ def check_values(values: dict[str, Any]) -> None:
         with problems.caught():
             named(folder, values[key], key)
     with problems.caught():
-        plugins.entry("jobs", values["job"])
+        registry.entry("jobs", values["job"])
     with problems.caught():
         if not (values["hub"]["sft"] or values["hub"]["base"]):  # else the folder says what the keys are
             check_model(values["model"])
@@ -282,7 +282,7 @@ def check_model(values: dict[str, Any]) -> None:
 
 def family(name: str) -> ModuleType:
     """The module of a family of decoders. Raises Refusal where there is none of that name."""
-    module = plugins.find("models", name)
+    module = registry.find("models", name)
     if not hasattr(module, "PRESETS"):
         raise Refusal(f"model.family is {name!r}, which is no family of decoders")
     return module
@@ -320,7 +320,7 @@ def inexact_ratio(values: dict[str, Any]) -> str:
 
 def algorithm(values: dict[str, Any]) -> Algorithm:
     """The algorithm that a node names."""
-    made = plugins.make("algorithms", *named("algorithms", values, "algorithm"))
+    made = registry.make("algorithms", *named("algorithms", values, "algorithm"))
     if not isinstance(made, Algorithm):
         raise Refusal(
             f"algorithm.name is {values['name']!r}, which makes a {type(made).__name__}; accepted: an Algorithm"
@@ -462,7 +462,7 @@ def problem(
     if model_values["family"] == "hub" or not model_values["vocab_size"]:
         network = workspace(values | {"mesh": dataclasses.asdict(mesh.Config())}).model
     else:
-        family = plugins.find("models", model_values.pop("family"))
+        family = registry.find("models", model_values.pop("family"))
         network = family.make(fill(family.Config, model_values, "model"))
     reward = None
     if settings.learned:
@@ -524,7 +524,7 @@ def run(config: ConfigDict) -> None:
     """
     hosts.check_same("config", config.to_json())
     values, made, lines = checked(config)
-    job = plugins.entry("jobs", values["job"])
+    job = registry.entry("jobs", values["job"])
     if _only_reads(values["job"]):
         compared(*made, environment.snapshot())
         job(*made)
@@ -539,4 +539,4 @@ def run(config: ConfigDict) -> None:
 
 def _only_reads(job: str) -> bool:
     """True for a job whose module says that it writes nothing of training: it needs no lock."""
-    return getattr(plugins.located("jobs", job)[0], "ONLY_READS", False)
+    return getattr(registry.located("jobs", job)[0], "ONLY_READS", False)

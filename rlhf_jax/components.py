@@ -21,7 +21,7 @@ def exchanged(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
       config: as its file gives it.
       overrides: texts by key, such as {"algorithm.name": "my_lab.raft", "reward": "rewards/mine.py"}.
 
-    Raises as `plugins.settings`, and Refusal for a text that is no reward.
+    Raises as `registry.settings`, and Refusal for a text that is no reward.
     """
     changed: Any = config.copy_and_resolve_references()
     with changed.unlocked():

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
+from rlhf_jax.config import fill
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards._terms import parse
 from rlhf_jax.rewards.api import LEARNED
-from rlhf_jax.values import fill
 
 
 def reward_nodes(reward: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def reward_nodes(reward: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if label not in [term.label for term in terms]:
             accepted = ", ".join(term.label for term in terms)
             raise Refusal(f"reward_settings has no key {label!r}, as reward is {reward!r}; accepted: {accepted}")
-    defaults = {term.label: dataclasses.asdict(plugins.settings("rewards", term.name)()) for term in terms}
+    defaults = {term.label: dataclasses.asdict(registry.settings("rewards", term.name)()) for term in terms}
     nodes = {label: values | dict(given.get(label, {})) for label, values in defaults.items()}
     return {label: values for label, values in nodes.items() if values or label in given}
 
@@ -37,8 +37,8 @@ def reward_configs(reward: str, nodes: Mapping[str, Any]) -> dict[str, Any]:
     """
     configs = {}
     for term in parse(reward):
-        kind = plugins.settings("rewards", term.name)
-        is_model = getattr(plugins.find("rewards", term.name), "KIND", "host") != "host"
+        kind = registry.settings("rewards", term.name)
+        is_model = getattr(registry.find("rewards", term.name), "KIND", "host") != "host"
         if is_model and term.name != LEARNED:
             raise Refusal(f"reward names {term.name}, which is a model; accepted: {LEARNED}, or rewards on text")
         configs[term.label] = fill(kind, nodes.get(term.label, {}), f"reward_settings.{term.label}")

@@ -10,9 +10,10 @@ LAYERS = {
     "rlhf_jax": 0,  # the package itself, which imports nothing
     "rlhf_jax.refusal": 1,
     "rlhf_jax.types": 1,
-    "rlhf_jax.values": 1,
+    "rlhf_jax.clock": 1,
+    "rlhf_jax.config": 1,
     "rlhf_jax.randomness": 1,
-    "rlhf_jax.plugins": 2,
+    "rlhf_jax.registry": 2,
     "rlhf_jax.json_texts": 2,
     "rlhf_jax.ops": 2,
     "rlhf_jax.models": 3,
@@ -22,9 +23,9 @@ LAYERS = {
     "rlhf_jax.observe": 3,
     "rlhf_jax.rewards": 4,
     "rlhf_jax.micro_batches": 4,
-    "rlhf_jax.sample": 4,
-    "rlhf_jax.score": 4,
-    "rlhf_jax.update": 4,
+    "rlhf_jax.sampling": 4,
+    "rlhf_jax.scoring": 4,
+    "rlhf_jax.updating": 4,
     "rlhf_jax.runtime": 5,
     "rlhf_jax.planner": 6,
     "rlhf_jax.report": 6,
@@ -105,7 +106,7 @@ def test_the_walk_sees_what_it_must():
     assert imports("from . import masked", "rlhf_jax.ops.losses") == {"rlhf_jax.ops.masked"}
     assert imports("from .masked import select", "rlhf_jax.ops.losses") == {"rlhf_jax.ops.masked"}
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"d"}}) == ["a", "b", "c"]
-    assert "rlhf_jax.types" in GRAPH["rlhf_jax.sample"]
+    assert "rlhf_jax.types" in GRAPH["rlhf_jax.sampling"]
     assert len(MODULES) > 50
 
 

@@ -276,4 +276,4 @@ def test_help_is_no_error(capsys):
 
 
 def test_the_job_is_found_by_its_file():
-    assert callable(build.plugins.find("jobs", "pipeline").job)
+    assert callable(build.registry.find("jobs", "pipeline").job)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import score
+from rlhf_jax import scoring
 from rlhf_jax.types import Array, Params
 from tests import tiny
 from tests.tiny import C, G, P, Q, V
@@ -33,7 +33,7 @@ def outputs_and_gradient(params: Params, of_rows: tuple[Array, ...], family: str
     weight_RC = jnp.sin(jnp.arange(P * G * C, dtype=jnp.float32)).reshape(P * G, C)
 
     def total(params: Params):
-        outputs = score.policy_outputs(
+        outputs = scoring.policy_outputs(
             params, *of_rows, jnp.float32(0.7), model=MODELS[family], rows_per_prompt=rows_per_prompt
         )
         return jnp.sum(weight_RC * (outputs.logprob_RC + 0.3 * outputs.entropy_RC)), outputs

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import plugins, sample
+from rlhf_jax import registry, sampling
 from rlhf_jax.models.api import Model
 from rlhf_jax.runtime import mesh as meshes
 from rlhf_jax.types import Batch, Params, Prompts, Samples
@@ -21,7 +21,7 @@ FAMILIES = ("gpt_neox", "llama")
 @lru_cache
 def make_model(family: str = "gpt_neox", **changes) -> Model:
     """A decoder of width 8 with two layers."""
-    module = plugins.find("models", family)
+    module = registry.find("models", family)
     heads = {"num_kv_heads": 2} if family == "llama" else {}
     shape = {"vocab_size": V, "width": 8, "num_layers": 2, "num_heads": 2, "ffn_width": 16} | heads | changes
     return module.make(dataclasses.replace(module.PRESETS["quickstart"], **shape))
@@ -46,17 +46,17 @@ def make_prompts(num_prompts: int = P, seed: int = 0, first_ordinal: int = 16) -
     return Prompts(tokens_PQ.astype(np.int32), mask_PQ, ordinal_P.astype(np.int32))  # type: ignore[arg-type]
 
 
-def law(samples_per_prompt: int = G, temperature: float = 0.7, length: int = C) -> sample.Config:
-    return sample.Config(length, samples_per_prompt, temperature)
+def law(samples_per_prompt: int = G, temperature: float = 0.7, length: int = C) -> sampling.Config:
+    return sampling.Config(length, samples_per_prompt, temperature)
 
 
 @lru_cache
-def sampler(model: Model, config: sample.Config):
+def sampler(model: Model, config: sampling.Config):
     """`(params, prompts, key, version) -> Samples`, compiled once a test session."""
-    return jax.jit(partial(sample.sample, model=model, config=config, eos_id=EOS, pad_id=PAD))
+    return jax.jit(partial(sampling.sample, model=model, config=config, eos_id=EOS, pad_id=PAD))
 
 
-def draw(model: Model, config: sample.Config, prompts: Prompts, seed: int = 0, params: Params = None) -> Samples:
+def draw(model: Model, config: sampling.Config, prompts: Prompts, seed: int = 0, params: Params = None) -> Samples:
     params = make_params(model) if params is None else params
     return sampler(model, config)(params, prompts, jax.random.key(seed), np.int32(3))
 

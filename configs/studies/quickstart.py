@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from configs import quickstart
 from experiments.study import Arm, Study
-from rlhf_jax import plugins
+from rlhf_jax import registry
 from rlhf_jax.refusal import Refusal
 
 
@@ -31,7 +31,7 @@ def arms() -> tuple[Arm, ...]:
     """Every file of `rlhf_jax/algorithms/`, with the settings that the quickstart gives it."""
     return tuple(
         Arm(name, name, {f"algorithm.{key}": value for key, value in quickstart.SETTINGS.get(name, {}).items()})
-        for name in plugins.names("algorithms")
+        for name in registry.names("algorithms")
     )
 
 

@@ -21,13 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import measure, roofline
-from rlhf_jax import sample, score, update
+from rlhf_jax import sampling, scoring, updating
 from rlhf_jax.algorithms import online_dpo
+from rlhf_jax.clock import Clock
 from rlhf_jax.models import gpt_neox, value_head
 from rlhf_jax.models.api import Model
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import mesh, sharding
-from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.program import Program, Reward, Setup
 from rlhf_jax.types import Batch, Params, Prompts
 
@@ -73,8 +73,8 @@ def decode(shape: Shape, rows: int, kind: str, repeats: int) -> dict[str, Any]:
     prompts = jax.device_put(make_prompts(model, rows, shape.prompt))
 
     def side(num_new: int) -> Callable[[], Any]:
-        config = sample.Config(max_completion_tokens=num_new, samples_per_prompt=1)
-        draw = jax.jit(partial(sample.sample, model=model, config=config, eos_id=IMPOSSIBLE, pad_id=0))
+        config = sampling.Config(max_completion_tokens=num_new, samples_per_prompt=1)
+        draw = jax.jit(partial(sampling.sample, model=model, config=config, eos_id=IMPOSSIBLE, pad_id=0))
         return lambda: draw(params, prompts, jax.random.key(1), np.int32(0))
 
     found = least({"whole": side(shape.new), "prefill": side(1)}, repeats)
@@ -111,16 +111,16 @@ def train(shape: Shape, remat: bool, attention: str, kind: str, repeats: int) ->
     """Seconds of an Online DPO update, beside the peak; float32 params and optimizer, bfloat16 products."""
     model = make_model(shape.preset, remat=remat, attention=attention)
     algorithm = online_dpo.online_dpo(online_dpo.Config())
-    optimizer = update.make_optimizer(update.OptimizerConfig(learning_rate=1e-6), 10_000)
+    optimizer = updating.make_optimizer(updating.OptimizerConfig(learning_rate=1e-6), 10_000)
     step = partial(
-        update.train_step,
-        objective=update.policy_objective(algorithm.losses["policy"], model, rows_per_prompt=2),
+        updating.train_step,
+        objective=updating.policy_objective(algorithm.losses["policy"], model, rows_per_prompt=2),
         optimizer=optimizer,
         aggregation=algorithm.aggregation,
         unit_rows=2,
         num_micro_batches=shape.num_micro_batches,
     )
-    state = jax.jit(lambda key: update.init_state(model.init(key), optimizer))(jax.random.key(0))
+    state = jax.jit(lambda key: updating.init_state(model.init(key), optimizer))(jax.random.key(0))
     batch = make_batch(model, shape)
     compiled: Any = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
     memory, held = compiled.memory_analysis(), [state]
@@ -155,9 +155,9 @@ def make_program(shape: Shape, remat: bool, attention: str) -> tuple[Program, Pa
     setup = Setup(
         model=model,
         algorithm=online_dpo.online_dpo(online_dpo.Config()),
-        optimizer=update.make_optimizer(update.OptimizerConfig(learning_rate=1e-6), 10_000),
-        sampling=sample.Config(max_completion_tokens=shape.new, samples_per_prompt=2),
-        scoring=score.Config(replace_missing_eos=False),
+        optimizer=updating.make_optimizer(updating.OptimizerConfig(learning_rate=1e-6), 10_000),
+        sampling=sampling.Config(max_completion_tokens=shape.new, samples_per_prompt=2),
+        scoring=scoring.Config(replace_missing_eos=False),
         reward=Reward(learned.make(judge), judge.init_from(params, jax.random.key(1))),
         clock=Clock(10_000, 1, 1, 0, ()),
         mesh=devices,

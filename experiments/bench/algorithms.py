@@ -17,7 +17,7 @@ import jax
 
 from configs import quickstart
 from experiments.bench import measure
-from rlhf_jax import build, plugins
+from rlhf_jax import build, registry
 from rlhf_jax.jobs import rlhf
 from rlhf_jax.ops.variance_increase import increase_variance
 from rlhf_jax.rewards import learned
@@ -32,7 +32,7 @@ def programs() -> dict[str, Program]:
     params = jax.jit(workspace.model.init)(workspace.key("init"))
     reward = Reward(learned.make(workspace.value_model), workspace.value_model.init_from(params, workspace.key("head")))
     found = {}
-    for name in plugins.names("algorithms"):
+    for name in registry.names("algorithms"):
         algorithm = build.algorithm(build.component("algorithms", name).to_dict())
         found[name] = rlhf.make_program(workspace, stages.rlhf, algorithm, reward, params)
     return found

@@ -21,7 +21,7 @@ from experiments.bench import measure, peers
 from rlhf_jax.algorithms import online_dpo
 from rlhf_jax.models import gpt_neox
 from rlhf_jax.types import Batch
-from rlhf_jax.update import OptimizerConfig, init_state, make_optimizer, policy_objective, train_step
+from rlhf_jax.updating import OptimizerConfig, init_state, make_optimizer, policy_objective, train_step
 
 PAIRS, PROMPT, COMPLETION = 32, 64, 64
 BETA, LEARNING_RATE = 0.1, 1e-5

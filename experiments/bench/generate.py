@@ -19,7 +19,7 @@ import torch
 from transformers import GenerationConfig
 
 from experiments.bench import measure, peers
-from rlhf_jax import sample
+from rlhf_jax import sampling
 from rlhf_jax.models import gpt_neox
 from rlhf_jax.types import Prompts
 
@@ -41,8 +41,8 @@ def our_side(preset: str, tokens_PQ: np.ndarray, num_new: int) -> tuple[Callable
     """Our sampler, compiled as a run compiles it, and the number of params."""
     model = gpt_neox.make(gpt_neox.PRESETS[preset])
     params = jax.jit(model.init)(jax.random.key(0))
-    config = sample.Config(max_completion_tokens=num_new, samples_per_prompt=1, temperature=1.0)
-    draw = jax.jit(partial(sample.sample, model=model, config=config, eos_id=IMPOSSIBLE, pad_id=0))
+    config = sampling.Config(max_completion_tokens=num_new, samples_per_prompt=1, temperature=1.0)
+    draw = jax.jit(partial(sampling.sample, model=model, config=config, eos_id=IMPOSSIBLE, pad_id=0))
     prompts = Prompts(
         tokens_PQ=jnp.asarray(tokens_PQ),
         mask_PQ=jnp.ones(tokens_PQ.shape, bool),
@@ -130,8 +130,8 @@ def ragged(preset: str, num_new: int, num_rows: int, repeats: int) -> dict[str, 
     prompts = Prompts(jnp.asarray(tokens_PQ), jnp.asarray(mask_PQ), jnp.arange(num_rows, dtype=jnp.int32))
 
     def side(num_compactions: int) -> Callable[[], Any]:
-        config = sample.Config(LONGER * num_new, 1, 1.0, num_compactions)
-        draw = jax.jit(partial(sample.sample, model=model, config=config, eos_id=EOS, pad_id=0))
+        config = sampling.Config(LONGER * num_new, 1, 1.0, num_compactions)
+        draw = jax.jit(partial(sampling.sample, model=model, config=config, eos_id=EOS, pad_id=0))
 
         def run() -> Any:
             return jax.block_until_ready(draw(params, prompts, jax.random.key(1), np.int32(0)))

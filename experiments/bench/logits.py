@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from experiments.bench import measure
 from rlhf_jax.ops.logprobs import chunked_token_logprobs
-from rlhf_jax.score import MAX_LOGITS
+from rlhf_jax.scoring import MAX_LOGITS
 
 CASES = [(4096, 50_304, 768), (4096, 50_304, 2048), (16_384, 128_256, 2048)]  # positions, vocabulary, width
 

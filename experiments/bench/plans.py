@@ -26,7 +26,8 @@ import numpy as np
 import optax
 
 from experiments.bench import measure
-from rlhf_jax import plugins, sample, score
+from rlhf_jax import registry, sampling, scoring
+from rlhf_jax.clock import Clock
 from rlhf_jax.models import gpt_neox, value_head
 from rlhf_jax.planner import simulate
 from rlhf_jax.planner.api import Costs, Work
@@ -40,11 +41,10 @@ from rlhf_jax.planner.search import search
 from rlhf_jax.planner.shapes import of_model
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import asynchronous, mesh, synchronous
-from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.placement import text_of
 from rlhf_jax.runtime.program import Critic, Program, Reward, Setup
 from rlhf_jax.types import Call, Placement, Plan, Prompts
-from rlhf_jax.update import OptimizerConfig, make_optimizer
+from rlhf_jax.updating import OptimizerConfig, make_optimizer
 
 DEVICES = 8
 ROUNDS = 10_000
@@ -103,14 +103,14 @@ def make_setup(case: Case) -> tuple[Setup, Any]:
         return Prompts(tokens_PQ=tokens, mask_PQ=np.ones(shape, bool), ordinal_P=ordinals)  # type: ignore[arg-type]
 
     optimizer = make_optimizer(OptimizerConfig(), ROUNDS)
-    module = plugins.find("algorithms", case.algorithm)
+    module = registry.find("algorithms", case.algorithm)
     algorithm = getattr(module, case.algorithm)(module.Config())
     setup = Setup(
         model=model,
         algorithm=algorithm,
         optimizer=optimizer,
-        sampling=sample.Config(case.completion_tokens, case.samples_per_prompt),
-        scoring=score.Config(replace_missing_eos=False),
+        sampling=sampling.Config(case.completion_tokens, case.samples_per_prompt),
+        scoring=scoring.Config(replace_missing_eos=False),
         reward=Reward(learned.make(values), with_head, values),
         clock=Clock(ROUNDS, case.num_minibatches),
         mesh=mesh.make_mesh(mesh.Config(data=-1)),

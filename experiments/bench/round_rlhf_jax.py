@@ -7,14 +7,14 @@ import jax
 import numpy as np
 
 from experiments.bench import measure, rounds
-from rlhf_jax import sample, score
+from rlhf_jax import sampling, scoring
 from rlhf_jax.algorithms import online_dpo
+from rlhf_jax.clock import Clock
 from rlhf_jax.models import gpt_neox
 from rlhf_jax.runtime import mesh, sharding, synchronous
-from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.program import Program, Reward, Setup
 from rlhf_jax.types import Prompts, Samples, States
-from rlhf_jax.update import OptimizerConfig, make_optimizer
+from rlhf_jax.updating import OptimizerConfig, make_optimizer
 
 MANY_ROUNDS = 10_000
 
@@ -41,8 +41,8 @@ def program(shape: rounds.Shape) -> tuple[Program, States]:
         model=model,
         algorithm=online_dpo.online_dpo(online_dpo.Config(beta=rounds.BETA)),
         optimizer=make_optimizer(OptimizerConfig(learning_rate=rounds.LEARNING_RATE), MANY_ROUNDS),
-        sampling=sample.Config(max_completion_tokens=shape.new, samples_per_prompt=2),
-        scoring=score.Config(replace_missing_eos=False),
+        sampling=sampling.Config(max_completion_tokens=shape.new, samples_per_prompt=2),
+        scoring=scoring.Config(replace_missing_eos=False),
         reward=Reward(host=judge),
         clock=Clock(MANY_ROUNDS, 1, 1, 0, ()),
         mesh=devices,

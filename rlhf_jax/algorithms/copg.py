@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms.api import drift_metrics, flat_groups, grouped_scores, make_batch
+from rlhf_jax.config import NonNegative
 from rlhf_jax.ops import advantages
 from rlhf_jax.ops.masked import masked_sum
 from rlhf_jax.types import Algorithm, Array, Batch, Mean, Metrics, Outputs, Samples, Scores
-from rlhf_jax.values import NonNegative
 
 
 @dataclass(frozen=True)

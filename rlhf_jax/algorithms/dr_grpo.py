@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlhf_jax.algorithms import grpo
+from rlhf_jax.config import NonNegative
 from rlhf_jax.ops import advantages
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Algorithm
-from rlhf_jax.values import NonNegative
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ import jax.numpy as jnp
 
 from rlhf_jax.algorithms._surrogate import corrected_batch, needs_of, token_surrogate
 from rlhf_jax.algorithms.api import drift_metrics, flat_groups, grouped_scores
+from rlhf_jax.config import NonNegative, Positive
 from rlhf_jax.ops import advantages
 from rlhf_jax.ops.corrections import Correction, resolve
 from rlhf_jax.ops.divergences import k3
 from rlhf_jax.ops.masked import masked_count
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Aggregation, Algorithm, Array, Batch, Metrics, Outputs, Samples, Scores
-from rlhf_jax.values import NonNegative, Positive
 
 ADVANTAGES: dict[str, Callable[[Array], Array]] = {
     "standardized": advantages.standardized,

@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms import grpo
+from rlhf_jax.config import Unbounded
 from rlhf_jax.ops.masked import masked_sum
 from rlhf_jax.ops.variance_increase import VarianceIncrease, increase_variance
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Algorithm, Array, Samples, Scores
-from rlhf_jax.values import Unbounded
 
 WEIGHTS = ("uniform", "reference")
 TIES = ("together", "by_index")

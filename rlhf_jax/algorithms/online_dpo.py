@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms.api import drift_metrics, grouped_scores, make_batch
+from rlhf_jax.config import Positive
 from rlhf_jax.ops.losses import dpo
 from rlhf_jax.ops.masked import masked_sum, select
 from rlhf_jax.types import Algorithm, Array, Batch, Mean, Metrics, Outputs, Samples, Scores
-from rlhf_jax.values import Positive
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ Azar et al. 2023, *A General Theoretical Paradigm*, arXiv 2310.12036, eq. 17; on
 from dataclasses import dataclass
 
 from rlhf_jax.algorithms.online_dpo import best_against_worst
+from rlhf_jax.config import Positive
 from rlhf_jax.ops.losses import ipo
 from rlhf_jax.types import Algorithm
-from rlhf_jax.values import Positive
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 
 from rlhf_jax.algorithms._surrogate import corrected_batch, needs_of, ratio_logprob, token_surrogate
 from rlhf_jax.algorithms.api import drift_metrics, grouped_scores
+from rlhf_jax.config import Fraction, NonNegative, Positive
 from rlhf_jax.ops.advantages import gae
 from rlhf_jax.ops.corrections import Correction, resolve
 from rlhf_jax.ops.divergences import k1
 from rlhf_jax.ops.losses import clipped_value
 from rlhf_jax.ops.masked import last_index, masked_count, masked_sum, masked_whiten, select
 from rlhf_jax.types import Algorithm, Array, Batch, Mean, Metrics, Outputs, Samples, Scores
-from rlhf_jax.values import Fraction, NonNegative, Positive
 
 
 @dataclass(frozen=True)

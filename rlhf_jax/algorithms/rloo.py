@@ -15,13 +15,13 @@ import jax.numpy as jnp
 
 from rlhf_jax.algorithms._surrogate import corrected_batch, log_ratio, needs_of, ratio_logprob, ratio_metrics
 from rlhf_jax.algorithms.api import drift_metrics, flat_groups, grouped_scores
+from rlhf_jax.config import NonNegative, Positive
 from rlhf_jax.ops import advantages
 from rlhf_jax.ops.corrections import MAX_LOG, Correction, resolve
 from rlhf_jax.ops.divergences import k1
 from rlhf_jax.ops.losses import clipped_surrogate
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Algorithm, Array, Batch, Metrics, Outputs, Samples, Scores
-from rlhf_jax.values import NonNegative, Positive
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from flax.traverse_util import flatten_dict
 
-from rlhf_jax import plugins, randomness
+from rlhf_jax import randomness, registry
 from rlhf_jax.hub.published_configs import read_config as read_config
 from rlhf_jax.hub.published_configs import write_config as write_config
 from rlhf_jax.hub.published_families import FAMILIES
@@ -61,7 +61,7 @@ def tensors(family: str, config: Any) -> dict[str, Tensor]:
 
 @lru_cache
 def _tensors(family: str, config: Any) -> dict[str, Tensor]:
-    shapes: Any = flatten_dict(jax.eval_shape(plugins.find("models", family).make(config).init, randomness.key(0)))
+    shapes: Any = flatten_dict(jax.eval_shape(registry.find("models", family).make(config).init, randomness.key(0)))
     published = {path: leaf.shape[::-1] if path[-1] == "kernel" else leaf.shape for path, leaf in shapes.items()}
     return {"/".join(path): _tensor(family, path, published) for path in shapes}
 

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
 from rlhf_jax.hub.published_families import FAMILIES, NULL_IS_ZERO, model_type
 from rlhf_jax.hub.published_kinds import check_accepted, check_architectures, family_of
 from rlhf_jax.hub.published_rope import FULL, SLIDING, read_rope, write_rope
@@ -37,7 +37,7 @@ def read_config(published: Mapping[str, Any]) -> tuple[str, Any]:
     family = family_of(published)
     check_architectures(family, published)
     check_accepted(family, published, FAMILIES[family].accepted)
-    config_type = plugins.find("models", family).Config
+    config_type = registry.find("models", family).Config
     kinds = typing.get_type_hints(config_type)
     values = {field: typed(published, field, kinds[field], *at) for field, at in FAMILIES[family].fields.items()}
     if family != "gpt_neox":

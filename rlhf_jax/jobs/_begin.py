@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.config import fill, flat
 from rlhf_jax.jobs import _hub
 from rlhf_jax.records import digests, made
 from rlhf_jax.records.made import DATA, Facts, Record
 from rlhf_jax.refusal import MissingInput, Refusal
-from rlhf_jax.values import fill, flat
 
 SAME = ("model", "tokenizer", "task", "hub", DATA)
 """Nodes of the config that must be those of the run which is begun from. Its hub.gold need not be."""

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import sample
+from rlhf_jax import sampling
+from rlhf_jax.config import LARGEST, Bounds, Count, Natural
 from rlhf_jax.jobs._figures import Figures, Judged, gold_figures, paper_perplexity, sampled_figures, win_rates
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.jobs.relabel import sampler
@@ -18,9 +19,8 @@ from rlhf_jax.ops.divergences import full_kl
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards.api import ModelReward
 from rlhf_jax.runtime import hosts
-from rlhf_jax.score import MAX_LOGITS, completion_hidden
+from rlhf_jax.scoring import MAX_LOGITS, completion_hidden
 from rlhf_jax.types import Array, Params, Prompts, Samples
-from rlhf_jax.values import LARGEST, Bounds, Count, Natural
 
 GREEDY_NAMES = {
     "win_rate": "win_rate_greedy",
@@ -129,8 +129,8 @@ class Evaluator:
         self.config = config = fitted(config, workspace.task.num_prompts("heldout"))[0]
         self.stream = workspace.stream("heldout", "evaluate", config.part, config.num_parts)
         self.length = config.max_completion_tokens or workspace.lengths.max_completion_tokens
-        self._sample = sampler(workspace, sample.Config(self.length, config.samples_per_prompt, 1.0), "evaluate")
-        self._greedy = sampler(workspace, sample.Config(self.length, 1, 0.0), "evaluate")
+        self._sample = sampler(workspace, sampling.Config(self.length, config.samples_per_prompt, 1.0), "evaluate")
+        self._greedy = sampler(workspace, sampling.Config(self.length, 1, 0.0), "evaluate")
         self._divergence = hosts.compiled(partial(divergence, model=workspace.model))
 
     def batches(self, num_prompts: int, prompts_per_batch: int) -> Iterator[tuple[Prompts, int]]:

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rlhf_jax import plugins, randomness
+from rlhf_jax import randomness, registry
+from rlhf_jax.config import Count
 from rlhf_jax.hub import chat, encoding, folders
 from rlhf_jax.hub.folders import Folder
 from rlhf_jax.hub.tokenizers import Tokenizer
@@ -22,7 +23,6 @@ from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import hosts, sharding
 from rlhf_jax.tasks.api import Task
 from rlhf_jax.types import Params
-from rlhf_jax.values import Count
 
 COMPUTED = ("dtype", "remat", "attention")  # how a model is computed: the run says it, no folder does
 
@@ -53,7 +53,7 @@ class Config:
 
 def model_of(folder: Folder, **computed: Any) -> Model:
     """The decoder of a folder's config.json, computed as keys of `COMPUTED` say."""
-    return plugins.find("models", folder.family).make(replace(folder.model_config, **computed))
+    return registry.find("models", folder.family).make(replace(folder.model_config, **computed))
 
 
 def model_values(values: dict[str, Any], hub: Config) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
 from rlhf_jax.records import digests
 from rlhf_jax.records.made import OWN_CODE
 from rlhf_jax.rewards._terms import parse
@@ -17,7 +17,7 @@ def modules(values: Mapping[str, Any]) -> dict[str, ModuleType]:
     Args:
       values: of a config, resolved or not.
 
-    Raises as `plugins.find`.
+    Raises as `registry.find`.
     """
     named = {
         "algorithm": ("algorithms", values["algorithm"]["name"]),
@@ -27,8 +27,8 @@ def modules(values: Mapping[str, Any]) -> dict[str, ModuleType]:
     named |= {f"reward.{term.label}": ("rewards", term.name) for term in parse(values["reward"])}
     if values["model"]["family"] != "hub":
         named["model"] = ("models", values["model"]["family"])
-    found = {key: plugins.located(folder, name)[0] for key, (folder, name) in named.items()}
-    return {key: module for key, module in found.items() if not module.__name__.startswith(f"{plugins.PACKAGE}.")}
+    found = {key: registry.located(folder, name)[0] for key, (folder, name) in named.items()}
+    return {key: module for key, module in found.items() if not module.__name__.startswith(f"{registry.PACKAGE}.")}
 
 
 def of_sources(values: Mapping[str, Any]) -> dict[str, str]:

@@ -26,7 +26,7 @@ from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.spool import Spool
 from rlhf_jax.runtime.timeline import Timeline
 from rlhf_jax.types import Array, Batch, Params, Scores
-from rlhf_jax.update import learning_rate_schedule
+from rlhf_jax.updating import learning_rate_schedule
 
 STAGE = "rlhf"
 KEPT_PROMPTS = 24

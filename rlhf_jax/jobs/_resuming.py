@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.clock import Clock
 from rlhf_jax.jobs._rlhf_config import Config
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.observe import metrics
@@ -14,7 +15,6 @@ from rlhf_jax.observe.samples import SamplesWriter
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.checkpoint import Checkpoints, Damaged
-from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.ledger import Ledger
 from rlhf_jax.runtime.spool import Spool
 from rlhf_jax.types import Params, Samples

@@ -8,17 +8,18 @@ from typing import Annotated, Literal
 import jax
 from jax.sharding import Mesh
 
-from rlhf_jax import sample, score
+from rlhf_jax.clock import Clock
+from rlhf_jax.config import Bounds, Count, Natural, NonNegative, Positive
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import hosts, ledger, placement
-from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.mesh import check_rows, sampler_slices
 from rlhf_jax.runtime.placement import ROLES, Places
 from rlhf_jax.runtime.program import block_rows
 from rlhf_jax.runtime.views import own_mesh
+from rlhf_jax.sampling import Config as SamplingConfig
+from rlhf_jax.scoring import Config as ScoringConfig
 from rlhf_jax.types import Algorithm
-from rlhf_jax.update import OptimizerConfig, check_schedule
-from rlhf_jax.values import Bounds, Count, Natural, NonNegative, Positive
+from rlhf_jax.updating import OptimizerConfig, check_schedule
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class Config:
     log_samples: Natural = 4  # completions of a round that go to samples.jsonl
     ledger: bool = True  # a row for every sample in ledger.jsonl
     ledger_gold: bool = False  # the task judges each of them, too
-    scoring: score.Config = field(default_factory=score.Config)
-    # Of the sampler's batch as its rows end: each a quarter, compiled apart (see `sample._decode`); 4^8 rows are 65,536.
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    # Of the sampler's batch as its rows end: each a quarter, compiled apart (see `sampling._decode`); 4^8 rows are 65,536.
     num_compactions: Annotated[int, Bounds(least=0, most=8)] = 0
     share_prompts: bool = True  # a prompt's rows stay together and its tokens are run once; else only units stay so
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -89,11 +90,11 @@ def places(config: Config, mesh: Mesh, plan: str) -> Places:
     return Places(mesh, hosts.grid(), placement.parse(plan), config.num_micro_batches)
 
 
-def sampling(config: Config, max_completion_tokens: int, mesh: Mesh) -> sample.Config:
+def sampling(config: Config, max_completion_tokens: int, mesh: Mesh) -> SamplingConfig:
     """How a round is sampled: on the devices of a sampler slice, or on each host's part of the mesh."""
     mesh = own_mesh(mesh)
     row_shards = config.sampler_slice_devices if config.sampler_slices else mesh.shape["data"] * mesh.shape["fsdp"]
-    return sample.Config(
+    return SamplingConfig(
         max_completion_tokens, config.samples_per_prompt, config.temperature, config.num_compactions, row_shards
     )
 

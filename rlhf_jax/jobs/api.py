@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlhf_jax import randomness
+from rlhf_jax.config import Bounds
 from rlhf_jax.hub import encoding
 from rlhf_jax.hub.tokenizers import Tokenizer
 from rlhf_jax.jobs import _hub
@@ -28,7 +29,6 @@ from rlhf_jax.runtime.placement import placed
 from rlhf_jax.tasks import _reading
 from rlhf_jax.tasks.api import Split, Task, stream_indices
 from rlhf_jax.types import Array, Params, Prompts, Samples
-from rlhf_jax.values import Bounds
 
 LONGEST = 2**20  # positions of a row
 

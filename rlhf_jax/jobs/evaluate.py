@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax import sample
+from rlhf_jax import sampling
 from rlhf_jax.jobs import rlhf, sft
 from rlhf_jax.jobs._evaluator import Evaluator, learned_scores
 from rlhf_jax.jobs._figures import Figures, win_rates
@@ -38,7 +38,7 @@ def best_of_n_line(evaluator: Evaluator, params: Params, sizes: Sequence[int], n
     workspace, config = evaluator.workspace, evaluator.config
     group, num_prompts = max(sizes), min(num_prompts, config.num_prompts)
     assert evaluator.reward is not None
-    draw = sampler(workspace, sample.Config(evaluator.length, group, 1.0), "best_of_n")
+    draw = sampler(workspace, sampling.Config(evaluator.length, group, 1.0), "best_of_n")
     golds, rewards, asked = [], [], []
     size = max(1, config.prompts_per_batch * config.samples_per_prompt // group)
     for batch, count in evaluator.batches(num_prompts, size):

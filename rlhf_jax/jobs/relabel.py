@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import sample
+from rlhf_jax import sampling
+from rlhf_jax.config import Count, Positive
 from rlhf_jax.hub import encoding
 from rlhf_jax.hub.chat import Rendered
 from rlhf_jax.jobs import sft
@@ -24,7 +25,6 @@ from rlhf_jax.runtime import hosts, sharding, views
 from rlhf_jax.tasks import _reading
 from rlhf_jax.tasks.api import Split
 from rlhf_jax.types import Algorithm, Params, Samples
-from rlhf_jax.values import Count, Positive
 
 STAGE = "comparisons"
 SPLITS: tuple[Split, ...] = ("train", "heldout")
@@ -138,10 +138,10 @@ def judged_pairs(workspace: Workspace, stream: PromptStream, samples: Samples) -
     return pairs
 
 
-def sampler(workspace: Workspace, config: sample.Config, purpose: str) -> Any:
+def sampler(workspace: Workspace, config: sampling.Config, purpose: str) -> Any:
     """`(params, prompts) -> Samples`, compiled, with the keys of `purpose`; each host draws its share by itself."""
     draw = partial(
-        sample.sample,
+        sampling.sample,
         model=workspace.model,
         config=config,
         eos_id=workspace.tokenizer.eos_ids,
@@ -179,7 +179,7 @@ def _make(workspace: Workspace, config: Config, sft_params: Params) -> None:
         raise Refusal(
             "the task gives neither comparisons nor a gold judge to make them: set its comparisons, or hub.gold"
         )
-    drawing = sample.Config(workspace.lengths.max_completion_tokens, 2, config.temperature)
+    drawing = sampling.Config(workspace.lengths.max_completion_tokens, 2, config.temperature)
     draw = sampler(workspace, drawing, STAGE)
     with progress("Comparisons", total=config.num_train + config.num_heldout) as bar:
         for split, count in zip(SPLITS, (config.num_train, config.num_heldout), strict=True):

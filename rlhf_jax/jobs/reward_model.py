@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from rlhf_jax import sample
+from rlhf_jax import sampling
+from rlhf_jax.config import Count, Natural
 from rlhf_jax.hub import encoding
 from rlhf_jax.jobs import _hub, relabel, sft
 from rlhf_jax.jobs.api import Workspace
@@ -26,8 +27,7 @@ from rlhf_jax.runtime import hosts, sharding
 from rlhf_jax.runtime.checkpoint import restore_params
 from rlhf_jax.runtime.supervised import resumed, train
 from rlhf_jax.types import Algorithm, Array, Mean, Metrics, Params, TrainState
-from rlhf_jax.update import OptimizerConfig, init_state, make_optimizer, train_step
-from rlhf_jax.values import Count, Natural
+from rlhf_jax.updating import OptimizerConfig, init_state, make_optimizer, train_step
 
 STAGE = "reward_model"
 
@@ -128,7 +128,7 @@ def heldout_accuracy(workspace: Workspace, params: Params, batch_pairs: int) -> 
 
 def measure_standard(workspace: Workspace, params: Params, sft_params: Params, num_prompts: int) -> Standard:
     """Mean and standard deviation of the raw reward over fresh samples of the SFT policy at temperature 1."""
-    drawing = sample.Config(workspace.lengths.max_completion_tokens, 2, 1.0)
+    drawing = sampling.Config(workspace.lengths.max_completion_tokens, 2, 1.0)
     draw = relabel.sampler(workspace, drawing, "standardize")
     stream = workspace.stream("train", "standardize")
     samples = draw(sft_params, stream.prompts(0, num_prompts))

@@ -29,7 +29,7 @@ from rlhf_jax.runtime.program import Critic, Program, Reward, Setup
 from rlhf_jax.runtime.spool import Spool
 from rlhf_jax.runtime.timeline import Timeline
 from rlhf_jax.types import Algorithm, Params, Prompts, Samples
-from rlhf_jax.update import make_optimizer
+from rlhf_jax.updating import make_optimizer
 
 STAGE = "rlhf"
 

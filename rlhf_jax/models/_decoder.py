@@ -11,11 +11,11 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from rlhf_jax.config import Bounds
 from rlhf_jax.models import blocks
 from rlhf_jax.models.api import Cache
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array, Params
-from rlhf_jax.values import Bounds
 
 Depth = Annotated[int, Bounds(least=1, most=1024)]
 """Layers, each of which is traced: more would take minutes before anything is compiled."""

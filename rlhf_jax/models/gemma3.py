@@ -12,10 +12,10 @@ from typing import ClassVar
 
 from flax import linen as nn
 
+from rlhf_jax.config import Natural, NonNegative, Positive
 from rlhf_jax.models import _decoder, _rotary, gemma2, llama
 from rlhf_jax.models.api import Model
 from rlhf_jax.types import Array
-from rlhf_jax.values import Natural, NonNegative, Positive
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Annotated, ClassVar, Literal
 
 from flax import linen as nn
 
+from rlhf_jax.config import Bounds, Count, Natural, Positive
 from rlhf_jax.models import _decoder, blocks
 from rlhf_jax.models._decoder import Depth
 from rlhf_jax.models.api import Cache, Model
 from rlhf_jax.types import Array
-from rlhf_jax.values import Bounds, Count, Natural, Positive
 
 
 @dataclass(frozen=True)

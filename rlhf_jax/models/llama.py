@@ -13,12 +13,12 @@ from typing import Annotated, Any, ClassVar, Literal
 import jax
 from flax import linen as nn
 
+from rlhf_jax.config import Bounds, Count, Natural, Positive
 from rlhf_jax.models import _decoder, _rotary, blocks
 from rlhf_jax.models._decoder import Depth
 from rlhf_jax.models.api import Cache, Model
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
-from rlhf_jax.values import Bounds, Count, Natural, Positive
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from rlhf_jax.config import Natural, Positive
 from rlhf_jax.models import llama
 from rlhf_jax.models.api import Model
-from rlhf_jax.values import Natural, Positive
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from typing import ClassVar
 
 from flax import linen as nn
 
+from rlhf_jax.config import Positive
 from rlhf_jax.models import blocks, llama
 from rlhf_jax.models.api import Model
 from rlhf_jax.types import Array
-from rlhf_jax.values import Positive
 
 
 @dataclass(frozen=True)

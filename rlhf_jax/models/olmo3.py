@@ -5,9 +5,9 @@ Every `full_attention_interval`-th layer sees all columns, and its positions alo
 
 from dataclasses import dataclass, replace
 
+from rlhf_jax.config import Natural
 from rlhf_jax.models import _decoder, _rotary, llama, olmo2
 from rlhf_jax.models.api import Model
-from rlhf_jax.values import Natural
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ so that each is sharded over its own heads (see `hub/layouts.py`). "longrope" di
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+from rlhf_jax.config import Bounds, Count, Natural, Positive
 from rlhf_jax.models import _decoder, _rotary, llama
 from rlhf_jax.models.api import Model
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.values import Bounds, Count, Natural, Positive
 
 
 @dataclass(frozen=True)

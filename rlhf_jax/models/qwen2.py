@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from flax import linen as nn
 
+from rlhf_jax.config import Natural, Positive
 from rlhf_jax.models import llama
 from rlhf_jax.models.api import Model
-from rlhf_jax.values import Natural, Positive
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ Where windows are switched on, the layers without positions are those that see a
 
 from dataclasses import dataclass
 
+from rlhf_jax.config import Natural, Positive
 from rlhf_jax.models import _rotary, llama
 from rlhf_jax.models.api import Model
-from rlhf_jax.values import Natural, Positive
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from rlhf_jax.config import NonNegative, Positive
 from rlhf_jax.ops.masked import masked_sum, select
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
-from rlhf_jax.values import NonNegative, Positive
 
 RATIOS = ("auto", "behavior", "proximal")
 CORRECTIONS = {"behavior": ("none", "second_moment"), "proximal": ("none", "truncate", "mask")}

@@ -25,7 +25,7 @@ class Work:
     lag: int = 0
     loop: Loop = "synchronous"
     share_prompts: bool = True  # the prompt of a group is run once, in inference and training
-    num_compactions: int = 0  # of the sampler's batch: see `sample._decode`
+    num_compactions: int = 0  # of the sampler's batch: see `sampling._decode`
 
 
 class Costs(Protocol):

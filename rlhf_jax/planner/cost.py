@@ -22,9 +22,9 @@ from rlhf_jax.types import Call, Placement
 class Formulas:
     """`Costs` by formulas, of `num_devices` devices of one kind.
 
-    `optimizer_bytes` is what the optimizer keeps of a param (AdamW: two float32 moments). `cache_grows` False reads the whole
-    cache every step, as `sample.py` does; True the columns written so far, as paged engines do. `rows_stay`: passes over whole
-    sequences bring params together under fsdp (`sharding.keeping_rows`), and do not sum what is between the layers.
+    `optimizer_bytes` is what the optimizer keeps of a param (AdamW: two float32 moments). `cache_grows` False reads the
+    whole cache every step, as `sampling.py` does; True the columns written so far, as paged engines do. `rows_stay`: passes
+    over whole sequences bring params together under fsdp (`sharding.keeping_rows`), and do not sum what is between the layers.
     """
 
     hardware: Hardware

@@ -16,7 +16,7 @@ import numpy as np
 def decode_steps(
     lengths: tuple[int, ...], limit: int, rows_per_shard: int, row_shards: int, num_compactions: int
 ) -> tuple[tuple[int, float], ...]:
-    """(rows of a shard, expected steps at that size), as `sample._decode` compacts: the first token comes from the prefill.
+    """(rows of a shard, expected steps at that size), as `sampling._decode` compacts: the first token comes from the prefill.
 
     `lengths` are draws of the distribution, the EOS included; longer ones end at `limit`, and () is all at `limit`.
     """

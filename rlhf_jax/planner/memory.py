@@ -5,7 +5,7 @@ compiler's schedule is not a formula, and one that keeps or frees an array at an
 """
 
 from rlhf_jax.planner.passes import Part, Positions, activation_elements
-from rlhf_jax.score import MAX_LOGITS
+from rlhf_jax.scoring import MAX_LOGITS
 
 ROW_BYTES = 24  # a position of a batch: tokens, mask, and what algorithms keep of it (four float32)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rlhf_jax.planner.collectives import Rings
 from rlhf_jax.planner.hardware import Hardware
 from rlhf_jax.planner.shapes import Shape, Split
-from rlhf_jax.score import MAX_LOGITS
+from rlhf_jax.scoring import MAX_LOGITS
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
+from rlhf_jax.config import flat
 from rlhf_jax.observe.lines import replace
 from rlhf_jax.records import history, keys, run_config
 from rlhf_jax.records.keys import Class
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.values import flat
 
 FILE = ".made_with.json"
 DATA = "data"

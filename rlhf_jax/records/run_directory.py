@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.config import flat
 from rlhf_jax.records import environment, history, keys, made, run_config, starts
 from rlhf_jax.records.keys import Class
 from rlhf_jax.records.made import CODE, MISSING, OWN_CODE, Change, Facts
 from rlhf_jax.refusal import MissingInput, Refusal
-from rlhf_jax.values import flat
 
 FORKED = ("seed", "lengths", "reward", "reward_settings", "algorithm", "rlhf")
 """Nodes whose keys may be others in a run that begins from this one; what SFT or the reward model is made of may not."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from rlhf_jax import plugins, randomness
+from rlhf_jax import randomness, registry
 from rlhf_jax.observe import metrics, samples
 from rlhf_jax.observe.lines import Line
 from rlhf_jax.refusal import Refusal
@@ -88,7 +88,7 @@ def num_params(config: Mapping[str, Any] | None) -> int | None:
     if not isinstance(node, Mapping) or not value(node, "vocab_size"):
         return None
     try:
-        family = plugins.find("models", node["family"])
+        family = registry.find("models", node["family"])
         shape = family.Config(**{field.name: node[field.name] for field in fields(family.Config)})
         params = jax.eval_shape(family.make(shape).init, randomness.key(0))
     except (Refusal, KeyError, AttributeError, TypeError):  # a config of another version of the code

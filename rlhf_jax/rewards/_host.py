@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
 from rlhf_jax.refusal import Refusal, RewardError, at_fault
 from rlhf_jax.rewards.api import OwnReward
 from rlhf_jax.tasks.api import Task
@@ -73,13 +73,13 @@ def make(name: str, task: Task, config: Any) -> HostJudge:
     """The reward that a name means.
 
     Args:
-      name: as `plugins.find` takes it.
+      name: as `registry.find` takes it.
       task: given to a factory `make(task, config)`.
-      config: settings of the class that `plugins.settings` says.
+      config: settings of the class that `registry.settings` says.
 
-    Raises as `plugins.entry`; Refusal for a function whose parameters are not those of a reward.
+    Raises as `registry.entry`; Refusal for a function whose parameters are not those of a reward.
     """
-    made_by = plugins.entry("rewards", name)
+    made_by = registry.entry("rewards", name)
     if not is_factory(made_by):
         return HostJudge(name, made_by, parameters(name, made_by), config)
     count = len([p for p in inspect.signature(made_by).parameters.values() if p.kind in POSITIONAL])

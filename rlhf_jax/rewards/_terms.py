@@ -3,7 +3,7 @@
 import math
 import re
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards.api import Term
 
@@ -26,7 +26,7 @@ def parse(text: str) -> tuple[Term, ...]:
             raise Refusal(f"reward is {text!r}; its term {part.strip()!r} is neither; accepted: {ACCEPTED}")
         if name in [term.name for term in terms]:
             raise Refusal(f"reward is {text!r}, which names {name!r} twice; accepted: one weight for each")
-        terms.append(Term(name, _free(plugins.label(name), [term.label for term in terms]), weight))
+        terms.append(Term(name, _free(registry.label(name), [term.label for term in terms]), weight))
     return tuple(terms)
 
 

@@ -59,6 +59,6 @@ class Term:
     Example: "0.1 * my_lab.rewards:brevity" is Term(name="my_lab.rewards:brevity", label="brevity", weight=0.1).
     """
 
-    name: str  # as `plugins.find` takes it
+    name: str  # as `registry.find` takes it
     label: str  # in figures and in `reward_settings`
     weight: float = 1.0

@@ -19,9 +19,9 @@ from collections.abc import Generator, Iterator
 
 import jax
 
+from rlhf_jax.clock import Clock
 from rlhf_jax.runtime import activity, hosts, stopping
 from rlhf_jax.runtime.buffer import Buffer, Stalled, Stopped
-from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.synchronous import Event, Sampled, Watch, train_round
 from rlhf_jax.runtime.watchdog import Watchdog

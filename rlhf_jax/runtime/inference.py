@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from rlhf_jax import score
+from rlhf_jax import scoring
 from rlhf_jax.micro_batches import in_parts
 from rlhf_jax.runtime import hosts, sharding
 from rlhf_jax.runtime.placement import ROLES, Places
@@ -34,10 +34,10 @@ def functions(setup: Setup) -> dict[str, Callable[[Params, Samples], Array]]:
     found: dict[str, Callable[..., Array]] = {}
     for name in ("reference", "proximal"):
         if name in needs:
-            found[name] = partial(score.sample_logprobs, model=changed(setup.model, places, name))
+            found[name] = partial(scoring.sample_logprobs, model=changed(setup.model, places, name))
     if "value" in needs:
         assert setup.critic is not None
-        found["value"] = partial(score.sample_values, model=changed(setup.critic.model, places, "value"))
+        found["value"] = partial(scoring.sample_values, model=changed(setup.critic.model, places, "value"))
     if setup.reward.model is not None:
         found["reward"] = setup.reward.model
     return found

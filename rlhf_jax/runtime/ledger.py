@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax.clock import Clock
 from rlhf_jax.observe import lines
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.runtime import hosts
-from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.types import Algorithm, Batch, Samples, Scores
 
 FILE = "ledger.jsonl"

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlhf_jax.clock import Clock
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.runtime.clock import Clock
 
 
 def live_versions(clock: Clock, asynchronous: bool) -> int:

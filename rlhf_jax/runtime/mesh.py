@@ -12,10 +12,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from rlhf_jax.config import LARGEST, Bounds
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.views import own_mesh
-from rlhf_jax.values import LARGEST, Bounds
 
 AXES = ("data", "fsdp", "tensor")
 Size = Annotated[int, Bounds(least=1, most=LARGEST, also=(-1,))]

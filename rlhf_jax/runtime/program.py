@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from rlhf_jax import sample, score
+from rlhf_jax import sampling, scoring
 from rlhf_jax.micro_batches import in_parts
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import credit, hosts, inference, memory, sharding
@@ -23,7 +23,7 @@ from rlhf_jax.runtime.setup import Reward as Reward
 from rlhf_jax.runtime.setup import Setup as Setup
 from rlhf_jax.runtime.views import own_mesh
 from rlhf_jax.types import Algorithm, Array, Batch, Metrics, Params, Samples, Scores, States, TrainState
-from rlhf_jax.update import critic_objective, init_state, policy_objective, train_step
+from rlhf_jax.updating import critic_objective, init_state, policy_objective, train_step
 
 
 class Program:
@@ -81,7 +81,7 @@ class Program:
     def _make_sampler(self) -> Sampler:
         setup, places = self.setup, self.setup.places
         draw = partial(
-            sample.sample,
+            sampling.sample,
             model=inference.changed(setup.model, places, "generate"),
             config=setup.sampling,
             eos_id=setup.eos_id,
@@ -268,9 +268,9 @@ class Program:
         setup = self.setup
         reward, finished_B = setup.reward, samples.finished_B
         if reward.terms:
-            scores = score.make_summed_scores(raw, reward.units, finished_B, setup.scoring)
+            scores = scoring.make_summed_scores(raw, reward.units, finished_B, setup.scoring)
         else:
-            scores = score.make_scores(raw, finished_B, reward.mean, reward.std, setup.scoring)
+            scores = scoring.make_scores(raw, finished_B, reward.mean, reward.std, setup.scoring)
         scores = scores.replace(  # type: ignore[attr-defined]
             reference_logprob_BC=reference_BC, proximal_logprob_BC=proximal_BC, value_BC=value_BC
         )

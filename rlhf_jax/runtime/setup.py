@@ -7,13 +7,14 @@ from typing import Any
 import optax
 from jax.sharding import Mesh
 
-from rlhf_jax import sample, score
+from rlhf_jax.clock import Clock
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.rewards.api import LEARNED, ModelReward, Term
 from rlhf_jax.runtime import hosts
-from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.placement import Places
+from rlhf_jax.sampling import Config as SamplingConfig
+from rlhf_jax.scoring import Config as ScoringConfig
 from rlhf_jax.types import Algorithm, Array, Params, Plan, Prompts, Samples
 
 
@@ -66,8 +67,8 @@ class Setup:
     model: Model
     algorithm: Algorithm
     optimizer: optax.GradientTransformation
-    sampling: sample.Config
-    scoring: score.Config
+    sampling: SamplingConfig
+    scoring: ScoringConfig
     reward: Reward
     clock: Clock
     mesh: Mesh

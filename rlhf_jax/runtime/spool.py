@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from rlhf_jax.clock import Clock
 from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.checkpoint import Damaged
-from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.types import Samples
 
 ARRAYS = tuple(f.name for f in fields(Samples) if f.name != "samples_per_prompt")

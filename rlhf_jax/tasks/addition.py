@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from rlhf_jax.config import Bounds
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks.api import HeldoutPercent, Split, is_heldout
-from rlhf_jax.values import Bounds
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Protocol
 
 import numpy as np
 
-from rlhf_jax.values import Bounds
+from rlhf_jax.config import Bounds
 
 Split = Literal["train", "heldout"]
 HeldoutPercent = Annotated[int, Bounds(least=0, most=99)]
@@ -15,7 +15,7 @@ HeldoutPercent = Annotated[int, Bounds(least=0, most=99)]
 class Task(Protocol):
     """Host code on text. Deterministic: the same ordinal gives the same text in every process.
 
-    A module in `tasks/`, or a user's own (see `plugins.py`), has a frozen dataclass `Config` and a factory
+    A module in `tasks/`, or a user's own (see `registry.py`), has a frozen dataclass `Config` and a factory
     `make(config: Config) -> Task`.
 
     A task of conversations gives prompts, in comparisons too, that are `chat.Rendered`: no BOS is put before them. It has the

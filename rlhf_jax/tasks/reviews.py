@@ -10,11 +10,11 @@ from typing import Annotated
 
 import numpy as np
 
+from rlhf_jax.config import Bounds, NonNegative, Seed
 from rlhf_jax.tasks import _review_gold as gold
 from rlhf_jax.tasks import _review_grammar as grammar
 from rlhf_jax.tasks import _review_words as lexicon
 from rlhf_jax.tasks.api import HeldoutPercent, Split, is_heldout
-from rlhf_jax.values import Bounds, NonNegative, Seed
 
 MAX_PROMPT_WORDS = 18
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rlhf_jax.config import Natural
 from rlhf_jax.hub import chat
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks import _conversations, _published, _rows
 from rlhf_jax.tasks._corpus import Corpus, CountTokens
 from rlhf_jax.tasks._published import Dataset, Layout, Record
 from rlhf_jax.tasks._store import Source, Store, open_store
-from rlhf_jax.values import Natural
 
 Kind = Literal["prompts", "comparisons"]
 NO_REPLY = -100.0  # the score that stands where a prompt had fewer than two replies; the text is then "N/A"

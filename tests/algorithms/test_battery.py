@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
 from rlhf_jax.types import Algorithm
 
 from . import checks, lessons
@@ -17,14 +17,14 @@ def algorithm_of(name: str, check: Callable[..., None] | None = None) -> Algorit
 
     What is said of rewards alone is said at KL weight 0, for an algorithm that has one.
     """
-    module = plugins.find("algorithms", name)
+    module = registry.find("algorithms", name)
     config = module.Config()
     if check in lessons.WITHOUT_KL and hasattr(config, "kl_weight"):
         config = replace(config, kl_weight=0.0)
     return getattr(module, name)(config)
 
 
-SUBJECTS = [*plugins.names("algorithms"), "leave_one_out"]
+SUBJECTS = [*registry.names("algorithms"), "leave_one_out"]
 
 
 @pytest.mark.parametrize("check", [*checks.ALL, *lessons.ALL], ids=lambda check: check.__name__)
@@ -33,7 +33,7 @@ def test_battery(name, check):
     check(leave_one_out() if name == "leave_one_out" else algorithm_of(name, check))
 
 
-@pytest.mark.parametrize("name", plugins.names("algorithms"))
+@pytest.mark.parametrize("name", registry.names("algorithms"))
 def test_is_named_as_its_file(name):
     algorithm = algorithm_of(name)
     assert algorithm.name == name

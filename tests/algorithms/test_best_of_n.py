@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.algorithms.best_of_n import Config, best_of_n
-from rlhf_jax.update import denominator
+from rlhf_jax.updating import denominator
 
 from . import naive
 from .checks import example

@@ -9,7 +9,7 @@ import pytest
 from rlhf_jax.algorithms.grpo import Config, grpo
 from rlhf_jax.ops.corrections import Correction
 from rlhf_jax.types import Outputs
-from rlhf_jax.update import denominator
+from rlhf_jax.updating import denominator
 
 from . import naive
 from .checks import example

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.algorithms import best_of_group, dr_grpo, gopo, grpo
-from rlhf_jax.update import denominator
+from rlhf_jax.updating import denominator
 
 from . import naive
 from .checks import example

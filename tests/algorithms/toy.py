@@ -11,7 +11,7 @@ import optax
 
 from rlhf_jax.ops.logprobs import token_logprobs
 from rlhf_jax.types import Algorithm, Array, Batch, Outputs, Samples, Scores
-from rlhf_jax.update import denominator
+from rlhf_jax.updating import denominator
 
 PROMPTS, SAMPLES, LENGTH, WORDS = 7, 5, 4, 5
 EOS, PRIZE = 1, 3

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
 from rlhf_jax.hub import export, folders, published_families
 from rlhf_jax.models import llama
 from rlhf_jax.models.value_head import ValueModel
@@ -60,7 +60,7 @@ def test_what_came_in_goes_out(folder, taken_over, tmp_path):
 def test_a_model_from_scratch_is_exported_as_its_own_family(tmp_path):
     """Without any folder: the token ids of another vocabulary, which an absent key would mean, are not taken."""
     for family in FAMILIES:
-        model = plugins.find("models", family).make(config_of(family))
+        model = registry.find("models", family).make(config_of(family))
         export.save(tmp_path / family, model, random_params(model, 0), token_ids={"eos_token_id": 1})
         config = transformers.AutoConfig.from_pretrained(tmp_path / family)
         assert config.model_type == published_families.model_type(family)

@@ -7,7 +7,7 @@ import jax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
 from rlhf_jax.hub import layouts, published_configs, published_families, published_kinds, published_rope
 from rlhf_jax.models import gemma2, gemma3, gpt_neox, llama, mistral, olmo2, olmo3, phi3, qwen2, qwen3, smollm3
 
@@ -338,7 +338,7 @@ def test_a_missing_shape_is_named(key):
         layouts.read_config({name: value for name, value in published("llama").items() if name != key})
 
 
-PRESETS = [(family, name) for family in FAMILIES for name in plugins.find("models", family).PRESETS]
+PRESETS = [(family, name) for family in FAMILIES for name in registry.find("models", family).PRESETS]
 
 
 LONG = {"rope_scaling": "longrope", "rope_short_factors": "1.0 1.5", "rope_long_factors": "3.0 4.0"}
@@ -364,7 +364,7 @@ STRETCHED = [
 )
 def test_a_written_config_is_read_back(family, preset, changes):
     """Read as the same model, though fields that mean nothing there may differ."""
-    config = plugins.find("models", family).PRESETS[preset]
+    config = registry.find("models", family).PRESETS[preset]
     config = dataclasses.replace(config, vocab_size=config.vocab_size or 11, **changes)
     read_family, read = layouts.read_config(layouts.write_config(family, config))
     assert read_family == family
@@ -386,7 +386,7 @@ def test_a_written_config_is_read_back(family, preset, changes):
     ],
 )
 def test_configs_of_other_numbers_compute_something_else(family, changes):
-    config = plugins.find("models", family).PRESETS["quickstart"]
+    config = registry.find("models", family).PRESETS["quickstart"]
     assert published_configs.computed(dataclasses.replace(config, **changes)) != published_configs.computed(config)
 
 
@@ -448,7 +448,7 @@ def test_kinds_that_are_refused_are_none_that_are_read():
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_param_is_named_once(family, tied):
-    module = plugins.find("models", family)
+    module = registry.find("models", family)
     config = dataclasses.replace(module.PRESETS["quickstart"], vocab_size=11, tie_embeddings=tied)
     shapes = flatten_dict(jax.eval_shape(module.make(config).init, jax.random.key(0)), sep="/")
     tensors = layouts.tensors(family, config)
@@ -543,9 +543,9 @@ def test_published_number_of_params(family, preset):
     """Counted for one layer and for two, which gives it for all without tracing them."""
 
     def size(num_layers: int) -> int:
-        config = dataclasses.replace(plugins.find("models", family).PRESETS[preset], num_layers=num_layers)
+        config = dataclasses.replace(registry.find("models", family).PRESETS[preset], num_layers=num_layers)
         return sum(math.prod(tensor.part) for tensor in layouts.tensors(family, config).values())
 
     one, two = size(1), size(2)
-    num_layers = plugins.find("models", family).PRESETS[preset].num_layers
+    num_layers = registry.find("models", family).PRESETS[preset].num_layers
     assert one + (num_layers - 1) * (two - one) == PUBLISHED[family, preset]

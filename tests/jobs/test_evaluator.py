@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
 from rlhf_jax.hub import tokenizers
 from rlhf_jax.jobs import evaluate
 from rlhf_jax.jobs._evaluator import Config, Evaluator
@@ -23,7 +23,7 @@ def workspace(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "prompts.jsonl"
     rows = [{"prompt": f"p{n}", "references": ["r"] if n % 3 else ["r", "s"]} for n in range(NUM_PROMPTS)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    module = plugins.find("tasks", "jsonl")
+    module = registry.find("tasks", "jsonl")
     task = module.make(module.Config(prompts=str(path), heldout_percent=30))
     tokenizer = tokenizers.make(tokenizers.Config(kind="bytes"), None)
     model = tiny.make_model(num_layers=1, vocab_size=tokenizer.vocab_size)

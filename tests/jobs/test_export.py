@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
+from rlhf_jax.config import fill
 from rlhf_jax.jobs import _hub, export
-from rlhf_jax.values import fill
 from tests.hub import published
 
 pytest.importorskip("torch")
@@ -37,5 +37,5 @@ def test_the_stored_model_of_a_folder_is_that_folder_s(name, tmp_path):
     stored = json.loads(json.dumps(values))
     again = _hub.model_values(stored, hub)
     family = again.pop("family")
-    model = plugins.find("models", family).make(fill(plugins.find("models", family).Config, again, "model"))
+    model = registry.find("models", family).make(fill(registry.find("models", family).Config, again, "model"))
     assert model == _hub.model_of(published.folders.Folder(tmp_path / "folder"))

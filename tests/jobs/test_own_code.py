@@ -152,7 +152,7 @@ def task_of(path, **changed):
     for name, value in changed.items():
         text = text.replace(name, value)
     path.write_text(text)
-    return build.plugins.make("tasks", str(path), None)
+    return build.registry.make("tasks", str(path), None)
 
 
 def test_rows_of_a_task_are_its_data(tmp_path):

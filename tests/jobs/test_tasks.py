@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
 from rlhf_jax.hub import tokenizers
 from rlhf_jax.jobs import sft
 from rlhf_jax.jobs.api import Lengths, Workspace
@@ -141,7 +141,7 @@ def test_records_are_the_rows_of_the_prompts(tmp_path):
     path = tmp_path / "prompts.jsonl"
     rows = [{"prompt": f"prompt {n}", "answer": f"{n}", "level": n} for n in range(6)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    module = plugins.find("tasks", "jsonl")
+    module = registry.find("tasks", "jsonl")
     stream = workspace_of(module.make(module.Config(str(path), heldout_percent=0))).stream("train", "rlhf")
     samples = ordinals(5, 5, 4, 4)
     texts, records = stream.texts_of(samples), stream.records_of(samples)

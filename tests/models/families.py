@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
 from rlhf_jax.models.api import Model
 from rlhf_jax.ops.masked import positions_from_mask
 
 V = 11
 QUICK = {"xla_backend_optimization_level": 0}  # halves the time to compile, which is most of the battery's time
-FAMILIES = [name for name in plugins.names("models") if hasattr(plugins.find("models", name), "PRESETS")]
+FAMILIES = [name for name in registry.names("models") if hasattr(registry.find("models", name), "PRESETS")]
 
 
 class Family(NamedTuple):
@@ -42,7 +42,7 @@ def config_of(name: str, **changes: object):
         **{family: {"num_layers": 1} for family in ("mistral", "qwen2", "qwen3", "olmo2", "phi3")},
         **{family: {"sliding_window": 3} for family in ("gemma2", "gemma3", "olmo3")},
     }
-    preset = plugins.find("models", name).PRESETS["quickstart"]
+    preset = registry.find("models", name).PRESETS["quickstart"]
     return dataclasses.replace(preset, vocab_size=V, **(own.get(name, {}) | changes))
 
 
@@ -52,7 +52,7 @@ def quick_jit(function):
 
 def make_family(name: str) -> Family:
     """A family at the quickstart size with 11 tokens; compiled on first use."""
-    module = plugins.find("models", name)
+    module = registry.find("models", name)
     model = module.make(config_of(name))
 
     def logprobs(params: dict, hidden: jax.Array) -> jax.Array:

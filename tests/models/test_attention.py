@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
 from rlhf_jax.models import blocks
 from rlhf_jax.ops.masked import positions_from_mask
 
@@ -127,7 +127,7 @@ def test_cudnn_itself_gives_the_same():
 @pytest.mark.parametrize("name", ["gpt_neox", "mistral", "gemma2"])  # those that mix values each in its own way
 def test_families_compute_the_same(name):
     """Prefill into a cache, a token after it, and both at once without one; ragged left padding."""
-    module, own = plugins.find("models", name), OWN.get(name, {})
+    module, own = registry.find("models", name), OWN.get(name, {})
     models = [module.make(dataclasses.replace(config_of(name), attention=how, **own)) for how in ("xla", "dot_product")]
     shapes = jax.eval_shape(models[0].init, jax.random.key(0))
     random = np.random.default_rng(1)
@@ -177,11 +177,11 @@ def test_what_is_written_here_is_not_jax_s(calls):
 )
 def test_what_cannot_be_done_is_refused(family, changes, message):
     with pytest.raises(ValueError, match=message):
-        plugins.find("models", family).make(dataclasses.replace(config_of(family), **changes))
+        registry.find("models", family).make(dataclasses.replace(config_of(family), **changes))
 
 
 def test_cudnn_is_accepted_in_bfloat16():
-    model = plugins.find("models", "gpt_neox").make(
+    model = registry.find("models", "gpt_neox").make(
         dataclasses.replace(config_of("gpt_neox"), attention="cudnn", dtype="bfloat16")
     )
     assert model.config.attention == "cudnn"

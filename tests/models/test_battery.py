@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
 from rlhf_jax.ops.masked import positions_from_mask
 
 from .families import FAMILIES, Family, V, config_of, quick_jit
@@ -34,7 +34,7 @@ def test_walks_all_families():
 
 def test_a_model_knows_its_family():
     """Its file, though families share classes: an export is named by it."""
-    assert {name: plugins.find("models", name).make(config_of(name)).family for name in FAMILIES} == {
+    assert {name: registry.find("models", name).make(config_of(name)).family for name in FAMILIES} == {
         name: name for name in FAMILIES
     }
 

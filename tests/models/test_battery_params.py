@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
 
 from .families import FAMILIES, V, config_of, quick_jit
 
@@ -67,16 +67,16 @@ def test_is_a_frozen_value_that_jit_may_close_over(family):
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_tied_embeddings_are_one_array(name, tied):
-    model = plugins.find("models", name).make(config_of(name, tie_embeddings=tied))
+    model = registry.find("models", name).make(config_of(name, tie_embeddings=tied))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     assert sum(V in leaf.shape for leaf in jax.tree.leaves(shapes)) == (1 if tied else 2)
     assert jax.eval_shape(model.head, shapes, jax.ShapeDtypeStruct((2, model.width), jnp.float32)).shape == (2, V)
 
 
-@pytest.mark.parametrize(("name", "preset"), [(f, p) for f in FAMILIES for p in plugins.find("models", f).PRESETS])
+@pytest.mark.parametrize(("name", "preset"), [(f, p) for f in FAMILIES for p in registry.find("models", f).PRESETS])
 def test_presets_have_shapes(name, preset):
     """Without memory: params, hidden states, cache and logits of every size."""
-    module = plugins.find("models", name)
+    module = registry.find("models", name)
     config = dataclasses.replace(module.PRESETS[preset], num_layers=1)  # all of them: `test_published_number_of_params`
     model = module.make(dataclasses.replace(config, vocab_size=config.vocab_size or V))
     params = jax.eval_shape(model.init, jax.random.key(0))
@@ -105,4 +105,4 @@ def test_make_names_what_does_not_fit(name, changes, message):
     if name != "gpt_neox":
         changes = {"head_width": 0} | changes
     with pytest.raises(ValueError, match=message):
-        plugins.find("models", name).make(dataclasses.replace(config, **changes))
+        registry.find("models", name).make(dataclasses.replace(config, **changes))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import score
+from rlhf_jax import scoring
 from rlhf_jax.models import gpt_neox, llama
 from rlhf_jax.ops.masked import positions_from_mask
 
@@ -86,7 +86,9 @@ def test_an_update_keeps_less(family, num_layers, rows_per_prompt):
     params = jax.tree.map(lambda x: (x.ndim == 1) + 0.1 * random.standard_normal(x.shape, np.float32), shapes)
 
     def total(params: dict, model: object) -> jax.Array:
-        outputs = score.policy_outputs(params, *rows(), jnp.float32(0.7), model=model, rows_per_prompt=rows_per_prompt)
+        outputs = scoring.policy_outputs(
+            params, *rows(), jnp.float32(0.7), model=model, rows_per_prompt=rows_per_prompt
+        )
         return jnp.sum(outputs.logprob_RC + 0.3 * outputs.entropy_RC)
 
     kept, gradients = [], []

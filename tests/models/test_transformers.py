@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
 from rlhf_jax.hub import export, layouts, published_configs, published_families
 
 torch = pytest.importorskip("torch")
@@ -169,7 +169,7 @@ def case(request):
         theirs,
         family,
         config,
-        plugins.find("models", family).make(config),
+        registry.find("models", family).make(config),
         params_of(theirs.state_dict(), family, config),
     )
 

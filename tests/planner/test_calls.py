@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
 from rlhf_jax.algorithms import ppo
 from rlhf_jax.ops.corrections import Correction
 from rlhf_jax.planner.calls import dataflow, edges
@@ -40,9 +40,9 @@ def test_a_host_reward_is_no_call_and_a_correction_needs_the_proximal_policy():
     assert ("train_policy", "proximal", 1) in found(edges(calls, 3, "asynchronous"), what="params")
 
 
-@pytest.mark.parametrize("name", plugins.names("algorithms"))
+@pytest.mark.parametrize("name", registry.names("algorithms"))
 def test_every_algorithm_has_the_calls_it_needs(name):
-    module = plugins.find("algorithms", name)
+    module = registry.find("algorithms", name)
     algorithm = getattr(module, name)(module.Config())
     calls = dataflow(algorithm, model_reward=True)
     assert {call.name for call in calls if call.kind == "infer"} == {*algorithm.needs, "reward"}

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rlhf_jax import sample, score, update
+from rlhf_jax import sampling, scoring, updating
 from rlhf_jax.algorithms import grpo
 from rlhf_jax.models import llama
 from rlhf_jax.planner import memory, passes, shapes
@@ -196,7 +196,7 @@ def test_logits_are_held_in_chunks(seven):
     part = formulas(seven, WORK).part(REFERENCE, on(1, 1, 1))
     few, many = Positions(100, 0, 100), Positions(10_000, 0, 10_000)
     assert memory.logits_bytes(part, few, 2.0) == 2 * 4 * 100 * 32000
-    assert memory.logits_bytes(part, many, 2.0) == 2 * 4 * score.MAX_LOGITS
+    assert memory.logits_bytes(part, many, 2.0) == 2 * 4 * scoring.MAX_LOGITS
     values = formulas(seven, WORK).part(REWARD, on(1, 1, 1))
     assert memory.logits_bytes(values, few, 2.0) == 0.0
 
@@ -283,23 +283,23 @@ def compiled(call, mesh_shape):
     figures = of((ROWS, 40), jnp.float32)
     if call is GENERATE:
         asked = Prompts(of((16, 24), jnp.int32), of((16, 24), bool), of((16,), jnp.int32))  # type: ignore[arg-type]
-        config = sample.Config(max_completion_tokens=40, samples_per_prompt=4)
-        program = partial(sample.sample, model=model, config=config, eos_id=0, pad_id=0)
+        config = sampling.Config(max_completion_tokens=40, samples_per_prompt=4)
+        program = partial(sampling.sample, model=model, config=config, eos_id=0, pad_id=0)
         key = jax.eval_shape(lambda: jax.random.key(0))
         return jax.jit(program).lower(params, sharding.abstract_rows(asked, mesh), key, of((), jnp.int32)).compile()
     if call is REFERENCE:
         numbers = [of((ROWS,), jnp.int32), of((ROWS,), jnp.int32), of((), jnp.int32), of((), jnp.float32)]
         samples = Samples(*prompts, *tokens, figures, of((ROWS,), bool), *numbers, 4)  # type: ignore[arg-type]
-        program = jax.jit(partial(score.sample_logprobs, model=model), out_shardings=sharding.rows(mesh))
+        program = jax.jit(partial(scoring.sample_logprobs, model=model), out_shardings=sharding.rows(mesh))
         return program.lower(params, sharding.abstract_rows(samples, mesh)).compile()
-    optimizer = update.make_optimizer(update.OptimizerConfig(), 7)
-    state = jax.eval_shape(partial(update.init_state, optimizer=optimizer), params)
+    optimizer = updating.make_optimizer(updating.OptimizerConfig(), 7)
+    state = jax.eval_shape(partial(updating.init_state, optimizer=optimizer), params)
     where = sharding.state_shardings(model, state, optimizer, mesh)
     state = jax.tree.map(lambda x, s: of(x.shape, x.dtype, sharding=s), state, where)
     batch = Batch(*prompts, *tokens, of((), jnp.float32), figures, figures, advantage_RC=figures)  # type: ignore[arg-type]
     step = partial(
-        update.train_step,
-        objective=update.policy_objective(grpo.grpo(grpo.Config()).losses["policy"], model, 4),
+        updating.train_step,
+        objective=updating.policy_objective(grpo.grpo(grpo.Config()).losses["policy"], model, 4),
         optimizer=optimizer,
         aggregation="token",
         unit_rows=4,

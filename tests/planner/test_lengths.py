@@ -10,7 +10,7 @@ from rlhf_jax.planner.lengths import binomial_at_most, decode_steps, expected_to
 
 
 def simulated(lengths, limit, row_shards, num_compactions):
-    """Steps at each size by walking through `sample._decode`'s loop: lengths by shard, `[S, n]`."""
+    """Steps at each size by walking through `sampling._decode`'s loop: lengths by shard, `[S, n]`."""
     ends, drawn, steps = np.minimum(lengths, limit), 1, Counter()
     size = ends.shape[1]
     while True:

@@ -6,18 +6,18 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
 from rlhf_jax.models import llama, value_head
 from rlhf_jax.planner import shapes
 from rlhf_jax.runtime import sharding
 from rlhf_jax.runtime.mesh import Config, make_mesh
 
-FAMILIES = [name for name in plugins.names("models") if hasattr(plugins.find("models", name), "PRESETS")]
+FAMILIES = [name for name in registry.names("models") if hasattr(registry.find("models", name), "PRESETS")]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_params_of_every_family_are_counted(family):
-    module = plugins.find("models", family)
+    module = registry.find("models", family)
     model = module.make(module.PRESETS["tiny"])
     params = jax.eval_shape(model.init, jax.random.key(0))
     shape = shapes.of_model(model)
@@ -38,7 +38,7 @@ def test_params_of_every_family_are_counted(family):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("mesh_shape", [(1, 2, 4), (1, 4, 2)])
 def test_a_device_holds_what_the_runtime_gives_it(family, mesh_shape):
-    module = plugins.find("models", family)
+    module = registry.find("models", family)
     model = module.make(replace(module.PRESETS["tiny"], vocab_size=11))
     abstract = sharding.abstract_params(model, make_mesh(Config(*mesh_shape)))
     held = sum(np.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(abstract))

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from rlhf_jax import build
+from rlhf_jax.config import flat
 from rlhf_jax.jobs import _stored
 from rlhf_jax.records import history
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.values import flat
 
 
 def stored() -> dict:

@@ -4,20 +4,20 @@ import dataclasses
 
 import pytest
 
-from rlhf_jax import build, plugins
+from rlhf_jax import build, registry
+from rlhf_jax.config import flat
 from rlhf_jax.records import keys
 from rlhf_jax.records.keys import Class
-from rlhf_jax.values import flat
 
 
 def every_key() -> set[str]:
     """Of the defaults, and of every algorithm, task and model family of the package."""
     found = set(flat(build.default().to_dict()))
     for folder, node in (("algorithms", "algorithm"), ("tasks", "task")):
-        for name in plugins.names(folder):
+        for name in registry.names(folder):
             found |= {f"{node}.{key}" for key in flat(build.component(folder, name).to_dict())}
-    for name in plugins.names("models"):
-        family = plugins.find("models", name)
+    for name in registry.names("models"):
+        family = registry.find("models", name)
         if hasattr(family, "PRESETS"):
             found |= {f"model.{field.name}" for field in dataclasses.fields(family.Config)}
     return found

@@ -6,14 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
 from rlhf_jax.refusal import RewardError
 from rlhf_jax.rewards import exact_match, gold
 
 from .examples import Digits, Graded, WeighedSum, fill_masked, samples_of
 
-NAMES = plugins.names("rewards")
-KINDS = {name: plugins.find("rewards", name).KIND for name in NAMES}
+NAMES = registry.names("rewards")
+KINDS = {name: registry.find("rewards", name).KIND for name in NAMES}
 HOST = [name for name in NAMES if KINDS[name] == "host"]
 MODEL = [name for name in NAMES if KINDS[name] == "model"]
 PROMPTS, COMPLETIONS, FINISHED = ["ab", "abc", "abc"], ["2", "2", "3"], [True, True, False]
@@ -27,14 +27,14 @@ def test_the_folder_was_walked():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_has_a_config_of_defaults_and_a_factory(name):
-    module = plugins.find("rewards", name)
+    module = registry.find("rewards", name)
     assert module.Config() == module.Config()
     assert list(inspect.signature(module.make).parameters)[1] == "config"
 
 
 @pytest.mark.parametrize("name", HOST)
 def test_host_rewards_give_one_float32_a_row(name):
-    reward = plugins.find("rewards", name).make(Digits())
+    reward = registry.find("rewards", name).make(Digits())
     raw_B = reward(PROMPTS, COMPLETIONS, FINISHED)
     assert isinstance(raw_B, np.ndarray)
     assert raw_B.dtype == np.float32
@@ -46,7 +46,7 @@ def test_host_rewards_give_one_float32_a_row(name):
 
 @pytest.mark.parametrize("name", HOST)
 def test_host_rewards_take_arrays_of_flags_and_refuse_ragged_rows(name):
-    reward = plugins.find("rewards", name).make(Digits())
+    reward = registry.find("rewards", name).make(Digits())
     np.testing.assert_array_equal(reward(PROMPTS, COMPLETIONS, np.array(FINISHED)), [1.0, 0.0, 0.0])
     with pytest.raises(ValueError, match="zip"):
         reward(PROMPTS, COMPLETIONS[:2], FINISHED)
@@ -73,7 +73,7 @@ def test_exact_match_refuses_a_judge_that_grades():
 
 @pytest.mark.parametrize("name", MODEL)
 def test_model_rewards_see_the_unmasked_text_only(name):
-    reward, params = plugins.find("rewards", name).make(WeighedSum()), {"scale": jnp.float32(1.0)}
+    reward, params = registry.find("rewards", name).make(WeighedSum()), {"scale": jnp.float32(1.0)}
     prompts, completions = [[5, 7], [4]], [[3, 2], [9, 9, 2]]
     raw_B = reward(params, samples_of(prompts, completions, 2, 3))
     assert raw_B.shape == (2,)

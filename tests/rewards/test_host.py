@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
 from rlhf_jax.refusal import ComponentError, Refusal, RewardError
 from rlhf_jax.rewards import _host
 from rlhf_jax.tasks.api import Task
@@ -226,7 +226,7 @@ def file(tmp_path):
     ],
 )
 def test_a_file_gives_a_reward_a_factory_or_a_class(file, attribute, weight, scores):
-    kind = plugins.settings("rewards", file + attribute)
+    kind = registry.settings("rewards", file + attribute)
     config = kind() if weight is None else kind(weight=weight)
     made = _host.make(file + attribute, Digits(), config)  # type: ignore[arg-type]
     np.testing.assert_array_equal(made(["ab", "ab", "ab"], ["2", "3", "4"], FINISHED, [], ""), scores)
@@ -259,7 +259,7 @@ def test_a_gold_judge_that_raises_names_the_texts_and_the_reward_that_asked():
     said = 'the gold judge of the task Judge raised on prompt "p0" and completion "c0": KeyError'
     with pytest.raises(RewardError, match=said):
         _host.judge(task, PROMPTS, COMPLETIONS, FINISHED)
-    made = _host.make("gold", task, plugins.settings("rewards", "gold")())
+    made = _host.make("gold", task, registry.settings("rewards", "gold")())
     with pytest.raises(RewardError, match=rf"{said}.* \(reward gold in round 3\)"):
         made(PROMPTS, COMPLETIONS, FINISHED, [], " in round 3")
 

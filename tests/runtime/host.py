@@ -42,8 +42,8 @@ def program_of(trainer, num_slices, plan="", lag=1):
     """The program of `rounds.py` on a mesh of that shape on each host; its clock has `ROUNDS` rounds."""
     import tiny
 
+    from rlhf_jax.clock import Clock
     from rlhf_jax.runtime import mesh, placement
-    from rlhf_jax.runtime.clock import Clock
     from rlhf_jax.runtime.program import Program
     from tests.runtime import rounds
 

@@ -10,13 +10,13 @@ import numpy as np
 import optax
 import tiny
 
-from rlhf_jax import plugins, score
+from rlhf_jax import registry, scoring
 from rlhf_jax.algorithms import online_dpo, ppo
+from rlhf_jax.clock import Clock
 from rlhf_jax.models import value_head
 from rlhf_jax.runtime import synchronous
-from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.program import Critic, Program, Reward, Setup
-from rlhf_jax.update import OptimizerConfig, make_optimizer
+from rlhf_jax.updating import OptimizerConfig, make_optimizer
 
 NUM_ROUNDS = 5
 PROMPTS = 4  # of a round, whatever num_minibatches is: two compiled updates serve all clocks
@@ -43,7 +43,7 @@ def make_setup(mesh: jax.sharding.Mesh) -> Setup:
         algorithm=online_dpo.online_dpo(online_dpo.Config(beta=1.0)),
         optimizer=make_optimizer(OptimizerConfig(learning_rate=0.03, schedule="constant"), 1),
         sampling=tiny.law(2),
-        scoring=score.Config(replace_missing_eos=False),
+        scoring=scoring.Config(replace_missing_eos=False),
         reward=Reward(model=token_reward, params={}),
         clock=Clock(NUM_ROUNDS),
         mesh=mesh,
@@ -57,7 +57,7 @@ def make_setup(mesh: jax.sharding.Mesh) -> Setup:
 
 def algorithm_program(name: str) -> Program:
     """A program of any algorithm of the folder with its defaults, which samples by the shared program's compiled sampler."""
-    module = plugins.find("algorithms", name)
+    module = registry.find("algorithms", name)
     shared = make_critic_program() if name == "ppo" else make_program()
     if name in ("ppo", "online_dpo"):
         return shared

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from rlhf_jax.clock import Clock
 from rlhf_jax.runtime import synchronous
-from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.types import Mean
 
 

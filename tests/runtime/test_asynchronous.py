@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
+from rlhf_jax.clock import Clock
 from rlhf_jax.runtime import asynchronous, synchronous
 from rlhf_jax.runtime.buffer import Buffer, Stopped
-from rlhf_jax.runtime.clock import Clock
 
 from .rounds import NUM_ROUNDS, algorithm_program, host, program_of, same
 
@@ -47,7 +47,7 @@ def test_threads_give_the_synchronous_numbers(lag, num_minibatches, num_epochs):
     assert same(collect(asynchronous, clock), collect(synchronous, clock))
 
 
-@pytest.mark.parametrize("name", [name for name in plugins.names("algorithms") if name != "online_dpo"])
+@pytest.mark.parametrize("name", [name for name in registry.names("algorithms") if name != "online_dpo"])
 def test_threads_give_the_synchronous_numbers_of_every_algorithm(name):
     """Stale samples, minibatches and epochs at once: what is credited, corrected or valued at the start of a round shows."""
     clock, program = Clock(3, 2, 2, lag=1), algorithm_program(name)

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
+from rlhf_jax.clock import Clock
 from rlhf_jax.runtime import asynchronous, synchronous
-from rlhf_jax.runtime.clock import Clock
 
 from .rounds import NUM_ROUNDS, host, program_of, same
 from .schedules import FakeProgram, finish, jitter

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
 from rlhf_jax.algorithms import dr_grpo
+from rlhf_jax.clock import Clock
 from rlhf_jax.refusal import ComponentError, RewardError
 from rlhf_jax.rewards.api import Term
 from rlhf_jax.runtime import asynchronous, credit, synchronous
-from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.program import Program, Reward
 
 from . import rounds
@@ -156,7 +156,7 @@ def test_what_is_under_the_mask_may_be_anything():
     assert not np.isfinite(np.asarray(batch.advantage_RC)).all()
 
 
-@pytest.mark.parametrize("name", plugins.names("algorithms"))
+@pytest.mark.parametrize("name", registry.names("algorithms"))
 def test_every_algorithm_of_the_package_passes(name):
     """Sound rows of all of them have no fault, ties and cut completions among them."""
     program = rounds.algorithm_program(name)

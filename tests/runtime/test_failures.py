@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from rlhf_jax.clock import Clock
 from rlhf_jax.runtime import asynchronous, synchronous
 from rlhf_jax.runtime.buffer import Buffer, Stopped
-from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.synchronous import Watch
 from rlhf_jax.types import Mean
 

@@ -15,13 +15,13 @@ import optax
 import pytest
 import tiny
 
-from rlhf_jax import plugins, update
+from rlhf_jax import registry, updating
+from rlhf_jax.clock import Clock
 from rlhf_jax.hub import tokenizers
 from rlhf_jax.jobs import _evaluator, reward_model, sft
 from rlhf_jax.jobs.api import Lengths, Workspace
 from rlhf_jax.models import value_head
 from rlhf_jax.ops.corrections import Correction
-from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.program import Critic, Program
 from rlhf_jax.types import TrainState
 
@@ -41,7 +41,7 @@ RATIO = {
     "rloo": "sequence",
     "ppo": "token",
 }  # algorithms with a correction, and the level of its weight
-STEPS = tuple(plugins.names("algorithms")) + tuple(f"{name}:truncate" for name in RATIO)
+STEPS = tuple(registry.names("algorithms")) + tuple(f"{name}:truncate" for name in RATIO)
 OTHERS = ("sft", "reward_model", "evaluation")
 
 
@@ -63,7 +63,7 @@ def step(name: str) -> dict[str, float]:
     """Metrics of one update on stale samples, and the update along a fixed random direction of all params."""
     shared, samples = sampled()
     algorithm, _, stale = name.partition(":")
-    module = plugins.find("algorithms", algorithm)
+    module = registry.find("algorithms", algorithm)
     config = module.Config()
     if stale:
         config = dataclasses.replace(config, correction=dataclasses.replace(STALE, level=RATIO[algorithm]))
@@ -93,7 +93,7 @@ def along(before, after) -> float:
 
 @cache
 def workspace() -> Workspace:
-    task_module = plugins.find("tasks", "reviews")
+    task_module = registry.find("tasks", "reviews")
     task = task_module.make(task_module.Config())
     tokenizer = tokenizers.make(tokenizers.Config(), task.vocabulary)
     model = tiny.make_model(num_layers=1, vocab_size=tokenizer.vocab_size)
@@ -103,7 +103,7 @@ def workspace() -> Workspace:
 def supervised(objective, params, batch, **options) -> dict[str, float]:
     """Metrics of one update of a supervised stage, and the update along a direction."""
     optimizer = optax.sgd(0.03)
-    train = jax.jit(partial(update.train_step, objective=objective, optimizer=optimizer, **options))
+    train = jax.jit(partial(updating.train_step, objective=objective, optimizer=optimizer, **options))
     state, metrics = train(TrainState(np.int32(0), params, optimizer.init(params)), batch)
     return {name: float(metric.value()) for name, metric in metrics.items()} | {
         "update_along": along(params, state.params)
@@ -113,7 +113,7 @@ def supervised(objective, params, batch, **options) -> dict[str, float]:
 def sft_step() -> dict[str, float]:
     shared = workspace()
     batch = sft.rows(shared, shared.stream("train", sft.STAGE), sft.Config(rows_per_update=8), 0)
-    objective = update.policy_objective(sft.loss, shared.model)
+    objective = updating.policy_objective(sft.loss, shared.model)
     return supervised(objective, tiny.make_params(shared.model), batch, aggregation="token", unit_rows=1)
 
 

@@ -16,9 +16,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 from experiments.bench import kill
+from rlhf_jax.clock import Clock
 from rlhf_jax.observe import lines, writing
 from rlhf_jax.runtime import hosts, synchronous
-from rlhf_jax.runtime.clock import Clock
 
 from . import host, rounds
 

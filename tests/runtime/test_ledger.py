@@ -8,8 +8,8 @@ import pandas
 import pytest
 
 from rlhf_jax.algorithms import grpo, online_dpo
+from rlhf_jax.clock import Clock
 from rlhf_jax.runtime import ledger
-from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.types import Samples, Scores
 
 PROMPTS = ["good", "bad", "odd"]

@@ -3,8 +3,8 @@
 import jax
 import pytest
 
+from rlhf_jax.clock import Clock
 from rlhf_jax.runtime import memory, sharding
-from rlhf_jax.runtime.clock import Clock
 from tests import tiny
 
 GB = 10**9

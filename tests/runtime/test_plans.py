@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tiny
 
+from rlhf_jax.clock import Clock
 from rlhf_jax.runtime import asynchronous, sharding, synchronous
 from rlhf_jax.runtime.checkpoint import abstract_like
-from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.mesh import AXES
 from rlhf_jax.runtime.placement import ROLES, parse, text_of
 from rlhf_jax.runtime.program import Program

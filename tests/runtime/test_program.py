@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax.runtime.clock import Clock
+from rlhf_jax.clock import Clock
 
 from . import rounds
 

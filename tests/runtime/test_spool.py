@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from rlhf_jax.clock import Clock
 from rlhf_jax.runtime.checkpoint import Damaged
-from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.spool import Spool
 from tests import tiny
 

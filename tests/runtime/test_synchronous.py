@@ -8,8 +8,8 @@ import pytest
 import tiny
 from jax._src.array import ArrayImpl
 
+from rlhf_jax.clock import Clock
 from rlhf_jax.runtime import synchronous
-from rlhf_jax.runtime.clock import Clock
 
 from . import rounds
 from .rounds import NUM_ROUNDS, naive, program_of, run, same

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from rlhf_jax.clock import Clock
 from rlhf_jax.runtime import activity, asynchronous, compiles, stopping, synchronous, watchdog
 from rlhf_jax.runtime.buffer import Buffer, Stalled
-from rlhf_jax.runtime.clock import Clock
 from rlhf_jax.runtime.synchronous import Watch
 
 from .schedules import FakeProgram, finish

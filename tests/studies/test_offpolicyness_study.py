@@ -13,8 +13,8 @@ from experiments import study as protocol
 from experiments.cells import Cells, Failed
 from experiments.study import Cell
 from rlhf_jax import build
+from rlhf_jax.config import flat
 from rlhf_jax.jobs import rlhf
-from rlhf_jax.values import flat
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = "configs/studies/offpolicyness.py"

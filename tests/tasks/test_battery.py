@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
 from rlhf_jax.hub import tokenizers
 from rlhf_jax.tasks import api
 from tests.tasks import published
@@ -21,7 +21,7 @@ PUBLISHED = {  # read files that somebody else publishes, one reference a prompt
     "no_robots": published.write_no_robots,
     "ultrafeedback": published.write_ultrafeedback,
 }
-EMBEDDED = [name for name in plugins.names("tasks") if name not in {"jsonl", *PUBLISHED}]
+EMBEDDED = [name for name in registry.names("tasks") if name not in {"jsonl", *PUBLISHED}]
 OPTIONS = {"no_robots": {"eos_token": "<|end_of_text|>"}}
 ENDLESS = {"gsm8k"}  # its published judge asks for no EOS
 
@@ -34,8 +34,8 @@ GOLDEN = {
 
 DIGEST = """
 import hashlib, sys
-from rlhf_jax import plugins
-module = plugins.find("tasks", sys.argv[1])
+from rlhf_jax import registry
+module = registry.find("tasks", sys.argv[1])
 task = module.make(module.Config())
 lines = [
     part for split in ("train", "heldout") for i in range(50) for part in (task.prompt(split, i), *task.references(split, i))
@@ -55,7 +55,7 @@ def make(tmp_path_factory):
     path.write_text("\n".join(lines))
 
     def build(name):
-        module = plugins.find("tasks", name)
+        module = registry.find("tasks", name)
         if name in PUBLISHED:
             return module.make(module.Config(data_dir=folders[name], **OPTIONS.get(name, {})))
         return module.make(module.Config(prompts=str(path)) if name == "jsonl" else module.Config())
@@ -63,7 +63,7 @@ def make(tmp_path_factory):
     return build
 
 
-@pytest.fixture(scope="session", params=plugins.names("tasks"))
+@pytest.fixture(scope="session", params=registry.names("tasks"))
 def name(request):
     return request.param
 

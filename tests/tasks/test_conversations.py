@@ -6,9 +6,9 @@ import re
 
 import pytest
 
+from rlhf_jax.config import fill
 from rlhf_jax.hub import chat
 from rlhf_jax.tasks import no_robots, ultrafeedback
-from rlhf_jax.values import fill
 from tests.tasks import published
 
 EOS = "</s>"

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from rlhf_jax.config import fill
 from rlhf_jax.hub import chat
 from rlhf_jax.tasks import jsonl
 from rlhf_jax.tasks.api import is_heldout
-from rlhf_jax.values import fill
 
 
 def write(path, lines):

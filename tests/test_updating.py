@@ -10,7 +10,7 @@ import pytest
 import tiny
 from tiny import MESHES, C, V
 
-from rlhf_jax import micro_batches, score, update
+from rlhf_jax import micro_batches, scoring, updating
 from rlhf_jax.ops.losses import cross_entropy_sum
 from rlhf_jax.ops.masked import masked_count, masked_sum
 from rlhf_jax.runtime import sharding
@@ -29,8 +29,8 @@ def token_loss(outputs, batch):
 
 def make_step(model=None, optimizer=SGD, aggregation="token", num_micro_batches=1, unit_rows=2, **jit):
     step = partial(
-        update.train_step,
-        objective=update.policy_objective(token_loss, model or tiny.make_model(num_layers=1)),
+        updating.train_step,
+        objective=updating.policy_objective(token_loss, model or tiny.make_model(num_layers=1)),
         optimizer=optimizer,
         aggregation=aggregation,
         unit_rows=unit_rows,
@@ -40,7 +40,7 @@ def make_step(model=None, optimizer=SGD, aggregation="token", num_micro_batches=
 
 
 def fresh(optimizer=SGD, model=None):
-    return update.init_state(tiny.make_params(model or tiny.make_model(num_layers=1)), optimizer)
+    return updating.init_state(tiny.make_params(model or tiny.make_model(num_layers=1)), optimizer)
 
 
 def gradient_of(state, stepped):
@@ -62,7 +62,7 @@ def whole():
 def test_gradient_is_that_of_finite_differences(whole):
     """Along random directions, of the loss per token computed apart from `update`, in float64 on the host."""
     state, batch, stepped, metrics = whole
-    apply = jax.jit(partial(score.completion_hidden, model=tiny.make_model(num_layers=1)))
+    apply = jax.jit(partial(scoring.completion_hidden, model=tiny.make_model(num_layers=1)))
     mask_RC = np.asarray(batch.mask_RC)
 
     def loss(params) -> float:
@@ -108,9 +108,9 @@ def test_the_sum_is_divided_once(aggregation, num_micro_batches):
     tokens_of_part_N = np.asarray(micro_batches.split_rows(batch, 4, 2).mask_RC).sum((1, 2))
     assert tokens_of_part_N.max() >= 1.5 * tokens_of_part_N.min()
     count = {"token": mask_RC.sum(), "sequence": ROWS, "pair": ROWS / 2, "constant_length": ROWS * C}[aggregation]
-    state = update.init_state(jnp.zeros(V), SGD)
+    state = updating.init_state(jnp.zeros(V), SGD)
     options = {"optimizer": SGD, "unit_rows": 2, "num_micro_batches": num_micro_batches}
-    step = jax.jit(partial(update.train_step, objective=linear_objective, aggregation=aggregation, **options))
+    step = jax.jit(partial(updating.train_step, objective=linear_objective, aggregation=aggregation, **options))
     stepped, metrics = step(state, batch)
     expected_V = np.bincount(tokens_RC[mask_RC], minlength=V) / count
     np.testing.assert_allclose(-stepped.params, expected_V, rtol=1e-6)
@@ -131,7 +131,7 @@ def test_units_stay_whole_in_micro_batches():
 def test_denominators(aggregation, expected):
     """Lengths 3, 0, 1, 1 of C = 3 positions: 5 tokens, 4 rows, 2 pairs, 4 * 3 positions."""
     mask_RC = jnp.arange(3)[None] < jnp.array([3, 0, 1, 1])[:, None]
-    count = update.denominator(mask_RC, aggregation)
+    count = updating.denominator(mask_RC, aggregation)
     assert (float(count), count.dtype) == (expected, jnp.float32)
 
 
@@ -189,7 +189,7 @@ def test_logits_never_exist_whole():
 
     def temporary_bytes(max_logits: int) -> int:
         def loss(params, *columns):
-            outputs = score.policy_outputs(params, *columns, model=model, max_logits=max_logits)
+            outputs = scoring.policy_outputs(params, *columns, model=model, max_logits=max_logits)
             return outputs.logprob_RC.sum()
 
         return jax.jit(jax.grad(loss)).lower(params, *columns).compile().memory_analysis().temp_size_in_bytes
@@ -216,8 +216,8 @@ def test_master_params_stay_float32_and_take_small_steps():
 @pytest.mark.parametrize(("schedule", "end"), [("linear", 0.0), ("cosine", 0.0), ("constant", 3.0)])
 @pytest.mark.parametrize("warmup", [0, 3])
 def test_schedules_count_updates(schedule, end, warmup):
-    config = update.OptimizerConfig(learning_rate=3.0, schedule=schedule, warmup_updates=warmup)
-    rate = update.learning_rate_schedule(config, 13)
+    config = updating.OptimizerConfig(learning_rate=3.0, schedule=schedule, warmup_updates=warmup)
+    rate = updating.learning_rate_schedule(config, 13)
     np.testing.assert_allclose(rate(13), end, atol=1e-6)
     np.testing.assert_allclose(rate(0), 0.0 if warmup else 3.0, atol=1e-6)
     np.testing.assert_allclose(rate(warmup), 3.0, atol=1e-6)
@@ -227,8 +227,8 @@ def test_schedules_count_updates(schedule, end, warmup):
 @pytest.mark.parametrize("updates_per_round", [1, 3, 6])
 def test_a_schedule_stepped_by_rounds_ends_before_the_last_round(updates_per_round):
     """Round r of n = 12 / u trains at 3 · (1 − (r + 1) / n): 0 in the last, (n − 1) / 2n of 3 in the mean."""
-    config = update.OptimizerConfig(learning_rate=3.0, schedule="linear_by_round")
-    rate = update.learning_rate_schedule(config, 12, updates_per_round)
+    config = updating.OptimizerConfig(learning_rate=3.0, schedule="linear_by_round")
+    rate = updating.learning_rate_schedule(config, 12, updates_per_round)
     num_rounds = 12 // updates_per_round
     expected = [3.0 * (1 - (step // updates_per_round + 1) / num_rounds) for step in range(12)]
     rates = [float(rate(jnp.int32(step))) for step in range(12)]
@@ -238,14 +238,14 @@ def test_a_schedule_stepped_by_rounds_ends_before_the_last_round(updates_per_rou
 
 def test_unknown_schedule_names_those_there_are():
     with pytest.raises(ValueError, match=r"optimizer\.schedule is 'step'; accepted: constant, cosine, linear"):
-        update.learning_rate_schedule(update.OptimizerConfig(schedule="step"), 13)
+        updating.learning_rate_schedule(updating.OptimizerConfig(schedule="step"), 13)
 
 
 def test_clipping_bounds_the_gradient():
     """Adam hides a gradient's scale, so the clipped gradient is read from its first moment: (1 - beta1) g."""
     grads = {"w": jnp.array([3.0, 4.0])}
     for max_norm, expected in ((1.0, 1.0), (0.0, 5.0), (7.0, 5.0)):
-        optimizer = update.make_optimizer(update.OptimizerConfig(max_grad_norm=max_norm), 13)
+        optimizer = updating.make_optimizer(updating.OptimizerConfig(max_grad_norm=max_norm), 13)
         _, state = optimizer.update(grads, optimizer.init(grads), grads)
         moment = optax.tree_utils.tree_get(state, "mu")["w"]
         np.testing.assert_allclose(np.linalg.norm(moment) / 0.1, expected, rtol=1e-5)
@@ -258,8 +258,8 @@ def test_decay_on_matrices_leaves_norms_biases_and_embeddings_alone():
     zeros = jax.tree.map(jnp.zeros_like, params)
     moved = {}
     for decay_on in ("all", "matrices"):
-        config = update.OptimizerConfig(learning_rate=0.1, schedule="constant", weight_decay=0.5, decay_on=decay_on)
-        optimizer = update.make_optimizer(config, 4)
+        config = updating.OptimizerConfig(learning_rate=0.1, schedule="constant", weight_decay=0.5, decay_on=decay_on)
+        optimizer = updating.make_optimizer(config, 4)
         updates, _ = optimizer.update(zeros, optimizer.init(params), params)
         moved[decay_on] = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(updates)}
     flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
@@ -270,4 +270,4 @@ def test_decay_on_matrices_leaves_norms_biases_and_embeddings_alone():
         else:
             assert not np.asarray(moved["matrices"][name]).any(), name
     with pytest.raises(ValueError, match="decay_on is 'norms'; accepted: all, matrices"):
-        update.make_optimizer(update.OptimizerConfig(decay_on="norms"), 4)
+        updating.make_optimizer(updating.OptimizerConfig(decay_on="norms"), 4)

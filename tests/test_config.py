@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from rlhf_jax import build, plugins
+from rlhf_jax import build, registry
+from rlhf_jax.config import LARGEST, Bounds, Count, Fraction, Natural, Positive, Problems, Unbounded, fill
 from rlhf_jax.refusal import MissingInput, Refusal
-from rlhf_jax.values import LARGEST, Bounds, Count, Fraction, Natural, Positive, Problems, Unbounded, fill
 
 
 @dataclass(frozen=True)
@@ -133,10 +133,10 @@ def numbers(kind: Any, where: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
 
 
 COMPONENTS = {
-    f"{folder}.{name}": plugins.find(folder, name).Config
+    f"{folder}.{name}": registry.find(folder, name).Config
     for folder in ("algorithms", "models", "rewards", "tasks")
-    for name in plugins.names(folder)
-    if hasattr(plugins.find(folder, name), "Config")
+    for name in registry.names(folder)
+    if hasattr(registry.find(folder, name), "Config")
 }
 SETTINGS = COMPONENTS | build.NODES | {"run": build.Run}
 
@@ -145,7 +145,7 @@ SETTINGS = COMPONENTS | build.NODES | {"run": build.Run}
 def test_every_number_of_a_config_has_bounds_or_says_why_not(name):
     for key, said in numbers(SETTINGS[name], name):
         assert any(isinstance(bound, Bounds | Unbounded) for bound in said), (
-            f"{key} accepts every number: annotate it with Bounds, or with Unbounded and the reason (rlhf_jax/values.py)"
+            f"{key} accepts every number: annotate it with Bounds, or with Unbounded and the reason (rlhf_jax/config.py)"
         )
         assert all(bound.reason for bound in said if isinstance(bound, Unbounded))
 
@@ -162,7 +162,7 @@ def test_the_walk_sees_what_it_must():
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_defaults_and_presets_are_accepted(name):
-    module = plugins.find(*name.split(".")) if name in COMPONENTS else None
+    module = registry.find(*name.split(".")) if name in COMPONENTS else None
     for config in getattr(module, "PRESETS", {"": None}).values():
         values = dataclasses.asdict(config or SETTINGS[name]())
         assert fill(SETTINGS[name], values, name) == (config or SETTINGS[name]())

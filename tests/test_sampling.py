@@ -10,7 +10,7 @@ import pytest
 import tiny
 from tiny import EOS, FAMILIES, MESHES, PAD, C, G, P, check_ends
 
-from rlhf_jax import sample, score
+from rlhf_jax import sampling, scoring
 from rlhf_jax.runtime import sharding
 from rlhf_jax.types import Prompts, Samples
 
@@ -22,7 +22,7 @@ def model(request):
 
 @lru_cache
 def scorer(model):
-    return jax.jit(partial(score.sample_logprobs, model=model))
+    return jax.jit(partial(scoring.sample_logprobs, model=model))
 
 
 def teacher_forced(model, samples: Samples) -> np.ndarray:
@@ -115,12 +115,12 @@ def test_samples_of_a_prompt_are_the_prompt_repeated(model, draws):
 
     @jax.jit
     def first_tokens(params):
-        one = sample.prefill(params, repeated, model, tiny.Q + C, 1)
-        uniform_B = sample.uniforms(jax.random.key(0), repeated.ordinal_P, np.tile(np.arange(G), P), C)[0]
+        one = sampling.prefill(params, repeated, model, tiny.Q + C, 1)
+        uniform_B = sampling.uniforms(jax.random.key(0), repeated.ordinal_P, np.tile(np.arange(G), P), C)[0]
         return (
             one,
-            sample.prefill(params, tiny.make_prompts(P), model, tiny.Q + C, G),
-            sample.draw(one[0], uniform_B, 0.7),
+            sampling.prefill(params, tiny.make_prompts(P), model, tiny.Q + C, G),
+            sampling.draw(one[0], uniform_B, 0.7),
         )
 
     one, grouped, (token_B, logprob_B) = first_tokens(tiny.make_params(model))
@@ -183,7 +183,7 @@ def test_greedy_takes_the_most_probable_token(model):
     params = tiny.make_params(model)
     samples = tiny.draw(model, tiny.law(temperature=0.0), tiny.make_prompts(P))
     rows = (samples.prompt_tokens_BQ, samples.prompt_mask_BQ, samples.tokens_BC, samples.mask_BC)
-    hidden_BCD = jax.jit(partial(score.completion_hidden, model=model))(params, *rows)
+    hidden_BCD = jax.jit(partial(scoring.completion_hidden, model=model))(params, *rows)
     logits_BCV = np.asarray(hidden_BCD) @ head_kernel(params)
     mask_BC = np.asarray(samples.mask_BC)
     np.testing.assert_array_equal(logits_BCV.argmax(-1)[mask_BC], np.asarray(samples.tokens_BC)[mask_BC])
@@ -211,8 +211,8 @@ def test_padding_check_fails_on_positions_that_count_pads(monkeypatch):
     def columns_as_positions(mask_BL):
         return jnp.broadcast_to(jnp.arange(mask_BL.shape[1], dtype=jnp.int32)[None], mask_BL.shape)
 
-    monkeypatch.setattr(sample, "positions_from_mask", columns_as_positions)
-    broken = jax.jit(partial(sample.sample, model=model, config=tiny.law(), eos_id=EOS, pad_id=PAD))
+    monkeypatch.setattr(sampling, "positions_from_mask", columns_as_positions)
+    broken = jax.jit(partial(sampling.sample, model=model, config=tiny.law(), eos_id=EOS, pad_id=PAD))
     samples = broken(tiny.make_params(model), tiny.make_prompts(P), jax.random.key(0), np.int32(0))
     with pytest.raises(AssertionError):
         check_behavior_logprobs(model, samples)

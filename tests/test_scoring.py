@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import tiny
 
-from rlhf_jax import score
+from rlhf_jax import scoring
 
 
 @pytest.fixture(scope="module")
 def outputs_of():
     model = tiny.make_model()
-    run = jax.jit(partial(score.policy_outputs, model=model))
+    run = jax.jit(partial(scoring.policy_outputs, model=model))
 
     def outputs(batch):
         rows = (batch.prompt_tokens_RQ, batch.prompt_mask_RQ, batch.tokens_RC, batch.mask_RC, batch.temperature)
@@ -28,7 +28,7 @@ def test_outputs_are_those_of_the_tempered_law(outputs_of):
     batch, model = tiny.make_batch(3), tiny.make_model()
     params = tiny.make_params(model)
     rows = (batch.prompt_tokens_RQ, batch.prompt_mask_RQ, batch.tokens_RC, batch.mask_RC)
-    hidden = jax.jit(partial(score.completion_hidden, model=model))(params, *rows)
+    hidden = jax.jit(partial(scoring.completion_hidden, model=model))(params, *rows)
     scaled = np.asarray(hidden, np.float64) @ np.asarray(params["embed_out"]["kernel"], np.float64)
     scaled /= np.float64(batch.temperature)
     law = np.exp(scaled) / np.exp(scaled).sum(-1, keepdims=True)
@@ -52,25 +52,25 @@ def test_what_is_under_the_mask_changes_nothing(outputs_of):
 def test_a_completion_without_eos_scores_something_else_instead():
     """mean 2, std 4: raw 6, -2, 10 become 1, -1, 2; the second never ended and gets -7 instead of its -1."""
     raw_B, finished_B = jnp.array([6.0, -2.0, 10.0]), jnp.array([True, False, True])
-    scores = score.make_scores(raw_B, finished_B, 2.0, 4.0, score.Config(True, -7.0))
+    scores = scoring.make_scores(raw_B, finished_B, 2.0, 4.0, scoring.Config(True, -7.0))
     np.testing.assert_array_equal(scores.raw_B, raw_B)
     np.testing.assert_array_equal(scores.standardized_B, [1, -1, 2])
     np.testing.assert_array_equal(scores.score_B, [1, -7, 2])
-    kept = score.make_scores(raw_B, finished_B, 0.0, 1.0, score.Config(replace_missing_eos=False))
+    kept = scoring.make_scores(raw_B, finished_B, 0.0, 1.0, scoring.Config(replace_missing_eos=False))
     np.testing.assert_array_equal(kept.score_B, raw_B)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3, 1), (1, 3), (2,)])
 def test_a_reward_of_another_shape_would_broadcast(shape):
     with pytest.raises(AssertionError):
-        score.make_scores(jnp.ones(shape), jnp.array([True] * 3), 0.0, 1.0, score.Config())
+        scoring.make_scores(jnp.ones(shape), jnp.array([True] * 3), 0.0, 1.0, scoring.Config())
 
 
 def test_a_sum_of_rewards_by_hand():
     """(6 - 2) / 4 = 1 and (-2 - 2) / 4 = -1, weighed 0.5; the other in its own unit, weighed 3; the cut one is replaced."""
     raw = {"learned": jnp.array([6.0, -2.0]), "length": jnp.array([1.0, 2.0])}
     units = {"learned": (0.5, 2.0, 4.0), "length": (3.0, 0.0, 1.0)}
-    scores = score.make_summed_scores(raw, units, jnp.array([True, False]), score.Config(True, -7.0))
+    scores = scoring.make_summed_scores(raw, units, jnp.array([True, False]), scoring.Config(True, -7.0))
     np.testing.assert_array_equal(scores.raw_B, [3.5, 5.5])
     np.testing.assert_array_equal(scores.standardized_B, [3.5, 5.5])
     np.testing.assert_array_equal(scores.score_B, [3.5, -7])
@@ -79,5 +79,5 @@ def test_a_sum_of_rewards_by_hand():
 
 
 def test_scores_are_float32_whatever_the_judge_gives():
-    scores = score.make_scores(jnp.array([1, 0, 1]), jnp.array([True] * 3), 0.0, 1.0, score.Config())
+    scores = scoring.make_scores(jnp.array([1, 0, 1]), jnp.array([True] * 3), 0.0, 1.0, scoring.Config())
     assert scores.standardized_B.dtype == scores.score_B.dtype == jnp.float32

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 from tiny import C, V
 
-from rlhf_jax import sample
+from rlhf_jax import sampling
 
 
 def test_uniforms_depend_on_key_ordinal_sample_index_and_position():
     ordinal_B, index_B = jnp.array([5, 5, 6, 5]), jnp.array([0, 1, 0, 0])
-    uniform_CB = np.asarray(sample.uniforms(jax.random.key(0), ordinal_B, index_B, C))
+    uniform_CB = np.asarray(sampling.uniforms(jax.random.key(0), ordinal_B, index_B, C))
     assert uniform_CB.shape == (C, 4)
     assert ((uniform_CB >= 0) & (uniform_CB < 1)).all()
     assert len(np.unique(uniform_CB[:, :3])) == 3 * C
     np.testing.assert_array_equal(uniform_CB[:, 0], uniform_CB[:, 3])
-    np.testing.assert_array_equal(sample.uniforms(jax.random.key(0), ordinal_B, index_B, 3), uniform_CB[:3])
-    assert not np.isin(np.asarray(sample.uniforms(jax.random.key(1), ordinal_B, index_B, C)), uniform_CB).any()
+    np.testing.assert_array_equal(sampling.uniforms(jax.random.key(0), ordinal_B, index_B, 3), uniform_CB[:3])
+    assert not np.isin(np.asarray(sampling.uniforms(jax.random.key(1), ordinal_B, index_B, C)), uniform_CB).any()
 
 
 def test_uniforms_are_midpoints(monkeypatch):
@@ -25,7 +25,7 @@ def test_uniforms_are_midpoints(monkeypatch):
     for low, expected in ((0.0, 2.0**-24), (1 - 2.0**-23, 1 - 2.0**-24)):
         monkeypatch.setattr(jax.random, "uniform", lambda key, low=low: jnp.float32(low))
         zero_B = jnp.zeros(1, jnp.int32)
-        uniform = sample.uniforms(jax.random.key(0), zero_B, zero_B, 1)
+        uniform = sampling.uniforms(jax.random.key(0), zero_B, zero_B, 1)
         assert uniform.dtype == jnp.float32
         assert float(uniform[0, 0]) == expected
 
@@ -35,7 +35,7 @@ def test_a_first_token_of_almost_no_probability_is_not_drawn():
     smallest_B = jnp.array([2.0**-24], jnp.float32)
     for exponent, expected in ((-30, 1), (-23, 0)):
         logits_V = np.log(np.array([2.0**exponent, *[(1 - 2.0**exponent) / 10] * 10])).astype(np.float32)
-        token_B, _ = sample.draw(jnp.array(logits_V[None]), smallest_B, 1.0)
+        token_B, _ = sampling.draw(jnp.array(logits_V[None]), smallest_B, 1.0)
         assert int(token_B[0]) == expected
 
 
@@ -52,7 +52,7 @@ def test_draw_inverts_the_cumulative_distribution(vocab_size, temperature):
     random = np.random.default_rng(vocab_size)
     logits_BV = random.normal(size=(997, vocab_size)).astype(np.float32) * 2
     uniform_B = random.uniform(size=997).astype(np.float32)
-    token_B, logprob_B = jax.jit(sample.draw, static_argnums=2)(logits_BV, uniform_B, temperature)
+    token_B, logprob_B = jax.jit(sampling.draw, static_argnums=2)(logits_BV, uniform_B, temperature)
     weight_BV = np.exp((logits_BV.astype(np.float64) - logits_BV.max(-1, keepdims=True)) / temperature)
     cumulative_BV = np.cumsum(weight_BV / weight_BV.sum(-1, keepdims=True), axis=-1)
     clear_B = np.abs(cumulative_BV - uniform_B[:, None]).min(-1) > 1e-5
@@ -69,8 +69,8 @@ def test_drawn_frequencies_are_those_of_the_tempered_softmax(temperature):
     count = 20_011
     logits_V = np.random.default_rng(0).normal(size=V).astype(np.float32)
     ordinal_B = jnp.arange(count, dtype=jnp.int32)
-    uniform_B = jax.jit(lambda o: sample.uniforms(jax.random.key(0), o, jnp.zeros_like(o), 1)[0])(ordinal_B)
-    token_B, _ = sample.draw(jnp.tile(logits_V[None], (count, 1)), uniform_B, temperature)
+    uniform_B = jax.jit(lambda o: sampling.uniforms(jax.random.key(0), o, jnp.zeros_like(o), 1)[0])(ordinal_B)
+    token_B, _ = sampling.draw(jnp.tile(logits_V[None], (count, 1)), uniform_B, temperature)
     law_V = np.exp(logits_V.astype(np.float64) / temperature)
     expected_V = count * law_V / law_V.sum()
     observed_V = np.bincount(np.asarray(token_B), minlength=V)
@@ -83,7 +83,7 @@ def test_impossible_tokens_are_never_drawn(uniform, possible):
     """A logit of -inf has probability 0: at the ends of the unit interval the first and the last possible token come out."""
     logits_V = np.full(V, -np.inf, np.float32)
     logits_V[list(possible)] = 0.0
-    token_B, logprob_B = sample.draw(jnp.array(logits_V[None]), jnp.array([uniform], jnp.float32), 1.0)
+    token_B, logprob_B = sampling.draw(jnp.array(logits_V[None]), jnp.array([uniform], jnp.float32), 1.0)
     assert int(token_B[0]) == (possible[0] if uniform == 0.0 else possible[-1])
     np.testing.assert_allclose(logprob_B, [-np.log(len(possible))], atol=1e-6)
 
@@ -94,6 +94,6 @@ def test_the_largest_uniform_number_draws_a_possible_token_of_a_large_vocabulary
     logits_BV = random.normal(size=(101, 5003)).astype(np.float32) * 4
     logits_BV[:, random.permutation(5003)[:2500]] = -np.inf
     logits_BV[:, -7:] = -np.inf
-    token_B, logprob_B = sample.draw(jnp.array(logits_BV), jnp.full(101, 1 - 2.0**-24, jnp.float32), 1.0)
+    token_B, logprob_B = sampling.draw(jnp.array(logits_BV), jnp.full(101, 1 - 2.0**-24, jnp.float32), 1.0)
     assert np.isfinite(np.asarray(logprob_B)).all()
     assert np.isfinite(np.take_along_axis(logits_BV, np.asarray(token_B)[:, None], -1)).all()

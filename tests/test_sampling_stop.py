@@ -12,7 +12,7 @@ import pytest
 import tiny
 from tiny import EOS, PAD, C, V, check_ends
 
-from rlhf_jax import sample
+from rlhf_jax import sampling
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Script:
 def test_the_loop_stops_when_every_row_has_ended(ends, passes):
     """Two rows that end after 0-based position `ends`: the model runs once for the prompt, then once a further token."""
     script = Script(tuple(tuple([4] * end + [EOS] * (C - end))[:C] for end in ends))
-    draw = jax.jit(partial(sample.sample, model=script, config=tiny.law(1), eos_id=EOS, pad_id=PAD))
+    draw = jax.jit(partial(sampling.sample, model=script, config=tiny.law(1), eos_id=EOS, pad_id=PAD))
     samples = draw({}, tiny.make_prompts(2), jax.random.key(0), np.int32(0))
     jax.effects_barrier()
     assert len(script.calls) == passes
@@ -57,7 +57,7 @@ def test_every_end_ends_a_row_and_one_alone_is_what_it_was():
     script = Script(((4, 5, 4, 4, 4, 4, EOS), (4, 4, EOS, 4, 4, 4, 4), (4, 4, 4, 4, 4, 4, 4)))
 
     def draw(ends):
-        compiled = jax.jit(partial(sample.sample, model=script, config=tiny.law(1), eos_id=ends, pad_id=PAD))
+        compiled = jax.jit(partial(sampling.sample, model=script, config=tiny.law(1), eos_id=ends, pad_id=PAD))
         samples = compiled({}, tiny.make_prompts(3), jax.random.key(0), np.int32(0))
         return np.asarray(samples.mask_BC).sum(-1).tolist(), samples.finished_B.tolist(), np.asarray(samples.tokens_BC)
 

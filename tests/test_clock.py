@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from rlhf_jax.runtime.clock import Clock
+from rlhf_jax.clock import Clock
 
 CLOCKS = list(itertools.product(range(5), (1, 2), (1, 2)))  # lag, minibatches, epochs
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax import plugins
+from rlhf_jax import registry
 from rlhf_jax.refusal import ComponentError, Refusal
 
 FOLDERS = ("algorithms", "rewards", "tasks", "models", "jobs")
@@ -14,22 +14,22 @@ FOLDERS = ("algorithms", "rewards", "tasks", "models", "jobs")
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_names_are_the_files_of_the_folder(folder):
-    files = {path.stem for path in (Path(plugins.__file__).parent / folder).glob("*.py")}
-    assert set(plugins.names(folder)) == {name for name in files if name != "api" and not name.startswith("_")}
-    assert plugins.names(folder) == sorted(plugins.names(folder))
+    files = {path.stem for path in (Path(registry.__file__).parent / folder).glob("*.py")}
+    assert set(registry.names(folder)) == {name for name in files if name != "api" and not name.startswith("_")}
+    assert registry.names(folder) == sorted(registry.names(folder))
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_component_is_found(folder):
-    for name in plugins.names(folder):
-        assert plugins.find(folder, name).__name__ == f"rlhf_jax.{folder}.{name}"
+    for name in registry.names(folder):
+        assert registry.find(folder, name).__name__ == f"rlhf_jax.{folder}.{name}"
 
 
 @pytest.mark.parametrize("name", ["online_dop", "api", "__init__", "../jobs/sft", ""])
 def test_a_wrong_name_lists_its_neighbours(name):
-    listed = ", ".join(plugins.names("algorithms"))
+    listed = ", ".join(registry.names("algorithms"))
     with pytest.raises(ValueError, match=re.escape(f"no {name!r} in rlhf_jax/algorithms/; there are: {listed}")):
-        plugins.find("algorithms", name)
+        registry.find("algorithms", name)
 
 
 SOURCE = '''
@@ -82,38 +82,38 @@ def test_a_users_own_module_or_file_is_found(own, name):
     file = own / "a folder" / "mine.py"
     name = str(file) if name == "FILE" else name
     value = 7 if name == str(file) else 5
-    assert plugins.settings("tasks", name)().scale == 2.0
-    assert plugins.make("tasks", name, plugins.settings("tasks", name)()) == (
+    assert registry.settings("tasks", name)().scale == 2.0
+    assert registry.make("tasks", name, registry.settings("tasks", name)()) == (
         "made",
-        plugins.settings("tasks", name)(),
+        registry.settings("tasks", name)(),
         value,
     )
-    assert plugins.make("tasks", f"{name}:other", None) == ("other", None)
-    assert plugins.settings("tasks", f"{name}:other")().margin == 1
-    assert plugins.make("tasks", f"{name}:bare", None) == "bare"
-    assert plugins.settings("tasks", f"{name}:bare") is plugins.NoSettings
-    assert plugins.find("tasks", name) is plugins.find("tasks", name), "one module, however often it is named"
+    assert registry.make("tasks", f"{name}:other", None) == ("other", None)
+    assert registry.settings("tasks", f"{name}:other")().margin == 1
+    assert registry.make("tasks", f"{name}:bare", None) == "bare"
+    assert registry.settings("tasks", f"{name}:bare") is registry.NoSettings
+    assert registry.find("tasks", name) is registry.find("tasks", name), "one module, however often it is named"
 
 
 def test_the_attribute_may_follow_a_dot(own):
-    assert plugins.entry("tasks", "my_lab.mine.other") is plugins.entry("tasks", "my_lab.mine:other")
+    assert registry.entry("tasks", "my_lab.mine.other") is registry.entry("tasks", "my_lab.mine:other")
 
 
 def test_an_algorithm_is_the_function_of_its_modules_name(own):
     (own / "my_lab" / "raft.py").write_text("def raft(config=None):\n    return 'raft'\n")
     (own / "raft.py").write_text("def make():\n    return 'made'\n")
-    assert plugins.make("algorithms", "my_lab.raft", None) == "raft"
-    assert plugins.make("algorithms", str(own / "raft.py"), None) == "made"
+    assert registry.make("algorithms", "my_lab.raft", None) == "raft"
+    assert registry.make("algorithms", str(own / "raft.py"), None) == "made"
 
 
 def test_a_file_relative_to_the_working_directory(own, monkeypatch):
     monkeypatch.chdir(own / "a folder")
-    assert plugins.make("tasks", "mine.py:bare", None) == "bare"
+    assert registry.make("tasks", "mine.py:bare", None) == "bare"
 
 
 def test_the_names_of_the_package_come_first_and_may_be_whole(own):
     (own / "reviews.py").write_text("raise RuntimeError('not this one')\n")
-    assert plugins.find("tasks", "reviews") is plugins.find("tasks", "rlhf_jax.tasks.reviews")
+    assert registry.find("tasks", "reviews") is registry.find("tasks", "rlhf_jax.tasks.reviews")
 
 
 def test_a_changed_file_is_read_again(own):
@@ -121,7 +121,7 @@ def test_a_changed_file_is_read_again(own):
     file = own / "again.py"
     for value in (1, 2):
         file.write_text(f"def make():\n    return {value}\n")
-        assert plugins.make("tasks", str(file), None) == value
+        assert registry.make("tasks", str(file), None) == value
 
 
 WRONG = [
@@ -137,7 +137,7 @@ WRONG = [
 @pytest.mark.parametrize(("name", "message"), WRONG)
 def test_what_a_name_lacks_is_said(own, name, message):
     with pytest.raises(Refusal, match=message):
-        plugins.entry("tasks", name)
+        registry.entry("tasks", name)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_module_that_breaks_is_its_own_fault_and_keeps_its_traceback(own, text
     (own / "my_lab" / "broken.py").write_text(text)
     for name in ("my_lab.broken", str(own / "my_lab" / "broken.py"), "my_lab.broken:make"):
         with pytest.raises(ComponentError, match=said) as raised:
-            plugins.entry("tasks", name)
+            registry.entry("tasks", name)
         assert raised.value.__cause__ is not None
 
 
@@ -162,7 +162,7 @@ def test_settings_need_defaults(own):
         "import dataclasses\n@dataclasses.dataclass\nclass Config:\n    rate: float\ndef make(config: Config):\n    pass\n"
     )
     with pytest.raises(Refusal, match="rate of its settings have no default"):
-        plugins.settings("tasks", "my_lab.bare")
+        registry.settings("tasks", "my_lab.bare")
 
 
 @pytest.mark.parametrize(
@@ -179,4 +179,4 @@ def test_settings_need_defaults(own):
     ],
 )
 def test_labels(name, label):
-    assert plugins.label(name) == label
+    assert registry.label(name) == label

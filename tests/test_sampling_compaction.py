@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import sample
+from rlhf_jax import sampling
 from rlhf_jax.models.api import Cache
 from rlhf_jax.runtime import sharding
 from rlhf_jax.types import Samples
@@ -17,7 +17,7 @@ LENGTH = 23
 PLAIN = tiny.law(length=LENGTH, temperature=1.0)
 
 
-def draw(config: sample.Config, family: str = "gpt_neox") -> Samples:
+def draw(config: sampling.Config, family: str = "gpt_neox") -> Samples:
     return tiny.draw(tiny.make_model(family), config, tiny.make_prompts(8))
 
 
@@ -52,7 +52,7 @@ def counted(length_B: list[int], num_compactions: int, row_shards: int = 1) -> t
     """The sizes of the batches that steps ran on, for rows that end after `length_B` tokens, and how many tokens each has."""
     sizes: list[int] = []
 
-    def step(loop: sample._Loop) -> sample._Loop:
+    def step(loop: sampling._Loop) -> sampling._Loop:
         jax.debug.callback(lambda _: sizes.append(loop.done_B.shape[0]), loop.position, ordered=True)
         live_B = ~loop.done_B
         return loop._replace(
@@ -62,8 +62,8 @@ def counted(length_B: list[int], num_compactions: int, row_shards: int = 1) -> t
         )
 
     cache = Cache(keys=(), values=(), mask_BM=jnp.zeros((len(length_B), 1), bool), column=jnp.int32(0))
-    loop = sample._begin(jnp.zeros((9, len(length_B))), jnp.asarray(length_B), 0, cache)
-    loop = jax.jit(lambda loop: sample._decode(step, loop, num_compactions, row_shards))(loop)
+    loop = sampling._begin(jnp.zeros((9, len(length_B))), jnp.asarray(length_B), 0, cache)
+    loop = jax.jit(lambda loop: sampling._decode(step, loop, num_compactions, row_shards))(loop)
     jax.effects_barrier()
     return sizes, np.asarray(loop.mask_CB.sum(axis=0))
 

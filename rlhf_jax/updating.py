@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlhf_jax.config import Bounds, Natural, NonNegative, Positive
 from rlhf_jax.micro_batches import split_rows
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.score import critic_outputs, policy_outputs
+from rlhf_jax.scoring import critic_outputs, policy_outputs
 from rlhf_jax.types import Aggregation, Array, Batch, Max, Mean, Metric, Metrics, Outputs, Params, TrainState
-from rlhf_jax.values import Bounds, Natural, NonNegative, Positive
 
 Objective = Callable[[Params, Any], tuple[Array, Metrics]]
 """(params, rows) -> (loss summed over the rows, metrics)."""

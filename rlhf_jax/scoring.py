@@ -7,12 +7,12 @@ from typing import Annotated
 import chex
 import jax.numpy as jnp
 
+from rlhf_jax.config import Unbounded
 from rlhf_jax.models.api import Cache, Model, repeat_cache, repeat_rows
 from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.ops.logprobs import chunked_token_logprobs
 from rlhf_jax.ops.masked import positions_from_mask
 from rlhf_jax.types import Array, Outputs, Params, Samples, Scores
-from rlhf_jax.values import Unbounded
 
 MAX_LOGITS = 1 << 22
 """Logits held at once, in elements (16 MiB of float32): larger heads run in chunks, so that R x C x V never exists whole."""
