@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import registry
 from rlhf_jax.config import Count, Problems, Seed, fill, flat
-from rlhf_jax.hub import encoding, tokenizers
 from rlhf_jax.jobs import (
     _begin,
     _checks,
@@ -43,6 +42,7 @@ from rlhf_jax.rewards.api import LEARNED
 from rlhf_jax.runtime import hosts, mesh
 from rlhf_jax.runtime.placement import text_of
 from rlhf_jax.tasks.api import Task
+from rlhf_jax.text import encoding, tokenizers
 from rlhf_jax.types import Algorithm
 
 

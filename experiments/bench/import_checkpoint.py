@@ -26,8 +26,8 @@ def write_folder(folder: Path, preset: str, dtype: str) -> None:
     import jax
     import numpy as np
 
-    from rlhf_jax.hub import export
     from rlhf_jax.models import gpt_neox
+    from rlhf_jax.pretrained import export
 
     model = gpt_neox.make(gpt_neox.PRESETS[preset])
     shapes = jax.eval_shape(model.init, jax.random.key(0))
@@ -50,8 +50,8 @@ def load(folder: Path) -> dict[str, Any]:
     """Imports the folder as float32 params, and says how much memory it took at its height beyond them."""
     import jax
 
-    from rlhf_jax.hub.folders import Folder
     from rlhf_jax.jobs import _hub
+    from rlhf_jax.pretrained.folders import Folder
     from rlhf_jax.runtime import mesh
 
     one = mesh.make_mesh(mesh.Config())

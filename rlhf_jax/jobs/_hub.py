@@ -12,16 +12,17 @@ from jax.sharding import Mesh
 
 from rlhf_jax import randomness, registry
 from rlhf_jax.config import Count
-from rlhf_jax.hub import chat, encoding, folders
-from rlhf_jax.hub.folders import Folder
-from rlhf_jax.hub.tokenizers import Tokenizer
 from rlhf_jax.jobs import _vocabularies
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
+from rlhf_jax.pretrained import folders
+from rlhf_jax.pretrained.folders import Folder
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import hosts, sharding
 from rlhf_jax.tasks.api import Task
+from rlhf_jax.text import chat, encoding
+from rlhf_jax.text.tokenizers import Tokenizer
 from rlhf_jax.types import Params
 
 COMPUTED = ("dtype", "remat", "attention")  # how a model is computed: the run says it, no folder does

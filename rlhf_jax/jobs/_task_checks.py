@@ -17,7 +17,6 @@ import numpy as np
 
 from rlhf_jax import randomness
 from rlhf_jax.config import Problems
-from rlhf_jax.hub import encoding
 from rlhf_jax.jobs import _evaluator, reward_model, rlhf
 from rlhf_jax.jobs._checks import EVALUATED, stages_of
 from rlhf_jax.jobs.api import Workspace
@@ -28,6 +27,7 @@ from rlhf_jax.runtime.checkpoint import complete_steps
 from rlhf_jax.runtime.mesh import check_rows
 from rlhf_jax.tasks import _reading
 from rlhf_jax.tasks.api import Split
+from rlhf_jax.text import encoding
 
 T = TypeVar("T")
 NAMES: dict[Split, str] = {"train": "train", "heldout": "held-out"}

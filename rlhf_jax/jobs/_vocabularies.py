@@ -5,11 +5,11 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.hub import chat, tokenizers, vocabularies
-from rlhf_jax.hub.folder_texts import FolderTexts
-from rlhf_jax.hub.tokenizers import Tokenizer
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks.api import Split, Task
+from rlhf_jax.text import chat, tokenizers, vocabularies
+from rlhf_jax.text.folder_texts import FolderTexts
+from rlhf_jax.text.tokenizers import Tokenizer
 
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 PROMPTS_READ = 1024  # of each split: a mark that a task writes is in all of its prompts

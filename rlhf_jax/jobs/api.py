@@ -14,8 +14,6 @@ from jax.sharding import Mesh
 
 from rlhf_jax import randomness
 from rlhf_jax.config import Bounds
-from rlhf_jax.hub import encoding
-from rlhf_jax.hub.tokenizers import Tokenizer
 from rlhf_jax.jobs import _hub
 from rlhf_jax.jobs._begin import Begin
 from rlhf_jax.models.api import Model
@@ -28,6 +26,8 @@ from rlhf_jax.runtime.checkpoint import Checkpoints
 from rlhf_jax.runtime.placement import placed
 from rlhf_jax.tasks import _reading
 from rlhf_jax.tasks.api import Split, Task, stream_indices
+from rlhf_jax.text import encoding
+from rlhf_jax.text.tokenizers import Tokenizer
 from rlhf_jax.types import Array, Params, Prompts, Samples
 
 LONGEST = 2**20  # positions of a row

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.hub import carried, export
-from rlhf_jax.hub.folders import Folder
-from rlhf_jax.hub.tokenizers import Tokenizer
 from rlhf_jax.jobs import reward_model, rlhf, sft
 from rlhf_jax.jobs.api import Workspace
+from rlhf_jax.pretrained import carried, export
+from rlhf_jax.pretrained.folders import Folder
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.text.tokenizers import Tokenizer
 
 
 def params_of(workspace: Workspace, stage: str, version: int | None) -> Any:

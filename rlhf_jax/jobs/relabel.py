@@ -13,8 +13,6 @@ import numpy as np
 
 from rlhf_jax import sampling
 from rlhf_jax.config import Count, Positive
-from rlhf_jax.hub import encoding
-from rlhf_jax.hub.chat import Rendered
 from rlhf_jax.jobs import sft
 from rlhf_jax.jobs.api import PromptStream, Workspace
 from rlhf_jax.observe.lines import replace
@@ -24,6 +22,8 @@ from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.runtime import hosts, sharding, views
 from rlhf_jax.tasks import _reading
 from rlhf_jax.tasks.api import Split
+from rlhf_jax.text import encoding
+from rlhf_jax.text.chat import Rendered
 from rlhf_jax.types import Algorithm, Params, Samples
 
 STAGE = "comparisons"

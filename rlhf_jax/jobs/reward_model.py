@@ -14,7 +14,6 @@ from flax import struct
 
 from rlhf_jax import sampling
 from rlhf_jax.config import Count, Natural
-from rlhf_jax.hub import encoding
 from rlhf_jax.jobs import _hub, relabel, sft
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.observe.lines import replace
@@ -26,6 +25,7 @@ from rlhf_jax.rewards import _host, learned
 from rlhf_jax.runtime import hosts, sharding
 from rlhf_jax.runtime.checkpoint import restore_params
 from rlhf_jax.runtime.supervised import resumed, train
+from rlhf_jax.text import encoding
 from rlhf_jax.types import Algorithm, Array, Mean, Metrics, Params, TrainState
 from rlhf_jax.updating import OptimizerConfig, init_state, make_optimizer, train_step
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.config import Count, Fraction, Natural
-from rlhf_jax.hub import encoding
 from rlhf_jax.jobs import _hub
 from rlhf_jax.jobs.api import PromptStream, Workspace
 from rlhf_jax.observe.progress import progress
@@ -22,6 +21,7 @@ from rlhf_jax.refusal import ComponentError
 from rlhf_jax.runtime import hosts, sharding
 from rlhf_jax.runtime.checkpoint import Checkpoints, restore_params
 from rlhf_jax.runtime.supervised import resumed, train
+from rlhf_jax.text import encoding
 from rlhf_jax.types import Algorithm, Array, Batch, Mean, Metrics, Outputs, Params, TrainState
 from rlhf_jax.updating import OptimizerConfig, init_state, make_optimizer, policy_objective, train_step
 

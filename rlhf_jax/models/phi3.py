@@ -1,7 +1,8 @@
 """Phi 3, 3.5 and 4 (Abdin et al. 2024, arXiv 2404.14219 and 2412.08905): Llama's decoder with windows and partial rotation.
 
 The published files hold queries, keys and values as one matrix, and gate and up as another; here they are apart, as in Llama,
-so that each is sharded over its own heads (see `hub/layouts.py`). "longrope" divides every frequency by a factor of its own.
+so that each is sharded over its own heads (see `pretrained/layouts.py`). "longrope" divides every frequency by a factor
+of its own.
 """
 
 from dataclasses import dataclass, replace

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from rlhf_jax.hub import chat
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks import _rows
 from rlhf_jax.tasks._published import LeftOut
+from rlhf_jax.text import chat
 
 Messages = list[dict[str, str]]
 ROLES = ("system", "user", "assistant")

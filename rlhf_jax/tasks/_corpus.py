@@ -7,11 +7,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from rlhf_jax.hub import chat
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks._published import Record
 from rlhf_jax.tasks._store import RECORDS_PER_BATCH, Records, Store
 from rlhf_jax.tasks.api import Split
+from rlhf_jax.text import chat
 
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax import json_texts
-from rlhf_jax.json_texts import short as short
-from rlhf_jax.json_texts import text as text
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.text import json_texts
+from rlhf_jax.text.json_texts import short as short
+from rlhf_jax.text.json_texts import text as text
 
 Row = dict[str, Any]
 ROWS_PER_BATCH = 1024

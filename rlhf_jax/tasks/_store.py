@@ -12,12 +12,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf_jax import json_texts
-from rlhf_jax.hub import chat
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks import _conversations, _published, _rows
 from rlhf_jax.tasks._published import LeftOut, Record
 from rlhf_jax.tasks.api import Split
+from rlhf_jax.text import chat, json_texts
 
 CHUNK_BYTES = 1 << 20
 RECORDS_PER_BATCH = 1024

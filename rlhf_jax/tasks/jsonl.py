@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax import json_texts
-from rlhf_jax.hub import chat
-from rlhf_jax.json_texts import short
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks.api import HeldoutPercent, Split, is_heldout
+from rlhf_jax.text import chat, json_texts
+from rlhf_jax.text.json_texts import short
 
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 PROMPT_KEYS = ("prompt", "references", "answer")

@@ -28,7 +28,7 @@ class Config:
 
     data_dir: str = ""
     cache_dir: str = ""  # of the records; <data_dir>/array_record where empty
-    chat_template: str = "tulu"  # a name, or a file or folder: see `hub/chat.py`
+    chat_template: str = "tulu"  # a name, or a file or folder: see `text/chat.py`
     bos_token: str = ""  # texts that the template may name; where empty, those that come with it
     eos_token: str = ""  # Tulu's template needs it where a reply was given before: <|end_of_text|> for Llama 3.1
     date: str = ""  # told to a template that asks for today's date, as 2025-01-31

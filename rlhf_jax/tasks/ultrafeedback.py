@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from rlhf_jax.config import Natural
-from rlhf_jax.hub import chat
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks import _conversations, _published, _rows
 from rlhf_jax.tasks._corpus import Corpus, CountTokens
 from rlhf_jax.tasks._published import Dataset, Layout, Record
 from rlhf_jax.tasks._store import Source, Store, open_store
+from rlhf_jax.text import chat
 
 Kind = Literal["prompts", "comparisons"]
 NO_REPLY = -100.0  # the score that stands where a prompt had fewer than two replies; the text is then "N/A"
@@ -36,7 +36,7 @@ class Config:
 
     data_dir: str = ""
     cache_dir: str = ""  # of the records; <data_dir>/array_record where empty
-    chat_template: str = "pythia"  # a name, or a file or folder: see `hub/chat.py`
+    chat_template: str = "pythia"  # a name, or a file or folder: see `text/chat.py`
     bos_token: str = ""  # texts that the template may name; where empty, those that come with it
     eos_token: str = ""
     date: str = ""  # told to a template that asks for today's date, as 2025-01-31

@@ -7,10 +7,10 @@ import pytest
 import tiny
 
 from rlhf_jax import registry
-from rlhf_jax.hub import tokenizers
 from rlhf_jax.jobs import evaluate
 from rlhf_jax.jobs._evaluator import Config, Evaluator
 from rlhf_jax.jobs.api import Lengths, Workspace
+from rlhf_jax.text import tokenizers
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

@@ -8,7 +8,7 @@ import pytest
 from rlhf_jax import registry
 from rlhf_jax.config import fill
 from rlhf_jax.jobs import _hub, export
-from tests.hub import published
+from tests.pretrained import published
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

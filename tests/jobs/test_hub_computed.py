@@ -3,9 +3,9 @@
 import pytest
 
 from rlhf_jax import build
-from rlhf_jax.hub import export
 from rlhf_jax.jobs import _hub
 from rlhf_jax.models import gpt_neox
+from rlhf_jax.pretrained import export
 from tests.models.families import random_params
 
 SAID = {"dtype": "bfloat16", "remat": True, "attention": "dot_product"}

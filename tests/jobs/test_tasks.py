@@ -9,11 +9,11 @@ import pytest
 import tiny
 
 from rlhf_jax import registry
-from rlhf_jax.hub import tokenizers
 from rlhf_jax.jobs import sft
 from rlhf_jax.jobs.api import Lengths, Workspace
 from rlhf_jax.refusal import ComponentError, Refusal, RewardError
 from rlhf_jax.tasks import _reading
+from rlhf_jax.text import tokenizers
 
 
 class Own:

@@ -9,14 +9,15 @@ import pytest
 
 from configs import quickstart
 from rlhf_jax import build
-from rlhf_jax.hub import chat, encoding, export, tokenizers
 from rlhf_jax.jobs import _hub, _vocabularies, relabel, rlhf, sft
 from rlhf_jax.models import llama
 from rlhf_jax.models.value_head import ValueModel
+from rlhf_jax.pretrained import export
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks import jsonl, no_robots
-from tests.hub import made
+from rlhf_jax.text import chat, encoding, tokenizers
 from tests.models.families import random_params
+from tests.pretrained import made
 from tests.tasks import published
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")

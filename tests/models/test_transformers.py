@@ -7,7 +7,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from rlhf_jax import registry
-from rlhf_jax.hub import export, layouts, published_configs, published_families
+from rlhf_jax.pretrained import export, layouts, published_configs, published_families
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

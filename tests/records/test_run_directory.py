@@ -8,8 +8,8 @@ import pytest
 
 from configs import quickstart
 from rlhf_jax import build
-from rlhf_jax.hub import export
 from rlhf_jax.models import gpt_neox
+from rlhf_jax.pretrained import export
 from rlhf_jax.records import digests, environment, made, starts
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks import reviews

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax import registry
-from rlhf_jax.hub import tokenizers
 from rlhf_jax.tasks import api
+from rlhf_jax.text import tokenizers
 from tests.tasks import published
 
 SPLITS = ("train", "heldout")

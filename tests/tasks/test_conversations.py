@@ -7,8 +7,8 @@ import re
 import pytest
 
 from rlhf_jax.config import fill
-from rlhf_jax.hub import chat
 from rlhf_jax.tasks import no_robots, ultrafeedback
+from rlhf_jax.text import chat
 from tests.tasks import published
 
 EOS = "</s>"

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from rlhf_jax.config import fill
-from rlhf_jax.hub import chat
 from rlhf_jax.tasks import jsonl
 from rlhf_jax.tasks.api import is_heldout
+from rlhf_jax.text import chat
 
 
 def write(path, lines):

@@ -1,1 +1,0 @@
-"""What comes from outside: tokenizer files and checkpoint folders."""

@@ -1,0 +1,1 @@
+"""Checkpoint folders of published models: tensor names, configs, weights in and out."""

@@ -1,0 +1,66 @@
+"""Values of a published `config.json`, read with care: of one type, and the same wherever they are written twice."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rlhf_jax.pretrained.published_families import NULL_IS_ZERO, REQUIRED
+from rlhf_jax.refusal import Refusal
+
+Place = tuple[str, ...]  # keys from the outside in
+
+
+def typed(published: Mapping[str, Any], field: str, kind: type, key: str, default: Any) -> Any:
+    """The value of a key as `kind`.
+
+    Args:
+      field: our name of it, which says what null means.
+      default: of an absent key; REQUIRED where there is none.
+
+    Raises Refusal, naming key and value, for a missing key or a value of another type.
+    """
+    if key not in published and default is REQUIRED:
+        raise Refusal(f"there is no {key!r}, which the shape depends on")
+    value = published.get(key, default)
+    if value is None and field in NULL_IS_ZERO:
+        return kind(0)
+    if isinstance(value, bool) != (kind is bool) or not is_number(value) or kind(value) != value:
+        raise Refusal(f"{key} is {value!r}; accepted: a value of type {kind.__name__}")
+    converted, least = kind(value), 1 if default is REQUIRED else 0
+    if converted < least:
+        raise Refusal(f"{key} is {value!r}; accepted: at least {least}")
+    return converted
+
+
+def is_number(value: Any) -> bool:
+    """A finite number or a truth value."""
+    return isinstance(value, int | float) and value - value == 0
+
+
+def at(published: Mapping[str, Any], place: Place) -> Any:
+    """The value at a place; None where there is none."""
+    value: Any = published
+    for key in place:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def agreed(published: Mapping[str, Any], default: Any, *places: Place) -> Any:
+    """The value that is written at one or more of several places.
+
+    Raises Refusal where two of them differ, or where there is none and the default is REQUIRED.
+    """
+    found = {".".join(place): at(published, place) for place in places}
+    found = {place: value for place, value in found.items() if value is not None}
+    if any(value != next(iter(found.values())) for value in found.values()):
+        raise Refusal("keys contradict one another: " + ", ".join(f"{key} is {v!r}" for key, v in found.items()))
+    if not found and default is REQUIRED:
+        raise Refusal(f"there is no {' or '.join('.'.join(place) for place in places)}")
+    return next(iter(found.values()), default)
+
+
+def number(published: Mapping[str, Any], default: Any, *places: Place) -> float:
+    """`agreed`, of a number that is not negative. Raises Refusal for anything else."""
+    value = agreed(published, default, *places)
+    if isinstance(value, bool) or not is_number(value) or value < 0:
+        raise Refusal(f"{'.'.join(places[0])} is {value!r}; accepted: a number from 0 on")
+    return float(value)

@@ -1,0 +1,181 @@
+"""Chat templates: messages to the text that a model was tuned on, as Hugging Face's Jinja templates say it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.refusal import Refusal
+from rlhf_jax.text import json_texts
+from rlhf_jax.text.folder_texts import TEMPLATE_JSON, TOKENIZER_CONFIG, FolderTexts
+
+Message = Mapping[str, str]
+
+
+class Refused(Refusal):
+    """A template's own objection to a conversation: it has called `raise_exception`."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A template, and the texts of special tokens that it may name (`bos_token`, `eos_token`)."""
+
+    text: str
+    source: str = "the template"  # what messages call it
+    tokens: Mapping[str, str] = field(default_factory=dict)
+    date: str = ""  # the day that it is told where it asks for it, as 2025-01-31; none where empty
+
+
+class Rendered(str):
+    """The text of a conversation in a chat template, whose special tokens it spells out.
+
+    It is encoded as it is: a tokenizer's BOS is not put before it, as `apply_chat_template` of transformers puts none.
+    """
+
+    messages: tuple[Message, ...]  # those that the text was made of; empty where only the text is known
+
+    def __new__(cls, text: str, messages: Sequence[Message] = ()) -> "Rendered":
+        made = super().__new__(cls, text)
+        made.messages = tuple(messages)
+        return made
+
+
+TULU = Template(  # of open-instruct: the EOS ends a reply, a line break what is said before another turn
+    "{% for message in messages %}"
+    "{% if message['role'] in ('system', 'user', 'assistant') %}"
+    "{{ '<|' + message['role'] + '|>\n' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ '' + eos_token }}{% endif %}"
+    "{% if message['role'] != 'assistant' or not loop.last %}{{ '\n' }}{% endif %}"
+    "{% else %}{{ raise_exception('no role ' + message['role'] + ' in tulu') }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}",
+    source="tulu",
+)
+PYTHIA = Template(  # of Razin et al. 2025 (arXiv 2503.15477), who give the system the assistant's mark
+    "{% for message in messages %}"
+    "{{ ('<|user|>' if message['role'] == 'user' else '<|assistant|>') + message['content'] + eos_token }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}",
+    source="pythia",
+    tokens={"eos_token": "<|endoftext|>"},
+)
+NAMED = {template.source: template for template in (TULU, PYTHIA)}
+
+
+def find(name_or_path: str) -> Template:
+    """A named template, that of a `.jinja` file or a JSON file with a `chat_template`, or of the folder that holds them.
+
+    The precedence of a folder's files is told in `text/folder_texts.py`; its special tokens come with its template. Of several
+    templates the one called `default` is taken, or the only one. Raises Refusal where there is none.
+    """
+    if name_or_path in NAMED:
+        return NAMED[name_or_path]
+    path = Path(name_or_path)
+    is_folder = path.is_dir() and bool(name_or_path)
+    texts = FolderTexts(path if is_folder else path.parent)
+    if is_folder and texts.chat_templates:
+        return Template(*_default(path, texts.chat_templates), texts.special_tokens)
+    path = path / TOKENIZER_CONFIG if is_folder else path
+    if not path.is_file():
+        raise Refusal(
+            f"no chat template {name_or_path!r}; accepted: {', '.join(sorted(NAMED))}, a .jinja file, a {TOKENIZER_CONFIG}, or"
+            f" a folder with one of them, or with a {TEMPLATE_JSON}"
+        )
+    if path.suffix != ".json":
+        return Template(json_texts.read_text(path), str(path), texts.special_tokens)
+    return Template(*_default(path, texts.templates_of(path.name)), texts.tokens_of(path.name))
+
+
+def _default(path: Path, found: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
+    """(text, source) of the template for plain conversations. Raises Refusal where there is none, or a choice of several."""
+    if not found:
+        raise Refusal(f"{path} has no chat_template; give a .jinja file or one of {', '.join(sorted(NAMED))}")
+    if "default" not in found and len(found) > 1:
+        raise Refusal(f"{path} has the chat templates {', '.join(found)}, none called default")
+    return found.get("default") or next(iter(found.values()))
+
+
+def render(
+    template: Template, messages: Sequence[Message], *, add_generation_prompt: bool, **variables: Any
+) -> Rendered:
+    """The text of messages.
+
+    Args:
+      messages: each with `role` and `content`.
+      add_generation_prompt: end in what precedes a reply.
+      variables: what the template may ask for besides; they come before its own tokens.
+
+    Raises Refused with what the template itself says against these messages, and Refusal with what is wrong with it.
+    """
+    import jinja2
+
+    given = {**template.tokens, **variables, "add_generation_prompt": add_generation_prompt}
+    if template.date:
+        given["strftime_now"] = told_date(template.date).strftime
+    try:
+        compiled = _compiled(template.text)
+        said = compiled.render(messages=[dict(message) for message in messages], tools=None, documents=None, **given)
+    except jinja2.UndefinedError as error:
+        if "'strftime_now' is undefined" in str(error.message):
+            raise Refusal(
+                f"chat template {template.source} asks for today's date (strftime_now), and a prompt must not depend on the"
+                " day: set task.date to a day, as 2025-01-31"
+            ) from None
+        known = ", ".join(sorted(given))
+        raise Refusal(f"chat template {template.source}: {error.message}; given: messages, {known}") from None
+    except Refused as error:
+        raise Refused(f"chat template {template.source}: {' '.join(str(error).split())}") from None
+    except (jinja2.TemplateError, TypeError, LookupError, ArithmeticError, ValueError, RecursionError) as error:
+        raise Refusal(f"chat template {template.source}: {' '.join(str(error).split())}") from None
+    return Rendered(said, messages)
+
+
+def told_date(date: str) -> datetime:
+    """The moment that `task.date` gives to templates. Raises Refusal where it is no date."""
+    try:
+        return datetime.fromisoformat(date)
+    except ValueError:
+        raise Refusal(f"task.date is {date!r}; accepted: a day, as 2025-01-31, or nothing") from None
+
+
+@lru_cache(maxsize=16)
+def _compiled(text: str) -> Any:
+    """The template, in a sandbox that may change nothing and in which nothing is left to chance or to the clock.
+
+    `strftime_now` is undefined unless a date is given, though Hugging Face always defines it: a prompt must not depend on the
+    day. Templates that ask first whether it is defined then take the date that they hold.
+    """
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}` marks what a model says; here its body is text like any other."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    def refuse(message: str) -> None:
+        raise Refused(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = refuse
+    del environment.globals["lipsum"], environment.filters["random"]
+    return environment.from_string(text)
+
+
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+):
+    """JSON as it is: Jinja's own filter of this name escapes what HTML would misread."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

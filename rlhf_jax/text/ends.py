@@ -1,0 +1,90 @@
+"""The ids that end a text, from everything that a tokenizer and its folders say of it."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf_jax.refusal import Refusal
+from rlhf_jax.text.folder_texts import FolderTexts
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer's tokens, as far as its ends are looked for."""
+
+    file: Path  # what messages call it
+    size: int
+    id_of: Callable[[str], int | None]
+    text_of: Callable[[int], str | None]
+    special: Collection[int]  # ids of tokens that are no ordinary text
+
+
+def find(
+    vocabulary: Vocabulary,
+    asked: str,
+    tokenizer: FolderTexts,
+    model: FolderTexts,
+    own: int | None = None,
+    customary: Sequence[str] = (),
+) -> tuple[int, ...]:
+    """Every id that ends a row, the one that is appended to texts first.
+
+    Args:
+      asked: `tokenizer.eos`: a token, or several between spaces; the files are then not asked.
+      tokenizer: the files beside the tokenizer; the first EOS that they name is the one that is appended.
+      model: the files of the policy's folder, whose ids end rows too.
+      own: the end that the tokenizer's file itself has.
+      customary: names of EOS tokens; the only one of them in the vocabulary is taken where nobody says anything.
+
+    Raises Refusal where there is no end, where one that is asked for is no token, and where files contradict one another.
+    """
+    if asked:
+        return _asked(vocabulary, asked)
+    named = [_named(vocabulary, text) for text in tokenizer.eos_texts[:1]] or ([] if own is None else [own])
+    named += [found for text in tokenizer.eos_texts[1:] if (found := vocabulary.id_of(text)) is not None]
+    ids = [*named, *_told(vocabulary, model, named)]
+    if not ids:
+        known = [found for text in customary if (found := vocabulary.id_of(text)) is not None]
+        known = [identity for identity in known if identity in vocabulary.special]
+        ids = known if len(known) == 1 else []
+    if not ids:
+        raise Refusal(f"{vocabulary.file} does not tell its EOS; {_remedy(vocabulary)}")
+    return tuple(dict.fromkeys(ids))
+
+
+def _asked(vocabulary: Vocabulary, asked: str) -> tuple[int, ...]:
+    texts = [asked] if vocabulary.id_of(asked) is not None else asked.split() or [asked]
+    return tuple(dict.fromkeys(_named(vocabulary, text) for text in texts))
+
+
+def _named(vocabulary: Vocabulary, text: str) -> int:
+    found = vocabulary.id_of(text)
+    if found is None:
+        raise Refusal(f"{vocabulary.file} has no token {text!r} for the EOS; {_remedy(vocabulary)}")
+    return found
+
+
+def _told(vocabulary: Vocabulary, model: FolderTexts, named: Collection[int]) -> list[int]:
+    """Ids that the model's files name, and that are special tokens."""
+    found = []
+    for ends in model.model_ends():
+        for identity in ends.ids:
+            if identity in named or identity in vocabulary.special:
+                found.append(identity)
+            elif ends.firm:
+                text = vocabulary.text_of(identity) if identity < vocabulary.size else None
+                there = f"which has {vocabulary.size} tokens" if text is None else f"where it is the ordinary {text!r}"
+                raise Refusal(
+                    f"{ends.source} says that token {identity} ends a text, which contradicts {vocabulary.file}, {there};"
+                    f" {_remedy(vocabulary)}"
+                )
+    return found
+
+
+def _remedy(vocabulary: Vocabulary) -> str:
+    texts = [vocabulary.text_of(identity) for identity in sorted(vocabulary.special)]
+    listed = ", ".join(filter(None, texts[:20])) + (", ..." if len(texts) > 20 else "")
+    return (
+        "set tokenizer.eos, or for another role's folder the eos_token of its tokenizer_config.json, to one of its tokens,"
+        f" special ones: {listed or 'none'}"
+    )

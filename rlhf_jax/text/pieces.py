@@ -1,0 +1,66 @@
+"""Sentencepiece models whose control symbols, and tokens that the folder adds, are recognised in a text."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhf_jax.text import continuing
+
+
+class Pieces:
+    """Encodes and decodes text with marks in it.
+
+    The library alone spells out the text of a control symbol (`<s>`, `</s>`, `[INST]`) in ordinary pieces, and drops its id
+    when it decodes. Here a mark is its id. Text after a mark is encoded as it is, without the space that the model puts before
+    a text: that is what chat templates are written for (`legacy: false` of transformers).
+    """
+
+    def __init__(self, processor: Any, added: Mapping[str, int]):
+        """`added`: tokens beside those of the model, by their texts."""
+        control = {processor.id_to_piece(i): i for i in range(processor.get_piece_size()) if processor.is_control(i)}
+        self.marks: dict[str, int] = {text: identity for text, identity in (control | dict(added)).items() if text}
+        self._texts = {identity: text for text, identity in self.marks.items()}
+        longest_first = sorted(self.marks, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self._processor = processor
+        self._continuation = continuing.find(self._plain, processor.decode, {})
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self._processor.encode(text))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, marks included."""
+        ids: list[int] = []
+        place = 0
+        for match in self._pattern.finditer(text) if self._pattern else ():
+            ids += self._between(text[place : match.start()], first=not place)
+            ids.append(self.marks[match[0]])
+            place = match.end()
+        return ids + self._between(text[place:], first=not place)
+
+    def _between(self, text: str, first: bool) -> list[int]:
+        if not text:
+            return []
+        if first or self._continuation is None:
+            return self._plain(text)
+        return self._continuation.encode(None, text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, marks included."""
+        texts: list[str] = []
+        run: list[int] = []
+        for identity in (*ids, None):
+            if identity is not None and identity not in self._texts:
+                run.append(identity)
+                continue
+            if run:
+                plain = not texts or self._continuation is None
+                texts.append(self._processor.decode(run) if plain else self._continued(run))
+                run = []
+            if identity is not None:
+                texts.append(self._texts[identity])
+        return "".join(texts)
+
+    def _continued(self, ids: list[int]) -> str:
+        assert self._continuation is not None
+        return self._continuation.decode(None, ids)
