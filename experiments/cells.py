@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 from experiments import cell_lines, provenance
 from experiments.command import Failed
 from experiments.study import Cell, Study
-from rlhf_jax.observe.lines import replace as replace_file
-from rlhf_jax.records import history
+from rlhf_jax.records.jsonl import replace as replace_file
 from rlhf_jax.refusal import MissingInput, Refusal
+from rlhf_jax.run_directory import history
 
 CELLS, BASE, FILE, RESULT = "cells", "base", "cells.jsonl", "result.json"
 BULK = ("checkpoints", "rounds", "tensorboard")  # folders of a run that no report reads

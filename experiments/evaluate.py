@@ -49,7 +49,7 @@ def evaluate(directory: Path, overrides: Sequence[str]) -> None:
     """Prints and keeps the figures of every saved policy of a run, with overrides of its config. Raises Refusal."""
     from rlhf_jax import build
     from rlhf_jax.jobs import evaluate
-    from rlhf_jax.observe import lines
+    from rlhf_jax.records import jsonl
 
     config = run.overridden(build.config_of(directory), overrides)
     workspace, stages, _ = build.parts_for(config, "evaluate")
@@ -60,7 +60,7 @@ def evaluate(directory: Path, overrides: Sequence[str]) -> None:
             shown = [name for name in SHOWN if name in figures]
             print("  ".join([f"{'version':>8s}", *(f"{name:>{max(8, len(name))}s}" for name in shown)]))
         print("  ".join([f"{version:8d}", *(f"{figures[name]:{max(8, len(name))}.4f}" for name in shown)]), flush=True)
-        lines.append(directory / FILE, {"version": version, "changed": changed} | figures)
+        jsonl.append(directory / FILE, {"version": version, "changed": changed} | figures)
 
 
 if __name__ == "__main__":

@@ -89,8 +89,8 @@ def heading(problem: Any) -> str:
 
 def show_written(problem: Any, text: str, output: Path) -> None:
     """What is expected of a plan that somebody wrote. Calls that it does not name lie along `data` on all devices."""
+    from rlhf_jax.devices.placement import parse
     from rlhf_jax.report import gantt
-    from rlhf_jax.runtime.placement import parse
     from rlhf_jax.types import Placement
 
     everywhere = Placement(tuple(range(problem.num_devices)), (problem.num_devices, 1, 1))
@@ -114,9 +114,9 @@ def draw(simulation: Any, output: Path) -> None:
 
 def show(problem: Any, found: Any, profile: Any, output: Path) -> None:
     """Prints and draws what was found."""
+    from rlhf_jax.devices.placement import text_of
     from rlhf_jax.planner.search import advice
     from rlhf_jax.report import gantt
-    from rlhf_jax.runtime.placement import text_of
 
     chosen = found.advised
     print(heading(problem))

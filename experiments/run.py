@@ -138,19 +138,20 @@ def _as_key(flag: str, config: ConfigDict) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a config's job. Raises SystemExit with a status where it does not end well: see `command.py`.
 
-    Several processes: see `runtime/hosts.py`.
+    Several processes: see `devices/distributed.py`.
     """
 
     def body(place: command.Place) -> None:
         config = parse(sys.argv if argv is None else argv)
         from rlhf_jax import build
-        from rlhf_jax.runtime import hosts, stopping
+        from rlhf_jax.devices import distributed
+        from rlhf_jax.runtime import stopping
 
         if command.is_started():
             stopping.allow_exit()
 
         place.directory = Path(str(config.get("directory", "")) or ".")
-        if hosts.initialize():
+        if distributed.initialize():
             run_with_others(config, place)
         else:
             build.run(config)
@@ -162,16 +163,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run_with_others(config: ConfigDict, place: command.Place) -> None:
     """Runs a job as one of several processes: a failure in one ends it at once, and the others hear of it."""
     from rlhf_jax import build
-    from rlhf_jax.runtime import hosts
+    from rlhf_jax.devices import distributed
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # jax.distributed has taken it
     try:
         build.run(config)
     except (KeyboardInterrupt, Exception) as error:
         status, lines = command.explained(error, place.directory, AGAIN)
-        if not lines and not hosts.is_from_a_call(error):
+        if not lines and not distributed.is_from_a_call(error):
             traceback.print_exc()
-        hosts.leave(error, status)
+        distributed.leave(error, status)
 
 
 def keep_freed_memory() -> None:

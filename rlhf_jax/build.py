@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import registry
 from rlhf_jax.config import Count, Problems, Seed, fill, flat
+from rlhf_jax.devices import distributed, mesh
+from rlhf_jax.devices.placement import text_of
 from rlhf_jax.jobs import (
     _begin,
     _checks,
@@ -32,15 +34,13 @@ from rlhf_jax.jobs import (
 )
 from rlhf_jax.jobs.api import Lengths, Workspace
 from rlhf_jax.models.value_head import ValueModel
-from rlhf_jax.observe import notes
 from rlhf_jax.ops.corrections import Correction, resolve
 from rlhf_jax.planner.hardware import Hardware
-from rlhf_jax.records import environment, lock, run_config, run_directory, starts
+from rlhf_jax.records import notes
 from rlhf_jax.refusal import ComponentError, Refusal
 from rlhf_jax.reward_nodes import reward_configs, reward_nodes
 from rlhf_jax.rewards.api import LEARNED
-from rlhf_jax.runtime import hosts, mesh
-from rlhf_jax.runtime.placement import text_of
+from rlhf_jax.run_directory import changes, environment, lock, run_config, starts
 from rlhf_jax.tasks.api import Task
 from rlhf_jax.text import encoding, tokenizers
 from rlhf_jax.types import Algorithm
@@ -119,25 +119,25 @@ def named(folder: str, values: dict[str, Any], where: str) -> tuple[str, Any]:
 def check_directory(shared: Workspace, values: dict[str, Any], settings: pipeline.Stages, chosen: Algorithm) -> None:
     """Compares a config with what its directory holds, says what has changed, writes `config.json` and a start; collective.
 
-    The lock of the directory is held. Raises Refusal naming what may not change: see `records/run_directory.py`.
+    The lock of the directory is held. Raises Refusal naming what may not change: see `run_directory/changes.py`.
     """
     snapshot = environment.snapshot()
     verdict = compared(shared, settings, chosen, snapshot)
-    hosts.barrier()  # all have compared with what was there, before it is replaced
+    distributed.barrier()  # all have compared with what was there, before it is replaced
     for note in verdict.notes:
         notes.say(note)
-    if hosts.is_first():
+    if distributed.is_first():
         start = {"environment": snapshot, "mesh": values["mesh"], "begin": values["begin"]}
         assert shared.facts is not None
-        run_directory.settle(shared.directory, values, shared.facts, verdict, start)
+        changes.settle(shared.directory, values, shared.facts, verdict, start)
 
 
 def compared(
     shared: Workspace, settings: pipeline.Stages, chosen: Algorithm, snapshot: dict[str, Any]
-) -> run_directory.Verdict:
+) -> changes.Verdict:
     """What is changed since the last start in the directory. Raises Refusal naming what may not change."""
     assert shared.facts is not None
-    return run_directory.check(shared.directory, shared.facts, snapshot, _constant_schedules(settings, chosen))
+    return changes.check(shared.directory, shared.facts, snapshot, _constant_schedules(settings, chosen))
 
 
 def _constant_schedules(settings: pipeline.Stages, chosen: Algorithm) -> bool:
@@ -502,14 +502,14 @@ def parts_for(config: ConfigDict, job: str) -> tuple[Workspace, pipeline.Stages,
 
 def _readers_mesh(used: dict[str, int]) -> dict[str, int]:
     """The mesh that a run was made on; where there are fewer devices here, all of them, with sharded params."""
-    if -1 in used.values() or math.prod(used.values()) <= hosts.grid().shape[1]:
+    if -1 in used.values() or math.prod(used.values()) <= distributed.grid().shape[1]:
         return used
     return {"data": 1, "fsdp": -1, "tensor": 1}
 
 
 def check_shared(directory: Path) -> None:
     """Raises Refusal on a process that does not see what the first has written."""
-    hosts.barrier()
+    distributed.barrier()
     if not (directory / "config.json").exists():
         raise Refusal(
             f"process {jax.process_index()} does not see {directory / 'config.json'}, which process 0 has written; accepted: a "
@@ -522,7 +522,7 @@ def run(config: ConfigDict) -> None:
 
     Raises Refusal before anything is compiled or written.
     """
-    hosts.check_same("config", config.to_json())
+    distributed.check_same("config", config.to_json())
     values, made, lines = checked(config)
     job = registry.entry("jobs", values["job"])
     if _only_reads(values["job"]):
@@ -532,7 +532,7 @@ def run(config: ConfigDict) -> None:
     with lock.hold(made[0].directory):
         check_directory(made[0], values, *made[1:])
         check_shared(made[0].directory)
-        for line in lines if hosts.is_first() else ():
+        for line in lines if distributed.is_first() else ():
             print(line)
         job(*made)
 

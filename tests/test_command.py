@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments import command
-from rlhf_jax.observe import lines
+from rlhf_jax.records import jsonl
 from rlhf_jax.refusal import MissingInput, NotFinite, Refusal
 
 ROOT = Path(__file__).parent.parent
@@ -98,7 +98,7 @@ def test_a_full_disk_that_names_no_file_is_known_by_who_wrote(tmp_path, capsys, 
 
     def body(place: command.Place) -> None:
         place.directory = tmp_path
-        lines.append(tmp_path / "metrics.jsonl", {"stage": "sft"})
+        jsonl.append(tmp_path / "metrics.jsonl", {"stage": "sft"})
 
     monkeypatch.setattr(os, "write", full)
     assert command.call(body) == 1

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax.devices import sharding
 from rlhf_jax.micro_batches import in_parts, join_rows, split_rows
-from rlhf_jax.runtime import sharding
 from tests import tiny
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments import plan
-from rlhf_jax.runtime.placement import parse
+from rlhf_jax.devices.placement import parse
 
 QUICKSTART = "--config=configs/quickstart.py:algorithm=ppo"
 TLDR = "--config=configs/tldr/ppo.py"

@@ -15,9 +15,9 @@ import pytest
 from experiments import run
 from rlhf_jax import build
 from rlhf_jax.jobs import pipeline
-from rlhf_jax.observe import lines
-from rlhf_jax.records import lock
+from rlhf_jax.records import jsonl
 from rlhf_jax.refusal import NotFinite
+from rlhf_jax.run_directory import lock
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "--config=configs/quickstart.py"
@@ -221,7 +221,7 @@ def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
 
     def job(*_):
         monkeypatch.setattr(os, "write", full)
-        lines.append(tmp_path / "metrics.jsonl", {"stage": "sft"})
+        jsonl.append(tmp_path / "metrics.jsonl", {"stage": "sft"})
 
     monkeypatch.setattr(pipeline, "job", job)
     line = refused(capsys, [CONFIG, f"--config.directory={tmp_path}"], status=1)

@@ -11,7 +11,7 @@ import tiny
 from tiny import EOS, FAMILIES, MESHES, PAD, C, G, P, check_ends
 
 from rlhf_jax import sampling, scoring
-from rlhf_jax.runtime import sharding
+from rlhf_jax.devices import sharding
 from rlhf_jax.types import Prompts, Samples
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax import sampling
+from rlhf_jax.devices import sharding
 from rlhf_jax.models.api import Cache
-from rlhf_jax.runtime import sharding
 from rlhf_jax.types import Samples
 from tests import tiny
 

@@ -11,9 +11,9 @@ import tiny
 from tiny import MESHES, C, V
 
 from rlhf_jax import micro_batches, scoring, updating
+from rlhf_jax.devices import sharding
 from rlhf_jax.ops.losses import cross_entropy_sum
 from rlhf_jax.ops.masked import masked_count, masked_sum
-from rlhf_jax.runtime import sharding
 from rlhf_jax.types import Max, Mean
 
 ROWS = 8

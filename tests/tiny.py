@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import registry, sampling
+from rlhf_jax.devices import mesh as meshes
 from rlhf_jax.models.api import Model
-from rlhf_jax.runtime import mesh as meshes
 from rlhf_jax.types import Batch, Params, Prompts, Samples
 
 P, G, Q, C, V = 2, 3, 5, 7, 11

@@ -50,9 +50,9 @@ def load(folder: Path) -> dict[str, Any]:
     """Imports the folder as float32 params, and says how much memory it took at its height beyond them."""
     import jax
 
+    from rlhf_jax.devices import mesh
     from rlhf_jax.jobs import _hub
     from rlhf_jax.pretrained.folders import Folder
-    from rlhf_jax.runtime import mesh
 
     one = mesh.make_mesh(mesh.Config())
     opened = Folder(folder)

@@ -28,6 +28,8 @@ import optax
 from experiments.bench import measure
 from rlhf_jax import registry, sampling, scoring
 from rlhf_jax.clock import Clock
+from rlhf_jax.devices import mesh
+from rlhf_jax.devices.placement import text_of
 from rlhf_jax.models import gpt_neox, value_head
 from rlhf_jax.planner import simulate
 from rlhf_jax.planner.api import Costs, Work
@@ -40,8 +42,7 @@ from rlhf_jax.planner.profile import Profile
 from rlhf_jax.planner.search import search
 from rlhf_jax.planner.shapes import of_model
 from rlhf_jax.rewards import learned
-from rlhf_jax.runtime import asynchronous, mesh, synchronous
-from rlhf_jax.runtime.placement import text_of
+from rlhf_jax.runtime import asynchronous, synchronous
 from rlhf_jax.runtime.program import Critic, Program, Reward, Setup
 from rlhf_jax.types import Call, Placement, Plan, Prompts
 from rlhf_jax.updating import OptimizerConfig, make_optimizer

@@ -34,13 +34,13 @@ from typing import Any
 import numpy as np
 
 from experiments.bench import measure
+from rlhf_jax.devices.placement import text_of
 from rlhf_jax.planner import passes, shapes
 from rlhf_jax.planner.api import Work
 from rlhf_jax.planner.cost import Formulas
 from rlhf_jax.planner.hardware import Hardware, find
 from rlhf_jax.planner.passes import Positions
 from rlhf_jax.planner.search import search
-from rlhf_jax.runtime.placement import text_of
 from rlhf_jax.types import Call, Placement
 
 NODE = 8

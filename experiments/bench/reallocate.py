@@ -49,7 +49,7 @@ def shapes_of(preset: str, dtype: str) -> tuple[Any, Any]:
 
 def place(shape: tuple[int, int, int], first: int) -> Any:
     """A mesh on the devices from the `first`."""
-    from rlhf_jax.runtime import mesh
+    from rlhf_jax.devices import mesh
 
     return mesh.make_mesh(mesh.Config(*shape), jax.devices()[first : first + shape[0] * shape[1] * shape[2]])
 
@@ -94,7 +94,8 @@ def host_reads() -> Iterator[Counter[str]]:
 
 def case(name: str, model: Any, shapes: Any, repeats: int) -> dict[str, Any]:
     """One pair of placements: the sides in turn, what they read on the host, and what we move."""
-    from rlhf_jax.runtime import reallocate, sharding
+    from rlhf_jax.devices import sharding
+    from rlhf_jax.devices.transfer import reallocate
 
     source, target = (sharding.params_shardings(model, shapes, place(*where)) for where in CASES[name])
     params = fill(shapes, source)
@@ -161,7 +162,8 @@ def pairs(num_run: int) -> dict[str, Any]:
     """
     import numpy as np
 
-    from rlhf_jax.runtime import pieces, reallocate, sharding
+    from rlhf_jax.devices import sharding
+    from rlhf_jax.devices.transfer import intersections, reallocate
 
     model, whole = shapes_of("quickstart", "float32")
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(-(-d // 4) for d in leaf.shape), leaf.dtype), whole)
@@ -171,7 +173,7 @@ def pairs(num_run: int) -> dict[str, Any]:
     for one, other in every:
         leaves = zip(*(jax.tree.leaves(tree) for tree in (shapes, shardings[one], shardings[other])), strict=True)
         for key in {(leaf.shape, source, target) for leaf, source, target in leaves} - found.keys():
-            found[key] = pieces.moved_bytes(key[0], 4, *key[1:]).total()
+            found[key] = intersections.moved_bytes(key[0], 4, *key[1:]).total()
             if found[key] != (least := least_bytes(key[0], 4, *key[1:])):
                 raise Refusal(f"{found[key]} bytes instead of {least}: {key}")
     reads, used = 0, Counter()

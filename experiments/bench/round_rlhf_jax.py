@@ -10,8 +10,9 @@ from experiments.bench import measure, rounds
 from rlhf_jax import sampling, scoring
 from rlhf_jax.algorithms import online_dpo
 from rlhf_jax.clock import Clock
+from rlhf_jax.devices import mesh, sharding
 from rlhf_jax.models import gpt_neox
-from rlhf_jax.runtime import mesh, sharding, synchronous
+from rlhf_jax.runtime import synchronous
 from rlhf_jax.runtime.program import Program, Reward, Setup
 from rlhf_jax.types import Prompts, Samples, States
 from rlhf_jax.updating import OptimizerConfig, make_optimizer

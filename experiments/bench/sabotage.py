@@ -19,7 +19,7 @@ from configs import quickstart
 from experiments.bench import measure
 from rlhf_jax import build
 from rlhf_jax.jobs import pipeline, rlhf
-from rlhf_jax.observe.metrics import read
+from rlhf_jax.records.metrics import read
 from rlhf_jax.types import Algorithm, Batch, Samples, Scores
 
 Credit = Callable[[Samples, Scores], Batch]

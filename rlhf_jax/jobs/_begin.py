@@ -13,9 +13,9 @@ from typing import Any
 
 from rlhf_jax.config import fill, flat
 from rlhf_jax.jobs import _hub
-from rlhf_jax.records import digests, made
-from rlhf_jax.records.made import DATA, Facts, Record
 from rlhf_jax.refusal import MissingInput, Refusal
+from rlhf_jax.run_directory import digests, made
+from rlhf_jax.run_directory.made import DATA, Facts, Record
 
 SAME = ("model", "tokenizer", "task", "hub", DATA)
 """Nodes of the config that must be those of the run which is begun from. Its hub.gold need not be."""

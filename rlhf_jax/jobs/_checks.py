@@ -16,10 +16,10 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from rlhf_jax.config import Problems
+from rlhf_jax.devices.mesh import check_rows
 from rlhf_jax.jobs import _hub, reward_model, rlhf
 from rlhf_jax.jobs.pipeline import Stages
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.runtime.mesh import check_rows
 from rlhf_jax.types import Algorithm
 from rlhf_jax.updating import check_schedule
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from rlhf_jax import sampling
 from rlhf_jax.config import LARGEST, Bounds, Count, Natural
+from rlhf_jax.devices import distributed
 from rlhf_jax.jobs._figures import Figures, Judged, gold_figures, paper_perplexity, sampled_figures, win_rates
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.jobs.relabel import sampler
@@ -18,7 +19,6 @@ from rlhf_jax.models.api import Model
 from rlhf_jax.ops.divergences import full_kl
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards.api import ModelReward
-from rlhf_jax.runtime import hosts
 from rlhf_jax.scoring import MAX_LOGITS, completion_hidden
 from rlhf_jax.types import Array, Params, Prompts, Samples
 
@@ -131,7 +131,7 @@ class Evaluator:
         self.length = config.max_completion_tokens or workspace.lengths.max_completion_tokens
         self._sample = sampler(workspace, sampling.Config(self.length, config.samples_per_prompt, 1.0), "evaluate")
         self._greedy = sampler(workspace, sampling.Config(self.length, 1, 0.0), "evaluate")
-        self._divergence = hosts.compiled(partial(divergence, model=workspace.model))
+        self._divergence = distributed.compiled(partial(divergence, model=workspace.model))
 
     def batches(self, num_prompts: int, prompts_per_batch: int) -> Iterator[tuple[Prompts, int]]:
         """The first `num_prompts` evaluation prompts in batches of one size, and how many prompts of each count.
@@ -161,7 +161,7 @@ class Evaluator:
             rows = count * samples.samples_per_prompt
             values = {"finished": samples.finished_B, "length": samples.mask_BC.sum(-1), "kl": kl, "entropy": entropy}
             values |= {"nll": nll, "prompt_length": samples.prompt_mask_BQ.sum(-1)}
-            for name, value in hosts.fetch(hosts.settled(values)).items():
+            for name, value in distributed.fetch(distributed.settled(values)).items():
                 columns.setdefault(name, []).append(np.asarray(value)[:rows])
             if self.reward is not None:
                 columns.setdefault("reward", []).append(self.reward(samples)[:rows])
@@ -221,5 +221,5 @@ class Evaluator:
 
 def learned_scores(reward: ModelReward, params: Params, mean: float, std: float) -> Callable[[Samples], np.ndarray]:
     """Standardised scores of samples, on the host."""
-    compiled = hosts.compiled(reward)
-    return lambda samples: (np.asarray(hosts.fetch(compiled(params, samples)), np.float64) - mean) / std
+    compiled = distributed.compiled(reward)
+    return lambda samples: (np.asarray(distributed.fetch(compiled(params, samples)), np.float64) - mean) / std

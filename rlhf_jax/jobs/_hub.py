@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax import randomness, registry
 from rlhf_jax.config import Count
+from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.jobs import _vocabularies
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
@@ -19,7 +20,6 @@ from rlhf_jax.pretrained import folders
 from rlhf_jax.pretrained.folders import Folder
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards import learned
-from rlhf_jax.runtime import hosts, sharding
 from rlhf_jax.tasks.api import Task
 from rlhf_jax.text import chat, encoding
 from rlhf_jax.text.tokenizers import Tokenizer
@@ -158,7 +158,7 @@ class Judge:
     def _compiled(self) -> Any:
         model = classifier(self.config.gold)
         params = load_classifier(self.config.gold, model, self.mesh)
-        return partial(hosts.compiled(partial(learned.score_tokens, model)), params)
+        return partial(distributed.compiled(partial(learned.score_tokens, model)), params)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], finished_B: Sequence[bool]) -> np.ndarray:
         """Raw scores `[B]`, float64, in the reward model's own unit."""
@@ -190,5 +190,5 @@ class Judge:
         while length < max(map(len, ids)):  # powers of two, so that few shapes are compiled
             length *= 2
         tokens_BL, mask_BL = encoding.pad_completions(filled, self.tokenizer.pad_id, length)
-        rows = hosts.feed((tokens_BL, mask_BL), sharding.row_shardings((tokens_BL, mask_BL), self.mesh))
-        return np.asarray(hosts.fetch(self._compiled(*rows)), np.float64)[: len(ids)]
+        rows = distributed.feed((tokens_BL, mask_BL), sharding.row_shardings((tokens_BL, mask_BL), self.mesh))
+        return np.asarray(distributed.fetch(self._compiled(*rows)), np.float64)[: len(ids)]

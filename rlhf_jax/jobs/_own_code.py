@@ -6,9 +6,9 @@ from types import ModuleType
 from typing import Any
 
 from rlhf_jax import registry
-from rlhf_jax.records import digests
-from rlhf_jax.records.made import OWN_CODE
 from rlhf_jax.rewards._terms import parse
+from rlhf_jax.run_directory import digests
+from rlhf_jax.run_directory.made import OWN_CODE
 
 
 def modules(values: Mapping[str, Any]) -> dict[str, ModuleType]:

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlhf_jax.devices import distributed
+from rlhf_jax.devices.placement import OTHERS
 from rlhf_jax.jobs import rlhf
 from rlhf_jax.jobs._rlhf_config import Config, places
 from rlhf_jax.jobs.api import Lengths, Workspace
@@ -24,10 +26,9 @@ from rlhf_jax.planner.profile import Profile
 from rlhf_jax.planner.search import Candidate, Found, search
 from rlhf_jax.planner.shapes import Shape, of_model
 from rlhf_jax.planner.simulate import simulate
+from rlhf_jax.records import ledger
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.rewards import learned
-from rlhf_jax.runtime import hosts, ledger
-from rlhf_jax.runtime.placement import OTHERS
 from rlhf_jax.runtime.program import Reward
 from rlhf_jax.runtime.setup import Setup
 from rlhf_jax.types import Algorithm, Call, Placement, Plan
@@ -182,7 +183,7 @@ def check_memory(workspace: Workspace, stages: Any, algorithm: Algorithm) -> lis
     Raises:
       Refusal: for a written plan that does not fit, and for states and params that stay which alone are too large.
     """
-    if hosts.several():
+    if distributed.several():
         return []  # a placement is of one host's devices, the figures are of all: the program's own check must do
     try:
         if hardware.of_device(jax.devices()[0]).shared_throughput:
@@ -206,7 +207,7 @@ def for_run(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Found:
 
     Raises Refusal for devices without figures, where nothing fits, or on several processes.
     """
-    if hosts.several():
+    if distributed.several():
         raise Refusal(
             f"plan is 'search' on {jax.process_count()} processes; accepted there: a plan's text, the same slice of devices on "
             "every host (experiments.plan prints one)"

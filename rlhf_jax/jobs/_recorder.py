@@ -11,20 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.devices import distributed
 from rlhf_jax.jobs._evaluator import Evaluator
 from rlhf_jax.jobs._figures import Judged
 from rlhf_jax.jobs.api import PromptStream, Workspace
-from rlhf_jax.observe import lines
-from rlhf_jax.observe.progress import Bar
-from rlhf_jax.observe.samples import Sample, SamplesWriter
+from rlhf_jax.records import jsonl, ledger, timeline
+from rlhf_jax.records.checkpoints import Checkpoints
+from rlhf_jax.records.ledger import Ledger
+from rlhf_jax.records.progress import Bar
+from rlhf_jax.records.samples import Sample, SamplesWriter
+from rlhf_jax.records.saved_rounds import Spool
+from rlhf_jax.records.timeline import Timeline
 from rlhf_jax.report.notices import Limits, Notices
-from rlhf_jax.runtime import activity, hosts, ledger, synchronous, timeline
-from rlhf_jax.runtime.checkpoint import Checkpoints
+from rlhf_jax.runtime import activity, synchronous
 from rlhf_jax.runtime.compiles import Counter
-from rlhf_jax.runtime.ledger import Ledger
 from rlhf_jax.runtime.program import Program
-from rlhf_jax.runtime.spool import Spool
-from rlhf_jax.runtime.timeline import Timeline
 from rlhf_jax.types import Array, Batch, Params, Scores
 from rlhf_jax.updating import learning_rate_schedule
 
@@ -106,25 +107,25 @@ class Recorder:
         scores, samples, algorithm = scored.scores, scored.samples, self.program.setup.algorithm
         groups = samples.samples_per_prompt if algorithm.group_baseline or algorithm.pair else 1
         return {
-            "reward": hosts.settled(scores.raw_B.mean()),
-            "reward_standardized": hosts.settled(scores.standardized_B.mean()),
-            "score": hosts.settled(scores.score_B.mean()),
-            "finished": hosts.settled(samples.finished_B.mean()),
-            "sampled_length": hosts.settled(samples.mask_BC.sum(-1).mean()),
+            "reward": distributed.settled(scores.raw_B.mean()),
+            "reward_standardized": distributed.settled(scores.standardized_B.mean()),
+            "score": distributed.settled(scores.score_B.mean()),
+            "finished": distributed.settled(samples.finished_B.mean()),
+            "sampled_length": distributed.settled(samples.mask_BC.sum(-1).mean()),
             **self._shares(scores, scored.batch, samples_per_prompt=groups),
         }
 
     @cached_property
     def _shares(self) -> Any:
-        return hosts.compiled(shares, static_argnames="samples_per_prompt")
+        return distributed.compiled(shares, static_argnames="samples_per_prompt")
 
     def _flush(self) -> None:
         if self.late is None:
             return
         (event, round_figures), self.late = self.late, None
         with activity.during(f"update {event.update}", "call"):  # dispatched before, and waited for here
-            figures: Any = hosts.fetch(round_figures)
-            metrics: Any = hosts.fetch(event.metrics)
+            figures: Any = distributed.fetch(round_figures)
+            metrics: Any = distributed.fetch(event.metrics)
         values = {name: float(cast(Any, value)) for name, value in figures.items()}
         values |= {name: metric.value() for name, metric in metrics.items()}
         clock = self.program.setup.clock
@@ -169,12 +170,12 @@ class Recorder:
         count = min(self.config.log_samples, scored.samples.tokens_BC.shape[0])
         if not count:
             return
-        take = jax.tree.map(lambda x: x[:count] if x.ndim else x, hosts.fetch(scored.samples))
+        take = jax.tree.map(lambda x: x[:count] if x.ndim else x, distributed.fetch(scored.samples))
         prompts, texts = self.stream.texts_of(take), self.workspace.completions(take)
         # A gold reward model would hold the round up for four texts.
         with activity.at_work("the gold judge"):
             gold = None if self.workspace.hub.gold else self.evaluator.gold(prompts, texts, take.finished_B)
-        reward, terms = hosts.fetch((scored.scores.standardized_B, scored.scores.terms))
+        reward, terms = distributed.fetch((scored.scores.standardized_B, scored.scores.terms))
         kept = [
             Sample(
                 ordinal=int(take.ordinal_B[row]),
@@ -193,7 +194,7 @@ class Recorder:
         """A row for each of a round's samples."""
         if not self.config.ledger:
             return
-        samples = hosts.fetch(scored.samples)
+        samples = distributed.fetch(scored.samples)
         one_each = jax.tree.map(lambda x: x[:: samples.samples_per_prompt] if x.ndim else x, samples)
         prompts, texts = self.stream.texts_of(one_each), self.workspace.completions(samples)
         gold = None
@@ -201,7 +202,7 @@ class Recorder:
             repeated = np.repeat(prompts, samples.samples_per_prompt).tolist()
             with activity.at_work("the gold judge"):
                 gold = self.evaluator.gold(repeated, texts, samples.finished_B)
-        uses = hosts.fetch(self.uses)
+        uses = distributed.fetch(self.uses)
         algorithm = self.program.setup.algorithm
         rows = ledger.rows(
             scored.round_index, samples, scored.scores, uses, scored.batch, algorithm, prompts, texts, gold
@@ -212,7 +213,7 @@ class Recorder:
         """The spans that have ended. A resumed run need not repeat them: none is cut, and `began` tells processes apart."""
         spans = [dataclasses.asdict(span) for span in self.timeline.take()]
         began = self.timeline.began_at
-        lines.append_all(
+        jsonl.append_all(
             self.workspace.directory / timeline.FILE, [{"stage": STAGE, "began": began, **span} for span in spans]
         )
 

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.clock import Clock
+from rlhf_jax.devices import distributed
 from rlhf_jax.jobs._rlhf_config import Config
 from rlhf_jax.jobs.api import Workspace
-from rlhf_jax.observe import metrics
-from rlhf_jax.observe.notes import say
-from rlhf_jax.observe.samples import SamplesWriter
+from rlhf_jax.records import metrics
+from rlhf_jax.records.checkpoints import Checkpoints, Damaged
+from rlhf_jax.records.ledger import Ledger
+from rlhf_jax.records.notes import say
+from rlhf_jax.records.samples import SamplesWriter
+from rlhf_jax.records.saved_rounds import Spool
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.runtime import hosts
-from rlhf_jax.runtime.checkpoint import Checkpoints, Damaged
-from rlhf_jax.runtime.ledger import Ledger
-from rlhf_jax.runtime.spool import Spool
 from rlhf_jax.types import Params, Samples
 
 STAGE = "rlhf"
@@ -111,7 +111,7 @@ def cut_back(
     Lines go to `set_aside/` with the checkpoints; they come again once training has passed them. Says where lines are missing.
     """
     later = [step for step in checkpoints.steps() if step > version]
-    lost = hosts.agree(_updates_without_checkpoint(workspace, config, clock) if not checkpoints.steps() else 0)
+    lost = distributed.agree(_updates_without_checkpoint(workspace, config, clock) if not checkpoints.steps() else 0)
     aside: dict[str, Path | None] = dict.fromkeys((metrics.FILE, samples.path.name, ledger.path.name))
     if later or lost:
         folder = checkpoints.aside / f"{max([*later, lost])}.lines"
@@ -127,7 +127,7 @@ def cut_back(
     left = workspace.metrics.resume(STAGE, version, evaluations_from, aside[metrics.FILE])
     samples.resume(STAGE, version, aside[samples.path.name])
     told = ledger.resume(version, aside[ledger.path.name])
-    if hosts.is_first():
+    if distributed.is_first():
         _say_missing(workspace.metrics.path, range(version), left)
         if config.ledger:
             _say_missing(ledger.path, range(0, version, clock.updates_per_round), told)

@@ -10,12 +10,13 @@ from jax.sharding import Mesh
 
 from rlhf_jax.clock import Clock
 from rlhf_jax.config import Bounds, Count, Natural, NonNegative, Positive
+from rlhf_jax.devices import distributed, placement
+from rlhf_jax.devices.mesh import check_rows, sampler_slices
+from rlhf_jax.devices.placement import ROLES, Places
+from rlhf_jax.devices.transfer.per_host import own_mesh
+from rlhf_jax.records import ledger
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.runtime import hosts, ledger, placement
-from rlhf_jax.runtime.mesh import check_rows, sampler_slices
-from rlhf_jax.runtime.placement import ROLES, Places
 from rlhf_jax.runtime.program import block_rows
-from rlhf_jax.runtime.views import own_mesh
 from rlhf_jax.sampling import Config as SamplingConfig
 from rlhf_jax.scoring import Config as ScoringConfig
 from rlhf_jax.types import Algorithm
@@ -87,7 +88,7 @@ class Config:
 
 def places(config: Config, mesh: Mesh, plan: str) -> Places:
     """Where each call runs. Raises Refusal for a plan that says nothing, or names devices that are not there."""
-    return Places(mesh, hosts.grid(), placement.parse(plan), config.num_micro_batches)
+    return Places(mesh, distributed.grid(), placement.parse(plan), config.num_micro_batches)
 
 
 def sampling(config: Config, max_completion_tokens: int, mesh: Mesh) -> SamplingConfig:
@@ -107,7 +108,7 @@ def check(config: Config, algorithm: Algorithm, mesh: Mesh, plan: str = "") -> N
         check_schedule(config.critic_optimizer, "rlhf.critic_optimizer", clock.num_updates, clock.updates_per_round)
     if config.clock == "bounded" and config.loop != "asynchronous":
         raise Refusal("rlhf.clock is 'bounded', which needs rlhf.loop=asynchronous: alone, nobody is slow")
-    if config.clock == "bounded" and hosts.several():
+    if config.clock == "bounded" and distributed.several():
         raise Refusal(
             "rlhf.clock is 'bounded' on several processes, whose samplers would each take the newest version that they have; "
             "accepted: exact"
@@ -138,7 +139,7 @@ def check(config: Config, algorithm: Algorithm, mesh: Mesh, plan: str = "") -> N
             f"rlhf.sampler_slices is {config.sampler_slices} beside a plan, which places generate itself; accepted: one of them"
         )
     shards = config.sampler_slices * config.sampler_slice_devices * jax.process_count()
-    on_hosts = f" on each of {jax.process_count()} hosts" if hosts.several() else ""
+    on_hosts = f" on each of {jax.process_count()} hosts" if distributed.several() else ""
     if slices and prompts_per_round % shards:
         raise Refusal(
             f"a round has {prompts_per_round} prompts, which {config.sampler_slices} sampler slice(s) of "

@@ -8,9 +8,9 @@ from typing import Any
 from rlhf_jax.config import flat
 from rlhf_jax.jobs import _begin, _own_code
 from rlhf_jax.jobs.api import Workspace
-from rlhf_jax.records import digests, history, keys, run_config
-from rlhf_jax.records.made import CODE, COMPARED, CONFIG, DATA, Facts
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.run_directory import digests, history, keys, run_config
+from rlhf_jax.run_directory.made import CODE, COMPARED, CONFIG, DATA, Facts
 
 Values = dict[str, Any]
 Defaults = Callable[[Values], Values]

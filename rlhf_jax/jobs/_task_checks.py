@@ -17,14 +17,14 @@ import numpy as np
 
 from rlhf_jax import randomness
 from rlhf_jax.config import Problems
+from rlhf_jax.devices.mesh import check_rows
 from rlhf_jax.jobs import _evaluator, reward_model, rlhf
 from rlhf_jax.jobs._checks import EVALUATED, stages_of
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.jobs.pipeline import Stages
+from rlhf_jax.records.checkpoints import complete_steps
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.rewards._terms import parse
-from rlhf_jax.runtime.checkpoint import complete_steps
-from rlhf_jax.runtime.mesh import check_rows
 from rlhf_jax.tasks import _reading
 from rlhf_jax.tasks.api import Split
 from rlhf_jax.text import encoding

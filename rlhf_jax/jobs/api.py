@@ -14,16 +14,16 @@ from jax.sharding import Mesh
 
 from rlhf_jax import randomness
 from rlhf_jax.config import Bounds
+from rlhf_jax.devices import distributed, sharding
+from rlhf_jax.devices.placement import placed
 from rlhf_jax.jobs import _hub
 from rlhf_jax.jobs._begin import Begin
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
-from rlhf_jax.observe.metrics import MetricsWriter
-from rlhf_jax.records import made
+from rlhf_jax.records.checkpoints import Checkpoints
+from rlhf_jax.records.metrics import MetricsWriter
 from rlhf_jax.rewards import _host
-from rlhf_jax.runtime import hosts, sharding
-from rlhf_jax.runtime.checkpoint import Checkpoints
-from rlhf_jax.runtime.placement import placed
+from rlhf_jax.run_directory import made
 from rlhf_jax.tasks import _reading
 from rlhf_jax.tasks.api import Split, Task, stream_indices
 from rlhf_jax.text import encoding
@@ -107,7 +107,7 @@ class Workspace:
     def completions(self, samples: Samples) -> list[str]:
         """Texts of sampled completions, before the EOS."""
         rows = (samples.tokens_BC, samples.mask_BC, samples.finished_B, samples.prompt_tokens_BQ)
-        tokens, mask, finished, prompt_tokens_BQ = hosts.fetch(rows)
+        tokens, mask, finished, prompt_tokens_BQ = distributed.fetch(rows)
         last_B = prompt_tokens_BQ[:, -1]  # prompts are left-padded
         return encoding.decode_completions(tokens, mask, finished, self.tokenizer, last_B)
 
@@ -177,7 +177,7 @@ class PromptStream:
 
 def _by_ordinal(samples: Samples, rows: Callable[[int, int], list[T]]) -> list[T]:
     """The row of every sample's prompt; `rows(start, count)` gives those of consecutive prompts."""
-    ordinals = np.asarray(hosts.fetch(samples.ordinal_B))
+    ordinals = np.asarray(distributed.fetch(samples.ordinal_B))
     first = int(ordinals.min())
     of_prompt = rows(first, int(ordinals.max()) + 1 - first)
     return [of_prompt[ordinal - first] for ordinal in ordinals.tolist()]

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax import sampling
+from rlhf_jax.devices import distributed
 from rlhf_jax.jobs import rlhf, sft
 from rlhf_jax.jobs._evaluator import Evaluator, learned_scores
 from rlhf_jax.jobs._figures import Figures, win_rates
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.jobs.relabel import sampler
-from rlhf_jax.observe.metrics import read
-from rlhf_jax.observe.notes import say
+from rlhf_jax.records.metrics import read
+from rlhf_jax.records.notes import say
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.report.trade_off import best_of_n_kl
-from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.program import Reward
 from rlhf_jax.types import Algorithm, Params
 
@@ -45,7 +45,7 @@ def best_of_n_line(evaluator: Evaluator, params: Params, sizes: Sequence[int], n
         samples = draw(params, batch)
         texts, prompts = workspace.completions(samples), evaluator.stream.texts_of(samples)
         rows = slice(count * group)
-        golds.append(evaluator.gold(prompts[rows], texts[rows], hosts.fetch(samples.finished_B)[rows]))
+        golds.append(evaluator.gold(prompts[rows], texts[rows], distributed.fetch(samples.finished_B)[rows]))
         rewards.append(evaluator.reward(samples)[rows])
         asked += prompts[rows]
     gold_B, reward_B = np.concatenate(golds), np.concatenate(rewards)
@@ -64,7 +64,7 @@ def best_of_n(workspace: Workspace, stages: Any, sft_params: Params, reward: Rew
     if reward.model is None or not stages.best_of_n or not workspace.has_gold:
         return
     there = sorted(line["n"] for line in read(workspace.metrics.path) if line.get("of") == BEST_OF_N)
-    if hosts.agree(there) == sorted(map(float, stages.best_of_n)):
+    if distributed.agree(there) == sorted(map(float, stages.best_of_n)):
         return
     began = time.perf_counter()
     workspace.metrics.resume(BEST_OF_N, 0)

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf_jax.devices import distributed
 from rlhf_jax.jobs import _evaluator, evaluate, relabel, reward_model, rlhf, sft
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.report.html import write_report
 from rlhf_jax.rewards._terms import parse
 from rlhf_jax.rewards.api import LEARNED
-from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.program import Reward
 from rlhf_jax.types import Algorithm, Params
 
@@ -26,7 +26,7 @@ class Stages:
     evaluate: _evaluator.Config
     reward: str = LEARNED
     reward_settings: Mapping[str, Any] = field(default_factory=dict)
-    plan: str = ""  # where the calls of the RLHF stage run: see `runtime/placement.py`; "": all on the run's mesh
+    plan: str = ""  # where the calls of the RLHF stage run: see `devices/placement.py`; "": all on the run's mesh
     best_of_n: tuple[int, ...] = (1, 2, 4, 8, 16)
     best_of_n_prompts: int = 256
     taken: frozenset[str] = frozenset()  # the stages whose results another run has: see `_begin.py`
@@ -53,5 +53,5 @@ def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:
     rlhf.run(workspace, stages, algorithm, reward, sft_params)
     evaluate.best_of_n(workspace, stages, sft_params, reward)
     workspace.metrics.close()
-    if hosts.is_first():
+    if distributed.is_first():
         print(f"report: {write_report(workspace.directory)}")

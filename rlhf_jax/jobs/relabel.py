@@ -13,13 +13,14 @@ import numpy as np
 
 from rlhf_jax import sampling
 from rlhf_jax.config import Count, Positive
+from rlhf_jax.devices import distributed, sharding
+from rlhf_jax.devices.transfer import per_host
 from rlhf_jax.jobs import sft
 from rlhf_jax.jobs.api import PromptStream, Workspace
-from rlhf_jax.observe.lines import replace
-from rlhf_jax.observe.progress import progress
-from rlhf_jax.records import lock
+from rlhf_jax.records.jsonl import replace
+from rlhf_jax.records.progress import progress
 from rlhf_jax.refusal import MissingInput, Refusal
-from rlhf_jax.runtime import hosts, sharding, views
+from rlhf_jax.run_directory import lock
 from rlhf_jax.tasks import _reading
 from rlhf_jax.tasks.api import Split
 from rlhf_jax.text import encoding
@@ -122,7 +123,7 @@ def write_given(workspace: Workspace, config: Config) -> None:
 
 def judged_pairs(workspace: Workspace, stream: PromptStream, samples: Samples) -> list[Comparison]:
     """Pairs of a group of two, in the order of gold; ties are left out."""
-    host = hosts.fetch(samples)
+    host = distributed.fetch(samples)
     prompts, texts = stream.texts_of(host), workspace.completions(host)
     ids = encoding.completion_ids(host.tokens_BC, host.mask_BC)
     gold = workspace.gold(prompts, texts, host.finished_B.tolist()).tolist()
@@ -148,20 +149,20 @@ def sampler(workspace: Workspace, config: sampling.Config, purpose: str) -> Any:
         pad_id=workspace.tokenizer.pad_id,
     )
     compiled = jax.jit(draw)
-    key, own_mesh = workspace.key(purpose), views.own_mesh(workspace.mesh)
+    key, own_mesh = workspace.key(purpose), per_host.own_mesh(workspace.mesh)
 
     def run_sampler(params: Params, prompts: Any) -> Samples:
-        share = views.share(prompts)
+        share = per_host.share(prompts)
         share = jax.device_put(share, sharding.row_shardings(share, own_mesh))
-        samples = compiled(views.own(params), share, key, np.int32(0))
-        return views.joined(samples, sharding.row_shardings(samples, workspace.mesh))
+        samples = compiled(per_host.own(params), share, key, np.int32(0))
+        return per_host.joined(samples, sharding.row_shardings(samples, workspace.mesh))
 
     return run_sampler
 
 
 def run(workspace: Workspace, config: Config, sft_params: Params) -> None:
     """Writes `comparisons/train.jsonl` and `heldout.jsonl`; does nothing where both are there."""
-    if hosts.agree(all(path(workspace, split).exists() for split in SPLITS)):
+    if distributed.agree(all(path(workspace, split).exists() for split in SPLITS)):
         return
     with lock.hold(workspace.directory):
         workspace.record(STAGE)
@@ -173,7 +174,7 @@ def _make(workspace: Workspace, config: Config, sft_params: Params) -> None:
     began = time.perf_counter()
     if any(_reading.comparisons(workspace.task, split) for split in SPLITS):
         write_given(workspace, config)
-        hosts.barrier()
+        distributed.barrier()
         return
     if not workspace.has_gold:
         raise Refusal(
@@ -190,7 +191,7 @@ def _make(workspace: Workspace, config: Config, sft_params: Params) -> None:
                 pairs += judged_pairs(workspace, stream, samples)[: count - start]
                 bar.advance(min(config.prompts_per_batch, count - start))
             write(path(workspace, split), pairs)
-    hosts.barrier()
+    distributed.barrier()
     workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began})
 
 

@@ -14,16 +14,16 @@ from flax import struct
 
 from rlhf_jax import sampling
 from rlhf_jax.config import Count, Natural
+from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.jobs import _hub, relabel, sft
 from rlhf_jax.jobs.api import Workspace
-from rlhf_jax.observe.lines import replace
-from rlhf_jax.observe.progress import progress
 from rlhf_jax.ops.losses import pairwise_logistic
-from rlhf_jax.records import lock
+from rlhf_jax.records.checkpoints import restore_params
+from rlhf_jax.records.jsonl import replace
+from rlhf_jax.records.progress import progress
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.rewards import _host, learned
-from rlhf_jax.runtime import hosts, sharding
-from rlhf_jax.runtime.checkpoint import restore_params
+from rlhf_jax.run_directory import lock
 from rlhf_jax.runtime.supervised import resumed, train
 from rlhf_jax.text import encoding
 from rlhf_jax.types import Algorithm, Array, Mean, Metrics, Params, TrainState
@@ -94,7 +94,7 @@ def encode(workspace: Workspace, comparisons: list[relabel.Comparison]) -> Pairs
 
 
 def place(pairs: Pairs, workspace: Workspace) -> Pairs:
-    return hosts.feed(pairs, sharding.row_shardings(pairs, workspace.mesh))
+    return distributed.feed(pairs, sharding.row_shardings(pairs, workspace.mesh))
 
 
 def take(pairs: Pairs, order: np.ndarray) -> Pairs:
@@ -117,11 +117,11 @@ def heldout_accuracy(workspace: Workspace, params: Params, batch_pairs: int) -> 
     if not comparisons:
         raise Refusal(f"{relabel.path(workspace, 'heldout')} has no comparison to measure the reward model on")
     filled = comparisons + comparisons[:1] * (-len(comparisons) % batch_pairs)
-    score = hosts.compiled(partial(learned.score_tokens, workspace.reward_network))
+    score = distributed.compiled(partial(learned.score_tokens, workspace.reward_network))
     margins = []
     for start in range(0, len(filled), batch_pairs):
         pairs = place(encode(workspace, filled[start : start + batch_pairs]), workspace)
-        score_R = hosts.fetch(score(params, pairs.tokens_RL, pairs.mask_RL))
+        score_R = distributed.fetch(score(params, pairs.tokens_RL, pairs.mask_RL))
         margins.append(score_R[0::2] - score_R[1::2])
     return float((np.concatenate(margins)[: len(comparisons)] > 0).mean())
 
@@ -132,7 +132,7 @@ def measure_standard(workspace: Workspace, params: Params, sft_params: Params, n
     draw = relabel.sampler(workspace, drawing, "standardize")
     stream = workspace.stream("train", "standardize")
     samples = draw(sft_params, stream.prompts(0, num_prompts))
-    given = hosts.fetch(hosts.compiled(learned.make(workspace.reward_network))(params, samples))
+    given = distributed.fetch(distributed.compiled(learned.make(workspace.reward_network))(params, samples))
     texts = list(zip(stream.texts_of(samples), workspace.completions(samples), strict=True))
     raw = _host.numbers("the reward model", given, len(texts), texts.__getitem__)
     if not raw.std() > 0:
@@ -146,10 +146,10 @@ def standard_path(workspace: Workspace) -> Path:
 
 def owner(workspace: Workspace) -> Workspace:
     """The workspace whose reward model a run has: its own, or that of the run that it begins from, where that one has any."""
-    if workspace.begin is None or hosts.agree(standard_path(workspace).exists()):
+    if workspace.begin is None or distributed.agree(standard_path(workspace).exists()):
         return workspace
     source = owner(workspace.source)
-    return source if hosts.agree(standard_path(source).exists()) else workspace
+    return source if distributed.agree(standard_path(source).exists()) else workspace
 
 
 def needs_comparisons(workspace: Workspace) -> bool:
@@ -159,7 +159,7 @@ def needs_comparisons(workspace: Workspace) -> bool:
 
 def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Params, Standard]:
     """Trains, or reads what an earlier run trained. Returns the reward model's params and its unit."""
-    if hosts.agree(standard_path(owner(workspace)).exists()):
+    if distributed.agree(standard_path(owner(workspace)).exists()):
         return load(workspace)
     with lock.hold(workspace.directory):
         return _train(workspace, config, sft_params)
@@ -193,7 +193,7 @@ def _train(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Pa
     )
     everywhere = sharding.replicated(workspace.mesh)
     head_key = workspace.key("value_head")
-    fresh = hosts.compiled(
+    fresh = distributed.compiled(
         lambda params: init_state(workspace.value_model.init_from(jax.tree.map(jnp.copy, params), head_key), optimizer),
         out_shardings=shardings,
     )
@@ -213,7 +213,7 @@ def _train(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Pa
         state = train(
             begin=begin,
             init=lambda: fresh(sft_params),
-            step=hosts.compiled(
+            step=distributed.compiled(
                 sharding.keeping_rows(step, workspace.mesh), donate_argnums=0, out_shardings=(shardings, everywhere)
             ),
             rows=rows,
@@ -239,7 +239,7 @@ def finish(
     standard = measured if config.standardize else Standard(0.0, 1.0)
     # The last file of the stage: where it is there, the stage has ended.
     replace(standard_path(workspace), json.dumps(asdict(standard)).encode())
-    hosts.barrier()
+    distributed.barrier()
     return standard
 
 

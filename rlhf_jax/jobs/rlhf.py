@@ -9,25 +9,27 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from rlhf_jax.devices import distributed, sharding
+from rlhf_jax.devices.mesh import sampler_slices
 from rlhf_jax.jobs import reward_model, sft
 from rlhf_jax.jobs._evaluator import Evaluator, learned_scores
 from rlhf_jax.jobs._recorder import Recorder
 from rlhf_jax.jobs._resuming import choose, cut_back
 from rlhf_jax.jobs._rlhf_config import Config, check, places, sampling
 from rlhf_jax.jobs.api import Workspace
-from rlhf_jax.observe.progress import progress
-from rlhf_jax.observe.samples import SamplesWriter
-from rlhf_jax.records import lock
+from rlhf_jax.records import ledger
+from rlhf_jax.records.checkpoints import abstract_like, complete_steps, restore_params
+from rlhf_jax.records.progress import progress
+from rlhf_jax.records.samples import SamplesWriter
+from rlhf_jax.records.saved_rounds import Spool
+from rlhf_jax.records.timeline import Timeline
 from rlhf_jax.rewards import _host, learned
 from rlhf_jax.rewards._host import HostJudge
 from rlhf_jax.rewards._terms import is_plain, parse
 from rlhf_jax.rewards.api import LEARNED
-from rlhf_jax.runtime import activity, asynchronous, hosts, ledger, sharding, stopping, synchronous
-from rlhf_jax.runtime.checkpoint import abstract_like, complete_steps, restore_params
-from rlhf_jax.runtime.mesh import sampler_slices
+from rlhf_jax.run_directory import lock
+from rlhf_jax.runtime import activity, asynchronous, stopping, synchronous
 from rlhf_jax.runtime.program import Critic, Program, Reward, Setup
-from rlhf_jax.runtime.spool import Spool
-from rlhf_jax.runtime.timeline import Timeline
 from rlhf_jax.types import Algorithm, Params, Prompts, Samples
 from rlhf_jax.updating import make_optimizer
 
@@ -133,7 +135,7 @@ def host_scores(
     prompts_per_round = config.num_minibatches * config.prompts_per_update
 
     def scores(samples: Samples) -> dict[str, np.ndarray]:
-        ordinals, finished_B = hosts.fetch((samples.ordinal_B, samples.finished_B))
+        ordinals, finished_B = distributed.fetch((samples.ordinal_B, samples.finished_B))
         prompts, completions = stream.texts_of(samples), workspace.completions(samples)
         wanted = any(judge.wants_records for judge in judges.values())
         records = stream.records_of(samples) if wanted else []
@@ -239,7 +241,7 @@ def _run(workspace: Workspace, stages: Any, algorithm: Algorithm, reward: Reward
 
 def any_asked(home: Mesh, asked: Callable[[], bool]) -> bool:
     """Whether one of the processes was asked to stop, told to all over devices that no sampler uses; collective."""
-    return any(hosts.everyone(asked(), home))
+    return any(distributed.everyone(asked(), home))
 
 
 def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.config import Count, Fraction, Natural
+from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.jobs import _hub
 from rlhf_jax.jobs.api import PromptStream, Workspace
-from rlhf_jax.observe.progress import progress
 from rlhf_jax.ops.losses import cross_entropy_sum
 from rlhf_jax.ops.masked import masked_count, masked_sum
-from rlhf_jax.records import lock
+from rlhf_jax.records.checkpoints import Checkpoints, restore_params
+from rlhf_jax.records.progress import progress
 from rlhf_jax.refusal import ComponentError
-from rlhf_jax.runtime import hosts, sharding
-from rlhf_jax.runtime.checkpoint import Checkpoints, restore_params
+from rlhf_jax.run_directory import lock
 from rlhf_jax.runtime.supervised import resumed, train
 from rlhf_jax.text import encoding
 from rlhf_jax.types import Algorithm, Array, Batch, Mean, Metrics, Outputs, Params, TrainState
@@ -65,7 +65,7 @@ def rows(workspace: Workspace, stream: PromptStream, config: Config, update: int
     last_R = np.asarray(prompts.tokens_PQ)[:, -1]  # prompts are left-padded
     tokens, mask = encoding.encode_completions(chosen, workspace.tokenizer, length, last_R)
     batch: Any = Batch(prompts.tokens_PQ, prompts.mask_PQ, tokens, mask, temperature=jnp.float32(1.0))  # type: ignore[arg-type]
-    return hosts.feed(batch, sharding.row_shardings(batch, workspace.mesh))
+    return distributed.feed(batch, sharding.row_shardings(batch, workspace.mesh))
 
 
 def state_layout(workspace: Workspace, config: Config) -> tuple[Any, TrainState, TrainState]:
@@ -79,11 +79,11 @@ def first_state(workspace: Workspace, optimizer: Any, shardings: TrainState) -> 
     """What makes the state that training begins with: on the params of `hub.base`, or on fresh ones."""
     make = partial(init_state, optimizer=optimizer)
     if not workspace.hub.base:
-        return hosts.compiled(lambda: make(workspace.model.init(workspace.key("init"))), out_shardings=shardings)
+        return distributed.compiled(lambda: make(workspace.model.init(workspace.key("init"))), out_shardings=shardings)
 
     def published() -> TrainState:
         params = _hub.load_policy(workspace.hub.base, workspace.model, workspace.mesh)
-        return hosts.compiled(make, donate_argnums=0, out_shardings=shardings)(params)
+        return distributed.compiled(make, donate_argnums=0, out_shardings=shardings)(params)
 
     return published
 
@@ -126,7 +126,7 @@ def _train(
         state = train(
             begin=begin,
             init=first_state(workspace, optimizer, shardings),
-            step=hosts.compiled(
+            step=distributed.compiled(
                 sharding.keeping_rows(step, workspace.mesh), donate_argnums=0, out_shardings=(shardings, everywhere)
             ),
             rows=partial(rows, workspace, stream, config),

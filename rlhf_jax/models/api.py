@@ -98,6 +98,6 @@ class Model(Protocol):
     def logical_axes(self, params: Params) -> Any:
         """A tree like params, with a tuple of logical axis names (or None) for each array's dimensions.
 
-        Names: vocab, embed, heads, kv_heads, mlp. `runtime/sharding.py` maps them to mesh axes.
+        Names: vocab, embed, heads, kv_heads, mlp. `devices/sharding.py` maps them to mesh axes.
         """
         ...

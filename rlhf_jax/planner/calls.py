@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rlhf_jax.devices.placement import ROLES
 from rlhf_jax.planner.api import Loop
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.runtime.placement import ROLES
 from rlhf_jax.types import Algorithm, Call
 
 What = Literal["data", "params", "state", "order"]

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import randomness
+from rlhf_jax.devices import sharding
+from rlhf_jax.devices.placement import OTHERS
+from rlhf_jax.devices.transfer.reallocate import move
 from rlhf_jax.rewards import learned
-from rlhf_jax.runtime import sharding
-from rlhf_jax.runtime.placement import OTHERS
 from rlhf_jax.runtime.program import Program
-from rlhf_jax.runtime.reallocate import move
 from rlhf_jax.runtime.setup import Setup
 from rlhf_jax.types import Params, Placement, Plan
 

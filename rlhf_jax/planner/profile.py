@@ -13,13 +13,13 @@ from typing import Any
 import jax
 
 from rlhf_jax import randomness
-from rlhf_jax.observe.lines import replace
+from rlhf_jax.devices import sharding
+from rlhf_jax.devices.placement import OTHERS, Places, describe, parse
 from rlhf_jax.planner import measure
 from rlhf_jax.planner.api import Loop
 from rlhf_jax.planner.cost import Formulas
 from rlhf_jax.planner.lengths import decode_steps
-from rlhf_jax.runtime import sharding
-from rlhf_jax.runtime.placement import OTHERS, Places, describe, parse
+from rlhf_jax.records.jsonl import replace
 from rlhf_jax.runtime.setup import Setup
 from rlhf_jax.types import Call, Placement, Plan, Samples
 

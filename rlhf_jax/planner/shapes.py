@@ -12,9 +12,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from rlhf_jax import randomness
+from rlhf_jax.devices.sharding import RULES
 from rlhf_jax.models import _decoder, llama
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.runtime.sharding import RULES
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Leaf:
         return self.count * int(np.prod(self.sizes))
 
     def parts(self, fsdp: int, tensor: int) -> tuple[int, int]:
-        """Into how many parts fsdp and tensor cut it; 1 where no dimension divides, as `runtime/sharding.py` has it."""
+        """Into how many parts fsdp and tensor cut it; 1 where no dimension divides, as `devices/sharding.py` has it."""
         mesh, cut = {"fsdp": fsdp, "tensor": tensor}, {"fsdp": 1, "tensor": 1}
         for size, axis in zip(self.sizes, self.axes, strict=True):
             name = RULES[axis] if axis is not None else None

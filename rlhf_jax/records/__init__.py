@@ -1,1 +1,1 @@
-"""What a run directory knows about its run: config, digests, starts, stages, and who holds it."""
+"""The files that a run writes while it goes on: metrics, samples, ledger, timeline, checkpoints, saved rounds."""

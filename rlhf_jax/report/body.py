@@ -3,8 +3,8 @@
 import json
 from collections.abc import Mapping, Sequence
 
-from rlhf_jax.observe.lines import Line
-from rlhf_jax.observe.progress import format_seconds
+from rlhf_jax.records.jsonl import Line
+from rlhf_jax.records.progress import format_seconds
 from rlhf_jax.report import identity, notices, page, read, style, texts, timeline
 from rlhf_jax.report import units as units_of
 from rlhf_jax.report.formats import alike, half_width, with_interval

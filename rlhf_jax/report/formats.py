@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf_jax.observe.progress import format_figure, format_seconds
+from rlhf_jax.records.progress import format_figure, format_seconds
 
 MINUS = "−"
 MOST_DECIMALS = 6

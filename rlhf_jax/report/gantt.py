@@ -6,9 +6,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from rlhf_jax.devices.placement import ranges
 from rlhf_jax.planner.simulate import Node, Simulation
 from rlhf_jax.report import style
-from rlhf_jax.runtime.placement import ranges
 
 COLORS = {
     "generate": style.HELDOUT,

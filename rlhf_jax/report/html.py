@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.observe.lines import replace
+from rlhf_jax.records.jsonl import replace
 from rlhf_jax.report import read
 
 FILE = "report.html"

@@ -10,14 +10,13 @@ from typing import Any
 import jax
 
 from rlhf_jax import randomness, registry
-from rlhf_jax.observe import metrics, samples
-from rlhf_jax.observe.lines import Line
+from rlhf_jax.records import ledger, metrics, samples, timeline
+from rlhf_jax.records.jsonl import Line
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.report import page, read
 from rlhf_jax.report.formats import listed
 from rlhf_jax.report.read import Run
 from rlhf_jax.report.units import Units, value
-from rlhf_jax.runtime import ledger, timeline
 
 FILES = {
     "config.json": "every setting",

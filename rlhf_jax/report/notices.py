@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_jax.observe.lines import Line
+from rlhf_jax.records.jsonl import Line
 from rlhf_jax.report import read
 from rlhf_jax.report.units import value
 

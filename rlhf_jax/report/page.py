@@ -4,7 +4,7 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
-from rlhf_jax.observe.samples import printable
+from rlhf_jax.records.samples import printable
 from rlhf_jax.report.style import css_variables
 
 CSS = """

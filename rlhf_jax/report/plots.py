@@ -18,8 +18,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from rlhf_jax.observe.lines import Line
-from rlhf_jax.observe.progress import format_seconds
+from rlhf_jax.records.jsonl import Line
+from rlhf_jax.records.progress import format_seconds
 from rlhf_jax.report import glossary, read, style
 from rlhf_jax.report.formats import INTERVAL
 from rlhf_jax.report.read import TRAINED, Series

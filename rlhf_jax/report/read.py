@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.observe import metrics, samples
-from rlhf_jax.observe.lines import Line, read
+from rlhf_jax.records import metrics, samples, timeline
+from rlhf_jax.records.jsonl import Line, read
 from rlhf_jax.refusal import MissingInput, Refusal
-from rlhf_jax.runtime import timeline
 
 BASE = "sft"
 TRAINED = "rlhf"

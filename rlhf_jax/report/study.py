@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from rlhf_jax.observe.lines import replace
+from rlhf_jax.records.jsonl import replace
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.report import page, style
 from rlhf_jax.report.statistics import OfSeed, Result, by_seed, differences, final, interval

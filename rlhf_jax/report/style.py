@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import Formatter, MaxNLocator
 
-from rlhf_jax.observe.lines import replace
+from rlhf_jax.records.jsonl import replace
 
 INK, MUTED, GRID, REST = "#22272e", "#5f6875", "#e3e6ea", "#c3c9d1"
 HELDOUT, TRAINING, SECOND, THIRD = "#0072b2", "#e69f00", "#009e73", "#cc79a7"

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from rlhf_jax.observe.lines import Line
+from rlhf_jax.records.jsonl import Line
 from rlhf_jax.report import read, style
 from rlhf_jax.report.formats import duration, number, percent
 from rlhf_jax.report.style import Picture

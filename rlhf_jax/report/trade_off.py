@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 from matplotlib.axes import Axes
 
-from rlhf_jax.observe.lines import Line
+from rlhf_jax.records.jsonl import Line
 from rlhf_jax.report import read, style
 from rlhf_jax.report.formats import INTERVAL
 from rlhf_jax.report.read import BEST_OF_N, TRAINED

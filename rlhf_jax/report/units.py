@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_jax.observe.lines import Line
+from rlhf_jax.records.jsonl import Line
 
 EVALUATED_AT = 1.0  # temperature of an evaluation's samples; of "greedy" figures it is 0
 FEW_PROMPTS = 24

@@ -20,7 +20,8 @@ from collections.abc import Generator, Iterator
 import jax
 
 from rlhf_jax.clock import Clock
-from rlhf_jax.runtime import activity, hosts, stopping
+from rlhf_jax.devices import distributed
+from rlhf_jax.runtime import activity, stopping
 from rlhf_jax.runtime.buffer import Buffer, Stalled, Stopped
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.synchronous import Event, Sampled, Watch, train_round
@@ -140,7 +141,7 @@ def announce(buffer: Buffer, announced: set[int], waited_for: int) -> Iterator[S
     """The rounds that have come since the last time. On several hosts none but those that were waited for: which others have
     come differs from host to host, and what is done with a round is done by all."""
     for round_index, samples in buffer.arrived(announced).items():
-        if hosts.several() and round_index > waited_for:
+        if distributed.several() and round_index > waited_for:
             continue
         announced.add(round_index)
         yield Sampled(round_index, samples)

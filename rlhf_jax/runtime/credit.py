@@ -7,9 +7,9 @@ from typing import Any, NoReturn
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.devices import distributed
 from rlhf_jax.refusal import ComponentError, RewardError, at_fault
 from rlhf_jax.rewards import _host
-from rlhf_jax.runtime import hosts
 from rlhf_jax.runtime.setup import Reward
 from rlhf_jax.types import Algorithm, Array, Batch, Samples, Scores
 
@@ -45,7 +45,7 @@ def raw_scores(reward: Reward, samples: Samples, of_model: Array | None) -> Any:
 def when(samples: Samples) -> str:
     """The round of samples, as a message goes on; by the places of their prompts in the stream."""
     num_prompts = samples.tokens_BC.shape[0] // samples.samples_per_prompt
-    return f" in round {int(hosts.fetch(samples.ordinal_B).min()) // num_prompts}"
+    return f" in round {int(distributed.fetch(samples.ordinal_B).min()) // num_prompts}"
 
 
 def credited(algorithm: Algorithm, samples: Samples, scores: Scores) -> Batch:
@@ -121,7 +121,7 @@ def refuse(
     name = next(name for place, name in enumerate(FAULTS) if bits >> place & 1)
     if name == RAW:
         for reward, raw_B in raw.items():
-            _host.numbers(f"the reward {reward}", hosts.fetch(raw_B), raw_B.shape[0], texts, round_said)
+            _host.numbers(f"the reward {reward}", distributed.fetch(raw_B), raw_B.shape[0], texts, round_said)
     if name in (RAW, SCORE):
         raise RewardError(
             f"the score of a completion{round_said} is not finite, though its rewards are: see their units"
@@ -129,12 +129,12 @@ def refuse(
     who = f"the algorithm {algorithm.name}"
     if name == ROWS:
         count = next(iter(raw.values())).shape[0]
-        sample_R = np.asarray(hosts.fetch(batch.sample_R))
+        sample_R = np.asarray(distributed.fetch(batch.sample_R))
         row = int(np.flatnonzero((sample_R < 0) | (sample_R >= count))[0])
         raise ComponentError(
             f"{who}: credit gave sample_R[{row}] = {sample_R[row]}{round_said}; accepted: 0 to {count - 1}"
         )
-    wrong = np.flatnonzero(np.asarray(hosts.fetch(wrong_rows(getattr(batch, name), batch.mask_RC))))
+    wrong = np.flatnonzero(np.asarray(distributed.fetch(wrong_rows(getattr(batch, name), batch.mask_RC))))
     raise ComponentError(
         f"{who}: credit gave {name} that is not finite in {wrong.size} of {batch.tokens_RC.shape[0]} rows{round_said}, "
         f"first in row {wrong[0]}"

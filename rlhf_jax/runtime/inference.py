@@ -8,9 +8,9 @@ import jax
 from jax.sharding import Mesh
 
 from rlhf_jax import scoring
+from rlhf_jax.devices import distributed, sharding
+from rlhf_jax.devices.placement import ROLES, Places
 from rlhf_jax.micro_batches import in_parts
-from rlhf_jax.runtime import hosts, sharding
-from rlhf_jax.runtime.placement import ROLES, Places
 from rlhf_jax.runtime.setup import Setup
 from rlhf_jax.types import Array, Params, Samples
 
@@ -21,7 +21,7 @@ class Inference:
     def __init__(self, function: Callable[..., Any], mesh: Mesh, num_parts: int, unit_rows: int):
         self.mesh = mesh
         in_turn = sharding.keeping_rows(in_parts(function, num_parts, unit_rows, unit_rows), mesh)
-        self.run = hosts.compiled(in_turn, out_shardings=sharding.rows(mesh))
+        self.run = distributed.compiled(in_turn, out_shardings=sharding.rows(mesh))
 
     def __call__(self, params: Params, samples: Samples) -> Array:
         return self.run(params, samples)

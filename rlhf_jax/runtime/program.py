@@ -12,16 +12,17 @@ import optax
 from jax.sharding import Mesh
 
 from rlhf_jax import sampling, scoring
+from rlhf_jax.devices import distributed, memory, sharding
+from rlhf_jax.devices.placement import ROLES, placed
+from rlhf_jax.devices.transfer.per_host import own_mesh
 from rlhf_jax.micro_batches import in_parts
+from rlhf_jax.records.checkpoints import abstract_like
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.runtime import credit, hosts, inference, memory, sharding
-from rlhf_jax.runtime.checkpoint import abstract_like
-from rlhf_jax.runtime.placement import ROLES, placed
+from rlhf_jax.runtime import credit, inference
 from rlhf_jax.runtime.sampler import Sampler
 from rlhf_jax.runtime.setup import Critic as Critic
 from rlhf_jax.runtime.setup import Reward as Reward
 from rlhf_jax.runtime.setup import Setup as Setup
-from rlhf_jax.runtime.views import own_mesh
 from rlhf_jax.types import Algorithm, Array, Batch, Metrics, Params, Samples, Scores, States, TrainState
 from rlhf_jax.updating import critic_objective, init_state, policy_objective, train_step
 
@@ -64,12 +65,16 @@ class Program:
             for call, params in (("reference", reference_params), ("reward", setup.reward.params))
             if call in self._inference
         }
-        self._credit = hosts.compiled(self._credit_rows)
-        self._faults = hosts.compiled(credit.faults)  # apart, so that what it asks cannot change what credit computes
-        self._take = hosts.compiled(partial(take_units, mesh=self.home), static_argnames=("unit_rows",))
+        self._credit = distributed.compiled(self._credit_rows)
+        self._faults = distributed.compiled(
+            credit.faults
+        )  # apart, so that what it asks cannot change what credit computes
+        self._take = distributed.compiled(partial(take_units, mesh=self.home), static_argnames=("unit_rows",))
         self._update = {role: self._make_update(role) for role in self._roles}
         self._init = {
-            role: hosts.compiled(partial(fresh_state, optimizer=optimizer), out_shardings=self.state_shardings[role])
+            role: distributed.compiled(
+                partial(fresh_state, optimizer=optimizer), out_shardings=self.state_shardings[role]
+            )
             for role, (_, optimizer) in self._roles.items()
         }
 
@@ -110,7 +115,7 @@ class Program:
         )
         mesh = self.meshes[role]
         everywhere, step = sharding.replicated(mesh), sharding.keeping_rows(step, mesh)
-        return hosts.compiled(step, donate_argnums=0, out_shardings=(self.state_shardings[role], everywhere))
+        return distributed.compiled(step, donate_argnums=0, out_shardings=(self.state_shardings[role], everywhere))
 
     @property
     def block_rows(self) -> int:
@@ -194,7 +199,7 @@ class Program:
             raw, scores, batch = self._credited(samples, said)
             found = self._faults(raw, scores, batch)
         # Only now, without the lock: reading waits for the devices, and the sampler may dispatch in the meantime.
-        if bits := int(hosts.fetch(found)):
+        if bits := int(distributed.fetch(found)):
             texts = self.setup.texts and self.setup.texts(samples).__getitem__
             credit.refuse(bits, self.setup.algorithm, raw, batch, credit.when(samples), texts)
         return scores, batch

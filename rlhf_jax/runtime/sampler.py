@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from rlhf_jax.devices import memory, sharding
+from rlhf_jax.devices.placement import placed
+from rlhf_jax.devices.transfer import per_host
+from rlhf_jax.devices.transfer.reallocate import move
 from rlhf_jax.models.api import Model
-from rlhf_jax.runtime import memory, sharding, views
-from rlhf_jax.runtime.placement import placed
 from rlhf_jax.runtime.publish import make_publish
-from rlhf_jax.runtime.reallocate import move
 from rlhf_jax.types import Array, Params, Prompts, Samples
 
 Draw = Callable[[Params, Prompts, Array, Any], Samples]
@@ -43,7 +44,7 @@ class Sampler:
         """`params` and `prompts` (of a whole round) are arrays or shapes; `slices` are of this host's devices, without them
         its part of the trainer's mesh samples."""
         self._apart = bool(slices)
-        self._everywhere, trainer = trainer, views.own_mesh(trainer)
+        self._everywhere, trainer = trainer, per_host.own_mesh(trainer)
         self._meshes = tuple(slices) or (trainer,)
         self._trainer = trainer
         self._keys = [jax.device_put(key, sharding.replicated(mesh)) for mesh in self._meshes] if slices else [key]
@@ -71,15 +72,15 @@ class Sampler:
 
     def publish(self, params: Params) -> Params:
         """Params that the sampler owns, where it samples."""
-        params = views.own(params)
+        params = per_host.own(params)
         if not self._apart:
             return self._copy(params)
         return tuple(move(params, layout, dtype=self.dtype) for layout in self._layouts)
 
     def generate(self, params: Params, prompts: Prompts, version: int) -> Samples:
         """Samples of a round, on the trainer's mesh. The slices draw at the same time. No collective over hosts."""
-        samples = self._draw_share(params, views.share(prompts), version)
-        return views.joined(samples, sharding.row_shardings(samples, self._everywhere))
+        samples = self._draw_share(params, per_host.share(prompts), version)
+        return per_host.joined(samples, sharding.row_shardings(samples, self._everywhere))
 
     def _draw_share(self, params: Params, prompts: Prompts, version: int) -> Samples:
         """Samples of this host's prompts, on its part of the trainer's mesh."""

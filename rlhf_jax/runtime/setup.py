@@ -8,11 +8,11 @@ import optax
 from jax.sharding import Mesh
 
 from rlhf_jax.clock import Clock
+from rlhf_jax.devices import distributed
+from rlhf_jax.devices.placement import Places
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.rewards.api import LEARNED, ModelReward, Term
-from rlhf_jax.runtime import hosts
-from rlhf_jax.runtime.placement import Places
 from rlhf_jax.sampling import Config as SamplingConfig
 from rlhf_jax.scoring import Config as ScoringConfig
 from rlhf_jax.types import Algorithm, Array, Params, Plan, Prompts, Samples
@@ -96,4 +96,4 @@ class Setup:
     @property
     def places(self) -> Places:
         """Where each call runs."""
-        return Places(self.mesh, hosts.grid(), self.plan, self.num_micro_batches)
+        return Places(self.mesh, distributed.grid(), self.plan, self.num_micro_batches)

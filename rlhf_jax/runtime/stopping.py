@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from rlhf_jax.runtime import activity, hosts
+from rlhf_jax.devices import distributed
+from rlhf_jax.runtime import activity
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAMPLER = "sampler"  # the name of the sampling thread
@@ -58,8 +59,8 @@ def allow_exit() -> None:
 
 def give_up(error: BaseException) -> None:
     """Ends the process with status 1 where the main thread hangs, and so cannot raise; only says so where it may not."""
-    if _may_exit and hosts.several():
-        hosts.leave(error, 1)
+    if _may_exit and distributed.several():
+        distributed.leave(error, 1)
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     if _may_exit:
         leave(1)

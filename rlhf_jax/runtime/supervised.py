@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from rlhf_jax.devices import distributed
+from rlhf_jax.records.checkpoints import Checkpoints, abstract_like
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.runtime import hosts
-from rlhf_jax.runtime.checkpoint import Checkpoints, abstract_like
 from rlhf_jax.runtime.stopping import asked_to_stop
 from rlhf_jax.types import Metrics, TrainState
 
@@ -64,11 +64,11 @@ def train(
             for update in range(first, num_updates):
                 state, metrics = step(state, rows(update))
                 if late is not None:
-                    report(late[0], hosts.fetch(late[1]))
+                    report(late[0], distributed.fetch(late[1]))
                 late = (update, metrics)
                 done, stopping = update + 1, _stopping(update + 1, asked)
                 if stopping or done % checkpoint_every == 0 or done == num_updates:
-                    report(update, hosts.fetch(metrics))
+                    report(update, distributed.fetch(metrics))
                     late = None
                     checkpoints.save(done, state)
                 if stopping:
@@ -80,6 +80,6 @@ def train(
 
 def _stopping(done: int, asked: Callable[[], bool]) -> bool:
     """Whether a process was asked to stop; one alone would leave the others in a collective."""
-    if not hosts.several():
+    if not distributed.several():
         return asked()
-    return done % AGREE_EVERY == 0 and any(hosts.everyone(asked()))
+    return done % AGREE_EVERY == 0 and any(distributed.everyone(asked()))

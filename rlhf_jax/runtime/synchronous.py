@@ -12,10 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlhf_jax.devices import distributed
+from rlhf_jax.records.timeline import Timeline
 from rlhf_jax.refusal import NotFinite
-from rlhf_jax.runtime import activity, hosts
+from rlhf_jax.runtime import activity
 from rlhf_jax.runtime.program import Program
-from rlhf_jax.runtime.timeline import Timeline
 from rlhf_jax.types import Array, Batch, Metrics, Samples, Scores, States
 
 POLICY_FINITE = ("score", "loss", "update_norm")
@@ -142,7 +143,7 @@ def train_round(
 def check_policy(first_update: int, scores: Scores, made: Sequence[Metrics]) -> None:
     """Waits for the policy's updates of a round. Raises FloatingPointError that names the first one with a figure that is not
     finite."""
-    require_finite(first_update, {"score": float(np.mean(hosts.fetch(scores.score_B)))})
+    require_finite(first_update, {"score": float(np.mean(distributed.fetch(scores.score_B)))})
     check_updates(first_update, made, POLICY_FINITE)
 
 

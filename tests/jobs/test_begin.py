@@ -11,8 +11,8 @@ from experiments import evaluate, report
 from experiments import export as export_command
 from rlhf_jax import build
 from rlhf_jax.jobs import reward_model, rlhf, sft
-from rlhf_jax.records import history, made
 from rlhf_jax.refusal import MissingInput, Refusal
+from rlhf_jax.run_directory import history, made
 from tests.jobs import runs
 
 pytestmark = pytest.mark.usefixtures("quick_compiles", "compile_cache")

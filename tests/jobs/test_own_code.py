@@ -8,8 +8,8 @@ from configs import quickstart
 from experiments import run
 from rlhf_jax import build
 from rlhf_jax.jobs import _own_code
-from rlhf_jax.records import made, run_config, starts
 from rlhf_jax.refusal import ComponentError, Refusal
+from rlhf_jax.run_directory import made, run_config, starts
 
 OWN = """
 from dataclasses import dataclass

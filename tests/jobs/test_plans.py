@@ -12,12 +12,12 @@ import pytest
 
 from configs import quickstart
 from rlhf_jax import build
+from rlhf_jax.devices.placement import parse
 from rlhf_jax.jobs import _planning, pipeline, rlhf
 from rlhf_jax.planner import footprint, hardware
-from rlhf_jax.records import starts
+from rlhf_jax.records.checkpoints import complete_steps
+from rlhf_jax.run_directory import starts
 from rlhf_jax.runtime import stopping
-from rlhf_jax.runtime.checkpoint import complete_steps
-from rlhf_jax.runtime.placement import parse
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

@@ -116,7 +116,7 @@ def test_a_killed_run_keeps_what_it_moved_aside(run, monkeypatch):
     """Until training has come past it, however often it is started again."""
     remove_after(run, 6)
     damage(run, 6)
-    from rlhf_jax.runtime.checkpoint import Checkpoints
+    from rlhf_jax.records.checkpoints import Checkpoints
 
     def killed(*_):
         raise ZeroDivisionError

@@ -60,7 +60,7 @@ def foreign(classifier):
 
 
 def judge(policy, folder, date="", **options):
-    from rlhf_jax.runtime import mesh
+    from rlhf_jax.devices import mesh
 
     return _hub.Judge(_hub.Config(gold=str(folder), **options), policy, mesh.make_mesh(mesh.Config()), date)
 

@@ -10,14 +10,14 @@ import pytest
 
 from rlhf_jax import sampling, scoring, updating
 from rlhf_jax.algorithms import grpo
+from rlhf_jax.devices import sharding
+from rlhf_jax.devices.mesh import Config, make_mesh
 from rlhf_jax.models import llama
 from rlhf_jax.planner import memory, passes, shapes
 from rlhf_jax.planner.api import Work
 from rlhf_jax.planner.cost import Formulas
 from rlhf_jax.planner.hardware import find
 from rlhf_jax.planner.passes import Positions
-from rlhf_jax.runtime import sharding
-from rlhf_jax.runtime.mesh import Config, make_mesh
 from rlhf_jax.types import Batch, Call, Placement, Prompts, Samples
 
 GENERATE = Call("generate", "policy", "generate", ("prompts",), ("samples",))

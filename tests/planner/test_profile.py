@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from rlhf_jax.devices.placement import parse
 from rlhf_jax.planner import measure
 from rlhf_jax.planner.api import Work
 from rlhf_jax.planner.calls import dataflow
@@ -11,7 +12,6 @@ from rlhf_jax.planner.cost import Formulas
 from rlhf_jax.planner.hardware import find
 from rlhf_jax.planner.profile import Profile, call_key, move_key
 from rlhf_jax.planner.shapes import of_model
-from rlhf_jax.runtime.placement import parse
 from rlhf_jax.types import Placement, Plan
 from tests import tiny
 from tests.runtime import rounds

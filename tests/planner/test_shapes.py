@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from rlhf_jax import registry
+from rlhf_jax.devices import sharding
+from rlhf_jax.devices.mesh import Config, make_mesh
 from rlhf_jax.models import llama, value_head
 from rlhf_jax.planner import shapes
-from rlhf_jax.runtime import sharding
-from rlhf_jax.runtime.mesh import Config, make_mesh
 
 FAMILIES = [name for name in registry.names("models") if hasattr(registry.find("models", name), "PRESETS")]
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from rlhf_jax.devices import sharding
 from rlhf_jax.jobs import _hub
 from rlhf_jax.ops.masked import positions_from_mask
 from rlhf_jax.pretrained import folders
-from rlhf_jax.runtime import sharding
 from tests import tiny
 
 SHAPE = {"vocab_size": 11, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax.devices import sharding
 from rlhf_jax.models.value_head import ValueModel
 from rlhf_jax.pretrained import export, folders, layouts
 from rlhf_jax.rewards import learned
-from rlhf_jax.runtime import sharding
 from tests import tiny
 from tests.pretrained import published
 from tests.pretrained.published import check_equal, configure, copied, load, ours, read_classifier, rewrite, theirs

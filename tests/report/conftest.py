@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax.observe.metrics import MetricsWriter
-from rlhf_jax.observe.samples import Sample, SamplesWriter
+from rlhf_jax.records.metrics import MetricsWriter
+from rlhf_jax.records.samples import Sample, SamplesWriter
 from rlhf_jax.report.html import write_report
 
 NASTY = "</td><script>alert(1)</script> & \x1b[2J"

@@ -9,10 +9,11 @@ import pytest
 import tiny
 
 from rlhf_jax.clock import Clock
-from rlhf_jax.runtime import asynchronous, sharding, synchronous
-from rlhf_jax.runtime.checkpoint import abstract_like
-from rlhf_jax.runtime.mesh import AXES
-from rlhf_jax.runtime.placement import ROLES, parse, text_of
+from rlhf_jax.devices import sharding
+from rlhf_jax.devices.mesh import AXES
+from rlhf_jax.devices.placement import ROLES, parse, text_of
+from rlhf_jax.records.checkpoints import abstract_like
+from rlhf_jax.runtime import asynchronous, synchronous
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.types import Placement, Plan
 

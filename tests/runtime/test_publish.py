@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from rlhf_jax.runtime import sharding
+from rlhf_jax.devices import sharding
 from rlhf_jax.runtime.publish import make_publish
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.algorithms import online_dpo
-from rlhf_jax.runtime.checkpoint import Checkpoints, abstract_like
+from rlhf_jax.records.checkpoints import Checkpoints, abstract_like
 from rlhf_jax.runtime.program import Program
 
 from . import rounds

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax.clock import Clock
+from rlhf_jax.devices.mesh import Config, make_mesh, sampler_slices
 from rlhf_jax.runtime import asynchronous, synchronous
-from rlhf_jax.runtime.mesh import Config, make_mesh, sampler_slices
 from rlhf_jax.runtime.program import Program
 
 from . import rounds

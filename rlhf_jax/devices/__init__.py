@@ -1,0 +1,1 @@
+"""Meshes, shardings, placements on device slices, and several hosts."""

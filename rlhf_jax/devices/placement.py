@@ -1,0 +1,190 @@
+"""An execution plan as text, and where each call of a plan runs.
+
+    plan      entries separated by ";" or a line's end      "generate: 0-3 data=4; others: 4-7 fsdp=4 micro_batches=2"
+    entry     call: devices [data=n] [fsdp=n] [tensor=n] [micro_batches=n] [remat | no-remat]
+    devices   places in the list of devices                 0-3, or 0,2,4-5; on several hosts, of every host's own
+    call      generate, reward, reference, value, proximal, train_policy, train_critic, or others: all that have no entry
+
+Axes that are not named are 1; where none is, the devices lie along `data`. A call without an entry runs on the run's mesh.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from rlhf_jax.devices import distributed
+from rlhf_jax.devices.mesh import AXES, over_hosts
+from rlhf_jax.devices.transfer import per_host
+from rlhf_jax.devices.transfer.reallocate import move
+from rlhf_jax.refusal import Refusal
+from rlhf_jax.types import Placement, Plan
+
+ROLES = {
+    "generate": "policy",
+    "reward": "reward",
+    "reference": "reference",
+    "value": "critic",
+    "proximal": "policy",
+    "train_policy": "policy",
+    "train_critic": "critic",
+}
+"""Call -> the role whose params it needs; calls are those of an algorithm that needs everything."""
+OTHERS = "others"
+SIZES = (*AXES, "micro_batches")
+
+
+def parse(text: str) -> Plan:
+    """The plan that a text says; "" is the plan that names no call.
+
+    Raises Refusal naming the entry, and what would be accepted.
+    """
+    placements: dict[str, Placement] = {}
+    for entry in filter(None, (part.strip() for part in re.split(r"[;\n]", text))):
+        name, colon, rest = (part.strip() for part in entry.partition(":"))
+        if not colon or name not in (*ROLES, OTHERS):
+            raise Refusal(f"plan entry {entry!r} names no call; accepted: {', '.join((*ROLES, OTHERS))}, then a colon")
+        if name in placements:
+            raise Refusal(f"the plan places {name} twice")
+        placements[name] = _placement(name, rest.split())
+    return Plan(placements)
+
+
+def _placement(name: str, words: Sequence[str]) -> Placement:
+    devices = _devices(name, words[0] if words else "")
+    sizes, remat = {}, None
+    for word in words[1:]:
+        key, equals, value = word.partition("=")
+        if word in ("remat", "no-remat"):
+            remat = word == "remat"
+        elif key in SIZES and equals and value.isdigit() and int(value) > 0:
+            sizes[key] = int(value)
+        else:
+            accepted = ", ".join(f"{key}=n" for key in SIZES)
+            raise Refusal(f"plan entry {name!r} has {word!r}; accepted: {accepted}, remat, no-remat")
+    parts = sizes.pop("micro_batches", 1)
+    shape = tuple(sizes.get(axis, 1) for axis in AXES) if sizes else (len(devices), 1, 1)
+    if int(np.prod(shape)) != len(devices):
+        raise Refusal(
+            f"plan entry {name!r} has {len(devices)} devices, but data={shape[0]} fsdp={shape[1]} tensor={shape[2]} needs "
+            f"{int(np.prod(shape))}"
+        )
+    return Placement(devices, shape, parts, remat)  # type: ignore[arg-type]
+
+
+def _devices(name: str, text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+        raise Refusal(f"plan entry {name!r} has devices {text!r}; accepted: places such as 0-3 or 0,2,4-5")
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    if not found or len(set(found)) < len(found):
+        raise Refusal(f"plan entry {name!r} has devices {text!r}, of which some come twice or none is")
+    return tuple(found)
+
+
+def text_of(plan: Plan) -> str:
+    """The text of a plan, which `parse` reads as the same plan."""
+    return "; ".join(f"{name}: {describe(placement)}" for name, placement in plan.placements.items())
+
+
+def describe(placement: Placement) -> str:
+    """A placement as an entry of a plan says it."""
+    sizes = [f"{axis}={size}" for axis, size in zip(AXES, placement.mesh_shape, strict=True) if size > 1]
+    parts = [f"micro_batches={placement.num_micro_batches}"] if placement.num_micro_batches > 1 else []
+    remat = [] if placement.remat is None else ["remat" if placement.remat else "no-remat"]
+    return " ".join([ranges(placement.devices), *sizes, *parts, *remat])
+
+
+def ranges(devices: Sequence[int], between: str = ",") -> str:
+    """Devices in their order, those that follow one another as a run: 0-3,6."""
+    runs: list[list[int]] = []
+    for device in devices:
+        if runs and device == runs[-1][-1] + 1:
+            runs[-1].append(device)
+        else:
+            runs.append([device])
+    return between.join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where every call runs: as the plan says, or on the run's mesh.
+
+    `devices` are all there are, or `[hosts, devices of a host]`: a placement is the same slice of devices on every host.
+
+    Raises Refusal for a plan that names a device which is not there.
+    """
+
+    default: Mesh
+    devices: Any
+    plan: Plan = field(default_factory=Plan)
+    num_micro_batches: int = 1  # of training calls that have no entry
+
+    def __post_init__(self) -> None:
+        for name, placement in self.plan.placements.items():
+            there = self._grid.shape[1]
+            if max(placement.devices) >= there:
+                raise Refusal(
+                    f"the plan places {name} on devices {ranges(placement.devices)}, but there are {there} "
+                    f"here: 0-{there - 1}"
+                )
+
+    @property
+    def _grid(self) -> np.ndarray:
+        return np.atleast_2d(np.asarray(self.devices))
+
+    def placement(self, call: str) -> Placement:
+        """Of a call, the run's mesh included."""
+        placements = self.plan.placements
+        if call in placements:
+            return placements[call]
+        return placements[OTHERS] if OTHERS in placements else self._default_placement(call)
+
+    def _default_placement(self, call: str) -> Placement:
+        of_first, (data, *inside) = self._grid[0], (self.default.shape[axis] for axis in AXES)
+        places = {device: place for place, device in enumerate(of_first)}
+        shape = (data // len(self._grid), *inside)
+        parts = self.num_micro_batches if call.startswith("train_") else 1
+        used = self.default.devices[: shape[0]].flat
+        return Placement(tuple(places[device] for device in used), shape, parts)  # type: ignore[arg-type]
+
+    def mesh(self, call: str) -> Mesh:
+        """Of a call. Calls on the same devices in the same shape have the same mesh."""
+        placement = self.placement(call)
+        return over_hosts(self._grid[:, list(placement.devices)], placement.mesh_shape)
+
+    def parts(self, call: str) -> int:
+        """The micro-batches of a call."""
+        return self.placement(call).num_micro_batches
+
+    def changes(self, call: str) -> Mapping[str, Any]:
+        """What a call's model has otherwise in its config than the run's model."""
+        remat = self.placement(call).remat
+        return {} if remat is None else {"remat": remat}
+
+
+def placed(tree: Any, shardings: Any) -> Any:
+    """A tree of arrays where `shardings` says: the tree itself where it lies there already, copies of it elsewhere."""
+    leaves, wanted = jax.tree.leaves(tree), jax.tree.leaves(shardings)
+    on_devices = all(isinstance(leaf, jax.Array) and leaf.committed for leaf in leaves)
+    if not on_devices:  # host arrays, and what lies nowhere in particular
+        return _fed(tree, shardings) if distributed.several() else jax.device_put(tree, shardings)
+    if all(leaf.sharding.is_equivalent_to(there, leaf.ndim) for leaf, there in zip(leaves, wanted, strict=True)):
+        return tree
+    return move(tree, shardings) if not distributed.several() else per_host.moved(tree, shardings)
+
+
+def _fed(tree: Any, shardings: Any) -> Any:
+    """Of leaves that lie somewhere and others: each where it shall lie. On several hosts."""
+
+    def one(leaf: Any, sharding: Any) -> Any:
+        there = isinstance(leaf, jax.Array) and leaf.committed
+        return placed([leaf], [sharding])[0] if there else distributed.feed(leaf, sharding)
+
+    return jax.tree.map(one, tree, shardings)

@@ -1,1 +1,0 @@
-"""Writers of what a person reads while a run goes on."""

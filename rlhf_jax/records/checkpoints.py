@@ -1,0 +1,255 @@
+"""Saves and restores train states with orbax: asynchronous, atomic, a bounded number kept, a damaged one passed over.
+
+Nothing is deleted before it is replaced: checkpoints that cannot be used, and those later than the one that a run goes on from,
+are moved to `set_aside/<stage>/` of the run directory, and removed from there once training has saved as late a version again.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+
+from rlhf_jax.devices import distributed
+from rlhf_jax.records.jsonl import replace
+from rlhf_jax.records.notes import say
+from rlhf_jax.refusal import MissingInput, Refusal
+
+FILES = ".files.json"
+"""In a stage's directory: the files of each of its checkpoints, with their sizes, and digests of the small ones."""
+SMALL_BYTES = 1 << 20
+Read = TypeVar("Read")
+
+
+class Damaged(RuntimeError):
+    """A checkpoint or a file that belongs to it is missing or cannot be read. The message names the file or what was raised."""
+
+
+def _processes() -> Any:
+    """All of them. Told so, orbax waits for them through the coordinator, and not in a collective of all devices: one from a
+    thread of its own would meet the trainer's and the samplers' programs in another order on every host."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    return ocp.options.MultiprocessingOptions(active_processes=set(range(jax.process_count())))
+
+
+def _manager(directory: Path, keep: int | None, partly: bool = False) -> ocp.CheckpointManager:
+    """Orbax's manager of a stage's checkpoints; with no number to keep, one to read with, of which one kind reads parts.
+
+    Its handler is given: orbax would infer it from the newest checkpoint, and could not read any where that is damaged.
+    """
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, multiprocessing_options=_processes())
+    handler = ocp.PyTreeCheckpointHandler() if partly else ocp.StandardCheckpointHandler()
+    return ocp.CheckpointManager(directory, options=options, item_handlers=handler)
+
+
+class Checkpoints:
+    """Checkpoints of one stage, by step. `save` returns at once; a partial one is never taken for a complete one."""
+
+    def __init__(self, directory: Path, keep: int = 2, only_read: bool = False):
+        """`directory` is `checkpoints/<stage>` of a run; it is made where it is missing, unless it is only read."""
+        self.directory = directory.absolute()
+        if not only_read:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        self._manager = _manager(self.directory, None if only_read else keep)
+        self._saved: set[int] = set()  # by this process, and not listed yet
+
+    @property
+    def aside(self) -> Path:
+        """Where checkpoints that are no longer used lie until they are replaced."""
+        return self.directory.parent.parent / "set_aside" / self.directory.name
+
+    def steps(self) -> list[int]:
+        """Steps of complete checkpoints, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def latest(self) -> int | None:
+        """The newest step, or None."""
+        return max(self.steps(), default=None)
+
+    def newest(self, read: Callable[[int], Read], otherwise: str = "") -> tuple[int, Read] | None:
+        """The newest step that is whole, and what `read` makes of it; None where there is no checkpoint.
+
+        Args:
+          read: reads a step, and raises Damaged where that or something that belongs to it cannot be read; collective.
+          otherwise: what else may be done where none can be used, for the message.
+
+        Says which steps are passed over. Raises Refusal where there are checkpoints and none can be used; nothing is touched.
+        """
+        passed: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            problem = distributed.agree(self.problem(step)[:200])
+            if not problem:
+                try:
+                    found = read(step)
+                except Damaged as error:
+                    problem = str(error)
+                else:
+                    for later, why in passed.items():
+                        say(f"checkpoint {later} of {self.directory} cannot be used ({why}): going on from {step}")
+                    return step, found
+            passed[step] = problem
+        if not passed:
+            return None
+        listed = "; ".join(f"{step}: {why}" for step, why in sorted(passed.items()))
+        raise Refusal(
+            f"no checkpoint of {self.directory} can be gone on from ({listed}); nothing was changed: bring back what is "
+            f"missing, or remove these checkpoints to begin the stage again{otherwise}"
+        )
+
+    def problem(self, step: int) -> str:
+        """What is wrong with the files of a step, or "": by the list of them, where there is one."""
+        listed = self._listed().get(str(step), {})
+        for name, (size, digest) in sorted(listed.items()):
+            path = self.directory / str(step) / name
+            if not path.is_file():
+                return f"{path} is missing"
+            if path.stat().st_size != size:
+                return f"{path} has {path.stat().st_size} bytes of {size}"
+            if digest and _digest(path) != digest:
+                return f"{path} was changed"
+        return ""
+
+    def save(self, step: int, tree: Any) -> None:
+        """Begins to save a pytree of arrays.
+
+        Raises RuntimeError when the step is there already: orbax would skip it in silence.
+        """
+        self.wait()
+        if str(step) in (listed := self._listed()):  # of an earlier checkpoint of the same step
+            self._write_list({name: files for name, files in listed.items() if name != str(step)})
+        if not self._manager.save(step, args=ocp.args.StandardSave(tree)):
+            raise RuntimeError(f"checkpoint {step} in {self.directory} was not saved: a step at or after it exists")
+        self._saved.add(step)
+
+    def restore(self, step: int, abstract: Any) -> Any:
+        """The pytree saved at `step`, laid out as `abstract` (ShapeDtypeStructs with shardings) says. Raises Damaged."""
+        return self._read(self._manager, step, ocp.args.StandardRestore(abstract))
+
+    def restore_part(self, step: int, abstract: Any) -> Any:
+        """Of the pytree saved at `step` what `abstract` holds, the rest unread: params without what an optimizer keeps. Raises
+        Damaged."""
+        arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
+        partly = ocp.args.PyTreeRestore(item=abstract, restore_args=arguments, partial_restore=True)
+        with _manager(self.directory, None, partly=True) as manager:
+            return self._read(manager, step, partly)
+
+    def _read(self, manager: ocp.CheckpointManager, step: int, arguments: Any) -> Any:
+        try:
+            return manager.restore(step, args=arguments)
+        except (jax.errors.JaxRuntimeError, MemoryError):
+            raise
+        except Exception as error:  # orbax and tensorstore raise ValueError, KeyError, OSError, and Exception itself
+            raise Damaged(
+                f"{self.directory / str(step)} cannot be read: {' '.join(str(error).split())[:160]}"
+            ) from error
+
+    def set_aside_after(self, step: int) -> None:
+        """Moves checkpoints later than `step` out of the way, so that training can save those versions again; collective."""
+        later = [other for other in self.steps() if other > step]
+        if not later:
+            return
+        if distributed.is_first():
+            for other in later:
+                place = self.aside / str(other)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(
+                    place, ignore_errors=True
+                )  # an earlier one of this version, which has been replaced since
+                shutil.move(self.directory / str(other), place)
+        distributed.barrier()
+        self._manager.reload()
+
+    def wait(self) -> None:
+        """Blocks until what was begun is on disk; raises what went wrong there. Then what it replaces is removed."""
+        self._manager.wait_until_finished()
+        if not distributed.is_first() or not self._saved:
+            return
+        there = {step: self.directory / str(step) for step in self.steps()}
+        known = self._listed() | {str(step): _files(there[step]) for step in self._saved if step in there}
+        self._write_list({str(step): known[str(step)] for step in there if str(step) in known})
+        if self.aside.is_dir():
+            self._remove_replaced(max(self._saved))
+        self._saved = set()
+
+    def _remove_replaced(self, step: int) -> None:
+        """Removes what was moved aside of versions up to `step`, which have been saved again."""
+        for path in self.aside.iterdir():
+            if int(path.name.partition(".")[0]) <= step:
+                shutil.rmtree(path)
+        for folder in (self.aside, self.aside.parent):
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _listed(self) -> dict[str, Any]:
+        path = self.directory / FILES
+        try:
+            return json.loads(path.read_bytes())
+        except (FileNotFoundError, ValueError):  # without the list, what is damaged shows when it is read
+            return {}
+
+    def _write_list(self, listed: dict[str, Any]) -> None:
+        replace(self.directory / FILES, json.dumps(listed, sort_keys=True).encode())
+
+
+def _files(checkpoint: Path) -> dict[str, tuple[int, str]]:
+    """Sizes and digests of a checkpoint's files by their names; of large ones the size alone."""
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    return {
+        str(path.relative_to(checkpoint)): (size, _digest(path) if size <= SMALL_BYTES else "")
+        for path in files
+        for size in (path.stat().st_size,)
+    }
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def abstract_like(tree: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs of a tree of arrays or shapes, with shardings: what `restore` needs."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+def complete_steps(directory: Path) -> list[int]:
+    """Steps of a stage's checkpoints, oldest first. Raises MissingInput, naming the stage, where there is none."""
+    steps = sorted(ocp.utils.checkpoint_steps(directory)) if directory.exists() else []
+    if not steps:
+        stage = directory.name
+        raise MissingInput(
+            f"no complete checkpoint in {directory}: run the stage {stage!r} first (--config.job={stage})"
+        )
+    return steps
+
+
+def restore_params(directory: Path, abstract: Any, role: str = "", step: int | None = None) -> tuple[Any, int]:
+    """Params laid out as `abstract` says, and their step, of a stage's checkpoint: the newest, or that of `step`.
+
+    Args:
+      role: whose, where a checkpoint holds the states of several.
+
+    Raises MissingInput naming the stage that has to run first, or the steps that there are; Refusal for a damaged one.
+    """
+    steps = complete_steps(directory)
+    chosen = steps[-1] if step is None else step
+    if chosen not in steps:
+        raise MissingInput(f"{directory} has no checkpoint {step}; there are: {', '.join(map(str, steps))}")
+    checkpoints, wanted = Checkpoints(directory, only_read=True), {"params": abstract}
+    try:
+        if problem := distributed.agree(checkpoints.problem(chosen)[:200]):
+            raise Damaged(problem)
+        state = checkpoints.restore_part(chosen, {role: wanted} if role else wanted)
+    except Damaged as error:
+        raise Refusal(
+            f"checkpoint {chosen} of {directory} is damaged ({error}); there are: {', '.join(map(str, steps))}"
+        ) from error
+    finally:
+        checkpoints.close()
+    return (state[role] if role else state)["params"], chosen

@@ -1,0 +1,173 @@
+"""The ledger: `ledger.jsonl` of a run directory, one row for every sample that was trained on, in order.
+
+    round, ordinal, prompt_hash, sample      which sample: round, place of its prompt in the stream, CRC-32 of the prompt's
+                                             text, index in its group
+    version, ages                            the version that sampled it; how many updates old it was at each use ([]: the
+                                             algorithm did not choose it)
+    length, finished                         tokens, the EOS among them; whether there was one
+    raw, standardized, score                 what the judge said; in SFT standard deviations; with a missing EOS replaced
+    behavior_logprob, proximal_logprob, reference_logprob      sums over the completion, null where not computed
+    advantage, place                         mean over the completion; 1 chosen and -1 rejected of a pair, 0 neither;
+                                             null where the algorithm has no such thing
+    terms                                    of a reward that is a sum alone: {label: score} of its terms before their weights
+    gold, text                               the task's judgement (null where it was not asked for); the completion
+
+"stage" and "update" (the round's first) are those of `metrics.jsonl`, so that the file is cut back as that one is.
+`pandas.read_json(path, lines=True)` reads it.
+"""
+
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_jax.clock import Clock
+from rlhf_jax.devices import distributed
+from rlhf_jax.records import jsonl
+from rlhf_jax.refusal import MissingInput, Refusal
+from rlhf_jax.types import Algorithm, Batch, Samples, Scores
+
+FILE = "ledger.jsonl"
+STAGE = "rlhf"
+DIGITS = 7  # of a float32
+
+
+class Ledger:
+    """Appends to `directory/ledger.jsonl`; a round's rows in one write."""
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        """Makes the directory where it is missing; a torn last line of an earlier process is removed."""
+        self.path = Path(directory) / FILE
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        jsonl.drop_torn_line(self.path)
+
+    def write(self, update: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The rows of the round whose first update is `update`. Raises OSError that names the file."""
+        jsonl.append_all(self.path, [{"stage": STAGE, "update": update, **row} for row in rows])
+
+    def resume(self, update: int, aside: Path | None = None) -> set[int]:
+        """Cuts the file back to what version `update` had been trained on. Returns as `jsonl.cut_back`."""
+        return jsonl.cut_back(self.path, STAGE, update, aside=aside)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Every row. Raises as `jsonl.read`."""
+    return jsonl.read(path)
+
+
+def trace(path: Path, clock: Clock) -> tuple[int, ...]:
+    """The version of every round, to be replayed.
+
+    Raises MissingInput, and Refusal where the ledger lacks a round of `clock` or a round has two versions.
+    """
+    if not path.exists():
+        raise MissingInput(f"no ledger {path}: rlhf.replay names the directory of a run that has one")
+    found: dict[int, set[int]] = {}
+    for row in read(path):
+        found.setdefault(row["round"], set()).add(row["version"])
+    wrong = [r for r in range(clock.num_rounds) if len(found.get(r, ())) != 1]
+    if wrong:
+        raise Refusal(
+            f"{path} has versions {sorted(found.get(wrong[0], ()))} of round {wrong[0]}; a replay of {clock.num_rounds} "
+            "rounds needs one of each: give it the run's own total_prompts, prompts_per_update and num_minibatches"
+        )
+    return tuple(min(found[r]) for r in range(clock.num_rounds))
+
+
+def rows(
+    round_index: int,
+    samples: Samples,
+    scores: Scores,
+    uses: Mapping[int, np.ndarray],
+    batch: Batch,
+    algorithm: Algorithm,
+    prompt_texts: Sequence[str],
+    texts: Sequence[str],
+    gold: np.ndarray | None,
+) -> list[dict[str, Any]]:
+    """The rows of a round.
+
+    Args:
+      uses: age -> the samples (rows of `samples`) that an update of that age trained on.
+      batch: what credit made of the round, on the host or the device.
+      prompt_texts: of every prompt, in order; `texts`: of every sample.
+    """
+    samples, scores = distributed.fetch((samples, scores))  # of the batch only what is read below
+    count = len(texts)
+    mask_BC = np.asarray(samples.mask_BC)
+    columns: dict[str, Any] = {
+        "round": [round_index] * count,
+        "ordinal": samples.ordinal_B.tolist(),
+        "prompt_hash": [zlib.crc32(text.encode()) for text in prompt_texts for _ in range(samples.samples_per_prompt)],
+        "sample": samples.sample_index_B.tolist(),
+        "version": [int(samples.version)] * count,
+        "ages": ages_of(uses, count),
+        "length": mask_BC.sum(axis=1).tolist(),
+        "finished": samples.finished_B.tolist(),
+        "raw": numbers(scores.raw_B),
+        "standardized": numbers(scores.standardized_B),
+        "score": numbers(scores.score_B),
+        "behavior_logprob": sums(samples.behavior_logprob_BC, mask_BC),
+        "proximal_logprob": sums(scores.proximal_logprob_BC, mask_BC),
+        "reference_logprob": sums(scores.reference_logprob_BC, mask_BC),
+        "advantage": advantages(batch, mask_BC),
+        "place": places(batch, count) if algorithm.pair else [None] * count,
+        "gold": [None] * count if gold is None else numbers(gold),
+        "text": list(texts),
+    }
+    if scores.terms is not None:
+        terms = {label: numbers(term_B) for label, term_B in scores.terms.items()}
+        columns["terms"] = [{label: term_B[row] for label, term_B in terms.items()} for row in range(count)]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def ages_of(uses: Mapping[int, np.ndarray], count: int) -> list[list[int]]:
+    """For each of `count` samples, its age at each use, in order."""
+    found: list[list[int]] = [[] for _ in range(count)]
+    for age in sorted(uses):
+        for row in uses[age].tolist():
+            found[row].append(age)
+    return found
+
+
+def numbers(values: Any) -> list[Any]:
+    """As JSON can say them, with the digits that a float32 has."""
+    wide = np.asarray(values, np.float64)
+    if not np.isfinite(wide).all():
+        return [jsonl.number(float(f"{value:.{DIGITS}g}")) for value in wide.tolist()]
+    exponent = np.floor(np.log10(np.abs(wide), where=wide != 0, out=np.zeros_like(wide)))
+    scale = 10.0 ** np.clip(DIGITS - 1 - exponent, -300, 300)
+    return (np.round(wide * scale) / scale).tolist()
+
+
+def sums(values_BC: Any, mask_BC: np.ndarray) -> list[Any]:
+    """Sums over completions, or null for each."""
+    if values_BC is None:
+        return [None] * len(mask_BC)
+    return numbers(np.where(mask_BC, np.asarray(values_BC, np.float64), 0.0).sum(axis=1))
+
+
+def advantages(batch: Batch, mask_BC: np.ndarray) -> list[Any]:
+    """The mean advantage of each sample's tokens; null where there is none, or for samples that were not chosen."""
+    found: list[Any] = [None] * len(mask_BC)
+    if batch.advantage_RC is None or batch.sample_R is None:
+        return found
+    mask_RC, advantage_RC, sample_R = distributed.fetch((batch.mask_RC, batch.advantage_RC, batch.sample_R))
+    total_R = np.where(mask_RC, np.asarray(advantage_RC, np.float64), 0.0).sum(axis=1)
+    for row, value in zip(sample_R.tolist(), numbers(total_R / mask_RC.sum(axis=1)), strict=True):
+        found[row] = value
+    return found
+
+
+def places(batch: Batch, count: int) -> list[int]:
+    """1 for the chosen and -1 for the rejected samples of pairs with an order, 0 for the others."""
+    assert batch.sample_R is not None
+    assert batch.weight_R is not None
+    place_B = np.zeros(count, np.int64)
+    weight_R, sample_R = distributed.fetch((batch.weight_R, batch.sample_R))
+    sign_R = np.where(weight_R > 0, np.tile([1, -1], len(weight_R) // 2), 0)
+    np.add.at(place_B, sample_R, sign_R)
+    return place_B.tolist()

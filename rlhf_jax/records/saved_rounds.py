@@ -1,0 +1,79 @@
+"""Keeps sampled rounds on disk, one file each by atomic rename, for as long as a checkpoint may need them."""
+
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from rlhf_jax.clock import Clock
+from rlhf_jax.devices import distributed
+from rlhf_jax.records.checkpoints import Damaged
+from rlhf_jax.types import Samples
+
+ARRAYS = tuple(f.name for f in fields(Samples) if f.name != "samples_per_prompt")
+
+
+class Spool:
+    """Files `directory/<round>.npz`."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def path(self, round_index: int) -> Path:
+        return self.directory / f"{round_index:08d}.npz"
+
+    def write(self, round_index: int, samples: Samples) -> None:
+        """Durable when this returns: a file is there whole or not at all. Collective; the first process writes."""
+        arrays = distributed.fetch({name: getattr(samples, name) for name in ARRAYS})
+        if not distributed.is_first():
+            return
+        partial = self.path(round_index).with_suffix(".partial")
+        with open(partial, "wb") as file:
+            np.savez(file, allow_pickle=False, samples_per_prompt=np.int64(samples.samples_per_prompt), **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, self.path(round_index))
+
+    def has(self, rounds: list[int]) -> bool:
+        """Whether all of these rounds are there."""
+        return all(self.path(r).exists() for r in rounds)
+
+    def read(self, round_index: int, layout: Callable[[Samples], Samples]) -> Samples:
+        """A round, laid out as it was sampled: `layout` gives the shardings of Samples. Raises Damaged, naming the file, where
+        it is missing, cut or changed: its members have checksums."""
+        path = self.path(round_index)
+        try:
+            with open(path, "rb") as stream, np.load(stream) as file:
+                arrays = {name: file[name] for name in ARRAYS}
+                samples = Samples(samples_per_prompt=int(file["samples_per_prompt"]), **arrays)
+        except FileNotFoundError:
+            raise Damaged(f"{path} is missing") from None
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise Damaged(f"{path} cannot be read: {error}") from error
+        return distributed.feed(samples, layout(samples))
+
+    def keep(self, rounds: Iterable[int]) -> None:
+        """Removes every other round's file; of several processes the first does."""
+        if not distributed.is_first():
+            return
+        kept = {self.path(r).name for r in rounds}
+        for path in self.directory.iterdir():
+            if path.name not in kept:
+                path.unlink()
+
+    def keep_for(self, clock: Clock, steps: Iterable[int], next_round: int) -> None:
+        """Keeps what every checkpoint needs, so that each of them can be gone on from, and rounds from `next_round` on.
+
+        A bounded clock needs nothing: what is there after the oldest checkpoint's round is not sampled again.
+        """
+        begins = [step // clock.updates_per_round for step in steps]
+        if clock.bounded:
+            self.keep(range(min([next_round, *begins]), clock.num_rounds))
+            return
+        needed = {r for begin in begins for r in clock.issued_before(begin)}
+        self.keep(needed | set(range(next_round, clock.num_rounds)))

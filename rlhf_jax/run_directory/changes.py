@@ -1,0 +1,202 @@
+"""A run's config against its directory: what may change there and is told, what is refused, and how to go on elsewhere.
+
+class of the key    in a directory whose stage has a checkpoint
+free                changes; written down
+evaluation          changes; told: figures before and after are of different kinds
+rounding            changes; told: from which version on numbers agree to rounding only
+computed            changes between stages, told; refused within one
+extending           may grow where every schedule is constant; refused otherwise
+place, numbers      refused, with what forks the run
+
+Another source of the package or of a user's own component is told: a reward that has raised is mended, and the run goes on.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.config import flat
+from rlhf_jax.refusal import MissingInput, Refusal
+from rlhf_jax.run_directory import environment, history, keys, made, run_config, starts
+from rlhf_jax.run_directory.keys import Class
+from rlhf_jax.run_directory.made import CODE, MISSING, OWN_CODE, Change, Facts
+
+FORKED = ("seed", "lengths", "reward", "reward_settings", "algorithm", "rlhf")
+"""Nodes whose keys may be others in a run that begins from this one; what SFT or the reward model is made of may not."""
+SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a start finds changed: lines to print, and what `starts.jsonl` says of it."""
+
+    notes: tuple[str, ...]
+    at: Mapping[str, int]
+    changed: Mapping[str, list[Any]]
+    differences: tuple[str, ...]
+
+
+def check(directory: Path, facts: Facts, snapshot: Mapping[str, Any], constant_schedules: bool) -> Verdict:
+    """What is changed since the directory's last start. Nothing is written.
+
+    Args:
+      facts: what the run is made of now.
+      snapshot: of the environment now.
+      constant_schedules: whether no learning rate of the RLHF stage depends on its number of updates.
+
+    Raises Refusal, naming keys and the way to go on elsewhere, for what enters numbers that were made already.
+    """
+    at = made.at(directory)
+    stored, problem = _stored(directory)
+    notes = [] if not problem else [f"{problem}; it is written again, and kept as {run_config.DAMAGED}"]
+    for stage in keys.STAGES:
+        if made.begun(directory, stage):
+            notes += _check_stage(directory, stage, facts, at, constant_schedules)
+    changed = {} if stored is None else _changed(stored, facts)
+    notes += _told(changed, at)
+    past = starts.read(directory)
+    differences: list[str] = []
+    if past and at:
+        differences = environment.differences(past[-1]["environment"], snapshot)
+        notes += _told_of_code(past[-1]["digests"], facts, at)
+    notes += [f"{difference}: from version {_versions(at)} on, numbers may be others" for difference in differences]
+    return Verdict(tuple(notes), at, changed, tuple(differences))
+
+
+def settle(directory: Path, values: dict[str, Any], facts: Facts, verdict: Verdict, start: Mapping[str, Any]) -> None:
+    """Writes the config, and the start where it is a new one: the lock is held."""
+    run_config.write(directory, values, dict(facts.digests))
+    line = dict(start) | {"digests": dict(facts.digests), "at": dict(verdict.at), "changed": dict(verdict.changed)}
+    starts.write(directory, line | {"differences": list(verdict.differences)})
+
+
+def _stored(directory: Path) -> tuple[dict[str, Any] | None, str]:
+    """The flattened config that the directory holds, or None, and what is wrong with the file.
+
+    Raises Refusal where the file is damaged and nothing else says what a stage was made with.
+    """
+    try:
+        return history.translated(flat(run_config.read(directory)[0]), str(directory / run_config.FILE)), ""
+    except MissingInput:
+        return None, ""
+    except Refusal as error:
+        unknown = [
+            s for s in keys.STAGES if made.begun(directory, s) and not (made.folder(directory, s) / made.FILE).exists()
+        ]
+        if unknown:
+            raise Refusal(
+                f"{error}, and nothing else says what the stage {unknown[0]} was made with; restore the file, or remove it to "
+                "take the stage as made with this config"
+            ) from None
+        return None, str(error)
+
+
+def _check_stage(
+    directory: Path, stage: str, facts: Facts, at: Mapping[str, int], constant_schedules: bool
+) -> list[str]:
+    """Notes about a stage that has begun. Raises Refusal where it cannot be used with this config."""
+    record = made.read(directory, stage)
+    if record is None:
+        return []
+    refused, notes = [], []
+    for change in made.changes(record, facts, stage):
+        kind = keys.class_of(change.key)
+        if kind is Class.COMPUTED and made.finished(directory, stage, facts.values):
+            notes.append(
+                f"the stage {stage} was computed with {change.key}={change.was}, and is used with {change.now}"
+            )
+        elif kind is not Class.EXTENDING or not constant_schedules or not _grows(change):
+            refused.append(change)
+    if refused:
+        raise Refusal(_refusal(directory, stage, refused, at, facts, constant_schedules))
+    return notes
+
+
+def _grows(change: Change) -> bool:
+    return MISSING not in (change.was, change.now) and change.now > change.was
+
+
+def _refusal(
+    directory: Path,
+    stage: str,
+    refused: Sequence[Change],
+    at: Mapping[str, int],
+    facts: Facts,
+    constant_schedules: bool,
+) -> str:
+    listed = ", ".join(map(str, refused[:SHOWN])) + (
+        f" and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
+    )
+    why = "enter the numbers" if len(refused) > 1 else "enters the numbers"
+    if [change.key for change in refused] == ["rlhf.total_prompts"]:
+        why = "a learning rate ends with it" if not constant_schedules else "a run may only grow"
+    instead = _elsewhere(directory, refused, at, facts)
+    return f"the stage {stage} of {directory} was made with another config: {listed}: {why}; {instead}"
+
+
+def _elsewhere(directory: Path, refused: Sequence[Change], at: Mapping[str, int], facts: Facts) -> str:
+    """How to go on with the changed keys."""
+    forks = all(change.key.partition(".")[0] in FORKED for change in refused)
+    if not forks or not _has_policy(directory, facts):
+        return "take another --config.directory"
+    version = f"@{at['rlhf']}" if "rlhf" in at else ""
+    run, new = shlex.quote(f"{directory}{version}"), shlex.quote(f"{directory}_fork")
+    from_here = f"add --config.begin={run} --config.directory={new} to go on from here elsewhere"
+    again = f" (--config.begin={shlex.quote(str(directory))}: from its SFT policy)" if version else ""
+    return from_here + again
+
+
+def _has_policy(directory: Path, facts: Facts) -> bool:
+    """Whether another run may begin from this one: its SFT policy is there."""
+    elsewhere = facts.values.get("begin") or facts.values.get("hub.sft")
+    return bool(elsewhere) or made.finished(directory, "sft", facts.values)
+
+
+def _changed(stored: Mapping[str, Any], facts: Facts) -> dict[str, list[Any]]:
+    """{key: [before, now]} of every key that is another; None for a key that is not there."""
+    older = {key: history.before(key, facts.defaults.get(key)) for key in facts.values.keys() - stored.keys()}
+    there = dict(stored) | older
+    names = sorted((there.keys() | facts.values.keys()) - {"job", "directory"})
+    pairs = {key: (there.get(key), facts.values.get(key)) for key in names}
+    return {key: [before, now] for key, (before, now) in pairs.items() if before != now}
+
+
+def _told(changed: Mapping[str, list[Any]], at: Mapping[str, int]) -> list[str]:
+    """One line for each class of changes that are allowed, where something was made before them."""
+    if not at:
+        return []
+    said = {
+        Class.FREE: "no number changes",
+        Class.EVALUATION: f"figures of evaluations before and after are of different kinds ({_from_here(at, False)})",
+        Class.ROUNDING: _from_here(at),
+        Class.EXTENDING: f"the run is longer ({_from_here(at, False)})",
+    }
+    notes = []
+    for kind, consequence in said.items():
+        of_kind = [key for key in changed if keys.class_of(key) is kind]
+        if of_kind:
+            listed = ", ".join(f"{key} was {changed[key][0]!r} and is {changed[key][1]!r}" for key in of_kind)
+            notes.append(f"{listed}: {consequence}")
+    return notes
+
+
+def _told_of_code(before: Mapping[str, str], facts: Facts, at: Mapping[str, int]) -> list[str]:
+    """One line for the package's code, and one for each component of a user's own, where it is another."""
+    notes = []
+    for name, digest in sorted(facts.digests.items()):
+        if (name == CODE or name.startswith(OWN_CODE)) and before.get(name, digest) != digest:
+            what = "the code" if name == CODE else f"the code of {name.removeprefix(OWN_CODE)}"
+            notes.append(f"{what} differs from that which made versions up to {_versions(at)}")
+    return notes
+
+
+def _versions(at: Mapping[str, int]) -> str:
+    stage = list(at)[-1]
+    return f"{at[stage]} of {stage}"
+
+
+def _from_here(at: Mapping[str, int], rounding: bool = True) -> str:
+    where = f"from version {_versions(at)} on"
+    return f"{where}, numbers agree with those of before to rounding only" if rounding else where

@@ -1,0 +1,131 @@
+"""What each key of a config may do to the numbers of a run, and which stage it enters first.
+
+    FREE        changes no number of training: bitwise the same params
+    EVALUATION  changes no number of training, but what an evaluation's figures mean
+    ROUNDING    changes numbers by rounding only
+    COMPUTED    the precision of a stage: may differ between stages, not within one
+    EXTENDING   may grow in the same directory, where no schedule depends on it
+    PLACE       names a file or a folder: its content is compared and not its path (see `digests.py`)
+    NUMBERS     enters the numbers
+
+A key of NUMBERS may change as long as no stage that it enters has a checkpoint. `tests/run_directory/test_keys.py`
+demands a class for every key of every component in the package. A key of a component outside of the package
+enters the numbers, as do the settings of a reward, `reward_settings.<label>.<key>`.
+"""
+
+import enum
+
+
+class Class(enum.Enum):
+    """What a change of a key does to a run: see the module."""
+
+    FREE = "free"
+    EVALUATION = "evaluation"
+    ROUNDING = "rounding"
+    COMPUTED = "computed"
+    EXTENDING = "extending"
+    PLACE = "place"
+    NUMBERS = "numbers"
+
+
+STAGES = ("sft", "comparisons", "reward_model", "rlhf")
+"""In the order in which they run; each is made of what those before it have made."""
+
+OPTIMIZER = (
+    "learning_rate",
+    "schedule",
+    "warmup_updates",
+    "beta1",
+    "beta2",
+    "epsilon",
+    "weight_decay",
+    "max_grad_norm",
+    "decay_on",
+)
+
+_OF_CLASS: dict[Class, str] = {
+    # The loop, deadlines, cadences and logs. A ledger that was off for some updates lacks their rows.
+    Class.FREE: """
+        job directory task.cache_dir sft.min_whole_references
+        sft.checkpoint_every reward_model.checkpoint_every
+        rlhf.loop rlhf.deadline_seconds rlhf.device_call_seconds
+        rlhf.evaluate_every rlhf.evaluate_at rlhf.checkpoint_every rlhf.keep_checkpoints
+        rlhf.log_samples rlhf.ledger rlhf.ledger_gold
+    """,
+    Class.EVALUATION: """
+        evaluate.num_prompts evaluate.num_prompts_between evaluate.samples_per_prompt evaluate.references_per_prompt
+        evaluate.max_completion_tokens evaluate.part evaluate.num_parts best_of_n best_of_n_prompts
+    """,
+    # Sums in another order: other meshes, batches and micro-batches; layers that are computed twice; other kernels.
+    Class.ROUNDING: """
+        mesh.data mesh.fsdp mesh.tensor plan model.remat model.attention hub.gold_rows_per_batch evaluate.prompts_per_batch
+        sft.num_micro_batches reward_model.num_micro_batches rlhf.num_micro_batches rlhf.num_compactions
+        rlhf.sampler_slices rlhf.sampler_slice_devices
+    """,
+    Class.COMPUTED: "model.dtype",
+    Class.EXTENDING: "rlhf.total_prompts",
+    Class.PLACE: """
+        begin hub.base hub.sft hub.reward_model hub.gold tokenizer.path rlhf.replay
+        task.prompts task.comparisons task.data_dir task.comparisons_dir
+    """,
+    Class.NUMBERS: """
+        seed reward lengths.max_prompt_tokens lengths.max_completion_tokens
+        tokenizer.kind tokenizer.eos tokenizer.bos
+        task.name task.seed task.heldout_percent task.references_per_prompt task.max_words task.mood_spread task.calm task.limit
+        task.padded task.calculator task.before task.after task.chat_template task.bos_token task.eos_token task.ties
+        task.max_reply_tokens task.date task.rendered hub.gold_chat_template
+        model.family model.vocab_size model.width model.ffn_width model.num_layers model.num_heads model.num_kv_heads
+        model.head_width model.init_scale model.norm_eps model.parallel_residual model.tie_embeddings model.query_scalar
+        model.logit_cap model.score_cap model.sliding_window model.first_window_layer model.rotary_fraction model.rope_theta
+        model.rope_scaling model.rope_scaling_factor model.rope_low_frequency_factor model.rope_high_frequency_factor
+        model.rope_original_max_positions model.rope_attention_factor model.rope_truncate model.rope_short_factors
+        model.rope_long_factors model.rope_local_theta model.full_attention_interval model.no_rope_interval model.padding_id
+        algorithm.name algorithm.advantage algorithm.aggregation algorithm.beta algorithm.clip algorithm.clip_high
+        algorithm.clip_low algorithm.decay algorithm.discount algorithm.gain algorithm.high algorithm.low algorithm.kl_weight
+        algorithm.ties algorithm.value_clip algorithm.weights
+        algorithm.correction.ratio_to algorithm.correction.correction algorithm.correction.level algorithm.correction.cap
+        algorithm.correction.floor algorithm.correction.second_moment
+        sft.num_updates sft.rows_per_update
+        comparisons.num_train comparisons.num_heldout comparisons.prompts_per_batch comparisons.temperature comparisons.by_gold
+        reward_model.num_updates reward_model.pairs_per_update reward_model.standardize reward_model.standardize_prompts
+        rlhf.prompts_per_update rlhf.num_minibatches rlhf.num_epochs rlhf.samples_per_prompt rlhf.lag rlhf.clock rlhf.trace
+        rlhf.publish_dtype rlhf.temperature rlhf.share_prompts rlhf.scoring.missing_eos_score rlhf.scoring.replace_missing_eos
+    """,
+}
+CLASSES: dict[str, Class] = {key: kind for kind, keys in _OF_CLASS.items() for key in keys.split()}
+CLASSES |= {
+    f"{node}.{name}": Class.NUMBERS
+    for node in ("sft.optimizer", "reward_model.optimizer", "rlhf.optimizer", "rlhf.critic_optimizer")
+    for name in OPTIMIZER
+}
+
+_ENTERS: dict[str, tuple[str, ...]] = {
+    "comparisons": ("comparisons",),
+    "reward_model": ("reward_model",),
+    "hub.reward_model": ("reward_model",),
+    "hub.gold": ("comparisons", "rlhf"),
+    "hub.gold_chat_template": ("comparisons", "rlhf"),
+    "reward": ("rlhf",),
+    "reward_settings": ("rlhf",),
+    "algorithm": ("rlhf",),
+    "rlhf": ("rlhf",),
+    "best_of_n": (),
+    "best_of_n_prompts": (),
+    "evaluate": (),
+}
+
+
+def class_of(key: str) -> Class:
+    """The class of a key, its nodes joined by dots. A key that the table does not have enters the numbers."""
+    return CLASSES.get(key, Class.NUMBERS)
+
+
+def stages_of(key: str) -> tuple[str, ...]:
+    """The stages whose own numbers a key enters; those after them are made of what they made."""
+    return _ENTERS.get(key, _ENTERS.get(key.partition(".")[0], STAGES))
+
+
+def enters(key: str, stage: str) -> bool:
+    """Whether a key is one that a stage's numbers depend on, its own or through a stage before it."""
+    first = min((STAGES.index(name) for name in stages_of(key)), default=len(STAGES))
+    return first <= STAGES.index(stage)

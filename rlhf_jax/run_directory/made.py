@@ -1,0 +1,181 @@
+"""What each stage of a run was made with: written beside its checkpoints when it begins, compared whenever they are used.
+
+The record is `.made_with.json` in `checkpoints/<stage>/` (`comparisons/` for the comparisons), so that it goes along where a
+stage is copied: {"config": keys that enter the stage's numbers, "digests": of places among them, "directory": where}.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from rlhf_jax.config import flat
+from rlhf_jax.records.jsonl import replace
+from rlhf_jax.refusal import Refusal
+from rlhf_jax.run_directory import history, keys, run_config
+from rlhf_jax.run_directory.keys import Class
+
+FILE = ".made_with.json"
+DATA = "data"
+CODE = "code"
+OWN_CODE = f"{CODE}."
+"""Before the key that names a component which is not of the package; the rest of the digest's name is that key."""
+CONFIG = "config"
+FINISHED_BY = {
+    "reward_model": ("reward_model.json",),
+    "comparisons": ("comparisons/train.jsonl", "comparisons/heldout.jsonl"),
+}
+"""The files that a finished stage has written; the others are finished with their last checkpoint."""
+COMPARED = (Class.NUMBERS, Class.EXTENDING, Class.COMPUTED)
+NAMES = {"algorithm.name": "algorithm", "task.name": "task", "model.family": "model", "reward": "reward_settings"}
+"""Where one of these keys is another, the other keys of the node are no news."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run is made of: the flattened config, digests by what they are of, and the defaults of the config's components.
+
+    Values are as JSON has them. A digest has the name of its key, or is of `data`, the tokenizer, the `code`, or the config.
+    """
+
+    values: Mapping[str, Any]
+    digests: Mapping[str, str]
+    defaults: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a stage was made with, and the file that says so."""
+
+    where: Path
+    config: Mapping[str, Any]
+    digests: Mapping[str, str]
+
+
+MISSING = object()
+"""The value of a key that is not there."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key, or the content that it names, which is another now than when a stage was made."""
+
+    key: str
+    was: Any
+    now: Any
+    stage: str = ""
+    content: bool = False
+
+    def __str__(self) -> str:
+        if self.content:
+            return "the task's data (changed since)" if self.key == DATA else f"{self.key} (other content than there)"
+        return f"{self.key} ({_shown(self.was)} there, {_shown(self.now)} now)"
+
+
+def _shown(value: Any) -> str:
+    return "no such key" if value is MISSING else repr(value)
+
+
+def folder(directory: Path, stage: str) -> Path:
+    """Where a stage keeps what it makes."""
+    return directory / stage if stage == "comparisons" else directory / "checkpoints" / stage
+
+
+def steps(directory: Path, stage: str) -> list[int]:
+    """Versions of a stage's checkpoints, oldest first."""
+    place = folder(directory, stage)
+    return sorted(ocp.utils.checkpoint_steps(place)) if stage != "comparisons" and place.exists() else []
+
+
+def begun(directory: Path, stage: str) -> bool:
+    """Whether a stage has made something that would be gone on from."""
+    return bool(steps(directory, stage)) or any((directory / name).exists() for name in FINISHED_BY.get(stage, ()))
+
+
+def finished(directory: Path, stage: str, values: Mapping[str, Any]) -> bool:
+    """Whether a stage has ended, so that what it made is taken as it is."""
+    if stage in FINISHED_BY:
+        return all((directory / name).exists() for name in FINISHED_BY[stage])
+    return stage == "sft" and max(steps(directory, stage), default=-1) >= values["sft.num_updates"]
+
+
+def at(directory: Path) -> dict[str, int]:
+    """{stage: version of its newest checkpoint} of the stages that have one."""
+    return {stage: found[-1] for stage in keys.STAGES if (found := steps(directory, stage))}
+
+
+def write(directory: Path, stage: str, facts: Facts | None) -> None:
+    """Records what a stage that begins, or goes on, is made with; nothing where the workspace knows no facts."""
+    if facts is None:
+        return
+    path = folder(directory, stage) / FILE
+    digests = {name: digest for name, digest in facts.digests.items() if _digest_enters(name, stage)}
+    record = {"config": _entering(facts.values, stage), "digests": digests, "directory": str(directory.absolute())}
+    data = json.dumps(record, indent=1, sort_keys=True).encode()
+    if not path.exists() or path.read_bytes() != data:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace(path, data)
+
+
+def read(directory: Path, stage: str) -> Record | None:
+    """What a stage was made with, by its own record, else by the directory's config, else unknown: None.
+
+    Raises Refusal for a record that is damaged.
+    """
+    path = folder(directory, stage) / FILE
+    if path.exists():
+        try:
+            record = json.loads(path.read_bytes())
+            return Record(path, record["config"], record["digests"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise Refusal(
+                f"{path}, which says what the stage was made with, is damaged ({error}); restore it, or remove it to take the "
+                "stage as made with this config"
+            ) from None
+    if (directory / run_config.FILE).exists():
+        values, digests = run_config.read(directory)
+        return Record(directory / run_config.FILE, flat(values), digests)
+    return None
+
+
+def changes(record: Record, facts: Facts, stage: str) -> list[Change]:
+    """What enters a stage's numbers and is another now than it was when the stage was made.
+
+    A key that is newer than the record is taken at what the code did before it was there. Raises Refusal as
+    `history.translated`.
+    """
+    there = history.translated(record.config, str(record.where))
+    was, now = _entering(there, stage), _entering(facts.values, stage)
+    for key in now.keys() - was.keys():
+        was[key] = history.before(key, facts.defaults.get(key, MISSING))
+    for key, path in there.items():  # of a run without digests
+        if keys.class_of(key) is Class.PLACE and keys.enters(key, stage) and _digest_of(key) not in record.digests:
+            was[key], now[key] = path, facts.values.get(key, MISSING)
+    found = [
+        Change(key, was.get(key, MISSING), now.get(key, MISSING), stage)
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key, MISSING) != now.get(key, MISSING)
+    ]
+    renamed = {NAMES[change.key] for change in found if change.key in NAMES}
+    found = [change for change in found if change.key in NAMES or change.key.partition(".")[0] not in renamed]
+    for name, digest in sorted(record.digests.items()):
+        if _digest_enters(name, stage) and facts.digests.get(name, digest) != digest:
+            found.append(Change(name, digest, facts.digests[name], stage, content=True))
+    return found
+
+
+def _digest_of(key: str) -> str:
+    """The name of the digest that stands for the content of a place."""
+    return DATA if key.startswith("task.") else key
+
+
+def _entering(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if keys.class_of(key) in COMPARED and keys.enters(key, stage)}
+
+
+def _digest_enters(name: str, stage: str) -> bool:
+    """Digests of code are told and not compared; that of the config is of keys which are compared one by one."""
+    return name not in (CODE, CONFIG) and not name.startswith(OWN_CODE) and keys.enters(name, stage)

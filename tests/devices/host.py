@@ -1,0 +1,161 @@
+"""One process of several, as `test_distributed.py` starts it: `python host.py <directory> <scenario>`. Says what it found in a file.
+
+The program is that of `rounds.py`, its mesh over all processes; what each process finds is written to
+`<directory>/<process>.npz`, and must be the same everywhere.
+"""
+
+import dataclasses
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from rlhf_jax.devices import distributed
+
+ROUNDS = 3
+
+
+def record(events, program):
+    """What the loop's events hold, whole, by name."""
+    found = {}
+    for event in events:
+        match type(event).__name__:
+            case "Sampled":
+                for name in ("tokens_BC", "ordinal_B", "behavior_logprob_BC", "version"):
+                    found[f"{name}/{event.round_index}"] = distributed.fetch(getattr(event.samples, name))
+            case "Scored":
+                found[f"score/{event.round_index}"] = distributed.fetch(event.scores.score_B)
+            case "Updated":
+                metrics = distributed.fetch(event.metrics)
+                found[f"loss/{event.update}"] = np.float64(metrics["loss"].value())
+                found[f"norm/{event.update}"] = np.float64(metrics["update_norm"].value())
+            case "RoundEnd":
+                params = distributed.fetch(event.states["policy"].params)
+                found |= {f"params/{place}": leaf for place, leaf in enumerate(jax.tree.leaves(params))}
+                found["rounds"] = np.int64(event.round_index + 1)
+    return found
+
+
+def program_of(trainer, num_slices, plan="", lag=1):
+    """The program of `rounds.py` on a mesh of that shape on each host; its clock has `ROUNDS` rounds."""
+    import tiny
+
+    from rlhf_jax.clock import Clock
+    from rlhf_jax.devices import mesh, placement
+    from rlhf_jax.runtime.program import Program
+    from tests.runtime import rounds
+
+    rounds.make_program.cache_clear()
+    where = mesh.make_mesh(mesh.Config(*trainer))
+    setup = dataclasses.replace(
+        rounds.make_setup(where),
+        sampler_slices=mesh.sampler_slices(where, num_slices, 1),
+        clock=Clock(ROUNDS, lag=lag),
+        plan=placement.parse(plan),
+    )
+    model = setup.model
+    return Program(setup, placement.placed(tiny.make_params(model), layout(model, where)))
+
+
+def layout(model, mesh):
+    import tiny
+
+    from rlhf_jax.devices import sharding
+
+    return sharding.params_shardings(model, tiny.make_params(model), mesh)
+
+
+def run(program, loop, watch=None):
+    return record(loop.run(program, program.init(program.reference_params), 0, {}, watch), program)
+
+
+def slices(directory):
+    """Two devices a host: the trainer's and the sampler's, with a thread each; then one mesh of all, and a plan."""
+    from rlhf_jax.jobs.rlhf import any_asked
+    from rlhf_jax.runtime import asynchronous, synchronous
+
+    apart = program_of((1, 1, 1), 1)
+    found = {f"asynchronous/{name}": value for name, value in run(apart, asynchronous).items()}
+    asked = iter([False, distributed.is_first() is False])
+    watch = synchronous.Watch(stopping=partial(any_asked, apart.home, lambda: next(asked)))
+    found |= {f"stopped/{name}": value for name, value in run(apart, synchronous, watch).items()}
+    whole = program_of((1, 2, 1), 0, "generate: 1; reward: 0-1 data=2")
+    found |= {f"planned/{name}": value for name, value in run(whole, synchronous).items()}
+    found |= talk()
+    return found
+
+
+def talk():
+    """Feeding, fetching and agreeing on a mesh of every device."""
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    from rlhf_jax.devices import mesh
+    from rlhf_jax.devices.transfer import per_host
+
+    process = jax.process_index()
+    where = mesh.make_mesh(mesh.Config(2, 1, 1))
+    rows, everywhere = (NamedSharding(where, spec) for spec in (PartitionSpec(("data", "fsdp")), PartitionSpec()))
+    given = np.arange(8 * 3, dtype=np.float32).reshape(8, 3) / 24
+    fed = distributed.feed(given, rows)
+    np.testing.assert_array_equal(distributed.fetch({"a": fed, "b": 5})["a"], given)
+    np.testing.assert_array_equal(per_host.own(fed), given[4 * process :][:4])
+    np.testing.assert_array_equal(per_host.share(given), given[4 * process :][:4])
+    # Dispatched without waiting, programs of two devices a process mix up their collectives on CPUs, and hang.
+    step = distributed.compiled(
+        lambda weights, rows: weights - 1e-3 * rows.T @ (rows @ weights), out_shardings=everywhere
+    )
+    weights = distributed.feed(np.eye(3, dtype=np.float32), everywhere)
+    for _ in range(100):
+        weights = step(weights, fed)
+    assert np.isfinite(distributed.fetch(weights)).all()
+    other = mesh.over_hosts(distributed.grid()[:, ::-1], (1, 2, 1))
+    there = per_host.moved(fed, NamedSharding(other, PartitionSpec(("data", "fsdp"))))
+    np.testing.assert_array_equal(distributed.fetch(there), given)
+    assert distributed.everyone(process) == [0, 1]
+    assert distributed.agree(["it", process], where) == ["it", 0]
+    refused = {
+        "rows": lambda: per_host.moved(fed, NamedSharding(other, everywhere.spec)),
+        "same": lambda: distributed.check_same("config", f"of {process}"),
+        "long": lambda: distributed.everyone("x" * 600),
+        "mesh": lambda: per_host.own_mesh(Mesh(distributed.grid().T.reshape(4, 1, 1), mesh.AXES)),
+    }
+    return {f"refused/{name}": np.str_(message_of(call)) for name, call in refused.items()}
+
+
+def message_of(call):
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def rows(directory):
+    """One device a host, no slices: each host samples its part of the round on the trainer's mesh."""
+    from rlhf_jax.records.saved_rounds import Spool
+    from rlhf_jax.runtime import synchronous
+
+    program = program_of((-1, 1, 1), 0)
+    found = run(program, synchronous)
+    samples = program.generate(program.publish(program.init(program.reference_params)), 0, 0)
+    spool = Spool(directory / "rounds")
+    spool.write(0, samples)
+    distributed.barrier()
+    read = spool.read(0, lambda tree: jax.tree.map(lambda leaf: leaf.sharding, samples))
+    assert read.tokens_BC.sharding == samples.tokens_BC.sharding
+    found["spooled"] = distributed.fetch(read.tokens_BC)
+    return found
+
+
+def main():
+    directory, scenario = Path(sys.argv[1]), sys.argv[2]
+    assert distributed.initialize()
+    found = {"slices": slices, "rows": rows}[scenario](directory)
+    np.savez(directory / f"{jax.process_index()}.npz", **found)
+    distributed.barrier()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"""Several processes on this machine, each with CPU devices of its own, train as one process does on the same samples."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from experiments.bench import kill
+from rlhf_jax.clock import Clock
+from rlhf_jax.devices import distributed
+from rlhf_jax.records import jsonl, writing
+from rlhf_jax.runtime import synchronous
+from tests.devices import host
+from tests.runtime import rounds
+
+LIMIT_SECONDS = 300  # of a child, on a machine that does other things too
+SETTINGS = (
+    *kill.SIZES,
+    "sft.num_updates=4",
+    "reward_model.num_updates=4",
+    "rlhf.total_prompts=48",
+    "rlhf.evaluate_every=0",
+    "rlhf.loop=asynchronous",
+)
+PIPELINE = ("-m", "experiments.run", "--config=configs/quickstart.py", *(f"--config.{each}" for each in SETTINGS))
+
+
+LINES_BEFORE = 6 + 6 + 1 + 6  # of metrics: SFT, comparisons, reward model; RLHF's first evaluation, and update 5
+
+
+class Processes:
+    """Processes `0 .. count - 1` of one run, each with its output in a file."""
+
+    def __init__(self, directory: Path, command: list[str], count: int, devices: int):
+        directory.mkdir(exist_ok=True)
+        shared = {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_NUMPY_RANK_PROMOTION": "raise",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
+            "JAX_NUM_PROCESSES": str(count),
+            "PYTHONPATH": os.pathsep.join([str(kill.ROOT), str(kill.ROOT / "tests")]),
+        }
+        self.logs = [directory / f"log.{place}" for place in range(count)]
+        self.all = []
+        for place, log in enumerate(self.logs):
+            with open(log, "w") as file:
+                one = subprocess.Popen(
+                    [sys.executable, *command],
+                    cwd=kill.ROOT,
+                    env=os.environ | shared | {"JAX_PROCESS_ID": str(place)},
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                )
+            self.all.append(one)
+
+    def said(self) -> str:
+        return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in self.logs)
+
+    def wait(self, seconds: float = LIMIT_SECONDS) -> list[int]:
+        """Exit statuses. A process that outlives the limit is killed, and so are the others: its status says so."""
+        deadline = time.monotonic() + seconds
+        for one in self.all:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                one.wait(max(0.0, deadline - time.monotonic()))
+        for one in self.all:
+            one.kill()
+        return [one.wait() for one in self.all]
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]
+
+
+def found_by(directory: Path, scenario: str, count: int, devices: int) -> dict[str, np.ndarray]:
+    """What the processes of `host.py` found, which is the same for all."""
+    script = str(Path(__file__).with_name("host.py"))
+    processes = Processes(directory, [script, str(directory), scenario], count, devices)
+    assert processes.wait() == [0] * count, processes.said()
+    found = [dict(np.load(directory / f"{place}.npz")) for place in range(count)]
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        for name, value in found[0].items():
+            if not name.startswith("refused/"):
+                np.testing.assert_array_equal(other[name], value, err_msg=f"{name} differs between processes")
+    return found[-1]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """What one process finds."""
+    program = rounds.program_of(Clock(host.ROUNDS, lag=1))
+    return host.run(program, synchronous)
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory):
+    return found_by(tmp_path_factory.mktemp("slices"), "slices", 2, 2)
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    return found_by(tmp_path_factory.mktemp("four"), "rows", 4, 1)
+
+
+def check_equal(found, expected, prefix=""):
+    """The same samples, token for token, and figures and params within a float32's tolerance."""
+    assert {name for name in found if name.startswith(prefix)} >= {prefix + name for name in expected}
+    for name, value in expected.items():
+        exact = name.startswith(("tokens", "ordinal", "version", "rounds"))
+        np.testing.assert_allclose(
+            found[prefix + name], value, rtol=0 if exact else 2e-5, atol=0 if exact else 2e-6, err_msg=prefix + name
+        )
+
+
+def test_four_processes_train_as_one(four, alone):
+    spooled = four.pop("spooled")
+    check_equal(four, alone)
+    np.testing.assert_array_equal(spooled, alone["tokens_BC/0"])
+    assert len(np.unique(alone["ordinal_B/0"])) == 4, "each of four hosts had a prompt of its own to sample"
+
+
+def test_two_processes_with_slices_and_threads_train_as_one(slices, alone):
+    check_equal(slices, alone, "asynchronous/")
+
+
+def test_a_plan_is_the_same_on_every_host(slices, alone):
+    """A mesh with fsdp inside each host, the sampler on the second device of each, the reward on both."""
+    check_equal(slices, alone, "planned/")
+
+
+def test_a_stop_asked_of_one_process_stops_all_after_the_same_round(slices):
+    assert slices["stopped/rounds"] == 2
+    assert "stopped/loss/1" in slices
+    assert "stopped/loss/2" not in slices
+
+
+def test_what_cannot_cross_hosts_is_refused(slices):
+    said = {name: str(text) for name, text in slices.items() if name.startswith("refused/")}
+    assert "accepted on several hosts: the same dimension over `data`" in said["refused/rows"]
+    assert "process 1 has another config than process 0" in said["refused/same"]
+    assert "accepted: 512 or fewer" in said["refused/long"]
+    assert "does not have the hosts' devices in blocks along data, in their order" in said["refused/mesh"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("pipeline")
+
+
+@pytest.fixture(scope="module")
+def killed(folder):
+    """A pipeline of two processes whose second is killed in RLHF: the statuses, what they said, and the seconds it took. A
+    pipeline of one process is begun beside it."""
+    whole = start(folder / "one", 1)
+    processes = start(folder / "two", 2)
+    kill.wait_for(processes.all[0], folder / "two", LINES_BEFORE)
+    processes.all[1].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    statuses = processes.wait()
+    seconds = time.monotonic() - began
+    return statuses, processes.said(), seconds, whole
+
+
+def start(directory: Path, count: int) -> Processes:
+    return Processes(directory, [*PIPELINE, f"--config.directory={directory}"], count, 1)
+
+
+def test_killing_one_process_ends_all_with_a_message_within_a_minute(killed):
+    statuses, said, seconds, _ = killed
+    assert statuses[1] == -signal.SIGKILL
+    assert statuses[0] == 1, said
+    assert "as it does when another of them has ended" in said
+    assert "the same command goes on from the last checkpoint" in said
+    assert seconds < 60
+
+
+def test_started_again_the_pipeline_ends_as_one_process_does(folder, killed):
+    whole = killed[3]
+    assert whole.wait() == [0], whole.said()
+    again = start(folder / "two", 2)
+    assert again.wait() == [0, 0], again.said()
+    assert "report: " in again.logs[0].read_text()
+    assert "report: " not in again.logs[1].read_text()
+    for stage in kill.STAGES:
+        (step, arrays), (other_step, others) = newest(folder / "one", stage), newest(folder / "two", stage)
+        assert step == other_step
+        for one, other in zip(arrays, others, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=stage)
+    check_figures(*(kill.untimed(folder / each / "metrics.jsonl") for each in ("one", "two")))
+    tokens = [
+        [(row["ordinal"], row["text"]) for row in jsonl.read(folder / each / "ledger.jsonl")] for each in ("one", "two")
+    ]
+    assert tokens[0] == tokens[1]
+
+
+def check_figures(ones, others):
+    """Figures within tolerance; "accuracy" counts pairs whose margin may be 0 but for rounding."""
+    assert [line.keys() for line in ones] == [line.keys() for line in others]
+    for one, other in zip(ones, others, strict=True):
+        for name, value in one.items():
+            if isinstance(value, float) and name != "accuracy":
+                assert other[name] == pytest.approx(value, rel=1e-3, abs=1e-4), (one["stage"], name)
+
+
+def newest(directory: Path, stage: str):
+    """Step and arrays, on this process alone, of a checkpoint that several may have written."""
+    folder = directory / "checkpoints" / stage
+    step = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    path, reader = (folder / str(step) / "default").absolute(), ocp.PyTreeCheckpointer()
+    shapes = reader.metadata(path).item_metadata.tree
+    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+    return step, jax.tree.leaves(reader.restore(path, restore_args=arguments))
+
+
+def test_environments_say_who_is_who():
+    """Slurm, Open MPI and Cloud TPU are left to jax.distributed; the others need an address."""
+    explicit = {"JAX_NUM_PROCESSES": "3", "JAX_PROCESS_ID": "2", "JAX_COORDINATOR_ADDRESS": "node7:99"}
+    told = {"coordinator_address": "node7:99", "num_processes": 3, "process_id": 2}
+    told |= {"cluster_detection_method": "deactivate"}
+    assert distributed.arguments(explicit) == told
+    mpi = {"PMI_SIZE": "3", "PMI_RANK": "2", "JAX_COORDINATOR_ADDRESS": "node7:99"}
+    assert distributed.arguments(mpi) == told
+    five = {"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": "2", "JAX_COORDINATOR_ADDRESS": "node7:99"}
+    assert distributed.arguments(five) == told
+    for found_out in (
+        {"JAX_NUM_PROCESSES": "auto"},
+        {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1;tcp://10.0.0.1:3"},
+        {"TPU_WORKER_HOSTNAMES": "a,b"},
+    ):
+        assert distributed.arguments(found_out) == {}
+    for alone in (
+        {},
+        {"JAX_NUM_PROCESSES": "1"},
+        {"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4"},
+        {"TPU_WORKER_HOSTNAMES": "localhost"},
+    ):
+        assert distributed.arguments(alone) is None
+    assert distributed.initialize({}) is False
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"JAX_COORDINATOR_ADDRESS": ""}, "JAX_COORDINATOR_ADDRESS is ''; accepted: HOST:PORT"),
+        ({"JAX_PROCESS_ID": "3"}, "JAX_PROCESS_ID is 3 beside JAX_NUM_PROCESSES=3; accepted: 0 to 2"),
+        ({"JAX_PROCESS_ID": ""}, "JAX_PROCESS_ID is ''; accepted: a number"),
+        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES is 'two'; accepted: a number"),
+        ({"JAX_NUM_PROCESSES": "0"}, "JAX_NUM_PROCESSES is '0'"),
+    ],
+)
+def test_an_environment_that_contradicts_itself_is_refused(changed, message):
+    explicit = {"JAX_NUM_PROCESSES": "3", "JAX_PROCESS_ID": "2", "JAX_COORDINATOR_ADDRESS": "node7:99"}
+    with pytest.raises(ValueError, match=message):
+        distributed.arguments(explicit | changed)
+
+
+def test_a_coordinator_that_is_not_there_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_INITIALIZATION_SECONDS", "2")
+    processes = Processes(tmp_path, [*PIPELINE, f"--config.directory={tmp_path / 'run'}"], 2, 1)
+    processes.all[0].kill()
+    assert processes.wait()[1] == 2
+    said = processes.logs[1].read_text()
+    assert "Traceback" not in said
+    assert "error: process 1 of 2 did not meet the others at localhost:" in said
+    assert "within 2 s; accepted: as many processes as are said" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    jsonl.append(path, {"stage": "sft", "update": 0})
+    before = path.read_bytes()
+    monkeypatch.setattr(writing, "_writes", False)
+    jsonl.append(path, {"stage": "sft", "update": 1})
+    jsonl.cut_back(path, "sft", 0)
+    jsonl.replace(path, b"")
+    assert path.read_bytes() == before
+    assert json.loads(before) == {"stage": "sft", "update": 0}

@@ -1,0 +1,59 @@
+"""What a lag may keep alive is counted by device, and refused with what would fit where a device says how much it has."""
+
+import jax
+import pytest
+
+from rlhf_jax.clock import Clock
+from rlhf_jax.devices import memory, sharding
+from tests import tiny
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("clock", "asynchronous", "expected"),
+    [
+        (Clock(9, lag=0), True, 1),
+        (Clock(9, lag=3), True, 4),
+        (Clock(2, lag=3), True, 2),
+        (Clock(9, lag=3), False, 1),
+        (Clock(4, 2, trace=(0, 0, 0, 6)), True, 3),  # round 2 is sampled with version 0, two rounds before
+        (Clock(9, lag=2, bounded=True), True, 3),
+    ],
+)
+def test_live_versions(clock, asynchronous, expected):
+    assert memory.live_versions(clock, asynchronous) == expected
+
+
+def test_bytes_are_those_of_the_shards():
+    """A 16 x 8 float32 kernel over fsdp 2 and tensor 2 is 128 bytes on each of four devices; a bias of 6 whole on all."""
+    mesh = tiny.make_mesh((1, 2, 2))
+    shapes = {"kernel": jax.ShapeDtypeStruct((16, 8), "float32"), "bias": jax.ShapeDtypeStruct((6,), "bfloat16")}
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp", "tensor"))
+    found = memory.bytes_by_device(shapes, {"kernel": split, "bias": sharding.replicated(mesh)})
+    assert dict(found) == dict.fromkeys(mesh.devices.flat, 128 + 12)
+
+
+def test_what_fits_passes_and_what_a_device_does_not_say_is_not_asked():
+    memory.check({"a": 4 * GB}, [{"a": GB}], 3, {"a": 7 * GB}.get)
+    memory.check({"a": 4 * GB}, [{"a": GB}], 99, lambda device: None)
+
+
+def test_too_many_versions_are_refused_with_how_many_would_fit():
+    with pytest.raises(
+        ValueError,
+        match=r"a has 7\.00 GB left, but the train states take 4\.00 GB and 4 version\(s\) of the policy 1\.00 GB each; 3 "
+        r"would fit: lower rlhf\.lag",
+    ):
+        memory.check({"a": 4 * GB}, [{"a": GB}], 4, {"a": 7 * GB}.get)
+
+
+def test_states_that_do_not_fit_and_a_sampler_apart():
+    with pytest.raises(ValueError, match=r"shard over more devices \(mesh.fsdp\), or sample apart"):
+        memory.check({"a": 8 * GB}, [{"a": GB}], 1, {"a": 7 * GB}.get)
+    with pytest.raises(ValueError, match=r"b has 3\.00 GB left, .* 0\.00 GB and 4 version"):
+        memory.check({"a": 1}, [{"b": GB}], 4, {"a": GB, "b": 3 * GB}.get)
+
+
+def test_a_cpu_does_not_say():
+    assert memory.free_bytes(jax.devices()[0]) is None

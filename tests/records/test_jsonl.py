@@ -1,0 +1,130 @@
+"""Lines survive kills and full disks, and are cut back to exactly what a checkpoint was preceded by."""
+
+import json
+import math
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlhf_jax.records import jsonl
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "metrics.jsonl"
+
+
+def write_updates(path: Path, stage: str, count: int) -> None:
+    for update in range(count):
+        jsonl.append(path, {"stage": stage, "update": update, "loss": 1 / (update + 3)})
+
+
+def test_what_is_appended_is_read(path: Path) -> None:
+    write_updates(path, "sft", 3)
+    assert jsonl.read(path) == [{"stage": "sft", "update": j, "loss": 1 / (j + 3)} for j in range(3)]
+
+
+def test_numbers_that_json_cannot_say_come_back(path: Path) -> None:
+    values = [math.nan, math.inf, -math.inf, np.float32(0.1), np.int32(7), 7, True]
+    for update, value in enumerate(values):
+        jsonl.append(path, {"stage": "sft", "update": update, "loss": jsonl.number(value)})
+    for text in path.read_text().splitlines():
+        json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
+    found = [line["loss"] for line in jsonl.read(path)]
+    assert math.isnan(found[0])
+    assert found[1:] == [math.inf, -math.inf, float(np.float32(0.1)), 7, 7, 1.0]
+    assert type(found[5]) is int
+
+
+def test_a_completion_that_reads_NaN_stays_text(path: Path) -> None:
+    jsonl.append(path, {"stage": "rlhf", "completion": "NaN", "prompt": "Infinity", "gold": "NaN"})
+    (line,) = jsonl.read(path)
+    assert (line["completion"], line["prompt"]) == ("NaN", "Infinity")
+    assert math.isnan(line["gold"])
+
+
+def test_torn_at_any_byte_the_whole_lines_are_read(path: Path) -> None:
+    write_updates(path, "sft", 3)
+    data = path.read_bytes()
+    for size in range(len(data) + 1):
+        path.write_bytes(data[:size])
+        assert [line["update"] for line in jsonl.read(path)] == list(range(data[:size].count(b"\n")))
+
+
+def test_a_torn_line_is_not_glued_to_the_next(path: Path) -> None:
+    write_updates(path, "sft", 2)
+    with path.open("ab") as file:
+        file.write(b'{"stage": "sft", "upd')
+    jsonl.drop_torn_line(path)
+    jsonl.append(path, {"stage": "sft", "update": 2})
+    assert [line["update"] for line in jsonl.read(path)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"update": 3}', "", '{"stage": 3}'])
+def test_a_broken_line_before_the_last_is_an_error_with_its_place(path: Path, text: str) -> None:
+    path.write_text('{"stage": "sft", "update": 0}\n' + text + '\n{"stage": "sft", "update": 1}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2: "):
+        jsonl.read(path)
+
+
+def test_cut_back_keeps_what_preceded_the_version(path: Path) -> None:
+    write_updates(path, "sft", 2)
+    jsonl.append(path, {"stage": "sft", "kind": "timing", "wall_seconds": 3.0})
+    for update in range(5):
+        jsonl.append(path, {"stage": "rlhf", "update": update})
+        jsonl.append(path, {"stage": "evaluate", "of": "rlhf", "update": update + 1})
+    jsonl.append(path, {"stage": "evaluate", "of": "sft", "update": 9})
+    jsonl.append(path, {"stage": "rlhf", "kind": "timing", "wall_seconds": 7.0})
+    with path.open("ab") as file:
+        file.write(b'{"stage": "rlhf"')
+    before = path.read_bytes().splitlines()
+    jsonl.cut_back(path, "rlhf", 3)
+    # 0-2 are of sft; 3-12 are update 0, version 1, update 1, version 2, update 2, version 3, ...; 13 is of sft again
+    assert path.read_bytes().splitlines() == [*before[:8], before[13]]
+
+
+def test_evaluations_have_a_limit_of_their_own(path: Path) -> None:
+    for version in range(5):
+        jsonl.append(path, {"stage": "evaluate", "of": "rlhf", "update": version})
+    jsonl.cut_back(path, "rlhf", 2, evaluations_from=3)
+    assert [line["update"] for line in jsonl.read(path)] == [0, 1, 2]
+
+
+def test_cut_back_of_a_missing_file_makes_none(path: Path) -> None:
+    jsonl.cut_back(path, "rlhf", 3)
+    jsonl.drop_torn_line(path)
+    assert not path.exists()
+
+
+def test_a_failed_rename_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_updates(path, "rlhf", 3)
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jsonl.os, "fsync", full)
+    with pytest.raises(OSError, match=r"cannot write .*metrics.jsonl: No space left on device"):
+        jsonl.cut_back(path, "rlhf", 1)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_line_that_names_the_file() -> None:
+    with pytest.raises(OSError, match=r"^\[Errno 28\] cannot write /dev/full: No space left on device$"):
+        jsonl.append(Path("/dev/full"), {"stage": "sft"})
+
+
+def test_a_line_that_fits_only_in_part_is_taken_back(path: Path) -> None:
+    write_updates(path, "sft", 2)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:  # the kernel writes up to the limit, then refuses: what a disk does that fills up in the middle of a line
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 11, limits[1]))
+        with pytest.raises(OSError, match=r"cannot write .*metrics.jsonl"):
+            jsonl.append(path, {"stage": "sft", "update": 2, "loss": 0.5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before

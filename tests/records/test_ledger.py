@@ -1,0 +1,131 @@
+"""The ledger: what a row says of a sample, worked out by hand; torn and cut files; a trace read back."""
+
+import zlib
+
+import jax.numpy as jnp
+import numpy as np
+import pandas
+import pytest
+
+from rlhf_jax.algorithms import grpo, online_dpo
+from rlhf_jax.clock import Clock
+from rlhf_jax.records import ledger
+from rlhf_jax.types import Samples, Scores
+
+PROMPTS = ["good", "bad", "odd"]
+TEXTS = ["a", "b", "c", "d", "e", "f"]
+
+
+def samples_of(version: int = 3) -> Samples:
+    """P=3, G=2, C=4: lengths 4, 1, 2, 3, 1, 1."""
+    mask_BC = np.arange(4)[None] < np.array([4, 1, 2, 3, 1, 1])[:, None]
+    return Samples(
+        prompt_tokens_BQ=jnp.ones((6, 2), jnp.int32),
+        prompt_mask_BQ=jnp.ones((6, 2), bool),
+        tokens_BC=jnp.where(mask_BC, 5, 0),
+        mask_BC=jnp.asarray(mask_BC),
+        behavior_logprob_BC=jnp.where(mask_BC, -0.5, 0.0),
+        finished_B=jnp.array([False, True, True, True, True, True]),
+        ordinal_B=jnp.array([7, 7, 8, 8, 9, 9], jnp.int32),
+        sample_index_B=jnp.array([0, 1, 0, 1, 0, 1], jnp.int32),
+        version=jnp.int32(version),
+        temperature=jnp.float32(1.0),
+        samples_per_prompt=2,
+    )
+
+
+def scores_of() -> Scores:
+    raw_B = jnp.array([1.0, 2.0, 3.0, 1.0, 2.0, 2.0])
+    score_B = raw_B.at[0].set(-1.0)
+    return Scores(raw_B, raw_B / 2, score_B, reference_logprob_BC=jnp.full((6, 4), -0.25))
+
+
+def rows_of(algorithm, uses) -> list[dict]:
+    samples, scores = samples_of(), scores_of()
+    batch = algorithm.credit(samples, scores)
+    return ledger.rows(4, samples, scores, uses, batch, algorithm, PROMPTS, TEXTS, np.arange(6.0))
+
+
+def test_a_row_says_what_a_sample_was():
+    row = rows_of(grpo.grpo(grpo.Config()), {2: np.array([0, 1]), 5: np.array([1])})[1]
+    assert row == {
+        "round": 4,
+        "ordinal": 7,
+        "prompt_hash": zlib.crc32(b"good"),
+        "sample": 1,
+        "version": 3,
+        "ages": [2, 5],
+        "length": 1,
+        "finished": True,
+        "raw": 2.0,
+        "standardized": 1.0,
+        "score": 2.0,
+        "behavior_logprob": -0.5,
+        "proximal_logprob": None,
+        "reference_logprob": -0.25,
+        "advantage": pytest.approx(1.0, abs=1e-3),  # scores -1 and 2: mean 0.5, deviation 1.5
+        "place": None,
+        "gold": 1.0,
+        "text": "b",
+    }
+
+
+def test_sums_are_over_the_completion():
+    rows = rows_of(grpo.grpo(grpo.Config()), {})
+    assert [row["behavior_logprob"] for row in rows] == [-2.0, -0.5, -1.0, -1.5, -0.5, -0.5]
+    assert [row["reference_logprob"] for row in rows] == [-1.0, -0.25, -0.5, -0.75, -0.25, -0.25]
+
+
+def test_pairs_have_places_and_a_tie_has_none():
+    """Scores -1 < 2, 3 > 1, 2 = 2."""
+    rows = rows_of(online_dpo.online_dpo(online_dpo.Config()), {0: np.array([1, 0, 2, 3, 4, 4])})
+    assert [row["place"] for row in rows] == [-1, 1, 1, -1, 0, 0]
+    assert [row["ages"] for row in rows] == [[0], [0], [0], [0], [0, 0], []]
+    assert {row["advantage"] for row in rows} == {None}
+
+
+def test_what_is_not_finite_can_be_said():
+    assert ledger.numbers([np.nan, np.inf, 1 / 3]) == ["NaN", "Infinity", 0.3333333]
+
+
+@pytest.fixture
+def book(tmp_path) -> ledger.Ledger:
+    """Three rounds of two updates, sampled with versions 0, 0, 2."""
+    made = ledger.Ledger(tmp_path)
+    for round_index, version in enumerate((0, 0, 2)):
+        made.write(2 * round_index, [{"round": round_index, "version": version, "text": t} for t in ("NaN", "x")])
+    return made
+
+
+def test_pandas_reads_it(book):
+    frame = pandas.read_json(book.path, lines=True)
+    assert frame.groupby("round").version.max().tolist() == [0, 0, 2]
+    assert len(frame) == 6
+
+
+def test_a_text_stays_text(book):
+    assert [row["text"] for row in ledger.read(book.path)[:2]] == ["NaN", "x"]
+
+
+def test_it_is_cut_back_to_a_checkpoint_and_loses_a_torn_line(book):
+    with book.path.open("ab") as file:
+        file.write(b'{"stage": "rlhf", "upd')
+    again = ledger.Ledger(book.path.parent)
+    assert len(ledger.read(again.path)) == 6
+    again.resume(4)
+    assert [row["round"] for row in ledger.read(again.path)] == [0, 0, 1, 1]
+
+
+def test_a_trace_is_read_back(book):
+    assert ledger.trace(book.path, Clock(3, 2)) == (0, 0, 2)
+    assert ledger.trace(book.path, Clock(2, 2)) == (0, 0)
+
+
+def test_a_trace_that_does_not_fit_is_an_error(book):
+    with pytest.raises(ValueError, match=r"versions \[\] of round 3; a replay of 4 rounds"):
+        ledger.trace(book.path, Clock(4, 2))
+    book.write(4, [{"round": 2, "version": 4}])
+    with pytest.raises(ValueError, match=r"versions \[2, 4\] of round 2"):
+        ledger.trace(book.path, Clock(3, 2))
+    with pytest.raises(FileNotFoundError, match=r"rlhf\.replay names the directory of a run"):
+        ledger.trace(book.path.parent / "nowhere" / ledger.FILE, Clock(3, 2))

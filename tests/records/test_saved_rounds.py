@@ -1,0 +1,86 @@
+"""Sampled rounds on disk: what is kept for which checkpoint, and what a damaged file is told by."""
+
+import numpy as np
+import pytest
+
+from rlhf_jax.clock import Clock
+from rlhf_jax.records.checkpoints import Damaged
+from rlhf_jax.records.saved_rounds import Spool
+from tests import tiny
+
+
+@pytest.fixture
+def spool(tmp_path):
+    return Spool(tmp_path / "rounds")
+
+
+def there(spool):
+    return sorted(int(path.stem) for path in spool.directory.iterdir())
+
+
+def fill(spool, rounds):
+    for r in rounds:
+        spool.path(r).touch()
+
+
+@pytest.mark.parametrize(
+    ("clock", "steps", "next_round", "kept"),
+    [
+        (Clock(20, lag=2), [4, 8, 12], 12, [4, 5, 8, 9, 12, 13, 14]),
+        (Clock(20, lag=0), [4, 8], 8, [8, 9, 10, 11, 12, 13, 14]),
+        (Clock(20, 2, 1, lag=1), [8, 16], 8, [4, 8, 9, 10, 11, 12, 13, 14]),
+        (Clock(20, lag=2, bounded=True), [8, 12], 12, [8, 9, 10, 11, 12, 13, 14]),
+        (Clock(15, trace=(0, 0, 0, *range(12))), [4, 8], 8, [4, 5, 6, 8, 9, 10, 11, 12, 13, 14]),
+    ],
+)
+def test_every_checkpoint_keeps_its_rounds(spool, clock, steps, next_round, kept):
+    """Rounds that were sampled before a checkpoint and trained on after it, and those that are not trained on yet."""
+    fill(spool, range(15))
+    spool.keep_for(clock, steps, next_round)
+    expected = [r for r in range(15) if r in kept or r >= next_round]
+    assert there(spool) == expected
+    for step in steps:
+        assert spool.has([r for r in clock.issued_before(step // clock.updates_per_round) if r < 15])
+
+
+def draw():
+    return tiny.draw(tiny.make_model(), tiny.law(), tiny.make_prompts())
+
+
+def as_it_is(samples):
+    return tiny.jax.tree.map(lambda x: tiny.jax.sharding.SingleDeviceSharding(tiny.jax.devices()[0]), samples)
+
+
+def test_a_round_is_read_as_it_was_written(spool):
+    samples = draw()
+    spool.write(3, samples)
+    again = spool.read(3, as_it_is)
+    for one, other in zip(tiny.jax.tree.leaves(samples), tiny.jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def cut(path, length):
+    path.write_bytes(path.read_bytes()[:length])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda path: cut(path, 0), lambda path: cut(path, 100), lambda path: cut(path, path.stat().st_size - 1), flip],
+    ids=["empty", "cut", "short", "flip"],
+)
+def test_a_damaged_round_is_named(spool, damage):
+    spool.write(3, draw())
+    damage(spool.path(3))
+    with pytest.raises(Damaged, match=r"00000003\.npz cannot be read"):
+        spool.read(3, as_it_is)
+
+
+def test_a_missing_round_is_named(spool):
+    with pytest.raises(Damaged, match=r"00000004\.npz is missing"):
+        spool.read(4, as_it_is)
