@@ -53,7 +53,7 @@ def _plan(config: Any, options: argparse.Namespace) -> None:
         jax.config.update("jax_num_cpu_devices", options.devices)
     from rlhf_jax import build
     from rlhf_jax.jobs import _planning
-    from rlhf_jax.planner import hardware
+    from rlhf_jax.planner.costs import hardware
 
     device = hardware.find(options.hardware) if options.hardware else hardware.of_device(jax.devices()[0])
     here = 0 if options.hardware else len(jax.devices())
@@ -90,7 +90,7 @@ def heading(problem: Any) -> str:
 def show_written(problem: Any, text: str, output: Path) -> None:
     """What is expected of a plan that somebody wrote. Calls that it does not name lie along `data` on all devices."""
     from rlhf_jax.devices.placement import parse
-    from rlhf_jax.report import gantt
+    from rlhf_jax.report.plots import gantt
     from rlhf_jax.types import Placement
 
     everywhere = Placement(tuple(range(problem.num_devices)), (problem.num_devices, 1, 1))
@@ -102,7 +102,7 @@ def show_written(problem: Any, text: str, output: Path) -> None:
 
 def draw(simulation: Any, output: Path) -> None:
     """Writes the picture."""
-    from rlhf_jax.report import gantt, style
+    from rlhf_jax.report.plots import gantt, style
 
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -115,8 +115,8 @@ def draw(simulation: Any, output: Path) -> None:
 def show(problem: Any, found: Any, profile: Any, output: Path) -> None:
     """Prints and draws what was found."""
     from rlhf_jax.devices.placement import text_of
-    from rlhf_jax.planner.search import advice
-    from rlhf_jax.report import gantt
+    from rlhf_jax.planner.search.search import advice
+    from rlhf_jax.report.plots import gantt
 
     chosen = found.advised
     print(heading(problem))

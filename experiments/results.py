@@ -28,7 +28,7 @@ from experiments.provenance import ROOT
 from experiments.run import keep_freed_memory
 from experiments.study import Cell
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.report import style
+from rlhf_jax.report.plots import style
 
 PAGES = ROOT / "docs" / "results"
 STUDIES = {name: f"configs/studies/{name}.py" for name in ("quickstart", "grpovi", "offpolicyness")}

@@ -33,13 +33,13 @@ from rlhf_jax.jobs import (
     sft,
 )
 from rlhf_jax.jobs.api import Lengths, Workspace
-from rlhf_jax.models.value_head import ValueModel
+from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.corrections import Correction, resolve
-from rlhf_jax.planner.hardware import Hardware
+from rlhf_jax.planner.costs.hardware import Hardware
 from rlhf_jax.records import notes
 from rlhf_jax.refusal import ComponentError, Refusal
-from rlhf_jax.reward_nodes import reward_configs, reward_nodes
 from rlhf_jax.rewards.api import LEARNED
+from rlhf_jax.rewards.common.nodes import reward_configs, reward_nodes
 from rlhf_jax.run_directory import changes, environment, lock, run_config, starts
 from rlhf_jax.tasks.api import Task
 from rlhf_jax.text import encoding, tokenizers

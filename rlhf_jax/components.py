@@ -6,8 +6,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rlhf_jax import build
-from rlhf_jax.reward_nodes import reward_nodes
-from rlhf_jax.rewards._terms import parse
+from rlhf_jax.rewards.common.nodes import reward_nodes
+from rlhf_jax.rewards.common.terms import parse
 
 FOLDERS = {"algorithm": "algorithms", "task": "tasks"}
 

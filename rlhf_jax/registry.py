@@ -50,9 +50,9 @@ class NoSettings:
 
 
 def names(folder: str) -> list[str]:
-    """Names of the components in `rlhf_jax/<folder>/`; `api` and names that begin with `_` are not components."""
+    """Names of the components in `rlhf_jax/<folder>/`; `api` and packages are not components."""
     package = importlib.import_module(f"{PACKAGE}.{folder}")
-    found = (module.name for module in pkgutil.iter_modules(package.__path__))
+    found = (module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg)
     return sorted(name for name in found if name != "api" and not name.startswith("_"))
 
 

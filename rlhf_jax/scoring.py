@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.config import Unbounded
 from rlhf_jax.models.api import Cache, Model, repeat_cache, repeat_rows
-from rlhf_jax.models.value_head import ValueModel
+from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.logprobs import chunked_token_logprobs
 from rlhf_jax.ops.masked import positions_from_mask
 from rlhf_jax.types import Array, Outputs, Params, Samples, Scores

@@ -11,7 +11,7 @@ import optax
 from rlhf_jax.config import Bounds, Natural, NonNegative, Positive
 from rlhf_jax.micro_batches import split_rows
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.value_head import ValueModel
+from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.scoring import critic_outputs, policy_outputs
 from rlhf_jax.types import Aggregation, Array, Batch, Max, Mean, Metric, Metrics, Outputs, Params, TrainState

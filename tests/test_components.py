@@ -5,7 +5,7 @@ import pytest
 from experiments import run
 from rlhf_jax import build
 from rlhf_jax.refusal import ComponentError, Refusal
-from rlhf_jax.reward_nodes import reward_configs, reward_nodes
+from rlhf_jax.rewards.common.nodes import reward_configs, reward_nodes
 
 OWN = """
 from dataclasses import dataclass

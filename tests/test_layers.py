@@ -32,7 +32,7 @@ LAYERS = {
     "rlhf_jax.planner": 7,
     "rlhf_jax.report": 7,
     "rlhf_jax.jobs": 8,
-    "rlhf_jax.reward_nodes": 8,
+    "rlhf_jax.rewards.common.nodes": 8,
     "rlhf_jax.build": 9,
     "rlhf_jax.components": 9,
     "experiments": 10,

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from rlhf_jax import build
 from rlhf_jax.jobs import _hub, rlhf
 from rlhf_jax.models import gpt_neox
-from rlhf_jax.models.value_head import ValueModel
+from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.pretrained import export
 from tests.models.families import random_params
 from tests.tasks import published

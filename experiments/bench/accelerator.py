@@ -25,8 +25,9 @@ from rlhf_jax import sampling, scoring, updating
 from rlhf_jax.algorithms import online_dpo
 from rlhf_jax.clock import Clock
 from rlhf_jax.devices import mesh, sharding
-from rlhf_jax.models import gpt_neox, value_head
+from rlhf_jax.models import gpt_neox
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common import value_head
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime.program import Program, Reward, Setup
 from rlhf_jax.types import Batch, Params, Prompts

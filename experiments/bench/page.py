@@ -7,9 +7,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from experiments.bench.estimates import Points
+from experiments.bench.estimates import draw as draw_estimates
 from experiments.studies.markdown import fill, number, table
-from rlhf_jax.report.estimates import Points
-from rlhf_jax.report.estimates import draw as draw_estimates
 
 RESULTS = Path(__file__).parent / "results"
 Case = Mapping[str, Any]

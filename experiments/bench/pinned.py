@@ -25,7 +25,7 @@ def side(name: str) -> Callable[[], None]:
     import jax
 
     from experiments.bench import plans
-    from rlhf_jax.planner.measure import filled
+    from rlhf_jax.planner.costs.measure import filled
     from rlhf_jax.runtime.program import Program
 
     setup, params = plans.make_setup(plans.Case())

@@ -30,17 +30,18 @@ from rlhf_jax import registry, sampling, scoring
 from rlhf_jax.clock import Clock
 from rlhf_jax.devices import mesh
 from rlhf_jax.devices.placement import text_of
-from rlhf_jax.models import gpt_neox, value_head
-from rlhf_jax.planner import simulate
+from rlhf_jax.models import gpt_neox
+from rlhf_jax.models.common import value_head
 from rlhf_jax.planner.api import Costs, Work
 from rlhf_jax.planner.calls import dataflow
-from rlhf_jax.planner.cost import Formulas
-from rlhf_jax.planner.hardware import find
-from rlhf_jax.planner.measure import bytes_of, of_depth, time_call
+from rlhf_jax.planner.costs.analytic import Formulas
+from rlhf_jax.planner.costs.hardware import find
+from rlhf_jax.planner.costs.measure import bytes_of, of_depth, time_call
+from rlhf_jax.planner.costs.measured import Profile
+from rlhf_jax.planner.costs.shapes import of_model
 from rlhf_jax.planner.options import mesh_shapes, slices
-from rlhf_jax.planner.profile import Profile
-from rlhf_jax.planner.search import search
-from rlhf_jax.planner.shapes import of_model
+from rlhf_jax.planner.search.search import search
+from rlhf_jax.planner.simulation import simulate
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import asynchronous, synchronous
 from rlhf_jax.runtime.program import Critic, Program, Reward, Setup

@@ -35,12 +35,12 @@ import numpy as np
 
 from experiments.bench import measure
 from rlhf_jax.devices.placement import text_of
-from rlhf_jax.planner import passes, shapes
 from rlhf_jax.planner.api import Work
-from rlhf_jax.planner.cost import Formulas
-from rlhf_jax.planner.hardware import Hardware, find
-from rlhf_jax.planner.passes import Positions
-from rlhf_jax.planner.search import search
+from rlhf_jax.planner.costs import roofline, shapes
+from rlhf_jax.planner.costs.analytic import Formulas
+from rlhf_jax.planner.costs.hardware import Hardware, find
+from rlhf_jax.planner.costs.roofline import Positions
+from rlhf_jax.planner.search.search import search
 from rlhf_jax.types import Call, Placement
 
 NODE = 8
@@ -155,15 +155,15 @@ def pipeline_seconds(costs: Formulas, call: Call, num_stages: int) -> float:
         return moved / (hardware.link_efficiency * hardware.network_bandwidth) + hardware.collective_latency
 
     def stage(run: Positions) -> float:
-        return passes.forward_seconds(part, run) / num_stages + hop(run)
+        return roofline.forward_seconds(part, run) / num_stages + hop(run)
 
     if call.kind == "infer":
         return waves * stage(costs.positions(call, part, rows))
     if call.kind == "train":
         run = costs.positions(call, part, rows)
-        both = stage(run) + passes.backward_seconds(part, run, remat=True) / num_stages + hop(run)
+        both = stage(run) + roofline.backward_seconds(part, run, remat=True) / num_stages + hop(run)
         return work.num_minibatches * (
-            waves * both + passes.optimizer_seconds(part, costs.optimizer_bytes) / num_stages
+            waves * both + roofline.optimizer_seconds(part, costs.optimizer_bytes) / num_stages
         )
     return waves * stage(costs.prefill(part, rows)) + num_parts * _decode_seconds(work, rows, stage)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from rlhf_jax.models import _decoder
+from rlhf_jax.models.common import decoder
 
 # By `device_kind`: dense bfloat16 FLOP/s and bytes/s of memory. NVIDIA: the data sheets of the H100 (SXM), H200 and A100 (80GB
 # SXM), without sparsity. TPU: the system architecture pages of Google Cloud's documentation, of one chip.
@@ -41,7 +41,7 @@ def step_bytes(model: Any, rows: int, prompt: int, new: int) -> float:
     body, table, head = sizes(model)
     config = model.config
     columns = prompt + new / 2  # step k of 1 ... new - 1 sees the prompt and the k tokens drawn before it
-    cache = 2 * config.num_layers * rows * config.num_kv_heads * _decoder.head_width(config) * columns
+    cache = 2 * config.num_layers * rows * config.num_kv_heads * decoder.head_width(config) * columns
     return 2 * (body + (head or table) + cache)
 
 
@@ -55,4 +55,4 @@ def update_flops(model: Any, rows: int, prompt: int, new: int) -> float:
     dense = 6 * body * (prompts * prompt + rows * tokens) + 6 * (head or table) * rows * new
     pairs = prompts * prompt * (prompt + 1) / 2
     pairs += rows * (tokens * prompt + tokens * (tokens + 1) / 2)  # of a query and a column
-    return dense + 12 * config.num_layers * config.num_heads * _decoder.head_width(config) * pairs
+    return dense + 12 * config.num_layers * config.num_heads * decoder.head_width(config) * pairs

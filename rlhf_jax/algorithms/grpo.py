@@ -16,8 +16,8 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from rlhf_jax.algorithms._surrogate import corrected_batch, needs_of, token_surrogate
 from rlhf_jax.algorithms.api import drift_metrics, flat_groups, grouped_scores
+from rlhf_jax.algorithms.common.surrogate import corrected_batch, needs_of, token_surrogate
 from rlhf_jax.config import NonNegative, Positive
 from rlhf_jax.ops import advantages
 from rlhf_jax.ops.corrections import Correction, resolve

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 import jax.numpy as jnp
 
-from rlhf_jax.algorithms._surrogate import corrected_batch, needs_of, ratio_logprob, token_surrogate
 from rlhf_jax.algorithms.api import drift_metrics, grouped_scores
+from rlhf_jax.algorithms.common.surrogate import corrected_batch, needs_of, ratio_logprob, token_surrogate
 from rlhf_jax.config import Fraction, NonNegative, Positive
 from rlhf_jax.ops.advantages import gae
 from rlhf_jax.ops.corrections import Correction, resolve

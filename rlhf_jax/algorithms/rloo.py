@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import jax.numpy as jnp
 
-from rlhf_jax.algorithms._surrogate import corrected_batch, log_ratio, needs_of, ratio_logprob, ratio_metrics
 from rlhf_jax.algorithms.api import drift_metrics, flat_groups, grouped_scores
+from rlhf_jax.algorithms.common.surrogate import corrected_batch, log_ratio, needs_of, ratio_logprob, ratio_metrics
 from rlhf_jax.config import NonNegative, Positive
 from rlhf_jax.ops import advantages
 from rlhf_jax.ops.corrections import MAX_LOG, Correction, resolve

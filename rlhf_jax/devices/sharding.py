@@ -9,8 +9,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rlhf_jax import randomness
-from rlhf_jax.models import blocks
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common import blocks
 from rlhf_jax.types import Params, TrainState
 
 RULES = {"vocab": "tensor", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "embed": "fsdp"}

@@ -15,7 +15,7 @@ from rlhf_jax.config import Count
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.jobs import _vocabularies
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.value_head import ValueModel
+from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.pretrained import folders
 from rlhf_jax.pretrained.folders import Folder
 from rlhf_jax.refusal import Refusal

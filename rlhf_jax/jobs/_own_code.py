@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 from rlhf_jax import registry
-from rlhf_jax.rewards._terms import parse
+from rlhf_jax.rewards.common.terms import parse
 from rlhf_jax.run_directory import digests
 from rlhf_jax.run_directory.made import OWN_CODE
 

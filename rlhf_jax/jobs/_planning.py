@@ -15,17 +15,18 @@ from rlhf_jax.jobs import rlhf
 from rlhf_jax.jobs._rlhf_config import Config, places
 from rlhf_jax.jobs.api import Lengths, Workspace
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.value_head import ValueModel
-from rlhf_jax.planner import footprint, hardware, measure
+from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.planner.api import Costs, Work
 from rlhf_jax.planner.calls import dataflow
-from rlhf_jax.planner.cost import Formulas
-from rlhf_jax.planner.hardware import Hardware
+from rlhf_jax.planner.costs import hardware, measure
+from rlhf_jax.planner.costs.analytic import Formulas
+from rlhf_jax.planner.costs.hardware import Hardware
+from rlhf_jax.planner.costs.measured import Profile
+from rlhf_jax.planner.costs.shapes import Shape, of_model
 from rlhf_jax.planner.options import option
-from rlhf_jax.planner.profile import Profile
-from rlhf_jax.planner.search import Candidate, Found, search
-from rlhf_jax.planner.shapes import Shape, of_model
-from rlhf_jax.planner.simulate import simulate
+from rlhf_jax.planner.search.search import Candidate, Found, search
+from rlhf_jax.planner.simulation import plan_memory
+from rlhf_jax.planner.simulation.simulate import simulate
 from rlhf_jax.records import ledger
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.rewards import learned
@@ -78,7 +79,7 @@ class Problem:
         Raises Refusal that names the call which does not fit, by how much, and what would fit.
         """
         costs = self.formulas()
-        whole = footprint.check(
+        whole = plan_memory.check(
             named(plan, self.calls), self.calls, costs, self.work, self.num_devices, self.devices_per_host, default
         )
         return Candidate(whole, simulate(self.calls, whole, costs, self.work, self.num_devices))
@@ -88,7 +89,7 @@ class Problem:
         costs = self.formulas()
         chosen = [option(call, costs, plan.placements[call.name]) for call in self.calls]
         kept = [dataclasses.replace(of, working_bytes=0.0) for of in chosen]
-        return max(footprint.by_device(self.calls, kept, footprint.live_versions(self.work), self.num_devices))
+        return max(plan_memory.by_device(self.calls, kept, plan_memory.live_versions(self.work), self.num_devices))
 
 
 def named(plan: Plan, calls: Sequence[Call]) -> Plan:

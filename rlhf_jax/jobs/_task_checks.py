@@ -24,9 +24,9 @@ from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.jobs.pipeline import Stages
 from rlhf_jax.records.checkpoints import complete_steps
 from rlhf_jax.refusal import MissingInput, Refusal
-from rlhf_jax.rewards._terms import parse
-from rlhf_jax.tasks import _reading
+from rlhf_jax.rewards.common.terms import parse
 from rlhf_jax.tasks.api import Split
+from rlhf_jax.tasks.common import reading
 from rlhf_jax.text import encoding
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class Check:
 
     def __post_init__(self) -> None:
         self.task, self.used = self.workspace.task, stages_of(self.job, self.stages, self.workspace.hub)
-        self.given: dict[Split, Pairs] = {split: _reading.comparisons(self.task, split) for split in NAMES}
+        self.given: dict[Split, Pairs] = {split: reading.comparisons(self.task, split) for split in NAMES}
         self._fitting: set[str] = set()  # prompts that fit
         self.sampled_pairs = "comparisons" in self.used and not any(map(len, self.given.values()))
 
@@ -131,18 +131,18 @@ class Check:
         pairs = {"comparisons"} if self.sampled_pairs else set()
         users: dict[Split, set[str]] = {"train": {"sft", "reward_model", "rlhf"} | pairs, "heldout": EVALUATED | pairs}
         for split, stages in users.items():
-            count, asking = _reading.num_prompts(self.task, split), ", ".join(sorted(stages & self.used))
+            count, asking = reading.num_prompts(self.task, split), ", ".join(sorted(stages & self.used))
             if asking and not count:
                 self.problems.note(f"the task has no {NAMES[split]} prompts, which {asking} needs")
             elif asking and not hasattr(self.task, "fitted"):  # a task that has it left out what does not fit
                 self._fit(
                     f"{NAMES[split]} prompts",
                     count,
-                    (_reading.prompt(self.task, split, index) for index in range(count)),
+                    (reading.prompt(self.task, split, index) for index in range(count)),
                 )
-        if self.used & EVALUATED and _reading.num_prompts(self.task, "heldout"):
+        if self.used & EVALUATED and reading.num_prompts(self.task, "heldout"):
             with self.problems.caught():
-                notice = _evaluator.fitted(self.stages.evaluate, _reading.num_prompts(self.task, "heldout"))[1]
+                notice = _evaluator.fitted(self.stages.evaluate, reading.num_prompts(self.task, "heldout"))[1]
                 self.notices += filter(None, [notice])
         if "reward_model" in self.used and not hasattr(self.task, "fitted"):
             for split, given in self.given.items():
@@ -170,20 +170,20 @@ class Check:
 
     def references(self) -> None:
         """Notes references that are missing, or too long for SFT to learn where they end."""
-        if "sft" in self.used and _reading.num_prompts(self.task, "train"):
+        if "sft" in self.used and reading.num_prompts(self.task, "train"):
             texts = self._references("train", "SFT learns from")
             limit = self.workspace.lengths.max_completion_tokens
             cut = sum(length > limit for length in self._completion_lengths("references", texts))
             if cut:
                 self._cut(cut, len(texts), limit)
-        if self.used & EVALUATED and self.workspace.has_gold and _reading.num_prompts(self.task, "heldout"):
+        if self.used & EVALUATED and self.workspace.has_gold and reading.num_prompts(self.task, "heldout"):
             self._references("heldout", "completions are compared with")
 
     def _references(self, split: Split, purpose: str) -> list[str]:
         """References of an even sample of a split's prompts. Raises Refusal where one has none."""
         texts: list[str] = []
-        for index in evenly(range(_reading.num_prompts(self.task, split))):
-            found = _reading.references(self.task, split, index)
+        for index in evenly(range(reading.num_prompts(self.task, split))):
+            found = reading.references(self.task, split, index)
             if not found:
                 raise Refusal(f"{NAMES[split]} prompt {index} of the task has no reference, which {purpose}")
             texts += found
@@ -223,7 +223,7 @@ def summary(workspace: Workspace) -> str:
     task, model = workspace.task, workspace.model
     read = getattr(task, "description", type(task).__name__.lower())
     counts = [f"{task.num_prompts('train'):,} train and {task.num_prompts('heldout'):,} held-out prompts"]
-    if any(given := [len(_reading.comparisons(task, split)) for split in NAMES]):
+    if any(given := [len(reading.comparisons(task, split)) for split in NAMES]):
         counts.append(f"{given[0]:,} and {given[1]:,} comparisons")
     shapes = jax.tree.leaves(jax.eval_shape(model.init, randomness.key(0)))
     params, devices = sum(int(np.prod(leaf.shape)) for leaf in shapes), workspace.mesh.devices

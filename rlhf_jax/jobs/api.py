@@ -19,13 +19,13 @@ from rlhf_jax.devices.placement import placed
 from rlhf_jax.jobs import _hub
 from rlhf_jax.jobs._begin import Begin
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.value_head import ValueModel
+from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.records.checkpoints import Checkpoints
 from rlhf_jax.records.metrics import MetricsWriter
-from rlhf_jax.rewards import _host
+from rlhf_jax.rewards.common import host_rewards
 from rlhf_jax.run_directory import made
-from rlhf_jax.tasks import _reading
 from rlhf_jax.tasks.api import Split, Task, stream_indices
+from rlhf_jax.tasks.common import reading
 from rlhf_jax.text import encoding
 from rlhf_jax.text.tokenizers import Tokenizer
 from rlhf_jax.types import Array, Params, Prompts, Samples
@@ -129,8 +129,8 @@ class Workspace:
         if self.hub.gold:
             scores = self._gold_model(prompts, completions, finished_B)
             who, texts = f"the gold reward model {self.hub.gold}", list(zip(prompts, completions, strict=True))
-            return _host.numbers(who, scores, len(texts), texts.__getitem__)
-        return _host.judge(self.task, prompts, completions, finished_B)
+            return host_rewards.numbers(who, scores, len(texts), texts.__getitem__)
+        return host_rewards.judge(self.task, prompts, completions, finished_B)
 
 
 @dataclass(frozen=True)
@@ -144,25 +144,25 @@ class PromptStream:
     num_parts: int = 1
 
     def indices(self, start: int, count: int) -> np.ndarray:
-        num_prompts = _reading.num_prompts(self.workspace.task, self.split) // self.num_parts
+        num_prompts = reading.num_prompts(self.workspace.task, self.split) // self.num_parts
         return stream_indices(num_prompts, self.seed, start, count) * self.num_parts + self.part
 
     def texts(self, start: int, count: int) -> list[str]:
         """Prompts, as the task gives them."""
-        return [_reading.prompt(self.workspace.task, self.split, index) for index in self.indices(start, count)]
+        return [reading.prompt(self.workspace.task, self.split, index) for index in self.indices(start, count)]
 
     def texts_of(self, samples: Samples) -> list[str]:
         """The prompt of every sample of this stream, by its ordinal: what its tokens decode to need not be the text."""
         return _by_ordinal(samples, self.texts)
 
     def references(self, start: int, count: int) -> list[tuple[str, ...]]:
-        return [_reading.references(self.workspace.task, self.split, index) for index in self.indices(start, count)]
+        return [reading.references(self.workspace.task, self.split, index) for index in self.indices(start, count)]
 
     def records_of(self, samples: Samples) -> list[Mapping[str, Any]]:
         """The fields of the row of every sample's prompt: see `tasks.api.Task`."""
 
         def records(start: int, count: int) -> list[Mapping[str, Any]]:
-            return [_reading.record(self.workspace.task, self.split, index) for index in self.indices(start, count)]
+            return [reading.record(self.workspace.task, self.split, index) for index in self.indices(start, count)]
 
         return _by_ordinal(samples, records)
 

@@ -16,7 +16,7 @@ from rlhf_jax.jobs.relabel import sampler
 from rlhf_jax.records.metrics import read
 from rlhf_jax.records.notes import say
 from rlhf_jax.refusal import MissingInput, Refusal
-from rlhf_jax.report.trade_off import best_of_n_kl
+from rlhf_jax.report.plots.trade_off import best_of_n_kl
 from rlhf_jax.runtime.program import Reward
 from rlhf_jax.types import Algorithm, Params
 

@@ -8,8 +8,8 @@ from rlhf_jax.devices import distributed
 from rlhf_jax.jobs import _evaluator, evaluate, relabel, reward_model, rlhf, sft
 from rlhf_jax.jobs.api import Workspace
 from rlhf_jax.report.html import write_report
-from rlhf_jax.rewards._terms import parse
 from rlhf_jax.rewards.api import LEARNED
+from rlhf_jax.rewards.common.terms import parse
 from rlhf_jax.runtime.program import Reward
 from rlhf_jax.types import Algorithm, Params
 

@@ -21,8 +21,8 @@ from rlhf_jax.records.jsonl import replace
 from rlhf_jax.records.progress import progress
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.run_directory import lock
-from rlhf_jax.tasks import _reading
 from rlhf_jax.tasks.api import Split
+from rlhf_jax.tasks.common import reading
 from rlhf_jax.text import encoding
 from rlhf_jax.text.chat import Rendered
 from rlhf_jax.types import Algorithm, Params, Samples
@@ -113,7 +113,7 @@ def write_given(workspace: Workspace, config: Config) -> None:
     """A user's own comparisons, relabelled where a gold reward model is to say who won."""
     began, agreement = time.perf_counter(), {}
     for split in SPLITS:
-        pairs = own_pairs(workspace, _reading.comparisons(workspace.task, split))
+        pairs = own_pairs(workspace, reading.comparisons(workspace.task, split))
         if config.by_gold and workspace.hub.gold:
             pairs, agreement[f"{split}_agreement"] = relabelled(workspace, pairs)
         write(path(workspace, split), pairs)
@@ -172,7 +172,7 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> None:
 def _make(workspace: Workspace, config: Config, sft_params: Params) -> None:
     """The comparisons that the task gives, or sampled ones."""
     began = time.perf_counter()
-    if any(_reading.comparisons(workspace.task, split) for split in SPLITS):
+    if any(reading.comparisons(workspace.task, split) for split in SPLITS):
         write_given(workspace, config)
         distributed.barrier()
         return

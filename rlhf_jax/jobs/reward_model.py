@@ -22,7 +22,8 @@ from rlhf_jax.records.checkpoints import restore_params
 from rlhf_jax.records.jsonl import replace
 from rlhf_jax.records.progress import progress
 from rlhf_jax.refusal import MissingInput, Refusal
-from rlhf_jax.rewards import _host, learned
+from rlhf_jax.rewards import learned
+from rlhf_jax.rewards.common import host_rewards
 from rlhf_jax.run_directory import lock
 from rlhf_jax.runtime.supervised import resumed, train
 from rlhf_jax.text import encoding
@@ -134,7 +135,7 @@ def measure_standard(workspace: Workspace, params: Params, sft_params: Params, n
     samples = draw(sft_params, stream.prompts(0, num_prompts))
     given = distributed.fetch(distributed.compiled(learned.make(workspace.reward_network))(params, samples))
     texts = list(zip(stream.texts_of(samples), workspace.completions(samples), strict=True))
-    raw = _host.numbers("the reward model", given, len(texts), texts.__getitem__)
+    raw = host_rewards.numbers("the reward model", given, len(texts), texts.__getitem__)
     if not raw.std() > 0:
         raise Refusal("the reward model gives every SFT sample the same score: it has learned nothing to standardise")
     return Standard(float(raw.mean()), float(raw.std()))

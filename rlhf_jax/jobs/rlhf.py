@@ -23,10 +23,11 @@ from rlhf_jax.records.progress import progress
 from rlhf_jax.records.samples import SamplesWriter
 from rlhf_jax.records.saved_rounds import Spool
 from rlhf_jax.records.timeline import Timeline
-from rlhf_jax.rewards import _host, learned
-from rlhf_jax.rewards._host import HostJudge
-from rlhf_jax.rewards._terms import is_plain, parse
+from rlhf_jax.rewards import learned
 from rlhf_jax.rewards.api import LEARNED
+from rlhf_jax.rewards.common import host_rewards
+from rlhf_jax.rewards.common.host_rewards import HostJudge
+from rlhf_jax.rewards.common.terms import is_plain, parse
 from rlhf_jax.run_directory import lock
 from rlhf_jax.runtime import activity, asynchronous, stopping, synchronous
 from rlhf_jax.runtime.program import Critic, Program, Reward, Setup
@@ -115,7 +116,7 @@ def make_judges(workspace: Workspace, stages: Any) -> dict[str, HostJudge]:
     Raises Refusal for one that the task cannot have, and RewardError for what its own code raises.
     """
     return {
-        term.label: _host.make(term.name, workspace.task, stages.reward_settings[term.label])
+        term.label: host_rewards.make(term.name, workspace.task, stages.reward_settings[term.label])
         for term in parse(stages.reward)
         if term.name != LEARNED
     }

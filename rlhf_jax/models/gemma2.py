@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rlhf_jax.config import Count, Natural, NonNegative, Positive
-from rlhf_jax.models import blocks, llama
+from rlhf_jax.models import llama
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common import blocks
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
 

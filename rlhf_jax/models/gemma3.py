@@ -13,8 +13,9 @@ from typing import ClassVar
 from flax import linen as nn
 
 from rlhf_jax.config import Natural, NonNegative, Positive
-from rlhf_jax.models import _decoder, _rotary, gemma2, llama
+from rlhf_jax.models import gemma2, llama
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common import decoder, rope
 from rlhf_jax.types import Array
 
 
@@ -36,9 +37,9 @@ class Config(gemma2.Config):
     def window(self, layer: int) -> int:
         return 0 if self.sees_all(layer) else self.sliding_window
 
-    def rotary(self, layer: int) -> _rotary.Rotary:
-        head_width = _decoder.head_width(self)
-        return super().rotary(layer) if self.sees_all(layer) else _rotary.plain(head_width, self.rope_local_theta)
+    def rotary(self, layer: int) -> rope.Rotary:
+        head_width = decoder.head_width(self)
+        return super().rotary(layer) if self.sees_all(layer) else rope.plain(head_width, self.rope_local_theta)
 
 
 # vocab_size 0 is to be replaced by the tokenizer's. Published shapes: config.json of gemma-3-270m and gemma-3-1b.

@@ -13,9 +13,9 @@ from typing import Annotated, ClassVar, Literal
 from flax import linen as nn
 
 from rlhf_jax.config import Bounds, Count, Natural, Positive
-from rlhf_jax.models import _decoder, blocks
-from rlhf_jax.models._decoder import Depth
 from rlhf_jax.models.api import Cache, Model
+from rlhf_jax.models.common import blocks, decoder
+from rlhf_jax.models.common.decoder import Depth
 from rlhf_jax.types import Array
 
 
@@ -51,7 +51,7 @@ class Config:
 
 def rotary_dims(config: Config) -> int:
     """The numbers of a head's query or key that rotary positions turn."""
-    return int(_decoder.head_width(config) * config.rotary_fraction)
+    return int(decoder.head_width(config) * config.rotary_fraction)
 
 
 def _shape(vocab_size: int, width: int, num_layers: int, num_heads: int) -> Config:
@@ -101,8 +101,8 @@ class Layer(nn.Module):
     def setup(self) -> None:
         config = self.config
         grow, back = (
-            _decoder.small_init(config.width, config.init_scale),
-            _decoder.residual_init(config.width, config.num_layers),
+            decoder.small_init(config.width, config.init_scale),
+            decoder.residual_init(config.width, config.num_layers),
         )
         self.input_layernorm = blocks.LayerNorm(config.norm_eps)
         self.post_attention_layernorm = blocks.LayerNorm(config.norm_eps)
@@ -144,7 +144,7 @@ class Network(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        init = _decoder.small_init(config.width, config.init_scale)
+        init = decoder.small_init(config.width, config.init_scale)
         self.embed_in = nn.Embed(config.vocab_size, config.width, dtype=config.dtype, embedding_init=init)
         self.layer = [Layer(config) for _ in range(config.num_layers)]
         self.final_layer_norm = blocks.LayerNorm(config.norm_eps)
@@ -160,7 +160,7 @@ class Network(nn.Module):
         mask_BM, hide_BLM = blocks.see(mask_BL, cache)
         x_AD, kept = self.embed_in(tokens_BL.reshape(B * L)), []
         for index, layer in enumerate(self.layer):
-            x_AD, kept_here = _decoder.run_layer(layer, index, x_AD, tables, hide_BLM, cache)
+            x_AD, kept_here = decoder.run_layer(layer, index, x_AD, tables, hide_BLM, cache)
             kept.append(kept_here)
         hidden_BLD = self.final_layer_norm(x_AD).reshape(B, L, config.width)
         if self.is_initializing():
@@ -174,7 +174,7 @@ class Network(nn.Module):
 
 
 @dataclass(frozen=True)
-class GPTNeoX(_decoder.Decoder):
+class GPTNeoX(decoder.Decoder):
     """`Model` of this family."""
 
     network: ClassVar[type[nn.Module]] = Network
@@ -183,6 +183,6 @@ class GPTNeoX(_decoder.Decoder):
 
 def make(config: Config) -> Model:
     """The model of a shape; frozen and hashable. Raises Refusal where the numbers do not fit together."""
-    _decoder.check_shape(config)
-    _decoder.check_rotary(rotary_dims(config), f"rotary_fraction {config.rotary_fraction} of width / num_heads")
+    decoder.check_shape(config)
+    decoder.check_rotary(rotary_dims(config), f"rotary_fraction {config.rotary_fraction} of width / num_heads")
     return GPTNeoX(config)

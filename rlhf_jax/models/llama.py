@@ -2,7 +2,7 @@
 
     x <- x + attention(rmsnorm_1(x));   x <- x + down(silu(gate(y)) * up(y)),  y = rmsnorm_2(x)
 
-without biases, with rotary positions on whole heads, whose slow frequencies are stretched for long contexts (`_rotary.py`).
+without biases, with rotary positions on whole heads, whose slow frequencies are stretched for long contexts (`rope.py`).
 Params are named and laid out as in the published checkpoints (kernels transposed). Mistral, Qwen, Gemma, OLMo, SmolLM and Phi
 are this decoder with changes: each of their files is what differs.
 """
@@ -14,9 +14,9 @@ import jax
 from flax import linen as nn
 
 from rlhf_jax.config import Bounds, Count, Natural, Positive
-from rlhf_jax.models import _decoder, _rotary, blocks
-from rlhf_jax.models._decoder import Depth
 from rlhf_jax.models.api import Cache, Model
+from rlhf_jax.models.common import blocks, decoder, rope
+from rlhf_jax.models.common.decoder import Depth
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
 
@@ -25,7 +25,7 @@ from rlhf_jax.types import Array
 class Config:
     """The shape of a decoder. Defaults are of Llama 3's published `config.json` files; scaling factor 1 is none.
 
-    `rope_scaling` is a name of `_rotary.SCALINGS`, which also says what the other numbers mean to it.
+    `rope_scaling` is a name of `rope.SCALINGS`, which also says what the other numbers mean to it.
     """
 
     vocab_size: Natural  # 0: the tokenizer's
@@ -56,9 +56,9 @@ class Config:
         """Number of columns that a query of this layer sees at most, its own among them; 0 is all."""
         return 0
 
-    def rotary(self, layer: int) -> _rotary.Rotary:
+    def rotary(self, layer: int) -> rope.Rotary:
         """The rotary positions of this layer."""
-        return _rotary.stretched(self, _decoder.head_width(self))
+        return rope.stretched(self, decoder.head_width(self))
 
 
 # vocab_size 0 is to be replaced by the tokenizer's. Published shapes: Meta's config.json of Llama 3.1 and 3.2.
@@ -96,9 +96,9 @@ class Layer(nn.Module):
     qkv_bias: ClassVar[bool] = False
 
     def setup(self) -> None:
-        config, head_width = self.config, _decoder.head_width(self.config)
-        grow = _decoder.small_init(config.width, config.init_scale)
-        back = _decoder.residual_init(config.width, config.num_layers)
+        config, head_width = self.config, decoder.head_width(self.config)
+        grow = decoder.small_init(config.width, config.init_scale)
+        back = decoder.residual_init(config.width, config.num_layers)
 
         def dense(features: int, init: nn.initializers.Initializer = grow, bias: bool = False) -> nn.Dense:
             return nn.Dense(features, use_bias=bias, dtype=config.dtype, kernel_init=init)
@@ -160,7 +160,7 @@ class Network(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        init = _decoder.small_init(config.width, config.init_scale)
+        init = decoder.small_init(config.width, config.init_scale)
         self.embed_tokens = nn.Embed(config.vocab_size, config.width, dtype=config.dtype, embedding_init=init)
         self.layer = [self.layer_type(config) for _ in range(config.num_layers)]
         self.norm = self.layer_type.norm_type(config.norm_eps)
@@ -171,7 +171,7 @@ class Network(nn.Module):
         self, tokens_BL: Array, positions_BL: Array, mask_BL: Array, cache: Cache | None = None
     ) -> tuple[Array, Cache | None]:
         config, (B, L) = self.config, tokens_BL.shape
-        _rotary.check_length(config, L if cache is None else cache.mask_BM.shape[1])
+        rope.check_length(config, L if cache is None else cache.mask_BM.shape[1])
         turns = [config.rotary(index) for index in range(config.num_layers)]
         tables = {turn: blocks.rotary_tables(positions_BL, *turn) for turn in dict.fromkeys(turns)}
         windows = [config.window(index) for index in range(config.num_layers)]
@@ -179,7 +179,7 @@ class Network(nn.Module):
         x_AD, kept = self.embed(tokens_BL.reshape(B * L)), []
         for index, layer in enumerate(self.layer):
             hide_BLM = hidden[windows[index]][1]
-            x_AD, kept_here = _decoder.run_layer(layer, index, x_AD, tables[turns[index]], hide_BLM, cache)
+            x_AD, kept_here = decoder.run_layer(layer, index, x_AD, tables[turns[index]], hide_BLM, cache)
             kept.append(kept_here)
         hidden_BLD = self.norm(x_AD).reshape(B, L, config.width)
         if self.is_initializing():
@@ -195,7 +195,7 @@ class Network(nn.Module):
         return self.lm_head(hidden)
 
 
-def check(config: Config, scalings: tuple[str, ...] = _rotary.SCALINGS, rotary_dims: int | None = None) -> None:
+def check(config: Config, scalings: tuple[str, ...] = rope.SCALINGS, rotary_dims: int | None = None) -> None:
     """Raises Refusal, naming the value, where the numbers do not fit together.
 
     Args:
@@ -203,19 +203,19 @@ def check(config: Config, scalings: tuple[str, ...] = _rotary.SCALINGS, rotary_d
       scalings: of the rotary frequencies, accepted.
       rotary_dims: dimensions of a head that positions turn; None is all of them.
     """
-    _decoder.check_shape(config)
-    _rotary.check(config, scalings)
-    width = _decoder.head_width(config)
+    decoder.check_shape(config)
+    rope.check(config, scalings)
+    width = decoder.head_width(config)
     if rotary_dims is None:
-        _decoder.check_rotary(width, "a head's width (head_width, or width / num_heads)")
+        decoder.check_rotary(width, "a head's width (head_width, or width / num_heads)")
     else:
-        _decoder.check_rotary(rotary_dims, f"the part of a head's width {width} that rotary_fraction gives")
+        decoder.check_rotary(rotary_dims, f"the part of a head's width {width} that rotary_fraction gives")
     if (narrowest := min(map(config.window, range(config.num_layers)), default=0)) < 0:
         raise Refusal(f"sliding_window is {narrowest}; accepted: columns, and 0 for none")
 
 
 @dataclass(frozen=True)
-class Llama(_decoder.Decoder):
+class Llama(decoder.Decoder):
     """`Model` of this family."""
 
     network: ClassVar[type[nn.Module]] = Network

@@ -12,8 +12,9 @@ from typing import ClassVar
 from flax import linen as nn
 
 from rlhf_jax.config import Positive
-from rlhf_jax.models import blocks, llama
+from rlhf_jax.models import llama
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common import blocks
 from rlhf_jax.types import Array
 
 

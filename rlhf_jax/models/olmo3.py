@@ -6,8 +6,9 @@ Every `full_attention_interval`-th layer sees all columns, and its positions alo
 from dataclasses import dataclass, replace
 
 from rlhf_jax.config import Natural
-from rlhf_jax.models import _decoder, _rotary, llama, olmo2
+from rlhf_jax.models import llama, olmo2
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common import decoder, rope
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,8 @@ class Config(olmo2.Config):
     def window(self, layer: int) -> int:
         return 0 if self.sees_all(layer) else self.sliding_window
 
-    def rotary(self, layer: int) -> _rotary.Rotary:
-        return (
-            super().rotary(layer) if self.sees_all(layer) else _rotary.plain(_decoder.head_width(self), self.rope_theta)
-        )
+    def rotary(self, layer: int) -> rope.Rotary:
+        return super().rotary(layer) if self.sees_all(layer) else rope.plain(decoder.head_width(self), self.rope_theta)
 
 
 # vocab_size 0 is to be replaced by the tokenizer's. Published shapes: config.json of Olmo-3-1025-7B, whose later stages are

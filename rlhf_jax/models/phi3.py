@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from rlhf_jax.config import Bounds, Count, Natural, Positive
-from rlhf_jax.models import _decoder, _rotary, llama
+from rlhf_jax.models import llama
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common import decoder, rope
 from rlhf_jax.refusal import Refusal
 
 
@@ -32,10 +33,10 @@ class Config(llama.Config):
     @property
     def rotary_dims(self) -> int:
         """Dimensions of a head that turn."""
-        return int(_decoder.head_width(self) * self.rotary_fraction)
+        return int(decoder.head_width(self) * self.rotary_fraction)
 
-    def rotary(self, layer: int) -> _rotary.Rotary:
-        return _rotary.stretched(self, self.rotary_dims)
+    def rotary(self, layer: int) -> rope.Rotary:
+        return rope.stretched(self, self.rotary_dims)
 
 
 # vocab_size 0 is to be replaced by the tokenizer's. Published shapes: config.json of Phi-3-mini-4k, Phi-3-medium-4k and phi-4.
@@ -58,7 +59,7 @@ class Phi3(llama.Llama):
 
 def make(config: Config) -> Model:
     """The model of a shape; frozen and hashable. Raises Refusal where the numbers do not fit together."""
-    llama.check(config, (*_rotary.SCALINGS, "longrope"), config.rotary_dims)
+    llama.check(config, (*rope.SCALINGS, "longrope"), config.rotary_dims)
     if config.rotary_fraction > 1:
         raise Refusal(f"rotary_fraction is {config.rotary_fraction}; accepted: above 0, at most 1")
     num_factors = len(config.rope_short_factors.split())

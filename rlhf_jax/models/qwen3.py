@@ -11,8 +11,9 @@ from typing import ClassVar
 from flax import linen as nn
 
 from rlhf_jax.config import Natural
-from rlhf_jax.models import blocks, llama, qwen2
+from rlhf_jax.models import llama, qwen2
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common import blocks
 from rlhf_jax.types import Array
 
 

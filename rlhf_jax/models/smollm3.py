@@ -6,8 +6,9 @@ Where windows are switched on, the layers without positions are those that see a
 from dataclasses import dataclass
 
 from rlhf_jax.config import Natural, Positive
-from rlhf_jax.models import _rotary, llama
+from rlhf_jax.models import llama
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common import rope
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Config(llama.Config):
     def window(self, layer: int) -> int:
         return 0 if self.turns(layer) else self.sliding_window
 
-    def rotary(self, layer: int) -> _rotary.Rotary:
-        return super().rotary(layer) if self.turns(layer) else _rotary.NONE
+    def rotary(self, layer: int) -> rope.Rotary:
+        return super().rotary(layer) if self.turns(layer) else rope.NONE
 
 
 # vocab_size 0 is to be replaced by the tokenizer's. Published shapes: config.json of SmolLM3-3B.

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax import randomness
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.value_head import ValueModel
+from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.pretrained import layouts
 from rlhf_jax.pretrained.published_families import FAMILIES
 from rlhf_jax.pretrained.published_kinds import is_classifier

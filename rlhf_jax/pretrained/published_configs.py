@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf_jax import registry
-from rlhf_jax.models import _decoder, _rotary
+from rlhf_jax.models.common import decoder, rope
 from rlhf_jax.pretrained.published_families import FAMILIES, NULL_IS_ZERO, model_type
 from rlhf_jax.pretrained.published_kinds import check_accepted, check_architectures, family_of
 from rlhf_jax.pretrained.published_rope import FULL, SLIDING, read_rope, write_rope
@@ -125,12 +125,12 @@ def window(config: Any, layer: int) -> int:
 def computed(config: Any) -> dict[str, Any]:
     """The numbers that a config computes with: equal for two configs of one model, whatever their fields."""
     fields = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_PUBLISHED}
-    fields["head_width"] = _decoder.head_width(config)
+    fields["head_width"] = decoder.head_width(config)
     if not hasattr(config, "rotary"):
         return fields
     kept = {key: value for key, value in fields.items() if key not in OF_LAYERS and not key.startswith("rope_")}
     layers = [(config.window(layer), config.rotary(layer)) for layer in range(config.num_layers)]
-    longest = _rotary.max_positions(config)
+    longest = rope.max_positions(config)
     return kept | {"layers": layers, "longest": longest, "beyond": fields.get("rope_long_factors") if longest else None}
 
 
@@ -145,7 +145,7 @@ def write_config(family: str, config: Any) -> dict[str, Any]:
         raise Refusal(f"the family {family!r} has no published form; accepted: {', '.join(FAMILIES)}")
     values = dataclasses.asdict(config)
     if family != "gpt_neox":
-        values["head_width"] = _decoder.head_width(config)
+        values["head_width"] = decoder.head_width(config)
     published: dict[str, Any] = {"model_type": model_type(family)}
     published |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     published |= {key: accepted[0] for key, accepted in FAMILIES[family].accepted.items()}

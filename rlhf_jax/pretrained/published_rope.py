@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_jax.models import _rotary
+from rlhf_jax.models.common import rope as rotary
 from rlhf_jax.pretrained.published_families import FAMILIES, REQUIRED
 from rlhf_jax.pretrained.published_values import Place, agreed, at, number
 from rlhf_jax.refusal import Refusal
@@ -50,7 +50,7 @@ class Rope:
         return number(self.published, default, *self.places(key), *more)
 
     def type(self, *accepted: str, older: Mapping[str, str] | None = None) -> str:
-        """The way of stretching, a name of `models/_rotary.py` or "default". Raises Refusal for any other."""
+        """The way of stretching, a name of `models/common/rope.py` or "default". Raises Refusal for any other."""
         found = agreed(self.published, "default", *self.places("rope_type"), *self.places("type"))
         named = (older or {}).get(found, found) if isinstance(found, str) else found
         if named not in accepted:
@@ -96,7 +96,7 @@ def read_rope(family: str, published: Mapping[str, Any]) -> dict[str, Any]:
         return theta | {"rotary_fraction": fraction} | _scaling(rope, kind)
     if fraction != 1.0:
         raise Refusal(f"partial_rotary_factor is {fraction!r}; accepted for {family}: 1.0")
-    return theta | _scaling(rope, rope.type("default", *_rotary.SCALINGS))
+    return theta | _scaling(rope, rope.type("default", *rotary.SCALINGS))
 
 
 def _scaling(rope: Rope, kind: str) -> dict[str, Any]:
@@ -167,13 +167,13 @@ def _read_of_layers(family: str, published: Mapping[str, Any]) -> dict[str, Any]
     for each in (rope, local):
         if each.number("partial_rotary_factor", 1.0, ("partial_rotary_factor",)) != 1.0:
             raise Refusal(f"partial_rotary_factor is not 1; accepted for {family}: 1.0")
-    if local.type("default", *_rotary.SCALINGS) != "default":
+    if local.type("default", *rotary.SCALINGS) != "default":
         raise Refusal(
             f"rope_parameters.{SLIDING} is {newer!r}; accepted for {family}: positions that are not stretched"
         )
     default = FAMILIES[family].theta
     theta = rope.number("rope_theta", default, ("rope_theta",))
-    scaling = _scaling(rope, rope.type("default", *_rotary.SCALINGS))
+    scaling = _scaling(rope, rope.type("default", *rotary.SCALINGS))
     if family == "gemma3":
         local_theta = local.number("rope_theta", 10_000.0, ("rope_local_base_freq",))
         return {"rope_theta": theta, "rope_local_theta": local_theta} | scaling

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 
 from rlhf_jax.records.jsonl import Line
 from rlhf_jax.records.progress import format_seconds
-from rlhf_jax.report import identity, notices, page, read, style, texts, timeline
+from rlhf_jax.report import identity, notices, page, read, texts
 from rlhf_jax.report import units as units_of
 from rlhf_jax.report.formats import alike, half_width, with_interval
+from rlhf_jax.report.plots import style, timeline
+from rlhf_jax.report.plots.style import Picture
 from rlhf_jax.report.read import Run
-from rlhf_jax.report.style import Picture
 from rlhf_jax.report.units import Units
 
 LEAST_WIDTHS = {"learning_curves": "320px", "trade_off": "460px", "timeline": "320px"}

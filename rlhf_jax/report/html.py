@@ -22,11 +22,8 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
 
     Raises FileNotFoundError where there is no run, Refusal that names file and line for a broken file, OSError.
     """
-    from rlhf_jax.report import (
-        body,
-        page,
-        style,
-    )  # matplotlib takes a second, which no run should wait for at its start
+    from rlhf_jax.report import body, page
+    from rlhf_jax.report.plots import style  # matplotlib takes a second, which no run should wait for at its start
 
     run = read.read_run(Path(directory))
     drawn = draw(run)
@@ -41,15 +38,16 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
 
 def draw(run: read.Run) -> dict[str, list[Any]]:
     """Every picture that a run has something for, by the name of the file that they share."""
-    from rlhf_jax.report import plots, timeline, trade_off, units
+    from rlhf_jax.report import units
+    from rlhf_jax.report.plots import curves, timeline, trade_off
 
     measured = units.of_run(run.config, run.lines, run.samples)
     pictures = {
-        "learning_curves": plots.learning_curves(run.lines, measured),
+        "learning_curves": curves.learning_curves(run.lines, measured),
         "trade_off": trade_off.trade_off(run.lines, measured),
         "timeline": timeline.pictures(run.spans, run.lines),
-        "time_per_stage": plots.time_per_stage(run.lines),
+        "time_per_stage": curves.time_per_stage(run.lines),
     }
     for stage in read.stages(run.lines):
-        pictures[f"stage_{stage}"] = plots.stage_curves(run.lines, measured, stage)
+        pictures[f"stage_{stage}"] = curves.stage_curves(run.lines, measured, stage)
     return {name: found for name, found in pictures.items() if found}

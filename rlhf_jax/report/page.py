@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from rlhf_jax.records.samples import printable
-from rlhf_jax.report.style import css_variables
+from rlhf_jax.report.plots.style import css_variables
 
 CSS = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #ffffff; --ink: #22272e; --muted: #5f6875;

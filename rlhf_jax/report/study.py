@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from rlhf_jax.records.jsonl import replace
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.report import page, style
+from rlhf_jax.report import page
+from rlhf_jax.report.plots import style
 from rlhf_jax.report.statistics import OfSeed, Result, by_seed, differences, final, interval
 
 MEASURES = {"gold": "gold_mean", "win-rate": "win_rate", "learned reward": "reward_mean", "KL": "kl"}

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from rlhf_jax.records.jsonl import Line
-from rlhf_jax.report import glossary, page, read, trade_off
+from rlhf_jax.report import glossary, page, read
 from rlhf_jax.report.formats import alike, listed, number, with_interval
+from rlhf_jax.report.plots import trade_off
 from rlhf_jax.report.read import BEST_OF_N, Run
 from rlhf_jax.report.units import Units
 

@@ -49,7 +49,7 @@ HostReward = Callable[[Sequence[str], Sequence[str], Sequence[bool]], np.ndarray
 """(prompts, completions, finished) -> raw scores [B], float32: a reward of this package."""
 
 OwnReward = Callable[..., Any]
-"""A reward as a user writes it: parameters by name, a result that `_host.numbers` checks."""
+"""A reward as a user writes it: parameters by name, a result that `host_rewards.numbers` checks."""
 
 
 @dataclass(frozen=True)

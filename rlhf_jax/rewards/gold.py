@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf_jax.rewards import _host
 from rlhf_jax.rewards.api import HostReward
+from rlhf_jax.rewards.common import host_rewards
 from rlhf_jax.tasks.api import Task
 
 KIND = "host"
@@ -22,6 +22,6 @@ def make(task: Task, config: Config | None = None) -> HostReward:
     del config
 
     def reward(prompts: Sequence[str], completions: Sequence[str], finished: Sequence[bool]) -> np.ndarray:
-        return _host.judge(task, prompts, completions, finished).astype(np.float32)
+        return host_rewards.judge(task, prompts, completions, finished).astype(np.float32)
 
     return reward

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.tasks import _reading
 from rlhf_jax.tasks.api import Split, Task
+from rlhf_jax.tasks.common import reading
 
 HEX_DIGITS = 16
 CHUNK_BYTES = 1 << 20
@@ -112,12 +112,12 @@ def of_task(task: Task) -> str:
 def _texts(task: Task) -> Iterable[str]:
     for split in SPLITS:
         yield split
-        for index in range(_reading.num_prompts(task, split)):
-            yield _reading.prompt(task, split, index)
-            yield from _reading.references(task, split, index)
+        for index in range(reading.num_prompts(task, split)):
+            yield reading.prompt(task, split, index)
+            yield from reading.references(task, split, index)
             if hasattr(task, "record"):
-                yield json.dumps(_plain(_reading.record(task, split, index)))
-        for comparison in _reading.comparisons(task, split):
+                yield json.dumps(_plain(reading.record(task, split, index)))
+        for comparison in reading.comparisons(task, split):
             yield from comparison
 
 

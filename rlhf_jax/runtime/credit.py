@@ -9,7 +9,7 @@ import numpy as np
 
 from rlhf_jax.devices import distributed
 from rlhf_jax.refusal import ComponentError, RewardError, at_fault
-from rlhf_jax.rewards import _host
+from rlhf_jax.rewards.common import host_rewards
 from rlhf_jax.runtime.setup import Reward
 from rlhf_jax.types import Algorithm, Array, Batch, Samples, Scores
 
@@ -35,10 +35,10 @@ def raw_scores(reward: Reward, samples: Samples, of_model: Array | None) -> Any:
     count = samples.tokens_BC.shape[0]
     given = {} if reward.host is None else reward.host(samples)
     if not reward.terms:
-        return _host.numbers(f"the reward {reward.name}", given, count, when=when(samples)).astype(np.float32)
+        return host_rewards.numbers(f"the reward {reward.name}", given, count, when=when(samples)).astype(np.float32)
     raw: dict[str, Any] = {} if of_model is None else {reward.model_label: of_model}
     for label, values in given.items():
-        raw[label] = _host.numbers(f"the reward {label}", values, count, when=when(samples)).astype(np.float32)
+        raw[label] = host_rewards.numbers(f"the reward {label}", values, count, when=when(samples)).astype(np.float32)
     return raw
 
 
@@ -121,7 +121,7 @@ def refuse(
     name = next(name for place, name in enumerate(FAULTS) if bits >> place & 1)
     if name == RAW:
         for reward, raw_B in raw.items():
-            _host.numbers(f"the reward {reward}", distributed.fetch(raw_B), raw_B.shape[0], texts, round_said)
+            host_rewards.numbers(f"the reward {reward}", distributed.fetch(raw_B), raw_B.shape[0], texts, round_said)
     if name in (RAW, SCORE):
         raise RewardError(
             f"the score of a completion{round_said} is not finite, though its rewards are: see their units"

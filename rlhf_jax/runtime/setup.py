@@ -11,7 +11,7 @@ from rlhf_jax.clock import Clock
 from rlhf_jax.devices import distributed
 from rlhf_jax.devices.placement import Places
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.value_head import ValueModel
+from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.rewards.api import LEARNED, ModelReward, Term
 from rlhf_jax.sampling import Config as SamplingConfig
 from rlhf_jax.scoring import Config as ScoringConfig

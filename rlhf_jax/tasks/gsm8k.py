@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.tasks import _published, _rows
-from rlhf_jax.tasks._corpus import Corpus
-from rlhf_jax.tasks._published import Dataset, Layout, Record
-from rlhf_jax.tasks._store import Source, Store, open_store
+from rlhf_jax.tasks.corpora import published_files, row_files
+from rlhf_jax.tasks.corpora.corpus import Corpus
+from rlhf_jax.tasks.corpora.published_files import Dataset, Layout, Record
+from rlhf_jax.tasks.corpora.record_store import Source, Store, open_store
 
 PROBLEM, SOLUTION = "[MATH_TASK] Problem:\n", "\n\nSolution:"
 ANSWER = re.compile(r"#### (\-?[0-9\.\,]+)([^\n]*)")  # of the published grader, and the rest of the line
@@ -100,12 +100,12 @@ def answer(solution: str) -> str:
 
 def make(config: Config) -> GSM8K:
     """The task of a config; Refusal names what is wrong with the files."""
-    files = _published.find(config.data_dir, DATASET)
+    files = published_files.find(config.data_dir, DATASET)
 
-    def read(where: str, row: _rows.Row) -> Record:
-        question, solution = _rows.text(where, row, "question"), _rows.text(where, row, "answer")
+    def read(where: str, row: row_files.Row) -> Record:
+        question, solution = row_files.text(where, row, "question"), row_files.text(where, row, "answer")
         if not answer(solution):
-            shown = _rows.short(solution[solution.rfind("####") :] if "####" in solution else solution)
+            shown = row_files.short(solution[solution.rfind("####") :] if "####" in solution else solution)
             raise Refusal(
                 f"{where}: 'answer' has no '#### number': {shown}; accepted: one such line, and on it nothing but a number in"
                 " digits, as -1,234.5"
@@ -118,7 +118,7 @@ def make(config: Config) -> GSM8K:
         kind="prompts",
         published=DATASET.rows,
         files=files,
-        rows=lambda split: _published.records(files[split], [Layout(("question", "answer"), read)]),
+        rows=lambda split: published_files.records(files[split], [Layout(("question", "answer"), read)]),
         fields=("prompt", "reference"),
         recipe=(str(config.calculator), config.before, config.after),
     )

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.tasks import _conversations, _published, _rows
-from rlhf_jax.tasks._corpus import Corpus
-from rlhf_jax.tasks._published import Dataset, Layout, Record
-from rlhf_jax.tasks._store import Source, open_store
+from rlhf_jax.tasks.corpora import conversations, published_files, row_files
+from rlhf_jax.tasks.corpora.corpus import Corpus
+from rlhf_jax.tasks.corpora.published_files import Dataset, Layout, Record
+from rlhf_jax.tasks.corpora.record_store import Source, open_store
 
 DATASET = Dataset(
     title="No Robots",
@@ -36,12 +36,12 @@ class Config:
 
 def make(config: Config) -> Corpus:
     """The task of a config; Refusal names what is wrong with the files or the template."""
-    files = _published.find(config.data_dir, DATASET)
-    template = _conversations.template(config.chat_template, config.bos_token, config.eos_token, config.date)
-    prompt = _conversations.prompts(template)
+    files = published_files.find(config.data_dir, DATASET)
+    template = conversations.template(config.chat_template, config.bos_token, config.eos_token, config.date)
+    prompt = conversations.prompts(template)
 
-    def read(where: str, row: _rows.Row) -> Record:
-        context, reply = _conversations.turns(where, row, "messages", template)
+    def read(where: str, row: row_files.Row) -> Record:
+        context, reply = conversations.turns(where, row, "messages", template)
         if not reply:
             raise Refusal(f"{where}: the last reply of 'messages' is empty")
         return prompt(where, context) | {"reference": reply}
@@ -51,9 +51,9 @@ def make(config: Config) -> Corpus:
         kind="prompts",
         published=DATASET.rows,
         files=files,
-        rows=lambda split: _published.records(files[split], [Layout(("messages",), read)]),
+        rows=lambda split: published_files.records(files[split], [Layout(("messages",), read)]),
         fields=("prompt", "messages", "reference"),
-        recipe=_conversations.recipe(template),
+        recipe=conversations.recipe(template),
     )
     store = open_store(source, Path(config.cache_dir or Path(config.data_dir) / "array_record"))
     return Corpus("no_robots", store, template=template)

@@ -2,7 +2,7 @@
 
 A prompt says which place is reviewed, may say which of its aspects the writer cares about, and opens with another one; a
 continuation judges them.
-What the judge rewards and forbids is in `_review_gold.py`, what the corpus is made of in `_review_grammar.py`.
+What the judge rewards and forbids is in `gold.py`, what the corpus is made of in `grammar.py`.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from typing import Annotated
 import numpy as np
 
 from rlhf_jax.config import Bounds, NonNegative, Seed
-from rlhf_jax.tasks import _review_gold as gold
-from rlhf_jax.tasks import _review_grammar as grammar
-from rlhf_jax.tasks import _review_words as lexicon
 from rlhf_jax.tasks.api import HeldoutPercent, Split, is_heldout
+from rlhf_jax.tasks.synthetic_reviews import gold as gold
+from rlhf_jax.tasks.synthetic_reviews import grammar as grammar
+from rlhf_jax.tasks.synthetic_reviews import words as lexicon
 
 MAX_PROMPT_WORDS = 18
 
@@ -74,7 +74,7 @@ class Reviews:
         return "generated"
 
     def judge(self, prompt: str, completion: str, finished: bool) -> float:
-        """The gold score: the sum of `_review_gold.terms`."""
+        """The gold score: the sum of `gold.terms`."""
         return float(sum(gold.terms(prompt, completion, finished, self.config.calm).values()))
 
 

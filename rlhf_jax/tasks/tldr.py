@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.tasks import _conversations, _published, _rows
-from rlhf_jax.tasks._corpus import Corpus, CountTokens
-from rlhf_jax.tasks._published import Dataset, Layout, Record
-from rlhf_jax.tasks._rows import Row
-from rlhf_jax.tasks._store import Rows, Source, Store, open_store
 from rlhf_jax.tasks.api import Split
+from rlhf_jax.tasks.corpora import conversations, published_files, row_files
+from rlhf_jax.tasks.corpora.corpus import Corpus, CountTokens
+from rlhf_jax.tasks.corpora.published_files import Dataset, Layout, Record
+from rlhf_jax.tasks.corpora.record_store import Rows, Source, Store, open_store
+from rlhf_jax.tasks.corpora.row_files import Row
 
 POST, TAIL = "\n\nPOST: ", "\n\nTL;DR:"
 EOS = "<|endoftext|>"  # published completions end in this text; the pipeline adds an EOS of its own
@@ -71,7 +71,7 @@ class Tldr(Corpus):
                 if not post:
                     raise Refusal(
                         f"tldr: a prompt has {counts[place]} tokens without its post; accepted: at most max_prompt_tokens"
-                        f" = {limit}: {_rows.short(head)}"
+                        f" = {limit}: {row_files.short(head)}"
                     )
                 posts[place] = post[: post.rfind("\n")]  # without a line break, -1: all but the last character
                 texts[place] = head + posts[place] + TAIL
@@ -80,7 +80,7 @@ class Tldr(Corpus):
 
 def make(config: Config) -> Tldr:
     """The task of a config; Refusal names what is wrong with the files."""
-    files = _published.find(config.data_dir, PROMPTS)
+    files = published_files.find(config.data_dir, PROMPTS)
     layouts = (
         _ready_layout("query", "reference_response"),
         _ready_layout("prompt", "completion"),
@@ -91,7 +91,7 @@ def make(config: Config) -> Tldr:
         kind="prompts",
         published=PROMPTS.rows,
         files=files,
-        rows=lambda split: _published.records(files[split], layouts),
+        rows=lambda split: published_files.records(files[split], layouts),
         fields=("prompt", "reference"),
     )
     prompts = open_store(source, _root(config, config.data_dir))
@@ -102,7 +102,7 @@ def _comparisons(config: Config) -> Store:
     """The comparisons' store: OpenAI's own files hold both splits, all others one each."""
     folder = Path(config.comparisons_dir)
     batches = [file for pattern in OPENAI_FILES for file in sorted(folder.glob(pattern))]
-    files = dict.fromkeys(COMPARISONS.splits, batches) if batches else _published.find(str(folder), COMPARISONS)
+    files = dict.fromkeys(COMPARISONS.splits, batches) if batches else published_files.find(str(folder), COMPARISONS)
     layouts = (
         _pair_layout("query"),
         _pair_layout("prompt"),
@@ -113,7 +113,7 @@ def _comparisons(config: Config) -> Store:
         kind="comparisons",
         published=COMPARISONS.rows,
         files=files,
-        rows=lambda split: _openai_rows(batches, split) if batches else _published.records(files[split], layouts),
+        rows=lambda split: _openai_rows(batches, split) if batches else published_files.records(files[split], layouts),
         fields=("prompt", "chosen", "rejected"),
     )
     return open_store(source, _root(config, config.comparisons_dir))
@@ -133,16 +133,16 @@ def _prompt(subreddit: str, title: str, post: str) -> str:
 
 def _ready(where: str, row: Row, key: str) -> str:
     """A prompt that is published ready; it must be of the form that can be cut."""
-    prompt = _rows.text(where, row, key)
+    prompt = row_files.text(where, row, key)
     if POST not in prompt or not prompt.endswith(TAIL):
         raise Refusal(
-            f"{where}: {key!r} is {_rows.short(prompt)}; accepted: a text with {POST!r} that ends in {TAIL!r}"
+            f"{where}: {key!r} is {row_files.short(prompt)}; accepted: a text with {POST!r} that ends in {TAIL!r}"
         )
     return prompt
 
 
 def _read_post(where: str, row: Row) -> Record:
-    subreddit, title, post = (_rows.text(where, row, key, empty=True) for key in ("subreddit", "title", "post"))
+    subreddit, title, post = (row_files.text(where, row, key, empty=True) for key in ("subreddit", "title", "post"))
     return {"prompt": _prompt(subreddit, title, post), "reference": " " + _completion(where, row, "summary")}
 
 
@@ -155,9 +155,11 @@ def _ready_layout(prompt: str, completion: str) -> Layout:
 
 def _completion(where: str, row: Row, key: str) -> str:
     """A field without the EOS texts at its end. Raises Refusal where nothing is before them."""
-    text = _conversations.without_eos(_rows.text(where, row, key), EOS)
+    text = conversations.without_eos(row_files.text(where, row, key), EOS)
     if not text.strip():
-        raise Refusal(f"{where}: {key!r} is {_rows.short(row[key])}; accepted: a text that is not empty before its EOS")
+        raise Refusal(
+            f"{where}: {key!r} is {row_files.short(row[key])}; accepted: a text that is not empty before its EOS"
+        )
     return text
 
 
@@ -181,12 +183,12 @@ def _read_judged(where: str, row: Row) -> Record | None:
     pair = isinstance(summaries, list) and len(summaries) == 2 and all(isinstance(each, dict) for each in summaries)
     if not isinstance(info, dict) or not pair or choice not in (0, 1):
         raise Refusal(
-            f"{where}: found info {_rows.short(info)}, summaries {_rows.short(summaries)}, choice {_rows.short(choice)};"
-            " accepted: a post, two summaries, and 0 or 1"
+            f"{where}: found info {row_files.short(info)}, summaries {row_files.short(summaries)}, "
+            f"choice {row_files.short(choice)}; accepted: a post, two summaries, and 0 or 1"
         )
     if info.get("article"):
         return None
-    post = (_rows.text(where, info, key, empty=True) for key in ("subreddit", "title", "post"))
+    post = (row_files.text(where, info, key, empty=True) for key in ("subreddit", "title", "post"))
     texts = [_completion(where, summary, "text") for summary in summaries]
     return _pair(_prompt(*post), texts[choice], texts[1 - choice])
 
@@ -194,8 +196,10 @@ def _read_judged(where: str, row: Row) -> Record | None:
 def _openai_rows(files: Sequence[Path], split: Split) -> Rows:
     """The rows of OpenAI's files that are of a split; each tells its own."""
     for file in files:
-        for where, row in _rows.read(file, ("info", "summaries", "choice", "split")):
+        for where, row in row_files.read(file, ("info", "summaries", "choice", "split")):
             if row["split"] not in OPENAI_SPLITS:
-                raise Refusal(f"{where}: 'split' is {_rows.short(row['split'])}; accepted: {', '.join(OPENAI_SPLITS)}")
+                raise Refusal(
+                    f"{where}: 'split' is {row_files.short(row['split'])}; accepted: {', '.join(OPENAI_SPLITS)}"
+                )
             if OPENAI_SPLITS[row["split"]] == split:
                 yield where, _read_judged(where, row)

@@ -11,10 +11,10 @@ from typing import Literal
 
 from rlhf_jax.config import Natural
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.tasks import _conversations, _published, _rows
-from rlhf_jax.tasks._corpus import Corpus, CountTokens
-from rlhf_jax.tasks._published import Dataset, Layout, Record
-from rlhf_jax.tasks._store import Source, Store, open_store
+from rlhf_jax.tasks.corpora import conversations, published_files, row_files
+from rlhf_jax.tasks.corpora.corpus import Corpus, CountTokens
+from rlhf_jax.tasks.corpora.published_files import Dataset, Layout, Record
+from rlhf_jax.tasks.corpora.record_store import Source, Store, open_store
 from rlhf_jax.text import chat
 
 Kind = Literal["prompts", "comparisons"]
@@ -69,20 +69,20 @@ class UltraFeedback(Corpus):
 
 def make(config: Config) -> UltraFeedback:
     """The task of a config; Refusal names what is wrong with the files or the template."""
-    template = _conversations.template(config.chat_template, config.bos_token, config.eos_token, config.date)
+    template = conversations.template(config.chat_template, config.bos_token, config.eos_token, config.date)
     prompts, comparisons = _open(config, "prompts", template), _open(config, "comparisons", template)
     return UltraFeedback(prompts, comparisons, config.max_reply_tokens, template)
 
 
 def _open(config: Config, kind: Kind, template: chat.Template) -> Store:
-    files = _published.find(config.data_dir, DATASET)
-    prompt = _conversations.prompts(template)
+    files = published_files.find(config.data_dir, DATASET)
+    prompt = conversations.prompts(template)
 
-    def read(where: str, row: _rows.Row) -> Record | None:
-        (context, chosen), (other, rejected) = (_conversations.turns(where, row, key, template) for key in COLUMNS[:2])
+    def read(where: str, row: row_files.Row) -> Record | None:
+        (context, chosen), (other, rejected) = (conversations.turns(where, row, key, template) for key in COLUMNS[:2])
         if context != other:
             raise Refusal(f"{where}: 'chosen' and 'rejected' are replies to different prompts")
-        scores = [_rows.number(where, row, key) for key in COLUMNS[2:]]
+        scores = [row_files.number(where, row, key) for key in COLUMNS[2:]]
         if not chosen or (chosen == rejected and kind == "comparisons"):
             return None
         if kind == "comparisons" and (NO_REPLY in scores or (scores[0] == scores[1] and not config.ties)):
@@ -94,8 +94,8 @@ def _open(config: Config, kind: Kind, template: chat.Template) -> Store:
         kind=kind,
         published=DATASET.rows,
         files=files,
-        rows=lambda split: _published.records(files[split], [Layout(COLUMNS, read)]),
+        rows=lambda split: published_files.records(files[split], [Layout(COLUMNS, read)]),
         fields=("prompt", "messages", "chosen", "rejected"),
-        recipe=(*_conversations.recipe(template), str(config.ties)),
+        recipe=(*conversations.recipe(template), str(config.ties)),
     )
     return open_store(source, Path(config.cache_dir or Path(config.data_dir) / "array_record"))

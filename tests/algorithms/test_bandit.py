@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.algorithms._surrogate import log_ratio, token_surrogate
+from rlhf_jax.algorithms.common.surrogate import log_ratio, token_surrogate
 from rlhf_jax.ops.corrections import Correction, staleness_weight
 from rlhf_jax.types import Batch, Outputs
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.algorithms._surrogate import ratio_metrics
+from rlhf_jax.algorithms.common.surrogate import ratio_metrics
 
 METRICS = jax.jit(ratio_metrics)
 

@@ -1,4 +1,5 @@
-"""One process of several, as `test_distributed.py` starts it: `python host.py <directory> <scenario>`. Says what it found in a file.
+"""One process of several, as `test_distributed.py` starts it: `python host.py <directory> <scenario>`. Says what it
+found in a file.
 
 The program is that of `rounds.py`, its mesh over all processes; what each process finds is written to
 `<directory>/<process>.npz`, and must be the same everywhere.

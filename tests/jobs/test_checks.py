@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_jax import build
 from rlhf_jax.jobs import _checks, _planning, _task_checks, relabel, reward_model, sft
-from rlhf_jax.planner import hardware
+from rlhf_jax.planner.costs import hardware
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.tasks.api import is_heldout
 

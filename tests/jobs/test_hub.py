@@ -14,7 +14,7 @@ from experiments import export as export_command
 from rlhf_jax import build
 from rlhf_jax.jobs import _hub, pipeline, relabel, reward_model, rlhf, sft
 from rlhf_jax.models import gpt_neox, llama
-from rlhf_jax.models.value_head import ValueModel
+from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.pretrained import export
 from tests.models.families import random_params
 

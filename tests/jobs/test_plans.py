@@ -14,7 +14,8 @@ from configs import quickstart
 from rlhf_jax import build
 from rlhf_jax.devices.placement import parse
 from rlhf_jax.jobs import _planning, pipeline, rlhf
-from rlhf_jax.planner import footprint, hardware
+from rlhf_jax.planner.costs import hardware
+from rlhf_jax.planner.simulation import plan_memory
 from rlhf_jax.records.checkpoints import complete_steps
 from rlhf_jax.run_directory import starts
 from rlhf_jax.runtime import stopping
@@ -147,8 +148,8 @@ def test_memory_is_checked_with_the_micro_batches_of_the_run(tmp_path, monkeypat
     device = dataclasses.replace(hardware.find("h100"), memory_bytes=1e9)
     monkeypatch.setattr(hardware, "of_device", lambda _: device)
     checked = {}
-    check = footprint.check
-    monkeypatch.setattr(footprint, "check", lambda plan, *rest: checked.update(plan.placements) or check(plan, *rest))
+    check = plan_memory.check
+    monkeypatch.setattr(plan_memory, "check", lambda plan, *rest: checked.update(plan.placements) or check(plan, *rest))
     config = tiny_config(tmp_path / "run", "generate: 0-1")
     config.rlhf.num_micro_batches = 4
     build.prepare(config)

@@ -12,7 +12,7 @@ from rlhf_jax import registry
 from rlhf_jax.jobs import sft
 from rlhf_jax.jobs.api import Lengths, Workspace
 from rlhf_jax.refusal import ComponentError, Refusal, RewardError
-from rlhf_jax.tasks import _reading
+from rlhf_jax.tasks.common import reading
 from rlhf_jax.text import tokenizers
 
 
@@ -113,7 +113,7 @@ def test_comparisons_are_three_texts(gives):
     with pytest.raises(
         ComponentError, match=r"the task Own: comparisons\('train'\) gave .*; accepted: \(prompt, .* \(entry \d\)"
     ):
-        _reading.comparisons(task, "train")  # type: ignore[arg-type]
+        reading.comparisons(task, "train")  # type: ignore[arg-type]
 
 
 def test_the_gold_of_a_run_is_checked():

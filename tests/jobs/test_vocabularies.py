@@ -11,7 +11,7 @@ from configs import quickstart
 from rlhf_jax import build
 from rlhf_jax.jobs import _hub, _vocabularies, relabel, rlhf, sft
 from rlhf_jax.models import llama
-from rlhf_jax.models.value_head import ValueModel
+from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.pretrained import export
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks import jsonl, no_robots

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import registry
-from rlhf_jax.models import blocks
+from rlhf_jax.models.common import blocks
 from rlhf_jax.ops.masked import positions_from_mask
 
 from .families import config_of, quick_jit

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models import blocks
+from rlhf_jax.models.common import blocks
 from rlhf_jax.ops.masked import positions_from_mask
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models import gpt_neox, value_head
+from rlhf_jax.models import gpt_neox
+from rlhf_jax.models.common import value_head
 from rlhf_jax.ops.masked import positions_from_mask
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from rlhf_jax.planner.collectives import Ring, rings, tensor_crosses_hosts
-from rlhf_jax.planner.hardware import TABLE, find
+from rlhf_jax.planner.costs.collectives import Ring, rings, tensor_crosses_hosts
+from rlhf_jax.planner.costs.hardware import TABLE, find
 
 
 def test_a_wrong_name_lists_the_names():

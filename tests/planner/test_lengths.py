@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rlhf_jax.planner.lengths import binomial_at_most, decode_steps, expected_tokens
+from rlhf_jax.planner.costs.lengths import binomial_at_most, decode_steps, expected_tokens
 
 
 def simulated(lengths, limit, row_shards, num_compactions):

@@ -7,16 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlhf_jax.planner import search as search_module
-from rlhf_jax.planner import steady
-from rlhf_jax.planner.anneal import anneal
-from rlhf_jax.planner.bounds import Bounds
-from rlhf_jax.planner.exact import Search, exact
-from rlhf_jax.planner.footprint import check
 from rlhf_jax.planner.options import mesh_shapes, option, slices
-from rlhf_jax.planner.search import advice, search
-from rlhf_jax.planner.space import Space
-from rlhf_jax.planner.tables import Tables
+from rlhf_jax.planner.search import search as search_module
+from rlhf_jax.planner.search.anneal import anneal
+from rlhf_jax.planner.search.bounds import Bounds
+from rlhf_jax.planner.search.branch_and_bound import Search, exact
+from rlhf_jax.planner.search.search import advice, search
+from rlhf_jax.planner.search.search_tables import Tables
+from rlhf_jax.planner.search.space import Space
+from rlhf_jax.planner.simulation import steady_state
+from rlhf_jax.planner.simulation.plan_memory import check
 from rlhf_jax.types import Placement
 
 from .tables import ONLINE_DPO, PPO, Given, Table, work
@@ -43,7 +43,7 @@ def brute_force(calls, costs, of, num_devices, micro_batches):
     for choice in itertools.product(*(range(len(found)) for found in space.options)):
         if space.excess(choice) <= 0:
             of_plan = space.flow.round(space.chosen(choice))
-            least = min(least, steady.seconds_per_round(space.flow, of_plan))
+            least = min(least, steady_state.seconds_per_round(space.flow, of_plan))
     return least
 
 
@@ -79,7 +79,7 @@ def test_no_plan_is_faster_than_its_bounds(lag, loop, shared):
             state, before = bounds.place(state, index, choice[index]), bound
             assert bound <= space.seconds(choice) * (1 + 1e-9)
             known = [of if i in state.numbers else None for i, of in enumerate(space.chosen(choice))]
-            relaxed = steady.lower_bound(space.flow, space.flow.relaxed(known, tables.least))
+            relaxed = steady_state.lower_bound(space.flow, space.flow.relaxed(known, tables.least))
             assert relaxed <= space.seconds(choice) * (1 + 1e-9)
             assert relaxed > 0 or shared
         tight.append(before / space.seconds(choice))
@@ -153,7 +153,7 @@ def test_symmetry_finds_what_is_found_without_it(monkeypatch):
     for usable in (True, False):
         space = Space(ONLINE_DPO, costs, work(), 4, 4, (1, 2))
         if not usable:
-            monkeypatch.setattr("rlhf_jax.planner.symmetry.Exchanges.keep", lambda *_: False)
+            monkeypatch.setattr("rlhf_jax.planner.search.symmetry.Exchanges.keep", lambda *_: False)
         proof = exact(space, None, 10**6)
         found.append((space.seconds(proof.choice), proof.num_nodes))
     assert found[0][0] == pytest.approx(found[1][0])

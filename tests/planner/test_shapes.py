@@ -9,8 +9,9 @@ import pytest
 from rlhf_jax import registry
 from rlhf_jax.devices import sharding
 from rlhf_jax.devices.mesh import Config, make_mesh
-from rlhf_jax.models import llama, value_head
-from rlhf_jax.planner import shapes
+from rlhf_jax.models import llama
+from rlhf_jax.models.common import value_head
+from rlhf_jax.planner.costs import shapes
 
 FAMILIES = [name for name in registry.names("models") if hasattr(registry.find("models", name), "PRESETS")]
 

@@ -6,10 +6,10 @@ from itertools import pairwise
 
 import pytest
 
-from rlhf_jax.planner import schedule, steady
-from rlhf_jax.planner.graph import Dataflow
 from rlhf_jax.planner.options import options
-from rlhf_jax.planner.simulate import simulate
+from rlhf_jax.planner.simulation import schedule, steady_state
+from rlhf_jax.planner.simulation.graph import Dataflow
+from rlhf_jax.planner.simulation.simulate import simulate
 
 from .tables import ONLINE_DPO, PPO, Given, Table, place, plan, work
 
@@ -122,7 +122,7 @@ def test_steady_seconds_are_those_of_many_played_rounds(calls, lag, loop):
             if op.kind == "train":
                 ends[op.round_index] = max(ends[op.round_index], op.end)
         played = (ends[-1] - ends[num_rounds // 2]) / (num_rounds - 1 - num_rounds // 2)
-        assert steady.seconds_per_round(flow, of_plan) == pytest.approx(played, rel=1e-9)
+        assert steady_state.seconds_per_round(flow, of_plan) == pytest.approx(played, rel=1e-9)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -148,7 +148,7 @@ def test_shared_cores_never_rest_and_never_hurry():
     flow = Dataflow(PPO, costs, work())
     for _ in range(5):
         of_plan = flow.round([rng.choice(options(call, costs, 4, 4, (1,))) for call in PPO])
-        assert steady.seconds_per_round(flow, of_plan) == pytest.approx(sum(of_plan.seconds), rel=1e-9)
+        assert steady_state.seconds_per_round(flow, of_plan) == pytest.approx(sum(of_plan.seconds), rel=1e-9)
 
 
 def test_a_call_without_a_place_is_an_error():

@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_jax import registry
 from rlhf_jax.models import llama
-from rlhf_jax.models.value_head import ValueModel
+from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.pretrained import export, folders, published_families
 from rlhf_jax.rewards import learned
 from tests.models.families import FAMILIES, config_of, random_params

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.devices import sharding
-from rlhf_jax.models.value_head import ValueModel
+from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.pretrained import export, folders, layouts
 from rlhf_jax.rewards import learned
 from tests import tiny

@@ -1,7 +1,7 @@
 """The picture of a plan has a lane for devices that do the same, a bar for what happens in it, and a table with its numbers."""
 
-from rlhf_jax.planner.simulate import Node, Row, Simulation
-from rlhf_jax.report import gantt, style
+from rlhf_jax.planner.simulation.simulate import Node, Row, Simulation
+from rlhf_jax.report.plots import gantt, style
 from rlhf_jax.types import Placement
 
 ALL, HALF = Placement((0, 1, 2, 3), (2, 1, 2), 4), Placement((2, 3), (1, 2, 1), 1, True)

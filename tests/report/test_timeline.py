@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_jax.report import timeline
+from rlhf_jax.report.plots import timeline
 
 ROUNDS = 6
 

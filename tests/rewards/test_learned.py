@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models import gpt_neox, value_head
+from rlhf_jax.models import gpt_neox
+from rlhf_jax.models.common import value_head
 from rlhf_jax.rewards import learned
 
 from .examples import WeighedSum, fill_masked, samples_of

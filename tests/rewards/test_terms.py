@@ -3,8 +3,8 @@
 import pytest
 
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.rewards._terms import is_plain, parse
 from rlhf_jax.rewards.api import Term
+from rlhf_jax.rewards.common.terms import is_plain, parse
 
 
 @pytest.mark.parametrize("text", ["learned", " gold ", "my_lab.rewards:brevity", "a folder/my-reward.py:f", "1.0*gold"])

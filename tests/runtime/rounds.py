@@ -13,7 +13,7 @@ import tiny
 from rlhf_jax import registry, scoring
 from rlhf_jax.algorithms import online_dpo, ppo
 from rlhf_jax.clock import Clock
-from rlhf_jax.models import value_head
+from rlhf_jax.models.common import value_head
 from rlhf_jax.runtime import synchronous
 from rlhf_jax.runtime.program import Critic, Program, Reward, Setup
 from rlhf_jax.updating import OptimizerConfig, make_optimizer

@@ -19,7 +19,7 @@ from rlhf_jax import registry, updating
 from rlhf_jax.clock import Clock
 from rlhf_jax.jobs import _evaluator, reward_model, sft
 from rlhf_jax.jobs.api import Lengths, Workspace
-from rlhf_jax.models import value_head
+from rlhf_jax.models.common import value_head
 from rlhf_jax.ops.corrections import Correction
 from rlhf_jax.runtime.program import Critic, Program
 from rlhf_jax.text import tokenizers

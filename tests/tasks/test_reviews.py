@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from rlhf_jax.config import fill
-from rlhf_jax.tasks import _review_gold as gold
-from rlhf_jax.tasks import _review_words as lexicon
 from rlhf_jax.tasks import reviews
+from rlhf_jax.tasks.synthetic_reviews import gold as gold
+from rlhf_jax.tasks.synthetic_reviews import words as lexicon
 
 HOTEL = "review of the small hotel by the lake . i cared about the food . the room was"
 MUSEUM = "review of the famous museum on the hill . the tour was"

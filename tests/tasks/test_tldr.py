@@ -5,7 +5,8 @@ import json
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from rlhf_jax.tasks import _corpus, tldr
+from rlhf_jax.tasks import tldr
+from rlhf_jax.tasks.corpora import corpus
 from tests.tasks import published
 
 TRAIN = published.tldr_rows(published.NUM_TRAIN)
@@ -228,7 +229,7 @@ def cut(row, count, limit):
 
 @pytest.mark.parametrize("limit", [83, 71, 53])
 def test_prompts_are_cut_as_published(task, count, limit, monkeypatch):
-    monkeypatch.setattr(_corpus, "RECORDS_PER_BATCH", 5)
+    monkeypatch.setattr(corpus, "RECORDS_PER_BATCH", 5)
     fitted = task.fitted(count, limit)
     whole = []
     for split, rows in (("train", TRAIN), ("heldout", HELDOUT)):

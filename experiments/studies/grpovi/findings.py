@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments.studies import markdown
 from experiments.studies.markdown import Contrast, table, with_interval
-from rlhf_jax.report import style
+from rlhf_jax.report.plots import style
 from rlhf_jax.report.statistics import OfSeed, Result, by_seed, differences, final, updates_to
 
 RATE, KL_WEIGHT = "rlhf.optimizer.learning_rate", "algorithm.kl_weight"

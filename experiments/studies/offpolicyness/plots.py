@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from experiments.studies.offpolicyness.measures import SYMBOL, Group
-from rlhf_jax.report import style
+from rlhf_jax.report.plots import style
+from rlhf_jax.report.plots.style import HELDOUT, INK, PART_COLORS, SECOND, TRAINING
 from rlhf_jax.report.statistics import Result, interval
-from rlhf_jax.report.style import HELDOUT, INK, PART_COLORS, SECOND, TRAINING
 
 COLD_TO_HOT = (HELDOUT, "#56b4e9", SECOND, TRAINING, "#d55e00")  # from fresh to old
 MARKERS = "os^Dv*"

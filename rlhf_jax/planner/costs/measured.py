@@ -1,0 +1,224 @@
+"""What calls cost, measured on the devices at hand and kept in a file; by formulas, scaled to what was measured, elsewhere."""
+
+import copy
+import dataclasses
+import hashlib
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rlhf_jax import randomness
+from rlhf_jax.devices import sharding
+from rlhf_jax.devices.placement import OTHERS, Places, describe, parse
+from rlhf_jax.planner.api import Loop
+from rlhf_jax.planner.costs import measure
+from rlhf_jax.planner.costs.analytic import Formulas
+from rlhf_jax.planner.costs.lengths import decode_steps
+from rlhf_jax.records.jsonl import replace
+from rlhf_jax.runtime.setup import Setup
+from rlhf_jax.types import Call, Placement, Plan, Samples
+
+
+class Profile:
+    """`Costs` of `api.py`: measured where `measure` has been, else by formulas times what measurement says of them."""
+
+    def __init__(self, setup: Setup, formulas: Formulas, path: Path | None = None):
+        """`path`: the file in which measurements are kept and found again; figures of another jax, device, model or work
+        are told apart."""
+        self.setup, self.formulas, self.path = setup, formulas, path
+        self.known: dict[str, float] = {}
+        self._all: dict[str, dict[str, float]] = {}
+        self._scales: dict[str, float] = {}  # by call, until more is measured: a search asks for thousands of options
+        if path is not None and path.exists():
+            self._all = json.loads(path.read_text())
+            self.known = self._all.get(self.identity, {})
+
+    def of_loop(self, loop: Loop, lag: int) -> "Profile":
+        """The same figures for another loop: a call takes what it takes in either."""
+        other = copy.copy(self)
+        work = dataclasses.replace(self.formulas.work, loop=loop, lag=lag)
+        other.formulas = dataclasses.replace(self.formulas, work=work)
+        return other
+
+    @property
+    def identity(self) -> str:
+        """What the figures are of: devices, versions, models, the work of a round."""
+        device, setup = jax.devices()[0], self.setup
+        critic = None if setup.critic is None else setup.critic.model
+        models = [repr(network) for network in (setup.model, critic, setup.reward.network)]
+        work = dataclasses.replace(self.formulas.work, completion_lengths=(), lag=0, loop="synchronous")
+        of = [device.device_kind, len(jax.devices()), jax.__version__, setup.algorithm.name, setup.publish_dtype]
+        text = repr([*of, *models, work, setup.num_micro_batches])
+        return f"{device.device_kind}, jax {jax.__version__}: {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    # --- Costs ---
+
+    @property
+    def device_bytes(self) -> float:
+        return self.formulas.device_bytes
+
+    @property
+    def shared_throughput(self) -> bool:
+        return self.formulas.shared_throughput
+
+    def refusal(self, call: Call, placement: Placement) -> str | None:
+        return self.formulas.refusal(call, placement)
+
+    def seconds(self, call: Call, placement: Placement) -> float:
+        """Of a round: measured, generation for the lengths at hand; else by formulas, scaled as `scale` says."""
+        key = call_key(call, placement)
+        if key in self.known:
+            return self._of_round(call, placement, key)
+        if call.name not in self._scales:
+            self._scales[call.name] = self.scale(call)
+        return self._scales[call.name] * self.formulas.seconds(call, placement)
+
+    def working_bytes(self, call: Call, placement: Placement) -> float:
+        key = f"{call_key(call, placement)} bytes"
+        return self.known[key] if key in self.known else self.formulas.working_bytes(call, placement)
+
+    def params_bytes(self, role: str, placement: Placement) -> float:
+        return self.formulas.params_bytes(role, placement)
+
+    def state_bytes(self, role: str, placement: Placement) -> float:
+        return self.formulas.state_bytes(role, placement)
+
+    def reallocate_seconds(self, role: str, source: Placement, target: Placement) -> float:
+        key = move_key(role, source, target)
+        return self.known[key] if key in self.known else self.formulas.reallocate_seconds(role, source, target)
+
+    def transfer_seconds(self, call: Call, source: Placement, target: Placement) -> float:
+        key = move_key(call.produces[0], source, target)
+        return self.known[key] if key in self.known else self.formulas.transfer_seconds(call, source, target)
+
+    # --- what was measured ---
+
+    def _of_round(self, call: Call, placement: Placement, key: str) -> float:
+        work, seconds = self.formulas.work, self.known[key]
+        if call.kind == "train":
+            rows = self.known[rows_key(placement)] if call.role == "policy" else 0.0
+            return work.num_minibatches * work.num_epochs * seconds + rows
+        if call.kind == "infer":
+            return seconds
+        prefill = self.known[f"{key} prefill"]
+        return prefill + (seconds - prefill) * self._share_of_steps(placement)
+
+    def _share_of_steps(self, placement: Placement) -> float:
+        """Expected steps of decoding, each by its share of the rows, against all of them at full size."""
+        work, shards = self.formulas.work, placement.mesh_shape[0] * placement.mesh_shape[1]
+        rows = work.num_prompts * work.samples_per_prompt // (shards * placement.num_micro_batches)
+        sizes = decode_steps(work.completion_lengths, work.completion_tokens, rows, shards, work.num_compactions)
+        return sum(steps * size / rows for size, steps in sizes) / max(1, work.completion_tokens - 1)
+
+    def scale(self, call: Call) -> float:
+        """How much longer calls of this kind and role take than formulas say: the median of what was measured, or 1."""
+        begin = f"{call.name} "
+        ratios = []
+        for key in self.known:
+            if key.startswith(begin) and not key.endswith((" bytes", " prefill")):
+                placement = placement_of(key.removeprefix(begin))
+                ratios.append(self._of_round(call, placement, key) / self.formulas.seconds(call, placement))
+        return statistics.median(ratios) if ratios else 1.0
+
+    def missing(self, calls: Sequence[Call], plan: Plan) -> list[str]:
+        """Calls of a plan that were not measured where it places them."""
+        return [call.name for call in calls if call_key(call, plan.placements[call.name]) not in self.known]
+
+    def measure(self, calls: Sequence[Call], plan: Plan) -> None:
+        """Measures every call of a plan, and every move between them, that was not measured yet; writes the file."""
+        self._scales.clear()
+        for call in calls:
+            self._measure_call(call, plan.placements[call.name])
+        for role, source, target in moves(calls, plan):
+            self._measure_move(role, source, target)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._all[self.identity] = self.known
+            replace(self.path, json.dumps(self._all, indent=1, sort_keys=True).encode())
+
+    def _measure_call(self, call: Call, placement: Placement) -> None:
+        key, num_layers = call_key(call, placement), self.formulas.shapes[call.role].num_layers
+        if key in self.known:
+            return
+        found = measure.time_call(self.setup, call.name, placement, num_layers)
+        if call.kind == "generate":
+            first = measure.time_call(self.setup, call.name, placement, num_layers, max_completion_tokens=1)
+            self.known[f"{key} prefill"] = first.seconds
+        if call.kind == "train" and call.role == "policy" and rows_key(placement) not in self.known:
+            self.known[rows_key(placement)] = measure.time_rows(self.setup, placement)
+        self.known |= {key: found.seconds, f"{key} bytes": found.working_bytes}
+
+    def _measure_move(self, what: str, source: Placement, target: Placement) -> None:
+        key = move_key(what, source, target)
+        if key in self.known or source.layout == target.layout:
+            return
+        one, other = (mesh_of(self.setup, placement) for placement in (source, target))
+        if (network := self.setup.networks.get(what)) is not None:
+            self.known[key] = measure.time_move(
+                lambda depth: params_between(network.with_config(num_layers=depth), one, other),
+                self.formulas.shapes[what].num_layers,
+            )
+            return
+        rows = self._samples if what == "samples" else self._samples.behavior_logprob_BC
+        layouts = sharding.row_shardings(rows, one), sharding.row_shardings(rows, other)
+        self.known[key] = measure.time_move(lambda depth: (rows, *layouts), 1)
+
+    @cached_property
+    def _samples(self) -> Samples:
+        """Shapes of a round's samples, which do not depend on where they are drawn."""
+        return measure.Program(*measure.of_depth(self.setup, 1, Placement((0,), (1, 1, 1))))._sampler.shapes
+
+
+def moves(calls: Sequence[Call], plan: Plan) -> Iterable[tuple[str, Placement, Placement]]:
+    """What is moved in a round of a plan: params of trained roles, and rows."""
+    at = plan.placements
+    trained = {call.role: call for call in calls if call.kind == "train"}
+    home = at["train_policy"]
+    for call in calls:
+        if call.kind != "train" and call.role in trained:
+            yield call.role, at[trained[call.role].name], at[call.name]
+    for call in calls:
+        if call.kind == "generate":
+            yield from (("samples", at[call.name], at[other.name]) for other in calls if other is not call)
+        elif call.kind == "infer":
+            yield call.produces[0], at[call.name], home
+
+
+def params_between(network: Any, source: Any, target: Any) -> tuple[Any, Any, Any]:
+    """Shapes of params, and their shardings on two meshes."""
+    shapes = jax.eval_shape(network.init, randomness.key(0))
+    return shapes, *(sharding.params_shardings(network, shapes, mesh) for mesh in (source, target))
+
+
+def mesh_of(setup: Setup, placement: Placement) -> Any:
+    return Places(setup.mesh, jax.devices(), Plan({OTHERS: placement})).mesh(OTHERS)
+
+
+def relative(placement: Placement, begin: int) -> str:
+    """A placement without its parts, its devices counted from `begin`."""
+    return describe(Placement(tuple(device - begin for device in placement.devices), placement.mesh_shape))
+
+
+def call_key(call: Call, placement: Placement) -> str:
+    """Of a measured call: devices of one host are alike, so that which they are does not matter."""
+    anywhere = dataclasses.replace(placement, devices=tuple(range(len(placement.devices))))
+    return f"{call.name} {describe(anywhere)}"
+
+
+def rows_key(placement: Placement) -> str:
+    return f"rows {relative(placement, min(placement.devices))}"
+
+
+def move_key(what: str, source: Placement, target: Placement) -> str:
+    begin = min(*source.devices, *target.devices)
+    return f"{what}: {relative(source, begin)} to {relative(target, begin)}"
+
+
+def placement_of(text: str) -> Placement:
+    """The placement that a key describes."""
+    return parse(f"{OTHERS}: {text}").placements[OTHERS]

@@ -1,0 +1,70 @@
+"""How many bytes a device takes in or gives out when params move from one placement to another, by intersection of shards."""
+
+from functools import cache
+
+import numpy as np
+
+from rlhf_jax.planner.costs.shapes import Leaf, Shape
+
+Layout = tuple[tuple[int, ...], tuple[int, int, int]]
+"""Devices, and the mesh shape over (data, fsdp, tensor) in which they lie."""
+
+
+@cache
+def missing_bytes(
+    shape: Shape, item_bytes: int, source: Layout, target: Layout, devices_per_host: int
+) -> tuple[float, float]:
+    """(bytes from the same host, bytes from other hosts) of the device that moves the most.
+
+    A device takes in what of its new shards it has not got; what all take in is given out by the source's devices, an even
+    part each. A host that holds every shard of the source needs nothing from another.
+    """
+    taken_T = np.zeros(len(target[0]))
+    for leaf in shape.leaves:
+        taken_T += leaf.elements * item_bytes * (_share(leaf, target) - _overlap_T(leaf, source, target))
+    covering = _covering_hosts(source, devices_per_host)
+    is_far_T = np.asarray([device // devices_per_host not in covering for device in target[0]])
+    given = taken_T.sum() / len(source[0])
+    far = float(np.max(taken_T * is_far_T))
+    if far:
+        return 0.0, max(far, float((taken_T * is_far_T).sum() / len(source[0])))
+    return max(float(taken_T.max()), float(given)), 0.0
+
+
+def _share(leaf: Leaf, layout: Layout) -> float:
+    fsdp, tensor = leaf.parts(*layout[1][1:])
+    return 1.0 / (fsdp * tensor)
+
+
+def _places(layout: Layout) -> dict[int, tuple[int, int]]:
+    """Each device's place along fsdp and tensor."""
+    _, fsdp, tensor = layout[1]
+    return {device: (place // tensor % fsdp, place % tensor) for place, device in enumerate(layout[0])}
+
+
+def _overlap_T(leaf: Leaf, source: Layout, target: Layout) -> np.ndarray:
+    """Of each device of the target, the share of the leaf that it has and keeps."""
+    have, want = leaf.parts(*source[1][1:]), leaf.parts(*target[1][1:])
+    had = _places(source)
+    overlap_T = np.zeros(len(target[0]))
+    for index, (device, place) in enumerate(_places(target).items()):
+        if device in had:
+            overlap_T[index] = np.prod(
+                [_common(h, n, w, m) for h, n, w, m in zip(had[device], have, place, want, strict=True)]
+            )
+    return overlap_T
+
+
+def _common(place: int, parts: int, other_place: int, other_parts: int) -> float:
+    """Length in common of the place-th of `parts` equal parts of 0 ... 1 and another; an axis that cuts nothing has one."""
+    begin, other_begin = place % parts / parts, other_place % other_parts / other_parts
+    return max(0.0, min(begin + 1 / parts, other_begin + 1 / other_parts) - max(begin, other_begin))
+
+
+def _covering_hosts(layout: Layout, devices_per_host: int) -> set[int]:
+    """Hosts whose devices together hold every shard."""
+    _, fsdp, tensor = layout[1]
+    found: dict[int, set[tuple[int, int]]] = {}
+    for device, place in _places(layout).items():
+        found.setdefault(device // devices_per_host, set()).add(place)
+    return {host for host, places in found.items() if len(places) == fsdp * tensor}

@@ -1,0 +1,165 @@
+"""Seconds of one forward and one backward pass of a role's model on its share of the rows: a roofline, and collectives.
+
+Each part takes max(FLOPs / what products reach, bytes / what memory reaches): the layers' products, attention, the head, and
+element-wise work between them. Parts, collectives and launches are added: nothing is taken to overlap inside a call.
+"""
+
+from dataclasses import dataclass
+
+from rlhf_jax.planner.costs.collectives import Rings
+from rlhf_jax.planner.costs.hardware import Hardware
+from rlhf_jax.planner.costs.shapes import Shape, Split
+from rlhf_jax.scoring import MAX_LOGITS
+
+
+@dataclass(frozen=True)
+class Part:
+    """A model on one device of a mesh: what the device can do, what it holds, and what joins it to the others."""
+
+    hardware: Hardware
+    shape: Shape
+    split: Split
+    rings: Rings
+    weight_bytes: int  # of a param as it is read
+    rows_move: bool = False  # under fsdp, hidden states are brought together and not params: see `fsdp_seconds`
+
+    @property
+    def spread(self) -> int:
+        """How many times a device's own rows go through its products."""
+        return self.rings.fsdp.size if self.rows_move and self.split.cut_by_fsdp else 1
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What one pass runs on a device."""
+
+    tokens: float  # positions that go through the layers
+    pairs: float  # of a query and a column that are multiplied, of one head of one layer
+    logits: float = 0.0  # positions whose logits are made
+    cache_columns: float = 0.0  # rows times columns of the cache that are read
+    launches: int = 1  # times that the layers are gone through
+
+    def __add__(self, other: "Positions") -> "Positions":
+        return Positions(
+            self.tokens + other.tokens,
+            self.pairs + other.pairs,
+            self.logits + other.logits,
+            self.cache_columns + other.cache_columns,
+            self.launches + other.launches,
+        )
+
+
+def square_pairs(length: int, attention: str) -> float:
+    """Pairs that attention of a row to itself multiplies: blocks of queries leave out later columns, see `blocks.attend`."""
+    num_blocks = 1 if attention != "xla" or length < 192 else 2 if length < 512 else 4
+    return length**2 * (num_blocks + 1) / (2 * num_blocks)
+
+
+def activation_elements(part: Part) -> float:
+    """Numbers a token and layer that the backward pass wants and element-wise work reads or writes, but for attention scores.
+
+    Of the residual's width: the inputs of the norms and their results. Cut by tensor: queries and keys before and after they
+    turn, values, mixed values; what the feed-forward's first products give, what its last one takes, and what the
+    activation's derivative wants. The counts were fitted to XLA's temporary memory of updates
+    (`tests/planner/test_analytic.py`).
+    """
+    shape, split = part.shape, part.split
+    mixed, kept = split.heads * shape.head_width, split.kv_heads * shape.head_width
+    products, derivatives = (3, 2) if shape.gated else (2, 1)
+    hidden = (products * part.spread + derivatives) * shape.ffn_width / split.hidden_parts
+    return 4 * shape.width + 3 * mixed + 3 * kept + hidden
+
+
+def layers_seconds(part: Part, run: Positions) -> float:
+    """The layers' forward pass, with the sums over tensor that follow attention and feed-forward; no fsdp gather."""
+    hardware, shape, split, rings = part.hardware, part.shape, part.split, part.rings
+    flops, bandwidth = hardware.product_flops(shape.compute_bytes), hardware.bytes_a_second
+    weights = split.layer_products * part.weight_bytes * run.launches
+    dense = max(2 * split.layer_products * run.tokens / flops, weights / bandwidth)
+    heads = split.heads * shape.num_layers
+    score_bytes = 0.0 if shape.attention == "cudnn" else 2 * 4 * heads * run.pairs
+    cached = run.cache_columns * shape.column_bytes * split.kv_heads / shape.num_kv_heads
+    attention = max(4 * heads * shape.head_width * run.pairs / flops, (cached + score_bytes) / bandwidth)
+    elements = activation_elements(part) * shape.num_layers * run.tokens
+    between = 2 * elements * shape.compute_bytes / bandwidth
+    launches = run.launches * shape.num_layers * hardware.operations_per_layer * hardware.launch_seconds
+    summed = rings.tensor.all_reduce(run.tokens / run.launches * shape.width * shape.compute_bytes)
+    return dense + attention + between + launches + 2 * shape.num_layers * run.launches * summed
+
+
+def head_seconds(part: Part, run: Positions) -> float:
+    """Embedding and head forward, and what is read off the logits."""
+    hardware, shape, split, rings = part.hardware, part.shape, part.split, part.rings
+    bandwidth = hardware.bytes_a_second
+    looked_up = run.tokens * shape.width * (part.weight_bytes + shape.compute_bytes) / bandwidth
+    if split.table_cut:
+        looked_up += rings.tensor.all_reduce(run.tokens * shape.width * shape.compute_bytes)
+    if shape.values or not run.logits:
+        return looked_up
+    logits_bytes = 3 * 4 * run.logits * split.vocab
+    flops = 2 * split.head_products * run.logits / hardware.product_flops(shape.compute_bytes)
+    product = max(flops, (split.head_products * part.weight_bytes + logits_bytes) / bandwidth)
+    reductions = 3 * rings.tensor.all_reduce(4 * run.logits) if split.vocab < shape.vocab_size else 0.0
+    return looked_up + product + reductions + 6 * hardware.launch_seconds
+
+
+def fsdp_seconds(part: Part, run: Positions) -> float:
+    """What fsdp brings together in a forward pass.
+
+    Params, in an array a layer and more; or, where rows move, hidden states: XLA cuts products along the params' width as the
+    params are, sums what the layers' first products give over fsdp, and brings mixed values together.
+    """
+    ring, shape, split = part.rings.fsdp, part.shape, part.split
+    if ring.size == 1:
+        return 0.0
+    if not part.rows_move:
+        return ring.all_gather(split.cut_by_fsdp * part.weight_bytes) + shape.num_layers * ring.latency
+    mixed, kept = split.heads * shape.head_width, split.kv_heads * shape.head_width
+    hidden = (2 if shape.gated else 1) * shape.ffn_width / split.hidden_parts
+    all_rows = run.tokens / run.launches * ring.size * shape.compute_bytes
+    layer = ring.all_reduce(all_rows * (mixed + 2 * kept)) + ring.all_reduce(all_rows * hidden)
+    layer += ring.all_gather(all_rows * mixed)
+    logits = 0.0 if shape.values else ring.all_reduce(4 * run.logits * ring.size * split.vocab)
+    return run.launches * shape.num_layers * layer + logits
+
+
+def forward_seconds(part: Part, run: Positions) -> float:
+    """A forward pass, with what fsdp brings together."""
+    return layers_seconds(part, run) + head_seconds(part, run) + fsdp_seconds(part, run)
+
+
+def backward_seconds(part: Part, run: Positions, remat: bool) -> float:
+    """A backward pass: two products for each of the forward's, the sums over tensor again, and what fsdp
+    brings together again.
+
+    With `remat` the layers run forward once more; a head in chunks always does.
+    """
+    layers, head = layers_seconds(part, run), head_seconds(part, run)
+    sums = 2 * part.shape.num_layers * run.launches
+    summed = part.rings.tensor.all_reduce(run.tokens / run.launches * part.shape.width * part.shape.compute_bytes)
+    twice = 2 * layers - sums * summed  # collectives once, all else twice
+    chunked = run.logits * part.split.vocab > MAX_LOGITS
+    return (
+        twice
+        + (3 if chunked else 2) * head
+        + (layers if remat else 0.0)
+        + (2 if remat else 1) * fsdp_seconds(part, run)
+    )
+
+
+def reduce_seconds(part: Part) -> float:
+    """Summing gradients over the shards of the rows.
+
+    What fsdp cuts is reduced and scattered over fsdp, then its part summed over data; the rest is summed over both.
+    """
+    split, rings, item = part.split, part.rings, part.shape.param_bytes
+    cut = (split.stored - split.whole_over_fsdp) * rings.fsdp.size * item
+    scattered = rings.fsdp.all_gather(cut) + rings.data.all_reduce(cut / rings.fsdp.size)
+    return scattered + rings.rows.all_reduce(split.whole_over_fsdp * item)
+
+
+def optimizer_seconds(part: Part, optimizer_bytes: float) -> float:
+    """Params and what the optimizer keeps are read and written once, gradients read twice: for their norm, and then."""
+    touched = part.split.stored * (4 * part.shape.param_bytes + 2 * optimizer_bytes)
+    launches = part.shape.num_arrays * part.hardware.launch_seconds
+    return touched / part.hardware.bytes_a_second + launches

@@ -1,0 +1,203 @@
+"""A role's model as numbers: its params by their logical axes, and what its layers multiply, keep and cache."""
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from rlhf_jax import randomness
+from rlhf_jax.devices.sharding import RULES
+from rlhf_jax.models import llama
+from rlhf_jax.models.common import decoder
+from rlhf_jax.refusal import Refusal
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """Params of one shape: `count` arrays of `sizes` whose dimensions have the logical `axes`.
+
+    `place`: layer (of all layers), table (the embedding), head (the map to logits), other.
+    """
+
+    place: str
+    sizes: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    count: int
+
+    @property
+    def elements(self) -> int:
+        return self.count * int(np.prod(self.sizes))
+
+    def parts(self, fsdp: int, tensor: int) -> tuple[int, int]:
+        """Into how many parts fsdp and tensor cut it; 1 where no dimension divides, as `devices/sharding.py` has it."""
+        mesh, cut = {"fsdp": fsdp, "tensor": tensor}, {"fsdp": 1, "tensor": 1}
+        for size, axis in zip(self.sizes, self.axes, strict=True):
+            name = RULES[axis] if axis is not None else None
+            if name and mesh[name] > 1 and size % mesh[name] == 0:
+                cut[name] = mesh[name]
+        return cut["fsdp"], cut["tensor"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Numbers of one device of a mesh. `gathered`: with what fsdp has cut brought together again."""
+
+    stored: float  # params that the device holds
+    gathered: float
+    cut_by_fsdp: float  # of the gathered ones that a forward pass reads, those that must be brought together
+    whole_over_fsdp: float  # of the stored ones, those that fsdp does not divide
+    layer_products: float  # params of the layers' products, gathered
+    head_products: float
+    heads: int
+    kv_heads: int  # XLA cuts the cache by what tensor and these have in common
+    hidden_parts: int  # into which tensor cuts what is between a layer's products
+    vocab: int
+    table_cut: bool  # the embedding is cut over tensor: what it gives is summed
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model as numbers; `leaves` are all of its params.
+
+    Params are float32 where they are trained (`param_bytes`); `copy_bytes` is what a copy for generation or inference has,
+    `compute_bytes` what hidden states and the cache have. `values` says that scalars are read and no logits.
+    """
+
+    num_layers: int
+    width: int
+    ffn_width: int
+    num_heads: int
+    num_kv_heads: int
+    head_width: int
+    vocab_size: int
+    gated: bool
+    leaves: tuple[Leaf, ...]
+    param_bytes: int = 4
+    copy_bytes: int = 4
+    compute_bytes: int = 4
+    values: bool = False
+    remat: bool = False  # what the model's own config says
+    attention: str = "xla"
+
+    @cached_property
+    def num_params(self) -> int:
+        return sum(leaf.elements for leaf in self.leaves)
+
+    @cached_property
+    def num_arrays(self) -> int:
+        return sum(leaf.count for leaf in self.leaves)
+
+    @cached_property
+    def tied(self) -> bool:
+        """The embedding is the map to logits too."""
+        return not any(leaf.place == "head" for leaf in self.leaves)
+
+    def split(self, fsdp: int, tensor: int) -> Split:
+        """What a device of a mesh with those axes holds and multiplies."""
+        return _split(self, fsdp, tensor)
+
+    @property
+    def column_bytes(self) -> int:
+        """Of one column of one row's cache, all layers and heads."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_width * self.compute_bytes
+
+
+def divided(size: int, parts: int) -> int:
+    """A dimension's size on a device; a dimension that does not divide stays whole."""
+    return size // parts if size % parts == 0 else size
+
+
+@cache
+def _split(shape: Shape, fsdp: int, tensor: int) -> Split:
+    stored = gathered = cut = whole = layers = head = 0.0
+    table_cut = False
+    for leaf in shape.leaves:
+        by_fsdp, by_tensor = leaf.parts(fsdp, tensor)
+        here = leaf.elements / by_tensor
+        is_head = leaf.place == "head" or (shape.tied and leaf.place == "table")
+        stored += here / by_fsdp
+        gathered += here
+        whole += here if by_fsdp == 1 else 0.0
+        # The table is read a few rows a step, but XLA brings its columns together all the same; a value model's head rests.
+        cut += here if by_fsdp > 1 and not (leaf.place == "head" and shape.values) else 0.0
+        layers += here if leaf.place == "layer" and len(leaf.sizes) == 2 else 0.0
+        head += here if is_head and not shape.values else 0.0
+        table_cut |= leaf.place == "table" and by_tensor > 1
+    return Split(
+        stored=stored,
+        gathered=gathered,
+        cut_by_fsdp=cut,
+        whole_over_fsdp=whole,
+        layer_products=layers,
+        head_products=head,
+        heads=divided(shape.num_heads, tensor),
+        kv_heads=shape.num_kv_heads // math.gcd(shape.num_kv_heads, tensor),
+        hidden_parts=tensor if shape.ffn_width % tensor == 0 else 1,
+        vocab=divided(shape.vocab_size, tensor),
+        table_cut=table_cut,
+    )
+
+
+def of_model(model: Any, copy_bytes: int | None = None) -> Shape:
+    """The shape of a model of any family, or of a value model on one; its params are counted, not made.
+
+    `copy_bytes`: of a param of the sampler's or of a frozen copy; None: as they are trained.
+    """
+    backbone = getattr(model, "backbone", model)
+    config = backbone.config
+    params = jax.eval_shape(model.init, randomness.key(0))
+    arrays: dict[Any, Any] = flatten_dict(params)
+    axes: dict[Any, Any] = flatten_dict(model.logical_axes(params))
+    counts = Counter((_place(path), tuple(array.shape), axes[path]) for path, array in arrays.items())
+    (param_bytes,) = {array.dtype.itemsize for array in arrays.values()}
+    return Shape(
+        num_layers=config.num_layers,
+        width=config.width,
+        ffn_width=config.ffn_width,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_width=decoder.head_width(config),
+        vocab_size=config.vocab_size,
+        gated=any("gate_proj" in path for path in arrays),
+        leaves=tuple(Leaf(*key, count) for key, count in sorted(counts.items(), key=repr)),
+        param_bytes=param_bytes,
+        copy_bytes=copy_bytes or param_bytes,
+        compute_bytes=np.dtype(config.dtype).itemsize,
+        values=backbone is not model,
+        remat=config.remat,
+        attention=config.attention,
+    )
+
+
+def _place(path: tuple[str, ...]) -> str:
+    if any(re.fullmatch(r"layer_\d+", name) for name in path):
+        return "layer"
+    if path[-1] == "embedding":
+        return "table"
+    return "head" if path[-2] in ("lm_head", "embed_out") else "other"
+
+
+# Touvron et al. 2023 (arXiv 2307.09288) and Roziere et al. 2023 (arXiv 2308.12950), by their published config.json:
+# vocabulary, width, layers, heads, key-value heads, feed-forward width.
+LLAMA2 = {
+    "llama-2-7b": (32000, 4096, 32, 32, 32, 11008),
+    "llama-2-13b": (32000, 5120, 40, 40, 40, 13824),
+    "codellama-34b": (32000, 8192, 48, 64, 8, 22016),
+    "llama-2-70b": (32000, 8192, 80, 64, 8, 28672),
+}
+
+
+def named(name: str) -> Shape:
+    """A published shape by name, in float32. Raises Refusal that lists the names."""
+    if name not in LLAMA2:
+        raise Refusal(f"no shape {name!r}; there are: {', '.join(LLAMA2)}")
+    vocab_size, width, num_layers, num_heads, num_kv_heads, ffn_width = LLAMA2[name]
+    one = of_model(llama.make(llama.Config(vocab_size, width, 1, num_heads, num_kv_heads, ffn_width)))
+    leaves = (replace(leaf, count=leaf.count * (num_layers if leaf.place == "layer" else 1)) for leaf in one.leaves)
+    return replace(one, num_layers=num_layers, leaves=tuple(leaves))

@@ -1,0 +1,130 @@
+"""Says in words why a plan is worse than another, and why no plan fits and what would."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
+
+from rlhf_jax.planner.api import Costs
+from rlhf_jax.planner.options import mesh_shapes, resident_bytes
+from rlhf_jax.planner.search.space import Space
+from rlhf_jax.planner.simulation.plan_memory import describe, gigabytes
+from rlhf_jax.planner.simulation.simulate import Row, Simulation
+from rlhf_jax.types import Call, Placement
+
+MAX_GROWTH = 64
+"""How many times more devices are tried where nothing fits."""
+SHOWN = 0.005
+"""Share of a round from which a difference is worth a word."""
+
+
+def why_worse(worse: Simulation, best: Simulation) -> str:
+    """Which calls take longer in a plan than in the best one, by how many seconds, and what else adds to a round."""
+    more = worse.seconds_per_round - best.seconds_per_round
+    if more <= 1e-9 * best.seconds_per_round:
+        return f"as fast as the best plan ({best.seconds_per_round:.3g} s)"
+    least = SHOWN * best.seconds_per_round
+    pairs = list(zip(worse.rows, best.rows, strict=True))
+    longer = [(here.seconds - there.seconds, here, there) for here, there in pairs]
+    slower = sorted((entry for entry in longer if entry[0] > least), key=lambda entry: entry[0])
+    parts = [_slower(seconds, here, there) for seconds, here, there in slower[::-1][:3]]
+    parts += [f"{one} and {other} share devices, so that one waits" for one, other in _joined(pairs)]
+    moved = sum(here.reallocate_seconds - there.reallocate_seconds for here, there in pairs)
+    if moved > least:
+        parts.append(f"reallocation takes {moved:.3g} s more")
+    idle = _mean(worse.idle_share) - _mean(best.idle_share)
+    if idle > SHOWN:
+        parts.append(
+            f"devices are idle for {100 * _mean(worse.idle_share):.0f} % of it, not {100 * _mean(best.idle_share):.0f} %"
+        )
+    if not parts:
+        differing = [here.call for here, there in pairs if here.placement != there.placement]
+        parts.append(f"a little each from {', '.join(differing)}")
+    return f"{more:.3g} s longer a round ({100 * more / best.seconds_per_round:.1f} %): " + "; ".join(parts)
+
+
+def _slower(seconds: float, here: Row, there: Row) -> str:
+    return f"{here.call} takes {seconds:.3g} s longer on {describe(here.placement)} than on {describe(there.placement)}"
+
+
+def _joined(pairs: Sequence[tuple[Row, Row]]) -> list[tuple[str, str]]:
+    """Calls that the best plan runs side by side and the worse one does not."""
+    found = []
+    for (one, best_one), (other, best_other) in combinations(pairs, 2):
+        apart = not {*best_one.placement.devices} & {*best_other.placement.devices}
+        if one.kind == other.kind and apart and {*one.placement.devices} & {*other.placement.devices}:
+            found.append((one.call, other.call))
+    return found
+
+
+def _mean(shares: tuple[float, ...]) -> float:
+    return sum(shares) / len(shares)
+
+
+def why_none_fits(space: Space, costs_of: Callable[[int], Costs] | None) -> str:
+    """Which call needs how much at the least, or why it is refused everywhere, and how many devices would do."""
+    least = [(_least_bytes(space, call), call) for call in space.calls]
+    unplaced = [call for (found, call) in least if found is None]
+    if unplaced:
+        call = unplaced[0]
+        place = Placement(tuple(range(space.num_devices)), (space.num_devices, 1, 1))
+        reason = space.costs.refusal(call, place) or space.costs.refusal(call, Placement((0,), (1, 1, 1)))
+        return f"{call.name} can be placed nowhere on {space.num_devices} devices: {reason}"
+    (needed, placement), call = max(
+        ((found, call) for found, call in least if found is not None), key=lambda entry: entry[0][0]
+    )
+    memory = space.costs.device_bytes
+    alone = "alone " if needed > memory else ""
+    return (
+        f"no plan fits on {space.num_devices} devices of {gigabytes(memory)}: {call.name} {alone}needs {gigabytes(needed)} of "
+        f"each device, at the least on {describe(placement)}" + _enough(space, costs_of)
+    )
+
+
+def _least_bytes(space: Space, call: Call) -> tuple[float, Placement] | None:
+    """What a call needs of a device where it needs least, on all devices; None where it is refused on every mesh."""
+    found = [
+        (space.costs.working_bytes(call, placement) + resident_bytes(call, space.costs, placement), placement)
+        for placement in _frugal(call, space.num_devices, space.devices_per_host)
+        if not space.costs.refusal(call, placement)
+    ]
+    return min(found, key=lambda entry: entry[0]) if found else None
+
+
+def _frugal(call: Call, num_devices: int, devices_per_host: int) -> Iterator[Placement]:
+    """Placements on all devices, among them the one that needs least memory."""
+    remat = True if call.kind == "train" else None
+    for shape in mesh_shapes(num_devices, devices_per_host):
+        for count in (1, 2, 4, 8):
+            yield Placement(tuple(range(num_devices)), shape, count, remat)
+
+
+def _enough(space: Space, costs_of: Callable[[int], Costs] | None) -> str:
+    """How many devices hold everything with every call on all of them, in the mesh that needs least."""
+    if costs_of is None:
+        return "; more devices, smaller rounds or models would fit"
+    growth = 2
+    while growth <= MAX_GROWTH:
+        number = growth * space.num_devices
+        if _frugal_fits(space, costs_of(number), number):
+            return f"; {number} such devices would do"
+        growth *= 2
+    return f"; {MAX_GROWTH * space.num_devices} such devices would not do either"
+
+
+def _frugal_fits(space: Space, costs: Costs, num_devices: int) -> bool:
+    host = min(space.devices_per_host, num_devices) if num_devices <= space.devices_per_host else space.devices_per_host
+    for shape in mesh_shapes(num_devices, host):
+        resident, working = 0.0, 0.0
+        for call in space.calls:
+            tried = [
+                p for p in _frugal(call, num_devices, host) if p.mesh_shape == shape and not costs.refusal(call, p)
+            ]
+            if not tried:
+                break
+            shared = call.kind == "infer" and call.role in space.flow.trains
+            copies = space.versions if call.kind == "generate" else 1
+            resident += 0.0 if shared else copies * resident_bytes(call, costs, tried[0])
+            working = max(working, min(costs.working_bytes(call, placement) for placement in tried))
+        else:
+            if resident + working <= costs.device_bytes:
+                return True
+    return False

@@ -1,0 +1,1 @@
+"""Simulated rounds: the graph of calls over time, steady state, memory of a plan."""

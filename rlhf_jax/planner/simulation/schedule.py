@@ -1,0 +1,124 @@
+"""Plays rounds of a plan event by event: who is dispatched when, waits for what, and runs from when to when.
+
+A host thread dispatches its tasks in order and waits where the loops wait (`runtime/synchronous.py`, `asynchronous.py`); a
+device runs what was dispatched to it first. Where virtual devices share their host's cores, n tasks that run at a time each
+progress at 1 / n. Between the threads of the asynchronous loop the one that comes to its task first is first in a queue that
+both use, and of equals the trainer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rlhf_jax.planner.simulation.graph import Dataflow, Round, TaskKind
+
+
+@dataclass(eq=False)
+class Op:
+    """A task of a round. `waits`: for what, and the seconds that data take to come once the task is dispatched; `host`: what
+    the thread waits for before it dispatches the task; `ahead`: what was in the queues of its devices then."""
+
+    name: str
+    kind: TaskKind
+    round_index: int
+    mask: int
+    left: float
+    waits: list[tuple["Op", float]] = field(default_factory=list)
+    host: list["Op"] = field(default_factory=list)
+    ahead: list["Op"] = field(default_factory=list)
+    dispatched: float = -1.0
+    start: float = -1.0
+    end: float = -1.0
+
+
+def play(flow: Dataflow, of_plan: Round, num_rounds: int) -> list[Op]:
+    """The tasks of `num_rounds` trained rounds, and of the sampling that is ahead of them by the lag."""
+    threads = _threads(flow, of_plan, num_rounds)
+    _run(threads, flow.costs.shared_throughput)
+    return [op for thread in threads for op in thread]
+
+
+def _threads(flow: Dataflow, of_plan: Round, num_rounds: int) -> list[list[Op]]:
+    """Every task of the rounds with what it waits for, by the thread that dispatches it; the trainer's thread first."""
+    lag, apart = flow.work.lag, flow.work.loop == "asynchronous"
+    ops: dict[tuple[int, int], Op] = {}
+
+    def make(place: int, round_index: int) -> Op:
+        kind, mask, seconds = flow.kinds[place], of_plan.masks[place], of_plan.seconds[place]
+        ops[place, round_index] = Op(flow.names[place], kind, round_index, mask, seconds)
+        return ops[place, round_index]
+
+    trainer: list[Op] = []
+    sampler: list[Op] = [] if apart else trainer
+    for r in range(num_rounds):
+        publish = make(0, r + lag)
+        publish.host = [ops[flow.policy, r - 1]] if r else []
+        trainer.append(publish)
+        for issued in range(lag + 1) if r == 0 else [r + lag]:
+            sampled = make(1, issued)
+            sampled.host = [publish] + ([ops[1, issued - 1]] if issued else [])
+            sampler.append(sampled)
+        for place in range(2, len(of_plan.seconds)):
+            task = make(place, r)
+            task.host = [publish, ops[1, r]] if apart else [ops[1, r + lag]]
+            for other, latency in of_plan.after[place]:
+                source = ops.get((other, r if other < place else r - 1))
+                task.waits += [(source, latency)] if source else []
+            trainer.append(task)
+    return [trainer, sampler] if apart else [trainer]
+
+
+def _run(threads: Sequence[list[Op]], shared: bool) -> None:
+    now, heads = 0.0, [0] * len(threads)
+    queued: list[Op] = []  # dispatched, and not begun
+    running: list[Op] = []
+    while queued or running or any(head < len(thread) for head, thread in zip(heads, threads, strict=True)):
+        while _finish(running, now) or _begin(queued, running, now) or _dispatch(threads, heads, queued, running, now):
+            pass
+        if not queued and not running:
+            continue
+        rate = 1 / max(1, len(running)) if shared else 1.0
+        soonest = min((op.left for op in running), default=float("inf"))
+        arrivals = [_ready(op) - now for op in queued if _ready(op) < float("inf")]
+        step = min([soonest / rate] + [arrival for arrival in arrivals if arrival > 0])
+        for op in running:
+            # the one that ends next ends exactly: a rounding error must not leave it a step of its own
+            op.left = 0.0 if op.left <= step * rate * (1 + 1e-12) else op.left - step * rate
+        now += step
+
+
+def _dispatch(threads: Sequence[list[Op]], heads: list[int], queued: list[Op], running: list[Op], now: float) -> bool:
+    for number, thread in enumerate(threads):
+        if heads[number] < len(thread) and all(op.end >= 0 for op in thread[heads[number]].host):
+            task = thread[heads[number]]
+            task.ahead = [op for op in queued + running if op.mask & task.mask]
+            task.dispatched = now
+            queued.append(task)
+            heads[number] += 1
+            return True
+    return False
+
+
+def _ready(op: Op) -> float:
+    """When everything that it waits for has come; infinite while something has not ended."""
+    if any(other.end < 0 for other in op.ahead) or any(other.end < 0 for other, _ in op.waits):
+        return float("inf")
+    return max((max(other.end, op.dispatched) + latency for other, latency in op.waits), default=0.0)
+
+
+def _begin(queued: list[Op], running: list[Op], now: float) -> bool:
+    for op in queued:
+        if _ready(op) <= now:
+            op.start = now
+            queued.remove(op)
+            running.append(op)
+            return True
+    return False
+
+
+def _finish(running: list[Op], now: float) -> bool:
+    for op in running:
+        if op.left <= 0:
+            op.end = now
+            running.remove(op)
+            return True
+    return False

@@ -1,0 +1,117 @@
+"""What a plan is expected to do: who runs when, seconds of a round, memory and idle share of every device."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rlhf_jax.planner.api import Costs, Work
+from rlhf_jax.planner.options import Option, option
+from rlhf_jax.planner.simulation import plan_memory, schedule, steady_state
+from rlhf_jax.planner.simulation.graph import Dataflow, Round
+from rlhf_jax.types import Call, Kind, Placement, Plan
+
+SHOWN_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Node:
+    """Something that happens once a round, from `start` to `end`, in seconds. A transfer occupies no device: its devices are
+    those that it reaches."""
+
+    name: str
+    kind: Literal["generate", "infer", "train", "reallocate", "transfer"]
+    round_index: int
+    devices: tuple[int, ...]
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A call of a simulation. `memory_bytes` of a device: what it keeps there, and what it needs while it runs; `idle_share`
+    of its devices, in the steady state."""
+
+    call: str
+    kind: Kind
+    placement: Placement
+    seconds: float
+    reallocate_seconds: float
+    memory_bytes: float
+    idle_share: float
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What a plan is expected to do. `seconds_per_round` is of the steady state; `memory_bytes` and `idle_share` by device."""
+
+    nodes: tuple[Node, ...]
+    rows: tuple[Row, ...]
+    seconds_per_round: float
+    memory_bytes: tuple[float, ...]
+    idle_share: tuple[float, ...]
+
+
+def simulate(
+    calls: Sequence[Call], plan: Plan, costs: Costs, work: Work, num_devices: int, num_rounds: int | None = None
+) -> Simulation:
+    """Plays `num_rounds` rounds (by default 5 + lag) of a plan that places every call and fits; see `plan_memory.check`.
+
+    Raises KeyError for a call that the plan does not place.
+    """
+    chosen = [option(call, costs, plan.placements[call.name]) for call in calls]
+    flow = Dataflow(calls, costs, work)
+    of_plan = flow.round(chosen)
+    rounds = SHOWN_ROUNDS + work.lag if num_rounds is None else num_rounds
+    nodes = _nodes(flow, of_plan, chosen, rounds)
+    versions = plan_memory.live_versions(work)
+    idle = _idle(nodes, num_devices, rounds)
+    return Simulation(
+        nodes=nodes,
+        rows=_rows(flow, of_plan, chosen, versions, idle),
+        seconds_per_round=steady_state.seconds_per_round(flow, of_plan),
+        memory_bytes=tuple(plan_memory.by_device(calls, chosen, versions, num_devices)),
+        idle_share=idle,
+    )
+
+
+def _nodes(flow: Dataflow, of_plan: Round, chosen: Sequence[Option], num_rounds: int) -> tuple[Node, ...]:
+    ops = schedule.play(flow, of_plan, num_rounds)
+    by_name = {call.name: of.placement.devices for call, of in zip(flow.calls, chosen, strict=True)}
+    found = []
+    for op in ops:
+        if op.mask or op.kind != "reallocate":
+            devices = tuple(place for place in range(op.mask.bit_length()) if op.mask >> place & 1)
+            found.append(Node(op.name, op.kind, op.round_index, devices, op.start, op.end))
+        for source, latency in op.waits:
+            if latency:
+                name = f"{source.name} to {op.name}"
+                begin = max(source.end, op.dispatched)
+                found.append(Node(name, "transfer", op.round_index, by_name[op.name], begin, begin + latency))
+    return tuple(sorted(found, key=lambda node: (node.start, node.end)))
+
+
+def _rows(
+    flow: Dataflow, of_plan: Round, chosen: Sequence[Option], versions: int, idle: Sequence[float]
+) -> tuple[Row, ...]:
+    moves = {index: of_plan.seconds[place] for place, (what, index) in enumerate(flow.order) if what == "move"}
+    stays = plan_memory.kept(flow.calls, chosen, versions)
+    rows = []
+    for index, (call, of) in enumerate(zip(flow.calls, chosen, strict=True)):
+        devices, memory = of.placement.devices, stays[index] + of.working_bytes
+        share = sum(idle[device] for device in devices) / len(devices)
+        rows.append(Row(call.name, call.kind, of.placement, of.seconds, moves.get(index, 0.0), memory, share))
+    return tuple(rows)
+
+
+def _idle(nodes: Sequence[Node], num_devices: int, num_rounds: int) -> tuple[float, ...]:
+    """The share of time in which nothing occupies a device, from the end of a round in the middle to that of the last."""
+    ends = [
+        max(node.end for node in nodes if node.kind == "train" and node.round_index == r) for r in range(num_rounds)
+    ]
+    begin, end = (ends[num_rounds // 2 - 1] if num_rounds > 1 else 0.0), ends[-1]
+    busy = [0.0] * num_devices
+    for node in nodes:
+        if node.kind != "transfer":
+            for device in node.devices:
+                busy[device] += max(0.0, min(node.end, end) - max(node.start, begin))
+    return tuple(1 - taken / (end - begin) for taken in busy)

@@ -1,0 +1,118 @@
+"""How long a round takes when a run goes on and on: the planner's objective, in microseconds of arithmetic a plan.
+
+Every device is a queue in the order of dispatch, so that the times of a round are maxima of sums of the times of the round
+before (a max-plus system), and soon every round is the last one shifted: that shift is the answer. `schedule.py` plays the
+same rules event by event, also where virtual devices share their host's cores.
+"""
+
+from rlhf_jax.planner.simulation import schedule
+from rlhf_jax.planner.simulation.graph import Dataflow, Round
+
+MAX_ROUNDS = 16
+TOLERANCE = 1e-9
+"""Share of a round to which two rounds' shifts are the same: float64 rounding, and no more."""
+
+
+def seconds_per_round(flow: Dataflow, of_plan: Round) -> float:
+    """Seconds of a round in the steady state, of the loop and lag of the work."""
+    if flow.costs.shared_throughput:
+        return _shared(flow, of_plan)
+    if flow.work.loop == "synchronous":
+        return _synchronous(of_plan, flow.policy)
+    return _asynchronous(of_plan, flow.policy, flow.work.lag)
+
+
+def lower_bound(flow: Dataflow, relaxed: Round) -> float:
+    """What no plan can be faster than whose rounds do at least this; 0 where devices share cores.
+
+    In the asynchronous loop the queues that both threads use are left out: in what order they are served depends on times,
+    and all other waits hold in any order.
+    """
+    if flow.costs.shared_throughput:
+        return 0.0
+    if flow.work.loop == "synchronous":
+        return _synchronous(relaxed, flow.policy)
+    queue = [[other for other in of_task if (other == 1) == (task == 1)] for task, of_task in enumerate(relaxed.queue)]
+    return _asynchronous(relaxed._replace(queue=queue), flow.policy, flow.work.lag)
+
+
+def _synchronous(of_plan: Round, policy: int) -> float:
+    """The lag changes nothing here: the loop samples one round and trains another, one after the other, whichever it is."""
+    seconds, _, after, queue = of_plan
+    end, ends = [0.0] * len(seconds), []
+    for _ in range(MAX_ROUNDS):
+        before = list(end)
+        floor = end[policy]  # found finite before anything of the next round is dispatched
+        for place, duration in enumerate(seconds):
+            start = floor
+            for other, latency in after[place]:
+                start = max(start, end[other] + latency)
+            for other in queue[place]:
+                start = max(start, end[other])
+            end[place] = start + duration
+            if place == 1:
+                floor = end[1]  # the loop waits for the samples
+        ends.append(max(end))
+        shift = ends[-1] - max(before)
+        if all(abs(now - then - shift) <= TOLERANCE * shift for now, then in zip(end, before, strict=True)):
+            return shift
+    return _mean_shift(ends)
+
+
+def _asynchronous(of_plan: Round, policy: int, lag: int) -> float:
+    """Two threads dispatch: where both could, the one that comes to it first, and of equals the trainer."""
+    seconds, _, after, queue = of_plan
+    end, ends = [0.0] * len(seconds), []
+    published: list[float] = []
+    generated: list[float] = []
+    rounds = MAX_ROUNDS + 2 * lag
+    while len(ends) < rounds:
+        r, version = len(ends), max(0, len(generated) - lag)
+        sampler = trainer = float("inf")
+        if version < len(published):
+            sampler = max(published[version], generated[-1] if generated else 0.0)
+        scoring = len(published) > r
+        if not scoring:
+            trainer = end[policy]
+        elif len(generated) > r:
+            trainer = max(published[r], generated[r])
+        places = range(1, 2) if sampler < trainer else range(2, len(seconds)) if scoring else range(1)
+        for place in places:
+            start = min(sampler, trainer)
+            for other in queue[place]:
+                start = max(start, end[other])
+            for other, latency in after[place] if place > 1 else ():
+                # samples lie ready here: they are moved when they are asked for
+                start = max(start, (min(sampler, trainer) if other == 1 else end[other]) + latency)
+            end[place] = start + seconds[place]
+        if sampler < trainer:
+            generated.append(end[1])
+        elif scoring:
+            ends.append(max(end[2:]))
+            if _settled(ends, lag + 2):
+                return ends[-1] - ends[-2]
+        else:
+            published.append(end[0])
+    return _mean_shift(ends)
+
+
+def _settled(ends: list[float], window: int) -> bool:
+    """Whether the last rounds took equally long; one more than the rounds that a lag lets a fast sampler run ahead."""
+    if len(ends) < 2 * window + 1:
+        return False
+    shifts = [ends[-i] - ends[-i - 1] for i in range(1, window + 1)]
+    return max(shifts) - min(shifts) <= TOLERANCE * shifts[0]
+
+
+def _shared(flow: Dataflow, of_plan: Round) -> float:
+    rounds = 6 + 2 * flow.work.lag
+    ends = [0.0] * rounds
+    for op in schedule.play(flow, of_plan, rounds):
+        if op.kind == "train":
+            ends[op.round_index] = max(ends[op.round_index], op.end)
+    return _mean_shift(ends)
+
+
+def _mean_shift(ends: list[float]) -> float:
+    half = len(ends) // 2
+    return (ends[-1] - ends[half]) / (len(ends) - 1 - half)

@@ -1,0 +1,235 @@
+"""Draws the sides of the RLHF stage at work, and says in words which of them waited for the other.
+
+The seconds of a round are medians over the rounds of the newest process, the first two (which compile and begin) left out.
+They are left out of the picture too, which would show little else.
+With g = generate, t = train + publish, an asynchronous run takes at least max(g, t) a round and a synchronous one g + t; time
+that the reader of events takes from the trainer (evaluations, checkpoints) comes on top and is shown apart.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, MaxNLocator
+
+from rlhf_jax.records.jsonl import Line
+from rlhf_jax.report import read
+from rlhf_jax.report.formats import duration, number, percent
+from rlhf_jax.report.plots import style
+from rlhf_jax.report.plots.style import Picture
+
+COLORS = {
+    "generate": style.HELDOUT,
+    "train": style.SECOND,
+    "publish": style.THIRD,
+    "wait": style.REST,
+    "host": style.TRAINING,
+}
+SHOWN_ROUNDS = 8
+LEFT_OUT = 2
+LEAST_ROUNDS = 2
+LANES = ("sampler", "trainer", "host")
+HEIGHTS = {"sampler": 0.8, "trainer": 0.8, "host": 0.35}
+PAIR_ALGORITHMS = ("online_dpo", "online_ipo", "best_of_n")
+"""Algorithms that train on as many rows per prompt, however many samples there are."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of a round, medians; `round_seconds` is from one round's begin to the next one's, host time included."""
+
+    generate: float
+    train: float
+    publish: float
+    sampler_wait: float
+    trainer_wait: float
+    host: float
+    round_seconds: float
+    asynchronous: bool
+
+    @property
+    def bound(self) -> float:
+        """The least that this run's loop could take of these calls."""
+        trainer = self.train + self.publish
+        return max(self.generate, trainer) if self.asynchronous else self.generate + trainer
+
+
+def newest(spans: Sequence[Line]) -> list[Line]:
+    """The spans of the last process that wrote any."""
+    return [span for span in spans if span["began"] == spans[-1]["began"]] if spans else []
+
+
+def _trained(spans: Sequence[Line]) -> list[int]:
+    """Rounds that were trained on, in order."""
+    return sorted({span["round_index"] for span in spans if span["what"] == "train"})
+
+
+def speed(spans: Sequence[Line], asynchronous: bool) -> Speed | None:
+    """None where fewer than two rounds are left to measure."""
+    spans = newest(spans)
+    rounds = _trained(spans)[LEFT_OUT:]
+    if len(rounds) < LEAST_ROUNDS:
+        return None
+    begins = [min(s["begin"] for s in spans if s["side"] == "trainer" and s["round_index"] == r) for r in rounds]
+
+    def median(side: str, what: str) -> float:
+        of_round = dict.fromkeys(rounds, 0.0)
+        for span in spans:
+            if span["side"] == side and span["what"] == what and span["round_index"] in of_round:
+                of_round[span["round_index"]] += span["end"] - span["begin"]
+        return float(np.median(list(of_round.values())))
+
+    return Speed(
+        generate=median("sampler", "generate"),
+        train=median("trainer", "train"),
+        publish=median("trainer", "publish"),
+        sampler_wait=median("sampler", "wait"),
+        trainer_wait=median("trainer", "wait"),
+        host=median("trainer", "host"),
+        round_seconds=float(np.median(np.diff(begins))),
+        asynchronous=asynchronous,
+    )
+
+
+def sentences(found: Speed, algorithm: str = "") -> list[str]:
+    """The side that bounds the run, how near it came, and what would use idle time (arXiv 2410.18252, section 4).
+
+    Args:
+      found: medians over rounds.
+      algorithm: its name, which decides whether more samples make training longer; "" where it is not known.
+    """
+    trainer, a_round = found.train + found.publish, max(found.round_seconds, 1e-9)
+    slow, fast = ("generation", "training") if found.generate > trainer else ("training", "generation")
+    least, most = sorted((found.generate, trainer))
+    first = (
+        f"A round took {duration(found.round_seconds)}: {duration(found.generate)} to generate its samples and "
+        f"{duration(trainer)} to train on them."
+    )
+    if not found.asynchronous:
+        return [
+            f"{first} The loop is synchronous, so the two follow one another. With `rlhf.loop=asynchronous` and "
+            f"`rlhf.lag=1` they overlap: on devices of their own a round would take {duration(most)} or a little more."
+        ]
+    ratio = f" ({number(most / least)} to 1)" if least > 0 else ""
+    sides = (
+        f"The run is bound by {slow}{ratio}. The sampler was idle for {percent(found.sampler_wait / a_round)} of a round and "
+        f"the trainer for {percent(found.trainer_wait / a_round)}. "
+        f"A round took {number(a_round / max(found.bound, 1e-9))} times as long as {slow} alone."
+    )
+    return [first, sides, *_advice(fast, least / max(most, 1e-9), algorithm)]
+
+
+def _advice(idle: str, busy_share: float, algorithm: str) -> list[str]:
+    """One sentence about how the idle side could be used; none where both are nearly as slow, or nothing is known to help."""
+    if busy_share > 0.9:
+        return []
+    if idle == "training":
+        return [
+            "To use the trainer's idle time, raise `rlhf.num_epochs`: each round is then trained on more than once, at the "
+            "cost of older samples and more KL."
+        ]
+    if algorithm in PAIR_ALGORITHMS:
+        return [
+            f"To use the sampler's idle time, raise `rlhf.samples_per_prompt`: {algorithm} trains on as many rows per prompt, "
+            "however many samples it chooses them from."
+        ]
+    return []
+
+
+def left_out(spans: Sequence[Line]) -> str:
+    """A sentence about the first rounds, which no picture shows; "" where none is left out."""
+    spans = newest(spans)
+    shown = _window(spans)
+    before = [r for r in _trained(spans) if shown and r < shown[0]][:LEFT_OUT]
+    if not before:
+        return ""
+    of_before = [span for span in spans if span["side"] == "trainer" and span["round_index"] in before]
+    seconds = max(span["end"] for span in of_before) - min(span["begin"] for span in of_before)
+    rounds = f"{len(before)} rounds" if len(before) > 1 else "round"
+    are = "are" if len(before) > 1 else "is"
+    return f"The first {rounds} of the newest process took {duration(seconds)}, with compilation in it, and {are} not drawn."
+
+
+def _window(spans: Sequence[Line]) -> list[int]:
+    """The rounds that are drawn: after those that compile, unless hardly any would be left."""
+    rounds = _trained(spans)
+    first = max(0, min(LEFT_OUT, len(rounds) - LEAST_ROUNDS))
+    return rounds[first : first + SHOWN_ROUNDS]
+
+
+def draw(spans: Sequence[Line], lines: Sequence[Line]) -> Figure | None:
+    """The pictures of `pictures` side by side; None where no round was trained on."""
+    found = pictures(spans, lines)
+    return style.sheet(found, len(found)) if found else None
+
+
+def pictures(spans: Sequence[Line], lines: Sequence[Line]) -> list[Picture]:
+    """Some rounds of the newest process as bars, a lane for each side, and how often samples of each age were trained on."""
+    spans = newest(spans)
+    window = _window(spans)
+    if not window:
+        return []
+    title = f"Rounds {window[0]} to {window[-1]}" if len(window) > 1 else f"Round {window[0]}"
+    host = (
+        " The host's bars are the reading of results (metrics, evaluations, checkpoints)." if _has_host(spans) else ""
+    )
+    found = [
+        Picture(
+            title,
+            f"Bars carry the number of their round.{host}",
+            partial(_draw_bars, title, spans, window),
+            width=8.6,
+            left=0.85,
+            wide=True,
+        )
+    ]
+    ages = [int(line["age"]) for line in read.updates(lines, read.TRAINED) if "age" in line]
+    if ages:
+        note = "Updates between the version that drew the samples and the one that trained on them."
+        found.append(Picture("Age of the samples", note, partial(_draw_ages, ages), width=3.4))
+    return found
+
+
+def _has_host(spans: Sequence[Line]) -> bool:
+    return any(span["what"] == "host" for span in spans)
+
+
+def _lane(span: Line) -> str:
+    return "host" if span["what"] == "host" else span["side"]
+
+
+def _draw_bars(title: str, spans: Sequence[Line], window: Sequence[int], ax: Axes) -> None:
+    of_window = [span for span in spans if span["side"] == "trainer" and span["round_index"] in window]
+    begin, end = min(span["begin"] for span in of_window), max(span["end"] for span in of_window)
+    shown = [span for span in spans if span["end"] > begin and span["begin"] < end]
+    style.plain_axes(ax, title, "seconds since the stage's loop began", "")
+    ax.xaxis.set_major_formatter(style.Numbers())
+    lanes = [lane for lane in LANES if any(_lane(span) == lane for span in shown)]
+    for span in shown:
+        lane = _lane(span)
+        place, left = -lanes.index(lane), max(span["begin"], begin)
+        width = min(span["end"], end) - left
+        color = COLORS[span["what"]]
+        ax.barh(place, width, left=left, height=HEIGHTS[lane], color=color, edgecolor="white", linewidth=0.4)
+        if span["what"] in ("generate", "train") and width > 0.03 * (end - begin):
+            middle = left + width / 2
+            ax.text(middle, place, f"{span['round_index']}", ha="center", va="center", fontsize=7, color="white")
+    ax.set_yticks([-place for place in range(len(lanes))], lanes)
+    ax.set_ylim(-len(lanes) + 0.5, 0.5)
+    ax.set_xlim(begin, end)
+    ax.grid(visible=False, axis="y")
+    there = {span["what"] for span in shown}
+    style.legend(ax, handles=[Patch(color=color, label=what) for what, color in COLORS.items() if what in there])
+
+
+def _draw_ages(found: Sequence[int], ax: Axes) -> None:
+    style.plain_axes(ax, "Age of the samples", "updates old when trained on", "updates")
+    values, counts = np.unique(found, return_counts=True)
+    ax.bar(values, counts, color=style.HELDOUT, width=0.7)
+    ax.xaxis.set_major_locator(FixedLocator(values.tolist()) if len(values) < 12 else MaxNLocator(integer=True))
+    ax.set_xlim(values[0] - 0.6, values[-1] + 0.6)
+    ax.grid(visible=False, axis="x")

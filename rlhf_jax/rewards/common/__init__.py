@@ -1,0 +1,1 @@
+"""Parts that several rewards share: decoded text, sums of rewards, config nodes."""

@@ -1,0 +1,1 @@
+"""The checked door to a task's methods."""

@@ -1,0 +1,1 @@
+"""Published datasets: files, rows, conversations, records on disk."""

@@ -1,0 +1,1 @@
+"""The grammar, words and gold judge of the synthetic reviews."""
