@@ -114,7 +114,7 @@ def move(part, directory):
 if sys.argv[2] == "before the move":
     record_store._move = move
 if sys.argv[2] == "among the rows":
-    gsm8k._rows.text = lambda where, row, key: os._exit(9) if where.endswith("test.jsonl:5") else row[key]
+    gsm8k.row_files.text = lambda where, row, key: os._exit(9) if where.endswith("test.jsonl:5") else row[key]
 gsm8k.make(gsm8k.Config(data_dir=sys.argv[1]))
 """
 
