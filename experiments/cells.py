@@ -219,7 +219,7 @@ def shared_stages(cells: Cells, seed: int, policy: str = "", reward: str = "") -
     A reward model of another variant is trained on comparisons of its own SFT policy.
     """
     from rlhf_jax import build
-    from rlhf_jax.jobs import pipeline, sft
+    from rlhf_jax.stages import pipeline, sft
 
     def prepare(name: str) -> tuple[Any, Any]:
         config: Any = cells.variant(name)
@@ -256,7 +256,7 @@ def run_cell(cells: Cells, cell: Cell, params: Any, reward: Any) -> None:
     """Runs one cell from its shared stages, and writes its line last: with it the cell has ended."""
     from experiments.result import line_of
     from rlhf_jax import build
-    from rlhf_jax.jobs import rlhf
+    from rlhf_jax.stages import rlhf
 
     config, diverged = cells.config(cell), ""
     shutil.rmtree(cells.directory(cell), ignore_errors=True)  # an interrupted cell begins again

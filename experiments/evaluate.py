@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def evaluate(directory: Path, overrides: Sequence[str]) -> None:
     """Prints and keeps the figures of every saved policy of a run, with overrides of its config. Raises Refusal."""
     from rlhf_jax import build
-    from rlhf_jax.jobs import evaluate
     from rlhf_jax.records import jsonl
+    from rlhf_jax.stages import evaluate
 
     config = run.overridden(build.config_of(directory), overrides)
     workspace, stages, _ = build.parts_for(config, "evaluate")

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def body(place: command.Place) -> None:
         from rlhf_jax import build
-        from rlhf_jax.jobs import export
+        from rlhf_jax.stages import export
 
         place.directory = given.to
         workspace, _, _ = build.of_directory(given.directory)

@@ -52,8 +52,8 @@ def _plan(config: Any, options: argparse.Namespace) -> None:
     if options.devices and "XLA_FLAGS" not in os.environ and not options.hardware:
         jax.config.update("jax_num_cpu_devices", options.devices)
     from rlhf_jax import build
-    from rlhf_jax.jobs import _planning
     from rlhf_jax.planner.costs import hardware
+    from rlhf_jax.stages.common import planning
 
     device = hardware.find(options.hardware) if options.hardware else hardware.of_device(jax.devices()[0])
     here = 0 if options.hardware else len(jax.devices())
@@ -61,17 +61,17 @@ def _plan(config: Any, options: argparse.Namespace) -> None:
         raise Refusal(
             f"--devices is {options.devices}, but {here} are here; --hardware={device.name} plans without them"
         )
-    lengths = _planning.drawn_lengths(options.lengths) if options.lengths else ()
+    lengths = planning.drawn_lengths(options.lengths) if options.lengths else ()
     problem = build.problem(config, device, options.devices or here or 1, lengths)
     profile = None
-    if config.plan and config.plan != _planning.SEARCH:
+    if config.plan and config.plan != planning.SEARCH:
         show_written(problem, config.plan, options.output)
         return
     if options.profile:
         workspace, stages, algorithm = build.parts(config)
-        setup = _planning.setup_of(workspace, stages, algorithm)
-        found, profile = _planning.profiled(problem, setup, _planning.PROFILE)
-        print(f"{len(profile.known)} figures measured, in {_planning.PROFILE}")
+        setup = planning.setup_of(workspace, stages, algorithm)
+        found, profile = planning.profiled(problem, setup, planning.PROFILE)
+        print(f"{len(profile.known)} figures measured, in {planning.PROFILE}")
     else:
         found = problem.search()
     show(problem, found, profile, options.output)

@@ -8,9 +8,9 @@ from typing import Any
 
 from experiments import provenance
 from experiments.study import Arm, Cell
-from rlhf_jax.jobs import rlhf
 from rlhf_jax.records.jsonl import Line
 from rlhf_jax.records.metrics import read
+from rlhf_jax.stages import rlhf
 from rlhf_jax.types import Algorithm
 
 MEANS = ("ratio_p99", "clip_share", "entropy", "behavior_kl_k1", "flat_group_share", "winner_takes_all_share")

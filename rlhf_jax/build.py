@@ -17,22 +17,6 @@ from rlhf_jax import registry
 from rlhf_jax.config import Count, Problems, Seed, fill, flat
 from rlhf_jax.devices import distributed, mesh
 from rlhf_jax.devices.placement import text_of
-from rlhf_jax.jobs import (
-    _begin,
-    _checks,
-    _evaluator,
-    _hub,
-    _planning,
-    _stored,
-    _task_checks,
-    _vocabularies,
-    pipeline,
-    relabel,
-    reward_model,
-    rlhf,
-    sft,
-)
-from rlhf_jax.jobs.api import Lengths, Workspace
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.corrections import Correction, resolve
 from rlhf_jax.planner.costs.hardware import Hardware
@@ -41,6 +25,18 @@ from rlhf_jax.refusal import ComponentError, Refusal
 from rlhf_jax.rewards.api import LEARNED
 from rlhf_jax.rewards.common.nodes import reward_configs, reward_nodes
 from rlhf_jax.run_directory import changes, environment, lock, run_config, starts
+from rlhf_jax.stages import comparisons, pipeline, reward_model, rlhf, sft
+from rlhf_jax.stages.api import Lengths, Workspace
+from rlhf_jax.stages.common import (
+    beginning,
+    checks,
+    evaluator,
+    planning,
+    pretrained_models,
+    stored_config,
+    task_checks,
+    vocabularies,
+)
 from rlhf_jax.tasks.api import Task
 from rlhf_jax.text import encoding, tokenizers
 from rlhf_jax.types import Algorithm
@@ -93,16 +89,16 @@ def default() -> ConfigDict:
             "task": component("tasks", "reviews"),
             "tokenizer": node(tokenizers.Config()),
             "model": model("gpt_neox", "quickstart"),
-            "hub": node(_hub.Config()),
+            "hub": node(pretrained_models.Config()),
             "lengths": node(Lengths()),
             "mesh": node(mesh.Config()),
             "algorithm": component("algorithms", "online_dpo"),
             "reward_settings": {},
             "sft": node(sft.Config()),
-            "comparisons": node(relabel.Config()),
+            "comparisons": node(comparisons.Config()),
             "reward_model": node(reward_model.Config()),
             "rlhf": node(rlhf.Config()),
-            "evaluate": node(_evaluator.Config()),
+            "evaluate": node(evaluator.Config()),
         }
     )
 
@@ -166,7 +162,7 @@ def known_keys(values: dict[str, Any]) -> dict[str, Any]:
     Args:
       values: nested, with at least the names of its components (`algorithm.name`, `task.name`, `model.family`).
     """
-    return flat(_stored.as_json(_defaults(values)))
+    return flat(stored_config.as_json(_defaults(values)))
 
 
 def check_task(task: Any, name: str) -> None:
@@ -184,8 +180,8 @@ def workspace(values: dict[str, Any]) -> Workspace:
     environment.pin()
     task = registry.make("tasks", *named("tasks", values["task"], "task"))
     check_task(task, values["task"]["name"])
-    hub = fill(_hub.Config, values["hub"], "hub")
-    values["model"] = _hub.model_values(values["model"], hub)
+    hub = fill(pretrained_models.Config, values["hub"], "hub")
+    values["model"] = pretrained_models.model_values(values["model"], hub)
     if values["tokenizer"]["kind"] == "hf" and not values["tokenizer"]["path"]:
         values["tokenizer"]["path"] = hub.policy
     policy_folder = Path(hub.policy) if hub.policy else None
@@ -200,8 +196,8 @@ def workspace(values: dict[str, Any]) -> Workspace:
     lengths = fill(Lengths, values["lengths"], "lengths")
     if hasattr(task, "fitted"):
         task = task.fitted(partial(encoding.count_tokens, tokenizer), lengths.max_prompt_tokens)
-    _hub.check(hub, tokenizer, task)
-    _vocabularies.check_template(task, tokenizer)
+    pretrained_models.check(hub, tokenizer, task)
+    vocabularies.check_template(task, tokenizer)
     return Workspace(
         directory=Path(values["directory"]),
         seed=values["seed"],
@@ -211,7 +207,7 @@ def workspace(values: dict[str, Any]) -> Workspace:
         mesh=mesh.make_mesh(fill(mesh.Config, values["mesh"], "mesh")),
         lengths=lengths,
         hub=hub,
-        begin=_stored.begun_from(values, _defaults),
+        begin=stored_config.begun_from(values, _defaults),
     )
 
 
@@ -229,14 +225,14 @@ def choices(argument: str, **defaults: str) -> dict[str, str]:
 
 NODES = {
     "tokenizer": tokenizers.Config,
-    "hub": _hub.Config,
+    "hub": pretrained_models.Config,
     "lengths": Lengths,
     "mesh": mesh.Config,
     "sft": sft.Config,
-    "comparisons": relabel.Config,
+    "comparisons": comparisons.Config,
     "reward_model": reward_model.Config,
     "rlhf": rlhf.Config,
-    "evaluate": _evaluator.Config,
+    "evaluate": evaluator.Config,
 }
 """Nodes of a config whose keys are always the same; those of task, model and algorithm are their component's."""
 
@@ -258,7 +254,7 @@ def check_values(values: dict[str, Any]) -> None:
         with problems.caught():
             named(folder, values[key], key)
     with problems.caught():
-        registry.entry("jobs", values["job"])
+        registry.entry("stages", values["job"])
     with problems.caught():
         if not (values["hub"]["sft"] or values["hub"]["base"]):  # else the folder says what the keys are
             check_model(values["model"])
@@ -331,19 +327,19 @@ def algorithm(values: dict[str, Any]) -> Algorithm:
 def stages(values: dict[str, Any]) -> pipeline.Stages:
     """The settings of every stage."""
     values["reward_settings"] = reward_nodes(values["reward"], values["reward_settings"])
-    begin = _stored.begun_from(values, _defaults)
+    begin = stored_config.begun_from(values, _defaults)
     return pipeline.Stages(
         sft=fill(sft.Config, values["sft"], "sft"),
-        comparisons=fill(relabel.Config, values["comparisons"], "comparisons"),
+        comparisons=fill(comparisons.Config, values["comparisons"], "comparisons"),
         reward_model=fill(reward_model.Config, values["reward_model"], "reward_model"),
         rlhf=fill(rlhf.Config, values["rlhf"], "rlhf"),
-        evaluate=fill(_evaluator.Config, values["evaluate"], "evaluate"),
+        evaluate=fill(evaluator.Config, values["evaluate"], "evaluate"),
         reward=values["reward"],
         reward_settings=reward_configs(values["reward"], values["reward_settings"]),
         plan=values["plan"],
         best_of_n=tuple(values["best_of_n"]),
         best_of_n_prompts=values["best_of_n_prompts"],
-        taken=_begin.taken(begin),
+        taken=beginning.taken(begin),
     )
 
 
@@ -372,23 +368,23 @@ def checked(
     """
     values = config.to_dict()
     (shared, settings, chosen), notices = _checked(values)
-    if values["plan"] == _planning.SEARCH:
+    if values["plan"] == planning.SEARCH:
         values["plan"] = _earlier_plan(shared.directory) or text_of(
-            _planning.for_run(shared, settings, chosen).advised.plan
+            planning.for_run(shared, settings, chosen).advised.plan
         )
         settings = dataclasses.replace(settings, plan=values["plan"])
         rlhf.check(settings.rlhf, chosen, shared.mesh, settings.plan)
-    if "rlhf" in _checks.stages_of(values["job"], settings, shared.hub):
-        notices += _planning.check_memory(shared, settings, chosen)
+    if "rlhf" in checks.stages_of(values["job"], settings, shared.hub):
+        notices += planning.check_memory(shared, settings, chosen)
         notices += filter(None, [inexact_ratio(values)])
     values["mesh"] = environment.mesh_on_each_host(shared.mesh.shape)
-    facts = _stored.facts_of(values, shared, settings, _defaults)
+    facts = stored_config.facts_of(values, shared, settings, _defaults)
     if shared.begin is not None:
-        _begin.check(shared.begin, facts, shared.directory)
+        beginning.check(shared.begin, facts, shared.directory)
     return (
         values,
         (dataclasses.replace(shared, facts=facts), settings, chosen),
-        [_task_checks.summary(shared), *notices],
+        [task_checks.summary(shared), *notices],
     )
 
 
@@ -417,22 +413,22 @@ def prepare(
 def _checked(values: dict[str, Any]) -> tuple[tuple[Workspace, pipeline.Stages, Algorithm], list[str]]:
     """The checked parts of a config's values, which are completed and resolved, and what a person should know."""
     check_values(values)
-    _checks.check_directory_name(values["directory"])
-    _stored.as_before(values, _defaults)
+    checks.check_directory_name(values["directory"])
+    stored_config.as_before(values, _defaults)
     check_settings(values)
     made = _parts(values)
-    return made, _task_checks.Check(values["job"], *made[:2]).run()
+    return made, task_checks.Check(values["job"], *made[:2]).run()
 
 
 def check_settings(values: dict[str, Any]) -> None:
     """Checks a config's settings against each other and the devices. Raises Refusal with every problem."""
     values = copy.deepcopy(values)
-    settings, hub = stages(values), fill(_hub.Config, values["hub"], "hub")
+    settings, hub = stages(values), fill(pretrained_models.Config, values["hub"], "hub")
     resolve_auto(values)
     devices = mesh.make_mesh(fill(mesh.Config, values["mesh"], "mesh"))
-    if settings.plan == _planning.SEARCH:  # which is searched for once the models are known
+    if settings.plan == planning.SEARCH:  # which is searched for once the models are known
         settings = dataclasses.replace(settings, plan="")
-    _checks.check_settings(values["job"], settings, hub, algorithm(values["algorithm"]), devices)
+    checks.check_settings(values["job"], settings, hub, algorithm(values["algorithm"]), devices)
 
 
 def _earlier_plan(where: Path) -> str:
@@ -449,7 +445,7 @@ def _earlier_plan(where: Path) -> str:
 
 def problem(
     config: ConfigDict, device: Hardware, num_devices: int, completion_lengths: Sequence[int] = ()
-) -> _planning.Problem:
+) -> planning.Problem:
     """What a plan for a config's RLHF stage is made for, on devices that need not be here, of models that need not be.
 
     A reward model whose folder is not there is taken to be as large as the policy. Raises Refusal for a config that
@@ -458,7 +454,7 @@ def problem(
     values = config.to_dict()
     settings = stages(values)
     resolve_auto(values)
-    hub, model_values = fill(_hub.Config, values["hub"], "hub"), dict(values["model"])
+    hub, model_values = fill(pretrained_models.Config, values["hub"], "hub"), dict(values["model"])
     if model_values["family"] == "hub" or not model_values["vocab_size"]:
         network = workspace(values | {"mesh": dataclasses.asdict(mesh.Config())}).model
     else:
@@ -467,9 +463,9 @@ def problem(
     reward = None
     if settings.learned:
         there = hub.reward_model and Path(hub.reward_model).exists()
-        reward = _hub.classifier(hub.reward_model, dtype=network.dtype) if there else ValueModel(network)
+        reward = pretrained_models.classifier(hub.reward_model, dtype=network.dtype) if there else ValueModel(network)
     lengths, chosen = fill(Lengths, values["lengths"], "lengths"), algorithm(values["algorithm"])
-    return _planning.problem(settings.rlhf, chosen, lengths, network, reward, device, num_devices, completion_lengths)
+    return planning.problem(settings.rlhf, chosen, lengths, network, reward, device, num_devices, completion_lengths)
 
 
 def config_of(directory: Path) -> ConfigDict:
@@ -478,7 +474,7 @@ def config_of(directory: Path) -> ConfigDict:
     Raises Refusal for a directory without a run.
     """
     stored, _ = run_config.read(directory)
-    values = _stored.completed(stored, str(directory / run_config.FILE), _defaults)
+    values = stored_config.completed(stored, str(directory / run_config.FILE), _defaults)
     values["mesh"] = _readers_mesh(values["mesh"])
     return ConfigDict(_tuples(values) | {"directory": str(directory)})
 
@@ -524,7 +520,7 @@ def run(config: ConfigDict) -> None:
     """
     distributed.check_same("config", config.to_json())
     values, made, lines = checked(config)
-    job = registry.entry("jobs", values["job"])
+    job = registry.entry("stages", values["job"])
     if _only_reads(values["job"]):
         compared(*made, environment.snapshot())
         job(*made)
@@ -539,4 +535,4 @@ def run(config: ConfigDict) -> None:
 
 def _only_reads(job: str) -> bool:
     """True for a job whose module says that it writes nothing of training: it needs no lock."""
-    return getattr(registry.located("jobs", job)[0], "ONLY_READS", False)
+    return getattr(registry.located("stages", job)[0], "ONLY_READS", False)

@@ -13,7 +13,7 @@ module it is the first of these that the module has:
     algorithms   <the module's last name>, make    (config) -> Algorithm
     tasks        make                              (config) -> Task
     rewards      make, <last name>, reward         see `rewards/api.py`
-    jobs         job                               (workspace, stages, algorithm) -> None
+    stages       job                               (workspace, stages, algorithm) -> None
 
 The settings of a component are the dataclass that its entry takes as `config` by annotation, or else its module's `Config`.
 """
@@ -35,12 +35,14 @@ from rlhf_jax.refusal import Refusal, at_fault
 
 PACKAGE = "rlhf_jax"
 LAST_NAME = "<last name>"
+RENAMED = {("stages", "relabel"): "comparisons"}
+"""(folder, old name) -> new name, for the error that names it."""
 ENTRIES = {
     "algorithms": (LAST_NAME, "make"),
     "tasks": ("make",),
     "rewards": ("make", LAST_NAME, "reward"),
     "models": ("make",),
-    "jobs": ("job",),
+    "stages": ("job",),
 }
 
 
@@ -81,6 +83,8 @@ def located(folder: str, name: str) -> tuple[ModuleType, str]:
     own = name.removeprefix(f"{PACKAGE}.{folder}.")
     if own in known:
         return importlib.import_module(f"{PACKAGE}.{folder}.{own}"), ""
+    if (folder, own) in RENAMED:
+        raise Refusal(f"{name!r} in {PACKAGE}/{folder}/ is now called {RENAMED[folder, own]!r}")
     place, attribute = _parted(name)
     if place.endswith(".py"):
         return _file(folder, Path(place)), attribute

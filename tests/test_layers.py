@@ -31,7 +31,7 @@ LAYERS = {
     "rlhf_jax.run_directory": 6,
     "rlhf_jax.planner": 7,
     "rlhf_jax.report": 7,
-    "rlhf_jax.jobs": 8,
+    "rlhf_jax.stages": 8,
     "rlhf_jax.rewards.common.nodes": 8,
     "rlhf_jax.build": 9,
     "rlhf_jax.components": 9,
@@ -101,8 +101,8 @@ def test_no_circles():
 
 def test_the_walk_sees_what_it_must():
     """An upward import, one inside a function, a relative one and a circle are found."""
-    assert upward("rlhf_jax.ops.masked", imports("def f():\n    from rlhf_jax.jobs import sft")) == {
-        "rlhf_jax.jobs.sft"
+    assert upward("rlhf_jax.ops.masked", imports("def f():\n    from rlhf_jax.stages import sft")) == {
+        "rlhf_jax.stages.sft"
     }
     assert imports("from . import masked", "rlhf_jax.ops.losses") == {"rlhf_jax.ops.masked"}
     assert imports("from .masked import select", "rlhf_jax.ops.losses") == {"rlhf_jax.ops.masked"}

@@ -9,10 +9,11 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from rlhf_jax import build
-from rlhf_jax.jobs import _hub, rlhf
 from rlhf_jax.models import gpt_neox
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.pretrained import export
+from rlhf_jax.stages import rlhf
+from rlhf_jax.stages.common import pretrained_models
 from tests.models.families import random_params
 from tests.tasks import published
 from tests.test_build import CONFIGS
@@ -87,7 +88,10 @@ def ran(data, tmp_path_factory):
         if name not in finished:
             directory = tmp_path_factory.mktemp("runs") / name.replace("/", "_")
             config = debug_config(name, data, directory)
-            if config.job in ("relabel", "reward_model"):  # which begin with the policy of hub.sft, and :debug has none
+            if config.job in (
+                "comparisons",
+                "reward_model",
+            ):  # which begin with the policy of hub.sft, and :debug has none
                 build.run(with_job(config, "sft"))
             build.run(config)
             finished[name] = directory
@@ -107,7 +111,7 @@ def test_debug_runs_end_to_end(name, ran):
     directory = ran(name)
     job = debug_job(name)
     updates = [line["update"] for line in metrics(directory) if line["stage"] == job and "update" in line]
-    if job == "relabel":
+    if job == "comparisons":
         found = [line for line in metrics(directory) if line.get("of") == "comparisons"]
         assert {"train_agreement", "heldout_agreement"} <= found[0].keys()
         return
@@ -163,7 +167,7 @@ def test_relabelled_pairs_are_in_the_order_of_gold(ran):
     workspace, *_ = build.of_directory(directory)
     lines = [json.loads(line) for line in (directory / "comparisons" / "train.jsonl").read_text().splitlines()]
     assert len(lines) == published.NUM_TRAIN
-    judge = _hub.Judge(workspace.hub, workspace.tokenizer, workspace.mesh)
+    judge = pretrained_models.Judge(workspace.hub, workspace.tokenizer, workspace.mesh)
     prompts, ended = [line["prompt"] for line in lines], [True] * len(lines)
     chosen, rejected = (judge(prompts, [line[side] for line in lines], ended) for side in ("chosen", "rejected"))
     assert (chosen >= rejected).all()

@@ -9,7 +9,7 @@ import pytest
 from rlhf_jax import registry
 from rlhf_jax.refusal import ComponentError, Refusal
 
-FOLDERS = ("algorithms", "rewards", "tasks", "models", "jobs")
+FOLDERS = ("algorithms", "rewards", "tasks", "models", "stages")
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -25,11 +25,16 @@ def test_every_component_is_found(folder):
         assert registry.find(folder, name).__name__ == f"rlhf_jax.{folder}.{name}"
 
 
-@pytest.mark.parametrize("name", ["online_dop", "api", "__init__", "../jobs/sft", ""])
+@pytest.mark.parametrize("name", ["online_dop", "api", "__init__", "../stages/sft", ""])
 def test_a_wrong_name_lists_its_neighbours(name):
     listed = ", ".join(registry.names("algorithms"))
     with pytest.raises(ValueError, match=re.escape(f"no {name!r} in rlhf_jax/algorithms/; there are: {listed}")):
         registry.find("algorithms", name)
+
+
+def test_a_renamed_component_is_refused_with_its_new_name():
+    with pytest.raises(Refusal, match="'relabel' in rlhf_jax/stages/ is now called 'comparisons'"):
+        registry.find("stages", "relabel")
 
 
 SOURCE = '''

@@ -14,10 +14,10 @@ import pytest
 
 from experiments import run
 from rlhf_jax import build
-from rlhf_jax.jobs import pipeline
 from rlhf_jax.records import jsonl
 from rlhf_jax.refusal import NotFinite
 from rlhf_jax.run_directory import lock
+from rlhf_jax.stages import pipeline
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "--config=configs/quickstart.py"
@@ -96,7 +96,7 @@ WRONG = [
     ("task.name=foo", ["'foo'", "tasks", "reviews"]),
     ("model.family=foo", ["'foo'", "models", "gpt_neox"]),
     ("reward=foo", ["'foo'", "exact_match, gold, learned"]),
-    ("job=foo", ["'foo'", "jobs", "pipeline"]),
+    ("job=foo", ["'foo'", "stages", "pipeline"]),
     ("tokenizer.kind=foo", ["'foo'", "words"]),
     ("model.num_heads=5", ["num_heads 5"]),
     ("mesh.data=16", ["mesh is data=16", "16 devices", "there are 8"]),
@@ -276,4 +276,4 @@ def test_help_is_no_error(capsys):
 
 
 def test_the_job_is_found_by_its_file():
-    assert callable(build.registry.find("jobs", "pipeline").job)
+    assert callable(build.registry.find("stages", "pipeline").job)

@@ -20,5 +20,5 @@ from configs.tldr import _recipe
 def get_config(argument: str = "") -> ConfigDict:
     """`:size=1b` takes Pythia 1b, `:size=2.8b` Pythia 2.8b; `:debug` the smallest sizes."""
     choice, small = _recipes.chosen(argument, size="410m")
-    config = _recipe.reward_model(choice["size"], "relabel")
+    config = _recipe.reward_model(choice["size"], "comparisons")
     return _recipes.debug(config) if small else config

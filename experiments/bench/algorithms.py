@@ -18,10 +18,10 @@ import jax
 from configs import quickstart
 from experiments.bench import measure
 from rlhf_jax import build, registry
-from rlhf_jax.jobs import rlhf
 from rlhf_jax.ops.variance_increase import increase_variance
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime.program import Program, Reward
+from rlhf_jax.stages import rlhf
 from rlhf_jax.types import Array, Samples, Scores
 
 

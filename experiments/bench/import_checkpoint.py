@@ -51,16 +51,16 @@ def load(folder: Path) -> dict[str, Any]:
     import jax
 
     from rlhf_jax.devices import mesh
-    from rlhf_jax.jobs import _hub
     from rlhf_jax.pretrained.folders import Folder
+    from rlhf_jax.stages.common import pretrained_models
 
     one = mesh.make_mesh(mesh.Config())
     opened = Folder(folder)
-    model = _hub.model_of(opened)
+    model = pretrained_models.model_of(opened)
     jax.block_until_ready(jax.numpy.zeros(1))
     before = measure.peak_resident_megabytes()
     began = time.perf_counter()
-    params = jax.block_until_ready(_hub.load_policy(str(folder), model, one))
+    params = jax.block_until_ready(pretrained_models.load_policy(str(folder), model, one))
     seconds = time.perf_counter() - began
     sizes = [leaf.nbytes for leaf in jax.tree.leaves(params)]
     beyond = measure.peak_resident_megabytes() - before - sum(sizes) / 1e6

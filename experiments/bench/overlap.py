@@ -24,11 +24,11 @@ from configs import quickstart
 from experiments.bench import measure
 from rlhf_jax import build
 from rlhf_jax.clock import Clock
-from rlhf_jax.jobs import rlhf
 from rlhf_jax.records import ledger
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import asynchronous, synchronous
 from rlhf_jax.runtime.program import Program, Reward
+from rlhf_jax.stages import rlhf
 from rlhf_jax.types import Mean
 
 ROUNDS = 120

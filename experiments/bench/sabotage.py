@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from configs import quickstart
 from experiments.bench import measure
 from rlhf_jax import build
-from rlhf_jax.jobs import pipeline, rlhf
 from rlhf_jax.records.metrics import read
+from rlhf_jax.stages import pipeline, rlhf
 from rlhf_jax.types import Algorithm, Batch, Samples, Scores
 
 Credit = Callable[[Samples, Scores], Batch]

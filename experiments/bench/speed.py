@@ -54,7 +54,7 @@ def arm_config(arm: str, seed: int, directory: Path, num_devices: int, prompts_p
 def run_arm(config: ConfigDict, base: Path) -> dict[str, Any]:
     """Trains from the shared stages, and reads what happened."""
     from rlhf_jax import build
-    from rlhf_jax.jobs import pipeline, rlhf
+    from rlhf_jax.stages import pipeline, rlhf
 
     directory = Path(config.directory)
     prepared = build.prepare(config)
@@ -83,7 +83,7 @@ def base_of(seed: int, directory: Path) -> Path:
     """SFT policy, comparisons and reward model of a seed, on one device."""
     from configs import quickstart
     from rlhf_jax import build
-    from rlhf_jax.jobs import pipeline
+    from rlhf_jax.stages import pipeline
 
     config = quickstart.get_config()
     config.seed, config.directory = seed, str(directory)

@@ -12,6 +12,9 @@ from rlhf_jax.refusal import Refusal
 RENAMED: dict[str, str] = {}
 """old key -> new key, of the same values."""
 
+RENAMED_VALUES: dict[tuple[str, Any], Any] = {("job", "relabel"): "comparisons"}
+"""(new key, old value) -> new value, where a component was renamed."""
+
 REMOVED: dict[str, Any] = {}
 """old key -> the one value of it that the code still computes."""
 
@@ -36,7 +39,9 @@ def translated(stored: Mapping[str, Any], where: str) -> dict[str, Any]:
                     f"{where} has {key}={value!r}; the key was removed, and the code computes {REMOVED[key]!r} alone"
                 )
             continue
-        found[RENAMED.get(key, key)] = value
+        name = RENAMED.get(key, key)
+        renamed = isinstance(value, str) and (name, value) in RENAMED_VALUES
+        found[name] = RENAMED_VALUES[name, value] if renamed else value
     return found
 
 

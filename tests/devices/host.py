@@ -74,8 +74,8 @@ def run(program, loop, watch=None):
 
 def slices(directory):
     """Two devices a host: the trainer's and the sampler's, with a thread each; then one mesh of all, and a plan."""
-    from rlhf_jax.jobs.rlhf import any_asked
     from rlhf_jax.runtime import asynchronous, synchronous
+    from rlhf_jax.stages.rlhf import any_asked
 
     apart = program_of((1, 1, 1), 1)
     found = {f"asynchronous/{name}": value for name, value in run(apart, asynchronous).items()}

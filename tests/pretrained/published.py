@@ -10,9 +10,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from rlhf_jax.devices import sharding
-from rlhf_jax.jobs import _hub
 from rlhf_jax.ops.masked import positions_from_mask
 from rlhf_jax.pretrained import folders
+from rlhf_jax.stages.common import pretrained_models
 from tests import tiny
 
 SHAPE = {"vocab_size": 11, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -105,14 +105,14 @@ def one_device(model):
 def load(path: Path, dtype: str = "float32"):
     """The model and the params of a folder."""
     folder = folders.Folder(path)
-    model = _hub.model_of(folder)
+    model = pretrained_models.model_of(folder)
     return model, folders.load(folder, model, one_device(model), dtype)
 
 
 def read_classifier(path: Path):
     """The value model and the params of a published reward model."""
-    model = _hub.classifier(str(path))
-    return model, _hub.load_classifier(str(path), model, tiny.make_mesh((1, 1, 1)))
+    model = pretrained_models.classifier(str(path))
+    return model, pretrained_models.load_classifier(str(path), model, tiny.make_mesh((1, 1, 1)))
 
 
 def ours(path: Path, tokens_BL: np.ndarray = TOKENS) -> np.ndarray:

@@ -6,18 +6,18 @@ import pytest
 
 from rlhf_jax import build
 from rlhf_jax.config import flat
-from rlhf_jax.jobs import _stored
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.run_directory import history
+from rlhf_jax.stages.common import stored_config
 
 
 def stored() -> dict:
     """As a run writes its config."""
-    return _stored.as_json(build.default().to_dict())
+    return stored_config.as_json(build.default().to_dict())
 
 
 def completed(values: dict) -> dict:
-    return flat(_stored.completed(values, "run/config.json", build._defaults))
+    return flat(stored_config.completed(values, "run/config.json", build._defaults))
 
 
 def test_a_config_is_read_as_it_was_written():
@@ -40,6 +40,12 @@ def test_a_key_that_moved_to_another_node_is_found_there(monkeypatch):
     del values["algorithm"]["beta"]
     values["kl"] = {"beta": 0.125}
     assert completed(values)["algorithm.beta"] == 0.125
+
+
+def test_a_renamed_component_is_read_under_its_new_name():
+    values = stored()
+    values["job"] = "relabel"
+    assert completed(values)["job"] == "comparisons"
 
 
 def test_an_unknown_key_is_refused_by_name():
@@ -79,9 +85,9 @@ def test_a_run_goes_on_with_a_newer_key_as_before(tmp_path, monkeypatch):
     config = build.default()
     config.directory = str(tmp_path)
     now = config.to_dict()
-    _stored.as_before(now, build._defaults)
+    stored_config.as_before(now, build._defaults)
     assert now["rlhf"]["temperature"] == 0.5
     config.rlhf.temperature = 0.75
     now = config.to_dict()
-    _stored.as_before(now, build._defaults)
+    stored_config.as_before(now, build._defaults)
     assert now["rlhf"]["temperature"] == 0.75

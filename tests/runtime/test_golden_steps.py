@@ -17,11 +17,12 @@ import tiny
 
 from rlhf_jax import registry, updating
 from rlhf_jax.clock import Clock
-from rlhf_jax.jobs import _evaluator, reward_model, sft
-from rlhf_jax.jobs.api import Lengths, Workspace
 from rlhf_jax.models.common import value_head
 from rlhf_jax.ops.corrections import Correction
 from rlhf_jax.runtime.program import Critic, Program
+from rlhf_jax.stages import reward_model, sft
+from rlhf_jax.stages.api import Lengths, Workspace
+from rlhf_jax.stages.common import evaluator
 from rlhf_jax.text import tokenizers
 from rlhf_jax.types import TrainState
 
@@ -134,10 +135,10 @@ def reward_model_step() -> dict[str, float]:
 def evaluation() -> dict[str, float]:
     """Every figure of an evaluation of moved params beside those before."""
     shared = workspace()
-    config = _evaluator.Config(num_prompts=8, num_prompts_between=8, prompts_per_batch=8, samples_per_prompt=2)
+    config = evaluator.Config(num_prompts=8, num_prompts_between=8, prompts_per_batch=8, samples_per_prompt=2)
     reference = tiny.make_params(shared.model)
     params = jax.tree.map(lambda x, y: 0.8 * x + 0.2 * y, reference, tiny.make_params(shared.model, 1))
-    return _evaluator.Evaluator(shared, config, reference).evaluate(params, 8)[0]
+    return evaluator.Evaluator(shared, config, reference).evaluate(params, 8)[0]
 
 
 def figures_of(name: str) -> dict[str, float]:

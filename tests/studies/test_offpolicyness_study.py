@@ -14,7 +14,7 @@ from experiments.cells import Cells, Failed
 from experiments.study import Cell
 from rlhf_jax import build
 from rlhf_jax.config import flat
-from rlhf_jax.jobs import rlhf
+from rlhf_jax.stages import rlhf
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = "configs/studies/offpolicyness.py"

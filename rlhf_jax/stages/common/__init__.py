@@ -1,0 +1,1 @@
+"""Parts that several stages share: checks, recorder, evaluator, what was stored before."""

@@ -1,0 +1,110 @@
+"""The run that another one begins from: its SFT policy and reward model, and the policy of one of its versions.
+
+    begin=RUN            RUN's SFT policy and reward model, as if this run had trained them
+    begin=RUN@version    and the policy begins as that version, with a fresh optimizer, as version 0; the KL reference stays
+                         RUN's SFT policy, and a critic begins as in any run
+
+A run without a reward model leaves it to be trained here. RUN may itself have begun from another run.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.config import fill, flat
+from rlhf_jax.refusal import MissingInput, Refusal
+from rlhf_jax.run_directory import digests, made
+from rlhf_jax.run_directory.made import DATA, Facts, Record
+from rlhf_jax.stages.common import pretrained_models
+
+SAME = ("model", "tokenizer", "task", "hub", DATA)
+"""Nodes of the config that must be those of the run which is begun from. Its hub.gold need not be."""
+
+
+@dataclass(frozen=True)
+class Begin:
+    """A run's directory, which of its versions the policy begins as (None: its SFT policy), and what the run says of itself."""
+
+    text: str
+    directory: Path
+    version: int | None
+    values: dict[str, Any]  # its config, under today's keys
+    digests: dict[str, str]
+    inner: "Begin | None"  # what it began from itself
+
+    @property
+    def hub(self) -> pretrained_models.Config:
+        """The published folders of that run."""
+        return fill(pretrained_models.Config, self.values["hub"], "hub")
+
+
+def parse(text: str) -> tuple[Path, int | None]:
+    """The directory and the version of `RUN` or `RUN@version`. A directory whose own name ends so is taken as it is."""
+    run, at, version = text.rpartition("@")
+    if at and run and version.isdecimal() and not Path(text).is_dir():
+        return Path(run), int(version)
+    return Path(text), None
+
+
+def check(begin: Begin, facts: Facts, own_directory: Path) -> None:
+    """Raises Refusal where that run has another model, tokenizer or task, MissingInput where it lacks what is to be taken."""
+    record = Record(begin.directory / "config.json", flat(begin.values), begin.digests)
+    others = [change for change in made.changes(record, facts, "sft") if change.key.partition(".")[0] in SAME]
+    if others:
+        raise Refusal(
+            f"begin is {begin.text!r}, a run of another kind: {', '.join(map(str, others[:6]))}; accepted: a run of the same "
+            "model, tokenizer and task (experiments.export makes a folder of its policy, which hub.sft takes)"
+        )
+    root = _root(begin)
+    if not root.hub.sft and not made.finished(root.directory, "sft", flat(root.values)):
+        raise MissingInput(
+            f"begin is {begin.text!r}, but the stage 'sft' of {root.directory} has not ended: run it to its end first"
+        )
+    versions = made.steps(begin.directory, "rlhf")
+    goes_on = bool(made.steps(own_directory, "rlhf"))  # from its own checkpoints, which need no first policy
+    if begin.version and begin.version not in versions and not goes_on:
+        there = ", ".join(map(str, versions)) or "none"
+        raise MissingInput(
+            f"begin is {begin.text!r}, but {begin.directory} has no version {begin.version}; it has: {there}"
+        )
+
+
+def of_content(begin: Begin) -> dict[str, str]:
+    """Digests of what is taken from that run. What it does not have (yet, or any more) has none."""
+    root = _root(begin)
+    if root.hub.sft:
+        found = {"begin": digests.of_place(root.hub.sft)}
+    else:
+        found = {"begin": _of_checkpoint(root.directory, "sft", made.steps(root.directory, "sft")[-1])}
+    judge = _judge(begin)
+    if judge is not None:
+        unit = digests.of_file(judge.directory / "reward_model.json")
+        steps = made.steps(judge.directory, "reward_model")
+        weights = _of_checkpoint(judge.directory, "reward_model", steps[-1]) if steps else ""
+        found["begin.reward_model"] = digests.of_text(unit, weights)
+    if begin.version and begin.version in made.steps(begin.directory, "rlhf"):
+        found["begin.version"] = _of_checkpoint(begin.directory, "rlhf", begin.version)
+    return found
+
+
+def taken(begin: Begin | None) -> frozenset[str]:
+    """The stages that need not be run because the run that is begun from has their results."""
+    if begin is None:
+        return frozenset()
+    return frozenset({"sft"} if _judge(begin) is None else {"sft", "comparisons", "reward_model"})
+
+
+def _judge(begin: Begin | None) -> Begin | None:
+    """The run whose reward model it is; None where no run has one."""
+    while begin is not None and not (begin.directory / "reward_model.json").exists():
+        begin = begin.inner
+    return begin
+
+
+def _root(begin: Begin) -> Begin:
+    """The run whose own SFT policy it is."""
+    return begin if begin.inner is None else _root(begin.inner)
+
+
+def _of_checkpoint(directory: Path, stage: str, step: int) -> str:
+    return digests.of_folder(made.folder(directory, stage) / str(step))

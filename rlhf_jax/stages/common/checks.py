@@ -1,0 +1,120 @@
+"""Checks the settings of a job against each other and against the devices, before anything is compiled or written.
+
+`task_checks.py` then checks its task. Both ask only for what the stages of the job use:
+
+    sft            the SFT stage                          unless hub.sft holds its policy
+    comparisons    pairs, sampled or given                 unless hub.reward_model holds their model, or the reward is no model
+    reward_model   the reward model, or hub.reward_model's unit
+    rlhf           rounds of RLHF, and their evaluations
+    best_of_n      best-of-n beside it
+    evaluate       evaluations of saved policies
+"""
+
+import os
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from rlhf_jax.config import Problems
+from rlhf_jax.devices.mesh import check_rows
+from rlhf_jax.refusal import Refusal
+from rlhf_jax.stages import reward_model, rlhf
+from rlhf_jax.stages.common import pretrained_models
+from rlhf_jax.stages.pipeline import Stages
+from rlhf_jax.types import Algorithm
+from rlhf_jax.updating import check_schedule
+
+STAGES_OF_JOB = {
+    "sft": {"sft"},
+    "comparisons": {"comparisons"},
+    "reward_model": {"comparisons", "reward_model"},
+    "rlhf": {"rlhf"},
+    "evaluate": {"evaluate"},
+    "export": set[str](),
+}
+WHOLE = {
+    "sft",
+    "comparisons",
+    "reward_model",
+    "rlhf",
+    "best_of_n",
+}  # a pipeline; a job of a user's own may use any stage
+EVALUATED = {"rlhf", "evaluate", "best_of_n"}
+
+
+def stages_of(job: str, stages: Stages, hub: pretrained_models.Config) -> frozenset[str]:
+    """The stages that a job runs: see the table of this module."""
+    found = set(STAGES_OF_JOB.get(job, WHOLE))
+    found -= stages.taken
+    if hub.sft:
+        found -= {"sft"}
+    if job not in STAGES_OF_JOB and not stages.learned:
+        found -= {"comparisons", "reward_model", "best_of_n"}
+    if hub.reward_model and job != "comparisons":
+        found -= {"comparisons"}
+    if not stages.best_of_n:
+        found -= {"best_of_n"}
+    return frozenset(found)
+
+
+def check_settings(job: str, stages: Stages, hub: pretrained_models.Config, algorithm: Algorithm, mesh: Mesh) -> None:
+    """Checks what the settings alone decide: schedules, and batches that the mesh must divide.
+
+    Raises Refusal with every problem, naming the keys.
+    """
+    used, problems = stages_of(job, stages, hub), Problems()
+    if "sft" in used:
+        with problems.caught():
+            check_rows("sft.rows_per_update", stages.sft.rows_per_update, mesh, stages.sft.num_micro_batches)
+        with problems.caught():
+            check_schedule(stages.sft.optimizer, "sft.optimizer", stages.sft.num_updates)
+    if "reward_model" in used:
+        _check_reward_model(stages.reward_model, hub, mesh, problems)
+    if "rlhf" in used:
+        with problems.caught():
+            rlhf.check(stages.rlhf, algorithm, mesh, stages.plan)
+    if hub.gold and used & (EVALUATED | {"comparisons"}):
+        with problems.caught():
+            check_rows("hub.gold_rows_per_batch", hub.gold_rows_per_batch, mesh)
+    if "best_of_n" in used:
+        with problems.caught():
+            _check_best_of_n(stages)
+    problems.refuse()
+
+
+def _check_reward_model(
+    config: reward_model.Config, hub: pretrained_models.Config, mesh: Mesh, problems: Problems
+) -> None:
+    with problems.caught():
+        check_rows("reward_model.standardize_prompts", config.standardize_prompts, mesh)
+    if hub.reward_model:
+        return
+    with problems.caught():
+        check_rows("reward_model.pairs_per_update", config.pairs_per_update, mesh, config.num_micro_batches)
+    with problems.caught():
+        check_schedule(config.optimizer, "reward_model.optimizer", config.num_updates)
+
+
+def _check_best_of_n(stages: Stages) -> None:
+    sizes = stages.best_of_n
+    if any(max(sizes) % n for n in sizes):
+        raise Refusal(f"best_of_n is {sizes}; accepted: sizes that divide the largest")
+    if stages.best_of_n_prompts > stages.evaluate.num_prompts:
+        raise Refusal(
+            f"best_of_n_prompts is {stages.best_of_n_prompts}; accepted: at most evaluate.num_prompts = "
+            f"{stages.evaluate.num_prompts}"
+        )
+
+
+def check_directory_name(name: str) -> Path:
+    """The run's directory. Raises Refusal where it cannot be one; nothing is made."""
+    if not name.strip():
+        raise Refusal("directory is empty; accepted: a folder for the run's files, e.g. --config.directory=runs/first")
+    path = Path(name)
+    above = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not above.is_dir():
+        raise Refusal(f"directory is {name!r}, but {above} is a file; accepted: a folder, or a name that is free")
+    read_only = os.statvfs(above).f_flag & os.ST_RDONLY  # a failure of the disk, and not of the config
+    if not os.access(above, os.W_OK | os.X_OK) and not read_only:
+        raise Refusal(f"directory is {name!r}, but nothing may be written in {above}; accepted: a folder of your own")
+    return path

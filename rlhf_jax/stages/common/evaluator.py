@@ -1,0 +1,232 @@
+"""Evaluation on held-out prompts: gold score, win-rate against references, KL to the reference, and diversity."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax import sampling
+from rlhf_jax.config import LARGEST, Bounds, Count, Natural
+from rlhf_jax.devices import distributed
+from rlhf_jax.models.api import Model
+from rlhf_jax.ops.divergences import full_kl
+from rlhf_jax.refusal import Refusal
+from rlhf_jax.rewards.api import ModelReward
+from rlhf_jax.scoring import MAX_LOGITS, completion_hidden
+from rlhf_jax.stages.api import Workspace
+from rlhf_jax.stages.common.evaluation_metrics import (
+    Figures,
+    Judged,
+    gold_figures,
+    paper_perplexity,
+    sampled_figures,
+    win_rates,
+)
+from rlhf_jax.stages.comparisons import sampler
+from rlhf_jax.types import Array, Params, Prompts, Samples
+
+GREEDY_NAMES = {
+    "win_rate": "win_rate_greedy",
+    "win_rate_stderr": "win_rate_greedy_stderr",
+    "win_rate_strict": "win_rate_strict_greedy",
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Fresh samples at temperature 1, and greedy ones, on the first prompts of the held-out stream.
+
+    No prompt is evaluated twice: `fitted` lowers the numbers of prompts to what the split has.
+    """
+
+    num_prompts: Count = 1024  # of the first and the last evaluation of a run
+    num_prompts_between: Count = 256  # of those between
+    samples_per_prompt: Count = 4
+    references_per_prompt: Count = 4  # at most; a prompt with fewer is compared with those it has
+    prompts_per_batch: Count = 256
+    max_completion_tokens: Annotated[int, Bounds(least=2, most=LARGEST, also=(0,))] = 0  # 0: as in training
+    # Of num_parts into which held-out prompts are dealt: a study chooses on one and reports on another.
+    part: Natural = 0
+    num_parts: Count = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.part < self.num_parts:
+            raise Refusal(f"evaluate.part is {self.part}; accepted: 0 to evaluate.num_parts - 1 = {self.num_parts - 1}")
+
+
+def fitted(config: Config, num_heldout: int) -> tuple[Config, str]:
+    """Returns the config with at most as many prompts as there are, and a sentence that says so ("" where all fit).
+
+    Args:
+      config: as given.
+      num_heldout: distinct prompts of the held-out split.
+
+    Raises Refusal for a part without any prompt.
+    """
+    available = num_heldout // config.num_parts
+    if not available:
+        raise Refusal(
+            f"evaluate.num_parts is {config.num_parts}, but the task has {num_heldout} held-out prompts; accepted: a task "
+            "with at least one held-out prompt for each part"
+        )
+    if max(config.num_prompts, config.num_prompts_between) <= available:
+        return config, ""
+    capped = replace(
+        config,
+        num_prompts=min(config.num_prompts, available),
+        num_prompts_between=min(config.num_prompts_between, available),
+    )
+    part = f" in each of {config.num_parts} parts" if config.num_parts > 1 else ""
+    return capped, (
+        f"evaluations take all {available} held-out prompts{part}: evaluate.num_prompts is {config.num_prompts} and "
+        f"evaluate.num_prompts_between {config.num_prompts_between}"
+    )
+
+
+def divergence(
+    params: Params, reference_params: Params, samples: Samples, *, model: Model
+) -> tuple[Array, Array, Array]:
+    """Per row, summed over the completion's tokens, at temperature 1 and in nats: full-vocabulary KL to the reference, entropy,
+    and the reference's negative log-likelihood. `[B]` each; logits in chunks of at most `MAX_LOGITS`."""
+    rows = (samples.prompt_tokens_BQ, samples.prompt_mask_BQ, samples.tokens_BC, samples.mask_BC)
+    hidden = completion_hidden(params, *rows, model)
+    reference_hidden = completion_hidden(reference_params, *rows, model)
+    num_rows, length, width = hidden.shape
+
+    def chunk(inputs: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        hidden_ND, reference_ND, tokens_N = inputs
+        logits, reference_logits = model.head(params, hidden_ND), model.head(reference_params, reference_ND)
+        logprob, reference_logprob = jax.nn.log_softmax(logits), jax.nn.log_softmax(reference_logits)
+        entropy_N = -(jnp.exp(logprob) * logprob).sum(axis=-1)
+        chosen_N = jnp.take_along_axis(reference_logprob, tokens_N[:, None], axis=-1)[:, 0]
+        return full_kl(logits, reference_logits), entropy_N, -chosen_N
+
+    total = num_rows * length
+    size = max(1, min(total, MAX_LOGITS // model.vocab_size))
+    padding = -total % size
+    inputs = (
+        jnp.pad(hidden.reshape(total, width), ((0, padding), (0, 0))).reshape(-1, size, width),
+        jnp.pad(reference_hidden.reshape(total, width), ((0, padding), (0, 0))).reshape(-1, size, width),
+        jnp.pad(samples.tokens_BC.reshape(total), (0, padding)).reshape(-1, size),
+    )
+    outputs = jax.lax.map(chunk, inputs)
+
+    def per_row(values: Array) -> Array:
+        return jnp.where(samples.mask_BC, values.reshape(-1)[:total].reshape(num_rows, length), 0.0).sum(axis=-1)
+
+    return per_row(outputs[0]), per_row(outputs[1]), per_row(outputs[2])
+
+
+class Evaluator:
+    """Compiles once; evaluates any params of the run's model."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        config: Config,
+        reference_params: Params,
+        reward: Callable[[Samples], np.ndarray] | None = None,
+    ):
+        """`reward` gives standardised learned scores `[B]`, where there is a reward model."""
+        self.workspace, self.reference_params, self.reward = workspace, reference_params, reward
+        self.config = config = fitted(config, workspace.task.num_prompts("heldout"))[0]
+        self.stream = workspace.stream("heldout", "evaluate", config.part, config.num_parts)
+        self.length = config.max_completion_tokens or workspace.lengths.max_completion_tokens
+        self._sample = sampler(workspace, sampling.Config(self.length, config.samples_per_prompt, 1.0), "evaluate")
+        self._greedy = sampler(workspace, sampling.Config(self.length, 1, 0.0), "evaluate")
+        self._divergence = distributed.compiled(partial(divergence, model=workspace.model))
+
+    def batches(self, num_prompts: int, prompts_per_batch: int) -> Iterator[tuple[Prompts, int]]:
+        """The first `num_prompts` evaluation prompts in batches of one size, and how many prompts of each count.
+
+        The last batch is filled with the prompts that follow in the stream: one compiled shape serves all, and a mesh divides
+        it. The size is `prompts_per_batch`, or the fewest prompts that the mesh divides where there are not as many.
+        """
+        shards = self.workspace.mesh.shape["data"] * self.workspace.mesh.shape["fsdp"]
+        most = max(self.config.num_prompts, num_prompts)
+        size = -(-min(prompts_per_batch, most) // shards) * shards
+        for start in range(0, num_prompts, size):
+            yield self.stream.prompts(start, size), min(size, num_prompts - start)
+
+    def judge(self, params: Params, draw: Any, num_prompts: int) -> Judged:
+        """Samples the first `num_prompts` evaluation prompts and judges the samples."""
+        batches = []
+        for prompts, count in self.batches(num_prompts, self.config.prompts_per_batch):
+            samples = draw(params, prompts)
+            batches.append((samples, count, self._divergence(params, self.reference_params, samples)))
+        return self._collect(batches)
+
+    def _collect(self, batches: list[tuple[Samples, int, tuple[Array, Array, Array]]]) -> Judged:
+        prompts: list[str] = []
+        completions: list[str] = []
+        columns: dict[str, list[np.ndarray]] = {}
+        for samples, count, (kl, entropy, nll) in batches:
+            rows = count * samples.samples_per_prompt
+            values = {"finished": samples.finished_B, "length": samples.mask_BC.sum(-1), "kl": kl, "entropy": entropy}
+            values |= {"nll": nll, "prompt_length": samples.prompt_mask_BQ.sum(-1)}
+            for name, value in distributed.fetch(distributed.settled(values)).items():
+                columns.setdefault(name, []).append(np.asarray(value)[:rows])
+            if self.reward is not None:
+                columns.setdefault("reward", []).append(self.reward(samples)[:rows])
+            prompts += self.stream.texts_of(samples)[:rows]
+            completions += self.workspace.completions(samples)[:rows]
+        joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+        return Judged(
+            prompts=prompts,
+            completions=completions,
+            finished_B=joined["finished"],
+            length_B=joined["length"],
+            gold_B=self.gold(prompts, completions, joined["finished"]),
+            reward_B=joined.get("reward"),
+            kl_B=joined["kl"],
+            entropy_B=joined["entropy"],
+            reference_nll_B=joined["nll"],
+            prompt_length_B=joined["prompt_length"],
+        )
+
+    def gold(self, prompts: Sequence[str], completions: Sequence[str], finished_B: np.ndarray) -> np.ndarray | None:
+        """Gold scores `[B]`, or None where nobody judges."""
+        if not self.workspace.has_gold:
+            return None
+        return self.workspace.gold(prompts, completions, finished_B.tolist())
+
+    @cached_property
+    def reference_gold(self) -> np.ndarray:
+        """Gold scores of the references of every evaluation prompt, `[num_prompts, references_per_prompt]`.
+
+        NaN in the place of references that a prompt does not have.
+        """
+        count = self.config.num_prompts
+        prompts = self.stream.texts(0, count)
+        references = [texts[: self.config.references_per_prompt] for texts in self.stream.references(0, count)]
+        repeated = [prompt for prompt, texts in zip(prompts, references, strict=True) for _ in texts]
+        said = [text for texts in references for text in texts]
+        gold_PR = np.full((count, max(1, *map(len, references))), np.nan)
+        there_PR: np.ndarray = np.arange(gold_PR.shape[1])[None] < np.array([[len(texts)] for texts in references])
+        if said:
+            gold_PR[there_PR] = self.workspace.gold(repeated, said, [True] * len(said))
+        return gold_PR
+
+    def evaluate(self, params: Params, num_prompts: int) -> tuple[Figures, Judged]:
+        """Every figure of the first `num_prompts` evaluation prompts, and the samples at temperature 1."""
+        num_prompts = min(num_prompts, self.config.num_prompts)
+        judged = self.judge(params, self._sample, num_prompts)
+        greedy = self.judge(params, self._greedy, num_prompts)
+        figures = sampled_figures(judged) | {"kl_perplexity": paper_perplexity(greedy)}
+        if judged.gold_B is not None and greedy.gold_B is not None:
+            reference_gold = self.reference_gold[:num_prompts]
+            figures |= gold_figures(judged.prompts, judged.gold_B, reference_gold)
+            greedy_rates = win_rates(greedy.prompts, greedy.gold_B, reference_gold)
+            figures |= {GREEDY_NAMES[name]: value for name, value in greedy_rates.items()}
+            figures["gold_mean_greedy"] = float(greedy.gold_B.mean())
+        return figures, judged
+
+
+def learned_scores(reward: ModelReward, params: Params, mean: float, std: float) -> Callable[[Samples], np.ndarray]:
+    """Standardised scores of samples, on the host."""
+    compiled = distributed.compiled(reward)
+    return lambda samples: (np.asarray(distributed.fetch(compiled(params, samples)), np.float64) - mean) / std

@@ -1,0 +1,218 @@
+"""Plans for the RLHF stage of a run: its round and models as the planner sees them, and the search, profiled or not."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlhf_jax.devices import distributed
+from rlhf_jax.devices.placement import OTHERS
+from rlhf_jax.models.api import Model
+from rlhf_jax.models.common.value_head import ValueModel
+from rlhf_jax.planner.api import Costs, Work
+from rlhf_jax.planner.calls import dataflow
+from rlhf_jax.planner.costs import hardware, measure
+from rlhf_jax.planner.costs.analytic import Formulas
+from rlhf_jax.planner.costs.hardware import Hardware
+from rlhf_jax.planner.costs.measured import Profile
+from rlhf_jax.planner.costs.shapes import Shape, of_model
+from rlhf_jax.planner.options import option
+from rlhf_jax.planner.search.search import Candidate, Found, search
+from rlhf_jax.planner.simulation import plan_memory
+from rlhf_jax.planner.simulation.simulate import simulate
+from rlhf_jax.records import ledger
+from rlhf_jax.refusal import MissingInput, Refusal
+from rlhf_jax.rewards import learned
+from rlhf_jax.runtime.program import Reward
+from rlhf_jax.runtime.setup import Setup
+from rlhf_jax.stages import rlhf
+from rlhf_jax.stages.api import Lengths, Workspace
+from rlhf_jax.stages.common.rlhf_config import Config, places
+from rlhf_jax.types import Algorithm, Call, Placement, Plan
+
+SEARCH = "search"
+PROFILE = Path("runs/profile.json")
+MAX_SEARCHES = 6
+"""Searches among figures of which more are measured each time, until the best plan's are all measured."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a plan is made for: the calls of a round, its work, the roles' shapes, and the devices."""
+
+    calls: tuple[Call, ...]
+    work: Work
+    shapes: Mapping[str, Shape]
+    hardware: Hardware
+    num_devices: int
+
+    @property
+    def devices_per_host(self) -> int:
+        return min(self.hardware.devices_per_host, self.num_devices)
+
+    def formulas(self, num_devices: int | None = None) -> Formulas:
+        """Costs by formulas, of these devices or another number of them."""
+        return Formulas(self.hardware, num_devices or self.num_devices, self.shapes, self.work)
+
+    def with_loop(self, loop: Any, lag: int) -> "Problem":
+        """The same round in another loop."""
+        return dataclasses.replace(self, work=dataclasses.replace(self.work, loop=loop, lag=lag))
+
+    def search(self, costs: Costs | None = None) -> Found:
+        """The best plan by costs, by formulas if none are given. Raises Refusal where nothing fits, with what would."""
+        return search(
+            self.calls,
+            costs or self.formulas(),
+            self.work,
+            self.num_devices,
+            self.devices_per_host,
+            costs_of=self.formulas,
+        )
+
+    def expected(self, plan: Plan, default: Placement | None = None) -> Candidate:
+        """What a plan that somebody wrote is expected to do; `default` is of the calls that it does not name.
+
+        Raises Refusal that names the call which does not fit, by how much, and what would fit.
+        """
+        costs = self.formulas()
+        whole = plan_memory.check(
+            named(plan, self.calls), self.calls, costs, self.work, self.num_devices, self.devices_per_host, default
+        )
+        return Candidate(whole, simulate(self.calls, whole, costs, self.work, self.num_devices))
+
+    def resident_bytes(self, plan: Plan) -> float:
+        """Bytes that stay on the fullest device while a plan runs: states, params, and versions of them."""
+        costs = self.formulas()
+        chosen = [option(call, costs, plan.placements[call.name]) for call in self.calls]
+        kept = [dataclasses.replace(of, working_bytes=0.0) for of in chosen]
+        return max(plan_memory.by_device(self.calls, kept, plan_memory.live_versions(self.work), self.num_devices))
+
+
+def named(plan: Plan, calls: Sequence[Call]) -> Plan:
+    """A plan without what it says of calls that this round does not have, its entry for all others spelled out."""
+    placements = dict(plan.placements)
+    others = placements.pop(OTHERS, None)
+    found = {call.name: placements.get(call.name, others) for call in calls}
+    return Plan({name: placement for name, placement in found.items() if placement is not None})
+
+
+def problem(
+    config: Config,
+    algorithm: Algorithm,
+    lengths: Lengths,
+    model: Model,
+    reward_network: ValueModel | None,
+    device: Hardware,
+    num_devices: int,
+    completion_lengths: Sequence[int] = (),
+) -> Problem:
+    """The problem of a run.
+
+    Args:
+      reward_network: of a learned reward; None: the reward is no model.
+      completion_lengths: as completions are drawn, EOS included; (): all have every token.
+    """
+    work = Work(
+        num_prompts=config.prompts_per_update * config.num_minibatches,
+        samples_per_prompt=config.samples_per_prompt,
+        prompt_tokens=lengths.max_prompt_tokens,
+        completion_tokens=lengths.max_completion_tokens,
+        completion_lengths=tuple(completion_lengths),
+        rows_per_prompt=algorithm.rows_per_prompt(config.samples_per_prompt),
+        num_minibatches=config.num_minibatches,
+        num_epochs=config.num_epochs,
+        lag=config.lag,
+        loop=config.loop,  # type: ignore[arg-type]
+        share_prompts=config.share_prompts,
+        num_compactions=config.num_compactions,
+    )
+    critic = ValueModel(model) if reward_network is None else reward_network
+    shapes = {
+        "policy": of_model(model, np.dtype(config.publish_dtype).itemsize),
+        "reference": of_model(model),
+        "critic": of_model(critic),
+        "reward": of_model(critic),
+    }
+    return Problem(dataflow(algorithm, reward_network is not None), work, shapes, device, num_devices)
+
+
+def drawn_lengths(directory: Path) -> tuple[int, ...]:
+    """Lengths of a run's completions, from its ledger. Raises MissingInput where there is none."""
+    path = directory / ledger.FILE
+    if not path.exists():
+        raise MissingInput(f"{path} is missing: lengths are read from the ledger of a run")
+    return tuple(int(row["length"]) for row in ledger.read(path))
+
+
+def setup_of(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Setup:
+    """The setup of a run with params of zeros: enough to time its calls."""
+    reward = Reward(host=lambda samples: np.zeros(samples.tokens_BC.shape[0], np.float32))
+    if stages.learned:
+        network = workspace.reward_network
+        reward = Reward(learned.make(network), measure.zeros(network.init), network)
+    return rlhf.make_setup(workspace, stages.rlhf, algorithm, reward, measure.zeros(workspace.model.init))
+
+
+def profiled(of: Problem, setup: Setup, path: Path | None) -> tuple[Found, Profile]:
+    """The best plan by what was measured: what it calls for is measured and it is searched again, until all of it was."""
+    profile = Profile(setup, of.formulas(), path)
+    found = of.search(profile)
+    for _ in range(MAX_SEARCHES - 1):
+        if not profile.missing(of.calls, found.best.plan):
+            break
+        profile.measure(of.calls, found.best.plan)
+        found = of.search(profile)
+    return found, profile
+
+
+def of_run(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Problem:
+    """The problem of a run on the devices at hand. Raises Refusal for devices without figures."""
+    network = workspace.reward_network if stages.learned else None
+    device, num_devices = hardware.of_device(jax.devices()[0]), len(jax.devices())
+    return problem(stages.rlhf, algorithm, workspace.lengths, workspace.model, network, device, num_devices)
+
+
+def check_memory(workspace: Workspace, stages: Any, algorithm: Algorithm) -> list[str]:
+    """Compares what the RLHF stage is expected to need with the memory of the devices at hand, where that is known.
+
+    Returns a notice where the run's mesh is too small by the planner's formulas, which do not know how XLA schedules a program.
+
+    Raises:
+      Refusal: for a written plan that does not fit, and for states and params that stay which alone are too large.
+    """
+    if distributed.several():
+        return []  # a placement is of one host's devices, the figures are of all: the program's own check must do
+    try:
+        if hardware.of_device(jax.devices()[0]).shared_throughput:
+            return []
+    except Refusal:
+        return []  # devices that the table does not have: what does not fit is told when it is compiled
+    of = of_run(workspace, stages, algorithm)
+    where = places(stages.rlhf, workspace.mesh, stages.plan)
+    plan = Plan({call.name: where.placement(call.name) for call in of.calls})
+    try:
+        of.expected(plan)
+    except Refusal as error:
+        if stages.plan or of.resident_bytes(plan) > of.formulas().device_bytes:
+            raise
+        return [f"may not fit in memory: {error}"]
+    return []
+
+
+def for_run(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Found:
+    """The plan of a run on the devices at hand: by what `experiments.plan --profile` measured, else by formulas.
+
+    Raises Refusal for devices without figures, where nothing fits, or on several processes.
+    """
+    if distributed.several():
+        raise Refusal(
+            f"plan is 'search' on {jax.process_count()} processes; accepted there: a plan's text, the same slice of devices on "
+            "every host (experiments.plan prints one)"
+        )
+    of = of_run(workspace, stages, algorithm)
+    profile = Profile(setup_of(workspace, stages, algorithm), of.formulas(), PROFILE)
+    return of.search(profile if profile.known else None)

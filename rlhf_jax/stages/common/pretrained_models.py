@@ -1,0 +1,194 @@
+"""Published checkpoint folders that stand for what a stage would train: first params, SFT policy, reward model, gold judge."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from rlhf_jax import randomness, registry
+from rlhf_jax.config import Count
+from rlhf_jax.devices import distributed, sharding
+from rlhf_jax.models.api import Model
+from rlhf_jax.models.common.value_head import ValueModel
+from rlhf_jax.pretrained import folders
+from rlhf_jax.pretrained.folders import Folder
+from rlhf_jax.refusal import Refusal
+from rlhf_jax.rewards import learned
+from rlhf_jax.stages.common import vocabularies
+from rlhf_jax.tasks.api import Task
+from rlhf_jax.text import chat, encoding
+from rlhf_jax.text.tokenizers import Tokenizer
+from rlhf_jax.types import Params
+
+COMPUTED = ("dtype", "remat", "attention")  # how a model is computed: the run says it, no folder does
+
+
+@dataclass(frozen=True)
+class Config:
+    """Folders of safetensors files; empty ones stand for nothing."""
+
+    base: str = ""  # SFT begins with its params
+    sft: str = ""  # the SFT policy: the stage is not run
+    reward_model: str = ""  # a sequence classifier of the run's vocabulary: the stage measures its origin and scale
+    gold: str = ""  # a sequence classifier that judges: it relabels comparisons, and says who wins
+    # Conversations are rendered again in it for gold: a name, file or folder; empty: see Judge.
+    gold_chat_template: str = ""
+    gold_rows_per_batch: Count = 64
+
+    def __post_init__(self) -> None:
+        if self.base and self.sft:
+            raise Refusal(
+                f"hub.base={self.base!r} is where SFT begins, and hub.sft={self.sft!r} stands for it; accepted: one of them"
+            )
+
+    @property
+    def policy(self) -> str:
+        """The folder that the policy comes from, or ""."""
+        return self.sft or self.base
+
+
+def model_of(folder: Folder, **computed: Any) -> Model:
+    """The decoder of a folder's config.json, computed as keys of `COMPUTED` say."""
+    return registry.find("models", folder.family).make(replace(folder.model_config, **computed))
+
+
+def model_values(values: dict[str, Any], hub: Config) -> dict[str, Any]:
+    """The model's node, completed or compared with config.json of the folder that the policy comes from.
+
+    `model.family=hub` takes the folder's architecture and shape whatever the other keys say, but for `COMPUTED`. Raises
+    Refusal where a family that is named, or a number, is not the folder's.
+    """
+    if not hub.policy:
+        if values["family"] == "hub":
+            raise Refusal("model.family is 'hub', but neither hub.base nor hub.sft names a folder")
+        return values
+    folder = Folder(Path(hub.policy))
+    there = asdict(folder.model_config) | {"family": folder.family}
+    there |= {key: values[key] for key in COMPUTED if key in values}
+    if values["family"] == "hub":
+        return there
+    given = there | values | {"init_scale": there["init_scale"]}
+    given["vocab_size"] = values["vocab_size"] or there["vocab_size"]
+    explicit = _explicit(there)
+    for key, value in sorted(_explicit(given).items(), key=lambda item: item[0] != "family"):
+        if explicit.get(key) != value:
+            raise Refusal(
+                f"model.{key} is {value!r}, but the folder {hub.policy} has {explicit.get(key)!r}; --config.model.family=hub "
+                "takes the folder's model"
+            )
+    return given
+
+
+def _explicit(values: dict[str, Any]) -> dict[str, Any]:
+    """With the head width that 0 stands for."""
+    if values.get("head_width", 1):
+        return values
+    return values | {"head_width": values["width"] // values["num_heads"]}
+
+
+def check(hub: Config, tokenizer: Tokenizer, task: Task | None = None) -> None:
+    """Raises Refusal for a folder that cannot play its role, before anything is compiled.
+
+    Headers of weight files are read, and no tensor.
+
+    Args:
+      task: where it is not known, its prompts may hold any special token, and are no conversations.
+    """
+    if hub.policy:
+        folders.check_decoder(Folder(Path(hub.policy)))
+        vocabularies.check_policy(Path(hub.policy), tokenizer)
+    for path in filter(None, (hub.reward_model, hub.gold)):
+        folders.check_classifier(Folder(Path(path)))
+    if hub.reward_model:
+        known = Folder(Path(hub.reward_model)).model_config.vocab_size
+        vocabularies.check_reward_model(Path(hub.reward_model), known, tokenizer)
+    if hub.gold:
+        folder = Path(hub.gold)
+        known, template = Folder(folder).model_config.vocab_size, getattr(task, "template", None)
+        judge = vocabularies.judge_tokenizer(folder, known, tokenizer)
+        date = "" if template is None else template.date
+        again = vocabularies.gold_template(hub.gold_chat_template, folder, judge, tokenizer, date)
+        if template is None or again is None:
+            vocabularies.check_marks(folder, vocabularies.foreign_marks(judge, tokenizer), task)
+
+
+def load_policy(path: str, model: Model, mesh: Mesh) -> Params:
+    """The params of a folder, laid out as the model's params are on the mesh."""
+    shapes = jax.eval_shape(model.init, randomness.key(0))
+    return folders.load(Folder(Path(path)), model, sharding.params_shardings(model, shapes, mesh))
+
+
+def classifier(path: str, **computed: Any) -> ValueModel:
+    """The network of a published reward model, computed as keys of `COMPUTED` say."""
+    return ValueModel(model_of(Folder(Path(path)), **computed))
+
+
+def load_classifier(path: str, model: ValueModel, mesh: Mesh) -> Params:
+    """The params of a published reward model on the mesh."""
+    folder = Folder(Path(path))
+    shapes = folders.value_shapes(model, folder)
+    return folders.load_value(folder, model, sharding.params_shardings(model, shapes, mesh))  # type: ignore[arg-type]
+
+
+class Judge:
+    """A published reward model that scores text: the whole completion, and its EOS where it ended.
+
+    It has a tokenizer of its own where its folder holds one, else the policy's. A completion without EOS is scored at its last
+    token, as the evaluation of async RLHF does (arXiv 2410.18252).
+
+    Conversations are rendered again, reply included, in `hub.gold_chat_template`, or where that is empty and gold has another
+    vocabulary than the policy, in its folder's own template. Otherwise gold reads the policy's text.
+    """
+
+    def __init__(self, config: Config, tokenizer: Tokenizer, mesh: Mesh, date: str = ""):
+        """`date` is told to a template that asks for it."""
+        self.config, self.mesh = config, mesh
+        folder = Path(config.gold)
+        known = Folder(folder).model_config.vocab_size
+        self.tokenizer = vocabularies.judge_tokenizer(folder, known, tokenizer)
+        self._template = vocabularies.gold_template(config.gold_chat_template, folder, self.tokenizer, tokenizer, date)
+        self._foreign = vocabularies.pattern(vocabularies.foreign_marks(self.tokenizer, tokenizer))
+
+    @cached_property
+    def _compiled(self) -> Any:
+        model = classifier(self.config.gold)
+        params = load_classifier(self.config.gold, model, self.mesh)
+        return partial(distributed.compiled(partial(learned.score_tokens, model)), params)
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], finished_B: Sequence[bool]) -> np.ndarray:
+        """Raw scores `[B]`, float64, in the reward model's own unit."""
+        rows = zip(prompts, completions, finished_B, strict=True)
+        ids = [self.ids(prompt, completion, bool(finished)) for prompt, completion, finished in rows]
+        size = self.config.gold_rows_per_batch
+        parts = [self._score(ids[start : start + size], size) for start in range(0, len(ids), size)]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def ids(self, prompt: str, completion: str, finished: bool) -> list[int]:
+        """The tokens that are scored. Raises Refusal for a prompt with marks that the tokenizer would spell out."""
+        tokenizer = self.tokenizer
+        messages = list(prompt.messages) if isinstance(prompt, chat.Rendered) else []
+        if self._template is not None and messages:
+            if finished:
+                messages.append({"role": "assistant", "content": completion})
+            prompt = chat.render(self._template, messages, add_generation_prompt=not finished)
+            if finished:
+                return encoding.prompt_ids(prompt, tokenizer)
+        elif self._foreign is not None and (mark := self._foreign.search(prompt)):
+            raise Refusal(f"hub.gold {self.config.gold} does not know the special token {mark[0]!r} of {prompt[:80]!r}")
+        ids = encoding.prompt_ids(prompt, tokenizer)
+        end = [tokenizer.eos_id] if finished else []
+        return [*ids, *tokenizer.encode_after(ids[-1] if ids else None, completion), *end]
+
+    def _score(self, ids: list[list[int]], size: int) -> np.ndarray:
+        filled = ids + ids[:1] * (size - len(ids))
+        length = 16
+        while length < max(map(len, ids)):  # powers of two, so that few shapes are compiled
+            length *= 2
+        tokens_BL, mask_BL = encoding.pad_completions(filled, self.tokenizer.pad_id, length)
+        rows = distributed.feed((tokens_BL, mask_BL), sharding.row_shardings((tokens_BL, mask_BL), self.mesh))
+        return np.asarray(distributed.fetch(self._compiled(*rows)), np.float64)[: len(ids)]

@@ -1,0 +1,276 @@
+"""Turns what happens in the loop into metrics, samples, evaluations and checkpoints."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.devices import distributed
+from rlhf_jax.records import jsonl, ledger, timeline
+from rlhf_jax.records.checkpoints import Checkpoints
+from rlhf_jax.records.ledger import Ledger
+from rlhf_jax.records.progress import Bar
+from rlhf_jax.records.samples import Sample, SamplesWriter
+from rlhf_jax.records.saved_rounds import Spool
+from rlhf_jax.records.timeline import Timeline
+from rlhf_jax.report.notices import Limits, Notices
+from rlhf_jax.runtime import activity, synchronous
+from rlhf_jax.runtime.compiles import Counter
+from rlhf_jax.runtime.program import Program
+from rlhf_jax.stages.api import PromptStream, Workspace
+from rlhf_jax.stages.common.evaluation_metrics import Judged
+from rlhf_jax.stages.common.evaluator import Evaluator
+from rlhf_jax.types import Array, Batch, Params, Scores
+from rlhf_jax.updating import learning_rate_schedule
+
+STAGE = "rlhf"
+KEPT_PROMPTS = 24
+
+
+@dataclass
+class Recorder:
+    """Turns events of the loop into metrics, samples, evaluations and checkpoints."""
+
+    workspace: Workspace
+    config: Any
+    program: Program
+    evaluator: Evaluator
+    checkpoints: Checkpoints
+    spool: Spool
+    samples: SamplesWriter
+    bar: Bar
+    began: float
+    ledger: Ledger
+    timeline: Timeline
+    first_policy: Params  # version 0, which is evaluated after its params were trained on; None once it was
+    late: tuple[synchronous.Updated, Any] | None = None
+    scored: synchronous.Scored | None = None
+    round_figures: dict[str, Any] = field(default_factory=dict)
+    uses: dict[int, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: {"evaluate_seconds": 0.0})
+    stopped: bool = False
+    compiled: Counter = field(default_factory=Counter)
+    compiled_first: int | None = None
+
+    @cached_property
+    def notices(self) -> Notices:
+        """Told every round's figures."""
+        scoring = self.config.scoring
+        score = scoring.missing_eos_score if scoring.replace_missing_eos else None
+        return Notices(self.bar.say, Limits(self.workspace.lengths.max_completion_tokens, score))
+
+    @cached_property
+    def stream(self) -> PromptStream:
+        """Where the prompts of rounds come from."""
+        return self.workspace.stream("train", STAGE)
+
+    def consume(self, events: Iterator[synchronous.Event]) -> None:
+        """Reads metrics one update late, so that the device is never waited for."""
+        for event in events:
+            round_index = self._round_of(event)
+            recording = activity.during(f"the recording of round {round_index}", "")
+            with self.timeline.span("trainer", "host", round_index), recording:
+                self._take(event)
+
+    def _round_of(self, event: synchronous.Event) -> int:
+        return event.update // self._updates_per_round if isinstance(event, synchronous.Updated) else event.round_index
+
+    def _take(self, event: synchronous.Event) -> None:
+        match event:
+            case synchronous.Sampled(round_index, samples):
+                if int(samples.version) < round_index * self._updates_per_round:
+                    self.spool.write(round_index, samples)
+            case synchronous.Scored():
+                self.scored, self.uses = event, {}
+                self.round_figures = self._round_figures(event)
+            case synchronous.Updated():
+                self._flush()
+                self.late = (event, self.round_figures)
+                self.uses[event.age] = event.sample_R
+                within_round = (event.update + 1) % self._updates_per_round
+                if within_round and event.update + 1 in self.config.evaluate_at:
+                    self.evaluate(self.workspace.on_mesh(event.states["policy"].params), event.update + 1, full=False)
+            case synchronous.RoundEnd():
+                self._round_end(event)
+
+    @property
+    def _updates_per_round(self) -> int:
+        return self.program.setup.clock.updates_per_round
+
+    def _round_figures(self, scored: synchronous.Scored) -> dict[str, Any]:
+        scores, samples, algorithm = scored.scores, scored.samples, self.program.setup.algorithm
+        groups = samples.samples_per_prompt if algorithm.group_baseline or algorithm.pair else 1
+        return {
+            "reward": distributed.settled(scores.raw_B.mean()),
+            "reward_standardized": distributed.settled(scores.standardized_B.mean()),
+            "score": distributed.settled(scores.score_B.mean()),
+            "finished": distributed.settled(samples.finished_B.mean()),
+            "sampled_length": distributed.settled(samples.mask_BC.sum(-1).mean()),
+            **self._shares(scores, scored.batch, samples_per_prompt=groups),
+        }
+
+    @cached_property
+    def _shares(self) -> Any:
+        return distributed.compiled(shares, static_argnames="samples_per_prompt")
+
+    def _flush(self) -> None:
+        if self.late is None:
+            return
+        (event, round_figures), self.late = self.late, None
+        with activity.during(f"update {event.update}", "call"):  # dispatched before, and waited for here
+            figures: Any = distributed.fetch(round_figures)
+            metrics: Any = distributed.fetch(event.metrics)
+        values = {name: float(cast(Any, value)) for name, value in figures.items()}
+        values |= {name: metric.value() for name, metric in metrics.items()}
+        clock = self.program.setup.clock
+        schedule = learning_rate_schedule(self.config.optimizer, clock.num_updates, clock.updates_per_round)
+        values |= {"age": float(event.age), "learning_rate": float(cast(Any, schedule(event.update)))}
+        self.workspace.metrics.write(STAGE, event.update, values, time.perf_counter() - self.began)
+        if event.update % self._updates_per_round == 0:
+            self.notices.take(event.update // self._updates_per_round, values)
+        self.bar.advance(1, reward=values["reward_standardized"], loss=values["loss"])
+        synchronous.require_finite(event.update, values)
+
+    def _round_end(self, event: synchronous.RoundEnd) -> None:
+        assert self.scored is not None
+        clock, round_index, states = self.program.setup.clock, event.round_index, event.states
+        version = (round_index + 1) * clock.updates_per_round
+        last = version == clock.num_updates
+        self.write_samples(self.scored, version - clock.updates_per_round)
+        self.write_ledger(self.scored, version - clock.updates_per_round)
+        if round_index == 0:  # only now, so that nobody waits for its programs to see that training works
+            self.evaluate(self.first_policy, 0, full=True)
+            self.first_policy = None
+        listed = version in self.config.evaluate_at
+        if last or listed or crosses(version, clock.updates_per_round, self.config.evaluate_every):
+            self.evaluate(self.workspace.on_mesh(states["policy"].params), version, full=last)
+        if last or event.stopping or crosses(version, clock.updates_per_round, self.config.checkpoint_every):
+            self._flush()
+            with activity.at_work(f"the checkpoint of version {version}"):
+                self.checkpoints.save(version, states)
+            self.spool.keep_for(clock, self.checkpoints.steps(), round_index + 1)
+        self.stopped = event.stopping
+        self._write_timeline()
+        if self.compiled_first is None:
+            self.compiled_first = self.compiled.count
+
+    def timings(self) -> dict[str, float]:
+        """Seconds by what took them, and the programs compiled in the first round of this process and after it."""
+        first = self.compiled_first or 0
+        return self.seconds | {"first_round_programs": first, "later_programs": self.compiled.count - first}
+
+    def write_samples(self, scored: synchronous.Scored, update: int) -> None:
+        """A few completions of a round, with their scores."""
+        count = min(self.config.log_samples, scored.samples.tokens_BC.shape[0])
+        if not count:
+            return
+        take = jax.tree.map(lambda x: x[:count] if x.ndim else x, distributed.fetch(scored.samples))
+        prompts, texts = self.stream.texts_of(take), self.workspace.completions(take)
+        # A gold reward model would hold the round up for four texts.
+        with activity.at_work("the gold judge"):
+            gold = None if self.workspace.hub.gold else self.evaluator.gold(prompts, texts, take.finished_B)
+        reward, terms = distributed.fetch((scored.scores.standardized_B, scored.scores.terms))
+        kept = [
+            Sample(
+                ordinal=int(take.ordinal_B[row]),
+                prompt=prompts[row],
+                completion=texts[row],
+                finished=bool(take.finished_B[row]),
+                gold=None if gold is None else float(gold[row]),
+                reward=float(reward[row]),
+                terms=terms and {label: float(of_term[row]) for label, of_term in terms.items()},
+            )
+            for row in range(count)
+        ]
+        self.samples.write(STAGE, update, "during", kept)
+
+    def write_ledger(self, scored: synchronous.Scored, update: int) -> None:
+        """A row for each of a round's samples."""
+        if not self.config.ledger:
+            return
+        samples = distributed.fetch(scored.samples)
+        one_each = jax.tree.map(lambda x: x[:: samples.samples_per_prompt] if x.ndim else x, samples)
+        prompts, texts = self.stream.texts_of(one_each), self.workspace.completions(samples)
+        gold = None
+        if self.config.ledger_gold:
+            repeated = np.repeat(prompts, samples.samples_per_prompt).tolist()
+            with activity.at_work("the gold judge"):
+                gold = self.evaluator.gold(repeated, texts, samples.finished_B)
+        uses = distributed.fetch(self.uses)
+        algorithm = self.program.setup.algorithm
+        rows = ledger.rows(
+            scored.round_index, samples, scored.scores, uses, scored.batch, algorithm, prompts, texts, gold
+        )
+        self.ledger.write(update, rows)
+
+    def _write_timeline(self) -> None:
+        """The spans that have ended. A resumed run need not repeat them: none is cut, and `began` tells processes apart."""
+        spans = [dataclasses.asdict(span) for span in self.timeline.take()]
+        began = self.timeline.began_at
+        jsonl.append_all(
+            self.workspace.directory / timeline.FILE, [{"stage": STAGE, "began": began, **span} for span in spans]
+        )
+
+    def evaluate(self, params: Params, version: int, full: bool) -> None:
+        """Evaluates a version on held-out prompts; of the first and the last, fully, and with texts kept."""
+        self._flush()
+        began = time.perf_counter()
+        config = self.evaluator.config
+        with activity.at_work(f"the evaluation of version {version}"):
+            num_prompts = config.num_prompts if full else config.num_prompts_between
+            figures, judged = self.evaluator.evaluate(params, num_prompts)
+        self.seconds["evaluate_seconds"] += time.perf_counter() - began
+        self.workspace.metrics.write("evaluate", version, figures, time.perf_counter() - self.began, of=STAGE)
+        shown = {"gold": "gold_mean", "win": "win_rate", "kl": "kl"}
+        self.bar.advance(0, **{short: figures[name] for short, name in shown.items() if name in figures})
+        if full:
+            self.samples.write(STAGE, version, "after" if version else "before", self._kept(judged))
+
+    def _kept(self, judged: Judged) -> list[Sample]:
+        """The first completion of some evaluation prompts, the same ones for every version."""
+        each = self.evaluator.config.samples_per_prompt
+        rows = range(0, min(len(judged.prompts), KEPT_PROMPTS * each), each)
+        return [
+            Sample(
+                ordinal=row // each,
+                prompt=judged.prompts[row],
+                completion=judged.completions[row],
+                finished=bool(judged.finished_B[row]),
+                gold=None if judged.gold_B is None else float(judged.gold_B[row]),
+                reward=None if judged.reward_B is None else float(judged.reward_B[row]),
+            )
+            for row in rows
+        ]
+
+
+def shares(scores: Scores, batch: Batch, *, samples_per_prompt: int) -> dict[str, Array]:
+    """Figures of how much of a round is trained on.
+
+    Args:
+      samples_per_prompt: 1: the algorithm trains on prompts whose samples have one score, too.
+
+    Returns `flat_group_share`, the share of prompts whose samples all have one score; `idle_row_share`, that of rows whose
+    weight or every advantage is zero, where the algorithm has such; of a sum of rewards, each term's mean and deviation.
+    """
+    found: dict[str, Array] = {}
+    if samples_per_prompt > 1:
+        score_PG = scores.score_B.reshape(-1, samples_per_prompt)
+        found["flat_group_share"] = jnp.mean(score_PG.max(axis=1) == score_PG.min(axis=1))
+    if batch.weight_R is not None:
+        found["idle_row_share"] = jnp.mean(batch.weight_R == 0)
+    elif batch.advantage_RC is not None:
+        found["idle_row_share"] = jnp.mean(jnp.all((batch.advantage_RC == 0) | ~batch.mask_RC, axis=1))
+    for label, term_B in (scores.terms or {}).items():
+        found |= {f"term_{label}": term_B.mean(), f"term_{label}_std": term_B.std()}
+    return found
+
+
+def crosses(version: int, step: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in (version - step, version]."""
+    return bool(every) and version // every > (version - step) // every

@@ -1,0 +1,151 @@
+"""Where the RLHF stage goes on: the newest checkpoint that is whole and whose rounds are there; records are cut back to it."""
+
+import shlex
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.clock import Clock
+from rlhf_jax.devices import distributed
+from rlhf_jax.records import metrics
+from rlhf_jax.records.checkpoints import Checkpoints, Damaged
+from rlhf_jax.records.ledger import Ledger
+from rlhf_jax.records.notes import say
+from rlhf_jax.records.samples import SamplesWriter
+from rlhf_jax.records.saved_rounds import Spool
+from rlhf_jax.refusal import Refusal
+from rlhf_jax.stages.api import Workspace
+from rlhf_jax.stages.common.rlhf_config import Config
+from rlhf_jax.types import Params, Samples
+
+STAGE = "rlhf"
+Layout = Callable[[Samples], Samples]
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What training goes on from: version 0 without states, a version with its states and pending rounds, or the end.
+
+    Of a run that has ended `policy` is what it trained, and the rest is not read.
+    """
+
+    version: int = 0
+    states: Any = None
+    pending: dict[int, Samples] = field(default_factory=dict)
+    policy: Params = None
+
+
+def choose(checkpoints: Checkpoints, spool: Spool, clock: Clock, abstract: Any, layout: Layout) -> Resumed:
+    """What there is to go on from; what is damaged or lacks its rounds is said and passed over; collective.
+
+    Args:
+      abstract: of the states, as `Checkpoints.restore` takes it.
+      layout: of a round's samples, as `Spool.read` takes it.
+
+    Raises Refusal where there are checkpoints and none can be used, or one is later than the run's end. Nothing is changed.
+    """
+    newest = checkpoints.latest()
+    if newest is not None and newest > clock.num_updates:
+        raise Refusal(
+            f"{checkpoints.directory} has version {newest}, but the run ends with version {clock.num_updates}: it was made "
+            "with more prompts; accepted: the rlhf.total_prompts that it was made with"
+        )
+
+    def read(step: int) -> Resumed:
+        if step == clock.num_updates:
+            params = checkpoints.restore_part(step, {"policy": {"params": abstract["policy"].params}})
+            return Resumed(step, policy=params["policy"]["params"])
+        first_round = step // clock.updates_per_round
+        pending = read_pending(spool, clock, first_round, layout)
+        return Resumed(step, checkpoints.restore(step, abstract), pending)
+
+    found = checkpoints.newest(read, _fork(checkpoints))
+    return Resumed() if found is None else found[1]
+
+
+def _fork(checkpoints: Checkpoints) -> str:
+    """How to go on elsewhere with a policy that is whole, where what belongs to it is not."""
+    whole = [step for step in checkpoints.steps() if not checkpoints.problem(step)]
+    if not whole:
+        return ""
+    run = checkpoints.directory.parents[1]
+    begin, new = shlex.quote(f"{run}@{whole[-1]}"), shlex.quote(f"{run}_fork")
+    return f", or add --config.begin={begin} --config.directory={new} to begin another run from that policy"
+
+
+def read_pending(spool: Spool, clock: Clock, first_round: int, layout: Layout) -> dict[int, Samples]:
+    """Samples of rounds from `first_round` on that were there when it began.
+
+    In bounded mode those that follow one another and were sampled by then: a round of later params, or one whose file is
+    damaged, is sampled again. Raises Damaged, naming the file, in the other modes.
+    """
+    if not clock.bounded:
+        return {r: spool.read(r, layout) for r in clock.issued_before(first_round)}
+    found: dict[int, Samples] = {}
+    for round_index in range(first_round, clock.num_rounds):
+        if not spool.has([round_index]):
+            break
+        try:
+            samples = spool.read(round_index, layout)
+        except Damaged as error:
+            say(f"{error}: the round is sampled again")
+            break
+        if int(samples.version) > first_round * clock.updates_per_round:
+            break
+        found[round_index] = samples
+    return found
+
+
+def cut_back(
+    workspace: Workspace,
+    config: Config,
+    clock: Clock,
+    checkpoints: Checkpoints,
+    version: int,
+    samples: SamplesWriter,
+    ledger: Ledger,
+) -> None:
+    """Makes the records those of a run that has come to `version`, and moves later checkpoints aside; collective.
+
+    Lines go to `set_aside/` with the checkpoints; they come again once training has passed them. Says where lines are missing.
+    """
+    later = [step for step in checkpoints.steps() if step > version]
+    lost = distributed.agree(_updates_without_checkpoint(workspace, config, clock) if not checkpoints.steps() else 0)
+    aside: dict[str, Path | None] = dict.fromkeys((metrics.FILE, samples.path.name, ledger.path.name))
+    if later or lost:
+        folder = checkpoints.aside / f"{max([*later, lost])}.lines"
+        aside = {name: folder / name for name in aside}
+    if lost:
+        say(
+            f"no checkpoint is left of {lost} updates of {STAGE}: it begins again at version 0, and their lines are kept in "
+            f"{checkpoints.aside / f'{lost}.lines'}"
+        )
+    checkpoints.set_aside_after(version)
+    # The version of a checkpoint was evaluated before the checkpoint was written; version 0 has no checkpoint.
+    evaluations_from = version + 1 if version else 0
+    left = workspace.metrics.resume(STAGE, version, evaluations_from, aside[metrics.FILE])
+    samples.resume(STAGE, version, aside[samples.path.name])
+    told = ledger.resume(version, aside[ledger.path.name])
+    if distributed.is_first():
+        _say_missing(workspace.metrics.path, range(version), left)
+        if config.ledger:
+            _say_missing(ledger.path, range(0, version, clock.updates_per_round), told)
+
+
+def _updates_without_checkpoint(workspace: Workspace, config: Config, clock: Clock) -> int:
+    """How many updates the metrics tell of, where that is so many that there must have been a checkpoint."""
+    path = workspace.metrics.path
+    if not path.exists() or not config.checkpoint_every:
+        return 0
+    told = [line["update"] + 1 for line in metrics.read(path) if line["stage"] == STAGE and "update" in line]
+    done = max(told, default=0)
+    return done if done > 2 * config.checkpoint_every + clock.updates_per_round else 0
+
+
+def _say_missing(path: Path, expected: Iterable[int], left: set[int]) -> None:
+    missing = sorted(set(expected) - left)
+    if missing:
+        say(
+            f"{path} lacks {len(missing)} updates of {STAGE} before the one that is next, from {missing[0]} to {missing[-1]}"
+        )

@@ -1,0 +1,241 @@
+"""Checks a job's task, tokenizer and earlier stages against its settings, before anything is compiled or written.
+
+Nobody should learn after hours of one stage that the next one cannot begin. Prompts are all encoded, once: each must fit
+lengths.max_prompt_tokens. Of references a share is wanted, so that an even sample of them is enough. A reference that is longer
+than lengths.max_completion_tokens loses its end, and with it the EOS: where fewer than `sft.min_whole_references` of them keep
+it, SFT would teach the policy never to stop, and the job is refused; else one line says how many are cut.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TypeVar
+
+import jax
+import numpy as np
+
+from rlhf_jax import randomness
+from rlhf_jax.config import Problems
+from rlhf_jax.devices.mesh import check_rows
+from rlhf_jax.records.checkpoints import complete_steps
+from rlhf_jax.refusal import MissingInput, Refusal
+from rlhf_jax.rewards.common.terms import parse
+from rlhf_jax.stages import reward_model, rlhf
+from rlhf_jax.stages.api import Workspace
+from rlhf_jax.stages.common import evaluator
+from rlhf_jax.stages.common.checks import EVALUATED, stages_of
+from rlhf_jax.stages.pipeline import Stages
+from rlhf_jax.tasks.api import Split
+from rlhf_jax.tasks.common import reading
+from rlhf_jax.text import encoding
+
+T = TypeVar("T")
+NAMES: dict[Split, str] = {"train": "train", "heldout": "held-out"}
+Pairs = Sequence[tuple[str, str, str]]
+TEXTS_AT_ONCE = 4096
+SAMPLED = 1024
+"""Prompts whose references are encoded, or comparisons, evenly over a split."""
+
+
+@dataclass
+class Check:
+    """The checks of one job. What cannot run becomes a problem, what a person should know a notice."""
+
+    job: str
+    workspace: Workspace
+    stages: Stages
+    problems: Problems = field(default_factory=Problems)
+    notices: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.task, self.used = self.workspace.task, stages_of(self.job, self.stages, self.workspace.hub)
+        self.given: dict[Split, Pairs] = {split: reading.comparisons(self.task, split) for split in NAMES}
+        self._fitting: set[str] = set()  # prompts that fit
+        self.sampled_pairs = "comparisons" in self.used and not any(map(len, self.given.values()))
+
+    def run(self) -> list[str]:
+        """Returns the notices of a job that can run, a sentence each. Raises Refusal with every problem."""
+        for check in (self.earlier_stages, self.judges, self.comparisons, self.prompts, self.references):
+            with self.problems.caught():
+                check()
+        self.problems.refuse()
+        return self.notices
+
+    def earlier_stages(self) -> None:
+        """Raises MissingInput for a job that goes on from the files of another one, which are not there."""
+        directory = self.workspace.directory / "checkpoints"
+        policy_elsewhere = self.workspace.hub.sft or self.workspace.begin is not None
+        if self.job in ("comparisons", "reward_model", "rlhf", "evaluate") and not policy_elsewhere:
+            complete_steps(directory / "sft")
+        if self.job in ("evaluate", "export"):
+            complete_steps(directory / rlhf.STAGE)
+        path = reward_model.standard_path(reward_model.owner(self.workspace))
+        if self.job in ("rlhf", "evaluate") and self.stages.learned and not path.exists():
+            raise MissingInput(f"{path} is missing: run the stage 'reward_model' first (--config.job=reward_model)")
+
+    def judges(self) -> None:
+        """Raises Refusal where somebody has to judge and nobody can."""
+        if "rlhf" not in self.used:
+            return
+        if "gold" in [term.name for term in parse(self.stages.reward)] and not self.task.has_gold:
+            raise Refusal("reward names 'gold', but the task has no judge; accepted: learned, or a task with answers")
+        if self.stages.rlhf.ledger_gold and not self.workspace.has_gold:
+            raise Refusal(
+                "rlhf.ledger_gold is True, but the task has no judge; accepted: False, or a model in hub.gold"
+            )
+        rlhf.make_judges(self.workspace, self.stages)
+
+    def comparisons(self) -> None:
+        """Raises Refusal where a reward model would have nothing to learn from."""
+        if "comparisons" not in self.used:
+            return
+        if not self.sampled_pairs:
+            self._given_comparisons()
+            return
+        if not self.workspace.has_gold:
+            raise Refusal(
+                "the task gives neither comparisons nor a gold judge to make them, which a learned reward needs: give its "
+                "comparisons, or set hub.gold or hub.reward_model"
+            )
+        config, pairs = self.stages.comparisons, self.stages.reward_model.pairs_per_update
+        check_rows("comparisons.prompts_per_batch", config.prompts_per_batch, self.workspace.mesh)
+        if "reward_model" in self.used and config.num_train < pairs:
+            raise Refusal(
+                f"comparisons.num_train is {config.num_train}; accepted: at least reward_model.pairs_per_update = {pairs}"
+            )
+
+    def _given_comparisons(self) -> None:
+        train, heldout = self.given["train"], self.given["heldout"]
+        pairs = self.stages.reward_model.pairs_per_update
+        if "reward_model" in self.used and len(train) < pairs:
+            raise Refusal(
+                f"the task gives {len(train)} train comparisons; accepted: at least pairs_per_update = {pairs}"
+            )
+        if "reward_model" in self.used and not len(heldout):
+            raise Refusal(
+                f"all {len(train)} comparisons of the task are train ones; accepted: some of held-out prompts, on which the "
+                "reward model is measured"
+            )
+        pairs_read = [*evenly(train), *evenly(heldout)]
+        lengths = self._completion_lengths("comparisons", [text for _, *both in pairs_read for text in both])
+        limit = self.workspace.lengths.max_completion_tokens
+        cut = sum(max(both) > limit for both in zip(lengths[::2], lengths[1::2], strict=True))
+        if cut:
+            self.notices.append(
+                f"{cut} of {len(pairs_read)} comparisons have a completion longer than lengths.max_completion_tokens = "
+                f"{limit}, which loses its end"
+            )
+
+    def prompts(self) -> None:
+        """Notes a split that is asked for prompts and has none, and prompts that do not fit."""
+        pairs = {"comparisons"} if self.sampled_pairs else set()
+        users: dict[Split, set[str]] = {"train": {"sft", "reward_model", "rlhf"} | pairs, "heldout": EVALUATED | pairs}
+        for split, stages in users.items():
+            count, asking = reading.num_prompts(self.task, split), ", ".join(sorted(stages & self.used))
+            if asking and not count:
+                self.problems.note(f"the task has no {NAMES[split]} prompts, which {asking} needs")
+            elif asking and not hasattr(self.task, "fitted"):  # a task that has it left out what does not fit
+                self._fit(
+                    f"{NAMES[split]} prompts",
+                    count,
+                    (reading.prompt(self.task, split, index) for index in range(count)),
+                )
+        if self.used & EVALUATED and reading.num_prompts(self.task, "heldout"):
+            with self.problems.caught():
+                notice = evaluator.fitted(self.stages.evaluate, reading.num_prompts(self.task, "heldout"))[1]
+                self.notices += filter(None, [notice])
+        if "reward_model" in self.used and not hasattr(self.task, "fitted"):
+            for split, given in self.given.items():
+                self._fit(f"prompts of {NAMES[split]} comparisons", len(given), (prompt for prompt, _, _ in given))
+
+    def _fit(self, what: str, count: int, texts: Iterable[str]) -> None:
+        """Notes texts that have no token, or more than a prompt may have."""
+        limit, empty, over, longest = self.workspace.lengths.max_prompt_tokens, 0, 0, (0, "")
+        # Many comparisons are of one prompt, which is also a prompt of the task.
+        rest = (text for text in texts if text not in self._fitting)
+        while chunk := list(islice(rest, TEXTS_AT_ONCE)):
+            with self._reading(what):
+                lengths = encoding.count_tokens(self.workspace.tokenizer, chunk)
+            empty += lengths.count(0)
+            over += sum(length > limit for length in lengths)
+            self._fitting.update(text for text, length in zip(chunk, lengths, strict=True) if 0 < length <= limit)
+            longest = max(longest, *zip(lengths, chunk, strict=True))
+        if empty:
+            self.problems.note(f"{empty} of {count} {what} have no tokens; accepted: one token or more")
+        if over:
+            self.problems.note(
+                f"{over} of {count} {what} are longer than lengths.max_prompt_tokens = {limit}: {longest[1][:60]!r} has "
+                f"{longest[0]} tokens; accepted: at least {longest[0]}, or shorter prompts"
+            )
+
+    def references(self) -> None:
+        """Notes references that are missing, or too long for SFT to learn where they end."""
+        if "sft" in self.used and reading.num_prompts(self.task, "train"):
+            texts = self._references("train", "SFT learns from")
+            limit = self.workspace.lengths.max_completion_tokens
+            cut = sum(length > limit for length in self._completion_lengths("references", texts))
+            if cut:
+                self._cut(cut, len(texts), limit)
+        if self.used & EVALUATED and self.workspace.has_gold and reading.num_prompts(self.task, "heldout"):
+            self._references("heldout", "completions are compared with")
+
+    def _references(self, split: Split, purpose: str) -> list[str]:
+        """References of an even sample of a split's prompts. Raises Refusal where one has none."""
+        texts: list[str] = []
+        for index in evenly(range(reading.num_prompts(self.task, split))):
+            found = reading.references(self.task, split, index)
+            if not found:
+                raise Refusal(f"{NAMES[split]} prompt {index} of the task has no reference, which {purpose}")
+            texts += found
+        return texts
+
+    def _completion_lengths(self, what: str, texts: Sequence[str]) -> list[int]:
+        with self._reading(what):
+            return encoding.completion_lengths(self.workspace.tokenizer, texts)
+
+    def _cut(self, cut: int, count: int, limit: int) -> None:
+        said = (
+            f"{cut} of {count} references are longer than lengths.max_completion_tokens = {limit} and lose their end, which is "
+            "the EOS"
+        )
+        least = self.stages.sft.min_whole_references
+        if count - cut < least * count:
+            self.problems.note(
+                f"{said}: the policy would not learn to stop; accepted: longer completions, or a lower share in "
+                f"sft.min_whole_references = {least}"
+            )
+        else:
+            self.notices.append(said)
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """Says of which texts a refusal of the tokenizer is, and which kind reads a task of single characters."""
+        try:
+            yield
+        except Refusal as error:
+            symbols = self.task.vocabulary or ("",)
+            remedy = "; --config.tokenizer.kind=characters reads this task" if max(map(len, symbols)) == 1 else ""
+            raise Refusal(f"{what}: {error}{remedy}") from error
+
+
+def summary(workspace: Workspace) -> str:
+    """Rows, prompts and comparisons that were read, and the model and devices that use them, in one line."""
+    task, model = workspace.task, workspace.model
+    read = getattr(task, "description", type(task).__name__.lower())
+    counts = [f"{task.num_prompts('train'):,} train and {task.num_prompts('heldout'):,} held-out prompts"]
+    if any(given := [len(reading.comparisons(task, split)) for split in NAMES]):
+        counts.append(f"{given[0]:,} and {given[1]:,} comparisons")
+    shapes = jax.tree.leaves(jax.eval_shape(model.init, randomness.key(0)))
+    params, devices = sum(int(np.prod(leaf.shape)) for leaf in shapes), workspace.mesh.devices
+    kind = devices.flat[0].device_kind
+    return (
+        f"{'; '.join(str(read).splitlines())}: {', '.join(counts)}; model of {params:,} parameters on {devices.size} {kind} "
+        f"device{'s' if devices.size > 1 else ''}"
+    )
+
+
+def evenly(sequence: Sequence[T]) -> list[T]:
+    """At most `SAMPLED` entries of a sequence, evenly over it; all where there are no more."""
+    step = max(1, -(-len(sequence) // SAMPLED))
+    return [sequence[index] for index in range(0, len(sequence), step)]

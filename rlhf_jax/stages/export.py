@@ -1,0 +1,64 @@
+"""A trained model as a checkpoint folder that `transformers` loads."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.pretrained import carried, export
+from rlhf_jax.pretrained.folders import Folder
+from rlhf_jax.refusal import Refusal
+from rlhf_jax.stages import reward_model, rlhf, sft
+from rlhf_jax.stages.api import Workspace
+from rlhf_jax.text.tokenizers import Tokenizer
+
+
+def params_of(workspace: Workspace, stage: str, version: int | None) -> Any:
+    """The params of a finished stage. Raises MissingInput when they are not there."""
+    if stage == rlhf.STAGE:
+        return rlhf.load(workspace, version)[0]
+    if version is not None:
+        raise Refusal(f"version is {version}, but {stage} keeps its last params alone; accepted: none")
+    return sft.load(workspace) if stage == sft.STAGE else reward_model.load(workspace)[0]
+
+
+def write(
+    workspace: Workspace, stage: str, directory: Path, version: int | None = None, dtype: str = "float32"
+) -> None:
+    """Writes the params of `stage` (sft, reward_model, rlhf) to a new folder.
+
+    With them the config.json and other files of the folder that the run began with, but for weights, and the tokenizer's.
+    Raises Refusal where the folder is there or the stage unknown, MissingInput where the stage has not run.
+    """
+    accepted = (sft.STAGE, reward_model.STAGE, rlhf.STAGE)
+    if stage not in accepted:
+        raise Refusal(f"stage is {stage!r}; accepted: {', '.join(accepted)}")
+    model = workspace.reward_network.backbone if stage == reward_model.STAGE else workspace.model
+    began = workspace.hub.reward_model if stage == reward_model.STAGE else ""
+    began = began or workspace.hub.policy
+    folder = Folder(Path(began)) if began else None
+    export.save(
+        directory,
+        model,
+        params_of(workspace, stage, version),
+        token_ids=token_ids(workspace.tokenizer, folder.config if folder else {}),
+        tokenizer_from=getattr(workspace.tokenizer, "file", None),  # the tokenizers that need no file have none
+        model_from=folder,
+        dtype=dtype,
+    )
+
+
+def token_ids(tokenizer: Tokenizer, published: Mapping[str, Any]) -> dict[str, Any]:
+    """The token ids of config.json: where texts of the run end, and its padding unless the folder has one.
+
+    An EOS never becomes the padding: in transformers its embedding would then get no gradient.
+    """
+    found: dict[str, Any] = {"eos_token_id": carried.merged(tokenizer.eos_ids, None)}
+    if published.get("pad_token_id") is None:
+        found["pad_token_id"] = None if tokenizer.pad_id in tokenizer.eos_ids else tokenizer.pad_id
+    return found
+
+
+def job(workspace: Workspace, stages: Any, algorithm: Any) -> None:
+    """`--config.job=export`: the newest policy, to `exported` in the run's directory."""
+    del stages, algorithm
+    write(workspace, rlhf.STAGE, workspace.directory / "exported")

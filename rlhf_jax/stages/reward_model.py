@@ -1,0 +1,278 @@
+"""Reward model: learns from comparisons, beginning as the SFT model; then its origin and scale are measured."""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from rlhf_jax import sampling
+from rlhf_jax.config import Count, Natural
+from rlhf_jax.devices import distributed, sharding
+from rlhf_jax.ops.losses import pairwise_logistic
+from rlhf_jax.records.checkpoints import restore_params
+from rlhf_jax.records.jsonl import replace
+from rlhf_jax.records.progress import progress
+from rlhf_jax.refusal import MissingInput, Refusal
+from rlhf_jax.rewards import learned
+from rlhf_jax.rewards.common import host_rewards
+from rlhf_jax.run_directory import lock
+from rlhf_jax.runtime.supervised import resumed, train
+from rlhf_jax.stages import comparisons as comparisons_stage
+from rlhf_jax.stages import sft
+from rlhf_jax.stages.api import Workspace
+from rlhf_jax.stages.common import pretrained_models
+from rlhf_jax.text import encoding
+from rlhf_jax.types import Algorithm, Array, Mean, Metrics, Params, TrainState
+from rlhf_jax.updating import OptimizerConfig, init_state, make_optimizer, train_step
+
+STAGE = "reward_model"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Pairwise logistic loss (Ouyang et al., 2022, arXiv 2203.02155, equation 1), one pass or more over the comparisons."""
+
+    num_updates: Count = 300
+    pairs_per_update: Count = 32
+    num_micro_batches: Count = 1
+    checkpoint_every: Natural = 100  # updates; 0: only at the end
+    standardize: bool = (
+        True  # scores are in deviations of the SFT policy's; else as they are, as the papers' numbers are
+    )
+    standardize_prompts: Count = 256
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3, schedule="cosine"))
+
+
+@struct.dataclass
+class Pairs:
+    """Rows of comparisons, chosen then rejected."""
+
+    tokens_RL: Array
+    mask_RL: Array
+
+    @property
+    def mask_RC(self) -> Array:
+        """What the update counts: rows."""
+        return self.mask_RL
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Mean and standard deviation of the raw reward over samples of the SFT policy."""
+
+    mean: float
+    std: float
+
+
+def objective(value_model: Any, params: Params, rows: Pairs) -> tuple[Array, Metrics]:
+    """Pairwise logistic loss summed over pairs, and the share of pairs that are ordered as labelled."""
+    score_R = learned.score_tokens(value_model, params, rows.tokens_RL, rows.mask_RL)
+    margin_U = score_R[0::2] - score_R[1::2]
+    count = jnp.float32(margin_U.shape[0])
+    loss = pairwise_logistic(score_R[0::2], score_R[1::2]).sum()
+    return loss, {
+        "accuracy": Mean((margin_U > 0).sum(dtype=jnp.float32), count),
+        "margin": Mean(margin_U.sum(), count),
+    }
+
+
+def encode(workspace: Workspace, comparisons: list[comparisons_stage.Comparison]) -> Pairs:
+    """Host arrays of `[2 * len(comparisons), Q + C]`."""
+    prompts, ids = [], []
+    for line in comparisons:
+        prompts += [line["prompt"], line["prompt"]]
+        ids += [line["chosen_tokens"], line["rejected_tokens"]]
+    lengths, tokenizer = workspace.lengths, workspace.tokenizer
+    prompt_tokens, prompt_mask = encoding.encode_prompts(prompts, tokenizer, lengths.max_prompt_tokens)
+    tokens, mask = encoding.pad_completions(ids, tokenizer.pad_id, lengths.max_completion_tokens)
+    joined = np.concatenate([prompt_tokens, tokens], axis=1), np.concatenate([prompt_mask, mask], axis=1)
+    return Pairs(*joined)  # type: ignore[arg-type]
+
+
+def place(pairs: Pairs, workspace: Workspace) -> Pairs:
+    return distributed.feed(pairs, sharding.row_shardings(pairs, workspace.mesh))
+
+
+def take(pairs: Pairs, order: np.ndarray) -> Pairs:
+    """The pairs with these numbers."""
+    rows = np.stack([2 * order, 2 * order + 1], axis=1).reshape(-1)
+    return Pairs(pairs.tokens_RL[rows], pairs.mask_RL[rows])
+
+
+def state_layout(workspace: Workspace, config: Config) -> tuple[Any, TrainState, TrainState]:
+    """The optimizer, the shapes of the state, and its shardings."""
+    optimizer = make_optimizer(config.optimizer, config.num_updates)
+    model = workspace.value_model
+    shapes = jax.eval_shape(lambda key: init_state(model.init(key), optimizer), workspace.key("init"))
+    return optimizer, shapes, sharding.state_shardings(model, shapes, optimizer, workspace.mesh)  # type: ignore[arg-type]
+
+
+def heldout_accuracy(workspace: Workspace, params: Params, batch_pairs: int) -> float:
+    """Share of held-out comparisons that the reward model orders as gold does."""
+    comparisons = comparisons_stage.read(workspace, "heldout")
+    if not comparisons:
+        raise Refusal(
+            f"{comparisons_stage.path(workspace, 'heldout')} has no comparison to measure the reward model on"
+        )
+    filled = comparisons + comparisons[:1] * (-len(comparisons) % batch_pairs)
+    score = distributed.compiled(partial(learned.score_tokens, workspace.reward_network))
+    margins = []
+    for start in range(0, len(filled), batch_pairs):
+        pairs = place(encode(workspace, filled[start : start + batch_pairs]), workspace)
+        score_R = distributed.fetch(score(params, pairs.tokens_RL, pairs.mask_RL))
+        margins.append(score_R[0::2] - score_R[1::2])
+    return float((np.concatenate(margins)[: len(comparisons)] > 0).mean())
+
+
+def measure_standard(workspace: Workspace, params: Params, sft_params: Params, num_prompts: int) -> Standard:
+    """Mean and standard deviation of the raw reward over fresh samples of the SFT policy at temperature 1."""
+    drawing = sampling.Config(workspace.lengths.max_completion_tokens, 2, 1.0)
+    draw = comparisons_stage.sampler(workspace, drawing, "standardize")
+    stream = workspace.stream("train", "standardize")
+    samples = draw(sft_params, stream.prompts(0, num_prompts))
+    given = distributed.fetch(distributed.compiled(learned.make(workspace.reward_network))(params, samples))
+    texts = list(zip(stream.texts_of(samples), workspace.completions(samples), strict=True))
+    raw = host_rewards.numbers("the reward model", given, len(texts), texts.__getitem__)
+    if not raw.std() > 0:
+        raise Refusal("the reward model gives every SFT sample the same score: it has learned nothing to standardise")
+    return Standard(float(raw.mean()), float(raw.std()))
+
+
+def standard_path(workspace: Workspace) -> Path:
+    return workspace.directory / f"{STAGE}.json"
+
+
+def owner(workspace: Workspace) -> Workspace:
+    """The workspace whose reward model a run has: its own, or that of the run that it begins from, where that one has any."""
+    if workspace.begin is None or distributed.agree(standard_path(workspace).exists()):
+        return workspace
+    source = owner(workspace.source)
+    return source if distributed.agree(standard_path(source).exists()) else workspace
+
+
+def needs_comparisons(workspace: Workspace) -> bool:
+    """Whether a reward model is trained here: none is published, and the run that this one begins from has none."""
+    return not workspace.hub.reward_model and owner(workspace) is workspace
+
+
+def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Params, Standard]:
+    """Trains, or reads what an earlier run trained. Returns the reward model's params and its unit."""
+    if distributed.agree(standard_path(owner(workspace)).exists()):
+        return load(workspace)
+    with lock.hold(workspace.directory):
+        return _train(workspace, config, sft_params)
+
+
+def _train(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Params, Standard]:
+    """The stage's updates, unless a published model stands for them, and what it measures."""
+    began = time.perf_counter()
+    if workspace.hub.reward_model:
+        params = pretrained_models.load_classifier(workspace.hub.reward_model, workspace.reward_network, workspace.mesh)
+        return params, finish(workspace, config, params, sft_params, {}, began)
+    checkpoints = workspace.checkpoints(STAGE)
+    workspace.record(STAGE)
+    optimizer, shapes, shardings = state_layout(workspace, config)
+    begin = resumed(checkpoints, shapes, shardings, config.num_updates)
+    pairs = encode(workspace, comparisons_stage.read(workspace, "train"))
+    num_pairs, batch = pairs.tokens_RL.shape[0] // 2, config.pairs_per_update
+    if num_pairs < batch:
+        raise Refusal(
+            f"{num_pairs} comparisons are fewer than reward_model.pairs_per_update = {batch} (pairs that the judge scores "
+            "equal are left out); accepted: more comparisons (comparisons.num_train), a smaller batch, or a reward "
+            "without a model, such as --config.reward=gold or exact_match"
+        )
+    step = partial(
+        train_step,
+        objective=partial(objective, workspace.value_model),
+        optimizer=optimizer,
+        aggregation="pair",
+        unit_rows=2,
+        num_micro_batches=config.num_micro_batches,
+    )
+    everywhere = sharding.replicated(workspace.mesh)
+    head_key = workspace.key("value_head")
+    fresh = distributed.compiled(
+        lambda params: init_state(workspace.value_model.init_from(jax.tree.map(jnp.copy, params), head_key), optimizer),
+        out_shardings=shardings,
+    )
+
+    def rows(update: int) -> Pairs:
+        epoch, place_in_epoch = divmod(update, num_pairs // batch)
+        order = np.random.default_rng([workspace.seed, epoch]).permutation(num_pairs)
+        return place(take(pairs, order[place_in_epoch * batch :][:batch]), workspace)
+
+    with progress("Reward model", total=config.num_updates, start=begin[0] if begin else 0) as bar:
+
+        def report(update: int, metrics: Metrics) -> None:
+            values = {name: metric.value() for name, metric in metrics.items()}
+            workspace.metrics.write(STAGE, update, values, time.perf_counter() - began)
+            bar.advance(1, loss=values["loss"], accuracy=values["accuracy"])
+
+        state = train(
+            begin=begin,
+            init=lambda: fresh(sft_params),
+            step=distributed.compiled(
+                sharding.keeping_rows(step, workspace.mesh), donate_argnums=0, out_shardings=(shardings, everywhere)
+            ),
+            rows=rows,
+            num_updates=config.num_updates,
+            checkpoints=checkpoints,
+            checkpoint_every=config.checkpoint_every or config.num_updates,
+            on_resume=lambda update: workspace.metrics.resume(STAGE, update),
+            report=report,
+        )
+    checkpoints.close()
+    accuracy = heldout_accuracy(workspace, state.params, batch)
+    return state.params, finish(workspace, config, state.params, sft_params, {"heldout_accuracy": accuracy}, began)
+
+
+def finish(
+    workspace: Workspace, config: Config, params: Params, sft_params: Params, figures: dict[str, float], began: float
+) -> Standard:
+    """Measures the reward's unit, and writes it and the stage's figures."""
+    measured = measure_standard(workspace, params, sft_params, config.standardize_prompts)
+    figures = figures | {"raw_mean": measured.mean, "raw_std": measured.std}
+    workspace.metrics.write("evaluate", config.num_updates, figures, time.perf_counter() - began, of=STAGE)
+    workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began})
+    standard = measured if config.standardize else Standard(0.0, 1.0)
+    # The last file of the stage: where it is there, the stage has ended.
+    replace(standard_path(workspace), json.dumps(asdict(standard)).encode())
+    distributed.barrier()
+    return standard
+
+
+def load(workspace: Workspace) -> tuple[Params, Standard]:
+    """What a finished stage made, here or in the run that this one begins from. Raises MissingInput when it has not run."""
+    workspace = owner(workspace)
+    path = standard_path(workspace)
+    if not path.exists():
+        raise MissingInput(f"{path} is missing: run the stage {STAGE!r} first (--config.job={STAGE})")
+    try:
+        standard = Standard(**json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise Refusal(
+            f"{path} is damaged ({error}); remove it to measure the reward model's unit again (--config.job={STAGE})"
+        ) from None
+    if workspace.hub.reward_model:
+        return pretrained_models.load_classifier(
+            workspace.hub.reward_model, workspace.reward_network, workspace.mesh
+        ), standard
+    abstract = sharding.abstract_params(workspace.value_model, workspace.mesh)  # type: ignore[arg-type]
+    return restore_params(workspace.directory / "checkpoints" / STAGE, abstract)[0], standard
+
+
+def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
+    """`--config.job=reward_model`: this stage alone, from the SFT policy of the run's directory or of `hub.sft`, and
+    comparisons, which are made first where they are not there."""
+    del algorithm
+    sft_params = sft.load(workspace)
+    if needs_comparisons(workspace):
+        comparisons_stage.run(workspace, stages.comparisons, sft_params)
+    run(workspace, stages.reward_model, sft_params)

@@ -1,0 +1,250 @@
+"""RLHF: rounds of sampling, scoring and updating, with evaluations, samples and checkpoints at ends of rounds."""
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from rlhf_jax.devices import distributed, sharding
+from rlhf_jax.devices.mesh import sampler_slices
+from rlhf_jax.records import ledger
+from rlhf_jax.records.checkpoints import abstract_like, complete_steps, restore_params
+from rlhf_jax.records.progress import progress
+from rlhf_jax.records.samples import SamplesWriter
+from rlhf_jax.records.saved_rounds import Spool
+from rlhf_jax.records.timeline import Timeline
+from rlhf_jax.rewards import learned
+from rlhf_jax.rewards.api import LEARNED
+from rlhf_jax.rewards.common import host_rewards
+from rlhf_jax.rewards.common.host_rewards import HostJudge
+from rlhf_jax.rewards.common.terms import is_plain, parse
+from rlhf_jax.run_directory import lock
+from rlhf_jax.runtime import activity, asynchronous, stopping, synchronous
+from rlhf_jax.runtime.program import Critic, Program, Reward, Setup
+from rlhf_jax.stages import reward_model, sft
+from rlhf_jax.stages.api import Workspace
+from rlhf_jax.stages.common.evaluator import Evaluator, learned_scores
+from rlhf_jax.stages.common.recorder import Recorder
+from rlhf_jax.stages.common.resuming import choose, cut_back
+from rlhf_jax.stages.common.rlhf_config import Config, check, places, sampling
+from rlhf_jax.types import Algorithm, Params, Prompts, Samples
+from rlhf_jax.updating import make_optimizer
+
+STAGE = "rlhf"
+
+
+def make_program(
+    workspace: Workspace, config: Config, algorithm: Algorithm, reward: Reward, reference_params: Params, plan: str = ""
+) -> Program:
+    """The compiled calls of this run, each where the plan places it."""
+    return Program(make_setup(workspace, config, algorithm, reward, reference_params, plan), reference_params)
+
+
+def make_setup(
+    workspace: Workspace, config: Config, algorithm: Algorithm, reward: Reward, reference_params: Params, plan: str = ""
+) -> Setup:
+    """What the program of this run is made of."""
+    where = places(config, workspace.mesh, plan)
+    clock = config.schedule()
+    stream = workspace.stream("train", STAGE)
+    prompts_per_round = config.num_minibatches * config.prompts_per_update
+
+    def prompts(round_index: int) -> Prompts:
+        return stream.prompts(round_index * prompts_per_round, prompts_per_round)
+
+    critic = None
+    if "critic" in algorithm.losses:
+        params = critic_params(workspace, reward, reference_params)
+        optimizer = make_optimizer(config.critic_optimizer, clock.num_updates, clock.updates_per_round)
+        critic = Critic(workspace.value_model if reward.params is None else workspace.reward_network, params, optimizer)
+    return Setup(
+        model=workspace.model,
+        algorithm=algorithm,
+        optimizer=make_optimizer(config.optimizer, clock.num_updates, clock.updates_per_round),
+        sampling=sampling(config, workspace.lengths.max_completion_tokens, where.mesh("generate")),
+        scoring=config.scoring,
+        reward=reward,
+        clock=clock,
+        mesh=workspace.mesh,
+        prompts=prompts,
+        key=workspace.key("rollout"),
+        seed=workspace.seed,
+        eos_id=workspace.tokenizer.eos_ids,
+        pad_id=workspace.tokenizer.pad_id,
+        num_micro_batches=config.num_micro_batches,
+        critic=critic,
+        share_prompts=config.share_prompts,
+        publish_dtype=config.publish_dtype,
+        sampler_slices=sampler_slices(workspace.mesh, config.sampler_slices, config.sampler_slice_devices),
+        plan=where.plan,
+        texts=lambda samples: list(zip(stream.texts_of(samples), workspace.completions(samples), strict=True)),
+    )
+
+
+def critic_params(workspace: Workspace, reward: Reward, reference_params: Params) -> Params:
+    """Where the critic begins: the reward model, its head in units of the standardised score; without one, the SFT
+    policy with a fresh head."""
+    if reward.params is None:
+        return workspace.value_model.init_from(reference_params, workspace.key("critic"))
+    head = reward.params["value_head"]
+    scaled = {"kernel": head["kernel"] / reward.std, "bias": (head["bias"] - reward.mean) / reward.std}
+    return {"backbone": reward.params["backbone"], "value_head": scaled}
+
+
+def make_reward(workspace: Workspace, stages: Any) -> Reward:
+    """The reward of the RLHF stage: one, or a sum of several. A learned one is read, and its stage must have run."""
+    terms, learned_parts = parse(stages.reward), {}
+    if stages.learned:
+        params, standard = reward_model.load(workspace)
+        network = workspace.reward_network
+        learned_parts = {"model": learned.make(network), "params": params, "network": network}
+        learned_parts |= {"mean": standard.mean, "std": standard.std}
+    judges = make_judges(workspace, stages)
+    host = host_scores(workspace, judges, stages.rlhf) if judges else None
+    if not is_plain(terms):
+        return Reward(**learned_parts, host=host, name=stages.reward, terms=terms)
+    return Reward(**learned_parts, host=host and (lambda samples: host(samples)[terms[0].label]), name=terms[0].name)
+
+
+def make_judges(workspace: Workspace, stages: Any) -> dict[str, HostJudge]:
+    """The rewards on text, by label.
+
+    Raises Refusal for one that the task cannot have, and RewardError for what its own code raises.
+    """
+    return {
+        term.label: host_rewards.make(term.name, workspace.task, stages.reward_settings[term.label])
+        for term in parse(stages.reward)
+        if term.name != LEARNED
+    }
+
+
+def host_scores(
+    workspace: Workspace, judges: Mapping[str, HostJudge], config: Config
+) -> Callable[[Samples], dict[str, np.ndarray]]:
+    """The scores of rewards on text, float32 `[B]` by label: texts are decoded once for all of them.
+
+    Args:
+      workspace: whose task and tokenizer give the texts.
+      judges: by label.
+      config: says how many prompts a round has, for messages.
+    """
+    stream = workspace.stream("train", STAGE)
+    prompts_per_round = config.num_minibatches * config.prompts_per_update
+
+    def scores(samples: Samples) -> dict[str, np.ndarray]:
+        ordinals, finished_B = distributed.fetch((samples.ordinal_B, samples.finished_B))
+        prompts, completions = stream.texts_of(samples), workspace.completions(samples)
+        wanted = any(judge.wants_records for judge in judges.values())
+        records = stream.records_of(samples) if wanted else []
+        when = f" in round {int(ordinals.min()) // prompts_per_round}"
+        found = {}
+        for label, judge in judges.items():
+            with activity.at_work(f"the reward {judge.name}"):
+                found[label] = judge(prompts, completions, finished_B.tolist(), records, when)
+        return found
+
+    return scores
+
+
+def versions(workspace: Workspace) -> list[int]:
+    """Versions of the saved policies, oldest first. Raises FileNotFoundError where there is none."""
+    return complete_steps(workspace.directory / "checkpoints" / STAGE)
+
+
+def load(workspace: Workspace, version: int | None = None) -> tuple[Params, int]:
+    """A saved policy and its version: the newest, or the one asked for. Raises FileNotFoundError when it is not there."""
+    abstract = sharding.abstract_params(workspace.model, workspace.mesh)
+    return restore_params(workspace.directory / "checkpoints" / STAGE, abstract, "policy", version)
+
+
+def first_policy(workspace: Workspace, reference_params: Params) -> Params:
+    """The policy at version 0: the SFT policy, or the version of another run that this one begins from.
+
+    Raises MissingInput where that run does not have the version any more.
+    """
+    begin = workspace.begin
+    if begin is None or begin.version is None:
+        return reference_params
+    source = workspace.source
+    return load(source, begin.version)[0] if begin.version else first_policy(source, reference_params)
+
+
+def run(
+    workspace: Workspace,
+    stages: Any,
+    algorithm: Algorithm,
+    reward: Reward,
+    reference_params: Params,
+) -> Params:
+    """Trains, or goes on where a checkpoint is, or reads what an earlier run trained. Returns the policy's params.
+
+    Raises Refusal where the directory has checkpoints that cannot be gone on from, or another process holds it.
+    """
+    check(stages.rlhf, algorithm, workspace.mesh, stages.plan)
+    with lock.hold(workspace.directory):
+        return _run(workspace, stages, algorithm, reward, reference_params)
+
+
+def _run(workspace: Workspace, stages: Any, algorithm: Algorithm, reward: Reward, reference_params: Params) -> Params:
+    config: Config = stages.rlhf
+    began = time.perf_counter()
+    clock = config.schedule()
+    program = make_program(workspace, config, algorithm, reward, reference_params, stages.plan)
+    abstract = abstract_like(program.state_shapes, program.state_shardings)
+    checkpoints = workspace.checkpoints(STAGE, config.keep_checkpoints)
+    spool = Spool(workspace.directory / "rounds")
+    resumed = choose(checkpoints, spool, clock, abstract, partial(sharding.row_shardings, mesh=program.home))
+    version = resumed.version
+    if version == clock.num_updates:
+        return workspace.on_mesh(resumed.policy)
+    program.check_memory(asynchronous=config.loop == "asynchronous")
+    program.compile()
+    first = None if version else first_policy(workspace, reference_params)
+    states = resumed.states if version else program.init(first)
+    samples_writer, book = SamplesWriter(workspace.directory), ledger.Ledger(workspace.directory)
+    cut_back(workspace, config, clock, checkpoints, version, samples_writer, book)
+    workspace.record(STAGE)
+    first_round, pending = version // clock.updates_per_round, resumed.pending
+    scores = None
+    if reward.model is not None:
+        scores = learned_scores(reward.model, reward.params, reward.mean, reward.std)
+    evaluator = Evaluator(workspace, stages.evaluate, reference_params, scores)
+    timeline = Timeline()
+    with (
+        progress(algorithm.name, total=clock.num_updates, start=version) as bar,
+        stopping.asked_to_stop() as asked,
+    ):
+        watch = synchronous.Watch(timeline, partial(any_asked, program.home, asked), say=bar.say)
+        if config.loop == "synchronous":
+            events = synchronous.run(program, states, first_round, pending, watch)
+        else:
+            limits = config.deadline_seconds, config.device_call_seconds
+            events = asynchronous.run(program, states, first_round, pending, watch, *limits)
+        recorder = Recorder(
+            workspace, config, program, evaluator, checkpoints, spool, samples_writer, bar, began, book, timeline, first
+        )
+        try:
+            with contextlib.closing(events):  # an interrupt here ends the sampling thread too
+                recorder.consume(events)
+        finally:
+            checkpoints.wait()  # an interrupt must not tear down the threads of a save under way
+    if recorder.stopped:
+        raise KeyboardInterrupt
+    workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began} | recorder.timings())
+    params = checkpoints.restore_part(clock.num_updates, {"policy": {"params": abstract["policy"].params}})
+    checkpoints.close()
+    return workspace.on_mesh(params["policy"]["params"])
+
+
+def any_asked(home: Mesh, asked: Callable[[], bool]) -> bool:
+    """Whether one of the processes was asked to stop, told to all over devices that no sampler uses; collective."""
+    return any(distributed.everyone(asked(), home))
+
+
+def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
+    """`--config.job=rlhf`: this stage alone, from the SFT policy and the reward of the run's directory."""
+    run(workspace, stages, algorithm, make_reward(workspace, stages), sft.load(workspace))

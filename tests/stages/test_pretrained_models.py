@@ -1,0 +1,260 @@
+"""Published folders in a run: first params, SFT policy, reward model and gold judge; what is exported and evaluated again."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from configs import quickstart
+from experiments import evaluate as evaluate_command
+from experiments import export as export_command
+from rlhf_jax import build
+from rlhf_jax.models import gpt_neox, llama
+from rlhf_jax.models.common.value_head import ValueModel
+from rlhf_jax.pretrained import export
+from rlhf_jax.stages import comparisons, pipeline, reward_model, rlhf, sft
+from rlhf_jax.stages.common import pretrained_models
+from tests.models.families import random_params
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+NEOX = gpt_neox.Config(158, 16, 1, 2, 32, rotary_fraction=1.0)
+LLAMA = llama.Config(163, 24, 1, 2, 1, 40)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Published folders: a policy, a reward model of another family for the same tokens, and a gold one."""
+    place = tmp_path_factory.mktemp("published")
+    policy, reward = gpt_neox.make(NEOX), llama.make(LLAMA)
+    export.save(place / "policy", policy, random_params(policy, 0), token_ids={"max_position_embeddings": 77})
+    for seed, name in enumerate(("reward", "gold")):
+        model = ValueModel(reward)
+        params = model.init_from(random_params(reward, seed), jax.random.key(seed))
+        export.save(place / name, reward, params, token_ids={"pad_token_id": 0})
+    return place
+
+
+def tiny_config(directory, **hub):
+    """The quickstart in the smallest sizes; its model is the folder's where there is one."""
+    config = quickstart.get_config()
+    config.directory = str(directory)
+    config.hub.update({key: str(value) for key, value in hub.items()})
+    if "base" in hub or "sft" in hub:
+        config.model.family = "hub"
+    else:
+        config.model.update({"width": 16, "num_layers": 1, "num_heads": 2, "ffn_width": 32})
+    config.sft.num_updates, config.sft.checkpoint_every, config.sft.rows_per_update = 2, 2, 8
+    config.comparisons.num_train, config.comparisons.num_heldout = 64, 64
+    config.reward_model.num_updates, config.reward_model.pairs_per_update = 2, 16
+    config.reward_model.standardize_prompts = 32
+    config.rlhf.total_prompts, config.rlhf.prompts_per_update, config.rlhf.samples_per_prompt = 24, 8, 2
+    config.rlhf.evaluate_every, config.rlhf.checkpoint_every, config.rlhf.keep_checkpoints = 0, 1, 4
+    config.evaluate.num_prompts = config.evaluate.num_prompts_between = config.evaluate.prompts_per_batch = 16
+    config.best_of_n, config.best_of_n_prompts = (1, 2), 16
+    return config
+
+
+def equal(one, other):
+    one, other = flatten_dict(one), flatten_dict(other)
+    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
+
+
+@pytest.fixture(scope="module")
+def run(folders, tmp_path_factory):
+    """A pipeline whose policy begins with a folder, and whose reward model and gold are folders."""
+    directory = tmp_path_factory.mktemp("run") / "run"
+    config = tiny_config(directory, base=folders / "policy", reward_model=folders / "reward", gold=folders / "gold")
+    prepared = build.prepare(config)
+    pipeline.job(*prepared)
+    return prepared
+
+
+def test_the_folder_s_shape_is_the_run_s(run, folders):
+    workspace, *_ = run
+    assert dataclasses.asdict(workspace.model.config) == dataclasses.asdict(NEOX)
+    stored = json.loads((workspace.directory / "config.json").read_text())
+    assert stored["model"]["family"] == "gpt_neox"
+    assert stored["model"]["width"] == 16
+
+
+def test_sft_begins_with_the_folder(run, folders):
+    workspace, stages, _ = run
+    optimizer, _, shardings = sft.state_layout(workspace, stages.sft)
+    first = sft.first_state(workspace, optimizer, shardings)()
+    assert equal(first.params, random_params(workspace.model, 0))
+    assert int(first.step) == 0
+    assert not equal(sft.load(workspace), first.params)
+
+
+def test_the_published_reward_is_read_and_only_measured(run):
+    workspace, stages, _ = run
+    reward = rlhf.make_reward(workspace, stages)
+    assert not (workspace.directory / "checkpoints" / "reward_model").exists()
+    assert not (workspace.directory / "comparisons").exists()
+    assert reward.params["backbone"]["embed_tokens"]["embedding"].shape == (163, 24)
+    assert "lm_head" not in reward.params["backbone"]
+    assert reward.std not in (0.0, 1.0)
+
+
+def test_gold_is_the_published_judge(run):
+    workspace, *_ = run
+    lines = [json.loads(line) for line in (workspace.directory / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if line.get("of") == "rlhf"][-1]
+    assert {"win_rate", "win_rate_strict", "gold_mean"} <= last.keys()
+    texts = ["good .", "bad bad ."]
+    prompts = workspace.stream("heldout", "evaluate").texts(0, 2)
+    gold = workspace.gold(prompts, texts, [True, False])
+    judge = pretrained_models.Judge(workspace.hub, workspace.tokenizer, workspace.mesh)
+    alone = [judge([p], [t], [f])[0] for p, t, f in zip(prompts, texts, (True, False), strict=True)]
+    np.testing.assert_allclose(gold, alone, rtol=1e-5)
+    assert gold[0] != pytest.approx(workspace.task.judge(prompts[0], texts[0], True))
+    assert workspace.gold(prompts[:1], texts[:1], [True]) != pytest.approx(
+        workspace.gold(prompts[:1], texts[:1], [False])
+    )
+
+
+def test_every_kept_policy_is_evaluated_again(run, capsys):
+    workspace, *_ = run
+    assert rlhf.versions(workspace) == [1, 2, 3]
+    assert evaluate_command.main([f"--directory={workspace.directory}"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert [int(line.split()[0]) for line in table[1:]] == [0, 1, 2, 3]
+    again = [json.loads(line) for line in (workspace.directory / evaluate_command.FILE).read_text().splitlines()]
+    lines = [json.loads(line) for line in (workspace.directory / "metrics.jsonl").read_text().splitlines()]
+    during = {line["update"]: line for line in lines if line.get("of") == "rlhf"}
+    for version in (0, 3):  # evaluated in the run too: the same samples, so the same figures
+        for name in ("win_rate", "gold_mean", "kl", "reward_mean"):
+            assert again[version][name] == pytest.approx(during[version][name], rel=1e-5), (version, name)
+
+
+def test_an_evaluation_takes_other_settings_without_changing_the_run(run, capsys):
+    workspace, *_ = run
+    before = (workspace.directory / "config.json").read_text()
+    arguments = [
+        f"--directory={workspace.directory}",
+        "--config.evaluate.max_completion_tokens=3",
+        "--config.hub.gold=",
+    ]
+    assert evaluate_command.main(arguments) == 0
+    assert (workspace.directory / "config.json").read_text() == before
+    last = json.loads((workspace.directory / evaluate_command.FILE).read_text().splitlines()[-1])
+    assert last["completion_length"] <= 3
+    assert last["changed"] == {"evaluate.max_completion_tokens": 3, "hub.gold": ""}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config.evaluate.number=3"], "config.evaluate has no key 'number'"),
+        (["--config.evaluate.num_prompts=many"], "evaluate.num_prompts is 'many'; accepted: int"),
+        (["--prompts=3"], "unknown argument '--prompts'"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line(run, capsys, arguments, words):
+    assert evaluate_command.main([f"--directory={run[0].directory}", *arguments]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert words in errors[0]
+
+
+def test_nothing_is_compiled_after_the_first_round(run):
+    workspace, *_ = run
+    lines = [json.loads(line) for line in (workspace.directory / "metrics.jsonl").read_text().splitlines()]
+    timing = next(line for line in lines if line.get("kind") == "timing" and line["stage"] == "rlhf")
+    assert timing["first_round_programs"] > 3
+    assert timing["later_programs"] == 0
+
+
+def test_a_run_of_an_older_version_takes_the_defaults_of_newer_nodes(run, tmp_path):
+    stored = json.loads((run[0].directory / "config.json").read_text())
+    del stored["hub"], stored["rlhf"]["keep_checkpoints"], stored["tokenizer"]["bos"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    workspace, stages, _ = build.of_directory(tmp_path)
+    assert workspace.hub == pretrained_models.Config()
+    assert stages.rlhf.keep_checkpoints == 2
+
+
+def test_an_exported_policy_begins_another_run_bitwise(run, tmp_path, capsys):
+    workspace, *_ = run
+    to = tmp_path / "policy"
+    assert export_command.main([f"--directory={workspace.directory}", f"--to={to}", "--version=2"]) == 0
+    written = json.loads((to / "config.json").read_text())
+    assert (written["max_position_embeddings"], written["eos_token_id"], written["torch_dtype"]) == (77, 1, "float32")
+    again = build.prepare(tiny_config(tmp_path / "again", sft=to))[0]
+    assert equal(sft.load(again), rlhf.load(workspace, 2)[0])
+    assert export_command.main([f"--directory={workspace.directory}", f"--to={to}"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert export_command.main([f"--directory={workspace.directory}", f"--to={to}2", "--version=9"]) == 2
+    assert "has no checkpoint 9; there are: 1, 2, 3" in capsys.readouterr().err
+
+
+def test_a_reward_model_is_exported_and_used(run, folders, tmp_path):
+    workspace, *_ = run
+    to = tmp_path / "reward"
+    assert export_command.main([f"--directory={workspace.directory}", f"--to={to}", "--stage=reward_model"]) == 0
+    published = reward_model.load(workspace)[0]
+    model = pretrained_models.classifier(str(to))
+    assert equal(pretrained_models.load_classifier(str(to), model, workspace.mesh), published)
+
+
+def test_given_pairs_are_relabelled_by_gold(folders, tmp_path, monkeypatch):
+    """Two pairs that gold orders otherwise or alike: the first is turned round, with its tokens; a tie stays as it was."""
+    workspace, *_ = build.prepare(tiny_config(tmp_path / "run", sft=folders / "policy", gold=folders / "gold"))
+    words = workspace.task.vocabulary[:3]
+    prompt = workspace.task.prompt("train", 0)
+    pairs = [(prompt, words[0], words[1]), (prompt, words[1], words[2]), (prompt, words[0], words[0])]
+    scores = workspace.gold([prompt] * 3, words, [True] * 3)
+    found, agreement = comparisons.relabelled(workspace, comparisons.own_pairs(workspace, pairs))
+    by_word = dict(zip(words, scores, strict=True))
+    for (_, one, other), line in zip(pairs, found, strict=True):
+        better = other if by_word[other] > by_word[one] else one
+        assert line["chosen"] == better
+        assert line["chosen_tokens"] == [*workspace.tokenizer.encode(better), workspace.tokenizer.eos_id]
+        assert line["chosen_gold"] >= line["rejected_gold"]
+    assert agreement == pytest.approx(np.mean([by_word[a] >= by_word[b] for _, a, b in pairs]))
+
+
+def test_a_critic_is_the_published_reward_s_network_and_its_scores_may_stay_as_they_are(folders, tmp_path):
+    config = tiny_config(tmp_path / "run", sft=folders / "policy", reward_model=folders / "reward")
+    config.algorithm = build.component("algorithms", "ppo")
+    config.reward_model.standardize = False
+    workspace, stages, algorithm = build.prepare(config)
+    params, reward = pipeline.before_rlhf(workspace, stages)
+    assert (reward.mean, reward.std) == (0.0, 1.0)
+    program = rlhf.make_program(workspace, stages.rlhf, algorithm, reward, params)
+    assert equal(program.init(params)["critic"].params, reward.params)
+    assert program.setup.critic.model.backbone.width == LLAMA.width
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model.family": "gpt_neox", "model.width": 32}, "model.width is 32, but the folder"),
+        ({"model.family": "llama"}, "model.family is 'llama', but the folder"),
+        ({"hub.base": "nowhere", "hub.sft": ""}, "no checkpoint folder 'nowhere'"),
+        ({"hub.base": "nowhere"}, "accepted: one of them"),
+        ({"hub.sft": "", "model.family": "hub"}, "neither hub.base nor hub.sft names a folder"),
+        ({"hub.gold": "nowhere"}, "no checkpoint folder 'nowhere'"),
+        ({"hub.gold_rows_per_batch": 0}, "hub.gold_rows_per_batch is 0"),
+        ({"rlhf.keep_checkpoints": 0}, "rlhf.keep_checkpoints is 0"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_anything_is_written(folders, tmp_path, changes, words):
+    config = tiny_config(tmp_path / "run", sft=folders / "policy")
+    for key, value in changes.items():
+        config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=words):
+        build.prepare(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reward_model_of_too_few_tokens(folders, tmp_path):
+    model = llama.make(dataclasses.replace(LLAMA, vocab_size=5))
+    params = ValueModel(model).init_from(random_params(model, 0), jax.random.key(0))
+    export.save(tmp_path / "small", model, params, token_ids={})
+    with pytest.raises(ValueError, match=r"knows 5 tokens, but the tokenizer has 158"):
+        build.prepare(tiny_config(tmp_path / "run", sft=folders / "policy", reward_model=tmp_path / "small"))

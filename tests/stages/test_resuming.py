@@ -1,0 +1,226 @@
+"""Going on: from any kept checkpoint, past damaged ones, with other settings, further than planned; to the same numbers."""
+
+import json
+import shutil
+
+import pytest
+
+from rlhf_jax.refusal import Refusal
+from tests.stages import runs
+
+pytestmark = pytest.mark.usefixtures("quick_compiles", "compile_cache")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of 8 updates at lag 2 that was never stopped, with a checkpoint of each."""
+    directory = tmp_path_factory.mktemp("resuming") / "whole"
+    runs.run(directory)
+    assert runs.steps(directory) == [1, 2, 3, 4, 5, 6, 7, 8]
+    return directory
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """A copy of it, to be damaged and gone on with."""
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def remove_after(run, step):
+    for later in runs.steps(run):
+        if later > step:
+            shutil.rmtree(run / "checkpoints" / "rlhf" / str(later))
+
+
+def damage(run, step):
+    """Cuts the files that hold the arrays of a version."""
+    for path in (run / "checkpoints" / "rlhf" / str(step)).rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(path.read_bytes()[:50])
+
+
+@pytest.mark.parametrize("step", [1, 6])
+def test_every_kept_version_can_be_gone_back_to(whole, run, step, capfd):
+    """Its rounds were sampled by versions that are gone, and are kept as long as it is. Nothing before it is made again."""
+    remove_after(run, step)
+    kept = [run / "checkpoints" / "rlhf" / str(version) for version in range(1, step + 1)]
+    written = [path.stat().st_ino for path in kept]
+    runs.run(run)
+    assert [path.stat().st_ino for path in kept] == written
+    assert runs.steps(run) == runs.steps(whole)
+    assert not runs.differences(whole, run)
+    assert "note:" not in capfd.readouterr().err
+
+
+def test_without_its_rounds_a_version_is_refused_and_nothing_touched(run):
+    remove_after(run, 4)
+    shutil.rmtree(run / "rounds")
+    (run / "rounds").mkdir()
+    before = runs.tree(run)
+    words = rf"can be gone on from \(1: .+00000001.npz is missing; 2: .+ or add --config\.begin={run}@4 --config\.directory="
+    with pytest.raises(Refusal, match=words):
+        runs.run(run)
+    assert runs.tree(run) == before
+
+
+def test_the_newest_version_with_its_rounds_is_taken(whole, run, capfd):
+    """What is later is kept until training has come past it."""
+    remove_after(run, 5)
+    (run / "rounds" / "00000006.npz").unlink()  # version 5 needs it; version 4 needs rounds 4 and 5
+    runs.run(run)
+    assert "checkpoint 5 of" in (err := capfd.readouterr().err)
+    assert "00000006.npz is missing): going on from 4" in err
+    assert not runs.differences(whole, run)
+    assert not (run / "set_aside").exists()
+
+
+def test_a_damaged_version_is_named_and_the_one_before_taken(whole, run, capfd):
+    remove_after(run, 6)
+    damage(run, 6)
+    runs.run(run)
+    err = capfd.readouterr().err
+    assert err.count("cannot be used") == 1
+    assert "checkpoint 6 of" in err
+    assert "going on from 5" in err
+    assert not runs.differences(whole, run)
+
+
+def test_a_damaged_end_is_trained_again(whole, run, capfd):
+    damage(run, 8)
+    runs.run(run)
+    assert "going on from 7" in capfd.readouterr().err
+    assert not runs.differences(whole, run)
+
+
+def test_a_damaged_round_is_named_and_the_version_before_taken(whole, run, capfd):
+    remove_after(run, 4)
+    path = run / "rounds" / "00000005.npz"
+    path.write_bytes(path.read_bytes()[:200])
+    runs.run(run)
+    err = capfd.readouterr().err
+    assert "00000005.npz cannot be read" in err
+    assert "going on from 3" in err
+    assert not runs.differences(whole, run)
+
+
+def test_damaged_sft_is_trained_again_from_the_version_before(whole, tmp_path, capfd):
+    run = tmp_path / "run"
+    shutil.copytree(whole / "checkpoints" / "sft", run / "checkpoints" / "sft")
+    (run / "checkpoints" / "sft" / "4" / "default" / "manifest.ocdbt").unlink()
+    runs.run(run, job="sft")
+    assert "checkpoints/sft cannot be used" in capfd.readouterr().err
+    assert runs.same(runs.state(whole, "sft"), runs.state(run, "sft"))
+
+
+def test_a_killed_run_keeps_what_it_moved_aside(run, monkeypatch):
+    """Until training has come past it, however often it is started again."""
+    remove_after(run, 6)
+    damage(run, 6)
+    from rlhf_jax.records.checkpoints import Checkpoints
+
+    def killed(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Checkpoints, "save", killed)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            runs.run(run)
+        aside = run / "set_aside" / "rlhf"
+        assert sorted(path.name for path in aside.iterdir()) == ["6", "6.lines"]
+        told = [json.loads(line)["update"] for line in (aside / "6.lines" / "ledger.jsonl").read_text().splitlines()]
+        assert sorted(set(told)) == [5, 6, 7]
+
+
+def test_lost_checkpoints_are_told_and_the_lines_kept(whole, run, capfd, monkeypatch):
+    shutil.rmtree(run / "checkpoints" / "rlhf")
+    runs.run(run)
+    err = capfd.readouterr().err
+    assert "no checkpoint is left of 8 updates of rlhf: it begins again at version 0, and their lines are kept" in err
+    assert not runs.differences(whole, run)
+    assert not (run / "set_aside").exists(), "they were written again"
+
+
+def test_a_hole_in_the_records_is_named(whole, run, capfd):
+    remove_after(run, 6)
+    for name in ("metrics.jsonl", "ledger.jsonl"):
+        kept = [
+            line
+            for line in (run / name).read_text().splitlines(keepends=True)
+            if not (json.loads(line)["stage"] == "rlhf" and json.loads(line).get("update") in (2, 3))
+        ]
+        (run / name).write_text("".join(kept))
+    runs.run(run)
+    err = capfd.readouterr().err
+    for name in ("metrics.jsonl", "ledger.jsonl"):
+        assert f"{run / name} lacks 2 updates of rlhf before the one that is next, from 2 to 3" in err
+    assert runs.same(runs.state(whole), runs.state(run))
+
+
+CADENCES = {"rlhf__keep_checkpoints": 3, "rlhf__checkpoint_every": 2, "rlhf__deadline_seconds": 50.0}
+
+
+@pytest.mark.parametrize("changed", [{"rlhf__loop": "asynchronous"}, CADENCES], ids=["loop", "cadences"])
+def test_free_keys_change_no_number(whole, run, changed):
+    remove_after(run, 3)
+    runs.run(run, **changed)
+    assert not runs.differences(whole, run)
+    assert runs.last_start(run)["at"] == {"sft": 4, "rlhf": 3}
+    assert runs.last_start(run)["changed"].keys() == {key.replace("__", ".") for key in changed}
+
+
+def test_evaluations_made_are_kept_when_they_become_rarer(whole, run):
+    remove_after(run, 5)
+    runs.run(run, rlhf__evaluate_every=0)
+    assert not runs.differences(whole, run, ("ledger.jsonl",))
+    evaluated = [line["update"] for line in runs.lines(run, "metrics.jsonl") if line["stage"] == "evaluate"]
+    assert evaluated == [0, 4, 8]
+
+
+def test_other_micro_batches_go_on_and_are_told(whole, run, capfd):
+    remove_after(run, 3)
+    runs.run(run, rlhf__num_micro_batches=2)
+    assert "from version 3 of rlhf on, numbers agree with those of before to rounding only" in capfd.readouterr().err
+    for one, other in zip(runs.state(whole), runs.state(run), strict=True):
+        assert one == pytest.approx(other, rel=1e-2, abs=1e-3)
+
+
+def test_a_longer_run_is_the_one_that_was_longer_from_the_start(tmp_path, capfd):
+    """At lag 2 the last rounds of the longer one are sampled by versions before the shorter one's end."""
+    schedule = {"rlhf__optimizer__schedule": "constant", "rlhf__keep_checkpoints": 4}
+    for name, prompts in (("long", 48), ("grown", 32), ("grown", 48)):
+        runs.run(tmp_path / name, rlhf__total_prompts=prompts, **schedule)
+    assert runs.steps(tmp_path / "grown")[-1] == 12
+    assert not runs.differences(tmp_path / "long", tmp_path / "grown")
+    assert (
+        "rlhf.total_prompts was 32 and is 48: the run is longer (from version 8 of rlhf on)" in capfd.readouterr().err
+    )
+    made = json.loads((tmp_path / "grown" / "checkpoints" / "rlhf" / ".made_with.json").read_text())
+    assert made["config"]["rlhf.total_prompts"] == 48
+    with pytest.raises(Refusal, match="a run may only grow"):
+        runs.run(tmp_path / "grown", rlhf__total_prompts=32, **schedule)
+
+
+def test_versions_past_the_end_are_refused(run):
+    """Copied without what says that they are of a longer run."""
+    for path in (run / "config.json", run / "checkpoints" / "rlhf" / ".made_with.json"):
+        path.unlink()
+    with pytest.raises(Refusal, match="has version 8, but the run ends with version 4"):
+        runs.run(run, rlhf__total_prompts=16)
+    (run / "checkpoints" / "sft" / ".made_with.json").unlink()
+    (run / "config.json").unlink(missing_ok=True)
+    with pytest.raises(Refusal, match=r"checkpoints/sft has 4 updates, but sft\.num_updates is 2"):
+        runs.run(run, sft__num_updates=2)
+
+
+def test_a_bounded_run_samples_a_damaged_round_again(tmp_path, capfd):
+    bounded = {"rlhf__loop": "asynchronous", "rlhf__clock": "bounded"}
+    run = tmp_path / "run"
+    runs.run(run, **bounded)
+    remove_after(run, 4)
+    for path in (run / "rounds").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    runs.run(run, **bounded)
+    assert "00000004.npz cannot be read" in (err := capfd.readouterr().err)
+    assert "the round is sampled again" in err
+    rows = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+    assert sorted((row["ordinal"], row["sample"]) for row in rows) == [(o, s) for o in range(32) for s in range(2)]
