@@ -21,14 +21,15 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import cell_lines, command
 from experiments.bench.page import pages as bench_pages
-from experiments.cells import Cells, line_identity, load, run_cells
-from experiments.provenance import ROOT
-from experiments.run import keep_freed_memory
-from experiments.study import Cell
+from rlhf_jax.cli import command
+from rlhf_jax.cli.run import keep_freed_memory
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.report.plots import style
+from rlhf_jax.sweeps import cell_lines
+from rlhf_jax.sweeps.cells import Cells, line_identity, load, run_cells
+from rlhf_jax.sweeps.provenance import ROOT
+from rlhf_jax.sweeps.study import Cell
 
 PAGES = ROOT / "docs" / "results"
 STUDIES = {name: f"configs/studies/{name}.py" for name in ("quickstart", "grpovi", "offpolicyness")}
@@ -42,7 +43,7 @@ def study_pages(name: str) -> dict[str, str | Figure]:
 
     A page from a part of the cells would be another study than its protocol says.
     """
-    from experiments.study import report_cells
+    from rlhf_jax.sweeps.study import report_cells
 
     study = load(str(ROOT / STUDIES[name]))
     assert study.cells is not None

@@ -43,6 +43,10 @@ class Stalled(TimeoutError):
     """
 
 
+class Failed(RuntimeError):
+    """A failure that its message explains whole, such as that of another process which wrote a log."""
+
+
 class ComponentError(Exception):
     """A fault of a component's own code: it raised, or it gave something that training cannot use.
 

@@ -34,9 +34,10 @@ LAYERS = {
     "rlhf_jax.stages": 8,
     "rlhf_jax.rewards.common.nodes": 8,
     "rlhf_jax.build": 9,
-    "rlhf_jax.components": 9,
-    "experiments": 10,
-    "configs": 10,
+    "rlhf_jax.sweeps": 10,
+    "rlhf_jax.cli": 11,
+    "experiments": 12,
+    "configs": 12,
 }
 
 

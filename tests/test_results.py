@@ -9,9 +9,9 @@ import pytest
 
 from experiments import results
 from experiments.bench import page
-from experiments.cells import Cells
-from experiments.study import Cell, Study
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.sweeps.cells import Cells
+from rlhf_jax.sweeps.study import Cell, Study
 
 ROOT = Path(__file__).parent.parent
 LINE = {

@@ -14,9 +14,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from experiments.study import Arm, Study
 from rlhf_jax import registry
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.sweeps.study import Arm, Study
 
 
 def base() -> ConfigDict:

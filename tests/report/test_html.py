@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import report
+from rlhf_jax.cli import report
 from rlhf_jax.records.jsonl import Line
 from rlhf_jax.report import body, read
 from rlhf_jax.report import page as page_of

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import evaluate, report
-from experiments import export as export_command
 from rlhf_jax import build
+from rlhf_jax.cli import evaluate, report
+from rlhf_jax.cli import export as export_command
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.run_directory import history, made
 from rlhf_jax.stages import reward_model, rlhf, sft

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from configs import quickstart
-from experiments import run
 from rlhf_jax import build
+from rlhf_jax.cli import run
 from rlhf_jax.refusal import ComponentError, Refusal
 from rlhf_jax.run_directory import made, run_config, starts
 from rlhf_jax.stages.common import own_code

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from configs import jsonl
-from experiments import run
 from experiments.bench import kill
 from rlhf_jax import build
+from rlhf_jax.cli import run
 from rlhf_jax.stages import pipeline
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")

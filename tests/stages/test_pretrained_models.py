@@ -9,9 +9,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from configs import quickstart
-from experiments import evaluate as evaluate_command
-from experiments import export as export_command
 from rlhf_jax import build
+from rlhf_jax.cli import evaluate as evaluate_command
+from rlhf_jax.cli import export as export_command
 from rlhf_jax.models import gpt_neox, llama
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.pretrained import export

@@ -4,8 +4,8 @@ import math
 import random
 from typing import Any
 
-from experiments.study import Arm
 from rlhf_jax.clock import Clock
+from rlhf_jax.sweeps.study import Arm
 
 LEARNED = {"online_dpo": 3.4, "rloo": 3.2, "ppo": 3.8, "best_of_n": 2.2}  # nats after 64 fresh updates
 SENSITIVE = {"online_dpo": 0.04, "rloo": 0.16, "ppo": 0.2, "best_of_n": 0.1}  # what an age costs, per log

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cells as cell_runs
-from experiments.cells import Cells
 from experiments.studies.grpovi import findings
-from experiments.study import report_cells
 from rlhf_jax import build
+from rlhf_jax.sweeps import cells as cell_runs
+from rlhf_jax.sweeps.cells import Cells
+from rlhf_jax.sweeps.study import report_cells
 
 CONFIG = "configs/studies/grpovi.py"
 ROOT = Path(__file__).parent.parent.parent

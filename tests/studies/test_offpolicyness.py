@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cells
 from experiments.studies.offpolicyness import findings, measures, plots
 from rlhf_jax.report.statistics import interval
+from rlhf_jax.sweeps import cells
 
 from . import invented
 

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cells as cell_runs
-from experiments import result, slurm, sweep
-from experiments import study as protocol
-from experiments.cells import Cells, Failed
-from experiments.study import Cell
 from rlhf_jax import build
+from rlhf_jax.cli import slurm, sweep
 from rlhf_jax.config import flat
 from rlhf_jax.stages import rlhf
+from rlhf_jax.sweeps import cells as cell_runs
+from rlhf_jax.sweeps import result
+from rlhf_jax.sweeps import study as protocol
+from rlhf_jax.sweeps.cells import Cells, Failed
+from rlhf_jax.sweeps.study import Cell
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = "configs/studies/offpolicyness.py"

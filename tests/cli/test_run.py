@@ -12,14 +12,14 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import run
 from rlhf_jax import build
+from rlhf_jax.cli import run
 from rlhf_jax.records import jsonl
 from rlhf_jax.refusal import NotFinite
 from rlhf_jax.run_directory import lock
 from rlhf_jax.stages import pipeline
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIG = "--config=configs/quickstart.py"
 
 

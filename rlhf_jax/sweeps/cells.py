@@ -14,12 +14,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import cell_lines, provenance
-from experiments.command import Failed
-from experiments.study import Cell, Study
 from rlhf_jax.records.jsonl import replace as replace_file
-from rlhf_jax.refusal import MissingInput, Refusal
+from rlhf_jax.refusal import Failed, MissingInput, Refusal
 from rlhf_jax.run_directory import history
+from rlhf_jax.sweeps import cell_lines, provenance
+from rlhf_jax.sweeps.study import Cell, Study
 
 CELLS, BASE, FILE, RESULT = "cells", "base", "cells.jsonl", "result.json"
 BULK = ("checkpoints", "rounds", "tensorboard")  # folders of a run that no report reads
@@ -254,9 +253,9 @@ def run_cells(cells: Cells, wanted: Sequence[Cell]) -> None:
 
 def run_cell(cells: Cells, cell: Cell, params: Any, reward: Any) -> None:
     """Runs one cell from its shared stages, and writes its line last: with it the cell has ended."""
-    from experiments.result import line_of
     from rlhf_jax import build
     from rlhf_jax.stages import rlhf
+    from rlhf_jax.sweeps.result import line_of
 
     config, diverged = cells.config(cell), ""
     shutil.rmtree(cells.directory(cell), ignore_errors=True)  # an interrupted cell begins again

@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 
 from configs import quickstart
-from experiments import cell_lines, provenance, sweep
-from experiments import cells as cell_runs
-from experiments import study as protocol
-from experiments.cells import Cells, Failed
-from experiments.study import Arm, Cell, Rung, Study
+from rlhf_jax.cli import sweep
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.report import study as page
+from rlhf_jax.sweeps import cell_lines, provenance
+from rlhf_jax.sweeps import cells as cell_runs
+from rlhf_jax.sweeps import page as page
+from rlhf_jax.sweeps import study as protocol
+from rlhf_jax.sweeps.cells import Cells, Failed
+from rlhf_jax.sweeps.study import Arm, Cell, Rung, Study
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RATE, WEIGHT = "rlhf.optimizer.learning_rate", "algorithm.kl_weight"
 
 

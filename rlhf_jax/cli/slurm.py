@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from experiments import cells
-from experiments.command import Failed
-from experiments.run import keep_freed_memory
-from experiments.study import Cell, Study
-from rlhf_jax.refusal import Refusal
+from rlhf_jax.cli.run import keep_freed_memory
+from rlhf_jax.refusal import Failed, Refusal
+from rlhf_jax.sweeps import cells
+from rlhf_jax.sweeps.study import Cell, Study
 
 MINUTES = 120  # of a job, where the options do not say
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from experiments import run
 from rlhf_jax import build
+from rlhf_jax.cli import run
 from rlhf_jax.refusal import ComponentError, Refusal
 from rlhf_jax.rewards.common.nodes import reward_configs, reward_nodes
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rlhf_jax.refusal import ComponentError, NotFinite, Refusal, Stalled
+from rlhf_jax.refusal import ComponentError, Failed, NotFinite, Refusal, Stalled
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -33,10 +33,6 @@ WRITERS += ("orbax.", "tensorboardX.")
 REDELIVER_SECONDS = 0.1
 _started = False
 GOODBYE_SECONDS = 10.0  # that other threads have to end in, once a command has failed
-
-
-class Failed(RuntimeError):
-    """A failure that its message explains whole, such as that of another process which wrote a log."""
 
 
 @dataclass

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.provenance import digest
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.sweeps.provenance import digest
 
 Line = dict[str, Any]
 NO_NUMBERS = ("directory", "job", "sft.min_whole_references")

@@ -74,7 +74,7 @@ class Study:
     max_widenings: int = 2
     factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
-    report: str = "rlhf_jax.report.study"
+    report: str = "rlhf_jax.sweeps.page"
     cells: Path | None = None
 
     def __post_init__(self) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import config_files, run
 from rlhf_jax import build
+from rlhf_jax.cli import config_files, run
 from rlhf_jax.refusal import Refusal
 
 
@@ -78,7 +78,7 @@ def test_a_file_may_define_dataclasses_and_have_any_name(written):
 
 
 def test_a_name_that_is_no_file_suggests_one(monkeypatch):
-    monkeypatch.chdir(Path(__file__).parent.parent)
+    monkeypatch.chdir(Path(__file__).parents[2])
     with pytest.raises(Refusal, match=r"no config file 'quikstart'; did you mean configs/quickstart\.py\?"):
         config_files.load("quikstart")
 

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from experiments import provenance
-from experiments.study import Arm, Cell
 from rlhf_jax.records.jsonl import Line
 from rlhf_jax.records.metrics import read
 from rlhf_jax.stages import rlhf
+from rlhf_jax.sweeps import provenance
+from rlhf_jax.sweeps.study import Arm, Cell
 from rlhf_jax.types import Algorithm
 
 MEANS = ("ratio_p99", "clip_share", "entropy", "behavior_kl_k1", "flat_group_share", "winner_takes_all_share")

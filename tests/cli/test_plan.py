@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import plan
+from rlhf_jax.cli import plan
 from rlhf_jax.devices.placement import parse
 
 QUICKSTART = "--config=configs/quickstart.py:algorithm=ppo"
@@ -13,7 +13,7 @@ TLDR = "--config=configs/tldr/ppo.py"
 
 @pytest.fixture(autouse=True)
 def at_root(monkeypatch):
-    monkeypatch.chdir(Path(__file__).parent.parent)
+    monkeypatch.chdir(Path(__file__).parents[2])
 
 
 def planned(capsys, tmp_path, *arguments: str) -> tuple[int, str, str]:

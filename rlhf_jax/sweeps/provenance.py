@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rlhf_jax.refusal import MissingInput, Refusal
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "steps.json"
 SHARED = ("sft", "reward_model", "evaluation")  # golden entries that every cell depends on
 DIGITS = 16  # of a digest in hexadecimal: 64 bits

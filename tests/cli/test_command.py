@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments import command
+from rlhf_jax.cli import command
 from rlhf_jax.records import jsonl
 from rlhf_jax.refusal import MissingInput, NotFinite, Refusal
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 COMMANDS = sorted(path for path in (ROOT / "experiments").glob("*.py") if "__main__" in path.read_text())
 FULL = f"Failed to write 16 bytes to file 9: {os.strerror(errno.ENOSPC)} [os_error_code='28']"
 
@@ -109,7 +109,7 @@ def test_a_full_disk_that_names_no_file_is_known_by_who_wrote(tmp_path, capsys, 
 
 def program(body: str) -> subprocess.Popen[str]:
     """A program that is a command whose body is this text."""
-    text = "import gc, signal, sys, time\nfrom experiments import command\n"
+    text = "import gc, signal, sys, time\nfrom rlhf_jax.cli import command\n"
     text += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a suite in the background inherits SIG_IGN
     text += f"def body(place):\n    {body}\n"
     text += "command.start(lambda: command.call(body, 'it goes on'))"
@@ -145,7 +145,7 @@ def test_an_interruption_inside_of_a_callback_of_the_collector_is_not_lost():
 @pytest.mark.parametrize("ending", ["return 1", "raise SystemExit(1)"])
 def test_a_command_that_failed_does_not_wait_for_its_threads(ending):
     """Where a disk has failed, threads of orbax wait for it for minutes."""
-    text = "import threading, time\nfrom experiments import command\ncommand.GOODBYE_SECONDS = 0.2\ndef main():\n"
+    text = "import threading, time\nfrom rlhf_jax.cli import command\ncommand.GOODBYE_SECONDS = 0.2\ndef main():\n"
     text += f"    threading.Thread(target=time.sleep, args=(60,)).start()\n    {ending}\ncommand.start(main)"
     began = time.monotonic()
     assert subprocess.run([sys.executable, "-c", text], cwd=ROOT).returncode == 1
@@ -184,6 +184,8 @@ def test_what_nobody_can_catch_is_still_printed():
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
 def test_every_command_starts_by_the_same_rule(path):
     source = path.read_text()
+    if f"from rlhf_jax.cli.{path.stem} import start" in source:
+        source = (ROOT / "rlhf_jax" / "cli" / path.name).read_text()
     assert "command.start(main)" in source
     assert "command.call(" in source
     assert "sys.exit" not in source

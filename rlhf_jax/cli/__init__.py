@@ -1,0 +1,1 @@
+"""The commands: run, sweep, plan, evaluate, export, report."""

@@ -1,0 +1,1 @@
+"""Sweeps: the arms of a study, its cells, and the lines that are kept of them."""
