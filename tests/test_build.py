@@ -15,7 +15,7 @@ CONFIGS = ROOT / "configs"
 NAMES = sorted(
     str(path.relative_to(CONFIGS).with_suffix(""))
     for path in CONFIGS.rglob("[!_]*.py")
-    if path.parent.name != "studies"
+    if path.parent.name not in ("studies", "common")
 )
 
 

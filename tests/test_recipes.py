@@ -163,7 +163,7 @@ def test_a_recipe_refuses_another_size():
 
 
 def test_relabelled_pairs_are_in_the_order_of_gold(ran):
-    directory = ran("tldr/relabel")
+    directory = ran("tldr/comparisons")
     workspace, *_ = build.of_directory(directory)
     lines = [json.loads(line) for line in (directory / "comparisons" / "train.jsonl").read_text().splitlines()]
     assert len(lines) == published.NUM_TRAIN

@@ -13,16 +13,15 @@ Greedy exact match on held-out problems is gold_mean_greedy.
 
 from ml_collections import ConfigDict
 
-from configs import _recipes
-from configs.gsm8k import _recipe
+from configs.common import gsm8k, recipes
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """`:debug` takes the smallest sizes."""
-    _, small = _recipes.chosen(argument)
-    config = _recipe.rlhf(
+    _, small = recipes.chosen(argument)
+    config = gsm8k.rlhf(
         "online_dpo", prompts_per_update=256, num_updates=512
     )  # 252 prompts where three devices trained
     config.algorithm.beta = 0.1
     config.rlhf.num_micro_batches = 16
-    return _recipes.debug(config) if small else config
+    return recipes.debug(config) if small else config

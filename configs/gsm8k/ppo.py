@@ -14,18 +14,17 @@ Eight samples a prompt, 256 completions and two epochs an update; the critic beg
 
 from ml_collections import ConfigDict
 
-from configs import _recipes
-from configs.gsm8k import _recipe
+from configs.common import gsm8k, recipes
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """`:debug` takes the smallest sizes."""
-    _, small = _recipes.chosen(argument)
-    config = _recipe.rlhf("ppo", prompts_per_update=32, num_updates=2048)
+    _, small = recipes.chosen(argument)
+    config = gsm8k.rlhf("ppo", prompts_per_update=32, num_updates=2048)
     config.algorithm.kl_weight = 0.05
     config.algorithm.correction.ratio_to, config.algorithm.correction.correction = "proximal", "none"
     config.rlhf.samples_per_prompt = 8
     config.rlhf.num_epochs = 2
     config.rlhf.checkpoint_every = config.rlhf.evaluate_every = 1024  # four checkpoints of 4,096 updates
     config.rlhf.num_micro_batches = 8
-    return _recipes.debug(config) if small else config
+    return recipes.debug(config) if small else config

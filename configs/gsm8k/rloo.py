@@ -13,17 +13,16 @@ Greedy exact match on held-out problems is gold_mean_greedy.
 
 from ml_collections import ConfigDict
 
-from configs import _recipes
-from configs.gsm8k import _recipe
+from configs.common import gsm8k, recipes
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """`:debug` takes the smallest sizes."""
-    _, small = _recipes.chosen(argument)
-    config = _recipe.rlhf(
+    _, small = recipes.chosen(argument)
+    config = gsm8k.rlhf(
         "rloo", prompts_per_update=64, num_updates=2048
     )  # 256 completions; 252 where three devices trained
     config.algorithm.kl_weight = 0.05
     config.algorithm.correction.ratio_to, config.algorithm.correction.correction = "proximal", "none"
     config.rlhf.num_micro_batches = 8
-    return _recipes.debug(config) if small else config
+    return recipes.debug(config) if small else config

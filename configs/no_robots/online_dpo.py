@@ -12,14 +12,14 @@ model (--config.hub.gold=FOLDER), and without one KL, lengths and rewards are me
 
 from ml_collections import ConfigDict
 
-from configs import _recipes
+from configs.common import recipes
 from rlhf_jax import build
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """`:debug` takes the smallest sizes."""
-    _, small = _recipes.chosen(argument)
-    config = _recipes.recipe("runs/no_robots/online_dpo", "no_robots")
+    _, small = recipes.chosen(argument)
+    config = recipes.recipe("runs/no_robots/online_dpo", "no_robots")
     config.hub.sft, config.hub.reward_model = "models/no_robots-sft", "models/no_robots-reward"
     config.task.eos_token = "<|end_of_text|>"
     config.algorithm = build.component("algorithms", "online_dpo")
@@ -31,7 +31,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.rlhf.prompts_per_update = 128  # 256 completions
     config.rlhf.total_prompts = 390 * 128  # 100,000 episodes count completions
     config.rlhf.num_micro_batches = 16
-    _recipes.plain_adam(config.rlhf.optimizer, 8e-7, "linear")
+    recipes.plain_adam(config.rlhf.optimizer, 8e-7, "linear")
     config.rlhf.optimizer.epsilon = 1e-5
     config.rlhf.scoring.missing_eos_score = -10.0
     config.rlhf.checkpoint_every = config.rlhf.evaluate_every = 98  # four checkpoints a run
@@ -40,4 +40,4 @@ def get_config(argument: str = "") -> ConfigDict:
     config.evaluate.num_prompts = 500
     config.evaluate.references_per_prompt = 1
     config.seed = 3
-    return _recipes.debug(config) if small else config
+    return recipes.debug(config) if small else config

@@ -13,13 +13,13 @@ python -m experiments.export --directory=runs/no_robots/reward_model --stage=rew
 
 from ml_collections import ConfigDict
 
-from configs import _recipes
+from configs.common import recipes
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """`:debug` takes the smallest sizes."""
-    _, small = _recipes.chosen(argument)
-    config = _recipes.recipe("runs/no_robots/reward_model", "jsonl")
+    _, small = recipes.chosen(argument)
+    config = recipes.recipe("runs/no_robots/reward_model", "jsonl")
     config.job = "reward_model"
     config.task.prompts = "data/no_robots_pairs/prompts.jsonl"
     config.task.comparisons = "data/no_robots_pairs/comparisons.jsonl"
@@ -29,5 +29,5 @@ def get_config(argument: str = "") -> ConfigDict:
     config.reward_model.pairs_per_update = 256
     config.reward_model.num_updates = 10_000 // 256  # one epoch of the paper's pairs
     config.reward_model.num_micro_batches = 32
-    _recipes.plain_adam(config.reward_model.optimizer, 3e-6, "linear")
-    return _recipes.debug(config) if small else config
+    recipes.plain_adam(config.reward_model.optimizer, 3e-6, "linear")
+    return recipes.debug(config) if small else config

@@ -12,13 +12,13 @@ python -m experiments.export --directory=runs/no_robots/sft --stage=sft --to=mod
 
 from ml_collections import ConfigDict
 
-from configs import _recipes
+from configs.common import recipes
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """`:debug` takes the smallest sizes."""
-    _, small = _recipes.chosen(argument)
-    config = _recipes.recipe("runs/no_robots/sft", "no_robots")
+    _, small = recipes.chosen(argument)
+    config = recipes.recipe("runs/no_robots/sft", "no_robots")
     config.job = "sft"
     config.hub.base = "models/llama-3.1-8b"
     config.task.eos_token = "<|end_of_text|>"
@@ -26,6 +26,6 @@ def get_config(argument: str = "") -> ConfigDict:
     config.sft.rows_per_update = 128
     config.sft.num_updates = 2 * 9_500 // 128  # two epochs
     config.sft.num_micro_batches = 16
-    _recipes.plain_adam(config.sft.optimizer, 5e-6, "linear")
+    recipes.plain_adam(config.sft.optimizer, 5e-6, "linear")
     config.sft.optimizer.warmup_updates = 4  # 0.03 of them
-    return _recipes.debug(config) if small else config
+    return recipes.debug(config) if small else config

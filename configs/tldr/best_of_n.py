@@ -12,12 +12,11 @@ are evaluated by python -m experiments.evaluate --directory=runs/tldr/410m/best_
 
 from ml_collections import ConfigDict
 
-from configs import _recipes
-from configs.tldr import _recipe
+from configs.common import recipes, tldr
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """`:size=1b` takes Pythia 1b, `:size=2.8b` Pythia 2.8b; `:debug` the smallest sizes."""
-    choice, small = _recipes.chosen(argument, size="410m")
-    config = _recipe.rlhf(choice["size"], "best_of_n")
-    return _recipes.debug(config) if small else config
+    choice, small = recipes.chosen(argument, size="410m")
+    config = tldr.rlhf(choice["size"], "best_of_n")
+    return recipes.debug(config) if small else config

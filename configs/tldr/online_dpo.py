@@ -13,13 +13,12 @@ are evaluated by python -m experiments.evaluate --directory=runs/tldr/410m/onlin
 
 from ml_collections import ConfigDict
 
-from configs import _recipes
-from configs.tldr import _recipe
+from configs.common import recipes, tldr
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """`:size=1b` takes Pythia 1b, `:size=2.8b` Pythia 2.8b; `:debug` the smallest sizes."""
-    choice, small = _recipes.chosen(argument, size="410m")
-    config = _recipe.rlhf(choice["size"], "online_dpo")
+    choice, small = recipes.chosen(argument, size="410m")
+    config = tldr.rlhf(choice["size"], "online_dpo")
     config.algorithm.beta = 0.1
-    return _recipes.debug(config) if small else config
+    return recipes.debug(config) if small else config

@@ -14,16 +14,15 @@ round, as in the paper's code; its value coefficient 0.1 has no place with an op
 
 from ml_collections import ConfigDict
 
-from configs import _recipes
-from configs.tldr import _recipe
+from configs.common import recipes, tldr
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """`:size=1b` takes Pythia 1b, `:size=2.8b` Pythia 2.8b; `:debug` the smallest sizes."""
-    choice, small = _recipes.chosen(argument, size="410m")
-    config = _recipe.rlhf(choice["size"], "ppo")
+    choice, small = recipes.chosen(argument, size="410m")
+    config = tldr.rlhf(choice["size"], "ppo")
     config.algorithm.kl_weight, config.algorithm.clip, config.algorithm.value_clip = 0.05, 0.2, 0.2
     config.algorithm.discount, config.algorithm.decay = 1.0, 0.95
     config.algorithm.correction.ratio_to, config.algorithm.correction.correction = "proximal", "none"
     config.rlhf.samples_per_prompt = 1
-    return _recipes.debug(config) if small else config
+    return recipes.debug(config) if small else config

@@ -6,18 +6,17 @@ Time:      not measured: no accelerator was at hand
 Result:    not measured
 Debug:     `:debug` runs it end to end with a random model of bytes on small files, two updates a stage
 
-Relabels first where that has not run (configs/tldr/relabel.py); needs the same folders. It is exported for RLHF:
+Relabels first where that has not run (configs/tldr/comparisons.py); needs the same folders. It is exported for RLHF:
 python -m experiments.export --directory=runs/tldr/410m/reward_model --stage=reward_model --to=models/tldr-410m-reward
 """
 
 from ml_collections import ConfigDict
 
-from configs import _recipes
-from configs.tldr import _recipe
+from configs.common import recipes, tldr
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """`:size=1b` takes Pythia 1b, `:size=2.8b` Pythia 2.8b; `:debug` the smallest sizes."""
-    choice, small = _recipes.chosen(argument, size="410m")
-    config = _recipe.reward_model(choice["size"], "reward_model")
-    return _recipes.debug(config) if small else config
+    choice, small = recipes.chosen(argument, size="410m")
+    config = tldr.reward_model(choice["size"], "reward_model")
+    return recipes.debug(config) if small else config

@@ -13,16 +13,15 @@ are evaluated by python -m experiments.evaluate --directory=runs/tldr/410m/rloo
 
 from ml_collections import ConfigDict
 
-from configs import _recipes
-from configs.tldr import _recipe
+from configs.common import recipes, tldr
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """`:size=1b` takes Pythia 1b, `:size=2.8b` Pythia 2.8b; `:debug` the smallest sizes."""
-    choice, small = _recipes.chosen(argument, size="410m")
-    config = _recipe.rlhf(choice["size"], "rloo")
+    choice, small = recipes.chosen(argument, size="410m")
+    config = tldr.rlhf(choice["size"], "rloo")
     config.algorithm.kl_weight, config.algorithm.clip = 0.05, 0.2
     config.algorithm.correction.ratio_to, config.algorithm.correction.correction = "proximal", "none"
     config.rlhf.prompts_per_update = 256
     config.rlhf.total_prompts = 256 * 256
-    return _recipes.debug(config) if small else config
+    return recipes.debug(config) if small else config

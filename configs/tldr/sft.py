@@ -13,19 +13,18 @@ The paper's code learns the prompt's tokens too; here the loss is on the summary
 
 from ml_collections import ConfigDict
 
-from configs import _recipes
-from configs.tldr import _recipe
+from configs.common import recipes, tldr
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """`:size=1b` takes Pythia 1b, `:size=2.8b` Pythia 2.8b; `:debug` the smallest sizes."""
-    choice, small = _recipes.chosen(argument, size="410m")
-    config = _recipe.base(choice["size"], "sft")
+    choice, small = recipes.chosen(argument, size="410m")
+    config = tldr.base(choice["size"], "sft")
     config.job = "sft"
     config.hub.base = f"models/pythia-{choice['size']}-deduped"
     config.lengths.max_completion_tokens = 53
     config.sft.rows_per_update = 32
-    config.sft.num_updates = _recipe.NUM_POSTS // 32  # one epoch
+    config.sft.num_updates = tldr.NUM_POSTS // 32  # one epoch
     config.sft.checkpoint_every = 1000
-    _recipes.plain_adam(config.sft.optimizer, 1e-5, "cosine")
-    return _recipes.debug(config) if small else config
+    recipes.plain_adam(config.sft.optimizer, 1e-5, "cosine")
+    return recipes.debug(config) if small else config

@@ -15,14 +15,14 @@ models/ultrafeedback-reward (a sequence classifier of the policy's tokenizer) an
 
 from ml_collections import ConfigDict
 
-from configs import _recipes
+from configs.common import recipes
 from rlhf_jax import build
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """`:algorithm=grpo` takes the baseline, `:debug` the smallest sizes."""
-    choice, small = _recipes.chosen(argument, algorithm="grpovi")
-    config = _recipes.recipe(f"runs/ultrafeedback/{choice['algorithm']}", "ultrafeedback")
+    choice, small = recipes.chosen(argument, algorithm="grpovi")
+    config = recipes.recipe(f"runs/ultrafeedback/{choice['algorithm']}", "ultrafeedback")
     config.algorithm = build.component("algorithms", choice["algorithm"])
     config.algorithm.kl_weight = 0.05
     config.hub.sft, config.hub.reward_model = "models/ultrafeedback-sft", "models/ultrafeedback-reward"
@@ -35,10 +35,10 @@ def get_config(argument: str = "") -> ConfigDict:
     config.rlhf.total_prompts = 2 * 12_224  # as many as two epochs of the fifth that is not the reward model's there
     config.rlhf.num_micro_batches = 8
     config.rlhf.loop, config.rlhf.lag = "asynchronous", 1
-    _recipes.plain_adam(config.rlhf.optimizer, 1e-7, "constant")
+    recipes.plain_adam(config.rlhf.optimizer, 1e-7, "constant")
     config.rlhf.checkpoint_every = config.rlhf.evaluate_every = 382  # four checkpoints a run
     config.rlhf.keep_checkpoints = 4
     config.evaluate.num_prompts = 500
     config.evaluate.prompts_per_batch = config.evaluate.num_prompts_between = 100
     config.evaluate.samples_per_prompt, config.evaluate.references_per_prompt = 10, 1
-    return _recipes.debug(config) if small else config
+    return recipes.debug(config) if small else config

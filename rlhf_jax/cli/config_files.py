@@ -15,6 +15,9 @@ from rlhf_jax.refusal import Refusal
 
 NOT_THEIRS = (*(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), str(Path(__file__).parent))
 
+RENAMED = {"configs/tldr/relabel.py": "configs/tldr/comparisons.py"}
+"""old path -> new path, for the error that names it."""
+
 
 def listed() -> str:
     """The config files that come with the code."""
@@ -22,7 +25,7 @@ def listed() -> str:
 
 
 def _files() -> list[Path]:
-    return sorted(path for path in Path("configs").rglob("[!_]*.py") if path.parent.name != "studies")
+    return sorted(path for path in Path("configs").rglob("[!_]*.py") if path.parent.name not in ("studies", "common"))
 
 
 def load(named: str) -> ConfigDict:
@@ -31,6 +34,8 @@ def load(named: str) -> ConfigDict:
     Raises Refusal where there is no such file or no config in it, and for whatever its code raises, with the file and line.
     """
     path, colon, argument = named.partition(":")
+    if path in RENAMED and not Path(path).is_file():
+        raise Refusal(f"--config={named}: the file is now called {RENAMED[path]}")
     if not Path(path).is_file():
         stems = {file.stem: str(file) for file in _files()}
         close = difflib.get_close_matches(Path(path).stem, stems, 1)

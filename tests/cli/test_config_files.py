@@ -145,3 +145,8 @@ def test_another_component_comes_with_its_own_defaults():
         overridden("algorithm.name=ppoo")
     with pytest.raises(Refusal, match=r"config\.algorithm has no key 'beta'"):
         overridden("algorithm.name=rloo", "algorithm.beta=0.1")
+
+
+def test_a_renamed_file_is_refused_with_its_new_name():
+    with pytest.raises(Refusal, match=r"the file is now called configs/tldr/comparisons\.py"):
+        config_files.load("configs/tldr/relabel.py:size=410m")

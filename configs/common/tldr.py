@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
-from configs import _recipes
+from configs.common import recipes
 from rlhf_jax import build
 
 NUM_POSTS, NUM_COMPARISONS = 116_722, 92_858  # of the published training files
@@ -27,8 +27,8 @@ SIZES = {"410m": Size("pythia-410m", 1), "1b": Size("pythia-1b", 4), "2.8b": Siz
 
 def base(size: str, stage: str) -> ConfigDict:
     """A recipe on TL;DR with Pythia of a size. Raises Refusal for another size."""
-    found = _recipes.one_of(SIZES, "size", size)
-    config = _recipes.recipe(f"runs/tldr/{size}/{stage}", "tldr")
+    found = recipes.one_of(SIZES, "size", size)
+    config = recipes.recipe(f"runs/tldr/{size}/{stage}", "tldr")
     config.model = build.model("gpt_neox", found.pythia)
     config.model.dtype = "bfloat16"  # fp16 AMP for SFT and reward model, bf16 for RLHF
     config.lengths.max_prompt_tokens = 512
@@ -50,7 +50,7 @@ def reward_model(size: str, stage: str) -> ConfigDict:
     config.task.comparisons_dir = "data/tldr_comparisons"
     config.hub.sft, config.hub.gold = f"models/tldr-{size}-sft", "models/tldr-6.9b-reward"
     config.lengths.max_completion_tokens = 169
-    _recipes.plain_adam(config.reward_model.optimizer, 1e-5, "cosine")
+    recipes.plain_adam(config.reward_model.optimizer, 1e-5, "cosine")
     config.reward_model.pairs_per_update = (
         64  # 410m: 8 x 8; the cards of 1b and 2.8b say 64 in all, their configs 16 a process
     )
@@ -71,8 +71,8 @@ def rlhf(size: str, algorithm: str) -> ConfigDict:
     config.rlhf.samples_per_prompt = 2
     config.rlhf.prompts_per_update = 512  # the asynchronous runs on four devices had 504, for three that train
     config.rlhf.total_prompts = 256 * 512
-    _recipes.plain_adam(config.rlhf.optimizer, 3e-6, "linear")
-    _recipes.plain_adam(config.rlhf.critic_optimizer, 3e-6, "linear")
+    recipes.plain_adam(config.rlhf.optimizer, 3e-6, "linear")
+    recipes.plain_adam(config.rlhf.critic_optimizer, 3e-6, "linear")
     config.rlhf.scoring.missing_eos_score = -1.0
     config.rlhf.checkpoint_every = config.rlhf.evaluate_every = 64  # four checkpoints a run
     config.rlhf.keep_checkpoints = 4

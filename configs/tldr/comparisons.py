@@ -1,6 +1,6 @@
 """Comparisons of TL;DR summaries relabelled by a gold reward model, as in async RLHF (arXiv 2410.18252).
 
-Command:   python -m experiments.run --config=configs/tldr/relabel.py:size=410m
+Command:   python -m experiments.run --config=configs/tldr/comparisons.py:size=410m
 Hardware:  4 accelerators of 80 GB (the paper's runs); 410m and 1b fit on one
 Time:      not measured: no accelerator was at hand
 Result:    not measured
@@ -13,12 +13,11 @@ configs/tldr/reward_model.py, and the share on which gold and people agree into 
 
 from ml_collections import ConfigDict
 
-from configs import _recipes
-from configs.tldr import _recipe
+from configs.common import recipes, tldr
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """`:size=1b` takes Pythia 1b, `:size=2.8b` Pythia 2.8b; `:debug` the smallest sizes."""
-    choice, small = _recipes.chosen(argument, size="410m")
-    config = _recipe.reward_model(choice["size"], "comparisons")
-    return _recipes.debug(config) if small else config
+    choice, small = recipes.chosen(argument, size="410m")
+    config = tldr.reward_model(choice["size"], "comparisons")
+    return recipes.debug(config) if small else config

@@ -2,13 +2,13 @@
 
 from ml_collections import ConfigDict
 
-from configs import _recipes
+from configs.common import recipes
 from rlhf_jax import build
 
 
 def rlhf(algorithm: str, prompts_per_update: int, num_updates: int) -> ConfigDict:
     """The RLHF stage on exact match, asynchronous at lag 1."""
-    config = _recipes.recipe(f"runs/gsm8k/{algorithm}", "gsm8k")
+    config = recipes.recipe(f"runs/gsm8k/{algorithm}", "gsm8k")
     config.hub.sft = "models/rho-1b-sft-gsm8k"
     config.reward = "exact_match"
     config.algorithm = build.component("algorithms", algorithm)
@@ -20,7 +20,7 @@ def rlhf(algorithm: str, prompts_per_update: int, num_updates: int) -> ConfigDic
     config.rlhf.total_prompts = num_updates * prompts_per_update
     config.rlhf.scoring.replace_missing_eos = False
     for optimizer in (config.rlhf.optimizer, config.rlhf.critic_optimizer):
-        _recipes.plain_adam(optimizer, 3e-6, "linear")
+        recipes.plain_adam(optimizer, 3e-6, "linear")
         optimizer.max_grad_norm = 1.0  # on one GPU; the code of the four-GPU runs clips nothing
     config.rlhf.checkpoint_every = config.rlhf.evaluate_every = num_updates // 4
     config.rlhf.keep_checkpoints = 4
