@@ -24,7 +24,7 @@ from rlhf_jax.records import notes
 from rlhf_jax.refusal import ComponentError, Refusal
 from rlhf_jax.rewards.api import LEARNED
 from rlhf_jax.rewards.common.nodes import reward_configs, reward_nodes
-from rlhf_jax.run_directory import changes, environment, lock, run_config, starts
+from rlhf_jax.run_directory import changes, environment, history, lock, run_config, starts
 from rlhf_jax.stages import comparisons, pipeline, reward_model, rlhf, sft
 from rlhf_jax.stages.api import Lengths, Workspace
 from rlhf_jax.stages.common import (
@@ -89,7 +89,7 @@ def default() -> ConfigDict:
             "task": component("tasks", "reviews"),
             "tokenizer": node(tokenizers.Config()),
             "model": model("gpt_neox", "quickstart"),
-            "hub": node(pretrained_models.Config()),
+            "pretrained": node(pretrained_models.Config()),
             "lengths": node(Lengths()),
             "mesh": node(mesh.Config()),
             "algorithm": component("algorithms", "online_dpo"),
@@ -149,7 +149,7 @@ def _defaults(values: dict[str, Any]) -> dict[str, Any]:
     for part, folder in (("algorithm", "algorithms"), ("task", "tasks")):
         tree[part] = component(folder, values[part]["name"]).to_dict()
     tree["reward_settings"] = reward_nodes(values["reward"], {})
-    if values["model"]["family"] != "hub":
+    if values["model"]["family"] != "pretrained":
         fields = dataclasses.fields(registry.find("models", values["model"]["family"]).Config)
         known = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
         tree["model"] = {"family": values["model"]["family"]} | dict.fromkeys(f.name for f in fields) | known
@@ -180,11 +180,11 @@ def workspace(values: dict[str, Any]) -> Workspace:
     environment.pin()
     task = registry.make("tasks", *named("tasks", values["task"], "task"))
     check_task(task, values["task"]["name"])
-    hub = fill(pretrained_models.Config, values["hub"], "hub")
-    values["model"] = pretrained_models.model_values(values["model"], hub)
+    pretrained = fill(pretrained_models.Config, values["pretrained"], "pretrained")
+    values["model"] = pretrained_models.model_values(values["model"], pretrained)
     if values["tokenizer"]["kind"] == "hf" and not values["tokenizer"]["path"]:
-        values["tokenizer"]["path"] = hub.policy
-    policy_folder = Path(hub.policy) if hub.policy else None
+        values["tokenizer"]["path"] = pretrained.policy
+    policy_folder = Path(pretrained.policy) if pretrained.policy else None
     tokenizer = tokenizers.make(
         fill(tokenizers.Config, values["tokenizer"], "tokenizer"), task.vocabulary, policy_folder
     )
@@ -196,7 +196,7 @@ def workspace(values: dict[str, Any]) -> Workspace:
     lengths = fill(Lengths, values["lengths"], "lengths")
     if hasattr(task, "fitted"):
         task = task.fitted(partial(encoding.count_tokens, tokenizer), lengths.max_prompt_tokens)
-    pretrained_models.check(hub, tokenizer, task)
+    pretrained_models.check(pretrained, tokenizer, task)
     vocabularies.check_template(task, tokenizer)
     return Workspace(
         directory=Path(values["directory"]),
@@ -206,7 +206,7 @@ def workspace(values: dict[str, Any]) -> Workspace:
         model=architecture.make(fill(architecture.Config, family_values, "model")),
         mesh=mesh.make_mesh(fill(mesh.Config, values["mesh"], "mesh")),
         lengths=lengths,
-        hub=hub,
+        pretrained=pretrained,
         begin=stored_config.begun_from(values, _defaults),
     )
 
@@ -225,7 +225,7 @@ def choices(argument: str, **defaults: str) -> dict[str, str]:
 
 NODES = {
     "tokenizer": tokenizers.Config,
-    "hub": pretrained_models.Config,
+    "pretrained": pretrained_models.Config,
     "lengths": Lengths,
     "mesh": mesh.Config,
     "sft": sft.Config,
@@ -240,6 +240,8 @@ NODES = {
 def check_values(values: dict[str, Any]) -> None:
     """Checks every value of a config by itself; see `config.py`. Raises Refusal with every problem."""
     problems, components = Problems(), {"task": "tasks", "algorithm": "algorithms"}
+    if renamed := [sentence for key in flat(values) if (sentence := history.new_name(key))]:
+        raise Refusal(*renamed)
     if absent := sorted(set(default()) - values.keys()):
         raise Refusal(f"the config lacks {', '.join(map(repr, absent))}; build.default() has every key")
     with problems.caught():
@@ -256,7 +258,7 @@ def check_values(values: dict[str, Any]) -> None:
     with problems.caught():
         registry.entry("stages", values["job"])
     with problems.caught():
-        if not (values["hub"]["sft"] or values["hub"]["base"]):  # else the folder says what the keys are
+        if not (values["pretrained"]["sft"] or values["pretrained"]["base"]):  # else the folder says what the keys are
             check_model(values["model"])
     problems.refuse()
 
@@ -264,9 +266,9 @@ def check_values(values: dict[str, Any]) -> None:
 def check_model(values: dict[str, Any]) -> None:
     """Checks the node of a model that no folder completes. Raises Refusal with every problem."""
     values = dict(values)
-    name = values.pop("family", "hub")
-    if name == "hub":
-        raise Refusal("model.family is 'hub', but neither hub.base nor hub.sft names a folder")
+    name = values.pop("family", "pretrained")
+    if name == "pretrained":
+        raise Refusal("model.family is 'pretrained', but neither pretrained.base nor pretrained.sft names a folder")
     shape = family(name).Config
     if others := sorted(values.keys() - {field.name for field in dataclasses.fields(shape)}):
         raise Refusal(
@@ -292,7 +294,7 @@ def resolve_auto(values: dict[str, Any]) -> None:
     resolved = resolve(
         given,
         lag=schedule["lag"],
-        traced=bool(schedule["trace"] or schedule["replay"]),
+        scheduled=bool(schedule["version_schedule"] or schedule["replay_schedule_of"]),
         exact_sampler=exact_sampler(values),
     )
     values["algorithm"]["correction"] = dataclasses.asdict(resolved)
@@ -374,7 +376,7 @@ def checked(
         )
         settings = dataclasses.replace(settings, plan=values["plan"])
         rlhf.check(settings.rlhf, chosen, shared.mesh, settings.plan)
-    if "rlhf" in checks.stages_of(values["job"], settings, shared.hub):
+    if "rlhf" in checks.stages_of(values["job"], settings, shared.pretrained):
         notices += planning.check_memory(shared, settings, chosen)
         notices += filter(None, [inexact_ratio(values)])
     values["mesh"] = environment.mesh_on_each_host(shared.mesh.shape)
@@ -423,12 +425,12 @@ def _checked(values: dict[str, Any]) -> tuple[tuple[Workspace, pipeline.Stages, 
 def check_settings(values: dict[str, Any]) -> None:
     """Checks a config's settings against each other and the devices. Raises Refusal with every problem."""
     values = copy.deepcopy(values)
-    settings, hub = stages(values), fill(pretrained_models.Config, values["hub"], "hub")
+    settings, pretrained = stages(values), fill(pretrained_models.Config, values["pretrained"], "pretrained")
     resolve_auto(values)
     devices = mesh.make_mesh(fill(mesh.Config, values["mesh"], "mesh"))
     if settings.plan == planning.SEARCH:  # which is searched for once the models are known
         settings = dataclasses.replace(settings, plan="")
-    checks.check_settings(values["job"], settings, hub, algorithm(values["algorithm"]), devices)
+    checks.check_settings(values["job"], settings, pretrained, algorithm(values["algorithm"]), devices)
 
 
 def _earlier_plan(where: Path) -> str:
@@ -454,16 +456,18 @@ def problem(
     values = config.to_dict()
     settings = stages(values)
     resolve_auto(values)
-    hub, model_values = fill(pretrained_models.Config, values["hub"], "hub"), dict(values["model"])
-    if model_values["family"] == "hub" or not model_values["vocab_size"]:
+    pretrained, model_values = fill(pretrained_models.Config, values["pretrained"], "pretrained"), dict(values["model"])
+    if model_values["family"] == "pretrained" or not model_values["vocab_size"]:
         network = workspace(values | {"mesh": dataclasses.asdict(mesh.Config())}).model
     else:
         family = registry.find("models", model_values.pop("family"))
         network = family.make(fill(family.Config, model_values, "model"))
     reward = None
     if settings.learned:
-        there = hub.reward_model and Path(hub.reward_model).exists()
-        reward = pretrained_models.classifier(hub.reward_model, dtype=network.dtype) if there else ValueModel(network)
+        there = pretrained.reward_model and Path(pretrained.reward_model).exists()
+        reward = (
+            pretrained_models.classifier(pretrained.reward_model, dtype=network.dtype) if there else ValueModel(network)
+        )
     lengths, chosen = fill(Lengths, values["lengths"], "lengths"), algorithm(values["algorithm"])
     return planning.problem(settings.rlhf, chosen, lengths, network, reward, device, num_devices, completion_lengths)
 

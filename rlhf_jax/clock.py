@@ -3,10 +3,10 @@
 With u = num_minibatches * num_epochs updates a round, before round r is trained the trainer's params have version r*u, and
 
     exact     version of round r              v(r) = u * max(0, r - lag)
-    replay    a trace gives v(r) for every round instead
+    replay    a version schedule gives v(r) for every round instead
     bounded   round r may begin               once u * max(0, r - lag) is published, and takes the newest version there is
     all       age in update j of round r      r*u + j - v(r)           j = 0 ... u-1
-              its bound                       u * lag + u - 1          (a trace: the largest age in it)
+              its bound                       u * lag + u - 1          (a version schedule: the largest age in it)
 
 In exact and replay mode a round is sampled as soon as its version is published, so that no params but the newest are ever
 needed: with a lag, lag + 1 rounds are issued at the start, then one a round. A slow sampler may still need each of the last
@@ -27,7 +27,7 @@ class Clock:
     num_minibatches: int = 1
     num_epochs: int = 1
     lag: int = 0
-    trace: tuple[int, ...] = ()
+    version_schedule: tuple[int, ...] = ()
     bounded: bool = False
 
     def __post_init__(self) -> None:
@@ -36,10 +36,10 @@ class Clock:
                 raise Refusal(f"{name} is {getattr(self, name)}; accepted: 1 or more")
         if self.lag < 0:
             raise Refusal(f"lag is {self.lag}; accepted: 0 (synchronous) or more rounds")
-        if self.bounded and self.trace:
-            raise Refusal("a trace says the version of every round: it is replayed, not bounded")
-        if self.trace:
-            check_trace(self.trace, self.num_rounds, self.updates_per_round)
+        if self.bounded and self.version_schedule:
+            raise Refusal("a version schedule says the version of every round: it is replayed, not bounded")
+        if self.version_schedule:
+            check_version_schedule(self.version_schedule, self.num_rounds, self.updates_per_round)
 
     @property
     def updates_per_round(self) -> int:
@@ -54,14 +54,14 @@ class Clock:
     @property
     def max_age(self) -> int:
         """The most updates that a sample may be old when it is trained on."""
-        if not self.trace:
+        if not self.version_schedule:
             return self.updates_per_round * (self.lag + 1) - 1
-        return max(self.age(r, self.updates_per_round - 1, version) for r, version in enumerate(self.trace))
+        return max(self.age(r, self.updates_per_round - 1, version) for r, version in enumerate(self.version_schedule))
 
     def version(self, round_index: int) -> int:
         """The version that samples a round; in bounded mode the least one."""
-        if self.trace:
-            return self.trace[round_index]
+        if self.version_schedule:
+            return self.version_schedule[round_index]
         return self.updates_per_round * max(0, round_index - self.lag)
 
     def age(self, round_index: int, update_in_round: int, version: int | None = None) -> int:
@@ -96,13 +96,13 @@ class Clock:
         return [r for r in range(round_index, self.num_rounds) if self.version(r) < version]
 
 
-def check_trace(trace: Sequence[int], num_rounds: int, updates_per_round: int) -> None:
+def check_version_schedule(version_schedule: Sequence[int], num_rounds: int, updates_per_round: int) -> None:
     """Raises Refusal unless every round has a version that is published by then."""
-    if len(trace) != num_rounds:
-        raise Refusal(f"the trace has {len(trace)} versions, but the run has {num_rounds} rounds")
-    for round_index, version in enumerate(trace):
+    if len(version_schedule) != num_rounds:
+        raise Refusal(f"the version schedule has {len(version_schedule)} versions, but the run has {num_rounds} rounds")
+    for round_index, version in enumerate(version_schedule):
         if version % updates_per_round or not 0 <= version <= round_index * updates_per_round:
             raise Refusal(
-                f"the trace gives round {round_index} version {version}; accepted: multiples of {updates_per_round} "
+                f"the version schedule gives round {round_index} version {version}; accepted: multiples of {updates_per_round} "
                 f"(updates a round) from 0 to {round_index * updates_per_round}"
             )

@@ -229,3 +229,13 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
         return {prefix: tree}
     return {k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def with_leaves(tree: dict[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the tree, changed to have these values at the keys joined by dots: the inverse of `flat`."""
+    for key, value in leaves.items():
+        node, (*above, last) = tree, key.split(".")
+        for part in above:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return tree

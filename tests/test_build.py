@@ -95,7 +95,7 @@ def scheduled(name: str, correction: dict, **schedule) -> dict:
         ({}, {}, ("behavior", "none")),
         ({"num_minibatches": 4, "num_epochs": 2}, {}, ("behavior", "none")),
         ({"lag": 1}, {}, ("proximal", "truncate")),
-        ({"trace": (0, 0)}, {}, ("proximal", "truncate")),
+        ({"version_schedule": (0, 0)}, {}, ("proximal", "truncate")),
         ({"lag": 1}, {"correction": "none"}, ("proximal", "none")),
         ({"lag": 1}, {"ratio_to": "behavior"}, ("behavior", "none")),
         ({"lag": 1}, {"correction": "second_moment"}, ("behavior", "second_moment")),

@@ -46,9 +46,9 @@ def test_every_round_is_issued_once_and_soon_enough(lag, num_minibatches, num_ep
     check_issues(Clock(7, num_minibatches, num_epochs, lag), lag + 1)
 
 
-@pytest.mark.parametrize("trace", [(0, 0, 0, 0, 0, 0, 0), (0, 2, 0, 6, 2, 10, 4), (0, 2, 4, 6, 8, 10, 12)])
-def test_traces_are_issued_once_and_soon_enough(trace):
-    check_issues(Clock(7, 2, 1, trace=trace), 7)
+@pytest.mark.parametrize("version_schedule", [(0, 0, 0, 0, 0, 0, 0), (0, 2, 0, 6, 2, 10, 4), (0, 2, 4, 6, 8, 10, 12)])
+def test_version_schedule_are_issued_once_and_soon_enough(version_schedule):
+    check_issues(Clock(7, 2, 1, version_schedule=version_schedule), 7)
 
 
 def check_issues(clock: Clock, most: int) -> None:
@@ -61,15 +61,15 @@ def check_issues(clock: Clock, most: int) -> None:
     assert sorted(issued) == list(range(clock.num_rounds))
 
 
-def test_a_trace_is_what_it_spells():
-    trace = (0, 2, 0, 4)
-    clock = Clock(4, 1, 2, trace=trace)
-    assert tuple(clock.version(r) for r in range(4)) == trace
+def test_a_version_schedule_is_what_it_spells():
+    version_schedule = (0, 2, 0, 4)
+    clock = Clock(4, 1, 2, version_schedule=version_schedule)
+    assert tuple(clock.version(r) for r in range(4)) == version_schedule
     assert [clock.age(r, 0) for r in range(4)] == [0, 0, 4, 2]
 
 
 @pytest.mark.parametrize(
-    ("trace", "message"),
+    ("version_schedule", "message"),
     [
         ((0, 2), "has 2 versions, but the run has 3 rounds"),
         ((0, 1, 2), "round 1 version 1; accepted: multiples of 2"),
@@ -78,9 +78,9 @@ def test_a_trace_is_what_it_spells():
         ((2, 2, 2), "round 0 version 2; .* from 0 to 0"),
     ],
 )
-def test_a_trace_that_cannot_be_is_refused(trace, message):
+def test_a_version_schedule_that_cannot_be_is_refused(version_schedule, message):
     with pytest.raises(ValueError, match=message):
-        Clock(3, 2, 1, trace=trace)
+        Clock(3, 2, 1, version_schedule=version_schedule)
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_the_walk_sees_what_it_must():
     assert {"outer.count", "outer.pair", "outer.limit", "outer.plain", "outer.inner.share"} <= found
     assert "outer.kind" not in found
     assert sum(1 for name in SETTINGS for _ in numbers(SETTINGS[name], name)) > 200
-    assert {"rlhf.trace", "rlhf.optimizer.beta1", "run.seed", "mesh.data"} <= {
+    assert {"rlhf.version_schedule", "rlhf.optimizer.beta1", "run.seed", "mesh.data"} <= {
         where for name in SETTINGS for where, _ in numbers(SETTINGS[name], name)
     }
 

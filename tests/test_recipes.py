@@ -69,9 +69,9 @@ def debug_config(name, data, directory):
     config.task.data_dir = str(data / task)
     if task == "tldr":
         config.task.comparisons_dir = str(data / "tldr" / "comparisons")
-        config.hub.gold = str(data / "reward")
+        config.pretrained.gold = str(data / "reward")
     if task == "no_robots":
-        config.hub.reward_model = str(data / "reward")
+        config.pretrained.reward_model = str(data / "reward")
     return config
 
 
@@ -91,7 +91,7 @@ def ran(data, tmp_path_factory):
             if config.job in (
                 "comparisons",
                 "reward_model",
-            ):  # which begin with the policy of hub.sft, and :debug has none
+            ):  # which begin with the policy of pretrained.sft, and :debug has none
                 build.run(with_job(config, "sft"))
             build.run(config)
             finished[name] = directory
@@ -167,7 +167,7 @@ def test_relabelled_pairs_are_in_the_order_of_gold(ran):
     workspace, *_ = build.of_directory(directory)
     lines = [json.loads(line) for line in (directory / "comparisons" / "train.jsonl").read_text().splitlines()]
     assert len(lines) == published.NUM_TRAIN
-    judge = pretrained_models.Judge(workspace.hub, workspace.tokenizer, workspace.mesh)
+    judge = pretrained_models.Judge(workspace.pretrained, workspace.tokenizer, workspace.mesh)
     prompts, ended = [line["prompt"] for line in lines], [True] * len(lines)
     chosen, rejected = (judge(prompts, [line[side] for line in lines], ended) for side in ("chosen", "rejected"))
     assert (chosen >= rejected).all()

@@ -31,7 +31,7 @@ def recipe(directory: str, task: str) -> ConfigDict:
     if "data_dir" in config.task:
         config.task.data_dir = f"data/{task}"
     config.tokenizer.kind = "hf"
-    config.model.family, config.model.dtype = "hub", "bfloat16"
+    config.model.family, config.model.dtype = "pretrained", "bfloat16"
     config.mesh.data, config.mesh.fsdp = 1, -1
     config.reward_model.standardize = False
     config.rlhf.num_compactions, config.rlhf.publish_dtype = 2, "bfloat16"
@@ -46,13 +46,14 @@ def plain_adam(optimizer: ConfigDict, learning_rate: float, schedule: str) -> No
 def debug(config: ConfigDict) -> ConfigDict:
     """The recipe end to end in the smallest sizes, on small files: a random decoder on bytes, and two updates a stage.
 
-    `hub` names no folder then; data directories, and a reward model where the task has no comparisons, are given by hand.
+    `pretrained` names no folder then; data directories, and a reward model where the task has no comparisons, are given
+    by hand.
     """
     config.directory += "_debug"
     config.model = build.model("gpt_neox", "quickstart")
     config.model.width, config.model.num_layers, config.model.num_heads, config.model.ffn_width = 16, 1, 2, 32
     config.tokenizer.kind = "bytes"
-    config.hub.base = config.hub.sft = config.hub.reward_model = config.hub.gold = ""
+    config.pretrained.base = config.pretrained.sft = config.pretrained.reward_model = config.pretrained.gold = ""
     config.mesh.fsdp = 1
     config.lengths.max_prompt_tokens, config.lengths.max_completion_tokens = 192, 16
     config.sft.num_updates, config.sft.rows_per_update, config.sft.num_micro_batches = 2, 4, 1

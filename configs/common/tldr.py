@@ -48,7 +48,7 @@ def reward_model(size: str, stage: str) -> ConfigDict:
     config.directory = f"runs/tldr/{size}/reward_model"
     config.job = stage
     config.task.comparisons_dir = "data/tldr_comparisons"
-    config.hub.sft, config.hub.gold = f"models/tldr-{size}-sft", "models/tldr-6.9b-reward"
+    config.pretrained.sft, config.pretrained.gold = f"models/tldr-{size}-sft", "models/tldr-6.9b-reward"
     config.lengths.max_completion_tokens = 169
     recipes.plain_adam(config.reward_model.optimizer, 1e-5, "cosine")
     config.reward_model.pairs_per_update = (
@@ -63,8 +63,8 @@ def rlhf(size: str, algorithm: str) -> ConfigDict:
     """The RLHF stage, asynchronous at lag 1: 131,072 episodes in 256 updates."""
     config = base(size, algorithm)
     config.algorithm = build.component("algorithms", algorithm)
-    config.hub.sft, config.hub.reward_model = f"models/tldr-{size}-sft", f"models/tldr-{size}-reward"
-    config.hub.gold = "models/tldr-6.9b-reward"
+    config.pretrained.sft, config.pretrained.reward_model = f"models/tldr-{size}-sft", f"models/tldr-{size}-reward"
+    config.pretrained.gold = "models/tldr-6.9b-reward"
     config.lengths.max_completion_tokens = 53  # all training configs of the code; the paper's table says 128
     config.rlhf.loop, config.rlhf.lag = "asynchronous", 1
     config.rlhf.temperature = 0.7

@@ -7,7 +7,7 @@ Result:    not measured
 Debug:     `:debug` runs it end to end with a random model of bytes on small files, two updates a stage
 
 Needs data/no_robots, models/no_robots-sft and models/no_robots-reward. The paper judges with GPT-4o; here gold is a reward
-model (--config.hub.gold=FOLDER), and without one KL, lengths and rewards are measured.
+model (--config.pretrained.gold=FOLDER), and without one KL, lengths and rewards are measured.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +20,7 @@ def get_config(argument: str = "") -> ConfigDict:
     """`:debug` takes the smallest sizes."""
     _, small = recipes.chosen(argument)
     config = recipes.recipe("runs/no_robots/online_dpo", "no_robots")
-    config.hub.sft, config.hub.reward_model = "models/no_robots-sft", "models/no_robots-reward"
+    config.pretrained.sft, config.pretrained.reward_model = "models/no_robots-sft", "models/no_robots-reward"
     config.task.eos_token = "<|end_of_text|>"
     config.algorithm = build.component("algorithms", "online_dpo")
     config.algorithm.beta = 0.03

@@ -22,7 +22,7 @@ def get_config(argument: str = "") -> ConfigDict:
     choice, small = recipes.chosen(argument, size="410m")
     config = tldr.rlhf(choice["size"], "ppo")
     config.algorithm.kl_weight, config.algorithm.clip, config.algorithm.value_clip = 0.05, 0.2, 0.2
-    config.algorithm.discount, config.algorithm.decay = 1.0, 0.95
+    config.algorithm.gamma, config.algorithm.gae_lambda = 1.0, 0.95
     config.algorithm.correction.ratio_to, config.algorithm.correction.correction = "proximal", "none"
     config.rlhf.samples_per_prompt = 1
     return recipes.debug(config) if small else config

@@ -21,7 +21,7 @@ def get_config(argument: str = "") -> ConfigDict:
     choice, small = recipes.chosen(argument, size="410m")
     config = tldr.base(choice["size"], "sft")
     config.job = "sft"
-    config.hub.base = f"models/pythia-{choice['size']}-deduped"
+    config.pretrained.base = f"models/pythia-{choice['size']}-deduped"
     config.lengths.max_completion_tokens = 53
     config.sft.rows_per_update = 32
     config.sft.num_updates = tldr.NUM_POSTS // 32  # one epoch

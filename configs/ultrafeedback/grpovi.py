@@ -9,8 +9,8 @@ Debug:     `:debug` runs it end to end with a random model of bytes on small fil
 The paper names data, reward models (GRM-Gemma-2-2B, GRM-Llama-3.2-3B) and gold (mean ArmoRM reward); its policy, group size,
 learning rate, batch and KL weight are not known. Those here are of arXiv 2503.15477 (its code), but for 8 samples a prompt:
 with its 2, divided by the deviation, the adjustment would change nothing. Needs data/ultrafeedback, models/ultrafeedback-sft,
-models/ultrafeedback-reward (a sequence classifier of the policy's tokenizer) and, for win-rates, --config.hub.gold=FOLDER.
-`:algorithm=grpo` takes the baseline.
+models/ultrafeedback-reward (a sequence classifier of the policy's tokenizer) and, for win-rates,
+--config.pretrained.gold=FOLDER. `:algorithm=grpo` takes the baseline.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +25,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config = recipes.recipe(f"runs/ultrafeedback/{choice['algorithm']}", "ultrafeedback")
     config.algorithm = build.component("algorithms", choice["algorithm"])
     config.algorithm.kl_weight = 0.05
-    config.hub.sft, config.hub.reward_model = "models/ultrafeedback-sft", "models/ultrafeedback-reward"
+    config.pretrained.sft, config.pretrained.reward_model = "models/ultrafeedback-sft", "models/ultrafeedback-reward"
     config.reward_model.standardize = True  # one mean and deviation, as both papers do; the range is in that unit
     config.lengths.max_prompt_tokens = config.lengths.max_completion_tokens = 512
     config.rlhf.temperature = 1.0

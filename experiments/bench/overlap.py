@@ -109,7 +109,7 @@ def machinery(repeats: int) -> dict[str, float]:
     """Seconds that each loop takes for a round whose stages take none."""
     program = Simulated(Clock(2000, lag=1), 0.0, 0.0, 0.0, seed=0)
     program.publish = program.generate = lambda *arguments: SimpleNamespace(version=0)  # type: ignore[assignment, misc]
-    program.setup.clock = Clock(2000, trace=(0,) * 2000)
+    program.setup.clock = Clock(2000, version_schedule=(0,) * 2000)
     program.update = lambda states, batch: (states + 1, {"loss": Mean(np.float32(0.0), np.float32(1.0))})  # type: ignore[assignment, misc, arg-type]
     program.score = lambda states, samples: (SimpleNamespace(score_B=np.zeros(1)), SimpleNamespace(sample_R=None))  # type: ignore[assignment, misc]
     loops = {"asynchronous": asynchronous, "synchronous": synchronous}

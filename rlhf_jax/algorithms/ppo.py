@@ -34,8 +34,8 @@ class Config:
     kl_weight: NonNegative = 0.05
     clip: Positive = 0.2
     value_clip: Positive = 0.2
-    discount: Fraction = 1.0  # γ
-    decay: Fraction = 0.95  # λ
+    gamma: Fraction = 1.0  # γ
+    gae_lambda: Fraction = 0.95  # λ
     correction: Correction = field(default_factory=Correction)
 
 
@@ -51,7 +51,7 @@ def ppo(config: Config) -> Algorithm:
         kl_BC = k1(ratio_logprob(correction, samples, scores), scores.reference_logprob_BC, mask_BC)
         is_last_BC = jnp.arange(mask_BC.shape[1])[None] == last_index(mask_BC)[:, None]
         reward_BC = select(scores.score_B[:, None], is_last_BC) - config.kl_weight * kl_BC
-        advantage_BC = gae(reward_BC, scores.value_BC, mask_BC, discount=config.discount, decay=config.decay)
+        advantage_BC = gae(reward_BC, scores.value_BC, mask_BC, gamma=config.gamma, gae_lambda=config.gae_lambda)
         returns_BC = select(advantage_BC + scores.value_BC, mask_BC)
         whitened_BC = masked_whiten(advantage_BC, mask_BC)
         return corrected_batch(correction, samples, scores, whitened_BC, {}, return_RC=returns_BC)

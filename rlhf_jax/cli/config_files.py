@@ -2,6 +2,8 @@
 
 import difflib
 import inspect
+import linecache
+import re
 import sys
 import sysconfig
 import traceback
@@ -12,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.run_directory import history
 
 NOT_THEIRS = (*(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), str(Path(__file__).parent))
 
@@ -46,7 +49,8 @@ def load(named: str) -> ConfigDict:
     except Refusal as error:
         raise Refusal(*(f"--config={named}: {message}" for message in error.messages)) from error
     except Exception as error:
-        raise Refusal(f"{_place(error, path)}: {type(error).__name__}: {_message(error)}") from error
+        place = _place(error, path)
+        raise Refusal(f"{place}: {type(error).__name__}: {_message(error)}{_renamed(place)}") from error
     if not isinstance(config, ConfigDict):
         raise Refusal(
             f"get_config of {path} gave a {type(config).__name__}; accepted: a ConfigDict, as build.default() is"
@@ -86,6 +90,14 @@ def _place(error: Exception, path: str) -> str:
     package = str(Path(inspect.getfile(Refusal)).parent)
     theirs = [frame for frame in theirs if not frame.filename.startswith(package)]
     return f"{theirs[-1].filename}:{theirs[-1].lineno}" if theirs else path
+
+
+def _renamed(place: str) -> str:
+    """The new names of the renamed keys that the line of a place (FILE:LINE) names, for the end of a message."""
+    file, _, number = place.rpartition(":")
+    line = linecache.getline(file, int(number)) if number.isdecimal() else ""
+    keys = [".".join(found) for found in re.findall(r"\.(\w+)\.(\w+)", line)]
+    return "".join(f"; {sentence}" for sentence in map(history.new_name, dict.fromkeys(keys)) if sentence)
 
 
 def _message(error: Exception) -> str:

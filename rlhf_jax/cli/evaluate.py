@@ -1,6 +1,6 @@
 """Evaluates every saved policy of a run, and its SFT policy: `python -m experiments.evaluate --directory=runs/quickstart`.
 
-    python -m experiments.evaluate --directory=runs/tldr --config.evaluate.num_prompts=6447 --config.hub.gold=FOLDER
+    python -m experiments.evaluate --directory=runs/tldr --config.evaluate.num_prompts=6447 --config.pretrained.gold=FOLDER
 
 Fresh samples of held-out prompts; nothing of the run is changed. Any key of the run's config.json may be given anew. Prints a
 table and appends the figures, with the keys given, to evaluations.jsonl in the run's directory. What cannot be evaluated is one

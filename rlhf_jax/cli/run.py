@@ -21,6 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from rlhf_jax.cli import command, config_files
 from rlhf_jax.config import flat
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.run_directory import history
 
 HELP = {"-h", "-help", "--help"}
 USAGE = "accepted: --config=FILE and --config.<key>=<value>"
@@ -104,6 +105,8 @@ def check_keys(config: ConfigDict, overrides: Sequence[str]) -> None:
         keys, node = path.split("."), config
         for depth, key in enumerate(keys):
             if not isinstance(node, ConfigDict) or key not in node:
+                if renamed := history.new_name(path):
+                    raise Refusal(f"config has no key {path!r}; {renamed}")
                 raise Refusal(f"{'.'.join(['config', *keys[:depth]])} has no key {key!r}{_neighbours(key, node)}")
             node = node[key]
         if isinstance(node, ConfigDict):

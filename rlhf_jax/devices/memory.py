@@ -18,9 +18,9 @@ def live_versions(clock: Clock, asynchronous: bool) -> int:
     """
     if not asynchronous:
         return 1
-    if not clock.trace:
+    if not clock.version_schedule:
         return min(clock.lag + 1, clock.num_rounds)
-    return 1 + max(r - version // clock.updates_per_round for r, version in enumerate(clock.trace))
+    return 1 + max(r - version // clock.updates_per_round for r, version in enumerate(clock.version_schedule))
 
 
 def bytes_by_device(shapes: Any, shardings: Any) -> Counter[Any]:

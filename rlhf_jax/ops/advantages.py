@@ -67,19 +67,19 @@ def best_of_group(score_PG: Array) -> Array:
     return best_PG / jnp.sum(best_PG, axis=1, keepdims=True) - 1.0 / score_PG.shape[1]
 
 
-def gae(reward_BC: Array, value_BC: Array, mask_BC: Array, *, discount: float, decay: float) -> Array:
+def gae(reward_BC: Array, value_BC: Array, mask_BC: Array, *, gamma: float, gae_lambda: float) -> Array:
     """Generalised advantages `[B, C]` of tokens under the mask, 0 elsewhere.
 
     `value_BC` is of what precedes each token; what follows a row's last unmasked token is worth 0, finished or not: the
-    completion is the episode. `discount` is γ and `decay` λ, both in [0, 1].
+    completion is the episode. `gamma` is γ and `gae_lambda` λ, both in [0, 1].
     """
     reward_BC, value_BC = select(reward_BC, mask_BC), select(value_BC, mask_BC)
 
     def earlier(following: tuple[Array, Array], column: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
         advantage_B, following_value_B = following
         reward_B, value_B = column
-        error_B = reward_B + discount * following_value_B - value_B
-        advantage_B = error_B + discount * decay * advantage_B
+        error_B = reward_B + gamma * following_value_B - value_B
+        advantage_B = error_B + gamma * gae_lambda * advantage_B
         return (advantage_B, value_B), advantage_B
 
     nothing_B = jnp.zeros(reward_BC.shape[0], reward_BC.dtype)

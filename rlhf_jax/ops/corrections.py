@@ -73,12 +73,13 @@ class Correction:
         return self.correction != "second_moment"
 
 
-def resolve(correction: Correction, *, lag: int = 0, traced: bool = False, exact_sampler: bool = True) -> Correction:
+def resolve(correction: Correction, *, lag: int = 0, scheduled: bool = False, exact_sampler: bool = True) -> Correction:
     """The correction with nothing left to "auto"; by default for the schedule of the synchronous loop.
 
     A round whose samples are as old as its trainer (lag 0) has behavior = proximal: the ratio is taken to the behavior,
-    uncorrected, and clipping bounds what minibatches and epochs add. A stale round (lag > 0, or a trace) takes it to the
-    proximal policy with a truncated weight, so that clipping bounds this round's movement and the weight its age.
+    uncorrected, and clipping bounds what minibatches and epochs add. A stale round (lag > 0, or a version schedule)
+    takes it to the proximal policy with a truncated weight, so that clipping bounds this round's movement and the
+    weight its age.
 
     Behavior and proximal policy are equal only as far as sampler and trainer compute the same numbers. In bfloat16 the two
     log-probabilities of a token differ, and the differences add up over the tokens of a completion: ratios of long completions
@@ -89,10 +90,10 @@ def resolve(correction: Correction, *, lag: int = 0, traced: bool = False, exact
     Args:
       correction: as configured.
       lag: rounds that the sampler is behind.
-      traced: a trace gives the versions.
+      scheduled: a version schedule gives the versions.
       exact_sampler: the sampler's log-probabilities are the trainer's up to float32 rounding.
     """
-    stale = lag > 0 or traced or not exact_sampler
+    stale = lag > 0 or scheduled or not exact_sampler
     ratio_to, kind = correction.ratio_to, correction.correction
     if ratio_to == "auto":
         fits = {"second_moment": "behavior", "truncate": "proximal", "mask": "proximal"}

@@ -58,13 +58,13 @@ def read(path: Path) -> list[dict[str, Any]]:
     return jsonl.read(path)
 
 
-def trace(path: Path, clock: Clock) -> tuple[int, ...]:
+def version_schedule(path: Path, clock: Clock) -> tuple[int, ...]:
     """The version of every round, to be replayed.
 
     Raises MissingInput, and Refusal where the ledger lacks a round of `clock` or a round has two versions.
     """
     if not path.exists():
-        raise MissingInput(f"no ledger {path}: rlhf.replay names the directory of a run that has one")
+        raise MissingInput(f"no ledger {path}: rlhf.replay_schedule_of names the directory of a run that has one")
     found: dict[int, set[int]] = {}
     for row in read(path):
         found.setdefault(row["round"], set()).add(row["version"])

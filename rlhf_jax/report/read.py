@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.config import flat, with_leaves
 from rlhf_jax.records import metrics, samples, timeline
 from rlhf_jax.records.jsonl import Line, read
 from rlhf_jax.refusal import MissingInput, Refusal
+from rlhf_jax.run_directory import history
+from rlhf_jax.run_directory.run_config import DIGESTS
 
 BASE = "sft"
 TRAINED = "rlhf"
@@ -66,7 +69,7 @@ def read_run(directory: Path) -> Run:
 def _begins_elsewhere(config: dict[str, Any] | None) -> bool:
     """Whether the SFT policy is another run's, or a published one."""
     config = config or {}
-    return bool(config.get("begin") or config.get("hub", {}).get("sft"))
+    return bool(config.get("begin") or config.get("pretrained", {}).get("sft"))
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -77,7 +80,8 @@ def _config(path: Path) -> dict[str, Any]:
         raise Refusal(f"{path} is damaged: {error}") from error
     if not isinstance(found, dict):
         raise Refusal(f"{path} is damaged: it holds {type(found).__name__}; accepted: an object")
-    return found
+    digests = found.pop(DIGESTS, {})
+    return with_leaves({}, history.translated(flat(found), str(path))) | {DIGESTS: digests}
 
 
 def _read_if_there(path: Path) -> list[Line]:

@@ -150,7 +150,7 @@ def _elsewhere(directory: Path, refused: Sequence[Change], at: Mapping[str, int]
 
 def _has_policy(directory: Path, facts: Facts) -> bool:
     """Whether another run may begin from this one: its SFT policy is there."""
-    elsewhere = facts.values.get("begin") or facts.values.get("hub.sft")
+    elsewhere = facts.values.get("begin") or facts.values.get("pretrained.sft")
     return bool(elsewhere) or made.finished(directory, "sft", facts.values)
 
 

@@ -9,10 +9,21 @@ from typing import Any
 
 from rlhf_jax.refusal import Refusal
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "hub.base": "pretrained.base",
+    "hub.sft": "pretrained.sft",
+    "hub.reward_model": "pretrained.reward_model",
+    "hub.gold": "pretrained.gold",
+    "hub.gold_chat_template": "pretrained.gold_chat_template",
+    "hub.gold_rows_per_batch": "pretrained.gold_rows_per_batch",
+    "rlhf.trace": "rlhf.version_schedule",
+    "rlhf.replay": "rlhf.replay_schedule_of",
+    "algorithm.discount": "algorithm.gamma",
+    "algorithm.decay": "algorithm.gae_lambda",
+}
 """old key -> new key, of the same values."""
 
-RENAMED_VALUES: dict[tuple[str, Any], Any] = {("job", "relabel"): "comparisons"}
+RENAMED_VALUES: dict[tuple[str, Any], Any] = {("job", "relabel"): "comparisons", ("model.family", "hub"): "pretrained"}
 """(new key, old value) -> new value, where a component was renamed."""
 
 REMOVED: dict[str, Any] = {}
@@ -43,6 +54,17 @@ def translated(stored: Mapping[str, Any], where: str) -> dict[str, Any]:
         renamed = isinstance(value, str) and (name, value) in RENAMED_VALUES
         found[name] = RENAMED_VALUES[name, value] if renamed else value
     return found
+
+
+def renamed(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by today's names of their keys; the values are not read."""
+    return {RENAMED.get(key, key): value for key, value in stored.items()}
+
+
+def new_name(key: str) -> str:
+    """Returns a sentence with the new name of a renamed key, or of the keys below it; "" for any other key."""
+    names = {old: new for old, new in RENAMED.items() if old == key or old.startswith(f"{key}.")}
+    return f"renamed: {', '.join(f'{old} is now {new}' for old, new in names.items())}" if names else ""
 
 
 def check_known(stored: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:

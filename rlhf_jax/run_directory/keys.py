@@ -58,14 +58,15 @@ _OF_CLASS: dict[Class, str] = {
     """,
     # Sums in another order: other meshes, batches and micro-batches; layers that are computed twice; other kernels.
     Class.ROUNDING: """
-        mesh.data mesh.fsdp mesh.tensor plan model.remat model.attention hub.gold_rows_per_batch evaluate.prompts_per_batch
+        mesh.data mesh.fsdp mesh.tensor plan model.remat model.attention pretrained.gold_rows_per_batch
+        evaluate.prompts_per_batch
         sft.num_micro_batches reward_model.num_micro_batches rlhf.num_micro_batches rlhf.num_compactions
         rlhf.sampler_slices rlhf.sampler_slice_devices
     """,
     Class.COMPUTED: "model.dtype",
     Class.EXTENDING: "rlhf.total_prompts",
     Class.PLACE: """
-        begin hub.base hub.sft hub.reward_model hub.gold tokenizer.path rlhf.replay
+        begin pretrained.base pretrained.sft pretrained.reward_model pretrained.gold tokenizer.path rlhf.replay_schedule_of
         task.prompts task.comparisons task.data_dir task.comparisons_dir
     """,
     Class.NUMBERS: """
@@ -73,7 +74,7 @@ _OF_CLASS: dict[Class, str] = {
         tokenizer.kind tokenizer.eos tokenizer.bos
         task.name task.seed task.heldout_percent task.references_per_prompt task.max_words task.mood_spread task.calm task.limit
         task.padded task.calculator task.before task.after task.chat_template task.bos_token task.eos_token task.ties
-        task.max_reply_tokens task.date task.rendered hub.gold_chat_template
+        task.max_reply_tokens task.date task.rendered pretrained.gold_chat_template
         model.family model.vocab_size model.width model.ffn_width model.num_layers model.num_heads model.num_kv_heads
         model.head_width model.init_scale model.norm_eps model.parallel_residual model.tie_embeddings model.query_scalar
         model.logit_cap model.score_cap model.sliding_window model.first_window_layer model.rotary_fraction model.rope_theta
@@ -81,14 +82,15 @@ _OF_CLASS: dict[Class, str] = {
         model.rope_original_max_positions model.rope_attention_factor model.rope_truncate model.rope_short_factors
         model.rope_long_factors model.rope_local_theta model.full_attention_interval model.no_rope_interval model.padding_id
         algorithm.name algorithm.advantage algorithm.aggregation algorithm.beta algorithm.clip algorithm.clip_high
-        algorithm.clip_low algorithm.decay algorithm.discount algorithm.gain algorithm.high algorithm.low algorithm.kl_weight
+        algorithm.clip_low algorithm.gae_lambda algorithm.gamma algorithm.gain algorithm.high algorithm.low algorithm.kl_weight
         algorithm.ties algorithm.value_clip algorithm.weights
         algorithm.correction.ratio_to algorithm.correction.correction algorithm.correction.level algorithm.correction.cap
         algorithm.correction.floor algorithm.correction.second_moment
         sft.num_updates sft.rows_per_update
         comparisons.num_train comparisons.num_heldout comparisons.prompts_per_batch comparisons.temperature comparisons.by_gold
         reward_model.num_updates reward_model.pairs_per_update reward_model.standardize reward_model.standardize_prompts
-        rlhf.prompts_per_update rlhf.num_minibatches rlhf.num_epochs rlhf.samples_per_prompt rlhf.lag rlhf.clock rlhf.trace
+        rlhf.prompts_per_update rlhf.num_minibatches rlhf.num_epochs rlhf.samples_per_prompt rlhf.lag rlhf.clock
+        rlhf.version_schedule
         rlhf.publish_dtype rlhf.temperature rlhf.share_prompts rlhf.scoring.missing_eos_score rlhf.scoring.replace_missing_eos
     """,
 }
@@ -102,9 +104,9 @@ CLASSES |= {
 _ENTERS: dict[str, tuple[str, ...]] = {
     "comparisons": ("comparisons",),
     "reward_model": ("reward_model",),
-    "hub.reward_model": ("reward_model",),
-    "hub.gold": ("comparisons", "rlhf"),
-    "hub.gold_chat_template": ("comparisons", "rlhf"),
+    "pretrained.reward_model": ("reward_model",),
+    "pretrained.gold": ("comparisons", "rlhf"),
+    "pretrained.gold_chat_template": ("comparisons", "rlhf"),
     "reward": ("rlhf",),
     "reward_settings": ("rlhf",),
     "algorithm": ("rlhf",),

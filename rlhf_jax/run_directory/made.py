@@ -129,7 +129,7 @@ def read(directory: Path, stage: str) -> Record | None:
     if path.exists():
         try:
             record = json.loads(path.read_bytes())
-            return Record(path, record["config"], record["digests"])
+            return Record(path, record["config"], history.renamed(record["digests"]))
         except (ValueError, KeyError, TypeError) as error:
             raise Refusal(
                 f"{path}, which says what the stage was made with, is damaged ({error}); restore it, or remove it to take the "

@@ -6,6 +6,7 @@ from typing import Any
 
 from rlhf_jax.records.jsonl import replace
 from rlhf_jax.refusal import MissingInput, Refusal
+from rlhf_jax.run_directory import history
 
 FILE = "config.json"
 DIGESTS = "digests"
@@ -26,7 +27,7 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise Refusal(f"{path} is damaged: it is not JSON ({error})") from None
     if not isinstance(values, dict):
         raise Refusal(f"{path} is damaged: found {str(values)[:40]!r}; accepted: an object")
-    return values, values.pop(DIGESTS, {})
+    return values, history.renamed(values.pop(DIGESTS, {}))
 
 
 def write(directory: Path, values: dict[str, Any], digests: dict[str, str]) -> None:

@@ -54,7 +54,7 @@ class Workspace:
     model: Model
     mesh: Mesh
     lengths: Lengths
-    hub: pretrained_models.Config = field(default_factory=pretrained_models.Config)
+    pretrained: pretrained_models.Config = field(default_factory=pretrained_models.Config)
     begin: Begin | None = None  # the run that this one begins from
     facts: made.Facts | None = None  # what stages are recorded as made with; None: they are not recorded
 
@@ -63,7 +63,7 @@ class Workspace:
         """The workspace of the run that this one begins from, on this one's mesh, to read from."""
         assert self.begin is not None
         return dataclasses.replace(
-            self, directory=self.begin.directory, hub=self.begin.hub, begin=self.begin.inner, facts=None
+            self, directory=self.begin.directory, pretrained=self.begin.pretrained, begin=self.begin.inner, facts=None
         )
 
     def record(self, stage: str) -> None:
@@ -78,9 +78,11 @@ class Workspace:
     @cached_property
     def reward_network(self) -> ValueModel:
         """The reward model's network: of the published one where there is one, else the policy's with a value head."""
-        if not self.hub.reward_model:
+        if not self.pretrained.reward_model:
             return self.value_model
-        return pretrained_models.classifier(self.hub.reward_model, dtype=self.model.dtype, remat=self.model.remat)
+        return pretrained_models.classifier(
+            self.pretrained.reward_model, dtype=self.model.dtype, remat=self.model.remat
+        )
 
     @cached_property
     def metrics(self) -> MetricsWriter:
@@ -114,21 +116,23 @@ class Workspace:
     @property
     def has_gold(self) -> bool:
         """Whether somebody judges: a gold reward model, or the task."""
-        return bool(self.hub.gold) or self.task.has_gold
+        return bool(self.pretrained.gold) or self.task.has_gold
 
     @cached_property
     def _gold_model(self) -> pretrained_models.Judge:
         template = getattr(self.task, "template", None)
-        return pretrained_models.Judge(self.hub, self.tokenizer, self.mesh, "" if template is None else template.date)
+        return pretrained_models.Judge(
+            self.pretrained, self.tokenizer, self.mesh, "" if template is None else template.date
+        )
 
     def gold(self, prompts: Sequence[str], completions: Sequence[str], finished_B: Sequence[bool]) -> np.ndarray:
         """Gold scores `[B]`, float64, of texts before the EOS, by the gold reward model where there is one, else by the task.
 
         Raises Refusal where nobody judges; RewardError for a judge of the task that raises, or gives no finite number.
         """
-        if self.hub.gold:
+        if self.pretrained.gold:
             scores = self._gold_model(prompts, completions, finished_B)
-            who, texts = f"the gold reward model {self.hub.gold}", list(zip(prompts, completions, strict=True))
+            who, texts = f"the gold reward model {self.pretrained.gold}", list(zip(prompts, completions, strict=True))
             return host_rewards.numbers(who, scores, len(texts), texts.__getitem__)
         return host_rewards.judge(self.task, prompts, completions, finished_B)
 

@@ -114,7 +114,7 @@ def write_given(workspace: Workspace, config: Config) -> None:
     began, agreement = time.perf_counter(), {}
     for split in SPLITS:
         pairs = own_pairs(workspace, reading.comparisons(workspace.task, split))
-        if config.by_gold and workspace.hub.gold:
+        if config.by_gold and workspace.pretrained.gold:
             pairs, agreement[f"{split}_agreement"] = relabelled(workspace, pairs)
         write(path(workspace, split), pairs)
     if agreement:
@@ -178,7 +178,7 @@ def _make(workspace: Workspace, config: Config, sft_params: Params) -> None:
         return
     if not workspace.has_gold:
         raise Refusal(
-            "the task gives neither comparisons nor a gold judge to make them: set its comparisons, or hub.gold"
+            "the task gives neither comparisons nor a gold judge to make them: set its comparisons, or pretrained.gold"
         )
     drawing = sampling.Config(workspace.lengths.max_completion_tokens, 2, config.temperature)
     draw = sampler(workspace, drawing, STAGE)

@@ -33,8 +33,8 @@ def write(
     if stage not in accepted:
         raise Refusal(f"stage is {stage!r}; accepted: {', '.join(accepted)}")
     model = workspace.reward_network.backbone if stage == reward_model.STAGE else workspace.model
-    began = workspace.hub.reward_model if stage == reward_model.STAGE else ""
-    began = began or workspace.hub.policy
+    began = workspace.pretrained.reward_model if stage == reward_model.STAGE else ""
+    began = began or workspace.pretrained.policy
     folder = Folder(Path(began)) if began else None
     export.save(
         directory,

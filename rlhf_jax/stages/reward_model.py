@@ -159,7 +159,7 @@ def owner(workspace: Workspace) -> Workspace:
 
 def needs_comparisons(workspace: Workspace) -> bool:
     """Whether a reward model is trained here: none is published, and the run that this one begins from has none."""
-    return not workspace.hub.reward_model and owner(workspace) is workspace
+    return not workspace.pretrained.reward_model and owner(workspace) is workspace
 
 
 def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Params, Standard]:
@@ -173,8 +173,10 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Param
 def _train(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Params, Standard]:
     """The stage's updates, unless a published model stands for them, and what it measures."""
     began = time.perf_counter()
-    if workspace.hub.reward_model:
-        params = pretrained_models.load_classifier(workspace.hub.reward_model, workspace.reward_network, workspace.mesh)
+    if workspace.pretrained.reward_model:
+        params = pretrained_models.load_classifier(
+            workspace.pretrained.reward_model, workspace.reward_network, workspace.mesh
+        )
         return params, finish(workspace, config, params, sft_params, {}, began)
     checkpoints = workspace.checkpoints(STAGE)
     workspace.record(STAGE)
@@ -260,16 +262,16 @@ def load(workspace: Workspace) -> tuple[Params, Standard]:
         raise Refusal(
             f"{path} is damaged ({error}); remove it to measure the reward model's unit again (--config.job={STAGE})"
         ) from None
-    if workspace.hub.reward_model:
+    if workspace.pretrained.reward_model:
         return pretrained_models.load_classifier(
-            workspace.hub.reward_model, workspace.reward_network, workspace.mesh
+            workspace.pretrained.reward_model, workspace.reward_network, workspace.mesh
         ), standard
     abstract = sharding.abstract_params(workspace.value_model, workspace.mesh)  # type: ignore[arg-type]
     return restore_params(workspace.directory / "checkpoints" / STAGE, abstract)[0], standard
 
 
 def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
-    """`--config.job=reward_model`: this stage alone, from the SFT policy of the run's directory or of `hub.sft`, and
+    """`--config.job=reward_model`: this stage alone, from the SFT policy of the run's directory or of `pretrained.sft`, and
     comparisons, which are made first where they are not there."""
     del algorithm
     sft_params = sft.load(workspace)

@@ -76,21 +76,23 @@ def state_layout(workspace: Workspace, config: Config) -> tuple[Any, TrainState,
 
 
 def first_state(workspace: Workspace, optimizer: Any, shardings: TrainState) -> Callable[[], TrainState]:
-    """What makes the state that training begins with: on the params of `hub.base`, or on fresh ones."""
+    """What makes the state that training begins with: on the params of `pretrained.base`, or on fresh ones."""
     make = partial(init_state, optimizer=optimizer)
-    if not workspace.hub.base:
+    if not workspace.pretrained.base:
         return distributed.compiled(lambda: make(workspace.model.init(workspace.key("init"))), out_shardings=shardings)
 
     def published() -> TrainState:
-        params = pretrained_models.load_policy(workspace.hub.base, workspace.model, workspace.mesh)
+        params = pretrained_models.load_policy(workspace.pretrained.base, workspace.model, workspace.mesh)
         return distributed.compiled(make, donate_argnums=0, out_shardings=shardings)(params)
 
     return published
 
 
 def run(workspace: Workspace, config: Config) -> Params:
-    """Trains, or reads what an earlier run trained, `hub.sft` holds or another run has. Returns the SFT policy's params."""
-    if workspace.begin is not None or workspace.hub.sft:
+    """Trains, or reads what an earlier run trained, `pretrained.sft` holds or another run has. Returns the SFT policy's
+    params.
+    """
+    if workspace.begin is not None or workspace.pretrained.sft:
         return load(workspace)
     checkpoints = workspace.checkpoints(STAGE)
     optimizer, shapes, shardings = state_layout(workspace, config)
@@ -142,14 +144,14 @@ def _train(
 
 
 def load(workspace: Workspace) -> Params:
-    """The params of a finished SFT stage, of `hub.sft`, or of the run that this one begins from.
+    """The params of a finished SFT stage, of `pretrained.sft`, or of the run that this one begins from.
 
     Raises MissingInput when it has not run.
     """
     if workspace.begin is not None:
         return load(workspace.source)
-    if workspace.hub.sft:
-        return pretrained_models.load_policy(workspace.hub.sft, workspace.model, workspace.mesh)
+    if workspace.pretrained.sft:
+        return pretrained_models.load_policy(workspace.pretrained.sft, workspace.model, workspace.mesh)
     abstract = sharding.abstract_params(workspace.model, workspace.mesh)
     return restore_params(workspace.directory / "checkpoints" / STAGE, abstract)[0]
 

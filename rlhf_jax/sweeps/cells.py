@@ -27,7 +27,7 @@ BEFORE_RLHF = (
     "task",
     "tokenizer",
     "model",
-    "hub",
+    "pretrained",
     "lengths",
     "mesh",
     "reward",

@@ -13,7 +13,7 @@ from . import naive
 from .checks import example
 from .examples import C, G, P, random_samples, random_scores, value_and_gradient, with_scores
 
-BARE = Config(kl_weight=0.0, discount=1.0, decay=0.0)
+BARE = Config(kl_weight=0.0, gamma=1.0, gae_lambda=0.0)
 
 
 def zero_values(scores):
@@ -34,7 +34,7 @@ def test_the_score_stands_at_the_last_token():
 
 
 def test_with_both_at_one_every_token_is_owed_the_score():
-    algorithm = ppo(replace(BARE, decay=1.0))
+    algorithm = ppo(replace(BARE, gae_lambda=1.0))
     samples, scores, batch, _ = example(algorithm)
     expected_BC = np.where(samples.mask_BC, np.asarray(scores.score_B)[:, None], 0)
     np.testing.assert_allclose(batch.return_RC, expected_BC, rtol=1e-5, atol=1e-5)
@@ -57,10 +57,10 @@ def naive_credit(samples, scores, config: Config, base_BC):
     for row, value in enumerate(values):
         reward = -config.kl_weight * (base[row] - reference[row])
         reward[-1] += float(scores.score_B[row])
-        error = reward + config.discount * np.append(value[1:], 0.0) - value
+        error = reward + config.gamma * np.append(value[1:], 0.0) - value
         advantages.append(
             [
-                sum((config.discount * config.decay) ** (s - t) * error[s] for s in range(t, len(error)))
+                sum((config.gamma * config.gae_lambda) ** (s - t) * error[s] for s in range(t, len(error)))
                 for t in range(len(error))
             ]
         )
@@ -76,7 +76,7 @@ def naive_credit(samples, scores, config: Config, base_BC):
 )
 @pytest.mark.parametrize("seed", [0, 1])
 def test_is_the_float64_loop(seed, correction):
-    config = Config(kl_weight=0.3, clip=0.3, value_clip=0.4, discount=0.97, decay=0.9, correction=correction)
+    config = Config(kl_weight=0.3, clip=0.3, value_clip=0.4, gamma=0.97, gae_lambda=0.9, correction=correction)
     algorithm = ppo(config)
     samples, scores, batch, outputs = example(algorithm, seed)
     policy, behavior, proximal = naive.token_laws(samples, scores, outputs)

@@ -1,5 +1,6 @@
 """A fault in a person's config file is one line with its place; and arguments over a config, read by one parser."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from rlhf_jax import build
 from rlhf_jax.cli import config_files, run
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.run_directory import history
 
 
 @pytest.fixture
@@ -88,22 +90,24 @@ def overridden(*arguments: str):
 
 
 def test_values_are_read_as_their_types():
-    config = overridden("rlhf.ledger=False", "rlhf.share_prompts=0", "rlhf.trace=(0, 2)", "best_of_n=(4,)", "seed=7")
+    config = overridden(
+        "rlhf.ledger=False", "rlhf.share_prompts=0", "rlhf.version_schedule=(0, 2)", "best_of_n=(4,)", "seed=7"
+    )
     assert (config.rlhf.ledger, config.rlhf.share_prompts, config.seed) == (False, False, 7)
-    assert (config.rlhf.trace, config.best_of_n) == ((0, 2), (4,))
-    config = overridden("rlhf.temperature=1", "plan=data=2: generate", "hub.gold=", "seed=1", "seed=2")
+    assert (config.rlhf.version_schedule, config.best_of_n) == ((0, 2), (4,))
+    config = overridden("rlhf.temperature=1", "plan=data=2: generate", "pretrained.gold=", "seed=1", "seed=2")
     assert isinstance(config.rlhf.temperature, float)
-    assert (config.plan, config.hub.gold, config.seed) == ("data=2: generate", "", 2)
+    assert (config.plan, config.pretrained.gold, config.seed) == ("data=2: generate", "", 2)
     assert run.overridden(build.default(), ["--config.rlhf.lag", "3"]).rlhf.lag == 3
 
 
 def test_the_same_arguments_over_a_config_json(tmp_path):
     """What a run's directory holds is read with its types: tuples are tuples again, and False is False."""
     given = build.default()
-    given.rlhf.trace = (0, 1)
+    given.rlhf.version_schedule = (0, 1)
     (tmp_path / "config.json").write_text(given.to_json())
     config = build.config_of(tmp_path)
-    assert (config.rlhf.trace, config.best_of_n) == ((0, 1), (1, 2, 4, 8, 16))
+    assert (config.rlhf.version_schedule, config.best_of_n) == ((0, 1), (1, 2, 4, 8, 16))
     config = run.overridden(config, ["--config.rlhf.ledger=False", "--config.best_of_n=(2, 4)"])
     assert (config.rlhf.ledger, config.best_of_n) == (False, (2, 4))
 
@@ -150,3 +154,23 @@ def test_another_component_comes_with_its_own_defaults():
 def test_a_renamed_file_is_refused_with_its_new_name():
     with pytest.raises(Refusal, match=r"the file is now called configs/tldr/comparisons\.py"):
         config_files.load("configs/tldr/relabel.py:size=410m")
+
+
+@pytest.mark.parametrize(("old", "new"), history.RENAMED.items())
+def test_a_renamed_key_is_refused_with_its_new_name(old, new):
+    with pytest.raises(Refusal, match=re.escape(f"config has no key {old!r}; renamed: {old} is now {new}")):
+        overridden(f"{old}=x")
+
+
+def test_a_config_file_that_sets_a_renamed_key_is_told_the_new_name(written):
+    line = "    config = build.default()\n    config.hub.sft = 1\n    return config\n"
+    path = written(f"from rlhf_jax import build\ndef get_config():\n{line}")
+    with pytest.raises(Refusal, match=r"mine\.py:4: AttributeError: .*; renamed: hub\.sft is now pretrained\.sft"):
+        config_files.load(path)
+
+
+def test_a_config_that_was_made_with_a_renamed_key_is_refused():
+    values = build.default().to_dict()
+    values["rlhf"]["replay"] = values["rlhf"].pop("replay_schedule_of")
+    with pytest.raises(Refusal, match=r"rlhf\.replay is now rlhf\.replay_schedule_of"):
+        build.check_values(values)

@@ -103,10 +103,13 @@ WRONG = [
     ("mesh.data=0", ["mesh.data is 0", "accepted: 1 or more, or -1"]),
     ("rlhf.total_prompts=65", ["rlhf.total_prompts is 65", "= 64"]),
     ("rlhf.lag=-1", ["rlhf.lag is -1", "0 or more"]),
-    ("rlhf.trace=(0, 5)", ["trace has 2 versions", "64 rounds"]),
+    ("rlhf.version_schedule=(0, 5)", ["version schedule has 2 versions", "64 rounds"]),
     ("rlhf.loop=threads", ["rlhf.loop is 'threads'", "synchronous, asynchronous"]),
     ("rlhf.clock=loose", ["rlhf.clock is 'loose'", "exact, bounded"]),
-    ("rlhf.replay=runs/nowhere", ["runs/nowhere/ledger.jsonl", "rlhf.replay names the directory of a run"]),
+    (
+        "rlhf.replay_schedule_of=runs/nowhere",
+        ["runs/nowhere/ledger.jsonl", "rlhf.replay_schedule_of names the directory of a run"],
+    ),
     ("rlhf.sampler_slices=8", ["rlhf.sampler_slices=8", "7 are left of 8"]),
     ("rlhf.sampler_slices=3", ["a round has 64 prompts", "multiples of 3"]),
     ("rlhf.deadline_seconds=0.0", ["rlhf.deadline_seconds is 0.0", "above 0"]),
@@ -160,7 +163,7 @@ def test_an_unknown_argument_is_named(capsys, tmp_path, argument):
 
 
 def test_a_right_config_begins_and_may_begin_again(tmp_path, begun):
-    call(tmp_path / "run", "--config.seed=3", "--config.rlhf.trace=()")
+    call(tmp_path / "run", "--config.seed=3", "--config.rlhf.version_schedule=()")
     call(tmp_path / "run", "--config.seed", "3")
     assert begun == [3, 3]
 

@@ -17,7 +17,7 @@ GB = 10**9
         (Clock(9, lag=3), True, 4),
         (Clock(2, lag=3), True, 2),
         (Clock(9, lag=3), False, 1),
-        (Clock(4, 2, trace=(0, 0, 0, 6)), True, 3),  # round 2 is sampled with version 0, two rounds before
+        (Clock(4, 2, version_schedule=(0, 0, 0, 6)), True, 3),  # round 2 is sampled with version 0, two rounds before
         (Clock(9, lag=2, bounded=True), True, 3),
     ],
 )

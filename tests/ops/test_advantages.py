@@ -85,31 +85,31 @@ def test_deviation_is_the_populations():
     np.testing.assert_allclose(advantages.deviation(jnp.array([[1.0, 3.0], [5.0, 5.0]])), [[1.0], [0.0]])
 
 
-def naive_gae(reward, value, length, discount, decay):
+def naive_gae(reward, value, length, gamma, gae_lambda):
     """Σ_l (γλ)^l δ_{t+l} of one row, in float64, as it is written."""
     following = np.append(value[1:length], 0.0)
-    error = reward[:length] + discount * following - value[:length]
-    return [sum((discount * decay) ** (s - t) * error[s] for s in range(t, length)) for t in range(length)]
+    error = reward[:length] + gamma * following - value[:length]
+    return [sum((gamma * gae_lambda) ** (s - t) * error[s] for s in range(t, length)) for t in range(length)]
 
 
-@pytest.mark.parametrize(("discount", "decay"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.97, 0.0), (0.0, 0.7)])
-def test_gae_is_the_double_loop(discount, decay):
+@pytest.mark.parametrize(("gamma", "gae_lambda"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.97, 0.0), (0.0, 0.7)])
+def test_gae_is_the_double_loop(gamma, gae_lambda):
     random = np.random.default_rng(1)
     lengths = [C, 1, 3, C - 1]
     reward_BC, value_BC = random.normal(size=(2, len(lengths), C))
     mask_BC = np.arange(C) < np.array(lengths)[:, None]
     expected_BC = np.zeros((len(lengths), C))
     for row, length in enumerate(lengths):
-        expected_BC[row, :length] = naive_gae(reward_BC[row], value_BC[row], length, discount, decay)
+        expected_BC[row, :length] = naive_gae(reward_BC[row], value_BC[row], length, gamma, gae_lambda)
     for garbage in (np.nan, 1e30, 0.5):  # under the mask
         given = [jnp.array(np.where(mask_BC, array, garbage), jnp.float32) for array in (reward_BC, value_BC)]
-        found_BC = advantages.gae(*given, jnp.array(mask_BC), discount=discount, decay=decay)
+        found_BC = advantages.gae(*given, jnp.array(mask_BC), gamma=gamma, gae_lambda=gae_lambda)
         np.testing.assert_allclose(found_BC, expected_BC, rtol=1e-5, atol=1e-5)
 
 
 def test_gae_at_its_two_ends():
     # Rewards 0, 0, 4; values 1, 2, 3. λ = 0: errors 0 + 2 − 1, 0 + 3 − 2, 4 − 3. λ = 1: 4, still to come, less the value.
     reward, value = jnp.array([[0.0, 0.0, 4.0]]), jnp.array([[1.0, 2.0, 3.0]])
-    for decay, expected in ((0.0, [1, 1, 1]), (1.0, [3, 2, 1])):
-        found = advantages.gae(reward, value, jnp.ones((1, 3), bool), discount=1.0, decay=decay)
+    for gae_lambda, expected in ((0.0, [1, 1, 1]), (1.0, [3, 2, 1])):
+        found = advantages.gae(reward, value, jnp.ones((1, 3), bool), gamma=1.0, gae_lambda=gae_lambda)
         np.testing.assert_allclose(found, [expected], rtol=1e-6)

@@ -133,7 +133,7 @@ def test_a_completion_is_kept_or_left_out_whole():
         np.testing.assert_array_equal(found, [[1, 1, 0], [kept] * 3])
 
 
-SCHEDULES = {"synchronous": {}, "lag": {"lag": 1}, "trace": {"traced": True}, "bfloat16": {"exact_sampler": False}}
+SCHEDULES = {"synchronous": {}, "lag": {"lag": 1}, "trace": {"scheduled": True}, "bfloat16": {"exact_sampler": False}}
 RESOLVED = [
     ("auto", "auto", {"synchronous": ("behavior", "none")}),
     ("auto", "auto", dict.fromkeys(("lag", "trace", "bfloat16"), ("proximal", "truncate"))),

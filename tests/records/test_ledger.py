@@ -1,4 +1,4 @@
-"""The ledger: what a row says of a sample, worked out by hand; torn and cut files; a trace read back."""
+"""The ledger: what a row says of a sample, worked out by hand; torn and cut files; a version schedule read back."""
 
 import zlib
 
@@ -117,15 +117,15 @@ def test_it_is_cut_back_to_a_checkpoint_and_loses_a_torn_line(book):
 
 
 def test_a_trace_is_read_back(book):
-    assert ledger.trace(book.path, Clock(3, 2)) == (0, 0, 2)
-    assert ledger.trace(book.path, Clock(2, 2)) == (0, 0)
+    assert ledger.version_schedule(book.path, Clock(3, 2)) == (0, 0, 2)
+    assert ledger.version_schedule(book.path, Clock(2, 2)) == (0, 0)
 
 
 def test_a_trace_that_does_not_fit_is_an_error(book):
     with pytest.raises(ValueError, match=r"versions \[\] of round 3; a replay of 4 rounds"):
-        ledger.trace(book.path, Clock(4, 2))
+        ledger.version_schedule(book.path, Clock(4, 2))
     book.write(4, [{"round": 2, "version": 4}])
     with pytest.raises(ValueError, match=r"versions \[2, 4\] of round 2"):
-        ledger.trace(book.path, Clock(3, 2))
-    with pytest.raises(FileNotFoundError, match=r"rlhf\.replay names the directory of a run"):
-        ledger.trace(book.path.parent / "nowhere" / ledger.FILE, Clock(3, 2))
+        ledger.version_schedule(book.path, Clock(3, 2))
+    with pytest.raises(FileNotFoundError, match=r"rlhf\.replay_schedule_of names the directory of a run"):
+        ledger.version_schedule(book.path.parent / "nowhere" / ledger.FILE, Clock(3, 2))

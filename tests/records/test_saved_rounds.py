@@ -30,7 +30,7 @@ def fill(spool, rounds):
         (Clock(20, lag=0), [4, 8], 8, [8, 9, 10, 11, 12, 13, 14]),
         (Clock(20, 2, 1, lag=1), [8, 16], 8, [4, 8, 9, 10, 11, 12, 13, 14]),
         (Clock(20, lag=2, bounded=True), [8, 12], 12, [8, 9, 10, 11, 12, 13, 14]),
-        (Clock(15, trace=(0, 0, 0, *range(12))), [4, 8], 8, [4, 5, 6, 8, 9, 10, 11, 12, 13, 14]),
+        (Clock(15, version_schedule=(0, 0, 0, *range(12))), [4, 8], 8, [4, 5, 6, 8, 9, 10, 11, 12, 13, 14]),
     ],
 )
 def test_every_checkpoint_keeps_its_rounds(spool, clock, steps, next_round, kept):

@@ -271,14 +271,14 @@ def test_pretrained_folders_may_move_and_not_change(run, tmp_path):
     for place, seed in ((folder, 0), (tmp_path / "other", 1)):
         export.save(place, model, random_params(model, seed), token_ids={})
     shutil.copytree(folder, tmp_path / "moved")
-    given = {"model.family": "hub", "hub.base": str(folder)}
+    given = {"model.family": "pretrained", "pretrained.base": str(folder)}
     prepare(run, **given)
     parts = build.checked(config_of(run, **given))[1]
     (run / "checkpoints" / "sft" / "250").mkdir(parents=True)
     parts[0].record("sft")
-    prepare(run, **given | {"hub.base": str(tmp_path / "moved")})
-    with pytest.raises(Refusal, match=r"hub\.base \(other content than there\): enters the numbers"):
-        prepare(run, **given | {"hub.base": str(tmp_path / "other")})
+    prepare(run, **given | {"pretrained.base": str(tmp_path / "moved")})
+    with pytest.raises(Refusal, match=r"pretrained\.base \(other content than there\): enters the numbers"):
+        prepare(run, **given | {"pretrained.base": str(tmp_path / "other")})
 
 
 @pytest.mark.parametrize("text", ["", '{"rlhf": {"lag"', "[1]", "\xff\xfe"])
@@ -315,7 +315,7 @@ def test_a_run_of_an_older_version_goes_on(begun, capsys):
     for path in [*begun.rglob(made.FILE), begun / "starts.jsonl"]:
         path.unlink()
     values = stored(begun)
-    for node, key in (("rlhf", "ledger_gold"), ("rlhf", "evaluate_at"), ("hub", "gold")):
+    for node, key in (("rlhf", "ledger_gold"), ("rlhf", "evaluate_at"), ("pretrained", "gold")):
         del values[node][key]
     del values["digests"], values["begin"]
     (begun / "config.json").write_text(json.dumps(values))

@@ -68,12 +68,12 @@ def test_a_removed_key_is_read_where_its_value_is_still_computed(monkeypatch):
 def test_a_newer_key_takes_the_value_of_before(monkeypatch):
     """A default that changes numbers is for new runs only."""
     values = stored()
-    del values["rlhf"]["temperature"], values["rlhf"]["lag"], values["hub"]
+    del values["rlhf"]["temperature"], values["rlhf"]["lag"], values["pretrained"]
     monkeypatch.setitem(history.ADDED, "rlhf.temperature", 0.5)
     found = completed(values)
     assert found["rlhf.temperature"] == 0.5
     assert found["rlhf.lag"] == 0, "without an entry the default does what was done before"
-    assert found["hub.base"] == ""
+    assert found["pretrained.base"] == ""
 
 
 def test_a_run_goes_on_with_a_newer_key_as_before(tmp_path, monkeypatch):

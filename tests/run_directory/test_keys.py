@@ -44,7 +44,7 @@ def test_a_key_has_one_class():
         ("rlhf.total_prompts", Class.EXTENDING),
         ("rlhf.lag", Class.NUMBERS),
         ("rlhf.critic_optimizer.beta2", Class.NUMBERS),
-        ("hub.sft", Class.PLACE),
+        ("pretrained.sft", Class.PLACE),
         ("algorithm.a_key_of_somebody_else", Class.NUMBERS),
     ],
 )
@@ -56,7 +56,7 @@ ENTERED = [
     ("seed", ["sft", "comparisons", "reward_model", "rlhf"]),
     ("sft.num_updates", ["sft", "comparisons", "reward_model", "rlhf"]),
     ("comparisons.num_train", ["comparisons", "reward_model", "rlhf"]),
-    ("hub.gold", ["comparisons", "reward_model", "rlhf"]),
+    ("pretrained.gold", ["comparisons", "reward_model", "rlhf"]),
     ("reward_model.standardize", ["reward_model", "rlhf"]),
     ("algorithm.beta", ["rlhf"]),
     ("rlhf.lag", ["rlhf"]),

@@ -81,9 +81,9 @@ def test_the_sampler_sees_published_versions_and_nothing_else():
     assert len(set(published.values())) == len(published), "every version is another"
 
 
-@pytest.mark.parametrize("trace", [(0, 0, 0, 0, 0), (0, 1, 0, 3, 1), (0, 1, 2, 3, 4)])
-def test_threads_replay_a_trace(trace):
-    clock = Clock(NUM_ROUNDS, trace=trace)
+@pytest.mark.parametrize("version_schedule", [(0, 0, 0, 0, 0), (0, 1, 0, 3, 1), (0, 1, 2, 3, 4)])
+def test_threads_replay_a_trace(version_schedule):
+    clock = Clock(NUM_ROUNDS, version_schedule=version_schedule)
     assert same(collect(asynchronous, clock), collect(synchronous, clock))
 
 

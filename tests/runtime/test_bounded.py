@@ -1,4 +1,6 @@
-"""Bounded mode under seeded delays: the bound holds, nothing is dropped or trained twice, and its trace repeats the run."""
+"""Bounded mode under seeded delays: the bound holds, nothing is dropped or trained twice, and its version schedule
+repeats the run.
+"""
 
 import itertools
 import time
@@ -31,8 +33,8 @@ def test_random_schedules_stay_in_the_bound_and_can_be_replayed(block):
         assert max(ages) <= clock.max_age
         assert announced == list(range(ROUNDS)) == sorted(index for index, _ in program.generated)
         assert len(ages) == clock.num_updates == states[0]
-        trace = tuple(versions[r] for r in range(ROUNDS))
-        replayed = Clock(ROUNDS, clock.num_minibatches, clock.num_epochs, trace=trace)
+        version_schedule = tuple(versions[r] for r in range(ROUNDS))
+        replayed = Clock(ROUNDS, clock.num_minibatches, clock.num_epochs, version_schedule=version_schedule)
         for loop in (synchronous, asynchronous):
             assert finish(loop, FakeProgram(replayed))[3] == states, f"seed {seed}"
 
@@ -78,7 +80,7 @@ def test_an_exact_clock_refuses_any_other_version():
 
 def test_what_a_bounded_clock_cannot_say():
     with pytest.raises(ValueError, match="replayed, not bounded"):
-        Clock(2, trace=(0, 0), bounded=True)
+        Clock(2, version_schedule=(0, 0), bounded=True)
     with pytest.raises(ValueError, match="known when it is sampled"):
         finish(synchronous, FakeProgram(Clock(2, bounded=True)))
 
@@ -106,7 +108,7 @@ def test_a_run_goes_on_with_the_rounds_that_were_there():
 
 
 def test_real_params_are_repeated_by_the_trace():
-    """The tiny model, bounded, with a sampler that dawdles now and then; then its trace, in the synchronous loop."""
+    """The tiny model, bounded, with a sampler that dawdles now and then; then its version_schedule, in the synchronous loop."""
     clock = Clock(NUM_ROUNDS, 2, 1, lag=2, bounded=True)
     program, delay, versions, params = program_of(clock), jitter(11, 0.05), {}, None
     generate = program.generate
@@ -121,7 +123,7 @@ def test_real_params_are_repeated_by_the_trace():
             versions[event.round_index] = int(event.samples.version)
         if isinstance(event, synchronous.RoundEnd):
             params = host(event.states["policy"].params)
-    replayed = program_of(Clock(NUM_ROUNDS, 2, 1, trace=tuple(versions[r] for r in range(NUM_ROUNDS))))
+    replayed = program_of(Clock(NUM_ROUNDS, 2, 1, version_schedule=tuple(versions[r] for r in range(NUM_ROUNDS))))
     ends = list(synchronous.run(replayed, replayed.init(replayed.reference_params), 0, {}))
     last = [host(e.states["policy"].params) for e in ends[-1:]]
     assert same(last[0], params)

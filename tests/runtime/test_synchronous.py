@@ -39,17 +39,19 @@ def test_lags_are_told_apart():
 
 
 @pytest.mark.parametrize("lag", [0, 1, 3])
-def test_a_trace_that_spells_a_lag_is_that_lag(lag):
+def test_a_version_schedule_that_spells_a_lag_is_that_lag(lag):
     clock = Clock(NUM_ROUNDS, 2, 1, lag)
-    trace = tuple(clock.version(r) for r in range(NUM_ROUNDS))
-    assert same(run(Clock(NUM_ROUNDS, 2, 1, trace=trace))[1], run(clock)[1])
+    version_schedule = tuple(clock.version(r) for r in range(NUM_ROUNDS))
+    assert same(run(Clock(NUM_ROUNDS, 2, 1, version_schedule=version_schedule))[1], run(clock)[1])
 
 
-@pytest.mark.parametrize("trace", [(0, 0, 0, 0, 0), (0, 1, 0, 3, 1)], ids=["frozen sampler", "mixed ages"])
-def test_a_trace_of_any_versions_is_the_naive_loop(trace):
-    events, params = run(Clock(NUM_ROUNDS, trace=trace))
-    assert same(params, naive(list(trace), 1, 1)[0][-1])
-    assert [event.age for event in events[synchronous.Updated]] == [r - version for r, version in enumerate(trace)]
+@pytest.mark.parametrize("version_schedule", [(0, 0, 0, 0, 0), (0, 1, 0, 3, 1)], ids=["frozen sampler", "mixed ages"])
+def test_a_version_schedule_of_any_versions_is_the_naive_loop(version_schedule):
+    events, params = run(Clock(NUM_ROUNDS, version_schedule=version_schedule))
+    assert same(params, naive(list(version_schedule), 1, 1)[0][-1])
+    assert [event.age for event in events[synchronous.Updated]] == [
+        r - version for r, version in enumerate(version_schedule)
+    ]
 
 
 @pytest.mark.parametrize("lag", [0, 2])

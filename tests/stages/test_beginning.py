@@ -174,14 +174,14 @@ REFUSED = [
     ),
     ({"tokenizer__kind": "characters"}, r"word|alphabet|tokenizer\.kind"),
     ({"task__max_words": 20}, r"task\.max_words \(26 there, 20 now\)"),
-    ({"hub__sft": "{folder}", "model__family": "hub"}, r"hub\.sft"),
+    ({"pretrained__sft": "{folder}", "model__family": "pretrained"}, r"pretrained\.sft"),
 ]
 
 
 @pytest.mark.parametrize(("changed", "words"), REFUSED, ids=[next(iter(changed)) for changed, _ in REFUSED])
 def test_what_does_not_fit_is_refused_before_anything_is_written(base, tmp_path, changed, words):
     run, folder = tmp_path / "run", tmp_path / "folder"
-    if "hub__sft" in changed:
+    if "pretrained__sft" in changed:
         assert export_command.main([f"--directory={base}", "--stage=sft", f"--to={folder}"]) == 0
     given = {"begin": f"{base}@4", "reward": "learned"} | changed
     given = {

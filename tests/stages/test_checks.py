@@ -124,20 +124,22 @@ def test_some_references_that_lose_their_eos_are_counted(config, tmp_path):
     assert said(config)[1].startswith(
         "55 of 110 references are longer than lengths.max_completion_tokens = 8 and lose their end"
     )
-    config.hub.sft = "models/none"  # then no SFT is run, and what its references would lose is of no interest
+    config.pretrained.sft = "models/none"  # then no SFT is run, and what its references would lose is of no interest
     assert "references" not in str(refusal_of_task(config))
 
 
 def refusal_of_task(config):
     """The notices of a task whose policy is said to be there."""
     made = build.parts(config_without_hub(config))
-    workspace = dataclasses.replace(made[0], hub=dataclasses.replace(made[0].hub, sft=config.hub.sft))
+    workspace = dataclasses.replace(
+        made[0], pretrained=dataclasses.replace(made[0].pretrained, sft=config.pretrained.sft)
+    )
     return task_checks.Check("pipeline", workspace, made[1]).run()
 
 
 def config_without_hub(config):
     config = config.copy_and_resolve_references()
-    config.hub.sft = ""
+    config.pretrained.sft = ""
     return config
 
 
@@ -226,7 +228,7 @@ def test_rlhf_needs_the_reward_model_s_file(config, tmp_path, monkeypatch):
     monkeypatch.setattr(task_checks, "complete_steps", lambda directory: [1])
     config.job = "rlhf"
     assert f"{tmp_path}/run/reward_model.json is missing: run the stage 'reward_model' first" in refusal(config)[0]
-    config.hub.reward_model = ""
+    config.pretrained.reward_model = ""
     config.reward = "gold"
     assert "reward_model.json" not in str(refusal(config))
 
@@ -283,14 +285,14 @@ def test_every_batch_that_the_mesh_does_not_divide_is_named(config, num_devices)
 
 
 def test_a_batch_of_sampled_comparisons_and_of_a_judge(config, tmp_path):
-    """The batch of comparisons matters only where they are sampled, that of hub.gold only where it judges."""
+    """The batch of comparisons matters only where they are sampled, that of pretrained.gold only where it judges."""
     config.mesh.data, config.job = 3, "comparisons"
-    config.hub.gold_rows_per_batch = config.comparisons.prompts_per_batch = 4
+    config.pretrained.gold_rows_per_batch = config.comparisons.prompts_per_batch = 4
     made = build.parts(config)
-    hub = dataclasses.replace(made[0].hub, gold="a model")
-    with pytest.raises(Refusal, match=r"hub\.gold_rows_per_batch is 4, which does not divide"):
-        checks.check_settings("comparisons", made[1], hub, made[2], made[0].mesh)
-    check = task_checks.Check("comparisons", dataclasses.replace(made[0], hub=hub), made[1])
+    pretrained = dataclasses.replace(made[0].pretrained, gold="a model")
+    with pytest.raises(Refusal, match=r"pretrained\.gold_rows_per_batch is 4, which does not divide"):
+        checks.check_settings("comparisons", made[1], pretrained, made[2], made[0].mesh)
+    check = task_checks.Check("comparisons", dataclasses.replace(made[0], pretrained=pretrained), made[1])
     check.comparisons()
     check.sampled_pairs = True
     with pytest.raises(Refusal, match=r"comparisons\.prompts_per_batch is 4, which does not divide"):
@@ -299,10 +301,12 @@ def test_a_batch_of_sampled_comparisons_and_of_a_judge(config, tmp_path):
 
 def test_the_stages_of_a_job(config):
     _, stages, _ = build.parts(config)
-    hub = build.parts(config)[0].hub
+    pretrained = build.parts(config)[0].pretrained
 
     def of(job, reward="learned", **changes):
-        return checks.stages_of(job, dataclasses.replace(stages, reward=reward), dataclasses.replace(hub, **changes))
+        return checks.stages_of(
+            job, dataclasses.replace(stages, reward=reward), dataclasses.replace(pretrained, **changes)
+        )
 
     whole = {"sft", "comparisons", "reward_model", "rlhf", "best_of_n"}
     assert of("pipeline") == of("a job of one's own") == whole

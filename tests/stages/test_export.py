@@ -33,10 +33,10 @@ def test_token_ids(tokenizer, config, expected):
 @pytest.mark.parametrize("name", published.FOLDERS)
 def test_the_stored_model_of_a_folder_is_that_folder_s(name, tmp_path):
     """config.json of a run holds the folder's numbers; the run is opened again with them, and compared with the folder."""
-    hub = pretrained_models.Config(base=str(published.write(tmp_path / "folder", name)))
-    values = pretrained_models.model_values({"family": "hub"}, hub)
+    pretrained = pretrained_models.Config(base=str(published.write(tmp_path / "folder", name)))
+    values = pretrained_models.model_values({"family": "pretrained"}, pretrained)
     stored = json.loads(json.dumps(values))
-    again = pretrained_models.model_values(stored, hub)
+    again = pretrained_models.model_values(stored, pretrained)
     family = again.pop("family")
     model = registry.find("models", family).make(fill(registry.find("models", family).Config, again, "model"))
     assert model == pretrained_models.model_of(published.folders.Folder(tmp_path / "folder"))

@@ -99,7 +99,7 @@ def test_a_bounded_run_that_was_killed_is_repeated_by_its_ledger(folder, whole):
     assert samples == sorted(set(samples)), "each sample once, in order"
     assert {row["ordinal"] for row in rows} == set(range(96))
     assert max(age for row in rows for age in row["ages"]) <= 2 * 3 - 1
-    kill.finish(kill.start(repeated, folder / "cache", "rlhf.lag=2", f"rlhf.replay={directory}"))
+    kill.finish(kill.start(repeated, folder / "cache", "rlhf.lag=2", f"rlhf.replay_schedule_of={directory}"))
     assert not kill.differences(directory, repeated)
 
 

@@ -38,13 +38,13 @@ def folders(tmp_path_factory):
     return place
 
 
-def tiny_config(directory, **hub):
+def tiny_config(directory, **pretrained):
     """The quickstart in the smallest sizes; its model is the folder's where there is one."""
     config = quickstart.get_config()
     config.directory = str(directory)
-    config.hub.update({key: str(value) for key, value in hub.items()})
-    if "base" in hub or "sft" in hub:
-        config.model.family = "hub"
+    config.pretrained.update({key: str(value) for key, value in pretrained.items()})
+    if "base" in pretrained or "sft" in pretrained:
+        config.model.family = "pretrained"
     else:
         config.model.update({"width": 16, "num_layers": 1, "num_heads": 2, "ffn_width": 32})
     config.sft.num_updates, config.sft.checkpoint_every, config.sft.rows_per_update = 2, 2, 8
@@ -108,7 +108,7 @@ def test_gold_is_the_published_judge(run):
     texts = ["good .", "bad bad ."]
     prompts = workspace.stream("heldout", "evaluate").texts(0, 2)
     gold = workspace.gold(prompts, texts, [True, False])
-    judge = pretrained_models.Judge(workspace.hub, workspace.tokenizer, workspace.mesh)
+    judge = pretrained_models.Judge(workspace.pretrained, workspace.tokenizer, workspace.mesh)
     alone = [judge([p], [t], [f])[0] for p, t, f in zip(prompts, texts, (True, False), strict=True)]
     np.testing.assert_allclose(gold, alone, rtol=1e-5)
     assert gold[0] != pytest.approx(workspace.task.judge(prompts[0], texts[0], True))
@@ -137,13 +137,13 @@ def test_an_evaluation_takes_other_settings_without_changing_the_run(run, capsys
     arguments = [
         f"--directory={workspace.directory}",
         "--config.evaluate.max_completion_tokens=3",
-        "--config.hub.gold=",
+        "--config.pretrained.gold=",
     ]
     assert evaluate_command.main(arguments) == 0
     assert (workspace.directory / "config.json").read_text() == before
     last = json.loads((workspace.directory / evaluate_command.FILE).read_text().splitlines()[-1])
     assert last["completion_length"] <= 3
-    assert last["changed"] == {"evaluate.max_completion_tokens": 3, "hub.gold": ""}
+    assert last["changed"] == {"evaluate.max_completion_tokens": 3, "pretrained.gold": ""}
 
 
 @pytest.mark.parametrize(
@@ -171,10 +171,10 @@ def test_nothing_is_compiled_after_the_first_round(run):
 
 def test_a_run_of_an_older_version_takes_the_defaults_of_newer_nodes(run, tmp_path):
     stored = json.loads((run[0].directory / "config.json").read_text())
-    del stored["hub"], stored["rlhf"]["keep_checkpoints"], stored["tokenizer"]["bos"]
+    del stored["pretrained"], stored["rlhf"]["keep_checkpoints"], stored["tokenizer"]["bos"]
     (tmp_path / "config.json").write_text(json.dumps(stored))
     workspace, stages, _ = build.of_directory(tmp_path)
-    assert workspace.hub == pretrained_models.Config()
+    assert workspace.pretrained == pretrained_models.Config()
     assert stages.rlhf.keep_checkpoints == 2
 
 
@@ -235,11 +235,14 @@ def test_a_critic_is_the_published_reward_s_network_and_its_scores_may_stay_as_t
     [
         ({"model.family": "gpt_neox", "model.width": 32}, "model.width is 32, but the folder"),
         ({"model.family": "llama"}, "model.family is 'llama', but the folder"),
-        ({"hub.base": "nowhere", "hub.sft": ""}, "no checkpoint folder 'nowhere'"),
-        ({"hub.base": "nowhere"}, "accepted: one of them"),
-        ({"hub.sft": "", "model.family": "hub"}, "neither hub.base nor hub.sft names a folder"),
-        ({"hub.gold": "nowhere"}, "no checkpoint folder 'nowhere'"),
-        ({"hub.gold_rows_per_batch": 0}, "hub.gold_rows_per_batch is 0"),
+        ({"pretrained.base": "nowhere", "pretrained.sft": ""}, "no checkpoint folder 'nowhere'"),
+        ({"pretrained.base": "nowhere"}, "accepted: one of them"),
+        (
+            {"pretrained.sft": "", "model.family": "pretrained"},
+            "neither pretrained.base nor pretrained.sft names a folder",
+        ),
+        ({"pretrained.gold": "nowhere"}, "no checkpoint folder 'nowhere'"),
+        ({"pretrained.gold_rows_per_batch": 0}, "pretrained.gold_rows_per_batch is 0"),
         ({"rlhf.keep_checkpoints": 0}, "rlhf.keep_checkpoints is 0"),
     ],
 )

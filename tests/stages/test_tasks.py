@@ -126,7 +126,7 @@ def test_the_gold_of_a_run_is_checked():
 def test_a_gold_reward_model_is_checked(monkeypatch):
     workspace = workspace_of(Own())
     monkeypatch.setattr(Workspace, "_gold_model", lambda self, *_: np.array([1.0, np.nan]))
-    object.__setattr__(workspace.hub, "gold", "folder")
+    object.__setattr__(workspace.pretrained, "gold", "folder")
     with pytest.raises(RewardError, match=r'the gold reward model folder gave nan for completion 1 of 2 .*"q"'):
         workspace.gold(["p", "q"], ["a", "b"], [True, True])
 

@@ -88,14 +88,14 @@ def task_of(folder, template, **options):
 )
 def test_a_reward_model_is_of_the_policy_s_tokens(classifier, policy, tmp_path, special, files, accepted):
     folder = made.byte_level(classifier(tmp_path.name), special, **files)
-    hub = pretrained_models.Config(reward_model=str(folder))
+    pretrained = pretrained_models.Config(reward_model=str(folder))
     if accepted:
-        pretrained_models.check(hub, policy)
+        pretrained_models.check(pretrained, policy)
         return
     with pytest.raises(
         Refusal, match=r"has another vocabulary \(tokenizer\.json\): token 25\d is .* here and .* there; it sc"
     ):
-        pretrained_models.check(hub, policy)
+        pretrained_models.check(pretrained, policy)
 
 
 def test_a_reward_model_with_a_model_of_pieces(classifier, tmp_path):
@@ -103,19 +103,19 @@ def test_a_reward_model_with_a_model_of_pieces(classifier, tmp_path):
     file = made.pieces(tmp_path / "one")
     mine = tokenizers.sentencepiece(str(file))
     folder = classifier(tmp_path.name)
-    hub = pretrained_models.Config(reward_model=str(folder))
-    pretrained_models.check(hub, mine)
+    pretrained = pretrained_models.Config(reward_model=str(folder))
+    pretrained_models.check(pretrained, mine)
     (folder / "tokenizer.model").write_bytes(file.read_bytes())
-    pretrained_models.check(hub, mine)
+    pretrained_models.check(pretrained, mine)
     (folder / "tokenizer.model").write_bytes(made.pieces(tmp_path / "two", vocab_size=60).read_bytes())
     with pytest.raises(
         Refusal, match=r"has another vocabulary \(tokenizer\.model\): token \d+ is '.*' here and '.*' there"
     ):
-        pretrained_models.check(hub, mine)
+        pretrained_models.check(pretrained, mine)
     with pytest.raises(
         Refusal, match=r"has another vocabulary \(tokenizer\.model\): token 2 is '<0x00>' here and '</s>' there"
     ):
-        pretrained_models.check(hub, tokenizers.ByteTokenizer())
+        pretrained_models.check(pretrained, tokenizers.ByteTokenizer())
 
 
 def test_the_policy_s_folder_is_of_the_run_s_tokens(tmp_path, policy):
@@ -173,7 +173,7 @@ def test_gold_of_the_policy_s_tokens_gets_the_policy_s_text(classifier, policy):
 
 
 def test_marks_that_gold_does_not_know_are_refused(foreign, classifier, policy, tmp_path):
-    hub = pretrained_models.Config(gold=str(foreign))
+    pretrained = pretrained_models.Config(gold=str(foreign))
     chatml = "<|im_start|>{{ messages[-1].content }}"
     path = tmp_path / "prompts.jsonl"
 
@@ -181,18 +181,20 @@ def test_marks_that_gold_does_not_know_are_refused(foreign, classifier, policy, 
         published.write_jsonl(path, [{"prompt": prompt, "references": ["r"]} for prompt in prompts])
         return jsonl.make(jsonl.Config(str(path), heldout_percent=0))
 
-    message = r"hub\.gold .*foreign has a tokenizer of its own, in which '<\|im_start\|>' of the policy's is no token"
+    message = (
+        r"pretrained\.gold .*foreign has a tokenizer of its own, in which '<\|im_start\|>' of the policy's is no token"
+    )
     for task in (None, own("plain", "<|im_start|>user")):
         with pytest.raises(Refusal, match=message.replace("im_start", "endoftext") if task is None else message):
-            pretrained_models.check(hub, policy, task)
-    pretrained_models.check(hub, policy, own("plain", "another <|im_end|>"))  # an EOS is said otherwise there
-    pretrained_models.check(hub, policy, task_of(tmp_path / "robots", chatml))  # which is rendered again
+            pretrained_models.check(pretrained, policy, task)
+    pretrained_models.check(pretrained, policy, own("plain", "another <|im_end|>"))  # an EOS is said otherwise there
+    pretrained_models.check(pretrained, policy, task_of(tmp_path / "robots", chatml))  # which is rendered again
     without = made.byte_level(classifier("without"), MARKS, tokenizer_config=OWN)
     with pytest.raises(Refusal, match=message.replace("foreign", "without")):
         pretrained_models.check(
             pretrained_models.Config(gold=str(without)), policy, task_of(tmp_path / "robots", chatml)
         )
-    with pytest.raises(Refusal, match=r"hub\.gold .* does not know the special token '<\|im_start\|>'"):
+    with pytest.raises(Refusal, match=r"pretrained\.gold .* does not know the special token '<\|im_start\|>'"):
         judge(policy, foreign).ids("<|im_start|>Hi", "a", True)
     assert judge(policy, foreign).ids("Hi", "a", True)[-1] == made.BYTES + 2
 
@@ -220,22 +222,24 @@ def test_a_gold_model_is_read_with_the_tokenizer_of_its_folder(classifier, polic
     ):
         pretrained_models.check(pretrained_models.Config(gold=str(small)), policy)
     made.byte_level(small, MARKS, tokenizer_config=OWN)
-    with pytest.raises(Refusal, match=r"hub\.gold .*small: model\.vocab_size is 100, but the tokenizer has 259 tokens"):
+    with pytest.raises(
+        Refusal, match=r"pretrained\.gold .*small: model\.vocab_size is 100, but the tokenizer has 259 tokens"
+    ):
         pretrained_models.check(pretrained_models.Config(gold=str(small)), policy)
 
 
 def test_what_a_gold_model_s_template_lacks_is_told_at_the_start(classifier, policy, tmp_path):
     dated = "{{ strftime_now('%Y') }}" + HEADS
     folder = made.byte_level(classifier("dated"), MARKS, tokenizer_config=OWN | {"chat_template": dated})
-    hub = pretrained_models.Config(gold=str(folder))
-    with pytest.raises(Refusal, match=r"hub\.gold: chat template .* set task\.date"):
-        pretrained_models.check(hub, policy, task_of(tmp_path, HEADS, bos_token="<|end|>"))
-    pretrained_models.check(hub, policy, task_of(tmp_path, HEADS, bos_token="<|end|>", date="2025-01-31"))
+    pretrained = pretrained_models.Config(gold=str(folder))
+    with pytest.raises(Refusal, match=r"pretrained\.gold: chat template .* set task\.date"):
+        pretrained_models.check(pretrained, policy, task_of(tmp_path, HEADS, bos_token="<|end|>"))
+    pretrained_models.check(pretrained, policy, task_of(tmp_path, HEADS, bos_token="<|end|>", date="2025-01-31"))
     prompt = chat.Rendered("x", SAID)
     ids = judge(policy, folder, "2025-01-31").ids(prompt, "a", True)
     assert ids[:4] == policy.encode("2025")
     with pytest.raises(Refusal, match="no chat template 'nowhere'"):
-        pretrained_models.check(dataclasses.replace(hub, gold_chat_template="nowhere"), policy)
+        pretrained_models.check(dataclasses.replace(pretrained, gold_chat_template="nowhere"), policy)
 
 
 def tiny_config(directory, data, tokenizer, **task):
@@ -322,7 +326,7 @@ def test_the_policy_s_folder_says_what_ends_its_texts(tmp_path):
     made.byte_level(place, MARKS, tokenizer_config=config, generation_config={"eos_token_id": [258, 256]})
     data = published.write_no_robots(tmp_path / "data")
     settings = tiny_config(tmp_path / "run", data, "", eos_token="<|turn|>")
-    settings.hub.sft, settings.model.family = str(place), "hub"
+    settings.pretrained.sft, settings.model.family = str(place), "pretrained"
     workspace = build.prepare(settings)[0]
     assert workspace.tokenizer.eos_ids == (258, 256)
     assert (workspace.tokenizer.vocab_size, workspace.tokenizer.pad_id) == (259, 258)

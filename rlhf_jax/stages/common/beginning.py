@@ -17,8 +17,8 @@ from rlhf_jax.run_directory import digests, made
 from rlhf_jax.run_directory.made import DATA, Facts, Record
 from rlhf_jax.stages.common import pretrained_models
 
-SAME = ("model", "tokenizer", "task", "hub", DATA)
-"""Nodes of the config that must be those of the run which is begun from. Its hub.gold need not be."""
+SAME = ("model", "tokenizer", "task", "pretrained", DATA)
+"""Nodes of the config that must be those of the run which is begun from. Its pretrained.gold need not be."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Begin:
     inner: "Begin | None"  # what it began from itself
 
     @property
-    def hub(self) -> pretrained_models.Config:
+    def pretrained(self) -> pretrained_models.Config:
         """The published folders of that run."""
-        return fill(pretrained_models.Config, self.values["hub"], "hub")
+        return fill(pretrained_models.Config, self.values["pretrained"], "pretrained")
 
 
 def parse(text: str) -> tuple[Path, int | None]:
@@ -53,10 +53,10 @@ def check(begin: Begin, facts: Facts, own_directory: Path) -> None:
     if others:
         raise Refusal(
             f"begin is {begin.text!r}, a run of another kind: {', '.join(map(str, others[:6]))}; accepted: a run of the same "
-            "model, tokenizer and task (experiments.export makes a folder of its policy, which hub.sft takes)"
+            "model, tokenizer and task (experiments.export makes a folder of its policy, which pretrained.sft takes)"
         )
     root = _root(begin)
-    if not root.hub.sft and not made.finished(root.directory, "sft", flat(root.values)):
+    if not root.pretrained.sft and not made.finished(root.directory, "sft", flat(root.values)):
         raise MissingInput(
             f"begin is {begin.text!r}, but the stage 'sft' of {root.directory} has not ended: run it to its end first"
         )
@@ -72,8 +72,8 @@ def check(begin: Begin, facts: Facts, own_directory: Path) -> None:
 def of_content(begin: Begin) -> dict[str, str]:
     """Digests of what is taken from that run. What it does not have (yet, or any more) has none."""
     root = _root(begin)
-    if root.hub.sft:
-        found = {"begin": digests.of_place(root.hub.sft)}
+    if root.pretrained.sft:
+        found = {"begin": digests.of_place(root.pretrained.sft)}
     else:
         found = {"begin": _of_checkpoint(root.directory, "sft", made.steps(root.directory, "sft")[-1])}
     judge = _judge(begin)

@@ -2,9 +2,9 @@
 
 `task_checks.py` then checks its task. Both ask only for what the stages of the job use:
 
-    sft            the SFT stage                          unless hub.sft holds its policy
-    comparisons    pairs, sampled or given                 unless hub.reward_model holds their model, or the reward is no model
-    reward_model   the reward model, or hub.reward_model's unit
+    sft            the SFT stage                          unless pretrained.sft holds its policy
+    comparisons    pairs, sampled or given                 unless pretrained.reward_model holds their model, or the
+    reward is no model reward_model   the reward model, or pretrained.reward_model's unit
     rlhf           rounds of RLHF, and their evaluations
     best_of_n      best-of-n beside it
     evaluate       evaluations of saved policies
@@ -42,40 +42,42 @@ WHOLE = {
 EVALUATED = {"rlhf", "evaluate", "best_of_n"}
 
 
-def stages_of(job: str, stages: Stages, hub: pretrained_models.Config) -> frozenset[str]:
+def stages_of(job: str, stages: Stages, pretrained: pretrained_models.Config) -> frozenset[str]:
     """The stages that a job runs: see the table of this module."""
     found = set(STAGES_OF_JOB.get(job, WHOLE))
     found -= stages.taken
-    if hub.sft:
+    if pretrained.sft:
         found -= {"sft"}
     if job not in STAGES_OF_JOB and not stages.learned:
         found -= {"comparisons", "reward_model", "best_of_n"}
-    if hub.reward_model and job != "comparisons":
+    if pretrained.reward_model and job != "comparisons":
         found -= {"comparisons"}
     if not stages.best_of_n:
         found -= {"best_of_n"}
     return frozenset(found)
 
 
-def check_settings(job: str, stages: Stages, hub: pretrained_models.Config, algorithm: Algorithm, mesh: Mesh) -> None:
+def check_settings(
+    job: str, stages: Stages, pretrained: pretrained_models.Config, algorithm: Algorithm, mesh: Mesh
+) -> None:
     """Checks what the settings alone decide: schedules, and batches that the mesh must divide.
 
     Raises Refusal with every problem, naming the keys.
     """
-    used, problems = stages_of(job, stages, hub), Problems()
+    used, problems = stages_of(job, stages, pretrained), Problems()
     if "sft" in used:
         with problems.caught():
             check_rows("sft.rows_per_update", stages.sft.rows_per_update, mesh, stages.sft.num_micro_batches)
         with problems.caught():
             check_schedule(stages.sft.optimizer, "sft.optimizer", stages.sft.num_updates)
     if "reward_model" in used:
-        _check_reward_model(stages.reward_model, hub, mesh, problems)
+        _check_reward_model(stages.reward_model, pretrained, mesh, problems)
     if "rlhf" in used:
         with problems.caught():
             rlhf.check(stages.rlhf, algorithm, mesh, stages.plan)
-    if hub.gold and used & (EVALUATED | {"comparisons"}):
+    if pretrained.gold and used & (EVALUATED | {"comparisons"}):
         with problems.caught():
-            check_rows("hub.gold_rows_per_batch", hub.gold_rows_per_batch, mesh)
+            check_rows("pretrained.gold_rows_per_batch", pretrained.gold_rows_per_batch, mesh)
     if "best_of_n" in used:
         with problems.caught():
             _check_best_of_n(stages)
@@ -83,11 +85,11 @@ def check_settings(job: str, stages: Stages, hub: pretrained_models.Config, algo
 
 
 def _check_reward_model(
-    config: reward_model.Config, hub: pretrained_models.Config, mesh: Mesh, problems: Problems
+    config: reward_model.Config, pretrained: pretrained_models.Config, mesh: Mesh, problems: Problems
 ) -> None:
     with problems.caught():
         check_rows("reward_model.standardize_prompts", config.standardize_prompts, mesh)
-    if hub.reward_model:
+    if pretrained.reward_model:
         return
     with problems.caught():
         check_rows("reward_model.pairs_per_update", config.pairs_per_update, mesh, config.num_micro_batches)

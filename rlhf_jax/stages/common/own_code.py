@@ -25,7 +25,7 @@ def modules(values: Mapping[str, Any]) -> dict[str, ModuleType]:
         "job": ("stages", values["job"]),
     }
     named |= {f"reward.{term.label}": ("rewards", term.name) for term in parse(values["reward"])}
-    if values["model"]["family"] != "hub":
+    if values["model"]["family"] != "pretrained":
         named["model"] = ("models", values["model"]["family"])
     found = {key: registry.located(folder, name)[0] for key, (folder, name) in named.items()}
     return {key: module for key, module in found.items() if not module.__name__.startswith(f"{registry.PACKAGE}.")}

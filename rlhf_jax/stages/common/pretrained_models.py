@@ -43,7 +43,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.base and self.sft:
             raise Refusal(
-                f"hub.base={self.base!r} is where SFT begins, and hub.sft={self.sft!r} stands for it; accepted: one of them"
+                f"pretrained.base={self.base!r} is where SFT begins, and pretrained.sft={self.sft!r} "
+                "stands for it; accepted: one of them"
             )
 
     @property
@@ -57,20 +58,20 @@ def model_of(folder: Folder, **computed: Any) -> Model:
     return registry.find("models", folder.family).make(replace(folder.model_config, **computed))
 
 
-def model_values(values: dict[str, Any], hub: Config) -> dict[str, Any]:
+def model_values(values: dict[str, Any], pretrained: Config) -> dict[str, Any]:
     """The model's node, completed or compared with config.json of the folder that the policy comes from.
 
-    `model.family=hub` takes the folder's architecture and shape whatever the other keys say, but for `COMPUTED`. Raises
+    `model.family=pretrained` takes the folder's architecture and shape whatever the other keys say, but for `COMPUTED`. Raises
     Refusal where a family that is named, or a number, is not the folder's.
     """
-    if not hub.policy:
-        if values["family"] == "hub":
-            raise Refusal("model.family is 'hub', but neither hub.base nor hub.sft names a folder")
+    if not pretrained.policy:
+        if values["family"] == "pretrained":
+            raise Refusal("model.family is 'pretrained', but neither pretrained.base nor pretrained.sft names a folder")
         return values
-    folder = Folder(Path(hub.policy))
+    folder = Folder(Path(pretrained.policy))
     there = asdict(folder.model_config) | {"family": folder.family}
     there |= {key: values[key] for key in COMPUTED if key in values}
-    if values["family"] == "hub":
+    if values["family"] == "pretrained":
         return there
     given = there | values | {"init_scale": there["init_scale"]}
     given["vocab_size"] = values["vocab_size"] or there["vocab_size"]
@@ -78,8 +79,8 @@ def model_values(values: dict[str, Any], hub: Config) -> dict[str, Any]:
     for key, value in sorted(_explicit(given).items(), key=lambda item: item[0] != "family"):
         if explicit.get(key) != value:
             raise Refusal(
-                f"model.{key} is {value!r}, but the folder {hub.policy} has {explicit.get(key)!r}; --config.model.family=hub "
-                "takes the folder's model"
+                f"model.{key} is {value!r}, but the folder {pretrained.policy} has {explicit.get(key)!r}; "
+                "--config.model.family=pretrained takes the folder's model"
             )
     return given
 
@@ -91,7 +92,7 @@ def _explicit(values: dict[str, Any]) -> dict[str, Any]:
     return values | {"head_width": values["width"] // values["num_heads"]}
 
 
-def check(hub: Config, tokenizer: Tokenizer, task: Task | None = None) -> None:
+def check(pretrained: Config, tokenizer: Tokenizer, task: Task | None = None) -> None:
     """Raises Refusal for a folder that cannot play its role, before anything is compiled.
 
     Headers of weight files are read, and no tensor.
@@ -99,20 +100,20 @@ def check(hub: Config, tokenizer: Tokenizer, task: Task | None = None) -> None:
     Args:
       task: where it is not known, its prompts may hold any special token, and are no conversations.
     """
-    if hub.policy:
-        folders.check_decoder(Folder(Path(hub.policy)))
-        vocabularies.check_policy(Path(hub.policy), tokenizer)
-    for path in filter(None, (hub.reward_model, hub.gold)):
+    if pretrained.policy:
+        folders.check_decoder(Folder(Path(pretrained.policy)))
+        vocabularies.check_policy(Path(pretrained.policy), tokenizer)
+    for path in filter(None, (pretrained.reward_model, pretrained.gold)):
         folders.check_classifier(Folder(Path(path)))
-    if hub.reward_model:
-        known = Folder(Path(hub.reward_model)).model_config.vocab_size
-        vocabularies.check_reward_model(Path(hub.reward_model), known, tokenizer)
-    if hub.gold:
-        folder = Path(hub.gold)
+    if pretrained.reward_model:
+        known = Folder(Path(pretrained.reward_model)).model_config.vocab_size
+        vocabularies.check_reward_model(Path(pretrained.reward_model), known, tokenizer)
+    if pretrained.gold:
+        folder = Path(pretrained.gold)
         known, template = Folder(folder).model_config.vocab_size, getattr(task, "template", None)
         judge = vocabularies.judge_tokenizer(folder, known, tokenizer)
         date = "" if template is None else template.date
-        again = vocabularies.gold_template(hub.gold_chat_template, folder, judge, tokenizer, date)
+        again = vocabularies.gold_template(pretrained.gold_chat_template, folder, judge, tokenizer, date)
         if template is None or again is None:
             vocabularies.check_marks(folder, vocabularies.foreign_marks(judge, tokenizer), task)
 
@@ -141,8 +142,8 @@ class Judge:
     It has a tokenizer of its own where its folder holds one, else the policy's. A completion without EOS is scored at its last
     token, as the evaluation of async RLHF does (arXiv 2410.18252).
 
-    Conversations are rendered again, reply included, in `hub.gold_chat_template`, or where that is empty and gold has another
-    vocabulary than the policy, in its folder's own template. Otherwise gold reads the policy's text.
+    Conversations are rendered again, reply included, in `pretrained.gold_chat_template`, or where that is empty and
+    gold has another vocabulary than the policy, in its folder's own template. Otherwise gold reads the policy's text.
     """
 
     def __init__(self, config: Config, tokenizer: Tokenizer, mesh: Mesh, date: str = ""):
@@ -179,7 +180,9 @@ class Judge:
             if finished:
                 return encoding.prompt_ids(prompt, tokenizer)
         elif self._foreign is not None and (mark := self._foreign.search(prompt)):
-            raise Refusal(f"hub.gold {self.config.gold} does not know the special token {mark[0]!r} of {prompt[:80]!r}")
+            raise Refusal(
+                f"pretrained.gold {self.config.gold} does not know the special token {mark[0]!r} of {prompt[:80]!r}"
+            )
         ids = encoding.prompt_ids(prompt, tokenizer)
         end = [tokenizer.eos_id] if finished else []
         return [*ids, *tokenizer.encode_after(ids[-1] if ids else None, completion), *end]

@@ -174,7 +174,7 @@ class Recorder:
         prompts, texts = self.stream.texts_of(take), self.workspace.completions(take)
         # A gold reward model would hold the round up for four texts.
         with activity.at_work("the gold judge"):
-            gold = None if self.workspace.hub.gold else self.evaluator.gold(prompts, texts, take.finished_B)
+            gold = None if self.workspace.pretrained.gold else self.evaluator.gold(prompts, texts, take.finished_B)
         reward, terms = distributed.fetch((scored.scores.standardized_B, scored.scores.terms))
         kept = [
             Sample(

@@ -34,8 +34,8 @@ class Config:
     samples_per_prompt: Count = 4
     lag: Natural = 0  # rounds that the sampler is behind
     clock: Literal["exact", "bounded"] = "exact"  # bounded: the lag is the most, and what it is depends on who is slow
-    trace: tuple[Natural, ...] = ()  # a version for every round, instead of a lag
-    replay: str = ""  # the directory of a run, whose ledger gives the trace
+    version_schedule: tuple[Natural, ...] = ()  # a version for every round, instead of a lag
+    replay_schedule_of: str = ""  # the directory of a run, whose ledger gives the version schedule
     # asynchronous: a sampling thread beside the trainer, and the same numbers
     loop: Literal["synchronous", "asynchronous"] = "synchronous"
     # Device slices beside the trainer's mesh that share a round's prompts; 0: its own devices.
@@ -66,7 +66,7 @@ class Config:
     critic_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3))
 
     def schedule(self) -> Clock:
-        """The clock, a replayed trace read. Raises Refusal where `total_prompts` is not a whole number of rounds, or
+        """The clock, a replayed version schedule read. Raises Refusal where `total_prompts` is not a whole number of rounds, or
         for a schedule that contradicts itself; FileNotFoundError for a replay of what is not there."""
         per_round = self.num_minibatches * self.prompts_per_update
         if self.total_prompts % per_round or self.total_prompts < per_round:
@@ -74,16 +74,24 @@ class Config:
                 f"rlhf.total_prompts is {self.total_prompts}; accepted: multiples of num_minibatches * prompts_per_update = "
                 f"{self.num_minibatches} * {self.prompts_per_update} = {per_round}"
             )
-        if self.replay and self.trace:
-            raise Refusal(f"rlhf.trace and rlhf.replay={self.replay!r} both give versions; accepted: one of them")
+        if self.replay_schedule_of and self.version_schedule:
+            raise Refusal(
+                f"rlhf.version_schedule and rlhf.replay_schedule_of={self.replay_schedule_of!r} both give "
+                "versions; accepted: one of them"
+            )
         num_rounds = self.total_prompts // per_round
         plain = Clock(
-            num_rounds, self.num_minibatches, self.num_epochs, self.lag, tuple(self.trace), self.clock == "bounded"
+            num_rounds,
+            self.num_minibatches,
+            self.num_epochs,
+            self.lag,
+            tuple(self.version_schedule),
+            self.clock == "bounded",
         )
-        if not self.replay:
+        if not self.replay_schedule_of:
             return plain
-        found = ledger.trace(Path(self.replay) / ledger.FILE, plain)
-        return dataclasses.replace(plain, trace=found, bounded=False)
+        found = ledger.version_schedule(Path(self.replay_schedule_of) / ledger.FILE, plain)
+        return dataclasses.replace(plain, version_schedule=found, bounded=False)
 
 
 def places(config: Config, mesh: Mesh, plan: str) -> Places:

@@ -1,11 +1,11 @@
 """Configs that runs have stored, read under today's keys; and the facts that a run is known by."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.config import flat
+from rlhf_jax.config import flat, with_leaves
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.run_directory import digests, history, keys, run_config
 from rlhf_jax.run_directory.made import CODE, COMPARED, CONFIG, DATA, Facts
@@ -66,20 +66,12 @@ def facts_of(values: Values, shared: Workspace, settings: Any, defaults: Default
     found |= own_code.of_sources(values)
     found["tokenizer.path"] = digests.of_place(values["tokenizer"]["path"], weights=False)
     for name in ("base", "sft", "reward_model", "gold"):
-        found[f"hub.{name}"] = digests.of_place(values["hub"][name])
-    found["rlhf.replay"] = digests.of_text(str(settings.rlhf.schedule().trace)) if settings.rlhf.replay else ""
+        found[f"pretrained.{name}"] = digests.of_place(values["pretrained"][name])
+    found["rlhf.replay_schedule_of"] = (
+        digests.of_text(str(settings.rlhf.schedule().version_schedule)) if settings.rlhf.replay_schedule_of else ""
+    )
     found |= {"begin": ""} if shared.begin is None else beginning.of_content(shared.begin)
     return Facts(flattened, found, flat(as_json(defaults(values))))
-
-
-def with_leaves(tree: Values, leaves: Mapping[str, Any]) -> Values:
-    """The tree, changed to have these values at flattened keys."""
-    for key, value in leaves.items():
-        node, (*above, last) = tree, key.split(".")
-        for part in above:
-            node = node.setdefault(part, {})
-        node[last] = value
-    return tree
 
 
 def as_json(values: Values) -> Values:

@@ -49,7 +49,7 @@ class Check:
     notices: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.task, self.used = self.workspace.task, stages_of(self.job, self.stages, self.workspace.hub)
+        self.task, self.used = self.workspace.task, stages_of(self.job, self.stages, self.workspace.pretrained)
         self.given: dict[Split, Pairs] = {split: reading.comparisons(self.task, split) for split in NAMES}
         self._fitting: set[str] = set()  # prompts that fit
         self.sampled_pairs = "comparisons" in self.used and not any(map(len, self.given.values()))
@@ -65,7 +65,7 @@ class Check:
     def earlier_stages(self) -> None:
         """Raises MissingInput for a job that goes on from the files of another one, which are not there."""
         directory = self.workspace.directory / "checkpoints"
-        policy_elsewhere = self.workspace.hub.sft or self.workspace.begin is not None
+        policy_elsewhere = self.workspace.pretrained.sft or self.workspace.begin is not None
         if self.job in ("comparisons", "reward_model", "rlhf", "evaluate") and not policy_elsewhere:
             complete_steps(directory / "sft")
         if self.job in ("evaluate", "export"):
@@ -82,7 +82,7 @@ class Check:
             raise Refusal("reward names 'gold', but the task has no judge; accepted: learned, or a task with answers")
         if self.stages.rlhf.ledger_gold and not self.workspace.has_gold:
             raise Refusal(
-                "rlhf.ledger_gold is True, but the task has no judge; accepted: False, or a model in hub.gold"
+                "rlhf.ledger_gold is True, but the task has no judge; accepted: False, or a model in pretrained.gold"
             )
         rlhf.make_judges(self.workspace, self.stages)
 
@@ -96,7 +96,7 @@ class Check:
         if not self.workspace.has_gold:
             raise Refusal(
                 "the task gives neither comparisons nor a gold judge to make them, which a learned reward needs: give its "
-                "comparisons, or set hub.gold or hub.reward_model"
+                "comparisons, or set pretrained.gold or pretrained.reward_model"
             )
         config, pairs = self.stages.comparisons, self.stages.reward_model.pairs_per_update
         check_rows("comparisons.prompts_per_batch", config.prompts_per_batch, self.workspace.mesh)

@@ -38,7 +38,9 @@ def check_reward_model(folder: Path, known: int, tokenizer: Tokenizer) -> None:
     Args:
       known: tokens of the model. Nothing but their number can be compared where the folder holds no tokenizer.
     """
-    remedy = "it scores tokens, so it must be of the policy's tokenizer; hub.gold may have a tokenizer of its own"
+    remedy = (
+        "it scores tokens, so it must be of the policy's tokenizer; pretrained.gold may have a tokenizer of its own"
+    )
     theirs = vocabularies.of_folder(folder)
     if known < tokenizer.vocab_size:
         raise Refusal(
@@ -66,14 +68,15 @@ def judge_tokenizer(folder: Path, known: int, policy: Tokenizer) -> Tokenizer:
     try:
         return policy if own is None else tokenizers.within(own, known)
     except Refusal as error:
-        raise Refusal(f"hub.gold {folder}: {error}") from None
+        raise Refusal(f"pretrained.gold {folder}: {error}") from None
 
 
 def gold_template(name: str, folder: Path, judge: Tokenizer, policy: Tokenizer, date: str) -> chat.Template | None:
     """The template in which conversations are rendered again for gold; None: it gets the policy's text.
 
     Args:
-      name: `hub.gold_chat_template`. Where it is empty, a gold model of another vocabulary than the policy's gets its folder's
+      name: `pretrained.gold_chat_template`. Where it is empty, a gold model of another vocabulary than the policy's
+      gets its folder's
         template, where there is one: the marks of the policy's mean nothing to it.
       date: `task.date`.
 
@@ -88,7 +91,7 @@ def gold_template(name: str, folder: Path, judge: Tokenizer, policy: Tokenizer, 
         chat.render(found, said, add_generation_prompt=False)
         chat.render(found, said[:1], add_generation_prompt=True)
     except Refusal as error:
-        raise Refusal(f"hub.gold: {error}") from None
+        raise Refusal(f"pretrained.gold: {error}") from None
     return found
 
 
@@ -131,9 +134,9 @@ def check_marks(folder: Path, marks: frozenset[str], task: Task | None) -> None:
     found = next(iter(sorted(marks)), None) if task is None else _first(pattern(marks), _prompts(task))
     if found is not None:
         raise Refusal(
-            f"hub.gold {folder} has a tokenizer of its own, in which {found!r} of the policy's is no token: prompts with it"
-            " would be spelled out; give a task of conversations, which are rendered again in the template that"
-            " hub.gold_chat_template or the folder has, or a gold model of the policy's tokenizer"
+            f"pretrained.gold {folder} has a tokenizer of its own, in which {found!r} of the policy's is no token: prompts "
+            "with it would be spelled out; give a task of conversations, which are rendered again in the template that"
+            " pretrained.gold_chat_template or the folder has, or a gold model of the policy's tokenizer"
         )
 
 
