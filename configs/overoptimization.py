@@ -10,7 +10,7 @@ The quickstart's chain with a reward model of few comparisons, a weak pull to th
 
 from ml_collections import ConfigDict
 
-from configs import quickstart
+from . import quickstart
 
 
 def get_config() -> ConfigDict:

@@ -34,6 +34,7 @@ LAYERS = {
     "rlhf_jax.stages": 8,
     "rlhf_jax.rewards.common.nodes": 8,
     "rlhf_jax.build": 9,
+    "rlhf_jax.config_modules": 9,
     "rlhf_jax.sweeps": 10,
     "rlhf_jax.cli": 11,
     "experiments": 12,

@@ -2,8 +2,9 @@
 
 from ml_collections import ConfigDict
 
-from configs.common import recipes
 from rlhf_jax import build
+
+from . import recipes
 
 
 def rlhf(algorithm: str, prompts_per_update: int, num_updates: int) -> ConfigDict:

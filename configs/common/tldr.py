@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
-from configs.common import recipes
 from rlhf_jax import build
+
+from . import recipes
 
 NUM_POSTS, NUM_COMPARISONS = 116_722, 92_858  # of the published training files
 NUM_HELDOUT = 6_447

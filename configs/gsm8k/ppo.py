@@ -14,7 +14,7 @@ Eight samples a prompt, 256 completions and two epochs an update; the critic beg
 
 from ml_collections import ConfigDict
 
-from configs.common import gsm8k, recipes
+from ..common import gsm8k, recipes
 
 
 def get_config(argument: str = "") -> ConfigDict:

@@ -13,7 +13,7 @@ Greedy exact match on held-out problems is gold_mean_greedy.
 
 from ml_collections import ConfigDict
 
-from configs.common import gsm8k, recipes
+from ..common import gsm8k, recipes
 
 
 def get_config(argument: str = "") -> ConfigDict:

@@ -12,8 +12,9 @@ model (--config.pretrained.gold=FOLDER), and without one KL, lengths and rewards
 
 from ml_collections import ConfigDict
 
-from configs.common import recipes
 from rlhf_jax import build
+
+from ..common import recipes
 
 
 def get_config(argument: str = "") -> ConfigDict:

@@ -13,7 +13,7 @@ python -m experiments.export --directory=runs/no_robots/reward_model --stage=rew
 
 from ml_collections import ConfigDict
 
-from configs.common import recipes
+from ..common import recipes
 
 
 def get_config(argument: str = "") -> ConfigDict:

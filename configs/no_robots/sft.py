@@ -12,7 +12,7 @@ python -m experiments.export --directory=runs/no_robots/sft --stage=sft --to=mod
 
 from ml_collections import ConfigDict
 
-from configs.common import recipes
+from ..common import recipes
 
 
 def get_config(argument: str = "") -> ConfigDict:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from configs import quickstart
 from rlhf_jax import build
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.sweeps.study import Arm, Setting, Study
+
+from .. import quickstart
 
 NO_CORRECTION = {"algorithm.correction.ratio_to": "behavior", "algorithm.correction.correction": "none"}
 RATE, KL_WEIGHT = "rlhf.optimizer.learning_rate", "algorithm.kl_weight"

@@ -35,10 +35,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import quickstart
 from rlhf_jax import build
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.sweeps.study import Arm, Rung, Study
+
+from .. import quickstart
 
 ALGORITHMS = ("online_dpo", "rloo", "ppo", "best_of_n")
 CORRECTIONS = {"behavior": ("behavior", "none"), "proximal": ("proximal", "none"), "truncate": ("proximal", "truncate")}

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from configs import quickstart
 from rlhf_jax import registry
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.sweeps.study import Arm, Study
+
+from .. import quickstart
 
 
 def base() -> ConfigDict:

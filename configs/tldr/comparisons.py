@@ -13,7 +13,7 @@ configs/tldr/reward_model.py, and the share on which gold and people agree into 
 
 from ml_collections import ConfigDict
 
-from configs.common import recipes, tldr
+from ..common import recipes, tldr
 
 
 def get_config(argument: str = "") -> ConfigDict:

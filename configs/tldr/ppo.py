@@ -14,7 +14,7 @@ round, as in the paper's code; its value coefficient 0.1 has no place with an op
 
 from ml_collections import ConfigDict
 
-from configs.common import recipes, tldr
+from ..common import recipes, tldr
 
 
 def get_config(argument: str = "") -> ConfigDict:

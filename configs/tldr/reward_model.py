@@ -12,7 +12,7 @@ python -m experiments.export --directory=runs/tldr/410m/reward_model --stage=rew
 
 from ml_collections import ConfigDict
 
-from configs.common import recipes, tldr
+from ..common import recipes, tldr
 
 
 def get_config(argument: str = "") -> ConfigDict:

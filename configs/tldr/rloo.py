@@ -13,7 +13,7 @@ are evaluated by python -m experiments.evaluate --directory=runs/tldr/410m/rloo
 
 from ml_collections import ConfigDict
 
-from configs.common import recipes, tldr
+from ..common import recipes, tldr
 
 
 def get_config(argument: str = "") -> ConfigDict:

@@ -13,7 +13,7 @@ The paper's code learns the prompt's tokens too; here the loss is on the summary
 
 from ml_collections import ConfigDict
 
-from configs.common import recipes, tldr
+from ..common import recipes, tldr
 
 
 def get_config(argument: str = "") -> ConfigDict:

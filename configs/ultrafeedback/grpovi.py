@@ -15,8 +15,9 @@ models/ultrafeedback-reward (a sequence classifier of the policy's tokenizer) an
 
 from ml_collections import ConfigDict
 
-from configs.common import recipes
 from rlhf_jax import build
+
+from ..common import recipes
 
 
 def get_config(argument: str = "") -> ConfigDict:

@@ -26,9 +26,10 @@ from typing import Any, NoReturn
 from rlhf_jax.refusal import ComponentError, Failed, NotFinite, Refusal, Stalled
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
+SCRIPT = "rlhf-jax"
+"""Name of the console script."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-WRITERS = ("rlhf_jax.observe.", *(f"rlhf_jax.runtime.{name}" for name in ("checkpoint", "ledger", "spool")))
-WRITERS += ("orbax.", "tensorboardX.")
+WRITERS = ("rlhf_jax.records.", "orbax.", "tensorboardX.")
 """Modules that write a run's directory; a user's code is called by none of them."""
 REDELIVER_SECONDS = 0.1
 _started = False
@@ -128,6 +129,11 @@ def _is_full(directory: Path) -> bool:
     above = next(place for place in (directory, *directory.absolute().parents) if place.exists())
     disk = os.statvfs(above)
     return disk.f_bavail == 0 or bool(disk.f_flag & os.ST_RDONLY)
+
+
+def program(name: str) -> str:
+    """A command as it was called, for messages and help: by the console script, or as a module of `experiments`."""
+    return f"{SCRIPT} {name}" if Path(sys.argv[0]).name == SCRIPT else f"python -m experiments.{name}"
 
 
 def is_started() -> bool:

@@ -31,9 +31,9 @@ FILE = "evaluations.jsonl"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluates every saved policy. Returns the exit status: see `command.py`."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.evaluate",
+        prog=command.program("evaluate"),
         description="Evaluates a run's saved policies.",
-        epilog="--config.<key>=<value> is as in experiments.run, over the run's config.json",
+        epilog="--config.<key>=<value> is as in the command run, over the run's config.json",
     )
     parser.add_argument("--directory", type=Path, required=True, help="the run's directory, e.g. runs/quickstart")
     given, overrides = parser.parse_known_args(arguments)

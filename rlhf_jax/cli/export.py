@@ -16,7 +16,7 @@ STAGES = ("sft", "reward_model", "rlhf")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exports the params of a stage. Returns the exit status: see `command.py`."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.export", description="Exports a run's model.")
+    parser = argparse.ArgumentParser(prog=command.program("export"), description="Exports a run's model.")
     parser.add_argument("--directory", type=Path, required=True, help="the run's directory, e.g. runs/quickstart")
     parser.add_argument("--to", type=Path, required=True, help="the folder to write, which must not be there")
     parser.add_argument("--stage", choices=STAGES, default="rlhf", help="whose params (rlhf)")

@@ -24,10 +24,14 @@ from rlhf_jax.refusal import Refusal
 def main(arguments: Sequence[str] | None = None) -> int:
     """Plans a config. Returns the exit status: see `command.py`."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.plan",
+        prog=command.program("plan"),
+        usage="%(prog)s (NAME | --config=FILE) [--config.<key>=<value> ...] [options]",
         description="Finds where each call of a config's rounds should run.",
-        epilog="--config=FILE and --config.<key>=<value> are as in experiments.run",
+        epilog="NAME, --config=FILE and --config.<key>=<value> are as in the command run; with --help beside a config its "
+        "keys are listed, with the values that they have",
+        add_help=False,
     )
+    parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
     parser.add_argument("--devices", type=int, default=0, help="how many; those at hand if not given")
     parser.add_argument("--hardware", default="", help="h100, h200, a100-80gb, tpu-v5e, tpu-v5p, tpu-v6e or cpu")
     parser.add_argument("--profile", action="store_true", help="time calls on the devices at hand")
@@ -36,6 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
 
     def body(place: command.Place) -> None:
+        if options.help:
+            parser.print_help()
+            if rest:
+                print(f"\n{run.keys_of(run.parse([parser.prog, *rest]))}")
+            return
         place.directory = options.output.parent
         _plan(run.parse([parser.prog, *rest]), options)
 

@@ -12,9 +12,7 @@ from rlhf_jax.cli import command
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Builds the report. Returns the exit status: see `command.py`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.report", description="Builds the report of a run again."
-    )
+    parser = argparse.ArgumentParser(prog=command.program("report"), description="Builds the report of a run again.")
     parser.add_argument("--directory", type=Path, required=True, help="the run's directory, e.g. runs/quickstart")
     directory = parser.parse_args(arguments).directory
 

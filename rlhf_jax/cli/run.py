@@ -1,5 +1,6 @@
 """Runs an experiment: `python -m experiments.run --config=configs/quickstart.py [--config.<key>=<value> ...]`.
 
+`rlhf-jax run quickstart` is the same command on a config that comes with the code, by its short name.
 `--config.algorithm.name=rloo` and `--config.task.name=addition` take another component with its own defaults, whose keys the
 arguments may then set. Exit statuses: see `command.py`. After status 1 and 130 the same command goes on.
 """
@@ -9,6 +10,7 @@ import ctypes
 import difflib
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from itertools import pairwise
@@ -18,13 +20,29 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from rlhf_jax import config_modules
 from rlhf_jax.cli import command, config_files
 from rlhf_jax.config import flat
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.run_directory import history
 
 HELP = {"-h", "-help", "--help"}
-USAGE = "accepted: --config=FILE and --config.<key>=<value>"
+ACCEPTED = "accepted: --config=FILE and --config.<key>=<value>"
+USAGE = """\
+usage: {program} NAME[:argument] [--config.<key>=<value> ...]
+       {program} --config=FILE[:argument] [--config.<key>=<value> ...]
+
+Runs an experiment. The same command goes on with one that was interrupted.
+
+  NAME             a config that comes with the code (they are listed below)
+  FILE             a config file, such as configs/quickstart.py in a clone, or your own
+  :argument        what the file's get_config takes, such as :algorithm=rloo
+  --config.<key>   a value of the config; --help beside a config lists its keys with the values that they have
+
+Configs that come with the code, in {folder}:
+
+{names}
+"""
 AGAIN = "the same command goes on from the last checkpoint"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
@@ -34,9 +52,16 @@ def parse(argv: Sequence[str]) -> ConfigDict:
     named, overrides = split(argv)
     if asked := [argument for argument in overrides if argument in HELP]:
         overrides.remove(asked[0])
-        print(keys_of(overridden(config_files.load(named), overrides)))
+        keys = keys_of(overridden(config_files.load(named), overrides))
+        print(f"{usage()}\nkeys of {named}:\n\n{keys}")
         raise SystemExit
     return overridden(config_files.load(named), overrides)
+
+
+def usage() -> str:
+    """How the command is called, and the configs that come with the code."""
+    names = textwrap.fill(", ".join(config_modules.shipped()), initial_indent="  ", subsequent_indent="  ")
+    return USAGE.format(program=command.program("run"), folder=config_modules.folder(), names=names)
 
 
 def keys_of(config: ConfigDict) -> str:
@@ -45,17 +70,29 @@ def keys_of(config: ConfigDict) -> str:
 
 
 def split(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """Value of `--config`, its `:argument` included, and the other arguments. Raises Refusal where there is none."""
-    named, overrides = [], []
-    rest = iter(argv[1:])
+    """The config that the arguments name, its `:argument` included, and the other arguments.
+
+    It is the value of `--config`, or an argument of its own that is no flag and cannot be the value of the flag before it.
+    Raises Refusal where none is named, or two in different ways.
+    """
+    named, alone, overrides = [], [], []
+    rest, before = iter(argv[1:]), ""
     for argument in rest:
         flag, equals, value = argument.partition("=")
+        is_value = before.startswith("-") and "=" not in before and before not in HELP
         if flag.lstrip("-") == "config" and flag.startswith("-"):
             named.append(value if equals else next(rest, ""))
+            argument = "--config="
+        elif not argument.startswith("-") and not is_value and not alone:
+            alone.append(argument)
         else:
             overrides.append(argument)
+        before = argument
+    if named and alone:
+        raise Refusal(f"unknown argument {alone[0]!r} beside --config={named[-1]}; {ACCEPTED}")
+    named += alone
     if not named and HELP & set(overrides):
-        print(f"{__doc__}\n--help beside --config=FILE lists its keys. Config files: {config_files.listed()}")
+        print(usage(), end="")
         raise SystemExit
     if not named:
         raise Refusal(
@@ -80,11 +117,11 @@ def overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     try:
         rest = values(argv)
     except flags.UnrecognizedFlagError as error:
-        raise Refusal(f"unknown argument '--{error.flagname}'{_as_key(error.flagname, config)}; {USAGE}") from error
+        raise Refusal(f"unknown argument '--{error.flagname}'{_as_key(error.flagname, config)}; {ACCEPTED}") from error
     except (flags.Error, ValueError, TypeError) as error:
         raise Refusal(_unread(error, config, overrides)) from error
     if len(rest) > 1:
-        raise Refusal(f"unknown argument {rest[1]!r}; {USAGE}")
+        raise Refusal(f"unknown argument {rest[1]!r}; {ACCEPTED}")
     return found.value
 
 

@@ -1,5 +1,7 @@
 """Runs a study: `python -m experiments.sweep --config=configs/studies/grpovi.py [--cells=N] [--workers=N]`.
 
+`rlhf-jax sweep studies/grpovi` is the same command on a study that comes with the code, by its short name.
+
 `study.py` says which cells there are, `cells.py` runs them. A cell that has ended is never run again, an interrupted one begins
 again, and the report is written after every seed. Workers are processes with a compile cache in common; `--slurm` makes them
 an array of jobs.
@@ -17,6 +19,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from rlhf_jax import config_modules
 from rlhf_jax.cli import command
 from rlhf_jax.cli.run import keep_freed_memory
 from rlhf_jax.refusal import Failed, Refusal
@@ -106,8 +109,10 @@ def conduct(study: Study, run: Callable[[Sequence[Cell]], None], max_cells: int 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a study. Raises SystemExit with a status where it does not end well: see `command.py`. The same command goes on."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description="Runs a study.")
-    parser.add_argument("--config", required=True, help="a file of configs/studies/, e.g. configs/studies/grpovi.py")
+    parser = argparse.ArgumentParser(prog=command.program("sweep"), description="Runs a study.")
+    study_names = ", ".join(config_modules.shipped(studies=True))
+    parser.add_argument("study", nargs="?", help=f"a study that comes with the code: {study_names}")
+    parser.add_argument("--config", help="a file of configs/studies/, e.g. configs/studies/grpovi.py, or your own")
     parser.add_argument("--cells", type=int, help="run only so many cells of the first step")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="processes at once")
     parser.add_argument(
@@ -118,21 +123,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
+    if (given.study is None) == (given.config is None):
+        parser.error("a study is given by its name or by --config=FILE, and by one of them")
+    argument = given.config or given.study
 
     def body(place: command.Place) -> None:
         for name, least in (("workers", 1), ("cells", 1)):
             if getattr(given, name) is not None and getattr(given, name) < least:
                 raise Refusal(f"--{name} is {getattr(given, name)}; accepted: {least} or more")
-        study = load(given.config)
+        study = load(argument)
         place.directory = study.directory
         if given.worker:
             work(study, given_cells())
             return
-        run = partial(launch, study, given.config, num_workers=given.workers)
+        run = partial(launch, study, argument, num_workers=given.workers)
         if given.slurm is not None:
             from rlhf_jax.cli import slurm
 
-            run = partial(slurm.launch, slurm.executor(study, given.slurm), study, given.config, num_jobs=given.workers)
+            run = partial(slurm.launch, slurm.executor(study, given.slurm), study, argument, num_jobs=given.workers)
         conduct(study, run, given.cells)
 
     if status := command.call(body, "the same command goes on with the cells that are left"):

@@ -1,7 +1,6 @@
 """The cells of a study: their configs and digests, those that have ended, and running the others in this process."""
 
 import functools
-import importlib.util
 import itertools
 import shutil
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from rlhf_jax import config_modules
 from rlhf_jax.records.jsonl import replace as replace_file
 from rlhf_jax.refusal import Failed, MissingInput, Refusal
 from rlhf_jax.run_directory import history
@@ -49,7 +49,8 @@ class Cells:
 
     def __init__(self, study: Study):
         self.study = study
-        self.path = study.cells or study.directory / FILE
+        committed = study.cells is not None and study.cells.parent.is_dir()  # in a clone alone
+        self.path = study.cells if study.cells and committed else study.directory / FILE
         self.processor = provenance.processor()
         self._identities: dict[Cell, str] = {}
         self._golden: dict[str, str] = {}
@@ -302,16 +303,17 @@ def work(study: Study, wanted: Sequence[Cell]) -> None:
 
 
 def load(argument: str) -> Study:
-    """The study of `file.py[:argument]`, by its `get_study`. Raises Refusal where there is none."""
-    path, _, choice = argument.partition(":")
+    """The study of `file.py[:argument]` or `studies/name[:argument]`, by its `get_study`.
+
+    Raises Refusal where there is none, and for whatever the code of the file raises.
+    """
+    given, _, choice = argument.partition(":")
+    path = config_modules.path_of(given)
     if not Path(path).is_file():
-        there = ", ".join(str(found) for found in sorted(Path("configs/studies").glob("[!_]*.py")))
-        raise MissingInput(f"no study {path!r}; there are: {there}")
-    spec = importlib.util.spec_from_file_location("study", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_study"):
-        raise Refusal(f"{path} has no get_study: it is no study (python -m experiments.run runs a config)")
-    return module.get_study(choice)
+        there = ", ".join(config_modules.shipped(studies=True).values())
+        raise MissingInput(f"no study {given!r}; there are: {there}")
+    with config_modules.faults_in(argument, path):
+        module: Any = config_modules.execute(path)
+        if not hasattr(module, "get_study"):
+            raise Refusal("the file has no get_study: it is no study (python -m experiments.run runs a config)")
+        return module.get_study(choice)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from rlhf_jax.refusal import MissingInput, Refusal
 
-ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = ROOT / "tests" / "golden" / "steps.json"
+PACKAGE = Path(__file__).resolve().parents[1]
+ROOT = PACKAGE.parent
+IN_WHEEL = PACKAGE / "golden" / "steps.json"
+GOLDEN = IN_WHEEL if IN_WHEEL.exists() else ROOT / "tests" / "golden" / "steps.json"
 SHARED = ("sft", "reward_model", "evaluation")  # golden entries that every cell depends on
 DIGITS = 16  # of a digest in hexadecimal: 64 bits
 
@@ -29,7 +31,7 @@ def golden_hash(algorithm: str, path: Path = GOLDEN) -> str:
     """
     if not path.exists():
         raise MissingInput(
-            f"{path} is missing: studies are run from a clone of the repository, whose golden numbers they record"
+            f"{path} is missing: a study records the golden numbers of the code, which a clone and a wheel have"
         )
     entries = json.loads(path.read_text())
     own = {name: entry for name, entry in entries.items() if name.partition(":")[0] == algorithm}
@@ -41,6 +43,8 @@ def golden_hash(algorithm: str, path: Path = GOLDEN) -> str:
 @functools.cache
 def commit() -> str:
     """The commit that is checked out, with "+" where tracked files differ from it; "" outside a clone."""
+    if GOLDEN == IN_WHEEL:  # an environment inside of somebody else's repository has that one's commits above it
+        return ""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")

@@ -59,7 +59,8 @@ class Study:
     """A protocol. `grid` has the values of each key that is varied; a key in `open_ended` may be widened past its ends.
 
     `factors` has, for a key of the grid, what an arm that follows another multiplies that arm's choice by. `report` is the
-    module that writes the page. `cells` is the file with a line for each ended cell; "": in the study's directory.
+    module that writes the page. `cells` is the file with a line for each ended cell. Without one, or where its folder does
+    not exist (outside of a clone), the file is in the study's directory.
     """
 
     directory: Path

@@ -1,0 +1,1 @@
+"""No Robots in async RLHF (arXiv 2410.18252), one file a stage."""

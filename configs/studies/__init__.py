@@ -1,0 +1,1 @@
+"""Studies: experiments of many runs, for the command sweep."""

@@ -1,0 +1,1 @@
+"""UltraFeedback in GRPOVI (arXiv 2505.23247)."""
