@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {
     "rlhf_jax": 0,  # the package itself, which imports nothing
     "rlhf_jax.refusal": 1,
+    "rlhf_jax.extras": 1,
     "rlhf_jax.types": 1,
     "rlhf_jax.clock": 1,
     "rlhf_jax.config": 1,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlhf_jax.cli.run import keep_freed_memory
+from rlhf_jax.extras import needed
 from rlhf_jax.refusal import Failed, Refusal
 from rlhf_jax.sweeps import cells
 from rlhf_jax.sweeps.study import Cell, Study
@@ -16,10 +17,8 @@ def executor(study: Study, options: str) -> Any:
 
     Raises Refusal that says what to install, or for an option that is none.
     """
-    try:
+    with needed("slurm", "--slurm"):
         import submitit  # pyright: ignore[reportMissingImports] (an extra of its own)
-    except ModuleNotFoundError as error:
-        raise Refusal("--slurm needs submitit: pip install 'rlhf_jax[slurm]'") from error
     submitter = submitit.AutoExecutor(study.directory / "slurm")
     submitter.update_parameters(name=study.directory.name, timeout_min=MINUTES)
     try:

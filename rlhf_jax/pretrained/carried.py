@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.extras import needed
 from rlhf_jax.pretrained.weight_files import read_json
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.text import json_texts
@@ -136,7 +137,9 @@ def description(found: Mapping[str, Path], token_ids: Mapping[str, Any]) -> Mapp
         return None
     written: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     if TOKENIZER_JSON in found:
-        library: Any = import_module("tokenizers").Tokenizer.from_file(str(found[TOKENIZER_JSON]))
+        with needed("hub", str(found[TOKENIZER_JSON])):
+            tokenizers: Any = import_module("tokenizers")
+        library = tokenizers.Tokenizer.from_file(str(found[TOKENIZER_JSON]))
         for name in ("eos", "pad"):
             ids = listed(token_ids.get(f"{name}_token_id"))
             if ids and library.id_to_token(ids[0]) is not None:

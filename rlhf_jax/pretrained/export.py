@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from rlhf_jax.extras import needed
 from rlhf_jax.models.api import Model
 from rlhf_jax.pretrained import carried, layouts
 from rlhf_jax.pretrained.folders import CONFIG, INDEX, SCORE, SCORE_BIAS, SINGLE, Folder
@@ -160,7 +161,8 @@ def _write_tensors(directory: Path, tensors: Mapping[str, Tensor], dtype: Any, m
         if len(files) == 1
         else [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
     )
-    write: Any = import_module("safetensors.numpy").save_file
+    with needed("hub", "the export of a model"):
+        write: Any = import_module("safetensors.numpy").save_file
     for file, members in zip(names, files, strict=True):
         write(
             {member: tensors[member][1]().astype(dtype) for member in members},

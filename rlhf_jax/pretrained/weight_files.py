@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.extras import needed
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.text import json_texts
 
@@ -87,7 +88,8 @@ class WeightFiles:
             if not file.exists():
                 broken = "; it is a link to a file that is gone" if file.is_symlink() else ""
                 raise Refusal(f"{file} is missing{broken}: download the folder's safetensors files")
-            library: Any = import_module("safetensors")
+            with needed("hub", str(file)):
+                library: Any = import_module("safetensors")
             try:
                 self._open[file.name] = library.safe_open(str(file), framework="numpy")
             except library.SafetensorError as error:

@@ -12,6 +12,8 @@ Timings: "wall_seconds" is the stage's whole time on the wall; any other "<part>
 "generate_seconds", ...) is a part of it. `jsonl.py` says how numbers that are not finite are written.
 """
 
+import functools
+import importlib.util
 import os
 import time
 from collections.abc import Mapping
@@ -21,6 +23,7 @@ from typing import Any
 
 from rlhf_jax.records import jsonl, writing
 from rlhf_jax.records.jsonl import Line, cut_back, read
+from rlhf_jax.records.notes import note
 from rlhf_jax.refusal import Refusal
 
 __all__ = ["MetricsWriter", "cut_back", "read"]
@@ -33,7 +36,8 @@ class MetricsWriter:
     """Appends figures to `directory/metrics.jsonl` and to `directory/tensorboard/<run>/` with the tags `stage/figure`.
 
     A TensorBoard run is a stage, or the evaluations of one ("evaluate_rlhf"): each has steps of its own and is cut back
-    on its own. `metrics.jsonl` is the record; what TensorBoard lost in a kill, `resume` writes again from it.
+    on its own. `metrics.jsonl` is the record; what TensorBoard lost in a kill, `resume` writes again from it. Events are
+    written where `tensorboardX` is installed.
     """
 
     def __init__(self, directory: str | os.PathLike[str], tensorboard: bool = True) -> None:
@@ -41,7 +45,8 @@ class MetricsWriter:
         self.path = Path(directory) / FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
         jsonl.drop_torn_line(self.path)
-        self._events: dict[str, Any] | None = {} if tensorboard and writing.writes() else None
+        wanted = tensorboard and writing.writes() and has_events()
+        self._events: dict[str, Any] | None = {} if wanted else None
 
     def write(
         self, stage: str, step: int, values: Mapping[str, Any], seconds: float | None = None, of: str | None = None
@@ -138,6 +143,15 @@ class MetricsWriter:
         ]
         writer.write_event(Event(wall_time=time.time(), step=line["update"], summary=Summary(value=values)))
         writer.flush()
+
+
+@functools.cache
+def has_events() -> bool:
+    """True where `tensorboardX`, of the extra `track`, is installed. Prints a line, once per process, where it is not."""
+    found = importlib.util.find_spec("tensorboardX") is not None
+    if not found:
+        note(f"no TensorBoard events, only {FILE}; for both: pip install 'rlhf_jax[track]'")
+    return found
 
 
 def _events_module() -> None:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.extras import needed
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.text import json_texts
 from rlhf_jax.text.folder_texts import TEMPLATE_JSON, TOKENIZER_CONFIG, FolderTexts
@@ -110,7 +111,8 @@ def render(
 
     Raises Refused with what the template itself says against these messages, and Refusal with what is wrong with it.
     """
-    import jinja2
+    with needed("hub", f"chat template {template.source}"):
+        import jinja2
 
     given = {**template.tokens, **variables, "add_generation_prompt": add_generation_prompt}
     if template.date:

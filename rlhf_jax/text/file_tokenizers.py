@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.extras import needed
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.text.codec import Codec, FileTokenizer
 from rlhf_jax.text.folder_texts import FolderTexts
@@ -109,7 +110,8 @@ def hugging_face(path: str, eos: str = "", model: Path | None = None) -> FileTok
 
 def hugging_face_codec(file: Path) -> Codec:
     """A tokenizer.json with the tokens that its folder adds."""
-    module: Any = import_module("tokenizers")
+    with needed("hub", str(file)):
+        module: Any = import_module("tokenizers")
     try:
         library: Any = module.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises a bare Exception

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.extras import needed
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.text import json_texts
 from rlhf_jax.text.json_texts import short as short
@@ -50,8 +51,9 @@ def number(where: str, row: Row, key: str) -> float:
 
 
 def _open_parquet(file: Path) -> Any:
-    from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
+    with needed("hub", str(file)):
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
 
     try:
         return ParquetFile(file)
@@ -60,7 +62,8 @@ def _open_parquet(file: Path) -> Any:
 
 
 def _parquet(file: Path, needed: Sequence[str]) -> Iterator[tuple[str, Row]]:
-    from pyarrow import ArrowException
+    with needed("hub", str(file)):
+        from pyarrow import ArrowException
 
     number = 0
     with _open_parquet(file) as parquet:
