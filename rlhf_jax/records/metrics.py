@@ -21,9 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rlhf_jax.records import jsonl, writing
+from rlhf_jax.records import jsonl, notes, writing
 from rlhf_jax.records.jsonl import Line, cut_back, read
-from rlhf_jax.records.notes import note
 from rlhf_jax.refusal import Refusal
 
 __all__ = ["MetricsWriter", "cut_back", "read"]
@@ -150,7 +149,7 @@ def has_events() -> bool:
     """True where `tensorboardX`, of the extra `track`, is installed. Prints a line, once per process, where it is not."""
     found = importlib.util.find_spec("tensorboardX") is not None
     if not found:
-        note(f"no TensorBoard events, only {FILE}; for both: pip install 'rlhf_jax[track]'")
+        notes.say(f"no TensorBoard events, only {FILE}; for both: pip install 'rlhf_jax[track]'")
     return found
 
 
