@@ -150,9 +150,10 @@ def _compiled(text: str) -> Any:
     `strftime_now` is undefined unless a date is given, though Hugging Face always defines it: a prompt must not depend on the
     day. Templates that ask first whether it is defined then take the date that they hold.
     """
-    from jinja2 import nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    with needed("hub", "a chat template"):
+        from jinja2 import nodes
+        from jinja2.ext import Extension, loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
         """`{% generation %}` marks what a model says; here its body is text like any other."""

@@ -1,0 +1,169 @@
+"""The package as it is installed: the wheel's files, what the plain install has, and the library without the rest of it."""
+
+import ast
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+MISSION = ["jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "sentencepiece", "ml-collections", "chex"]
+LIBRARY = ["jax", "flax", "optax", "chex", "numpy"]
+"""All that the types, steps, formulas, algorithms and models need."""
+EXTRAS = ["tokenizers", "pyarrow", "safetensors", "jinja2", "tensorboardX", "submitit", "transformers", "torch"]
+TINY = (ROOT / ".ci" / "tiny_quickstart").read_text().split()
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@cache
+def needed_by(name: str) -> frozenset[str]:
+    """A distribution and all that it requires."""
+    found: set[str] = set()
+    waiting = [normal(name)]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        try:
+            texts = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        asked = map(Requirement, texts)
+        waiting += [normal(one.name) for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return frozenset(found)
+
+
+def holders(modules: set[str]) -> dict[str, set[str]]:
+    """Distributions by those of the modules that are third-party packages."""
+    known = importlib.metadata.packages_distributions()
+    return {name: set(map(normal, known[name])) for name in modules - {"rlhf_jax"} if name in known}
+
+
+def of_a_process(code: str, cwd: Path, *arguments: str) -> str:
+    """The last line that Python code prints. It finds the package in the checkout, whatever the folder."""
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}", *arguments]
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # nothing is timed, and it compiles sooner
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    """A wheel that is built from a copy of the files that git tracks."""
+    clone, target = tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("wheel")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file() and not name.startswith(("docs/", "notebooks/", "experiments/")):
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            (clone / name).write_bytes((ROOT / name).read_bytes())
+    build = f"from setuptools import build_meta; build_meta.build_wheel({str(target)!r})"
+    done = subprocess.run([sys.executable, "-c", build], cwd=clone, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (path,) = target.iterdir()
+    return zipfile.ZipFile(path)
+
+
+def test_a_wheel_has_the_package_its_configs_and_what_studies_record(wheel: zipfile.ZipFile):
+    names = set(wheel.namelist())
+    own = {path.relative_to(ROOT).as_posix() for path in (ROOT / "rlhf_jax").rglob("*.py")}
+    own |= {f"rlhf_jax/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.py")}
+    own |= {"rlhf_jax/py.typed", "rlhf_jax/golden/steps.json"}
+    (info,) = {name.partition("/")[0] for name in names if ".dist-info/" in name}
+    assert own == {name for name in names if not name.startswith(info)}
+    assert f"{info}/licenses/LICENSE" in names
+    assert wheel.read("rlhf_jax/golden/steps.json") == (ROOT / "tests" / "golden" / "steps.json").read_bytes()
+    assert b"rlhf-jax = rlhf_jax.cli.main:main" in wheel.read(f"{info}/entry_points.txt")
+    metadata = wheel.read(f"{info}/METADATA").decode()
+    assert "License-Expression: Apache-2.0" in metadata
+    assert "Provides-Extra: hub" in metadata
+
+
+def test_configs_import_nothing_that_a_wheel_lacks():
+    for path in (ROOT / "configs").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not [name for name in names if name.partition(".")[0] in ("configs", "experiments", "tests")], path
+
+
+def test_the_license_and_the_citation_agree_with_the_metadata():
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"version: {PROJECT['version']}\n" in citation
+    assert f"license: {PROJECT['license']}\n" in citation
+
+
+QUICKSTART = f"""
+import importlib.abc
+class Hidden(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {EXTRAS!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Hidden())
+from importlib import util
+found = util.find_spec
+util.find_spec = lambda name, package=None: None if name in {EXTRAS!r} else found(name, package)
+from rlhf_jax.cli import run
+run.main(["run", "quickstart", *sys.argv[1:]])
+print(*sorted({{name.partition(".")[0] for name, module in sys.modules.items() if module is not None}}))
+"""
+
+
+def test_the_plain_install_is_what_the_quickstart_imports(tmp_path):
+    """In an empty folder, by the config's short name, with the extras' packages hidden."""
+    declared = {normal(Requirement(text).name) for text in PROJECT["dependencies"]}
+    assert declared >= set(MISSION)
+    imported = holders(set(of_a_process(QUICKSTART, tmp_path, *TINY).split()))
+    assert (tmp_path / "runs" / "quickstart" / "report.html").exists()
+    assert not (tmp_path / "runs" / "quickstart" / "tensorboard").exists()
+    required = frozenset().union(*map(needed_by, declared))
+    tools = needed_by("pytest") | {"setuptools", "pip"}  # a .pth file of setuptools imports a part of it
+    assert not {name: held for name, held in imported.items() if not held & (required | tools)}
+    used = frozenset().union(*imported.values(), *map(needed_by, MISSION))
+    assert declared <= used, "no requirement that neither the quickstart nor the eight packages need"
+
+
+ALONE = """
+import importlib, importlib.abc, pkgutil
+blocked = set(sys.argv[1].split(","))
+class Blocked(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in blocked:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocked())
+names = ["rlhf_jax"] + [f"rlhf_jax.{name}" for name in sys.argv[2].split(",")]
+for name in sys.argv[3].split(","):
+    package = importlib.import_module(f"rlhf_jax.{name}")
+    names += [module.name for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
+for name in names:
+    importlib.import_module(name)
+print(len(names))
+"""
+MODULES = ["types", "clock", "sampling", "scoring", "updating", "tasks.addition", "rewards.exact_match"]
+FOLDERS = ["algorithms", "ops", "models"]
+
+
+def test_the_library_alone_needs_five_packages(tmp_path):
+    """Nothing is importable but these five and what they require."""
+    required = frozenset().union(*map(needed_by, LIBRARY))
+    known = importlib.metadata.packages_distributions()
+    others = [
+        module for module, held in known.items() if not required & set(map(normal, held)) and module != "rlhf_jax"
+    ]
+    assert {"matplotlib", "ml_collections", "tensorflow_datasets", "absl"} & set(others)
+    count = of_a_process(ALONE, tmp_path, ",".join(others), ",".join(MODULES), ",".join(FOLDERS))
+    assert int(count) > 40
