@@ -41,9 +41,8 @@ sample = partial(
     pad_id=tokenizer.pad_id,
 )
 samples = jax.jit(sample)(state.params, prompts, jax.random.key(1), jnp.int32(0))
-completions = [
-    tokenizer.decode(row[mask].tolist()) for row, mask in zip(*map(np.asarray, (samples.tokens_BC, samples.mask_BC)))
-]
+rows = zip(np.asarray(samples.tokens_BC), np.asarray(samples.mask_BC), strict=True)
+completions = [tokenizer.decode(tokens[mask].tolist()) for tokens, mask in rows]
 reward = exact_match.make(task)
 raw_B = reward([text for text in texts for _ in range(SAMPLES_PER_PROMPT)], completions, samples.finished_B.tolist())
 scores = scoring.make_scores(jnp.asarray(raw_B), samples.finished_B, 0.0, 1.0, scoring.Config())

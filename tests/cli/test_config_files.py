@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax import build
+from rlhf_jax import build, config_modules
 from rlhf_jax.cli import config_files, run
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.run_directory import history
+from rlhf_jax.sweeps import cells
 
 
 @pytest.fixture
@@ -174,3 +175,68 @@ def test_a_config_that_was_made_with_a_renamed_key_is_refused():
     values["rlhf"]["replay"] = values["rlhf"].pop("replay_schedule_of")
     with pytest.raises(Refusal, match=r"rlhf\.replay is now rlhf\.replay_schedule_of"):
         build.check_values(values)
+
+
+SIZE = "from {package} import {names}\ndef get_config():\n    return {value}\n"
+
+
+def package(folder: Path, learning_rate: float) -> None:
+    """A package of configs of a user's own, with a `common` in it."""
+    for name in ("", "common", "mine"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / "__init__.py").write_text('"""A part."""\n')
+    text = "from rlhf_jax import build\ndef base():\n    config = build.default()\n"
+    text += f"    config.sft.optimizer.learning_rate = {learning_rate}\n    return config\n"
+    (folder / "common" / "tldr.py").write_text(text)
+
+
+def test_a_copy_of_a_config_imports_what_the_original_does(tmp_path, monkeypatch):
+    """In any folder: of a file outside of a package relative imports mean the configs that come with the code."""
+    monkeypatch.chdir(tmp_path)
+    folder = config_modules.folder()
+    for name in ("overoptimization.py", "tldr/ppo.py"):
+        copy = tmp_path / Path(name).name
+        copy.write_bytes((folder / name).read_bytes())
+        assert config_files.load(str(copy)).to_dict() == config_files.load(str(folder / name)).to_dict()
+    (tmp_path / "mine.py").write_text("from rlhf_jax.configs import quickstart\nget_config = quickstart.get_config\n")
+    assert config_files.load("mine.py").to_dict() == config_files.load("quickstart").to_dict()
+
+
+def test_a_copy_of_a_study_imports_what_the_original_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_bytes((config_modules.folder() / "studies" / "grpovi.py").read_bytes())
+    assert cells.load("own.py:tiny").base().to_dict() == cells.load("studies/grpovi:tiny").base().to_dict()
+    (tmp_path / "own.py").write_text("import nowhere_to_be_found\n")
+    with pytest.raises(Refusal, match=r"own\.py:1: ModuleNotFoundError: No module named 'nowhere_to_be_found'$"):
+        cells.load("own.py")
+
+
+def test_a_package_of_ones_own_imports_its_own_parts(tmp_path):
+    """Two packages of one name are told apart, and a folder of a copied package falls back to what comes with the code."""
+    for number, rate in enumerate((0.25, 0.5)):
+        folder = tmp_path / str(number) / "configs"
+        package(folder, rate)
+        (folder / "mine" / "first.py").write_text(SIZE.format(package="..common", names="tldr", value="tldr.base()"))
+        assert config_files.load(str(folder / "mine" / "first.py")).sft.optimizer.learning_rate == rate
+    package(tmp_path / "configs", 0.75)
+    (tmp_path / "configs" / "mine").rename(tmp_path / "mine")
+    value = "tldr.base('410m', 'sft')"
+    (tmp_path / "mine" / "first.py").write_text(SIZE.format(package="..common", names="tldr", value=value))
+    assert config_files.load(str(tmp_path / "mine" / "first.py")).directory == "runs/tldr/410m/sft"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("from .helper import size", "ModuleNotFoundError: No module named 'rlhf_jax.configs.helper'"),
+        ("from . import helper", "ImportError: cannot import name 'helper' from 'rlhf_jax.configs'"),
+    ],
+)
+def test_a_relative_import_that_finds_nothing_is_one_line(written, line, said):
+    path = written(f"{line}\n")
+    with pytest.raises(Refusal) as refused:
+        config_files.load(path)
+    (message,) = refused.value.messages
+    assert message.startswith(f"{path}:1: {said}")
+    assert "relative imports of a file outside of any package" in message
+    assert "\n" not in message
