@@ -70,7 +70,7 @@ def nodes(tree: ast.AST, extra: str = "") -> Iterator[tuple[ast.AST, str]]:
         inner = extra
         if isinstance(node, ast.With):
             call = node.items[0].context_expr
-            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "needed":
+            if isinstance(call, ast.Call) and ast.unparse(call.func) in ("needed", "extras.needed"):
                 assert isinstance(call.args[0], ast.Constant)
                 inner = str(call.args[0].value)
         yield node, inner

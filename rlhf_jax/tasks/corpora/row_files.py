@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.extras import needed
+from rlhf_jax import extras
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.text import json_texts
 from rlhf_jax.text.json_texts import short as short
@@ -51,7 +51,7 @@ def number(where: str, row: Row, key: str) -> float:
 
 
 def _open_parquet(file: Path) -> Any:
-    with needed("hub", str(file)):
+    with extras.needed("hub", str(file)):
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
 
@@ -62,7 +62,7 @@ def _open_parquet(file: Path) -> Any:
 
 
 def _parquet(file: Path, needed: Sequence[str]) -> Iterator[tuple[str, Row]]:
-    with needed("hub", str(file)):
+    with extras.needed("hub", str(file)):
         from pyarrow import ArrowException
 
     number = 0
