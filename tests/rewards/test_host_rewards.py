@@ -131,7 +131,7 @@ def test_the_line_is_the_users_and_not_a_librarys():
     def broken(completions):
         return [np.linalg.inv(np.zeros((2, 2))) for _ in completions]
 
-    with pytest.raises(RewardError, match=rf"\(.*test_host\.py, line {broken.__code__.co_firstlineno + 1}\)"):
+    with pytest.raises(RewardError, match=rf"\(.*test_host_rewards\.py, line {broken.__code__.co_firstlineno + 1}\)"):
         score(broken)
 
 

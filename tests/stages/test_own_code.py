@@ -8,7 +8,7 @@ from configs import quickstart
 from rlhf_jax import build
 from rlhf_jax.cli import run
 from rlhf_jax.refusal import ComponentError, Refusal
-from rlhf_jax.run_directory import made, run_config, starts
+from rlhf_jax.run_directory import digests, made, run_config, starts
 from rlhf_jax.stages.common import own_code
 
 OWN = """
@@ -157,7 +157,7 @@ def task_of(path, **changed):
 
 def test_rows_of_a_task_are_its_data(tmp_path):
     """A reward may read them; an object among them has no text that is the same in every process."""
-    of_task, path = build._stored.digests.of_task, tmp_path / "task.py"
+    of_task, path = digests.of_task, tmp_path / "task.py"
     before = of_task(task_of(path))
     assert of_task(task_of(path)) == before
     assert of_task(task_of(path, **{"None, 1": "None, 2"})) != before
@@ -165,4 +165,4 @@ def test_rows_of_a_task_are_its_data(tmp_path):
 
 def test_every_row_of_a_task_is_looked_at_for_its_digest(tmp_path):
     with pytest.raises(ComponentError, match=r"references\('train', 17\) gave \(None,\); accepted: a tuple of texts"):
-        build._stored.digests.of_task(task_of(tmp_path / "task.py", **{", -1": ", 17"}))
+        digests.of_task(task_of(tmp_path / "task.py", **{", -1": ", 17"}))
