@@ -1,4 +1,4 @@
-"""Answers of rewards that are no functions of their inputs, such as a judge behind HTTP: kept, and read instead of asking again.
+"""Answers of rewards that are no functions of their inputs, such as a judge behind HTTP: kept, and read in place of asking.
 
 One file for each reward in `answers/` of a run's directory, `<label>-<digest>.jsonl`; the digest is that of the reward's name
 and settings, so that the answers of another reward are not read. A line is

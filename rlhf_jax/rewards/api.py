@@ -29,7 +29,7 @@ A reward that is no function of its inputs, such as a judge behind HTTP or one t
 
 Its answers are kept in the run's directory (`records/answers.py`) by digest of prompt and completion, and of `finished` and the
 row's record where the function takes them. A question that has an answer there is not asked again: not for the same text later
-in the run, not when the run goes on from a checkpoint, and not in a run that replays it. Such a run is repeated to the bit, too.
+in the run, not when the run goes on from a checkpoint, and not in a run that replays it. Such a run is repeated to the bit.
 The mark is an attribute, `judge.asked_once = True`: a factory, or the function that it makes, has it. Of several processes the
 first asks and tells the others.
 

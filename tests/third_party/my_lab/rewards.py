@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from my_lab import units
+
 from rlhf_jax.config import NonNegative
 from rlhf_jax.rewards.api import asked_once
 
