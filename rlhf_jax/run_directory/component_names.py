@@ -13,8 +13,8 @@ REWARD = "reward"
 def same(key: str, one: Any, other: Any) -> bool:
     """True where two values of a config's key are equal, or name the same component.
 
-    `mine.py`, its whole path and `mine.py:reward` are one reward, as are `my_lab.mine:brevity` and `my_lab.mine.brevity`. A name
-    whose module is not found any more is compared as a text.
+    `mine.py`, its whole path and `mine.py:reward` are one reward, as are `my_lab.mine:brevity` and `my_lab.mine.brevity`.
+    A name whose module is not found any more is compared as a text.
     """
     if one == other:
         return True

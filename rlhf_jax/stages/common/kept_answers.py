@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from rlhf_jax.records import answers
 from rlhf_jax.records.answers import Answers
 from rlhf_jax.rewards.common.host_rewards import HostJudge
 from rlhf_jax.stages.api import Workspace
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,17 @@ class KeptJudge:
             return np.zeros(len(prompts), np.float32)
 
         def ask(indices: Sequence[int]) -> np.ndarray:
-            rows = [[column[index] for index in indices] for column in (prompts, completions, finished)]
-            of_rows = [records[index] for index in indices] if records else []
-            return self.judge(rows[0], rows[1], rows[2], of_rows, when)
+            of_rows = _picked(records, indices) if records else []
+            texts = _picked(prompts, indices), _picked(completions, indices)
+            return self.judge(*texts, _picked(finished, indices), of_rows, when)
 
         more = [finished] * self.judge.wants_finished + [records] * self.judge.wants_records
         keys = [answers.key(*question) for question in zip(prompts, completions, *more, strict=True)]
         return self.answers.given(keys, ask).astype(np.float32)
+
+
+def _picked(column: Sequence[T], indices: Sequence[int]) -> list[T]:
+    return [column[index] for index in indices]
 
 
 def kept(workspace: Workspace, stages: Any, judges: Mapping[str, HostJudge]) -> dict[str, HostJudge | KeptJudge]:

@@ -1,7 +1,6 @@
 """The components of a run that are a user's own: their modules, and digests of their sources."""
 
 import ast
-import importlib.util
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
