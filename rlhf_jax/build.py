@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from rlhf_jax import registry
 from rlhf_jax.config import Count, Problems, Seed, fill, flat
 from rlhf_jax.devices import distributed, mesh
 from rlhf_jax.devices.placement import text_of
+from rlhf_jax.models.common import family as families
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.corrections import Correction, resolve
 from rlhf_jax.planner.costs.hardware import Hardware
@@ -73,12 +73,20 @@ def component(folder: str, name: str) -> ConfigDict:
     return node(registry.settings(folder, name)(), name=name)
 
 
-def model(family: str, preset: str) -> ConfigDict:
-    """The node of a model: a preset of a family. A `vocab_size` of 0 is filled from the tokenizer."""
-    presets = registry.find("models", family).PRESETS
-    if preset not in presets:
-        raise Refusal(f"no preset {preset!r} in models/{family}.py; there are: {', '.join(presets)}")
-    return node(presets[preset], family=family)
+def model(family: str, preset: str = "") -> ConfigDict:
+    """The node of a model: a preset of a family. A `vocab_size` of 0 is filled from the tokenizer.
+
+    Args:
+      family: a file of `models/`, or a module or a file of the user's own (see `registry.py`).
+      preset: its name; "": `quickstart` where the family has it, else its first.
+
+    Raises as `models.common.family.find`, and Refusal for a preset that the family lacks.
+    """
+    found = families.find(family)
+    preset = preset or found.usual
+    if preset not in found.presets:
+        raise Refusal(f"no preset {preset!r} of the model family {family}; there are: {', '.join(found.presets)}")
+    return node(found.presets[preset], family=family)
 
 
 def default() -> ConfigDict:
@@ -150,7 +158,7 @@ def _defaults(values: dict[str, Any]) -> dict[str, Any]:
         tree[part] = component(folder, values[part]["name"]).to_dict()
     tree["reward_settings"] = reward_nodes(values["reward"], {})
     if values["model"]["family"] != "pretrained":
-        fields = dataclasses.fields(registry.find("models", values["model"]["family"]).Config)
+        fields = dataclasses.fields(families.find(values["model"]["family"]).config)
         known = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
         tree["model"] = {"family": values["model"]["family"]} | dict.fromkeys(f.name for f in fields) | known
     return tree
@@ -189,7 +197,7 @@ def workspace(values: dict[str, Any]) -> Workspace:
         fill(tokenizers.Config, values["tokenizer"], "tokenizer"), task.vocabulary, policy_folder
     )
     family_values = dict(values["model"])
-    architecture = family(family_values.pop("family"))
+    architecture = families.find(family_values.pop("family"))
     if family_values["vocab_size"] == 0:
         family_values["vocab_size"] = values["model"]["vocab_size"] = tokenizer.vocab_size
     tokenizer = tokenizers.within(tokenizer, family_values["vocab_size"])
@@ -203,7 +211,7 @@ def workspace(values: dict[str, Any]) -> Workspace:
         seed=values["seed"],
         task=task,
         tokenizer=tokenizer,
-        model=architecture.make(fill(architecture.Config, family_values, "model")),
+        model=architecture.make(fill(architecture.config, family_values, "model")),
         mesh=mesh.make_mesh(fill(mesh.Config, values["mesh"], "mesh")),
         lengths=lengths,
         pretrained=pretrained,
@@ -269,21 +277,14 @@ def check_model(values: dict[str, Any]) -> None:
     name = values.pop("family", "pretrained")
     if name == "pretrained":
         raise Refusal("model.family is 'pretrained', but neither pretrained.base nor pretrained.sft names a folder")
-    shape = family(name).Config
+    family = families.find(name)
+    shape = family.config
     if others := sorted(values.keys() - {field.name for field in dataclasses.fields(shape)}):
         raise Refusal(
             f"model.family is {name!r}, which has no {', '.join(others)}; the keys of a family come with a preset, in a config "
-            f'file: config.model = build.model("{name}", "{next(iter(family(name).PRESETS))}")'
+            f'file: config.model = build.model("{name}", "{family.usual}")'
         )
     fill(shape, values, "model")
-
-
-def family(name: str) -> ModuleType:
-    """The module of a family of decoders. Raises Refusal where there is none of that name."""
-    module = registry.find("models", name)
-    if not hasattr(module, "PRESETS"):
-        raise Refusal(f"model.family is {name!r}, which is no family of decoders")
-    return module
 
 
 def resolve_auto(values: dict[str, Any]) -> None:
@@ -460,8 +461,8 @@ def problem(
     if model_values["family"] == "pretrained" or not model_values["vocab_size"]:
         network = workspace(values | {"mesh": dataclasses.asdict(mesh.Config())}).model
     else:
-        family = registry.find("models", model_values.pop("family"))
-        network = family.make(fill(family.Config, model_values, "model"))
+        family = families.find(model_values.pop("family"))
+        network = family.make(fill(family.config, model_values, "model"))
     reward = None
     if settings.learned:
         there = pretrained.reward_model and Path(pretrained.reward_model).exists()

@@ -13,6 +13,7 @@ module it is the first of these that the module has:
     algorithms   <the module's last name>, make    (config) -> Algorithm
     tasks        make                              (config) -> Task
     rewards      make, <last name>, reward         see `rewards/api.py`
+    models       make                              (config) -> Model, beside `Config` and `PRESETS`: `models/common/family.py`
     stages       job                               (workspace, stages, algorithm) -> None
 
 The settings of a component are the dataclass that its entry takes as `config` by annotation, or else its module's `Config`.
@@ -128,7 +129,7 @@ def settings(folder: str, name: str) -> Any:
     parameter = takes_settings(folder, made_by)
     if parameter is None:
         return NoSettings
-    config = _annotated(made_by, parameter) or getattr(sys.modules.get(made_by.__module__), "Config", None)
+    config = annotated(made_by, parameter) or getattr(sys.modules.get(made_by.__module__), "Config", None)
     if config is None:
         return NoSettings
     if not dataclasses.is_dataclass(config):
@@ -141,11 +142,11 @@ def settings(folder: str, name: str) -> Any:
 
 
 def takes_settings(folder: str, function: Callable[..., Any]) -> str | None:
-    """The name of the parameter that takes the settings: `config`, or the only one that makes an algorithm or a task."""
+    """The name of the parameter that takes the settings: `config`, or the first one that makes an algorithm, task or model."""
     parameters = inspect.signature(function).parameters
     if "config" in parameters:
         return "config"
-    return next(iter(parameters), None) if folder in ("algorithms", "tasks") else None
+    return next(iter(parameters), None) if folder in ("algorithms", "tasks", "models") else None
 
 
 def make(folder: str, name: str, config: Any) -> Any:
@@ -153,6 +154,22 @@ def make(folder: str, name: str, config: Any) -> Any:
     made_by = entry(folder, name)
     with at_fault(f"making {name} ({PACKAGE}/{folder})"):
         return made_by(config) if takes_settings(folder, made_by) else made_by()
+
+
+def canonical(folder: str, name: str) -> str:
+    """One text for every name of a component: its own name in the package, else the module or the file, and the entry.
+
+    `mine.py`, `/home/me/mine.py` and `mine.py:reward` are the same where `reward` is the entry of the file, as are
+    `my_lab.mine:brevity` and `my_lab.mine.brevity`. Raises as `entry`.
+    """
+    module, _ = located(folder, name)
+    own = module.__name__.removeprefix(f"{PACKAGE}.{folder}.")
+    if own in names(folder):
+        return own
+    made_by = entry(folder, name)
+    place = str(module.__file__) if "@" in module.__name__ else module.__name__
+    keys = [key for key, value in vars(module).items() if value is made_by]
+    return f"{place}:{keys[0]}" if keys else f"{place}:{_parted(name)[1]}"
 
 
 def label(name: str) -> str:
@@ -212,8 +229,13 @@ def _file(folder: str, path: Path) -> ModuleType:
     return module
 
 
-def _annotated(function: Callable[..., Any], parameter: str) -> Any:
-    """The dataclass that a parameter takes by its annotation; None where that is none."""
+def annotated(function: Callable[..., Any], parameter: str) -> Any:
+    """The dataclass that a parameter takes by its annotation; None where that is none.
+
+    Args:
+      function: a function, or a class, whose `__init__` is meant.
+      parameter: its name.
+    """
     try:
         hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
     except (TypeError, NameError, AttributeError):

@@ -10,6 +10,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import jax
 import pytest
 
+from tests import components
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -50,7 +52,39 @@ def compile_cache(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--component=NAME`: see `components.py`."""
+    parser.addoption(
+        "--component",
+        action="append",
+        default=[],
+        metavar="[KIND=]NAME",
+        help="run the battery of a component that is not of the package: a dotted path or a file, such as my_lab.my_algorithm, "
+        "after one of algorithm=, task=, reward= or model= where its kind cannot be told",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """`filterwarnings` knows modules by the place that warns: ours, and the tests."""
+    for text in config.getoption("--component"):
+        components.add(text)
+    if components.every_own() and config.args_source is not pytest.Config.ArgsSource.ARGS:
+        config.args = [str(config.rootpath / path) for path in components.batteries()]
     config.addinivalue_line("filterwarnings", r"error:::rlhf_jax\.")
     config.addinivalue_line("filterwarnings", "error:Some donated buffers were not usable")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `--component` the tests that are of no component of the command line are left out."""
+    names = components.every_own()
+    if not names:
+        return
+    wanted = [item for item in items if names & _params(item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
+    items[:] = wanted
+
+
+def _params(item: pytest.Item) -> set[str]:
+    """The params of a test, as texts."""
+    found = getattr(item, "callspec", None)
+    return set() if found is None else set(map(str, found.params.values()))

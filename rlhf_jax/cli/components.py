@@ -10,12 +10,15 @@ from rlhf_jax.rewards.common.nodes import reward_nodes
 from rlhf_jax.rewards.common.terms import parse
 
 FOLDERS = {"algorithm": "algorithms", "task": "tasks"}
+PRETRAINED = "pretrained"
+"""The model family that is read from a folder: it keeps the keys that it does not replace."""
 
 
 def exchanged(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
     """A copy of a config in which the nodes of the components that overrides name have their own keys, at their defaults.
 
     What the config file has set of another component is not carried over: a key of the same name may mean something else.
+    A model family has the keys of its preset `quickstart`, or of its first where it has none of that name.
 
     Args:
       config: as its file gives it.
@@ -29,6 +32,9 @@ def exchanged(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
             name = overrides.get(f"{key}.name")
             if name is not None and key in changed and name != changed[key].get("name"):
                 changed[key] = build.component(folder, name)
+        family = overrides.get("model.family")
+        if family not in (None, PRETRAINED) and "model" in changed and family != changed.model.get("family"):
+            changed.model = build.model(family)
         if "reward" in changed and "reward_settings" in changed:
             reward, given = overrides.get("reward", changed.reward), changed.reward_settings.to_dict()
             labels = [term.label for term in parse(reward)]

@@ -283,6 +283,24 @@ def agree(value: Any, mesh: Mesh | None = None) -> Any:
     return everyone(value, mesh)[0]
 
 
+def from_first(array: np.ndarray, beside: Any) -> np.ndarray:
+    """The array of the first process, bitwise, on all of them; collective.
+
+    Args:
+      array: of one shape and dtype on every process; only that of the first is read.
+      beside: an array that is spread over all processes: one of its devices a host carries the message, as no other thread
+        uses them now.
+    """
+    if not several():
+        return array
+    carriers = _one_each(beside.sharding.mesh.devices)
+    data = np.frombuffer(array.tobytes(), np.uint8)[None]  # as bytes: devices have no float64
+    sharding = NamedSharding(carriers, PartitionSpec("hosts"))
+    shape = (jax.process_count(), data.shape[1])
+    rows = fetch(jax.make_array_from_process_local_data(sharding, data, shape))
+    return np.frombuffer(rows[0].tobytes(), array.dtype).reshape(array.shape)
+
+
 def check_same(name: str, text: str) -> None:
     """Raises Refusal on all processes unless each has the same text; collective."""
     said = everyone(zlib.crc32(text.encode()))

@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 
-from rlhf_jax import randomness, registry
+from rlhf_jax import randomness
+from rlhf_jax.models.common import family as families
 from rlhf_jax.records import ledger, metrics, samples, timeline
 from rlhf_jax.records.jsonl import Line
-from rlhf_jax.refusal import Refusal
+from rlhf_jax.refusal import ComponentError, Refusal
 from rlhf_jax.report import page, read
 from rlhf_jax.report.formats import listed
 from rlhf_jax.report.read import Run
@@ -87,10 +88,10 @@ def num_params(config: Mapping[str, Any] | None) -> int | None:
     if not isinstance(node, Mapping) or not value(node, "vocab_size"):
         return None
     try:
-        family = registry.find("models", node["family"])
-        shape = family.Config(**{field.name: node[field.name] for field in fields(family.Config)})
+        family = families.find(node["family"])
+        shape = family.config(**{field.name: node[field.name] for field in fields(family.config)})
         params = jax.eval_shape(family.make(shape).init, randomness.key(0))
-    except (Refusal, KeyError, AttributeError, TypeError):  # a config of another version of the code
+    except (Refusal, ComponentError, KeyError, AttributeError, TypeError):  # a config of another version of the code
         return None
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 

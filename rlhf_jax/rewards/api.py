@@ -22,12 +22,23 @@ A module with `make(task, config) -> reward` makes one from the task and from it
 values are the config's `reward_settings.<label>.<key>`. The label is the last part of the reward's name.
 
 The reward of a run is one name, or a sum of several with weights: `--config.reward="learned + 0.1 * my_lab.rewards:brevity"`.
+A reward that is no function of its inputs, such as a judge behind HTTP or one that samples, says so:
+
+    @asked_once
+    def judge(prompts, completions):                                 asks a server
+
+Its answers are kept in the run's directory (`records/answers.py`) by digest of prompt and completion, and of `finished` and the
+row's record where the function takes them. A question that has an answer there is not asked again: not for the same text later
+in the run, not when the run goes on from a checkpoint, and not in a run that replays it. Such a run is repeated to the bit.
+The mark is an attribute, `judge.asked_once = True`: a factory, or the function that it makes, has it. Of several processes the
+first asks and tells the others.
+
 A learned reward is standardised before it is weighted (`reward_model.standardize`). Every term is recorded by its label.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -50,6 +61,20 @@ HostReward = Callable[[Sequence[str], Sequence[str], Sequence[bool]], np.ndarray
 
 OwnReward = Callable[..., Any]
 """A reward as a user writes it: parameters by name, a result that `host_rewards.numbers` checks."""
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def asked_once(function: F) -> F:
+    """Marks a reward whose answers are kept, because it is no function of its inputs. See the module."""
+    function.asked_once = True  # type: ignore[attr-defined]
+    return function
+
+
+def is_asked_once(function: Callable[..., Any]) -> bool:
+    """True where a function, or the object that is called, is marked so."""
+    return bool(getattr(function, "asked_once", False))
 
 
 @dataclass(frozen=True)

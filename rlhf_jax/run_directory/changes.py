@@ -19,7 +19,7 @@ from typing import Any
 
 from rlhf_jax.config import flat
 from rlhf_jax.refusal import MissingInput, Refusal
-from rlhf_jax.run_directory import environment, history, keys, made, run_config, starts
+from rlhf_jax.run_directory import component_names, environment, history, keys, made, run_config, starts
 from rlhf_jax.run_directory.keys import Class
 from rlhf_jax.run_directory.made import CODE, MISSING, OWN_CODE, Change, Facts
 
@@ -160,7 +160,7 @@ def _changed(stored: Mapping[str, Any], facts: Facts) -> dict[str, list[Any]]:
     there = dict(stored) | older
     names = sorted((there.keys() | facts.values.keys()) - {"job", "directory"})
     pairs = {key: (there.get(key), facts.values.get(key)) for key in names}
-    return {key: [before, now] for key, (before, now) in pairs.items() if before != now}
+    return {key: [before, now] for key, (before, now) in pairs.items() if not component_names.same(key, before, now)}
 
 
 def _told(changed: Mapping[str, list[Any]], at: Mapping[str, int]) -> list[str]:

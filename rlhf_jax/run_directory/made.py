@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from rlhf_jax.config import flat
 from rlhf_jax.records.jsonl import replace
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.run_directory import history, keys, run_config
+from rlhf_jax.run_directory import component_names, history, keys, run_config
 from rlhf_jax.run_directory.keys import Class
 
 FILE = ".made_with.json"
@@ -157,7 +157,7 @@ def changes(record: Record, facts: Facts, stage: str) -> list[Change]:
     found = [
         Change(key, was.get(key, MISSING), now.get(key, MISSING), stage)
         for key in sorted(was.keys() | now.keys())
-        if was.get(key, MISSING) != now.get(key, MISSING)
+        if not component_names.same(key, was.get(key, MISSING), now.get(key, MISSING))
     ]
     renamed = {NAMES[change.key] for change in found if change.key in NAMES}
     found = [change for change in found if change.key in NAMES or change.key.partition(".")[0] not in renamed]

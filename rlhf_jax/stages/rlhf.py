@@ -27,7 +27,9 @@ from rlhf_jax.runtime import activity, asynchronous, stopping, synchronous
 from rlhf_jax.runtime.program import Critic, Program, Reward, Setup
 from rlhf_jax.stages import reward_model, sft
 from rlhf_jax.stages.api import Workspace
+from rlhf_jax.stages.common import kept_answers
 from rlhf_jax.stages.common.evaluator import Evaluator, learned_scores
+from rlhf_jax.stages.common.kept_answers import KeptJudge
 from rlhf_jax.stages.common.recorder import Recorder
 from rlhf_jax.stages.common.resuming import choose, cut_back
 from rlhf_jax.stages.common.rlhf_config import Config, check, places, sampling
@@ -103,7 +105,7 @@ def make_reward(workspace: Workspace, stages: Any) -> Reward:
         network = workspace.reward_network
         learned_parts = {"model": learned.make(network), "params": params, "network": network}
         learned_parts |= {"mean": standard.mean, "std": standard.std}
-    judges = make_judges(workspace, stages)
+    judges = kept_answers.kept(workspace, stages, make_judges(workspace, stages))
     host = host_scores(workspace, judges, stages.rlhf) if judges else None
     if not is_plain(terms):
         return Reward(**learned_parts, host=host, name=stages.reward, terms=terms)
@@ -123,7 +125,7 @@ def make_judges(workspace: Workspace, stages: Any) -> dict[str, HostJudge]:
 
 
 def host_scores(
-    workspace: Workspace, judges: Mapping[str, HostJudge], config: Config
+    workspace: Workspace, judges: Mapping[str, HostJudge | KeptJudge], config: Config
 ) -> Callable[[Samples], dict[str, np.ndarray]]:
     """The scores of rewards on text, float32 `[B]` by label: texts are decoded once for all of them.
 
@@ -145,6 +147,8 @@ def host_scores(
         for label, judge in judges.items():
             with activity.at_work(f"the reward {judge.name}"):
                 found[label] = judge(prompts, completions, finished_B.tolist(), records, when)
+                if isinstance(judge, KeptJudge):
+                    found[label] = distributed.from_first(found[label], samples.ordinal_B)
         return found
 
     return scores

@@ -106,11 +106,13 @@ class Cells:
         return self.study.directory / CELLS / f"{cell.name}-{self.identity(cell)[:8]}"
 
     def golden(self, cell: Cell) -> str:
-        """The hash of the golden numbers that a cell depends on."""
-        algorithm = self.study.arm(cell.arm).algorithm
-        if algorithm not in self._golden:
-            self._golden[algorithm] = provenance.golden_hash(algorithm)
-        return self._golden[algorithm]
+        """The hash of the golden numbers that a cell depends on, and of the sources of a user's own components."""
+        if cell.arm not in self._golden:
+            from rlhf_jax.stages.common import own_code
+
+            sources = own_code.of_sources(self._config(cell).to_dict())
+            self._golden[cell.arm] = provenance.golden_hash(self.study.arm(cell.arm).algorithm, sources=sources)
+        return self._golden[cell.arm]
 
     def _lines(self) -> tuple[dict[str, list[cell_lines.Line]], Counter[Any]]:
         """Lines by digest, and the number of ended cells by purpose, seed and processor."""
@@ -189,17 +191,18 @@ def under_todays_keys(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     translated = history.translated(config, where)
     apart = {REWARD_STAGES: translated.pop(REWARD_STAGES)} if REWARD_STAGES in translated else {}
-    known = _known_keys(*(translated[name] for name in ("algorithm.name", "task.name", "model.family")))
+    known = _known_keys(*(translated[name] for name in ("algorithm.name", "task.name", "model.family", "reward")))
     history.check_known(translated, known, where)
     newer = {key: history.before(key, default) for key, default in known.items() if key not in translated}
     return newer | translated | apart
 
 
 @functools.cache
-def _known_keys(algorithm: str, task: str, family: str) -> dict[str, Any]:
+def _known_keys(algorithm: str, task: str, family: str, reward: str) -> dict[str, Any]:
     from rlhf_jax import build
 
-    return build.known_keys({"algorithm": {"name": algorithm}, "task": {"name": task}, "model": {"family": family}})
+    named = {"algorithm": {"name": algorithm}, "task": {"name": task}, "model": {"family": family}}
+    return build.known_keys(named | {"reward": reward})
 
 
 def _seed(cell: Cell) -> tuple[str, int]:
@@ -269,7 +272,8 @@ def run_cell(cells: Cells, cell: Cell, params: Any, reward: Any) -> None:
     finally:
         workspace.metrics.close()
     name, arm = cells.study.directory.name, cells.study.arm(cell.arm)
-    line = line_of(workspace.directory, name, arm, cell, stages.rlhf, algorithm, diverged)
+    golden = cells.golden(cell)
+    line = line_of(workspace.directory, name, arm, cell, stages.rlhf, algorithm, diverged, golden)
     for folder in BULK:
         shutil.rmtree(workspace.directory / folder, ignore_errors=True)
     replace_file(workspace.directory / RESULT, cell_lines.encoded(line))

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from rlhf_jax.refusal import MissingInput, Refusal
@@ -15,6 +16,9 @@ ROOT = PACKAGE.parent
 IN_WHEEL = PACKAGE / "golden" / "steps.json"
 GOLDEN = IN_WHEEL if IN_WHEEL.exists() else ROOT / "tests" / "golden" / "steps.json"
 SHARED = ("sft", "reward_model", "evaluation")  # golden entries that every cell depends on
+NO_SOURCES: Mapping[str, str] = {}
+OWN_ALGORITHM = "code.algorithm"
+"""The name of an algorithm's source among those digests: see `stages/common/own_code.py`."""
 DIGITS = 16  # of a digest in hexadecimal: 64 bits
 
 
@@ -24,8 +28,14 @@ def digest(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
-def golden_hash(algorithm: str, path: Path = GOLDEN) -> str:
+def golden_hash(algorithm: str, path: Path = GOLDEN, sources: Mapping[str, str] = NO_SOURCES) -> str:
     """The digest of the golden numbers that an algorithm's runs depend on: its own steps, SFT, reward model, evaluation.
+
+    Args:
+      algorithm: its name in a config.
+      path: the file of golden numbers.
+      sources: digests of the sources of components that are not of the package. They stand for the golden numbers that
+        such components have not.
 
     Raises MissingInput where the file of golden numbers is missing, and Refusal for an algorithm without an entry.
     """
@@ -35,9 +45,9 @@ def golden_hash(algorithm: str, path: Path = GOLDEN) -> str:
         )
     entries = json.loads(path.read_text())
     own = {name: entry for name, entry in entries.items() if name.partition(":")[0] == algorithm}
-    if not own:
+    if not own and OWN_ALGORITHM not in sources:
         raise Refusal(f"{path} has no golden step of {algorithm!r}; there are: {', '.join(entries)}")
-    return digest(own | {name: entries[name] for name in SHARED})
+    return digest(own | {name: entries[name] for name in SHARED} | dict(sources))
 
 
 @functools.cache

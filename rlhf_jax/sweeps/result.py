@@ -21,7 +21,14 @@ KEYS_OF_A_LINE = ("stage", "of", "seconds")  # of an evaluation, that no report 
 
 
 def line_of(
-    directory: Path, study: str, arm: Arm, cell: Cell, config: rlhf.Config, algorithm: Algorithm, diverged: str
+    directory: Path,
+    study: str,
+    arm: Arm,
+    cell: Cell,
+    config: rlhf.Config,
+    algorithm: Algorithm,
+    diverged: str,
+    golden: str,
 ) -> dict[str, Any]:
     """The line of a cell, from its run's metrics.
 
@@ -33,6 +40,7 @@ def line_of(
       config: its settings.
       algorithm: its algorithm.
       diverged: the message of a figure that was not finite; "" for a run that came to its end.
+      golden: the hash of the golden numbers that the cell depends on.
 
     Raises RuntimeError where an update was of another age than the clock says.
     """
@@ -42,7 +50,7 @@ def line_of(
     line: dict[str, Any] = {"study": study, "arm": cell.arm, "setting": dict(cell.setting)}
     line |= {"seed": cell.seed, "purpose": cell.purpose, "num_updates": cell.num_updates}
     line |= {"algorithm": arm.algorithm, "policy": arm.policy, "reward": arm.reward}
-    line |= {"golden": provenance.golden_hash(arm.algorithm), "commit": provenance.commit()}
+    line |= {"golden": golden, "commit": provenance.commit()}
     line |= {"processor": provenance.processor(), "date": datetime.now(UTC).date().isoformat()}
     line["schedule"] = {name: getattr(config, name) for name in SCHEDULE}
     line["ages"] = ages(config, updates, whole=not diverged)

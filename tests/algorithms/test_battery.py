@@ -1,4 +1,4 @@
-"""Every file of `rlhf_jax/algorithms/`, and one algorithm of groups kept here, against every check."""
+"""Every file of `rlhf_jax/algorithms/`, one algorithm of groups kept here, and those of `--component`, against every check."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,6 +7,7 @@ import pytest
 
 from rlhf_jax import registry
 from rlhf_jax.types import Algorithm
+from tests import components
 
 from . import checks, lessons
 from .leave_one_out import leave_one_out
@@ -17,29 +18,35 @@ def algorithm_of(name: str, check: Callable[..., None] | None = None) -> Algorit
 
     What is said of rewards alone is said at KL weight 0, for an algorithm that has one.
     """
-    module = registry.find("algorithms", name)
-    config = module.Config()
+    config = registry.settings("algorithms", name)()
     if check in lessons.WITHOUT_KL and hasattr(config, "kl_weight"):
         config = replace(config, kl_weight=0.0)
-    return getattr(module, name)(config)
+    made = registry.make("algorithms", name, config)
+    assert isinstance(made, Algorithm), f"the algorithm {name} makes a {type(made).__name__}; accepted: an Algorithm"
+    return made
 
 
-SUBJECTS = [*registry.names("algorithms"), "leave_one_out"]
+SUBJECTS = [*components.names("algorithms"), "leave_one_out"]
 
 
 @pytest.mark.parametrize("check", [*checks.ALL, *lessons.ALL], ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_battery(name, check):
-    check(leave_one_out() if name == "leave_one_out" else algorithm_of(name, check))
+    algorithm = leave_one_out() if name == "leave_one_out" else algorithm_of(name, check)
+    try:
+        check(algorithm)
+    except Exception as error:
+        promise = " ".join(check.__doc__.split())
+        raise AssertionError(f"the algorithm {name} does not keep a promise of every algorithm: {promise}") from error
 
 
-@pytest.mark.parametrize("name", registry.names("algorithms"))
+@pytest.mark.parametrize("name", components.names("algorithms"))
 def test_is_named_as_its_file(name):
     algorithm = algorithm_of(name)
-    assert algorithm.name == name
+    assert algorithm.name == registry.label(name)
     assert "policy" in algorithm.losses
     assert ("critic" in algorithm.losses) == ("value" in algorithm.needs)
 
 
-def test_online_dpo_is_among_the_subjects():
-    assert "online_dpo" in SUBJECTS
+def test_every_file_is_among_the_subjects():
+    assert {"online_dpo", *registry.names("algorithms")} <= set(SUBJECTS)

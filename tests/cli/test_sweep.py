@@ -203,7 +203,7 @@ def test_lines_of_other_golden_numbers_are_never_used(study, monkeypatch):
     cell = Cell("plain", (), 0, 2, "report")
     study = replace(study, rungs=(), grid={})
     end(Cells(study), cell, 1.0)
-    monkeypatch.setattr(provenance, "golden_hash", lambda algorithm: "other")
+    monkeypatch.setattr(provenance, "golden_hash", lambda algorithm, sources: "other")
     assert Cells(study).ended(cell) is None
     assert Cells(study).left([cell]) == [cell]
 

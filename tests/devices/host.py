@@ -116,6 +116,9 @@ def talk():
     np.testing.assert_array_equal(distributed.fetch(there), given)
     assert distributed.everyone(process) == [0, 1]
     assert distributed.agree(["it", process], where) == ["it", 0]
+    mine = np.full((2, 3), 1 / 3 + process)  # not a float32
+    assert distributed.from_first(mine, fed).tobytes() == np.full((2, 3), 1 / 3).tobytes()
+    assert distributed.from_first(np.zeros(0, np.float32), fed).shape == (0,)
     refused = {
         "rows": lambda: per_host.moved(fed, NamedSharding(other, everywhere.spec)),
         "same": lambda: distributed.check_same("config", f"of {process}"),
@@ -147,7 +150,24 @@ def rows(directory):
     read = spool.read(0, lambda tree: jax.tree.map(lambda leaf: leaf.sharding, samples))
     assert read.tokens_BC.sharding == samples.tokens_BC.sharding
     found["spooled"] = distributed.fetch(read.tokens_BC)
+    found["answers"] = answered(directory, samples)
     return found
+
+
+def answered(directory, samples):
+    """Scores of a reward that gives each process another number: asked in the first alone, which tells the other."""
+    from rlhf_jax.records.answers import Answers
+    from rlhf_jax.rewards.common.host_rewards import HostJudge
+    from rlhf_jax.stages.common.kept_answers import KeptJudge
+
+    def whim(completions):
+        assert distributed.is_first(), "the others do not ask"
+        return [0.25 + jax.process_index() for _ in completions]
+
+    judge = HostJudge("whim", whim, ("completions",), None, asked_once=True)
+    kept = KeptJudge(judge, Answers(directory / "answers" / "whim.jsonl"))
+    scores_B = kept(["p", "q", "p"], ["a", "b", "a"], [True] * 3, [], "")
+    return distributed.from_first(scores_B, samples.ordinal_B)
 
 
 def main():

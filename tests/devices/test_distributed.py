@@ -148,6 +148,12 @@ def test_a_stop_asked_of_one_process_stops_all_after_the_same_round(slices):
     assert "stopped/loss/2" not in slices
 
 
+def test_a_reward_that_is_asked_once_is_asked_by_the_first_process(four):
+    """The others are told; each would have had another answer."""
+    np.testing.assert_array_equal(four["answers"], [0.25, 0.25, 0.25])
+    assert four["answers"].dtype == np.float32
+
+
 def test_what_cannot_cross_hosts_is_refused(slices):
     said = {name: str(text) for name, text in slices.items() if name.startswith("refused/")}
     assert "accepted on several hosts: the same dimension over `data`" in said["refused/rows"]

@@ -2,9 +2,9 @@
 
 import pytest
 
-from .families import FAMILIES, Family, make_family
+from .families import SUBJECTS, Family, make_family
 
 
-@pytest.fixture(scope="package", params=FAMILIES)
+@pytest.fixture(scope="package", params=SUBJECTS)
 def family(request: pytest.FixtureRequest) -> Family:
     return make_family(request.param)

@@ -1,4 +1,4 @@
-"""The decoder families that there are, at a tiny size, with what the battery compiles of each."""
+"""The decoder families that there are, and those of `--component`, at a tiny size, with what the battery compiles of each."""
 
 import dataclasses
 from typing import NamedTuple
@@ -9,11 +9,15 @@ import numpy as np
 
 from rlhf_jax import registry
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common.family import find
 from rlhf_jax.ops.masked import positions_from_mask
+from tests import components
 
 V = 11
 QUICK = {"xla_backend_optimization_level": 0}  # halves the time to compile, which is most of the battery's time
 FAMILIES = [name for name in registry.names("models") if hasattr(registry.find("models", name), "PRESETS")]
+SUBJECTS = components.own("models") or FAMILIES
+"""The families that the batteries test: of the package, or of the command line alone."""
 
 
 class Family(NamedTuple):
@@ -42,7 +46,8 @@ def config_of(name: str, **changes: object):
         **{family: {"num_layers": 1} for family in ("mistral", "qwen2", "qwen3", "olmo2", "phi3")},
         **{family: {"sliding_window": 3} for family in ("gemma2", "gemma3", "olmo3")},
     }
-    preset = registry.find("models", name).PRESETS["quickstart"]
+    found = find(name)
+    preset = found.presets[found.usual]
     return dataclasses.replace(preset, vocab_size=V, **(own.get(name, {}) | changes))
 
 
@@ -52,7 +57,7 @@ def quick_jit(function):
 
 def make_family(name: str) -> Family:
     """A family at the quickstart size with 11 tokens; compiled on first use."""
-    module = registry.find("models", name)
+    module = find(name)
     model = module.make(config_of(name))
 
     def logprobs(params: dict, hidden: jax.Array) -> jax.Array:

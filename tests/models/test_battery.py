@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rlhf_jax import registry
 from rlhf_jax.ops.masked import positions_from_mask
@@ -140,15 +141,17 @@ def test_gradients_are_causal_and_stop_at_the_mask(family):
     tokens_BL, _ = ragged()
     mask_BL = (jnp.arange(L) >= 2)[None]
     probe_D = jax.random.normal(jax.random.key(1), (family.model.width,))
-    path = "embed_in" if "embed_in" in family.params else "embed_tokens"
+    axes = flatten_dict(family.model.logical_axes(family.params))
+    path = next(path for path, names in axes.items() if names == ("vocab", "embed"))
+    flat = flatten_dict(family.params)
 
     def projection(embedding: jax.Array, column: int) -> jax.Array:
-        params = family.params | {path: {"embedding": embedding}}
+        params = unflatten_dict(flat | {path: embedding})
         hidden, _ = family.model.apply(params, tokens_BL[:1], positions_from_mask(mask_BL), mask_BL)
         return hidden[0, column] @ probe_D
 
     gradient = quick_jit(jax.grad(projection))
-    rows = [gradient(family.params[path]["embedding"], column)[tokens_BL[0]] for column in range(L)]
+    rows = [gradient(flat[path], column)[tokens_BL[0]] for column in range(L)]
     reaches_LL = np.abs(np.stack(rows)).max(-1) > 0
     expected_LL = np.tril(np.ones((L, L), bool)) & np.asarray(mask_BL)
     np.testing.assert_array_equal(reaches_LL[2:], expected_LL[2:])

@@ -1,4 +1,4 @@
-"""Every file of `rlhf_jax/rewards/`: what a reward of its kind promises."""
+"""Every file of `rlhf_jax/rewards/`, and the rewards of `--component`: what a reward of its kind promises."""
 
 import inspect
 
@@ -9,6 +9,8 @@ import pytest
 from rlhf_jax import registry
 from rlhf_jax.refusal import RewardError
 from rlhf_jax.rewards import exact_match, gold
+from rlhf_jax.tasks.common import reading
+from tests import components
 
 from .examples import Digits, Graded, WeighedSum, fill_masked, samples_of
 
@@ -83,3 +85,40 @@ def test_model_rewards_see_the_unmasked_text_only(name):
         padded = samples_of(prompts, completions, prompt_length, completion_length, pad)
         np.testing.assert_array_equal(reward(params, padded), raw_B)
         np.testing.assert_array_equal(reward(params, fill_masked(padded, 6)), raw_B)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """A task for rewards of one's own, and of its held-out prompts texts, completions, ends and records: the first task of the
+    command line, or one of letters."""
+    named = components.own("tasks")
+    task = components.make("tasks", named[0]) if named else Digits()
+    indices = range(min(4, task.num_prompts("heldout")))
+    texts = [(index, text) for index in indices for text in (*task.references("heldout", index), "", "no answer")]
+    prompts = [task.prompt("heldout", index) for index, _ in texts]
+    records = [reading.record(task, "heldout", index) for index, _ in texts]
+    return task, prompts, [text for _, text in texts], [place % 2 == 0 for place in range(len(texts))], records
+
+
+@pytest.mark.parametrize("name", components.own("rewards"))
+def test_a_reward_of_ones_own_gives_one_finite_number_a_completion(name, rows):
+    """Its settings have defaults; what it raises or gives otherwise is told in one line that names it."""
+    task, *given = rows
+    raw_B = components.reward_of(name, task)(*given, "")
+    assert raw_B.dtype == np.float32
+    assert raw_B.shape == (len(given[0]),)
+
+
+@pytest.mark.parametrize("name", components.own("rewards"))
+def test_a_reward_of_ones_own_is_a_function_of_its_inputs(name, rows):
+    """Of each completion by itself, so that a run is repeated; or it says that it is none (`rewards.api.asked_once`)."""
+    task, *given = rows
+    reward = components.reward_of(name, task)
+    if reward.asked_once:
+        pytest.skip("its answers are kept")
+    raw_B = reward(*given, "")
+    remedy = f"the reward {name} gives another score when it is asked again: mark it as rewards.api.asked_once"
+    np.testing.assert_array_equal(reward(*given, ""), raw_B, err_msg=remedy)
+    alone_B = [reward(*([column[row]] for column in given), "")[0] for row in range(len(raw_B))]
+    beside = f"the score that the reward {name} gives a completion depends on those beside it"
+    np.testing.assert_allclose(alone_B, raw_B, rtol=1e-5, atol=1e-6, err_msg=beside)

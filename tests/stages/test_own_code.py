@@ -1,6 +1,8 @@
 """Sources of a user's own components, in the digests of a run: what counts as another one."""
 
+import importlib
 import json
+import sys
 
 import pytest
 
@@ -8,7 +10,7 @@ from configs import quickstart
 from rlhf_jax import build
 from rlhf_jax.cli import run
 from rlhf_jax.refusal import ComponentError, Refusal
-from rlhf_jax.run_directory import made, run_config, starts
+from rlhf_jax.run_directory import component_names, digests, made, run_config, starts
 from rlhf_jax.stages.common import own_code
 
 OWN = """
@@ -117,6 +119,102 @@ def test_another_reward_is_one_change(begun):
         build.prepare(config)
 
 
+def write_package(folder, helper="VALUE = 1\n", more=""):
+    """A package with a reward that imports a helper, which imports another one when it is called."""
+    folder.mkdir(parents=True)
+    texts = {
+        "__init__.py": '"""A laboratory."""\n',
+        "rewards.py": f"import numpy as np\nfrom {folder.name} import helper\n{more}\n\ndef brevity(completions):\n"
+        "    return [helper.value() * len(text) for text in completions]\n",
+        "helper.py": "def value():\n    from . import deep\n    return deep.VALUE\n",
+        "deep.py": helper,
+        "unrelated.py": "OTHER = 1\n",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def of_reward(name):
+    return own_code.of_sources(quickstart.get_config().to_dict() | {"reward": name})["code.reward.brevity"]
+
+
+def test_what_a_component_imports_of_its_package_is_its_code(tmp_path, monkeypatch):
+    """Directly, through another module, and inside a function; neither other modules nor installed packages."""
+    monkeypatch.syspath_prepend(tmp_path)
+    lab = write_package(tmp_path / "lab_of_imports")
+    found = {path.name for path in own_code.sources(importlib.import_module("lab_of_imports.rewards"))}
+    assert found == {"rewards.py", "__init__.py", "helper.py", "deep.py"}
+    name = "lab_of_imports.rewards:brevity"
+    before = of_reward(name)
+    (lab / "unrelated.py").write_text("OTHER = 2\n")
+    (lab / "helper.py").write_text((lab / "helper.py").read_text() + "# a comment\n")
+    assert of_reward(name) == before
+    for changed in ("deep.py", "helper.py"):
+        (lab / changed).write_text((lab / changed).read_text() + "MORE = 2\n")
+        assert of_reward(name) != before, changed
+        before = of_reward(name)
+
+
+def test_what_a_file_imports_of_its_folder_is_its_code(tmp_path):
+    (tmp_path / "own_helper_of_a_file.py").write_text("VALUE = 1\n")
+    (tmp_path / "mine.py").write_text(
+        "import own_helper_of_a_file\nfrom rlhf_jax import registry\n\ndef brevity(completions):\n"
+        "    return [own_helper_of_a_file.VALUE for _ in completions]\n"
+    )
+    before = of_reward(f"{tmp_path / 'mine.py'}:brevity")
+    (tmp_path / "own_helper_of_a_file.py").write_text("VALUE = 2\n")
+    assert of_reward(f"{tmp_path / 'mine.py'}:brevity") != before
+
+
+def test_the_digest_does_not_depend_on_the_place(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path / "one")
+    write_package(tmp_path / "one" / "lab_of_places")
+    write_package(tmp_path / "two" / "lab_of_places")
+    by_name = of_reward("lab_of_places.rewards:brevity")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lab_of_places"]:
+        del sys.modules[name]
+    sys.path[0] = str(tmp_path / "two")
+    importlib.invalidate_caches()
+    assert of_reward("lab_of_places.rewards:brevity") == by_name
+
+
+def test_modules_beside_a_lone_installed_one_are_not_its_code(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(own_code, "APART", (tmp_path,))
+    (tmp_path / "lone_reward.py").write_text("import lone_library\n\ndef brevity(completions):\n    return []\n")
+    (tmp_path / "lone_library.py").write_text("VALUE = 1\n")
+    assert len(own_code.sources(importlib.import_module("lone_reward"))) == 1
+    write_package(tmp_path / "lab_installed")
+    assert len(own_code.sources(importlib.import_module("lab_installed.rewards"))) == 4
+
+
+def test_another_name_of_the_same_reward_is_no_change(begun, own, capsys):
+    """`mine.py` beside `mine.py:reward`, a relative path, spaces and a weight written otherwise."""
+    directory, config = begun
+    own.write_text(OWN.replace("def brevity", "def reward") + "\nbrevity = reward\n")
+    capsys.readouterr()
+    config.reward = f" {own}:brevity+.5 * gold"
+    build.prepare(config)
+    assert "reward" not in starts.read(directory)[-1]["changed"]
+    for named in (f"{own}:reward + 0.5*gold", f"{own} + 0.5*gold"):
+        assert component_names.same("reward", f"{own} + 0.5*gold", named)
+    assert not component_names.same("reward", f"{own} + 0.5*gold", f"{own} + 0.6*gold")
+    assert not component_names.same("reward", f"{own} + 0.5*gold", f"0.5*gold + {own}"), "sums are taken in order"
+    assert not component_names.same("reward", f"{own}", "gone.py")
+    assert component_names.same("reward", "gone.py", "gone.py")
+
+
+def test_names_of_one_component_are_one(own, monkeypatch):
+    monkeypatch.chdir(own.parent)
+    assert component_names.same("job", "mine.py", f"{own}:job")
+    assert component_names.same("task.name", "rlhf_jax.tasks.reviews", "reviews")
+    assert component_names.same("model.family", "gpt_neox", "rlhf_jax.models.gpt_neox")
+    assert not component_names.same("model.family", "gpt_neox", "llama")
+    assert not component_names.same("algorithm.name", "grpo", "rloo")
+    assert not component_names.same("directory", "mine.py", f"{own}:job")
+
+
 TASK = """
 from dataclasses import dataclass
 
@@ -157,7 +255,7 @@ def task_of(path, **changed):
 
 def test_rows_of_a_task_are_its_data(tmp_path):
     """A reward may read them; an object among them has no text that is the same in every process."""
-    of_task, path = build._stored.digests.of_task, tmp_path / "task.py"
+    of_task, path = digests.of_task, tmp_path / "task.py"
     before = of_task(task_of(path))
     assert of_task(task_of(path)) == before
     assert of_task(task_of(path, **{"None, 1": "None, 2"})) != before
@@ -165,4 +263,4 @@ def test_rows_of_a_task_are_its_data(tmp_path):
 
 def test_every_row_of_a_task_is_looked_at_for_its_digest(tmp_path):
     with pytest.raises(ComponentError, match=r"references\('train', 17\) gave \(None,\); accepted: a tuple of texts"):
-        build._stored.digests.of_task(task_of(tmp_path / "task.py", **{", -1": ", 17"}))
+        digests.of_task(task_of(tmp_path / "task.py", **{", -1": ", 17"}))

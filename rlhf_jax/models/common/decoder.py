@@ -61,8 +61,11 @@ class Decoder:
 
     @property
     def family(self) -> str:
-        """Name of the file of `models/` that defines the config: families may share a class, never a config."""
-        return type(self.config).__module__.rpartition(".")[2]
+        """Name of the file of `models/` that defines the config: families may share a class, never a config.
+
+        Of a family of the user's own it is the whole name of that module, so that none is taken for a published one.
+        """
+        return type(self.config).__module__.removeprefix("rlhf_jax.models.")
 
     @property
     def vocab_size(self) -> int:

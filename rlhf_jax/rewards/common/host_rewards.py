@@ -12,7 +12,7 @@ import numpy as np
 
 from rlhf_jax import registry
 from rlhf_jax.refusal import Refusal, RewardError, at_fault
-from rlhf_jax.rewards.api import OwnReward
+from rlhf_jax.rewards.api import OwnReward, is_asked_once
 from rlhf_jax.tasks.api import Task
 
 GIVEN = ("prompts", "completions", "finished", "records", "config")
@@ -29,6 +29,12 @@ class HostJudge:
     function: OwnReward
     takes: tuple[str, ...]
     config: Any
+    asked_once: bool = False  # its answers are to be kept: see `rewards/api.py`
+
+    @property
+    def wants_finished(self) -> bool:
+        """True where the function takes whether a completion had an EOS."""
+        return not self.takes or "finished" in self.takes
 
     @property
     def wants_records(self) -> bool:
@@ -81,13 +87,14 @@ def make(name: str, task: Task, config: Any) -> HostJudge:
     """
     made_by = registry.entry("rewards", name)
     if not is_factory(made_by):
-        return HostJudge(name, made_by, parameters(name, made_by), config)
+        return HostJudge(name, made_by, parameters(name, made_by), config, is_asked_once(made_by))
     count = len([p for p in inspect.signature(made_by).parameters.values() if p.kind in POSITIONAL])
     with at_fault(f"making the reward {name}", RewardError):
         function = made_by(*(task, config)[:count])
     if not callable(function):
         raise Refusal(f"the reward {name} makes a {type(function).__name__}; accepted: a function")
-    return HostJudge(name, function, parameters(name, function), config)
+    once = is_asked_once(function) or is_asked_once(made_by)
+    return HostJudge(name, function, parameters(name, function), config, once)
 
 
 def is_factory(function: Callable[..., Any]) -> bool:

@@ -1,0 +1,1 @@
+"""Components that break a promise, one each: the batteries must say which."""
