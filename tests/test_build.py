@@ -61,7 +61,7 @@ def test_a_wrong_key_or_type_is_named(values, message):
 
 
 def test_an_unknown_preset_lists_those_there_are():
-    with pytest.raises(ValueError, match=r"no preset 'huge' in models/gpt_neox\.py; there are: .*pythia-70m"):
+    with pytest.raises(ValueError, match=r"no preset 'huge' of the model family gpt_neox; there are: .*pythia-70m"):
         build.model("gpt_neox", "huge")
 
 
