@@ -22,6 +22,6 @@ class BuildPy(build_py):
 
 setup(
     packages=find_packages(include=["rlhf_jax", "rlhf_jax.*"]),
-    package_data={"rlhf_jax": ["py.typed"]},
+    package_data={"rlhf_jax": ["py.typed", "*.pyi"]},
     cmdclass={"build_py": BuildPy},
 )

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 OWN = {"rlhf_jax", "experiments", "configs", "tests", *(path.name for path in (ROOT / "tests").iterdir())}
 OWN |= {path.stem for path in ROOT.joinpath("tests").rglob("*.py")}
+OWN |= {path.name for path in (ROOT / "tests" / "third_party").iterdir()}  # packages that stand for somebody else's
 METRICS = ROOT / "rlhf_jax" / "records" / "metrics.py"
 BENCH = sorted((ROOT / "experiments" / "bench").rglob("*.py"))
 
