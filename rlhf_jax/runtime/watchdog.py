@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from rlhf_jax.runtime import activity, compiles, stopping
+from rlhf_jax.runtime import activity, stopping
 from rlhf_jax.runtime.activity import State
 from rlhf_jax.runtime.buffer import Buffer, Stalled
 
@@ -48,7 +48,7 @@ class Watchdog:
         for thread in self._sides.values():
             assert thread.ident is not None
             activity.beat(thread.ident)
-        compiles.listen()  # a program that has been compiled is a sign of life
+        activity.listen_to_compiles()  # a program that has been compiled is a sign of life
         self._thread.start()
 
     def end(self) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from rlhf_jax.clock import Clock
-from rlhf_jax.runtime import activity, asynchronous, compiles, stopping, synchronous, watchdog
+from rlhf_jax.runtime import activity, asynchronous, stopping, synchronous, watchdog
 from rlhf_jax.runtime.buffer import Buffer, Stalled
 from rlhf_jax.runtime.synchronous import Watch
 
@@ -252,7 +252,7 @@ def test_jaxs_own_compiles_are_seen():
 
 
 def test_a_program_that_was_compiled_is_a_sign_of_life():
-    compiles.listen()
+    activity.listen_to_compiles()
     with activity.during("a call", "call"):
         time.sleep(0.2)
         before = activity.of(threading.get_ident())

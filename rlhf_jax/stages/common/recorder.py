@@ -21,7 +21,6 @@ from rlhf_jax.records.saved_rounds import Spool
 from rlhf_jax.records.timeline import Timeline
 from rlhf_jax.report.notices import Limits, Notices
 from rlhf_jax.runtime import activity, synchronous
-from rlhf_jax.runtime.compiles import Counter
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.stages.api import PromptStream, Workspace
 from rlhf_jax.stages.common.evaluation_metrics import Judged
@@ -55,7 +54,7 @@ class Recorder:
     uses: dict[int, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"evaluate_seconds": 0.0})
     stopped: bool = False
-    compiled: Counter = field(default_factory=Counter)
+    compiled: activity.CompileCounter = field(default_factory=activity.CompileCounter)
     compiled_first: int | None = None
 
     @cached_property
