@@ -25,6 +25,7 @@ LAYERS = {
     "rlhf_jax.micro_batches": 4,
     "rlhf_jax.sampling": 4,
     "rlhf_jax.scoring": 4,
+    "rlhf_jax.dataflow": 4,
     "rlhf_jax.updating": 4,
     "rlhf_jax.devices": 5,
     "rlhf_jax.records": 5,

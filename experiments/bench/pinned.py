@@ -30,8 +30,7 @@ def side(name: str) -> Callable[[], None]:
 
     setup, params = plans.make_setup(plans.Case())
     program = Program(setup, params)
-    _, function, shapes = next(call for call in program.calls() if call[0] == name)
-    compiled, held = function.lower(*shapes).compile(), [filled(shapes)]
+    compiled, held = program.lowered(name).compile(), [filled(program.arguments(name))]
 
     def run() -> None:
         made = jax.block_until_ready(compiled(*held[0]))

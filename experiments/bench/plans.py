@@ -28,12 +28,12 @@ import optax
 from experiments.bench import measure
 from rlhf_jax import registry, sampling, scoring
 from rlhf_jax.clock import Clock
+from rlhf_jax.dataflow import Call, calls_of
 from rlhf_jax.devices import mesh
 from rlhf_jax.devices.placement import text_of
 from rlhf_jax.models import gpt_neox
 from rlhf_jax.models.common import value_head
 from rlhf_jax.planner.api import Costs, Work
-from rlhf_jax.planner.calls import dataflow
 from rlhf_jax.planner.costs.analytic import Formulas
 from rlhf_jax.planner.costs.hardware import find
 from rlhf_jax.planner.costs.measure import bytes_of, of_depth, time_call
@@ -45,7 +45,7 @@ from rlhf_jax.planner.simulation import simulate
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import asynchronous, synchronous
 from rlhf_jax.runtime.program import Critic, Program, Reward, Setup
-from rlhf_jax.types import Call, Placement, Plan, Prompts
+from rlhf_jax.types import Placement, Plan, Prompts
 from rlhf_jax.updating import OptimizerConfig, make_optimizer
 
 DEVICES = 8
@@ -133,7 +133,7 @@ def make_profile(case: Case, path: Path | None) -> tuple[tuple[Call, ...], Profi
     values = of_model(value_head.make(setup.model))
     shapes = {"policy": shape, "reference": shape, "reward": values, "critic": values}
     formulas = Formulas(find("cpu"), DEVICES, shapes, case.work())
-    return dataflow(setup.algorithm, model_reward=True), Profile(setup, formulas, path)
+    return calls_of(setup.algorithm, learned_reward=True), Profile(setup, formulas, path)
 
 
 def random_plan(calls: tuple[Call, ...], costs: Costs, seed: int) -> Plan:
@@ -174,7 +174,7 @@ def memory(case: Case) -> dict[str, Any]:
     for shape in ((1, 1, 1), (8, 1, 1), (2, 2, 2)):
         placement = Placement(tuple(range(int(np.prod(shape)))), shape)
         program = Program(*of_depth(setup, case.num_layers, placement))
-        whole = {name: bytes_of(function.lower(*shapes).compile()) for name, function, shapes in program.calls()}
+        whole = {call.name: bytes_of(program.lowered(call.name).compile()) for call in program.calls}
         for call in calls:
             taken = time_call(setup, call.name, placement, case.num_layers).working_bytes
             formula = profile.formulas.working_bytes(call, placement)
@@ -232,7 +232,7 @@ def params(num_plans: int) -> dict[str, Any]:
         setup = dataclasses.replace(setup, optimizer=optax.sgd(0.1), mesh=mesh.make_mesh(mesh.Config()))
         if setup.critic is not None:
             setup = dataclasses.replace(setup, critic=dataclasses.replace(setup.critic, optimizer=optax.sgd(0.1)))
-        calls = dataflow(setup.algorithm, model_reward=True)
+        calls = calls_of(setup.algorithm, learned_reward=True)
         shape, values = of_model(setup.model), of_model(value_head.make(setup.model))
         shapes = {"policy": shape, "reference": shape, "reward": values, "critic": values}
         formulas = Formulas(find("cpu"), DEVICES, shapes, case.work())

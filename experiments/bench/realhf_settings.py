@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from experiments.bench import measure
+from rlhf_jax.dataflow import Call
 from rlhf_jax.devices.placement import text_of
 from rlhf_jax.planner.api import Work
 from rlhf_jax.planner.costs import roofline, shapes
@@ -41,7 +42,7 @@ from rlhf_jax.planner.costs.analytic import Formulas
 from rlhf_jax.planner.costs.hardware import Hardware, find
 from rlhf_jax.planner.costs.roofline import Positions
 from rlhf_jax.planner.search.search import search
-from rlhf_jax.types import Call, Placement
+from rlhf_jax.types import Placement
 
 NODE = 8
 PROMPT = 128
@@ -53,7 +54,7 @@ MAX_NODES = 3000  # of the exact search, on 8 and 16 GPUs
 
 CALLS = (
     Call("generate", "policy", "generate", ("prompts",), ("samples",)),
-    Call("reward", "reward", "infer", ("samples",), ("reward",)),
+    Call("reward", "reward", "infer", ("samples",), ("reward",), per_token=False),
     Call("reference", "reference", "infer", ("samples",), ("reference_logprob",)),
     Call("value", "critic", "infer", ("samples",), ("value",)),
     Call("train_policy", "policy", "train", ("samples", "reward", "reference_logprob", "value"), ()),

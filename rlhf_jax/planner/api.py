@@ -1,11 +1,10 @@
 """What the planner's parts say to each other: the work of a round, and what calls cost where they are placed."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
-from rlhf_jax.types import Call, Placement
-
-Loop = Literal["synchronous", "asynchronous"]
+from rlhf_jax.dataflow import Call, Loop
+from rlhf_jax.types import Placement
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
+from rlhf_jax.dataflow import Call
 from rlhf_jax.planner.api import Costs
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.types import Call, Placement
+from rlhf_jax.types import Placement
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 ALL_HOST_RUNS = 16

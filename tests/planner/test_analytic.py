@@ -10,6 +10,7 @@ import pytest
 
 from rlhf_jax import sampling, scoring, updating
 from rlhf_jax.algorithms import grpo
+from rlhf_jax.dataflow import Call
 from rlhf_jax.devices import sharding
 from rlhf_jax.devices.mesh import Config, make_mesh
 from rlhf_jax.models import llama
@@ -18,11 +19,11 @@ from rlhf_jax.planner.costs import memory, roofline, shapes
 from rlhf_jax.planner.costs.analytic import Formulas
 from rlhf_jax.planner.costs.hardware import find
 from rlhf_jax.planner.costs.roofline import Positions
-from rlhf_jax.types import Batch, Call, Placement, Prompts, Samples
+from rlhf_jax.types import Batch, Placement, Prompts, Samples
 
 GENERATE = Call("generate", "policy", "generate", ("prompts",), ("samples",))
 REFERENCE = Call("reference", "reference", "infer", ("samples",), ("reference_logprob",))
-REWARD = Call("reward", "reward", "infer", ("samples",), ("reward",))
+REWARD = Call("reward", "reward", "infer", ("samples",), ("reward",), per_token=False)
 TRAIN = Call("train_policy", "policy", "train", ("samples",), ())
 CALLS = (GENERATE, REFERENCE, REWARD, TRAIN)
 

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
+from rlhf_jax.dataflow import calls_of
 from rlhf_jax.devices.placement import parse
 from rlhf_jax.planner.api import Work
-from rlhf_jax.planner.calls import dataflow
 from rlhf_jax.planner.costs import measure
 from rlhf_jax.planner.costs.analytic import Formulas
 from rlhf_jax.planner.costs.hardware import find
@@ -29,7 +29,7 @@ def make(path=None, work=WORK):
     assert setup.critic is not None
     shape, values = of_model(setup.model), of_model(setup.critic.model)
     shapes = {"policy": shape, "reference": shape, "critic": values, "reward": values}
-    return dataflow(setup.algorithm, True), Profile(setup, Formulas(find("cpu"), 8, shapes, work), path)
+    return calls_of(setup.algorithm, True), Profile(setup, Formulas(find("cpu"), 8, shapes, work), path)
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ def algorithm_program(name: str) -> Program:
         shared.setup, algorithm=getattr(module, name)(module.Config()), optimizer=optax.sgd(1e-4), critic=None
     )
     program = Program(setup, shared.reference_params)
-    program._sampler = shared._sampler
+    program.sampler = shared.sampler
     return program
 
 

@@ -32,7 +32,7 @@ def program_with(reward: Reward | None = None, algorithm=ALGORITHM) -> Program:
         shared.setup, algorithm=algorithm, reward=reward, clock=Clock(3), texts=lambda samples: TEXTS
     )
     program = Program(setup, shared.reference_params)
-    program._sampler = shared._sampler
+    program.sampler = shared.sampler
     return program
 
 

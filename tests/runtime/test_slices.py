@@ -63,7 +63,7 @@ def test_threads_on_slices_give_the_synchronous_numbers():
 def test_compiling_ahead_finds_the_calls_of_every_slice():
     program = program_with(2, 1)
     program.compile()
-    assert [len(call[1]) for call in program._sampler.calls(program.reference_params)] == [4, 4]
+    assert [len(call[1]) for call in program.sampler.calls(program.reference_params)] == [4, 4]
 
 
 def test_too_few_devices_are_named():

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import randomness
-from rlhf_jax.devices import sharding
+from rlhf_jax.dataflow import TRAIN_CALLS
 from rlhf_jax.devices.placement import OTHERS
 from rlhf_jax.devices.transfer.reallocate import move
 from rlhf_jax.rewards import learned
-from rlhf_jax.runtime.program import Program
-from rlhf_jax.runtime.setup import Setup
+from rlhf_jax.runtime.program import CREDIT, Program
+from rlhf_jax.runtime.spec import Setup
 from rlhf_jax.types import Params, Placement, Plan
 
 NO_TOKEN = -1
@@ -98,10 +98,9 @@ def time_call(setup: Setup, call: str, placement: Placement, num_layers: int, **
     programs, found = [], []
     for depth in depths(num_layers):
         program = Program(*of_depth(setup, depth, placement, **sampling))
-        _, function, shapes = next(entry for entry in program.calls() if entry[0] == call)
-        compiled = function.lower(*shapes).compile()
+        compiled = program.lowered(call).compile()
         found.append(bytes_of(compiled))
-        programs.append(partial(_run_once, compiled, filled(shapes), donates=call.startswith("train_")))
+        programs.append(partial(_run_once, compiled, filled(program.arguments(call)), donates=call in TRAIN_CALLS))
     return Measured(extrapolated(least_seconds(programs), num_layers), extrapolated(found, num_layers))
 
 
@@ -129,13 +128,12 @@ def least_seconds(programs: Sequence[Callable[[], float]]) -> list[float]:
 def time_rows(setup: Setup, placement: Placement) -> float:
     """Seconds of a round's credit and of cutting its updates' rows, where the policy trains."""
     program = Program(*of_depth(setup, 1, placement))
-    samples = filled(sharding.abstract_rows(program._sampler.shapes, program.home))
-    judged = filled(sharding.abstract_rows(program._judgement_shapes(), program.home))
+    credit, arguments = program.lowered(CREDIT).compile(), filled(program.arguments(CREDIT))
     clock = setup.clock
 
     def run() -> float:
         begin = time.perf_counter()
-        _, batch = program._credit(samples, *judged)
+        _, batch = credit(*arguments)
         made = [program.minibatch(batch, 0, update) for update in range(clock.updates_per_round)]
         jax.block_until_ready(made)
         return time.perf_counter() - begin

@@ -13,15 +13,15 @@ from typing import Any
 import jax
 
 from rlhf_jax import randomness
+from rlhf_jax.dataflow import Call, Loop
 from rlhf_jax.devices import sharding
 from rlhf_jax.devices.placement import OTHERS, Places, describe, parse
-from rlhf_jax.planner.api import Loop
 from rlhf_jax.planner.costs import measure
 from rlhf_jax.planner.costs.analytic import Formulas
 from rlhf_jax.planner.costs.lengths import decode_steps
 from rlhf_jax.records.jsonl import replace
-from rlhf_jax.runtime.setup import Setup
-from rlhf_jax.types import Call, Placement, Plan, Samples
+from rlhf_jax.runtime.spec import Setup
+from rlhf_jax.types import Placement, Plan, Samples
 
 
 class Profile:
@@ -171,7 +171,7 @@ class Profile:
     @cached_property
     def _samples(self) -> Samples:
         """Shapes of a round's samples, which do not depend on where they are drawn."""
-        return measure.Program(*measure.of_depth(self.setup, 1, Placement((0,), (1, 1, 1))))._sampler.shapes
+        return measure.Program(*measure.of_depth(self.setup, 1, Placement((0,), (1, 1, 1)))).sampler.shapes
 
 
 def moves(calls: Sequence[Call], plan: Plan) -> Iterable[tuple[str, Placement, Placement]]:

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 
+from rlhf_jax.dataflow import Call
 from rlhf_jax.planner.api import Costs
 from rlhf_jax.planner.options import mesh_shapes, resident_bytes
 from rlhf_jax.planner.search.space import Space
 from rlhf_jax.planner.simulation.plan_memory import describe, gigabytes
 from rlhf_jax.planner.simulation.simulate import Row, Simulation
-from rlhf_jax.types import Call, Placement
+from rlhf_jax.types import Placement
 
 MAX_GROWTH = 64
 """How many times more devices are tried where nothing fits."""

@@ -6,6 +6,7 @@ An optimum found in a simulator flatters itself: it is the best of what the cost
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from rlhf_jax.dataflow import Call
 from rlhf_jax.planner.api import Costs, Work
 from rlhf_jax.planner.options import ALL_HOST_RUNS, MICRO_BATCHES
 from rlhf_jax.planner.search.anneal import anneal, descend
@@ -14,7 +15,7 @@ from rlhf_jax.planner.search.explain import why_none_fits, why_worse
 from rlhf_jax.planner.search.space import Choice, Space
 from rlhf_jax.planner.simulation.simulate import Simulation, simulate
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.types import Call, Plan
+from rlhf_jax.types import Plan
 
 EXACT_DEVICES = 16
 MAX_NODES = 120_000

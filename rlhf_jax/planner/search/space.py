@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+from rlhf_jax.dataflow import Call
 from rlhf_jax.planner.api import Costs, Work
 from rlhf_jax.planner.options import MICRO_BATCHES, Option, options
 from rlhf_jax.planner.simulation import plan_memory, steady_state
 from rlhf_jax.planner.simulation.graph import Dataflow
-from rlhf_jax.types import Call, Plan
+from rlhf_jax.types import Plan
 
 Choice = tuple[int, ...]
 """The number of an option for every call."""

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from rlhf_jax.dataflow import Call, edges
 from rlhf_jax.planner.api import Costs, Work
-from rlhf_jax.planner.calls import edges
 from rlhf_jax.planner.options import Option
-from rlhf_jax.types import Call
 
 TaskKind = Literal["generate", "infer", "train", "reallocate"]
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
+from rlhf_jax.dataflow import Call
 from rlhf_jax.planner.api import Costs, Work
 from rlhf_jax.planner.options import MICRO_BATCHES, Option, mesh_shapes, option, slices
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.types import Call, Placement, Plan
+from rlhf_jax.types import Placement, Plan
 
 GIGABYTE = 1e9
 

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rlhf_jax.dataflow import Call, Kind
 from rlhf_jax.planner.api import Costs, Work
 from rlhf_jax.planner.options import Option, option
 from rlhf_jax.planner.simulation import plan_memory, schedule, steady_state
 from rlhf_jax.planner.simulation.graph import Dataflow, Round
-from rlhf_jax.types import Call, Kind, Placement, Plan
+from rlhf_jax.types import Placement, Plan
 
 SHOWN_ROUNDS = 5
 

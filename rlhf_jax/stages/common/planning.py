@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlhf_jax.dataflow import Call, calls_of
 from rlhf_jax.devices import distributed
 from rlhf_jax.devices.placement import OTHERS
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.planner.api import Costs, Work
-from rlhf_jax.planner.calls import dataflow
 from rlhf_jax.planner.costs import hardware, measure
 from rlhf_jax.planner.costs.analytic import Formulas
 from rlhf_jax.planner.costs.hardware import Hardware
@@ -28,11 +28,11 @@ from rlhf_jax.records import ledger
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime.program import Reward
-from rlhf_jax.runtime.setup import Setup
+from rlhf_jax.runtime.spec import Setup
 from rlhf_jax.stages import rlhf
 from rlhf_jax.stages.api import Lengths, Workspace
 from rlhf_jax.stages.common.rlhf_config import Config, places
-from rlhf_jax.types import Algorithm, Call, Placement, Plan
+from rlhf_jax.types import Algorithm, Placement, Plan
 
 SEARCH = "search"
 PROFILE = Path("runs/profile.json")
@@ -137,7 +137,7 @@ def problem(
         "critic": of_model(critic),
         "reward": of_model(critic),
     }
-    return Problem(dataflow(algorithm, reward_network is not None), work, shapes, device, num_devices)
+    return Problem(calls_of(algorithm, reward_network is not None), work, shapes, device, num_devices)
 
 
 def drawn_lengths(directory: Path) -> tuple[int, ...]:

@@ -8,15 +8,16 @@ from typing import Annotated, Literal
 import jax
 from jax.sharding import Mesh
 
+from rlhf_jax import dataflow
 from rlhf_jax.clock import Clock
 from rlhf_jax.config import Bounds, Count, Natural, NonNegative, Positive
 from rlhf_jax.devices import distributed, placement
 from rlhf_jax.devices.mesh import check_rows, sampler_slices
-from rlhf_jax.devices.placement import ROLES, Places
+from rlhf_jax.devices.placement import Places
 from rlhf_jax.devices.transfer.per_host import own_mesh
 from rlhf_jax.records import ledger
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.runtime.program import block_rows
+from rlhf_jax.runtime.spec import block_rows
 from rlhf_jax.sampling import Config as SamplingConfig
 from rlhf_jax.scoring import Config as ScoringConfig
 from rlhf_jax.types import Algorithm
@@ -160,9 +161,9 @@ def check_placements(config: Config, algorithm: Algorithm, where: Places) -> Non
     rows = algorithm.rows_per_prompt(config.samples_per_prompt) * config.prompts_per_update
     units = rows // block_rows(algorithm, config.samples_per_prompt, config.share_prompts)
     prompts = config.prompts_per_update * config.num_minibatches
-    for call in ROLES:
+    for call in dataflow.roles():
         named = f" of {call}" if where.plan.placements else ""
-        if call.startswith("train_"):
+        if call in dataflow.TRAIN_CALLS:
             name, count = f"rlhf.prompts_per_update (in units of rows{named})", units
         else:
             name, count = f"rlhf.prompts_per_update * rlhf.num_minibatches{named}", prompts
