@@ -52,7 +52,8 @@ def updates(program: Program, samples: Samples, scores: Scores) -> tuple[dict[st
     batch = jax.jit(program.setup.algorithm.credit)(samples, scores)
 
     def run(role: str) -> None:
-        states[role], _ = jax.block_until_ready(program.update_role(role, states[role], batch))
+        updated, _ = jax.block_until_ready(program.update({role: states[role]}, batch))
+        states.update(updated)
 
     return {role: partial(run, role) for role in states}, batch.tokens_RC.shape[0]
 

@@ -227,19 +227,20 @@ class Program:
             return self._take(batch, taken, unit_rows=self.block_rows)
 
     def update(self, states: States, batch: Batch) -> tuple[States, Metrics]:
-        """One update of every trained role; `states` are donated. The critic's metrics are named `critic_*`."""
+        """One update of every role of `states`, each on its mesh; `states` are donated.
+
+        Returns:
+          The states at the next version, and metrics. The critic's are named `critic_*`.
+        """
         updated, metrics = {}, {}
-        for role in self.updates:
-            updated[role], of_role = self.update_role(role, states[role], batch)
+        for role, step in self.updates.items():  # in the order of the dataflow: a restored dict may have another
+            if role not in states:
+                continue
+            with self._dispatch_lock:
+                rows = placed(batch, sharding.row_shardings(batch, step.mesh))
+                updated[role], of_role = step.function(states[role], rows)
             metrics |= of_role if role == "policy" else {f"{role}_{name}": metric for name, metric in of_role.items()}
         return updated, metrics
-
-    def update_role(self, role: str, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """One update of one role, on its mesh; `state` is donated."""
-        update = self.updates[role]
-        with self._dispatch_lock:
-            rows = placed(batch, sharding.row_shardings(batch, update.mesh))
-            return update.function(state, rows)
 
     def publish(self, states: States) -> Params:
         """Params that the sampler owns."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
@@ -69,13 +68,12 @@ class Recorder:
         """Where the prompts of rounds come from."""
         return self.workspace.stream("train", STAGE)
 
-    def consume(self, events: Iterator[synchronous.Event]) -> None:
-        """Reads metrics one update late, so that the device is never waited for."""
-        for event in events:
-            round_index = self._round_of(event)
-            recording = activity.during(f"the recording of round {round_index}", "")
-            with self.timeline.span("trainer", "host", round_index), recording:
-                self._take(event)
+    def take(self, event: synchronous.Event) -> None:
+        """Records one event of the loop. Metrics are read one update late, so that the device is never waited for."""
+        round_index = self._round_of(event)
+        recording = activity.during(f"the recording of round {round_index}", "")
+        with self.timeline.span("trainer", "host", round_index), recording:
+            self._take(event)
 
     def _round_of(self, event: synchronous.Event) -> int:
         return event.update // self._updates_per_round if isinstance(event, synchronous.Updated) else event.round_index
