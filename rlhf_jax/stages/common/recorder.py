@@ -109,7 +109,7 @@ class Recorder:
             "score": distributed.settled(scores.score_B.mean()),
             "finished": distributed.settled(samples.finished_B.mean()),
             "sampled_length": distributed.settled(samples.mask_BC.sum(-1).mean()),
-            **self._shares(scores, scored.batch, samples_per_prompt=groups),
+            **self._shares(scores, scored.batch, samples.mask_BC, samples_per_prompt=groups),
         }
 
     @cached_property
@@ -246,14 +246,16 @@ class Recorder:
         ]
 
 
-def shares(scores: Scores, batch: Batch, *, samples_per_prompt: int) -> dict[str, Array]:
+def shares(scores: Scores, batch: Batch, mask_BC: Array, *, samples_per_prompt: int) -> dict[str, Array]:
     """Figures of how much of a round is trained on.
 
     Args:
+      mask_BC: true on the completion tokens of the samples.
       samples_per_prompt: 1: the algorithm trains on prompts whose samples have one score, too.
 
     Returns `flat_group_share`, the share of prompts whose samples all have one score; `idle_row_share`, that of rows whose
-    weight or every advantage is zero, where the algorithm has such; of a sum of rewards, each term's mean and deviation.
+    weight or every advantage is zero, where the algorithm has such; of a sum of rewards, each term's mean and deviation;
+    `score_*`, the mean of each score in `Scores.extra`, over samples or completion tokens.
     """
     found: dict[str, Array] = {}
     if samples_per_prompt > 1:
@@ -265,6 +267,9 @@ def shares(scores: Scores, batch: Batch, *, samples_per_prompt: int) -> dict[str
         found["idle_row_share"] = jnp.mean(jnp.all((batch.advantage_RC == 0) | ~batch.mask_RC, axis=1))
     for label, term_B in (scores.terms or {}).items():
         found |= {f"term_{label}": term_B.mean(), f"term_{label}_std": term_B.std()}
+    for output, array in scores.extra.items():
+        mean = jnp.sum(array * mask_BC) / jnp.maximum(mask_BC.sum(), 1) if array.ndim == 2 else array.mean()
+        found[f"score_{output.rpartition('_')[0]}"] = mean
     return found
 
 
