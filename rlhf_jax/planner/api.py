@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from rlhf_jax.clock import Clock
 from rlhf_jax.dataflow import Call, Loop
 from rlhf_jax.types import Placement
 
@@ -25,6 +26,11 @@ class Work:
     loop: Loop = "synchronous"
     share_prompts: bool = True  # the prompt of a group is run once, in inference and training
     num_compactions: int = 0  # of the sampler's batch: see `sampling._decode`
+
+    @property
+    def live_versions(self) -> int:
+        """Published versions that are held at once in a long run."""
+        return Clock(self.lag + 1, lag=self.lag).live_versions(self.loop == "asynchronous")
 
 
 class Costs(Protocol):

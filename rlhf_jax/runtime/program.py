@@ -110,7 +110,7 @@ class Program:
     def check_memory(self, asynchronous: bool) -> None:
         """Raises Refusal where a device cannot hold its train states and the versions that the clock may keep alive."""
         states = memory.bytes_by_device(self.state_shapes, self.state_shardings)
-        live = memory.live_versions(self.setup.clock, asynchronous)
+        live = self.setup.clock.live_versions(asynchronous)
         memory.check(states, self.sampler.version_bytes(), live, memory.free_bytes)
 
     def compile(self) -> None:

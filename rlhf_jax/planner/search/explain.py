@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 
 from rlhf_jax.dataflow import Call
+from rlhf_jax.devices.placement import describe
 from rlhf_jax.planner.api import Costs
 from rlhf_jax.planner.options import mesh_shapes, resident_bytes
 from rlhf_jax.planner.search.space import Space
-from rlhf_jax.planner.simulation.plan_memory import describe, gigabytes
+from rlhf_jax.planner.simulation.plan_memory import gigabytes
 from rlhf_jax.planner.simulation.simulate import Row, Simulation
 from rlhf_jax.types import Placement
 

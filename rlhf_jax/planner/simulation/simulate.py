@@ -64,7 +64,7 @@ def simulate(
     of_plan = flow.round(chosen)
     rounds = SHOWN_ROUNDS + work.lag if num_rounds is None else num_rounds
     nodes = _nodes(flow, of_plan, chosen, rounds)
-    versions = plan_memory.live_versions(work)
+    versions = work.live_versions
     idle = _idle(nodes, num_devices, rounds)
     return Simulation(
         nodes=nodes,

@@ -89,7 +89,7 @@ class Problem:
         costs = self.formulas()
         chosen = [option(call, costs, plan.placements[call.name]) for call in self.calls]
         kept = [dataclasses.replace(of, working_bytes=0.0) for of in chosen]
-        return max(plan_memory.by_device(self.calls, kept, plan_memory.live_versions(self.work), self.num_devices))
+        return max(plan_memory.by_device(self.calls, kept, self.work.live_versions, self.num_devices))
 
 
 def named(plan: Plan, calls: Sequence[Call]) -> Plan:
