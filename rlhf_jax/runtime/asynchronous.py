@@ -11,7 +11,7 @@ Which version samples a round is the clock's alone, so the threads decide when a
 and metrics are bit for bit those of `synchronous.run`. A bounded clock gives the least version, and the newest one there is
 is taken: then the threads decide, and the trace of what they decided repeats the run. It yields the same events; a round's
 `Sampled` comes when it is next asked for anything, the others in the same order. A failure of either thread ends both, with
-its own traceback; a thread that hangs ends the run as `watchdog.py` says.
+its own traceback; a thread that hangs ends the run as `stopping.py` says.
 """
 
 import threading
@@ -25,7 +25,6 @@ from rlhf_jax.runtime import activity, stopping
 from rlhf_jax.runtime.buffer import Buffer, Stalled, Stopped
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.synchronous import Event, Sampled, Watch, train_round
-from rlhf_jax.runtime.watchdog import Watchdog
 from rlhf_jax.types import Params, Samples, States
 
 JOIN_SECONDS = 10.0
@@ -57,7 +56,7 @@ def run(
     sampler = threading.Thread(
         target=sample_rounds, args=(program, buffer, issued, watch), name=stopping.SAMPLER, daemon=True
     )
-    watchdog = Watchdog(buffer, deadline_seconds, call_seconds, watch.say)
+    watchdog = stopping.Watchdog(buffer, deadline_seconds, call_seconds, watch.say)
     sampler.start()
     watchdog.start(threading.current_thread(), sampler)
     patience = min(JOIN_SECONDS, call_seconds)

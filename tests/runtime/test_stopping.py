@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from rlhf_jax.clock import Clock
-from rlhf_jax.runtime import activity, asynchronous, stopping, synchronous, watchdog
+from rlhf_jax.runtime import activity, asynchronous, stopping, synchronous
 from rlhf_jax.runtime.buffer import Buffer, Stalled
 from rlhf_jax.runtime.synchronous import Watch
 
@@ -138,7 +138,7 @@ def test_a_sampler_that_hangs_ends_the_run():
         assert "the sampler has been in generate of round 1" in stopping.hung_sampler()
     text = str(raised.value)
     assert text.startswith("the sampler has been in generate of round 1 for ")
-    assert "test_watchdog.py, line" in text
+    assert "test_stopping.py, line" in text
     assert "the trainer in its wait for round 1; versions [1] and rounds [] are held" in text
     assert not stopping.hung_sampler()
 
@@ -170,7 +170,7 @@ def of_thread(run) -> threading.Thread:
 def test_a_trainer_that_hangs_ends_the_process(monkeypatch, place):
     """Nothing can raise in a thread that hangs: the process is given up, also when both sides hang."""
     given_up, known = [], threading.Event()
-    monkeypatch.setattr(watchdog, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(stopping, "GRACE_SECONDS", 0.1)
     monkeypatch.setattr(stopping, "give_up", lambda error: given_up.append(str(error)) or known.set())
     with hangs() as hang:
         program = FakeProgram(Clock(ROUNDS, lag=1))
@@ -204,7 +204,7 @@ def test_two_sides_that_wait_for_each_other_are_ended():
         except Stalled as error:
             errors.append(str(error))
 
-    watched = watchdog.Watchdog(buffer, DEADLINE, DEADLINE, print)
+    watched = stopping.Watchdog(buffer, DEADLINE, DEADLINE, print)
     sides = of_thread(lambda: wait(buffer.wait_for)), of_thread(lambda: wait(buffer.params))
     watched.start(*sides)
     for side in sides:
