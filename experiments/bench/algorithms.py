@@ -49,7 +49,7 @@ def one_round(program: Program) -> tuple[Samples, Scores]:
 def updates(program: Program, samples: Samples, scores: Scores) -> tuple[dict[str, Callable[[], Any]], int]:
     """An update of each trained role on the round, donating its state, and the rows that it trains on."""
     states = program.init(program.reference_params)
-    batch = jax.jit(program.setup.algorithm.credit)(samples, scores)
+    batch = jax.jit(program.spec.algorithm.credit)(samples, scores)
 
     def run(role: str) -> None:
         updated, _ = jax.block_until_ready(program.update({role: states[role]}, batch))

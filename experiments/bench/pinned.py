@@ -28,8 +28,8 @@ def side(name: str) -> Callable[[], None]:
     from rlhf_jax.planner.costs.measure import filled
     from rlhf_jax.runtime.program import Program
 
-    setup, params = plans.make_setup(plans.Case())
-    program = Program(setup, params)
+    spec, params = plans.make_spec(plans.Case())
+    program = Program(spec, params)
     compiled, held = program.lowered(name).compile(), [filled(program.arguments(name))]
 
     def run() -> None:

@@ -52,7 +52,7 @@ def run(
     buffer, watch = Buffer(), watch or Watch()
     for round_index, samples in pending.items():
         buffer.put(round_index, samples)
-    issued = rounds_to_sample(program.setup.clock, start_round, pending)
+    issued = rounds_to_sample(program.spec.clock, start_round, pending)
     sampler = threading.Thread(
         target=sample_rounds, args=(program, buffer, issued, watch), name=stopping.SAMPLER, daemon=True
     )
@@ -85,7 +85,7 @@ def rounds_to_sample(clock: Clock, start_round: int, pending: dict[int, Samples]
 
 def sample_rounds(program: Program, buffer: Buffer, issued: list[int], watch: Watch) -> None:
     """The sampling thread: each round with the version that the clock gives it. What it raises, the trainer raises."""
-    clock = program.setup.clock
+    clock = program.spec.clock
     try:
         for place, round_index in enumerate(issued):
             with watch.timeline.span("sampler", "wait", round_index):
@@ -112,7 +112,7 @@ def train(
     program: Program, buffer: Buffer, states: States, start_round: int, announced: set[int], watch: Watch
 ) -> Generator[Event, None, None]:
     """The trainer: the synchronous loop with a wait in the place of sampling."""
-    clock = program.setup.clock
+    clock = program.spec.clock
     used = {clock.version(r) for r in range(start_round, clock.num_rounds)}
 
     for round_index in range(start_round, clock.num_rounds):

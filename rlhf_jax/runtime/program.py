@@ -22,8 +22,8 @@ from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import calls, credit, shapes
 from rlhf_jax.runtime.sampler import Sampler
 from rlhf_jax.runtime.spec import Critic as Critic
+from rlhf_jax.runtime.spec import ProgramSpec as ProgramSpec
 from rlhf_jax.runtime.spec import Reward as Reward
-from rlhf_jax.runtime.spec import Setup as Setup
 from rlhf_jax.types import Array, Batch, Metrics, Params, Samples, Scores, States, TrainState
 from rlhf_jax.updating import init_state
 
@@ -37,28 +37,28 @@ class Program:
     mesh, `home`.
     """
 
-    def __init__(self, setup: Setup, reference_params: Params):
+    def __init__(self, spec: ProgramSpec, reference_params: Params):
         """Wires the calls; nothing is compiled yet.
 
         Args:
-          setup: what the program is made of.
+          spec: what the program is made of.
           reference_params: the frozen reference, sharded as params are on the run's mesh.
 
         Raises:
-          Refusal: the algorithm's critic, or the model of a score, is missing from the setup.
+          Refusal: the algorithm's critic, or the model of a score, is missing from the spec.
         """
-        self.setup, self.reference_params = setup, reference_params
-        if ("critic" in setup.algorithm.losses) != (setup.critic is not None):
-            trained = ", ".join(setup.algorithm.losses)
-            raise Refusal(f"{setup.algorithm.name} trains {trained}; the critic is {setup.critic}")
-        self.generate_call, *others = setup.calls
-        self.meshes = {call.role: setup.places.mesh(call.name) for call in others if call.kind == "train"}
+        self.spec, self.reference_params = spec, reference_params
+        if ("critic" in spec.algorithm.losses) != (spec.critic is not None):
+            trained = ", ".join(spec.algorithm.losses)
+            raise Refusal(f"{spec.algorithm.name} trains {trained}; the critic is {spec.critic}")
+        self.generate_call, *others = spec.calls
+        self.meshes = {call.role: spec.places.mesh(call.name) for call in others if call.kind == "train"}
         self.home = self.meshes["policy"]
-        self.state_shapes, self.state_shardings = shapes.of_states(setup, self._first_params(reference_params))
-        self.sampler = _make_sampler(setup, self.generate_call, self.home, reference_params)
-        self.scores = {call.name: calls.score(setup, call) for call in others if call.kind == "infer"}
+        self.state_shapes, self.state_shardings = shapes.of_states(spec, self._first_params(reference_params))
+        self.sampler = _make_sampler(spec, self.generate_call, self.home, reference_params)
+        self.scores = {call.name: calls.score(spec, call) for call in others if call.kind == "infer"}
         self.updates = {
-            call.role: calls.update(setup, call, self.state_shardings[call.role])
+            call.role: calls.update(spec, call, self.state_shardings[call.role])
             for call in others
             if call.kind == "train"
         }
@@ -75,16 +75,16 @@ class Program:
             role: distributed.compiled(
                 partial(fresh_state, optimizer=optimizer), out_shardings=self.state_shardings[role]
             )
-            for role, (_, optimizer) in setup.trained.items()
+            for role, (_, optimizer) in spec.trained.items()
         }
 
     def _place_frozen(self) -> dict[str, Params]:
         """Params of the scores whose role is not trained, by call, on the call's mesh."""
-        setup = self.setup
-        params = {role: frozen.params for role, frozen in setup.frozen.items()}
-        params |= {"reference": self.reference_params, "reward": setup.reward.params}
+        spec = self.spec
+        params = {role: frozen.params for role, frozen in spec.frozen.items()}
+        params |= {"reference": self.reference_params, "reward": spec.reward.params}
         return {
-            name: placed(params[score.call.role], calls.params_shardings(setup, score.call, params[score.call.role]))
+            name: placed(params[score.call.role], calls.params_shardings(spec, score.call, params[score.call.role]))
             for name, score in self.scores.items()
             if score.call.role not in self.meshes
         }
@@ -103,14 +103,14 @@ class Program:
     @property
     def block_rows(self) -> int:
         """Rows of a minibatch that are never separated."""
-        return self.setup.block_rows
+        return self.spec.block_rows
 
     # --- ahead of time ---
 
     def check_memory(self, asynchronous: bool) -> None:
         """Raises Refusal where a device cannot hold its train states and the versions that the clock may keep alive."""
         states = memory.bytes_by_device(self.state_shapes, self.state_shardings)
-        live = self.setup.clock.live_versions(asynchronous)
+        live = self.spec.clock.live_versions(asynchronous)
         memory.check(states, self.sampler.version_bytes(), live, memory.free_bytes)
 
     def compile(self) -> None:
@@ -143,7 +143,7 @@ class Program:
     @property
     def _shapes(self) -> shapes.Shapes:
         states = self.state_shapes, self.state_shardings
-        return shapes.Shapes(self.setup, self.sampler.shapes, *states, self._frozen, self.home)
+        return shapes.Shapes(self.spec, self.sampler.shapes, *states, self._frozen, self.home)
 
     def _entries(self, name: str) -> list[tuple[Any, tuple[Any, ...]]]:
         """The compiled functions of a call with shapes of their arguments; of `generate` one for each slice."""
@@ -169,7 +169,7 @@ class Program:
 
     def generate(self, params: Params, round_index: int, version: int) -> Samples:
         """Samples a round with published params."""
-        prompts = self.setup.prompts(round_index)
+        prompts = self.spec.prompts(round_index)
         with self._dispatch_lock:
             return self.sampler.generate(params, prompts, version)
 
@@ -182,29 +182,29 @@ class Program:
                 if score.mesh not in on:
                     on[score.mesh] = placed(samples, sharding.row_shardings(samples, score.mesh))
                 outputs[name] = score.function(self._params_of(score.call, states), on[score.mesh])
-        raw = credit.raw_scores(self.setup.reward, samples, outputs.pop(REWARD, None))
+        raw = credit.raw_scores(self.spec.reward, samples, outputs.pop(REWARD, None))
         with self._dispatch_lock:
             rows = sharding.rows(self.home)
             raw = jax.tree.map(lambda array: placed(array, rows), raw)
             moved = {SCORES[name].output: placed(output, rows) for name, output in outputs.items()}
             scores, batch = self._credit(samples, raw, moved)
-            named = raw if isinstance(raw, dict) else {self.setup.reward.name: raw}
+            named = raw if isinstance(raw, dict) else {self.spec.reward.name: raw}
             faults = self._faults(named, scores, batch)
         # Only now, without the lock: reading waits for the devices, and the sampler may dispatch in the meantime.
         if bits := int(distributed.fetch(faults)):
-            texts = self.setup.texts and self.setup.texts(samples).__getitem__
-            credit.refuse(bits, self.setup.algorithm, named, batch, credit.when(samples), texts)
+            texts = self.spec.texts and self.spec.texts(samples).__getitem__
+            credit.refuse(bits, self.spec.algorithm, named, batch, credit.when(samples), texts)
         return scores, batch
 
     def _params_of(self, call: Call, states: States) -> Params:
         if call.name in self._frozen:
             return self._frozen[call.name]
         params = states[call.role].params
-        return placed(params, calls.params_shardings(self.setup, call, params))
+        return placed(params, calls.params_shardings(self.spec, call, params))
 
     def _credit_rows(self, samples: Samples, raw: Any, outputs: Mapping[str, Array]) -> tuple[Scores, Batch]:
-        scores = credit.scores_of(self.setup, samples, raw, outputs)
-        batch = credit.credited(self.setup.algorithm, samples, scores)
+        scores = credit.scores_of(self.spec, samples, raw, outputs)
+        batch = credit.credited(self.spec.algorithm, samples, scores)
         return scores, jax.lax.with_sharding_constraint(batch, sharding.row_shardings(batch, self.home))
 
     def minibatch(self, batch: Batch, round_index: int, update_in_round: int) -> Batch:
@@ -213,14 +213,14 @@ class Program:
         The first epoch goes through the prompts in order, so that update k trains on the same prompts whatever
         `num_minibatches` is; later epochs are reshuffled by blocks.
         """
-        clock = self.setup.clock
+        clock = self.spec.clock
         if clock.updates_per_round == 1:
             return batch
         epoch, index = divmod(update_in_round, clock.num_minibatches)
         num_units = batch.tokens_RC.shape[0] // self.block_rows
         order = np.arange(num_units)
         if epoch:
-            order = np.random.default_rng([self.setup.seed, round_index, epoch]).permutation(num_units)
+            order = np.random.default_rng([self.spec.seed, round_index, epoch]).permutation(num_units)
         size = num_units // clock.num_minibatches
         taken = order[index * size : (index + 1) * size].astype(np.int32)
         with self._dispatch_lock:
@@ -248,26 +248,26 @@ class Program:
             return self.sampler.publish(states["policy"].params)
 
     def _first_params(self, policy: Params) -> dict[str, Params]:
-        critic = self.setup.critic
+        critic = self.spec.critic
         return {"policy": policy} | ({} if critic is None else {"critic": critic.params})
 
 
-def _make_sampler(setup: Setup, call: Call, home: Mesh, params: Params) -> Sampler:
+def _make_sampler(spec: ProgramSpec, call: Call, home: Mesh, params: Params) -> Sampler:
     """Compiles `generate` for the plan's mesh or the sampler's slices."""
-    places = setup.places
+    places = spec.places
     draw = partial(
         sampling.sample,
-        model=setup.model_of(call),
-        config=setup.sampling,
-        eos_id=setup.eos_id,
-        pad_id=setup.pad_id,
+        model=spec.model_of(call),
+        config=spec.sampling,
+        eos_id=spec.eos_id,
+        pad_id=spec.pad_id,
     )
-    slices = setup.sampler_slices
+    slices = spec.sampler_slices
     if not slices and places.mesh(call.name) != home:
         slices = (own_mesh(places.mesh(call.name)),)
-    micro_batched = in_parts(draw, places.parts(call.name), 1, setup.sampling.samples_per_prompt)
-    prompts = jax.eval_shape(lambda: setup.prompts(0))
-    return Sampler(micro_batched, setup.model, params, prompts, setup.key, home, slices, setup.publish_dtype)
+    micro_batched = in_parts(draw, places.parts(call.name), 1, spec.sampling.samples_per_prompt)
+    prompts = jax.eval_shape(lambda: spec.prompts(0))
+    return Sampler(micro_batched, spec.model, params, prompts, spec.key, home, slices, spec.publish_dtype)
 
 
 def fresh_state(params: Params, *, optimizer: optax.GradientTransformation) -> TrainState:

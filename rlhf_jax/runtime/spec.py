@@ -72,7 +72,7 @@ class FrozenRole:
 
 
 @dataclass(frozen=True)
-class Setup:
+class ProgramSpec:
     """What a program is made of. `prompts(round)` gives the round's prompts; keys are functions of `seed` and purpose.
 
     Calls run where `plan` places them, and on `mesh` where it does not name them.
@@ -147,7 +147,7 @@ class Setup:
 
 
 def block_rows(algorithm: Algorithm, samples_per_prompt: int, share_prompts: bool) -> int:
-    """Rows of a minibatch that are never separated; see `Setup.block_rows`."""
+    """Rows of a minibatch that are never separated; see `ProgramSpec.block_rows`."""
     if share_prompts:
         return algorithm.rows_per_prompt(samples_per_prompt)
     return algorithm.unit_rows(samples_per_prompt)

@@ -94,7 +94,7 @@ def run(
 
     Raises FloatingPointError before a version is published that is not finite; Refusal for a bounded clock.
     """
-    clock, watch = program.setup.clock, watch or Watch()
+    clock, watch = program.spec.clock, watch or Watch()
     for round_index in range(start_round, clock.num_rounds):
         with watch.timeline.span("trainer", "publish", round_index):
             sampler_params = program.publish(states)
@@ -112,7 +112,7 @@ def train_round(
     program: Program, states: States, round_index: int, samples: Samples, watch: Watch
 ) -> Generator[Event, None, tuple[States, bool]]:
     """What both loops do with a round. Returns the states, found finite, and whether the loop was asked to stop."""
-    clock, begin = program.setup.clock, watch.timeline.now()
+    clock, begin = program.spec.clock, watch.timeline.now()
     version, first = int(samples.version), round_index * clock.updates_per_round
     clock.check_version(round_index, version)
     with activity.during(f"the scoring of round {round_index}", "call"):

@@ -24,7 +24,7 @@ from rlhf_jax.rewards.common.host_rewards import HostJudge
 from rlhf_jax.rewards.common.terms import is_plain, parse
 from rlhf_jax.run_directory import lock
 from rlhf_jax.runtime import activity, asynchronous, stopping, synchronous
-from rlhf_jax.runtime.program import Critic, Program, Reward, Setup
+from rlhf_jax.runtime.program import Critic, Program, ProgramSpec, Reward
 from rlhf_jax.stages import reward_model, sft
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.common import kept_answers
@@ -43,12 +43,12 @@ def make_program(
     workspace: Workspace, config: Config, algorithm: Algorithm, reward: Reward, reference_params: Params, plan: str = ""
 ) -> Program:
     """The compiled calls of this run, each where the plan places it."""
-    return Program(make_setup(workspace, config, algorithm, reward, reference_params, plan), reference_params)
+    return Program(make_spec(workspace, config, algorithm, reward, reference_params, plan), reference_params)
 
 
-def make_setup(
+def make_spec(
     workspace: Workspace, config: Config, algorithm: Algorithm, reward: Reward, reference_params: Params, plan: str = ""
-) -> Setup:
+) -> ProgramSpec:
     """What the program of this run is made of."""
     where = places(config, workspace.mesh, plan)
     clock = config.schedule()
@@ -63,7 +63,7 @@ def make_setup(
         params = critic_params(workspace, reward, reference_params)
         optimizer = make_optimizer(config.critic_optimizer, clock.num_updates, clock.updates_per_round)
         critic = Critic(workspace.value_model if reward.params is None else workspace.reward_network, params, optimizer)
-    return Setup(
+    return ProgramSpec(
         model=workspace.model,
         algorithm=algorithm,
         optimizer=make_optimizer(config.optimizer, clock.num_updates, clock.updates_per_round),

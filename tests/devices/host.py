@@ -50,14 +50,14 @@ def program_of(trainer, num_slices, plan="", lag=1):
 
     rounds.make_program.cache_clear()
     where = mesh.make_mesh(mesh.Config(*trainer))
-    setup = dataclasses.replace(
-        rounds.make_setup(where),
+    spec = dataclasses.replace(
+        rounds.make_spec(where),
         sampler_slices=mesh.sampler_slices(where, num_slices, 1),
         clock=Clock(ROUNDS, lag=lag),
         plan=placement.parse(plan),
     )
-    model = setup.model
-    return Program(setup, placement.placed(tiny.make_params(model), layout(model, where)))
+    model = spec.model
+    return Program(spec, placement.placed(tiny.make_params(model), layout(model, where)))
 
 
 def layout(model, mesh):

@@ -25,11 +25,11 @@ TWO = Placement((0, 1), (2, 1, 1))
 
 def make(path=None, work=WORK):
     """PPO on a model of one layer, whose reward is no network: an array program of its own."""
-    setup = rounds.make_critic_program().setup
-    assert setup.critic is not None
-    shape, values = of_model(setup.model), of_model(setup.critic.model)
+    spec = rounds.make_critic_program().spec
+    assert spec.critic is not None
+    shape, values = of_model(spec.model), of_model(spec.critic.model)
     shapes = {"policy": shape, "reference": shape, "critic": values, "reward": values}
-    return calls_of(setup.algorithm, True), Profile(setup, Formulas(find("cpu"), 8, shapes, work), path)
+    return calls_of(spec.algorithm, True), Profile(spec, Formulas(find("cpu"), 8, shapes, work), path)
 
 
 @pytest.fixture(scope="module")

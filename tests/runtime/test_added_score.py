@@ -52,7 +52,7 @@ def again(monkeypatch, shared):
 
 def make_program(shared: Program, plan: str) -> Program:
     frozen = {"second": FrozenRole(twice, {"factor": np.float32(2.0)})}
-    return Program(dataclasses.replace(shared.setup, frozen=frozen, plan=parse(plan)), shared.reference_params)
+    return Program(dataclasses.replace(shared.spec, frozen=frozen, plan=parse(plan)), shared.reference_params)
 
 
 def test_a_second_reward_is_placed_and_executed(shared, second_reward, again):
@@ -75,13 +75,13 @@ def test_a_second_reward_is_placed_and_executed(shared, second_reward, again):
 
 def test_a_score_without_its_role_is_refused(shared, second_reward):
     with pytest.raises(ValueError, match="second_reward needs a model of the role second; this run has policy, "):
-        Program(shared.setup, shared.reference_params)
+        Program(shared.spec, shared.reference_params)
 
 
 def test_an_output_of_another_shape_than_its_name_is_refused(monkeypatch, shared):
     wrong = Score("reference", "wrong_B", scoring.sample_logprobs, when=always)
     monkeypatch.setitem(dataflow.SCORES, "wrong", wrong)
-    program = Program(shared.setup, shared.reference_params)
+    program = Program(shared.spec, shared.reference_params)
     program.sampler = shared.sampler
     states = program.init(program.reference_params)
     with pytest.raises(AssertionError, match="the score wrong_B"):

@@ -60,8 +60,8 @@ def end(program: Program, clock: Clock, loop):
 @lru_cache
 def program_of_plan(name: str, plan: str) -> Program:
     shared = SHARED[name]()
-    setup = dataclasses.replace(shared.setup, plan=parse(plan))
-    return Program(setup, shared.reference_params)
+    spec = dataclasses.replace(shared.spec, plan=parse(plan))
+    return Program(spec, shared.reference_params)
 
 
 def check_equal(found, expected):
@@ -159,7 +159,7 @@ def test_fsdp_brings_params_together_and_not_rows(monkeypatch):
 
     def collectives() -> int:
         shared = make_four_layers()
-        program = Program(dataclasses.replace(shared.setup, plan=parse("others: 0-3 fsdp=4")), shared.reference_params)
+        program = Program(dataclasses.replace(shared.spec, plan=parse("others: 0-3 fsdp=4")), shared.reference_params)
         text = program.lowered("train_policy").compile().as_text()
         return sum(text.count(f" {name}(") for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
 
@@ -169,6 +169,6 @@ def test_fsdp_brings_params_together_and_not_rows(monkeypatch):
 
 
 def make_four_layers() -> Program:
-    setup = rounds.make_program().setup
-    model = setup.model.with_config(num_layers=4)
-    return Program(dataclasses.replace(setup, model=model), tiny.make_params(model))
+    spec = rounds.make_program().spec
+    model = spec.model.with_config(num_layers=4)
+    return Program(dataclasses.replace(spec, model=model), tiny.make_params(model))

@@ -28,7 +28,7 @@ from rlhf_jax.records import ledger
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime.program import Reward
-from rlhf_jax.runtime.spec import Setup
+from rlhf_jax.runtime.spec import ProgramSpec
 from rlhf_jax.stages import rlhf
 from rlhf_jax.stages.api import Lengths, Workspace
 from rlhf_jax.stages.common.rlhf_config import Config, places
@@ -148,18 +148,18 @@ def drawn_lengths(directory: Path) -> tuple[int, ...]:
     return tuple(int(row["length"]) for row in ledger.read(path))
 
 
-def setup_of(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Setup:
-    """The setup of a run with params of zeros: enough to time its calls."""
+def spec_of(workspace: Workspace, stages: Any, algorithm: Algorithm) -> ProgramSpec:
+    """The spec of a run with params of zeros: enough to time its calls."""
     reward = Reward(host=lambda samples: np.zeros(samples.tokens_BC.shape[0], np.float32))
     if stages.learned:
         network = workspace.reward_network
         reward = Reward(learned.make(network), measure.zeros(network.init), network)
-    return rlhf.make_setup(workspace, stages.rlhf, algorithm, reward, measure.zeros(workspace.model.init))
+    return rlhf.make_spec(workspace, stages.rlhf, algorithm, reward, measure.zeros(workspace.model.init))
 
 
-def profiled(of: Problem, setup: Setup, path: Path | None) -> tuple[Found, Profile]:
+def profiled(of: Problem, spec: ProgramSpec, path: Path | None) -> tuple[Found, Profile]:
     """The best plan by what was measured: what it calls for is measured and it is searched again, until all of it was."""
-    profile = Profile(setup, of.formulas(), path)
+    profile = Profile(spec, of.formulas(), path)
     found = of.search(profile)
     for _ in range(MAX_SEARCHES - 1):
         if not profile.missing(of.calls, found.best.plan):
@@ -214,5 +214,5 @@ def for_run(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Found:
             "every host (experiments.plan prints one)"
         )
     of = of_run(workspace, stages, algorithm)
-    profile = Profile(setup_of(workspace, stages, algorithm), of.formulas(), PROFILE)
+    profile = Profile(spec_of(workspace, stages, algorithm), of.formulas(), PROFILE)
     return of.search(profile if profile.known else None)

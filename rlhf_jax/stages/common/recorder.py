@@ -98,10 +98,10 @@ class Recorder:
 
     @property
     def _updates_per_round(self) -> int:
-        return self.program.setup.clock.updates_per_round
+        return self.program.spec.clock.updates_per_round
 
     def _round_figures(self, scored: synchronous.Scored) -> dict[str, Any]:
-        scores, samples, algorithm = scored.scores, scored.samples, self.program.setup.algorithm
+        scores, samples, algorithm = scored.scores, scored.samples, self.program.spec.algorithm
         groups = samples.samples_per_prompt if algorithm.group_baseline or algorithm.pair else 1
         return {
             "reward": distributed.settled(scores.raw_B.mean()),
@@ -125,7 +125,7 @@ class Recorder:
             metrics: Any = distributed.fetch(event.metrics)
         values = {name: float(cast(Any, value)) for name, value in figures.items()}
         values |= {name: metric.value() for name, metric in metrics.items()}
-        clock = self.program.setup.clock
+        clock = self.program.spec.clock
         schedule = learning_rate_schedule(self.config.optimizer, clock.num_updates, clock.updates_per_round)
         values |= {"age": float(event.age), "learning_rate": float(cast(Any, schedule(event.update)))}
         self.workspace.metrics.write(STAGE, event.update, values, time.perf_counter() - self.began)
@@ -136,7 +136,7 @@ class Recorder:
 
     def _round_end(self, event: synchronous.RoundEnd) -> None:
         assert self.scored is not None
-        clock, round_index, states = self.program.setup.clock, event.round_index, event.states
+        clock, round_index, states = self.program.spec.clock, event.round_index, event.states
         version = (round_index + 1) * clock.updates_per_round
         last = version == clock.num_updates
         self.write_samples(self.scored, version - clock.updates_per_round)
@@ -200,7 +200,7 @@ class Recorder:
             with activity.at_work("the gold judge"):
                 gold = self.evaluator.gold(repeated, texts, samples.finished_B)
         uses = distributed.fetch(self.uses)
-        algorithm = self.program.setup.algorithm
+        algorithm = self.program.spec.algorithm
         rows = ledger.rows(
             scored.round_index, samples, scored.scores, uses, scored.batch, algorithm, prompts, texts, gold
         )
