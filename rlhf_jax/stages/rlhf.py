@@ -213,8 +213,8 @@ def run(
             progress(algorithm.name, total=clock.num_updates, start=version) as bar,
             stopping.asked_to_stop() as asked,
         ):
-            watch = synchronous.Watch(timeline, partial(any_asked, program.home, asked), say=bar.say)
-            loop = make_loop(config, program, states, version // clock.updates_per_round, resumed.pending, watch)
+            monitor = synchronous.LoopMonitor(timeline, partial(any_asked, program.home, asked), say=bar.say)
+            loop = make_loop(config, program, states, version // clock.updates_per_round, resumed.pending, monitor)
             recorder = Recorder(
                 workspace,
                 config,
@@ -257,13 +257,13 @@ def make_loop(
     states: States,
     first_round: int,
     pending: dict[int, Samples],
-    watch: synchronous.Watch,
+    monitor: synchronous.LoopMonitor,
 ) -> Generator[synchronous.Event, None, None]:
     """The events of the loop that the config names; see `synchronous.run`."""
     if config.loop == "synchronous":
-        return synchronous.run(program, states, first_round, pending, watch)
+        return synchronous.run(program, states, first_round, pending, monitor)
     limits = config.deadline_seconds, config.device_call_seconds
-    return asynchronous.run(program, states, first_round, pending, watch, *limits)
+    return asynchronous.run(program, states, first_round, pending, monitor, *limits)
 
 
 def any_asked(home: Mesh, asked: Callable[[], bool]) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from rlhf_jax.clock import Clock
 from rlhf_jax.runtime import activity, asynchronous, stopping, synchronous
 from rlhf_jax.runtime.buffer import Buffer, Stalled
-from rlhf_jax.runtime.synchronous import Watch
+from rlhf_jax.runtime.synchronous import LoopMonitor
 
 from .schedules import FakeProgram, finish
 from .test_failures import breaking
@@ -49,7 +49,7 @@ def slowly(what: str):
 def test_a_slow_reward_is_not_silence():
     said: list[str] = []
     program = breaking(FakeProgram(Clock(ROUNDS, lag=1)), "score", 1, slowly("the reward judge"))
-    ends = finish(asynchronous, program, watch=Watch(say=said.append), deadline_seconds=DEADLINE)
+    ends = finish(asynchronous, program, monitor=LoopMonitor(say=said.append), deadline_seconds=DEADLINE)
     assert ends == finish(synchronous, FakeProgram(Clock(ROUNDS, lag=1)))
     assert said[0].startswith("notice: the trainer has been in the reward judge for ")
     assert len(said) <= 2, "said again only when the silence has doubled"
@@ -58,7 +58,7 @@ def test_a_slow_reward_is_not_silence():
 def test_a_slow_evaluation_of_the_reader_is_not_silence():
     said: list[str] = []
     events = asynchronous.run(
-        FakeProgram(Clock(ROUNDS)), (0, 1), 0, {}, Watch(say=said.append), deadline_seconds=DEADLINE
+        FakeProgram(Clock(ROUNDS)), (0, 1), 0, {}, LoopMonitor(say=said.append), deadline_seconds=DEADLINE
     )
     for event in events:
         if isinstance(event, synchronous.RoundEnd) and event.round_index == 1:
@@ -77,7 +77,7 @@ def test_a_call_within_work_is_part_of_it():
         return whole(*arguments)
 
     program = breaking(FakeProgram(Clock(ROUNDS)), "score", 1, happens)
-    finish(asynchronous, program, watch=Watch(say=said.append), deadline_seconds=DEADLINE)
+    finish(asynchronous, program, monitor=LoopMonitor(say=said.append), deadline_seconds=DEADLINE)
     assert "the trainer has been in the checkpoint of version 1 for " in said[0]
 
 
@@ -228,7 +228,7 @@ def test_a_compile_is_work():
         return whole(*arguments)
 
     program = breaking(FakeProgram(Clock(ROUNDS)), "generate", 1, happens)
-    finish(asynchronous, program, watch=Watch(say=said.append), deadline_seconds=DEADLINE)
+    finish(asynchronous, program, monitor=LoopMonitor(say=said.append), deadline_seconds=DEADLINE)
     assert "the sampler has been in the compilation of generate of round 1" in said[0]
 
 
