@@ -33,11 +33,11 @@ from rlhf_jax.devices import mesh
 from rlhf_jax.devices.placement import text_of
 from rlhf_jax.models import gpt_neox
 from rlhf_jax.models.common import value_head
-from rlhf_jax.planner.api import Costs, Work
-from rlhf_jax.planner.costs.analytic import Formulas
+from rlhf_jax.planner.api import CostModel, Workload
+from rlhf_jax.planner.costs.analytic import AnalyticCostModel
 from rlhf_jax.planner.costs.hardware import find
 from rlhf_jax.planner.costs.measure import bytes_of, of_depth, time_call
-from rlhf_jax.planner.costs.measured import Profile
+from rlhf_jax.planner.costs.measured import MeasuredCostModel
 from rlhf_jax.planner.costs.shapes import of_model
 from rlhf_jax.planner.options import mesh_shapes, slices
 from rlhf_jax.planner.search.search import search
@@ -67,9 +67,9 @@ class Case:
     num_minibatches: int = 1
     algorithm: str = "ppo"
 
-    def work(self) -> Work:
+    def work(self) -> Workload:
         of_model = ("width", "num_layers", "algorithm")
-        return Work(**{name: value for name, value in dataclasses.asdict(self).items() if name not in of_model})
+        return Workload(**{name: value for name, value in dataclasses.asdict(self).items() if name not in of_model})
 
 
 SEARCHED = (
@@ -126,17 +126,17 @@ def make_spec(case: Case) -> tuple[ProgramSpec, Any]:
     return spec, params
 
 
-def make_profile(case: Case, path: Path | None) -> tuple[tuple[Call, ...], Profile]:
+def make_profile(case: Case, path: Path | None) -> tuple[tuple[Call, ...], MeasuredCostModel]:
     """The calls and their measured costs."""
     spec, _ = make_spec(case)
     shape = of_model(spec.model)
     values = of_model(value_head.make(spec.model))
     shapes = {"policy": shape, "reference": shape, "reward": values, "critic": values}
-    formulas = Formulas(find("cpu"), DEVICES, shapes, case.work())
-    return calls_of(spec.algorithm, learned_reward=True), Profile(spec, formulas, path)
+    formulas = AnalyticCostModel(find("cpu"), DEVICES, shapes, case.work())
+    return calls_of(spec.algorithm, learned_reward=True), MeasuredCostModel(spec, formulas, path)
 
 
-def random_plan(calls: tuple[Call, ...], costs: Costs, seed: int) -> Plan:
+def random_plan(calls: tuple[Call, ...], costs: CostModel, seed: int) -> Plan:
     """A feasible placement for every call, each drawn alone: a slice, a mesh shape, micro-batches, remat."""
     random = np.random.default_rng(seed)
     places = slices(DEVICES, DEVICES)
@@ -235,7 +235,7 @@ def params(num_plans: int) -> dict[str, Any]:
         calls = calls_of(spec.algorithm, learned_reward=True)
         shape, values = of_model(spec.model), of_model(value_head.make(spec.model))
         shapes = {"policy": shape, "reference": shape, "reward": values, "critic": values}
-        formulas = Formulas(find("cpu"), DEVICES, shapes, case.work())
+        formulas = AnalyticCostModel(find("cpu"), DEVICES, shapes, case.work())
         for lag in (0, 1):
             expected = end(Program(spec, reference), lag)
             moved = difference(expected, jax.device_get(reference))

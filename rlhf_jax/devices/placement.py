@@ -105,7 +105,7 @@ def ranges(devices: Sequence[int], between: str = ",") -> str:
 
 
 @dataclass(frozen=True)
-class Places:
+class ResolvedPlan:
     """Where every call runs: as the plan says, or on the run's mesh.
 
     `devices` are all there are, or `[hosts, devices of a host]`: a placement is the same slice of devices on every host.

@@ -9,7 +9,7 @@ from rlhf_jax.types import Placement
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """A round: its rows, their lengths, and its updates."""
 
     num_prompts: int  # of a round: num_minibatches * prompts_per_update
@@ -33,7 +33,7 @@ class Work:
         return Clock(self.lag + 1, lag=self.lag).live_versions(self.loop == "asynchronous")
 
 
-class Costs(Protocol):
+class CostModel(Protocol):
     """What calls cost. Seconds are of a whole round (training: all updates of it); bytes are of one device."""
 
     @property

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from rlhf_jax.dataflow import Call
-from rlhf_jax.planner.api import Costs
+from rlhf_jax.planner.api import CostModel
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Placement
 
@@ -83,7 +83,7 @@ def _divisors(number: int) -> list[int]:
 
 def options(
     call: Call,
-    costs: Costs,
+    costs: CostModel,
     num_devices: int,
     devices_per_host: int,
     micro_batches: Sequence[int] = MICRO_BATCHES,
@@ -101,7 +101,7 @@ def options(
 
 
 def variants(
-    call: Call, costs: Costs, place: Placement, micro_batches: Iterable[int] = MICRO_BATCHES
+    call: Call, costs: CostModel, place: Placement, micro_batches: Iterable[int] = MICRO_BATCHES
 ) -> Iterator[Option]:
     """The options of one slice and mesh shape that are not refused and fit alone (a state holds its params: no plan can keep
     less of the role there)."""
@@ -117,13 +117,13 @@ def variants(
                 yield Option(placement, costs.seconds(call, placement), working, resident)
 
 
-def option(call: Call, costs: Costs, placement: Placement) -> Option:
+def option(call: Call, costs: CostModel, placement: Placement) -> Option:
     """What a given placement costs; it is not asked whether it is refused or fits."""
     resident = resident_bytes(call, costs, placement)
     return Option(placement, costs.seconds(call, placement), costs.working_bytes(call, placement), resident)
 
 
-def resident_bytes(call: Call, costs: Costs, placement: Placement) -> float:
+def resident_bytes(call: Call, costs: CostModel, placement: Placement) -> float:
     """Bytes of a device that the call keeps there: a trained role's state, or a copy of params."""
     of_call = costs.state_bytes if call.kind == "train" else costs.params_bytes
     return of_call(call.role, placement)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import optax
@@ -10,7 +11,7 @@ from jax.sharding import Mesh
 from rlhf_jax.clock import Clock
 from rlhf_jax.dataflow import Call, calls_of
 from rlhf_jax.devices import distributed
-from rlhf_jax.devices.placement import Places
+from rlhf_jax.devices.placement import ResolvedPlan
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.refusal import Refusal
@@ -140,10 +141,10 @@ class ProgramSpec:
         """Rows that stay together: all of a prompt's, so that the prompt is run once, or else the algorithm's unit."""
         return block_rows(self.algorithm, self.sampling.samples_per_prompt, self.share_prompts)
 
-    @property
-    def places(self) -> Places:
+    @cached_property
+    def places(self) -> ResolvedPlan:
         """Where each call runs."""
-        return Places(self.mesh, distributed.grid(), self.plan, self.num_micro_batches)
+        return ResolvedPlan(self.mesh, distributed.grid(), self.plan, self.num_micro_batches)
 
 
 def block_rows(algorithm: Algorithm, samples_per_prompt: int, share_prompts: bool) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 
 from rlhf_jax.algorithms import online_dpo, ppo
 from rlhf_jax.dataflow import calls_of
-from rlhf_jax.planner.api import Work
+from rlhf_jax.planner.api import Workload
 from rlhf_jax.types import Placement, Plan
 
 PPO = calls_of(ppo.ppo(ppo.Config()), learned_reward=True)
@@ -72,7 +72,7 @@ class Table:
 
 
 def work(lag=0, loop="synchronous"):
-    return Work(num_prompts=16, samples_per_prompt=2, prompt_tokens=7, completion_tokens=11, lag=lag, loop=loop)
+    return Workload(num_prompts=16, samples_per_prompt=2, prompt_tokens=7, completion_tokens=11, lag=lag, loop=loop)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What calls cost by formulas: the `Costs` of `api.py` from a table of hardware and the shapes of the roles' models.
+"""What calls cost by formulas: the `CostModel` of `api.py` from a table of hardware and the shapes of the roles' models.
 
 Seconds are a roofline (`roofline.py`) of padded positions, since programs are static, and for generation of the expected
 number of decoding steps (`lengths.py`); bytes are counted (`memory.py`). Nothing overlaps inside a call.
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rlhf_jax.dataflow import Call
-from rlhf_jax.planner.api import Work
+from rlhf_jax.planner.api import Workload
 from rlhf_jax.planner.costs import memory, roofline
 from rlhf_jax.planner.costs.collectives import rings, tensor_crosses_hosts
 from rlhf_jax.planner.costs.hardware import Hardware
@@ -20,8 +20,8 @@ from rlhf_jax.types import Placement
 
 
 @dataclass(frozen=True)
-class Formulas:
-    """`Costs` by formulas, of `num_devices` devices of one kind.
+class AnalyticCostModel:
+    """`CostModel` by formulas, of `num_devices` devices of one kind.
 
     `optimizer_bytes` is what the optimizer keeps of a param (AdamW: two float32 moments). `cache_grows` False reads the
     whole cache every step, as `sampling.py` does; True the columns written so far, as paged engines do. `rows_stay`: passes
@@ -31,7 +31,7 @@ class Formulas:
     hardware: Hardware
     num_devices: int
     shapes: Mapping[str, Shape]
-    work: Work
+    work: Workload
     optimizer_bytes: float = 8.0
     cache_grows: bool = False
     rows_stay: bool = True

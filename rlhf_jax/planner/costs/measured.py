@@ -15,19 +15,19 @@ import jax
 from rlhf_jax import randomness
 from rlhf_jax.dataflow import Call, Loop
 from rlhf_jax.devices import sharding
-from rlhf_jax.devices.placement import OTHERS, Places, describe, parse
+from rlhf_jax.devices.placement import OTHERS, ResolvedPlan, describe, parse
 from rlhf_jax.planner.costs import measure
-from rlhf_jax.planner.costs.analytic import Formulas
+from rlhf_jax.planner.costs.analytic import AnalyticCostModel
 from rlhf_jax.planner.costs.lengths import decode_steps
 from rlhf_jax.records.jsonl import replace
 from rlhf_jax.runtime.spec import ProgramSpec
 from rlhf_jax.types import Placement, Plan, Samples
 
 
-class Profile:
-    """`Costs` of `api.py`: measured where `measure` has been, else by formulas times what measurement says of them."""
+class MeasuredCostModel:
+    """`CostModel` of `api.py`: measured where `measure` has been, else by formulas times what measurement says of them."""
 
-    def __init__(self, spec: ProgramSpec, formulas: Formulas, path: Path | None = None):
+    def __init__(self, spec: ProgramSpec, formulas: AnalyticCostModel, path: Path | None = None):
         """`path`: the file in which measurements are kept and found again; figures of another jax, device, model or work
         are told apart."""
         self.spec, self.formulas, self.path = spec, formulas, path
@@ -38,7 +38,7 @@ class Profile:
             self._all = json.loads(path.read_text())
             self.known = self._all.get(self.identity, {})
 
-    def of_loop(self, loop: Loop, lag: int) -> "Profile":
+    def of_loop(self, loop: Loop, lag: int) -> "MeasuredCostModel":
         """The same figures for another loop: a call takes what it takes in either."""
         other = copy.copy(self)
         work = dataclasses.replace(self.formulas.work, loop=loop, lag=lag)
@@ -56,7 +56,7 @@ class Profile:
         text = repr([*of, *models, work, spec.num_micro_batches])
         return f"{device.device_kind}, jax {jax.__version__}: {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
-    # --- Costs ---
+    # --- the protocol CostModel ---
 
     @property
     def device_bytes(self) -> float:
@@ -196,7 +196,7 @@ def params_between(network: Any, source: Any, target: Any) -> tuple[Any, Any, An
 
 
 def mesh_of(spec: ProgramSpec, placement: Placement) -> Any:
-    return Places(spec.mesh, jax.devices(), Plan({OTHERS: placement})).mesh(OTHERS)
+    return ResolvedPlan(spec.mesh, jax.devices(), Plan({OTHERS: placement})).mesh(OTHERS)
 
 
 def relative(placement: Placement, begin: int) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from rlhf_jax.dataflow import Call
-from rlhf_jax.planner.api import Costs, Work
+from rlhf_jax.planner.api import CostModel, Workload
 from rlhf_jax.planner.options import MICRO_BATCHES, Option, options
 from rlhf_jax.planner.simulation import steady_state
 from rlhf_jax.planner.simulation.graph import Dataflow
@@ -19,8 +19,8 @@ class Space:
     def __init__(
         self,
         calls: Sequence[Call],
-        costs: Costs,
-        work: Work,
+        costs: CostModel,
+        work: Workload,
         num_devices: int,
         devices_per_host: int,
         micro_batches: Sequence[int] = MICRO_BATCHES,

@@ -11,7 +11,7 @@ from math import prod
 
 from rlhf_jax.dataflow import Call
 from rlhf_jax.devices.placement import describe
-from rlhf_jax.planner.api import Costs, Work
+from rlhf_jax.planner.api import CostModel, Workload
 from rlhf_jax.planner.options import MICRO_BATCHES, Option, mesh_shapes, option, slices
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Placement, Plan
@@ -50,8 +50,8 @@ def by_device(calls: Sequence[Call], chosen: Sequence[Option], versions: int, nu
 def check(
     plan: Plan,
     calls: Sequence[Call],
-    costs: Costs,
-    work: Work,
+    costs: CostModel,
+    work: Workload,
     num_devices: int,
     devices_per_host: int,
     default: Placement | None = None,
@@ -77,7 +77,7 @@ def check(
     return Plan(placements)
 
 
-def _check_placement(call: Call, placement: Placement, costs: Costs, num_devices: int) -> None:
+def _check_placement(call: Call, placement: Placement, costs: CostModel, num_devices: int) -> None:
     devices, shape = placement.devices, placement.mesh_shape
     if not devices or len(set(devices)) < len(devices) or min(devices) < 0 or max(devices) >= num_devices:
         raise Refusal(f"{call.name} is on devices {devices}; accepted: different ones of 0 ... {num_devices - 1}")
@@ -94,8 +94,8 @@ def _check_placement(call: Call, placement: Placement, costs: Costs, num_devices
 def _check_memory(
     placements: Mapping[str, Placement],
     calls: Sequence[Call],
-    costs: Costs,
-    work: Work,
+    costs: CostModel,
+    work: Workload,
     num_devices: int,
     devices_per_host: int,
 ) -> None:
@@ -126,7 +126,7 @@ def _check_memory(
 def _what_fits(
     placements: Mapping[str, Placement],
     calls: Sequence[Call],
-    costs: Costs,
+    costs: CostModel,
     num_devices: int,
     devices_per_host: int,
     fits: Callable[[Mapping[str, Placement]], bool],

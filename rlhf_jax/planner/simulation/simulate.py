@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlhf_jax.dataflow import Call, Kind
-from rlhf_jax.planner.api import Costs, Work
+from rlhf_jax.planner.api import CostModel, Workload
 from rlhf_jax.planner.options import Option, option
 from rlhf_jax.planner.simulation import plan_memory, schedule, steady_state
 from rlhf_jax.planner.simulation.graph import Dataflow, Round
@@ -53,7 +53,7 @@ class Simulation:
 
 
 def simulate(
-    calls: Sequence[Call], plan: Plan, costs: Costs, work: Work, num_devices: int, num_rounds: int | None = None
+    calls: Sequence[Call], plan: Plan, costs: CostModel, work: Workload, num_devices: int, num_rounds: int | None = None
 ) -> Simulation:
     """Plays `num_rounds` rounds (by default 5 + lag) of a plan that places every call and fits; see `plan_memory.check`.
 

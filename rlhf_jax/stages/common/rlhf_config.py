@@ -13,7 +13,7 @@ from rlhf_jax.clock import Clock
 from rlhf_jax.config import Bounds, Count, Natural, NonNegative, Positive
 from rlhf_jax.devices import distributed, placement
 from rlhf_jax.devices.mesh import check_rows, sampler_slices
-from rlhf_jax.devices.placement import Places
+from rlhf_jax.devices.placement import ResolvedPlan
 from rlhf_jax.devices.transfer.per_host import own_mesh
 from rlhf_jax.records import ledger
 from rlhf_jax.refusal import Refusal
@@ -95,9 +95,9 @@ class Config:
         return dataclasses.replace(plain, version_schedule=found, bounded=False)
 
 
-def places(config: Config, mesh: Mesh, plan: str) -> Places:
+def places(config: Config, mesh: Mesh, plan: str) -> ResolvedPlan:
     """Where each call runs. Raises Refusal for a plan that says nothing, or names devices that are not there."""
-    return Places(mesh, distributed.grid(), placement.parse(plan), config.num_micro_batches)
+    return ResolvedPlan(mesh, distributed.grid(), placement.parse(plan), config.num_micro_batches)
 
 
 def sampling(config: Config, max_completion_tokens: int, mesh: Mesh) -> SamplingConfig:
@@ -156,7 +156,7 @@ def check(config: Config, algorithm: Algorithm, mesh: Mesh, plan: str = "") -> N
         )
 
 
-def check_placements(config: Config, algorithm: Algorithm, where: Places) -> None:
+def check_placements(config: Config, algorithm: Algorithm, where: ResolvedPlan) -> None:
     """Raises Refusal, naming the call, for rows that do not divide over the shards and micro-batches of its placement."""
     rows = algorithm.rows_per_prompt(config.samples_per_prompt) * config.prompts_per_update
     units = rows // block_rows(algorithm, config.samples_per_prompt, config.share_prompts)
