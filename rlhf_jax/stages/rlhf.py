@@ -16,7 +16,6 @@ from rlhf_jax.records.checkpoints import abstract_like, complete_steps, restore_
 from rlhf_jax.records.progress import progress
 from rlhf_jax.records.samples import SamplesWriter
 from rlhf_jax.records.saved_rounds import Spool
-from rlhf_jax.records.timeline import Timeline
 from rlhf_jax.rewards import learned
 from rlhf_jax.rewards.api import LEARNED
 from rlhf_jax.rewards.common import host_rewards
@@ -208,27 +207,15 @@ def run(
         cut_back(workspace, config, clock, checkpoints, version, samples_writer, book)
         workspace.record(STAGE)
         evaluator = make_evaluator(workspace, stages, reward, reference_params)
-        timeline = Timeline()
         with (
             progress(algorithm.name, total=clock.num_updates, start=version) as bar,
             stopping.asked_to_stop() as asked,
         ):
-            monitor = synchronous.LoopMonitor(timeline, partial(any_asked, program.home, asked), say=bar.say)
-            loop = make_loop(config, program, states, version // clock.updates_per_round, resumed.pending, monitor)
             recorder = Recorder(
-                workspace,
-                config,
-                program,
-                evaluator,
-                checkpoints,
-                spool,
-                samples_writer,
-                bar,
-                began,
-                book,
-                timeline,
-                first,
+                workspace, config, program, evaluator, checkpoints, spool, samples_writer, bar, began, book, first
             )
+            monitor = synchronous.LoopMonitor(recorder.timeline, partial(any_asked, program.home, asked), say=bar.say)
+            loop = make_loop(config, program, states, version // clock.updates_per_round, resumed.pending, monitor)
             try:
                 with contextlib.closing(loop):  # an interrupt here ends the sampling thread too
                     for event in loop:

@@ -45,8 +45,8 @@ class Recorder:
     bar: Bar
     began: float
     ledger: Ledger
-    timeline: Timeline
     first_policy: Params  # version 0, which is evaluated after its params were trained on; None once it was
+    timeline: Timeline = field(default_factory=Timeline)
     late: tuple[synchronous.Updated, Any] | None = None
     scored: synchronous.Scored | None = None
     round_figures: dict[str, Any] = field(default_factory=dict)
