@@ -70,6 +70,17 @@ class Clock:
         sampled_with = self.version(round_index) if version is None else version
         return round_index * self.updates_per_round + update_in_round - sampled_with
 
+    def live_versions(self, asynchronous: bool) -> int:
+        """Returns how many published versions may be held at once: a slow sampler may need those of the last lag + 1 rounds.
+
+        The synchronous loop samples a round when its version is published, and needs that one alone.
+        """
+        if not asynchronous:
+            return 1
+        if not self.version_schedule:
+            return min(self.lag + 1, self.num_rounds)
+        return 1 + max(r - version // self.updates_per_round for r, version in enumerate(self.version_schedule))
+
     def check_version(self, round_index: int, version: int) -> None:
         """Raises RuntimeError where a round that is about to be trained on was not sampled as this clock says."""
         least, newest = self.version(round_index), round_index * self.updates_per_round

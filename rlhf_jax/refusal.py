@@ -37,7 +37,7 @@ class MissingInput(Refusal, FileNotFoundError):
 
 
 class Stalled(TimeoutError):
-    """A side of a run that has been silent for longer than it may be: see `runtime/watchdog.py`.
+    """A side of a run that has been silent for longer than it may be: see `runtime/stopping.py`.
 
     Commands print the message in one line and exit with status 1.
     """

@@ -1,4 +1,4 @@
-"""The carriers of the river, one frozen pytree each, and the records of a call and its placement.
+"""The carriers of the river, one frozen pytree each, and the record of a call's placement.
 
 Shape letters (adjacent capitals at the end of a name; no suffix means a scalar, a pytree or a host object):
 
@@ -24,8 +24,8 @@ from flax import struct
 Array = jax.Array
 Params = Any  # a nested dict of arrays, one entry a layer
 
-Kind = Literal["generate", "infer", "train"]
-Need = Literal["reference", "value", "proximal"]
+Need = str
+"""The name of a score, a key of `dataflow.SCORES`: "reference", "value", "proximal"."""
 Unit = int | Literal["group"]
 Aggregation = Literal["token", "sequence", "pair", "constant_length"]
 
@@ -73,6 +73,9 @@ class Scores:
     proximal_logprob_BC: Array | None = None
     value_BC: Array | None = None
     terms: Mapping[str, Array] | None = None  # float32 [B] each: of a sum of rewards, by label, before their weights
+    extra: Mapping[str, Array] = struct.field(
+        default_factory=dict
+    )  # [B] or [B, C] each: scores without a field of their own
 
 
 @struct.dataclass
@@ -218,17 +221,6 @@ class Algorithm:
     def unit_rows(self, samples_per_prompt: int) -> int:
         """Rows of a unit, for G samples a prompt."""
         return samples_per_prompt if self.unit == "group" else int(self.unit)
-
-
-@dataclass(frozen=True)
-class Call:
-    """A node of the dataflow: a role's model used once a round."""
-
-    name: str
-    role: str
-    kind: Kind
-    consumes: tuple[str, ...]
-    produces: tuple[str, ...]
 
 
 @dataclass(frozen=True)

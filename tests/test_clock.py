@@ -89,3 +89,18 @@ def test_a_version_schedule_that_cannot_be_is_refused(version_schedule, message)
 def test_numbers_that_cannot_be_are_refused(field, value):
     with pytest.raises(ValueError, match=f"{field} is {value}; accepted"):
         Clock(**{"num_rounds": 3, field: value})
+
+
+@pytest.mark.parametrize(
+    ("clock", "asynchronous", "expected"),
+    [
+        (Clock(9, lag=0), True, 1),
+        (Clock(9, lag=3), True, 4),
+        (Clock(2, lag=3), True, 2),
+        (Clock(9, lag=3), False, 1),
+        (Clock(4, 2, version_schedule=(0, 0, 0, 6)), True, 3),  # round 2 is sampled with version 0, two rounds before
+        (Clock(9, lag=2, bounded=True), True, 3),
+    ],
+)
+def test_live_versions(clock, asynchronous, expected):
+    assert clock.live_versions(asynchronous) == expected

@@ -25,6 +25,7 @@ LAYERS = {
     "rlhf_jax.micro_batches": 4,
     "rlhf_jax.sampling": 4,
     "rlhf_jax.scoring": 4,
+    "rlhf_jax.dataflow": 4,
     "rlhf_jax.updating": 4,
     "rlhf_jax.devices": 5,
     "rlhf_jax.records": 5,
@@ -41,6 +42,21 @@ LAYERS = {
     "experiments": 12,
     "configs": 12,
 }
+
+
+FLOORS = {
+    "rlhf_jax.runtime": (
+        {"activity", "spec"},
+        {"buffer", "calls", "credit", "sampler"},
+        {"shapes", "stopping"},
+        {"program", "supervised"},
+        {"synchronous"},
+        {"asynchronous"},
+    ),
+    "rlhf_jax.planner": ({"api"}, {"options", "costs"}, {"simulation"}, {"search"}),
+}
+"""Inside a package: modules and sub-packages, the lowest floor first. One imports only from floors below its own."""
+MOST_MODULES = {"rlhf_jax.runtime": 12}
 
 
 def module_name(path: Path) -> str:
@@ -88,6 +104,37 @@ def upward(name: str, imported: set[str]) -> set[str]:
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_imports_go_down_or_within_a_layer(name):
     assert not upward(name, GRAPH[name])
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_imports_inside_a_package_go_down(package):
+    inside = {name: name.removeprefix(f"{package}.").split(".")[0] for name in GRAPH if name.startswith(f"{package}.")}
+    floor = {room: level for level, rooms in enumerate(FLOORS[package]) for room in rooms}
+    assert floor.keys() == set(inside.values()), "every module has a floor"
+    assert len(set(inside.values())) <= MOST_MODULES.get(package, len(inside))
+    wrong = {
+        (name, other)
+        for name, room in inside.items()
+        for other in GRAPH[name] & inside.keys()
+        if room != inside[other] and floor[inside[other]] >= floor[room]
+    }
+    assert not wrong
+
+
+def lines_of_code(path: Path) -> int:
+    """Lines of a module that are neither blank nor of a docstring."""
+    tree, source = ast.parse(path.read_text()), path.read_text().splitlines()
+    documented = [tree, *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef))]
+    texts = [node.body[0] for node in documented if ast.get_docstring(node) is not None]
+    inside = {line for text in texts for line in range(text.lineno, (text.end_lineno or text.lineno) + 1)}
+    return sum(bool(line.strip()) for number, line in enumerate(source, 1) if number not in inside)
+
+
+@pytest.mark.parametrize("package", MOST_MODULES)
+def test_a_module_is_more_than_a_function_of_its_only_importer(package):
+    for name in (name for name in MODULES if name.startswith(f"{package}.")):
+        importers = [other for other in GRAPH if name in GRAPH[other]]
+        assert len(importers) > 1 or lines_of_code(MODULES[name]) >= 40, f"{name} is for {importers} alone"
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:

@@ -29,7 +29,7 @@ from rlhf_jax.models import gpt_neox
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import value_head
 from rlhf_jax.rewards import learned
-from rlhf_jax.runtime.program import Program, Reward, Setup
+from rlhf_jax.runtime.program import Program, ProgramSpec, Reward
 from rlhf_jax.types import Batch, Params, Prompts
 
 IMPOSSIBLE = -1  # a token that is never drawn: every row has all its tokens
@@ -153,7 +153,7 @@ def make_program(shape: Shape, remat: bool, attention: str) -> tuple[Program, Pa
     layout = sharding.params_shardings(model, jax.eval_shape(model.init, jax.random.key(0)), devices)
     params = jax.jit(model.init, out_shardings=layout)(jax.random.key(0))
     judge = value_head.make(model)
-    setup = Setup(
+    spec = ProgramSpec(
         model=model,
         algorithm=online_dpo.online_dpo(online_dpo.Config()),
         optimizer=updating.make_optimizer(updating.OptimizerConfig(learning_rate=1e-6), 10_000),
@@ -170,7 +170,7 @@ def make_program(shape: Shape, remat: bool, attention: str) -> tuple[Program, Pa
         publish_dtype="bfloat16",
         num_micro_batches=shape.num_micro_batches,
     )
-    return Program(setup, params), params
+    return Program(spec, params), params
 
 
 def whole_round(shape: Shape, remat: bool, attention: str, repeats: int) -> dict[str, Any]:

@@ -49,10 +49,11 @@ def one_round(program: Program) -> tuple[Samples, Scores]:
 def updates(program: Program, samples: Samples, scores: Scores) -> tuple[dict[str, Callable[[], Any]], int]:
     """An update of each trained role on the round, donating its state, and the rows that it trains on."""
     states = program.init(program.reference_params)
-    batch = jax.jit(program.setup.algorithm.credit)(samples, scores)
+    batch = jax.jit(program.spec.algorithm.credit)(samples, scores)
 
     def run(role: str) -> None:
-        states[role], _ = jax.block_until_ready(program.update_role(role, states[role], batch))
+        updated, _ = jax.block_until_ready(program.update({role: states[role]}, batch))
+        states.update(updated)
 
     return {role: partial(run, role) for role in states}, batch.tokens_RC.shape[0]
 

@@ -43,7 +43,7 @@ class Simulated:
     """The calls of a program as waits: seconds of (generate, train, publish), jittered by round and seed."""
 
     def __init__(self, clock: Clock, generate: float, train: float, publish: float, seed: int):
-        self.setup = SimpleNamespace(clock=clock)
+        self.spec = SimpleNamespace(clock=clock)
         random_of = random.Random(seed)
         self.seconds = [
             tuple(mean * random_of.uniform(1 - JITTER, 1 + JITTER) for mean in (generate, train, publish))
@@ -74,7 +74,7 @@ def run(loop: Any, program: Any, states: Any) -> float:
     began = time.perf_counter()
     for _ in loop.run(program, states, 0, {}):
         pass
-    return (time.perf_counter() - began) / program.setup.clock.num_rounds
+    return (time.perf_counter() - began) / program.spec.clock.num_rounds
 
 
 def ideal(program: Simulated, lag: int) -> float:
@@ -109,7 +109,7 @@ def machinery(repeats: int) -> dict[str, float]:
     """Seconds that each loop takes for a round whose stages take none."""
     program = Simulated(Clock(2000, lag=1), 0.0, 0.0, 0.0, seed=0)
     program.publish = program.generate = lambda *arguments: SimpleNamespace(version=0)  # type: ignore[assignment, misc]
-    program.setup.clock = Clock(2000, version_schedule=(0,) * 2000)
+    program.spec.clock = Clock(2000, version_schedule=(0,) * 2000)
     program.update = lambda states, batch: (states + 1, {"loss": Mean(np.float32(0.0), np.float32(1.0))})  # type: ignore[assignment, misc, arg-type]
     program.score = lambda states, samples: (SimpleNamespace(score_B=np.zeros(1)), SimpleNamespace(sample_R=None))  # type: ignore[assignment, misc]
     loops = {"asynchronous": asynchronous, "synchronous": synchronous}
@@ -139,9 +139,9 @@ def ledger_seconds(program: Program, workspace: Any, repeats: int) -> float:
         began = time.perf_counter()
         fetched = jax.device_get(samples)
         texts = workspace.completions(fetched)
-        one_each = jax.tree.map(lambda x: x[:: program.setup.sampling.samples_per_prompt] if x.ndim else x, fetched)
+        one_each = jax.tree.map(lambda x: x[:: program.spec.sampling.samples_per_prompt] if x.ndim else x, fetched)
         prompts = workspace.stream("train", "rlhf").texts_of(one_each)
-        book.write(0, ledger.rows(0, fetched, scores, uses, batch, program.setup.algorithm, prompts, texts, None))
+        book.write(0, ledger.rows(0, fetched, scores, uses, batch, program.spec.algorithm, prompts, texts, None))
         best = min(best, time.perf_counter() - began)
     return best
 

@@ -28,10 +28,9 @@ def side(name: str) -> Callable[[], None]:
     from rlhf_jax.planner.costs.measure import filled
     from rlhf_jax.runtime.program import Program
 
-    setup, params = plans.make_setup(plans.Case())
-    program = Program(setup, params)
-    _, function, shapes = next(call for call in program.calls() if call[0] == name)
-    compiled, held = function.lower(*shapes).compile(), [filled(shapes)]
+    spec, params = plans.make_spec(plans.Case())
+    program = Program(spec, params)
+    compiled, held = program.lowered(name).compile(), [filled(program.arguments(name))]
 
     def run() -> None:
         made = jax.block_until_ready(compiled(*held[0]))

@@ -28,24 +28,24 @@ import optax
 from experiments.bench import measure
 from rlhf_jax import registry, sampling, scoring
 from rlhf_jax.clock import Clock
+from rlhf_jax.dataflow import Call, calls_of
 from rlhf_jax.devices import mesh
 from rlhf_jax.devices.placement import text_of
 from rlhf_jax.models import gpt_neox
 from rlhf_jax.models.common import value_head
-from rlhf_jax.planner.api import Costs, Work
-from rlhf_jax.planner.calls import dataflow
-from rlhf_jax.planner.costs.analytic import Formulas
+from rlhf_jax.planner.api import CostModel, Workload
+from rlhf_jax.planner.costs.analytic import AnalyticCostModel
 from rlhf_jax.planner.costs.hardware import find
 from rlhf_jax.planner.costs.measure import bytes_of, of_depth, time_call
-from rlhf_jax.planner.costs.measured import Profile
+from rlhf_jax.planner.costs.measured import MeasuredCostModel
 from rlhf_jax.planner.costs.shapes import of_model
 from rlhf_jax.planner.options import mesh_shapes, slices
 from rlhf_jax.planner.search.search import search
 from rlhf_jax.planner.simulation import simulate
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime import asynchronous, synchronous
-from rlhf_jax.runtime.program import Critic, Program, Reward, Setup
-from rlhf_jax.types import Call, Placement, Plan, Prompts
+from rlhf_jax.runtime.program import Critic, Program, ProgramSpec, Reward
+from rlhf_jax.types import Placement, Plan, Prompts
 from rlhf_jax.updating import OptimizerConfig, make_optimizer
 
 DEVICES = 8
@@ -67,9 +67,9 @@ class Case:
     num_minibatches: int = 1
     algorithm: str = "ppo"
 
-    def work(self) -> Work:
+    def work(self) -> Workload:
         of_model = ("width", "num_layers", "algorithm")
-        return Work(**{name: value for name, value in dataclasses.asdict(self).items() if name not in of_model})
+        return Workload(**{name: value for name, value in dataclasses.asdict(self).items() if name not in of_model})
 
 
 SEARCHED = (
@@ -82,8 +82,8 @@ SEARCHED = (
 
 
 @cache
-def make_setup(case: Case) -> tuple[Setup, Any]:
-    """A setup without a plan, and params for the reference. No row ends before its last token, so that rounds take alike."""
+def make_spec(case: Case) -> tuple[ProgramSpec, Any]:
+    """A spec without a plan, and params for the reference. No row ends before its last token, so that rounds take alike."""
     config = dataclasses.replace(
         gpt_neox.PRESETS["quickstart"],
         vocab_size=512,
@@ -107,7 +107,7 @@ def make_setup(case: Case) -> tuple[Setup, Any]:
     optimizer = make_optimizer(OptimizerConfig(), ROUNDS)
     module = registry.find("algorithms", case.algorithm)
     algorithm = getattr(module, case.algorithm)(module.Config())
-    setup = Setup(
+    spec = ProgramSpec(
         model=model,
         algorithm=algorithm,
         optimizer=optimizer,
@@ -123,20 +123,20 @@ def make_setup(case: Case) -> tuple[Setup, Any]:
         pad_id=0,
         critic=Critic(values, with_head, optimizer) if "critic" in algorithm.losses else None,
     )
-    return setup, params
+    return spec, params
 
 
-def make_profile(case: Case, path: Path | None) -> tuple[tuple[Call, ...], Profile]:
+def make_profile(case: Case, path: Path | None) -> tuple[tuple[Call, ...], MeasuredCostModel]:
     """The calls and their measured costs."""
-    setup, _ = make_setup(case)
-    shape = of_model(setup.model)
-    values = of_model(value_head.make(setup.model))
+    spec, _ = make_spec(case)
+    shape = of_model(spec.model)
+    values = of_model(value_head.make(spec.model))
     shapes = {"policy": shape, "reference": shape, "reward": values, "critic": values}
-    formulas = Formulas(find("cpu"), DEVICES, shapes, case.work())
-    return dataflow(setup.algorithm, model_reward=True), Profile(setup, formulas, path)
+    formulas = AnalyticCostModel(find("cpu"), DEVICES, shapes, case.work())
+    return calls_of(spec.algorithm, learned_reward=True), MeasuredCostModel(spec, formulas, path)
 
 
-def random_plan(calls: tuple[Call, ...], costs: Costs, seed: int) -> Plan:
+def random_plan(calls: tuple[Call, ...], costs: CostModel, seed: int) -> Plan:
     """A feasible placement for every call, each drawn alone: a slice, a mesh shape, micro-batches, remat."""
     random = np.random.default_rng(seed)
     places = slices(DEVICES, DEVICES)
@@ -152,9 +152,9 @@ def random_plan(calls: tuple[Call, ...], costs: Costs, seed: int) -> Plan:
     return Plan(placements)
 
 
-def one_round(setup: Setup, params: Any, plan: Plan) -> Callable[[], None]:
+def one_round(spec: ProgramSpec, params: Any, plan: Plan) -> Callable[[], None]:
     """A round of the synchronous loop under a plan, waited for."""
-    program = Program(dataclasses.replace(setup, plan=plan), params)
+    program = Program(dataclasses.replace(spec, plan=plan), params)
     events = synchronous.run(program, program.init(params), 0, {})
 
     def run() -> None:
@@ -169,14 +169,14 @@ def one_round(setup: Setup, params: Any, plan: Plan) -> Callable[[], None]:
 def memory(case: Case) -> dict[str, Any]:
     """Bytes of a device that a call takes beside params and states, by formulas and as extrapolated from one layer and two,
     over what XLA's `memory_analysis` says of the whole call."""
-    (setup, _), (calls, profile) = make_setup(case), make_profile(case, None)
+    (spec, _), (calls, profile) = make_spec(case), make_profile(case, None)
     found = {}
     for shape in ((1, 1, 1), (8, 1, 1), (2, 2, 2)):
         placement = Placement(tuple(range(int(np.prod(shape)))), shape)
-        program = Program(*of_depth(setup, case.num_layers, placement))
-        whole = {name: bytes_of(function.lower(*shapes).compile()) for name, function, shapes in program.calls()}
+        program = Program(*of_depth(spec, case.num_layers, placement))
+        whole = {call.name: bytes_of(program.lowered(call.name).compile()) for call in program.calls}
         for call in calls:
-            taken = time_call(setup, call.name, placement, case.num_layers).working_bytes
+            taken = time_call(spec, call.name, placement, case.num_layers).working_bytes
             formula = profile.formulas.working_bytes(call, placement)
             ratios = {"profile": taken / whole[call.name], "formulas": formula / whole[call.name]}
             found[f"{call.name} {'x'.join(map(str, shape))}"] = {
@@ -193,12 +193,12 @@ def ranks(values: list[float]) -> np.ndarray:
 
 def estimates(case: Case, num_plans: int, repeats: int, path: Path | None) -> dict[str, Any]:
     """Expected and measured seconds of a round of random plans."""
-    (setup, params), (calls, profile) = make_setup(case), make_profile(case, path)
+    (spec, params), (calls, profile) = make_spec(case), make_profile(case, path)
     plans = [random_plan(calls, profile, seed) for seed in range(num_plans)]
     for plan in plans:
         profile.measure(calls, plan)
     expected = [simulate.simulate(calls, plan, profile, case.work(), DEVICES).seconds_per_round for plan in plans]
-    sides = {str(place): one_round(setup, params, plan) for place, plan in enumerate(plans)}
+    sides = {str(place): one_round(spec, params, plan) for place, plan in enumerate(plans)}
     seconds = measure.interleaved(sides, repeats)
     measured = [min(seconds[str(place)]) for place in range(num_plans)]
     errors = [abs(one / other - 1) for one, other in zip(expected, measured, strict=True)]
@@ -217,7 +217,7 @@ def estimates(case: Case, num_plans: int, repeats: int, path: Path | None) -> di
 
 def end(program: Program, lag: int) -> Any:
     """The policy's params after a few rounds; at a lag by the loop with a thread."""
-    program.setup = dataclasses.replace(program.setup, clock=Clock(ROUNDS_TRAINED, lag=lag))
+    program.spec = dataclasses.replace(program.spec, clock=Clock(ROUNDS_TRAINED, lag=lag))
     loop = asynchronous if lag else synchronous
     *_, last = loop.run(program, program.init(program.reference_params), 0, {})
     return jax.device_get(last.states["policy"].params)
@@ -228,22 +228,22 @@ def params(num_plans: int) -> dict[str, Any]:
     found = {}
     for name in ("ppo", "online_dpo"):
         case = Case(width=16, num_layers=1, num_prompts=8, prompt_tokens=5, completion_tokens=7, algorithm=name)
-        setup, reference = make_setup(case)
-        setup = dataclasses.replace(setup, optimizer=optax.sgd(0.1), mesh=mesh.make_mesh(mesh.Config()))
-        if setup.critic is not None:
-            setup = dataclasses.replace(setup, critic=dataclasses.replace(setup.critic, optimizer=optax.sgd(0.1)))
-        calls = dataflow(setup.algorithm, model_reward=True)
-        shape, values = of_model(setup.model), of_model(value_head.make(setup.model))
+        spec, reference = make_spec(case)
+        spec = dataclasses.replace(spec, optimizer=optax.sgd(0.1), mesh=mesh.make_mesh(mesh.Config()))
+        if spec.critic is not None:
+            spec = dataclasses.replace(spec, critic=dataclasses.replace(spec.critic, optimizer=optax.sgd(0.1)))
+        calls = calls_of(spec.algorithm, learned_reward=True)
+        shape, values = of_model(spec.model), of_model(value_head.make(spec.model))
         shapes = {"policy": shape, "reference": shape, "reward": values, "critic": values}
-        formulas = Formulas(find("cpu"), DEVICES, shapes, case.work())
+        formulas = AnalyticCostModel(find("cpu"), DEVICES, shapes, case.work())
         for lag in (0, 1):
-            expected = end(Program(setup, reference), lag)
+            expected = end(Program(spec, reference), lag)
             moved = difference(expected, jax.device_get(reference))
             worst = 0.0
             for seed in range(num_plans):
                 plan = random_plan(calls, formulas, seed)
                 worst = max(
-                    worst, difference(end(Program(dataclasses.replace(setup, plan=plan), reference), lag), expected)
+                    worst, difference(end(Program(dataclasses.replace(spec, plan=plan), reference), lag), expected)
                 )
             found[f"{name} lag {lag}"] = {"largest_difference": worst, "training_moved": moved}
     return {"case": "params", "plans": num_plans, "rounds": ROUNDS_TRAINED, **found}
@@ -257,7 +257,7 @@ def difference(one: Any, other: Any) -> float:
 
 def searched(case: Case, repeats: int, path: Path | None) -> dict[str, Any]:
     """The plan that search and profile end at, beside the default that they name, expected and measured."""
-    (setup, reference), (calls, profile) = make_setup(case), make_profile(case, path)
+    (spec, reference), (calls, profile) = make_spec(case), make_profile(case, path)
     found = search(calls, profile, case.work(), DEVICES, DEVICES)
     for _ in range(SEARCHES):
         assert found.default is not None
@@ -269,7 +269,7 @@ def searched(case: Case, repeats: int, path: Path | None) -> dict[str, Any]:
         found = search(calls, profile, case.work(), DEVICES, DEVICES)
     assert found.default is not None
     candidates = {"searched": found.best, "default": found.default}
-    sides = {name: one_round(setup, reference, one.plan) for name, one in candidates.items()}
+    sides = {name: one_round(spec, reference, one.plan) for name, one in candidates.items()}
     least = {name: min(seconds) for name, seconds in measure.interleaved(sides, repeats).items()}
     expected = {name: one.simulation.seconds_per_round for name, one in candidates.items()}
     return {

@@ -34,14 +34,15 @@ from typing import Any
 import numpy as np
 
 from experiments.bench import measure
+from rlhf_jax.dataflow import Call
 from rlhf_jax.devices.placement import text_of
-from rlhf_jax.planner.api import Work
+from rlhf_jax.planner.api import Workload
 from rlhf_jax.planner.costs import roofline, shapes
-from rlhf_jax.planner.costs.analytic import Formulas
+from rlhf_jax.planner.costs.analytic import AnalyticCostModel
 from rlhf_jax.planner.costs.hardware import Hardware, find
 from rlhf_jax.planner.costs.roofline import Positions
 from rlhf_jax.planner.search.search import search
-from rlhf_jax.types import Call, Placement
+from rlhf_jax.types import Placement
 
 NODE = 8
 PROMPT = 128
@@ -53,7 +54,7 @@ MAX_NODES = 3000  # of the exact search, on 8 and 16 GPUs
 
 CALLS = (
     Call("generate", "policy", "generate", ("prompts",), ("samples",)),
-    Call("reward", "reward", "infer", ("samples",), ("reward",)),
+    Call("reward", "reward", "infer", ("samples",), ("reward",), per_token=False),
     Call("reference", "reference", "infer", ("samples",), ("reference_logprob",)),
     Call("value", "critic", "infer", ("samples",), ("value",)),
     Call("train_policy", "policy", "train", ("samples", "reward", "reference_logprob", "value"), ()),
@@ -102,9 +103,9 @@ class Setting:
     searched_seconds: float
 
     @property
-    def work(self) -> Work:
+    def work(self) -> Workload:
         """A round of it; every completion has all of its tokens."""
-        return Work(BATCH[self.completion], 1, PROMPT, self.completion, num_minibatches=4)
+        return Workload(BATCH[self.completion], 1, PROMPT, self.completion, num_minibatches=4)
 
 
 SETTINGS = tuple(
@@ -126,15 +127,15 @@ def machine(**calibrated: float) -> Hardware:
     return replace(find("a100-80gb"), **(calibrated or CALIBRATED))
 
 
-def costs(setting: Setting, hardware: Hardware) -> Formulas:
+def costs(setting: Setting, hardware: Hardware) -> AnalyticCostModel:
     """What the calls of a setting cost on any mesh of data, fsdp and tensor."""
     policy, judge = shape(setting.actor, False), shape(setting.critic, True)
     roles = {"policy": policy, "reference": policy, "critic": judge, "reward": judge}
     options: dict[str, Any] = {"optimizer_bytes": 20.0, "cache_grows": True, "rows_stay": True}
-    return Formulas(hardware, setting.num_devices, roles, setting.work, **options)
+    return AnalyticCostModel(hardware, setting.num_devices, roles, setting.work, **options)
 
 
-def pipeline_seconds(costs: Formulas, call: Call, num_stages: int) -> float:
+def pipeline_seconds(costs: AnalyticCostModel, call: Call, num_stages: int) -> float:
     """A call with tensor 8 in each node and a pipeline of so many nodes, by ReaL's formulas.
 
     With s stages, m micro-batches and C seconds of a micro-batch in one stage: (s + m − 1) C; m is s, in training 2 s. Each
@@ -168,7 +169,7 @@ def pipeline_seconds(costs: Formulas, call: Call, num_stages: int) -> float:
     return waves * stage(costs.prefill(part, rows)) + num_parts * _decode_seconds(work, rows, stage)
 
 
-def _decode_seconds(work: Work, rows: float, stage: Any) -> float:
+def _decode_seconds(work: Workload, rows: float, stage: Any) -> float:
     """Of one micro-batch in one stage, over all steps."""
     seen = work.prompt_tokens + work.completion_tokens / 2
     return (work.completion_tokens - 1) * stage(Positions(rows, rows * seen, rows, rows * seen))

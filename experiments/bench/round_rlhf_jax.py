@@ -13,7 +13,7 @@ from rlhf_jax.clock import Clock
 from rlhf_jax.devices import mesh, sharding
 from rlhf_jax.models import gpt_neox
 from rlhf_jax.runtime import synchronous
-from rlhf_jax.runtime.program import Program, Reward, Setup
+from rlhf_jax.runtime.program import Program, ProgramSpec, Reward
 from rlhf_jax.types import Prompts, Samples, States
 from rlhf_jax.updating import OptimizerConfig, make_optimizer
 
@@ -38,7 +38,7 @@ def program(shape: rounds.Shape) -> tuple[Program, States]:
         texts = [" ".join(words[row[:length]]) for row, length in zip(tokens, lengths, strict=True)]
         return np.asarray(rounds.reward(texts), np.float32)
 
-    setup = Setup(
+    spec = ProgramSpec(
         model=model,
         algorithm=online_dpo.online_dpo(online_dpo.Config(beta=rounds.BETA)),
         optimizer=make_optimizer(OptimizerConfig(learning_rate=rounds.LEARNING_RATE), MANY_ROUNDS),
@@ -56,7 +56,7 @@ def program(shape: rounds.Shape) -> tuple[Program, States]:
     )
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     layout = sharding.params_shardings(model, shapes, devices)
-    made = Program(setup, jax.jit(model.init, out_shardings=layout)(jax.random.key(0)))
+    made = Program(spec, jax.jit(model.init, out_shardings=layout)(jax.random.key(0)))
     return made, made.init(made.reference_params)
 
 

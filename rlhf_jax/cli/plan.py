@@ -78,8 +78,8 @@ def _plan(config: Any, options: argparse.Namespace) -> None:
         return
     if options.profile:
         workspace, stages, algorithm = build.parts(config)
-        setup = planning.setup_of(workspace, stages, algorithm)
-        found, profile = planning.profiled(problem, setup, planning.PROFILE)
+        spec = planning.spec_of(workspace, stages, algorithm)
+        found, profile = planning.profiled(problem, spec, planning.PROFILE)
         print(f"{len(profile.known)} figures measured, in {planning.PROFILE}")
     else:
         found = problem.search()

@@ -28,7 +28,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlhf_jax.records import writing
 from rlhf_jax.refusal import Refusal
 
 HEARTBEAT_SECONDS = 30
@@ -38,6 +37,21 @@ GOODBYE_SECONDS = 600
 MESSAGE_BYTES = 512
 XLA_STATUS = "(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|FAILED_PRECONDITION): "
 LIST_OF_HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+
+_writes = True
+
+
+def writes() -> bool:
+    """Returns whether this process writes a run's files and prints: of several processes, only the first does.
+
+    `initialize` decides it. Reading the flag initialises no device backend, which `is_first` does.
+    """
+    return _writes
+
+
+def _only_read() -> None:
+    global _writes
+    _writes = False
 
 
 def arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
@@ -109,7 +123,7 @@ def initialize(environment: Mapping[str, str] = os.environ) -> bool:
             shutdown_timeout_seconds=GOODBYE_SECONDS,
         )
         if not is_first():
-            writing.only_read()
+            _only_read()
         grid()
     except RuntimeError as error:  # XLA's errors are RuntimeErrors, too
         first = str(error).strip().splitlines()[0]

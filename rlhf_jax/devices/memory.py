@@ -7,20 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax.clock import Clock
 from rlhf_jax.refusal import Refusal
-
-
-def live_versions(clock: Clock, asynchronous: bool) -> int:
-    """How many published versions may be held at once: a slow sampler may need those of the last lag + 1 rounds.
-
-    The synchronous loop samples a round when its version is published, and needs that one alone.
-    """
-    if not asynchronous:
-        return 1
-    if not clock.version_schedule:
-        return min(clock.lag + 1, clock.num_rounds)
-    return 1 + max(r - version // clock.updates_per_round for r, version in enumerate(clock.version_schedule))
 
 
 def bytes_by_device(shapes: Any, shardings: Any) -> Counter[Any]:
@@ -54,7 +41,7 @@ def check(
     Args:
       states: bytes of the train states by device.
       versions: bytes of one published version by device, of each mesh that samples.
-      num_live: see `live_versions`.
+      num_live: versions that are held at once: `Clock.live_versions`.
     """
     of_version: Counter[Any] = Counter()
     for version in versions:

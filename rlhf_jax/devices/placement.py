@@ -3,7 +3,7 @@
     plan      entries separated by ";" or a line's end      "generate: 0-3 data=4; others: 4-7 fsdp=4 micro_batches=2"
     entry     call: devices [data=n] [fsdp=n] [tensor=n] [micro_batches=n] [remat | no-remat]
     devices   places in the list of devices                 0-3, or 0,2,4-5; on several hosts, of every host's own
-    call      generate, reward, reference, value, proximal, train_policy, train_critic, or others: all that have no entry
+    call      one of `dataflow.roles` (generate, reference, ...), or others: all that have no entry
 
 Axes that are not named are 1; where none is, the devices lie along `data`. A call without an entry runs on the run's mesh.
 """
@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from rlhf_jax import dataflow
 from rlhf_jax.devices import distributed
 from rlhf_jax.devices.mesh import AXES, over_hosts
 from rlhf_jax.devices.transfer import per_host
@@ -24,16 +25,6 @@ from rlhf_jax.devices.transfer.reallocate import move
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Placement, Plan
 
-ROLES = {
-    "generate": "policy",
-    "reward": "reward",
-    "reference": "reference",
-    "value": "critic",
-    "proximal": "policy",
-    "train_policy": "policy",
-    "train_critic": "critic",
-}
-"""Call -> the role whose params it needs; calls are those of an algorithm that needs everything."""
 OTHERS = "others"
 SIZES = (*AXES, "micro_batches")
 
@@ -44,10 +35,11 @@ def parse(text: str) -> Plan:
     Raises Refusal naming the entry, and what would be accepted.
     """
     placements: dict[str, Placement] = {}
+    accepted = (*dataflow.roles(), OTHERS)
     for entry in filter(None, (part.strip() for part in re.split(r"[;\n]", text))):
         name, colon, rest = (part.strip() for part in entry.partition(":"))
-        if not colon or name not in (*ROLES, OTHERS):
-            raise Refusal(f"plan entry {entry!r} names no call; accepted: {', '.join((*ROLES, OTHERS))}, then a colon")
+        if not colon or name not in accepted:
+            raise Refusal(f"plan entry {entry!r} names no call; accepted: {', '.join(accepted)}, then a colon")
         if name in placements:
             raise Refusal(f"the plan places {name} twice")
         placements[name] = _placement(name, rest.split())
@@ -113,7 +105,7 @@ def ranges(devices: Sequence[int], between: str = ",") -> str:
 
 
 @dataclass(frozen=True)
-class Places:
+class ResolvedPlan:
     """Where every call runs: as the plan says, or on the run's mesh.
 
     `devices` are all there are, or `[hosts, devices of a host]`: a placement is the same slice of devices on every host.
@@ -150,7 +142,7 @@ class Places:
         of_first, (data, *inside) = self._grid[0], (self.default.shape[axis] for axis in AXES)
         places = {device: place for place, device in enumerate(of_first)}
         shape = (data // len(self._grid), *inside)
-        parts = self.num_micro_batches if call.startswith("train_") else 1
+        parts = self.num_micro_batches if call in dataflow.TRAIN_CALLS else 1
         used = self.default.devices[: shape[0]].flat
         return Placement(tuple(places[device] for device in used), shape, parts)  # type: ignore[arg-type]
 

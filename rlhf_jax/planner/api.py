@@ -1,15 +1,15 @@
 """What the planner's parts say to each other: the work of a round, and what calls cost where they are placed."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
-from rlhf_jax.types import Call, Placement
-
-Loop = Literal["synchronous", "asynchronous"]
+from rlhf_jax.clock import Clock
+from rlhf_jax.dataflow import Call, Loop
+from rlhf_jax.types import Placement
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """A round: its rows, their lengths, and its updates."""
 
     num_prompts: int  # of a round: num_minibatches * prompts_per_update
@@ -27,8 +27,13 @@ class Work:
     share_prompts: bool = True  # the prompt of a group is run once, in inference and training
     num_compactions: int = 0  # of the sampler's batch: see `sampling._decode`
 
+    @property
+    def live_versions(self) -> int:
+        """Published versions that are held at once in a long run."""
+        return Clock(self.lag + 1, lag=self.lag).live_versions(self.loop == "asynchronous")
 
-class Costs(Protocol):
+
+class CostModel(Protocol):
     """What calls cost. Seconds are of a whole round (training: all updates of it); bytes are of one device."""
 
     @property

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from rlhf_jax.planner.api import Costs
+from rlhf_jax.dataflow import Call
+from rlhf_jax.planner.api import CostModel
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.types import Call, Placement
+from rlhf_jax.types import Placement
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 ALL_HOST_RUNS = 16
@@ -82,7 +83,7 @@ def _divisors(number: int) -> list[int]:
 
 def options(
     call: Call,
-    costs: Costs,
+    costs: CostModel,
     num_devices: int,
     devices_per_host: int,
     micro_batches: Sequence[int] = MICRO_BATCHES,
@@ -100,7 +101,7 @@ def options(
 
 
 def variants(
-    call: Call, costs: Costs, place: Placement, micro_batches: Iterable[int] = MICRO_BATCHES
+    call: Call, costs: CostModel, place: Placement, micro_batches: Iterable[int] = MICRO_BATCHES
 ) -> Iterator[Option]:
     """The options of one slice and mesh shape that are not refused and fit alone (a state holds its params: no plan can keep
     less of the role there)."""
@@ -116,13 +117,13 @@ def variants(
                 yield Option(placement, costs.seconds(call, placement), working, resident)
 
 
-def option(call: Call, costs: Costs, placement: Placement) -> Option:
+def option(call: Call, costs: CostModel, placement: Placement) -> Option:
     """What a given placement costs; it is not asked whether it is refused or fits."""
     resident = resident_bytes(call, costs, placement)
     return Option(placement, costs.seconds(call, placement), costs.working_bytes(call, placement), resident)
 
 
-def resident_bytes(call: Call, costs: Costs, placement: Placement) -> float:
+def resident_bytes(call: Call, costs: CostModel, placement: Placement) -> float:
     """Bytes of a device that the call keeps there: a trained role's state, or a copy of params."""
     of_call = costs.state_bytes if call.kind == "train" else costs.params_bytes
     return of_call(call.role, placement)

@@ -6,7 +6,7 @@ A line is an object with at least "stage"; most have "update". Three kinds are t
     an evaluation             {"stage": "evaluate", "of": "rlhf", "update": 8, ...} version 8 was evaluated
     a stage as a whole        {"stage": "rlhf", "kind": "timing", ...}              no update; written when it ends
 
-Of several processes only the first writes: in the others what writes or cuts does nothing (`writing.py`).
+Of several processes only the first writes: in the others what writes or cuts does nothing (`distributed.writes`).
 
 Numbers that JSON cannot say are the strings "NaN", "Infinity" and "-Infinity"; `read` turns them back into floats.
 """
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.records import writing
+from rlhf_jax.devices import distributed
 from rlhf_jax.refusal import Refusal
 
 Line = dict[str, Any]
@@ -48,7 +48,7 @@ def append_all(path: Path, added: Iterable[Mapping[str, Any]]) -> None:
     The file is opened for each line, so that a file replaced by `cut_back` is never written through an old handle.
     Raises OSError that names the file when the disk is full; lines that did not fit are taken back.
     """
-    if not writing.writes():
+    if not distributed.writes():
         return
     data = "".join(ENCODE(line) + "\n" for line in added).encode()
     try:
@@ -101,7 +101,7 @@ def _number_again(key: str, value: Any) -> Any:
 
 def drop_torn_line(path: Path) -> None:
     """Removes what follows the last newline, so that the next line starts on its own. A missing file stays missing."""
-    if not path.exists() or not writing.writes():
+    if not path.exists() or not distributed.writes():
         return
     data = path.read_bytes()
     end = data.rfind(b"\n") + 1
@@ -124,7 +124,7 @@ def cut_back(
 
     Returns the updates of the stage whose lines are left.
     """
-    if not path.exists() or not writing.writes():
+    if not path.exists() or not distributed.writes():
         return set()
     limit = update if evaluations_from is None else evaluations_from
     kept, cut, updates = [], [], set()
@@ -153,7 +153,7 @@ def replace(path: Path, data: bytes) -> None:
 
     Raises OSError that names the file when the disk is full; the old file is then untouched.
     """
-    if not writing.writes():
+    if not distributed.writes():
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

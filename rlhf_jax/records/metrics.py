@@ -21,7 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rlhf_jax.records import jsonl, notes, writing
+from rlhf_jax.devices import distributed
+from rlhf_jax.records import jsonl, notes
 from rlhf_jax.records.jsonl import Line, cut_back, read
 from rlhf_jax.refusal import Refusal
 
@@ -44,7 +45,7 @@ class MetricsWriter:
         self.path = Path(directory) / FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
         jsonl.drop_torn_line(self.path)
-        wanted = tensorboard and writing.writes() and has_events()
+        wanted = tensorboard and distributed.writes() and has_events()
         self._events: dict[str, Any] | None = {} if wanted else None
 
     def write(

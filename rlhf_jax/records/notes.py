@@ -2,10 +2,10 @@
 
 import sys
 
-from rlhf_jax.records import writing
+from rlhf_jax.devices import distributed
 
 
 def say(text: str) -> None:
     """Prints one line that begins with "note:"; of several processes, the first does."""
-    if writing.writes():
+    if distributed.writes():
         print(f"note: {' '.join(text.split())}", file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_jax.records import writing
+from rlhf_jax.devices import distributed
 
 LINE_SECONDS = 5.0
 REFRESH_PER_SECOND = 4
@@ -159,7 +159,7 @@ def progress(
     On a terminal it is drawn over; elsewhere a line is printed every `interval_seconds` and one at the end. A stage
     that ends by an exception, or before its last step, is shown as stopped. The exception goes on.
     """
-    out = stream or (sys.stdout if writing.writes() else open(os.devnull, "w"))  # noqa: SIM115 - for the process's life
+    out = stream or (sys.stdout if distributed.writes() else open(os.devnull, "w"))  # noqa: SIM115 - for the process's life
     count = _Count(title, total, start, clock)
     bar = (
         _LiveBar(count, out)

@@ -20,10 +20,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
+
 Kind = Literal["work", "call", "wait", ""]
 NOTHING_NAMED = "the code that reads the run's events"
 COMPILING = ("jax/_src/compiler.py", "jax/_src/compilation_cache.py")
 TRACING = ("jax/_src/interpreters/partial_eval.py", "jax/_src/interpreters/mlir.py")
+COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's event of one program, compiled or read from its cache
 LIBRARIES = ("/site-packages/", "/lib/python", "<frozen")
 
 
@@ -102,3 +105,40 @@ def place(thread: int) -> str:
     frames = traceback.extract_stack(frame) if frame is not None else []
     own = [one for one in frames if not any(library in one.filename for library in LIBRARIES)]
     return f"{own[-1].filename}, line {own[-1].lineno}" if own else ""
+
+
+class CompileCounter:
+    """Counts the programs that XLA compiles, or reads from its cache, in every thread since the counter was made.
+
+    After a first round there should be no more.
+    """
+
+    def __init__(self) -> None:
+        listen_to_compiles()
+        self._before = _compiled
+
+    @property
+    def count(self) -> int:
+        return _compiled - self._before
+
+
+_compiled = 0
+_listening = False
+
+
+def listen_to_compiles() -> None:
+    """Begins to count compiled programs, once: JAX keeps its listeners for good, so there is one for all counters."""
+    global _listening
+    with _lock:
+        if not _listening:
+            jax.monitoring.register_event_duration_secs_listener(_heard)
+            _listening = True
+
+
+def _heard(event: str, duration_secs: float, **_: str | int) -> None:
+    del duration_secs
+    global _compiled
+    if event == COMPILED:
+        beat()  # of the thread that compiled
+        with _lock:
+            _compiled += 1

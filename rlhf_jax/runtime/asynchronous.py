@@ -11,7 +11,7 @@ Which version samples a round is the clock's alone, so the threads decide when a
 and metrics are bit for bit those of `synchronous.run`. A bounded clock gives the least version, and the newest one there is
 is taken: then the threads decide, and the trace of what they decided repeats the run. It yields the same events; a round's
 `Sampled` comes when it is next asked for anything, the others in the same order. A failure of either thread ends both, with
-its own traceback; a thread that hangs ends the run as `watchdog.py` says.
+its own traceback; a thread that hangs ends the run as `stopping.py` says.
 """
 
 import threading
@@ -24,8 +24,7 @@ from rlhf_jax.devices import distributed
 from rlhf_jax.runtime import activity, stopping
 from rlhf_jax.runtime.buffer import Buffer, Stalled, Stopped
 from rlhf_jax.runtime.program import Program
-from rlhf_jax.runtime.synchronous import Event, Sampled, Watch, train_round
-from rlhf_jax.runtime.watchdog import Watchdog
+from rlhf_jax.runtime.synchronous import Event, LoopMonitor, Sampled, train_round
 from rlhf_jax.types import Params, Samples, States
 
 JOIN_SECONDS = 10.0
@@ -37,7 +36,7 @@ def run(
     states: States,
     start_round: int,
     pending: dict[int, Samples],
-    watch: Watch | None = None,
+    monitor: LoopMonitor | None = None,
     deadline_seconds: float = 600.0,
     device_call_seconds: float = 0.0,
 ) -> Generator[Event, None, None]:
@@ -50,19 +49,19 @@ def run(
     Raises what either thread raised, or `buffer.Stalled`. A sampler that hangs is then left behind: `stopping.hung_sampler`.
     """
     call_seconds = device_call_seconds or deadline_seconds
-    buffer, watch = Buffer(), watch or Watch()
+    buffer, monitor = Buffer(), monitor or LoopMonitor()
     for round_index, samples in pending.items():
         buffer.put(round_index, samples)
-    issued = rounds_to_sample(program.setup.clock, start_round, pending)
+    issued = rounds_to_sample(program.spec.clock, start_round, pending)
     sampler = threading.Thread(
-        target=sample_rounds, args=(program, buffer, issued, watch), name=stopping.SAMPLER, daemon=True
+        target=sample_rounds, args=(program, buffer, issued, monitor), name=stopping.SAMPLER, daemon=True
     )
-    watchdog = Watchdog(buffer, deadline_seconds, call_seconds, watch.say)
+    watchdog = stopping.Watchdog(buffer, deadline_seconds, call_seconds, monitor.say)
     sampler.start()
     watchdog.start(threading.current_thread(), sampler)
     patience = min(JOIN_SECONDS, call_seconds)
     try:
-        yield from train(program, buffer, states, start_round, set(pending), watch)
+        yield from train(program, buffer, states, start_round, set(pending), monitor)
         patience = call_seconds
     except BaseException as error:
         buffer.stop(error)
@@ -84,15 +83,15 @@ def rounds_to_sample(clock: Clock, start_round: int, pending: dict[int, Samples]
     return [r for at in range(start_round, clock.num_rounds) for r in clock.issued_at(at) if r not in pending]
 
 
-def sample_rounds(program: Program, buffer: Buffer, issued: list[int], watch: Watch) -> None:
+def sample_rounds(program: Program, buffer: Buffer, issued: list[int], monitor: LoopMonitor) -> None:
     """The sampling thread: each round with the version that the clock gives it. What it raises, the trainer raises."""
-    clock = program.setup.clock
+    clock = program.spec.clock
     try:
         for place, round_index in enumerate(issued):
-            with watch.timeline.span("sampler", "wait", round_index):
+            with monitor.timeline.span("sampler", "wait", round_index):
                 version, params = take_version(clock, buffer, round_index)
             call = activity.during(f"generate of round {round_index}", "call")
-            with watch.timeline.span("sampler", "generate", round_index), call:
+            with monitor.timeline.span("sampler", "generate", round_index), call:
                 samples = jax.block_until_ready(program.generate(params, round_index, version))
             buffer.put(round_index, samples)
             buffer.forget_before(min((clock.version(r) for r in issued[place + 1 :]), default=version + 1))
@@ -110,24 +109,24 @@ def take_version(clock: Clock, buffer: Buffer, round_index: int) -> tuple[int, P
 
 
 def train(
-    program: Program, buffer: Buffer, states: States, start_round: int, announced: set[int], watch: Watch
+    program: Program, buffer: Buffer, states: States, start_round: int, announced: set[int], monitor: LoopMonitor
 ) -> Generator[Event, None, None]:
     """The trainer: the synchronous loop with a wait in the place of sampling."""
-    clock = program.setup.clock
+    clock = program.spec.clock
     used = {clock.version(r) for r in range(start_round, clock.num_rounds)}
 
     for round_index in range(start_round, clock.num_rounds):
         version = round_index * clock.updates_per_round
         if clock.bounded or version in used:
             call = activity.during(f"the publication of version {version}", "call")
-            with watch.timeline.span("trainer", "publish", round_index), call:
+            with monitor.timeline.span("trainer", "publish", round_index), call:
                 buffer.publish(version, jax.block_until_ready(program.publish(states)))
             if clock.bounded:
                 buffer.forget_before(version)
-        with watch.timeline.span("trainer", "wait", round_index):
+        with monitor.timeline.span("trainer", "wait", round_index):
             buffer.wait_for(round_index)
         yield from announce(buffer, announced, round_index)
-        states, stopped = yield from train_round(program, states, round_index, buffer.take(round_index), watch)
+        states, stopped = yield from train_round(program, states, round_index, buffer.take(round_index), monitor)
         if stopped:
             last = round_index
             for due in clock.issued_before(round_index + 1):

@@ -22,7 +22,7 @@ class Stopped(Exception):
 
 
 class Buffer:
-    """Shared by two threads. A wait lasts until the other side hands over, fails or ends; `watchdog.py` ends hung ones."""
+    """Shared by two threads. A wait lasts until the other side hands over, fails or ends; the watchdog ends hung ones."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()

@@ -4,13 +4,15 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax import scoring
 from rlhf_jax.devices import distributed
 from rlhf_jax.refusal import ComponentError, RewardError, at_fault
 from rlhf_jax.rewards.common import host_rewards
-from rlhf_jax.runtime.setup import Reward
+from rlhf_jax.runtime.spec import ProgramSpec, Reward
 from rlhf_jax.types import Algorithm, Array, Batch, Samples, Scores
 
 FINITE = ("advantage_RC", "return_RC", "weight_R", "score_R", "staleness_RC")
@@ -40,6 +42,31 @@ def raw_scores(reward: Reward, samples: Samples, of_model: Array | None) -> Any:
     for label, values in given.items():
         raw[label] = host_rewards.numbers(f"the reward {label}", values, count, when=when(samples)).astype(np.float32)
     return raw
+
+
+def scores_of(spec: ProgramSpec, samples: Samples, raw: Any, outputs: Mapping[str, Array]) -> Scores:
+    """Returns the scores of a round: the reward in its units, and the outputs of the other scores.
+
+    Args:
+      spec: gives the reward's units and the missing-EOS rule.
+      samples: of the round.
+      raw: raw scores as `raw_scores` gives them.
+      outputs: by `dataflow.Score.output`. Those that `Scores` has no field for become its `extra`.
+
+    Raises AssertionError for an output that has another shape than its name says.
+    """
+    reward, finished_B = spec.reward, samples.finished_B
+    if reward.terms:
+        scores = scoring.make_summed_scores(raw, reward.units, finished_B, spec.scoring)
+    else:
+        scores = scoring.make_scores(raw, finished_B, reward.mean, reward.std, spec.scoring)
+    for output, array in outputs.items():
+        like = samples.tokens_BC if output.endswith("_BC") else finished_B
+        chex.assert_equal_shape([array, like], custom_message=f"the score {output}")
+    known = {field.name for field in dataclasses.fields(Scores)}  # type: ignore[arg-type]
+    extra = {output: array for output, array in outputs.items() if output not in known}
+    fields = {output: array for output, array in outputs.items() if output in known}
+    return scores.replace(**fields, extra=extra)  # type: ignore[attr-defined]
 
 
 def when(samples: Samples) -> str:

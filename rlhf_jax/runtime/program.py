@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -11,168 +12,155 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from rlhf_jax import sampling, scoring
+from rlhf_jax import sampling
+from rlhf_jax.dataflow import REWARD, SCORES, Call
 from rlhf_jax.devices import distributed, memory, sharding
-from rlhf_jax.devices.placement import ROLES, placed
+from rlhf_jax.devices.placement import placed
 from rlhf_jax.devices.transfer.per_host import own_mesh
 from rlhf_jax.micro_batches import in_parts
-from rlhf_jax.records.checkpoints import abstract_like
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.runtime import credit, inference
+from rlhf_jax.runtime import calls, credit, shapes
 from rlhf_jax.runtime.sampler import Sampler
-from rlhf_jax.runtime.setup import Critic as Critic
-from rlhf_jax.runtime.setup import Reward as Reward
-from rlhf_jax.runtime.setup import Setup as Setup
-from rlhf_jax.types import Algorithm, Array, Batch, Metrics, Params, Samples, Scores, States, TrainState
-from rlhf_jax.updating import critic_objective, init_state, policy_objective, train_step
+from rlhf_jax.runtime.spec import Critic as Critic
+from rlhf_jax.runtime.spec import ProgramSpec as ProgramSpec
+from rlhf_jax.runtime.spec import Reward as Reward
+from rlhf_jax.types import Array, Batch, Metrics, Params, Samples, Scores, States, TrainState
+from rlhf_jax.updating import init_state
+
+CREDIT = "credit"
 
 
 class Program:
-    """The calls of one round, each compiled for the mesh where the plan places it. Methods only dispatch: arrays stay on
-    devices. Samples, scores and the rows to train on lie on the policy's training mesh, `home`."""
+    """Executes the calls of a round's dataflow, each compiled for the mesh of its placement.
 
-    def __init__(self, setup: Setup, reference_params: Params):
-        """`reference_params` are the frozen reference, laid out as params are on the run's mesh.
+    Methods only dispatch: arrays stay on devices. Samples, scores and the rows to train on are on the policy's training
+    mesh, `home`.
+    """
 
-        Raises Refusal for an algorithm whose critic the setup lacks.
+    def __init__(self, spec: ProgramSpec, reference_params: Params):
+        """Wires the calls; nothing is compiled yet.
+
+        Args:
+          spec: what the program is made of.
+          reference_params: the frozen reference, sharded as params are on the run's mesh.
+
+        Raises:
+          Refusal: the algorithm's critic, or the model of a score, is missing from the spec.
         """
-        self.setup, self.reference_params = setup, reference_params
-        model, places, algorithm = setup.model, setup.places, setup.algorithm
-        if ("critic" in algorithm.losses) != (setup.critic is not None):
-            raise Refusal(f"{algorithm.name} trains {', '.join(algorithm.losses)}; the critic is {setup.critic}")
-        self._roles: dict[str, tuple[Any, optax.GradientTransformation]] = {"policy": (model, setup.optimizer)}
-        if setup.critic is not None:
-            self._roles["critic"] = (setup.critic.model, setup.critic.optimizer)
-        self.meshes = {role: places.mesh(f"train_{role}") for role in self._roles}
+        self.spec, self.reference_params = spec, reference_params
+        if ("critic" in spec.algorithm.losses) != (spec.critic is not None):
+            trained = ", ".join(spec.algorithm.losses)
+            raise Refusal(f"{spec.algorithm.name} trains {trained}; the critic is {spec.critic}")
+        self.generate_call, *others = spec.calls
+        self.meshes = {call.role: spec.places.mesh(call.name) for call in others if call.kind == "train"}
         self.home = self.meshes["policy"]
-        first = self._first_params(reference_params)
-        self.state_shapes: States = {
-            role: jax.eval_shape(partial(init_state, optimizer=optimizer), first[role])
-            for role, (_, optimizer) in self._roles.items()
+        self.state_shapes, self.state_shardings = shapes.of_states(spec, self._first_params(reference_params))
+        self.sampler = _make_sampler(spec, self.generate_call, self.home, reference_params)
+        self.scores = {call.name: calls.score(spec, call) for call in others if call.kind == "infer"}
+        self.updates = {
+            call.role: calls.update(spec, call, self.state_shardings[call.role])
+            for call in others
+            if call.kind == "train"
         }
-        self.state_shardings: States = {
-            role: sharding.state_shardings(role_model, self.state_shapes[role], optimizer, self.meshes[role])
-            for role, (role_model, optimizer) in self._roles.items()
-        }
-        self._sampler = self._make_sampler()
-        self._inference = inference.make(setup)
-        trainer = [*self.meshes.values(), *(call.mesh for call in self._inference.values())]
-        shared = self._sampler.devices & {device for mesh in trainer for device in mesh.devices.flat}
+        trainer = [call.mesh for call in (*self.updates.values(), *self.scores.values())]
+        shared = self.sampler.devices & {device for mesh in trainer for device in mesh.devices.flat}
         # Two threads that dispatch collectives to the same devices must do so in one order on all of them, or they deadlock.
-        self._turn: Any = threading.RLock() if len(shared) > 1 else contextlib.nullcontext()
-        self._frozen = {
-            call: placed(params, inference.params_layout(setup, call, params))
-            for call, params in (("reference", reference_params), ("reward", setup.reward.params))
-            if call in self._inference
-        }
+        self._dispatch_lock: Any = threading.RLock() if len(shared) > 1 else contextlib.nullcontext()
+        self._frozen = self._place_frozen()
         self._credit = distributed.compiled(self._credit_rows)
-        self._faults = distributed.compiled(
-            credit.faults
-        )  # apart, so that what it asks cannot change what credit computes
+        # Compiled apart from credit, so that the checks cannot change what credit computes.
+        self._faults = distributed.compiled(credit.faults)
         self._take = distributed.compiled(partial(take_units, mesh=self.home), static_argnames=("unit_rows",))
-        self._update = {role: self._make_update(role) for role in self._roles}
         self._init = {
             role: distributed.compiled(
                 partial(fresh_state, optimizer=optimizer), out_shardings=self.state_shardings[role]
             )
-            for role, (_, optimizer) in self._roles.items()
+            for role, (_, optimizer) in spec.trained.items()
         }
+
+    def _place_frozen(self) -> dict[str, Params]:
+        """Params of the scores whose role is not trained, by call, on the call's mesh."""
+        spec = self.spec
+        params = {role: frozen.params for role, frozen in spec.frozen.items()}
+        params |= {"reference": self.reference_params, "reward": spec.reward.params}
+        return {
+            name: placed(params[score.call.role], calls.params_shardings(spec, score.call, params[score.call.role]))
+            for name, score in self.scores.items()
+            if score.call.role not in self.meshes
+        }
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """The calls of a round, in the order of dispatch."""
+        compiled = (*self.scores.values(), *self.updates.values())
+        return self.generate_call, *(each.call for each in compiled)
 
     @property
     def trains_apart(self) -> bool:
         """Whether the critic trains on another mesh than the policy."""
         return len(set(self.meshes.values())) > 1
 
-    def _make_sampler(self) -> Sampler:
-        setup, places = self.setup, self.setup.places
-        draw = partial(
-            sampling.sample,
-            model=inference.changed(setup.model, places, "generate"),
-            config=setup.sampling,
-            eos_id=setup.eos_id,
-            pad_id=setup.pad_id,
-        )
-        slices = setup.sampler_slices
-        if not slices and places.mesh("generate") != self.home:
-            slices = (own_mesh(places.mesh("generate")),)
-        in_turn = in_parts(draw, places.parts("generate"), 1, setup.sampling.samples_per_prompt)
-        prompts = jax.eval_shape(lambda: setup.prompts(0))
-        return Sampler(
-            in_turn, setup.model, self.reference_params, prompts, setup.key, self.home, slices, setup.publish_dtype
-        )
-
-    def _make_update(self, role: str) -> Any:
-        (model, optimizer), algorithm, places = self._roles[role], self.setup.algorithm, self.setup.places
-        make_objective = policy_objective if role == "policy" else critic_objective
-        model = inference.changed(model, places, f"train_{role}")
-        step = partial(
-            train_step,
-            objective=make_objective(algorithm.losses[role], model, self.block_rows),
-            optimizer=optimizer,
-            aggregation=algorithm.aggregation if role == "policy" else "token",
-            unit_rows=self.block_rows,
-            num_micro_batches=places.parts(f"train_{role}"),
-        )
-        mesh = self.meshes[role]
-        everywhere, step = sharding.replicated(mesh), sharding.keeping_rows(step, mesh)
-        return distributed.compiled(step, donate_argnums=0, out_shardings=(self.state_shardings[role], everywhere))
-
     @property
     def block_rows(self) -> int:
-        """Rows that stay together: all of a prompt's, so that the prompt is run once, or else the algorithm's unit."""
-        return block_rows(self.setup.algorithm, self.setup.sampling.samples_per_prompt, self.setup.share_prompts)
+        """Rows of a minibatch that are never separated."""
+        return self.spec.block_rows
+
+    # --- ahead of time ---
 
     def check_memory(self, asynchronous: bool) -> None:
         """Raises Refusal where a device cannot hold its train states and the versions that the clock may keep alive."""
         states = memory.bytes_by_device(self.state_shapes, self.state_shardings)
-        memory.check(
-            states,
-            self._sampler.version_bytes(),
-            memory.live_versions(self.setup.clock, asynchronous),
-            memory.free_bytes,
-        )
+        live = self.spec.clock.live_versions(asynchronous)
+        memory.check(states, self.sampler.version_bytes(), live, memory.free_bytes)
 
     def compile(self) -> None:
         """Compiles a round's longest calls side by side, from shapes alone: the first update waits for the slowest of them,
         not for their sum. Each is found compiled when it is called."""
-        calls = self.calls()
-        with ThreadPoolExecutor(len(calls)) as pool:
-            list(pool.map(lambda call: call[1].lower(*call[2]).compile(), calls))
+        entries = [entry for call in self.calls for entry in self._entries(call.name)]
+        with ThreadPoolExecutor(len(entries)) as pool:
+            list(pool.map(lambda entry: entry[0].lower(*entry[1]).compile(), entries))
 
-    def calls(self) -> list[tuple[str, Any, tuple[Any, ...]]]:
-        """Each call's name, compiled function, and arguments as shapes with shardings; generate once for each slice."""
-        samples, minibatch = self._sampler.shapes, self.minibatch_shapes()
-        found = [("generate", *call) for call in self._sampler.calls(self.reference_params)]
-        for name, call in self._inference.items():
-            found.append((name, call.run, (self._abstract_params(name), sharding.abstract_rows(samples, call.mesh))))
-        for role, update in self._update.items():
-            state = abstract_like(self.state_shapes[role], self.state_shardings[role])
-            found.append((f"train_{role}", update, (state, sharding.abstract_rows(minibatch, self.meshes[role]))))
-        return found
+    def lowered(self, call: str) -> jax.stages.Lowered:
+        """Lowers one call from shapes alone.
+
+        Args:
+          call: the name of a call of the dataflow, or "credit". Of `generate` on several slices, the first slice's.
+
+        Returns:
+          What `jax.jit(...).lower` gives: its text, and `.compile()`.
+        """
+        function, arguments = self._entries(call)[0]
+        return function.lower(*arguments)
+
+    def arguments(self, call: str) -> tuple[Any, ...]:
+        """Returns the arguments that `lowered` lowers a call for, as shapes with shardings (frozen params as arrays)."""
+        return self._entries(call)[0][1]
 
     def minibatch_shapes(self) -> Batch:
         """Shapes of what an update trains on."""
-        _, batch = jax.eval_shape(self._credit_rows, self._sampler.shapes, *self._judgement_shapes())
-        size = batch.tokens_RC.shape[0] // self.setup.clock.num_minibatches
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]) if x.ndim else (), x.dtype), batch)
+        return self._shapes.minibatch(self._credit_rows)
 
-    def _abstract_params(self, call: str) -> Any:
-        if call in self._frozen:
-            return self._frozen[call]
-        shapes = self.state_shapes[ROLES[call]].params
-        return abstract_like(shapes, inference.params_layout(self.setup, call, shapes))
+    @property
+    def _shapes(self) -> shapes.Shapes:
+        states = self.state_shapes, self.state_shardings
+        return shapes.Shapes(self.spec, self.sampler.shapes, *states, self._frozen, self.home)
 
-    def _judgement_shapes(self) -> tuple[Any, Any, Any, Any]:
-        rows, length = self._sampler.shapes.tokens_BC.shape
-        needs = self.setup.algorithm.needs
-        per_token = jax.ShapeDtypeStruct((rows, length), np.float32)
-        reference, proximal, value = (
-            per_token if need in needs else None for need in ("reference", "proximal", "value")
-        )
-        raw: Any = jax.ShapeDtypeStruct((rows,), np.float32)
-        if self.setup.reward.terms:
-            raw = {term.label: raw for term in self.setup.reward.terms}
-        return raw, reference, proximal, value
+    def _entries(self, name: str) -> list[tuple[Any, tuple[Any, ...]]]:
+        """The compiled functions of a call with shapes of their arguments; of `generate` one for each slice."""
+        if name == self.generate_call.name:
+            return self.sampler.calls(self.reference_params)
+        if name in self.scores:
+            score = self.scores[name]
+            return [(score.function, self._shapes.of_score(score.call))]
+        for update in self.updates.values():
+            if name == update.call.name:
+                return [(update.function, self._shapes.of_update(update.call, self.minibatch_shapes()))]
+        if name == CREDIT:
+            return [(self._credit, self._shapes.of_credit())]
+        accepted = ", ".join((*(call.name for call in self.calls), CREDIT))
+        raise Refusal(f"the round has no call {name!r}; accepted: {accepted}")
+
+    # --- one round ---
 
     def init(self, params: Params) -> States:
         """Fresh states at version 0, the policy's from a copy of `params`: arrays given survive the first donated step."""
@@ -181,44 +169,43 @@ class Program:
 
     def generate(self, params: Params, round_index: int, version: int) -> Samples:
         """Samples a round with published params."""
-        prompts = self.setup.prompts(round_index)
-        with self._turn:
-            return self._sampler.generate(params, prompts, version)
+        prompts = self.spec.prompts(round_index)
+        with self._dispatch_lock:
+            return self.sampler.generate(params, prompts, version)
 
     def score(self, states: States, samples: Samples) -> tuple[Scores, Batch]:
-        """The scores of the samples by every role, and the rows to train on. Calls on devices of their own run side by side."""
-        said = {}
-        with self._turn:
+        """Computes every score of the samples, and the rows to train on. Calls on devices of their own run side by side."""
+        outputs: dict[str, Any] = {}
+        with self._dispatch_lock:
             on = {self.home: samples}
-            for name, call in self._inference.items():
-                if call.mesh not in on:
-                    on[call.mesh] = placed(samples, sharding.row_shardings(samples, call.mesh))
-                said[name] = call(self._params_for(name, states), on[call.mesh])
-        said["reward"] = credit.raw_scores(self.setup.reward, samples, said.get("reward"))
-        with self._turn:
-            raw, scores, batch = self._credited(samples, said)
-            found = self._faults(raw, scores, batch)
+            for name, score in self.scores.items():
+                if score.mesh not in on:
+                    on[score.mesh] = placed(samples, sharding.row_shardings(samples, score.mesh))
+                outputs[name] = score.function(self._params_of(score.call, states), on[score.mesh])
+        raw = credit.raw_scores(self.spec.reward, samples, outputs.pop(REWARD, None))
+        with self._dispatch_lock:
+            rows = sharding.rows(self.home)
+            raw = jax.tree.map(lambda array: placed(array, rows), raw)
+            moved = {SCORES[name].output: placed(output, rows) for name, output in outputs.items()}
+            scores, batch = self._credit(samples, raw, moved)
+            named = raw if isinstance(raw, dict) else {self.spec.reward.name: raw}
+            faults = self._faults(named, scores, batch)
         # Only now, without the lock: reading waits for the devices, and the sampler may dispatch in the meantime.
-        if bits := int(distributed.fetch(found)):
-            texts = self.setup.texts and self.setup.texts(samples).__getitem__
-            credit.refuse(bits, self.setup.algorithm, raw, batch, credit.when(samples), texts)
+        if bits := int(distributed.fetch(faults)):
+            texts = self.spec.texts and self.spec.texts(samples).__getitem__
+            credit.refuse(bits, self.spec.algorithm, named, batch, credit.when(samples), texts)
         return scores, batch
 
-    def _credited(self, samples: Samples, said: dict[str, Any]) -> tuple[dict[str, Array], Scores, Batch]:
-        """The raw scores by the reward's name (of a sum by label), the scores, and the rows to train on."""
-        rows = sharding.rows(self.home)
-        raw = jax.tree.map(lambda array: placed(array, rows), said["reward"])
-        reference, proximal, value = (
-            placed(said[name], rows) if name in said else None for name in ("reference", "proximal", "value")
-        )
-        scores, batch = self._credit(samples, raw, reference, proximal, value)
-        return raw if isinstance(raw, dict) else {self.setup.reward.name: raw}, scores, batch
+    def _params_of(self, call: Call, states: States) -> Params:
+        if call.name in self._frozen:
+            return self._frozen[call.name]
+        params = states[call.role].params
+        return placed(params, calls.params_shardings(self.spec, call, params))
 
-    def _params_for(self, call: str, states: States) -> Params:
-        if call in self._frozen:
-            return self._frozen[call]
-        params = states[ROLES[call]].params
-        return placed(params, inference.params_layout(self.setup, call, params))
+    def _credit_rows(self, samples: Samples, raw: Any, outputs: Mapping[str, Array]) -> tuple[Scores, Batch]:
+        scores = credit.scores_of(self.spec, samples, raw, outputs)
+        batch = credit.credited(self.spec.algorithm, samples, scores)
+        return scores, jax.lax.with_sharding_constraint(batch, sharding.row_shardings(batch, self.home))
 
     def minibatch(self, batch: Batch, round_index: int, update_in_round: int) -> Batch:
         """Rows of one update: epochs outside, minibatches inside.
@@ -226,68 +213,61 @@ class Program:
         The first epoch goes through the prompts in order, so that update k trains on the same prompts whatever
         `num_minibatches` is; later epochs are reshuffled by blocks.
         """
-        clock = self.setup.clock
+        clock = self.spec.clock
         if clock.updates_per_round == 1:
             return batch
-        epoch, part = divmod(update_in_round, clock.num_minibatches)
+        epoch, index = divmod(update_in_round, clock.num_minibatches)
         num_units = batch.tokens_RC.shape[0] // self.block_rows
         order = np.arange(num_units)
         if epoch:
-            order = np.random.default_rng([self.setup.seed, round_index, epoch]).permutation(num_units)
+            order = np.random.default_rng([self.spec.seed, round_index, epoch]).permutation(num_units)
         size = num_units // clock.num_minibatches
-        taken = order[part * size : (part + 1) * size].astype(np.int32)
-        with self._turn:
+        taken = order[index * size : (index + 1) * size].astype(np.int32)
+        with self._dispatch_lock:
             return self._take(batch, taken, unit_rows=self.block_rows)
 
     def update(self, states: States, batch: Batch) -> tuple[States, Metrics]:
-        """One update of every trained role; `states` are donated. The critic's metrics are named `critic_*`."""
+        """One update of every role of `states`, each on its mesh; `states` are donated.
+
+        Returns:
+          The states at the next version, and metrics. The critic's are named `critic_*`.
+        """
         updated, metrics = {}, {}
-        for role in self._update:
-            updated[role], of_role = self.update_role(role, states[role], batch)
+        for role, step in self.updates.items():  # in the order of the dataflow: a restored dict may have another
+            if role not in states:
+                continue
+            with self._dispatch_lock:
+                rows = placed(batch, sharding.row_shardings(batch, step.mesh))
+                updated[role], of_role = step.function(states[role], rows)
             metrics |= of_role if role == "policy" else {f"{role}_{name}": metric for name, metric in of_role.items()}
         return updated, metrics
 
-    def update_role(self, role: str, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """One update of one role, on its mesh; `state` is donated."""
-        with self._turn:
-            rows = placed(batch, sharding.row_shardings(batch, self.meshes[role]))
-            return self._update[role](state, rows)
-
     def publish(self, states: States) -> Params:
         """Params that the sampler owns."""
-        with self._turn:
-            return self._sampler.publish(states["policy"].params)
+        with self._dispatch_lock:
+            return self.sampler.publish(states["policy"].params)
 
     def _first_params(self, policy: Params) -> dict[str, Params]:
-        critic = self.setup.critic
+        critic = self.spec.critic
         return {"policy": policy} | ({} if critic is None else {"critic": critic.params})
 
-    def _credit_rows(
-        self,
-        samples: Samples,
-        raw: Any,
-        reference_BC: Array | None,
-        proximal_BC: Array | None,
-        value_BC: Array | None,
-    ) -> tuple[Scores, Batch]:
-        setup = self.setup
-        reward, finished_B = setup.reward, samples.finished_B
-        if reward.terms:
-            scores = scoring.make_summed_scores(raw, reward.units, finished_B, setup.scoring)
-        else:
-            scores = scoring.make_scores(raw, finished_B, reward.mean, reward.std, setup.scoring)
-        scores = scores.replace(  # type: ignore[attr-defined]
-            reference_logprob_BC=reference_BC, proximal_logprob_BC=proximal_BC, value_BC=value_BC
-        )
-        batch = credit.credited(setup.algorithm, samples, scores)
-        return scores, jax.lax.with_sharding_constraint(batch, sharding.row_shardings(batch, self.home))
 
-
-def block_rows(algorithm: Algorithm, samples_per_prompt: int, share_prompts: bool) -> int:
-    """Rows of a minibatch that are never separated; see `Program.block_rows`."""
-    if share_prompts:
-        return algorithm.rows_per_prompt(samples_per_prompt)
-    return algorithm.unit_rows(samples_per_prompt)
+def _make_sampler(spec: ProgramSpec, call: Call, home: Mesh, params: Params) -> Sampler:
+    """Compiles `generate` for the plan's mesh or the sampler's slices."""
+    places = spec.places
+    draw = partial(
+        sampling.sample,
+        model=spec.model_of(call),
+        config=spec.sampling,
+        eos_id=spec.eos_id,
+        pad_id=spec.pad_id,
+    )
+    slices = spec.sampler_slices
+    if not slices and places.mesh(call.name) != home:
+        slices = (own_mesh(places.mesh(call.name)),)
+    micro_batched = in_parts(draw, places.parts(call.name), 1, spec.sampling.samples_per_prompt)
+    prompts = jax.eval_shape(lambda: spec.prompts(0))
+    return Sampler(micro_batched, spec.model, params, prompts, spec.key, home, slices, spec.publish_dtype)
 
 
 def fresh_state(params: Params, *, optimizer: optax.GradientTransformation) -> TrainState:

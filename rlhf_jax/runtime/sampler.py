@@ -21,7 +21,6 @@ from rlhf_jax.devices.placement import placed
 from rlhf_jax.devices.transfer import per_host
 from rlhf_jax.devices.transfer.reallocate import move
 from rlhf_jax.models.api import Model
-from rlhf_jax.runtime.publish import make_publish
 from rlhf_jax.types import Array, Params, Prompts, Samples
 
 Draw = Callable[[Params, Prompts, Array, Any], Samples]
@@ -127,3 +126,15 @@ def shares(prompts: Prompts, num_parts: int) -> list[Prompts]:
 def join(parts: Sequence[Samples]) -> Samples:
     """Samples of consecutive prompts as one."""
     return jax.tree.map(lambda *arrays: jnp.concatenate(arrays) if arrays[0].ndim else arrays[0], *parts)
+
+
+def make_publish(shardings: Any, dtype: str) -> Callable[[Params], Params]:
+    """Returns a compiled copy of params that no later donation can delete.
+
+    `device_put` to the same sharding or `astype` to the same dtype would only alias them.
+    """
+
+    def copy(params: Params) -> Params:
+        return jax.tree.map(lambda x: jnp.copy(x.astype(dtype)), params)
+
+    return jax.jit(copy, out_shardings=shardings)

@@ -1,20 +1,34 @@
-"""Ends a run: well, when it is asked to stop by Ctrl-C or SIGTERM (preemption); and at once, when one of its threads hangs."""
+"""Ends a run early: well, when it is asked to by Ctrl-C or SIGTERM (preemption); and at once, when one of its threads hangs.
+
+A watchdog thread watches both sides of the asynchronous loop. A side that is at work is alive, however long it takes: a
+notice says what it is in once its silence is longer than the deadline, and again each time that has doubled. A side that is
+silent for longer than its limit in a device call, or in nothing that is named, ends the run with `Stalled`, which the other
+side raises from its next wait. Where the trainer itself hangs, nothing can raise in it: `give_up` then ends the process, if
+it may.
+"""
 
 import contextlib
+import math
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 from rlhf_jax.devices import distributed
 from rlhf_jax.runtime import activity
+from rlhf_jax.runtime.activity import State
+from rlhf_jax.runtime.buffer import Buffer, Stalled
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAMPLER = "sampler"  # the name of the sampling thread
+POLL_SECONDS = 1.0
+GRACE_SECONDS = 5.0  # for a trainer that is told to end, and may only be slow
 
 _may_exit = False
 
@@ -93,3 +107,96 @@ def leave(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+class Watchdog:
+    """Watches from `start` to `end`. It is told the threads once both run."""
+
+    def __init__(
+        self,
+        buffer: Buffer,
+        deadline_seconds: float,
+        device_call_seconds: float,
+        say: Callable[[str], None],
+    ):
+        """`deadline_seconds` and `device_call_seconds` are the limits of `activity.py`; `say` takes notices."""
+        self.limits = {"": deadline_seconds, "wait": deadline_seconds, "call": device_call_seconds}
+        self.keys = {"": "rlhf.deadline_seconds", "wait": "rlhf.deadline_seconds", "call": "rlhf.device_call_seconds"}
+        self._buffer, self._say = buffer, say
+        self._ended = threading.Event()
+        self._notice_at: dict[str, float] = {}
+        self._at_work: dict[str, float] = {}  # when each side was last seen at work
+        self._stalled: Stalled | None = None
+        self._sides: dict[str, threading.Thread] = {}
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def start(self, trainer: threading.Thread, sampler: threading.Thread) -> None:
+        """Begins, both threads alive."""
+        self._sides = {"trainer": trainer, "sampler": sampler}
+        for thread in self._sides.values():
+            assert thread.ident is not None
+            activity.beat(thread.ident)
+        activity.listen_to_compiles()  # a program that has been compiled is a sign of life
+        self._thread.start()
+
+    def end(self) -> None:
+        """Ends the watch; the run has ended."""
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        period = min(POLL_SECONDS, *(limit / 4 for limit in self.limits.values()))
+        gives_up_at = None
+        while not self._ended.wait(period):
+            states = {side: self._state(side) for side, thread in self._sides.items() if thread.is_alive()}
+            self._notice(states)
+            over = [side for side, state in states.items() if self._is_over(state, states)]
+            waiting = [state.kind == "wait" and state.seconds > self.limits["wait"] for state in states.values()]
+            if self._stalled is None and (over or (len(states) == 2 and all(waiting))):
+                self._stalled = Stalled(self._describe(states, over))
+                self._buffer.stop(self._stalled)
+            if self._stalled is None or "trainer" not in over:
+                gives_up_at = None
+            elif gives_up_at is None:
+                gives_up_at = time.monotonic() + GRACE_SECONDS
+            elif time.monotonic() > gives_up_at:
+                give_up(self._stalled)
+                return
+
+    def _state(self, side: str) -> State:
+        """A side's activity. What it was seen at work on is a sign of life: a compile within a call begins and ends nothing."""
+        state, now = activity.of(self._sides[side].ident or 0), time.monotonic()
+        if state.kind == "work":
+            self._at_work[side] = now
+            return state
+        return replace(state, seconds=min(state.seconds, now - self._at_work.get(side, -math.inf)))
+
+    def _is_over(self, state: State, states: dict[str, State]) -> bool:
+        if state.kind == "call":
+            # Both sides may share devices, where a call waits behind the other side's: what that is at work on, or has just
+            # ended, explains the silence of this one.
+            silent = min(other.seconds for other in states.values())
+            return silent > self.limits["call"] and not any(other.kind == "work" for other in states.values())
+        return state.kind == "" and state.seconds > self.limits[""]
+
+    def _notice(self, states: dict[str, State]) -> None:
+        for side, state in states.items():
+            if state.kind != "work" or state.seconds < self.limits[""]:
+                self._notice_at[side] = self.limits[""]
+            elif state.seconds > self._notice_at[side]:
+                self._notice_at[side] = 2 * state.seconds
+                with contextlib.suppress(OSError):  # a closed terminal must not end the watch
+                    self._say(f"notice: the {side} has been in {state.what} for {state.seconds:.0f} s")
+
+    def _describe(self, states: dict[str, State], over: list[str]) -> str:
+        said = []
+        for side in over or states:
+            state = states[side]
+            where = activity.place(self._sides[side].ident or 0)
+            limit = f"{self.keys[state.kind]} = {self.limits[state.kind]:g}"
+            said.append(
+                f"the {side} has been in {state.what} for {state.seconds:.1f} s, longer than {limit}"
+                + (f" (now at {where})" if where else "")
+            )
+        others = [f"the {side} in {state.what}" for side, state in states.items() if over and side not in over]
+        return "; ".join([*said, *others, self._buffer.held()])

@@ -73,18 +73,18 @@ class RoundEnd:
 Event = Sampled | Scored | Updated | RoundEnd
 
 
-@dataclass(frozen=True)
-class Watch:
-    """Where a loop writes what it does when, what asks it to stop at the end of a round, and who is told its notices."""
+@dataclass
+class LoopMonitor:
+    """A loop's connections to whoever runs it: the timeline it writes, the request to stop after a round, and its notices."""
 
     timeline: Timeline = field(default_factory=Timeline)
     stopping: Callable[[], bool] = lambda: False
-    unchecked: list[Metrics] = field(default_factory=list)  # of the round before, whose critic may be training still
+    unchecked: Sequence[Metrics] = ()  # of the round before, whose critic may be training still
     say: Callable[[str], None] = print
 
 
 def run(
-    program: Program, states: States, start_round: int, pending: dict[int, Samples], watch: Watch | None = None
+    program: Program, states: States, start_round: int, pending: dict[int, Samples], monitor: LoopMonitor | None = None
 ) -> Generator[Event, None, None]:
     """Trains from `start_round` to the end.
 
@@ -94,31 +94,31 @@ def run(
 
     Raises FloatingPointError before a version is published that is not finite; Refusal for a bounded clock.
     """
-    clock, watch = program.setup.clock, watch or Watch()
+    clock, monitor = program.spec.clock, monitor or LoopMonitor()
     for round_index in range(start_round, clock.num_rounds):
-        with watch.timeline.span("trainer", "publish", round_index):
+        with monitor.timeline.span("trainer", "publish", round_index):
             sampler_params = program.publish(states)
         for issued in clock.issued_at(round_index):
-            with watch.timeline.span("sampler", "generate", issued):
+            with monitor.timeline.span("sampler", "generate", issued):
                 version = round_index * clock.updates_per_round
                 pending[issued] = jax.block_until_ready(program.generate(sampler_params, issued, version))
             yield Sampled(issued, pending[issued])
-        states, stopped = yield from train_round(program, states, round_index, pending.pop(round_index), watch)
+        states, stopped = yield from train_round(program, states, round_index, pending.pop(round_index), monitor)
         if stopped:
             return
 
 
 def train_round(
-    program: Program, states: States, round_index: int, samples: Samples, watch: Watch
+    program: Program, states: States, round_index: int, samples: Samples, monitor: LoopMonitor
 ) -> Generator[Event, None, tuple[States, bool]]:
     """What both loops do with a round. Returns the states, found finite, and whether the loop was asked to stop."""
-    clock, begin = program.setup.clock, watch.timeline.now()
+    clock, begin = program.spec.clock, monitor.timeline.now()
     version, first = int(samples.version), round_index * clock.updates_per_round
     clock.check_version(round_index, version)
     with activity.during(f"the scoring of round {round_index}", "call"):
         scores, batch = program.score(states, samples)
-    if watch.unchecked:
-        check_updates(first - clock.updates_per_round, watch.unchecked, CRITIC_FINITE)
+    if monitor.unchecked:
+        check_updates(first - clock.updates_per_round, monitor.unchecked, CRITIC_FINITE)
     yield Scored(round_index, samples, scores, batch)
     made = []
     for update in range(clock.updates_per_round):
@@ -128,15 +128,15 @@ def train_round(
         made.append(metrics)
         age = clock.age(round_index, update, version)
         yield Updated(first + update, age, metrics, minibatch.sample_R, states)
-    stopping = watch.stopping()
+    stopping = monitor.stopping()
     yield RoundEnd(round_index, states, stopping)
     check_policy(first, scores, made)  # only now: what the reader does runs beside the updates
     # A critic on devices of its own trains on while the next round is sampled: its figures are read when that has been scored.
     later = program.trains_apart and not stopping and round_index + 1 < clock.num_rounds
-    watch.unchecked[:] = made if later else []
+    monitor.unchecked = made if later else []
     if not later:
         check_updates(first, made, CRITIC_FINITE)
-    watch.timeline.add("trainer", "train", round_index, begin)
+    monitor.timeline.add("trainer", "train", round_index, begin)
     return states, stopping
 
 

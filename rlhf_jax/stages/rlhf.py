@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,6 @@ from rlhf_jax.records.checkpoints import abstract_like, complete_steps, restore_
 from rlhf_jax.records.progress import progress
 from rlhf_jax.records.samples import SamplesWriter
 from rlhf_jax.records.saved_rounds import Spool
-from rlhf_jax.records.timeline import Timeline
 from rlhf_jax.rewards import learned
 from rlhf_jax.rewards.api import LEARNED
 from rlhf_jax.rewards.common import host_rewards
@@ -24,7 +23,7 @@ from rlhf_jax.rewards.common.host_rewards import HostJudge
 from rlhf_jax.rewards.common.terms import is_plain, parse
 from rlhf_jax.run_directory import lock
 from rlhf_jax.runtime import activity, asynchronous, stopping, synchronous
-from rlhf_jax.runtime.program import Critic, Program, Reward, Setup
+from rlhf_jax.runtime.program import Critic, Program, ProgramSpec, Reward
 from rlhf_jax.stages import reward_model, sft
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.common import kept_answers
@@ -33,7 +32,7 @@ from rlhf_jax.stages.common.kept_answers import KeptJudge
 from rlhf_jax.stages.common.recorder import Recorder
 from rlhf_jax.stages.common.resuming import choose, cut_back
 from rlhf_jax.stages.common.rlhf_config import Config, check, places, sampling
-from rlhf_jax.types import Algorithm, Params, Prompts, Samples
+from rlhf_jax.types import Algorithm, Params, Prompts, Samples, States
 from rlhf_jax.updating import make_optimizer
 
 STAGE = "rlhf"
@@ -43,12 +42,12 @@ def make_program(
     workspace: Workspace, config: Config, algorithm: Algorithm, reward: Reward, reference_params: Params, plan: str = ""
 ) -> Program:
     """The compiled calls of this run, each where the plan places it."""
-    return Program(make_setup(workspace, config, algorithm, reward, reference_params, plan), reference_params)
+    return Program(make_spec(workspace, config, algorithm, reward, reference_params, plan), reference_params)
 
 
-def make_setup(
+def make_spec(
     workspace: Workspace, config: Config, algorithm: Algorithm, reward: Reward, reference_params: Params, plan: str = ""
-) -> Setup:
+) -> ProgramSpec:
     """What the program of this run is made of."""
     where = places(config, workspace.mesh, plan)
     clock = config.schedule()
@@ -63,7 +62,7 @@ def make_setup(
         params = critic_params(workspace, reward, reference_params)
         optimizer = make_optimizer(config.critic_optimizer, clock.num_updates, clock.updates_per_round)
         critic = Critic(workspace.value_model if reward.params is None else workspace.reward_network, params, optimizer)
-    return Setup(
+    return ProgramSpec(
         model=workspace.model,
         algorithm=algorithm,
         optimizer=make_optimizer(config.optimizer, clock.num_updates, clock.updates_per_round),
@@ -188,60 +187,70 @@ def run(
 
     Raises Refusal where the directory has checkpoints that cannot be gone on from, or another process holds it.
     """
-    check(stages.rlhf, algorithm, workspace.mesh, stages.plan)
-    with lock.hold(workspace.directory):
-        return _run(workspace, stages, algorithm, reward, reference_params)
-
-
-def _run(workspace: Workspace, stages: Any, algorithm: Algorithm, reward: Reward, reference_params: Params) -> Params:
     config: Config = stages.rlhf
-    began = time.perf_counter()
-    clock = config.schedule()
-    program = make_program(workspace, config, algorithm, reward, reference_params, stages.plan)
-    abstract = abstract_like(program.state_shapes, program.state_shardings)
-    checkpoints = workspace.checkpoints(STAGE, config.keep_checkpoints)
-    spool = Spool(workspace.directory / "rounds")
-    resumed = choose(checkpoints, spool, clock, abstract, partial(sharding.row_shardings, mesh=program.home))
-    version = resumed.version
-    if version == clock.num_updates:
-        return workspace.on_mesh(resumed.policy)
-    program.check_memory(asynchronous=config.loop == "asynchronous")
-    program.compile()
-    first = None if version else first_policy(workspace, reference_params)
-    states = resumed.states if version else program.init(first)
-    samples_writer, book = SamplesWriter(workspace.directory), ledger.Ledger(workspace.directory)
-    cut_back(workspace, config, clock, checkpoints, version, samples_writer, book)
-    workspace.record(STAGE)
-    first_round, pending = version // clock.updates_per_round, resumed.pending
+    check(config, algorithm, workspace.mesh, stages.plan)
+    with lock.hold(workspace.directory):
+        began, clock = time.perf_counter(), config.schedule()
+        program = make_program(workspace, config, algorithm, reward, reference_params, stages.plan)
+        abstract = abstract_like(program.state_shapes, program.state_shardings)
+        checkpoints = workspace.checkpoints(STAGE, config.keep_checkpoints)
+        spool = Spool(workspace.directory / "rounds")
+        resumed = choose(checkpoints, spool, clock, abstract, partial(sharding.row_shardings, mesh=program.home))
+        version = resumed.version
+        if version == clock.num_updates:
+            return workspace.on_mesh(resumed.policy)
+        program.check_memory(asynchronous=config.loop == "asynchronous")
+        program.compile()
+        first = None if version else first_policy(workspace, reference_params)
+        states = resumed.states if version else program.init(first)
+        samples_writer, book = SamplesWriter(workspace.directory), ledger.Ledger(workspace.directory)
+        cut_back(workspace, config, clock, checkpoints, version, samples_writer, book)
+        workspace.record(STAGE)
+        evaluator = make_evaluator(workspace, stages, reward, reference_params)
+        with (
+            progress(algorithm.name, total=clock.num_updates, start=version) as bar,
+            stopping.asked_to_stop() as asked,
+        ):
+            recorder = Recorder(
+                workspace, config, program, evaluator, checkpoints, spool, samples_writer, bar, began, book, first
+            )
+            monitor = synchronous.LoopMonitor(recorder.timeline, partial(any_asked, program.home, asked), say=bar.say)
+            loop = make_loop(config, program, states, version // clock.updates_per_round, resumed.pending, monitor)
+            try:
+                with contextlib.closing(loop):  # an interrupt here ends the sampling thread too
+                    for event in loop:
+                        recorder.take(event)
+            finally:
+                checkpoints.wait()  # an interrupt must not tear down the threads of a save under way
+        if recorder.stopped:
+            raise KeyboardInterrupt
+        workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began} | recorder.timings())
+        params = checkpoints.restore_part(clock.num_updates, {"policy": {"params": abstract["policy"].params}})
+        checkpoints.close()
+        return workspace.on_mesh(params["policy"]["params"])
+
+
+def make_evaluator(workspace: Workspace, stages: Any, reward: Reward, reference_params: Params) -> Evaluator:
+    """The evaluations of a run, which show a learned reward's scores beside the others."""
     scores = None
     if reward.model is not None:
         scores = learned_scores(reward.model, reward.params, reward.mean, reward.std)
-    evaluator = Evaluator(workspace, stages.evaluate, reference_params, scores)
-    timeline = Timeline()
-    with (
-        progress(algorithm.name, total=clock.num_updates, start=version) as bar,
-        stopping.asked_to_stop() as asked,
-    ):
-        watch = synchronous.Watch(timeline, partial(any_asked, program.home, asked), say=bar.say)
-        if config.loop == "synchronous":
-            events = synchronous.run(program, states, first_round, pending, watch)
-        else:
-            limits = config.deadline_seconds, config.device_call_seconds
-            events = asynchronous.run(program, states, first_round, pending, watch, *limits)
-        recorder = Recorder(
-            workspace, config, program, evaluator, checkpoints, spool, samples_writer, bar, began, book, timeline, first
-        )
-        try:
-            with contextlib.closing(events):  # an interrupt here ends the sampling thread too
-                recorder.consume(events)
-        finally:
-            checkpoints.wait()  # an interrupt must not tear down the threads of a save under way
-    if recorder.stopped:
-        raise KeyboardInterrupt
-    workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began} | recorder.timings())
-    params = checkpoints.restore_part(clock.num_updates, {"policy": {"params": abstract["policy"].params}})
-    checkpoints.close()
-    return workspace.on_mesh(params["policy"]["params"])
+    return Evaluator(workspace, stages.evaluate, reference_params, scores)
+
+
+def make_loop(
+    config: Config,
+    program: Program,
+    states: States,
+    first_round: int,
+    pending: dict[int, Samples],
+    monitor: synchronous.LoopMonitor,
+) -> Generator[synchronous.Event, None, None]:
+    """The events of the loop that the config names; see `synchronous.run`."""
+    if config.loop == "synchronous":
+        return synchronous.run(program, states, first_round, pending, monitor)
+    limits = config.deadline_seconds, config.device_call_seconds
+    return asynchronous.run(program, states, first_round, pending, monitor, *limits)
 
 
 def any_asked(home: Mesh, asked: Callable[[], bool]) -> bool:

@@ -50,14 +50,14 @@ def program_of(trainer, num_slices, plan="", lag=1):
 
     rounds.make_program.cache_clear()
     where = mesh.make_mesh(mesh.Config(*trainer))
-    setup = dataclasses.replace(
-        rounds.make_setup(where),
+    spec = dataclasses.replace(
+        rounds.make_spec(where),
         sampler_slices=mesh.sampler_slices(where, num_slices, 1),
         clock=Clock(ROUNDS, lag=lag),
         plan=placement.parse(plan),
     )
-    model = setup.model
-    return Program(setup, placement.placed(tiny.make_params(model), layout(model, where)))
+    model = spec.model
+    return Program(spec, placement.placed(tiny.make_params(model), layout(model, where)))
 
 
 def layout(model, mesh):
@@ -68,8 +68,8 @@ def layout(model, mesh):
     return sharding.params_shardings(model, tiny.make_params(model), mesh)
 
 
-def run(program, loop, watch=None):
-    return record(loop.run(program, program.init(program.reference_params), 0, {}, watch), program)
+def run(program, loop, monitor=None):
+    return record(loop.run(program, program.init(program.reference_params), 0, {}, monitor), program)
 
 
 def slices(directory):
@@ -80,8 +80,8 @@ def slices(directory):
     apart = program_of((1, 1, 1), 1)
     found = {f"asynchronous/{name}": value for name, value in run(apart, asynchronous).items()}
     asked = iter([False, distributed.is_first() is False])
-    watch = synchronous.Watch(stopping=partial(any_asked, apart.home, lambda: next(asked)))
-    found |= {f"stopped/{name}": value for name, value in run(apart, synchronous, watch).items()}
+    monitor = synchronous.LoopMonitor(stopping=partial(any_asked, apart.home, lambda: next(asked)))
+    found |= {f"stopped/{name}": value for name, value in run(apart, synchronous, monitor).items()}
     whole = program_of((1, 2, 1), 0, "generate: 1; reward: 0-1 data=2")
     found |= {f"planned/{name}": value for name, value in run(whole, synchronous).items()}
     found |= talk()

@@ -18,7 +18,7 @@ import pytest
 from experiments.bench import kill
 from rlhf_jax.clock import Clock
 from rlhf_jax.devices import distributed
-from rlhf_jax.records import jsonl, writing
+from rlhf_jax.records import jsonl
 from rlhf_jax.runtime import synchronous
 from tests.devices import host
 from tests.runtime import rounds
@@ -291,7 +291,7 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     jsonl.append(path, {"stage": "sft", "update": 0})
     before = path.read_bytes()
-    monkeypatch.setattr(writing, "_writes", False)
+    monkeypatch.setattr(distributed, "_writes", False)
     jsonl.append(path, {"stage": "sft", "update": 1})
     jsonl.cut_back(path, "sft", 0)
     jsonl.replace(path, b"")

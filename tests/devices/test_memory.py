@@ -3,26 +3,10 @@
 import jax
 import pytest
 
-from rlhf_jax.clock import Clock
 from rlhf_jax.devices import memory, sharding
 from tests import tiny
 
 GB = 10**9
-
-
-@pytest.mark.parametrize(
-    ("clock", "asynchronous", "expected"),
-    [
-        (Clock(9, lag=0), True, 1),
-        (Clock(9, lag=3), True, 4),
-        (Clock(2, lag=3), True, 2),
-        (Clock(9, lag=3), False, 1),
-        (Clock(4, 2, version_schedule=(0, 0, 0, 6)), True, 3),  # round 2 is sampled with version 0, two rounds before
-        (Clock(9, lag=2, bounded=True), True, 3),
-    ],
-)
-def test_live_versions(clock, asynchronous, expected):
-    assert memory.live_versions(clock, asynchronous) == expected
 
 
 def test_bytes_are_those_of_the_shards():

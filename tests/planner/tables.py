@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf_jax.algorithms import online_dpo, ppo
-from rlhf_jax.planner.api import Work
-from rlhf_jax.planner.calls import dataflow
+from rlhf_jax.dataflow import calls_of
+from rlhf_jax.planner.api import Workload
 from rlhf_jax.types import Placement, Plan
 
-PPO = dataflow(ppo.ppo(ppo.Config()), model_reward=True)
-ONLINE_DPO = dataflow(online_dpo.online_dpo(online_dpo.Config()), model_reward=True)
+PPO = calls_of(ppo.ppo(ppo.Config()), learned_reward=True)
+ONLINE_DPO = calls_of(online_dpo.online_dpo(online_dpo.Config()), learned_reward=True)
 SECONDS = {"generate": 8.0, "infer": 1.5, "train": 5.0}
 
 
@@ -72,7 +72,7 @@ class Table:
 
 
 def work(lag=0, loop="synchronous"):
-    return Work(num_prompts=16, samples_per_prompt=2, prompt_tokens=7, completion_tokens=11, lag=lag, loop=loop)
+    return Workload(num_prompts=16, samples_per_prompt=2, prompt_tokens=7, completion_tokens=11, lag=lag, loop=loop)
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,20 @@ import pytest
 
 from rlhf_jax import sampling, scoring, updating
 from rlhf_jax.algorithms import grpo
+from rlhf_jax.dataflow import Call
 from rlhf_jax.devices import sharding
 from rlhf_jax.devices.mesh import Config, make_mesh
 from rlhf_jax.models import llama
-from rlhf_jax.planner.api import Work
+from rlhf_jax.planner.api import Workload
 from rlhf_jax.planner.costs import memory, roofline, shapes
-from rlhf_jax.planner.costs.analytic import Formulas
+from rlhf_jax.planner.costs.analytic import AnalyticCostModel
 from rlhf_jax.planner.costs.hardware import find
 from rlhf_jax.planner.costs.roofline import Positions
-from rlhf_jax.types import Batch, Call, Placement, Prompts, Samples
+from rlhf_jax.types import Batch, Placement, Prompts, Samples
 
 GENERATE = Call("generate", "policy", "generate", ("prompts",), ("samples",))
 REFERENCE = Call("reference", "reference", "infer", ("samples",), ("reference_logprob",))
-REWARD = Call("reward", "reward", "infer", ("samples",), ("reward",))
+REWARD = Call("reward", "reward", "infer", ("samples",), ("reward",), per_token=False)
 TRAIN = Call("train_policy", "policy", "train", ("samples",), ())
 CALLS = (GENERATE, REFERENCE, REWARD, TRAIN)
 
@@ -36,7 +37,7 @@ def seven():
 def formulas(shape, work, hardware="h100", num_devices=16, **changes):
     value = replace(shape, values=True)
     roles = {"policy": shape, "reference": shape, "reward": value, "critic": value}
-    return Formulas(find(hardware), num_devices, roles, work, **changes)
+    return AnalyticCostModel(find(hardware), num_devices, roles, work, **changes)
 
 
 def on(*mesh_shape, **changes):
@@ -44,7 +45,7 @@ def on(*mesh_shape, **changes):
     return Placement(tuple(range(size)), mesh_shape, **changes)
 
 
-WORK = Work(num_prompts=64, samples_per_prompt=1, prompt_tokens=128, completion_tokens=128, num_minibatches=4)
+WORK = Workload(num_prompts=64, samples_per_prompt=1, prompt_tokens=128, completion_tokens=128, num_minibatches=4)
 
 
 def test_a_decoding_step_of_one_row_reads_all_weights(seven):
@@ -123,7 +124,7 @@ def test_compaction_saves_the_steps_of_rows_that_ended(seven):
 
 
 def test_padded_positions_are_what_the_programs_run(seven):
-    work = Work(num_prompts=2, samples_per_prompt=3, prompt_tokens=5, completion_tokens=7)
+    work = Workload(num_prompts=2, samples_per_prompt=3, prompt_tokens=5, completion_tokens=7)
     shared, apart = formulas(seven, work), formulas(seven, replace(work, share_prompts=False))
     part = shared.part(REFERENCE, on(1, 1, 1))
     # Two prompts of 5 once, six completions without their last token; each of those 6 x 6 queries has 11 columns.
@@ -269,7 +270,7 @@ def test_virtual_devices_are_no_faster_together(seven):
 
 # What follows compiles small programs and reads what XLA has set aside for them.
 SMALL = llama.Config(512, 128, 2, 4, 2, 384)
-SMALL_WORK = Work(num_prompts=16, samples_per_prompt=4, prompt_tokens=24, completion_tokens=40)
+SMALL_WORK = Workload(num_prompts=16, samples_per_prompt=4, prompt_tokens=24, completion_tokens=40)
 ROWS = 64
 
 

@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 
+from rlhf_jax.dataflow import calls_of
 from rlhf_jax.devices.placement import parse
-from rlhf_jax.planner.api import Work
-from rlhf_jax.planner.calls import dataflow
+from rlhf_jax.planner.api import Workload
 from rlhf_jax.planner.costs import measure
-from rlhf_jax.planner.costs.analytic import Formulas
+from rlhf_jax.planner.costs.analytic import AnalyticCostModel
 from rlhf_jax.planner.costs.hardware import find
-from rlhf_jax.planner.costs.measured import Profile, call_key, move_key
+from rlhf_jax.planner.costs.measured import MeasuredCostModel, call_key, move_key
 from rlhf_jax.planner.costs.shapes import of_model
 from rlhf_jax.types import Placement, Plan
 from tests import tiny
@@ -18,18 +18,20 @@ from tests.runtime import rounds
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
-WORK = Work(rounds.PROMPTS, 2, tiny.Q, tiny.C, num_minibatches=2)
+WORK = Workload(rounds.PROMPTS, 2, tiny.Q, tiny.C, num_minibatches=2)
 PLAN = parse("generate: 0-1 tensor=2; reference: 2; value: 2; reward: 3; train_policy: 0; train_critic: 1")
 TWO = Placement((0, 1), (2, 1, 1))
 
 
 def make(path=None, work=WORK):
     """PPO on a model of one layer, whose reward is no network: an array program of its own."""
-    setup = rounds.make_critic_program().setup
-    assert setup.critic is not None
-    shape, values = of_model(setup.model), of_model(setup.critic.model)
+    spec = rounds.make_critic_program().spec
+    assert spec.critic is not None
+    shape, values = of_model(spec.model), of_model(spec.critic.model)
     shapes = {"policy": shape, "reference": shape, "critic": values, "reward": values}
-    return dataflow(setup.algorithm, True), Profile(setup, Formulas(find("cpu"), 8, shapes, work), path)
+    return calls_of(spec.algorithm, True), MeasuredCostModel(
+        spec, AnalyticCostModel(find("cpu"), 8, shapes, work), path
+    )
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@
 import json
 import math
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +130,20 @@ def test_a_line_that_fits_only_in_part_is_taken_back(path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
+
+
+def test_reading_and_writing_start_no_device_backend(tmp_path):
+    """A backend that starts early takes a GPU's memory, and comes before `jax.distributed` has been told of other processes."""
+    code = """
+import sys
+from jax._src import xla_bridge
+from rlhf_jax.records import jsonl, metrics, notes
+path = __import__("pathlib").Path(sys.argv[1])
+jsonl.append(path, {"stage": "sft", "update": 0})
+jsonl.replace(path, path.read_bytes())
+jsonl.cut_back(path, "sft", 1)
+notes.say("written")
+assert len(jsonl.read(path)) == 1
+assert not xla_bridge.backends_are_initialized()
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "metrics.jsonl")], check=True)

@@ -15,7 +15,7 @@ from rlhf_jax.algorithms import online_dpo, ppo
 from rlhf_jax.clock import Clock
 from rlhf_jax.models.common import value_head
 from rlhf_jax.runtime import synchronous
-from rlhf_jax.runtime.program import Critic, Program, Reward, Setup
+from rlhf_jax.runtime.program import Critic, Program, ProgramSpec, Reward
 from rlhf_jax.updating import OptimizerConfig, make_optimizer
 
 NUM_ROUNDS = 5
@@ -31,14 +31,14 @@ def token_reward(params, samples):
 
 @lru_cache
 def make_program(mesh_shape: tuple[int, int, int] = (1, 1, 1)) -> Program:
-    setup = make_setup(tiny.make_mesh(mesh_shape))
-    return Program(setup, tiny.make_params(setup.model))
+    spec = make_spec(tiny.make_mesh(mesh_shape))
+    return Program(spec, tiny.make_params(spec.model))
 
 
-def make_setup(mesh: jax.sharding.Mesh) -> Setup:
+def make_spec(mesh: jax.sharding.Mesh) -> ProgramSpec:
     """What the shared programs are made of."""
     model = tiny.make_model(num_layers=1)
-    return Setup(
+    return ProgramSpec(
         model=model,
         algorithm=online_dpo.online_dpo(online_dpo.Config(beta=1.0)),
         optimizer=make_optimizer(OptimizerConfig(learning_rate=0.03, schedule="constant"), 1),
@@ -61,18 +61,18 @@ def algorithm_program(name: str) -> Program:
     shared = make_critic_program() if name == "ppo" else make_program()
     if name in ("ppo", "online_dpo"):
         return shared
-    setup = dataclasses.replace(
-        shared.setup, algorithm=getattr(module, name)(module.Config()), optimizer=optax.sgd(1e-4), critic=None
+    spec = dataclasses.replace(
+        shared.spec, algorithm=getattr(module, name)(module.Config()), optimizer=optax.sgd(1e-4), critic=None
     )
-    program = Program(setup, shared.reference_params)
-    program._sampler = shared._sampler
+    program = Program(spec, shared.reference_params)
+    program.sampler = shared.sampler
     return program
 
 
 def program_of(clock: Clock, program: Program | None = None) -> Program:
     """The shared program (or another) with another clock: nothing compiled depends on it."""
     program = copy.copy(program or make_program())
-    program.setup = dataclasses.replace(program.setup, clock=clock)
+    program.spec = dataclasses.replace(program.spec, clock=clock)
     return program
 
 
@@ -118,12 +118,12 @@ def same(one, other) -> bool:
 @lru_cache
 def make_critic_program() -> Program:
     """PPO on one device; its critic begins as the policy's backbone with a head of its own."""
-    setup = make_program().setup
-    model = value_head.make(setup.model)  # type: ignore[arg-type]
+    spec = make_program().spec
+    model = value_head.make(spec.model)  # type: ignore[arg-type]
     critic = Critic(
         model=model,
-        params=model.init_from(tiny.make_params(setup.model), jax.random.key(1)),
+        params=model.init_from(tiny.make_params(spec.model), jax.random.key(1)),
         optimizer=optax.sgd(0.003, momentum=0.9),  # compiles in a fraction of the time of Adam, and has moments too
     )
-    setup = dataclasses.replace(setup, algorithm=ppo.ppo(ppo.Config()), optimizer=optax.sgd(0.03), critic=critic)
-    return Program(setup, tiny.make_params(setup.model))
+    spec = dataclasses.replace(spec, algorithm=ppo.ppo(ppo.Config()), optimizer=optax.sgd(0.03), critic=critic)
+    return Program(spec, tiny.make_params(spec.model))

@@ -34,7 +34,7 @@ class FakeProgram:
     trains_apart = False
 
     def __init__(self, clock: Clock, delay=lambda call, round_index: 0.0):
-        self.setup = SimpleNamespace(clock=clock)
+        self.spec = SimpleNamespace(clock=clock)
         self.delay = delay
         self.published: dict[int, int] = {}
         self.generated: list[tuple[int, int]] = []

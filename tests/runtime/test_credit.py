@@ -28,11 +28,11 @@ def program_with(reward: Reward | None = None, algorithm=ALGORITHM) -> Program:
     """The shared sampler with a reward and an algorithm that asks for no model beside the policy."""
     shared = rounds.make_program()
     reward = reward or Reward(host=lambda samples: np.arange(ROWS, dtype=np.float32))
-    setup = dataclasses.replace(
-        shared.setup, algorithm=algorithm, reward=reward, clock=Clock(3), texts=lambda samples: TEXTS
+    spec = dataclasses.replace(
+        shared.spec, algorithm=algorithm, reward=reward, clock=Clock(3), texts=lambda samples: TEXTS
     )
-    program = Program(setup, shared.reference_params)
-    program._sampler = shared._sampler
+    program = Program(spec, shared.reference_params)
+    program.sampler = shared.sampler
     return program
 
 

@@ -10,7 +10,7 @@ import pytest
 from rlhf_jax.clock import Clock
 from rlhf_jax.runtime import asynchronous, synchronous
 from rlhf_jax.runtime.buffer import Buffer, Stopped
-from rlhf_jax.runtime.synchronous import Watch
+from rlhf_jax.runtime.synchronous import LoopMonitor
 from rlhf_jax.types import Mean
 
 from .schedules import FakeProgram, finish
@@ -112,7 +112,7 @@ def test_a_run_that_is_asked_to_stop_ends_with_all_that_going_on_needs(loop, lag
     """Asked in round 2: that round is the last, and every round that its checkpoint must hold has been announced."""
     clock, seen, states = Clock(ROUNDS, lag=lag), {}, None
     asked, whole = [], FakeProgram(clock)
-    for event in loop.run(whole, (0, 1), 0, {}, Watch(stopping=lambda: bool(asked))):
+    for event in loop.run(whole, (0, 1), 0, {}, LoopMonitor(stopping=lambda: bool(asked))):
         match event:
             case synchronous.Sampled(index, samples):
                 seen[index] = samples

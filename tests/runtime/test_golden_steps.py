@@ -49,14 +49,14 @@ OTHERS = ("sft", "reward_model", "evaluation")
 @cache
 def sampled():
     """A program whose sampler and mesh the others share, and a round that its reference params sampled."""
-    setup = dataclasses.replace(rounds.make_setup(tiny.make_mesh((1, 1, 1))), sampling=tiny.law(GROUP))
-    program = Program(setup, tiny.make_params(setup.model))
+    spec = dataclasses.replace(rounds.make_spec(tiny.make_mesh((1, 1, 1))), sampling=tiny.law(GROUP))
+    program = Program(spec, tiny.make_params(spec.model))
     return program, program.generate(program.publish(program.init(program.reference_params)), 0, 0)
 
 
 def moved(params, seed: int):
     """Params some updates later: a fifth of the way to other random ones, so that no ratio, KL or weight is trivial."""
-    drawn = tiny.make_params(sampled()[0].setup.model, seed)
+    drawn = tiny.make_params(sampled()[0].spec.model, seed)
     return jax.tree.map(lambda x, y: 0.8 * x + 0.2 * y, params, drawn)
 
 
@@ -71,11 +71,11 @@ def step(name: str) -> dict[str, float]:
     made = getattr(module, algorithm)(config)
     critic = None
     if "critic" in made.losses:
-        model = value_head.make(shared.setup.model)  # type: ignore[arg-type]
-        params = model.init_from(tiny.make_params(shared.setup.model), jax.random.key(1))
+        model = value_head.make(shared.spec.model)  # type: ignore[arg-type]
+        params = model.init_from(tiny.make_params(shared.spec.model), jax.random.key(1))
         critic = Critic(model, params, optax.sgd(0.003))
-    setup = dataclasses.replace(shared.setup, algorithm=made, optimizer=optax.sgd(0.03), critic=critic, clock=Clock(1))
-    program = Program(setup, shared.reference_params)
+    spec = dataclasses.replace(shared.spec, algorithm=made, optimizer=optax.sgd(0.03), critic=critic, clock=Clock(1))
+    program = Program(spec, shared.reference_params)
     states = program.init(moved(shared.reference_params, 1))
     before = rounds.host({role: state.params for role, state in states.items()})
     scores, batch = program.score(states, samples)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tiny
 
+from rlhf_jax import dataflow
 from rlhf_jax.clock import Clock
 from rlhf_jax.devices import sharding
 from rlhf_jax.devices.mesh import AXES
-from rlhf_jax.devices.placement import ROLES, parse, text_of
-from rlhf_jax.records.checkpoints import abstract_like
+from rlhf_jax.devices.placement import parse, text_of
 from rlhf_jax.runtime import asynchronous, synchronous
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.types import Placement, Plan
@@ -34,11 +34,11 @@ def random_plan(seed: int) -> Plan:
     random = np.random.default_rng(seed)
     shapes = [(d, f, t) for d in (1, 2, 4) for f in (1, 2) for t in (1, 2) if d * f <= 4]
     placements = {}
-    for call in ROLES:
+    for call in dataflow.roles():
         data, fsdp, tensor = shape = shapes[random.integers(len(shapes))]
         devices = random.permutation(8)[: data * fsdp * tensor]
         parts = int(random.choice([parts for parts in (1, 2) if 4 % (data * fsdp * parts) == 0]))
-        remat = bool(random.integers(2)) if call.startswith("train_") else None
+        remat = bool(random.integers(2)) if call in dataflow.TRAIN_CALLS else None
         placements[call] = Placement(tuple(devices.tolist()), shape, parts, remat)
     return Plan(placements)
 
@@ -60,8 +60,8 @@ def end(program: Program, clock: Clock, loop):
 @lru_cache
 def program_of_plan(name: str, plan: str) -> Program:
     shared = SHARED[name]()
-    setup = dataclasses.replace(shared.setup, plan=parse(plan))
-    return Program(setup, shared.reference_params)
+    spec = dataclasses.replace(shared.spec, plan=parse(plan))
+    return Program(spec, shared.reference_params)
 
 
 def check_equal(found, expected):
@@ -87,10 +87,9 @@ def test_every_call_runs_where_the_plan_says():
         for role, state in states.items()
     }
     assert places == {"policy": {0, 1}, "critic": {2, 3}}
-    assert [mesh.device_ids.tolist() for mesh in program._sampler._meshes] == [[[[0, 1]], [[2, 3]]]]
+    assert [mesh.device_ids.tolist() for mesh in program.sampler._meshes] == [[[[0, 1]], [[2, 3]]]]
     found = {
-        name: (call.mesh.device_ids.ravel().tolist(), dict(call.mesh.shape))
-        for name, call in program._inference.items()
+        name: (call.mesh.device_ids.ravel().tolist(), dict(call.mesh.shape)) for name, call in program.scores.items()
     }
     assert found == {
         "reference": ([4, 5], dict(zip(AXES, (1, 2, 1), strict=True))),
@@ -110,10 +109,7 @@ def test_training_has_the_micro_batches_and_the_remat_of_its_placement():
 
     def loops_and_barriers(plan: str) -> tuple[int, int]:
         program = program_of_plan("ppo", plan)
-        state = abstract_like(program.state_shapes["policy"], program.state_shardings["policy"])
-        samples = program._sampler.shapes
-        _, batch = jax.eval_shape(program._credit_rows, samples, *program._judgement_shapes())
-        text = program._update["policy"].lower(state, batch).as_text()
+        text = program.lowered("train_policy").as_text()
         return text.count("stablehlo.while"), text.count("optimization_barrier")
 
     (loops, barriers), (loops_remat, more_barriers), (more_loops, _) = map(
@@ -153,8 +149,8 @@ def test_compiling_ahead_finds_the_calls_of_a_plan():
     samples = program.generate(program.publish(states), 0, 0)
     _, batch = program.score(states, samples)
     program.update(states, program.minibatch(batch, 0, 0))
-    for compiled in (*program._update.values(), *(call.run for call in program._inference.values())):
-        assert compiled._cache_size() == 1
+    for compiled in (*program.updates.values(), *program.scores.values()):
+        assert compiled.function._cache_size() == 1
 
 
 def test_fsdp_brings_params_together_and_not_rows(monkeypatch):
@@ -163,9 +159,8 @@ def test_fsdp_brings_params_together_and_not_rows(monkeypatch):
 
     def collectives() -> int:
         shared = make_four_layers()
-        program = Program(dataclasses.replace(shared.setup, plan=parse("others: 0-3 fsdp=4")), shared.reference_params)
-        ((_, update, shapes),) = [call for call in program.calls() if call[0] == "train_policy"]
-        text = update.lower(*shapes).compile().as_text()
+        program = Program(dataclasses.replace(shared.spec, plan=parse("others: 0-3 fsdp=4")), shared.reference_params)
+        text = program.lowered("train_policy").compile().as_text()
         return sum(text.count(f" {name}(") for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
 
     held = collectives()
@@ -174,6 +169,6 @@ def test_fsdp_brings_params_together_and_not_rows(monkeypatch):
 
 
 def make_four_layers() -> Program:
-    setup = rounds.make_program().setup
-    model = setup.model.with_config(num_layers=4)
-    return Program(dataclasses.replace(setup, model=model), tiny.make_params(model))
+    spec = rounds.make_program().spec
+    model = spec.model.with_config(num_layers=4)
+    return Program(dataclasses.replace(spec, model=model), tiny.make_params(model))

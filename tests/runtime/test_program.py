@@ -26,7 +26,7 @@ def first_round(program) -> dict[str, float]:
     state = program.init(program.reference_params)
     samples = program.generate(program.publish(state), 0, 0)
     scores, batch = program.score(state, samples)
-    for update in range(program.setup.clock.updates_per_round):
+    for update in range(program.spec.clock.updates_per_round):
         state, metrics = program.update(state, program.minibatch(batch, 0, update))
     figures = {name: metric.value() for name, metric in metrics.items()}
     return figures | {"score": float(scores.score_B.mean()), "tokens": float(samples.mask_BC.sum())}
@@ -52,7 +52,7 @@ def test_on_policy_samples_have_the_logprobs_that_they_were_drawn_with():
 def test_a_round_on_a_mesh_is_the_round_on_one_device(shape):
     expected = first_round(rounds.program_of(TWO_UPDATES))
     program = copy.copy(rounds.make_program(shape))
-    program.setup = dataclasses.replace(program.setup, clock=TWO_UPDATES)
+    program.spec = dataclasses.replace(program.spec, clock=TWO_UPDATES)
     for name, value in first_round(program).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
 

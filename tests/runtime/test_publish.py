@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from rlhf_jax.devices import sharding
-from rlhf_jax.runtime.publish import make_publish
+from rlhf_jax.runtime.sampler import make_publish
 
 
 def survives_donation(publish, dtype: str, shape: tuple[int, int, int]) -> bool:

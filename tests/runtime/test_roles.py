@@ -26,14 +26,14 @@ def scored(program, states):
 def test_a_critic_begins_as_the_params_it_is_given(program):
     states = program.init(program.reference_params)
     assert states.keys() == {"policy", "critic"}
-    assert rounds.same(states["critic"].params, program.setup.critic.params)
+    assert rounds.same(states["critic"].params, program.spec.critic.params)
     assert rounds.same(states["policy"].params, program.reference_params)
     assert [int(state.step) for state in states.values()] == [0, 0]
 
 
 def test_an_update_moves_and_donates_both(program):
     states = program.init(program.reference_params)
-    given, before = program.setup.critic.params, rounds.host(program.setup.critic.params)
+    given, before = program.spec.critic.params, rounds.host(program.spec.critic.params)
     scores, batch = scored(program, states)
     assert np.abs(scores.value_BC).max() > 0
     assert not np.any(np.asarray(scores.value_BC)[~np.asarray(batch.mask_RC)])
@@ -84,15 +84,15 @@ def test_states_are_saved_and_restored_together(program, tmp_path):
 def test_what_an_algorithm_trains_must_be_set_up(program):
     params = program.reference_params
     with pytest.raises(ValueError, match="ppo trains policy, critic; the critic is None"):
-        Program(dataclasses.replace(program.setup, critic=None), params)
+        Program(dataclasses.replace(program.spec, critic=None), params)
     pairs = online_dpo.online_dpo(online_dpo.Config())
     with pytest.raises(ValueError, match="online_dpo trains policy; the critic is Critic"):
-        Program(dataclasses.replace(program.setup, algorithm=pairs), params)
+        Program(dataclasses.replace(program.spec, algorithm=pairs), params)
 
 
 def test_a_prompt_run_once_or_for_every_row_gives_one_update(program):
     """`share_prompts` changes how long an update takes, and rounding: for both roles, and in minibatches."""
-    apart = Program(dataclasses.replace(program.setup, share_prompts=False), program.reference_params)
+    apart = Program(dataclasses.replace(program.spec, share_prompts=False), program.reference_params)
     assert (program.block_rows, apart.block_rows) == (2, 1)
     states = program.init(program.reference_params)
     _, batch = scored(program, states)
@@ -106,11 +106,11 @@ def test_a_prompt_run_once_or_for_every_row_gives_one_update(program):
 
 
 def test_minibatches_hold_the_same_rows_whether_prompts_are_shared(program):
-    clock = dataclasses.replace(program.setup.clock, num_minibatches=2)
+    clock = dataclasses.replace(program.spec.clock, num_minibatches=2)
     shared, apart = (rounds.program_of(clock) for _ in range(2))
     batch = scored(program, program.init(program.reference_params))[1]
     for one, share in ((shared, True), (apart, False)):
-        one.setup = dataclasses.replace(program.setup, clock=clock, share_prompts=share)
+        one.spec = dataclasses.replace(program.spec, clock=clock, share_prompts=share)
     for update in range(2):
         assert rounds.same(shared.minibatch(batch, 0, update), apart.minibatch(batch, 0, update))
     assert not rounds.same(shared.minibatch(batch, 0, 0), shared.minibatch(batch, 0, 1))

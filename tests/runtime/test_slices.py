@@ -19,9 +19,9 @@ from .rounds import host, same
 @lru_cache
 def program_with(num_slices: int, devices_per_slice: int) -> Program:
     shared = rounds.make_program()
-    slices = sampler_slices(shared.setup.mesh, num_slices, devices_per_slice)
-    setup = dataclasses.replace(shared.setup, sampler_slices=slices, clock=Clock(3, lag=1))
-    return Program(setup, shared.reference_params)
+    slices = sampler_slices(shared.spec.mesh, num_slices, devices_per_slice)
+    spec = dataclasses.replace(shared.spec, sampler_slices=slices, clock=Clock(3, lag=1))
+    return Program(spec, shared.reference_params)
 
 
 @pytest.mark.parametrize(("num_slices", "devices_per_slice"), [(1, 2), (2, 1), (2, 2)])
@@ -63,7 +63,7 @@ def test_threads_on_slices_give_the_synchronous_numbers():
 def test_compiling_ahead_finds_the_calls_of_every_slice():
     program = program_with(2, 1)
     program.compile()
-    assert [len(call[1]) for call in program._sampler.calls(program.reference_params)] == [4, 4]
+    assert [len(call[1]) for call in program.sampler.calls(program.reference_params)] == [4, 4]
 
 
 def test_too_few_devices_are_named():

@@ -115,7 +115,7 @@ def test_a_run_searches_once(base, tmp_path, monkeypatch):
 
 
 REFUSED = [
-    ("generate 0-3", "plan entry 'generate 0-3' names no call; accepted: generate, reward,"),
+    ("generate 0-3", "plan entry 'generate 0-3' names no call; accepted: generate, reference,"),
     ("sample: 0-3", "names no call"),
     ("generate: 0-3 data=3", r"'generate' has 4 devices, but data=3 fsdp=1 tensor=1 needs 3"),
     ("generate: 0-3 dat=4", r"'generate' has 'dat=4'; accepted: data=n, fsdp=n, tensor=n, micro_batches=n, remat"),

@@ -227,7 +227,7 @@ def test_a_critic_is_the_published_reward_s_network_and_its_scores_may_stay_as_t
     assert (reward.mean, reward.std) == (0.0, 1.0)
     program = rlhf.make_program(workspace, stages.rlhf, algorithm, reward, params)
     assert equal(program.init(params)["critic"].params, reward.params)
-    assert program.setup.critic.model.backbone.width == LLAMA.width
+    assert program.spec.critic.model.backbone.width == LLAMA.width
 
 
 @pytest.mark.parametrize(

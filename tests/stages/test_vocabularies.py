@@ -278,8 +278,8 @@ def test_a_run_of_conversations_from_its_tokenizer_to_its_comparisons(tmp_path, 
     short = np.asarray(batch.mask_RC).sum(-1) < 8
     ends = np.asarray(batch.tokens_RC)[np.arange(8), np.asarray(batch.mask_RC).sum(-1) - 1]
     assert set(ends[short].tolist()) <= {256}
-    setup = rlhf.make_setup(workspace, stages.rlhf, algorithm, rlhf.Reward(), None)
-    assert setup.eos_id == (256, 258)
+    spec = rlhf.make_spec(workspace, stages.rlhf, algorithm, rlhf.Reward(), None)
+    assert spec.eos_id == (256, 258)
 
     prompt = workspace.task.prompt("train", 0)
     comparisons.write(

@@ -1,4 +1,4 @@
-"""What calls cost by formulas: the `Costs` of `api.py` from a table of hardware and the shapes of the roles' models.
+"""What calls cost by formulas: the `CostModel` of `api.py` from a table of hardware and the shapes of the roles' models.
 
 Seconds are a roofline (`roofline.py`) of padded positions, since programs are static, and for generation of the expected
 number of decoding steps (`lengths.py`); bytes are counted (`memory.py`). Nothing overlaps inside a call.
@@ -7,7 +7,8 @@ number of decoding steps (`lengths.py`); bytes are counted (`memory.py`). Nothin
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from rlhf_jax.planner.api import Work
+from rlhf_jax.dataflow import Call
+from rlhf_jax.planner.api import Workload
 from rlhf_jax.planner.costs import memory, roofline
 from rlhf_jax.planner.costs.collectives import rings, tensor_crosses_hosts
 from rlhf_jax.planner.costs.hardware import Hardware
@@ -15,12 +16,12 @@ from rlhf_jax.planner.costs.lengths import decode_steps
 from rlhf_jax.planner.costs.resharding import missing_bytes
 from rlhf_jax.planner.costs.roofline import Part, Positions, square_pairs
 from rlhf_jax.planner.costs.shapes import Shape
-from rlhf_jax.types import Call, Placement
+from rlhf_jax.types import Placement
 
 
 @dataclass(frozen=True)
-class Formulas:
-    """`Costs` by formulas, of `num_devices` devices of one kind.
+class AnalyticCostModel:
+    """`CostModel` by formulas, of `num_devices` devices of one kind.
 
     `optimizer_bytes` is what the optimizer keeps of a param (AdamW: two float32 moments). `cache_grows` False reads the
     whole cache every step, as `sampling.py` does; True the columns written so far, as paged engines do. `rows_stay`: passes
@@ -30,7 +31,7 @@ class Formulas:
     hardware: Hardware
     num_devices: int
     shapes: Mapping[str, Shape]
-    work: Work
+    work: Workload
     optimizer_bytes: float = 8.0
     cache_grows: bool = False
     rows_stay: bool = True
@@ -118,7 +119,7 @@ class Formulas:
         prompt, completion = work.prompt_tokens, work.completion_tokens
         group = self.group_rows(call)
         rows = prompts * group
-        if call.role == "reward":
+        if not call.per_token:
             return Positions(rows * (prompt + completion), rows * square_pairs(prompt + completion, attention))
         length = prompt + completion - 1
         if not self.shares(call):
@@ -134,7 +135,7 @@ class Formulas:
 
     def shares(self, call: Call) -> bool:
         """Whether a call runs a prompt once for its rows."""
-        return self.work.share_prompts and call.role != "reward" and self.group_rows(call) > 1
+        return self.work.share_prompts and call.per_token and self.group_rows(call) > 1
 
     def _prompts(self, call: Call, placement: Placement) -> float:
         """Prompts of a device in one micro-batch."""
@@ -212,7 +213,7 @@ class Formulas:
         if call.kind == "generate":
             moved = rows * (5 * work.prompt_tokens + 9 * work.completion_tokens + 13)
         else:
-            moved = rows * 4 * (1 if call.role == "reward" else work.completion_tokens)
+            moved = rows * 4 * (work.completion_tokens if call.per_token else 1)
         one_host = len({index // self.hardware.devices_per_host for index in both}) == 1
         bandwidth = device.link_bandwidth if one_host else device.network_bandwidth
         return moved / (device.link_efficiency * bandwidth) + device.collective_latency

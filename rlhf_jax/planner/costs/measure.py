@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import randomness
-from rlhf_jax.devices import sharding
+from rlhf_jax.dataflow import TRAIN_CALLS
 from rlhf_jax.devices.placement import OTHERS
 from rlhf_jax.devices.transfer.reallocate import move
 from rlhf_jax.rewards import learned
-from rlhf_jax.runtime.program import Program
-from rlhf_jax.runtime.setup import Setup
+from rlhf_jax.runtime.program import CREDIT, Program
+from rlhf_jax.runtime.spec import ProgramSpec
 from rlhf_jax.types import Params, Placement, Plan
 
 NO_TOKEN = -1
@@ -51,10 +51,10 @@ def extrapolated(values: Sequence[float], num_layers: int) -> float:
     return max(values[0], values[0] + (num_layers - 1) * (values[1] - values[0]))
 
 
-def of_depth(setup: Setup, num_layers: int, placement: Placement, **sampling: Any) -> tuple[Setup, Params]:
-    """The setup with models of so many layers, every call at one placement, rows that never end; and params of zeros."""
-    model = setup.model.with_config(num_layers=num_layers)
-    reward, critic = setup.reward, setup.critic
+def of_depth(spec: ProgramSpec, num_layers: int, placement: Placement, **sampling: Any) -> tuple[ProgramSpec, Params]:
+    """The spec with models of so many layers, every call at one placement, rows that never end; and params of zeros."""
+    model = spec.model.with_config(num_layers=num_layers)
+    reward, critic = spec.reward, spec.critic
     if reward.network is not None:
         network = reward.network.with_config(num_layers=num_layers)
         reward = dataclasses.replace(reward, model=learned.make(network), network=network, params=zeros(network.init))
@@ -62,7 +62,7 @@ def of_depth(setup: Setup, num_layers: int, placement: Placement, **sampling: An
         network = critic.model.with_config(num_layers=num_layers)
         critic = dataclasses.replace(critic, model=network, params=zeros(network.init))
     changed = dataclasses.replace(
-        setup,
+        spec,
         model=model,
         reward=reward,
         critic=critic,
@@ -70,7 +70,7 @@ def of_depth(setup: Setup, num_layers: int, placement: Placement, **sampling: An
         sampler_slices=(),
         eos_id=NO_TOKEN,
         sampling=dataclasses.replace(
-            setup.sampling, row_shards=placement.mesh_shape[0] * placement.mesh_shape[1], **sampling
+            spec.sampling, row_shards=placement.mesh_shape[0] * placement.mesh_shape[1], **sampling
         ),
     )
     return changed, zeros(model.init)
@@ -93,15 +93,14 @@ def filled(shapes: Any) -> Any:
     return jax.tree.map(one, shapes)
 
 
-def time_call(setup: Setup, call: str, placement: Placement, num_layers: int, **sampling: Any) -> Measured:
+def time_call(spec: ProgramSpec, call: str, placement: Placement, num_layers: int, **sampling: Any) -> Measured:
     """One run of a call (training: one update) at a placement, models of `num_layers` layers."""
     programs, found = [], []
     for depth in depths(num_layers):
-        program = Program(*of_depth(setup, depth, placement, **sampling))
-        _, function, shapes = next(entry for entry in program.calls() if entry[0] == call)
-        compiled = function.lower(*shapes).compile()
+        program = Program(*of_depth(spec, depth, placement, **sampling))
+        compiled = program.lowered(call).compile()
         found.append(bytes_of(compiled))
-        programs.append(partial(_run_once, compiled, filled(shapes), donates=call.startswith("train_")))
+        programs.append(partial(_run_once, compiled, filled(program.arguments(call)), donates=call in TRAIN_CALLS))
     return Measured(extrapolated(least_seconds(programs), num_layers), extrapolated(found, num_layers))
 
 
@@ -126,16 +125,15 @@ def least_seconds(programs: Sequence[Callable[[], float]]) -> list[float]:
     return [min(seconds) for seconds in zip(*([program() for program in programs] for _ in range(RUNS)), strict=True)]
 
 
-def time_rows(setup: Setup, placement: Placement) -> float:
+def time_rows(spec: ProgramSpec, placement: Placement) -> float:
     """Seconds of a round's credit and of cutting its updates' rows, where the policy trains."""
-    program = Program(*of_depth(setup, 1, placement))
-    samples = filled(sharding.abstract_rows(program._sampler.shapes, program.home))
-    judged = filled(sharding.abstract_rows(program._judgement_shapes(), program.home))
-    clock = setup.clock
+    program = Program(*of_depth(spec, 1, placement))
+    credit, arguments = program.lowered(CREDIT).compile(), filled(program.arguments(CREDIT))
+    clock = spec.clock
 
     def run() -> float:
         begin = time.perf_counter()
-        _, batch = program._credit(samples, *judged)
+        _, batch = credit(*arguments)
         made = [program.minibatch(batch, 0, update) for update in range(clock.updates_per_round)]
         jax.block_until_ready(made)
         return time.perf_counter() - begin

@@ -13,24 +13,24 @@ from typing import Any
 import jax
 
 from rlhf_jax import randomness
+from rlhf_jax.dataflow import Call, Loop
 from rlhf_jax.devices import sharding
-from rlhf_jax.devices.placement import OTHERS, Places, describe, parse
-from rlhf_jax.planner.api import Loop
+from rlhf_jax.devices.placement import OTHERS, ResolvedPlan, describe, parse
 from rlhf_jax.planner.costs import measure
-from rlhf_jax.planner.costs.analytic import Formulas
+from rlhf_jax.planner.costs.analytic import AnalyticCostModel
 from rlhf_jax.planner.costs.lengths import decode_steps
 from rlhf_jax.records.jsonl import replace
-from rlhf_jax.runtime.setup import Setup
-from rlhf_jax.types import Call, Placement, Plan, Samples
+from rlhf_jax.runtime.spec import ProgramSpec
+from rlhf_jax.types import Placement, Plan, Samples
 
 
-class Profile:
-    """`Costs` of `api.py`: measured where `measure` has been, else by formulas times what measurement says of them."""
+class MeasuredCostModel:
+    """`CostModel` of `api.py`: measured where `measure` has been, else by formulas times what measurement says of them."""
 
-    def __init__(self, setup: Setup, formulas: Formulas, path: Path | None = None):
+    def __init__(self, spec: ProgramSpec, formulas: AnalyticCostModel, path: Path | None = None):
         """`path`: the file in which measurements are kept and found again; figures of another jax, device, model or work
         are told apart."""
-        self.setup, self.formulas, self.path = setup, formulas, path
+        self.spec, self.formulas, self.path = spec, formulas, path
         self.known: dict[str, float] = {}
         self._all: dict[str, dict[str, float]] = {}
         self._scales: dict[str, float] = {}  # by call, until more is measured: a search asks for thousands of options
@@ -38,7 +38,7 @@ class Profile:
             self._all = json.loads(path.read_text())
             self.known = self._all.get(self.identity, {})
 
-    def of_loop(self, loop: Loop, lag: int) -> "Profile":
+    def of_loop(self, loop: Loop, lag: int) -> "MeasuredCostModel":
         """The same figures for another loop: a call takes what it takes in either."""
         other = copy.copy(self)
         work = dataclasses.replace(self.formulas.work, loop=loop, lag=lag)
@@ -48,15 +48,15 @@ class Profile:
     @property
     def identity(self) -> str:
         """What the figures are of: devices, versions, models, the work of a round."""
-        device, setup = jax.devices()[0], self.setup
-        critic = None if setup.critic is None else setup.critic.model
-        models = [repr(network) for network in (setup.model, critic, setup.reward.network)]
+        device, spec = jax.devices()[0], self.spec
+        critic = None if spec.critic is None else spec.critic.model
+        models = [repr(network) for network in (spec.model, critic, spec.reward.network)]
         work = dataclasses.replace(self.formulas.work, completion_lengths=(), lag=0, loop="synchronous")
-        of = [device.device_kind, len(jax.devices()), jax.__version__, setup.algorithm.name, setup.publish_dtype]
-        text = repr([*of, *models, work, setup.num_micro_batches])
+        of = [device.device_kind, len(jax.devices()), jax.__version__, spec.algorithm.name, spec.publish_dtype]
+        text = repr([*of, *models, work, spec.num_micro_batches])
         return f"{device.device_kind}, jax {jax.__version__}: {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
-    # --- Costs ---
+    # --- the protocol CostModel ---
 
     @property
     def device_bytes(self) -> float:
@@ -145,20 +145,20 @@ class Profile:
         key, num_layers = call_key(call, placement), self.formulas.shapes[call.role].num_layers
         if key in self.known:
             return
-        found = measure.time_call(self.setup, call.name, placement, num_layers)
+        found = measure.time_call(self.spec, call.name, placement, num_layers)
         if call.kind == "generate":
-            first = measure.time_call(self.setup, call.name, placement, num_layers, max_completion_tokens=1)
+            first = measure.time_call(self.spec, call.name, placement, num_layers, max_completion_tokens=1)
             self.known[f"{key} prefill"] = first.seconds
         if call.kind == "train" and call.role == "policy" and rows_key(placement) not in self.known:
-            self.known[rows_key(placement)] = measure.time_rows(self.setup, placement)
+            self.known[rows_key(placement)] = measure.time_rows(self.spec, placement)
         self.known |= {key: found.seconds, f"{key} bytes": found.working_bytes}
 
     def _measure_move(self, what: str, source: Placement, target: Placement) -> None:
         key = move_key(what, source, target)
         if key in self.known or source.layout == target.layout:
             return
-        one, other = (mesh_of(self.setup, placement) for placement in (source, target))
-        if (network := self.setup.networks.get(what)) is not None:
+        one, other = (mesh_of(self.spec, placement) for placement in (source, target))
+        if (network := self.spec.networks.get(what)) is not None:
             self.known[key] = measure.time_move(
                 lambda depth: params_between(network.with_config(num_layers=depth), one, other),
                 self.formulas.shapes[what].num_layers,
@@ -171,7 +171,7 @@ class Profile:
     @cached_property
     def _samples(self) -> Samples:
         """Shapes of a round's samples, which do not depend on where they are drawn."""
-        return measure.Program(*measure.of_depth(self.setup, 1, Placement((0,), (1, 1, 1))))._sampler.shapes
+        return measure.Program(*measure.of_depth(self.spec, 1, Placement((0,), (1, 1, 1)))).sampler.shapes
 
 
 def moves(calls: Sequence[Call], plan: Plan) -> Iterable[tuple[str, Placement, Placement]]:
@@ -195,8 +195,8 @@ def params_between(network: Any, source: Any, target: Any) -> tuple[Any, Any, An
     return shapes, *(sharding.params_shardings(network, shapes, mesh) for mesh in (source, target))
 
 
-def mesh_of(setup: Setup, placement: Placement) -> Any:
-    return Places(setup.mesh, jax.devices(), Plan({OTHERS: placement})).mesh(OTHERS)
+def mesh_of(spec: ProgramSpec, placement: Placement) -> Any:
+    return ResolvedPlan(spec.mesh, jax.devices(), Plan({OTHERS: placement})).mesh(OTHERS)
 
 
 def relative(placement: Placement, begin: int) -> str:

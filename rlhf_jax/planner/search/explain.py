@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 
-from rlhf_jax.planner.api import Costs
+from rlhf_jax.dataflow import Call
+from rlhf_jax.devices.placement import describe
+from rlhf_jax.planner.api import CostModel
 from rlhf_jax.planner.options import mesh_shapes, resident_bytes
 from rlhf_jax.planner.search.space import Space
-from rlhf_jax.planner.simulation.plan_memory import describe, gigabytes
+from rlhf_jax.planner.simulation.plan_memory import gigabytes
 from rlhf_jax.planner.simulation.simulate import Row, Simulation
-from rlhf_jax.types import Call, Placement
+from rlhf_jax.types import Placement
 
 MAX_GROWTH = 64
 """How many times more devices are tried where nothing fits."""
@@ -59,7 +61,7 @@ def _mean(shares: tuple[float, ...]) -> float:
     return sum(shares) / len(shares)
 
 
-def why_none_fits(space: Space, costs_of: Callable[[int], Costs] | None) -> str:
+def why_none_fits(space: Space, costs_of: Callable[[int], CostModel] | None) -> str:
     """Which call needs how much at the least, or why it is refused everywhere, and how many devices would do."""
     least = [(_least_bytes(space, call), call) for call in space.calls]
     unplaced = [call for (found, call) in least if found is None]
@@ -97,7 +99,7 @@ def _frugal(call: Call, num_devices: int, devices_per_host: int) -> Iterator[Pla
             yield Placement(tuple(range(num_devices)), shape, count, remat)
 
 
-def _enough(space: Space, costs_of: Callable[[int], Costs] | None) -> str:
+def _enough(space: Space, costs_of: Callable[[int], CostModel] | None) -> str:
     """How many devices hold everything with every call on all of them, in the mesh that needs least."""
     if costs_of is None:
         return "; more devices, smaller rounds or models would fit"
@@ -110,7 +112,7 @@ def _enough(space: Space, costs_of: Callable[[int], Costs] | None) -> str:
     return f"; {MAX_GROWTH * space.num_devices} such devices would not do either"
 
 
-def _frugal_fits(space: Space, costs: Costs, num_devices: int) -> bool:
+def _frugal_fits(space: Space, costs: CostModel, num_devices: int) -> bool:
     host = min(space.devices_per_host, num_devices) if num_devices <= space.devices_per_host else space.devices_per_host
     for shape in mesh_shapes(num_devices, host):
         resident, working = 0.0, 0.0

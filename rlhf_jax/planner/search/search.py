@@ -6,7 +6,8 @@ An optimum found in a simulator flatters itself: it is the best of what the cost
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rlhf_jax.planner.api import Costs, Work
+from rlhf_jax.dataflow import Call
+from rlhf_jax.planner.api import CostModel, Workload
 from rlhf_jax.planner.options import ALL_HOST_RUNS, MICRO_BATCHES
 from rlhf_jax.planner.search.anneal import anneal, descend
 from rlhf_jax.planner.search.branch_and_bound import exact
@@ -14,7 +15,7 @@ from rlhf_jax.planner.search.explain import why_none_fits, why_worse
 from rlhf_jax.planner.search.space import Choice, Space
 from rlhf_jax.planner.simulation.simulate import Simulation, simulate
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.types import Call, Plan
+from rlhf_jax.types import Plan
 
 EXACT_DEVICES = 16
 MAX_NODES = 120_000
@@ -53,7 +54,7 @@ class Found:
     lower_bound: float
     num_evaluations: int
     num_nodes: int
-    work: Work
+    work: Workload
     shared_throughput: bool
 
     @property
@@ -67,8 +68,8 @@ class Found:
 
 def search(
     calls: Sequence[Call],
-    costs: Costs,
-    work: Work,
+    costs: CostModel,
+    work: Workload,
     num_devices: int,
     devices_per_host: int,
     *,
@@ -76,7 +77,7 @@ def search(
     num_best: int = 5,
     max_nodes: int = MAX_NODES,
     micro_batches: Sequence[int] = MICRO_BATCHES,
-    costs_of: Callable[[int], Costs] | None = None,
+    costs_of: Callable[[int], CostModel] | None = None,
 ) -> Found:
     """The best plan, the next ones and the default one. The same arguments give the same plans, however fast the machine is.
 

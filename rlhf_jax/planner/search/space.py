@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from rlhf_jax.planner.api import Costs, Work
+from rlhf_jax.dataflow import Call
+from rlhf_jax.planner.api import CostModel, Workload
 from rlhf_jax.planner.options import MICRO_BATCHES, Option, options
-from rlhf_jax.planner.simulation import plan_memory, steady_state
+from rlhf_jax.planner.simulation import steady_state
 from rlhf_jax.planner.simulation.graph import Dataflow
-from rlhf_jax.types import Call, Plan
+from rlhf_jax.types import Plan
 
 Choice = tuple[int, ...]
 """The number of an option for every call."""
@@ -18,8 +19,8 @@ class Space:
     def __init__(
         self,
         calls: Sequence[Call],
-        costs: Costs,
-        work: Work,
+        costs: CostModel,
+        work: Workload,
         num_devices: int,
         devices_per_host: int,
         micro_batches: Sequence[int] = MICRO_BATCHES,
@@ -28,7 +29,7 @@ class Space:
         self.num_devices, self.devices_per_host = num_devices, devices_per_host
         self.flow = Dataflow(calls, costs, work)
         self.options = [options(call, costs, num_devices, devices_per_host, micro_batches) for call in calls]
-        self.versions = plan_memory.live_versions(work)
+        self.versions = work.live_versions
         self.evaluations = 0
         self._by_slice = [_grouped(found) for found in self.options]
         self._held: dict[Choice, float] = {}

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from rlhf_jax.planner.api import Costs, Work
-from rlhf_jax.planner.calls import edges
+from rlhf_jax.dataflow import Call, edges
+from rlhf_jax.planner.api import CostModel, Workload
 from rlhf_jax.planner.options import Option
-from rlhf_jax.types import Call
 
 TaskKind = Literal["generate", "infer", "train", "reallocate"]
 
@@ -28,7 +27,7 @@ class Round(NamedTuple):
 class Dataflow:
     """A round's calls, what they wait for, and what moving between their placements costs, each pair asked for once."""
 
-    def __init__(self, calls: Sequence[Call], costs: Costs, work: Work):
+    def __init__(self, calls: Sequence[Call], costs: CostModel, work: Workload):
         self.calls, self.costs, self.work = tuple(calls), costs, work
         self.apart = work.loop == "asynchronous"
         found = edges(calls, work.lag, work.loop)

@@ -9,17 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
-from rlhf_jax.planner.api import Costs, Work
+from rlhf_jax.dataflow import Call
+from rlhf_jax.devices.placement import describe
+from rlhf_jax.planner.api import CostModel, Workload
 from rlhf_jax.planner.options import MICRO_BATCHES, Option, mesh_shapes, option, slices
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.types import Call, Placement, Plan
+from rlhf_jax.types import Placement, Plan
 
 GIGABYTE = 1e9
-
-
-def live_versions(work: Work) -> int:
-    """Published versions that are held at once."""
-    return work.lag + 1 if work.loop == "asynchronous" else 1
 
 
 def kept(calls: Sequence[Call], chosen: Sequence[Option], versions: int) -> list[float]:
@@ -53,8 +50,8 @@ def by_device(calls: Sequence[Call], chosen: Sequence[Option], versions: int, nu
 def check(
     plan: Plan,
     calls: Sequence[Call],
-    costs: Costs,
-    work: Work,
+    costs: CostModel,
+    work: Workload,
     num_devices: int,
     devices_per_host: int,
     default: Placement | None = None,
@@ -80,7 +77,7 @@ def check(
     return Plan(placements)
 
 
-def _check_placement(call: Call, placement: Placement, costs: Costs, num_devices: int) -> None:
+def _check_placement(call: Call, placement: Placement, costs: CostModel, num_devices: int) -> None:
     devices, shape = placement.devices, placement.mesh_shape
     if not devices or len(set(devices)) < len(devices) or min(devices) < 0 or max(devices) >= num_devices:
         raise Refusal(f"{call.name} is on devices {devices}; accepted: different ones of 0 ... {num_devices - 1}")
@@ -97,15 +94,15 @@ def _check_placement(call: Call, placement: Placement, costs: Costs, num_devices
 def _check_memory(
     placements: Mapping[str, Placement],
     calls: Sequence[Call],
-    costs: Costs,
-    work: Work,
+    costs: CostModel,
+    work: Workload,
     num_devices: int,
     devices_per_host: int,
 ) -> None:
     def excess(tried: Mapping[str, Placement]) -> tuple[float, int]:
         """Bytes too many on the fullest device, and that device."""
         chosen = [option(call, costs, tried[call.name]) for call in calls]
-        used = by_device(calls, chosen, live_versions(work), num_devices)
+        used = by_device(calls, chosen, work.live_versions, num_devices)
         return max(used) - costs.device_bytes, used.index(max(used))
 
     over, device = excess(placements)
@@ -114,7 +111,7 @@ def _check_memory(
     chosen = [option(call, costs, placements[call.name]) for call in calls]
     share = [
         (stays, of.working_bytes, call.name)
-        for call, of, stays in zip(calls, chosen, kept(calls, chosen, live_versions(work)), strict=True)
+        for call, of, stays in zip(calls, chosen, kept(calls, chosen, work.live_versions), strict=True)
         if device in of.placement.devices
     ]
     _, working, worst = max(share, key=lambda found: (found[1], found[2]))
@@ -129,7 +126,7 @@ def _check_memory(
 def _what_fits(
     placements: Mapping[str, Placement],
     calls: Sequence[Call],
-    costs: Costs,
+    costs: CostModel,
     num_devices: int,
     devices_per_host: int,
     fits: Callable[[Mapping[str, Placement]], bool],
@@ -146,7 +143,7 @@ def _what_fits(
 
     for call, tried in changes:
         if works({call.name: tried}):
-            return f"it would fit with {call.name} on {describe(tried)}"
+            return f"it would fit with {call.name}: {describe(tried)}"
     for factor in MICRO_BATCHES[1:]:
         if works(
             {name: replace(of, num_micro_batches=factor * of.num_micro_batches) for name, of in placements.items()}
@@ -155,7 +152,7 @@ def _what_fits(
     for call in calls:
         for tried in _wider(call, placements[call.name], num_devices, devices_per_host):
             if works({call.name: tried}):
-                return f"it would fit with {call.name} on {describe(tried)}"
+                return f"it would fit with {call.name}: {describe(tried)}"
     return "no one call's micro-batches, remat or devices make it fit: move calls apart, or take more devices"
 
 
@@ -182,17 +179,6 @@ def _wider(call: Call, placement: Placement, num_devices: int, devices_per_host:
                 while count:
                     yield Placement(devices, shape, count, remat)
                     count //= 2
-
-
-def describe(placement: Placement) -> str:
-    """A placement in words."""
-    devices = placement.devices
-    run = devices == tuple(range(devices[0], devices[0] + len(devices)))
-    where = f"{devices[0]}-{devices[-1]}" if run and len(devices) > 1 else ", ".join(map(str, devices))
-    data, fsdp, tensor = placement.mesh_shape
-    parts = f", {placement.num_micro_batches} micro-batches" if placement.num_micro_batches > 1 else ""
-    remat = ", remat" if placement.remat else ""
-    return f"devices {where} as data {data} × fsdp {fsdp} × tensor {tensor}{parts}{remat}"
 
 
 def gigabytes(amount: float) -> str:

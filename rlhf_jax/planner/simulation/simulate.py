@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rlhf_jax.planner.api import Costs, Work
+from rlhf_jax.dataflow import Call, Kind
+from rlhf_jax.planner.api import CostModel, Workload
 from rlhf_jax.planner.options import Option, option
 from rlhf_jax.planner.simulation import plan_memory, schedule, steady_state
 from rlhf_jax.planner.simulation.graph import Dataflow, Round
-from rlhf_jax.types import Call, Kind, Placement, Plan
+from rlhf_jax.types import Placement, Plan
 
 SHOWN_ROUNDS = 5
 
@@ -52,7 +53,7 @@ class Simulation:
 
 
 def simulate(
-    calls: Sequence[Call], plan: Plan, costs: Costs, work: Work, num_devices: int, num_rounds: int | None = None
+    calls: Sequence[Call], plan: Plan, costs: CostModel, work: Workload, num_devices: int, num_rounds: int | None = None
 ) -> Simulation:
     """Plays `num_rounds` rounds (by default 5 + lag) of a plan that places every call and fits; see `plan_memory.check`.
 
@@ -63,7 +64,7 @@ def simulate(
     of_plan = flow.round(chosen)
     rounds = SHOWN_ROUNDS + work.lag if num_rounds is None else num_rounds
     nodes = _nodes(flow, of_plan, chosen, rounds)
-    versions = plan_memory.live_versions(work)
+    versions = work.live_versions
     idle = _idle(nodes, num_devices, rounds)
     return Simulation(
         nodes=nodes,

@@ -9,16 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlhf_jax.dataflow import Call, calls_of
 from rlhf_jax.devices import distributed
 from rlhf_jax.devices.placement import OTHERS
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.value_head import ValueModel
-from rlhf_jax.planner.api import Costs, Work
-from rlhf_jax.planner.calls import dataflow
+from rlhf_jax.planner.api import CostModel, Workload
 from rlhf_jax.planner.costs import hardware, measure
-from rlhf_jax.planner.costs.analytic import Formulas
+from rlhf_jax.planner.costs.analytic import AnalyticCostModel
 from rlhf_jax.planner.costs.hardware import Hardware
-from rlhf_jax.planner.costs.measured import Profile
+from rlhf_jax.planner.costs.measured import MeasuredCostModel
 from rlhf_jax.planner.costs.shapes import Shape, of_model
 from rlhf_jax.planner.options import option
 from rlhf_jax.planner.search.search import Candidate, Found, search
@@ -28,11 +28,11 @@ from rlhf_jax.records import ledger
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime.program import Reward
-from rlhf_jax.runtime.setup import Setup
+from rlhf_jax.runtime.spec import ProgramSpec
 from rlhf_jax.stages import rlhf
 from rlhf_jax.stages.api import Lengths, Workspace
 from rlhf_jax.stages.common.rlhf_config import Config, places
-from rlhf_jax.types import Algorithm, Call, Placement, Plan
+from rlhf_jax.types import Algorithm, Placement, Plan
 
 SEARCH = "search"
 PROFILE = Path("runs/profile.json")
@@ -45,7 +45,7 @@ class Problem:
     """What a plan is made for: the calls of a round, its work, the roles' shapes, and the devices."""
 
     calls: tuple[Call, ...]
-    work: Work
+    work: Workload
     shapes: Mapping[str, Shape]
     hardware: Hardware
     num_devices: int
@@ -54,15 +54,15 @@ class Problem:
     def devices_per_host(self) -> int:
         return min(self.hardware.devices_per_host, self.num_devices)
 
-    def formulas(self, num_devices: int | None = None) -> Formulas:
+    def formulas(self, num_devices: int | None = None) -> AnalyticCostModel:
         """Costs by formulas, of these devices or another number of them."""
-        return Formulas(self.hardware, num_devices or self.num_devices, self.shapes, self.work)
+        return AnalyticCostModel(self.hardware, num_devices or self.num_devices, self.shapes, self.work)
 
     def with_loop(self, loop: Any, lag: int) -> "Problem":
         """The same round in another loop."""
         return dataclasses.replace(self, work=dataclasses.replace(self.work, loop=loop, lag=lag))
 
-    def search(self, costs: Costs | None = None) -> Found:
+    def search(self, costs: CostModel | None = None) -> Found:
         """The best plan by costs, by formulas if none are given. Raises Refusal where nothing fits, with what would."""
         return search(
             self.calls,
@@ -89,7 +89,7 @@ class Problem:
         costs = self.formulas()
         chosen = [option(call, costs, plan.placements[call.name]) for call in self.calls]
         kept = [dataclasses.replace(of, working_bytes=0.0) for of in chosen]
-        return max(plan_memory.by_device(self.calls, kept, plan_memory.live_versions(self.work), self.num_devices))
+        return max(plan_memory.by_device(self.calls, kept, self.work.live_versions, self.num_devices))
 
 
 def named(plan: Plan, calls: Sequence[Call]) -> Plan:
@@ -116,7 +116,7 @@ def problem(
       reward_network: of a learned reward; None: the reward is no model.
       completion_lengths: as completions are drawn, EOS included; (): all have every token.
     """
-    work = Work(
+    work = Workload(
         num_prompts=config.prompts_per_update * config.num_minibatches,
         samples_per_prompt=config.samples_per_prompt,
         prompt_tokens=lengths.max_prompt_tokens,
@@ -137,7 +137,7 @@ def problem(
         "critic": of_model(critic),
         "reward": of_model(critic),
     }
-    return Problem(dataflow(algorithm, reward_network is not None), work, shapes, device, num_devices)
+    return Problem(calls_of(algorithm, reward_network is not None), work, shapes, device, num_devices)
 
 
 def drawn_lengths(directory: Path) -> tuple[int, ...]:
@@ -148,18 +148,18 @@ def drawn_lengths(directory: Path) -> tuple[int, ...]:
     return tuple(int(row["length"]) for row in ledger.read(path))
 
 
-def setup_of(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Setup:
-    """The setup of a run with params of zeros: enough to time its calls."""
+def spec_of(workspace: Workspace, stages: Any, algorithm: Algorithm) -> ProgramSpec:
+    """The spec of a run with params of zeros: enough to time its calls."""
     reward = Reward(host=lambda samples: np.zeros(samples.tokens_BC.shape[0], np.float32))
     if stages.learned:
         network = workspace.reward_network
         reward = Reward(learned.make(network), measure.zeros(network.init), network)
-    return rlhf.make_setup(workspace, stages.rlhf, algorithm, reward, measure.zeros(workspace.model.init))
+    return rlhf.make_spec(workspace, stages.rlhf, algorithm, reward, measure.zeros(workspace.model.init))
 
 
-def profiled(of: Problem, setup: Setup, path: Path | None) -> tuple[Found, Profile]:
+def profiled(of: Problem, spec: ProgramSpec, path: Path | None) -> tuple[Found, MeasuredCostModel]:
     """The best plan by what was measured: what it calls for is measured and it is searched again, until all of it was."""
-    profile = Profile(setup, of.formulas(), path)
+    profile = MeasuredCostModel(spec, of.formulas(), path)
     found = of.search(profile)
     for _ in range(MAX_SEARCHES - 1):
         if not profile.missing(of.calls, found.best.plan):
@@ -214,5 +214,5 @@ def for_run(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Found:
             "every host (experiments.plan prints one)"
         )
     of = of_run(workspace, stages, algorithm)
-    profile = Profile(setup_of(workspace, stages, algorithm), of.formulas(), PROFILE)
+    profile = MeasuredCostModel(spec_of(workspace, stages, algorithm), of.formulas(), PROFILE)
     return of.search(profile if profile.known else None)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
@@ -21,7 +20,6 @@ from rlhf_jax.records.saved_rounds import Spool
 from rlhf_jax.records.timeline import Timeline
 from rlhf_jax.report.notices import Limits, Notices
 from rlhf_jax.runtime import activity, synchronous
-from rlhf_jax.runtime.compiles import Counter
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.stages.api import PromptStream, Workspace
 from rlhf_jax.stages.common.evaluation_metrics import Judged
@@ -47,15 +45,15 @@ class Recorder:
     bar: Bar
     began: float
     ledger: Ledger
-    timeline: Timeline
     first_policy: Params  # version 0, which is evaluated after its params were trained on; None once it was
+    timeline: Timeline = field(default_factory=Timeline)
     late: tuple[synchronous.Updated, Any] | None = None
     scored: synchronous.Scored | None = None
     round_figures: dict[str, Any] = field(default_factory=dict)
     uses: dict[int, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"evaluate_seconds": 0.0})
     stopped: bool = False
-    compiled: Counter = field(default_factory=Counter)
+    compiled: activity.CompileCounter = field(default_factory=activity.CompileCounter)
     compiled_first: int | None = None
 
     @cached_property
@@ -70,13 +68,12 @@ class Recorder:
         """Where the prompts of rounds come from."""
         return self.workspace.stream("train", STAGE)
 
-    def consume(self, events: Iterator[synchronous.Event]) -> None:
-        """Reads metrics one update late, so that the device is never waited for."""
-        for event in events:
-            round_index = self._round_of(event)
-            recording = activity.during(f"the recording of round {round_index}", "")
-            with self.timeline.span("trainer", "host", round_index), recording:
-                self._take(event)
+    def take(self, event: synchronous.Event) -> None:
+        """Records one event of the loop. Metrics are read one update late, so that the device is never waited for."""
+        round_index = self._round_of(event)
+        recording = activity.during(f"the recording of round {round_index}", "")
+        with self.timeline.span("trainer", "host", round_index), recording:
+            self._take(event)
 
     def _round_of(self, event: synchronous.Event) -> int:
         return event.update // self._updates_per_round if isinstance(event, synchronous.Updated) else event.round_index
@@ -101,10 +98,10 @@ class Recorder:
 
     @property
     def _updates_per_round(self) -> int:
-        return self.program.setup.clock.updates_per_round
+        return self.program.spec.clock.updates_per_round
 
     def _round_figures(self, scored: synchronous.Scored) -> dict[str, Any]:
-        scores, samples, algorithm = scored.scores, scored.samples, self.program.setup.algorithm
+        scores, samples, algorithm = scored.scores, scored.samples, self.program.spec.algorithm
         groups = samples.samples_per_prompt if algorithm.group_baseline or algorithm.pair else 1
         return {
             "reward": distributed.settled(scores.raw_B.mean()),
@@ -112,7 +109,7 @@ class Recorder:
             "score": distributed.settled(scores.score_B.mean()),
             "finished": distributed.settled(samples.finished_B.mean()),
             "sampled_length": distributed.settled(samples.mask_BC.sum(-1).mean()),
-            **self._shares(scores, scored.batch, samples_per_prompt=groups),
+            **self._shares(scores, scored.batch, samples.mask_BC, samples_per_prompt=groups),
         }
 
     @cached_property
@@ -128,7 +125,7 @@ class Recorder:
             metrics: Any = distributed.fetch(event.metrics)
         values = {name: float(cast(Any, value)) for name, value in figures.items()}
         values |= {name: metric.value() for name, metric in metrics.items()}
-        clock = self.program.setup.clock
+        clock = self.program.spec.clock
         schedule = learning_rate_schedule(self.config.optimizer, clock.num_updates, clock.updates_per_round)
         values |= {"age": float(event.age), "learning_rate": float(cast(Any, schedule(event.update)))}
         self.workspace.metrics.write(STAGE, event.update, values, time.perf_counter() - self.began)
@@ -139,7 +136,7 @@ class Recorder:
 
     def _round_end(self, event: synchronous.RoundEnd) -> None:
         assert self.scored is not None
-        clock, round_index, states = self.program.setup.clock, event.round_index, event.states
+        clock, round_index, states = self.program.spec.clock, event.round_index, event.states
         version = (round_index + 1) * clock.updates_per_round
         last = version == clock.num_updates
         self.write_samples(self.scored, version - clock.updates_per_round)
@@ -203,7 +200,7 @@ class Recorder:
             with activity.at_work("the gold judge"):
                 gold = self.evaluator.gold(repeated, texts, samples.finished_B)
         uses = distributed.fetch(self.uses)
-        algorithm = self.program.setup.algorithm
+        algorithm = self.program.spec.algorithm
         rows = ledger.rows(
             scored.round_index, samples, scored.scores, uses, scored.batch, algorithm, prompts, texts, gold
         )
@@ -249,14 +246,16 @@ class Recorder:
         ]
 
 
-def shares(scores: Scores, batch: Batch, *, samples_per_prompt: int) -> dict[str, Array]:
+def shares(scores: Scores, batch: Batch, mask_BC: Array, *, samples_per_prompt: int) -> dict[str, Array]:
     """Figures of how much of a round is trained on.
 
     Args:
+      mask_BC: true on the completion tokens of the samples.
       samples_per_prompt: 1: the algorithm trains on prompts whose samples have one score, too.
 
     Returns `flat_group_share`, the share of prompts whose samples all have one score; `idle_row_share`, that of rows whose
-    weight or every advantage is zero, where the algorithm has such; of a sum of rewards, each term's mean and deviation.
+    weight or every advantage is zero, where the algorithm has such; of a sum of rewards, each term's mean and deviation;
+    `score_*`, the mean of each score in `Scores.extra`, over samples or completion tokens.
     """
     found: dict[str, Array] = {}
     if samples_per_prompt > 1:
@@ -268,6 +267,9 @@ def shares(scores: Scores, batch: Batch, *, samples_per_prompt: int) -> dict[str
         found["idle_row_share"] = jnp.mean(jnp.all((batch.advantage_RC == 0) | ~batch.mask_RC, axis=1))
     for label, term_B in (scores.terms or {}).items():
         found |= {f"term_{label}": term_B.mean(), f"term_{label}_std": term_B.std()}
+    for output, array in scores.extra.items():
+        mean = jnp.sum(array * mask_BC) / jnp.maximum(mask_BC.sum(), 1) if array.ndim == 2 else array.mean()
+        found[f"score_{output.rpartition('_')[0]}"] = mean
     return found
 
 

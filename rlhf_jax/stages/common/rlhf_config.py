@@ -8,15 +8,16 @@ from typing import Annotated, Literal
 import jax
 from jax.sharding import Mesh
 
+from rlhf_jax import dataflow
 from rlhf_jax.clock import Clock
 from rlhf_jax.config import Bounds, Count, Natural, NonNegative, Positive
 from rlhf_jax.devices import distributed, placement
 from rlhf_jax.devices.mesh import check_rows, sampler_slices
-from rlhf_jax.devices.placement import ROLES, Places
+from rlhf_jax.devices.placement import ResolvedPlan
 from rlhf_jax.devices.transfer.per_host import own_mesh
 from rlhf_jax.records import ledger
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.runtime.program import block_rows
+from rlhf_jax.runtime.spec import block_rows
 from rlhf_jax.sampling import Config as SamplingConfig
 from rlhf_jax.scoring import Config as ScoringConfig
 from rlhf_jax.types import Algorithm
@@ -94,9 +95,9 @@ class Config:
         return dataclasses.replace(plain, version_schedule=found, bounded=False)
 
 
-def places(config: Config, mesh: Mesh, plan: str) -> Places:
+def places(config: Config, mesh: Mesh, plan: str) -> ResolvedPlan:
     """Where each call runs. Raises Refusal for a plan that says nothing, or names devices that are not there."""
-    return Places(mesh, distributed.grid(), placement.parse(plan), config.num_micro_batches)
+    return ResolvedPlan(mesh, distributed.grid(), placement.parse(plan), config.num_micro_batches)
 
 
 def sampling(config: Config, max_completion_tokens: int, mesh: Mesh) -> SamplingConfig:
@@ -155,14 +156,14 @@ def check(config: Config, algorithm: Algorithm, mesh: Mesh, plan: str = "") -> N
         )
 
 
-def check_placements(config: Config, algorithm: Algorithm, where: Places) -> None:
+def check_placements(config: Config, algorithm: Algorithm, where: ResolvedPlan) -> None:
     """Raises Refusal, naming the call, for rows that do not divide over the shards and micro-batches of its placement."""
     rows = algorithm.rows_per_prompt(config.samples_per_prompt) * config.prompts_per_update
     units = rows // block_rows(algorithm, config.samples_per_prompt, config.share_prompts)
     prompts = config.prompts_per_update * config.num_minibatches
-    for call in ROLES:
+    for call in dataflow.roles():
         named = f" of {call}" if where.plan.placements else ""
-        if call.startswith("train_"):
+        if call in dataflow.TRAIN_CALLS:
             name, count = f"rlhf.prompts_per_update (in units of rows{named})", units
         else:
             name, count = f"rlhf.prompts_per_update * rlhf.num_minibatches{named}", prompts

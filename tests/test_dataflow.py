@@ -4,10 +4,9 @@ import pytest
 
 from rlhf_jax import registry
 from rlhf_jax.algorithms import ppo
+from rlhf_jax.dataflow import calls_of, edges
 from rlhf_jax.ops.corrections import Correction
-from rlhf_jax.planner.calls import dataflow, edges
-
-from .tables import ONLINE_DPO, PPO
+from tests.planner.tables import ONLINE_DPO, PPO
 
 
 def found(edges_of, **wanted):
@@ -33,7 +32,7 @@ def test_ppo_has_six_calls_of_four_roles():
 
 def test_a_host_reward_is_no_call_and_a_correction_needs_the_proximal_policy():
     config = ppo.Config(correction=Correction(ratio_to="proximal", correction="none"))
-    calls = dataflow(ppo.ppo(config), model_reward=False)
+    calls = calls_of(ppo.ppo(config), learned_reward=False)
     names = ["generate", "reference", "proximal", "value", "train_policy", "train_critic"]
     assert [call.name for call in calls] == names
     assert calls[2].role == "policy"
@@ -44,7 +43,7 @@ def test_a_host_reward_is_no_call_and_a_correction_needs_the_proximal_policy():
 def test_every_algorithm_has_the_calls_it_needs(name):
     module = registry.find("algorithms", name)
     algorithm = getattr(module, name)(module.Config())
-    calls = dataflow(algorithm, model_reward=True)
+    calls = calls_of(algorithm, learned_reward=True)
     assert {call.name for call in calls if call.kind == "infer"} == {*algorithm.needs, "reward"}
     assert {call.role for call in calls if call.kind == "train"} == set(algorithm.losses)
     assert calls[0].kind == "generate"

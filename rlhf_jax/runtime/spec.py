@@ -1,17 +1,20 @@
 """What a program is made of: models, algorithm, reward, clock, mesh, and where prompts and random keys come from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import optax
 from jax.sharding import Mesh
 
 from rlhf_jax.clock import Clock
+from rlhf_jax.dataflow import Call, calls_of
 from rlhf_jax.devices import distributed
-from rlhf_jax.devices.placement import Places
+from rlhf_jax.devices.placement import ResolvedPlan
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.value_head import ValueModel
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards.api import LEARNED, ModelReward, Term
 from rlhf_jax.sampling import Config as SamplingConfig
 from rlhf_jax.scoring import Config as ScoringConfig
@@ -58,7 +61,19 @@ class Critic:
 
 
 @dataclass(frozen=True)
-class Setup:
+class FrozenRole:
+    """A role whose params no update changes, for a score of its own: what its function gets, and how params are sharded.
+
+    Without a `network` the params are replicated.
+    """
+
+    model: Any
+    params: Params
+    network: Model | ValueModel | None = None
+
+
+@dataclass(frozen=True)
+class ProgramSpec:
     """What a program is made of. `prompts(round)` gives the round's prompts; keys are functions of `seed` and purpose.
 
     Calls run where `plan` places them, and on `mesh` where it does not name them.
@@ -87,13 +102,57 @@ class Setup:
     plan: Plan = field(default_factory=Plan)
     texts: Callable[[Samples], list[tuple[str, str]]] | None = None  # (prompt, completion) of samples, for messages
 
+    frozen: Mapping[str, FrozenRole] = field(default_factory=dict)  # roles of scores beside reference and reward
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """The dataflow of a round."""
+        return calls_of(self.algorithm, self.reward.model is not None)
+
     @property
     def networks(self) -> dict[str, Model | ValueModel | None]:
         """The network of each role; None of a role that this run does not have as a model."""
         critic = None if self.critic is None else self.critic.model
-        return {"policy": self.model, "reference": self.model, "reward": self.reward.network, "critic": critic}
+        networks = {"policy": self.model, "reference": self.model, "reward": self.reward.network, "critic": critic}
+        return networks | {role: frozen.network for role, frozen in self.frozen.items()}
+
+    def model_of(self, call: Call) -> Any:
+        """Returns the model that a call runs, with the config of its placement.
+
+        Raises:
+          Refusal: this run has no model of the call's role.
+        """
+        models: dict[str, Any] = self.networks | {"reward": self.reward.model}
+        models |= {role: frozen.model for role, frozen in self.frozen.items()}
+        model = models.get(call.role)
+        if model is None:
+            raise Refusal(f"{call.name} needs a model of the role {call.role}; this run has {_names(models)}")
+        changes = self.places.changes(call.name)
+        return model.with_config(**changes) if changes and hasattr(model, "with_config") else model
 
     @property
-    def places(self) -> Places:
+    def trained(self) -> dict[str, tuple[Model | ValueModel, optax.GradientTransformation]]:
+        """The network and the optimizer of each trained role."""
+        critic = {} if self.critic is None else {"critic": (self.critic.model, self.critic.optimizer)}
+        return {"policy": (self.model, self.optimizer), **critic}
+
+    @property
+    def block_rows(self) -> int:
+        """Rows that stay together: all of a prompt's, so that the prompt is run once, or else the algorithm's unit."""
+        return block_rows(self.algorithm, self.sampling.samples_per_prompt, self.share_prompts)
+
+    @cached_property
+    def places(self) -> ResolvedPlan:
         """Where each call runs."""
-        return Places(self.mesh, distributed.grid(), self.plan, self.num_micro_batches)
+        return ResolvedPlan(self.mesh, distributed.grid(), self.plan, self.num_micro_batches)
+
+
+def block_rows(algorithm: Algorithm, samples_per_prompt: int, share_prompts: bool) -> int:
+    """Rows of a minibatch that are never separated; see `ProgramSpec.block_rows`."""
+    if share_prompts:
+        return algorithm.rows_per_prompt(samples_per_prompt)
+    return algorithm.unit_rows(samples_per_prompt)
+
+
+def _names(models: Mapping[str, Any]) -> str:
+    return ", ".join(role for role, model in models.items() if model is not None)

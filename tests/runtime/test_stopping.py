@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from rlhf_jax.clock import Clock
-from rlhf_jax.runtime import activity, asynchronous, compiles, stopping, synchronous, watchdog
+from rlhf_jax.runtime import activity, asynchronous, stopping, synchronous
 from rlhf_jax.runtime.buffer import Buffer, Stalled
-from rlhf_jax.runtime.synchronous import Watch
+from rlhf_jax.runtime.synchronous import LoopMonitor
 
 from .schedules import FakeProgram, finish
 from .test_failures import breaking
@@ -49,7 +49,7 @@ def slowly(what: str):
 def test_a_slow_reward_is_not_silence():
     said: list[str] = []
     program = breaking(FakeProgram(Clock(ROUNDS, lag=1)), "score", 1, slowly("the reward judge"))
-    ends = finish(asynchronous, program, watch=Watch(say=said.append), deadline_seconds=DEADLINE)
+    ends = finish(asynchronous, program, monitor=LoopMonitor(say=said.append), deadline_seconds=DEADLINE)
     assert ends == finish(synchronous, FakeProgram(Clock(ROUNDS, lag=1)))
     assert said[0].startswith("notice: the trainer has been in the reward judge for ")
     assert len(said) <= 2, "said again only when the silence has doubled"
@@ -58,7 +58,7 @@ def test_a_slow_reward_is_not_silence():
 def test_a_slow_evaluation_of_the_reader_is_not_silence():
     said: list[str] = []
     events = asynchronous.run(
-        FakeProgram(Clock(ROUNDS)), (0, 1), 0, {}, Watch(say=said.append), deadline_seconds=DEADLINE
+        FakeProgram(Clock(ROUNDS)), (0, 1), 0, {}, LoopMonitor(say=said.append), deadline_seconds=DEADLINE
     )
     for event in events:
         if isinstance(event, synchronous.RoundEnd) and event.round_index == 1:
@@ -77,7 +77,7 @@ def test_a_call_within_work_is_part_of_it():
         return whole(*arguments)
 
     program = breaking(FakeProgram(Clock(ROUNDS)), "score", 1, happens)
-    finish(asynchronous, program, watch=Watch(say=said.append), deadline_seconds=DEADLINE)
+    finish(asynchronous, program, monitor=LoopMonitor(say=said.append), deadline_seconds=DEADLINE)
     assert "the trainer has been in the checkpoint of version 1 for " in said[0]
 
 
@@ -138,7 +138,7 @@ def test_a_sampler_that_hangs_ends_the_run():
         assert "the sampler has been in generate of round 1" in stopping.hung_sampler()
     text = str(raised.value)
     assert text.startswith("the sampler has been in generate of round 1 for ")
-    assert "test_watchdog.py, line" in text
+    assert "test_stopping.py, line" in text
     assert "the trainer in its wait for round 1; versions [1] and rounds [] are held" in text
     assert not stopping.hung_sampler()
 
@@ -170,7 +170,7 @@ def of_thread(run) -> threading.Thread:
 def test_a_trainer_that_hangs_ends_the_process(monkeypatch, place):
     """Nothing can raise in a thread that hangs: the process is given up, also when both sides hang."""
     given_up, known = [], threading.Event()
-    monkeypatch.setattr(watchdog, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(stopping, "GRACE_SECONDS", 0.1)
     monkeypatch.setattr(stopping, "give_up", lambda error: given_up.append(str(error)) or known.set())
     with hangs() as hang:
         program = FakeProgram(Clock(ROUNDS, lag=1))
@@ -204,7 +204,7 @@ def test_two_sides_that_wait_for_each_other_are_ended():
         except Stalled as error:
             errors.append(str(error))
 
-    watched = watchdog.Watchdog(buffer, DEADLINE, DEADLINE, print)
+    watched = stopping.Watchdog(buffer, DEADLINE, DEADLINE, print)
     sides = of_thread(lambda: wait(buffer.wait_for)), of_thread(lambda: wait(buffer.params))
     watched.start(*sides)
     for side in sides:
@@ -228,7 +228,7 @@ def test_a_compile_is_work():
         return whole(*arguments)
 
     program = breaking(FakeProgram(Clock(ROUNDS)), "generate", 1, happens)
-    finish(asynchronous, program, watch=Watch(say=said.append), deadline_seconds=DEADLINE)
+    finish(asynchronous, program, monitor=LoopMonitor(say=said.append), deadline_seconds=DEADLINE)
     assert "the sampler has been in the compilation of generate of round 1" in said[0]
 
 
@@ -252,7 +252,7 @@ def test_jaxs_own_compiles_are_seen():
 
 
 def test_a_program_that_was_compiled_is_a_sign_of_life():
-    compiles.listen()
+    activity.listen_to_compiles()
     with activity.during("a call", "call"):
         time.sleep(0.2)
         before = activity.of(threading.get_ident())

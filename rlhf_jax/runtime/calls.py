@@ -1,0 +1,64 @@
+"""The calls of the dataflow as compiled functions: scores without a gradient, updates with one, each for its own mesh."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from rlhf_jax.dataflow import SCORES, Call
+from rlhf_jax.devices import distributed, sharding
+from rlhf_jax.micro_batches import in_parts
+from rlhf_jax.runtime.spec import ProgramSpec
+from rlhf_jax.types import Params, TrainState
+from rlhf_jax.updating import critic_objective, policy_objective, train_step
+
+OBJECTIVES = {"policy": policy_objective, "critic": critic_objective}
+
+
+@dataclass(frozen=True)
+class CompiledCall:
+    """A call of the dataflow, compiled for its mesh.
+
+    `function` is `(params, samples) -> rows` of a score, and `(state, batch) -> (state, metrics)` of an update, which donates
+    the state. Rows are sharded over data and fsdp.
+    """
+
+    call: Call
+    mesh: Mesh
+    function: Any
+
+
+def score(spec: ProgramSpec, call: Call) -> CompiledCall:
+    """Compiles a score. A group's rows stay together, because its prompt is run once."""
+    mesh, group = spec.places.mesh(call.name), spec.sampling.samples_per_prompt
+    function = partial(SCORES[call.name].function, model=spec.model_of(call))
+    micro_batched = in_parts(function, spec.places.parts(call.name), group, group)
+    run = distributed.compiled(sharding.keeping_rows(micro_batched, mesh), out_shardings=sharding.rows(mesh))
+    return CompiledCall(call, mesh, run)
+
+
+def update(spec: ProgramSpec, call: Call, state_shardings: TrainState) -> CompiledCall:
+    """Compiles one update of a role, whose state has the given shardings."""
+    _, optimizer = spec.trained[call.role]
+    mesh, algorithm = spec.places.mesh(call.name), spec.algorithm
+    step = partial(
+        train_step,
+        objective=OBJECTIVES[call.role](algorithm.losses[call.role], spec.model_of(call), spec.block_rows),
+        optimizer=optimizer,
+        aggregation=algorithm.aggregation if call.role == "policy" else "token",
+        unit_rows=spec.block_rows,
+        num_micro_batches=spec.places.parts(call.name),
+    )
+    shardings = (state_shardings, sharding.replicated(mesh))
+    run = distributed.compiled(sharding.keeping_rows(step, mesh), donate_argnums=0, out_shardings=shardings)
+    return CompiledCall(call, mesh, run)
+
+
+def params_shardings(spec: ProgramSpec, call: Call, params: Params) -> Any:
+    """Returns the shardings of a call's params on its mesh: replicated where the role has no network."""
+    network, mesh = spec.networks[call.role], spec.places.mesh(call.name)
+    if network is None:
+        return jax.tree.map(lambda _: sharding.replicated(mesh), params)
+    return sharding.params_shardings(network, params, mesh)  # type: ignore[arg-type]
