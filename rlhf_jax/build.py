@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rlhf_jax import registry
+from rlhf_jax.algorithms.common.checked import checked as checked_losses
 from rlhf_jax.config import Count, Problems, Seed, fill, flat
 from rlhf_jax.devices import distributed, mesh
 from rlhf_jax.devices.placement import text_of
@@ -181,6 +183,9 @@ def check_task(task: Any, name: str) -> None:
         raise ComponentError(
             f"the task {name} is a {type(task).__name__} without {', '.join(missing)} (see tasks/api.py)"
         )
+    words = task.vocabulary
+    if words is not None and not (isinstance(words, tuple | list) and all(isinstance(word, str) for word in words)):
+        raise ComponentError(f"the task {name}: vocabulary is {words!r}; accepted: a tuple of texts, or None")
 
 
 def workspace(values: dict[str, Any]) -> Workspace:
@@ -211,7 +216,7 @@ def workspace(values: dict[str, Any]) -> Workspace:
         seed=values["seed"],
         task=task,
         tokenizer=tokenizer,
-        model=architecture.make(fill(architecture.config, family_values, "model")),
+        model=architecture.checked(fill(architecture.config, family_values, "model")),
         mesh=mesh.make_mesh(fill(mesh.Config, values["mesh"], "mesh")),
         lengths=lengths,
         pretrained=pretrained,
@@ -264,11 +269,21 @@ def check_values(values: dict[str, Any]) -> None:
         with problems.caught():
             named(folder, values[key], key)
     with problems.caught():
-        registry.entry("stages", values["job"])
+        check_stage(values["job"])
     with problems.caught():
         if not (values["pretrained"]["sft"] or values["pretrained"]["base"]):  # else the folder says what the keys are
             check_model(values["model"])
     problems.refuse()
+
+
+def check_stage(name: str) -> None:
+    """Raises as `registry.entry`, and Refusal for a stage that cannot be called with workspace, stages and algorithm."""
+    job = registry.entry("stages", name)
+    try:
+        inspect.signature(job).bind("workspace", "stages", "algorithm")
+    except TypeError:
+        taken = ", ".join(inspect.signature(job).parameters)
+        raise Refusal(f"the stage {name} takes ({taken}); accepted: (workspace, stages, algorithm)") from None
 
 
 def check_model(values: dict[str, Any]) -> None:
@@ -324,7 +339,7 @@ def algorithm(values: dict[str, Any]) -> Algorithm:
         raise Refusal(
             f"algorithm.name is {values['name']!r}, which makes a {type(made).__name__}; accepted: an Algorithm"
         )
-    return made
+    return made if registry.is_of_package("algorithms", values["name"]) else checked_losses(made)
 
 
 def stages(values: dict[str, Any]) -> pipeline.Stages:

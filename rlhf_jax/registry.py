@@ -73,7 +73,12 @@ def find(folder: str, name: str) -> Any:
     if not attribute:
         return module
     if not hasattr(module, attribute):
-        own = [key for key in vars(module) if not key.startswith("_")]
+        public = {
+            key: value
+            for key, value in vars(module).items()
+            if not key.startswith("_") and not isinstance(value, ModuleType)
+        }
+        own = [key for key, value in public.items() if getattr(value, "__module__", module.__name__) == module.__name__]
         raise Refusal(f"{name}: {module.__file__} has no {attribute!r}; it has {', '.join(own) or 'nothing'}")
     return getattr(module, attribute)
 
@@ -154,6 +159,11 @@ def make(folder: str, name: str, config: Any) -> Any:
     made_by = entry(folder, name)
     with at_fault(f"making {name} ({PACKAGE}/{folder})"):
         return made_by(config) if takes_settings(folder, made_by) else made_by()
+
+
+def is_of_package(folder: str, name: str) -> bool:
+    """True for a component of the package, False for a user's own. Raises as `find`."""
+    return located(folder, name)[0].__name__.startswith(f"{PACKAGE}.{folder}.")
 
 
 def canonical(folder: str, name: str) -> str:

@@ -109,3 +109,35 @@ def test_what_makes_no_algorithm_or_task_is_named(tmp_path):
         build.algorithm({"name": str(path)})
     with pytest.raises(ComponentError, match=r"is a int without .*num_prompts"):
         build.check_task(3, str(path))
+
+
+def test_a_stage_of_another_signature_is_refused(capsys, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def job(workspace):\n    pass\n")
+    with pytest.raises(SystemExit) as left:
+        run.main(["run", "--config=configs/quickstart.py", f"--config.job={path}"])
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert said == f"error: the stage {path} takes (workspace); accepted: (workspace, stages, algorithm)\n"
+
+
+def test_a_task_whose_vocabulary_is_no_list_of_texts_is_named():
+    class Numbers:
+        vocabulary = 3
+
+        def __getattr__(self, name):
+            return None
+
+    for wrong in (3, "abc", ("a", 1)):
+        Numbers.vocabulary = wrong
+        with pytest.raises(
+            ComponentError, match=r"the task mine: vocabulary is .*; accepted: a tuple of texts, or None"
+        ):
+            build.check_task(Numbers(), "mine")
+
+
+def test_what_a_module_has_is_what_it_defines(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("import json\nfrom dataclasses import dataclass\nfrom rlhf_jax import registry\ndef make(): pass\n")
+    with pytest.raises(Refusal, match=r"has no 'other'; it has make$"):
+        build.registry.entry("tasks", f"{path}:other")

@@ -1,5 +1,7 @@
 """Families of decoders found by name: of the package, of a user's own module or file; one line for what is none."""
 
+import dataclasses
+
 import pytest
 
 from rlhf_jax import build
@@ -35,6 +37,27 @@ def broken(config: Wide):
 
 def no_model(config: Wide):
     return 3
+
+class Short(gpt_neox.GPTNeoX):
+    def head(self, params, hidden):
+        return super().head(params, hidden)[..., 1:]
+
+class Wrong(gpt_neox.GPTNeoX):
+    def apply(self, params, tokens):
+        return tokens, None
+
+class NoCache(gpt_neox.GPTNeoX):
+    def init_cache(self, batch_size, max_columns):
+        raise RuntimeError("no cache")
+
+def short(config: Wide):
+    return Short(config)
+
+def wrong(config: Wide):
+    return Wrong(config)
+
+def no_cache(config: Wide):
+    return NoCache(config)
 """
 
 
@@ -98,3 +121,20 @@ def test_a_family_whose_code_breaks_is_named(own):
         family.find(f"{own}:broken").make(shape)
     with pytest.raises(ComponentError, match=r"mine\.py:no_model makes a int without family, vocab_size"):
         family.find(f"{own}:no_model").make(shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("short", r"head gave shape \(2, 3, 10\) for tokens \(2, 3\); accepted: \(2, 3, 11\)"),
+        ("wrong", r"raised in apply: TypeError: .*takes 3 positional arguments but 5 were given"),
+        ("no_cache", r"raised in apply with a cache: RuntimeError: no cache \(.*mine\.py, line \d+\)"),
+    ],
+)
+def test_functions_of_other_signatures_and_shapes_are_named(own, name, message):
+    found = family.find(f"{own}:{name}")
+    shape = dataclasses.replace(found.presets["wide"], vocab_size=11, rotary_fraction=1.0)
+    with pytest.raises(ComponentError, match=rf"^the model family .*mine\.py:{name}:? {message}"):
+        found.checked(shape)
+    right = family.find(f"{own}:make_wide")
+    assert right.checked(shape).vocab_size == 11

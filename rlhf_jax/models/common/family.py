@@ -9,7 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
-from rlhf_jax import registry
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax import randomness, registry
 from rlhf_jax.models.api import Model
 from rlhf_jax.refusal import ComponentError, Refusal, at_fault
 
@@ -52,6 +55,39 @@ class Family:
                 "(see models/api.py)"
             )
         return model
+
+    def checked(self, config: Any) -> Model:
+        """The model of a shape; of a family that is not of the package, its functions are traced once, without memory.
+
+        Raises as `make`; ComponentError, naming the family, for a function that raises, and for shapes other than those of
+        `models.api.Model`.
+        """
+        model = self.make(config)
+        if not registry.is_of_package(FOLDER, self.name):
+            _check_shapes(f"the model family {self.name}", model)
+        return model
+
+
+def _check_shapes(who: str, model: Model) -> None:
+    """Traces `init`, `apply` and `head` on two rows of three tokens, and compares shapes."""
+    tokens = jax.ShapeDtypeStruct((2, 3), jnp.int32)
+    mask = jax.ShapeDtypeStruct((2, 3), jnp.bool_)
+    with at_fault(who, when=" in init"):
+        params = jax.eval_shape(model.init, randomness.key(0))
+    with at_fault(who, when=" in logical_axes"):
+        model.logical_axes(params)
+    with at_fault(who, when=" in apply"):
+        hidden, _ = jax.eval_shape(model.apply, params, tokens, tokens, mask)
+    with at_fault(who, when=" in apply with a cache"):
+        cache = jax.eval_shape(lambda: model.init_cache(2, 5))
+        jax.eval_shape(model.apply, params, tokens, tokens, mask, cache)
+    with at_fault(who, when=" in head"):
+        logits = jax.eval_shape(model.head, params, hidden)
+    for function, array, wanted in (("apply", hidden, model.width), ("head", logits, model.vocab_size)):
+        if array.shape != (2, 3, wanted):
+            raise ComponentError(
+                f"{who}: {function} gave shape {array.shape} for tokens (2, 3); accepted: (2, 3, {wanted})"
+            )
 
 
 def find(name: str) -> Family:
