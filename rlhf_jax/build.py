@@ -35,6 +35,7 @@ from rlhf_jax.stages.common import (
     evaluator,
     planning,
     pretrained_models,
+    resuming,
     stored_config,
     task_checks,
     vocabularies,
@@ -129,6 +130,7 @@ def check_directory(shared: Workspace, values: dict[str, Any], settings: pipelin
     """
     snapshot = environment.snapshot()
     verdict = compared(shared, settings, chosen, snapshot)
+    resuming.check_growth(shared.directory, settings.rlhf)
     distributed.barrier()  # all have compared with what was there, before it is replaced
     for note in verdict.notes:
         notes.say(note)

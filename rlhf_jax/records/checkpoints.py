@@ -25,7 +25,11 @@ SMALL_BYTES = 1 << 20
 Read = TypeVar("Read")
 
 
-class Damaged(RuntimeError):
+class Unusable(RuntimeError):
+    """A checkpoint that a run cannot go on from, though it is as it was written. The message says why."""
+
+
+class Damaged(Unusable):
     """A checkpoint or a file that belongs to it is missing or cannot be read. The message names the file or what was raised."""
 
 
@@ -81,38 +85,41 @@ class Checkpoints:
         Says which steps are passed over. Raises Refusal where there are checkpoints and none can be used; nothing is touched.
         """
         passed: dict[int, str] = {}
+        damaged: set[int] = set()
         for step in reversed(self.steps()):
             problem = distributed.agree(self.problem(step)[:200])
-            if not problem:
+            if problem:
+                damaged.add(step)
+            else:
                 try:
                     found = read(step)
-                except Damaged as error:
+                except Unusable as error:
                     problem = str(error)
+                    damaged |= {step} if isinstance(error, Damaged) else set()
                 else:
-                    for later, why in passed.items():
-                        say(f"checkpoint {later} of {self.directory} cannot be used ({why}): going on from {step}")
+                    self._say_passed(passed, damaged, step)
                     return step, found
             passed[step] = problem
         if not passed:
             return None
         listed = "; ".join(f"{step}: {why}" for step, why in sorted(passed.items()))
         raise Refusal(
-            f"no checkpoint of {self.directory} can be gone on from ({listed}); nothing was changed: bring back what is "
+            f"no checkpoint of {self.directory} can be gone on from ({listed}), and none was touched: bring back what is "
             f"missing, or remove these checkpoints to begin the stage again{otherwise}"
         )
 
+    def _say_passed(self, passed: dict[int, str], damaged: set[int], step: int) -> None:
+        """Says of each damaged step that it is passed over, and once why others are made again, which is no fault."""
+        for later, why in passed.items():
+            if later in damaged:
+                say(f"checkpoint {later} of {self.directory} cannot be used ({why}): going on from {step}")
+        again = {later: why for later, why in passed.items() if later not in damaged}
+        for why in dict.fromkeys(again.values()):
+            say(f"{self.directory.name} goes on from version {step}, and makes those up to {max(again)} again: {why}")
+
     def problem(self, step: int) -> str:
         """What is wrong with the files of a step, or "": by the list of them, where there is one."""
-        listed = self._listed().get(str(step), {})
-        for name, (size, digest) in sorted(listed.items()):
-            path = self.directory / str(step) / name
-            if not path.is_file():
-                return f"{path} is missing"
-            if path.stat().st_size != size:
-                return f"{path} has {path.stat().st_size} bytes of {size}"
-            if digest and _digest(path) != digest:
-                return f"{path} was changed"
-        return ""
+        return problem_of(self.directory, step)
 
     def save(self, step: int, tree: Any) -> None:
         """Begins to save a pytree of arrays.
@@ -189,14 +196,36 @@ class Checkpoints:
         self._manager.close()
 
     def _listed(self) -> dict[str, Any]:
-        path = self.directory / FILES
-        try:
-            return json.loads(path.read_bytes())
-        except (FileNotFoundError, ValueError):  # without the list, what is damaged shows when it is read
-            return {}
+        return _listed(self.directory)
 
     def _write_list(self, listed: dict[str, Any]) -> None:
         replace(self.directory / FILES, json.dumps(listed, sort_keys=True).encode())
+
+
+def problem_of(directory: Path, step: int) -> str:
+    """Returns the first fault of a checkpoint's files, by the list of them where there is one, or "".
+
+    Args:
+      directory: `checkpoints/<stage>` of a run.
+      step: one of its steps.
+    """
+    for name, (size, digest) in sorted(_listed(directory).get(str(step), {}).items()):
+        path = directory / str(step) / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size != size:
+            return f"{path} has {path.stat().st_size} bytes of {size}"
+        if digest and _digest(path) != digest:
+            return f"{path} was changed"
+    return ""
+
+
+def _listed(directory: Path) -> dict[str, Any]:
+    """The files of a stage's checkpoints by their steps; without the list, damage shows when a checkpoint is read."""
+    try:
+        return json.loads((directory / FILES).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 def _files(checkpoint: Path) -> dict[str, tuple[int, str]]:
@@ -229,6 +258,18 @@ def complete_steps(directory: Path) -> list[int]:
     return steps
 
 
+def _instead(directory: Path, damaged: int) -> str:
+    """Ways on from a damaged checkpoint: the stage goes on from the one before, and other versions may be read."""
+    whole = [step for step in complete_steps(directory) if step != damaged and not problem_of(directory, step)]
+    stage = directory.name
+    if not whole:
+        return f"no other is whole: bring it back, or remove {directory} and run the stage again (--config.job={stage})"
+    listed = f"whole are: {', '.join(map(str, whole))}"
+    if max(whole) > damaged:
+        return listed
+    return f"{listed}; run the stage again (--config.job={stage}): it goes on from {max(whole)}"
+
+
 def restore_params(directory: Path, abstract: Any, role: str = "", step: int | None = None) -> tuple[Any, int]:
     """Params laid out as `abstract` says, and their step, of a stage's checkpoint: the newest, or that of `step`.
 
@@ -243,12 +284,12 @@ def restore_params(directory: Path, abstract: Any, role: str = "", step: int | N
         raise MissingInput(f"{directory} has no checkpoint {step}; there are: {', '.join(map(str, steps))}")
     checkpoints, wanted = Checkpoints(directory, only_read=True), {"params": abstract}
     try:
-        if problem := distributed.agree(checkpoints.problem(chosen)[:200]):
-            raise Damaged(problem)
+        if found := distributed.agree(problem_of(directory, chosen)[:200]):
+            raise Damaged(found)
         state = checkpoints.restore_part(chosen, {role: wanted} if role else wanted)
     except Damaged as error:
         raise Refusal(
-            f"checkpoint {chosen} of {directory} is damaged ({error}); there are: {', '.join(map(str, steps))}"
+            f"checkpoint {chosen} of {directory} is damaged ({error}); {_instead(directory, chosen)}"
         ) from error
     finally:
         checkpoints.close()

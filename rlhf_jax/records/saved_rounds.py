@@ -14,7 +14,14 @@ from rlhf_jax.devices import distributed
 from rlhf_jax.records.checkpoints import Damaged
 from rlhf_jax.types import Samples
 
+FOLDER = "rounds"
+"""Of a run directory."""
 ARRAYS = tuple(f.name for f in fields(Samples) if f.name != "samples_per_prompt")
+
+
+def path_of(directory: Path, round_index: int) -> Path:
+    """The file of a round."""
+    return directory / f"{round_index:08d}.npz"
 
 
 class Spool:
@@ -25,7 +32,7 @@ class Spool:
         directory.mkdir(parents=True, exist_ok=True)
 
     def path(self, round_index: int) -> Path:
-        return self.directory / f"{round_index:08d}.npz"
+        return path_of(self.directory, round_index)
 
     def write(self, round_index: int, samples: Samples) -> None:
         """Durable when this returns: a file is there whole or not at all. Collective; the first process writes."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from rlhf_jax.config import flat
 from rlhf_jax.refusal import MissingInput, Refusal
-from rlhf_jax.run_directory import component_names, environment, history, keys, made, run_config, starts
+from rlhf_jax.run_directory import component_names, environment, forks, history, keys, made, run_config, starts
 from rlhf_jax.run_directory.keys import Class
 from rlhf_jax.run_directory.made import CODE, MISSING, OWN_CODE, Change, Facts
 
@@ -61,7 +61,7 @@ def check(directory: Path, facts: Facts, snapshot: Mapping[str, Any], constant_s
     if past and at:
         differences = environment.differences(past[-1]["environment"], snapshot)
         notes += _told_of_code(past[-1]["digests"], facts, at)
-    notes += [f"{difference}: from version {_versions(at)} on, numbers may be others" for difference in differences]
+    notes += _told_of_environment(differences, changed, at)
     return Verdict(tuple(notes), at, changed, tuple(differences))
 
 
@@ -110,7 +110,7 @@ def _check_stage(
         elif kind is not Class.EXTENDING or not constant_schedules or not _grows(change):
             refused.append(change)
     if refused:
-        raise Refusal(_refusal(directory, stage, refused, at, facts, constant_schedules))
+        raise Refusal(_refusal(directory, stage, refused, at, constant_schedules))
     return notes
 
 
@@ -123,7 +123,6 @@ def _refusal(
     stage: str,
     refused: Sequence[Change],
     at: Mapping[str, int],
-    facts: Facts,
     constant_schedules: bool,
 ) -> str:
     listed = ", ".join(map(str, refused[:SHOWN])) + (
@@ -132,26 +131,19 @@ def _refusal(
     why = "enter the numbers" if len(refused) > 1 else "enters the numbers"
     if [change.key for change in refused] == ["rlhf.total_prompts"]:
         why = "a learning rate ends with it" if not constant_schedules else "a run may only grow"
-    instead = _elsewhere(directory, refused, at, facts)
+    instead = _elsewhere(directory, refused, at)
     return f"the stage {stage} of {directory} was made with another config: {listed}: {why}; {instead}"
 
 
-def _elsewhere(directory: Path, refused: Sequence[Change], at: Mapping[str, int], facts: Facts) -> str:
+def _elsewhere(directory: Path, refused: Sequence[Change], at: Mapping[str, int]) -> str:
     """How to go on with the changed keys."""
-    forks = all(change.key.partition(".")[0] in FORKED for change in refused)
-    if not forks or not _has_policy(directory, facts):
-        return "take another --config.directory"
-    version = f"@{at['rlhf']}" if "rlhf" in at else ""
-    run, new = shlex.quote(f"{directory}{version}"), shlex.quote(f"{directory}_fork")
-    from_here = f"add --config.begin={run} --config.directory={new} to go on from here elsewhere"
-    again = f" (--config.begin={shlex.quote(str(directory))}: from its SFT policy)" if version else ""
-    return from_here + again
-
-
-def _has_policy(directory: Path, facts: Facts) -> bool:
-    """Whether another run may begin from this one: its SFT policy is there."""
-    elsewhere = facts.values.get("begin") or facts.values.get("pretrained.sft")
-    return bool(elsewhere) or made.finished(directory, "sft", facts.values)
+    all_forks = all(change.key.partition(".")[0] in FORKED for change in refused)
+    version = at.get("rlhf")
+    run = forks.source(directory, version) if all_forks else None
+    if run is None:
+        return forks.ELSEWHERE
+    again = "" if version is None else f" (--config.begin={shlex.quote(str(run))}: from its SFT policy)"
+    return f"{forks.advice(directory, version)} to go on from here elsewhere{again}"
 
 
 def _changed(stored: Mapping[str, Any], facts: Facts) -> dict[str, list[Any]]:
@@ -171,7 +163,7 @@ def _told(changed: Mapping[str, list[Any]], at: Mapping[str, int]) -> list[str]:
         Class.FREE: "no number changes",
         Class.EVALUATION: f"figures of evaluations before and after are of different kinds ({_from_here(at, False)})",
         Class.ROUNDING: _from_here(at),
-        Class.EXTENDING: f"the run is longer ({_from_here(at, False)})",
+        Class.EXTENDING: f"the run is {_direction(changed)} ({_from_here(at, False)})",
     }
     notes = []
     for kind, consequence in said.items():
@@ -182,6 +174,12 @@ def _told(changed: Mapping[str, list[Any]], at: Mapping[str, int]) -> list[str]:
     return notes
 
 
+def _direction(changed: Mapping[str, list[Any]]) -> str:
+    """The comparison of an extending key with the start before, which may have been of a longer run that has not begun."""
+    pairs = [pair for key, pair in changed.items() if keys.class_of(key) is Class.EXTENDING]
+    return "longer" if all(before is None or now > before for before, now in pairs) else "shorter"
+
+
 def _told_of_code(before: Mapping[str, str], facts: Facts, at: Mapping[str, int]) -> list[str]:
     """One line for the package's code, and one for each component of a user's own, where it is another."""
     notes = []
@@ -189,6 +187,21 @@ def _told_of_code(before: Mapping[str, str], facts: Facts, at: Mapping[str, int]
         if (name == CODE or name.startswith(OWN_CODE)) and before.get(name, digest) != digest:
             what = "the code" if name == CODE else f"the code of {name.removeprefix(OWN_CODE)}"
             notes.append(f"{what} differs from that which made versions up to {_versions(at)}")
+    return notes
+
+
+def _told_of_environment(
+    differences: Sequence[str], changed: Mapping[str, list[Any]], at: Mapping[str, int]
+) -> list[str]:
+    """One line for each difference. The number of devices says nothing more where a change of the mesh is told."""
+    mesh_is_told = any(key.startswith("mesh.") for key in changed)
+    notes = []
+    for difference in differences:
+        only_rounding = difference.startswith(environment.COUNTS)
+        if only_rounding and mesh_is_told:
+            continue
+        consequence = _from_here(at) if only_rounding else f"{_from_here(at, False)}, numbers may be others"
+        notes.append(f"{difference}: {consequence}")
     return notes
 
 

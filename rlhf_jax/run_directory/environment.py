@@ -42,6 +42,8 @@ VARIABLES = (
     "CUBLAS_WORKSPACE_CONFIG",
     "TF_CUDNN_DETERMINISTIC",
 )
+COUNTS = ("the number of devices", "the number of processes")
+"""Beginnings of differences that change numbers by rounding only, as another mesh does."""
 HARMLESS_FLAGS = ("--xla_force_host_platform_device_count", "--xla_dump_")
 """The number of devices is recorded as such, and what is dumped changes nothing."""
 

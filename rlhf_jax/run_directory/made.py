@@ -13,8 +13,10 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from rlhf_jax.config import flat
+from rlhf_jax.devices import distributed
+from rlhf_jax.records import checkpoints
 from rlhf_jax.records.jsonl import replace
-from rlhf_jax.refusal import Refusal
+from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.run_directory import component_names, history, keys, run_config
 from rlhf_jax.run_directory.keys import Class
 
@@ -28,7 +30,9 @@ FINISHED_BY = {
     "reward_model": ("reward_model.json",),
     "comparisons": ("comparisons/train.jsonl", "comparisons/heldout.jsonl"),
 }
-"""The files that a finished stage has written; the others are finished with their last checkpoint."""
+"""The files that a stage writes when it ends."""
+NUM_UPDATES = {"sft": "sft.num_updates", "reward_model": "reward_model.num_updates"}
+"""Keys of the version that is a stage's last: it has ended only where that checkpoint is there and whole."""
 COMPARED = (Class.NUMBERS, Class.EXTENDING, Class.COMPUTED)
 NAMES = {"algorithm.name": "algorithm", "task.name": "task", "model.family": "model", "reward": "reward_settings"}
 """Where one of these keys is another, the other keys of the node are no news."""
@@ -97,9 +101,42 @@ def begun(directory: Path, stage: str) -> bool:
 
 def finished(directory: Path, stage: str, values: Mapping[str, Any]) -> bool:
     """Whether a stage has ended, so that what it made is taken as it is."""
-    if stage in FINISHED_BY:
-        return all((directory / name).exists() for name in FINISHED_BY[stage])
-    return stage == "sft" and max(steps(directory, stage), default=-1) >= values["sft.num_updates"]
+    return not unfinished(directory, stage, values)
+
+
+def unfinished(directory: Path, stage: str, values: Mapping[str, Any] | None = None) -> str:
+    """Returns what a stage lacks to have ended, or "".
+
+    Args:
+      directory: of the run.
+      stage: one of `keys.STAGES`. RLHF never ends: its run may grow.
+      values: the flattened config of the run; by default what the stage's record says.
+    """
+    missing = [name for name in FINISHED_BY.get(stage, ()) if not (directory / name).exists()]
+    if missing:
+        return f"{directory / missing[0]} is missing"
+    if stage not in NUM_UPDATES:
+        return "" if stage in FINISHED_BY else f"{stage} may grow"
+    if values is None:
+        record = read(directory, stage)
+        values = history.translated(record.config, str(record.where)) if record else {}
+    if stage == "reward_model" and values.get("pretrained.reward_model"):
+        return ""
+    if not (there := max(steps(directory, stage), default=0)):
+        return f"no complete checkpoint in {folder(directory, stage)}"
+    num_updates = values.get(NUM_UPDATES[stage])
+    if num_updates is not None and there != num_updates:
+        return f"{folder(directory, stage)} has {there} of {num_updates} updates"
+    damage = checkpoints.problem_of(folder(directory, stage), there)
+    return f"checkpoint {there} is damaged: {damage}" if damage else ""
+
+
+def check_finished(directory: Path, stage: str) -> None:
+    """Raises MissingInput, with the command that ends it, for a stage that has not ended. Several processes agree on it."""
+    if problem := distributed.agree(unfinished(directory, stage)[:300]):
+        raise MissingInput(
+            f"the stage {stage!r} of {directory} has not ended ({problem}): run it to its end first (--config.job={stage})"
+        )
 
 
 def at(directory: Path) -> dict[str, int]:
@@ -139,6 +176,15 @@ def read(directory: Path, stage: str) -> Record | None:
         values, digests = run_config.read(directory)
         return Record(directory / run_config.FILE, flat(values), digests)
     return None
+
+
+def origin(directory: Path, stage: str) -> Path | None:
+    """The directory that a stage was made in, by its record; None where nothing says so."""
+    try:
+        record = json.loads((folder(directory, stage) / FILE).read_bytes())
+        return Path(record["directory"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def changes(record: Record, facts: Facts, stage: str) -> list[Change]:

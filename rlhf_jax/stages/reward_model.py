@@ -16,13 +16,13 @@ from rlhf_jax import sampling
 from rlhf_jax.config import Count, Natural
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.ops.losses import pairwise_logistic
-from rlhf_jax.records.checkpoints import restore_params
+from rlhf_jax.records.checkpoints import Checkpoints, restore_params
 from rlhf_jax.records.jsonl import replace
 from rlhf_jax.records.progress import progress
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.rewards import learned
 from rlhf_jax.rewards.common import host_rewards
-from rlhf_jax.run_directory import lock
+from rlhf_jax.run_directory import lock, made
 from rlhf_jax.runtime.supervised import resumed, train
 from rlhf_jax.stages import comparisons as comparisons_stage
 from rlhf_jax.stages import sft
@@ -164,24 +164,54 @@ def needs_comparisons(workspace: Workspace) -> bool:
 
 def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Params, Standard]:
     """Trains, or reads what an earlier run trained. Returns the reward model's params and its unit."""
-    if distributed.agree(standard_path(owner(workspace)).exists()):
+    measured = distributed.agree(standard_path(owner(workspace)).exists())
+    if measured and (workspace.pretrained.reward_model or owner(workspace) is not workspace):
         return load(workspace)
-    with lock.hold(workspace.directory):
-        return _train(workspace, config, sft_params)
-
-
-def _train(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Params, Standard]:
-    """The stage's updates, unless a published model stands for them, and what it measures."""
-    began = time.perf_counter()
     if workspace.pretrained.reward_model:
-        params = pretrained_models.load_classifier(
-            workspace.pretrained.reward_model, workspace.reward_network, workspace.mesh
-        )
-        return params, finish(workspace, config, params, sft_params, {}, began)
+        with lock.hold(workspace.directory):
+            return _measure_published(workspace, config, sft_params)
     checkpoints = workspace.checkpoints(STAGE)
-    workspace.record(STAGE)
     optimizer, shapes, shardings = state_layout(workspace, config)
     begin = resumed(checkpoints, shapes, shardings, config.num_updates)
+    if measured and begin is not None and begin[0] == config.num_updates:
+        checkpoints.close()
+        return begin[1].params, read_standard(workspace)
+    with lock.hold(workspace.directory):
+        if measured:
+            _set_standard_aside(workspace, checkpoints, config.num_updates)
+        return _train(workspace, config, sft_params, checkpoints, begin, optimizer, shardings)
+
+
+def _measure_published(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Params, Standard]:
+    """The params of `pretrained.reward_model`, and their unit."""
+    began = time.perf_counter()
+    params = pretrained_models.load_classifier(
+        workspace.pretrained.reward_model, workspace.reward_network, workspace.mesh
+    )
+    return params, finish(workspace, config, params, sft_params, {}, began)
+
+
+def _set_standard_aside(workspace: Workspace, checkpoints: Checkpoints, version: int) -> None:
+    """Moves the unit of params that are lost to the checkpoints' `set_aside`, until their version is saved again."""
+    if distributed.is_first():
+        place = checkpoints.aside / f"{version}.unit"
+        place.mkdir(parents=True, exist_ok=True)
+        standard_path(workspace).replace(place / standard_path(workspace).name)
+    distributed.barrier()
+
+
+def _train(
+    workspace: Workspace,
+    config: Config,
+    sft_params: Params,
+    checkpoints: Checkpoints,
+    begin: tuple[int, TrainState] | None,
+    optimizer: Any,
+    shardings: TrainState,
+) -> tuple[Params, Standard]:
+    """The rest of the stage's updates, and what it measures."""
+    began = time.perf_counter()
+    workspace.record(STAGE)
     pairs = encode(workspace, comparisons_stage.read(workspace, "train"))
     num_pairs, batch = pairs.tokens_RL.shape[0] // 2, config.pairs_per_update
     if num_pairs < batch:
@@ -244,30 +274,39 @@ def finish(
     workspace.metrics.write("evaluate", config.num_updates, figures, time.perf_counter() - began, of=STAGE)
     workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began})
     standard = measured if config.standardize else Standard(0.0, 1.0)
-    # The last file of the stage: where it is there, the stage has ended.
+    # The last file of the stage: with it and the last checkpoint the stage has ended.
     replace(standard_path(workspace), json.dumps(asdict(standard)).encode())
     distributed.barrier()
     return standard
 
 
 def load(workspace: Workspace) -> tuple[Params, Standard]:
-    """What a finished stage made, here or in the run that this one begins from. Raises MissingInput when it has not run."""
+    """What a finished stage made, here or in the run that this one begins from.
+
+    Raises MissingInput when it has not run, or not to its end.
+    """
     workspace = owner(workspace)
-    path = standard_path(workspace)
-    if not path.exists():
-        raise MissingInput(f"{path} is missing: run the stage {STAGE!r} first (--config.job={STAGE})")
-    try:
-        standard = Standard(**json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise Refusal(
-            f"{path} is damaged ({error}); remove it to measure the reward model's unit again (--config.job={STAGE})"
-        ) from None
+    standard = read_standard(workspace)
     if workspace.pretrained.reward_model:
         return pretrained_models.load_classifier(
             workspace.pretrained.reward_model, workspace.reward_network, workspace.mesh
         ), standard
+    made.check_finished(workspace.directory, STAGE)
     abstract = sharding.abstract_params(workspace.value_model, workspace.mesh)  # type: ignore[arg-type]
     return restore_params(workspace.directory / "checkpoints" / STAGE, abstract)[0], standard
+
+
+def read_standard(workspace: Workspace) -> Standard:
+    """The unit that a workspace's own stage has measured. Raises MissingInput where there is none."""
+    path = standard_path(workspace)
+    if not path.exists():
+        raise MissingInput(f"{path} is missing: run the stage {STAGE!r} first (--config.job={STAGE})")
+    try:
+        return Standard(**json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise Refusal(
+            f"{path} is damaged ({error}); remove it to measure the reward model's unit again (--config.job={STAGE})"
+        ) from None
 
 
 def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:

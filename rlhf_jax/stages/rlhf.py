@@ -15,7 +15,7 @@ from rlhf_jax.records import ledger
 from rlhf_jax.records.checkpoints import abstract_like, complete_steps, restore_params
 from rlhf_jax.records.progress import progress
 from rlhf_jax.records.samples import SamplesWriter
-from rlhf_jax.records.saved_rounds import Spool
+from rlhf_jax.records.saved_rounds import FOLDER, Spool
 from rlhf_jax.rewards import learned
 from rlhf_jax.rewards.api import LEARNED
 from rlhf_jax.rewards.common import host_rewards
@@ -30,7 +30,7 @@ from rlhf_jax.stages.common import kept_answers
 from rlhf_jax.stages.common.evaluator import Evaluator, learned_scores
 from rlhf_jax.stages.common.kept_answers import KeptJudge
 from rlhf_jax.stages.common.recorder import Recorder
-from rlhf_jax.stages.common.resuming import choose, cut_back
+from rlhf_jax.stages.common.resuming import choose, cut_back, ended_rounds
 from rlhf_jax.stages.common.rlhf_config import Config, check, places, sampling
 from rlhf_jax.types import Algorithm, Params, Prompts, Samples, States
 from rlhf_jax.updating import make_optimizer
@@ -194,8 +194,9 @@ def run(
         program = make_program(workspace, config, algorithm, reward, reference_params, stages.plan)
         abstract = abstract_like(program.state_shapes, program.state_shardings)
         checkpoints = workspace.checkpoints(STAGE, config.keep_checkpoints)
-        spool = Spool(workspace.directory / "rounds")
-        resumed = choose(checkpoints, spool, clock, abstract, partial(sharding.row_shardings, mesh=program.home))
+        spool = Spool(workspace.directory / FOLDER)
+        layout, ended = partial(sharding.row_shardings, mesh=program.home), ended_rounds(workspace.directory, config)
+        resumed = choose(checkpoints, spool, clock, abstract, layout, ended)
         version = resumed.version
         if version == clock.num_updates:
             return workspace.on_mesh(resumed.policy)

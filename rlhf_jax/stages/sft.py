@@ -17,7 +17,7 @@ from rlhf_jax.ops.masked import masked_count, masked_sum
 from rlhf_jax.records.checkpoints import Checkpoints, restore_params
 from rlhf_jax.records.progress import progress
 from rlhf_jax.refusal import ComponentError
-from rlhf_jax.run_directory import lock
+from rlhf_jax.run_directory import lock, made
 from rlhf_jax.runtime.supervised import resumed, train
 from rlhf_jax.stages.api import PromptStream, Workspace
 from rlhf_jax.stages.common import pretrained_models
@@ -146,12 +146,13 @@ def _train(
 def load(workspace: Workspace) -> Params:
     """The params of a finished SFT stage, of `pretrained.sft`, or of the run that this one begins from.
 
-    Raises MissingInput when it has not run.
+    Raises MissingInput when it has not run, or not to its end.
     """
     if workspace.begin is not None:
         return load(workspace.source)
     if workspace.pretrained.sft:
         return pretrained_models.load_policy(workspace.pretrained.sft, workspace.model, workspace.mesh)
+    made.check_finished(workspace.directory, STAGE)
     abstract = sharding.abstract_params(workspace.model, workspace.mesh)
     return restore_params(workspace.directory / "checkpoints" / STAGE, abstract)[0]
 

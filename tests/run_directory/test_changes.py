@@ -201,6 +201,8 @@ def test_a_run_grows_where_no_learning_rate_ends(run, first, then, words):
     for stage, version in (("sft", 500), ("rlhf", 16)):
         (run / "checkpoints" / stage / str(version)).mkdir(parents=True)
         parts[0].record(stage)
+    (run / "rounds").mkdir()
+    (run / "rounds" / "00000016.npz").touch()  # sampled by version 15
     if not words:
         prepare(run, **then)
         assert stored(run)["rlhf"]["total_prompts"] == 8192 != values["rlhf"]["total_prompts"]
@@ -208,6 +210,51 @@ def test_a_run_grows_where_no_learning_rate_ends(run, first, then, words):
     with pytest.raises(Refusal, match=words) as refused:
         prepare(run, **then)
     assert f"--config.begin={run}@16" in str(refused.value)
+
+
+def test_a_longer_run_that_was_planned_and_not_begun_is_taken_back(run, capsys):
+    """The note says in which direction the run was changed."""
+    prepare(run, **CONSTANT)
+    has(run, sft=500)
+    prepare(run, **CONSTANT | {"rlhf.total_prompts": 8192})
+    assert "and is 8192: the run is longer (from" in capsys.readouterr().err
+    prepare(run, **CONSTANT)
+    err = capsys.readouterr().err
+    assert "rlhf.total_prompts was 8192 and is" in err
+    assert "the run is shorter (from" in err
+    assert "longer" not in err
+
+
+def without_config(run, place):
+    """A copy of what a run has trained."""
+    for name in ("checkpoints", "rounds"):
+        if (run / name).exists():
+            shutil.copytree(run / name, place / name)
+    return place
+
+
+def test_a_copy_without_a_config_names_the_run_that_it_is_of(begun, tmp_path):
+    copied = without_config(begun, tmp_path / "copy")
+    words = rf"rlhf\.lag .+add --config\.begin={begun}@16 --config\.directory={copied}_fork"
+    with pytest.raises(Refusal, match=words):
+        prepare(copied, **{"rlhf.lag": 2})
+
+
+@pytest.mark.parametrize("lost", ["", "config.json", "checkpoints/rlhf/16", "checkpoints/sft"])
+def test_a_copy_of_a_run_that_cannot_be_begun_from_takes_another_directory(begun, tmp_path, lost):
+    """Gone, or without what would be taken from it."""
+    copied = without_config(begun, tmp_path / "copy")
+    place = begun / lost
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    with pytest.raises(Refusal, match=r"rlhf\.lag .+take another --config\.directory") as refused:
+        prepare(copied, **{"rlhf.lag": 2})
+    assert "--config.begin" not in str(refused.value)
+
+
+def test_a_run_whose_config_is_damaged_is_not_named_to_begin_from(begun):
+    (begun / "config.json").write_text("{")
+    with pytest.raises(Refusal, match=r"rlhf\.lag .+take another --config\.directory"):
+        prepare(begun, **{"rlhf.lag": 2})
 
 
 def test_a_precision_may_change_between_stages_and_not_within_one(run, capsys):
@@ -354,6 +401,19 @@ def test_another_environment_is_told_once(begun, capsys, monkeypatch):
     assert starts.read(begun)[-1]["differences"] == [f"the number of cores was {there['cores']} and is 4711"]
     prepare(begun)
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("mesh", "told"), [({}, True), ({"mesh.data": 2}, False)], ids=["same mesh", "another mesh"])
+def test_another_number_of_devices_agrees_to_rounding(begun, capsys, monkeypatch, mesh, told):
+    """Told once: with the mesh where that is another. Both are written down."""
+    there = environment.snapshot()
+    monkeypatch.setattr(environment, "snapshot", lambda: there | {"num_devices": 4711})
+    prepare(begun, **mesh)
+    err = capsys.readouterr().err
+    assert err.count("to rounding only") == 1
+    assert "numbers may be others" not in err
+    assert ("the number of devices was" in err) == told
+    assert starts.read(begun)[-1]["differences"] == [f"the number of devices was {there['num_devices']} and is 4711"]
 
 
 def test_a_start_says_who_and_where(run):

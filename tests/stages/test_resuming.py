@@ -200,6 +200,63 @@ def test_a_longer_run_is_the_one_that_was_longer_from_the_start(tmp_path, capfd)
         runs.run(tmp_path / "grown", rlhf__total_prompts=32, **schedule)
 
 
+CONSTANT = {"rlhf__optimizer__schedule": "constant"}
+
+
+def test_a_longer_run_says_which_versions_it_makes_again(tmp_path, capfd):
+    """The last two at lag 2: rounds that follow the shorter run were never sampled, which is no damage."""
+    run = tmp_path / "run"
+    for prompts in (24, 32):
+        runs.run(run, rlhf__total_prompts=prompts, **CONSTANT)
+    err = capfd.readouterr().err
+    assert "cannot be used" not in err
+    assert ".npz" not in err
+    assert err.count("goes on from version") == 1
+    assert (
+        "rlhf goes on from version 4, and makes those up to 6 again: the run was to end at version 6, and its following"
+        in err
+    )
+
+
+def test_damage_before_the_end_of_a_longer_run_is_still_told(tmp_path, capfd):
+    run = tmp_path / "run"
+    runs.run(run, rlhf__total_prompts=24, **CONSTANT)
+    damage(run, 4)
+    runs.run(run, rlhf__total_prompts=32, **CONSTANT)
+    err = capfd.readouterr().err
+    assert "checkpoint 4 of" in err
+    assert "rlhf goes on from version 3, and makes those up to 6 again" in err
+
+
+@pytest.mark.parametrize("kept", [{"rlhf__checkpoint_every": 0}, {"rlhf__keep_checkpoints": 1}], ids=["every", "keep"])
+def test_a_run_that_cannot_grow_is_refused_with_the_fork(tmp_path, capfd, kept):
+    """Before anything is written, so that the run is as it was."""
+    run, settings = tmp_path / "run", CONSTANT | kept
+    runs.run(run, rlhf__total_prompts=16, **settings)
+    assert runs.steps(run) == [4]
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    with pytest.raises(
+        Refusal, match=r"4: the run was to end at version 4, .+keep rlhf\.total_prompts=16, or add "
+    ) as refused:
+        runs.run(run, rlhf__total_prompts=32, **settings)
+    assert {path: path.read_bytes() for path in files} == files
+    assert "\n" not in str(refused.value)
+    assert f"--config.begin={run}@4 --config.directory={run}_fork" in str(refused.value)
+    capfd.readouterr()
+    runs.run(run, rlhf__total_prompts=16, **settings)
+    assert "note:" not in capfd.readouterr().err
+    runs.run(tmp_path / "run_fork", begin=f"{run}@4", rlhf__total_prompts=8, **settings)
+    assert runs.steps(tmp_path / "run_fork") == [2]
+
+
+def test_without_a_lag_the_last_version_is_gone_on_from(tmp_path, capfd):
+    settings = CONSTANT | {"rlhf__lag": 0, "rlhf__checkpoint_every": 0}
+    for prompts in (16, 32):
+        runs.run(tmp_path / "run", rlhf__total_prompts=prompts, **settings)
+    assert "again" not in capfd.readouterr().err
+    assert runs.steps(tmp_path / "run")[-1] == 8
+
+
 def test_versions_past_the_end_are_refused(run):
     """Copied without what says that they are of a longer run."""
     for path in (run / "config.json", run / "checkpoints" / "rlhf" / ".made_with.json"):

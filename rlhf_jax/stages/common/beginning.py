@@ -13,6 +13,8 @@ from typing import Any
 
 from rlhf_jax.config import fill, flat
 from rlhf_jax.refusal import MissingInput, Refusal
+from rlhf_jax.rewards.api import LEARNED
+from rlhf_jax.rewards.common import terms
 from rlhf_jax.run_directory import digests, made
 from rlhf_jax.run_directory.made import DATA, Facts, Record
 from rlhf_jax.stages.common import pretrained_models
@@ -55,17 +57,26 @@ def check(begin: Begin, facts: Facts, own_directory: Path) -> None:
             f"begin is {begin.text!r}, a run of another kind: {', '.join(map(str, others[:6]))}; accepted: a run of the same "
             "model, tokenizer and task (experiments.export makes a folder of its policy, which pretrained.sft takes)"
         )
-    root = _root(begin)
-    if not root.pretrained.sft and not made.finished(root.directory, "sft", flat(root.values)):
-        raise MissingInput(
-            f"begin is {begin.text!r}, but the stage 'sft' of {root.directory} has not ended: run it to its end first"
-        )
+    root, judge = _root(begin), _judge(begin)
+    if not root.pretrained.sft:
+        _check_finished(begin, root, "sft")
+    if judge is not None and LEARNED in [term.name for term in terms.parse(facts.values["reward"])]:
+        _check_finished(begin, judge, "reward_model")
     versions = made.steps(begin.directory, "rlhf")
     goes_on = bool(made.steps(own_directory, "rlhf"))  # from its own checkpoints, which need no first policy
     if begin.version and begin.version not in versions and not goes_on:
         there = ", ".join(map(str, versions)) or "none"
         raise MissingInput(
             f"begin is {begin.text!r}, but {begin.directory} has no version {begin.version}; it has: {there}"
+        )
+
+
+def _check_finished(begin: Begin, owner: Begin, stage: str) -> None:
+    """Raises MissingInput where a stage of the run that has it, which may be further back, has not ended."""
+    if problem := made.unfinished(owner.directory, stage, flat(owner.values)):
+        raise MissingInput(
+            f"begin is {begin.text!r}, but the stage {stage!r} of {owner.directory} has not ended ({problem}): run it to its "
+            f"end first (--config.job={stage} --config.directory={owner.directory})"
         )
 
 

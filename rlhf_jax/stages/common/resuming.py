@@ -1,6 +1,5 @@
 """Where the RLHF stage goes on: the newest checkpoint that is whole and whose rounds are there; records are cut back to it."""
 
-import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,12 +8,13 @@ from typing import Any
 from rlhf_jax.clock import Clock
 from rlhf_jax.devices import distributed
 from rlhf_jax.records import metrics
-from rlhf_jax.records.checkpoints import Checkpoints, Damaged
+from rlhf_jax.records.checkpoints import Checkpoints, Damaged, Unusable, problem_of
 from rlhf_jax.records.ledger import Ledger
 from rlhf_jax.records.notes import say
 from rlhf_jax.records.samples import SamplesWriter
-from rlhf_jax.records.saved_rounds import Spool
+from rlhf_jax.records.saved_rounds import FOLDER, Spool, path_of
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.run_directory import forks, history, made
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.common.rlhf_config import Config
 from rlhf_jax.types import Params, Samples
@@ -36,10 +36,13 @@ class Resumed:
     policy: Params = None
 
 
-def choose(checkpoints: Checkpoints, spool: Spool, clock: Clock, abstract: Any, layout: Layout) -> Resumed:
+def choose(
+    checkpoints: Checkpoints, spool: Spool, clock: Clock, abstract: Any, layout: Layout, ended_rounds: int = 0
+) -> Resumed:
     """What there is to go on from; what is damaged or lacks its rounds is said and passed over; collective.
 
     Args:
+      ended_rounds: of a run that has grown, see `ended_rounds`.
       abstract: of the states, as `Checkpoints.restore` takes it.
       layout: of a round's samples, as `Spool.read` takes it.
 
@@ -56,6 +59,8 @@ def choose(checkpoints: Checkpoints, spool: Spool, clock: Clock, abstract: Any, 
         if step == clock.num_updates:
             params = checkpoints.restore_part(step, {"policy": {"params": abstract["policy"].params}})
             return Resumed(step, policy=params["policy"]["params"])
+        if why := never_sampled(clock, step, ended_rounds):
+            raise Unusable(why)
         first_round = step // clock.updates_per_round
         pending = read_pending(spool, clock, first_round, layout)
         return Resumed(step, checkpoints.restore(step, abstract), pending)
@@ -66,12 +71,70 @@ def choose(checkpoints: Checkpoints, spool: Spool, clock: Clock, abstract: Any, 
 
 def _fork(checkpoints: Checkpoints) -> str:
     """How to go on elsewhere with a policy that is whole, where what belongs to it is not."""
-    whole = [step for step in checkpoints.steps() if not checkpoints.problem(step)]
-    if not whole:
+    return _fork_of(
+        checkpoints.directory.parents[1], [step for step in checkpoints.steps() if not checkpoints.problem(step)]
+    )
+
+
+def _fork_of(run: Path, whole: list[int]) -> str:
+    """How to begin elsewhere from the newest of a run's whole versions, or ""."""
+    if not whole or forks.source(run, whole[-1]) is None:
         return ""
-    run = checkpoints.directory.parents[1]
-    begin, new = shlex.quote(f"{run}@{whole[-1]}"), shlex.quote(f"{run}_fork")
-    return f", or add --config.begin={begin} --config.directory={new} to begin another run from that policy"
+    return f", or {forks.advice(run, whole[-1])} to begin another run from that policy"
+
+
+def ended_rounds(directory: Path, config: Config) -> int:
+    """The rounds of the run that a directory's checkpoints are of, where the config makes it longer; else 0.
+
+    Args:
+      directory: of the run; the record of its stage is that of the shorter run until training goes on.
+      config: of the run now.
+    """
+    record = made.read(directory, STAGE)
+    if record is None:
+        return 0
+    total_prompts = history.translated(record.config, str(record.where)).get("rlhf.total_prompts", config.total_prompts)
+    if total_prompts >= config.total_prompts:
+        return 0
+    return total_prompts // (config.num_minibatches * config.prompts_per_update)
+
+
+def never_sampled(clock: Clock, step: int, ended: int) -> str:
+    """Returns why a version of a run that has grown lacks rounds that the longer run would have sampled by then, or "".
+
+    Args:
+      clock: of the longer run.
+      step: the version.
+      ended: rounds of the shorter run; 0 where the run has not grown.
+    """
+    if not ended or step > ended * clock.updates_per_round:
+        return ""
+    if max(clock.issued_before(step // clock.updates_per_round), default=-1) < ended:
+        return ""
+    end = ended * clock.updates_per_round
+    return f"the run was to end at version {end}, and its following rounds, from {ended} on, were never sampled"
+
+
+def check_growth(directory: Path, config: Config) -> None:
+    """Raises Refusal where a run is to grow and has no version to go on from, before anything is written."""
+    ended, steps = ended_rounds(directory, config), made.steps(directory, STAGE)
+    if not ended or not steps or config.clock == "bounded":
+        return
+    clock, place, passed = config.schedule(), made.folder(directory, STAGE), {}
+    for step in reversed(steps):
+        rounds = [path_of(directory / FOLDER, r) for r in clock.issued_before(step // clock.updates_per_round)]
+        missing = [f"{path} is missing" for path in rounds if not path.exists()]
+        why = problem_of(place, step) or never_sampled(clock, step, ended) or next(iter(missing), "")
+        if not why:
+            return
+        passed[step] = why
+    listed = "; ".join(f"{step}: {why}" for step, why in sorted(passed.items()))
+    short = ended * config.num_minibatches * config.prompts_per_update
+    raise Refusal(
+        f"rlhf.total_prompts is {config.total_prompts}, and {place} was made with {short}, but the run cannot grow from a "
+        f"checkpoint there ({listed}); nothing was changed: keep rlhf.total_prompts={short}"
+        f"{_fork_of(directory, [step for step in steps if not problem_of(place, step)])}"
+    )
 
 
 def read_pending(spool: Spool, clock: Clock, first_round: int, layout: Layout) -> dict[int, Samples]:

@@ -21,6 +21,7 @@ from rlhf_jax.devices.mesh import check_rows
 from rlhf_jax.records.checkpoints import complete_steps
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.rewards.common.terms import parse
+from rlhf_jax.run_directory import made
 from rlhf_jax.stages import reward_model, rlhf
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.common import evaluator
@@ -68,11 +69,16 @@ class Check:
         policy_elsewhere = self.workspace.pretrained.sft or self.workspace.begin is not None
         if self.job in ("comparisons", "reward_model", "rlhf", "evaluate") and not policy_elsewhere:
             complete_steps(directory / "sft")
+            made.check_finished(self.workspace.directory, "sft")
         if self.job in ("evaluate", "export"):
             complete_steps(directory / rlhf.STAGE)
-        path = reward_model.standard_path(reward_model.owner(self.workspace))
-        if self.job in ("rlhf", "evaluate") and self.stages.learned and not path.exists():
+        if self.job not in ("rlhf", "evaluate") or not self.stages.learned:
+            return
+        owner = reward_model.owner(self.workspace)
+        if not (path := reward_model.standard_path(owner)).exists():
             raise MissingInput(f"{path} is missing: run the stage 'reward_model' first (--config.job=reward_model)")
+        if not owner.pretrained.reward_model:
+            made.check_finished(owner.directory, "reward_model")
 
     def judges(self) -> None:
         """Raises Refusal where somebody has to judge and nobody can."""
