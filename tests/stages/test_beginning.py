@@ -213,6 +213,9 @@ def test_a_run_that_was_trained_anew_is_another(base, tmp_path):
     shutil.rmtree(run / "checkpoints" / "rlhf" / "2")
     shutil.rmtree(moved / "checkpoints" / "sft" / "4")
     shutil.copytree(moved / "checkpoints" / "sft" / "2", moved / "checkpoints" / "sft" / "4")
+    (
+        moved / "checkpoints" / "sft" / ".files.json"
+    ).unlink()  # which would tell that these are not the files of version 4
     with pytest.raises(Refusal, match=r"begin \(other content than there\)"):
         runs.run(run, **settings | {"begin": str(moved)})
 
