@@ -26,7 +26,7 @@ _HOMES = {
 """The module of `rlhf_jax/face/` that has each public function. No module of `rlhf_jax/` has the name of one: importing a
 module binds its name here, and the function would be replaced."""
 
-_ROOMS = ("algorithms", "models", "rewards", "tasks", "ops")
+_ROOMS = ("algorithms", "models", "ops", "rewards", "tasks")
 """Packages that are reached as attributes: `rl.algorithms`."""
 
 __all__ = [*_HOMES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]

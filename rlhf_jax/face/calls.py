@@ -138,7 +138,7 @@ def sample(
     Raises:
       Refusal: for a model of another vocabulary than the tokenizer's, and where nobody says how long a completion is.
     """
-    eos_ids = _within(tokenizer, model).eos_ids
+    eos_ids = within(tokenizer, model).eos_ids
     if max_tokens is None:
         if tokenizer.longest_completion is None:
             raise Refusal(
@@ -272,8 +272,16 @@ def _of_role(optimizer: Optimizers, role: str) -> Optimizer:
     return optimizer[role]
 
 
-def _within(tokenizer: Tokenizer, model: Model) -> Tokenizer:
-    """The tokenizer for the vocabulary of a model. Raises Refusal where a sampled token would have no text, or a text no token."""
+def within(tokenizer: Tokenizer, model: Model) -> Tokenizer:
+    """The tokenizer for the vocabulary of a model.
+
+    Args:
+      tokenizer: of texts.
+      model: whose tokens it reads.
+
+    Raises:
+      Refusal: where a token that the model samples would have no text, or a text needs a token that the model lacks.
+    """
     if not isinstance(tokenizer, FileTokenizer) and tokenizer.vocab_size != model.vocab_size:
         raise Refusal(
             f"the model's vocab_size is {model.vocab_size}, and the tokenizer has {tokenizer.vocab_size} tokens; accepted: "
@@ -293,7 +301,7 @@ def _by_call(
         return {}
     if model is None:
         raise Refusal(f"params of {', '.join(params)} were given without their model; accepted: model=...")
-    _within(tokenizer, model)
+    within(tokenizer, model)
     return {need: _inference(need, model)(of_need, samples) for need, of_need in params.items()}
 
 

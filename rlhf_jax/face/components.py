@@ -173,8 +173,9 @@ def made_of(path: str, config: Any) -> NamedAlgorithm:
     made = registry.make("algorithms", path, config)
     if not isinstance(made, Algorithm):
         raise ComponentError(f"the algorithm {path} is a {type(made).__name__}; accepted: an Algorithm")
-    fields = {f.name: getattr(made, f.name) for f in dataclasses.fields(Algorithm)}
-    return NamedAlgorithm(**fields | {"credit": _credit(made)}, component=path, config=config)
+    fields: dict[str, Any] = {f.name: getattr(made, f.name) for f in dataclasses.fields(Algorithm)}
+    fields["credit"] = _credit(made)
+    return NamedAlgorithm(**fields, component=path, config=config)
 
 
 def _credit(made: Algorithm) -> Callable[[Samples, Scores], Batch]:
@@ -198,20 +199,20 @@ def _credit(made: Algorithm) -> Callable[[Samples, Scores], Batch]:
     return credit
 
 
-def for_schedule(algorithm: Algorithm, *, lag: int, traced: bool, exact_sampler: bool) -> Algorithm:
+def for_schedule(algorithm: Algorithm, *, lag: int, scheduled: bool, exact_sampler: bool) -> Algorithm:
     """The algorithm with the "auto" of its correction resolved for a run; one that was not made by name is as it is.
 
     Args:
       algorithm: as `rl.algorithm` returns it.
       lag: rounds that the sampler is behind.
-      traced: True where a schedule of versions is given.
+      scheduled: True where a schedule of versions is given.
       exact_sampler: True where the sampler's log-probabilities are the trainer's up to float32 rounding.
     """
     if not isinstance(algorithm, NamedAlgorithm) or not isinstance(
         correction := getattr(algorithm.config, "correction", None), Correction
     ):
         return algorithm
-    resolved = resolve(correction, lag=lag, traced=traced, exact_sampler=exact_sampler)
+    resolved = resolve(correction, lag=lag, scheduled=scheduled, exact_sampler=exact_sampler)
     values = plain(algorithm.config) | {"correction": plain(resolved)}
     return made_of(
         algorithm.component, filled(type(algorithm.config), None, values, f"algorithm {algorithm.component}")

@@ -73,7 +73,7 @@ class SeekableTask:
         Example:
           >>> import rlhf_jax as rl
           >>> list(rl.task("addition", limit=10).prompts("train", 0, 2))
-          ['1+8=', '3+1=']
+          ['1+4=', '1+6=']
         """
         num_prompts = reading.num_prompts(self.task, split)
         indices = stream_indices(num_prompts, (seed << 32) + zlib.crc32(PURPOSE.encode()), start, count)
