@@ -22,9 +22,9 @@ from rlhf_jax.face.settings import filled
 from rlhf_jax.models.api import Model
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import asynchronous, synchronous
-from rlhf_jax.runtime.program import Program, Setup
+from rlhf_jax.runtime.program import Program, ProgramSpec
 from rlhf_jax.runtime.program import Reward as ProgramReward
-from rlhf_jax.runtime.synchronous import Event, Watch
+from rlhf_jax.runtime.synchronous import Event, LoopMonitor
 from rlhf_jax.stages import rlhf
 from rlhf_jax.stages.api import LONGEST, Lengths, Workspace
 from rlhf_jax.stages.common import rlhf_config
@@ -63,7 +63,7 @@ def run(
     max_prompt_tokens: int | None = None,
     max_tokens: int | None = None,
     mesh: Mesh | None = None,
-    watch: Watch | None = None,
+    monitor: LoopMonitor | None = None,
     **settings: Any,
 ) -> Generator[Event, None, None]:
     """Trains a policy, and yields what happens as it happens.
@@ -87,7 +87,7 @@ def run(
       max_prompt_tokens: positions of a prompt; None: those of the task's longest.
       max_tokens: positions of a completion; None: those of the task's longest reference.
       mesh: devices that the run uses; None: the first one.
-      watch: gets the timeline of the run, and can ask it to stop at the end of a round.
+      monitor: gets the timeline of the run, and can ask it to stop at the end of a round.
       **settings: keys of a config's `rlhf` node: prompts_per_update, num_minibatches, num_epochs, samples_per_prompt,
         temperature, loop ("synchronous" or "asynchronous"), clock ("exact" or "bounded"), version_schedule, scoring and
         others.
@@ -129,7 +129,7 @@ def run(
         exact_sampler=model.dtype == "float32" and config.publish_dtype == "float32",
     )
     rlhf_config.check(config, algorithm, devices)
-    return _events(workspace, config, algorithm, reward, params, (optimizer, critic_optimizer), watch)
+    return _events(workspace, config, algorithm, reward, params, (optimizer, critic_optimizer), monitor)
 
 
 def _config(settings: Any, num_rounds: int, lag: int, optimizer: Any, critic_optimizer: Any) -> rlhf_config.Config:
@@ -176,7 +176,7 @@ def _events(
     reward: Reward,
     params: Params,
     optimizers: tuple[Any, Any],
-    watch: Watch | None,
+    monitor: LoopMonitor | None,
 ) -> Generator[Event, None, None]:
     """The events of the loop that a config names."""
     fresh = jax.jit(workspace.model.init)(workspace.key("init")) if params is None else params
@@ -186,10 +186,10 @@ def _events(
     program.compile()
     states = program.init(reference)
     if config.loop == "synchronous":
-        yield from synchronous.run(program, states, 0, {}, watch)
+        yield from synchronous.run(program, states, 0, {}, monitor)
     else:
         limits = config.deadline_seconds, config.device_call_seconds
-        yield from asynchronous.run(program, states, 0, {}, watch, *limits)
+        yield from asynchronous.run(program, states, 0, {}, monitor, *limits)
 
 
 def _setup(
@@ -199,7 +199,7 @@ def _setup(
     reward: Reward,
     reference: Params,
     optimizers: tuple[Any, Any],
-) -> Setup:
+) -> ProgramSpec:
     """The setup of the RLHF stage, with the reward and the optimizers that a caller gave."""
     host = rlhf.host_scores(workspace, reward.judges, config) if reward.judges else None
     judged = ProgramReward(
@@ -213,7 +213,7 @@ def _setup(
         terms=() if reward.is_plain else reward.terms,
     )
     # A critic begins as the reward's network where there is one: an array program is none.
-    setup = rlhf.make_setup(
+    setup = rlhf.make_spec(
         workspace, config, algorithm, judged if reward.network else ProgramReward(), reference
     )  # fmt: skip
     critic = setup.critic
