@@ -44,29 +44,29 @@ def same(one, other) -> bool:
 @pytest.mark.parametrize("num_micro_batches", [1, 2])
 def test_a_round_is_that_of_the_compiled_program(name, settings, num_micro_batches):
     algorithm = rl.algorithm(name, **settings)
-    setup = dataclasses.replace(
-        rounds.make_setup(tiny.make_mesh((1, 1, 1))),
+    spec = dataclasses.replace(
+        rounds.make_spec(tiny.make_mesh((1, 1, 1))),
         sampling=tiny.law(GROUP),
         algorithm=algorithm,
         optimizer=OPTIMIZERS["policy"],
         num_micro_batches=num_micro_batches,
         clock=Clock(1),
     )
-    model, params = setup.model, tiny.make_params(setup.model)
-    reference = tiny.make_params(setup.model, 5)
+    model, params = spec.model, tiny.make_params(spec.model)
+    reference = tiny.make_params(spec.model, 5)
     states = rl.init(model, OPTIMIZERS, jax.random.key(2), algorithm, params=params)
     by_role = states if isinstance(states, dict) else {"policy": states}
     if "critic" in algorithm.losses:
         critic = Critic(value_head.make(model), by_role["critic"].params, OPTIMIZERS["critic"])
-        setup = dataclasses.replace(setup, critic=critic)
-    program = Program(setup, reference)
+        spec = dataclasses.replace(spec, critic=critic)
+    program = Program(spec, reference)
     theirs = program.init(params)
     assert same(theirs, by_role)
 
     their_samples = program.generate(program.publish(theirs), 0, 0)
-    prompts = jax.tree.map(jnp.asarray, setup.prompts(0))
-    law = {"samples_per_prompt": GROUP, "max_tokens": tiny.C, "temperature": setup.sampling.temperature}
-    samples = rl.sample(by_role["policy"], prompts, setup.key, model, WORDS, **law)
+    prompts = jax.tree.map(jnp.asarray, spec.prompts(0))
+    law = {"samples_per_prompt": GROUP, "max_tokens": tiny.C, "temperature": spec.sampling.temperature}
+    samples = rl.sample(by_role["policy"], prompts, spec.key, model, WORDS, **law)
     assert same(samples, their_samples)
 
     their_scores, their_batch = program.score(theirs, their_samples)
