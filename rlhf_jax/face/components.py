@@ -188,7 +188,7 @@ def _credit(made: Algorithm) -> Callable[[Samples, Scores], Batch]:
             "proximal": scores.proximal_logprob_BC,
             "value": scores.value_BC,
         }
-        if missing := sorted(need for need in made.needs if given[need] is None):
+        if missing := sorted(need for need in made.needs if need in given and given[need] is None):
             wanted = ", ".join(f"{need!r}: ..." for need in missing)
             raise Refusal(
                 f"{made.name} needs {', '.join(missing)} beside the score; accepted: the scores of rl.score(samples, reward, "

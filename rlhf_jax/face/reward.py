@@ -173,10 +173,12 @@ def _prompts(reward: Reward, samples: Samples, tokenizer: Tokenizer, prompts: Se
             found = _at(reward.task, split, ordinals)
             if found is not None and [encoding.prompt_ids(text, tokenizer) for text in found] == wanted:
                 return found
-    raise Refusal(
-        f"the reward {reward.name} asks for prompts, and those of the samples are not "
-        f"{'known' if reward.task is None else 'its task'}'s at their ordinals; accepted: prompts=texts, one for each group"
+    why = (
+        "its samples are of no task"
+        if reward.task is None
+        else "those of the samples are not its task's at their ordinals"
     )
+    raise Refusal(f"the reward {reward.name} asks for prompts, and {why}; accepted: prompts=texts, one for each group")
 
 
 def _at(task: api.Task, split: api.Split, ordinals: Sequence[int]) -> TaskPrompts | None:

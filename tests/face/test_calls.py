@@ -104,7 +104,7 @@ def test_a_batch_that_says_nothing_of_its_prompts_keeps_its_units():
 
 
 def test_donation_leaves_the_state_without_arrays():
-    algorithm = rl.algorithm("rloo", kl_weight=0.0)
+    algorithm = rl.algorithm("grpo", kl_weight=0.0)
     model, optimizer = tiny.make_model(num_layers=1), optax.sgd(0.1)
     params = jax.tree.map(jnp.copy, tiny.make_params(model))
     prompts = jax.tree.map(jnp.asarray, tiny.make_prompts(2))
@@ -162,7 +162,7 @@ def test_a_function_is_a_reward_and_gets_what_it_asks_for(addition):
         rl.score(samples, rl.reward(right, task), tokenizer, prompts=list(stream))
     with pytest.raises(Refusal, match="3 prompts were given for 4 groups"):
         rl.score(samples, rl.reward(right, task), tokenizer, prompts=list(stream)[:3])
-    with pytest.raises(Refusal, match="not known at their ordinals"):
+    with pytest.raises(Refusal, match="asks for prompts, and its samples are of no task"):
         rl.score(samples, rl.reward(lambda prompts, completions: [0.0] * len(prompts)), tokenizer)
 
 
