@@ -99,6 +99,8 @@ class Batch:
     sample_R: Array | None = None  # int32, the row of Samples that a row is made of
     figures: Mapping[str, Array] = struct.field(default_factory=dict)  # [R] each; their means are reported
     group_rows: int = struct.field(pytree_node=False, default=1)  # rows of a prompt, where a loss contrasts them
+    # Rows of a prompt, contiguous: an update may run their prompt once. 1: nothing is known of them.
+    rows_per_prompt: int = struct.field(pytree_node=False, default=1)
 
 
 @struct.dataclass

@@ -37,6 +37,7 @@ LAYERS = {
     "rlhf_jax.rewards.common.nodes": 8,
     "rlhf_jax.build": 9,
     "rlhf_jax.config_modules": 9,
+    "rlhf_jax.face": 9,
     "rlhf_jax.sweeps": 10,
     "rlhf_jax.cli": 11,
     "experiments": 12,

@@ -130,3 +130,12 @@ def test_the_battery_of_notebook_02_needs_a_git_address(outside: list[str], caps
         ["-q", "--depth", "1", "--branch", "v1", address],
         ["-q", "--depth", "1", address],
     ]
+
+
+@pytest.mark.parametrize(("name", "most"), [("01_one_round", 45), ("04_asynchrony", 80)])
+def test_a_notebook_of_the_library_is_short(name: str, most: int):
+    """Lines of code but for the install cell, which all notebooks share; blank lines and comments do not count."""
+    (path,) = [path for path in NOTEBOOKS if path.stem == name]
+    _, *cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    lines = [line.strip() for source in cells for line in source.splitlines()]
+    assert len([line for line in lines if line and not line.startswith("#")]) <= most

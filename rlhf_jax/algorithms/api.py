@@ -15,7 +15,7 @@ def make_batch(samples: Samples, scores: Scores, rows_R: Array | None = None, **
     """A batch of the samples in rows `rows_R` (int32; all of them by default), without gradient.
 
     The log-probabilities and values that `scores` has travel along; `fields` are further fields of `Batch`, already
-    `[R, ...]`.
+    `[R, ...]`. Rows are in the order of their prompts, as many of each.
     """
     carried = {
         "prompt_tokens_RQ": samples.prompt_tokens_BQ,
@@ -30,7 +30,10 @@ def make_batch(samples: Samples, scores: Scores, rows_R: Array | None = None, **
     }
     if rows_R is not None:
         carried = {name: None if array is None else array[rows_R] for name, array in carried.items()}
-    return jax.lax.stop_gradient(Batch(temperature=samples.temperature, **{**carried, **fields}))
+    num_rows, num_prompts = carried["tokens_RC"].shape[0], samples.tokens_BC.shape[0] // samples.samples_per_prompt
+    rows_per_prompt = num_rows // num_prompts if num_prompts and num_rows % num_prompts == 0 else 1
+    made = {"temperature": samples.temperature, "rows_per_prompt": rows_per_prompt, **carried, **fields}
+    return jax.lax.stop_gradient(Batch(**made))
 
 
 def grouped_scores(samples: Samples, scores: Scores, min_samples_per_prompt: int, algorithm: str) -> Array:

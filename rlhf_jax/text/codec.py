@@ -70,6 +70,8 @@ class Codec:
 class FileTokenizer:
     """A tokenizer of a file, with its own ids."""
 
+    longest_completion: Callable[[], int] | None = None
+
     def __init__(self, codec: Codec, eos_ids: tuple[int, ...], pad_id: int):
         self.vocab_size = codec.size
         self.eos_ids = eos_ids

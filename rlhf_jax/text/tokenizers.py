@@ -27,6 +27,7 @@ class Tokenizer(Protocol):
     pad_id: int
     looks_back: bool  # whether a completion's ids depend on the last token of its prompt
     prefix_ids: tuple[int, ...]  # put before every prompt: a BOS, or nothing
+    longest_completion: Callable[[], int] | None  # tokens of its task's longest reference; None: of no task
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without BOS or EOS."""
@@ -69,6 +70,7 @@ class _Apart:
     pad_id = PAD_ID
     looks_back = False
     prefix_ids = ()
+    longest_completion: Callable[[], int] | None = None
 
     def encode(self, text: str) -> list[int]:
         raise NotImplementedError
