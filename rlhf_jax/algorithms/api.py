@@ -17,7 +17,7 @@ def make_batch(samples: Samples, scores: Scores, rows_R: Array | None = None, **
     The log-probabilities and values that `scores` has travel along; `fields` are further fields of `Batch`, already
     `[R, ...]`. Rows are in the order of their prompts, as many of each.
     """
-    carried = {
+    carried: dict[str, Any] = {
         "prompt_tokens_RQ": samples.prompt_tokens_BQ,
         "prompt_mask_RQ": samples.prompt_mask_BQ,
         "tokens_RC": samples.tokens_BC,
