@@ -143,13 +143,13 @@ def check_directory(shared: Workspace, values: dict[str, Any], settings: pipelin
 def compared(
     shared: Workspace, settings: pipeline.Stages, chosen: Algorithm, snapshot: dict[str, Any]
 ) -> changes.Verdict:
-    """What is changed since the last start in the directory. Raises Refusal naming what may not change."""
+    """Compares a start with the last one in the directory. Raises Refusal that names the keys that may not change."""
     assert shared.facts is not None
     return changes.check(shared.directory, shared.facts, snapshot, _constant_schedules(settings, chosen))
 
 
 def _constant_schedules(settings: pipeline.Stages, chosen: Algorithm) -> bool:
-    """Whether no learning rate of the RLHF stage depends on how many updates there are."""
+    """True where no learning rate of the RLHF stage depends on the number of updates."""
     used = [settings.rlhf.optimizer] + [settings.rlhf.critic_optimizer] * ("critic" in chosen.losses)
     return all(optimizer.schedule == "constant" for optimizer in used)
 
@@ -227,7 +227,7 @@ def workspace(values: dict[str, Any]) -> Workspace:
 
 
 def choices(argument: str, **defaults: str) -> dict[str, str]:
-    """What `--config=file.py:name=value,name=value` chooses, over the defaults. Raises Refusal for another name."""
+    """The choices of `--config=file.py:name=value,name=value` over the defaults. Raises Refusal for another name."""
     chosen = dict(defaults)
     for part in filter(None, argument.split(",")):
         name, equals, value = part.partition("=")
@@ -319,7 +319,7 @@ def resolve_auto(values: dict[str, Any]) -> None:
 
 
 def exact_sampler(values: dict[str, Any]) -> bool:
-    """Whether sampler and trainer compute a token's log-probability from the same float32 numbers."""
+    """True where sampler and trainer compute a token's log-probability from the same float32 numbers."""
     return values["model"]["dtype"] == "float32" and values["rlhf"]["publish_dtype"] == "float32"
 
 
@@ -466,7 +466,7 @@ def _earlier_plan(where: Path) -> str:
 def problem(
     config: ConfigDict, device: Hardware, num_devices: int, completion_lengths: Sequence[int] = ()
 ) -> planning.Problem:
-    """What a plan for a config's RLHF stage is made for, on devices that need not be here, of models that need not be.
+    """The planning problem of a config's RLHF stage; its devices and its models' folders need not exist here.
 
     A reward model whose folder is not there is taken to be as large as the policy. Raises Refusal for a config that
     cannot run, or FileNotFoundError for a model that only a folder tells.

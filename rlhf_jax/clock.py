@@ -1,4 +1,4 @@
-"""When is a round sampled, and with which version: lag, bound and traces as pure functions of round numbers.
+"""The clock: versions, lag and ages as pure functions of round numbers.
 
 With u = num_minibatches * num_epochs updates a round, before round r is trained the trainer's params have version r*u, and
 
@@ -48,7 +48,7 @@ class Clock:
 
     @property
     def num_updates(self) -> int:
-        """Of the whole run."""
+        """Updates of the whole run."""
         return self.num_rounds * self.updates_per_round
 
     @property
@@ -65,7 +65,7 @@ class Clock:
         return self.updates_per_round * max(0, round_index - self.lag)
 
     def age(self, round_index: int, update_in_round: int, version: int | None = None) -> int:
-        """How many updates old a round's samples are in one of its updates; 0 is on-policy. `version` is what sampled the
+        """Age in updates of a round's samples in one of its updates; 0 is on-policy. `version` sampled the
         round, which only bounded mode must be told."""
         sampled_with = self.version(round_index) if version is None else version
         return round_index * self.updates_per_round + update_in_round - sampled_with

@@ -64,7 +64,7 @@ class Samples:
 
 @struct.dataclass
 class Scores:
-    """What judges said of samples; the reward model's score stands apart from every other term."""
+    """Scores of samples; the reward model's score is kept apart from every other term."""
 
     raw_B: Array  # float32, in the judge's own unit
     standardized_B: Array  # float32, (raw - mean) / std over samples of the SFT policy; raw for a verifiable reward
@@ -105,7 +105,7 @@ class Batch:
 
 @struct.dataclass
 class Outputs:
-    """What a role's forward pass gives a loss: a policy's log-probabilities and entropies, or a critic's values."""
+    """Outputs of a role's forward pass for a loss: a policy's log-probabilities and entropies, or a critic's values."""
 
     logprob_RC: Array = None  # type: ignore[assignment]  # float32, of the batch's tokens under the params being trained
     entropy_RC: Array = None  # type: ignore[assignment]  # float32, nats, of the whole vocabulary at each position
@@ -227,7 +227,7 @@ class Algorithm:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how a call runs: places in the list of devices, mesh shape over (data, fsdp, tensor), and the parts into which
+    """Placement of a call: indices in the list of devices, mesh shape over (data, fsdp, tensor), and the parts into which
     its rows are cut, which run one after the other. `remat` None is what the model's own config says."""
 
     devices: tuple[int, ...]

@@ -111,7 +111,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
 
 
 def denominator(mask_RC: Array, aggregation: Aggregation) -> Array:
-    """What the summed loss of a whole minibatch is divided by, float32: see `types.Algorithm`."""
+    """Divisor of the summed loss of a whole minibatch, float32: see `types.Algorithm`."""
     num_rows, length = mask_RC.shape
     counts = {
         "token": jnp.maximum(mask_RC.sum(dtype=jnp.float32), 1.0),

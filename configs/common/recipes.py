@@ -1,4 +1,4 @@
-"""What the papers' recipes share: their arguments, accelerators' settings, and the sizes of `:debug`."""
+"""Shared parts of the papers' recipes: their arguments, accelerators' settings, and the sizes of `:debug`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,9 @@ from rlhf_jax.refusal import Refusal
 
 
 def chosen(argument: str, **defaults: str) -> tuple[dict[str, str], bool]:
-    """What `:size=1b,debug` chooses over the defaults, and whether `debug` is among it. Raises Refusal for other names."""
+    """The choices of `:size=1b,debug` over the defaults, and True where `debug` is among them. Raises Refusal for other
+    names.
+    """
     parts = [part for part in argument.split(",") if part]
     return build.choices(",".join(part for part in parts if part != "debug"), **defaults), "debug" in parts
 

@@ -1,4 +1,4 @@
-"""How much does learning lose when samples are old? Online DPO, RLOO, PPO and best-of-2 by minibatches a round and by lag.
+"""The loss of learning from old samples: Online DPO, RLOO, PPO and best-of-2 by minibatches a round and by lag.
 
 Command:   python -m experiments.sweep --config=configs/studies/offpolicyness.py --workers=2
 Hardware:  two CPU cores

@@ -37,7 +37,7 @@ IMPOSSIBLE = -1  # a token that is never drawn: every row has all its tokens
 
 @dataclass(frozen=True)
 class Shape:
-    """What is run. `batches` are rows decoded together; an update and a round have `rows` of them, two a prompt."""
+    """Sizes of a benchmark. `batches` are rows decoded together; an update and a round have `rows` of them, two a prompt."""
 
     preset: str = "pythia-1b"
     prompt: int = 512

@@ -137,7 +137,7 @@ def state(directory: Path, stage: str) -> tuple[int, list[np.ndarray]]:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What is not bitwise equal in two finished directories; times aside."""
+    """Differences between two finished directories, to the bit; times are left out."""
     found = []
     for stage in STAGES:
         (step, arrays), (other_step, other_arrays) = state(one, stage), state(other, stage)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: sides run in turn in one process, the shapes they are run at, and the one JSON line."""
+"""Shared parts of the benchmarks: sides run in turn in one process, the shapes they are run at, and the one JSON line."""
 
 import argparse
 import importlib.metadata

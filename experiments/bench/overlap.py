@@ -1,4 +1,4 @@
-"""What the asynchronous loop adds to its stages, and how much of them overlaps.
+"""Overhead of the asynchronous loop, and the overlap of its calls.
 
 Simulated: stages that wait without using the host, so that only the loop is measured; seconds of a round beside
 max(generate, train), for every lag, balanced and unbalanced, each stage jittered uniformly by ± 20 %; beside them the same

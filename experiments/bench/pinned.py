@@ -1,4 +1,4 @@
-"""Whether calls on devices of their own overlap: generating and training, each in a process pinned to a core of its own.
+"""Overlap of calls on devices of their own: generating and training, each in a process pinned to a core of its own.
 
 Virtual devices of one process share its threads, so that overlap there says nothing. Here each side has a core, as it would
 have an accelerator: seconds of each alone, and of both at once, over the longer of the two alone (1: all of it overlaps).

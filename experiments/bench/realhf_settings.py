@@ -128,7 +128,7 @@ def machine(**calibrated: float) -> Hardware:
 
 
 def costs(setting: Setting, hardware: Hardware) -> AnalyticCostModel:
-    """What the calls of a setting cost on any mesh of data, fsdp and tensor."""
+    """Costs of the calls of a setting on any mesh of data, fsdp and tensor."""
     policy, judge = shape(setting.actor, False), shape(setting.critic, True)
     roles = {"policy": policy, "reference": policy, "critic": judge, "reward": judge}
     options: dict[str, Any] = {"optimizer_bytes": 20.0, "cache_grows": True, "rows_stay": True}
@@ -170,7 +170,7 @@ def pipeline_seconds(costs: AnalyticCostModel, call: Call, num_stages: int) -> f
 
 
 def _decode_seconds(work: Workload, rows: float, stage: Any) -> float:
-    """Of one micro-batch in one stage, over all steps."""
+    """Decoding seconds of one micro-batch in one stage, over all steps."""
     seen = work.prompt_tokens + work.completion_tokens / 2
     return (work.completion_tokens - 1) * stage(Positions(rows, rows * seen, rows, rows * seen))
 
@@ -199,7 +199,7 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def check(simulated: Sequence[float], measured: Sequence[float]) -> dict[str, float]:
-    """How far simulated seconds are from measured ones: mean and spread of their ratios, and whether they order alike."""
+    """Compares simulated with measured seconds: mean and spread of their ratios, and rank correlation."""
     logs = np.log(np.asarray(simulated) / np.asarray(measured))
     return {
         "geometric_mean_ratio": round(float(np.exp(logs.mean())), 3),

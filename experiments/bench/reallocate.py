@@ -141,7 +141,7 @@ def check_equal(params: Any, moved: Any) -> None:
 
 
 def least_bytes(shape: tuple[int, ...], itemsize: int, source: Any, target: Any) -> int:
-    """By marking every element that a target device lacks."""
+    """The least bytes that must move, by marking every element that a target device lacks."""
     import numpy as np
 
     held, total = source.devices_indices_map(shape), 0

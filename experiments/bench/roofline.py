@@ -1,4 +1,4 @@
-"""What a device can do, and the bytes and FLOPs that a decoding step and an update of a GPT-NeoX need at least."""
+"""Limits of a device, and the bytes and FLOPs that a decoding step and an update of a GPT-NeoX need at least."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What both sides of the round benchmark share: shapes, prompts, the reward, and the talk with the benchmark.
+"""Shared parts of both sides of the round benchmark: shapes, prompts, the reward, and its protocol.
 
 A side runs in its own process and does one whole round for each line that it is sent; it answers with the seconds it took,
 and at the end with its peak resident memory.
@@ -50,7 +50,7 @@ def prompt_tokens(shape: Shape, vocab_size: int, round_index: int) -> np.ndarray
 
 
 def reward(completions: Sequence[str]) -> list[float]:
-    """How many different words a completion has: cheap, and rarely the same for both samples of a prompt."""
+    """Number of different words in a completion: cheap, and rarely the same for both samples of a prompt."""
     return [float(len(set(completion.split()))) for completion in completions]
 
 

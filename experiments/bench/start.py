@@ -59,7 +59,7 @@ def forget_rlhf(directory: Path) -> None:
 
 
 def reached(directory: Path, stage: str) -> bool:
-    """Whether a first whole line of a stage ("evaluate": of the RLHF stage) stands in the metrics."""
+    """True where the metrics have a first whole line of a stage ("evaluate": of the RLHF stage)."""
     whole = (directory / "metrics.jsonl").read_text().rpartition("\n")[0]
     lines = [json.loads(line) for line in whole.splitlines() if line]
     return any(line["stage"] == stage and line.get("of") in (None, "rlhf") for line in lines)

@@ -1,4 +1,4 @@
-"""What algorithms share: making rows to train on out of samples, and metrics of how far the policy has moved."""
+"""Shared parts of algorithms: rows to train on from samples, and metrics of the policy's change."""
 
 from typing import Any
 

@@ -80,7 +80,7 @@ def reference_weights(samples: Samples, scores: Scores) -> Array:
 
 
 def increase_figures(increase: VarianceIncrease) -> grpo.Figures:
-    """What is logged of an adjustment, `[P*G]` each."""
+    """Metrics of an adjustment, `[P*G]` each."""
     per_prompt = increase.fraction_PG.shape[1]
     of_groups = {
         "variance_budget": increase.budget_P,

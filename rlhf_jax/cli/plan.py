@@ -97,7 +97,9 @@ def heading(problem: Any) -> str:
 
 
 def show_written(problem: Any, text: str, output: Path) -> None:
-    """What is expected of a plan that somebody wrote. Calls that it does not name lie along `data` on all devices."""
+    """Prints the simulation of a plan that was written by hand. Calls that it does not name are sharded along `data` on
+    all devices.
+    """
     from rlhf_jax.devices.placement import parse
     from rlhf_jax.report.plots import gantt
     from rlhf_jax.types import Placement
@@ -141,7 +143,7 @@ def show(problem: Any, found: Any, profile: Any, output: Path) -> None:
 
 
 def verdict(found: Any) -> str:
-    """How the plan that is shown compares with one mesh for every call."""
+    """A sentence that compares the plan with one mesh for every call."""
     proof = "proven best" if found.proven else "the best one found"
     least = found.best.simulation.seconds_per_round
     if found.default is None:
@@ -154,7 +156,7 @@ def verdict(found: Any) -> str:
 
 
 def _both_loops(problem: Any, found: Any, profile: Any) -> tuple[Any, Any]:
-    """What was found for the synchronous loop at lag 0 and the asynchronous one; the one at hand is not searched again."""
+    """Results for the synchronous loop at lag 0 and the asynchronous one; the one at hand is not searched again."""
     settings = (("synchronous", 0), ("asynchronous", max(1, problem.work.lag)))
     return tuple(
         found

@@ -59,7 +59,7 @@ def parse(argv: Sequence[str]) -> ConfigDict:
 
 
 def usage() -> str:
-    """How the command is called, and the configs that come with the code."""
+    """The usage of the command, and the configs that come with the code."""
     names = textwrap.fill(", ".join(config_modules.shipped()), initial_indent="  ", subsequent_indent="  ")
     return USAGE.format(program=command.program("run"), folder=config_modules.folder(), names=names)
 

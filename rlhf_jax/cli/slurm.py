@@ -13,7 +13,7 @@ MINUTES = 120  # of a job, where the options do not say
 
 
 def executor(study: Study, options: str) -> Any:
-    """What submits jobs: `options` are submitit's, "timeout_min=60,slurm_partition=gpu,gpus_per_node=1".
+    """An executor that submits jobs: `options` are submitit's, "timeout_min=60,slurm_partition=gpu,gpus_per_node=1".
 
     Raises Refusal that says what to install, or for an option that is none.
     """
@@ -54,6 +54,6 @@ def launch(submitter: Any, study: Study, argument: str, wanted: Sequence[Cell], 
 
 
 def work(argument: str, part: Sequence[Cell]) -> None:
-    """What a job does: it reads the study again, from the directory where the command was given."""
+    """The body of a job: reads the study again, from the directory where the command was given."""
     keep_freed_memory()
     cells.work(cells.load(argument), part)

@@ -55,7 +55,7 @@ def _only_read() -> None:
 
 
 def arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """What `jax.distributed.initialize` is told in this environment; {}: it finds out itself; None: one process.
+    """Arguments of `jax.distributed.initialize` in this environment; {}: it finds them itself; None: one process.
 
     Raises Refusal naming the variable that is missing or is no number.
     """
@@ -134,7 +134,7 @@ def initialize(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def _did_not_meet(told: Mapping[str, Any], seconds: int) -> None:
-    """What is said where not all came; the call that waits for them cannot be interrupted."""
+    """Ends the process with a message where not all processes came; the call that waits for them cannot be interrupted."""
     who = f"process {told['process_id']} of {told['num_processes']}" if told else "a process"
     where = f" at {told['coordinator_address']}" if told else ""
     print(
@@ -164,17 +164,17 @@ def leave(error: BaseException, status: int) -> NoReturn:
 
 
 def is_from_a_call(error: BaseException) -> bool:
-    """Whether XLA raised it: what jax makes of a failed collective is now one of its own errors, now a plain ValueError."""
+    """True where XLA raised the error: jax makes of a failed collective one of its own errors or a plain ValueError."""
     return isinstance(error, jax.errors.JaxRuntimeError) or re.match(XLA_STATUS, str(error)) is not None
 
 
 def several() -> bool:
-    """Whether the run has more than one process."""
+    """True where the run has more than one process."""
     return jax.process_count() > 1
 
 
 def is_first() -> bool:
-    """Whether this process writes metrics, samples and reports."""
+    """True for the process that writes metrics, samples and reports."""
     return jax.process_index() == 0
 
 
@@ -193,7 +193,7 @@ def grid() -> np.ndarray:
 
 
 def must_await() -> bool:
-    """Whether a program over several hosts has to end before the next one is dispatched.
+    """True where a program over several hosts has to end before the next one is dispatched.
 
     On CPUs with several devices a process, two programs under way mix up their collectives and hang (jax 0.10, gloo).
     """
@@ -264,7 +264,7 @@ def feed(tree: Any, shardings: Any) -> Any:
 
 
 def everyone(value: Any, mesh: Mesh | None = None) -> list[Any]:
-    """What each process said, in their order; collective.
+    """Every process's value, in the order of their indices; collective.
 
     Args:
       value: what JSON can say, in at most `MESSAGE_BYTES` bytes.
@@ -293,7 +293,7 @@ def _one_each(devices: np.ndarray) -> Mesh:
 
 
 def agree(value: Any, mesh: Mesh | None = None) -> Any:
-    """What the first process says, on all of them; collective. It decides what the run's clock does not determine."""
+    """The first process's value, on every process; collective. It decides what the run's clock does not determine."""
     return everyone(value, mesh)[0]
 
 

@@ -1,4 +1,4 @@
-"""Whether the train states and every version of the policy that a lag may keep alive fit, before anything is compiled."""
+"""Checks, before anything is compiled, that train states and every policy version that a lag keeps alive fit in memory."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ def bytes_by_device(shapes: Any, shardings: Any) -> Counter[Any]:
 
 
 def free_bytes(device: Any) -> int | None:
-    """What a device has left, or None where it does not say (a CPU, or a device of another process)."""
+    """Free bytes of a device, or None where it does not report them (a CPU, or a device of another process)."""
     if device.process_index != jax.process_index():
         return None
     stats = device.memory_stats() or {}

@@ -106,7 +106,7 @@ def ranges(devices: Sequence[int], between: str = ",") -> str:
 
 @dataclass(frozen=True)
 class ResolvedPlan:
-    """Where every call runs: as the plan says, or on the run's mesh.
+    """The placement of every call: the plan's, or the run's mesh.
 
     `devices` are all there are, or `[hosts, devices of a host]`: a placement is the same slice of devices on every host.
 
@@ -132,7 +132,7 @@ class ResolvedPlan:
         return np.atleast_2d(np.asarray(self.devices))
 
     def placement(self, call: str) -> Placement:
-        """Of a call, the run's mesh included."""
+        """Placement of a call; a call that the plan does not name is placed on the run's mesh."""
         placements = self.plan.placements
         if call in placements:
             return placements[call]
@@ -147,7 +147,7 @@ class ResolvedPlan:
         return Placement(tuple(places[device] for device in used), shape, parts)  # type: ignore[arg-type]
 
     def mesh(self, call: str) -> Mesh:
-        """Of a call. Calls on the same devices in the same shape have the same mesh."""
+        """Mesh of a call. Calls on the same devices in the same shape share one mesh."""
         placement = self.placement(call)
         return over_hosts(self._grid[:, list(placement.devices)], placement.mesh_shape)
 
@@ -156,7 +156,7 @@ class ResolvedPlan:
         return self.placement(call).num_micro_batches
 
     def changes(self, call: str) -> Mapping[str, Any]:
-        """What a call's model has otherwise in its config than the run's model."""
+        """Settings of a call's model that differ from the run's model."""
         remat = self.placement(call).remat
         return {} if remat is None else {"remat": remat}
 
@@ -173,7 +173,7 @@ def placed(tree: Any, shardings: Any) -> Any:
 
 
 def _fed(tree: Any, shardings: Any) -> Any:
-    """Of leaves that lie somewhere and others: each where it shall lie. On several hosts."""
+    """Multi-host case of `place`: reshards device arrays, and feeds host arrays."""
 
     def one(leaf: Any, sharding: Any) -> Any:
         there = isinstance(leaf, jax.Array) and leaf.committed

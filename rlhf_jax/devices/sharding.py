@@ -1,4 +1,4 @@
-"""How arrays lie on a mesh: params by their logical axes, rows over data and fsdp, scalars everywhere."""
+"""Shardings of arrays on a mesh: params by their logical axes, rows over data and fsdp, scalars replicated."""
 
 from collections.abc import Callable
 from typing import Any

@@ -36,7 +36,9 @@ MAX_LOG = 20.0  # e^20; a ratio beyond it is a token that one of two policies wo
 
 @dataclass(frozen=True)
 class Correction:
-    """What a ratio is taken to, and what is done about the rest. "auto" is resolved by the schedule: see `resolve`."""
+    """The denominator of the importance ratio, and the off-policy correction. "auto" is resolved by the schedule: see
+    `resolve`.
+    """
 
     ratio_to: Literal["auto", "behavior", "proximal"] = "auto"
     correction: Literal["auto", "none", "second_moment", "truncate", "mask"] = "auto"
@@ -64,12 +66,12 @@ class Correction:
 
     @property
     def needs_proximal(self) -> bool:
-        """Whether log-probabilities of the trainer's params at the start of a round are needed."""
+        """True where log-probabilities of the trainer's params at the start of a round are needed."""
         return self.ratio_to == "proximal" or self.correction == "second_moment"
 
     @property
     def clips(self) -> bool:
-        """Whether the ratio is clipped: not where the second moment has chosen the tokens."""
+        """True where the ratio is clipped: not where the second moment has chosen the tokens."""
         return self.correction != "second_moment"
 
 

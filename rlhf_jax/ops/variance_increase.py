@@ -144,7 +144,7 @@ def _total(groups: _Groups, values_PG: Array) -> Array:
 
 
 def _needed(groups: _Groups, total_P1: Array, budget_P1: Array) -> Array:
-    """What the weights from the best reward to the boundary reach: C, or for uniform weights a whole number of responses."""
+    """The sum of weights from the best reward to the boundary: C, or for uniform weights a whole number of responses."""
     needed_P1 = jnp.minimum(jnp.maximum(budget_P1, LEAST_BUDGET), total_P1)
     return jnp.ceil(needed_P1).astype(jnp.int32) if groups.weight_PG is None else needed_P1
 

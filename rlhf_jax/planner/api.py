@@ -1,4 +1,4 @@
-"""What the planner's parts say to each other: the work of a round, and what calls cost where they are placed."""
+"""Interfaces of the planner: the workload of a round, and the cost of a placed call."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -34,7 +34,7 @@ class Workload:
 
 
 class CostModel(Protocol):
-    """What calls cost. Seconds are of a whole round (training: all updates of it); bytes are of one device."""
+    """The cost of calls. Seconds are of a whole round (training: all updates of it); bytes are of one device."""
 
     @property
     def device_bytes(self) -> float:
@@ -43,19 +43,19 @@ class CostModel(Protocol):
 
     @property
     def shared_throughput(self) -> bool:
-        """Whether the devices are virtual ones of one host, whose cores the calls that run at one time share."""
+        """True where the devices are virtual ones of one host, whose cores are shared by calls that run at one time."""
         ...
 
     def refusal(self, call: Call, placement: Placement) -> str | None:
-        """Why a call cannot be placed there, whatever else the plan does (rows or heads that do not divide); None: it can."""
+        """The reason that a placement is impossible (rows or heads that do not divide), or None where it is possible."""
         ...
 
     def seconds(self, call: Call, placement: Placement) -> float:
-        """Of the call alone, collectives included; of generation, until the last row has ended."""
+        """Seconds of the call alone, collectives included; generation lasts until the last row has ended."""
         ...
 
     def working_bytes(self, call: Call, placement: Placement) -> float:
-        """What the call needs while it runs beside params and states that stay: caches, activations, gradients."""
+        """Bytes that the call needs while it runs, beside resident params and states: caches, activations, gradients."""
         ...
 
     def params_bytes(self, role: str, placement: Placement) -> float:

@@ -1,4 +1,4 @@
-"""Where a call may be placed: slices of devices, mesh shapes, micro-batches, remat; refused and dominated ones left out."""
+"""Candidate placements of a call: device slices, mesh shapes, micro-batches, remat; refused and dominated ones left out."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -88,7 +88,7 @@ def options(
     devices_per_host: int,
     micro_batches: Sequence[int] = MICRO_BATCHES,
 ) -> list[Option]:
-    """What a search may choose from for a call, by slice and mesh shape.
+    """The candidates of a search for a call, by slice and mesh shape.
 
     Left out is what `costs` refuses, what does not fit on a device even alone, and, of one slice and mesh shape (so that
     nothing else of a plan can tell them apart), what takes as long and as much memory as another one or more.
@@ -118,7 +118,7 @@ def variants(
 
 
 def option(call: Call, costs: CostModel, placement: Placement) -> Option:
-    """What a given placement costs; it is not asked whether it is refused or fits."""
+    """The option of a given placement; refusals and memory are not checked."""
     resident = resident_bytes(call, costs, placement)
     return Option(placement, costs.seconds(call, placement), costs.working_bytes(call, placement), resident)
 

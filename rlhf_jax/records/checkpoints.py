@@ -64,7 +64,7 @@ class Checkpoints:
 
     @property
     def aside(self) -> Path:
-        """Where checkpoints that are no longer used lie until they are replaced."""
+        """The folder of checkpoints that are no longer used, until they are replaced."""
         return self.directory.parent.parent / "set_aside" / self.directory.name
 
     def steps(self) -> list[int]:
@@ -118,7 +118,7 @@ class Checkpoints:
             say(f"{self.directory.name} goes on from version {step}, and makes those up to {max(again)} again: {why}")
 
     def problem(self, step: int) -> str:
-        """What is wrong with the files of a step, or "": by the list of them, where there is one."""
+        """The fault in the files of a step, or "": by the list of them, where there is one."""
         return problem_of(self.directory, step)
 
     def save(self, step: int, tree: Any) -> None:
@@ -138,8 +138,8 @@ class Checkpoints:
         return self._read(self._manager, step, ocp.args.StandardRestore(abstract))
 
     def restore_part(self, step: int, abstract: Any) -> Any:
-        """Of the pytree saved at `step` what `abstract` holds, the rest unread: params without what an optimizer keeps. Raises
-        Damaged."""
+        """Restores the part of the pytree saved at `step` that `abstract` holds, such as params without the optimizer
+        state. Raises Damaged."""
         arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
         partly = ocp.args.PyTreeRestore(item=abstract, restore_args=arguments, partial_restore=True)
         with _manager(self.directory, None, partly=True) as manager:

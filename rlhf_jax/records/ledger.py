@@ -134,7 +134,7 @@ def ages_of(uses: Mapping[int, np.ndarray], count: int) -> list[list[int]]:
 
 
 def numbers(values: Any) -> list[Any]:
-    """As JSON can say them, with the digits that a float32 has."""
+    """Numbers for JSON, with the digits that a float32 has."""
     wide = np.asarray(values, np.float64)
     if not np.isfinite(wide).all():
         return [jsonl.number(float(f"{value:.{DIGITS}g}")) for value in wide.tolist()]

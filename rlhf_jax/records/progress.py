@@ -26,7 +26,7 @@ BAR_WIDTH = 24
 
 
 class Bar(Protocol):
-    """What a stage tells of its progress."""
+    """The progress line of a stage."""
 
     def advance(self, steps: int = 1, **figures: float) -> None:
         """`steps` more are done; figures (scalars) replace those of the same name."""

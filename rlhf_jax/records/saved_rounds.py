@@ -47,7 +47,7 @@ class Spool:
         os.replace(partial, self.path(round_index))
 
     def has(self, rounds: list[int]) -> bool:
-        """Whether all of these rounds are there."""
+        """True where all of these rounds are saved."""
         return all(self.path(r).exists() for r in rounds)
 
     def read(self, round_index: int, layout: Callable[[Samples], Samples]) -> Samples:

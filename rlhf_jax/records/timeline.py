@@ -1,4 +1,4 @@
-"""What each side of a run did when: spans of seconds, from which a report draws who waited for whom.
+"""The timeline of a run: spans of seconds of sampler and trainer, from which a report draws who waited for whom.
 
 side      what       from                              to
 sampler   wait       it wants a version                the version is there
@@ -47,7 +47,7 @@ class Timeline:
 
     @contextlib.contextmanager
     def span(self, side: Side, what: What, round_index: int) -> Iterator[None]:
-        """What happens inside is a span; nothing is kept of what fails."""
+        """Context manager that records its body as a span; a body that raises is not recorded."""
         begin = self.now()
         yield
         self.add(side, what, round_index, begin)

@@ -67,7 +67,7 @@ def read_run(directory: Path) -> Run:
 
 
 def _begins_elsewhere(config: dict[str, Any] | None) -> bool:
-    """Whether the SFT policy is another run's, or a published one."""
+    """True where the SFT policy is another run's, or a published one."""
     config = config or {}
     return bool(config.get("begin") or config.get("pretrained", {}).get("sft"))
 
@@ -115,7 +115,7 @@ def updates(lines: Sequence[Line], stage: str) -> list[Line]:
 
 
 def ended(lines: Sequence[Line], stage: str) -> bool:
-    """Whether the stage has written its timing, the last thing that it does, or a later stage has begun.
+    """True where the stage has written its timing, the last thing that it does, or a later stage has begun.
 
     A run killed just before the timing is written finds nothing to do in that stage when it is started again.
     """

@@ -43,7 +43,7 @@ class Units:
 
     @property
     def interval(self) -> str:
-        """What ± is, for a note."""
+        """A sentence that says what ± means."""
         if self.num_prompts is not None and self.num_prompts < FEW_PROMPTS:
             return "1.96 standard errors over prompts"
         return "95 %"

@@ -30,7 +30,7 @@ SHOWN = 6
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a start finds changed: lines to print, and what `starts.jsonl` says of it."""
+    """The changes that a start finds: lines to print, and the entry for `starts.jsonl`."""
 
     notes: tuple[str, ...]
     at: Mapping[str, int]
@@ -39,7 +39,7 @@ class Verdict:
 
 
 def check(directory: Path, facts: Facts, snapshot: Mapping[str, Any], constant_schedules: bool) -> Verdict:
-    """What is changed since the directory's last start. Nothing is written.
+    """Finds the changes since the directory's last start. Nothing is written.
 
     Args:
       facts: what the run is made of now.
@@ -136,7 +136,7 @@ def _refusal(
 
 
 def _elsewhere(directory: Path, refused: Sequence[Change], at: Mapping[str, int]) -> str:
-    """How to go on with the changed keys."""
+    """The remedy for changed keys."""
     all_forks = all(change.key.partition(".")[0] in FORKED for change in refused)
     version = at.get("rlhf")
     run = forks.source(directory, version) if all_forks else None

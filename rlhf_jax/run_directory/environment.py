@@ -1,4 +1,5 @@
-"""What of the environment may change a run's numbers: pinned, refused, or recorded at each start and compared at the next.
+"""Parts of the environment that may change a run's numbers: pinned, refused, or recorded at each start and compared at
+the next.
 
 pinned     the generator of random numbers (`randomness.py`), threefry_partitionable
 refused    64 bits
@@ -62,7 +63,7 @@ def pin() -> None:
 
 
 def snapshot() -> dict[str, Any]:
-    """What is recorded of a start, as JSON can say it."""
+    """The environment of a start, for JSON."""
     devices = jax.devices()
     return {
         "python": platform.python_version(),
@@ -79,7 +80,9 @@ def snapshot() -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What of two snapshots may make other numbers, each as "NAME was X and is Y". What one of them lacks is not compared."""
+    """Differences of two snapshots that may change numbers, each as "NAME was X and is Y". A name that one of them
+    lacks is not compared.
+    """
     flat_before, flat_now = _comparable(before), _comparable(now)
     return [
         f"{name} was {flat_before[name] or 'not set'} and is {flat_now[name] or 'not set'}"

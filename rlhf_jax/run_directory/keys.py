@@ -1,4 +1,4 @@
-"""What each key of a config may do to the numbers of a run, and which stage it enters first.
+"""The class of each key of a config: its effect on the numbers of a run, and the first stage that it enters.
 
     FREE        changes no number of training: bitwise the same params
     EVALUATION  changes no number of training, but what an evaluation's figures mean
@@ -17,7 +17,7 @@ import enum
 
 
 class Class(enum.Enum):
-    """What a change of a key does to a run: see the module."""
+    """The effect of a change of a key on a run: see the module."""
 
     FREE = "free"
     EVALUATION = "evaluation"
@@ -128,6 +128,6 @@ def stages_of(key: str) -> tuple[str, ...]:
 
 
 def enters(key: str, stage: str) -> bool:
-    """Whether a key is one that a stage's numbers depend on, its own or through a stage before it."""
+    """True where a stage's numbers depend on a key, directly or through a stage before it."""
     first = min((STAGES.index(name) for name in stages_of(key)), default=len(STAGES))
     return first <= STAGES.index(stage)

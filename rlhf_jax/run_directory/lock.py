@@ -96,7 +96,7 @@ def _taken(directory: Path) -> int | None:
 
 
 def _holder(descriptor: int) -> str:
-    """Who holds a lock, in words; the holder writes it just after it has taken the lock."""
+    """The holder of a lock, in words; it writes them just after it has taken the lock."""
     try:
         holder = json.loads(os.pread(descriptor, 4096, 0))
         return f"process {holder['pid']} on {holder['host']} since {holder['since']}"

@@ -1,4 +1,4 @@
-"""What each stage of a run was made with: written beside its checkpoints when it begins, compared whenever they are used.
+"""Records of the settings that each stage was made with: written beside its checkpoints, compared whenever they are used.
 
 The record is `.made_with.json` in `checkpoints/<stage>/` (`comparisons/` for the comparisons), so that it goes along where a
 stage is copied: {"config": keys that enter the stage's numbers, "digests": of places among them, "directory": where}.
@@ -40,7 +40,7 @@ NAMES = {"algorithm.name": "algorithm", "task.name": "task", "model.family": "mo
 
 @dataclass(frozen=True)
 class Facts:
-    """What a run is made of: the flattened config, digests by what they are of, and the defaults of the config's components.
+    """The facts of a run: the flattened config, digests by name, and the defaults of the config's components.
 
     Values are as JSON has them. A digest has the name of its key, or is of `data`, the tokenizer, the `code`, or the config.
     """
@@ -52,7 +52,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Record:
-    """What a stage was made with, and the file that says so."""
+    """The record of a stage: its config and digests, and the file that they were read from."""
 
     where: Path
     config: Mapping[str, Any]
@@ -84,7 +84,7 @@ def _shown(value: Any) -> str:
 
 
 def folder(directory: Path, stage: str) -> Path:
-    """Where a stage keeps what it makes."""
+    """The folder of a stage's results."""
     return directory / stage if stage == "comparisons" else directory / "checkpoints" / stage
 
 
@@ -95,12 +95,12 @@ def steps(directory: Path, stage: str) -> list[int]:
 
 
 def begun(directory: Path, stage: str) -> bool:
-    """Whether a stage has made something that would be gone on from."""
+    """True where a stage has left results that a next start would go on from."""
     return bool(steps(directory, stage)) or any((directory / name).exists() for name in FINISHED_BY.get(stage, ()))
 
 
 def finished(directory: Path, stage: str, values: Mapping[str, Any]) -> bool:
-    """Whether a stage has ended, so that what it made is taken as it is."""
+    """True where a stage has ended, so that its results are used unchanged."""
     return not unfinished(directory, stage, values)
 
 
@@ -158,7 +158,7 @@ def write(directory: Path, stage: str, facts: Facts | None) -> None:
 
 
 def read(directory: Path, stage: str) -> Record | None:
-    """What a stage was made with, by its own record, else by the directory's config, else unknown: None.
+    """Reads the record of a stage: its own, else the directory's config, else None.
 
     Raises Refusal for a record that is damaged.
     """
@@ -188,7 +188,7 @@ def origin(directory: Path, stage: str) -> Path | None:
 
 
 def changes(record: Record, facts: Facts, stage: str) -> list[Change]:
-    """What enters a stage's numbers and is another now than it was when the stage was made.
+    """Finds the keys and contents that enter a stage's numbers and have changed since the stage was made.
 
     A key that is newer than the record is taken at what the code did before it was there. Raises Refusal as
     `history.translated`.

@@ -1,4 +1,4 @@
-"""What the sampling thread and the trainer hand to each other: published versions one way, sampled rounds the other.
+"""The buffer between the sampling thread and the trainer: published versions one way, sampled rounds the other.
 
 Bounded by the clock, not by a queue's length: a version is held until the last round that it samples is there (in bounded
 mode, until there is a newer one), a round until it is trained on, so with lag ℓ there are at most ℓ + 1 of each. The first

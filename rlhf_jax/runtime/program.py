@@ -97,7 +97,7 @@ class Program:
 
     @property
     def trains_apart(self) -> bool:
-        """Whether the critic trains on another mesh than the policy."""
+        """True where the critic trains on another mesh than the policy."""
         return len(set(self.meshes.values())) > 1
 
     @property

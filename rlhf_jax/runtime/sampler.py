@@ -1,4 +1,4 @@
-"""Where a round is sampled: on the trainer's mesh, or on device slices of its own, each drawing its share of the prompts.
+"""The sampler: on the trainer's mesh, or on device slices of its own that each sample a share of the prompts.
 
 A row's random numbers depend on its prompt's ordinal and its sample index alone, so that several slices draw what one would,
 up to float32 near-ties. Samples always end on the trainer's mesh.
@@ -62,7 +62,7 @@ class Sampler:
 
     @property
     def devices(self) -> set[Any]:
-        """Where it samples; on several hosts this one's."""
+        """Devices that it samples on; on several hosts this one's."""
         return {device for mesh in self._meshes for device in mesh.devices.flat}
 
     def version_bytes(self) -> list[Counter[Any]]:

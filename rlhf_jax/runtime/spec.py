@@ -1,4 +1,4 @@
-"""What a program is made of: models, algorithm, reward, clock, mesh, and where prompts and random keys come from."""
+"""The specification of a program: models, algorithm, reward, clock, mesh, prompts and random keys."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -74,7 +74,7 @@ class FrozenRole:
 
 @dataclass(frozen=True)
 class ProgramSpec:
-    """What a program is made of. `prompts(round)` gives the round's prompts; keys are functions of `seed` and purpose.
+    """The specification of a program. `prompts(round)` gives the round's prompts; keys are functions of `seed` and purpose.
 
     Calls run where `plan` places them, and on `mesh` where it does not name them.
     """
@@ -143,7 +143,7 @@ class ProgramSpec:
 
     @cached_property
     def places(self) -> ResolvedPlan:
-        """Where each call runs."""
+        """The placement of each call."""
         return ResolvedPlan(self.mesh, distributed.grid(), self.plan, self.num_micro_batches)
 
 

@@ -81,7 +81,7 @@ def give_up(error: BaseException) -> None:
 
 
 def hung_sampler() -> str:
-    """What a sampling thread that outlived its run is in; "" where there is none."""
+    """The activity of a sampling thread that outlived its run; "" where there is none."""
     left = [thread for thread in threading.enumerate() if thread.name == SAMPLER and thread.is_alive()]
     states = [activity.of(thread.ident or 0) for thread in left]
     return "; ".join(f"the sampler has been in {state.what} for {state.seconds:.0f} s" for state in states)

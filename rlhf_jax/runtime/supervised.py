@@ -79,7 +79,7 @@ def train(
 
 
 def _stopping(done: int, asked: Callable[[], bool]) -> bool:
-    """Whether a process was asked to stop; one alone would leave the others in a collective."""
+    """True where any process was asked to stop; one that stops alone would leave the others in a collective."""
     if not distributed.several():
         return asked()
     return done % AGREE_EVERY == 0 and any(distributed.everyone(asked()))

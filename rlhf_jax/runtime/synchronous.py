@@ -111,7 +111,7 @@ def run(
 def train_round(
     program: Program, states: States, round_index: int, samples: Samples, monitor: LoopMonitor
 ) -> Generator[Event, None, tuple[States, bool]]:
-    """What both loops do with a round. Returns the states, found finite, and whether the loop was asked to stop."""
+    """Trains on a round, for both loops. Returns the states, checked to be finite, and True where a stop was requested."""
     clock, begin = program.spec.clock, monitor.timeline.now()
     version, first = int(samples.version), round_index * clock.updates_per_round
     clock.check_version(round_index, version)

@@ -1,4 +1,4 @@
-"""What every job of a run shares: directory, seed, task, tokenizer, model, mesh, lengths, and where prompts come from."""
+"""The workspace that every stage of a run shares: directory, seed, task, tokenizer, model, mesh, lengths, prompts."""
 
 import dataclasses
 import zlib
@@ -115,7 +115,7 @@ class Workspace:
 
     @property
     def has_gold(self) -> bool:
-        """Whether somebody judges: a gold reward model, or the task."""
+        """True where there is a judge: a gold reward model, or the task."""
         return bool(self.pretrained.gold) or self.task.has_gold
 
     @cached_property

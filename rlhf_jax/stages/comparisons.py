@@ -35,8 +35,8 @@ Comparison = dict[str, Any]
 
 @dataclass(frozen=True)
 class Config:
-    """How many pairs to sample; a sampled pair that gold scores alike is left out, being no comparison. Given pairs are all
-    taken."""
+    """The number of pairs to sample. A sampled pair that gold scores alike is left out, being no comparison. Given
+    pairs are all taken."""
 
     num_train: Count = 4096
     num_heldout: Count = 512

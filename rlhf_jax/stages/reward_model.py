@@ -59,7 +59,7 @@ class Pairs:
 
     @property
     def mask_RC(self) -> Array:
-        """What the update counts: rows."""
+        """The mask of rows, which the update counts."""
         return self.mask_RL
 
 
@@ -158,7 +158,7 @@ def owner(workspace: Workspace) -> Workspace:
 
 
 def needs_comparisons(workspace: Workspace) -> bool:
-    """Whether a reward model is trained here: none is published, and the run that this one begins from has none."""
+    """True where a reward model is trained here: none is published, and the run that this one begins from has none."""
     return not workspace.pretrained.reward_model and owner(workspace) is workspace
 
 
@@ -281,7 +281,7 @@ def finish(
 
 
 def load(workspace: Workspace) -> tuple[Params, Standard]:
-    """What a finished stage made, here or in the run that this one begins from.
+    """Loads the results of a finished stage, here or in the run that this one begins from.
 
     Raises MissingInput when it has not run, or not to its end.
     """

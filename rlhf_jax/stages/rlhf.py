@@ -48,7 +48,7 @@ def make_program(
 def make_spec(
     workspace: Workspace, config: Config, algorithm: Algorithm, reward: Reward, reference_params: Params, plan: str = ""
 ) -> ProgramSpec:
-    """What the program of this run is made of."""
+    """Makes the specification of this run's program."""
     where = places(config, workspace.mesh, plan)
     clock = config.schedule()
     stream = workspace.stream("train", STAGE)
@@ -87,7 +87,7 @@ def make_spec(
 
 
 def critic_params(workspace: Workspace, reward: Reward, reference_params: Params) -> Params:
-    """Where the critic begins: the reward model, its head in units of the standardised score; without one, the SFT
+    """Initial params of the critic: the reward model, its head in units of the standardised score; without one, the SFT
     policy with a fresh head."""
     if reward.params is None:
         return workspace.value_model.init_from(reference_params, workspace.key("critic"))
@@ -255,7 +255,7 @@ def make_loop(
 
 
 def any_asked(home: Mesh, asked: Callable[[], bool]) -> bool:
-    """Whether one of the processes was asked to stop, told to all over devices that no sampler uses; collective."""
+    """True where one of the processes was asked to stop, agreed over devices that no sampler uses; collective."""
     return any(distributed.everyone(asked(), home))
 
 

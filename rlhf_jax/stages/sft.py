@@ -76,7 +76,7 @@ def state_layout(workspace: Workspace, config: Config) -> tuple[Any, TrainState,
 
 
 def first_state(workspace: Workspace, optimizer: Any, shardings: TrainState) -> Callable[[], TrainState]:
-    """What makes the state that training begins with: on the params of `pretrained.base`, or on fresh ones."""
+    """A function that makes the initial train state: on the params of `pretrained.base`, or on fresh ones."""
     make = partial(init_state, optimizer=optimizer)
     if not workspace.pretrained.base:
         return distributed.compiled(lambda: make(workspace.model.init(workspace.key("init"))), out_shardings=shardings)

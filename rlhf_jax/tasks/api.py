@@ -1,4 +1,4 @@
-"""What a task provides: prompts by ordinal, references, and how a completion is judged."""
+"""The interface of a task: prompts by index, references, and the judge of a completion."""
 
 import hashlib
 from typing import Annotated, Literal, Protocol
@@ -68,7 +68,7 @@ class Task(Protocol):
 
 
 def is_heldout(text: str, percent: int) -> bool:
-    """Whether a prompt is held out: by the hash of its text, so that no text is ever on both sides."""
+    """True where a prompt is held out: by the hash of its text, so that no text is ever on both sides."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 100 < percent
 
 

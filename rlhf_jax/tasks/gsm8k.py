@@ -35,7 +35,7 @@ DATASET = Dataset(
 
 @dataclass(frozen=True)
 class Config:
-    """Where the files are, and what stands around and in a solution."""
+    """Settings: the files, and the text around and in a solution."""
 
     data_dir: str = ""
     cache_dir: str = ""  # of the records; <data_dir>/array_record where empty

@@ -24,7 +24,7 @@ REQUIRED = COMPARISON_KEYS  # of those that a file may have
 
 @dataclass(frozen=True)
 class Config:
-    """Where the files are; a prompt is held out by the hash of its text, in both files alike."""
+    """Settings: the files. A prompt is held out by the hash of its text, in both files alike."""
 
     prompts: str = ""
     comparisons: str = ""  # none where empty

@@ -24,7 +24,9 @@ DATASET = Dataset(
 
 @dataclass(frozen=True)
 class Config:
-    """Where the files are, and how a conversation becomes a prompt. The published test split is the held-out one."""
+    """Settings: the files, and the template that makes a prompt of a conversation. The published test split is the
+    held-out one.
+    """
 
     data_dir: str = ""
     cache_dir: str = ""  # of the records; <data_dir>/array_record where empty

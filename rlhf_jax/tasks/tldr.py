@@ -44,7 +44,7 @@ COMPARISONS = Dataset(
 
 @dataclass(frozen=True)
 class Config:
-    """Where the files are. The published validation split is the held-out one."""
+    """Settings: the files. The published validation split is the held-out one."""
 
     data_dir: str = ""
     comparisons_dir: str = ""  # none where empty
@@ -57,7 +57,9 @@ class Tldr(Corpus):
     tail = TAIL
 
     def kept_characters(self, records: Sequence[Record], count_tokens: CountTokens, limit: int) -> list[int | None]:
-        """How much of each prompt is kept before `TL;DR:`; Refusal where a prompt is too long without any post."""
+        """The number of characters that are kept of each prompt before `TL;DR:`. Raises Refusal where a prompt is too
+        long without any post.
+        """
         kept: list[int | None] = [len(record["prompt"]) for record in records]
         texts = [record["prompt"] for record in records]
         posts = {place: _post(text) for place, text in enumerate(texts)}

@@ -32,7 +32,7 @@ DATASET = Dataset(
 
 @dataclass(frozen=True)
 class Config:
-    """Where the files are, how a conversation becomes a prompt, and which rows are used."""
+    """Settings: the files, the template that makes a prompt of a conversation, and the rows that are used."""
 
     data_dir: str = ""
     cache_dir: str = ""  # of the records; <data_dir>/array_record where empty

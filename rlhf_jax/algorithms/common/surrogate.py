@@ -1,4 +1,4 @@
-"""What policy gradients with a ratio share: which log-probabilities it is taken to, the clipped sum, and its metrics."""
+"""Shared parts of policy gradients with a ratio: its denominator, the clipped sum, and its metrics."""
 
 import jax.numpy as jnp
 
@@ -24,7 +24,7 @@ RATIO_BINS, LARGEST_RATIO = 400, 4.0
 
 
 def needs_of(correction: Correction, *others: Need) -> frozenset[Need]:
-    """What an algorithm with this correction needs, beside `others`."""
+    """The log-probabilities that an algorithm with this correction needs, beside `others`."""
     return frozenset({"proximal", *others} if correction.needs_proximal else others)
 
 

@@ -88,7 +88,7 @@ def make_exchange(leaves: Sequence[Leaf], place: int = 0, num_bands: int = 1) ->
 
 
 class _Cuts:
-    """What one device sends: whole shards as they are, and what has to be cut or cast, by one program."""
+    """The shards that one device sends: whole ones unchanged; the others are cut or cast by one program."""
 
     def __init__(self, leaves: Sequence[Leaf], device: Any) -> None:
         self.leaves, self.device = leaves, device
@@ -121,7 +121,7 @@ class _Cuts:
 
 
 class _Joins:
-    """What one device puts together, by one program; a shard that arrives as it shall be needs none."""
+    """The shards that one device concatenates, by one program; a shard that arrives whole needs none."""
 
     def __init__(self, leaves: Sequence[Leaf], device: Any, place: int, num_bands: int) -> None:
         self.leaves, self.device, self.place, self.num_bands = leaves, device, place, num_bands
@@ -131,7 +131,7 @@ class _Joins:
         self.program = jax.jit(self.join, donate_argnums=2 if place else ())
 
     def is_whole(self, which: int, box: Box) -> bool:
-        """Whether a box that arrives is the shard as it shall be."""
+        """True where a box that arrives is the whole target shard."""
         leaf = self.leaves[which]
         return (
             self.num_bands == 1 and leaf.carried == leaf.result and box == boxes(leaf.target, leaf.shape)[self.device]

@@ -1,4 +1,4 @@
-"""Which part of an array travels from which device to which when its sharding changes: pure intersections of index boxes.
+"""Index boxes that travel between devices when an array's sharding changes: intersections of source and target shards.
 
 The explicit plan of ReaLHF's parameter reallocation (Mei et al. 2024, arXiv 2406.14088, §4.2 of the engine: each target shard
 takes its overlap with every source shard, from a holder on its own device where there is one), for any pair of shardings
@@ -97,7 +97,7 @@ def holders(sharding: Sharding, shape: tuple[int, ...]) -> dict[Box, list[Any]]:
 def pieces(
     shape: tuple[int, ...], source: Sharding, target: Sharding, place: int = 0, num_bands: int = 1
 ) -> tuple[Piece, ...]:
-    """What every target device takes, from whom.
+    """The boxes that every target device takes, and their source devices.
 
     A box that the target's own device holds is taken from there. Others come from a holder in the same process where there
     is one, and among those from the one that has sent least so far; equals are taken in turn.

@@ -33,7 +33,7 @@ def own_mesh(mesh: Mesh) -> Mesh:
 
 
 def own_sharding(sharding: NamedSharding) -> NamedSharding:
-    """How a host's view of an array of this sharding lies on the host's devices."""
+    """The sharding of a host's local part of an array, on the host's own devices."""
     return NamedSharding(own_mesh(sharding.mesh), sharding.spec)  # type: ignore[arg-type]
 
 

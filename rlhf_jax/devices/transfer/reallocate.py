@@ -35,7 +35,7 @@ SMALL_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Explained:
-    """How a leaf is moved.
+    """The strategy that moves a leaf, and the reason for it.
 
     `moved` is bytes by (from device, to device): of "jit" the least that its collectives must move, of the others exactly
     what is copied ("two-phase": its collectives' least, and the copies).
@@ -53,7 +53,7 @@ class Explained:
 
 
 def explain(shapes: Any, sources: Any, targets: Any, *, dtype: Any = None) -> list[Explained]:
-    """How `move` moves every leaf, in the tree's order. Touches no device.
+    """The strategy of `move` for every leaf, in the tree's order. Touches no device.
 
     Args:
       shapes: a tree of arrays or of shapes with dtypes.

@@ -1,4 +1,4 @@
-"""Which recipe moves an array from one sharding to another, why, and the program that carries it out.
+"""Reshard strategies: the one that moves an array from one sharding to another, its reason, and its program.
 
 The recipes are named and told apart in `reallocate.py`.
 """
@@ -67,14 +67,14 @@ def beside_bytes(leaf: Leaf, recipe: Recipe) -> int:
 
 
 def keeps_order(leaf: Leaf) -> bool:
-    """Whether the n-th target device, of another set, takes the n-th source device's shard: one call puts such arrays."""
+    """True where the n-th target device, of another set, takes the n-th source device's shard: one call puts such arrays."""
     held, wanted = (boxes(sharding, leaf.shape) for sharding in (leaf.source, leaf.target))
     return list(held.values()) == list(wanted.values()) and set(held) != set(wanted)
 
 
 @lru_cache(maxsize=1024)
 def make_program(leaves: tuple[Leaf, ...], recipe: Recipe, donate: bool) -> Program:
-    """What moves leaves that lie on the same devices and go to the same devices.
+    """A program that moves leaves with the same source devices and the same target devices.
 
     Args:
       recipe: of all leaves; "pieces" carries out a "put" as well.
@@ -101,7 +101,7 @@ def make_program(leaves: tuple[Leaf, ...], recipe: Recipe, donate: bool) -> Prog
 
 @lru_cache(maxsize=1024)
 def make_band(leaf: Leaf, place: int, num_bands: int) -> Program:
-    """What moves the `place`-th of `num_bands` bands of a leaf in pieces: shards of the target, and at last the array."""
+    """A program that moves the `place`-th of `num_bands` bands of a leaf: shards of the target, and at last the array."""
     check_addressable([leaf])
     exchange = make_exchange([leaf], place, num_bands)
 

@@ -1,4 +1,4 @@
-"""What calls cost by formulas: the `CostModel` of `api.py` from a table of hardware and the shapes of the roles' models.
+"""The analytic cost model: formulas over a table of hardware and the shapes of the roles' models.
 
 Seconds are a roofline (`roofline.py`) of padded positions, since programs are static, and for generation of the expected
 number of decoding steps (`lengths.py`); bytes are counted (`memory.py`). Nothing overlaps inside a call.
@@ -44,7 +44,7 @@ class AnalyticCostModel:
 
     @property
     def shared_throughput(self) -> bool:
-        """Whether devices are virtual ones of one host."""
+        """True where devices are virtual ones of one host."""
         return self.hardware.shared_throughput
 
     def part(self, call: Call, placement: Placement) -> Part:
@@ -60,7 +60,7 @@ class AnalyticCostModel:
         return self._parts[key]
 
     def refusal(self, call: Call, placement: Placement) -> str | None:
-        """Why a call cannot be placed there, with the numbers; None: it can."""
+        """The reason, with numbers, that a placement is impossible, or None where it is possible."""
         data, fsdp, tensor = placement.mesh_shape
         shape, devices = self.shapes[call.role], placement.devices
         if data * fsdp * tensor != len(devices) or not 0 <= min(devices) <= max(devices) < self.num_devices:
@@ -80,7 +80,7 @@ class AnalyticCostModel:
         return None
 
     def seconds(self, call: Call, placement: Placement) -> float:
-        """Of the call alone, of a whole round."""
+        """Seconds of the call alone, in a whole round."""
         by_kind = {"generate": self._generate_seconds, "infer": self._infer_seconds, "train": self._train_seconds}
         return by_kind[call.kind](call, placement)
 
@@ -110,7 +110,7 @@ class AnalyticCostModel:
         return Positions(prompts * length, prompts * square_pairs(length, part.shape.attention), prompts)
 
     def positions(self, call: Call, part: Part, prompts: float) -> Positions:
-        """What an inference or training pass runs for so many prompts of a device: every row's padded positions.
+        """Positions of an inference or training pass over a device's prompts: every row's padded positions.
 
         Where the prompt is shared it is run once and the completions after it, on a cache whose columns they all see. The
         last token predicts nothing and is run by reward models alone.
@@ -134,7 +134,7 @@ class AnalyticCostModel:
         return trained if call.kind == "train" else self.work.samples_per_prompt
 
     def shares(self, call: Call) -> bool:
-        """Whether a call runs a prompt once for its rows."""
+        """True where a call runs a prompt once for all its rows."""
         return self.work.share_prompts and call.per_token and self.group_rows(call) > 1
 
     def _prompts(self, call: Call, placement: Placement) -> float:
@@ -162,7 +162,7 @@ class AnalyticCostModel:
         return self.work.num_minibatches * self.work.num_epochs * update
 
     def working_bytes(self, call: Call, placement: Placement) -> float:
-        """What the call needs while it runs beside params and states that stay."""
+        """Bytes that the call needs while it runs, beside resident params and states."""
         work, shape = self.work, self.shapes[call.role]
         part = self.part(call, placement)
         prompts, columns = self._prompts(call, placement), work.prompt_tokens + work.completion_tokens

@@ -1,4 +1,4 @@
-"""What collectives over the axes of a mesh cost: rings of the links that join an axis' devices.
+"""Seconds of collectives over the axes of a mesh: rings of the links that join an axis' devices.
 
 With n devices, b bytes of the whole array and bandwidth w a device (Thakur et al. 2005, int. j. of high performance computing
 applications 19, §4):  all-reduce 2 (n − 1)/n · b/w,  all-gather and reduce-scatter (n − 1)/n · b/w,  each and a latency.
@@ -35,7 +35,7 @@ class Ring:
 
 @dataclass(frozen=True)
 class Rings:
-    """Of every axis of a mesh; `rows` is data and fsdp together."""
+    """Rings of every axis of a mesh; `rows` is data and fsdp together."""
 
     data: Ring
     fsdp: Ring
@@ -57,7 +57,7 @@ def rings(hardware: Hardware, devices: tuple[int, ...], mesh_shape: tuple[int, i
 
 
 def _ring(hardware: Hardware, host_of_groups: np.ndarray) -> Ring:
-    """Of the slowest group of an axis, `[groups, devices]`.
+    """Ring of the slowest group of an axis, `[groups, devices]`.
 
     Between hosts a group has the network of all of its devices of a host, since every one of them carries a part.
     """
@@ -70,6 +70,6 @@ def _ring(hardware: Hardware, host_of_groups: np.ndarray) -> Ring:
 
 
 def tensor_crosses_hosts(hardware: Hardware, devices: tuple[int, ...], mesh_shape: tuple[int, int, int]) -> bool:
-    """Whether some group of the tensor axis has devices of several hosts."""
+    """True where some group of the tensor axis has devices of several hosts."""
     hosts = np.asarray(devices).reshape(-1, mesh_shape[2]) // hardware.devices_per_host
     return bool((hosts != hosts[:, :1]).any())

@@ -1,4 +1,4 @@
-"""What devices can do: peaks, bandwidths and links of a few kinds, each from its data sheet, and our guesses named as ours."""
+"""Hardware table: peaks, bandwidths and links of a few device kinds, each from its data sheet; guesses are named as ours."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,7 +33,7 @@ class Hardware:
 
     @property
     def shared_throughput(self) -> bool:
-        """Whether devices are virtual ones of one host."""
+        """True where devices are virtual ones of one host."""
         return self.shared_cores > 0
 
     def product_flops(self, item_bytes: int) -> float:
@@ -42,7 +42,7 @@ class Hardware:
 
     @property
     def bytes_a_second(self) -> float:
-        """Of memory, as it is reached."""
+        """Memory bandwidth that is reached in practice, bytes a second."""
         return self.memory_efficiency * self.memory_bandwidth
 
     def of_call(self, num_devices: int) -> "Hardware":

@@ -1,4 +1,4 @@
-"""How many decoding steps a batch takes whose rows end at random: expectations of order statistics, exact.
+"""Expected decoding steps of a batch whose rows end at random: exact expectations of order statistics.
 
 With F the share of lengths at most t, drawn alone for each row, the probability that of n rows at most k are left after t
 tokens is the binomial P(Bin(n, 1 − F(t)) <= k), and over S shards its S-th power. A loop that goes on while more than k are

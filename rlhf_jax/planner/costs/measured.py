@@ -1,4 +1,4 @@
-"""What calls cost, measured on the devices at hand and kept in a file; by formulas, scaled to what was measured, elsewhere."""
+"""The measured cost model: times on the devices at hand, kept in a file; elsewhere formulas scaled to these times."""
 
 import copy
 import dataclasses
@@ -47,7 +47,7 @@ class MeasuredCostModel:
 
     @property
     def identity(self) -> str:
-        """What the figures are of: devices, versions, models, the work of a round."""
+        """The identity of the measurements: devices, versions, models, the workload of a round."""
         device, spec = jax.devices()[0], self.spec
         critic = None if spec.critic is None else spec.critic.model
         models = [repr(network) for network in (spec.model, critic, spec.reward.network)]
@@ -70,7 +70,7 @@ class MeasuredCostModel:
         return self.formulas.refusal(call, placement)
 
     def seconds(self, call: Call, placement: Placement) -> float:
-        """Of a round: measured, generation for the lengths at hand; else by formulas, scaled as `scale` says."""
+        """Seconds in a round: measured, generation for the lengths at hand; else by formulas times `scale`."""
         key = call_key(call, placement)
         if key in self.known:
             return self._of_round(call, placement, key)
@@ -116,7 +116,7 @@ class MeasuredCostModel:
         return sum(steps * size / rows for size, steps in sizes) / max(1, work.completion_tokens - 1)
 
     def scale(self, call: Call) -> float:
-        """How much longer calls of this kind and role take than formulas say: the median of what was measured, or 1."""
+        """Ratio of measured to analytic seconds for calls of this kind and role: the median of what was measured, or 1."""
         begin = f"{call.name} "
         ratios = []
         for key in self.known:
@@ -175,7 +175,7 @@ class MeasuredCostModel:
 
 
 def moves(calls: Sequence[Call], plan: Plan) -> Iterable[tuple[str, Placement, Placement]]:
-    """What is moved in a round of a plan: params of trained roles, and rows."""
+    """The transfers in a round of a plan: params of trained roles, and rows."""
     at = plan.placements
     trained = {call.role: call for call in calls if call.kind == "train"}
     home = at["train_policy"]
@@ -205,7 +205,7 @@ def relative(placement: Placement, begin: int) -> str:
 
 
 def call_key(call: Call, placement: Placement) -> str:
-    """Of a measured call: devices of one host are alike, so that which they are does not matter."""
+    """Key of a measured call: devices of one host are alike, so their indices are left out."""
     anywhere = dataclasses.replace(placement, devices=tuple(range(len(placement.devices))))
     return f"{call.name} {describe(anywhere)}"
 

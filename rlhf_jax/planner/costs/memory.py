@@ -11,7 +11,7 @@ ROW_BYTES = 24  # a position of a batch: tokens, mask, and what algorithms keep 
 
 
 def layer_activation_bytes(part: Part, run: Positions) -> float:
-    """What one layer's backward pass wants: its activations, and the exponentials of attention's scores."""
+    """Bytes of one layer's backward pass: its activations, and the exponentials of attention's scores."""
     shape = part.shape
     scores = 0.0 if shape.attention == "cudnn" else part.split.heads * run.pairs
     exponentials = 4 if shape.compute_bytes == 4 else 4 + shape.compute_bytes
@@ -19,7 +19,8 @@ def layer_activation_bytes(part: Part, run: Positions) -> float:
 
 
 def layer_stage_bytes(part: Part, run: Positions) -> float:
-    """What one layer holds at once in a forward pass: the residual, its norm, and the feed-forward's products or attention's.
+    """Bytes that one layer holds at once in a forward pass: the residual, its norm, and the feed-forward's products or
+    attention's.
 
     Where rows move, both kinds of products are there of all rows, and the mixed values.
     """

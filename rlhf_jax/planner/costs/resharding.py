@@ -1,4 +1,4 @@
-"""How many bytes a device takes in or gives out when params move from one placement to another, by intersection of shards."""
+"""Bytes that a device receives or sends when params are resharded from one placement to another, by intersection of shards."""
 
 from functools import cache
 
@@ -43,7 +43,7 @@ def _places(layout: Layout) -> dict[int, tuple[int, int]]:
 
 
 def _overlap_T(leaf: Leaf, source: Layout, target: Layout) -> np.ndarray:
-    """Of each device of the target, the share of the leaf that it has and keeps."""
+    """Share of the leaf that each target device has already and keeps."""
     have, want = leaf.parts(*source[1][1:]), leaf.parts(*target[1][1:])
     had = _places(source)
     overlap_T = np.zeros(len(target[0]))

@@ -25,13 +25,13 @@ class Part:
 
     @property
     def spread(self) -> int:
-        """How many times a device's own rows go through its products."""
+        """Ratio of rows in a device's matrix products to its own rows."""
         return self.rings.fsdp.size if self.rows_move and self.split.cut_by_fsdp else 1
 
 
 @dataclass(frozen=True)
 class Positions:
-    """What one pass runs on a device."""
+    """Positions of one pass on a device."""
 
     tokens: float  # positions that go through the layers
     pairs: float  # of a query and a column that are multiplied, of one head of one layer
@@ -104,7 +104,7 @@ def head_seconds(part: Part, run: Positions) -> float:
 
 
 def fsdp_seconds(part: Part, run: Positions) -> float:
-    """What fsdp brings together in a forward pass.
+    """Seconds of fsdp's all-gathers in a forward pass.
 
     Params, in an array a layer and more; or, where rows move, hidden states: XLA cuts products along the params' width as the
     params are, sums what the layers' first products give over fsdp, and brings mixed values together.

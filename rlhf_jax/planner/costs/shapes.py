@@ -99,12 +99,12 @@ class Shape:
         return not any(leaf.place == "head" for leaf in self.leaves)
 
     def split(self, fsdp: int, tensor: int) -> Split:
-        """What a device of a mesh with those axes holds and multiplies."""
+        """Sizes that one device of a mesh with those axes holds and multiplies."""
         return _split(self, fsdp, tensor)
 
     @property
     def column_bytes(self) -> int:
-        """Of one column of one row's cache, all layers and heads."""
+        """Bytes of one column of one row's cache, all layers and heads."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_width * self.compute_bytes
 
 

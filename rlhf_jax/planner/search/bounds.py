@@ -1,4 +1,4 @@
-"""What no plan can be faster than that begins with given placements, for every option of the next call at once.
+"""Lower bounds on seconds per round for plans that extend a partial assignment, vectorised over the next call's options.
 
 With p, g, t, c the seconds of publishing, generation, and the policy's and the critic's training, and s those of the scores
 of a round (at least the longest, the sum of those that share a device, and the devices' mean), a round takes at least
@@ -91,7 +91,7 @@ class Bounds:
         return found
 
     def fits(self, state: State, index: int) -> np.ndarray:
-        """Whether each option of the next call fits beside what is placed."""
+        """True for each option of the next call that fits beside the calls that are placed."""
         on = self.tables.on[index]
         resident = state.resident + self._stays(state, index)[:, None] * on
         working = np.maximum(state.working, self.tables.working[index][:, None] * on)
@@ -158,7 +158,7 @@ class Bounds:
         return tables.seconds[call][state.numbers[call]] if call in state.numbers else tables.least[call]
 
     def _shares(self, state: State, index: int, one: int, other: int) -> Any:
-        """Whether two calls have a device in common; False where that is not yet known."""
+        """True where two calls have a device in common; False where that is not yet known."""
         tables = self.tables
         ons = []
         for call in (one, other):

@@ -22,7 +22,7 @@ TOLERANCE = 1e-9
 
 @dataclass
 class Proof:
-    """What a search found. `proven`: whether it has seen every plan that could be better; else it ended at its limit, and
+    """The result of a search. `proven` is True where every plan that could be better was seen; else it ended at its limit, and
     `lower_bound` is what no plan can be faster than."""
 
     choice: Choice | None

@@ -19,7 +19,7 @@ SHOWN = 0.005
 
 
 def why_worse(worse: Simulation, best: Simulation) -> str:
-    """Which calls take longer in a plan than in the best one, by how many seconds, and what else adds to a round."""
+    """The calls that take longer in a plan than in the best one, by how many seconds, and what else adds to a round."""
     more = worse.seconds_per_round - best.seconds_per_round
     if more <= 1e-9 * best.seconds_per_round:
         return f"as fast as the best plan ({best.seconds_per_round:.3g} s)"
@@ -62,7 +62,9 @@ def _mean(shares: tuple[float, ...]) -> float:
 
 
 def why_none_fits(space: Space, costs_of: Callable[[int], CostModel] | None) -> str:
-    """Which call needs how much at the least, or why it is refused everywhere, and how many devices would do."""
+    """The call that does not fit: its least memory, or the reason that it is refused everywhere, and the number of
+    devices that would do.
+    """
     least = [(_least_bytes(space, call), call) for call in space.calls]
     unplaced = [call for (found, call) in least if found is None]
     if unplaced:
@@ -82,7 +84,7 @@ def why_none_fits(space: Space, costs_of: Callable[[int], CostModel] | None) -> 
 
 
 def _least_bytes(space: Space, call: Call) -> tuple[float, Placement] | None:
-    """What a call needs of a device where it needs least, on all devices; None where it is refused on every mesh."""
+    """The least bytes a device that a call needs on all devices; None where it is refused on every mesh."""
     found = [
         (space.costs.working_bytes(call, placement) + resident_bytes(call, space.costs, placement), placement)
         for placement in _frugal(call, space.num_devices, space.devices_per_host)
@@ -100,7 +102,7 @@ def _frugal(call: Call, num_devices: int, devices_per_host: int) -> Iterator[Pla
 
 
 def _enough(space: Space, costs_of: Callable[[int], CostModel] | None) -> str:
-    """How many devices hold everything with every call on all of them, in the mesh that needs least."""
+    """The number of devices that hold everything with every call on all of them, in the mesh that needs least."""
     if costs_of is None:
         return "; more devices, smaller rounds or models would fit"
     growth = 2

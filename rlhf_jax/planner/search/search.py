@@ -40,7 +40,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found.
+    """The result of a search.
 
     `others`: the next ones of those that it came by, each with other numbers of devices for its calls; they are not proven to
     be the next best. `default`: every call on all devices with the one mesh that is best for all, None

@@ -61,7 +61,7 @@ class Tables:
         return keys, tables
 
     def _undominated(self, index: int) -> np.ndarray:
-        """Which options are worth trying: of a role that runs once a round and has nothing to move, a mesh is beaten by one of
+        """Options that are worth trying. Of a role that runs once a round and has nothing to move, a mesh is beaten by one of
         the same slice that is faster by more than its data may come later, and takes no more memory."""
         call, count = self.calls[index], len(self.seconds[index])
         kept = np.ones(count, bool)
@@ -99,7 +99,7 @@ class Tables:
 
 
 def _most_later(tables: Sequence[np.ndarray], here: int, there: int) -> float:
-    """By how many seconds data may come later to another place, from or to wherever."""
+    """The most seconds by which data arrive later at another placement, over all sources and targets."""
     return max((float((table[:, there] - table[:, here]).max(initial=0.0)) for table in tables), default=0.0)
 
 

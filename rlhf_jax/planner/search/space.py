@@ -48,7 +48,7 @@ class Space:
         return Plan({call.name: of.placement for call, of in zip(self.calls, self.chosen(choice), strict=True)})
 
     def seconds(self, choice: Choice) -> float:
-        """Of a round; choices that fit are to be asked for, since the best are kept as plans."""
+        """Seconds of a round. The choices must fit in memory, since the best are kept as plans."""
         if choice not in self._held:
             self.evaluations += 1
             found = steady_state.seconds_per_round(self.flow, self.flow.round(self.chosen(choice)))
@@ -75,7 +75,7 @@ class Space:
         return most - self.costs.device_bytes
 
     def _stays(self, chosen: Sequence[Option], places: Sequence[int]) -> list[float]:
-        """As `plan_memory.kept`, by the numbers of places."""
+        """Bytes that stay on a device (`plan_memory.kept`), by indices of options."""
         found = []
         for index, (call, of) in enumerate(zip(self.calls, chosen, strict=True)):
             if call.kind == "infer":
@@ -114,7 +114,9 @@ class Space:
         return min(found)[1] if found else None
 
     def _fastest_that_fits(self, numbers: Sequence[Sequence[int]]) -> Choice | None:
-        """Of calls on the same devices and mesh: what each keeps does not depend on its option, so each has the rest."""
+        """The fastest options that fit, of calls on the same devices and mesh: what each keeps does not depend on its
+        option.
+        """
         if not all(numbers):
             return None
         first = tuple(of_call[0] for of_call in numbers)

@@ -1,4 +1,4 @@
-"""Which plans are the same but for the names of the devices: two halves of a host may be exchanged, and halves of halves.
+"""Equivalence of plans under device permutations: two halves of a host may be exchanged, and halves of halves.
 
 Costs need not be blind to places, so that is found out by comparing every number under every exchange, before it is used.
 """
@@ -32,7 +32,7 @@ class Exchanges:
     def keep(
         self, places: Sequence[Sequence[tuple[Slice, object]]], tables: Sequence[tuple[int, int, np.ndarray]]
     ) -> bool:
-        """Whether no exchange changes a number.
+        """True where no exchange changes a cost.
 
         Args:
           places: of each call, where and how it may be, with all that is asked of it there.
@@ -60,7 +60,7 @@ class Exchanges:
 
     @cache  # noqa: B019  # as short-lived as a search
     def fresh(self, placed: tuple[Slice, ...], candidates: tuple[Slice, ...]) -> tuple[bool, ...]:
-        """Of the slices for a next call, one of each set that exchanges make the same beside those placed already."""
+        """Keeps one slice per equivalence class under device permutations that fix the slices already placed."""
         seen, found = set(), []
         for candidate in candidates:
             key = self._signature((*placed, candidate))
@@ -74,7 +74,7 @@ class Exchanges:
         return larger, tuple(sorted(hosts, key=repr) if self.two_hosts else hosts)
 
     def _part(self, begin: int, size: int, placed: tuple[Slice, ...]) -> object:
-        """Which calls have this very slice, and the same of its halves, in an order that exchanges do not change."""
+        """The calls on this slice, and recursively those of its halves, in an order that exchanges do not change."""
         here = tuple(call for call, of_call in enumerate(placed) if of_call == (begin, size))
         if not any(begin <= of_call[0] < begin + size and of_call[1] < size for of_call in placed):
             return here
@@ -83,7 +83,7 @@ class Exchanges:
 
 
 def exchanged(place: Slice, exchange: Exchange) -> Slice:
-    """Where a slice lies after two halves were exchanged; one that reaches beyond a half stays."""
+    """The slice after two halves were exchanged; one that reaches beyond a half stays."""
     (begin, size), (first, whole) = place, exchange
     half = whole // 2
     if size > half or not first <= begin < first + whole:

@@ -1,4 +1,4 @@
-"""What a plan makes of the dataflow: calls and reallocations with their seconds and devices, in the order of dispatch."""
+"""The dataflow under a plan: calls and reallocations with their seconds and devices, in the order of dispatch."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -82,7 +82,7 @@ class Dataflow:
         return kept[1], kept[2]
 
     def move_seconds(self, index: int, source: Option, target: Option) -> float:
-        """Of the params of a call's role, from where the role trains to where the call runs."""
+        """Seconds to reshard the params of a call's role from the training mesh to the call's mesh."""
         key = index, self.known(source)[0], self.known(target)[0]
         if key not in self._moves:
             role = self.calls[index].role
@@ -90,7 +90,7 @@ class Dataflow:
         return self._moves[key]
 
     def transfer_seconds(self, index: int, source: Option, target: Option) -> float:
-        """Of what call `index` has produced, to another call's devices."""
+        """Seconds to transfer the output of call `index` to another call's devices."""
         key = index, self.known(source)[0], self.known(target)[0]
         if key not in self._transfers:
             found = self.costs.transfer_seconds(self.calls[index], source.placement, target.placement)
@@ -107,8 +107,8 @@ class Dataflow:
         return self.relaxed(chosen, ())
 
     def relaxed(self, chosen: Sequence[Option | None], least: Sequence[float]) -> Round:
-        """As `round`, where a call that is not placed (None) takes its `least` seconds, waits for no device and has nothing
-        moved to or from it: what every plan with these options must do at least."""
+        """The graph of `round` for a partial plan: a call that is not placed (None) takes its `least` seconds, waits
+        for no device and has nothing moved to or from it: what every plan with these options must do at least."""
         bits = [0 if option is None else self.known(option)[1] for option in chosen]
         seconds, masks = [], []
         for what, index in self.order:

@@ -1,4 +1,4 @@
-"""What a plan keeps in the memory of every device, and whether a plan written by hand fits; what would fit, where it does not.
+"""The memory that a plan keeps on every device; a check that a plan fits, with a suggestion where it does not.
 
 Of a device: the states of the roles that train there, a copy of params for every other layout that a role's calls have there
 (the sampler's is its own even where it has the trainer's layout, and the asynchronous loop keeps lag + 1 versions of it), and

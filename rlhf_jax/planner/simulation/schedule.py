@@ -99,7 +99,7 @@ def _dispatch(threads: Sequence[list[Op]], heads: list[int], queued: list[Op], r
 
 
 def _ready(op: Op) -> float:
-    """When everything that it waits for has come; infinite while something has not ended."""
+    """The time at which every dependency has arrived; infinite while one has not ended."""
     if any(other.end < 0 for other in op.ahead) or any(other.end < 0 for other, _ in op.waits):
         return float("inf")
     return max((max(other.end, op.dispatched) + latency for other, latency in op.waits), default=0.0)

@@ -1,4 +1,4 @@
-"""What a plan is expected to do: who runs when, seconds of a round, memory and idle share of every device."""
+"""Simulation of a plan: the schedule of its calls, seconds of a round, memory and idle share of every device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,7 +43,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Simulation:
-    """What a plan is expected to do. `seconds_per_round` is of the steady state; `memory_bytes` and `idle_share` by device."""
+    """The simulated figures of a plan. `seconds_per_round` is of the steady state; `memory_bytes` and `idle_share` by
+    device.
+    """
 
     nodes: tuple[Node, ...]
     rows: tuple[Row, ...]

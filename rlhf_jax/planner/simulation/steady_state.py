@@ -1,4 +1,4 @@
-"""How long a round takes when a run goes on and on: the planner's objective, in microseconds of arithmetic a plan.
+"""Seconds of a round in the steady state: the planner's objective, computed in microseconds a plan.
 
 Every device is a queue in the order of dispatch, so that the times of a round are maxima of sums of the times of the round
 before (a max-plus system), and soon every round is the last one shifted: that shift is the answer. `schedule.py` plays the
@@ -23,7 +23,7 @@ def seconds_per_round(flow: Dataflow, of_plan: Round) -> float:
 
 
 def lower_bound(flow: Dataflow, relaxed: Round) -> float:
-    """What no plan can be faster than whose rounds do at least this; 0 where devices share cores.
+    """A lower bound on the seconds of any plan whose rounds do at least this work; 0 where devices share cores.
 
     In the asynchronous loop the queues that both threads use are left out: in what order they are served depends on times,
     and all other waits hold in any order.
@@ -97,7 +97,7 @@ def _asynchronous(of_plan: Round, policy: int, lag: int) -> float:
 
 
 def _settled(ends: list[float], window: int) -> bool:
-    """Whether the last rounds took equally long; one more than the rounds that a lag lets a fast sampler run ahead."""
+    """True where the last rounds took equally long; one more than the rounds that a lag lets a fast sampler run ahead."""
     if len(ends) < 2 * window + 1:
         return False
     shifts = [ends[-i] - ends[-i - 1] for i in range(1, window + 1)]

@@ -129,7 +129,7 @@ def panels(units: Units) -> tuple[Panel, ...]:
 
 
 def learning_curves(lines: Sequence[Line], units: Units, stage: str = TRAINED) -> list[Picture]:
-    """What a policy's training did: a picture for each panel that the lines have something for."""
+    """Learning curves: a picture for each panel that the lines have something for."""
     trained, evaluated = read.updates(lines, stage), read.policy_evaluations(lines, stage)
     there = [panel for panel in panels(units) if _drawable(panel, trained, evaluated)]
     return [_picture(panel, trained, evaluated) for panel in there]

@@ -1,4 +1,4 @@
-"""How figures look and how they leave: as PNG on white, or as SVG in colours that follow a light or dark page.
+"""The style of figures and their export: PNG on white, or SVG in colours that follow a light or dark page.
 
 The series' colours are Okabe and Ito's (Color Universal Design, 2008), which colour-blind readers tell apart; on a dark
 page each is replaced by a lighter one of the same hue.

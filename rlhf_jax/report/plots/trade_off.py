@@ -37,7 +37,7 @@ class Gain:
 
 
 def trade_off(lines: Sequence[Line], units: Units, stage: str = TRAINED) -> list[Picture]:
-    """What was gained for how much KL: the win-rate beside best-of-n, and the learned reward beside gold."""
+    """Gains against KL: the win-rate beside best-of-n, and the learned reward beside gold."""
     evaluated = [line for line in read.policy_evaluations(lines, stage) if _finite(line, "kl")]
     pictures, judged = [], [line for line in evaluated if _finite(line, "win_rate")]
     if judged:

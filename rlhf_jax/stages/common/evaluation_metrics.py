@@ -28,7 +28,7 @@ class Judged:
 
 
 def win_rates(prompts: Sequence[str], gold_B: np.ndarray, reference_gold_PR: np.ndarray) -> Figures:
-    """How often a sample beats a reference of its prompt under gold: ties count one half; the strict version beside it.
+    """The share of samples that beat a reference of their prompt under gold: ties count one half; the strict version beside it.
 
     Args:
       prompts: the prompt of every row, group-contiguous.
@@ -92,7 +92,7 @@ def gold_figures(prompts: Sequence[str], gold_B: np.ndarray, reference_gold_PR: 
 
 
 def sampled_figures(judged: Judged) -> Figures:
-    """What fresh samples at temperature 1 say without a judge."""
+    """Metrics of fresh samples at temperature 1 that need no judge."""
     tokens = float(judged.length_B.sum())
     figures = {
         "kl": float(judged.kl_B.mean()),

@@ -42,7 +42,7 @@ MAX_SEARCHES = 6
 
 @dataclass(frozen=True)
 class Problem:
-    """What a plan is made for: the calls of a round, its work, the roles' shapes, and the devices."""
+    """A planning problem: the calls of a round, its workload, the roles' shapes, and the devices."""
 
     calls: tuple[Call, ...]
     work: Workload
@@ -74,7 +74,7 @@ class Problem:
         )
 
     def expected(self, plan: Plan, default: Placement | None = None) -> Candidate:
-        """What a plan that somebody wrote is expected to do; `default` is of the calls that it does not name.
+        """Simulates a plan that was written by hand; `default` places the calls that it does not name.
 
         Raises Refusal that names the call which does not fit, by how much, and what would fit.
         """

@@ -65,7 +65,7 @@ class Recorder:
 
     @cached_property
     def stream(self) -> PromptStream:
-        """Where the prompts of rounds come from."""
+        """The stream of prompts for rounds."""
         return self.workspace.stream("train", STAGE)
 
     def take(self, event: synchronous.Event) -> None:
@@ -274,5 +274,5 @@ def shares(scores: Scores, batch: Batch, mask_BC: Array, *, samples_per_prompt: 
 
 
 def crosses(version: int, step: int, every: int) -> bool:
-    """Whether a multiple of `every` lies in (version - step, version]."""
+    """True where a multiple of `every` lies in (version - step, version]."""
     return bool(every) and version // every > (version - step) // every

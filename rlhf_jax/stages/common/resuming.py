@@ -1,4 +1,4 @@
-"""Where the RLHF stage goes on: the newest checkpoint that is whole and whose rounds are there; records are cut back to it."""
+"""Resumes the RLHF stage: from the newest checkpoint that is whole and has its rounds; records are cut back to it."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ Layout = Callable[[Samples], Samples]
 
 @dataclass(frozen=True)
 class Resumed:
-    """What training goes on from: version 0 without states, a version with its states and pending rounds, or the end.
+    """The point that training resumes from: version 0 without states, a version with its states and pending rounds, or the end.
 
     Of a run that has ended `policy` is what it trained, and the rest is not read.
     """
@@ -39,7 +39,7 @@ class Resumed:
 def choose(
     checkpoints: Checkpoints, spool: Spool, clock: Clock, abstract: Any, layout: Layout, ended_rounds: int = 0
 ) -> Resumed:
-    """What there is to go on from; what is damaged or lacks its rounds is said and passed over; collective.
+    """Chooses the checkpoint to resume from; one that is damaged or lacks its rounds is named and passed over; collective.
 
     Args:
       ended_rounds: of a run that has grown, see `ended_rounds`.
@@ -70,14 +70,14 @@ def choose(
 
 
 def _fork(checkpoints: Checkpoints) -> str:
-    """How to go on elsewhere with a policy that is whole, where what belongs to it is not."""
+    """The command that goes on in another directory with a policy that is whole, where its other files are not."""
     return _fork_of(
         checkpoints.directory.parents[1], [step for step in checkpoints.steps() if not checkpoints.problem(step)]
     )
 
 
 def _fork_of(run: Path, whole: list[int]) -> str:
-    """How to begin elsewhere from the newest of a run's whole versions, or ""."""
+    """The command that begins elsewhere from the newest of a run's whole versions, or ""."""
     if not whole or forks.source(run, whole[-1]) is None:
         return ""
     return f", or {forks.advice(run, whole[-1])} to begin another run from that policy"
@@ -197,7 +197,7 @@ def cut_back(
 
 
 def _updates_without_checkpoint(workspace: Workspace, config: Config, clock: Clock) -> int:
-    """How many updates the metrics tell of, where that is so many that there must have been a checkpoint."""
+    """The number of updates in the metrics, where there must have been a checkpoint by then; else 0."""
     path = workspace.metrics.path
     if not path.exists() or not config.checkpoint_every:
         return 0

@@ -96,12 +96,12 @@ class Config:
 
 
 def places(config: Config, mesh: Mesh, plan: str) -> ResolvedPlan:
-    """Where each call runs. Raises Refusal for a plan that says nothing, or names devices that are not there."""
+    """The placement of each call. Raises Refusal for a plan that says nothing, or names devices that are not there."""
     return ResolvedPlan(mesh, distributed.grid(), placement.parse(plan), config.num_micro_batches)
 
 
 def sampling(config: Config, max_completion_tokens: int, mesh: Mesh) -> SamplingConfig:
-    """How a round is sampled: on the devices of a sampler slice, or on each host's part of the mesh."""
+    """Sampling settings of a round: on the devices of a sampler slice, or on each host's part of the mesh."""
     mesh = own_mesh(mesh)
     row_shards = config.sampler_slice_devices if config.sampler_slices else mesh.shape["data"] * mesh.shape["fsdp"]
     return SamplingConfig(

@@ -59,7 +59,7 @@ def begun_from(values: Values, defaults: Defaults, ahead: tuple[Path, ...] = ())
 
 
 def facts_of(values: Values, shared: Workspace, settings: Any, defaults: Defaults) -> Facts:
-    """What a run is made of: its config, and digests of data, folders and code."""
+    """The facts of a run: its config, and digests of data, folders and code."""
     flattened = flat(as_json(values))
     entering = {key: value for key, value in flattened.items() if keys.class_of(key) in COMPARED}
     found = {CONFIG: digests.of_values(entering), CODE: digests.of_code(), DATA: digests.of_task(shared.task)}

@@ -131,7 +131,7 @@ class Corpus:
         return task
 
     def kept_characters(self, records: Sequence[Record], count_tokens: CountTokens, limit: int) -> list[int | None]:
-        """How much of each record's prompt is kept: all, or None where it does not fit."""
+        """The number of characters that are kept of each record's prompt: all, or None where it does not fit."""
         prompts = [record["prompt"] for record in records]
         counts = count_tokens(prompts)
         return [len(text) if count <= limit else None for text, count in zip(prompts, counts, strict=True)]

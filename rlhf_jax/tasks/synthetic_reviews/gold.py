@@ -43,7 +43,7 @@ _FILLERS = frozenset(lexicon.FILLERS)
 
 @dataclass(frozen=True)
 class Asked:
-    """What a prompt asks for."""
+    """The wishes of a prompt."""
 
     cared: tuple[str, ...]  # the aspect that the review opens with comes first
     aspects: tuple[str, ...]  # that the place has
@@ -52,7 +52,7 @@ class Asked:
 
 @dataclass
 class Reading:
-    """What the judge found in a continuation."""
+    """The judge's findings in a continuation."""
 
     asked: Asked
     spoken: dict[str, list[float]] = field(default_factory=dict)  # aspect -> values of its adjectives, in order

@@ -10,7 +10,7 @@ from rlhf_jax.tasks.synthetic_reviews import words as lexicon
 
 @dataclass(frozen=True)
 class Opening:
-    """What a prompt says; its text is `text()`."""
+    """The opening of a review; its text is `text()`."""
 
     place: str
     adjective: str
