@@ -1,7 +1,7 @@
 """Builds `rlhf_jax`; its metadata is in `pyproject.toml`.
 
-A wheel also ships `configs/` as `rlhf_jax.configs`, and the golden numbers that studies record as `rlhf_jax/golden/`.
-An editable install reads both from the clone.
+A wheel also ships `configs/` as `rlhf_jax.configs`, and the golden numbers that studies record as
+`rlhf_jax/golden/`. An editable install reads both from the clone.
 """
 
 from setuptools import find_packages, setup
@@ -15,8 +15,15 @@ class BuildPy(build_py):
         super().finalize_options()
         if not self.editable_mode:
             configs = find_packages(include=["configs", "configs.*"])
-            self.packages = [*self.packages, *(f"rlhf_jax.{name}" for name in configs), "rlhf_jax.golden"]
-            self.package_dir = self.package_dir | {"rlhf_jax.configs": "configs", "rlhf_jax.golden": "tests/golden"}
+            self.packages = [
+                *self.packages,
+                *(f"rlhf_jax.{name}" for name in configs),
+                "rlhf_jax.golden",
+            ]
+            self.package_dir = self.package_dir | {
+                "rlhf_jax.configs": "configs",
+                "rlhf_jax.golden": "tests/golden",
+            }
             self.package_data = self.package_data | {"rlhf_jax.golden": ["steps.json"]}
 
 

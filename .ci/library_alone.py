@@ -1,4 +1,5 @@
-"""One update of GRPO on sums with the library alone: jax, flax, optax, chex and numpy are installed, and nothing else.
+"""One update of GRPO on sums with the library alone: jax, flax, optax, chex and numpy are
+installed, and nothing else.
 
 The package is installed without its requirements. Prints the metrics of the update.
 """
@@ -28,11 +29,15 @@ for absent in ("ml_collections", "matplotlib", "tensorflow_datasets", "tokenizer
 
 task = addition.make(addition.Config())
 tokenizer = tokenizers.characters(task.vocabulary)
-model = gpt_neox.make(dataclasses.replace(gpt_neox.PRESETS["quickstart"], vocab_size=tokenizer.vocab_size))
+model = gpt_neox.make(
+    dataclasses.replace(gpt_neox.PRESETS["quickstart"], vocab_size=tokenizer.vocab_size)
+)
 algorithm = grpo(Config(kl_weight=0.0))
 state = updating.init_state(jax.jit(model.init)(jax.random.key(0)), optimizer := optax.adamw(1e-3))
 texts = [task.prompt("train", index) for index in range(NUM_PROMPTS)]
-prompts = Prompts(*encoding.encode_prompts(texts, tokenizer, 8), np.arange(NUM_PROMPTS, dtype=np.int32))
+prompts = Prompts(
+    *encoding.encode_prompts(texts, tokenizer, 8), np.arange(NUM_PROMPTS, dtype=np.int32)
+)
 sample = partial(
     sampling.sample,
     model=model,
@@ -44,7 +49,11 @@ samples = jax.jit(sample)(state.params, prompts, jax.random.key(1), jnp.int32(0)
 rows = zip(np.asarray(samples.tokens_BC), np.asarray(samples.mask_BC), strict=True)
 completions = [tokenizer.decode(tokens[mask].tolist()) for tokens, mask in rows]
 reward = exact_match.make(task)
-raw_B = reward([text for text in texts for _ in range(SAMPLES_PER_PROMPT)], completions, samples.finished_B.tolist())
+raw_B = reward(
+    [text for text in texts for _ in range(SAMPLES_PER_PROMPT)],
+    completions,
+    samples.finished_B.tolist(),
+)
 scores = scoring.make_scores(jnp.asarray(raw_B), samples.finished_B, 0.0, 1.0, scoring.Config())
 step = partial(
     updating.train_step,
@@ -55,4 +64,8 @@ step = partial(
 )
 state, metrics = jax.jit(step)(state, algorithm.credit(samples, scores))
 assert int(state.step) == 1
-print("rlhf_jax", getattr(rlhf_jax, "__version__", ""), {name: metric.value() for name, metric in metrics.items()})
+print(
+    "rlhf_jax",
+    getattr(rlhf_jax, "__version__", ""),
+    {name: metric.value() for name, metric in metrics.items()},
+)

@@ -20,15 +20,21 @@ def get_config() -> ConfigDict:
     config.model.width = 128
     config.model.ffn_width = 512
     config.model.rotary_fraction = 0.25
-    config.model.init_scale = 1.6  # 1 / sqrt(D): sums are learned three times as fast as from Pythia's beginning
+    config.model.init_scale = (
+        1.6  # 1 / sqrt(D): sums are learned three times as fast as from Pythia's beginning
+    )
     config.lengths.max_prompt_tokens = 8
     config.lengths.max_completion_tokens = 4
     config.reward = "exact_match"
-    config.sft.num_updates = 480  # stopped on the way up: a policy that is still learning is what RL can lift
+    config.sft.num_updates = (
+        480  # stopped on the way up: a policy that is still learning is what RL can lift
+    )
     config.sft.rows_per_update = 128
     config.sft.optimizer.learning_rate = 1e-3
     config.sft.optimizer.schedule = "constant"
-    config.rlhf.scoring.replace_missing_eos = False  # exact match already gives 0 to what never ends
+    config.rlhf.scoring.replace_missing_eos = (
+        False  # exact match already gives 0 to what never ends
+    )
     config.rlhf.prompts_per_update = 256
     config.rlhf.samples_per_prompt = 8
     config.rlhf.total_prompts = 400 * 256

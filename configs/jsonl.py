@@ -3,10 +3,11 @@
 Command:  python -m experiments.run --config=configs/jsonl.py --config.task.prompts=prompts.jsonl \
               --config.task.comparisons=comparisons.jsonl
 
-A line of the prompts file is {"prompt": str, "references": [str, ...]}, with "answer": str where exact match is to judge.
-Other columns of a row are handed to a reward of your own that asks for them (`rlhf_jax/rewards/api.py`).
-A line of the comparisons file is {"prompt": str, "chosen": str, "rejected": str}. Text is read as bytes unless a tokenizer file
-is given (--config.tokenizer.kind=hf --config.tokenizer.path=tokenizer.json). Hardware, time and numbers depend on the data.
+A line of the prompts file is {"prompt": str, "references": [str, ...]}, with "answer": str where
+exact match is to judge. Other columns of a row are handed to a reward of your own that asks for
+them (`rlhf_jax/rewards/api.py`). A line of the comparisons file is {"prompt": str, "chosen": str,
+"rejected": str}. Text is read as bytes unless a tokenizer file is given (--config.tokenizer.kind=hf
+--config.tokenizer.path=tokenizer.json). Hardware, time and numbers depend on the data.
 """
 
 from ml_collections import ConfigDict

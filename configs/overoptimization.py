@@ -1,11 +1,13 @@
-"""A learned reward that is over-optimised: it goes on rising while gold falls (Gao et al., 2022, arXiv 2210.10760).
+"""A learned reward that is over-optimised: it goes on rising while gold falls (Gao et al., 2022,
+arXiv 2210.10760).
 
 Command:   python -m experiments.run --config=configs/overoptimization.py
 Hardware:  two CPU cores
 Time:      five minutes on a busy machine
 Result:    seed 0: learned reward 0 -> 2.64 SFT standard deviations; gold 1.01 at its peak, -3.71 at the end
 
-The quickstart's chain with a reward model of few comparisons, a weak pull to the reference and many updates, on-policy.
+The quickstart's chain with a reward model of few comparisons, a weak pull to the reference and many
+updates, on-policy.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,5 @@
-"""SFT, comparisons labelled by gold, a learned reward model, and Online DPO on templated reviews, asynchronous at lag 1.
+"""SFT, comparisons labelled by gold, a learned reward model, and Online DPO on templated reviews,
+asynchronous at lag 1.
 
 Command:   python -m experiments.run --config=configs/quickstart.py
 Hardware:  two CPU cores
@@ -11,7 +12,8 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import build
 
-# What differs from an algorithm's own defaults here, for scores in SFT standard deviations and 64 updates.
+# What differs from an algorithm's own defaults here, for scores in SFT standard deviations and 64
+# updates.
 SETTINGS: dict[str, dict[str, float]] = {"online_dpo": {"beta": 0.5}}
 
 

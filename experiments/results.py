@@ -1,11 +1,13 @@
-"""Writes every page and picture of results in `docs/results/` from committed files, and tries single cells again.
+"""Writes every page and picture of results in `docs/results/` from committed files, and tries
+single cells again.
 
     python -m experiments.results                 writes the pages
     python -m experiments.results --check         writes nothing; exit status 1 where a page or picture would change
     python -m experiments.results --again=CELL    runs one cell anew and compares it with its committed line
 
-CELL is the digest of a cell, as a line of a `cells.jsonl` has it, or the first digits of it. On the kind of processor that the
-line names the figures must be equal to the bit; on another one they must lie within the interval of an evaluation.
+CELL is the digest of a cell, as a line of a `cells.jsonl` has it, or the first digits of it. On the
+kind of processor that the line names the figures must be equal to the bit; on another one they must
+lie within the interval of an evaluation.
 """
 
 import argparse
@@ -39,7 +41,8 @@ COMPARED = {"gold_mean": "gold_mean_stderr", "win_rate": "win_rate_stderr", "kl"
 
 
 def study_pages(name: str) -> dict[str, str | Figure]:
-    """The pages of a study, from the reported cells of its protocol that have ended; none where not all have.
+    """The pages of a study, from the reported cells of its protocol that have ended; none where not
+    all have.
 
     A page from a part of the cells would be another study than its protocol says.
     """
@@ -66,7 +69,8 @@ def all_pages() -> dict[str, bytes]:
     for name in STUDIES:
         contents |= study_pages(name)
     return {
-        file: content.encode() if isinstance(content, str) else picture(content) for file, content in contents.items()
+        file: content.encode() if isinstance(content, str) else picture(content)
+        for file, content in contents.items()
     }
 
 
@@ -79,7 +83,9 @@ def picture(figure: Figure) -> bytes:
 
 
 def differing(pages: Mapping[str, bytes], directory: Path) -> list[str]:
-    """Names of the pages that are missing in a directory or not equal there; pictures are compared by their pixels."""
+    """Names of the pages that are missing in a directory or not equal there; pictures are compared
+    by their pixels.
+    """
     return [name for name, content in pages.items() if not _equal(directory / name, content)]
 
 
@@ -91,11 +97,16 @@ def _equal(path: Path, content: bytes) -> bool:
     import matplotlib.image
 
     one, other = matplotlib.image.imread(path), matplotlib.image.imread(io.BytesIO(content))
-    return one.shape == other.shape and bool(np.abs(one - other).mean() < 1e-3)  # fonts may be drawn a shade apart
+    return one.shape == other.shape and bool(
+        np.abs(one - other).mean() < 1e-3
+    )  # fonts may be drawn a shade apart
 
 
 def find(digits: str) -> tuple[Cells, Cell, cell_lines.Line]:
-    """The study, the cell and the committed line that a digest names. Raises Refusal for none or several."""
+    """The study, the cell and the committed line that a digest names.
+
+    Raises Refusal for none or several.
+    """
     found = []
     for config in STUDIES.values():
         study = load(str(ROOT / config))
@@ -105,7 +116,8 @@ def find(digits: str) -> tuple[Cells, Cell, cell_lines.Line]:
                 found.append((study, line))
     if len({line["cell"] for _, line in found}) != 1:
         raise Refusal(
-            f"--again={digits} names {len(found)} committed cells; accepted: the digest of one cell in a cells.jsonl"
+            f"--again={digits} names {len(found)} committed cells; accepted: the digest of one "
+            "cell in a cells.jsonl"
         )
     study, line = found[-1]
     setting = tuple(line["setting"].items())
@@ -113,13 +125,17 @@ def find(digits: str) -> tuple[Cells, Cell, cell_lines.Line]:
     cells = Cells(study)
     if cells.identity(cell) != line_identity(line, cells.path):
         raise Refusal(
-            f"the config of cell {line['cell']} ({cell.name}) has changed since commit {line['commit']}: check that out"
+            f"the config of cell {line['cell']} ({cell.name}) has changed since commit "
+            f"{line['commit']}: check that out"
         )
     return cells, cell, line
 
 
 def again(digits: str) -> str:
-    """Runs a cell anew and compares it with its line. Returns a sentence; raises Refusal where the numbers differ."""
+    """Runs a cell anew and compares it with its line.
+
+    Returns a sentence; raises Refusal where the numbers differ.
+    """
     cells, cell, line = find(digits)
     with tempfile.TemporaryDirectory() as directory:
         anew = Cells(replace(cells.study, directory=Path(directory), cells=None))
@@ -130,26 +146,48 @@ def again(digits: str) -> str:
 
 
 def compare(name: str, line: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Compares two lines of one cell. Raises Refusal where they differ by more than their processors explain."""
+    """Compares two lines of one cell.
+
+    Raises Refusal where they differ by more than their processors explain.
+    """
     same = line["processor"] == new["processor"]
     if line["curve"] == new["curve"]:
         return f"{name}: every figure of {len(new['curve'])} evaluations is equal to the bit ({new['processor']})"
     last, other = line["curve"][-1], new["curve"][-1]
-    shown = ", ".join(f"{key} {last[key]:.6g} and {other[key]:.6g}" for key in COMPARED if key in last)
+    shown = ", ".join(
+        f"{key} {last[key]:.6g} and {other[key]:.6g}" for key in COMPARED if key in last
+    )
     if same:
-        raise Refusal(f"{name}: the figures differ on the same kind of processor ({line['processor']}): {shown}")
-    outside = [key for key, error in COMPARED.items() if abs(last[key] - other[key]) > TWO_ERRORS * last[error]]
+        raise Refusal(
+            f"{name}: the figures differ on the same kind of processor ({line['processor']}): "
+            f"{shown}"
+        )
+    outside = [
+        key
+        for key, error in COMPARED.items()
+        if abs(last[key] - other[key]) > TWO_ERRORS * last[error]
+    ]
     if outside:
-        raise Refusal(f"{name}: {', '.join(outside)} differ by more than the interval of an evaluation: {shown}")
+        raise Refusal(
+            f"{name}: {', '.join(outside)} differ by more than the interval of an evaluation: "
+            f"{shown}"
+        )
     return f"{name}: within the interval of an evaluation on another processor ({new['processor']}): {shown}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes or checks the pages. Raises SystemExit: with 1 where a page would change or a cell has other figures, else see
-    `command.py`."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.results", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, and name the pages that would change")
-    parser.add_argument("--again", metavar="CELL", help="run one cell anew and compare it with its committed line")
+    """Writes or checks the pages. Raises SystemExit: with 1 where a page would change or a cell has
+    other figures, else see `command.py`.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.results", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing, and name the pages that would change"
+    )
+    parser.add_argument(
+        "--again", metavar="CELL", help="run one cell anew and compare it with its committed line"
+    )
     given = parser.parse_args(arguments)
 
     def body(place: command.Place) -> None:

@@ -1,8 +1,10 @@
-"""Reinforcement learning from human feedback in JAX, with asynchrony as an exact experimental variable.
+"""Reinforcement learning from human feedback in JAX, with asynchrony as an exact experimental
+variable.
 
     import rlhf_jax as rl
 
-Public names are imported when they are first used, so that `import rlhf_jax` costs nothing. `__init__.pyi` has their types.
+Public names are imported when they are first used, so that `import rlhf_jax` costs nothing.
+`__init__.pyi` has their types.
 """
 
 import importlib
@@ -23,8 +25,9 @@ _HOMES = {
     "update": "calls",
     "run": "loop",
 }
-"""The module of `rlhf_jax/face/` that has each public function. No module of `rlhf_jax/` has the name of one: importing a
-module binds its name here, and the function would be replaced."""
+"""The module of `rlhf_jax/face/` that has each public function. No module of `rlhf_jax/` has the
+name of one: importing a module binds its name here, and the function would be replaced.
+"""
 
 _ROOMS = ("algorithms", "models", "ops", "rewards", "tasks")
 """Packages that are reached as attributes: `rl.algorithms`."""
@@ -33,14 +36,19 @@ __all__ = [*_HOMES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll
 
 
 def __getattr__(name: str) -> Any:
-    """Returns a public function, or a package of components. Raises AttributeError for another name."""
+    """Returns a public function, or a package of components.
+
+    Raises AttributeError for another name.
+    """
     if name in _HOMES:
         found = getattr(importlib.import_module(f"{__name__}.face.{_HOMES[name]}"), name)
         globals()[name] = found
         return found
     if name in _ROOMS:
         return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    raise AttributeError(
+        f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}"
+    )
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,6 @@
-"""Turns a ConfigDict into components: its only reader, and where it is checked against the directory of an earlier run."""
+"""Turns a ConfigDict into components: its only reader, and where it is checked against the
+directory of an earlier run.
+"""
 
 import copy
 import dataclasses
@@ -51,7 +53,9 @@ class Run:
 
     job: str = "pipeline"
     directory: str = "runs/unnamed"
-    begin: str = ""  # RUN or RUN@version: the run that this one takes its SFT policy and reward model from
+    begin: str = (
+        ""  # RUN or RUN@version: the run that this one takes its SFT policy and reward model from
+    )
     seed: Seed = 0
     reward: str = LEARNED  # a name, or a sum: see `rewards/api.py`
     plan: str = ""  # see `pipeline.Stages`
@@ -60,7 +64,9 @@ class Run:
 
 
 def node(config: Any, **first: Any) -> ConfigDict:
-    """A ConfigDict of a component's dataclass, every key with its type; `first` are keys before its own (its name)."""
+    """A ConfigDict of a component's dataclass, every key with its type; `first` are keys before its
+    own (its name).
+    """
     return ConfigDict(first | _plain(config))
 
 
@@ -71,8 +77,9 @@ def _plain(value: Any) -> Any:
 
 
 def component(folder: str, name: str) -> ConfigDict:
-    """The node of a component with its defaults: `component("algorithms", "online_dpo")`, or of a user's own module or file
-    (see `registry.py`): `component("tasks", "my_lab.trivia")`."""
+    """The node of a component with its defaults: `component("algorithms", "online_dpo")`, or of a
+    user's own module or file (see `registry.py`): `component("tasks", "my_lab.trivia")`.
+    """
     return node(registry.settings(folder, name)(), name=name)
 
 
@@ -88,7 +95,10 @@ def model(family: str, preset: str = "") -> ConfigDict:
     found = families.find(family)
     preset = preset or found.usual
     if preset not in found.presets:
-        raise Refusal(f"no preset {preset!r} of the model family {family}; there are: {', '.join(found.presets)}")
+        raise Refusal(
+            f"no preset {preset!r} of the model family {family}; there are: "
+            f"{', '.join(found.presets)}"
+        )
     return node(found.presets[preset], family=family)
 
 
@@ -118,15 +128,22 @@ def named(folder: str, values: dict[str, Any], where: str) -> tuple[str, Any]:
     """The name in a component's node, and the settings that the node gives."""
     values = dict(values)
     if "name" not in values:
-        raise Refusal(f"{where} lacks 'name', a file of rlhf_jax/{folder}/: {', '.join(registry.names(folder))}")
+        raise Refusal(
+            f"{where} lacks 'name', a file of rlhf_jax/{folder}/: "
+            f"{', '.join(registry.names(folder))}"
+        )
     name = values.pop("name")
     return name, fill(registry.settings(folder, name), values, where)
 
 
-def check_directory(shared: Workspace, values: dict[str, Any], settings: pipeline.Stages, chosen: Algorithm) -> None:
-    """Compares a config with what its directory holds, says what has changed, writes `config.json` and a start; collective.
+def check_directory(
+    shared: Workspace, values: dict[str, Any], settings: pipeline.Stages, chosen: Algorithm
+) -> None:
+    """Compares a config with what its directory holds, says what has changed, writes `config.json`
+    and a start; collective.
 
-    The lock of the directory is held. Raises Refusal naming what may not change: see `run_directory/changes.py`.
+    The lock of the directory is held. Raises Refusal naming what may not change: see
+    `run_directory/changes.py`.
     """
     snapshot = environment.snapshot()
     verdict = compared(shared, settings, chosen, snapshot)
@@ -143,14 +160,21 @@ def check_directory(shared: Workspace, values: dict[str, Any], settings: pipelin
 def compared(
     shared: Workspace, settings: pipeline.Stages, chosen: Algorithm, snapshot: dict[str, Any]
 ) -> changes.Verdict:
-    """Compares a start with the last one in the directory. Raises Refusal that names the keys that may not change."""
+    """Compares a start with the last one in the directory.
+
+    Raises Refusal that names the keys that may not change.
+    """
     assert shared.facts is not None
-    return changes.check(shared.directory, shared.facts, snapshot, _constant_schedules(settings, chosen))
+    return changes.check(
+        shared.directory, shared.facts, snapshot, _constant_schedules(settings, chosen)
+    )
 
 
 def _constant_schedules(settings: pipeline.Stages, chosen: Algorithm) -> bool:
     """True where no learning rate of the RLHF stage depends on the number of updates."""
-    used = [settings.rlhf.optimizer] + [settings.rlhf.critic_optimizer] * ("critic" in chosen.losses)
+    used = [settings.rlhf.optimizer] + [settings.rlhf.critic_optimizer] * (
+        "critic" in chosen.losses
+    )
     return all(optimizer.schedule == "constant" for optimizer in used)
 
 
@@ -164,7 +188,9 @@ def _defaults(values: dict[str, Any]) -> dict[str, Any]:
     if values["model"]["family"] != "pretrained":
         fields = dataclasses.fields(families.find(values["model"]["family"]).config)
         known = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
-        tree["model"] = {"family": values["model"]["family"]} | dict.fromkeys(f.name for f in fields) | known
+        tree["model"] = (
+            {"family": values["model"]["family"]} | dict.fromkeys(f.name for f in fields) | known
+        )
     return tree
 
 
@@ -172,7 +198,8 @@ def known_keys(values: dict[str, Any]) -> dict[str, Any]:
     """Every key that a config may have, joined by dots, with its default as JSON has it.
 
     Args:
-      values: nested, with at least the names of its components (`algorithm.name`, `task.name`, `model.family`).
+      values: nested, with at least the names of its components (`algorithm.name`, `task.name`,
+        `model.family`).
     """
     return flat(stored_config.as_json(_defaults(values)))
 
@@ -183,15 +210,22 @@ def check_task(task: Any, name: str) -> None:
     missing = [name for name in wanted if not hasattr(task, name)]
     if missing:
         raise ComponentError(
-            f"the task {name} is a {type(task).__name__} without {', '.join(missing)} (see tasks/api.py)"
+            f"the task {name} is a {type(task).__name__} without {', '.join(missing)} (see "
+            "tasks/api.py)"
         )
     words = task.vocabulary
-    if words is not None and not (isinstance(words, tuple | list) and all(isinstance(word, str) for word in words)):
-        raise ComponentError(f"the task {name}: vocabulary is {words!r}; accepted: a tuple of texts, or None")
+    if words is not None and not (
+        isinstance(words, tuple | list) and all(isinstance(word, str) for word in words)
+    ):
+        raise ComponentError(
+            f"the task {name}: vocabulary is {words!r}; accepted: a tuple of texts, or None"
+        )
 
 
 def workspace(values: dict[str, Any]) -> Workspace:
-    """The run's shared parts; `values` is completed with what only they know (the vocabulary's size)."""
+    """The run's shared parts; `values` is completed with what only they know (the vocabulary's
+    size).
+    """
     environment.pin()
     task = registry.make("tasks", *named("tasks", values["task"], "task"))
     check_task(task, values["task"]["name"])
@@ -227,7 +261,10 @@ def workspace(values: dict[str, Any]) -> Workspace:
 
 
 def choices(argument: str, **defaults: str) -> dict[str, str]:
-    """The choices of `--config=file.py:name=value,name=value` over the defaults. Raises Refusal for another name."""
+    """The choices of `--config=file.py:name=value,name=value` over the defaults.
+
+    Raises Refusal for another name.
+    """
     chosen = dict(defaults)
     for part in filter(None, argument.split(",")):
         name, equals, value = part.partition("=")
@@ -249,16 +286,23 @@ NODES = {
     "rlhf": rlhf.Config,
     "evaluate": evaluator.Config,
 }
-"""Nodes of a config whose keys are always the same; those of task, model and algorithm are their component's."""
+"""Nodes of a config whose keys are always the same; those of task, model and algorithm are their
+component's.
+"""
 
 
 def check_values(values: dict[str, Any]) -> None:
-    """Checks every value of a config by itself; see `config.py`. Raises Refusal with every problem."""
+    """Checks every value of a config by itself; see `config.py`.
+
+    Raises Refusal with every problem.
+    """
     problems, components = Problems(), {"task": "tasks", "algorithm": "algorithms"}
     if renamed := [sentence for key in flat(values) if (sentence := history.new_name(key))]:
         raise Refusal(*renamed)
     if absent := sorted(set(default()) - values.keys()):
-        raise Refusal(f"the config lacks {', '.join(map(repr, absent))}; build.default() has every key")
+        raise Refusal(
+            f"the config lacks {', '.join(map(repr, absent))}; build.default() has every key"
+        )
     with problems.caught():
         elsewhere = {*NODES, *components, "model", "reward_settings"}
         fill(Run, {key: value for key, value in values.items() if key not in elsewhere}, "")
@@ -273,19 +317,25 @@ def check_values(values: dict[str, Any]) -> None:
     with problems.caught():
         check_stage(values["job"])
     with problems.caught():
-        if not (values["pretrained"]["sft"] or values["pretrained"]["base"]):  # else the folder says what the keys are
+        if not (
+            values["pretrained"]["sft"] or values["pretrained"]["base"]
+        ):  # else the folder says what the keys are
             check_model(values["model"])
     problems.refuse()
 
 
 def check_stage(name: str) -> None:
-    """Raises as `registry.entry`, and Refusal for a stage that cannot be called with workspace, stages and algorithm."""
+    """Raises as `registry.entry`, and Refusal for a stage that cannot be called with workspace,
+    stages and algorithm.
+    """
     job = registry.entry("stages", name)
     try:
         inspect.signature(job).bind("workspace", "stages", "algorithm")
     except TypeError:
         taken = ", ".join(inspect.signature(job).parameters)
-        raise Refusal(f"the stage {name} takes ({taken}); accepted: (workspace, stages, algorithm)") from None
+        raise Refusal(
+            f"the stage {name} takes ({taken}); accepted: (workspace, stages, algorithm)"
+        ) from None
 
 
 def check_model(values: dict[str, Any]) -> None:
@@ -293,22 +343,31 @@ def check_model(values: dict[str, Any]) -> None:
     values = dict(values)
     name = values.pop("family", "pretrained")
     if name == "pretrained":
-        raise Refusal("model.family is 'pretrained', but neither pretrained.base nor pretrained.sft names a folder")
+        raise Refusal(
+            "model.family is 'pretrained', but neither pretrained.base nor pretrained.sft names a "
+            "folder"
+        )
     family = families.find(name)
     shape = family.config
     if others := sorted(values.keys() - {field.name for field in dataclasses.fields(shape)}):
         raise Refusal(
-            f"model.family is {name!r}, which has no {', '.join(others)}; the keys of a family come with a preset, in a config "
+            f"model.family is {name!r}, which has no {', '.join(others)}; the keys of a family "
+            "come with a preset, in a config "
             f'file: config.model = build.model("{name}", "{family.usual}")'
         )
     fill(shape, values, "model")
 
 
 def resolve_auto(values: dict[str, Any]) -> None:
-    """Replaces every "auto" of a config's values by its meaning for the run's schedule and precision."""
+    """Replaces every "auto" of a config's values by its meaning for the run's schedule and
+    precision.
+    """
     if "correction" not in values["algorithm"]:
         return
-    schedule, given = values["rlhf"], fill(Correction, values["algorithm"]["correction"], "algorithm.correction")
+    schedule, given = (
+        values["rlhf"],
+        fill(Correction, values["algorithm"]["correction"], "algorithm.correction"),
+    )
     resolved = resolve(
         given,
         lag=schedule["lag"],
@@ -319,18 +378,30 @@ def resolve_auto(values: dict[str, Any]) -> None:
 
 
 def exact_sampler(values: dict[str, Any]) -> bool:
-    """True where sampler and trainer compute a token's log-probability from the same float32 numbers."""
+    """True where sampler and trainer compute a token's log-probability from the same float32
+    numbers.
+    """
     return values["model"]["dtype"] == "float32" and values["rlhf"]["publish_dtype"] == "float32"
 
 
 def inexact_ratio(values: dict[str, Any]) -> str:
-    """A sentence about a ratio to the behavior policy that is not 1 before the first update; "" where there is none."""
-    if values["algorithm"].get("correction", {}).get("ratio_to") != "behavior" or exact_sampler(values):
+    """A sentence about a ratio to the behavior policy that is not 1 before the first update; ""
+    where there is none.
+    """
+    if values["algorithm"].get("correction", {}).get("ratio_to") != "behavior" or exact_sampler(
+        values
+    ):
         return ""
-    kind = values["model"]["dtype"] if values["model"]["dtype"] != "float32" else values["rlhf"]["publish_dtype"]
+    kind = (
+        values["model"]["dtype"]
+        if values["model"]["dtype"] != "float32"
+        else values["rlhf"]["publish_dtype"]
+    )
     return (
-        f"algorithm.correction.ratio_to is 'behavior' and the sampler computes in {kind}: ratios differ from 1 before the "
-        "first update, and those of long completions leave the clip; ratio_to=proximal takes them from the trainer's params"
+        f"algorithm.correction.ratio_to is 'behavior' and the sampler computes in {kind}: ratios "
+        "differ from 1 before the "
+        "first update, and those of long completions leave the clip; ratio_to=proximal takes them "
+        "from the trainer's params"
     )
 
 
@@ -339,7 +410,8 @@ def algorithm(values: dict[str, Any]) -> Algorithm:
     made = registry.make("algorithms", *named("algorithms", values, "algorithm"))
     if not isinstance(made, Algorithm):
         raise Refusal(
-            f"algorithm.name is {values['name']!r}, which makes a {type(made).__name__}; accepted: an Algorithm"
+            f"algorithm.name is {values['name']!r}, which makes a {type(made).__name__}; accepted: "
+            "an Algorithm"
         )
     return made if registry.is_of_package("algorithms", values["name"]) else checked_losses(made)
 
@@ -378,10 +450,12 @@ def _parts(values: dict[str, Any]) -> tuple[Workspace, pipeline.Stages, Algorith
 def checked(
     config: ConfigDict,
 ) -> tuple[dict[str, Any], tuple[Workspace, pipeline.Stages, Algorithm], list[str]]:
-    """Returns the resolved values of a config, the checked parts of its run, and what a person should know of it.
+    """Returns the resolved values of a config, the checked parts of its run, and what a person
+    should know of it.
 
-    The checks go from what is known at once to what has to be read: every value by itself, the settings against each other
-    and the devices, the task and the folders of models, and then the task against the settings. Nothing is compiled or written.
+    The checks go from what is known at once to what has to be read: every value by itself, the
+    settings against each other and the devices, the task and the folders of models, and then the
+    task against the settings. Nothing is compiled or written.
 
     Raises:
       Refusal: for what cannot run.
@@ -417,7 +491,8 @@ def prepare(
 
     Args:
       config: of the run.
-      say: is told what was read, and what a person should know about a run that begins, a line each.
+      say: is told what was read, and what a person should know about a run that begins, a line
+        each.
 
     Raises:
       Refusal: before anything is compiled or written.
@@ -430,8 +505,12 @@ def prepare(
     return made
 
 
-def _checked(values: dict[str, Any]) -> tuple[tuple[Workspace, pipeline.Stages, Algorithm], list[str]]:
-    """The checked parts of a config's values, which are completed and resolved, and what a person should know."""
+def _checked(
+    values: dict[str, Any],
+) -> tuple[tuple[Workspace, pipeline.Stages, Algorithm], list[str]]:
+    """The checked parts of a config's values, which are completed and resolved, and what a person
+    should know.
+    """
     check_values(values)
     checks.check_directory_name(values["directory"])
     stored_config.as_before(values, _defaults)
@@ -441,19 +520,28 @@ def _checked(values: dict[str, Any]) -> tuple[tuple[Workspace, pipeline.Stages, 
 
 
 def check_settings(values: dict[str, Any]) -> None:
-    """Checks a config's settings against each other and the devices. Raises Refusal with every problem."""
+    """Checks a config's settings against each other and the devices.
+
+    Raises Refusal with every problem.
+    """
     values = copy.deepcopy(values)
-    settings, pretrained = stages(values), fill(pretrained_models.Config, values["pretrained"], "pretrained")
+    settings, pretrained = (
+        stages(values),
+        fill(pretrained_models.Config, values["pretrained"], "pretrained"),
+    )
     resolve_auto(values)
     devices = mesh.make_mesh(fill(mesh.Config, values["mesh"], "mesh"))
     if settings.plan == planning.SEARCH:  # which is searched for once the models are known
         settings = dataclasses.replace(settings, plan="")
-    checks.check_settings(values["job"], settings, pretrained, algorithm(values["algorithm"]), devices)
+    checks.check_settings(
+        values["job"], settings, pretrained, algorithm(values["algorithm"]), devices
+    )
 
 
 def _earlier_plan(where: Path) -> str:
-    """The plan that a run's directory holds, so that going on with it does not search again; "" where there is none, or it was
-    searched for other devices."""
+    """The plan that a run's directory holds, so that going on with it does not search again; ""
+    where there is none, or it was searched for other devices.
+    """
     past = starts.read(where)
     if past and past[-1]["environment"]["num_devices"] != len(jax.devices()):
         return ""
@@ -466,15 +554,19 @@ def _earlier_plan(where: Path) -> str:
 def problem(
     config: ConfigDict, device: Hardware, num_devices: int, completion_lengths: Sequence[int] = ()
 ) -> planning.Problem:
-    """The planning problem of a config's RLHF stage; its devices and its models' folders need not exist here.
+    """The planning problem of a config's RLHF stage; its devices and its models' folders need not
+    exist here.
 
-    A reward model whose folder is not there is taken to be as large as the policy. Raises Refusal for a config that
-    cannot run, or FileNotFoundError for a model that only a folder tells.
+    A reward model whose folder is not there is taken to be as large as the policy. Raises Refusal
+    for a config that cannot run, or FileNotFoundError for a model that only a folder tells.
     """
     values = config.to_dict()
     settings = stages(values)
     resolve_auto(values)
-    pretrained, model_values = fill(pretrained_models.Config, values["pretrained"], "pretrained"), dict(values["model"])
+    pretrained, model_values = (
+        fill(pretrained_models.Config, values["pretrained"], "pretrained"),
+        dict(values["model"]),
+    )
     if model_values["family"] == "pretrained" or not model_values["vocab_size"]:
         network = workspace(values | {"mesh": dataclasses.asdict(mesh.Config())}).model
     else:
@@ -484,10 +576,14 @@ def problem(
     if settings.learned:
         there = pretrained.reward_model and Path(pretrained.reward_model).exists()
         reward = (
-            pretrained_models.classifier(pretrained.reward_model, dtype=network.dtype) if there else ValueModel(network)
+            pretrained_models.classifier(pretrained.reward_model, dtype=network.dtype)
+            if there
+            else ValueModel(network)
         )
     lengths, chosen = fill(Lengths, values["lengths"], "lengths"), algorithm(values["algorithm"])
-    return planning.problem(settings.rlhf, chosen, lengths, network, reward, device, num_devices, completion_lengths)
+    return planning.problem(
+        settings.rlhf, chosen, lengths, network, reward, device, num_devices, completion_lengths
+    )
 
 
 def config_of(directory: Path) -> ConfigDict:
@@ -509,17 +605,25 @@ def _tuples(value: Any) -> Any:
 
 
 def of_directory(directory: Path) -> tuple[Workspace, pipeline.Stages, Algorithm]:
-    """The parts of the run whose directory this is; nothing is written. Raises Refusal for a directory without a run."""
+    """The parts of the run whose directory this is; nothing is written.
+
+    Raises Refusal for a directory without a run.
+    """
     return parts(config_of(directory))
 
 
 def parts_for(config: ConfigDict, job: str) -> tuple[Workspace, pipeline.Stages, Algorithm]:
-    """The parts of a run, checked for a job; nothing is written. Raises Refusal with every problem."""
+    """The parts of a run, checked for a job; nothing is written.
+
+    Raises Refusal with every problem.
+    """
     return _checked(config.to_dict() | {"job": job})[0]
 
 
 def _readers_mesh(used: dict[str, int]) -> dict[str, int]:
-    """The mesh that a run was made on; where there are fewer devices here, all of them, with sharded params."""
+    """The mesh that a run was made on; where there are fewer devices here, all of them, with
+    sharded params.
+    """
     if -1 in used.values() or math.prod(used.values()) <= distributed.grid().shape[1]:
         return used
     return {"data": 1, "fsdp": -1, "tensor": 1}
@@ -530,13 +634,15 @@ def check_shared(directory: Path) -> None:
     distributed.barrier()
     if not (directory / "config.json").exists():
         raise Refusal(
-            f"process {jax.process_index()} does not see {directory / 'config.json'}, which process 0 has written; accepted: a "
+            f"process {jax.process_index()} does not see {directory / 'config.json'}, which "
+            "process 0 has written; accepted: a "
             "--config.directory on a disk that all hosts share"
         )
 
 
 def run(config: ConfigDict) -> None:
-    """Checks the whole config, then runs its job with the directory's lock held, unless the job only reads.
+    """Checks the whole config, then runs its job with the directory's lock held, unless the job
+    only reads.
 
     Raises Refusal before anything is compiled or written.
     """

@@ -1,6 +1,7 @@
 """The clock: versions, lag and ages as pure functions of round numbers.
 
-With u = num_minibatches * num_epochs updates a round, before round r is trained the trainer's params have version r*u, and
+With u = num_minibatches * num_epochs updates a round, before round r is trained the trainer's
+params have version r*u, and
 
     exact     version of round r              v(r) = u * max(0, r - lag)
     replay    a version schedule gives v(r) for every round instead
@@ -8,9 +9,10 @@ With u = num_minibatches * num_epochs updates a round, before round r is trained
     all       age in update j of round r      r*u + j - v(r)           j = 0 ... u-1
               its bound                       u * lag + u - 1          (a version schedule: the largest age in it)
 
-In exact and replay mode a round is sampled as soon as its version is published, so that no params but the newest are ever
-needed: with a lag, lag + 1 rounds are issued at the start, then one a round. A slow sampler may still need each of the last
-lag + 1 versions. In every mode at most lag + 1 rounds are issued and not yet trained on.
+In exact and replay mode a round is sampled as soon as its version is published, so that no params
+but the newest are ever needed: with a lag, lag + 1 rounds are issued at the start, then one a
+round. A slow sampler may still need each of the last lag + 1 versions. In every mode at most lag +
+1 rounds are issued and not yet trained on.
 """
 
 from collections.abc import Sequence
@@ -37,7 +39,9 @@ class Clock:
         if self.lag < 0:
             raise Refusal(f"lag is {self.lag}; accepted: 0 (synchronous) or more rounds")
         if self.bounded and self.version_schedule:
-            raise Refusal("a version schedule says the version of every round: it is replayed, not bounded")
+            raise Refusal(
+                "a version schedule says the version of every round: it is replayed, not bounded"
+            )
         if self.version_schedule:
             check_version_schedule(self.version_schedule, self.num_rounds, self.updates_per_round)
 
@@ -56,7 +60,10 @@ class Clock:
         """The most updates that a sample may be old when it is trained on."""
         if not self.version_schedule:
             return self.updates_per_round * (self.lag + 1) - 1
-        return max(self.age(r, self.updates_per_round - 1, version) for r, version in enumerate(self.version_schedule))
+        return max(
+            self.age(r, self.updates_per_round - 1, version)
+            for r, version in enumerate(self.version_schedule)
+        )
 
     def version(self, round_index: int) -> int:
         """The version that samples a round; in bounded mode the least one."""
@@ -65,41 +72,56 @@ class Clock:
         return self.updates_per_round * max(0, round_index - self.lag)
 
     def age(self, round_index: int, update_in_round: int, version: int | None = None) -> int:
-        """Age in updates of a round's samples in one of its updates; 0 is on-policy. `version` sampled the
-        round, which only bounded mode must be told."""
+        """Age in updates of a round's samples in one of its updates; 0 is on-policy. `version`
+        sampled the round, which only bounded mode must be told.
+        """
         sampled_with = self.version(round_index) if version is None else version
         return round_index * self.updates_per_round + update_in_round - sampled_with
 
     def live_versions(self, asynchronous: bool) -> int:
-        """Returns how many published versions may be held at once: a slow sampler may need those of the last lag + 1 rounds.
+        """Returns how many published versions may be held at once: a slow sampler may need those of
+        the last lag + 1 rounds.
 
-        The synchronous loop samples a round when its version is published, and needs that one alone.
+        The synchronous loop samples a round when its version is published, and needs that one
+        alone.
         """
         if not asynchronous:
             return 1
         if not self.version_schedule:
             return min(self.lag + 1, self.num_rounds)
-        return 1 + max(r - version // self.updates_per_round for r, version in enumerate(self.version_schedule))
+        return 1 + max(
+            r - version // self.updates_per_round for r, version in enumerate(self.version_schedule)
+        )
 
     def check_version(self, round_index: int, version: int) -> None:
-        """Raises RuntimeError where a round that is about to be trained on was not sampled as this clock says."""
+        """Raises RuntimeError where a round that is about to be trained on was not sampled as this
+        clock says.
+        """
         least, newest = self.version(round_index), round_index * self.updates_per_round
         if not least <= version <= (newest if self.bounded else least):
             accepted = f"{least} to {newest}" if self.bounded else str(least)
-            raise RuntimeError(f"round {round_index} was sampled with version {version}; the clock gives it {accepted}")
+            raise RuntimeError(
+                f"round {round_index} was sampled with version {version}; the clock gives it "
+                f"{accepted}"
+            )
 
     def issued_at(self, round_index: int) -> list[int]:
-        """Rounds to sample once version round_index * u is published, before that round is trained. Raises Refusal in
-        bounded mode, where that depends on who is slow."""
+        """Rounds to sample once version round_index * u is published, before that round is trained.
+        Raises Refusal in bounded mode, where that depends on who is slow.
+        """
         if self.bounded:
-            raise Refusal("in bounded mode a round's version is known when it is sampled, not before")
+            raise Refusal(
+                "in bounded mode a round's version is known when it is sampled, not before"
+            )
         version = round_index * self.updates_per_round
         return [r for r in range(round_index, self.num_rounds) if self.version(r) == version]
 
     def issued_before(self, round_index: int) -> list[int]:
-        """Rounds from `round_index` on that were sampled before it: what a checkpoint there must hold.
+        """Rounds from `round_index` on that were sampled before it: what a checkpoint there must
+        hold.
 
-        In bounded mode nothing: what is not there is sampled again, with a version that the bound allows.
+        In bounded mode nothing: what is not there is sampled again, with a version that the bound
+        allows.
         """
         if self.bounded:
             return []
@@ -107,13 +129,19 @@ class Clock:
         return [r for r in range(round_index, self.num_rounds) if self.version(r) < version]
 
 
-def check_version_schedule(version_schedule: Sequence[int], num_rounds: int, updates_per_round: int) -> None:
+def check_version_schedule(
+    version_schedule: Sequence[int], num_rounds: int, updates_per_round: int
+) -> None:
     """Raises Refusal unless every round has a version that is published by then."""
     if len(version_schedule) != num_rounds:
-        raise Refusal(f"the version schedule has {len(version_schedule)} versions, but the run has {num_rounds} rounds")
+        raise Refusal(
+            f"the version schedule has {len(version_schedule)} versions, but the run has "
+            f"{num_rounds} rounds"
+        )
     for round_index, version in enumerate(version_schedule):
         if version % updates_per_round or not 0 <= version <= round_index * updates_per_round:
             raise Refusal(
-                f"the version schedule gives round {round_index} version {version}; accepted: multiples of {updates_per_round} "
+                f"the version schedule gives round {round_index} version {version}; accepted: "
+                f"multiples of {updates_per_round} "
                 f"(updates a round) from 0 to {round_index * updates_per_round}"
             )

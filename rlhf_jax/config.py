@@ -1,4 +1,5 @@
-"""Bounds of a config's values, written in the annotations of its fields, and the one place that checks them.
+"""Bounds of a config's values, written in the annotations of its fields, and the one place that
+checks them.
 
 A component's `Config` says of each number what it may be, beside its default:
 
@@ -6,9 +7,9 @@ A component's `Config` says of each number what it may be, beside its default:
     heldout_percent: Annotated[int, Bounds(least=0, most=99)] = 10
     schedule: Literal["linear", "cosine"] = "linear"
 
-`fill` turns a node of a config into such a dataclass. It refuses unknown and missing keys, values of another type, numbers
-outside of their bounds, and texts that a Literal does not list. A float has to be finite, and within its bounds, as the float32
-that the compiled programs make of it.
+`fill` turns a node of a config into such a dataclass. It refuses unknown and missing keys, values
+of another type, numbers outside of their bounds, and texts that a Literal does not list. A float
+has to be finite, and within its bounds, as the float32 that the compiled programs make of it.
 """
 
 import dataclasses
@@ -33,8 +34,8 @@ LARGEST = 2**31 - 1
 class Bounds:
     """The numbers that a key accepts.
 
-    `least` and `most` are accepted themselves, `above` and `below` are not. `also` lists numbers outside of the bounds
-    that have a meaning of their own, such as -1 for "as many as there are".
+    `least` and `most` are accepted themselves, `above` and `below` are not. `also` lists numbers
+    outside of the bounds that have a meaning of their own, such as -1 for "as many as there are".
     """
 
     least: float | None = None
@@ -76,7 +77,9 @@ class Unbounded:
 
 
 class Problems:
-    """Collects the messages of several refusals, so that a person who made three mistakes is told of three."""
+    """Collects the messages of several refusals, so that a person who made three mistakes is told
+    of three.
+    """
 
     def __init__(self) -> None:
         self._refusals: list[Refusal] = []
@@ -98,7 +101,9 @@ class Problems:
         if len(self._refusals) == 1:
             raise self._refusals[0]  # with its own class
         if self._refusals:
-            raise Refusal(*dict.fromkeys(message for error in self._refusals for message in error.messages))
+            raise Refusal(
+                *dict.fromkeys(message for error in self._refusals for message in error.messages)
+            )
 
 
 def _number(value: Any) -> str:
@@ -122,7 +127,8 @@ def fill(cls: Any, values: Mapping[str, Any], where: str) -> Any:
       where: the dotted key of the node, for messages; "" for the top of a config.
 
     Raises:
-      Refusal: with a message per key that is unknown, missing, of another type or outside of its bounds.
+      Refusal: with a message per key that is unknown, missing, of another type or outside of its
+        bounds.
     """
     if not isinstance(values, Mapping):
         raise Refusal(f"{where} is {values!r}; accepted: keys below it")
@@ -132,12 +138,17 @@ def fill(cls: Any, values: Mapping[str, Any], where: str) -> Any:
     for name, value in values.items():
         with problems.caught():
             if name not in fields:
-                raise Refusal(f"{where or 'the config'} has no key {name!r}{neighbours(name, fields)}")
+                raise Refusal(
+                    f"{where or 'the config'} has no key {name!r}{neighbours(name, fields)}"
+                )
             filled[name] = _checked(value, hints[name], f"{where}.{name}" if where else name)
     absent = [name for name, field in fields.items() if name not in values and _is_required(field)]
     with problems.caught():
         if absent:
-            raise Refusal(f"{where or 'the config'} lacks {', '.join(map(repr, absent))}, which has no default")
+            raise Refusal(
+                f"{where or 'the config'} lacks {', '.join(map(repr, absent))}, which has no "
+                "default"
+            )
     problems.refuse()
     return cls(**filled)
 
@@ -146,7 +157,11 @@ def neighbours(key: str, names: Iterable[str]) -> str:
     """The end of a message about an unknown key: the nearest one, or all that there are."""
     names = list(names)
     close = difflib.get_close_matches(key, names, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; accepted: {', '.join(names) or 'no keys below it'}"
+    return (
+        f"; did you mean {close[0]!r}?"
+        if close
+        else f"; accepted: {', '.join(names) or 'no keys below it'}"
+    )
 
 
 def _is_required(field: "dataclasses.Field[Any]") -> bool:
@@ -154,7 +169,10 @@ def _is_required(field: "dataclasses.Field[Any]") -> bool:
 
 
 def _checked(value: Any, kind: Any, where: str, finite: str = "a finite number") -> Any:
-    """The value as the annotation `kind` has it. Raises Refusal that names it; `finite` says what a NaN should have been."""
+    """The value as the annotation `kind` has it.
+
+    Raises Refusal that names it; `finite` says what a NaN should have been.
+    """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         return fill(kind, value, where)
@@ -172,7 +190,9 @@ def _checked(value: Any, kind: Any, where: str, finite: str = "a finite number")
         return _one_of(value, arguments, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if kind in (int, float, str, bool) and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+    if kind in (int, float, str, bool) and (
+        not isinstance(value, kind) or (kind is int and isinstance(value, bool))
+    ):
         raise Refusal(f"{where} is {value!r}, a {type(value).__name__}; accepted: {kind.__name__}")
     if isinstance(value, float) and not math.isfinite(in_float32(value)):
         raise Refusal(f"{where} is {value}; accepted: {finite}")
@@ -181,8 +201,14 @@ def _checked(value: Any, kind: Any, where: str, finite: str = "a finite number")
 
 def _bounded(value: Any, bounds: Sequence[Bounds], where: str) -> Any:
     for bound in bounds:
-        if isinstance(value, float) and bound.accepts(value) and not bound.accepts(in_float32(value)):
-            raise Refusal(f"{where} is {value!r}, which is {in_float32(value)} in float32; accepted: {bound}")
+        if (
+            isinstance(value, float)
+            and bound.accepts(value)
+            and not bound.accepts(in_float32(value))
+        ):
+            raise Refusal(
+                f"{where} is {value!r}, which is {in_float32(value)} in float32; accepted: {bound}"
+            )
         if not bound.accepts(value):
             # The end of the int32 range is of interest only to who went past it.
             hide = bound.most == LARGEST and value < LARGEST
@@ -192,7 +218,9 @@ def _bounded(value: Any, bounds: Sequence[Bounds], where: str) -> Any:
 
 
 def in_float32(value: float) -> float:
-    """A number as the compiled programs have it: what is too large is infinite there, and what is subnormal is 0."""
+    """A number as the compiled programs have it: what is too large is infinite there, and what is
+    subnormal is 0.
+    """
     if math.isfinite(value) and abs(value) < float(np.finfo(np.float32).tiny):
         return 0.0
     with np.errstate(over="ignore"):
@@ -228,11 +256,17 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Leaves of nested dicts by their keys joined by dots."""
     if not isinstance(tree, dict):
         return {prefix: tree}
-    return {k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}" if prefix else key).items()}
+    return {
+        k: v
+        for key, value in tree.items()
+        for k, v in flat(value, f"{prefix}.{key}" if prefix else key).items()
+    }
 
 
 def with_leaves(tree: dict[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the tree, changed to have these values at the keys joined by dots: the inverse of `flat`."""
+    """Returns the tree, changed to have these values at the keys joined by dots: the inverse of
+    `flat`.
+    """
     for key, value in leaves.items():
         node, (*above, last) = tree, key.split(".")
         for part in above:

@@ -1,7 +1,7 @@
 """Finds and executes config files and studies: those that come with the code, and a user's own.
 
-The files of `configs/` are the package `rlhf_jax.configs`. A wheel holds them inside of `rlhf_jax`, a clone beside it. Relative
-imports of an executed file mean
+The files of `configs/` are the package `rlhf_jax.configs`. A wheel holds them inside of `rlhf_jax`,
+a clone beside it. Relative imports of an executed file mean
 
     a file of `configs/`                        that package
     a file in a package of its own              its own package (folders with an `__init__.py`)
@@ -38,7 +38,8 @@ def folder() -> Path:
 
 
 def shipped(studies: bool = False) -> dict[str, str]:
-    """The configs that come with the code, or the studies: the path that is shown for each, by its short name.
+    """The configs that come with the code, or the studies: the path that is shown for each, by its
+    short name.
 
     In a clone under the working directory the path is shown, elsewhere the short name.
     """
@@ -53,7 +54,9 @@ def shipped(studies: bool = False) -> dict[str, str]:
 
 
 def path_of(named: str) -> str:
-    """The path that a name means: a file's own, or that of a short name such as `tldr/ppo`; any other name as it is."""
+    """The path that a name means: a file's own, or that of a short name such as `tldr/ppo`; any
+    other name as it is.
+    """
     path = folder() / f"{named}.py"
     if Path(named).is_file() or named not in {*shipped(), *shipped(studies=True)}:
         return named
@@ -67,7 +70,9 @@ def execute(path: str) -> ModuleType:
     module = ModuleType(f"config_file_{Path(path).stem}")
     module.__file__ = path
     module.__package__ = _package(Path(path).resolve(), tree)
-    sys.modules[module.__name__] = module  # dataclasses look up the types that their annotations name there
+    sys.modules[module.__name__] = (
+        module  # dataclasses look up the types that their annotations name there
+    )
     exec(code, vars(module))
     return module
 
@@ -77,7 +82,9 @@ def _package(path: Path, tree: ast.AST) -> str:
     _register(PACKAGE, folder())  # absolute imports of it work too, where a clone is not installed
     if path.is_relative_to(folder()):
         return ".".join([PACKAGE, *path.parent.relative_to(folder()).parts])
-    levels = max((node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)), default=0)
+    levels = max(
+        (node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)), default=0
+    )
     own, top = [], path.parent
     while (top / "__init__.py").is_file():
         own, top = [top, *own], top.parent
@@ -85,7 +92,9 @@ def _package(path: Path, tree: ast.AST) -> str:
         name = f"config_package_{hashlib.sha256(str(own[0]).encode()).hexdigest()[:12]}"
         _register(name, own[0])
         return ".".join([name, *(inner.name for inner in own[1:])])
-    return ".".join([PACKAGE, *["own"] * (levels - 1)])  # `from ..common import tldr` is one folder below
+    return ".".join(
+        [PACKAGE, *["own"] * (levels - 1)]
+    )  # `from ..common import tldr` is one folder below
 
 
 def _register(name: str, place: Path) -> None:
@@ -94,7 +103,9 @@ def _register(name: str, place: Path) -> None:
     if known is not None and list(known.__path__) == [str(place)]:
         return
     file = place / "__init__.py"
-    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=[str(place)])
+    spec = importlib.util.spec_from_file_location(
+        name, file, submodule_search_locations=[str(place)]
+    )
     if spec is None or spec.loader is None or not file.is_file():
         raise Refusal(f"{file} is missing: install rlhf_jax again")
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
@@ -115,7 +126,9 @@ def faults_in(named: str, path: str) -> Iterator[None]:
         raise Refusal(*(f"--config={named}: {message}" for message in error.messages)) from error
     except Exception as error:
         place = _place(error, path)
-        raise Refusal(f"{place}: {type(error).__name__}: {_message(error)}{_renamed(place)}") from error
+        raise Refusal(
+            f"{place}: {type(error).__name__}: {_message(error)}{_renamed(place)}"
+        ) from error
 
 
 def _place(error: Exception, path: str) -> str:
@@ -128,11 +141,15 @@ def _place(error: Exception, path: str) -> str:
 
 
 def _renamed(place: str) -> str:
-    """The new names of the renamed keys that the line of a place (FILE:LINE) names, for the end of a message."""
+    """The new names of the renamed keys that the line of a place (FILE:LINE) names, for the end of
+    a message.
+    """
     file, _, number = place.rpartition(":")
     line = linecache.getline(file, int(number)) if number.isdecimal() else ""
     keys = [".".join(found) for found in re.findall(r"\.(\w+)\.(\w+)", line)]
-    return "".join(f"; {sentence}" for sentence in map(history.new_name, dict.fromkeys(keys)) if sentence)
+    return "".join(
+        f"; {sentence}" for sentence in map(history.new_name, dict.fromkeys(keys)) if sentence
+    )
 
 
 def _message(error: Exception) -> str:
@@ -140,7 +157,8 @@ def _message(error: Exception) -> str:
     missing = (error.name or "") if isinstance(error, ImportError) else ""
     if missing.partition(".")[0] == "configs" or missing.startswith(PACKAGE):
         said += (
-            f"; the configs that come with the code are the package {PACKAGE}, which relative imports of a file "
+            f"; the configs that come with the code are the package {PACKAGE}, which relative "
+            "imports of a file "
             "outside of any package mean too"
         )
     return said

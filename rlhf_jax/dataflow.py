@@ -1,11 +1,13 @@
-"""The dataflow of a round, derived once from the algorithm: its calls in the order of dispatch, and their edges.
+"""The dataflow of a round, derived once from the algorithm: its calls in the order of dispatch, and
+their edges.
 
     generate ──samples──▶ reference, proximal, value, reward ──scores──▶ train_policy, train_critic
     train_policy ──params, lag + 1 rounds later──▶ generate          train_X ──params, 1 round later──▶ value, proximal
 
-The runtime compiles and executes these calls, the planner costs them, and a plan places them by name. A new score is one
-entry of `SCORES`: nothing else lists the scores. ReaL (arXiv 2406.14088) has the same graph without a lag. A reward on
-decoded text is no call, because it occupies no device.
+The runtime compiles and executes these calls, the planner costs them, and a plan places them by
+name. A new score is one entry of `SCORES`: nothing else lists the scores. ReaL (arXiv 2406.14088)
+has the same graph without a lag. A reward on decoded text is no call, because it occupies no
+device.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +32,8 @@ TRAIN_CALLS = {f"train_{role}": role for role in TRAINED}
 class Call:
     """A node of the dataflow: a role's model used once per round.
 
-    `per_token`: an inference call gives a number for each completion token. False: one for each sample, from the whole row.
+    `per_token`: an inference call gives a number for each completion token. False: one for each
+    sample, from the whole row.
     """
 
     name: str
@@ -45,8 +48,9 @@ class Call:
 class Edge:
     """`target` of round r waits for `source` of round r - `rounds_apart`.
 
-    `what`: "data" that the source produces (`name` says which), "params" that the source has updated and the target runs
-    with, the "state" of a role, or "order" alone: the loop does not come to the target before the source has ended.
+    `what`: "data" that the source produces (`name` says which), "params" that the source has
+    updated and the target runs with, the "state" of a role, or "order" alone: the loop does not
+    come to the target before the source has ended.
     """
 
     source: str
@@ -58,16 +62,19 @@ class Edge:
 
 @dataclass(frozen=True)
 class Score:
-    """One score of a round's samples: an inference call, its function, and the destination of its output.
+    """One score of a round's samples: an inference call, its function, and the destination of its
+    output.
 
     Attributes:
-      role: the role whose params the function gets. The runtime has "policy", "reference", "critic", "reward", and those of
-        `ProgramSpec.frozen`.
-      output: name and shape of the output, "..._BC" (a number per token) or "..._B" (a number per sample). It becomes the
-        field of that name of `Scores`, or else an entry of `Scores.extra`, whose mean is a metric of every round.
-      function: `(params, samples, *, model) -> Array` of that shape, float32; `model` is the role's.
-      when: whether a round has this score, given the algorithm and whether the reward is learned. By default it has the
-        score if the algorithm needs it by name.
+      role: the role whose params the function gets. The runtime has "policy", "reference",
+        "critic", "reward", and those of `ProgramSpec.frozen`.
+      output: name and shape of the output, "..._BC" (a number per token) or "..._B" (a number per
+        sample). It becomes the field of that name of `Scores`, or else an entry of `Scores.extra`,
+        whose mean is a metric of every round.
+      function: `(params, samples, *, model) -> Array` of that shape, float32; `model` is the
+        role's.
+      when: whether a round has this score, given the algorithm and whether the reward is learned.
+        By default it has the score if the algorithm needs it by name.
     """
 
     role: str
@@ -87,11 +94,15 @@ class Score:
 
     def is_in(self, name: str, algorithm: Algorithm, learned_reward: bool) -> bool:
         """Returns whether a round of the algorithm has this score, whose name is given."""
-        return name in algorithm.needs if self.when is None else self.when(algorithm, learned_reward)
+        return (
+            name in algorithm.needs if self.when is None else self.when(algorithm, learned_reward)
+        )
 
 
 def raw_reward(params: Params, samples: Samples, *, model: ModelReward) -> Array:
-    """Raw scores `[B]` of a learned reward, whose `model` is already a function of params and samples."""
+    """Raw scores `[B]` of a learned reward, whose `model` is already a function of params and
+    samples.
+    """
     return model(params, samples)
 
 
@@ -99,10 +110,14 @@ SCORES = {
     "reference": Score("reference", "reference_logprob_BC", scoring.sample_logprobs),
     "proximal": Score("policy", "proximal_logprob_BC", scoring.sample_logprobs),
     "value": Score("critic", "value_BC", scoring.sample_values),
-    REWARD: Score("reward", "reward_B", raw_reward, when=lambda algorithm, learned_reward: learned_reward),
+    REWARD: Score(
+        "reward", "reward_B", raw_reward, when=lambda algorithm, learned_reward: learned_reward
+    ),
 }
-"""Scores by the name of their call, in the order in which a round dispatches them. The output of `reward` is the raw score
-of a learned reward: `Scores.raw_B`, or one term of it where the reward is a sum."""
+"""Scores by the name of their call, in the order in which a round dispatches them. The output of
+`reward` is the raw score of a learned reward: `Scores.raw_B`, or one term of it where the reward is
+a sum.
+"""
 
 
 def roles() -> dict[str, str]:
@@ -121,11 +136,27 @@ def calls_of(algorithm: Algorithm, learned_reward: bool) -> tuple[Call, ...]:
       Refusal: the algorithm needs a score that is not in `SCORES`.
     """
     if unknown := sorted(set(algorithm.needs) - SCORES.keys()):
-        raise Refusal(f"the algorithm {algorithm.name} needs {', '.join(unknown)}; accepted: {', '.join(SCORES)}")
-    scores = {name: score for name, score in SCORES.items() if score.is_in(name, algorithm, learned_reward)}
+        raise Refusal(
+            f"the algorithm {algorithm.name} needs {', '.join(unknown)}; accepted: "
+            f"{', '.join(SCORES)}"
+        )
+    scores = {
+        name: score
+        for name, score in SCORES.items()
+        if score.is_in(name, algorithm, learned_reward)
+    }
     calls = [Call(GENERATE, "policy", "generate", ("prompts",), ("samples",))]
     for name, score in scores.items():
-        calls.append(Call(name, score.role, "infer", ("samples",), (score.product,), per_token=score.shape == "BC"))
+        calls.append(
+            Call(
+                name,
+                score.role,
+                "infer",
+                ("samples",),
+                (score.product,),
+                per_token=score.shape == "BC",
+            )
+        )
     consumes = ("samples", *(score.product for score in scores.values()))
     for name, role in TRAIN_CALLS.items():
         if role in algorithm.losses:
@@ -136,9 +167,10 @@ def calls_of(algorithm: Algorithm, learned_reward: bool) -> tuple[Call, ...]:
 def edges(calls: Sequence[Call], lag: int, loop: Loop) -> list[Edge]:
     """Derives the edges between the calls of a round and of earlier rounds.
 
-    The synchronous loop samples round r + lag and waits for it before it scores and trains round r; it begins that when the
-    policy's updates of round r - 1 are result finite. In the asynchronous loop a trainer scores and trains the rounds in
-    order, each when the version before it is published, and at most lag + 1 rounds are issued and not yet trained.
+    The synchronous loop samples round r + lag and waits for it before it scores and trains round r;
+    it begins that when the policy's updates of round r - 1 are result finite. In the asynchronous
+    loop a trainer scores and trains the rounds in order, each when the version before it is
+    published, and at most lag + 1 rounds are issued and not yet trained.
 
     Args:
       calls: of a round, as `calls_of` derives them.

@@ -8,7 +8,8 @@ from rlhf_jax.refusal import Refusal
 
 @contextlib.contextmanager
 def needed(extra: str, what: str) -> Iterator[None]:
-    """Refuses a package that the block imports and that is not installed, with the command that installs it.
+    """Refuses a package that the block imports and that is not installed, with the command that
+    installs it.
 
     Args:
       extra: the name of the extra in `pyproject.toml` that has the package.

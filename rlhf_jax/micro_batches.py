@@ -1,4 +1,6 @@
-"""Rows cut into parts that run one after the other, so that only one part's activations or caches exist at a time."""
+"""Rows cut into parts that run one after the other, so that only one part's activations or caches
+exist at a time.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +14,8 @@ from rlhf_jax.types import Array
 def split_rows(batch: Any, num_parts: int, unit_rows: int) -> Any:
     """`[R, ...]` -> `[num_parts, R / num_parts, ...]`, units whole, every n-th unit to one part.
 
-    Striding keeps each device's rows on it: a contiguous cut would move rows between the shards of the data axis.
+    Striding keeps each device's rows on it: a contiguous cut would move rows between the shards of
+    the data axis.
     """
 
     def split(array: Array) -> Array:
@@ -38,11 +41,14 @@ def join_rows(parts: Any, unit_rows: int) -> Any:
     return jax.tree.map(join, parts)
 
 
-def in_parts(function: Callable[..., Any], num_parts: int, unit_rows: int, units_out: int) -> Callable[..., Any]:
+def in_parts(
+    function: Callable[..., Any], num_parts: int, unit_rows: int, units_out: int
+) -> Callable[..., Any]:
     """`function(params, rows, *rest)`, computed on `num_parts` parts of the rows in turn.
 
     Args:
-      function: what it returns has rows first in every array, and its scalars are the same whatever the rows are.
+      function: what it returns has rows first in every array, and its scalars are the same whatever
+        the rows are.
       unit_rows: rows of the argument that are never separated.
       units_out: rows that such a unit becomes in the result.
     """

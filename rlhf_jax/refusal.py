@@ -1,4 +1,6 @@
-"""The exceptions that name who is at fault: the config ("this cannot run as it was asked for"), or a user's own function."""
+"""The exceptions that name who is at fault: the config ("this cannot run as it was asked for"), or
+a user's own function.
+"""
 
 import contextlib
 import sysconfig
@@ -10,10 +12,11 @@ INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "pl
 
 
 class Refusal(ValueError):
-    """A config, a file or an argument that cannot be used. The message names the value, its source and what is accepted.
+    """A config, a file or an argument that cannot be used. The message names the value, its source
+    and what is accepted.
 
-    Commands print the message in one line and exit with status 2. Every other exception keeps its traceback.
-    Of several problems that were found at once each is an argument, and a line.
+    Commands print the message in one line and exit with status 2. Every other exception keeps its
+    traceback. Of several problems that were found at once each is an argument, and a line.
     """
 
     @property
@@ -26,14 +29,18 @@ class Refusal(ValueError):
 
 
 class NotFinite(FloatingPointError):
-    """A figure of training that is not finite: nothing that was made of it is published or saved. The message names it.
+    """A figure of training that is not finite: nothing that was made of it is published or saved.
+    The message names it.
 
     Commands print the message in one line and exit with status 1.
     """
 
 
 class MissingInput(Refusal, FileNotFoundError):
-    """A file or a directory that has to exist first. The message names it and the step that makes it."""
+    """A file or a directory that has to exist first.
+
+    The message names it and the step that makes it.
+    """
 
 
 class Stalled(TimeoutError):
@@ -50,8 +57,9 @@ class Failed(RuntimeError):
 class ComponentError(Exception):
     """A fault of a component's own code: it raised, or it gave something that training cannot use.
 
-    The message names the component, when it was called, and what it did. What the component raised is the `__cause__`, with
-    its own traceback. Commands print that traceback, then the message, and exit with status 1.
+    The message names the component, when it was called, and what it did. What the component raised
+    is the `__cause__`, with its own traceback. Commands print that traceback, then the message, and
+    exit with status 1.
     """
 
 
@@ -60,7 +68,9 @@ class RewardError(ComponentError):
 
 
 @contextlib.contextmanager
-def at_fault(who: str, kind: type[ComponentError] = ComponentError, when: str = "") -> Iterator[None]:
+def at_fault(
+    who: str, kind: type[ComponentError] = ComponentError, when: str = ""
+) -> Iterator[None]:
     """Names the component whose code runs inside in everything that it raises.
 
     Args:
@@ -68,21 +78,28 @@ def at_fault(who: str, kind: type[ComponentError] = ComponentError, when: str = 
       kind: the exception that is raised.
       when: the call, as the message goes on: " in round 3".
 
-    Raises `kind` from any exception of the block, with the file and line that raised it. A Refusal passes as it is: it says
-    that the config cannot run. So does a ComponentError, which has named its component already.
+    Raises `kind` from any exception of the block, with the file and line that raised it. A Refusal
+    passes as it is: it says that the config cannot run. So does a ComponentError, which has named
+    its component already.
     """
     try:
         yield
     except (Refusal, ComponentError):
         raise
     except Exception as error:
-        called = error.__traceback__ and error.__traceback__.tb_next  # without this function's own frame
+        called = (
+            error.__traceback__ and error.__traceback__.tb_next
+        )  # without this function's own frame
         said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise kind(f"{who} raised{when}: {said} ({_place(called)})") from error.with_traceback(called)
+        raise kind(f"{who} raised{when}: {said} ({_place(called)})") from error.with_traceback(
+            called
+        )
 
 
 def _place(called: TracebackType | None) -> str:
-    """The innermost file and line of a traceback that is not in an installed package, or else the innermost."""
+    """The innermost file and line of a traceback that is not in an installed package, or else the
+    innermost.
+    """
     frames = traceback.extract_tb(called)
     own = [frame for frame in frames[1:] if not frame.filename.startswith(INSTALLED)]
     frame = (own or frames)[-1]

@@ -7,8 +7,8 @@
     rewards/mine.py             the file; its own folder is added to the end of `sys.path`
     rewards/mine.py:brevity     what the file calls `brevity`
 
-A name of the package comes first. The entry of a component, which makes or is it, is what is named after the colon; of a whole
-module it is the first of these that the module has:
+A name of the package comes first. The entry of a component, which makes or is it, is what is named
+after the colon; of a whole module it is the first of these that the module has:
 
     algorithms   <the module's last name>, make    (config) -> Algorithm
     tasks        make                              (config) -> Task
@@ -16,7 +16,8 @@ module it is the first of these that the module has:
     models       make                              (config) -> Model, beside `Config` and `PRESETS`: `models/common/family.py`
     stages       job                               (workspace, stages, algorithm) -> None
 
-The settings of a component are the dataclass that its entry takes as `config` by annotation, or else its module's `Config`.
+The settings of a component are the dataclass that its entry takes as `config` by annotation, or
+else its module's `Config`.
 """
 
 import dataclasses
@@ -66,8 +67,8 @@ def find(folder: str, name: str) -> Any:
       folder: the folder of `rlhf_jax/` whose components are meant.
       name: see the table of this module.
 
-    Raises Refusal for a name that means nothing, with the components of the folder; ComponentError for a module that raises
-    while it is imported.
+    Raises Refusal for a name that means nothing, with the components of the folder; ComponentError
+    for a module that raises while it is imported.
     """
     module, attribute = located(folder, name)
     if not attribute:
@@ -78,13 +79,22 @@ def find(folder: str, name: str) -> Any:
             for key, value in vars(module).items()
             if not key.startswith("_") and not isinstance(value, ModuleType)
         }
-        own = [key for key, value in public.items() if getattr(value, "__module__", module.__name__) == module.__name__]
-        raise Refusal(f"{name}: {module.__file__} has no {attribute!r}; it has {', '.join(own) or 'nothing'}")
+        own = [
+            key
+            for key, value in public.items()
+            if getattr(value, "__module__", module.__name__) == module.__name__
+        ]
+        raise Refusal(
+            f"{name}: {module.__file__} has no {attribute!r}; it has {', '.join(own) or 'nothing'}"
+        )
     return getattr(module, attribute)
 
 
 def located(folder: str, name: str) -> tuple[ModuleType, str]:
-    """The module of a component, and what its name picks out of it ("": nothing). Raises as `find`."""
+    """The module of a component, and what its name picks out of it ("": nothing).
+
+    Raises as `find`.
+    """
     known = names(folder)
     own = name.removeprefix(f"{PACKAGE}.{folder}.")
     if own in known:
@@ -102,14 +112,16 @@ def located(folder: str, name: str) -> tuple[ModuleType, str]:
     if module is not None:
         return module, last
     raise Refusal(
-        f"no {name!r} in {PACKAGE}/{folder}/; there are: {', '.join(known)}; or name your own: a module that Python finds "
+        f"no {name!r} in {PACKAGE}/{folder}/; there are: {', '.join(known)}; or name your own: a "
+        "module that Python finds "
         "(my_lab.mine, my_lab.mine:NAME) or a file (PATH.py, PATH.py:NAME)"
     )
 
 
 def entry(folder: str, name: str) -> Callable[..., Any]:
-    """The function that makes a component, or is it: see the table of this module. Raises as `find`, and Refusal for a module
-    without one."""
+    """The function that makes a component, or is it: see the table of this module. Raises as
+    `find`, and Refusal for a module without one.
+    """
     found = find(folder, name)
     if not isinstance(found, ModuleType):
         if not callable(found):
@@ -121,33 +133,49 @@ def entry(folder: str, name: str) -> Callable[..., Any]:
         if callable(getattr(found, accepted, None)):
             return getattr(found, accepted)
     own = [
-        key for key, value in vars(found).items() if inspect.isfunction(value) and value.__module__ == found.__name__
+        key
+        for key, value in vars(found).items()
+        if inspect.isfunction(value) and value.__module__ == found.__name__
     ]
     there = f"; it has {', '.join(f'{name}:{key}' for key in own)}" if own else ""
     raise Refusal(f"{name} ({found.__file__}) has no function {' or '.join(wanted)}{there}")
 
 
 def settings(folder: str, name: str) -> Any:
-    """The dataclass of a component's settings; `NoSettings` where it takes none. Raises as `entry`, and Refusal for settings
-    that are no dataclass with defaults."""
+    """The dataclass of a component's settings; `NoSettings` where it takes none. Raises as `entry`,
+    and Refusal for settings that are no dataclass with defaults.
+    """
     made_by = entry(folder, name)
     parameter = takes_settings(folder, made_by)
     if parameter is None:
         return NoSettings
-    config = annotated(made_by, parameter) or getattr(sys.modules.get(made_by.__module__), "Config", None)
+    config = annotated(made_by, parameter) or getattr(
+        sys.modules.get(made_by.__module__), "Config", None
+    )
     if config is None:
         return NoSettings
     if not dataclasses.is_dataclass(config):
-        raise Refusal(f"{name}: its settings {config!r} are no dataclass, so they cannot be a node of the config")
+        raise Refusal(
+            f"{name}: its settings {config!r} are no dataclass, so they cannot be a node of the "
+            "config"
+        )
     missing = dataclasses.MISSING
-    fields = [f for f in dataclasses.fields(config) if f.init and f.default is missing and f.default_factory is missing]
+    fields = [
+        f
+        for f in dataclasses.fields(config)
+        if f.init and f.default is missing and f.default_factory is missing
+    ]
     if fields:
-        raise Refusal(f"{name}: {', '.join(f.name for f in fields)} of its settings have no default")
+        raise Refusal(
+            f"{name}: {', '.join(f.name for f in fields)} of its settings have no default"
+        )
     return config
 
 
 def takes_settings(folder: str, function: Callable[..., Any]) -> str | None:
-    """The name of the parameter that takes the settings: `config`, or the first one that makes an algorithm, task or model."""
+    """The name of the parameter that takes the settings: `config`, or the first one that makes an
+    algorithm, task or model.
+    """
     parameters = inspect.signature(function).parameters
     if "config" in parameters:
         return "config"
@@ -155,7 +183,10 @@ def takes_settings(folder: str, function: Callable[..., Any]) -> str | None:
 
 
 def make(folder: str, name: str, config: Any) -> Any:
-    """The algorithm or the task that a name means. Raises as `entry`, and ComponentError for what its own code raises."""
+    """The algorithm or the task that a name means.
+
+    Raises as `entry`, and ComponentError for what its own code raises.
+    """
     made_by = entry(folder, name)
     with at_fault(f"making {name} ({PACKAGE}/{folder})"):
         return made_by(config) if takes_settings(folder, made_by) else made_by()
@@ -167,10 +198,11 @@ def is_of_package(folder: str, name: str) -> bool:
 
 
 def canonical(folder: str, name: str) -> str:
-    """One text for every name of a component: its own name in the package, else the module or the file, and the entry.
+    """One text for every name of a component: its own name in the package, else the module or the
+    file, and the entry.
 
-    `mine.py`, `/home/me/mine.py` and `mine.py:reward` are the same where `reward` is the entry of the file, as are
-    `my_lab.mine:brevity` and `my_lab.mine.brevity`. Raises as `entry`.
+    `mine.py`, `/home/me/mine.py` and `mine.py:reward` are the same where `reward` is the entry of
+    the file, as are `my_lab.mine:brevity` and `my_lab.mine.brevity`. Raises as `entry`.
     """
     module, _ = located(folder, name)
     own = module.__name__.removeprefix(f"{PACKAGE}.{folder}.")
@@ -183,7 +215,9 @@ def canonical(folder: str, name: str) -> str:
 
 
 def label(name: str) -> str:
-    """A short name for what a name means: its last part, or its module's where that part is `reward` or `make`."""
+    """A short name for what a name means: its last part, or its module's where that part is
+    `reward` or `make`.
+    """
     place, attribute = _parted(name)
     parts = [Path(place).stem] if place.endswith(".py") else place.split(".")
     parts += [attribute] * bool(attribute)
@@ -228,7 +262,9 @@ def _file(folder: str, path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # what it imports from its own folder, now or when it is called
+        sys.path.append(
+            str(path.parent)
+        )  # what it imports from its own folder, now or when it is called
     sys.modules[name] = module  # dataclasses look their module up while it is executed
     try:
         with at_fault(f"importing {path} ({PACKAGE}/{folder})"):
@@ -252,4 +288,11 @@ def annotated(function: Callable[..., Any], parameter: str) -> Any:
         return None
     hint = hints.get(parameter)
     options = [hint, *typing.get_args(hint)]
-    return next((option for option in options if inspect.isclass(option) and dataclasses.is_dataclass(option)), None)
+    return next(
+        (
+            option
+            for option in options
+            if inspect.isclass(option) and dataclasses.is_dataclass(option)
+        ),
+        None,
+    )

@@ -1,8 +1,10 @@
-"""Draws completions: one prefill a prompt, then a compiled decode loop that ends when every row has ended.
+"""Draws completions: one prefill a prompt, then a compiled decode loop that ends when every row has
+ended.
 
-The random number of a token is a function of (seed, purpose, prompt ordinal, sample index, position): it does not depend on how
-rows are batched, grouped into rounds or sharded. A token is drawn by inverting the cumulative distribution with that one
-uniform number, which costs one random number a row and not one a vocabulary entry.
+The random number of a token is a function of (seed, purpose, prompt ordinal, sample index,
+position): it does not depend on how rows are batched, grouped into rounds or sharded. A token is
+drawn by inverting the cumulative distribution with that one uniform number, which costs one random
+number a row and not one a vocabulary entry.
 """
 
 from collections.abc import Callable
@@ -17,17 +19,23 @@ from rlhf_jax.models.api import Cache, Model, repeat_cache, repeat_rows
 from rlhf_jax.ops.masked import positions_from_mask
 from rlhf_jax.types import Array, Params, Prompts, Samples
 
-HALF_STEP = 2.0**-24  # half the distance between neighbouring numbers of `jax.random.uniform` in float32
+HALF_STEP = (
+    2.0**-24
+)  # half the distance between neighbouring numbers of `jax.random.uniform` in float32
 
 
 @dataclass(frozen=True)
 class Config:
-    """The sampling law. Truncated laws (top-k, top-p) are not offered: log-probabilities are those of the whole vocabulary."""
+    """The sampling law. Truncated laws (top-k, top-p) are not offered: log-probabilities are those
+    of the whole vocabulary.
+    """
 
     max_completion_tokens: int = 24
     samples_per_prompt: int = 4
     temperature: float = 1.0  # 0 is greedy
-    num_compactions: int = 0  # how often the rows still being written are gathered into a quarter: see `_decode`
+    num_compactions: int = (
+        0  # how often the rows still being written are gathered into a quarter: see `_decode`
+    )
     row_shards: int = 1  # of the mesh; rows are gathered within a shard
 
 
@@ -59,29 +67,37 @@ def _begin(uniform_CB: Array, length_B: Array, pad_id: int, cache: Cache) -> _Lo
 
 
 def uniforms(key: Array, ordinal_B: Array, sample_index_B: Array, num_positions: int) -> Array:
-    """`[C, B]` float32 in (0, 1): entry (c, b) depends on the key and row b's ordinal, sample index and on c, nothing else.
+    """`[C, B]` float32 in (0, 1): entry (c, b) depends on the key and row b's ordinal, sample index
+    and on c, nothing else.
 
-    `jax.random.uniform` gives multiples of 2^-23, of which 0 draws the first token however small its probability is. The
-    midpoints between them draw every token as often as its probability says, up to 2^-24.
+    `jax.random.uniform` gives multiples of 2^-23, of which 0 draws the first token however small
+    its probability is. The midpoints between them draw every token as often as its probability
+    says, up to 2^-24.
     """
 
     def row(ordinal: Array, sample_index: Array) -> Array:
         row_key = jax.random.fold_in(jax.random.fold_in(key, ordinal), sample_index)
-        return jax.vmap(lambda c: jax.random.uniform(jax.random.fold_in(row_key, c)))(jnp.arange(num_positions))
+        return jax.vmap(lambda c: jax.random.uniform(jax.random.fold_in(row_key, c)))(
+            jnp.arange(num_positions)
+        )
 
     return jax.vmap(row, out_axes=1)(ordinal_B, sample_index_B) + HALF_STEP
 
 
 def draw(logits_BV: Array, uniform_B: Array, temperature: float) -> tuple[Array, Array]:
-    """The token where the cumulative distribution of softmax(logits / temperature) passes `uniform`, and its log-probability.
+    """The token where the cumulative distribution of softmax(logits / temperature) passes
+    `uniform`, and its log-probability.
 
-    Two levels, so that no cumulative sum over the whole vocabulary is needed: first the block of about sqrt(V) entries,
-    then the entry in it. Temperature 0 takes the most probable token, whose log-probability is then 0.
+    Two levels, so that no cumulative sum over the whole vocabulary is needed: first the block of
+    about sqrt(V) entries, then the entry in it. Temperature 0 takes the most probable token, whose
+    log-probability is then 0.
 
     Returns: token_B int32, logprob_B float32.
     """
     if temperature == 0.0:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), jnp.zeros(logits_BV.shape[:1], jnp.float32)
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), jnp.zeros(
+            logits_BV.shape[:1], jnp.float32
+        )
     scaled_BV = logits_BV.astype(jnp.float32) / temperature
     shifted_BV = scaled_BV - jnp.max(scaled_BV, axis=-1, keepdims=True)
     num_rows, vocab_size = shifted_BV.shape
@@ -112,7 +128,9 @@ def _first(reached_BX: Array, possible_BX: Array) -> Array:
 def prefill(
     params: Params, prompts: Prompts, model: Model, num_columns: int, samples_per_prompt: int
 ) -> tuple[Array, Cache]:
-    """Logits after the prompt `[B, V]` and the cache of B = P*G rows; each prompt is run once and its cache repeated."""
+    """Logits after the prompt `[B, V]` and the cache of B = P*G rows; each prompt is run once and
+    its cache repeated.
+    """
     num_prompts = prompts.tokens_PQ.shape[0]
     cache = model.init_cache(num_prompts, num_columns)
     positions_PQ = positions_from_mask(prompts.mask_PQ)
@@ -122,12 +140,15 @@ def prefill(
     return repeat_rows(logits_PV, samples_per_prompt), repeat_cache(cache, samples_per_prompt)
 
 
-def _decode(step: Callable[[_Loop], _Loop], loop: _Loop, num_compactions: int, row_shards: int) -> _Loop:
+def _decode(
+    step: Callable[[_Loop], _Loop], loop: _Loop, num_compactions: int, row_shards: int
+) -> _Loop:
     """Steps until every row has ended, or has all its tokens.
 
-    A row that has ended costs a step as much as another. With `num_compactions` > 0 the steps go on, once a quarter of the rows
-    or fewer are left, on a batch of a quarter of the size that holds them all; then on a quarter of that. Rows keep the
-    column that they write in common, so nothing of a step changes but its size. Each size is compiled: a second or more.
+    A row that has ended costs a step as much as another. With `num_compactions` > 0 the steps go
+    on, once a quarter of the rows or fewer are left, on a batch of a quarter of the size that holds
+    them all; then on a quarter of that. Rows keep the column that they write in common, so nothing
+    of a step changes but its size. Each size is compiled: a second or more.
     """
     num_positions, num_rows = loop.uniform_CB.shape
     kept = num_rows // row_shards // 4  # of a shard
@@ -164,7 +185,10 @@ def _rows_of(loop: _Loop, place_Sk: Array) -> _Loop:
         by_shard = _by_shard(array, axis, place_Sk.shape[0])
         return _unsharded(jax.vmap(lambda rows, places: rows[places])(by_shard, place_Sk), axis)
 
-    columns = {name: take(getattr(loop, name), 1) for name in ("uniform_CB", "tokens_CB", "logprob_CB", "mask_CB")}
+    columns = {
+        name: take(getattr(loop, name), 1)
+        for name in ("uniform_CB", "tokens_CB", "logprob_CB", "mask_CB")
+    }
     rows = {name: take(getattr(loop, name)) for name in ("length_B", "token_B", "done_B")}
     return loop._replace(**columns, **rows, cache=jax.tree.map(take, loop.cache))
 
@@ -200,11 +224,13 @@ def sample(
     Args:
       params: of the policy, float32 or the compute dtype.
       prompts: P prompts of Q positions, left-padded.
-      key: made of seed and purpose alone; rows are told apart by ordinal, sample index and position.
+      key: made of seed and purpose alone; rows are told apart by ordinal, sample index and
+        position.
       version: int32 scalar, updates that params have had; stamped on the samples.
       eos_id: the token that ends a row, or several of them.
 
-    Returns: Samples of B = P*G rows and C = `config.max_completion_tokens` positions; the mask holds the EOS.
+    Returns: Samples of B = P*G rows and C = `config.max_completion_tokens` positions; the mask
+    holds the EOS.
     """
     eos_ids = eos_id if isinstance(eos_id, tuple) else (eos_id,)
     num_samples, num_positions = config.samples_per_prompt, config.max_completion_tokens
@@ -230,7 +256,9 @@ def sample(
 
     def step(loop: _Loop) -> _Loop:
         positions_B1 = (loop.length_B + loop.position - 1)[:, None]
-        hidden_B1D, cache = model.apply(params, loop.token_B[:, None], positions_B1, ~loop.done_B[:, None], loop.cache)
+        hidden_B1D, cache = model.apply(
+            params, loop.token_B[:, None], positions_B1, ~loop.done_B[:, None], loop.cache
+        )
         return emit(loop._replace(cache=cache), model.head(params, hidden_B1D[:, 0]))
 
     loop = emit(_begin(uniform_CB, length_B, pad_id, cache), logits_BV)

@@ -1,4 +1,6 @@
-"""Scores samples: log-probabilities and values of a role's model, and the reward with its missing-EOS rule."""
+"""Scores samples: log-probabilities and values of a role's model, and the reward with its
+missing-EOS rule.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,14 +17,18 @@ from rlhf_jax.ops.masked import positions_from_mask
 from rlhf_jax.types import Array, Outputs, Params, Samples, Scores
 
 MAX_LOGITS = 1 << 22
-"""Logits held at once, in elements (16 MiB of float32): larger heads run in chunks, so that R x C x V never exists whole."""
+"""Logits held at once, in elements (16 MiB of float32): larger heads run in chunks, so that R x C x
+V never exists whole.
+"""
 
 
 @dataclass(frozen=True)
 class Config:
-    """The missing-EOS rule: a completion that never ended gets `score` *instead*, in the unit that `credit` sees.
+    """The missing-EOS rule: a completion that never ended gets `score` *instead*, in the unit that
+    `credit` sees.
 
-    Async RLHF (Noukhovitch et al., 2024, arXiv 2410.18252): -1 for TL;DR, -10 for chat, none for GSM8K.
+    Async RLHF (Noukhovitch et al., 2024, arXiv 2410.18252): -1 for TL;DR, -10 for chat, none for
+    GSM8K.
     """
 
     replace_missing_eos: bool = True
@@ -38,9 +44,11 @@ def completion_hidden(
     model: Model | ValueModel,
     rows_per_prompt: int = 1,
 ) -> Array:
-    """Hidden states that predict the completion, `[R, C, D]`: those of the last prompt position and of all tokens but the last.
+    """Hidden states that predict the completion, `[R, C, D]`: those of the last prompt position and
+    of all tokens but the last.
 
-    With `rows_per_prompt` > 1, rows come in groups of that size that have one prompt: it is run once for all of them.
+    With `rows_per_prompt` > 1, rows come in groups of that size that have one prompt: it is run
+    once for all of them.
     """
     prompt_length = prompt_tokens_RQ.shape[1]
     tokens_RE, mask_RE = tokens_RC[:, :-1], mask_RC[:, :-1]
@@ -50,11 +58,17 @@ def completion_hidden(
         tokens_RL = jnp.concatenate([prompt_tokens_RQ, tokens_RE], axis=1)
         return model.apply(params, tokens_RL, positions_RL, mask_RL)[0][:, prompt_length - 1 :]
     prompts = (prompt_tokens_RQ, positions_RL[:, :prompt_length], prompt_mask_RQ)
-    tokens_PQ, positions_PQ, mask_PQ = (a.reshape(-1, rows_per_prompt, prompt_length)[:, 0] for a in prompts)
+    tokens_PQ, positions_PQ, mask_PQ = (
+        a.reshape(-1, rows_per_prompt, prompt_length)[:, 0] for a in prompts
+    )
     empty = model.init_cache(tokens_PQ.shape[0], mask_RL.shape[1])
     last_PD, cache = _last_hidden(model.apply(params, tokens_PQ, positions_PQ, mask_PQ, empty))
     hidden_RED, _ = model.apply(
-        params, tokens_RE, positions_RL[:, prompt_length:], mask_RE, repeat_cache(cache, rows_per_prompt)
+        params,
+        tokens_RE,
+        positions_RL[:, prompt_length:],
+        mask_RE,
+        repeat_cache(cache, rows_per_prompt),
     )
     return jnp.concatenate([repeat_rows(last_PD, rows_per_prompt)[:, None], hidden_RED], axis=1)
 
@@ -77,7 +91,8 @@ def policy_outputs(
     rows_per_prompt: int = 1,
     max_logits: int = MAX_LOGITS,
 ) -> Outputs:
-    """Log-probability of each completion token under the tempered law, and the law's entropy; 0 where the mask is false.
+    """Log-probability of each completion token under the tempered law, and the law's entropy; 0
+    where the mask is false.
 
     `rows_per_prompt`: see `completion_hidden`.
     """
@@ -122,7 +137,9 @@ def critic_outputs(
     model: ValueModel,
     rows_per_prompt: int = 1,
 ) -> Outputs:
-    """The critic's value of what precedes each completion token, float32 `[R, C]`; 0 where the mask is false."""
+    """The critic's value of what precedes each completion token, float32 `[R, C]`; 0 where the mask
+    is false.
+    """
     rows = (prompt_tokens_RQ, prompt_mask_RQ, tokens_RC, mask_RC)
     value_RC = model.value(params, completion_hidden(params, *rows, model, rows_per_prompt))
     return Outputs(value_RC=jnp.where(mask_RC, value_RC, 0.0))
@@ -143,7 +160,8 @@ def sample_values(params: Params, samples: Samples, *, model: ValueModel) -> Arr
 
 
 def make_scores(raw_B: Array, finished_B: Array, mean: float, std: float, config: Config) -> Scores:
-    """Standardises a raw reward and applies the missing-EOS rule; `mean` 0 and `std` 1 leave a verifiable reward as it is.
+    """Standardises a raw reward and applies the missing-EOS rule; `mean` 0 and `std` 1 leave a
+    verifiable reward as it is.
 
     Raises AssertionError for rewards that are not one number a completion: others would broadcast.
     """
@@ -157,7 +175,10 @@ def make_scores(raw_B: Array, finished_B: Array, mean: float, std: float, config
 
 
 def make_summed_scores(
-    raw: Mapping[str, Array], units: Mapping[str, tuple[float, float, float]], finished_B: Array, config: Config
+    raw: Mapping[str, Array],
+    units: Mapping[str, tuple[float, float, float]],
+    finished_B: Array,
+    config: Config,
 ) -> Scores:
     """The scores of a sum of rewards: each standardised by its own unit, weighted and added.
 
@@ -169,7 +190,10 @@ def make_summed_scores(
 
     Returns Scores whose raw and standardised scores are the sum, with the standardised terms.
     """
-    terms = {label: make_scores(raw[label], finished_B, mean, std, config) for label, (_, mean, std) in units.items()}
+    terms = {
+        label: make_scores(raw[label], finished_B, mean, std, config)
+        for label, (_, mean, std) in units.items()
+    }
     sum_B = sum(weight * terms[label].standardized_B for label, (weight, _, _) in units.items())
     scores = make_scores(jnp.asarray(sum_B), finished_B, 0.0, 1.0, config)
     return scores.replace(terms={label: of_term.standardized_B for label, of_term in terms.items()})  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
 """The carriers of the river, one frozen pytree each, and the record of a call's placement.
 
-Shape letters (adjacent capitals at the end of a name; no suffix means a scalar, a pytree or a host object):
+Shape letters (adjacent capitals at the end of a name; no suffix means a scalar, a pytree or a host
+object):
 
     P  prompts of a round            Q  prompt positions, left-padded     V  vocabulary      H  query heads
     G  samples of a prompt           C  completion positions              D  width           J  key-value heads
@@ -8,8 +9,8 @@ Shape letters (adjacent capitals at the end of a name; no suffix means a scalar,
     R  rows trained on               M  cache positions                   N  layers
 
 `mask_BC` is true on every completion token that was sampled, the EOS included, and false after it.
-Log-probabilities are float32, of the distribution that was sampled from (logits divided by the temperature), and 0 where
-the mask is false.
+Log-probabilities are float32, of the distribution that was sampled from (logits divided by the
+temperature), and 0 where the mask is false.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,7 +35,8 @@ Aggregation = Literal["token", "sequence", "pair", "constant_length"]
 class Prompts:
     """Prompts of a round, left-padded.
 
-    Example: P=2, Q=3: tokens_PQ [[0, 5, 7], [4, 4, 9]], mask_PQ [[F, T, T], [T, T, T]], ordinal_P [16, 17].
+    Example: P=2, Q=3: tokens_PQ [[0, 5, 7], [4, 4, 9]], mask_PQ [[F, T, T], [T, T, T]], ordinal_P
+    [16, 17].
     """
 
     tokens_PQ: Array  # int32
@@ -46,7 +48,8 @@ class Prompts:
 class Samples:
     """Completions of prompts, group-contiguous: rows p*G ... p*G + G-1 belong to prompt p.
 
-    Example: G=2, C=4, EOS 2: tokens_BC [[8, 9, 2, 0], ...], mask_BC [[T, T, T, F], ...], finished_B [True, ...].
+    Example: G=2, C=4, EOS 2: tokens_BC [[8, 9, 2, 0], ...], mask_BC [[T, T, T, F], ...], finished_B
+    [True, ...].
     """
 
     prompt_tokens_BQ: Array  # int32
@@ -67,12 +70,15 @@ class Scores:
     """Scores of samples; the reward model's score is kept apart from every other term."""
 
     raw_B: Array  # float32, in the judge's own unit
-    standardized_B: Array  # float32, (raw - mean) / std over samples of the SFT policy; raw for a verifiable reward
+    # float32, (raw - mean) / std over samples of the SFT policy; raw for a verifiable reward
+    standardized_B: Array
     score_B: Array  # float32, standardized, or the missing-EOS score *instead*: what `credit` uses
     reference_logprob_BC: Array | None = None
     proximal_logprob_BC: Array | None = None
     value_BC: Array | None = None
-    terms: Mapping[str, Array] | None = None  # float32 [B] each: of a sum of rewards, by label, before their weights
+    terms: Mapping[str, Array] | None = (
+        None  # float32 [B] each: of a sum of rewards, by label, before their weights
+    )
     extra: Mapping[str, Array] = struct.field(
         default_factory=dict
     )  # [B] or [B, C] each: scores without a field of their own
@@ -93,19 +99,32 @@ class Batch:
     advantage_RC: Array | None = None
     return_RC: Array | None = None
     value_RC: Array | None = None
-    weight_R: Array | None = None  # float32; 0 silences a row's gradient but keeps it in the denominator
-    score_R: Array | None = None  # float32, what the current log-probabilities of a group are contrasted with
-    staleness_RC: Array | None = None  # float32, weight of a token's gradient: see `ops/corrections.py`
+    weight_R: Array | None = (
+        None  # float32; 0 silences a row's gradient but keeps it in the denominator
+    )
+    score_R: Array | None = (
+        None  # float32, what the current log-probabilities of a group are contrasted with
+    )
+    staleness_RC: Array | None = (
+        None  # float32, weight of a token's gradient: see `ops/corrections.py`
+    )
     sample_R: Array | None = None  # int32, the row of Samples that a row is made of
-    figures: Mapping[str, Array] = struct.field(default_factory=dict)  # [R] each; their means are reported
-    group_rows: int = struct.field(pytree_node=False, default=1)  # rows of a prompt, where a loss contrasts them
-    # Rows of a prompt, contiguous: an update may run their prompt once. 1: nothing is known of them.
+    figures: Mapping[str, Array] = struct.field(
+        default_factory=dict
+    )  # [R] each; their means are reported
+    group_rows: int = struct.field(
+        pytree_node=False, default=1
+    )  # rows of a prompt, where a loss contrasts them
+    # Rows of a prompt, contiguous: an update may run their prompt once. 1: nothing is known of
+    # them.
     rows_per_prompt: int = struct.field(pytree_node=False, default=1)
 
 
 @struct.dataclass
 class Outputs:
-    """Outputs of a role's forward pass for a loss: a policy's log-probabilities and entropies, or a critic's values."""
+    """Outputs of a role's forward pass for a loss: a policy's log-probabilities and entropies, or a
+    critic's values.
+    """
 
     logprob_RC: Array = None  # type: ignore[assignment]  # float32, of the batch's tokens under the params being trained
     entropy_RC: Array = None  # type: ignore[assignment]  # float32, nats, of the whole vocabulary at each position
@@ -136,7 +155,9 @@ class Mean:
         return Mean(self.total + other.total, self.count + other.count)
 
     def value(self) -> float:
-        return float(self.total) / max(float(self.count), 1e-30) if float(self.count) else float("nan")
+        return (
+            float(self.total) / max(float(self.count), 1e-30) if float(self.count) else float("nan")
+        )
 
 
 @struct.dataclass
@@ -154,7 +175,9 @@ class Max:
 
 @struct.dataclass
 class EffectiveShare:
-    """The effective sample size of weights as a share of their number: (Σ w)² / (n Σ w²), 1 for equal weights."""
+    """The effective sample size of weights as a share of their number: (Σ w)² / (n Σ w²), 1 for
+    equal weights.
+    """
 
     total: Array
     squares: Array
@@ -170,7 +193,8 @@ class EffectiveShare:
 
 @struct.dataclass
 class Quantile:
-    """A quantile that merges: counts of values in bins of equal width between `low` and `high`, the outer ones open.
+    """A quantile that merges: counts of values in bins of equal width between `low` and `high`, the
+    outer ones open.
 
     Its value is the middle of the bin that holds the quantile, so it is exact to half a bin.
     """
@@ -199,11 +223,12 @@ Metrics = Mapping[str, Metric]
 class Algorithm:
     """An algorithm: what it needs, and two pure functions.
 
-    `credit(samples, scores) -> Batch` carries no gradient and decides which rows are trained on; `losses[role](outputs,
-    batch) -> (loss_sum, metrics)` is a *sum*, which the update divides once by the minibatch's denominator for
-    `aggregation`: token (unmasked tokens), sequence (rows), pair (rows / 2), constant_length (rows * C).
-    `unit` is the number of rows, all of one prompt, that are never separated. `group_baseline`, `ratio` and `pair` declare
-    the properties that the conformance battery tests: equal rewards give zero policy gradient; the ratio is 1 on-policy;
+    `credit(samples, scores) -> Batch` carries no gradient and decides which rows are trained on;
+    `losses[role](outputs, batch) -> (loss_sum, metrics)` is a *sum*, which the update divides once
+    by the minibatch's denominator for `aggregation`: token (unmasked tokens), sequence (rows), pair
+    (rows / 2), constant_length (rows * C). `unit` is the number of rows, all of one prompt, that
+    are never separated. `group_baseline`, `ratio` and `pair` declare the properties that the
+    conformance battery tests: equal rewards give zero policy gradient; the ratio is 1 on-policy;
     ties give zero.
     """
 
@@ -213,12 +238,16 @@ class Algorithm:
     aggregation: Aggregation
     credit: Callable[[Samples, Scores], Batch]
     losses: Mapping[str, Callable[[Outputs, Batch], tuple[Array, Metrics]]]
-    rows_per_prompt: Callable[[int], int]  # samples_per_prompt -> rows that `credit` makes of a prompt
+    rows_per_prompt: Callable[
+        [int], int
+    ]  # samples_per_prompt -> rows that `credit` makes of a prompt
     min_samples_per_prompt: int = 1
     group_baseline: bool = False
     ratio: bool = False
     pair: bool = False
-    score_range: tuple[float, float] | None = None  # scores that `credit` maps lie in it; a missing-EOS score must
+    score_range: tuple[float, float] | None = (
+        None  # scores that `credit` maps lie in it; a missing-EOS score must
+    )
 
     def unit_rows(self, samples_per_prompt: int) -> int:
         """Rows of a unit, for G samples a prompt."""
@@ -227,8 +256,10 @@ class Algorithm:
 
 @dataclass(frozen=True)
 class Placement:
-    """Placement of a call: indices in the list of devices, mesh shape over (data, fsdp, tensor), and the parts into which
-    its rows are cut, which run one after the other. `remat` None is what the model's own config says."""
+    """Placement of a call: indices in the list of devices, mesh shape over (data, fsdp, tensor),
+    and the parts into which its rows are cut, which run one after the other. `remat` None is what
+    the model's own config says.
+    """
 
     devices: tuple[int, ...]
     mesh_shape: tuple[int, int, int]
@@ -237,7 +268,9 @@ class Placement:
 
     @property
     def layout(self) -> tuple[tuple[int, ...], tuple[int, int, int]]:
-        """Devices and mesh shape: calls with the same share what lies there, and nothing is moved between them."""
+        """Devices and mesh shape: calls with the same share what lies there, and nothing is moved
+        between them.
+        """
         return self.devices, self.mesh_shape
 
 

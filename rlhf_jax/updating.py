@@ -1,4 +1,6 @@
-"""One update: gradients of a summed loss over micro-batches, divided once, then one step of the optimizer."""
+"""One update: gradients of a summed loss over micro-batches, divided once, then one step of the
+optimizer.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +16,18 @@ from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.scoring import critic_outputs, policy_outputs
-from rlhf_jax.types import Aggregation, Array, Batch, Max, Mean, Metric, Metrics, Outputs, Params, TrainState
+from rlhf_jax.types import (
+    Aggregation,
+    Array,
+    Batch,
+    Max,
+    Mean,
+    Metric,
+    Metrics,
+    Outputs,
+    Params,
+    TrainState,
+)
 
 Objective = Callable[[Params, Any], tuple[Array, Metrics]]
 """(params, rows) -> (loss summed over the rows, metrics)."""
@@ -24,8 +37,8 @@ Objective = Callable[[Params, Any], tuple[Array, Metrics]]
 class OptimizerConfig:
     """AdamW with a schedule that counts updates.
 
-    Defaults: betas, epsilon and no decay as Hugging Face's AdamW, linear decay, which the async RLHF code inherits (arXiv
-    2410.18252). Clipping at 1 is its GSM8K setting; 0 turns it off.
+    Defaults: betas, epsilon and no decay as Hugging Face's AdamW, linear decay, which the async
+    RLHF code inherits (arXiv 2410.18252). Clipping at 1 is its GSM8K setting; 0 turns it off.
     """
 
     learning_rate: NonNegative = 3e-4  # 0 trains nothing: a control
@@ -41,11 +54,13 @@ class OptimizerConfig:
     max_grad_norm: NonNegative = 1.0
 
 
-def learning_rate_schedule(config: OptimizerConfig, num_updates: int, updates_per_round: int = 1) -> optax.Schedule:
+def learning_rate_schedule(
+    config: OptimizerConfig, num_updates: int, updates_per_round: int = 1
+) -> optax.Schedule:
     """Learning rate as a function of updates done; linear and cosine reach 0 after `num_updates`.
 
-    "linear_by_round" is linear as the async RLHF code steps it, once a round and before it: the last round trains at 0, and the
-    mean over n rounds is (n − 1) / 2n of the learning rate.
+    "linear_by_round" is linear as the async RLHF code steps it, once a round and before it: the
+    last round trains at 0, and the mean over n rounds is (n − 1) / 2n of the learning rate.
     """
     decay = max(1, num_updates - config.warmup_updates)
     linear = optax.linear_schedule(config.learning_rate, 0.0, decay)
@@ -56,15 +71,20 @@ def learning_rate_schedule(config: OptimizerConfig, num_updates: int, updates_pe
         "linear_by_round": lambda step: linear((step // updates_per_round + 1) * updates_per_round),
     }
     if config.schedule not in after:
-        raise Refusal(f"optimizer.schedule is {config.schedule!r}; accepted: {', '.join(sorted(after))}")
+        raise Refusal(
+            f"optimizer.schedule is {config.schedule!r}; accepted: {', '.join(sorted(after))}"
+        )
     if not config.warmup_updates:
         return after[config.schedule]
     warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_updates)
     return optax.join_schedules([warmup, after[config.schedule]], [config.warmup_updates])
 
 
-def check_schedule(config: OptimizerConfig, where: str, num_updates: int, updates_per_round: int = 1) -> None:
-    """Raises Refusal for a learning rate that is never reached, or 0 in every update, over a run of `num_updates` updates.
+def check_schedule(
+    config: OptimizerConfig, where: str, num_updates: int, updates_per_round: int = 1
+) -> None:
+    """Raises Refusal for a learning rate that is never reached, or 0 in every update, over a run of
+    `num_updates` updates.
 
     Args:
       config: whose schedule is meant.
@@ -74,12 +94,14 @@ def check_schedule(config: OptimizerConfig, where: str, num_updates: int, update
     """
     if config.warmup_updates >= num_updates:
         raise Refusal(
-            f"{where}.warmup_updates is {config.warmup_updates}, but there are {num_updates} updates: none would have the "
+            f"{where}.warmup_updates is {config.warmup_updates}, but there are {num_updates} "
+            "updates: none would have the "
             f"learning rate; accepted: 0 to {num_updates - 1}"
         )
     if config.schedule == "linear_by_round" and num_updates <= updates_per_round:
         raise Refusal(
-            f"{where}.schedule is 'linear_by_round', whose last round has the learning rate 0, but there is one round; "
+            f"{where}.schedule is 'linear_by_round', whose last round has the learning rate 0, but "
+            "there is one round; "
             "accepted: two rounds or more, or another schedule"
         )
 
@@ -93,7 +115,12 @@ def make_optimizer(
         raise Refusal(f"optimizer.decay_on is {config.decay_on!r}; accepted: all, matrices")
     mask = None if config.decay_on == "all" else matrices
     adamw = optax.adamw(
-        schedule, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=mask
+        schedule,
+        config.beta1,
+        config.beta2,
+        config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=mask,
     )
     if config.max_grad_norm <= 0.0:
         return adamw
@@ -102,7 +129,9 @@ def make_optimizer(
 
 def matrices(params: Params) -> Any:
     """A tree of bools: True for kernels, False for norms, biases and embeddings."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.ndim > 1 and path[-1].key == "kernel", params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.ndim > 1 and path[-1].key == "kernel", params
+    )
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
@@ -127,25 +156,32 @@ def policy_objective(
 ) -> Objective:
     """The objective of a policy: the model's outputs on the rows, then the algorithm's loss.
 
-    `rows_per_prompt` > 1 says that rows come in groups of that size, each of one prompt, which is then run once.
+    `rows_per_prompt` > 1 says that rows come in groups of that size, each of one prompt, which is
+    then run once.
     """
 
     def objective(params: Params, batch: Batch) -> tuple[Array, Metrics]:
         rows = (batch.prompt_tokens_RQ, batch.prompt_mask_RQ, batch.tokens_RC, batch.mask_RC)
-        outputs = policy_outputs(params, *rows, batch.temperature, model=model, rows_per_prompt=rows_per_prompt)
+        outputs = policy_outputs(
+            params, *rows, batch.temperature, model=model, rows_per_prompt=rows_per_prompt
+        )
         return loss(outputs, batch)
 
     return objective
 
 
 def critic_objective(
-    loss: Callable[[Outputs, Batch], tuple[Array, Metrics]], model: ValueModel, rows_per_prompt: int = 1
+    loss: Callable[[Outputs, Batch], tuple[Array, Metrics]],
+    model: ValueModel,
+    rows_per_prompt: int = 1,
 ) -> Objective:
     """The objective of a critic: its values on the rows, then the algorithm's loss."""
 
     def objective(params: Params, batch: Batch) -> tuple[Array, Metrics]:
         rows = (batch.prompt_tokens_RQ, batch.prompt_mask_RQ, batch.tokens_RC, batch.mask_RC)
-        return loss(critic_outputs(params, *rows, model=model, rows_per_prompt=rows_per_prompt), batch)
+        return loss(
+            critic_outputs(params, *rows, model=model, rows_per_prompt=rows_per_prompt), batch
+        )
 
     return objective
 
@@ -164,7 +200,9 @@ def collapse(stacked: Metrics) -> dict[str, Metric]:
 def summed_gradients(
     params: Params, batch: Any, objective: Objective, num_micro_batches: int, unit_rows: int
 ) -> tuple[Params, Array, Metrics]:
-    """Gradient of the summed loss, the summed loss, and metrics, accumulated over micro-batches in a scan."""
+    """Gradient of the summed loss, the summed loss, and metrics, accumulated over micro-batches in
+    a scan.
+    """
     gradient = jax.value_and_grad(objective, has_aux=True)
     if num_micro_batches == 1:
         (loss, metrics), grads = gradient(params, batch)
@@ -197,11 +235,15 @@ def train_step(
     Args:
       batch: a pytree with `mask_RC`, arrays of R rows, and scalars.
       objective: gives the loss *summed* over rows.
-      aggregation: names the minibatch's denominator, by which the sum is divided once, whatever `num_micro_batches` is.
+      aggregation: names the minibatch's denominator, by which the sum is divided once, whatever
+        `num_micro_batches` is.
 
-    Returns: the state at version step + 1, and metrics: the objective's, and loss, grad_norm, update_norm.
+    Returns: the state at version step + 1, and metrics: the objective's, and loss, grad_norm,
+    update_norm.
     """
-    grads, loss_sum, metrics = summed_gradients(state.params, batch, objective, num_micro_batches, unit_rows)
+    grads, loss_sum, metrics = summed_gradients(
+        state.params, batch, objective, num_micro_batches, unit_rows
+    )
     count = denominator(batch.mask_RC, aggregation)
     grads = jax.tree.map(lambda g: g / count, grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

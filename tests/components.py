@@ -1,4 +1,5 @@
-"""Components that are not of the package, which `pytest --component=` adds to the battery of their kind.
+"""Components that are not of the package, which `pytest --component=` adds to the battery of their
+kind.
 
 pytest --component=my_lab.my_algorithm                 the kind is told by what the name makes
 pytest --component=reward=my_lab.rewards:brevity       or said: algorithm, task, reward or model
@@ -26,7 +27,9 @@ _own: dict[str, list[str]] = {folder: [] for folder in BATTERIES}
 
 
 def names(folder: str) -> list[str]:
-    """Names of the components to be tested of a folder: those of the package, or those of the command line alone."""
+    """Names of the components to be tested of a folder: those of the package, or those of the
+    command line alone.
+    """
     return own(folder) if any(_own.values()) else registry.names(folder)
 
 
@@ -51,10 +54,14 @@ def make(folder: str, name: str) -> Any:
 
 
 def add(text: str) -> None:
-    """Adds `[kind=]name`. Raises pytest.UsageError in one line for another kind, and a name of which none can be told."""
+    """Adds `[kind=]name`. Raises pytest.UsageError in one line for another kind, and a name of
+    which none can be told.
+    """
     kind, equals, name = text.partition("=")
     if equals and kind not in FOLDERS:
-        raise pytest.UsageError(f"--component={text}: no kind {kind!r}; accepted: {', '.join(FOLDERS)}")
+        raise pytest.UsageError(
+            f"--component={text}: no kind {kind!r}; accepted: {', '.join(FOLDERS)}"
+        )
     if not equals:
         name = text
     try:
@@ -86,12 +93,16 @@ def _folder_of(name: str) -> str:
         try:
             made = make(folder, name) if folder == "algorithms" else None
         except (Refusal, ComponentError) as error:
-            raise Refusal(f"{error}; accepted: KIND={name} with a kind of {', '.join(FOLDERS)}") from error
+            raise Refusal(
+                f"{error}; accepted: KIND={name} with a kind of {', '.join(FOLDERS)}"
+            ) from error
         if isinstance(made, Algorithm):
             return folder
         if hasattr(made, "num_prompts"):
             return "tasks"
-    raise Refusal(f"what {name} is cannot be told; accepted: KIND={name} with a kind of {', '.join(FOLDERS)}")
+    raise Refusal(
+        f"what {name} is cannot be told; accepted: KIND={name} with a kind of {', '.join(FOLDERS)}"
+    )
 
 
 def reward_of(name: str, task: Any) -> host_rewards.HostJudge:

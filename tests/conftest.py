@@ -25,8 +25,8 @@ MAPPINGS = Path("/proc/self/maps")
 def _dropped_programs():
     """Drops compiled programs between modules where there are many.
 
-    Each takes about ten mappings. Those of the whole suite are more than a process may have, and XLA aborts where it cannot
-    map another one.
+    Each takes about ten mappings. Those of the whole suite are more than a process may have, and
+    XLA aborts where it cannot map another one.
     """
     yield
     if MAPPINGS.exists() and MAPPINGS.read_text().count("\n") > MAX_MAPPINGS:
@@ -36,7 +36,9 @@ def _dropped_programs():
 
 @pytest.fixture(scope="module")
 def quick_compiles():
-    """Programs of a module whose tests are of what they compute, not of how fast, are compiled without most optimisations."""
+    """Programs of a module whose tests are of what they compute, not of how fast, are compiled
+    without most optimisations.
+    """
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -44,7 +46,9 @@ def quick_compiles():
 
 @pytest.fixture(scope="session")
 def compile_cache(tmp_path_factory):
-    """Programs that whole runs have in common are compiled once a session, unless a cache of the user's own does that."""
+    """Programs that whole runs have in common are compiled once a session, unless a cache of the
+    user's own does that.
+    """
     if jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         return
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
@@ -59,7 +63,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="[KIND=]NAME",
-        help="run the battery of a component that is not of the package: a dotted path or a file, such as my_lab.my_algorithm, "
+        help="run the battery of a component that is not of the package: a dotted path or a file, "
+        "such as my_lab.my_algorithm, "
         "after one of algorithm=, task=, reward= or model= where its kind cannot be told",
     )
 

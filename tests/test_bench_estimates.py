@@ -6,7 +6,9 @@ from experiments.bench import estimates
 
 
 def test_points_lie_where_they_should():
-    points = estimates.Points("ours", {"plans": ([0.4, 0.5, 0.6], [0.44, 0.5, 0.5]), "other": ([0.45], [0.4])})
+    points = estimates.Points(
+        "ours", {"plans": ([0.4, 0.5, 0.6], [0.44, 0.5, 0.5]), "other": ([0.45], [0.4])}
+    )
     (ax,) = estimates.draw([points]).axes
     plans, other = ax.collections
     assert plans.get_offsets().tolist() == [[0.4, 0.44], [0.5, 0.5], [0.6, 0.5]]
@@ -18,6 +20,8 @@ def test_points_lie_where_they_should():
 
 
 def test_seconds_that_differ_tenfold_are_drawn_on_logarithmic_axes():
-    figure = estimates.draw([estimates.Points("theirs", {"heuristic": ([31.0, 144.0, 2.0], [30.0, 137.0, 2.2])})] * 2)
+    figure = estimates.draw(
+        [estimates.Points("theirs", {"heuristic": ([31.0, 144.0, 2.0], [30.0, 137.0, 2.2])})] * 2
+    )
     assert [ax.get_yscale() for ax in figure.axes] == ["log", "log"]
     assert not figure.axes[0].get_legend()

@@ -1,4 +1,6 @@
-"""Configs become components: every key with its type, and the resolved text of every file of configs/ as it was."""
+"""Configs become components: every key with its type, and the resolved text of every file of
+configs/ as it was.
+"""
 
 import importlib
 import json
@@ -35,7 +37,13 @@ class Outer:
 
 def test_a_node_has_every_key_and_turns_back():
     node = build.node(Outer())
-    assert node.to_dict() == {"count": 3, "name": "a", "flag": False, "sizes": (1, 2), "inner": {"rate": 0.5}}
+    assert node.to_dict() == {
+        "count": 3,
+        "name": "a",
+        "flag": False,
+        "sizes": (1, 2),
+        "inner": {"rate": 0.5},
+    }
     assert build.fill(Outer, node.to_dict(), "outer") == Outer()
     assert build.fill(Outer, {"inner": {"rate": 2}}, "outer") == Outer(inner=Inner(2.0))
 
@@ -61,20 +69,29 @@ def test_a_wrong_key_or_type_is_named(values, message):
 
 
 def test_an_unknown_preset_lists_those_there_are():
-    with pytest.raises(ValueError, match=r"no preset 'huge' of the model family gpt_neox; there are: .*pythia-70m"):
+    with pytest.raises(
+        ValueError, match=r"no preset 'huge' of the model family gpt_neox; there are: .*pythia-70m"
+    ):
         build.model("gpt_neox", "huge")
 
 
 def test_choices_are_over_the_defaults():
-    assert build.choices("", algorithm="online_dpo", size="small") == {"algorithm": "online_dpo", "size": "small"}
+    assert build.choices("", algorithm="online_dpo", size="small") == {
+        "algorithm": "online_dpo",
+        "size": "small",
+    }
     chosen = build.choices("size=large,algorithm=grpo", algorithm="online_dpo", size="small")
     assert chosen == {"algorithm": "grpo", "size": "large"}
 
 
-@pytest.mark.parametrize("argument", ["grpo", "algoritm=grpo", "algorithm=", "=grpo", "algorithm=grpo,x"])
+@pytest.mark.parametrize(
+    "argument", ["grpo", "algoritm=grpo", "algorithm=", "=grpo", "algorithm=grpo,x"]
+)
 def test_what_chooses_nothing_is_refused(argument):
     part = argument.split(",")[-1]
-    with pytest.raises(ValueError, match=rf"'{part}' chooses nothing; accepted: algorithm=\.\.\., size=\.\.\."):
+    with pytest.raises(
+        ValueError, match=rf"'{part}' chooses nothing; accepted: algorithm=\.\.\., size=\.\.\."
+    ):
         build.choices(argument, algorithm="online_dpo", size="small")
 
 
@@ -114,9 +131,13 @@ def test_auto_is_resolved_by_the_schedule(schedule, correction, expected):
         assert ("proximal" in needs) == (expected != ("behavior", "none"))
 
 
-@pytest.mark.parametrize("changed", [{"model.dtype": "bfloat16"}, {"rlhf.publish_dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "changed", [{"model.dtype": "bfloat16"}, {"rlhf.publish_dtype": "bfloat16"}]
+)
 def test_a_sampler_in_bfloat16_is_not_the_trainers_policy(changed):
-    """On-policy too, "auto" takes the ratio to the proximal policy; a ratio to the behavior policy is told about."""
+    """On-policy too, "auto" takes the ratio to the proximal policy; a ratio to the behavior policy
+    is told about.
+    """
     config = build.default()
     config.algorithm = build.component("algorithms", "rloo")
     config.update_from_flattened_dict(changed)
@@ -140,7 +161,9 @@ def test_algorithms_without_a_correction_are_as_they_were():
 
 
 def test_a_wrong_correction_is_named():
-    with pytest.raises(ValueError, match=r"algorithm\.correction has no key 'ratio'; did you mean 'ratio_to'\?"):
+    with pytest.raises(
+        ValueError, match=r"algorithm\.correction has no key 'ratio'; did you mean 'ratio_to'\?"
+    ):
         scheduled("grpo", {"ratio": "behavior"})
     with pytest.raises(ValueError, match="correction is 'truncate' with ratio_to 'behavior'"):
         scheduled("grpo", {"ratio_to": "behavior", "correction": "truncate"})
@@ -176,10 +199,15 @@ def test_every_config_says_how_it_is_run(name):
 
 
 def test_goldens_are_of_configs_that_exist():
-    assert sorted(str(path.relative_to(GOLDEN).with_suffix("")) for path in GOLDEN.rglob("*.json")) == NAMES
+    assert (
+        sorted(str(path.relative_to(GOLDEN).with_suffix("")) for path in GOLDEN.rglob("*.json"))
+        == NAMES
+    )
 
 
 if __name__ == "__main__":
     for config in NAMES:
         (GOLDEN / f"{config}.json").parent.mkdir(exist_ok=True)
-        (GOLDEN / f"{config}.json").write_text(json.dumps(resolved(config), indent=1, sort_keys=True) + "\n")
+        (GOLDEN / f"{config}.json").write_text(
+            json.dumps(resolved(config), indent=1, sort_keys=True) + "\n"
+        )

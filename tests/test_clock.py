@@ -10,7 +10,9 @@ CLOCKS = list(itertools.product(range(5), (1, 2), (1, 2)))  # lag, minibatches, 
 
 
 def simulate(num_rounds: int, lag: int, num_minibatches: int, num_epochs: int):
-    """Counts updates one by one: the version of each round, and the age of its samples in each of its updates."""
+    """Counts updates one by one: the version of each round, and the age of its samples in each of
+    its updates.
+    """
     published = []  # version after each round
     version, versions, ages = 0, [], []
     for round_index in range(num_rounds):
@@ -35,7 +37,9 @@ def test_versions_and_ages_are_counted(lag, num_minibatches, num_epochs):
 
 
 def test_the_example_of_the_design():
-    """Lag 1, two updates a round: round 0 has version 0 and ages 0, 1; round 1 version 0, ages 2, 3; round 2 version 2."""
+    """Lag 1, two updates a round: round 0 has version 0 and ages 0, 1; round 1 version 0, ages 2,
+    3; round 2 version 2.
+    """
     clock = Clock(3, 2, 1, lag=1)
     assert [clock.version(r) for r in range(3)] == [0, 0, 2]
     assert [[clock.age(r, j) for j in range(2)] for r in range(3)] == [[0, 1], [2, 3], [2, 3]]
@@ -46,7 +50,9 @@ def test_every_round_is_issued_once_and_soon_enough(lag, num_minibatches, num_ep
     check_issues(Clock(7, num_minibatches, num_epochs, lag), lag + 1)
 
 
-@pytest.mark.parametrize("version_schedule", [(0, 0, 0, 0, 0, 0, 0), (0, 2, 0, 6, 2, 10, 4), (0, 2, 4, 6, 8, 10, 12)])
+@pytest.mark.parametrize(
+    "version_schedule", [(0, 0, 0, 0, 0, 0, 0), (0, 2, 0, 6, 2, 10, 4), (0, 2, 4, 6, 8, 10, 12)]
+)
 def test_version_schedule_are_issued_once_and_soon_enough(version_schedule):
     check_issues(Clock(7, 2, 1, version_schedule=version_schedule), 7)
 
@@ -54,7 +60,9 @@ def test_version_schedule_are_issued_once_and_soon_enough(version_schedule):
 def check_issues(clock: Clock, most: int) -> None:
     issued: list[int] = []
     for round_index in range(clock.num_rounds):
-        assert sorted(clock.issued_before(round_index)) == sorted(r for r in issued if r >= round_index)
+        assert sorted(clock.issued_before(round_index)) == sorted(
+            r for r in issued if r >= round_index
+        )
         issued += clock.issued_at(round_index)
         assert round_index in issued, "a round is sampled before it is trained"
         assert sum(r >= round_index for r in issued) <= most
@@ -98,7 +106,11 @@ def test_numbers_that_cannot_be_are_refused(field, value):
         (Clock(9, lag=3), True, 4),
         (Clock(2, lag=3), True, 2),
         (Clock(9, lag=3), False, 1),
-        (Clock(4, 2, version_schedule=(0, 0, 0, 6)), True, 3),  # round 2 is sampled with version 0, two rounds before
+        (
+            Clock(4, 2, version_schedule=(0, 0, 0, 6)),
+            True,
+            3,
+        ),  # round 2 is sampled with version 0, two rounds before
         (Clock(9, lag=2, bounded=True), True, 3),
     ],
 )

@@ -1,4 +1,6 @@
-"""Bounds of a config's values: what `fill` refuses, and that every key of every component says what it accepts."""
+"""Bounds of a config's values: what `fill` refuses, and that every key of every component says what
+it accepts.
+"""
 
 import dataclasses
 import math
@@ -10,7 +12,17 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from rlhf_jax import build, registry
-from rlhf_jax.config import LARGEST, Bounds, Count, Fraction, Natural, Positive, Problems, Unbounded, fill
+from rlhf_jax.config import (
+    LARGEST,
+    Bounds,
+    Count,
+    Fraction,
+    Natural,
+    Positive,
+    Problems,
+    Unbounded,
+    fill,
+)
 from rlhf_jax.refusal import MissingInput, Refusal
 
 
@@ -50,7 +62,10 @@ WRONG = [
     ({"rate": -math.inf}, "outer.rate is -inf; accepted: above 0"),
     ({"rate": 1e39}, "outer.rate is 1e+39; accepted: above 0"),
     ({"rate": 1e-39}, "outer.rate is 1e-39, which is 0.0 in float32; accepted: above 0"),
-    ({"below": 0.99999999}, "outer.below is 0.99999999, which is 1.0 in float32; accepted: 0 or more, below 1"),
+    (
+        {"below": 0.99999999},
+        "outer.below is 0.99999999, which is 1.0 in float32; accepted: 0 or more, below 1",
+    ),
     ({"below": 1.0}, "outer.below is 1.0; accepted: 0 or more, below 1"),
     ({"size": 0}, "outer.size is 0; accepted: 1 or more, or -1"),
     ({"size": -2}, "outer.size is -2; accepted: 1 or more, or -1"),
@@ -79,7 +94,9 @@ def test_what_is_not_accepted_is_named(values, message):
 
 def test_what_is_accepted():
     values = {"count": 1, "rate": 2e-38, "below": 0, "size": -1, "kind": "cosine", "limit": 7}
-    filled = fill(Outer, values | {"versions": [0, 4], "pair": (-1, 2), "inner": {"angle": -9}}, "outer")
+    filled = fill(
+        Outer, values | {"versions": [0, 4], "pair": (-1, 2), "inner": {"angle": -9}}, "outer"
+    )
     inner = Inner(angle=-9.0)
     assert filled == Outer(1, 2e-38, 0.0, -1, "cosine", (0, 4), (-1.0, 2.0), 7, inner=inner)
     assert isinstance(filled.below, float)
@@ -114,7 +131,9 @@ def test_one_problem_keeps_its_class():
 
 
 def numbers(kind: Any, where: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """The numeric keys of an annotation, and what is said of their bounds; nested dataclasses and tuples too."""
+    """The numeric keys of an annotation, and what is said of their bounds; nested dataclasses and
+    tuples too.
+    """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         for name, hint in typing.get_type_hints(kind, include_extras=True).items():
@@ -145,7 +164,8 @@ SETTINGS = COMPONENTS | build.NODES | {"run": build.Run}
 def test_every_number_of_a_config_has_bounds_or_says_why_not(name):
     for key, said in numbers(SETTINGS[name], name):
         assert any(isinstance(bound, Bounds | Unbounded) for bound in said), (
-            f"{key} accepts every number: annotate it with Bounds, or with Unbounded and the reason (rlhf_jax/config.py)"
+            f"{key} accepts every number: annotate it with Bounds, or with Unbounded and the "
+            "reason (rlhf_jax/config.py)"
         )
         assert all(bound.reason for bound in said if isinstance(bound, Unbounded))
 

@@ -1,4 +1,6 @@
-"""The dataflow is what each algorithm needs and trains; edges say what waits for what, for any lag and both loops."""
+"""The dataflow is what each algorithm needs and trains; edges say what waits for what, for any lag
+and both loops.
+"""
 
 import pytest
 
@@ -54,8 +56,14 @@ def test_every_algorithm_has_the_calls_it_needs(name):
 @pytest.mark.parametrize("lag", [0, 1, 3])
 def test_params_and_data_edges(lag):
     of_ppo = edges(PPO, lag, "synchronous")
-    assert found(of_ppo, what="params") == {("train_policy", "generate", lag + 1), ("train_critic", "value", 1)}
-    assert found(of_ppo, what="state") == {("train_policy", "train_policy", 1), ("train_critic", "train_critic", 1)}
+    assert found(of_ppo, what="params") == {
+        ("train_policy", "generate", lag + 1),
+        ("train_critic", "value", 1),
+    }
+    assert found(of_ppo, what="state") == {
+        ("train_policy", "train_policy", 1),
+        ("train_critic", "train_critic", 1),
+    }
     scores = {"reference", "value", "reward"}
     assert found(of_ppo, what="data") == {
         *(("generate", name, 0) for name in {*scores, "train_policy", "train_critic"}),
@@ -68,7 +76,9 @@ def test_the_synchronous_loop_samples_before_it_trains():
     assert found(edges(ONLINE_DPO, 2, "synchronous"), what="order", name="loop") == {
         ("generate", name, -2) for name in others
     }
-    assert not found(edges(ONLINE_DPO, 0, "synchronous"), what="order", name="loop")  # the data say so
+    assert not found(
+        edges(ONLINE_DPO, 0, "synchronous"), what="order", name="loop"
+    )  # the data say so
     assert not found(edges(ONLINE_DPO, 2, "asynchronous"), what="order", name="loop")
 
 

@@ -1,4 +1,6 @@
-"""The layer table of the design: imports go down or within a layer, in no circle, and every module says what it is for."""
+"""The layer table of the design: imports go down or within a layer, in no circle, and every module
+says what it is for.
+"""
 
 import ast
 from pathlib import Path
@@ -56,7 +58,10 @@ FLOORS = {
     ),
     "rlhf_jax.planner": ({"api"}, {"options", "costs"}, {"simulation"}, {"search"}),
 }
-"""Inside a package: modules and sub-packages, the lowest floor first. One imports only from floors below its own."""
+"""Inside a package: modules and sub-packages, the lowest floor first.
+
+One imports only from floors below its own.
+"""
 MOST_MODULES = {"rlhf_jax.runtime": 12}
 
 
@@ -73,15 +78,22 @@ MODULES = {
 
 
 def layer(name: str) -> int:
-    """Of the longest entry of the table that the module lies in. A module that lies nowhere has no layer: KeyError."""
+    """Of the longest entry of the table that the module lies in.
+
+    A module that lies nowhere has no layer: KeyError.
+    """
     package = (
-        "rlhf_jax" if name == "rlhf_jax" else ".".join(name.split(".")[: 2 if name.startswith("rlhf_jax.") else 1])
+        "rlhf_jax"
+        if name == "rlhf_jax"
+        else ".".join(name.split(".")[: 2 if name.startswith("rlhf_jax.") else 1])
     )
     return LAYERS[package]
 
 
 def imports(source: str, name: str = "", is_package: bool = False) -> set[str]:
-    """Our modules that a source imports anywhere, inside functions too; `from package import module` is the module."""
+    """Our modules that a source imports anywhere, inside functions too; `from package import
+    module` is the module.
+    """
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -91,11 +103,19 @@ def imports(source: str, name: str = "", is_package: bool = False) -> set[str]:
             if node.level:
                 above = name.split(".")[: len(name.split(".")) - node.level + is_package]
                 base = ".".join([*above, *filter(None, [node.module])])
-            found |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base for alias in node.names}
-    return {module for module in found if module.split(".")[0] in ("rlhf_jax", "experiments", "configs")}
+            found |= {
+                f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base
+                for alias in node.names
+            }
+    return {
+        module for module in found if module.split(".")[0] in ("rlhf_jax", "experiments", "configs")
+    }
 
 
-GRAPH = {name: imports(path.read_text(), name, path.name == "__init__.py") for name, path in MODULES.items()}
+GRAPH = {
+    name: imports(path.read_text(), name, path.name == "__init__.py")
+    for name, path in MODULES.items()
+}
 
 
 def upward(name: str, imported: set[str]) -> set[str]:
@@ -109,7 +129,11 @@ def test_imports_go_down_or_within_a_layer(name):
 
 @pytest.mark.parametrize("package", FLOORS)
 def test_imports_inside_a_package_go_down(package):
-    inside = {name: name.removeprefix(f"{package}.").split(".")[0] for name in GRAPH if name.startswith(f"{package}.")}
+    inside = {
+        name: name.removeprefix(f"{package}.").split(".")[0]
+        for name in GRAPH
+        if name.startswith(f"{package}.")
+    }
     floor = {room: level for level, rooms in enumerate(FLOORS[package]) for room in rooms}
     assert floor.keys() == set(inside.values()), "every module has a floor"
     assert len(set(inside.values())) <= MOST_MODULES.get(package, len(inside))
@@ -125,9 +149,14 @@ def test_imports_inside_a_package_go_down(package):
 def lines_of_code(path: Path) -> int:
     """Lines of a module that are neither blank nor of a docstring."""
     tree, source = ast.parse(path.read_text()), path.read_text().splitlines()
-    documented = [tree, *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef))]
+    documented = [
+        tree,
+        *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef)),
+    ]
     texts = [node.body[0] for node in documented if ast.get_docstring(node) is not None]
-    inside = {line for text in texts for line in range(text.lineno, (text.end_lineno or text.lineno) + 1)}
+    inside = {
+        line for text in texts for line in range(text.lineno, (text.end_lineno or text.lineno) + 1)
+    }
     return sum(bool(line.strip()) for number, line in enumerate(source, 1) if number not in inside)
 
 
@@ -135,11 +164,15 @@ def lines_of_code(path: Path) -> int:
 def test_a_module_is_more_than_a_function_of_its_only_importer(package):
     for name in (name for name in MODULES if name.startswith(f"{package}.")):
         importers = [other for other in GRAPH if name in GRAPH[other]]
-        assert len(importers) > 1 or lines_of_code(MODULES[name]) >= 40, f"{name} is for {importers} alone"
+        assert len(importers) > 1 or lines_of_code(MODULES[name]) >= 40, (
+            f"{name} is for {importers} alone"
+        )
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
-    """Modules that import one another in a circle, or nothing: what is left when modules without imports are taken away."""
+    """Modules that import one another in a circle, or nothing: what is left when modules without
+    imports are taken away.
+    """
     left = {name: set(imported) & graph.keys() - {name} for name, imported in graph.items()}
     while free := [name for name, imported in left.items() if not imported]:
         left = {name: imported - set(free) for name, imported in left.items() if name not in free}
@@ -152,9 +185,9 @@ def test_no_circles():
 
 def test_the_walk_sees_what_it_must():
     """An upward import, one inside a function, a relative one and a circle are found."""
-    assert upward("rlhf_jax.ops.masked", imports("def f():\n    from rlhf_jax.stages import sft")) == {
-        "rlhf_jax.stages.sft"
-    }
+    assert upward(
+        "rlhf_jax.ops.masked", imports("def f():\n    from rlhf_jax.stages import sft")
+    ) == {"rlhf_jax.stages.sft"}
     assert imports("from . import masked", "rlhf_jax.ops.losses") == {"rlhf_jax.ops.masked"}
     assert imports("from .masked import select", "rlhf_jax.ops.losses") == {"rlhf_jax.ops.masked"}
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"d"}}) == ["a", "b", "c"]

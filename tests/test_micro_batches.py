@@ -12,7 +12,11 @@ from tests import tiny
 
 @pytest.mark.parametrize(("num_parts", "unit_rows"), [(1, 1), (2, 3), (3, 2), (6, 1)])
 def test_joining_undoes_splitting(num_parts, unit_rows):
-    rows = {"matrix": jnp.arange(24).reshape(12, 2), "column": jnp.arange(12), "scalar": jnp.float32(7)}
+    rows = {
+        "matrix": jnp.arange(24).reshape(12, 2),
+        "column": jnp.arange(12),
+        "scalar": jnp.float32(7),
+    }
     joined = join_rows(split_rows(rows, num_parts, unit_rows), unit_rows)
     for name, array in rows.items():
         np.testing.assert_array_equal(joined[name], array, err_msg=name)
@@ -34,11 +38,15 @@ def test_a_function_in_parts_sees_units_whole_and_gives_what_it_gives_of_all():
 
 
 def test_rows_stay_on_their_devices():
-    """Eight rows over four devices in two parts: each part has a row on each device, and nothing is sent."""
+    """Eight rows over four devices in two parts: each part has a row on each device, and nothing is
+    sent.
+    """
     mesh = tiny.make_mesh((4, 1, 1))
     layout = sharding.rows(mesh)
     double = jax.jit(in_parts(lambda _, x: 2 * x, 2, 1, 1), out_shardings=layout, static_argnums=0)
     x = jax.device_put(np.arange(8.0), layout)
     text = double.lower(None, x).compile().as_text()
-    assert not any(name in text for name in ("all-gather", "all-to-all", "collective-permute", "all-reduce"))
+    assert not any(
+        name in text for name in ("all-gather", "all-to-all", "collective-permute", "all-reduce")
+    )
     np.testing.assert_array_equal(double(None, x), 2 * np.arange(8.0))

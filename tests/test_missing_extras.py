@@ -1,4 +1,6 @@
-"""A package of an extra that is not installed is one line with the command that installs it; TensorBoard is done without."""
+"""A package of an extra that is not installed is one line with the command that installs it;
+TensorBoard is done without.
+"""
 
 import sys
 
@@ -32,7 +34,9 @@ def tensors(file):
 READERS = {
     "tokenizers": lambda file: file_tokenizers.hugging_face(str(file)),
     "safetensors": tensors,
-    "pyarrow": lambda file: list(row_files.read(file.rename(file.with_suffix(".parquet")), ["prompt"])),
+    "pyarrow": lambda file: list(
+        row_files.read(file.rename(file.with_suffix(".parquet")), ["prompt"])
+    ),
     "jinja2": rendered,
 }
 
@@ -50,9 +54,13 @@ def test_a_missing_package_is_named_with_the_file_and_the_command(monkeypatch, f
 def test_a_command_prints_the_line(monkeypatch, capsys, file):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(SystemExit) as left:
-        run.main(["run", "quickstart", "--config.tokenizer.kind=hf", f"--config.tokenizer.path={file}"])
+        run.main(
+            ["run", "quickstart", "--config.tokenizer.kind=hf", f"--config.tokenizer.path={file}"]
+        )
     assert left.value.code == 2
-    assert capsys.readouterr().err == f"error: {file} needs tokenizers: pip install 'rlhf_jax[hub]'\n"
+    assert (
+        capsys.readouterr().err == f"error: {file} needs tokenizers: pip install 'rlhf_jax[hub]'\n"
+    )
 
 
 def test_another_failure_of_an_import_keeps_its_traceback():
@@ -73,5 +81,7 @@ def test_without_tensorboard_a_run_notes_it_once_and_goes_on(monkeypatch, capsys
         assert (tmp_path / name / "metrics.jsonl").exists()
         assert not (tmp_path / name / "tensorboard").exists()
     metrics.has_events.cache_clear()
-    said = "note: no TensorBoard events, only metrics.jsonl; for both: pip install 'rlhf_jax[track]'\n"
+    said = (
+        "note: no TensorBoard events, only metrics.jsonl; for both: pip install 'rlhf_jax[track]'\n"
+    )
     assert capsys.readouterr().err == said

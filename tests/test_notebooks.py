@@ -1,4 +1,7 @@
-"""Every notebook runs from top to bottom, without a warning and with a picture. Its install cell helps outside of a clone."""
+"""Every notebook runs from top to bottom, without a warning and with a picture.
+
+Its install cell helps outside of a clone.
+"""
 
 import importlib.util
 import os
@@ -14,7 +17,9 @@ from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-COMPUTES = {"03_reward_variance"}  # the others compile small programs, which optimisations would make slower to have
+COMPUTES = {
+    "03_reward_variance"
+}  # the others compile small programs, which optimisations would make slower to have
 DIGITS = re.compile(r"\d\.\d{7,}")
 
 
@@ -27,25 +32,36 @@ def test_notebook(path: Path):
     notebook = nbformat.read(path, as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells), "commit it without outputs"
     client = NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(path.parent)}},
     )
     quick = {} if path.stem in COMPUTES else {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    client.execute(env=os.environ | quick)  # raises CellExecutionError with the cell and its traceback
+    client.execute(
+        env=os.environ | quick
+    )  # raises CellExecutionError with the cell and its traceback
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not [output.text for output in outputs if output.get("name") == "stderr"]
     assert any("image/png" in output.get("data", {}) for output in outputs)
-    printed = [output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs]
+    printed = [
+        output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs
+    ]
     assert not [text for text in printed if DIGITS.search(text)], "more digits than float32 has"
 
 
 def install_cell(path: Path) -> str:
     """The source of the first code cell."""
-    return next(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    return next(
+        cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"
+    )
 
 
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """An empty folder where `rlhf_jax` cannot be imported; the list holds what pip is asked for there."""
+    """An empty folder where `rlhf_jax` cannot be imported; the list holds what pip is asked for
+    there.
+    """
     asked: list[str] = []
 
     def run(command: list[str], **_: object) -> SimpleNamespace:
@@ -70,7 +86,9 @@ def test_all_notebooks_have_the_same_install_cell():
     assert len({install_cell(path) for path in NOTEBOOKS}) == 1
 
 
-def test_an_empty_source_is_told_in_one_line(outside: list[str], capsys: pytest.CaptureFixture[str]):
+def test_an_empty_source_is_told_in_one_line(
+    outside: list[str], capsys: pytest.CaptureFixture[str]
+):
     (line,) = said(install_cell(NOTEBOOKS[0]), capsys).splitlines()
     assert "write a git address or a wheel into SOURCE" in line
     assert not outside
@@ -79,14 +97,18 @@ def test_an_empty_source_is_told_in_one_line(outside: list[str], capsys: pytest.
 @pytest.mark.parametrize(
     ("source", "extra", "wanted"),
     [
-        ("git+https://forge.example/a/rlhf.git@v1", "", "rlhf_jax[notebooks] @ git+https://forge.example/a/rlhf.git@v1"),
-        ("https://forge.example/a/rlhf", "gpu", "rlhf_jax[notebooks,gpu] @ git+https://forge.example/a/rlhf"),
+        ("git+https://forge.example/a/rlhf.git@v1", "", "rlhf_jax[notebooks] @ "
+                                                        "git+https://forge.example/a/rlhf.git@v1"),
+        ("https://forge.example/a/rlhf", "gpu", "rlhf_jax[notebooks,gpu] @ "
+                                                "git+https://forge.example/a/rlhf"),
         ("https://x.example/rlhf_jax-0.1.0-py3-none-any.whl", "",
          "rlhf_jax[notebooks] @ https://x.example/rlhf_jax-0.1.0-py3-none-any.whl"),
         ("/content/rlhf_jax-0.1.0-py3-none-any.whl", "tpu", "/content/rlhf_jax-0.1.0-py3-none-any.whl[notebooks,tpu]"),
     ],
 )  # fmt: skip
-def test_a_source_is_installed_with_its_extras(source: str, extra: str, wanted: str, outside: list[str], capsys):
+def test_a_source_is_installed_with_its_extras(
+    source: str, extra: str, wanted: str, outside: list[str], capsys
+):
     cell = install_cell(NOTEBOOKS[0]).replace('SOURCE = ""', f'SOURCE = "{source}"')
     assert not said(cell.replace('EXTRA = ""', f'EXTRA = "{extra}"'), capsys)
     assert outside == [wanted]
@@ -96,7 +118,9 @@ def test_what_cannot_be_installed_is_told_in_one_line(outside: list[str], capsys
     cell = install_cell(NOTEBOOKS[0])
     (line,) = said(cell.replace('SOURCE = ""', 'SOURCE = "broken.whl"'), capsys).splitlines()
     assert line.startswith("pip could not install broken.whl[notebooks]")
-    changed = cell.replace('SOURCE = ""', 'SOURCE = "a.whl"').replace('EXTRA = ""', 'EXTRA = "cuda"')
+    changed = cell.replace('SOURCE = ""', 'SOURCE = "a.whl"').replace(
+        'EXTRA = ""', 'EXTRA = "cuda"'
+    )
     (line,) = said(changed, capsys).splitlines()
     assert line == 'EXTRA is \'cuda\'; accepted: "", "gpu" or "tpu"'
 
@@ -107,22 +131,34 @@ def test_a_clone_that_is_not_installed_is_the_source(outside: list[str], capsys,
     assert outside == [f"{tmp_path}[notebooks]"]
 
 
-def test_an_installed_package_is_left_alone(outside: list[str], capsys, monkeypatch: pytest.MonkeyPatch):
+def test_an_installed_package_is_left_alone(
+    outside: list[str], capsys, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert not said(install_cell(NOTEBOOKS[0]), capsys)
     assert not outside
 
 
-def test_the_battery_of_notebook_02_needs_a_git_address(outside: list[str], capsys, monkeypatch: pytest.MonkeyPatch):
-    """With a wheel its own cell says so in one line; with a git address it clones, at the branch that is named."""
+def test_the_battery_of_notebook_02_needs_a_git_address(
+    outside: list[str], capsys, monkeypatch: pytest.MonkeyPatch
+):
+    """With a wheel its own cell says so in one line; with a git address it clones, at the branch
+    that is named.
+    """
     (path,) = [path for path in NOTEBOOKS if path.stem.startswith("02")]
-    install, battery = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"][:2]
+    install, battery = [
+        c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"
+    ][:2]
     install = install[: install.index("if importlib")]
-    (line,) = said(install.replace('SOURCE = ""', 'SOURCE = "a.whl"') + battery, capsys).splitlines()
+    (line,) = said(
+        install.replace('SOURCE = ""', 'SOURCE = "a.whl"') + battery, capsys
+    ).splitlines()
     assert "write a git address of the project into SOURCE" in line
     commands: list[list[str]] = []
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(subprocess, "run", lambda command: commands.append(command) or SimpleNamespace(returncode=0))
+    monkeypatch.setattr(
+        subprocess, "run", lambda command: commands.append(command) or SimpleNamespace(returncode=0)
+    )
     address = "ssh://git@forge.example/a/rlhf.git"
     for source in (f"git+{address}@v1", address):
         assert not said(install.replace('SOURCE = ""', f'SOURCE = "{source}"') + battery, capsys)
@@ -134,8 +170,12 @@ def test_the_battery_of_notebook_02_needs_a_git_address(outside: list[str], caps
 
 @pytest.mark.parametrize(("name", "most"), [("01_one_round", 45), ("04_asynchrony", 80)])
 def test_a_notebook_of_the_library_is_short(name: str, most: int):
-    """Lines of code but for the install cell, which all notebooks share; blank lines and comments do not count."""
+    """Lines of code but for the install cell, which all notebooks share; blank lines and comments
+    do not count.
+    """
     (path,) = [path for path in NOTEBOOKS if path.stem == name]
-    _, *cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    _, *cells = [
+        cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"
+    ]
     lines = [line.strip() for source in cells for line in source.splitlines()]
     assert len([line for line in lines if line and not line.startswith("#")]) <= most

@@ -1,4 +1,6 @@
-"""The package as it is installed: the wheel's files, what the plain install has, and the library without the rest of it."""
+"""The package as it is installed: the wheel's files, what the plain install has, and the library
+without the rest of it.
+"""
 
 import ast
 import importlib.metadata
@@ -17,7 +19,16 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-MISSION = ["jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "sentencepiece", "ml-collections", "chex"]
+MISSION = [
+    "jax",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorflow-datasets",
+    "sentencepiece",
+    "ml-collections",
+    "chex",
+]
 LIBRARY = ["jax", "flax", "optax", "chex", "numpy"]
 """All that the types, steps, formulas, algorithms and models need."""
 TINY = (ROOT / ".ci" / "tiny_quickstart").read_text().split()
@@ -42,21 +53,41 @@ def needed_by(name: str) -> frozenset[str]:
         except importlib.metadata.PackageNotFoundError:
             continue
         asked = map(Requirement, texts)
-        waiting += [normal(one.name) for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
+        waiting += [
+            normal(one.name)
+            for one in asked
+            if one.marker is None or one.marker.evaluate({"extra": ""})
+        ]
     return frozenset(found)
 
 
 def others(names: Iterable[str]) -> list[str]:
-    """Installed third-party modules that neither the named distributions nor anything that they require has."""
+    """Installed third-party modules that neither the named distributions nor anything that they
+    require has.
+    """
     required = frozenset().union(*map(needed_by, names))
     known = importlib.metadata.packages_distributions()
-    return [module for module, held in known.items() if module != "rlhf_jax" and not required & set(map(normal, held))]
+    return [
+        module
+        for module, held in known.items()
+        if module != "rlhf_jax" and not required & set(map(normal, held))
+    ]
 
 
 def of_a_process(code: str, cwd: Path, *arguments: str) -> str:
-    """The last line that Python code prints. It finds the package in the checkout, whatever the folder."""
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}", *arguments]
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # nothing is timed, and it compiles sooner
+    """The last line that Python code prints.
+
+    It finds the package in the checkout, whatever the folder.
+    """
+    command = [
+        sys.executable,
+        "-c",
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}",
+        *arguments,
+    ]
+    environment = os.environ | {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"
+    }  # nothing is timed, and it compiles sooner
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
@@ -66,7 +97,9 @@ def of_a_process(code: str, cwd: Path, *arguments: str) -> str:
 def wheel(tmp_path_factory) -> zipfile.ZipFile:
     """A wheel that is built from a copy of the files that git tracks."""
     clone, target = tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("wheel")
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file() and not name.startswith(("docs/", "notebooks/", "experiments/")):
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
@@ -85,12 +118,17 @@ def test_a_wheel_has_the_package_its_configs_and_what_studies_record(wheel: zipf
         for path in (ROOT / "rlhf_jax").rglob("*.py*")
         if path.parent.name != "__pycache__"
     }
-    own |= {f"rlhf_jax/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.py")}
+    own |= {
+        f"rlhf_jax/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.py")
+    }
     own |= {"rlhf_jax/py.typed", "rlhf_jax/golden/steps.json"}
     (info,) = {name.partition("/")[0] for name in names if ".dist-info/" in name}
     assert own == {name for name in names if not name.startswith(info)}
     assert f"{info}/licenses/LICENSE" in names
-    assert wheel.read("rlhf_jax/golden/steps.json") == (ROOT / "tests" / "golden" / "steps.json").read_bytes()
+    assert (
+        wheel.read("rlhf_jax/golden/steps.json")
+        == (ROOT / "tests" / "golden" / "steps.json").read_bytes()
+    )
     assert b"rlhf-jax = rlhf_jax.cli.main:main" in wheel.read(f"{info}/entry_points.txt")
     metadata = wheel.read(f"{info}/METADATA").decode()
     assert "License-Expression: Apache-2.0" in metadata
@@ -101,8 +139,14 @@ def test_configs_import_nothing_that_a_wheel_lacks():
     for path in (ROOT / "configs").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-            assert not [name for name in names if name.partition(".")[0] in ("configs", "experiments", "tests")], path
+            names += (
+                [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            )
+            assert not [
+                name
+                for name in names
+                if name.partition(".")[0] in ("configs", "experiments", "tests")
+            ], path
 
 
 def test_the_license_and_the_citation_agree_with_the_metadata():
@@ -123,7 +167,9 @@ print(*sorted({name.partition(".")[0] for name, module in sys.modules.items() if
 
 
 def test_the_plain_install_is_what_the_quickstart_imports(tmp_path):
-    """In an empty folder, by the config's short name, with every package hidden that the plain install does not bring."""
+    """In an empty folder, by the config's short name, with every package hidden that the plain
+    install does not bring.
+    """
     declared = {normal(Requirement(text).name) for text in PROJECT["dependencies"]}
     assert declared >= set(MISSION)
     hidden = others(declared)
@@ -134,7 +180,9 @@ def test_the_plain_install_is_what_the_quickstart_imports(tmp_path):
     known = importlib.metadata.packages_distributions()
     used = {normal(holder) for name in imported for holder in known.get(name, ())}
     brought = frozenset().union(*map(needed_by, MISSION))
-    assert declared <= used | brought, "no requirement that neither the quickstart nor the eight packages need"
+    assert declared <= used | brought, (
+        "no requirement that neither the quickstart nor the eight packages need"
+    )
 
 
 ALONE = """
@@ -148,7 +196,15 @@ for name in names:
     importlib.import_module(name)
 print(len(names))
 """
-MODULES = ["types", "clock", "sampling", "scoring", "updating", "tasks.addition", "rewards.exact_match"]
+MODULES = [
+    "types",
+    "clock",
+    "sampling",
+    "scoring",
+    "updating",
+    "tasks.addition",
+    "rewards.exact_match",
+]
 FOLDERS = ["algorithms", "ops", "models"]
 
 

@@ -1,4 +1,6 @@
-"""The papers' recipes: each runs its `:debug` end to end on small files in the published formats, two updates a stage."""
+"""The papers' recipes: each runs its `:debug` end to end on small files in the published formats,
+two updates a stage.
+"""
 
 import importlib
 import json
@@ -32,7 +34,10 @@ pytestmark = pytest.mark.usefixtures("quick_compiles", "compile_cache")
 @pytest.fixture(scope="module")
 def compile_cache(tmp_path_factory):
     """The recipes' debug sizes are alike, so that most of their programs are one another's."""
-    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    before = (
+        jax.config.jax_compilation_cache_dir,
+        jax.config.jax_persistent_cache_min_compile_time_secs,
+    )
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     yield
@@ -110,7 +115,9 @@ def with_job(config, job):
 def test_debug_runs_end_to_end(name, ran):
     directory = ran(name)
     job = debug_job(name)
-    updates = [line["update"] for line in metrics(directory) if line["stage"] == job and "update" in line]
+    updates = [
+        line["update"] for line in metrics(directory) if line["stage"] == job and "update" in line
+    ]
     if job == "comparisons":
         found = [line for line in metrics(directory) if line.get("of") == "comparisons"]
         assert {"train_agreement", "heldout_agreement"} <= found[0].keys()
@@ -128,7 +135,9 @@ def debug_job(name):
 
 
 def test_synchronous_is_asynchronous(ran, data, tmp_path):
-    """Online DPO on TL;DR: the threaded run that the recipe is, and the synchronous loop of its lag, end alike bit for bit."""
+    """Online DPO on TL;DR: the threaded run that the recipe is, and the synchronous loop of its
+    lag, end alike bit for bit.
+    """
     name = "tldr/online_dpo"
     threaded = ran(name)
     config = debug_config(name, data, tmp_path / "run")
@@ -140,7 +149,9 @@ def test_synchronous_is_asynchronous(ran, data, tmp_path):
     other, *_ = build.of_directory(threaded)
     one, two = flatten_dict(rlhf.load(workspace)[0]), flatten_dict(rlhf.load(other)[0])
     for path, array in one.items():
-        np.testing.assert_array_equal(np.asarray(array), np.asarray(two[path]), err_msg="/".join(path))
+        np.testing.assert_array_equal(
+            np.asarray(array), np.asarray(two[path]), err_msg="/".join(path)
+        )
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -165,10 +176,15 @@ def test_a_recipe_refuses_another_size():
 def test_relabelled_pairs_are_in_the_order_of_gold(ran):
     directory = ran("tldr/comparisons")
     workspace, *_ = build.of_directory(directory)
-    lines = [json.loads(line) for line in (directory / "comparisons" / "train.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (directory / "comparisons" / "train.jsonl").read_text().splitlines()
+    ]
     assert len(lines) == published.NUM_TRAIN
     judge = pretrained_models.Judge(workspace.pretrained, workspace.tokenizer, workspace.mesh)
     prompts, ended = [line["prompt"] for line in lines], [True] * len(lines)
-    chosen, rejected = (judge(prompts, [line[side] for line in lines], ended) for side in ("chosen", "rejected"))
+    chosen, rejected = (
+        judge(prompts, [line[side] for line in lines], ended) for side in ("chosen", "rejected")
+    )
     assert (chosen >= rejected).all()
     assert (chosen > rejected).any()

@@ -1,4 +1,6 @@
-"""The folder is the registry, and a module or a file of a user's own needs no folder; a wrong name lists the neighbours."""
+"""The folder is the registry, and a module or a file of a user's own needs no folder; a wrong name
+lists the neighbours.
+"""
 
 import re
 import sys
@@ -15,7 +17,9 @@ FOLDERS = ("algorithms", "rewards", "tasks", "models", "stages")
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_names_are_the_files_of_the_folder(folder):
     files = {path.stem for path in (Path(registry.__file__).parent / folder).glob("*.py")}
-    assert set(registry.names(folder)) == {name for name in files if name != "api" and not name.startswith("_")}
+    assert set(registry.names(folder)) == {
+        name for name in files if name != "api" and not name.startswith("_")
+    }
     assert registry.names(folder) == sorted(registry.names(folder))
 
 
@@ -28,7 +32,9 @@ def test_every_component_is_found(folder):
 @pytest.mark.parametrize("name", ["online_dop", "api", "__init__", "../stages/sft", ""])
 def test_a_wrong_name_lists_its_neighbours(name):
     listed = ", ".join(registry.names("algorithms"))
-    with pytest.raises(ValueError, match=re.escape(f"no {name!r} in rlhf_jax/algorithms/; there are: {listed}")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"no {name!r} in rlhf_jax/algorithms/; there are: {listed}")
+    ):
         registry.find("algorithms", name)
 
 
@@ -65,12 +71,16 @@ NUMBER = 3
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A package and a file of the user's: `my_lab.mine` and `mine.py`, which imports from its own folder."""
+    """A package and a file of the user's: `my_lab.mine` and `mine.py`, which imports from its own
+    folder.
+    """
     monkeypatch.setattr(sys, "path", [*sys.path])
     before = set(sys.modules)
     (tmp_path / "my_lab").mkdir()
     (tmp_path / "my_lab" / "__init__.py").write_text("")
-    (tmp_path / "my_lab" / "mine.py").write_text(SOURCE.replace("helper_of_mine", "my_lab.helper as helper_of_mine", 1))
+    (tmp_path / "my_lab" / "mine.py").write_text(
+        SOURCE.replace("helper_of_mine", "my_lab.helper as helper_of_mine", 1)
+    )
     (tmp_path / "my_lab" / "helper.py").write_text("VALUE = 5\n")
     folder = tmp_path / "a folder"
     folder.mkdir()
@@ -97,11 +107,15 @@ def test_a_users_own_module_or_file_is_found(own, name):
     assert registry.settings("tasks", f"{name}:other")().margin == 1
     assert registry.make("tasks", f"{name}:bare", None) == "bare"
     assert registry.settings("tasks", f"{name}:bare") is registry.NoSettings
-    assert registry.find("tasks", name) is registry.find("tasks", name), "one module, however often it is named"
+    assert registry.find("tasks", name) is registry.find("tasks", name), (
+        "one module, however often it is named"
+    )
 
 
 def test_the_attribute_may_follow_a_dot(own):
-    assert registry.entry("tasks", "my_lab.mine.other") is registry.entry("tasks", "my_lab.mine:other")
+    assert registry.entry("tasks", "my_lab.mine.other") is registry.entry(
+        "tasks", "my_lab.mine:other"
+    )
 
 
 def test_an_algorithm_is_the_function_of_its_modules_name(own):
@@ -164,7 +178,8 @@ def test_a_module_that_breaks_is_its_own_fault_and_keeps_its_traceback(own, text
 
 def test_settings_need_defaults(own):
     (own / "my_lab" / "bare.py").write_text(
-        "import dataclasses\n@dataclasses.dataclass\nclass Config:\n    rate: float\ndef make(config: Config):\n    pass\n"
+        "import dataclasses\n@dataclasses.dataclass\nclass Config:\n    rate: float\ndef "
+        "make(config: Config):\n    pass\n"
     )
     with pytest.raises(Refusal, match="rate of its settings have no default"):
         registry.settings("tasks", "my_lab.bare")

@@ -1,4 +1,6 @@
-"""Pages of results: equal to what the committed cells give, and a cell that is run again beside its line."""
+"""Pages of results: equal to what the committed cells give, and a cell that is run again beside its
+line.
+"""
 
 import copy
 import re
@@ -17,9 +19,23 @@ ROOT = Path(__file__).parent.parent
 LINE = {
     "processor": "one kind",
     "curve": [
-        {"update": 0, "gold_mean": 0.3, "gold_mean_stderr": 0.1, "win_rate": 0.5, "win_rate_stderr": 0.02, "kl": 0.0}
+        {
+            "update": 0,
+            "gold_mean": 0.3,
+            "gold_mean_stderr": 0.1,
+            "win_rate": 0.5,
+            "win_rate_stderr": 0.02,
+            "kl": 0.0,
+        }
         | {"kl_stderr": 0.0},
-        {"update": 4, "gold_mean": 1.3, "gold_mean_stderr": 0.1, "win_rate": 0.6, "win_rate_stderr": 0.02, "kl": 2.0}
+        {
+            "update": 4,
+            "gold_mean": 1.3,
+            "gold_mean_stderr": 0.1,
+            "win_rate": 0.6,
+            "win_rate_stderr": 0.02,
+            "kl": 2.0,
+        }
         | {"kl_stderr": 0.1},
     ],
 }
@@ -38,7 +54,9 @@ def test_pages_and_pictures_are_those_of_the_committed_cells(monkeypatch):
 
 
 def test_a_difference_on_the_page_of_benchmarks_is_within_its_interval():
-    """The figures of `speed.json` are in the order low, mean, high; the page once took them for mean, low, high."""
+    """The figures of `speed.json` are in the order low, mean, high; the page once took them for
+    mean, low, high.
+    """
     rows = re.findall(r"([+−]?[\d.]+) \(([+−]?[\d.]+) to ([+−]?[\d.]+)\)", page.speed())
     assert len(rows) == 2
     for mean, low, high in ([float(text.replace("−", "-")) for text in row] for row in rows):
@@ -57,7 +75,10 @@ def test_a_changed_page_and_a_changed_picture_are_noticed(tmp_path):
     for name, content in pages.items():
         (tmp_path / name).write_bytes(content)
     assert results.differing(pages, tmp_path) == []
-    assert results.differing({"page.md": b"two\n", "picture.png": drawn(3.0)}, tmp_path) == ["page.md", "picture.png"]
+    assert results.differing({"page.md": b"two\n", "picture.png": drawn(3.0)}, tmp_path) == [
+        "page.md",
+        "picture.png",
+    ]
     assert results.differing({"other.md": b""}, tmp_path) == ["other.md"]
 
 
@@ -74,13 +95,17 @@ def test_a_cell_that_is_equal_to_the_bit_says_so():
 
 
 def test_another_figure_on_the_same_processor_is_an_error():
-    with pytest.raises(Refusal, match=r"differ on the same kind of processor .*gold_mean 1.3 and 1.30001"):
+    with pytest.raises(
+        Refusal, match=r"differ on the same kind of processor .*gold_mean 1.3 and 1.30001"
+    ):
         results.compare("arm", LINE, moved("one kind", gold_mean=1.30001))
 
 
 def test_another_processor_must_lie_within_the_interval():
     """1.96 √2 standard errors of 0.1 are 0.277."""
-    assert "within the interval" in results.compare("arm", LINE, moved("another", gold_mean=1.55, kl=1.8))
+    assert "within the interval" in results.compare(
+        "arm", LINE, moved("another", gold_mean=1.55, kl=1.8)
+    )
     with pytest.raises(Refusal, match="kl differ by more than the interval"):
         results.compare("arm", LINE, moved("another", gold_mean=1.55, kl=1.7))
 
@@ -99,10 +124,18 @@ def test_a_cell_whose_config_has_changed_since_is_refused(monkeypatch):
     study = results.load(results.STUDIES["grpovi"])
     cell = Cell("grpo_centered", study.products[0], 0, 2, "report")
     config = Cells(study)._values(cell) | {"rlhf.lag": 77}
-    line = {"cell": "abc", "arm": cell.arm, "setting": dict(cell.setting), "seed": 0, "num_updates": 2}
+    line = {
+        "cell": "abc",
+        "arm": cell.arm,
+        "setting": dict(cell.setting),
+        "seed": 0,
+        "num_updates": 2,
+    }
     line |= {"purpose": "report", "config": config}
     monkeypatch.setattr(
-        results.cell_lines, "read", lambda path: [line | {"commit": "0123"}] if "grpovi" in str(path) else []
+        results.cell_lines,
+        "read",
+        lambda path: [line | {"commit": "0123"}] if "grpovi" in str(path) else [],
     )
     with pytest.raises(Refusal, match="has changed since commit 0123: check that out"):
         results.find("abc")

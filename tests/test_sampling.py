@@ -1,4 +1,6 @@
-"""The sampler: its law, its keys, where it stops, and that decoding says what a full forward pass says."""
+"""The sampler: its law, its keys, where it stops, and that decoding says what a full forward pass
+says.
+"""
 
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -31,7 +33,9 @@ def teacher_forced(model, samples: Samples) -> np.ndarray:
 
 def check_behavior_logprobs(model, samples: Samples) -> None:
     """Decode and prefill agree, and nothing is said under the mask."""
-    np.testing.assert_allclose(samples.behavior_logprob_BC, teacher_forced(model, samples), atol=1e-4)
+    np.testing.assert_allclose(
+        samples.behavior_logprob_BC, teacher_forced(model, samples), atol=1e-4
+    )
     assert not np.asarray(samples.behavior_logprob_BC)[~np.asarray(samples.mask_BC)].any()
     assert (np.asarray(samples.behavior_logprob_BC) <= 0).all()
 
@@ -53,18 +57,27 @@ def test_decoding_says_what_a_full_forward_pass_says(model, draws):
 
 
 def test_logprobs_are_those_of_one_token_at_a_time(model, draws):
-    """Brute force, a token at a time, without left padding or cache: an off-by-one in either path would show."""
+    """Brute force, a token at a time, without left padding or cache: an off-by-one in either path
+    would show.
+    """
     samples, apply = draws[0], jax.jit(model.apply)
     row = int(np.asarray(samples.mask_BC).sum(-1).argmax())
     tokens = np.asarray(samples.tokens_BC)[row, :4].tolist()
     assert np.asarray(samples.mask_BC)[row, :4].all()
     kernel_DV = head_kernel(tiny.make_params(model))
-    seen = np.asarray(samples.prompt_tokens_BQ)[row][np.asarray(samples.prompt_mask_BQ)[row]].tolist()
+    seen = np.asarray(samples.prompt_tokens_BQ)[row][
+        np.asarray(samples.prompt_mask_BQ)[row]
+    ].tolist()
     naive = []
     for token in tokens:
         length, width = len(seen), tiny.Q + 4
-        ids, mask = np.array([seen + [0] * (width - length)], np.int32), np.arange(width)[None] < length
-        hidden, _ = apply(tiny.make_params(model), ids, np.arange(width, dtype=np.int32)[None], mask)
+        ids, mask = (
+            np.array([seen + [0] * (width - length)], np.int32),
+            np.arange(width)[None] < length,
+        )
+        hidden, _ = apply(
+            tiny.make_params(model), ids, np.arange(width, dtype=np.int32)[None], mask
+        )
         logits_V = np.asarray(hidden, np.float64)[0, length - 1] @ kernel_DV / 0.7
         naive.append(logits_V[token] - np.log(np.exp(logits_V).sum()))
         seen.append(token)
@@ -73,7 +86,9 @@ def test_logprobs_are_those_of_one_token_at_a_time(model, draws):
 
 
 def head_kernel(params) -> np.ndarray:
-    return np.asarray(next(v for k, v in params.items() if k in ("embed_out", "lm_head"))["kernel"], np.float64)
+    return np.asarray(
+        next(v for k, v in params.items() if k in ("embed_out", "lm_head"))["kernel"], np.float64
+    )
 
 
 def test_padding_changes_nothing(model):
@@ -101,22 +116,35 @@ def test_eos_is_inside_the_mask_and_nothing_is_after_it(draws):
 def test_carriers_are_what_the_prompts_say(model):
     prompts = tiny.make_prompts(P)
     samples = tiny.draw(model, tiny.law(), prompts)
-    assert samples.tokens_BC.shape == samples.mask_BC.shape == samples.behavior_logprob_BC.shape == (P * G, C)
+    assert (
+        samples.tokens_BC.shape
+        == samples.mask_BC.shape
+        == samples.behavior_logprob_BC.shape
+        == (P * G, C)
+    )
     np.testing.assert_array_equal(samples.ordinal_B, [16, 16, 16, 17, 17, 17])
     np.testing.assert_array_equal(samples.sample_index_B, [0, 1, 2, 0, 1, 2])
     np.testing.assert_array_equal(samples.prompt_tokens_BQ, np.repeat(prompts.tokens_PQ, G, axis=0))
     np.testing.assert_array_equal(samples.prompt_mask_BQ, np.repeat(prompts.mask_PQ, G, axis=0))
-    assert (int(samples.version), float(samples.temperature), samples.samples_per_prompt) == (3, np.float32(0.7), G)
+    assert (int(samples.version), float(samples.temperature), samples.samples_per_prompt) == (
+        3,
+        np.float32(0.7),
+        G,
+    )
 
 
 def test_samples_of_a_prompt_are_the_prompt_repeated(model, draws):
-    """G samples of one prefill equal G prompts of one sample each, given the same ordinals and sample indices."""
+    """G samples of one prefill equal G prompts of one sample each, given the same ordinals and
+    sample indices.
+    """
     repeated = jax.tree.map(lambda array: np.repeat(array, G, axis=0), tiny.make_prompts(P))
 
     @jax.jit
     def first_tokens(params):
         one = sampling.prefill(params, repeated, model, tiny.Q + C, 1)
-        uniform_B = sampling.uniforms(jax.random.key(0), repeated.ordinal_P, np.tile(np.arange(G), P), C)[0]
+        uniform_B = sampling.uniforms(
+            jax.random.key(0), repeated.ordinal_P, np.tile(np.arange(G), P), C
+        )[0]
         return (
             one,
             sampling.prefill(params, tiny.make_prompts(P), model, tiny.Q + C, G),
@@ -124,7 +152,9 @@ def test_samples_of_a_prompt_are_the_prompt_repeated(model, draws):
         )
 
     one, grouped, (token_B, logprob_B) = first_tokens(tiny.make_params(model))
-    jax.tree.map(lambda left, right: np.testing.assert_allclose(left, right, atol=1e-5), one, grouped)
+    jax.tree.map(
+        lambda left, right: np.testing.assert_allclose(left, right, atol=1e-5), one, grouped
+    )
     np.testing.assert_array_equal(token_B, np.asarray(draws[0].tokens_BC)[:, 0])
     np.testing.assert_allclose(logprob_B, np.asarray(draws[0].behavior_logprob_BC)[:, 0], atol=1e-5)
 
@@ -132,16 +162,28 @@ def test_samples_of_a_prompt_are_the_prompt_repeated(model, draws):
 def rows_of(samples: Samples) -> dict[tuple[int, int], tuple[bytes, ...]]:
     """Bytes of each row by (ordinal, sample index)."""
     columns = [
-        np.asarray(x) for x in (samples.tokens_BC, samples.mask_BC, samples.behavior_logprob_BC, samples.finished_B)
+        np.asarray(x)
+        for x in (
+            samples.tokens_BC,
+            samples.mask_BC,
+            samples.behavior_logprob_BC,
+            samples.finished_B,
+        )
     ]
-    keys = zip(np.asarray(samples.ordinal_B).tolist(), np.asarray(samples.sample_index_B).tolist(), strict=True)
+    keys = zip(
+        np.asarray(samples.ordinal_B).tolist(),
+        np.asarray(samples.sample_index_B).tolist(),
+        strict=True,
+    )
     return {key: tuple(column[row].tobytes() for column in columns) for row, key in enumerate(keys)}
 
 
 def test_a_row_does_not_depend_on_the_order_of_the_batch(model):
     prompts = tiny.make_prompts(P)
     turned = jax.tree.map(lambda array: np.asarray(array)[::-1], prompts)
-    assert rows_of(tiny.draw(model, tiny.law(), prompts)) == rows_of(tiny.draw(model, tiny.law(), turned))
+    assert rows_of(tiny.draw(model, tiny.law(), prompts)) == rows_of(
+        tiny.draw(model, tiny.law(), turned)
+    )
 
 
 def test_a_row_does_not_depend_on_how_rounds_are_cut(model):
@@ -159,18 +201,24 @@ def test_a_row_does_not_depend_on_how_rounds_are_cut(model):
 
 
 def test_rows_of_a_prompt_differ_and_seeds_differ(model):
-    same = Prompts(*(np.repeat(array[:1], P, axis=0) for array in jax.tree.leaves(tiny.make_prompts(P))))
+    same = Prompts(
+        *(np.repeat(array[:1], P, axis=0) for array in jax.tree.leaves(tiny.make_prompts(P)))
+    )
     one, other = (tiny.draw(model, tiny.law(), same, seed=seed) for seed in (0, 1))
     rows = rows_of(one)
     assert len(set(rows.values())) == G
     assert rows != rows_of(other)
 
 
-@pytest.mark.parametrize(("family", "shape"), [("llama", (2, 2, 2)), *(("gpt_neox", shape) for shape in MESHES)])
+@pytest.mark.parametrize(
+    ("family", "shape"), [("llama", (2, 2, 2)), *(("gpt_neox", shape) for shape in MESHES)]
+)
 def test_tokens_do_not_depend_on_the_mesh(family, shape):
     model, prompts, mesh = tiny.make_model(family), tiny.make_prompts(8), tiny.make_mesh(shape)
     alone = tiny.draw(model, tiny.law(2), prompts)
-    params = jax.device_put(tiny.make_params(model), sharding.params_shardings(model, tiny.make_params(model), mesh))
+    params = jax.device_put(
+        tiny.make_params(model), sharding.params_shardings(model, tiny.make_params(model), mesh)
+    )
     prompts = jax.device_put(prompts, sharding.row_shardings(prompts, mesh))
     spread = tiny.draw(model, tiny.law(2), prompts, params=params)
     np.testing.assert_array_equal(alone.tokens_BC, spread.tokens_BC)
@@ -179,14 +227,18 @@ def test_tokens_do_not_depend_on_the_mesh(family, shape):
 
 
 def test_greedy_takes_the_most_probable_token(model):
-    """Temperature 0, and every row of a prompt alike; each token is the argmax of a full forward pass."""
+    """Temperature 0, and every row of a prompt alike; each token is the argmax of a full forward
+    pass.
+    """
     params = tiny.make_params(model)
     samples = tiny.draw(model, tiny.law(temperature=0.0), tiny.make_prompts(P))
     rows = (samples.prompt_tokens_BQ, samples.prompt_mask_BQ, samples.tokens_BC, samples.mask_BC)
     hidden_BCD = jax.jit(partial(scoring.completion_hidden, model=model))(params, *rows)
     logits_BCV = np.asarray(hidden_BCD) @ head_kernel(params)
     mask_BC = np.asarray(samples.mask_BC)
-    np.testing.assert_array_equal(logits_BCV.argmax(-1)[mask_BC], np.asarray(samples.tokens_BC)[mask_BC])
+    np.testing.assert_array_equal(
+        logits_BCV.argmax(-1)[mask_BC], np.asarray(samples.tokens_BC)[mask_BC]
+    )
     tokens_PGC = np.asarray(samples.tokens_BC).reshape(P, G, C)
     np.testing.assert_array_equal(tokens_PGC, np.repeat(tokens_PGC[:, :1], G, axis=1))
     assert not np.asarray(samples.behavior_logprob_BC).any()
@@ -201,18 +253,24 @@ def test_checks_fail_on_broken_samplers(model, draws):
     with pytest.raises(AssertionError):  # EOS outside the mask
         check_ends(replace(good, mask_BC=mask_BC & (np.asarray(good.tokens_BC) != EOS)))
     with pytest.raises(AssertionError):  # log-probabilities off by one
-        check_behavior_logprobs(model, replace(good, behavior_logprob_BC=np.roll(good.behavior_logprob_BC, 1, axis=1)))
+        check_behavior_logprobs(
+            model, replace(good, behavior_logprob_BC=np.roll(good.behavior_logprob_BC, 1, axis=1))
+        )
 
 
 def test_padding_check_fails_on_positions_that_count_pads(monkeypatch):
-    """With columns as positions the decode loop, which counts real tokens, disagrees with the prefill."""
+    """With columns as positions the decode loop, which counts real tokens, disagrees with the
+    prefill.
+    """
     model = tiny.make_model()
 
     def columns_as_positions(mask_BL):
         return jnp.broadcast_to(jnp.arange(mask_BL.shape[1], dtype=jnp.int32)[None], mask_BL.shape)
 
     monkeypatch.setattr(sampling, "positions_from_mask", columns_as_positions)
-    broken = jax.jit(partial(sampling.sample, model=model, config=tiny.law(), eos_id=EOS, pad_id=PAD))
+    broken = jax.jit(
+        partial(sampling.sample, model=model, config=tiny.law(), eos_id=EOS, pad_id=PAD)
+    )
     samples = broken(tiny.make_params(model), tiny.make_prompts(P), jax.random.key(0), np.int32(0))
     with pytest.raises(AssertionError):
         check_behavior_logprobs(model, samples)

@@ -1,4 +1,6 @@
-"""Decoding on ever fewer rows draws what decoding on all of them draws, and takes the steps that it says."""
+"""Decoding on ever fewer rows draws what decoding on all of them draws, and takes the steps that it
+says.
+"""
 
 import dataclasses
 
@@ -28,14 +30,17 @@ def check_same(found: Samples, plain: Samples) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "num_compactions", "row_shards"), [("gpt_neox", 2, 1), ("gpt_neox", 1, 3), ("llama", 1, 1)]
+    ("family", "num_compactions", "row_shards"),
+    [("gpt_neox", 2, 1), ("gpt_neox", 1, 3), ("llama", 1, 1)],
 )
 def test_the_samples_are_the_plain_ones(family, num_compactions, row_shards):
     """24 rows that end one by one: 6, then 1 go on; by shards of 8: 2 of each."""
     plain = draw(PLAIN, family)
     length_B = np.asarray(plain.mask_BC).sum(axis=1)
     assert len(set(length_B.tolist())) > 5, "the rows should end at many places"
-    found = draw(dataclasses.replace(PLAIN, num_compactions=num_compactions, row_shards=row_shards), family)
+    found = draw(
+        dataclasses.replace(PLAIN, num_compactions=num_compactions, row_shards=row_shards), family
+    )
     check_same(found, plain)
 
 
@@ -48,12 +53,18 @@ def test_sharded_rows_stay_on_their_shards():
     check_same(found, draw(PLAIN))
 
 
-def counted(length_B: list[int], num_compactions: int, row_shards: int = 1) -> tuple[list[int], np.ndarray]:
-    """The sizes of the batches that steps ran on, for rows that end after `length_B` tokens, and how many tokens each has."""
+def counted(
+    length_B: list[int], num_compactions: int, row_shards: int = 1
+) -> tuple[list[int], np.ndarray]:
+    """The sizes of the batches that steps ran on, for rows that end after `length_B` tokens, and
+    how many tokens each has.
+    """
     sizes: list[int] = []
 
     def step(loop: sampling._Loop) -> sampling._Loop:
-        jax.debug.callback(lambda _: sizes.append(loop.done_B.shape[0]), loop.position, ordered=True)
+        jax.debug.callback(
+            lambda _: sizes.append(loop.done_B.shape[0]), loop.position, ordered=True
+        )
         live_B = ~loop.done_B
         return loop._replace(
             position=loop.position + 1,
@@ -61,7 +72,9 @@ def counted(length_B: list[int], num_compactions: int, row_shards: int = 1) -> t
             mask_CB=loop.mask_CB.at[loop.position].set(live_B),
         )
 
-    cache = Cache(keys=(), values=(), mask_BM=jnp.zeros((len(length_B), 1), bool), column=jnp.int32(0))
+    cache = Cache(
+        keys=(), values=(), mask_BM=jnp.zeros((len(length_B), 1), bool), column=jnp.int32(0)
+    )
     loop = sampling._begin(jnp.zeros((9, len(length_B))), jnp.asarray(length_B), 0, cache)
     loop = jax.jit(lambda loop: sampling._decode(step, loop, num_compactions, row_shards))(loop)
     jax.effects_barrier()
@@ -72,15 +85,19 @@ def counted(length_B: list[int], num_compactions: int, row_shards: int = 1) -> t
     ("num_compactions", "row_shards", "expected"),
     [
         (0, 1, [16] * 9),
-        # Lengths 8 x 1, 4 x 2, 3 x 3, 1 x 9: four rows are left after two steps, and one after three.
+        # Lengths 8 x 1, 4 x 2, 3 x 3, 1 x 9: four rows are left after two steps, and one after
+        # three.
         (1, 1, [16, 16, 4, 4, 4, 4, 4, 4, 4]),
         (2, 1, [16, 16, 4, 1, 1, 1, 1, 1, 1]),
         (3, 1, [16, 16, 4, 1, 1, 1, 1, 1, 1]),
-        # By halves the long ones are all in the second, which has 2 places for them after three steps.
+        # By halves the long ones are all in the second, which has 2 places for them after three
+        # steps.
         (1, 2, [16, 16, 16, 4, 4, 4, 4, 4, 4]),
     ],
 )
-def test_steps_run_on_a_quarter_of_the_rows_when_it_holds_them(num_compactions, row_shards, expected):
+def test_steps_run_on_a_quarter_of_the_rows_when_it_holds_them(
+    num_compactions, row_shards, expected
+):
     length_B = [1] * 8 + [2, 3, 2, 9, 2, 3, 2, 3]
     sizes, tokens_B = counted(length_B, num_compactions, row_shards)
     assert sizes == expected

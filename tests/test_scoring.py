@@ -1,4 +1,6 @@
-"""Scores: log-probabilities and entropies of rows, whatever is under the mask, and the missing-EOS rule."""
+"""Scores: log-probabilities and entropies of rows, whatever is under the mask, and the missing-EOS
+rule.
+"""
 
 from functools import partial
 
@@ -17,14 +19,22 @@ def outputs_of():
     run = jax.jit(partial(scoring.policy_outputs, model=model))
 
     def outputs(batch):
-        rows = (batch.prompt_tokens_RQ, batch.prompt_mask_RQ, batch.tokens_RC, batch.mask_RC, batch.temperature)
+        rows = (
+            batch.prompt_tokens_RQ,
+            batch.prompt_mask_RQ,
+            batch.tokens_RC,
+            batch.mask_RC,
+            batch.temperature,
+        )
         return run(tiny.make_params(model), *rows)
 
     return outputs
 
 
 def test_outputs_are_those_of_the_tempered_law(outputs_of):
-    """Against float64: log softmax(logits / T) at the token, and the entropy of the whole vocabulary; 0 under the mask."""
+    """Against float64: log softmax(logits / T) at the token, and the entropy of the whole
+    vocabulary; 0 under the mask.
+    """
     batch, model = tiny.make_batch(3), tiny.make_model()
     params = tiny.make_params(model)
     rows = (batch.prompt_tokens_RQ, batch.prompt_mask_RQ, batch.tokens_RC, batch.mask_RC)
@@ -36,7 +46,9 @@ def test_outputs_are_those_of_the_tempered_law(outputs_of):
     chosen = np.take_along_axis(law, tokens_RC[..., None], -1)[..., 0]
     outputs = outputs_of(batch)
     np.testing.assert_allclose(outputs.logprob_RC, np.where(mask_RC, np.log(chosen), 0), atol=1e-4)
-    np.testing.assert_allclose(outputs.entropy_RC, np.where(mask_RC, -(law * np.log(law)).sum(-1), 0), atol=1e-4)
+    np.testing.assert_allclose(
+        outputs.entropy_RC, np.where(mask_RC, -(law * np.log(law)).sum(-1), 0), atol=1e-4
+    )
 
 
 def test_what_is_under_the_mask_changes_nothing(outputs_of):
@@ -45,18 +57,24 @@ def test_what_is_under_the_mask_changes_nothing(outputs_of):
         tokens_RC=np.where(batch.mask_RC, batch.tokens_RC, 9).astype(np.int32),
         prompt_tokens_RQ=np.where(batch.prompt_mask_RQ, batch.prompt_tokens_RQ, 5).astype(np.int32),
     )
-    for one, other in zip(jax.tree.leaves(outputs_of(batch)), jax.tree.leaves(outputs_of(garbage)), strict=True):
+    for one, other in zip(
+        jax.tree.leaves(outputs_of(batch)), jax.tree.leaves(outputs_of(garbage)), strict=True
+    ):
         np.testing.assert_array_equal(one, other)
 
 
 def test_a_completion_without_eos_scores_something_else_instead():
-    """mean 2, std 4: raw 6, -2, 10 become 1, -1, 2; the second never ended and gets -7 instead of its -1."""
+    """mean 2, std 4: raw 6, -2, 10 become 1, -1, 2; the second never ended and gets -7 instead of
+    its -1.
+    """
     raw_B, finished_B = jnp.array([6.0, -2.0, 10.0]), jnp.array([True, False, True])
     scores = scoring.make_scores(raw_B, finished_B, 2.0, 4.0, scoring.Config(True, -7.0))
     np.testing.assert_array_equal(scores.raw_B, raw_B)
     np.testing.assert_array_equal(scores.standardized_B, [1, -1, 2])
     np.testing.assert_array_equal(scores.score_B, [1, -7, 2])
-    kept = scoring.make_scores(raw_B, finished_B, 0.0, 1.0, scoring.Config(replace_missing_eos=False))
+    kept = scoring.make_scores(
+        raw_B, finished_B, 0.0, 1.0, scoring.Config(replace_missing_eos=False)
+    )
     np.testing.assert_array_equal(kept.score_B, raw_B)
 
 
@@ -67,10 +85,14 @@ def test_a_reward_of_another_shape_would_broadcast(shape):
 
 
 def test_a_sum_of_rewards_by_hand():
-    """(6 - 2) / 4 = 1 and (-2 - 2) / 4 = -1, weighed 0.5; the other in its own unit, weighed 3; the cut one is replaced."""
+    """(6 - 2) / 4 = 1 and (-2 - 2) / 4 = -1, weighed 0.5; the other in its own unit, weighed 3; the
+    cut one is replaced.
+    """
     raw = {"learned": jnp.array([6.0, -2.0]), "length": jnp.array([1.0, 2.0])}
     units = {"learned": (0.5, 2.0, 4.0), "length": (3.0, 0.0, 1.0)}
-    scores = scoring.make_summed_scores(raw, units, jnp.array([True, False]), scoring.Config(True, -7.0))
+    scores = scoring.make_summed_scores(
+        raw, units, jnp.array([True, False]), scoring.Config(True, -7.0)
+    )
     np.testing.assert_array_equal(scores.raw_B, [3.5, 5.5])
     np.testing.assert_array_equal(scores.standardized_B, [3.5, 5.5])
     np.testing.assert_array_equal(scores.score_B, [3.5, -7])
@@ -79,5 +101,7 @@ def test_a_sum_of_rewards_by_hand():
 
 
 def test_scores_are_float32_whatever_the_judge_gives():
-    scores = scoring.make_scores(jnp.array([1, 0, 1]), jnp.array([True] * 3), 0.0, 1.0, scoring.Config())
+    scores = scoring.make_scores(
+        jnp.array([1, 0, 1]), jnp.array([True] * 3), 0.0, 1.0, scoring.Config()
+    )
     assert scores.standardized_B.dtype == scores.score_B.dtype == jnp.float32

@@ -1,4 +1,6 @@
-"""The carriers travel through JAX, and metrics merge into what they would have been over all rows at once."""
+"""The carriers travel through JAX, and metrics merge into what they would have been over all rows
+at once.
+"""
 
 import math
 
@@ -46,7 +48,10 @@ def effective_share(weights) -> EffectiveShare:
 
 
 def test_effective_shares_merge_by_their_sums():
-    """Weights 1, 1 and 3: each part is all effective, together 5² / (3 · 11). One weight of four: a quarter."""
+    """Weights 1, 1 and 3: each part is all effective, together 5² / (3 · 11).
+
+    One weight of four: a quarter.
+    """
     parts = effective_share([1, 1]), effective_share([3])
     assert [part.value() for part in parts] == [1.0, 1.0]
     assert parts[0].merge(parts[1]).value() == pytest.approx(25 / 33)
@@ -59,11 +64,20 @@ def quantile_of(counts, quantile) -> Quantile:
 
 
 def test_quantiles_merge_by_their_counts():
-    """Four bins of width 1 from −1. The medians of 3 values in the first bin and of 4 in the last: −½, 2½; of all 7: 2½."""
+    """Four bins of width 1 from −1.
+
+    The medians of 3 values in the first bin and of 4 in the last: −½, 2½; of all 7: 2½.
+    """
     low, high = quantile_of([3, 0, 0, 0], 0.5), quantile_of([0, 0, 0, 4], 0.5)
     assert (low.value(), high.value(), low.merge(high).value()) == (-0.5, 2.5, 2.5)
     assert low.merge(low).merge(high).value() == -0.5
-    assert [quantile_of([1, 1, 1, 1], q).value() for q in (0.2, 0.3, 0.7, 0.99, 1.0)] == [-0.5, 0.5, 1.5, 2.5, 2.5]
+    assert [quantile_of([1, 1, 1, 1], q).value() for q in (0.2, 0.3, 0.7, 0.99, 1.0)] == [
+        -0.5,
+        0.5,
+        1.5,
+        2.5,
+        2.5,
+    ]
     assert math.isnan(quantile_of([0, 0, 0, 0], 0.5).value())
 
 

@@ -1,4 +1,6 @@
-"""One update: its gradient against finite differences, micro-batches, denominators, meshes, donation, memory, schedules."""
+"""One update: its gradient against finite differences, micro-batches, denominators, meshes,
+donation, memory, schedules.
+"""
 
 from functools import partial
 
@@ -23,11 +25,16 @@ SGD = optax.sgd(1.0)
 def token_loss(outputs, batch):
     """Log-likelihood and a little entropy, summed, and one metric of each kind."""
     entropy = masked_sum(outputs.entropy_RC, batch.mask_RC)
-    metrics = {"entropy": Mean(entropy, masked_count(batch.mask_RC)), "largest": Max(-outputs.logprob_RC.min())}
+    metrics = {
+        "entropy": Mean(entropy, masked_count(batch.mask_RC)),
+        "largest": Max(-outputs.logprob_RC.min()),
+    }
     return cross_entropy_sum(outputs.logprob_RC, batch.mask_RC) - 0.1 * entropy, metrics
 
 
-def make_step(model=None, optimizer=SGD, aggregation="token", num_micro_batches=1, unit_rows=2, **jit):
+def make_step(
+    model=None, optimizer=SGD, aggregation="token", num_micro_batches=1, unit_rows=2, **jit
+):
     step = partial(
         updating.train_step,
         objective=updating.policy_objective(token_loss, model or tiny.make_model(num_layers=1)),
@@ -45,7 +52,9 @@ def fresh(optimizer=SGD, model=None):
 
 def gradient_of(state, stepped):
     """What SGD at rate 1 subtracted."""
-    return jax.tree.map(lambda before, after: np.asarray(before) - np.asarray(after), state.params, stepped.params)
+    return jax.tree.map(
+        lambda before, after: np.asarray(before) - np.asarray(after), state.params, stepped.params
+    )
 
 
 def assert_trees_close(one, other, **tolerance):
@@ -60,7 +69,9 @@ def whole():
 
 
 def test_gradient_is_that_of_finite_differences(whole):
-    """Along random directions, of the loss per token computed apart from `update`, in float64 on the host."""
+    """Along random directions, of the loss per token computed apart from `update`, in float64 on
+    the host.
+    """
     state, batch, stepped, metrics = whole
     apply = jax.jit(partial(scoring.completion_hidden, model=tiny.make_model(num_layers=1)))
     mask_RC = np.asarray(batch.mask_RC)
@@ -68,19 +79,32 @@ def test_gradient_is_that_of_finite_differences(whole):
     def loss(params) -> float:
         rows = (batch.prompt_tokens_RQ, batch.prompt_mask_RQ, batch.tokens_RC, batch.mask_RC)
         hidden_RCD = np.asarray(apply(params, *rows), np.float64)
-        scaled_RCV = hidden_RCD @ np.asarray(params["embed_out"]["kernel"], np.float64) / np.float64(batch.temperature)
+        scaled_RCV = (
+            hidden_RCD
+            @ np.asarray(params["embed_out"]["kernel"], np.float64)
+            / np.float64(batch.temperature)
+        )
         logprob_RCV = scaled_RCV - np.log(np.exp(scaled_RCV).sum(-1, keepdims=True))
-        chosen_RC = np.take_along_axis(logprob_RCV, np.asarray(batch.tokens_RC)[..., None], -1)[..., 0]
+        chosen_RC = np.take_along_axis(logprob_RCV, np.asarray(batch.tokens_RC)[..., None], -1)[
+            ..., 0
+        ]
         entropy_RC = -(np.exp(logprob_RCV) * logprob_RCV).sum(-1)
         return float((-chosen_RC - 0.1 * entropy_RC)[mask_RC].sum() / mask_RC.sum())
 
     np.testing.assert_allclose(metrics["loss"].value(), loss(state.params), rtol=1e-5)
     grads, random = gradient_of(state, stepped), np.random.default_rng(0)
     for _ in range(5):
-        direction = jax.tree.map(lambda x: random.standard_normal(x.shape).astype(np.float32), state.params)
-        moved = [jax.tree.map(lambda x, d, step=step: x + step * d, state.params, direction) for step in (2e-3, -2e-3)]
+        direction = jax.tree.map(
+            lambda x: random.standard_normal(x.shape).astype(np.float32), state.params
+        )
+        moved = [
+            jax.tree.map(lambda x, d, step=step: x + step * d, state.params, direction)
+            for step in (2e-3, -2e-3)
+        ]
         expected = (loss(moved[0]) - loss(moved[1])) / 4e-3
-        found = sum(np.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (grads, direction)), strict=True))
+        found = sum(
+            np.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (grads, direction)), strict=True)
+        )
         np.testing.assert_allclose(found, expected, rtol=2e-2, atol=2e-3)
 
 
@@ -89,7 +113,11 @@ def test_micro_batches_give_one_gradient(whole, num_micro_batches):
     state, batch, stepped, metrics = whole
     split, split_metrics = make_step(num_micro_batches=num_micro_batches)(state, batch)
     assert_trees_close(gradient_of(state, split), gradient_of(state, stepped), rtol=1e-4, atol=2e-6)
-    assert set(split_metrics) == set(metrics) >= {"entropy", "largest", "loss", "grad_norm", "update_norm"}
+    assert (
+        set(split_metrics)
+        == set(metrics)
+        >= {"entropy", "largest", "loss", "grad_norm", "update_norm"}
+    )
     for name, metric in metrics.items():
         np.testing.assert_allclose(split_metrics[name].value(), metric.value(), rtol=1e-5)
 
@@ -102,15 +130,24 @@ def linear_objective(params, batch):
 @pytest.mark.parametrize("num_micro_batches", [1, 2, 4])
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "pair", "constant_length"])
 def test_the_sum_is_divided_once(aggregation, num_micro_batches):
-    """A loss averaged by micro-batch would give other numbers: the micro-batches' token counts are far apart."""
+    """A loss averaged by micro-batch would give other numbers: the micro-batches' token counts are
+    far apart.
+    """
     batch = tiny.make_batch(ROWS)
     mask_RC, tokens_RC = np.asarray(batch.mask_RC), np.asarray(batch.tokens_RC)
     tokens_of_part_N = np.asarray(micro_batches.split_rows(batch, 4, 2).mask_RC).sum((1, 2))
     assert tokens_of_part_N.max() >= 1.5 * tokens_of_part_N.min()
-    count = {"token": mask_RC.sum(), "sequence": ROWS, "pair": ROWS / 2, "constant_length": ROWS * C}[aggregation]
+    count = {
+        "token": mask_RC.sum(),
+        "sequence": ROWS,
+        "pair": ROWS / 2,
+        "constant_length": ROWS * C,
+    }[aggregation]
     state = updating.init_state(jnp.zeros(V), SGD)
     options = {"optimizer": SGD, "unit_rows": 2, "num_micro_batches": num_micro_batches}
-    step = jax.jit(partial(updating.train_step, objective=linear_objective, aggregation=aggregation, **options))
+    step = jax.jit(
+        partial(updating.train_step, objective=linear_objective, aggregation=aggregation, **options)
+    )
     stepped, metrics = step(state, batch)
     expected_V = np.bincount(tokens_RC[mask_RC], minlength=V) / count
     np.testing.assert_allclose(-stepped.params, expected_V, rtol=1e-6)
@@ -126,7 +163,8 @@ def test_units_stay_whole_in_micro_batches():
 
 
 @pytest.mark.parametrize(
-    ("aggregation", "expected"), [("token", 5), ("sequence", 4), ("pair", 2), ("constant_length", 12)]
+    ("aggregation", "expected"),
+    [("token", 5), ("sequence", 4), ("pair", 2), ("constant_length", 12)],
 )
 def test_denominators(aggregation, expected):
     """Lengths 3, 0, 1, 1 of C = 3 positions: 5 tokens, 4 rows, 2 pairs, 4 * 3 positions."""
@@ -150,11 +188,17 @@ def test_a_step_on_a_mesh_is_the_step_on_one_device(whole, shape):
     mesh, model = tiny.make_mesh(shape), tiny.make_model(num_layers=1)
     shardings = sharding.state_shardings(model, state, SGD, mesh)
     copied = jax.device_put(jax.tree.map(np.asarray, state), shardings)
-    assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(copied.params)), "nothing is sharded"
+    assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(copied.params)), (
+        "nothing is sharded"
+    )
     rows = jax.device_put(batch, sharding.row_shardings(batch, mesh))
-    step = make_step(num_micro_batches=1, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+    step = make_step(
+        num_micro_batches=1, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh))
+    )
     spread, spread_metrics = step(copied, rows)
-    assert_trees_close(gradient_of(state, spread), gradient_of(state, stepped), rtol=1e-4, atol=1e-5)
+    assert_trees_close(
+        gradient_of(state, spread), gradient_of(state, stepped), rtol=1e-4, atol=1e-5
+    )
     for name, metric in metrics.items():
         np.testing.assert_allclose(spread_metrics[name].value(), metric.value(), rtol=1e-4)
 
@@ -180,19 +224,33 @@ def test_the_state_is_donated_and_its_layout_a_fixed_point(shape):
 
 
 def test_logits_never_exist_whole():
-    """With a vocabulary far wider than the model, the whole logits would be the largest array; no array is half of it."""
+    """With a vocabulary far wider than the model, the whole logits would be the largest array; no
+    array is half of it.
+    """
     rows, vocab_size = 16, 4099
     model = tiny.make_model(num_layers=1, vocab_size=vocab_size)
     params = jax.eval_shape(model.init, jax.random.key(0))
     batch = jax.eval_shape(lambda: tiny.make_batch(rows))
-    columns = (batch.prompt_tokens_RQ, batch.prompt_mask_RQ, batch.tokens_RC, batch.mask_RC, batch.temperature)
+    columns = (
+        batch.prompt_tokens_RQ,
+        batch.prompt_mask_RQ,
+        batch.tokens_RC,
+        batch.mask_RC,
+        batch.temperature,
+    )
 
     def temporary_bytes(max_logits: int) -> int:
         def loss(params, *columns):
             outputs = scoring.policy_outputs(params, *columns, model=model, max_logits=max_logits)
             return outputs.logprob_RC.sum()
 
-        return jax.jit(jax.grad(loss)).lower(params, *columns).compile().memory_analysis().temp_size_in_bytes
+        return (
+            jax.jit(jax.grad(loss))
+            .lower(params, *columns)
+            .compile()
+            .memory_analysis()
+            .temp_size_in_bytes
+        )
 
     whole = rows * C * vocab_size * 4
     assert temporary_bytes(1 << 22) > whole, "the measure should see whole logits"
@@ -200,7 +258,9 @@ def test_logits_never_exist_whole():
 
 
 def test_master_params_stay_float32_and_take_small_steps():
-    """100 Adam steps at 1e-6 on a bfloat16 model: each moves a param by about 1e-6, under half a bfloat16 ulp of it."""
+    """100 Adam steps at 1e-6 on a bfloat16 model: each moves a param by about 1e-6, under half a
+    bfloat16 ulp of it.
+    """
     model, optimizer = tiny.make_model(num_layers=1, dtype="bfloat16"), optax.adam(1e-6)
     state, batch = fresh(optimizer, model), tiny.make_batch(ROWS)
     before = jax.tree.map(np.asarray, state.params)
@@ -226,7 +286,9 @@ def test_schedules_count_updates(schedule, end, warmup):
 
 @pytest.mark.parametrize("updates_per_round", [1, 3, 6])
 def test_a_schedule_stepped_by_rounds_ends_before_the_last_round(updates_per_round):
-    """Round r of n = 12 / u trains at 3 · (1 − (r + 1) / n): 0 in the last, (n − 1) / 2n of 3 in the mean."""
+    """Round r of n = 12 / u trains at 3 · (1 − (r + 1) / n): 0 in the last, (n − 1) / 2n of 3 in
+    the mean.
+    """
     config = updating.OptimizerConfig(learning_rate=3.0, schedule="linear_by_round")
     rate = updating.learning_rate_schedule(config, 12, updates_per_round)
     num_rounds = 12 // updates_per_round
@@ -237,12 +299,16 @@ def test_a_schedule_stepped_by_rounds_ends_before_the_last_round(updates_per_rou
 
 
 def test_unknown_schedule_names_those_there_are():
-    with pytest.raises(ValueError, match=r"optimizer\.schedule is 'step'; accepted: constant, cosine, linear"):
+    with pytest.raises(
+        ValueError, match=r"optimizer\.schedule is 'step'; accepted: constant, cosine, linear"
+    ):
         updating.learning_rate_schedule(updating.OptimizerConfig(schedule="step"), 13)
 
 
 def test_clipping_bounds_the_gradient():
-    """Adam hides a gradient's scale, so the clipped gradient is read from its first moment: (1 - beta1) g."""
+    """Adam hides a gradient's scale, so the clipped gradient is read from its first moment: (1 -
+    beta1) g.
+    """
     grads = {"w": jnp.array([3.0, 4.0])}
     for max_norm, expected in ((1.0, 1.0), (0.0, 5.0), (7.0, 5.0)):
         optimizer = updating.make_optimizer(updating.OptimizerConfig(max_grad_norm=max_norm), 13)
@@ -258,10 +324,14 @@ def test_decay_on_matrices_leaves_norms_biases_and_embeddings_alone():
     zeros = jax.tree.map(jnp.zeros_like, params)
     moved = {}
     for decay_on in ("all", "matrices"):
-        config = updating.OptimizerConfig(learning_rate=0.1, schedule="constant", weight_decay=0.5, decay_on=decay_on)
+        config = updating.OptimizerConfig(
+            learning_rate=0.1, schedule="constant", weight_decay=0.5, decay_on=decay_on
+        )
         optimizer = updating.make_optimizer(config, 4)
         updates, _ = optimizer.update(zeros, optimizer.init(params), params)
-        moved[decay_on] = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(updates)}
+        moved[decay_on] = {
+            jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(updates)
+        }
     flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
     for name, leaf in moved["all"].items():
         np.testing.assert_allclose(leaf, -0.05 * flat[name], rtol=1e-6)

@@ -1,4 +1,6 @@
-"""The smallest models, prompts and programs that tests of the core share; sizes are primes where no mesh has to divide them."""
+"""The smallest models, prompts and programs that tests of the core share; sizes are primes where no
+mesh has to divide them.
+"""
 
 import dataclasses
 from functools import lru_cache, partial
@@ -23,16 +25,25 @@ def make_model(family: str = "gpt_neox", **changes) -> Model:
     """A decoder of width 8 with two layers."""
     module = registry.find("models", family)
     heads = {"num_kv_heads": 2} if family == "llama" else {}
-    shape = {"vocab_size": V, "width": 8, "num_layers": 2, "num_heads": 2, "ffn_width": 16} | heads | changes
+    shape = (
+        {"vocab_size": V, "width": 8, "num_layers": 2, "num_heads": 2, "ffn_width": 16}
+        | heads
+        | changes
+    )
     return module.make(dataclasses.replace(module.PRESETS["quickstart"], **shape))
 
 
 @lru_cache
 def make_params(model: Model, seed: int = 0) -> Params:
-    """Random params, drawn on the host (an `init` compiles for seconds), whose laws are neither flat nor certain."""
+    """Random params, drawn on the host (an `init` compiles for seconds), whose laws are neither
+    flat nor certain.
+    """
     leaves, tree = jax.tree.flatten(jax.eval_shape(model.init, jax.random.key(0)))
     random = np.random.default_rng(seed)
-    scaled = [random.standard_normal(leaf.shape, np.float32) * (0.5 if leaf.ndim > 1 else 0.1) for leaf in leaves]
+    scaled = [
+        random.standard_normal(leaf.shape, np.float32) * (0.5 if leaf.ndim > 1 else 0.1)
+        for leaf in leaves
+    ]
     return jax.tree.unflatten(tree, [jnp.asarray(x if x.ndim > 1 else 1 + x) for x in scaled])
 
 
@@ -56,7 +67,9 @@ def sampler(model: Model, config: sampling.Config):
     return jax.jit(partial(sampling.sample, model=model, config=config, eos_id=EOS, pad_id=PAD))
 
 
-def draw(model: Model, config: sampling.Config, prompts: Prompts, seed: int = 0, params: Params = None) -> Samples:
+def draw(
+    model: Model, config: sampling.Config, prompts: Prompts, seed: int = 0, params: Params = None
+) -> Samples:
     params = make_params(model) if params is None else params
     return sampler(model, config)(params, prompts, jax.random.key(seed), np.int32(3))
 
@@ -66,7 +79,9 @@ def make_mesh(shape: tuple[int, int, int]) -> jax.sharding.Mesh:
 
 
 def make_batch(num_rows: int, seed: int = 0) -> Batch:
-    """Rows to learn from: ragged prompts, completions of very unequal lengths that begin with the longest."""
+    """Rows to learn from: ragged prompts, completions of very unequal lengths that begin with the
+    longest.
+    """
     random = np.random.default_rng(seed)
     prompts = make_prompts(num_rows, seed)
     length_R = np.array([C, 1, *random.integers(1, C + 1, num_rows)])[:num_rows]
@@ -78,9 +93,15 @@ def make_batch(num_rows: int, seed: int = 0) -> Batch:
         tokens_RC=jnp.array(tokens_RC, jnp.int32),
         mask_RC=jnp.array(mask_RC),
         temperature=jnp.float32(0.7),
-        behavior_logprob_RC=jnp.array(np.where(mask_RC, random.uniform(-3, -0.1, mask_RC.shape), 0), jnp.float32),
-        reference_logprob_RC=jnp.array(np.where(mask_RC, random.uniform(-3, -0.1, mask_RC.shape), 0), jnp.float32),
-        weight_R=jnp.array(np.repeat(random.integers(0, 2, -(-num_rows // 2)), 2)[:num_rows], jnp.float32),
+        behavior_logprob_RC=jnp.array(
+            np.where(mask_RC, random.uniform(-3, -0.1, mask_RC.shape), 0), jnp.float32
+        ),
+        reference_logprob_RC=jnp.array(
+            np.where(mask_RC, random.uniform(-3, -0.1, mask_RC.shape), 0), jnp.float32
+        ),
+        weight_R=jnp.array(
+            np.repeat(random.integers(0, 2, -(-num_rows // 2)), 2)[:num_rows], jnp.float32
+        ),
     )
 
 

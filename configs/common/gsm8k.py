@@ -1,4 +1,6 @@
-"""GSM8K with Rho-1B of async RLHF (Noukhovitch et al. 2024, arXiv 2410.18252; its branch dev): what its algorithms share."""
+"""GSM8K with Rho-1B of async RLHF (Noukhovitch et al. 2024, arXiv 2410.18252; its branch dev): what
+its algorithms share.
+"""
 
 from ml_collections import ConfigDict
 

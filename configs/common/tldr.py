@@ -39,7 +39,9 @@ def base(size: str, stage: str) -> ConfigDict:
     config.evaluate.prompts_per_batch = 128
     config.evaluate.num_prompts = NUM_HELDOUT // 128 * 128  # all but the last 47 of 6,447
     config.evaluate.num_prompts_between = 1024
-    config.evaluate.max_completion_tokens = 128  # response length of evaluations, in the paper's table for training too
+    config.evaluate.max_completion_tokens = (
+        128  # response length of evaluations, in the paper's table for training too
+    )
     return config
 
 
@@ -49,7 +51,10 @@ def reward_model(size: str, stage: str) -> ConfigDict:
     config.directory = f"runs/tldr/{size}/reward_model"
     config.job = stage
     config.task.comparisons_dir = "data/tldr_comparisons"
-    config.pretrained.sft, config.pretrained.gold = f"models/tldr-{size}-sft", "models/tldr-6.9b-reward"
+    config.pretrained.sft, config.pretrained.gold = (
+        f"models/tldr-{size}-sft",
+        "models/tldr-6.9b-reward",
+    )
     config.lengths.max_completion_tokens = 169
     recipes.plain_adam(config.reward_model.optimizer, 1e-5, "cosine")
     config.reward_model.pairs_per_update = (
@@ -64,13 +69,20 @@ def rlhf(size: str, algorithm: str) -> ConfigDict:
     """The RLHF stage, asynchronous at lag 1: 131,072 episodes in 256 updates."""
     config = base(size, algorithm)
     config.algorithm = build.component("algorithms", algorithm)
-    config.pretrained.sft, config.pretrained.reward_model = f"models/tldr-{size}-sft", f"models/tldr-{size}-reward"
+    config.pretrained.sft, config.pretrained.reward_model = (
+        f"models/tldr-{size}-sft",
+        f"models/tldr-{size}-reward",
+    )
     config.pretrained.gold = "models/tldr-6.9b-reward"
-    config.lengths.max_completion_tokens = 53  # all training configs of the code; the paper's table says 128
+    config.lengths.max_completion_tokens = (
+        53  # all training configs of the code; the paper's table says 128
+    )
     config.rlhf.loop, config.rlhf.lag = "asynchronous", 1
     config.rlhf.temperature = 0.7
     config.rlhf.samples_per_prompt = 2
-    config.rlhf.prompts_per_update = 512  # the asynchronous runs on four devices had 504, for three that train
+    config.rlhf.prompts_per_update = (
+        512  # the asynchronous runs on four devices had 504, for three that train
+    )
     config.rlhf.total_prompts = 256 * 512
     recipes.plain_adam(config.rlhf.optimizer, 3e-6, "linear")
     recipes.plain_adam(config.rlhf.critic_optimizer, 3e-6, "linear")

@@ -6,9 +6,9 @@ Time:      not measured: no accelerator was at hand
 Result:    not measured
 Debug:     `:debug` runs it end to end with a random model of bytes on small files, two updates a stage
 
-Needs data/gsm8k and models/rho-1b-sft-gsm8k, a checkpoint folder of Llama's architecture (the paper's is
-realtreetune/rho-1b-sft-GSM8K).
-Greedy exact match on held-out problems is gold_mean_greedy.
+Needs data/gsm8k and models/rho-1b-sft-gsm8k, a checkpoint folder of Llama's architecture (the
+paper's is realtreetune/rho-1b-sft-GSM8K). Greedy exact match on held-out problems is
+gold_mean_greedy.
 """
 
 from ml_collections import ConfigDict

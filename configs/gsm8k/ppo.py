@@ -6,10 +6,10 @@ Time:      not measured: no accelerator was at hand
 Result:    not measured
 Debug:     `:debug` runs it end to end with a random model of bytes on small files, two updates a stage
 
-Needs data/gsm8k and models/rho-1b-sft-gsm8k, a checkpoint folder of Llama's architecture (the paper's is
-realtreetune/rho-1b-sft-GSM8K).
-Greedy exact match on held-out problems is gold_mean_greedy.
-Eight samples a prompt, 256 completions and two epochs an update; the critic begins as the SFT policy with a fresh head.
+Needs data/gsm8k and models/rho-1b-sft-gsm8k, a checkpoint folder of Llama's architecture (the
+paper's is realtreetune/rho-1b-sft-GSM8K). Greedy exact match on held-out problems is
+gold_mean_greedy. Eight samples a prompt, 256 completions and two epochs an update; the critic
+begins as the SFT policy with a fresh head.
 """
 
 from ml_collections import ConfigDict
@@ -22,9 +22,14 @@ def get_config(argument: str = "") -> ConfigDict:
     _, small = recipes.chosen(argument)
     config = gsm8k.rlhf("ppo", prompts_per_update=32, num_updates=2048)
     config.algorithm.kl_weight = 0.05
-    config.algorithm.correction.ratio_to, config.algorithm.correction.correction = "proximal", "none"
+    config.algorithm.correction.ratio_to, config.algorithm.correction.correction = (
+        "proximal",
+        "none",
+    )
     config.rlhf.samples_per_prompt = 8
     config.rlhf.num_epochs = 2
-    config.rlhf.checkpoint_every = config.rlhf.evaluate_every = 1024  # four checkpoints of 4,096 updates
+    config.rlhf.checkpoint_every = config.rlhf.evaluate_every = (
+        1024  # four checkpoints of 4,096 updates
+    )
     config.rlhf.num_micro_batches = 8
     return recipes.debug(config) if small else config

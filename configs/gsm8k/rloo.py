@@ -1,4 +1,5 @@
-"""Proximal RLOO with four samples a prompt of Rho-1B on GSM8K, asynchronous at lag 1 (async RLHF, arXiv 2410.18252).
+"""Proximal RLOO with four samples a prompt of Rho-1B on GSM8K, asynchronous at lag 1 (async RLHF,
+arXiv 2410.18252).
 
 Command:   python -m experiments.run --config=configs/gsm8k/rloo.py
 Hardware:  4 accelerators of 48 GB (the paper: 4 L40S)
@@ -6,9 +7,9 @@ Time:      not measured: no accelerator was at hand
 Result:    not measured
 Debug:     `:debug` runs it end to end with a random model of bytes on small files, two updates a stage
 
-Needs data/gsm8k and models/rho-1b-sft-gsm8k, a checkpoint folder of Llama's architecture (the paper's is
-realtreetune/rho-1b-sft-GSM8K).
-Greedy exact match on held-out problems is gold_mean_greedy.
+Needs data/gsm8k and models/rho-1b-sft-gsm8k, a checkpoint folder of Llama's architecture (the
+paper's is realtreetune/rho-1b-sft-GSM8K). Greedy exact match on held-out problems is
+gold_mean_greedy.
 """
 
 from ml_collections import ConfigDict
@@ -23,6 +24,9 @@ def get_config(argument: str = "") -> ConfigDict:
         "rloo", prompts_per_update=64, num_updates=2048
     )  # 256 completions; 252 where three devices trained
     config.algorithm.kl_weight = 0.05
-    config.algorithm.correction.ratio_to, config.algorithm.correction.correction = "proximal", "none"
+    config.algorithm.correction.ratio_to, config.algorithm.correction.correction = (
+        "proximal",
+        "none",
+    )
     config.rlhf.num_micro_batches = 8
     return recipes.debug(config) if small else config

@@ -1,4 +1,5 @@
-"""Online DPO of Llama 3.1 8B on No Robots, asynchronous at lag 1: the chat experiment of async RLHF (arXiv 2410.18252).
+"""Online DPO of Llama 3.1 8B on No Robots, asynchronous at lag 1: the chat experiment of async RLHF
+(arXiv 2410.18252).
 
 Command:   python -m experiments.run --config=configs/no_robots/online_dpo.py
 Hardware:  8 accelerators of 80 GB (the paper: 8 H100, of which one sampled)
@@ -6,8 +7,9 @@ Time:      not measured: no accelerator was at hand
 Result:    not measured
 Debug:     `:debug` runs it end to end with a random model of bytes on small files, two updates a stage
 
-Needs data/no_robots, models/no_robots-sft and models/no_robots-reward. The paper judges with GPT-4o; here gold is a reward
-model (--config.pretrained.gold=FOLDER), and without one KL, lengths and rewards are measured.
+Needs data/no_robots, models/no_robots-sft and models/no_robots-reward. The paper judges with
+GPT-4o; here gold is a reward model (--config.pretrained.gold=FOLDER), and without one KL, lengths
+and rewards are measured.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +23,10 @@ def get_config(argument: str = "") -> ConfigDict:
     """`:debug` takes the smallest sizes."""
     _, small = recipes.chosen(argument)
     config = recipes.recipe("runs/no_robots/online_dpo", "no_robots")
-    config.pretrained.sft, config.pretrained.reward_model = "models/no_robots-sft", "models/no_robots-reward"
+    config.pretrained.sft, config.pretrained.reward_model = (
+        "models/no_robots-sft",
+        "models/no_robots-reward",
+    )
     config.task.eos_token = "<|end_of_text|>"
     config.algorithm = build.component("algorithms", "online_dpo")
     config.algorithm.beta = 0.03

@@ -1,4 +1,5 @@
-"""A reward model on your own comparisons of replies to No Robots prompts, for async RLHF's chat experiment (arXiv 2410.18252).
+"""A reward model on your own comparisons of replies to No Robots prompts, for async RLHF's chat
+experiment (arXiv 2410.18252).
 
 Command:   python -m experiments.run --config=configs/no_robots/reward_model.py
 Hardware:  8 accelerators of 80 GB (the paper: 8 H100, of which one sampled)
@@ -6,9 +7,10 @@ Time:      not measured: no accelerator was at hand
 Result:    not measured
 Debug:     `:debug` runs it end to end with a random model of bytes on small files, two updates a stage
 
-The paper's comparisons, judged by GPT-4o, are not published: give yours, and the prompts, as the files of configs/jsonl.py in
-data/no_robots_pairs, the prompts already in the chat template. Needs models/no_robots-sft. Exported for RLHF:
-python -m experiments.export --directory=runs/no_robots/reward_model --stage=reward_model --to=models/no_robots-reward
+The paper's comparisons, judged by GPT-4o, are not published: give yours, and the prompts, as the
+files of configs/jsonl.py in data/no_robots_pairs, the prompts already in the chat template. Needs
+models/no_robots-sft. Exported for RLHF: python -m experiments.export
+--directory=runs/no_robots/reward_model --stage=reward_model --to=models/no_robots-reward
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +27,10 @@ def get_config(argument: str = "") -> ConfigDict:
     config.task.comparisons = "data/no_robots_pairs/comparisons.jsonl"
     config.task.rendered = True
     config.pretrained.sft = "models/no_robots-sft"
-    config.lengths.max_prompt_tokens, config.lengths.max_completion_tokens = 512, 512  # 1,024 in all
+    config.lengths.max_prompt_tokens, config.lengths.max_completion_tokens = (
+        512,
+        512,
+    )  # 1,024 in all
     config.reward_model.pairs_per_update = 256
     config.reward_model.num_updates = 10_000 // 256  # one epoch of the paper's pairs
     config.reward_model.num_micro_batches = 32

@@ -1,4 +1,5 @@
-"""Supervised fine-tuning of Llama 3.1 8B on No Robots, for the chat experiment of async RLHF (arXiv 2410.18252).
+"""Supervised fine-tuning of Llama 3.1 8B on No Robots, for the chat experiment of async RLHF (arXiv
+2410.18252).
 
 Command:   python -m experiments.run --config=configs/no_robots/sft.py
 Hardware:  8 accelerators of 80 GB (the paper: 8 H100, of which one sampled)
@@ -22,7 +23,10 @@ def get_config(argument: str = "") -> ConfigDict:
     config.job = "sft"
     config.pretrained.base = "models/llama-3.1-8b"
     config.task.eos_token = "<|end_of_text|>"
-    config.lengths.max_prompt_tokens, config.lengths.max_completion_tokens = 2048, 2048  # 4,096 in all
+    config.lengths.max_prompt_tokens, config.lengths.max_completion_tokens = (
+        2048,
+        2048,
+    )  # 4,096 in all
     config.sft.rows_per_update = 128
     config.sft.num_updates = 2 * 9_500 // 128  # two epochs
     config.sft.num_micro_batches = 16

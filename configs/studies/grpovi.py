@@ -1,4 +1,5 @@
-"""Do larger reward variances help GRPO? GRPO and GRPOVI at equal settings, with the controls that split its effect.
+"""Do larger reward variances help GRPO? GRPO and GRPOVI at equal settings, with the controls that
+split its effect.
 
 Command:   python -m experiments.sweep --config=configs/studies/grpovi.py --workers=2
 Hardware:  two CPU cores
@@ -6,8 +7,8 @@ Protocol:  experiments/studies/grpovi/protocol.md (hypotheses, cells, margins, s
 Budget:    5 arms x 12 settings x 5 seeds, and 8 arms x 1 setting x 5 seeds: 340 cells of 32 updates
 Result:    docs/results/grpovi.md, written from experiments/studies/grpovi/cells.jsonl
 
-Nothing is tuned: arms are compared at the same learning rate and KL weight, over a full grid. Every arm is on-policy, without
-a correction (`behavior`/`none`). `:tiny` has sizes for a test.
+Nothing is tuned: arms are compared at the same learning rate and KL weight, over a full grid. Every
+arm is on-policy, without a correction (`behavior`/`none`). `:tiny` has sizes for a test.
 """
 
 from pathlib import Path
@@ -20,10 +21,15 @@ from rlhf_jax.sweeps.study import Arm, Setting, Study
 
 from .. import quickstart
 
-NO_CORRECTION = {"algorithm.correction.ratio_to": "behavior", "algorithm.correction.correction": "none"}
+NO_CORRECTION = {
+    "algorithm.correction.ratio_to": "behavior",
+    "algorithm.correction.correction": "none",
+}
 RATE, KL_WEIGHT = "rlhf.optimizer.learning_rate", "algorithm.kl_weight"
 GRID = {RATE: (1e-3, 2e-3, 4e-3), KL_WEIGHT: (0.0, 0.04, 0.16, 0.64)}
-ONE_SETTING: tuple[Setting, ...] = (((RATE, 2e-3), (KL_WEIGHT, 0.16)),)  # of the arms that are only described
+ONE_SETTING: tuple[Setting, ...] = (
+    ((RATE, 2e-3), (KL_WEIGHT, 0.16)),
+)  # of the arms that are only described
 EVALUATE_AT = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 CLIP = 6.0  # of the adjusted rewards, in the arms that are compared
 
@@ -35,19 +41,28 @@ def grpovi(advantage: str, bound: float, name: str, settings: tuple[Setting, ...
 
 
 def arms() -> tuple[Arm, ...]:
-    """The five arms of the primary contrasts over the grid, then those that are described at one setting."""
+    """The five arms of the primary contrasts over the grid, then those that are described at one
+    setting.
+    """
     kinds = ("standardized", "centered")
-    found = [Arm(f"grpo_{kind}", "grpo", {"algorithm.advantage": kind} | NO_CORRECTION) for kind in kinds]
+    found = [
+        Arm(f"grpo_{kind}", "grpo", {"algorithm.advantage": kind} | NO_CORRECTION) for kind in kinds
+    ]
     found += [grpovi(kind, CLIP, f"grpovi_{kind}") for kind in kinds]
     found.append(Arm("matched_std", "matched_std", NO_CORRECTION))
     found += [
-        grpovi(kind, bound, f"grpovi_{kind}_{bound:g}", ONE_SETTING) for kind in kinds for bound in (CLIP / 2, CLIP * 2)
+        grpovi(kind, bound, f"grpovi_{kind}_{bound:g}", ONE_SETTING)
+        for kind in kinds
+        for bound in (CLIP / 2, CLIP * 2)
     ]
     weights = {"algorithm.weights": "reference"} | NO_CORRECTION
     found.append(Arm("grpovi_reference_weights", "grpovi", weights, settings=ONE_SETTING))
     return (
         *found,
-        *(Arm(name, name, NO_CORRECTION, settings=ONE_SETTING) for name in ("constant_gain", "best_of_group", "gopo")),
+        *(
+            Arm(name, name, NO_CORRECTION, settings=ONE_SETTING)
+            for name in ("constant_gain", "best_of_group", "gopo")
+        ),
     )
 
 
@@ -76,7 +91,9 @@ def tiny() -> ConfigDict:
     config.reward_model.standardize_prompts = 64
     config.rlhf.prompts_per_update, config.rlhf.samples_per_prompt = 4, 4
     config.rlhf.evaluate_at = (1,)
-    config.evaluate.num_prompts = config.evaluate.num_prompts_between = config.evaluate.prompts_per_batch = 16
+    config.evaluate.num_prompts = config.evaluate.num_prompts_between = (
+        config.evaluate.prompts_per_batch
+    ) = 16
     config.best_of_n_prompts = 16
     return config
 

@@ -1,4 +1,5 @@
-"""The loss of learning from old samples: Online DPO, RLOO, PPO and best-of-2 by minibatches a round and by lag.
+"""The loss of learning from old samples: Online DPO, RLOO, PPO and best-of-2 by minibatches a round
+and by lag.
 
 Command:   python -m experiments.sweep --config=configs/studies/offpolicyness.py --workers=2
 Hardware:  two CPU cores
@@ -7,25 +8,29 @@ Budget:    44 arms x 64 updates: 40 cells tune the learning rates at age 0, 376 
 Result:    docs/results/offpolicyness.md, written from experiments/studies/offpolicyness/cells.jsonl
 Full:      `:full`, 256 updates of 128 prompts; parts `:part=epochs`, `samples`, `policy`, `reward`; `:tiny` is for tests
 
-The question is that of Noukhovitch et al. 2024 (arXiv 2410.18252), section 3. Two axes, never pooled: `num_minibatches` at
-lag 0, and lag with one minibatch. Every arm has the same prompts in the same order, the same updates, and the same
-completions per update: K = 2 of every prompt for all four (the paper's 512 are 512 completions for PPO and RLOO, and 1,024
-for Online DPO and best-of-2). Weights of KL and DPO are the paper's (0.05, 0.1).
+The question is that of Noukhovitch et al. 2024 (arXiv 2410.18252), section 3. Two axes, never
+pooled: `num_minibatches` at lag 0, and lag with one minibatch. Every arm has the same prompts in
+the same order, the same updates, and the same completions per update: K = 2 of every prompt for all
+four (the paper's 512 are 512 completions for PPO and RLOO, and 1,024 for Online DPO and best-of-2).
+Weights of KL and DPO are the paper's (0.05, 0.1).
 
-RLOO and PPO have a ratio, so that a stale arm of theirs needs a correction. It is an axis of lag alone: at lag 0 behavior and
-proximal are one policy. `behavior`: the ratio is taken to the policy that drew the sample, and clipped there. `proximal`: it is
-taken to the policy at the start of the round, without a weight, which is what the paper's code does; with one update per
-round nothing is clipped. `truncate`: the same with a truncated weight. Online DPO and best-of-2 have no ratio.
+RLOO and PPO have a ratio, so that a stale arm of theirs needs a correction. It is an axis of lag
+alone: at lag 0 behavior and proximal are one policy. `behavior`: the ratio is taken to the policy
+that drew the sample, and clipped there. `proximal`: it is taken to the policy at the start of the
+round, without a weight, which is what the paper's code does; with one update per round nothing is
+clipped. `truncate`: the same with a truncated weight. Online DPO and best-of-2 have no ratio.
 
-The learning rate is tuned for each algorithm at age 0 by gold; a stale arm takes the best of 2, 1, 1/2 and 1/4 times it. Both
-grids are widened where the best lies on an edge. Settings are chosen on other seeds and held-out prompts than are reported: by
-the mean of seeds 100 and 101, for best-of-2, whose runs collapse, by the worst of seeds 100 to 103. PPO's critic keeps its
-learning rate. Cells run the synchronous loop, whose numbers are those of the asynchronous one of the same lag.
+The learning rate is tuned for each algorithm at age 0 by gold; a stale arm takes the best of 2, 1,
+1/2 and 1/4 times it. Both grids are widened where the best lies on an edge. Settings are chosen on
+other seeds and held-out prompts than are reported: by the mean of seeds 100 and 101, for best-of-2,
+whose runs collapse, by the worst of seeds 100 to 103. PPO's critic keeps its learning rate. Cells
+run the synchronous loop, whose numbers are those of the asynchronous one of the same lag.
 
-`:schedule=rounds` steps the linear schedule once per round, as the paper's code does: a last round at learning rate 0, and less
-learning the fewer rounds there are. The parts run at the paper's one-step asynchrony (lag 1): `epochs` (T updates per
-minibatch), `samples` (K); by minibatches per round: `policy` and `reward` (models of half and twice the width; the learning
-rate tuned for each size). Reward models of another width are trained on comparisons of their own SFT policy.
+`:schedule=rounds` steps the linear schedule once per round, as the paper's code does: a last round
+at learning rate 0, and less learning the fewer rounds there are. The parts run at the paper's
+one-step asynchrony (lag 1): `epochs` (T updates per minibatch), `samples` (K); by minibatches per
+round: `policy` and `reward` (models of half and twice the width; the learning rate tuned for each
+size). Reward models of another width are trained on comparisons of their own SFT policy.
 """
 
 from dataclasses import dataclass
@@ -42,7 +47,11 @@ from rlhf_jax.sweeps.study import Arm, Rung, Study
 from .. import quickstart
 
 ALGORITHMS = ("online_dpo", "rloo", "ppo", "best_of_n")
-CORRECTIONS = {"behavior": ("behavior", "none"), "proximal": ("proximal", "none"), "truncate": ("proximal", "truncate")}
+CORRECTIONS = {
+    "behavior": ("behavior", "none"),
+    "proximal": ("proximal", "none"),
+    "truncate": ("proximal", "truncate"),
+}
 RATIO = ("rloo", "ppo")  # the algorithms that have a correction to name
 UNSTABLE = ("best_of_n",)  # the algorithms whose settings are chosen by the worst of more seeds
 RATE = "rlhf.optimizer.learning_rate"
@@ -78,7 +87,9 @@ class Instance:
 
 INSTANCES = {
     "small": Instance(64, 32, (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)),
-    "full": Instance(256, 128, (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256), tuning_seeds=(100, 101, 102)),
+    "full": Instance(
+        256, 128, (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256), tuning_seeds=(100, 101, 102)
+    ),
     "tiny": Instance(2, 4, (1,), (1, 2), (0, 1), (1e-3, 2e-3), (100,), (100, 101), max_widenings=0),
 }
 
@@ -92,30 +103,52 @@ def arm(
     correction: str = "",
     **schedule: int,
 ) -> Arm:
-    """An arm, named by its differences to age 0: "ppo", "ppo-num_minibatches4", "rloo-lag3-truncate".
+    """An arm, named by its differences to age 0: "ppo", "ppo-num_minibatches4",
+    "rloo-lag3-truncate".
 
-    `correction` is a key of `CORRECTIONS` for an algorithm with a ratio; "" takes it to the behavior policy.
+    `correction` is a key of `CORRECTIONS` for an algorithm with a ratio; "" takes it to the
+    behavior policy.
     """
-    parts = [f"{role}_{name.replace(' ', '_')}" for role, name in (("policy", policy), ("reward", reward)) if name]
+    parts = [
+        f"{role}_{name.replace(' ', '_')}"
+        for role, name in (("policy", policy), ("reward", reward))
+        if name
+    ]
     parts += [f"{key}{value}" for key, value in schedule.items()]
     name = "-".join([algorithm, *parts, *filter(None, [correction])])
     overrides: dict[str, Any] = {f"rlhf.{key}": value for key, value in schedule.items()}
     if algorithm in RATIO:
         ratio_to, kind = CORRECTIONS[correction or "behavior"]
-        overrides |= {"algorithm.correction.ratio_to": ratio_to, "algorithm.correction.correction": kind}
+        overrides |= {
+            "algorithm.correction.ratio_to": ratio_to,
+            "algorithm.correction.correction": kind,
+        }
     if algorithm not in UNSTABLE:
         return Arm(name, algorithm, overrides, follows, policy, reward)
     return Arm(
-        name, algorithm, overrides, follows, policy, reward, tuning_seeds=instance.unstable_seeds, choose="worst"
+        name,
+        algorithm,
+        overrides,
+        follows,
+        policy,
+        reward,
+        tuning_seeds=instance.unstable_seeds,
+        choose="worst",
     )
 
 
 def ages(instance: Instance) -> tuple[Arm, ...]:
-    """Every algorithm at every age of both axes; age 0 is one arm of both. Lags of a ratio with every correction."""
+    """Every algorithm at every age of both axes; age 0 is one arm of both.
+
+    Lags of a ratio with every correction.
+    """
     found = []
     for algorithm in ALGORITHMS:
         found.append(arm(algorithm, instance))
-        found += [arm(algorithm, instance, algorithm, num_minibatches=count) for count in instance.minibatches[1:]]
+        found += [
+            arm(algorithm, instance, algorithm, num_minibatches=count)
+            for count in instance.minibatches[1:]
+        ]
         corrections = tuple(CORRECTIONS) if algorithm in RATIO else ("",)
         found += [
             arm(algorithm, instance, algorithm, correction=correction, lag=lag)
@@ -127,25 +160,33 @@ def ages(instance: Instance) -> tuple[Arm, ...]:
 
 def epochs(instance: Instance) -> tuple[Arm, ...]:
     """T = 1, 2, 3 updates a minibatch, at lag 1; and age 0."""
-    stale = [arm("online_dpo", instance, "online_dpo", lag=1, num_epochs=count) for count in (1, 2, 3)]
+    stale = [
+        arm("online_dpo", instance, "online_dpo", lag=1, num_epochs=count) for count in (1, 2, 3)
+    ]
     return arm("online_dpo", instance), *stale
 
 
 def samples(instance: Instance) -> tuple[Arm, ...]:
     """K = 2, 4, 8 samples a prompt of which best and worst are trained on, at lag 1; and age 0."""
-    stale = [arm("online_dpo", instance, "online_dpo", lag=1, samples_per_prompt=count) for count in (2, 4, 8)]
+    stale = [
+        arm("online_dpo", instance, "online_dpo", lag=1, samples_per_prompt=count)
+        for count in (2, 4, 8)
+    ]
     return arm("online_dpo", instance), *stale
 
 
 def sizes(instance: Instance, role: str) -> tuple[Arm, ...]:
-    """Online DPO by minibatches a round, with models of three sizes in a role; the other role's has the usual size."""
+    """Online DPO by minibatches a round, with models of three sizes in a role; the other role's has
+    the usual size.
+    """
     found = []
     for name in SIZES:
         models = {"policy": USUAL, "reward": USUAL} | {role: name}
         fresh = arm("online_dpo", instance, **models)
         found += [fresh]
         found += [
-            arm("online_dpo", instance, fresh.name, **models, num_minibatches=n) for n in instance.minibatches[1:]
+            arm("online_dpo", instance, fresh.name, **models, num_minibatches=n)
+            for n in instance.minibatches[1:]
         ]
     return tuple(found)
 
@@ -184,13 +225,17 @@ def tiny(instance: Instance, schedule: str) -> ConfigDict:
     config.comparisons.num_train, config.comparisons.num_heldout = 64, 64
     config.reward_model.num_updates, config.reward_model.pairs_per_update = 2, 32
     config.reward_model.standardize_prompts = 64
-    config.evaluate.num_prompts = config.evaluate.num_prompts_between = config.evaluate.prompts_per_batch = 16
+    config.evaluate.num_prompts = config.evaluate.num_prompts_between = (
+        config.evaluate.prompts_per_batch
+    ) = 16
     config.best_of_n_prompts = 16
     return config
 
 
 def chosen(argument: str) -> dict[str, str]:
-    """The instance, part and schedule of `:full`, `:part=epochs,size=full`, ... Raises Refusal for any other."""
+    """The instance, part and schedule of `:full`, `:part=epochs,size=full`, ... Raises Refusal for
+    any other.
+    """
     named = ",".join(f"size={part}" if part in INSTANCES else part for part in argument.split(","))
     found = build.choices(named, size="small", part="ages", schedule="updates")
     for key, accepted in (("size", INSTANCES), ("part", PARTS), ("schedule", SCHEDULES)):
@@ -217,5 +262,7 @@ def get_study(argument: str = "") -> Study:
         variants={"": {}} | SIZES,
         report_updates=instance.num_updates,
         report_seeds=(0, 1, 2, 3, 4),
-        cells=Path(f"experiments/studies/offpolicyness/{cells}.jsonl") if choice["size"] != "tiny" else None,
+        cells=Path(f"experiments/studies/offpolicyness/{cells}.jsonl")
+        if choice["size"] != "tiny"
+        else None,
     )

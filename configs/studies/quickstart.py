@@ -6,7 +6,8 @@ Protocol:  experiments/studies/quickstart/protocol.md
 Budget:    13 arms x 5 seeds: 65 cells of 64 updates
 Result:    docs/results/quickstart.md, written from experiments/studies/quickstart/cells.jsonl
 
-The cells run the synchronous loop, whose numbers are bit for bit those of the quickstart's asynchronous one at lag 1.
+The cells run the synchronous loop, whose numbers are bit for bit those of the quickstart's
+asynchronous one at lag 1.
 """
 
 from pathlib import Path
@@ -31,7 +32,11 @@ def base() -> ConfigDict:
 def arms() -> tuple[Arm, ...]:
     """Every file of `rlhf_jax/algorithms/`, with the settings that the quickstart gives it."""
     return tuple(
-        Arm(name, name, {f"algorithm.{key}": value for key, value in quickstart.SETTINGS.get(name, {}).items()})
+        Arm(
+            name,
+            name,
+            {f"algorithm.{key}": value for key, value in quickstart.SETTINGS.get(name, {}).items()},
+        )
         for name in registry.names("algorithms")
     )
 

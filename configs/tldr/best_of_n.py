@@ -1,4 +1,5 @@
-"""Best-of-2 on TL;DR, asynchronous at lag 1: async RLHF's control for Online DPO's completions (arXiv 2410.18252).
+"""Best-of-2 on TL;DR, asynchronous at lag 1: async RLHF's control for Online DPO's completions
+(arXiv 2410.18252).
 
 Command:   python -m experiments.run --config=configs/tldr/best_of_n.py:size=410m
 Hardware:  4 accelerators of 80 GB (the paper's runs); 410m and 1b fit on one
@@ -6,8 +7,9 @@ Time:      not measured: no accelerator was at hand
 Result:    not measured
 Debug:     `:debug` runs it end to end with a random model of bytes on small files, two updates a stage
 
-Needs data/tldr, models/tldr-410m-sft, models/tldr-410m-reward and, for win-rates, models/tldr-6.9b-reward. Its four checkpoints
-are evaluated by python -m experiments.evaluate --directory=runs/tldr/410m/best_of_n
+Needs data/tldr, models/tldr-410m-sft, models/tldr-410m-reward and, for win-rates,
+models/tldr-6.9b-reward. Its four checkpoints are evaluated by python -m experiments.evaluate
+--directory=runs/tldr/410m/best_of_n
 """
 
 from ml_collections import ConfigDict

@@ -6,9 +6,10 @@ Time:      not measured: no accelerator was at hand
 Result:    not measured
 Debug:     `:debug` runs it end to end with a random model of bytes on small files, two updates a stage
 
-Needs data/tldr, models/tldr-410m-sft, models/tldr-410m-reward and, for win-rates, models/tldr-6.9b-reward. Its four checkpoints
-are evaluated by python -m experiments.evaluate --directory=runs/tldr/410m/online_dpo
-1,024 completions an update, twice those of PPO and RLOO, as in the paper.
+Needs data/tldr, models/tldr-410m-sft, models/tldr-410m-reward and, for win-rates,
+models/tldr-6.9b-reward. Its four checkpoints are evaluated by python -m experiments.evaluate
+--directory=runs/tldr/410m/online_dpo 1,024 completions an update, twice those of PPO and RLOO, as
+in the paper.
 """
 
 from ml_collections import ConfigDict

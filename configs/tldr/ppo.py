@@ -6,10 +6,11 @@ Time:      not measured: no accelerator was at hand
 Result:    not measured
 Debug:     `:debug` runs it end to end with a random model of bytes on small files, two updates a stage
 
-Needs data/tldr, models/tldr-410m-sft, models/tldr-410m-reward and, for win-rates, models/tldr-6.9b-reward. Its four checkpoints
-are evaluated by python -m experiments.evaluate --directory=runs/tldr/410m/ppo
-512 completions an update: 512 prompts. The critic begins as the reward model. The ratio is to the policy at the start of the
-round, as in the paper's code; its value coefficient 0.1 has no place with an optimizer for each role.
+Needs data/tldr, models/tldr-410m-sft, models/tldr-410m-reward and, for win-rates,
+models/tldr-6.9b-reward. Its four checkpoints are evaluated by python -m experiments.evaluate
+--directory=runs/tldr/410m/ppo 512 completions an update: 512 prompts. The critic begins as the
+reward model. The ratio is to the policy at the start of the round, as in the paper's code; its
+value coefficient 0.1 has no place with an optimizer for each role.
 """
 
 from ml_collections import ConfigDict
@@ -23,6 +24,9 @@ def get_config(argument: str = "") -> ConfigDict:
     config = tldr.rlhf(choice["size"], "ppo")
     config.algorithm.kl_weight, config.algorithm.clip, config.algorithm.value_clip = 0.05, 0.2, 0.2
     config.algorithm.gamma, config.algorithm.gae_lambda = 1.0, 0.95
-    config.algorithm.correction.ratio_to, config.algorithm.correction.correction = "proximal", "none"
+    config.algorithm.correction.ratio_to, config.algorithm.correction.correction = (
+        "proximal",
+        "none",
+    )
     config.rlhf.samples_per_prompt = 1
     return recipes.debug(config) if small else config

@@ -6,8 +6,9 @@ Time:      not measured: no accelerator was at hand
 Result:    not measured
 Debug:     `:debug` runs it end to end with a random model of bytes on small files, two updates a stage
 
-Relabels first where that has not run (configs/tldr/comparisons.py); needs the same folders. It is exported for RLHF:
-python -m experiments.export --directory=runs/tldr/410m/reward_model --stage=reward_model --to=models/tldr-410m-reward
+Relabels first where that has not run (configs/tldr/comparisons.py); needs the same folders. It is
+exported for RLHF: python -m experiments.export --directory=runs/tldr/410m/reward_model
+--stage=reward_model --to=models/tldr-410m-reward
 """
 
 from ml_collections import ConfigDict

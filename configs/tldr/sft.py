@@ -1,4 +1,5 @@
-"""Supervised fine-tuning of Pythia on TL;DR summaries: the policy that async RLHF begins with (arXiv 2410.18252).
+"""Supervised fine-tuning of Pythia on TL;DR summaries: the policy that async RLHF begins with
+(arXiv 2410.18252).
 
 Command:   python -m experiments.run --config=configs/tldr/sft.py:size=410m
 Hardware:  4 accelerators of 80 GB (the paper's runs); 410m and 1b fit on one
@@ -6,9 +7,10 @@ Time:      not measured: no accelerator was at hand
 Result:    not measured
 Debug:     `:debug` runs it end to end with a random model of bytes on small files, two updates a stage
 
-Needs data/tldr (see README) and models/pythia-410m-deduped, a checkpoint folder. Its policy is exported for the next stages:
-python -m experiments.export --directory=runs/tldr/410m/sft --stage=sft --to=models/tldr-410m-sft
-The paper's code learns the prompt's tokens too; here the loss is on the summary.
+Needs data/tldr (see README) and models/pythia-410m-deduped, a checkpoint folder. Its policy is
+exported for the next stages: python -m experiments.export --directory=runs/tldr/410m/sft
+--stage=sft --to=models/tldr-410m-sft The paper's code learns the prompt's tokens too; here the loss
+is on the summary.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,13 @@
-"""Decoding, updates and a whole Online DPO round on the device that JAX has, beside what that device can do.
+"""Decoding, updates and a whole Online DPO round on the device that JAX has, beside what that
+device can do.
 
-Decoding: seconds of one step (what the new tokens after the first take, by their number) beside the least time in which its
-bytes can be read: the weights but for the embedding table, and the cache's columns that are filled, their mean over the steps.
-Update: model FLOPs (see `roofline.py`; what remat computes again is not counted) by seconds, beside the peak in bfloat16.
-Round: sampling, scores by a reference and a reward model of the policy's size, update and publishing, each waited for; then all
-of it in one go. On a device that `roofline.PEAKS` does not know the shares are null. A case that does not fit says so.
+Decoding: seconds of one step (what the new tokens after the first take, by their number) beside the
+least time in which its bytes can be read: the weights but for the embedding table, and the cache's
+columns that are filled, their mean over the steps. Update: model FLOPs (see `roofline.py`; what
+remat computes again is not counted) by seconds, beside the peak in bfloat16. Round: sampling,
+scores by a reference and a reward model of the policy's size, update and publishing, each waited
+for; then all of it in one go. On a device that `roofline.PEAKS` does not know the shares are null.
+A case that does not fit says so.
 
     python -m experiments.bench.accelerator --output experiments/bench/results/accelerator.json
 """
@@ -37,7 +40,9 @@ IMPOSSIBLE = -1  # a token that is never drawn: every row has all its tokens
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a benchmark. `batches` are rows decoded together; an update and a round have `rows` of them, two a prompt."""
+    """Sizes of a benchmark. `batches` are rows decoded together; an update and a round have `rows`
+    of them, two a prompt.
+    """
 
     preset: str = "pythia-1b"
     prompt: int = 512
@@ -52,11 +57,15 @@ SMOKE = {"prompt": 8, "new": 4, "batches": (2,), "rows": 4}
 
 def make_model(preset: str, **how: Any) -> Model:
     config = gpt_neox.PRESETS[preset]
-    return gpt_neox.make(replace(config, vocab_size=config.vocab_size or 128, dtype="bfloat16", **how))
+    return gpt_neox.make(
+        replace(config, vocab_size=config.vocab_size or 128, dtype="bfloat16", **how)
+    )
 
 
 def make_prompts(model: Model, num_prompts: int, length: int) -> Prompts:
-    tokens = np.random.default_rng(0).integers(3, model.vocab_size, (num_prompts, length), dtype=np.int32)
+    tokens = np.random.default_rng(0).integers(
+        3, model.vocab_size, (num_prompts, length), dtype=np.int32
+    )
     ordinals = np.arange(num_prompts, dtype=np.int32)
     return Prompts(tokens_PQ=tokens, mask_PQ=np.ones(tokens.shape, bool), ordinal_P=ordinals)  # type: ignore[arg-type]
 
@@ -64,23 +73,33 @@ def make_prompts(model: Model, num_prompts: int, length: int) -> Prompts:
 def least(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """Seconds of the fastest run of each side, the sides in turn."""
     waited = {name: lambda side=side: jax.block_until_ready(side()) for name, side in sides.items()}
-    return {name: min(of_side) for name, of_side in measure.interleaved(waited, repeats, warm_up=1).items()}
+    return {
+        name: min(of_side)
+        for name, of_side in measure.interleaved(waited, repeats, warm_up=1).items()
+    }
 
 
 def decode(shape: Shape, rows: int, kind: str, repeats: int) -> dict[str, Any]:
     """Seconds of a decoding step, beside the bound; params in bfloat16, as they are published."""
     model = make_model(shape.preset)
-    params = jax.jit(lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.init(key)))(jax.random.key(0))
+    params = jax.jit(lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.init(key)))(
+        jax.random.key(0)
+    )
     prompts = jax.device_put(make_prompts(model, rows, shape.prompt))
 
     def side(num_new: int) -> Callable[[], Any]:
         config = sampling.Config(max_completion_tokens=num_new, samples_per_prompt=1)
-        draw = jax.jit(partial(sampling.sample, model=model, config=config, eos_id=IMPOSSIBLE, pad_id=0))
+        draw = jax.jit(
+            partial(sampling.sample, model=model, config=config, eos_id=IMPOSSIBLE, pad_id=0)
+        )
         return lambda: draw(params, prompts, jax.random.key(1), np.int32(0))
 
     found = least({"whole": side(shape.new), "prefill": side(1)}, repeats)
     step = (found["whole"] - found["prefill"]) / (shape.new - 1)
-    read, (_, bandwidth) = roofline.step_bytes(model, rows, shape.prompt, shape.new), roofline.peaks(kind)
+    read, (_, bandwidth) = (
+        roofline.step_bytes(model, rows, shape.prompt, shape.new),
+        roofline.peaks(kind),
+    )
     return {
         "rows": rows,
         "prefill_seconds": round(found["prefill"], 5),
@@ -95,7 +114,9 @@ def decode(shape: Shape, rows: int, kind: str, repeats: int) -> dict[str, Any]:
 def make_batch(model: Model, shape: Shape) -> Batch:
     """Pairs of rows with one prompt each; completions are full."""
     prompts = make_prompts(model, shape.rows // 2, shape.prompt)
-    tokens = np.random.default_rng(1).integers(3, model.vocab_size, (shape.rows, shape.new), dtype=np.int32)
+    tokens = np.random.default_rng(1).integers(
+        3, model.vocab_size, (shape.rows, shape.new), dtype=np.int32
+    )
     return Batch(
         prompt_tokens_RQ=jnp.repeat(prompts.tokens_PQ, 2, axis=0),
         prompt_mask_RQ=jnp.ones((shape.rows, shape.prompt), bool),
@@ -109,7 +130,9 @@ def make_batch(model: Model, shape: Shape) -> Batch:
 
 
 def train(shape: Shape, remat: bool, attention: str, kind: str, repeats: int) -> dict[str, Any]:
-    """Seconds of an Online DPO update, beside the peak; float32 params and optimizer, bfloat16 products."""
+    """Seconds of an Online DPO update, beside the peak; float32 params and optimizer, bfloat16
+    products.
+    """
     model = make_model(shape.preset, remat=remat, attention=attention)
     algorithm = online_dpo.online_dpo(online_dpo.Config())
     optimizer = updating.make_optimizer(updating.OptimizerConfig(learning_rate=1e-6), 10_000)
@@ -143,14 +166,23 @@ def train(shape: Shape, remat: bool, attention: str, kind: str, repeats: int) ->
         "update_seconds": round(seconds, 5),
         "teraflops": round(flops / 1e12, 6),
         "share_of_peak": roofline.share(flops, roofline.peaks(kind)[0], seconds),
-        "temporary_megabytes": None if memory is None else round(memory.temp_size_in_bytes / 1e6, 1),
+        "temporary_megabytes": None
+        if memory is None
+        else round(memory.temp_size_in_bytes / 1e6, 1),
     }
 
 
 def make_program(shape: Shape, remat: bool, attention: str) -> tuple[Program, Params]:
-    """The calls of a round with fresh params, which policy, reference and the reward model's backbone begin with; and these."""
-    model, devices = make_model(shape.preset, remat=remat, attention=attention), mesh.make_mesh(mesh.Config())
-    layout = sharding.params_shardings(model, jax.eval_shape(model.init, jax.random.key(0)), devices)
+    """The calls of a round with fresh params, which policy, reference and the reward model's
+    backbone begin with; and these.
+    """
+    model, devices = (
+        make_model(shape.preset, remat=remat, attention=attention),
+        mesh.make_mesh(mesh.Config()),
+    )
+    layout = sharding.params_shardings(
+        model, jax.eval_shape(model.init, jax.random.key(0)), devices
+    )
     params = jax.jit(model.init, out_shardings=layout)(jax.random.key(0))
     judge = value_head.make(model)
     spec = ProgramSpec(
@@ -204,12 +236,20 @@ def fitting(name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {"case": name, "out_of_memory": str(error).splitlines()[0][:200]}
 
 
-def cases(shape: Shape, kind: str, platform: str, smoke: bool, repeats: int) -> dict[str, Callable[[], dict[str, Any]]]:
+def cases(
+    shape: Shape, kind: str, platform: str, smoke: bool, repeats: int
+) -> dict[str, Callable[[], dict[str, Any]]]:
     """Every case by its name; cudnn on a GPU alone."""
     ways = ["xla", "dot_product", *(["cudnn"] if platform == "gpu" else [])]
-    found = {f"decode x {rows}": partial(decode, shape, rows, kind, repeats) for rows in shape.batches}
-    for remat, way in [(True, ways[-1])] if smoke else [(remat, way) for way in ways for remat in (False, True)]:
-        found[f"update, {way}{', remat' * remat}"] = partial(train, shape, remat, way, kind, repeats)
+    found = {
+        f"decode x {rows}": partial(decode, shape, rows, kind, repeats) for rows in shape.batches
+    }
+    for remat, way in (
+        [(True, ways[-1])] if smoke else [(remat, way) for way in ways for remat in (False, True)]
+    ):
+        found[f"update, {way}{', remat' * remat}"] = partial(
+            train, shape, remat, way, kind, repeats
+        )
     return found | {"online_dpo round": partial(whole_round, shape, True, ways[-1], repeats)}
 
 
@@ -224,14 +264,20 @@ def main(arguments: list[str] | None = None) -> None:
     of_device = {"device_kind": device.device_kind, "platform": device.platform}
     of_device |= {"peak_bfloat16_flops": flops, "bytes_per_second": bandwidth}
     shared = {"preset": shape.preset, "prompt": shape.prompt, "new": shape.new}
-    found = [fitting(name, run) | shared | of_device for name, run in chosen.items() if options.only in name]
+    found = [
+        fitting(name, run) | shared | of_device
+        for name, run in chosen.items()
+        if options.only in name
+    ]
     measure.report("accelerator", found, load, options.output)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     made = measure.parser(__doc__)
     made.add_argument("--preset", default="pythia-1b", choices=sorted(gpt_neox.PRESETS))
-    made.add_argument("--rows", type=int, default=64, help="of an update and of a round, two a prompt")
+    made.add_argument(
+        "--rows", type=int, default=64, help="of an update and of a round, two a prompt"
+    )
     made.add_argument("--micro-batches", type=int, default=1, help="of an update")
     made.add_argument("--smoke", action="store_true", help="the smallest shapes, one run of each")
     return made.parse_args(arguments)

@@ -1,8 +1,9 @@
-"""Seconds of an update of every algorithm on one round beside GRPO's, and the share of a round that GRPOVI's adjustment takes.
+"""Seconds of an update of every algorithm on one round beside GRPO's, and the share of a round that
+GRPOVI's adjustment takes.
 
-The quickstart's shapes, its model with fresh params, and a fresh value head as the reward. A round is generate, score,
-credit and update. PPO's figure is its policy's update; its critic's stands beside it. Algorithms that train on fewer rows
-say how many.
+The quickstart's shapes, its model with fresh params, and a fresh value head as the reward. A round
+is generate, score, credit and update. PPO's figure is its policy's update; its critic's stands
+beside it. Algorithms that train on fewer rows say how many.
 
     python -m experiments.bench.algorithms
 """
@@ -30,7 +31,10 @@ def programs() -> dict[str, Program]:
     values = quickstart.get_config().to_dict()
     workspace, stages = build.workspace(values), build.stages(values)
     params = jax.jit(workspace.model.init)(workspace.key("init"))
-    reward = Reward(learned.make(workspace.value_model), workspace.value_model.init_from(params, workspace.key("head")))
+    reward = Reward(
+        learned.make(workspace.value_model),
+        workspace.value_model.init_from(params, workspace.key("head")),
+    )
     found = {}
     for name in registry.names("algorithms"):
         algorithm = build.algorithm(build.component("algorithms", name).to_dict())
@@ -39,15 +43,21 @@ def programs() -> dict[str, Program]:
 
 
 def one_round(program: Program) -> tuple[Samples, Scores]:
-    """Samples of a round and everything that any algorithm may need to know of them; `program` has a critic."""
+    """Samples of a round and everything that any algorithm may need to know of them; `program` has
+    a critic.
+    """
     states = program.init(program.reference_params)
     samples = program.generate(program.publish(states), 0, 0)
     scores, _ = program.score(states, samples)
     return samples, replace(scores, proximal_logprob_BC=samples.behavior_logprob_BC)
 
 
-def updates(program: Program, samples: Samples, scores: Scores) -> tuple[dict[str, Callable[[], Any]], int]:
-    """An update of each trained role on the round, donating its state, and the rows that it trains on."""
+def updates(
+    program: Program, samples: Samples, scores: Scores
+) -> tuple[dict[str, Callable[[], Any]], int]:
+    """An update of each trained role on the round, donating its state, and the rows that it trains
+    on.
+    """
     states = program.init(program.reference_params)
     batch = jax.jit(program.spec.algorithm.credit)(samples, scores)
 
@@ -83,7 +93,9 @@ def main() -> None:
     samples, scores = one_round(made["ppo"])
     for name, program in made.items():
         of_roles, rows[name] = updates(program, samples, scores)
-        sides |= {name if role == "policy" else f"{name}_{role}": side for role, side in of_roles.items()}
+        sides |= {
+            name if role == "policy" else f"{name}_{role}": side for role, side in of_roles.items()
+        }
     seconds = measure.interleaved(sides, options.repeats)
     least = {name: min(of_side) for name, of_side in seconds.items()}
     cases: list[dict[str, Any]] = [
@@ -97,10 +109,16 @@ def main() -> None:
     ]
     score_PG = scores.score_B.reshape(-1, samples.samples_per_prompt)
     parts = {"round": whole_round(made["grpovi"]), "adjustment": adjustment(score_PG)}
-    timed = {name: min(of_part) for name, of_part in measure.interleaved(parts, options.repeats).items()}
+    timed = {
+        name: min(of_part) for name, of_part in measure.interleaved(parts, options.repeats).items()
+    }
     share = {"adjustment_share": round(timed["adjustment"] / timed["round"], 6)}
     cases.append(
-        {"case": "grpovi round", **{f"{name}_seconds": round(value, 6) for name, value in timed.items()}, **share}
+        {
+            "case": "grpovi round",
+            **{f"{name}_seconds": round(value, 6) for name, value in timed.items()},
+            **share,
+        }
     )
     measure.report("algorithms", cases, load, options.output)
 

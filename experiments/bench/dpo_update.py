@@ -1,8 +1,10 @@
-"""An Online DPO update beside the same arithmetic in a plain torch loop: no trainer around it, the faster attention of two.
+"""An Online DPO update beside the same arithmetic in a plain torch loop: no trainer around it, the
+faster attention of two.
 
-Reference log-probabilities are given. Rows are full (no padding): the peer's attention then needs no mask, ours keeps its own.
-Both sides: the better number of micro-batches, logits at completion positions only, gradient clipping at norm 1, AdamW. Ours
-runs a pair's prompt once for both rows, and also gives entropy and drift metrics.
+Reference log-probabilities are given. Rows are full (no padding): the peer's attention then needs
+no mask, ours keeps its own. Both sides: the better number of micro-batches, logits at completion
+positions only, gradient clipping at norm 1, AdamW. Ours runs a pair's prompt once for both rows,
+and also gives entropy and drift metrics.
 
     pip install -e '.[bench]' && python -m experiments.bench.dpo_update
 """
@@ -21,7 +23,13 @@ from experiments.bench import measure, peers
 from rlhf_jax.algorithms import online_dpo
 from rlhf_jax.models import gpt_neox
 from rlhf_jax.types import Batch
-from rlhf_jax.updating import OptimizerConfig, init_state, make_optimizer, policy_objective, train_step
+from rlhf_jax.updating import (
+    OptimizerConfig,
+    init_state,
+    make_optimizer,
+    policy_objective,
+    train_step,
+)
 
 PAIRS, PROMPT, COMPLETION = 32, 64, 64
 BETA, LEARNING_RATE = 0.1, 1e-5
@@ -29,7 +37,9 @@ MICRO_BATCHES = (1, 4)
 
 
 def rows(preset: str, num_pairs: int) -> dict[str, np.ndarray]:
-    """Tokens of pairs (both rows of a pair have one prompt) and made-up reference log-probabilities."""
+    """Tokens of pairs (both rows of a pair have one prompt) and made-up reference
+    log-probabilities.
+    """
     random, vocab_size = np.random.default_rng(0), gpt_neox.PRESETS[preset].vocab_size
     prompts = random.integers(3, vocab_size, (num_pairs, PROMPT), dtype=np.int32)
     return {
@@ -39,7 +49,9 @@ def rows(preset: str, num_pairs: int) -> dict[str, np.ndarray]:
     }
 
 
-def our_side(preset: str, data: dict[str, np.ndarray], num_micro_batches: int) -> Callable[[], float]:
+def our_side(
+    preset: str, data: dict[str, np.ndarray], num_micro_batches: int
+) -> Callable[[], float]:
     """Our update, compiled with a donated state as a run compiles it."""
     model = gpt_neox.make(gpt_neox.PRESETS[preset])
     algorithm = online_dpo.online_dpo(online_dpo.Config(beta=BETA))
@@ -73,7 +85,9 @@ def our_side(preset: str, data: dict[str, np.ndarray], num_micro_batches: int) -
     return run
 
 
-def peer_side(preset: str, data: dict[str, np.ndarray], num_micro_batches: int, attention: str) -> Callable[[], float]:
+def peer_side(
+    preset: str, data: dict[str, np.ndarray], num_micro_batches: int, attention: str
+) -> Callable[[], float]:
     """The plain loop."""
     peer = peers.model(preset, attention).train()
     optimizer = torch.optim.AdamW(peer.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
@@ -91,7 +105,9 @@ def peer_side(preset: str, data: dict[str, np.ndarray], num_micro_batches: int, 
 
     def run() -> float:
         optimizer.zero_grad(set_to_none=True)
-        parts = zip(tokens.chunk(num_micro_batches), reference.chunk(num_micro_batches), strict=True)
+        parts = zip(
+            tokens.chunk(num_micro_batches), reference.chunk(num_micro_batches), strict=True
+        )
         loss = sum(backward(*part) for part in parts)
         torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
         optimizer.step()
@@ -101,7 +117,9 @@ def peer_side(preset: str, data: dict[str, np.ndarray], num_micro_batches: int, 
 
 
 def case(preset: str, num_pairs: int, repeats: int) -> dict[str, Any]:
-    """Both sides in turn at one shape; the better micro-batches of each count, and the peer's better attention."""
+    """Both sides in turn at one shape; the better micro-batches of each count, and the peer's
+    better attention.
+    """
     data = rows(preset, num_pairs)
     ours = {f"rlhf_jax_{parts}": our_side(preset, data, parts) for parts in MICRO_BATCHES}
     theirs = {
@@ -113,14 +131,20 @@ def case(preset: str, num_pairs: int, repeats: int) -> dict[str, Any]:
     seconds["rlhf_jax"] = min((seconds[name] for name in ours), key=min)
     seconds["torch"] = min((seconds[name] for name in theirs), key=min)
     shape = {"preset": preset, "pairs": num_pairs, "prompt": PROMPT, "completion": COMPLETION}
-    return {"case": f"{preset} {num_pairs} pairs", **shape, **measure.compared(seconds, "rlhf_jax", "torch")}
+    return {
+        "case": f"{preset} {num_pairs} pairs",
+        **shape,
+        **measure.compared(seconds, "rlhf_jax", "torch"),
+    }
 
 
 def main() -> None:
     options = measure.parser(__doc__).parse_args()
     load = os.getloadavg()
     cases = [("tiny", PAIRS), ("small", 8 if options.quick else PAIRS)]
-    found = [case(preset, pairs, options.repeats) for preset, pairs in cases if options.only in preset]
+    found = [
+        case(preset, pairs, options.repeats) for preset, pairs in cases if options.only in preset
+    ]
     measure.report("dpo_update", found, load, options.output)
 
 

@@ -1,7 +1,8 @@
 """Prefill and decode beside `generate` of transformers, at temperature 1 over the whole vocabulary.
 
-Neither side can draw an end, so both make every token; ours also returns the log-probability of each. Then our sampler alone on
-rows of which one is ten times as long as the others: with the whole batch to its end, and gathered as rows end.
+Neither side can draw an end, so both make every token; ours also returns the log-probability of
+each. Then our sampler alone on rows of which one is ten times as long as the others: with the whole
+batch to its end, and gathered as rows end.
 
     pip install -e '.[bench]' && python -m experiments.bench.generate
 """
@@ -42,7 +43,9 @@ def our_side(preset: str, tokens_PQ: np.ndarray, num_new: int) -> tuple[Callable
     model = gpt_neox.make(gpt_neox.PRESETS[preset])
     params = jax.jit(model.init)(jax.random.key(0))
     config = sampling.Config(max_completion_tokens=num_new, samples_per_prompt=1, temperature=1.0)
-    draw = jax.jit(partial(sampling.sample, model=model, config=config, eos_id=IMPOSSIBLE, pad_id=0))
+    draw = jax.jit(
+        partial(sampling.sample, model=model, config=config, eos_id=IMPOSSIBLE, pad_id=0)
+    )
     prompts = Prompts(
         tokens_PQ=jnp.asarray(tokens_PQ),
         mask_PQ=jnp.ones(tokens_PQ.shape, bool),
@@ -84,16 +87,28 @@ def peer_side(preset: str, tokens_PQ: np.ndarray, num_new: int) -> tuple[Callabl
     return run, peers.num_parameters(peer)
 
 
-def case(preset: str, prompt_length: int, num_new: int, num_rows: int, repeats: int) -> dict[str, Any]:
+def case(
+    preset: str, prompt_length: int, num_new: int, num_rows: int, repeats: int
+) -> dict[str, Any]:
     """Both sides in turn at one shape."""
     vocab_size = gpt_neox.PRESETS[preset].vocab_size
-    tokens_PQ = np.random.default_rng(0).integers(3, vocab_size, (num_rows, prompt_length), dtype=np.int32)
+    tokens_PQ = np.random.default_rng(0).integers(
+        3, vocab_size, (num_rows, prompt_length), dtype=np.int32
+    )
     ours, our_params = our_side(preset, tokens_PQ, num_new)
     peer, peer_params = peer_side(preset, tokens_PQ, num_new)
-    assert our_params == peer_params, f"{preset}: we have {our_params} params, the peer {peer_params}"
+    assert our_params == peer_params, (
+        f"{preset}: we have {our_params} params, the peer {peer_params}"
+    )
     seconds = measure.interleaved({"rlhf_jax": ours, "transformers": peer}, repeats)
     found = measure.compared(seconds, "rlhf_jax", "transformers")
-    shape = {"preset": preset, "prompt": prompt_length, "new": num_new, "rows": num_rows, "params": our_params}
+    shape = {
+        "preset": preset,
+        "prompt": prompt_length,
+        "new": num_new,
+        "rows": num_rows,
+        "params": our_params,
+    }
     return {"case": name(preset, prompt_length, num_new, num_rows), **shape, **found}
 
 
@@ -107,7 +122,9 @@ class EndsAt:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
 
-    def apply(self, params: Any, tokens_BL: Any, positions_BL: Any, mask_BL: Any, cache: Any = None) -> Any:
+    def apply(
+        self, params: Any, tokens_BL: Any, positions_BL: Any, mask_BL: Any, cache: Any = None
+    ) -> Any:
         hidden_BLD, cache = self.model.apply(params, tokens_BL, positions_BL, mask_BL, cache)
         mark_BL1 = (positions_BL == self.position)[..., None].astype(hidden_BLD.dtype)
         return jnp.concatenate([hidden_BLD, mark_BL1], axis=-1), cache
@@ -120,14 +137,20 @@ class EndsAt:
 
 
 def ragged(preset: str, num_new: int, num_rows: int, repeats: int) -> dict[str, Any]:
-    """Rows of `num_new` tokens but for the last, of ten times as many: its prompt is one token, so it begins earlier."""
+    """Rows of `num_new` tokens but for the last, of ten times as many: its prompt is one token, so
+    it begins earlier.
+    """
     prompt_length = (LONGER - 1) * num_new + 1
     model = EndsAt(gpt_neox.make(gpt_neox.PRESETS[preset]), prompt_length + num_new - 2)
     params = jax.jit(model.init)(jax.random.key(0))
-    tokens_PQ = np.random.default_rng(0).integers(3, model.vocab_size, (num_rows, prompt_length), dtype=np.int32)
+    tokens_PQ = np.random.default_rng(0).integers(
+        3, model.vocab_size, (num_rows, prompt_length), dtype=np.int32
+    )
     mask_PQ = np.ones(tokens_PQ.shape, bool)
     mask_PQ[-1, :-1] = False
-    prompts = Prompts(jnp.asarray(tokens_PQ), jnp.asarray(mask_PQ), jnp.arange(num_rows, dtype=jnp.int32))
+    prompts = Prompts(
+        jnp.asarray(tokens_PQ), jnp.asarray(mask_PQ), jnp.arange(num_rows, dtype=jnp.int32)
+    )
 
     def side(num_compactions: int) -> Callable[[], Any]:
         config = sampling.Config(LONGER * num_new, 1, 1.0, num_compactions)
@@ -159,7 +182,9 @@ def main() -> None:
     load = os.getloadavg()
     chosen = [shape for shape in CASES if options.only in name(*shape)]
     cases = [case(*shape, options.repeats) for shape in chosen]
-    cases += [ragged(*shape, options.repeats) for shape in RAGGED if options.only in ragged_name(*shape)]
+    cases += [
+        ragged(*shape, options.repeats) for shape in RAGGED if options.only in ragged_name(*shape)
+    ]
     measure.report("generate", cases, load, options.output)
 
 

@@ -1,6 +1,8 @@
-"""Importing a published checkpoint beside reading its files: seconds, and memory beyond what the params take.
+"""Importing a published checkpoint beside reading its files: seconds, and memory beyond what the
+params take.
 
-Both are done in a process of its own, in turn, from the page cache and, where the machine lets it be emptied, from the disk.
+Both are done in a process of its own, in turn, from the page cache and, where the machine lets it
+be emptied, from the disk.
 
     python -m experiments.bench.import_checkpoint --preset=pythia-1b --dtype=float16
 """
@@ -22,7 +24,9 @@ CHUNK = 16 << 20
 
 
 def write_folder(folder: Path, preset: str, dtype: str) -> None:
-    """A folder of random numbers in the shapes of a preset, two bytes or four a number, in files of at most 1 GB."""
+    """A folder of random numbers in the shapes of a preset, two bytes or four a number, in files of
+    at most 1 GB.
+    """
     import jax
     import numpy as np
 
@@ -32,7 +36,9 @@ def write_folder(folder: Path, preset: str, dtype: str) -> None:
     model = gpt_neox.make(gpt_neox.PRESETS[preset])
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     random = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: random.standard_normal(leaf.shape, np.float32).astype(dtype), shapes)
+    params = jax.tree.map(
+        lambda leaf: random.standard_normal(leaf.shape, np.float32).astype(dtype), shapes
+    )
     export.save(folder, model, params, token_ids={}, dtype=dtype, max_file_bytes=1 << 30)
 
 
@@ -47,7 +53,9 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """Imports the folder as float32 params, and says how much memory it took at its height beyond them."""
+    """Imports the folder as float32 params, and says how much memory it took at its height beyond
+    them.
+    """
     import jax
 
     from rlhf_jax.devices import mesh
@@ -79,8 +87,16 @@ def alone(side: str, folder: Path, cold: bool) -> dict[str, Any]:
     if cold:
         os.sync()
         Path("/proc/sys/vm/drop_caches").write_text("1")
-    command = [sys.executable, "-m", "experiments.bench.import_checkpoint", f"--side={side}", f"--folder={folder}"]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.bench.import_checkpoint",
+        f"--side={side}",
+        f"--folder={folder}",
+    ]
+    return json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+    )
 
 
 def case(folder: Path, repeats: int, cold: bool) -> dict[str, Any]:
@@ -89,9 +105,15 @@ def case(folder: Path, repeats: int, cold: bool) -> dict[str, Any]:
     for _ in range(repeats):
         for side, results in found.items():
             results.append(alone(side, folder, cold))
-    best = {side: min(results, key=lambda result: result["seconds"]) for side, results in found.items()}
+    best = {
+        side: min(results, key=lambda result: result["seconds"]) for side, results in found.items()
+    }
     ratio = best["load"]["seconds"] / best["read"]["seconds"]
-    return {"case": "from disk" if cold else "from the page cache", "load_to_read": round(ratio, 3), **best}
+    return {
+        "case": "from disk" if cold else "from the page cache",
+        "load_to_read": round(ratio, 3),
+        **best,
+    }
 
 
 def main() -> None:
@@ -114,7 +136,9 @@ def main() -> None:
         with contextlib.suppress(OSError):  # only root may empty the page cache
             cases.append(case(folder, options.repeats, cold=True))
     shape = {"preset": options.preset, "dtype": options.dtype}
-    measure.report("import_checkpoint", [shape | found for found in cases], load_average, options.output)
+    measure.report(
+        "import_checkpoint", [shape | found for found in cases], load_average, options.output
+    )
 
 
 if __name__ == "__main__":

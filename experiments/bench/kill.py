@@ -1,8 +1,9 @@
-"""Kills a tiny pipeline at random moments with SIGKILL, starts it again, and compares its end with that of a run never killed.
+"""Kills a tiny pipeline at random moments with SIGKILL, starts it again, and compares its end with
+that of a run never killed.
 
-`python -m experiments.bench.kill [--moments=50] [--seed=0]` prints one JSON line: how many of the moments ended bitwise
-equal in params, metrics (times aside), samples, ledger and comparisons, and where the kills fell. Every other run has a
-sampling thread.
+`python -m experiments.bench.kill [--moments=50] [--seed=0]` prints one JSON line: how many of the
+moments ended bitwise equal in params, metrics (times aside), samples, ledger and comparisons, and
+where the kills fell. Every other run has a sampling thread.
 """
 
 import argparse
@@ -60,7 +61,8 @@ LOOPS = ("rlhf.loop=asynchronous", "rlhf.loop=synchronous")
 LIMIT_SECONDS = 240
 
 
-# A shell's background job is begun with SIGINT ignored, and so is all that it begins: a run must hear it here all the same.
+# A shell's background job is begun with SIGINT ignored, and so is all that it begins: a run must
+# hear it here all the same.
 LISTENING = (
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
     " os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
@@ -68,9 +70,18 @@ LISTENING = (
 
 
 def start(directory: Path, cache: Path, *overrides: str) -> subprocess.Popen:
-    """Begins, or goes on with, the pipeline of a directory; compiled programs are shared through `cache`."""
+    """Begins, or goes on with, the pipeline of a directory; compiled programs are shared through
+    `cache`.
+    """
     settings = [*SIZES, f"directory={directory}", *overrides]
-    command = [sys.executable, "-c", LISTENING, "-m", "experiments.run", "--config=configs/quickstart.py"]
+    command = [
+        sys.executable,
+        "-c",
+        LISTENING,
+        "-m",
+        "experiments.run",
+        "--config=configs/quickstart.py",
+    ]
     sharing = {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -108,7 +119,9 @@ def wait_for(process: subprocess.Popen, directory: Path, lines: int) -> None:
 
 
 def kill_at(process: subprocess.Popen, directory: Path, lines: int, delay: float) -> bool:
-    """SIGKILL `delay` seconds after metrics.jsonl has this many lines; False when the run ended before."""
+    """SIGKILL `delay` seconds after metrics.jsonl has this many lines; False when the run ended
+    before.
+    """
     wait_for(process, directory, lines)
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
@@ -132,7 +145,8 @@ def state(directory: Path, stage: str) -> tuple[int, list[np.ndarray]]:
         step = manager.latest_step()
         assert step is not None, f"no checkpoint of {stage}"
         return step, [
-            np.asarray(leaf) for leaf in jax.tree.leaves(manager.restore(step, args=ocp.args.StandardRestore()))
+            np.asarray(leaf)
+            for leaf in jax.tree.leaves(manager.restore(step, args=ocp.args.StandardRestore()))
         ]
 
 
@@ -141,7 +155,9 @@ def differences(one: Path, other: Path) -> list[str]:
     found = []
     for stage in STAGES:
         (step, arrays), (other_step, other_arrays) = state(one, stage), state(other, stage)
-        if step != other_step or [x.tobytes() for x in arrays] != [x.tobytes() for x in other_arrays]:
+        if step != other_step or [x.tobytes() for x in arrays] != [
+            x.tobytes() for x in other_arrays
+        ]:
             found.append(f"checkpoint of {stage}")
     if untimed(one / "metrics.jsonl") != untimed(other / "metrics.jsonl"):
         found.append("metrics.jsonl")
@@ -160,11 +176,16 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def moments(lines: int, count: int, seed: int) -> list[tuple[int, float]]:
-    """Seeded kill moments spread over a run of `lines` lines: a number of lines, and a further delay in seconds."""
+    """Seeded kill moments spread over a run of `lines` lines: a number of lines, and a further
+    delay in seconds.
+    """
     random = np.random.default_rng(seed)
     edges = np.linspace(0, lines, count + 1)
     return [
-        (int(random.uniform(low, high)), float(random.choice([0.0, random.uniform(0, 0.05), random.uniform(0, 0.5)])))
+        (
+            int(random.uniform(low, high)),
+            float(random.choice([0.0, random.uniform(0, 0.05), random.uniform(0, 0.5)])),
+        )
         for low, high in itertools.pairwise(edges)
     ]
 
@@ -185,7 +206,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cache, whole = Path(folder, "cache"), Path(folder, "whole")
         finish(start(whole, cache))
-        for place, (lines, delay) in enumerate(moments(num_lines(whole), arguments.moments, arguments.seed)):
+        for place, (lines, delay) in enumerate(
+            moments(num_lines(whole), arguments.moments, arguments.seed)
+        ):
             directory, loop = Path(folder, f"killed-{place}"), LOOPS[place % len(LOOPS)]
             killed = kill_at(start(directory, cache, loop), directory, lines, delay)
             where[f"{stage_at(directory) if killed else 'ended before'}, {loop}"] += 1
@@ -194,8 +217,17 @@ def main() -> None:
             if found:
                 unequal.append({"lines": lines, "delay": delay, "loop": loop, "differ": found})
             print(f"{place + 1}/{arguments.moments}: {found or 'equal'}", file=sys.stderr)
-    result = {"benchmark": "kill", "moments": arguments.moments, "equal": arguments.moments - len(unequal)}
-    print(json.dumps(result | {"killed_in": where, "unequal": unequal, "seconds": round(time.monotonic() - began)}))
+    result = {
+        "benchmark": "kill",
+        "moments": arguments.moments,
+        "equal": arguments.moments - len(unequal),
+    }
+    print(
+        json.dumps(
+            result
+            | {"killed_in": where, "unequal": unequal, "seconds": round(time.monotonic() - began)}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Memory of an update's head beside the array of logits that it never makes: positions x vocabulary in float32.
+"""Memory of an update's head beside the array of logits that it never makes: positions x vocabulary
+in float32.
 
-What XLA sets aside for the gradient of the summed token log-probabilities (its `temp_size`), compiled and not run. It holds a
-sum of the head's gradient, which has nothing to do with positions: that is told apart.
+What XLA sets aside for the gradient of the summed token log-probabilities (its `temp_size`),
+compiled and not run. It holds a sum of the head's gradient, which has nothing to do with positions:
+that is told apart.
 
     python -m experiments.bench.logits
 """
@@ -16,7 +18,11 @@ from experiments.bench import measure
 from rlhf_jax.ops.logprobs import chunked_token_logprobs
 from rlhf_jax.scoring import MAX_LOGITS
 
-CASES = [(4096, 50_304, 768), (4096, 50_304, 2048), (16_384, 128_256, 2048)]  # positions, vocabulary, width
+CASES = [
+    (4096, 50_304, 768),
+    (4096, 50_304, 2048),
+    (16_384, 128_256, 2048),
+]  # positions, vocabulary, width
 
 
 def temporary_bytes(positions: int, vocab_size: int, width: int, max_chunk_elements: int) -> int:
@@ -37,7 +43,9 @@ def temporary_bytes(positions: int, vocab_size: int, width: int, max_chunk_eleme
         jax.ShapeDtypeStruct((width, vocab_size), jnp.float32),
         jax.ShapeDtypeStruct((positions,), jnp.int32),
     ]
-    analysis: Any = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile().memory_analysis()
+    analysis: Any = (
+        jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile().memory_analysis()
+    )
     return analysis.temp_size_in_bytes
 
 

@@ -1,4 +1,6 @@
-"""Shared parts of the benchmarks: sides run in turn in one process, the shapes they are run at, and the one JSON line."""
+"""Shared parts of the benchmarks: sides run in turn in one process, the shapes they are run at, and
+the one JSON line.
+"""
 
 import argparse
 import importlib.metadata
@@ -13,13 +15,28 @@ from pathlib import Path
 from typing import Any
 
 NUM_THREADS = 2
-PACKAGES = ("rlhf_jax", "jax", "jaxlib", "flax", "optax", "torch", "transformers", "trl", "datasets", "accelerate")
+PACKAGES = (
+    "rlhf_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "torch",
+    "transformers",
+    "trl",
+    "datasets",
+    "accelerate",
+)
 
 
-def interleaved(sides: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 2) -> dict[str, list[float]]:
-    """Seconds of every run of every side, the sides in turn (A B A B ...), so that what else the machine does meets all alike.
+def interleaved(
+    sides: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 2
+) -> dict[str, list[float]]:
+    """Seconds of every run of every side, the sides in turn (A B A B ...), so that what else the
+    machine does meets all alike.
 
-    A side must have finished its work when it returns. The first `warm_up` runs of each are not kept.
+    A side must have finished its work when it returns. The first `warm_up` runs of each are not
+    kept.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(warm_up + repeats):
@@ -32,9 +49,14 @@ def interleaved(sides: Mapping[str, Callable[[], Any]], repeats: int, warm_up: i
 
 
 def compared(seconds: Mapping[str, list[float]], ours: str, peer: str) -> dict[str, Any]:
-    """Minima in seconds, and how many times faster than the peer we are by them (more than 1: we are faster)."""
+    """Minima in seconds, and how many times faster than the peer we are by them (more than 1: we
+    are faster).
+    """
     least = {f"{name}_seconds": round(min(values), 5) for name, values in seconds.items()}
-    middle = {f"{name}_median_seconds": round(sorted(values)[len(values) // 2], 5) for name, values in seconds.items()}
+    middle = {
+        f"{name}_median_seconds": round(sorted(values)[len(values) // 2], 5)
+        for name, values in seconds.items()
+    }
     return {**least, **middle, "times_faster": round(min(seconds[peer]) / min(seconds[ours]), 3)}
 
 
@@ -64,7 +86,9 @@ def versions() -> dict[str, str]:
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("--repeats", type=int, default=7, help="runs of each side that are kept")
     made.add_argument("--quick", action="store_true", help="fewer rows for the larger model")
     made.add_argument("--only", default="", help="only the cases whose name contains this")
@@ -72,7 +96,12 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def report(name: str, cases: list[dict[str, Any]], began_load: tuple[float, float, float], output: Path | None) -> None:
+def report(
+    name: str,
+    cases: list[dict[str, Any]],
+    began_load: tuple[float, float, float],
+    output: Path | None,
+) -> None:
     """Prints the benchmark's one JSON line; `began_load` is the load average when it began."""
     line = {
         "benchmark": name,
@@ -80,7 +109,11 @@ def report(name: str, cases: list[dict[str, Any]], began_load: tuple[float, floa
         "cases": cases,
         "threads": NUM_THREADS,
         "load_average": {"began": began_load, "ended": os.getloadavg()},
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()},
+        "machine": {
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "system": platform.platform(),
+        },
         "versions": versions(),
     }
     text = json.dumps(line)
@@ -93,5 +126,9 @@ def report(name: str, cases: list[dict[str, Any]], began_load: tuple[float, floa
 def processor() -> str:
     """The processor's name."""
     info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
+    names = (
+        [line for line in info.read_text().splitlines() if "model name" in line]
+        if info.exists()
+        else []
+    )
     return names[0].split(":")[1].strip() if names else platform.processor()

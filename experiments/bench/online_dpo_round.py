@@ -1,8 +1,10 @@
-"""A whole Online DPO round beside TRL's OnlineDPOTrainer: two samples a prompt, reference, a cheap reward on text, update.
+"""A whole Online DPO round beside TRL's OnlineDPOTrainer: two samples a prompt, reference, a cheap
+reward on text, update.
 
-Each side is its own process, so that its peak memory is its own, and does one round in turn. Both have a full-vocabulary law at
-temperature 1, AdamW, clipping, float32; gradient checkpointing, TRL's default, is off. Compiling takes memory that a started
-run keeps, so our peak is given for a first start, and for a second one that reads its programs from JAX's compile cache.
+Each side is its own process, so that its peak memory is its own, and does one round in turn. Both
+have a full-vocabulary law at temperature 1, AdamW, clipping, float32; gradient checkpointing, TRL's
+default, is off. Compiling takes memory that a started run keeps, so our peak is given for a first
+start, and for a second one that reads its programs from JAX's compile cache.
 
     pip install -e '.[bench]' && python -m experiments.bench.online_dpo_round
 """
@@ -70,12 +72,19 @@ def case(name: str, repeats: int) -> dict[str, Any]:
             took = process.round()
             if repeat >= warm_up:
                 seconds[side].append(took)
-    memory: dict[str, float] = {f"{side}_peak_megabytes": process.end() for side, process in sides.items()}
+    memory: dict[str, float] = {
+        f"{side}_peak_megabytes": process.end() for side, process in sides.items()
+    }
     memory["rlhf_jax_cached_peak_megabytes"] = cached_peak_megabytes(name)
     for which in ("", "cached_"):
         share = memory[f"rlhf_jax_{which}peak_megabytes"] / memory["trl_peak_megabytes"]
         memory[f"{which}memory_share"] = round(share, 3)
-    return {"case": name, **asdict(rounds.SHAPES[name]), **measure.compared(seconds, "rlhf_jax", "trl"), **memory}
+    return {
+        "case": name,
+        **asdict(rounds.SHAPES[name]),
+        **measure.compared(seconds, "rlhf_jax", "trl"),
+        **memory,
+    }
 
 
 def cached_peak_megabytes(name: str) -> float:

@@ -1,9 +1,10 @@
 """Overhead of the asynchronous loop, and the overlap of its calls.
 
-Simulated: stages that wait without using the host, so that only the loop is measured; seconds of a round beside
-max(generate, train), for every lag, balanced and unbalanced, each stage jittered uniformly by ± 20 %; beside them the same
-recursion without any thread. Machinery: the loop with stages that take no time, and the ledger's rows, as a share of a
-round of the quickstart. Real: that round, synchronous and asynchronous in turn, at the lag where both have the same numbers.
+Simulated: stages that wait without using the host, so that only the loop is measured; seconds of a
+round beside max(generate, train), for every lag, balanced and unbalanced, each stage jittered
+uniformly by ± 20 %; beside them the same recursion without any thread. Machinery: the loop with
+stages that take no time, and the ledger's rows, as a share of a round of the quickstart. Real: that
+round, synchronous and asynchronous in turn, at the lag where both have the same numbers.
 
     python -m experiments.bench.overlap
 """
@@ -40,13 +41,18 @@ REAL_ROUNDS = 8
 
 
 class Simulated:
-    """The calls of a program as waits: seconds of (generate, train, publish), jittered by round and seed."""
+    """The calls of a program as waits: seconds of (generate, train, publish), jittered by round and
+    seed.
+    """
 
     def __init__(self, clock: Clock, generate: float, train: float, publish: float, seed: int):
         self.spec = SimpleNamespace(clock=clock)
         random_of = random.Random(seed)
         self.seconds = [
-            tuple(mean * random_of.uniform(1 - JITTER, 1 + JITTER) for mean in (generate, train, publish))
+            tuple(
+                mean * random_of.uniform(1 - JITTER, 1 + JITTER)
+                for mean in (generate, train, publish)
+            )
             for _ in range(clock.num_rounds)
         ]
 
@@ -59,7 +65,9 @@ class Simulated:
         return SimpleNamespace(version=version, round_index=round_index)
 
     def score(self, states: int, samples: Any) -> tuple[Any, Any]:
-        return SimpleNamespace(score_B=np.zeros(1)), SimpleNamespace(round_index=samples.round_index, sample_R=None)
+        return SimpleNamespace(score_B=np.zeros(1)), SimpleNamespace(
+            round_index=samples.round_index, sample_R=None
+        )
 
     def minibatch(self, batch: Any, round_index: int, update: int) -> Any:
         return batch
@@ -95,8 +103,13 @@ def ideal(program: Simulated, lag: int) -> float:
 def simulated(lag: int, shape: str, repeats: int) -> dict[str, Any]:
     """Seconds of a round beside the larger stage's, the least of some runs of one schedule."""
     generate, train = (ROUND_SECONDS * share for share in SHAPES[shape])
-    program = Simulated(Clock(ROUNDS, lag=lag), generate, train, ROUND_SECONDS * PUBLISH_SHARE, seed=lag)
-    longest = max(np.mean([seconds[0] for seconds in program.seconds]), np.mean([s[1] + s[2] for s in program.seconds]))
+    program = Simulated(
+        Clock(ROUNDS, lag=lag), generate, train, ROUND_SECONDS * PUBLISH_SHARE, seed=lag
+    )
+    longest = max(
+        np.mean([seconds[0] for seconds in program.seconds]),
+        np.mean([s[1] + s[2] for s in program.seconds]),
+    )
     took = min(run(asynchronous, program, 0) for _ in range(repeats))
     return {
         "case": f"simulated {shape}, lag {lag}",
@@ -110,10 +123,18 @@ def machinery(repeats: int) -> dict[str, float]:
     program = Simulated(Clock(2000, lag=1), 0.0, 0.0, 0.0, seed=0)
     program.publish = program.generate = lambda *arguments: SimpleNamespace(version=0)  # type: ignore[assignment, misc]
     program.spec.clock = Clock(2000, version_schedule=(0,) * 2000)
-    program.update = lambda states, batch: (states + 1, {"loss": Mean(np.float32(0.0), np.float32(1.0))})  # type: ignore[assignment, misc, arg-type]
-    program.score = lambda states, samples: (SimpleNamespace(score_B=np.zeros(1)), SimpleNamespace(sample_R=None))  # type: ignore[assignment, misc]
+    program.update = lambda states, batch: (
+        states + 1,
+        {"loss": Mean(np.float32(0.0), np.float32(1.0))},
+    )  # type: ignore[assignment, misc, arg-type]
+    program.score = lambda states, samples: (
+        SimpleNamespace(score_B=np.zeros(1)),
+        SimpleNamespace(sample_R=None),
+    )  # type: ignore[assignment, misc]
     loops = {"asynchronous": asynchronous, "synchronous": synchronous}
-    return {name: min(run(loop, program, 0) for _ in range(repeats)) for name, loop in loops.items()}
+    return {
+        name: min(run(loop, program, 0) for _ in range(repeats)) for name, loop in loops.items()
+    }
 
 
 def real_program(lag: int) -> tuple[Program, Any]:
@@ -122,9 +143,14 @@ def real_program(lag: int) -> tuple[Program, Any]:
     values["directory"] = tempfile.mkdtemp()
     workspace, stages = build.workspace(values), build.stages(values)
     params = jax.jit(workspace.model.init)(workspace.key("init"))
-    reward = Reward(learned.make(workspace.value_model), workspace.value_model.init_from(params, workspace.key("head")))
+    reward = Reward(
+        learned.make(workspace.value_model),
+        workspace.value_model.init_from(params, workspace.key("head")),
+    )
     algorithm = build.algorithm(build.component("algorithms", "grpo").to_dict())
-    config = dataclasses.replace(stages.rlhf, lag=lag, total_prompts=REAL_ROUNDS * stages.rlhf.prompts_per_update)
+    config = dataclasses.replace(
+        stages.rlhf, lag=lag, total_prompts=REAL_ROUNDS * stages.rlhf.prompts_per_update
+    )
     return rlhf.make_program(workspace, config, algorithm, reward, params), workspace
 
 
@@ -139,22 +165,34 @@ def ledger_seconds(program: Program, workspace: Any, repeats: int) -> float:
         began = time.perf_counter()
         fetched = jax.device_get(samples)
         texts = workspace.completions(fetched)
-        one_each = jax.tree.map(lambda x: x[:: program.spec.sampling.samples_per_prompt] if x.ndim else x, fetched)
+        one_each = jax.tree.map(
+            lambda x: x[:: program.spec.sampling.samples_per_prompt] if x.ndim else x, fetched
+        )
         prompts = workspace.stream("train", "rlhf").texts_of(one_each)
-        book.write(0, ledger.rows(0, fetched, scores, uses, batch, program.spec.algorithm, prompts, texts, None))
+        book.write(
+            0,
+            ledger.rows(
+                0, fetched, scores, uses, batch, program.spec.algorithm, prompts, texts, None
+            ),
+        )
         best = min(best, time.perf_counter() - began)
     return best
 
 
 def real(repeats: int) -> list[dict[str, Any]]:
-    """A round of the quickstart (GRPO), synchronous and asynchronous at lag 1, and what the loop and ledger cost of it."""
+    """A round of the quickstart (GRPO), synchronous and asynchronous at lag 1, and what the loop
+    and ledger cost of it.
+    """
     program, workspace = real_program(lag=1)
 
     def side(loop: Any) -> Callable[[], None]:
         return lambda: run(loop, program, program.init(program.reference_params)) and None
 
     sides = {"synchronous": side(synchronous), "asynchronous": side(asynchronous)}
-    seconds = {name: min(of_side) / REAL_ROUNDS for name, of_side in measure.interleaved(sides, repeats, 1).items()}
+    seconds = {
+        name: min(of_side) / REAL_ROUNDS
+        for name, of_side in measure.interleaved(sides, repeats, 1).items()
+    }
     costs = machinery(repeats) | {"ledger": ledger_seconds(program, workspace, repeats)}
     whole = seconds["synchronous"]
     return [

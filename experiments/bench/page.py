@@ -1,4 +1,6 @@
-"""Writes the page of benchmarks, `docs/results/benchmarks.md`, from the committed JSON lines of `results/`."""
+"""Writes the page of benchmarks, `docs/results/benchmarks.md`, from the committed JSON lines of
+`results/`.
+"""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -25,11 +27,17 @@ def cases(name: str, wanted: Callable[[Case], bool] = lambda case: True) -> list
 
 
 def source(name: str) -> str:
-    """A sentence with the command, the machine and its load; ratios of a busy machine are indicative."""
+    """A sentence with the command, the machine and its load; ratios of a busy machine are
+    indicative.
+    """
     result = read(name)
     machine = result["machine"]
     load = result.get("load_average")
-    busy = f", load average {load['began'][0]:.0f} to {load['ended'][0]:.0f}" if load else ", load average not recorded"
+    busy = (
+        f", load average {load['began'][0]:.0f} to {load['ended'][0]:.0f}"
+        if load
+        else ", load average not recorded"
+    )
     return f"`{result['command']}`; {machine['cores']} cores of an {machine['processor']}{busy}."
 
 
@@ -49,13 +57,34 @@ def peers() -> str:
             ours, theirs = case["rlhf_jax_seconds"], case[f"{peer}_seconds"]
             memory = [
                 case.get(key)
-                for key in ("rlhf_jax_peak_megabytes", "rlhf_jax_cached_peak_megabytes", f"{peer}_peak_megabytes")
+                for key in (
+                    "rlhf_jax_peak_megabytes",
+                    "rlhf_jax_cached_peak_megabytes",
+                    f"{peer}_peak_megabytes",
+                )
             ]
             megabytes = " / ".join(f"{value:.0f}" for value in memory) if all(memory) else "–"
             rows.append(
-                [f"{name}, {case['case']}", label, seconds(ours), seconds(theirs), f"{theirs / ours:.2f}", megabytes]
+                [
+                    f"{name}, {case['case']}",
+                    label,
+                    seconds(ours),
+                    seconds(theirs),
+                    f"{theirs / ours:.2f}",
+                    megabytes,
+                ]
             )
-    return table(("work", "peer", "ours, s", "peer, s", "times as fast", "peak MB: first start / cached / peer"), rows)
+    return table(
+        (
+            "work",
+            "peer",
+            "ours, s",
+            "peer, s",
+            "times as fast",
+            "peak MB: first start / cached / peer",
+        ),
+        rows,
+    )
 
 
 def algorithms() -> str:
@@ -75,14 +104,21 @@ def adjustment_share() -> str:
 
 def sabotage() -> str:
     rows = [
-        [case["case"], number(case["gold_mean"], 2), number(case["win_rate"], 3), number(case["kl"], 2)]
+        [
+            case["case"],
+            number(case["gold_mean"], 2),
+            number(case["win_rate"], 3),
+            number(case["kl"], 2),
+        ]
         for case in cases("sabotage")
     ]
     return table(("algorithm, fault", "gold at the end", "win-rate", "KL"), rows)
 
 
 def speed() -> str:
-    """A row for each arm of the study of speed: seconds per round, and its win-rate beside the first arm's."""
+    """A row for each arm of the study of speed: seconds per round, and its win-rate beside the
+    first arm's.
+    """
     rows = []
     for case in cases("speed"):
         difference = case.get("win_rate_difference")
@@ -114,7 +150,9 @@ def overlap() -> str:
         [case["case"], f"{case['round_of_longest']:.3f}", f"{case['ideal']:.3f}"]
         for case in cases("overlap", lambda case: "ideal" in case)
     ]
-    return table(("simulated stages", "round / longer stage", "the same schedule without threads"), rows)
+    return table(
+        ("simulated stages", "round / longer stage", "the same schedule without threads"), rows
+    )
 
 
 def plans_summary() -> dict[str, str]:
@@ -137,13 +175,27 @@ def searched() -> str:
     for case in cases("plans", lambda case: case["case"] == "searched"):
         size = f"width {case['width']}, {case['num_prompts']} × {case['samples_per_prompt']} × "
         size += f"({case['prompt_tokens']} + {case['completion_tokens']}), {case['num_minibatches']} minibatches"
-        rows.append([size, f"{case['expected_ratio']:.2f}", f"{case['measured_ratio']:.2f}", case["advised"]])
-    return table(("setting", "expected / best single mesh", "measured / best single mesh", "advised"), rows)
+        rows.append(
+            [
+                size,
+                f"{case['expected_ratio']:.2f}",
+                f"{case['measured_ratio']:.2f}",
+                case["advised"],
+            ]
+        )
+    return table(
+        ("setting", "expected / best single mesh", "measured / best single mesh", "advised"), rows
+    )
 
 
 def realhf() -> str:
-    """A row for each published setting: the heuristic as published and simulated, and both searched plans."""
-    heuristic = {case["case"]: case for case in cases("realhf_settings", lambda c: "paper_heuristic_seconds" in c)}
+    """A row for each published setting: the heuristic as published and simulated, and both searched
+    plans.
+    """
+    heuristic = {
+        case["case"]: case
+        for case in cases("realhf_settings", lambda c: "paper_heuristic_seconds" in c)
+    }
     found = {
         case["case"].removeprefix("search "): case
         for case in cases("realhf_settings", lambda c: "paper_searched_seconds" in c)
@@ -161,22 +213,40 @@ def realhf() -> str:
                 f"{other['search_seconds']:.0f}",
             ]
         )
-    head = ("setting", "heuristic, published", "heuristic, simulated", "searched, published (measured)")
+    head = (
+        "setting",
+        "heuristic, published",
+        "heuristic, simulated",
+        "searched, published (measured)",
+    )
     return table((*head, "searched, ours (simulated)", "our search, s"), rows)
 
 
 def realhf_summary() -> str:
-    """A row for each fit: settings, geometric mean, range and rank correlation of simulated / published seconds."""
+    """A row for each fit: settings, geometric mean, range and rank correlation of simulated /
+    published seconds.
+    """
     rows = []
     for case in cases("realhf_settings", lambda case: "geometric_mean_ratio" in case):
         extent = f"{case['least_ratio']:.2f} to {case['largest_ratio']:.2f}"
-        rows.append([case["case"], f"{case['geometric_mean_ratio']:.2f}", extent, f"{case['rank_correlation']:.2f}"])
+        rows.append(
+            [
+                case["case"],
+                f"{case['geometric_mean_ratio']:.2f}",
+                extent,
+                f"{case['rank_correlation']:.2f}",
+            ]
+        )
     return table(("fit", "geometric mean", "range", "rank correlation"), rows)
 
 
 def reallocate() -> str:
     rows = [
-        [f"{case['preset']}, {case['case']}", f"{case['megabytes']:.1f}", f"{1000 * case['ours_seconds']:.1f}"]
+        [
+            f"{case['preset']}, {case['case']}",
+            f"{case['megabytes']:.1f}",
+            f"{1000 * case['ours_seconds']:.1f}",
+        ]
         + [f"{1000 * case['device_put_seconds']:.1f}", f"{case['times_faster']:.2f}"]
         for case in cases("reallocate", lambda case: "times_faster" in case)
     ]
@@ -185,14 +255,20 @@ def reallocate() -> str:
 
 def variance_increase() -> str:
     rows = [
-        [case["case"], f"{case['of_a_sort']['select']:.2f}", f"{case['of_a_sort']['select_weighted']:.2f}"]
+        [
+            case["case"],
+            f"{case['of_a_sort']['select']:.2f}",
+            f"{case['of_a_sort']['select_weighted']:.2f}",
+        ]
         for case in cases("variance_increase")
     ]
     return table(("groups × responses", "kernel / `jnp.sort`", "with weights / `jnp.sort`"), rows)
 
 
 def estimates_figure() -> Figure:
-    """Expected against measured seconds of a round: random plans, and ReaLHF's 36 published settings."""
+    """Expected against measured seconds of a round: random plans, and ReaLHF's 36 published
+    settings.
+    """
     (plans,) = cases("plans", lambda case: case["case"] == "estimates")
 
     def seconds(measured: str, expected: str) -> tuple[list[float], list[float]]:
@@ -207,7 +283,9 @@ def estimates_figure() -> Figure:
         "ReaLHF's 36 settings, by formulas",
         {
             "its heuristic": seconds("paper_heuristic_seconds", "simulated_heuristic_seconds"),
-            "its searched plan, beside ours": seconds("paper_searched_seconds", "simulated_searched_seconds"),
+            "its searched plan, beside ours": seconds(
+                "paper_searched_seconds", "simulated_searched_seconds"
+            ),
         },
     )
     return draw_estimates([random_plans, published])

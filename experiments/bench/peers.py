@@ -1,4 +1,6 @@
-"""The peer's models at our shapes: GPT-NeoX of transformers, randomly begun, in evaluation or training on torch."""
+"""The peer's models at our shapes: GPT-NeoX of transformers, randomly begun, in evaluation or
+training on torch.
+"""
 
 from typing import Any
 

@@ -1,7 +1,9 @@
-"""Overlap of calls on devices of their own: generating and training, each in a process pinned to a core of its own.
+"""Overlap of calls on devices of their own: generating and training, each in a process pinned to a
+core of its own.
 
-Virtual devices of one process share its threads, so that overlap there says nothing. Here each side has a core, as it would
-have an accelerator: seconds of each alone, and of both at once, over the longer of the two alone (1: all of it overlaps).
+Virtual devices of one process share its threads, so that overlap there says nothing. Here each side
+has a core, as it would have an accelerator: seconds of each alone, and of both at once, over the
+longer of the two alone (1: all of it overlaps).
 
     python -m experiments.bench.pinned
 """
@@ -41,7 +43,9 @@ def side(name: str) -> Callable[[], None]:
 
 
 def serve(name: str, core: int) -> None:
-    """A child: pinned before any thread of the backend is there; runs for a while each time it is asked, and says how often."""
+    """A child: pinned before any thread of the backend is there; runs for a while each time it is
+    asked, and says how often.
+    """
     os.sched_setaffinity(0, {core})
     run = side(name)
     run()
@@ -89,13 +93,17 @@ def compare(repeats: int) -> dict[str, Any]:
     finally:
         for child in children:
             child.kill()
-    least_alone, least_together = ([min(seconds) for seconds in zip(*of, strict=True)] for of in (alone, together))
+    least_alone, least_together = (
+        [min(seconds) for seconds in zip(*of, strict=True)] for of in (alone, together)
+    )
     slowdown = [both / one for one, both in zip(least_alone, least_together, strict=True)]
     one, other = least_alone
     return {
         "case": "generate beside train_policy",
         "alone_seconds": dict(zip(SIDES, (round(value, 4) for value in least_alone), strict=True)),
-        "at_once_seconds": dict(zip(SIDES, (round(value, 4) for value in least_together), strict=True)),
+        "at_once_seconds": dict(
+            zip(SIDES, (round(value, 4) for value in least_together), strict=True)
+        ),
         "slowdown": dict(zip(SIDES, (round(value, 3) for value in slowdown), strict=True)),
         "at_once_of_longer": round(max(least_together) / max(one, other), 3),
         "at_once_of_sum": round(max(least_together) / (one + other), 3),

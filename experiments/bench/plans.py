@@ -1,12 +1,14 @@
-"""Seconds of a round that the planner expects of random plans beside what they take, and the searched plan beside the default.
+"""Seconds of a round that the planner expects of random plans beside what they take, and the
+searched plan beside the default.
 
-PPO of four roles (a decoder of 4 layers, a reward model and a critic on such backbones) on 8 virtual devices of one host, whose
-cores the devices share. Every call of every plan is profiled with one and with two layers; then the plans' rounds run in
-turn, and the least of each counts.
+PPO of four roles (a decoder of 4 layers, a reward model and a critic on such backbones) on 8
+virtual devices of one host, whose cores the devices share. Every call of every plan is profiled
+with one and with two layers; then the plans' rounds run in turn, and the least of each counts.
 
-`memory`: bytes that a call takes, expected and as XLA plans them. `params`: the params after some rounds under random plans
-beside those on one device, PPO and Online DPO, synchronous and at lag 1. `searched`: the plan that profile and search end at,
-beside one mesh for every call, for several sizes of round.
+`memory`: bytes that a call takes, expected and as XLA plans them. `params`: the params after some
+rounds under random plans beside those on one device, PPO and Online DPO, synchronous and at lag 1.
+`searched`: the plan that profile and search end at, beside one mesh for every call, for several
+sizes of round.
 
     python -m experiments.bench.plans [--plans=20] [--only=estimates|memory|params|searched]
 """
@@ -69,7 +71,13 @@ class Case:
 
     def work(self) -> Workload:
         of_model = ("width", "num_layers", "algorithm")
-        return Workload(**{name: value for name, value in dataclasses.asdict(self).items() if name not in of_model})
+        return Workload(
+            **{
+                name: value
+                for name, value in dataclasses.asdict(self).items()
+                if name not in of_model
+            }
+        )
 
 
 SEARCHED = (
@@ -83,7 +91,10 @@ SEARCHED = (
 
 @cache
 def make_spec(case: Case) -> tuple[ProgramSpec, Any]:
-    """A spec without a plan, and params for the reference. No row ends before its last token, so that rounds take alike."""
+    """A spec without a plan, and params for the reference.
+
+    No row ends before its last token, so that rounds take alike.
+    """
     config = dataclasses.replace(
         gpt_neox.PRESETS["quickstart"],
         vocab_size=512,
@@ -137,7 +148,9 @@ def make_profile(case: Case, path: Path | None) -> tuple[tuple[Call, ...], Measu
 
 
 def random_plan(calls: tuple[Call, ...], costs: CostModel, seed: int) -> Plan:
-    """A feasible placement for every call, each drawn alone: a slice, a mesh shape, micro-batches, remat."""
+    """A feasible placement for every call, each drawn alone: a slice, a mesh shape, micro-batches,
+    remat.
+    """
     random = np.random.default_rng(seed)
     places = slices(DEVICES, DEVICES)
     placements = {}
@@ -146,7 +159,9 @@ def random_plan(calls: tuple[Call, ...], costs: CostModel, seed: int) -> Plan:
             devices = places[random.integers(len(places))]
             shapes = mesh_shapes(len(devices), DEVICES)
             remat = bool(random.integers(2)) if call.kind == "train" else None
-            drawn = Placement(devices, shapes[random.integers(len(shapes))], int(random.choice([1, 2])), remat)
+            drawn = Placement(
+                devices, shapes[random.integers(len(shapes))], int(random.choice([1, 2])), remat
+            )
             if costs.refusal(call, drawn) is None:
                 placements[call.name] = drawn
     return Plan(placements)
@@ -167,14 +182,17 @@ def one_round(spec: ProgramSpec, params: Any, plan: Plan) -> Callable[[], None]:
 
 
 def memory(case: Case) -> dict[str, Any]:
-    """Bytes of a device that a call takes beside params and states, by formulas and as extrapolated from one layer and two,
-    over what XLA's `memory_analysis` says of the whole call."""
+    """Bytes of a device that a call takes beside params and states, by formulas and as extrapolated
+    from one layer and two, over what XLA's `memory_analysis` says of the whole call.
+    """
     (spec, _), (calls, profile) = make_spec(case), make_profile(case, None)
     found = {}
     for shape in ((1, 1, 1), (8, 1, 1), (2, 2, 2)):
         placement = Placement(tuple(range(int(np.prod(shape)))), shape)
         program = Program(*of_depth(spec, case.num_layers, placement))
-        whole = {call.name: bytes_of(program.lowered(call.name).compile()) for call in program.calls}
+        whole = {
+            call.name: bytes_of(program.lowered(call.name).compile()) for call in program.calls
+        }
         for call in calls:
             taken = time_call(spec, call.name, placement, case.num_layers).working_bytes
             formula = profile.formulas.working_bytes(call, placement)
@@ -183,7 +201,10 @@ def memory(case: Case) -> dict[str, Any]:
                 name: round(ratio, 3) for name, ratio in ratios.items()
             }
     sides = {side: [of[side] for of in found.values()] for side in ("profile", "formulas")}
-    worst = {f"{side}_largest_error": round(max(abs(ratio - 1) for ratio in of), 3) for side, of in sides.items()}
+    worst = {
+        f"{side}_largest_error": round(max(abs(ratio - 1) for ratio in of), 3)
+        for side, of in sides.items()
+    }
     return {"case": "memory", **dataclasses.asdict(case), **worst, "ratios": found}
 
 
@@ -197,7 +218,10 @@ def estimates(case: Case, num_plans: int, repeats: int, path: Path | None) -> di
     plans = [random_plan(calls, profile, seed) for seed in range(num_plans)]
     for plan in plans:
         profile.measure(calls, plan)
-    expected = [simulate.simulate(calls, plan, profile, case.work(), DEVICES).seconds_per_round for plan in plans]
+    expected = [
+        simulate.simulate(calls, plan, profile, case.work(), DEVICES).seconds_per_round
+        for plan in plans
+    ]
     sides = {str(place): one_round(spec, params, plan) for place, plan in enumerate(plans)}
     seconds = measure.interleaved(sides, repeats)
     measured = [min(seconds[str(place)]) for place in range(num_plans)]
@@ -224,14 +248,27 @@ def end(program: Program, lag: int) -> Any:
 
 
 def params(num_plans: int) -> dict[str, Any]:
-    """The largest difference of any param under random plans from the same on one device, and how far training moved it."""
+    """The largest difference of any param under random plans from the same on one device, and how
+    far training moved it.
+    """
     found = {}
     for name in ("ppo", "online_dpo"):
-        case = Case(width=16, num_layers=1, num_prompts=8, prompt_tokens=5, completion_tokens=7, algorithm=name)
+        case = Case(
+            width=16,
+            num_layers=1,
+            num_prompts=8,
+            prompt_tokens=5,
+            completion_tokens=7,
+            algorithm=name,
+        )
         spec, reference = make_spec(case)
-        spec = dataclasses.replace(spec, optimizer=optax.sgd(0.1), mesh=mesh.make_mesh(mesh.Config()))
+        spec = dataclasses.replace(
+            spec, optimizer=optax.sgd(0.1), mesh=mesh.make_mesh(mesh.Config())
+        )
         if spec.critic is not None:
-            spec = dataclasses.replace(spec, critic=dataclasses.replace(spec.critic, optimizer=optax.sgd(0.1)))
+            spec = dataclasses.replace(
+                spec, critic=dataclasses.replace(spec.critic, optimizer=optax.sgd(0.1))
+            )
         calls = calls_of(spec.algorithm, learned_reward=True)
         shape, values = of_model(spec.model), of_model(value_head.make(spec.model))
         shapes = {"policy": shape, "reference": shape, "reward": values, "critic": values}
@@ -243,7 +280,10 @@ def params(num_plans: int) -> dict[str, Any]:
             for seed in range(num_plans):
                 plan = random_plan(calls, formulas, seed)
                 worst = max(
-                    worst, difference(end(Program(dataclasses.replace(spec, plan=plan), reference), lag), expected)
+                    worst,
+                    difference(
+                        end(Program(dataclasses.replace(spec, plan=plan), reference), lag), expected
+                    ),
                 )
             found[f"{name} lag {lag}"] = {"largest_difference": worst, "training_moved": moved}
     return {"case": "params", "plans": num_plans, "rounds": ROUNDS_TRAINED, **found}
@@ -256,7 +296,9 @@ def difference(one: Any, other: Any) -> float:
 
 
 def searched(case: Case, repeats: int, path: Path | None) -> dict[str, Any]:
-    """The plan that search and profile end at, beside the default that they name, expected and measured."""
+    """The plan that search and profile end at, beside the default that they name, expected and
+    measured.
+    """
     (spec, reference), (calls, profile) = make_spec(case), make_profile(case, path)
     found = search(calls, profile, case.work(), DEVICES, DEVICES)
     for _ in range(SEARCHES):

@@ -1,24 +1,31 @@
-"""ReaLHF's 36 published settings in our estimator: PPO with four LLaMA-2 roles on 8 to 128 GPUs that nobody here has.
+"""ReaLHF's 36 published settings in our estimator: PPO with four LLaMA-2 roles on 8 to 128 GPUs
+that nobody here has.
 
-Seconds of an iteration as we simulate them beside those that the paper shows (Mei et al. 2024, arXiv 2406.14088v1; read off
-its throughput figure). *The estimator's check*: their heuristic plan, every call on all GPUs one after the other, tensor
-parallel over the 8 GPUs of a node and a pipeline across nodes; and with fsdp in the pipeline's place, which is what we have.
+Seconds of an iteration as we simulate them beside those that the paper shows (Mei et al. 2024,
+arXiv 2406.14088v1; read off its throughput figure). *The estimator's check*: their heuristic plan,
+every call on all GPUs one after the other, tensor parallel over the 8 GPUs of a node and a pipeline
+across nodes; and with fsdp in the pipeline's place, which is what we have.
 
-* Hardware: A100 80GB, which is not verified (their cost model has nodes of 8 GPUs of 80 GiB and 200 Gb/s between nodes). We
-  take 200 Gb/s as each GPU's own, as in nodes with an adapter a GPU and as their estimator charges each rank.
-* float16 params, products and gradients, 20 bytes a param of the optimizer's; remat; prompts of 128 tokens, completions forced
-  to 128, 384 or 896, 4 minibatches. Attention is taken to hold no scores, and decoding to read the cache as it grows.
-* Calibrated, on the heuristic's 36 seconds alone and once for all of them (`--calibrate`): the share of the peak that products
-  reach, and the latency of a collective, which in their engine holds the waiting of 8 processes for each other twice a layer.
-  Ratios below are therefore in-sample, of two constants. `held_out` fits them to one sweep and checks the other two.
-* With tensor 8 everywhere the latency cannot be told from other costs of a layer and step: plans with smaller tensor axes are
-  faster in this simulation than in an engine whose launches cost as much. The share of communication, which nothing is fitted
-  to, is printed beside the paper's.
+* Hardware: A100 80GB, which is not verified (their cost model has nodes of 8 GPUs of 80 GiB and 200
+  Gb/s between nodes). We take 200 Gb/s as each GPU's own, as in nodes with an adapter a GPU and as
+  their estimator charges each rank.
+* float16 params, products and gradients, 20 bytes a param of the optimizer's; remat; prompts of 128
+  tokens, completions forced to 128, 384 or 896, 4 minibatches. Attention is taken to hold no
+  scores, and decoding to read the cache as it grows.
+* Calibrated, on the heuristic's 36 seconds alone and once for all of them (`--calibrate`): the
+  share of the peak that products reach, and the latency of a collective, which in their engine
+  holds the waiting of 8 processes for each other twice a layer. Ratios below are therefore
+  in-sample, of two constants. `held_out` fits them to one sweep and checks the other two.
+* With tensor 8 everywhere the latency cannot be told from other costs of a layer and step: plans
+  with smaller tensor axes are faster in this simulation than in an engine whose launches cost as
+  much. The share of communication, which nothing is fitted to, is printed beside the paper's.
 
-*The searched plan*, in the synchronous loop, beside the paper's searched plan: ours may use data, fsdp and tensor axes, any
-slices, micro-batches, and leave remat out; theirs has pipelines, and remat always. An optimum found in one's own simulator
-flatters itself, all the more where the simulator was never held against a plan of that kind: fsdp with full bandwidth and no
-waiting, and no latency at all where a call has no tensor axis. Simulated gains are no measurement, and the paper's are.
+*The searched plan*, in the synchronous loop, beside the paper's searched plan: ours may use data,
+fsdp and tensor axes, any slices, micro-batches, and leave remat out; theirs has pipelines, and
+remat always. An optimum found in one's own simulator flatters itself, all the more where the
+simulator was never held against a plan of that kind: fsdp with full bandwidth and no waiting, and
+no latency at all where a call has no tensor axis. Simulated gains are no measurement, and the
+paper's are.
 
     python -m experiments.bench.realhf_settings --output experiments/bench/results/realhf_settings.json
 """
@@ -57,11 +64,16 @@ CALLS = (
     Call("reward", "reward", "infer", ("samples",), ("reward",), per_token=False),
     Call("reference", "reference", "infer", ("samples",), ("reference_logprob",)),
     Call("value", "critic", "infer", ("samples",), ("value",)),
-    Call("train_policy", "policy", "train", ("samples", "reward", "reference_logprob", "value"), ()),
-    Call("train_critic", "critic", "train", ("samples", "reward", "reference_logprob", "value"), ()),
+    Call(
+        "train_policy", "policy", "train", ("samples", "reward", "reference_logprob", "value"), ()
+    ),
+    Call(
+        "train_critic", "critic", "train", ("samples", "reward", "reference_logprob", "value"), ()
+    ),
 )
 
-# GPUs of a setting, and seconds of an iteration by completion length (128, 384, 896): their heuristic's, their searched plan's.
+# GPUs of a setting, and seconds of an iteration by completion length (128, 384, 896): their
+# heuristic's, their searched plan's.
 PAPER = {
     ("actor", "7B", "7B", 8): ((31.3, 23.3), (42.3, 28.0), (63.3, 37.4)),
     ("actor", "13B", "7B", 16): ((30.1, 24.3), (42.6, 31.3), (69.1, 44.2)),
@@ -77,8 +89,8 @@ PAPER = {
     ("both", "70B", "70B", 128): ((47.6, 38.4), (78.9, 71.9), (144.0, 118.7)),
 }
 
-# Share of the heuristic's GPU time that goes to communication with completions of 896 tokens, by actor and critic (its figure
-# 10, as another reader of it measured): nothing is fitted to it.
+# Share of the heuristic's GPU time that goes to communication with completions of 896 tokens, by
+# actor and critic (its figure 10, as another reader of it measured): nothing is fitted to it.
 COMMUNICATION = {
     ("7B", "7B", 8): 0.55,
     ("7B", "13B", 16): 0.61,
@@ -119,7 +131,9 @@ SETTINGS = tuple(
 def shape(size: str, values: bool) -> shapes.Shape:
     """A role's model in float16."""
     found = shapes.named(MODELS[size])
-    return replace(found, param_bytes=2, copy_bytes=2, compute_bytes=2, values=values, attention="cudnn")
+    return replace(
+        found, param_bytes=2, copy_bytes=2, compute_bytes=2, values=values, attention="cudnn"
+    )
 
 
 def machine(**calibrated: float) -> Hardware:
@@ -138,9 +152,10 @@ def costs(setting: Setting, hardware: Hardware) -> AnalyticCostModel:
 def pipeline_seconds(costs: AnalyticCostModel, call: Call, num_stages: int) -> float:
     """A call with tensor 8 in each node and a pipeline of so many nodes, by ReaL's formulas.
 
-    With s stages, m micro-batches and C seconds of a micro-batch in one stage: (s + m − 1) C; m is s, in training 2 s. Each
-    decoding step passes every micro-batch through every stage once: m C. A stage is taken to have an even part of all layers
-    and of the head, and gives hidden states to the next over the network.
+    With s stages, m micro-batches and C seconds of a micro-batch in one stage: (s + m − 1) C; m is
+    s, in training 2 s. Each decoding step passes every micro-batch through every stage once: m C. A
+    stage is taken to have an even part of all layers and of the head, and gives hidden states to
+    the next over the network.
     """
     work, hardware = costs.work, costs.hardware
     part = costs.part(call, Placement(tuple(range(NODE)), (1, 1, NODE)))
@@ -153,7 +168,10 @@ def pipeline_seconds(costs: AnalyticCostModel, call: Call, num_stages: int) -> f
         if num_stages == 1:
             return 0.0
         moved = run.tokens * part.shape.width * part.shape.compute_bytes / NODE
-        return moved / (hardware.link_efficiency * hardware.network_bandwidth) + hardware.collective_latency
+        return (
+            moved / (hardware.link_efficiency * hardware.network_bandwidth)
+            + hardware.collective_latency
+        )
 
     def stage(run: Positions) -> float:
         return roofline.forward_seconds(part, run) / num_stages + hop(run)
@@ -184,7 +202,9 @@ def heuristic_seconds(setting: Setting, hardware: Hardware) -> float:
 def fsdp_seconds(setting: Setting, hardware: Hardware) -> float:
     """The same with fsdp across nodes."""
     of_setting = costs(setting, hardware)
-    place = Placement(tuple(range(setting.num_devices)), (1, setting.num_devices // NODE, NODE), remat=True)
+    place = Placement(
+        tuple(range(setting.num_devices)), (1, setting.num_devices // NODE, NODE), remat=True
+    )
     return sum(of_setting.seconds(call, place) for call in CALLS)
 
 
@@ -193,13 +213,17 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
 
     def ranks(values: Sequence[float]) -> np.ndarray:
         array = np.asarray(values)
-        return np.asarray([(array < value).sum() + ((array == value).sum() + 1) / 2 for value in array])
+        return np.asarray(
+            [(array < value).sum() + ((array == value).sum() + 1) / 2 for value in array]
+        )
 
     return float(np.corrcoef(ranks(first), ranks(second))[0, 1])
 
 
 def check(simulated: Sequence[float], measured: Sequence[float]) -> dict[str, float]:
-    """Compares simulated with measured seconds: mean and spread of their ratios, and rank correlation."""
+    """Compares simulated with measured seconds: mean and spread of their ratios, and rank
+    correlation.
+    """
     logs = np.log(np.asarray(simulated) / np.asarray(measured))
     return {
         "geometric_mean_ratio": round(float(np.exp(logs.mean())), 3),
@@ -211,7 +235,9 @@ def check(simulated: Sequence[float], measured: Sequence[float]) -> dict[str, fl
 
 
 def calibrate(settings: Sequence[Setting] = SETTINGS) -> dict[str, float]:
-    """The two constants that bring the heuristic's simulated seconds closest to the paper's, by squared logarithms."""
+    """The two constants that bring the heuristic's simulated seconds closest to the paper's, by
+    squared logarithms.
+    """
     paper = np.asarray([setting.heuristic_seconds for setting in settings])
 
     def error(constants: tuple[float, float]) -> float:
@@ -219,7 +245,9 @@ def calibrate(settings: Sequence[Setting] = SETTINGS) -> dict[str, float]:
         simulated = np.asarray([heuristic_seconds(setting, hardware) for setting in settings])
         return float((np.log(simulated / paper) ** 2).mean())
 
-    grid = itertools.product(np.arange(0.2, 0.81, 0.05).round(2), (np.arange(50, 901, 50) * 1e-6).round(6))
+    grid = itertools.product(
+        np.arange(0.2, 0.81, 0.05).round(2), (np.arange(50, 901, 50) * 1e-6).round(6)
+    )
     efficiency, latency = min(grid, key=error)
     return {"matmul_efficiency": float(efficiency), "collective_latency": float(latency)}
 
@@ -242,8 +270,15 @@ def heuristic_case(setting: Setting, hardware: Hardware) -> dict[str, Any]:
 
 
 def communication_case(setting: Setting, hardware: Hardware) -> dict[str, Any]:
-    """The share of a heuristic's seconds that links of no latency and no end of bandwidth would save, and the paper's."""
-    free = replace(hardware, collective_latency=0.0, link_bandwidth=float("inf"), network_bandwidth=float("inf"))
+    """The share of a heuristic's seconds that links of no latency and no end of bandwidth would
+    save, and the paper's.
+    """
+    free = replace(
+        hardware,
+        collective_latency=0.0,
+        link_bandwidth=float("inf"),
+        network_bandwidth=float("inf"),
+    )
     share = 1.0 - heuristic_seconds(setting, free) / heuristic_seconds(setting, hardware)
     return {
         "case": f"communication {name(setting)}",
@@ -253,19 +288,36 @@ def communication_case(setting: Setting, hardware: Hardware) -> dict[str, Any]:
 
 
 def held_out(sweep: str) -> dict[str, Any]:
-    """The check of the two sweeps whose settings differ from those of the one that the constants are fitted to."""
+    """The check of the two sweeps whose settings differ from those of the one that the constants
+    are fitted to.
+    """
     constants = calibrate([setting for setting in SETTINGS if setting.sweep == sweep])
-    others = [s for s in SETTINGS if s.sweep != sweep and (s.actor, s.critic, s.num_devices) != ("7B", "7B", NODE)]
+    others = [
+        s
+        for s in SETTINGS
+        if s.sweep != sweep and (s.actor, s.critic, s.num_devices) != ("7B", "7B", NODE)
+    ]
     simulated = [heuristic_seconds(setting, machine(**constants)) for setting in others]
     found = check(simulated, [setting.heuristic_seconds for setting in others])
-    return {"case": f"held out from {sweep}", "calibrated": constants, "settings": len(others), **found}
+    return {
+        "case": f"held out from {sweep}",
+        "calibrated": constants,
+        "settings": len(others),
+        **found,
+    }
 
 
 def searched_case(setting: Setting, hardware: Hardware) -> dict[str, Any]:
     """The best plan that our search finds for a setting, simulated, and the paper's measured one."""
     began = time.perf_counter()
     found = search(
-        CALLS, costs(setting, hardware), setting.work, setting.num_devices, NODE, num_best=1, max_nodes=MAX_NODES
+        CALLS,
+        costs(setting, hardware),
+        setting.work,
+        setting.num_devices,
+        NODE,
+        num_best=1,
+        max_nodes=MAX_NODES,
     )
     seconds, default = found.best.simulation.seconds_per_round, found.default
     simulated = heuristic_seconds(setting, hardware)
@@ -274,7 +326,9 @@ def searched_case(setting: Setting, hardware: Hardware) -> dict[str, Any]:
         "num_devices": setting.num_devices,
         "paper_searched_seconds": setting.searched_seconds,
         "simulated_searched_seconds": round(seconds, 2),
-        "simulated_one_mesh_seconds": round(default.simulation.seconds_per_round, 2) if default else None,
+        "simulated_one_mesh_seconds": round(default.simulation.seconds_per_round, 2)
+        if default
+        else None,
         "paper_gain": round(setting.heuristic_seconds / setting.searched_seconds - 1, 3),
         "simulated_gain": round(simulated / seconds - 1, 3),
         "proven": found.proven,
@@ -291,14 +345,20 @@ def gains(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
         values = [case[f"{side}_gain"] for case in cases]
         means[f"{side}_gain_plain"] = round(float(np.mean(values)), 3)
         means[f"{side}_gain_weighted"] = round(float(np.average(values, weights=weights)), 3)
-    simulated, paper = ([case[f"{side}_searched_seconds"] for case in cases] for side in ("simulated", "paper"))
+    simulated, paper = (
+        [case[f"{side}_searched_seconds"] for case in cases] for side in ("simulated", "paper")
+    )
     return {"case": "all searched plans", **means, **check(simulated, paper)}
 
 
 def main() -> None:
     parser = measure.parser(__doc__)
-    parser.add_argument("--calibrate", action="store_true", help="print the constants that fit the heuristic best")
-    parser.add_argument("--no-search", action="store_true", help="the estimator's check alone: seconds, not minutes")
+    parser.add_argument(
+        "--calibrate", action="store_true", help="print the constants that fit the heuristic best"
+    )
+    parser.add_argument(
+        "--no-search", action="store_true", help="the estimator's check alone: seconds, not minutes"
+    )
     options = parser.parse_args()
     if options.calibrate:
         print(calibrate())

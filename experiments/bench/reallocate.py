@@ -1,8 +1,9 @@
-"""Moving params between placements of 8 CPU devices beside `jax.device_put`: seconds, bytes, and what goes through the host.
+"""Moving params between placements of 8 CPU devices beside `jax.device_put`: seconds, bytes, and
+what goes through the host.
 
-A CPU's devices share its memory, so that a gather on the host costs `device_put` a copy like any other: seconds here say
-what our plan costs to carry out, not what it saves where the host is behind a slow link. Bytes and host reads are the same
-on any device.
+A CPU's devices share its memory, so that a gather on the host costs `device_put` a copy like any
+other: seconds here say what our plan costs to carry out, not what it saves where the host is behind
+a slow link. Bytes and host reads are the same on any device.
 
     python -m experiments.bench.reallocate --preset=pythia-1b --dtype=bfloat16 --pairs=200
 """
@@ -23,7 +24,11 @@ from experiments.bench import measure
 from rlhf_jax.refusal import Refusal
 
 HOST_READS = "_single_device_array_to_np_array_did_copy"
-SHAPES = [shape for shape in itertools.product((1, 2, 4, 8), repeat=3) if shape[0] * shape[1] * shape[2] <= 8]
+SHAPES = [
+    shape
+    for shape in itertools.product((1, 2, 4, 8), repeat=3)
+    if shape[0] * shape[1] * shape[2] <= 8
+]
 PLACEMENTS = [
     (shape, first) for shape in SHAPES for first in range(0, 8, shape[0] * shape[1] * shape[2])
 ]  # every mesh over (data, fsdp, tensor) on every aligned slice of 8 devices
@@ -51,7 +56,9 @@ def place(shape: tuple[int, int, int], first: int) -> Any:
     """A mesh on the devices from the `first`."""
     from rlhf_jax.devices import mesh
 
-    return mesh.make_mesh(mesh.Config(*shape), jax.devices()[first : first + shape[0] * shape[1] * shape[2]])
+    return mesh.make_mesh(
+        mesh.Config(*shape), jax.devices()[first : first + shape[0] * shape[1] * shape[2]]
+    )
 
 
 def fill(shapes: Any, shardings: Any) -> Any:
@@ -59,10 +66,15 @@ def fill(shapes: Any, shardings: Any) -> Any:
     import jax.numpy as jnp
 
     def one(leaf: Any) -> Any:
-        iotas = [jax.lax.broadcasted_iota(jnp.int32, leaf.shape, dim) * (dim + 3) for dim in range(leaf.ndim)]
+        iotas = [
+            jax.lax.broadcasted_iota(jnp.int32, leaf.shape, dim) * (dim + 3)
+            for dim in range(leaf.ndim)
+        ]
         return (sum(iotas, jnp.zeros(leaf.shape, jnp.int32)) % 251).astype(leaf.dtype)
 
-    return jax.block_until_ready(jax.jit(lambda: jax.tree.map(one, shapes), out_shardings=shardings)())
+    return jax.block_until_ready(
+        jax.jit(lambda: jax.tree.map(one, shapes), out_shardings=shardings)()
+    )
 
 
 def copied(params: Any) -> Any:
@@ -97,7 +109,9 @@ def case(name: str, model: Any, shapes: Any, repeats: int) -> dict[str, Any]:
     from rlhf_jax.devices import sharding
     from rlhf_jax.devices.transfer import reallocate
 
-    source, target = (sharding.params_shardings(model, shapes, place(*where)) for where in CASES[name])
+    source, target = (
+        sharding.params_shardings(model, shapes, place(*where)) for where in CASES[name]
+    )
     params = fill(shapes, source)
     explained = reallocate.explain(shapes, source, target)
     sides = {
@@ -137,7 +151,10 @@ def check_equal(params: Any, moved: Any) -> None:
         whole = np.asarray(copied(before))  # which is kept on the host no longer than this
         for shard in after.addressable_shards:
             if not np.array_equal(np.asarray(shard.data), whole[shard.index]):
-                raise Refusal(f"an array of {before.shape} came wrong from {before.sharding} to {after.sharding}")
+                raise Refusal(
+                    f"an array of {before.shape} came wrong from {before.sharding} to "
+                    f"{after.sharding}"
+                )
 
 
 def least_bytes(shape: tuple[int, ...], itemsize: int, source: Any, target: Any) -> int:
@@ -155,8 +172,9 @@ def least_bytes(shape: tuple[int, ...], itemsize: int, source: Any, target: Any)
 
 
 def pairs(num_run: int) -> dict[str, Any]:
-    """Every pair of `PLACEMENTS` for arrays in the shapes of the quickstart's params, a quarter as long: planned bytes against
-    the least, by marking elements. Of the pairs `num_run`, drawn at random, are carried out.
+    """Every pair of `PLACEMENTS` for arrays in the shapes of the quickstart's params, a quarter as
+    long: planned bytes against the least, by marking elements. Of the pairs `num_run`, drawn at
+    random, are carried out.
 
     Raises Refusal where a plan moves more than the least, or an array comes wrong.
     """
@@ -166,12 +184,19 @@ def pairs(num_run: int) -> dict[str, Any]:
     from rlhf_jax.devices.transfer import intersections, reallocate
 
     model, whole = shapes_of("quickstart", "float32")
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(-(-d // 4) for d in leaf.shape), leaf.dtype), whole)
-    shardings = {where: sharding.params_shardings(model, shapes, place(*where)) for where in PLACEMENTS}
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(tuple(-(-d // 4) for d in leaf.shape), leaf.dtype), whole
+    )
+    shardings = {
+        where: sharding.params_shardings(model, shapes, place(*where)) for where in PLACEMENTS
+    }
     every = list(itertools.product(PLACEMENTS, repeat=2))
     found: dict[Any, int] = {}
     for one, other in every:
-        leaves = zip(*(jax.tree.leaves(tree) for tree in (shapes, shardings[one], shardings[other])), strict=True)
+        leaves = zip(
+            *(jax.tree.leaves(tree) for tree in (shapes, shardings[one], shardings[other])),
+            strict=True,
+        )
         for key in {(leaf.shape, source, target) for leaf, source, target in leaves} - found.keys():
             found[key] = intersections.moved_bytes(key[0], 4, *key[1:]).total()
             if found[key] != (least := least_bytes(key[0], 4, *key[1:])):
@@ -202,7 +227,10 @@ def main() -> None:
     parser.add_argument("--preset", default="pythia-1b")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument(
-        "--pairs", type=int, default=0, help="pairs of placements that are carried out; 0: no such case"
+        "--pairs",
+        type=int,
+        default=0,
+        help="pairs of placements that are carried out; 0: no such case",
     )
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
@@ -212,7 +240,9 @@ def main() -> None:
         model, shapes = shapes_of(preset, dtype)
         for name in CASES:
             if options.only in name:
-                cases.append({"preset": preset, "dtype": dtype} | case(name, model, shapes, options.repeats))
+                cases.append(
+                    {"preset": preset, "dtype": dtype} | case(name, model, shapes, options.repeats)
+                )
                 print(cases[-1], file=sys.stderr)
     if options.pairs:
         cases.append(pairs(options.pairs))

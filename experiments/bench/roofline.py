@@ -1,4 +1,6 @@
-"""Limits of a device, and the bytes and FLOPs that a decoding step and an update of a GPT-NeoX need at least."""
+"""Limits of a device, and the bytes and FLOPs that a decoding step and an update of a GPT-NeoX need
+at least.
+"""
 
 from typing import Any
 
@@ -6,8 +8,9 @@ import jax
 
 from rlhf_jax.models.common import decoder
 
-# By `device_kind`: dense bfloat16 FLOP/s and bytes/s of memory. NVIDIA: the data sheets of the H100 (SXM), H200 and A100 (80GB
-# SXM), without sparsity. TPU: the system architecture pages of Google Cloud's documentation, of one chip.
+# By `device_kind`: dense bfloat16 FLOP/s and bytes/s of memory. NVIDIA: the data sheets of the H100
+# (SXM), H200 and A100 (80GB SXM), without sparsity. TPU: the system architecture pages of Google
+# Cloud's documentation, of one chip.
 PEAKS = {
     "NVIDIA H100 80GB HBM3": (989e12, 3.35e12),
     "NVIDIA H200": (989e12, 4.8e12),
@@ -29,7 +32,9 @@ def share(bound: float, peak: float | None, seconds: float) -> float | None:
 
 
 def sizes(model: Any) -> tuple[int, int, int]:
-    """Numbers of params: of the layers and the last norm, of the embedding table, of the head (0 where it is the table)."""
+    """Numbers of params: of the layers and the last norm, of the embedding table, of the head (0
+    where it is the table).
+    """
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     count = {name: sum(x.size for x in jax.tree.leaves(leaves)) for name, leaves in shapes.items()}
     table, head = count.pop("embed_in"), count.pop("embed_out", 0)
@@ -37,18 +42,26 @@ def sizes(model: Any) -> tuple[int, int, int]:
 
 
 def step_bytes(model: Any, rows: int, prompt: int, new: int) -> float:
-    """Bytes that a decoding step must read in bfloat16: weights once, and each row's keys and values, mean over the steps."""
+    """Bytes that a decoding step must read in bfloat16: weights once, and each row's keys and
+    values, mean over the steps.
+    """
     body, table, head = sizes(model)
     config = model.config
-    columns = prompt + new / 2  # step k of 1 ... new - 1 sees the prompt and the k tokens drawn before it
-    cache = 2 * config.num_layers * rows * config.num_kv_heads * decoder.head_width(config) * columns
+    columns = (
+        prompt + new / 2
+    )  # step k of 1 ... new - 1 sees the prompt and the k tokens drawn before it
+    cache = (
+        2 * config.num_layers * rows * config.num_kv_heads * decoder.head_width(config) * columns
+    )
     return 2 * (body + (head or table) + cache)
 
 
 def update_flops(model: Any, rows: int, prompt: int, new: int) -> float:
-    """FLOPs of forward and backward pass: 6 a param and token, and attention's two products over the columns that are seen.
+    """FLOPs of forward and backward pass: 6 a param and token, and attention's two products over
+    the columns that are seen.
 
-    A prompt is run once for its two rows, a completion's last token predicts nothing, the head reads completions alone.
+    A prompt is run once for its two rows, a completion's last token predicts nothing, the head
+    reads completions alone.
     """
     config, (body, table, head) = model.config, sizes(model)
     prompts, tokens = rows / 2, new - 1

@@ -1,4 +1,6 @@
-"""Our side of the round benchmark: the program and loop of a run, with a host reward on decoded text."""
+"""Our side of the round benchmark: the program and loop of a run, with a host reward on decoded
+text.
+"""
 
 import sys
 from dataclasses import replace
@@ -33,7 +35,9 @@ def program(shape: rounds.Shape) -> tuple[Program, States]:
         return Prompts(tokens_PQ=tokens, mask_PQ=np.ones(tokens.shape, bool), ordinal_P=ordinals)  # type: ignore[arg-type]
 
     def judge(samples: Samples) -> np.ndarray:
-        tokens, mask, finished = jax.device_get((samples.tokens_BC, samples.mask_BC, samples.finished_B))
+        tokens, mask, finished = jax.device_get(
+            (samples.tokens_BC, samples.mask_BC, samples.finished_B)
+        )
         lengths = mask.sum(1) - finished
         texts = [" ".join(words[row[:length]]) for row, length in zip(tokens, lengths, strict=True)]
         return np.asarray(rounds.reward(texts), np.float32)

@@ -38,9 +38,15 @@ class Turns(TrainerCallback):
 
 def tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     """Words, split at spaces."""
-    made = Tokenizer(models.WordLevel({word: index for index, word in enumerate(rounds.words(vocab_size))}, "<unk>"))
+    made = Tokenizer(
+        models.WordLevel(
+            {word: index for index, word in enumerate(rounds.words(vocab_size))}, "<unk>"
+        )
+    )
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>"
+    )
 
 
 def judge(completions: list[str], **_: Any) -> list[float]:
@@ -52,8 +58,14 @@ def main() -> None:
     policy, reference = (peers.model(shape.preset, "sdpa", shape.vocab_size) for _ in range(2))
     vocab_size = policy.config.vocab_size
     words = rounds.words(vocab_size)
-    tokens = [row for index in range(MANY_ROUNDS) for row in rounds.prompt_tokens(shape, vocab_size, index)]
-    data = Dataset.from_dict({"prompt": [" ".join(words[token] for token in row) for row in tokens]})
+    tokens = [
+        row
+        for index in range(MANY_ROUNDS)
+        for row in rounds.prompt_tokens(shape, vocab_size, index)
+    ]
+    data = Dataset.from_dict(
+        {"prompt": [" ".join(words[token] for token in row) for row in tokens]}
+    )
     with tempfile.TemporaryDirectory() as folder:
         config = OnlineDPOConfig(
             output_dir=folder,

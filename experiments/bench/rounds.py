@@ -1,7 +1,7 @@
 """Shared parts of both sides of the round benchmark: shapes, prompts, the reward, and its protocol.
 
-A side runs in its own process and does one whole round for each line that it is sent; it answers with the seconds it took,
-and at the end with its peak resident memory.
+A side runs in its own process and does one whole round for each line that it is sent; it answers
+with the seconds it took, and at the end with its peak resident memory.
 """
 
 import json
@@ -20,7 +20,8 @@ BETA, LEARNING_RATE = 0.1, 1e-5
 class Shape:
     """A round: prompts, two samples each. `vocab_size` where the preset leaves it open.
 
-    `num_micro_batches` is ours: fewer activations are faster where they no longer go through main memory, and take less of it.
+    `num_micro_batches` is ours: fewer activations are faster where they no longer go through main
+    memory, and take less of it.
     """
 
     preset: str
@@ -50,12 +51,16 @@ def prompt_tokens(shape: Shape, vocab_size: int, round_index: int) -> np.ndarray
 
 
 def reward(completions: Sequence[str]) -> list[float]:
-    """Number of different words in a completion: cheap, and rarely the same for both samples of a prompt."""
+    """Number of different words in a completion: cheap, and rarely the same for both samples of a
+    prompt.
+    """
     return [float(len(set(completion.split()))) for completion in completions]
 
 
 def serve(one_round: Callable[[], None]) -> None:
-    """A round for each line of standard input, until it ends; `one_round` returns when all of its work is done."""
+    """A round for each line of standard input, until it ends; `one_round` returns when all of its
+    work is done.
+    """
     say({"ready": True})
     for _ in sys.stdin:
         began = time.perf_counter()

@@ -1,8 +1,10 @@
-"""Breaks algorithms on purpose in whole runs of the quickstart: what a threshold on held-out gold must notice.
+"""Breaks algorithms on purpose in whole runs of the quickstart: what a threshold on held-out gold
+must notice.
 
-Each of `--algorithms` is run whole, and with each fault: its rewards' sign wrong; its mask missing, so that what follows the
-EOS is trained on; its rewards in another order than its groups (sample g of prompt p gets that of another prompt). SFT and
-reward model are trained once. Figures are those of the last evaluation.
+Each of `--algorithms` is run whole, and with each fault: its rewards' sign wrong; its mask missing,
+so that what follows the EOS is trained on; its rewards in another order than its groups (sample g
+of prompt p gets that of another prompt). SFT and reward model are trained once. Figures are those
+of the last evaluation.
 
     python -m experiments.bench.sabotage --algorithms grpo,online_dpo
 """
@@ -27,7 +29,9 @@ Credit = Callable[[Samples, Scores], Batch]
 
 def wrong_sign(credit: Credit) -> Credit:
     """The worst is taken for the best."""
-    return lambda samples, scores: credit(samples, dataclasses.replace(scores, score_B=-scores.score_B))
+    return lambda samples, scores: credit(
+        samples, dataclasses.replace(scores, score_B=-scores.score_B)
+    )
 
 
 def missing_mask(credit: Credit) -> Credit:
@@ -65,7 +69,9 @@ def last_figures(name: str, fault: str, folder: str, params: Any, reward: Any) -
     except FloatingPointError as error:
         return {"case": f"{name}, {fault}", "ended": str(error)}
     line = [line for line in read(workspace.metrics.path) if line["stage"] == "evaluate"][-1]
-    return {"case": f"{name}, {fault}"} | {key: round(line[key], 3) for key in ("gold_mean", "win_rate", "kl")}
+    return {"case": f"{name}, {fault}"} | {
+        key: round(line[key], 3) for key in ("gold_mean", "win_rate", "kl")
+    }
 
 
 def main() -> None:

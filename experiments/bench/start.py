@@ -1,8 +1,9 @@
-"""Seconds from starting a process to its first RLHF update, with no compile cache and the earlier stages done before.
+"""Seconds from starting a process to its first RLHF update, with no compile cache and the earlier
+stages done before.
 
-A first run makes a small SFT policy and reward model; its RLHF stage is then removed and the same command started again.
-The time ends when the first update's line stands in `metrics.jsonl` (it is written one update late); beside it stands what
-JAX compiled.
+A first run makes a small SFT policy and reward model; its RLHF stage is then removed and the same
+command started again. The time ends when the first update's line stands in `metrics.jsonl` (it is
+written one update late); beside it stands what JAX compiled.
 
     python -m experiments.bench.start
 """
@@ -29,7 +30,8 @@ SMALL = (
     "best_of_n=()",
 )
 COMPILED = re.compile(
-    r"Finished (tracing \+ transforming|jaxpr to MLIR module conversion|XLA compilation of) (.*?) .*?in ([\d.e-]+) sec"
+    r"Finished (tracing \+ transforming|jaxpr to MLIR module conversion|XLA compilation of) (.*?) "
+    r".*?in ([\d.e-]+) sec"
 )
 
 
@@ -41,8 +43,16 @@ def command(directory: Path, overrides: list[str]) -> list[str]:
 
 def environment(log_compiles: bool) -> dict[str, str]:
     """This process's environment without any compile cache."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
-    return {**kept, "JAX_ENABLE_COMPILATION_CACHE": "false", **({"JAX_LOG_COMPILES": "1"} if log_compiles else {})}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("JAX_COMPILATION_CACHE")
+    }
+    return {
+        **kept,
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        **({"JAX_LOG_COMPILES": "1"} if log_compiles else {}),
+    }
 
 
 def forget_rlhf(directory: Path) -> None:
@@ -65,23 +75,38 @@ def reached(directory: Path, stage: str) -> bool:
     return any(line["stage"] == stage and line.get("of") in (None, "rlhf") for line in lines)
 
 
-def timed(directory: Path, overrides: list[str], log_compiles: bool) -> tuple[dict[str, float], str]:
-    """Seconds until the first evaluation and the first update of the RLHF stage, and the process's log."""
+def timed(
+    directory: Path, overrides: list[str], log_compiles: bool
+) -> tuple[dict[str, float], str]:
+    """Seconds until the first evaluation and the first update of the RLHF stage, and the process's
+    log.
+    """
     forget_rlhf(directory)
     log = directory.parent / "log"
     found: dict[str, float] = {}
     with log.open("w") as stream:
         began = time.perf_counter()
         process = subprocess.Popen(
-            command(directory, overrides), env=environment(log_compiles), stdout=stream, stderr=stream
+            command(directory, overrides),
+            env=environment(log_compiles),
+            stdout=stream,
+            stderr=stream,
         )
         while "first_update_seconds" not in found:
-            for stage, name in (("evaluate", "first_evaluation_seconds"), ("rlhf", "first_update_seconds")):
+            for stage, name in (
+                ("evaluate", "first_evaluation_seconds"),
+                ("rlhf", "first_update_seconds"),
+            ):
                 if name not in found and reached(directory, stage):
                     found[name] = round(time.perf_counter() - began, 2)
-            if process.poll() is not None and "first_update_seconds" not in found and not reached(directory, "rlhf"):
+            if (
+                process.poll() is not None
+                and "first_update_seconds" not in found
+                and not reached(directory, "rlhf")
+            ):
                 raise RuntimeError(
-                    f"the run ended with {process.returncode} before its first update:\n{log.read_text()[-3000:]}"
+                    f"the run ended with {process.returncode} before its first "
+                    f"update:\n{log.read_text()[-3000:]}"
                 )
             time.sleep(0.02)
     process.wait()
@@ -89,12 +114,17 @@ def timed(directory: Path, overrides: list[str], log_compiles: bool) -> tuple[di
 
 
 def compile_parts(log: str) -> dict[str, float]:
-    """Seconds of tracing, lowering and compiling by function, the largest first; from the log of JAX_LOG_COMPILES."""
+    """Seconds of tracing, lowering and compiling by function, the largest first; from the log of
+    JAX_LOG_COMPILES.
+    """
     parts: dict[str, float] = {}
     for kind, function, seconds in COMPILED.findall(log):
         name = f"{'compile' if 'XLA' in kind else 'trace and lower'} {function}"
         parts[name] = parts.get(name, 0.0) + float(seconds)
-    return {name: round(seconds, 3) for name, seconds in sorted(parts.items(), key=lambda item: -item[1])[:16]}
+    return {
+        name: round(seconds, 3)
+        for name, seconds in sorted(parts.items(), key=lambda item: -item[1])[:16]
+    }
 
 
 def import_seconds() -> float:
@@ -109,7 +139,12 @@ def main() -> None:
     load = os.getloadavg()
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "run"
-        subprocess.run(command(directory, overrides), env=environment(False), check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            command(directory, overrides),
+            env=environment(False),
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         runs = [timed(directory, overrides, log_compiles=False)[0] for _ in range(options.repeats)]
         parts = compile_parts(timed(directory, overrides, log_compiles=True)[1])
     least: dict[str, Any] = {name: min(run[name] for run in runs) for name in runs[0]}

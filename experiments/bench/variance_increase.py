@@ -1,8 +1,10 @@
-"""Both routes of the reward-variance kernel beside `jnp.sort` of the same array, compiled, the sides in turn.
+"""Both routes of the reward-variance kernel beside `jnp.sort` of the same array, compiled, the
+sides in turn.
 
-Uniform weights with ties kept are what training runs; both routes are timed with given weights too. A kernel's time is
-that of the adjusted rewards; `select_everything` also returns what is logged. `sort_of_bits` is the sort of the same
-rewards as int32, whose comparison is cheaper than that of float32. One JSON line a shape, and one for all.
+Uniform weights with ties kept are what training runs; both routes are timed with given weights too.
+A kernel's time is that of the adjusted rewards; `select_everything` also returns what is logged.
+`sort_of_bits` is the sort of the same rewards as int32, whose comparison is cheaper than that of
+float32. One JSON line a shape, and one for all.
 
     python -m experiments.bench.variance_increase
 """
@@ -21,11 +23,20 @@ import numpy as np
 from experiments.bench import measure
 from rlhf_jax.ops.variance_increase import increase_variance
 
-SHAPES = [(1, 64), (1, 1024), (1, 16384), (1, 262144), (512, 8), (4096, 16), (4096, 64), (65536, 8), (64, 4096)]
+SHAPES = [
+    (1, 64),
+    (1, 1024),
+    (1, 16384),
+    (1, 262144),
+    (512, 8),
+    (4096, 16),
+    (4096, 64),
+    (65536, 8),
+    (64, 4096),
+]
 QUICK_ENTRIES = 70_000  # --quick leaves out what is larger
-INNER_SECONDS = (
-    0.002  # a side is called this long at a time, so that the clock and a change of sides are small beside it
-)
+# a side is called this long at a time, so that the clock and a change of sides are small beside it
+INNER_SECONDS = 0.002
 LOW, HIGH = -6.0, 6.0
 
 
@@ -40,7 +51,9 @@ def programs(num_groups: int, num_responses: int) -> dict[str, Callable[[], Any]
     reward_PG = jnp.asarray(rng.normal(size=shape).astype(np.float32))
     weight_PG = jnp.asarray(np.exp(rng.normal(size=shape)).astype(np.float32))
     sides: dict[str, Callable[[], Any]] = {"jnp_sort": partial(jax.jit(jnp.sort), reward_PG)}
-    sides["sort_of_bits"] = partial(jax.jit(lambda values: jnp.sort(values.view(jnp.int32))), reward_PG)
+    sides["sort_of_bits"] = partial(
+        jax.jit(lambda values: jnp.sort(values.view(jnp.int32))), reward_PG
+    )
     for route in ("sort", "select"):
         compiled = jax.jit(partial(adjusted, route=route))
         sides[route] = partial(compiled, reward_PG)
@@ -77,7 +90,11 @@ def case(num_groups: int, num_responses: int, repeats: int) -> dict[str, Any]:
         "groups": num_groups,
         "responses": num_responses,
         "microseconds": {side: round(value * 1e6, 1) for side, value in least.items()},
-        "of_a_sort": {side: round(value / least["jnp_sort"], 3) for side, value in least.items() if side != "jnp_sort"},
+        "of_a_sort": {
+            side: round(value / least["jnp_sort"], 3)
+            for side, value in least.items()
+            if side != "jnp_sort"
+        },
     }
 
 

@@ -1,4 +1,6 @@
-"""Parts of the pages that `experiments.results` writes: tables, figures with intervals, tests of contrasts, sources."""
+"""Parts of the pages that `experiments.results` writes: tables, figures with intervals, tests of
+contrasts, sources.
+"""
 
 import math
 from collections import Counter
@@ -36,7 +38,9 @@ def number(value: float, digits: int, signed: bool = False) -> str:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A difference that is tested: its name, one value per seed, and the margin within which it counts as none."""
+    """A difference that is tested: its name, one value per seed, and the margin within which it
+    counts as none.
+    """
 
     name: str
     values: OfSeed
@@ -48,8 +52,9 @@ class Contrast:
 def verdict(contrast: Contrast, adjusted: float) -> str:
     """The result of a contrast in words, by the rule of the protocols.
 
-    "No difference" where the 90 % interval lies inside the margin, else a difference where the adjusted p-value is below 0.05.
-    Otherwise "not shown", with the least difference that would have been found with a power of 0.8.
+    "No difference" where the 90 % interval lies inside the margin, else a difference where the
+    adjusted p-value is below 0.05. Otherwise "not shown", with the least difference that would have
+    been found with a power of 0.8.
     """
     values = list(contrast.values.values())
     mean, half = t_interval(values, 0.90)
@@ -61,13 +66,23 @@ def verdict(contrast: Contrast, adjusted: float) -> str:
 
 
 def contrasts_table(contrasts: Sequence[Contrast]) -> str:
-    """A row for each contrast of a family: mean with its 95 % interval, p-value, Holm's, and the verdict."""
+    """A row for each contrast of a family: mean with its 95 % interval, p-value, Holm's, and the
+    verdict.
+    """
     p_values = [p_value(list(contrast.values.values())) for contrast in contrasts]
     adjusted = holm(p_values)
     rows = []
     for contrast, p, corrected in zip(contrasts, p_values, adjusted, strict=True):
         difference = with_interval(contrast.values, contrast.digits, signed=True)
-        rows.append([contrast.name, difference, probability(p), probability(corrected), verdict(contrast, corrected)])
+        rows.append(
+            [
+                contrast.name,
+                difference,
+                probability(p),
+                probability(corrected),
+                verdict(contrast, corrected),
+            ]
+        )
     return table(("contrast", "difference, 95 % interval", "p", "p, Holm", "result"), rows)
 
 
@@ -78,7 +93,8 @@ def conclusion(contrasts: Sequence[Contrast]) -> str:
     for contrast, corrected in zip(contrasts, adjusted, strict=True):
         difference = with_interval(contrast.values, contrast.digits, signed=True)
         said.append(
-            f"* {contrast.name.partition('. ')[2]}: {difference} {contrast.unit}. Result: {verdict(contrast, corrected)}."
+            f"* {contrast.name.partition('. ')[2]}: {difference} {contrast.unit}. Result: "
+            f"{verdict(contrast, corrected)}."
         )
     return "\n".join(said)
 
@@ -92,12 +108,16 @@ def fill(template: Path, **values: object) -> str:
     with needed("hub", "the page of a study"):
         import jinja2
 
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
+    )
     return environment.from_string(template.read_text()).render(**values)
 
 
 def sources(lines: Sequence[Result]) -> str:
-    """A sentence that says from what the page was written: cells, seeds, processors, commits and dates."""
+    """A sentence that says from what the page was written: cells, seeds, processors, commits and
+    dates.
+    """
     seeds = sorted({line["seed"] for line in lines})
     processors = Counter(line["processor"] for line in lines)
     dates = sorted({line["date"] for line in lines})

@@ -11,11 +11,13 @@ from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array, Batch, Max, Mean, Metric, Outputs, Samples, Scores
 
 
-def make_batch(samples: Samples, scores: Scores, rows_R: Array | None = None, **fields: Any) -> Batch:
+def make_batch(
+    samples: Samples, scores: Scores, rows_R: Array | None = None, **fields: Any
+) -> Batch:
     """A batch of the samples in rows `rows_R` (int32; all of them by default), without gradient.
 
-    The log-probabilities and values that `scores` has travel along; `fields` are further fields of `Batch`, already
-    `[R, ...]`. Rows are in the order of their prompts, as many of each.
+    The log-probabilities and values that `scores` has travel along; `fields` are further fields of
+    `Batch`, already `[R, ...]`. Rows are in the order of their prompts, as many of each.
     """
     carried: dict[str, Any] = {
         "prompt_tokens_RQ": samples.prompt_tokens_BQ,
@@ -29,23 +31,41 @@ def make_batch(samples: Samples, scores: Scores, rows_R: Array | None = None, **
         "sample_R": jnp.arange(samples.tokens_BC.shape[0], dtype=jnp.int32),
     }
     if rows_R is not None:
-        carried = {name: None if array is None else array[rows_R] for name, array in carried.items()}
-    num_rows, num_prompts = carried["tokens_RC"].shape[0], samples.tokens_BC.shape[0] // samples.samples_per_prompt
+        carried = {
+            name: None if array is None else array[rows_R] for name, array in carried.items()
+        }
+    num_rows, num_prompts = (
+        carried["tokens_RC"].shape[0],
+        samples.tokens_BC.shape[0] // samples.samples_per_prompt,
+    )
     rows_per_prompt = num_rows // num_prompts if num_prompts and num_rows % num_prompts == 0 else 1
-    made = {"temperature": samples.temperature, "rows_per_prompt": rows_per_prompt, **carried, **fields}
+    made = {
+        "temperature": samples.temperature,
+        "rows_per_prompt": rows_per_prompt,
+        **carried,
+        **fields,
+    }
     return jax.lax.stop_gradient(Batch(**made))
 
 
-def grouped_scores(samples: Samples, scores: Scores, min_samples_per_prompt: int, algorithm: str) -> Array:
+def grouped_scores(
+    samples: Samples, scores: Scores, min_samples_per_prompt: int, algorithm: str
+) -> Array:
     """The scores as `[P, G]`, without gradient.
 
-    Raises Refusal for fewer samples a prompt than the algorithm needs, or rows that do not make whole groups.
+    Raises Refusal for fewer samples a prompt than the algorithm needs, or rows that do not make
+    whole groups.
     """
     per_prompt, num_rows = samples.samples_per_prompt, scores.score_B.shape[0]
     if per_prompt < min_samples_per_prompt:
-        raise Refusal(f"samples_per_prompt is {per_prompt}; {algorithm} needs at least {min_samples_per_prompt}")
+        raise Refusal(
+            f"samples_per_prompt is {per_prompt}; {algorithm} needs at least "
+            f"{min_samples_per_prompt}"
+        )
     if num_rows % per_prompt:
-        raise Refusal(f"{num_rows} samples are not whole groups of samples_per_prompt = {per_prompt}")
+        raise Refusal(
+            f"{num_rows} samples are not whole groups of samples_per_prompt = {per_prompt}"
+        )
     return jax.lax.stop_gradient(scores.score_B.reshape(-1, per_prompt))
 
 
@@ -56,11 +76,12 @@ def flat_groups(score_PG: Array) -> Array:
 
 
 def drift_metrics(outputs: Outputs, batch: Batch) -> dict[str, Metric]:
-    """Entropy a token, and how far the policy is from the reference and from the law that drew these tokens.
+    """Entropy a token, and how far the policy is from the reference and from the law that drew
+    these tokens.
 
-    `behavior_kl_k1/k2/k3` are sums over a completion of the estimators of KL to the reference on the training rows,
-    hence of the behaviour policy's (perhaps selected) samples. `logprob_change` is |log π − log behavior| of a token:
-    0 on-policy, up to rounding.
+    `behavior_kl_k1/k2/k3` are sums over a completion of the estimators of KL to the reference on
+    the training rows, hence of the behaviour policy's (perhaps selected) samples. `logprob_change`
+    is |log π − log behavior| of a token: 0 on-policy, up to rounding.
     """
     mask_RC = batch.mask_RC
     num_tokens, num_rows = masked_count(mask_RC), jnp.float32(mask_RC.shape[0])

@@ -1,7 +1,9 @@
-"""Best of group: GRPO that only asks which sample of a prompt is the best; a control for what reshaping rewards does.
+"""Best of group: GRPO that only asks which sample of a prompt is the best; a control for what
+reshaping rewards does.
 
-A = 1[best] − 1/G, equals sharing the 1 ("centered"), or that over its deviation ("standardized"): the limit of GRPOVI for a
-mean low in the range (winner takes all; see `ops/variance_increase.py`). The loss is that of `grpo.py`.
+A = 1[best] − 1/G, equals sharing the 1 ("centered"), or that over its deviation ("standardized"):
+the limit of GRPOVI for a mean low in the range (winner takes all; see `ops/variance_increase.py`).
+The loss is that of `grpo.py`.
 """
 
 from dataclasses import dataclass
@@ -17,7 +19,10 @@ class Config(grpo.Config):
 
 
 def best_of_group(config: Config) -> Algorithm:
-    """The algorithm; rows are samples. Raises Refusal for an advantage that GRPO does not have either."""
+    """The algorithm; rows are samples.
+
+    Raises Refusal for an advantage that GRPO does not have either.
+    """
     shape = grpo.advantage_of("best_of_group", config.advantage)
 
     advantage = grpo.of_scores(lambda score_PG: shape(advantages.best_of_group(score_PG)))

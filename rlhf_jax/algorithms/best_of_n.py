@@ -1,7 +1,8 @@
-"""Best of n: supervised learning on the best of a prompt's samples, the control beside which the others stand.
+"""Best of n: supervised learning on the best of a prompt's samples, the control beside which the
+others stand.
 
-"Best-of-2 SFT" of Noukhovitch et al. 2024, arXiv 2410.18252, §4: loss = −mean over prompts of Σ_t log π(y_t), y the sample
-with the highest score, the first of equals. No reference, no KL, no ratio.
+"Best-of-2 SFT" of Noukhovitch et al. 2024, arXiv 2410.18252, §4: loss = −mean over prompts of Σ_t
+log π(y_t), y the sample with the highest score, the first of equals. No reference, no KL, no ratio.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,9 @@
-"""Constant gain: GRPO without division, on scores times one constant; the simplest control for the scale of rewards.
+"""Constant gain: GRPO without division, on scores times one constant; the simplest control for the
+scale of rewards.
 
-A = gain · (score − mean). A common factor changes the learning rate under SGD; under Adam it divides the KL weight and
-nothing else, up to its epsilon and to clipping of gradients. The loss is that of `grpo.py`.
+A = gain · (score − mean). A common factor changes the learning rate under SGD; under Adam it
+divides the KL weight and nothing else, up to its epsilon and to clipping of gradients. The loss is
+that of `grpo.py`.
 """
 
 from dataclasses import dataclass
@@ -19,14 +21,20 @@ class Config(grpo.Config):
     """Settings of the control."""
 
     advantage: Literal["centered"] = "centered"
-    gain: Positive = 6.0  # about std(z) / std(score) of GRPOVI with scores of deviation 1 in the middle of ±6
+    gain: Positive = (
+        6.0  # about std(z) / std(score) of GRPOVI with scores of deviation 1 in the middle of ±6
+    )
 
 
 def constant_gain(config: Config) -> Algorithm:
-    """The algorithm; rows are samples. Raises Refusal for a gain that is not positive, or another advantage."""
+    """The algorithm; rows are samples.
+
+    Raises Refusal for a gain that is not positive, or another advantage.
+    """
     if config.gain <= 0 or config.advantage != "centered":
         raise Refusal(
-            f"constant_gain has gain {config.gain} and advantage {config.advantage!r}; accepted: a positive gain, centered"
+            f"constant_gain has gain {config.gain} and advantage {config.advantage!r}; accepted: a "
+            "positive gain, centered"
         )
 
     advantage = grpo.of_scores(lambda score_PG: config.gain * advantages.centered(score_PG))

@@ -1,13 +1,16 @@
-"""Contrastive policy gradient: the contrast of KL-regularised rewards of a group, under the policy as it is now.
+"""Contrastive policy gradient: the contrast of KL-regularised rewards of a group, under the policy
+as it is now.
 
-Flet-Berliac et al. 2024, *Contrastive Policy Gradient*, arXiv 2406.19185. With S the log-probability of a completion:
+Flet-Berliac et al. 2024, *Contrastive Policy Gradient*, arXiv 2406.19185. With S the
+log-probability of a completion:
 
     R_i = score_i − kl_weight (S(y_i) − S_ref(y_i))        loss = −mean_i [ R_i − mean of the other G − 1 ] S(y_i)
 
-where the bracket carries no gradient. R is taken with the *current* log-probabilities, so the rows of a group meet in the
-loss; there is no ratio, whoever drew the samples: summed over two samples the gradient is that of (R_1 − R_2)² / (2 kl_weight)
-with R a function of the policy, whose least value is where the contrast vanishes, whatever the sampling law. With R taken at
-the samples' own log-probabilities, on-policy, or with kl_weight 0, it is vanilla RLOO (arXiv 2402.14740).
+where the bracket carries no gradient. R is taken with the *current* log-probabilities, so the rows
+of a group meet in the loss; there is no ratio, whoever drew the samples: summed over two samples
+the gradient is that of (R_1 − R_2)² / (2 kl_weight) with R a function of the policy, whose least
+value is where the contrast vanishes, whatever the sampling law. With R taken at the samples' own
+log-probabilities, on-policy, or with kl_weight 0, it is vanilla RLOO (arXiv 2402.14740).
 """
 
 from dataclasses import dataclass
@@ -38,7 +41,9 @@ def copg(config: Config) -> Algorithm:
         logprob_R = masked_sum(outputs.logprob_RC, batch.mask_RC, dim=1)
         reference_R = masked_sum(batch.reference_logprob_RC, batch.mask_RC, dim=1)
         regularized_R = batch.score_R - config.kl_weight * (logprob_R - reference_R)
-        contrast_PG = advantages.leave_one_out(jax.lax.stop_gradient(regularized_R.reshape(-1, batch.group_rows)))
+        contrast_PG = advantages.leave_one_out(
+            jax.lax.stop_gradient(regularized_R.reshape(-1, batch.group_rows))
+        )
         loss_sum = -jnp.sum(contrast_PG.reshape(-1) * logprob_R)
         contrast = Mean(jnp.sum(jnp.abs(contrast_PG)), jnp.float32(contrast_PG.size))
         return loss_sum, {"contrast": contrast, **drift_metrics(outputs, batch)}
@@ -57,7 +62,12 @@ def copg(config: Config) -> Algorithm:
 
 
 def credit(samples: Samples, scores: Scores) -> Batch:
-    """All samples as rows, with their scores. Raises Refusal for fewer than two samples a prompt."""
+    """All samples as rows, with their scores.
+
+    Raises Refusal for fewer than two samples a prompt.
+    """
     score_PG = grouped_scores(samples, scores, 2, "copg")
     figures = {"flat_group_share": flat_groups(score_PG)}
-    return make_batch(samples, scores, score_R=score_PG.reshape(-1), figures=figures, group_rows=score_PG.shape[1])
+    return make_batch(
+        samples, scores, score_R=score_PG.reshape(-1), figures=figures, group_rows=score_PG.shape[1]
+    )

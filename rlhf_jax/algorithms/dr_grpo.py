@@ -1,7 +1,8 @@
-"""Dr. GRPO: GRPO without its two divisions, by the group's deviation and by the completion's own length.
+"""Dr. GRPO: GRPO without its two divisions, by the group's deviation and by the completion's own
+length.
 
-Liu et al. 2025, *Understanding R1-Zero-Like Training*, arXiv 2503.20783, §3.2: A_i = score_i − mean, summed over tokens and
-divided by a constant length. The loss is that of `grpo.py`.
+Liu et al. 2025, *Understanding R1-Zero-Like Training*, arXiv 2503.20783, §3.2: A_i = score_i −
+mean, summed over tokens and divided by a constant length. The loss is that of `grpo.py`.
 """
 
 from dataclasses import dataclass
@@ -24,8 +25,13 @@ class Config(grpo.Config):
 
 
 def dr_grpo(config: Config) -> Algorithm:
-    """The algorithm; rows are samples. Raises Refusal for another advantage than "centered": that is GRPO."""
+    """The algorithm; rows are samples.
+
+    Raises Refusal for another advantage than "centered": that is GRPO.
+    """
     if config.advantage != "centered":
-        raise Refusal(f"dr_grpo.advantage is {config.advantage!r}; accepted: centered (grpo has the others)")
+        raise Refusal(
+            f"dr_grpo.advantage is {config.advantage!r}; accepted: centered (grpo has the others)"
+        )
 
     return grpo.group_policy_gradient("dr_grpo", config, grpo.of_scores(advantages.centered))

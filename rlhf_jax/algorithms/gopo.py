@@ -1,7 +1,8 @@
 """GOPO: GRPO with an advantage of ranks alone, from +2 for the best of a group to −2 for the worst.
 
-*GOPO*, arXiv 2602.03876: A = 2 − 4 (rank − 1) / (G − 1), no scale, mean or range of the score; equal scores share their
-mean rank, so that a flat group has advantage 0. The loss is that of `grpo.py`.
+*GOPO*, arXiv 2602.03876: A = 2 − 4 (rank − 1) / (G − 1), no scale, mean or range of the score;
+equal scores share their mean rank, so that a flat group has advantage 0. The loss is that of
+`grpo.py`.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""GRPO: a clipped policy gradient of tokens with the score of each sample measured against its own group.
+"""GRPO: a clipped policy gradient of tokens with the score of each sample measured against its own
+group.
 
 Shao et al. 2024, *DeepSeekMath*, arXiv 2402.03300, eq. 3 and §4.1.2.
 
@@ -6,8 +7,9 @@ Shao et al. 2024, *DeepSeekMath*, arXiv 2402.03300, eq. 3 and §4.1.2.
                                                                  "centered": no division)
     loss = mean over tokens of  −min(ρ A, clip(ρ, 1 − clip_low, 1 + clip_high) A) + kl_weight · k3(π ‖ π_ref)
 
-`aggregation` names the mean: "sequence" that of each completion, then over completions (the paper's), "token" over all tokens
-of the minibatch, "constant_length" over completions of a constant length. The KL is a term of the loss, by the estimator k3.
+`aggregation` names the mean: "sequence" that of each completion, then over completions (the
+paper's), "token" over all tokens of the minibatch, "constant_length" over completions of a constant
+length. The KL is a term of the loss, by the estimator k3.
 """
 
 from collections.abc import Callable
@@ -51,13 +53,18 @@ class Config:
 
 
 def grpo(config: Config) -> Algorithm:
-    """The algorithm; rows are samples. Raises Refusal for an advantage or aggregation that it does not have."""
+    """The algorithm; rows are samples.
+
+    Raises Refusal for an advantage or aggregation that it does not have.
+    """
 
     return group_policy_gradient("grpo", config, of_scores(advantage_of("grpo", config.advantage)))
 
 
 def of_scores(shape: Callable[[Array], Array]) -> Advantage:
-    """The advantage of an algorithm that asks for nothing but its groups' scores, and has no figures of its own."""
+    """The advantage of an algorithm that asks for nothing but its groups' scores, and has no
+    figures of its own.
+    """
 
     def advantage(score_PG: Array, samples: Samples, scores: Scores) -> tuple[Array, Figures]:
         del samples, scores
@@ -73,10 +80,17 @@ def advantage_of(algorithm: str, name: str) -> Callable[[Array], Array]:
     return ADVANTAGES[name]
 
 
-def group_policy_gradient(name: str, config: Config, advantage: Advantage, **properties: object) -> Algorithm:
-    """GRPO with another advantage: what its variants share. `properties` are further fields of `Algorithm`."""
+def group_policy_gradient(
+    name: str, config: Config, advantage: Advantage, **properties: object
+) -> Algorithm:
+    """GRPO with another advantage: what its variants share.
+
+    `properties` are further fields of `Algorithm`.
+    """
     if config.aggregation not in AGGREGATIONS:
-        raise Refusal(f"{name}.aggregation is {config.aggregation!r}; accepted: {', '.join(AGGREGATIONS)}")
+        raise Refusal(
+            f"{name}.aggregation is {config.aggregation!r}; accepted: {', '.join(AGGREGATIONS)}"
+        )
     aggregation: Aggregation = config.aggregation  # type: ignore[assignment]
     correction = resolve(config.correction)
 
@@ -87,10 +101,14 @@ def group_policy_gradient(name: str, config: Config, advantage: Advantage, **pro
         return corrected_batch(correction, samples, scores, advantage_PG.reshape(-1, 1), figures)
 
     def loss(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
-        loss_RC, metrics = token_surrogate(outputs, batch, correction, config.clip_low, config.clip_high)
+        loss_RC, metrics = token_surrogate(
+            outputs, batch, correction, config.clip_low, config.clip_high
+        )
         if config.kl_weight:
             assert batch.reference_logprob_RC is not None
-            loss_RC += config.kl_weight * k3(outputs.logprob_RC, batch.reference_logprob_RC, batch.mask_RC)
+            loss_RC += config.kl_weight * k3(
+                outputs.logprob_RC, batch.reference_logprob_RC, batch.mask_RC
+            )
         if aggregation == "sequence":
             loss_RC /= jnp.maximum(masked_count(batch.mask_RC, dim=1), 1.0)[:, None]
         return jnp.sum(loss_RC), {**metrics, **drift_metrics(outputs, batch)}

@@ -1,14 +1,17 @@
-"""GRPOVI: GRPO on rewards that are spread, within each group, to the largest variance that keeps their order and mean.
+"""GRPOVI: GRPO on rewards that are spread, within each group, to the largest variance that keeps
+their order and mean.
 
-Yang, Gu, Qi, Yuan 2025, *Accelerating RLHF Training with Reward Variance Increase*, arXiv 2505.23247, model (3).
+Yang, Gu, Qi, Yuan 2025, *Accelerating RLHF Training with Reward Variance Increase*, arXiv
+2505.23247, model (3).
 
     z = argmax Σ p z²  with  low ≤ z ≤ high,  Σ p z = Σ p score,  z in the order of the scores      (`ops/variance_increase.py`)
     A_i = z_i − mean(z)  ("centered"),  over the deviation of z ("standardized");  the loss is that of `grpo.py`
 
-The scores that are spread are the reward's own, a missing-EOS score included; the KL is a term of the loss. The range is
-fixed for a run: the bounds of a rubric or of a verifiable reward (0 and 1), or of standardised scores the SFT mean ± 6
-deviations (training leaves a range of SFT quantiles, and winners that are clipped tie). p is uniform, since samples are
-drawn from the policy already, or "reference": π_θ(0)(y | x), the paper's own model. What is logged as the reward is never z.
+The scores that are spread are the reward's own, a missing-EOS score included; the KL is a term of
+the loss. The range is fixed for a run: the bounds of a rubric or of a verifiable reward (0 and 1),
+or of standardised scores the SFT mean ± 6 deviations (training leaves a range of SFT quantiles, and
+winners that are clipped tie). p is uniform, since samples are drawn from the policy already, or
+"reference": π_θ(0)(y | x), the paper's own model. What is logged as the reward is never z.
 """
 
 from collections.abc import Callable
@@ -32,7 +35,9 @@ SCORE = Unbounded("it is in the unit of the score, which has no origin of its ow
 
 @dataclass(frozen=True)
 class Config(grpo.Config):
-    """Settings of GRPOVI; the paper's KL weight, clipping and aggregation are not known, GRPO's stand for them."""
+    """Settings of GRPOVI; the paper's KL weight, clipping and aggregation are not known, GRPO's
+    stand for them.
+    """
 
     low: Annotated[float, SCORE] = -6.0  # SFT standard deviations for a learned reward
     high: Annotated[float, SCORE] = 6.0
@@ -41,30 +46,41 @@ class Config(grpo.Config):
 
 
 def grpovi(config: Config) -> Algorithm:
-    """The algorithm; rows are samples. Raises Refusal for a range, weights, ties or advantage that it does not have."""
+    """The algorithm; rows are samples.
+
+    Raises Refusal for a range, weights, ties or advantage that it does not have.
+    """
     return with_increase("grpovi", config, lambda score_PG, spread_PG: spread_PG)
 
 
 def with_increase(name: str, config: Config, shape: Callable[[Array, Array], Array]) -> Algorithm:
-    """GRPO whose advantage is that of `shape(score_PG, spread_PG)`, both `[P, G]` in units of the score."""
+    """GRPO whose advantage is that of `shape(score_PG, spread_PG)`, both `[P, G]` in units of the
+    score.
+    """
     check(name, config)
     of_shape = grpo.advantage_of(name, config.advantage)
     ties: Literal["together", "by_index"] = config.ties  # type: ignore[assignment]
 
     def advantage(score_PG: Array, samples: Samples, scores: Scores) -> tuple[Array, grpo.Figures]:
         weight_PG = None if config.weights == "uniform" else reference_weights(samples, scores)
-        increase = increase_variance(score_PG, config.low, config.high, weight_PG=weight_PG, ties=ties)
+        increase = increase_variance(
+            score_PG, config.low, config.high, weight_PG=weight_PG, ties=ties
+        )
         spread_PG = increase.fraction_PG * (config.high - config.low)
         return of_shape(shape(score_PG, spread_PG)), increase_figures(increase)
 
     needs = ("reference",) if config.weights == "reference" else ()
-    return grpo.group_policy_gradient(name, config, advantage, needs=needs, score_range=(config.low, config.high))
+    return grpo.group_policy_gradient(
+        name, config, advantage, needs=needs, score_range=(config.low, config.high)
+    )
 
 
 def check(name: str, config: Config) -> None:
     """Raises Refusal naming what the algorithm does not have."""
     if not -jnp.inf < config.low < config.high < jnp.inf:
-        raise Refusal(f"{name} has the range [{config.low}, {config.high}]; accepted: finite, low below high")
+        raise Refusal(
+            f"{name} has the range [{config.low}, {config.high}]; accepted: finite, low below high"
+        )
     if config.weights not in WEIGHTS:
         raise Refusal(f"{name}.weights is {config.weights!r}; accepted: {', '.join(WEIGHTS)}")
     if config.ties not in TIES:
@@ -72,7 +88,9 @@ def check(name: str, config: Config) -> None:
 
 
 def reference_weights(samples: Samples, scores: Scores) -> Array:
-    """π_ref(y | x) of a prompt's samples over that of the most probable one, `[P, G]`: only ratios matter."""
+    """π_ref(y | x) of a prompt's samples over that of the most probable one, `[P, G]`: only ratios
+    matter.
+    """
     assert scores.reference_logprob_BC is not None
     logprob_B = masked_sum(scores.reference_logprob_BC, samples.mask_BC, dim=1)
     logprob_PG = logprob_B.reshape(-1, samples.samples_per_prompt)

@@ -1,7 +1,8 @@
-"""Matched deviation: GRPO with GRPOVI's deviation in every group and the rewards' own shape; a control for scale.
+"""Matched deviation: GRPO with GRPOVI's deviation in every group and the rewards' own shape; a
+control for scale.
 
-A = (score − mean) · std(z) / std(score), z as in `grpovi.py`: what of GRPOVI remains when only its scale is taken. The loss
-is that of `grpo.py`; a flat group has advantage 0.
+A = (score − mean) · std(z) / std(score), z as in `grpovi.py`: what of GRPOVI remains when only its
+scale is taken. The loss is that of `grpo.py`; a flat group has advantage 0.
 """
 
 from dataclasses import dataclass
@@ -25,12 +26,17 @@ class Config(grpovi.Config):
 def matched_std(config: Config) -> Algorithm:
     """The algorithm; rows are samples. Raises Refusal for another advantage than "centered"."""
     if config.advantage != "centered":
-        raise Refusal(f"matched_std.advantage is {config.advantage!r}; accepted: centered (standardized, it is grpo)")
+        raise Refusal(
+            f"matched_std.advantage is {config.advantage!r}; accepted: centered (standardized, it "
+            "is grpo)"
+        )
     return grpovi.with_increase("matched_std", config, rescaled)
 
 
 def rescaled(score_PG: Array, spread_PG: Array) -> Array:
     """Scores about their mean with the deviation of `spread_PG`, `[P, G]`; 0 in a flat group."""
     own_P1 = advantages.deviation(score_PG)
-    gain_P1 = jnp.where(own_P1 > 0, advantages.deviation(spread_PG) / jnp.where(own_P1 > 0, own_P1, 1.0), 0.0)
+    gain_P1 = jnp.where(
+        own_P1 > 0, advantages.deviation(spread_PG) / jnp.where(own_P1 > 0, own_P1, 1.0), 0.0
+    )
     return advantages.centered(score_PG) * gain_P1

@@ -1,14 +1,15 @@
-"""Online DPO: the best of a prompt's fresh samples is preferred to the worst, by the reward's order.
+"""Online DPO: the best of a prompt's fresh samples is preferred to the worst, by the reward's
+order.
 
-Guo et al. 2024, *Direct Language Model Alignment from Online AI Feedback*, arXiv 2402.04792; in the form that
-Noukhovitch et al. 2024, *Asynchronous RLHF*, arXiv 2410.18252, §2 use: G samples a prompt, of which y+ has the highest
-and y− the lowest score.
+Guo et al. 2024, *Direct Language Model Alignment from Online AI Feedback*, arXiv 2402.04792; in the
+form that Noukhovitch et al. 2024, *Asynchronous RLHF*, arXiv 2410.18252, §2 use: G samples a
+prompt, of which y+ has the highest and y− the lowest score.
 
     loss = −log σ( β [ (S(y+) − S_ref(y+)) − (S(y−) − S_ref(y−)) ] ),      S(y) = Σ_t log π(y_t | x, y_<t)
 
-S sums over the sampled tokens, the EOS included, at the sampling temperature, without normalising by length. Where all
-of a prompt's samples score the same there is no order to learn: the pair keeps its place in the denominator, with
-gradient 0.
+S sums over the sampled tokens, the EOS included, at the sampling temperature, without normalising
+by length. Where all of a prompt's samples score the same there is no order to learn: the pair keeps
+its place in the denominator, with gradient 0.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,8 @@ from rlhf_jax.types import Algorithm, Array, Batch, Mean, Metrics, Outputs, Samp
 class Config:
     """Settings of Online DPO."""
 
-    beta: Positive = 0.1  # arXiv 2410.18252, hyperparameters of TL;DR Online DPO (0.03 there for the chat experiment)
+    # arXiv 2410.18252, hyperparameters of TL;DR Online DPO (0.03 there for the chat experiment)
+    beta: Positive = 0.1
 
 
 def online_dpo(config: Config) -> Algorithm:
@@ -73,10 +75,14 @@ def credit(samples: Samples, scores: Scores) -> Batch:
     )
 
 
-def pair_loss(outputs: Outputs, batch: Batch, of_margin: Callable[[Array], Array]) -> tuple[Array, Metrics]:
-    """Sum over pairs of `of_margin(margin_U)`, to be divided by the number of pairs, ties included; and metrics.
+def pair_loss(
+    outputs: Outputs, batch: Batch, of_margin: Callable[[Array], Array]
+) -> tuple[Array, Metrics]:
+    """Sum over pairs of `of_margin(margin_U)`, to be divided by the number of pairs, ties included;
+    and metrics.
 
-    `accuracy`, `margin` and the log-probabilities of completions are means over the pairs that are not ties.
+    `accuracy`, `margin` and the log-probabilities of completions are means over the pairs that are
+    not ties.
     """
     assert batch.reference_logprob_RC is not None
     assert batch.weight_R is not None

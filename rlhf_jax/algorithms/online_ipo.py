@@ -1,6 +1,7 @@
 """Online IPO: the pairs of Online DPO with a squared loss, whose best margin is finite.
 
-Azar et al. 2023, *A General Theoretical Paradigm*, arXiv 2310.12036, eq. 17; on fresh pairs as in Guo et al. 2024, arXiv
+Azar et al. 2023, *A General Theoretical Paradigm*, arXiv 2310.12036, eq. 17; on fresh pairs as in
+Guo et al. 2024, arXiv
 2402.04792. With the margin of `online_dpo.py`:  loss = (margin − 1 / (2β))². A tie has gradient 0 and keeps its place.
 """
 

@@ -1,14 +1,15 @@
 """PPO: a clipped policy gradient of tokens, with a critic of its own and generalised advantages.
 
-Schulman et al. 2017, arXiv 1707.06347, eq. 7; in the form of RLHF (Ouyang et al. 2022, arXiv 2203.02155; Huang et al. 2024,
-arXiv 2403.17031; Async RLHF, arXiv 2410.18252):
+Schulman et al. 2017, arXiv 1707.06347, eq. 7; in the form of RLHF (Ouyang et al. 2022, arXiv
+2203.02155; Huang et al. 2024, arXiv 2403.17031; Async RLHF, arXiv 2410.18252):
 
     r_t = −kl_weight (log π' − log π_ref), and the score at the last token         A = GAE(r, V), returns = A + V
     policy: −mean over tokens of min(ρ A', clip(ρ, 1 ± clip) A')     A' = A whitened over the tokens of the *round*
     critic: mean over tokens of ½ max((V − returns)², (clip(V, V₀ ± value_clip) − returns)²)
 
-π' is what the ratio ρ is taken to. The critic is a role of its own, begun as the reward model in units of the standardised
-score; V is of what precedes a token, and the completion is the episode: nothing follows its last token, EOS or not.
+π' is what the ratio ρ is taken to. The critic is a role of its own, begun as the reward model in
+units of the standardised score; V is of what precedes a token, and the completion is the episode:
+nothing follows its last token, EOS or not.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +17,12 @@ from dataclasses import dataclass, field
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms.api import drift_metrics, grouped_scores
-from rlhf_jax.algorithms.common.surrogate import corrected_batch, needs_of, ratio_logprob, token_surrogate
+from rlhf_jax.algorithms.common.surrogate import (
+    corrected_batch,
+    needs_of,
+    ratio_logprob,
+    token_surrogate,
+)
 from rlhf_jax.config import Fraction, NonNegative, Positive
 from rlhf_jax.ops.advantages import gae
 from rlhf_jax.ops.corrections import Correction, resolve
@@ -28,8 +34,10 @@ from rlhf_jax.types import Algorithm, Array, Batch, Mean, Metrics, Outputs, Samp
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of PPO; defaults of arXiv 2410.18252, hyperparameters of TL;DR PPO (its value coefficient 0.1 weighs a sum of
-    the two losses: with an optimizer for each role it has no place)."""
+    """Settings of PPO; defaults of arXiv 2410.18252, hyperparameters of TL;DR PPO (its value
+    coefficient 0.1 weighs a sum of the two losses: with an optimizer for each role it has no
+    place).
+    """
 
     kl_weight: NonNegative = 0.05
     clip: Positive = 0.2
@@ -51,7 +59,9 @@ def ppo(config: Config) -> Algorithm:
         kl_BC = k1(ratio_logprob(correction, samples, scores), scores.reference_logprob_BC, mask_BC)
         is_last_BC = jnp.arange(mask_BC.shape[1])[None] == last_index(mask_BC)[:, None]
         reward_BC = select(scores.score_B[:, None], is_last_BC) - config.kl_weight * kl_BC
-        advantage_BC = gae(reward_BC, scores.value_BC, mask_BC, gamma=config.gamma, gae_lambda=config.gae_lambda)
+        advantage_BC = gae(
+            reward_BC, scores.value_BC, mask_BC, gamma=config.gamma, gae_lambda=config.gae_lambda
+        )
         returns_BC = select(advantage_BC + scores.value_BC, mask_BC)
         whitened_BC = masked_whiten(advantage_BC, mask_BC)
         return corrected_batch(correction, samples, scores, whitened_BC, {}, return_RC=returns_BC)

@@ -6,8 +6,8 @@
     130   interrupted by Ctrl-C, or preempted (SIGTERM)
 
 A component's own code, such as a user's reward, is named after its traceback.
-Only `rlhf_jax.refusal` says that a config cannot run. A ValueError or a FileNotFoundError of anybody else's code, such as a
-user's reward, keeps its traceback.
+Only `rlhf_jax.refusal` says that a config cannot run. A ValueError or a FileNotFoundError of
+anybody else's code, such as a user's reward, keeps its traceback.
 """
 
 import atexit
@@ -69,7 +69,9 @@ def call(body: Callable[[Place], None], again: str = "the same command begins ag
 
 
 def explained(error: BaseException, directory: Path | None, again: str) -> tuple[int, list[str]]:
-    """The exit status of an exception and the lines that explain it; no lines where its traceback has to."""
+    """The exit status of an exception and the lines that explain it; no lines where its traceback
+    has to.
+    """
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, [f"interrupted; {again}"]
     if isinstance(error, Refusal):
@@ -80,7 +82,9 @@ def explained(error: BaseException, directory: Path | None, again: str) -> tuple
     if isinstance(error, NotFinite | Failed | Stalled):
         return FAILED, [f"error: {one_line(str(error))}"]
     if directory is not None and (cause := disk_failure(error, directory)):
-        return FAILED, [f"error: cannot write to {directory}: {cause}; once that is mended, {again}"]
+        return FAILED, [
+            f"error: cannot write to {directory}: {cause}; once that is mended, {again}"
+        ]
     return FAILED, []
 
 
@@ -90,16 +94,22 @@ def one_line(message: str) -> str:
 
 
 def disk_failure(error: BaseException, directory: Path) -> str:
-    """Cause of an exception that a full or read-only disk of a directory raised; "" for any other exception.
+    """Cause of an exception that a full or read-only disk of a directory raised; "" for any other
+    exception.
 
-    The exception names a file of the directory. Or it names none, and came from a writer of the directory, or the disk is full
-    now. Orbax raises ValueErrors and RuntimeErrors that quote the system's error.
+    The exception names a file of the directory. Or it names none, and came from a writer of the
+    directory, or the disk is full now. Orbax raises ValueErrors and RuntimeErrors that quote the
+    system's error.
     """
     names = {str(directory), str(directory.absolute())}
     for found in _chain(error):
         text = str(found)
-        number = found.errno if isinstance(found, OSError) and not isinstance(found, Refusal) else None
-        quoted = isinstance(found, ValueError | RuntimeError) and any(os.strerror(code) in text for code in DISK_ERRORS)
+        number = (
+            found.errno if isinstance(found, OSError) and not isinstance(found, Refusal) else None
+        )
+        quoted = isinstance(found, ValueError | RuntimeError) and any(
+            os.strerror(code) in text for code in DISK_ERRORS
+        )
         if number not in DISK_ERRORS and not quoted:
             continue
         has_file = isinstance(found, OSError) and bool(found.filename)
@@ -121,7 +131,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _is_of_a_writer(error: BaseException) -> bool:
     """True where an exception came out of what writes a run's files."""
-    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    modules = (
+        frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
     return any(module.startswith(WRITERS) for module in modules)
 
 
@@ -132,8 +144,12 @@ def _is_full(directory: Path) -> bool:
 
 
 def program(name: str) -> str:
-    """A command as it was called, for messages and help: by the console script, or as a module of `experiments`."""
-    return f"{SCRIPT} {name}" if Path(sys.argv[0]).name == SCRIPT else f"python -m experiments.{name}"
+    """A command as it was called, for messages and help: by the console script, or as a module of
+    `experiments`.
+    """
+    return (
+        f"{SCRIPT} {name}" if Path(sys.argv[0]).name == SCRIPT else f"python -m experiments.{name}"
+    )
 
 
 def is_started() -> bool:
@@ -142,9 +158,13 @@ def is_started() -> bool:
 
 
 def start(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a command's `main` as a program: SIGTERM interrupts as Ctrl-C does, and no interruption is lost."""
+    """Runs a command's `main` as a program: SIGTERM interrupts as Ctrl-C does, and no interruption
+    is lost.
+    """
     ending = [FAILED]  # until `main` has come to an end
-    atexit.register(_leave, ending)  # before jax is imported, so that it is the last of all calls at the exit
+    atexit.register(
+        _leave, ending
+    )  # before jax is imported, so that it is the last of all calls at the exit
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.unraisablehook = _redeliver(sys.unraisablehook)
     # Orbax logs what its threads raise, with tracebacks, and then raises it where it is waited for.
@@ -157,7 +177,9 @@ def start(main: Callable[[], int | None]) -> NoReturn:
     except SystemExit as left:
         status = left.code
     finally:
-        if stopping := sys.modules.get("rlhf_jax.runtime.stopping"):  # where the command has run anything at all
+        if stopping := sys.modules.get(
+            "rlhf_jax.runtime.stopping"
+        ):  # where the command has run anything at all
             stopping.leave_hung(status)
     if (
         isinstance(status, int) and status
@@ -172,8 +194,8 @@ def start(main: Callable[[], int | None]) -> NoReturn:
 def _leave(ending: list[int]) -> None:
     """Ends a command that failed, with its status, before the interpreter takes its modules apart.
 
-    An interruption or an exception leaves calls of the devices running, and XLA crashes where its client is destroyed under
-    one: the status would be a signal's.
+    An interruption or an exception leaves calls of the devices running, and XLA crashes where its
+    client is destroyed under one: the status would be a signal's.
     """
     if ending:
         sys.stdout.flush()
@@ -182,17 +204,23 @@ def _leave(ending: list[int]) -> None:
 
 
 def _redeliver(before: Callable[[Any], Any]) -> Callable[[Any], None]:
-    """A hook for exceptions that nobody can catch: interrupts once more, where one came into a callback of the collector.
+    """A hook for exceptions that nobody can catch: interrupts once more, where one came into a
+    callback of the collector.
 
-    XLA has such a callback; Python prints what is raised in it, and goes on. The hook runs inside of it, hence the timer.
+    XLA has such a callback; Python prints what is raised in it, and goes on. The hook runs inside
+    of it, hence the timer.
     """
 
     waiting: list[threading.Timer] = []
 
     def hook(unraisable: Any) -> None:
         if unraisable.exc_type is not None and issubclass(unraisable.exc_type, KeyboardInterrupt):
-            if not any(timer.is_alive() for timer in waiting):  # a second one would come into the command's end
-                waiting[:] = [threading.Timer(REDELIVER_SECONDS, os.kill, (os.getpid(), signal.SIGINT))]
+            if not any(
+                timer.is_alive() for timer in waiting
+            ):  # a second one would come into the command's end
+                waiting[:] = [
+                    threading.Timer(REDELIVER_SECONDS, os.kill, (os.getpid(), signal.SIGINT))
+                ]
                 waiting[0].start()
         else:
             before(unraisable)

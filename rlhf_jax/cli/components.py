@@ -15,14 +15,17 @@ PRETRAINED = "pretrained"
 
 
 def exchanged(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
-    """A copy of a config in which the nodes of the components that overrides name have their own keys, at their defaults.
+    """A copy of a config in which the nodes of the components that overrides name have their own
+    keys, at their defaults.
 
-    What the config file has set of another component is not carried over: a key of the same name may mean something else.
-    A model family has the keys of its preset `quickstart`, or of its first where it has none of that name.
+    What the config file has set of another component is not carried over: a key of the same name
+    may mean something else. A model family has the keys of its preset `quickstart`, or of its first
+    where it has none of that name.
 
     Args:
       config: as its file gives it.
-      overrides: texts by key, such as {"algorithm.name": "my_lab.raft", "reward": "rewards/mine.py"}.
+      overrides: texts by key, such as {"algorithm.name": "my_lab.raft", "reward":
+        "rewards/mine.py"}.
 
     Raises as `registry.settings`, and Refusal for a text that is no reward.
     """
@@ -33,11 +36,22 @@ def exchanged(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
             if name is not None and key in changed and name != changed[key].get("name"):
                 changed[key] = build.component(folder, name)
         family = overrides.get("model.family")
-        if family not in (None, PRETRAINED) and "model" in changed and family != changed.model.get("family"):
+        if (
+            family not in (None, PRETRAINED)
+            and "model" in changed
+            and family != changed.model.get("family")
+        ):
             changed.model = build.model(family)
         if "reward" in changed and "reward_settings" in changed:
-            reward, given = overrides.get("reward", changed.reward), changed.reward_settings.to_dict()
+            reward, given = (
+                overrides.get("reward", changed.reward),
+                changed.reward_settings.to_dict(),
+            )
             labels = [term.label for term in parse(reward)]
-            kept = given if reward == changed.reward else {label: given[label] for label in given if label in labels}
+            kept = (
+                given
+                if reward == changed.reward
+                else {label: given[label] for label in given if label in labels}
+            )
             changed.reward_settings = ConfigDict(reward_nodes(reward, kept))
     return changed

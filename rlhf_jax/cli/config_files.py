@@ -1,4 +1,6 @@
-"""Loads config files, Python whose `get_config` gives a config; a fault in one is a single line with its place."""
+"""Loads config files, Python whose `get_config` gives a config; a fault in one is a single line
+with its place.
+"""
 
 import difflib
 import inspect
@@ -21,9 +23,11 @@ def listed() -> str:
 
 
 def load(named: str) -> ConfigDict:
-    """The config of `file.py[:argument]` or `name[:argument]`; names are those of the configs that come with the code.
+    """The config of `file.py[:argument]` or `name[:argument]`; names are those of the configs that
+    come with the code.
 
-    Raises Refusal where there is no such file or no config in it, and for whatever its code raises, with the file and line.
+    Raises Refusal where there is no such file or no config in it, and for whatever its code raises,
+    with the file and line.
     """
     given, colon, argument = named.partition(":")
     if given in RENAMED and not Path(given).is_file():
@@ -38,7 +42,8 @@ def load(named: str) -> ConfigDict:
         config = _config(config_modules.execute(path), path, argument if colon else None)
     if not isinstance(config, ConfigDict):
         raise Refusal(
-            f"get_config of {path} gave a {type(config).__name__}; accepted: a ConfigDict, as build.default() is"
+            f"get_config of {path} gave a {type(config).__name__}; accepted: a ConfigDict, as "
+            "build.default() is"
         )
     return config
 

@@ -1,10 +1,11 @@
-"""Evaluates every saved policy of a run, and its SFT policy: `python -m experiments.evaluate --directory=runs/quickstart`.
+"""Evaluates every saved policy of a run, and its SFT policy: `python -m experiments.evaluate
+--directory=runs/quickstart`.
 
     python -m experiments.evaluate --directory=runs/tldr --config.evaluate.num_prompts=6447 --config.pretrained.gold=FOLDER
 
-Fresh samples of held-out prompts; nothing of the run is changed. Any key of the run's config.json may be given anew. Prints a
-table and appends the figures, with the keys given, to evaluations.jsonl in the run's directory. What cannot be evaluated is one
-line and exit status 2.
+Fresh samples of held-out prompts; nothing of the run is changed. Any key of the run's config.json
+may be given anew. Prints a table and appends the figures, with the keys given, to evaluations.jsonl
+in the run's directory. What cannot be evaluated is one line and exit status 2.
 """
 
 import argparse
@@ -35,18 +36,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Evaluates a run's saved policies.",
         epilog="--config.<key>=<value> is as in the command run, over the run's config.json",
     )
-    parser.add_argument("--directory", type=Path, required=True, help="the run's directory, e.g. runs/quickstart")
+    parser.add_argument(
+        "--directory", type=Path, required=True, help="the run's directory, e.g. runs/quickstart"
+    )
     given, overrides = parser.parse_known_args(arguments)
 
     def body(place: command.Place) -> None:
         place.directory = given.directory
         evaluate(given.directory, overrides)
 
-    return command.call(body, f"the versions that were evaluated are in {FILE}; the same command evaluates all again")
+    return command.call(
+        body,
+        f"the versions that were evaluated are in {FILE}; the same command evaluates all again",
+    )
 
 
 def evaluate(directory: Path, overrides: Sequence[str]) -> None:
-    """Prints and keeps the figures of every saved policy of a run, with overrides of its config. Raises Refusal."""
+    """Prints and keeps the figures of every saved policy of a run, with overrides of its config.
+
+    Raises Refusal.
+    """
     from rlhf_jax import build
     from rlhf_jax.records import jsonl
     from rlhf_jax.stages import evaluate
@@ -58,8 +67,17 @@ def evaluate(directory: Path, overrides: Sequence[str]) -> None:
     for version, figures in evaluate.every_version(workspace, stages):
         if not shown:
             shown = [name for name in SHOWN if name in figures]
-            print("  ".join([f"{'version':>8s}", *(f"{name:>{max(8, len(name))}s}" for name in shown)]))
-        print("  ".join([f"{version:8d}", *(f"{figures[name]:{max(8, len(name))}.4f}" for name in shown)]), flush=True)
+            print(
+                "  ".join(
+                    [f"{'version':>8s}", *(f"{name:>{max(8, len(name))}s}" for name in shown)]
+                )
+            )
+        print(
+            "  ".join(
+                [f"{version:8d}", *(f"{figures[name]:{max(8, len(name))}.4f}" for name in shown)]
+            ),
+            flush=True,
+        )
         jsonl.append(directory / FILE, {"version": version, "changed": changed} | figures)
 
 

@@ -1,8 +1,10 @@
-"""Exports a run's model: `python -m experiments.export --directory=runs/quickstart --stage=rlhf --to=my_policy`.
+"""Exports a run's model: `python -m experiments.export --directory=runs/quickstart --stage=rlhf
+--to=my_policy`.
 
-Writes a folder that `transformers` loads: config.json, model.safetensors, the tokenizer's files where it has some, and the
-other files of the folder that the run began with, but for weights. Stages: sft and rlhf (policies), reward_model (a sequence
-classifier of one label, in its raw unit). What cannot be exported is one line and exit status 2.
+Writes a folder that `transformers` loads: config.json, model.safetensors, the tokenizer's files
+where it has some, and the other files of the folder that the run began with, but for weights.
+Stages: sft and rlhf (policies), reward_model (a sequence classifier of one label, in its raw unit).
+What cannot be exported is one line and exit status 2.
 """
 
 import argparse
@@ -16,11 +18,19 @@ STAGES = ("sft", "reward_model", "rlhf")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exports the params of a stage. Returns the exit status: see `command.py`."""
-    parser = argparse.ArgumentParser(prog=command.program("export"), description="Exports a run's model.")
-    parser.add_argument("--directory", type=Path, required=True, help="the run's directory, e.g. runs/quickstart")
-    parser.add_argument("--to", type=Path, required=True, help="the folder to write, which must not be there")
+    parser = argparse.ArgumentParser(
+        prog=command.program("export"), description="Exports a run's model."
+    )
+    parser.add_argument(
+        "--directory", type=Path, required=True, help="the run's directory, e.g. runs/quickstart"
+    )
+    parser.add_argument(
+        "--to", type=Path, required=True, help="the folder to write, which must not be there"
+    )
     parser.add_argument("--stage", choices=STAGES, default="rlhf", help="whose params (rlhf)")
-    parser.add_argument("--version", type=int, help="of a saved policy of the rlhf stage (the newest)")
+    parser.add_argument(
+        "--version", type=int, help="of a saved policy of the rlhf stage (the newest)"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     given = parser.parse_args(arguments)
 

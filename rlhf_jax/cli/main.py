@@ -24,7 +24,9 @@ def usage() -> str:
     """The commands, a line each."""
     lines = [f"usage: {command.SCRIPT} COMMAND [arguments]", ""]
     lines += [f"  {name:10s}{said}" for name, said in COMMANDS.items()]
-    return "\n".join([*lines, "", f"{command.SCRIPT} COMMAND --help says more; {command.SCRIPT} --version"])
+    return "\n".join(
+        [*lines, "", f"{command.SCRIPT} COMMAND --help says more; {command.SCRIPT} --version"]
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = f"; did you mean {close[0]!r}?" if close else f"; accepted: {', '.join(COMMANDS)}"
         print(f"error: no command {name!r}{near}", file=sys.stderr)
         return command.REFUSED
-    sys.argv = [command.SCRIPT, *rest]  # what a command reads its arguments from, and names itself by
+    sys.argv = [
+        command.SCRIPT,
+        *rest,
+    ]  # what a command reads its arguments from, and names itself by
     importlib.import_module(f"rlhf_jax.cli.{name}").start()
     raise AssertionError("a command leaves by itself")
 

@@ -1,14 +1,16 @@
-"""Plans the RLHF stage of a config: where each call of a round should run, what is expected of it, and what to do about it.
+"""Plans the RLHF stage of a config: where each call of a round should run, what is expected of it,
+and what to do about it.
 
     python -m experiments.plan --config=configs/tldr/ppo.py --devices=8 --hardware=h100
     python -m experiments.plan --config=configs/quickstart.py --profile
 
-Without `--hardware` it plans for the devices at hand. `--profile` times the calls of promising plans there, with one layer and
-with two, and keeps the figures in runs/profile.json, where runs with --config.plan=search find them. `--lengths=RUN` takes the
-lengths of that run's completions. Any key of the config may be given anew (`--config.rlhf.lag=1`). Prints a table, what
-the next plans lack, one sentence of advice and the plan as a run takes it; draws the expected rounds. A plan that the config
-writes out (`--config.plan="..."`) is not searched for, but what is expected of it is printed and drawn. What cannot be
-planned is one line and exit status 2.
+Without `--hardware` it plans for the devices at hand. `--profile` times the calls of promising
+plans there, with one layer and with two, and keeps the figures in runs/profile.json, where runs
+with --config.plan=search find them. `--lengths=RUN` takes the lengths of that run's completions.
+Any key of the config may be given anew (`--config.rlhf.lag=1`). Prints a table, what the next plans
+lack, one sentence of advice and the plan as a run takes it; draws the expected rounds. A plan that
+the config writes out (`--config.plan="..."`) is not searched for, but what is expected of it is
+printed and drawn. What cannot be planned is one line and exit status 2.
 """
 
 import argparse
@@ -27,16 +29,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog=command.program("plan"),
         usage="%(prog)s (NAME | --config=FILE) [--config.<key>=<value> ...] [options]",
         description="Finds where each call of a config's rounds should run.",
-        epilog="NAME, --config=FILE and --config.<key>=<value> are as in the command run; with --help beside a config its "
+        epilog="NAME, --config=FILE and --config.<key>=<value> are as in the command run; with "
+        "--help beside a config its "
         "keys are listed, with the values that they have",
         add_help=False,
     )
     parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
-    parser.add_argument("--devices", type=int, default=0, help="how many; those at hand if not given")
-    parser.add_argument("--hardware", default="", help="h100, h200, a100-80gb, tpu-v5e, tpu-v5p, tpu-v6e or cpu")
+    parser.add_argument(
+        "--devices", type=int, default=0, help="how many; those at hand if not given"
+    )
+    parser.add_argument(
+        "--hardware", default="", help="h100, h200, a100-80gb, tpu-v5e, tpu-v5p, tpu-v6e or cpu"
+    )
     parser.add_argument("--profile", action="store_true", help="time calls on the devices at hand")
-    parser.add_argument("--lengths", type=Path, help="a run's directory: lengths of its completions")
-    parser.add_argument("--output", type=Path, default=Path("plan.png"), help="the picture of the expected rounds")
+    parser.add_argument(
+        "--lengths", type=Path, help="a run's directory: lengths of its completions"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("plan.png"), help="the picture of the expected rounds"
+    )
     options, rest = parser.parse_known_args(arguments)
 
     def body(place: command.Place) -> None:
@@ -55,7 +66,9 @@ def _plan(config: Any, options: argparse.Namespace) -> None:
     if options.devices < 0:
         raise Refusal(f"--devices is {options.devices}; accepted: 1 or more")
     if options.profile and options.hardware:
-        raise Refusal("--profile times the devices at hand, whatever they are: leave --hardware away")
+        raise Refusal(
+            "--profile times the devices at hand, whatever they are: leave --hardware away"
+        )
     import jax
 
     if options.devices and "XLA_FLAGS" not in os.environ and not options.hardware:
@@ -64,11 +77,16 @@ def _plan(config: Any, options: argparse.Namespace) -> None:
     from rlhf_jax.planner.costs import hardware
     from rlhf_jax.stages.common import planning
 
-    device = hardware.find(options.hardware) if options.hardware else hardware.of_device(jax.devices()[0])
+    device = (
+        hardware.find(options.hardware)
+        if options.hardware
+        else hardware.of_device(jax.devices()[0])
+    )
     here = 0 if options.hardware else len(jax.devices())
     if here and options.devices > here:
         raise Refusal(
-            f"--devices is {options.devices}, but {here} are here; --hardware={device.name} plans without them"
+            f"--devices is {options.devices}, but {here} are here; --hardware={device.name} plans "
+            "without them"
         )
     lengths = planning.drawn_lengths(options.lengths) if options.lengths else ()
     problem = build.problem(config, device, options.devices or here or 1, lengths)
@@ -89,7 +107,9 @@ def _plan(config: Any, options: argparse.Namespace) -> None:
 def heading(problem: Any) -> str:
     """Devices, models and work of a round in one line."""
     work = problem.work
-    shapes = ", ".join(f"{role} {shape.num_params / 1e9:.3g}B" for role, shape in problem.shapes.items())
+    shapes = ", ".join(
+        f"{role} {shape.num_params / 1e9:.3g}B" for role, shape in problem.shapes.items()
+    )
     return (
         f"{problem.num_devices} x {problem.hardware.name}; {shapes}; {work.num_prompts} prompts x "
         f"{work.samples_per_prompt} a round, {work.loop} loop, lag {work.lag}\n"
@@ -97,8 +117,8 @@ def heading(problem: Any) -> str:
 
 
 def show_written(problem: Any, text: str, output: Path) -> None:
-    """Prints the simulation of a plan that was written by hand. Calls that it does not name are sharded along `data` on
-    all devices.
+    """Prints the simulation of a plan that was written by hand. Calls that it does not name are
+    sharded along `data` on all devices.
     """
     from rlhf_jax.devices.placement import parse
     from rlhf_jax.report.plots import gantt
@@ -156,7 +176,9 @@ def verdict(found: Any) -> str:
 
 
 def _both_loops(problem: Any, found: Any, profile: Any) -> tuple[Any, Any]:
-    """Results for the synchronous loop at lag 0 and the asynchronous one; the one at hand is not searched again."""
+    """Results for the synchronous loop at lag 0 and the asynchronous one; the one at hand is not
+    searched again.
+    """
     settings = (("synchronous", 0), ("asynchronous", max(1, problem.work.lag)))
     return tuple(
         found

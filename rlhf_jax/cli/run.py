@@ -1,8 +1,10 @@
-"""Runs an experiment: `python -m experiments.run --config=configs/quickstart.py [--config.<key>=<value> ...]`.
+"""Runs an experiment: `python -m experiments.run --config=configs/quickstart.py
+[--config.<key>=<value> ...]`.
 
-`rlhf-jax run quickstart` is the same command on a config that comes with the code, by its short name.
-`--config.algorithm.name=rloo` and `--config.task.name=addition` take another component with its own defaults, whose keys the
-arguments may then set. Exit statuses: see `command.py`. After status 1 and 130 the same command goes on.
+`rlhf-jax run quickstart` is the same command on a config that comes with the code, by its short
+name. `--config.algorithm.name=rloo` and `--config.task.name=addition` take another component with
+its own defaults, whose keys the arguments may then set. Exit statuses: see `command.py`. After
+status 1 and 130 the same command goes on.
 """
 
 import contextlib
@@ -48,7 +50,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def parse(argv: Sequence[str]) -> ConfigDict:
-    """The config that the arguments name, with its overrides. Raises Refusal that says what is wrong with them."""
+    """The config that the arguments name, with its overrides.
+
+    Raises Refusal that says what is wrong with them.
+    """
     named, overrides = split(argv)
     if asked := [argument for argument in overrides if argument in HELP]:
         overrides.remove(asked[0])
@@ -60,7 +65,9 @@ def parse(argv: Sequence[str]) -> ConfigDict:
 
 def usage() -> str:
     """The usage of the command, and the configs that come with the code."""
-    names = textwrap.fill(", ".join(config_modules.shipped()), initial_indent="  ", subsequent_indent="  ")
+    names = textwrap.fill(
+        ", ".join(config_modules.shipped()), initial_indent="  ", subsequent_indent="  "
+    )
     return USAGE.format(program=command.program("run"), folder=config_modules.folder(), names=names)
 
 
@@ -72,8 +79,8 @@ def keys_of(config: ConfigDict) -> str:
 def split(argv: Sequence[str]) -> tuple[str, list[str]]:
     """The config that the arguments name, its `:argument` included, and the other arguments.
 
-    It is the value of `--config`, or an argument of its own that is no flag and cannot be the value of the flag before it.
-    Raises Refusal where none is named, or two in different ways.
+    It is the value of `--config`, or an argument of its own that is no flag and cannot be the value
+    of the flag before it. Raises Refusal where none is named, or two in different ways.
     """
     named, alone, overrides = [], [], []
     rest, before = iter(argv[1:]), ""
@@ -96,28 +103,34 @@ def split(argv: Sequence[str]) -> tuple[str, list[str]]:
         raise SystemExit
     if not named:
         raise Refusal(
-            f"no config is given; pass --config=FILE, a file of configs/ ({config_files.listed()}) or your own"
+            f"no config is given; pass --config=FILE, a file of configs/ ({config_files.listed()}) "
+            "or your own"
         )
     return named[-1], overrides
 
 
 def overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """A config with `--config.<key>=<value>` arguments, or `--config.<key> <value>`, as ml_collections reads them.
+    """A config with `--config.<key>=<value>` arguments, or `--config.<key> <value>`, as
+    ml_collections reads them.
 
-    The type of a key is that of its value in the config. Raises Refusal for a key that the config lacks, a value of another
-    type, and any other argument.
+    The type of a key is that of its value in the config. Raises Refusal for a key that the config
+    lacks, a value of another type, and any other argument.
     """
     from rlhf_jax.cli.components import exchanged
 
     config = exchanged(config, dict(assigned(overrides)))
     check_keys(config, overrides)
-    values = flags.FlagValues()  # of this call alone, so that a process may read as many configs as it likes
+    values = (
+        flags.FlagValues()
+    )  # of this call alone, so that a process may read as many configs as it likes
     argv = ["", *overrides]
     found = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
         rest = values(argv)
     except flags.UnrecognizedFlagError as error:
-        raise Refusal(f"unknown argument '--{error.flagname}'{_as_key(error.flagname, config)}; {ACCEPTED}") from error
+        raise Refusal(
+            f"unknown argument '--{error.flagname}'{_as_key(error.flagname, config)}; {ACCEPTED}"
+        ) from error
     except (flags.Error, ValueError, TypeError) as error:
         raise Refusal(_unread(error, config, overrides)) from error
     if len(rest) > 1:
@@ -132,24 +145,39 @@ def assigned(overrides: Sequence[str]) -> list[tuple[str, str]]:
         flag, equals, value = argument.partition("=")
         key = flag.lstrip("-")
         if flag.startswith("-") and key.startswith("config."):
-            found.append((key.removeprefix("config."), value if equals or following.startswith("-") else following))
+            found.append(
+                (
+                    key.removeprefix("config."),
+                    value if equals or following.startswith("-") else following,
+                )
+            )
     return found
 
 
 def check_keys(config: ConfigDict, overrides: Sequence[str]) -> None:
-    """Raises Refusal for an override of a key that the config lacks, with the nearest one or all of its neighbours."""
+    """Raises Refusal for an override of a key that the config lacks, with the nearest one or all of
+    its neighbours.
+    """
     for path, text in assigned(overrides):
         keys, node = path.split("."), config
         for depth, key in enumerate(keys):
             if not isinstance(node, ConfigDict) or key not in node:
                 if renamed := history.new_name(path):
                     raise Refusal(f"config has no key {path!r}; {renamed}")
-                raise Refusal(f"{'.'.join(['config', *keys[:depth]])} has no key {key!r}{_neighbours(key, node)}")
+                raise Refusal(
+                    f"{'.'.join(['config', *keys[:depth]])} has no key "
+                    f"{key!r}{_neighbours(key, node)}"
+                )
             node = node[key]
         if isinstance(node, ConfigDict):
-            other = f"; --config.{path}.name={text} takes another one" if "name" in node and text else ""
+            other = (
+                f"; --config.{path}.name={text} takes another one"
+                if "name" in node and text
+                else ""
+            )
             raise Refusal(
-                f"config.{path} has keys below it; accepted: --config.{path}.<key>=<value> with {', '.join(node)}{other}"
+                f"config.{path} has keys below it; accepted: --config.{path}.<key>=<value> with "
+                f"{', '.join(node)}{other}"
             )
 
 
@@ -166,7 +194,11 @@ def _unread(error: Exception, config: ConfigDict, overrides: Sequence[str]) -> s
 def _neighbours(key: str, node: Any) -> str:
     names = list(node) if isinstance(node, ConfigDict) else []
     close = difflib.get_close_matches(key, names, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; accepted: {', '.join(names) or 'no keys below it'}"
+    return (
+        f"; did you mean {close[0]!r}?"
+        if close
+        else f"; accepted: {', '.join(names) or 'no keys below it'}"
+    )
 
 
 def _as_key(flag: str, config: ConfigDict) -> str:
@@ -176,7 +208,8 @@ def _as_key(flag: str, config: ConfigDict) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs a config's job. Raises SystemExit with a status where it does not end well: see `command.py`.
+    """Runs a config's job. Raises SystemExit with a status where it does not end well: see
+    `command.py`.
 
     Several processes: see `devices/distributed.py`.
     """
@@ -201,7 +234,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run_with_others(config: ConfigDict, place: command.Place) -> None:
-    """Runs a job as one of several processes: a failure in one ends it at once, and the others hear of it."""
+    """Runs a job as one of several processes: a failure in one ends it at once, and the others hear
+    of it.
+    """
     from rlhf_jax import build
     from rlhf_jax.devices import distributed
 
@@ -216,9 +251,11 @@ def run_with_others(config: ConfigDict, place: command.Place) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep what is freed: each update frees and takes the same megabytes, and pages given back are faulted in again.
+    """Has glibc keep what is freed: each update frees and takes the same megabytes, and pages given
+    back are faulted in again.
 
-    150 updates of the quickstart's SFT: 3.8 -> 1.2 s of system time. Does nothing under another C library.
+    150 updates of the quickstart's SFT: 3.8 -> 1.2 s of system time. Does nothing under another C
+    library.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt

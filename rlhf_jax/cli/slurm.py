@@ -1,4 +1,6 @@
-"""Runs the cells of a study as an array of Slurm jobs, through `submitit` (`pip install rlhf_jax[slurm]`)."""
+"""Runs the cells of a study as an array of Slurm jobs, through `submitit` (`pip install
+rlhf_jax[slurm]`).
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +15,8 @@ MINUTES = 120  # of a job, where the options do not say
 
 
 def executor(study: Study, options: str) -> Any:
-    """An executor that submits jobs: `options` are submitit's, "timeout_min=60,slurm_partition=gpu,gpus_per_node=1".
+    """An executor that submits jobs: `options` are submitit's,
+    "timeout_min=60,slurm_partition=gpu,gpus_per_node=1".
 
     Raises Refusal that says what to install, or for an option that is none.
     """
@@ -29,17 +32,24 @@ def executor(study: Study, options: str) -> Any:
 
 
 def parameters(options: str) -> dict[str, Any]:
-    """`name=value,name=value` as numbers where they are. Raises Refusal for a part that is no such pair."""
+    """`name=value,name=value` as numbers where they are.
+
+    Raises Refusal for a part that is no such pair.
+    """
     found: dict[str, Any] = {}
     for part in filter(None, options.split(",")):
         name, equals, value = part.partition("=")
         if not (name and equals and value):
-            raise Refusal(f"--slurm has the option {part!r}; accepted: name=value, e.g. timeout_min=60")
+            raise Refusal(
+                f"--slurm has the option {part!r}; accepted: name=value, e.g. timeout_min=60"
+            )
         found[name] = int(value) if value.isdecimal() else value
     return found
 
 
-def launch(submitter: Any, study: Study, argument: str, wanted: Sequence[Cell], num_jobs: int) -> None:
+def launch(
+    submitter: Any, study: Study, argument: str, wanted: Sequence[Cell], num_jobs: int
+) -> None:
     """Runs cells in `num_jobs` jobs and waits for them: the shared stages first, a job a seed.
 
     Raises Failed naming the log of one that failed.
@@ -50,7 +60,10 @@ def launch(submitter: Any, study: Study, argument: str, wanted: Sequence[Cell], 
         if failed:
             job, error = failed[0]
             last = str(error).strip().splitlines()[-1:]
-            raise Failed(f"{len(failed)} of {len(jobs)} jobs failed: see {job.paths.stderr} ({''.join(last)})")
+            raise Failed(
+                f"{len(failed)} of {len(jobs)} jobs failed: see {job.paths.stderr} "
+                f"({''.join(last)})"
+            )
 
 
 def work(argument: str, part: Sequence[Cell]) -> None:

@@ -1,10 +1,12 @@
-"""Runs a study: `python -m experiments.sweep --config=configs/studies/grpovi.py [--cells=N] [--workers=N]`.
+"""Runs a study: `python -m experiments.sweep --config=configs/studies/grpovi.py [--cells=N]
+[--workers=N]`.
 
-`rlhf-jax sweep studies/grpovi` is the same command on a study that comes with the code, by its short name.
+`rlhf-jax sweep studies/grpovi` is the same command on a study that comes with the code, by its
+short name.
 
-`study.py` says which cells there are, `cells.py` runs them. A cell that has ended is never run again, an interrupted one begins
-again, and the report is written after every seed. Workers are processes with a compile cache in common; `--slurm` makes them
-an array of jobs.
+`study.py` says which cells there are, `cells.py` runs them. A cell that has ended is never run
+again, an interrupted one begins again, and the report is written after every seed. Workers are
+processes with a compile cache in common; `--slurm` makes them an array of jobs.
 """
 
 import argparse
@@ -30,7 +32,8 @@ from rlhf_jax.sweeps.study import Cell, Study, report_cells, tuning
 def launch(study: Study, argument: str, wanted: Sequence[Cell], num_workers: int) -> None:
     """Runs cells in processes of their own and waits for them.
 
-    A worker that fails stops no other one. Raises Failed that names each log and its last line, when all have ended.
+    A worker that fails stops no other one. Raises Failed that names each log and its last line,
+    when all have ended.
     """
     failed = []
     for waiting in phases(Cells(study), wanted, num_workers):
@@ -57,7 +60,9 @@ def last_line(log: Path) -> str:
     return lines[-1] if lines else "a worker ended without a word"
 
 
-def start_worker(study: Study, argument: str, cells: Sequence[Cell]) -> tuple[subprocess.Popen[bytes], Path]:
+def start_worker(
+    study: Study, argument: str, cells: Sequence[Cell]
+) -> tuple[subprocess.Popen[bytes], Path]:
     """Begins a worker on cells; see `phases`."""
     logs = study.directory / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -74,14 +79,20 @@ def start_worker(study: Study, argument: str, cells: Sequence[Cell]) -> tuple[su
 
 def given_cells() -> list[Cell]:
     """The cells that standard input has for a worker."""
-    return [Cell(**cell | {"setting": tuple(map(tuple, cell["setting"]))}) for cell in json.load(sys.stdin)]
+    return [
+        Cell(**cell | {"setting": tuple(map(tuple, cell["setting"]))})
+        for cell in json.load(sys.stdin)
+    ]
 
 
-def conduct(study: Study, run: Callable[[Sequence[Cell]], None], max_cells: int | None = None) -> None:
-    """Tunes, reports, and writes the page after every seed; stops after `max_cells` cells where it is given.
+def conduct(
+    study: Study, run: Callable[[Sequence[Cell]], None], max_cells: int | None = None
+) -> None:
+    """Tunes, reports, and writes the page after every seed; stops after `max_cells` cells where it
+    is given.
 
-    Raises Failed for the cells that failed: at once while settings are being chosen, which needs all cells of a step; else
-    after every other cell has been run.
+    Raises Failed for the cells that failed: at once while settings are being chosen, which needs
+    all cells of a step; else after every other cell has been run.
     """
     cells, failures = Cells(study), []
     if max_cells is not None:
@@ -89,7 +100,10 @@ def conduct(study: Study, run: Callable[[Sequence[Cell]], None], max_cells: int 
         run((report_cells(study, cells.ended) if first is None else first)[:max_cells])
         return
     for step, wanted in enumerate(tuning(study, cells.ended)):
-        print(f"tuning, step {step + 1}: {len(wanted)} cells, {len(cells.left(wanted))} to run", flush=True)
+        print(
+            f"tuning, step {step + 1}: {len(wanted)} cells, {len(cells.left(wanted))} to run",
+            flush=True,
+        )
         run(wanted)
     reported = report_cells(study, cells.ended)
     page = importlib.import_module(study.report)
@@ -108,18 +122,26 @@ def conduct(study: Study, run: Callable[[Sequence[Cell]], None], max_cells: int 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a study. Raises SystemExit with a status where it does not end well: see `command.py`. The same command goes on."""
+    """Runs a study. Raises SystemExit with a status where it does not end well: see `command.py`.
+
+    The same command goes on.
+    """
     parser = argparse.ArgumentParser(prog=command.program("sweep"), description="Runs a study.")
     study_names = ", ".join(config_modules.shipped(studies=True))
     parser.add_argument("study", nargs="?", help=f"a study that comes with the code: {study_names}")
-    parser.add_argument("--config", help="a file of configs/studies/, e.g. configs/studies/grpovi.py, or your own")
+    parser.add_argument(
+        "--config", help="a file of configs/studies/, e.g. configs/studies/grpovi.py, or your own"
+    )
     parser.add_argument("--cells", type=int, help="run only so many cells of the first step")
-    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="processes at once")
+    parser.add_argument(
+        "--workers", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="processes at once"
+    )
     parser.add_argument(
         "--slurm",
         nargs="?",
         const="",
-        help="run them as an array of jobs; optionally with options of submitit: timeout_min=60,slurm_partition=gpu",
+        help="run them as an array of jobs; optionally with options of submitit: "
+        "timeout_min=60,slurm_partition=gpu",
     )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -140,7 +162,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.slurm is not None:
             from rlhf_jax.cli import slurm
 
-            run = partial(slurm.launch, slurm.executor(study, given.slurm), study, argument, num_jobs=given.workers)
+            run = partial(
+                slurm.launch,
+                slurm.executor(study, given.slurm),
+                study,
+                argument,
+                num_jobs=given.workers,
+            )
         conduct(study, run, given.cells)
 
     if status := command.call(body, "the same command goes on with the cells that are left"):

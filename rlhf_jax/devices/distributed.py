@@ -1,4 +1,5 @@
-"""Several processes, each with devices of its own, as one run: how they find each other, and what they say to each other.
+"""Several processes, each with devices of its own, as one run: how they find each other, and what
+they say to each other.
 
     environment      says more than one process by          which they are is said by
     explicit         JAX_NUM_PROCESSES > 1                  JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID
@@ -10,8 +11,9 @@
                      TPU_PROCESS_ADDRESSES
     whatever else    JAX_NUM_PROCESSES=auto                 jax.distributed (metadata of TPU VMs, a Kubernetes Job)
 
-Every process runs the same program, and calls what is called collective here in the same order. The first process writes; the
-run's directory is one that all see. With one process nothing here does anything.
+Every process runs the same program, and calls what is called collective here in the same order. The
+first process writes; the run's directory is one that all see. With one process nothing here does
+anything.
 """
 
 import json
@@ -33,16 +35,22 @@ from rlhf_jax.refusal import Refusal
 HEARTBEAT_SECONDS = 30
 """A process that has not been heard of for so long is taken for dead, and all end."""
 GOODBYE_SECONDS = 600
-"""How long a process that has ended well waits for the others: the first writes the report. Dead ones are noticed sooner."""
+"""How long a process that has ended well waits for the others: the first writes the report.
+
+Dead ones are noticed sooner.
+"""
 MESSAGE_BYTES = 512
-XLA_STATUS = "(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|FAILED_PRECONDITION): "
+XLA_STATUS = (
+    "(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|FAILED_PRECONDITION): "
+)
 LIST_OF_HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 
 _writes = True
 
 
 def writes() -> bool:
-    """Returns whether this process writes a run's files and prints: of several processes, only the first does.
+    """Returns whether this process writes a run's files and prints: of several processes, only the
+    first does.
 
     `initialize` decides it. Reading the flag initialises no device backend, which `is_first` does.
     """
@@ -55,7 +63,8 @@ def _only_read() -> None:
 
 
 def arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """Arguments of `jax.distributed.initialize` in this environment; {}: it finds them itself; None: one process.
+    """Arguments of `jax.distributed.initialize` in this environment; {}: it finds them itself;
+    None: one process.
 
     Raises Refusal naming the variable that is missing or is no number.
     """
@@ -81,7 +90,8 @@ def _explicit(environment: Mapping[str, str], size: str, rank: str) -> dict[str,
         return None
     if not address.rpartition(":")[2].isdecimal():
         raise Refusal(
-            f"{size} is {count}, and JAX_COORDINATOR_ADDRESS is {address!r}; accepted: HOST:PORT of the process 0"
+            f"{size} is {count}, and JAX_COORDINATOR_ADDRESS is {address!r}; accepted: HOST:PORT "
+            "of the process 0"
         )
     process = _number(environment, rank)
     if not 0 <= process < count:
@@ -102,16 +112,19 @@ def _number(environment: Mapping[str, str], name: str, default: str = "") -> int
 
 
 def initialize(environment: Mapping[str, str] = os.environ) -> bool:
-    """Joins the run's other processes, before any device is touched; False where the environment names none.
+    """Joins the run's other processes, before any device is touched; False where the environment
+    names none.
 
-    Where they do not all meet within JAX_INITIALIZATION_SECONDS (300), says so and ends the process with status 2. Raises
-    Refusal, naming the variable, for an environment that contradicts itself, and where they have not equally many devices.
+    Where they do not all meet within JAX_INITIALIZATION_SECONDS (300), says so and ends the process
+    with status 2. Raises Refusal, naming the variable, for an environment that contradicts itself,
+    and where they have not equally many devices.
     """
     told = arguments(environment)
     if told is None:
         return False
     seconds = _number(environment, "JAX_INITIALIZATION_SECONDS", "300")
-    # jax itself would abort with a stack trace; its deadline is later than ours, so that this is what is said.
+    # jax itself would abort with a stack trace; its deadline is later than ours, so that this is
+    # what is said.
     watch = threading.Timer(seconds, _did_not_meet, (told, seconds))
     watch.daemon = True
     watch.start()
@@ -127,19 +140,25 @@ def initialize(environment: Mapping[str, str] = os.environ) -> bool:
         grid()
     except RuntimeError as error:  # XLA's errors are RuntimeErrors, too
         first = str(error).strip().splitlines()[0]
-        raise Refusal(f"the {told.get('num_processes', '')} processes did not meet ({first})") from error
+        raise Refusal(
+            f"the {told.get('num_processes', '')} processes did not meet ({first})"
+        ) from error
     finally:
         watch.cancel()
     return True
 
 
 def _did_not_meet(told: Mapping[str, Any], seconds: int) -> None:
-    """Ends the process with a message where not all processes came; the call that waits for them cannot be interrupted."""
+    """Ends the process with a message where not all processes came; the call that waits for them
+    cannot be interrupted.
+    """
     who = f"process {told['process_id']} of {told['num_processes']}" if told else "a process"
     where = f" at {told['coordinator_address']}" if told else ""
     print(
-        f"error: {who} did not meet the others{where} within {seconds} s; accepted: as many processes as are said, each with a "
-        "number of its own, which all reach the address of process 0 (JAX_INITIALIZATION_SECONDS waits longer)",
+        f"error: {who} did not meet the others{where} within {seconds} s; accepted: as many "
+        "processes as are said, each with a "
+        "number of its own, which all reach the address of process 0 (JAX_INITIALIZATION_SECONDS "
+        "waits longer)",
         file=sys.stderr,
         flush=True,
     )
@@ -147,7 +166,8 @@ def _did_not_meet(told: Mapping[str, Any], seconds: int) -> None:
 
 
 def leave(error: BaseException, status: int) -> NoReturn:
-    """Ends this process of several at once, saying why: the others wait for it in a collective, it must not for them.
+    """Ends this process of several at once, saying why: the others wait for it in a collective, it
+    must not for them.
 
     Its exit status is `status`, or 1 where a call over all processes failed.
     """
@@ -155,17 +175,29 @@ def leave(error: BaseException, status: int) -> NoReturn:
     if isinstance(error, KeyboardInterrupt):
         said = "interrupted"
     elif is_from_a_call(error):
-        said, status = f"a call over all processes failed, as it does when another of them has ended ({said})", 1
+        said, status = (
+            f"a call over all processes failed, as it does when another of them has ended ({said})",
+            1,
+        )
     text = " ".join(said.split())
     print(f"\nprocess {jax.process_index()} of {jax.process_count()}: {text}", file=sys.stderr)
-    print("the run stops; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+    print(
+        "the run stops; the same command goes on from the last checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )
     sys.stdout.flush()
     os._exit(status)
 
 
 def is_from_a_call(error: BaseException) -> bool:
-    """True where XLA raised the error: jax makes of a failed collective one of its own errors or a plain ValueError."""
-    return isinstance(error, jax.errors.JaxRuntimeError) or re.match(XLA_STATUS, str(error)) is not None
+    """True where XLA raised the error: jax makes of a failed collective one of its own errors or a
+    plain ValueError.
+    """
+    return (
+        isinstance(error, jax.errors.JaxRuntimeError)
+        or re.match(XLA_STATUS, str(error)) is not None
+    )
 
 
 def several() -> bool:
@@ -188,14 +220,17 @@ def grid() -> np.ndarray:
         of_process.setdefault(device.process_index, []).append(device)
     counts = [len(of_process[process]) for process in sorted(of_process)]
     if len(set(counts)) > 1:
-        raise Refusal(f"the processes have {counts} devices; accepted: the same number on every host")
+        raise Refusal(
+            f"the processes have {counts} devices; accepted: the same number on every host"
+        )
     return np.asarray([of_process[process] for process in sorted(of_process)])
 
 
 def must_await() -> bool:
     """True where a program over several hosts has to end before the next one is dispatched.
 
-    On CPUs with several devices a process, two programs under way mix up their collectives and hang (jax 0.10, gloo).
+    On CPUs with several devices a process, two programs under way mix up their collectives and hang
+    (jax 0.10, gloo).
     """
     return several() and jax.default_backend() == "cpu"
 
@@ -233,7 +268,11 @@ def fetch(tree: Any) -> Any:
 
 
 def _is_spread(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated
+    return (
+        isinstance(leaf, jax.Array)
+        and not leaf.is_fully_addressable
+        and not leaf.is_fully_replicated
+    )
 
 
 def _gather(arrays: Sequence[jax.Array]) -> list[jax.Array]:
@@ -241,7 +280,9 @@ def _gather(arrays: Sequence[jax.Array]) -> list[jax.Array]:
     made: list[Any] = [None] * len(arrays)
     for mesh in sorted(meshes, key=lambda one: [device.id for device in one.devices.flat]):
         places = [place for place, array in enumerate(arrays) if array.sharding.mesh == mesh]  # type: ignore[attr-defined]
-        for place, whole in zip(places, _replicate(mesh)([arrays[place] for place in places]), strict=True):
+        for place, whole in zip(
+            places, _replicate(mesh)([arrays[place] for place in places]), strict=True
+        ):
             made[place] = whole
     return made
 
@@ -252,7 +293,9 @@ def _replicate(mesh: Mesh) -> Any:
 
 
 def feed(tree: Any, shardings: Any) -> Any:
-    """Arrays laid out as `shardings` say, of host arrays that every process has whole: each host feeds its own devices."""
+    """Arrays laid out as `shardings` say, of host arrays that every process has whole: each host
+    feeds its own devices.
+    """
     if not several():
         return jax.device_put(tree, shardings)
 
@@ -268,7 +311,8 @@ def everyone(value: Any, mesh: Mesh | None = None) -> list[Any]:
 
     Args:
       value: what JSON can say, in at most `MESSAGE_BYTES` bytes.
-      mesh: of whose devices one a host carries it: the devices of a call that other threads do not use.
+      mesh: of whose devices one a host carries it: the devices of a call that other threads do not
+        use.
 
     Raises Refusal for a longer one.
     """
@@ -293,7 +337,10 @@ def _one_each(devices: np.ndarray) -> Mesh:
 
 
 def agree(value: Any, mesh: Mesh | None = None) -> Any:
-    """The first process's value, on every process; collective. It decides what the run's clock does not determine."""
+    """The first process's value, on every process; collective.
+
+    It decides what the run's clock does not determine.
+    """
     return everyone(value, mesh)[0]
 
 
@@ -302,8 +349,8 @@ def from_first(array: np.ndarray, beside: Any) -> np.ndarray:
 
     Args:
       array: of one shape and dtype on every process; only that of the first is read.
-      beside: an array that is spread over all processes: one of its devices a host carries the message, as no other thread
-        uses them now.
+      beside: an array that is spread over all processes: one of its devices a host carries the
+        message, as no other thread uses them now.
     """
     if not several():
         return array
@@ -320,9 +367,14 @@ def check_same(name: str, text: str) -> None:
     said = everyone(zlib.crc32(text.encode()))
     if len(set(said)) > 1:
         other = next(place for place, code in enumerate(said) if code != said[0])
-        raise Refusal(f"process {other} has another {name} than process 0; accepted: the same command on all of them")
+        raise Refusal(
+            f"process {other} has another {name} than process 0; accepted: the same command on all "
+            "of them"
+        )
 
 
 def barrier() -> None:
-    """Returns when every process has come here: what the first has written, the others may then read."""
+    """Returns when every process has come here: what the first has written, the others may then
+    read.
+    """
     everyone(None)

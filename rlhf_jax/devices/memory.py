@@ -1,4 +1,6 @@
-"""Checks, before anything is compiled, that train states and every policy version that a lag keeps alive fit in memory."""
+"""Checks, before anything is compiled, that train states and every policy version that a lag keeps
+alive fit in memory.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +23,9 @@ def bytes_by_device(shapes: Any, shardings: Any) -> Counter[Any]:
 
 
 def free_bytes(device: Any) -> int | None:
-    """Free bytes of a device, or None where it does not report them (a CPU, or a device of another process)."""
+    """Free bytes of a device, or None where it does not report them (a CPU, or a device of another
+    process).
+    """
     if device.process_index != jax.process_index():
         return None
     stats = device.memory_stats() or {}
@@ -53,9 +57,12 @@ def check(
             continue
         fits = (left - states.get(device, 0)) // one if one else 0
         advice = (
-            f"{fits} would fit: lower rlhf.lag" if fits > 0 else "shard over more devices (mesh.fsdp), or sample apart"
+            f"{fits} would fit: lower rlhf.lag"
+            if fits > 0
+            else "shard over more devices (mesh.fsdp), or sample apart"
         )
         raise Refusal(
-            f"{device} has {left / 1e9:.2f} GB left, but the train states take {states.get(device, 0) / 1e9:.2f} GB and "
+            f"{device} has {left / 1e9:.2f} GB left, but the train states take "
+            f"{states.get(device, 0) / 1e9:.2f} GB and "
             f"{num_live} version(s) of the policy {one / 1e9:.2f} GB each; {advice}"
         )

@@ -1,7 +1,8 @@
-"""Device meshes over the axes data, fsdp and tensor, and the checks that a mesh fits devices and batch.
+"""Device meshes over the axes data, fsdp and tensor, and the checks that a mesh fits devices and
+batch.
 
-On several hosts a mesh is the same slice of each host's devices, and the hosts lie along `data`, outermost: `Config.data` times
-the number of hosts is the axis; fsdp and tensor lie inside a host.
+On several hosts a mesh is the same slice of each host's devices, and the hosts lie along `data`,
+outermost: `Config.data` times the number of hosts is the axis; fsdp and tensor lie inside a host.
 """
 
 from collections.abc import Sequence
@@ -38,24 +39,30 @@ def mesh_shape(config: Config, num_devices: int) -> tuple[int, int, int]:
     sizes = [config.data, config.fsdp, config.tensor]
     given = f"mesh is data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}"
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
-        raise Refusal(f"{given}; accepted: positive sizes, and -1 at most once for the devices that are left")
+        raise Refusal(
+            f"{given}; accepted: positive sizes, and -1 at most once for the devices that are left"
+        )
     known = int(np.prod([size for size in sizes if size != -1]))
     if -1 in sizes:
         if num_devices % known:
-            raise Refusal(f"{given}, but the {num_devices} devices here are not a multiple of {known}")
+            raise Refusal(
+                f"{given}, but the {num_devices} devices here are not a multiple of {known}"
+            )
         sizes[sizes.index(-1)] = num_devices // known
     if int(np.prod(sizes)) > num_devices:
         needed = int(np.prod(sizes))
         raise Refusal(
-            f"{given} needs {needed} devices, but there are {num_devices} here; for virtual ones on a CPU set "
+            f"{given} needs {needed} devices, but there are {num_devices} here; for virtual ones "
+            "on a CPU set "
             f"XLA_FLAGS=--xla_force_host_platform_device_count={needed}"
         )
     return sizes[0], sizes[1], sizes[2]
 
 
 def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over the first of the devices given, or of every host's; its axes are of type Auto (`jax.make_mesh` gives
-    Explicit ones)."""
+    """A mesh over the first of the devices given, or of every host's; its axes are of type Auto
+    (`jax.make_mesh` gives Explicit ones).
+    """
     grid = distributed.grid() if devices is None else np.asarray(devices)[None]
     shape = mesh_shape(config, grid.shape[1])
     return over_hosts(grid[:, : int(np.prod(shape))], shape)
@@ -68,34 +75,46 @@ def over_hosts(grid: np.ndarray, shape: tuple[int, int, int]) -> Mesh:
 
 
 def sampler_slices(trainer: Mesh, num_slices: int, devices_per_slice: int) -> tuple[Mesh, ...]:
-    """Meshes of this host's devices after the trainer's, `devices_per_slice` of them along `data` each; none for 0 slices.
+    """Meshes of this host's devices after the trainer's, `devices_per_slice` of them along `data`
+    each; none for 0 slices.
 
     Raises Refusal where there are too few devices, naming how many there are.
     """
     if num_slices < 0 or devices_per_slice < 1:
         raise Refusal(
-            f"rlhf.sampler_slices is {num_slices} of {devices_per_slice} devices; accepted: 0 (the trainer's own devices) or "
+            f"rlhf.sampler_slices is {num_slices} of {devices_per_slice} devices; accepted: 0 (the "
+            "trainer's own devices) or "
             "more, of 1 device or more"
         )
     taken = {device.id for device in own_mesh(trainer).devices.flat}
     left = [device for device in jax.local_devices() if device.id not in taken]
     if num_slices * devices_per_slice > len(left):
         raise Refusal(
-            f"rlhf.sampler_slices={num_slices} of rlhf.sampler_slice_devices={devices_per_slice} need "
-            f"{num_slices * devices_per_slice} devices beside the trainer's {len(taken)}, but {len(left)} are left of "
+            f"rlhf.sampler_slices={num_slices} of rlhf.sampler_slice_devices={devices_per_slice} "
+            "need "
+            f"{num_slices * devices_per_slice} devices beside the trainer's {len(taken)}, but "
+            f"{len(left)} are left of "
             f"{len(jax.local_devices())}"
         )
     size = devices_per_slice
-    return tuple(make_mesh(Config(data=size), left[place * size : (place + 1) * size]) for place in range(num_slices))
+    return tuple(
+        make_mesh(Config(data=size), left[place * size : (place + 1) * size])
+        for place in range(num_slices)
+    )
 
 
 def check_rows(name: str, num_units: int, mesh: Mesh, num_micro_batches: int = 1) -> None:
-    """Raises Refusal unless units of rows, at least one, divide evenly over micro-batches and the mesh's row shards."""
+    """Raises Refusal unless units of rows, at least one, divide evenly over micro-batches and the
+    mesh's row shards.
+    """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if num_micro_batches < 1:
-        raise Refusal(f"num_micro_batches is {num_micro_batches} beside {name}; accepted: 1 or more")
+        raise Refusal(
+            f"num_micro_batches is {num_micro_batches} beside {name}; accepted: 1 or more"
+        )
     if num_units < 1 or num_units % (shards * num_micro_batches):
         raise Refusal(
-            f"{name} is {num_units}, which does not divide into {num_micro_batches} micro-batch(es) over data*fsdp = "
+            f"{name} is {num_units}, which does not divide into {num_micro_batches} "
+            "micro-batch(es) over data*fsdp = "
             f"{shards} shards; accepted: multiples of {shards * num_micro_batches}"
         )

@@ -5,7 +5,8 @@
     devices   places in the list of devices                 0-3, or 0,2,4-5; on several hosts, of every host's own
     call      one of `dataflow.roles` (generate, reference, ...), or others: all that have no entry
 
-Axes that are not named are 1; where none is, the devices lie along `data`. A call without an entry runs on the run's mesh.
+Axes that are not named are 1; where none is, the devices lie along `data`. A call without an entry
+runs on the run's mesh.
 """
 
 import re
@@ -39,7 +40,9 @@ def parse(text: str) -> Plan:
     for entry in filter(None, (part.strip() for part in re.split(r"[;\n]", text))):
         name, colon, rest = (part.strip() for part in entry.partition(":"))
         if not colon or name not in accepted:
-            raise Refusal(f"plan entry {entry!r} names no call; accepted: {', '.join(accepted)}, then a colon")
+            raise Refusal(
+                f"plan entry {entry!r} names no call; accepted: {', '.join(accepted)}, then a colon"
+            )
         if name in placements:
             raise Refusal(f"the plan places {name} twice")
         placements[name] = _placement(name, rest.split())
@@ -57,12 +60,15 @@ def _placement(name: str, words: Sequence[str]) -> Placement:
             sizes[key] = int(value)
         else:
             accepted = ", ".join(f"{key}=n" for key in SIZES)
-            raise Refusal(f"plan entry {name!r} has {word!r}; accepted: {accepted}, remat, no-remat")
+            raise Refusal(
+                f"plan entry {name!r} has {word!r}; accepted: {accepted}, remat, no-remat"
+            )
     parts = sizes.pop("micro_batches", 1)
     shape = tuple(sizes.get(axis, 1) for axis in AXES) if sizes else (len(devices), 1, 1)
     if int(np.prod(shape)) != len(devices):
         raise Refusal(
-            f"plan entry {name!r} has {len(devices)} devices, but data={shape[0]} fsdp={shape[1]} tensor={shape[2]} needs "
+            f"plan entry {name!r} has {len(devices)} devices, but data={shape[0]} fsdp={shape[1]} "
+            f"tensor={shape[2]} needs "
             f"{int(np.prod(shape))}"
         )
     return Placement(devices, shape, parts, remat)  # type: ignore[arg-type]
@@ -70,25 +76,35 @@ def _placement(name: str, words: Sequence[str]) -> Placement:
 
 def _devices(name: str, text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
-        raise Refusal(f"plan entry {name!r} has devices {text!r}; accepted: places such as 0-3 or 0,2,4-5")
+        raise Refusal(
+            f"plan entry {name!r} has devices {text!r}; accepted: places such as 0-3 or 0,2,4-5"
+        )
     found: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
         found += range(int(first), int(last or first) + 1)
     if not found or len(set(found)) < len(found):
-        raise Refusal(f"plan entry {name!r} has devices {text!r}, of which some come twice or none is")
+        raise Refusal(
+            f"plan entry {name!r} has devices {text!r}, of which some come twice or none is"
+        )
     return tuple(found)
 
 
 def text_of(plan: Plan) -> str:
     """The text of a plan, which `parse` reads as the same plan."""
-    return "; ".join(f"{name}: {describe(placement)}" for name, placement in plan.placements.items())
+    return "; ".join(
+        f"{name}: {describe(placement)}" for name, placement in plan.placements.items()
+    )
 
 
 def describe(placement: Placement) -> str:
     """A placement as an entry of a plan says it."""
-    sizes = [f"{axis}={size}" for axis, size in zip(AXES, placement.mesh_shape, strict=True) if size > 1]
-    parts = [f"micro_batches={placement.num_micro_batches}"] if placement.num_micro_batches > 1 else []
+    sizes = [
+        f"{axis}={size}" for axis, size in zip(AXES, placement.mesh_shape, strict=True) if size > 1
+    ]
+    parts = (
+        [f"micro_batches={placement.num_micro_batches}"] if placement.num_micro_batches > 1 else []
+    )
     remat = [] if placement.remat is None else ["remat" if placement.remat else "no-remat"]
     return " ".join([ranges(placement.devices), *sizes, *parts, *remat])
 
@@ -108,7 +124,8 @@ def ranges(devices: Sequence[int], between: str = ",") -> str:
 class ResolvedPlan:
     """The placement of every call: the plan's, or the run's mesh.
 
-    `devices` are all there are, or `[hosts, devices of a host]`: a placement is the same slice of devices on every host.
+    `devices` are all there are, or `[hosts, devices of a host]`: a placement is the same slice of
+    devices on every host.
 
     Raises Refusal for a plan that names a device which is not there.
     """
@@ -123,7 +140,8 @@ class ResolvedPlan:
             there = self._grid.shape[1]
             if max(placement.devices) >= there:
                 raise Refusal(
-                    f"the plan places {name} on devices {ranges(placement.devices)}, but there are {there} "
+                    f"the plan places {name} on devices {ranges(placement.devices)}, but there are "
+                    f"{there} "
                     f"here: 0-{there - 1}"
                 )
 
@@ -162,12 +180,17 @@ class ResolvedPlan:
 
 
 def placed(tree: Any, shardings: Any) -> Any:
-    """A tree of arrays where `shardings` says: the tree itself where it lies there already, copies of it elsewhere."""
+    """A tree of arrays where `shardings` says: the tree itself where it lies there already, copies
+    of it elsewhere.
+    """
     leaves, wanted = jax.tree.leaves(tree), jax.tree.leaves(shardings)
     on_devices = all(isinstance(leaf, jax.Array) and leaf.committed for leaf in leaves)
     if not on_devices:  # host arrays, and what lies nowhere in particular
         return _fed(tree, shardings) if distributed.several() else jax.device_put(tree, shardings)
-    if all(leaf.sharding.is_equivalent_to(there, leaf.ndim) for leaf, there in zip(leaves, wanted, strict=True)):
+    if all(
+        leaf.sharding.is_equivalent_to(there, leaf.ndim)
+        for leaf, there in zip(leaves, wanted, strict=True)
+    ):
         return tree
     return move(tree, shardings) if not distributed.several() else per_host.moved(tree, shardings)
 

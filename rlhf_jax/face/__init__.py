@@ -1,1 +1,3 @@
-"""The public functions of `import rlhf_jax as rl`: components by name, the calls of a round, and the loop over rounds."""
+"""The public functions of `import rlhf_jax as rl`: components by name, the calls of a round, and
+the loop over rounds.
+"""

@@ -1,7 +1,8 @@
-"""The calls of a round: encode, init, sample, score, update. Each is compiled once per model, shape and setting.
+"""The calls of a round: encode, init, sample, score, update. Each is compiled once per model, shape
+and setting.
 
-They are the functions of `sampling.py`, `scoring.py` and `updating.py` with their arguments wired, and compute the same numbers
-as the compiled program of a run on one device.
+They are the functions of `sampling.py`, `scoring.py` and `updating.py` with their arguments wired,
+and compute the same numbers as the compiled program of a run on one device.
 """
 
 import dataclasses
@@ -26,7 +27,18 @@ from rlhf_jax.refusal import Refusal
 from rlhf_jax.text import encoding, tokenizers
 from rlhf_jax.text.codec import FileTokenizer
 from rlhf_jax.text.tokenizers import Tokenizer
-from rlhf_jax.types import Algorithm, Array, Batch, Metrics, Params, Prompts, Samples, Scores, States, TrainState
+from rlhf_jax.types import (
+    Algorithm,
+    Array,
+    Batch,
+    Metrics,
+    Params,
+    Prompts,
+    Samples,
+    Scores,
+    States,
+    TrainState,
+)
 from rlhf_jax.updating import critic_objective, init_state, policy_objective, train_step
 
 CACHED = 64
@@ -39,16 +51,21 @@ Optimizers = Optimizer | Mapping[str, Optimizer]
 
 
 def encode(
-    prompts: Sequence[str], tokenizer: Tokenizer, *, max_tokens: int | None = None, first_ordinal: int | None = None
+    prompts: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int | None = None,
+    first_ordinal: int | None = None,
 ) -> Prompts:
     """Returns prompts as left-padded arrays `[P, Q]`.
 
     Args:
       prompts: P texts, or `task.prompts(...)`.
       tokenizer: that encodes them.
-      max_tokens: positions Q; None: the tokens of the longest prompt given. Equal shapes are compiled once.
-      first_ordinal: the ordinal of the first prompt, of which random keys are made; None: its place in the task's stream, or
-        0 for other texts.
+      max_tokens: positions Q; None: the tokens of the longest prompt given. Equal shapes are
+        compiled once.
+      first_ordinal: the ordinal of the first prompt, of which random keys are made; None: its place
+        in the task's stream, or 0 for other texts.
 
     Raises:
       Refusal: for no prompts, and for a prompt that is empty or longer than `max_tokens`.
@@ -84,12 +101,19 @@ def init(
 
 
 def init(
-    model: Model, optimizer: Optimizers, key: Array, algorithm: Algorithm | None = None, *, params: Params = None
+    model: Model,
+    optimizer: Optimizers,
+    key: Array,
+    algorithm: Algorithm | None = None,
+    *,
+    params: Params = None,
 ) -> Any:
-    """Returns a fresh state at version 0; for an algorithm with a critic a dict of states, "policy" and "critic".
+    """Returns a fresh state at version 0; for an algorithm with a critic a dict of states, "policy"
+    and "critic".
 
     Args:
-      model: of the policy. A critic is the same network with a value head, and begins at the policy's params.
+      model: of the policy. A critic is the same network with a value head, and begins at the
+        policy's params.
       optimizer: of the policy, or a dict of one for each role.
       key: a `jax.random.key`.
       algorithm: that the state is for; None: one that trains the policy alone.
@@ -124,11 +148,13 @@ def sample(
     Args:
       params: of the policy, or its state, whose step is then the version.
       prompts: of `encode`, `[P, Q]`.
-      key: a `jax.random.key`. A row's random numbers are a function of the key, the prompt's ordinal and the sample's index.
+      key: a `jax.random.key`. A row's random numbers are a function of the key, the prompt's
+        ordinal and the sample's index.
       model: of the policy.
       tokenizer: says which tokens end a row.
       samples_per_prompt: G.
-      max_tokens: positions C of a completion, the EOS among them; None: the longest reference of the tokenizer's task.
+      max_tokens: positions C of a completion, the EOS among them; None: the longest reference of
+        the tokenizer's task.
       temperature: that logits are divided by; 0 takes the most probable token.
       version: updates that `params` have had, stamped on the samples.
 
@@ -136,13 +162,15 @@ def sample(
       Samples of B = P * G rows, the samples of a prompt one after the other.
 
     Raises:
-      Refusal: for a model of another vocabulary than the tokenizer's, and where nobody says how long a completion is.
+      Refusal: for a model of another vocabulary than the tokenizer's, and where nobody says how
+        long a completion is.
     """
     eos_ids = within(tokenizer, model).eos_ids
     if max_tokens is None:
         if tokenizer.longest_completion is None:
             raise Refusal(
-                "max_tokens is None and the tokenizer was made for no task; accepted: max_tokens=24 or the like"
+                "max_tokens is None and the tokenizer was made for no task; accepted: "
+                "max_tokens=24 or the like"
             )
         max_tokens = tokenizer.longest_completion()
     for name, value, least in (("samples_per_prompt", samples_per_prompt, 1), ("max_tokens", max_tokens, 1),
@@ -173,8 +201,8 @@ def score(
       reward: of `rl.reward`.
       tokenizer: that the samples were encoded with.
       model: of the policy, where `params` are given.
-      params: by need: "reference" and "proximal" give log-probabilities `[B, C]` of the sampled tokens under params of the
-        policy, "value" gives values `[B, C]` under params of a critic.
+      params: by need: "reference" and "proximal" give log-probabilities `[B, C]` of the sampled
+        tokens under params of the policy, "value" gives values `[B, C]` under params of a critic.
       prompts: the text of each prompt, `[P]`; None: the reward's task gives it by the ordinal.
       **settings: keys of `scoring.Config`, the rule for a completion without an EOS.
 
@@ -182,9 +210,11 @@ def score(
       Scores; `score_B` is what `credit` uses.
 
     Raises:
-      Refusal: for `params` of another name or without a model, for a model of another vocabulary than the tokenizer's, for a
-        key that `scoring.Config` does not accept, and for prompts that are not known.
-      RewardError: for what the reward raises, and for a result that is not one finite number a completion.
+      Refusal: for `params` of another name or without a model, for a model of another vocabulary
+        than the tokenizer's, for a key that `scoring.Config` does not accept, and for prompts that
+        are not known.
+      RewardError: for what the reward raises, and for a result that is not one finite number a
+        completion.
     """
     config = filled(scoring.Config, None, settings, "rl.score")
     if not isinstance(reward, Reward):
@@ -196,10 +226,15 @@ def score(
         raw[label] = _model_scores(reward.model)(reward.params, samples)
     if reward.judges:
         raw |= {
-            label: jnp.asarray(scores_B) for label, scores_B in host_scores(reward, samples, tokenizer, prompts).items()
+            label: jnp.asarray(scores_B)
+            for label, scores_B in host_scores(reward, samples, tokenizer, prompts).items()
         }
     units = tuple(
-        (term.label, term.weight, *((0.0, 1.0) if term.label in reward.judges else (reward.mean, reward.std)))
+        (
+            term.label,
+            term.weight,
+            *((0.0, 1.0) if term.label in reward.judges else (reward.mean, reward.std)),
+        )
         for term in reward.terms
     )
     scores = _scores(units, reward.is_plain, config)(raw, samples.finished_B)
@@ -229,19 +264,23 @@ def update(
       algorithm: whose losses are followed.
       model: of the policy; a critic is the same network with a value head.
       optimizer: that the state was made for, or a dict of one for each role.
-      num_micro_batches: parts that the rows are cut into, whose gradients are added: less memory, the same update.
+      num_micro_batches: parts that the rows are cut into, whose gradients are added: less memory,
+        the same update.
       donate: True gives the state's buffers to the result, and leaves `state` without arrays.
 
     Returns:
-      The state at version step + 1, and metrics by name; `metric.value()` is a float. A critic's are named `critic_*`.
+      The state at version step + 1, and metrics by name; `metric.value()` is a float. A critic's
+      are named `critic_*`.
 
     Raises:
-      Refusal: for a state without a role that the algorithm trains, and for rows that do not make whole micro-batches.
+      Refusal: for a state without a role that the algorithm trains, and for rows that do not make
+        whole micro-batches.
     """
     states: Mapping[str, TrainState] = state if isinstance(state, Mapping) else {"policy": state}
     if states.keys() != algorithm.losses.keys():
         raise Refusal(
-            f"{algorithm.name} trains {', '.join(algorithm.losses)}, and the state has {', '.join(states)}; accepted: "
+            f"{algorithm.name} trains {', '.join(algorithm.losses)}, and the state has "
+            f"{', '.join(states)}; accepted: "
             "rl.init(model, optimizer, key, algorithm)"
         )
     unit_rows = batch.group_rows if algorithm.unit == "group" else int(algorithm.unit)
@@ -249,7 +288,8 @@ def update(
     num_rows = batch.tokens_RC.shape[0]
     if num_micro_batches < 1 or num_rows % (num_micro_batches * unit_rows):
         raise Refusal(
-            f"{num_rows} rows, of which {unit_rows} stay together, do not make {num_micro_batches} equal micro-batches; "
+            f"{num_rows} rows, of which {unit_rows} stay together, do not make {num_micro_batches} "
+            "equal micro-batches; "
             f"accepted: num_micro_batches that divides {num_rows // unit_rows}"
         )
     updated, metrics = {}, {}
@@ -259,7 +299,9 @@ def update(
             role, loss, model, _of_role(optimizer, role), aggregation, unit_rows, num_micro_batches, donate
         )  # fmt: skip
         updated[role], found = step(states[role], batch)
-        metrics |= {name if role == "policy" else f"{role}_{name}": metric for name, metric in found.items()}
+        metrics |= {
+            name if role == "policy" else f"{role}_{name}": metric for name, metric in found.items()
+        }
     return (updated if isinstance(state, Mapping) else updated["policy"]), metrics  # type: ignore[return-value]
 
 
@@ -268,7 +310,9 @@ def _of_role(optimizer: Optimizers, role: str) -> Optimizer:
     if not isinstance(optimizer, Mapping):
         return optimizer
     if role not in optimizer:
-        raise Refusal(f"optimizer has {', '.join(optimizer) or 'no role'}; accepted: one for {role} too")
+        raise Refusal(
+            f"optimizer has {', '.join(optimizer) or 'no role'}; accepted: one for {role} too"
+        )
     return optimizer[role]
 
 
@@ -280,11 +324,13 @@ def within(tokenizer: Tokenizer, model: Model) -> Tokenizer:
       model: whose tokens it reads.
 
     Raises:
-      Refusal: where a token that the model samples would have no text, or a text needs a token that the model lacks.
+      Refusal: where a token that the model samples would have no text, or a text needs a token that
+        the model lacks.
     """
     if not isinstance(tokenizer, FileTokenizer) and tokenizer.vocab_size != model.vocab_size:
         raise Refusal(
-            f"the model's vocab_size is {model.vocab_size}, and the tokenizer has {tokenizer.vocab_size} tokens; accepted: "
+            f"the model's vocab_size is {model.vocab_size}, and the tokenizer has "
+            f"{tokenizer.vocab_size} tokens; accepted: "
             "rl.model(..., vocab_size=tokenizer.vocab_size)"
         )
     return tokenizers.within(tokenizer, model.vocab_size)
@@ -300,12 +346,15 @@ def _by_call(
     if not params:
         return {}
     if model is None:
-        raise Refusal(f"params of {', '.join(params)} were given without their model; accepted: model=...")
+        raise Refusal(
+            f"params of {', '.join(params)} were given without their model; accepted: model=..."
+        )
     within(tokenizer, model)
     return {need: _inference(need, model)(of_need, samples) for need, of_need in params.items()}
 
 
-# One compiled function for each value of the arguments: `jax.jit` keeps its programs by the function that it was given.
+# One compiled function for each value of the arguments: `jax.jit` keeps its programs by the
+# function that it was given.
 
 
 @lru_cache(CACHED)
@@ -319,8 +368,12 @@ def _init(optimizer: Optimizer) -> Callable[[Params], TrainState]:
 
 
 @lru_cache(CACHED)
-def _sampler(model: Model, config: sampling.Config, eos_ids: tuple[int, ...], pad_id: int) -> Callable[..., Samples]:
-    return jax.jit(partial(sampling.sample, model=model, config=config, eos_id=eos_ids, pad_id=pad_id))
+def _sampler(
+    model: Model, config: sampling.Config, eos_ids: tuple[int, ...], pad_id: int
+) -> Callable[..., Samples]:
+    return jax.jit(
+        partial(sampling.sample, model=model, config=config, eos_id=eos_ids, pad_id=pad_id)
+    )
 
 
 @lru_cache(CACHED)
@@ -339,13 +392,16 @@ def _model_scores(reward: Callable[..., Array]) -> Callable[..., Array]:
 def _scores(
     units: tuple[tuple[str, float, float, float], ...], is_plain: bool, config: scoring.Config
 ) -> Callable[[Mapping[str, Array], Array], Scores]:
-    """Raw scores by label to Scores; `units` are (label, weight, mean, standard deviation) of each term."""
+    """Raw scores by label to Scores; `units` are (label, weight, mean, standard deviation) of each
+    term.
+    """
 
     def make(raw: Mapping[str, Array], finished_B: Array) -> Scores:
         if is_plain:
             ((label, _, mean, std),) = units
             return scoring.make_scores(raw[label], finished_B, mean, std, config)
-        return scoring.make_summed_scores(raw, {label: rest for label, *rest in units}, finished_B, config)  # type: ignore[misc]
+        of_terms = {label: (weight, mean, std) for label, weight, mean, std in units}
+        return scoring.make_summed_scores(raw, of_terms, finished_B, config)
 
     return jax.jit(make)
 

@@ -1,4 +1,6 @@
-"""Components by the name that a config takes, with keyword settings: tasks, tokenizers, models and algorithms."""
+"""Components by the name that a config takes, with keyword settings: tasks, tokenizers, models and
+algorithms.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,21 +22,25 @@ from rlhf_jax.text.tokenizers import Tokenizer
 from rlhf_jax.types import Algorithm, Batch, Samples, Scores
 
 READ = 1024
-"""Prompts whose references are read, evenly over a split, to know how long a completion of a task is."""
+"""Prompts whose references are read, evenly over a split, to know how long a completion of a task
+is.
+"""
 
 
 def task(name: Any, config: Any = None, /, **settings: Any) -> SeekableTask:
     """Returns a task, whose prompts can be read by their place in its stream.
 
     Args:
-      name: a file of `rlhf_jax/tasks/`, the dotted path of a module or the path of a file (see `registry.py`); or an
-        instance of a task's `Config`; or a task.
+      name: a file of `rlhf_jax/tasks/`, the dotted path of a module or the path of a file (see
+        `registry.py`); or an instance of a task's `Config`; or a task.
       config: an instance of the task's `Config`.
       **settings: keys of that `Config`, over `config` or over its defaults.
 
     Raises:
-      Refusal: for a name that means no task, and for a key or a value that its `Config` does not accept.
-      ComponentError: for what the task's own code raises, and for an object that lacks a method of `tasks.api.Task`.
+      Refusal: for a name that means no task, and for a key or a value that its `Config` does not
+        accept.
+      ComponentError: for what the task's own code raises, and for an object that lacks a method of
+        `tasks.api.Task`.
 
     Example:
       >>> import rlhf_jax as rl
@@ -45,13 +51,26 @@ def task(name: Any, config: Any = None, /, **settings: Any) -> SeekableTask:
     if callable(getattr(name, "prompt", None)):
         made, path = own(name), type(name).__name__
         if settings or config is not None:
-            raise Refusal(f"the task {path} was given settings {settings or config!r}; accepted: none, as it is made")
+            raise Refusal(
+                f"the task {path} was given settings {settings or config!r}; accepted: none, as it "
+                "is made"
+            )
     else:
         path, config = named("tasks", name, config)
-        made = registry.make("tasks", path, filled(registry.settings("tasks", path), config, settings, f"task {path}"))
-    missing = [wanted for wanted in vars(api.Task) if not wanted.startswith("_") and not hasattr(made, wanted)]
+        made = registry.make(
+            "tasks",
+            path,
+            filled(registry.settings("tasks", path), config, settings, f"task {path}"),
+        )
+    missing = [
+        wanted
+        for wanted in vars(api.Task)
+        if not wanted.startswith("_") and not hasattr(made, wanted)
+    ]
     if missing:
-        raise ComponentError(f"the task {path} is a {type(made).__name__} without {', '.join(missing)}")
+        raise ComponentError(
+            f"the task {path} is a {type(made).__name__} without {', '.join(missing)}"
+        )
     return SeekableTask(made)
 
 
@@ -59,14 +78,15 @@ def tokenizer(kind: Any, task: Any = None, /, **settings: Any) -> Tokenizer:
     """Returns a tokenizer.
 
     Args:
-      kind: words or characters (of the task's vocabulary), bytes, sentencepiece or hf (of a file, `path=`); or an instance of
-        `text.tokenizers.Config`.
-      task: gives the vocabulary of words and characters, and the length of its longest completion to `rl.sample`.
+      kind: words or characters (of the task's vocabulary), bytes, sentencepiece or hf (of a file,
+        `path=`); or an instance of `text.tokenizers.Config`.
+      task: gives the vocabulary of words and characters, and the length of its longest completion
+        to `rl.sample`.
       **settings: keys of `text.tokenizers.Config`.
 
     Raises:
-      Refusal: for another kind, for a key or a value that the `Config` does not accept, and for a task whose vocabulary is
-        open where a closed one is needed.
+      Refusal: for another kind, for a key or a value that the `Config` does not accept, and for a
+        task whose vocabulary is open where a closed one is needed.
       MissingInput: for a file that does not exist.
 
     Example:
@@ -84,7 +104,8 @@ def tokenizer(kind: Any, task: Any = None, /, **settings: Any) -> Tokenizer:
 
 
 def longest_completion(task: api.Task, tokenizer: Tokenizer) -> int:
-    """Tokens of a task's longest reference, the EOS included, of `READ` prompts spread evenly over its train split.
+    """Tokens of a task's longest reference, the EOS included, of `READ` prompts spread evenly over
+    its train split.
 
     Args:
       task: whose references are read.
@@ -98,7 +119,8 @@ def longest_completion(task: api.Task, tokenizer: Tokenizer) -> int:
     texts = [text for index in indices for text in reading.references(task, "train", index)]
     if not texts:
         raise Refusal(
-            f"the task {type(task).__name__} has no references to tell how long a completion is: give max_tokens"
+            f"the task {type(task).__name__} has no references to tell how long a completion is: "
+            "give max_tokens"
         )
     return max(encoding.completion_lengths(tokenizer, texts))
 
@@ -107,13 +129,15 @@ def model(family: Any, preset: Any = None, /, **settings: Any) -> Model:
     """Returns a decoder, without params: see `rl.init`.
 
     Args:
-      family: a file of `rlhf_jax/models/`, or a module or file of your own; or an instance of a family's `Config`.
-      preset: the name of one of the family's shapes, or an instance of its `Config`; None: `settings` give every key.
+      family: a file of `rlhf_jax/models/`, or a module or file of your own; or an instance of a
+        family's `Config`.
+      preset: the name of one of the family's shapes, or an instance of its `Config`; None:
+        `settings` give every key.
       **settings: keys of the family's `Config`, over the preset.
 
     Raises:
-      Refusal: for a family or a preset that does not exist, for a key or a value that the `Config` does not accept, and for a
-        preset without a vocabulary when `vocab_size` is not given.
+      Refusal: for a family or a preset that does not exist, for a key or a value that the `Config`
+        does not accept, and for a preset without a vocabulary when `vocab_size` is not given.
 
     Example:
       >>> import rlhf_jax as rl
@@ -124,10 +148,14 @@ def model(family: Any, preset: Any = None, /, **settings: Any) -> Model:
     name, given = named("models", family, given)
     module = registry.find("models", name)
     if not hasattr(module, "PRESETS"):
-        raise Refusal(f"{name!r} is no family of decoders; accepted: {', '.join(registry.names('models'))}")
+        raise Refusal(
+            f"{name!r} is no family of decoders; accepted: {', '.join(registry.names('models'))}"
+        )
     if given is None and preset is not None:
         if preset not in module.PRESETS:
-            raise Refusal(f"no preset {preset!r} of the model {name}; accepted: {', '.join(module.PRESETS)}")
+            raise Refusal(
+                f"no preset {preset!r} of the model {name}; accepted: {', '.join(module.PRESETS)}"
+            )
         given = module.PRESETS[preset]
     config = filled(module.Config, given, settings, f"model {name}")
     if not config.vocab_size:
@@ -137,7 +165,9 @@ def model(family: Any, preset: Any = None, /, **settings: Any) -> Model:
 
 @dataclass(frozen=True)
 class NamedAlgorithm(Algorithm):
-    """An algorithm that knows what it was made of, so that a run can resolve the "auto" of its correction."""
+    """An algorithm that knows what it was made of, so that a run can resolve the "auto" of its
+    correction.
+    """
 
     component: str = ""  # as `registry.find` takes it
     config: Any = None
@@ -149,13 +179,15 @@ def algorithm(name: Any, config: Any = None, /, **settings: Any) -> NamedAlgorit
     A correction of "auto" is that of on-policy samples. `rl.run` resolves it again for its lag.
 
     Args:
-      name: a file of `rlhf_jax/algorithms/`, the dotted path of a module or the path of a file (see `registry.py`); or an
-        instance of an algorithm's `Config`.
+      name: a file of `rlhf_jax/algorithms/`, the dotted path of a module or the path of a file (see
+        `registry.py`); or an instance of an algorithm's `Config`.
       config: an instance of the algorithm's `Config`.
-      **settings: keys of that `Config`, over `config` or over its defaults; `correction` takes a dict of its keys.
+      **settings: keys of that `Config`, over `config` or over its defaults; `correction` takes a
+        dict of its keys.
 
     Raises:
-      Refusal: for a name that means no algorithm, and for a key or a value that its `Config` does not accept.
+      Refusal: for a name that means no algorithm, and for a key or a value that its `Config` does
+        not accept.
       ComponentError: for what the algorithm's own code raises.
 
     Example:
@@ -172,14 +204,19 @@ def made_of(path: str, config: Any) -> NamedAlgorithm:
     """The algorithm of a name and its settings, with a compiled `credit`. Raises as `algorithm`."""
     made = registry.make("algorithms", path, config)
     if not isinstance(made, Algorithm):
-        raise ComponentError(f"the algorithm {path} is a {type(made).__name__}; accepted: an Algorithm")
+        raise ComponentError(
+            f"the algorithm {path} is a {type(made).__name__}; accepted: an Algorithm"
+        )
     fields: dict[str, Any] = {f.name: getattr(made, f.name) for f in dataclasses.fields(Algorithm)}
     fields["credit"] = _credit(made)
     return NamedAlgorithm(**fields, component=path, config=config)
 
 
 def _credit(made: Algorithm) -> Callable[[Samples, Scores], Batch]:
-    """The compiled `credit` of an algorithm. Raises Refusal for scores that lack what the algorithm needs."""
+    """The compiled `credit` of an algorithm.
+
+    Raises Refusal for scores that lack what the algorithm needs.
+    """
     compiled = jax.jit(made.credit)
 
     def credit(samples: Samples, scores: Scores) -> Batch:
@@ -191,7 +228,8 @@ def _credit(made: Algorithm) -> Callable[[Samples, Scores], Batch]:
         if missing := sorted(need for need in made.needs if need in given and given[need] is None):
             wanted = ", ".join(f"{need!r}: ..." for need in missing)
             raise Refusal(
-                f"{made.name} needs {', '.join(missing)} beside the score; accepted: the scores of rl.score(samples, reward, "
+                f"{made.name} needs {', '.join(missing)} beside the score; accepted: the scores of "
+                "rl.score(samples, reward, "
                 f"tokenizer, model=model, params={{{wanted}}})"
             )
         return compiled(samples, scores)
@@ -199,14 +237,18 @@ def _credit(made: Algorithm) -> Callable[[Samples, Scores], Batch]:
     return credit
 
 
-def for_schedule(algorithm: Algorithm, *, lag: int, scheduled: bool, exact_sampler: bool) -> Algorithm:
-    """The algorithm with the "auto" of its correction resolved for a run; one that was not made by name is as it is.
+def for_schedule(
+    algorithm: Algorithm, *, lag: int, scheduled: bool, exact_sampler: bool
+) -> Algorithm:
+    """The algorithm with the "auto" of its correction resolved for a run; one that was not made by
+    name is as it is.
 
     Args:
       algorithm: as `rl.algorithm` returns it.
       lag: rounds that the sampler is behind.
       scheduled: True where a schedule of versions is given.
-      exact_sampler: True where the sampler's log-probabilities are the trainer's up to float32 rounding.
+      exact_sampler: True where the sampler's log-probabilities are the trainer's up to float32
+        rounding.
     """
     if not isinstance(algorithm, NamedAlgorithm) or not isinstance(
         correction := getattr(algorithm.config, "correction", None), Correction
@@ -215,5 +257,6 @@ def for_schedule(algorithm: Algorithm, *, lag: int, scheduled: bool, exact_sampl
     resolved = resolve(correction, lag=lag, scheduled=scheduled, exact_sampler=exact_sampler)
     values = plain(algorithm.config) | {"correction": plain(resolved)}
     return made_of(
-        algorithm.component, filled(type(algorithm.config), None, values, f"algorithm {algorithm.component}")
+        algorithm.component,
+        filled(type(algorithm.config), None, values, f"algorithm {algorithm.component}"),
     )

@@ -68,9 +68,9 @@ def run(
 ) -> Generator[Event, None, None]:
     """Trains a policy, and yields what happens as it happens.
 
-    The events are `Sampled`, `Scored`, `Updated` and `RoundEnd` of `rlhf_jax.runtime.synchronous`. Their numbers are those
-    of the RLHF stage with the same seed and settings, from the same params. The next update donates the states of an
-    event: copy what is to be kept.
+    The events are `Sampled`, `Scored`, `Updated` and `RoundEnd` of `rlhf_jax.runtime.synchronous`.
+    Their numbers are those of the RLHF stage with the same seed and settings, from the same params.
+    The next update donates the states of an event: copy what is to be kept.
 
     Args:
       model: of the policy.
@@ -80,7 +80,8 @@ def run(
       num_rounds: rounds, of `prompts_per_update * num_minibatches` prompts each.
       lag: rounds that the sampler is behind; 0 is on-policy.
       tokenizer: None: characters or words of the task's vocabulary, or bytes where it is open.
-      params: that the policy begins at, and the frozen reference; they are copied. None: fresh ones of the seed.
+      params: that the policy begins at, and the frozen reference; they are copied. None: fresh ones
+        of the seed.
       optimizer: an optax transformation, or keys of `updating.OptimizerConfig`; None: its defaults.
       critic_optimizer: the same for the critic.
       seed: of prompts, samples and fresh params.
@@ -88,16 +89,16 @@ def run(
       max_tokens: positions of a completion; None: those of the task's longest reference.
       mesh: devices that the run uses; None: the first one.
       monitor: gets the timeline of the run, and can ask it to stop at the end of a round.
-      **settings: keys of a config's `rlhf` node: prompts_per_update, num_minibatches, num_epochs, samples_per_prompt,
-        temperature, loop ("synchronous" or "asynchronous"), clock ("exact" or "bounded"), version_schedule, scoring and
-        others.
+      **settings: keys of a config's `rlhf` node: prompts_per_update, num_minibatches, num_epochs,
+        samples_per_prompt, temperature, loop ("synchronous" or "asynchronous"), clock ("exact" or
+        "bounded"), version_schedule, scoring and others.
 
     Returns:
       A generator of events.
 
     Raises:
-      Refusal: at once, for a key or a value that is not accepted, and for settings that contradict each other, the model or the
-        devices. Nothing is compiled before.
+      Refusal: at once, for a key or a value that is not accepted, and for settings that contradict
+        each other, the model or the devices. Nothing is compiled before.
 
     Example:
       >>> import rlhf_jax as rl
@@ -110,7 +111,8 @@ def run(
     """
     if unused := sorted(settings.keys() & set(UNUSED)):
         raise Refusal(
-            f"rl.run has no key {unused[0]!r}: its reader evaluates, saves and writes; accepted: num_rounds=..."
+            f"rl.run has no key {unused[0]!r}: its reader evaluates, saves and writes; accepted: "
+            "num_rounds=..."
         )
     config = _config(settings, num_rounds, lag, optimizer, critic_optimizer)
     inner, devices = own(task), meshes.make_mesh(meshes.Config()) if mesh is None else mesh
@@ -120,7 +122,9 @@ def run(
     lengths = _lengths(inner, tokenizer, max_prompt_tokens, max_tokens)
     if hasattr(inner, "fitted"):
         inner = inner.fitted(partial(encoding.count_tokens, tokenizer), lengths.max_prompt_tokens)
-    workspace = Workspace(Path(os.devnull), seed, inner, tokenizer, model, devices, lengths)  # nothing is written
+    workspace = Workspace(
+        Path(os.devnull), seed, inner, tokenizer, model, devices, lengths
+    )  # nothing is written
     clock = config.schedule()
     algorithm = for_schedule(
         algorithm,
@@ -129,11 +133,18 @@ def run(
         exact_sampler=model.dtype == "float32" and config.publish_dtype == "float32",
     )
     rlhf_config.check(config, algorithm, devices)
-    return _events(workspace, config, algorithm, reward, params, (optimizer, critic_optimizer), monitor)
+    return _events(
+        workspace, config, algorithm, reward, params, (optimizer, critic_optimizer), monitor
+    )
 
 
-def _config(settings: Any, num_rounds: int, lag: int, optimizer: Any, critic_optimizer: Any) -> rlhf_config.Config:
-    """The settings of the RLHF stage. Raises Refusal for a key or a value that it does not accept."""
+def _config(
+    settings: Any, num_rounds: int, lag: int, optimizer: Any, critic_optimizer: Any
+) -> rlhf_config.Config:
+    """The settings of the RLHF stage.
+
+    Raises Refusal for a key or a value that it does not accept.
+    """
     values = settings | {"lag": lag}
     for key, given in (("optimizer", optimizer), ("critic_optimizer", critic_optimizer)):
         if given is not None and not isinstance(given, optax.GradientTransformation):
@@ -141,25 +152,40 @@ def _config(settings: Any, num_rounds: int, lag: int, optimizer: Any, critic_opt
     plain = filled(rlhf_config.Config, rlhf_config.Config(), values, "rl.run")
     if num_rounds < 1:
         raise Refusal(f"num_rounds is {num_rounds}; accepted: 1 or more")
-    return dataclasses.replace(plain, total_prompts=num_rounds * plain.num_minibatches * plain.prompts_per_update)
+    return dataclasses.replace(
+        plain, total_prompts=num_rounds * plain.num_minibatches * plain.prompts_per_update
+    )
 
 
 def default_tokenizer(task: api.Task) -> Tokenizer:
-    """Characters where every symbol of a task's vocabulary is one, else words; bytes where the vocabulary is open."""
+    """Characters where every symbol of a task's vocabulary is one, else words; bytes where the
+    vocabulary is open.
+    """
     if task.vocabulary is None:
         return make_tokenizer("bytes", task)
-    return make_tokenizer("characters" if all(len(symbol) == 1 for symbol in task.vocabulary) else "words", task)
+    return make_tokenizer(
+        "characters" if all(len(symbol) == 1 for symbol in task.vocabulary) else "words", task
+    )
 
 
-def _lengths(task: api.Task, tokenizer: Tokenizer, max_prompt_tokens: int | None, max_tokens: int | None) -> Lengths:
-    """Positions of prompts and completions. Raises Refusal where neither the caller nor the task says them."""
+def _lengths(
+    task: api.Task, tokenizer: Tokenizer, max_prompt_tokens: int | None, max_tokens: int | None
+) -> Lengths:
+    """Positions of prompts and completions.
+
+    Raises Refusal where neither the caller nor the task says them.
+    """
     if max_prompt_tokens is None:
-        texts = [reading.prompt(task, "train", index) for index in range(reading.num_prompts(task, "train"))]
+        texts = [
+            reading.prompt(task, "train", index)
+            for index in range(reading.num_prompts(task, "train"))
+        ]
         max_prompt_tokens = max(encoding.count_tokens(tokenizer, texts))
     if max_tokens is None:
         if tokenizer.longest_completion is None:
             raise Refusal(
-                "max_tokens is None and the tokenizer was made for no task; accepted: max_tokens=24 or the like"
+                "max_tokens is None and the tokenizer was made for no task; accepted: "
+                "max_tokens=24 or the like"
             )
         max_tokens = tokenizer.longest_completion()
     given = {"max_prompt_tokens": max_prompt_tokens, "max_completion_tokens": max_tokens}
@@ -181,7 +207,9 @@ def _events(
     """The events of the loop that a config names."""
     fresh = jax.jit(workspace.model.init)(workspace.key("init")) if params is None else params
     reference = workspace.on_mesh(fresh)
-    program = Program(_setup(workspace, config, algorithm, reward, reference, optimizers), reference)
+    program = Program(
+        _setup(workspace, config, algorithm, reward, reference, optimizers), reference
+    )
     program.check_memory(asynchronous=config.loop == "asynchronous")
     program.compile()
     states = program.init(reference)
@@ -219,10 +247,14 @@ def _setup(
     critic = setup.critic
     if critic is not None and reward.network is not None:
         critic = dataclasses.replace(critic, model=reward.network)
-    policy, of_critic = (given if isinstance(given, optax.GradientTransformation) else None for given in optimizers)
+    policy, of_critic = (
+        given if isinstance(given, optax.GradientTransformation) else None for given in optimizers
+    )
     if critic is not None and of_critic is not None:
         critic = dataclasses.replace(critic, optimizer=of_critic)
-    return dataclasses.replace(setup, reward=judged, critic=critic, optimizer=policy or setup.optimizer)
+    return dataclasses.replace(
+        setup, reward=judged, critic=critic, optimizer=policy or setup.optimizer
+    )
 
 
 def _only(host: Callable[[Samples], dict[str, np.ndarray]]) -> Callable[[Samples], np.ndarray]:

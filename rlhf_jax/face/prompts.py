@@ -1,4 +1,6 @@
-"""Prompts of a task by their place in its endless, reshuffled stream, so that a sample's ordinal gives its prompt back."""
+"""Prompts of a task by their place in its endless, reshuffled stream, so that a sample's ordinal
+gives its prompt back.
+"""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,8 @@ PURPOSE = "rlhf"  # the stream that the stage of this name reads
 class TaskPrompts(Sequence[str]):
     """Texts of consecutive places of a task's stream.
 
-    Example: `task.prompts("train", 16, 2)` has start 16 and two texts; their ordinals are 16 and 17.
+    Example: `task.prompts("train", 16, 2)` has start 16 and two texts; their ordinals are 16 and
+    17.
     """
 
     task: api.Task
@@ -32,7 +35,9 @@ class TaskPrompts(Sequence[str]):
 
     def __getitem__(self, place: int | slice) -> str | tuple[str, ...]:
         if isinstance(place, slice):
-            return tuple(reading.prompt(self.task, self.split, index) for index in self.indices[place])
+            return tuple(
+                reading.prompt(self.task, self.split, index) for index in self.indices[place]
+            )
         return reading.prompt(self.task, self.split, self.indices[place])
 
     def __len__(self) -> int:
@@ -45,7 +50,10 @@ class TaskPrompts(Sequence[str]):
 
 
 class SeekableTask:
-    """A task whose prompts can also be read by their place in its stream. Everything else is the task's own."""
+    """A task whose prompts can also be read by their place in its stream.
+
+    Everything else is the task's own.
+    """
 
     def __init__(self, task: api.Task):
         self.task = task
@@ -59,7 +67,8 @@ class SeekableTask:
         return f"SeekableTask({self.task!r})"
 
     def prompts(self, split: Split, start: int, count: int, seed: int = 0) -> TaskPrompts:
-        """Prompts at places start ... start + count - 1 of an endless stream that is reshuffled every epoch.
+        """Prompts at places start ... start + count - 1 of an endless stream that is reshuffled
+        every epoch.
 
         Args:
           split: "train" or "heldout".
@@ -76,7 +85,9 @@ class SeekableTask:
           ['1+4=', '1+6=']
         """
         num_prompts = reading.num_prompts(self.task, split)
-        indices = stream_indices(num_prompts, (seed << 32) + zlib.crc32(PURPOSE.encode()), start, count)
+        indices = stream_indices(
+            num_prompts, (seed << 32) + zlib.crc32(PURPOSE.encode()), start, count
+        )
         return TaskPrompts(self.task, split, start, tuple(indices.tolist()))
 
 

@@ -1,4 +1,6 @@
-"""Rewards by the name that a config takes: on text, learned, or a sum of both; and their scores of samples."""
+"""Rewards by the name that a config takes: on text, learned, or a sum of both; and their scores of
+samples.
+"""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +32,8 @@ from rlhf_jax.types import Params, Samples
 class Reward:
     """A reward, or a weighted sum of several, and the task whose prompts it is asked about.
 
-    Example: `rl.reward("exact_match", task)` has one term and one judge, both labelled "exact_match".
+    Example: `rl.reward("exact_match", task)` has one term and one judge, both labelled
+    "exact_match".
     """
 
     name: str
@@ -63,19 +66,21 @@ def reward(
     """Returns a reward.
 
     Args:
-      name: what a config takes: a file of `rlhf_jax/rewards/`, the dotted path of a module or a function, the path of a file,
-        or a sum such as "learned + 0.1 * my_lab.rewards:brevity". Also a function: of (params, samples), an array program that
-        returns float32 `[B]`; or of completions and any of prompts, finished, records (see `rewards/api.py`).
+      name: what a config takes: a file of `rlhf_jax/rewards/`, the dotted path of a module or a
+        function, the path of a file, or a sum such as "learned + 0.1 * my_lab.rewards:brevity".
+        Also a function: of (params, samples), an array program that returns float32 `[B]`; or of
+        completions and any of prompts, finished, records (see `rewards/api.py`).
       task: gives the prompts and the fields of their rows, and judges where the reward asks it.
       model: of the reward named `learned`: a decoder with a value head, or the decoder.
       params: of that model, or of an array program.
-      mean: of the model's raw scores on samples of the SFT policy, which its scores are standardised by.
+      mean: of the model's raw scores on samples of the SFT policy, which its scores are
+        standardised by.
       std: their standard deviation.
       **settings: keys of the reward's `Config`; for a sum, a dict for each label.
 
     Raises:
-      Refusal: for a name that means no reward, for a key that it does not accept, for `learned` without model and params, and
-        for a task that the reward cannot judge.
+      Refusal: for a name that means no reward, for a key that it does not accept, for `learned`
+        without model and params, and for a task that the reward cannot judge.
       RewardError: for what the reward's own code raises.
 
     Example:
@@ -92,13 +97,16 @@ def reward(
     if LEARNED in [term.name for term in terms]:
         if model is None or params is None:
             raise Refusal(
-                f"the reward {name!r} has a model; accepted: rl.reward({name!r}, task, model=..., params=...)"
+                f"the reward {name!r} has a model; accepted: rl.reward({name!r}, task, model=..., "
+                "params=...)"
             )
         network = model if isinstance(model, ValueModel) else value_head.make(model)
     labels = [term.label for term in terms]
     by_label = settings if len(terms) > 1 else {labels[0]: settings}
     if unknown := sorted(by_label.keys() - set(labels)):
-        raise Refusal(f"the reward {name!r} has no term {unknown[0]!r}; accepted: {', '.join(labels)}")
+        raise Refusal(
+            f"the reward {name!r} has no term {unknown[0]!r}; accepted: {', '.join(labels)}"
+        )
     judges = {}
     for term in terms:
         kind = registry.settings("rewards", term.name)
@@ -106,14 +114,32 @@ def reward(
         if term.name != LEARNED:
             judges[term.label] = host_rewards.make(term.name, inner, config)
     made = None if network is None else learned.make(network)
-    return Reward(name, terms, judges, inner, made, params if network is not None else None, network, mean, std)
+    return Reward(
+        name,
+        terms,
+        judges,
+        inner,
+        made,
+        params if network is not None else None,
+        network,
+        mean,
+        std,
+    )
 
 
-def _of_function(function: Callable[..., Any], task: Any, params: Params, settings: Mapping[str, Any]) -> Reward:
-    """The reward that a function is. Raises Refusal for one that takes other parameters, and for settings."""
+def _of_function(
+    function: Callable[..., Any], task: Any, params: Params, settings: Mapping[str, Any]
+) -> Reward:
+    """The reward that a function is.
+
+    Raises Refusal for one that takes other parameters, and for settings.
+    """
     name = getattr(function, "__name__", type(function).__name__)
     if settings:
-        raise Refusal(f"the reward {name} is a function, which has no {', '.join(settings)}; accepted: no settings")
+        raise Refusal(
+            f"the reward {name} is a function, which has no {', '.join(settings)}; accepted: no "
+            "settings"
+        )
     terms = (Term(name, name),)
     if tuple(inspect.signature(function).parameters) == ("params", "samples"):
         return Reward(name, terms, {}, task, function, {} if params is None else params)
@@ -134,11 +160,16 @@ def host_scores(
 
     Raises:
       Refusal: where a judge asks for prompts or rows that are not known.
-      RewardError: for what a judge raises, and for a result that is not one finite number a completion.
+      RewardError: for what a judge raises, and for a result that is not one finite number a
+        completion.
     """
     on_host = jax.device_get(samples)
     completions = encoding.decode_completions(
-        on_host.tokens_BC, on_host.mask_BC, on_host.finished_B, tokenizer, on_host.prompt_tokens_BQ[:, -1]
+        on_host.tokens_BC,
+        on_host.mask_BC,
+        on_host.finished_B,
+        tokenizer,
+        on_host.prompt_tokens_BQ[:, -1],
     )
     records: list[Mapping[str, Any]] = []
     texts: list[str] = []
@@ -148,21 +179,30 @@ def host_scores(
         texts = [given[place] for place in repeated]
         if any(judge.wants_records for judge in reward.judges.values()):
             if not isinstance(given, TaskPrompts):
-                raise Refusal(f"the reward {reward.name} asks for records; accepted: prompts=task.prompts(...)")
+                raise Refusal(
+                    f"the reward {reward.name} asks for records; accepted: "
+                    "prompts=task.prompts(...)"
+                )
             records = [given.records[place] for place in repeated]
     finished = on_host.finished_B.tolist()
     return {label: judge(texts or [""] * len(completions), completions, finished, records, "")
             for label, judge in reward.judges.items()}  # fmt: skip
 
 
-def _prompts(reward: Reward, samples: Samples, tokenizer: Tokenizer, prompts: Sequence[str] | None) -> Sequence[str]:
-    """The text of each prompt, `[P]`. Raises Refusal for another number of them, or where they are not known."""
+def _prompts(
+    reward: Reward, samples: Samples, tokenizer: Tokenizer, prompts: Sequence[str] | None
+) -> Sequence[str]:
+    """The text of each prompt, `[P]`.
+
+    Raises Refusal for another number of them, or where they are not known.
+    """
     group = samples.samples_per_prompt
     ordinals = np.asarray(samples.ordinal_B)[::group].tolist()
     if prompts is not None:
         if len(prompts) != len(ordinals):
             raise Refusal(
-                f"{len(prompts)} prompts were given for {len(ordinals)} groups of samples; accepted: one for each"
+                f"{len(prompts)} prompts were given for {len(ordinals)} groups of samples; "
+                "accepted: one for each"
             )
         return prompts
     if reward.task is not None:
@@ -171,14 +211,20 @@ def _prompts(reward: Reward, samples: Samples, tokenizer: Tokenizer, prompts: Se
         wanted = [tokens[mask].tolist() for tokens, mask in zip(tokens_PQ, mask_PQ, strict=True)]
         for split in ("train", "heldout"):
             found = _at(reward.task, split, ordinals)
-            if found is not None and [encoding.prompt_ids(text, tokenizer) for text in found] == wanted:
+            if (
+                found is not None
+                and [encoding.prompt_ids(text, tokenizer) for text in found] == wanted
+            ):
                 return found
     why = (
         "its samples are of no task"
         if reward.task is None
         else "those of the samples are not its task's at their ordinals"
     )
-    raise Refusal(f"the reward {reward.name} asks for prompts, and {why}; accepted: prompts=texts, one for each group")
+    raise Refusal(
+        f"the reward {reward.name} asks for prompts, and {why}; accepted: prompts=texts, one for "
+        "each group"
+    )
 
 
 def _at(task: api.Task, split: api.Split, ordinals: Sequence[int]) -> TaskPrompts | None:
@@ -187,4 +233,6 @@ def _at(task: api.Task, split: api.Split, ordinals: Sequence[int]) -> TaskPrompt
         return None
     first, last = min(ordinals), max(ordinals)
     stream = SeekableTask(task).prompts(split, first, last + 1 - first)
-    return TaskPrompts(task, split, first, tuple(stream.indices[ordinal - first] for ordinal in ordinals))
+    return TaskPrompts(
+        task, split, first, tuple(stream.indices[ordinal - first] for ordinal in ordinals)
+    )

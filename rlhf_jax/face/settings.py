@@ -1,4 +1,6 @@
-"""Settings of a component as a caller gives them: keywords, a `Config`, or a `Config` and keywords that change it."""
+"""Settings of a component as a caller gives them: keywords, a `Config`, or a `Config` and keywords
+that change it.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,7 +16,8 @@ def named(folder: str, name: Any, config: Any) -> tuple[str, Any]:
 
     Args:
       folder: the folder of `rlhf_jax/` whose component is meant.
-      name: as `registry.find` takes it, or an instance of a component's `Config`, whose module is then the component.
+      name: as `registry.find` takes it, or an instance of a component's `Config`, whose module is
+        then the component.
       config: a `Config` instance, or None.
 
     Returns:
@@ -25,10 +28,15 @@ def named(folder: str, name: Any, config: Any) -> tuple[str, Any]:
     """
     if dataclasses.is_dataclass(name) and not isinstance(name, type):
         if config is not None:
-            raise Refusal(f"{folder}: two Configs were given, {name!r} and {config!r}; accepted: one")
+            raise Refusal(
+                f"{folder}: two Configs were given, {name!r} and {config!r}; accepted: one"
+            )
         return type(name).__module__, name
     if not isinstance(name, str):
-        raise Refusal(f"{name!r} names nothing in rlhf_jax/{folder}/; accepted: {', '.join(registry.names(folder))}")
+        raise Refusal(
+            f"{name!r} names nothing in rlhf_jax/{folder}/; accepted: "
+            f"{', '.join(registry.names(folder))}"
+        )
     return name, config
 
 
@@ -38,22 +46,26 @@ def filled(kind: Any, config: Any, changes: Mapping[str, Any], where: str) -> An
     Args:
       kind: the dataclass that is wanted.
       config: an instance of it, or None for its defaults.
-      changes: values by key, over those of `config`; a nested dataclass or a dict of it may be given, and a dict changes
-        only its own keys.
+      changes: values by key, over those of `config`; a nested dataclass or a dict of it may be
+        given, and a dict changes only its own keys.
       where: the component, for messages.
 
     Raises:
-      Refusal: for a `config` of another class, and with a message per key that is unknown or out of its bounds.
+      Refusal: for a `config` of another class, and with a message per key that is unknown or out of
+        its bounds.
     """
     if config is not None and not isinstance(config, kind):
         raise Refusal(
-            f"{where} was given a {type(config).__qualname__}; accepted: {kind.__module__}.{kind.__qualname__}"
+            f"{where} was given a {type(config).__qualname__}; accepted: "
+            f"{kind.__module__}.{kind.__qualname__}"
         )
     values = {} if config is None else plain(config)
     for key, value in changes.items():
         value = plain(value)
         before = values.get(key)
-        values[key] = before | value if isinstance(before, dict) and isinstance(value, dict) else value
+        values[key] = (
+            before | value if isinstance(before, dict) and isinstance(value, dict) else value
+        )
     return fill(kind, values, where)
 
 

@@ -13,9 +13,9 @@ from rlhf_jax.types import Array, Params
 class Cache:
     """Keys and values of the positions seen so far; all rows share one physical write column.
 
-    `column` is a scalar, so that a write is a `dynamic_update_slice` and never a scatter; left-padded prompts make the columns
-    of a batch meet. A cache from `init_cache` has a numpy 0 here: a prefill that is traced with it attends to its own L
-    columns alone, not to all M.
+    `column` is a scalar, so that a write is a `dynamic_update_slice` and never a scatter;
+    left-padded prompts make the columns of a batch meet. A cache from `init_cache` has a numpy 0
+    here: a prefill that is traced with it attends to its own L columns alone, not to all M.
     """
 
     keys: tuple[Array, ...]  # one a layer, each [B, J, M, K]
@@ -25,13 +25,17 @@ class Cache:
 
 
 def repeat_rows(array: Array, times: int) -> Array:
-    """`[P, ...] -> [P * times, ...]`, group-contiguous: a broadcast, so that rows stay on the shard of their group."""
+    """`[P, ...] -> [P * times, ...]`, group-contiguous: a broadcast, so that rows stay on the shard
+    of their group.
+    """
     spread = jnp.broadcast_to(array[:, None], (array.shape[0], times, *array.shape[1:]))
     return spread.reshape(-1, *array.shape[1:])
 
 
 def repeat_cache(cache: Cache, times: int) -> Cache:
-    """A cache of `times` rows for each row, group-contiguous: what the rows of a prompt share is computed once."""
+    """A cache of `times` rows for each row, group-contiguous: what the rows of a prompt share is
+    computed once.
+    """
     return Cache(
         keys=tuple(repeat_rows(x, times) for x in cache.keys),
         values=tuple(repeat_rows(x, times) for x in cache.values),
@@ -66,7 +70,9 @@ class Model(Protocol):
 
     @property
     def padding_id(self) -> int:
-        """The id at which a score is never read (see `rewards/learned.py`); -1: a score is read at any token."""
+        """The id at which a score is never read (see `rewards/learned.py`); -1: a score is read at
+        any token.
+        """
         ...
 
     def with_config(self, **changes: Any) -> "Model":
@@ -78,12 +84,18 @@ class Model(Protocol):
         ...
 
     def apply(
-        self, params: Params, tokens_BL: Array, positions_BL: Array, mask_BL: Array, cache: Cache | None = None
+        self,
+        params: Params,
+        tokens_BL: Array,
+        positions_BL: Array,
+        mask_BL: Array,
+        cache: Cache | None = None,
     ) -> tuple[Array, Cache | None]:
         """Final-normed hidden states `[B, L, D]` in the compute dtype.
 
-        A query attends to unmasked columns at or before its own. With a cache, the L tokens are written at
-        `cache.column` onwards and the cache returned has moved on by L; without one, None is returned.
+        A query attends to unmasked columns at or before its own. With a cache, the L tokens are
+        written at `cache.column` onwards and the cache returned has moved on by L; without one,
+        None is returned.
         """
         ...
 
@@ -96,7 +108,8 @@ class Model(Protocol):
         ...
 
     def logical_axes(self, params: Params) -> Any:
-        """A tree like params, with a tuple of logical axis names (or None) for each array's dimensions.
+        """A tree like params, with a tuple of logical axis names (or None) for each array's
+        dimensions.
 
         Names: vocab, embed, heads, kv_heads, mlp. `devices/sharding.py` maps them to mesh axes.
         """

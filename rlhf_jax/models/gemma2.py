@@ -1,4 +1,5 @@
-"""Gemma 2 (Gemma Team 2024, arXiv 2408.00118): Llama's decoder with norms around each half of a layer, caps and windows.
+"""Gemma 2 (Gemma Team 2024, arXiv 2408.00118): Llama's decoder with norms around each half of a
+layer, caps and windows.
 
     x <- sqrt(D) embedding
     x <- x + norm_2(attention(norm_1(x)));   x <- x + norm_4(down(gelu(gate(y)) * up(y))),  y = norm_3(x)
@@ -25,7 +26,10 @@ from rlhf_jax.types import Array
 
 @dataclass(frozen=True)
 class Config(llama.Config):
-    """The shape of a decoder. Defaults are those of the published `config.json` files; a cap or window of 0 is none."""
+    """The shape of a decoder.
+
+    Defaults are those of the published `config.json` files; a cap or window of 0 is none.
+    """
 
     head_width: Natural = 256  # of one query, key or value
     query_scalar: Count = 256  # scores are divided by its root
@@ -40,7 +44,8 @@ class Config(llama.Config):
         return 0 if layer % 2 else self.sliding_window
 
 
-# vocab_size 0 is to be replaced by the tokenizer's. Published shapes: the paper's table 1 and config.json.
+# vocab_size 0 is to be replaced by the tokenizer's. Published shapes: the paper's table 1 and
+# config.json.
 PRESETS: dict[str, Config] = {
     "quickstart": Config(0, 64, 2, 4, 2, 192, head_width=24, query_scalar=24, sliding_window=32),
     "tiny": Config(512, 128, 4, 4, 2, 384, head_width=48, query_scalar=48, sliding_window=64),
@@ -59,7 +64,9 @@ LOGICAL_AXES = llama.LOGICAL_AXES | {
 
 
 class Norm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * (1 + weight) over the last dimension; kept as published, so that no bit is rounded away."""
+    """x / sqrt(mean(x^2) + eps) * (1 + weight) over the last dimension; kept as published, so that
+    no bit is rounded away.
+    """
 
     eps: float
 
@@ -82,16 +89,26 @@ class Layer(llama.Layer):
         self.pre_feedforward_layernorm = Norm(self.config.norm_eps)
         self.post_feedforward_layernorm = Norm(self.config.norm_eps)
 
-    def attend(self, queries_BHLK: Array, keys_BJMK: Array, values_BJMK: Array, hide_BLM: Array) -> Array:
+    def attend(
+        self, queries_BHLK: Array, keys_BJMK: Array, values_BJMK: Array, hide_BLM: Array
+    ) -> Array:
         scale = 1 / math.sqrt(self.config.query_scalar)
         config = self.config
         return blocks.attend(
-            queries_BHLK, keys_BJMK, values_BJMK, hide_BLM, scale, config.score_cap, how=config.attention
+            queries_BHLK,
+            keys_BJMK,
+            values_BJMK,
+            hide_BLM,
+            scale,
+            config.score_cap,
+            how=config.attention,
         )
 
     def join(self, x_AD: Array, mixed_AD: Array) -> Array:
         x_AD = x_AD + self.post_attention_layernorm(self.o_proj(mixed_AD))
-        return x_AD + self.post_feedforward_layernorm(self.feed_forward(self.pre_feedforward_layernorm(x_AD)))
+        return x_AD + self.post_feedforward_layernorm(
+            self.feed_forward(self.pre_feedforward_layernorm(x_AD))
+        )
 
     def activation(self, x_AF: Array) -> Array:
         return jax.nn.gelu(x_AF, approximate=True)
@@ -104,7 +121,9 @@ class Network(llama.Network):
 
     def embed(self, tokens_A: Array) -> Array:
         x_AD = super().embed(tokens_A)
-        return x_AD * jnp.asarray(math.sqrt(self.config.width), x_AD.dtype)  # rounded to it, as the models were trained
+        return x_AD * jnp.asarray(
+            math.sqrt(self.config.width), x_AD.dtype
+        )  # rounded to it, as the models were trained
 
     def head(self, hidden: Array) -> Array:
         return blocks.soft_cap(super().head(hidden), self.config.logit_cap)
@@ -122,10 +141,16 @@ def check(config: Config) -> None:
     """Raises Refusal, naming the value, where the numbers do not fit together."""
     llama.check(config)
     if config.attention != "xla" and config.score_cap:
-        raise Refusal(f"attention is {config.attention!r}, which cannot cap scores; accepted with score_cap: xla")
+        raise Refusal(
+            f"attention is {config.attention!r}, which cannot cap scores; accepted with score_cap: "
+            "xla"
+        )
 
 
 def make(config: Config) -> Model:
-    """The model of a shape; frozen and hashable. Raises Refusal where the numbers do not fit together."""
+    """The model of a shape; frozen and hashable.
+
+    Raises Refusal where the numbers do not fit together.
+    """
     check(config)
     return Gemma2(config)

@@ -1,10 +1,12 @@
-"""GPT-NeoX, the family of Pythia (Black et al. 2022, arXiv 2204.06745; Biderman et al. 2023, arXiv 2304.01373).
+"""GPT-NeoX, the family of Pythia (Black et al. 2022, arXiv 2204.06745; Biderman et al. 2023, arXiv
+2304.01373).
 
     x <- x + attention(layernorm_1(x)) + mlp(layernorm_2(x))        (parallel residual; mlp after attention where it is off)
 
-with biases everywhere but in the head, rotary positions on the first quarter of each head, and the exact gelu.
-Params are named and laid out as in the published checkpoints (kernels transposed): the 3 D columns of `query_key_value`
-are ordered head by head, each head's query, key and value together, so that a split over heads is a split over columns.
+with biases everywhere but in the head, rotary positions on the first quarter of each head, and the
+exact gelu. Params are named and laid out as in the published checkpoints (kernels transposed): the
+3 D columns of `query_key_value` are ordered head by head, each head's query, key and value
+together, so that a split over heads is a split over columns.
 """
 
 from dataclasses import dataclass, replace
@@ -34,9 +36,13 @@ class Config:
     parallel_residual: bool = True
     tie_embeddings: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # each layer is computed again in the backward pass, so that only its inputs are kept
+    remat: bool = (
+        False  # each layer is computed again in the backward pass, so that only its inputs are kept
+    )
     attention: Literal["xla", "dot_product", "cudnn"] = "xla"  # see `blocks.attend`
-    init_scale: Positive = 1.0  # on the first deviations of embedding, head and what reads the residual
+    init_scale: Positive = (
+        1.0  # on the first deviations of embedding, head and what reads the residual
+    )
     # A reward model's score is never read at this id, as its trainer may have it; -1: at any.
     padding_id: Annotated[int, Bounds(least=0, also=(-1,))] = -1
 
@@ -58,7 +64,8 @@ def _shape(vocab_size: int, width: int, num_layers: int, num_heads: int) -> Conf
     return Config(vocab_size, width, num_layers, num_heads, ffn_width=4 * width)
 
 
-# vocab_size 0 is to be replaced by the tokenizer's. Pythia: Biderman et al. 2023, table 1, with padded vocabularies.
+# vocab_size 0 is to be replaced by the tokenizer's. Pythia: Biderman et al. 2023, table 1, with
+# padded vocabularies.
 PRESETS: dict[str, Config] = {
     # Heads of 16: a quarter of them would turn at two frequencies, and sums are then not learned.
     "quickstart": replace(_shape(0, 64, 2, 4), rotary_fraction=1.0),
@@ -121,15 +128,21 @@ class Layer(nn.Module):
         )
         return blocks.rotate(fused[0], tables), blocks.rotate(fused[1], tables), fused[2]
 
-    def attend(self, queries_BHLK: Array, keys_BHMK: Array, values_BHMK: Array, hide_BLM: Array) -> Array:
+    def attend(
+        self, queries_BHLK: Array, keys_BHMK: Array, values_BHMK: Array, hide_BLM: Array
+    ) -> Array:
         """Mixed values `[B*L, H*K]`."""
-        return blocks.attend(queries_BHLK, keys_BHMK, values_BHMK, hide_BLM, how=self.config.attention)
+        return blocks.attend(
+            queries_BHLK, keys_BHMK, values_BHMK, hide_BLM, how=self.config.attention
+        )
 
     def feed_forward(self, x_AD: Array) -> Array:
         return self.dense_4h_to_h(blocks.gelu(self.dense_h_to_4h(x_AD)))
 
     def join(self, x_AD: Array, mixed_AD: Array) -> Array:
-        """The residual `[B*L, D]` after this layer, of the one before it and the mixed values `[B*L, H*K]`."""
+        """The residual `[B*L, D]` after this layer, of the one before it and the mixed values
+        `[B*L, H*K]`.
+        """
         attended = self.dense(mixed_AD)
         if self.config.parallel_residual:
             return x_AD + attended + self.feed_forward(self.post_attention_layernorm(x_AD))
@@ -145,7 +158,9 @@ class Network(nn.Module):
     def setup(self) -> None:
         config = self.config
         init = decoder.small_init(config.width, config.init_scale)
-        self.embed_in = nn.Embed(config.vocab_size, config.width, dtype=config.dtype, embedding_init=init)
+        self.embed_in = nn.Embed(
+            config.vocab_size, config.width, dtype=config.dtype, embedding_init=init
+        )
         self.layer = [Layer(config) for _ in range(config.num_layers)]
         self.final_layer_norm = blocks.LayerNorm(config.norm_eps)
         if not config.tie_embeddings:
@@ -182,7 +197,12 @@ class GPTNeoX(decoder.Decoder):
 
 
 def make(config: Config) -> Model:
-    """The model of a shape; frozen and hashable. Raises Refusal where the numbers do not fit together."""
+    """The model of a shape; frozen and hashable.
+
+    Raises Refusal where the numbers do not fit together.
+    """
     decoder.check_shape(config)
-    decoder.check_rotary(rotary_dims(config), f"rotary_fraction {config.rotary_fraction} of width / num_heads")
+    decoder.check_rotary(
+        rotary_dims(config), f"rotary_fraction {config.rotary_fraction} of width / num_heads"
+    )
     return GPTNeoX(config)

@@ -1,10 +1,12 @@
-"""Llama 2 and 3 (Touvron et al. 2023, arXiv 2307.09288; Grattafiori et al. 2024, arXiv 2407.21783): grouped queries.
+"""Llama 2 and 3 (Touvron et al. 2023, arXiv 2307.09288; Grattafiori et al. 2024, arXiv 2407.21783):
+grouped queries.
 
     x <- x + attention(rmsnorm_1(x));   x <- x + down(silu(gate(y)) * up(y)),  y = rmsnorm_2(x)
 
-without biases, with rotary positions on whole heads, whose slow frequencies are stretched for long contexts (`rope.py`).
-Params are named and laid out as in the published checkpoints (kernels transposed). Mistral, Qwen, Gemma, OLMo, SmolLM and Phi
-are this decoder with changes: each of their files is what differs.
+without biases, with rotary positions on whole heads, whose slow frequencies are stretched for long
+contexts (`rope.py`). Params are named and laid out as in the published checkpoints (kernels
+transposed). Mistral, Qwen, Gemma, OLMo, SmolLM and Phi are this decoder with changes: each of their
+files is what differs.
 """
 
 from dataclasses import dataclass
@@ -23,7 +25,8 @@ from rlhf_jax.types import Array
 
 @dataclass(frozen=True)
 class Config:
-    """The shape of a decoder. Defaults are of Llama 3's published `config.json` files; scaling factor 1 is none.
+    """The shape of a decoder. Defaults are of Llama 3's published `config.json` files; scaling
+    factor 1 is none.
 
     `rope_scaling` is a name of `rope.SCALINGS`, which also says what the other numbers mean to it.
     """
@@ -46,9 +49,13 @@ class Config:
     norm_eps: Positive = 1e-5
     tie_embeddings: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # each layer is computed again in the backward pass, so that only its inputs are kept
+    remat: bool = (
+        False  # each layer is computed again in the backward pass, so that only its inputs are kept
+    )
     attention: Literal["xla", "dot_product", "cudnn"] = "xla"  # see `blocks.attend`
-    init_scale: Positive = 1.0  # on the first deviations of embedding, head and what reads the residual
+    init_scale: Positive = (
+        1.0  # on the first deviations of embedding, head and what reads the residual
+    )
     # A reward model's score is never read at this id, as its trainer may have it; -1: at any.
     padding_id: Annotated[int, Bounds(least=0, also=(-1,))] = -1
 
@@ -61,13 +68,18 @@ class Config:
         return rope.stretched(self, decoder.head_width(self))
 
 
-# vocab_size 0 is to be replaced by the tokenizer's. Published shapes: Meta's config.json of Llama 3.1 and 3.2.
+# vocab_size 0 is to be replaced by the tokenizer's. Published shapes: Meta's config.json of Llama
+# 3.1 and 3.2.
 PRESETS: dict[str, Config] = {
     "quickstart": Config(0, 64, 2, 4, 2, 192),
     "tiny": Config(512, 128, 4, 4, 2, 384),
     "small": Config(8192, 512, 6, 8, 4, 1408),
-    "llama-3.2-1b": Config(128256, 2048, 16, 32, 8, 8192, rope_scaling_factor=32.0, tie_embeddings=True),
-    "llama-3.2-3b": Config(128256, 3072, 28, 24, 8, 8192, rope_scaling_factor=32.0, tie_embeddings=True),
+    "llama-3.2-1b": Config(
+        128256, 2048, 16, 32, 8, 8192, rope_scaling_factor=32.0, tie_embeddings=True
+    ),
+    "llama-3.2-3b": Config(
+        128256, 3072, 28, 24, 8, 8192, rope_scaling_factor=32.0, tie_embeddings=True
+    ),
     "llama-3.1-8b": Config(128256, 4096, 32, 32, 8, 14336, rope_scaling_factor=8.0),
 }
 
@@ -100,7 +112,9 @@ class Layer(nn.Module):
         grow = decoder.small_init(config.width, config.init_scale)
         back = decoder.residual_init(config.width, config.num_layers)
 
-        def dense(features: int, init: nn.initializers.Initializer = grow, bias: bool = False) -> nn.Dense:
+        def dense(
+            features: int, init: nn.initializers.Initializer = grow, bias: bool = False
+        ) -> nn.Dense:
             return nn.Dense(features, use_bias=bias, dtype=config.dtype, kernel_init=init)
 
         if self.norm_before:
@@ -123,25 +137,36 @@ class Layer(nn.Module):
             return x.reshape(B, L, num_heads, -1).transpose(0, 2, 1, 3)
 
         queries_AX, keys_AX = self.norm_projected(self.q_proj(x_AD), self.k_proj(x_AD))
-        queries, keys = split(queries_AX, self.config.num_heads), split(keys_AX, self.config.num_kv_heads)
+        queries, keys = (
+            split(queries_AX, self.config.num_heads),
+            split(keys_AX, self.config.num_kv_heads),
+        )
         queries, keys = self.norm_heads(queries, keys)
         values = split(self.v_proj(x_AD), self.config.num_kv_heads)
         return blocks.rotate(queries, tables), blocks.rotate(keys, tables), values
 
     def norm_projected(self, queries_AX: Array, keys_AX: Array) -> tuple[Array, Array]:
-        """Norms queries `[B*L, H*K]` and keys `[B*L, J*K]` before they are split into heads, where a family does."""
+        """Norms queries `[B*L, H*K]` and keys `[B*L, J*K]` before they are split into heads, where
+        a family does.
+        """
         return queries_AX, keys_AX
 
     def norm_heads(self, queries_BHLK: Array, keys_BJLK: Array) -> tuple[Array, Array]:
         """Norms queries and keys head by head before they turn, where a family does."""
         return queries_BHLK, keys_BJLK
 
-    def attend(self, queries_BHLK: Array, keys_BJMK: Array, values_BJMK: Array, hide_BLM: Array) -> Array:
+    def attend(
+        self, queries_BHLK: Array, keys_BJMK: Array, values_BJMK: Array, hide_BLM: Array
+    ) -> Array:
         """Mixed values `[B*L, H*K]`."""
-        return blocks.attend(queries_BHLK, keys_BJMK, values_BJMK, hide_BLM, how=self.config.attention)
+        return blocks.attend(
+            queries_BHLK, keys_BJMK, values_BJMK, hide_BLM, how=self.config.attention
+        )
 
     def join(self, x_AD: Array, mixed_AD: Array) -> Array:
-        """The residual `[B*L, D]` after this layer, of the one before it and the mixed values `[B*L, H*K]`."""
+        """The residual `[B*L, D]` after this layer, of the one before it and the mixed values
+        `[B*L, H*K]`.
+        """
         x_AD = x_AD + self.o_proj(mixed_AD)
         return x_AD + self.feed_forward(self.post_attention_layernorm(x_AD))
 
@@ -161,7 +186,9 @@ class Network(nn.Module):
     def setup(self) -> None:
         config = self.config
         init = decoder.small_init(config.width, config.init_scale)
-        self.embed_tokens = nn.Embed(config.vocab_size, config.width, dtype=config.dtype, embedding_init=init)
+        self.embed_tokens = nn.Embed(
+            config.vocab_size, config.width, dtype=config.dtype, embedding_init=init
+        )
         self.layer = [self.layer_type(config) for _ in range(config.num_layers)]
         self.norm = self.layer_type.norm_type(config.norm_eps)
         if not config.tie_embeddings:
@@ -179,7 +206,9 @@ class Network(nn.Module):
         x_AD, kept = self.embed(tokens_BL.reshape(B * L)), []
         for index, layer in enumerate(self.layer):
             hide_BLM = hidden[windows[index]][1]
-            x_AD, kept_here = decoder.run_layer(layer, index, x_AD, tables[turns[index]], hide_BLM, cache)
+            x_AD, kept_here = decoder.run_layer(
+                layer, index, x_AD, tables[turns[index]], hide_BLM, cache
+            )
             kept.append(kept_here)
         hidden_BLD = self.norm(x_AD).reshape(B, L, config.width)
         if self.is_initializing():
@@ -195,7 +224,9 @@ class Network(nn.Module):
         return self.lm_head(hidden)
 
 
-def check(config: Config, scalings: tuple[str, ...] = rope.SCALINGS, rotary_dims: int | None = None) -> None:
+def check(
+    config: Config, scalings: tuple[str, ...] = rope.SCALINGS, rotary_dims: int | None = None
+) -> None:
     """Raises Refusal, naming the value, where the numbers do not fit together.
 
     Args:
@@ -209,7 +240,9 @@ def check(config: Config, scalings: tuple[str, ...] = rope.SCALINGS, rotary_dims
     if rotary_dims is None:
         decoder.check_rotary(width, "a head's width (head_width, or width / num_heads)")
     else:
-        decoder.check_rotary(rotary_dims, f"the part of a head's width {width} that rotary_fraction gives")
+        decoder.check_rotary(
+            rotary_dims, f"the part of a head's width {width} that rotary_fraction gives"
+        )
     if (narrowest := min(map(config.window, range(config.num_layers)), default=0)) < 0:
         raise Refusal(f"sliding_window is {narrowest}; accepted: columns, and 0 for none")
 
@@ -223,6 +256,9 @@ class Llama(decoder.Decoder):
 
 
 def make(config: Config) -> Model:
-    """The model of a shape; frozen and hashable. Raises Refusal where the numbers do not fit together."""
+    """The model of a shape; frozen and hashable.
+
+    Raises Refusal where the numbers do not fit together.
+    """
     check(config)
     return Llama(config)

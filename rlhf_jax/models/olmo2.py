@@ -1,4 +1,5 @@
-"""OLMo 2 (OLMo Team 2024, arXiv 2501.00656): Llama's decoder whose norms stand after each half of a layer, not before it.
+"""OLMo 2 (OLMo Team 2024, arXiv 2501.00656): Llama's decoder whose norms stand after each half of a
+layer, not before it.
 
     x <- x + norm_1(attention(x));   x <- x + norm_2(down(silu(gate(x)) * up(x)))
     query <- rotate(norm_q(query));   key <- rotate(norm_k(key))
@@ -25,7 +26,8 @@ class Config(llama.Config):
     norm_eps: Positive = 1e-6
 
 
-# vocab_size 0 is to be replaced by the tokenizer's. Published shapes: config.json of OLMo-2-0425-1B and OLMo-2-1124-7B, -13B.
+# vocab_size 0 is to be replaced by the tokenizer's. Published shapes: config.json of OLMo-2-0425-1B
+# and OLMo-2-1124-7B, -13B.
 PRESETS: dict[str, Config] = {
     "quickstart": Config(0, 64, 2, 4, 2, 192),
     "tiny": Config(512, 128, 4, 4, 2, 384),
@@ -34,7 +36,9 @@ PRESETS: dict[str, Config] = {
     "olmo-2-13b": Config(100352, 5120, 40, 40, 40, 13824),
 }
 
-LOGICAL_AXES = {axis: names for axis, names in llama.LOGICAL_AXES.items() if axis != "input_layernorm/scale"} | {
+LOGICAL_AXES = {
+    axis: names for axis, names in llama.LOGICAL_AXES.items() if axis != "input_layernorm/scale"
+} | {
     "post_feedforward_layernorm/scale": (None,),
     "q_norm/scale": (None,),
     "k_norm/scale": (None,),
@@ -75,6 +79,9 @@ class Olmo2(llama.Llama):
 
 
 def make(config: Config) -> Model:
-    """The model of a shape; frozen and hashable. Raises Refusal where the numbers do not fit together."""
+    """The model of a shape; frozen and hashable.
+
+    Raises Refusal where the numbers do not fit together.
+    """
     llama.check(config)
     return Olmo2(config)

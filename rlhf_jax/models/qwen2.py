@@ -1,6 +1,8 @@
-"""Qwen 2 and 2.5 (Yang et al. 2024, arXiv 2407.10671 and 2412.15115): Llama's decoder with biases on queries, keys and values.
+"""Qwen 2 and 2.5 (Yang et al. 2024, arXiv 2407.10671 and 2412.15115): Llama's decoder with biases
+on queries, keys and values.
 
-From `first_window_layer` on, layers may see a sliding window alone; the published models have it switched off.
+From `first_window_layer` on, layers may see a sliding window alone; the published models have it
+switched off.
 """
 
 from dataclasses import dataclass
@@ -63,6 +65,9 @@ class Qwen2(llama.Llama):
 
 
 def make(config: Config) -> Model:
-    """The model of a shape; frozen and hashable. Raises Refusal where the numbers do not fit together."""
+    """The model of a shape; frozen and hashable.
+
+    Raises Refusal where the numbers do not fit together.
+    """
     llama.check(config)
     return Qwen2(config)

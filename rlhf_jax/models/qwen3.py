@@ -1,8 +1,10 @@
-"""Qwen 3 (Yang et al. 2025, arXiv 2505.09388): Llama's decoder whose queries and keys are normed, each head on its own.
+"""Qwen 3 (Yang et al. 2025, arXiv 2505.09388): Llama's decoder whose queries and keys are normed,
+each head on its own.
 
     query_h <- rotate(rmsnorm_q(query_h));   key_j <- rotate(rmsnorm_k(key_j))
 
-with one scale of the head's width for all query heads, and one for all key heads. Heads are wider than width / num_heads.
+with one scale of the head's width for all query heads, and one for all key heads. Heads are wider
+than width / num_heads.
 """
 
 from dataclasses import dataclass
@@ -63,6 +65,9 @@ class Qwen3(llama.Llama):
 
 
 def make(config: Config) -> Model:
-    """The model of a shape; frozen and hashable. Raises Refusal where the numbers do not fit together."""
+    """The model of a shape; frozen and hashable.
+
+    Raises Refusal where the numbers do not fit together.
+    """
     llama.check(config)
     return Qwen3(config)

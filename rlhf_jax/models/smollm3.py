@@ -1,4 +1,5 @@
-"""SmolLM 3 (Hugging Face 2025): Llama's decoder, one layer of four without positions (Yang et al. 2025, arXiv 2501.18795).
+"""SmolLM 3 (Hugging Face 2025): Llama's decoder, one layer of four without positions (Yang et al.
+2025, arXiv 2501.18795).
 
 Where windows are switched on, the layers without positions are those that see a window.
 """
@@ -19,7 +20,9 @@ class Config(llama.Config):
     norm_eps: Positive = 1e-6
     tie_embeddings: bool = True
     sliding_window: Natural = 0  # columns that a query sees at most, its own among them; 0: all
-    no_rope_interval: Natural = 4  # layers 4, 8, ... counted from 1 do not turn queries and keys; 0: all do
+    no_rope_interval: Natural = (
+        4  # layers 4, 8, ... counted from 1 do not turn queries and keys; 0: all do
+    )
 
     def turns(self, layer: int) -> bool:
         """The layer turns its queries and keys."""
@@ -48,6 +51,9 @@ class SmolLM3(llama.Llama):
 
 
 def make(config: Config) -> Model:
-    """The model of a shape; frozen and hashable. Raises Refusal where the numbers do not fit together."""
+    """The model of a shape; frozen and hashable.
+
+    Raises Refusal where the numbers do not fit together.
+    """
     llama.check(config)
     return SmolLM3(config)

@@ -1,6 +1,7 @@
 """Advantages: how much better a completion, or a token, is than what was expected of it.
 
-With r_i the scores of a prompt's G samples, their mean r̄ and deviation s (population, about the mean):
+With r_i the scores of a prompt's G samples, their mean r̄ and deviation s (population, about the
+mean):
 
     leave_one_out    r_i − mean of the other G − 1        Kool et al. 2019; Ahmadian et al. 2024, arXiv 2402.14740, eq. 6
     centered         r_i − r̄                              Liu et al. 2025, arXiv 2503.20783 (Dr. GRPO)
@@ -10,8 +11,8 @@ With r_i the scores of a prompt's G samples, their mean r̄ and deviation s (pop
     best_of_group    1[i best] − share of the best        the best of equals share 1
     gae              A_t = Σ_l (γλ)^l δ_{t+l},  δ_t = r_t + γ V_{t+1} − V_t    Schulman et al. 2016, arXiv 1506.02438, eq. 16
 
-In all but the last a group whose scores are equal has advantage exactly 0: scores are measured from the group's first,
-so that no rounding of a common offset is left for a division to blow up.
+In all but the last a group whose scores are equal has advantage exactly 0: scores are measured from
+the group's first, so that no rounding of a common offset is left for a division to blow up.
 """
 
 import jax
@@ -27,7 +28,10 @@ def from_first(score_PG: Array) -> Array:
 
 
 def leave_one_out(score_PG: Array) -> Array:
-    """Score less the mean of the group's others, `[P, G]`; G ≥ 2. Example: 1 for 3 of 8, else 0: +5/7 and −3/7."""
+    """Score less the mean of the group's others, `[P, G]`; G ≥ 2.
+
+    Example: 1 for 3 of 8, else 0: +5/7 and −3/7.
+    """
     num_samples = score_PG.shape[1]
     return centered(score_PG) * (num_samples / (num_samples - 1))
 
@@ -49,13 +53,19 @@ def standardized(score_PG: Array, epsilon: float = 1e-6) -> Array:
 
 
 def bessel(score_PG: Array, epsilon: float = 1e-6) -> Array:
-    """Score less the group's mean, over the unbiased deviation of G − 1 degrees of freedom, `[P, G]`; G ≥ 2."""
+    """Score less the group's mean, over the unbiased deviation of G − 1 degrees of freedom, `[P,
+    G]`; G ≥ 2.
+    """
     num_samples = score_PG.shape[1]
-    return centered(score_PG) / (deviation(score_PG) * (num_samples / (num_samples - 1)) ** 0.5 + epsilon)
+    return centered(score_PG) / (
+        deviation(score_PG) * (num_samples / (num_samples - 1)) ** 0.5 + epsilon
+    )
 
 
 def rank(score_PG: Array) -> Array:
-    """From +2 for the best to −2 for the worst by rank alone, `[P, G]`; equal scores get their mean; G ≥ 2."""
+    """From +2 for the best to −2 for the worst by rank alone, `[P, G]`; equal scores get their
+    mean; G ≥ 2.
+    """
     below_PG = jnp.sum(score_PG[:, None, :] < score_PG[:, :, None], axis=2, dtype=jnp.float32)
     above_PG = jnp.sum(score_PG[:, None, :] > score_PG[:, :, None], axis=2, dtype=jnp.float32)
     return 2.0 * (below_PG - above_PG) / (score_PG.shape[1] - 1)
@@ -67,15 +77,19 @@ def best_of_group(score_PG: Array) -> Array:
     return best_PG / jnp.sum(best_PG, axis=1, keepdims=True) - 1.0 / score_PG.shape[1]
 
 
-def gae(reward_BC: Array, value_BC: Array, mask_BC: Array, *, gamma: float, gae_lambda: float) -> Array:
+def gae(
+    reward_BC: Array, value_BC: Array, mask_BC: Array, *, gamma: float, gae_lambda: float
+) -> Array:
     """Generalised advantages `[B, C]` of tokens under the mask, 0 elsewhere.
 
-    `value_BC` is of what precedes each token; what follows a row's last unmasked token is worth 0, finished or not: the
-    completion is the episode. `gamma` is γ and `gae_lambda` λ, both in [0, 1].
+    `value_BC` is of what precedes each token; what follows a row's last unmasked token is worth 0,
+    finished or not: the completion is the episode. `gamma` is γ and `gae_lambda` λ, both in [0, 1].
     """
     reward_BC, value_BC = select(reward_BC, mask_BC), select(value_BC, mask_BC)
 
-    def earlier(following: tuple[Array, Array], column: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
+    def earlier(
+        following: tuple[Array, Array], column: tuple[Array, Array]
+    ) -> tuple[tuple[Array, Array], Array]:
         advantage_B, following_value_B = following
         reward_B, value_B = column
         error_B = reward_B + gamma * following_value_B - value_B
@@ -83,6 +97,9 @@ def gae(reward_BC: Array, value_BC: Array, mask_BC: Array, *, gamma: float, gae_
         return (advantage_B, value_B), advantage_B
 
     nothing_B = jnp.zeros(reward_BC.shape[0], reward_BC.dtype)
-    # Columns after the last token have reward 0 and value 0 and so add nothing: the scan may begin at the end.
-    _, advantage_CB = jax.lax.scan(earlier, (nothing_B, nothing_B), (reward_BC.T, value_BC.T), reverse=True)
+    # Columns after the last token have reward 0 and value 0 and so add nothing: the scan may begin
+    # at the end.
+    _, advantage_CB = jax.lax.scan(
+        earlier, (nothing_B, nothing_B), (reward_BC.T, value_BC.T), reverse=True
+    )
     return select(advantage_CB.T, mask_BC)

@@ -1,8 +1,9 @@
-"""Corrections for staleness: what a ratio is taken to, and the weight of a token that an older policy drew.
+"""Corrections for staleness: what a ratio is taken to, and the weight of a token that an older
+policy drew.
 
-Three policies meet in an asynchronous round: the *behavior* that drew the tokens, the *proximal* one (the trainer's
-params at the start of the round), and the one being trained. With log ρ = log π_proximal − log π_behavior of a token (or
-summed over a completion, `level` "sequence"):
+Three policies meet in an asynchronous round: the *behavior* that drew the tokens, the *proximal*
+one (the trainer's params at the start of the round), and the one being trained. With log ρ = log
+π_proximal − log π_behavior of a token (or summed over a completion, `level` "sequence"):
 
     ratio_to      correction      weight                         source
     behavior      none            1                              Schulman et al. 2017, arXiv 1707.06347: π / π_behavior
@@ -12,10 +13,12 @@ summed over a completion, `level` "sequence"):
                                                                  AReaL uses it (arXiv 2505.24298); truncated importance sampling
     proximal      mask            ρ, or 0 outside [floor, cap]   masked importance sampling (IcePop)
 
-Truncation is biased where it cuts and finite in variance; with a large cap it is unbiased for a loss linear in π / π_proximal.
-The second moment's scope is the round: the tokens with the largest (log ρ)² are left out until the mean over those that
-stay is at most `second_moment`; what stays then has a ratio to the behavior policy that is not clipped. (The paper's log ratio
-is that of the policy being trained: the same in a round's first update.) A token left out keeps its place in the denominator.
+Truncation is biased where it cuts and finite in variance; with a large cap it is unbiased for a
+loss linear in π / π_proximal. The second moment's scope is the round: the tokens with the largest
+(log ρ)² are left out until the mean over those that stay is at most `second_moment`; what stays
+then has a ratio to the behavior policy that is not clipped. (The paper's log ratio is that of the
+policy being trained: the same in a round's first update.) A token left out keeps its place in the
+denominator.
 """
 
 from dataclasses import dataclass, replace
@@ -36,8 +39,8 @@ MAX_LOG = 20.0  # e^20; a ratio beyond it is a token that one of two policies wo
 
 @dataclass(frozen=True)
 class Correction:
-    """The denominator of the importance ratio, and the off-policy correction. "auto" is resolved by the schedule: see
-    `resolve`.
+    """The denominator of the importance ratio, and the off-policy correction. "auto" is resolved by
+    the schedule: see `resolve`.
     """
 
     ratio_to: Literal["auto", "behavior", "proximal"] = "auto"
@@ -49,18 +52,22 @@ class Correction:
 
     def __post_init__(self) -> None:
         if self.ratio_to not in RATIOS:
-            raise Refusal(f"correction.ratio_to is {self.ratio_to!r}; accepted: {', '.join(RATIOS)}")
+            raise Refusal(
+                f"correction.ratio_to is {self.ratio_to!r}; accepted: {', '.join(RATIOS)}"
+            )
         accepted = CORRECTIONS.get(self.ratio_to, ("none", "second_moment", "truncate", "mask"))
         if self.correction not in ("auto", *accepted):
             raise Refusal(
-                f"correction.correction is {self.correction!r} with ratio_to {self.ratio_to!r}; accepted: auto, "
+                f"correction.correction is {self.correction!r} with ratio_to {self.ratio_to!r}; "
+                "accepted: auto, "
                 f"{', '.join(accepted)}"
             )
         if self.level not in LEVELS:
             raise Refusal(f"correction.level is {self.level!r}; accepted: {', '.join(LEVELS)}")
         if not 0 <= self.floor < self.cap or self.second_moment <= 0:
             raise Refusal(
-                f"correction has floor {self.floor}, cap {self.cap}, second_moment {self.second_moment}; accepted: "
+                f"correction has floor {self.floor}, cap {self.cap}, second_moment "
+                f"{self.second_moment}; accepted: "
                 "0 <= floor < cap, and a positive second_moment"
             )
 
@@ -75,19 +82,24 @@ class Correction:
         return self.correction != "second_moment"
 
 
-def resolve(correction: Correction, *, lag: int = 0, scheduled: bool = False, exact_sampler: bool = True) -> Correction:
-    """The correction with nothing left to "auto"; by default for the schedule of the synchronous loop.
+def resolve(
+    correction: Correction, *, lag: int = 0, scheduled: bool = False, exact_sampler: bool = True
+) -> Correction:
+    """The correction with nothing left to "auto"; by default for the schedule of the synchronous
+    loop.
 
-    A round whose samples are as old as its trainer (lag 0) has behavior = proximal: the ratio is taken to the behavior,
-    uncorrected, and clipping bounds what minibatches and epochs add. A stale round (lag > 0, or a version schedule)
-    takes it to the proximal policy with a truncated weight, so that clipping bounds this round's movement and the
-    weight its age.
+    A round whose samples are as old as its trainer (lag 0) has behavior = proximal: the ratio is
+    taken to the behavior, uncorrected, and clipping bounds what minibatches and epochs add. A stale
+    round (lag > 0, or a version schedule) takes it to the proximal policy with a truncated weight,
+    so that clipping bounds this round's movement and the weight its age.
 
-    Behavior and proximal policy are equal only as far as sampler and trainer compute the same numbers. In bfloat16 the two
-    log-probabilities of a token differ, and the differences add up over the tokens of a completion: ratios of long completions
-    leave the clip before the first update. "auto" then does as for a stale round.
+    Behavior and proximal policy are equal only as far as sampler and trainer compute the same
+    numbers. In bfloat16 the two log-probabilities of a token differ, and the differences add up
+    over the tokens of a completion: ratios of long completions leave the clip before the first
+    update. "auto" then does as for a stale round.
 
-    "auto" is a choice for small lags. At lag 15 seeds of PPO have collapsed with it: `docs/conventions.md`.
+    "auto" is a choice for small lags. At lag 15 seeds of PPO have collapsed with it:
+    `docs/conventions.md`.
 
     Args:
       correction: as configured.
@@ -106,15 +118,24 @@ def resolve(correction: Correction, *, lag: int = 0, scheduled: bool = False, ex
 
 
 def log_staleness(proximal_BC: Array, behavior_BC: Array, mask_BC: Array, level: str) -> Array:
-    """log ρ of each token `[B, C]`, or its row's sum at every token of the row; 0 under the mask, bounded by e^±20."""
+    """log ρ of each token `[B, C]`, or its row's sum at every token of the row; 0 under the mask,
+    bounded by e^±20.
+    """
     log_BC = select(proximal_BC, mask_BC) - select(behavior_BC, mask_BC)
     if level == "sequence":
-        log_BC = select(jnp.broadcast_to(jnp.sum(log_BC, axis=1, keepdims=True), log_BC.shape), mask_BC)
+        log_BC = select(
+            jnp.broadcast_to(jnp.sum(log_BC, axis=1, keepdims=True), log_BC.shape), mask_BC
+        )
     return jnp.clip(log_BC, -MAX_LOG, MAX_LOG)
 
 
-def staleness_weight(correction: Correction, proximal_BC: Array, behavior_BC: Array, mask_BC: Array) -> Array:
-    """The weight of each token's gradient, float32 `[B, C]`, 0 under the mask. `correction` is resolved."""
+def staleness_weight(
+    correction: Correction, proximal_BC: Array, behavior_BC: Array, mask_BC: Array
+) -> Array:
+    """The weight of each token's gradient, float32 `[B, C]`, 0 under the mask.
+
+    `correction` is resolved.
+    """
     log_BC = log_staleness(proximal_BC, behavior_BC, mask_BC, correction.level)
     if correction.correction == "truncate":
         return select(jnp.minimum(jnp.exp(log_BC), correction.cap), mask_BC)
@@ -128,15 +149,16 @@ def staleness_weight(correction: Correction, proximal_BC: Array, behavior_BC: Ar
 
 
 def within_second_moment(log_BC: Array, mask_BC: Array, limit: float) -> Array:
-    """The tokens that stay, bool `[B, C]`: all but the fewest with the largest (log ρ)², so that the mean over those that
-    stay is at most `limit`. Equal squares stay or go together, and with them the tokens of a completion at level "sequence".
+    """The tokens that stay, bool `[B, C]`: all but the fewest with the largest (log ρ)², so that
+    the mean over those that stay is at most `limit`. Equal squares stay or go together, and with
+    them the tokens of a completion at level "sequence".
     """
     square_BC = jnp.where(mask_BC, jnp.square(log_BC), jnp.inf)
     sorted_N = jnp.sort(square_BC.reshape(-1))
     finite_N = sorted_N < jnp.inf
     mean_N = jnp.cumsum(select(sorted_N, finite_N)) / jnp.arange(1, sorted_N.size + 1)
-    # Means of ever larger squares never fall: the last one within the limit, of all that equal it, names the largest square
-    # that stays.
+    # Means of ever larger squares never fall: the last one within the limit, of all that equal it,
+    # names the largest square that stays.
     last_of_equals_N = jnp.append(sorted_N[1:] > sorted_N[:-1], True)
     fits_N = finite_N & last_of_equals_N & (mean_N <= limit)
     largest = jnp.max(jnp.where(fits_N, sorted_N, -jnp.inf))

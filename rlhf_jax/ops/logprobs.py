@@ -5,7 +5,8 @@ With logits z, temperature τ and a token a, all in float32:
     log p(a) = z_a/τ − log Σ_v exp(z_v/τ)                    H = −Σ_v p(v) log p(v)
     ∂ log p(a) / ∂z_v = (1[v = a] − p(v)) / τ                ∂H / ∂z_v = −p(v) (log p(v) + H) / τ
 
-The derivatives are written out, so that the backward pass is one sweep over the logits: no scatter, no one-hot matrix.
+The derivatives are written out, so that the backward pass is one sweep over the logits: no scatter,
+no one-hot matrix.
 """
 
 from collections.abc import Callable
@@ -18,12 +19,14 @@ from rlhf_jax.types import Array
 
 
 @jax.custom_vjp
-def token_logprobs(logits_NV: Array, tokens_N: Array, temperature: Array | float) -> tuple[Array, Array]:
+def token_logprobs(
+    logits_NV: Array, tokens_N: Array, temperature: Array | float
+) -> tuple[Array, Array]:
     """`(logprob_N, entropy_N)`, float32 nats, of the law softmax(logits / temperature).
 
-    `logits_NV` is float32 (a logit of -inf is a word that cannot be drawn), `tokens_N` int32 in 0 ... V-1,
-    `temperature` a positive scalar. `logprob_N` is never above 0. Both results carry exact gradients to the logits and
-    the temperature.
+    `logits_NV` is float32 (a logit of -inf is a word that cannot be drawn), `tokens_N` int32 in 0
+    ... V-1, `temperature` a positive scalar. `logprob_N` is never above 0. Both results carry exact
+    gradients to the logits and the temperature.
     """
     return _forward(logits_NV, tokens_N, temperature)[0]
 
@@ -36,11 +39,20 @@ def _forward(logits_NV: Array, tokens_N: Array, temperature: Array | float):
     weight_NV = jnp.exp(shifted_NV)
     total_N = jnp.sum(weight_NV, axis=-1)
     log_total_N = jnp.log(total_N)
-    chosen_N = jnp.take_along_axis(logits_NV, tokens_N[:, None], axis=-1)[:, 0].astype(jnp.float32) / temperature
+    chosen_N = (
+        jnp.take_along_axis(logits_NV, tokens_N[:, None], axis=-1)[:, 0].astype(jnp.float32)
+        / temperature
+    )
     logprob_N = jnp.minimum(chosen_N - largest_N - log_total_N, 0.0)
     weighted_NV = jnp.where(weight_NV > 0, weight_NV * shifted_NV, 0.0)
     entropy_N = log_total_N - jnp.sum(weighted_NV, axis=-1) / total_N
-    return (logprob_N, entropy_N), (logits_NV, tokens_N, temperature, largest_N + log_total_N, entropy_N)
+    return (logprob_N, entropy_N), (
+        logits_NV,
+        tokens_N,
+        temperature,
+        largest_N + log_total_N,
+        entropy_N,
+    )
 
 
 def _backward(saved, cotangents):
@@ -70,17 +82,21 @@ def chunked_token_logprobs(
     *,
     max_chunk_elements: int,
 ) -> tuple[Array, Array]:
-    """`token_logprobs` of `head(hidden_ND)`, without ever holding more than `max_chunk_elements` logits.
+    """`token_logprobs` of `head(hidden_ND)`, without ever holding more than `max_chunk_elements`
+    logits.
 
-    `head` maps `[n, D]` to float32 logits `[n, V]` row by row. Where N·V fits, it is called once and its logits are
-    kept for the backward pass; otherwise in equal chunks of rows in a scan, recomputed in the backward pass. A chunk has
-    every n-th row, so that rows stay on the device whose shard they are in: of contiguous chunks each device would compute
-    all. Gradients flow to `hidden_ND` and to whatever `head` closes over. Raises Refusal where a single row does not fit.
+    `head` maps `[n, D]` to float32 logits `[n, V]` row by row. Where N·V fits, it is called once
+    and its logits are kept for the backward pass; otherwise in equal chunks of rows in a scan,
+    recomputed in the backward pass. A chunk has every n-th row, so that rows stay on the device
+    whose shard they are in: of contiguous chunks each device would compute all. Gradients flow to
+    `hidden_ND` and to whatever `head` closes over. Raises Refusal where a single row does not fit.
     """
     num_rows = hidden_ND.shape[0]
     vocab_size = jax.eval_shape(head, hidden_ND[:1]).shape[-1]
     if vocab_size > max_chunk_elements:
-        raise Refusal(f"max_chunk_elements is {max_chunk_elements}; one row of logits has {vocab_size}")
+        raise Refusal(
+            f"max_chunk_elements is {max_chunk_elements}; one row of logits has {vocab_size}"
+        )
     if num_rows * vocab_size <= max_chunk_elements:
         return token_logprobs(head(hidden_ND), tokens_N, temperature)
     num_chunks = _num_chunks(num_rows, -(-num_rows // (max_chunk_elements // vocab_size)))
@@ -101,5 +117,7 @@ def chunked_token_logprobs(
 
 
 def _num_chunks(num_rows: int, least: int) -> int:
-    """The fewest chunks, at least so many, of which none is padded; where those are more than twice as many, the least."""
+    """The fewest chunks, at least so many, of which none is padded; where those are more than twice
+    as many, the least.
+    """
     return next((count for count in range(least, 2 * least + 1) if num_rows % count == 0), least)

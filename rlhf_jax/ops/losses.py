@@ -18,33 +18,48 @@ from rlhf_jax.types import Array
 def dpo(margin_U: Array, beta: float) -> Array:
     """−log σ(β · margin) of each pair, `[U]`.
 
-    The margin is (log π(chosen) − log π_ref(chosen)) − (log π(rejected) − log π_ref(rejected)), each a sum over
-    tokens, in nats. The gradient with respect to it is −β σ(−β · margin).
+    The margin is (log π(chosen) − log π_ref(chosen)) − (log π(rejected) − log π_ref(rejected)),
+    each a sum over tokens, in nats. The gradient with respect to it is −β σ(−β · margin).
     """
     return -jax.nn.log_sigmoid(beta * margin_U)
 
 
 def ipo(margin_U: Array, beta: float) -> Array:
-    """(margin − 1 / (2β))² of each pair, `[U]`; the margin is that of `dpo`. Its least value is at a finite margin."""
+    """(margin − 1 / (2β))² of each pair, `[U]`; the margin is that of `dpo`.
+
+    Its least value is at a finite margin.
+    """
     return jnp.square(margin_U - 1 / (2 * beta))
 
 
-def clipped_surrogate(log_ratio: Array, advantage: Array, clip_low: float, clip_high: float) -> tuple[Array, Array]:
-    """−min(ρ A, clip(ρ, 1 − clip_low, 1 + clip_high) A), and whether the clip took the gradient away; any one shape."""
+def clipped_surrogate(
+    log_ratio: Array, advantage: Array, clip_low: float, clip_high: float
+) -> tuple[Array, Array]:
+    """−min(ρ A, clip(ρ, 1 − clip_low, 1 + clip_high) A), and whether the clip took the gradient
+    away; any one shape.
+    """
     ratio = jnp.exp(log_ratio)
     free, bounded = ratio * advantage, jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantage
     return -jnp.minimum(free, bounded), bounded < free
 
 
-def clipped_value(value: Array, first_value: Array, target: Array, clip: float) -> tuple[Array, Array]:
-    """½ max of the squared errors of a value and of the value held within `clip` of the first one; and where that one won."""
-    held = jnp.clip(value, first_value - clip, first_value + clip)  # within the bounds the value itself, to the bit
+def clipped_value(
+    value: Array, first_value: Array, target: Array, clip: float
+) -> tuple[Array, Array]:
+    """½ max of the squared errors of a value and of the value held within `clip` of the first one;
+    and where that one won.
+    """
+    held = jnp.clip(
+        value, first_value - clip, first_value + clip
+    )  # within the bounds the value itself, to the bit
     free_error, held_error = jnp.square(value - target), jnp.square(held - target)
     return 0.5 * jnp.maximum(free_error, held_error), held_error > free_error
 
 
 def pairwise_logistic(chosen_U: Array, rejected_U: Array) -> Array:
-    """−log σ(chosen − rejected) of each pair of scores, `[U]`: how a reward model learns from comparisons."""
+    """−log σ(chosen − rejected) of each pair of scores, `[U]`: how a reward model learns from
+    comparisons.
+    """
     return -jax.nn.log_sigmoid(chosen_U - rejected_U)
 
 

@@ -1,11 +1,12 @@
-"""Sums, means and indices under a mask: what the mask hides reaches neither a result nor a gradient, NaN included.
+"""Sums, means and indices under a mask: what the mask hides reaches neither a result nor a
+gradient, NaN included.
 
 With m the mask:
 
     sum = Σ m·x    mean = Σ m·x / Σ m    variance = Σ m·(x − mean)² / Σ m    whitened = (x − mean) / √(variance + ε)
 
-The mask selects with `where` before anything is computed: multiplying by 0 would keep a NaN or an infinity, in the
-result or in its gradient. `dim` is an array dimension, or None for all of them.
+The mask selects with `where` before anything is computed: multiplying by 0 would keep a NaN or an
+infinity, in the result or in its gradient. `dim` is an array dimension, or None for all of them.
 """
 
 import jax
@@ -15,7 +16,9 @@ from rlhf_jax.types import Array
 
 
 def select(values: Array, mask: Array) -> Array:
-    """`values` where the mask is true, exactly 0 elsewhere; of one rank, dimensions of 1 are repeated."""
+    """`values` where the mask is true, exactly 0 elsewhere; of one rank, dimensions of 1 are
+    repeated.
+    """
     return jnp.where(mask, values, jnp.zeros_like(values))
 
 
@@ -40,15 +43,21 @@ def masked_max(values: Array, mask: Array, dim: int | None = None) -> Array:
 
 
 def masked_moments(values: Array, mask: Array) -> tuple[Array, Array]:
-    """Mean and population variance (divided by the count, not the count - 1) of the unmasked values, two scalars."""
+    """Mean and population variance (divided by the count, not the count - 1) of the unmasked
+    values, two scalars.
+    """
     mean = masked_mean(values, mask)
     return mean, masked_mean(jnp.square(select(values, mask) - mean), mask)
 
 
-def masked_whiten(values: Array, mask: Array, *, keep_mean: bool = False, epsilon: float = 1e-8) -> Array:
-    """Unmasked values with variance 1 and mean 0 (or their own mean, with `keep_mean`); 0 where the mask is false.
+def masked_whiten(
+    values: Array, mask: Array, *, keep_mean: bool = False, epsilon: float = 1e-8
+) -> Array:
+    """Unmasked values with variance 1 and mean 0 (or their own mean, with `keep_mean`); 0 where the
+    mask is false.
 
-    The statistics are those of the whole array given: the caller chooses whether that is a round or a minibatch.
+    The statistics are those of the whole array given: the caller chooses whether that is a round or
+    a minibatch.
     """
     mean, variance = masked_moments(values, mask)
     whitened = (select(values, mask) - mean) * jax.lax.rsqrt(variance + epsilon)
@@ -56,9 +65,11 @@ def masked_whiten(values: Array, mask: Array, *, keep_mean: bool = False, epsilo
 
 
 def positions_from_mask(mask_BL: Array) -> Array:
-    """Position of each token among its row's unmasked ones, int32 `[B, L]`, so that left padding moves no position.
+    """Position of each token among its row's unmasked ones, int32 `[B, L]`, so that left padding
+    moves no position.
 
-    Example: mask [F, F, T, T, T, F] gives [0, 0, 0, 1, 2, 2]; entries under the mask only need to be in range.
+    Example: mask [F, F, T, T, T, F] gives [0, 0, 0, 1, 2, 2]; entries under the mask only need to
+    be in range.
     """
     return jnp.maximum(jnp.cumsum(mask_BL, axis=-1, dtype=jnp.int32) - 1, 0)
 

@@ -34,7 +34,9 @@ class Workload:
 
 
 class CostModel(Protocol):
-    """The cost of calls. Seconds are of a whole round (training: all updates of it); bytes are of one device."""
+    """The cost of calls. Seconds are of a whole round (training: all updates of it); bytes are of
+    one device.
+    """
 
     @property
     def device_bytes(self) -> float:
@@ -43,19 +45,27 @@ class CostModel(Protocol):
 
     @property
     def shared_throughput(self) -> bool:
-        """True where the devices are virtual ones of one host, whose cores are shared by calls that run at one time."""
+        """True where the devices are virtual ones of one host, whose cores are shared by calls that
+        run at one time.
+        """
         ...
 
     def refusal(self, call: Call, placement: Placement) -> str | None:
-        """The reason that a placement is impossible (rows or heads that do not divide), or None where it is possible."""
+        """The reason that a placement is impossible (rows or heads that do not divide), or None
+        where it is possible.
+        """
         ...
 
     def seconds(self, call: Call, placement: Placement) -> float:
-        """Seconds of the call alone, collectives included; generation lasts until the last row has ended."""
+        """Seconds of the call alone, collectives included; generation lasts until the last row has
+        ended.
+        """
         ...
 
     def working_bytes(self, call: Call, placement: Placement) -> float:
-        """Bytes that the call needs while it runs, beside resident params and states: caches, activations, gradients."""
+        """Bytes that the call needs while it runs, beside resident params and states: caches,
+        activations, gradients.
+        """
         ...
 
     def params_bytes(self, role: str, placement: Placement) -> float:
@@ -71,5 +81,7 @@ class CostModel(Protocol):
         ...
 
     def transfer_seconds(self, call: Call, source: Placement, target: Placement) -> float:
-        """Moving what a call has produced to another call's devices; 0 where both have the same devices and mesh shape."""
+        """Moving what a call has produced to another call's devices; 0 where both have the same
+        devices and mesh shape.
+        """
         ...

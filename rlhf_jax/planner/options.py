@@ -1,4 +1,6 @@
-"""Candidate placements of a call: device slices, mesh shapes, micro-batches, remat; refused and dominated ones left out."""
+"""Candidate placements of a call: device slices, mesh shapes, micro-batches, remat; refused and
+dominated ones left out.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,15 +13,17 @@ from rlhf_jax.types import Placement
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 ALL_HOST_RUNS = 16
-"""Devices up to which every run of consecutive hosts is a slice; above, aligned runs of 1, 2, 4, ... hosts, so that the number
-of slices grows with the number of devices and not with its square."""
+"""Devices up to which every run of consecutive hosts is a slice; above, aligned runs of 1, 2, 4,
+... hosts, so that the number of slices grows with the number of devices and not with its square.
+"""
 
 
 @dataclass(frozen=True)
 class Option:
     """A placement of a call, and what it costs: seconds of a round, bytes of a device.
 
-    `resident_bytes` stay whether the call runs or not: its role's state where it trains, else a copy of the params.
+    `resident_bytes` stay whether the call runs or not: its role's state where it trains, else a
+    copy of the params.
     """
 
     placement: Placement
@@ -29,34 +33,52 @@ class Option:
 
 
 def slices(num_devices: int, devices_per_host: int) -> list[tuple[int, ...]]:
-    """Slices of devices, the smaller first: aligned runs of 1, 2, 4, ... devices inside a host, and runs of whole hosts.
+    """Slices of devices, the smaller first: aligned runs of 1, 2, 4, ... devices inside a host, and
+    runs of whole hosts.
 
-    A run of hosts may begin anywhere and have any length up to `ALL_HOST_RUNS` devices in all; above, its length is a power
-    of two and its place a multiple of it, and the run of all hosts is there too.
+    A run of hosts may begin anywhere and have any length up to `ALL_HOST_RUNS` devices in all;
+    above, its length is a power of two and its place a multiple of it, and the run of all hosts is
+    there too.
 
     Raises Refusal where the devices are not whole hosts.
     """
-    if num_devices < 1 or devices_per_host < 1 or (num_devices > devices_per_host and num_devices % devices_per_host):
+    if (
+        num_devices < 1
+        or devices_per_host < 1
+        or (num_devices > devices_per_host and num_devices % devices_per_host)
+    ):
         raise Refusal(
-            f"{num_devices} devices do not make whole hosts of {devices_per_host}; accepted: fewer than a host has, or a "
+            f"{num_devices} devices do not make whole hosts of {devices_per_host}; accepted: fewer "
+            "than a host has, or a "
             "multiple"
         )
     host = min(devices_per_host, num_devices)
     found = set(_host_runs(num_devices // host, host, aligned=num_devices > ALL_HOST_RUNS))
     size = 1
     while size < host:
-        found |= {(begin + place, size) for begin in range(0, num_devices, host) for place in _aligned(host, size)}
+        found |= {
+            (begin + place, size)
+            for begin in range(0, num_devices, host)
+            for place in _aligned(host, size)
+        }
         size *= 2
-    return [tuple(range(begin, begin + size)) for begin, size in sorted(found, key=lambda run: (run[1], run[0]))]
+    return [
+        tuple(range(begin, begin + size))
+        for begin, size in sorted(found, key=lambda run: (run[1], run[0]))
+    ]
 
 
 def _aligned(host: int, size: int) -> range:
-    """Places of whole slices in a host; devices that are left over at its end are in larger slices only."""
+    """Places of whole slices in a host; devices that are left over at its end are in larger slices
+    only.
+    """
     return range(0, host - size + 1, size)
 
 
 def _host_runs(num_hosts: int, host: int, aligned: bool) -> Iterator[tuple[int, int]]:
-    lengths = [n for n in range(1, num_hosts + 1) if not aligned or n & (n - 1) == 0 or n == num_hosts]
+    lengths = [
+        n for n in range(1, num_hosts + 1) if not aligned or n & (n - 1) == 0 or n == num_hosts
+    ]
     for length in lengths:
         for begin in range(0, num_hosts - length + 1, length if aligned else 1):
             yield begin * host, length * host
@@ -64,13 +86,16 @@ def _host_runs(num_hosts: int, host: int, aligned: bool) -> Iterator[tuple[int, 
 
 @cache
 def mesh_shapes(num_devices: int, devices_per_host: int) -> tuple[tuple[int, int, int], ...]:
-    """Every (data, fsdp, tensor) whose product is the number of devices; a tensor group lies in a host.
+    """Every (data, fsdp, tensor) whose product is the number of devices; a tensor group lies in a
+    host.
 
     A tensor group is the innermost axis, so it lies in a host where its size divides the host's.
     """
     found = []
     for tensor in _divisors(num_devices):
-        if tensor > devices_per_host or (num_devices > devices_per_host and devices_per_host % tensor):
+        if tensor > devices_per_host or (
+            num_devices > devices_per_host and devices_per_host % tensor
+        ):
             continue
         rest = num_devices // tensor
         found += [(rest // fsdp, fsdp, tensor) for fsdp in _divisors(rest)]
@@ -90,8 +115,9 @@ def options(
 ) -> list[Option]:
     """The candidates of a search for a call, by slice and mesh shape.
 
-    Left out is what `costs` refuses, what does not fit on a device even alone, and, of one slice and mesh shape (so that
-    nothing else of a plan can tell them apart), what takes as long and as much memory as another one or more.
+    Left out is what `costs` refuses, what does not fit on a device even alone, and, of one slice
+    and mesh shape (so that nothing else of a plan can tell them apart), what takes as long and as
+    much memory as another one or more.
     """
     found = []
     for devices in slices(num_devices, devices_per_host):
@@ -103,8 +129,9 @@ def options(
 def variants(
     call: Call, costs: CostModel, place: Placement, micro_batches: Iterable[int] = MICRO_BATCHES
 ) -> Iterator[Option]:
-    """The options of one slice and mesh shape that are not refused and fit alone (a state holds its params: no plan can keep
-    less of the role there)."""
+    """The options of one slice and mesh shape that are not refused and fit alone (a state holds its
+    params: no plan can keep less of the role there).
+    """
     resident = None
     for remat in (False, True) if call.kind == "train" else (None,):
         for count in micro_batches:
@@ -120,7 +147,9 @@ def variants(
 def option(call: Call, costs: CostModel, placement: Placement) -> Option:
     """The option of a given placement; refusals and memory are not checked."""
     resident = resident_bytes(call, costs, placement)
-    return Option(placement, costs.seconds(call, placement), costs.working_bytes(call, placement), resident)
+    return Option(
+        placement, costs.seconds(call, placement), costs.working_bytes(call, placement), resident
+    )
 
 
 def resident_bytes(call: Call, costs: CostModel, placement: Placement) -> float:
@@ -130,7 +159,9 @@ def resident_bytes(call: Call, costs: CostModel, placement: Placement) -> float:
 
 
 def pareto(candidates: Iterable[Option]) -> list[Option]:
-    """Those that no other one beats in both seconds and working bytes, the fastest first; of equals the first."""
+    """Those that no other one beats in both seconds and working bytes, the fastest first; of equals
+    the first.
+    """
     found: list[Option] = []
     for candidate in sorted(candidates, key=lambda option: (option.seconds, option.working_bytes)):
         if not found or candidate.working_bytes < found[-1].working_bytes:

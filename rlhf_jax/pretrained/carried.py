@@ -1,7 +1,8 @@
 """The files that an export takes over from the folders that a model and its tokenizer came from.
 
-Everything but weights and the state of a trainer is taken over: a list of what to leave out cannot forget a new kind of
-tokenizer file. Of a folder that holds no model, as one with a tokenizer among other files, the files of a tokenizer are taken.
+Everything but weights and the state of a trainer is taken over: a list of what to leave out cannot
+forget a new kind of tokenizer file. Of a folder that holds no model, as one with a tokenizer among
+other files, the files of a tokenizer are taken.
 """
 
 import re
@@ -19,10 +20,13 @@ from rlhf_jax.text import json_texts
 CONFIG, GENERATION = "config.json", "generation_config.json"
 DESCRIPTION = "tokenizer_config.json"
 TOKENIZER_JSON, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
-TEMPLATES = "additional_chat_templates"  # the one folder that transformers writes beside a tokenizer
+TEMPLATES = (
+    "additional_chat_templates"  # the one folder that transformers writes beside a tokenizer
+)
 MAX_BYTES = 64 << 20  # of a file that is no tokenizer's: a larger one holds data
 
-# Weights of any format, their indices, adapters, what trainers leave, data, the card of the other model, and what is hidden.
+# Weights of any format, their indices, adapters, what trainers leave, data, the card of the other
+# model, and what is hidden.
 LEFT_OUT = re.compile(
     r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|gguf|ggml|onnx|onnx_data|tflite|ot|npz|npy|pkl|pickle|distcp|engine|llamafile)"
     r"|.*\.index\.json|adapter_.*|(optimizer|scheduler|rng_state|scaler|trainer_state|training_args|all_results|train_results|"
@@ -35,7 +39,9 @@ OF_TOKENIZER = re.compile(
     r"|.*chat_template.*|.*\.jinja|tokenization_.*\.py",
     re.IGNORECASE,
 )
-VOCABULARY = re.compile(r"vocab.*|merges\.txt", re.IGNORECASE)  # of a tokenizer that is called tokenizer.json
+VOCABULARY = re.compile(
+    r"vocab.*|merges\.txt", re.IGNORECASE
+)  # of a tokenizer that is called tokenizer.json
 OF_MODEL = re.compile(rf"{re.escape(GENERATION)}|(licen[sc]e|notice|use_policy).*", re.IGNORECASE)
 
 
@@ -43,10 +49,13 @@ def files(tokenizer_from: Path | None, model_from: Path | None) -> dict[str, Pat
     """The files to take over, by the name that each has in the export.
 
     Args:
-      tokenizer_from: the tokenizer's file, under whatever name, or its folder; None for a tokenizer that has no file.
-      model_from: the checkpoint folder that the model came from; None for one that was trained from scratch.
+      tokenizer_from: the tokenizer's file, under whatever name, or its folder; None for a tokenizer
+        that has no file.
+      model_from: the checkpoint folder that the model came from; None for one that was trained from
+        scratch.
 
-    Raises Refusal where a folder holds several tokenizers and none under the name that transformers looks for.
+    Raises Refusal where a folder holds several tokenizers and none under the name that transformers
+    looks for.
     """
     found: dict[str, Path] = {}
     if model_from is not None:
@@ -74,33 +83,51 @@ def _of(folder: Path) -> dict[str, Path]:
         if name == CONFIG or not file.is_file() or LEFT_OUT.fullmatch(name):
             continue
         tokenizer_s = OF_TOKENIZER.fullmatch(name)
-        if tokenizer_s or ((whole or OF_MODEL.fullmatch(name)) and file.stat().st_size <= MAX_BYTES):
+        if tokenizer_s or (
+            (whole or OF_MODEL.fullmatch(name)) and file.stat().st_size <= MAX_BYTES
+        ):
             found[name] = file
-    templates = sorted((folder / TEMPLATES).glob("*.jinja")) if (folder / TEMPLATES).is_dir() else []
+    templates = (
+        sorted((folder / TEMPLATES).glob("*.jinja")) if (folder / TEMPLATES).is_dir() else []
+    )
     return found | {f"{TEMPLATES}/{file.name}": file for file in templates}
 
 
 def _under_its_name(folder: Path, named: Path | None, here: Mapping[str, Path]) -> dict[str, Path]:
-    """The tokenizer's file under the name that transformers looks for, and no other tokenizer beside it."""
+    """The tokenizer's file under the name that transformers looks for, and no other tokenizer
+    beside it.
+    """
     candidates = [named] if named is not None else _unnamed(folder, here)
     if not candidates:
         return dict(here)
     if len(candidates) > 1:
         raise Refusal(
-            f"{folder} holds several tokenizers, {', '.join(file.name for file in candidates)}, and none called "
+            f"{folder} holds several tokenizers, {', '.join(file.name for file in candidates)}, "
+            "and none called "
             f"{TOKENIZER_JSON} or {SENTENCEPIECE}: name one of them so"
         )
     name = SENTENCEPIECE if candidates[0].suffix == ".model" else TOKENIZER_JSON
     if here.get(name) == candidates[0]:  # already so called: what is beside it belongs to it
         return dict(here)
     others = {TOKENIZER_JSON, SENTENCEPIECE, *(file.name for file in _tokenizers(folder))}
-    kept = {other: file for other, file in here.items() if other not in others and not VOCABULARY.fullmatch(other)}
+    kept = {
+        other: file
+        for other, file in here.items()
+        if other not in others and not VOCABULARY.fullmatch(other)
+    }
     return kept | {name: candidates[0]}
 
 
 def _unnamed(folder: Path, here: Mapping[str, Path]) -> Sequence[Path]:
     """The tokenizers of a folder that has none under the usual names."""
-    usual = {TOKENIZER_JSON, SENTENCEPIECE, "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"}
+    usual = {
+        TOKENIZER_JSON,
+        SENTENCEPIECE,
+        "vocab.json",
+        "vocab.txt",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+    }
     if usual & here.keys():
         return ()
     return _tokenizers(folder)
@@ -108,7 +135,9 @@ def _unnamed(folder: Path, here: Mapping[str, Path]) -> Sequence[Path]:
 
 def _tokenizers(folder: Path) -> list[Path]:
     """Files of tokenizers in a folder, by their suffix or by what they hold."""
-    return sorted(file for file in folder.iterdir() if file.suffix == ".model" or _is_tokenizer_json(file))
+    return sorted(
+        file for file in folder.iterdir() if file.suffix == ".model" or _is_tokenizer_json(file)
+    )
 
 
 def _is_tokenizer_json(file: Path) -> bool:
@@ -128,14 +157,20 @@ def copy(found: Mapping[str, Path], directory: Path) -> None:
         shutil.copyfile(file, directory / name)
 
 
-def description(found: Mapping[str, Path], token_ids: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def description(
+    found: Mapping[str, Path], token_ids: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
     """A tokenizer_config.json for a tokenizer that has none, or None.
 
-    Without it transformers takes the class that the model's family has, which may read the same file in another way.
+    Without it transformers takes the class that the model's family has, which may read the same
+    file in another way.
     """
     if DESCRIPTION in found or not {TOKENIZER_JSON, SENTENCEPIECE} & found.keys():
         return None
-    written: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    written: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+    }
     if TOKENIZER_JSON in found:
         with needed("hub", str(found[TOKENIZER_JSON])):
             tokenizers: Any = import_module("tokenizers")
@@ -153,10 +188,11 @@ def listed(value: int | Sequence[int] | None) -> list[int]:
 
 
 def generation(found: Mapping[str, Path], ids: Iterable[int]) -> Mapping[str, Any] | None:
-    """The generation_config.json, ending a text at every one of `ids` and where it ended before; None where there is none.
+    """The generation_config.json, ending a text at every one of `ids` and where it ended before;
+    None where there is none.
 
-    One that was made from a config.json may hold the default of a class, an id that is no end in this vocabulary. So it is
-    taken to be where it shares no end with `ids`.
+    One that was made from a config.json may hold the default of a class, an id that is no end in
+    this vocabulary. So it is taken to be where it shares no end with `ids`.
     """
     if GENERATION not in found:
         return None
@@ -168,7 +204,9 @@ def generation(found: Mapping[str, Path], ids: Iterable[int]) -> Mapping[str, An
 
 
 def merged(ids: Iterable[int], before: int | Sequence[int] | None) -> int | list[int] | None:
-    """One id, or the list of all of them: those of `before` first, if they hold one of `ids`, so that their order stays."""
+    """One id, or the list of all of them: those of `before` first, if they hold one of `ids`, so
+    that their order stays.
+    """
     given, earlier = list(dict.fromkeys(ids)), listed(before)
     one_of_them = any(identity in earlier for identity in given)
     every = list(dict.fromkeys([*earlier, *given] if one_of_them else [*given, *earlier]))

@@ -1,4 +1,6 @@
-"""Params written as a checkpoint folder that `transformers` loads, the inverse of `pretrained/folders.py`."""
+"""Params written as a checkpoint folder that `transformers` loads, the inverse of
+`pretrained/folders.py`.
+"""
 
 import json
 import math
@@ -43,16 +45,21 @@ def save(
     dtype: str = "float32",
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
-    """Writes a folder that `transformers` loads: a decoder, or for params with a value head a sequence classifier.
+    """Writes a folder that `transformers` loads: a decoder, or for params with a value head a
+    sequence classifier.
 
     Args:
-      token_ids: `eos_token_id` (one or a list), `pad_token_id`, ... of config.json, and what else it should say.
-      tokenizer_from: the tokenizer's file or its folder, whose files are copied (`pretrained/carried.py`).
-      model_from: the folder that the model came from: its config.json is taken over, and its files but for weights.
-      max_file_bytes: where the tensors are larger, several files and an index are written; host memory holds one file's.
+      token_ids: `eos_token_id` (one or a list), `pad_token_id`, ... of config.json, and what else
+        it should say.
+      tokenizer_from: the tokenizer's file or its folder, whose files are copied
+        (`pretrained/carried.py`).
+      model_from: the folder that the model came from: its config.json is taken over, and its files
+        but for weights.
+      max_file_bytes: where the tensors are larger, several files and an index are written; host
+        memory holds one file's.
 
-    Written beside its place and renamed at the end. Raises Refusal where the directory is there already, or where the
-    config.json that would be written does not read as this model.
+    Written beside its place and renamed at the end. Raises Refusal where the directory is there
+    already, or where the config.json that would be written does not read as this model.
     """
     if directory.exists():
         raise Refusal(f"{directory} is there already; export to a new folder")
@@ -78,34 +85,53 @@ def save(
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(
+        json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
-def _config(model: Model, model_from: Folder | None, token_ids: Mapping[str, Any], scores: bool) -> dict[str, Any]:
-    """The config.json: that of the folder that the model came from, or one of our own, which must read as the model."""
+def _config(
+    model: Model, model_from: Folder | None, token_ids: Mapping[str, Any], scores: bool
+) -> dict[str, Any]:
+    """The config.json: that of the folder that the model came from, or one of our own, which must
+    read as the model.
+    """
     family, ours = model.family, model.config  # pyright: ignore[reportAttributeAccessIssue]
     if model_from is None:
         config = layouts.write_config(family, ours)
     elif model_from.family != family:
-        raise Refusal(f"{model_from.path} is of the family {model_from.family}, but the model is {family}")
+        raise Refusal(
+            f"{model_from.path} is of the family {model_from.family}, but the model is {family}"
+        )
     else:
         config = {key: value for key, value in model_from.config.items() if key not in OF_THE_FILE}
-        config["tie_word_embeddings"] = ours.tie_embeddings  # apart where the folder held a head of its own
+        config["tie_word_embeddings"] = (
+            ours.tie_embeddings
+        )  # apart where the folder held a head of its own
     config |= token_ids
-    config["architectures"] = [layouts.sequence_classifier(family) if scores else layouts.architecture(family)]
+    config["architectures"] = [
+        layouts.sequence_classifier(family) if scores else layouts.architecture(family)
+    ]
     if scores:
-        config |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "pad_token_id": _pad_id(ours, config)}
+        config |= {
+            "id2label": {"0": "LABEL_0"},
+            "label2id": {"LABEL_0": 0},
+            "pad_token_id": _pad_id(ours, config),
+        }
     read_family, read = layouts.read_config(config)
     if (read_family, computed(read)) != (family, computed(ours)):
-        raise Refusal(f"config.json would read as {read_family} {read}, but the model is {family} {ours}")
+        raise Refusal(
+            f"config.json would read as {read_family} {read}, but the model is {family} {ours}"
+        )
     return config
 
 
 def _pad_id(config: Any, published: Mapping[str, Any]) -> int | None:
-    """The pad_token_id of a reward model, by which transformers finds the token that it reads the score at.
+    """The pad_token_id of a reward model, by which transformers finds the token that it reads the
+    score at.
 
-    A model that is read at its EOS must not have the EOS for padding. Without any, transformers reads the last token of a
-    row, and refuses several rows at once.
+    A model that is read at its EOS must not have the EOS for padding. Without any, transformers
+    reads the last token of a row, and refuses several rows at once.
     """
     if config.padding_id >= 0:
         return config.padding_id
@@ -116,7 +142,9 @@ def _pad_id(config: Any, published: Mapping[str, Any]) -> int | None:
 Tensor = tuple[tuple[int, ...], Callable[[], np.ndarray]]
 
 
-def published_tensors(family: str, model_config: Any, params: Params) -> Iterator[tuple[str, Tensor]]:
+def published_tensors(
+    family: str, model_config: Any, params: Params
+) -> Iterator[tuple[str, Tensor]]:
     """(name, (shape, what fetches it)) of every tensor."""
     arrays, parts = flatten_dict(params.get("backbone", params), sep="/"), {}
     for path, tensor in layouts.tensors(family, model_config).items():
@@ -146,7 +174,9 @@ def _host(array: Any, transpose: bool) -> np.ndarray:
     return np.ascontiguousarray(host.T if transpose else host)
 
 
-def _write_tensors(directory: Path, tensors: Mapping[str, Tensor], dtype: Any, max_file_bytes: int) -> None:
+def _write_tensors(
+    directory: Path, tensors: Mapping[str, Tensor], dtype: Any, max_file_bytes: int
+) -> None:
     files: list[list[str]] = [[]]
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, _) in tensors.items()}
     filled = 0
@@ -170,6 +200,8 @@ def _write_tensors(directory: Path, tensors: Mapping[str, Tensor], dtype: Any, m
             metadata={"format": "pt"},
         )
     if len(files) > 1:
-        where = {member: file for file, members in zip(names, files, strict=True) for member in members}
+        where = {
+            member: file for file, members in zip(names, files, strict=True) for member in members
+        }
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -1,10 +1,11 @@
 """Checkpoint folders as Hugging Face publishes them, read tensor by tensor into a sharding.
 
-`pretrained/published_configs.py` says which key of config.json is which number, `pretrained/layouts.py` which tensor is
-which param, and `pretrained/weight_files.py` which file holds a tensor.
+`pretrained/published_configs.py` says which key of config.json is which number,
+`pretrained/layouts.py` which tensor is which param, and `pretrained/weight_files.py` which file
+holds a tensor.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -62,7 +63,10 @@ class Folder:
         return self.weights.map
 
     def slice(self, name: str) -> Any:
-        """A tensor that is read where it is indexed. Raises Refusal for what holds no floating point numbers."""
+        """A tensor that is read where it is indexed.
+
+        Raises Refusal for what holds no floating point numbers.
+        """
         return self.weights.slice(name)
 
     @cached_property
@@ -87,7 +91,8 @@ class Folder:
     def model_config(self) -> Any:
         """The family's Config; its dtype is float32.
 
-        Embeddings that config.json ties are apart where the folder holds a head with other values, as in transformers 5.
+        Embeddings that config.json ties are apart where the folder holds a head with other values,
+        as in transformers 5.
         """
         return self._read[1]
 
@@ -97,10 +102,14 @@ class Folder:
         return SCORE in self.weight_map
 
     def _padding_id(self, family: str) -> int:
-        """The id at which transformers never reads a score: pad_token_id, by which it finds the last token of a row."""
+        """The id at which transformers never reads a score: pad_token_id, by which it finds the
+        last token of a row.
+        """
         found = self.config.get("pad_token_id", FAMILIES[family].pad_id)
         if found is not None and (isinstance(found, bool) or not isinstance(found, int)):
-            raise Refusal(f"{self.path / CONFIG}: pad_token_id is {found!r}; accepted: an id or null")
+            raise Refusal(
+                f"{self.path / CONFIG}: pad_token_id is {found!r}; accepted: an id or null"
+            )
         return -1 if found is None else found
 
     def _has_head_of_its_own(self, family: str) -> bool:
@@ -108,7 +117,8 @@ class Folder:
         if head not in self.weight_map or embedding not in self.weight_map:
             return False
         files = tuple(
-            (str(file), file.stat().st_mtime_ns) for file in (self.weight_map[head], self.weight_map[embedding])
+            (str(file), file.stat().st_mtime_ns)
+            for file in (self.weight_map[head], self.weight_map[embedding])
         )
         return not _equal(self.path, head, embedding, files)
 
@@ -136,37 +146,53 @@ def load(folder: Folder, model: Model, shardings: Any, dtype: str = "float32") -
       shardings: a tree like the params; host memory holds no more than one tensor at a time.
       dtype: of the params; trained roles want float32.
 
-    Raises Refusal for a missing, unknown or differently shaped tensor, and for a folder of a reward model.
+    Raises Refusal for a missing, unknown or differently shaped tensor, and for a folder of a reward
+    model.
     """
     check_decoder(folder)
     shapes = jax.eval_shape(model.init, randomness.key(0))
-    return _fill(folder, layouts.tensors(folder.family, folder.model_config), shapes, shardings, dtype)
+    return _fill(
+        folder, layouts.tensors(folder.family, folder.model_config), shapes, shardings, dtype
+    )
 
 
 def check_decoder(folder: Folder) -> None:
     """Raises Refusal for a folder whose tensors are not those of a decoder; no tensor is read."""
     if folder.has_score or is_classifier(folder.family, folder.config):
         raise Refusal(
-            f"{folder.path} is a reward model (a sequence classifier), and no policy; accepted: a folder of "
+            f"{folder.path} is a reward model (a sequence classifier), and no policy; accepted: a "
+            "folder of "
             f"{layouts.architecture(folder.family)}"
         )
     _check_tensors(folder, layouts.tensors(folder.family, folder.model_config))
 
 
 def value_shapes(model: ValueModel, folder: Folder) -> Params:
-    """Shapes of `load_value`'s params: the backbone's without its head, which such a folder lacks where it is not tied."""
+    """Shapes of `load_value`'s params: the backbone's without its head, which such a folder lacks
+    where it is not tied.
+    """
     shapes = jax.eval_shape(model.init, randomness.key(0))
-    kept = {path: leaf for path, leaf in _flat(shapes["backbone"]).items() if "/".join(path) in _backbone(folder)}
+    kept = {
+        path: leaf
+        for path, leaf in _flat(shapes["backbone"]).items()
+        if "/".join(path) in _backbone(folder)
+    }
     return {"backbone": unflatten_dict(kept), "value_head": shapes["value_head"]}
 
 
 def _backbone(folder: Folder) -> dict[str, layouts.Tensor]:
     tensors = layouts.tensors(folder.family, folder.model_config)
-    return {path: tensor for path, tensor in tensors.items() if tensor.name != layouts.head_name(folder.family)}
+    return {
+        path: tensor
+        for path, tensor in tensors.items()
+        if tensor.name != layouts.head_name(folder.family)
+    }
 
 
 def load_value(folder: Folder, model: ValueModel, shardings: Any, dtype: str = "float32") -> Params:
-    """The params of a reward model published as a sequence classifier of one label; shardings as `value_shapes`."""
+    """The params of a reward model published as a sequence classifier of one label; shardings as
+    `value_shapes`.
+    """
     check_classifier(folder)
     shapes = value_shapes(model, folder)
     backbone = _fill(folder, _backbone(folder), shapes["backbone"], shardings["backbone"], dtype)
@@ -179,35 +205,60 @@ def load_value(folder: Folder, model: ValueModel, shardings: Any, dtype: str = "
 
 
 def check_classifier(folder: Folder) -> None:
-    """Raises Refusal for a folder whose tensors are not those of a sequence classifier of one label; no tensor is read."""
+    """Raises Refusal for a folder whose tensors are not those of a sequence classifier of one
+    label; no tensor is read.
+    """
     if not folder.has_score:
-        raise Refusal(f"{folder.path} has no tensor {SCORE!r}: it is no reward model (a sequence classifier)")
+        raise Refusal(
+            f"{folder.path} has no tensor {SCORE!r}: it is no reward model (a sequence classifier)"
+        )
     found, width = folder.slice(SCORE).get_shape(), folder.model_config.width
     if found != [1, width]:
-        raise Refusal(f"{folder.path}: {SCORE} has shape {found}; accepted: one label, [1, {width}]")
+        raise Refusal(
+            f"{folder.path}: {SCORE} has shape {found}; accepted: one label, [1, {width}]"
+        )
     if SCORE_BIAS in folder.weight_map and folder.slice(SCORE_BIAS).get_shape() != [1]:
-        raise Refusal(f"{folder.path}: {SCORE_BIAS} has shape {folder.slice(SCORE_BIAS).get_shape()}; accepted: [1]")
+        raise Refusal(
+            f"{folder.path}: {SCORE_BIAS} has shape {folder.slice(SCORE_BIAS).get_shape()}; "
+            "accepted: [1]"
+        )
     _check_tensors(folder, _backbone(folder), {SCORE, SCORE_BIAS, layouts.head_name(folder.family)})
 
 
-def _check_tensors(folder: Folder, tensors: Mapping[str, layouts.Tensor], allowed: set[str] = frozenset()) -> None:  # type: ignore[assignment]
-    """Raises Refusal where the folder lacks a tensor, has it in another shape, or holds one that the family does not know."""
-    wanted, there = {tensor.name: tensor.shape for tensor in tensors.values()}, set(folder.weight_map)
+def _check_tensors(
+    folder: Folder, tensors: Mapping[str, layouts.Tensor], allowed: Collection[str] = frozenset()
+) -> None:
+    """Raises Refusal where the folder lacks a tensor, has it in another shape, or holds one that
+    the family does not know.
+    """
+    wanted, there = (
+        {tensor.name: tensor.shape for tensor in tensors.values()},
+        set(folder.weight_map),
+    )
     missing = sorted(wanted.keys() - there)
-    unknown = sorted(name for name in there - wanted.keys() - allowed if not layouts.ignored(folder.family, name))
+    unknown = sorted(
+        name
+        for name in there - wanted.keys() - set(allowed)
+        if not layouts.ignored(folder.family, name)
+    )
     if missing:
         instead = f", and holds {_some(unknown)}" if unknown else ""
         tied = "; a head that is tied wants tie_word_embeddings true in config.json"
         raise Refusal(
-            f"{folder.path} lacks {len(missing)} tensor(s) of {folder.family}: {_some(missing)}{instead}"
+            f"{folder.path} lacks {len(missing)} tensor(s) of {folder.family}: "
+            f"{_some(missing)}{instead}"
             f"{tied if missing == [layouts.head_name(folder.family)] else ''}"
         )
     if unknown:
-        raise Refusal(f"{folder.path} holds {len(unknown)} tensor(s) that {folder.family} has not: {_some(unknown)}")
+        raise Refusal(
+            f"{folder.path} holds {len(unknown)} tensor(s) that {folder.family} has not: "
+            f"{_some(unknown)}"
+        )
     for name, shape in wanted.items():
         if tuple(folder.slice(name).get_shape()) != shape:
             raise Refusal(
-                f"{folder.weight_map[name]}: {name} has shape {tuple(folder.slice(name).get_shape())}, but {CONFIG} says "
+                f"{folder.weight_map[name]}: {name} has shape "
+                f"{tuple(folder.slice(name).get_shape())}, but {CONFIG} says "
                 f"{shape}"
             )
 
@@ -221,7 +272,11 @@ def _flat(tree: Params) -> dict[tuple[str, ...], Any]:
 
 
 def _fill(
-    folder: Folder, tensors: Mapping[str, layouts.Tensor], shapes: Params, shardings: Params, dtype: str
+    folder: Folder,
+    tensors: Mapping[str, layouts.Tensor],
+    shapes: Params,
+    shardings: Params,
+    dtype: str,
 ) -> Params:
     params, of_path = {}, _flat(shardings)
     for path in _flat(shapes):
@@ -248,5 +303,7 @@ def _reversed(where: NamedSharding) -> NamedSharding:
 
 @lru_cache(maxsize=64)
 def _converter(transpose: bool, dtype: str, where: NamedSharding) -> Any:
-    """To our layout and dtype, on the device: half precision travels as it is, and the processor's threads share the work."""
+    """To our layout and dtype, on the device: half precision travels as it is, and the processor's
+    threads share the work.
+    """
     return jax.jit(lambda read: (read.T if transpose else read).astype(dtype), out_shardings=where)

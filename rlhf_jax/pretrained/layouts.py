@@ -20,7 +20,9 @@ from rlhf_jax.pretrained.published_families import sequence_classifier as sequen
 
 
 class Tensor(NamedTuple):
-    """A published tensor that holds one of our params: all of it, or rows of it where it holds several."""
+    """A published tensor that holds one of our params: all of it, or rows of it where it holds
+    several.
+    """
 
     name: str
     transpose: bool  # ours is its transpose: a kernel is [in, out], published [out, in]
@@ -40,12 +42,22 @@ GROUPS = {
     "dense": "attention",
     "dense_h_to_4h": "mlp",
     "dense_4h_to_h": "mlp",
-    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "q_norm", "k_norm"), "self_attn"),
+    **dict.fromkeys(
+        ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "q_norm", "k_norm"), "self_attn"
+    ),
     **dict.fromkeys(("gate_proj", "up_proj", "gate_up_proj", "down_proj"), "mlp"),
 }
-LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "weight": "weight", "bias": "bias"}
+LEAVES = {
+    "kernel": "weight",
+    "embedding": "weight",
+    "scale": "weight",
+    "weight": "weight",
+    "bias": "bias",
+}
 # Families that publish several of our matrices as one, their rows in this order.
-FUSED = {"phi3": {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}}
+FUSED = {
+    "phi3": {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+}
 
 # What older files hold beside the params: causal masks and rotary frequencies, which are computed.
 COMPUTED = re.compile(
@@ -55,18 +67,27 @@ COMPUTED = re.compile(
 
 
 def tensors(family: str, config: Any) -> dict[str, Tensor]:
-    """Every param's published tensor, by our path: "layer_0/query_key_value/kernel"; a tied head has none of its own."""
+    """Every param's published tensor, by our path: "layer_0/query_key_value/kernel"; a tied head
+    has none of its own.
+    """
     return dict(_tensors(family, config))
 
 
 @lru_cache
 def _tensors(family: str, config: Any) -> dict[str, Tensor]:
-    shapes: Any = flatten_dict(jax.eval_shape(registry.find("models", family).make(config).init, randomness.key(0)))
-    published = {path: leaf.shape[::-1] if path[-1] == "kernel" else leaf.shape for path, leaf in shapes.items()}
+    shapes: Any = flatten_dict(
+        jax.eval_shape(registry.find("models", family).make(config).init, randomness.key(0))
+    )
+    published = {
+        path: leaf.shape[::-1] if path[-1] == "kernel" else leaf.shape
+        for path, leaf in shapes.items()
+    }
     return {"/".join(path): _tensor(family, path, published) for path in shapes}
 
 
-def _tensor(family: str, path: tuple[str, ...], shapes: Mapping[tuple[str, ...], tuple[int, ...]]) -> Tensor:
+def _tensor(
+    family: str, path: tuple[str, ...], shapes: Mapping[tuple[str, ...], tuple[int, ...]]
+) -> Tensor:
     *layer, module, leaf = path
     for fused, members in FUSED.get(family, {}).items():
         if module in members:
@@ -97,9 +118,13 @@ def head_name(family: str) -> str:
 
 def embedding_name(family: str) -> str:
     """The tensor of the embeddings, which a tied head shares."""
-    return f"{FAMILIES[family].prefix}.{'embed_in' if family == 'gpt_neox' else 'embed_tokens'}.weight"
+    return (
+        f"{FAMILIES[family].prefix}.{'embed_in' if family == 'gpt_neox' else 'embed_tokens'}.weight"
+    )
 
 
 def ignored(family: str, name: str) -> bool:
-    """True for a tensor that is no param of the model and may be passed over: computed ones, and the head of a tied model."""
+    """True for a tensor that is no param of the model and may be passed over: computed ones, and
+    the head of a tied model.
+    """
     return name == head_name(family) or COMPUTED.fullmatch(name) is not None

@@ -1,7 +1,8 @@
-"""The published families that are computed: names of their classes, keys of their `config.json`, defaults of absent keys.
+"""The published families that are computed: names of their classes, keys of their `config.json`,
+defaults of absent keys.
 
-Tables alone. `published_configs.py` reads and writes a config by them, `layouts.py` names the tensors. Defaults are those of
-the `configuration_*.py` files of transformers 5.24.
+Tables alone. `published_configs.py` reads and writes a config by them, `layouts.py` names the
+tensors. Defaults are those of the `configuration_*.py` files of transformers 5.24.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ from typing import Any
 
 REQUIRED = object()
 Fields = dict[str, tuple[str, Any]]  # our field -> (published key, value where it is absent)
-Accepted = dict[str, tuple[Any, ...]]  # published key -> values that are computed; the first is the default
+Accepted = dict[
+    str, tuple[Any, ...]
+]  # published key -> values that are computed; the first is the default
 
 SHAPE: Fields = {
     "vocab_size": ("vocab_size", REQUIRED),
@@ -24,7 +27,10 @@ LLAMA: Fields = SHAPE | {
     "head_width": ("head_dim", None),
     "norm_eps": ("rms_norm_eps", 1e-6),
 }
-MISTRAL: Fields = LLAMA | {"num_kv_heads": ("num_key_value_heads", 8), "sliding_window": ("sliding_window", 4096)}
+MISTRAL: Fields = LLAMA | {
+    "num_kv_heads": ("num_key_value_heads", 8),
+    "sliding_window": ("sliding_window", 4096),
+}
 QWEN2: Fields = MISTRAL | {
     "num_kv_heads": ("num_key_value_heads", 32),
     "first_window_layer": ("max_window_layers", 28),
@@ -47,13 +53,17 @@ SMOLLM3: Fields = LLAMA | {
     "tie_embeddings": ("tie_word_embeddings", True),
 }
 PHI3: Fields = OLMO2 | {"sliding_window": ("sliding_window", None)}
-NEOX: Fields = SHAPE | {"norm_eps": ("layer_norm_eps", 1e-5), "parallel_residual": ("use_parallel_residual", True)}
+NEOX: Fields = SHAPE | {
+    "norm_eps": ("layer_norm_eps", 1e-5),
+    "parallel_residual": ("use_parallel_residual", True),
+}
 NULL_IS_ZERO = {"num_kv_heads", "head_width", "sliding_window", "score_cap", "logit_cap"}
 
 SILU: Accepted = {"hidden_act": ("silu", "swish")}
 NO_BIAS: Accepted = {"attention_bias": (False,)}
 GELU: Accepted = {"hidden_activation": ("gelu_pytorch_tanh",)}
-# Of every family: keys that transformers' base classes read, or that say that the folder holds another kind of model.
+# Of every family: keys that transformers' base classes read, or that say that the folder holds
+# another kind of model.
 ALWAYS: Accepted = {
     "is_causal": (True,),
     "is_encoder_decoder": (False, None),
@@ -66,8 +76,10 @@ ALWAYS: Accepted = {
 WHY = {
     "is_causal": "attention is causal here",
     "per_layer_config": "all layers are of one shape here",
-    "quantization_config": "a quantised folder; dequantise it, or take the folder that it was made of",
-    "compression_config": "a quantised folder; dequantise it, or take the folder that it was made of",
+    "quantization_config": "a quantised folder; dequantise it, or take the folder that it was made "
+    "of",
+    "compression_config": "a quantised folder; dequantise it, or take the folder that it was made "
+    "of",
     "transformers_weights": "weights are read from model.safetensors or from its shards",
     **dict.fromkeys(
         ("text_config", "vision_config", "audio_config"),
@@ -84,7 +96,9 @@ class Published:
     fields: Fields
     accepted: Accepted
     model_type: str = ""  # "": the family's name
-    classifier: str = ""  # the class of a sequence classifier; "": class_name + "ForSequenceClassification"
+    classifier: str = (
+        ""  # the class of a sequence classifier; "": class_name + "ForSequenceClassification"
+    )
     theta: float = 10_000.0  # of rotary positions
     max_positions: int = 2048  # max_position_embeddings
     pad_id: int | None = None  # pad_token_id
@@ -104,7 +118,9 @@ FAMILIES: dict[str, Published] = {
     "llama": Published("Llama", LLAMA, SILU | NO_BIAS | {"mlp_bias": (False,)}),
     "mistral": Published("Mistral", MISTRAL, SILU, max_positions=131072),
     "qwen2": Published("Qwen2", QWEN2, SILU, max_positions=32768),
-    "qwen3": Published("Qwen3", QWEN2 | {"head_width": ("head_dim", 128)}, SILU | NO_BIAS, max_positions=32768),
+    "qwen3": Published(
+        "Qwen3", QWEN2 | {"head_width": ("head_dim", 128)}, SILU | NO_BIAS, max_positions=32768
+    ),
     "gemma2": Published(
         "Gemma2",
         GEMMA2,
@@ -116,7 +132,9 @@ FAMILIES: dict[str, Published] = {
         "Gemma3",
         GEMMA3,
         # Its attention scores are never capped in transformers, whatever the key says.
-        GELU | NO_BIAS | {"use_bidirectional_attention": (False, None), "attn_logit_softcapping": (None,)},
+        GELU
+        | NO_BIAS
+        | {"use_bidirectional_attention": (False, None), "attn_logit_softcapping": (None,)},
         model_type="gemma3_text",
         classifier="Gemma3TextForSequenceClassification",
         theta=1_000_000.0,

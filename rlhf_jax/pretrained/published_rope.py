@@ -1,7 +1,9 @@
-"""Rotary positions of a published `config.json`, read and written in the keys of transformers 4 and 5.
+"""Rotary positions of a published `config.json`, read and written in the keys of transformers 4 and
+5.
 
-Before version 5: `rope_theta`, `rope_scaling`, and GPT-NeoX's `rotary_pct` and `rotary_emb_base`. Since: all of them within
-`rope_parameters`, which families with two kinds of layers have once for each kind.
+Before version 5: `rope_theta`, `rope_scaling`, and GPT-NeoX's `rotary_pct` and `rotary_emb_base`.
+Since: all of them within `rope_parameters`, which families with two kinds of layers have once for
+each kind.
 """
 
 import math
@@ -37,10 +39,13 @@ class Rope:
         self.family, self.published, self.prefixes = family, published, prefixes
         for prefix in prefixes:
             held = at(published, prefix)
-            flat = isinstance(held, Mapping) and not any(isinstance(value, Mapping) for value in held.values())
+            flat = isinstance(held, Mapping) and not any(
+                isinstance(value, Mapping) for value in held.values()
+            )
             if held is not None and not flat:
                 raise Refusal(
-                    f"{'.'.join(prefix)} is {held!r}; accepted for {family}: one flat object for all layers, or null"
+                    f"{'.'.join(prefix)} is {held!r}; accepted for {family}: one flat object for "
+                    "all layers, or null"
                 )
 
     def places(self, key: str) -> list[Place]:
@@ -50,18 +55,27 @@ class Rope:
         return number(self.published, default, *self.places(key), *more)
 
     def type(self, *accepted: str, older: Mapping[str, str] | None = None) -> str:
-        """The way of stretching, a name of `models/common/rope.py` or "default". Raises Refusal for any other."""
+        """The way of stretching, a name of `models/common/rope.py` or "default".
+
+        Raises Refusal for any other.
+        """
         found = agreed(self.published, "default", *self.places("rope_type"), *self.places("type"))
         named = (older or {}).get(found, found) if isinstance(found, str) else found
         if named not in accepted:
-            raise Refusal(f"rope_type is {found!r}; accepted for {self.family}: {', '.join(accepted)}")
+            raise Refusal(
+                f"rope_type is {found!r}; accepted for {self.family}: {', '.join(accepted)}"
+            )
         return named
 
     def max_positions(self) -> float:
-        return number(self.published, FAMILIES[self.family].max_positions, ("max_position_embeddings",))
+        return number(
+            self.published, FAMILIES[self.family].max_positions, ("max_position_embeddings",)
+        )
 
     def original(self) -> float:
-        """The context that is stretched; transformers takes max_position_embeddings where the file does not say."""
+        """The context that is stretched; transformers takes max_position_embeddings where the file
+        does not say.
+        """
         found = self._original()
         if found < 2:
             raise Refusal(f"{ORIGINAL} is {found!r}; accepted: at least 2")
@@ -73,7 +87,8 @@ class Rope:
             found = agreed(self.published, PHI3_ORIGINAL, *places)
             if found != PHI3_ORIGINAL:
                 raise Refusal(
-                    f"rope_scaling.{ORIGINAL} is {found!r}, but there is no {ORIGINAL} beside it; accepted: both"
+                    f"rope_scaling.{ORIGINAL} is {found!r}, but there is no {ORIGINAL} beside it; "
+                    "accepted: both"
                 )
             return PHI3_ORIGINAL
         return number(self.published, self.max_positions(), *places)
@@ -82,7 +97,8 @@ class Rope:
 def read_rope(family: str, published: Mapping[str, Any]) -> dict[str, Any]:
     """The rotary fields of a family's Config.
 
-    Raises Refusal, naming key and value, for keys that contradict one another and for positions that are not computed.
+    Raises Refusal, naming key and value, for keys that contradict one another and for positions
+    that are not computed.
     """
     if family == "gpt_neox":
         return _read_neox(published)
@@ -133,7 +149,9 @@ def _yarn(rope: Rope, factor: float) -> dict[str, Any]:
     truncate = agreed(rope.published, True, *rope.places("truncate"))
     if not isinstance(truncate, bool) or (not truncate and len(rope.prefixes[0]) > 1):
         accepted = "true" if len(rope.prefixes[0]) > 1 else "true or false"
-        raise Refusal(f"truncate of rope_type 'yarn' is {truncate!r}; accepted for {rope.family}: {accepted}")
+        raise Refusal(
+            f"truncate of rope_type 'yarn' is {truncate!r}; accepted for {rope.family}: {accepted}"
+        )
     return {
         "rope_low_frequency_factor": rope.number("beta_slow", 1.0) or 1.0,
         "rope_high_frequency_factor": rope.number("beta_fast", 32.0) or 32.0,
@@ -145,8 +163,12 @@ def _yarn(rope: Rope, factor: float) -> dict[str, Any]:
 def _longrope(rope: Rope, factor: float, original: float) -> dict[str, Any]:
     def factors(key: str) -> str:
         held = agreed(rope.published, REQUIRED, *rope.places(key))
-        if not isinstance(held, list) or not all(isinstance(value, int | float) and value > 0 for value in held):
-            raise Refusal(f"{key} of rope_type 'longrope' is {held!r}; accepted: a list of numbers above 0")
+        if not isinstance(held, list) or not all(
+            isinstance(value, int | float) and value > 0 for value in held
+        ):
+            raise Refusal(
+                f"{key} of rope_type 'longrope' is {held!r}; accepted: a list of numbers above 0"
+            )
         return " ".join(str(float(value)) for value in held)
 
     grown = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
@@ -161,7 +183,10 @@ def _read_of_layers(family: str, published: Mapping[str, Any]) -> dict[str, Any]
     """Reads a family whose layers with a window have positions of their own: plain ones."""
     newer = published.get("rope_parameters")
     if newer is not None and not (isinstance(newer, Mapping) and newer.keys() <= {FULL, SLIDING}):
-        raise Refusal(f"rope_parameters is {newer!r}; accepted for {family}: an object with {FULL} and {SLIDING}")
+        raise Refusal(
+            f"rope_parameters is {newer!r}; accepted for {family}: an object with {FULL} and "
+            f"{SLIDING}"
+        )
     rope = Rope(family, published, (("rope_parameters", FULL), ("rope_scaling",)))
     local = Rope(family, published, (("rope_parameters", SLIDING),))
     for each in (rope, local):
@@ -169,7 +194,8 @@ def _read_of_layers(family: str, published: Mapping[str, Any]) -> dict[str, Any]
             raise Refusal(f"partial_rotary_factor is not 1; accepted for {family}: 1.0")
     if local.type("default", *rotary.SCALINGS) != "default":
         raise Refusal(
-            f"rope_parameters.{SLIDING} is {newer!r}; accepted for {family}: positions that are not stretched"
+            f"rope_parameters.{SLIDING} is {newer!r}; accepted for {family}: positions that are "
+            "not stretched"
         )
     default = FAMILIES[family].theta
     theta = rope.number("rope_theta", default, ("rope_theta",))
@@ -177,10 +203,12 @@ def _read_of_layers(family: str, published: Mapping[str, Any]) -> dict[str, Any]
     if family == "gemma3":
         local_theta = local.number("rope_theta", 10_000.0, ("rope_local_base_freq",))
         return {"rope_theta": theta, "rope_local_theta": local_theta} | scaling
-    # Without `rope_parameters`, libraries differ on the positions of layers with a window unless theta is the default.
+    # Without `rope_parameters`, libraries differ on the positions of layers with a window unless
+    # theta is the default.
     if (local_theta := local.number("rope_theta", default)) != theta:
         raise Refusal(
-            f"rope_theta is {theta!r}, and {local_theta!r} for the layers with a window; accepted for {family}: one value, "
+            f"rope_theta is {theta!r}, and {local_theta!r} for the layers with a window; accepted "
+            f"for {family}: one value, "
             f"in rope_parameters.{FULL} and rope_parameters.{SLIDING} where it is not {default!r}"
         )
     return {"rope_theta": theta} | scaling
@@ -196,7 +224,10 @@ def _read_neox(published: Mapping[str, Any]) -> dict[str, Any]:
             None,
             value,
         ):  # not read by transformers, which has other names for them at the top
-            raise Refusal(f"{key} is {published[key]!r}, but {value!r} by the keys of gpt_neox; accepted: one value")
+            raise Refusal(
+                f"{key} is {published[key]!r}, but {value!r} by the keys of gpt_neox; accepted: "
+                "one value"
+            )
     return {"rope_theta": theta, "rotary_fraction": fraction}
 
 
@@ -206,12 +237,19 @@ def write_rope(family: str, config: Any) -> dict[str, Any]:
     if family == "gpt_neox":
         fraction = config.rotary_fraction
         nested = theta | {"rope_type": "default", "partial_rotary_factor": fraction}
-        return {"rotary_emb_base": config.rope_theta, "rotary_pct": fraction, "rope_parameters": nested}
+        return {
+            "rotary_emb_base": config.rope_theta,
+            "rotary_pct": fraction,
+            "rope_parameters": nested,
+        }
     scaling = _write_scaling(config)
     parameters: dict[str, Any] = theta | (scaling or {"rope_type": "default"})
     more: dict[str, Any] = {}
     if family == "phi3":
-        more = {"partial_rotary_factor": config.rotary_fraction, ORIGINAL: config.rope_original_max_positions}
+        more = {
+            "partial_rotary_factor": config.rotary_fraction,
+            ORIGINAL: config.rope_original_max_positions,
+        }
         parameters |= {"partial_rotary_factor": config.rotary_fraction}
     if config.rope_scaling == "dynamic":
         more |= {"max_position_embeddings": config.rope_original_max_positions}
@@ -235,7 +273,10 @@ def _write_scaling(config: Any) -> dict[str, Any] | None:
     if kind in ("yarn", "longrope"):
         scaling["attention_factor"] = config.rope_attention_factor
     if kind == "yarn":
-        scaling |= {"beta_slow": config.rope_low_frequency_factor, "beta_fast": config.rope_high_frequency_factor}
+        scaling |= {
+            "beta_slow": config.rope_low_frequency_factor,
+            "beta_fast": config.rope_high_frequency_factor,
+        }
         scaling |= {"truncate": config.rope_truncate}
     if kind == "longrope":
         scaling["short_factor"] = [float(factor) for factor in config.rope_short_factors.split()]

@@ -1,4 +1,6 @@
-"""Values of a published `config.json`, read with care: of one type, and the same wherever they are written twice."""
+"""Values of a published `config.json`, read with care: of one type, and the same wherever they are
+written twice.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -52,7 +54,10 @@ def agreed(published: Mapping[str, Any], default: Any, *places: Place) -> Any:
     found = {".".join(place): at(published, place) for place in places}
     found = {place: value for place, value in found.items() if value is not None}
     if any(value != next(iter(found.values())) for value in found.values()):
-        raise Refusal("keys contradict one another: " + ", ".join(f"{key} is {v!r}" for key, v in found.items()))
+        raise Refusal(
+            "keys contradict one another: "
+            + ", ".join(f"{key} is {v!r}" for key, v in found.items())
+        )
     if not found and default is REQUIRED:
         raise Refusal(f"there is no {' or '.join('.'.join(place) for place in places)}")
     return next(iter(found.values()), default)

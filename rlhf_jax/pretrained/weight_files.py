@@ -1,7 +1,9 @@
-"""The safetensors files of a checkpoint folder: which tensor is in which file, and one line on what is wrong with them.
+"""The safetensors files of a checkpoint folder: which tensor is in which file, and one line on what
+is wrong with them.
 
-A folder holds `model.safetensors`, or shards and `model.safetensors.index.json`. The header of a safetensors file names each
-tensor's dtype, shape and offset, so that a slice is read without the rest of its file.
+A folder holds `model.safetensors`, or shards and `model.safetensors.index.json`. The header of a
+safetensors file names each tensor's dtype, shape and offset, so that a slice is read without the
+rest of its file.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,15 +34,21 @@ class WeightFiles:
         self.map = self._map()
 
     def _map(self) -> dict[str, Path]:
-        """The file of every tensor: of the shards where there is an index, and otherwise of the single file."""
+        """The file of every tensor: of the shards where there is an index, and otherwise of the
+        single file.
+        """
         shards = self._shards() if (self.folder / INDEX).exists() else None
         single = self.folder / SINGLE
         if single.exists():
-            # transformers reads the single file where there is one; other libraries read the shards.
-            others = sorted({file.name for file in (shards or {}).values() if file != single and file.exists()})
+            # transformers reads the single file where there is one; other libraries read the
+            # shards.
+            others = sorted(
+                {file.name for file in (shards or {}).values() if file != single and file.exists()}
+            )
             if others:
                 raise Refusal(
-                    f"{self.folder} holds two sets of weights, {SINGLE} and the shards of {INDEX} ({_some(others)}): delete "
+                    f"{self.folder} holds two sets of weights, {SINGLE} and the shards of {INDEX} "
+                    f"({_some(others)}): delete "
                     "the older of them"
                 )
             return dict.fromkeys(self.names(single), single)
@@ -50,8 +58,14 @@ class WeightFiles:
 
     def _shards(self) -> dict[str, Path]:
         entries = read_json(self.folder / INDEX).get("weight_map")
-        if not isinstance(entries, dict) or not entries or not all(isinstance(file, str) for file in entries.values()):
-            raise Refusal(f"{self.folder / INDEX} has no weight_map of file names: download it again")
+        if (
+            not isinstance(entries, dict)
+            or not entries
+            or not all(isinstance(file, str) for file in entries.values())
+        ):
+            raise Refusal(
+                f"{self.folder / INDEX} has no weight_map of file names: download it again"
+            )
         return {name: self.folder / file for name, file in entries.items()}
 
     def _checked(self, shards: Mapping[str, Path]) -> dict[str, Path]:
@@ -60,17 +74,27 @@ class WeightFiles:
         for file in dict.fromkeys(shards.values()):
             for name in self.names(file):
                 if name in held:
-                    raise Refusal(f"{held[name]} and {file} both hold the tensor {name!r}: download the folder again")
+                    raise Refusal(
+                        f"{held[name]} and {file} both hold the tensor {name!r}: download the "
+                        "folder again"
+                    )
                 held[name] = file
         for name, file in shards.items():
             if held.get(name) != file:
-                raise Refusal(f"{file} lacks the tensor {name!r} that {INDEX} puts there: download it again")
+                raise Refusal(
+                    f"{file} lacks the tensor {name!r} that {INDEX} puts there: download it again"
+                )
         return held
 
     def _no_weights(self) -> str:
         missing = f"{self.folder / SINGLE} is missing"
         names = sorted(file.name for file in self.folder.iterdir())
-        for suffixes in ((".bin", ".pt", ".pth"), (".gguf",), (".h5", ".msgpack"), (".safetensors",)):
+        for suffixes in (
+            (".bin", ".pt", ".pth"),
+            (".gguf",),
+            (".h5", ".msgpack"),
+            (".safetensors",),
+        ):
             others = [
                 name
                 for name in names
@@ -94,8 +118,12 @@ class WeightFiles:
                 self._open[file.name] = library.safe_open(str(file), framework="numpy")
             except library.SafetensorError as error:
                 if _starts_with(file, b"version https://git-lfs"):
-                    raise Refusal(f"{file} is a pointer of Git LFS and holds no tensors: run `git lfs pull`") from None
-                raise Refusal(f"{file} is not a whole safetensors file ({error}): download it again") from None
+                    raise Refusal(
+                        f"{file} is a pointer of Git LFS and holds no tensors: run `git lfs pull`"
+                    ) from None
+                raise Refusal(
+                    f"{file} is not a whole safetensors file ({error}): download it again"
+                ) from None
         return self._open[file.name]
 
     def names(self, file: Path) -> Iterable[str]:
@@ -103,38 +131,60 @@ class WeightFiles:
         return self.file(file).keys()
 
     def slice(self, name: str) -> Any:
-        """A tensor that is read where it is indexed. Raises Refusal for what holds no floating point numbers."""
+        """A tensor that is read where it is indexed.
+
+        Raises Refusal for what holds no floating point numbers.
+        """
         found = self.file(self.map[name]).get_slice(name)
         if found.get_dtype() not in FLOATS:
             raise Refusal(
-                f"{self.map[name]}: {name!r} has dtype {found.get_dtype()}; accepted: {', '.join(FLOATS)}: a quantised folder "
+                f"{self.map[name]}: {name!r} has dtype {found.get_dtype()}; accepted: "
+                f"{', '.join(FLOATS)}: a quantised folder "
                 "is to be dequantised first"
             )
         return found
 
 
 def check_folder(path: Path) -> None:
-    """Raises Refusal, with a remedy, for a path that is no checkpoint folder: a file, an adapter, a hub's cache."""
+    """Raises Refusal, with a remedy, for a path that is no checkpoint folder: a file, an adapter, a
+    hub's cache.
+    """
     if path.is_file():
-        raise Refusal(f"{str(path)!r} is a file, and no checkpoint folder; accepted: its folder, {str(path.parent)!r}")
+        raise Refusal(
+            f"{str(path)!r} is a file, and no checkpoint folder; accepted: its folder, "
+            f"{str(path.parent)!r}"
+        )
     if not path.is_dir():
         here = path.expanduser()
         hint = f"; it is there as {str(here)!r}" if here != path and here.is_dir() else ""
         if not path.is_absolute() and len(path.parts) == 2:
-            hint = hint or f"; a model of the hub is downloaded first: hf download {path} --local-dir FOLDER"
-        raise Refusal(f"no checkpoint folder {str(path)!r}; it should hold config.json and {SINGLE} or {INDEX}{hint}")
+            hint = (
+                hint
+                or f"; a model of the hub is downloaded first: hf download {path} --local-dir "
+                "FOLDER"
+            )
+        raise Refusal(
+            f"no checkpoint folder {str(path)!r}; it should hold config.json and {SINGLE} or "
+            f"{INDEX}{hint}"
+        )
     if (path / ADAPTER).exists():
         base = read_json(path / ADAPTER).get("base_model_name_or_path")
         also = (
-            ", or delete the file if the weights beside it hold the adapter already" if (path / SINGLE).exists() else ""
+            ", or delete the file if the weights beside it hold the adapter already"
+            if (path / SINGLE).exists()
+            else ""
         )
         raise Refusal(
-            f"{path} holds an adapter ({ADAPTER}), no whole model: merge it into its base {base!r} first (peft's "
+            f"{path} holds an adapter ({ADAPTER}), no whole model: merge it into its base {base!r} "
+            "first (peft's "
             f"merge_and_unload, then save_pretrained){also}"
         )
     snapshots = sorted(str(found) for found in (path / "snapshots").glob("*") if found.is_dir())
     if snapshots and not (path / "config.json").exists():
-        raise Refusal(f"{path} is a folder of the hub's cache; accepted: one of its snapshots: {_some(snapshots)}")
+        raise Refusal(
+            f"{path} is a folder of the hub's cache; accepted: one of its snapshots: "
+            f"{_some(snapshots)}"
+        )
 
 
 def read_json(file: Path) -> Mapping[str, Any]:

@@ -1,1 +1,3 @@
-"""The files that a run writes while it goes on: metrics, samples, ledger, timeline, checkpoints, saved rounds."""
+"""The files that a run writes while it goes on: metrics, samples, ledger, timeline, checkpoints,
+saved rounds.
+"""

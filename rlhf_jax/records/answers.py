@@ -1,13 +1,16 @@
-"""Answers of rewards that are no functions of their inputs, such as a judge behind HTTP: kept, and read in place of asking.
+"""Answers of rewards that are no functions of their inputs, such as a judge behind HTTP: kept, and
+read in place of asking.
 
-One file for each reward in `answers/` of a run's directory, `<label>-<digest>.jsonl`; the digest is that of the reward's name
-and settings, so that the answers of another reward are not read. A line is
+One file for each reward in `answers/` of a run's directory, `<label>-<digest>.jsonl`; the digest is
+that of the reward's name and settings, so that the answers of another reward are not read. A line
+is
 
     {"stage": "reward", "key": digest of what was asked about, "answer": number}
 
-Lines are appended before an answer is used, and never removed: not when a run goes on from an earlier checkpoint, either. What
-is trained on can therefore be computed again from the file. Of several processes that write to one file (cells of a study that
-share their reward) the first answer to a question is taken by all.
+Lines are appended before an answer is used, and never removed: not when a run goes on from an
+earlier checkpoint, either. What is trained on can therefore be computed again from the file. Of
+several processes that write to one file (cells of a study that share their reward) the first answer
+to a question is taken by all.
 """
 
 import contextlib
@@ -47,10 +50,12 @@ def file_name(label: str, name: str, settings: Mapping[str, Any]) -> str:
 
 
 def key(prompt: str, completion: str, *more: Any) -> str:
-    """The digest of a question: a prompt, a completion, and what else the reward is given about them.
+    """The digest of a question: a prompt, a completion, and what else the reward is given about
+    them.
 
     Args:
-      more: values that JSON has, or arrays; of another object its type counts, as its text may hold an address.
+      more: values that JSON has, or arrays; of another object its type counts, as its text may hold
+        an address.
     """
     text = json.dumps([prompt, completion, *more], sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:HEX_DIGITS]
@@ -61,7 +66,10 @@ def _plain(value: Any) -> Any:
 
 
 class Answers:
-    """The answers that one reward has given. Nothing is read or written before the first question."""
+    """The answers that one reward has given.
+
+    Nothing is read or written before the first question.
+    """
 
     def __init__(self, path: Path, earlier: Path | None = None):
         """The store of a file.
@@ -77,17 +85,24 @@ class Answers:
         self._lock = threading.Lock()
 
     def given(self, keys: Sequence[str], ask: Ask) -> np.ndarray:
-        """The answers to questions, float64 `[B]`; only those without an answer are asked, each once.
+        """The answers to questions, float64 `[B]`; only those without an answer are asked, each
+        once.
 
         Args:
           keys: of the questions, as `key` makes them.
-          ask: is called once, with the index of the first of each question that has no answer; not where all have one.
+          ask: is called once, with the index of the first of each question that has no answer; not
+            where all have one.
 
-        Raises what `ask` raises; Refusal that names the file where it is damaged; OSError that names it when the disk is full.
+        Raises what `ask` raises; Refusal that names the file where it is damaged; OSError that
+        names it when the disk is full.
         """
         with self._lock:
             self._refresh()
-            wanted = {key: index for index, key in reversed(list(enumerate(keys))) if key not in self._known}
+            wanted = {
+                key: index
+                for index, key in reversed(list(enumerate(keys)))
+                if key not in self._known
+            }
             old = self._replayed()
             new = {key: old[key] for key in wanted if key in old}
             asked = sorted(index for key, index in wanted.items() if key not in old)
@@ -99,7 +114,9 @@ class Answers:
             return np.array([self._known[key] for key in keys], np.float64)
 
     def _write(self, new: Mapping[str, float]) -> None:
-        """Appends answers, except to questions that another process has answered meanwhile: its answers are taken."""
+        """Appends answers, except to questions that another process has answered meanwhile: its
+        answers are taken.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(self.path):
             if not _ends_with_a_line(self.path):  # another process was killed while it wrote
@@ -107,7 +124,8 @@ class Answers:
             self._refresh()
             left = {key: answer for key, answer in new.items() if key not in self._known}
             jsonl.append_all(
-                self.path, ({"stage": STAGE, "key": key, "answer": answer} for key, answer in left.items())
+                self.path,
+                ({"stage": STAGE, "key": key, "answer": answer} for key, answer in left.items()),
             )
             self._known |= left
             self._read_bytes = self.path.stat().st_size if self.path.exists() else 0
@@ -122,17 +140,28 @@ class Answers:
 
     def _replayed(self) -> Mapping[str, float]:
         if self._before is None:
-            self._before = read(self.earlier) if self.earlier is not None and self.earlier.exists() else {}
+            self._before = (
+                read(self.earlier) if self.earlier is not None and self.earlier.exists() else {}
+            )
         return self._before
 
 
 def read(path: Path) -> dict[str, float]:
-    """The first answer to each question of a file. Raises Refusal that names the file and the line that is none."""
+    """The first answer to each question of a file.
+
+    Raises Refusal that names the file and the line that is none.
+    """
     found: dict[str, float] = {}
     for place, line in enumerate(jsonl.read(path), 1):
         question, answer = line.get("key"), line.get("answer")
-        if not isinstance(question, str) or isinstance(answer, bool) or not isinstance(answer, int | float):
-            raise Refusal(f'{path}, line {place}: expected a "key" and a number as "answer", found {line}')
+        if (
+            not isinstance(question, str)
+            or isinstance(answer, bool)
+            or not isinstance(answer, int | float)
+        ):
+            raise Refusal(
+                f'{path}, line {place}: expected a "key" and a number as "answer", found {line}'
+            )
         found.setdefault(question, float(answer))
     return found
 
@@ -148,7 +177,9 @@ def _ends_with_a_line(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Holds the lock beside a file for as long as it takes to append; on a disk without locks it holds none."""
+    """Holds the lock beside a file for as long as it takes to append; on a disk without locks it
+    holds none.
+    """
     descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
     try:
         with contextlib.suppress(OSError):

@@ -1,7 +1,9 @@
-"""Saves and restores train states with orbax: asynchronous, atomic, a bounded number kept, a damaged one passed over.
+"""Saves and restores train states with orbax: asynchronous, atomic, a bounded number kept, a
+damaged one passed over.
 
-Nothing is deleted before it is replaced: checkpoints that cannot be used, and those later than the one that a run goes on from,
-are moved to `set_aside/<stage>/` of the run directory, and removed from there once training has saved as late a version again.
+Nothing is deleted before it is replaced: checkpoints that cannot be used, and those later than the
+one that a run goes on from, are moved to `set_aside/<stage>/` of the run directory, and removed
+from there once training has saved as late a version again.
 """
 
 import hashlib
@@ -20,42 +22,61 @@ from rlhf_jax.records.notes import say
 from rlhf_jax.refusal import MissingInput, Refusal
 
 FILES = ".files.json"
-"""In a stage's directory: the files of each of its checkpoints, with their sizes, and digests of the small ones."""
+"""In a stage's directory: the files of each of its checkpoints, with their sizes, and digests of
+the small ones.
+"""
 SMALL_BYTES = 1 << 20
 Read = TypeVar("Read")
 
 
 class Unusable(RuntimeError):
-    """A checkpoint that a run cannot go on from, though it is as it was written. The message says why."""
+    """A checkpoint that a run cannot go on from, though it is as it was written.
+
+    The message says why.
+    """
 
 
 class Damaged(Unusable):
-    """A checkpoint or a file that belongs to it is missing or cannot be read. The message names the file or what was raised."""
+    """A checkpoint or a file that belongs to it is missing or cannot be read.
+
+    The message names the file or what was raised.
+    """
 
 
 def _processes() -> Any:
-    """All of them. Told so, orbax waits for them through the coordinator, and not in a collective of all devices: one from a
-    thread of its own would meet the trainer's and the samplers' programs in another order on every host."""
+    """All of them. Told so, orbax waits for them through the coordinator, and not in a collective
+    of all devices: one from a thread of its own would meet the trainer's and the samplers' programs
+    in another order on every host.
+    """
     if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()
     return ocp.options.MultiprocessingOptions(active_processes=set(range(jax.process_count())))
 
 
 def _manager(directory: Path, keep: int | None, partly: bool = False) -> ocp.CheckpointManager:
-    """Orbax's manager of a stage's checkpoints; with no number to keep, one to read with, of which one kind reads parts.
+    """Orbax's manager of a stage's checkpoints; with no number to keep, one to read with, of which
+    one kind reads parts.
 
-    Its handler is given: orbax would infer it from the newest checkpoint, and could not read any where that is damaged.
+    Its handler is given: orbax would infer it from the newest checkpoint, and could not read any
+    where that is damaged.
     """
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, multiprocessing_options=_processes())
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, create=False, multiprocessing_options=_processes()
+    )
     handler = ocp.PyTreeCheckpointHandler() if partly else ocp.StandardCheckpointHandler()
     return ocp.CheckpointManager(directory, options=options, item_handlers=handler)
 
 
 class Checkpoints:
-    """Checkpoints of one stage, by step. `save` returns at once; a partial one is never taken for a complete one."""
+    """Checkpoints of one stage, by step.
+
+    `save` returns at once; a partial one is never taken for a complete one.
+    """
 
     def __init__(self, directory: Path, keep: int = 2, only_read: bool = False):
-        """`directory` is `checkpoints/<stage>` of a run; it is made where it is missing, unless it is only read."""
+        """`directory` is `checkpoints/<stage>` of a run; it is made where it is missing, unless it
+        is only read.
+        """
         self.directory = directory.absolute()
         if not only_read:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -76,13 +97,16 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def newest(self, read: Callable[[int], Read], otherwise: str = "") -> tuple[int, Read] | None:
-        """The newest step that is whole, and what `read` makes of it; None where there is no checkpoint.
+        """The newest step that is whole, and what `read` makes of it; None where there is no
+        checkpoint.
 
         Args:
-          read: reads a step, and raises Damaged where that or something that belongs to it cannot be read; collective.
+          read: reads a step, and raises Damaged where that or something that belongs to it cannot
+            be read; collective.
           otherwise: what else may be done where none can be used, for the message.
 
-        Says which steps are passed over. Raises Refusal where there are checkpoints and none can be used; nothing is touched.
+        Says which steps are passed over. Raises Refusal where there are checkpoints and none can be
+        used; nothing is touched.
         """
         passed: dict[int, str] = {}
         damaged: set[int] = set()
@@ -104,18 +128,27 @@ class Checkpoints:
             return None
         listed = "; ".join(f"{step}: {why}" for step, why in sorted(passed.items()))
         raise Refusal(
-            f"no checkpoint of {self.directory} can be gone on from ({listed}), and none was touched: bring back what is "
+            f"no checkpoint of {self.directory} can be gone on from ({listed}), and none was "
+            "touched: bring back what is "
             f"missing, or remove these checkpoints to begin the stage again{otherwise}"
         )
 
     def _say_passed(self, passed: dict[int, str], damaged: set[int], step: int) -> None:
-        """Says of each damaged step that it is passed over, and once why others are made again, which is no fault."""
+        """Says of each damaged step that it is passed over, and once why others are made again,
+        which is no fault.
+        """
         for later, why in passed.items():
             if later in damaged:
-                say(f"checkpoint {later} of {self.directory} cannot be used ({why}): going on from {step}")
+                say(
+                    f"checkpoint {later} of {self.directory} cannot be used ({why}): going on from "
+                    f"{step}"
+                )
         again = {later: why for later, why in passed.items() if later not in damaged}
         for why in dict.fromkeys(again.values()):
-            say(f"{self.directory.name} goes on from version {step}, and makes those up to {max(again)} again: {why}")
+            say(
+                f"{self.directory.name} goes on from version {step}, and makes those up to "
+                f"{max(again)} again: {why}"
+            )
 
     def problem(self, step: int) -> str:
         """The fault in the files of a step, or "": by the list of them, where there is one."""
@@ -130,16 +163,21 @@ class Checkpoints:
         if str(step) in (listed := self._listed()):  # of an earlier checkpoint of the same step
             self._write_list({name: files for name, files in listed.items() if name != str(step)})
         if not self._manager.save(step, args=ocp.args.StandardSave(tree)):
-            raise RuntimeError(f"checkpoint {step} in {self.directory} was not saved: a step at or after it exists")
+            raise RuntimeError(
+                f"checkpoint {step} in {self.directory} was not saved: a step at or after it exists"
+            )
         self._saved.add(step)
 
     def restore(self, step: int, abstract: Any) -> Any:
-        """The pytree saved at `step`, laid out as `abstract` (ShapeDtypeStructs with shardings) says. Raises Damaged."""
+        """The pytree saved at `step`, laid out as `abstract` (ShapeDtypeStructs with shardings)
+        says. Raises Damaged.
+        """
         return self._read(self._manager, step, ocp.args.StandardRestore(abstract))
 
     def restore_part(self, step: int, abstract: Any) -> Any:
-        """Restores the part of the pytree saved at `step` that `abstract` holds, such as params without the optimizer
-        state. Raises Damaged."""
+        """Restores the part of the pytree saved at `step` that `abstract` holds, such as params
+        without the optimizer state. Raises Damaged.
+        """
         arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
         partly = ocp.args.PyTreeRestore(item=abstract, restore_args=arguments, partial_restore=True)
         with _manager(self.directory, None, partly=True) as manager:
@@ -150,13 +188,16 @@ class Checkpoints:
             return manager.restore(step, args=arguments)
         except (jax.errors.JaxRuntimeError, MemoryError):
             raise
-        except Exception as error:  # orbax and tensorstore raise ValueError, KeyError, OSError, and Exception itself
+        # orbax and tensorstore raise ValueError, KeyError, OSError, and Exception itself
+        except Exception as error:
             raise Damaged(
                 f"{self.directory / str(step)} cannot be read: {' '.join(str(error).split())[:160]}"
             ) from error
 
     def set_aside_after(self, step: int) -> None:
-        """Moves checkpoints later than `step` out of the way, so that training can save those versions again; collective."""
+        """Moves checkpoints later than `step` out of the way, so that training can save those
+        versions again; collective.
+        """
         later = [other for other in self.steps() if other > step]
         if not later:
             return
@@ -172,12 +213,17 @@ class Checkpoints:
         self._manager.reload()
 
     def wait(self) -> None:
-        """Blocks until what was begun is on disk; raises what went wrong there. Then what it replaces is removed."""
+        """Blocks until what was begun is on disk; raises what went wrong there.
+
+        Then what it replaces is removed.
+        """
         self._manager.wait_until_finished()
         if not distributed.is_first() or not self._saved:
             return
         there = {step: self.directory / str(step) for step in self.steps()}
-        known = self._listed() | {str(step): _files(there[step]) for step in self._saved if step in there}
+        known = self._listed() | {
+            str(step): _files(there[step]) for step in self._saved if step in there
+        }
         self._write_list({str(step): known[str(step)] for step in there if str(step) in known})
         if self.aside.is_dir():
             self._remove_replaced(max(self._saved))
@@ -203,7 +249,8 @@ class Checkpoints:
 
 
 def problem_of(directory: Path, step: int) -> str:
-    """Returns the first fault of a checkpoint's files, by the list of them where there is one, or "".
+    """Returns the first fault of a checkpoint's files, by the list of them where there is one, or
+    "".
 
     Args:
       directory: `checkpoints/<stage>` of a run.
@@ -221,7 +268,9 @@ def problem_of(directory: Path, step: int) -> str:
 
 
 def _listed(directory: Path) -> dict[str, Any]:
-    """The files of a stage's checkpoints by their steps; without the list, damage shows when a checkpoint is read."""
+    """The files of a stage's checkpoints by their steps; without the list, damage shows when a
+    checkpoint is read.
+    """
     try:
         return json.loads((directory / FILES).read_bytes())
     except (FileNotFoundError, ValueError):
@@ -244,23 +293,35 @@ def _digest(path: Path) -> str:
 
 def abstract_like(tree: Any, shardings: Any) -> Any:
     """ShapeDtypeStructs of a tree of arrays or shapes, with shardings: what `restore` needs."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+    )
 
 
 def complete_steps(directory: Path) -> list[int]:
-    """Steps of a stage's checkpoints, oldest first. Raises MissingInput, naming the stage, where there is none."""
+    """Steps of a stage's checkpoints, oldest first.
+
+    Raises MissingInput, naming the stage, where there is none.
+    """
     steps = sorted(ocp.utils.checkpoint_steps(directory)) if directory.exists() else []
     if not steps:
         stage = directory.name
         raise MissingInput(
-            f"no complete checkpoint in {directory}: run the stage {stage!r} first (--config.job={stage})"
+            f"no complete checkpoint in {directory}: run the stage {stage!r} first "
+            f"(--config.job={stage})"
         )
     return steps
 
 
 def _instead(directory: Path, damaged: int) -> str:
-    """Ways on from a damaged checkpoint: the stage goes on from the one before, and other versions may be read."""
-    whole = [step for step in complete_steps(directory) if step != damaged and not problem_of(directory, step)]
+    """Ways on from a damaged checkpoint: the stage goes on from the one before, and other versions
+    may be read.
+    """
+    whole = [
+        step
+        for step in complete_steps(directory)
+        if step != damaged and not problem_of(directory, step)
+    ]
     stage = directory.name
     if not whole:
         return f"no other is whole: bring it back, or remove {directory} and run the stage again (--config.job={stage})"
@@ -270,18 +331,24 @@ def _instead(directory: Path, damaged: int) -> str:
     return f"{listed}; run the stage again (--config.job={stage}): it goes on from {max(whole)}"
 
 
-def restore_params(directory: Path, abstract: Any, role: str = "", step: int | None = None) -> tuple[Any, int]:
-    """Params laid out as `abstract` says, and their step, of a stage's checkpoint: the newest, or that of `step`.
+def restore_params(
+    directory: Path, abstract: Any, role: str = "", step: int | None = None
+) -> tuple[Any, int]:
+    """Params laid out as `abstract` says, and their step, of a stage's checkpoint: the newest, or
+    that of `step`.
 
     Args:
       role: whose, where a checkpoint holds the states of several.
 
-    Raises MissingInput naming the stage that has to run first, or the steps that there are; Refusal for a damaged one.
+    Raises MissingInput naming the stage that has to run first, or the steps that there are; Refusal
+    for a damaged one.
     """
     steps = complete_steps(directory)
     chosen = steps[-1] if step is None else step
     if chosen not in steps:
-        raise MissingInput(f"{directory} has no checkpoint {step}; there are: {', '.join(map(str, steps))}")
+        raise MissingInput(
+            f"{directory} has no checkpoint {step}; there are: {', '.join(map(str, steps))}"
+        )
     checkpoints, wanted = Checkpoints(directory, only_read=True), {"params": abstract}
     try:
         if found := distributed.agree(problem_of(directory, chosen)[:200]):
@@ -289,7 +356,8 @@ def restore_params(directory: Path, abstract: Any, role: str = "", step: int | N
         state = checkpoints.restore_part(chosen, {role: wanted} if role else wanted)
     except Damaged as error:
         raise Refusal(
-            f"checkpoint {chosen} of {directory} is damaged ({error}); {_instead(directory, chosen)}"
+            f"checkpoint {chosen} of {directory} is damaged ({error}); "
+            f"{_instead(directory, chosen)}"
         ) from error
     finally:
         checkpoints.close()

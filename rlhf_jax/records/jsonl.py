@@ -1,14 +1,18 @@
-"""JSON-lines files of a run directory: appended so that a kill leaves at most one torn last line, and cut back exactly.
+"""JSON-lines files of a run directory: appended so that a kill leaves at most one torn last line,
+and cut back exactly.
 
-A line is an object with at least "stage"; most have "update". Three kinds are told apart when a file is cut back:
+A line is an object with at least "stage"; most have "update". Three kinds are told apart when a
+file is cut back:
 
     the training of a stage   {"stage": "rlhf", "update": 7, ...}                   update 7 made version 8 of version 7
     an evaluation             {"stage": "evaluate", "of": "rlhf", "update": 8, ...} version 8 was evaluated
     a stage as a whole        {"stage": "rlhf", "kind": "timing", ...}              no update; written when it ends
 
-Of several processes only the first writes: in the others what writes or cuts does nothing (`distributed.writes`).
+Of several processes only the first writes: in the others what writes or cuts does nothing
+(`distributed.writes`).
 
-Numbers that JSON cannot say are the strings "NaN", "Infinity" and "-Infinity"; `read` turns them back into floats.
+Numbers that JSON cannot say are the strings "NaN", "Infinity" and "-Infinity"; `read` turns them
+back into floats.
 """
 
 import json
@@ -45,8 +49,9 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
 def append_all(path: Path, added: Iterable[Mapping[str, Any]]) -> None:
     """Appends lines in one write, visible to other processes when this returns.
 
-    The file is opened for each line, so that a file replaced by `cut_back` is never written through an old handle.
-    Raises OSError that names the file when the disk is full; lines that did not fit are taken back.
+    The file is opened for each line, so that a file replaced by `cut_back` is never written through
+    an old handle. Raises OSError that names the file when the disk is full; lines that did not fit
+    are taken back.
     """
     if not distributed.writes():
         return
@@ -68,21 +73,29 @@ def _write_whole(descriptor: int, data: bytes) -> None:
         while written < len(data):
             written += os.write(descriptor, data[written:])
     except OSError:
-        os.ftruncate(descriptor, size)  # a full disk must not leave half a line in front of the next one
+        os.ftruncate(
+            descriptor, size
+        )  # a full disk must not leave half a line in front of the next one
         raise
 
 
 def read(path: Path) -> list[Line]:
-    """Every whole line, in order. A last line without its newline was torn by a kill and is left out.
+    """Every whole line, in order. A last line without its newline was torn by a kill and is left
+    out.
 
-    Raises Refusal that names file and line for anything else that is not a JSON object; FileNotFoundError.
+    Raises Refusal that names file and line for anything else that is not a JSON object;
+    FileNotFoundError.
     """
     return [line for _, line in _read_with_bytes(path)]
 
 
 def _read_with_bytes(path: Path) -> list[tuple[bytes, Line]]:
     whole, newline, _torn = path.read_bytes().rpartition(b"\n")
-    return [(text, _parse(path, place, text)) for place, text in enumerate(whole.split(b"\n"), 1)] if newline else []
+    return (
+        [(text, _parse(path, place, text)) for place, text in enumerate(whole.split(b"\n"), 1)]
+        if newline
+        else []
+    )
 
 
 def _parse(path: Path, place: int, text: bytes) -> Line:
@@ -96,11 +109,16 @@ def _parse(path: Path, place: int, text: bytes) -> Line:
 
 
 def _number_again(key: str, value: Any) -> Any:
-    return NON_FINITE.get(value, value) if key not in TEXT_KEYS and isinstance(value, str) else value
+    return (
+        NON_FINITE.get(value, value) if key not in TEXT_KEYS and isinstance(value, str) else value
+    )
 
 
 def drop_torn_line(path: Path) -> None:
-    """Removes what follows the last newline, so that the next line starts on its own. A missing file stays missing."""
+    """Removes what follows the last newline, so that the next line starts on its own.
+
+    A missing file stays missing.
+    """
     if not path.exists() or not distributed.writes():
         return
     data = path.read_bytes()
@@ -110,14 +128,20 @@ def drop_torn_line(path: Path) -> None:
 
 
 def cut_back(
-    path: Path, stage: str, update: int, evaluations_from: int | None = None, aside: Path | None = None
+    path: Path,
+    stage: str,
+    update: int,
+    evaluations_from: int | None = None,
+    aside: Path | None = None,
 ) -> set[int]:
-    """Makes the file as it was when `stage` had made version `update`: what its checkpoint is resumed with.
+    """Makes the file as it was when `stage` had made version `update`: what its checkpoint is
+    resumed with.
 
-    Removes the stage's own lines with "update" >= `update`, evaluations of the stage ("of") with "update" >=
-    `evaluations_from` (default `update`; `update + 1` where a version is evaluated before its checkpoint is written),
-    the stage's lines without "update" (timings, which are written when it ends), and a torn last line. Other lines keep
-    their bytes; the file is replaced by an atomic rename. A missing file stays missing. Raises as `read` does.
+    Removes the stage's own lines with "update" >= `update`, evaluations of the stage ("of") with
+    "update" >= `evaluations_from` (default `update`; `update + 1` where a version is evaluated
+    before its checkpoint is written), the stage's lines without "update" (timings, which are
+    written when it ends), and a torn last line. Other lines keep their bytes; the file is replaced
+    by an atomic rename. A missing file stays missing. Raises as `read` does.
 
     Args:
       aside: a file to which the lines that are removed are appended, where they may not come again.
@@ -149,7 +173,8 @@ def _is_cut(line: Line, stage: str, update: int, evaluations_from: int) -> bool:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Writes a whole file beside `path` and renames it into place: a reader sees the old one or the new one.
+    """Writes a whole file beside `path` and renames it into place: a reader sees the old one or the
+    new one.
 
     Raises OSError that names the file when the disk is full; the old file is then untouched.
     """

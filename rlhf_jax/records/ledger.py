@@ -1,4 +1,5 @@
-"""The ledger: `ledger.jsonl` of a run directory, one row for every sample that was trained on, in order.
+"""The ledger: `ledger.jsonl` of a run directory, one row for every sample that was trained on, in
+order.
 
     round, ordinal, prompt_hash, sample      which sample: round, place of its prompt in the stream, CRC-32 of the prompt's
                                              text, index in its group
@@ -12,8 +13,8 @@
     terms                                    of a reward that is a sum alone: {label: score} of its terms before their weights
     gold, text                               the task's judgement (null where it was not asked for); the completion
 
-"stage" and "update" (the round's first) are those of `metrics.jsonl`, so that the file is cut back as that one is.
-`pandas.read_json(path, lines=True)` reads it.
+"stage" and "update" (the round's first) are those of `metrics.jsonl`, so that the file is cut back
+as that one is. `pandas.read_json(path, lines=True)` reads it.
 """
 
 import os
@@ -39,17 +40,25 @@ class Ledger:
     """Appends to `directory/ledger.jsonl`; a round's rows in one write."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        """Makes the directory where it is missing; a torn last line of an earlier process is removed."""
+        """Makes the directory where it is missing; a torn last line of an earlier process is
+        removed.
+        """
         self.path = Path(directory) / FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
         jsonl.drop_torn_line(self.path)
 
     def write(self, update: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The rows of the round whose first update is `update`. Raises OSError that names the file."""
+        """The rows of the round whose first update is `update`.
+
+        Raises OSError that names the file.
+        """
         jsonl.append_all(self.path, [{"stage": STAGE, "update": update, **row} for row in rows])
 
     def resume(self, update: int, aside: Path | None = None) -> set[int]:
-        """Cuts the file back to what version `update` had been trained on. Returns as `jsonl.cut_back`."""
+        """Cuts the file back to what version `update` had been trained on.
+
+        Returns as `jsonl.cut_back`.
+        """
         return jsonl.cut_back(self.path, STAGE, update, aside=aside)
 
 
@@ -61,18 +70,23 @@ def read(path: Path) -> list[dict[str, Any]]:
 def version_schedule(path: Path, clock: Clock) -> tuple[int, ...]:
     """The version of every round, to be replayed.
 
-    Raises MissingInput, and Refusal where the ledger lacks a round of `clock` or a round has two versions.
+    Raises MissingInput, and Refusal where the ledger lacks a round of `clock` or a round has two
+    versions.
     """
     if not path.exists():
-        raise MissingInput(f"no ledger {path}: rlhf.replay_schedule_of names the directory of a run that has one")
+        raise MissingInput(
+            f"no ledger {path}: rlhf.replay_schedule_of names the directory of a run that has one"
+        )
     found: dict[int, set[int]] = {}
     for row in read(path):
         found.setdefault(row["round"], set()).add(row["version"])
     wrong = [r for r in range(clock.num_rounds) if len(found.get(r, ())) != 1]
     if wrong:
         raise Refusal(
-            f"{path} has versions {sorted(found.get(wrong[0], ()))} of round {wrong[0]}; a replay of {clock.num_rounds} "
-            "rounds needs one of each: give it the run's own total_prompts, prompts_per_update and num_minibatches"
+            f"{path} has versions {sorted(found.get(wrong[0], ()))} of round {wrong[0]}; a replay "
+            f"of {clock.num_rounds} "
+            "rounds needs one of each: give it the run's own total_prompts, prompts_per_update and "
+            "num_minibatches"
         )
     return tuple(min(found[r]) for r in range(clock.num_rounds))
 
@@ -101,7 +115,11 @@ def rows(
     columns: dict[str, Any] = {
         "round": [round_index] * count,
         "ordinal": samples.ordinal_B.tolist(),
-        "prompt_hash": [zlib.crc32(text.encode()) for text in prompt_texts for _ in range(samples.samples_per_prompt)],
+        "prompt_hash": [
+            zlib.crc32(text.encode())
+            for text in prompt_texts
+            for _ in range(samples.samples_per_prompt)
+        ],
         "sample": samples.sample_index_B.tolist(),
         "version": [int(samples.version)] * count,
         "ages": ages_of(uses, count),
@@ -120,8 +138,12 @@ def rows(
     }
     if scores.terms is not None:
         terms = {label: numbers(term_B) for label, term_B in scores.terms.items()}
-        columns["terms"] = [{label: term_B[row] for label, term_B in terms.items()} for row in range(count)]
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        columns["terms"] = [
+            {label: term_B[row] for label, term_B in terms.items()} for row in range(count)
+        ]
+    return [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
 
 
 def ages_of(uses: Mapping[int, np.ndarray], count: int) -> list[list[int]]:
@@ -151,11 +173,15 @@ def sums(values_BC: Any, mask_BC: np.ndarray) -> list[Any]:
 
 
 def advantages(batch: Batch, mask_BC: np.ndarray) -> list[Any]:
-    """The mean advantage of each sample's tokens; null where there is none, or for samples that were not chosen."""
+    """The mean advantage of each sample's tokens; null where there is none, or for samples that
+    were not chosen.
+    """
     found: list[Any] = [None] * len(mask_BC)
     if batch.advantage_RC is None or batch.sample_R is None:
         return found
-    mask_RC, advantage_RC, sample_R = distributed.fetch((batch.mask_RC, batch.advantage_RC, batch.sample_R))
+    mask_RC, advantage_RC, sample_R = distributed.fetch(
+        (batch.mask_RC, batch.advantage_RC, batch.sample_R)
+    )
     total_R = np.where(mask_RC, np.asarray(advantage_RC, np.float64), 0.0).sum(axis=1)
     for row, value in zip(sample_R.tolist(), numbers(total_R / mask_RC.sum(axis=1)), strict=True):
         found[row] = value

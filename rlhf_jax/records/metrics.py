@@ -6,10 +6,11 @@
     an evaluation   {"stage": "evaluate", "of": stage, "update": version evaluated, "seconds": ..., figures}
     a stage's end   {"stage": stage, "kind": "timing", figures in seconds}
 
-Figures are numbers; `report/plots/curves.py` says which ones a report draws, and in which unit. The standard error of an
-evaluation's figure `x` stands beside it as `x_stderr` (over prompts: the samples of one prompt are not independent).
-Timings: "wall_seconds" is the stage's whole time on the wall; any other "<part>_seconds" ("compile_seconds",
-"generate_seconds", ...) is a part of it. `jsonl.py` says how numbers that are not finite are written.
+Figures are numbers; `report/plots/curves.py` says which ones a report draws, and in which unit. The
+standard error of an evaluation's figure `x` stands beside it as `x_stderr` (over prompts: the
+samples of one prompt are not independent). Timings: "wall_seconds" is the stage's whole time on the
+wall; any other "<part>_seconds" ("compile_seconds", "generate_seconds", ...) is a part of it.
+`jsonl.py` says how numbers that are not finite are written.
 """
 
 import functools
@@ -33,15 +34,18 @@ RESERVED = frozenset({"stage", "update", "seconds", "of", "kind"})
 
 
 class MetricsWriter:
-    """Appends figures to `directory/metrics.jsonl` and to `directory/tensorboard/<run>/` with the tags `stage/figure`.
+    """Appends figures to `directory/metrics.jsonl` and to `directory/tensorboard/<run>/` with the
+    tags `stage/figure`.
 
-    A TensorBoard run is a stage, or the evaluations of one ("evaluate_rlhf"): each has steps of its own and is cut back
-    on its own. `metrics.jsonl` is the record; what TensorBoard lost in a kill, `resume` writes again from it. Events are
-    written where `tensorboardX` is installed.
+    A TensorBoard run is a stage, or the evaluations of one ("evaluate_rlhf"): each has steps of its
+    own and is cut back on its own. `metrics.jsonl` is the record; what TensorBoard lost in a kill,
+    `resume` writes again from it. Events are written where `tensorboardX` is installed.
     """
 
     def __init__(self, directory: str | os.PathLike[str], tensorboard: bool = True) -> None:
-        """Makes the directory where it is missing; a torn last line of an earlier process is removed."""
+        """Makes the directory where it is missing; a torn last line of an earlier process is
+        removed.
+        """
         self.path = Path(directory) / FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
         jsonl.drop_torn_line(self.path)
@@ -49,17 +53,29 @@ class MetricsWriter:
         self._events: dict[str, Any] | None = {} if wanted else None
 
     def write(
-        self, stage: str, step: int, values: Mapping[str, Any], seconds: float | None = None, of: str | None = None
+        self,
+        stage: str,
+        step: int,
+        values: Mapping[str, Any],
+        seconds: float | None = None,
+        of: str | None = None,
     ) -> None:
-        """One line of an update, or with stage "evaluate" and `of` one of the evaluation of a stage's version `step`.
+        """One line of an update, or with stage "evaluate" and `of` one of the evaluation of a
+        stage's version `step`.
 
-        Values are scalars (Python, numpy, JAX). Raises Refusal for a figure named like a field of the line; OSError.
+        Values are scalars (Python, numpy, JAX). Raises Refusal for a figure named like a field of
+        the line; OSError.
         """
         taken = RESERVED & values.keys()
         if taken:
-            raise Refusal(f"figures of stage {stage!r} may not be named {sorted(taken)}: fields of the line")
+            raise Refusal(
+                f"figures of stage {stage!r} may not be named {sorted(taken)}: fields of the line"
+            )
         if (stage == "evaluate") != (of is not None):
-            raise Refusal(f"stage {stage!r} with of={of!r}: an evaluation says what it is of, and nothing else does")
+            raise Refusal(
+                f"stage {stage!r} with of={of!r}: an evaluation says what it is of, and nothing "
+                "else does"
+            )
         line: Line = {"stage": stage} | ({} if of is None else {"of": of}) | {"update": int(step)}
         if seconds is not None:
             line["seconds"] = jsonl.number(seconds)
@@ -68,19 +84,29 @@ class MetricsWriter:
         self._add_events(line)
 
     def write_timing(self, stage: str, values: Mapping[str, Any]) -> None:
-        """The line of a stage that has ended; names end in `_seconds`, "wall_seconds" is the whole, or in `_programs`."""
+        """The line of a stage that has ended; names end in `_seconds`, "wall_seconds" is the whole,
+        or in `_programs`.
+        """
         wrong = [name for name in values if not name.endswith(("_seconds", "_programs"))]
         if wrong:
             raise Refusal(
-                f"timings of stage {stage!r} are in seconds, or count programs, and are named so, not {wrong}"
+                f"timings of stage {stage!r} are in seconds, or count programs, and are named so, "
+                f"not {wrong}"
             )
         timings = {name: jsonl.number(value) for name, value in values.items()}
         jsonl.append(self.path, {"stage": stage, "kind": "timing"} | timings)
 
     def resume(
-        self, stage: str, update: int, evaluations_from: int | None = None, aside: Path | None = None
+        self,
+        stage: str,
+        update: int,
+        evaluations_from: int | None = None,
+        aside: Path | None = None,
     ) -> set[int]:
-        """Cuts `metrics.jsonl` back and shows TensorBoard exactly what is left of the stage. Returns as `jsonl.cut_back`."""
+        """Cuts `metrics.jsonl` back and shows TensorBoard exactly what is left of the stage.
+
+        Returns as `jsonl.cut_back`.
+        """
         left = jsonl.cut_back(self.path, stage, update, evaluations_from, aside)
         if self._events is None:
             return left
@@ -104,7 +130,10 @@ class MetricsWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -115,11 +144,13 @@ class MetricsWriter:
         assert self._events is not None
         directory = self.path.parent / "tensorboard" / run
         directory.mkdir(parents=True, exist_ok=True)
-        # Its file names count seconds: without a place of its own a second writer would overwrite the first one's file.
+        # Its file names count seconds: without a place of its own a second writer would overwrite
+        # the first one's file.
         suffix = f".{len(list(directory.iterdir())):04d}"
         if run in self._events:
             self._events[run].close()
-        # Not its FileWriter: that one's queue and thread, interrupted by Ctrl-C, never let the process end.
+        # Not its FileWriter: that one's queue and thread, interrupted by Ctrl-C, never let the
+        # process end.
         writer = EventsWriter(str(directory / "events"), suffix)
         if purge:  # TensorBoard drops the steps from 0 on that it read in earlier files
             start = SessionLog(status=SessionLog.START)
@@ -141,13 +172,18 @@ class MetricsWriter:
             for name, value in line.items()
             if name not in RESERVED
         ]
-        writer.write_event(Event(wall_time=time.time(), step=line["update"], summary=Summary(value=values)))
+        writer.write_event(
+            Event(wall_time=time.time(), step=line["update"], summary=Summary(value=values))
+        )
         writer.flush()
 
 
 @functools.cache
 def has_events() -> bool:
-    """True where `tensorboardX`, of the extra `track`, is installed. Prints a line, once per process, where it is not."""
+    """True where `tensorboardX`, of the extra `track`, is installed.
+
+    Prints a line, once per process, where it is not.
+    """
     found = importlib.util.find_spec("tensorboardX") is not None
     if not found:
         notes.say(f"no TensorBoard events, only {FILE}; for both: pip install 'rlhf_jax[track]'")
@@ -155,6 +191,8 @@ def has_events() -> bool:
 
 
 def _events_module() -> None:
-    """Imports what writes TensorBoard's files: a fifth of a second, or seconds on a busy disk, and only where it is used."""
+    """Imports what writes TensorBoard's files: a fifth of a second, or seconds on a busy disk, and
+    only where it is used.
+    """
     import tensorboardX.event_file_writer
     import tensorboardX.proto.event_pb2  # noqa: F401

@@ -1,4 +1,5 @@
-"""Shows how far a stage is, with the figures that matter: a live bar on a terminal, plain lines elsewhere.
+"""Shows how far a stage is, with the figures that matter: a live bar on a terminal, plain lines
+elsewhere.
 
 with progress("Online DPO", total=60) as bar:
     bar.advance(1, reward=0.31, gold=0.42, kl=0.8)
@@ -52,8 +53,8 @@ class _Count:
     def move(self, steps: int, figures: dict[str, float]) -> None:
         """Counts steps, and their seconds for the estimate of the time left.
 
-        The first steps of a process compile their program, and so does the first report without steps (an evaluation).
-        Their seconds say nothing about the rest.
+        The first steps of a process compile their program, and so does the first report without
+        steps (an evaluation). Their seconds say nothing about the rest.
         """
         now, (seconds, counted) = self.clock(), self.pace
         if (steps > 0) in self.seen:
@@ -79,11 +80,19 @@ class _Count:
     def finish(self, failed: bool) -> str:
         """Ends the count. Returns "done", or the step at which the stage was stopped."""
         self.ended = True
-        return f"stopped at {self.done}/{self.total}" if failed or self.done < self.total else "done"
+        return (
+            f"stopped at {self.done}/{self.total}" if failed or self.done < self.total else "done"
+        )
 
     def line(self) -> str:
         percent = 100 * self.done // max(self.total, 1)
-        parts = [self.title, f"{self.done}/{self.total}", f"{percent}%", self.figures_text(), f"[{self.time_text()}]"]
+        parts = [
+            self.title,
+            f"{self.done}/{self.total}",
+            f"{percent}%",
+            self.figures_text(),
+            f"[{self.time_text()}]",
+        ]
         return "  ".join(part for part in parts if part)
 
 
@@ -109,14 +118,20 @@ class _LineBar:
 
 
 class _LiveBar:
-    """Redraws its place on a terminal a few times a second, from a thread of `rich`: the time moves while a step is slow.
+    """Redraws its place on a terminal a few times a second, from a thread of `rich`: the time moves
+    while a step is slow.
 
-    The figures stand behind the bar where the terminal is wide enough, and below it where it is not.
+    The figures stand behind the bar where the terminal is wide enough, and below it where it is
+    not.
     """
 
     def __init__(self, count: _Count, stream: TextIO) -> None:
         self.count, self.ending = count, ""
-        self.live = Live(self, console=Console(file=stream, highlight=False), refresh_per_second=REFRESH_PER_SECOND)
+        self.live = Live(
+            self,
+            console=Console(file=stream, highlight=False),
+            refresh_per_second=REFRESH_PER_SECOND,
+        )
         self.live.start()
 
     def advance(self, steps: int = 1, **figures: float) -> None:
@@ -130,12 +145,22 @@ class _LiveBar:
         self.live.stop()  # draws once more
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        count, figures = self.count, Text(self.count.figures_text(), no_wrap=True, overflow="ellipsis")
+        count, figures = (
+            self.count,
+            Text(self.count.figures_text(), no_wrap=True, overflow="ellipsis"),
+        )
         place, clock = f"{count.done}/{count.total}", f"{count.time_text()} {self.ending}".rstrip()
         left = options.max_width - len(count.title) - len(place) - len(clock) - 3
-        bar = ProgressBar(total=count.total, completed=count.done, width=max(4, min(BAR_WIDTH, left)))
+        bar = ProgressBar(
+            total=count.total, completed=count.done, width=max(4, min(BAR_WIDTH, left))
+        )
         row = Table.grid(padding=(0, 1))
-        cells = (Text(count.title, "bold", no_wrap=True), bar, Text(place), Text(clock, "dim", no_wrap=True))
+        cells = (
+            Text(count.title, "bold", no_wrap=True),
+            bar,
+            Text(place),
+            Text(clock, "dim", no_wrap=True),
+        )
         if left - BAR_WIDTH > len(figures):
             row.add_row(*cells, figures)
             yield row
@@ -154,10 +179,12 @@ def progress(
     interval_seconds: float = LINE_SECONDS,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Bar]:
-    """A bar of `total` steps, of which an earlier process has done `start`; the last state stays on the screen.
+    """A bar of `total` steps, of which an earlier process has done `start`; the last state stays on
+    the screen.
 
-    On a terminal it is drawn over; elsewhere a line is printed every `interval_seconds` and one at the end. A stage
-    that ends by an exception, or before its last step, is shown as stopped. The exception goes on.
+    On a terminal it is drawn over; elsewhere a line is printed every `interval_seconds` and one at
+    the end. A stage that ends by an exception, or before its last step, is shown as stopped. The
+    exception goes on.
     """
     out = stream or (sys.stdout if distributed.writes() else open(os.devnull, "w"))  # noqa: SIM115 - for the process's life
     count = _Count(title, total, start, clock)
@@ -175,14 +202,22 @@ def progress(
 
 
 def format_figure(value: Any) -> str:
-    """Three significant digits, without exponents where they can be helped: 0.312, 12.3, 1250, 3.0e-05, nan."""
+    """Three significant digits, without exponents where they can be helped: 0.312, 12.3, 1250,
+    3.0e-05, nan.
+    """
     if isinstance(value, int):
         return str(value)
     real = float(value)
     if not math.isfinite(real) or real == 0:
         return f"{real:g}"
     size = math.floor(math.log10(abs(real)))
-    return f"{real:.1e}" if not -4 <= size < 7 else f"{real:.{max(2 - size, 0)}f}" if size >= -1 else f"{real:.3g}"
+    return (
+        f"{real:.1e}"
+        if not -4 <= size < 7
+        else f"{real:.{max(2 - size, 0)}f}"
+        if size >= -1
+        else f"{real:.3g}"
+    )
 
 
 def format_seconds(seconds: float) -> str:

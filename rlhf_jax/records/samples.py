@@ -5,9 +5,9 @@ A line of `samples.jsonl` is
     {"stage": str, "update": version that wrote it, "kind": "before"|"during"|"after", "ordinal": of the prompt,
      "prompt": str, "completion": text before the EOS, "finished": bool, "gold": number|null, "reward": number|null}
 
-"gold" is the task's own judgement, "reward" what the learned (or verifiable) reward said; null where it is not known. Where the
-reward is a sum, "terms" has {label: number} of its terms before their weights.
-A report puts the completions "before" and "after" of one ordinal side by side.
+"gold" is the task's own judgement, "reward" what the learned (or verifiable) reward said; null
+where it is not known. Where the reward is a sum, "terms" has {label: number} of its terms before
+their weights. A report puts the completions "before" and "after" of one ordinal side by side.
 """
 
 import os
@@ -49,7 +49,9 @@ class SamplesWriter:
     """Appends to `directory/samples.jsonl`, with the guarantees of `jsonl.append`."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        """Makes the directory where it is missing; a torn last line of an earlier process is removed."""
+        """Makes the directory where it is missing; a torn last line of an earlier process is
+        removed.
+        """
         self.path = Path(directory) / FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
         jsonl.drop_torn_line(self.path)
@@ -59,10 +61,14 @@ class SamplesWriter:
         if kind not in get_args(Kind):
             raise Refusal(f"samples of kind {kind!r}; accepted: {', '.join(get_args(Kind))}")
         for sample in samples:
-            jsonl.append(self.path, {"stage": stage, "update": int(update), "kind": kind} | _fields(sample))
+            jsonl.append(
+                self.path, {"stage": stage, "update": int(update), "kind": kind} | _fields(sample)
+            )
 
     def resume(self, stage: str, update: int, aside: Path | None = None) -> None:
-        """Cuts the file back to what the version `update` had been preceded by (see `jsonl.cut_back`)."""
+        """Cuts the file back to what the version `update` had been preceded by (see
+        `jsonl.cut_back`).
+        """
         jsonl.cut_back(self.path, stage, update, aside=aside)
 
 
@@ -77,7 +83,9 @@ def _fields(sample: Sample) -> Line:
     } | ({} if sample.terms is None else {"terms": dict(sample.terms)})
 
 
-def show(title: str, samples: Sequence[Sample], stream: TextIO | None = None, limit: int = 4) -> None:
+def show(
+    title: str, samples: Sequence[Sample], stream: TextIO | None = None, limit: int = 4
+) -> None:
     """Prints a table of the first `limit` samples: prompt, completion, gold and reward."""
     console = Console(file=stream, highlight=False)
     table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
@@ -88,7 +96,10 @@ def show(title: str, samples: Sequence[Sample], stream: TextIO | None = None, li
     for sample in samples[:limit]:
         ending = "" if sample.finished else " …"
         cells = (printable(sample.prompt), printable(sample.completion) + ending)
-        table.add_row(*(Text(cell) for cell in cells), *(_score(score) for score in (sample.gold, sample.reward)))
+        table.add_row(
+            *(Text(cell) for cell in cells),
+            *(_score(score) for score in (sample.gold, sample.reward)),
+        )
     console.print(table)
 
 
@@ -97,8 +108,11 @@ def _score(score: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """Text that cannot move a cursor: line breaks as ⏎, other control characters and lone surrogates escaped."""
+    """Text that cannot move a cursor: line breaks as ⏎, other control characters and lone
+    surrogates escaped.
+    """
     visible = text.replace("\n", "⏎")
     return "".join(
-        char if char.isprintable() or char == " " else char.encode("unicode_escape").decode() for char in visible
+        char if char.isprintable() or char == " " else char.encode("unicode_escape").decode()
+        for char in visible
     )

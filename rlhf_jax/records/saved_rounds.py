@@ -1,4 +1,6 @@
-"""Keeps sampled rounds on disk, one file each by atomic rename, for as long as a checkpoint may need them."""
+"""Keeps sampled rounds on disk, one file each by atomic rename, for as long as a checkpoint may
+need them.
+"""
 
 import os
 import zipfile
@@ -35,13 +37,21 @@ class Spool:
         return path_of(self.directory, round_index)
 
     def write(self, round_index: int, samples: Samples) -> None:
-        """Durable when this returns: a file is there whole or not at all. Collective; the first process writes."""
+        """Durable when this returns: a file is there whole or not at all.
+
+        Collective; the first process writes.
+        """
         arrays = distributed.fetch({name: getattr(samples, name) for name in ARRAYS})
         if not distributed.is_first():
             return
         partial = self.path(round_index).with_suffix(".partial")
         with open(partial, "wb") as file:
-            np.savez(file, allow_pickle=False, samples_per_prompt=np.int64(samples.samples_per_prompt), **arrays)
+            np.savez(
+                file,
+                allow_pickle=False,
+                samples_per_prompt=np.int64(samples.samples_per_prompt),
+                **arrays,
+            )
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, self.path(round_index))
@@ -51,8 +61,9 @@ class Spool:
         return all(self.path(r).exists() for r in rounds)
 
     def read(self, round_index: int, layout: Callable[[Samples], Samples]) -> Samples:
-        """A round, laid out as it was sampled: `layout` gives the shardings of Samples. Raises Damaged, naming the file, where
-        it is missing, cut or changed: its members have checksums."""
+        """A round, laid out as it was sampled: `layout` gives the shardings of Samples. Raises
+        Damaged, naming the file, where it is missing, cut or changed: its members have checksums.
+        """
         path = self.path(round_index)
         try:
             with open(path, "rb") as stream, np.load(stream) as file:
@@ -74,9 +85,11 @@ class Spool:
                 path.unlink()
 
     def keep_for(self, clock: Clock, steps: Iterable[int], next_round: int) -> None:
-        """Keeps what every checkpoint needs, so that each of them can be gone on from, and rounds from `next_round` on.
+        """Keeps what every checkpoint needs, so that each of them can be gone on from, and rounds
+        from `next_round` on.
 
-        A bounded clock needs nothing: what is there after the oldest checkpoint's round is not sampled again.
+        A bounded clock needs nothing: what is there after the oldest checkpoint's round is not
+        sampled again.
         """
         begins = [step // clock.updates_per_round for step in steps]
         if clock.bounded:

@@ -1,4 +1,5 @@
-"""The timeline of a run: spans of seconds of sampler and trainer, from which a report draws who waited for whom.
+"""The timeline of a run: spans of seconds of sampler and trainer, from which a report draws who
+waited for whom.
 
 side      what       from                              to
 sampler   wait       it wants a version                the version is there
@@ -33,7 +34,10 @@ class Span:
 
 
 class Timeline:
-    """Written by both threads, read by the one that keeps it. `began_at` is in seconds since 1970."""
+    """Written by both threads, read by the one that keeps it.
+
+    `began_at` is in seconds since 1970.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

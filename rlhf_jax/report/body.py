@@ -1,4 +1,6 @@
-"""The sections of a report: what the run is, headline figures, curves, completions, evaluations, times, config."""
+"""The sections of a report: what the run is, headline figures, curves, completions, evaluations,
+times, config.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,11 +20,21 @@ LEAST_WIDTH = "300px"  # of the pictures of a stage
 
 
 def body(run: Run, drawn: Mapping[str, Sequence[Picture]]) -> list[str]:
-    """The sections of the page; `drawn` has the pictures by name, those of a stage as `stage_<name>`."""
+    """The sections of the page; `drawn` has the pictures by name, those of a stage as
+    `stage_<name>`.
+    """
     units = units_of.of_run(run.config, run.lines, run.samples)
     figures = {name: _pictures(name, pictures) for name, pictures in drawn.items()}
-    others = "".join(f"<h3>{page.text(name[6:])}</h3>{text}" for name, text in figures.items() if name[:6] == "stage_")
-    config = "" if run.config is None else page.text_block(json.dumps(run.config, indent=2, sort_keys=True))
+    others = "".join(
+        f"<h3>{page.text(name[6:])}</h3>{text}"
+        for name, text in figures.items()
+        if name[:6] == "stage_"
+    )
+    config = (
+        ""
+        if run.config is None
+        else page.text_block(json.dumps(run.config, indent=2, sort_keys=True))
+    )
     sections = {
         "What training did": _with_bands(figures.get("learning_curves", ""), units),
         "What it cost in KL": figures.get("trade_off", ""),
@@ -83,7 +95,10 @@ def _timeline(run: Run, drawn: str) -> str:
     loop = units_of.value(run.config, "rlhf.loop")
     found = timeline.speed(run.spans, loop == "asynchronous") if loop else None
     if found:
-        said = [*timeline.sentences(found, units_of.value(run.config, "algorithm.name") or ""), *said]
+        said = [
+            *timeline.sentences(found, units_of.value(run.config, "algorithm.name") or ""),
+            *said,
+        ]
     return "".join(f"<p>{page.prose(sentence)}</p>" for sentence in said if sentence) + drawn
 
 
@@ -96,10 +111,29 @@ def headline(run: Run, units: Units) -> str:
         _change("Gold win-rate", base, trained, "win_rate", against, units),
         _change(units.gold.title, base, trained, "gold_mean", units.gold.unit, units),
         _change(units.learned.title, base, trained, "reward_mean", units.learned.unit, units),
-        _change("KL to the SFT policy", None, trained, "kl", "nats per completion, on fresh samples", units),
-        _change("Distinct completions", base, trained, "distinct_completions", "share of 64 samples", units),
         _change(
-            "Reward model", None, reward_model, "heldout_accuracy", "of held-out comparisons ordered as labelled", units
+            "KL to the SFT policy",
+            None,
+            trained,
+            "kl",
+            "nats per completion, on fresh samples",
+            units,
+        ),
+        _change(
+            "Distinct completions",
+            base,
+            trained,
+            "distinct_completions",
+            "share of 64 samples",
+            units,
+        ),
+        _change(
+            "Reward model",
+            None,
+            reward_model,
+            "heldout_accuracy",
+            "of held-out comparisons ordered as labelled",
+            units,
         ),
         _wall_time(run),
     ]
@@ -111,13 +145,17 @@ def _wall_time(run: Run) -> str:
     if not seconds:
         return ""
     total = sum(sum(parts.values()) for parts in seconds.values())
-    to_start = sum(parts.get("start", 0.0) + parts.get("compile", 0.0) for parts in seconds.values())
+    to_start = sum(
+        parts.get("start", 0.0) + parts.get("compile", 0.0) for parts in seconds.values()
+    )
     note = f"{len(seconds)} stage{'s' * (len(seconds) > 1)}"
     note += f", {format_seconds(to_start)} of it to start and compile" if to_start else ""
     return page.card("Wall time", format_seconds(total), note)
 
 
-def _change(title: str, base: Line | None, trained: Line | None, name: str, note: str, units: Units) -> str:
+def _change(
+    title: str, base: Line | None, trained: Line | None, name: str, note: str, units: Units
+) -> str:
     """A card "before → after" with the interval of the latter; only what is known of the two."""
     before, after = ((line or {}).get(name) for line in (base, trained))
     if after is None and before is None:

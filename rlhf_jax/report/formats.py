@@ -1,4 +1,6 @@
-"""Numbers and times as a page prints them: three digits, a true minus sign, and as many decimals as an interval has."""
+"""Numbers and times as a page prints them: three digits, a true minus sign, and as many decimals as
+an interval has.
+"""
 
 import math
 from collections.abc import Sequence
@@ -21,13 +23,16 @@ def number(value: Any) -> str:
 
 
 def half_width(stderr: Any) -> float | None:
-    """Half of an interval of `INTERVAL` standard errors to either side; None where no standard error is known."""
+    """Half of an interval of `INTERVAL` standard errors to either side; None where no standard
+    error is known.
+    """
     known = isinstance(stderr, int | float) and math.isfinite(stderr)
     return INTERVAL * stderr if known else None
 
 
 def with_interval(value: float, stderr: Any) -> str:
-    """A value and its interval, both to the interval's second digit; the value alone where no standard error is known.
+    """A value and its interval, both to the interval's second digit; the value alone where no
+    standard error is known.
 
     >>> with_interval(0.773, 0.0051), with_interval(-3.27, 0.0372), with_interval(0.5, math.nan)
     ('0.773 ± 0.010', '−3.270 ± 0.073', '0.500')
@@ -42,7 +47,8 @@ def with_interval(value: float, stderr: Any) -> str:
 
 
 def alike(values: Sequence[float], stderr: Any = None) -> list[str]:
-    """Values with the same number of decimals: as an interval has them, or as three digits of the largest one need.
+    """Values with the same number of decimals: as an interval has them, or as three digits of the
+    largest one need.
 
     >>> alike([0.0132, 1.2424], 0.012), alike([0.9998, 1.0]), alike([-3.0, 0.00012])
     (['0.013', '1.242'], ['1.00', '1.00'], ['−3.00', '0.00'])

@@ -1,4 +1,6 @@
-"""The figures of a run: a readable title and one line of explanation for each name in metrics.jsonl."""
+"""The figures of a run: a readable title and one line of explanation for each name in
+metrics.jsonl.
+"""
 
 from rlhf_jax.report.units import Units
 
@@ -23,22 +25,29 @@ NOTES = {
     "gold_mean": "Mean score by the gold judge, of samples at temperature 1.",
     "gold_std": "Standard deviation of the gold score over samples.",
     "gold_mean_greedy": "Mean score by the gold judge, of greedy completions.",
-    "win_rate": "Share of pairs of a sample and a reference in which the sample has more gold; a tie counts ½.",
+    "win_rate": "Share of pairs of a sample and a reference in which the sample has more gold; a "
+    "tie counts ½.",
     "win_rate_strict": "The same with ties counted as lost.",
     "win_rate_greedy": "Win-rate of greedy completions; a tie counts ½.",
     "win_rate_strict_greedy": "Win-rate of greedy completions with ties counted as lost.",
     "reward_mean": "Mean of the reward model's scores, of samples at temperature 1.",
-    "kl": "Divergence of the policy from the SFT policy, over the whole vocabulary, summed over a completion's tokens.",
+    "kl": "Divergence of the policy from the SFT policy, over the whole vocabulary, summed over a "
+    "completion's tokens.",
     "kl_per_token": "The same per token.",
-    "kl_perplexity": "exp of the SFT policy's negative log-likelihood per token, of greedy completions (as arXiv 2410.18252).",
-    "entropy": "Entropy of the policy's next-token distribution. It falls as the policy becomes sure.",
+    "kl_perplexity": "exp of the SFT policy's negative log-likelihood per token, of greedy "
+    "completions (as arXiv 2410.18252).",
+    "entropy": "Entropy of the policy's next-token distribution. It falls as the policy becomes "
+    "sure.",
     "completion_length": "Mean number of tokens of a completion, the EOS included.",
     "finished": "Share of completions that end before the length limit.",
-    "distinct_completions": "Share of distinct texts in blocks of 64 samples. It falls as the policy repeats itself.",
-    "heldout_accuracy": "Share of held-out comparisons that the reward model orders as they are labelled.",
+    "distinct_completions": "Share of distinct texts in blocks of 64 samples. It falls as the "
+    "policy repeats itself.",
+    "heldout_accuracy": "Share of held-out comparisons that the reward model orders as they are "
+    "labelled.",
     "raw_mean": "Mean of the reward model's raw scores over samples of the SFT policy.",
     "raw_std": "Their standard deviation.",
-    "loss": "The algorithm's loss, as it is minimised. Losses of different algorithms do not compare.",
+    "loss": "The algorithm's loss, as it is minimised. Losses of different algorithms do not "
+    "compare.",
     "grad_norm": "Norm of the gradient before it is clipped.",
     "update_norm": "Norm of the step that the params took.",
     "learning_rate": "As the schedule has it.",
@@ -48,12 +57,14 @@ NOTES = {
     "reward": "Mean raw reward of a round's samples.",
     "score": "Mean reward after the rule for completions without an EOS: what the algorithm sees.",
     "tie_share": "Share of prompts whose samples all score the same.",
-    "ratio": "Mean ratio of the trained policy's probability to that of the policy in the denominator.",
+    "ratio": "Mean ratio of the trained policy's probability to that of the policy in the "
+    "denominator.",
     "logprob_change": "Mean change of a token's log-probability since it was sampled.",
     "logprob_change_max": "The largest such change.",
     "chosen_logprob": "Log-probability of the better completion of a pair.",
     "rejected_logprob": "Log-probability of the worse completion of a pair.",
-    "behavior_kl_k1": "Estimate (k1) of the sampling policy's KL to the SFT policy on the rows that were trained on.",
+    "behavior_kl_k1": "Estimate (k1) of the sampling policy's KL to the SFT policy on the rows "
+    "that were trained on.",
     "behavior_kl_k2": "The same by the estimator k2.",
     "behavior_kl_k3": "The same by the estimator k3.",
 }

@@ -1,8 +1,9 @@
-"""Writes `report.html` of a run directory, and `plots/*.png`: what a person opens to see what the run did.
+"""Writes `report.html` of a run directory, and `plots/*.png`: what a person opens to see what the
+run did.
 
-The page stands alone: figures are inside it, nothing is fetched, no script runs. Headline figures come first, then what
-the run is, curves, completions before and after, times, and the resolved config. A run that is not finished says what is
-missing.
+The page stands alone: figures are inside it, nothing is fetched, no script runs. Headline figures
+come first, then what the run is, curves, completions before and after, times, and the resolved
+config. A run that is not finished says what is missing.
 """
 
 import os
@@ -20,10 +21,13 @@ FILE_COLUMNS = {"time_per_stage": 1, "trade_off": 2, "timeline": 2}
 def write_report(directory: str | os.PathLike[str]) -> Path:
     """Writes `report.html` and `plots/*.png` by atomic renames; returns the path of the page.
 
-    Raises FileNotFoundError where there is no run, Refusal that names file and line for a broken file, OSError.
+    Raises FileNotFoundError where there is no run, Refusal that names file and line for a broken
+    file, OSError.
     """
     from rlhf_jax.report import body, page
-    from rlhf_jax.report.plots import style  # matplotlib takes a second, which no run should wait for at its start
+    from rlhf_jax.report.plots import (
+        style,
+    )  # matplotlib takes a second, which no run should wait for at its start
 
     run = read.read_run(Path(directory))
     drawn = draw(run)

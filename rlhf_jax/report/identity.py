@@ -1,4 +1,6 @@
-"""Says what a run is: algorithm, data, model, schedule, command, versions and devices, from its config and its starts."""
+"""Says what a run is: algorithm, data, model, schedule, command, versions and devices, from its
+config and its starts.
+"""
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
@@ -42,7 +44,8 @@ def facts(run: Run, units: Units) -> list[tuple[str, str]]:
     """Names and values (markup) of what is known about the run; what is not recorded is left out."""
     config, start = run.config, run.starts[-1] if run.starts else {}
     known = {
-        "Run": f"<code>{page.text(run.title)}</code>" + (f", seed {_text(config, 'seed')}" if config else ""),
+        "Run": f"<code>{page.text(run.title)}</code>"
+        + (f", seed {_text(config, 'seed')}" if config else ""),
         "Begins from": f"<code>{_text(config, 'begin')}</code>" if value(config, "begin") else "",
         "Reward": _reward(config, units),
         "Model": _model(config),
@@ -59,15 +62,24 @@ def facts(run: Run, units: Units) -> list[tuple[str, str]]:
 
 
 def starts(run: Run) -> str:
-    """A row for each start of the run: where, on what, from which version, and what was another than before."""
+    """A row for each start of the run: where, on what, from which version, and what was another
+    than before.
+    """
     head = ("date", "host", "devices", "from", "changed", "what may change numbers from there on")
     rows = [
         [
             page.text(_date(start["date"])),
             page.text(start["host"]),
             _device(start),
-            page.text(", ".join(f"{stage} {version}" for stage, version in start["at"].items()) or "the beginning"),
-            page.text("; ".join(f"{key}: {was!r} → {now!r}" for key, (was, now) in start["changed"].items())),
+            page.text(
+                ", ".join(f"{stage} {version}" for stage, version in start["at"].items())
+                or "the beginning"
+            ),
+            page.text(
+                "; ".join(
+                    f"{key}: {was!r} → {now!r}" for key, (was, now) in start["changed"].items()
+                )
+            ),
             page.text("; ".join(start["differences"])),
         ]
         for start in run.starts
@@ -78,12 +90,16 @@ def starts(run: Run) -> str:
 
 def written_by() -> str:
     """The versions of the code that wrote the page, and the time."""
-    versions = [f"{package} {version}" for package in ("rlhf_jax", "jax") if (version := _version(package))]
+    versions = [
+        f"{package} {version}" for package in ("rlhf_jax", "jax") if (version := _version(package))
+    ]
     return f"Written by {', '.join(versions)} at {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
 
 
 def num_params(config: Mapping[str, Any] | None) -> int | None:
-    """The number of params of the policy that a resolved config describes; None where the config does not say."""
+    """The number of params of the policy that a resolved config describes; None where the config
+    does not say.
+    """
     node = value(config, "model")
     if not isinstance(node, Mapping) or not value(node, "vocab_size"):
         return None
@@ -91,7 +107,13 @@ def num_params(config: Mapping[str, Any] | None) -> int | None:
         family = families.find(node["family"])
         shape = family.config(**{field.name: node[field.name] for field in fields(family.config)})
         params = jax.eval_shape(family.make(shape).init, randomness.key(0))
-    except (Refusal, ComponentError, KeyError, AttributeError, TypeError):  # a config of another version of the code
+    except (
+        Refusal,
+        ComponentError,
+        KeyError,
+        AttributeError,
+        TypeError,
+    ):  # a config of another version of the code
         return None
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
@@ -122,7 +144,10 @@ def _model(config: Mapping[str, Any] | None) -> str:
     parts = [_text(config, "model.family")]
     if value(config, "model.num_layers") and value(config, "model.width"):
         layers = value(config, "model.num_layers")
-        parts.append(f"{page.text(layers)} layer{'s' * (layers != 1)} of width {_text(config, 'model.width')}")
+        parts.append(
+            f"{page.text(layers)} layer{'s' * (layers != 1)} of width "
+            f"{_text(config, 'model.width')}"
+        )
     count = num_params(config)
     if count:
         parts.append(f"{count:,} parameters")
@@ -146,7 +171,8 @@ def _training(config: Mapping[str, Any] | None) -> str:
         return ""
     clock = "" if rlhf["clock"] == "exact" else f", {page.text(rlhf['clock'])} clock"
     return (
-        f"{rlhf['prompts_per_update']} prompts × {rlhf['samples_per_prompt']} samples per update, {page.text(rlhf['loop'])} "
+        f"{rlhf['prompts_per_update']} prompts × {rlhf['samples_per_prompt']} samples per update, "
+        f"{page.text(rlhf['loop'])} "
         f"loop, lag {rlhf['lag']}{clock}"
     )
 
@@ -173,9 +199,15 @@ def _date(text: str) -> str:
 def _code(start: Line) -> str:
     commit = str(start.get("commit") or "")
     head, mark, _ = commit.partition("+")
-    parts = [f"commit <code>{page.text(head[:SHOWN_COMMIT])}</code>{' with changes' if mark else ''}"] if head else []
+    parts = (
+        [f"commit <code>{page.text(head[:SHOWN_COMMIT])}</code>{' with changes' if mark else ''}"]
+        if head
+        else []
+    )
     versions = value(start, "environment.versions") or {}
-    return ", ".join([*parts, *(page.text(f"{package} {version}") for package, version in versions.items())])
+    return ", ".join(
+        [*parts, *(page.text(f"{package} {version}") for package, version in versions.items())]
+    )
 
 
 def _device(start: Line) -> str:

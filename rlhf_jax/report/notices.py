@@ -1,4 +1,6 @@
-"""Notices about what a run trains on: said when they begin and end, and summed up on the head of its report."""
+"""Notices about what a run trains on: said when they begin and end, and summed up on the head of
+its report.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +17,9 @@ QUIET_ROUNDS = 4
 
 @dataclass(frozen=True)
 class Limits:
-    """Values of the config that a notice names; `missing_eos_score` is None where a cut completion keeps its score."""
+    """Values of the config that a notice names; `missing_eos_score` is None where a cut completion
+    keeps its score.
+    """
 
     max_completion_tokens: int | None
     missing_eos_score: float | None
@@ -29,21 +33,31 @@ def limits_of(config: Mapping[str, Any]) -> Limits:
 
 
 def _cut(figures: Mapping[str, float], limits: Limits) -> str:
-    instead = "" if limits.missing_eos_score is None else f" and get the score {limits.missing_eos_score:g} instead"
+    instead = (
+        ""
+        if limits.missing_eos_score is None
+        else f" and get the score {limits.missing_eos_score:g} instead"
+    )
     flat = figures.get("flat_group_share", 0.0)
     ties = (
-        f"; {100 * flat:.0f} % of prompts have one score for all their samples, and train on no reward" if flat else ""
+        f"; {100 * flat:.0f} % of prompts have one score for all their samples, and train on no "
+        "reward"
+        if flat
+        else ""
     )
     return (
-        f"{100 * (1 - figures['finished']):.0f} % of completions have no EOS within lengths.max_completion_tokens = "
-        f"{limits.max_completion_tokens}{instead}{ties}. Raise lengths.max_completion_tokens, or train SFT for longer"
+        f"{100 * (1 - figures['finished']):.0f} % of completions have no EOS within "
+        "lengths.max_completion_tokens = "
+        f"{limits.max_completion_tokens}{instead}{ties}. Raise lengths.max_completion_tokens, or "
+        "train SFT for longer"
     )
 
 
 def _flat(figures: Mapping[str, float], limits: Limits) -> str:
     del figures, limits
     return (
-        "every prompt has one score for all its samples, so that no reward is trained on. Raise rlhf.samples_per_prompt, or "
+        "every prompt has one score for all its samples, so that no reward is trained on. Raise "
+        "rlhf.samples_per_prompt, or "
         "choose a reward that tells samples of one prompt apart"
     )
 
@@ -68,8 +82,12 @@ def is_cut(figures: Mapping[str, float]) -> bool:
 
 
 def is_flat(figures: Mapping[str, float]) -> bool:
-    """True where no prompt of a round has samples of different scores, and cut completions do not explain it."""
-    return "flat_group_share" in figures and figures["flat_group_share"] == 1.0 and not is_cut(figures)
+    """True where no prompt of a round has samples of different scores, and cut completions do not
+    explain it.
+    """
+    return (
+        "flat_group_share" in figures and figures["flat_group_share"] == 1.0 and not is_cut(figures)
+    )
 
 
 def is_idle(figures: Mapping[str, float]) -> bool:
@@ -91,24 +109,34 @@ class Notices:
 
     say: Callable[[str], None]
     limits: Limits
-    quiet: dict[str, int] = field(default_factory=dict)  # of conditions that hold: rounds since one had it
+    quiet: dict[str, int] = field(
+        default_factory=dict
+    )  # of conditions that hold: rounds since one had it
 
     def take(self, round_index: int, figures: Mapping[str, float]) -> None:
         """Reads the figures of a round; rounds come in order."""
         for condition in CONDITIONS:
             if condition.holds(figures):
                 if condition.name not in self.quiet:
-                    self.say(f"notice: in round {round_index}, {condition.sentence(figures, self.limits)}")
+                    self.say(
+                        f"notice: in round {round_index}, "
+                        f"{condition.sentence(figures, self.limits)}"
+                    )
                 self.quiet[condition.name] = 0
             elif condition.name in self.quiet:
                 self.quiet[condition.name] += 1
                 if self.quiet[condition.name] == QUIET_ROUNDS:
                     del self.quiet[condition.name]
-                    self.say(f"notice: no more {condition.name} since round {round_index - QUIET_ROUNDS + 1}")
+                    self.say(
+                        f"notice: no more {condition.name} since round "
+                        f"{round_index - QUIET_ROUNDS + 1}"
+                    )
 
 
 def of_run(lines: Sequence[Line], config: Mapping[str, Any] | None) -> list[str]:
-    """Sentences about the updates of the RLHF stage that trained under a condition, with means over those updates."""
+    """Sentences about the updates of the RLHF stage that trained under a condition, with means over
+    those updates.
+    """
     trained = read.updates(lines, read.TRAINED)
     sentences = []
     for condition in CONDITIONS:

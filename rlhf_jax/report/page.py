@@ -1,4 +1,6 @@
-"""Elements of a page that stands alone: no script, nothing fetched, light or dark as the reader's system is."""
+"""Elements of a page that stands alone: no script, nothing fetched, light or dark as the reader's
+system is.
+"""
 
 import html
 import re
@@ -79,15 +81,22 @@ def page(title: str, body: Iterable[str]) -> str:
 
 def card(name: str, value: str, note: str) -> str:
     """A headline figure; `value` is markup, the others text."""
-    return f'<div class="card"><span>{text(name)}</span><b>{value}</b><span>{text(note)}</span></div>'
+    return (
+        f'<div class="card"><span>{text(name)}</span><b>{value}</b><span>{text(note)}</span></div>'
+    )
 
 
 def drawing(svg: str, description: str, note: str = "", wide: bool = False) -> str:
-    """A figure, with what a reader who cannot see it is told, and a line below it. A wide one scrolls on a narrow page."""
+    """A figure, with what a reader who cannot see it is told, and a line below it.
+
+    A wide one scrolls on a narrow page.
+    """
     hint = '<span class="hint"> Scroll sideways to see all of it.</span>' if wide else ""
     caption = f"<figcaption>{prose(note)}{hint}</figcaption>" if note or hint else ""
     attributes = (' class="wide"' if wide else "") + (f' title="{text(note)}"' if note else "")
-    return f'<figure role="group" aria-label="{text(description)}"{attributes}>{svg}{caption}</figure>'
+    return (
+        f'<figure role="group" aria-label="{text(description)}"{attributes}>{svg}{caption}</figure>'
+    )
 
 
 def pictures(drawings: Iterable[str], least: str) -> str:
@@ -100,7 +109,10 @@ def prose(sentence: str) -> str:
     parts = sentence.split("`")
     if len(parts) % 2 == 0:  # a backtick that is not closed is one
         return text(sentence)
-    return "".join(f"<code>{text(part)}</code>" if place % 2 else text(part) for place, part in enumerate(parts))
+    return "".join(
+        f"<code>{text(part)}</code>" if place % 2 else text(part)
+        for place, part in enumerate(parts)
+    )
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
@@ -120,17 +132,26 @@ def anchor(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], kinds: Sequence[str], stack: bool = False) -> str:
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], kinds: Sequence[str], stack: bool = False
+) -> str:
     """Cells are markup; `kinds` has a class for each column: "text", "number" or "".
 
-    With `stack`, a narrow page shows the cells of a row below one another, each with its column's name.
+    With `stack`, a narrow page shows the cells of a row below one another, each with its column's
+    name.
     """
-    names = "".join(f'<th class="{kind}">{text(name)}</th>' for name, kind in zip(head, kinds, strict=True))
+    names = "".join(
+        f'<th class="{kind}">{text(name)}</th>' for name, kind in zip(head, kinds, strict=True)
+    )
     labels = [f' data-label="{text(name)}"' if stack else "" for name in head]
 
     def row_of(row: Sequence[str]) -> str:
         cells = zip(row, kinds, labels, strict=True)
-        return "<tr>" + "".join(f'<td class="{kind}"{label}>{cell}</td>' for cell, kind, label in cells) + "</tr>\n"
+        return (
+            "<tr>"
+            + "".join(f'<td class="{kind}"{label}>{cell}</td>' for cell, kind, label in cells)
+            + "</tr>\n"
+        )
 
     body = "".join(map(row_of, rows))
     kind = ' class="stack"' if stack else ""
@@ -138,9 +159,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], kinds: Sequence[st
 
 
 def folded(summary: str, content: str, title: str = "") -> str:
-    """Content that opens on a click, with the anchor of its title; nothing where there is no content."""
+    """Content that opens on a click, with the anchor of its title; nothing where there is no
+    content.
+    """
     place = f' id="{anchor(title)}"' if title else ""
-    return f"<details{place}><summary>{text(summary)}</summary>{content}</details>" if content else ""
+    return (
+        f"<details{place}><summary>{text(summary)}</summary>{content}</details>" if content else ""
+    )
 
 
 def notice(title: str, points: Iterable[str]) -> str:

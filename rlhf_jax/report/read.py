@@ -26,7 +26,10 @@ FIELDS = frozenset({"stage", "update", "seconds", "of", "kind"})
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory; `missing` says in words what is not there yet. `starts` are the lines of starts.jsonl."""
+    """A run directory; `missing` says in words what is not there yet.
+
+    `starts` are the lines of starts.jsonl.
+    """
 
     directory: Path
     config: dict[str, Any] | None
@@ -52,7 +55,9 @@ class Series:
 
 
 def read_run(directory: Path) -> Run:
-    """Raises MissingInput where there is no run at all, Refusal that names file and line for a broken file."""
+    """Raises MissingInput where there is no run at all, Refusal that names file and line for a
+    broken file.
+    """
     files = {name: directory / name for name in ("config.json", metrics.FILE, samples.FILE)}
     there = {name: path.exists() for name, path in files.items()}
     if not any(there.values()):
@@ -89,8 +94,14 @@ def _read_if_there(path: Path) -> list[Line]:
 
 
 def notices(lines: Sequence[Line]) -> list[str]:
-    """Sentences that the run wrote about itself, lines {"kind": "notice", "text": ...} of metrics.jsonl; each once."""
-    return list(dict.fromkeys(line["text"] for line in lines if line.get("kind") == NOTICE and line.get("text")))
+    """Sentences that the run wrote about itself, lines {"kind": "notice", "text": ...} of
+    metrics.jsonl; each once.
+    """
+    return list(
+        dict.fromkeys(
+            line["text"] for line in lines if line.get("kind") == NOTICE and line.get("text")
+        )
+    )
 
 
 def _missing(lines: Sequence[Line], texts: Sequence[Line], begins_elsewhere: bool) -> list[str]:
@@ -98,26 +109,42 @@ def _missing(lines: Sequence[Line], texts: Sequence[Line], begins_elsewhere: boo
     for stage in (TRAINED,) if begins_elsewhere else (BASE, TRAINED):
         if not ended(lines, stage):
             done = len(updates(lines, stage))
-            missing.append(f"stage {stage} has not {f'ended ({done} updates done)' if done else 'begun'}")
+            missing.append(
+                f"stage {stage} has not {f'ended ({done} updates done)' if done else 'begun'}"
+            )
     before, after = before_and_after(lines)
-    missing += [f"no evaluation {when} training" for when, line in (("before", before), ("after", after)) if not line]
-    return missing + [f'no samples "{kind}"' for kind in ("before", "after") if not of_kind(texts, kind)]
+    missing += [
+        f"no evaluation {when} training"
+        for when, line in (("before", before), ("after", after))
+        if not line
+    ]
+    return missing + [
+        f'no samples "{kind}"' for kind in ("before", "after") if not of_kind(texts, kind)
+    ]
 
 
 def stages(lines: Sequence[Line]) -> list[str]:
     """Stages that trained something or took time, in the order in which they began."""
-    return list(dict.fromkeys(line["stage"] for line in lines if "of" not in line and line.get("kind") != NOTICE))
+    return list(
+        dict.fromkeys(
+            line["stage"] for line in lines if "of" not in line and line.get("kind") != NOTICE
+        )
+    )
 
 
 def updates(lines: Sequence[Line], stage: str) -> list[Line]:
     """The lines of a stage's updates."""
-    return [line for line in lines if line["stage"] == stage and "update" in line and "of" not in line]
+    return [
+        line for line in lines if line["stage"] == stage and "update" in line and "of" not in line
+    ]
 
 
 def ended(lines: Sequence[Line], stage: str) -> bool:
-    """True where the stage has written its timing, the last thing that it does, or a later stage has begun.
+    """True where the stage has written its timing, the last thing that it does, or a later stage
+    has begun.
 
-    A run killed just before the timing is written finds nothing to do in that stage when it is started again.
+    A run killed just before the timing is written finds nothing to do in that stage when it is
+    started again.
     """
     if any(line["stage"] == stage and line.get("kind") == "timing" for line in lines):
         return True
@@ -130,7 +157,9 @@ def evaluations(lines: Sequence[Line], of: str) -> list[Line]:
 
 
 def policy_evaluations(lines: Sequence[Line], stage: str = TRAINED, base: str = BASE) -> list[Line]:
-    """Evaluations of a trained policy, with its version 0: where that was not evaluated, the base it began as was."""
+    """Evaluations of a trained policy, with its version 0: where that was not evaluated, the base
+    it began as was.
+    """
     own = evaluations(lines, stage)
     if any(line["update"] == 0 for line in own) or not own:
         return own
@@ -150,12 +179,18 @@ def of_kind(texts: Sequence[Line], kind: str) -> list[Line]:
 
 
 def series(lines: Sequence[Line], name: str) -> Series | None:
-    """The figure where lines have it, infinite values as NaN, which no curve goes through; None where none has it."""
+    """The figure where lines have it, infinite values as NaN, which no curve goes through; None
+    where none has it.
+    """
     found = [line for line in lines if isinstance(line.get(name), int | float)]
     if not found:
         return None
     values = [float(line[name]) if math.isfinite(line[name]) else math.nan for line in found]
-    return Series([line["update"] for line in found], values, [line.get(f"{name}_stderr", math.nan) for line in found])
+    return Series(
+        [line["update"] for line in found],
+        values,
+        [line.get(f"{name}_stderr", math.nan) for line in found],
+    )
 
 
 def figure_names(lines: Sequence[Line]) -> list[str]:
@@ -167,9 +202,10 @@ def figure_names(lines: Sequence[Line]) -> list[str]:
 def stage_seconds(lines: Sequence[Line]) -> dict[str, dict[str, float]]:
     """Seconds by stage and part; the parts of a stage sum to its wall time.
 
-    "start" is the time to a process's first update beyond that of an update as usual: reading, making params, compiling. It is
-    left out where the timing names the seconds of compilation itself. "other" is what no part accounts for. A stage that was
-    resumed took the time of every process: "seconds" starts again in each, and the last one's is what its timing says.
+    "start" is the time to a process's first update beyond that of an update as usual: reading,
+    making params, compiling. It is left out where the timing names the seconds of compilation
+    itself. "other" is what no part accounts for. A stage that was resumed took the time of every
+    process: "seconds" starts again in each, and the last one's is what its timing says.
     """
     return {stage: parts for stage in stages(lines) if (parts := _parts(lines, stage))}
 
@@ -204,8 +240,14 @@ def _processes(seconds: Sequence[float]) -> list[list[float]]:
 
 
 def _start(processes: Sequence[Sequence[float]]) -> float:
-    """Seconds of processes to their first updates, each less the median of the seconds between two updates."""
-    usual = [statistics.median(b - a for a, b in itertools.pairwise(of)) for of in processes if len(of) > 2]
+    """Seconds of processes to their first updates, each less the median of the seconds between two
+    updates.
+    """
+    usual = [
+        statistics.median(b - a for a, b in itertools.pairwise(of))
+        for of in processes
+        if len(of) > 2
+    ]
     if not usual:
         return 0.0
     return sum(max(0.0, of[0] - statistics.median(usual)) for of in processes)

@@ -1,7 +1,9 @@
-"""Statistics of studies: intervals over seeds, differences paired by seed, Holm's correction, and figures at one KL.
+"""Statistics of studies: intervals over seeds, differences paired by seed, Holm's correction, and
+figures at one KL.
 
-The unit is the seed: every value here is one number a seed. A result is a dict with "arm", "seed" and "curve", the
-evaluations of a run in the order of their updates, of which the first is version 0.
+The unit is the seed: every value here is one number a seed. A result is a dict with "arm", "seed"
+and "curve", the evaluations of a run in the order of their updates, of which the first is version
+0.
 """
 
 import math
@@ -32,11 +34,15 @@ def p_value(values: Sequence[float]) -> float:
     spread = np.std(values, ddof=1)
     if spread == 0:
         return 1.0 if np.mean(values) == 0 else 0.0
-    return float(2 * stats.t.sf(abs(np.mean(values)) / (spread / math.sqrt(len(values))), len(values) - 1))
+    return float(
+        2 * stats.t.sf(abs(np.mean(values)) / (spread / math.sqrt(len(values))), len(values) - 1)
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values of a family of tests (Holm, 1979): the smallest times m, the next times m - 1, never falling."""
+    """Adjusted p-values of a family of tests (Holm, 1979): the smallest times m, the next times m -
+    1, never falling.
+    """
     order = np.argsort(p_values)
     adjusted, largest = [math.nan] * len(p_values), 0.0
     for rank, place in enumerate(order):
@@ -46,9 +52,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def detectable(values: Sequence[float], power: float = 0.8, level: float = 0.05) -> float:
-    """The least difference that a two-sided t-test of as many values would find with a power, at their deviation.
+    """The least difference that a two-sided t-test of as many values would find with a power, at
+    their deviation.
 
-    By the usual approximation (t quantiles of level and power, added): NaN for fewer than two values.
+    By the usual approximation (t quantiles of level and power, added): NaN for fewer than two
+    values.
     """
     count = len(values)
     if count < 2:
@@ -64,7 +72,9 @@ def final(result: Result, name: str) -> float:
 
 
 def by_seed(results: Sequence[Result], value: Callable[[Result], float]) -> OfSeed:
-    """The mean of a value over each seed's results: a seed counts once, however many settings of it there are."""
+    """The mean of a value over each seed's results: a seed counts once, however many settings of it
+    there are.
+    """
     found: dict[int, list[float]] = {}
     for result in results:
         found.setdefault(result["seed"], []).append(value(result))
@@ -82,19 +92,26 @@ def interval(values: OfSeed) -> tuple[float, float]:
 
 
 def at_kl(curve: Sequence[Mapping[str, Any]], kl: float, name: str) -> float:
-    """A figure of a curve where its KL first reaches `kl`, on the segment between the two evaluations around it.
+    """A figure of a curve where its KL first reaches `kl`, on the segment between the two
+    evaluations around it.
 
-    The segment is a line in √KL, in which gold begins as one (Gao et al. 2022, arXiv 2210.10760: d (α − β d), d = √KL).
-    NaN where the curve was not measured: at a KL beyond its largest, or below that of its first evaluation in training, where
-    only version 0 lies on the other side.
+    The segment is a line in √KL, in which gold begins as one (Gao et al. 2022, arXiv 2210.10760: d
+    (α − β d), d = √KL). NaN where the curve was not measured: at a KL beyond its largest, or below
+    that of its first evaluation in training, where only version 0 lies on the other side.
     """
-    points = [(line["kl"], line[name]) for line in curve if line.get("kl") is not None and line.get(name) is not None]
+    points = [
+        (line["kl"], line[name])
+        for line in curve
+        if line.get("kl") is not None and line.get(name) is not None
+    ]
     if len(points) < 2 or kl < points[1][0]:
         return math.nan
     for (before, low), (after, high) in pairwise(points[1:]):
         if before <= kl <= after:
             share = (
-                0.0 if after == before else (math.sqrt(kl) - math.sqrt(before)) / (math.sqrt(after) - math.sqrt(before))
+                0.0
+                if after == before
+                else (math.sqrt(kl) - math.sqrt(before)) / (math.sqrt(after) - math.sqrt(before))
             )
             return low + share * (high - low)
     return points[1][1] if kl == points[1][0] else math.nan
@@ -106,7 +123,9 @@ def largest_kl(curve: Sequence[Mapping[str, Any]]) -> float:
 
 
 def updates_to(curve: Sequence[Mapping[str, Any]], name: str, level: float, never: float) -> float:
-    """The update at which a figure first reaches a level, on lines between evaluations; `never` where it does not."""
+    """The update at which a figure first reaches a level, on lines between evaluations; `never`
+    where it does not.
+    """
     points = [(line["update"], line[name]) for line in curve if line.get(name) is not None]
     if points and points[0][1] >= level:
         return float(points[0][0])

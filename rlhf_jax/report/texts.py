@@ -20,8 +20,12 @@ SCORES = {"gold": "gold", "reward": "reward"}
 def pairs(run: Run) -> str:
     """The last completion "before" and the last "after" of each prompt, side by side."""
     texts = [text for kind in KINDS for text in read.of_kind(run.samples, kind)]
-    before, after = ({text["ordinal"]: text for text in texts if text["kind"] == kind} for kind in KINDS)
-    both = [(before.get(ordinal), after.get(ordinal)) for ordinal in dict.fromkeys([*before, *after])]
+    before, after = (
+        {text["ordinal"]: text for text in texts if text["kind"] == kind} for kind in KINDS
+    )
+    both = [
+        (before.get(ordinal), after.get(ordinal)) for ordinal in dict.fromkeys([*before, *after])
+    ]
     scores = _known_scores(texts)
     shown, more = both[:NUM_PAIRS], both[NUM_PAIRS:MAX_PAIRS]
     return _pair_table(shown, scores) + page.folded(f"{len(more)} more", _pair_table(more, scores))
@@ -45,12 +49,20 @@ def _pair_table(rows: Sequence[tuple[Line | None, Line | None]], scores: Sequenc
 def _pair_row(before: Line | None, after: Line | None, scores: Sequence[str]) -> list[str]:
     cells = [page.text((before or after or {})["prompt"])]
     for sample, other in ((before, None), (after, before)):
-        cells += ["<i>none</i>", *("" for _ in scores)] if sample is None else _sample_cells(sample, scores, other)
+        cells += (
+            ["<i>none</i>", *("" for _ in scores)]
+            if sample is None
+            else _sample_cells(sample, scores, other)
+        )
     return cells
 
 
 def _sample_cells(sample: Line, scores: Sequence[str], before: Line | None = None) -> list[str]:
-    ending = "" if sample["finished"] else ' <span class="muted" title="no EOS was sampled">… (cut)</span>'
+    ending = (
+        ""
+        if sample["finished"]
+        else ' <span class="muted" title="no EOS was sampled">… (cut)</span>'
+    )
     values = [_score(sample[name], None if before is None else before[name]) for name in scores]
     return [page.text(sample["completion"]) + ending, *values]
 
@@ -64,7 +76,9 @@ def _score(value: float | None, before: float | None) -> str:
 
 
 def during(run: Run) -> tuple[str, str]:
-    """A summary that names the updates, and a table of completions of updates that are spread over all of training."""
+    """A summary that names the updates, and a table of completions of updates that are spread over
+    all of training.
+    """
     texts = read.of_kind(run.samples, "during")
     if not texts:
         return "", ""
@@ -73,7 +87,10 @@ def during(run: Run) -> tuple[str, str]:
     chosen = spread(updates, most)
     scores = _known_scores(texts)
     shown = [text for text in texts if text["update"] in chosen][:MAX_DURING]
-    rows = [[str(text["update"]), page.text(text["prompt"]), *_sample_cells(text, scores)] for text in shown]
+    rows = [
+        [str(text["update"]), page.text(text["prompt"]), *_sample_cells(text, scores)]
+        for text in shown
+    ]
     head = ("update", "prompt", "completion", *(SCORES[name] for name in scores))
     kinds = ("number", "text", "text", *("number" for _ in scores))
     all_or = "" if len(chosen) == len(updates) else f", {len(chosen)} of {len(updates)}"
@@ -105,14 +122,18 @@ def evaluations(run: Run, units: Units) -> str:
     head = ("figure", *(f"{line['of']}, update {line['update']}" for line in known))
     table = page.table(head, rows, ("", *("number" for _ in known)), stack=True) if rows else ""
     half = "half of a 95 % interval" if units.interval == "95 %" else units.interval
-    means = f"± is {half}. Samples of one prompt are not independent, so that each prompt counts once."
+    means = (
+        f"± is {half}. Samples of one prompt are not independent, so that each prompt counts once."
+    )
     explained = f'<p class="muted">{page.text(means)}</p>' if "±" in table else ""
     return explained + table + _best_of_n(read.evaluations(run.lines, BEST_OF_N), units)
 
 
 def _named(name: str, units: Units) -> str:
     note = glossary.note(name)
-    return page.text(glossary.title(name, units)) + (f"<small>{page.prose(note)}</small>" if note else "")
+    return page.text(glossary.title(name, units)) + (
+        f"<small>{page.prose(note)}</small>" if note else ""
+    )
 
 
 def _best_of_n(lines: Sequence[Line], units: Units) -> str:
@@ -133,7 +154,9 @@ def _best_of_n(lines: Sequence[Line], units: Units) -> str:
 
 
 def _row(lines: Sequence[Line], name: str) -> list[str]:
-    """The cells of a figure: with intervals where they are known, and else with as many decimals as each other."""
+    """The cells of a figure: with intervals where they are known, and else with as many decimals as
+    each other.
+    """
     values = [line.get(name) for line in lines]
     if None in values or any(f"{name}_stderr" in line for line in lines):
         return [_evaluated(line, name) for line in lines]

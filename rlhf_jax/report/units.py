@@ -1,8 +1,10 @@
-"""The quantities of a run and their units, which its config decides: one figure is not in one unit in every run.
+"""The quantities of a run and their units, which its config decides: one figure is not in one unit
+in every run.
 
-Training samples have the reward that the run trains on (`reward_standardized`), evaluations the learned reward (`reward_mean`).
-A learned reward is in standard deviations of the SFT policy's samples where `reward_model.standardize` is on, and else in
-the reward model's own unit. Exact match is a share, the gold reward is in points.
+Training samples have the reward that the run trains on (`reward_standardized`), evaluations the
+learned reward (`reward_mean`). A learned reward is in standard deviations of the SFT policy's
+samples where `reward_model.standardize` is on, and else in the reward model's own unit. Exact match
+is a share, the gold reward is in points.
 """
 
 import math
@@ -14,7 +16,9 @@ from rlhf_jax.records.jsonl import Line
 
 EVALUATED_AT = 1.0  # temperature of an evaluation's samples; of "greedy" figures it is 0
 FEW_PROMPTS = 24
-"""With fewer prompts, 1.96 standard errors hold a mean clearly less often than 95 times of 100 (Student's t)."""
+"""With fewer prompts, 1.96 standard errors hold a mean clearly less often than 95 times of 100
+(Student's t).
+"""
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,9 @@ class Quantity:
 class Units:
     """The quantities and units of a run's figures.
 
-    `reward` is the one that is trained on, `learned` the reward model's. `learned_std` is the learned reward's standard
-    deviation over SFT samples, in `learned`'s unit; NaN where it is not known.
+    `reward` is the one that is trained on, `learned` the reward model's. `learned_std` is the
+    learned reward's standard deviation over SFT samples, in `learned`'s unit; NaN where it is not
+    known.
     """
 
     reward: Quantity
@@ -50,7 +55,9 @@ class Units:
 
 
 def value(config: Mapping[str, Any] | None, path: str) -> Any:
-    """The entry of a resolved config at a dotted path; None where an older or a partial config lacks it."""
+    """The entry of a resolved config at a dotted path; None where an older or a partial config
+    lacks it.
+    """
     node: Any = config
     for key in path.split("."):
         if not isinstance(node, Mapping) or key not in node:
@@ -59,19 +66,24 @@ def value(config: Mapping[str, Any] | None, path: str) -> Any:
     return node
 
 
-def of_run(config: Mapping[str, Any] | None, lines: Sequence[Line], texts: Sequence[Line] = ()) -> Units:
+def of_run(
+    config: Mapping[str, Any] | None, lines: Sequence[Line], texts: Sequence[Line] = ()
+) -> Units:
     """The units of a run.
 
     Args:
       config: the resolved config, or None.
       lines: of metrics.jsonl.
-      texts: lines of samples.jsonl; their prompts count where they are fewer than the config asks for.
+      texts: lines of samples.jsonl; their prompts count where they are fewer than the config asks
+        for.
     """
     reward = value(config, "reward")
     standard = value(config, "reward_model.standardize")
     learned = Quantity("Learned reward", "unit not recorded")
     if standard is not None:
-        learned = Quantity("Learned reward", "SFT standard deviations" if standard else "reward model's unit")
+        learned = Quantity(
+            "Learned reward", "SFT standard deviations" if standard else "reward model's unit"
+        )
     gold = Quantity("Gold score", "points of the gold judge")
     trained = Quantity("Reward", "unit not recorded" if reward is None else "reward's own unit")
     if reward == "learned":
@@ -92,13 +104,19 @@ def of_run(config: Mapping[str, Any] | None, lines: Sequence[Line], texts: Seque
 
 
 def _raw_std(lines: Sequence[Line]) -> float:
-    """The raw learned reward's standard deviation over SFT samples, as the reward model's stage measured it."""
-    found = [line["raw_std"] for line in lines if line.get("of") == "reward_model" and "raw_std" in line]
+    """The raw learned reward's standard deviation over SFT samples, as the reward model's stage
+    measured it.
+    """
+    found = [
+        line["raw_std"] for line in lines if line.get("of") == "reward_model" and "raw_std" in line
+    ]
     return float(found[-1]) if found else math.nan
 
 
 def _num_prompts(config: Mapping[str, Any] | None, texts: Sequence[Line]) -> int | None:
-    """The most prompts that the last evaluation can have had: as many as asked for, fewer where a split holds fewer."""
+    """The most prompts that the last evaluation can have had: as many as asked for, fewer where a
+    split holds fewer.
+    """
     shown = len({text["ordinal"] for text in texts if text["kind"] == "after"})
     known = [value(config, "evaluate.num_prompts")] + ([shown] if 0 < shown < FEW_PROMPTS else [])
     return min((count for count in known if count is not None), default=None)

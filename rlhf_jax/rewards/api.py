@@ -1,4 +1,5 @@
-"""Rewards: an array program of a model (`learned`), or a function on decoded text. How to write your own.
+"""Rewards: an array program of a model (`learned`), or a function on decoded text. How to write
+your own.
 
 A reward is a plain function of some of these, chosen by the names of its parameters:
 
@@ -9,8 +10,9 @@ A reward is a plain function of some of these, chosen by the names of its parame
                   other column of the row (`tasks.api.Task.record`)
     config        the reward's settings, where it has some
 
-Three parameters of other names are (prompts, completions, finished). All are sequences of one entry a completion. The result is
-one finite number a completion: a list, a tuple, an array of numpy or JAX, of numbers or booleans.
+Three parameters of other names are (prompts, completions, finished). All are sequences of one entry
+a completion. The result is one finite number a completion: a list, a tuple, an array of numpy or
+JAX, of numbers or booleans.
 
     def brevity(completions):                                       --config.reward=my_lab.rewards:brevity
         return [-len(text.split()) for text in completions]
@@ -18,22 +20,26 @@ one finite number a completion: a list, a tuple, an array of numpy or JAX, of nu
     def exact(completions, records):                                --config.reward=rewards/mine.py:exact
         return [text.strip() == row["answer"] for text, row in zip(completions, records)]
 
-A module with `make(task, config) -> reward` makes one from the task and from its settings, a frozen dataclass `Config` whose
-values are the config's `reward_settings.<label>.<key>`. The label is the last part of the reward's name.
+A module with `make(task, config) -> reward` makes one from the task and from its settings, a frozen
+dataclass `Config` whose values are the config's `reward_settings.<label>.<key>`. The label is the
+last part of the reward's name.
 
-The reward of a run is one name, or a sum of several with weights: `--config.reward="learned + 0.1 * my_lab.rewards:brevity"`.
-A reward that is no function of its inputs, such as a judge behind HTTP or one that samples, says so:
+The reward of a run is one name, or a sum of several with weights: `--config.reward="learned + 0.1 *
+my_lab.rewards:brevity"`. A reward that is no function of its inputs, such as a judge behind HTTP or
+one that samples, says so:
 
     @asked_once
     def judge(prompts, completions):                                 asks a server
 
-Its answers are kept in the run's directory (`records/answers.py`) by digest of prompt and completion, and of `finished` and the
-row's record where the function takes them. A question that has an answer there is not asked again: not for the same text later
-in the run, not when the run goes on from a checkpoint, and not in a run that replays it. Such a run is repeated to the bit.
-The mark is an attribute, `judge.asked_once = True`: a factory, or the function that it makes, has it. Of several processes the
-first asks and tells the others.
+Its answers are kept in the run's directory (`records/answers.py`) by digest of prompt and
+completion, and of `finished` and the row's record where the function takes them. A question that
+has an answer there is not asked again: not for the same text later in the run, not when the run
+goes on from a checkpoint, and not in a run that replays it. Such a run is repeated to the bit. The
+mark is an attribute, `judge.asked_once = True`: a factory, or the function that it makes, has it.
+Of several processes the first asks and tells the others.
 
-A learned reward is standardised before it is weighted (`reward_model.standardize`). Every term is recorded by its label.
+A learned reward is standardised before it is weighted (`reward_model.standardize`). Every term is
+recorded by its label.
 """
 
 from collections.abc import Callable, Sequence
@@ -67,7 +73,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def asked_once(function: F) -> F:
-    """Marks a reward whose answers are kept, because it is no function of its inputs. See the module."""
+    """Marks a reward whose answers are kept, because it is no function of its inputs.
+
+    See the module.
+    """
     function.asked_once = True  # type: ignore[attr-defined]
     return function
 
@@ -81,7 +90,8 @@ def is_asked_once(function: Callable[..., Any]) -> bool:
 class Term:
     """One reward of a run's sum.
 
-    Example: "0.1 * my_lab.rewards:brevity" is Term(name="my_lab.rewards:brevity", label="brevity", weight=0.1).
+    Example: "0.1 * my_lab.rewards:brevity" is Term(name="my_lab.rewards:brevity", label="brevity",
+    weight=0.1).
     """
 
     name: str  # as `registry.find` takes it

@@ -21,19 +21,27 @@ class Config:
 def make(task: Task, config: Config | None = None) -> HostReward:
     """The reward `(prompts, completions, finished) -> 0 or 1 [B]`, float32.
 
-    Raises Refusal for a task that cannot verify answers; when called, RewardError for a judge that gives anything but 0
-    or 1.
+    Raises Refusal for a task that cannot verify answers; when called, RewardError for a judge that
+    gives anything but 0 or 1.
     """
     del config
     if not task.verifiable:
-        raise Refusal(f"reward exact_match needs a verifiable task; {type(task).__name__} is not: use gold or learned")
+        raise Refusal(
+            f"reward exact_match needs a verifiable task; {type(task).__name__} is not: use gold "
+            "or learned"
+        )
     judge = gold.make(task)
 
-    def reward(prompts: Sequence[str], completions: Sequence[str], finished: Sequence[bool]) -> np.ndarray:
+    def reward(
+        prompts: Sequence[str], completions: Sequence[str], finished: Sequence[bool]
+    ) -> np.ndarray:
         scores_B = judge(prompts, completions, finished)
         wrong = scores_B[(scores_B != 0) & (scores_B != 1)]
         if wrong.size:
-            raise RewardError(f"exact_match: {type(task).__name__}.judge gave {wrong[0]}; a verified answer is 0 or 1")
+            raise RewardError(
+                f"exact_match: {type(task).__name__}.judge gave {wrong[0]}; a verified answer is 0 "
+                "or 1"
+            )
         return scores_B
 
     return reward

@@ -18,10 +18,14 @@ class Config:
 
 
 def make(task: Task, config: Config | None = None) -> HostReward:
-    """The reward `(prompts, completions, finished) -> raw scores [B]`, float32, by the task's judge."""
+    """The reward `(prompts, completions, finished) -> raw scores [B]`, float32, by the task's
+    judge.
+    """
     del config
 
-    def reward(prompts: Sequence[str], completions: Sequence[str], finished: Sequence[bool]) -> np.ndarray:
+    def reward(
+        prompts: Sequence[str], completions: Sequence[str], finished: Sequence[bool]
+    ) -> np.ndarray:
         return host_rewards.judge(task, prompts, completions, finished).astype(np.float32)
 
     return reward

@@ -1,8 +1,9 @@
 """A learned reward: a value head read at the last token of prompt and completion, the EOS included.
 
-`score_tokens` is the one way to read a reward model: it is trained, standardised and used through it. A published reward model
-keeps the convention of its trainer: transformers finds the last token by `pad_token_id`, so that a model whose padding is its
-EOS was trained to be read at the token before the EOS (`padding_id` of the model's config).
+`score_tokens` is the one way to read a reward model: it is trained, standardised and used through
+it. A published reward model keeps the convention of its trainer: transformers finds the last token
+by `pad_token_id`, so that a model whose padding is its EOS was trained to be read at the token
+before the EOS (`padding_id` of the model's config).
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ KIND = "model"
 
 @dataclass(frozen=True)
 class Config:
-    """A learned reward has no settings of its own: its origin and scale are measured when it is trained."""
+    """A learned reward has no settings of its own: its origin and scale are measured when it is
+    trained.
+    """
 
 
 def make(value_model: ValueModel, config: Config | None = None) -> ModelReward:
@@ -34,13 +37,19 @@ def make(value_model: ValueModel, config: Config | None = None) -> ModelReward:
     return reward
 
 
-def score_tokens(value_model: ValueModel, params: Params, tokens_BL: Array, mask_BL: Array) -> Array:
-    """The value `[B]` at each row's last unmasked token, float32; masked columns may be anywhere and hold anything.
+def score_tokens(
+    value_model: ValueModel, params: Params, tokens_BL: Array, mask_BL: Array
+) -> Array:
+    """The value `[B]` at each row's last unmasked token, float32; masked columns may be anywhere
+    and hold anything.
 
-    A row whose completion is empty is read at its last prompt token. Rows must have at least one unmasked token. Where the
-    model has a `padding_id`, the last unmasked token that is not this id is read; a row of this id alone is read at its last.
+    A row whose completion is empty is read at its last prompt token. Rows must have at least one
+    unmasked token. Where the model has a `padding_id`, the last unmasked token that is not this id
+    is read; a row of this id alone is read at its last.
     """
-    hidden_BLD, _ = value_model.apply(params, select(tokens_BL, mask_BL), positions_from_mask(mask_BL), mask_BL)
+    hidden_BLD, _ = value_model.apply(
+        params, select(tokens_BL, mask_BL), positions_from_mask(mask_BL), mask_BL
+    )
     last_B = last_index(mask_BL)
     if value_model.padding_id >= 0:
         before_B = last_index(mask_BL & (tokens_BL != value_model.padding_id))

@@ -1,1 +1,3 @@
-"""A run directory and its identity: config under old and new keys, digests, environment, starts, lock."""
+"""A run directory and its identity: config under old and new keys, digests, environment, starts,
+lock.
+"""

@@ -1,4 +1,5 @@
-"""A run's config against its directory: what may change there and is told, what is refused, and how to go on elsewhere.
+"""A run's config against its directory: what may change there and is told, what is refused, and how
+to go on elsewhere.
 
 class of the key    in a directory whose stage has a checkpoint
 free                changes; written down
@@ -8,7 +9,8 @@ computed            changes between stages, told; refused within one
 extending           may grow where every schedule is constant; refused otherwise
 place, numbers      refused, with what forks the run
 
-Another source of the package or of a user's own component is told: a reward that has raised is mended, and the run goes on.
+Another source of the package or of a user's own component is told: a reward that has raised is
+mended, and the run goes on.
 """
 
 import shlex
@@ -19,12 +21,23 @@ from typing import Any
 
 from rlhf_jax.config import flat
 from rlhf_jax.refusal import MissingInput, Refusal
-from rlhf_jax.run_directory import component_names, environment, forks, history, keys, made, run_config, starts
+from rlhf_jax.run_directory import (
+    component_names,
+    environment,
+    forks,
+    history,
+    keys,
+    made,
+    run_config,
+    starts,
+)
 from rlhf_jax.run_directory.keys import Class
 from rlhf_jax.run_directory.made import CODE, MISSING, OWN_CODE, Change, Facts
 
 FORKED = ("seed", "lengths", "reward", "reward_settings", "algorithm", "rlhf")
-"""Nodes whose keys may be others in a run that begins from this one; what SFT or the reward model is made of may not."""
+"""Nodes whose keys may be others in a run that begins from this one; what SFT or the reward model
+is made of may not.
+"""
 SHOWN = 6
 
 
@@ -38,19 +51,25 @@ class Verdict:
     differences: tuple[str, ...]
 
 
-def check(directory: Path, facts: Facts, snapshot: Mapping[str, Any], constant_schedules: bool) -> Verdict:
+def check(
+    directory: Path, facts: Facts, snapshot: Mapping[str, Any], constant_schedules: bool
+) -> Verdict:
     """Finds the changes since the directory's last start. Nothing is written.
 
     Args:
       facts: what the run is made of now.
       snapshot: of the environment now.
-      constant_schedules: whether no learning rate of the RLHF stage depends on its number of updates.
+      constant_schedules: whether no learning rate of the RLHF stage depends on its number of
+        updates.
 
-    Raises Refusal, naming keys and the way to go on elsewhere, for what enters numbers that were made already.
+    Raises Refusal, naming keys and the way to go on elsewhere, for what enters numbers that were
+    made already.
     """
     at = made.at(directory)
     stored, problem = _stored(directory)
-    notes = [] if not problem else [f"{problem}; it is written again, and kept as {run_config.DAMAGED}"]
+    notes = (
+        [] if not problem else [f"{problem}; it is written again, and kept as {run_config.DAMAGED}"]
+    )
     for stage in keys.STAGES:
         if made.begun(directory, stage):
             notes += _check_stage(directory, stage, facts, at, constant_schedules)
@@ -65,10 +84,20 @@ def check(directory: Path, facts: Facts, snapshot: Mapping[str, Any], constant_s
     return Verdict(tuple(notes), at, changed, tuple(differences))
 
 
-def settle(directory: Path, values: dict[str, Any], facts: Facts, verdict: Verdict, start: Mapping[str, Any]) -> None:
+def settle(
+    directory: Path,
+    values: dict[str, Any],
+    facts: Facts,
+    verdict: Verdict,
+    start: Mapping[str, Any],
+) -> None:
     """Writes the config, and the start where it is a new one: the lock is held."""
     run_config.write(directory, values, dict(facts.digests))
-    line = dict(start) | {"digests": dict(facts.digests), "at": dict(verdict.at), "changed": dict(verdict.changed)}
+    line = dict(start) | {
+        "digests": dict(facts.digests),
+        "at": dict(verdict.at),
+        "changed": dict(verdict.changed),
+    }
     starts.write(directory, line | {"differences": list(verdict.differences)})
 
 
@@ -78,16 +107,21 @@ def _stored(directory: Path) -> tuple[dict[str, Any] | None, str]:
     Raises Refusal where the file is damaged and nothing else says what a stage was made with.
     """
     try:
-        return history.translated(flat(run_config.read(directory)[0]), str(directory / run_config.FILE)), ""
+        return history.translated(
+            flat(run_config.read(directory)[0]), str(directory / run_config.FILE)
+        ), ""
     except MissingInput:
         return None, ""
     except Refusal as error:
         unknown = [
-            s for s in keys.STAGES if made.begun(directory, s) and not (made.folder(directory, s) / made.FILE).exists()
+            s
+            for s in keys.STAGES
+            if made.begun(directory, s) and not (made.folder(directory, s) / made.FILE).exists()
         ]
         if unknown:
             raise Refusal(
-                f"{error}, and nothing else says what the stage {unknown[0]} was made with; restore the file, or remove it to "
+                f"{error}, and nothing else says what the stage {unknown[0]} was made with; "
+                "restore the file, or remove it to "
                 "take the stage as made with this config"
             ) from None
         return None, str(error)
@@ -96,7 +130,10 @@ def _stored(directory: Path) -> tuple[dict[str, Any] | None, str]:
 def _check_stage(
     directory: Path, stage: str, facts: Facts, at: Mapping[str, int], constant_schedules: bool
 ) -> list[str]:
-    """Notes about a stage that has begun. Raises Refusal where it cannot be used with this config."""
+    """Notes about a stage that has begun.
+
+    Raises Refusal where it cannot be used with this config.
+    """
     record = made.read(directory, stage)
     if record is None:
         return []
@@ -105,7 +142,8 @@ def _check_stage(
         kind = keys.class_of(change.key)
         if kind is Class.COMPUTED and made.finished(directory, stage, facts.values):
             notes.append(
-                f"the stage {stage} was computed with {change.key}={change.was}, and is used with {change.now}"
+                f"the stage {stage} was computed with {change.key}={change.was}, and is used with "
+                f"{change.now}"
             )
         elif kind is not Class.EXTENDING or not constant_schedules or not _grows(change):
             refused.append(change)
@@ -132,7 +170,9 @@ def _refusal(
     if [change.key for change in refused] == ["rlhf.total_prompts"]:
         why = "a learning rate ends with it" if not constant_schedules else "a run may only grow"
     instead = _elsewhere(directory, refused, at)
-    return f"the stage {stage} of {directory} was made with another config: {listed}: {why}; {instead}"
+    return (
+        f"the stage {stage} of {directory} was made with another config: {listed}: {why}; {instead}"
+    )
 
 
 def _elsewhere(directory: Path, refused: Sequence[Change], at: Mapping[str, int]) -> str:
@@ -142,17 +182,26 @@ def _elsewhere(directory: Path, refused: Sequence[Change], at: Mapping[str, int]
     run = forks.source(directory, version) if all_forks else None
     if run is None:
         return forks.ELSEWHERE
-    again = "" if version is None else f" (--config.begin={shlex.quote(str(run))}: from its SFT policy)"
+    again = (
+        "" if version is None else f" (--config.begin={shlex.quote(str(run))}: from its SFT policy)"
+    )
     return f"{forks.advice(directory, version)} to go on from here elsewhere{again}"
 
 
 def _changed(stored: Mapping[str, Any], facts: Facts) -> dict[str, list[Any]]:
     """{key: [before, now]} of every key that is another; None for a key that is not there."""
-    older = {key: history.before(key, facts.defaults.get(key)) for key in facts.values.keys() - stored.keys()}
+    older = {
+        key: history.before(key, facts.defaults.get(key))
+        for key in facts.values.keys() - stored.keys()
+    }
     there = dict(stored) | older
     names = sorted((there.keys() | facts.values.keys()) - {"job", "directory"})
     pairs = {key: (there.get(key), facts.values.get(key)) for key in names}
-    return {key: [before, now] for key, (before, now) in pairs.items() if not component_names.same(key, before, now)}
+    return {
+        key: [before, now]
+        for key, (before, now) in pairs.items()
+        if not component_names.same(key, before, now)
+    }
 
 
 def _told(changed: Mapping[str, list[Any]], at: Mapping[str, int]) -> list[str]:
@@ -161,7 +210,8 @@ def _told(changed: Mapping[str, list[Any]], at: Mapping[str, int]) -> list[str]:
         return []
     said = {
         Class.FREE: "no number changes",
-        Class.EVALUATION: f"figures of evaluations before and after are of different kinds ({_from_here(at, False)})",
+        Class.EVALUATION: "figures of evaluations before and after are of different kinds "
+        f"({_from_here(at, False)})",
         Class.ROUNDING: _from_here(at),
         Class.EXTENDING: f"the run is {_direction(changed)} ({_from_here(at, False)})",
     }
@@ -169,19 +219,25 @@ def _told(changed: Mapping[str, list[Any]], at: Mapping[str, int]) -> list[str]:
     for kind, consequence in said.items():
         of_kind = [key for key in changed if keys.class_of(key) is kind]
         if of_kind:
-            listed = ", ".join(f"{key} was {changed[key][0]!r} and is {changed[key][1]!r}" for key in of_kind)
+            listed = ", ".join(
+                f"{key} was {changed[key][0]!r} and is {changed[key][1]!r}" for key in of_kind
+            )
             notes.append(f"{listed}: {consequence}")
     return notes
 
 
 def _direction(changed: Mapping[str, list[Any]]) -> str:
-    """The comparison of an extending key with the start before, which may have been of a longer run that has not begun."""
+    """The comparison of an extending key with the start before, which may have been of a longer run
+    that has not begun.
+    """
     pairs = [pair for key, pair in changed.items() if keys.class_of(key) is Class.EXTENDING]
     return "longer" if all(before is None or now > before for before, now in pairs) else "shorter"
 
 
 def _told_of_code(before: Mapping[str, str], facts: Facts, at: Mapping[str, int]) -> list[str]:
-    """One line for the package's code, and one for each component of a user's own, where it is another."""
+    """One line for the package's code, and one for each component of a user's own, where it is
+    another.
+    """
     notes = []
     for name, digest in sorted(facts.digests.items()):
         if (name == CODE or name.startswith(OWN_CODE)) and before.get(name, digest) != digest:
@@ -193,14 +249,19 @@ def _told_of_code(before: Mapping[str, str], facts: Facts, at: Mapping[str, int]
 def _told_of_environment(
     differences: Sequence[str], changed: Mapping[str, list[Any]], at: Mapping[str, int]
 ) -> list[str]:
-    """One line for each difference. The number of devices says nothing more where a change of the mesh is told."""
+    """One line for each difference.
+
+    The number of devices says nothing more where a change of the mesh is told.
+    """
     mesh_is_told = any(key.startswith("mesh.") for key in changed)
     notes = []
     for difference in differences:
         only_rounding = difference.startswith(environment.COUNTS)
         if only_rounding and mesh_is_told:
             continue
-        consequence = _from_here(at) if only_rounding else f"{_from_here(at, False)}, numbers may be others"
+        consequence = (
+            _from_here(at) if only_rounding else f"{_from_here(at, False)}, numbers may be others"
+        )
         notes.append(f"{difference}: {consequence}")
     return notes
 

@@ -1,4 +1,6 @@
-"""Names of components in configs, compared by what they name: one component may be written in several ways."""
+"""Names of components in configs, compared by what they name: one component may be written in
+several ways.
+"""
 
 from typing import Any
 
@@ -6,19 +8,26 @@ from rlhf_jax import registry
 from rlhf_jax.refusal import ComponentError, Refusal
 from rlhf_jax.rewards.common.terms import parse
 
-FOLDERS = {"algorithm.name": "algorithms", "task.name": "tasks", "model.family": "models", "job": "stages"}
+FOLDERS = {
+    "algorithm.name": "algorithms",
+    "task.name": "tasks",
+    "model.family": "models",
+    "job": "stages",
+}
 REWARD = "reward"
 
 
 def same(key: str, one: Any, other: Any) -> bool:
     """True where two values of a config's key are equal, or name the same component.
 
-    `mine.py`, its whole path and `mine.py:reward` are one reward, as are `my_lab.mine:brevity` and `my_lab.mine.brevity`.
-    A name whose module is not found any more is compared as a text.
+    `mine.py`, its whole path and `mine.py:reward` are one reward, as are `my_lab.mine:brevity` and
+    `my_lab.mine.brevity`. A name whose module is not found any more is compared as a text.
     """
     if one == other:
         return True
-    if not (isinstance(one, str) and isinstance(other, str)) or (key not in FOLDERS and key != REWARD):
+    if not (isinstance(one, str) and isinstance(other, str)) or (
+        key not in FOLDERS and key != REWARD
+    ):
         return False
     return normalised(key, one) == normalised(key, other)
 

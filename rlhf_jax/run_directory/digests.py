@@ -19,7 +19,9 @@ CHUNK_BYTES = 1 << 20
 WHOLE_BYTES = 64 << 20
 """Files up to this size are read whole."""
 BLOCK_BYTES = 64 << 10
-"""Of a larger file, blocks of this size are read: three of each tensor, or `NUM_BLOCKS` evenly spaced ones."""
+"""Of a larger file, blocks of this size are read: three of each tensor, or `NUM_BLOCKS` evenly
+spaced ones.
+"""
 NUM_BLOCKS = 256
 READ_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
 """Files of a pretrained folder that are read; a README says nothing of the numbers."""
@@ -40,10 +42,11 @@ def of_values(values: Mapping[str, Any]) -> str:
 
 
 def of_file(path: Path) -> str:
-    """The digest of a file's content: of all of it up to `WHOLE_BYTES`, else of its size and of blocks of it.
+    """The digest of a file's content: of all of it up to `WHOLE_BYTES`, else of its size and of
+    blocks of it.
 
-    The blocks of a safetensors file are the beginning, the middle and the end of every tensor, so that two sets of weights
-    of one shape differ wherever training has changed a tensor.
+    The blocks of a safetensors file are the beginning, the middle and the end of every tensor, so
+    that two sets of weights of one shape differ wherever training has changed a tensor.
     """
     digest, size = hashlib.sha256(), path.stat().st_size
     with path.open("rb") as file:
@@ -52,7 +55,9 @@ def of_file(path: Path) -> str:
                 digest.update(chunk)
         else:
             digest.update(str(size).encode())
-            for start in _tensor_blocks(path) if path.suffix == ".safetensors" else _even_blocks(size):
+            for start in (
+                _tensor_blocks(path) if path.suffix == ".safetensors" else _even_blocks(size)
+            ):
                 file.seek(start)
                 digest.update(file.read(BLOCK_BYTES))
     return digest.hexdigest()[:HEX_DIGITS]
@@ -63,7 +68,9 @@ def _even_blocks(size: int) -> list[int]:
 
 
 def _tensor_blocks(path: Path) -> list[int]:
-    """The header, then three blocks of every tensor: a safetensors file begins with its header's length and the header."""
+    """The header, then three blocks of every tensor: a safetensors file begins with its header's
+    length and the header.
+    """
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
@@ -78,8 +85,14 @@ def _tensor_blocks(path: Path) -> list[int]:
 
 
 def of_folder(folder: Path, suffixes: tuple[str, ...] = ()) -> str:
-    """The digest of the names and contents of a folder's files, those below it too; of some suffixes, where they are given."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and (not suffixes or path.suffix in suffixes))
+    """The digest of the names and contents of a folder's files, those below it too; of some
+    suffixes, where they are given.
+    """
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and (not suffixes or path.suffix in suffixes)
+    )
     return of_text(*(f"{path.relative_to(folder)} {of_file(path)}" for path in files))
 
 
@@ -122,7 +135,9 @@ def _texts(task: Task) -> Iterable[str]:
 
 
 def _plain(value: Any) -> Any:
-    """A row's field as JSON has it; of an object only its type counts, as its text may hold an address."""
+    """A row's field as JSON has it; of an object only its type counts, as its text may hold an
+    address.
+    """
     if isinstance(value, Mapping):
         return sorted((str(key), _plain(inner)) for key, inner in value.items())
     if isinstance(value, np.ndarray | np.generic):
@@ -134,9 +149,14 @@ def _plain(value: Any) -> Any:
 
 @functools.cache
 def of_code() -> str:
-    """The digest of the package's code that makes the numbers. Comments, docstrings and layout do not count."""
+    """The digest of the package's code that makes the numbers.
+
+    Comments, docstrings and layout do not count.
+    """
     sources = sorted(
-        path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in NOT_IN_THE_NUMBERS
+        path
+        for path in PACKAGE.rglob("*.py")
+        if path.relative_to(PACKAGE).parts[0] not in NOT_IN_THE_NUMBERS
     )
     return of_text(*(f"{path.relative_to(PACKAGE)} {of_source(path)}" for path in sources))
 
@@ -145,8 +165,8 @@ def of_source(path: Path) -> str:
     """The digest of a Python source, without comments, docstrings and layout."""
     tree = ast.parse(path.read_bytes())
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
-            node, clean=False
-        ):
+        if isinstance(
+            node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        ) and ast.get_docstring(node, clean=False):
             del node.body[0]
     return of_text(ast.dump(tree))

@@ -1,5 +1,5 @@
-"""Parts of the environment that may change a run's numbers: pinned, refused, or recorded at each start and compared at
-the next.
+"""Parts of the environment that may change a run's numbers: pinned, refused, or recorded at each
+start and compared at the next.
 
 pinned     the generator of random numbers (`randomness.py`), threefry_partitionable
 refused    64 bits
@@ -52,11 +52,13 @@ HARMLESS_FLAGS = ("--xla_force_host_platform_device_count", "--xla_dump_")
 def pin() -> None:
     """Sets what would change the run's random numbers to JAX's defaults, for the process.
 
-    Raises Refusal where JAX is to compute with 64 bits: the programs are of 32, and other numbers would come out.
+    Raises Refusal where JAX is to compute with 64 bits: the programs are of 32, and other numbers
+    would come out.
     """
     if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         raise Refusal(
-            "jax_enable_x64 is on (the variable JAX_ENABLE_X64, or jax.config); accepted: off, a run computes with 32 bits"
+            "jax_enable_x64 is on (the variable JAX_ENABLE_X64, or jax.config); accepted: off, a "
+            "run computes with 32 bits"
         )
     if not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_threefry_partitionable", True)
@@ -73,15 +75,19 @@ def snapshot() -> dict[str, Any]:
         "num_devices": len(devices),
         "num_processes": jax.process_count(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "switches": {name: str(getattr(jax.config, name)) for name in SWITCHES if hasattr(jax.config, name)},
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "switches": {
+            name: str(getattr(jax.config, name)) for name in SWITCHES if hasattr(jax.config, name)
+        },
         "variables": {name: os.environ[name] for name in VARIABLES if os.environ.get(name)},
     }
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Differences of two snapshots that may change numbers, each as "NAME was X and is Y". A name that one of them
-    lacks is not compared.
+    """Differences of two snapshots that may change numbers, each as "NAME was X and is Y". A name
+    that one of them lacks is not compared.
     """
     flat_before, flat_now = _comparable(before), _comparable(now)
     return [
@@ -93,10 +99,20 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _comparable(taken: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a snapshot that may change numbers, by the names that messages have."""
-    names = {"platform": "the platform", "device": "the kind of device", "num_devices": "the number of devices"}
-    names |= {"num_processes": "the number of processes", "processor": "the processor", "cores": "the number of cores"}
+    names = {
+        "platform": "the platform",
+        "device": "the kind of device",
+        "num_devices": "the number of devices",
+    }
+    names |= {
+        "num_processes": "the number of processes",
+        "processor": "the processor",
+        "cores": "the number of cores",
+    }
     found = {title: taken[name] for name, title in names.items() if name in taken}
-    found |= {f"the version of {name}": version for name, version in taken.get("versions", {}).items()}
+    found |= {
+        f"the version of {name}": version for name, version in taken.get("versions", {}).items()
+    }
     found |= taken.get("switches", {})
     if "variables" in taken:
         found |= {name: _flags(taken["variables"].get(name, "")) for name in VARIABLES}
@@ -116,20 +132,28 @@ def _version(name: str) -> str:
 
 
 def _processor() -> str:
-    """The processor's name, family, model and stepping: XLA compiles for the instructions that it has."""
+    """The processor's name, family, model and stepping: XLA compiles for the instructions that it
+    has.
+    """
     try:
         with open("/proc/cpuinfo") as file:
             first = file.read().partition("\n\n")[0].splitlines()
     except OSError:
         first = []
-    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first)}
+    fields = {
+        name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first)
+    }
     name = fields.get("model name") or platform.processor() or platform.machine()
-    detail = [f"{key} {fields[key]}" for key in ("cpu family", "model", "stepping") if key in fields]
+    detail = [
+        f"{key} {fields[key]}" for key in ("cpu family", "model", "stepping") if key in fields
+    ]
     return ", ".join([name, *detail])
 
 
 def mesh_on_each_host(shape: Mapping[str, int]) -> dict[str, int]:
-    """The sizes of the mesh that is used, on each host, as `mesh.Config` gives them: nothing is left to -1."""
+    """The sizes of the mesh that is used, on each host, as `mesh.Config` gives them: nothing is
+    left to -1.
+    """
     return {
         axis: size // jax.process_count() if axis == "data" and distributed.several() else size
         for axis, size in shape.items()

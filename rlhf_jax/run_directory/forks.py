@@ -11,7 +11,8 @@ ELSEWHERE = "take another --config.directory"
 
 
 def advice(directory: Path, version: int | None) -> str:
-    """Returns options that begin another run from a version of a directory, or `ELSEWHERE` where none can be begun from.
+    """Returns options that begin another run from a version of a directory, or `ELSEWHERE` where
+    none can be begun from.
 
     Args:
       directory: whose checkpoints are there, perhaps without the config of a run.
@@ -25,12 +26,17 @@ def advice(directory: Path, version: int | None) -> str:
 
 
 def source(directory: Path, version: int | None) -> Path | None:
-    """The run that may be begun from in the place of a directory: that one, or the one that its stages were copied from.
+    """The run that may be begun from in the place of a directory: that one, or the one that its
+    stages were copied from.
 
     Returns None where neither has a config, the SFT policy and the version.
     """
     places = [directory]
-    places += [place for stage in reversed(keys.STAGES) if (place := made.origin(directory, stage)) is not None]
+    places += [
+        place
+        for stage in reversed(keys.STAGES)
+        if (place := made.origin(directory, stage)) is not None
+    ]
     for place in places:
         if _has_policy(place) and (version is None or version in made.steps(place, "rlhf")):
             return place
@@ -40,7 +46,11 @@ def source(directory: Path, version: int | None) -> Path | None:
 def _has_policy(directory: Path) -> bool:
     """True for a run whose SFT policy is there, or comes from elsewhere."""
     try:
-        values = history.translated(flat(run_config.read(directory)[0]), str(directory / run_config.FILE))
+        values = history.translated(
+            flat(run_config.read(directory)[0]), str(directory / run_config.FILE)
+        )
     except Refusal:
         return False
-    return bool(values.get("begin") or values.get("pretrained.sft")) or made.finished(directory, "sft", values)
+    return bool(values.get("begin") or values.get("pretrained.sft")) or made.finished(
+        directory, "sft", values
+    )

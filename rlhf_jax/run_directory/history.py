@@ -1,7 +1,9 @@
-"""Keys that were renamed, removed or added since runs were made, so that an older run is read as what it was.
+"""Keys that were renamed, removed or added since runs were made, so that an older run is read as
+what it was.
 
-Whoever renames or removes a key, or adds one whose default changes numbers, adds a line here. A key that an older run has and
-that is in no table is refused by name: nothing of an older run is ever read at a default.
+Whoever renames or removes a key, or adds one whose default changes numbers, adds a line here. A key
+that an older run has and that is in no table is refused by name: nothing of an older run is ever
+read at a default.
 """
 
 from collections.abc import Mapping
@@ -23,14 +25,19 @@ RENAMED: dict[str, str] = {
 }
 """old key -> new key, of the same values."""
 
-RENAMED_VALUES: dict[tuple[str, Any], Any] = {("job", "relabel"): "comparisons", ("model.family", "hub"): "pretrained"}
+RENAMED_VALUES: dict[tuple[str, Any], Any] = {
+    ("job", "relabel"): "comparisons",
+    ("model.family", "hub"): "pretrained",
+}
 """(new key, old value) -> new value, where a component was renamed."""
 
 REMOVED: dict[str, Any] = {}
 """old key -> the one value of it that the code still computes."""
 
 ADDED: dict[str, Any] = {}
-"""new key -> the value that does what the code did before the key was there, where that is not the default."""
+"""new key -> the value that does what the code did before the key was there, where that is not the
+default.
+"""
 
 
 def translated(stored: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -47,7 +54,8 @@ def translated(stored: Mapping[str, Any], where: str) -> dict[str, Any]:
         if key in REMOVED:
             if value != REMOVED[key]:
                 raise Refusal(
-                    f"{where} has {key}={value!r}; the key was removed, and the code computes {REMOVED[key]!r} alone"
+                    f"{where} has {key}={value!r}; the key was removed, and the code computes "
+                    f"{REMOVED[key]!r} alone"
                 )
             continue
         name = RENAMED.get(key, key)
@@ -62,17 +70,27 @@ def renamed(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def new_name(key: str) -> str:
-    """Returns a sentence with the new name of a renamed key, or of the keys below it; "" for any other key."""
+    """Returns a sentence with the new name of a renamed key, or of the keys below it; "" for any
+    other key.
+    """
     names = {old: new for old, new in RENAMED.items() if old == key or old.startswith(f"{key}.")}
-    return f"renamed: {', '.join(f'{old} is now {new}' for old, new in names.items())}" if names else ""
+    return (
+        f"renamed: {', '.join(f'{old} is now {new}' for old, new in names.items())}"
+        if names
+        else ""
+    )
 
 
 def check_known(stored: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
-    """Raises Refusal that names the keys of a translated config which this version of the code does not have."""
+    """Raises Refusal that names the keys of a translated config which this version of the code does
+    not have.
+    """
     unknown = sorted(stored.keys() - known.keys())
     if unknown:
         listed = ", ".join(f"{key}={stored[key]!r}" for key in unknown[:6])
-        raise Refusal(f"{where} has {listed}: this version of the code has no such key, nor a new name for it")
+        raise Refusal(
+            f"{where} has {listed}: this version of the code has no such key, nor a new name for it"
+        )
 
 
 def before(key: str, default: Any) -> Any:

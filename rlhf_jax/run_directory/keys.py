@@ -1,4 +1,5 @@
-"""The class of each key of a config: its effect on the numbers of a run, and the first stage that it enters.
+"""The class of each key of a config: its effect on the numbers of a run, and the first stage that
+it enters.
 
     FREE        changes no number of training: bitwise the same params
     EVALUATION  changes no number of training, but what an evaluation's figures mean
@@ -8,9 +9,10 @@
     PLACE       names a file or a folder: its content is compared and not its path (see `digests.py`)
     NUMBERS     enters the numbers
 
-A key of NUMBERS may change as long as no stage that it enters has a checkpoint. `tests/run_directory/test_keys.py`
-demands a class for every key of every component in the package. A key of a component outside of the package
-enters the numbers, as do the settings of a reward, `reward_settings.<label>.<key>`.
+A key of NUMBERS may change as long as no stage that it enters has a checkpoint.
+`tests/run_directory/test_keys.py` demands a class for every key of every component in the package.
+A key of a component outside of the package enters the numbers, as do the settings of a reward,
+`reward_settings.<label>.<key>`.
 """
 
 import enum
@@ -44,7 +46,8 @@ OPTIMIZER = (
 )
 
 _OF_CLASS: dict[Class, str] = {
-    # The loop, deadlines, cadences and logs. A ledger that was off for some updates lacks their rows.
+    # The loop, deadlines, cadences and logs. A ledger that was off for some updates lacks their
+    # rows.
     Class.FREE: """
         job directory task.cache_dir sft.min_whole_references
         sft.checkpoint_every reward_model.checkpoint_every
@@ -56,7 +59,8 @@ _OF_CLASS: dict[Class, str] = {
         evaluate.num_prompts evaluate.num_prompts_between evaluate.samples_per_prompt evaluate.references_per_prompt
         evaluate.max_completion_tokens evaluate.part evaluate.num_parts best_of_n best_of_n_prompts
     """,
-    # Sums in another order: other meshes, batches and micro-batches; layers that are computed twice; other kernels.
+    # Sums in another order: other meshes, batches and micro-batches; layers that are computed
+    # twice; other kernels.
     Class.ROUNDING: """
         mesh.data mesh.fsdp mesh.tensor plan model.remat model.attention pretrained.gold_rows_per_batch
         evaluate.prompts_per_batch
@@ -97,7 +101,12 @@ _OF_CLASS: dict[Class, str] = {
 CLASSES: dict[str, Class] = {key: kind for kind, keys in _OF_CLASS.items() for key in keys.split()}
 CLASSES |= {
     f"{node}.{name}": Class.NUMBERS
-    for node in ("sft.optimizer", "reward_model.optimizer", "rlhf.optimizer", "rlhf.critic_optimizer")
+    for node in (
+        "sft.optimizer",
+        "reward_model.optimizer",
+        "rlhf.optimizer",
+        "rlhf.critic_optimizer",
+    )
     for name in OPTIMIZER
 }
 
@@ -118,7 +127,10 @@ _ENTERS: dict[str, tuple[str, ...]] = {
 
 
 def class_of(key: str) -> Class:
-    """The class of a key, its nodes joined by dots. A key that the table does not have enters the numbers."""
+    """The class of a key, its nodes joined by dots.
+
+    A key that the table does not have enters the numbers.
+    """
     return CLASSES.get(key, Class.NUMBERS)
 
 

@@ -1,4 +1,6 @@
-"""One process at a time writes to a run directory: a lock that ends with the process, whatever ends it."""
+"""One process at a time writes to a run directory: a lock that ends with the process, whatever ends
+it.
+"""
 
 import contextlib
 import errno
@@ -18,8 +20,9 @@ from rlhf_jax.refusal import Refusal
 
 FILE = ".lock"
 PATIENCE_SECONDS = 1.0
-"""How long a lock is waited for: longer than a config is checked and written, much shorter than a run. A requeued job beside a
-predecessor that has not ended is refused, and has to be started again."""
+"""How long a lock is waited for: longer than a config is checked and written, much shorter than a
+run. A requeued job beside a predecessor that has not ended is refused, and has to be started again.
+"""
 NOT_OFFERED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
@@ -34,10 +37,11 @@ _held: dict[str, _Held] = {}
 
 @contextlib.contextmanager
 def hold(directory: Path) -> Iterator[None]:
-    """Holds the lock of a run directory, which is made where it is missing; a process may hold it several times over.
+    """Holds the lock of a run directory, which is made where it is missing; a process may hold it
+    several times over.
 
-    The lock is `flock` on `.lock` in the directory: it ends with the process that holds it, and works over NFS. Of several
-    processes of one run the first holds it for all; collective.
+    The lock is `flock` on `.lock` in the directory: it ends with the process that holds it, and
+    works over NFS. Of several processes of one run the first holds it for all; collective.
 
     Raises Refusal where another process holds it, naming the process, its host and its start.
     """
@@ -87,9 +91,16 @@ def _taken(directory: Path) -> int | None:
             os.close(descriptor)
             if error.errno not in NOT_OFFERED:
                 raise
-            print(f"note: the disk of {directory} has no locks: nothing keeps a second process out", file=sys.stderr)
+            print(
+                f"note: the disk of {directory} has no locks: nothing keeps a second process out",
+                file=sys.stderr,
+            )
             return None
-    text = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+    text = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(text).encode(), 0)
     return descriptor

@@ -1,7 +1,9 @@
-"""Records of the settings that each stage was made with: written beside its checkpoints, compared whenever they are used.
+"""Records of the settings that each stage was made with: written beside its checkpoints, compared
+whenever they are used.
 
-The record is `.made_with.json` in `checkpoints/<stage>/` (`comparisons/` for the comparisons), so that it goes along where a
-stage is copied: {"config": keys that enter the stage's numbers, "digests": of places among them, "directory": where}.
+The record is `.made_with.json` in `checkpoints/<stage>/` (`comparisons/` for the comparisons), so
+that it goes along where a stage is copied: {"config": keys that enter the stage's numbers,
+"digests": of places among them, "directory": where}.
 """
 
 import json
@@ -24,7 +26,9 @@ FILE = ".made_with.json"
 DATA = "data"
 CODE = "code"
 OWN_CODE = f"{CODE}."
-"""Before the key that names a component which is not of the package; the rest of the digest's name is that key."""
+"""Before the key that names a component which is not of the package; the rest of the digest's name
+is that key.
+"""
 CONFIG = "config"
 FINISHED_BY = {
     "reward_model": ("reward_model.json",),
@@ -32,17 +36,26 @@ FINISHED_BY = {
 }
 """The files that a stage writes when it ends."""
 NUM_UPDATES = {"sft": "sft.num_updates", "reward_model": "reward_model.num_updates"}
-"""Keys of the version that is a stage's last: it has ended only where that checkpoint is there and whole."""
+"""Keys of the version that is a stage's last: it has ended only where that checkpoint is there and
+whole.
+"""
 COMPARED = (Class.NUMBERS, Class.EXTENDING, Class.COMPUTED)
-NAMES = {"algorithm.name": "algorithm", "task.name": "task", "model.family": "model", "reward": "reward_settings"}
+NAMES = {
+    "algorithm.name": "algorithm",
+    "task.name": "task",
+    "model.family": "model",
+    "reward": "reward_settings",
+}
 """Where one of these keys is another, the other keys of the node are no news."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """The facts of a run: the flattened config, digests by name, and the defaults of the config's components.
+    """The facts of a run: the flattened config, digests by name, and the defaults of the config's
+    components.
 
-    Values are as JSON has them. A digest has the name of its key, or is of `data`, the tokenizer, the `code`, or the config.
+    Values are as JSON has them. A digest has the name of its key, or is of `data`, the tokenizer,
+    the `code`, or the config.
     """
 
     values: Mapping[str, Any]
@@ -75,7 +88,11 @@ class Change:
 
     def __str__(self) -> str:
         if self.content:
-            return "the task's data (changed since)" if self.key == DATA else f"{self.key} (other content than there)"
+            return (
+                "the task's data (changed since)"
+                if self.key == DATA
+                else f"{self.key} (other content than there)"
+            )
         return f"{self.key} ({_shown(self.was)} there, {_shown(self.now)} now)"
 
 
@@ -91,12 +108,18 @@ def folder(directory: Path, stage: str) -> Path:
 def steps(directory: Path, stage: str) -> list[int]:
     """Versions of a stage's checkpoints, oldest first."""
     place = folder(directory, stage)
-    return sorted(ocp.utils.checkpoint_steps(place)) if stage != "comparisons" and place.exists() else []
+    return (
+        sorted(ocp.utils.checkpoint_steps(place))
+        if stage != "comparisons" and place.exists()
+        else []
+    )
 
 
 def begun(directory: Path, stage: str) -> bool:
     """True where a stage has left results that a next start would go on from."""
-    return bool(steps(directory, stage)) or any((directory / name).exists() for name in FINISHED_BY.get(stage, ()))
+    return bool(steps(directory, stage)) or any(
+        (directory / name).exists() for name in FINISHED_BY.get(stage, ())
+    )
 
 
 def finished(directory: Path, stage: str, values: Mapping[str, Any]) -> bool:
@@ -132,10 +155,14 @@ def unfinished(directory: Path, stage: str, values: Mapping[str, Any] | None = N
 
 
 def check_finished(directory: Path, stage: str) -> None:
-    """Raises MissingInput, with the command that ends it, for a stage that has not ended. Several processes agree on it."""
+    """Raises MissingInput, with the command that ends it, for a stage that has not ended.
+
+    Several processes agree on it.
+    """
     if problem := distributed.agree(unfinished(directory, stage)[:300]):
         raise MissingInput(
-            f"the stage {stage!r} of {directory} has not ended ({problem}): run it to its end first (--config.job={stage})"
+            f"the stage {stage!r} of {directory} has not ended ({problem}): run it to its end "
+            f"first (--config.job={stage})"
         )
 
 
@@ -145,12 +172,20 @@ def at(directory: Path) -> dict[str, int]:
 
 
 def write(directory: Path, stage: str, facts: Facts | None) -> None:
-    """Records what a stage that begins, or goes on, is made with; nothing where the workspace knows no facts."""
+    """Records what a stage that begins, or goes on, is made with; nothing where the workspace knows
+    no facts.
+    """
     if facts is None:
         return
     path = folder(directory, stage) / FILE
-    digests = {name: digest for name, digest in facts.digests.items() if _digest_enters(name, stage)}
-    record = {"config": _entering(facts.values, stage), "digests": digests, "directory": str(directory.absolute())}
+    digests = {
+        name: digest for name, digest in facts.digests.items() if _digest_enters(name, stage)
+    }
+    record = {
+        "config": _entering(facts.values, stage),
+        "digests": digests,
+        "directory": str(directory.absolute()),
+    }
     data = json.dumps(record, indent=1, sort_keys=True).encode()
     if not path.exists() or path.read_bytes() != data:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +204,8 @@ def read(directory: Path, stage: str) -> Record | None:
             return Record(path, record["config"], history.renamed(record["digests"]))
         except (ValueError, KeyError, TypeError) as error:
             raise Refusal(
-                f"{path}, which says what the stage was made with, is damaged ({error}); restore it, or remove it to take the "
+                f"{path}, which says what the stage was made with, is damaged ({error}); restore "
+                "it, or remove it to take the "
                 "stage as made with this config"
             ) from None
     if (directory / run_config.FILE).exists():
@@ -188,17 +224,22 @@ def origin(directory: Path, stage: str) -> Path | None:
 
 
 def changes(record: Record, facts: Facts, stage: str) -> list[Change]:
-    """Finds the keys and contents that enter a stage's numbers and have changed since the stage was made.
+    """Finds the keys and contents that enter a stage's numbers and have changed since the stage was
+    made.
 
-    A key that is newer than the record is taken at what the code did before it was there. Raises Refusal as
-    `history.translated`.
+    A key that is newer than the record is taken at what the code did before it was there. Raises
+    Refusal as `history.translated`.
     """
     there = history.translated(record.config, str(record.where))
     was, now = _entering(there, stage), _entering(facts.values, stage)
     for key in now.keys() - was.keys():
         was[key] = history.before(key, facts.defaults.get(key, MISSING))
     for key, path in there.items():  # of a run without digests
-        if keys.class_of(key) is Class.PLACE and keys.enters(key, stage) and _digest_of(key) not in record.digests:
+        if (
+            keys.class_of(key) is Class.PLACE
+            and keys.enters(key, stage)
+            and _digest_of(key) not in record.digests
+        ):
             was[key], now[key] = path, facts.values.get(key, MISSING)
     found = [
         Change(key, was.get(key, MISSING), now.get(key, MISSING), stage)
@@ -206,7 +247,11 @@ def changes(record: Record, facts: Facts, stage: str) -> list[Change]:
         if not component_names.same(key, was.get(key, MISSING), now.get(key, MISSING))
     ]
     renamed = {NAMES[change.key] for change in found if change.key in NAMES}
-    found = [change for change in found if change.key in NAMES or change.key.partition(".")[0] not in renamed]
+    found = [
+        change
+        for change in found
+        if change.key in NAMES or change.key.partition(".")[0] not in renamed
+    ]
     for name, digest in sorted(record.digests.items()):
         if _digest_enters(name, stage) and facts.digests.get(name, digest) != digest:
             found.append(Change(name, digest, facts.digests[name], stage, content=True))
@@ -219,9 +264,15 @@ def _digest_of(key: str) -> str:
 
 
 def _entering(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if keys.class_of(key) in COMPARED and keys.enters(key, stage)}
+    return {
+        key: value
+        for key, value in values.items()
+        if keys.class_of(key) in COMPARED and keys.enters(key, stage)
+    }
 
 
 def _digest_enters(name: str, stage: str) -> bool:
-    """Digests of code are told and not compared; that of the config is of keys which are compared one by one."""
+    """Digests of code are told and not compared; that of the config is of keys which are compared
+    one by one.
+    """
     return name not in (CODE, CONFIG) and not name.startswith(OWN_CODE) and keys.enters(name, stage)

@@ -41,5 +41,8 @@ def write(directory: Path, values: dict[str, Any], digests: dict[str, str]) -> N
     except Refusal:
         before = None
         replace(directory / DAMAGED, path.read_bytes())
-    if before is None or json.dumps(before[0] | {DIGESTS: before[1]}, indent=1, sort_keys=True) != text:
+    if (
+        before is None
+        or json.dumps(before[0] | {DIGESTS: before[1]}, indent=1, sort_keys=True) != text
+    ):
         replace(path, text.encode())

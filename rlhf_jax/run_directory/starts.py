@@ -1,4 +1,5 @@
-"""`starts.jsonl` of a run directory: one line for every start, with what it ran on and what was changed for it.
+"""`starts.jsonl` of a run directory: one line for every start, with what it ran on and what was
+changed for it.
 
 date, pid, host, command, commit       when and where, and the git commit of the code where it is a checkout
 environment                            see `environment.py`
@@ -27,7 +28,10 @@ GIT_SECONDS = 10
 
 
 def read(directory: Path) -> list[dict[str, Any]]:
-    """The starts of a run, oldest first; none where an older version made it. Raises Refusal for a damaged line."""
+    """The starts of a run, oldest first; none where an older version made it.
+
+    Raises Refusal for a damaged line.
+    """
     path = directory / FILE
     return jsonl.read(path) if path.exists() else []
 
@@ -52,19 +56,27 @@ def who() -> dict[str, Any]:
 
 @cache
 def commit() -> str:
-    """The git commit of the package's checkout, with "+changes" where files differ from it; "" for an installed package."""
+    """The git commit of the package's checkout, with "+changes" where files differ from it; "" for
+    an installed package.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return ""
     try:
         head = _git(root, "rev-parse", "HEAD")
-        return head + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+        return head + (
+            "+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
 
 
 def _git(root: Path, *arguments: str) -> str:
     done = subprocess.run(
-        ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=GIT_SECONDS, check=True
+        ["git", "-C", str(root), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=GIT_SECONDS,
+        check=True,
     )
     return done.stdout.strip()

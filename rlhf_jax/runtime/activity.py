@@ -1,4 +1,5 @@
-"""Activities of a run's threads: what each is in, and since when. Silence of a thread is judged by them.
+"""Activities of a run's threads: what each is in, and since when. Silence of a thread is judged by
+them.
 
     kind     how long a thread may be in it                       examples
     work     as long as it takes; a notice past the deadline      a reward, an evaluation, a checkpoint, a compile
@@ -6,9 +7,10 @@
     wait     as long as the other side is alive                   for a version, for a round
     ""       `rlhf.deadline_seconds`                              everything else, such as the reader of the run's events
 
-A device gives no sign of life while a call runs, so a hung call is told from a slow one by its seconds alone. Seconds
-count from the thread's last sign of life: an activity that begins or ends, or a program that has been compiled. Those of
-a call count from the last sign of either side, and not while one is at work: calls of both may share devices.
+A device gives no sign of life while a call runs, so a hung call is told from a slow one by its
+seconds alone. Seconds count from the thread's last sign of life: an activity that begins or ends,
+or a program that has been compiled. Those of a call count from the last sign of either side, and
+not while one is at work: calls of both may share devices.
 """
 
 import contextlib
@@ -26,7 +28,8 @@ Kind = Literal["work", "call", "wait", ""]
 NOTHING_NAMED = "the code that reads the run's events"
 COMPILING = ("jax/_src/compiler.py", "jax/_src/compilation_cache.py")
 TRACING = ("jax/_src/interpreters/partial_eval.py", "jax/_src/interpreters/mlir.py")
-COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's event of one program, compiled or read from its cache
+# JAX's event of one program, compiled or read from its cache
+COMPILED = "/jax/core/compile/backend_compile_duration"
 LIBRARIES = ("/site-packages/", "/lib/python", "<frozen")
 
 
@@ -85,7 +88,9 @@ def of(thread: int) -> State:
         if kind == "work":
             return State(what, kind, seconds)
     if compiles(thread):
-        return State(f"the compilation of {stack[-1][0] if stack else 'a program'}", "work", seconds)
+        return State(
+            f"the compilation of {stack[-1][0] if stack else 'a program'}", "work", seconds
+        )
     return State(*stack[-1], seconds) if stack else State(NOTHING_NAMED, "", seconds)
 
 
@@ -108,7 +113,8 @@ def place(thread: int) -> str:
 
 
 class CompileCounter:
-    """Counts the programs that XLA compiles, or reads from its cache, in every thread since the counter was made.
+    """Counts the programs that XLA compiles, or reads from its cache, in every thread since the
+    counter was made.
 
     After a first round there should be no more.
     """
@@ -127,7 +133,9 @@ _listening = False
 
 
 def listen_to_compiles() -> None:
-    """Begins to count compiled programs, once: JAX keeps its listeners for good, so there is one for all counters."""
+    """Begins to count compiled programs, once: JAX keeps its listeners for good, so there is one
+    for all counters.
+    """
     global _listening
     with _lock:
         if not _listening:

@@ -1,4 +1,5 @@
-"""The asynchronous loop: a sampling thread beside the trainer, and the same numbers as the synchronous loop of the same lag.
+"""The asynchronous loop: a sampling thread beside the trainer, and the same numbers as the
+synchronous loop of the same lag.
 
     loop      consumes                   waits for            is unblocked by               produces
     sampler   the version v(r)           that version         the trainer's publish         round r, in order
@@ -7,11 +8,12 @@
     trainer   publish 0 │ train 0 │ publish u │ train 1 │ publish 2u │ ...
     sampler   0, 1, ... lag │ lag + 1  (with u) │ lag + 2  (with 2u) │ ...
 
-Which version samples a round is the clock's alone, so the threads decide when a thing happens and never what: params, samples
-and metrics are bit for bit those of `synchronous.run`. A bounded clock gives the least version, and the newest one there is
-is taken: then the threads decide, and the trace of what they decided repeats the run. It yields the same events; a round's
-`Sampled` comes when it is next asked for anything, the others in the same order. A failure of either thread ends both, with
-its own traceback; a thread that hangs ends the run as `stopping.py` says.
+Which version samples a round is the clock's alone, so the threads decide when a thing happens and
+never what: params, samples and metrics are bit for bit those of `synchronous.run`. A bounded clock
+gives the least version, and the newest one there is is taken: then the threads decide, and the
+trace of what they decided repeats the run. It yields the same events; a round's `Sampled` comes
+when it is next asked for anything, the others in the same order. A failure of either thread ends
+both, with its own traceback; a thread that hangs ends the run as `stopping.py` says.
 """
 
 import threading
@@ -28,7 +30,9 @@ from rlhf_jax.runtime.synchronous import Event, LoopMonitor, Sampled, train_roun
 from rlhf_jax.types import Params, Samples, States
 
 JOIN_SECONDS = 10.0
-"""Seconds that a run that has failed waits for its sampler: the failure is to be seen, and a hung sampler never ends."""
+"""Seconds that a run that has failed waits for its sampler: the failure is to be seen, and a hung
+sampler never ends.
+"""
 
 
 def run(
@@ -46,7 +50,8 @@ def run(
       deadline_seconds: how long a thread may be silent in nothing that is known to take long.
       device_call_seconds: how long one call of the devices may take; 0: as `deadline_seconds`.
 
-    Raises what either thread raised, or `buffer.Stalled`. A sampler that hangs is then left behind: `stopping.hung_sampler`.
+    Raises what either thread raised, or `buffer.Stalled`. A sampler that hangs is then left behind:
+    `stopping.hung_sampler`.
     """
     call_seconds = device_call_seconds or deadline_seconds
     buffer, monitor = Buffer(), monitor or LoopMonitor()
@@ -54,7 +59,10 @@ def run(
         buffer.put(round_index, samples)
     issued = rounds_to_sample(program.spec.clock, start_round, pending)
     sampler = threading.Thread(
-        target=sample_rounds, args=(program, buffer, issued, monitor), name=stopping.SAMPLER, daemon=True
+        target=sample_rounds,
+        args=(program, buffer, issued, monitor),
+        name=stopping.SAMPLER,
+        daemon=True,
     )
     watchdog = stopping.Watchdog(buffer, deadline_seconds, call_seconds, monitor.say)
     sampler.start()
@@ -68,8 +76,9 @@ def run(
         raise
     finally:
         buffer.stop()
-        # A sampler may be in the middle of a round that nobody needs. Of a run that ends well it is waited for as long as
-        # a round may take, because a thread inside a device call can crash the interpreter's exit.
+        # A sampler may be in the middle of a round that nobody needs. Of a run that ends well it is
+        # waited for as long as a round may take, because a thread inside a device call can crash
+        # the interpreter's exit.
         sampler.join(patience)
         watchdog.end()
     if sampler.is_alive():
@@ -77,14 +86,26 @@ def run(
 
 
 def rounds_to_sample(clock: Clock, start_round: int, pending: dict[int, Samples]) -> list[int]:
-    """The rounds that are left for the sampler, in the order in which the synchronous loop samples them."""
+    """The rounds that are left for the sampler, in the order in which the synchronous loop samples
+    them.
+    """
     if clock.bounded:
         return [r for r in range(start_round, clock.num_rounds) if r not in pending]
-    return [r for at in range(start_round, clock.num_rounds) for r in clock.issued_at(at) if r not in pending]
+    return [
+        r
+        for at in range(start_round, clock.num_rounds)
+        for r in clock.issued_at(at)
+        if r not in pending
+    ]
 
 
-def sample_rounds(program: Program, buffer: Buffer, issued: list[int], monitor: LoopMonitor) -> None:
-    """The sampling thread: each round with the version that the clock gives it. What it raises, the trainer raises."""
+def sample_rounds(
+    program: Program, buffer: Buffer, issued: list[int], monitor: LoopMonitor
+) -> None:
+    """The sampling thread: each round with the version that the clock gives it.
+
+    What it raises, the trainer raises.
+    """
     clock = program.spec.clock
     try:
         for place, round_index in enumerate(issued):
@@ -94,7 +115,9 @@ def sample_rounds(program: Program, buffer: Buffer, issued: list[int], monitor: 
             with monitor.timeline.span("sampler", "generate", round_index), call:
                 samples = jax.block_until_ready(program.generate(params, round_index, version))
             buffer.put(round_index, samples)
-            buffer.forget_before(min((clock.version(r) for r in issued[place + 1 :]), default=version + 1))
+            buffer.forget_before(
+                min((clock.version(r) for r in issued[place + 1 :]), default=version + 1)
+            )
         buffer.end_of_rounds()
     except Stopped:
         return
@@ -103,13 +126,20 @@ def sample_rounds(program: Program, buffer: Buffer, issued: list[int], monitor: 
 
 
 def take_version(clock: Clock, buffer: Buffer, round_index: int) -> tuple[int, Params]:
-    """Waits for the params that sample a round: exactly the clock's version, or in bounded mode the newest from it on."""
+    """Waits for the params that sample a round: exactly the clock's version, or in bounded mode the
+    newest from it on.
+    """
     version = clock.version(round_index)
     return buffer.newest(version) if clock.bounded else (version, buffer.params(version))
 
 
 def train(
-    program: Program, buffer: Buffer, states: States, start_round: int, announced: set[int], monitor: LoopMonitor
+    program: Program,
+    buffer: Buffer,
+    states: States,
+    start_round: int,
+    announced: set[int],
+    monitor: LoopMonitor,
 ) -> Generator[Event, None, None]:
     """The trainer: the synchronous loop with a wait in the place of sampling."""
     clock = program.spec.clock
@@ -126,7 +156,9 @@ def train(
         with monitor.timeline.span("trainer", "wait", round_index):
             buffer.wait_for(round_index)
         yield from announce(buffer, announced, round_index)
-        states, stopped = yield from train_round(program, states, round_index, buffer.take(round_index), monitor)
+        states, stopped = yield from train_round(
+            program, states, round_index, buffer.take(round_index), monitor
+        )
         if stopped:
             last = round_index
             for due in clock.issued_before(round_index + 1):
@@ -137,8 +169,10 @@ def train(
 
 
 def announce(buffer: Buffer, announced: set[int], waited_for: int) -> Iterator[Sampled]:
-    """The rounds that have come since the last time. On several hosts none but those that were waited for: which others have
-    come differs from host to host, and what is done with a round is done by all."""
+    """The rounds that have come since the last time. On several hosts none but those that were
+    waited for: which others have come differs from host to host, and what is done with a round is
+    done by all.
+    """
     for round_index, samples in buffer.arrived(announced).items():
         if distributed.several() and round_index > waited_for:
             continue

@@ -1,8 +1,10 @@
-"""The buffer between the sampling thread and the trainer: published versions one way, sampled rounds the other.
+"""The buffer between the sampling thread and the trainer: published versions one way, sampled
+rounds the other.
 
-Bounded by the clock, not by a queue's length: a version is held until the last round that it samples is there (in bounded
-mode, until there is a newer one), a round until it is trained on, so with lag ℓ there are at most ℓ + 1 of each. The first
-failure of either side ends every wait of the other.
+Bounded by the clock, not by a queue's length: a version is held until the last round that it
+samples is there (in bounded mode, until there is a newer one), a round until it is trained on, so
+with lag ℓ there are at most ℓ + 1 of each. The first failure of either side ends every wait of the
+other.
 """
 
 import threading
@@ -22,7 +24,10 @@ class Stopped(Exception):
 
 
 class Buffer:
-    """Shared by two threads. A wait lasts until the other side hands over, fails or ends; the watchdog ends hung ones."""
+    """Shared by two threads.
+
+    A wait lasts until the other side hands over, fails or ends; the watchdog ends hung ones.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -39,11 +44,15 @@ class Buffer:
             self._changed.notify_all()
 
     def params(self, version: int) -> Params:
-        """Waits for a version. Raises Stopped where the trainer has ended, or what made the run fail."""
+        """Waits for a version. Raises Stopped where the trainer has ended, or what made the run
+        fail.
+        """
         return self._wait(lambda: self._params.get(version), f"version {version} of the params")
 
     def newest(self, at_least: int) -> tuple[int, Params]:
-        """Waits for a version that is no older than `at_least`: the newest there is, and its params. Raises as `params`."""
+        """Waits for a version that is no older than `at_least`: the newest there is, and its
+        params. Raises as `params`.
+        """
 
         def find() -> tuple[int, Params] | None:
             version = max(self._params, default=-1)
@@ -64,8 +73,15 @@ class Buffer:
             self._changed.notify_all()
 
     def wait_for(self, round_index: int) -> Samples:
-        """Waits for a round, which stays. Raises what made the run fail, Stopped where the sampler ended early."""
-        return self._wait(lambda: self._rounds.get(round_index), f"round {round_index}", lambda: self._no_more_rounds)
+        """Waits for a round, which stays.
+
+        Raises what made the run fail, Stopped where the sampler ended early.
+        """
+        return self._wait(
+            lambda: self._rounds.get(round_index),
+            f"round {round_index}",
+            lambda: self._no_more_rounds,
+        )
 
     def take(self, round_index: int) -> Samples:
         """Waits for a round and takes it out; raises as `wait_for`."""
@@ -84,7 +100,11 @@ class Buffer:
         """The rounds that are here and not in `known`; they stay."""
         seen = set(known)
         with self._changed:
-            return {index: samples for index, samples in sorted(self._rounds.items()) if index not in seen}
+            return {
+                index: samples
+                for index, samples in sorted(self._rounds.items())
+                if index not in seen
+            }
 
     def stop(self, failure: BaseException | None = None) -> None:
         """This side has ended, well or by `failure`: the other side's waits end too."""
@@ -98,7 +118,9 @@ class Buffer:
         with self._changed:
             return f"versions {sorted(self._params)} and rounds {sorted(self._rounds)} are held"
 
-    def _wait(self, ready: Callable[[], T | None], what: str, over: Callable[[], bool] = lambda: False) -> T:
+    def _wait(
+        self, ready: Callable[[], T | None], what: str, over: Callable[[], bool] = lambda: False
+    ) -> T:
         with activity.during(f"its wait for {what}", "wait"), self._changed:
             while (found := ready()) is None:
                 if self._failure is not None:

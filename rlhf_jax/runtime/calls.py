@@ -1,4 +1,6 @@
-"""The calls of the dataflow as compiled functions: scores without a gradient, updates with one, each for its own mesh."""
+"""The calls of the dataflow as compiled functions: scores without a gradient, updates with one,
+each for its own mesh.
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +23,8 @@ OBJECTIVES = {"policy": policy_objective, "critic": critic_objective}
 class CompiledCall:
     """A call of the dataflow, compiled for its mesh.
 
-    `function` is `(params, samples) -> rows` of a score, and `(state, batch) -> (state, metrics)` of an update, which donates
-    the state. Rows are sharded over data and fsdp.
+    `function` is `(params, samples) -> rows` of a score, and `(state, batch) -> (state, metrics)`
+    of an update, which donates the state. Rows are sharded over data and fsdp.
     """
 
     call: Call
@@ -35,7 +37,9 @@ def score(spec: ProgramSpec, call: Call) -> CompiledCall:
     mesh, group = spec.places.mesh(call.name), spec.sampling.samples_per_prompt
     function = partial(SCORES[call.name].function, model=spec.model_of(call))
     micro_batched = in_parts(function, spec.places.parts(call.name), group, group)
-    run = distributed.compiled(sharding.keeping_rows(micro_batched, mesh), out_shardings=sharding.rows(mesh))
+    run = distributed.compiled(
+        sharding.keeping_rows(micro_batched, mesh), out_shardings=sharding.rows(mesh)
+    )
     return CompiledCall(call, mesh, run)
 
 
@@ -45,19 +49,25 @@ def update(spec: ProgramSpec, call: Call, state_shardings: TrainState) -> Compil
     mesh, algorithm = spec.places.mesh(call.name), spec.algorithm
     step = partial(
         train_step,
-        objective=OBJECTIVES[call.role](algorithm.losses[call.role], spec.model_of(call), spec.block_rows),
+        objective=OBJECTIVES[call.role](
+            algorithm.losses[call.role], spec.model_of(call), spec.block_rows
+        ),
         optimizer=optimizer,
         aggregation=algorithm.aggregation if call.role == "policy" else "token",
         unit_rows=spec.block_rows,
         num_micro_batches=spec.places.parts(call.name),
     )
     shardings = (state_shardings, sharding.replicated(mesh))
-    run = distributed.compiled(sharding.keeping_rows(step, mesh), donate_argnums=0, out_shardings=shardings)
+    run = distributed.compiled(
+        sharding.keeping_rows(step, mesh), donate_argnums=0, out_shardings=shardings
+    )
     return CompiledCall(call, mesh, run)
 
 
 def params_shardings(spec: ProgramSpec, call: Call, params: Params) -> Any:
-    """Returns the shardings of a call's params on its mesh: replicated where the role has no network."""
+    """Returns the shardings of a call's params on its mesh: replicated where the role has no
+    network.
+    """
     network, mesh = spec.networks[call.role], spec.places.mesh(call.name)
     if network is None:
         return jax.tree.map(lambda _: sharding.replicated(mesh), params)

@@ -1,4 +1,6 @@
-"""The door of an algorithm's credit: shapes when it is traced, values before the first update that uses them."""
+"""The door of an algorithm's credit: shapes when it is traced, values before the first update that
+uses them.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -16,7 +18,9 @@ from rlhf_jax.runtime.spec import ProgramSpec, Reward
 from rlhf_jax.types import Algorithm, Array, Batch, Samples, Scores
 
 FINITE = ("advantage_RC", "return_RC", "weight_R", "score_R", "staleness_RC")
-"""Fields that credit makes, and that must be finite in every row; those of tokens where the mask is true."""
+"""Fields that credit makes, and that must be finite in every row; those of tokens where the mask is
+true.
+"""
 RAW, ROWS, SCORE = "raw", "sample_R", "score"
 FAULTS = (RAW, SCORE, ROWS, *FINITE)
 """The faults that one number tells, a bit each."""
@@ -37,14 +41,20 @@ def raw_scores(reward: Reward, samples: Samples, of_model: Array | None) -> Any:
     count = samples.tokens_BC.shape[0]
     given = {} if reward.host is None else reward.host(samples)
     if not reward.terms:
-        return host_rewards.numbers(f"the reward {reward.name}", given, count, when=when(samples)).astype(np.float32)
+        return host_rewards.numbers(
+            f"the reward {reward.name}", given, count, when=when(samples)
+        ).astype(np.float32)
     raw: dict[str, Any] = {} if of_model is None else {reward.model_label: of_model}
     for label, values in given.items():
-        raw[label] = host_rewards.numbers(f"the reward {label}", values, count, when=when(samples)).astype(np.float32)
+        raw[label] = host_rewards.numbers(
+            f"the reward {label}", values, count, when=when(samples)
+        ).astype(np.float32)
     return raw
 
 
-def scores_of(spec: ProgramSpec, samples: Samples, raw: Any, outputs: Mapping[str, Array]) -> Scores:
+def scores_of(
+    spec: ProgramSpec, samples: Samples, raw: Any, outputs: Mapping[str, Array]
+) -> Scores:
     """Returns the scores of a round: the reward in its units, and the outputs of the other scores.
 
     Args:
@@ -76,18 +86,27 @@ def when(samples: Samples) -> str:
 
 
 def credited(algorithm: Algorithm, samples: Samples, scores: Scores) -> Batch:
-    """The batch that an algorithm's credit makes of a round, with the shapes that its fields' names say.
+    """The batch that an algorithm's credit makes of a round, with the shapes that its fields' names
+    say.
 
-    Raises ComponentError for what credit raises, and for a batch of other rows than `rows_per_prompt` of each prompt.
+    Raises ComponentError for what credit raises, and for a batch of other rows than
+    `rows_per_prompt` of each prompt.
     """
     who = f"the algorithm {algorithm.name}"
     with at_fault(who, when=" in credit"):
         batch = algorithm.credit(samples, scores)
     if not isinstance(batch, Batch):
         raise ComponentError(f"{who}: credit gave a {type(batch).__name__}; accepted: a Batch")
-    num_prompts, each = samples.tokens_BC.shape[0] // samples.samples_per_prompt, samples.samples_per_prompt
+    num_prompts, each = (
+        samples.tokens_BC.shape[0] // samples.samples_per_prompt,
+        samples.samples_per_prompt,
+    )
     per_prompt = algorithm.rows_per_prompt(each)
-    sizes = {"R": num_prompts * per_prompt, "Q": samples.prompt_tokens_BQ.shape[1], "C": samples.tokens_BC.shape[1]}
+    sizes = {
+        "R": num_prompts * per_prompt,
+        "Q": samples.prompt_tokens_BQ.shape[1],
+        "C": samples.tokens_BC.shape[1],
+    }
     arrays = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)} | {
         f"figures[{name!r}]_R": figure for name, figure in batch.figures.items()
     }
@@ -98,12 +117,14 @@ def credited(algorithm: Algorithm, samples: Samples, scores: Scores) -> Batch:
         shape = tuple(sizes[letter] for letter in letters)
         if jnp.shape(array) != shape:
             raise ComponentError(
-                f"{who}: credit gave {name} of shape {jnp.shape(array)}; accepted: {shape}, {per_prompt} rows "
+                f"{who}: credit gave {name} of shape {jnp.shape(array)}; accepted: {shape}, "
+                f"{per_prompt} rows "
                 f"(rows_per_prompt) of each of {num_prompts} prompts"
             )
     if batch.sample_R is not None and not jnp.issubdtype(batch.sample_R.dtype, jnp.integer):
         raise ComponentError(
-            f"{who}: credit gave sample_R of {batch.sample_R.dtype}; accepted: integers, rows of samples"
+            f"{who}: credit gave sample_R of {batch.sample_R.dtype}; accepted: integers, rows of "
+            "samples"
         )
     return batch
 
@@ -118,7 +139,9 @@ def faults(raw: Mapping[str, Array], scores: Scores, batch: Batch) -> Array:
         values = getattr(batch, name)
         if values is not None:
             found[name] = jnp.any(wrong_rows(values, batch.mask_RC))
-    bits = [found[name].astype(jnp.int32) << place for place, name in enumerate(FAULTS) if name in found]
+    bits = [
+        found[name].astype(jnp.int32) << place for place, name in enumerate(FAULTS) if name in found
+    ]
     return jnp.sum(jnp.stack(bits))
 
 
@@ -148,10 +171,13 @@ def refuse(
     name = next(name for place, name in enumerate(FAULTS) if bits >> place & 1)
     if name == RAW:
         for reward, raw_B in raw.items():
-            host_rewards.numbers(f"the reward {reward}", distributed.fetch(raw_B), raw_B.shape[0], texts, round_said)
+            host_rewards.numbers(
+                f"the reward {reward}", distributed.fetch(raw_B), raw_B.shape[0], texts, round_said
+            )
     if name in (RAW, SCORE):
         raise RewardError(
-            f"the score of a completion{round_said} is not finite, though its rewards are: see their units"
+            f"the score of a completion{round_said} is not finite, though its rewards are: see "
+            "their units"
         )
     who = f"the algorithm {algorithm.name}"
     if name == ROWS:
@@ -159,10 +185,14 @@ def refuse(
         sample_R = np.asarray(distributed.fetch(batch.sample_R))
         row = int(np.flatnonzero((sample_R < 0) | (sample_R >= count))[0])
         raise ComponentError(
-            f"{who}: credit gave sample_R[{row}] = {sample_R[row]}{round_said}; accepted: 0 to {count - 1}"
+            f"{who}: credit gave sample_R[{row}] = {sample_R[row]}{round_said}; accepted: 0 to "
+            f"{count - 1}"
         )
-    wrong = np.flatnonzero(np.asarray(distributed.fetch(wrong_rows(getattr(batch, name), batch.mask_RC))))
+    wrong = np.flatnonzero(
+        np.asarray(distributed.fetch(wrong_rows(getattr(batch, name), batch.mask_RC)))
+    )
     raise ComponentError(
-        f"{who}: credit gave {name} that is not finite in {wrong.size} of {batch.tokens_RC.shape[0]} rows{round_said}, "
+        f"{who}: credit gave {name} that is not finite in {wrong.size} of "
+        f"{batch.tokens_RC.shape[0]} rows{round_said}, "
         f"first in row {wrong[0]}"
     )

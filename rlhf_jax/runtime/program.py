@@ -1,4 +1,6 @@
-"""The compiled calls of a round: generate, score, credit, update, publish; both loops call this and nothing else."""
+"""The compiled calls of a round: generate, score, credit, update, publish; both loops call this and
+nothing else.
+"""
 
 import contextlib
 import threading
@@ -33,8 +35,8 @@ CREDIT = "credit"
 class Program:
     """Executes the calls of a round's dataflow, each compiled for the mesh of its placement.
 
-    Methods only dispatch: arrays stay on devices. Samples, scores and the rows to train on are on the policy's training
-    mesh, `home`.
+    Methods only dispatch: arrays stay on devices. Samples, scores and the rows to train on are on
+    the policy's training mesh, `home`.
     """
 
     def __init__(self, spec: ProgramSpec, reference_params: Params):
@@ -52,11 +54,17 @@ class Program:
             trained = ", ".join(spec.algorithm.losses)
             raise Refusal(f"{spec.algorithm.name} trains {trained}; the critic is {spec.critic}")
         self.generate_call, *others = spec.calls
-        self.meshes = {call.role: spec.places.mesh(call.name) for call in others if call.kind == "train"}
+        self.meshes = {
+            call.role: spec.places.mesh(call.name) for call in others if call.kind == "train"
+        }
         self.home = self.meshes["policy"]
-        self.state_shapes, self.state_shardings = shapes.of_states(spec, self._first_params(reference_params))
+        self.state_shapes, self.state_shardings = shapes.of_states(
+            spec, self._first_params(reference_params)
+        )
         self.sampler = _make_sampler(spec, self.generate_call, self.home, reference_params)
-        self.scores = {call.name: calls.score(spec, call) for call in others if call.kind == "infer"}
+        self.scores = {
+            call.name: calls.score(spec, call) for call in others if call.kind == "infer"
+        }
         self.updates = {
             call.role: calls.update(spec, call, self.state_shardings[call.role])
             for call in others
@@ -64,13 +72,18 @@ class Program:
         }
         trainer = [call.mesh for call in (*self.updates.values(), *self.scores.values())]
         shared = self.sampler.devices & {device for mesh in trainer for device in mesh.devices.flat}
-        # Two threads that dispatch collectives to the same devices must do so in one order on all of them, or they deadlock.
-        self._dispatch_lock: Any = threading.RLock() if len(shared) > 1 else contextlib.nullcontext()
+        # Two threads that dispatch collectives to the same devices must do so in one order on all
+        # of them, or they deadlock.
+        self._dispatch_lock: Any = (
+            threading.RLock() if len(shared) > 1 else contextlib.nullcontext()
+        )
         self._frozen = self._place_frozen()
         self._credit = distributed.compiled(self._credit_rows)
         # Compiled apart from credit, so that the checks cannot change what credit computes.
         self._faults = distributed.compiled(credit.faults)
-        self._take = distributed.compiled(partial(take_units, mesh=self.home), static_argnames=("unit_rows",))
+        self._take = distributed.compiled(
+            partial(take_units, mesh=self.home), static_argnames=("unit_rows",)
+        )
         self._init = {
             role: distributed.compiled(
                 partial(fresh_state, optimizer=optimizer), out_shardings=self.state_shardings[role]
@@ -84,7 +97,10 @@ class Program:
         params = {role: frozen.params for role, frozen in spec.frozen.items()}
         params |= {"reference": self.reference_params, "reward": spec.reward.params}
         return {
-            name: placed(params[score.call.role], calls.params_shardings(spec, score.call, params[score.call.role]))
+            name: placed(
+                params[score.call.role],
+                calls.params_shardings(spec, score.call, params[score.call.role]),
+            )
             for name, score in self.scores.items()
             if score.call.role not in self.meshes
         }
@@ -108,14 +124,17 @@ class Program:
     # --- ahead of time ---
 
     def check_memory(self, asynchronous: bool) -> None:
-        """Raises Refusal where a device cannot hold its train states and the versions that the clock may keep alive."""
+        """Raises Refusal where a device cannot hold its train states and the versions that the
+        clock may keep alive.
+        """
         states = memory.bytes_by_device(self.state_shapes, self.state_shardings)
         live = self.spec.clock.live_versions(asynchronous)
         memory.check(states, self.sampler.version_bytes(), live, memory.free_bytes)
 
     def compile(self) -> None:
-        """Compiles a round's longest calls side by side, from shapes alone: the first update waits for the slowest of them,
-        not for their sum. Each is found compiled when it is called."""
+        """Compiles a round's longest calls side by side, from shapes alone: the first update waits
+        for the slowest of them, not for their sum. Each is found compiled when it is called.
+        """
         entries = [entry for call in self.calls for entry in self._entries(call.name)]
         with ThreadPoolExecutor(len(entries)) as pool:
             list(pool.map(lambda entry: entry[0].lower(*entry[1]).compile(), entries))
@@ -124,7 +143,8 @@ class Program:
         """Lowers one call from shapes alone.
 
         Args:
-          call: the name of a call of the dataflow, or "credit". Of `generate` on several slices, the first slice's.
+          call: the name of a call of the dataflow, or "credit". Of `generate` on several slices,
+            the first slice's.
 
         Returns:
           What `jax.jit(...).lower` gives: its text, and `.compile()`.
@@ -133,7 +153,9 @@ class Program:
         return function.lower(*arguments)
 
     def arguments(self, call: str) -> tuple[Any, ...]:
-        """Returns the arguments that `lowered` lowers a call for, as shapes with shardings (frozen params as arrays)."""
+        """Returns the arguments that `lowered` lowers a call for, as shapes with shardings (frozen
+        params as arrays).
+        """
         return self._entries(call)[0][1]
 
     def minibatch_shapes(self) -> Batch:
@@ -146,7 +168,9 @@ class Program:
         return shapes.Shapes(self.spec, self.sampler.shapes, *states, self._frozen, self.home)
 
     def _entries(self, name: str) -> list[tuple[Any, tuple[Any, ...]]]:
-        """The compiled functions of a call with shapes of their arguments; of `generate` one for each slice."""
+        """The compiled functions of a call with shapes of their arguments; of `generate` one for
+        each slice.
+        """
         if name == self.generate_call.name:
             return self.sampler.calls(self.reference_params)
         if name in self.scores:
@@ -154,7 +178,9 @@ class Program:
             return [(score.function, self._shapes.of_score(score.call))]
         for update in self.updates.values():
             if name == update.call.name:
-                return [(update.function, self._shapes.of_update(update.call, self.minibatch_shapes()))]
+                return [
+                    (update.function, self._shapes.of_update(update.call, self.minibatch_shapes()))
+                ]
         if name == CREDIT:
             return [(self._credit, self._shapes.of_credit())]
         accepted = ", ".join((*(call.name for call in self.calls), CREDIT))
@@ -163,9 +189,14 @@ class Program:
     # --- one round ---
 
     def init(self, params: Params) -> States:
-        """Fresh states at version 0, the policy's from a copy of `params`: arrays given survive the first donated step."""
+        """Fresh states at version 0, the policy's from a copy of `params`: arrays given survive the
+        first donated step.
+        """
         first = self._first_params(params)
-        return {role: make(placed(first[role], self.state_shardings[role].params)) for role, make in self._init.items()}
+        return {
+            role: make(placed(first[role], self.state_shardings[role].params))
+            for role, make in self._init.items()
+        }
 
     def generate(self, params: Params, round_index: int, version: int) -> Samples:
         """Samples a round with published params."""
@@ -174,7 +205,10 @@ class Program:
             return self.sampler.generate(params, prompts, version)
 
     def score(self, states: States, samples: Samples) -> tuple[Scores, Batch]:
-        """Computes every score of the samples, and the rows to train on. Calls on devices of their own run side by side."""
+        """Computes every score of the samples, and the rows to train on.
+
+        Calls on devices of their own run side by side.
+        """
         outputs: dict[str, Any] = {}
         with self._dispatch_lock:
             on = {self.home: samples}
@@ -190,7 +224,8 @@ class Program:
             scores, batch = self._credit(samples, raw, moved)
             named = raw if isinstance(raw, dict) else {self.spec.reward.name: raw}
             faults = self._faults(named, scores, batch)
-        # Only now, without the lock: reading waits for the devices, and the sampler may dispatch in the meantime.
+        # Only now, without the lock: reading waits for the devices, and the sampler may dispatch in
+        # the meantime.
         if bits := int(distributed.fetch(faults)):
             texts = self.spec.texts and self.spec.texts(samples).__getitem__
             credit.refuse(bits, self.spec.algorithm, named, batch, credit.when(samples), texts)
@@ -202,16 +237,20 @@ class Program:
         params = states[call.role].params
         return placed(params, calls.params_shardings(self.spec, call, params))
 
-    def _credit_rows(self, samples: Samples, raw: Any, outputs: Mapping[str, Array]) -> tuple[Scores, Batch]:
+    def _credit_rows(
+        self, samples: Samples, raw: Any, outputs: Mapping[str, Array]
+    ) -> tuple[Scores, Batch]:
         scores = credit.scores_of(self.spec, samples, raw, outputs)
         batch = credit.credited(self.spec.algorithm, samples, scores)
-        return scores, jax.lax.with_sharding_constraint(batch, sharding.row_shardings(batch, self.home))
+        return scores, jax.lax.with_sharding_constraint(
+            batch, sharding.row_shardings(batch, self.home)
+        )
 
     def minibatch(self, batch: Batch, round_index: int, update_in_round: int) -> Batch:
         """Rows of one update: epochs outside, minibatches inside.
 
-        The first epoch goes through the prompts in order, so that update k trains on the same prompts whatever
-        `num_minibatches` is; later epochs are reshuffled by blocks.
+        The first epoch goes through the prompts in order, so that update k trains on the same
+        prompts whatever `num_minibatches` is; later epochs are reshuffled by blocks.
         """
         clock = self.spec.clock
         if clock.updates_per_round == 1:
@@ -220,7 +259,9 @@ class Program:
         num_units = batch.tokens_RC.shape[0] // self.block_rows
         order = np.arange(num_units)
         if epoch:
-            order = np.random.default_rng([self.spec.seed, round_index, epoch]).permutation(num_units)
+            order = np.random.default_rng([self.spec.seed, round_index, epoch]).permutation(
+                num_units
+            )
         size = num_units // clock.num_minibatches
         taken = order[index * size : (index + 1) * size].astype(np.int32)
         with self._dispatch_lock:
@@ -233,13 +274,20 @@ class Program:
           The states at the next version, and metrics. The critic's are named `critic_*`.
         """
         updated, metrics = {}, {}
-        for role, step in self.updates.items():  # in the order of the dataflow: a restored dict may have another
+        for (
+            role,
+            step,
+        ) in self.updates.items():  # in the order of the dataflow: a restored dict may have another
             if role not in states:
                 continue
             with self._dispatch_lock:
                 rows = placed(batch, sharding.row_shardings(batch, step.mesh))
                 updated[role], of_role = step.function(states[role], rows)
-            metrics |= of_role if role == "policy" else {f"{role}_{name}": metric for name, metric in of_role.items()}
+            metrics |= (
+                of_role
+                if role == "policy"
+                else {f"{role}_{name}": metric for name, metric in of_role.items()}
+            )
         return updated, metrics
 
     def publish(self, states: States) -> Params:
@@ -267,7 +315,9 @@ def _make_sampler(spec: ProgramSpec, call: Call, home: Mesh, params: Params) -> 
         slices = (own_mesh(places.mesh(call.name)),)
     micro_batched = in_parts(draw, places.parts(call.name), 1, spec.sampling.samples_per_prompt)
     prompts = jax.eval_shape(lambda: spec.prompts(0))
-    return Sampler(micro_batched, spec.model, params, prompts, spec.key, home, slices, spec.publish_dtype)
+    return Sampler(
+        micro_batched, spec.model, params, prompts, spec.key, home, slices, spec.publish_dtype
+    )
 
 
 def fresh_state(params: Params, *, optimizer: optax.GradientTransformation) -> TrainState:

@@ -1,10 +1,12 @@
-"""The sampler: on the trainer's mesh, or on device slices of its own that each sample a share of the prompts.
+"""The sampler: on the trainer's mesh, or on device slices of its own that each sample a share of
+the prompts.
 
-A row's random numbers depend on its prompt's ordinal and its sample index alone, so that several slices draw what one would,
-up to float32 near-ties. Samples always end on the trainer's mesh.
+A row's random numbers depend on its prompt's ordinal and its sample index alone, so that several
+slices draw what one would, up to float32 near-ties. Samples always end on the trainer's mesh.
 
-Each of several hosts draws a contiguous share of a round's prompts with devices of its own, and nothing crosses hosts while it
-does: a host has the params whole, and its samples are its rows of the trainer's mesh.
+Each of several hosts draws a contiguous share of a round's prompts with devices of its own, and
+nothing crosses hosts while it does: a host has the params whole, and its samples are its rows of
+the trainer's mesh.
 """
 
 from collections import Counter
@@ -40,25 +42,38 @@ class Sampler:
         slices: Sequence[Mesh],
         dtype: str,
     ):
-        """`params` and `prompts` (of a whole round) are arrays or shapes; `slices` are of this host's devices, without them
-        its part of the trainer's mesh samples."""
+        """`params` and `prompts` (of a whole round) are arrays or shapes; `slices` are of this
+        host's devices, without them its part of the trainer's mesh samples.
+        """
         self._apart = bool(slices)
         self._everywhere, trainer = trainer, per_host.own_mesh(trainer)
         self._meshes = tuple(slices) or (trainer,)
         self._trainer = trainer
-        self._keys = [jax.device_put(key, sharding.replicated(mesh)) for mesh in self._meshes] if slices else [key]
+        self._keys = (
+            [jax.device_put(key, sharding.replicated(mesh)) for mesh in self._meshes]
+            if slices
+            else [key]
+        )
         self.dtype = dtype
         self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
         num_shares = len(self._meshes) * jax.process_count()
         self.share = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((x.shape[0] // num_shares, *x.shape[1:]), x.dtype), prompts
+            lambda x: jax.ShapeDtypeStruct((x.shape[0] // num_shares, *x.shape[1:]), x.dtype),
+            prompts,
         )
         self.shapes = jax.eval_shape(draw, params, prompts, key, np.int32(0))
         share_shapes = jax.eval_shape(draw, params, self.share, key, np.int32(0))
         self._layouts = [sharding.params_shardings(model, params, mesh) for mesh in self._meshes]
-        self._draw = [jax.jit(draw, out_shardings=sharding.row_shardings(share_shapes, mesh)) for mesh in self._meshes]
-        self._copy = make_publish(sharding.params_shardings(model, params, trainer), dtype)  # where they are trained
-        self._join = jax.jit(join, out_shardings=sharding.row_shardings(self.shapes, trainer))  # of this host
+        self._draw = [
+            jax.jit(draw, out_shardings=sharding.row_shardings(share_shapes, mesh))
+            for mesh in self._meshes
+        ]
+        self._copy = make_publish(
+            sharding.params_shardings(model, params, trainer), dtype
+        )  # where they are trained
+        self._join = jax.jit(
+            join, out_shardings=sharding.row_shardings(self.shapes, trainer)
+        )  # of this host
 
     @property
     def devices(self) -> set[Any]:
@@ -77,7 +92,10 @@ class Sampler:
         return tuple(move(params, layout, dtype=self.dtype) for layout in self._layouts)
 
     def generate(self, params: Params, prompts: Prompts, version: int) -> Samples:
-        """Samples of a round, on the trainer's mesh. The slices draw at the same time. No collective over hosts."""
+        """Samples of a round, on the trainer's mesh.
+
+        The slices draw at the same time. No collective over hosts.
+        """
         samples = self._draw_share(params, per_host.share(prompts), version)
         return per_host.joined(samples, sharding.row_shardings(samples, self._everywhere))
 
@@ -94,22 +112,35 @@ class Sampler:
                 np.int32(version),
             )
             for draw, of_slice, share, mesh, key in zip(
-                self._draw, params, shares(prompts, len(self._meshes)), self._meshes, self._keys, strict=True
+                self._draw,
+                params,
+                shares(prompts, len(self._meshes)),
+                self._meshes,
+                self._keys,
+                strict=True,
             )
         ]
         if len(parts) == 1:
             return placed(parts[0], sharding.row_shardings(parts[0], self._trainer))
         everywhere = sharding.replicated(self._trainer)
-        return self._join([placed(part, jax.tree.map(lambda _: everywhere, part)) for part in parts])
+        return self._join(
+            [placed(part, jax.tree.map(lambda _: everywhere, part)) for part in parts]
+        )
 
     def calls(self, params: Params) -> list[tuple[Any, tuple[Any, ...]]]:
         """Each compiled function with shapes of its arguments, for compiling ahead of time."""
         found = []
-        for draw, mesh, layout, key in zip(self._draw, self._meshes, self._layouts, self._keys, strict=True):
+        for draw, mesh, layout, key in zip(
+            self._draw, self._meshes, self._layouts, self._keys, strict=True
+        ):
             published = jax.tree.map(
-                lambda x, where: jax.ShapeDtypeStruct(x.shape, self.dtype, sharding=where), params, layout
+                lambda x, where: jax.ShapeDtypeStruct(x.shape, self.dtype, sharding=where),
+                params,
+                layout,
             )
-            found.append((draw, (published, sharding.abstract_rows(self.share, mesh), key, np.int32(0))))
+            found.append(
+                (draw, (published, sharding.abstract_rows(self.share, mesh), key, np.int32(0)))
+            )
         return found
 
 
@@ -125,7 +156,9 @@ def shares(prompts: Prompts, num_parts: int) -> list[Prompts]:
 
 def join(parts: Sequence[Samples]) -> Samples:
     """Samples of consecutive prompts as one."""
-    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays) if arrays[0].ndim else arrays[0], *parts)
+    return jax.tree.map(
+        lambda *arrays: jnp.concatenate(arrays) if arrays[0].ndim else arrays[0], *parts
+    )
 
 
 def make_publish(shardings: Any, dtype: str) -> Callable[[Params], Params]:

@@ -1,4 +1,6 @@
-"""Shapes and shardings of what a round's calls take, known before anything runs: for compiling ahead of time."""
+"""Shapes and shardings of what a round's calls take, known before anything runs: for compiling
+ahead of time.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -54,18 +56,28 @@ class Shapes:
         """Samples, raw scores and outputs of the other scores, as credit takes them."""
         rows, length = self.samples.tokens_BC.shape
         sizes = {"B": (rows,), "BC": (rows, length)}
-        scores = [SCORES[call.name] for call in self.spec.calls if call.kind == "infer" and call.name != REWARD]
-        outputs = {score.output: jax.ShapeDtypeStruct(sizes[score.shape], np.float32) for score in scores}
+        scores = [
+            SCORES[call.name]
+            for call in self.spec.calls
+            if call.kind == "infer" and call.name != REWARD
+        ]
+        outputs = {
+            score.output: jax.ShapeDtypeStruct(sizes[score.shape], np.float32) for score in scores
+        }
         raw: Any = jax.ShapeDtypeStruct((rows,), np.float32)
         if self.spec.reward.terms:
             raw = {term.label: raw for term in self.spec.reward.terms}
         return sharding.abstract_rows((self.samples, raw, outputs), self.home)
 
     def minibatch(self, credit: Callable[..., Any]) -> Batch:
-        """Shapes of the rows of one update, given the function of `of_credit`'s arguments that makes a round's rows."""
+        """Shapes of the rows of one update, given the function of `of_credit`'s arguments that
+        makes a round's rows.
+        """
         _, batch = jax.eval_shape(credit, *self.of_credit())
         size = batch.tokens_RC.shape[0] // self.spec.clock.num_minibatches
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]) if x.ndim else (), x.dtype), batch)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]) if x.ndim else (), x.dtype), batch
+        )
 
 
 def of_states(spec: ProgramSpec, params: Mapping[str, Params]) -> tuple[States, States]:

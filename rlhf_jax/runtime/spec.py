@@ -25,15 +25,18 @@ from rlhf_jax.types import Algorithm, Array, Params, Plan, Prompts, Samples
 class Reward:
     """The judge of samples, and its unit: `model` with its `params`, or `host` on decoded samples.
 
-    The scores are standardised by mean and std. A sum of several has its `terms`: `host` gives the scores of those on
-    text by their labels, and `model` is the one named `learned`; mean and std are the model's. `network` says how params
-    are sharded where a plan gives the reward devices of its own; without it they are whole on each.
+    The scores are standardised by mean and std. A sum of several has its `terms`: `host` gives the
+    scores of those on text by their labels, and `model` is the one named `learned`; mean and std
+    are the model's. `network` says how params are sharded where a plan gives the reward devices of
+    its own; without it they are whole on each.
     """
 
     model: ModelReward | None = None
     params: Params = None
     network: ValueModel | None = None
-    host: Callable[[Samples], Any] | None = None  # one number a sample, or of a sum {label: one number a sample}
+    host: Callable[[Samples], Any] | None = (
+        None  # one number a sample, or of a sum {label: one number a sample}
+    )
     mean: float = 0.0
     std: float = 1.0
     name: str = "reward"  # in messages
@@ -46,14 +49,21 @@ class Reward:
 
     @property
     def units(self) -> dict[str, tuple[float, float, float]]:
-        """(weight, mean, standard deviation) of each term, by label; a term on text is used in its own unit."""
+        """(weight, mean, standard deviation) of each term, by label; a term on text is used in its
+        own unit.
+        """
         of_model = (self.mean, self.std)
-        return {term.label: (term.weight, *(of_model if term.name == LEARNED else (0.0, 1.0))) for term in self.terms}
+        return {
+            term.label: (term.weight, *(of_model if term.name == LEARNED else (0.0, 1.0)))
+            for term in self.terms
+        }
 
 
 @dataclass(frozen=True)
 class Critic:
-    """The second trained role of an algorithm with `losses["critic"]`: where it begins, and how it learns."""
+    """The second trained role of an algorithm with `losses["critic"]`: where it begins, and how it
+    learns.
+    """
 
     model: ValueModel
     params: Params
@@ -62,7 +72,8 @@ class Critic:
 
 @dataclass(frozen=True)
 class FrozenRole:
-    """A role whose params no update changes, for a score of its own: what its function gets, and how params are sharded.
+    """A role whose params no update changes, for a score of its own: what its function gets, and
+    how params are sharded.
 
     Without a `network` the params are replicated.
     """
@@ -74,7 +85,8 @@ class FrozenRole:
 
 @dataclass(frozen=True)
 class ProgramSpec:
-    """The specification of a program. `prompts(round)` gives the round's prompts; keys are functions of `seed` and purpose.
+    """The specification of a program. `prompts(round)` gives the round's prompts; keys are
+    functions of `seed` and purpose.
 
     Calls run where `plan` places them, and on `mesh` where it does not name them.
     """
@@ -100,9 +112,13 @@ class ProgramSpec:
         Mesh, ...
     ] = ()  # device slices that share a round's prompts; none: it samples where the plan says
     plan: Plan = field(default_factory=Plan)
-    texts: Callable[[Samples], list[tuple[str, str]]] | None = None  # (prompt, completion) of samples, for messages
+    texts: Callable[[Samples], list[tuple[str, str]]] | None = (
+        None  # (prompt, completion) of samples, for messages
+    )
 
-    frozen: Mapping[str, FrozenRole] = field(default_factory=dict)  # roles of scores beside reference and reward
+    frozen: Mapping[str, FrozenRole] = field(
+        default_factory=dict
+    )  # roles of scores beside reference and reward
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -113,7 +129,12 @@ class ProgramSpec:
     def networks(self) -> dict[str, Model | ValueModel | None]:
         """The network of each role; None of a role that this run does not have as a model."""
         critic = None if self.critic is None else self.critic.model
-        networks = {"policy": self.model, "reference": self.model, "reward": self.reward.network, "critic": critic}
+        networks = {
+            "policy": self.model,
+            "reference": self.model,
+            "reward": self.reward.network,
+            "critic": critic,
+        }
         return networks | {role: frozen.network for role, frozen in self.frozen.items()}
 
     def model_of(self, call: Call) -> Any:
@@ -126,19 +147,25 @@ class ProgramSpec:
         models |= {role: frozen.model for role, frozen in self.frozen.items()}
         model = models.get(call.role)
         if model is None:
-            raise Refusal(f"{call.name} needs a model of the role {call.role}; this run has {_names(models)}")
+            raise Refusal(
+                f"{call.name} needs a model of the role {call.role}; this run has {_names(models)}"
+            )
         changes = self.places.changes(call.name)
         return model.with_config(**changes) if changes and hasattr(model, "with_config") else model
 
     @property
     def trained(self) -> dict[str, tuple[Model | ValueModel, optax.GradientTransformation]]:
         """The network and the optimizer of each trained role."""
-        critic = {} if self.critic is None else {"critic": (self.critic.model, self.critic.optimizer)}
+        critic = (
+            {} if self.critic is None else {"critic": (self.critic.model, self.critic.optimizer)}
+        )
         return {"policy": (self.model, self.optimizer), **critic}
 
     @property
     def block_rows(self) -> int:
-        """Rows that stay together: all of a prompt's, so that the prompt is run once, or else the algorithm's unit."""
+        """Rows that stay together: all of a prompt's, so that the prompt is run once, or else the
+        algorithm's unit.
+        """
         return block_rows(self.algorithm, self.sampling.samples_per_prompt, self.share_prompts)
 
     @cached_property

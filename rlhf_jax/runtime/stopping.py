@@ -1,9 +1,11 @@
-"""Ends a run early: well, when it is asked to by Ctrl-C or SIGTERM (preemption); and at once, when one of its threads hangs.
+"""Ends a run early: well, when it is asked to by Ctrl-C or SIGTERM (preemption); and at once, when
+one of its threads hangs.
 
-A watchdog thread watches both sides of the asynchronous loop. A side that is at work is alive, however long it takes: a
-notice says what it is in once its silence is longer than the deadline, and again each time that has doubled. A side that is
-silent for longer than its limit in a device call, or in nothing that is named, ends the run with `Stalled`, which the other
-side raises from its next wait. Where the trainer itself hangs, nothing can raise in it: `give_up` then ends the process, if
+A watchdog thread watches both sides of the asynchronous loop. A side that is at work is alive,
+however long it takes: a notice says what it is in once its silence is longer than the deadline, and
+again each time that has doubled. A side that is silent for longer than its limit in a device call,
+or in nothing that is named, ends the run with `Stalled`, which the other side raises from its next
+wait. Where the trainer itself hangs, nothing can raise in it: `give_up` then ends the process, if
 it may.
 """
 
@@ -35,9 +37,11 @@ _may_exit = False
 
 @contextlib.contextmanager
 def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Inside, the first SIGINT or SIGTERM is noted, and what is yielded says so; the second raises KeyboardInterrupt.
+    """Inside, the first SIGINT or SIGTERM is noted, and what is yielded says so; the second raises
+    KeyboardInterrupt.
 
-    A signal that is ignored stays so. Outside of the main thread, where Python has no signals, nothing is noted.
+    A signal that is ignored stays so. Outside of the main thread, where Python has no signals,
+    nothing is noted.
     """
     noted: list[int] = []
 
@@ -46,7 +50,8 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         noted.append(number)
         print(
-            f"\n{signal.Signals(number).name}: the round or update under way is finished and saved, then the run stops; "
+            f"\n{signal.Signals(number).name}: the round or update under way is finished and "
+            "saved, then the run stops; "
             "again: at once",
             file=sys.stderr,
         )
@@ -66,13 +71,17 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
 
 
 def allow_exit() -> None:
-    """From now on `give_up` ends this process: it belongs to a command, not to somebody who has imported a function."""
+    """From now on `give_up` ends this process: it belongs to a command, not to somebody who has
+    imported a function.
+    """
     global _may_exit
     _may_exit = True
 
 
 def give_up(error: BaseException) -> None:
-    """Ends the process with status 1 where the main thread hangs, and so cannot raise; only says so where it may not."""
+    """Ends the process with status 1 where the main thread hangs, and so cannot raise; only says so
+    where it may not.
+    """
     if _may_exit and distributed.several():
         distributed.leave(error, 1)
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
@@ -82,14 +91,19 @@ def give_up(error: BaseException) -> None:
 
 def hung_sampler() -> str:
     """The activity of a sampling thread that outlived its run; "" where there is none."""
-    left = [thread for thread in threading.enumerate() if thread.name == SAMPLER and thread.is_alive()]
+    left = [
+        thread for thread in threading.enumerate() if thread.name == SAMPLER and thread.is_alive()
+    ]
     states = [activity.of(thread.ident or 0) for thread in left]
-    return "; ".join(f"the sampler has been in {state.what} for {state.seconds:.0f} s" for state in states)
+    return "; ".join(
+        f"the sampler has been in {state.what} for {state.seconds:.0f} s" for state in states
+    )
 
 
 def leave_hung(status: Any) -> None:
-    """Ends the process with a status where a sampling thread outlived its run: the interpreter's own end would wait for it.
-    An exception that is on its way is printed first."""
+    """Ends the process with a status where a sampling thread outlived its run: the interpreter's
+    own end would wait for it. An exception that is on its way is printed first.
+    """
     hung = hung_sampler()
     if not hung:
         return
@@ -97,13 +111,17 @@ def leave_hung(status: Any) -> None:
     if error is not None and not isinstance(error, SystemExit):
         traceback.print_exception(error)
     print(
-        f"{hung}, and the process ends without it; the same command goes on from the last checkpoint", file=sys.stderr
+        f"{hung}, and the process ends without it; the same command goes on from the last "
+        "checkpoint",
+        file=sys.stderr,
     )
     leave(status if isinstance(status, int) else 1)
 
 
 def leave(status: int) -> None:
-    """Ends the process without waiting for threads: one in a call of the devices cannot be interrupted."""
+    """Ends the process without waiting for threads: one in a call of the devices cannot be
+    interrupted.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -119,9 +137,15 @@ class Watchdog:
         device_call_seconds: float,
         say: Callable[[str], None],
     ):
-        """`deadline_seconds` and `device_call_seconds` are the limits of `activity.py`; `say` takes notices."""
+        """`deadline_seconds` and `device_call_seconds` are the limits of `activity.py`; `say` takes
+        notices.
+        """
         self.limits = {"": deadline_seconds, "wait": deadline_seconds, "call": device_call_seconds}
-        self.keys = {"": "rlhf.deadline_seconds", "wait": "rlhf.deadline_seconds", "call": "rlhf.device_call_seconds"}
+        self.keys = {
+            "": "rlhf.deadline_seconds",
+            "wait": "rlhf.deadline_seconds",
+            "call": "rlhf.device_call_seconds",
+        }
         self._buffer, self._say = buffer, say
         self._ended = threading.Event()
         self._notice_at: dict[str, float] = {}
@@ -148,10 +172,15 @@ class Watchdog:
         period = min(POLL_SECONDS, *(limit / 4 for limit in self.limits.values()))
         gives_up_at = None
         while not self._ended.wait(period):
-            states = {side: self._state(side) for side, thread in self._sides.items() if thread.is_alive()}
+            states = {
+                side: self._state(side) for side, thread in self._sides.items() if thread.is_alive()
+            }
             self._notice(states)
             over = [side for side, state in states.items() if self._is_over(state, states)]
-            waiting = [state.kind == "wait" and state.seconds > self.limits["wait"] for state in states.values()]
+            waiting = [
+                state.kind == "wait" and state.seconds > self.limits["wait"]
+                for state in states.values()
+            ]
             if self._stalled is None and (over or (len(states) == 2 and all(waiting))):
                 self._stalled = Stalled(self._describe(states, over))
                 self._buffer.stop(self._stalled)
@@ -164,7 +193,9 @@ class Watchdog:
                 return
 
     def _state(self, side: str) -> State:
-        """A side's activity. What it was seen at work on is a sign of life: a compile within a call begins and ends nothing."""
+        """A side's activity. What it was seen at work on is a sign of life: a compile within a call
+        begins and ends nothing.
+        """
         state, now = activity.of(self._sides[side].ident or 0), time.monotonic()
         if state.kind == "work":
             self._at_work[side] = now
@@ -173,10 +204,12 @@ class Watchdog:
 
     def _is_over(self, state: State, states: dict[str, State]) -> bool:
         if state.kind == "call":
-            # Both sides may share devices, where a call waits behind the other side's: what that is at work on, or has just
-            # ended, explains the silence of this one.
+            # Both sides may share devices, where a call waits behind the other side's: what that is
+            # at work on, or has just ended, explains the silence of this one.
             silent = min(other.seconds for other in states.values())
-            return silent > self.limits["call"] and not any(other.kind == "work" for other in states.values())
+            return silent > self.limits["call"] and not any(
+                other.kind == "work" for other in states.values()
+            )
         return state.kind == "" and state.seconds > self.limits[""]
 
     def _notice(self, states: dict[str, State]) -> None:
@@ -186,7 +219,9 @@ class Watchdog:
             elif state.seconds > self._notice_at[side]:
                 self._notice_at[side] = 2 * state.seconds
                 with contextlib.suppress(OSError):  # a closed terminal must not end the watch
-                    self._say(f"notice: the {side} has been in {state.what} for {state.seconds:.0f} s")
+                    self._say(
+                        f"notice: the {side} has been in {state.what} for {state.seconds:.0f} s"
+                    )
 
     def _describe(self, states: dict[str, State], over: list[str]) -> str:
         said = []
@@ -195,8 +230,12 @@ class Watchdog:
             where = activity.place(self._sides[side].ident or 0)
             limit = f"{self.keys[state.kind]} = {self.limits[state.kind]:g}"
             said.append(
-                f"the {side} has been in {state.what} for {state.seconds:.1f} s, longer than {limit}"
-                + (f" (now at {where})" if where else "")
+                f"the {side} has been in {state.what} for {state.seconds:.1f} s, longer than "
+                f"{limit}" + (f" (now at {where})" if where else "")
             )
-        others = [f"the {side} in {state.what}" for side, state in states.items() if over and side not in over]
+        others = [
+            f"the {side} in {state.what}"
+            for side, state in states.items()
+            if over and side not in over
+        ]
         return "; ".join([*said, *others, self._buffer.held()])

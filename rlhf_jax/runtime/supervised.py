@@ -1,4 +1,6 @@
-"""The loop of a stage that learns from given rows (sft, reward_model): update, report, save, resume."""
+"""The loop of a stage that learns from given rows (sft, reward_model): update, report, save,
+resume.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,17 +19,22 @@ Report = Callable[[int, Metrics], None]
 def resumed(
     checkpoints: Checkpoints, shapes: TrainState, shardings: TrainState, num_updates: int
 ) -> tuple[int, TrainState] | None:
-    """The newest checkpoint of a stage that can be read, and its state; None where there is none; collective.
+    """The newest checkpoint of a stage that can be read, and its state; None where there is none;
+    collective.
 
-    Raises Refusal where there are checkpoints and none can be read, or one of more updates than the stage has.
+    Raises Refusal where there are checkpoints and none can be read, or one of more updates than the
+    stage has.
     """
     newest, stage = checkpoints.latest(), checkpoints.directory.name
     if newest is not None and newest > num_updates:
         raise Refusal(
-            f"{checkpoints.directory} has {newest} updates, but {stage}.num_updates is {num_updates}: it was made with another "
+            f"{checkpoints.directory} has {newest} updates, but {stage}.num_updates is "
+            f"{num_updates}: it was made with another "
             f"config; accepted: {stage}.num_updates={newest}, or a directory without it"
         )
-    return checkpoints.newest(lambda step: checkpoints.restore(step, abstract_like(shapes, shardings)))
+    return checkpoints.newest(
+        lambda step: checkpoints.restore(step, abstract_like(shapes, shardings))
+    )
 
 
 def train(
@@ -47,11 +54,12 @@ def train(
       begin: what `resumed` has found: the updates that are done, and the state.
       init: makes the state at version 0; not called where there is one to begin with.
       step: one compiled update, donating the state.
-      rows: the rows of an update, a function of its number alone, so that a resumed run sees the same.
+      rows: the rows of an update, a function of its number alone, so that a resumed run sees the
+        same.
       on_resume: is told the update that comes next, before anything is reported.
 
-    Of several processes any may be asked to stop; they agree on it every `AGREE_EVERY` updates, and `step` and `rows` are
-    collective.
+    Of several processes any may be asked to stop; they agree on it every `AGREE_EVERY` updates, and
+    `step` and `rows` are collective.
 
     Raises KeyboardInterrupt after saving, where SIGINT or SIGTERM asked for it.
     """
@@ -79,7 +87,9 @@ def train(
 
 
 def _stopping(done: int, asked: Callable[[], bool]) -> bool:
-    """True where any process was asked to stop; one that stops alone would leave the others in a collective."""
+    """True where any process was asked to stop; one that stops alone would leave the others in a
+    collective.
+    """
     if not distributed.several():
         return asked()
     return done % AGREE_EVERY == 0 and any(distributed.everyone(asked()))

@@ -1,7 +1,7 @@
 """The synchronous loop: the definition of what the asynchronous one means, for every lag and trace.
 
-Each round: publish, sample what the clock issues at this version, score, credit, update. The loop yields what happened, and its
-consumer writes, evaluates and saves between two steps.
+Each round: publish, sample what the clock issues at this version, score, credit, update. The loop
+yields what happened, and its consumer writes, evaluates and saves between two steps.
 """
 
 import math
@@ -45,10 +45,11 @@ class Scored:
 
 @dataclass(frozen=True)
 class Updated:
-    """Update `update` made version `update + 1`; `age` is that of its samples, in updates. Metrics are on the device, and
-    so is `sample_R`: the rows of the round's samples that it trained on.
+    """Update `update` made version `update + 1`; `age` is that of its samples, in updates. Metrics
+    are on the device, and so is `sample_R`: the rows of the round's samples that it trained on.
 
-    `states` are those of version `update + 1`. The next update donates them: what is needed of them must be dispatched before.
+    `states` are those of version `update + 1`. The next update donates them: what is needed of them
+    must be dispatched before.
     """
 
     update: int
@@ -60,7 +61,8 @@ class Updated:
 
 @dataclass(frozen=True)
 class RoundEnd:
-    """A round is done. `states` are donated by the next update: what is needed of them must be dispatched before.
+    """A round is done. `states` are donated by the next update: what is needed of them must be
+    dispatched before.
 
     `stopping`: this is the last one, because the run was asked to stop.
     """
@@ -75,7 +77,9 @@ Event = Sampled | Scored | Updated | RoundEnd
 
 @dataclass
 class LoopMonitor:
-    """A loop's connections to whoever runs it: the timeline it writes, the request to stop after a round, and its notices."""
+    """A loop's connections to whoever runs it: the timeline it writes, the request to stop after a
+    round, and its notices.
+    """
 
     timeline: Timeline = field(default_factory=Timeline)
     stopping: Callable[[], bool] = lambda: False
@@ -84,7 +88,11 @@ class LoopMonitor:
 
 
 def run(
-    program: Program, states: States, start_round: int, pending: dict[int, Samples], monitor: LoopMonitor | None = None
+    program: Program,
+    states: States,
+    start_round: int,
+    pending: dict[int, Samples],
+    monitor: LoopMonitor | None = None,
 ) -> Generator[Event, None, None]:
     """Trains from `start_round` to the end.
 
@@ -92,7 +100,8 @@ def run(
       states: at version start_round * updates_per_round; donated.
       pending: samples of later rounds that were issued before `start_round` (empty at round 0).
 
-    Raises FloatingPointError before a version is published that is not finite; Refusal for a bounded clock.
+    Raises FloatingPointError before a version is published that is not finite; Refusal for a
+    bounded clock.
     """
     clock, monitor = program.spec.clock, monitor or LoopMonitor()
     for round_index in range(start_round, clock.num_rounds):
@@ -101,9 +110,13 @@ def run(
         for issued in clock.issued_at(round_index):
             with monitor.timeline.span("sampler", "generate", issued):
                 version = round_index * clock.updates_per_round
-                pending[issued] = jax.block_until_ready(program.generate(sampler_params, issued, version))
+                pending[issued] = jax.block_until_ready(
+                    program.generate(sampler_params, issued, version)
+                )
             yield Sampled(issued, pending[issued])
-        states, stopped = yield from train_round(program, states, round_index, pending.pop(round_index), monitor)
+        states, stopped = yield from train_round(
+            program, states, round_index, pending.pop(round_index), monitor
+        )
         if stopped:
             return
 
@@ -111,7 +124,10 @@ def run(
 def train_round(
     program: Program, states: States, round_index: int, samples: Samples, monitor: LoopMonitor
 ) -> Generator[Event, None, tuple[States, bool]]:
-    """Trains on a round, for both loops. Returns the states, checked to be finite, and True where a stop was requested."""
+    """Trains on a round, for both loops.
+
+    Returns the states, checked to be finite, and True where a stop was requested.
+    """
     clock, begin = program.spec.clock, monitor.timeline.now()
     version, first = int(samples.version), round_index * clock.updates_per_round
     clock.check_version(round_index, version)
@@ -131,7 +147,8 @@ def train_round(
     stopping = monitor.stopping()
     yield RoundEnd(round_index, states, stopping)
     check_policy(first, scores, made)  # only now: what the reader does runs beside the updates
-    # A critic on devices of its own trains on while the next round is sampled: its figures are read when that has been scored.
+    # A critic on devices of its own trains on while the next round is sampled: its figures are read
+    # when that has been scored.
     later = program.trains_apart and not stopping and round_index + 1 < clock.num_rounds
     monitor.unchecked = made if later else []
     if not later:
@@ -141,25 +158,34 @@ def train_round(
 
 
 def check_policy(first_update: int, scores: Scores, made: Sequence[Metrics]) -> None:
-    """Waits for the policy's updates of a round. Raises FloatingPointError that names the first one with a figure that is not
-    finite."""
+    """Waits for the policy's updates of a round. Raises FloatingPointError that names the first one
+    with a figure that is not finite.
+    """
     require_finite(first_update, {"score": float(np.mean(distributed.fetch(scores.score_B)))})
     check_updates(first_update, made, POLICY_FINITE)
 
 
 def check_updates(first_update: int, made: Sequence[Metrics], names: Sequence[str]) -> None:
-    """Waits for those figures of a round's updates. Raises FloatingPointError for the first that is not finite."""
+    """Waits for those figures of a round's updates.
+
+    Raises FloatingPointError for the first that is not finite.
+    """
     for place, metrics in enumerate(made):
         of_update = {name: metrics[name] for name in names if name in metrics}
-        with activity.during(f"update {first_update + place}", "call"):  # dispatched before, and waited for here
+        with activity.during(
+            f"update {first_update + place}", "call"
+        ):  # dispatched before, and waited for here
             values = {name: metric.value() for name, metric in jax.device_get(of_update).items()}
         require_finite(first_update + place, values)
 
 
 def require_finite(update: int, values: Mapping[str, float]) -> None:
-    """Raises NotFinite for the first of `FINITE` that is not; figures that are not in `values` are not asked for."""
+    """Raises NotFinite for the first of `FINITE` that is not; figures that are not in `values` are
+    not asked for.
+    """
     for name in FINITE:
         if name in values and not math.isfinite(values[name]):
             raise NotFinite(
-                f"the {name} of update {update} is {values[name]}: nothing from it on is published or saved"
+                f"the {name} of update {update} is {values[name]}: nothing from it on is published "
+                "or saved"
             )

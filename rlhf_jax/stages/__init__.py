@@ -1,1 +1,3 @@
-"""The stages of a run, one file each, resolved by file name: SFT, comparisons, reward model, RLHF, evaluation, export."""
+"""The stages of a run, one file each, resolved by file name: SFT, comparisons, reward model, RLHF,
+evaluation, export.
+"""

@@ -1,4 +1,6 @@
-"""The workspace that every stage of a run shares: directory, seed, task, tokenizer, model, mesh, lengths, prompts."""
+"""The workspace that every stage of a run shares: directory, seed, task, tokenizer, model, mesh,
+lengths, prompts.
+"""
 
 import dataclasses
 import zlib
@@ -40,7 +42,9 @@ class Lengths:
     """Positions of the compiled programs: one shape for every prompt and completion of a run."""
 
     max_prompt_tokens: Annotated[int, Bounds(least=1, most=LONGEST)] = 24
-    max_completion_tokens: Annotated[int, Bounds(least=2, most=LONGEST)] = 24  # the EOS is one of them
+    max_completion_tokens: Annotated[int, Bounds(least=2, most=LONGEST)] = (
+        24  # the EOS is one of them
+    )
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,20 @@ class Workspace:
     lengths: Lengths
     pretrained: pretrained_models.Config = field(default_factory=pretrained_models.Config)
     begin: Begin | None = None  # the run that this one begins from
-    facts: made.Facts | None = None  # what stages are recorded as made with; None: they are not recorded
+    facts: made.Facts | None = (
+        None  # what stages are recorded as made with; None: they are not recorded
+    )
 
     @property
     def source(self) -> "Workspace":
         """The workspace of the run that this one begins from, on this one's mesh, to read from."""
         assert self.begin is not None
         return dataclasses.replace(
-            self, directory=self.begin.directory, pretrained=self.begin.pretrained, begin=self.begin.inner, facts=None
+            self,
+            directory=self.begin.directory,
+            pretrained=self.begin.pretrained,
+            begin=self.begin.inner,
+            facts=None,
         )
 
     def record(self, stage: str) -> None:
@@ -77,7 +87,9 @@ class Workspace:
 
     @cached_property
     def reward_network(self) -> ValueModel:
-        """The reward model's network: of the published one where there is one, else the policy's with a value head."""
+        """The reward model's network: of the published one where there is one, else the policy's
+        with a value head.
+        """
         if not self.pretrained.reward_model:
             return self.value_model
         return pretrained_models.classifier(
@@ -90,7 +102,9 @@ class Workspace:
 
     def key(self, purpose: str) -> Array:
         """The random key of a purpose: a function of the seed and the purpose's name."""
-        return jax.random.fold_in(randomness.key(self.seed), zlib.crc32(purpose.encode()) & 0x7FFFFFFF)
+        return jax.random.fold_in(
+            randomness.key(self.seed), zlib.crc32(purpose.encode()) & 0x7FFFFFFF
+        )
 
     def on_mesh(self, params: Params) -> Params:
         """A policy's params on the run's mesh, wherever a plan has them trained."""
@@ -99,12 +113,17 @@ class Workspace:
     def checkpoints(self, stage: str, keep: int = 2) -> Checkpoints:
         return Checkpoints(self.directory / "checkpoints" / stage, keep)
 
-    def stream(self, split: Split, purpose: str, part: int = 0, num_parts: int = 1) -> "PromptStream":
+    def stream(
+        self, split: Split, purpose: str, part: int = 0, num_parts: int = 1
+    ) -> "PromptStream":
         """The endless prompt stream of a purpose; different purposes have different orders.
 
-        With `num_parts` > 1 the split's prompts are dealt out in parts that have no prompt in common, whatever the seed.
+        With `num_parts` > 1 the split's prompts are dealt out in parts that have no prompt in
+        common, whatever the seed.
         """
-        return PromptStream(self, split, (self.seed << 32) + zlib.crc32(purpose.encode()), part, num_parts)
+        return PromptStream(
+            self, split, (self.seed << 32) + zlib.crc32(purpose.encode()), part, num_parts
+        )
 
     def completions(self, samples: Samples) -> list[str]:
         """Texts of sampled completions, before the EOS."""
@@ -125,14 +144,21 @@ class Workspace:
             self.pretrained, self.tokenizer, self.mesh, "" if template is None else template.date
         )
 
-    def gold(self, prompts: Sequence[str], completions: Sequence[str], finished_B: Sequence[bool]) -> np.ndarray:
-        """Gold scores `[B]`, float64, of texts before the EOS, by the gold reward model where there is one, else by the task.
+    def gold(
+        self, prompts: Sequence[str], completions: Sequence[str], finished_B: Sequence[bool]
+    ) -> np.ndarray:
+        """Gold scores `[B]`, float64, of texts before the EOS, by the gold reward model where there
+        is one, else by the task.
 
-        Raises Refusal where nobody judges; RewardError for a judge of the task that raises, or gives no finite number.
+        Raises Refusal where nobody judges; RewardError for a judge of the task that raises, or
+        gives no finite number.
         """
         if self.pretrained.gold:
             scores = self._gold_model(prompts, completions, finished_B)
-            who, texts = f"the gold reward model {self.pretrained.gold}", list(zip(prompts, completions, strict=True))
+            who, texts = (
+                f"the gold reward model {self.pretrained.gold}",
+                list(zip(prompts, completions, strict=True)),
+            )
             return host_rewards.numbers(who, scores, len(texts), texts.__getitem__)
         return host_rewards.judge(self.task, prompts, completions, finished_B)
 
@@ -153,20 +179,31 @@ class PromptStream:
 
     def texts(self, start: int, count: int) -> list[str]:
         """Prompts, as the task gives them."""
-        return [reading.prompt(self.workspace.task, self.split, index) for index in self.indices(start, count)]
+        return [
+            reading.prompt(self.workspace.task, self.split, index)
+            for index in self.indices(start, count)
+        ]
 
     def texts_of(self, samples: Samples) -> list[str]:
-        """The prompt of every sample of this stream, by its ordinal: what its tokens decode to need not be the text."""
+        """The prompt of every sample of this stream, by its ordinal: what its tokens decode to need
+        not be the text.
+        """
         return _by_ordinal(samples, self.texts)
 
     def references(self, start: int, count: int) -> list[tuple[str, ...]]:
-        return [reading.references(self.workspace.task, self.split, index) for index in self.indices(start, count)]
+        return [
+            reading.references(self.workspace.task, self.split, index)
+            for index in self.indices(start, count)
+        ]
 
     def records_of(self, samples: Samples) -> list[Mapping[str, Any]]:
         """The fields of the row of every sample's prompt: see `tasks.api.Task`."""
 
         def records(start: int, count: int) -> list[Mapping[str, Any]]:
-            return [reading.record(self.workspace.task, self.split, index) for index in self.indices(start, count)]
+            return [
+                reading.record(self.workspace.task, self.split, index)
+                for index in self.indices(start, count)
+            ]
 
         return _by_ordinal(samples, records)
 
@@ -176,7 +213,9 @@ class PromptStream:
         tokens, mask = encoding.encode_prompts(
             self.texts(start, count), workspace.tokenizer, workspace.lengths.max_prompt_tokens
         )
-        return Prompts(tokens_PQ=tokens, mask_PQ=mask, ordinal_P=np.arange(start, start + count, dtype=np.int32))  # type: ignore[arg-type]
+        ordinals: Any = np.arange(start, start + count, dtype=np.int32)
+        arrays: tuple[Any, Any] = tokens, mask
+        return Prompts(*arrays, ordinals)
 
 
 def _by_ordinal(samples: Samples, rows: Callable[[int, int], list[T]]) -> list[T]:

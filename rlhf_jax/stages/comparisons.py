@@ -1,4 +1,6 @@
-"""Comparisons: pairs of samples of the SFT policy, ordered by the gold judge; or a user's own pairs, as they are."""
+"""Comparisons: pairs of samples of the SFT policy, ordered by the gold judge; or a user's own
+pairs, as they are.
+"""
 
 import json
 import time
@@ -35,14 +37,17 @@ Comparison = dict[str, Any]
 
 @dataclass(frozen=True)
 class Config:
-    """The number of pairs to sample. A sampled pair that gold scores alike is left out, being no comparison. Given
-    pairs are all taken."""
+    """The number of pairs to sample. A sampled pair that gold scores alike is left out, being no
+    comparison. Given pairs are all taken.
+    """
 
     num_train: Count = 4096
     num_heldout: Count = 512
     prompts_per_batch: Count = 256
     temperature: Positive = 1.0
-    by_gold: bool = True  # of given pairs: the gold reward model, where there is one, says which was chosen
+    by_gold: bool = (
+        True  # of given pairs: the gold reward model, where there is one, says which was chosen
+    )
 
 
 def path(workspace: Workspace, split: Split) -> Path:
@@ -61,7 +66,9 @@ def read(workspace: Workspace, split: Split) -> list[Comparison]:
 
 
 def _told(line: Comparison) -> Comparison:
-    """The comparison of a line; a prompt in a chat template stays one, as a BOS is not put before it."""
+    """The comparison of a line; a prompt in a chat template stays one, as a BOS is not put before
+    it.
+    """
     return line | {"prompt": Rendered(line["prompt"])} if line.pop(RENDERED, False) else line
 
 
@@ -90,13 +97,18 @@ def own_pairs(workspace: Workspace, pairs: Iterable[tuple[str, str, str]]) -> li
 
 
 def relabelled(workspace: Workspace, pairs: list[Comparison]) -> tuple[list[Comparison], float]:
-    """Given pairs in the order of the gold reward model, and the share of them that it ordered as given.
+    """Given pairs in the order of the gold reward model, and the share of them that it ordered as
+    given.
 
-    A pair that gold scores alike keeps its order (async RLHF, arXiv 2410.18252, its relabel_with_rm.py).
+    A pair that gold scores alike keeps its order (async RLHF, arXiv 2410.18252, its
+    relabel_with_rm.py).
     """
     prompts = [pair["prompt"] for pair in pairs]
     ended = [True] * len(pairs)
-    scores = {side: workspace.gold(prompts, [pair[side] for pair in pairs], ended) for side in ("chosen", "rejected")}
+    scores = {
+        side: workspace.gold(prompts, [pair[side] for pair in pairs], ended)
+        for side in ("chosen", "rejected")
+    }
     found = []
     for row, pair in enumerate(pairs):
         chosen, rejected = float(scores["chosen"][row]), float(scores["rejected"][row])
@@ -104,7 +116,10 @@ def relabelled(workspace: Workspace, pairs: list[Comparison]) -> tuple[list[Comp
         found.append(
             {"prompt": pair["prompt"], "chosen": pair[first], "rejected": pair[second]}
             | {"chosen_gold": max(chosen, rejected), "rejected_gold": min(chosen, rejected)}
-            | {"chosen_tokens": pair[f"{first}_tokens"], "rejected_tokens": pair[f"{second}_tokens"]}
+            | {
+                "chosen_tokens": pair[f"{first}_tokens"],
+                "rejected_tokens": pair[f"{second}_tokens"],
+            }
         )
     return found, float(np.mean(scores["chosen"] >= scores["rejected"])) if pairs else float("nan")
 
@@ -129,7 +144,9 @@ def judged_pairs(workspace: Workspace, stream: PromptStream, samples: Samples) -
     gold = workspace.gold(prompts, texts, host.finished_B.tolist()).tolist()
     pairs = []
     for first in range(0, len(texts), 2):
-        chosen, rejected = (first, first + 1) if gold[first] > gold[first + 1] else (first + 1, first)
+        chosen, rejected = (
+            (first, first + 1) if gold[first] > gold[first + 1] else (first + 1, first)
+        )
         if gold[chosen] != gold[rejected]:
             pairs.append(
                 {"prompt": prompts[first], "chosen": texts[chosen], "rejected": texts[rejected]}
@@ -140,7 +157,9 @@ def judged_pairs(workspace: Workspace, stream: PromptStream, samples: Samples) -
 
 
 def sampler(workspace: Workspace, config: sampling.Config, purpose: str) -> Any:
-    """`(params, prompts) -> Samples`, compiled, with the keys of `purpose`; each host draws its share by itself."""
+    """`(params, prompts) -> Samples`, compiled, with the keys of `purpose`; each host draws its
+    share by itself.
+    """
     draw = partial(
         sampling.sample,
         model=workspace.model,
@@ -178,7 +197,8 @@ def _make(workspace: Workspace, config: Config, sft_params: Params) -> None:
         return
     if not workspace.has_gold:
         raise Refusal(
-            "the task gives neither comparisons nor a gold judge to make them: set its comparisons, or pretrained.gold"
+            "the task gives neither comparisons nor a gold judge to make them: set its "
+            "comparisons, or pretrained.gold"
         )
     drawing = sampling.Config(workspace.lengths.max_completion_tokens, 2, config.temperature)
     draw = sampler(workspace, drawing, STAGE)

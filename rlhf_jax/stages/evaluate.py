@@ -1,4 +1,6 @@
-"""Evaluation of a finished run: its policy on held-out prompts, and best-of-n of the SFT policy to stand beside it."""
+"""Evaluation of a finished run: its policy on held-out prompts, and best-of-n of the SFT policy to
+stand beside it.
+"""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -26,15 +28,21 @@ BEST_OF_N = "best_of_n"
 
 
 def best_of_n_gold(gold_B: np.ndarray, reward_B: np.ndarray, group: int, n: int) -> np.ndarray:
-    """Gold of the sample that the reward picks, in every disjoint set of n within groups of `group` samples of a prompt."""
+    """Gold of the sample that the reward picks, in every disjoint set of n within groups of `group`
+    samples of a prompt.
+    """
     if group % n:
         raise Refusal(f"groups of {group} samples do not divide into sets of {n}")
     gold, reward = gold_B.reshape(-1, n), reward_B.reshape(-1, n)
     return np.take_along_axis(gold, reward.argmax(axis=1)[:, None], axis=1)[:, 0]
 
 
-def best_of_n_line(evaluator: Evaluator, params: Params, sizes: Sequence[int], num_prompts: int) -> list[Figures]:
-    """Best-of-n of a policy under the learned reward, judged by gold, for every n of `sizes`: win-rate and analytic KL."""
+def best_of_n_line(
+    evaluator: Evaluator, params: Params, sizes: Sequence[int], num_prompts: int
+) -> list[Figures]:
+    """Best-of-n of a policy under the learned reward, judged by gold, for every n of `sizes`:
+    win-rate and analytic KL.
+    """
     workspace, config = evaluator.workspace, evaluator.config
     group, num_prompts = max(sizes), min(num_prompts, config.num_prompts)
     assert evaluator.reward is not None
@@ -45,7 +53,9 @@ def best_of_n_line(evaluator: Evaluator, params: Params, sizes: Sequence[int], n
         samples = draw(params, batch)
         texts, prompts = workspace.completions(samples), evaluator.stream.texts_of(samples)
         rows = slice(count * group)
-        golds.append(evaluator.gold(prompts[rows], texts[rows], distributed.fetch(samples.finished_B)[rows]))
+        golds.append(
+            evaluator.gold(prompts[rows], texts[rows], distributed.fetch(samples.finished_B)[rows])
+        )
         rewards.append(evaluator.reward(samples)[rows])
         asked += prompts[rows]
     gold_B, reward_B = np.concatenate(golds), np.concatenate(rewards)
@@ -63,7 +73,9 @@ def best_of_n(workspace: Workspace, stages: Any, sft_params: Params, reward: Rew
     """Writes the best-of-n line of the SFT policy under the learned reward, unless it is there."""
     if reward.model is None or not stages.best_of_n or not workspace.has_gold:
         return
-    there = sorted(line["n"] for line in read(workspace.metrics.path) if line.get("of") == BEST_OF_N)
+    there = sorted(
+        line["n"] for line in read(workspace.metrics.path) if line.get("of") == BEST_OF_N
+    )
     if distributed.agree(there) == sorted(map(float, stages.best_of_n)):
         return
     began = time.perf_counter()
@@ -85,10 +97,11 @@ def evaluator_of(workspace: Workspace, stages: Any) -> Evaluator:
 
 
 def every_version(workspace: Workspace, stages: Any) -> Iterator[tuple[int, Figures]]:
-    """(version, figures) of the policy at version 0 and of every saved policy of a run's directory, oldest first.
+    """(version, figures) of the policy at version 0 and of every saved policy of a run's directory,
+    oldest first.
 
-    Version 0 is the SFT policy, or what the run began from; it is left out, and told, where that run has it no more.
-    Raises MissingInput where the run has saved none.
+    Version 0 is the SFT policy, or what the run began from; it is left out, and told, where that
+    run has it no more. Raises MissingInput where the run has saved none.
     """
     evaluator = evaluator_of(workspace, stages)
     try:
@@ -102,7 +115,9 @@ def every_version(workspace: Workspace, stages: Any) -> Iterator[tuple[int, Figu
 
 
 def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
-    """`--config.job=evaluate`: evaluates the newest policy of the run's directory again, and prints the figures."""
+    """`--config.job=evaluate`: evaluates the newest policy of the run's directory again, and prints
+    the figures.
+    """
     del algorithm
     params, version = rlhf.load(workspace)
     figures, _ = evaluator_of(workspace, stages).evaluate(params, stages.evaluate.num_prompts)

@@ -17,17 +17,24 @@ def params_of(workspace: Workspace, stage: str, version: int | None) -> Any:
     if stage == rlhf.STAGE:
         return rlhf.load(workspace, version)[0]
     if version is not None:
-        raise Refusal(f"version is {version}, but {stage} keeps its last params alone; accepted: none")
+        raise Refusal(
+            f"version is {version}, but {stage} keeps its last params alone; accepted: none"
+        )
     return sft.load(workspace) if stage == sft.STAGE else reward_model.load(workspace)[0]
 
 
 def write(
-    workspace: Workspace, stage: str, directory: Path, version: int | None = None, dtype: str = "float32"
+    workspace: Workspace,
+    stage: str,
+    directory: Path,
+    version: int | None = None,
+    dtype: str = "float32",
 ) -> None:
     """Writes the params of `stage` (sft, reward_model, rlhf) to a new folder.
 
-    With them the config.json and other files of the folder that the run began with, but for weights, and the tokenizer's.
-    Raises Refusal where the folder is there or the stage unknown, MissingInput where the stage has not run.
+    With them the config.json and other files of the folder that the run began with, but for
+    weights, and the tokenizer's. Raises Refusal where the folder is there or the stage unknown,
+    MissingInput where the stage has not run.
     """
     accepted = (sft.STAGE, reward_model.STAGE, rlhf.STAGE)
     if stage not in accepted:
@@ -41,14 +48,17 @@ def write(
         model,
         params_of(workspace, stage, version),
         token_ids=token_ids(workspace.tokenizer, folder.config if folder else {}),
-        tokenizer_from=getattr(workspace.tokenizer, "file", None),  # the tokenizers that need no file have none
+        tokenizer_from=getattr(
+            workspace.tokenizer, "file", None
+        ),  # the tokenizers that need no file have none
         model_from=folder,
         dtype=dtype,
     )
 
 
 def token_ids(tokenizer: Tokenizer, published: Mapping[str, Any]) -> dict[str, Any]:
-    """The token ids of config.json: where texts of the run end, and its padding unless the folder has one.
+    """The token ids of config.json: where texts of the run end, and its padding unless the folder
+    has one.
 
     An EOS never becomes the padding: in transformers its embedding would then get no gradient.
     """

@@ -1,4 +1,6 @@
-"""The chain: sft, comparisons, reward_model, rlhf, best-of-n beside it, report; a stage whose artefact is there is skipped."""
+"""The chain: sft, comparisons, reward_model, rlhf, best-of-n beside it, report; a stage whose
+artefact is there is skipped.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,8 +20,10 @@ from rlhf_jax.types import Algorithm, Params
 
 @dataclass(frozen=True)
 class Stages:
-    """The settings of every stage. `reward` names one reward, or a sum of several (see `rewards/api.py`); only a learned one
-    needs comparisons. `reward_settings` are those of the rewards on text, by their labels."""
+    """The settings of every stage. `reward` names one reward, or a sum of several (see
+    `rewards/api.py`); only a learned one needs comparisons. `reward_settings` are those of the
+    rewards on text, by their labels.
+    """
 
     sft: sft.Config
     comparisons: comparisons_stage.Config
@@ -28,10 +32,13 @@ class Stages:
     evaluate: evaluator.Config
     reward: str = LEARNED
     reward_settings: Mapping[str, Any] = field(default_factory=dict)
-    plan: str = ""  # where the calls of the RLHF stage run: see `devices/placement.py`; "": all on the run's mesh
+    # where the calls of the RLHF stage run: see `devices/placement.py`; "": all on the run's mesh
+    plan: str = ""
     best_of_n: tuple[int, ...] = (1, 2, 4, 8, 16)
     best_of_n_prompts: int = 256
-    taken: frozenset[str] = frozenset()  # the stages whose results another run has: see `beginning.py`
+    taken: frozenset[str] = (
+        frozenset()
+    )  # the stages whose results another run has: see `beginning.py`
 
     @property
     def learned(self) -> bool:

@@ -1,4 +1,6 @@
-"""Reward model: learns from comparisons, beginning as the SFT model; then its origin and scale are measured."""
+"""Reward model: learns from comparisons, beginning as the SFT model; then its origin and scale are
+measured.
+"""
 
 import json
 import time
@@ -37,17 +39,20 @@ STAGE = "reward_model"
 
 @dataclass(frozen=True)
 class Config:
-    """Pairwise logistic loss (Ouyang et al., 2022, arXiv 2203.02155, equation 1), one pass or more over the comparisons."""
+    """Pairwise logistic loss (Ouyang et al., 2022, arXiv 2203.02155, equation 1), one pass or more
+    over the comparisons.
+    """
 
     num_updates: Count = 300
     pairs_per_update: Count = 32
     num_micro_batches: Count = 1
     checkpoint_every: Natural = 100  # updates; 0: only at the end
-    standardize: bool = (
-        True  # scores are in deviations of the SFT policy's; else as they are, as the papers' numbers are
-    )
+    # scores are in deviations of the SFT policy's; else as they are, as the papers' numbers are
+    standardize: bool = True
     standardize_prompts: Count = 256
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3, schedule="cosine"))
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-3, schedule="cosine")
+    )
 
 
 @struct.dataclass
@@ -72,7 +77,9 @@ class Standard:
 
 
 def objective(value_model: Any, params: Params, rows: Pairs) -> tuple[Array, Metrics]:
-    """Pairwise logistic loss summed over pairs, and the share of pairs that are ordered as labelled."""
+    """Pairwise logistic loss summed over pairs, and the share of pairs that are ordered as
+    labelled.
+    """
     score_R = learned.score_tokens(value_model, params, rows.tokens_RL, rows.mask_RL)
     margin_U = score_R[0::2] - score_R[1::2]
     count = jnp.float32(margin_U.shape[0])
@@ -90,9 +97,14 @@ def encode(workspace: Workspace, comparisons: list[comparisons_stage.Comparison]
         prompts += [line["prompt"], line["prompt"]]
         ids += [line["chosen_tokens"], line["rejected_tokens"]]
     lengths, tokenizer = workspace.lengths, workspace.tokenizer
-    prompt_tokens, prompt_mask = encoding.encode_prompts(prompts, tokenizer, lengths.max_prompt_tokens)
+    prompt_tokens, prompt_mask = encoding.encode_prompts(
+        prompts, tokenizer, lengths.max_prompt_tokens
+    )
     tokens, mask = encoding.pad_completions(ids, tokenizer.pad_id, lengths.max_completion_tokens)
-    joined = np.concatenate([prompt_tokens, tokens], axis=1), np.concatenate([prompt_mask, mask], axis=1)
+    joined = (
+        np.concatenate([prompt_tokens, tokens], axis=1),
+        np.concatenate([prompt_mask, mask], axis=1),
+    )
     return Pairs(*joined)  # type: ignore[arg-type]
 
 
@@ -110,7 +122,9 @@ def state_layout(workspace: Workspace, config: Config) -> tuple[Any, TrainState,
     """The optimizer, the shapes of the state, and its shardings."""
     optimizer = make_optimizer(config.optimizer, config.num_updates)
     model = workspace.value_model
-    shapes = jax.eval_shape(lambda key: init_state(model.init(key), optimizer), workspace.key("init"))
+    shapes = jax.eval_shape(
+        lambda key: init_state(model.init(key), optimizer), workspace.key("init")
+    )
     return optimizer, shapes, sharding.state_shardings(model, shapes, optimizer, workspace.mesh)  # type: ignore[arg-type]
 
 
@@ -119,7 +133,8 @@ def heldout_accuracy(workspace: Workspace, params: Params, batch_pairs: int) -> 
     comparisons = comparisons_stage.read(workspace, "heldout")
     if not comparisons:
         raise Refusal(
-            f"{comparisons_stage.path(workspace, 'heldout')} has no comparison to measure the reward model on"
+            f"{comparisons_stage.path(workspace, 'heldout')} has no comparison to measure the "
+            "reward model on"
         )
     filled = comparisons + comparisons[:1] * (-len(comparisons) % batch_pairs)
     score = distributed.compiled(partial(learned.score_tokens, workspace.reward_network))
@@ -131,17 +146,26 @@ def heldout_accuracy(workspace: Workspace, params: Params, batch_pairs: int) -> 
     return float((np.concatenate(margins)[: len(comparisons)] > 0).mean())
 
 
-def measure_standard(workspace: Workspace, params: Params, sft_params: Params, num_prompts: int) -> Standard:
-    """Mean and standard deviation of the raw reward over fresh samples of the SFT policy at temperature 1."""
+def measure_standard(
+    workspace: Workspace, params: Params, sft_params: Params, num_prompts: int
+) -> Standard:
+    """Mean and standard deviation of the raw reward over fresh samples of the SFT policy at
+    temperature 1.
+    """
     drawing = sampling.Config(workspace.lengths.max_completion_tokens, 2, 1.0)
     draw = comparisons_stage.sampler(workspace, drawing, "standardize")
     stream = workspace.stream("train", "standardize")
     samples = draw(sft_params, stream.prompts(0, num_prompts))
-    given = distributed.fetch(distributed.compiled(learned.make(workspace.reward_network))(params, samples))
+    given = distributed.fetch(
+        distributed.compiled(learned.make(workspace.reward_network))(params, samples)
+    )
     texts = list(zip(stream.texts_of(samples), workspace.completions(samples), strict=True))
     raw = host_rewards.numbers("the reward model", given, len(texts), texts.__getitem__)
     if not raw.std() > 0:
-        raise Refusal("the reward model gives every SFT sample the same score: it has learned nothing to standardise")
+        raise Refusal(
+            "the reward model gives every SFT sample the same score: it has learned nothing to "
+            "standardise"
+        )
     return Standard(float(raw.mean()), float(raw.std()))
 
 
@@ -150,7 +174,9 @@ def standard_path(workspace: Workspace) -> Path:
 
 
 def owner(workspace: Workspace) -> Workspace:
-    """The workspace whose reward model a run has: its own, or that of the run that it begins from, where that one has any."""
+    """The workspace whose reward model a run has: its own, or that of the run that it begins from,
+    where that one has any.
+    """
     if workspace.begin is None or distributed.agree(standard_path(workspace).exists()):
         return workspace
     source = owner(workspace.source)
@@ -158,12 +184,17 @@ def owner(workspace: Workspace) -> Workspace:
 
 
 def needs_comparisons(workspace: Workspace) -> bool:
-    """True where a reward model is trained here: none is published, and the run that this one begins from has none."""
+    """True where a reward model is trained here: none is published, and the run that this one
+    begins from has none.
+    """
     return not workspace.pretrained.reward_model and owner(workspace) is workspace
 
 
 def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Params, Standard]:
-    """Trains, or reads what an earlier run trained. Returns the reward model's params and its unit."""
+    """Trains, or reads what an earlier run trained.
+
+    Returns the reward model's params and its unit.
+    """
     measured = distributed.agree(standard_path(owner(workspace)).exists())
     if measured and (workspace.pretrained.reward_model or owner(workspace) is not workspace):
         return load(workspace)
@@ -182,7 +213,9 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Param
         return _train(workspace, config, sft_params, checkpoints, begin, optimizer, shardings)
 
 
-def _measure_published(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Params, Standard]:
+def _measure_published(
+    workspace: Workspace, config: Config, sft_params: Params
+) -> tuple[Params, Standard]:
     """The params of `pretrained.reward_model`, and their unit."""
     began = time.perf_counter()
     params = pretrained_models.load_classifier(
@@ -192,7 +225,9 @@ def _measure_published(workspace: Workspace, config: Config, sft_params: Params)
 
 
 def _set_standard_aside(workspace: Workspace, checkpoints: Checkpoints, version: int) -> None:
-    """Moves the unit of params that are lost to the checkpoints' `set_aside`, until their version is saved again."""
+    """Moves the unit of params that are lost to the checkpoints' `set_aside`, until their version
+    is saved again.
+    """
     if distributed.is_first():
         place = checkpoints.aside / f"{version}.unit"
         place.mkdir(parents=True, exist_ok=True)
@@ -216,8 +251,10 @@ def _train(
     num_pairs, batch = pairs.tokens_RL.shape[0] // 2, config.pairs_per_update
     if num_pairs < batch:
         raise Refusal(
-            f"{num_pairs} comparisons are fewer than reward_model.pairs_per_update = {batch} (pairs that the judge scores "
-            "equal are left out); accepted: more comparisons (comparisons.num_train), a smaller batch, or a reward "
+            f"{num_pairs} comparisons are fewer than reward_model.pairs_per_update = {batch} "
+            "(pairs that the judge scores "
+            "equal are left out); accepted: more comparisons (comparisons.num_train), a smaller "
+            "batch, or a reward "
             "without a model, such as --config.reward=gold or exact_match"
         )
     step = partial(
@@ -231,7 +268,9 @@ def _train(
     everywhere = sharding.replicated(workspace.mesh)
     head_key = workspace.key("value_head")
     fresh = distributed.compiled(
-        lambda params: init_state(workspace.value_model.init_from(jax.tree.map(jnp.copy, params), head_key), optimizer),
+        lambda params: init_state(
+            workspace.value_model.init_from(jax.tree.map(jnp.copy, params), head_key), optimizer
+        ),
         out_shardings=shardings,
     )
 
@@ -251,7 +290,9 @@ def _train(
             begin=begin,
             init=lambda: fresh(sft_params),
             step=distributed.compiled(
-                sharding.keeping_rows(step, workspace.mesh), donate_argnums=0, out_shardings=(shardings, everywhere)
+                sharding.keeping_rows(step, workspace.mesh),
+                donate_argnums=0,
+                out_shardings=(shardings, everywhere),
             ),
             rows=rows,
             num_updates=config.num_updates,
@@ -262,16 +303,25 @@ def _train(
         )
     checkpoints.close()
     accuracy = heldout_accuracy(workspace, state.params, batch)
-    return state.params, finish(workspace, config, state.params, sft_params, {"heldout_accuracy": accuracy}, began)
+    return state.params, finish(
+        workspace, config, state.params, sft_params, {"heldout_accuracy": accuracy}, began
+    )
 
 
 def finish(
-    workspace: Workspace, config: Config, params: Params, sft_params: Params, figures: dict[str, float], began: float
+    workspace: Workspace,
+    config: Config,
+    params: Params,
+    sft_params: Params,
+    figures: dict[str, float],
+    began: float,
 ) -> Standard:
     """Measures the reward's unit, and writes it and the stage's figures."""
     measured = measure_standard(workspace, params, sft_params, config.standardize_prompts)
     figures = figures | {"raw_mean": measured.mean, "raw_std": measured.std}
-    workspace.metrics.write("evaluate", config.num_updates, figures, time.perf_counter() - began, of=STAGE)
+    workspace.metrics.write(
+        "evaluate", config.num_updates, figures, time.perf_counter() - began, of=STAGE
+    )
     workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began})
     standard = measured if config.standardize else Standard(0.0, 1.0)
     # The last file of the stage: with it and the last checkpoint the stage has ended.
@@ -297,21 +347,28 @@ def load(workspace: Workspace) -> tuple[Params, Standard]:
 
 
 def read_standard(workspace: Workspace) -> Standard:
-    """The unit that a workspace's own stage has measured. Raises MissingInput where there is none."""
+    """The unit that a workspace's own stage has measured.
+
+    Raises MissingInput where there is none.
+    """
     path = standard_path(workspace)
     if not path.exists():
-        raise MissingInput(f"{path} is missing: run the stage {STAGE!r} first (--config.job={STAGE})")
+        raise MissingInput(
+            f"{path} is missing: run the stage {STAGE!r} first (--config.job={STAGE})"
+        )
     try:
         return Standard(**json.loads(path.read_bytes()))
     except (ValueError, TypeError) as error:
         raise Refusal(
-            f"{path} is damaged ({error}); remove it to measure the reward model's unit again (--config.job={STAGE})"
+            f"{path} is damaged ({error}); remove it to measure the reward model's unit again "
+            f"(--config.job={STAGE})"
         ) from None
 
 
 def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
-    """`--config.job=reward_model`: this stage alone, from the SFT policy of the run's directory or of `pretrained.sft`, and
-    comparisons, which are made first where they are not there."""
+    """`--config.job=reward_model`: this stage alone, from the SFT policy of the run's directory or
+    of `pretrained.sft`, and comparisons, which are made first where they are not there.
+    """
     del algorithm
     sft_params = sft.load(workspace)
     if needs_comparisons(workspace):

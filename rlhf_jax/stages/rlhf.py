@@ -1,4 +1,6 @@
-"""RLHF: rounds of sampling, scoring and updating, with evaluations, samples and checkpoints at ends of rounds."""
+"""RLHF: rounds of sampling, scoring and updating, with evaluations, samples and checkpoints at ends
+of rounds.
+"""
 
 import contextlib
 import time
@@ -39,14 +41,26 @@ STAGE = "rlhf"
 
 
 def make_program(
-    workspace: Workspace, config: Config, algorithm: Algorithm, reward: Reward, reference_params: Params, plan: str = ""
+    workspace: Workspace,
+    config: Config,
+    algorithm: Algorithm,
+    reward: Reward,
+    reference_params: Params,
+    plan: str = "",
 ) -> Program:
     """The compiled calls of this run, each where the plan places it."""
-    return Program(make_spec(workspace, config, algorithm, reward, reference_params, plan), reference_params)
+    return Program(
+        make_spec(workspace, config, algorithm, reward, reference_params, plan), reference_params
+    )
 
 
 def make_spec(
-    workspace: Workspace, config: Config, algorithm: Algorithm, reward: Reward, reference_params: Params, plan: str = ""
+    workspace: Workspace,
+    config: Config,
+    algorithm: Algorithm,
+    reward: Reward,
+    reference_params: Params,
+    plan: str = "",
 ) -> ProgramSpec:
     """Makes the specification of this run's program."""
     where = places(config, workspace.mesh, plan)
@@ -60,8 +74,14 @@ def make_spec(
     critic = None
     if "critic" in algorithm.losses:
         params = critic_params(workspace, reward, reference_params)
-        optimizer = make_optimizer(config.critic_optimizer, clock.num_updates, clock.updates_per_round)
-        critic = Critic(workspace.value_model if reward.params is None else workspace.reward_network, params, optimizer)
+        optimizer = make_optimizer(
+            config.critic_optimizer, clock.num_updates, clock.updates_per_round
+        )
+        critic = Critic(
+            workspace.value_model if reward.params is None else workspace.reward_network,
+            params,
+            optimizer,
+        )
     return ProgramSpec(
         model=workspace.model,
         algorithm=algorithm,
@@ -80,24 +100,35 @@ def make_spec(
         critic=critic,
         share_prompts=config.share_prompts,
         publish_dtype=config.publish_dtype,
-        sampler_slices=sampler_slices(workspace.mesh, config.sampler_slices, config.sampler_slice_devices),
+        sampler_slices=sampler_slices(
+            workspace.mesh, config.sampler_slices, config.sampler_slice_devices
+        ),
         plan=where.plan,
-        texts=lambda samples: list(zip(stream.texts_of(samples), workspace.completions(samples), strict=True)),
+        texts=lambda samples: list(
+            zip(stream.texts_of(samples), workspace.completions(samples), strict=True)
+        ),
     )
 
 
 def critic_params(workspace: Workspace, reward: Reward, reference_params: Params) -> Params:
-    """Initial params of the critic: the reward model, its head in units of the standardised score; without one, the SFT
-    policy with a fresh head."""
+    """Initial params of the critic: the reward model, its head in units of the standardised score;
+    without one, the SFT policy with a fresh head.
+    """
     if reward.params is None:
         return workspace.value_model.init_from(reference_params, workspace.key("critic"))
     head = reward.params["value_head"]
-    scaled = {"kernel": head["kernel"] / reward.std, "bias": (head["bias"] - reward.mean) / reward.std}
+    scaled = {
+        "kernel": head["kernel"] / reward.std,
+        "bias": (head["bias"] - reward.mean) / reward.std,
+    }
     return {"backbone": reward.params["backbone"], "value_head": scaled}
 
 
 def make_reward(workspace: Workspace, stages: Any) -> Reward:
-    """The reward of the RLHF stage: one, or a sum of several. A learned one is read, and its stage must have run."""
+    """The reward of the RLHF stage: one, or a sum of several.
+
+    A learned one is read, and its stage must have run.
+    """
     terms, learned_parts = parse(stages.reward), {}
     if stages.learned:
         params, standard = reward_model.load(workspace)
@@ -108,7 +139,11 @@ def make_reward(workspace: Workspace, stages: Any) -> Reward:
     host = host_scores(workspace, judges, stages.rlhf) if judges else None
     if not is_plain(terms):
         return Reward(**learned_parts, host=host, name=stages.reward, terms=terms)
-    return Reward(**learned_parts, host=host and (lambda samples: host(samples)[terms[0].label]), name=terms[0].name)
+    return Reward(
+        **learned_parts,
+        host=host and (lambda samples: host(samples)[terms[0].label]),
+        name=terms[0].name,
+    )
 
 
 def make_judges(workspace: Workspace, stages: Any) -> dict[str, HostJudge]:
@@ -126,7 +161,8 @@ def make_judges(workspace: Workspace, stages: Any) -> dict[str, HostJudge]:
 def host_scores(
     workspace: Workspace, judges: Mapping[str, HostJudge | KeptJudge], config: Config
 ) -> Callable[[Samples], dict[str, np.ndarray]]:
-    """The scores of rewards on text, float32 `[B]` by label: texts are decoded once for all of them.
+    """The scores of rewards on text, float32 `[B]` by label: texts are decoded once for all of
+    them.
 
     Args:
       workspace: whose task and tokenizer give the texts.
@@ -154,18 +190,25 @@ def host_scores(
 
 
 def versions(workspace: Workspace) -> list[int]:
-    """Versions of the saved policies, oldest first. Raises FileNotFoundError where there is none."""
+    """Versions of the saved policies, oldest first.
+
+    Raises FileNotFoundError where there is none.
+    """
     return complete_steps(workspace.directory / "checkpoints" / STAGE)
 
 
 def load(workspace: Workspace, version: int | None = None) -> tuple[Params, int]:
-    """A saved policy and its version: the newest, or the one asked for. Raises FileNotFoundError when it is not there."""
+    """A saved policy and its version: the newest, or the one asked for.
+
+    Raises FileNotFoundError when it is not there.
+    """
     abstract = sharding.abstract_params(workspace.model, workspace.mesh)
     return restore_params(workspace.directory / "checkpoints" / STAGE, abstract, "policy", version)
 
 
 def first_policy(workspace: Workspace, reference_params: Params) -> Params:
-    """The policy at version 0: the SFT policy, or the version of another run that this one begins from.
+    """The policy at version 0: the SFT policy, or the version of another run that this one begins
+    from.
 
     Raises MissingInput where that run does not have the version any more.
     """
@@ -173,7 +216,9 @@ def first_policy(workspace: Workspace, reference_params: Params) -> Params:
     if begin is None or begin.version is None:
         return reference_params
     source = workspace.source
-    return load(source, begin.version)[0] if begin.version else first_policy(source, reference_params)
+    return (
+        load(source, begin.version)[0] if begin.version else first_policy(source, reference_params)
+    )
 
 
 def run(
@@ -183,9 +228,11 @@ def run(
     reward: Reward,
     reference_params: Params,
 ) -> Params:
-    """Trains, or goes on where a checkpoint is, or reads what an earlier run trained. Returns the policy's params.
+    """Trains, or goes on where a checkpoint is, or reads what an earlier run trained. Returns the
+    policy's params.
 
-    Raises Refusal where the directory has checkpoints that cannot be gone on from, or another process holds it.
+    Raises Refusal where the directory has checkpoints that cannot be gone on from, or another
+    process holds it.
     """
     config: Config = stages.rlhf
     check(config, algorithm, workspace.mesh, stages.plan)
@@ -195,7 +242,10 @@ def run(
         abstract = abstract_like(program.state_shapes, program.state_shardings)
         checkpoints = workspace.checkpoints(STAGE, config.keep_checkpoints)
         spool = Spool(workspace.directory / FOLDER)
-        layout, ended = partial(sharding.row_shardings, mesh=program.home), ended_rounds(workspace.directory, config)
+        layout, ended = (
+            partial(sharding.row_shardings, mesh=program.home),
+            ended_rounds(workspace.directory, config),
+        )
         resumed = choose(checkpoints, spool, clock, abstract, layout, ended)
         version = resumed.version
         if version == clock.num_updates:
@@ -204,7 +254,10 @@ def run(
         program.compile()
         first = None if version else first_policy(workspace, reference_params)
         states = resumed.states if version else program.init(first)
-        samples_writer, book = SamplesWriter(workspace.directory), ledger.Ledger(workspace.directory)
+        samples_writer, book = (
+            SamplesWriter(workspace.directory),
+            ledger.Ledger(workspace.directory),
+        )
         cut_back(workspace, config, clock, checkpoints, version, samples_writer, book)
         workspace.record(STAGE)
         evaluator = make_evaluator(workspace, stages, reward, reference_params)
@@ -213,25 +266,51 @@ def run(
             stopping.asked_to_stop() as asked,
         ):
             recorder = Recorder(
-                workspace, config, program, evaluator, checkpoints, spool, samples_writer, bar, began, book, first
+                workspace,
+                config,
+                program,
+                evaluator,
+                checkpoints,
+                spool,
+                samples_writer,
+                bar,
+                began,
+                book,
+                first,
             )
-            monitor = synchronous.LoopMonitor(recorder.timeline, partial(any_asked, program.home, asked), say=bar.say)
-            loop = make_loop(config, program, states, version // clock.updates_per_round, resumed.pending, monitor)
+            monitor = synchronous.LoopMonitor(
+                recorder.timeline, partial(any_asked, program.home, asked), say=bar.say
+            )
+            loop = make_loop(
+                config,
+                program,
+                states,
+                version // clock.updates_per_round,
+                resumed.pending,
+                monitor,
+            )
             try:
                 with contextlib.closing(loop):  # an interrupt here ends the sampling thread too
                     for event in loop:
                         recorder.take(event)
             finally:
-                checkpoints.wait()  # an interrupt must not tear down the threads of a save under way
+                # an interrupt must not tear down the threads of a save under way
+                checkpoints.wait()
         if recorder.stopped:
             raise KeyboardInterrupt
-        workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began} | recorder.timings())
-        params = checkpoints.restore_part(clock.num_updates, {"policy": {"params": abstract["policy"].params}})
+        workspace.metrics.write_timing(
+            STAGE, {"wall_seconds": time.perf_counter() - began} | recorder.timings()
+        )
+        params = checkpoints.restore_part(
+            clock.num_updates, {"policy": {"params": abstract["policy"].params}}
+        )
         checkpoints.close()
         return workspace.on_mesh(params["policy"]["params"])
 
 
-def make_evaluator(workspace: Workspace, stages: Any, reward: Reward, reference_params: Params) -> Evaluator:
+def make_evaluator(
+    workspace: Workspace, stages: Any, reward: Reward, reference_params: Params
+) -> Evaluator:
     """The evaluations of a run, which show a learned reward's scores beside the others."""
     scores = None
     if reward.model is not None:
@@ -255,10 +334,14 @@ def make_loop(
 
 
 def any_asked(home: Mesh, asked: Callable[[], bool]) -> bool:
-    """True where one of the processes was asked to stop, agreed over devices that no sampler uses; collective."""
+    """True where one of the processes was asked to stop, agreed over devices that no sampler uses;
+    collective.
+    """
     return any(distributed.everyone(asked(), home))
 
 
 def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
-    """`--config.job=rlhf`: this stage alone, from the SFT policy and the reward of the run's directory."""
+    """`--config.job=rlhf`: this stage alone, from the SFT policy and the reward of the run's
+    directory.
+    """
     run(workspace, stages, algorithm, make_reward(workspace, stages), sft.load(workspace))

@@ -23,21 +23,33 @@ from rlhf_jax.stages.api import PromptStream, Workspace
 from rlhf_jax.stages.common import pretrained_models
 from rlhf_jax.text import encoding
 from rlhf_jax.types import Algorithm, Array, Batch, Mean, Metrics, Outputs, Params, TrainState
-from rlhf_jax.updating import OptimizerConfig, init_state, make_optimizer, policy_objective, train_step
+from rlhf_jax.updating import (
+    OptimizerConfig,
+    init_state,
+    make_optimizer,
+    policy_objective,
+    train_step,
+)
 
 STAGE = "sft"
 
 
 @dataclass(frozen=True)
 class Config:
-    """Supervised fine-tuning on prompt and reference; the loss is on the completion's tokens, the EOS included."""
+    """Supervised fine-tuning on prompt and reference; the loss is on the completion's tokens, the
+    EOS included.
+    """
 
     num_updates: Count = 300
     rows_per_update: Count = 64
     num_micro_batches: Count = 1
     checkpoint_every: Natural = 100  # updates; 0: only at the end
-    min_whole_references: Fraction = 0.05  # share that must keep their EOS within lengths.max_completion_tokens
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=3e-3, schedule="cosine"))
+    min_whole_references: Fraction = (
+        0.05  # share that must keep their EOS within lengths.max_completion_tokens
+    )
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=3e-3, schedule="cosine")
+    )
 
 
 def loss(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
@@ -49,7 +61,9 @@ def loss(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
 
 
 def rows(workspace: Workspace, stream: PromptStream, config: Config, update: int) -> Batch:
-    """The rows of an update: consecutive prompts of the stream, each with one of its references in turn."""
+    """The rows of an update: consecutive prompts of the stream, each with one of its references in
+    turn.
+    """
     start, count = update * config.rows_per_update, config.rows_per_update
     prompts = stream.prompts(start, count)
     epoch_length = workspace.task.num_prompts(stream.split)
@@ -57,40 +71,59 @@ def rows(workspace: Workspace, stream: PromptStream, config: Config, update: int
     if not all(of_prompts):
         place = start + of_prompts.index(())
         raise ComponentError(
-            f"the task {type(workspace.task).__name__} gives no reference for prompt {stream.texts(place, 1)[0]!r:.60}, which "
+            f"the task {type(workspace.task).__name__} gives no reference for prompt "
+            f"{stream.texts(place, 1)[0]!r:.60}, which "
             "SFT is to learn; accepted: one text or more"
         )
-    chosen = [references[(start + row) // epoch_length % len(references)] for row, references in enumerate(of_prompts)]
+    chosen = [
+        references[(start + row) // epoch_length % len(references)]
+        for row, references in enumerate(of_prompts)
+    ]
     length = workspace.lengths.max_completion_tokens
     last_R = np.asarray(prompts.tokens_PQ)[:, -1]  # prompts are left-padded
     tokens, mask = encoding.encode_completions(chosen, workspace.tokenizer, length, last_R)
-    batch: Any = Batch(prompts.tokens_PQ, prompts.mask_PQ, tokens, mask, temperature=jnp.float32(1.0))  # type: ignore[arg-type]
+    rows: tuple[Any, Any] = tokens, mask
+    batch: Any = Batch(prompts.tokens_PQ, prompts.mask_PQ, *rows, temperature=jnp.float32(1.0))
     return distributed.feed(batch, sharding.row_shardings(batch, workspace.mesh))
 
 
 def state_layout(workspace: Workspace, config: Config) -> tuple[Any, TrainState, TrainState]:
     """The optimizer, the shapes of the state, and its shardings."""
     optimizer = make_optimizer(config.optimizer, config.num_updates)
-    shapes = jax.eval_shape(lambda key: init_state(workspace.model.init(key), optimizer), workspace.key("init"))
-    return optimizer, shapes, sharding.state_shardings(workspace.model, shapes, optimizer, workspace.mesh)
+    shapes = jax.eval_shape(
+        lambda key: init_state(workspace.model.init(key), optimizer), workspace.key("init")
+    )
+    return (
+        optimizer,
+        shapes,
+        sharding.state_shardings(workspace.model, shapes, optimizer, workspace.mesh),
+    )
 
 
-def first_state(workspace: Workspace, optimizer: Any, shardings: TrainState) -> Callable[[], TrainState]:
-    """A function that makes the initial train state: on the params of `pretrained.base`, or on fresh ones."""
+def first_state(
+    workspace: Workspace, optimizer: Any, shardings: TrainState
+) -> Callable[[], TrainState]:
+    """A function that makes the initial train state: on the params of `pretrained.base`, or on
+    fresh ones.
+    """
     make = partial(init_state, optimizer=optimizer)
     if not workspace.pretrained.base:
-        return distributed.compiled(lambda: make(workspace.model.init(workspace.key("init"))), out_shardings=shardings)
+        return distributed.compiled(
+            lambda: make(workspace.model.init(workspace.key("init"))), out_shardings=shardings
+        )
 
     def published() -> TrainState:
-        params = pretrained_models.load_policy(workspace.pretrained.base, workspace.model, workspace.mesh)
+        params = pretrained_models.load_policy(
+            workspace.pretrained.base, workspace.model, workspace.mesh
+        )
         return distributed.compiled(make, donate_argnums=0, out_shardings=shardings)(params)
 
     return published
 
 
 def run(workspace: Workspace, config: Config) -> Params:
-    """Trains, or reads what an earlier run trained, `pretrained.sft` holds or another run has. Returns the SFT policy's
-    params.
+    """Trains, or reads what an earlier run trained, `pretrained.sft` holds or another run has.
+    Returns the SFT policy's params.
     """
     if workspace.begin is not None or workspace.pretrained.sft:
         return load(workspace)
@@ -105,7 +138,12 @@ def run(workspace: Workspace, config: Config) -> Params:
 
 
 def _train(
-    workspace: Workspace, config: Config, checkpoints: Checkpoints, begin: Any, optimizer: Any, shardings: TrainState
+    workspace: Workspace,
+    config: Config,
+    checkpoints: Checkpoints,
+    begin: Any,
+    optimizer: Any,
+    shardings: TrainState,
 ) -> Params:
     """The rest of the stage's updates. Returns the SFT policy's params."""
     began = time.perf_counter()
@@ -129,7 +167,9 @@ def _train(
             begin=begin,
             init=first_state(workspace, optimizer, shardings),
             step=distributed.compiled(
-                sharding.keeping_rows(step, workspace.mesh), donate_argnums=0, out_shardings=(shardings, everywhere)
+                sharding.keeping_rows(step, workspace.mesh),
+                donate_argnums=0,
+                out_shardings=(shardings, everywhere),
             ),
             rows=partial(rows, workspace, stream, config),
             num_updates=config.num_updates,
@@ -144,14 +184,17 @@ def _train(
 
 
 def load(workspace: Workspace) -> Params:
-    """The params of a finished SFT stage, of `pretrained.sft`, or of the run that this one begins from.
+    """The params of a finished SFT stage, of `pretrained.sft`, or of the run that this one begins
+    from.
 
     Raises MissingInput when it has not run, or not to its end.
     """
     if workspace.begin is not None:
         return load(workspace.source)
     if workspace.pretrained.sft:
-        return pretrained_models.load_policy(workspace.pretrained.sft, workspace.model, workspace.mesh)
+        return pretrained_models.load_policy(
+            workspace.pretrained.sft, workspace.model, workspace.mesh
+        )
     made.check_finished(workspace.directory, STAGE)
     abstract = sharding.abstract_params(workspace.model, workspace.mesh)
     return restore_params(workspace.directory / "checkpoints" / STAGE, abstract)[0]

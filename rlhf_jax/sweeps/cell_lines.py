@@ -1,11 +1,13 @@
-"""The ended cells of a study, one line each in a file that is committed, so that any clone goes on from it.
+"""The ended cells of a study, one line each in a file that is committed, so that any clone goes on
+from it.
 
     {"base": "<digest>", "config": {...}}                                  a config that cells differ from, flattened
     {"cell": "<digest>", "base": "<digest>", "changes": {...}, ...}         an ended cell
 
-A cell is known by the digest of its whole config, without its directory: an edited study asks for other cells, whatever they
-are called. `golden` is the hash of the golden numbers that the cell depends on (`provenance.golden_hash`): lines with another
-hash than today's are never used. Numbers keep all their digits, so that a cell that is run again can be compared to the bit.
+A cell is known by the digest of its whole config, without its directory: an edited study asks for
+other cells, whatever they are called. `golden` is the hash of the golden numbers that the cell
+depends on (`provenance.golden_hash`): lines with another hash than today's are never used. Numbers
+keep all their digits, so that a cell that is run again can be compared to the bit.
 """
 
 import fcntl
@@ -21,7 +23,9 @@ from rlhf_jax.sweeps.provenance import digest
 
 Line = dict[str, Any]
 NO_NUMBERS = ("directory", "job", "sft.min_whole_references")
-"""Keys that enter no number: where a run is written, which part of it is run, and what is refused before it begins."""
+"""Keys that enter no number: where a run is written, which part of it is run, and what is refused
+before it begins.
+"""
 
 
 def identity(config: Mapping[str, Any]) -> str:
@@ -29,7 +33,9 @@ def identity(config: Mapping[str, Any]) -> str:
     return digest({key: value for key, value in config.items() if key not in NO_NUMBERS})
 
 
-def append(path: Path, config: Mapping[str, Any], base: Mapping[str, Any], line: Mapping[str, Any]) -> None:
+def append(
+    path: Path, config: Mapping[str, Any], base: Mapping[str, Any], line: Mapping[str, Any]
+) -> None:
     """Appends an ended cell, and its base config where the file does not have it yet.
 
     Several processes may append at once: the file is locked meanwhile.
@@ -42,7 +48,11 @@ def append(path: Path, config: Mapping[str, Any], base: Mapping[str, Any], line:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     base = {key: value for key, value in base.items() if key not in NO_NUMBERS}
-    changes = {key: value for key, value in config.items() if key not in NO_NUMBERS and base.get(key, ...) != value}
+    changes = {
+        key: value
+        for key, value in config.items()
+        if key not in NO_NUMBERS and base.get(key, ...) != value
+    }
     removed = sorted(key for key in base if key not in config)
     known = {"cell": identity(config), "base": digest(base), "changes": changes} | (
         {"removed": removed} if removed else {}
@@ -69,7 +79,8 @@ def encoded(line: Mapping[str, Any]) -> bytes:
 def read(path: Path) -> tuple[Line, ...]:
     """The cells of a file, each with its whole flattened config; () where there is no file.
 
-    A last line that a kill has torn is left out. Raises Refusal that names file and line for anything else that is no cell.
+    A last line that a kill has torn is left out. Raises Refusal that names file and line for
+    anything else that is no cell.
     """
     if not path.exists():
         return ()
@@ -89,10 +100,15 @@ def _read(path: Path, mtime_ns: int, size: int) -> tuple[Line, ...]:
             if "config" in line:
                 bases[line["base"]] = line["config"]
                 continue
-            kept = {key: value for key, value in bases[line["base"]].items() if key not in line.get("removed", ())}
+            kept = {
+                key: value
+                for key, value in bases[line["base"]].items()
+                if key not in line.get("removed", ())
+            }
             cells.append(line | {"config": kept | line["changes"]})
         except (ValueError, KeyError, TypeError) as error:
             raise Refusal(
-                f"{path}, line {place}: no line of a cell ({error}); remove it and run the study again"
+                f"{path}, line {place}: no line of a cell ({error}); remove it and run the study "
+                "again"
             ) from error
     return tuple(cells)

@@ -1,4 +1,6 @@
-"""The cells of a study: their configs and digests, those that have ended, and running the others in this process."""
+"""The cells of a study: their configs and digests, those that have ended, and running the others in
+this process.
+"""
 
 import functools
 import itertools
@@ -35,10 +37,13 @@ BEFORE_RLHF = (
     "comparisons",
     "reward_model",
 )
-"""Nodes of a config that the stages before RLHF read: cells that agree on them share these stages."""
+"""Nodes of a config that the stages before RLHF read: cells that agree on them share these stages.
+"""
 
 REWARD_STAGES = "reward_stages"
-"""Beside the keys of a cell's config: the digest of its reward model's stages, where they are of another variant."""
+"""Beside the keys of a cell's config: the digest of its reward model's stages, where they are of
+another variant.
+"""
 
 Base = tuple[int, str, str]
 """The seed, and the variants of policy and reward model, that the stages before a cell are of."""
@@ -54,7 +59,11 @@ class Cells:
         self.processor = provenance.processor()
         self._identities: dict[Cell, str] = {}
         self._golden: dict[str, str] = {}
-        self._indexed: tuple[Any, dict[str, list[cell_lines.Line]], Counter[Any]] = (None, {}, Counter())
+        self._indexed: tuple[Any, dict[str, list[cell_lines.Line]], Counter[Any]] = (
+            None,
+            {},
+            Counter(),
+        )
 
     def config(self, cell: Cell) -> ConfigDict:
         """The config of a cell, in its own directory."""
@@ -85,13 +94,17 @@ class Cells:
         return config
 
     def identity(self, cell: Cell) -> str:
-        """The digest that a cell is known by: of its config, and thereby of all that the study says about it."""
+        """The digest that a cell is known by: of its config, and thereby of all that the study says
+        about it.
+        """
         if cell not in self._identities:
             self._identities[cell] = cell_lines.identity(self._values(cell))
         return self._identities[cell]
 
     def _values(self, cell: Cell) -> dict[str, Any]:
-        """The flattened config of a cell, and the digest of its reward model's stages where they are of another variant."""
+        """The flattened config of a cell, and the digest of its reward model's stages where they
+        are of another variant.
+        """
         values, arm = flattened(self._config(cell)), self.study.arm(cell.arm)
         if arm.reward == arm.policy:
             return values
@@ -106,12 +119,16 @@ class Cells:
         return self.study.directory / CELLS / f"{cell.name}-{self.identity(cell)[:8]}"
 
     def golden(self, cell: Cell) -> str:
-        """The hash of the golden numbers that a cell depends on, and of the sources of a user's own components."""
+        """The hash of the golden numbers that a cell depends on, and of the sources of a user's own
+        components.
+        """
         if cell.arm not in self._golden:
             from rlhf_jax.stages.common import own_code
 
             sources = own_code.of_sources(self._config(cell).to_dict())
-            self._golden[cell.arm] = provenance.golden_hash(self.study.arm(cell.arm).algorithm, sources=sources)
+            self._golden[cell.arm] = provenance.golden_hash(
+                self.study.arm(cell.arm).algorithm, sources=sources
+            )
         return self._golden[cell.arm]
 
     def _lines(self) -> tuple[dict[str, list[cell_lines.Line]], Counter[Any]]:
@@ -129,19 +146,28 @@ class Cells:
     def ended(self, cell: Cell) -> cell_lines.Line | None:
         """The line of a cell that has ended, or None.
 
-        Numbers of one seed are compared with each other: of lines of several processors, that of the processor which ended most
-        cells of the seed.
+        Numbers of one seed are compared with each other: of lines of several processors, that of
+        the processor which ended most cells of the seed.
         """
         lines, counts = self._lines()
-        usable = [line for line in lines.get(self.identity(cell), ()) if line["golden"] == self.golden(cell)]
-        return max(usable, key=lambda line: counts[cell.purpose, cell.seed, line["processor"]], default=None)
+        usable = [
+            line
+            for line in lines.get(self.identity(cell), ())
+            if line["golden"] == self.golden(cell)
+        ]
+        return max(
+            usable,
+            key=lambda line: counts[cell.purpose, cell.seed, line["processor"]],
+            default=None,
+        )
 
     def results(self, cells: Sequence[Cell]) -> list[cell_lines.Line]:
         """The lines of those cells that have ended."""
         return [line for cell in cells if (line := self.ended(cell)) is not None]
 
     def left(self, cells: Sequence[Cell]) -> list[Cell]:
-        """The cells that are to be run here: of each seed those that have not ended on this kind of processor.
+        """The cells that are to be run here: of each seed those that have not ended on this kind of
+        processor.
 
         A seed all of whose cells have ended on another kind is left alone.
         """
@@ -156,7 +182,11 @@ class Cells:
             of_seed = list(together)
             on = [processors(cell) for cell in of_seed]
             if not set.intersection(*on):
-                found += [cell for cell, there in zip(of_seed, on, strict=True) if self.processor not in there]
+                found += [
+                    cell
+                    for cell, there in zip(of_seed, on, strict=True)
+                    if self.processor not in there
+                ]
         wanted = set(found)
         return [cell for cell in cells if cell in wanted]
 
@@ -166,7 +196,9 @@ class Cells:
         return cell.seed, arm.policy, arm.reward
 
     def base_directory(self, seed: int, variant: str) -> Path:
-        """The directory of the stages of a seed and variant, named by the digest of the keys that they read."""
+        """The directory of the stages of a seed and variant, named by the digest of the keys that
+        they read.
+        """
         name = f"{seed}-{self._digest_of_stages(seed, variant)[:8]}"
         return self.study.directory / BASE / (variant or "usual") / name
 
@@ -174,26 +206,38 @@ class Cells:
         config = self.variant(variant)
         config.seed = seed
         return provenance.digest(
-            {key: value for key, value in flattened(config).items() if key.split(".")[0] in BEFORE_RLHF}
+            {
+                key: value
+                for key, value in flattened(config).items()
+                if key.split(".")[0] in BEFORE_RLHF
+            }
         )
 
 
 def line_identity(line: cell_lines.Line, path: Path) -> str:
-    """The digest that the cell of a line of `path` has under today's keys. Raises as `under_todays_keys`."""
+    """The digest that the cell of a line of `path` has under today's keys.
+
+    Raises as `under_todays_keys`.
+    """
     return cell_lines.identity(under_todays_keys(line["config"], str(path)))
 
 
 def under_todays_keys(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A cell's flattened config under the keys of today's code.
 
-    Renamed keys have their new names. A key that is newer than the cell has the value that does what was done before it was
-    there, so that cells are not run again for it. Raises Refusal, naming `where`, for a key that is gone.
+    Renamed keys have their new names. A key that is newer than the cell has the value that does
+    what was done before it was there, so that cells are not run again for it. Raises Refusal,
+    naming `where`, for a key that is gone.
     """
     translated = history.translated(config, where)
     apart = {REWARD_STAGES: translated.pop(REWARD_STAGES)} if REWARD_STAGES in translated else {}
-    known = _known_keys(*(translated[name] for name in ("algorithm.name", "task.name", "model.family", "reward")))
+    known = _known_keys(
+        *(translated[name] for name in ("algorithm.name", "task.name", "model.family", "reward"))
+    )
     history.check_known(translated, known, where)
-    newer = {key: history.before(key, default) for key, default in known.items() if key not in translated}
+    newer = {
+        key: history.before(key, default) for key, default in known.items() if key not in translated
+    }
     return newer | translated | apart
 
 
@@ -237,13 +281,16 @@ def shared_stages(cells: Cells, seed: int, policy: str = "", reward: str = "") -
 
 
 def run_cells(cells: Cells, wanted: Sequence[Cell]) -> None:
-    """Runs cells that have not ended in this process, those of one base together. A cell keeps its line, not its checkpoints.
+    """Runs cells that have not ended in this process, those of one base together. A cell keeps its
+    line, not its checkpoints.
 
-    A cell with a figure that is not finite has ended: it has diverged. Raises Failed, after all have been tried, where others
-    went wrong in another way; their tracebacks are printed.
+    A cell with a figure that is not finite has ended: it has diverged. Raises Failed, after all
+    have been tried, where others went wrong in another way; their tracebacks are printed.
     """
     failed = []
-    for base, together in itertools.groupby(sorted(cells.left(wanted), key=cells.base), key=cells.base):
+    for base, together in itertools.groupby(
+        sorted(cells.left(wanted), key=cells.base), key=cells.base
+    ):
         params, reward = shared_stages(cells, *base)
         for cell in together:
             try:
@@ -281,7 +328,8 @@ def run_cell(cells: Cells, cell: Cell, params: Any, reward: Any) -> None:
 
 
 def phases(cells: Cells, wanted: Sequence[Cell], num_parts: int) -> Iterator[list[list[Cell]]]:
-    """The work that is left, in lists that may run at once: the shared stages, those of a seed in one; then the cells.
+    """The work that is left, in lists that may run at once: the shared stages, those of a seed in
+    one; then the cells.
 
     A cell of 0 updates stands for the stages that it shares.
     """
@@ -295,7 +343,9 @@ def phases(cells: Cells, wanted: Sequence[Cell], num_parts: int) -> Iterator[lis
 
 
 def work(study: Study, wanted: Sequence[Cell]) -> None:
-    """The work of one worker on its cells (see `phases`), with the compile cache that the study's workers have in common."""
+    """The work of one worker on its cells (see `phases`), with the compile cache that the study's
+    workers have in common.
+    """
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(study.directory / "compile_cache"))
@@ -319,5 +369,8 @@ def load(argument: str) -> Study:
     with config_modules.faults_in(argument, path):
         module: Any = config_modules.execute(path)
         if not hasattr(module, "get_study"):
-            raise Refusal("the file has no get_study: it is no study (python -m experiments.run runs a config)")
+            raise Refusal(
+                "the file has no get_study: it is no study (python -m experiments.run runs a "
+                "config)"
+            )
         return module.get_study(choice)

@@ -1,6 +1,8 @@
-"""Writes the page of a study: a row for each arm and setting, differences paired by seed, curves against updates and KL.
+"""Writes the page of a study: a row for each arm and setting, differences paired by seed, curves
+against updates and KL.
 
-The first row of the table is the one that the others are compared with. Runs that diverged are counted and not averaged.
+The first row of the table is the one that the others are compared with. Runs that diverged are
+counted and not averaged.
 """
 
 import json
@@ -17,24 +19,39 @@ from rlhf_jax.report import page
 from rlhf_jax.report.plots import style
 from rlhf_jax.report.statistics import OfSeed, Result, by_seed, differences, final, interval
 
-MEASURES = {"gold": "gold_mean", "win-rate": "win_rate", "learned reward": "reward_mean", "KL": "kl"}
-CURVES = {"Gold score": ("gold_mean", "points"), "Learned reward": ("reward_mean", "standardised score")}
+MEASURES = {
+    "gold": "gold_mean",
+    "win-rate": "win_rate",
+    "learned reward": "reward_mean",
+    "KL": "kl",
+}
+CURVES = {
+    "Gold score": ("gold_mean", "points"),
+    "Learned reward": ("reward_mean", "standardised score"),
+}
 
 
 def write_study(directory: Path, results: Sequence[Result], arms: Sequence[str]) -> Path:
-    """Writes `report.html`, `plots/*.png` and `summary.json`; returns the page. Raises Refusal without any result."""
+    """Writes `report.html`, `plots/*.png` and `summary.json`; returns the page.
+
+    Raises Refusal without any result.
+    """
     if not results:
         raise Refusal(f"no cell of {directory} has ended")
     of_row = rows_of(results, arms)
-    ended = {row: [result for result in of_row[row] if not result.get("diverged")] for row in of_row}
+    ended = {
+        row: [result for result in of_row[row] if not result.get("diverged")] for row in of_row
+    }
     ended = {row: of for row, of in ended.items() if of}
     body = [f"<h1>{page.text(directory.name)}</h1>"]
     if not ended:
         body.append("<p>Every run diverged.</p>")
     else:
         body.append(
-            f"<p>Means over seeds with 95 % t-intervals (±). Differences are to {page.text(next(iter(ended)))}, seed by seed. "
-            "Figures are those of each run's last evaluation on held-out prompts. KL is that to the SFT policy, in "
+            "<p>Means over seeds with 95 % t-intervals (±). Differences are to "
+            f"{page.text(next(iter(ended)))}, seed by seed. "
+            "Figures are those of each run's last evaluation on held-out prompts. KL is that to "
+            "the SFT policy, in "
             "nats a completion.</p>"
         )
     head, table = table_of(of_row, ended)
@@ -53,18 +70,26 @@ def write_study(directory: Path, results: Sequence[Result], arms: Sequence[str])
 
 
 def rows_of(results: Sequence[Result], arms: Sequence[str]) -> dict[str, list[Result]]:
-    """Results by row of the table: an arm, and its setting where it has one; in the order of the arms."""
+    """Results by row of the table: an arm, and its setting where it has one; in the order of the
+    arms.
+    """
     found: dict[str, list[Result]] = {}
     for result in sorted(results, key=lambda result: arms.index(result["arm"])):
-        setting = ", ".join(f"{key.rsplit('.', 1)[-1]} {value}" for key, value in result["setting"].items())
-        found.setdefault(f"{result['arm']} ({setting})" if setting else result["arm"], []).append(result)
+        setting = ", ".join(
+            f"{key.rsplit('.', 1)[-1]} {value}" for key, value in result["setting"].items()
+        )
+        found.setdefault(f"{result['arm']} ({setting})" if setting else result["arm"], []).append(
+            result
+        )
     return found
 
 
 def table_of(
     of_row: dict[str, list[Result]], ended: dict[str, list[Result]]
 ) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Head and rows: seeds, those that diverged, each measure that was taken, and its difference to the first row."""
+    """Head and rows: seeds, those that diverged, each measure that was taken, and its difference to
+    the first row.
+    """
     measures = {name: key for name, key in MEASURES.items() if _measured(ended, key)}
     first = next(iter(ended), "")
     rows = []
@@ -75,13 +100,22 @@ def table_of(
             values = by_seed(ended.get(row, ()), lambda result, key=key: final(result, key))
             reference = by_seed(ended[first], lambda result, key=key: final(result, key))
             cells.append(with_interval(values))
-            cells.append("–" if row == first else with_interval(differences(values, reference), signed=True))
+            cells.append(
+                "–" if row == first else with_interval(differences(values, reference), signed=True)
+            )
         rows.append(cells)
-    return ("arm", "seeds", "diverged", *(title for name in measures for title in (name, "− first"))), rows
+    return (
+        "arm",
+        "seeds",
+        "diverged",
+        *(title for name in measures for title in (name, "− first")),
+    ), rows
 
 
 def _measured(ended: dict[str, list[Result]], key: str) -> bool:
-    return any(not math.isnan(final(result, key)) for results in ended.values() for result in results)
+    return any(
+        not math.isnan(final(result, key)) for results in ended.values() for result in results
+    )
 
 
 def with_interval(values: OfSeed, signed: bool = False, digits: int = 3) -> str:
@@ -94,7 +128,9 @@ def with_interval(values: OfSeed, signed: bool = False, digits: int = 3) -> str:
 
 
 def curves(ended: dict[str, list[Result]], across: str, label: str) -> Figure | None:
-    """Means over seeds of what was measured, with the range of the seeds as a band; None where nothing was."""
+    """Means over seeds of what was measured, with the range of the seeds as a band; None where
+    nothing was.
+    """
     there = {title: curve for title, curve in CURVES.items() if _measured(ended, curve[0])}
     if not there:
         return None
@@ -103,12 +139,29 @@ def curves(ended: dict[str, list[Result]], across: str, label: str) -> Figure | 
         style.axes(ax, title, label, unit)
         for place, (row, results) in enumerate(ended.items()):
             length = min(len(result["curve"]) for result in results)
-            points = [[(line[across], line[name]) for line in result["curve"][:length]] for result in results]
+            points = [
+                [(line[across], line[name]) for line in result["curve"][:length]]
+                for result in results
+            ]
             x, y = np.array(points, float).transpose(2, 0, 1)
             color = style.PART_COLORS[place % len(style.PART_COLORS)]
             line = ("-", "--", ":")[place // len(style.PART_COLORS) % 3]
-            ax.plot(x.mean(axis=0), y.mean(axis=0), line, color=color, linewidth=1.4, label=row.replace("_", " "))
+            ax.plot(
+                x.mean(axis=0),
+                y.mean(axis=0),
+                line,
+                color=color,
+                linewidth=1.4,
+                label=row.replace("_", " "),
+            )
             if across == "update":
-                ax.fill_between(x.mean(axis=0), y.min(axis=0), y.max(axis=0), color=color, alpha=0.12, linewidth=0)
+                ax.fill_between(
+                    x.mean(axis=0),
+                    y.min(axis=0),
+                    y.max(axis=0),
+                    color=color,
+                    alpha=0.12,
+                    linewidth=0,
+                )
         ax.legend(fontsize=6.5, frameon=False, labelcolor=style.MUTED)
     return figure

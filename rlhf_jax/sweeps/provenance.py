@@ -28,32 +28,43 @@ def digest(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
-def golden_hash(algorithm: str, path: Path = GOLDEN, sources: Mapping[str, str] = NO_SOURCES) -> str:
-    """The digest of the golden numbers that an algorithm's runs depend on: its own steps, SFT, reward model, evaluation.
+def golden_hash(
+    algorithm: str, path: Path = GOLDEN, sources: Mapping[str, str] = NO_SOURCES
+) -> str:
+    """The digest of the golden numbers that an algorithm's runs depend on: its own steps, SFT,
+    reward model, evaluation.
 
     Args:
       algorithm: its name in a config.
       path: the file of golden numbers.
-      sources: digests of the sources of components that are not of the package. They stand for the golden numbers that
-        such components have not.
+      sources: digests of the sources of components that are not of the package. They stand for the
+        golden numbers that such components have not.
 
-    Raises MissingInput where the file of golden numbers is missing, and Refusal for an algorithm without an entry.
+    Raises MissingInput where the file of golden numbers is missing, and Refusal for an algorithm
+    without an entry.
     """
     if not path.exists():
         raise MissingInput(
-            f"{path} is missing: a study records the golden numbers of the code, which a clone and a wheel have"
+            f"{path} is missing: a study records the golden numbers of the code, which a clone and "
+            "a wheel have"
         )
     entries = json.loads(path.read_text())
     own = {name: entry for name, entry in entries.items() if name.partition(":")[0] == algorithm}
     if not own and OWN_ALGORITHM not in sources:
-        raise Refusal(f"{path} has no golden step of {algorithm!r}; there are: {', '.join(entries)}")
+        raise Refusal(
+            f"{path} has no golden step of {algorithm!r}; there are: {', '.join(entries)}"
+        )
     return digest(own | {name: entries[name] for name in SHARED} | dict(sources))
 
 
 @functools.cache
 def commit() -> str:
-    """The commit that is checked out, with "+" where tracked files differ from it; "" outside a clone."""
-    if GOLDEN == IN_WHEEL:  # an environment inside of somebody else's repository has that one's commits above it
+    """The commit that is checked out, with "+" where tracked files differ from it; "" outside a
+    clone.
+    """
+    if (
+        GOLDEN == IN_WHEEL
+    ):  # an environment inside of somebody else's repository has that one's commits above it
         return ""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
@@ -64,19 +75,30 @@ def commit() -> str:
 
 def _git(*arguments: str) -> str:
     return subprocess.run(
-        ["git", *arguments], cwd=ROOT, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ["git", *arguments],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     ).stdout.strip()
 
 
 @functools.cache
 def processor() -> str:
-    """The kind of processor and the number of its threads: numbers of one seed agree to the bit on one kind only.
+    """The kind of processor and the number of its threads: numbers of one seed agree to the bit on
+    one kind only.
 
-    Makers' names are too coarse ("AMD EPYC" is several generations), so that family, model and stepping are added.
+    Makers' names are too coarse ("AMD EPYC" is several generations), so that family, model and
+    stepping are added.
     """
     path = Path("/proc/cpuinfo")
     first = path.read_text().partition("\n\n")[0].splitlines() if path.exists() else []
-    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first)}
+    fields = {
+        name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first)
+    }
     name = fields.get("model name") or platform.processor() or platform.machine()
-    detail = [f"{key} {fields[key]}" for key in ("cpu family", "model", "stepping") if key in fields]
+    detail = [
+        f"{key} {fields[key]}" for key in ("cpu family", "model", "stepping") if key in fields
+    ]
     return ", ".join([name, *detail, f"{os.cpu_count()} threads"])

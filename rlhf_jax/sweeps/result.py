@@ -1,4 +1,6 @@
-"""The line that is kept of a cell that has ended: its curve, means of its metrics, its schedule, ages and cost."""
+"""The line that is kept of a cell that has ended: its curve, means of its metrics, its schedule,
+ages and cost.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +15,14 @@ from rlhf_jax.sweeps import provenance
 from rlhf_jax.sweeps.study import Arm, Cell
 from rlhf_jax.types import Algorithm
 
-MEANS = ("ratio_p99", "clip_share", "entropy", "behavior_kl_k1", "flat_group_share", "winner_takes_all_share")
+MEANS = (
+    "ratio_p99",
+    "clip_share",
+    "entropy",
+    "behavior_kl_k1",
+    "flat_group_share",
+    "winner_takes_all_share",
+)
 MEANS += ("variance_mean_place", "clipped_low_share", "clipped_high_share", "update_norm")
 MEANS += ("logprob_change", "effective_sample_share", "tie_share")
 SCHEDULE = ("lag", "num_minibatches", "num_epochs", "samples_per_prompt")
@@ -55,11 +64,16 @@ def line_of(
     line["schedule"] = {name: getattr(config, name) for name in SCHEDULE}
     line["ages"] = ages(config, updates, whole=not diverged)
     line["trained"] = trained(config, algorithm, updates)
-    evaluations = [line for line in lines if line["stage"] == "evaluate" and line["of"] == rlhf.STAGE]
-    line["curve"] = [
-        kept(evaluation) for evaluation in sorted(evaluations, key=lambda evaluation: evaluation["update"])
+    evaluations = [
+        line for line in lines if line["stage"] == "evaluate" and line["of"] == rlhf.STAGE
     ]
-    line["means"] = kept({name: mean(updates, name) for name in MEANS if updates and name in updates[0]})
+    line["curve"] = [
+        kept(evaluation)
+        for evaluation in sorted(evaluations, key=lambda evaluation: evaluation["update"])
+    ]
+    line["means"] = kept(
+        {name: mean(updates, name) for name in MEANS if updates and name in updates[0]}
+    )
     return line | ({"diverged": diverged} if diverged else {})
 
 
@@ -77,23 +91,37 @@ def mean(updates: Sequence[Line], name: str) -> float:
 
 
 def ages(config: rlhf.Config, updates: Sequence[Line], whole: bool = True) -> dict[str, float]:
-    """Mean and largest age of a run's updates, by its clock; the run's own record must say the same.
+    """Mean and largest age of a run's updates, by its clock; the run's own record must say the
+    same.
 
     `whole`: the record must hold every update.
     """
     clock = config.schedule()
-    said = [clock.age(*divmod(update, clock.updates_per_round)) for update in range(clock.num_updates)]
+    said = [
+        clock.age(*divmod(update, clock.updates_per_round)) for update in range(clock.num_updates)
+    ]
     met = [line["age"] for line in updates]
     if met != (said if whole else said[: len(met)]):
-        first = next((place for place, pair in enumerate(zip(met, said, strict=False)) if pair[0] != pair[1]), len(met))
-        raise RuntimeError(f"ages of a cell are not the clock's from update {first} on: {met[first : first + 3]}")
+        first = next(
+            (
+                place
+                for place, pair in enumerate(zip(met, said, strict=False))
+                if pair[0] != pair[1]
+            ),
+            len(met),
+        )
+        raise RuntimeError(
+            f"ages of a cell are not the clock's from update {first} on: {met[first : first + 3]}"
+        )
     return {"mean": sum(said) / len(said), "max": max(said)}
 
 
 def trained(config: rlhf.Config, algorithm: Algorithm, updates: Sequence[Line]) -> dict[str, int]:
-    """The cost of a run: prompts and completions sampled, rows and completion tokens that updates were made of, updates.
+    """The cost of a run: prompts and completions sampled, rows and completion tokens that updates
+    were made of, updates.
 
-    A row counts in every epoch that trains on it. Tokens are from the mean length of every update's rows.
+    A row counts in every epoch that trains on it. Tokens are from the mean length of every update's
+    rows.
     """
     rows = algorithm.rows_per_prompt(config.samples_per_prompt) * config.prompts_per_update
     return {

@@ -1,10 +1,13 @@
-"""The protocol of a study: arms, the grid that each is tuned on, successive halving, and the cells that all this asks for.
+"""The protocol of a study: arms, the grid that each is tuned on, successive halving, and the cells
+that all this asks for.
 
-Cells of one seed share SFT policy, reward model and prompts. Without rungs nothing is tuned: every arm runs at every setting of
-the grid on the reported seeds. With rungs, every arm's setting is chosen by successive halving over the grid, on seeds and
-held-out prompts that are not reported; a best setting on an edge of the grid widens the grid there. An arm that follows another
-is tuned after it, over that arm's choice times a few factors, widened in the same way. Then every arm runs on the reported
-seeds. The protocol is asked for its next step when the cells of the last one have ended.
+Cells of one seed share SFT policy, reward model and prompts. Without rungs nothing is tuned: every
+arm runs at every setting of the grid on the reported seeds. With rungs, every arm's setting is
+chosen by successive halving over the grid, on seeds and held-out prompts that are not reported; a
+best setting on an edge of the grid widens the grid there. An arm that follows another is tuned
+after it, over that arm's choice times a few factors, widened in the same way. Then every arm runs
+on the reported seeds. The protocol is asked for its next step when the cells of the last one have
+ended.
 """
 
 import itertools
@@ -28,10 +31,12 @@ Ended = Callable[["Cell"], dict[str, Any] | None]
 class Arm:
     """The difference to the study's config: overrides by dotted key, after the algorithm's file.
 
-    `follows` names the arm whose chosen settings, times the study's factors, this one is tuned over; "": the grid. `policy` and
-    `reward` name the variants of the config (`Study.variants`) that the SFT policy and the reward model are made with.
-    `settings`, where given, stand in the place of the grid in a study without rungs. `tuning_seeds`, where given, stand in the
-    place of the last rung's; `choose` names what a setting is chosen by: the "mean" of its seeds or the "worst".
+    `follows` names the arm whose chosen settings, times the study's factors, this one is tuned
+    over; "": the grid. `policy` and `reward` name the variants of the config (`Study.variants`)
+    that the SFT policy and the reward model are made with. `settings`, where given, stand in the
+    place of the grid in a study without rungs. `tuning_seeds`, where given, stand in the place of
+    the last rung's; `choose` names what a setting is chosen by: the "mean" of its seeds or the
+    "worst".
     """
 
     name: str
@@ -47,7 +52,9 @@ class Arm:
 
 @dataclass(frozen=True)
 class Rung:
-    """A step of successive halving: updates of a cell, its seeds, and how many settings of an arm go on."""
+    """A step of successive halving: updates of a cell, its seeds, and how many settings of an arm
+    go on.
+    """
 
     num_updates: int
     seeds: tuple[int, ...]
@@ -56,11 +63,13 @@ class Rung:
 
 @dataclass(frozen=True)
 class Study:
-    """A protocol. `grid` has the values of each key that is varied; a key in `open_ended` may be widened past its ends.
+    """A protocol. `grid` has the values of each key that is varied; a key in `open_ended` may be
+    widened past its ends.
 
-    `factors` has, for a key of the grid, what an arm that follows another multiplies that arm's choice by. `report` is the
-    module that writes the page. `cells` is the file with a line for each ended cell. Without one, or where its folder does
-    not exist (outside of a clone), the file is in the study's directory.
+    `factors` has, for a key of the grid, what an arm that follows another multiplies that arm's
+    choice by. `report` is the module that writes the page. `cells` is the file with a line for each
+    ended cell. Without one, or where its folder does not exist (outside of a clone), the file is in
+    the study's directory.
     """
 
     directory: Path
@@ -85,10 +94,14 @@ class Study:
             raise Refusal(f"the study's arms are {names}; accepted: one or more, each name once")
         lost = [arm.follows for arm in self.arms if arm.follows and arm.follows not in names]
         if lost:
-            raise Refusal(f"an arm follows {lost[0]!r}, which is no arm of the study; there are: {', '.join(names)}")
+            raise Refusal(
+                f"an arm follows {lost[0]!r}, which is no arm of the study; there are: "
+                f"{', '.join(names)}"
+            )
         if not self.rungs and self.following_arms:
             raise Refusal(
-                f"arm {self.following_arms[0].name!r} follows another one's choice, but the study has no rungs to tune on"
+                f"arm {self.following_arms[0].name!r} follows another one's choice, but the study "
+                "has no rungs to tune on"
             )
 
     @property
@@ -104,20 +117,26 @@ class Study:
     @property
     def products(self) -> tuple[Setting, ...]:
         """Every setting of the grid."""
-        return tuple(tuple(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values()))
+        return tuple(
+            tuple(zip(self.grid, values, strict=True))
+            for values in itertools.product(*self.grid.values())
+        )
 
     def arm(self, name: str) -> Arm:
         """The arm of a name. Raises Refusal that lists the arms where there is none."""
         for arm in self.arms:
             if arm.name == name:
                 return arm
-        raise Refusal(f"the study has no arm {name!r}; there are: {', '.join(arm.name for arm in self.arms)}")
+        raise Refusal(
+            f"the study has no arm {name!r}; there are: {', '.join(arm.name for arm in self.arms)}"
+        )
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run, over the prompts of `num_updates` updates of one epoch. `purpose` is "tune" or "report": they see different
-    held-out prompts."""
+    """One run, over the prompts of `num_updates` updates of one epoch. `purpose` is "tune" or
+    "report": they see different held-out prompts.
+    """
 
     arm: str
     setting: Setting
@@ -134,11 +153,17 @@ class Cell:
 
 def shown(value: Value) -> str:
     """A setting's value in a name: numbers with at most six digits."""
-    return f"{value:.6g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    return (
+        f"{value:.6g}"
+        if isinstance(value, int | float) and not isinstance(value, bool)
+        else str(value)
+    )
 
 
 def score_of(study: Study, result: Mapping[str, Any]) -> float:
-    """The figure that settings are chosen by, at the end of a cell; a cell that diverged is worse than any other."""
+    """The figure that settings are chosen by, at the end of a cell; a cell that diverged is worse
+    than any other.
+    """
     return -math.inf if result.get("diverged") else result["curve"][-1][study.score]
 
 
@@ -147,7 +172,9 @@ def tuning_seeds(arm: Arm, rung: Rung) -> tuple[int, ...]:
 
 
 def setting_score(study: Study, ended: Ended, arm: Arm, setting: Setting, rung: Rung) -> float:
-    """The score of a setting over a rung's seeds, whose cells have ended: their mean, or the worst where the arm says so."""
+    """The score of a setting over a rung's seeds, whose cells have ended: their mean, or the worst
+    where the arm says so.
+    """
     scores = []
     for seed in tuning_seeds(arm, rung):
         result = ended(Cell(arm.name, setting, seed, rung.num_updates, "tune"))
@@ -168,7 +195,9 @@ def tuning(study: Study, ended: Ended) -> Iterator[list[Cell]]:
             searched = {arm.name: list(study.products) for arm in study.tuned_arms}
             yield from _widening(study, ended, study.tuned_arms, alive, searched, rung)
         for arm in study.tuned_arms:
-            ranked = sorted(alive[arm.name], key=lambda s, a=arm, r=rung: -setting_score(study, ended, a, s, r))
+            ranked = sorted(
+                alive[arm.name], key=lambda s, a=arm, r=rung: -setting_score(study, ended, a, s, r)
+            )
             alive[arm.name] = ranked[: rung.keep]
     if study.following_arms:
         chosen = {arm: settings[0] for arm, settings in alive.items()}
@@ -186,7 +215,9 @@ def _widening(
     searched: dict[str, list[Setting]],
     rung: Rung,
 ) -> Iterator[list[Cell]]:
-    """Steps past the edges of what was searched on which best settings lie; `alive` and `searched` gain their settings."""
+    """Steps past the edges of what was searched on which best settings lie; `alive` and `searched`
+    gain their settings.
+    """
     for _ in range(study.max_widenings):
         chosen = {arm.name: best(study, ended, arm, alive[arm.name], rung) for arm in arms}
         wider = {name: beyond(study, searched[name], setting) for name, setting in chosen.items()}
@@ -218,25 +249,37 @@ def beyond(study: Study, known: Sequence[Setting], chosen: Setting) -> list[Sett
         if key not in study.open_ended or not isinstance(value, int | float):
             continue
         values = [
-            other for setting in known for name, other in setting if name == key and isinstance(other, int | float)
+            other
+            for setting in known
+            for name, other in setting
+            if name == key and isinstance(other, int | float)
         ]
-        for edge, factor in ((max(values), study.open_ended[key]), (min(values), 1 / study.open_ended[key])):
+        for edge, factor in (
+            (max(values), study.open_ended[key]),
+            (min(values), 1 / study.open_ended[key]),
+        ):
             if value and value == edge:  # beyond a weight of 0 there is nothing
                 found.append((*chosen[:place], (key, value * factor), *chosen[place + 1 :]))
     return [setting for setting in found if setting not in known]
 
 
 def scaled(study: Study, setting: Setting) -> list[Setting]:
-    """The settings of an arm that follows one with this setting: every product with the study's factors."""
+    """The settings of an arm that follows one with this setting: every product with the study's
+    factors.
+    """
     values = [
         tuple(value * factor for factor in study.factors[key]) if key in study.factors else (value,)  # type: ignore[operator]
         for key, value in setting
     ]
-    return [tuple(zip(dict(setting), products, strict=True)) for products in itertools.product(*values)]
+    return [
+        tuple(zip(dict(setting), products, strict=True)) for products in itertools.product(*values)
+    ]
 
 
 def chosen_settings(study: Study, ended: Ended) -> dict[str, tuple[Setting, ...]]:
-    """The settings that each arm is reported at, in the order of the arms: its best one, or all where nothing is tuned."""
+    """The settings that each arm is reported at, in the order of the arms: its best one, or all
+    where nothing is tuned.
+    """
     if not study.rungs:
         return {arm.name: arm.settings or study.products for arm in study.arms}
     known: dict[str, dict[Setting, None]] = {}
@@ -245,16 +288,24 @@ def chosen_settings(study: Study, ended: Ended) -> dict[str, tuple[Setting, ...]
             if cell.num_updates == study.rungs[-1].num_updates:
                 known.setdefault(cell.arm, {})[cell.setting] = None
     settings = {arm.name: _complete(study, ended, arm, known[arm.name]) for arm in study.arms}
-    return {arm.name: (best(study, ended, arm, settings[arm.name], study.rungs[-1]),) for arm in study.arms}
+    return {
+        arm.name: (best(study, ended, arm, settings[arm.name], study.rungs[-1]),)
+        for arm in study.arms
+    }
 
 
 def _complete(study: Study, ended: Ended, arm: Arm, settings: Iterable[Setting]) -> list[Setting]:
-    """Those whose cells of the last rung have all ended: a rung of as many updates may have run fewer seeds."""
+    """Those whose cells of the last rung have all ended: a rung of as many updates may have run
+    fewer seeds.
+    """
     rung = study.rungs[-1]
     cells = {
-        s: [Cell(arm.name, s, seed, rung.num_updates, "tune") for seed in tuning_seeds(arm, rung)] for s in settings
+        s: [Cell(arm.name, s, seed, rung.num_updates, "tune") for seed in tuning_seeds(arm, rung)]
+        for s in settings
     }
-    return [setting for setting in settings if all(ended(cell) is not None for cell in cells[setting])]
+    return [
+        setting for setting in settings if all(ended(cell) is not None for cell in cells[setting])
+    ]
 
 
 def report_cells(study: Study, ended: Ended) -> list[Cell]:

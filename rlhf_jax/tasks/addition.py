@@ -12,8 +12,8 @@ from rlhf_jax.tasks.api import HeldoutPercent, Split, is_heldout
 class Config:
     """All pairs a, b >= 0 with a + b < limit, in both orders: 20,100 prompts for 200.
 
-    Padded numbers all have the digits of limit - 1, so that a digit of the sum stands at a fixed distance from its
-    two; without padding a small decoder learns sums late and abruptly.
+    Padded numbers all have the digits of limit - 1, so that a digit of the sum stands at a fixed
+    distance from its two; without padding a small decoder learns sums late and abruptly.
     """
 
     limit: Annotated[int, Bounds(least=2, most=2_000)] = 200
@@ -33,13 +33,15 @@ class Addition:
         self._pairs: dict[Split, list[tuple[int, int]]] = {"train": [], "heldout": []}
         for a in range(config.limit):
             for b in range(config.limit - a):
-                # Both orders of a pair fall on one side: 58+17 in training would tell the model 17+58.
+                # Both orders of a pair fall on one side: 58+17 in training would tell the model
+                # 17+58.
                 heldout = is_heldout(self._question(min(a, b), max(a, b)), config.heldout_percent)
                 self._pairs["heldout" if heldout else "train"].append((a, b))
         for split, pairs in self._pairs.items():
             if not pairs and (split == "train" or config.heldout_percent):
                 raise Refusal(
-                    f"addition has no {split} pair with limit={config.limit}, heldout_percent={config.heldout_percent};"
+                    f"addition has no {split} pair with limit={config.limit}, "
+                    f"heldout_percent={config.heldout_percent};"
                     " accepted: a limit of 10 or more, a percentage of 0 to 99"
                 )
 
@@ -57,10 +59,15 @@ class Addition:
         return "generated"
 
     def judge(self, prompt: str, completion: str, finished: bool) -> float:
-        """1.0 when the completion ended and is the sum, digit by digit; else 0.0. Refusal for another's prompt."""
+        """1.0 when the completion ended and is the sum, digit by digit; else 0.0.
+
+        Refusal for another's prompt.
+        """
         a, plus, b = prompt.removesuffix("=").partition("+")
         if not (plus and prompt.endswith("=") and a.isdecimal() and b.isdecimal()):
-            raise Refusal(f"{prompt!r} is not a prompt of addition: they read like {self._question(17, 58)}")
+            raise Refusal(
+                f"{prompt!r} is not a prompt of addition: they read like {self._question(17, 58)}"
+            )
         return float(finished and completion == self._number(int(a) + int(b)))
 
     def _question(self, a: int, b: int) -> str:

@@ -15,24 +15,28 @@ HeldoutPercent = Annotated[int, Bounds(least=0, most=99)]
 class Task(Protocol):
     """Host code on text. Deterministic: the same ordinal gives the same text in every process.
 
-    A module in `tasks/`, or a user's own (see `registry.py`), has a frozen dataclass `Config` and a factory
-    `make(config: Config) -> Task`.
+    A module in `tasks/`, or a user's own (see `registry.py`), has a frozen dataclass `Config` and a
+    factory `make(config: Config) -> Task`.
 
-    A task of conversations gives prompts, in comparisons too, that are `chat.Rendered`: no BOS is put before them. It has the
-    `template` that they are in, or None where it was given rendered ones. A task may have four methods more.
+    A task of conversations gives prompts, in comparisons too, that are `chat.Rendered`: no BOS is
+    put before them. It has the `template` that they are in, or None where it was given rendered
+    ones. A task may have four methods more.
 
-    `record(split, index) -> Mapping[str, Any]`: the fields of the prompt's row that a reward may ask for; without it they are
-    {"references": references(split, index)}.
+    `record(split, index) -> Mapping[str, Any]`: the fields of the prompt's row that a reward may
+    ask for; without it they are {"references": references(split, index)}.
 
-    `comparisons(split) -> Sequence[tuple[str, str, str]]`: (prompt, chosen, rejected), empty where there are none.
+    `comparisons(split) -> Sequence[tuple[str, str, str]]`: (prompt, chosen, rejected), empty where
+    there are none.
 
-    `fitted(count_tokens: Callable[[Sequence[str]], Sequence[int]], max_prompt_tokens: int) -> Task`: the task with prompts
-    of at most so many tokens, longer ones shortened or left out (and comparisons with them), as its corpus has it;
-    `count_tokens` is called on many texts at once. Raises Refusal where a prompt can neither be shortened nor left out,
-    or a split is left without prompts.
+    `fitted(count_tokens: Callable[[Sequence[str]], Sequence[int]], max_prompt_tokens: int) ->
+    Task`: the task with prompts of at most so many tokens, longer ones shortened or left out (and
+    comparisons with them), as its corpus has it; `count_tokens` is called on many texts at once.
+    Raises Refusal where a prompt can neither be shortened nor left out, or a split is left without
+    prompts.
 
-    `digest() -> str`: a digest of what the texts depend on besides the config and the code, such as the content of files. A run
-    records it and goes on only with equal data. Without it every prompt and reference is read for the digest.
+    `digest() -> str`: a digest of what the texts depend on besides the config and the code, such as
+    the content of files. A run records it and goes on only with equal data. Without it every prompt
+    and reference is read for the digest.
     """
 
     @property
@@ -42,7 +46,9 @@ class Task(Protocol):
 
     @property
     def has_gold(self) -> bool:
-        """False where `judge` raises, because only a learned reward can tell: prompts of a user without answers."""
+        """False where `judge` raises, because only a learned reward can tell: prompts of a user
+        without answers.
+        """
         ...
 
     @property
@@ -59,23 +65,31 @@ class Task(Protocol):
         ...
 
     def references(self, split: Split, index: int) -> tuple[str, ...]:
-        """Completions from the corpus, all equally good as demonstrations; SFT trains on those of `train`."""
+        """Completions from the corpus, all equally good as demonstrations; SFT trains on those of
+        `train`.
+        """
         ...
 
     def judge(self, prompt: str, completion: str, finished: bool) -> float:
-        """The gold score of a completion (text before the EOS); `finished` says whether an EOS was sampled."""
+        """The gold score of a completion (text before the EOS); `finished` says whether an EOS was
+        sampled.
+        """
         ...
 
 
 def is_heldout(text: str, percent: int) -> bool:
-    """True where a prompt is held out: by the hash of its text, so that no text is ever on both sides."""
+    """True where a prompt is held out: by the hash of its text, so that no text is ever on both
+    sides.
+    """
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 100 < percent
 
 
 def stream_indices(num_prompts: int, seed: int, start: int, count: int) -> np.ndarray:
-    """Indices of prompts at places start ... start+count-1 of an endless stream, reshuffled every epoch.
+    """Indices of prompts at places start ... start+count-1 of an endless stream, reshuffled every
+    epoch.
 
-    Seekable: place n is entry n % num_prompts of epoch n // num_prompts's permutation: a resumed run needs no state.
+    Seekable: place n is entry n % num_prompts of epoch n // num_prompts's permutation: a resumed
+    run needs no state.
     """
     places = np.arange(start, start + count)
     indices = np.empty(count, dtype=np.int64)

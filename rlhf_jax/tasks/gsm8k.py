@@ -1,8 +1,9 @@
-r"""GSM8K (Cobbe et al. 2021, arXiv 2110.14168): word problems whose solutions end in `#### number`, judged by that number.
+r"""GSM8K (Cobbe et al. 2021, arXiv 2110.14168): word problems whose solutions end in `#### number`,
+judged by that number.
 
-The prompt is that of asynchronous RLHF (Noukhovitch et al. 2024, arXiv 2410.18252), and a reference is what its policy was
-fine-tuned on (Rho-1B by Kazemnejad et al. 2024, arXiv 2410.01679): a new line, the solution without the marks of the
-calculator, a new line.
+The prompt is that of asynchronous RLHF (Noukhovitch et al. 2024, arXiv 2410.18252), and a reference
+is what its policy was fine-tuned on (Rho-1B by Kazemnejad et al. 2024, arXiv 2410.01679): a new
+line, the solution without the marks of the calculator, a new line.
 """
 
 import re
@@ -16,7 +17,9 @@ from rlhf_jax.tasks.corpora.published_files import Dataset, Layout, Record
 from rlhf_jax.tasks.corpora.record_store import Source, Store, open_store
 
 PROBLEM, SOLUTION = "[MATH_TASK] Problem:\n", "\n\nSolution:"
-ANSWER = re.compile(r"#### (\-?[0-9\.\,]+)([^\n]*)")  # of the published grader, and the rest of the line
+ANSWER = re.compile(
+    r"#### (\-?[0-9\.\,]+)([^\n]*)"
+)  # of the published grader, and the rest of the line
 PLAIN = re.compile(r"-?[0-9]*\.?[0-9]+")  # without commas
 GROUPED = re.compile(r"-?[0-9,]*[0-9](\.[0-9]+)?")  # commas are before the decimal point
 DECIMAL_COMMA = re.compile(r",[0-9]{1,2}$")  # 1,5 or 12,50: no thousands
@@ -24,7 +27,8 @@ CALCULATOR = re.compile(r"<<.*?>>", re.DOTALL)
 DATASET = Dataset(
     title="GSM8K",
     option="task.data_dir",
-    remedy="train.jsonl and test.jsonl of OpenAI's repository grade-school-math, or a download of the dataset"
+    remedy="train.jsonl and test.jsonl of OpenAI's repository grade-school-math, or a download of "
+    "the dataset"
     " openai/gsm8k from the Hugging Face Hub, whose parquet files are in main/",
     splits={"train": ("train",), "heldout": ("test",)},
     rows={"train": (7_473,), "heldout": (1_319,)},
@@ -45,7 +49,10 @@ class Config:
 
 
 class GSM8K(Corpus):
-    """The published test split is the held-out one. A judge reads the number and asks for no EOS."""
+    """The published test split is the held-out one.
+
+    A judge reads the number and asks for no EOS.
+    """
 
     verifiable = True
     has_gold = True
@@ -56,9 +63,11 @@ class GSM8K(Corpus):
         self._numbers: dict[str, str] = {}
 
     def judge(self, prompt: str, completion: str, finished: bool) -> float:
-        """1.0 where the first number after `####` is the answer's, commas dropped, as text; else 0.0.
+        """1.0 where the first number after `####` is the answer's, commas dropped, as text; else
+        0.0.
 
-        What precedes the problem, such as a BOS, is ignored. Raises Refusal for a prompt of another task.
+        What precedes the problem, such as a BOS, is ignored. Raises Refusal for a prompt of another
+        task.
         """
         del finished
         if not self._numbers:
@@ -74,10 +83,12 @@ class GSM8K(Corpus):
 
 
 def number(solution: str) -> str:
-    """The number after the first `####` of a solution, as text without commas; empty where it gives none.
+    """The number after the first `####` of a solution, as text without commas; empty where it gives
+    none.
 
-    What follows the number on its line must not belong to it: 1/2, 12 500, 1.234,50, 12-15, 1e5 and 12k are no numbers here,
-    where the published grader would read 1, 12, 1.23450, 12, 1 and 12. Units after a space and marks are passed over, as by it.
+    What follows the number on its line must not belong to it: 1/2, 12 500, 1.234,50, 12-15, 1e5 and
+    12k are no numbers here, where the published grader would read 1, 12, 1.23450, 12, 1 and 12.
+    Units after a space and marks are passed over, as by it.
     """
     match = ANSWER.search(solution)
     if match is None:
@@ -91,9 +102,16 @@ def number(solution: str) -> str:
 
 
 def answer(solution: str) -> str:
-    """The number of a reference: like `number`, but nothing else may be on its line, and no second `####` in the solution."""
+    """The number of a reference: like `number`, but nothing else may be on its line, and no second
+    `####` in the solution.
+    """
     matches = ANSWER.findall(solution)
-    if len(matches) != 1 or solution.count("####") != 1 or matches[0][1].strip() or DECIMAL_COMMA.search(matches[0][0]):
+    if (
+        len(matches) != 1
+        or solution.count("####") != 1
+        or matches[0][1].strip()
+        or DECIMAL_COMMA.search(matches[0][0])
+    ):
         return ""
     return number(solution)
 
@@ -103,26 +121,39 @@ def make(config: Config) -> GSM8K:
     files = published_files.find(config.data_dir, DATASET)
 
     def read(where: str, row: row_files.Row) -> Record:
-        question, solution = row_files.text(where, row, "question"), row_files.text(where, row, "answer")
+        question, solution = (
+            row_files.text(where, row, "question"),
+            row_files.text(where, row, "answer"),
+        )
         if not answer(solution):
-            shown = row_files.short(solution[solution.rfind("####") :] if "####" in solution else solution)
+            shown = row_files.short(
+                solution[solution.rfind("####") :] if "####" in solution else solution
+            )
             raise Refusal(
-                f"{where}: 'answer' has no '#### number': {shown}; accepted: one such line, and on it nothing but a number in"
+                f"{where}: 'answer' has no '#### number': {shown}; accepted: one such line, and on "
+                "it nothing but a number in"
                 " digits, as -1,234.5"
             )
         solution = solution if config.calculator else CALCULATOR.sub("", solution)
-        return {"prompt": PROBLEM + question + SOLUTION, "reference": config.before + solution + config.after}
+        return {
+            "prompt": PROBLEM + question + SOLUTION,
+            "reference": config.before + solution + config.after,
+        }
 
     source = Source(
         task="gsm8k",
         kind="prompts",
         published=DATASET.rows,
         files=files,
-        rows=lambda split: published_files.records(files[split], [Layout(("question", "answer"), read)]),
+        rows=lambda split: published_files.records(
+            files[split], [Layout(("question", "answer"), read)]
+        ),
         fields=("prompt", "reference"),
         recipe=(str(config.calculator), config.before, config.after),
     )
-    return GSM8K(open_store(source, Path(config.cache_dir or Path(config.data_dir) / "array_record")))
+    return GSM8K(
+        open_store(source, Path(config.cache_dir or Path(config.data_dir) / "array_record"))
+    )
 
 
 def _problem(prompt: str) -> str:

@@ -1,8 +1,9 @@
 """A user's own prompts, references and comparisons, from local files of one JSON object a line.
 
-Prompts: `{"prompt": "...", "references": ["...", ...]}`, or with `"answer": "..."` to be judged by exact match; then
-the references may be left out, and are the answer. Other columns of a row are kept for rewards that ask for them (`record`).
-Comparisons: `{"prompt": "...", "chosen": "...", "rejected": "..."}`; other columns are not read.
+Prompts: `{"prompt": "...", "references": ["...", ...]}`, or with `"answer": "..."` to be judged by
+exact match; then the references may be left out, and are the answer. Other columns of a row are
+kept for rewards that ask for them (`record`). Comparisons: `{"prompt": "...", "chosen": "...",
+"rejected": "..."}`; other columns are not read.
 """
 
 import hashlib
@@ -29,7 +30,9 @@ class Config:
     prompts: str = ""
     comparisons: str = ""  # none where empty
     heldout_percent: HeldoutPercent = 10
-    rendered: bool = False  # prompts are in a chat template already: a tokenizer's BOS is not put before them
+    rendered: bool = (
+        False  # prompts are in a chat template already: a tokenizer's BOS is not put before them
+    )
 
 
 class Jsonl:
@@ -48,9 +51,13 @@ class Jsonl:
         self._comparisons: dict[Split, list[tuple[str, str, str]]] = {"train": [], "heldout": []}
         if config.comparisons:
             self._read_comparisons()
-        self.description = f"jsonl, {config.prompts}: {sum(map(len, self._prompts.values())):,} rows"
+        self.description = (
+            f"jsonl, {config.prompts}: {sum(map(len, self._prompts.values())):,} rows"
+        )
         if config.comparisons:
-            self.description += f"; {config.comparisons}: {sum(map(len, self._comparisons.values())):,} rows"
+            self.description += (
+                f"; {config.comparisons}: {sum(map(len, self._comparisons.values())):,} rows"
+            )
 
     def num_prompts(self, split: Split) -> int:
         return len(self._prompts[split])
@@ -67,8 +74,13 @@ class Jsonl:
         return self._rows[prompt] | {"references": self._references[prompt]}
 
     def comparisons(self, split: Split) -> list[tuple[str, str, str]]:
-        """(prompt, chosen, rejected) of a split, in the file's order; empty where no file was given."""
-        return [(self._told(prompt), chosen, rejected) for prompt, chosen, rejected in self._comparisons[split]]
+        """(prompt, chosen, rejected) of a split, in the file's order; empty where no file was
+        given.
+        """
+        return [
+            (self._told(prompt), chosen, rejected)
+            for prompt, chosen, rejected in self._comparisons[split]
+        ]
 
     def digest(self) -> str:
         """SHA-256 of the files' bytes."""
@@ -81,7 +93,10 @@ class Jsonl:
         Raises Refusal where the file gives no answers, or does not have this prompt.
         """
         if not self.has_gold:
-            raise Refusal(f'{self.config.prompts} gives no "answer": only a learned reward can judge its completions')
+            raise Refusal(
+                f'{self.config.prompts} gives no "answer": only a learned reward can judge its '
+                "completions"
+            )
         if prompt not in self._answers:
             raise Refusal(f"{prompt!r} is not a prompt of {self.config.prompts}")
         return float(finished and completion.strip() == self._answers[prompt].strip())
@@ -97,24 +112,33 @@ class Jsonl:
         for where, entry in _lines(self.config.prompts, "task.prompts", PROMPT_KEYS):
             prompt = json_texts.text(where, entry, "prompt")
             if prompt in first_seen:
-                raise Refusal(f"{where}: the prompt {short(prompt)} was given before, at {first_seen[prompt]}")
+                raise Refusal(
+                    f"{where}: the prompt {short(prompt)} was given before, at {first_seen[prompt]}"
+                )
             first_seen[prompt] = where
             if "answer" in entry:
                 self._answers[prompt] = json_texts.text(where, entry, "answer")
             if len(self._answers) not in (0, len(first_seen)):
-                raise Refusal(f'{where}: either every line has an "answer" or none; this one differs from those before')
+                raise Refusal(
+                    f'{where}: either every line has an "answer" or none; this one differs from '
+                    "those before"
+                )
             self._references[prompt], self._rows[prompt] = _references(where, entry), entry
             self._prompts[self._split(prompt)].append(prompt)
         for split in SPLITS:
             if not self._prompts[split] and (split == "train" or self.config.heldout_percent):
                 raise Refusal(
-                    f"none of the {len(first_seen)} prompts of {self.config.prompts} falls on the {split} side with"
-                    f" task.heldout_percent={self.config.heldout_percent}; give more prompts or another percentage"
+                    f"none of the {len(first_seen)} prompts of {self.config.prompts} falls on the "
+                    f"{split} side with"
+                    f" task.heldout_percent={self.config.heldout_percent}; give more prompts or "
+                    "another percentage"
                 )
 
     def _read_comparisons(self) -> None:
         for where, entry in _lines(self.config.comparisons, "task.comparisons", COMPARISON_KEYS):
-            prompt, chosen, rejected = (json_texts.text(where, entry, key) for key in COMPARISON_KEYS)
+            prompt, chosen, rejected = (
+                json_texts.text(where, entry, key) for key in COMPARISON_KEYS
+            )
             if chosen == rejected:
                 raise Refusal(f"{where}: chosen and rejected are the same text, {short(chosen)}")
             self._comparisons[self._split(prompt)].append((prompt, chosen, rejected))
@@ -128,19 +152,24 @@ def make(config: Config) -> Jsonl:
 def _lines(path: str, option: str, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file:line, object) of each line."""
     if not path or not Path(path).is_file():
-        raise Refusal(f"{option} {path!r} is not there; it should name a file of one JSON object a line")
+        raise Refusal(
+            f"{option} {path!r} is not there; it should name a file of one JSON object a line"
+        )
     empty = True
     for where, entry in json_texts.lines(Path(path)):
         empty = False
         missing = [key for key in REQUIRED if key in keys and key not in entry]
         if missing:
             raise Refusal(
-                f"{where}: {_listed(missing)} is missing; found {_listed(entry)}; accepted: {_listed(keys)}, and columns of "
+                f"{where}: {_listed(missing)} is missing; found {_listed(entry)}; accepted: "
+                f"{_listed(keys)}, and columns of "
                 "other names"
             )
         yield where, entry
     if empty:
-        raise Refusal(f"{path} is empty; it should hold one JSON object a line, with {_listed(keys)}")
+        raise Refusal(
+            f"{path} is empty; it should hold one JSON object a line, with {_listed(keys)}"
+        )
 
 
 def _references(where: str, entry: dict[str, Any]) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """Openings of reviews to be continued, with a hidden graded judge: stands for TL;DR, needs no file.
 
-A prompt says which place is reviewed, may say which of its aspects the writer cares about, and opens with another one; a
-continuation judges them.
-What the judge rewards and forbids is in `gold.py`, what the corpus is made of in `grammar.py`.
+A prompt says which place is reviewed, may say which of its aspects the writer cares about, and
+opens with another one; a continuation judges them. What the judge rewards and forbids is in
+`gold.py`, what the corpus is made of in `grammar.py`.
 """
 
 from dataclasses import dataclass
@@ -29,12 +29,16 @@ class Config:
     mood_spread: Annotated[float, Bounds(least=0, most=0.5)] = (
         0.35  # a writer praises with probability 0.5 - spread, 0.5 or 0.5 + spread
     )
-    calm: NonNegative = 2.0  # loudness that the judge forgives; lower, and a reward is over-optimised sooner
+    calm: NonNegative = (
+        2.0  # loudness that the judge forgives; lower, and a reward is over-optimised sooner
+    )
     seed: Seed = 0
 
 
 class Reviews:
-    """About 31,000 prompts of at most `MAX_PROMPT_WORDS` words; references of at most `max_words` words."""
+    """About 31,000 prompts of at most `MAX_PROMPT_WORDS` words; references of at most `max_words`
+    words.
+    """
 
     verifiable = False
     has_gold = True
@@ -63,9 +67,13 @@ class Reviews:
     def references(self, split: Split, index: int) -> tuple[str, ...]:
         ordinal = int(self._ordinals[split][index])
         opening = grammar.opening(ordinal)
-        first = (self.config.seed * grammar.NUM_OPENINGS + ordinal) * self.config.references_per_prompt
+        first = (
+            self.config.seed * grammar.NUM_OPENINGS + ordinal
+        ) * self.config.references_per_prompt
         return tuple(
-            grammar.Writer(opening, first + place, self.config.max_words, self.config.mood_spread).review()
+            grammar.Writer(
+                opening, first + place, self.config.max_words, self.config.mood_spread
+            ).review()
             for place in range(self.config.references_per_prompt)
         )
 

@@ -1,7 +1,8 @@
-"""TL;DR (Stiennon et al. 2020, arXiv 2009.01325): posts of Reddit to be summarised, human summaries, and comparisons.
+"""TL;DR (Stiennon et al. 2020, arXiv 2009.01325): posts of Reddit to be summarised, human
+summaries, and comparisons.
 
-Prompts are cut as OpenAI cut them: a post that is too long loses what follows its last line break, or its last character
-where it has none, until the prompt fits. No judge: gold is a reward model.
+Prompts are cut as OpenAI cut them: a post that is too long loses what follows its last line break,
+or its last character where it has none, until the prompt fits. No judge: gold is a reward model.
 """
 
 from collections.abc import Sequence
@@ -23,8 +24,10 @@ OPENAI_SPLITS: dict[str, Split] = {"train": "train", "valid1": "heldout", "valid
 PROMPTS = Dataset(
     title="TL;DR posts",
     option="task.data_dir",
-    remedy="train.jsonl and valid.jsonl of OpenAI's tldr_3_filtered, or a download of one of the datasets trl-lib/tldr and"
-    " vwxyzjn/summarize_from_feedback_tldr_3_filtered_oai_preprocessing_1706381144 from the Hugging Face Hub, whose"
+    remedy="train.jsonl and valid.jsonl of OpenAI's tldr_3_filtered, or a download of one of the "
+    "datasets trl-lib/tldr and"
+    " vwxyzjn/summarize_from_feedback_tldr_3_filtered_oai_preprocessing_1706381144 from the "
+    "Hugging Face Hub, whose"
     " parquet files are in data/",
     splits={"train": ("train",), "heldout": ("validation", "valid")},
     rows={"train": (116_722,), "heldout": (6_447,)},
@@ -35,7 +38,8 @@ COMPARISONS = Dataset(
     option="task.comparisons_dir",
     remedy="OpenAI's batch3.json to batch22.json, or a download of one of the datasets"
     " vwxyzjn/summarize_from_feedback_oai_preprocessing_1706381144 and"
-    " mnoukhov/summarize_from_feedback_oai_preprocessing_1706381144_relabel_pythia6.9b from the Hugging Face Hub",
+    " mnoukhov/summarize_from_feedback_oai_preprocessing_1706381144_relabel_pythia6.9b from the "
+    "Hugging Face Hub",
     splits={"train": ("train",), "heldout": ("validation",)},
     rows={"train": (92_858,), "heldout": (83_802, 86_086)},  # the latter with news
     folders=("comparisons",),
@@ -56,9 +60,11 @@ class Tldr(Corpus):
 
     tail = TAIL
 
-    def kept_characters(self, records: Sequence[Record], count_tokens: CountTokens, limit: int) -> list[int | None]:
-        """The number of characters that are kept of each prompt before `TL;DR:`. Raises Refusal where a prompt is too
-        long without any post.
+    def kept_characters(
+        self, records: Sequence[Record], count_tokens: CountTokens, limit: int
+    ) -> list[int | None]:
+        """The number of characters that are kept of each prompt before `TL;DR:`. Raises Refusal
+        where a prompt is too long without any post.
         """
         kept: list[int | None] = [len(record["prompt"]) for record in records]
         texts = [record["prompt"] for record in records]
@@ -72,10 +78,13 @@ class Tldr(Corpus):
                 head = texts[place][: len(texts[place]) - len(TAIL) - len(post)]
                 if not post:
                     raise Refusal(
-                        f"tldr: a prompt has {counts[place]} tokens without its post; accepted: at most max_prompt_tokens"
+                        f"tldr: a prompt has {counts[place]} tokens without its post; accepted: at "
+                        "most max_prompt_tokens"
                         f" = {limit}: {row_files.short(head)}"
                     )
-                posts[place] = post[: post.rfind("\n")]  # without a line break, -1: all but the last character
+                posts[place] = post[
+                    : post.rfind("\n")
+                ]  # without a line break, -1: all but the last character
                 texts[place] = head + posts[place] + TAIL
                 kept[place] = len(head + posts[place])
 
@@ -104,7 +113,11 @@ def _comparisons(config: Config) -> Store:
     """The comparisons' store: OpenAI's own files hold both splits, all others one each."""
     folder = Path(config.comparisons_dir)
     batches = [file for pattern in OPENAI_FILES for file in sorted(folder.glob(pattern))]
-    files = dict.fromkeys(COMPARISONS.splits, batches) if batches else published_files.find(str(folder), COMPARISONS)
+    files = (
+        dict.fromkeys(COMPARISONS.splits, batches)
+        if batches
+        else published_files.find(str(folder), COMPARISONS)
+    )
     layouts = (
         _pair_layout("query"),
         _pair_layout("prompt"),
@@ -115,7 +128,11 @@ def _comparisons(config: Config) -> Store:
         kind="comparisons",
         published=COMPARISONS.rows,
         files=files,
-        rows=lambda split: _openai_rows(batches, split) if batches else published_files.records(files[split], layouts),
+        rows=lambda split: (
+            _openai_rows(batches, split)
+            if batches
+            else published_files.records(files[split], layouts)
+        ),
         fields=("prompt", "chosen", "rejected"),
     )
     return open_store(source, _root(config, config.comparisons_dir))
@@ -138,19 +155,28 @@ def _ready(where: str, row: Row, key: str) -> str:
     prompt = row_files.text(where, row, key)
     if POST not in prompt or not prompt.endswith(TAIL):
         raise Refusal(
-            f"{where}: {key!r} is {row_files.short(prompt)}; accepted: a text with {POST!r} that ends in {TAIL!r}"
+            f"{where}: {key!r} is {row_files.short(prompt)}; accepted: a text with {POST!r} that "
+            f"ends in {TAIL!r}"
         )
     return prompt
 
 
 def _read_post(where: str, row: Row) -> Record:
-    subreddit, title, post = (row_files.text(where, row, key, empty=True) for key in ("subreddit", "title", "post"))
-    return {"prompt": _prompt(subreddit, title, post), "reference": " " + _completion(where, row, "summary")}
+    subreddit, title, post = (
+        row_files.text(where, row, key, empty=True) for key in ("subreddit", "title", "post")
+    )
+    return {
+        "prompt": _prompt(subreddit, title, post),
+        "reference": " " + _completion(where, row, "summary"),
+    }
 
 
 def _ready_layout(prompt: str, completion: str) -> Layout:
     def read(where: str, row: Row) -> Record:
-        return {"prompt": _ready(where, row, prompt), "reference": _completion(where, row, completion)}
+        return {
+            "prompt": _ready(where, row, prompt),
+            "reference": _completion(where, row, completion),
+        }
 
     return Layout((prompt, completion), read)
 
@@ -160,29 +186,42 @@ def _completion(where: str, row: Row, key: str) -> str:
     text = conversations.without_eos(row_files.text(where, row, key), EOS)
     if not text.strip():
         raise Refusal(
-            f"{where}: {key!r} is {row_files.short(row[key])}; accepted: a text that is not empty before its EOS"
+            f"{where}: {key!r} is {row_files.short(row[key])}; accepted: a text that is not empty "
+            "before its EOS"
         )
     return text
 
 
 def _pair(prompt: str, chosen: str, rejected: str) -> Record | None:
     """A comparison of two equal texts is none."""
-    return None if chosen == rejected else {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    return (
+        None if chosen == rejected else {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    )
 
 
 def _pair_layout(prompt: str) -> Layout:
     """Chosen and rejected are read, not `prompt_chosen`: relabelled files swap the first two alone."""
 
     def read(where: str, row: Row) -> Record | None:
-        return _pair(_ready(where, row, prompt), *(_completion(where, row, key) for key in ("chosen", "rejected")))
+        return _pair(
+            _ready(where, row, prompt),
+            *(_completion(where, row, key) for key in ("chosen", "rejected")),
+        )
 
     return Layout((prompt, "chosen", "rejected"), read)
 
 
 def _read_judged(where: str, row: Row) -> Record | None:
-    """A row of OpenAI's: two summaries, and which of them was preferred. Their news articles are not of this task."""
+    """A row of OpenAI's: two summaries, and which of them was preferred.
+
+    Their news articles are not of this task.
+    """
     info, summaries, choice = row["info"], row["summaries"], row["choice"]
-    pair = isinstance(summaries, list) and len(summaries) == 2 and all(isinstance(each, dict) for each in summaries)
+    pair = (
+        isinstance(summaries, list)
+        and len(summaries) == 2
+        and all(isinstance(each, dict) for each in summaries)
+    )
     if not isinstance(info, dict) or not pair or choice not in (0, 1):
         raise Refusal(
             f"{where}: found info {row_files.short(info)}, summaries {row_files.short(summaries)}, "
@@ -201,7 +240,8 @@ def _openai_rows(files: Sequence[Path], split: Split) -> Rows:
         for where, row in row_files.read(file, ("info", "summaries", "choice", "split")):
             if row["split"] not in OPENAI_SPLITS:
                 raise Refusal(
-                    f"{where}: 'split' is {row_files.short(row['split'])}; accepted: {', '.join(OPENAI_SPLITS)}"
+                    f"{where}: 'split' is {row_files.short(row['split'])}; accepted: "
+                    f"{', '.join(OPENAI_SPLITS)}"
                 )
             if OPENAI_SPLITS[row["split"]] == split:
                 yield where, _read_judged(where, row)

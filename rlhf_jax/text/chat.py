@@ -1,4 +1,6 @@
-"""Chat templates: messages to the text that a model was tuned on, as Hugging Face's Jinja templates say it."""
+"""Chat templates: messages to the text that a model was tuned on, as Hugging Face's Jinja templates
+say it.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -33,10 +35,13 @@ class Template:
 class Rendered(str):
     """The text of a conversation in a chat template, whose special tokens it spells out.
 
-    It is encoded as it is: a tokenizer's BOS is not put before it, as `apply_chat_template` of transformers puts none.
+    It is encoded as it is: a tokenizer's BOS is not put before it, as `apply_chat_template` of
+    transformers puts none.
     """
 
-    messages: tuple[Message, ...]  # those that the text was made of; empty where only the text is known
+    messages: tuple[
+        Message, ...
+    ]  # those that the text was made of; empty where only the text is known
 
     def __new__(cls, text: str, messages: Sequence[Message] = ()) -> "Rendered":
         made = super().__new__(cls, text)
@@ -44,7 +49,8 @@ class Rendered(str):
         return made
 
 
-TULU = Template(  # of open-instruct: the EOS ends a reply, a line break what is said before another turn
+# of open-instruct: the EOS ends a reply, a line break what is said before another turn
+TULU = Template(
     "{% for message in messages %}"
     "{% if message['role'] in ('system', 'user', 'assistant') %}"
     "{{ '<|' + message['role'] + '|>\n' + message['content'] }}"
@@ -55,9 +61,11 @@ TULU = Template(  # of open-instruct: the EOS ends a reply, a line break what is
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}",
     source="tulu",
 )
-PYTHIA = Template(  # of Razin et al. 2025 (arXiv 2503.15477), who give the system the assistant's mark
+# of Razin et al. 2025 (arXiv 2503.15477), who give the system the assistant's mark
+PYTHIA = Template(
     "{% for message in messages %}"
-    "{{ ('<|user|>' if message['role'] == 'user' else '<|assistant|>') + message['content'] + eos_token }}"
+    "{{ ('<|user|>' if message['role'] == 'user' else '<|assistant|>') + message['content'] + "
+    "eos_token }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}",
     source="pythia",
@@ -67,10 +75,12 @@ NAMED = {template.source: template for template in (TULU, PYTHIA)}
 
 
 def find(name_or_path: str) -> Template:
-    """A named template, that of a `.jinja` file or a JSON file with a `chat_template`, or of the folder that holds them.
+    """A named template, that of a `.jinja` file or a JSON file with a `chat_template`, or of the
+    folder that holds them.
 
-    The precedence of a folder's files is told in `text/folder_texts.py`; its special tokens come with its template. Of several
-    templates the one called `default` is taken, or the only one. Raises Refusal where there is none.
+    The precedence of a folder's files is told in `text/folder_texts.py`; its special tokens come
+    with its template. Of several templates the one called `default` is taken, or the only one.
+    Raises Refusal where there is none.
     """
     if name_or_path in NAMED:
         return NAMED[name_or_path]
@@ -82,7 +92,8 @@ def find(name_or_path: str) -> Template:
     path = path / TOKENIZER_CONFIG if is_folder else path
     if not path.is_file():
         raise Refusal(
-            f"no chat template {name_or_path!r}; accepted: {', '.join(sorted(NAMED))}, a .jinja file, a {TOKENIZER_CONFIG}, or"
+            f"no chat template {name_or_path!r}; accepted: {', '.join(sorted(NAMED))}, a .jinja "
+            f"file, a {TOKENIZER_CONFIG}, or"
             f" a folder with one of them, or with a {TEMPLATE_JSON}"
         )
     if path.suffix != ".json":
@@ -91,16 +102,25 @@ def find(name_or_path: str) -> Template:
 
 
 def _default(path: Path, found: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
-    """(text, source) of the template for plain conversations. Raises Refusal where there is none, or a choice of several."""
+    """(text, source) of the template for plain conversations.
+
+    Raises Refusal where there is none, or a choice of several.
+    """
     if not found:
-        raise Refusal(f"{path} has no chat_template; give a .jinja file or one of {', '.join(sorted(NAMED))}")
+        raise Refusal(
+            f"{path} has no chat_template; give a .jinja file or one of {', '.join(sorted(NAMED))}"
+        )
     if "default" not in found and len(found) > 1:
         raise Refusal(f"{path} has the chat templates {', '.join(found)}, none called default")
     return found.get("default") or next(iter(found.values()))
 
 
 def render(
-    template: Template, messages: Sequence[Message], *, add_generation_prompt: bool, **variables: Any
+    template: Template,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool,
+    **variables: Any,
 ) -> Rendered:
     """The text of messages.
 
@@ -109,7 +129,8 @@ def render(
       add_generation_prompt: end in what precedes a reply.
       variables: what the template may ask for besides; they come before its own tokens.
 
-    Raises Refused with what the template itself says against these messages, and Refusal with what is wrong with it.
+    Raises Refused with what the template itself says against these messages, and Refusal with what
+    is wrong with it.
     """
     with needed("hub", f"chat template {template.source}"):
         import jinja2
@@ -119,18 +140,30 @@ def render(
         given["strftime_now"] = told_date(template.date).strftime
     try:
         compiled = _compiled(template.text)
-        said = compiled.render(messages=[dict(message) for message in messages], tools=None, documents=None, **given)
+        said = compiled.render(
+            messages=[dict(message) for message in messages], tools=None, documents=None, **given
+        )
     except jinja2.UndefinedError as error:
         if "'strftime_now' is undefined" in str(error.message):
             raise Refusal(
-                f"chat template {template.source} asks for today's date (strftime_now), and a prompt must not depend on the"
+                f"chat template {template.source} asks for today's date (strftime_now), and a "
+                "prompt must not depend on the"
                 " day: set task.date to a day, as 2025-01-31"
             ) from None
         known = ", ".join(sorted(given))
-        raise Refusal(f"chat template {template.source}: {error.message}; given: messages, {known}") from None
+        raise Refusal(
+            f"chat template {template.source}: {error.message}; given: messages, {known}"
+        ) from None
     except Refused as error:
         raise Refused(f"chat template {template.source}: {' '.join(str(error).split())}") from None
-    except (jinja2.TemplateError, TypeError, LookupError, ArithmeticError, ValueError, RecursionError) as error:
+    except (
+        jinja2.TemplateError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        ValueError,
+        RecursionError,
+    ) as error:
         raise Refusal(f"chat template {template.source}: {' '.join(str(error).split())}") from None
     return Rendered(said, messages)
 
@@ -140,15 +173,19 @@ def told_date(date: str) -> datetime:
     try:
         return datetime.fromisoformat(date)
     except ValueError:
-        raise Refusal(f"task.date is {date!r}; accepted: a day, as 2025-01-31, or nothing") from None
+        raise Refusal(
+            f"task.date is {date!r}; accepted: a day, as 2025-01-31, or nothing"
+        ) from None
 
 
 @lru_cache(maxsize=16)
 def _compiled(text: str) -> Any:
-    """The template, in a sandbox that may change nothing and in which nothing is left to chance or to the clock.
+    """The template, in a sandbox that may change nothing and in which nothing is left to chance or
+    to the clock.
 
-    `strftime_now` is undefined unless a date is given, though Hugging Face always defines it: a prompt must not depend on the
-    day. Templates that ask first whether it is defined then take the date that they hold.
+    `strftime_now` is undefined unless a date is given, though Hugging Face always defines it: a
+    prompt must not depend on the day. Templates that ask first whether it is defined then take the
+    date that they hold.
     """
     with needed("hub", "a chat template"):
         from jinja2 import nodes
@@ -178,7 +215,13 @@ def _compiled(text: str) -> Any:
 
 
 def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
 ):
     """JSON as it is: Jinja's own filter of this name escapes what HTML would misread."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )

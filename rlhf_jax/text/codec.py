@@ -28,14 +28,18 @@ class Codec:
     prefix_ids: tuple[int, ...] = ()
 
     def within(self, size: int, beyond: Mapping[str, int]) -> "Codec":
-        """The same for a model of `size` tokens. Encoding a text that has a token `beyond` them raises Refusal."""
+        """The same for a model of `size` tokens.
+
+        Encoding a text that has a token `beyond` them raises Refusal.
+        """
         names = {identity: text for text, identity in beyond.items()}
 
         def checked(ids: list[int]) -> list[int]:
             unknown = next((identity for identity in ids if identity >= size), None)
             if unknown is not None:
                 raise Refusal(
-                    f"a text holds {names[unknown]!r}, token {unknown} of {self.file}, but model.vocab_size is {size}"
+                    f"a text holds {names[unknown]!r}, token {unknown} of {self.file}, but "
+                    f"model.vocab_size is {size}"
                 )
             return ids
 
@@ -44,7 +48,9 @@ class Codec:
             size=size,
             encode=lambda text: checked(self.encode(text)),
             encode_many=lambda many: [checked(ids) for ids in self.encode_many(many)],
-            vocabulary=lambda: {text: identity for text, identity in self.vocabulary().items() if identity < size},
+            vocabulary=lambda: {
+                text: identity for text, identity in self.vocabulary().items() if identity < size
+            },
             marks={text: identity for text, identity in self.marks.items() if identity < size},
         )
 
@@ -54,14 +60,23 @@ class Codec:
         return None if text is None else self.id_of(text)
 
     def ends(self, asked: str, model: Path | None, own: int | None = None) -> tuple[int, ...]:
-        """Every id that ends a row: see `text/ends.py`. `model` is the policy's folder, where it is another one."""
+        """Every id that ends a row: see `text/ends.py`.
+
+        `model` is the policy's folder, where it is another one.
+        """
         texts = {identity: text for text, identity in self.marks.items()}
         known = ends.Vocabulary(
-            self.file, self.size, self.id_of, lambda i: texts.get(i) or self._text_of(i), frozenset(texts)
+            self.file,
+            self.size,
+            self.id_of,
+            lambda i: texts.get(i) or self._text_of(i),
+            frozenset(texts),
         )
         of_model = self.texts if model is None else FolderTexts(model)
         of_model = of_model if of_model.model_ends() else self.texts
-        return ends.find(known, asked, self.texts, of_model, own, () if own is not None else EOS_TEXTS)
+        return ends.find(
+            known, asked, self.texts, of_model, own, () if own is not None else EOS_TEXTS
+        )
 
     def _text_of(self, identity: int) -> str | None:
         return next((text for text, found in self.vocabulary().items() if found == identity), None)
@@ -96,28 +111,42 @@ class FileTokenizer:
         return self._codec.decode(self._kept(ids))
 
     def encode_after(self, before: int | None, text: str) -> list[int]:
-        return self.encode(text) if self._continuation is None else self._continuation.encode(before, text)
+        return (
+            self.encode(text)
+            if self._continuation is None
+            else self._continuation.encode(before, text)
+        )
 
     def decode_after(self, before: int | None, ids: Sequence[int]) -> str:
         kept = self._kept(ids)
-        return self._codec.decode(kept) if self._continuation is None else self._continuation.decode(before, kept)
+        return (
+            self._codec.decode(kept)
+            if self._continuation is None
+            else self._continuation.decode(before, kept)
+        )
 
     def within(self, size: int) -> "FileTokenizer":
         """The tokenizer for a model that knows `size` tokens, fewer than the files have.
 
-        Folders name tokens that their model has no row for, such as those of a picture, or a pad. No text of a run should
-        have one: encoding a text that has raises Refusal. So does this where ordinary text or the EOS needs such a token.
+        Folders name tokens that their model has no row for, such as those of a picture, or a pad.
+        No text of a run should have one: encoding a text that has raises Refusal. So does this
+        where ordinary text or the EOS needs such a token.
         """
-        beyond = {text: identity for text, identity in self.vocabulary().items() if identity >= size}
+        beyond = {
+            text: identity for text, identity in self.vocabulary().items() if identity >= size
+        }
         ordinary = [text for text in beyond if text not in self.marks]
         if ordinary or self.eos_id >= size:
             needed = ordinary[0] if ordinary else "its EOS"
             raise Refusal(
-                f"model.vocab_size is {size}, but the tokenizer has {self.vocab_size} tokens, {needed!r} among those beyond"
+                f"model.vocab_size is {size}, but the tokenizer has {self.vocab_size} tokens, "
+                f"{needed!r} among those beyond"
             )
         eos_ids = tuple(identity for identity in self.eos_ids if identity < size)
         return FileTokenizer(
-            self._codec.within(size, beyond), eos_ids, self.pad_id if self.pad_id < size else eos_ids[0]
+            self._codec.within(size, beyond),
+            eos_ids,
+            self.pad_id if self.pad_id < size else eos_ids[0],
         )
 
     def _kept(self, ids: Sequence[int]) -> list[int]:

@@ -1,13 +1,16 @@
-"""Text that continues other text: its ids and back, for tokenizers that treat the beginning of a text in a way of its own.
+"""Text that continues other text: its ids and back, for tokenizers that treat the beginning of a
+text in a way of its own.
 
-A completion is encoded and decoded apart from its prompt. For most byte-level tokenizers nothing is wrong with that. Those of
-Llama 2, Mistral and T5, sentencepiece models with `add_dummy_prefix`, and byte-level ones with `add_prefix_space` put a space
-before every text and take one away from the beginning of what they decode. A completion on its own would then begin with a
-space that its text does not have, or lose the one that it has.
+A completion is encoded and decoded apart from its prompt. For most byte-level tokenizers nothing is
+wrong with that. Those of Llama 2, Mistral and T5, sentencepiece models with `add_dummy_prefix`, and
+byte-level ones with `add_prefix_space` put a space before every text and take one away from the
+beginning of what they decode. A completion on its own would then begin with a space that its text
+does not have, or lose the one that it has.
 
-`find` tries how a tokenizer behaves and gives a `Continuation` for those that need one. It encodes a text behind an anchor, a
-short text that no merge joins to what follows, and drops the anchor's ids; it decodes in the same way. The ids of a prompt and
-of its completion are then the ids of both as one text, wherever the latter have a boundary there.
+`find` tries how a tokenizer behaves and gives a `Continuation` for those that need one. It encodes
+a text behind an anchor, a short text that no merge joins to what follows, and drops the anchor's
+ids; it decodes in the same way. The ids of a prompt and of its completion are then the ids of both
+as one text, wherever the latter have a boundary there.
 """
 
 import string
@@ -65,7 +68,9 @@ class Continuation:
         return self._decode(list(ids))
 
     def needed(self) -> bool:
-        """True where a text on its own has other ids than as a continuation, and the latter are right."""
+        """True where a text on its own has other ids than as a continuation, and the latter are
+        right.
+        """
         texts = [space + anchor.text for anchor in self._anchors for space in SPACES]
         return any(self._needed(anchor, text) for anchor in self._anchors for text in texts)
 
@@ -77,7 +82,9 @@ class Continuation:
         return whole[: len(anchor.ids)] == anchor.ids and self._decode(whole) == expected
 
     def _begins_anew(self, marks: Mapping[str, int]) -> bool:
-        """True where a text after a special token is encoded as one on its own is, as by Llama 2's tokenizer."""
+        """True where a text after a special token is encoded as one on its own is, as by Llama 2's
+        tokenizer.
+        """
         for mark, identity in marks.items():
             for anchor in self._anchors:
                 whole = self._encode(mark + anchor.text)
@@ -87,7 +94,9 @@ class Continuation:
 
 
 def find(encode: Encode, decode: Decode, marks: Mapping[str, int]) -> Continuation | None:
-    """Returns a Continuation, or None where `encode` and `decode` give continuations the right ids and texts themselves."""
+    """Returns a Continuation, or None where `encode` and `decode` give continuations the right ids
+    and texts themselves.
+    """
     found = Continuation(encode, decode, marks)
     return found if found.needed() else None
 

@@ -1,4 +1,6 @@
-"""Text to padded arrays and back: prompts left-padded, completions right-padded with their EOS inside the mask."""
+"""Text to padded arrays and back: prompts left-padded, completions right-padded with their EOS
+inside the mask.
+"""
 
 from collections.abc import Sequence
 
@@ -10,9 +12,11 @@ from rlhf_jax.text.tokenizers import Tokenizer
 
 
 def prompt_ids(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Ids of a prompt, after the tokenizer's prefix (a BOS) unless the text brings it: never two of them.
+    """Ids of a prompt, after the tokenizer's prefix (a BOS) unless the text brings it: never two of
+    them.
 
-    A conversation in a chat template (`chat.Rendered`) is encoded as it is: a BOS is the template's to write.
+    A conversation in a chat template (`chat.Rendered`) is encoded as it is: a BOS is the template's
+    to write.
     """
     return _prefixed(text, tokenizer.encode(text), tokenizer)
 
@@ -27,10 +31,14 @@ def count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
     many = getattr(tokenizer, "encode_many", None)  # of a library, over the cores
     if many is None:
         return [len(prompt_ids(text, tokenizer)) for text in texts]
-    return [len(_prefixed(text, ids, tokenizer)) for text, ids in zip(texts, many(texts), strict=True)]
+    return [
+        len(_prefixed(text, ids, tokenizer)) for text, ids in zip(texts, many(texts), strict=True)
+    ]
 
 
-def encode_prompts(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[np.ndarray, np.ndarray]:
+def encode_prompts(
+    texts: Sequence[str], tokenizer: Tokenizer, length: int
+) -> tuple[np.ndarray, np.ndarray]:
     """tokens_PQ int32 and mask_PQ bool, left-padded to `length`.
 
     Raises Refusal for a prompt that is empty or longer than `length` tokens.
@@ -40,14 +48,21 @@ def encode_prompts(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> t
     for row, text in enumerate(texts):
         ids = prompt_ids(text, tokenizer)
         if not 0 < len(ids) <= length:
-            raise Refusal(f"a prompt has {len(ids)} tokens; accepted: 1 to max_prompt_tokens = {length}: {text[:80]!r}")
+            raise Refusal(
+                f"a prompt has {len(ids)} tokens; accepted: 1 to max_prompt_tokens = {length}: "
+                f"{text[:80]!r}"
+            )
         tokens_PQ[row, length - len(ids) :] = ids
         mask_PQ[row, length - len(ids) :] = True
     return tokens_PQ, mask_PQ
 
 
-def pad_completions(ids: Sequence[Sequence[int]], pad_id: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """tokens_RC int32 and mask_RC bool, right-padded; longer completions lose their end (and with it the EOS)."""
+def pad_completions(
+    ids: Sequence[Sequence[int]], pad_id: int, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """tokens_RC int32 and mask_RC bool, right-padded; longer completions lose their end (and with
+    it the EOS).
+    """
     tokens_RC = np.full((len(ids), length), pad_id, np.int32)
     mask_RC = np.zeros((len(ids), length), bool)
     for row, sequence in enumerate(ids):
@@ -58,14 +73,17 @@ def pad_completions(ids: Sequence[Sequence[int]], pad_id: int, length: int) -> t
 
 
 def last_id(prompt: str, tokenizer: Tokenizer) -> int | None:
-    """The last token of a prompt, where what follows it is encoded by it; else None, without encoding the prompt."""
+    """The last token of a prompt, where what follows it is encoded by it; else None, without
+    encoding the prompt.
+    """
     if not tokenizer.looks_back:
         return None
     return next(iter(prompt_ids(prompt, tokenizer)[-1:]), None)
 
 
 def ended_ids(text: str, tokenizer: Tokenizer, before: int | None = None) -> list[int]:
-    """Ids of a completion and its EOS, which a text that spells out an EOS at its end brings itself.
+    """Ids of a completion and its EOS, which a text that spells out an EOS at its end brings
+    itself.
 
     Args:
       before: the last token of its prompt; None: any token of an ordinary text.
@@ -74,12 +92,18 @@ def ended_ids(text: str, tokenizer: Tokenizer, before: int | None = None) -> lis
     """
     ids = tokenizer.encode_after(before, text)
     if ids and set(ids) <= set(tokenizer.eos_ids):
-        raise Refusal(f"a completion is {text!r}, which is nothing but an EOS; accepted: a text, without its EOS")
+        raise Refusal(
+            f"a completion is {text!r}, which is nothing but an EOS; accepted: a text, without its "
+            "EOS"
+        )
     return ids if ids and ids[-1] in tokenizer.eos_ids else [*ids, tokenizer.eos_id]
 
 
 def encode_completions(
-    texts: Sequence[str], tokenizer: Tokenizer, length: int, before: Sequence[int] | np.ndarray | None = None
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    length: int,
+    before: Sequence[int] | np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """tokens_RC and mask_RC of texts, each with an EOS at its end.
 
@@ -87,7 +111,10 @@ def encode_completions(
       length: positions; longer completions lose their end.
       before: the last token of each prompt, `[R]`; None: any token of an ordinary text.
     """
-    ids = [ended_ids(text, tokenizer, last) for text, last in zip(texts, _each(before, len(texts)), strict=True)]
+    ids = [
+        ended_ids(text, tokenizer, last)
+        for text, last in zip(texts, _each(before, len(texts)), strict=True)
+    ]
     return pad_completions(ids, tokenizer.pad_id, length)
 
 
@@ -98,7 +125,10 @@ def completion_lengths(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
 
 def completion_ids(tokens_BC: np.ndarray, mask_BC: np.ndarray) -> list[list[int]]:
     """The sampled ids of each row, EOS included: by the mask, never by the pad id."""
-    return [row[mask].tolist() for row, mask in zip(np.asarray(tokens_BC), np.asarray(mask_BC), strict=True)]
+    return [
+        row[mask].tolist()
+        for row, mask in zip(np.asarray(tokens_BC), np.asarray(mask_BC), strict=True)
+    ]
 
 
 def decode_completions(

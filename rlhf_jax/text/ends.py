@@ -31,17 +31,24 @@ def find(
 
     Args:
       asked: `tokenizer.eos`: a token, or several between spaces; the files are then not asked.
-      tokenizer: the files beside the tokenizer; the first EOS that they name is the one that is appended.
+      tokenizer: the files beside the tokenizer; the first EOS that they name is the one that is
+        appended.
       model: the files of the policy's folder, whose ids end rows too.
       own: the end that the tokenizer's file itself has.
-      customary: names of EOS tokens; the only one of them in the vocabulary is taken where nobody says anything.
+      customary: names of EOS tokens; the only one of them in the vocabulary is taken where nobody
+        says anything.
 
-    Raises Refusal where there is no end, where one that is asked for is no token, and where files contradict one another.
+    Raises Refusal where there is no end, where one that is asked for is no token, and where files
+    contradict one another.
     """
     if asked:
         return _asked(vocabulary, asked)
-    named = [_named(vocabulary, text) for text in tokenizer.eos_texts[:1]] or ([] if own is None else [own])
-    named += [found for text in tokenizer.eos_texts[1:] if (found := vocabulary.id_of(text)) is not None]
+    named = [_named(vocabulary, text) for text in tokenizer.eos_texts[:1]] or (
+        [] if own is None else [own]
+    )
+    named += [
+        found for text in tokenizer.eos_texts[1:] if (found := vocabulary.id_of(text)) is not None
+    ]
     ids = [*named, *_told(vocabulary, model, named)]
     if not ids:
         known = [found for text in customary if (found := vocabulary.id_of(text)) is not None]
@@ -73,9 +80,14 @@ def _told(vocabulary: Vocabulary, model: FolderTexts, named: Collection[int]) ->
                 found.append(identity)
             elif ends.firm:
                 text = vocabulary.text_of(identity) if identity < vocabulary.size else None
-                there = f"which has {vocabulary.size} tokens" if text is None else f"where it is the ordinary {text!r}"
+                there = (
+                    f"which has {vocabulary.size} tokens"
+                    if text is None
+                    else f"where it is the ordinary {text!r}"
+                )
                 raise Refusal(
-                    f"{ends.source} says that token {identity} ends a text, which contradicts {vocabulary.file}, {there};"
+                    f"{ends.source} says that token {identity} ends a text, which contradicts "
+                    f"{vocabulary.file}, {there};"
                     f" {_remedy(vocabulary)}"
                 )
     return found
@@ -85,6 +97,7 @@ def _remedy(vocabulary: Vocabulary) -> str:
     texts = [vocabulary.text_of(identity) for identity in sorted(vocabulary.special)]
     listed = ", ".join(filter(None, texts[:20])) + (", ..." if len(texts) > 20 else "")
     return (
-        "set tokenizer.eos, or for another role's folder the eos_token of its tokenizer_config.json, to one of its tokens,"
+        "set tokenizer.eos, or for another role's folder the eos_token of its "
+        "tokenizer_config.json, to one of its tokens,"
         f" special ones: {listed or 'none'}"
     )

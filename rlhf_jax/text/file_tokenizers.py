@@ -14,7 +14,9 @@ from rlhf_jax.text.pieces import Pieces
 PAD_TEXTS = ("<|padding|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
 
 
-def sentencepiece(path: str, bos: bool = False, eos: str = "", model: Path | None = None) -> FileTokenizer:
+def sentencepiece(
+    path: str, bos: bool = False, eos: str = "", model: Path | None = None
+) -> FileTokenizer:
     """A sentencepiece model file; pad is its EOS where it has no pad.
 
     Args:
@@ -23,7 +25,8 @@ def sentencepiece(path: str, bos: bool = False, eos: str = "", model: Path | Non
       eos: the tokens that end a text, in place of what the files say.
       model: the folder of the policy, whose ends hold too.
 
-    Raises Refusal when the file is missing, is not such a model, or has no EOS, or no BOS where one is asked for.
+    Raises Refusal when the file is missing, is not such a model, or has no EOS, or no BOS where one
+    is asked for.
     """
     codec, processor = sentencepiece_codec(_existing(path, "a sentencepiece .model file"), bos)
     own = processor.eos_id()
@@ -31,7 +34,9 @@ def sentencepiece(path: str, bos: bool = False, eos: str = "", model: Path | Non
         raise Refusal(f"{codec.file} has no EOS piece; train the model with an eos_id of 0 or more")
     eos_ids = codec.ends(eos, model, own if own >= 0 else None)
     named, own_pad = codec.named("pad_token"), processor.pad_id()
-    return FileTokenizer(codec, eos_ids, named if named is not None else own_pad if own_pad >= 0 else eos_ids[0])
+    return FileTokenizer(
+        codec, eos_ids, named if named is not None else own_pad if own_pad >= 0 else eos_ids[0]
+    )
 
 
 def sentencepiece_codec(file: Path, bos: bool = False) -> tuple[Codec, Any]:
@@ -40,7 +45,9 @@ def sentencepiece_codec(file: Path, bos: bool = False) -> tuple[Codec, Any]:
     try:
         processor = library.SentencePieceProcessor(model_file=str(file))
     except (RuntimeError, OSError) as error:
-        raise Refusal(f"{file} is not a sentencepiece model: {' '.join(str(error).split())}") from None
+        raise Refusal(
+            f"{file} is not a sentencepiece model: {' '.join(str(error).split())}"
+        ) from None
     if bos and processor.bos_id() < 0:
         raise Refusal(f"tokenizer.bos is true, but {file} has no BOS piece")
     texts = FolderTexts(file.parent)
@@ -67,12 +74,18 @@ def sentencepiece_codec(file: Path, bos: bool = False) -> tuple[Codec, Any]:
 
 def _plain(texts: FolderTexts, marks: Mapping[str, int]) -> frozenset[int]:
     """Ids of added tokens that are text like any other."""
-    plain = (token for token in texts.added_tokens if not (token.flags or {"special": True}).get("special", False))
+    plain = (
+        token
+        for token in texts.added_tokens
+        if not (token.flags or {"special": True}).get("special", False)
+    )
     return frozenset(marks[token.text] for token in plain if token.text in marks)
 
 
 def _added_pieces(file: Path, texts: FolderTexts, known: Mapping[str, int]) -> dict[str, int]:
-    """Special tokens of a folder's files by their texts: pieces of the model, and those added or put in a piece's place."""
+    """Special tokens of a folder's files by their texts: pieces of the model, and those added or
+    put in a piece's place.
+    """
     found: dict[str, int] = {}
     free = len(known)
     for token in texts.added_tokens:
@@ -82,7 +95,8 @@ def _added_pieces(file: Path, texts: FolderTexts, known: Mapping[str, int]) -> d
         identity = free if identity is None else identity
         if identity > free:
             raise Refusal(
-                f"{token.source} has the id {identity}, but {file} and the tokens before it end at {free - 1}"
+                f"{token.source} has the id {identity}, but {file} and the tokens before it end at "
+                f"{free - 1}"
             )
         found[token.text] = identity
         free = max(free, identity + 1)
@@ -90,18 +104,23 @@ def _added_pieces(file: Path, texts: FolderTexts, known: Mapping[str, int]) -> d
 
 
 def hugging_face(path: str, eos: str = "", model: Path | None = None) -> FileTokenizer:
-    """A `tokenizer.json` of the tokenizers library, or the folder that holds it, with the tokens that the folder adds.
+    """A `tokenizer.json` of the tokenizers library, or the folder that holds it, with the tokens
+    that the folder adds.
 
     Args:
       path: the file or its folder.
       eos: the tokens that end a text, in place of what the files say.
       model: the folder of the policy, whose ends hold too; None: the tokenizer's own.
 
-    The EOS is found as `text/ends.py` says. Pad is the folder's `pad_token`, else one of customary names, else the EOS.
-    Raises Refusal when the file is missing, is not a tokenizer, or tells no EOS.
+    The EOS is found as `text/ends.py` says. Pad is the folder's `pad_token`, else one of customary
+    names, else the EOS. Raises Refusal when the file is missing, is not a tokenizer, or tells no
+    EOS.
     """
     place = Path(path)
-    file = _existing(str(place / "tokenizer.json") if place.is_dir() else path, "a tokenizer.json file or its folder")
+    file = _existing(
+        str(place / "tokenizer.json") if place.is_dir() else path,
+        "a tokenizer.json file or its folder",
+    )
     codec = hugging_face_codec(file)
     eos_ids = codec.ends(eos, model)
     pads = (codec.named("pad_token"), *(codec.marks.get(text) for text in PAD_TEXTS))
@@ -116,7 +135,9 @@ def hugging_face_codec(file: Path) -> Codec:
         library: Any = module.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises a bare Exception
         reason = " ".join(str(error).split())
-        raise Refusal(f"{file} is not a tokenizer.json of the tokenizers library: {reason}") from None
+        raise Refusal(
+            f"{file} is not a tokenizer.json of the tokenizers library: {reason}"
+        ) from None
     library.no_padding()
     library.no_truncation()
     texts = FolderTexts(file.parent)
@@ -142,24 +163,32 @@ def hugging_face_codec(file: Path) -> Codec:
 def _add_tokens(library: Any, make: Any, file: Path, texts: FolderTexts) -> None:
     """Adds the tokens of the files beside a tokenizer.json, as transformers does.
 
-    An EOS that is no token is not added: no model has learned to end with it. Raises Refusal for a token that would not get
-    the id that its file gives it.
+    An EOS that is no token is not added: no model has learned to end with it. Raises Refusal for a
+    token that would not get the id that its file gives it.
     """
     with_flags = [token for token in texts.added_tokens if token.flags is not None]
     library.add_tokens([make(token.text, **(token.flags or {})) for token in with_flags])
     added = set(library.get_added_tokens_decoder())
     special = [token.text for token in texts.added_tokens if token.flags is None]
-    special = [text for text in special if library.token_to_id(text) is not None or text not in texts.eos_texts]
+    special = [
+        text
+        for text in special
+        if library.token_to_id(text) is not None or text not in texts.eos_texts
+    ]
     special = [text for text in dict.fromkeys(special) if library.token_to_id(text) not in added]
     library.add_special_tokens([make(text, normalized=False, special=True) for text in special])
     for token in with_flags:
         got = library.token_to_id(token.text)
         if got != token.id:
-            raise Refusal(f"{token.source} is the token {token.text!r}, which has the id {got} beside {file}")
+            raise Refusal(
+                f"{token.source} is the token {token.text!r}, which has the id {got} beside {file}"
+            )
 
 
 def _prefix(library: Any) -> tuple[int, ...]:
-    """Ids that the file's post-processor puts before a text; those after it (an EOS) are the pipeline's to add."""
+    """Ids that the file's post-processor puts before a text; those after it (an EOS) are the
+    pipeline's to add.
+    """
     with_special = library.encode("a", add_special_tokens=True).ids
     plain = library.encode("a", add_special_tokens=False).ids
     for start in range(len(with_special) - len(plain) + 1):

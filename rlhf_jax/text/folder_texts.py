@@ -1,17 +1,22 @@
-"""The statements of a checkpoint folder about its text: special tokens, tokens added to the vocabulary, ends, chat templates.
+"""The statements of a checkpoint folder about its text: special tokens, tokens added to the
+vocabulary, ends, chat templates.
 
-Several files of a folder speak of the same thing. This module is the one reader of all of them; their precedence is that of
-transformers 5:
+Several files of a folder speak of the same thing. This module is the one reader of all of them;
+their precedence is that of transformers 5:
 
-* Special tokens (`bos_token`, `eos_token`, `pad_token`, ...): `tokenizer_config.json`; `special_tokens_map.json` fills what it
-  leaves out, and overrules it in folders whose `tokenizer_config.json` has no `added_tokens_decoder` (files of old versions).
-* Added tokens: `added_tokens_decoder` of `tokenizer_config.json`, else `added_tokens.json`; then special tokens that the
-  vocabulary lacks; then `additional_special_tokens` or `extra_special_tokens`.
-* A BOS before every text: the post-processor of `tokenizer.json`. `add_bos_token` and `add_eos_token` are not read.
-* The chat template: `chat_template.jinja`, with others in `additional_chat_templates/`; `chat_template` of
-  `tokenizer_config.json`; `chat_template.json`.
-* Ends of a text: the `eos_token` is what a tokenizer appends. Every EOS that any of these files names ends a row, and so does
-  every `eos_token_id` of `generation_config.json` and `config.json`; see `Ends` for ids that are no special tokens.
+* Special tokens (`bos_token`, `eos_token`, `pad_token`, ...): `tokenizer_config.json`;
+  `special_tokens_map.json` fills what it leaves out, and overrules it in folders whose
+  `tokenizer_config.json` has no `added_tokens_decoder` (files of old versions).
+* Added tokens: `added_tokens_decoder` of `tokenizer_config.json`, else `added_tokens.json`; then
+  special tokens that the vocabulary lacks; then `additional_special_tokens` or
+  `extra_special_tokens`.
+* A BOS before every text: the post-processor of `tokenizer.json`. `add_bos_token` and
+  `add_eos_token` are not read.
+* The chat template: `chat_template.jinja`, with others in `additional_chat_templates/`;
+  `chat_template` of `tokenizer_config.json`; `chat_template.json`.
+* Ends of a text: the `eos_token` is what a tokenizer appends. Every EOS that any of these files
+  names ends a row, and so does every `eos_token_id` of `generation_config.json` and `config.json`;
+  see `Ends` for ids that are no special tokens.
 """
 
 from collections.abc import Mapping
@@ -25,8 +30,16 @@ from rlhf_jax.text import json_texts
 from rlhf_jax.text.json_texts import short
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
-TOKENIZER_CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-JINJA, TEMPLATE_JSON, MORE_TEMPLATES = "chat_template.jinja", "chat_template.json", "additional_chat_templates"
+TOKENIZER_CONFIG, SPECIAL, ADDED = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+JINJA, TEMPLATE_JSON, MORE_TEMPLATES = (
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates",
+)
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 DECODER = "added_tokens_decoder"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -34,7 +47,9 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that a file adds to the vocabulary: its text, the id that the file gives it, if any, and how it is matched."""
+    """A token that a file adds to the vocabulary: its text, the id that the file gives it, if any,
+    and how it is matched.
+    """
 
     text: str
     source: str
@@ -46,9 +61,9 @@ class AddedToken:
 class Ends:
     """The ids that a file of the model says to end a text.
 
-    `firm` ones must be special tokens of the vocabulary. Those of `config.json`, and of a `generation_config.json` that was
-    made from it, are passed over where they are not: a default of the config's class (2 for Llama) is written there whatever
-    the vocabulary is.
+    `firm` ones must be special tokens of the vocabulary. Those of `config.json`, and of a
+    `generation_config.json` that was made from it, are passed over where they are not: a default of
+    the config's class (2 for Llama) is written there whatever the vocabulary is.
     """
 
     source: str
@@ -59,7 +74,8 @@ class Ends:
 class FolderTexts:
     """Reads the files of one folder, each when it is first asked for.
 
-    Raises Refusal that names the file for what cannot be read or is not of the kind that it should be.
+    Raises Refusal that names the file for what cannot be read or is not of the kind that it should
+    be.
     """
 
     def __init__(self, folder: Path):
@@ -75,23 +91,36 @@ class FolderTexts:
 
     @cached_property
     def special_tokens(self) -> dict[str, str]:
-        """Texts of the special tokens by their names (`bos_token`, ...), those that a tokenizer made up included."""
+        """Texts of the special tokens by their names (`bos_token`, ...), those that a tokenizer
+        made up included.
+        """
         config, special = self._named(TOKENIZER_CONFIG), self._named(SPECIAL)
         found = special | config if DECODER in self.json(TOKENIZER_CONFIG) else config | special
         return {key: found[key] for key in (*NAMES, *found) if key in found}
 
     def tokens_of(self, name: str) -> dict[str, str]:
-        """Texts of the special tokens that go with one JSON file: the folder's, or the file's own where they are others."""
+        """Texts of the special tokens that go with one JSON file: the folder's, or the file's own
+        where they are others.
+        """
         known = (TOKENIZER_CONFIG, SPECIAL, TEMPLATE_JSON)
         return self.special_tokens if name in known else self.special_tokens | self._named(name)
 
     def _named(self, name: str) -> dict[str, str]:
         values = self.json(name)
-        found = {key: self._token(name, key, values[key]) for key in NAMES if values.get(key) is not None}
+        found = {
+            key: self._token(name, key, values[key]) for key in NAMES if values.get(key) is not None
+        }
         if found.get("eos_token") == "":
-            raise Refusal(f"{self.folder / name}: 'eos_token' is \"\"; accepted: a text that is not empty, or null")
+            raise Refusal(
+                f"{self.folder / name}: 'eos_token' is \"\"; accepted: a text that is not empty, "
+                "or null"
+            )
         extra = values.get("extra_special_tokens")
-        own = {key: value for key, value in values.items() if key.endswith("_token") and key not in NAMES}
+        own = {
+            key: value
+            for key, value in values.items()
+            if key.endswith("_token") and key not in NAMES
+        }
         own |= extra if isinstance(extra, dict) else {}
         found |= {key: value for key, value in own.items() if isinstance(value, str)}
         return {key: text for key, text in found.items() if text}
@@ -100,7 +129,8 @@ class FolderTexts:
         text = value.get("content") if isinstance(value, dict) else value
         if not isinstance(text, str):
             raise Refusal(
-                f"{self.folder / name}: {key!r} is {short(value)}; accepted: a text, an object with the text as its"
+                f"{self.folder / name}: {key!r} is {short(value)}; accepted: a text, an object "
+                "with the text as its"
                 " 'content', or null"
             )
         return text
@@ -109,7 +139,8 @@ class FolderTexts:
     def added_tokens(self) -> tuple[AddedToken, ...]:
         """Tokens that the files add to the vocabulary, in the order in which they are added.
 
-        Those without an id take the next free one; those that the vocabulary has already stay what they are.
+        Those without an id take the next free one; those that the vocabulary has already stay what
+        they are.
         """
         config = self.json(TOKENIZER_CONFIG)
         decoder = self._decoder() if DECODER in config else self._legacy_added()
@@ -123,16 +154,29 @@ class FolderTexts:
     def _decoder(self) -> list[AddedToken]:
         file, entries = self.folder / TOKENIZER_CONFIG, self.json(TOKENIZER_CONFIG)[DECODER]
         if not isinstance(entries, dict):
-            raise Refusal(f"{file}: {DECODER!r} is {short(entries)}; accepted: an object of tokens by their ids")
+            raise Refusal(
+                f"{file}: {DECODER!r} is {short(entries)}; accepted: an object of tokens by their "
+                "ids"
+            )
         found = []
         for key, entry in entries.items():
             where = f"{file}: {DECODER!r} of {key!r}"
             content = entry.get("content") if isinstance(entry, dict) else None
-            if not key.isdecimal() or not key.isascii() or not isinstance(content, str) or not content:
-                raise Refusal(f"{where} is {short(entry)}; accepted: an id, and an object with a text as its 'content'")
+            if (
+                not key.isdecimal()
+                or not key.isascii()
+                or not isinstance(content, str)
+                or not content
+            ):
+                raise Refusal(
+                    f"{where} is {short(entry)}; accepted: an id, and an object with a text as its "
+                    "'content'"
+                )
             flags = {flag: entry[flag] for flag in FLAGS if flag in entry}
             if not all(isinstance(value, bool) for value in flags.values()):
-                raise Refusal(f"{where} is {short(entry)}; accepted for {', '.join(FLAGS)}: true or false")
+                raise Refusal(
+                    f"{where} is {short(entry)}; accepted for {', '.join(FLAGS)}: true or false"
+                )
             found.append(AddedToken(content, where, int(key), flags))
         return sorted(found, key=lambda token: token.id or 0)
 
@@ -151,7 +195,11 @@ class FolderTexts:
         values = self.json(name)
         if name == SPECIAL and DECODER in self.json(TOKENIZER_CONFIG):
             return []
-        key = "extra_special_tokens" if values.get("extra_special_tokens") else "additional_special_tokens"
+        key = (
+            "extra_special_tokens"
+            if values.get("extra_special_tokens")
+            else "additional_special_tokens"
+        )
         listed = values.get(key)
         if listed is None or (isinstance(listed, dict) and key == "extra_special_tokens"):
             return []
@@ -163,9 +211,13 @@ class FolderTexts:
 
     @cached_property
     def eos_texts(self) -> tuple[str, ...]:
-        """Every EOS that the tokenizer's files name; the first is the one that the tokenizer appends."""
+        """Every EOS that the tokenizer's files name; the first is the one that the tokenizer
+        appends.
+        """
         named = (self.special_tokens, self._named(TOKENIZER_CONFIG), self._named(SPECIAL))
-        return tuple(dict.fromkeys(tokens["eos_token"] for tokens in named if "eos_token" in tokens))
+        return tuple(
+            dict.fromkeys(tokens["eos_token"] for tokens in named if "eos_token" in tokens)
+        )
 
     def model_ends(self) -> list[Ends]:
         """The EOS ids of the model's files: those of `generation_config.json` first."""
@@ -173,25 +225,37 @@ class FolderTexts:
         made_from_config = generation.get("_from_model_config") is True
         found = [
             Ends(str(self.folder / name), self._ids(name, values.get("eos_token_id")), firm)
-            for name, values, firm in ((GENERATION, generation, not made_from_config), (CONFIG, config, False))
+            for name, values, firm in (
+                (GENERATION, generation, not made_from_config),
+                (CONFIG, config, False),
+            )
         ]
         return [ends for ends in found if ends.ids]
 
     def _ids(self, name: str, value: Any) -> tuple[int, ...]:
         listed = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in listed):
+        if not all(
+            isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in listed
+        ):
             raise Refusal(
-                f"{self.folder / name}: 'eos_token_id' is {short(value)}; accepted: an id of 0 or more, a list of them, or"
+                f"{self.folder / name}: 'eos_token_id' is {short(value)}; accepted: an id of 0 or "
+                "more, a list of them, or"
                 " null"
             )
         return tuple(dict.fromkeys(listed))
 
     @cached_property
     def chat_templates(self) -> dict[str, tuple[str, str]]:
-        """(text, source) of the chat templates by their names; "default" is the one for plain conversations."""
+        """(text, source) of the chat templates by their names; "default" is the one for plain
+        conversations.
+        """
         more = sorted((self.folder / MORE_TEMPLATES).glob("*.jinja"))
         files = {file.stem: file for file in more} | {"default": self.folder / JINJA}
-        found = {name: (json_texts.read_text(file), str(file)) for name, file in files.items() if file.is_file()}
+        found = {
+            name: (json_texts.read_text(file), str(file))
+            for name, file in files.items()
+            if file.is_file()
+        }
         for name in (TOKENIZER_CONFIG, TEMPLATE_JSON):
             found = found or self.templates_of(name)
         return found
@@ -203,9 +267,15 @@ class FolderTexts:
             return {}
         listed = [{"name": "default", "template": value}] if isinstance(value, str) else value
         if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
-            raise Refusal(f"{file}: 'chat_template' is {short(value)}; accepted: a text, or a list of named ones")
+            raise Refusal(
+                f"{file}: 'chat_template' is {short(value)}; accepted: a text, or a list of named "
+                "ones"
+            )
         where = f"{file}: 'chat_template'"
-        return {json_texts.text(where, each, "name"): (_template(where, each), str(file)) for each in listed}
+        return {
+            json_texts.text(where, each, "name"): (_template(where, each), str(file))
+            for each in listed
+        }
 
 
 def _template(where: str, entry: Mapping[str, Any]) -> str:

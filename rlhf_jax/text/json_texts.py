@@ -1,9 +1,11 @@
-"""JSON that others have written, read with one care: text in UTF-8, one value for a key, and the place of every fault.
+"""JSON that others have written, read with one care: text in UTF-8, one value for a key, and the
+place of every fault.
 
-Everything that comes as JSON from outside is read here: the configs of published folders and the lines of datasets. A mark at
-the beginning (BOM) is accepted. Refused are bytes of another code page, objects that give one key two values, numbers and
-nestings that Python cannot read, and texts with half a character in them (a lone surrogate), which no tokenizer accepts.
-NaN and Infinity are read as Python reads them: whoever needs a number asks for a finite one.
+Everything that comes as JSON from outside is read here: the configs of published folders and the
+lines of datasets. A mark at the beginning (BOM) is accepted. Refused are bytes of another code
+page, objects that give one key two values, numbers and nestings that Python cannot read, and texts
+with half a character in them (a lone surrogate), which no tokenizer accepts. NaN and Infinity are
+read as Python reads them: whoever needs a number asks for a finite one.
 """
 
 import gzip
@@ -16,7 +18,9 @@ from typing import Any
 
 from rlhf_jax.refusal import MissingInput, Refusal
 
-HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that may be half a character: UTF-8 itself cannot hold one
+HALF = re.compile(
+    r"\\u[dD][89a-fA-F]"
+)  # an escape that may be half a character: UTF-8 itself cannot hold one
 SHOWN = 60
 OBJECT = "a JSON object a line"
 
@@ -35,15 +39,22 @@ def decoded(data: bytes, where: str, first_line: int = 1) -> str:
     except UnicodeDecodeError as error:
         line = first_line + data[: error.start].count(b"\n")
         byte = data[error.start]
-        raise Refusal(f"{where}:{line}: found a byte 0x{byte:02x} that is not UTF-8; save the file as UTF-8") from None
+        raise Refusal(
+            f"{where}:{line}: found a byte 0x{byte:02x} that is not UTF-8; save the file as UTF-8"
+        ) from None
 
 
 def parse(text: str, where: str, accepted: str = "a JSON object") -> Any:
-    """The value that a JSON text holds. Raises Refusal that names `where` and says what is wrong."""
+    """The value that a JSON text holds.
+
+    Raises Refusal that names `where` and says what is wrong.
+    """
     try:
         return json.loads(text, object_pairs_hook=_single)
     except json.JSONDecodeError as error:
-        raise Refusal(f"{where}: {_cut(text)} is not JSON ({error}); accepted: {accepted}") from None
+        raise Refusal(
+            f"{where}: {_cut(text)} is not JSON ({error}); accepted: {accepted}"
+        ) from None
     except RecursionError:
         raise Refusal(f"{where}: {_cut(text)} is nested too deeply to be read") from None
     except ValueError as error:  # a key that is given twice, or a number of thousands of digits
@@ -53,7 +64,8 @@ def parse(text: str, where: str, accepted: str = "a JSON object") -> Any:
 def read_object(file: Path) -> dict[str, Any]:
     """The JSON object that a file holds, all of whose texts are whole.
 
-    Raises MissingInput where the file is not there, and Refusal that names it where it holds anything else.
+    Raises MissingInput where the file is not there, and Refusal that names it where it holds
+    anything else.
     """
     text = read_text(file)
     found = parse(text, str(file))
@@ -81,8 +93,9 @@ def read_text(file: Path) -> str:
 def lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     r"""(file:line, object) of each line of a file of JSON lines, streamed.
 
-    The file is cut at `\n` alone, because JSON texts may hold other line separators. Texts are checked where they are used:
-    see `text`. A file whose name ends in `.gz` is unpacked. Raises Refusal that names the line where it is no object.
+    The file is cut at `\n` alone, because JSON texts may hold other line separators. Texts are
+    checked where they are used: see `text`. A file whose name ends in `.gz` is unpacked. Raises
+    Refusal that names the line where it is no object.
     """
     number = 0
     try:
@@ -95,7 +108,9 @@ def lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     raise Refusal(f"{where}: found {short(found)}; accepted: {OBJECT}")
                 yield where, found
     except (EOFError, OSError, zlib.error) as error:
-        raise Refusal(f"{file} cannot be read after line {number} ({error}); write or download it again") from None
+        raise Refusal(
+            f"{file} cannot be read after line {number} ({error}); write or download it again"
+        ) from None
 
 
 def text(where: str, values: Mapping[str, Any], key: str, empty: bool = False) -> str:
@@ -105,18 +120,28 @@ def text(where: str, values: Mapping[str, Any], key: str, empty: bool = False) -
       where: the file and line, or row, of the values.
       empty: accept an empty text.
 
-    Raises Refusal that names the place and the field where it is no text, is empty, or holds half a character.
+    Raises Refusal that names the place and the field where it is no text, is empty, or holds half a
+    character.
     """
     value = values.get(key)
     if not isinstance(value, str) or not (value or empty):
-        raise Refusal(f"{where}: {key!r} is {short(value)}; accepted: a text{'' if empty else ' that is not empty'}")
+        raise Refusal(
+            f"{where}: {key!r} is {short(value)}; accepted: a "
+            f"text{'' if empty else ' that is not empty'}"
+        )
     _check_whole(value, f"{where}: {key!r}")
     return value
 
 
 def short(value: Any) -> str:
-    """A value as a message shows it: 60 characters at most, on one line, and printable whatever it holds."""
-    shown = json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace").decode()
+    """A value as a message shows it: 60 characters at most, on one line, and printable whatever it
+    holds.
+    """
+    shown = (
+        json.dumps(value, ensure_ascii=False, default=str)
+        .encode("utf-8", "backslashreplace")
+        .decode()
+    )
     return shown if len(shown) <= SHOWN else f"{shown[: SHOWN - 3]}..."
 
 
@@ -128,7 +153,9 @@ def _check_whole(value: str, where: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise Refusal(f"{where} holds {value[error.start]!r}, half of a character; remove it") from None
+        raise Refusal(
+            f"{where} holds {value[error.start]!r}, half of a character; remove it"
+        ) from None
 
 
 def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -146,10 +173,15 @@ def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these pairs. Raises ValueError where a key has two values: readers differ in the one that they take."""
+    """The object of these pairs.
+
+    Raises ValueError where a key has two values: readers differ in the one that they take.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         for key, value in pairs:
             if found[key] != value:
-                raise ValueError(f"the key {short(key)} has two values, {short(value)} and {short(found[key])}")
+                raise ValueError(
+                    f"the key {short(key)} has two values, {short(value)} and {short(found[key])}"
+                )
     return found

@@ -1,4 +1,6 @@
-"""Sentencepiece models whose control symbols, and tokens that the folder adds, are recognised in a text."""
+"""Sentencepiece models whose control symbols, and tokens that the folder adds, are recognised in a
+text.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,18 +12,27 @@ from rlhf_jax.text import continuing
 class Pieces:
     """Encodes and decodes text with marks in it.
 
-    The library alone spells out the text of a control symbol (`<s>`, `</s>`, `[INST]`) in ordinary pieces, and drops its id
-    when it decodes. Here a mark is its id. Text after a mark is encoded as it is, without the space that the model puts before
-    a text: that is what chat templates are written for (`legacy: false` of transformers).
+    The library alone spells out the text of a control symbol (`<s>`, `</s>`, `[INST]`) in ordinary
+    pieces, and drops its id when it decodes. Here a mark is its id. Text after a mark is encoded as
+    it is, without the space that the model puts before a text: that is what chat templates are
+    written for (`legacy: false` of transformers).
     """
 
     def __init__(self, processor: Any, added: Mapping[str, int]):
         """`added`: tokens beside those of the model, by their texts."""
-        control = {processor.id_to_piece(i): i for i in range(processor.get_piece_size()) if processor.is_control(i)}
-        self.marks: dict[str, int] = {text: identity for text, identity in (control | dict(added)).items() if text}
+        control = {
+            processor.id_to_piece(i): i
+            for i in range(processor.get_piece_size())
+            if processor.is_control(i)
+        }
+        self.marks: dict[str, int] = {
+            text: identity for text, identity in (control | dict(added)).items() if text
+        }
         self._texts = {identity: text for text, identity in self.marks.items()}
         longest_first = sorted(self.marks, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self._pattern = (
+            re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        )
         self._processor = processor
         self._continuation = continuing.find(self._plain, processor.decode, {})
 

@@ -1,4 +1,6 @@
-"""Tokenizers behind one interface: words, characters, bytes, sentencepiece models, Hugging Face tokenizer files."""
+"""Tokenizers behind one interface: words, characters, bytes, sentencepiece models, Hugging Face
+tokenizer files.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +19,9 @@ NUM_SPECIAL = 2
 class Tokenizer(Protocol):
     """Text to ids and back. `decode(encode(text)) == text` for text of the tokenizer's alphabet.
 
-    `encode_after` and `decode_after` do the same for a completion: text that follows the token `before`, the last one of its
-    prompt; None: any token of an ordinary text. The ids of prompt and completion are then those of both as one text.
+    `encode_after` and `decode_after` do the same for a completion: text that follows the token
+    `before`, the last one of its prompt; None: any token of an ordinary text. The ids of prompt and
+    completion are then those of both as one text.
     """
 
     vocab_size: int
@@ -27,7 +30,9 @@ class Tokenizer(Protocol):
     pad_id: int
     looks_back: bool  # whether a completion's ids depend on the last token of its prompt
     prefix_ids: tuple[int, ...]  # put before every prompt: a BOS, or nothing
-    longest_completion: Callable[[], int] | None  # tokens of its task's longest reference; None: of no task
+    longest_completion: (
+        Callable[[], int] | None
+    )  # tokens of its task's longest reference; None: of no task
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without BOS or EOS."""
@@ -52,13 +57,15 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Config:
-    """Kind and file of a tokenizer: words or characters (of the task's vocabulary), bytes, sentencepiece or hf (of a file)."""
+    """Kind and file of a tokenizer: words or characters (of the task's vocabulary), bytes,
+    sentencepiece or hf (of a file).
+    """
 
     kind: Literal["words", "characters", "bytes", "sentencepiece", "hf"] = "words"
     path: str = ""  # sentencepiece: the .model file; hf: tokenizer.json or its folder
-    eos: str = (
-        ""  # of a file: the EOS, in place of what the files say; several between spaces: the first is appended to texts
-    )
+    # of a file: the EOS, in place of what the files say; several between spaces: the first is
+    # appended to texts
+    eos: str = ""
     bos: bool = False  # sentencepiece: prompts begin with the model's BOS (hf: as the file says)
 
 
@@ -98,7 +105,9 @@ class Symbols(_Apart):
         self.id_of = {symbol: NUM_SPECIAL + place for place, symbol in enumerate(self.symbols)}
         if len(self.id_of) != len(self.symbols):
             twice = sorted({symbol for symbol in self.symbols if self.symbols.count(symbol) > 1})
-            raise Refusal(f"the {noun} vocabulary lists {', '.join(map(repr, twice))} more than once")
+            raise Refusal(
+                f"the {noun} vocabulary lists {', '.join(map(repr, twice))} more than once"
+            )
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text; Refusal names a symbol that the vocabulary lacks, and the text."""
@@ -107,15 +116,21 @@ class Symbols(_Apart):
             return [self.id_of[piece] for piece in pieces] if text else []
         except KeyError as error:
             raise Refusal(
-                f"{self.noun} {error.args[0]!r} of the text {text!r} is not among the {len(self.symbols)} {self.noun}s"
+                f"{self.noun} {error.args[0]!r} of the text {text!r} is not among the "
+                f"{len(self.symbols)} {self.noun}s"
                 " of the vocabulary"
             ) from None
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The symbols joined; pad and EOS ids are dropped; Refusal names an id outside the vocabulary."""
+        """The symbols joined; pad and EOS ids are dropped; Refusal names an id outside the
+        vocabulary.
+        """
         for identity in ids:
             if not 0 <= identity < self.vocab_size:
-                raise Refusal(f"id {identity} is not an id of this {self.noun} tokenizer: 0 to {self.vocab_size - 1}")
+                raise Refusal(
+                    f"id {identity} is not an id of this {self.noun} tokenizer: 0 to "
+                    f"{self.vocab_size - 1}"
+                )
         return self.separator.join(self.symbols[i - NUM_SPECIAL] for i in ids if i >= NUM_SPECIAL)
 
     def vocabulary(self) -> Mapping[str, int]:
@@ -126,7 +141,10 @@ def words(vocabulary: Sequence[str]) -> Symbols:
     """Words that stand between single spaces; punctuation is a word of its own: `good .`"""
     for word in vocabulary:
         if not word or any(character.isspace() for character in word):
-            raise Refusal(f"{word!r} cannot be a word of the vocabulary: words are not empty and hold no white space")
+            raise Refusal(
+                f"{word!r} cannot be a word of the vocabulary: words are not empty and hold no "
+                "white space"
+            )
     return Symbols(vocabulary, separator=" ", noun="word")
 
 
@@ -139,7 +157,10 @@ def characters(alphabet: Sequence[str]) -> Symbols:
 
 
 class ByteTokenizer(_Apart):
-    """UTF-8 bytes, ids 2 to 257. Sampled bytes that are not UTF-8 decode to the replacement character."""
+    """UTF-8 bytes, ids 2 to 257.
+
+    Sampled bytes that are not UTF-8 decode to the replacement character.
+    """
 
     vocab_size = NUM_SPECIAL + 256
 
@@ -175,15 +196,23 @@ def make(config: Config, vocabulary: Sequence[str] | None, model: Path | None = 
 
 
 def within(tokenizer: Tokenizer, size: int) -> Tokenizer:
-    """The tokenizer for a model that knows `size` tokens. Raises Refusal where it needs more of them."""
+    """The tokenizer for a model that knows `size` tokens.
+
+    Raises Refusal where it needs more of them.
+    """
     if tokenizer.vocab_size <= size:
         return tokenizer
     if not isinstance(tokenizer, FileTokenizer):
-        raise Refusal(f"model.vocab_size is {size}, but the tokenizer has {tokenizer.vocab_size} tokens")
+        raise Refusal(
+            f"model.vocab_size is {size}, but the tokenizer has {tokenizer.vocab_size} tokens"
+        )
     return tokenizer.within(size)
 
 
 def _closed(vocabulary: Sequence[str] | None, kind: str) -> Sequence[str]:
     if vocabulary is None:
-        raise Refusal(f"tokenizer.kind {kind!r} needs a task with a closed vocabulary; use bytes, sentencepiece or hf")
+        raise Refusal(
+            f"tokenizer.kind {kind!r} needs a task with a closed vocabulary; use bytes, "
+            "sentencepiece or hf"
+        )
     return vocabulary

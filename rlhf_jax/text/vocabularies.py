@@ -1,7 +1,9 @@
-"""Vocabularies by their content: two models read the same ids as the same text only where their tokens are the same.
+"""Vocabularies by their content: two models read the same ids as the same text only where their
+tokens are the same.
 
-The size of a vocabulary says nothing about that. A folder's tokens are read from its `tokenizer.json`, else from its
-sentencepiece model, else from its `vocab.json` (byte-level) or `vocab.txt`, with the tokens that its other files add.
+The size of a vocabulary says nothing about that. A folder's tokens are read from its
+`tokenizer.json`, else from its sentencepiece model, else from its `vocab.json` (byte-level) or
+`vocab.txt`, with the tokens that its other files add.
 """
 
 from collections.abc import Mapping
@@ -11,7 +13,12 @@ from pathlib import Path
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.text import json_texts
 from rlhf_jax.text.codec import FileTokenizer
-from rlhf_jax.text.file_tokenizers import hugging_face, hugging_face_codec, sentencepiece, sentencepiece_codec
+from rlhf_jax.text.file_tokenizers import (
+    hugging_face,
+    hugging_face_codec,
+    sentencepiece,
+    sentencepiece_codec,
+)
 from rlhf_jax.text.folder_texts import FolderTexts
 
 TOKENIZER = "tokenizer.json"
@@ -31,12 +38,20 @@ class Vocabulary:
 def tokenizer_file(folder: Path) -> Path | None:
     """The file of a folder that tells its tokens; None where it holds none."""
     others = sorted(folder.glob("*.model"))
-    names = (TOKENIZER, *MODELS, *(file.name for file in others[:1] if len(others) == 1), *VOCABULARIES)
+    names = (
+        TOKENIZER,
+        *MODELS,
+        *(file.name for file in others[:1] if len(others) == 1),
+        *VOCABULARIES,
+    )
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def of_folder(folder: Path) -> Vocabulary | None:
-    """The vocabulary of a checkpoint folder; None where it holds no tokenizer. Raises Refusal for a broken one."""
+    """The vocabulary of a checkpoint folder; None where it holds no tokenizer.
+
+    Raises Refusal for a broken one.
+    """
     file = tokenizer_file(folder)
     if file is None:
         return None
@@ -46,17 +61,25 @@ def of_folder(folder: Path) -> Vocabulary | None:
     ids = json_texts.read_object(file) if file.suffix == ".json" else _lines(file)
     if not all(isinstance(identity, int) for identity in ids.values()):
         raise Refusal(f"{file} is no vocabulary; accepted: an object of ids by their tokens")
-    added = {token.text: token.id for token in FolderTexts(folder).added_tokens if token.id is not None}
+    added = {
+        token.text: token.id for token in FolderTexts(folder).added_tokens if token.id is not None
+    }
     return Vocabulary(file, ids | added, frozenset(added.values()))
 
 
 def tokenizer_of(folder: Path) -> FileTokenizer | None:
-    """The tokenizer of a checkpoint folder; None where it holds none. Raises Refusal for one that cannot be read."""
+    """The tokenizer of a checkpoint folder; None where it holds none.
+
+    Raises Refusal for one that cannot be read.
+    """
     file = tokenizer_file(folder)
     if file is None:
         return None
     if file.name in VOCABULARIES:
-        raise Refusal(f"{folder} holds {file.name} but no {TOKENIZER}: save its tokenizer again with transformers")
+        raise Refusal(
+            f"{folder} holds {file.name} but no {TOKENIZER}: save its tokenizer again with "
+            "transformers"
+        )
     return hugging_face(str(file)) if file.name == TOKENIZER else sentencepiece(str(file))
 
 
@@ -81,4 +104,7 @@ def difference(ours: Mapping[str, int], theirs: Vocabulary, lacking: bool, speci
 
 
 def _lines(file: Path) -> dict[str, int]:
-    return {line: place for place, line in enumerate(json_texts.read_text(file).rstrip("\n").split("\n"))}
+    return {
+        line: place
+        for place, line in enumerate(json_texts.read_text(file).rstrip("\n").split("\n"))
+    }

@@ -1,4 +1,6 @@
-"""What every algorithm must hold as a function of arrays, one check each; `test_sabotage.py` shows that each can fail."""
+"""What every algorithm must hold as a function of arrays, one check each; `test_sabotage.py` shows
+that each can fail.
+"""
 
 from dataclasses import replace
 
@@ -65,10 +67,13 @@ def _fill(array, mask, garbage):
 
 
 def garbage_under_the_mask_changes_nothing(algorithm: Algorithm):
-    """Finite or not, what stands under the mask changes neither loss nor gradient nor metrics, not by one bit."""
+    """Finite or not, what stands under the mask changes neither loss nor gradient nor metrics, not
+    by one bit.
+    """
     samples, scores, batch, outputs = example(algorithm)
     mask_BC = samples.mask_BC
-    # Not compiled: XLA turns a product with a converted mask into a selection, which hides the NaN of 0 · NaN.
+    # Not compiled: XLA turns a product with a converted mask into a selection, which hides the NaN
+    # of 0 · NaN.
     for garbage in (1e3, -1e30, np.nan, np.inf):
         dirty_samples = replace(
             samples,
@@ -82,12 +87,16 @@ def garbage_under_the_mask_changes_nothing(algorithm: Algorithm):
             value_BC=_fill(scores.value_BC, mask_BC, garbage),
         )
         dirty_batch = algorithm.credit(dirty_samples, dirty_scores)
-        dirty_outputs = jax.tree.map(lambda array, g=garbage: _fill(array, batch.mask_RC, g), outputs)
+        dirty_outputs = jax.tree.map(
+            lambda array, g=garbage: _fill(array, batch.mask_RC, g), outputs
+        )
         for role in algorithm.losses:
             uncompiled = jax.value_and_grad(algorithm.losses[role], has_aux=True)
             expected, expected_gradient = uncompiled(outputs, batch)
             got, gradient = uncompiled(dirty_outputs, dirty_batch)
-            assert_trees_equal((got, gradient), (expected, expected_gradient), f"{garbage} under the mask")
+            assert_trees_equal(
+                (got, gradient), (expected, expected_gradient), f"{garbage} under the mask"
+            )
             for array in jax.tree.leaves(gradient):
                 assert not jnp.any(array[~batch.mask_RC]), "a gradient under the mask"
 
@@ -99,21 +108,29 @@ def prompts_may_be_permuted(algorithm: Algorithm):
     order_B = (order_P[:, None] * G + np.arange(G)).reshape(-1)
     rows = algorithm.rows_per_prompt(G)
     order_R = (order_P[:, None] * rows + np.arange(rows)).reshape(-1)
-    permuted = jax.tree.map(lambda array: array[order_B] if array.ndim else array, (samples, scores))
+    permuted = jax.tree.map(
+        lambda array: array[order_B] if array.ndim else array, (samples, scores)
+    )
     batch, permuted_batch = algorithm.credit(samples, scores), algorithm.credit(*permuted)
-    np.testing.assert_array_equal(order_B[permuted_batch.sample_R], take_rows(batch, order_R).sample_R)
+    np.testing.assert_array_equal(
+        order_B[permuted_batch.sample_R], take_rows(batch, order_R).sample_R
+    )
     permuted_batch = replace(permuted_batch, sample_R=take_rows(batch, order_R).sample_R)
     assert_trees_close(permuted_batch, take_rows(batch, order_R))
     outputs = random_outputs(batch, SEED)
     for role in algorithm.losses:
         (loss, _), gradient = value_and_gradient(algorithm, role, outputs, batch)
-        got, permuted_gradient = value_and_gradient(algorithm, role, take_rows(outputs, order_R), permuted_batch)
+        got, permuted_gradient = value_and_gradient(
+            algorithm, role, take_rows(outputs, order_R), permuted_batch
+        )
         assert_trees_close(got[0], loss)
         assert_trees_close(permuted_gradient, take_rows(gradient, order_R))
 
 
 def scores_not_asked_for_do_not_matter(algorithm: Algorithm):
-    """What `needs` leaves out may be None (as in every example here) and, when given, changes no gradient."""
+    """What `needs` leaves out may be None (as in every example here) and, when given, changes no
+    gradient.
+    """
     samples, scores, batch, outputs = example(algorithm)
     everything = replace(algorithm, needs=frozenset({"reference", "proximal", "value"}))
     extra = random_scores(everything, samples, SEED)
@@ -121,18 +138,26 @@ def scores_not_asked_for_do_not_matter(algorithm: Algorithm):
     full = replace(extra, **kept)
     for role in algorithm.losses:
         (loss, _), gradient = value_and_gradient(algorithm, role, outputs, batch)
-        (got, _), got_gradient = value_and_gradient(algorithm, role, outputs, algorithm.credit(samples, full))
+        (got, _), got_gradient = value_and_gradient(
+            algorithm, role, outputs, algorithm.credit(samples, full)
+        )
         assert_trees_equal((got, got_gradient), (loss, gradient))
 
 
 def units_stay_together(algorithm: Algorithm):
-    """Rows come prompt by prompt, `rows_per_prompt` of each, and a unit never holds rows of two prompts."""
+    """Rows come prompt by prompt, `rows_per_prompt` of each, and a unit never holds rows of two
+    prompts.
+    """
     samples, _, batch, _ = example(algorithm)
     rows, unit = algorithm.rows_per_prompt(G), algorithm.unit_rows(G)
     assert batch.tokens_RC.shape[0] == P * rows
     assert (P * rows) % unit == 0
-    largest_R = np.asarray(batch.prompt_tokens_RQ).max(axis=1)  # every prompt has a token of its own
-    np.testing.assert_array_equal(largest_R, np.repeat(np.asarray(samples.prompt_tokens_BQ)[::G].max(axis=1), rows))
+    largest_R = np.asarray(batch.prompt_tokens_RQ).max(
+        axis=1
+    )  # every prompt has a token of its own
+    np.testing.assert_array_equal(
+        largest_R, np.repeat(np.asarray(samples.prompt_tokens_BQ)[::G].max(axis=1), rows)
+    )
     assert all(len(set(largest_R[start : start + unit])) == 1 for start in range(0, P * rows, unit))
 
 
@@ -140,11 +165,15 @@ def rows_name_their_samples(algorithm: Algorithm):
     """`sample_R` says which sample a row is, so that a ledger can say what was trained on."""
     samples, _, batch, _ = example(algorithm)
     np.testing.assert_array_equal(batch.tokens_RC, np.asarray(samples.tokens_BC)[batch.sample_R])
-    np.testing.assert_array_equal(batch.behavior_logprob_RC, np.asarray(samples.behavior_logprob_BC)[batch.sample_R])
+    np.testing.assert_array_equal(
+        batch.behavior_logprob_RC, np.asarray(samples.behavior_logprob_BC)[batch.sample_R]
+    )
 
 
 def micro_batches_add_up(algorithm: Algorithm):
-    """Losses, gradients and metrics of any micro-batches add up to those of the whole: a loss is a sum, not a mean."""
+    """Losses, gradients and metrics of any micro-batches add up to those of the whole: a loss is a
+    sum, not a mean.
+    """
     _, _, batch, outputs = example(algorithm)
     unit, num_rows = algorithm.unit_rows(G), batch.tokens_RC.shape[0]
     for role in algorithm.losses:
@@ -152,10 +181,15 @@ def micro_batches_add_up(algorithm: Algorithm):
         for size in (unit, num_rows // 2):
             parts = [np.arange(start, start + size) for start in range(0, num_rows, size)]
             results = [
-                value_and_gradient(algorithm, role, take_rows(outputs, rows), take_rows(batch, rows)) for rows in parts
+                value_and_gradient(
+                    algorithm, role, take_rows(outputs, rows), take_rows(batch, rows)
+                )
+                for rows in parts
             ]
             assert_trees_close(sum(part_loss for (part_loss, _), _ in results), loss)
-            assert_trees_close(jax.tree.map(lambda *g: jnp.concatenate(g), *(g for _, g in results)), gradient)
+            assert_trees_close(
+                jax.tree.map(lambda *g: jnp.concatenate(g), *(g for _, g in results)), gradient
+            )
             for name, metric in metrics.items():
                 merged = results[0][0][1][name]
                 for (_, part_metrics), _ in results[1:]:
@@ -168,7 +202,9 @@ def credit_carries_no_gradient(algorithm: Algorithm):
     samples, scores, batch, outputs = example(algorithm)
 
     def loss(scores, behavior_logprob_BC, role):
-        credited = algorithm.credit(replace(samples, behavior_logprob_BC=behavior_logprob_BC), scores)
+        credited = algorithm.credit(
+            replace(samples, behavior_logprob_BC=behavior_logprob_BC), scores
+        )
         return algorithm.losses[role](outputs, credited)[0]
 
     for role in algorithm.losses:
@@ -178,7 +214,9 @@ def credit_carries_no_gradient(algorithm: Algorithm):
 
 
 def too_few_samples_are_refused(algorithm: Algorithm):
-    """Fewer samples a prompt than the algorithm needs is an error while tracing; its minimum is not."""
+    """Fewer samples a prompt than the algorithm needs is an error while tracing; its minimum is
+    not.
+    """
     fewest = algorithm.min_samples_per_prompt
     samples = random_samples(SEED, samples_per_prompt=fewest)
     jax.eval_shape(algorithm.credit, samples, random_scores(algorithm, samples, SEED))

@@ -14,7 +14,10 @@ EOS = 1
 
 
 def random_samples(seed: int, num_prompts: int = P, samples_per_prompt: int = G) -> Samples:
-    """Samples of lengths 1 ... C; the first of every prompt runs to C without an EOS. Prompts differ."""
+    """Samples of lengths 1 ... C; the first of every prompt runs to C without an EOS.
+
+    Prompts differ.
+    """
     draw = np.random.default_rng(seed)
     num_rows = num_prompts * samples_per_prompt
     length_B = draw.integers(1, C + 1, num_rows)
@@ -27,7 +30,9 @@ def random_samples(seed: int, num_prompts: int = P, samples_per_prompt: int = G)
     prompt_B = np.repeat(np.arange(num_prompts), samples_per_prompt)
     prompt_mask_PQ = np.arange(Q) >= draw.integers(0, Q, num_prompts)[:, None]
     return Samples(
-        prompt_tokens_BQ=jnp.array(np.where(prompt_mask_PQ[prompt_B], 100 + prompt_B[:, None], 0), jnp.int32),
+        prompt_tokens_BQ=jnp.array(
+            np.where(prompt_mask_PQ[prompt_B], 100 + prompt_B[:, None], 0), jnp.int32
+        ),
         prompt_mask_BQ=jnp.array(prompt_mask_PQ[prompt_B]),
         tokens_BC=jnp.array(np.where(is_end_BC, EOS, tokens_BC), jnp.int32),
         mask_BC=jnp.array(mask_BC),
@@ -50,13 +55,21 @@ def random_scores(algorithm: Algorithm, samples: Samples, seed: int) -> Scores:
     """Distinct scores, and of the rest only what the algorithm says it needs."""
     draw = np.random.default_rng([seed, 1])
     mask_BC = np.asarray(samples.mask_BC)
-    score_B = jnp.array(draw.permutation(mask_BC.shape[0]) + draw.uniform(-0.3, 0.3, mask_BC.shape[0]), jnp.float32)
+    score_B = jnp.array(
+        draw.permutation(mask_BC.shape[0]) + draw.uniform(-0.3, 0.3, mask_BC.shape[0]), jnp.float32
+    )
     extra = {
         "reference": {"reference_logprob_BC": random_logprobs(draw, mask_BC)},
         "proximal": {"proximal_logprob_BC": random_logprobs(draw, mask_BC)},
-        "value": {"value_BC": jnp.array(np.where(mask_BC, draw.normal(size=mask_BC.shape), 0), jnp.float32)},
+        "value": {
+            "value_BC": jnp.array(
+                np.where(mask_BC, draw.normal(size=mask_BC.shape), 0), jnp.float32
+            )
+        },
     }
-    needed = {name: array for need in sorted(algorithm.needs) for name, array in extra[need].items()}
+    needed = {
+        name: array for need in sorted(algorithm.needs) for name, array in extra[need].items()
+    }
     return Scores(raw_B=2 * score_B + 1, standardized_B=score_B, score_B=score_B, **needed)
 
 
@@ -71,13 +84,17 @@ def random_outputs(batch: Batch, seed: int) -> Outputs:
     mask_RC = np.asarray(batch.mask_RC)
     return Outputs(
         logprob_RC=random_logprobs(draw, mask_RC),
-        entropy_RC=jnp.array(np.where(mask_RC, draw.uniform(0.1, 2, mask_RC.shape), 0), jnp.float32),
+        entropy_RC=jnp.array(
+            np.where(mask_RC, draw.uniform(0.1, 2, mask_RC.shape), 0), jnp.float32
+        ),
         value_RC=jnp.array(np.where(mask_RC, draw.normal(size=mask_RC.shape), 0), jnp.float32),
     )
 
 
 def value_and_gradient(algorithm: Algorithm, role: str, outputs: Outputs, batch: Batch):
-    """`((loss_sum, metrics), gradient)`, the gradient in all of `outputs`; compiled once for a loss and shape."""
+    """`((loss_sum, metrics), gradient)`, the gradient in all of `outputs`; compiled once for a loss
+    and shape.
+    """
     return _compiled(algorithm.losses[role])(outputs, batch)
 
 

@@ -1,4 +1,5 @@
-"""A policy gradient with a group baseline and a ratio: a second subject, so that the checks of groups and ratios run.
+"""A policy gradient with a group baseline and a ratio: a second subject, so that the checks of
+groups and ratios run.
 
 loss = −Σ_rows A · exp(Σ_t log π − log behavior),      A = score − mean of the group's other scores
 """
@@ -40,4 +41,7 @@ def loss(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
     )
     ratio_R = jnp.exp(log_ratio_R)
     loss_sum = -jnp.sum(batch.advantage_RC[:, 0] * ratio_R)
-    return loss_sum, {"ratio": Mean(jnp.sum(ratio_R), jnp.float32(len(ratio_R))), **drift_metrics(outputs, batch)}
+    return loss_sum, {
+        "ratio": Mean(jnp.sum(ratio_R), jnp.float32(len(ratio_R))),
+        **drift_metrics(outputs, batch),
+    }

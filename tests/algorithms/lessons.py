@@ -1,4 +1,6 @@
-"""What every algorithm must teach, and what it declares of itself; `test_sabotage.py` shows that each check can fail."""
+"""What every algorithm must teach, and what it declares of itself; `test_sabotage.py` shows that
+each check can fail.
+"""
 
 from dataclasses import replace
 
@@ -27,29 +29,45 @@ def sampled_tokens_are_all_in_the_mask(algorithm: Algorithm):
 
 
 def every_token_is_trained(algorithm: Algorithm):
-    """Every sampled token of a row that counts gets a gradient, the last one (an EOS, or the cut) among them."""
+    """Every sampled token of a row that counts gets a gradient, the last one (an EOS, or the cut)
+    among them.
+    """
     _, _, batch, outputs = example(algorithm)
     outputs = replace(outputs, logprob_RC=batch.behavior_logprob_RC)  # no ratio is clipped
     _, gradient = value_and_gradient(algorithm, "policy", outputs, batch)
-    counts_R = np.ones(len(batch.tokens_RC), bool) if batch.weight_R is None else np.asarray(batch.weight_R) > 0
+    counts_R = (
+        np.ones(len(batch.tokens_RC), bool)
+        if batch.weight_R is None
+        else np.asarray(batch.weight_R) > 0
+    )
     reached_RC = np.asarray(gradient.logprob_RC) != 0
     counts_R &= reached_RC.any(axis=1)
     assert counts_R.sum() >= 2
     last_R = np.asarray(last_index(batch.mask_RC))
-    assert reached_RC[np.arange(len(last_R)), last_R][counts_R].all(), "the last token of a completion is not trained"
+    assert reached_RC[np.arange(len(last_R)), last_R][counts_R].all(), (
+        "the last token of a completion is not trained"
+    )
     np.testing.assert_array_equal(reached_RC[counts_R], np.asarray(batch.mask_RC)[counts_R])
 
 
 def a_better_score_raises_its_log_probability(algorithm: Algorithm):
-    """Descent raises the log-probability of the best sample on-policy and lowers that of the worst, where it is trained on.
+    """Descent raises the log-probability of the best sample on-policy and lowers that of the worst,
+    where it is trained on.
 
-    Best and worst of each prompt; of all samples for an algorithm that compares more than a prompt's own.
+    Best and worst of each prompt; of all samples for an algorithm that compares more than a
+    prompt's own.
     """
     samples, scores, _, _ = example(algorithm)
     on_policy = samples.behavior_logprob_BC
-    scores = replace(scores, reference_logprob_BC=None if scores.reference_logprob_BC is None else on_policy)
-    scores = replace(scores, proximal_logprob_BC=None if scores.proximal_logprob_BC is None else on_policy)
-    scores = replace(scores, value_BC=None if scores.value_BC is None else jnp.zeros_like(on_policy))
+    scores = replace(
+        scores, reference_logprob_BC=None if scores.reference_logprob_BC is None else on_policy
+    )
+    scores = replace(
+        scores, proximal_logprob_BC=None if scores.proximal_logprob_BC is None else on_policy
+    )
+    scores = replace(
+        scores, value_BC=None if scores.value_BC is None else jnp.zeros_like(on_policy)
+    )
     batch = algorithm.credit(samples, scores)
     outputs = replace(random_outputs(batch, SEED), logprob_RC=batch.behavior_logprob_RC)
     _, gradient = value_and_gradient(algorithm, "policy", outputs, batch)
@@ -60,7 +78,9 @@ def a_better_score_raises_its_log_probability(algorithm: Algorithm):
     for start, score_G in enumerate(score_SG):
         for pick, sign in ((np.argmax, -1), (np.argmin, 1)):
             sample = start * compared + pick(score_G)
-            ours = (np.asarray(batch.tokens_RC) == np.asarray(samples.tokens_BC[sample])).all(axis=1)
+            ours = (np.asarray(batch.tokens_RC) == np.asarray(samples.tokens_BC[sample])).all(
+                axis=1
+            )
             ours &= np.arange(len(ours)) // rows == sample // G
             if rows == 1 and sign == 1:
                 assert not ours.any(), "the worst sample is trained on"
@@ -70,7 +90,9 @@ def a_better_score_raises_its_log_probability(algorithm: Algorithm):
 
 
 def ties_have_no_gradient(algorithm: Algorithm):
-    """A pair whose samples score the same has exactly zero loss and gradient, and keeps its place in the batch."""
+    """A pair whose samples score the same has exactly zero loss and gradient, and keeps its place
+    in the batch.
+    """
     if not algorithm.pair:
         pytest.skip("not an algorithm of pairs")
     samples, scores, batch, outputs = example(algorithm)
@@ -93,7 +115,8 @@ def ties_have_no_gradient(algorithm: Algorithm):
 
 
 def equal_rewards_give_no_gradient(algorithm: Algorithm):
-    """With a group baseline, samples of a prompt that score the same give no policy gradient (at KL weight 0).
+    """With a group baseline, samples of a prompt that score the same give no policy gradient (at KL
+    weight 0).
 
     Every prompt has a level of its own, so that rows that are no prompt's group differ.
     """
@@ -116,14 +139,20 @@ def on_policy_ratio_is_one(algorithm: Algorithm):
         scores = replace(scores, proximal_logprob_BC=samples.behavior_logprob_BC)
     batch = algorithm.credit(samples, scores)
     outputs = random_outputs(batch, SEED)
-    _, metrics = algorithm.losses["policy"](replace(outputs, logprob_RC=batch.behavior_logprob_RC), batch)
+    _, metrics = algorithm.losses["policy"](
+        replace(outputs, logprob_RC=batch.behavior_logprob_RC), batch
+    )
     assert metrics["ratio"].value() == 1.0
-    _, metrics = algorithm.losses["policy"](replace(outputs, logprob_RC=batch.behavior_logprob_RC - 0.5), batch)
+    _, metrics = algorithm.losses["policy"](
+        replace(outputs, logprob_RC=batch.behavior_logprob_RC - 0.5), batch
+    )
     assert metrics["ratio"].value() < 0.9
 
 
 def lifts_the_toy_reward(algorithm: Algorithm):
-    """Exact on-policy training of a table of logits reaches a reward that a wrong sign or a lost EOS cannot."""
+    """Exact on-policy training of a table of logits reaches a reward that a wrong sign or a lost
+    EOS cannot.
+    """
     before, after = lift(algorithm)
     assert before < 0.0, before
     assert after > 2.5, after

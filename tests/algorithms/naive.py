@@ -1,4 +1,6 @@
-"""The formulas of policy gradients in float64, a group and a token at a time, as the papers write them."""
+"""The formulas of policy gradients in float64, a group and a token at a time, as the papers write
+them.
+"""
 
 from collections.abc import Callable
 
@@ -13,17 +15,25 @@ UNCORRECTED = Correction("behavior", "none")
 def rows_of_tokens(array_BC, samples: Samples) -> list[np.ndarray]:
     """The unmasked entries of each row, float64; none, without an array."""
     mask_BC = np.asarray(samples.mask_BC)
-    return [np.float64(row_C)[mask_C] for row_C, mask_C in zip(np.asarray(array_BC), mask_BC, strict=True)]
+    return [
+        np.float64(row_C)[mask_C]
+        for row_C, mask_C in zip(np.asarray(array_BC), mask_BC, strict=True)
+    ]
 
 
 def groups(values_B, samples: Samples) -> list[list[float]]:
     """The values of each prompt's samples."""
     size = samples.samples_per_prompt
-    return [[float(v) for v in values_B[start : start + size]] for start in range(0, len(values_B), size)]
+    return [
+        [float(v) for v in values_B[start : start + size]]
+        for start in range(0, len(values_B), size)
+    ]
 
 
 def leave_one_out(group: list[float]) -> list[float]:
-    return [group[i] - sum(group[:i] + group[i + 1 :]) / (len(group) - 1) for i in range(len(group))]
+    return [
+        group[i] - sum(group[:i] + group[i + 1 :]) / (len(group) - 1) for i in range(len(group))
+    ]
 
 
 def clipped(ratio: float, advantage: float, low: float, high: float) -> float:
@@ -41,7 +51,9 @@ def weight(log_ratio: float, correction: Correction) -> float:
 
 
 def token_laws(samples: Samples, scores: Scores, outputs: Outputs):
-    """Log-probabilities of each row's tokens: policy, behaviour, proximal (behaviour where there is none)."""
+    """Log-probabilities of each row's tokens: policy, behaviour, proximal (behaviour where there is
+    none).
+    """
     proximal_BC = scores.proximal_logprob_BC
     given = (outputs.logprob_RC, samples.behavior_logprob_BC)
     return [
@@ -82,7 +94,9 @@ def group_policy_loss(
 
 
 def advantage_rows(batch: Batch, samples: Samples) -> list[float]:
-    """A batch's advantage of each row; raises AssertionError where it is not the same at all of its tokens."""
+    """A batch's advantage of each row; raises AssertionError where it is not the same at all of its
+    tokens.
+    """
     rows = rows_of_tokens(batch.advantage_RC, samples)
     assert all(len(set(row)) == 1 for row in rows)
     return [float(row[0]) for row in rows]

@@ -21,8 +21,12 @@ def test_all_rows_without_a_choice_and_chosen_rows_with_one():
     for batch, rows in ((whole, np.arange(6)), (chosen, np.array([4, 1, 1]))):
         np.testing.assert_array_equal(batch.tokens_RC, np.asarray(SAMPLES.tokens_BC)[rows])
         np.testing.assert_array_equal(batch.mask_RC, np.asarray(SAMPLES.mask_BC)[rows])
-        np.testing.assert_array_equal(batch.prompt_mask_RQ, np.asarray(SAMPLES.prompt_mask_BQ)[rows])
-        np.testing.assert_array_equal(batch.reference_logprob_RC, np.asarray(SCORES.reference_logprob_BC)[rows])
+        np.testing.assert_array_equal(
+            batch.prompt_mask_RQ, np.asarray(SAMPLES.prompt_mask_BQ)[rows]
+        )
+        np.testing.assert_array_equal(
+            batch.reference_logprob_RC, np.asarray(SCORES.reference_logprob_BC)[rows]
+        )
         assert batch.temperature == SAMPLES.temperature
         assert batch.proximal_logprob_RC is None
         assert batch.value_RC is None
@@ -44,13 +48,16 @@ def two_rows():
         behavior_logprob_RC=jnp.array([[-1.0, -2.0], [-3.0, -50.0]]),
         reference_logprob_RC=jnp.log(jnp.array([[0.5, 0.25], [0.5, 0.125]])),
     )
-    return batch, Outputs(jnp.log(jnp.array([[0.25, 0.25], [0.25, 0.99]])), jnp.array([[1.0, 0.5], [0.3, 99.0]]))
+    return batch, Outputs(
+        jnp.log(jnp.array([[0.25, 0.25], [0.25, 0.99]])), jnp.array([[1.0, 0.5], [0.3, 99.0]])
+    )
 
 
 def test_drift_metrics_by_hand():
-    # log π = −ln 4 everywhere. To the behaviour law: |−1.386 + 1| = 0.386, |−1.386 + 2| = 0.614, |−1.386 + 3| = 1.614.
-    # To the reference: r = 2, 1 | 2. k1 = −ln 2, 0 | −ln 2; k2 = ½ ln² 2, 0 | the same; k3 = (2 − 1) − ln 2, 0 | the same.
-    # Two rows: each row's sum is that of one such token, so the means over completions are those of one token.
+    # log π = −ln 4 everywhere. To the behaviour law: |−1.386 + 1| = 0.386, |−1.386 + 2| = 0.614,
+    # |−1.386 + 3| = 1.614. To the reference: r = 2, 1 | 2. k1 = −ln 2, 0 | −ln 2; k2 = ½ ln² 2, 0 |
+    # the same; k3 = (2 − 1) − ln 2, 0 | the same. Two rows: each row's sum is that of one such
+    # token, so the means over completions are those of one token.
     batch, outputs = two_rows()
     figures = {name: metric.value() for name, metric in drift_metrics(outputs, batch).items()}
     changes = np.abs(-np.log(4) + np.array([1, 2, 3]))

@@ -1,7 +1,7 @@
 """Corrections for staleness on a bandit whose expectations are exact sums over its words.
 
-The behaviour is four steps of the policy gradient behind the policy. E over the behaviour's draws of the surrogate's
-gradient is compared with the gradient of the true expected reward.
+The behaviour is four steps of the policy gradient behind the policy. E over the behaviour's draws
+of the surrogate's gradient is compared with the gradient of the true expected reward.
 """
 
 from functools import cache
@@ -37,7 +37,9 @@ def two_laws():
 
 
 def surrogate_gradient(correction: Correction, clip: float = ANY_RATIO) -> np.ndarray:
-    """The exact expectation of the ascent's direction in the logits: every word is a row, weighted by the behaviour."""
+    """The exact expectation of the ascent's direction in the logits: every word is a row, weighted
+    by the behaviour.
+    """
     behavior_V, policy_V = map(jax.nn.log_softmax, two_laws())
     mask_RC = jnp.ones((V, 1), bool)
     batch = Batch(
@@ -55,11 +57,14 @@ def surrogate_gradient(correction: Correction, clip: float = ANY_RATIO) -> np.nd
         batch = batch.replace(staleness_RC=weight_RC)  # pyright: ignore[reportAttributeAccessIssue]
 
     def expected_loss(logits_V):
-        loss_RC, _ = token_surrogate(Outputs(jax.nn.log_softmax(logits_V)[:, None]), batch, correction, clip, clip)
+        loss_RC, _ = token_surrogate(
+            Outputs(jax.nn.log_softmax(logits_V)[:, None]), batch, correction, clip, clip
+        )
         return jnp.sum(jnp.exp(behavior_V) * loss_RC[:, 0])
 
     np.testing.assert_array_equal(
-        log_ratio(Outputs(policy_V[:, None]), batch, Correction("proximal", "none")), np.zeros((V, 1))
+        log_ratio(Outputs(policy_V[:, None]), batch, Correction("proximal", "none")),
+        np.zeros((V, 1)),
     )
     return -np.asarray(jax.grad(expected_loss)(two_laws()[1]))
 
@@ -79,7 +84,9 @@ UNBIASED = [
 ]
 
 
-@pytest.mark.parametrize("correction", UNBIASED, ids=lambda c: f"{c.ratio_to}-{c.correction}-{c.level}")
+@pytest.mark.parametrize(
+    "correction", UNBIASED, ids=lambda c: f"{c.ratio_to}-{c.correction}-{c.level}"
+)
 def test_a_corrected_gradient_is_the_true_one(correction):
     """While nothing is cut: by the cap, by the band, by the second moment, or by the clip."""
     assert bias(correction) < 1e-5

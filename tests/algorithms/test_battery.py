@@ -1,4 +1,6 @@
-"""Every file of `rlhf_jax/algorithms/`, one algorithm of groups kept here, and those of `--component`, against every check."""
+"""Every file of `rlhf_jax/algorithms/`, one algorithm of groups kept here, and those of
+`--component`, against every check.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +24,9 @@ def algorithm_of(name: str, check: Callable[..., None] | None = None) -> Algorit
     if check in lessons.WITHOUT_KL and hasattr(config, "kl_weight"):
         config = replace(config, kl_weight=0.0)
     made = registry.make("algorithms", name, config)
-    assert isinstance(made, Algorithm), f"the algorithm {name} makes a {type(made).__name__}; accepted: an Algorithm"
+    assert isinstance(made, Algorithm), (
+        f"the algorithm {name} makes a {type(made).__name__}; accepted: an Algorithm"
+    )
     return made
 
 
@@ -37,7 +41,9 @@ def test_battery(name, check):
         check(algorithm)
     except Exception as error:
         promise = " ".join(check.__doc__.split())
-        raise AssertionError(f"the algorithm {name} does not keep a promise of every algorithm: {promise}") from error
+        raise AssertionError(
+            f"the algorithm {name} does not keep a promise of every algorithm: {promise}"
+        ) from error
 
 
 @pytest.mark.parametrize("name", components.names("algorithms"))

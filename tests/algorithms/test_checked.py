@@ -1,4 +1,6 @@
-"""Losses of an algorithm of one's own that raise, or give what training cannot use: one line that names algorithm and role."""
+"""Losses of an algorithm of one's own that raise, or give what training cannot use: one line that
+names algorithm and role.
+"""
 
 from dataclasses import replace
 
@@ -21,10 +23,17 @@ def raises(outputs, batch):
 WRONG = [
     (
         lambda outputs: 0.0,
-        r"raised in the loss of the policy: TypeError: .*takes 1 positional argument but 2 were given",
+        r"raised in the loss of the policy: TypeError: .*takes 1 positional argument but 2 were "
+        r"given",
     ),
-    (raises, r"raised in the loss of the policy: RuntimeError: boom \(.*test_checked\.py, line \d+\)"),
-    (lambda outputs, batch: outputs.logprob_RC.sum(), r"gave a \w+; accepted: a pair \(loss, metrics\)"),
+    (
+        raises,
+        r"raised in the loss of the policy: RuntimeError: boom \(.*test_checked\.py, line \d+\)",
+    ),
+    (
+        lambda outputs, batch: outputs.logprob_RC.sum(),
+        r"gave a \w+; accepted: a pair \(loss, metrics\)",
+    ),
     (
         lambda outputs, batch: (outputs.logprob_RC.sum(1), {}),
         r"the loss of the policy has the shape \(\d+,\); accepted: one number, a sum over rows",
@@ -44,17 +53,25 @@ WRONG = [
 def test_a_wrong_loss_is_named(loss, message):
     _, _, batch, outputs = example(leave_one_out())
     wrong = checked(replace(leave_one_out(), losses={"policy": loss}))
-    with pytest.raises(ComponentError, match=rf"^the algorithm leave_one_out:? .*{message}") as raised:
+    with pytest.raises(
+        ComponentError, match=rf"^the algorithm leave_one_out:? .*{message}"
+    ) as raised:
         jax.eval_shape(jax.value_and_grad(wrong.losses["policy"], has_aux=True), outputs, batch)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
     ("losses", "listed"),
-    [({}, "no role"), ({"critic": None}, "critic"), ({"policy": None, "judge": None}, "policy, judge")],
+    [
+        ({}, "no role"),
+        ({"critic": None}, "critic"),
+        ({"policy": None, "judge": None}, "policy, judge"),
+    ],
 )
 def test_roles_are_policy_and_critic(losses, listed):
-    with pytest.raises(ComponentError, match=f"has losses of {listed}; accepted: policy, or policy and critic"):
+    with pytest.raises(
+        ComponentError, match=f"has losses of {listed}; accepted: policy, or policy and critic"
+    ):
         checked(replace(leave_one_out(), losses=losses))
 
 

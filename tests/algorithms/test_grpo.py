@@ -31,7 +31,9 @@ def test_is_the_float64_loop(aggregation):
     algorithm = grpo(Config(clip_low=0.1, clip_high=0.4, **settings))
     for seed in (0, 1):
         samples, scores, batch, outputs = example(algorithm, seed)
-        expected = naive.group_policy_loss(samples, scores, outputs, standardized, clip=(0.1, 0.4), **settings)
+        expected = naive.group_policy_loss(
+            samples, scores, outputs, standardized, clip=(0.1, 0.4), **settings
+        )
         np.testing.assert_allclose(mean_loss(algorithm, outputs, batch), expected, rtol=1e-4)
 
 
@@ -43,13 +45,17 @@ def two_prompts():
         algorithm,
         samples,
         algorithm.credit(
-            samples, with_scores(random_scores(algorithm, samples, 0), jnp.array([1.0, 0.0, 0.0, 5.0, 5.0, 5.0]))
+            samples,
+            with_scores(
+                random_scores(algorithm, samples, 0), jnp.array([1.0, 0.0, 0.0, 5.0, 5.0, 5.0])
+            ),
         ),
     )
 
 
 def test_credit_by_hand():
-    # Mean 1/3, deviation √2/3: (2/3) / (√2/3) = √2 and −1/√2. The flat group exactly 0, and counted.
+    # Mean 1/3, deviation √2/3: (2/3) / (√2/3) = √2 and −1/√2. The flat group exactly 0, and
+    # counted.
     _, samples, batch = two_prompts()
     expected = [np.sqrt(2), -np.sqrt(1 / 2), -np.sqrt(1 / 2), 0.0, 0.0, 0.0]
     np.testing.assert_allclose(naive.advantage_rows(batch, samples), expected, rtol=1e-5)
@@ -57,7 +63,9 @@ def test_credit_by_hand():
 
 
 def test_gradient_of_each_mean_on_policy():
-    """−A of each token, over the tokens of all, over the completion's own and the completions, over the constant length."""
+    """−A of each token, over the tokens of all, over the completion's own and the completions, over
+    the constant length.
+    """
     for aggregation in ("token", "sequence", "constant_length"):
         algorithm = grpo(Config(kl_weight=0.0, aggregation=aggregation))
         _, samples, batch = two_prompts()
@@ -65,9 +73,15 @@ def test_gradient_of_each_mean_on_policy():
         _, gradient = value_and_gradient(algorithm, "policy", outputs, batch)
         mask_RC = np.asarray(samples.mask_BC)
         length_R1 = mask_RC.sum(axis=1, keepdims=True)
-        size = {"token": mask_RC.sum(), "sequence": len(mask_RC) * length_R1, "constant_length": mask_RC.size}
+        size = {
+            "token": mask_RC.sum(),
+            "sequence": len(mask_RC) * length_R1,
+            "constant_length": mask_RC.size,
+        }
         found_RC = gradient.logprob_RC / denominator(batch.mask_RC, algorithm.aggregation)
-        np.testing.assert_allclose(found_RC, -np.asarray(batch.advantage_RC) / size[aggregation], rtol=1e-5)
+        np.testing.assert_allclose(
+            found_RC, -np.asarray(batch.advantage_RC) / size[aggregation], rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize(
@@ -89,15 +103,21 @@ def test_corrections_are_the_float64_loop(correction):
 
 
 def test_the_second_moment_chooses_tokens_and_does_not_clip():
-    """The two tokens whose behaviour was furthest from the proximal policy are left out; ratios to the behaviour are free."""
-    algorithm = grpo(Config(kl_weight=0.0, aggregation="token", correction=Correction("auto", "second_moment")))
+    """The two tokens whose behaviour was furthest from the proximal policy are left out; ratios to
+    the behaviour are free.
+    """
+    algorithm = grpo(
+        Config(kl_weight=0.0, aggregation="token", correction=Correction("auto", "second_moment"))
+    )
     samples, scores, _, _ = example(algorithm)
     stale_BC = jnp.zeros_like(samples.behavior_logprob_BC).at[0, 3].set(1.5).at[3, 0].set(-2.0)
     scores = replace(scores, proximal_logprob_BC=samples.behavior_logprob_BC + stale_BC)
     batch = algorithm.credit(samples, scores)
     kept_BC = np.asarray(samples.mask_BC & (stale_BC == 0))
     np.testing.assert_array_equal(batch.staleness_RC, kept_BC)
-    outputs = Outputs(batch.behavior_logprob_RC + np.log(3.0), jnp.zeros_like(batch.behavior_logprob_RC))
+    outputs = Outputs(
+        batch.behavior_logprob_RC + np.log(3.0), jnp.zeros_like(batch.behavior_logprob_RC)
+    )
     loss, metrics = algorithm.losses["policy"](outputs, batch)
     np.testing.assert_allclose(loss, -3 * np.asarray(batch.advantage_RC)[kept_BC].sum(), rtol=1e-4)
     assert metrics["clip_share"].value() == 0.0
@@ -109,13 +129,19 @@ def test_the_second_moment_chooses_tokens_and_does_not_clip():
 def test_needs():
     assert grpo(Config()).needs == {"reference"}
     assert grpo(Config(kl_weight=0.0)).needs == frozenset()
-    assert grpo(Config(kl_weight=0.0, correction=Correction("proximal", "none"))).needs == {"proximal"}
+    assert grpo(Config(kl_weight=0.0, correction=Correction("proximal", "none"))).needs == {
+        "proximal"
+    }
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match=r"grpo\.advantage is 'rank'; accepted: standardized, bessel, centered"):
+    with pytest.raises(
+        ValueError, match=r"grpo\.advantage is 'rank'; accepted: standardized, bessel, centered"
+    ):
         grpo(Config(advantage="rank"))
-    with pytest.raises(ValueError, match=r"grpo\.aggregation is 'mean'; accepted: token, sequence, constant_length"):
+    with pytest.raises(
+        ValueError, match=r"grpo\.aggregation is 'mean'; accepted: token, sequence, constant_length"
+    ):
         grpo(Config(aggregation="mean"))
     algorithm, samples = grpo(Config()), random_samples(0, num_prompts=2 * G, samples_per_prompt=1)
     with pytest.raises(ValueError, match="samples_per_prompt is 1; grpo needs at least 2"):

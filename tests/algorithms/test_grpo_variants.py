@@ -45,8 +45,8 @@ def test_is_the_float64_loop(name):
         np.testing.assert_allclose(mean_loss(algorithm, outputs, batch), expected, rtol=1e-4)
 
 
-# Scores 6, 1, 1 and 2, 3, 3. GOPO: 1st of three and two sharing 2.5; two sharing 1.5 and a 3rd. Best: 1, 0, 0 and 0, ½, ½ with
-# deviations √2/3 and √2/6 about 1/3.
+# Scores 6, 1, 1 and 2, 3, 3. GOPO: 1st of three and two sharing 2.5; two sharing 1.5 and a 3rd.
+# Best: 1, 0, 0 and 0, ½, ½ with deviations √2/3 and √2/6 about 1/3.
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -57,16 +57,25 @@ def test_is_the_float64_loop(name):
 )
 def test_credit_by_hand(name, expected):
     algorithm, samples = SUBJECTS[name][0], random_samples(0)
-    scores = with_scores(random_scores(algorithm, samples, 0), jnp.array([6.0, 1.0, 1.0, 2.0, 3.0, 3.0]))
+    scores = with_scores(
+        random_scores(algorithm, samples, 0), jnp.array([6.0, 1.0, 1.0, 2.0, 3.0, 3.0])
+    )
     batch = algorithm.credit(samples, scores)
     np.testing.assert_allclose(naive.advantage_rows(batch, samples), expected, rtol=1e-4)
 
 
 def test_best_of_group_without_the_division():
-    algorithm, samples = best_of_group.best_of_group(best_of_group.Config(advantage="centered")), random_samples(0)
-    scores = with_scores(random_scores(algorithm, samples, 0), jnp.array([6.0, 1.0, 1.0, 2.0, 3.0, 3.0]))
+    algorithm, samples = (
+        best_of_group.best_of_group(best_of_group.Config(advantage="centered")),
+        random_samples(0),
+    )
+    scores = with_scores(
+        random_scores(algorithm, samples, 0), jnp.array([6.0, 1.0, 1.0, 2.0, 3.0, 3.0])
+    )
     expected = [2 / 3, -1 / 3, -1 / 3, -1 / 3, 1 / 6, 1 / 6]
-    np.testing.assert_allclose(naive.advantage_rows(algorithm.credit(samples, scores), samples), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        naive.advantage_rows(algorithm.credit(samples, scores), samples), expected, rtol=1e-5
+    )
 
 
 def test_dr_grpo_is_grpo_with_its_settings():
@@ -86,13 +95,21 @@ def test_dr_grpo_is_grpo_with_its_settings():
             dr_grpo.Config(advantage="standardized"),
             r"dr_grpo\.advantage is 'standardized'; accepted: centered",
         ),
-        (gopo.gopo, gopo.Config(advantage="standardized"), r"gopo\.advantage is 'standardized'; accepted: rank"),
+        (
+            gopo.gopo,
+            gopo.Config(advantage="standardized"),
+            r"gopo\.advantage is 'standardized'; accepted: rank",
+        ),
         (
             best_of_group.best_of_group,
             best_of_group.Config(advantage="rank"),
             r"best_of_group\.advantage is 'rank'; accepted: standardized, bessel, centered",
         ),
-        (gopo.gopo, gopo.Config(aggregation="pair"), r"gopo\.aggregation is 'pair'; accepted: token, sequence"),
+        (
+            gopo.gopo,
+            gopo.Config(aggregation="pair"),
+            r"gopo\.aggregation is 'pair'; accepted: token, sequence",
+        ),
     ],
 )
 def test_what_is_refused(make, config, message):

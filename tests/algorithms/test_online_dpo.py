@@ -7,7 +7,16 @@ import pytest
 from rlhf_jax.algorithms.online_dpo import Config, online_dpo
 from rlhf_jax.types import Batch, Outputs
 
-from .examples import C, G, P, random_outputs, random_samples, random_scores, value_and_gradient, with_scores
+from .examples import (
+    C,
+    G,
+    P,
+    random_outputs,
+    random_samples,
+    random_scores,
+    value_and_gradient,
+    with_scores,
+)
 
 ALGORITHM = online_dpo(Config(beta=0.1))
 
@@ -28,8 +37,9 @@ def hand_batch(reference_logprob_RC, weight=1.0) -> Batch:
 
 
 def test_loss_gradient_and_metrics_by_hand():
-    # S_c = −1 − 2 = −3, its reference −8: +5. S_r = −1 − 1 − 4 = −6, its reference −6 + 10 ln 3 − 5: 5 − 10 ln 3.
-    # Margin 10 ln 3, β · margin = ln 3, σ = ¾: the loss is ln (4/3), its derivative −β (1 − ¾) = −0.025 a chosen token.
+    # S_c = −1 − 2 = −3, its reference −8: +5. S_r = −1 − 1 − 4 = −6, its reference −6 + 10 ln 3 −
+    # 5: 5 − 10 ln 3. Margin 10 ln 3, β · margin = ln 3, σ = ¾: the loss is ln (4/3), its derivative
+    # −β (1 − ¾) = −0.025 a chosen token.
     reference = -11 + 10 * np.log(3.0)
     batch = hand_batch([[-4.0, -4.0, 9.0], [reference - 2, 1.0, 1.0]])
     logprob_RC = jnp.array([[-1.0, -2.0, 5.0], [-1.0, -1.0, -4.0]])
@@ -68,9 +78,15 @@ def test_best_against_worst_the_first_of_equals():
     np.testing.assert_array_equal(batch.weight_R, [1, 1, 0, 0, 1, 1])
     np.testing.assert_array_equal(batch.tokens_RC, np.asarray(samples.tokens_BC)[rows_R])
     np.testing.assert_array_equal(batch.mask_RC, np.asarray(samples.mask_BC)[rows_R])
-    np.testing.assert_array_equal(batch.prompt_tokens_RQ, np.asarray(samples.prompt_tokens_BQ)[rows_R])
-    np.testing.assert_array_equal(batch.behavior_logprob_RC, np.asarray(samples.behavior_logprob_BC)[rows_R])
-    np.testing.assert_array_equal(batch.reference_logprob_RC, np.asarray(scores.reference_logprob_BC)[rows_R])
+    np.testing.assert_array_equal(
+        batch.prompt_tokens_RQ, np.asarray(samples.prompt_tokens_BQ)[rows_R]
+    )
+    np.testing.assert_array_equal(
+        batch.behavior_logprob_RC, np.asarray(samples.behavior_logprob_BC)[rows_R]
+    )
+    np.testing.assert_array_equal(
+        batch.reference_logprob_RC, np.asarray(scores.reference_logprob_BC)[rows_R]
+    )
     assert batch.temperature == samples.temperature
 
 
@@ -83,11 +99,15 @@ def test_credit_uses_the_adjusted_score():
     np.testing.assert_array_equal(
         ALGORITHM.credit(samples, mixed).tokens_RC, ALGORITHM.credit(samples, other).tokens_RC
     )
-    assert (ALGORITHM.credit(samples, mixed).tokens_RC != ALGORITHM.credit(samples, scores).tokens_RC).any()
+    assert (
+        ALGORITHM.credit(samples, mixed).tokens_RC != ALGORITHM.credit(samples, scores).tokens_RC
+    ).any()
 
 
 def naive_loss(samples, scores, outputs, beta):
-    """The definition, prompt by prompt and token by token in float64; `outputs` has a row a training row."""
+    """The definition, prompt by prompt and token by token in float64; `outputs` has a row a
+    training row.
+    """
     total = 0.0
     for prompt in range(P):
         group = [float(score) for score in scores.score_B[prompt * G : (prompt + 1) * G]]
@@ -121,5 +141,7 @@ def test_is_the_float64_loop(seed, beta):
 def test_rows_that_are_no_groups_are_refused():
     samples = random_samples(0)
     scores = with_scores(random_scores(ALGORITHM, samples, 0), jnp.zeros(5))
-    with pytest.raises(ValueError, match="5 samples are not whole groups of samples_per_prompt = 3"):
+    with pytest.raises(
+        ValueError, match="5 samples are not whole groups of samples_per_prompt = 3"
+    ):
         ALGORITHM.credit(samples, scores)

@@ -10,7 +10,15 @@ from rlhf_jax.types import Outputs
 
 from . import naive
 from .checks import assert_trees_equal, example
-from .examples import G, P, random_outputs, random_samples, random_scores, value_and_gradient, with_scores
+from .examples import (
+    G,
+    P,
+    random_outputs,
+    random_samples,
+    random_scores,
+    value_and_gradient,
+    with_scores,
+)
 from .test_online_dpo import hand_batch
 
 BETA = 0.25
@@ -18,8 +26,9 @@ ALGORITHM = online_ipo(Config(beta=BETA))
 
 
 def test_loss_and_gradient_by_hand():
-    # S_c = −3, its reference −8: +5. S_r = −6, its reference −9: +3. Margin 2 where 1 / (2β) = 2 is asked for: nothing to do.
-    # With −4 for the chosen reference: margin −2, loss (−2 − 2)² = 16, derivative 2 · (−4) a chosen token.
+    # S_c = −3, its reference −8: +5. S_r = −6, its reference −9: +3. Margin 2 where 1 / (2β) = 2 is
+    # asked for: nothing to do. With −4 for the chosen reference: margin −2, loss (−2 − 2)² = 16,
+    # derivative 2 · (−4) a chosen token.
     outputs = Outputs(jnp.array([[-1.0, -2.0, 5.0], [-1.0, -1.0, -4.0]]), jnp.zeros((2, 3)))
     for chosen, loss, slope in ((-8.0, 0.0, 0.0), (-4.0, 16.0, -8.0)):
         batch = hand_batch([[chosen, 0.0, 9.0], [-9.0, 0.0, 0.0]])
@@ -54,7 +63,11 @@ def test_is_the_float64_loop(seed):
 def test_its_pairs_are_those_of_online_dpo():
     samples, scores, batch, _ = example(ALGORITHM)
     assert_trees_equal(batch, online_dpo.online_dpo(online_dpo.Config()).credit(samples, scores))
-    assert (ALGORITHM.unit, ALGORITHM.aggregation, ALGORITHM.rows_per_prompt(G) * P) == (2, "pair", 2 * P)
+    assert (ALGORITHM.unit, ALGORITHM.aggregation, ALGORITHM.rows_per_prompt(G) * P) == (
+        2,
+        "pair",
+        2 * P,
+    )
 
 
 def test_one_sample_a_prompt_is_refused():

@@ -20,7 +20,9 @@ CORRECTIONS = [
 ]
 
 
-def naive_loss(samples, scores, outputs, correction: Correction, kl_weight: float, clip: float) -> float:
+def naive_loss(
+    samples, scores, outputs, correction: Correction, kl_weight: float, clip: float
+) -> float:
     """The sum over completions."""
     policy, behavior, proximal = naive.token_laws(samples, scores, outputs)
     base = behavior if correction.ratio_to == "behavior" else proximal
@@ -33,18 +35,25 @@ def naive_loss(samples, scores, outputs, correction: Correction, kl_weight: floa
     total = 0.0
     for i in range(len(advantage)):
         stale = naive.weight((proximal[i] - behavior[i]).sum(), correction)
-        total += stale * naive.clipped(np.exp((policy[i] - base[i]).sum()), advantage[i], clip, clip)
+        total += stale * naive.clipped(
+            np.exp((policy[i] - base[i]).sum()), advantage[i], clip, clip
+        )
     return total
 
 
 @pytest.mark.parametrize("correction", CORRECTIONS, ids=lambda c: f"{c.ratio_to}-{c.correction}")
 def test_is_the_float64_loop(correction):
     algorithm = rloo(Config(kl_weight=0.3, clip=0.4, correction=correction))
-    assert algorithm.needs == {"reference", *(("proximal",) if correction.ratio_to == "proximal" else ())}
+    assert algorithm.needs == {
+        "reference",
+        *(("proximal",) if correction.ratio_to == "proximal" else ()),
+    }
     for seed in (0, 1):
         samples, scores, batch, outputs = example(algorithm, seed)
         loss, _ = algorithm.losses["policy"](outputs, batch)
-        np.testing.assert_allclose(loss, naive_loss(samples, scores, outputs, correction, 0.3, 0.4), rtol=1e-4)
+        np.testing.assert_allclose(
+            loss, naive_loss(samples, scores, outputs, correction, 0.3, 0.4), rtol=1e-4
+        )
 
 
 def test_three_of_eight_are_correct():
@@ -53,14 +62,18 @@ def test_three_of_eight_are_correct():
     samples = random_samples(0, num_prompts=1, samples_per_prompt=8)
     score_B = jnp.array([1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0])
     batch = algorithm.credit(samples, with_scores(random_scores(algorithm, samples, 0), score_B))
-    np.testing.assert_allclose(naive.advantage_rows(batch, samples), np.where(score_B, 0.7143, -0.4286), atol=5e-5)
+    np.testing.assert_allclose(
+        naive.advantage_rows(batch, samples), np.where(score_B, 0.7143, -0.4286), atol=5e-5
+    )
     outputs = Outputs(batch.behavior_logprob_RC, jnp.zeros_like(batch.behavior_logprob_RC))
     _, gradient = value_and_gradient(algorithm, "policy", outputs, batch)
     np.testing.assert_allclose(gradient.logprob_RC, -np.asarray(batch.advantage_RC), rtol=1e-6)
 
 
 def test_the_penalty_for_distance_is_in_the_score():
-    """Behaviour and reference differ by ½ at every token: a completion loses ½ · 0.1 for each, before the baseline."""
+    """Behaviour and reference differ by ½ at every token: a completion loses ½ · 0.1 for each,
+    before the baseline.
+    """
     algorithm, samples = rloo(Config(kl_weight=0.1)), random_samples(0)
     scores = with_scores(random_scores(algorithm, samples, 0), jnp.zeros(6))
     scores = scores.replace(  # pyright: ignore[reportAttributeAccessIssue]
@@ -68,11 +81,15 @@ def test_the_penalty_for_distance_is_in_the_score():
     )
     rewards = -0.05 * np.asarray(samples.mask_BC).sum(axis=1)
     expected = [a for group in naive.groups(rewards, samples) for a in naive.leave_one_out(group)]
-    np.testing.assert_allclose(naive.advantage_rows(algorithm.credit(samples, scores), samples), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        naive.advantage_rows(algorithm.credit(samples, scores), samples), expected, atol=1e-6
+    )
 
 
 def test_one_ratio_a_completion():
-    """Tokens that move in opposite ways leave the ratio at 1; the metric is of completions, and so is the share clipped."""
+    """Tokens that move in opposite ways leave the ratio at 1; the metric is of completions, and so
+    is the share clipped.
+    """
     algorithm = rloo(Config(kl_weight=0.0))
     _, _, batch, _ = example(algorithm)
     outputs = random_outputs(batch, 0)
@@ -88,13 +105,17 @@ def test_one_ratio_a_completion():
     ("correction", "found"),
     [
         (Correction("behavior", "none"), "'none' at level 'token'"),
-        (Correction("behavior", "second_moment", "sequence"), "'second_moment' at level 'sequence'"),
+        (
+            Correction("behavior", "second_moment", "sequence"),
+            "'second_moment' at level 'sequence'",
+        ),
         (Correction("proximal", "truncate", "token"), "'truncate' at level 'token'"),
     ],
 )
 def test_corrections_of_tokens_are_refused(correction, found):
     with pytest.raises(
-        ValueError, match=f"rloo has one ratio a completion; its correction is {found}, accepted: level"
+        ValueError,
+        match=f"rloo has one ratio a completion; its correction is {found}, accepted: level",
     ):
         rloo(Config(correction=correction))
 

@@ -17,19 +17,25 @@ from .leave_one_out import leave_one_out
 from .test_battery import algorithm_of
 
 PAIRS, GROUPS = online_dpo(Config()), leave_one_out()
-GRPO, PPO, COPG = (algorithm_of(name, lessons.WITHOUT_KL[0]) for name in ("grpo", "ppo", "copg"))  # KL weight 0
+GRPO, PPO, COPG = (
+    algorithm_of(name, lessons.WITHOUT_KL[0]) for name in ("grpo", "ppo", "copg")
+)  # KL weight 0
 
 
 def with_credit(algorithm: Algorithm, change) -> Algorithm:
     """The algorithm with `change(batch, samples, scores)` after its credit."""
-    return replace(algorithm, credit=lambda samples, scores: change(algorithm.credit(samples, scores), samples, scores))
+    return replace(
+        algorithm,
+        credit=lambda samples, scores: change(algorithm.credit(samples, scores), samples, scores),
+    )
 
 
 def with_loss(algorithm: Algorithm, change) -> Algorithm:
     """The algorithm with the policy's loss replaced by `change(loss, outputs, batch)`."""
     loss = algorithm.losses["policy"]
     return replace(
-        algorithm, losses={**algorithm.losses, "policy": lambda outputs, batch: change(loss, outputs, batch)}
+        algorithm,
+        losses={**algorithm.losses, "policy": lambda outputs, batch: change(loss, outputs, batch)},
     )
 
 
@@ -84,12 +90,17 @@ def tie_left_out_of_the_batch(batch, samples, scores):
 
 
 def chosen_and_rejected_apart(batch: Batch, samples, scores):
-    order_R = np.concatenate([np.arange(0, len(batch.tokens_RC), 2), np.arange(1, len(batch.tokens_RC), 2)])
+    order_R = np.concatenate(
+        [np.arange(0, len(batch.tokens_RC), 2), np.arange(1, len(batch.tokens_RC), 2)]
+    )
     return jax.tree.map(lambda array: array[order_R] if array.ndim else array, batch)
 
 
 def gradient_through_credit(batch, samples, scores):
-    return replace(batch, reference_logprob_RC=batch.reference_logprob_RC + jnp.sum(scores.score_B) * batch.mask_RC)
+    return replace(
+        batch,
+        reference_logprob_RC=batch.reference_logprob_RC + jnp.sum(scores.score_B) * batch.mask_RC,
+    )
 
 
 def normalised_in_the_loss(loss, outputs, batch):
@@ -113,16 +124,22 @@ def needs_more_than_it_says(batch, samples, scores):
 
 def counts_position_of_prompts(batch, samples, scores):
     place_R = jnp.arange(len(batch.tokens_RC), dtype=jnp.float32)
-    return replace(batch, reference_logprob_RC=batch.reference_logprob_RC - place_R[:, None] * batch.mask_RC)
+    return replace(
+        batch, reference_logprob_RC=batch.reference_logprob_RC - place_R[:, None] * batch.mask_RC
+    )
 
 
 def _sample_major(array, num_prompts):
-    """Rows as if sample i of every prompt came before sample i + 1 of any: a reshape in the wrong order."""
+    """Rows as if sample i of every prompt came before sample i + 1 of any: a reshape in the wrong
+    order.
+    """
     return array.reshape(num_prompts, -1).T.reshape(-1, *array.shape[1:])
 
 
 def groups_of_other_prompts(algorithm: Algorithm) -> Algorithm:
-    """Scores are grouped as if they were sample-major, and what comes of them put back in their rows."""
+    """Scores are grouped as if they were sample-major, and what comes of them put back in their
+    rows.
+    """
 
     def credit(samples, scores):
         num_prompts = len(scores.score_B) // samples.samples_per_prompt
@@ -172,7 +189,9 @@ def looks_at_a_value(batch, samples, scores):
 
 def plain_numbers_for_metrics(loss, outputs, batch):
     loss_sum, metrics = loss(outputs, batch)
-    return loss_sum, {name: getattr(metric, "total", jnp.float32(0)) for name, metric in metrics.items()}
+    return loss_sum, {
+        name: getattr(metric, "total", jnp.float32(0)) for name, metric in metrics.items()
+    }
 
 
 CASES = [
@@ -209,15 +228,24 @@ CASES = [
     (with_loss(GROUPS, ratio_to_the_reference), lessons.on_policy_ratio_is_one),
     (with_credit(PAIRS, needs_more_than_it_says), checks.scores_not_asked_for_do_not_matter),
     (with_credit(PAIRS, counts_position_of_prompts), checks.prompts_may_be_permuted),
-    *((with_loss(one, wrong_sign), lessons.a_better_score_raises_its_log_probability) for one in (GRPO, PPO, COPG)),
+    *(
+        (with_loss(one, wrong_sign), lessons.a_better_score_raises_its_log_probability)
+        for one in (GRPO, PPO, COPG)
+    ),
     *((with_loss(one, wrong_sign), lessons.lifts_the_toy_reward) for one in (GRPO, PPO)),
     *(
         (with_credit(one, eos_outside_the_mask), lessons.sampled_tokens_are_all_in_the_mask)
         for one in (GRPO, PPO, COPG)
     ),
-    *((with_loss(one, eos_outside_the_loss), lessons.every_token_is_trained) for one in (GRPO, PPO, COPG)),
+    *(
+        (with_loss(one, eos_outside_the_loss), lessons.every_token_is_trained)
+        for one in (GRPO, PPO, COPG)
+    ),
     *((with_loss(one, off_by_one), lessons.every_token_is_trained) for one in (GRPO, PPO, COPG)),
-    *((with_loss(one, no_mask), checks.garbage_under_the_mask_changes_nothing) for one in (GRPO, PPO, COPG)),
+    *(
+        (with_loss(one, no_mask), checks.garbage_under_the_mask_changes_nothing)
+        for one in (GRPO, PPO, COPG)
+    ),
     *((with_loss(one, mean_over_rows), checks.micro_batches_add_up) for one in (GRPO, PPO, COPG)),
     (groups_of_other_prompts(GRPO), lessons.equal_rewards_give_no_gradient),
     (with_loss(COPG, contrasted_with_other_prompts), lessons.equal_rewards_give_no_gradient),
@@ -238,5 +266,7 @@ def _name(value) -> str:
 
 @pytest.mark.parametrize(("broken", "check"), CASES, ids=_name)
 def test_the_check_notices(broken, check):
-    with pytest.raises((AssertionError, ValueError, pytest.fail.Exception, jax.errors.ConcretizationTypeError)):
+    with pytest.raises(
+        (AssertionError, ValueError, pytest.fail.Exception, jax.errors.ConcretizationTypeError)
+    ):
         check(broken)

@@ -11,11 +11,15 @@ METRICS = jax.jit(ratio_metrics)
 
 
 def figures(ratio, weight, clipped, mask):
-    return {name: metric.value() for name, metric in METRICS(*map(jnp.asarray, (ratio, weight, clipped, mask))).items()}
+    return {
+        name: metric.value()
+        for name, metric in METRICS(*map(jnp.asarray, (ratio, weight, clipped, mask))).items()
+    }
 
 
 def test_by_hand():
-    # Ratios ½, 1, 3 with weights 1, 2, 0 (the fourth is masked): their products ½, 2, 0 have sum 2.5 and squares 4.25.
+    # Ratios ½, 1, 3 with weights 1, 2, 0 (the fourth is masked): their products ½, 2, 0 have sum
+    # 2.5 and squares 4.25.
     ratio, weight = np.array([[0.5, 1.0, 3.0, np.nan]]), np.array([[1.0, 2.0, 0.0, np.nan]])
     clipped, mask = np.array([[True, False, False, True]]), np.array([[True, True, True, False]])
     assert figures(ratio, weight, clipped, mask) == pytest.approx(
@@ -46,16 +50,21 @@ def test_parts_merge_to_the_whole():
     clipped, mask = random.random((2, 4, 11)) < 0.5
     whole = figures(ratio, weight, clipped, mask)
     parts = [
-        METRICS(*(jnp.asarray(a[rows]) for a in (ratio, weight, clipped, mask))) for rows in (slice(2), slice(2, 4))
+        METRICS(*(jnp.asarray(a[rows]) for a in (ratio, weight, clipped, mask)))
+        for rows in (slice(2), slice(2, 4))
     ]
     merged = {name: metric.merge(parts[1][name]).value() for name, metric in parts[0].items()}
     assert merged == pytest.approx(whole, rel=1e-5)
 
 
 def test_nothing_is_counted_of_nothing():
-    empty = jax.tree.map(jnp.asarray, (np.ones((1, 2)), np.ones((1, 2)), np.ones((1, 2), bool), np.zeros((1, 2), bool)))
+    empty = jax.tree.map(
+        jnp.asarray,
+        (np.ones((1, 2)), np.ones((1, 2)), np.ones((1, 2), bool), np.zeros((1, 2), bool)),
+    )
     metrics = METRICS(*empty)
     assert metrics["ratio_max"].value() == 0.0
     assert all(
-        np.isnan(metrics[name].value()) for name in ("ratio", "ratio_p99", "clip_share", "effective_sample_share")
+        np.isnan(metrics[name].value())
+        for name in ("ratio", "ratio_p99", "clip_share", "effective_sample_share")
     )

@@ -1,8 +1,9 @@
-"""A policy that is a table of logits, trained by an algorithm's own credit and loss on its own fresh samples.
+"""A policy that is a table of logits, trained by an algorithm's own credit and loss on its own
+fresh samples.
 
-Words 0 ... 4, at most 4 of them, word 1 is the EOS, word 3 earns 1 each; a completion without EOS scores -1 instead.
-The best completion is 3 3 3 EOS: reward 3. The uniform policy earns about -0.1; one that never stops, -1; one that
-stops at once, 0.
+Words 0 ... 4, at most 4 of them, word 1 is the EOS, word 3 earns 1 each; a completion without EOS
+scores -1 instead. The best completion is 3 3 3 EOS: reward 3. The uniform policy earns about -0.1;
+one that never stops, -1; one that stops at once, 0.
 """
 
 import jax
@@ -30,7 +31,9 @@ def table_logprobs(table_CV: Array, tokens_RC: Array) -> tuple[Array, Array]:
 def draw(table_CV: Array, key: Array) -> Samples:
     """Fresh samples of the table; the mask holds everything up to the first EOS, that one included."""
     num_rows = PROMPTS * SAMPLES
-    tokens_BC = jax.random.categorical(key, table_CV[None] / TEMPERATURE, shape=(num_rows, LENGTH)).astype(jnp.int32)
+    tokens_BC = jax.random.categorical(
+        key, table_CV[None] / TEMPERATURE, shape=(num_rows, LENGTH)
+    ).astype(jnp.int32)
     ended_BC = jnp.cumsum(tokens_BC == EOS, axis=1) - (tokens_BC == EOS) > 0
     mask_BC = ~ended_BC
     logprob_BC, _ = table_logprobs(table_CV, tokens_BC)
@@ -68,10 +71,14 @@ def lift(algorithm: Algorithm, seed: int = 0) -> tuple[float, float]:
 
     def outputs_of(tables, batch: Batch) -> Outputs:
         logprob_RC, entropy_RC = table_logprobs(tables["policy"], batch.tokens_RC)
-        return Outputs(logprob_RC, entropy_RC, jnp.broadcast_to(tables["critic"][None], batch.tokens_RC.shape))
+        return Outputs(
+            logprob_RC, entropy_RC, jnp.broadcast_to(tables["critic"][None], batch.tokens_RC.shape)
+        )
 
     def loss(tables, batch: Batch) -> Array:
-        total = sum(function(outputs_of(tables, batch), batch)[0] for function in algorithm.losses.values())
+        total = sum(
+            function(outputs_of(tables, batch), batch)[0] for function in algorithm.losses.values()
+        )
         return total / denominator(batch.mask_RC, algorithm.aggregation)
 
     def update(state, key):
@@ -83,12 +90,20 @@ def lift(algorithm: Algorithm, seed: int = 0) -> tuple[float, float]:
             "proximal_logprob_BC": samples.behavior_logprob_BC,
             "value_BC": jnp.broadcast_to(tables["critic"][None], samples.tokens_BC.shape),
         }
-        needed = {name: array for name, array in given.items() if name.split("_")[0] in algorithm.needs}
+        needed = {
+            name: array for name, array in given.items() if name.split("_")[0] in algorithm.needs
+        }
         batch = algorithm.credit(samples, Scores(judged_B, judged_B, judged_B, **needed))
         step, moments = optimizer.update(jax.grad(loss)(tables, batch), moments)
         return (optax.apply_updates(tables, step), moments), None
 
-    keys = jax.random.split(jax.random.key(seed, impl="rbg"), NUM_UPDATES)  # compiles in half the time of the default
-    (trained, _), _ = jax.jit(lambda state: jax.lax.scan(update, state, keys))((start, optimizer.init(start)))
+    keys = jax.random.split(
+        jax.random.key(seed, impl="rbg"), NUM_UPDATES
+    )  # compiles in half the time of the default
+    (trained, _), _ = jax.jit(lambda state: jax.lax.scan(update, state, keys))(
+        (start, optimizer.init(start))
+    )
     fresh = jax.random.key(seed + 1)
-    return float(expected_reward(start["policy"], fresh)), float(expected_reward(trained["policy"], fresh))
+    return float(expected_reward(start["policy"], fresh)), float(
+        expected_reward(trained["policy"], fresh)
+    )

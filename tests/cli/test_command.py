@@ -15,7 +15,9 @@ from rlhf_jax.records import jsonl
 from rlhf_jax.refusal import MissingInput, NotFinite, Refusal
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = sorted(path for path in (ROOT / "experiments").glob("*.py") if "__main__" in path.read_text())
+COMMANDS = sorted(
+    path for path in (ROOT / "experiments").glob("*.py") if "__main__" in path.read_text()
+)
 FULL = f"Failed to write 16 bytes to file 9: {os.strerror(errno.ENOSPC)} [os_error_code='28']"
 
 
@@ -37,7 +39,9 @@ TOLD = [
 ]
 
 
-@pytest.mark.parametrize(("error", "status", "said"), TOLD, ids=[type(error).__name__ for error, *_ in TOLD])
+@pytest.mark.parametrize(
+    ("error", "status", "said"), TOLD, ids=[type(error).__name__ for error, *_ in TOLD]
+)
 def test_what_is_told_in_words(capsys, error, status, said):
     assert command.call(raising(error), "the same command goes on") == status
     out, err = capsys.readouterr()
@@ -91,7 +95,9 @@ def test_a_full_disk_inside_of_another_exception(tmp_path, capsys, kind):
 
 
 def test_a_full_disk_that_names_no_file_is_known_by_who_wrote(tmp_path, capsys, monkeypatch):
-    """Orbax writes small files through a library whose error has no name, and cleans up: then there is room again."""
+    """Orbax writes small files through a library whose error has no name, and cleans up: then there
+    is room again.
+    """
 
     def full(descriptor, data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -110,11 +116,16 @@ def test_a_full_disk_that_names_no_file_is_known_by_who_wrote(tmp_path, capsys, 
 def program(body: str) -> subprocess.Popen[str]:
     """A program that is a command whose body is this text."""
     text = "import gc, signal, sys, time\nfrom rlhf_jax.cli import command\n"
-    text += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a suite in the background inherits SIG_IGN
+    # a suite in the background inherits SIG_IGN
+    text += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     text += f"def body(place):\n    {body}\n"
     text += "command.start(lambda: command.call(body, 'it goes on'))"
     return subprocess.Popen(
-        [sys.executable, "-c", text], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", text],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -130,10 +141,10 @@ def test_an_interruption_is_status_130(number):
 
 
 def test_an_interruption_inside_of_a_callback_of_the_collector_is_not_lost():
-    """Python ignores what is raised there; XLA has such a callback, and a run would go on to its end."""
-    body = (
-        "gc.callbacks.append(lambda *_: sys._getframe(1).f_code.co_name == 'body' and exec('raise KeyboardInterrupt'))"
-    )
+    """Python ignores what is raised there; XLA has such a callback, and a run would go on to its
+    end.
+    """
+    body = "gc.callbacks.append(lambda *_: sys._getframe(1).f_code.co_name == 'body' and exec('raise KeyboardInterrupt'))"
     with program(f"{body}; gc.collect(); gc.callbacks.clear(); time.sleep(60)") as process:
         began = time.monotonic()
         _, said = process.communicate(timeout=30)
@@ -152,8 +163,12 @@ def test_a_command_that_failed_does_not_wait_for_its_threads(ending):
     assert time.monotonic() - began < 30
 
 
-CRASHES_AT_THE_END = "globals()['crash'] = type('Crash', (), {'__del__': lambda self: os.abort()})()"
-"""Stands for XLA's client, which is destroyed at the interpreter's end under calls that an interruption left running."""
+CRASHES_AT_THE_END = (
+    "globals()['crash'] = type('Crash', (), {'__del__': lambda self: os.abort()})()"
+)
+"""Stands for XLA's client, which is destroyed at the interpreter's end under calls that an
+interruption left running.
+"""
 
 
 @pytest.mark.parametrize(
@@ -164,9 +179,13 @@ CRASHES_AT_THE_END = "globals()['crash'] = type('Crash', (), {'__del__': lambda 
         ("1 / 0", 1, "ZeroDivisionError: division by zero"),
     ],
 )
-def test_a_command_that_failed_keeps_its_status_where_the_interpreters_end_would_crash(ending, status, said):
+def test_a_command_that_failed_keeps_its_status_where_the_interpreters_end_would_crash(
+    ending, status, said
+):
     imports = "import atexit, os; from rlhf_jax.refusal import Refusal"
-    with program(f"{imports}; {CRASHES_AT_THE_END}; atexit.register(print, 'closed'); {ending}") as process:
+    with program(
+        f"{imports}; {CRASHES_AT_THE_END}; atexit.register(print, 'closed'); {ending}"
+    ) as process:
         printed, errors = process.communicate(timeout=30)
     assert process.returncode == status
     assert errors.rstrip().endswith(said)
@@ -192,4 +211,6 @@ def test_every_command_starts_by_the_same_rule(path):
 
 
 def test_there_are_commands():
-    assert {"run", "evaluate", "export", "plan", "report", "sweep"} <= {path.stem for path in COMMANDS}
+    assert {"run", "evaluate", "export", "plan", "report", "sweep"} <= {
+        path.stem for path in COMMANDS
+    }

@@ -35,10 +35,14 @@ def parse(*overrides):
 
 
 def test_an_algorithm_brings_its_own_keys():
-    config = parse("--config.algorithm.kl_weight=0.25", "--config.algorithm.name=grpo", "--config.seed", "3")
+    config = parse(
+        "--config.algorithm.kl_weight=0.25", "--config.algorithm.name=grpo", "--config.seed", "3"
+    )
     assert config.algorithm.name == "grpo"
     assert (config.algorithm.kl_weight, config.seed) == (0.25, 3)
-    assert config.algorithm.to_dict() == build.component("algorithms", "grpo").to_dict() | {"kl_weight": 0.25}
+    assert config.algorithm.to_dict() == build.component("algorithms", "grpo").to_dict() | {
+        "kl_weight": 0.25
+    }
     assert parse("--config.algorithm.name=online_dpo").algorithm.beta == 0.5, "the file's own value"
 
 
@@ -72,16 +76,27 @@ def test_settings_need_no_override(own):
 
 
 def test_settings_of_no_term_are_named(own):
-    with pytest.raises(Refusal, match=r"reward_settings has no key 'length', .*; accepted: brevity"):
+    with pytest.raises(
+        Refusal, match=r"reward_settings has no key 'length', .*; accepted: brevity"
+    ):
         reward_nodes(f"{own}:brevity", {"length": {}})
-    with pytest.raises(Refusal, match=r"reward_settings\.brevity has no key 'scal'; did you mean 'scale'"):
+    with pytest.raises(
+        Refusal, match=r"reward_settings\.brevity has no key 'scal'; did you mean 'scale'"
+    ):
         reward_configs(f"{own}:brevity", {"brevity": {"scal": 1.0}})
     with pytest.raises(Refusal, match=r"reward_settings\.constant has no key 'scale'"):
         reward_configs(f"{own}:constant", {"constant": {"scale": 1.0}})
 
 
 @pytest.mark.parametrize(
-    "override", ["reward=2*", "reward=nowhere.py:f", "algorithm.name=nowhere.raft", "task.name=x.py", "job=nowhere.job"]
+    "override",
+    [
+        "reward=2*",
+        "reward=nowhere.py:f",
+        "algorithm.name=nowhere.raft",
+        "task.name=x.py",
+        "job=nowhere.job",
+    ],
 )
 def test_what_names_nothing_is_one_line(capsys, override):
     with pytest.raises(SystemExit) as left:
@@ -99,7 +114,10 @@ def test_a_component_that_breaks_keeps_its_traceback(capsys, tmp_path):
     assert left.value.code == 1
     said = capsys.readouterr().err
     assert "Traceback" in said
-    assert f"error: importing {path} (rlhf_jax/rewards) raised: KeyError: 'missing' ({path}, line 2)" in said
+    assert (
+        f"error: importing {path} (rlhf_jax/rewards) raised: KeyError: 'missing' ({path}, line 2)"
+        in said
+    )
 
 
 def test_what_makes_no_algorithm_or_task_is_named(tmp_path):
@@ -118,7 +136,10 @@ def test_a_stage_of_another_signature_is_refused(capsys, tmp_path):
         run.main(["run", "--config=configs/quickstart.py", f"--config.job={path}"])
     assert left.value.code == 2
     said = capsys.readouterr().err
-    assert said == f"error: the stage {path} takes (workspace); accepted: (workspace, stages, algorithm)\n"
+    assert (
+        said
+        == f"error: the stage {path} takes (workspace); accepted: (workspace, stages, algorithm)\n"
+    )
 
 
 def test_a_task_whose_vocabulary_is_no_list_of_texts_is_named():
@@ -131,13 +152,17 @@ def test_a_task_whose_vocabulary_is_no_list_of_texts_is_named():
     for wrong in (3, "abc", ("a", 1)):
         Numbers.vocabulary = wrong
         with pytest.raises(
-            ComponentError, match=r"the task mine: vocabulary is .*; accepted: a tuple of texts, or None"
+            ComponentError,
+            match=r"the task mine: vocabulary is .*; accepted: a tuple of texts, or None",
         ):
             build.check_task(Numbers(), "mine")
 
 
 def test_what_a_module_has_is_what_it_defines(tmp_path):
     path = tmp_path / "mine.py"
-    path.write_text("import json\nfrom dataclasses import dataclass\nfrom rlhf_jax import registry\ndef make(): pass\n")
+    path.write_text(
+        "import json\nfrom dataclasses import dataclass\nfrom rlhf_jax import registry\ndef "
+        "make(): pass\n"
+    )
     with pytest.raises(Refusal, match=r"has no 'other'; it has make$"):
         build.registry.entry("tasks", f"{path}:other")

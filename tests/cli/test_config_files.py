@@ -1,4 +1,6 @@
-"""A fault in a person's config file is one line with its place; and arguments over a config, read by one parser."""
+"""A fault in a person's config file is one line with its place; and arguments over a config, read
+by one parser.
+"""
 
 import re
 from pathlib import Path
@@ -26,15 +28,25 @@ def written(tmp_path):
 FAULTS = [
     ("import jax\ndef get_config(:\n    pass\n", ":2: SyntaxError: invalid syntax"),
     ("def get_config():\n  x = 1\n    y = 2\n", ":3: IndentationError: unexpected indent"),
-    ("import nowhere_to_be_found\n", ":1: ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
+    (
+        "import nowhere_to_be_found\n",
+        ":1: ModuleNotFoundError: No module named 'nowhere_to_be_found'",
+    ),
     ("def get_config():\n    return {}['beta']\n", ":2: KeyError: 'beta'"),
     (
-        "def get_config():\n    return inner()\ndef inner():\n    raise ValueError('two\\nlines')\n",
+        "def get_config():\n    return inner()\ndef inner():\n    raise "
+        "ValueError('two\\nlines')\n",
         ":4: ValueError: two lines",
     ),
     ("import json\ndef get_config():\n    return json.loads('{')\n", ":3: JSONDecodeError: "),
-    ("from rlhf_jax import build\ndef get_config():\n    return build.default().rlfh\n", ":3: AttributeError: "),
-    ("def get_config():\n    open('/no/such/file')\n", ":2: FileNotFoundError: [Errno 2] No such file or directory"),
+    (
+        "from rlhf_jax import build\ndef get_config():\n    return build.default().rlfh\n",
+        ":3: AttributeError: ",
+    ),
+    (
+        "def get_config():\n    open('/no/such/file')\n",
+        ":2: FileNotFoundError: [Errno 2] No such file or directory",
+    ),
     ("x = '\0'\n", ": SyntaxError: source code string cannot contain null bytes"),
 ]
 
@@ -76,13 +88,19 @@ def test_a_file_may_define_dataclasses_and_have_any_name(written):
     text += "    config.directory = argument\n    return config\n"
     path = written(text, "mine.txt")
     assert config_files.load(path).model.width == 32
-    assert [config_files.load(path + end).directory for end in ("", ":", ":a:b")] == ["x", "", "a:b"]
+    assert [config_files.load(path + end).directory for end in ("", ":", ":a:b")] == [
+        "x",
+        "",
+        "a:b",
+    ]
     assert not list(Path(path).parent.glob("__pycache__"))
 
 
 def test_a_name_that_is_no_file_suggests_one(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
-    with pytest.raises(Refusal, match=r"no config file 'quikstart'; did you mean configs/quickstart\.py\?"):
+    with pytest.raises(
+        Refusal, match=r"no config file 'quikstart'; did you mean configs/quickstart\.py\?"
+    ):
         config_files.load("quikstart")
 
 
@@ -92,18 +110,26 @@ def overridden(*arguments: str):
 
 def test_values_are_read_as_their_types():
     config = overridden(
-        "rlhf.ledger=False", "rlhf.share_prompts=0", "rlhf.version_schedule=(0, 2)", "best_of_n=(4,)", "seed=7"
+        "rlhf.ledger=False",
+        "rlhf.share_prompts=0",
+        "rlhf.version_schedule=(0, 2)",
+        "best_of_n=(4,)",
+        "seed=7",
     )
     assert (config.rlhf.ledger, config.rlhf.share_prompts, config.seed) == (False, False, 7)
     assert (config.rlhf.version_schedule, config.best_of_n) == ((0, 2), (4,))
-    config = overridden("rlhf.temperature=1", "plan=data=2: generate", "pretrained.gold=", "seed=1", "seed=2")
+    config = overridden(
+        "rlhf.temperature=1", "plan=data=2: generate", "pretrained.gold=", "seed=1", "seed=2"
+    )
     assert isinstance(config.rlhf.temperature, float)
     assert (config.plan, config.pretrained.gold, config.seed) == ("data=2: generate", "", 2)
     assert run.overridden(build.default(), ["--config.rlhf.lag", "3"]).rlhf.lag == 3
 
 
 def test_the_same_arguments_over_a_config_json(tmp_path):
-    """What a run's directory holds is read with its types: tuples are tuples again, and False is False."""
+    """What a run's directory holds is read with its types: tuples are tuples again, and False is
+    False.
+    """
     given = build.default()
     given.rlhf.version_schedule = (0, 1)
     (tmp_path / "config.json").write_text(given.to_json())
@@ -133,7 +159,9 @@ def test_a_wrong_override_is_named(argument, said):
 
 
 def test_an_argument_that_is_the_end_of_a_key_suggests_it():
-    with pytest.raises(Refusal, match=r"unknown argument '--lag'; did you mean --config\.rlhf\.lag\?"):
+    with pytest.raises(
+        Refusal, match=r"unknown argument '--lag'; did you mean --config\.rlhf\.lag\?"
+    ):
         run.overridden(build.default(), ["--lag=2"])
     with pytest.raises(Refusal, match="unknown argument 'lag=2'; accepted: "):
         run.overridden(build.default(), ["lag=2"])
@@ -141,7 +169,11 @@ def test_an_argument_that_is_the_end_of_a_key_suggests_it():
 
 def test_another_component_comes_with_its_own_defaults():
     config = overridden("algorithm.name=rloo", "algorithm.clip=0.3", "task.name=addition")
-    assert (config.algorithm.name, config.algorithm.clip, config.algorithm.kl_weight) == ("rloo", 0.3, 0.05)
+    assert (config.algorithm.name, config.algorithm.clip, config.algorithm.kl_weight) == (
+        "rloo",
+        0.3,
+        0.05,
+    )
     assert config.task.to_dict() == build.component("tasks", "addition").to_dict()
     kept = build.default()
     kept.algorithm.beta = 0.7
@@ -159,14 +191,18 @@ def test_a_renamed_file_is_refused_with_its_new_name():
 
 @pytest.mark.parametrize(("old", "new"), history.RENAMED.items())
 def test_a_renamed_key_is_refused_with_its_new_name(old, new):
-    with pytest.raises(Refusal, match=re.escape(f"config has no key {old!r}; renamed: {old} is now {new}")):
+    with pytest.raises(
+        Refusal, match=re.escape(f"config has no key {old!r}; renamed: {old} is now {new}")
+    ):
         overridden(f"{old}=x")
 
 
 def test_a_config_file_that_sets_a_renamed_key_is_told_the_new_name(written):
     line = "    config = build.default()\n    config.hub.sft = 1\n    return config\n"
     path = written(f"from rlhf_jax import build\ndef get_config():\n{line}")
-    with pytest.raises(Refusal, match=r"mine\.py:4: AttributeError: .*; renamed: hub\.sft is now pretrained\.sft"):
+    with pytest.raises(
+        Refusal, match=r"mine\.py:4: AttributeError: .*; renamed: hub\.sft is now pretrained\.sft"
+    ):
         config_files.load(path)
 
 
@@ -191,45 +227,73 @@ def package(folder: Path, learning_rate: float) -> None:
 
 
 def test_a_copy_of_a_config_imports_what_the_original_does(tmp_path, monkeypatch):
-    """In any folder: of a file outside of a package relative imports mean the configs that come with the code."""
+    """In any folder: of a file outside of a package relative imports mean the configs that come
+    with the code.
+    """
     monkeypatch.chdir(tmp_path)
     folder = config_modules.folder()
     for name in ("overoptimization.py", "tldr/ppo.py"):
         copy = tmp_path / Path(name).name
         copy.write_bytes((folder / name).read_bytes())
-        assert config_files.load(str(copy)).to_dict() == config_files.load(str(folder / name)).to_dict()
-    (tmp_path / "mine.py").write_text("from rlhf_jax.configs import quickstart\nget_config = quickstart.get_config\n")
+        assert (
+            config_files.load(str(copy)).to_dict()
+            == config_files.load(str(folder / name)).to_dict()
+        )
+    (tmp_path / "mine.py").write_text(
+        "from rlhf_jax.configs import quickstart\nget_config = quickstart.get_config\n"
+    )
     assert config_files.load("mine.py").to_dict() == config_files.load("quickstart").to_dict()
 
 
 def test_a_copy_of_a_study_imports_what_the_original_does(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "own.py").write_bytes((config_modules.folder() / "studies" / "grpovi.py").read_bytes())
-    assert cells.load("own.py:tiny").base().to_dict() == cells.load("studies/grpovi:tiny").base().to_dict()
+    (tmp_path / "own.py").write_bytes(
+        (config_modules.folder() / "studies" / "grpovi.py").read_bytes()
+    )
+    assert (
+        cells.load("own.py:tiny").base().to_dict()
+        == cells.load("studies/grpovi:tiny").base().to_dict()
+    )
     (tmp_path / "own.py").write_text("import nowhere_to_be_found\n")
-    with pytest.raises(Refusal, match=r"own\.py:1: ModuleNotFoundError: No module named 'nowhere_to_be_found'$"):
+    with pytest.raises(
+        Refusal, match=r"own\.py:1: ModuleNotFoundError: No module named 'nowhere_to_be_found'$"
+    ):
         cells.load("own.py")
 
 
 def test_a_package_of_ones_own_imports_its_own_parts(tmp_path):
-    """Two packages of one name are told apart, and a folder of a copied package falls back to what comes with the code."""
+    """Two packages of one name are told apart, and a folder of a copied package falls back to what
+    comes with the code.
+    """
     for number, rate in enumerate((0.25, 0.5)):
         folder = tmp_path / str(number) / "configs"
         package(folder, rate)
-        (folder / "mine" / "first.py").write_text(SIZE.format(package="..common", names="tldr", value="tldr.base()"))
-        assert config_files.load(str(folder / "mine" / "first.py")).sft.optimizer.learning_rate == rate
+        (folder / "mine" / "first.py").write_text(
+            SIZE.format(package="..common", names="tldr", value="tldr.base()")
+        )
+        assert (
+            config_files.load(str(folder / "mine" / "first.py")).sft.optimizer.learning_rate == rate
+        )
     package(tmp_path / "configs", 0.75)
     (tmp_path / "configs" / "mine").rename(tmp_path / "mine")
     value = "tldr.base('410m', 'sft')"
-    (tmp_path / "mine" / "first.py").write_text(SIZE.format(package="..common", names="tldr", value=value))
+    (tmp_path / "mine" / "first.py").write_text(
+        SIZE.format(package="..common", names="tldr", value=value)
+    )
     assert config_files.load(str(tmp_path / "mine" / "first.py")).directory == "runs/tldr/410m/sft"
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("from .helper import size", "ModuleNotFoundError: No module named 'rlhf_jax.configs.helper'"),
-        ("from . import helper", "ImportError: cannot import name 'helper' from 'rlhf_jax.configs'"),
+        (
+            "from .helper import size",
+            "ModuleNotFoundError: No module named 'rlhf_jax.configs.helper'",
+        ),
+        (
+            "from . import helper",
+            "ImportError: cannot import name 'helper' from 'rlhf_jax.configs'",
+        ),
     ],
 )
 def test_a_relative_import_that_finds_nothing_is_one_line(written, line, said):

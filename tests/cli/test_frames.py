@@ -46,9 +46,15 @@ def test_few_frames_between_the_command_and_an_update(tmp_path, monkeypatch):
 
     monkeypatch.setattr(calls, "update", counted_update)
     monkeypatch.setattr(sft, "train", counted_train)
-    sizes = runs.SIZES | {"rlhf.total_prompts": 4, "rlhf.evaluate_every": 0, "rlhf.checkpoint_every": 0}
+    sizes = runs.SIZES | {
+        "rlhf.total_prompts": 4,
+        "rlhf.evaluate_every": 0,
+        "rlhf.checkpoint_every": 0,
+    }
     overrides = [f"--config.{key}={value}" for key, value in sizes.items() if key != "best_of_n"]
-    run.main(["", "--config=configs/quickstart.py", f"--config.directory={tmp_path / 'run'}", *overrides])
+    run.main(
+        ["", "--config=configs/quickstart.py", f"--config.directory={tmp_path / 'run'}", *overrides]
+    )
     assert stacks.keys() == {"rlhf", "supervised"}
     assert all(1 < len(stack) <= MOST_FRAMES for stack in stacks.values()), stacks
     assert stacks["rlhf"][-3:] == ["run", "train_round", "update"]

@@ -1,4 +1,6 @@
-"""The console script: its commands and their help, a wrong name, and configs by their short names in any folder."""
+"""The console script: its commands and their help, a wrong name, and configs by their short names
+in any folder.
+"""
 
 import sys
 from pathlib import Path
@@ -17,7 +19,10 @@ def test_help_lists_every_command_with_a_line(capsys):
     assert main.main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     for name in ("run", "sweep", "plan", "evaluate", "export", "report"):
-        assert len([line for line in lines if line.split()[:1] == [name] and len(line.split()) > 3]) == 1
+        assert (
+            len([line for line in lines if line.split()[:1] == [name] and len(line.split()) > 3])
+            == 1
+        )
         assert (Path(main.__file__).parent / f"{name}.py").exists()
     assert main.main([]) == 2
     assert "usage: rlhf-jax COMMAND" in capsys.readouterr().err
@@ -27,7 +32,9 @@ def test_a_wrong_name_suggests_the_nearest(capsys):
     assert main.main(["swep", "--config=x"]) == 2
     assert capsys.readouterr().err == "error: no command 'swep'; did you mean 'sweep'?\n"
     assert main.main(["quickstart"]) == 2
-    assert capsys.readouterr().err.startswith("error: no command 'quickstart'; accepted: run, sweep, plan")
+    assert capsys.readouterr().err.startswith(
+        "error: no command 'quickstart'; accepted: run, sweep, plan"
+    )
 
 
 def test_a_command_gets_the_arguments_and_names_itself_by_the_script(monkeypatch):
@@ -62,7 +69,11 @@ def test_help_is_usage_and_beside_a_config_its_keys(capsys, tmp_path, monkeypatc
     assert usage.startswith("usage: ")
     assert "tldr/ppo" in usage.replace("\n", " ")
     assert "--config.seed" not in usage
-    for named in (["quickstart"], ["--config=quickstart"], [f"--config={ROOT}/configs/quickstart.py"]):
+    for named in (
+        ["quickstart"],
+        ["--config=quickstart"],
+        [f"--config={ROOT}/configs/quickstart.py"],
+    ):
         said = helped(capsys, *named, "--help", "--config.rlhf.lag=3")
         assert said.startswith(usage.rstrip("\n"))
         assert "--config.rlhf.lag=3\n" in said
@@ -83,9 +94,18 @@ def test_help_of_plan_lists_keys_too(capsys):
 
 
 def test_a_name_is_no_value_of_the_flag_before_it():
-    assert run.split(["run", "quickstart", "--config.seed", "3"]) == ("quickstart", ["--config.seed", "3"])
-    assert run.split(["run", "--config.seed=3", "quickstart"]) == ("quickstart", ["--config.seed=3"])
-    assert run.split(["run", "--config", "a.py", "--config.seed", "3"]) == ("a.py", ["--config.seed", "3"])
+    assert run.split(["run", "quickstart", "--config.seed", "3"]) == (
+        "quickstart",
+        ["--config.seed", "3"],
+    )
+    assert run.split(["run", "--config.seed=3", "quickstart"]) == (
+        "quickstart",
+        ["--config.seed=3"],
+    )
+    assert run.split(["run", "--config", "a.py", "--config.seed", "3"]) == (
+        "a.py",
+        ["--config.seed", "3"],
+    )
     with pytest.raises(Refusal, match=r"unknown argument 'more' beside --config=a\.py"):
         run.split(["run", "--config=a.py", "more"])
     with pytest.raises(Refusal, match="no config is given"):
@@ -95,7 +115,8 @@ def test_a_name_is_no_value_of_the_flag_before_it():
 def test_a_wrong_short_name_lists_short_names_outside_of_a_clone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        Refusal, match=r"no config file 'quikstart'; did you mean quickstart\?; there are: addition, gsm8k"
+        Refusal,
+        match=r"no config file 'quikstart'; did you mean quickstart\?; there are: addition, gsm8k",
     ):
         run.parse(["run", "quikstart"])
 
@@ -113,5 +134,7 @@ def test_a_study_has_a_short_name(tmp_path, monkeypatch, capsys):
         assert left.value.code == 2
         assert "a study is given by its name or by --config=FILE" in capsys.readouterr().err
     monkeypatch.chdir(ROOT)
-    assert cells.Cells(cells.load("studies/grpovi")).path == Path("experiments/studies/grpovi/cells.jsonl")
+    assert cells.Cells(cells.load("studies/grpovi")).path == Path(
+        "experiments/studies/grpovi/cells.jsonl"
+    )
     assert config_modules.path_of("studies/grpovi") == "configs/studies/grpovi.py"

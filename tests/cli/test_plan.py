@@ -1,4 +1,6 @@
-"""`experiments.plan`: a plan for a config, its picture and advice; and one line for what cannot be planned."""
+"""`experiments.plan`: a plan for a config, its picture and advice; and one line for what cannot be
+planned.
+"""
 
 from pathlib import Path
 
@@ -31,7 +33,9 @@ def test_a_plan_its_picture_and_one_sentence_of_advice(capsys, tmp_path):
     calls = ("generate", "reference", "value", "reward", "train_policy", "train_critic")
     assert all(any(line.startswith(f"{call} ") for line in lines) for call in calls)
     assert "s a round; devices hold up to" in out
-    assert sum(line.startswith(("Stay synchronous:", "Sample asynchronously:")) for line in lines) == 1
+    assert (
+        sum(line.startswith(("Stay synchronous:", "Sample asynchronously:")) for line in lines) == 1
+    )
     text = next(line for line in lines if line.startswith("run it:")).split('"')[1]
     assert set(calls) <= set(parse(text).placements)
     assert (tmp_path / "pictures" / "plan.png").stat().st_size > 5_000
@@ -39,9 +43,7 @@ def test_a_plan_its_picture_and_one_sentence_of_advice(capsys, tmp_path):
 
 def test_a_written_plan_is_not_searched_but_told(capsys, tmp_path):
     training = "micro_batches=32 remat"
-    written = (
-        f"--config.plan=generate: 0-1 tensor=2; train_policy: 0 {training}; train_critic: 1 {training}; others: 0-1"
-    )
+    written = f"--config.plan=generate: 0-1 tensor=2; train_policy: 0 {training}; train_critic: 1 {training}; others: 0-1"
     status, out, err = planned(capsys, tmp_path, TLDR, "--devices=2", "--hardware=h200", written)
     assert status == 0, err
     assert "run it:" not in out
@@ -86,7 +88,9 @@ def test_lengths_of_a_run_shorten_the_round(capsys, tmp_path):
     (tmp_path / "ledger.jsonl").write_text(rows)
     seconds = []
     for more in ((), (f"--lengths={tmp_path}",)):
-        status, out, err = planned(capsys, tmp_path, QUICKSTART, "--devices=1", "--hardware=h100", *more)
+        status, out, err = planned(
+            capsys, tmp_path, QUICKSTART, "--devices=1", "--hardware=h100", *more
+        )
         assert status == 0, err
         row = next(line for line in out.splitlines() if line.startswith("generate"))
         seconds.append(float(row.split()[5]))

@@ -1,4 +1,6 @@
-"""What a person sees when a run cannot begin or is stopped: one line that names the value, and an exit status."""
+"""What a person sees when a run cannot begin or is stopped: one line that names the value, and an
+exit status.
+"""
 
 import ast
 import errno
@@ -64,19 +66,43 @@ def test_an_argument_that_the_config_file_refuses_is_one_line(capsys, argument, 
 
 
 OF_ALGORITHMS = [
-    ("grpovi", "rlhf.scoring.missing_eos_score=-9.0", ["missing_eos_score is -9.0", "grpovi", "[-6.0, 6.0]"]),
-    ("rloo", "algorithm.correction.ratio_to=foo", ["ratio_to is 'foo'", "auto, behavior, proximal"]),
+    (
+        "grpovi",
+        "rlhf.scoring.missing_eos_score=-9.0",
+        ["missing_eos_score is -9.0", "grpovi", "[-6.0, 6.0]"],
+    ),
+    (
+        "rloo",
+        "algorithm.correction.ratio_to=foo",
+        ["ratio_to is 'foo'", "auto, behavior, proximal"],
+    ),
     ("rloo", "algorithm.correction.level=token", ["one ratio a completion", "level 'token'"]),
-    ("grpo", "rlhf.samples_per_prompt=1", ["rlhf.samples_per_prompt is 1", "grpo needs at least 2"]),
-    ("grpo", "algorithm.aggregation=pair", ["algorithm.aggregation is 'pair'", "token, sequence, constant_length"]),
+    (
+        "grpo",
+        "rlhf.samples_per_prompt=1",
+        ["rlhf.samples_per_prompt is 1", "grpo needs at least 2"],
+    ),
+    (
+        "grpo",
+        "algorithm.aggregation=pair",
+        ["algorithm.aggregation is 'pair'", "token, sequence, constant_length"],
+    ),
     ("ppo", "algorithm.correction.cap=0.1", ["cap 0.1", "0 <= floor < cap"]),
-    ("online_dpo", "algorithm.correction.ratio_to=behavior", ["config.algorithm has no key 'correction'"]),
+    (
+        "online_dpo",
+        "algorithm.correction.ratio_to=behavior",
+        ["config.algorithm has no key 'correction'"],
+    ),
 ]
 
 
 @pytest.mark.parametrize(("algorithm", "override", "words"), OF_ALGORITHMS)
 def test_what_an_algorithm_does_not_have_is_one_line(capsys, tmp_path, algorithm, override, words):
-    argv = [f"{CONFIG}:algorithm={algorithm}", f"--config.directory={tmp_path / 'run'}", f"--config.{override}"]
+    argv = [
+        f"{CONFIG}:algorithm={algorithm}",
+        f"--config.directory={tmp_path / 'run'}",
+        f"--config.{override}",
+    ]
     error = refused(capsys, argv)
     assert all(word in error for word in words), error
     assert not (tmp_path / "run").exists()
@@ -84,14 +110,26 @@ def test_what_an_algorithm_does_not_have_is_one_line(capsys, tmp_path, algorithm
 
 WRONG = [
     ("rlhf.bogus=1", ["config.rlhf has no key 'bogus'", "total_prompts"]),
-    ("rlhf.total_promts=1", ["config.rlhf has no key 'total_promts'", "did you mean 'total_prompts'"]),
+    (
+        "rlhf.total_promts=1",
+        ["config.rlhf has no key 'total_promts'", "did you mean 'total_prompts'"],
+    ),
     ("rlhf.lag.deep=1", ["config.rlhf.lag has no key 'deep'"]),
     ("seed=abc", ["seed is 'abc'", "int"]),
     ("rlhf.total_prompts=many", ["rlhf.total_prompts is 'many'", "int"]),
     ("rlhf.optimizer.learning_rate=fast", ["learning_rate is 'fast'", "float"]),
-    ("rlhf.optimizer.schedule=steps", ["rlhf.optimizer.schedule is 'steps'", "linear, cosine, constant"]),
-    ("rlhf.critic_optimizer.schedule=steps", ["rlhf.critic_optimizer.schedule is 'steps'", "linear, cosine, constant"]),
-    ("sft.optimizer.schedule=steps", ["sft.optimizer.schedule is 'steps'", "linear, cosine, constant"]),
+    (
+        "rlhf.optimizer.schedule=steps",
+        ["rlhf.optimizer.schedule is 'steps'", "linear, cosine, constant"],
+    ),
+    (
+        "rlhf.critic_optimizer.schedule=steps",
+        ["rlhf.critic_optimizer.schedule is 'steps'", "linear, cosine, constant"],
+    ),
+    (
+        "sft.optimizer.schedule=steps",
+        ["sft.optimizer.schedule is 'steps'", "linear, cosine, constant"],
+    ),
     ("algorithm.name=foo", ["'foo'", "algorithms", "online_dpo"]),
     ("task.name=foo", ["'foo'", "tasks", "reviews"]),
     ("model.family=foo", ["'foo'", "models", "gpt_neox"]),
@@ -145,7 +183,9 @@ def test_a_mesh_that_does_not_fit_the_batch_is_named(capsys, tmp_path, shape):
     keys += ["rlhf.prompts_per_update"] + ["reward_model.pairs_per_update is 48"] * (
         48 % prod(ast.literal_eval(shape)) > 0
     )
-    said = refused(capsys, [CONFIG, f"--config.directory={tmp_path / 'run'}", *overrides], lines=len(keys))
+    said = refused(
+        capsys, [CONFIG, f"--config.directory={tmp_path / 'run'}", *overrides], lines=len(keys)
+    )
     assert all(key in said for key in keys), said
     assert not (tmp_path / "run").exists()
 
@@ -172,7 +212,9 @@ def test_a_directory_of_another_config_names_the_keys(capsys, tmp_path, begun):
     call(tmp_path)
     (tmp_path / "checkpoints" / "rlhf" / "16").mkdir(parents=True)
     before = (tmp_path / "config.json").read_bytes()
-    line = refused(capsys, [CONFIG, f"--config.directory={tmp_path}", "--config.seed=3", "--config.rlhf.lag=2"])
+    line = refused(
+        capsys, [CONFIG, f"--config.directory={tmp_path}", "--config.seed=3", "--config.rlhf.lag=2"]
+    )
     assert "rlhf.lag (1 there, 2 now)" in line
     assert "seed (0 there, 3 now)" in line
     assert begun == [0]
@@ -186,7 +228,9 @@ def test_a_directory_in_use_is_refused_in_one_line(capsys, tmp_path, begun, monk
     other = os.open(tmp_path / lock.FILE, os.O_RDWR)
     fcntl.flock(other, fcntl.LOCK_EX)  # held by its own open file, as by another process
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    line = refused(capsys, [CONFIG, f"--config.directory={tmp_path}", "--config.rlhf.loop=synchronous"])
+    line = refused(
+        capsys, [CONFIG, f"--config.directory={tmp_path}", "--config.rlhf.loop=synchronous"]
+    )
     assert f"is in use by process {os.getpid()} on" in line
     assert begun == [0]
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -215,7 +259,9 @@ def test_a_training_that_broke_is_one_line(capsys, tmp_path, monkeypatch):
         raise NotFinite("the loss of update 3 is nan: nothing from it on is published or saved")
 
     monkeypatch.setattr(pipeline, "job", broke)
-    assert "the loss of update 3 is nan" in refused(capsys, [CONFIG, f"--config.directory={tmp_path}"], status=1)
+    assert "the loss of update 3 is nan" in refused(
+        capsys, [CONFIG, f"--config.directory={tmp_path}"], status=1
+    )
 
 
 def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
@@ -240,7 +286,10 @@ def test_an_interrupt_is_one_line(capsys, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as left:
         call(tmp_path)
     assert left.value.code == 130
-    assert capsys.readouterr().err.strip() == "interrupted; the same command goes on from the last checkpoint"
+    assert (
+        capsys.readouterr().err.strip()
+        == "interrupted; the same command goes on from the last checkpoint"
+    )
 
 
 def test_an_error_of_the_program_keeps_its_traceback(tmp_path, monkeypatch):
@@ -253,12 +302,26 @@ def test_an_error_of_the_program_keeps_its_traceback(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"), [(["--config.rlhf.bogus=1"], "'bogus'"), (["--config.mesh.data=3"], "there are 1 here")]
+    ("arguments", "named"),
+    [(["--config.rlhf.bogus=1"], "'bogus'"), (["--config.mesh.data=3"], "there are 1 here")],
 )
 def test_the_command_itself(tmp_path, arguments, named):
-    command = [sys.executable, "-m", "experiments.run", CONFIG, f"--config.directory={tmp_path / 'run'}", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.run",
+        CONFIG,
+        f"--config.directory={tmp_path / 'run'}",
+        *arguments,
+    ]
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    done = subprocess.run(command, cwd=ROOT, env=environment | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1, done.stderr

@@ -1,4 +1,6 @@
-"""Studies: the cells of a protocol, what a cell is known by, resuming, failures, and cells that run for real."""
+"""Studies: the cells of a protocol, what a cell is known by, resuming, failures, and cells that run
+for real.
+"""
 
 import json
 import math
@@ -31,12 +33,23 @@ def at_root(monkeypatch):
 def base():
     """The quickstart in sizes for a test."""
     config = quickstart.get_config()
-    config.rlhf.loop, config.rlhf.lag, config.rlhf.ledger, config.rlhf.log_samples = "synchronous", 0, False, 0
+    config.rlhf.loop, config.rlhf.lag, config.rlhf.ledger, config.rlhf.log_samples = (
+        "synchronous",
+        0,
+        False,
+        0,
+    )
     config.rlhf.checkpoint_every = 0
     config.model.width, config.model.ffn_width, config.model.num_layers = 16, 32, 1
     config.sft.num_updates, config.sft.checkpoint_every = 4, 4
-    config.rlhf.prompts_per_update, config.rlhf.samples_per_prompt, config.rlhf.evaluate_every = 4, 4, 1
-    config.evaluate.num_prompts = config.evaluate.num_prompts_between = config.evaluate.prompts_per_batch = 16
+    config.rlhf.prompts_per_update, config.rlhf.samples_per_prompt, config.rlhf.evaluate_every = (
+        4,
+        4,
+        1,
+    )
+    config.evaluate.num_prompts = config.evaluate.num_prompts_between = (
+        config.evaluate.prompts_per_batch
+    ) = 16
     config.best_of_n_prompts, config.reward = 16, "gold"
     return config
 
@@ -60,15 +73,24 @@ def study(tmp_path):
 def end(cells: Cells, cell: Cell, gold: float, processor: str | None = None, **changed) -> None:
     """Writes the line of a cell that has ended."""
     curve = [
-        {"update": update, "gold_mean": gold * update, "kl": 0.5 * update} for update in range(cell.num_updates + 1)
+        {"update": update, "gold_mean": gold * update, "kl": 0.5 * update}
+        for update in range(cell.num_updates + 1)
     ]
-    line = {"arm": cell.arm, "setting": dict(cell.setting), "seed": cell.seed, "purpose": cell.purpose, "curve": curve}
+    line = {
+        "arm": cell.arm,
+        "setting": dict(cell.setting),
+        "seed": cell.seed,
+        "purpose": cell.purpose,
+        "curve": curve,
+    }
     line |= {"golden": cells.golden(cell), "processor": processor or cells.processor} | changed
     cells.append(cell, line)
 
 
 def conduct(study, gold):
-    """Every step of the tuning, each cell's gold a function of its arm and setting; the steps' cells."""
+    """Every step of the tuning, each cell's gold a function of its arm and setting; the steps'
+    cells.
+    """
     steps, cells = [], Cells(study)
     for wanted in protocol.tuning(study, cells.ended):
         steps.append(wanted)
@@ -90,7 +112,10 @@ def test_halving_keeps_the_best_and_chooses_it(study):
     assert {cell.seed for cell in first} == {100}
     assert {cell.seed for cell in last} == {101}
     chosen = protocol.chosen_settings(study, Cells(study).ended)
-    assert chosen == {"plain": (((RATE, 1e-3), (WEIGHT, 0.04)),), "centered": (((RATE, 1e-3), (WEIGHT, 0.04)),)}
+    assert chosen == {
+        "plain": (((RATE, 1e-3), (WEIGHT, 0.04)),),
+        "centered": (((RATE, 1e-3), (WEIGHT, 0.04)),),
+    }
     reported = protocol.report_cells(study, Cells(study).ended)
     assert {cell.seed for cell in reported} == {0, 1}
     assert {cell.purpose for cell in reported} == {"report"}
@@ -98,8 +123,15 @@ def test_halving_keeps_the_best_and_chooses_it(study):
 
 def test_a_best_setting_on_an_edge_widens_the_grid(study):
     study = replace(study, arms=study.arms[:1])
-    steps = conduct(study, lambda arm, rate, weight: -abs(math.log(rate / 8e-3)) - abs(weight - 0.04))
-    assert [max(dict(cell.setting)[RATE] for cell in cells) for cells in steps] == [2e-3, 2e-3, 4e-3, 8e-3]
+    steps = conduct(
+        study, lambda arm, rate, weight: -abs(math.log(rate / 8e-3)) - abs(weight - 0.04)
+    )
+    assert [max(dict(cell.setting)[RATE] for cell in cells) for cells in steps] == [
+        2e-3,
+        2e-3,
+        4e-3,
+        8e-3,
+    ]
     ((chosen,),) = protocol.chosen_settings(study, Cells(study).ended).values()
     assert dict(chosen)[RATE] == 8e-3
 
@@ -129,16 +161,22 @@ def following(study, **changes):
     )
 
 
-@pytest.mark.parametrize(("best", "widened"), [(1e-3, []), (2e-3, [4e-3]), (2.5e-4, [2.5e-4, 1.25e-4])])
+@pytest.mark.parametrize(
+    ("best", "widened"), [(1e-3, []), (2e-3, [4e-3]), (2.5e-4, [2.5e-4, 1.25e-4])]
+)
 def test_an_arm_that_follows_is_widened_at_both_edges(study, best, widened):
-    """The fresh arm chooses 1e-3 once 5e-4 is worse; the stale one has 1e-3 and 5e-4, and goes on where its best is an edge."""
+    """The fresh arm chooses 1e-3 once 5e-4 is worse; the stale one has 1e-3 and 5e-4, and goes on
+    where its best is an edge.
+    """
     study = replace(following(study), factors={RATE: (2.0, 1.0, 0.5)})
 
     def gold(arm: str, rate: float) -> float:
         return -abs(math.log(rate / (1e-3 if arm == "plain" else best)))
 
     steps = conduct(study, gold)
-    rates = [sorted({dict(cell.setting)[RATE] for cell in step if cell.arm == "stale"}) for step in steps]
+    rates = [
+        sorted({dict(cell.setting)[RATE] for cell in step if cell.arm == "stale"}) for step in steps
+    ]
     given = [5e-4, 1e-3, 2e-3]
     assert sorted(set(rates[-1]) - set(given)) == sorted(widened)
     chosen = protocol.chosen_settings(study, Cells(study).ended)["stale"]
@@ -160,7 +198,9 @@ def test_a_setting_may_be_chosen_by_the_worst_of_its_seeds(study):
 
 
 def test_without_rungs_every_setting_is_reported(study):
-    study = replace(study, rungs=(), grid={"rlhf.optimizer.schedule": ("linear", "cosine"), RATE: (1e-3,)})
+    study = replace(
+        study, rungs=(), grid={"rlhf.optimizer.schedule": ("linear", "cosine"), RATE: (1e-3,)}
+    )
     only = (("rlhf.optimizer.schedule", "constant"),)
     study = replace(study, arms=(*study.arms, Arm("one", "grpo", settings=(only,))))
     cells = protocol.report_cells(study, Cells(study).ended)
@@ -209,7 +249,9 @@ def test_lines_of_other_golden_numbers_are_never_used(study, monkeypatch):
 
 
 def with_keys(cells: Cells, change) -> None:
-    """Changes the base config of a file of cells, as if other keys had been there when they were written."""
+    """Changes the base config of a file of cells, as if other keys had been there when they were
+    written.
+    """
     lines = [json.loads(line) for line in cells.path.read_text().splitlines()]
     for line in lines:
         if "config" in line:
@@ -222,7 +264,9 @@ def test_a_line_is_found_under_the_new_name_of_a_key(study, monkeypatch):
     cell = Cell("plain", (), 0, 2, "report")
     end(Cells(study), cell, 1.0)
     with_keys(Cells(study), lambda config: config.update({"rlhf.delay": config.pop("rlhf.lag")}))
-    with pytest.raises(Refusal, match=r"cells\.jsonl has rlhf\.delay=0: this version of the code has no such key"):
+    with pytest.raises(
+        Refusal, match=r"cells\.jsonl has rlhf\.delay=0: this version of the code has no such key"
+    ):
         Cells(study).ended(cell)
     monkeypatch.setitem(cell_runs.history.RENAMED, "rlhf.delay", "rlhf.lag")
     assert Cells(study).left([cell]) == []
@@ -247,9 +291,15 @@ def test_golden_hashes_tell_algorithms_apart():
 
 
 def test_the_cells_of_a_seed_are_of_one_kind_of_processor(study):
-    """Seed 0 was begun elsewhere: all of it runs here. Seed 1 has ended elsewhere: nothing of it does."""
+    """Seed 0 was begun elsewhere: all of it runs here.
+
+    Seed 1 has ended elsewhere: nothing of it does.
+    """
     study = replace(study, rungs=(), grid={})
-    cells, both = Cells(study), protocol.report_cells(replace(study, rungs=(), grid={}), Cells(study).ended)
+    cells, both = (
+        Cells(study),
+        protocol.report_cells(replace(study, rungs=(), grid={}), Cells(study).ended),
+    )
     first, second = [[cell for cell in both if cell.seed == seed] for seed in (0, 1)]
     end(cells, first[0], 1.0, processor="elsewhere")
     for cell in second:
@@ -269,7 +319,9 @@ def test_a_line_holds_the_whole_config_and_every_digit(study):
     end(cells, cell, 1 / 3)
     (line,) = cell_lines.read(cells.path)
     expected = json.loads(json.dumps(cell_runs.flattened(cells.config(cell))))
-    assert line["config"] == {key: value for key, value in expected.items() if key not in cell_lines.NO_NUMBERS}
+    assert line["config"] == {
+        key: value for key, value in expected.items() if key not in cell_lines.NO_NUMBERS
+    }
     assert line["curve"][-1]["gold_mean"] == 2 / 3
     assert line["changes"].keys() == {"algorithm.name", *(key for key in line["changes"] if key.startswith("algorithm."))} | {
         RATE, "rlhf.total_prompts", "evaluate.part", "evaluate.num_parts"
@@ -292,7 +344,13 @@ def test_a_torn_last_line_is_left_out_and_a_broken_one_is_named(study):
 
 
 def test_a_diverged_cell_is_the_worst_of_its_step(study):
-    study = replace(study, arms=study.arms[:1], grid={RATE: (1e-3, 2e-3)}, rungs=(Rung(1, (100,), 1),), max_widenings=0)
+    study = replace(
+        study,
+        arms=study.arms[:1],
+        grid={RATE: (1e-3, 2e-3)},
+        rungs=(Rung(1, (100,), 1),),
+        max_widenings=0,
+    )
     cells = Cells(study)
     for wanted in protocol.tuning(study, cells.ended):
         for cell in wanted:
@@ -308,7 +366,9 @@ def test_the_page_compares_with_the_first_arm_and_counts_what_diverged(study):
     for cell in reported:
         gold = (1.5 if cell.arm == "centered" else 1.0) + 0.25 * cell.seed
         end(cells, cell, gold, **({"diverged": "nan"} if cell == reported[-1] else {}))
-    path = page.write_study(study.directory, cells.results(reported), [arm.name for arm in study.arms])
+    path = page.write_study(
+        study.directory, cells.results(reported), [arm.name for arm in study.arms]
+    )
     rows = json.loads((study.directory / "summary.json").read_text())["rows"]
     assert [row[:3] for row in rows] == [["plain", "3", "0"], ["centered", "3", "1"]]
     assert rows[1][4] == "+1.000 ± 0.000"  # seeds 0 and 1, paired
@@ -329,8 +389,14 @@ def test_a_study_without_results_says_so(tmp_path):
             "no study 'configs/studies/none.py'; there are: configs/studies/grpovi.py",
         ),
         (["--config=configs/quickstart.py"], "has no get_study"),
-        (["--config=configs/studies/grpovi.py:huge"], "the study's argument is 'huge'; accepted: tiny"),
-        (["--config=configs/studies/grpovi.py:tiny", "--workers=0"], "--workers is 0; accepted: 1 or more"),
+        (
+            ["--config=configs/studies/grpovi.py:huge"],
+            "the study's argument is 'huge'; accepted: tiny",
+        ),
+        (
+            ["--config=configs/studies/grpovi.py:tiny", "--workers=0"],
+            "--workers is 0; accepted: 1 or more",
+        ),
     ],
 )
 def test_what_is_no_study_is_one_line(capsys, arguments, message):
@@ -358,7 +424,9 @@ def test_a_failed_seed_does_not_stop_the_others(study):
 
 @pytest.fixture(scope="module")
 def conducted(tmp_path_factory):
-    """A study of three arms, run in this process: one with evaluations inside a round, one that diverges, one that fails."""
+    """A study of three arms, run in this process: one with evaluations inside a round, one that
+    diverges, one that fails.
+    """
 
     def dense():
         config = base()
@@ -393,10 +461,18 @@ def test_cells_run_and_are_not_run_again(conducted):
     whole, diverged, centered = cells.results(reported)
     assert [line["update"] for line in whole["curve"]] == [0, 1, 3, 4]
     assert [line["update"] for line in centered["curve"]] == [0, 1, 3, 4]
-    assert whole["curve"][0]["gold_mean"] == centered["curve"][0]["gold_mean"], "cells of a seed begin as one policy"
-    assert len({line["kl"] for line in whole["curve"]}) == 4, "each evaluation is of another version"
+    assert whole["curve"][0]["gold_mean"] == centered["curve"][0]["gold_mean"], (
+        "cells of a seed begin as one policy"
+    )
+    assert len({line["kl"] for line in whole["curve"]}) == 4, (
+        "each evaluation is of another version"
+    )
     assert whole["ages"] == {"mean": 0.5, "max": 1}
-    assert "not finite" in diverged["diverged"] or "nan" in diverged["diverged"] or "inf" in diverged["diverged"]
+    assert (
+        "not finite" in diverged["diverged"]
+        or "nan" in diverged["diverged"]
+        or "inf" in diverged["diverged"]
+    )
     assert whole["processor"] == provenance.processor()
     directory = cells.directory(reported[0])
     assert json.loads((directory / "result.json").read_text())["curve"] == whole["curve"]
@@ -404,12 +480,19 @@ def test_cells_run_and_are_not_run_again(conducted):
 
 
 def test_version_1_of_a_round_of_two_is_that_of_rounds_of_one(conducted):
-    """In round 0 both minibatches are sampled by version 0: after one update of the same prompts the params are the same."""
+    """In round 0 both minibatches are sampled by version 0: after one update of the same prompts
+    the params are the same.
+    """
     cells = Cells(conducted)
-    once = replace(conducted, arms=(replace(conducted.arms[0], overrides={"rlhf.evaluate_at": (1,)}),))
+    once = replace(
+        conducted, arms=(replace(conducted.arms[0], overrides={"rlhf.evaluate_at": (1,)}),)
+    )
     other = Cells(replace(once, directory=conducted.directory / "once"))
     (cell,) = protocol.report_cells(once, other.ended)
     cell_runs.run_cells(other, [cell])
-    (of_one,), (of_two, *_) = other.results([cell]), cells.results(protocol.report_cells(conducted, cells.ended))
+    (of_one,), (of_two, *_) = (
+        other.results([cell]),
+        cells.results(protocol.report_cells(conducted, cells.ended)),
+    )
     assert of_one["curve"][1]["update"] == of_two["curve"][1]["update"] == 1
     assert of_one["curve"][1]["kl"] == pytest.approx(of_two["curve"][1]["kl"], rel=1e-3)

@@ -1,8 +1,8 @@
-"""One process of several, as `test_distributed.py` starts it: `python host.py <directory> <scenario>`. Says what it
-found in a file.
+"""One process of several, as `test_distributed.py` starts it: `python host.py <directory>
+<scenario>`. Says what it found in a file.
 
-The program is that of `rounds.py`, its mesh over all processes; what each process finds is written to
-`<directory>/<process>.npz`, and must be the same everywhere.
+The program is that of `rounds.py`, its mesh over all processes; what each process finds is written
+to `<directory>/<process>.npz`, and must be the same everywhere.
 """
 
 import dataclasses
@@ -25,7 +25,9 @@ def record(events, program):
         match type(event).__name__:
             case "Sampled":
                 for name in ("tokens_BC", "ordinal_B", "behavior_logprob_BC", "version"):
-                    found[f"{name}/{event.round_index}"] = distributed.fetch(getattr(event.samples, name))
+                    found[f"{name}/{event.round_index}"] = distributed.fetch(
+                        getattr(event.samples, name)
+                    )
             case "Scored":
                 found[f"score/{event.round_index}"] = distributed.fetch(event.scores.score_B)
             case "Updated":
@@ -34,13 +36,17 @@ def record(events, program):
                 found[f"norm/{event.update}"] = np.float64(metrics["update_norm"].value())
             case "RoundEnd":
                 params = distributed.fetch(event.states["policy"].params)
-                found |= {f"params/{place}": leaf for place, leaf in enumerate(jax.tree.leaves(params))}
+                found |= {
+                    f"params/{place}": leaf for place, leaf in enumerate(jax.tree.leaves(params))
+                }
                 found["rounds"] = np.int64(event.round_index + 1)
     return found
 
 
 def program_of(trainer, num_slices, plan="", lag=1):
-    """The program of `rounds.py` on a mesh of that shape on each host; its clock has `ROUNDS` rounds."""
+    """The program of `rounds.py` on a mesh of that shape on each host; its clock has `ROUNDS`
+    rounds.
+    """
     import tiny
 
     from rlhf_jax.clock import Clock
@@ -69,11 +75,15 @@ def layout(model, mesh):
 
 
 def run(program, loop, monitor=None):
-    return record(loop.run(program, program.init(program.reference_params), 0, {}, monitor), program)
+    return record(
+        loop.run(program, program.init(program.reference_params), 0, {}, monitor), program
+    )
 
 
 def slices(directory):
-    """Two devices a host: the trainer's and the sampler's, with a thread each; then one mesh of all, and a plan."""
+    """Two devices a host: the trainer's and the sampler's, with a thread each; then one mesh of
+    all, and a plan.
+    """
     from rlhf_jax.runtime import asynchronous, synchronous
     from rlhf_jax.stages.rlhf import any_asked
 
@@ -97,13 +107,16 @@ def talk():
 
     process = jax.process_index()
     where = mesh.make_mesh(mesh.Config(2, 1, 1))
-    rows, everywhere = (NamedSharding(where, spec) for spec in (PartitionSpec(("data", "fsdp")), PartitionSpec()))
+    rows, everywhere = (
+        NamedSharding(where, spec) for spec in (PartitionSpec(("data", "fsdp")), PartitionSpec())
+    )
     given = np.arange(8 * 3, dtype=np.float32).reshape(8, 3) / 24
     fed = distributed.feed(given, rows)
     np.testing.assert_array_equal(distributed.fetch({"a": fed, "b": 5})["a"], given)
     np.testing.assert_array_equal(per_host.own(fed), given[4 * process :][:4])
     np.testing.assert_array_equal(per_host.share(given), given[4 * process :][:4])
-    # Dispatched without waiting, programs of two devices a process mix up their collectives on CPUs, and hang.
+    # Dispatched without waiting, programs of two devices a process mix up their collectives on
+    # CPUs, and hang.
     step = distributed.compiled(
         lambda weights, rows: weights - 1e-3 * rows.T @ (rows @ weights), out_shardings=everywhere
     )
@@ -155,7 +168,9 @@ def rows(directory):
 
 
 def answered(directory, samples):
-    """Scores of a reward that gives each process another number: asked in the first alone, which tells the other."""
+    """Scores of a reward that gives each process another number: asked in the first alone, which
+    tells the other.
+    """
     from rlhf_jax.records.answers import Answers
     from rlhf_jax.rewards.common.host_rewards import HostJudge
     from rlhf_jax.stages.common.kept_answers import KeptJudge

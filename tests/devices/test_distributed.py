@@ -1,4 +1,6 @@
-"""Several processes on this machine, each with CPU devices of its own, train as one process does on the same samples."""
+"""Several processes on this machine, each with CPU devices of its own, train as one process does on
+the same samples.
+"""
 
 import contextlib
 import json
@@ -32,10 +34,17 @@ SETTINGS = (
     "rlhf.evaluate_every=0",
     "rlhf.loop=asynchronous",
 )
-PIPELINE = ("-m", "experiments.run", "--config=configs/quickstart.py", *(f"--config.{each}" for each in SETTINGS))
+PIPELINE = (
+    "-m",
+    "experiments.run",
+    "--config=configs/quickstart.py",
+    *(f"--config.{each}" for each in SETTINGS),
+)
 
 
-LINES_BEFORE = 6 + 6 + 1 + 6  # of metrics: SFT, comparisons, reward model; RLHF's first evaluation, and update 5
+LINES_BEFORE = (
+    6 + 6 + 1 + 6
+)  # of metrics: SFT, comparisons, reward model; RLHF's first evaluation, and update 5
 
 
 class Processes:
@@ -69,7 +78,9 @@ class Processes:
         return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in self.logs)
 
     def wait(self, seconds: float = LIMIT_SECONDS) -> list[int]:
-        """Exit statuses. A process that outlives the limit is killed, and so are the others: its status says so."""
+        """Exit statuses. A process that outlives the limit is killed, and so are the others: its
+        status says so.
+        """
         deadline = time.monotonic() + seconds
         for one in self.all:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -95,7 +106,9 @@ def found_by(directory: Path, scenario: str, count: int, devices: int) -> dict[s
         assert other.keys() == found[0].keys()
         for name, value in found[0].items():
             if not name.startswith("refused/"):
-                np.testing.assert_array_equal(other[name], value, err_msg=f"{name} differs between processes")
+                np.testing.assert_array_equal(
+                    other[name], value, err_msg=f"{name} differs between processes"
+                )
     return found[-1]
 
 
@@ -118,11 +131,17 @@ def four(tmp_path_factory):
 
 def check_equal(found, expected, prefix=""):
     """The same samples, token for token, and figures and params within a float32's tolerance."""
-    assert {name for name in found if name.startswith(prefix)} >= {prefix + name for name in expected}
+    assert {name for name in found if name.startswith(prefix)} >= {
+        prefix + name for name in expected
+    }
     for name, value in expected.items():
         exact = name.startswith(("tokens", "ordinal", "version", "rounds"))
         np.testing.assert_allclose(
-            found[prefix + name], value, rtol=0 if exact else 2e-5, atol=0 if exact else 2e-6, err_msg=prefix + name
+            found[prefix + name],
+            value,
+            rtol=0 if exact else 2e-5,
+            atol=0 if exact else 2e-6,
+            err_msg=prefix + name,
         )
 
 
@@ -130,7 +149,9 @@ def test_four_processes_train_as_one(four, alone):
     spooled = four.pop("spooled")
     check_equal(four, alone)
     np.testing.assert_array_equal(spooled, alone["tokens_BC/0"])
-    assert len(np.unique(alone["ordinal_B/0"])) == 4, "each of four hosts had a prompt of its own to sample"
+    assert len(np.unique(alone["ordinal_B/0"])) == 4, (
+        "each of four hosts had a prompt of its own to sample"
+    )
 
 
 def test_two_processes_with_slices_and_threads_train_as_one(slices, alone):
@@ -138,7 +159,9 @@ def test_two_processes_with_slices_and_threads_train_as_one(slices, alone):
 
 
 def test_a_plan_is_the_same_on_every_host(slices, alone):
-    """A mesh with fsdp inside each host, the sampler on the second device of each, the reward on both."""
+    """A mesh with fsdp inside each host, the sampler on the second device of each, the reward on
+    both.
+    """
     check_equal(slices, alone, "planned/")
 
 
@@ -159,7 +182,10 @@ def test_what_cannot_cross_hosts_is_refused(slices):
     assert "accepted on several hosts: the same dimension over `data`" in said["refused/rows"]
     assert "process 1 has another config than process 0" in said["refused/same"]
     assert "accepted: 512 or fewer" in said["refused/long"]
-    assert "does not have the hosts' devices in blocks along data, in their order" in said["refused/mesh"]
+    assert (
+        "does not have the hosts' devices in blocks along data, in their order"
+        in said["refused/mesh"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +195,9 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def killed(folder):
-    """A pipeline of two processes whose second is killed in RLHF: the statuses, what they said, and the seconds it took. A
-    pipeline of one process is begun beside it."""
+    """A pipeline of two processes whose second is killed in RLHF: the statuses, what they said, and
+    the seconds it took. A pipeline of one process is begun beside it.
+    """
     whole = start(folder / "one", 1)
     processes = start(folder / "two", 2)
     kill.wait_for(processes.all[0], folder / "two", LINES_BEFORE)
@@ -202,13 +229,17 @@ def test_started_again_the_pipeline_ends_as_one_process_does(folder, killed):
     assert "report: " in again.logs[0].read_text()
     assert "report: " not in again.logs[1].read_text()
     for stage in kill.STAGES:
-        (step, arrays), (other_step, others) = newest(folder / "one", stage), newest(folder / "two", stage)
+        (step, arrays), (other_step, others) = (
+            newest(folder / "one", stage),
+            newest(folder / "two", stage),
+        )
         assert step == other_step
         for one, other in zip(arrays, others, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=stage)
     check_figures(*(kill.untimed(folder / each / "metrics.jsonl") for each in ("one", "two")))
     tokens = [
-        [(row["ordinal"], row["text"]) for row in jsonl.read(folder / each / "ledger.jsonl")] for each in ("one", "two")
+        [(row["ordinal"], row["text"]) for row in jsonl.read(folder / each / "ledger.jsonl")]
+        for each in ("one", "two")
     ]
     assert tokens[0] == tokens[1]
 
@@ -234,13 +265,21 @@ def newest(directory: Path, stage: str):
 
 def test_environments_say_who_is_who():
     """Slurm, Open MPI and Cloud TPU are left to jax.distributed; the others need an address."""
-    explicit = {"JAX_NUM_PROCESSES": "3", "JAX_PROCESS_ID": "2", "JAX_COORDINATOR_ADDRESS": "node7:99"}
+    explicit = {
+        "JAX_NUM_PROCESSES": "3",
+        "JAX_PROCESS_ID": "2",
+        "JAX_COORDINATOR_ADDRESS": "node7:99",
+    }
     told = {"coordinator_address": "node7:99", "num_processes": 3, "process_id": 2}
     told |= {"cluster_detection_method": "deactivate"}
     assert distributed.arguments(explicit) == told
     mpi = {"PMI_SIZE": "3", "PMI_RANK": "2", "JAX_COORDINATOR_ADDRESS": "node7:99"}
     assert distributed.arguments(mpi) == told
-    five = {"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": "2", "JAX_COORDINATOR_ADDRESS": "node7:99"}
+    five = {
+        "OMPI_COMM_WORLD_SIZE": "3",
+        "OMPI_COMM_WORLD_RANK": "2",
+        "JAX_COORDINATOR_ADDRESS": "node7:99",
+    }
     assert distributed.arguments(five) == told
     for found_out in (
         {"JAX_NUM_PROCESSES": "auto"},
@@ -263,14 +302,21 @@ def test_environments_say_who_is_who():
     ("changed", "message"),
     [
         ({"JAX_COORDINATOR_ADDRESS": ""}, "JAX_COORDINATOR_ADDRESS is ''; accepted: HOST:PORT"),
-        ({"JAX_PROCESS_ID": "3"}, "JAX_PROCESS_ID is 3 beside JAX_NUM_PROCESSES=3; accepted: 0 to 2"),
+        (
+            {"JAX_PROCESS_ID": "3"},
+            "JAX_PROCESS_ID is 3 beside JAX_NUM_PROCESSES=3; accepted: 0 to 2",
+        ),
         ({"JAX_PROCESS_ID": ""}, "JAX_PROCESS_ID is ''; accepted: a number"),
         ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES is 'two'; accepted: a number"),
         ({"JAX_NUM_PROCESSES": "0"}, "JAX_NUM_PROCESSES is '0'"),
     ],
 )
 def test_an_environment_that_contradicts_itself_is_refused(changed, message):
-    explicit = {"JAX_NUM_PROCESSES": "3", "JAX_PROCESS_ID": "2", "JAX_COORDINATOR_ADDRESS": "node7:99"}
+    explicit = {
+        "JAX_NUM_PROCESSES": "3",
+        "JAX_PROCESS_ID": "2",
+        "JAX_COORDINATOR_ADDRESS": "node7:99",
+    }
     with pytest.raises(ValueError, match=message):
         distributed.arguments(explicit | changed)
 

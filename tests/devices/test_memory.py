@@ -1,4 +1,6 @@
-"""What a lag may keep alive is counted by device, and refused with what would fit where a device says how much it has."""
+"""What a lag may keep alive is counted by device, and refused with what would fit where a device
+says how much it has.
+"""
 
 import jax
 import pytest
@@ -10,9 +12,14 @@ GB = 10**9
 
 
 def test_bytes_are_those_of_the_shards():
-    """A 16 x 8 float32 kernel over fsdp 2 and tensor 2 is 128 bytes on each of four devices; a bias of 6 whole on all."""
+    """A 16 x 8 float32 kernel over fsdp 2 and tensor 2 is 128 bytes on each of four devices; a bias
+    of 6 whole on all.
+    """
     mesh = tiny.make_mesh((1, 2, 2))
-    shapes = {"kernel": jax.ShapeDtypeStruct((16, 8), "float32"), "bias": jax.ShapeDtypeStruct((6,), "bfloat16")}
+    shapes = {
+        "kernel": jax.ShapeDtypeStruct((16, 8), "float32"),
+        "bias": jax.ShapeDtypeStruct((6,), "bfloat16"),
+    }
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp", "tensor"))
     found = memory.bytes_by_device(shapes, {"kernel": split, "bias": sharding.replicated(mesh)})
     assert dict(found) == dict.fromkeys(mesh.devices.flat, 128 + 12)
@@ -26,7 +33,8 @@ def test_what_fits_passes_and_what_a_device_does_not_say_is_not_asked():
 def test_too_many_versions_are_refused_with_how_many_would_fit():
     with pytest.raises(
         ValueError,
-        match=r"a has 7\.00 GB left, but the train states take 4\.00 GB and 4 version\(s\) of the policy 1\.00 GB each; 3 "
+        match=r"a has 7\.00 GB left, but the train states take 4\.00 GB and 4 version\(s\) of the "
+        r"policy 1\.00 GB each; 3 "
         r"would fit: lower rlhf\.lag",
     ):
         memory.check({"a": 4 * GB}, [{"a": GB}], 4, {"a": 7 * GB}.get)

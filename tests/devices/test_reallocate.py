@@ -1,4 +1,6 @@
-"""Arrays go from any placement to any other: equal, never through host memory, in least bytes, in buffers of their own."""
+"""Arrays go from any placement to any other: equal, never through host memory, in least bytes, in
+buffers of their own.
+"""
 
 import itertools
 from collections import Counter
@@ -51,7 +53,9 @@ def copied(monkeypatch):
 
     def counted(arrays, targets, **options):
         for array, target in zip(arrays, targets, strict=True):
-            for shard, device in zip(array.addressable_shards, intersections.devices_of(target), strict=True):
+            for shard, device in zip(
+                array.addressable_shards, intersections.devices_of(target), strict=True
+            ):
                 if shard.device != device:
                     counts[shard.device, device] += shard.data.nbytes
         return real(arrays, targets, **options)
@@ -76,7 +80,9 @@ def random_shape(random: np.random.Generator) -> tuple[int, ...]:
 
 
 def random_sharding(random: np.random.Generator, on, shape: tuple[int, ...]) -> NamedSharding:
-    """Axes dealt to dimensions at random, alone or two together; a dimension that they do not divide stays whole."""
+    """Axes dealt to dimensions at random, alone or two together; a dimension that they do not
+    divide stays whole.
+    """
     axes = [[] for _ in shape]
     for name in random.permutation(mesh.AXES):
         if shape and random.random() < 0.8:
@@ -100,7 +106,9 @@ def made(shape: tuple[int, ...], where, dtype="float32"):
 
 
 def pointers(array) -> set[tuple[int, int]]:
-    return {(shard.device.id, shard.data.unsafe_buffer_pointer()) for shard in array.addressable_shards}
+    return {
+        (shard.device.id, shard.data.unsafe_buffer_pointer()) for shard in array.addressable_shards
+    }
 
 
 @pytest.mark.parametrize("seed", range(NUM_TREES))
@@ -123,13 +131,17 @@ def test_any_placement_to_any_other(seed, gathers):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_pieces_carry_any_pair_in_the_least_bytes(seed, gathers, copied):
-    """The same by pieces alone, whatever `move` would choose; what is copied is counted where it is copied."""
+    """The same by pieces alone, whatever `move` would choose; what is copied is counted where it is
+    copied.
+    """
     random = np.random.default_rng(1000 + seed)
     source, target = random_mesh(random), random_mesh(random)
     leaves = [random_leaf(random, source, target) for _ in range(LEAVES)]
     arrays, hosts = zip(*(made(shape, where) for shape, where, _ in leaves), strict=True)
     types = np.dtype("float32"), np.dtype("float32")
-    program = strategies.make_program(tuple(copies.Leaf(s, *types, a, b) for s, a, b in leaves), "pieces", False)
+    program = strategies.make_program(
+        tuple(copies.Leaf(s, *types, a, b) for s, a, b in leaves), "pieces", False
+    )
     moved = jax.block_until_ready(program(arrays, []))
     assert not gathers
     assert copied.total() == sum(least_bytes(shape, 4, one, other) for shape, one, other in leaves)
@@ -160,16 +172,22 @@ def place(shape: tuple[int, int, int], first: int = 0):
 
 
 def test_bytes_by_hand():
-    """[4, 6] float32 in two halves on devices 0, 1 to thirds... of columns on 1, 2: device 1 has half of what it wants.
+    """[4, 6] float32 in two halves on devices 0, 1 to thirds... of columns on 1, 2: device 1 has
+    half of what it wants.
 
-    Device 1 wants columns 0-2 of 4 rows, 48 bytes, and holds rows 2-3: 24 come from 0. Device 2 lacks all: 24 from each.
+    Device 1 wants columns 0-2 of 4 rows, 48 bytes, and holds rows 2-3: 24 come from 0. Device 2
+    lacks all: 24 from each.
     """
     source, target = (
         NamedSharding(place((2, 1, 1)), Spec("data")),
         NamedSharding(place((2, 1, 1), 1), Spec(None, "data")),
     )
     one, two, three = jax.devices()[:3]
-    assert intersections.moved_bytes((4, 6), 4, source, target) == {(one, two): 24, (one, three): 24, (two, three): 24}
+    assert intersections.moved_bytes((4, 6), 4, source, target) == {
+        (one, two): 24,
+        (one, three): 24,
+        (two, three): 24,
+    }
 
 
 def test_holders_are_asked_in_turn():
@@ -184,16 +202,33 @@ def test_holders_are_asked_in_turn():
     ("source", "target", "recipe", "num_bytes"),
     [
         ((place, (4, 1, 1), 0, ("data",)), (place, (2, 2, 1), 0, (("data", "fsdp"),)), "copy", 0),
-        ((place, (4, 1, 1), 0, ("data",)), (place, (4, 1, 1), 0, (None, "data")), "jit", 4 * 3 * 16 * 4),
+        (
+            (place, (4, 1, 1), 0, ("data",)),
+            (place, (4, 1, 1), 0, (None, "data")),
+            "jit",
+            4 * 3 * 16 * 4,
+        ),
         ((place, (4, 1, 1), 0, ("data",)), (place, (4, 1, 1), 4, ("data",)), "put", 16 * 16 * 4),
         ((place, (8, 1, 1), 0, ()), (place, (2, 1, 1), 3, ()), "put", 0),
         ((place, (4, 1, 1), 0, ()), (place, (4, 1, 1), 4, ("data",)), "two-phase", 16 * 16 * 4),
-        ((place, (4, 1, 1), 0, ("data",)), (place, (4, 1, 1), 4, (None, "data")), "pieces", 16 * 16 * 4),
-        ((place, (4, 1, 1), 0, ("data",)), (place, (8, 1, 1), 0, ("data",)), "pieces", 7 * 2 * 16 * 4),
+        (
+            (place, (4, 1, 1), 0, ("data",)),
+            (place, (4, 1, 1), 4, (None, "data")),
+            "pieces",
+            16 * 16 * 4,
+        ),
+        (
+            (place, (4, 1, 1), 0, ("data",)),
+            (place, (8, 1, 1), 0, ("data",)),
+            "pieces",
+            7 * 2 * 16 * 4,
+        ),
     ],
 )
 def test_the_recipe_and_its_bytes(source, target, recipe, num_bytes):
-    """16 x 16 float32. Of the last: device 0 has its two rows already, the seven others take theirs."""
+    """16 x 16 float32. Of the last: device 0 has its two rows already, the seven others take
+    theirs.
+    """
     (where, shape, first, spec), (_, other_shape, other_first, other_spec) = source, target
     one = NamedSharding(where(shape, first), Spec(*spec))
     other = NamedSharding(where(other_shape, other_first), Spec(*other_spec))
@@ -210,17 +245,37 @@ def test_the_recipe_and_its_bytes(source, target, recipe, num_bytes):
 def test_the_narrower_type_travels(recipe, dtype, result, gathers, copied):
     source, target = {
         "copy": (NamedSharding(place((4, 1, 1)), Spec("data")),) * 2,
-        "jit": (NamedSharding(place((4, 1, 1)), Spec("data")), NamedSharding(place((4, 1, 1)), Spec(None, "data"))),
-        "put": (NamedSharding(place((4, 1, 1)), Spec("data")), NamedSharding(place((4, 1, 1), 4), Spec("data"))),
-        "scattered put": (NamedSharding(place((2, 1, 1)), Spec()), NamedSharding(place((4, 1, 1), 1), Spec())),
-        "two-phase": (NamedSharding(place((4, 1, 1)), Spec()), NamedSharding(place((4, 1, 1), 4), Spec("data"))),
-        "pieces": (NamedSharding(place((4, 1, 1)), Spec("data")), NamedSharding(place((8, 1, 1)), Spec("data"))),
+        "jit": (
+            NamedSharding(place((4, 1, 1)), Spec("data")),
+            NamedSharding(place((4, 1, 1)), Spec(None, "data")),
+        ),
+        "put": (
+            NamedSharding(place((4, 1, 1)), Spec("data")),
+            NamedSharding(place((4, 1, 1), 4), Spec("data")),
+        ),
+        "scattered put": (
+            NamedSharding(place((2, 1, 1)), Spec()),
+            NamedSharding(place((4, 1, 1), 1), Spec()),
+        ),
+        "two-phase": (
+            NamedSharding(place((4, 1, 1)), Spec()),
+            NamedSharding(place((4, 1, 1), 4), Spec("data")),
+        ),
+        "pieces": (
+            NamedSharding(place((4, 1, 1)), Spec("data")),
+            NamedSharding(place((8, 1, 1)), Spec("data")),
+        ),
     }[recipe]
-    tree = {"kernel": made((8, 12), source, dtype)[0], "count": made((), sharding.replicated(source.mesh), "int32")[0]}
+    tree = {
+        "kernel": made((8, 12), source, dtype)[0],
+        "count": made((), sharding.replicated(source.mesh), "int32")[0],
+    }
     host = jax.tree.map(np.asarray, tree)
     gathers.clear()
     targets = {"kernel": target, "count": sharding.replicated(target.mesh)}
-    (_, explained) = reallocate.explain(tree, jax.tree.map(lambda x: x.sharding, tree), targets, dtype=result)
+    (_, explained) = reallocate.explain(
+        tree, jax.tree.map(lambda x: x.sharding, tree), targets, dtype=result
+    )
     moved = jax.block_until_ready(reallocate.move(tree, targets, dtype=result))
     assert not gathers
     assert recipe.endswith(explained.recipe)
@@ -230,13 +285,17 @@ def test_the_narrower_type_travels(recipe, dtype, result, gathers, copied):
     assert (moved["kernel"].dtype, moved["count"].dtype) == (jnp.dtype(result), jnp.dtype("int32"))
     assert moved["kernel"].sharding == target
     jax.tree.map(lambda x: x.delete(), tree)
-    np.testing.assert_array_equal(np.asarray(moved["kernel"]), host["kernel"].astype(ml_dtypes.bfloat16).astype(result))
+    np.testing.assert_array_equal(
+        np.asarray(moved["kernel"]), host["kernel"].astype(ml_dtypes.bfloat16).astype(result)
+    )
 
 
 @pytest.mark.parametrize("first", [2, 4], ids=["overlapping", "disjoint"])
 @pytest.mark.parametrize("share", [3, 2, 1, 0.4])
 def test_at_most_max_bytes_under_way(first, share, monkeypatch):
-    """Three leaves: as many at a time as fit; of one that does not, bands, each awaited before the next."""
+    """Three leaves: as many at a time as fit; of one that does not, bands, each awaited before the
+    next.
+    """
     monkeypatch.setattr(reallocate, "SMALL_BYTES", 0)
     source, target = (
         NamedSharding(place((4, 1, 1)), Spec("data")),
@@ -259,7 +318,9 @@ def test_at_most_max_bytes_under_way(first, share, monkeypatch):
 
 
 def test_small_leaves_go_together():
-    """Thirty of them, and two that are put, in one step; one that is not small in a step of its own."""
+    """Thirty of them, and two that are put, in one step; one that is not small in a step of its
+    own.
+    """
     one, other = place((4, 1, 1)), place((8, 1, 1))
     source, target = NamedSharding(one, Spec("data")), NamedSharding(other, Spec("data"))
     small, count = jax.ShapeDtypeStruct((8, 3), "float32"), jax.ShapeDtypeStruct((), "int32")
@@ -274,7 +335,9 @@ def test_small_leaves_go_together():
 
 @pytest.mark.parametrize("first", [0, 4], ids=["overlapping", "disjoint"])
 def test_a_train_state_goes_there_and_back(first, gathers):
-    """Params and AdamW's moments, trained on 2 x 2 x 1, sampled from and trained on 1 x 2 x 2, and back: bit for bit."""
+    """Params and AdamW's moments, trained on 2 x 2 x 1, sampled from and trained on 1 x 2 x 2, and
+    back: bit for bit.
+    """
     model, optimizer = tiny.make_model(), optax.adamw(1e-3)
     params = tiny.make_params(model)
     state = TrainState(jnp.int32(3), params, optimizer.init(params))
@@ -298,7 +361,9 @@ def test_every_bit_of_a_bfloat16_arrives(first):
         NamedSharding(place((4, 1, 1)), Spec("data")),
         NamedSharding(place((4, 1, 1), first), Spec(None, "data")),
     )
-    array = jax.make_array_from_callback(bits.shape, where, lambda index: bits[index].view(ml_dtypes.bfloat16))
+    array = jax.make_array_from_callback(
+        bits.shape, where, lambda index: bits[index].view(ml_dtypes.bfloat16)
+    )
     moved = reallocate.move(array, target)
     np.testing.assert_array_equal(np.asarray(moved).view(np.uint16), bits)
 
@@ -347,7 +412,8 @@ def test_a_role_rests_on_the_host(donate, gathers):
     assert all(x.is_deleted() == donate for x in jax.tree.leaves(tree))
     assert not any(pointers(x) & held[name] for name, x in resting.items())
     with pytest.raises(
-        ValueError, match=r"\['kernel'\] rests in memory of kind pinned_host; `to_device` brings it back"
+        ValueError,
+        match=r"\['kernel'\] rests in memory of kind pinned_host; `to_device` brings it back",
     ):
         reallocate.move(resting, shardings)
     back = jax.block_until_ready(reallocate.to_device(resting, donate=True))
@@ -386,6 +452,8 @@ def test_another_process_is_named():
             return False
 
     here = sharding.replicated(place((2, 1, 1)))
-    leaf = copies.Leaf((4,), np.dtype("int32"), np.dtype("int32"), here, Elsewhere(here.mesh, Spec()))
+    leaf = copies.Leaf(
+        (4,), np.dtype("int32"), np.dtype("int32"), here, Elsewhere(here.mesh, Spec())
+    )
     with pytest.raises(ValueError, match="another process's"):
         strategies.check_addressable([leaf])

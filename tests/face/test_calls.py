@@ -1,4 +1,6 @@
-"""The calls of the face compute, bit for bit, what the compiled program of a run computes; its loop is the stage's."""
+"""The calls of the face compute, bit for bit, what the compiled program of a run computes; its loop
+is the stage's.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -28,18 +30,24 @@ from rlhf_jax.text import tokenizers
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 GROUP = 4
-WORDS = tokenizers.Symbols([chr(97 + place) for place in range(tiny.V - tokenizers.NUM_SPECIAL)], "", "character")
+WORDS = tokenizers.Symbols(
+    [chr(97 + place) for place in range(tiny.V - tokenizers.NUM_SPECIAL)], "", "character"
+)
 OPTIMIZERS = {"policy": optax.sgd(0.03), "critic": optax.sgd(0.003)}
 STALE = {"correction": {"ratio_to": "proximal", "correction": "truncate", "cap": 1.25}}
 
 
 def same(one, other) -> bool:
     """Bit for bit."""
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+    return all(
+        np.array_equal(x, y)
+        for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "settings"), [("grpo", {}), ("grpo", STALE), ("online_dpo", {}), ("ppo", {}), ("copg", {})]
+    ("name", "settings"),
+    [("grpo", {}), ("grpo", STALE), ("online_dpo", {}), ("ppo", {}), ("copg", {})],
 )
 @pytest.mark.parametrize("num_micro_batches", [1, 2])
 def test_a_round_is_that_of_the_compiled_program(name, settings, num_micro_batches):
@@ -65,12 +73,20 @@ def test_a_round_is_that_of_the_compiled_program(name, settings, num_micro_batch
 
     their_samples = program.generate(program.publish(theirs), 0, 0)
     prompts = jax.tree.map(jnp.asarray, spec.prompts(0))
-    law = {"samples_per_prompt": GROUP, "max_tokens": tiny.C, "temperature": spec.sampling.temperature}
+    law = {
+        "samples_per_prompt": GROUP,
+        "max_tokens": tiny.C,
+        "temperature": spec.sampling.temperature,
+    }
     samples = rl.sample(by_role["policy"], prompts, spec.key, model, WORDS, **law)
     assert same(samples, their_samples)
 
     their_scores, their_batch = program.score(theirs, their_samples)
-    needed = {"reference": reference, "proximal": params, "value": "critic" in by_role and by_role["critic"].params}
+    needed = {
+        "reference": reference,
+        "proximal": params,
+        "value": "critic" in by_role and by_role["critic"].params,
+    }
     scores = rl.score(
         samples,
         rl.reward(rounds.token_reward),
@@ -83,22 +99,29 @@ def test_a_round_is_that_of_the_compiled_program(name, settings, num_micro_batch
     assert same(scores, their_scores)
     assert same(batch, their_batch)
 
-    after, metrics = rl.update(states, batch, algorithm, model, OPTIMIZERS, num_micro_batches=num_micro_batches)
+    after, metrics = rl.update(
+        states, batch, algorithm, model, OPTIMIZERS, num_micro_batches=num_micro_batches
+    )
     their_after, their_metrics = program.update(theirs, their_batch)
     assert metrics.keys() == their_metrics.keys()
     assert same(after if isinstance(after, dict) else {"policy": after}, their_after)
-    assert same([metrics[key] for key in sorted(metrics)], [their_metrics[key] for key in sorted(metrics)])
+    assert same(
+        [metrics[key] for key in sorted(metrics)], [their_metrics[key] for key in sorted(metrics)]
+    )
     assert not same(after, states)  # which is as it was
 
 
 def test_a_batch_that_says_nothing_of_its_prompts_keeps_its_units():
-    """A batch made by hand has no `rows_per_prompt`: a pair stays together all the same, and three parts are refused."""
+    """A batch made by hand has no `rows_per_prompt`: a pair stays together all the same, and three
+    parts are refused.
+    """
     algorithm = rl.algorithm("online_dpo")
     model = tiny.make_model(num_layers=1)
     state = rl.init(model, optax.sgd(0.1), jax.random.key(0), params=tiny.make_params(model))
     batch = dataclasses.replace(tiny.make_batch(4), temperature=jnp.float32(1.0))
     with pytest.raises(
-        Refusal, match=r"4 rows, of which 2 stay together, do not make 4 equal micro-batches; .* divides 2"
+        Refusal,
+        match=r"4 rows, of which 2 stay together, do not make 4 equal micro-batches; .* divides 2",
     ):
         rl.update(state, batch, algorithm, model, optax.sgd(0.1), num_micro_batches=4)
 
@@ -109,7 +132,9 @@ def test_donation_leaves_the_state_without_arrays():
     params = jax.tree.map(jnp.copy, tiny.make_params(model))
     prompts = jax.tree.map(jnp.asarray, tiny.make_prompts(2))
     state = rl.init(model, optimizer, jax.random.key(0), params=params)
-    samples = rl.sample(state, prompts, jax.random.key(1), model, WORDS, samples_per_prompt=2, max_tokens=3)
+    samples = rl.sample(
+        state, prompts, jax.random.key(1), model, WORDS, samples_per_prompt=2, max_tokens=3
+    )
     batch = algorithm.credit(samples, rl.score(samples, rl.reward(rounds.token_reward), WORDS))
     rl.update(state, batch, algorithm, model, optimizer, donate=True)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
@@ -118,9 +143,13 @@ def test_donation_leaves_the_state_without_arrays():
 
 def test_a_state_stamps_its_version_on_its_samples():
     model = tiny.make_model(num_layers=1)
-    state = rl.init(model, optax.sgd(0.1), jax.random.key(0), params=tiny.make_params(model)).replace(step=jnp.int32(7))
+    state = rl.init(
+        model, optax.sgd(0.1), jax.random.key(0), params=tiny.make_params(model)
+    ).replace(step=jnp.int32(7))
     prompts = jax.tree.map(jnp.asarray, tiny.make_prompts(2))
-    sampled = rl.sample(state, prompts, jax.random.key(1), model, WORDS, samples_per_prompt=2, max_tokens=3)
+    sampled = rl.sample(
+        state, prompts, jax.random.key(1), model, WORDS, samples_per_prompt=2, max_tokens=3
+    )
     assert int(sampled.version) == 7
 
 
@@ -131,7 +160,9 @@ def addition():
     tokenizer = rl.tokenizer("characters", task)
     model = tiny.make_model(num_layers=1, vocab_size=tokenizer.vocab_size)
     prompts = rl.encode(task.prompts("train", 3, 4), tokenizer)
-    samples = rl.sample(tiny.make_params(model), prompts, jax.random.key(0), model, tokenizer, samples_per_prompt=2)
+    samples = rl.sample(
+        tiny.make_params(model), prompts, jax.random.key(0), model, tokenizer, samples_per_prompt=2
+    )
     return task, tokenizer, model, samples
 
 
@@ -155,9 +186,16 @@ def test_a_function_is_a_reward_and_gets_what_it_asks_for(addition):
 
     scores = rl.score(samples, rl.reward(right, task), tokenizer, missing_eos_score=-3.0)
     stream = task.prompts("train", 3, 4)
-    assert asked == [(text, row) for text, row in zip(stream, stream.records, strict=True) for _ in range(2)]
+    assert asked == [
+        (text, row) for text, row in zip(stream, stream.records, strict=True) for _ in range(2)
+    ]
     assert (np.asarray(scores.score_B)[~np.asarray(samples.finished_B)] == -3.0).all()
-    assert same(rl.score(samples, rl.reward(right, task), tokenizer, missing_eos_score=-3.0, prompts=stream), scores)
+    assert same(
+        rl.score(
+            samples, rl.reward(right, task), tokenizer, missing_eos_score=-3.0, prompts=stream
+        ),
+        scores,
+    )
     with pytest.raises(Refusal, match="asks for records"):
         rl.score(samples, rl.reward(right, task), tokenizer, prompts=list(stream))
     with pytest.raises(Refusal, match="3 prompts were given for 4 groups"):
@@ -170,8 +208,15 @@ def test_a_learned_reward_is_standardised(addition):
     task, tokenizer, model, samples = addition
     network = value_head.make(model)
     params = network.init_from(tiny.make_params(model), jax.random.key(3))
-    plain = rl.score(samples, rl.reward("learned", model=model, params=params), tokenizer, replace_missing_eos=False)
-    moved = rl.reward("learned + 2 * exact_match", task, model=network, params=params, mean=1.0, std=2.0)
+    plain = rl.score(
+        samples,
+        rl.reward("learned", model=model, params=params),
+        tokenizer,
+        replace_missing_eos=False,
+    )
+    moved = rl.reward(
+        "learned + 2 * exact_match", task, model=network, params=params, mean=1.0, std=2.0
+    )
     scores = rl.score(samples, moved, tokenizer, replace_missing_eos=False)
     exact = rl.score(samples, rl.reward("exact_match", task), tokenizer, replace_missing_eos=False)
     np.testing.assert_allclose(scores.score_B, (plain.raw_B - 1) / 2 + 2 * exact.raw_B, rtol=1e-6)
@@ -180,8 +225,12 @@ def test_a_learned_reward_is_standardised(addition):
 def stage_events(task, tokenizer, model, algorithm, lag):
     """The events of the RLHF stage's own program: what `experiments.run` would compute."""
     lengths = Lengths(max_prompt_tokens=4, max_completion_tokens=2)
-    workspace = Workspace(Path("unused"), 5, task.task, tokenizer, model, tiny.make_mesh((1, 1, 1)), lengths)
-    config = rlhf_config.Config(total_prompts=12, prompts_per_update=4, samples_per_prompt=2, lag=lag)
+    workspace = Workspace(
+        Path("unused"), 5, task.task, tokenizer, model, tiny.make_mesh((1, 1, 1)), lengths
+    )
+    config = rlhf_config.Config(
+        total_prompts=12, prompts_per_update=4, samples_per_prompt=2, lag=lag
+    )
     judges = rl.reward("exact_match", task).judges
     host = rlhf.host_scores(workspace, judges, config)
     reward = ProgramReward(host=lambda samples: host(samples)["exact_match"], name="exact_match")
@@ -191,21 +240,35 @@ def stage_events(task, tokenizer, model, algorithm, lag):
 
 @pytest.mark.parametrize(("name", "lag"), [("grpo", 1), ("ppo", 0)])
 def test_a_run_is_that_of_the_stage(name, lag, addition):
-    """Bit for bit, with the correction that a lag asks for; and the asynchronous loop gives the same."""
+    """Bit for bit, with the correction that a lag asks for; and the asynchronous loop gives the
+    same.
+    """
     task, tokenizer, model, _ = addition
     module = rl.algorithm(name).config
     correction = (
-        {"ratio_to": "proximal", "correction": "truncate"} if lag else {"ratio_to": "behavior", "correction": "none"}
+        {"ratio_to": "proximal", "correction": "truncate"}
+        if lag
+        else {"ratio_to": "behavior", "correction": "none"}
     )
     resolved = rl.algorithm(name, module, correction=correction)
-    theirs = [(type(e).__name__, rounds.host(kept(e))) for e in stage_events(task, tokenizer, model, resolved, lag)]
+    theirs = [
+        (type(e).__name__, rounds.host(kept(e)))
+        for e in stage_events(task, tokenizer, model, resolved, lag)
+    ]
     reward = rl.reward("exact_match", task)
-    given = {"params": tiny.make_params(model), "seed": 5, "prompts_per_update": 4, "samples_per_prompt": 2}
+    given = {
+        "params": tiny.make_params(model),
+        "seed": 5,
+        "prompts_per_update": 4,
+        "samples_per_prompt": 2,
+    }
     events = rl.run(model, task, rl.algorithm(name), reward, num_rounds=3, lag=lag, **given)
     ours = [(type(e).__name__, rounds.host(kept(e))) for e in events]
     assert [kind for kind, _ in ours] == [kind for kind, _ in theirs]
     assert same(ours_of(ours), ours_of(theirs))
-    threaded = rl.run(model, task, rl.algorithm(name), reward, num_rounds=3, lag=lag, loop="asynchronous", **given)
+    threaded = rl.run(
+        model, task, rl.algorithm(name), reward, num_rounds=3, lag=lag, loop="asynchronous", **given
+    )
     of_threads = [rounds.host(kept(e)) for e in threaded if isinstance(e, synchronous.RoundEnd)]
     assert same(of_threads, [tree for kind, tree in theirs if kind == "RoundEnd"])
 
@@ -215,7 +278,9 @@ def kept(event):
     if isinstance(event, synchronous.Sampled):
         return event.samples
     return (
-        event.batch if isinstance(event, synchronous.Scored) else {role: s.params for role, s in event.states.items()}
+        event.batch
+        if isinstance(event, synchronous.Scored)
+        else {role: s.params for role, s in event.states.items()}
     )
 
 
@@ -227,7 +292,11 @@ def test_an_optimizer_and_a_tokenizer_may_be_given(addition):
     """A learning rate of 0 leaves the params as they are; those of a run's default move."""
     task, tokenizer, model, _ = addition
     reward, first = rl.reward(rounds.token_reward), tiny.make_params(model)
-    for optimizer, moves in ((optax.sgd(0.0), False), ({"learning_rate": 0.0}, False), (optax.sgd(0.5), True)):
+    for optimizer, moves in (
+        (optax.sgd(0.0), False),
+        ({"learning_rate": 0.0}, False),
+        (optax.sgd(0.5), True),
+    ):
         events = rl.run(
             model, task, rl.algorithm("rloo", kl_weight=0.0), reward, num_rounds=1, params=first, optimizer=optimizer,
             tokenizer=tokenizer, prompts_per_update=2, scoring={"replace_missing_eos": False},

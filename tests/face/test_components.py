@@ -43,24 +43,39 @@ def tokenizer(task):
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    return rl.model("gpt_neox", "quickstart", vocab_size=tokenizer.vocab_size, width=8, ffn_width=16, num_heads=2)
+    return rl.model(
+        "gpt_neox",
+        "quickstart",
+        vocab_size=tokenizer.vocab_size,
+        width=8,
+        ffn_width=16,
+        num_heads=2,
+    )
 
 
 def test_a_config_instance_is_the_same_as_keywords(task):
-    assert rl.task(addition_module.Config(limit=10)).num_prompts("train") == task.num_prompts("train")
-    assert rl.task("addition", addition_module.Config(limit=99), limit=10).num_prompts("train") == task.num_prompts(
+    assert rl.task(addition_module.Config(limit=10)).num_prompts("train") == task.num_prompts(
         "train"
     )
+    assert rl.task("addition", addition_module.Config(limit=99), limit=10).num_prompts(
+        "train"
+    ) == task.num_prompts("train")
     assert rl.task(task).task is task.task
     assert rl.algorithm(ppo_module.Config(clip=0.1)).config == rl.algorithm("ppo", clip=0.1).config
     assert rl.algorithm("dr_grpo").name == "dr_grpo"
     preset = dataclasses.replace(gpt_neox.PRESETS["quickstart"], vocab_size=9)
-    assert rl.model(preset) == rl.model("gpt_neox", preset) == rl.model("gpt_neox", "quickstart", vocab_size=9)
+    assert (
+        rl.model(preset)
+        == rl.model("gpt_neox", preset)
+        == rl.model("gpt_neox", "quickstart", vocab_size=9)
+    )
 
 
 def test_nested_settings_change_their_own_keys():
     given = rl.algorithm(
-        "grpo", grpo_module.Config(correction=Correction(cap=3.0)), correction={"ratio_to": "proximal"}
+        "grpo",
+        grpo_module.Config(correction=Correction(cap=3.0)),
+        correction={"ratio_to": "proximal"},
     )
     assert (given.config.correction.cap, given.config.correction.ratio_to) == (3.0, "proximal")
     assert "proximal" in given.needs
@@ -78,24 +93,38 @@ def test_a_file_of_ones_own(tmp_path, task):
     ("make", "message"),
     [
         (lambda: rl.task("adition"), r"no 'adition' in rlhf_jax/tasks/; there are: addition"),
-        (lambda: rl.task("addition", limmit=3), r"task addition has no key 'limmit'; did you mean 'limit'\?"),
+        (lambda: rl.task("addition", limmit=3), r"task addition has no key 'limmit'; did you mean "
+                                                r"'limit'\?"),
         (lambda: rl.task("addition", limit=1), r"task addition.limit is 1; accepted: 2 to 2000"),
-        (lambda: rl.task("addition", grpo_module.Config()), r"given a Config; accepted: rlhf_jax.tasks.addition.Config"),
+        (lambda: rl.task("addition", grpo_module.Config()), r"given a Config; accepted: "
+                                                            r"rlhf_jax.tasks.addition.Config"),
         (lambda: rl.task(3), r"3 names nothing in rlhf_jax/tasks/; accepted: addition"),
         (lambda: rl.algorithm("gpro"), r"no 'gpro' in rlhf_jax/algorithms/; there are: .*grpo"),
-        (lambda: rl.algorithm("grpo", kl_wight=0.0), r"algorithm grpo has no key 'kl_wight'; did you mean 'kl_weight'\?"),
-        (lambda: rl.algorithm("grpo", aggregation="mean"), r"aggregation is 'mean'; accepted: token, sequence"),
-        (lambda: rl.model("gpt_neo", "quickstart"), r"no 'gpt_neo' in rlhf_jax/models/; there are: .*gpt_neox"),
-        (lambda: rl.model("gpt_neox", "qickstart"), r"no preset 'qickstart' .*; accepted: quickstart, tiny"),
-        (lambda: rl.model("gpt_neox", "quickstart"), r"vocab_size 0; accepted: vocab_size=tokenizer.vocab_size"),
-        (lambda: rl.model("gpt_neox", "tiny", widht=8), r"has no key 'widht'; did you mean 'width'\?"),
-        (lambda: rl.tokenizer("letters"), r"tokenizer.kind is 'letters'; accepted: words, characters"),
+        (lambda: rl.algorithm("grpo", kl_wight=0.0), r"algorithm grpo has no key 'kl_wight'; did "
+                                                     r"you mean 'kl_weight'\?"),
+        (lambda: rl.algorithm("grpo", aggregation="mean"), r"aggregation is 'mean'; accepted: "
+                                                           r"token, sequence"),
+        (lambda: rl.model("gpt_neo", "quickstart"), r"no 'gpt_neo' in rlhf_jax/models/; there are: "
+                                                    r".*gpt_neox"),
+        (lambda: rl.model("gpt_neox", "qickstart"), r"no preset 'qickstart' .*; accepted: "
+                                                    r"quickstart, tiny"),
+        (lambda: rl.model("gpt_neox", "quickstart"), r"vocab_size 0; accepted: "
+                                                     r"vocab_size=tokenizer.vocab_size"),
+        (lambda: rl.model("gpt_neox", "tiny", widht=8), r"has no key 'widht'; did you mean "
+                                                        r"'width'\?"),
+        (lambda: rl.tokenizer("letters"), r"tokenizer.kind is 'letters'; accepted: words, "
+                                          r"characters"),
         (lambda: rl.tokenizer("words"), r"needs a task with a closed vocabulary"),
-        (lambda: rl.reward("exact_mach"), r"no 'exact_mach' in rlhf_jax/rewards/; there are: exact_match"),
-        (lambda: rl.reward("exact_match", rl.task("reviews")), r"needs a verifiable task; Reviews is not"),
-        (lambda: rl.reward("learned"), r"has a model; accepted: rl.reward\('learned', task, model=\.\.\., params"),
-        (lambda: rl.reward(lambda prompts, completions: [], weight=1), r"is a function, which has no weight"),
-        (lambda: rl.reward("exact_match + 0.5 * gold", rl.task("addition"), golden={}), r"no term 'golden'; accepted"),
+        (lambda: rl.reward("exact_mach"), r"no 'exact_mach' in rlhf_jax/rewards/; there are: "
+                                          r"exact_match"),
+        (lambda: rl.reward("exact_match", rl.task("reviews")), r"needs a verifiable task; Reviews "
+                                                               r"is not"),
+        (lambda: rl.reward("learned"), r"has a model; accepted: rl.reward\('learned', task, "
+                                       r"model=\.\.\., params"),
+        (lambda: rl.reward(lambda prompts, completions: [], weight=1), r"is a function, which has "
+                                                                       r"no weight"),
+        (lambda: rl.reward("exact_match + 0.5 * gold", rl.task("addition"), golden={}), r"no term "
+                                                                                        r"'golden'; accepted"),
     ],
 )  # fmt: skip
 def test_what_is_not_accepted_is_told_in_one_sentence(make, message):
@@ -120,7 +149,10 @@ def test_prompts_know_their_places(task, tokenizer):
     assert len(set(ten)) == 10
     assert list(task.prompts("train", 0, 10, seed=1)) != list(ten)
     assert rl.encode(again, tokenizer).ordinal_P.tolist() == [4, 5, 6]
-    assert rl.encode(list(again), tokenizer, first_ordinal=9, max_tokens=7).tokens_PQ.shape == (3, 7)
+    assert rl.encode(list(again), tokenizer, first_ordinal=9, max_tokens=7).tokens_PQ.shape == (
+        3,
+        7,
+    )
     with pytest.raises(Refusal, match="accepted: a sequence of one text or more"):
         rl.encode([], tokenizer)
     with pytest.raises(Refusal, match="accepted: 1 to max_prompt_tokens = 2"):
@@ -131,7 +163,9 @@ def test_vocabularies_have_to_agree(task, tokenizer, model):
     larger = rl.model("gpt_neox", "quickstart", vocab_size=99, width=8, ffn_width=16, num_heads=2)
     state = rl.init(larger, optax.sgd(0.1), jax.random.key(0))
     prompts = rl.encode(task.prompts("train", 0, 2), tokenizer)
-    with pytest.raises(Refusal, match=r"vocab_size is 99, and the tokenizer has 14 tokens; accepted: rl.model"):
+    with pytest.raises(
+        Refusal, match=r"vocab_size is 99, and the tokenizer has 14 tokens; accepted: rl.model"
+    ):
         rl.sample(state, prompts, jax.random.key(1), larger, tokenizer)
     with pytest.raises(Refusal, match="vocab_size is 99"):
         rl.run(larger, task, rl.algorithm("grpo"), rl.reward("exact_match", task), num_rounds=1)
@@ -142,11 +176,17 @@ def test_other_arguments_that_are_not_accepted(task, tokenizer, model):
     prompts = rl.encode(task.prompts("heldout", 0, 2), tokenizer)
     samples = rl.sample(state, prompts, jax.random.key(1), model, tokenizer, samples_per_prompt=2)
     reward, grpo, ppo = rl.reward("exact_match", task), rl.algorithm("grpo"), rl.algorithm("ppo")
-    scores = rl.score(samples, reward, tokenizer)  # of the other split, which is found by its tokens
+    scores = rl.score(
+        samples, reward, tokenizer
+    )  # of the other split, which is found by its tokens
     assert np.isin(scores.raw_B, (0, 1)).all()
-    with pytest.raises(Refusal, match=r"grpo needs reference beside the score; accepted: .*'reference': \.\.\."):
+    with pytest.raises(
+        Refusal, match=r"grpo needs reference beside the score; accepted: .*'reference': \.\.\."
+    ):
         grpo.credit(samples, scores)
-    with pytest.raises(Refusal, match="params has 'refrence'; accepted: reference, proximal, value"):
+    with pytest.raises(
+        Refusal, match="params has 'refrence'; accepted: reference, proximal, value"
+    ):
         rl.score(samples, reward, tokenizer, model=model, params={"refrence": state.params})
     with pytest.raises(Refusal, match="were given without their model"):
         rl.score(samples, reward, tokenizer, params={"reference": state.params})

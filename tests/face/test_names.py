@@ -1,4 +1,6 @@
-"""The public names are functions whatever was imported before, cost nothing to import, and are typed."""
+"""The public names are functions whatever was imported before, cost nothing to import, and are
+typed.
+"""
 
 import ast
 import doctest
@@ -27,7 +29,9 @@ HEAVY = (
 
 def python(code: str) -> str:
     """What a fresh interpreter prints."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     return done.stdout
 
 
@@ -38,7 +42,8 @@ def test_no_module_takes_the_place_of_a_function():
         "for module in pkgutil.walk_packages(rlhf_jax.__path__, 'rlhf_jax.'):\n"
         "    importlib.import_module(module.name)\n"
         "import rlhf_jax as rl\n"
-        "print([n for n in rl.__all__ if n != '__version__' and not inspect.isfunction(getattr(rl, n))], rl.sample.__module__)"
+        "print([n for n in rl.__all__ if n != '__version__' and not inspect.isfunction(getattr(rl, "
+        "n))], rl.sample.__module__)"
     )
     assert printed.split() == ["[]", "rlhf_jax.face.calls"]
 
@@ -48,7 +53,19 @@ def test_no_top_module_has_a_public_name():
 
 
 def test_the_names_are_those_of_the_page_on_the_house():
-    wanted = ["algorithm", "encode", "init", "model", "reward", "run", "sample", "score", "task", "tokenizer", "update"]
+    wanted = [
+        "algorithm",
+        "encode",
+        "init",
+        "model",
+        "reward",
+        "run",
+        "sample",
+        "score",
+        "task",
+        "tokenizer",
+        "update",
+    ]
     assert sorted(FUNCTIONS) == wanted
     assert set(rl.__all__) <= set(dir(rl))
     for module in (rl.algorithms, rl.models, rl.rewards, rl.tasks, rl.ops):
@@ -63,7 +80,12 @@ def test_another_name_lists_the_names():
 def test_the_stub_has_the_same_names_and_homes():
     """pyright reads `__init__.pyi`; the package itself imports a name when it is first used."""
     stub = ast.parse((ROOT / "rlhf_jax" / "__init__.pyi").read_text())
-    imported = {(node.module, a.asname) for node in stub.body if isinstance(node, ast.ImportFrom) for a in node.names}
+    imported = {
+        (node.module, a.asname)
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for a in node.names
+    }
     assert imported == {(f"rlhf_jax.face.{home}", name) for name, home in rl._HOMES.items()} | {
         ("rlhf_jax", room) for room in rl._ROOMS
     }
@@ -73,7 +95,9 @@ def test_the_stub_has_the_same_names_and_homes():
 def test_nothing_heavy_is_imported_before_it_is_used():
     found = f"print([name for name in {HEAVY!r} if name in sys.modules])"
     assert python(f"import sys, rlhf_jax\n{found}") == "[]\n"
-    assert "jax" not in python("import sys, rlhf_jax\nprint([n for n in ('jax', 'numpy') if n in sys.modules])")
+    assert "jax" not in python(
+        "import sys, rlhf_jax\nprint([n for n in ('jax', 'numpy') if n in sys.modules])"
+    )
     one_update = "\n".join(blocks()[0].splitlines())
     assert python(f"import sys\n{one_update}\n{found}") == "[]\n"
 
@@ -99,12 +123,21 @@ def test_the_page_runs_as_printed(capsys):
     assert known["samples"].tokens_BC.shape == (256, 4)
     assert int(known["state"].step) == 1
     exec(loop_of_events.replace("num_rounds=64", "num_rounds=3"), known)
-    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [["0", "0"], ["1", "1"], ["2", "1"]]
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
+        ["0", "0"],
+        ["1", "1"],
+        ["2", "1"],
+    ]
     exec(of_components, known)
-    assert {role: int(state.step) for role, state in known["states"].items()} == {"policy": 1, "critic": 1}
+    assert {role: int(state.step) for role, state in known["states"].items()} == {
+        "policy": 1,
+        "critic": 1,
+    }
 
 
-@pytest.mark.parametrize("module", [calls, components, loop, prompts, reward], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [calls, components, loop, prompts, reward], ids=lambda module: module.__name__
+)
 def test_examples(module):
     failed, tried = doctest.testmod(module)
     assert tried

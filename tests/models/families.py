@@ -1,4 +1,6 @@
-"""The decoder families that there are, and those of `--component`, at a tiny size, with what the battery compiles of each."""
+"""The decoder families that there are, and those of `--component`, at a tiny size, with what the
+battery compiles of each.
+"""
 
 import dataclasses
 from typing import NamedTuple
@@ -14,8 +16,12 @@ from rlhf_jax.ops.masked import positions_from_mask
 from tests import components
 
 V = 11
-QUICK = {"xla_backend_optimization_level": 0}  # halves the time to compile, which is most of the battery's time
-FAMILIES = [name for name in registry.names("models") if hasattr(registry.find("models", name), "PRESETS")]
+QUICK = {
+    "xla_backend_optimization_level": 0
+}  # halves the time to compile, which is most of the battery's time
+FAMILIES = [
+    name for name in registry.names("models") if hasattr(registry.find("models", name), "PRESETS")
+]
 SUBJECTS = components.own("models") or FAMILIES
 """The families that the batteries test: of the package, or of the command line alone."""
 
@@ -26,7 +32,9 @@ class Family(NamedTuple):
     params: dict
     apply: object  # jitted (params, tokens, positions, mask, cache) -> (hidden, cache)
     logprobs: object  # jitted (params, hidden) -> log-probabilities
-    gradient: object  # jitted (params, tokens, mask, weight) -> value, gradient of a weighted sum of log-probabilities squared
+    # jitted (params, tokens, mask, weight) -> value, gradient of a weighted sum of
+    # log-probabilities squared
+    gradient: object
 
 
 def random_params(model: Model, seed: int) -> dict:
@@ -41,7 +49,9 @@ def random_params(model: Model, seed: int) -> dict:
 
 
 def config_of(name: str, **changes: object):
-    """The quickstart's shape with 11 tokens, one layer where all are alike and Llama has two; windows end within the rows."""
+    """The quickstart's shape with 11 tokens, one layer where all are alike and Llama has two;
+    windows end within the rows.
+    """
     own = {
         **{family: {"num_layers": 1} for family in ("mistral", "qwen2", "qwen3", "olmo2", "phi3")},
         **{family: {"sliding_window": 3} for family in ("gemma2", "gemma3", "olmo3")},
@@ -63,9 +73,18 @@ def make_family(name: str) -> Family:
     def logprobs(params: dict, hidden: jax.Array) -> jax.Array:
         return jax.nn.log_softmax(model.head(params, hidden))
 
-    def weighted(params: dict, tokens_BL: jax.Array, mask_BL: jax.Array, weight_BL: jax.Array) -> jax.Array:
+    def weighted(
+        params: dict, tokens_BL: jax.Array, mask_BL: jax.Array, weight_BL: jax.Array
+    ) -> jax.Array:
         hidden, _ = model.apply(params, tokens_BL, positions_from_mask(mask_BL), mask_BL)
         return jnp.sum(weight_BL[..., None] * jnp.square(logprobs(params, hidden)))
 
     gradient = quick_jit(jax.value_and_grad(weighted))
-    return Family(module, model, random_params(model, 0), quick_jit(model.apply), quick_jit(logprobs), gradient)
+    return Family(
+        module,
+        model,
+        random_params(model, 0),
+        quick_jit(model.apply),
+        quick_jit(logprobs),
+        gradient,
+    )

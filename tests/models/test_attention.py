@@ -1,6 +1,8 @@
-"""The other ways to compute attention against the one written here; what they cannot do is refused by name.
+"""The other ways to compute attention against the one written here; what they cannot do is refused
+by name.
 
-The cudnn kernel needs a GPU: what it is called with is looked at here, and computed by XLA in its place.
+The cudnn kernel needs a GPU: what it is called with is looked at here, and computed by XLA in its
+place.
 """
 
 import dataclasses
@@ -46,9 +48,13 @@ def calls(monkeypatch) -> list[dict]:
     return asked
 
 
-@pytest.mark.parametrize(("num_queries", "num_columns", "window"), [(7, 7, 3), (3, 13, 0), (1, 13, 5)])
+@pytest.mark.parametrize(
+    ("num_queries", "num_columns", "window"), [(7, 7, 3), (3, 13, 0), (1, 13, 5)]
+)
 def test_values_and_gradients_are_the_same(num_queries, num_columns, window, calls):
-    """Grouped heads, ragged left padding, windows, a scale of its own; queries of a prefill, after a cache, and one alone."""
+    """Grouped heads, ragged left padding, windows, a scale of its own; queries of a prefill, after
+    a cache, and one alone.
+    """
     arrays, hidden = heads(num_queries, num_columns), hide(num_queries, num_columns, window)
     sees_A = (hidden == 0).any(-1).reshape(-1)
     weight_A = jnp.where(sees_A, jnp.cos(jnp.arange(sees_A.size, dtype=jnp.float32)), 0.0)
@@ -58,7 +64,9 @@ def test_values_and_gradients_are_the_same(num_queries, num_columns, window, cal
         return jnp.sum(weight_A[:, None] * jnp.sin(mixed)), mixed
 
     gradient = jax.grad(weighted, has_aux=True)
-    found = quick_jit(lambda arrays: {how: gradient(arrays, how) for how in blocks.ATTENTIONS})(arrays)
+    found = quick_jit(lambda arrays: {how: gradient(arrays, how) for how in blocks.ATTENTIONS})(
+        arrays
+    )
     plain, expected = found.pop("xla")
     assert np.abs(expected).max() > 0.5
     assert set(found) == {"dot_product", "cudnn"}
@@ -71,12 +79,14 @@ def test_values_and_gradients_are_the_same(num_queries, num_columns, window, cal
 
 @pytest.mark.parametrize("how", ["dot_product", "cudnn"])
 def test_a_query_that_sees_nothing_is_finite(how, calls):
-    """Left pads, and their gradients, should a loss read them; whatever an implementation does with a softmax of nothing."""
+    """Left pads, and their gradients, should a loss read them; whatever an implementation does with
+    a softmax of nothing.
+    """
     arrays, hidden = heads(7, 7), hide(7, 7)
     assert not (hidden == 0).any(-1).all()
-    mixed, gradients = quick_jit(jax.value_and_grad(lambda arrays: blocks.attend(*arrays, hidden, how=how).sum()))(
-        arrays
-    )
+    mixed, gradients = quick_jit(
+        jax.value_and_grad(lambda arrays: blocks.attend(*arrays, hidden, how=how).sum())
+    )(arrays)
     assert all(np.isfinite(x).all() for x in [mixed, *gradients])
     assert all(call["mask"] is not None for call in calls)
 
@@ -85,7 +95,9 @@ def test_no_query_is_without_a_column(monkeypatch):
     """An implementation that hides by minus infinity would give such a query nan."""
     masks = []
     monkeypatch.setattr(
-        jax.nn, "dot_product_attention", lambda query, *_, mask, **__: masks.append(mask) or jnp.zeros(query.shape)
+        jax.nn,
+        "dot_product_attention",
+        lambda query, *_, mask, **__: masks.append(mask) or jnp.zeros(query.shape),
     )
     for how in ("dot_product", "cudnn"):
         blocks.attend(*heads(7, 7), hide(7, 7), how=how)
@@ -120,19 +132,27 @@ def test_cudnn_itself_gives_the_same():
 
     gradient = jax.jit(jax.grad(weighted, has_aux=True), static_argnums=1)
     (ours, mixed), (theirs, expected) = gradient(arrays, "cudnn"), gradient(arrays, "xla")
-    for one, other in zip([jnp.where(sees_A, mixed, 0), *ours], [jnp.where(sees_A, expected, 0), *theirs], strict=True):
+    for one, other in zip(
+        [jnp.where(sees_A, mixed, 0), *ours], [jnp.where(sees_A, expected, 0), *theirs], strict=True
+    ):
         np.testing.assert_allclose(one.astype(jnp.float32), other.astype(jnp.float32), atol=0.05)
 
 
-@pytest.mark.parametrize("name", ["gpt_neox", "mistral", "gemma2"])  # those that mix values each in its own way
+@pytest.mark.parametrize(
+    "name", ["gpt_neox", "mistral", "gemma2"]
+)  # those that mix values each in its own way
 def test_families_compute_the_same(name):
     """Prefill into a cache, a token after it, and both at once without one; ragged left padding."""
     module, own = registry.find("models", name), OWN.get(name, {})
-    models = [module.make(dataclasses.replace(config_of(name), attention=how, **own)) for how in ("xla", "dot_product")]
+    models = [
+        module.make(dataclasses.replace(config_of(name), attention=how, **own))
+        for how in ("xla", "dot_product")
+    ]
     shapes = jax.eval_shape(models[0].init, jax.random.key(0))
     random = np.random.default_rng(1)
     params = jax.tree.map(
-        lambda x: jnp.asarray((x.ndim == 1) + 0.2 * random.standard_normal(x.shape, np.float32)), shapes
+        lambda x: jnp.asarray((x.ndim == 1) + 0.2 * random.standard_normal(x.shape, np.float32)),
+        shapes,
     )
     tokens_BL = jnp.asarray(random.integers(0, 11, (3, 7)))
     mask_BL = jnp.arange(7)[None] >= jnp.array([0, 2, 5])[:, None]
@@ -159,8 +179,16 @@ def test_what_is_written_here_is_not_jax_s(calls):
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        ("llama", {"attention": "flash"}, "attention is 'flash'; accepted: xla, dot_product, cudnn"),
-        ("llama", {"attention": "cudnn"}, "attention is 'cudnn' and dtype 'float32'; accepted with it: bfloat16"),
+        (
+            "llama",
+            {"attention": "flash"},
+            "attention is 'flash'; accepted: xla, dot_product, cudnn",
+        ),
+        (
+            "llama",
+            {"attention": "cudnn"},
+            "attention is 'cudnn' and dtype 'float32'; accepted with it: bfloat16",
+        ),
         (
             "gpt_neox",
             {"attention": "cudnn", "dtype": "bfloat16", "num_heads": 16},
@@ -171,8 +199,16 @@ def test_what_is_written_here_is_not_jax_s(calls):
             {"attention": "cudnn", "dtype": "bfloat16", "head_width": 264},
             "a head's width 264; accepted with it",
         ),
-        ("gemma2", {"attention": "cudnn", "dtype": "bfloat16"}, "attention is 'cudnn', which cannot cap scores"),
-        ("gemma2", {"attention": "dot_product"}, "attention is 'dot_product', which cannot cap scores"),
+        (
+            "gemma2",
+            {"attention": "cudnn", "dtype": "bfloat16"},
+            "attention is 'cudnn', which cannot cap scores",
+        ),
+        (
+            "gemma2",
+            {"attention": "dot_product"},
+            "attention is 'dot_product', which cannot cap scores",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused(family, changes, message):

@@ -24,7 +24,9 @@ def ragged() -> tuple[jax.Array, jax.Array]:
 
 
 def hidden_of(family: Family, tokens_BL: jax.Array, mask_BL: jax.Array) -> np.ndarray:
-    return np.asarray(family.apply(family.params, tokens_BL, positions_from_mask(mask_BL), mask_BL)[0])
+    return np.asarray(
+        family.apply(family.params, tokens_BL, positions_from_mask(mask_BL), mask_BL)[0]
+    )
 
 
 def test_walks_all_families():
@@ -35,15 +37,17 @@ def test_walks_all_families():
 
 def test_a_model_knows_its_family():
     """Its file, though families share classes: an export is named by it."""
-    assert {name: registry.find("models", name).make(config_of(name)).family for name in FAMILIES} == {
-        name: name for name in FAMILIES
-    }
+    assert {
+        name: registry.find("models", name).make(config_of(name)).family for name in FAMILIES
+    } == {name: name for name in FAMILIES}
 
 
 def test_prefill_is_the_full_forward(family):
     tokens_BL, mask_BL = ragged()
     cache = family.model.init_cache(B, 13)
-    hidden_BLD, cache = family.apply(family.params, tokens_BL, positions_from_mask(mask_BL), mask_BL, cache)
+    hidden_BLD, cache = family.apply(
+        family.params, tokens_BL, positions_from_mask(mask_BL), mask_BL, cache
+    )
     np.testing.assert_allclose(
         np.asarray(hidden_BLD)[mask_BL], hidden_of(family, tokens_BL, mask_BL)[mask_BL], atol=1e-5
     )
@@ -55,13 +59,17 @@ def test_prefill_traced_with_its_empty_cache_is_the_full_forward(family):
     """A cache that is known to be empty is not read; what is kept must be the same."""
     tokens_BL, mask_BL = ragged()
     inputs = (family.params, tokens_BL, positions_from_mask(mask_BL), mask_BL)
-    together = quick_jit(lambda *inputs: family.model.apply(*inputs, family.model.init_cache(B, 13)))
+    together = quick_jit(
+        lambda *inputs: family.model.apply(*inputs, family.model.init_cache(B, 13))
+    )
     hidden_BLD, cache = together(*inputs)
     np.testing.assert_allclose(
         np.asarray(hidden_BLD)[mask_BL], hidden_of(family, tokens_BL, mask_BL)[mask_BL], atol=1e-5
     )
     _, expected = family.apply(*inputs, jax.tree.map(jnp.asarray, family.model.init_cache(B, 13)))
-    for ours, theirs in zip(cache.keys + cache.values, expected.keys + expected.values, strict=True):
+    for ours, theirs in zip(
+        cache.keys + cache.values, expected.keys + expected.values, strict=True
+    ):
         # Deeper layers of a pad row attend to whatever columns there are, so that pads may differ.
         seen = np.pad(mask_BL, ((0, 0), (0, 13 - L)))[:, None, :, None]
         np.testing.assert_allclose(np.where(seen, ours, 0), np.where(seen, theirs, 0), atol=1e-5)
@@ -81,7 +89,9 @@ def test_decoding_a_token_at_a_time_is_the_full_forward(family, prefilled):
         pieces.append(hidden)
     actual = np.concatenate(pieces, axis=1)
     np.testing.assert_allclose(actual[mask_BL], expected[mask_BL], atol=1e-4)
-    logprobs = [np.asarray(family.logprobs(family.params, hidden))[mask_BL] for hidden in (actual, expected)]
+    logprobs = [
+        np.asarray(family.logprobs(family.params, hidden))[mask_BL] for hidden in (actual, expected)
+    ]
     np.testing.assert_allclose(logprobs[0], logprobs[1], atol=1e-4)
 
 
@@ -89,10 +99,16 @@ def test_a_prompt_in_two_pieces_is_the_full_forward(family):
     tokens_BL, mask_BL = ragged()
     positions_BL = positions_from_mask(mask_BL)
     cache = family.model.init_cache(B, 13)
-    _, cache = family.apply(family.params, tokens_BL[:, :3], positions_BL[:, :3], mask_BL[:, :3], cache)
-    hidden, _ = family.apply(family.params, tokens_BL[:, 3:], positions_BL[:, 3:], mask_BL[:, 3:], cache)
+    _, cache = family.apply(
+        family.params, tokens_BL[:, :3], positions_BL[:, :3], mask_BL[:, :3], cache
+    )
+    hidden, _ = family.apply(
+        family.params, tokens_BL[:, 3:], positions_BL[:, 3:], mask_BL[:, 3:], cache
+    )
     expected = hidden_of(family, tokens_BL, mask_BL)[:, 3:]
-    np.testing.assert_allclose(np.asarray(hidden)[mask_BL[:, 3:]], expected[mask_BL[:, 3:]], atol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(hidden)[mask_BL[:, 3:]], expected[mask_BL[:, 3:]], atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("pads", [1, 17])
@@ -104,7 +120,9 @@ def test_left_padding_changes_nothing(family, pads):
 
 
 def test_left_padding_moves_no_cached_key(family):
-    """Relative distances hide wrong positions from hidden states; the rotated keys themselves do not."""
+    """Relative distances hide wrong positions from hidden states; the rotated keys themselves do
+    not.
+    """
     tokens_BL, everything = ragged()[0], jnp.ones((B, L), bool)
     padded, mask = (jnp.pad(x, ((0, 0), (2, 0))) for x in (tokens_BL, everything))
     caches = [
@@ -137,7 +155,9 @@ def test_garbage_under_the_mask_changes_nothing(family, side):
 
 
 def test_gradients_are_causal_and_stop_at_the_mask(family):
-    """Column i's hidden state depends on the embedding of column j's token where j <= i is unmasked, nowhere else."""
+    """Column i's hidden state depends on the embedding of column j's token where j <= i is
+    unmasked, nowhere else.
+    """
     tokens_BL, _ = ragged()
     mask_BL = (jnp.arange(L) >= 2)[None]
     probe_D = jax.random.normal(jax.random.key(1), (family.model.width,))
@@ -169,7 +189,9 @@ def test_rows_without_a_token_are_finite(family):
 
 @pytest.mark.parametrize("left", [1, 3])
 def test_gradients_do_not_see_padding(family, left):
-    """4 tokens with 0 pads on the left and 3 on the right give the gradient that 1 and 2, and 3 and 0 give."""
+    """4 tokens with 0 pads on the left and 3 on the right give the gradient that 1 and 2, and 3 and
+    0 give.
+    """
     tokens_B4 = ragged()[0][:, :4]
 
     def gradient(left: int) -> tuple[jax.Array, dict]:
@@ -188,7 +210,9 @@ def test_bfloat16_compute_is_near_and_logits_are_float32(family):
     tokens_BL, mask_BL = ragged()
     model = family.module.make(dataclasses.replace(family.model.config, dtype="bfloat16"))
     cache = model.init_cache(B, L)
-    hidden, cache = quick_jit(model.apply)(family.params, tokens_BL, positions_from_mask(mask_BL), mask_BL, cache)
+    hidden, cache = quick_jit(model.apply)(
+        family.params, tokens_BL, positions_from_mask(mask_BL), mask_BL, cache
+    )
     assert hidden.dtype == jnp.bfloat16
     assert all(x.dtype == jnp.bfloat16 for x in cache.keys + cache.values)
     assert model.head(family.params, hidden).dtype == jnp.float32

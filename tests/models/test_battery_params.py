@@ -25,7 +25,9 @@ def test_logical_axes_match_the_params(family):
         assert len(names) == param.ndim
         assert set(names) <= AXIS_NAMES
         sizes = {"vocab": V, "embed": family.model.width, "mlp": family.model.config.ffn_width}
-        assert all(sizes.get(name, size) == size for name, size in zip(names, param.shape, strict=True))
+        assert all(
+            sizes.get(name, size) == size for name, size in zip(names, param.shape, strict=True)
+        )
 
 
 def test_logical_axes_refuses_an_unknown_param(family):
@@ -40,7 +42,9 @@ def test_params_are_float32_one_entry_a_layer(family):
 
 
 def test_init_draws_matrices_and_leaves_vectors(family):
-    """Each matrix has numbers of its own, of mean 0; deviation 2 / (N sqrt(D)) into the residual, sqrt(2 / 5D) elsewhere."""
+    """Each matrix has numbers of its own, of mean 0; deviation 2 / (N sqrt(D)) into the residual,
+    sqrt(2 / 5D) elsewhere.
+    """
     if components.own("models"):
         pytest.skip("a family of one's own may draw its params otherwise")
     init = quick_jit(family.model.init)
@@ -52,7 +56,11 @@ def test_init_draws_matrices_and_leaves_vectors(family):
             continue
         names = {getattr(part, "key", None) for part in path}
         residual = names & {"dense", "dense_4h_to_h", "o_proj", "down_proj"}
-        deviation = 2 / (family.model.config.num_layers * np.sqrt(64)) if residual else np.sqrt(2 / (5 * 64))
+        deviation = (
+            2 / (family.model.config.num_layers * np.sqrt(64))
+            if residual
+            else np.sqrt(2 / (5 * 64))
+        )
         assert float(jnp.std(leaf)) == pytest.approx(deviation, rel=0.1)
         assert abs(float(jnp.mean(leaf))) < 5 * deviation / np.sqrt(leaf.size)
         assert not np.isclose(leaf, another).all()
@@ -76,14 +84,18 @@ def test_tied_embeddings_are_one_array(name, tied):
     model = find(name).make(config_of(name, tie_embeddings=tied))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     assert sum(V in leaf.shape for leaf in jax.tree.leaves(shapes)) == (1 if tied else 2)
-    assert jax.eval_shape(model.head, shapes, jax.ShapeDtypeStruct((2, model.width), jnp.float32)).shape == (2, V)
+    assert jax.eval_shape(
+        model.head, shapes, jax.ShapeDtypeStruct((2, model.width), jnp.float32)
+    ).shape == (2, V)
 
 
 @pytest.mark.parametrize(("name", "preset"), [(f, p) for f in SUBJECTS for p in find(f).presets])
 def test_presets_have_shapes(name, preset):
     """Without memory: params, hidden states, cache and logits of every size."""
     module = find(name)
-    config = dataclasses.replace(module.presets[preset], num_layers=1)  # all of them: `test_published_number_of_params`
+    config = dataclasses.replace(
+        module.presets[preset], num_layers=1
+    )  # all of them: `test_published_number_of_params`
     model = module.make(dataclasses.replace(config, vocab_size=config.vocab_size or V))
     params = jax.eval_shape(model.init, jax.random.key(0))
     tokens = jax.ShapeDtypeStruct((2, 3), jnp.int32)

@@ -1,4 +1,6 @@
-"""Families of decoders found by name: of the package, of a user's own module or file; one line for what is none."""
+"""Families of decoders found by name: of the package, of a user's own module or file; one line for
+what is none.
+"""
 
 import dataclasses
 
@@ -70,12 +72,20 @@ def own(tmp_path):
 
 def test_a_family_of_the_package():
     found = family.find("gpt_neox")
-    assert (found.config, found.maker, found.usual) == (gpt_neox.Config, gpt_neox.make, "quickstart")
+    assert (found.config, found.maker, found.usual) == (
+        gpt_neox.Config,
+        gpt_neox.make,
+        "quickstart",
+    )
 
 
 def test_a_file_is_a_family_and_a_function_of_it_another(own):
     found = family.find(own)
-    assert (found.config.__name__, list(found.presets), found.usual) == ("Config", ["small"], "small")
+    assert (found.config.__name__, list(found.presets), found.usual) == (
+        "Config",
+        ["small"],
+        "small",
+    )
     wide = family.find(f"{own}:make_wide")
     assert (wide.config.__name__, list(wide.presets)) == ("Wide", ["wide"])
     assert build.model(f"{own}:make_wide").breadth == 2
@@ -88,7 +98,9 @@ def test_the_family_of_a_model_is_no_published_one(tmp_path):
     found = family.find(str(path))
     model = found.make(found.config(11, 16, 1, 2, 32, rotary_fraction=1.0))
     assert model.family.startswith("llama@"), "the name of the module that a file is loaded as"
-    assert gpt_neox.make(gpt_neox.Config(11, 16, 1, 2, 32, rotary_fraction=1.0)).family == "gpt_neox"
+    assert (
+        gpt_neox.make(gpt_neox.Config(11, 16, 1, 2, 32, rotary_fraction=1.0)).family == "gpt_neox"
+    )
 
 
 WRONG = [
@@ -96,7 +108,11 @@ WRONG = [
     ("PRESETS = {}", "", "which is no family of decoders"),
     ("PRESETS = {'a': 1}\ndef make(config): pass", "", "has no dataclass Config"),
     ("PRESETS = {'a': 1}", "", "has no function make"),
-    (OWN.replace('"small": Config', '"small": gpt_neox.Config'), "", "none of whose PRESETS is a Config"),
+    (
+        OWN.replace('"small": Config', '"small": gpt_neox.Config'),
+        "",
+        "none of whose PRESETS is a Config",
+    ),
     (
         "from dataclasses import dataclass\n@dataclass\nclass Config:\n    width: int = 3\n"
         "PRESETS = {'a': Config()}\ndef make(config): pass",
@@ -117,9 +133,14 @@ def test_what_is_no_family_is_one_line(tmp_path, text, name, message):
 
 def test_a_family_whose_code_breaks_is_named(own):
     shape = family.find(f"{own}:broken").presets["wide"]
-    with pytest.raises(ComponentError, match=r"making the model family .*mine\.py:broken raised: KeyError: 'missing'"):
+    with pytest.raises(
+        ComponentError,
+        match=r"making the model family .*mine\.py:broken raised: KeyError: 'missing'",
+    ):
         family.find(f"{own}:broken").make(shape)
-    with pytest.raises(ComponentError, match=r"mine\.py:no_model makes a int without family, vocab_size"):
+    with pytest.raises(
+        ComponentError, match=r"mine\.py:no_model makes a int without family, vocab_size"
+    ):
         family.find(f"{own}:no_model").make(shape)
 
 
@@ -128,7 +149,10 @@ def test_a_family_whose_code_breaks_is_named(own):
     [
         ("short", r"head gave shape \(2, 3, 10\) for tokens \(2, 3\); accepted: \(2, 3, 11\)"),
         ("wrong", r"raised in apply: TypeError: .*takes 3 positional arguments but 5 were given"),
-        ("no_cache", r"raised in apply with a cache: RuntimeError: no cache \(.*mine\.py, line \d+\)"),
+        (
+            "no_cache",
+            r"raised in apply with a cache: RuntimeError: no cache \(.*mine\.py, line \d+\)",
+        ),
     ],
 )
 def test_functions_of_other_signatures_and_shapes_are_named(own, name, message):

@@ -37,17 +37,24 @@ def dense(x, p):
 
 
 def turn(head, position, rotary_dims):
-    """Pairs (i, i + half) of the first `rotary_dims` turned by position * 10000^(-2i / rotary_dims)."""
+    """Pairs (i, i + half) of the first `rotary_dims` turned by position * 10000^(-2i /
+    rotary_dims).
+    """
     head, half = head.copy(), rotary_dims // 2
     for i in range(half):
         angle = position * 10_000 ** (-2 * i / rotary_dims)
         a, b = head[i], head[i + half]
-        head[i], head[i + half] = a * math.cos(angle) - b * math.sin(angle), b * math.cos(angle) + a * math.sin(angle)
+        head[i], head[i + half] = (
+            a * math.cos(angle) - b * math.sin(angle),
+            b * math.cos(angle) + a * math.sin(angle),
+        )
     return head
 
 
 def naive_logits(params, tokens, first, config):
-    """float64 logits `[L, V]` of one row whose tokens begin at column `first`; rows before it are left 0."""
+    """float64 logits `[L, V]` of one row whose tokens begin at column `first`; rows before it are
+    left 0.
+    """
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     num_heads, head_width = config.num_heads, config.width // config.num_heads
     rotary_dims = int(head_width * config.rotary_fraction)
@@ -73,14 +80,20 @@ def naive_logits(params, tokens, first, config):
 
 
 def test_forward_is_the_naive_one():
-    config = gpt_neox.Config(vocab_size=11, width=24, num_layers=1, num_heads=3, ffn_width=13, rotary_fraction=0.5)
+    config = gpt_neox.Config(
+        vocab_size=11, width=24, num_layers=1, num_heads=3, ffn_width=13, rotary_fraction=0.5
+    )
     model = gpt_neox.make(config)
     random = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    params = jax.tree.map(lambda x: (x.ndim == 1) + 0.4 * random.standard_normal(x.shape, np.float32), shapes)
+    params = jax.tree.map(
+        lambda x: (x.ndim == 1) + 0.4 * random.standard_normal(x.shape, np.float32), shapes
+    )
     tokens_BL, pads = random.integers(0, 11, (2, 5)), (0, 2)
     mask_BL = jnp.arange(5)[None, :] >= jnp.array(pads)[:, None]
-    hidden, _ = jax.jit(model.apply)(params, jnp.asarray(tokens_BL), positions_from_mask(mask_BL), mask_BL)
+    hidden, _ = jax.jit(model.apply)(
+        params, jnp.asarray(tokens_BL), positions_from_mask(mask_BL), mask_BL
+    )
     actual = np.asarray(model.head(params, hidden))
     for row, first in enumerate(pads):
         expected = naive_logits(params, tokens_BL[row], first, config)

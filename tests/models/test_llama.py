@@ -10,9 +10,14 @@ import pytest
 from rlhf_jax.models import llama, mistral
 from rlhf_jax.ops.masked import positions_from_mask
 
-# Sizes of the published safetensors (meta-llama on the Hugging Face hub), embeddings counted once where tied.
-# 3.2-1b by hand: 128256*2048 + 16*(2*2048*2048 + 2*2048*512 + 3*2048*8192 + 2*2048) + 2048 = 1,235,814,400.
-PUBLISHED = {"llama-3.2-1b": 1_235_814_400, "llama-3.2-3b": 3_212_749_824, "llama-3.1-8b": 8_030_261_248}
+# Sizes of the published safetensors (meta-llama on the Hugging Face hub), embeddings counted once
+# where tied. 3.2-1b by hand: 128256*2048 + 16*(2*2048*2048 + 2*2048*512 + 3*2048*8192 + 2*2048) +
+# 2048 = 1,235,814,400.
+PUBLISHED = {
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "llama-3.1-8b": 8_030_261_248,
+}
 
 
 @pytest.mark.parametrize("preset", sorted(PUBLISHED))
@@ -42,15 +47,22 @@ def turn(head, position):
     head, half = head.copy(), len(head) // 2
     for i, frequency in enumerate(SMALL.rotary(0).frequencies):
         angle, a, b = position * frequency, head[i], head[i + half]
-        head[i], head[i + half] = a * math.cos(angle) - b * math.sin(angle), b * math.cos(angle) + a * math.sin(angle)
+        head[i], head[i + half] = (
+            a * math.cos(angle) - b * math.sin(angle),
+            b * math.cos(angle) + a * math.sin(angle),
+        )
     return head
 
 
 def naive_logits(params, tokens, first):
-    """float64 logits `[L, V]` of one row whose tokens begin at column `first`; rows before it are left 0."""
+    """float64 logits `[L, V]` of one row whose tokens begin at column `first`; rows before it are
+    left 0.
+    """
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     layer, head_width = p["layer_0"], SMALL.width // SMALL.num_heads
-    kernel = {name: layer[f"{name}_proj"]["kernel"] for name in ("q", "k", "v", "o", "gate", "up", "down")}
+    kernel = {
+        name: layer[f"{name}_proj"]["kernel"] for name in ("q", "k", "v", "o", "gate", "up", "down")
+    }
     out, keys, values = np.zeros((len(tokens), SMALL.vocab_size)), [], []
     for i in range(first, len(tokens)):
         x = p["embed_tokens"]["embedding"][tokens[i]]
@@ -62,7 +74,9 @@ def naive_logits(params, tokens, first):
         for h, query in enumerate(queries):
             j = h // (SMALL.num_heads // SMALL.num_kv_heads)
             weights = np.exp([query @ key[j] / math.sqrt(head_width) for key in keys])
-            mixed.append(sum(w * value[j] for w, value in zip(weights / weights.sum(), values, strict=True)))
+            mixed.append(
+                sum(w * value[j] for w, value in zip(weights / weights.sum(), values, strict=True))
+            )
         x = x + np.concatenate(mixed) @ kernel["o"]
         normed = rms_norm(x, layer["post_attention_layernorm"])
         gate = normed @ kernel["gate"]
@@ -75,14 +89,21 @@ def test_forward_is_the_naive_one():
     model = llama.make(SMALL)
     random = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    params = jax.tree.map(lambda x: (x.ndim == 1) + 0.4 * random.standard_normal(x.shape, np.float32), shapes)
+    params = jax.tree.map(
+        lambda x: (x.ndim == 1) + 0.4 * random.standard_normal(x.shape, np.float32), shapes
+    )
     tokens_BL, pads = random.integers(0, 11, (2, 5)), (0, 2)
     mask_BL = jnp.arange(5)[None, :] >= jnp.array(pads)[:, None]
-    hidden, _ = jax.jit(model.apply)(params, jnp.asarray(tokens_BL), positions_from_mask(mask_BL), mask_BL)
+    hidden, _ = jax.jit(model.apply)(
+        params, jnp.asarray(tokens_BL), positions_from_mask(mask_BL), mask_BL
+    )
     actual = np.asarray(model.head(params, hidden))
     for row, first in enumerate(pads):
         np.testing.assert_allclose(
-            actual[row, first:], naive_logits(params, tokens_BL[row], first)[first:], atol=2e-5, rtol=2e-5
+            actual[row, first:],
+            naive_logits(params, tokens_BL[row], first)[first:],
+            atol=2e-5,
+            rtol=2e-5,
         )
 
 

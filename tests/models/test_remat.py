@@ -1,4 +1,6 @@
-"""A layer that is computed again in the backward pass gives the gradient that it gave, and keeps less for it."""
+"""A layer that is computed again in the backward pass gives the gradient that it gave, and keeps
+less for it.
+"""
 
 import dataclasses
 from functools import partial
@@ -15,8 +17,9 @@ from rlhf_jax.ops.masked import positions_from_mask
 from .families import QUICK, config_of, quick_jit
 
 P, G, Q, C, V = 2, 3, 29, 31, 11
-# On a CPU XLA takes the barriers out that keep the second computation apart from the first, before it plans memory; on
-# accelerators it leaves them in. With this it does so here, and the plan is what `remat` makes of it.
+# On a CPU XLA takes the barriers out that keep the second computation apart from the first, before
+# it plans memory; on accelerators it leaves them in. With this it does so here, and the plan is
+# what `remat` makes of it.
 KEEP_BARRIERS = QUICK | {"xla_disable_hlo_passes": "cse_barrier_expander"}
 SHAPE = {"vocab_size": V, "width": 16, "ffn_width": 64}
 
@@ -33,9 +36,13 @@ def test_gradients_and_values_are_those_without(family):
         return jnp.sum(mask_BL[..., None] * jnp.square(logprobs))
 
     text = jax.jit(jax.grad(weighted)).lower(family.params).as_text()
-    assert text.count("optimization_barrier") >= 1 + model.config.num_layers, "each layer, and the rotary tables"
+    assert text.count("optimization_barrier") >= 1 + model.config.num_layers, (
+        "each layer, and the rotary tables"
+    )
     value, gradient = quick_jit(jax.value_and_grad(weighted))(family.params)
-    expected, plain = family.gradient(family.params, tokens_BL, mask_BL, mask_BL.astype(jnp.float32))
+    expected, plain = family.gradient(
+        family.params, tokens_BL, mask_BL, mask_BL.astype(jnp.float32)
+    )
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6 * np.abs(theirs).max())
@@ -48,14 +55,18 @@ def test_params_are_those_without(family):
 
 
 def test_an_empty_cache_is_still_known_to_be_empty():
-    """A prefill attends to its own columns alone: 5 and not the cache's 97 appear in what is compiled."""
+    """A prefill attends to its own columns alone: 5 and not the cache's 97 appear in what is
+    compiled.
+    """
     model = llama.make(dataclasses.replace(config_of("llama"), remat=True))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     tokens = jax.ShapeDtypeStruct((2, 5), jnp.int32)
 
     def prefill(params: dict, tokens_BL: jax.Array) -> jax.Array:
         mask_BL = tokens_BL >= 0
-        return model.apply(params, tokens_BL, positions_from_mask(mask_BL), mask_BL, model.init_cache(2, 97))[0]
+        return model.apply(
+            params, tokens_BL, positions_from_mask(mask_BL), mask_BL, model.init_cache(2, 97)
+        )[0]
 
     text = jax.jit(prefill).lower(shapes, tokens).as_text()
     scores = ["x".join(map(str, (2, 2, 10, columns))) for columns in (5, 97)]  # B, J, H / J * L, M
@@ -70,7 +81,9 @@ def rows() -> tuple[jax.Array, ...]:
     mask_PQ = np.arange(Q)[None] >= np.array([0, 5])[:, None]
     tokens_RC = random.integers(0, V, (P * G, C), dtype=np.int32)
     mask_RC = np.arange(C)[None] < np.array([31, 20, 7, 1, 30, 31])[:, None]
-    return tuple(map(jnp.asarray, (np.repeat(prompt_PQ, G, 0), np.repeat(mask_PQ, G, 0), tokens_RC, mask_RC)))
+    return tuple(
+        map(jnp.asarray, (np.repeat(prompt_PQ, G, 0), np.repeat(mask_PQ, G, 0), tokens_RC, mask_RC))
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,11 +92,15 @@ def rows() -> tuple[jax.Array, ...]:
     ids=["eight layers", "the prompt run once, through a cache"],
 )
 def test_an_update_keeps_less(family, num_layers, rows_per_prompt):
-    """Memory beyond arguments and results of the gradient, as XLA plans it; and the same gradient, to rounding."""
+    """Memory beyond arguments and results of the gradient, as XLA plans it; and the same gradient,
+    to rounding.
+    """
     config = dataclasses.replace(family.PRESETS["quickstart"], num_layers=num_layers, **SHAPE)
     random = np.random.default_rng(1)
     shapes = jax.eval_shape(family.make(config).init, jax.random.key(0))
-    params = jax.tree.map(lambda x: (x.ndim == 1) + 0.1 * random.standard_normal(x.shape, np.float32), shapes)
+    params = jax.tree.map(
+        lambda x: (x.ndim == 1) + 0.1 * random.standard_normal(x.shape, np.float32), shapes
+    )
 
     def total(params: dict, model: object) -> jax.Array:
         outputs = scoring.policy_outputs(
@@ -94,7 +111,9 @@ def test_an_update_keeps_less(family, num_layers, rows_per_prompt):
     kept, gradients = [], []
     for remat in (False, True):
         model = family.make(dataclasses.replace(config, remat=remat))
-        compiled = jax.jit(jax.grad(partial(total, model=model))).lower(params).compile(KEEP_BARRIERS)
+        compiled = (
+            jax.jit(jax.grad(partial(total, model=model))).lower(params).compile(KEEP_BARRIERS)
+        )
         kept.append(compiled.memory_analysis().temp_size_in_bytes)
         gradients.append(compiled(params))
     assert kept[1] < 0.6 * kept[0], kept

@@ -1,4 +1,6 @@
-"""Every family against transformers: tiny random models, ragged left padding, with and without a cache, there and back."""
+"""Every family against transformers: tiny random models, ragged left padding, with and without a
+cache, there and back.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,9 @@ transformers = pytest.importorskip("transformers")
 
 V, B, L, PREFILLED = 11, 3, 13, 7
 PADS = (0, 2, 5)
-QUICK = {"xla_backend_optimization_level": 0}  # halves the time to compile, which is most of the time here
+QUICK = {
+    "xla_backend_optimization_level": 0
+}  # halves the time to compile, which is most of the time here
 SHAPE = {
     "vocab_size": V,
     "hidden_size": 24,
@@ -26,7 +30,8 @@ SHAPE = {
     "eos_token_id": None,
 }
 GROUPED = SHAPE | {"num_key_value_heads": 2, "rope_theta": 50.0}
-# Caps within reach of the scores and logits of these params; a query scale that is not the heads' width.
+# Caps within reach of the scores and logits of these params; a query scale that is not the heads'
+# width.
 GEMMA = GROUPED | {
     "head_dim": 10,
     "query_pre_attn_scalar": 3,
@@ -43,7 +48,12 @@ LLAMA3 = {
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}
-GEMMA3 = GROUPED | {"head_dim": 10, "query_pre_attn_scalar": 3, "sliding_window": 3, "num_hidden_layers": 3}
+GEMMA3 = GROUPED | {
+    "head_dim": 10,
+    "query_pre_attn_scalar": 3,
+    "sliding_window": 3,
+    "num_hidden_layers": 3,
+}
 GEMMA3 |= {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 OLMO3 = GROUPED | {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}
 
@@ -51,7 +61,12 @@ OLMO3 = GROUPED | {"sliding_window": 3, "layer_types": ["sliding_attention", "fu
 def of_layers(theta: float, local_theta: float, **scaling) -> dict:
     """Rotary parameters of a family whose layers with a window have their own."""
     full = {"rope_theta": theta, "rope_type": "default"} | scaling
-    return {"rope_parameters": {"full_attention": full, "sliding_attention": {"rope_theta": local_theta}}}
+    return {
+        "rope_parameters": {
+            "full_attention": full,
+            "sliding_attention": {"rope_theta": local_theta},
+        }
+    }
 
 
 CASES = {
@@ -63,28 +78,48 @@ CASES = {
     "gpt_neox, tied": ("gpt_neox", SHAPE | {"rotary_pct": 1.0, "tie_word_embeddings": True}),
     "llama": ("llama", GROUPED | {"rms_norm_eps": 1e-2}),
     "llama, linear": ("llama", GROUPED | {"rope_scaling": {"rope_type": "linear", "factor": 3.0}}),
-    "llama, stretched and tied": ("llama", GROUPED | {"rope_scaling": LLAMA3, "tie_word_embeddings": True}),
+    "llama, stretched and tied": (
+        "llama",
+        GROUPED | {"rope_scaling": LLAMA3, "tie_word_embeddings": True},
+    ),
     "llama, wide heads": ("llama", GROUPED | {"head_dim": 10}),
     "mistral": ("mistral", GROUPED | {"sliding_window": None}),
     "mistral, window": ("mistral", GROUPED | {"sliding_window": 3}),
     "qwen2": ("qwen2", GROUPED | {"sliding_window": 3}),
-    "qwen2, window": ("qwen2", GROUPED | {"sliding_window": 3, "use_sliding_window": True, "max_window_layers": 1}),
+    "qwen2, window": (
+        "qwen2",
+        GROUPED | {"sliding_window": 3, "use_sliding_window": True, "max_window_layers": 1},
+    ),
     "qwen3": ("qwen3", GROUPED | {"head_dim": 10, "tie_word_embeddings": True}),
     "gemma2": ("gemma2", GEMMA),
     "gemma2, no caps": (
         "gemma2",
-        GEMMA | {"query_pre_attn_scalar": 20, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+        GEMMA
+        | {
+            "query_pre_attn_scalar": 20,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+        },
     ),
     "llama, yarn": ("llama", GROUPED | {"rope_scaling": YARN}),
     "llama, yarn as DeepSeek has it": (
         "llama",
-        GROUPED | {"rope_scaling": YARN | {"mscale": 0.7, "mscale_all_dim": 1.3, "beta_fast": 4, "truncate": False}},
+        GROUPED
+        | {
+            "rope_scaling": YARN
+            | {"mscale": 0.7, "mscale_all_dim": 1.3, "beta_fast": 4, "truncate": False}
+        },
     ),
-    "llama, dynamic": ("llama", GROUPED | {"rope_scaling": {"rope_type": "dynamic", "factor": 3.0}}),
+    "llama, dynamic": (
+        "llama",
+        GROUPED | {"rope_scaling": {"rope_type": "dynamic", "factor": 3.0}},
+    ),
     "gemma3": ("gemma3_text", GEMMA3 | of_layers(50.0, 7.0, rope_type="linear", factor=3.0)),
     "gemma3, cap and head": (
         "gemma3_text",
-        GEMMA3 | of_layers(50.0, 7.0) | {"final_logit_softcapping": 2.5, "tie_word_embeddings": False},
+        GEMMA3
+        | of_layers(50.0, 7.0)
+        | {"final_logit_softcapping": 2.5, "tie_word_embeddings": False},
     ),
     "olmo2": ("olmo2", GROUPED),
     "olmo2, tied": ("olmo2", GROUPED | {"tie_word_embeddings": True, "num_key_value_heads": 4}),
@@ -120,7 +155,9 @@ def hf_config(model_type: str, **settings):
 
 def hf_model(config, seed: int = 0):
     """A model of transformers, all params random: norms and biases too, away from 0 and 1."""
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager"
+    ).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for param in model.parameters():
@@ -130,7 +167,9 @@ def hf_model(config, seed: int = 0):
 
 
 def in_memory(name: str) -> str:
-    """transformers 5 writes `embed_out` into files still, but calls it as other families' heads once it is loaded."""
+    """transformers 5 writes `embed_out` into files still, but calls it as other families' heads
+    once it is loaded.
+    """
     return name.replace("embed_out", "lm_head")
 
 
@@ -155,7 +194,9 @@ def hf_logits(model) -> np.ndarray:
     tokens_BL, positions_BL, mask_BL = batch()
     with torch.no_grad():
         inputs = (torch.from_numpy(x.astype(np.int64)) for x in (tokens_BL, mask_BL, positions_BL))
-        return model(**dict(zip(("input_ids", "attention_mask", "position_ids"), inputs, strict=True))).logits.numpy()
+        return model(
+            **dict(zip(("input_ids", "attention_mask", "position_ids"), inputs, strict=True))
+        ).logits.numpy()
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -192,7 +233,9 @@ def test_logits_with_a_cache_are_those_of_transformers(case):
     theirs, _, _, model, params = case
 
     def logits(params, *columns):
-        first, cache = model.apply(params, *(x[:, :PREFILLED] for x in columns), model.init_cache(B, L + 2))
+        first, cache = model.apply(
+            params, *(x[:, :PREFILLED] for x in columns), model.init_cache(B, L + 2)
+        )
 
         def step(cache, column):
             hidden, cache = model.apply(params, *(x[:, None] for x in column), cache)
@@ -207,7 +250,9 @@ def test_logits_with_a_cache_are_those_of_transformers(case):
 
 
 def test_a_written_config_builds_the_same_model_in_transformers(case):
-    """Our config.json and our tensors' names, loaded there: the same shapes, the same logits bit for bit."""
+    """Our config.json and our tensors' names, loaded there: the same shapes, the same logits bit
+    for bit.
+    """
     theirs, family, config, _, params = case
     written = layouts.write_config(family, config)
     rebuilt = hf_model(hf_config(**written), seed=1)
@@ -218,16 +263,22 @@ def test_a_written_config_builds_the_same_model_in_transformers(case):
     missing, unexpected = rebuilt.load_state_dict(state, strict=False)
     assert not unexpected
     assert missing == (["lm_head.weight"] if config.tie_embeddings else [])
-    assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {
+        k: v.shape for k, v in theirs.state_dict().items()
+    }
     np.testing.assert_array_equal(hf_logits(rebuilt), hf_logits(theirs))
     for again in (rebuilt.config.to_dict(), written):
         assert layouts.read_config(again)[0] == family
-        assert published_configs.computed(layouts.read_config(again)[1]) == published_configs.computed(config)
+        assert published_configs.computed(
+            layouts.read_config(again)[1]
+        ) == published_configs.computed(config)
 
 
 def test_every_param_of_transformers_is_named(case):
     theirs, family, config, *_ = case
-    named = {in_memory(tensor.name): tensor.shape for tensor in layouts.tensors(family, config).values()}
+    named = {
+        in_memory(tensor.name): tensor.shape for tensor in layouts.tensors(family, config).values()
+    }
     assert named == {name: tuple(param.shape) for name, param in theirs.named_parameters()}
     assert type(theirs).__name__ == layouts.architecture(family)
     classifier = transformers.AutoModelForSequenceClassification.from_config(theirs.config)

@@ -14,7 +14,9 @@ from rlhf_jax.ops.masked import positions_from_mask
 
 @pytest.fixture(scope="module")
 def backbone():
-    return gpt_neox.make(dataclasses.replace(gpt_neox.PRESETS["quickstart"], vocab_size=11, num_layers=1))
+    return gpt_neox.make(
+        dataclasses.replace(gpt_neox.PRESETS["quickstart"], vocab_size=11, num_layers=1)
+    )
 
 
 def test_values_are_the_linear_map_of_hidden_states(backbone):
@@ -24,9 +26,14 @@ def test_values_are_the_linear_map_of_hidden_states(backbone):
     tokens, mask = jnp.arange(6).reshape(2, 3), jnp.ones((2, 3), bool)
     hidden, cache = jax.jit(model.apply)(params, tokens, positions_from_mask(mask), mask)
     assert cache is None
-    expected, _ = jax.jit(backbone.apply)(params["backbone"], tokens, positions_from_mask(mask), mask)
+    expected, _ = jax.jit(backbone.apply)(
+        params["backbone"], tokens, positions_from_mask(mask), mask
+    )
     np.testing.assert_array_equal(hidden, expected)
-    linear = np.asarray(hidden, np.float64) @ np.asarray(params["value_head"]["kernel"], np.float64) + 0.5
+    linear = (
+        np.asarray(hidden, np.float64) @ np.asarray(params["value_head"]["kernel"], np.float64)
+        + 0.5
+    )
     np.testing.assert_allclose(model.value(params, hidden), linear[..., 0], atol=1e-5)
     assert model.value(params, hidden[:, -1]).shape == (2,)
     assert model.value(params, hidden.astype(jnp.bfloat16)).dtype == jnp.float32
@@ -47,6 +54,8 @@ def test_cache_and_axes_are_those_of_the_backbone(backbone):
     axes = model.logical_axes(shapes)
     assert axes["value_head"] == {"kernel": ("embed", None), "bias": (None,)}
     assert axes["backbone"] == backbone.logical_axes(shapes["backbone"])
-    assert jax.tree.map(jnp.shape, model.init_cache(2, 5)) == jax.tree.map(jnp.shape, backbone.init_cache(2, 5))
+    assert jax.tree.map(jnp.shape, model.init_cache(2, 5)) == jax.tree.map(
+        jnp.shape, backbone.init_cache(2, 5)
+    )
     assert model == value_head.make(backbone)
     assert hash(model) == hash(value_head.make(backbone))

@@ -1,4 +1,6 @@
-"""Advantages by hand, flat groups at any level, and generalised advantages against a float64 double loop."""
+"""Advantages by hand, flat groups at any level, and generalised advantages against a float64 double
+loop.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +21,28 @@ def of(name: str, *groups: list[float]) -> np.ndarray:
 
 
 def test_three_of_eight_are_correct():
-    # Mean 3/8, variance 3/8 · 5/8. Leave one out: 1 − 2/7 and 0 − 3/7. Standardized: (5/8) / (√15 / 8) and −3 / √15.
+    # Mean 3/8, variance 3/8 · 5/8. Leave one out: 1 − 2/7 and 0 − 3/7. Standardized: (5/8) / (√15 /
+    # 8) and −3 / √15.
     scores = [1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0]
     right = np.array(scores, bool)
     expected = {
         "leave_one_out": (0.7143, -0.4286),
         "centered": (5 / 8, -3 / 8),
         "standardized": (5 / np.sqrt(15), -3 / np.sqrt(15)),
-        "bessel": (5 / np.sqrt(15 * 8 / 7), -3 / np.sqrt(15 * 8 / 7)),  # √(8/7) = 1.069 of the deviation
-        "rank": (10 / 7, -6 / 7),  # 5 below the three, none above: 2 · 5/7; 3 above the five: −2 · 3/7
+        "bessel": (
+            5 / np.sqrt(15 * 8 / 7),
+            -3 / np.sqrt(15 * 8 / 7),
+        ),  # √(8/7) = 1.069 of the deviation
+        "rank": (
+            10 / 7,
+            -6 / 7,
+        ),  # 5 below the three, none above: 2 · 5/7; 3 above the five: −2 · 3/7
         "best_of_group": (1 / 3 - 1 / 8, -1 / 8),  # the three share the 1
     }
     for name, (high, low) in expected.items():
-        np.testing.assert_allclose(of(name, scores)[0], np.where(right, high, low), atol=5e-5, err_msg=name)
+        np.testing.assert_allclose(
+            of(name, scores)[0], np.where(right, high, low), atol=5e-5, err_msg=name
+        )
 
 
 def test_one_bad_of_eight():
@@ -43,12 +54,16 @@ def test_one_bad_of_eight():
 
 def test_rank_with_equals():
     # From the best: 5 is 1st, 3 is 2nd, the two 1s share 3.5, 0 is 5th: 2 − 4 (rank − 1) / 4.
-    np.testing.assert_allclose(of("rank", [3.0, 1.0, 1.0, 0.0, 5.0]), [[1.0, -0.5, -0.5, -2.0, 2.0]])
+    np.testing.assert_allclose(
+        of("rank", [3.0, 1.0, 1.0, 0.0, 5.0]), [[1.0, -0.5, -0.5, -2.0, 2.0]]
+    )
     np.testing.assert_allclose(of("rank", [0.1, 7000.0]), [[-2.0, 2.0]])
 
 
 def test_best_of_group_with_equals():
-    np.testing.assert_allclose(of("best_of_group", [2.0, 7.0, 7.0]), [[-1 / 3, 1 / 6, 1 / 6]], rtol=1e-6)
+    np.testing.assert_allclose(
+        of("best_of_group", [2.0, 7.0, 7.0]), [[-1 / 3, 1 / 6, 1 / 6]], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("level", [0.0, 0.35, -0.1, 1e6 + 0.3, -1e9, 1e15])
@@ -70,29 +85,40 @@ def test_a_common_offset_does_not_matter(name):
 
 @pytest.mark.parametrize("name", OF_GROUPS)
 def test_groups_do_not_meet(name):
-    """Permuted prompts give permuted advantages, permuted samples permuted ones, and each group is as it is alone."""
+    """Permuted prompts give permuted advantages, permuted samples permuted ones, and each group is
+    as it is alone.
+    """
     random = np.random.default_rng(0)
     score_PG = random.normal(size=(3, 5)).astype(np.float32)
     advantage_PG = of(name, *score_PG)
     np.testing.assert_allclose(of(name, *score_PG[[2, 0, 1]]), advantage_PG[[2, 0, 1]], rtol=1e-6)
     np.testing.assert_allclose(of(name, score_PG[1]), advantage_PG[1:2], rtol=1e-6)
     turned = [4, 2, 0, 1, 3]
-    np.testing.assert_allclose(of(name, *score_PG[:, turned]), advantage_PG[:, turned], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        of(name, *score_PG[:, turned]), advantage_PG[:, turned], rtol=1e-4, atol=1e-6
+    )
     np.testing.assert_allclose(advantage_PG.sum(axis=1), 0.0, atol=1e-5)
 
 
 def test_deviation_is_the_populations():
-    np.testing.assert_allclose(advantages.deviation(jnp.array([[1.0, 3.0], [5.0, 5.0]])), [[1.0], [0.0]])
+    np.testing.assert_allclose(
+        advantages.deviation(jnp.array([[1.0, 3.0], [5.0, 5.0]])), [[1.0], [0.0]]
+    )
 
 
 def naive_gae(reward, value, length, gamma, gae_lambda):
     """Σ_l (γλ)^l δ_{t+l} of one row, in float64, as it is written."""
     following = np.append(value[1:length], 0.0)
     error = reward[:length] + gamma * following - value[:length]
-    return [sum((gamma * gae_lambda) ** (s - t) * error[s] for s in range(t, length)) for t in range(length)]
+    return [
+        sum((gamma * gae_lambda) ** (s - t) * error[s] for s in range(t, length))
+        for t in range(length)
+    ]
 
 
-@pytest.mark.parametrize(("gamma", "gae_lambda"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.97, 0.0), (0.0, 0.7)])
+@pytest.mark.parametrize(
+    ("gamma", "gae_lambda"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.97, 0.0), (0.0, 0.7)]
+)
 def test_gae_is_the_double_loop(gamma, gae_lambda):
     random = np.random.default_rng(1)
     lengths = [C, 1, 3, C - 1]
@@ -100,16 +126,24 @@ def test_gae_is_the_double_loop(gamma, gae_lambda):
     mask_BC = np.arange(C) < np.array(lengths)[:, None]
     expected_BC = np.zeros((len(lengths), C))
     for row, length in enumerate(lengths):
-        expected_BC[row, :length] = naive_gae(reward_BC[row], value_BC[row], length, gamma, gae_lambda)
+        expected_BC[row, :length] = naive_gae(
+            reward_BC[row], value_BC[row], length, gamma, gae_lambda
+        )
     for garbage in (np.nan, 1e30, 0.5):  # under the mask
-        given = [jnp.array(np.where(mask_BC, array, garbage), jnp.float32) for array in (reward_BC, value_BC)]
+        given = [
+            jnp.array(np.where(mask_BC, array, garbage), jnp.float32)
+            for array in (reward_BC, value_BC)
+        ]
         found_BC = advantages.gae(*given, jnp.array(mask_BC), gamma=gamma, gae_lambda=gae_lambda)
         np.testing.assert_allclose(found_BC, expected_BC, rtol=1e-5, atol=1e-5)
 
 
 def test_gae_at_its_two_ends():
-    # Rewards 0, 0, 4; values 1, 2, 3. λ = 0: errors 0 + 2 − 1, 0 + 3 − 2, 4 − 3. λ = 1: 4, still to come, less the value.
+    # Rewards 0, 0, 4; values 1, 2, 3. λ = 0: errors 0 + 2 − 1, 0 + 3 − 2, 4 − 3. λ = 1: 4, still to
+    # come, less the value.
     reward, value = jnp.array([[0.0, 0.0, 4.0]]), jnp.array([[1.0, 2.0, 3.0]])
     for gae_lambda, expected in ((0.0, [1, 1, 1]), (1.0, [3, 2, 1])):
-        found = advantages.gae(reward, value, jnp.ones((1, 3), bool), gamma=1.0, gae_lambda=gae_lambda)
+        found = advantages.gae(
+            reward, value, jnp.ones((1, 3), bool), gamma=1.0, gae_lambda=gae_lambda
+        )
         np.testing.assert_allclose(found, [expected], rtol=1e-6)

@@ -1,4 +1,6 @@
-"""Weights for staleness against float64 loops, the second moment against brute force, and what is resolved and refused."""
+"""Weights for staleness against float64 loops, the second moment against brute force, and what is
+resolved and refused.
+"""
 
 from itertools import combinations, product
 
@@ -23,7 +25,9 @@ def two_laws(spread: float = 1.0, seed: int = 0):
 
 
 def weights(correction: Correction, proximal_BC, behavior_BC, mask_BC=MASK_BC) -> np.ndarray:
-    return np.asarray(staleness_weight(correction, *map(jnp.asarray, (proximal_BC, behavior_BC, mask_BC))))
+    return np.asarray(
+        staleness_weight(correction, *map(jnp.asarray, (proximal_BC, behavior_BC, mask_BC)))
+    )
 
 
 def naive_weights(correction: Correction, proximal_BC, behavior_BC) -> np.ndarray:
@@ -47,7 +51,9 @@ def naive_weights(correction: Correction, proximal_BC, behavior_BC) -> np.ndarra
 def test_weights_are_the_float64_loop(kind, level):
     correction = Correction("proximal", kind, level, cap=1.5, floor=0.6)
     proximal_BC, behavior_BC = two_laws(0.3)
-    found_BC, expected_BC = (f(correction, proximal_BC, behavior_BC) for f in (weights, naive_weights))
+    found_BC, expected_BC = (
+        f(correction, proximal_BC, behavior_BC) for f in (weights, naive_weights)
+    )
     np.testing.assert_allclose(found_BC, expected_BC, rtol=1e-5)
     assert found_BC.dtype == np.float32
     if kind != "none":  # some tokens are on either side of each limit
@@ -56,7 +62,8 @@ def test_weights_are_the_float64_loop(kind, level):
 
 
 def test_a_weight_by_hand():
-    # Two tokens with ratios ½ and 3 under a cap of 2, a band of [¾, 2]: token by token, and their product 3/2.
+    # Two tokens with ratios ½ and 3 under a cap of 2, a band of [¾, 2]: token by token, and their
+    # product 3/2.
     proximal, behavior, mask = np.log([[0.25, 0.6]]), np.log([[0.5, 0.2]]), np.array([[True, True]])
     for kind, level, expected in (
         ("truncate", "token", [0.5, 2.0]),
@@ -65,12 +72,15 @@ def test_a_weight_by_hand():
         ("mask", "sequence", [1.5, 1.5]),
     ):
         correction = Correction("proximal", kind, level, cap=2.0, floor=0.75)
-        np.testing.assert_allclose(weights(correction, proximal, behavior, mask), [expected], rtol=1e-6)
+        np.testing.assert_allclose(
+            weights(correction, proximal, behavior, mask), [expected], rtol=1e-6
+        )
 
 
 @pytest.mark.parametrize("level", corrections.LEVELS)
 @pytest.mark.parametrize(
-    ("ratio_to", "kind"), [("proximal", "truncate"), ("proximal", "mask"), ("behavior", "second_moment")]
+    ("ratio_to", "kind"),
+    [("proximal", "truncate"), ("proximal", "mask"), ("behavior", "second_moment")],
 )
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -1e30, 1e3])
 def test_what_is_masked_has_weight_zero_and_no_say(ratio_to, kind, level, garbage):
@@ -86,7 +96,10 @@ def test_what_is_masked_has_weight_zero_and_no_say(ratio_to, kind, level, garbag
 def test_a_row_of_a_thousand_tokens_stays_finite():
     """Sequence ratios of long completions are bounded by e^20, not infinite."""
     ones, mask = np.full((1, 1009), -1.0, np.float32), np.ones((1, 1009), bool)
-    for correction in (Correction("proximal", "truncate", "sequence"), Correction("proximal", "mask", "sequence")):
+    for correction in (
+        Correction("proximal", "truncate", "sequence"),
+        Correction("proximal", "mask", "sequence"),
+    ):
         for behavior in (ones - 0.5, ones + 0.5):
             assert np.isfinite(weights(correction, ones, behavior, mask)).all()
     log = corrections.log_staleness(*map(jnp.asarray, (ones, ones - 0.5, mask)), level="sequence")
@@ -95,36 +108,57 @@ def test_a_row_of_a_thousand_tokens_stays_finite():
 
 def sets_within(square_N: np.ndarray, limit: float) -> list[tuple[int, ...]]:
     """Every set whose mean is at most `limit`, the smallest first."""
-    sets = (kept for size in range(1, len(square_N) + 1) for kept in combinations(range(len(square_N)), size))
+    sets = (
+        kept
+        for size in range(1, len(square_N) + 1)
+        for kept in combinations(range(len(square_N)), size)
+    )
     return [(), *(kept for kept in sets if square_N[list(kept)].mean() <= limit)]
 
 
 @pytest.mark.parametrize("seed", range(11))
 def test_the_second_moment_keeps_the_largest_set(seed):
-    """Squares are whole numbers times 1/64, so that the means are exact; every other seed has equals."""
+    """Squares are whole numbers times 1/64, so that the means are exact; every other seed has
+    equals.
+    """
     random = np.random.default_rng(seed)
     log_N = random.integers(-9, 10, 7) / 8 if seed % 2 else random.permutation(np.arange(1, 8)) / 8
     mask_N = np.arange(7) != 4
     square_N = np.where(mask_N, log_N**2, np.inf)
     for limit in (0.015, 0.04, 0.2, 0.3, 0.5, 100.0):
-        kept_N = within_second_moment(jnp.array(log_N[None], jnp.float32), jnp.array(mask_N[None]), limit)[0]
+        kept_N = within_second_moment(
+            jnp.array(log_N[None], jnp.float32), jnp.array(mask_N[None]), limit
+        )[0]
         sets = sets_within(square_N, limit)
         if seed % 2:  # no token is kept before a smaller or an equal one
-            sets = [kept for kept in sets if all(np.delete(square_N, kept) > max(square_N[list(kept)], default=0.0))]
+            sets = [
+                kept
+                for kept in sets
+                if all(np.delete(square_N, kept) > max(square_N[list(kept)], default=0.0))
+            ]
         assert len(sets[-1]) == sum(kept_N), limit
         if seed % 2:
             assert set(np.flatnonzero(kept_N)) == set(sets[-1]), limit
 
 
 def test_the_second_moment_by_hand():
-    # Squares 0.01, 0.04, 0.09, 1: means 0.01, 0.025, 0.0467, 0.285. At 0.04 the first two stay, at 0.05 three.
+    # Squares 0.01, 0.04, 0.09, 1: means 0.01, 0.025, 0.0467, 0.285. At 0.04 the first two stay, at
+    # 0.05 three.
     log, mask = jnp.array([[0.1, -0.2], [0.3, 1.0]]), jnp.ones((2, 2), bool)
-    for limit, expected in ((0.005, [0, 0, 0, 0]), (0.04, [1, 1, 0, 0]), (0.05, [1, 1, 1, 0]), (0.3, [1, 1, 1, 1])):
+    for limit, expected in (
+        (0.005, [0, 0, 0, 0]),
+        (0.04, [1, 1, 0, 0]),
+        (0.05, [1, 1, 1, 0]),
+        (0.3, [1, 1, 1, 1]),
+    ):
         assert np.ravel(within_second_moment(log, mask, limit)).tolist() == expected
 
 
 def test_a_completion_is_kept_or_left_out_whole():
-    """At level "sequence" its tokens have one square. Squares 0 (2 tokens) and 0.09 (3): mean 0.054 of all."""
+    """At level "sequence" its tokens have one square.
+
+    Squares 0 (2 tokens) and 0.09 (3): mean 0.054 of all.
+    """
     proximal = np.array([[0.0, 0.0, 0.0], [0.1, 0.1, 0.1]], np.float32)
     mask = np.array([[True, True, False], [True, True, True]])
     for limit, kept in ((0.05, 0.0), (0.06, 1.0)):
@@ -133,7 +167,12 @@ def test_a_completion_is_kept_or_left_out_whole():
         np.testing.assert_array_equal(found, [[1, 1, 0], [kept] * 3])
 
 
-SCHEDULES = {"synchronous": {}, "lag": {"lag": 1}, "trace": {"scheduled": True}, "bfloat16": {"exact_sampler": False}}
+SCHEDULES = {
+    "synchronous": {},
+    "lag": {"lag": 1},
+    "trace": {"scheduled": True},
+    "bfloat16": {"exact_sampler": False},
+}
 RESOLVED = [
     ("auto", "auto", {"synchronous": ("behavior", "none")}),
     ("auto", "auto", dict.fromkeys(("lag", "trace", "bfloat16"), ("proximal", "truncate"))),
@@ -149,7 +188,9 @@ RESOLVED = [
 @pytest.mark.parametrize(("ratio_to", "kind", "expected"), RESOLVED)
 def test_auto_is_resolved_by_the_schedule(ratio_to, kind, expected):
     for schedule, (resolved_to, resolved_kind) in expected.items():
-        found = resolve(Correction(ratio_to, kind, "sequence", 5.0, 0.1, 0.2), **SCHEDULES[schedule])
+        found = resolve(
+            Correction(ratio_to, kind, "sequence", 5.0, 0.1, 0.2), **SCHEDULES[schedule]
+        )
         assert found == Correction(resolved_to, resolved_kind, "sequence", 5.0, 0.1, 0.2), schedule
 
 
@@ -160,9 +201,15 @@ def test_what_is_named_stays():
 
 
 def test_what_a_correction_needs():
-    needs = {(r, k): Correction(r, k).needs_proximal for r, kinds in corrections.CORRECTIONS.items() for k in kinds}
+    needs = {
+        (r, k): Correction(r, k).needs_proximal
+        for r, kinds in corrections.CORRECTIONS.items()
+        for k in kinds
+    }
     assert [pair for pair, needed in needs.items() if not needed] == [("behavior", "none")]
-    assert [k for k in ("none", "second_moment") if not Correction("behavior", k).clips] == ["second_moment"]
+    assert [k for k in ("none", "second_moment") if not Correction("behavior", k).clips] == [
+        "second_moment"
+    ]
 
 
 @pytest.mark.parametrize(

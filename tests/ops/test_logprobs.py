@@ -1,4 +1,6 @@
-"""Token log-probabilities against a float64 loop, hand-worked numbers, finite differences, and themselves in chunks."""
+"""Token log-probabilities against a float64 loop, hand-worked numbers, finite differences, and
+themselves in chunks.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,9 @@ def example():
         "hidden_ND": jax.random.normal(keys[0], (N, D)),
         "weight_DV": jax.random.normal(keys[1], (D, V)),
         "tokens_N": jax.random.randint(keys[2], (N,), 0, V),
-        "pull_2N": jax.random.normal(keys[3], (2, N)),  # what the loss pulls log-probability and entropy with
+        "pull_2N": jax.random.normal(
+            keys[3], (2, N)
+        ),  # what the loss pulls log-probability and entropy with
     }
 
 
@@ -40,13 +44,18 @@ def pulled(hidden_ND, weight_DV, temperature, example, max_chunk_elements):
     logprob_N, entropy_N = chunked_token_logprobs(
         hidden_ND, head, example["tokens_N"], temperature, max_chunk_elements=max_chunk_elements
     )
-    return jnp.sum(example["pull_2N"][0] * logprob_N + example["pull_2N"][1] * entropy_N), (logprob_N, entropy_N)
+    return jnp.sum(example["pull_2N"][0] * logprob_N + example["pull_2N"][1] * entropy_N), (
+        logprob_N,
+        entropy_N,
+    )
 
 
 def gradients(example, max_chunk_elements):
     function = jax.jit(
         jax.value_and_grad(
-            lambda h, w, t: pulled(h, w, t, example, max_chunk_elements), argnums=(0, 1, 2), has_aux=True
+            lambda h, w, t: pulled(h, w, t, example, max_chunk_elements),
+            argnums=(0, 1, 2),
+            has_aux=True,
         )
     )
     return function(example["hidden_ND"], example["weight_DV"], TEMPERATURE)
@@ -58,7 +67,9 @@ def test_by_hand():
     logprob_N, entropy_N = token_logprobs(logits_NV, tokens_N, 1.0)
     np.testing.assert_allclose(logprob_N[0], np.log(0.75), rtol=1e-6)
     np.testing.assert_allclose(entropy_N[0], np.log(4) - 0.75 * np.log(3), rtol=1e-6)
-    np.testing.assert_allclose(token_logprobs(logits_NV, tokens_N, 0.5)[0][0], np.log(0.9), rtol=1e-6)
+    np.testing.assert_allclose(
+        token_logprobs(logits_NV, tokens_N, 0.5)[0][0], np.log(0.9), rtol=1e-6
+    )
 
 
 def test_is_the_float64_loop(example):
@@ -78,7 +89,9 @@ def test_probabilities_sum_to_one_and_none_exceeds_it():
 
 
 def test_derivatives_are_finite_differences(example):
-    """The written-out derivatives, to logits and temperature, against differences of the float64 loop."""
+    """The written-out derivatives, to logits and temperature, against differences of the float64
+    loop.
+    """
     logits_NV = example["hidden_ND"] @ example["weight_DV"]
 
     def of_naive(logits, temperature):
@@ -91,19 +104,29 @@ def test_derivatives_are_finite_differences(example):
 
     by_logits_NV, by_temperature = jax.grad(ours, argnums=(0, 1))(logits_NV, TEMPERATURE)
     step, base_NV = 1e-4, np.float64(logits_NV)
-    for row, word in [(0, 0), (0, int(example["tokens_N"][0])), (5, 3), (12, 10), (12, int(example["tokens_N"][12]))]:
+    for row, word in [
+        (0, 0),
+        (0, int(example["tokens_N"][0])),
+        (5, 3),
+        (12, 10),
+        (12, int(example["tokens_N"][12])),
+    ]:
         up_NV, down_NV = base_NV.copy(), base_NV.copy()
         up_NV[row, word] += step
         down_NV[row, word] -= step
         expected = (of_naive(up_NV, TEMPERATURE) - of_naive(down_NV, TEMPERATURE)) / (2 * step)
         np.testing.assert_allclose(by_logits_NV[row, word], expected, rtol=1e-3, atol=1e-5)
-    expected = (of_naive(base_NV, TEMPERATURE + step) - of_naive(base_NV, TEMPERATURE - step)) / (2 * step)
+    expected = (of_naive(base_NV, TEMPERATURE + step) - of_naive(base_NV, TEMPERATURE - step)) / (
+        2 * step
+    )
     np.testing.assert_allclose(by_temperature, expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 7, 12])
 def test_chunks_change_nothing(example, rows):
-    """Chunks of 13 rows, one row each or with a ragged tail: values and all gradients as in one piece."""
+    """Chunks of 13 rows, one row each or with a ragged tail: values and all gradients as in one
+    piece.
+    """
     (loss, outputs), grads = gradients(example, rows * V)
     (whole_loss, whole_outputs), whole_grads = gradients(example, N * V)
     np.testing.assert_allclose(loss, whole_loss, rtol=1e-5)
@@ -124,13 +147,17 @@ def avals(jaxpr):
 
 def largest_array(max_chunk_elements, num_rows):
     """The most elements that any array of loss and gradient has, for inputs smaller than a chunk."""
-    hidden_ND, weight_DV, tokens_N = jnp.ones((num_rows, 2)), jnp.ones((2, 101)), jnp.zeros(num_rows, jnp.int32)
+    hidden_ND, weight_DV, tokens_N = (
+        jnp.ones((num_rows, 2)),
+        jnp.ones((2, 101)),
+        jnp.zeros(num_rows, jnp.int32),
+    )
 
     def loss(hidden, weight):
         return jnp.sum(
-            chunked_token_logprobs(hidden, lambda h: h @ weight, tokens_N, 1.0, max_chunk_elements=max_chunk_elements)[
-                0
-            ]
+            chunked_token_logprobs(
+                hidden, lambda h: h @ weight, tokens_N, 1.0, max_chunk_elements=max_chunk_elements
+            )[0]
         )
 
     return max(avals(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(hidden_ND, weight_DV).jaxpr))
@@ -138,7 +165,9 @@ def largest_array(max_chunk_elements, num_rows):
 
 def test_no_array_exceeds_the_limit_in_the_backward_pass_either():
     assert largest_array(101 * 7, 53) <= 101 * 7
-    assert largest_array(101 * 53, 53) == 101 * 53  # the walk does see the logits where they are whole
+    assert (
+        largest_array(101 * 53, 53) == 101 * 53
+    )  # the walk does see the logits where they are whole
 
 
 def test_a_row_that_does_not_fit_is_refused(example):
@@ -147,16 +176,17 @@ def test_a_row_that_does_not_fit_is_refused(example):
 
 
 def test_words_that_cannot_be_drawn_give_no_nan():
-    # Two words of equal weight remain: log ½ and ln 2; the gradient leaves the impossible word alone.
+    # Two words of equal weight remain: log ½ and ln 2; the gradient leaves the impossible word
+    # alone.
     logits_NV, tokens_N = jnp.array([[1.0, -jnp.inf, 1.0]]), jnp.array([0])
 
     def loss(logits_NV, temperature):
         logprob_N, entropy_N = token_logprobs(logits_NV, tokens_N, temperature)
         return jnp.sum(logprob_N + 3 * entropy_N), (logprob_N, entropy_N)
 
-    (by_logits_NV, by_temperature), (logprob_N, entropy_N) = jax.grad(loss, argnums=(0, 1), has_aux=True)(
-        logits_NV, 1.0
-    )
+    (by_logits_NV, by_temperature), (logprob_N, entropy_N) = jax.grad(
+        loss, argnums=(0, 1), has_aux=True
+    )(logits_NV, 1.0)
     np.testing.assert_allclose((logprob_N[0], entropy_N[0]), (-np.log(2), np.log(2)), rtol=1e-6)
     np.testing.assert_allclose(by_logits_NV, [[0.5, 0.0, -0.5]], atol=1e-6)
     np.testing.assert_allclose(by_temperature, 0.0, atol=1e-6)
@@ -166,28 +196,46 @@ def test_bfloat16_logits_are_computed_in_float32(example):
     logits_NV = (example["hidden_ND"] @ example["weight_DV"]).astype(jnp.bfloat16)
     logprob_N, _ = token_logprobs(logits_NV, example["tokens_N"], TEMPERATURE)
     assert logprob_N.dtype == jnp.float32
-    gradient_NV = jax.grad(lambda logits: jnp.sum(token_logprobs(logits, example["tokens_N"], TEMPERATURE)[0]))(
-        logits_NV
-    )
+    gradient_NV = jax.grad(
+        lambda logits: jnp.sum(token_logprobs(logits, example["tokens_N"], TEMPERATURE)[0])
+    )(logits_NV)
     assert gradient_NV.dtype == jnp.bfloat16
-    np.testing.assert_allclose(logprob_N, naive(logits_NV, example["tokens_N"], TEMPERATURE)[0], rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        logprob_N, naive(logits_NV, example["tokens_N"], TEMPERATURE)[0], rtol=2e-5, atol=1e-6
+    )
 
 
 def test_chunks_leave_rows_on_their_devices():
-    """Eight devices with 16 rows each, four chunks: a device multiplies 4 of its rows a chunk, and no row is sent."""
+    """Eight devices with 16 rows each, four chunks: a device multiplies 4 of its rows a chunk, and
+    no row is sent.
+    """
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
-    rows, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*names)) for names in (("data",), ()))
+    rows, whole = (
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*names))
+        for names in (("data",), ())
+    )
     hidden = jax.device_put(np.random.default_rng(0).standard_normal((128, 4), np.float32), rows)
     kernel = jax.device_put(np.random.default_rng(1).standard_normal((4, 11), np.float32), whole)
     tokens = jax.device_put(np.arange(128, dtype=np.int32) % 11, rows)
 
     def scored(kernel, hidden, tokens):
-        return chunked_token_logprobs(hidden, lambda x: x @ kernel, tokens, 0.7, max_chunk_elements=32 * 11)
+        return chunked_token_logprobs(
+            hidden, lambda x: x @ kernel, tokens, 0.7, max_chunk_elements=32 * 11
+        )
 
-    text = jax.jit(scored, out_shardings=(rows, rows)).lower(kernel, hidden, tokens).compile().as_text()
-    assert not any(name in text for name in ("all-gather", "all-to-all", "collective-permute", "all-reduce"))
+    text = (
+        jax.jit(scored, out_shardings=(rows, rows))
+        .lower(kernel, hidden, tokens)
+        .compile()
+        .as_text()
+    )
+    assert not any(
+        name in text for name in ("all-gather", "all-to-all", "collective-permute", "all-reduce")
+    )
     assert "f32[4,11]" in text
     for found, expected in zip(
-        jax.jit(scored)(kernel, hidden, tokens), token_logprobs(hidden @ kernel, tokens, 0.7), strict=True
+        jax.jit(scored)(kernel, hidden, tokens),
+        token_logprobs(hidden @ kernel, tokens, 0.7),
+        strict=True,
     ):
         np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -1,4 +1,6 @@
-"""Losses against hand-worked numbers, their derivatives included, and at margins where exp would overflow."""
+"""Losses against hand-worked numbers, their derivatives included, and at margins where exp would
+overflow.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +10,13 @@ from rlhf_jax.ops import losses
 
 
 def test_dpo_by_hand():
-    # β · margin = ln 3: σ = ¾, so the loss is −ln ¾ = ln (4/3) and its derivative −β (1 − ¾) = −0.025.
+    # β · margin = ln 3: σ = ¾, so the loss is −ln ¾ = ln (4/3) and its derivative −β (1 − ¾) =
+    # −0.025.
     margin_U = jnp.array([10 * np.log(3.0)], jnp.float32)
     np.testing.assert_allclose(losses.dpo(margin_U, 0.1), [np.log(4 / 3)], rtol=1e-5)
-    np.testing.assert_allclose(jax.grad(lambda m: losses.dpo(m, 0.1)[0])(margin_U), [-0.025], rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.grad(lambda m: losses.dpo(m, 0.1)[0])(margin_U), [-0.025], rtol=1e-5
+    )
 
 
 def test_dpo_of_no_margin_is_ln_2():
@@ -21,7 +26,9 @@ def test_dpo_of_no_margin_is_ln_2():
 def test_pairwise_logistic_by_hand():
     # chosen − rejected = ln 4 − ln 1: σ = 4/5. The other way round 1/5.
     chosen_U, rejected_U = jnp.array([np.log(4.0), 0.0]), jnp.array([0.0, np.log(4.0)])
-    np.testing.assert_allclose(losses.pairwise_logistic(chosen_U, rejected_U), [-np.log(0.8), -np.log(0.2)], rtol=1e-5)
+    np.testing.assert_allclose(
+        losses.pairwise_logistic(chosen_U, rejected_U), [-np.log(0.8), -np.log(0.2)], rtol=1e-5
+    )
 
 
 def test_extreme_margins_stay_finite():
@@ -39,13 +46,16 @@ def test_cross_entropy_sums_over_unmasked_tokens():
 
 def test_ipo_by_hand():
     # β = ¼ asks for a margin of 2: (5 − 2)² with derivative 2 · 3, and nothing at 2.
-    loss_U, gradient_U = jax.vmap(jax.value_and_grad(lambda margin: losses.ipo(margin, 0.25)))(jnp.array([5.0, 2.0]))
+    loss_U, gradient_U = jax.vmap(jax.value_and_grad(lambda margin: losses.ipo(margin, 0.25)))(
+        jnp.array([5.0, 2.0])
+    )
     np.testing.assert_allclose(loss_U, [9.0, 0.0])
     np.testing.assert_allclose(gradient_U, [6.0, 0.0])
 
 
 def test_clipped_surrogate_by_hand():
-    # Ratios 1.1, 2, 2, ½, ½ and advantages 3, 3, −3, 3, −3 in [0.9, 1.2]: the smaller of ρ A and clip(ρ) A.
+    # Ratios 1.1, 2, 2, ½, ½ and advantages 3, 3, −3, 3, −3 in [0.9, 1.2]: the smaller of ρ A and
+    # clip(ρ) A.
     ratio, advantage = np.array([1.1, 2.0, 2.0, 0.5, 0.5]), jnp.array([3.0, 3.0, -3.0, 3.0, -3.0])
 
     def total(log_ratio):
@@ -59,7 +69,8 @@ def test_clipped_surrogate_by_hand():
 
 
 def test_clipped_value_by_hand():
-    # First 0, clip ½. To 1 from ¼: ½ (¾)². From 2, held at ½: errors 1 and ¼, ½ · 1. From 2 to 3: 1 and (5/2)², held wins.
+    # First 0, clip ½. To 1 from ¼: ½ (¾)². From 2, held at ½: errors 1 and ¼, ½ · 1. From 2 to 3: 1
+    # and (5/2)², held wins.
     value, target = jnp.array([0.25, 2.0, 2.0]), jnp.array([1.0, 1.0, 3.0])
 
     def total(value):

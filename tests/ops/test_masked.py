@@ -1,4 +1,6 @@
-"""Masked sums against hand-worked numbers; what the mask hides, NaN included, reaches neither results nor gradients."""
+"""Masked sums against hand-worked numbers; what the mask hides, NaN included, reaches neither
+results nor gradients.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +44,10 @@ def test_gradient_never_meets_what_is_masked(name):
     def scalar(values):
         return jnp.sum(getattr(masked, name)(values, MASK) * 1.5)
 
-    gradients = [jax.grad(scalar)(jnp.where(MASK, VALUES, garbage)) for garbage in (0.0, np.nan, np.inf, 1e30)]
+    gradients = [
+        jax.grad(scalar)(jnp.where(MASK, VALUES, garbage))
+        for garbage in (0.0, np.nan, np.inf, 1e30)
+    ]
     for gradient in gradients:
         np.testing.assert_array_equal(gradient, gradients[0])
         np.testing.assert_array_equal(gradient[~MASK], [0.0, 0.0])

@@ -1,4 +1,6 @@
-"""Adjusted rewards by hand: every degenerate case, bad input, and where float32 would lose the answer."""
+"""Adjusted rewards by hand: every degenerate case, bad input, and where float32 would lose the
+answer.
+"""
 
 from itertools import pairwise
 
@@ -27,7 +29,13 @@ def fractions(rewards, route, ties="together", weights=None, mask=None):
 
     weight = None if weights is None else padded(weights, np.nan)
     found = solve(
-        padded(rewards, np.nan), 0, 1, weight_PG=weight, mask_PG=padded(mask or [T] * size, F), ties=ties, route=route
+        padded(rewards, np.nan),
+        0,
+        1,
+        weight_PG=weight,
+        mask_PG=padded(mask or [T] * size, F),
+        ties=ties,
+        route=route,
     )
     return found.fraction_PG[0, :size]
 
@@ -43,7 +51,8 @@ def test_one_response_keeps_its_reward(route, ties):
 @both_routes
 @both_ties
 def test_two_responses_by_their_mean(route, ties):
-    # Range [-1, 3], middle 1. Mean 0.5, below: (2·0.5 + 1, -1) = (2, -1). Mean 2, above: (3, 2·2 - 3) = (3, 1).
+    # Range [-1, 3], middle 1. Mean 0.5, below: (2·0.5 + 1, -1) = (2, -1). Mean 2, above: (3, 2·2 -
+    # 3) = (3, 1).
     found = solve(np.array([[0.75, 0.25], [1.5, 2.5]]), -1, 3, route=route, ties=ties)
     np.testing.assert_array_equal(found.adjusted_PG, [[2, -1], [1, 3]])
     np.testing.assert_array_equal(found.budget_P, [0.75, 1.5])
@@ -54,8 +63,10 @@ def test_two_responses_by_their_mean(route, ties):
 @both_routes
 @both_ties
 def test_rewards_on_the_bounds_do_not_move(ties, route):
-    """Groups of 1 to 11, of which 0 to all are at high. In float32 -0.3 + (1.4 + 0.3) is not 1.4, and the reciprocal of
-    1.4 + 0.3, which the compiler takes for a division by a constant, times 1.4 + 0.3 is not 1."""
+    """Groups of 1 to 11, of which 0 to all are at high. In float32 -0.3 + (1.4 + 0.3) is not 1.4,
+    and the reciprocal of 1.4 + 0.3, which the compiler takes for a division by a constant, times
+    1.4 + 0.3 is not 1.
+    """
     pairs = [(size, correct) for size in range(1, 12) for correct in range(size + 1)]
     size, correct = (np.array(numbers)[:, None] for numbers in zip(*pairs, strict=True))
     place = np.random.default_rng(0).permuted(np.tile(np.arange(11), (len(pairs), 1)), axis=1)
@@ -74,7 +85,8 @@ def test_a_flat_group_keeps_its_reward_unless_ties_go_by_index(route):
     np.testing.assert_array_equal(found.adjusted_PG, rewards)
     assert (np.ptp(np.asarray(found.fraction_PG), axis=1) == 0).all()
     assert not found.winner_takes_all_P.any()
-    # As the model is written: C = 7 · 0.5 = 3.5, so the first three by index go up and the fourth halfway.
+    # As the model is written: C = 7 · 0.5 = 3.5, so the first three by index go up and the fourth
+    # halfway.
     np.testing.assert_allclose(fractions([0.5] * 7, route, "by_index"), [1, 1, 1, 0.5, 0, 0, 0])
 
 
@@ -84,10 +96,15 @@ def test_ties_at_the_boundary(route):
     rewards = [0.4, 0.0, 0.6, 0.4]
     np.testing.assert_allclose(fractions(rewards, route), [0.2, 0, 1, 0.2], atol=1e-7)
     np.testing.assert_allclose(fractions(rewards, route, "by_index"), [0.4, 0, 1, 0], atol=1e-7)
-    # Weights 2, 1, 1, 2: C = 0.8 + 0 + 0.6 + 0.8 = 2.2, and 1.2 is left for ties of weight 4; by index, 1.2 of the first's 2.
+    # Weights 2, 1, 1, 2: C = 0.8 + 0 + 0.6 + 0.8 = 2.2, and 1.2 is left for ties of weight 4; by
+    # index, 1.2 of the first's 2.
     weights = [2.0, 1.0, 1.0, 2.0]
-    np.testing.assert_allclose(fractions(rewards, route, weights=weights), [0.3, 0, 1, 0.3], atol=1e-7)
-    np.testing.assert_allclose(fractions(rewards, route, "by_index", weights=weights), [0.6, 0, 1, 0], atol=1e-7)
+    np.testing.assert_allclose(
+        fractions(rewards, route, weights=weights), [0.3, 0, 1, 0.3], atol=1e-7
+    )
+    np.testing.assert_allclose(
+        fractions(rewards, route, "by_index", weights=weights), [0.6, 0, 1, 0], atol=1e-7
+    )
 
 
 @both_routes
@@ -142,13 +159,22 @@ def test_nan_and_wrong_weights_poison_their_own_group_only(route, ties):
     for weight in (None, weights):
         found = solve(rewards, 0, 1, weight_PG=weight, route=route, ties=ties)
         bad = np.array([T, F, T, weight is not None])
-        for values in (found.adjusted_PG, found.fraction_PG, found.budget_P[:, None], found.mean_place_P[:, None]):
-            np.testing.assert_array_equal(np.isnan(values), np.broadcast_to(bad[:, None], values.shape))
+        for values in (
+            found.adjusted_PG,
+            found.fraction_PG,
+            found.budget_P[:, None],
+            found.mean_place_P[:, None],
+        ):
+            np.testing.assert_array_equal(
+                np.isnan(values), np.broadcast_to(bad[:, None], values.shape)
+            )
         assert not found.winner_takes_all_P[bad].any()
         whole = solve(clean, 0, 1, weight_PG=weight, route=route, ties=ties)
         np.testing.assert_array_equal(found.adjusted_PG[~bad], whole.adjusted_PG[~bad])
     weights[2:, 0] = np.inf, np.nan
-    assert np.isnan(solve(clean, 0, 1, weight_PG=weights, route=route, ties=ties).adjusted_PG[2:]).all()
+    assert np.isnan(
+        solve(clean, 0, 1, weight_PG=weights, route=route, ties=ties).adjusted_PG[2:]
+    ).all()
     # What the mask hides poisons nothing.
     x = fractions([0.25, np.nan, 0.5], route, ties, mask=[T, F, T], weights=[1.0, np.nan, 1.0])
     np.testing.assert_array_equal(x, [0, 0, 0.75])
@@ -232,7 +258,9 @@ def test_the_range_may_be_traced_and_rewards_of_any_number_type():
 
 
 def test_more_reward_never_means_less():
-    """Raising the best of a group by steps raises every fraction's sum, and C with it, without a jump of the mean."""
+    """Raising the best of a group by steps raises every fraction's sum, and C with it, without a
+    jump of the mean.
+    """
     steps = np.linspace(0.5, 1.0, 101, dtype=np.float32)
     rewards = np.stack([steps, np.full_like(steps, 0.25), np.full_like(steps, 0.4)], axis=1)
     sums = np.asarray(solve(rewards, 0, 1).fraction_PG).sum(1)

@@ -1,4 +1,6 @@
-"""Cost tables made of seeded random numbers, and dataflows of real algorithms, for the planner's tests."""
+"""Cost tables made of seeded random numbers, and dataflows of real algorithms, for the planner's
+tests.
+"""
 
 import zlib
 from dataclasses import dataclass
@@ -17,9 +19,11 @@ SECONDS = {"generate": 8.0, "infer": 1.5, "train": 5.0}
 
 @dataclass(frozen=True)
 class Table:
-    """Costs that scale with the number of devices and are each multiplied by a random number, the same whenever asked.
+    """Costs that scale with the number of devices and are each multiplied by a random number, the
+    same whenever asked.
 
-    `symmetric`: places of devices do not matter, only how many they are and which two placements share; else they do.
+    `symmetric`: places of devices do not matter, only how many they are and which two placements
+    share; else they do.
     """
 
     seed: int
@@ -41,12 +45,18 @@ class Table:
         return self._place(source), self._place(target), shared
 
     def refusal(self, call, placement):
-        refused = placement.mesh_shape[2] > 4 or (placement.num_micro_batches == 8 and placement.mesh_shape[0] == 8)
+        refused = placement.mesh_shape[2] > 4 or (
+            placement.num_micro_batches == 8 and placement.mesh_shape[0] == 8
+        )
         return f"{placement.mesh_shape} with {placement.num_micro_batches}" if refused else None
 
     def seconds(self, call, placement):
         key = call.name, self._place(placement), placement.num_micro_batches, placement.remat
-        return SECONDS[call.kind] * (0.5 + self.random("seconds", *key)) / len(placement.devices) ** 0.7
+        return (
+            SECONDS[call.kind]
+            * (0.5 + self.random("seconds", *key))
+            / len(placement.devices) ** 0.7
+        )
 
     def working_bytes(self, call, placement):
         key = call.name, self._place(placement), placement.remat
@@ -72,12 +82,21 @@ class Table:
 
 
 def work(lag=0, loop="synchronous"):
-    return Workload(num_prompts=16, samples_per_prompt=2, prompt_tokens=7, completion_tokens=11, lag=lag, loop=loop)
+    return Workload(
+        num_prompts=16,
+        samples_per_prompt=2,
+        prompt_tokens=7,
+        completion_tokens=11,
+        lag=lag,
+        loop=loop,
+    )
 
 
 @dataclass(frozen=True)
 class Given:
-    """Costs that a test states: seconds by call, the same for every move and every transfer between different places."""
+    """Costs that a test states: seconds by call, the same for every move and every transfer between
+    different places.
+    """
 
     by_call: dict
     move: float = 0.0
@@ -89,7 +108,10 @@ class Given:
     state: float = 16e9
 
     def refusal(self, call, placement):
-        rows, shards = 8, placement.mesh_shape[0] * placement.mesh_shape[1] * placement.num_micro_batches
+        rows, shards = (
+            8,
+            placement.mesh_shape[0] * placement.mesh_shape[1] * placement.num_micro_batches,
+        )
         return f"{rows} rows do not divide by {shards}" if rows % shards else None
 
     def seconds(self, call, placement):
@@ -106,10 +128,18 @@ class Given:
         return self.state / (placement.mesh_shape[1] * placement.mesh_shape[2])
 
     def reallocate_seconds(self, role, source, target):
-        return 0.0 if (source.devices, source.mesh_shape) == (target.devices, target.mesh_shape) else self.move
+        return (
+            0.0
+            if (source.devices, source.mesh_shape) == (target.devices, target.mesh_shape)
+            else self.move
+        )
 
     def transfer_seconds(self, call, source, target):
-        return 0.0 if (source.devices, source.mesh_shape) == (target.devices, target.mesh_shape) else self.transfer
+        return (
+            0.0
+            if (source.devices, source.mesh_shape) == (target.devices, target.mesh_shape)
+            else self.transfer
+        )
 
 
 def place(*devices, **settings):

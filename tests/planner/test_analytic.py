@@ -1,4 +1,6 @@
-"""Formulas of seconds and bytes: hand-worked numbers, what moves which way, refusals, and XLA's own account of memory."""
+"""Formulas of seconds and bytes: hand-worked numbers, what moves which way, refusals, and XLA's own
+account of memory.
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -45,14 +47,24 @@ def on(*mesh_shape, **changes):
     return Placement(tuple(range(size)), mesh_shape, **changes)
 
 
-WORK = Workload(num_prompts=64, samples_per_prompt=1, prompt_tokens=128, completion_tokens=128, num_minibatches=4)
+WORK = Workload(
+    num_prompts=64,
+    samples_per_prompt=1,
+    prompt_tokens=128,
+    completion_tokens=128,
+    num_minibatches=4,
+)
 
 
 def test_a_decoding_step_of_one_row_reads_all_weights(seven):
-    """Bound by memory: 2 bytes of each param that is multiplied, at 0.8 of 3.35 TB/s, and 32 layers' launches."""
+    """Bound by memory: 2 bytes of each param that is multiplied, at 0.8 of 3.35 TB/s, and 32
+    layers' launches.
+    """
     costs = formulas(seven, WORK)
     part = costs.part(GENERATE, on(1, 1, 1))
-    products = 6_738_415_616 - 32000 * 4096 - (2 * 32 + 1) * 4096  # without the embedding and the norms
+    products = (
+        6_738_415_616 - 32000 * 4096 - (2 * 32 + 1) * 4096
+    )  # without the embedding and the norms
     seconds = roofline.forward_seconds(part, Positions(1, 0, 1))
     launches = 32 * 14 * 3e-6 + 6 * 3e-6
     read = 2 * products / (0.8 * 3.35e12)
@@ -61,22 +73,29 @@ def test_a_decoding_step_of_one_row_reads_all_weights(seven):
 
 
 def test_a_forward_pass_of_many_tokens_takes_its_flops(seven):
-    """2 FLOPs a param and token, 4 H K N a pair, at 0.6 of the peak; beside it element-wise work in memory."""
+    """2 FLOPs a param and token, 4 H K N a pair, at 0.6 of the peak; beside it element-wise work in
+    memory.
+    """
     part = formulas(seven, WORK).part(REFERENCE, on(1, 1, 1))
     tokens, pairs = 8 * 2048, 8 * 2048**2
     layers = 6_738_415_616 - 2 * 32000 * 4096 - (2 * 32 + 1) * 4096
     flops = 2 * layers * tokens / (0.6 * 989.4e12)
-    scores = 2 * 4 * 32 * 32 * pairs / (0.8 * 3.35e12)  # written and read in float32: they take longer than their FLOPs
+    scores = (
+        2 * 4 * 32 * 32 * pairs / (0.8 * 3.35e12)
+    )  # written and read in float32: they take longer than their FLOPs
     assert scores > 4 * 32 * 128 * 32 * pairs / (0.6 * 989.4e12)
     elements = 4 * 4096 + 6 * 4096 + 5 * 11008
     between = 2 * 2 * elements * 32 * tokens / (0.8 * 3.35e12)
     launches = 32 * 14 * 3e-6
-    assert roofline.layers_seconds(part, Positions(tokens, pairs)) == pytest.approx(flops + scores + between + launches)
+    assert roofline.layers_seconds(part, Positions(tokens, pairs)) == pytest.approx(
+        flops + scores + between + launches
+    )
 
 
 def test_tensor_sums_after_attention_and_after_feed_forward(seven):
-    """What links of no cost would save: in each of 32 layers two sums of the residual, one of what the embedding gives, and
-    three of a float32 for each position with logits."""
+    """What links of no cost would save: in each of 32 layers two sums of the residual, one of what
+    the embedding gives, and three of a float32 for each position with logits.
+    """
     free = replace(find("h100"), collective_latency=0.0, link_bandwidth=float("inf"))
     run = Positions(1024, 0, 128)
     costs = formulas(seven, WORK)
@@ -86,9 +105,9 @@ def test_tensor_sums_after_attention_and_after_feed_forward(seven):
     figure = 2 * 7 / 8 * 128 * 4 / (0.8 * 450e9) + 15e-6
     paid = roofline.forward_seconds(part, run) - roofline.forward_seconds(beside, run)
     assert paid == pytest.approx((2 * 32 + 1) * residual + 3 * figure)
-    assert roofline.backward_seconds(part, run, False) - roofline.backward_seconds(beside, run, False) == pytest.approx(
-        2 * 32 * residual + 2 * (residual + 3 * figure)
-    )
+    assert roofline.backward_seconds(part, run, False) - roofline.backward_seconds(
+        beside, run, False
+    ) == pytest.approx(2 * 32 * residual + 2 * (residual + 3 * figure))
 
 
 def test_attention_leaves_out_later_columns_in_blocks():
@@ -120,21 +139,31 @@ def test_compaction_saves_the_steps_of_rows_that_ended(seven):
     lengths = tuple(range(1, 16)) * 7 + (128,)
     work = replace(WORK, num_prompts=1024, completion_lengths=lengths)
     plain = formulas(seven, work).seconds(GENERATE, on(4, 1, 1))
-    assert formulas(seven, replace(work, num_compactions=2)).seconds(GENERATE, on(4, 1, 1)) < 0.9 * plain
+    assert (
+        formulas(seven, replace(work, num_compactions=2)).seconds(GENERATE, on(4, 1, 1))
+        < 0.9 * plain
+    )
 
 
 def test_padded_positions_are_what_the_programs_run(seven):
     work = Workload(num_prompts=2, samples_per_prompt=3, prompt_tokens=5, completion_tokens=7)
     shared, apart = formulas(seven, work), formulas(seven, replace(work, share_prompts=False))
     part = shared.part(REFERENCE, on(1, 1, 1))
-    # Two prompts of 5 once, six completions without their last token; each of those 6 x 6 queries has 11 columns.
-    assert shared.positions(REFERENCE, part, 2) == Positions(2 * 5 + 36, 2 * 25 + 36 * 11, 42, 2 * 11, 2)
+    # Two prompts of 5 once, six completions without their last token; each of those 6 x 6 queries
+    # has 11 columns.
+    assert shared.positions(REFERENCE, part, 2) == Positions(
+        2 * 5 + 36, 2 * 25 + 36 * 11, 42, 2 * 11, 2
+    )
     assert apart.positions(REFERENCE, part, 2) == Positions(6 * 11, 6 * 121, 42)
-    assert shared.positions(REWARD, part, 2) == Positions(6 * 12, 6 * 144)  # a reward model reads the last token too
+    assert shared.positions(REWARD, part, 2) == Positions(
+        6 * 12, 6 * 144
+    )  # a reward model reads the last token too
 
 
 def test_training_is_forward_twice_backward_and_the_optimizer(seven):
-    """Seconds of a whole round: minibatches times epochs; remat adds a forward pass of the layers to each."""
+    """Seconds of a whole round: minibatches times epochs; remat adds a forward pass of the layers
+    to each.
+    """
     place = on(8, 1, 1, remat=False)
     costs, twice = formulas(seven, WORK), formulas(seven, replace(WORK, num_epochs=2))
     assert twice.seconds(TRAIN, place) == pytest.approx(2 * costs.seconds(TRAIN, place))
@@ -153,7 +182,9 @@ def test_training_is_forward_twice_backward_and_the_optimizer(seven):
 def test_the_optimizer_touches_what_a_device_holds(seven):
     """32 bytes a float32 param: it and its two moments read and written, its gradient read twice."""
     costs = formulas(seven, WORK)
-    whole, eighth = (roofline.optimizer_seconds(costs.part(TRAIN, on(1, n, 1)), 8.0) for n in (1, 8))
+    whole, eighth = (
+        roofline.optimizer_seconds(costs.part(TRAIN, on(1, n, 1)), 8.0) for n in (1, 8)
+    )
     assert whole == pytest.approx(32 * 6_738_415_616 / (0.8 * 3.35e12) + seven.num_arrays * 3e-6)
     assert eighth < 0.2 * whole
 
@@ -168,7 +199,9 @@ def test_more_work_and_slower_devices_take_longer(seven, call):
     assert formulas(seven, WORK, hardware="a100-80gb").seconds(call, place) > seconds
     assert costs.seconds(call, on(4, 1, 1)) > seconds
     assert costs.seconds(call, replace(place, num_micro_batches=2)) > seconds
-    assert costs.working_bytes(call, replace(place, num_micro_batches=2)) < costs.working_bytes(call, place) or (
+    assert costs.working_bytes(call, replace(place, num_micro_batches=2)) < costs.working_bytes(
+        call, place
+    ) or (
         call is TRAIN  # which sums the micro-batches' gradients in a second copy
     )
 
@@ -209,7 +242,8 @@ def test_rows_that_stay_under_fsdp_bring_params_together_instead(seven):
     assert stays.seconds(TRAIN, place) < moves.seconds(TRAIN, place)
     assert stays.working_bytes(TRAIN, place) < moves.working_bytes(TRAIN, place)
     assert stays.seconds(GENERATE, place) == moves.seconds(GENERATE, place)
-    # Moving rows: 8 devices' tokens, summed queries, keys and values, summed gate and up, mixed values brought together.
+    # Moving rows: 8 devices' tokens, summed queries, keys and values, summed gate and up, mixed
+    # values brought together.
     rows, ring = 8 * 7 * 2, 7 / 8 / (0.8 * 450e9)
     layer = rows * (2 * 3 * 4096 + 2 * 2 * 11008 + 4096) * ring + 3 * 15e-6
     logits = 2 * 4 * 8 * 3 * 32000 * ring + 15e-6
@@ -224,9 +258,13 @@ def test_what_cannot_be_placed_is_refused_with_its_numbers(seven):
     costs = formulas(seven, WORK)
     assert all(costs.refusal(call, on(2, 2, 4)) is None for call in CALLS)
     sixty_four = formulas(seven, WORK, num_devices=64, hardware="h100")
-    assert "tensor=64 does not divide the 32 heads of the policy" in (sixty_four.refusal(TRAIN, on(1, 1, 64)) or "")
+    assert "tensor=64 does not divide the 32 heads of the policy" in (
+        sixty_four.refusal(TRAIN, on(1, 1, 64)) or ""
+    )
     assert "tensor=16 crosses hosts of 8 devices" in (costs.refusal(TRAIN, on(1, 1, 16)) or "")
-    assert "16 prompts of a minibatch do not divide over data*fsdp = 3 " in (costs.refusal(TRAIN, on(3, 1, 1)) or "")
+    assert "16 prompts of a minibatch do not divide over data*fsdp = 3 " in (
+        costs.refusal(TRAIN, on(3, 1, 1)) or ""
+    )
     reason = costs.refusal(GENERATE, on(16, 1, 1, num_micro_batches=8))
     assert reason is not None
     assert "64 prompts do not divide over data*fsdp = 16 shards of 8 micro-batch(es)" in reason
@@ -245,27 +283,40 @@ def test_params_move_by_what_is_missing(seven):
     copies, halves = on(2, 1, 1), on(1, 1, 2)
     assert costs.reallocate_seconds("policy", copies, halves) == pytest.approx(fixed)
     products = 2 * (6_738_415_616 - 65 * 4096)
-    assert costs.reallocate_seconds("policy", halves, copies) == pytest.approx(products / 2 / speed + fixed)
+    assert costs.reallocate_seconds("policy", halves, copies) == pytest.approx(
+        products / 2 / speed + fixed
+    )
     # Halves along rows and along columns have a quarter in common.
-    assert costs.reallocate_seconds("policy", on(1, 2, 1), halves) == pytest.approx(products / 4 / speed + fixed)
+    assert costs.reallocate_seconds("policy", on(1, 2, 1), halves) == pytest.approx(
+        products / 4 / speed + fixed
+    )
     far = Placement((8,), (1, 1, 1))
-    assert costs.reallocate_seconds("policy", one, far) == pytest.approx(whole / (0.8 * 50e9) + fixed)
+    assert costs.reallocate_seconds("policy", one, far) == pytest.approx(
+        whole / (0.8 * 50e9) + fixed
+    )
 
 
 def test_rows_are_moved_for_little(seven):
     costs, near, far = formulas(seven, WORK), on(8, 1, 1), Placement(tuple(range(8, 16)), (8, 1, 1))
     assert costs.transfer_seconds(GENERATE, near, near) == 0.0
-    # Eight rows a device: tokens and masks of prompts, tokens, masks and log-probabilities of completions.
+    # Eight rows a device: tokens and masks of prompts, tokens, masks and log-probabilities of
+    # completions.
     moved = 8 * (5 * 128 + 9 * 128 + 13)
-    assert costs.transfer_seconds(GENERATE, near, far) == pytest.approx(moved / (0.8 * 50e9) + 15e-6)
-    assert costs.transfer_seconds(REWARD, near, on(4, 1, 1)) == pytest.approx(16 * 4 / (0.8 * 450e9) + 15e-6)
+    assert costs.transfer_seconds(GENERATE, near, far) == pytest.approx(
+        moved / (0.8 * 50e9) + 15e-6
+    )
+    assert costs.transfer_seconds(REWARD, near, on(4, 1, 1)) == pytest.approx(
+        16 * 4 / (0.8 * 450e9) + 15e-6
+    )
 
 
 def test_virtual_devices_are_no_faster_together(seven):
     work = replace(WORK, num_prompts=4096)
     costs = formulas(seven, work, hardware="cpu", num_devices=8)
     assert costs.shared_throughput
-    assert costs.seconds(REFERENCE, on(8, 1, 1)) == pytest.approx(costs.seconds(REFERENCE, on(1, 1, 1)), rel=0.01)
+    assert costs.seconds(REFERENCE, on(8, 1, 1)) == pytest.approx(
+        costs.seconds(REFERENCE, on(1, 1, 1)), rel=0.01
+    )
 
 
 # What follows compiles small programs and reads what XLA has set aside for them.
@@ -287,11 +338,22 @@ def compiled(call, mesh_shape):
         config = sampling.Config(max_completion_tokens=40, samples_per_prompt=4)
         program = partial(sampling.sample, model=model, config=config, eos_id=0, pad_id=0)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        return jax.jit(program).lower(params, sharding.abstract_rows(asked, mesh), key, of((), jnp.int32)).compile()
+        return (
+            jax.jit(program)
+            .lower(params, sharding.abstract_rows(asked, mesh), key, of((), jnp.int32))
+            .compile()
+        )
     if call is REFERENCE:
-        numbers = [of((ROWS,), jnp.int32), of((ROWS,), jnp.int32), of((), jnp.int32), of((), jnp.float32)]
+        numbers = [
+            of((ROWS,), jnp.int32),
+            of((ROWS,), jnp.int32),
+            of((), jnp.int32),
+            of((), jnp.float32),
+        ]
         samples = Samples(*prompts, *tokens, figures, of((ROWS,), bool), *numbers, 4)  # type: ignore[arg-type]
-        program = jax.jit(partial(scoring.sample_logprobs, model=model), out_shardings=sharding.rows(mesh))
+        program = jax.jit(
+            partial(scoring.sample_logprobs, model=model), out_shardings=sharding.rows(mesh)
+        )
         return program.lower(params, sharding.abstract_rows(samples, mesh)).compile()
     optimizer = updating.make_optimizer(updating.OptimizerConfig(), 7)
     state = jax.eval_shape(partial(updating.init_state, optimizer=optimizer), params)
@@ -320,11 +382,17 @@ def test_bytes_are_those_of_the_compiled_program(call, mesh_shape):
     costs = formulas(shapes.of_model(llama.make(SMALL)), SMALL_WORK, hardware="cpu", num_devices=8)
     analysis: Any = compiled(call, mesh_shape).memory_analysis()
     place = on(*mesh_shape, remat=False)
-    stays = costs.state_bytes("policy", place) if call is TRAIN else costs.params_bytes(call.role, place)
+    stays = (
+        costs.state_bytes("policy", place)
+        if call is TRAIN
+        else costs.params_bytes(call.role, place)
+    )
     rows = analysis.argument_size_in_bytes - stays
     assert abs(rows) < 0.1 * stays  # the batch, at this size
     if call is TRAIN:
-        assert analysis.argument_size_in_bytes + analysis.output_size_in_bytes == pytest.approx(2 * stays, rel=0.1)
+        assert analysis.argument_size_in_bytes + analysis.output_size_in_bytes == pytest.approx(
+            2 * stays, rel=0.1
+        )
     least, most = BANDS[mesh_shape]
     ratio = costs.working_bytes(call, place) / analysis.temp_size_in_bytes
     print(call.name, mesh_shape, f"ours / temporary = {ratio:.2f}")

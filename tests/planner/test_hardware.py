@@ -7,7 +7,9 @@ from rlhf_jax.planner.costs.hardware import TABLE, find
 
 
 def test_a_wrong_name_lists_the_names():
-    with pytest.raises(ValueError, match=r"no hardware 'h300'; there are: a100-80gb, cpu, h100, h200, tpu-v5e"):
+    with pytest.raises(
+        ValueError, match=r"no hardware 'h300'; there are: a100-80gb, cpu, h100, h200, tpu-v5e"
+    ):
         find("h300")
 
 
@@ -28,7 +30,9 @@ def test_products_reach_a_share_of_the_dtypes_peak():
 def test_virtual_devices_share_the_cores_of_a_host():
     cpu = find("cpu")  # two cores
     assert cpu.of_call(8).float32_flops == pytest.approx(cpu.float32_flops / 4)
-    assert cpu.of_call(1).memory_bandwidth == pytest.approx(2 * cpu.memory_bandwidth)  # alone, a call has both cores
+    assert cpu.of_call(1).memory_bandwidth == pytest.approx(
+        2 * cpu.memory_bandwidth
+    )  # alone, a call has both cores
     assert find("h100").of_call(8) == find("h100")
 
 
@@ -45,7 +49,9 @@ def test_an_axis_that_leaves_a_host_has_the_network():
     assert across.tensor.bandwidth == pytest.approx(0.8 * 450e9)
     assert across.data.bandwidth == pytest.approx(0.8 * 50e9)  # a device of each host
     assert across.rows.bandwidth == across.data.bandwidth
-    assert rings(h100, tuple(range(16)), (1, 16, 1)).fsdp.bandwidth == pytest.approx(0.8 * 400e9)  # all eight NICs
+    assert rings(h100, tuple(range(16)), (1, 16, 1)).fsdp.bandwidth == pytest.approx(
+        0.8 * 400e9
+    )  # all eight NICs
     within = rings(h100, tuple(range(8, 16)), (2, 2, 2))
     assert {within.data.bandwidth, within.fsdp.bandwidth, within.rows.bandwidth} == {0.8 * 450e9}
     assert within.rows.size == 4

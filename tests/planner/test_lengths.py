@@ -27,7 +27,11 @@ def test_steps_are_the_mean_over_all_draws(row_shards, num_compactions):
     lengths, limit, rows = (1, 2, 2, 5, 9), 7, 5 if row_shards == 1 else 2
     total, draws = Counter(), list(itertools.product(lengths, repeat=rows * row_shards))
     for draw in draws:
-        total.update(simulated(np.asarray(draw).reshape(row_shards, rows), limit, row_shards, num_compactions))
+        total.update(
+            simulated(
+                np.asarray(draw).reshape(row_shards, rows), limit, row_shards, num_compactions
+            )
+        )
     expected = {size: count / len(draws) for size, count in total.items()}
     found = dict(decode_steps(lengths, limit, rows, row_shards, num_compactions))
     assert set(found) == set(expected)
@@ -58,5 +62,9 @@ def test_more_rows_wait_longer_and_never_beyond_the_limit():
 def test_binomial_sums_agree_with_enumeration():
     for most, chance in itertools.product(range(4), (0.0, 0.3, 1.0)):
         outcomes = itertools.product((0, 1), repeat=3)
-        naive = sum(np.prod([chance if hit else 1 - chance for hit in hits]) for hits in outcomes if sum(hits) <= most)
+        naive = sum(
+            np.prod([chance if hit else 1 - chance for hit in hits])
+            for hits in outcomes
+            if sum(hits) <= most
+        )
         assert binomial_at_most(most, 3, np.asarray([chance]))[0] == pytest.approx(naive, abs=1e-12)

@@ -1,4 +1,6 @@
-"""Costs measured on the devices at hand: what is measured, how it is extrapolated, kept, scaled, and used for a plan."""
+"""Costs measured on the devices at hand: what is measured, how it is extrapolated, kept, scaled,
+and used for a plan.
+"""
 
 import dataclasses
 
@@ -19,7 +21,9 @@ from tests.runtime import rounds
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 WORK = Workload(rounds.PROMPTS, 2, tiny.Q, tiny.C, num_minibatches=2)
-PLAN = parse("generate: 0-1 tensor=2; reference: 2; value: 2; reward: 3; train_policy: 0; train_critic: 1")
+PLAN = parse(
+    "generate: 0-1 tensor=2; reference: 2; value: 2; reward: 3; train_policy: 0; train_critic: 1"
+)
 TWO = Placement((0, 1), (2, 1, 1))
 
 
@@ -44,7 +48,8 @@ def measured(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("values", "num_layers", "expected"), [([3.0], 2, 3.0), ([3.0, 5.0], 9, 19.0), ([3.0, 2.0], 9, 3.0)]
+    ("values", "num_layers", "expected"),
+    [([3.0], 2, 3.0), ([3.0, 5.0], 9, 19.0), ([3.0, 2.0], 9, 3.0)],
 )
 def test_time_of_a_deep_model_from_one_layer_and_two(values, num_layers, expected):
     """T(9) = 3 + 8 (5 - 3); noise that makes two layers faster than one is no gain of a hundred."""
@@ -78,13 +83,18 @@ def test_lengths_shorten_decoding_alone(measured):
     prefill = profile.known[f"{call_key(generate, at)} prefill"]
     assert short.seconds(generate, at) == pytest.approx(prefill)
     half = make(path, dataclasses.replace(WORK, completion_lengths=(1 + (tiny.C - 1) // 2,)))[1]
-    assert half.seconds(generate, at) == pytest.approx((prefill + profile.seconds(generate, at)) / 2)
+    assert half.seconds(generate, at) == pytest.approx(
+        (prefill + profile.seconds(generate, at)) / 2
+    )
 
 
 def test_figures_are_found_again_and_those_of_another_work_are_not(measured):
     path, calls, profile = measured
     assert make(path)[1].known == profile.known
-    assert make(path, dataclasses.replace(WORK, lag=1, loop="asynchronous"))[1].missing(calls, PLAN) == []
+    assert (
+        make(path, dataclasses.replace(WORK, lag=1, loop="asynchronous"))[1].missing(calls, PLAN)
+        == []
+    )
     assert len(make(path, dataclasses.replace(WORK, num_prompts=8))[1].missing(calls, PLAN)) == 6
 
 
@@ -93,7 +103,9 @@ def test_devices_of_a_host_are_alike(measured):
     elsewhere = dataclasses.replace(PLAN.placements["reference"], devices=(7,))
     reference = next(call for call in calls if call.name == "reference")
     assert profile.missing([reference], Plan({"reference": elsewhere})) == []
-    assert profile.seconds(reference, elsewhere) == profile.seconds(reference, PLAN.placements["reference"])
+    assert profile.seconds(reference, elsewhere) == profile.seconds(
+        reference, PLAN.placements["reference"]
+    )
 
 
 def test_what_was_not_measured_is_scaled_to_what_was(measured):
@@ -102,7 +114,9 @@ def test_what_was_not_measured_is_scaled_to_what_was(measured):
     ratio = profile.seconds(reference, PLAN.placements["reference"]) / profile.formulas.seconds(
         reference, PLAN.placements["reference"]
     )
-    assert profile.seconds(reference, TWO) == pytest.approx(ratio * profile.formulas.seconds(reference, TWO))
+    assert profile.seconds(reference, TWO) == pytest.approx(
+        ratio * profile.formulas.seconds(reference, TWO)
+    )
     assert make()[1].seconds(reference, TWO) == profile.formulas.seconds(reference, TWO)
 
 

@@ -42,10 +42,22 @@ def test_devices_that_are_no_whole_hosts_are_refused():
 
 
 def test_mesh_shapes():
-    assert set(mesh_shapes(4, 8)) == {(4, 1, 1), (2, 2, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)}
+    assert set(mesh_shapes(4, 8)) == {
+        (4, 1, 1),
+        (2, 2, 1),
+        (1, 4, 1),
+        (2, 1, 2),
+        (1, 2, 2),
+        (1, 1, 4),
+    }
     assert all(prod(shape) == 32 and shape[2] <= 8 for shape in mesh_shapes(32, 8))
     assert max(shape[2] for shape in mesh_shapes(32, 8)) == 8
-    assert {shape[2] for shape in mesh_shapes(12, 6)} == {1, 2, 3, 6}  # of a host of 6, 4 would cross into the next
+    assert {shape[2] for shape in mesh_shapes(12, 6)} == {
+        1,
+        2,
+        3,
+        6,
+    }  # of a host of 6, 4 would cross into the next
 
 
 def test_pareto_keeps_what_is_best_for_some_memory():
@@ -76,7 +88,9 @@ def test_what_is_dropped_is_refused_too_large_or_beaten_by_what_is_kept(call):
                         continue
                     num_dropped += 1
                     seconds, working = costs.seconds(call, tried), costs.working_bytes(call, tried)
-                    resident = (costs.state_bytes if call.kind == "train" else costs.params_bytes)(call.role, tried)
+                    resident = (costs.state_bytes if call.kind == "train" else costs.params_bytes)(
+                        call.role, tried
+                    )
                     assert (
                         costs.refusal(call, tried)
                         or working + resident > costs.device_bytes

@@ -23,7 +23,8 @@ def gigabytes(placements, calls=PPO, versions=1, num_devices=2):
 
 
 def test_all_calls_on_one_mesh():
-    # two states, the sampler's own copy, reference and reward, no copy for value; 10 GB of rows over two devices
+    # two states, the sampler's own copy, reference and reward, no copy for value; 10 GB of rows
+    # over two devices
     assert gigabytes(EVERYWHERE) == [2 * 16 + 3 * 4 + 5] * 2
     assert gigabytes(EVERYWHERE, versions=3) == [2 * 16 + 5 * 4 + 5] * 2
 
@@ -37,11 +38,14 @@ def test_calls_apart():
         "train_policy": place(1),
         "train_critic": Placement((0, 1), (1, 2, 1), 4, True),
     }
-    # device 0: sampler 4, reward 4, half of the critic 8, one call at a time 10; device 1: reference 4, a copy for value
-    # since the critic has another mesh 4, policy 16, half of the critic 8, 10
+    # device 0: sampler 4, reward 4, half of the critic 8, one call at a time 10; device 1:
+    # reference 4, a copy for value since the critic has another mesh 4, policy 16, half of the
+    # critic 8, 10
     assert gigabytes(placements) == [4 + 4 + 8 + 10, 4 + 4 + 16 + 8 + 10]
     same_devices = {**placements, "train_critic": place(1)}
-    assert gigabytes(same_devices)[1] == 4 + 16 + 16 + 10  # value now runs with the critic's own params
+    assert (
+        gigabytes(same_devices)[1] == 4 + 16 + 16 + 10
+    )  # value now runs with the critic's own params
 
 
 def run_check(placements, costs=COSTS, calls=PPO, of=None, num_devices=2, **kwargs):
@@ -59,7 +63,10 @@ def test_a_plan_that_fits_is_completed():
     ("changed", "message"),
     [
         ({"generat": place(0)}, "the plan places generat; the calls are generate, reference"),
-        ({"reward": place(0, 2)}, r"reward is on devices \(0, 2\); accepted: different ones of 0 ... 1"),
+        (
+            {"reward": place(0, 2)},
+            r"reward is on devices \(0, 2\); accepted: different ones of 0 ... 1",
+        ),
         ({"reward": place(0, 0)}, "different ones"),
         (
             {"reward": Placement((0, 1), (1, 4, 1))},
@@ -84,14 +91,17 @@ def test_a_call_without_a_place_needs_a_default():
 
 def test_micro_batches_that_would_fit_are_found():
     costs = replace(COSTS, device_bytes=46.5e9)  # of 44 that stay and 5 for rows
-    message = (
-        r"by 2.5 GB: it needs 5 GB while .* beside 44 GB that stay .* with 2 times as many micro-batches for every call"
-    )
+    message = r"by 2.5 GB: it needs 5 GB while .* beside 44 GB that stay .* with 2 times as many micro-batches for every call"
     with pytest.raises(ValueError, match=message):
         run_check(EVERYWHERE, costs)
-    smaller = {name: replace(of, num_micro_batches=2) for name, of in EVERYWHERE.items() if name != "train_policy"}
+    smaller = {
+        name: replace(of, num_micro_batches=2)
+        for name, of in EVERYWHERE.items()
+        if name != "train_policy"
+    }
     with pytest.raises(
-        ValueError, match=r"train_policy does not fit .* with train_policy: 0-1 data=2 micro_batches=2$"
+        ValueError,
+        match=r"train_policy does not fit .* with train_policy: 0-1 data=2 micro_batches=2$",
     ):
         run_check({**smaller, "train_policy": place(0, 1)}, costs)
 

@@ -1,4 +1,6 @@
-"""The search against brute force over random cost tables, its bounds against what plans take, and what it says."""
+"""The search against brute force over random cost tables, its bounds against what plans take, and
+what it says.
+"""
 
 import itertools
 import random
@@ -59,7 +61,9 @@ def test_branch_and_bound_is_brute_force(calls, micro_batches, memory, symmetric
     proof = exact(space, None, 10**6)
     assert proof.proven
     assert proof.lower_bound == pytest.approx(space.seconds(proof.choice))
-    assert space.seconds(proof.choice) == pytest.approx(brute_force(calls, costs, work(lag, loop), 2, micro_batches))
+    assert space.seconds(proof.choice) == pytest.approx(
+        brute_force(calls, costs, work(lag, loop), 2, micro_batches)
+    )
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -78,7 +82,9 @@ def test_no_plan_is_faster_than_its_bounds(lag, loop, shared):
             assert bound >= before * (1 - 1e-12)
             state, before = bounds.place(state, index, choice[index]), bound
             assert bound <= space.seconds(choice) * (1 + 1e-9)
-            known = [of if i in state.numbers else None for i, of in enumerate(space.chosen(choice))]
+            known = [
+                of if i in state.numbers else None for i, of in enumerate(space.chosen(choice))
+            ]
             relaxed = steady_state.lower_bound(space.flow, space.flow.relaxed(known, tables.least))
             assert relaxed <= space.seconds(choice) * (1 + 1e-9)
             assert relaxed > 0 or shared
@@ -87,7 +93,10 @@ def test_no_plan_is_faster_than_its_bounds(lag, loop, shared):
 
 
 def test_partial_memory_is_that_of_the_plan():
-    space, rng = Space(PPO, Table(5, device_bytes=60e9), work(1, "asynchronous"), 4, 4, (1, 2)), random.Random(1)
+    space, rng = (
+        Space(PPO, Table(5, device_bytes=60e9), work(1, "asynchronous"), 4, 4, (1, 2)),
+        random.Random(1),
+    )
     tables = Tables(space)
     bounds, order = Bounds(tables), Search(space, tables, 0).order
     seen = set()
@@ -109,9 +118,14 @@ def test_a_mesh_is_left_out_for_one_of_the_same_slice_that_is_better_in_everythi
     generate, trains = 0, (4, 5)
 
     def latest(of, other):
-        """By how much the samples may come later to `of` than to `other`, and its scores later to training."""
+        """By how much the samples may come later to `of` than to `other`, and its scores later to
+        training.
+        """
         flow = space.flow
-        late = [flow.transfer_seconds(0, a, of) - flow.transfer_seconds(0, a, other) for a in space.options[generate]]
+        late = [
+            flow.transfer_seconds(0, a, of) - flow.transfer_seconds(0, a, other)
+            for a in space.options[generate]
+        ]
         behind = [
             flow.transfer_seconds(index, of, b) - flow.transfer_seconds(index, other, b)
             for train in trains
@@ -134,17 +148,26 @@ def test_a_mesh_is_left_out_for_one_of_the_same_slice_that_is_better_in_everythi
 
 
 def test_exchanges_of_devices_are_used_where_costs_are_blind_to_them():
-    same, other = (Tables(Space(PPO, Table(0, symmetric=s), work(), 8, 8, (1,))) for s in (True, False))
+    same, other = (
+        Tables(Space(PPO, Table(0, symmetric=s), work(), 8, 8, (1,))) for s in (True, False)
+    )
     assert same.symmetric
     assert not other.symmetric
     generate = same.generate
     first = {same.slices[generate][n] for n in np.flatnonzero(same.fresh([], generate))}
     assert first == {(0, 1), (0, 2), (0, 4), (0, 8)}
     placed = next(n for n, found in enumerate(same.slices[generate]) if found == (0, 2))
-    second = {same.slices[same.policy][n] for n in np.flatnonzero(same.fresh([(generate, placed)], same.policy))}
+    second = {
+        same.slices[same.policy][n]
+        for n in np.flatnonzero(same.fresh([(generate, placed)], same.policy))
+    }
     # inside it, itself, beside it, the half with it, the other half, all
     assert second == {(0, 1), (0, 2), (2, 1), (2, 2), (0, 4), (4, 1), (4, 2), (4, 4), (0, 8)}
-    assert other.fresh([], generate).sum() == (other.kept[generate]).sum() > same.fresh([], generate).sum()
+    assert (
+        other.fresh([], generate).sum()
+        == (other.kept[generate]).sum()
+        > same.fresh([], generate).sum()
+    )
 
 
 def test_symmetry_finds_what_is_found_without_it(monkeypatch):
@@ -216,7 +239,9 @@ def test_the_default_plan_is_the_best_single_mesh(found):
 
 def test_a_search_is_determined_by_its_seed():
     spaces = [Space(PPO, Table(2, device_bytes=60e9), work(), 8, 4, (1, 2)) for _ in range(3)]
-    first, again, other = (anneal(space, seed, 2, 150) for space, seed in zip(spaces, (3, 3, 4), strict=True))
+    first, again, other = (
+        anneal(space, seed, 2, 150) for space, seed in zip(spaces, (3, 3, 4), strict=True)
+    )
     assert first == again
     assert spaces[0].evaluations == spaces[1].evaluations != spaces[2].evaluations or first != other
 
@@ -241,7 +266,8 @@ def test_many_devices_are_annealed(monkeypatch):
 def test_what_fits_nowhere_is_named_with_what_would_do():
     costs = replace(Table(1), device_bytes=8e9)
     with pytest.raises(
-        ValueError, match=r"no plan fits on 4 devices of 8 GB: train_\w+ alone needs .* at the least on 0-"
+        ValueError,
+        match=r"no plan fits on 4 devices of 8 GB: train_\w+ alone needs .* at the least on 0-",
     ):
         search(PPO, costs, work(), 4, 4)
     with pytest.raises(ValueError, match=r"; 16 such devices would do"):
@@ -249,8 +275,12 @@ def test_what_fits_nowhere_is_named_with_what_would_do():
 
 
 def test_calls_that_fit_alone_but_not_together_are_named():
-    costs = Given({call.name: 1.0 for call in PPO}, device_bytes=30e9)  # a state of 16 GB and 10 for rows
-    with pytest.raises(ValueError, match=r"no plan fits on 1 devices of 30 GB: train_\w+ needs 16.3 GB") as error:
+    costs = Given(
+        {call.name: 1.0 for call in PPO}, device_bytes=30e9
+    )  # a state of 16 GB and 10 for rows
+    with pytest.raises(
+        ValueError, match=r"no plan fits on 1 devices of 30 GB: train_\w+ needs 16.3 GB"
+    ) as error:
         search(PPO, costs, work(), 1, 1, micro_batches=(1, 2, 4, 8))
     assert "alone" not in str(error.value)
 
@@ -260,14 +290,20 @@ def test_what_is_refused_everywhere_says_why():
         def refusal(self, call, placement):
             return "5 prompts do not divide" if call.name == "reward" else None
 
-    with pytest.raises(ValueError, match="reward can be placed nowhere on 2 devices: 5 prompts do not divide"):
+    with pytest.raises(
+        ValueError, match="reward can be placed nowhere on 2 devices: 5 prompts do not divide"
+    ):
         search(PPO, Refused(0), work(), 2, 2)
 
 
 @pytest.mark.parametrize(
     ("generate", "shared", "sentence"),
     [
-        (5.0, False, "Sample asynchronously: a round is"),  # a second device makes no call faster: each has its own
+        (
+            5.0,
+            False,
+            "Sample asynchronously: a round is",
+        ),  # a second device makes no call faster: each has its own
         (0.2, False, "Stay synchronous: asynchrony would gain"),
         (5.0, True, "these devices share one host's cores"),
     ],
@@ -275,7 +311,9 @@ def test_what_is_refused_everywhere_says_why():
 def test_advice(generate, shared, sentence):
     seconds = {"generate": generate, "reference": 1.0, "reward": 1.0, "train_policy": 4.0}
     costs = Given(seconds, shared_throughput=shared)
-    both = [search(ONLINE_DPO, costs, work(lag, loop), 2, 2, micro_batches=(1,)) for lag, loop in LOOPS]
+    both = [
+        search(ONLINE_DPO, costs, work(lag, loop), 2, 2, micro_batches=(1,)) for lag, loop in LOOPS
+    ]
     said = advice(*both)
     assert sentence in said
     assert said.endswith(".")

@@ -1,4 +1,6 @@
-"""Shapes of models: every family's params, published shapes by name, and what a device of a mesh holds."""
+"""Shapes of models: every family's params, published shapes by name, and what a device of a mesh
+holds.
+"""
 
 from dataclasses import replace
 
@@ -13,7 +15,9 @@ from rlhf_jax.models import llama
 from rlhf_jax.models.common import value_head
 from rlhf_jax.planner.costs import shapes
 
-FAMILIES = [name for name in registry.names("models") if hasattr(registry.find("models", name), "PRESETS")]
+FAMILIES = [
+    name for name in registry.names("models") if hasattr(registry.find("models", name), "PRESETS")
+]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -64,12 +68,18 @@ def test_tied_embeddings_are_the_head():
 
 @pytest.mark.parametrize(
     ("name", "billions"),
-    [("llama-2-7b", 6.738), ("llama-2-13b", 13.016), ("codellama-34b", 33.744), ("llama-2-70b", 68.977)],
+    [
+        ("llama-2-7b", 6.738),
+        ("llama-2-13b", 13.016),
+        ("codellama-34b", 33.744),
+        ("llama-2-70b", 68.977),
+    ],
 )
 def test_published_shapes_have_the_published_params(name, billions):
     shape = shapes.named(name)
     assert shape.num_params / 1e9 == pytest.approx(billions, abs=5e-4)
-    # Two vocabulary matrices, and in a layer q and o of D x D, k and v of D x JK, three of D x F, two norms; the last norm.
+    # Two vocabulary matrices, and in a layer q and o of D x D, k and v of D x JK, three of D x F,
+    # two norms; the last norm.
     D, F, kept = shape.width, shape.ffn_width, shape.num_kv_heads * shape.head_width
     layer = 2 * D * D + 2 * D * kept + 3 * D * F + 2 * D
     assert shape.num_params == 2 * shape.vocab_size * D + shape.num_layers * layer + D
@@ -93,4 +103,6 @@ def test_a_dimension_that_does_not_divide_stays_whole():
 
 def test_a_column_of_the_cache():
     shape = shapes.of_model(llama.make(llama.Config(11, 16, 3, 4, 2, 24)))
-    assert shape.column_bytes == 2 * 3 * 2 * 4 * 4  # keys and values, layers, heads, a head's width, float32
+    assert (
+        shape.column_bytes == 2 * 3 * 2 * 4 * 4
+    )  # keys and values, layers, heads, a head's width, float32

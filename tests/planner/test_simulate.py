@@ -13,13 +13,27 @@ from rlhf_jax.planner.simulation.simulate import simulate
 
 from .tables import ONLINE_DPO, PPO, Given, Table, place, plan, work
 
-BOTH_LOOPS = [(0, "synchronous"), (2, "synchronous"), (0, "asynchronous"), (1, "asynchronous"), (3, "asynchronous")]
+BOTH_LOOPS = [
+    (0, "synchronous"),
+    (2, "synchronous"),
+    (0, "asynchronous"),
+    (1, "asynchronous"),
+    (3, "asynchronous"),
+]
 DPO_COSTS = Given({"generate": 4.0, "reference": 2.0, "reward": 3.0, "train_policy": 5.0})
 TOGETHER = {call.name: place(0, 1) for call in ONLINE_DPO}
 SIDE_BY_SIDE = {**TOGETHER, "reference": place(0), "reward": place(1)}
 
 
-def run(placements, costs=DPO_COSTS, calls=ONLINE_DPO, lag=0, loop="synchronous", num_devices=2, **kwargs):
+def run(
+    placements,
+    costs=DPO_COSTS,
+    calls=ONLINE_DPO,
+    lag=0,
+    loop="synchronous",
+    num_devices=2,
+    **kwargs,
+):
     return simulate(calls, plan(**placements), costs, work(lag, loop), num_devices, **kwargs)
 
 
@@ -41,12 +55,15 @@ def test_scores_on_devices_of_their_own_overlap(lag):
     assert spans(found, "reference")[0] == pytest.approx((sampling, sampling + 2))
     assert spans(found, "reward")[1] == pytest.approx((sampling + 12, sampling + 15))
     assert spans(found, "train_policy")[1] == pytest.approx((sampling + 15, sampling + 20))
-    assert sorted(spans(found, "generate")) == list(range(5 + 2 * lag))  # 5 + lag rounds are trained
+    assert sorted(spans(found, "generate")) == list(
+        range(5 + 2 * lag)
+    )  # 5 + lag rounds are trained
 
 
 def test_shared_cores_take_the_overlap_back():
     found = run(SIDE_BY_SIDE, replace(DPO_COSTS, shared_throughput=True))
-    # 2 s and 3 s at half the speed each: the first ends after 4 s, the second is alone with its last second
+    # 2 s and 3 s at half the speed each: the first ends after 4 s, the second is alone with its
+    # last second
     assert spans(found, "reference")[0] == pytest.approx((4, 8))
     assert spans(found, "reward")[0] == pytest.approx((4, 9))
     assert found.seconds_per_round == pytest.approx(4 + 2 + 3 + 5)
@@ -62,18 +79,28 @@ def test_data_take_time_and_occupy_nothing():
 
 def test_the_critic_trains_beside_the_next_sampling():
     costs = Given(
-        {"generate": 4.0, "reference": 1.0, "value": 1.0, "reward": 1.0, "train_policy": 5.0, "train_critic": 9.0},
+        {
+            "generate": 4.0,
+            "reference": 1.0,
+            "value": 1.0,
+            "reward": 1.0,
+            "train_policy": 5.0,
+            "train_critic": 9.0,
+        },
         move=0.5,
     )
     placements = {call.name: place(0) for call in PPO} | {"train_critic": place(1)}
     found = run(placements, costs, PPO)
-    # round 0: sampling 0-4, scores after the first move of the critic's params, policy 7.5-12.5, critic 7.5-16.5; round 1:
-    # sampling 12.5-16.5, reference, then the critic's params are moved 17.5-18 (it has ended), and so on
+    # round 0: sampling 0-4, scores after the first move of the critic's params, policy 7.5-12.5,
+    # critic 7.5-16.5; round 1: sampling 12.5-16.5, reference, then the critic's params are moved
+    # 17.5-18 (it has ended), and so on
     assert spans(found, "train_critic")[0] == pytest.approx((7.5, 16.5))
     assert spans(found, "generate")[1] == pytest.approx((12.5, 16.5))
     assert spans(found, "move to value")[1] == pytest.approx((17.5, 18.0))
     assert found.seconds_per_round == pytest.approx(4 + 1 + 0.5 + 1 + 1 + 5)
-    assert not spans(found, "publish")  # the sampler has the trainer's layout: the copy takes no time
+    assert not spans(
+        found, "publish"
+    )  # the sampler has the trainer's layout: the copy takes no time
     rows = {row.call: row for row in found.rows}
     assert rows["value"].reallocate_seconds == 0.5
     assert found.idle_share[1] == pytest.approx(1 - (9 + 0.5) / 12.5)
@@ -90,7 +117,9 @@ def test_the_critic_trains_beside_the_next_sampling():
     ],
 )
 def test_asynchronous_rounds(generate, lag, seconds):
-    costs = Given({"generate": generate, "reference": 1.0, "reward": 1.0, "train_policy": 5.0}, move=0.5)
+    costs = Given(
+        {"generate": generate, "reference": 1.0, "reward": 1.0, "train_policy": 5.0}, move=0.5
+    )
     placements = {call.name: place(1) for call in ONLINE_DPO} | {"generate": place(0)}
     found = run(placements, costs, lag=lag, loop="asynchronous")
     assert found.seconds_per_round == pytest.approx(seconds)
@@ -132,7 +161,9 @@ def test_a_device_runs_one_at_a_time_and_nothing_begins_before_its_data(lag, loo
     chosen = {call.name: rng.choice(options(call, costs, 4, 4)).placement for call in PPO}
     found = run(chosen, costs, PPO, lag, loop, num_devices=4)
     for device in range(4):
-        mine = sorted((n.start, n.end) for n in found.nodes if device in n.devices and n.kind != "transfer")
+        mine = sorted(
+            (n.start, n.end) for n in found.nodes if device in n.devices and n.kind != "transfer"
+        )
         assert all(after[0] >= before[1] - 1e-9 for before, after in pairwise(mine))
     for name in ("reference", "value", "reward"):
         for r, (start, end) in spans(found, name).items():
@@ -148,7 +179,9 @@ def test_shared_cores_never_rest_and_never_hurry():
     flow = Dataflow(PPO, costs, work())
     for _ in range(5):
         of_plan = flow.round([rng.choice(options(call, costs, 4, 4, (1,))) for call in PPO])
-        assert steady_state.seconds_per_round(flow, of_plan) == pytest.approx(sum(of_plan.seconds), rel=1e-9)
+        assert steady_state.seconds_per_round(flow, of_plan) == pytest.approx(
+            sum(of_plan.seconds), rel=1e-9
+        )
 
 
 def test_a_call_without_a_place_is_an_error():

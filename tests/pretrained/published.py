@@ -15,7 +15,13 @@ from rlhf_jax.pretrained import folders
 from rlhf_jax.stages.common import pretrained_models
 from tests import tiny
 
-SHAPE = {"vocab_size": 11, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+SHAPE = {
+    "vocab_size": 11,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
 GROUPED = SHAPE | {"num_key_value_heads": 1, "rope_theta": 50.0}
 LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 3}
 GEMMA = GROUPED | {"head_dim": 8, "query_pre_attn_scalar": 3, "sliding_window": 3}
@@ -24,19 +30,32 @@ GEMMA = GROUPED | {"head_dim": 8, "query_pre_attn_scalar": 3, "sliding_window": 
 def rope(theta: float, local_theta: float, **scaling) -> dict:
     """Rotary parameters of a family whose layers with a window have their own."""
     full = {"rope_theta": theta, "rope_type": "default"} | scaling
-    return {"rope_parameters": {"full_attention": full, "sliding_attention": {"rope_theta": local_theta}}}
+    return {
+        "rope_parameters": {
+            "full_attention": full,
+            "sliding_attention": {"rope_theta": local_theta},
+        }
+    }
 
 
-# What a config.json says, by a name of the folder; every number that a family has is away from its default.
+# What a config.json says, by a name of the folder; every number that a family has is away from its
+# default.
 FOLDERS = {
-    "gpt_neox": ("gpt_neox", SHAPE | {"rotary_pct": 0.5, "rotary_emb_base": 50.0, "layer_norm_eps": 1e-3}),
+    "gpt_neox": (
+        "gpt_neox",
+        SHAPE | {"rotary_pct": 0.5, "rotary_emb_base": 50.0, "layer_norm_eps": 1e-3},
+    ),
     "llama": ("llama", GROUPED | {"rms_norm_eps": 1e-3, "head_dim": 6}),
     "llama, yarn": (
         "llama",
-        GROUPED | {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}},
+        GROUPED
+        | {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}},
     ),
     "mistral": ("mistral", GROUPED | {"sliding_window": 3}),
-    "qwen2": ("qwen2", GROUPED | {"sliding_window": 3, "use_sliding_window": True, "max_window_layers": 1}),
+    "qwen2": (
+        "qwen2",
+        GROUPED | {"sliding_window": 3, "use_sliding_window": True, "max_window_layers": 1},
+    ),
     "qwen3": ("qwen3", GROUPED | {"head_dim": 6, "tie_word_embeddings": True}),
     "gemma2": ("gemma2", GEMMA | {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.5}),
     "gemma3": ("gemma3_text", GEMMA | LAYERS | rope(50.0, 7.0, rope_type="linear", factor=3.0)),
@@ -45,7 +64,14 @@ FOLDERS = {
         "olmo3",
         GROUPED
         | LAYERS
-        | rope(50.0, 50.0, rope_type="yarn", factor=4.0, original_max_position_embeddings=8, attention_factor=1.2),
+        | rope(
+            50.0,
+            50.0,
+            rope_type="yarn",
+            factor=4.0,
+            original_max_position_embeddings=8,
+            attention_factor=1.2,
+        ),
     ),
     "smollm3": (
         "smollm3",
@@ -55,7 +81,13 @@ FOLDERS = {
         "phi3",
         GROUPED
         | {"partial_rotary_factor": 0.5, "sliding_window": 3, "max_position_embeddings": 64}
-        | {"rope_scaling": {"type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}},
+        | {
+            "rope_scaling": {
+                "type": "longrope",
+                "short_factor": [1.0, 2.0],
+                "long_factor": [3.0, 4.0],
+            }
+        },
     ),
 }
 IDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
@@ -68,19 +100,25 @@ def random_torch(model):
 
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator) + (parameter.ndim == 1)
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator) + (
+            parameter.ndim == 1
+        )
     return model.eval()
 
 
 def write(path: Path, name: str, auto: str = "AutoModelForCausalLM", **changes) -> Path:
-    """A folder as transformers saves it, whose config.json says what `FOLDERS` says and not what transformers adds."""
+    """A folder as transformers saves it, whose config.json says what `FOLDERS` says and not what
+    transformers adds.
+    """
     import transformers
 
     model_type, settings = FOLDERS[name]
     config = {"model_type": model_type} | settings | IDS | changes
     path.mkdir(exist_ok=True)
     (path / "config.json").write_text(json.dumps(config))
-    model = random_torch(getattr(transformers, auto).from_config(transformers.AutoConfig.from_pretrained(path)))
+    model = random_torch(
+        getattr(transformers, auto).from_config(transformers.AutoConfig.from_pretrained(path))
+    )
     model.save_pretrained(path)
     written = json.loads((path / "config.json").read_text())
     config |= {"architectures": written["architectures"], "transformers_version": "4.40.0"}
@@ -88,18 +126,26 @@ def write(path: Path, name: str, auto: str = "AutoModelForCausalLM", **changes) 
     return path
 
 
-def theirs(path: Path, tokens_BL: np.ndarray = TOKENS, auto: str = "AutoModelForCausalLM") -> np.ndarray:
+def theirs(
+    path: Path, tokens_BL: np.ndarray = TOKENS, auto: str = "AutoModelForCausalLM"
+) -> np.ndarray:
     """What transformers computes of a folder: logits."""
     import torch
     import transformers
 
-    model = getattr(transformers, auto).from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+    model = (
+        getattr(transformers, auto)
+        .from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+        .eval()
+    )
     with torch.no_grad():
         return model(torch.tensor(tokens_BL)).logits.numpy()
 
 
 def one_device(model):
-    return sharding.params_shardings(model, jax.eval_shape(model.init, jax.random.key(0)), tiny.make_mesh((1, 1, 1)))
+    return sharding.params_shardings(
+        model, jax.eval_shape(model.init, jax.random.key(0)), tiny.make_mesh((1, 1, 1))
+    )
 
 
 def load(path: Path, dtype: str = "float32"):
@@ -119,7 +165,9 @@ def ours(path: Path, tokens_BL: np.ndarray = TOKENS) -> np.ndarray:
     """What we compute of a folder: logits."""
     model, params = load(path)
     mask_BL = jnp.ones(tokens_BL.shape, bool)
-    hidden, _ = jax.jit(model.apply)(params, jnp.asarray(tokens_BL), positions_from_mask(mask_BL), mask_BL)
+    hidden, _ = jax.jit(model.apply)(
+        params, jnp.asarray(tokens_BL), positions_from_mask(mask_BL), mask_BL
+    )
     return np.asarray(model.head(params, hidden))
 
 
@@ -127,7 +175,9 @@ def check_equal(one, other) -> None:
     one, other = flatten_dict(one), flatten_dict(other)
     assert one.keys() == other.keys()
     for path, array in one.items():
-        np.testing.assert_array_equal(np.asarray(array), np.asarray(other[path]), err_msg="/".join(path))
+        np.testing.assert_array_equal(
+            np.asarray(array), np.asarray(other[path]), err_msg="/".join(path)
+        )
 
 
 def copied(folder: Path, tmp_path: Path) -> Path:
@@ -146,5 +196,7 @@ def rewrite(path: Path, change) -> None:
 def configure(path: Path, **changes) -> Path:
     """The folder with keys of its config.json changed; None takes a key away."""
     config = json.loads((path / "config.json").read_text()) | changes
-    (path / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    (path / "config.json").write_text(
+        json.dumps({key: value for key, value in config.items() if value is not None})
+    )
     return path

@@ -1,4 +1,6 @@
-"""The files that an export takes over: everything but weights and a trainer's state, each under the name that is looked for."""
+"""The files that an export takes over: everything but weights and a trainer's state, each under the
+name that is looked for.
+"""
 
 import json
 
@@ -19,12 +21,45 @@ TOKENIZER = (
     "added_tokens.json",
     "tokenizer.model",
 )
-TOKENIZER += ("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "qwen.tiktoken", "spiece.model")
-MODEL = ("generation_config.json", "LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md", "preprocessor_config.json")
+TOKENIZER += (
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "qwen.tiktoken",
+    "spiece.model",
+)
+MODEL = (
+    "generation_config.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "NOTICE",
+    "USE_POLICY.md",
+    "preprocessor_config.json",
+)
 MODEL += ("modeling_mine.py", "something_new.json")
-LEFT = ("model.safetensors", "model.safetensors.index.json", "model-00001-of-00002.safetensors", "pytorch_model.bin")
-LEFT += ("optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "training_args.bin")
-LEFT += ("trainer_state.json", "consolidated.00.pth", "model.gguf", "flax_model.msgpack", "tf_model.h5", "model.onnx")
+LEFT = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-00001-of-00002.safetensors",
+    "pytorch_model.bin",
+)
+LEFT += (
+    "optimizer.pt",
+    "optimizer.bin",
+    "scheduler.pt",
+    "rng_state.pth",
+    "rng_state_0.pth",
+    "training_args.bin",
+)
+LEFT += (
+    "trainer_state.json",
+    "consolidated.00.pth",
+    "model.gguf",
+    "flax_model.msgpack",
+    "tf_model.h5",
+    "model.onnx",
+)
 LEFT += (
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -48,7 +83,9 @@ def byte_level(file, extra=("<|endoftext|>", "<|im_end|>")):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    library = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    library = Tokenizer(
+        models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[])
+    )
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
     library.add_special_tokens(list(extra))
@@ -78,7 +115,10 @@ def test_a_large_file_that_is_no_tokenizer_s_is_data(tmp_path, monkeypatch):
 def test_a_tokenizer_of_another_folder_takes_the_place_of_the_model_s(tmp_path):
     """No file of two tokenizers is mixed; the model's own other files stay."""
     model = folder(tmp_path / "model", ("config.json", *TOKENIZER, *MODEL))
-    other = folder(tmp_path / "other", ("config.json", "tokenizer.json", "chat_template.jinja", "LICENSE", "new.json"))
+    other = folder(
+        tmp_path / "other",
+        ("config.json", "tokenizer.json", "chat_template.jinja", "LICENSE", "new.json"),
+    )
     found = carried.files(other, model)
     assert set(found) == {*MODEL, "tokenizer.json", "chat_template.jinja"}
     assert found["tokenizer.json"].parent == other
@@ -88,7 +128,10 @@ def test_a_tokenizer_of_another_folder_takes_the_place_of_the_model_s(tmp_path):
 
 
 def test_of_a_folder_without_a_model_the_tokenizer_is_taken(tmp_path):
-    path = folder(tmp_path / "notes", ("tokenizer.json", "tokenizer_config.json", "diary.txt", "data.json", "LICENSE"))
+    path = folder(
+        tmp_path / "notes",
+        ("tokenizer.json", "tokenizer_config.json", "diary.txt", "data.json", "LICENSE"),
+    )
     assert set(carried.files(path, None)) == {"tokenizer.json", "tokenizer_config.json", "LICENSE"}
 
 
@@ -111,7 +154,10 @@ def test_a_tokenizer_that_is_named_is_taken_beside_one_of_the_usual_name(tmp_pat
     assert carried.files(tmp_path, None)["tokenizer.json"] == tmp_path / "tokenizer.json"
     assert carried.files(tmp_path / "tokenizer.json", None)["merges.txt"] == tmp_path / "merges.txt"
     found = carried.files(file, None)
-    assert found == {"tokenizer.json": file, "chat_template.jinja": tmp_path / "chat_template.jinja"}
+    assert found == {
+        "tokenizer.json": file,
+        "chat_template.jinja": tmp_path / "chat_template.jinja",
+    }
 
 
 def test_a_sentencepiece_model_under_another_name(tmp_path):
@@ -125,10 +171,13 @@ def test_of_several_tokenizers_one_has_to_be_named(tmp_path):
     byte_level(tmp_path / "mine.json")
     byte_level(tmp_path / "yours.json")
     with pytest.raises(
-        Refusal, match=r"holds several tokenizers, mine.json, yours.json, and none called tokenizer.json"
+        Refusal,
+        match=r"holds several tokenizers, mine.json, yours.json, and none called tokenizer.json",
     ):
         carried.files(tmp_path, None)
-    assert carried.files(tmp_path / "yours.json", None) == {"tokenizer.json": tmp_path / "yours.json"}
+    assert carried.files(tmp_path / "yours.json", None) == {
+        "tokenizer.json": tmp_path / "yours.json"
+    }
 
 
 @pytest.mark.parametrize(
@@ -153,7 +202,11 @@ def test_ends_are_merged(ids, before, expected):
     [
         ({"eos_token_id": [5, 6], "top_p": 0.9}, [5], {"eos_token_id": [5, 6], "top_p": 0.9}),
         ({"eos_token_id": 2}, [5], {"eos_token_id": [5, 2]}),
-        ({"eos_token_id": 2, "_from_model_config": True}, [5], {"eos_token_id": 5, "_from_model_config": True}),
+        (
+            {"eos_token_id": 2, "_from_model_config": True},
+            [5],
+            {"eos_token_id": 5, "_from_model_config": True},
+        ),
         (
             {"eos_token_id": [5, 6], "_from_model_config": True},
             [5],
@@ -163,7 +216,9 @@ def test_ends_are_merged(ids, before, expected):
     ],
 )
 def test_generation_ends_where_the_run_ends_texts(tmp_path, content, ids, expected):
-    """A default of a class that a generation_config.json was made from is no end of this vocabulary."""
+    """A default of a class that a generation_config.json was made from is no end of this
+    vocabulary.
+    """
     path = folder(tmp_path, ("config.json", "generation_config.json"), json.dumps(content))
     assert carried.generation(carried.files(None, path), ids) == expected
     assert carried.generation({}, ids) is None
@@ -171,13 +226,17 @@ def test_generation_ends_where_the_run_ends_texts(tmp_path, content, ids, expect
 
 @pytest.mark.parametrize("family", [llama, gemma2])
 def test_transformers_reads_the_exported_tokenizer_as_we_do(family, tmp_path):
-    """Gemma's own class would look for tokens that this file has not; the written description names none but ours."""
+    """Gemma's own class would look for tokens that this file has not; the written description names
+    none but ours.
+    """
     transformers = pytest.importorskip("transformers")
     file = byte_level(tmp_path / "place" / "mine.json")
     ours = file_tokenizers.hugging_face(str(file), "<|im_end|>")
     model = family.make(family.Config(300, 16, 1, 2, 1, 24, head_width=8))
     ids = {"eos_token_id": ours.eos_id, "pad_token_id": ours.pad_id}
-    export.save(tmp_path / "out", model, random_params(model, 0), token_ids=ids, tokenizer_from=file)
+    export.save(
+        tmp_path / "out", model, random_params(model, 0), token_ids=ids, tokenizer_from=file
+    )
     read = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     for text in ("two  spaces é", " a", "x<|im_end|>y"):
         assert read(text, add_special_tokens=False)["input_ids"] == ours.encode(text)

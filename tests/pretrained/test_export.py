@@ -1,4 +1,6 @@
-"""Exports: the family, the numbers and the files that came in; the same logits in transformers; nothing half-written."""
+"""Exports: the family, the numbers and the files that came in; the same logits in transformers;
+nothing half-written.
+"""
 
 import json
 
@@ -32,19 +34,28 @@ def neox(tmp_path_factory):
 
 def test_every_family_has_a_folder_here():
     names = {published.FOLDERS[name][0] for name in published.FOLDERS}
-    assert names == {published_families.model_type(family) for family in published_families.FAMILIES}
+    assert names == {
+        published_families.model_type(family) for family in published_families.FAMILIES
+    }
 
 
-@pytest.mark.parametrize("taken_over", [True, False], ids=["config taken over", "config of our own"])
+@pytest.mark.parametrize(
+    "taken_over", [True, False], ids=["config taken over", "config of our own"]
+)
 def test_what_came_in_goes_out(folder, taken_over, tmp_path):
-    """The same class with the same logits in transformers, and every number that transformers reads of either config."""
+    """The same class with the same logits in transformers, and every number that transformers reads
+    of either config.
+    """
     model, params = published.load(folder)
     came = json.loads((folder / "config.json").read_text())
     source = folders.Folder(folder) if taken_over else None
     out = tmp_path / "out"
     export.save(out, model, params, token_ids=published.IDS, model_from=source)
     written = json.loads((out / "config.json").read_text())
-    assert (written["model_type"], written["architectures"]) == (came["model_type"], came["architectures"])
+    assert (written["model_type"], written["architectures"]) == (
+        came["model_type"],
+        came["architectures"],
+    )
     if taken_over:
         assert written == came | {"dtype": "float32", "torch_dtype": "float32"} | {
             "tie_word_embeddings": model.config.tie_embeddings
@@ -57,10 +68,14 @@ def test_what_came_in_goes_out(folder, taken_over, tmp_path):
 
 
 def test_a_model_from_scratch_is_exported_as_its_own_family(tmp_path):
-    """Without any folder: the token ids of another vocabulary, which an absent key would mean, are not taken."""
+    """Without any folder: the token ids of another vocabulary, which an absent key would mean, are
+    not taken.
+    """
     for family in FAMILIES:
         model = registry.find("models", family).make(config_of(family))
-        export.save(tmp_path / family, model, random_params(model, 0), token_ids={"eos_token_id": 1})
+        export.save(
+            tmp_path / family, model, random_params(model, 0), token_ids={"eos_token_id": 1}
+        )
         config = transformers.AutoConfig.from_pretrained(tmp_path / family)
         assert config.model_type == published_families.model_type(family)
         assert (config.eos_token_id, config.pad_token_id, config.bos_token_id) == (1, None, None)
@@ -71,10 +86,16 @@ def test_a_config_that_would_read_as_another_model_is_not_written(neox, tmp_path
     folder = folders.Folder(neox)
     other = llama.make(llama.Config(11, 16, 1, 2, 1, 24))
     with pytest.raises(ValueError, match=r"is of the family gpt_neox, but the model is llama"):
-        export.save(tmp_path / "out", other, random_params(other, 0), token_ids={}, model_from=folder)
+        export.save(
+            tmp_path / "out", other, random_params(other, 0), token_ids={}, model_from=folder
+        )
     other = published.load(neox)[0].with_config(rope_theta=51.0)
-    with pytest.raises(ValueError, match=r"config.json would read as gpt_neox .*50.0, .*, but the model is .*51.0"):
-        export.save(tmp_path / "out", other, random_params(other, 0), token_ids={}, model_from=folder)
+    with pytest.raises(
+        ValueError, match=r"config.json would read as gpt_neox .*50.0, .*, but the model is .*51.0"
+    ):
+        export.save(
+            tmp_path / "out", other, random_params(other, 0), token_ids={}, model_from=folder
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -97,20 +118,29 @@ def test_half_precision_is_written(neox, tmp_path):
 @pytest.mark.parametrize("name", ["gpt_neox", "gemma3", "phi3", "olmo2"])
 def test_an_exported_reward_model_is_read_by_transformers(name, tmp_path):
     """With its padding: transformers finds the token to read by it."""
-    path = published.write(tmp_path / "in", name, "AutoModelForSequenceClassification", num_labels=1)
+    path = published.write(
+        tmp_path / "in", name, "AutoModelForSequenceClassification", num_labels=1
+    )
     model, params = published.read_classifier(path)
     out = tmp_path / "out"
     export.save(out, model.backbone, params, token_ids={"eos_token_id": 1, "pad_token_id": 2})
     config = json.loads((out / "config.json").read_text())
-    assert config["architectures"] == json.loads((path / "config.json").read_text())["architectures"]
+    assert (
+        config["architectures"] == json.loads((path / "config.json").read_text())["architectures"]
+    )
     tokens_BL = np.array([[3, 4, 5, 1, 2], [3, 9, 1, 2, 2], [5, 6, 7, 8, 9]])
     auto = "AutoModelForSequenceClassification"
-    np.testing.assert_array_equal(published.theirs(out, tokens_BL, auto), published.theirs(path, tokens_BL, auto))
+    np.testing.assert_array_equal(
+        published.theirs(out, tokens_BL, auto), published.theirs(path, tokens_BL, auto)
+    )
     published.check_equal(published.read_classifier(out)[1], params)
 
 
 def test_a_reward_model_that_is_read_at_its_eos_has_no_eos_for_padding(neox, tmp_path):
-    """transformers would read it at the token before. Without a padding it reads the last token, of one row at a time."""
+    """transformers would read it at the token before.
+
+    Without a padding it reads the last token, of one row at a time.
+    """
     model, params = published.load(neox)
     value = ValueModel(model)
     params = value.init_from(params, jax.random.key(0))
@@ -127,14 +157,20 @@ def test_a_reward_model_that_is_read_at_its_eos_has_no_eos_for_padding(neox, tmp
 
 def test_a_published_padding_that_is_the_eos_stays(tmp_path):
     """Such a model was trained to be read before its EOS, and is."""
-    path = published.write(tmp_path / "in", "llama", "AutoModelForSequenceClassification", num_labels=1, pad_token_id=1)
+    path = published.write(
+        tmp_path / "in", "llama", "AutoModelForSequenceClassification", num_labels=1, pad_token_id=1
+    )
     model, params = published.read_classifier(path)
-    export.save(tmp_path / "out", model.backbone, params, token_ids={"eos_token_id": 1, "pad_token_id": 2})
+    export.save(
+        tmp_path / "out", model.backbone, params, token_ids={"eos_token_id": 1, "pad_token_id": 2}
+    )
     assert json.loads((tmp_path / "out" / "config.json").read_text())["pad_token_id"] == 1
 
 
 def test_a_bias_of_the_score_survives(tmp_path):
-    path = published.write(tmp_path / "in", "gpt_neox", "AutoModelForSequenceClassification", num_labels=1)
+    path = published.write(
+        tmp_path / "in", "gpt_neox", "AutoModelForSequenceClassification", num_labels=1
+    )
     model, params = published.read_classifier(path)
     params["value_head"]["bias"] = jnp.array([0.25])
     export.save(tmp_path / "out", model.backbone, params, token_ids={"pad_token_id": 2})
@@ -142,13 +178,19 @@ def test_a_bias_of_the_score_survives(tmp_path):
 
 
 def test_ends_of_texts_are_all_of_them(neox, tmp_path):
-    """The run's EOS ends texts beside those of generation_config.json, and config.json says the same."""
+    """The run's EOS ends texts beside those of generation_config.json, and config.json says the
+    same.
+    """
     path = published.copied(neox, tmp_path)
-    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 6], "temperature": 0.6}))
+    (path / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [5, 6], "temperature": 0.6})
+    )
     model, params = published.load(path)
     for eos, expected in ((5, [5, 6]), (7, [7, 5, 6]), ([6, 8], [5, 6, 8])):
         out = tmp_path / str(eos)
-        export.save(out, model, params, token_ids={"eos_token_id": eos}, model_from=folders.Folder(path))
+        export.save(
+            out, model, params, token_ids={"eos_token_id": eos}, model_from=folders.Folder(path)
+        )
         assert json.loads((out / "config.json").read_text())["eos_token_id"] == expected
         generation = json.loads((out / "generation_config.json").read_text())
         assert generation == {"eos_token_id": expected, "temperature": 0.6}

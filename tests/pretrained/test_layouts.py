@@ -1,4 +1,6 @@
-"""Names in published folders: both generations of config keys, refusals by name, every param named once."""
+"""Names in published folders: both generations of config keys, refusals by name, every param named
+once.
+"""
 
 import dataclasses
 import math
@@ -8,8 +10,26 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from rlhf_jax import registry
-from rlhf_jax.models import gemma2, gemma3, gpt_neox, llama, mistral, olmo2, olmo3, phi3, qwen2, qwen3, smollm3
-from rlhf_jax.pretrained import layouts, published_configs, published_families, published_kinds, published_rope
+from rlhf_jax.models import (
+    gemma2,
+    gemma3,
+    gpt_neox,
+    llama,
+    mistral,
+    olmo2,
+    olmo3,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+)
+from rlhf_jax.pretrained import (
+    layouts,
+    published_configs,
+    published_families,
+    published_kinds,
+    published_rope,
+)
 
 FAMILIES = tuple(published_families.FAMILIES)
 SHAPE = {
@@ -22,10 +42,15 @@ SHAPE = {
 
 
 def published(family: str, **changes) -> dict:
-    return SHAPE | {"model_type": published_families.model_type(family) if family in FAMILIES else family} | changes
+    return (
+        SHAPE
+        | {"model_type": published_families.model_type(family) if family in FAMILIES else family}
+        | changes
+    )
 
 
-# The config.json of EleutherAI/pythia-1b (transformers 4), of meta-llama/Llama-3.2-1B (4) and as version 5 writes the same.
+# The config.json of EleutherAI/pythia-1b (transformers 4), of meta-llama/Llama-3.2-1B (4) and as
+# version 5 writes the same.
 PYTHIA_1B = {
     "architectures": ["GPTNeoXForCausalLM"],
     "bos_token_id": 0,
@@ -83,9 +108,16 @@ def test_published_files_are_the_presets():
 
 def test_newer_keys_say_the_same():
     newer = {key: value for key, value in PYTHIA_1B.items() if not key.startswith("rotary")}
-    newer["rope_parameters"] = {"rope_theta": 10000, "rope_type": "default", "partial_rotary_factor": 0.25}
+    newer["rope_parameters"] = {
+        "rope_theta": 10000,
+        "rope_type": "default",
+        "partial_rotary_factor": 0.25,
+    }
     assert layouts.read_config(newer) == layouts.read_config(PYTHIA_1B)
-    newer["rope_parameters"] = newer["rope_parameters"] | {"partial_rotary_factor": 0.5, "rope_theta": 77}
+    newer["rope_parameters"] = newer["rope_parameters"] | {
+        "partial_rotary_factor": 0.5,
+        "rope_theta": 77,
+    }
     assert layouts.read_config(newer)[1] == dataclasses.replace(
         gpt_neox.PRESETS["pythia-1b"], rotary_fraction=0.5, rope_theta=77.0
     )
@@ -105,7 +137,9 @@ def test_missing_keys_mean_the_published_defaults():
         "mistral": mistral.Config(*shape, 8, 13, head_width=6, sliding_window=4096, **grouped),
         "qwen2": qwen2.Config(*shape, 32, 13, head_width=6, **grouped),
         "qwen3": qwen3.Config(*shape, 32, 13, head_width=128, **grouped),
-        "gemma2": gemma2.Config(*shape, 4, 13, head_width=256, query_scalar=256, sliding_window=4096, **grouped),
+        "gemma2": gemma2.Config(
+            *shape, 4, 13, head_width=256, query_scalar=256, sliding_window=4096, **grouped
+        ),
         "gemma3": gemma3.Config(*shape, 4, 13, head_width=256, sliding_window=4096),
         "olmo2": olmo2.Config(*shape, 4, 13, head_width=6, rope_theta=10_000.0, norm_eps=1e-5),
         "olmo3": olmo3.Config(*shape, 4, 13, head_width=6, rope_theta=500_000.0, norm_eps=1e-5),
@@ -133,7 +167,11 @@ def test_windows_of_layers():
     assert windows("qwen2", max_window_layers=1) == [0, 0, 0]
     assert windows("qwen3", max_window_layers=1, use_sliding_window=True) == [0, 5, 5]
     layers = ["full_attention", "sliding_attention", "sliding_attention"]
-    assert windows("qwen2", max_window_layers=1, use_sliding_window=True, layer_types=layers) == [0, 5, 5]
+    assert windows("qwen2", max_window_layers=1, use_sliding_window=True, layer_types=layers) == [
+        0,
+        5,
+        5,
+    ]
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0}
@@ -152,36 +190,72 @@ def test_stretched_positions_that_say_little():
         return layouts.read_config(published(family, **changes))[1]
 
     llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    assert read("llama", rope_scaling=llama3, max_position_embeddings=64).rope_original_max_positions == 64
+    assert (
+        read("llama", rope_scaling=llama3, max_position_embeddings=64).rope_original_max_positions
+        == 64
+    )
     assert read("llama", rope_scaling=llama3).rope_original_max_positions == 2048
     assert read("qwen2", rope_scaling=llama3).rope_original_max_positions == 32768
-    assert read("llama", rope_scaling=llama3, original_max_position_embeddings=9).rope_original_max_positions == 9
+    assert (
+        read(
+            "llama", rope_scaling=llama3, original_max_position_embeddings=9
+        ).rope_original_max_positions
+        == 9
+    )
     config = read("qwen2", rope_scaling=YARN | {"original_max_position_embeddings": 32768})
-    assert (config.rope_scaling, config.rope_original_max_positions, config.rope_truncate) == ("yarn", 32768, True)
+    assert (config.rope_scaling, config.rope_original_max_positions, config.rope_truncate) == (
+        "yarn",
+        32768,
+        True,
+    )
     assert (config.rope_low_frequency_factor, config.rope_high_frequency_factor) == (1.0, 32.0)
     assert config.rope_attention_factor == pytest.approx(0.1 * math.log(4) + 1)
     config = read(
-        "llama", rope_scaling=YARN | {"factor": None, "mscale": 2, "mscale_all_dim": 1}, max_position_embeddings=64
+        "llama",
+        rope_scaling=YARN | {"factor": None, "mscale": 2, "mscale_all_dim": 1},
+        max_position_embeddings=64,
     )
     assert (config.rope_scaling_factor, config.rope_attention_factor) == (1.0, 1.0)
     config = read("llama", rope_scaling=YARN | {"mscale": 2, "mscale_all_dim": 1, "beta_fast": 0})
-    assert config.rope_attention_factor == pytest.approx((0.2 * math.log(4) + 1) / (0.1 * math.log(4) + 1))
+    assert config.rope_attention_factor == pytest.approx(
+        (0.2 * math.log(4) + 1) / (0.1 * math.log(4) + 1)
+    )
     assert config.rope_high_frequency_factor == 32.0
-    assert read("llama", rope_scaling={"type": "dynamic", "factor": 2.0}).rope_original_max_positions == 2048
+    assert (
+        read("llama", rope_scaling={"type": "dynamic", "factor": 2.0}).rope_original_max_positions
+        == 2048
+    )
     for kind in ("longrope", "su", "yarn"):
-        config = read("phi3", rope_scaling=LONGROPE | {"type": kind}, max_position_embeddings=131072)
+        config = read(
+            "phi3", rope_scaling=LONGROPE | {"type": kind}, max_position_embeddings=131072
+        )
         assert (config.rope_scaling, config.rope_original_max_positions) == ("longrope", 4096)
-        assert config.rope_attention_factor == pytest.approx(math.sqrt(1 + math.log(32) / math.log(4096)))
-        assert (config.rope_short_factors, config.rope_long_factors) == ("1.0 1.5 2.0", "4.0 5.0 6.0")
+        assert config.rope_attention_factor == pytest.approx(
+            math.sqrt(1 + math.log(32) / math.log(4096))
+        )
+        assert (config.rope_short_factors, config.rope_long_factors) == (
+            "1.0 1.5 2.0",
+            "4.0 5.0 6.0",
+        )
 
 
 def test_positions_of_two_kinds_of_layers():
     """The published keys of Gemma 3 and OLMo 3 before transformers 5, and since."""
     linear = {"rope_type": "linear", "factor": 8.0}
-    older = {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": linear, "sliding_window_pattern": 2}
+    older = {
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "rope_scaling": linear,
+        "sliding_window_pattern": 2,
+    }
     newer = of_layers(linear | {"rope_theta": 1e6}, {"rope_theta": 1e4, "rope_type": "default"})
     newer |= {"layer_types": [SLIDING, FULL, SLIDING]}
-    expected = {"rope_theta": 1e6, "rope_local_theta": 1e4, "rope_scaling": "linear", "rope_scaling_factor": 8.0}
+    expected = {
+        "rope_theta": 1e6,
+        "rope_local_theta": 1e4,
+        "rope_scaling": "linear",
+        "rope_scaling_factor": 8.0,
+    }
     for keys in (older, newer, older | newer):
         config = layouts.read_config(published("gemma3", **keys))[1]
         assert {key: getattr(config, key) for key in expected} == expected
@@ -191,12 +265,25 @@ def test_positions_of_two_kinds_of_layers():
     newer = of_layers(yarn | {"rope_theta": 500000}, {"rope_theta": 500000})
     for keys in (older, newer):
         config = layouts.read_config(published("olmo3", **keys))[1]
-        assert (config.rope_theta, config.rope_scaling, config.rope_attention_factor) == (5e5, "yarn", 1.2)
+        assert (config.rope_theta, config.rope_scaling, config.rope_attention_factor) == (
+            5e5,
+            "yarn",
+            1.2,
+        )
 
 
 @pytest.mark.parametrize(
     ("marked", "expected"),
-    [("...", 0), ("..x..x", 3), ("..x..", 3), ("xxx", 1), ("x..", None), ("..xx", None), ("..x...", None), ("", 0)],
+    [
+        ("...", 0),
+        ("..x..x", 3),
+        ("..x..", 3),
+        ("xxx", 1),
+        ("x..", None),
+        ("..xx", None),
+        ("..x...", None),
+        ("", 0),
+    ],
 )
 def test_period(marked, expected):
     assert published_configs.period([mark == "x" for mark in marked]) == expected
@@ -208,13 +295,29 @@ LINEAR = {"type": "linear", "factor": 4.0}
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        ("mamba", {}, "model_type is 'mamba': some of its layers are recurrent .*; accepted: gpt_neox, llama"),
+        (
+            "mamba",
+            {},
+            "model_type is 'mamba': some of its layers are recurrent .*; accepted: gpt_neox, llama",
+        ),
         ("nonesuch", {}, "model_type is 'nonesuch'; accepted: gpt_neox, llama"),
-        ("nonesuch", {"vision_config": {"depth": 3}}, "model_type is 'nonesuch': a model of several modalities"),
+        (
+            "nonesuch",
+            {"vision_config": {"depth": 3}},
+            "model_type is 'nonesuch': a model of several modalities",
+        ),
         (None, {}, "model_type is None; accepted"),
         (["llama"], {}, "model_type is .*; accepted"),
-        ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu'; accepted for llama: 'silu', 'swish'"),
-        ("gpt_neox", {"hidden_act": "gelu_fast"}, "hidden_act is 'gelu_fast'; accepted for gpt_neox: 'gelu'"),
+        (
+            "llama",
+            {"hidden_act": "gelu"},
+            "hidden_act is 'gelu'; accepted for llama: 'silu', 'swish'",
+        ),
+        (
+            "gpt_neox",
+            {"hidden_act": "gelu_fast"},
+            "hidden_act is 'gelu_fast'; accepted for gpt_neox: 'gelu'",
+        ),
         ("gpt_neox", {"attention_bias": False}, "attention_bias is False"),
         ("gpt_neox", {"head_dim": 3}, "head_dim is 3; accepted for gpt_neox: None"),
         (
@@ -222,15 +325,39 @@ LINEAR = {"type": "linear", "factor": 4.0}
             {"rope_theta": 3.0},
             "rope_theta is 3.0, but 10000.0 by the keys of gpt_neox; accepted: one value",
         ),
-        ("gpt_neox", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, but 0.25 by the keys of gpt_neox"),
-        ("gpt_neox", {"rope_scaling": LINEAR}, "rope_type is 'linear'; accepted for gpt_neox: default"),
-        ("gpt_neox", {"use_parallel_residual": "no"}, "use_parallel_residual is 'no'; accepted: a value of type bool"),
+        (
+            "gpt_neox",
+            {"partial_rotary_factor": 0.5},
+            "partial_rotary_factor is 0.5, but 0.25 by the keys of gpt_neox",
+        ),
+        (
+            "gpt_neox",
+            {"rope_scaling": LINEAR},
+            "rope_type is 'linear'; accepted for gpt_neox: default",
+        ),
+        (
+            "gpt_neox",
+            {"use_parallel_residual": "no"},
+            "use_parallel_residual is 'no'; accepted: a value of type bool",
+        ),
         ("llama", {"attention_bias": True}, "attention_bias is True; accepted for llama: False"),
         ("llama", {"mlp_bias": True}, "mlp_bias is True"),
-        ("llama", {"rope_scaling": LONGROPE}, "rope_type is 'longrope'; accepted for llama: default, linear, llama3"),
+        (
+            "llama",
+            {"rope_scaling": LONGROPE},
+            "rope_type is 'longrope'; accepted for llama: default, linear, llama3",
+        ),
         ("llama", {"rope_parameters": {"rope_type": "mrope"}}, "rope_type is 'mrope'"),
-        ("llama", {"rope_scaling": YARN | {"rope_type": ["yarn"]}}, "rope_type is .'yarn'.; accepted"),
-        ("llama", {"rope_scaling": YARN | {"factor": "4"}}, "rope_parameters.factor is '4'; accepted: a number"),
+        (
+            "llama",
+            {"rope_scaling": YARN | {"rope_type": ["yarn"]}},
+            "rope_type is .'yarn'.; accepted",
+        ),
+        (
+            "llama",
+            {"rope_scaling": YARN | {"factor": "4"}},
+            "rope_parameters.factor is '4'; accepted: a number",
+        ),
         (
             "llama",
             {"rope_scaling": YARN | {"factor": -4.0}},
@@ -243,21 +370,41 @@ LINEAR = {"type": "linear", "factor": 4.0}
         ),
         ("llama", {"num_attention_heads": 0}, "num_attention_heads is 0; accepted: at least 1"),
         ("llama", {"num_key_value_heads": -1}, "num_key_value_heads is -1; accepted: at least 0"),
-        ("llama", {"hidden_size": float("nan")}, "hidden_size is nan; accepted: a value of type int"),
-        ("llama", {"rope_scaling": YARN | {"truncate": "no"}}, "truncate of rope_type 'yarn' is 'no'"),
-        ("phi3", {"rope_scaling": LINEAR}, "rope_type is 'linear'; accepted for phi3: default, longrope"),
+        (
+            "llama",
+            {"hidden_size": float("nan")},
+            "hidden_size is nan; accepted: a value of type int",
+        ),
+        (
+            "llama",
+            {"rope_scaling": YARN | {"truncate": "no"}},
+            "truncate of rope_type 'yarn' is 'no'",
+        ),
+        (
+            "phi3",
+            {"rope_scaling": LINEAR},
+            "rope_type is 'linear'; accepted for phi3: default, longrope",
+        ),
         (
             "phi3",
             {"rope_scaling": LONGROPE | {"original_max_position_embeddings": 9}},
             "embeddings is 9, but there is no",
         ),
-        ("phi3", {"rope_scaling": LONGROPE | {"short_factor": None}}, "there is no rope_parameters.short_factor"),
+        (
+            "phi3",
+            {"rope_scaling": LONGROPE | {"short_factor": None}},
+            "there is no rope_parameters.short_factor",
+        ),
         (
             "phi3",
             {"rope_scaling": LONGROPE | {"long_factor": [0.0]}},
             r"long_factor of rope_type 'longrope' is \[0.0\]",
         ),
-        ("phi3", {"rope_scaling": LONGROPE | {"original_max_position_embeddings": 9}}, "accepted: both"),
+        (
+            "phi3",
+            {"rope_scaling": LONGROPE | {"original_max_position_embeddings": 9}},
+            "accepted: both",
+        ),
         (
             "gemma3",
             {"rope_parameters": {"rope_theta": 3.0}},
@@ -268,34 +415,106 @@ LINEAR = {"type": "linear", "factor": 4.0}
             of_layers({}, LINEAR),
             "rope_parameters.sliding_attention is .*; accepted for gemma3: .* not stretched",
         ),
-        ("gemma3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is not 1; accepted for gemma3"),
-        ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0; accepted for gemma3: None"),
-        ("gemma3", {"layer_types": [FULL, SLIDING, SLIDING]}, "layer_types is .*; accepted for gemma3: .* every n-th"),
-        ("gemma3", {"layer_types": [FULL, "chunked_attention", FULL]}, "layer_types is .*; accepted: 3 times"),
+        (
+            "gemma3",
+            {"partial_rotary_factor": 0.5},
+            "partial_rotary_factor is not 1; accepted for gemma3",
+        ),
+        (
+            "gemma3",
+            {"attn_logit_softcapping": 50.0},
+            "attn_logit_softcapping is 50.0; accepted for gemma3: None",
+        ),
+        (
+            "gemma3",
+            {"layer_types": [FULL, SLIDING, SLIDING]},
+            "layer_types is .*; accepted for gemma3: .* every n-th",
+        ),
+        (
+            "gemma3",
+            {"layer_types": [FULL, "chunked_attention", FULL]},
+            "layer_types is .*; accepted: 3 times",
+        ),
         ("gemma3", {"layer_types": [FULL] * 2}, "layer_types is .*; accepted: 3 times"),
-        ("gemma3", {"layer_types": [FULL] * 3, "sliding_window_pattern": 2}, "but sliding_window_pattern is 2"),
-        ("olmo3", {"rope_theta": 10000.0}, "rope_theta is 10000.0, and 500000.0 for the layers with a window"),
+        (
+            "gemma3",
+            {"layer_types": [FULL] * 3, "sliding_window_pattern": 2},
+            "but sliding_window_pattern is 2",
+        ),
+        (
+            "olmo3",
+            {"rope_theta": 10000.0},
+            "rope_theta is 10000.0, and 500000.0 for the layers with a window",
+        ),
         (
             "olmo3",
             of_layers(YARN | {"truncate": False}, {}),
             "truncate of rope_type 'yarn' is False; accepted for olmo3",
         ),
-        ("smollm3", {"no_rope_layers": [0, 1, 1]}, "no_rope_layers is .*; accepted: a 0 for every n-th layer"),
+        (
+            "smollm3",
+            {"no_rope_layers": [0, 1, 1]},
+            "no_rope_layers is .*; accepted: a 0 for every n-th layer",
+        ),
         ("smollm3", {"no_rope_layers": [1, 1]}, "no_rope_layers is .*; accepted: 3 times 0 or 1"),
-        ("smollm3", {"layer_types": [SLIDING] * 3}, "layer_types is .*; accepted with the other keys"),
+        (
+            "smollm3",
+            {"layer_types": [SLIDING] * 3},
+            "layer_types is .*; accepted with the other keys",
+        ),
         ("olmo2", {"attention_bias": True}, "attention_bias is True; accepted for olmo2: False"),
-        ("llama", {"is_causal": False}, "is_causal is False: attention is causal here; accepted for llama: True"),
-        ("llama", {"per_layer_config": {"0": {"head_dim": 3}}}, "per_layer_config is .*: all layers are of one shape"),
-        ("llama", {"transformers_weights": "other.safetensors"}, "transformers_weights is 'other.safetensors'"),
-        ("llama", {"vision_config": {"depth": 2}}, "vision_config is .*: a model of several modalities"),
-        ("llama", {"architectures": ["MistralForCausalLM"]}, "architectures is .*; accepted with model_type 'llama'"),
-        ("qwen2", {"architectures": ["Qwen2ForTokenClassification"]}, "a token classifier .a process reward model."),
-        ("llama", {"architectures": ["LlamaModel"]}, "architectures is .*: a backbone without a head"),
-        ("llama", {"architectures": ["LlamaForRewardModel"]}, "architectures is .*LlamaForRewardModel.*; accepted"),
+        (
+            "llama",
+            {"is_causal": False},
+            "is_causal is False: attention is causal here; accepted for llama: True",
+        ),
+        (
+            "llama",
+            {"per_layer_config": {"0": {"head_dim": 3}}},
+            "per_layer_config is .*: all layers are of one shape",
+        ),
+        (
+            "llama",
+            {"transformers_weights": "other.safetensors"},
+            "transformers_weights is 'other.safetensors'",
+        ),
+        (
+            "llama",
+            {"vision_config": {"depth": 2}},
+            "vision_config is .*: a model of several modalities",
+        ),
+        (
+            "llama",
+            {"architectures": ["MistralForCausalLM"]},
+            "architectures is .*; accepted with model_type 'llama'",
+        ),
+        (
+            "qwen2",
+            {"architectures": ["Qwen2ForTokenClassification"]},
+            "a token classifier .a process reward model.",
+        ),
+        (
+            "llama",
+            {"architectures": ["LlamaModel"]},
+            "architectures is .*: a backbone without a head",
+        ),
+        (
+            "llama",
+            {"architectures": ["LlamaForRewardModel"]},
+            "architectures is .*LlamaForRewardModel.*; accepted",
+        ),
         ("llama", {"architectures": "LlamaForCausalLM2"}, "architectures is 'LlamaForCausalLM2'"),
-        ("llama", {"rope_scaling": {"type": "linear"}}, "no rope_parameters.factor or rope_scaling.factor"),
+        (
+            "llama",
+            {"rope_scaling": {"type": "linear"}},
+            "no rope_parameters.factor or rope_scaling.factor",
+        ),
         ("llama", {"rope_scaling": {"type": "llama3", "factor": 8.0}}, "low_freq_factor"),
-        ("llama", {"rope_parameters": {"full_attention": YARN}}, "rope_parameters is .*one flat object"),
+        (
+            "llama",
+            {"rope_parameters": {"full_attention": YARN}},
+            "rope_parameters is .*one flat object",
+        ),
         (
             "llama",
             {"rope_theta": 5e5, "rope_parameters": {"rope_theta": 1e4}},
@@ -315,8 +534,16 @@ LINEAR = {"type": "linear", "factor": 4.0}
         ("llama", {"hidden_size": 24.5}, "hidden_size is 24.5; accepted: a value of type int"),
         ("llama", {"rms_norm_eps": None}, "rms_norm_eps is None"),
         ("qwen3", {"attention_bias": True}, "attention_bias is True"),
-        ("qwen2", {"layer_types": ["sliding_attention"] * 3}, "layer_types is .*'sliding_attention'"),
-        ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'; accepted for gemma2: 'gelu_pytorch_ta"),
+        (
+            "qwen2",
+            {"layer_types": ["sliding_attention"] * 3},
+            "layer_types is .*'sliding_attention'",
+        ),
+        (
+            "gemma2",
+            {"hidden_activation": "gelu"},
+            "hidden_activation is 'gelu'; accepted for gemma2: 'gelu_pytorch_ta",
+        ),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
         ("gemma2", {"layer_types": ["full_attention"] * 3}, "layer_types is"),
     ],
@@ -335,10 +562,14 @@ def test_heads_that_do_not_divide_the_width_are_refused_by_the_model():
 @pytest.mark.parametrize("key", sorted(SHAPE))
 def test_a_missing_shape_is_named(key):
     with pytest.raises(ValueError, match=f"there is no '{key}'"):
-        layouts.read_config({name: value for name, value in published("llama").items() if name != key})
+        layouts.read_config(
+            {name: value for name, value in published("llama").items() if name != key}
+        )
 
 
-PRESETS = [(family, name) for family in FAMILIES for name in registry.find("models", family).PRESETS]
+PRESETS = [
+    (family, name) for family in FAMILIES for name in registry.find("models", family).PRESETS
+]
 
 
 LONG = {"rope_scaling": "longrope", "rope_short_factors": "1.0 1.5", "rope_long_factors": "3.0 4.0"}
@@ -347,11 +578,22 @@ STRETCHED = [
     ("llama", {"rope_scaling": "linear", "rope_scaling_factor": 3.0}),
     (
         "qwen3",
-        {"rope_scaling": "yarn", "rope_scaling_factor": 3.0, "rope_attention_factor": 1.1, "rope_truncate": False},
+        {
+            "rope_scaling": "yarn",
+            "rope_scaling_factor": 3.0,
+            "rope_attention_factor": 1.1,
+            "rope_truncate": False,
+        },
     ),
-    ("mistral", {"rope_scaling": "dynamic", "rope_scaling_factor": 3.0, "rope_original_max_positions": 77}),
+    (
+        "mistral",
+        {"rope_scaling": "dynamic", "rope_scaling_factor": 3.0, "rope_original_max_positions": 77},
+    ),
     ("phi3", LONG | {"head_width": 8, "rotary_fraction": 0.5, "rope_attention_factor": 1.3}),
-    ("gemma3", {"rope_scaling": "linear", "rope_scaling_factor": 3.0, "full_attention_interval": 0}),
+    (
+        "gemma3",
+        {"rope_scaling": "linear", "rope_scaling_factor": 3.0, "full_attention_interval": 0},
+    ),
     ("olmo3", {"rope_scaling": "llama3", "rope_scaling_factor": 3.0, "rope_theta": 7.0}),
     ("smollm3", {"no_rope_interval": 0, "sliding_window": 5}),
     ("smollm3", {"no_rope_interval": 1, "sliding_window": 5}),
@@ -360,7 +602,8 @@ STRETCHED = [
 
 
 @pytest.mark.parametrize(
-    ("family", "preset", "changes"), [(*each, {}) for each in PRESETS] + [(f, "quickstart", c) for f, c in STRETCHED]
+    ("family", "preset", "changes"),
+    [(*each, {}) for each in PRESETS] + [(f, "quickstart", c) for f, c in STRETCHED],
 )
 def test_a_written_config_is_read_back(family, preset, changes):
     """Read as the same model, though fields that mean nothing there may differ."""
@@ -387,18 +630,30 @@ def test_a_written_config_is_read_back(family, preset, changes):
 )
 def test_configs_of_other_numbers_compute_something_else(family, changes):
     config = registry.find("models", family).PRESETS["quickstart"]
-    assert published_configs.computed(dataclasses.replace(config, **changes)) != published_configs.computed(config)
+    assert published_configs.computed(
+        dataclasses.replace(config, **changes)
+    ) != published_configs.computed(config)
 
 
 def test_a_family_without_a_published_form_is_not_written():
-    with pytest.raises(ValueError, match="the family 'mine' has no published form; accepted: gpt_neox, llama"):
+    with pytest.raises(
+        ValueError, match="the family 'mine' has no published form; accepted: gpt_neox, llama"
+    ):
         layouts.write_config("mine", llama.PRESETS["quickstart"])
 
 
-# Keys of transformers' configs that change no logit: token ids, dropout (in training alone), how weights are first drawn or
-# held, and what a classifier does with its labels.
+# Keys of transformers' configs that change no logit: token ids, dropout (in training alone), how
+# weights are first drawn or held, and what a classifier does with its labels.
 INERT = {
-    *("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "use_cache", "pretraining_tp", "is_decoder"),
+    *(
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "initializer_range",
+        "use_cache",
+        "pretraining_tp",
+        "is_decoder",
+    ),
     *(
         "attention_dropout",
         "hidden_dropout",
@@ -407,18 +662,30 @@ INERT = {
         "embd_pdrop",
         "chunk_size_feed_forward",
     ),
-    *("id2label", "label2id", "problem_type", "transformers_version", "output_hidden_states", "return_dict", "dtype"),
+    *(
+        "id2label",
+        "label2id",
+        "problem_type",
+        "transformers_version",
+        "output_hidden_states",
+        "return_dict",
+        "dtype",
+    ),
 }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_key_that_transformers_has_is_read_refused_or_inert(family):
-    """A newer version of transformers may have a key more, which then fails here and not in silence."""
+    """A newer version of transformers may have a key more, which then fails here and not in
+    silence.
+    """
     transformers = pytest.importorskip("transformers")
     config = transformers.AutoConfig.for_model(published_families.model_type(family))
     family_keys = published_families.FAMILIES[family]
     known = (
-        {key for key, _ in family_keys.fields.values()} | family_keys.accepted.keys() | published_families.ALWAYS.keys()
+        {key for key, _ in family_keys.fields.values()}
+        | family_keys.accepted.keys()
+        | published_families.ALWAYS.keys()
     )
     known |= published_configs.LAYER_KEYS | published_rope.KEYS | {"architectures", "model_type"}
     assert {field.name for field in dataclasses.fields(config)} <= known | INERT
@@ -434,7 +701,11 @@ def test_defaults_are_those_of_transformers():
         assert ours.theta == rope.get("full_attention", rope)["rope_theta"]
         for key, default in ours.fields.values():
             if default is not published_families.REQUIRED:
-                assert default == getattr(theirs, key, None) or default is None or key == "sliding_window", (
+                assert (
+                    default == getattr(theirs, key, None)
+                    or default is None
+                    or key == "sliding_window"
+                ), (
                     family,
                     key,
                 )
@@ -454,14 +725,18 @@ def test_every_param_is_named_once(family, tied):
     tensors = layouts.tensors(family, config)
     assert tensors.keys() == shapes.keys()
     names = [tensor.name for tensor in tensors.values()]
-    rows = sorted((tensor.name, tensor.start, tensor.stop, tensor.shape[0]) for tensor in tensors.values())
+    rows = sorted(
+        (tensor.name, tensor.start, tensor.stop, tensor.shape[0]) for tensor in tensors.values()
+    )
     for name in set(names):  # the rows of a tensor are one after the other, all of them
         parts = [part[1:] for part in rows if part[0] == name]
         assert [start for start, *_ in parts] == [0, *(stop for _, stop, _ in parts[:-1])]
         assert parts[-1][1] == parts[-1][2]
         assert len(parts) == 1 or family == "phi3"
     assert (layouts.head_name(family) in names) == (not tied)
-    assert not any(layouts.ignored(family, name) for name in names if name != layouts.head_name(family))
+    assert not any(
+        layouts.ignored(family, name) for name in names if name != layouts.head_name(family)
+    )
     for path, tensor in tensors.items():
         assert tensor.transpose == path.endswith("kernel")
         assert tensor.part == (shapes[path].shape[::-1] if tensor.transpose else shapes[path].shape)
@@ -475,18 +750,48 @@ def test_names_by_hand():
     assert tensors["embed_in/embedding"] == ("gpt_neox.embed_in.weight", False, (11, 64), 0, 11)
     assert tensors["embed_out/kernel"] == ("embed_out.weight", True, (11, 64), 0, 11)
     assert tensors["final_layer_norm/bias"].name == "gpt_neox.final_layer_norm.bias"
-    tensors = layouts.tensors("qwen3", dataclasses.replace(qwen3.PRESETS["quickstart"], vocab_size=11))
-    assert tensors["layer_0/q_norm/scale"] == ("model.layers.0.self_attn.q_norm.weight", False, (24,), 0, 24)
-    assert tensors["layer_0/o_proj/kernel"] == ("model.layers.0.self_attn.o_proj.weight", True, (64, 96), 0, 64)
-    assert tensors["layer_1/down_proj/kernel"] == ("model.layers.1.mlp.down_proj.weight", True, (64, 192), 0, 64)
-    tensors = layouts.tensors("gemma2", dataclasses.replace(gemma2.PRESETS["quickstart"], vocab_size=11))
+    tensors = layouts.tensors(
+        "qwen3", dataclasses.replace(qwen3.PRESETS["quickstart"], vocab_size=11)
+    )
+    assert tensors["layer_0/q_norm/scale"] == (
+        "model.layers.0.self_attn.q_norm.weight",
+        False,
+        (24,),
+        0,
+        24,
+    )
+    assert tensors["layer_0/o_proj/kernel"] == (
+        "model.layers.0.self_attn.o_proj.weight",
+        True,
+        (64, 96),
+        0,
+        64,
+    )
+    assert tensors["layer_1/down_proj/kernel"] == (
+        "model.layers.1.mlp.down_proj.weight",
+        True,
+        (64, 192),
+        0,
+        64,
+    )
+    tensors = layouts.tensors(
+        "gemma2", dataclasses.replace(gemma2.PRESETS["quickstart"], vocab_size=11)
+    )
     name = "model.layers.0.pre_feedforward_layernorm.weight"
     assert tensors["layer_0/pre_feedforward_layernorm/weight"] == (name, False, (64,), 0, 64)
-    tensors = layouts.tensors("phi3", dataclasses.replace(phi3.PRESETS["quickstart"], vocab_size=11))
+    tensors = layouts.tensors(
+        "phi3", dataclasses.replace(phi3.PRESETS["quickstart"], vocab_size=11)
+    )
     name = "model.layers.1.self_attn.qkv_proj.weight"  # 4 heads of 16, then 2 and 2
     assert tensors["layer_1/q_proj/kernel"] == (name, True, (128, 64), 0, 64)
     assert tensors["layer_1/v_proj/kernel"] == (name, True, (128, 64), 96, 128)
-    assert tensors["layer_1/up_proj/kernel"] == ("model.layers.1.mlp.gate_up_proj.weight", True, (384, 64), 192, 384)
+    assert tensors["layer_1/up_proj/kernel"] == (
+        "model.layers.1.mlp.gate_up_proj.weight",
+        True,
+        (384, 64),
+        192,
+        384,
+    )
     assert layouts.sequence_classifier("gemma3") == "Gemma3TextForSequenceClassification"
     assert layouts.architecture("gpt_neox") == "GPTNeoXForCausalLM"
     assert layouts.sequence_classifier("gemma2") == "Gemma2ForSequenceClassification"
@@ -512,8 +817,9 @@ def test_computed_tensors_are_ignored_and_no_others(family, name, expected):
     assert layouts.ignored(family, name) == expected
 
 
-# Sizes of the published safetensors, embeddings counted once where tied: by hand for qwen3-0.6b, of width 1024 with 16 + 2 * 8
-# heads of 128: 151936*1024 + 28*(1024*(2048 + 2*1024) + 2048*1024 + 3*1024*3072 + 2*128 + 2*1024) + 1024 = 596,049,920.
+# Sizes of the published safetensors, embeddings counted once where tied: by hand for qwen3-0.6b, of
+# width 1024 with 16 + 2 * 8 heads of 128: 151936*1024 + 28*(1024*(2048 + 2*1024) + 2048*1024 +
+# 3*1024*3072 + 2*128 + 2*1024) + 1024 = 596,049,920.
 PUBLISHED = {
     ("mistral", "mistral-7b-v0.1"): 7_241_732_096,
     ("mistral", "mistral-7b-v0.3"): 7_248_023_552,
@@ -543,7 +849,9 @@ def test_published_number_of_params(family, preset):
     """Counted for one layer and for two, which gives it for all without tracing them."""
 
     def size(num_layers: int) -> int:
-        config = dataclasses.replace(registry.find("models", family).PRESETS[preset], num_layers=num_layers)
+        config = dataclasses.replace(
+            registry.find("models", family).PRESETS[preset], num_layers=num_layers
+        )
         return sum(math.prod(tensor.part) for tensor in layouts.tensors(family, config).values())
 
     one, two = size(1), size(2)

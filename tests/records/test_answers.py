@@ -1,4 +1,6 @@
-"""Answers of a reward that are kept: asked once, appended whole, shared by processes, copied from a run that is replayed."""
+"""Answers of a reward that are kept: asked once, appended whole, shared by processes, copied from a
+run that is replayed.
+"""
 
 import json
 import subprocess
@@ -14,7 +16,9 @@ from rlhf_jax.refusal import Refusal
 
 
 class Counting:
-    """Gives 0, 1, 2, ...: another answer each time, and remembers the indices that it was asked about."""
+    """Gives 0, 1, 2, ...: another answer each time, and remembers the indices that it was asked
+    about.
+    """
 
     def __init__(self):
         self.asked, self.count = [], 0
@@ -56,7 +60,9 @@ def test_what_a_kill_has_torn_is_asked_again(tmp_path):
     path = tmp_path / "whim.jsonl"
     Answers(path).given(["a", "b"], Counting())
     path.write_bytes(path.read_bytes()[:-5])
-    np.testing.assert_array_equal(Answers(path).given(["a", "b"], lambda indices: np.array([7.0])), [0, 7])
+    np.testing.assert_array_equal(
+        Answers(path).given(["a", "b"], lambda indices: np.array([7.0])), [0, 7]
+    )
     assert answers.read(path) == {"a": 0.0, "b": 7.0}
 
 
@@ -79,7 +85,9 @@ def test_the_answers_of_a_replayed_run_are_copied(tmp_path):
     assert ask.asked == [[1]]
     assert answers.read(tmp_path / "now.jsonl") == {"b": 1.0, "new": 0.0}
     assert answers.read(tmp_path / "before.jsonl") == {"a": 0.0, "b": 1.0}
-    np.testing.assert_array_equal(Answers(tmp_path / "other.jsonl", tmp_path / "gone.jsonl").given(["a"], ask), [1])
+    np.testing.assert_array_equal(
+        Answers(tmp_path / "other.jsonl", tmp_path / "gone.jsonl").given(["a"], ask), [1]
+    )
 
 
 def test_of_two_that_ask_at_once_the_first_answer_is_taken_by_both(tmp_path):
@@ -110,10 +118,15 @@ for place in range(200):
 
 def test_processes_that_write_at_once_agree(tmp_path):
     path = tmp_path / "whim.jsonl"
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(number)]) for number in (1, 2)]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(number)])
+        for number in (1, 2)
+    ]
     assert [writer.wait(timeout=120) for writer in writers] == [0, 0]
     keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
-    assert sorted(keys, key=int) == [str(place) for place in range(201)], "one line for each question"
+    assert sorted(keys, key=int) == [str(place) for place in range(201)], (
+        "one line for each question"
+    )
 
 
 def test_threads_take_turns(tmp_path):
@@ -146,7 +159,9 @@ def test_a_file_is_of_one_name_and_its_settings():
     }
     assert len(names) == 5
     assert all(name.startswith("whim") for name in names)
-    assert answers.file_name("x", "n", {"a": 1, "b": 2}) == answers.file_name("x", "n", {"b": 2, "a": 1})
+    assert answers.file_name("x", "n", {"a": 1, "b": 2}) == answers.file_name(
+        "x", "n", {"b": 2, "a": 1}
+    )
 
 
 def test_keys_tell_questions_apart():
@@ -159,5 +174,7 @@ def test_keys_tell_questions_apart():
         ("ab", "c", {"level": np.arange(2)}),
     ]
     assert len({answers.key(*question) for question in questions}) == len(questions)
-    assert answers.key("a", "b", {"x": 1, "y": object()}) == answers.key("a", "b", {"y": object(), "x": 1})
+    assert answers.key("a", "b", {"x": 1, "y": object()}) == answers.key(
+        "a", "b", {"y": object(), "x": 1}
+    )
     assert answers.key("\ud800", "b")

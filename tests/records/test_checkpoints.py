@@ -1,4 +1,6 @@
-"""Checkpoints: a damaged one is told and passed over, whatever file it is, and nothing is lost before it is replaced."""
+"""Checkpoints: a damaged one is told and passed over, whatever file it is, and nothing is lost
+before it is replaced.
+"""
 
 import json
 import shutil
@@ -18,11 +20,16 @@ def tree(version: int):
     return {"policy": {"step": jnp.int32(version), "params": params}}
 
 
-ABSTRACT = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree(0))
+ABSTRACT = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree(0)
+)
 
 
 def equal(one, other) -> bool:
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+    return all(
+        np.array_equal(x, y)
+        for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +119,9 @@ def test_damage_shows_without_the_list_of_files(place, lost, capfd):
 
 
 def test_no_lost_file_gives_other_numbers(place, saved):
-    """Without the list either: what orbax can do without is read as it was, all else is passed over."""
+    """Without the list either: what orbax can do without is read as it was, all else is passed
+    over.
+    """
     (place / FILES).unlink()
     taken = set()
     for name in files_of(place):
@@ -130,7 +139,8 @@ def test_where_none_can_be_used_nothing_is_touched(place):
         (place / str(version) / "default" / "manifest.ocdbt").unlink()
     before = sorted(path for path in place.rglob("*"))
     with pytest.raises(
-        Refusal, match=r"no checkpoint of .+ can be gone on from \(8: .+manifest.ocdbt is missing; 12: .+"
+        Refusal,
+        match=r"no checkpoint of .+ can be gone on from \(8: .+manifest.ocdbt is missing; 12: .+",
     ):
         newest(place)
     assert sorted(path for path in place.rglob("*")) == before
@@ -147,7 +157,9 @@ def test_something_else_may_be_missing_from_a_version(place, capfd):
     found = checkpoints.newest(read)
     assert found is not None
     assert found[0] == 8
-    assert "cannot be used (rounds/00000012.npz is missing): going on from 8" in capfd.readouterr().err
+    assert (
+        "cannot be used (rounds/00000012.npz is missing): going on from 8" in capfd.readouterr().err
+    )
 
 
 def test_no_checkpoint_is_none(tmp_path):
@@ -193,7 +205,9 @@ def test_the_list_is_of_the_checkpoints_that_are_kept(place):
     for version in (16, 20):
         checkpoints.save(version, tree(version))
     checkpoints.wait()
-    assert sorted(map(int, json.loads((place / FILES).read_text()))) == checkpoints.steps() == [16, 20]
+    assert (
+        sorted(map(int, json.loads((place / FILES).read_text()))) == checkpoints.steps() == [16, 20]
+    )
 
 
 def test_a_reader_names_what_is_damaged_and_makes_nothing(place, tmp_path):
@@ -203,7 +217,9 @@ def test_a_reader_names_what_is_damaged_and_makes_nothing(place, tmp_path):
     assert equal(found, tree(12)["policy"]["params"])
     (place / "12" / "default" / "manifest.ocdbt").unlink()
     with pytest.raises(
-        Refusal, match=r"checkpoint 12 of .+ is damaged .+manifest\.ocdbt is missing.+whole are: .*8; run the"
+        Refusal,
+        match=r"checkpoint 12 of .+ is damaged .+manifest\.ocdbt is missing.+whole are: .*8; run "
+        r"the",
     ):
         restore_params(place, params, "policy")
     assert restore_params(place, params, "policy", 8)[1] == 8

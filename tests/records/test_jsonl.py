@@ -1,4 +1,6 @@
-"""Lines survive kills and full disks, and are cut back to exactly what a checkpoint was preceded by."""
+"""Lines survive kills and full disks, and are cut back to exactly what a checkpoint was preceded
+by.
+"""
 
 import json
 import math
@@ -25,7 +27,9 @@ def write_updates(path: Path, stage: str, count: int) -> None:
 
 def test_what_is_appended_is_read(path: Path) -> None:
     write_updates(path, "sft", 3)
-    assert jsonl.read(path) == [{"stage": "sft", "update": j, "loss": 1 / (j + 3)} for j in range(3)]
+    assert jsonl.read(path) == [
+        {"stage": "sft", "update": j, "loss": 1 / (j + 3)} for j in range(3)
+    ]
 
 
 def test_numbers_that_json_cannot_say_come_back(path: Path) -> None:
@@ -52,7 +56,9 @@ def test_torn_at_any_byte_the_whole_lines_are_read(path: Path) -> None:
     data = path.read_bytes()
     for size in range(len(data) + 1):
         path.write_bytes(data[:size])
-        assert [line["update"] for line in jsonl.read(path)] == list(range(data[:size].count(b"\n")))
+        assert [line["update"] for line in jsonl.read(path)] == list(
+            range(data[:size].count(b"\n"))
+        )
 
 
 def test_a_torn_line_is_not_glued_to_the_next(path: Path) -> None:
@@ -83,7 +89,8 @@ def test_cut_back_keeps_what_preceded_the_version(path: Path) -> None:
         file.write(b'{"stage": "rlhf"')
     before = path.read_bytes().splitlines()
     jsonl.cut_back(path, "rlhf", 3)
-    # 0-2 are of sft; 3-12 are update 0, version 1, update 1, version 2, update 2, version 3, ...; 13 is of sft again
+    # 0-2 are of sft; 3-12 are update 0, version 1, update 1, version 2, update 2, version 3, ...;
+    # 13 is of sft again
     assert path.read_bytes().splitlines() == [*before[:8], before[13]]
 
 
@@ -100,7 +107,9 @@ def test_cut_back_of_a_missing_file_makes_none(path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_failed_rename_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_rename_leaves_the_file_as_it_was(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_updates(path, "rlhf", 3)
     before = path.read_bytes()
 
@@ -115,7 +124,9 @@ def test_a_failed_rename_leaves_the_file_as_it_was(path: Path, monkeypatch: pyte
 
 
 def test_a_full_disk_is_one_line_that_names_the_file() -> None:
-    with pytest.raises(OSError, match=r"^\[Errno 28\] cannot write /dev/full: No space left on device$"):
+    with pytest.raises(
+        OSError, match=r"^\[Errno 28\] cannot write /dev/full: No space left on device$"
+    ):
         jsonl.append(Path("/dev/full"), {"stage": "sft"})
 
 
@@ -123,7 +134,9 @@ def test_a_line_that_fits_only_in_part_is_taken_back(path: Path) -> None:
     write_updates(path, "sft", 2)
     before = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:  # the kernel writes up to the limit, then refuses: what a disk does that fills up in the middle of a line
+    # the kernel writes up to the limit, then refuses: what a disk does that fills up in the middle
+    # of a line
+    try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 11, limits[1]))
         with pytest.raises(OSError, match=r"cannot write .*metrics.jsonl"):
             jsonl.append(path, {"stage": "sft", "update": 2, "loss": 0.5})
@@ -133,7 +146,9 @@ def test_a_line_that_fits_only_in_part_is_taken_back(path: Path) -> None:
 
 
 def test_reading_and_writing_start_no_device_backend(tmp_path):
-    """A backend that starts early takes a GPU's memory, and comes before `jax.distributed` has been told of other processes."""
+    """A backend that starts early takes a GPU's memory, and comes before `jax.distributed` has been
+    told of other processes.
+    """
     code = """
 import sys
 from jax._src import xla_bridge

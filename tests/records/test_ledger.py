@@ -1,4 +1,6 @@
-"""The ledger: what a row says of a sample, worked out by hand; torn and cut files; a version schedule read back."""
+"""The ledger: what a row says of a sample, worked out by hand; torn and cut files; a version
+schedule read back.
+"""
 
 import zlib
 
@@ -93,7 +95,10 @@ def book(tmp_path) -> ledger.Ledger:
     """Three rounds of two updates, sampled with versions 0, 0, 2."""
     made = ledger.Ledger(tmp_path)
     for round_index, version in enumerate((0, 0, 2)):
-        made.write(2 * round_index, [{"round": round_index, "version": version, "text": t} for t in ("NaN", "x")])
+        made.write(
+            2 * round_index,
+            [{"round": round_index, "version": version, "text": t} for t in ("NaN", "x")],
+        )
     return made
 
 
@@ -127,5 +132,7 @@ def test_a_trace_that_does_not_fit_is_an_error(book):
     book.write(4, [{"round": 2, "version": 4}])
     with pytest.raises(ValueError, match=r"versions \[2, 4\] of round 2"):
         ledger.version_schedule(book.path, Clock(3, 2))
-    with pytest.raises(FileNotFoundError, match=r"rlhf\.replay_schedule_of names the directory of a run"):
+    with pytest.raises(
+        FileNotFoundError, match=r"rlhf\.replay_schedule_of names the directory of a run"
+    ):
         ledger.version_schedule(book.path.parent / "nowhere" / ledger.FILE, Clock(3, 2))

@@ -14,7 +14,9 @@ from rlhf_jax.records.metrics import MetricsWriter, read
 
 
 def events(directory: Path) -> list[Event]:
-    """Records of a run's event files, as TensorBoard reads them: length (8), checksum (4), data, checksum (4)."""
+    """Records of a run's event files, as TensorBoard reads them: length (8), checksum (4), data,
+    checksum (4).
+    """
     found = []
     for path in sorted(directory.iterdir()):
         data = path.read_bytes()
@@ -26,11 +28,15 @@ def events(directory: Path) -> list[Event]:
 
 
 def shown(directory: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows: (step, value) by tag; the start of a session drops what came before, from its step on."""
+    """What TensorBoard shows: (step, value) by tag; the start of a session drops what came before,
+    from its step on.
+    """
     tags: dict[str, list[tuple[int, float]]] = {}
     for event in events(directory):
         if event.session_log.status == SessionLog.START:
-            tags = {tag: [pair for pair in pairs if pair[0] < event.step] for tag, pairs in tags.items()}
+            tags = {
+                tag: [pair for pair in pairs if pair[0] < event.step] for tag, pairs in tags.items()
+            }
         for value in event.summary.value:
             tags.setdefault(value.tag, []).append((event.step, value.simple_value))
     return {tag: pairs for tag, pairs in tags.items() if pairs}
@@ -88,11 +94,17 @@ def test_a_resumed_run_shows_each_update_once(tmp_path: Path) -> None:
     left = [(line["stage"], line["update"]) for line in read(writer.path)]
     trained = [("rlhf", update) for update in range(5)]
     assert [pair for pair in left if pair[0] == "rlhf"] == trained
-    assert [pair for pair in left if pair[0] == "evaluate"] == [("evaluate", version) for version in (1, 2, 3)]
+    assert [pair for pair in left if pair[0] == "evaluate"] == [
+        ("evaluate", version) for version in (1, 2, 3)
+    ]
     assert ("sft", 7) in left
     run = shown(tmp_path / "tensorboard" / "rlhf")["rlhf/loss"]
     assert run == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 13.0), (4, 14.0)]
-    assert shown(tmp_path / "tensorboard" / "evaluate_rlhf")["evaluate/kl"] == [(1, 0.0), (2, 1.0), (3, 2.0)]
+    assert shown(tmp_path / "tensorboard" / "evaluate_rlhf")["evaluate/kl"] == [
+        (1, 0.0),
+        (2, 1.0),
+        (3, 2.0),
+    ]
     assert shown(tmp_path / "tensorboard" / "sft") == {"sft/loss": [(7, 7.0)]}
 
 

@@ -61,7 +61,9 @@ def test_time_left_counts_only_what_this_process_did() -> None:
 
 
 def test_seconds_that_compile_do_not_count_in_the_time_left() -> None:
-    """The first step compiles for 40 s and the first evaluation for 30 s; a step then takes 1 s, an evaluation 6 s."""
+    """The first step compiles for 40 s and the first evaluation for 30 s; a step then takes 1 s, an
+    evaluation 6 s.
+    """
     stream, clock = io.StringIO(), Clock()
     with progress("GRPO", total=20, stream=stream, interval_seconds=0, clock=clock) as bar:
         for seconds, steps in ((40, 1), (30, 0), (1, 1), (1, 1), (6, 0), (1, 1)):
@@ -70,7 +72,11 @@ def test_seconds_that_compile_do_not_count_in_the_time_left() -> None:
     times = [line.partition("[")[2].partition("]")[0] for line in stream.getvalue().splitlines()]
     # 18 steps of 1 s; 17 steps of 1 s; 17 steps of (1 + 1 + 6) / 2 s; 16 of (1 + 1 + 6 + 1) / 3 s
     assert times[:3] == ["40.0 s", "1 min 10 s", "1 min 11 s, 18.0 s left"]
-    assert times[3:6] == ["1 min 12 s, 17.0 s left", "1 min 18 s, 1 min 08 s left", "1 min 19 s, 48.0 s left"]
+    assert times[3:6] == [
+        "1 min 12 s, 17.0 s left",
+        "1 min 18 s, 1 min 08 s left",
+        "1 min 19 s, 48.0 s left",
+    ]
 
 
 def test_a_stage_that_fails_is_shown_as_stopped() -> None:
@@ -86,7 +92,9 @@ def test_a_stage_that_fails_is_shown_as_stopped() -> None:
     assert stream.getvalue() == "SFT  1/3  33%  loss 0.500  [0.0 s] stopped at 1/3\n"
 
 
-@pytest.mark.parametrize(("done", "ending"), [(2, "stopped at 2/3"), (0, "stopped at 0/3"), (3, "done")])
+@pytest.mark.parametrize(
+    ("done", "ending"), [(2, "stopped at 2/3"), (0, "stopped at 0/3"), (3, "done")]
+)
 def test_a_stage_that_ends_early_without_an_exception_is_not_done(done: int, ending: str) -> None:
     stream, clock = io.StringIO(), Clock()
     with progress("GRPO", total=3, stream=stream, clock=clock) as bar:
@@ -138,8 +146,22 @@ def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.3124, "0.312"), (12.34, "12.3"), (1250.4, "1250"), (3e-5, "3.0e-05"), (float("nan"), "nan"), (0.0, "0")]
-    + [(7, "7"), (0.0012345, "0.00123"), (-0.0421, "-0.0421"), (999.9, "1000"), (1.2e8, "1.2e+08"), (-12.34, "-12.3")],
+    [
+        (0.3124, "0.312"),
+        (12.34, "12.3"),
+        (1250.4, "1250"),
+        (3e-5, "3.0e-05"),
+        (float("nan"), "nan"),
+        (0.0, "0"),
+    ]
+    + [
+        (7, "7"),
+        (0.0012345, "0.00123"),
+        (-0.0421, "-0.0421"),
+        (999.9, "1000"),
+        (1.2e8, "1.2e+08"),
+        (-12.34, "-12.3"),
+    ],
 )
 def test_figures_have_three_digits(value: float, text: str) -> None:
     assert format_figure(value) == text
@@ -147,7 +169,13 @@ def test_figures_have_three_digits(value: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0.0 s"), (4.24, "4.2 s"), (59.97, "1 min 00 s"), (185.4, "3 min 05 s"), (7620, "2 h 07 min")],
+    [
+        (0, "0.0 s"),
+        (4.24, "4.2 s"),
+        (59.97, "1 min 00 s"),
+        (185.4, "3 min 05 s"),
+        (7620, "2 h 07 min"),
+    ],
 )
 def test_times_are_readable(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text

@@ -12,11 +12,19 @@ NASTY = "[red]bold[/red] \x1b[2J\x00\nnext\r\ud800 <b>&amp;</b> ünï 你好"
 
 def test_samples_come_back_as_they_were(tmp_path: Path) -> None:
     writer = SamplesWriter(tmp_path / "run")
-    samples = [Sample(5, NASTY, NASTY[::-1], False, gold=0.25), Sample(7, "a", "", True, reward=float("inf"))]
+    samples = [
+        Sample(5, NASTY, NASTY[::-1], False, gold=0.25),
+        Sample(7, "a", "", True, reward=float("inf")),
+    ]
     writer.write("rlhf", 3, "before", samples)
     first, second = read(tmp_path / "run" / "samples.jsonl")
     assert (first["prompt"], first["completion"]) == (NASTY, NASTY[::-1])
-    assert (first["stage"], first["update"], first["kind"], first["ordinal"]) == ("rlhf", 3, "before", 5)
+    assert (first["stage"], first["update"], first["kind"], first["ordinal"]) == (
+        "rlhf",
+        3,
+        "before",
+        5,
+    )
     assert (first["gold"], first["reward"], first["finished"]) == (0.25, None, False)
     assert second["reward"] == float("inf")
 

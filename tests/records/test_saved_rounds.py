@@ -30,17 +30,26 @@ def fill(spool, rounds):
         (Clock(20, lag=0), [4, 8], 8, [8, 9, 10, 11, 12, 13, 14]),
         (Clock(20, 2, 1, lag=1), [8, 16], 8, [4, 8, 9, 10, 11, 12, 13, 14]),
         (Clock(20, lag=2, bounded=True), [8, 12], 12, [8, 9, 10, 11, 12, 13, 14]),
-        (Clock(15, version_schedule=(0, 0, 0, *range(12))), [4, 8], 8, [4, 5, 6, 8, 9, 10, 11, 12, 13, 14]),
+        (
+            Clock(15, version_schedule=(0, 0, 0, *range(12))),
+            [4, 8],
+            8,
+            [4, 5, 6, 8, 9, 10, 11, 12, 13, 14],
+        ),
     ],
 )
 def test_every_checkpoint_keeps_its_rounds(spool, clock, steps, next_round, kept):
-    """Rounds that were sampled before a checkpoint and trained on after it, and those that are not trained on yet."""
+    """Rounds that were sampled before a checkpoint and trained on after it, and those that are not
+    trained on yet.
+    """
     fill(spool, range(15))
     spool.keep_for(clock, steps, next_round)
     expected = [r for r in range(15) if r in kept or r >= next_round]
     assert there(spool) == expected
     for step in steps:
-        assert spool.has([r for r in clock.issued_before(step // clock.updates_per_round) if r < 15])
+        assert spool.has(
+            [r for r in clock.issued_before(step // clock.updates_per_round) if r < 15]
+        )
 
 
 def draw():
@@ -48,7 +57,9 @@ def draw():
 
 
 def as_it_is(samples):
-    return tiny.jax.tree.map(lambda x: tiny.jax.sharding.SingleDeviceSharding(tiny.jax.devices()[0]), samples)
+    return tiny.jax.tree.map(
+        lambda x: tiny.jax.sharding.SingleDeviceSharding(tiny.jax.devices()[0]), samples
+    )
 
 
 def test_a_round_is_read_as_it_was_written(spool):
@@ -71,7 +82,12 @@ def flip(path):
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda path: cut(path, 0), lambda path: cut(path, 100), lambda path: cut(path, path.stat().st_size - 1), flip],
+    [
+        lambda path: cut(path, 0),
+        lambda path: cut(path, 100),
+        lambda path: cut(path, path.stat().st_size - 1),
+        flip,
+    ],
     ids=["empty", "cut", "short", "flip"],
 )
 def test_a_damaged_round_is_named(spool, damage):

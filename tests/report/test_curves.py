@@ -1,4 +1,6 @@
-"""Curves go through the points of the lines, in the run's own units, and nothing is drawn that was not measured."""
+"""Curves go through the points of the lines, in the run's own units, and nothing is drawn that was
+not measured.
+"""
 
 import math
 from collections.abc import Sequence
@@ -45,7 +47,13 @@ def labels(ax: Axes) -> list[str]:
 
 def points(ax: Axes, label: str) -> list[tuple[float, float]]:
     (line,) = [line for line in ax.get_lines() if line.get_label() == label]
-    return list(zip(map(float, np.asarray(line.get_xdata())), map(float, np.asarray(line.get_ydata())), strict=True))
+    return list(
+        zip(
+            map(float, np.asarray(line.get_xdata())),
+            map(float, np.asarray(line.get_ydata())),
+            strict=True,
+        )
+    )
 
 
 def test_learning_curves_show_the_evaluations(lines: list[dict]) -> None:
@@ -81,7 +89,9 @@ def test_what_was_not_measured_is_not_drawn() -> None:
 
 def test_values_that_are_not_finite_are_counted_on_the_panel() -> None:
     values = [0.5, math.nan, math.inf, 0.25, 0.125]
-    lines = [{"stage": "rlhf", "update": update, "loss": value} for update, value in enumerate(values)]
+    lines = [
+        {"stage": "rlhf", "update": update, "loss": value} for update, value in enumerate(values)
+    ]
     loss = panel(curves.learning_curves(lines, UNITS), "Loss")
     assert "2 of 5 not finite" in [text.get_text() for text in loss.texts]
     found = points(loss, "training samples")
@@ -106,8 +116,9 @@ def test_moving_mean_against_a_loop() -> None:
 
 
 def test_best_of_n_by_enumeration() -> None:
-    # best of 3 draws, 7 equally likely completions ordered by gold: P(rank k) = ((k + 1)^3 - k^3) / 7^3. A continuous law is
-    # the limit of many completions; with 7 ties lower both the KL and the win-rate, with 7^4 they are within 1e-3.
+    # best of 3 draws, 7 equally likely completions ordered by gold: P(rank k) = ((k + 1)^3 - k^3) /
+    # 7^3. A continuous law is the limit of many completions; with 7 ties lower both the KL and the
+    # win-rate, with 7^4 they are within 1e-3.
     n = 3
     for size, tolerance in ((7, 0.2), (7**4, 1e-3)):
         rank = np.arange(size)
@@ -131,16 +142,25 @@ def test_the_trade_off_has_three_ways_to_spend_kl(lines: list[dict]) -> None:
     assert points(rewards, "gold score")[-1] == pytest.approx((2.0, 0.9 / 0.8))
 
 
-def test_a_raw_learned_reward_is_compared_with_gold_in_its_own_deviations(lines: list[dict]) -> None:
-    """Not standardised, it rises by 2; its deviation over SFT samples was measured as 4, so that it gained ½ of one."""
+def test_a_raw_learned_reward_is_compared_with_gold_in_its_own_deviations(
+    lines: list[dict],
+) -> None:
+    """Not standardised, it rises by 2; its deviation over SFT samples was measured as 4, so that it
+    gained ½ of one.
+    """
     raw = CONFIG | {"reward_model": {"standardize": False}}
     measured = {"stage": "evaluate", "of": "reward_model", "update": 40, "raw_std": 4.0}
     pictures = trade_off.trade_off(lines, units.of_run(raw, [measured]))
-    assert points(panel(pictures, "Learned reward and gold score against KL"), "learned reward")[-1][1] == 0.5
+    assert (
+        points(panel(pictures, "Learned reward and gold score against KL"), "learned reward")[-1][1]
+        == 0.5
+    )
     unknown = trade_off.trade_off(lines, units.of_run(raw, []))
     assert names(unknown) == ["Win-rate against KL", "Gold score against KL"]
     alone = panel(unknown, "Gold score against KL")
-    assert points(alone, "gold score")[-1] == pytest.approx((2.0, 1.3))  # as it was measured, in its own unit
+    assert points(alone, "gold score")[-1] == pytest.approx(
+        (2.0, 1.3)
+    )  # as it was measured, in its own unit
     assert alone.get_ylabel() == "points of the gold judge"
 
 
@@ -157,7 +177,10 @@ def test_a_policy_that_ran_away_is_drawn() -> None:
 
 def test_bars_end_at_the_wall_time(lines: list[dict]) -> None:
     ax = panel(curves.time_per_stage(lines), "Time per stage")
-    ends = [max(bar.get_x() + bar.get_width() for bar in bars) for bars in zip(*ax.containers, strict=True)]  # pyright: ignore
+    ends = [
+        max(bar.get_x() + bar.get_width() for bar in bars)
+        for bars in zip(*ax.containers, strict=True)
+    ]  # pyright: ignore
     assert ends == pytest.approx([14.2, 4.2, 21.0, 48.0, 3.0])
 
 
@@ -172,19 +195,27 @@ def test_bars_end_at_the_wall_time(lines: list[dict]) -> None:
         ("learned + 0.1 * brevity", True, "Reward", "reward's own unit"),
     ],
 )
-def test_the_unit_of_a_reward_is_that_of_its_run(reward: str, standardize: bool, title: str, unit: str) -> None:
+def test_the_unit_of_a_reward_is_that_of_its_run(
+    reward: str, standardize: bool, title: str, unit: str
+) -> None:
     config = CONFIG | {"reward": reward, "reward_model": {"standardize": standardize}}
-    trained = [{"stage": "rlhf", "update": update, "reward_standardized": 0.25} for update in range(2)]
+    trained = [
+        {"stage": "rlhf", "update": update, "reward_standardized": 0.25} for update in range(2)
+    ]
     evaluated = {"stage": "evaluate", "of": "rlhf", "update": 2, "reward_mean": 0.5}
     pictures = curves.learning_curves([*trained, evaluated], units.of_run(config, []))
     assert panel(pictures, title).get_ylabel() == unit
-    if title != "Learned reward":  # the reward model's scores are another quantity then, and have a panel of their own
+    if (
+        title != "Learned reward"
+    ):  # the reward model's scores are another quantity then, and have a panel of their own
         assert labels(panel(pictures, title)) == ["training samples"]
         assert panel(pictures, "Learned reward").get_ylabel() == "SFT standard deviations"
 
 
 def test_without_a_config_no_unit_is_claimed() -> None:
-    trained = [{"stage": "rlhf", "update": update, "reward_standardized": 0.25} for update in range(2)]
+    trained = [
+        {"stage": "rlhf", "update": update, "reward_standardized": 0.25} for update in range(2)
+    ]
     (picture,) = curves.learning_curves(trained, units.of_run(None, trained))
     assert panel([picture], picture.name).get_ylabel() == "unit not recorded"
 
@@ -195,10 +226,15 @@ def test_samples_of_two_temperatures_say_so(lines: list[dict]) -> None:
         "training, temperature 0.7",
         "held-out, temperature 1",
     ]
-    assert labels(panel(curves.learning_curves(lines, UNITS), "Entropy")) == ["training samples", "held-out prompts"]
+    assert labels(panel(curves.learning_curves(lines, UNITS), "Entropy")) == [
+        "training samples",
+        "held-out prompts",
+    ]
 
 
-@pytest.mark.parametrize("shares", [[0.99, 1.0], [0.0, 0.004], [0.5, 0.502], [0.2, 0.9], [1.0, 1.0]])
+@pytest.mark.parametrize(
+    "shares", [[0.99, 1.0], [0.0, 0.004], [0.5, 0.502], [0.2, 0.9], [1.0, 1.0]]
+)
 def test_panels_of_shares_have_sensible_limits_and_labels(shares: list[float]) -> None:
     evaluated = [
         {"stage": "evaluate", "of": "rlhf", "update": update, "distinct_completions": share}
@@ -216,7 +252,10 @@ def test_panels_of_shares_have_sensible_limits_and_labels(shares: list[float]) -
 
 
 def test_a_curve_that_would_hide_another_is_named_with_it(lines: list[dict]) -> None:
-    same = [line | {"win_rate_strict": line["win_rate"]} if "win_rate" in line else line for line in lines]
+    same = [
+        line | {"win_rate_strict": line["win_rate"]} if "win_rate" in line else line
+        for line in lines
+    ]
     ax = panel(curves.learning_curves(same, UNITS), "Win-rate against references (gold)")
     assert labels(ax) == ["ties count ½, ties lose", "greedy"]
     rates = ("win_rate", "win_rate_strict", "win_rate_greedy")
@@ -234,7 +273,10 @@ def test_a_curve_that_would_hide_another_is_named_with_it(lines: list[dict]) -> 
     ],
 )
 def test_ticks_are_where_evaluations_are(evaluated_at: list[int], ticks: list[int]) -> None:
-    lines = [{"stage": "evaluate", "of": "rlhf", "update": update, "gold_mean": update / 9} for update in evaluated_at]
+    lines = [
+        {"stage": "evaluate", "of": "rlhf", "update": update, "gold_mean": update / 9}
+        for update in evaluated_at
+    ]
     ax = panel(curves.learning_curves(lines, UNITS), "Gold score")
     assert ax.xaxis.get_major_locator()().tolist() == ticks  # pyright: ignore
 
@@ -254,16 +296,32 @@ def texts(ax: Axes) -> list[Text]:
 
 
 SIZES = (1.0, 99.5, 1250.0, -123456.0, 0.000123, 3.2e9)
-OTHER = {"reward": "my_lab.rewards:brevity", "reward_model": {"standardize": False}, "rlhf": {"temperature": 0.7}}
+OTHER = {
+    "reward": "my_lab.rewards:brevity",
+    "reward_model": {"standardize": False},
+    "rlhf": {"temperature": 0.7},
+}
 
 
 @pytest.mark.parametrize(("size", "config"), [*((size, {}) for size in SIZES), (1.0, OTHER)])
-def test_no_label_is_cut_off_or_lies_on_another(run_directory: Path, size: float, config: dict) -> None:
-    """Every text lies inside of its picture, also with numbers of other sizes, and tick labels leave the axis's name alone."""
+def test_no_label_is_cut_off_or_lies_on_another(
+    run_directory: Path, size: float, config: dict
+) -> None:
+    """Every text lies inside of its picture, also with numbers of other sizes, and tick labels
+    leave the axis's name alone.
+    """
     run = read.read_run(run_directory)
     run.config.update(config)  # pyright: ignore[reportOptionalMemberAccess]
     for line in run.lines:
-        for name in ("gold_mean", "reward_mean", "kl", "entropy", "completion_length", "loss", "grad_norm"):
+        for name in (
+            "gold_mean",
+            "reward_mean",
+            "kl",
+            "entropy",
+            "completion_length",
+            "loss",
+            "grad_norm",
+        ):
             if name in line:
                 line[name] *= size
     pictures = [picture for found in html.draw(run).values() for picture in found]
@@ -282,10 +340,15 @@ def test_no_label_is_cut_off_or_lies_on_another(run_directory: Path, size: float
         name = ax.yaxis.label.get_window_extent(canvas.get_renderer())
         for text in tick_labels(ax.yaxis):
             if ax.get_ylabel() and text.get_text():
-                assert text.get_window_extent(canvas.get_renderer()).x0 >= name.x1 - 1, (picture.name, text.get_text())
+                assert text.get_window_extent(canvas.get_renderer()).x0 >= name.x1 - 1, (
+                    picture.name,
+                    text.get_text(),
+                )
         legend = ax.get_legend()
         if legend is not None:  # above the axes, where no curve passes through it
-            assert legend.get_window_extent(canvas.get_renderer()).y0 >= ax.bbox.y1 - 1, picture.name
+            assert legend.get_window_extent(canvas.get_renderer()).y0 >= ax.bbox.y1 - 1, (
+                picture.name
+            )
 
 
 @pytest.mark.parametrize(
@@ -298,7 +361,9 @@ def test_no_label_is_cut_off_or_lies_on_another(run_directory: Path, size: float
         ([0.00001, 0.00002], False, ["1e-5".replace("-", "−"), "2e−5"]),
     ],
 )
-def test_tick_labels_have_the_decimals_that_they_need(values: list[float], share: bool, expected: list[str]) -> None:
+def test_tick_labels_have_the_decimals_that_they_need(
+    values: list[float], share: bool, expected: list[str]
+) -> None:
     assert style.Numbers(share).format_ticks(values) == expected
 
 

@@ -1,4 +1,6 @@
-"""Numbers of a page: true minus signs, decimals that go with an interval, times that a person reads."""
+"""Numbers of a page: true minus signs, decimals that go with an interval, times that a person
+reads.
+"""
 
 import math
 
@@ -28,8 +30,16 @@ def test_value_and_interval_have_as_many_decimals(value, stderr, text):
 
 @pytest.mark.parametrize(
     ("values", "texts"),
-    [([0.0132, 12.4], ["0.0", "12.4"]), ([0.0, 0.0], ["0.00", "0.00"]), ([-0.9996, 0.5], ["−1.00", "0.50"])]
-    + [([1234.0, 2.0], ["1234", "2"]), ([math.nan, 0.5], ["nan", "0.500"]), ([1e-9, 2e-9], ["1.0e−09", "2.0e−09"])],
+    [
+        ([0.0132, 12.4], ["0.0", "12.4"]),
+        ([0.0, 0.0], ["0.00", "0.00"]),
+        ([-0.9996, 0.5], ["−1.00", "0.50"]),
+    ]
+    + [
+        ([1234.0, 2.0], ["1234", "2"]),
+        ([math.nan, 0.5], ["nan", "0.500"]),
+        ([1e-9, 2e-9], ["1.0e−09", "2.0e−09"]),
+    ],
 )
 def test_values_beside_each_other_have_as_many_decimals(values, texts):
     assert formats.alike(values) == texts
@@ -51,6 +61,11 @@ def test_durations(seconds, text):
 
 
 def test_shares_and_lists():
-    assert [formats.percent(share) for share in (0.0, 0.001, 0.126, 1.0)] == ["0 %", "under 1 %", "13 %", "100 %"]
+    assert [formats.percent(share) for share in (0.0, 0.001, 0.126, 1.0)] == [
+        "0 %",
+        "under 1 %",
+        "13 %",
+        "100 %",
+    ]
     assert formats.listed([]) == ""
     assert formats.listed([3, 9]) == "3 and 9"

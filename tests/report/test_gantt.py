@@ -1,4 +1,6 @@
-"""The picture of a plan has a lane for devices that do the same, a bar for what happens in it, and a table with its numbers."""
+"""The picture of a plan has a lane for devices that do the same, a bar for what happens in it, and
+a table with its numbers.
+"""
 
 from rlhf_jax.planner.simulation.simulate import Node, Row, Simulation
 from rlhf_jax.report.plots import gantt, style
@@ -21,7 +23,9 @@ def simulation():
         Row("generate", "generate", ALL, 4.0, 1.0, 12.3e9, 0.25),
         Row("train_policy", "train", HALF, 4.5, 0.0, 34.5e9, 0.05),
     )
-    return Simulation(tuple(nodes), rows, 10.0, (12.3e9, 12.3e9, 46.8e9, 46.8e9), (0.5, 0.5, 0.05, 0.05))
+    return Simulation(
+        tuple(nodes), rows, 10.0, (12.3e9, 12.3e9, 46.8e9, 46.8e9), (0.5, 0.5, 0.05, 0.05)
+    )
 
 
 def test_devices_that_do_the_same_share_a_lane():
@@ -39,7 +43,11 @@ def test_bars_and_hatches():
     assert ax.get_xlim() == (0, 30)
     legend = ax.get_legend()
     assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["generate", "train_policy", "reallocation"]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "generate",
+        "train_policy",
+        "reallocation",
+    ]
 
 
 def test_colours_tell_calls_apart():
@@ -62,5 +70,16 @@ def test_the_table_has_the_numbers():
         "idle",
     ]
     assert lines[1].split() == ["generate", "0-3", "2×1×2", "4", "-", "4", "1", "12.3", "25", "%"]
-    assert lines[2].split() == ["train_policy", "2-3", "1×2×1", "1", "yes", "4.5", "-", "34.5", "5", "%"]
+    assert lines[2].split() == [
+        "train_policy",
+        "2-3",
+        "1×2×1",
+        "1",
+        "yes",
+        "4.5",
+        "-",
+        "34.5",
+        "5",
+        "%",
+    ]
     assert lines[3] == "10 s a round; devices hold up to 46.8 GB and are idle for 28 % of it"

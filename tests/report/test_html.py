@@ -57,7 +57,9 @@ def test_nothing_is_fetched_and_nothing_runs(page: Reader) -> None:
     for name, value in page.attributes:
         assert not name.startswith("on")
         if name in ("src", "href", "xlink:href"):
-            assert re.fullmatch(r"#.*|[a-z_]+(\.jsonl?)?", value or ""), value  # a section, or a file of the run
+            assert re.fullmatch(r"#.*|[a-z_]+(\.jsonl?)?", value or ""), (
+                value
+            )  # a section, or a file of the run
         if name == "style":
             assert "url(http" not in (value or "")
 
@@ -73,7 +75,8 @@ def test_figures_are_what_the_lines_say(page: Reader) -> None:
     assert "1 min 30 s" in page.text  # 14.2 + 4.2 + 21 + 48 + 3
     assert "0.910" in page.text  # the reward model
     assert "Not there yet" not in page.text
-    # nine learning curves, two of the trade-off, time; two other figures of SFT, two of the reward model, five of RLHF
+    # nine learning curves, two of the trade-off, time; two other figures of SFT, two of the reward
+    # model, five of RLHF
     assert page.seen.count("svg") == 9 + 2 + 1 + 2 + 2 + 5
 
 
@@ -102,14 +105,31 @@ def test_the_page_says_what_the_run_is(reported: Path) -> None:
     assert "quickstart, seed 7" in page.text
     assert "learned (SFT standard deviations)" in page.text
     assert "sft 40 · reward_model 40 · rlhf 60" in page.text
-    links = {value for name, value in page.attributes if name == "href" and value and not value.startswith("#")}
+    links = {
+        value
+        for name, value in page.attributes
+        if name == "href" and value and not value.startswith("#")
+    }
     assert links == {"config.json", "metrics.jsonl", "samples.jsonl", "plots"}
 
 
 def test_the_contents_lead_to_sections_that_are_there(page: Reader) -> None:
     places = {value for name, value in page.attributes if name == "id"}
-    links = [value[1:] for name, value in page.attributes if name == "href" and value and value.startswith("#")]
-    assert len([link for link in links if link in ("what-training-did", "evaluations", "resolved-config")]) == 3
+    links = [
+        value[1:]
+        for name, value in page.attributes
+        if name == "href" and value and value.startswith("#")
+    ]
+    assert (
+        len(
+            [
+                link
+                for link in links
+                if link in ("what-training-did", "evaluations", "resolved-config")
+            ]
+        )
+        == 3
+    )
     assert set(links) <= places
     assert "who-waited-for-whom" not in links  # no timeline was written
 
@@ -117,7 +137,9 @@ def test_the_contents_lead_to_sections_that_are_there(page: Reader) -> None:
 def test_every_figure_is_explained_and_every_cell_of_a_stacked_table_named(page: Reader) -> None:
     assert page.seen.count("figcaption") >= 12
     named = [value for name, value in page.attributes if name == "data-label"]
-    assert {"prompt", "before", "after", "gold", "reward", "figure", "rlhf, update 60"} <= set(named)
+    assert {"prompt", "before", "after", "gold", "reward", "figure", "rlhf, update 60"} <= set(
+        named
+    )
     assert "exp of the SFT policy's negative log-likelihood per token" in page.text
     assert "`" not in page.text
 
@@ -137,7 +159,9 @@ def words(directory: Path) -> str:
 
 
 def without_gold(line: Line) -> Line:
-    return {name: value for name, value in line.items() if "gold" not in name and "win_rate" not in name}
+    return {
+        name: value for name, value in line.items() if "gold" not in name and "win_rate" not in name
+    }
 
 
 def test_a_run_without_gold_does_not_mention_it(run_directory: Path) -> None:
@@ -145,7 +169,9 @@ def test_a_run_without_gold_does_not_mention_it(run_directory: Path) -> None:
     samples.write_text(re.sub(r'"gold": [^,]*', '"gold": null', samples.read_text()))
     (run_directory / "metrics.jsonl").write_text(
         "".join(
-            text for text in (run_directory / "metrics.jsonl").read_text().splitlines(True) if "best_of_n" not in text
+            text
+            for text in (run_directory / "metrics.jsonl").read_text().splitlines(True)
+            if "best_of_n" not in text
         )
     )
     page = rewritten(run_directory, without_gold)
@@ -156,7 +182,9 @@ def test_a_run_without_gold_does_not_mention_it(run_directory: Path) -> None:
 
 
 @pytest.mark.parametrize("stderr", ["NaN", None])
-def test_a_standard_error_that_is_not_known_is_not_printed(run_directory: Path, stderr: str | float | None) -> None:
+def test_a_standard_error_that_is_not_known_is_not_printed(
+    run_directory: Path, stderr: str | float | None
+) -> None:
     """A single held-out prompt has a standard error that is not a number."""
 
     def change(line: Line) -> Line:
@@ -177,7 +205,10 @@ def test_figures_that_are_not_finite_do_not_break_the_page(run_directory: Path) 
 
 
 def test_an_interval_of_few_prompts_is_not_called_one_of_95_percent(run_directory: Path) -> None:
-    """The run asks for 1,024 prompts. Its split holds two, so that two completions are kept; then it holds 24 and more."""
+    """The run asks for 1,024 prompts.
+
+    Its split holds two, so that two completions are kept; then it holds 24 and more.
+    """
     page = Reader(words(run_directory))
     assert "(1.96 standard errors over prompts)" in page.text
     assert "95 %" not in page.text
@@ -199,7 +230,8 @@ def test_an_interval_of_few_prompts_is_not_called_one_of_95_percent(run_director
 
 def test_what_was_recorded_of_starts_is_shown(run_directory: Path) -> None:
     starts = [
-        {"stage": "start", "date": "2026-11-28T10:20:00+00:00", "command": "python -m experiments.run --old", "commit": ""},
+        {"stage": "start", "date": "2026-11-28T10:20:00+00:00", "command": "python -m "
+                                                                           "experiments.run --old", "commit": ""},
         {
             "stage": "start",
             "date": "2026-11-29T08:00:00+00:00",
@@ -211,7 +243,9 @@ def test_what_was_recorded_of_starts_is_shown(run_directory: Path) -> None:
             },
         },
     ]  # fmt: skip
-    (run_directory / "starts.jsonl").write_text("".join(json.dumps(start) + "\n" for start in starts))
+    (run_directory / "starts.jsonl").write_text(
+        "".join(json.dumps(start) + "\n" for start in starts)
+    )
     page = Reader(words(run_directory))
     assert "2026-11-28 10:20:00 UTC; 2 starts, the last at 2026-11-29 08:00:00 UTC" in page.text
     assert "python -m experiments.run --config=a.py --config.note='<b>'" in page.text
@@ -230,7 +264,11 @@ def test_starts_say_from_which_version_and_what_was_changed(run_directory: Path)
     config = json.loads((run_directory / "config.json").read_text())
     (run_directory / "config.json").write_text(json.dumps(config | {"begin": "runs/first@16"}))
     page = Reader(words(run_directory))
-    for said in ("node-7", "sft 60, rlhf 16", "rlhf.loop: 'synchronous' → 'asynchronous'; mesh.data: 4 → 2"):
+    for said in (
+        "node-7",
+        "sft 60, rlhf 16",
+        "rlhf.loop: 'synchronous' → 'asynchronous'; mesh.data: 4 → 2",
+    ):
         assert said in page.text
     assert "the number of devices was 4 and is 2" in page.text
     assert "runs/first@16" in page.text
@@ -254,16 +292,25 @@ def test_completions_during_training_name_their_updates(run_directory: Path) -> 
 
 def test_notices_stand_at_the_head(run_directory: Path) -> None:
     with (run_directory / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"stage": "rlhf", "kind": "notice", "text": "80 % are cut: raise `lengths.max`"}) + "\n")
+        file.write(
+            json.dumps(
+                {"stage": "rlhf", "kind": "notice", "text": "80 % are cut: raise `lengths.max`"}
+            )
+            + "\n"
+        )
     text = words(run_directory)
     assert text.index("80 % are cut: raise <code>lengths.max</code>") < text.index('class="cards"')
 
 
 def test_a_single_picture_is_as_large_as_one_of_many(run_directory: Path) -> None:
-    """A run whose SFT policy was not evaluated has one picture of the trade-off: it must not fill the page."""
+    """A run whose SFT policy was not evaluated has one picture of the trade-off: it must not fill
+    the page.
+    """
 
     def change(line: Line) -> Line:
-        return {name: value for name, value in line.items() if name not in ("gold_mean", "reward_mean")}
+        return {
+            name: value for name, value in line.items() if name not in ("gold_mean", "reward_mean")
+        }
 
     assert rewritten(run_directory, change).seen.count("svg") == 8 + 1 + 1 + 2 + 2 + 5
     text = (run_directory / "report.html").read_text()
@@ -280,7 +327,9 @@ def test_plots_are_kept_as_pictures(reported: Path) -> None:
 
 
 def test_a_run_of_one_line_has_a_report(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"stage": "sft", "update": 0, "loss": 3.5}\n{"stage": "sft", "upd')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"stage": "sft", "update": 0, "loss": 3.5}\n{"stage": "sft", "upd'
+    )
     page = Reader(write_report(tmp_path).read_text())
     assert "stage sft has not ended (1 updates done)" in page.text
     assert "no evaluation before training" in page.text
@@ -294,7 +343,9 @@ def test_the_command_prints_the_path(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "stage sft has not begun" in (tmp_path / "report.html").read_text()
 
 
-def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_what_is_wrong_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert report.main([f"--directory={tmp_path / 'nowhere'}"]) == 2
     (tmp_path / "metrics.jsonl").write_text("{}\n{}\n")
     assert report.main([f"--directory={tmp_path}"]) == 2

@@ -1,4 +1,6 @@
-"""Facts of a run: the params that its config describes, and nothing where a config is partial or of another version."""
+"""Facts of a run: the params that its config describes, and nothing where a config is partial or of
+another version.
+"""
 
 import jax
 import pytest
@@ -15,7 +17,9 @@ def test_params_are_counted_from_the_config(family: str, preset: str):
     config.vocab_size = 23
     node = config.to_dict()
     module = __import__(f"rlhf_jax.models.{family}", fromlist=["make"])
-    model = module.make(module.Config(**{key: value for key, value in node.items() if key != "family"}))
+    model = module.make(
+        module.Config(**{key: value for key, value in node.items() if key != "family"})
+    )
     sizes = [leaf.size for leaf in jax.tree.leaves(jax.jit(model.init)(jax.random.key(0)))]
     assert identity.num_params({"model": node}) == sum(sizes)
 

@@ -1,4 +1,6 @@
-"""Notices of what a run trains on: said when a condition begins and when it has ended, and on the head of the report."""
+"""Notices of what a run trains on: said when a condition begins and when it has ended, and on the
+head of the report.
+"""
 
 import json
 
@@ -21,13 +23,16 @@ def said_of(*rounds: dict[str, float], limits: notices.Limits = LIMITS) -> list[
 def test_cut_completions_say_how_many_where_and_what_to_change():
     said = said_of({}, {"finished": 0.0625, "flat_group_share": 0.75})
     assert said == [
-        "notice: in round 1, 94 % of completions have no EOS within lengths.max_completion_tokens = 8 and get the score -1 "
-        "instead; 75 % of prompts have one score for all their samples, and train on no reward. Raise "
+        "notice: in round 1, 94 % of completions have no EOS within lengths.max_completion_tokens "
+        "= 8 and get the score -1 "
+        "instead; 75 % of prompts have one score for all their samples, and train on no reward. "
+        "Raise "
         "lengths.max_completion_tokens, or train SFT for longer"
     ]
     kept = said_of({"finished": 0.25, "flat_group_share": 0.0}, limits=notices.Limits(27, None))
     assert kept[0].startswith(
-        "notice: in round 0, 75 % of completions have no EOS within lengths.max_completion_tokens = 27. Raise"
+        "notice: in round 0, 75 % of completions have no EOS within lengths.max_completion_tokens "
+        "= 27. Raise"
     )
 
 
@@ -37,7 +42,10 @@ def test_cut_completions_say_how_many_where_and_what_to_change():
         ({"flat_group_share": 1.0}, "every prompt has one score for all its samples"),
         ({"idle_row_share": 1.0}, "every row an advantage or a weight of zero"),
         ({"flat_group_share": 1.0, "idle_row_share": 1.0}, "every prompt has one score"),
-        ({"finished": 0.0, "flat_group_share": 1.0, "idle_row_share": 1.0}, "100 % of completions have no EOS"),
+        (
+            {"finished": 0.0, "flat_group_share": 1.0, "idle_row_share": 1.0},
+            "100 % of completions have no EOS",
+        ),
     ],
 )
 def test_one_cause_is_said_and_not_its_consequences(figures, words):
@@ -47,7 +55,9 @@ def test_one_cause_is_said_and_not_its_consequences(figures, words):
 
 
 def test_a_condition_is_said_once_and_again_when_it_has_ended():
-    """Rounds with and without it in turn are one spell; four without it end it, and it may begin again."""
+    """Rounds with and without it in turn are one spell; four without it end it, and it may begin
+    again.
+    """
     cut: dict[str, float] = {"finished": 0.0}
     said = said_of({}, cut, cut, {}, cut, {}, {}, {}, {}, {}, {}, cut)
     assert [line.split(",")[0] for line in said] == [
@@ -57,7 +67,9 @@ def test_a_condition_is_said_once_and_again_when_it_has_ended():
     ]
 
 
-@pytest.mark.parametrize("figures", [{}, {"loss": 1.0}, SOUND, SOUND | {"finished": 0.5, "flat_group_share": 0.99}])
+@pytest.mark.parametrize(
+    "figures", [{}, {"loss": 1.0}, SOUND, SOUND | {"finished": 0.5, "flat_group_share": 0.99}]
+)
 def test_sound_rounds_and_figures_that_are_not_there_say_nothing(figures):
     said: list[str] = []
     notices.Notices(said.append, LIMITS).take(0, figures)
@@ -86,6 +98,7 @@ def test_a_report_counts_the_updates():
     found = notices.of_run(lines, config)
     assert len(found) == 2
     assert found[0].startswith(
-        "In 3 of 10 updates, 90 % of completions have no EOS within lengths.max_completion_tokens = 8"
+        "In 3 of 10 updates, 90 % of completions have no EOS within lengths.max_completion_tokens "
+        "= 8"
     )
     assert found[1].startswith("In 1 of 10 updates, every prompt has one score")

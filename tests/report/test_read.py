@@ -25,7 +25,11 @@ def test_a_finished_run_misses_nothing(run_directory: Path) -> None:
 
 def test_an_unfinished_run_says_what_is_missing(run_directory: Path) -> None:
     metrics = run_directory / "metrics.jsonl"
-    cut = [text for text in metrics.read_text().splitlines() if '"rlhf", "update"' in text and "evaluate" not in text]
+    cut = [
+        text
+        for text in metrics.read_text().splitlines()
+        if '"rlhf", "update"' in text and "evaluate" not in text
+    ]
     metrics.write_text("\n".join(cut[:7]) + "\n")
     (run_directory / "samples.jsonl").unlink()
     (run_directory / "config.json").unlink()
@@ -42,7 +46,9 @@ def test_an_unfinished_run_says_what_is_missing(run_directory: Path) -> None:
 
 
 def test_a_directory_without_a_run_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"is no run directory: none of config\.json, metrics\.jsonl"):
+    with pytest.raises(
+        FileNotFoundError, match=r"is no run directory: none of config\.json, metrics\.jsonl"
+    ):
         read.read_run(tmp_path)
 
 
@@ -57,27 +63,42 @@ def test_version_0_is_the_sft_policy_where_it_was_not_evaluated() -> None:
     lines = [{"stage": "evaluate", "of": "sft", "update": 40, "kl": 0.0}]
     assert read.before_and_after(lines) == (lines[0], None)
     lines.append({"stage": "evaluate", "of": "rlhf", "update": 7, "kl": 1.0})
-    assert [(line["update"], line["kl"]) for line in read.policy_evaluations(lines)] == [(0, 0.0), (7, 1.0)]
+    assert [(line["update"], line["kl"]) for line in read.policy_evaluations(lines)] == [
+        (0, 0.0),
+        (7, 1.0),
+    ]
     lines.append({"stage": "evaluate", "of": "rlhf", "update": 0, "kl": 0.5})
     assert [line["update"] for line in read.policy_evaluations(lines)] == [7, 0]
 
 
 def test_the_parts_of_a_stage_sum_to_its_wall_time() -> None:
-    timing = {"stage": "sft", "kind": "timing", "wall_seconds": 11.0, "compile_seconds": 3.0, "evaluate_seconds": 2.0}
+    timing = {
+        "stage": "sft",
+        "kind": "timing",
+        "wall_seconds": 11.0,
+        "compile_seconds": 3.0,
+        "evaluate_seconds": 2.0,
+    }
     seconds = read.stage_seconds([updated("sft", 0, 1.0), updated("sft", 1, 9.0), timing])
     assert seconds == {"sft": {"compile": 3.0, "evaluate": 2.0, "other": 6.0}}
 
 
 def test_seconds_to_the_first_update_are_told_apart_from_training() -> None:
-    """Two processes: 40 s to the first update and 1 s for each later one; then 20 s to the next, again with 1 s for each."""
+    """Two processes: 40 s to the first update and 1 s for each later one; then 20 s to the next,
+    again with 1 s for each.
+    """
     seconds = [40.0, 41.0, 42.0, 43.0, 20.0, 21.0, 22.0]
     lines: list[dict] = [updated("rlhf", update, second) for update, second in enumerate(seconds)]
     lines.append({"stage": "rlhf", "kind": "timing", "wall_seconds": 30.0, "evaluate_seconds": 5.0})
-    assert read.stage_seconds(lines) == {"rlhf": {"start": 39.0 + 19.0, "evaluate": 5.0, "other": 73.0 - 63.0}}
+    assert read.stage_seconds(lines) == {
+        "rlhf": {"start": 39.0 + 19.0, "evaluate": 5.0, "other": 73.0 - 63.0}
+    }
 
 
 def test_parts_never_exceed_the_wall_time() -> None:
-    lines: list[dict] = [updated("sft", update, second) for update, second in enumerate([9.0, 9.5, 10.0])]
+    lines: list[dict] = [
+        updated("sft", update, second) for update, second in enumerate([9.0, 9.5, 10.0])
+    ]
     lines.append({"stage": "sft", "kind": "timing", "wall_seconds": 10.0, "evaluate_seconds": 4.0})
     assert read.stage_seconds(lines) == {"sft": {"start": 6.0, "evaluate": 4.0}}
 
@@ -90,8 +111,11 @@ def test_notices_of_a_run_are_read_once_each(tmp_path: Path) -> None:
 
 
 def test_a_resumed_stage_took_the_time_of_every_process() -> None:
-    # one process for 7 s, one for 5 s, and a third that needed 3 s to its last update and 4 s to its end
-    lines = [updated("rlhf", update, seconds) for update, seconds in enumerate([2.0, 7.0, 1.0, 5.0, 3.0])]
+    # one process for 7 s, one for 5 s, and a third that needed 3 s to its last update and 4 s to
+    # its end
+    lines = [
+        updated("rlhf", update, seconds) for update, seconds in enumerate([2.0, 7.0, 1.0, 5.0, 3.0])
+    ]
     assert read.stage_seconds(lines) == {"rlhf": {"other": 7.0 + 5.0 + 3.0}}
     lines.append({"stage": "rlhf", "kind": "timing", "wall_seconds": 4.0})
     assert read.stage_seconds(lines) == {"rlhf": {"other": 7.0 + 5.0 + 4.0}}

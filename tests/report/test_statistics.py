@@ -1,4 +1,6 @@
-"""Statistics of studies by hand and beside scipy: intervals, Holm, figures at one KL and updates to a level."""
+"""Statistics of studies by hand and beside scipy: intervals, Holm, figures at one KL and updates to
+a level.
+"""
 
 import math
 
@@ -11,16 +13,23 @@ from rlhf_jax.report import statistics
 
 def curve(kls, golds):
     return [
-        {"update": place, "kl": kl, "gold_mean": gold} for place, (kl, gold) in enumerate(zip(kls, golds, strict=True))
+        {"update": place, "kl": kl, "gold_mean": gold}
+        for place, (kl, gold) in enumerate(zip(kls, golds, strict=True))
     ]
 
 
-@pytest.mark.parametrize(("count", "quantile"), [(2, 12.706), (5, 2.776), (10, 2.262), (11, 2.228), (31, 2.042)])
+@pytest.mark.parametrize(
+    ("count", "quantile"), [(2, 12.706), (5, 2.776), (10, 2.262), (11, 2.228), (31, 2.042)]
+)
 def test_interval_has_the_quantile_of_its_degrees_of_freedom(count, quantile):
-    """Values 0 ... n − 1. The quantiles are those that tables print; past ten values it is still not the normal's 1.96."""
+    """Values 0 ... n − 1. The quantiles are those that tables print; past ten values it is still
+    not the normal's 1.96.
+    """
     mean, half = statistics.t_interval(list(range(count)))
     assert mean == (count - 1) / 2
-    np.testing.assert_allclose(half, quantile * np.std(range(count), ddof=1) / math.sqrt(count), rtol=2e-4)
+    np.testing.assert_allclose(
+        half, quantile * np.std(range(count), ddof=1) / math.sqrt(count), rtol=2e-4
+    )
 
 
 def test_a_single_value_has_no_interval():
@@ -52,12 +61,17 @@ def test_the_detectable_difference_is_found_as_often_as_said():
     values = random.normal(size=5)
     least = statistics.detectable(values.tolist())
     deviation = values.std(ddof=1)
-    found = [stats.ttest_1samp(random.normal(least, deviation, 5), 0).pvalue < 0.05 for _ in range(2000)]
+    found = [
+        stats.ttest_1samp(random.normal(least, deviation, 5), 0).pvalue < 0.05 for _ in range(2000)
+    ]
     assert np.mean(found) == pytest.approx(0.8, abs=0.06)
 
 
 def test_at_kl_reads_the_first_crossing_of_a_curve_that_returns():
-    """Gold is √KL on the way up. At the peak it is 3, at a KL of 4 it is 2, and not what it was on the way down."""
+    """Gold is √KL on the way up.
+
+    At the peak it is 3, at a KL of 4 it is 2, and not what it was on the way down.
+    """
     there = curve([0, 1, 4, 9, 4, 1], [0, 1, 2, 3, 9, 9])
     assert statistics.at_kl(there, 9, "gold_mean") == 3
     assert statistics.at_kl(there, 4, "gold_mean") == 2
@@ -65,7 +79,9 @@ def test_at_kl_reads_the_first_crossing_of_a_curve_that_returns():
 
 
 def test_at_kl_reads_nothing_where_nothing_was_measured():
-    """Before the first evaluation in training, whose other side is version 0 alone, and beyond the largest KL."""
+    """Before the first evaluation in training, whose other side is version 0 alone, and beyond the
+    largest KL.
+    """
     there = curve([0, 2, 5], [0, 4, 7])
     assert math.isnan(statistics.at_kl(there, 1.9, "gold_mean"))
     assert math.isnan(statistics.at_kl(there, 5.1, "gold_mean"))

@@ -1,4 +1,6 @@
-"""What the timeline says of a made-up run: medians, bounds, the side that is waited for, and a drawing of what is there."""
+"""What the timeline says of a made-up run: medians, bounds, the side that is waited for, and a
+drawing of what is there.
+"""
 
 import pytest
 
@@ -21,7 +23,12 @@ def spans_of(generate: float, train: float, began: float = 1.0) -> list[dict]:
         ]
         names = ("side", "what", "begin", "end")
         found += [
-            {"stage": "rlhf", "began": began, "round_index": r, **dict(zip(names, piece, strict=True))}
+            {
+                "stage": "rlhf",
+                "began": began,
+                "round_index": r,
+                **dict(zip(names, piece, strict=True)),
+            }
             for piece in pieces
         ]
         now += longest
@@ -84,7 +91,12 @@ def test_only_the_newest_process_counts():
 
 
 def test_too_few_rounds_say_nothing():
-    assert timeline.speed([span for span in spans_of(1.0, 1.0) if span["round_index"] < 3], asynchronous=True) is None
+    assert (
+        timeline.speed(
+            [span for span in spans_of(1.0, 1.0) if span["round_index"] < 3], asynchronous=True
+        )
+        is None
+    )
     assert timeline.speed([], asynchronous=True) is None
     assert timeline.draw([], []) is None
 
@@ -108,17 +120,27 @@ def test_a_side_that_did_nothing_has_no_lane():
     assert [label.get_text() for label in bars.get_yticklabels()] == ["sampler", "trainer"]
     legend = bars.get_legend()
     assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["generate", "train", "publish", "wait"]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "generate",
+        "train",
+        "publish",
+        "wait",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("rounds", "title"), [(6, "Rounds 2 to 5"), (3, "Rounds 1 to 2"), (2, "Rounds 0 to 1"), (1, "Round 0")]
+    ("rounds", "title"),
+    [(6, "Rounds 2 to 5"), (3, "Rounds 1 to 2"), (2, "Rounds 0 to 1"), (1, "Round 0")],
 )
 def test_rounds_that_compile_are_not_drawn_where_others_are(rounds, title):
     """There are 98 s between the first two rounds and the others, as where something compiles."""
     spans = [span for span in spans_of(2.0, 0.9) if span["round_index"] < rounds]
     late = [
-        span | {name: span[name] + (98.0 if span["round_index"] > 1 else 0.0) for name in ("begin", "end")}
+        span
+        | {
+            name: span[name] + (98.0 if span["round_index"] > 1 else 0.0)
+            for name in ("begin", "end")
+        }
         for span in spans
     ]
     figure = timeline.draw(late, [])

@@ -37,15 +37,19 @@ class Graded(Digits):
 
 
 class WeighedSum:
-    """A value model without a transformer: hidden is Σ over unmasked columns so far of token · (position + 1).
+    """A value model without a transformer: hidden is Σ over unmasked columns so far of token ·
+    (position + 1).
 
-    Like attention it sees masks and positions and everything before it; unlike a transformer it can be added up by hand.
+    Like attention it sees masks and positions and everything before it; unlike a transformer it can
+    be added up by hand.
     """
 
     def __init__(self, padding_id: int = -1):
         self.padding_id = padding_id
 
-    def apply(self, params: Params, tokens_BL: Array, positions_BL: Array, mask_BL: Array, cache=None):
+    def apply(
+        self, params: Params, tokens_BL: Array, positions_BL: Array, mask_BL: Array, cache=None
+    ):
         terms_BL = jnp.where(mask_BL, tokens_BL * (positions_BL + 1), 0).astype(jnp.float32)
         return jnp.cumsum(terms_BL, axis=1)[:, :, None], cache
 
@@ -53,16 +57,26 @@ class WeighedSum:
         return params["scale"] * hidden[..., 0]
 
 
-def samples_of(prompts, completions, prompt_length: int, completion_length: int, pad: int = 0) -> Samples:
+def samples_of(
+    prompts, completions, prompt_length: int, completion_length: int, pad: int = 0
+) -> Samples:
     """Samples of lists of token ids: prompts left-padded, completions right-padded."""
     rows = len(prompts)
     left = [prompt_length - len(prompt) for prompt in prompts]
     right = [completion_length - len(completion) for completion in completions]
     return Samples(
-        prompt_tokens_BQ=jnp.array([[pad] * n + list(p) for n, p in zip(left, prompts, strict=True)], jnp.int32),
-        prompt_mask_BQ=jnp.array([[F] * n + [T] * len(p) for n, p in zip(left, prompts, strict=True)]),
-        tokens_BC=jnp.array([list(c) + [pad] * n for n, c in zip(right, completions, strict=True)], jnp.int32),
-        mask_BC=jnp.array([[T] * len(c) + [F] * n for n, c in zip(right, completions, strict=True)]),
+        prompt_tokens_BQ=jnp.array(
+            [[pad] * n + list(p) for n, p in zip(left, prompts, strict=True)], jnp.int32
+        ),
+        prompt_mask_BQ=jnp.array(
+            [[F] * n + [T] * len(p) for n, p in zip(left, prompts, strict=True)]
+        ),
+        tokens_BC=jnp.array(
+            [list(c) + [pad] * n for n, c in zip(right, completions, strict=True)], jnp.int32
+        ),
+        mask_BC=jnp.array(
+            [[T] * len(c) + [F] * n for n, c in zip(right, completions, strict=True)]
+        ),
         behavior_logprob_BC=jnp.zeros((rows, completion_length)),
         finished_B=jnp.ones(rows, bool),
         ordinal_B=jnp.arange(rows, dtype=jnp.int32),

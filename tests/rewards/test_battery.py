@@ -1,4 +1,6 @@
-"""Every file of `rlhf_jax/rewards/`, and the rewards of `--component`: what a reward of its kind promises."""
+"""Every file of `rlhf_jax/rewards/`, and the rewards of `--component`: what a reward of its kind
+promises.
+"""
 
 import inspect
 
@@ -42,7 +44,9 @@ def test_host_rewards_give_one_float32_a_row(name):
     assert raw_B.dtype == np.float32
     # 2 letters and "2"; 3 letters and "2"; right, but not finished.
     np.testing.assert_array_equal(raw_B, [1.0, 0.0, 0.0])
-    np.testing.assert_array_equal(reward(PROMPTS[::-1], COMPLETIONS[::-1], FINISHED[::-1]), raw_B[::-1])
+    np.testing.assert_array_equal(
+        reward(PROMPTS[::-1], COMPLETIONS[::-1], FINISHED[::-1]), raw_B[::-1]
+    )
     assert reward([], [], []).shape == (0,)
 
 
@@ -89,20 +93,33 @@ def test_model_rewards_see_the_unmasked_text_only(name):
 
 @pytest.fixture(scope="module")
 def rows():
-    """A task for rewards of one's own, and of its held-out prompts texts, completions, ends and records: the first task of the
-    command line, or one of letters."""
+    """A task for rewards of one's own, and of its held-out prompts texts, completions, ends and
+    records: the first task of the command line, or one of letters.
+    """
     named = components.own("tasks")
     task = components.make("tasks", named[0]) if named else Digits()
     indices = range(min(4, task.num_prompts("heldout")))
-    texts = [(index, text) for index in indices for text in (*task.references("heldout", index), "", "no answer")]
+    texts = [
+        (index, text)
+        for index in indices
+        for text in (*task.references("heldout", index), "", "no answer")
+    ]
     prompts = [task.prompt("heldout", index) for index, _ in texts]
     records = [reading.record(task, "heldout", index) for index, _ in texts]
-    return task, prompts, [text for _, text in texts], [place % 2 == 0 for place in range(len(texts))], records
+    return (
+        task,
+        prompts,
+        [text for _, text in texts],
+        [place % 2 == 0 for place in range(len(texts))],
+        records,
+    )
 
 
 @pytest.mark.parametrize("name", components.own("rewards"))
 def test_a_reward_of_ones_own_gives_one_finite_number_a_completion(name, rows):
-    """Its settings have defaults; what it raises or gives otherwise is told in one line that names it."""
+    """Its settings have defaults; what it raises or gives otherwise is told in one line that names
+    it.
+    """
     task, *given = rows
     raw_B = components.reward_of(name, task)(*given, "")
     assert raw_B.dtype == np.float32
@@ -111,7 +128,9 @@ def test_a_reward_of_ones_own_gives_one_finite_number_a_completion(name, rows):
 
 @pytest.mark.parametrize("name", components.own("rewards"))
 def test_a_reward_of_ones_own_is_a_function_of_its_inputs(name, rows):
-    """Of each completion by itself, so that a run is repeated; or it says that it is none (`rewards.api.asked_once`)."""
+    """Of each completion by itself, so that a run is repeated; or it says that it is none
+    (`rewards.api.asked_once`).
+    """
     task, *given = rows
     reward = components.reward_of(name, task)
     if reward.asked_once:

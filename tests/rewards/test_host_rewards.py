@@ -1,4 +1,6 @@
-"""The door of rewards on text: what a user's function takes and gives, and who is named when it is at fault."""
+"""The door of rewards on text: what a user's function takes and gives, and who is named when it is
+at fault.
+"""
 
 import fractions
 from dataclasses import dataclass
@@ -53,7 +55,9 @@ def test_one_number_a_completion_in_any_container(values):
 
 
 def test_a_generator_is_read_once():
-    np.testing.assert_array_equal(score(lambda completions: (len(text) for text in completions)), [2, 2, 2])
+    np.testing.assert_array_equal(
+        score(lambda completions: (len(text) for text in completions)), [2, 2, 2]
+    )
 
 
 WRONG = [
@@ -73,7 +77,10 @@ WRONG = [
     (np.array(["1", "2", "3"]), "gave an array of <U1"),
     (np.ones(3) * 1j, "gave an array of complex128"),
     (np.array(["2020-01-01"] * 3, "M8[D]"), "gave an array of datetime64"),
-    ([1, None, None], r'gave None for completion 1 of 3 in round 3 \(2 in all .*: prompt "p1", completion "c1"'),
+    (
+        [1, None, None],
+        r'gave None for completion 1 of 3 in round 3 \(2 in all .*: prompt "p1", completion "c1"',
+    ),
     ([1, "2", 3], "gave '2' for completion 1"),
     ([1, 2j, 3], "gave 2j for completion 1"),
     ([{}, 1, 2], "gave {} for completion 0"),
@@ -87,7 +94,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("values", "message"), WRONG, ids=[str(place) for place in range(len(WRONG))])
+@pytest.mark.parametrize(
+    ("values", "message"), WRONG, ids=[str(place) for place in range(len(WRONG))]
+)
 def test_anything_else_is_refused_by_name(values, message):
     with pytest.raises(RewardError, match=message) as raised:
         score(lambda prompts, completions, finished: values)
@@ -121,9 +130,9 @@ def test_what_a_reward_raises_names_it_with_its_line_and_traceback(error):
         score(broken)
     assert raised.value.__cause__ is error
     assert not isinstance(raised.value, (Refusal, ValueError, OSError))
-    assert f"(test_host.py, line {broken.__code__.co_firstlineno + 1})" in str(raised.value).replace(
-        __file__, "test_host.py"
-    )
+    assert f"(test_host.py, line {broken.__code__.co_firstlineno + 1})" in str(
+        raised.value
+    ).replace(__file__, "test_host.py")
     assert type(error).__name__ in str(raised.value)
 
 
@@ -131,7 +140,10 @@ def test_the_line_is_the_users_and_not_a_librarys():
     def broken(completions):
         return [np.linalg.inv(np.zeros((2, 2))) for _ in completions]
 
-    with pytest.raises(RewardError, match=rf"\(.*test_host_rewards\.py, line {broken.__code__.co_firstlineno + 1}\)"):
+    with pytest.raises(
+        RewardError,
+        match=rf"\(.*test_host_rewards\.py, line {broken.__code__.co_firstlineno + 1}\)",
+    ):
         score(broken)
 
 
@@ -144,7 +156,13 @@ def test_parameters_are_chosen_by_name():
     taken = {}
 
     def everything(records, completions, finished, prompts, config, threshold=0.5):
-        taken.update(prompts=prompts, completions=completions, finished=finished, records=records, config=config)
+        taken.update(
+            prompts=prompts,
+            completions=completions,
+            finished=finished,
+            records=records,
+            config=config,
+        )
         taken.update(threshold=threshold)
         return [1] * 3
 
@@ -171,10 +189,13 @@ def test_records_are_asked_for_by_those_that_take_them_alone():
 
 
 @pytest.mark.parametrize(
-    "function", [lambda: 0, lambda text: 0, lambda a, b: 0, lambda prompts, answers: 0, lambda a, b, c, d: 0]
+    "function",
+    [lambda: 0, lambda text: 0, lambda a, b: 0, lambda prompts, answers: 0, lambda a, b, c, d: 0],
 )
 def test_other_parameters_are_refused(function):
-    with pytest.raises(Refusal, match=r"the reward mine takes \(.*\); accepted: completions and any of prompts"):
+    with pytest.raises(
+        Refusal, match=r"the reward mine takes \(.*\); accepted: completions and any of prompts"
+    ):
         judge_of(function)
 
 
@@ -229,7 +250,9 @@ def test_a_file_gives_a_reward_a_factory_or_a_class(file, attribute, weight, sco
     kind = registry.settings("rewards", file + attribute)
     config = kind() if weight is None else kind(weight=weight)
     made = host_rewards.make(file + attribute, Digits(), config)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(made(["ab", "ab", "ab"], ["2", "3", "4"], FINISHED, [], ""), scores)
+    np.testing.assert_array_equal(
+        made(["ab", "ab", "ab"], ["2", "3", "4"], FINISHED, [], ""), scores
+    )
 
 
 def test_a_factory_that_makes_no_function(file):
@@ -250,7 +273,10 @@ class Judge(Graded):
 @pytest.mark.parametrize("gives", [None, "1", float("nan"), float("inf"), np.ones(1), [1.0], {}])
 def test_a_gold_judge_gives_a_finite_number(gives):
     task: Task = Judge(gives)  # type: ignore[assignment]
-    with pytest.raises(RewardError, match=r"^the gold judge of the task Judge gave .* for completion 0 of 3 .*\"p0\""):
+    with pytest.raises(
+        RewardError,
+        match=r"^the gold judge of the task Judge gave .* for completion 0 of 3 .*\"p0\"",
+    ):
         host_rewards.judge(task, PROMPTS, COMPLETIONS, FINISHED)
 
 

@@ -35,20 +35,30 @@ def test_the_eos_is_read():
 
 
 def test_a_padding_id_is_never_read():
-    """As trained with the EOS for padding: the first row is read before its EOS, the second at its last token as before.
+    """As trained with the EOS for padding: the first row is read before its EOS, the second at its
+    last token as before.
 
-    5·1 + 7·2 + 3·3 = 28, halved. A row of this id alone is read at its last token: 2·1 + 2·2 + 2·3 = 12, halved.
+    5·1 + 7·2 + 3·3 = 28, halved. A row of this id alone is read at its last token: 2·1 + 2·2 + 2·3
+    = 12, halved.
     """
     reward = learned.make(WeighedSum(padding_id=EOS))
-    np.testing.assert_array_equal(reward(SCALE, samples_of(PROMPTS, COMPLETIONS, 3, 3)), [14.0, 40.0, 4.0])
+    np.testing.assert_array_equal(
+        reward(SCALE, samples_of(PROMPTS, COMPLETIONS, 3, 3)), [14.0, 40.0, 4.0]
+    )
     np.testing.assert_array_equal(reward(SCALE, samples_of([[EOS, EOS]], [[EOS]], 3, 3)), [6.0])
-    np.testing.assert_array_equal(reward(SCALE, samples_of([[5, 7]], [[EOS, 3, EOS]], 3, 3)), [(5 + 14 + 6 + 12) / 2])
+    np.testing.assert_array_equal(
+        reward(SCALE, samples_of([[5, 7]], [[EOS, 3, EOS]], 3, 3)), [(5 + 14 + 6 + 12) / 2]
+    )
 
 
 def test_tokens_are_scored_as_samples_are():
-    """Comparisons (`score_tokens`, right-padded rows) and samples (left-padded prompts) give one text one score."""
+    """Comparisons (`score_tokens`, right-padded rows) and samples (left-padded prompts) give one
+    text one score.
+    """
     samples = samples_of(PROMPTS, COMPLETIONS, 3, 3)
-    texts = [[*prompt, *completion] for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)]
+    texts = [
+        [*prompt, *completion] for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)
+    ]
     rows = samples_of([[0]] * 3, texts, 1, 7)
     got_B = learned.score_tokens(WeighedSum(), SCALE, rows.tokens_BC, rows.mask_BC)
     np.testing.assert_array_equal(got_B, learned.make(WeighedSum())(SCALE, samples))
@@ -56,7 +66,9 @@ def test_tokens_are_scored_as_samples_are():
 
 @pytest.fixture(scope="module")
 def transformer():
-    shape = dataclasses.replace(gpt_neox.PRESETS["quickstart"], vocab_size=11, width=16, num_layers=1, num_heads=2)
+    shape = dataclasses.replace(
+        gpt_neox.PRESETS["quickstart"], vocab_size=11, width=16, num_layers=1, num_heads=2
+    )
     model = value_head.make(gpt_neox.make(shape))
     return jax.jit(learned.make(model)), jax.jit(model.init)(jax.random.key(0))
 
@@ -75,7 +87,9 @@ def test_what_stands_under_the_mask_changes_no_bit(transformer, token):
     """Garbage after the EOS, a pad id that is the EOS, ids that no vocabulary has."""
     reward, params = transformer
     samples = samples_of(PROMPTS, COMPLETIONS, 5, 3)
-    np.testing.assert_array_equal(reward(params, fill_masked(samples, token)), reward(params, samples))
+    np.testing.assert_array_equal(
+        reward(params, fill_masked(samples, token)), reward(params, samples)
+    )
 
 
 def test_rows_do_not_see_each_other(transformer):
@@ -89,8 +103,13 @@ def test_every_token_up_to_the_last_counts(transformer):
     """Another token anywhere in the text, the EOS among them, gives another score."""
     reward, params = transformer
     text, split = [5, 7, 3, 9, EOS], 2
-    changed = [text, *(text[:place] + [text[place] + 1] + text[place + 1 :] for place in range(len(text)))]
-    raw_B = reward(params, samples_of([row[:split] for row in changed], [row[split:] for row in changed], 3, 7))
+    changed = [
+        text,
+        *(text[:place] + [text[place] + 1] + text[place + 1 :] for place in range(len(text))),
+    ]
+    raw_B = reward(
+        params, samples_of([row[:split] for row in changed], [row[split:] for row in changed], 3, 7)
+    )
     assert (np.abs(raw_B[1:] - raw_B[0]) > 1e-4).all()
 
 

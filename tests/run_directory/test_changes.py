@@ -1,4 +1,6 @@
-"""A config against the directory of a run that has begun: what changes, what is told, what is refused. Nothing is trained."""
+"""A config against the directory of a run that has begun: what changes, what is told, what is
+refused. Nothing is trained.
+"""
 
 import functools
 import json
@@ -20,7 +22,9 @@ MAKE = functools.cache(reviews.make)
 
 @pytest.fixture(autouse=True)
 def _one_task(monkeypatch):
-    """The task lists its prompts whenever it is made, which takes most of the time that a config is checked."""
+    """The task lists its prompts whenever it is made, which takes most of the time that a config is
+    checked.
+    """
     monkeypatch.setattr(reviews, "make", MAKE)
 
 
@@ -62,7 +66,11 @@ def stored(directory):
 
 
 def bytes_of(directory):
-    return {str(path): path.read_bytes() for path in directory.rglob("*") if path.is_file() and path.name != ".lock"}
+    return {
+        str(path): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 FREE = {
@@ -86,22 +94,34 @@ def test_a_free_key_changes_and_is_written_down(begun, capsys, key):
     assert last["at"] == {"sft": 500, "rlhf": 16}
     node, name = key.split(".")
     assert stored(begun)[node][name] == FREE[key]
-    assert f"note: {key} was {before!r} and is {FREE[key]!r}: no number changes\n" in capsys.readouterr().err
+    assert (
+        f"note: {key} was {before!r} and is {FREE[key]!r}: no number changes\n"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("evaluate.num_prompts", 512), ("evaluate.references_per_prompt", 1), ("best_of_n", (1, 2))]
+    ("key", "value"),
+    [("evaluate.num_prompts", 512), ("evaluate.references_per_prompt", 1), ("best_of_n", (1, 2))],
 )
 def test_evaluations_of_another_kind_are_told_apart(begun, capsys, key, value):
     prepare(begun, **{key: value})
     err = capsys.readouterr().err
-    assert "figures of evaluations before and after are of different kinds (from version 16 of rlhf on)" in err
+    assert (
+        "figures of evaluations before and after are of different kinds (from version 16 of rlhf "
+        "on)" in err
+    )
     assert key in starts.read(begun)[-1]["changed"]
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("rlhf.num_micro_batches", 4), ("model.remat", True), ("mesh.data", 2), ("plan", "generate: 0-3 data=4")],
+    [
+        ("rlhf.num_micro_batches", 4),
+        ("model.remat", True),
+        ("mesh.data", 2),
+        ("plan", "generate: 0-3 data=4"),
+    ],
 )
 def test_rounding_is_told_with_its_version(begun, capsys, key, value):
     prepare(begun, **{key: value})
@@ -114,10 +134,15 @@ def test_the_mesh_that_is_used_is_stored(run, capsys):
     """Eight devices, then four: -1 says nothing of either."""
     prepare(run, **{"mesh.data": -1})
     has(run, sft=100)
-    assert stored(run)["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1} == starts.read(run)[-1]["mesh"]
+    assert (
+        stored(run)["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1} == starts.read(run)[-1]["mesh"]
+    )
     prepare(run, **{"mesh.data": -1, "mesh.fsdp": 2})
     assert stored(run)["mesh"] == {"data": 4, "fsdp": 2, "tensor": 1}
-    assert "mesh.data was 8 and is 4, mesh.fsdp was 1 and is 2: from version 100 of sft on" in capsys.readouterr().err
+    assert (
+        "mesh.data was 8 and is 4, mesh.fsdp was 1 and is 2: from version 100 of sft on"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_reader_with_fewer_devices_takes_those_there_are(run):
@@ -162,7 +187,9 @@ def test_what_enters_the_numbers_is_refused_with_the_fork(begun, key):
 
 
 def test_another_algorithm_is_one_change(begun):
-    with pytest.raises(Refusal, match=r"algorithm\.name \('online_dpo' there, 'ppo' now\): enters the numbers"):
+    with pytest.raises(
+        Refusal, match=r"algorithm\.name \('online_dpo' there, 'ppo' now\): enters the numbers"
+    ):
         prepare(begun, choice="algorithm=ppo")
 
 
@@ -172,7 +199,11 @@ def test_a_key_may_change_before_its_stage_has_a_checkpoint(run):
     prepare(run, seed=3)
     prepare(run)
     has(run, sft=500)
-    prepare(run, choice="algorithm=rloo", **{"rlhf.lag": 3, "reward": "gold", "comparisons.num_train": 512})
+    prepare(
+        run,
+        choice="algorithm=rloo",
+        **{"rlhf.lag": 3, "reward": "gold", "comparisons.num_train": 512},
+    )
     assert stored(run)["algorithm"]["name"] == "rloo"
     with pytest.raises(Refusal, match=r"the stage sft of .+ seed \(0 there, 3 now\)"):
         prepare(run, seed=3)
@@ -261,7 +292,10 @@ def test_a_precision_may_change_between_stages_and_not_within_one(run, capsys):
     prepare(run)
     has(run, sft=500)
     prepare(run, **{"model.dtype": "bfloat16"})
-    assert "sft was computed with model.dtype=float32, and is used with bfloat16" in capsys.readouterr().err
+    assert (
+        "sft was computed with model.dtype=float32, and is used with bfloat16"
+        in capsys.readouterr().err
+    )
     prepare(run)
     has(run, rlhf=16)
     with pytest.raises(Refusal, match=r"the stage rlhf .+ model\.dtype"):
@@ -279,14 +313,19 @@ def test_a_copied_stage_tells_what_it_was_made_with(begun, tmp_path):
     """Without the directory's config, which was not copied."""
     copied = tmp_path / "copy"
     shutil.copytree(begun / "checkpoints" / "sft", copied / "checkpoints" / "sft")
-    with pytest.raises(Refusal, match=r"the stage sft of .+copy .+ sft\.optimizer\.learning_rate \(0\.006 there"):
+    with pytest.raises(
+        Refusal, match=r"the stage sft of .+copy .+ sft\.optimizer\.learning_rate \(0\.006 there"
+    ):
         prepare(copied, **{"sft.optimizer.learning_rate": 1e-3})
     assert not (copied / "config.json").exists()
     prepare(copied, **{"rlhf.lag": 5})
 
 
 def lines(*words):
-    return "".join(json.dumps({"prompt": f"say {n}", "answer": word}) + "\n" for n, word in enumerate(words * 20))
+    return "".join(
+        json.dumps({"prompt": f"say {n}", "answer": word}) + "\n"
+        for n, word in enumerate(words * 20)
+    )
 
 
 def test_data_may_move_and_not_change(run, tmp_path):
@@ -324,7 +363,9 @@ def test_pretrained_folders_may_move_and_not_change(run, tmp_path):
     (run / "checkpoints" / "sft" / "250").mkdir(parents=True)
     parts[0].record("sft")
     prepare(run, **given | {"pretrained.base": str(tmp_path / "moved")})
-    with pytest.raises(Refusal, match=r"pretrained\.base \(other content than there\): enters the numbers"):
+    with pytest.raises(
+        Refusal, match=r"pretrained\.base \(other content than there\): enters the numbers"
+    ):
         prepare(run, **given | {"pretrained.base": str(tmp_path / "other")})
 
 
@@ -347,7 +388,10 @@ def test_a_damaged_config_of_an_older_run_is_refused(begun):
     for path in begun.rglob(made.FILE):
         path.unlink()
     (begun / "config.json").write_text("")
-    with pytest.raises(Refusal, match=r"config\.json is damaged.+nothing else says what the stage sft was made with"):
+    with pytest.raises(
+        Refusal,
+        match=r"config\.json is damaged.+nothing else says what the stage sft was made with",
+    ):
         prepare(begun)
 
 
@@ -398,12 +442,16 @@ def test_another_environment_is_told_once(begun, capsys, monkeypatch):
     monkeypatch.setattr(environment, "snapshot", lambda: there | {"cores": 4711})
     prepare(begun)
     assert "the number of cores was" in capsys.readouterr().err
-    assert starts.read(begun)[-1]["differences"] == [f"the number of cores was {there['cores']} and is 4711"]
+    assert starts.read(begun)[-1]["differences"] == [
+        f"the number of cores was {there['cores']} and is 4711"
+    ]
     prepare(begun)
     assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("mesh", "told"), [({}, True), ({"mesh.data": 2}, False)], ids=["same mesh", "another mesh"])
+@pytest.mark.parametrize(
+    ("mesh", "told"), [({}, True), ({"mesh.data": 2}, False)], ids=["same mesh", "another mesh"]
+)
 def test_another_number_of_devices_agrees_to_rounding(begun, capsys, monkeypatch, mesh, told):
     """Told once: with the mesh where that is another. Both are written down."""
     there = environment.snapshot()
@@ -413,7 +461,9 @@ def test_another_number_of_devices_agrees_to_rounding(begun, capsys, monkeypatch
     assert err.count("to rounding only") == 1
     assert "numbers may be others" not in err
     assert ("the number of devices was" in err) == told
-    assert starts.read(begun)[-1]["differences"] == [f"the number of devices was {there['num_devices']} and is 4711"]
+    assert starts.read(begun)[-1]["differences"] == [
+        f"the number of devices was {there['num_devices']} and is 4711"
+    ]
 
 
 def test_a_start_says_who_and_where(run):

@@ -82,7 +82,9 @@ def rows(count: int, word: str = "answer") -> str:
 def test_the_data_of_files_count_and_not_their_names(tmp_path):
     for name, text in (("a", rows(30)), ("b", rows(30)), ("c", rows(30, "other")), ("d", rows(31))):
         (tmp_path / name).write_text(text)
-    a, b, c, d = (digests.of_task(jsonl.make(jsonl.Config(prompts=str(tmp_path / name)))) for name in "abcd")
+    a, b, c, d = (
+        digests.of_task(jsonl.make(jsonl.Config(prompts=str(tmp_path / name)))) for name in "abcd"
+    )
     assert a == b
     assert len({a, c, d}) == 3
 

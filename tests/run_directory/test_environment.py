@@ -45,7 +45,11 @@ def test_a_switch_is_told():
 @pytest.mark.parametrize(
     ("before", "now", "told"),
     [
-        ("", "--xla_cpu_enable_fast_math=true", "XLA_FLAGS was not set and is --xla_cpu_enable_fast_math=true"),
+        (
+            "",
+            "--xla_cpu_enable_fast_math=true",
+            "XLA_FLAGS was not set and is --xla_cpu_enable_fast_math=true",
+        ),
         ("--a=1 --b=2", "--b=2  --a=1", ""),
         ("--a=1", "--a=1 --xla_force_host_platform_device_count=8 --xla_dump_to=/tmp/x", ""),
         ("--a=1", "--a=2", "XLA_FLAGS was --a=1 and is --a=2"),

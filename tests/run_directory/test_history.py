@@ -51,7 +51,10 @@ def test_a_renamed_component_is_read_under_its_new_name():
 def test_an_unknown_key_is_refused_by_name():
     values = stored()
     values["rlhf"]["delay"] = 3
-    with pytest.raises(Refusal, match=r"run/config\.json has rlhf\.delay=3: this version of the code has no such key"):
+    with pytest.raises(
+        Refusal,
+        match=r"run/config\.json has rlhf\.delay=3: this version of the code has no such key",
+    ):
         completed(values)
 
 
@@ -61,7 +64,9 @@ def test_a_removed_key_is_read_where_its_value_is_still_computed(monkeypatch):
     values["rlhf"]["whiten"] = False
     assert completed(values) == flat(stored())
     values["rlhf"]["whiten"] = True
-    with pytest.raises(Refusal, match=r"rlhf\.whiten=True; the key was removed, and the code computes False alone"):
+    with pytest.raises(
+        Refusal, match=r"rlhf\.whiten=True; the key was removed, and the code computes False alone"
+    ):
         completed(values)
 
 

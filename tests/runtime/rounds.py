@@ -1,4 +1,6 @@
-"""A tiny program whose compiled calls are shared by every clock, and a loop that keeps all versions of the params."""
+"""A tiny program whose compiled calls are shared by every clock, and a loop that keeps all versions
+of the params.
+"""
 
 import copy
 import dataclasses
@@ -56,13 +58,18 @@ def make_spec(mesh: jax.sharding.Mesh) -> ProgramSpec:
 
 
 def algorithm_program(name: str) -> Program:
-    """A program of any algorithm of the folder with its defaults, which samples by the shared program's compiled sampler."""
+    """A program of any algorithm of the folder with its defaults, which samples by the shared
+    program's compiled sampler.
+    """
     module = registry.find("algorithms", name)
     shared = make_critic_program() if name == "ppo" else make_program()
     if name in ("ppo", "online_dpo"):
         return shared
     spec = dataclasses.replace(
-        shared.spec, algorithm=getattr(module, name)(module.Config()), optimizer=optax.sgd(1e-4), critic=None
+        shared.spec,
+        algorithm=getattr(module, name)(module.Config()),
+        optimizer=optax.sgd(1e-4),
+        critic=None,
     )
     program = Program(spec, shared.reference_params)
     program.sampler = shared.sampler
@@ -95,7 +102,9 @@ def run(clock: Clock, start_round: int = 0, state=None, pending=None):
 
 
 def naive(versions_of_rounds: list[int], num_minibatches: int, num_epochs: int):
-    """Keeps every version of the params on the host, and samples each round from the one it is told to."""
+    """Keeps every version of the params on the host, and samples each round from the one it is told
+    to.
+    """
     program = program_of(Clock(len(versions_of_rounds), num_minibatches, num_epochs))
     state = program.init(program.reference_params)
     versions, samples = [host(state["policy"].params)], []
@@ -112,7 +121,10 @@ def naive(versions_of_rounds: list[int], num_minibatches: int, num_epochs: int):
 
 def same(one, other) -> bool:
     """Bitwise."""
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+    return all(
+        np.array_equal(x, y)
+        for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
 
 
 @lru_cache
@@ -123,7 +135,11 @@ def make_critic_program() -> Program:
     critic = Critic(
         model=model,
         params=model.init_from(tiny.make_params(spec.model), jax.random.key(1)),
-        optimizer=optax.sgd(0.003, momentum=0.9),  # compiles in a fraction of the time of Adam, and has moments too
+        optimizer=optax.sgd(
+            0.003, momentum=0.9
+        ),  # compiles in a fraction of the time of Adam, and has moments too
     )
-    spec = dataclasses.replace(spec, algorithm=ppo.ppo(ppo.Config()), optimizer=optax.sgd(0.03), critic=critic)
+    spec = dataclasses.replace(
+        spec, algorithm=ppo.ppo(ppo.Config()), optimizer=optax.sgd(0.03), critic=critic
+    )
     return Program(spec, tiny.make_params(spec.model))

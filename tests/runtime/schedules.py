@@ -1,5 +1,7 @@
-"""A program of integers in the place of arrays: params are a hash of all that made them, so that a loop can be run thousands
-of times and any difference in what was trained on what, in which order, shows in the last params."""
+"""A program of integers in the place of arrays: params are a hash of all that made them, so that a
+loop can be run thousands of times and any difference in what was trained on what, in which order,
+shows in the last params.
+"""
 
 import dataclasses
 import random
@@ -46,7 +48,9 @@ class FakeProgram:
         return params
 
     def generate(self, params, round_index, version):
-        assert self.published[version] == params, "params that are not the version that they are said to be"
+        assert self.published[version] == params, (
+            "params that are not the version that they are said to be"
+        )
         self.generated.append((round_index, version))
         time.sleep(self.delay("generate", round_index))
         return FakeSamples(round_index, version, params)
@@ -67,14 +71,22 @@ class FakeProgram:
 
 
 def jitter(seed: int, scale: float = 0.0012):
-    """Delays from a seeded distribution, in which one side may be the slower: a function of call and round alone."""
+    """Delays from a seeded distribution, in which one side may be the slower: a function of call
+    and round alone.
+    """
     rates = random.Random(seed)
     mean = {"generate": rates.uniform(0, scale), "update": rates.uniform(0, scale)}
-    return lambda call, round_index: mean[call] * random.Random(f"{seed} {call} {round_index}").expovariate(1.0)
+    return lambda call, round_index: (
+        mean[call] * random.Random(f"{seed} {call} {round_index}").expovariate(1.0)
+    )
 
 
-def finish(loop, program: FakeProgram, start_round: int = 0, states=(0, 1), pending=None, **options):
-    """Runs to the end: what each round was sampled with, the ages of each update, and the last states."""
+def finish(
+    loop, program: FakeProgram, start_round: int = 0, states=(0, 1), pending=None, **options
+):
+    """Runs to the end: what each round was sampled with, the ages of each update, and the last
+    states.
+    """
     versions, ages, announced = {}, [], []
     for event in loop.run(program, states, start_round, dict(pending or {}), **options):
         match event:

@@ -1,4 +1,6 @@
-"""One entry of `dataflow.SCORES` adds a score: it is placed, planned, executed and reported, and nothing else names it."""
+"""One entry of `dataflow.SCORES` adds a score: it is placed, planned, executed and reported, and
+nothing else names it.
+"""
 
 import dataclasses
 import json
@@ -47,18 +49,31 @@ def second_reward(monkeypatch, shared):
 @pytest.fixture
 def again(monkeypatch, shared):
     """The reference's log-probabilities once more."""
-    monkeypatch.setitem(dataflow.SCORES, "again", Score("reference", "again_BC", scoring.sample_logprobs, when=always))
+    monkeypatch.setitem(
+        dataflow.SCORES,
+        "again",
+        Score("reference", "again_BC", scoring.sample_logprobs, when=always),
+    )
 
 
 def make_program(shared: Program, plan: str) -> Program:
     frozen = {"second": FrozenRole(twice, {"factor": np.float32(2.0)})}
-    return Program(dataclasses.replace(shared.spec, frozen=frozen, plan=parse(plan)), shared.reference_params)
+    return Program(
+        dataclasses.replace(shared.spec, frozen=frozen, plan=parse(plan)), shared.reference_params
+    )
 
 
 def test_a_second_reward_is_placed_and_executed(shared, second_reward, again):
     program = make_program(shared, "second_reward: 5; again: 3")
-    assert [call.name for call in program.calls][1:-1] == ["reference", "reward", "second_reward", "again"]
-    meshes = {name: score.mesh.device_ids.ravel().tolist() for name, score in program.scores.items()}
+    assert [call.name for call in program.calls][1:-1] == [
+        "reference",
+        "reward",
+        "second_reward",
+        "again",
+    ]
+    meshes = {
+        name: score.mesh.device_ids.ravel().tolist() for name, score in program.scores.items()
+    }
     assert (meshes["second_reward"], meshes["again"]) == ([5], [3])
     program.compile()
     states = program.init(program.reference_params)
@@ -67,14 +82,18 @@ def test_a_second_reward_is_placed_and_executed(shared, second_reward, again):
     assert scores.extra.keys() == {"second_reward_B", "again_BC"}
     np.testing.assert_array_equal(scores.extra["second_reward_B"], 2 * np.asarray(scores.raw_B))
     np.testing.assert_allclose(scores.extra["again_BC"], scores.reference_logprob_BC, atol=1e-5)
-    assert scores.extra["again_BC"].devices() == batch.tokens_RC.devices(), "scores are where the policy trains"
+    assert scores.extra["again_BC"].devices() == batch.tokens_RC.devices(), (
+        "scores are where the policy trains"
+    )
     assert all(score.function._cache_size() == 1 for score in program.scores.values()), (
         "compiled ahead, as it is called"
     )
 
 
 def test_a_score_without_its_role_is_refused(shared, second_reward):
-    with pytest.raises(ValueError, match="second_reward needs a model of the role second; this run has policy, "):
+    with pytest.raises(
+        ValueError, match="second_reward needs a model of the role second; this run has policy, "
+    ):
         Program(shared.spec, shared.reference_params)
 
 
@@ -94,29 +113,45 @@ def test_an_added_score_is_planned(second_reward):
     assert (added.role, added.produces, added.per_token) == ("second", ("second_reward",), False)
     assert all("second_reward" in call.consumes for call in calls if call.kind == "train")
     edges = dataflow.edges(calls, 1, "asynchronous")
-    assert {"generate"} == {edge.source for edge in edges if edge.target == "second_reward" and edge.what == "data"}
+    assert {"generate"} == {
+        edge.source for edge in edges if edge.target == "second_reward" and edge.what == "data"
+    }
     found = search(calls, Table(0), work(), 4, 4).best.plan
     assert found.placements["second_reward"].devices
 
 
 def test_an_algorithm_may_need_an_added_score_by_name(monkeypatch):
-    monkeypatch.setitem(dataflow.SCORES, "again", Score("reference", "again_BC", scoring.sample_logprobs))
+    monkeypatch.setitem(
+        dataflow.SCORES, "again", Score("reference", "again_BC", scoring.sample_logprobs)
+    )
     needing = dataclasses.replace(ALGORITHM, needs=frozenset({"again"}))
     assert [call.name for call in calls_of(needing, False)] == ["generate", "again", "train_policy"]
     assert "again" not in {call.name for call in calls_of(ALGORITHM, False)}
     unknown = dataclasses.replace(ALGORITHM, needs=frozenset({"agian"}))
-    with pytest.raises(ValueError, match="online_dpo needs agian; accepted: reference, proximal, value, reward, again"):
+    with pytest.raises(
+        ValueError,
+        match="online_dpo needs agian; accepted: reference, proximal, value, reward, again",
+    ):
         calls_of(unknown, False)
 
 
 def test_a_run_places_and_reports_an_added_score(again, tmp_path):
-    """A whole run with a plan of its own search: the plan names the score, and each round's line has its mean."""
-    sizes = {"rlhf__total_prompts": 16, "rlhf__prompts_per_update": 8, "rlhf__lag": 0, "rlhf__evaluate_every": 0}
+    """A whole run with a plan of its own search: the plan names the score, and each round's line
+    has its mean.
+    """
+    sizes = {
+        "rlhf__total_prompts": 16,
+        "rlhf__prompts_per_update": 8,
+        "rlhf__lag": 0,
+        "rlhf__evaluate_every": 0,
+    }
     runs.run(tmp_path / "run", plan="search", rlhf__checkpoint_every=0, **sizes)
     stored = json.loads((tmp_path / "run" / "config.json").read_text())["plan"]
     assert "again" in parse(stored).placements
     lines = [
-        line for line in runs.lines(tmp_path / "run", "metrics.jsonl") if line["stage"] == "rlhf" and "loss" in line
+        line
+        for line in runs.lines(tmp_path / "run", "metrics.jsonl")
+        if line["stage"] == "rlhf" and "loss" in line
     ]
     assert len(lines) == 2
     assert all(-20 < line["score_again"] < 0 for line in lines)

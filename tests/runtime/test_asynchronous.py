@@ -1,4 +1,6 @@
-"""The threaded loop against the synchronous one, bit for bit; and what ends it when a side fails, stalls or stops."""
+"""The threaded loop against the synchronous one, bit for bit; and what ends it when a side fails,
+stalls or stops.
+"""
 
 import threading
 import time
@@ -19,7 +21,9 @@ DEADLINE = 20.0
 
 
 def collect(loop, clock: Clock, change=lambda program: program, of=None, **options):
-    """Every figure of a run, on the host: metrics, ages and scores in order, samples by round, and the params at the end."""
+    """Every figure of a run, on the host: metrics, ages and scores in order, samples by round, and
+    the params at the end.
+    """
     program = change(program_of(clock, of))
     found = {"metrics": [], "ages": [], "scores": [], "samples": {}, "params": None}
     for event in loop.run(program, program.init(program.reference_params), 0, {}, **options):
@@ -47,15 +51,21 @@ def test_threads_give_the_synchronous_numbers(lag, num_minibatches, num_epochs):
     assert same(collect(asynchronous, clock), collect(synchronous, clock))
 
 
-@pytest.mark.parametrize("name", [name for name in registry.names("algorithms") if name != "online_dpo"])
+@pytest.mark.parametrize(
+    "name", [name for name in registry.names("algorithms") if name != "online_dpo"]
+)
 def test_threads_give_the_synchronous_numbers_of_every_algorithm(name):
-    """Stale samples, minibatches and epochs at once: what is credited, corrected or valued at the start of a round shows."""
+    """Stale samples, minibatches and epochs at once: what is credited, corrected or valued at the
+    start of a round shows.
+    """
     clock, program = Clock(3, 2, 2, lag=1), algorithm_program(name)
     assert same(collect(asynchronous, clock, of=program), collect(synchronous, clock, of=program))
 
 
 def test_the_sampler_sees_published_versions_and_nothing_else():
-    """Checksums of params when they are published, and before and after a round is sampled with them."""
+    """Checksums of params when they are published, and before and after a round is sampled with
+    them.
+    """
     program, published, seen = program_of(Clock(NUM_ROUNDS, 2, 1, lag=2)), {}, []
     publish, generate = program.publish, program.generate
 
@@ -105,11 +115,15 @@ def test_a_slow_side_changes_nothing(slow):
 
 
 def test_the_sampler_is_ahead_by_the_lag_and_no_more():
-    """While the trainer stands at round 0, exactly lag + 1 rounds are sampled; the versions they need are those published."""
+    """While the trainer stands at round 0, exactly lag + 1 rounds are sampled; the versions they
+    need are those published.
+    """
     clock = Clock(NUM_ROUNDS, lag=2)
     program = program_of(clock)
     drawn, generate = [], program.generate
-    program.generate = lambda params, index, version: drawn.append((index, version)) or generate(params, index, version)
+    program.generate = lambda params, index, version: (
+        drawn.append((index, version)) or generate(params, index, version)
+    )
     events = asynchronous.run(program, program.init(program.reference_params), 0, {})
     for event in events:
         if isinstance(event, synchronous.Scored):
@@ -132,10 +146,16 @@ def test_a_run_that_begins_in_the_middle_ends_as_one_that_did_not():
         if isinstance(event, synchronous.RoundEnd) and event.round_index == 1:
             saved = host(event.states)
             break
-    layout = jax.tree.map(lambda x: x.sharding, program.generate(program.publish(event.states), 0, 0))
+    layout = jax.tree.map(
+        lambda x: x.sharding, program.generate(program.publish(event.states), 0, 0)
+    )
     pending = {r: jax.device_put(samples[r], layout) for r in clock.issued_before(2)}
     restored = jax.device_put(saved, program.state_shardings)
-    ends = [e.states for e in asynchronous.run(program, restored, 2, pending) if isinstance(e, synchronous.RoundEnd)]
+    ends = [
+        e.states
+        for e in asynchronous.run(program, restored, 2, pending)
+        if isinstance(e, synchronous.RoundEnd)
+    ]
     assert same(host(ends[-1]["policy"].params), collect(synchronous, clock)["params"]["policy"])
 
 

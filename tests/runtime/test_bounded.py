@@ -1,5 +1,5 @@
-"""Bounded mode under seeded delays: the bound holds, nothing is dropped or trained twice, and its version schedule
-repeats the run.
+"""Bounded mode under seeded delays: the bound holds, nothing is dropped or trained twice, and its
+version schedule repeats the run.
 """
 
 import itertools
@@ -34,25 +34,35 @@ def test_random_schedules_stay_in_the_bound_and_can_be_replayed(block):
         assert announced == list(range(ROUNDS)) == sorted(index for index, _ in program.generated)
         assert len(ages) == clock.num_updates == states[0]
         version_schedule = tuple(versions[r] for r in range(ROUNDS))
-        replayed = Clock(ROUNDS, clock.num_minibatches, clock.num_epochs, version_schedule=version_schedule)
+        replayed = Clock(
+            ROUNDS, clock.num_minibatches, clock.num_epochs, version_schedule=version_schedule
+        )
         for loop in (synchronous, asynchronous):
             assert finish(loop, FakeProgram(replayed))[3] == states, f"seed {seed}"
 
 
 def test_both_ends_of_the_bound_are_reached():
-    """A trainer that lets the sampler run ahead trains on the oldest samples allowed; one that waits, on fresh ones."""
+    """A trainer that lets the sampler run ahead trains on the oldest samples allowed; one that
+    waits, on fresh ones.
+    """
     clock = Clock(ROUNDS, lag=3, bounded=True)
     ahead, behind = FakeProgram(clock), FakeProgram(clock)
 
     def until_the_sampler_is_ahead(call, round_index):
         limit = time.monotonic() + DEADLINE
-        while call == "update" and len(ahead.generated) < min(round_index + 4, ROUNDS) and time.monotonic() < limit:
+        while (
+            call == "update"
+            and len(ahead.generated) < min(round_index + 4, ROUNDS)
+            and time.monotonic() < limit
+        ):
             time.sleep(0.0001)
         return 0.0
 
     def until_the_trainer_waits(call, round_index):
         limit = time.monotonic() + DEADLINE
-        while call == "generate" and max(behind.published) < round_index and time.monotonic() < limit:
+        while (
+            call == "generate" and max(behind.published) < round_index and time.monotonic() < limit
+        ):
             time.sleep(0.0001)
         return 0.0
 
@@ -66,7 +76,8 @@ def test_both_ends_of_the_bound_are_reached():
 @pytest.mark.parametrize(("version", "accepted"), [(1, "2 to 4"), (5, "2 to 4")])
 def test_a_round_outside_of_the_bound_is_refused(version, accepted):
     with pytest.raises(
-        RuntimeError, match=f"round 4 was sampled with version {version}; the clock gives it {accepted}"
+        RuntimeError,
+        match=f"round 4 was sampled with version {version}; the clock gives it {accepted}",
     ):
         Clock(ROUNDS, lag=2, bounded=True).check_version(4, version)
 
@@ -74,7 +85,9 @@ def test_a_round_outside_of_the_bound_is_refused(version, accepted):
 def test_an_exact_clock_refuses_any_other_version():
     clock = Clock(ROUNDS, lag=2)
     clock.check_version(4, 2)
-    with pytest.raises(RuntimeError, match="round 4 was sampled with version 3; the clock gives it 2"):
+    with pytest.raises(
+        RuntimeError, match="round 4 was sampled with version 3; the clock gives it 2"
+    ):
         clock.check_version(4, 3)
 
 
@@ -86,7 +99,9 @@ def test_what_a_bounded_clock_cannot_say():
 
 
 def test_a_run_goes_on_with_the_rounds_that_were_there():
-    """From a checkpoint at round 4 with rounds 4 and 5 sampled: both are trained on, once, and only the others are sampled."""
+    """From a checkpoint at round 4 with rounds 4 and 5 sampled: both are trained on, once, and only
+    the others are sampled.
+    """
     clock = Clock(ROUNDS, lag=2, bounded=True)
     whole = FakeProgram(clock, jitter(3))
     events, kept, states = asynchronous.run(whole, (0, 1), 0, {}), {}, None
@@ -108,7 +123,9 @@ def test_a_run_goes_on_with_the_rounds_that_were_there():
 
 
 def test_real_params_are_repeated_by_the_trace():
-    """The tiny model, bounded, with a sampler that dawdles now and then; then its version_schedule, in the synchronous loop."""
+    """The tiny model, bounded, with a sampler that dawdles now and then; then its version_schedule,
+    in the synchronous loop.
+    """
     clock = Clock(NUM_ROUNDS, 2, 1, lag=2, bounded=True)
     program, delay, versions, params = program_of(clock), jitter(11, 0.05), {}, None
     generate = program.generate
@@ -123,7 +140,9 @@ def test_real_params_are_repeated_by_the_trace():
             versions[event.round_index] = int(event.samples.version)
         if isinstance(event, synchronous.RoundEnd):
             params = host(event.states["policy"].params)
-    replayed = program_of(Clock(NUM_ROUNDS, 2, 1, version_schedule=tuple(versions[r] for r in range(NUM_ROUNDS))))
+    replayed = program_of(
+        Clock(NUM_ROUNDS, 2, 1, version_schedule=tuple(versions[r] for r in range(NUM_ROUNDS)))
+    )
     ends = list(synchronous.run(replayed, replayed.init(replayed.reference_params), 0, {}))
     last = [host(e.states["policy"].params) for e in ends[-1:]]
     assert same(last[0], params)

@@ -1,4 +1,6 @@
-"""The doors of a round: rewards of any source and rows of any algorithm are looked at before an update uses them."""
+"""The doors of a round: rewards of any source and rows of any algorithm are looked at before an
+update uses them.
+"""
 
 import dataclasses
 from functools import lru_cache
@@ -47,7 +49,9 @@ def score(program: Program, round_index: int = 2):
     return program.score(*round_of(round_index))
 
 
-@pytest.mark.parametrize("values", [list(range(ROWS)), tuple(range(ROWS)), np.arange(ROWS), jnp.arange(ROWS)])
+@pytest.mark.parametrize(
+    "values", [list(range(ROWS)), tuple(range(ROWS)), np.arange(ROWS), jnp.arange(ROWS)]
+)
 def test_a_reward_may_give_any_container(values):
     scores, _ = score(program_with(Reward(host=lambda samples: values)))
     np.testing.assert_array_equal(scores.raw_B, np.arange(ROWS))
@@ -55,15 +59,29 @@ def test_a_reward_may_give_any_container(values):
 
 
 @pytest.mark.parametrize(
-    "values", [None, np.ones(1), np.ones((ROWS, 1)), np.ones(ROWS - 1), [None] * ROWS, [np.nan] * ROWS, 1.0, "x" * ROWS]
+    "values",
+    [
+        None,
+        np.ones(1),
+        np.ones((ROWS, 1)),
+        np.ones(ROWS - 1),
+        [None] * ROWS,
+        [np.nan] * ROWS,
+        1.0,
+        "x" * ROWS,
+    ],
 )
 @pytest.mark.parametrize("loop", [synchronous, asynchronous])
 def test_a_reward_that_is_no_number_a_sample_trains_nothing(loop, values):
     """Also where nobody reads scores: neither a ledger nor samples are written here."""
     program, made = program_with(Reward(host=lambda samples: values, name="mine")), []
-    with pytest.raises(RewardError, match=rf"^the reward mine gave .* {ROWS} (completions )?in round 0"):
+    with pytest.raises(
+        RewardError, match=rf"^the reward mine gave .* {ROWS} (completions )?in round 0"
+    ):
         made += list(loop.run(program, program.init(program.reference_params), 0, {}))
-    assert not [event for event in made if isinstance(event, (synchronous.Scored, synchronous.Updated))]
+    assert not [
+        event for event in made if isinstance(event, (synchronous.Scored, synchronous.Updated))
+    ]
 
 
 def test_a_learned_reward_that_is_not_finite_names_the_texts():
@@ -72,7 +90,9 @@ def test_a_learned_reward_that_is_not_finite_names_the_texts():
 
     program = program_with(Reward(model=model, params={}, name="learned"))
     with pytest.raises(
-        RewardError, match=rf'the reward learned gave nan for completion 5 of {ROWS} in round 2 .* "completion 5"'
+        RewardError,
+        match=rf'the reward learned gave nan for completion 5 of {ROWS} in round 2 .* "completion '
+        r'5"',
     ):
         score(program)
 
@@ -105,8 +125,14 @@ def nan_at_a_flat_group(batch):
             rf"sample_R\[5\] = {ROWS} in round 2; accepted: 0 to {ROWS - 1}",
         ),
         ({"sample_R": lambda batch: batch.sample_R - 1}, r"sample_R\[0\] = -1 in round 2"),
-        ({"sample_R": lambda batch: batch.sample_R * 1.0}, "sample_R of float32; accepted: integers"),
-        ({"weight_R": lambda batch: jnp.full(ROWS, jnp.nan)}, rf"weight_R that is not finite in {ROWS} of {ROWS} rows"),
+        (
+            {"sample_R": lambda batch: batch.sample_R * 1.0},
+            "sample_R of float32; accepted: integers",
+        ),
+        (
+            {"weight_R": lambda batch: jnp.full(ROWS, jnp.nan)},
+            rf"weight_R that is not finite in {ROWS} of {ROWS} rows",
+        ),
         (
             {"advantage_RC": nan_at_a_flat_group},
             rf"advantage_RC that is not finite in 4 of {ROWS} rows in round 2, first in row 0",
@@ -115,7 +141,10 @@ def nan_at_a_flat_group(batch):
             {"advantage_RC": lambda batch: batch.advantage_RC[:, :1]},
             rf"advantage_RC of shape \({ROWS}, 1\); accepted: \({ROWS}, ",
         ),
-        ({"weight_R": lambda batch: jnp.ones((ROWS, 1))}, rf"weight_R of shape \({ROWS}, 1\); accepted: \({ROWS},\)"),
+        (
+            {"weight_R": lambda batch: jnp.ones((ROWS, 1))},
+            rf"weight_R of shape \({ROWS}, 1\); accepted: \({ROWS},\)",
+        ),
         (
             {"tokens_RC": lambda batch: jnp.concatenate([batch.tokens_RC] * 2)},
             r"tokens_RC of shape .* 2 rows \(rows_per_prompt\)",
@@ -124,7 +153,9 @@ def nan_at_a_flat_group(batch):
     ],
 )
 def test_rows_of_an_algorithm_are_looked_at(fields, message):
-    with pytest.raises(ComponentError, match=rf"the algorithm mine: credit gave {message}") as raised:
+    with pytest.raises(
+        ComponentError, match=rf"the algorithm mine: credit gave {message}"
+    ) as raised:
         score(program_with(algorithm=changed(**fields)))
     assert not isinstance(raised.value, RewardError)
 
@@ -169,11 +200,15 @@ def sums(*terms: Term, **of_model) -> Reward:
     given = {"a": np.arange(ROWS, dtype=np.float32), "b": np.full(ROWS, 3.0)}
     names = [term.label for term in terms]
     host = {label: values for label, values in given.items() if label in names}
-    return Reward(host=(lambda samples: host) if host else None, terms=terms, name="sum", **of_model)
+    return Reward(
+        host=(lambda samples: host) if host else None, terms=terms, name="sum", **of_model
+    )
 
 
 def test_a_sum_weighs_its_terms_and_keeps_them_apart():
-    """The learned one, 5 to 12 with mean 5 and deviation 2, counts in its unit: 0.5 * (0 ... 3.5) + 2 * a - 1 * b."""
+    """The learned one, 5 to 12 with mean 5 and deviation 2, counts in its unit: 0.5 * (0 ... 3.5) +
+    2 * a - 1 * b.
+    """
 
     def model(params, samples):
         return 5 + jnp.arange(ROWS, dtype=jnp.float32)
@@ -182,7 +217,9 @@ def test_a_sum_weighs_its_terms_and_keeps_them_apart():
     scores, _ = score(program_with(sums(*terms, model=model, params={}, mean=5.0, std=2.0)))
     a = np.arange(ROWS)
     np.testing.assert_allclose(scores.standardized_B, 0.5 * a / 2 + 2.0 * a - 3.0)
-    np.testing.assert_allclose(scores.score_B, scores.standardized_B)  # the shared program replaces no score
+    np.testing.assert_allclose(
+        scores.score_B, scores.standardized_B
+    )  # the shared program replaces no score
     assert list(scores.terms) == ["a", "b", "learned"]
     np.testing.assert_allclose(scores.terms["learned"], a / 2)
     np.testing.assert_allclose(scores.terms["a"], a)

@@ -1,4 +1,6 @@
-"""Faults at every hand-over of the two threads: each ends the run with one clear error, and nothing broken is published."""
+"""Faults at every hand-over of the two threads: each ends the run with one clear error, and nothing
+broken is published.
+"""
 
 import threading
 import time
@@ -42,7 +44,8 @@ def test_what_is_not_finite_is_never_published(loop, name):
     """Update 5 is the second of round 2: its version, 6, would be published before round 3."""
     program = breaking(FakeProgram(Clock(ROUNDS, 2, lag=1)), "update", 5, poisoned(name))
     with pytest.raises(
-        FloatingPointError, match=f"the {name} of update 5 is nan: nothing from it on is published or saved"
+        FloatingPointError,
+        match=f"the {name} of update 5 is nan: nothing from it on is published or saved",
     ):
         finish(loop, program)
     assert max(program.published) == 4
@@ -51,13 +54,19 @@ def test_what_is_not_finite_is_never_published(loop, name):
 @pytest.mark.parametrize("loop", [synchronous, asynchronous])
 @pytest.mark.parametrize(("update", "published"), [(5, [0, 2, 4, 6]), (11, [0, 2, 4, 6, 8, 10])])
 def test_a_critic_on_devices_of_its_own_is_checked_a_round_later(loop, update, published):
-    """The policy of round 2 is published, since the critic may still train; of the last round nothing is left for later.
-    Version 10 samples no round, so that the asynchronous loop publishes 8 last."""
-    program = breaking(FakeProgram(Clock(ROUNDS, 2, lag=1)), "update", update, poisoned("critic_loss"))
+    """The policy of round 2 is published, since the critic may still train; of the last round
+    nothing is left for later. Version 10 samples no round, so that the asynchronous loop publishes
+    8 last.
+    """
+    program = breaking(
+        FakeProgram(Clock(ROUNDS, 2, lag=1)), "update", update, poisoned("critic_loss")
+    )
     program.trains_apart = True
     with pytest.raises(FloatingPointError, match=f"the critic_loss of update {update} is nan"):
         finish(loop, program)
-    assert sorted(program.published) == [version for version in published if loop is synchronous or version < 10]
+    assert sorted(program.published) == [
+        version for version in published if loop is synchronous or version < 10
+    ]
 
 
 @pytest.mark.parametrize("loop", [synchronous, asynchronous])
@@ -74,7 +83,9 @@ def test_a_reward_that_is_not_finite_names_its_first_update(loop):
 
 def test_a_sampler_that_returns_early_is_noticed_at_once(monkeypatch):
     whole = asynchronous.sample_rounds
-    monkeypatch.setattr(asynchronous, "sample_rounds", lambda p, buffer, issued, w: whole(p, buffer, issued[:3], w))
+    monkeypatch.setattr(
+        asynchronous, "sample_rounds", lambda p, buffer, issued, w: whole(p, buffer, issued[:3], w)
+    )
     began = time.monotonic()
     with pytest.raises(Stopped, match="waiting for round 3, but the other side has ended"):
         finish(asynchronous, FakeProgram(Clock(ROUNDS)))
@@ -109,7 +120,9 @@ def test_the_reader_fails_while_it_saves():
 @pytest.mark.parametrize("lag", [0, 2])
 @pytest.mark.parametrize("loop", [synchronous, asynchronous])
 def test_a_run_that_is_asked_to_stop_ends_with_all_that_going_on_needs(loop, lag):
-    """Asked in round 2: that round is the last, and every round that its checkpoint must hold has been announced."""
+    """Asked in round 2: that round is the last, and every round that its checkpoint must hold has
+    been announced.
+    """
     clock, seen, states = Clock(ROUNDS, lag=lag), {}, None
     asked, whole = [], FakeProgram(clock)
     for event in loop.run(whole, (0, 1), 0, {}, LoopMonitor(stopping=lambda: bool(asked))):
@@ -123,7 +136,9 @@ def test_a_run_that_is_asked_to_stop_ends_with_all_that_going_on_needs(loop, lag
     assert set(clock.issued_before(3)) <= set(seen) == set(range(3 + lag))
     pending = {r: seen[r] for r in clock.issued_before(3)}
     rest = FakeProgram(clock)
-    rest.published = {version: whole.published[version] for version in whole.published if version < 3}
+    rest.published = {
+        version: whole.published[version] for version in whole.published if version < 3
+    }
     assert finish(loop, rest, 3, states, pending)[3] == finish(synchronous, FakeProgram(clock))[3]
 
 

@@ -1,7 +1,8 @@
 """Golden numbers of one update of every algorithm, of the supervised stages, and of an evaluation.
 
-A cell of a study carries the hash of the entries that it depends on (`experiments.results`). A change of an algorithm that
-changes its numbers changes its entry here, and cells of the two versions are then never pooled.
+A cell of a study carries the hash of the entries that it depends on (`experiments.results`). A
+change of an algorithm that changes its numbers changes its entry here, and cells of the two
+versions are then never pooled.
 """
 
 import dataclasses
@@ -28,12 +29,15 @@ from rlhf_jax.types import TrainState
 
 from . import rounds
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")  # twenty programs, of which only the numbers matter
+pytestmark = pytest.mark.usefixtures(
+    "quick_compiles"
+)  # twenty programs, of which only the numbers matter
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "steps.json"
 REGENERATE = (
     "The numbers of a step have moved. If that is meant, say why in the commit, with the file that "
-    "`cd tests && python -m runtime.test_golden_steps` writes; if not, the last change broke something."
+    "`cd tests && python -m runtime.test_golden_steps` writes; if not, the last change broke "
+    "something."
 )
 GROUP = 4
 STALE = Correction(ratio_to="proximal", correction="truncate", cap=1.25)
@@ -48,33 +52,45 @@ OTHERS = ("sft", "reward_model", "evaluation")
 
 @cache
 def sampled():
-    """A program whose sampler and mesh the others share, and a round that its reference params sampled."""
-    spec = dataclasses.replace(rounds.make_spec(tiny.make_mesh((1, 1, 1))), sampling=tiny.law(GROUP))
+    """A program whose sampler and mesh the others share, and a round that its reference params
+    sampled.
+    """
+    spec = dataclasses.replace(
+        rounds.make_spec(tiny.make_mesh((1, 1, 1))), sampling=tiny.law(GROUP)
+    )
     program = Program(spec, tiny.make_params(spec.model))
     return program, program.generate(program.publish(program.init(program.reference_params)), 0, 0)
 
 
 def moved(params, seed: int):
-    """Params some updates later: a fifth of the way to other random ones, so that no ratio, KL or weight is trivial."""
+    """Params some updates later: a fifth of the way to other random ones, so that no ratio, KL or
+    weight is trivial.
+    """
     drawn = tiny.make_params(sampled()[0].spec.model, seed)
     return jax.tree.map(lambda x, y: 0.8 * x + 0.2 * y, params, drawn)
 
 
 def step(name: str) -> dict[str, float]:
-    """Metrics of one update on stale samples, and the update along a fixed random direction of all params."""
+    """Metrics of one update on stale samples, and the update along a fixed random direction of all
+    params.
+    """
     shared, samples = sampled()
     algorithm, _, stale = name.partition(":")
     module = registry.find("algorithms", algorithm)
     config = module.Config()
     if stale:
-        config = dataclasses.replace(config, correction=dataclasses.replace(STALE, level=RATIO[algorithm]))
+        config = dataclasses.replace(
+            config, correction=dataclasses.replace(STALE, level=RATIO[algorithm])
+        )
     made = getattr(module, algorithm)(config)
     critic = None
     if "critic" in made.losses:
         model = value_head.make(shared.spec.model)  # type: ignore[arg-type]
         params = model.init_from(tiny.make_params(shared.spec.model), jax.random.key(1))
         critic = Critic(model, params, optax.sgd(0.003))
-    spec = dataclasses.replace(shared.spec, algorithm=made, optimizer=optax.sgd(0.03), critic=critic, clock=Clock(1))
+    spec = dataclasses.replace(
+        shared.spec, algorithm=made, optimizer=optax.sgd(0.03), critic=critic, clock=Clock(1)
+    )
     program = Program(spec, shared.reference_params)
     states = program.init(moved(shared.reference_params, 1))
     before = rounds.host({role: state.params for role, state in states.items()})
@@ -86,10 +102,17 @@ def step(name: str) -> dict[str, float]:
 
 
 def along(before, after) -> float:
-    """The change of params projected on a random direction: another direction of the update is another number."""
+    """The change of params projected on a random direction: another direction of the update is
+    another number.
+    """
     random = np.random.default_rng(0)
     pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
-    return float(sum(np.vdot(random.standard_normal(x.shape), np.asarray(y, np.float64) - x) for x, y in pairs))
+    return float(
+        sum(
+            np.vdot(random.standard_normal(x.shape), np.asarray(y, np.float64) - x)
+            for x, y in pairs
+        )
+    )
 
 
 @cache
@@ -98,13 +121,17 @@ def workspace() -> Workspace:
     task = task_module.make(task_module.Config())
     tokenizer = tokenizers.make(tokenizers.Config(), task.vocabulary)
     model = tiny.make_model(num_layers=1, vocab_size=tokenizer.vocab_size)
-    return Workspace(Path("unused"), 0, task, tokenizer, model, tiny.make_mesh((1, 1, 1)), Lengths(18, 27))
+    return Workspace(
+        Path("unused"), 0, task, tokenizer, model, tiny.make_mesh((1, 1, 1)), Lengths(18, 27)
+    )
 
 
 def supervised(objective, params, batch, **options) -> dict[str, float]:
     """Metrics of one update of a supervised stage, and the update along a direction."""
     optimizer = optax.sgd(0.03)
-    train = jax.jit(partial(updating.train_step, objective=objective, optimizer=optimizer, **options))
+    train = jax.jit(
+        partial(updating.train_step, objective=objective, optimizer=optimizer, **options)
+    )
     state, metrics = train(TrainState(np.int32(0), params, optimizer.init(params)), batch)
     return {name: float(metric.value()) for name, metric in metrics.items()} | {
         "update_along": along(params, state.params)
@@ -115,7 +142,9 @@ def sft_step() -> dict[str, float]:
     shared = workspace()
     batch = sft.rows(shared, shared.stream("train", sft.STAGE), sft.Config(rows_per_update=8), 0)
     objective = updating.policy_objective(sft.loss, shared.model)
-    return supervised(objective, tiny.make_params(shared.model), batch, aggregation="token", unit_rows=1)
+    return supervised(
+        objective, tiny.make_params(shared.model), batch, aggregation="token", unit_rows=1
+    )
 
 
 def reward_model_step() -> dict[str, float]:
@@ -135,9 +164,13 @@ def reward_model_step() -> dict[str, float]:
 def evaluation() -> dict[str, float]:
     """Every figure of an evaluation of moved params beside those before."""
     shared = workspace()
-    config = evaluator.Config(num_prompts=8, num_prompts_between=8, prompts_per_batch=8, samples_per_prompt=2)
+    config = evaluator.Config(
+        num_prompts=8, num_prompts_between=8, prompts_per_batch=8, samples_per_prompt=2
+    )
     reference = tiny.make_params(shared.model)
-    params = jax.tree.map(lambda x, y: 0.8 * x + 0.2 * y, reference, tiny.make_params(shared.model, 1))
+    params = jax.tree.map(
+        lambda x, y: 0.8 * x + 0.2 * y, reference, tiny.make_params(shared.model, 1)
+    )
     return evaluator.Evaluator(shared, config, reference).evaluate(params, 8)[0]
 
 
@@ -151,7 +184,9 @@ def test_golden_step(name):
     expected, found = json.loads(GOLDEN.read_text())[name], figures_of(name)
     assert found.keys() == expected.keys(), REGENERATE
     for figure, value in expected.items():
-        np.testing.assert_allclose(found[figure], value, rtol=1e-4, atol=1e-5, err_msg=f"{figure}: {REGENERATE}")
+        np.testing.assert_allclose(
+            found[figure], value, rtol=1e-4, atol=1e-5, err_msg=f"{figure}: {REGENERATE}"
+        )
 
 
 def test_every_step_has_an_entry():

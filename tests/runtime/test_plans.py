@@ -1,4 +1,6 @@
-"""Any plan trains to the params of one mesh for everything: calls on slices of their own, in other layouts and in parts."""
+"""Any plan trains to the params of one mesh for everything: calls on slices of their own, in other
+layouts and in parts.
+"""
 
 import dataclasses
 from functools import lru_cache
@@ -30,7 +32,9 @@ HAND_WRITTEN = """
 
 
 def random_plan(seed: int) -> Plan:
-    """A placement for every call: devices anywhere, any shape over data, fsdp and tensor that four prompts divide over."""
+    """A placement for every call: devices anywhere, any shape over data, fsdp and tensor that four
+    prompts divide over.
+    """
     random = np.random.default_rng(seed)
     shapes = [(d, f, t) for d in (1, 2, 4) for f in (1, 2) for t in (1, 2) if d * f <= 4]
     placements = {}
@@ -65,8 +69,12 @@ def program_of_plan(name: str, plan: str) -> Program:
 
 
 def check_equal(found, expected):
-    for (path, one), other in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4, err_msg=jax.tree_util.keystr(path))
+    for (path, one), other in zip(
+        jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(
+            one, other, rtol=2e-3, atol=2e-4, err_msg=jax.tree_util.keystr(path)
+        )
 
 
 @pytest.mark.parametrize("lag", [0, 1])
@@ -89,7 +97,8 @@ def test_every_call_runs_where_the_plan_says():
     assert places == {"policy": {0, 1}, "critic": {2, 3}}
     assert [mesh.device_ids.tolist() for mesh in program.sampler._meshes] == [[[[0, 1]], [[2, 3]]]]
     found = {
-        name: (call.mesh.device_ids.ravel().tolist(), dict(call.mesh.shape)) for name, call in program.scores.items()
+        name: (call.mesh.device_ids.ravel().tolist(), dict(call.mesh.shape))
+        for name, call in program.scores.items()
     }
     assert found == {
         "reference": ([4, 5], dict(zip(AXES, (1, 2, 1), strict=True))),
@@ -105,7 +114,9 @@ def test_every_call_runs_where_the_plan_says():
 
 
 def test_training_has_the_micro_batches_and_the_remat_of_its_placement():
-    """A scan over micro-batches is a loop more in the program, layers computed again are barriers more."""
+    """A scan over micro-batches is a loop more in the program, layers computed again are barriers
+    more.
+    """
 
     def loops_and_barriers(plan: str) -> tuple[int, int]:
         program = program_of_plan("ppo", plan)
@@ -113,7 +124,8 @@ def test_training_has_the_micro_batches_and_the_remat_of_its_placement():
         return text.count("stablehlo.while"), text.count("optimization_barrier")
 
     (loops, barriers), (loops_remat, more_barriers), (more_loops, _) = map(
-        loops_and_barriers, ("train_policy: 1", "train_policy: 1 remat", "train_policy: 1 micro_batches=2")
+        loops_and_barriers,
+        ("train_policy: 1", "train_policy: 1 remat", "train_policy: 1 micro_batches=2"),
     )
     assert more_barriers > barriers
     assert more_loops > loops == loops_remat
@@ -121,12 +133,24 @@ def test_training_has_the_micro_batches_and_the_remat_of_its_placement():
 
 def test_a_round_comes_home_in_the_order_of_its_prompts():
     one_mesh, program = rounds.make_critic_program(), program_of_plan("ppo", HAND_WRITTEN)
-    expected, found = (p.generate(p.publish(p.init(p.reference_params)), 0, 3) for p in (one_mesh, program))
-    for name in ("ordinal_B", "sample_index_B", "tokens_BC", "mask_BC", "prompt_tokens_BQ", "version", "temperature"):
+    expected, found = (
+        p.generate(p.publish(p.init(p.reference_params)), 0, 3) for p in (one_mesh, program)
+    )
+    for name in (
+        "ordinal_B",
+        "sample_index_B",
+        "tokens_BC",
+        "mask_BC",
+        "prompt_tokens_BQ",
+        "version",
+        "temperature",
+    ):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
     states, others = (p.init(p.reference_params) for p in (one_mesh, program))
     for one, other in zip(
-        jax.tree.leaves(one_mesh.score(states, expected)), jax.tree.leaves(program.score(others, found)), strict=True
+        jax.tree.leaves(one_mesh.score(states, expected)),
+        jax.tree.leaves(program.score(others, found)),
+        strict=True,
     ):
         np.testing.assert_allclose(one, other, atol=1e-4)
 
@@ -154,14 +178,21 @@ def test_compiling_ahead_finds_the_calls_of_a_plan():
 
 
 def test_fsdp_brings_params_together_and_not_rows(monkeypatch):
-    """With rows held on their shards, an update on eight fsdp shards gathers each layer's params; without, XLA cuts the
-    width of what is between the layers and has many more collectives."""
+    """With rows held on their shards, an update on eight fsdp shards gathers each layer's params;
+    without, XLA cuts the width of what is between the layers and has many more collectives.
+    """
 
     def collectives() -> int:
         shared = make_four_layers()
-        program = Program(dataclasses.replace(shared.spec, plan=parse("others: 0-3 fsdp=4")), shared.reference_params)
+        program = Program(
+            dataclasses.replace(shared.spec, plan=parse("others: 0-3 fsdp=4")),
+            shared.reference_params,
+        )
         text = program.lowered("train_policy").compile().as_text()
-        return sum(text.count(f" {name}(") for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
+        return sum(
+            text.count(f" {name}(")
+            for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute")
+        )
 
     held = collectives()
     monkeypatch.setattr(sharding, "keeping_rows", lambda function, mesh: function)

@@ -1,4 +1,6 @@
-"""The compiled calls of a round on a mesh, what publish and init own, and the golden metrics of one step."""
+"""The compiled calls of a round on a mesh, what publish and init own, and the golden metrics of one
+step.
+"""
 
 import copy
 import dataclasses
@@ -13,10 +15,13 @@ from rlhf_jax.clock import Clock
 
 from . import rounds
 
-TWO_UPDATES = Clock(1, num_minibatches=2)  # in the first, policy and reference are one: margins are rounding
+TWO_UPDATES = Clock(
+    1, num_minibatches=2
+)  # in the first, policy and reference are one: margins are rounding
 GOLDEN = Path(__file__).parent.parent / "golden" / "metrics_of_a_step.json"
 REGENERATE = (
-    "The numbers of one step have moved. If that is meant, say why in the commit, with the file that "
+    "The numbers of one step have moved. If that is meant, say why in the commit, with the file "
+    "that "
     "`cd tests && python -m runtime.test_program` writes; if not, the last change broke something."
 )
 
@@ -37,11 +42,15 @@ def test_golden_metrics_of_a_step():
     found = first_round(rounds.program_of(TWO_UPDATES))
     assert found.keys() == expected.keys(), REGENERATE
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5, err_msg=f"{name}: {REGENERATE}")
+        np.testing.assert_allclose(
+            found[name], value, rtol=1e-4, atol=1e-5, err_msg=f"{name}: {REGENERATE}"
+        )
 
 
 def test_on_policy_samples_have_the_logprobs_that_they_were_drawn_with():
-    """Version 0, lag 0: the largest change of a log-probability is rounding, and KL to the reference is 0."""
+    """Version 0, lag 0: the largest change of a log-probability is rounding, and KL to the
+    reference is 0.
+    """
     figures = first_round(rounds.program_of(Clock(1)))
     assert figures["logprob_change_max"] < 1e-4
     assert abs(figures["behavior_kl_k1"]) < 1e-3
@@ -66,9 +75,14 @@ def test_the_layout_of_a_round():
     assert rows == 2 * rounds.PROMPTS // 4
     kernel = state["policy"].params["layer_0"]["dense_h_to_4h"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (kernel.shape[0] // 2, kernel.shape[1] // 2)
-    layouts = [jax.tree.map(lambda x: x.sharding, tree) for tree in (state["policy"].params, program.publish(state))]
+    layouts = [
+        jax.tree.map(lambda x: x.sharding, tree)
+        for tree in (state["policy"].params, program.publish(state))
+    ]
     assert layouts[0] == layouts[1]
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps(first_round(rounds.program_of(TWO_UPDATES)), indent=1, sort_keys=True) + "\n")
+    GOLDEN.write_text(
+        json.dumps(first_round(rounds.program_of(TWO_UPDATES)), indent=1, sort_keys=True) + "\n"
+    )

@@ -1,4 +1,6 @@
-"""Published params belong to the sampler: the next donated step deletes none of them, whatever the dtype or layout."""
+"""Published params belong to the sampler: the next donated step deletes none of them, whatever the
+dtype or layout.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +13,27 @@ from rlhf_jax.runtime.sampler import make_publish
 
 
 def survives_donation(publish, dtype: str, shape: tuple[int, int, int]) -> bool:
-    """Publishes, lets a donated step overwrite the params, and asks whether the published ones are there, unchanged."""
+    """Publishes, lets a donated step overwrite the params, and asks whether the published ones are
+    there, unchanged.
+    """
     model, mesh = tiny.make_model(), tiny.make_mesh(shape)
     host = jax.tree.map(np.array, tiny.make_params(model))
     shardings = sharding.params_shardings(model, host, mesh)
     params = jax.jit(lambda: jax.tree.map(jnp.asarray, host), out_shardings=shardings)()
     published = publish(shardings, dtype)(params)
-    step = jax.jit(lambda p: jax.tree.map(lambda x: x - 1, p), donate_argnums=0, out_shardings=shardings)
+    step = jax.jit(
+        lambda p: jax.tree.map(lambda x: x - 1, p), donate_argnums=0, out_shardings=shardings
+    )
     jax.block_until_ready(step(params))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(params)), "nothing was donated"
     leaves, expected = jax.tree.leaves(published), jax.tree.leaves(host)
     if any(leaf.is_deleted() for leaf in leaves):
         return False
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype(dtype)}
-    return all(np.array_equal(x, np.asarray(y, dtype=x.dtype)) for x, y in zip(leaves, expected, strict=True))
+    return all(
+        np.array_equal(x, np.asarray(y, dtype=x.dtype))
+        for x, y in zip(leaves, expected, strict=True)
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])

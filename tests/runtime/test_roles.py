@@ -1,4 +1,6 @@
-"""A second trained role: where a critic begins, what an update does to it, and that it is saved with the policy."""
+"""A second trained role: where a critic begins, what an update does to it, and that it is saved
+with the policy.
+"""
 
 import dataclasses
 
@@ -19,7 +21,9 @@ def program():
 
 
 def scored(program, states):
-    """Scores and rows of the first round; its samples are drawn with a compiled call that other tests have too."""
+    """Scores and rows of the first round; its samples are drawn with a compiled call that other
+    tests have too.
+    """
     return program.score(states, rounds.make_program().generate(program.publish(states), 0, 0))
 
 
@@ -39,23 +43,32 @@ def test_an_update_moves_and_donates_both(program):
     assert not np.any(np.asarray(scores.value_BC)[~np.asarray(batch.mask_RC)])
     updated, metrics = program.update(states, program.minibatch(batch, 0, 0))
     assert [int(state.step) for state in updated.values()] == [1, 1]
-    assert all(leaf.is_deleted() for state in states.values() for leaf in jax.tree.leaves(state.params))
+    assert all(
+        leaf.is_deleted() for state in states.values() for leaf in jax.tree.leaves(state.params)
+    )
     assert rounds.same(given, before), "the params that the critic began with are not its own"
     assert not rounds.same(updated["critic"].params["value_head"], before["value_head"])
-    assert not rounds.same(updated["critic"].params["backbone"]["layer_0"], before["backbone"]["layer_0"])
+    assert not rounds.same(
+        updated["critic"].params["backbone"]["layer_0"], before["backbone"]["layer_0"]
+    )
     assert not rounds.same(updated["policy"].params, program.reference_params)
     figures = {name: metric.value() for name, metric in metrics.items()}
     of_critic = {name for name in figures if name.startswith("critic_")}
     names = ("value", "return", "squared_error", "clip_share", "loss", "grad_norm", "update_norm")
     assert of_critic == {f"critic_{name}" for name in names}
     assert {"loss", "grad_norm", "ratio", "clip_share", "entropy"} <= figures.keys()
-    np.testing.assert_allclose(figures["critic_loss"], figures["critic_squared_error"] / 2, rtol=1e-5)  # at its start
+    np.testing.assert_allclose(
+        figures["critic_loss"], figures["critic_squared_error"] / 2, rtol=1e-5
+    )  # at its start
     tokens = np.asarray(batch.return_RC)[np.asarray(batch.mask_RC)]
     np.testing.assert_allclose(figures["critic_return"], tokens.mean(), rtol=1e-4)
 
 
 def test_a_critic_learns_the_returns_of_a_round(program):
-    """Ten updates on one round's returns: the values come closer to them. The wrong sign, or no gradient, would not."""
+    """Ten updates on one round's returns: the values come closer to them.
+
+    The wrong sign, or no gradient, would not.
+    """
     states = program.init(program.reference_params)
     _, batch = scored(program, states)
     errors = []
@@ -91,8 +104,12 @@ def test_what_an_algorithm_trains_must_be_set_up(program):
 
 
 def test_a_prompt_run_once_or_for_every_row_gives_one_update(program):
-    """`share_prompts` changes how long an update takes, and rounding: for both roles, and in minibatches."""
-    apart = Program(dataclasses.replace(program.spec, share_prompts=False), program.reference_params)
+    """`share_prompts` changes how long an update takes, and rounding: for both roles, and in
+    minibatches.
+    """
+    apart = Program(
+        dataclasses.replace(program.spec, share_prompts=False), program.reference_params
+    )
     assert (program.block_rows, apart.block_rows) == (2, 1)
     states = program.init(program.reference_params)
     _, batch = scored(program, states)
@@ -102,7 +119,9 @@ def test_a_prompt_run_once_or_for_every_row_gives_one_update(program):
     for left, right in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-4)
     for name, metric in metrics.items():
-        np.testing.assert_allclose(metrics_apart[name].value(), metric.value(), rtol=1e-3, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(
+            metrics_apart[name].value(), metric.value(), rtol=1e-3, atol=1e-4, err_msg=name
+        )
 
 
 def test_minibatches_hold_the_same_rows_whether_prompts_are_shared(program):

@@ -1,4 +1,6 @@
-"""Silence of a side: work is alive however long it takes, and whatever hangs ends the run, with its name and its seconds."""
+"""Silence of a side: work is alive however long it takes, and whatever hangs ends the run, with its
+name and its seconds.
+"""
 
 import threading
 import time
@@ -24,7 +26,10 @@ LIMIT = 20.0  # of a test
 
 @contextmanager
 def hangs():
-    """Yields a function that never returns inside the block. Afterwards it does, and the sampler has ended."""
+    """Yields a function that never returns inside the block.
+
+    Afterwards it does, and the sampler has ended.
+    """
     release = threading.Event()
     try:
         yield lambda *_: release.wait(LIMIT)
@@ -49,7 +54,9 @@ def slowly(what: str):
 def test_a_slow_reward_is_not_silence():
     said: list[str] = []
     program = breaking(FakeProgram(Clock(ROUNDS, lag=1)), "score", 1, slowly("the reward judge"))
-    ends = finish(asynchronous, program, monitor=LoopMonitor(say=said.append), deadline_seconds=DEADLINE)
+    ends = finish(
+        asynchronous, program, monitor=LoopMonitor(say=said.append), deadline_seconds=DEADLINE
+    )
     assert ends == finish(synchronous, FakeProgram(Clock(ROUNDS, lag=1)))
     assert said[0].startswith("notice: the trainer has been in the reward judge for ")
     assert len(said) <= 2, "said again only when the silence has doubled"
@@ -58,7 +65,12 @@ def test_a_slow_reward_is_not_silence():
 def test_a_slow_evaluation_of_the_reader_is_not_silence():
     said: list[str] = []
     events = asynchronous.run(
-        FakeProgram(Clock(ROUNDS)), (0, 1), 0, {}, LoopMonitor(say=said.append), deadline_seconds=DEADLINE
+        FakeProgram(Clock(ROUNDS)),
+        (0, 1),
+        0,
+        {},
+        LoopMonitor(say=said.append),
+        deadline_seconds=DEADLINE,
     )
     for event in events:
         if isinstance(event, synchronous.RoundEnd) and event.round_index == 1:
@@ -68,7 +80,9 @@ def test_a_slow_evaluation_of_the_reader_is_not_silence():
 
 
 def test_a_call_within_work_is_part_of_it():
-    """A checkpoint waits for an update, an evaluation samples: the work is what takes long, and is named."""
+    """A checkpoint waits for an update, an evaluation samples: the work is what takes long, and is
+    named.
+    """
     said: list[str] = []
 
     def happens(whole, *arguments):
@@ -90,7 +104,11 @@ def test_a_short_call_after_slow_work_has_its_own_time():
         time.sleep(DEADLINE / 2)
         return whole(*arguments)
 
-    finish(asynchronous, breaking(FakeProgram(Clock(ROUNDS)), "score", 0, happens), deadline_seconds=DEADLINE)
+    finish(
+        asynchronous,
+        breaking(FakeProgram(Clock(ROUNDS)), "score", 0, happens),
+        deadline_seconds=DEADLINE,
+    )
 
 
 @pytest.mark.parametrize("call", ["generate", "update"])
@@ -107,7 +125,9 @@ def test_a_call_of_the_devices_has_a_limit_of_its_own(call):
 
 
 def test_a_call_that_waits_behind_the_other_sides_work_is_not_hung():
-    """On shared devices a round is sampled behind an evaluation: its silence is explained until that has ended, and after."""
+    """On shared devices a round is sampled behind an evaluation: its silence is explained until
+    that has ended, and after.
+    """
     working = threading.Event()
 
     def evaluates(whole, *arguments):
@@ -171,7 +191,9 @@ def test_a_trainer_that_hangs_ends_the_process(monkeypatch, place):
     """Nothing can raise in a thread that hangs: the process is given up, also when both sides hang."""
     given_up, known = [], threading.Event()
     monkeypatch.setattr(stopping, "GRACE_SECONDS", 0.1)
-    monkeypatch.setattr(stopping, "give_up", lambda error: given_up.append(str(error)) or known.set())
+    monkeypatch.setattr(
+        stopping, "give_up", lambda error: given_up.append(str(error)) or known.set()
+    )
     with hangs() as hang:
         program = FakeProgram(Clock(ROUNDS, lag=1))
         if place != "the reader":
@@ -188,7 +210,11 @@ def test_a_trainer_that_hangs_ends_the_process(monkeypatch, place):
         trainer = of_thread(read)
         assert known.wait(LIMIT / 2)
     trainer.join(LIMIT)
-    named = {"update": "update 0", "the reader": "the code that reads the run's events", "both sides": "update 0"}
+    named = {
+        "update": "update 0",
+        "the reader": "the code that reads the run's events",
+        "both sides": "update 0",
+    }
     assert f"the trainer has been in {named[place]} for " in given_up[0]
     if place == "both sides":
         assert "the sampler has been in generate of round 1 for " in given_up[0]
@@ -216,7 +242,10 @@ def test_two_sides_that_wait_for_each_other_are_ended():
 
 
 def test_a_compile_is_work():
-    """A call whose stack is in JAX's compiler is alive; its notice says what is compiled. A call may go on after it."""
+    """A call whose stack is in JAX's compiler is alive; its notice says what is compiled.
+
+    A call may go on after it.
+    """
     source = "def compile_it(seconds):\n    import time\n    time.sleep(seconds)\n"
     scope: dict = {}
     exec(compile(source, "/anywhere/site-packages/jax/_src/compiler.py", "exec"), scope)

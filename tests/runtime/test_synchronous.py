@@ -1,4 +1,6 @@
-"""The loop against a naive one that keeps all versions of the params: every lag, minibatches, epochs; and traces."""
+"""The loop against a naive one that keeps all versions of the params: every lag, minibatches,
+epochs; and traces.
+"""
 
 import contextlib
 
@@ -27,8 +29,13 @@ def test_the_loop_is_the_naive_one_that_keeps_every_version(lag, num_minibatches
     trained = [rounds.host(event.samples) for event in events[synchronous.Scored]]
     assert [int(drawn.version) for drawn in trained] == versions_of_rounds
     assert all(same(*pair) for pair in zip(trained, samples, strict=True))
-    assert [event.update for event in events[synchronous.Updated]] == list(range(NUM_ROUNDS * updates))
-    ages = [event.update - versions_of_rounds[event.update // updates] for event in events[synchronous.Updated]]
+    assert [event.update for event in events[synchronous.Updated]] == list(
+        range(NUM_ROUNDS * updates)
+    )
+    ages = [
+        event.update - versions_of_rounds[event.update // updates]
+        for event in events[synchronous.Updated]
+    ]
     assert [event.age for event in events[synchronous.Updated]] == ages
 
 
@@ -45,7 +52,9 @@ def test_a_version_schedule_that_spells_a_lag_is_that_lag(lag):
     assert same(run(Clock(NUM_ROUNDS, 2, 1, version_schedule=version_schedule))[1], run(clock)[1])
 
 
-@pytest.mark.parametrize("version_schedule", [(0, 0, 0, 0, 0), (0, 1, 0, 3, 1)], ids=["frozen sampler", "mixed ages"])
+@pytest.mark.parametrize(
+    "version_schedule", [(0, 0, 0, 0, 0), (0, 1, 0, 3, 1)], ids=["frozen sampler", "mixed ages"]
+)
 def test_a_version_schedule_of_any_versions_is_the_naive_loop(version_schedule):
     events, params = run(Clock(NUM_ROUNDS, version_schedule=version_schedule))
     assert same(params, naive(list(version_schedule), 1, 1)[0][-1])
@@ -56,7 +65,9 @@ def test_a_version_schedule_of_any_versions_is_the_naive_loop(version_schedule):
 
 @pytest.mark.parametrize("lag", [0, 2])
 def test_a_run_that_begins_in_the_middle_ends_as_one_that_did_not(lag):
-    """From the state at round 2 and the samples that were issued before it, as a checkpoint holds them."""
+    """From the state at round 2 and the samples that were issued before it, as a checkpoint holds
+    them.
+    """
     clock = Clock(NUM_ROUNDS, 2, 1, lag)
     program, samples = program_of(clock), {}
     state = program.init(program.reference_params)
@@ -66,7 +77,9 @@ def test_a_run_that_begins_in_the_middle_ends_as_one_that_did_not(lag):
         if isinstance(event, synchronous.RoundEnd) and event.round_index == 1:
             saved = rounds.host(event.states)
             break
-    layout = jax.tree.map(lambda x: x.sharding, program.generate(program.publish(event.states), 0, 0))
+    layout = jax.tree.map(
+        lambda x: x.sharding, program.generate(program.publish(event.states), 0, 0)
+    )
     pending = {r: jax.device_put(samples[r], layout) for r in clock.issued_before(2)}
     assert sorted(pending) == list(range(2, 2 + lag))
     restored = jax.device_put(saved, program.state_shardings)
@@ -74,13 +87,18 @@ def test_a_run_that_begins_in_the_middle_ends_as_one_that_did_not(lag):
 
 
 def test_prompts_of_every_round_are_trained_on_once_an_epoch():
-    """Units of an epoch are a partition; the first epoch keeps the prompts' order; later ones differ by round and epoch."""
+    """Units of an epoch are a partition; the first epoch keeps the prompts' order; later ones
+    differ by round and epoch.
+    """
     program = program_of(Clock(NUM_ROUNDS, 2, 3))
     batch = tiny.make_batch(2 * rounds.PROMPTS)
     batch = batch.replace(tokens_RC=np.arange(2 * rounds.PROMPTS, dtype=np.int32)[:, None])
     orders = []
     for round_index, epoch in [(0, 0), (0, 1), (0, 2), (1, 1)]:
-        parts = [program.minibatch(batch, round_index, 2 * epoch + part).tokens_RC[:, 0] for part in range(2)]
+        parts = [
+            program.minibatch(batch, round_index, 2 * epoch + part).tokens_RC[:, 0]
+            for part in range(2)
+        ]
         assert [len(part) for part in parts] == [rounds.PROMPTS] * 2
         order = np.concatenate(parts)
         np.testing.assert_array_equal(order[1::2], order[::2] + 1)  # pairs stay together
@@ -121,7 +139,9 @@ def test_after_its_warm_up_the_loop_compiles_nothing_and_reads_only_at_ends_of_r
     state = program.init(program.reference_params)
     before, checked = len(COMPILED), []
     assert before, "the counter counts"
-    monkeypatch.setattr(synchronous, "check_policy", lambda first, scores, made: checked.append((first, len(made))))
+    monkeypatch.setattr(
+        synchronous, "check_policy", lambda first, scores, made: checked.append((first, len(made)))
+    )
     with no_host_reads(monkeypatch):
         for _ in synchronous.run(program, state, 0, {}):
             pass

@@ -62,7 +62,11 @@ def run(directory: Path, **changed: Any) -> None:
 
 def steps(directory: Path, stage: str = "rlhf") -> list[int]:
     """Versions of a stage's checkpoints."""
-    return sorted(int(path.name) for path in (directory / "checkpoints" / stage).iterdir() if path.name.isdecimal())
+    return sorted(
+        int(path.name)
+        for path in (directory / "checkpoints" / stage).iterdir()
+        if path.name.isdecimal()
+    )
 
 
 def state(directory: Path, stage: str = "rlhf", step: int | None = None) -> list[np.ndarray]:
@@ -105,7 +109,9 @@ def differences(one: Path, other: Path, files: tuple[str, ...] = FILES) -> list[
 
 
 def tree(directory: Path) -> dict[str, bytes]:
-    """Every file of a run but those that a start is told in, and the config, which has the directory's name."""
+    """Every file of a run but those that a start is told in, and the config, which has the
+    directory's name.
+    """
     return {
         str(path.relative_to(directory)): path.read_bytes()
         for path in sorted(directory.rglob("*"))

@@ -1,4 +1,6 @@
-"""Runs that begin from another run: its SFT policy, its reward model, and the policy of one of its versions."""
+"""Runs that begin from another run: its SFT policy, its reward model, and the policy of one of its
+versions.
+"""
 
 import json
 import shutil
@@ -41,15 +43,23 @@ def leaves(params):
 
 
 def test_from_the_sft_policy_the_same_run_comes_again(base, tmp_path):
-    """With the same settings: SFT policy and reward model are taken as they are, and no stage is run again."""
+    """With the same settings: SFT policy and reward model are taken as they are, and no stage is
+    run again.
+    """
     again = tmp_path / "again"
     runs.run(again, reward="learned", begin=str(base))
     assert not runs.differences(base, again)
     assert sorted(path.name for path in (again / "checkpoints").iterdir()) == ["rlhf"]
     assert not (again / "comparisons").exists()
-    stages = {line["stage"] for line in map(json.loads, (again / "metrics.jsonl").read_text().splitlines())}
+    stages = {
+        line["stage"]
+        for line in map(json.loads, (again / "metrics.jsonl").read_text().splitlines())
+    }
     assert stages == {"rlhf", "evaluate", "best_of_n"}
-    of = [line.get("of") for line in map(json.loads, (again / "metrics.jsonl").read_text().splitlines())]
+    of = [
+        line.get("of")
+        for line in map(json.loads, (again / "metrics.jsonl").read_text().splitlines())
+    ]
     assert "reward_model" not in of
 
 
@@ -73,10 +83,14 @@ def test_a_version_is_where_the_policy_begins(base, fork):
 def test_version_0_is_evaluated_as_that_version_was(base, fork):
     """With its KL to the SFT policy, which stays the reference."""
     before = next(
-        line for line in runs.lines(base, "metrics.jsonl") if line["stage"] == "evaluate" and line["update"] == 4
+        line
+        for line in runs.lines(base, "metrics.jsonl")
+        if line["stage"] == "evaluate" and line["update"] == 4
     )
     after = next(
-        line for line in runs.lines(fork, "metrics.jsonl") if line["stage"] == "evaluate" and line["update"] == 0
+        line
+        for line in runs.lines(fork, "metrics.jsonl")
+        if line["stage"] == "evaluate" and line["update"] == 0
     )
     assert after["kl"] > 0
     assert before | {"update": 0} == after
@@ -106,7 +120,12 @@ def test_a_fork_is_evaluated_and_exported(fork, tmp_path, capsys):
     assert [line["version"] for line in lines] == [0, 1, 2, 3, 4]
     assert lines[0]["kl"] == lines[1]["kl"] > 0
     for stage in ("sft", "rlhf", "reward_model"):
-        assert export_command.main([f"--directory={copy}", f"--stage={stage}", f"--to={tmp_path / stage}"]) == 0
+        assert (
+            export_command.main(
+                [f"--directory={copy}", f"--stage={stage}", f"--to={tmp_path / stage}"]
+            )
+            == 0
+        )
 
 
 def test_a_fork_is_gone_on_with_where_that_version_is_gone(base, fork, tmp_path, capsys):
@@ -158,7 +177,12 @@ def test_nothing_is_written_to_the_run_that_is_begun_from(base, tmp_path):
 def test_other_settings_may_be_chosen(base, tmp_path):
     """Another algorithm with a critic, another seed and other lengths."""
     run = tmp_path / "run"
-    changed = {"seed": 5, "lengths__max_completion_tokens": 6, "rlhf__total_prompts": 4, "rlhf__lag": 0}
+    changed = {
+        "seed": 5,
+        "lengths__max_completion_tokens": 6,
+        "rlhf__total_prompts": 4,
+        "rlhf__lag": 0,
+    }
     runs.run(run, algorithm="ppo", reward="learned", begin=f"{base}@8", **changed)
     assert runs.steps(run) == [1]
 
@@ -170,7 +194,8 @@ REFUSED = [
     ({"begin": "{run}"}, r"the run itself"),
     (
         {"model__width": 32},
-        r"a run of another kind: model\.width \(16 there, 32 now\); accepted: a run of the same model",
+        r"a run of another kind: model\.width \(16 there, 32 now\); accepted: a run of the same "
+        r"model",
     ),
     ({"tokenizer__kind": "characters"}, r"word|alphabet|tokenizer\.kind"),
     ({"task__max_words": 20}, r"task\.max_words \(26 there, 20 now\)"),
@@ -178,7 +203,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("changed", "words"), REFUSED, ids=[next(iter(changed)) for changed, _ in REFUSED])
+@pytest.mark.parametrize(
+    ("changed", "words"), REFUSED, ids=[next(iter(changed)) for changed, _ in REFUSED]
+)
 def test_what_does_not_fit_is_refused_before_anything_is_written(base, tmp_path, changed, words):
     run, folder = tmp_path / "run", tmp_path / "folder"
     if "pretrained__sft" in changed:
@@ -228,7 +255,9 @@ def test_a_run_of_an_older_version_is_begun_from_by_its_own_keys(base, tmp_path,
     values["task"]["most_words"] = values["task"].pop("max_words")
     del values["digests"], values["begin"]
     (old / "config.json").write_text(json.dumps(values))
-    with pytest.raises(Refusal, match=r"begin is .+task\.most_words=26: this version of the code has no such key"):
+    with pytest.raises(
+        Refusal, match=r"begin is .+task\.most_words=26: this version of the code has no such key"
+    ):
         build.prepare(runs.config(tmp_path / "run", begin=str(old)))
     monkeypatch.setitem(history.RENAMED, "task.most_words", "task.max_words")
     build.prepare(runs.config(tmp_path / "run", begin=str(old)))
@@ -243,7 +272,9 @@ def test_the_fork_that_a_refusal_names_works(base, tmp_path):
     with pytest.raises(Refusal, match=r"algorithm\.beta") as refused:
         runs.run(run, **changed)
     words = str(refused.value).split()
-    named = dict(word.removeprefix("--config.").split("=") for word in words if word.startswith("--config."))
+    named = dict(
+        word.removeprefix("--config.").split("=") for word in words if word.startswith("--config.")
+    )
     assert named == {"begin": f"{run}@8", "directory": f"{run}_fork"}
     runs.run(tmp_path / "run_fork", begin=named["begin"], **changed)
     assert runs.steps(tmp_path / "run_fork") == [1]

@@ -1,4 +1,6 @@
-"""What cannot run is told before anything is compiled or written: settings against each other, the devices and the task."""
+"""What cannot run is told before anything is compiled or written: settings against each other, the
+devices and the task.
+"""
 
 import dataclasses
 import json
@@ -32,13 +34,22 @@ def config(tmp_path):
     config = build.default()
     config.directory = str(tmp_path / "run")
     config.task = build.component("tasks", "jsonl")
-    config.task.prompts = write(tmp_path / "prompts.jsonl", [{"prompt": p, "references": ["7"]} for p in FITS])
+    config.task.prompts = write(
+        tmp_path / "prompts.jsonl", [{"prompt": p, "references": ["7"]} for p in FITS]
+    )
     pairs = [{"prompt": p, "chosen": "7", "rejected": "no"} for p in FITS]
     config.task.comparisons = write(tmp_path / "comparisons.jsonl", pairs)
     config.tokenizer.kind = "bytes"
     config.lengths.max_prompt_tokens, config.lengths.max_completion_tokens = 20, 8
-    config.model.width, config.model.num_layers, config.model.num_heads, config.model.ffn_width = 16, 1, 2, 32
-    config.evaluate.num_prompts = config.evaluate.num_prompts_between = config.best_of_n_prompts = 5  # all there are
+    config.model.width, config.model.num_layers, config.model.num_heads, config.model.ffn_width = (
+        16,
+        1,
+        2,
+        32,
+    )
+    config.evaluate.num_prompts = config.evaluate.num_prompts_between = config.best_of_n_prompts = (
+        5  # all there are
+    )
     return config
 
 
@@ -60,7 +71,10 @@ def said(config) -> list[str]:
 def test_what_was_read_is_told_in_a_line(config):
     (line,) = said(config)
     params = sum(
-        leaf.size for leaf in jax.tree.leaves(jax.eval_shape(build.parts(config)[0].model.init, jax.random.key(0)))
+        leaf.size
+        for leaf in jax.tree.leaves(
+            jax.eval_shape(build.parts(config)[0].model.init, jax.random.key(0))
+        )
     )
     assert "60 rows" in line
     assert "55 train and 5 held-out prompts, 55 and 5 comparisons" in line
@@ -69,7 +83,9 @@ def test_what_was_read_is_told_in_a_line(config):
 
 def test_an_evaluation_of_more_prompts_than_there_are_is_told(config):
     config.evaluate.num_prompts = 64
-    assert said(config)[1].startswith("evaluations take all 5 held-out prompts: evaluate.num_prompts is 64")
+    assert said(config)[1].startswith(
+        "evaluations take all 5 held-out prompts: evaluate.num_prompts is 64"
+    )
     config.job, config.directory = "sft", config.directory + "_sft"
     assert len(said(config)) == 1
 
@@ -87,14 +103,17 @@ def test_a_prompt_that_is_too_long_is_named_in_either_split(config, tmp_path, sp
     config.task.prompts = write(tmp_path / "prompts.jsonl", rows)
     (message,) = refusal(config)
     assert (
-        f"1 of {6 if split == 'held-out' else 56} {split} prompts are longer than lengths.max_prompt_tokens = 20"
-        in message
+        f"1 of {6 if split == 'held-out' else 56} {split} prompts are longer than "
+        "lengths.max_prompt_tokens = 20" in message
     )
     assert f"has {len(prompt)} tokens; accepted: at least {len(prompt)}" in message
 
 
 def test_a_prompt_of_a_comparison_that_is_too_long_is_named(config, tmp_path):
-    pairs = [{"prompt": p, "chosen": "7", "rejected": "no"} for p in [*FITS, "a prompt of 29 bytes in a pair"]]
+    pairs = [
+        {"prompt": p, "chosen": "7", "rejected": "no"}
+        for p in [*FITS, "a prompt of 29 bytes in a pair"]
+    ]
     config.task.comparisons = write(tmp_path / "comparisons.jsonl", pairs)
     (message,) = refusal(config)
     assert "1 of 56 prompts of train comparisons are longer" in message
@@ -124,7 +143,9 @@ def test_some_references_that_lose_their_eos_are_counted(config, tmp_path):
     assert said(config)[1].startswith(
         "55 of 110 references are longer than lengths.max_completion_tokens = 8 and lose their end"
     )
-    config.pretrained.sft = "models/none"  # then no SFT is run, and what its references would lose is of no interest
+    config.pretrained.sft = (
+        "models/none"  # then no SFT is run, and what its references would lose is of no interest
+    )
     assert "references" not in str(refusal_of_task(config))
 
 
@@ -178,15 +199,22 @@ def test_a_reward_that_cannot_read_the_task(config):
 
 
 def test_answers_are_enough_for_the_defaults(config, tmp_path):
-    """The form of a row that the docstring of the task gives, with the defaults of configs/jsonl.py."""
-    config.task.prompts = write(tmp_path / "prompts.jsonl", [{"prompt": p, "answer": "7"} for p in FITS])
+    """The form of a row that the docstring of the task gives, with the defaults of
+    configs/jsonl.py.
+    """
+    config.task.prompts = write(
+        tmp_path / "prompts.jsonl", [{"prompt": p, "answer": "7"} for p in FITS]
+    )
     config.reward = "exact_match"
     assert len(said(config)) == 1
 
 
 def test_a_split_without_prompts(config):
     config.task.heldout_percent = 0
-    assert any("the task has no held-out prompts, which best_of_n, rlhf needs" in line for line in refusal(config))
+    assert any(
+        "the task has no held-out prompts, which best_of_n, rlhf needs" in line
+        for line in refusal(config)
+    )
     config.job = "sft"
     said(config)
 
@@ -195,7 +223,9 @@ def test_symbols_that_the_tokenizer_lacks_are_told_with_what_reads_them(config):
     config.task = build.component("tasks", "addition")
     config.tokenizer.kind, config.reward = "words", "exact_match"
     messages = refusal(config)
-    assert all("--config.tokenizer.kind=characters reads this task" in message for message in messages)
+    assert all(
+        "--config.tokenizer.kind=characters reads this task" in message for message in messages
+    )
     config.tokenizer.kind = "characters"
     said(config)
 
@@ -228,24 +258,42 @@ def test_rlhf_needs_the_reward_model_s_file(config, tmp_path, monkeypatch):
     monkeypatch.setattr(task_checks, "complete_steps", lambda directory: [1])
     monkeypatch.setattr(task_checks.made, "check_finished", lambda directory, stage: None)
     config.job = "rlhf"
-    assert f"{tmp_path}/run/reward_model.json is missing: run the stage 'reward_model' first" in refusal(config)[0]
+    assert (
+        f"{tmp_path}/run/reward_model.json is missing: run the stage 'reward_model' first"
+        in refusal(config)[0]
+    )
     config.pretrained.reward_model = ""
     config.reward = "gold"
     assert "reward_model.json" not in str(refusal(config))
 
 
 SETTINGS = [
-    ({"rlhf.optimizer.warmup_updates": 64}, "rlhf.optimizer.warmup_updates is 64, but there are 64 updates"),
-    ({"sft.optimizer.warmup_updates": 301}, "sft.optimizer.warmup_updates is 301, but there are 300 updates"),
-    ({"reward_model.optimizer.warmup_updates": 300}, "reward_model.optimizer.warmup_updates is 300"),
+    (
+        {"rlhf.optimizer.warmup_updates": 64},
+        "rlhf.optimizer.warmup_updates is 64, but there are 64 updates",
+    ),
+    (
+        {"sft.optimizer.warmup_updates": 301},
+        "sft.optimizer.warmup_updates is 301, but there are 300 updates",
+    ),
+    (
+        {"reward_model.optimizer.warmup_updates": 300},
+        "reward_model.optimizer.warmup_updates is 300",
+    ),
     (
         {"sft.num_updates": 1, "sft.optimizer.schedule": "linear_by_round"},
         "sft.optimizer.schedule is 'linear_by_round'",
     ),
-    ({"rlhf.total_prompts": 32, "rlhf.optimizer.schedule": "linear_by_round"}, "but there is one round"),
+    (
+        {"rlhf.total_prompts": 32, "rlhf.optimizer.schedule": "linear_by_round"},
+        "but there is one round",
+    ),
     ({"best_of_n": (3, 4)}, "best_of_n is (3, 4); accepted: sizes that divide the largest"),
     ({"best_of_n": (1, 0)}, "best_of_n is 0; accepted: 1 or more"),
-    ({"best_of_n_prompts": 2000}, "best_of_n_prompts is 2000; accepted: at most evaluate.num_prompts = 5"),
+    (
+        {"best_of_n_prompts": 2000},
+        "best_of_n_prompts is 2000; accepted: at most evaluate.num_prompts = 5",
+    ),
     ({"directory": " "}, "directory is empty"),
     ({"directory": "/proc/version/run"}, "but /proc/version is a file"),
     ({"model.width": 18}, "which rotary positions turn in pairs"),
@@ -278,7 +326,11 @@ def test_a_config_lacks_a_node(config):
 def test_every_batch_that_the_mesh_does_not_divide_is_named(config, num_devices):
     config.mesh.data = num_devices
     keys = {line.split(" is ")[0] for line in refusal(config)}
-    assert keys >= {"sft.rows_per_update", "reward_model.pairs_per_update", "reward_model.standardize_prompts"}
+    assert keys >= {
+        "sft.rows_per_update",
+        "reward_model.pairs_per_update",
+        "reward_model.standardize_prompts",
+    }
     config.job = "sft"
     assert [line.split(" is ")[0] for line in refusal(config)] == ["sft.rows_per_update"]
     config.sft.rows_per_update = 4 * num_devices
@@ -286,17 +338,25 @@ def test_every_batch_that_the_mesh_does_not_divide_is_named(config, num_devices)
 
 
 def test_a_batch_of_sampled_comparisons_and_of_a_judge(config, tmp_path):
-    """The batch of comparisons matters only where they are sampled, that of pretrained.gold only where it judges."""
+    """The batch of comparisons matters only where they are sampled, that of pretrained.gold only
+    where it judges.
+    """
     config.mesh.data, config.job = 3, "comparisons"
     config.pretrained.gold_rows_per_batch = config.comparisons.prompts_per_batch = 4
     made = build.parts(config)
     pretrained = dataclasses.replace(made[0].pretrained, gold="a model")
-    with pytest.raises(Refusal, match=r"pretrained\.gold_rows_per_batch is 4, which does not divide"):
+    with pytest.raises(
+        Refusal, match=r"pretrained\.gold_rows_per_batch is 4, which does not divide"
+    ):
         checks.check_settings("comparisons", made[1], pretrained, made[2], made[0].mesh)
-    check = task_checks.Check("comparisons", dataclasses.replace(made[0], pretrained=pretrained), made[1])
+    check = task_checks.Check(
+        "comparisons", dataclasses.replace(made[0], pretrained=pretrained), made[1]
+    )
     check.comparisons()
     check.sampled_pairs = True
-    with pytest.raises(Refusal, match=r"comparisons\.prompts_per_batch is 4, which does not divide"):
+    with pytest.raises(
+        Refusal, match=r"comparisons\.prompts_per_batch is 4, which does not divide"
+    ):
         check.comparisons()
 
 
@@ -306,19 +366,27 @@ def test_the_stages_of_a_job(config):
 
     def of(job, reward="learned", **changes):
         return checks.stages_of(
-            job, dataclasses.replace(stages, reward=reward), dataclasses.replace(pretrained, **changes)
+            job,
+            dataclasses.replace(stages, reward=reward),
+            dataclasses.replace(pretrained, **changes),
         )
 
     whole = {"sft", "comparisons", "reward_model", "rlhf", "best_of_n"}
     assert of("pipeline") == of("a job of one's own") == whole
     assert of("pipeline", "exact_match") == {"sft", "rlhf"}
-    assert of("pipeline", sft="policy", reward_model="reward") == {"reward_model", "rlhf", "best_of_n"}
+    assert of("pipeline", sft="policy", reward_model="reward") == {
+        "reward_model",
+        "rlhf",
+        "best_of_n",
+    }
     assert of("comparisons", "gold", sft="policy") == {"comparisons"}
     assert of("export") == set()
 
 
 def test_texts_are_encoded_once(config, monkeypatch):
-    """Reading stays linear: no prompt is encoded twice, though comparisons have the same, and of references a sample is."""
+    """Reading stays linear: no prompt is encoded twice, though comparisons have the same, and of
+    references a sample is.
+    """
     workspace, stages, _ = build.parts(config)
     seen: list[str] = []
     kind, encode = type(workspace.tokenizer), type(workspace.tokenizer).encode

@@ -1,4 +1,6 @@
-"""Figures of evaluations: errors over prompts, win-rates by hand, pairing of rows, and the number of samples compared."""
+"""Figures of evaluations: errors over prompts, win-rates by hand, pairing of rows, and the number
+of samples compared.
+"""
 
 import math
 
@@ -11,8 +13,12 @@ from rlhf_jax.stages.common.evaluator import Config, fitted
 
 
 def naive_stderr(values_B: np.ndarray, num_prompts: int) -> float:
-    """Of groups of equal sizes: the deviation of the group means over the square root of their number."""
-    return float(values_B.reshape(num_prompts, -1).mean(axis=1).std(ddof=1) / math.sqrt(num_prompts))
+    """Of groups of equal sizes: the deviation of the group means over the square root of their
+    number.
+    """
+    return float(
+        values_B.reshape(num_prompts, -1).mean(axis=1).std(ddof=1) / math.sqrt(num_prompts)
+    )
 
 
 def test_error_of_equal_groups_is_that_of_their_means():
@@ -32,8 +38,9 @@ def test_a_prompt_that_is_asked_again_is_no_new_prompt():
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
-    """400 trials of 16 prompts walked 8 times, an effect of each prompt and noise of each sample. As independent rows the
-    interval of 1.96 errors held it in less than 60 % of them."""
+    """400 trials of 16 prompts walked 8 times, an effect of each prompt and noise of each sample.
+    As independent rows the interval of 1.96 errors held it in less than 60 % of them.
+    """
     random, held = np.random.default_rng(2), 0
     prompts = [f"prompt {row % 16}" for row in range(128)]
     for _ in range(400):
@@ -49,9 +56,14 @@ def test_one_prompt_has_no_error():
 
 
 def test_win_rates_by_hand():
-    """Prompt a: samples 1, 3 against references 1, 2: ½, 0; 1, 1 -> 5/8. Prompt b: 0, 0 against 0 alone: ties -> ½."""
+    """Prompt a: samples 1, 3 against references 1, 2: ½, 0; 1, 1 -> 5/8.
+
+    Prompt b: 0, 0 against 0 alone: ties -> ½.
+    """
     references = np.array([[1.0, 2.0], [0.0, math.nan]])
-    found = evaluation_metrics.win_rates(["a", "a", "b", "b"], np.array([1.0, 3.0, 0.0, 0.0]), references)
+    found = evaluation_metrics.win_rates(
+        ["a", "a", "b", "b"], np.array([1.0, 3.0, 0.0, 0.0]), references
+    )
     np.testing.assert_allclose(found["win_rate"], (5 / 8 + 1 / 2) / 2)
     np.testing.assert_allclose(found["win_rate_strict"], (1 / 2 + 0) / 2)
     np.testing.assert_allclose(found["win_rate_stderr"], (5 / 8 - 1 / 2) / 2)
@@ -59,8 +71,14 @@ def test_win_rates_by_hand():
 
 def test_a_prompt_without_references_is_left_out():
     references = np.array([[math.nan], [2.0]])
-    assert evaluation_metrics.win_rates(["a", "b"], np.array([9.0, 1.0]), references)["win_rate"] == 0.0
-    assert evaluation_metrics.win_rates(["a", "b"], np.array([9.0, 1.0]), np.full((2, 1), math.nan)) == {}
+    assert (
+        evaluation_metrics.win_rates(["a", "b"], np.array([9.0, 1.0]), references)["win_rate"]
+        == 0.0
+    )
+    assert (
+        evaluation_metrics.win_rates(["a", "b"], np.array([9.0, 1.0]), np.full((2, 1), math.nan))
+        == {}
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,10 +93,13 @@ def test_rows_that_are_not_groups_of_the_references_prompts_are_an_error(prompts
 
 @pytest.mark.parametrize("num_samples", [64, 640, 4096])
 def test_distinct_share_does_not_depend_on_the_number_of_samples(num_samples):
-    """100 equally likely texts: 64 draws hold 100 (1 - 0.99^64) = 47.4 of them, whatever the number of draws is."""
+    """100 equally likely texts: 64 draws hold 100 (1 - 0.99^64) = 47.4 of them, whatever the number
+    of draws is.
+    """
     random = np.random.default_rng(num_samples)
     found = [
-        evaluation_metrics.distinct_share(random.integers(0, 100, num_samples).astype(str).tolist()) for _ in range(20)
+        evaluation_metrics.distinct_share(random.integers(0, 100, num_samples).astype(str).tolist())
+        for _ in range(20)
     ]
     np.testing.assert_allclose(np.mean(found), 100 * (1 - 0.99**64) / 64, atol=0.02)
 

@@ -19,20 +19,29 @@ NUM_PROMPTS = 40
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    """A task of a user's file: few held-out prompts, the first of them with one reference, the others with two."""
+    """A task of a user's file: few held-out prompts, the first of them with one reference, the
+    others with two.
+    """
     path = tmp_path_factory.mktemp("data") / "prompts.jsonl"
-    rows = [{"prompt": f"p{n}", "references": ["r"] if n % 3 else ["r", "s"]} for n in range(NUM_PROMPTS)]
+    rows = [
+        {"prompt": f"p{n}", "references": ["r"] if n % 3 else ["r", "s"]}
+        for n in range(NUM_PROMPTS)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     module = registry.find("tasks", "jsonl")
     task = module.make(module.Config(prompts=str(path), heldout_percent=30))
     tokenizer = tokenizers.make(tokenizers.Config(kind="bytes"), None)
     model = tiny.make_model(num_layers=1, vocab_size=tokenizer.vocab_size)
-    return Workspace(path.parent / "run", 0, task, tokenizer, model, tiny.make_mesh((1, 2, 1)), Lengths(8, 3))
+    return Workspace(
+        path.parent / "run", 0, task, tokenizer, model, tiny.make_mesh((1, 2, 1)), Lengths(8, 3)
+    )
 
 
 @pytest.fixture
 def judged_by_prompt(monkeypatch):
-    """Gold is a number of the prompt alone, so that every sample ties with its own prompt's references."""
+    """Gold is a number of the prompt alone, so that every sample ties with its own prompt's
+    references.
+    """
 
     def gold(self, prompts, completions, finished_B):
         return np.array([float(prompt[1:]) for prompt in prompts])
@@ -46,12 +55,16 @@ def test_no_prompt_is_evaluated_twice(workspace, judged_by_prompt):
     assert 4 < there < 32
     assert there % 2  # the last batch is not full on two devices
     evaluator = Evaluator(
-        workspace, Config(samples_per_prompt=2, prompts_per_batch=4), tiny.make_params(workspace.model)
+        workspace,
+        Config(samples_per_prompt=2, prompts_per_batch=4),
+        tiny.make_params(workspace.model),
     )
     figures, judged = evaluator.evaluate(evaluator.reference_params, 1024)
     assert len(judged.prompts) == 2 * there
     assert len(set(judged.prompts)) == there
-    assert figures["win_rate"] == 0.5  # every sample ties with the references of its own prompt, one or two
+    assert (
+        figures["win_rate"] == 0.5
+    )  # every sample ties with the references of its own prompt, one or two
     values = np.array([float(prompt[1:]) for prompt in judged.prompts[::2]])
     np.testing.assert_allclose(figures["gold_mean_stderr"], values.std(ddof=1) / np.sqrt(there))
 
@@ -61,8 +74,12 @@ def test_no_prompt_is_evaluated_twice(workspace, judged_by_prompt):
 def test_best_of_n_is_compared_with_references_of_its_own_prompts(
     workspace, judged_by_prompt, samples_per_prompt, length, monkeypatch
 ):
-    """Samples of an evaluation may be more than the largest n, and their prompts no multiple of a batch."""
-    config = Config(samples_per_prompt=samples_per_prompt, prompts_per_batch=3, max_completion_tokens=length)
+    """Samples of an evaluation may be more than the largest n, and their prompts no multiple of a
+    batch.
+    """
+    config = Config(
+        samples_per_prompt=samples_per_prompt, prompts_per_batch=3, max_completion_tokens=length
+    )
     lengths = []
 
     def reward(samples):

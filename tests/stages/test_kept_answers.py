@@ -1,4 +1,6 @@
-"""Runs whose reward gives another number each time it is asked: gone on with and replayed to the same bits."""
+"""Runs whose reward gives another number each time it is asked: gone on with and replayed to the
+same bits.
+"""
 
 import json
 import shutil
@@ -44,7 +46,9 @@ def make(task, config: Config):
 """
 
 SETTINGS = {"rlhf__checkpoint_every": 3, "rlhf__scoring__replace_missing_eos": False}
-"""Checkpoints are rarer than rounds; a completion without EOS keeps the score that the reward gave it."""
+"""Checkpoints are rarer than rounds; a completion without EOS keeps the score that the reward gave
+it.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +76,17 @@ def stopped(folder, reward):
     runs.run(directory, reward=reward, **SETTINGS)
     after = stores(directory)
     assert max(steps) < 8, "it was stopped"
-    assert all(after[name].startswith(text) for name, text in before.items()), "answers are appended alone"
+    assert all(after[name].startswith(text) for name, text in before.items()), (
+        "answers are appended alone"
+    )
     return directory
 
 
 def stores(directory):
     """Texts of the files of answers by name."""
-    return {path.name: path.read_text() for path in sorted((directory / answers.FOLDER).glob("*.jsonl"))}
+    return {
+        path.name: path.read_text() for path in sorted((directory / answers.FOLDER).glob("*.jsonl"))
+    }
 
 
 def test_two_rewards_of_a_sum_have_a_store_each(stopped):
@@ -89,7 +97,9 @@ def test_two_rewards_of_a_sum_have_a_store_each(stopped):
     found = {}
     for row in rows:
         found.setdefault((row["prompt_hash"], row["text"]), set()).add(row["terms"]["whim"])
-    assert all(len(terms) == 1 for terms in found.values()), "one answer for the same prompt and completion"
+    assert all(len(terms) == 1 for terms in found.values()), (
+        "one answer for the same prompt and completion"
+    )
     kept = answers.read(stopped / answers.FOLDER / whim)
     assert len(kept) == len(found)
     assert len(set(kept.values())) > 1

@@ -1,4 +1,6 @@
-"""A tiny pipeline killed six times with SIGKILL and started again ends bitwise as one that was never killed."""
+"""A tiny pipeline killed six times with SIGKILL and started again ends bitwise as one that was
+never killed.
+"""
 
 import json
 import os
@@ -22,7 +24,10 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(folder) -> Iterator[Path]:
-    """A run that was never killed. It fills the compile cache that the others share; none is compiled to be fast."""
+    """A run that was never killed.
+
+    It fills the compile cache that the others share; none is compiled to be fast.
+    """
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     kill.finish(kill.start(folder / "whole", folder / "cache"))
     yield folder / "whole"
@@ -30,8 +35,9 @@ def whole(folder) -> Iterator[Path]:
 
 
 def test_six_kills_change_nothing(folder, whole):
-    """One directory with a sampling thread, killed at six seeded moments spread over the run, each time started again: it
-    ends as the synchronous run that never was."""
+    """One directory with a sampling thread, killed at six seeded moments spread over the run, each
+    time started again: it ends as the synchronous run that never was.
+    """
     directory, stages = folder / "killed", []
     for lines, delay in kill.moments(kill.num_lines(whole), MOMENTS, seed=0):
         process = kill.start(directory, folder / "cache", THREADS)
@@ -44,12 +50,18 @@ def test_six_kills_change_nothing(folder, whole):
 
 
 def test_an_interrupted_run_says_so_and_goes_on(folder, whole):
-    """Ctrl-C in the middle of RLHF: status 130, no traceback, the round that was under way is saved, and nothing is lost."""
+    """Ctrl-C in the middle of RLHF: status 130, no traceback, the round that was under way is
+    saved, and nothing is lost.
+    """
     directory = folder / "interrupted"
     interrupt(
         directory, folder, kill.num_lines(whole) - 30, signal.SIGINT
     )  # RLHF has just begun: it cannot be too late
-    steps = [int(path.name) for path in (directory / "checkpoints" / "rlhf").iterdir() if path.name.isdigit()]
+    steps = [
+        int(path.name)
+        for path in (directory / "checkpoints" / "rlhf").iterdir()
+        if path.name.isdigit()
+    ]
     assert max(steps) == last_update(directory) + 1, "what was trained until the signal is saved"
     kill.finish(kill.start(directory, folder / "cache"))
     assert not kill.differences(whole, directory)
@@ -63,7 +75,10 @@ def interrupt(directory: Path, folder: Path, lines: int, number: int, *overrides
     _, errors = process.communicate(timeout=kill.LIMIT_SECONDS)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    assert f"{signal.Signals(number).name}: the round or update under way is finished and saved" in errors
+    assert (
+        f"{signal.Signals(number).name}: the round or update under way is finished and saved"
+        in errors
+    )
     assert "interrupted; the same command goes on" in errors
 
 
@@ -74,7 +89,9 @@ def last_update(directory: Path) -> int:
 
 
 def test_preemption_of_the_threads_and_of_sft_saves_and_loses_nothing(folder, whole):
-    """SIGTERM in SFT, then, started again, in RLHF with a sampling thread: each saves and stops, and the end is the same."""
+    """SIGTERM in SFT, then, started again, in RLHF with a sampling thread: each saves and stops,
+    and the end is the same.
+    """
     directory = folder / "preempted"
     interrupt(directory, folder, 3, signal.SIGTERM, THREADS)
     assert kill.stage_at(directory) == "sft"
@@ -85,27 +102,37 @@ def test_preemption_of_the_threads_and_of_sft_saves_and_loses_nothing(folder, wh
 
 
 def test_a_bounded_run_that_was_killed_is_repeated_by_its_ledger(folder, whole):
-    """Which versions it takes depends on the machine; every sample is trained on once, within the bound, and the trace of it
-    all gives the same run without any thread."""
+    """Which versions it takes depends on the machine; every sample is trained on once, within the
+    bound, and the trace of it all gives the same run without any thread.
+    """
     directory, repeated, bounded = (
         folder / "bounded",
         folder / "replayed",
         (THREADS, "rlhf.clock=bounded", "rlhf.lag=2"),
     )
-    assert kill.kill_at(kill.start(directory, folder / "cache", *bounded), directory, kill.num_lines(whole) - 20, 0.0)
+    assert kill.kill_at(
+        kill.start(directory, folder / "cache", *bounded),
+        directory,
+        kill.num_lines(whole) - 20,
+        0.0,
+    )
     kill.finish(kill.start(directory, folder / "cache", *bounded))
     rows = [json.loads(line) for line in (directory / "ledger.jsonl").read_text().splitlines()]
     samples = [(row["ordinal"], row["sample"]) for row in rows]
     assert samples == sorted(set(samples)), "each sample once, in order"
     assert {row["ordinal"] for row in rows} == set(range(96))
     assert max(age for row in rows for age in row["ages"]) <= 2 * 3 - 1
-    kill.finish(kill.start(repeated, folder / "cache", "rlhf.lag=2", f"rlhf.replay_schedule_of={directory}"))
+    kill.finish(
+        kill.start(repeated, folder / "cache", "rlhf.lag=2", f"rlhf.replay_schedule_of={directory}")
+    )
     assert not kill.differences(directory, repeated)
 
 
 def test_the_synchronous_loop_is_killed_too(folder, whole):
     directory = folder / "alone"
-    assert kill.kill_at(kill.start(directory, folder / "cache"), directory, kill.num_lines(whole) - 20, 0.0)
+    assert kill.kill_at(
+        kill.start(directory, folder / "cache"), directory, kill.num_lines(whole) - 20, 0.0
+    )
     kill.finish(kill.start(directory, folder / "cache"))
     assert not kill.differences(whole, directory)
 
@@ -130,4 +157,8 @@ def test_the_comparison_sees_a_change(folder, whole):
         file.write("{}\n")
     shutil.rmtree(changed / "checkpoints" / "rlhf")
     shutil.copytree(whole / "checkpoints" / "sft", changed / "checkpoints" / "rlhf")
-    assert kill.differences(whole, changed) == ["checkpoint of rlhf", "metrics.jsonl", "samples.jsonl"]
+    assert kill.differences(whole, changed) == [
+        "checkpoint of rlhf",
+        "metrics.jsonl",
+        "samples.jsonl",
+    ]

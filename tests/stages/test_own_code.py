@@ -55,17 +55,27 @@ def digest_of(path, key="reward.brevity", **named):
 
 def test_modules_of_a_users_own(own):
     config = run.parse(
-        ["run", "--config=configs/quickstart.py", f"--config.reward=learned + 2*{own}:brevity", f"--config.job={own}"]
+        [
+            "run",
+            "--config=configs/quickstart.py",
+            f"--config.reward=learned + 2*{own}:brevity",
+            f"--config.job={own}",
+        ]
     )
     found = own_code.modules(config.to_dict())
-    assert {key: module.__file__ for key, module in found.items()} == {"job": str(own), "reward.brevity": str(own)}
+    assert {key: module.__file__ for key, module in found.items()} == {
+        "job": str(own),
+        "reward.brevity": str(own),
+    }
     assert own_code.modules(quickstart.get_config().to_dict()) == {}
 
 
 def test_modules_that_python_finds(own, monkeypatch):
     monkeypatch.syspath_prepend(own.parent)
     (own.parent / "my_own_lab.py").write_text(OWN)
-    by_module = own_code.of_sources(quickstart.get_config().to_dict() | {"reward": "my_own_lab.brevity"})
+    by_module = own_code.of_sources(
+        quickstart.get_config().to_dict() | {"reward": "my_own_lab.brevity"}
+    )
     assert by_module == {"code.reward.brevity": digest_of(own)}
 
 
@@ -87,14 +97,22 @@ def test_digests_are_where_those_of_a_run_are(begun, own):
 
 
 def test_another_source_is_told_with_the_version(begun, own, capsys):
-    """A reward that has raised is mended in its place: the run goes on, and its directory says from where."""
+    """A reward that has raised is mended in its place: the run goes on, and its directory says from
+    where.
+    """
     directory, config = begun
     build.prepare(config)
     assert "differs" not in capsys.readouterr().err
     own.write_text(OWN.replace("-config", "config"))
     build.prepare(config)
     said = capsys.readouterr().err
-    assert said.count("note: the code of reward.brevity differs from that which made versions up to 16 of rlhf\n") == 1
+    assert (
+        said.count(
+            "note: the code of reward.brevity differs from that which made versions up to 16 of "
+            "rlhf\n"
+        )
+        == 1
+    )
     before, last = starts.read(directory)[-2:]
     assert last["at"] == {"sft": 500, "rlhf": 16}
     assert before["digests"]["code"] == last["digests"]["code"]
@@ -107,7 +125,9 @@ def test_other_settings_of_a_reward_are_refused_with_what_forks(begun):
     _, config = begun
     with config.unlocked():
         config.reward_settings = {"brevity": {"scale": 3.0}}
-    with pytest.raises(Refusal, match=r"reward_settings\.brevity\.scale \(2\.0 there, 3\.0 now\).*--config\.begin="):
+    with pytest.raises(
+        Refusal, match=r"reward_settings\.brevity\.scale \(2\.0 there, 3\.0 now\).*--config\.begin="
+    ):
         build.prepare(config)
 
 
@@ -115,7 +135,9 @@ def test_another_reward_is_one_change(begun):
     """The settings that go and come with it are no news."""
     _, config = begun
     config.reward = "gold"
-    with pytest.raises(Refusal, match=r"made with another config: reward \([^,]*, 'gold' now\): enters the numbers"):
+    with pytest.raises(
+        Refusal, match=r"made with another config: reward \([^,]*, 'gold' now\): enters the numbers"
+    ):
         build.prepare(config)
 
 
@@ -124,7 +146,8 @@ def write_package(folder, helper="VALUE = 1\n", more=""):
     folder.mkdir(parents=True)
     texts = {
         "__init__.py": '"""A laboratory."""\n',
-        "rewards.py": f"import numpy as np\nfrom {folder.name} import helper\n{more}\n\ndef brevity(completions):\n"
+        "rewards.py": f"import numpy as np\nfrom {folder.name} import helper\n{more}\n\ndef "
+        "brevity(completions):\n"
         "    return [helper.value() * len(text) for text in completions]\n",
         "helper.py": "def value():\n    from . import deep\n    return deep.VALUE\n",
         "deep.py": helper,
@@ -136,14 +159,20 @@ def write_package(folder, helper="VALUE = 1\n", more=""):
 
 
 def of_reward(name):
-    return own_code.of_sources(quickstart.get_config().to_dict() | {"reward": name})["code.reward.brevity"]
+    return own_code.of_sources(quickstart.get_config().to_dict() | {"reward": name})[
+        "code.reward.brevity"
+    ]
 
 
 def test_what_a_component_imports_of_its_package_is_its_code(tmp_path, monkeypatch):
-    """Directly, through another module, and inside a function; neither other modules nor installed packages."""
+    """Directly, through another module, and inside a function; neither other modules nor installed
+    packages.
+    """
     monkeypatch.syspath_prepend(tmp_path)
     lab = write_package(tmp_path / "lab_of_imports")
-    found = {path.name for path in own_code.sources(importlib.import_module("lab_of_imports.rewards"))}
+    found = {
+        path.name for path in own_code.sources(importlib.import_module("lab_of_imports.rewards"))
+    }
     assert found == {"rewards.py", "__init__.py", "helper.py", "deep.py"}
     name = "lab_of_imports.rewards:brevity"
     before = of_reward(name)
@@ -182,7 +211,9 @@ def test_the_digest_does_not_depend_on_the_place(tmp_path, monkeypatch):
 def test_modules_beside_a_lone_installed_one_are_not_its_code(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(own_code, "APART", (tmp_path,))
-    (tmp_path / "lone_reward.py").write_text("import lone_library\n\ndef brevity(completions):\n    return []\n")
+    (tmp_path / "lone_reward.py").write_text(
+        "import lone_library\n\ndef brevity(completions):\n    return []\n"
+    )
     (tmp_path / "lone_library.py").write_text("VALUE = 1\n")
     assert len(own_code.sources(importlib.import_module("lone_reward"))) == 1
     write_package(tmp_path / "lab_installed")
@@ -200,7 +231,9 @@ def test_another_name_of_the_same_reward_is_no_change(begun, own, capsys):
     for named in (f"{own}:reward + 0.5*gold", f"{own} + 0.5*gold"):
         assert component_names.same("reward", f"{own} + 0.5*gold", named)
     assert not component_names.same("reward", f"{own} + 0.5*gold", f"{own} + 0.6*gold")
-    assert not component_names.same("reward", f"{own} + 0.5*gold", f"0.5*gold + {own}"), "sums are taken in order"
+    assert not component_names.same("reward", f"{own} + 0.5*gold", f"0.5*gold + {own}"), (
+        "sums are taken in order"
+    )
     assert not component_names.same("reward", f"{own}", "gone.py")
     assert component_names.same("reward", "gone.py", "gone.py")
 
@@ -262,5 +295,8 @@ def test_rows_of_a_task_are_its_data(tmp_path):
 
 
 def test_every_row_of_a_task_is_looked_at_for_its_digest(tmp_path):
-    with pytest.raises(ComponentError, match=r"references\('train', 17\) gave \(None,\); accepted: a tuple of texts"):
+    with pytest.raises(
+        ComponentError,
+        match=r"references\('train', 17\) gave \(None,\); accepted: a tuple of texts",
+    ):
         digests.of_task(task_of(tmp_path / "task.py", **{", -1": ", 17"}))

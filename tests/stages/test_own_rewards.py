@@ -1,4 +1,6 @@
-"""Rewards of a user's own in whole runs: a sum that sees its rows, and faults that end a run as its user expects."""
+"""Rewards of a user's own in whole runs: a sum that sees its rows, and faults that end a run as its
+user expects.
+"""
 
 import json
 import os
@@ -53,8 +55,14 @@ def lengths(completions):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("own")
-    prompts = [{"prompt": f"p{n}", "references": ["ab", "b"], "answer": "a", "level": n % 3} for n in range(40)]
-    pairs = [{"prompt": row["prompt"], "chosen": "ab", "rejected": "b", "source": "me"} for row in prompts]
+    prompts = [
+        {"prompt": f"p{n}", "references": ["ab", "b"], "answer": "a", "level": n % 3}
+        for n in range(40)
+    ]
+    pairs = [
+        {"prompt": row["prompt"], "chosen": "ab", "rejected": "b", "source": "me"}
+        for row in prompts
+    ]
     for name, rows in (("prompts", prompts), ("pairs", pairs)):
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (place / "mine.py").write_text(FILE)
@@ -63,17 +71,29 @@ def folder(tmp_path_factory) -> Path:
 
 def tiny_config(folder: Path, directory: str, reward: str):
     config = jsonl.get_config()
-    config.directory, config.reward = str(folder / directory), reward.format(file=folder / "mine.py")
-    config.task.prompts, config.task.comparisons = str(folder / "prompts.jsonl"), str(folder / "pairs.jsonl")
+    config.directory, config.reward = (
+        str(folder / directory),
+        reward.format(file=folder / "mine.py"),
+    )
+    config.task.prompts, config.task.comparisons = (
+        str(folder / "prompts.jsonl"),
+        str(folder / "pairs.jsonl"),
+    )
     config.task.heldout_percent = 30
     config.model.update({"width": 16, "num_layers": 1, "num_heads": 2, "ffn_width": 32})
     config.lengths.max_prompt_tokens, config.lengths.max_completion_tokens = 8, 4
     config.sft.num_updates, config.sft.checkpoint_every, config.sft.rows_per_update = 2, 2, 8
     config.reward_model.num_updates, config.reward_model.pairs_per_update = 2, 8
     config.reward_model.standardize_prompts = 16
-    config.rlhf.total_prompts, config.rlhf.prompts_per_update, config.rlhf.samples_per_prompt = 24, 8, 2
+    config.rlhf.total_prompts, config.rlhf.prompts_per_update, config.rlhf.samples_per_prompt = (
+        24,
+        8,
+        2,
+    )
     config.rlhf.evaluate_every, config.rlhf.checkpoint_every = 0, 1
-    config.evaluate.num_prompts = config.evaluate.num_prompts_between = config.evaluate.prompts_per_batch = 4
+    config.evaluate.num_prompts = config.evaluate.num_prompts_between = (
+        config.evaluate.prompts_per_batch
+    ) = 4
     config.evaluate.references_per_prompt = 1
     config.best_of_n, config.best_of_n_prompts = (), 4
     return config
@@ -81,7 +101,9 @@ def tiny_config(folder: Path, directory: str, reward: str):
 
 @pytest.fixture(scope="module")
 def summed(folder) -> Path:
-    """A run whose reward is a sum: a learned one, one that reads a column of the row, and one that is only recorded."""
+    """A run whose reward is a sum: a learned one, one that reads a column of the row, and one that
+    is only recorded.
+    """
     config = tiny_config(folder, "summed", SUM)
     with config.unlocked():
         config.reward_settings = {"level": {"scale": 3.0}}
@@ -94,10 +116,18 @@ def lines(path: Path) -> list[dict]:
 
 
 def test_a_sum_is_recorded_term_by_term(summed, folder):
-    """In metrics, the ledger and samples; the sum is theirs, and the row's own column is what the term has read."""
-    updates = [line for line in lines(summed / "metrics.jsonl") if line["stage"] == "rlhf" and "update" in line]
+    """In metrics, the ledger and samples; the sum is theirs, and the row's own column is what the
+    term has read.
+    """
+    updates = [
+        line
+        for line in lines(summed / "metrics.jsonl")
+        if line["stage"] == "rlhf" and "update" in line
+    ]
     assert len(updates) == 3
-    names = {f"term_{label}{kind}" for label in ("learned", "level", "gold") for kind in ("", "_std")}
+    names = {
+        f"term_{label}{kind}" for label in ("learned", "level", "gold") for kind in ("", "_std")
+    }
     assert all(names <= line.keys() for line in updates)
     for line in updates:
         total = line["term_learned"] + 0.5 * line["term_level"]
@@ -105,7 +135,9 @@ def test_a_sum_is_recorded_term_by_term(summed, folder):
     rows = lines(summed / "ledger.jsonl")
     for row in rows:
         terms = row["terms"]
-        np.testing.assert_allclose(row["standardized"], terms["learned"] + 0.5 * terms["level"], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            row["standardized"], terms["learned"] + 0.5 * terms["level"], rtol=1e-4, atol=1e-5
+        )
         assert terms["level"] in (0.0, 3.0, 6.0)
     of_prompt = {row["ordinal"]: row["terms"]["level"] for row in rows}
     assert all(of_prompt[row["ordinal"]] == row["terms"]["level"] for row in rows)
@@ -141,35 +173,52 @@ def test_one_reward_of_a_file_is_recorded_as_ever(folder, summed):
     begun(folder, summed, "plain")
     pipeline.job(*build.prepare(config))
     directory = Path(config.directory)
-    assert all("terms" not in row for row in lines(directory / "ledger.jsonl") + lines(directory / "samples.jsonl"))
-    assert not [name for line in lines(directory / "metrics.jsonl") for name in line if name.startswith("term_")]
+    assert all(
+        "terms" not in row
+        for row in lines(directory / "ledger.jsonl") + lines(directory / "samples.jsonl")
+    )
+    assert not [
+        name
+        for line in lines(directory / "metrics.jsonl")
+        for name in line
+        if name.startswith("term_")
+    ]
     assert all(row["raw"] == len(row["text"]) for row in lines(directory / "ledger.jsonl"))
 
 
 def test_a_reward_that_raises_in_a_later_round(folder, summed, capsys):
-    """Status 1, its own traceback, its name, the round, its file and line; what was trained before is saved."""
+    """Status 1, its own traceback, its name, the round, its file and line; what was trained before
+    is saved.
+    """
     config = tiny_config(folder, "raises", "{file}:raises_in_round_1")
     directory = begun(folder, summed, "raises")
     status, said = main(config, capsys)
     assert status == 1
     line = (
         FILE.splitlines().index(
-            '    return [float("n/a") if len(CALLS) % 3 == 2 else len(text) for text in completions]'
+            '    return [float("n/a") if len(CALLS) % 3 == 2 else len(text) for text in '
+            "completions]"
         )
         + 1
     )
     assert f'File "{folder / "mine.py"}", line {line}' in said
     last = said.strip().splitlines()[-1]
-    assert last.startswith(f"error: the reward {folder / 'mine.py'}:raises_in_round_1 raised in round 1: ValueError")
+    assert last.startswith(
+        f"error: the reward {folder / 'mine.py'}:raises_in_round_1 raised in round 1: ValueError"
+    )
     assert last.endswith(f"({folder / 'mine.py'}, line {line})")
-    assert [path.name for path in (directory / "checkpoints" / "rlhf").iterdir() if path.name.isdigit()] == ["1"]
+    assert [
+        path.name for path in (directory / "checkpoints" / "rlhf").iterdir() if path.name.isdigit()
+    ] == ["1"]
 
 
 @pytest.mark.parametrize(
     ("function", "words"), [("none_of_some", "gave None for completion 3"), ("a_column", "(16, 1)")]
 )
 @pytest.mark.parametrize("written", [True, False])
-def test_a_reward_that_gives_no_numbers_trains_nothing(folder, summed, capsys, function, words, written):
+def test_a_reward_that_gives_no_numbers_trains_nothing(
+    folder, summed, capsys, function, words, written
+):
     """Also where neither ledger nor samples are written."""
     name = f"{function}_{written}"
     config = tiny_config(folder, name, f"{{file}}:{function}")
@@ -180,7 +229,9 @@ def test_a_reward_that_gives_no_numbers_trains_nothing(folder, summed, capsys, f
     assert said.count("\n") == 1
     assert f":{function} gave " in said
     assert words in said
-    assert not (directory / "metrics.jsonl").exists(), "SFT's are in the other directory, and no update was made here"
+    assert not (directory / "metrics.jsonl").exists(), (
+        "SFT's are in the other directory, and no update was made here"
+    )
 
 
 HANGING = """
@@ -213,16 +264,40 @@ def get_config():
     ],
 )
 def test_a_command_that_hangs_ends_at_its_deadline(tmp_path, folder, owner, name, said):
-    """A call that never returns, in the sampler or in the main thread: status 1 and the cause, not silence for ever."""
+    """A call that never returns, in the sampler or in the main thread: status 1 and the cause, not
+    silence for ever.
+    """
     file = tmp_path / "hangs.py"
     file.write_text(HANGING.format(owner=owner, name=name))
-    settings = [*kill.SIZES, f"directory={tmp_path / 'run'}", "reward=gold", "rlhf.loop=asynchronous"]
-    command = [sys.executable, "-m", "experiments.run", f"--config={file}", "--config.rlhf.deadline_seconds=8"]
+    settings = [
+        *kill.SIZES,
+        f"directory={tmp_path / 'run'}",
+        "reward=gold",
+        "rlhf.loop=asynchronous",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.run",
+        f"--config={file}",
+        "--config.rlhf.deadline_seconds=8",
+    ]
     command += [f"--config.{setting}" for setting in settings if setting != "rlhf.loop=synchronous"]
-    shared = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | shared | cache
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    shared = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    environment = (
+        {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | shared | cache
+    )
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 1, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr

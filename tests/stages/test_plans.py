@@ -1,4 +1,6 @@
-"""A run under a plan: searched, written in the config, and another one after a checkpoint; its ends are those of one mesh."""
+"""A run under a plan: searched, written in the config, and another one after a checkpoint; its ends
+are those of one mesh.
+"""
 
 import contextlib
 import dataclasses
@@ -39,9 +41,15 @@ def tiny_config(directory, plan=""):
     config.comparisons.num_train, config.comparisons.num_heldout = 64, 64
     config.reward_model.num_updates, config.reward_model.pairs_per_update = 2, 16
     config.reward_model.standardize_prompts = 32
-    config.rlhf.total_prompts, config.rlhf.prompts_per_update, config.rlhf.samples_per_prompt = 32, 8, 2
+    config.rlhf.total_prompts, config.rlhf.prompts_per_update, config.rlhf.samples_per_prompt = (
+        32,
+        8,
+        2,
+    )
     config.rlhf.evaluate_every, config.rlhf.checkpoint_every = 0, 1
-    config.evaluate.num_prompts = config.evaluate.num_prompts_between = config.evaluate.prompts_per_batch = 16
+    config.evaluate.num_prompts = config.evaluate.num_prompts_between = (
+        config.evaluate.prompts_per_batch
+    ) = 16
     config.best_of_n, config.best_of_n_prompts = (1,), 16
     return config
 
@@ -54,14 +62,21 @@ def train(config):
 
 
 def check_equal(found, expected):
-    for (path, one), other in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4, err_msg=jax.tree_util.keystr(path))
+    for (path, one), other in zip(
+        jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(
+            one, other, rtol=2e-3, atol=2e-4, err_msg=jax.tree_util.keystr(path)
+        )
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A directory with SFT policy and reward model, and the end of RLHF on one mesh in another."""
-    first, whole = tmp_path_factory.mktemp("plans") / "first", tmp_path_factory.mktemp("plans") / "whole"
+    first, whole = (
+        tmp_path_factory.mktemp("plans") / "first",
+        tmp_path_factory.mktemp("plans") / "whole",
+    )
     pipeline.before_rlhf(*build.prepare(tiny_config(first))[:2])
     (first / "config.json").unlink()
     shutil.copytree(first, whole)
@@ -69,7 +84,9 @@ def base(tmp_path_factory):
 
 
 def test_a_checkpoint_of_one_plan_goes_on_under_another(base, tmp_path, monkeypatch):
-    """Stopped after its second round, whose next one is sampled already; params, moments and samples come over."""
+    """Stopped after its second round, whose next one is sampled already; params, moments and
+    samples come over.
+    """
     first, expected = base
     shutil.copytree(first, tmp_path / "run")
     asked = itertools.count(1)
@@ -89,7 +106,9 @@ def test_a_checkpoint_of_one_plan_goes_on_under_another(base, tmp_path, monkeypa
 
 
 def test_a_run_searches_once(base, tmp_path, monkeypatch):
-    """What was found stands in config.json as text, and going on takes it from there, unless it is of other devices."""
+    """What was found stands in config.json as text, and going on takes it from there, unless it is
+    of other devices.
+    """
     del base
     monkeypatch.setattr(planning, "PROFILE", tmp_path / "profile.json")
     _, stages, _ = build.prepare(tiny_config(tmp_path / "run", "search"))
@@ -118,12 +137,21 @@ REFUSED = [
     ("generate 0-3", "plan entry 'generate 0-3' names no call; accepted: generate, reference,"),
     ("sample: 0-3", "names no call"),
     ("generate: 0-3 data=3", r"'generate' has 4 devices, but data=3 fsdp=1 tensor=1 needs 3"),
-    ("generate: 0-3 dat=4", r"'generate' has 'dat=4'; accepted: data=n, fsdp=n, tensor=n, micro_batches=n, remat"),
+    (
+        "generate: 0-3 dat=4",
+        r"'generate' has 'dat=4'; accepted: data=n, fsdp=n, tensor=n, micro_batches=n, remat",
+    ),
     ("generate: 3-1", "of which some come twice or none is"),
     ("generate: 0-9", "the plan places generate on devices 0-9, but there are 8 here: 0-7"),
     ("generate: 0; generate: 1", "places generate twice"),
-    ("train_policy: 0-7 micro_batches=3", r"of train_policy\) is 8, which does not divide into 3 micro-batch"),
-    ("generate: 0-6", r"rlhf.num_minibatches of generate is 8, which does not divide .* data\*fsdp = 7"),
+    (
+        "train_policy: 0-7 micro_batches=3",
+        r"of train_policy\) is 8, which does not divide into 3 micro-batch",
+    ),
+    (
+        "generate: 0-6",
+        r"rlhf.num_minibatches of generate is 8, which does not divide .* data\*fsdp = 7",
+    ),
 ]
 
 
@@ -139,7 +167,11 @@ def test_a_plan_that_does_not_fit_is_refused_where_memory_is_known(tmp_path, mon
     for memory, fits in ((5e4, False), (1e9, True)):
         device = dataclasses.replace(hardware.find("h100"), memory_bytes=memory)
         monkeypatch.setattr(hardware, "of_device", lambda _, device=device: device)
-        with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="does not fit on device"):
+        with (
+            contextlib.nullcontext()
+            if fits
+            else pytest.raises(ValueError, match="does not fit on device")
+        ):
             build.prepare(tiny_config(tmp_path / "run", OTHER))
         assert (tmp_path / "run").exists() == fits
 
@@ -150,7 +182,11 @@ def test_memory_is_checked_with_the_micro_batches_of_the_run(tmp_path, monkeypat
     monkeypatch.setattr(hardware, "of_device", lambda _: device)
     checked = {}
     check = plan_memory.check
-    monkeypatch.setattr(plan_memory, "check", lambda plan, *rest: checked.update(plan.placements) or check(plan, *rest))
+    monkeypatch.setattr(
+        plan_memory,
+        "check",
+        lambda plan, *rest: checked.update(plan.placements) or check(plan, *rest),
+    )
     config = tiny_config(tmp_path / "run", "generate: 0-1")
     config.rlhf.num_micro_batches = 4
     build.prepare(config)

@@ -22,7 +22,14 @@ def pretrained(tmp_path_factory) -> pretrained_models.Config:
 @pytest.mark.parametrize("family", ["pretrained", "gpt_neox"])
 def test_dtype_remat_and_attention_are_the_run_s(pretrained, family):
     """With the folder's shape taken, and with one that is named and compared with it."""
-    named = {"family": family, "vocab_size": 13, "width": 8, "num_layers": 1, "num_heads": 2, "ffn_width": 16}
+    named = {
+        "family": family,
+        "vocab_size": 13,
+        "width": 8,
+        "num_layers": 1,
+        "num_heads": 2,
+        "ffn_width": 16,
+    }
     values = build.model("gpt_neox", "tiny").to_dict() | named | SAID | {"rotary_fraction": 0.5}
     found = pretrained_models.model_values(values, pretrained)
     assert {key: found[key] for key in SAID} == SAID

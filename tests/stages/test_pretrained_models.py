@@ -1,4 +1,6 @@
-"""Published folders in a run: first params, SFT policy, reward model and gold judge; what is exported and evaluated again."""
+"""Published folders in a run: first params, SFT policy, reward model and gold judge; what is
+exported and evaluated again.
+"""
 
 import dataclasses
 import json
@@ -27,10 +29,17 @@ LLAMA = llama.Config(163, 24, 1, 2, 1, 40)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Published folders: a policy, a reward model of another family for the same tokens, and a gold one."""
+    """Published folders: a policy, a reward model of another family for the same tokens, and a gold
+    one.
+    """
     place = tmp_path_factory.mktemp("published")
     policy, reward = gpt_neox.make(NEOX), llama.make(LLAMA)
-    export.save(place / "policy", policy, random_params(policy, 0), token_ids={"max_position_embeddings": 77})
+    export.save(
+        place / "policy",
+        policy,
+        random_params(policy, 0),
+        token_ids={"max_position_embeddings": 77},
+    )
     for seed, name in enumerate(("reward", "gold")):
         model = ValueModel(reward)
         params = model.init_from(random_params(reward, seed), jax.random.key(seed))
@@ -51,9 +60,15 @@ def tiny_config(directory, **pretrained):
     config.comparisons.num_train, config.comparisons.num_heldout = 64, 64
     config.reward_model.num_updates, config.reward_model.pairs_per_update = 2, 16
     config.reward_model.standardize_prompts = 32
-    config.rlhf.total_prompts, config.rlhf.prompts_per_update, config.rlhf.samples_per_prompt = 24, 8, 2
+    config.rlhf.total_prompts, config.rlhf.prompts_per_update, config.rlhf.samples_per_prompt = (
+        24,
+        8,
+        2,
+    )
     config.rlhf.evaluate_every, config.rlhf.checkpoint_every, config.rlhf.keep_checkpoints = 0, 1, 4
-    config.evaluate.num_prompts = config.evaluate.num_prompts_between = config.evaluate.prompts_per_batch = 16
+    config.evaluate.num_prompts = config.evaluate.num_prompts_between = (
+        config.evaluate.prompts_per_batch
+    ) = 16
     config.best_of_n, config.best_of_n_prompts = (1, 2), 16
     return config
 
@@ -67,7 +82,9 @@ def equal(one, other):
 def run(folders, tmp_path_factory):
     """A pipeline whose policy begins with a folder, and whose reward model and gold are folders."""
     directory = tmp_path_factory.mktemp("run") / "run"
-    config = tiny_config(directory, base=folders / "policy", reward_model=folders / "reward", gold=folders / "gold")
+    config = tiny_config(
+        directory, base=folders / "policy", reward_model=folders / "reward", gold=folders / "gold"
+    )
     prepared = build.prepare(config)
     pipeline.job(*prepared)
     return prepared
@@ -102,7 +119,10 @@ def test_the_published_reward_is_read_and_only_measured(run):
 
 def test_gold_is_the_published_judge(run):
     workspace, *_ = run
-    lines = [json.loads(line) for line in (workspace.directory / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (workspace.directory / "metrics.jsonl").read_text().splitlines()
+    ]
     last = [line for line in lines if line.get("of") == "rlhf"][-1]
     assert {"win_rate", "win_rate_strict", "gold_mean"} <= last.keys()
     texts = ["good .", "bad bad ."]
@@ -123,12 +143,21 @@ def test_every_kept_policy_is_evaluated_again(run, capsys):
     assert evaluate_command.main([f"--directory={workspace.directory}"]) == 0
     table = capsys.readouterr().out.splitlines()
     assert [int(line.split()[0]) for line in table[1:]] == [0, 1, 2, 3]
-    again = [json.loads(line) for line in (workspace.directory / evaluate_command.FILE).read_text().splitlines()]
-    lines = [json.loads(line) for line in (workspace.directory / "metrics.jsonl").read_text().splitlines()]
+    again = [
+        json.loads(line)
+        for line in (workspace.directory / evaluate_command.FILE).read_text().splitlines()
+    ]
+    lines = [
+        json.loads(line)
+        for line in (workspace.directory / "metrics.jsonl").read_text().splitlines()
+    ]
     during = {line["update"]: line for line in lines if line.get("of") == "rlhf"}
     for version in (0, 3):  # evaluated in the run too: the same samples, so the same figures
         for name in ("win_rate", "gold_mean", "kl", "reward_mean"):
-            assert again[version][name] == pytest.approx(during[version][name], rel=1e-5), (version, name)
+            assert again[version][name] == pytest.approx(during[version][name], rel=1e-5), (
+                version,
+                name,
+            )
 
 
 def test_an_evaluation_takes_other_settings_without_changing_the_run(run, capsys):
@@ -163,8 +192,13 @@ def test_what_cannot_be_evaluated_is_one_line(run, capsys, arguments, words):
 
 def test_nothing_is_compiled_after_the_first_round(run):
     workspace, *_ = run
-    lines = [json.loads(line) for line in (workspace.directory / "metrics.jsonl").read_text().splitlines()]
-    timing = next(line for line in lines if line.get("kind") == "timing" and line["stage"] == "rlhf")
+    lines = [
+        json.loads(line)
+        for line in (workspace.directory / "metrics.jsonl").read_text().splitlines()
+    ]
+    timing = next(
+        line for line in lines if line.get("kind") == "timing" and line["stage"] == "rlhf"
+    )
     assert timing["first_round_programs"] > 3
     assert timing["later_programs"] == 0
 
@@ -181,44 +215,72 @@ def test_a_run_of_an_older_version_takes_the_defaults_of_newer_nodes(run, tmp_pa
 def test_an_exported_policy_begins_another_run_bitwise(run, tmp_path, capsys):
     workspace, *_ = run
     to = tmp_path / "policy"
-    assert export_command.main([f"--directory={workspace.directory}", f"--to={to}", "--version=2"]) == 0
+    assert (
+        export_command.main([f"--directory={workspace.directory}", f"--to={to}", "--version=2"])
+        == 0
+    )
     written = json.loads((to / "config.json").read_text())
-    assert (written["max_position_embeddings"], written["eos_token_id"], written["torch_dtype"]) == (77, 1, "float32")
+    assert (
+        written["max_position_embeddings"],
+        written["eos_token_id"],
+        written["torch_dtype"],
+    ) == (77, 1, "float32")
     again = build.prepare(tiny_config(tmp_path / "again", sft=to))[0]
     assert equal(sft.load(again), rlhf.load(workspace, 2)[0])
     assert export_command.main([f"--directory={workspace.directory}", f"--to={to}"]) == 2
     assert "is there already" in capsys.readouterr().err
-    assert export_command.main([f"--directory={workspace.directory}", f"--to={to}2", "--version=9"]) == 2
+    assert (
+        export_command.main([f"--directory={workspace.directory}", f"--to={to}2", "--version=9"])
+        == 2
+    )
     assert "has no checkpoint 9; there are: 1, 2, 3" in capsys.readouterr().err
 
 
 def test_a_reward_model_is_exported_and_used(run, folders, tmp_path):
     workspace, *_ = run
     to = tmp_path / "reward"
-    assert export_command.main([f"--directory={workspace.directory}", f"--to={to}", "--stage=reward_model"]) == 0
+    assert (
+        export_command.main(
+            [f"--directory={workspace.directory}", f"--to={to}", "--stage=reward_model"]
+        )
+        == 0
+    )
     published = reward_model.load(workspace)[0]
     model = pretrained_models.classifier(str(to))
     assert equal(pretrained_models.load_classifier(str(to), model, workspace.mesh), published)
 
 
 def test_given_pairs_are_relabelled_by_gold(folders, tmp_path, monkeypatch):
-    """Two pairs that gold orders otherwise or alike: the first is turned round, with its tokens; a tie stays as it was."""
-    workspace, *_ = build.prepare(tiny_config(tmp_path / "run", sft=folders / "policy", gold=folders / "gold"))
+    """Two pairs that gold orders otherwise or alike: the first is turned round, with its tokens; a
+    tie stays as it was.
+    """
+    workspace, *_ = build.prepare(
+        tiny_config(tmp_path / "run", sft=folders / "policy", gold=folders / "gold")
+    )
     words = workspace.task.vocabulary[:3]
     prompt = workspace.task.prompt("train", 0)
-    pairs = [(prompt, words[0], words[1]), (prompt, words[1], words[2]), (prompt, words[0], words[0])]
+    pairs = [
+        (prompt, words[0], words[1]),
+        (prompt, words[1], words[2]),
+        (prompt, words[0], words[0]),
+    ]
     scores = workspace.gold([prompt] * 3, words, [True] * 3)
     found, agreement = comparisons.relabelled(workspace, comparisons.own_pairs(workspace, pairs))
     by_word = dict(zip(words, scores, strict=True))
     for (_, one, other), line in zip(pairs, found, strict=True):
         better = other if by_word[other] > by_word[one] else one
         assert line["chosen"] == better
-        assert line["chosen_tokens"] == [*workspace.tokenizer.encode(better), workspace.tokenizer.eos_id]
+        assert line["chosen_tokens"] == [
+            *workspace.tokenizer.encode(better),
+            workspace.tokenizer.eos_id,
+        ]
         assert line["chosen_gold"] >= line["rejected_gold"]
     assert agreement == pytest.approx(np.mean([by_word[a] >= by_word[b] for _, a, b in pairs]))
 
 
-def test_a_critic_is_the_published_reward_s_network_and_its_scores_may_stay_as_they_are(folders, tmp_path):
+def test_a_critic_is_the_published_reward_s_network_and_its_scores_may_stay_as_they_are(
+    folders, tmp_path
+):
     config = tiny_config(tmp_path / "run", sft=folders / "policy", reward_model=folders / "reward")
     config.algorithm = build.component("algorithms", "ppo")
     config.reward_model.standardize = False
@@ -260,4 +322,6 @@ def test_a_reward_model_of_too_few_tokens(folders, tmp_path):
     params = ValueModel(model).init_from(random_params(model, 0), jax.random.key(0))
     export.save(tmp_path / "small", model, params, token_ids={})
     with pytest.raises(ValueError, match=r"knows 5 tokens, but the tokenizer has 158"):
-        build.prepare(tiny_config(tmp_path / "run", sft=folders / "policy", reward_model=tmp_path / "small"))
+        build.prepare(
+            tiny_config(tmp_path / "run", sft=folders / "policy", reward_model=tmp_path / "small")
+        )

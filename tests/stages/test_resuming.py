@@ -1,4 +1,6 @@
-"""Going on: from any kept checkpoint, past damaged ones, with other settings, further than planned; to the same numbers."""
+"""Going on: from any kept checkpoint, past damaged ones, with other settings, further than planned;
+to the same numbers.
+"""
 
 import json
 import shutil
@@ -41,7 +43,10 @@ def damage(run, step):
 
 @pytest.mark.parametrize("step", [1, 6])
 def test_every_kept_version_can_be_gone_back_to(whole, run, step, capfd):
-    """Its rounds were sampled by versions that are gone, and are kept as long as it is. Nothing before it is made again."""
+    """Its rounds were sampled by versions that are gone, and are kept as long as it is.
+
+    Nothing before it is made again.
+    """
     remove_after(run, step)
     kept = [run / "checkpoints" / "rlhf" / str(version) for version in range(1, step + 1)]
     written = [path.stat().st_ino for path in kept]
@@ -127,7 +132,10 @@ def test_a_killed_run_keeps_what_it_moved_aside(run, monkeypatch):
             runs.run(run)
         aside = run / "set_aside" / "rlhf"
         assert sorted(path.name for path in aside.iterdir()) == ["6", "6.lines"]
-        told = [json.loads(line)["update"] for line in (aside / "6.lines" / "ledger.jsonl").read_text().splitlines()]
+        told = [
+            json.loads(line)["update"]
+            for line in (aside / "6.lines" / "ledger.jsonl").read_text().splitlines()
+        ]
         assert sorted(set(told)) == [5, 6, 7]
 
 
@@ -135,7 +143,10 @@ def test_lost_checkpoints_are_told_and_the_lines_kept(whole, run, capfd, monkeyp
     shutil.rmtree(run / "checkpoints" / "rlhf")
     runs.run(run)
     err = capfd.readouterr().err
-    assert "no checkpoint is left of 8 updates of rlhf: it begins again at version 0, and their lines are kept" in err
+    assert (
+        "no checkpoint is left of 8 updates of rlhf: it begins again at version 0, and their lines "
+        "are kept" in err
+    )
     assert not runs.differences(whole, run)
     assert not (run / "set_aside").exists(), "they were written again"
 
@@ -146,20 +157,30 @@ def test_a_hole_in_the_records_is_named(whole, run, capfd):
         kept = [
             line
             for line in (run / name).read_text().splitlines(keepends=True)
-            if not (json.loads(line)["stage"] == "rlhf" and json.loads(line).get("update") in (2, 3))
+            if not (
+                json.loads(line)["stage"] == "rlhf" and json.loads(line).get("update") in (2, 3)
+            )
         ]
         (run / name).write_text("".join(kept))
     runs.run(run)
     err = capfd.readouterr().err
     for name in ("metrics.jsonl", "ledger.jsonl"):
-        assert f"{run / name} lacks 2 updates of rlhf before the one that is next, from 2 to 3" in err
+        assert (
+            f"{run / name} lacks 2 updates of rlhf before the one that is next, from 2 to 3" in err
+        )
     assert runs.same(runs.state(whole), runs.state(run))
 
 
-CADENCES = {"rlhf__keep_checkpoints": 3, "rlhf__checkpoint_every": 2, "rlhf__deadline_seconds": 50.0}
+CADENCES = {
+    "rlhf__keep_checkpoints": 3,
+    "rlhf__checkpoint_every": 2,
+    "rlhf__deadline_seconds": 50.0,
+}
 
 
-@pytest.mark.parametrize("changed", [{"rlhf__loop": "asynchronous"}, CADENCES], ids=["loop", "cadences"])
+@pytest.mark.parametrize(
+    "changed", [{"rlhf__loop": "asynchronous"}, CADENCES], ids=["loop", "cadences"]
+)
 def test_free_keys_change_no_number(whole, run, changed):
     remove_after(run, 3)
     runs.run(run, **changed)
@@ -172,27 +193,35 @@ def test_evaluations_made_are_kept_when_they_become_rarer(whole, run):
     remove_after(run, 5)
     runs.run(run, rlhf__evaluate_every=0)
     assert not runs.differences(whole, run, ("ledger.jsonl",))
-    evaluated = [line["update"] for line in runs.lines(run, "metrics.jsonl") if line["stage"] == "evaluate"]
+    evaluated = [
+        line["update"] for line in runs.lines(run, "metrics.jsonl") if line["stage"] == "evaluate"
+    ]
     assert evaluated == [0, 4, 8]
 
 
 def test_other_micro_batches_go_on_and_are_told(whole, run, capfd):
     remove_after(run, 3)
     runs.run(run, rlhf__num_micro_batches=2)
-    assert "from version 3 of rlhf on, numbers agree with those of before to rounding only" in capfd.readouterr().err
+    assert (
+        "from version 3 of rlhf on, numbers agree with those of before to rounding only"
+        in capfd.readouterr().err
+    )
     for one, other in zip(runs.state(whole), runs.state(run), strict=True):
         assert one == pytest.approx(other, rel=1e-2, abs=1e-3)
 
 
 def test_a_longer_run_is_the_one_that_was_longer_from_the_start(tmp_path, capfd):
-    """At lag 2 the last rounds of the longer one are sampled by versions before the shorter one's end."""
+    """At lag 2 the last rounds of the longer one are sampled by versions before the shorter one's
+    end.
+    """
     schedule = {"rlhf__optimizer__schedule": "constant", "rlhf__keep_checkpoints": 4}
     for name, prompts in (("long", 48), ("grown", 32), ("grown", 48)):
         runs.run(tmp_path / name, rlhf__total_prompts=prompts, **schedule)
     assert runs.steps(tmp_path / "grown")[-1] == 12
     assert not runs.differences(tmp_path / "long", tmp_path / "grown")
     assert (
-        "rlhf.total_prompts was 32 and is 48: the run is longer (from version 8 of rlhf on)" in capfd.readouterr().err
+        "rlhf.total_prompts was 32 and is 48: the run is longer (from version 8 of rlhf on)"
+        in capfd.readouterr().err
     )
     made = json.loads((tmp_path / "grown" / "checkpoints" / "rlhf" / ".made_with.json").read_text())
     assert made["config"]["rlhf.total_prompts"] == 48
@@ -204,7 +233,9 @@ CONSTANT = {"rlhf__optimizer__schedule": "constant"}
 
 
 def test_a_longer_run_says_which_versions_it_makes_again(tmp_path, capfd):
-    """The last two at lag 2: rounds that follow the shorter run were never sampled, which is no damage."""
+    """The last two at lag 2: rounds that follow the shorter run were never sampled, which is no
+    damage.
+    """
     run = tmp_path / "run"
     for prompts in (24, 32):
         runs.run(run, rlhf__total_prompts=prompts, **CONSTANT)
@@ -213,8 +244,8 @@ def test_a_longer_run_says_which_versions_it_makes_again(tmp_path, capfd):
     assert ".npz" not in err
     assert err.count("goes on from version") == 1
     assert (
-        "rlhf goes on from version 4, and makes those up to 6 again: the run was to end at version 6, and its following"
-        in err
+        "rlhf goes on from version 4, and makes those up to 6 again: the run was to end at version "
+        "6, and its following" in err
     )
 
 
@@ -228,13 +259,19 @@ def test_damage_before_the_end_of_a_longer_run_is_still_told(tmp_path, capfd):
     assert "rlhf goes on from version 3, and makes those up to 6 again" in err
 
 
-@pytest.mark.parametrize("kept", [{"rlhf__checkpoint_every": 0}, {"rlhf__keep_checkpoints": 1}], ids=["every", "keep"])
+@pytest.mark.parametrize(
+    "kept", [{"rlhf__checkpoint_every": 0}, {"rlhf__keep_checkpoints": 1}], ids=["every", "keep"]
+)
 def test_a_run_that_cannot_grow_is_refused_with_the_fork(tmp_path, capfd, kept):
     """Before anything is written, so that the run is as it was."""
     run, settings = tmp_path / "run", CONSTANT | kept
     runs.run(run, rlhf__total_prompts=16, **settings)
     assert runs.steps(run) == [4]
-    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    files = {
+        path: path.read_bytes()
+        for path in run.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
     with pytest.raises(
         Refusal, match=r"4: the run was to end at version 4, .+keep rlhf\.total_prompts=16, or add "
     ) as refused:
@@ -280,4 +317,6 @@ def test_a_bounded_run_samples_a_damaged_round_again(tmp_path, capfd):
     assert "00000004.npz cannot be read" in (err := capfd.readouterr().err)
     assert "the round is sampled again" in err
     rows = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
-    assert sorted((row["ordinal"], row["sample"]) for row in rows) == [(o, s) for o in range(32) for s in range(2)]
+    assert sorted((row["ordinal"], row["sample"]) for row in rows) == [
+        (o, s) for o in range(32) for s in range(2)
+    ]

@@ -1,4 +1,6 @@
-"""A reward model, and an SFT policy, whose newest checkpoints are gone or damaged: never taken for the finished ones."""
+"""A reward model, and an SFT policy, whose newest checkpoints are gone or damaged: never taken for
+the finished ones.
+"""
 
 import json
 import shutil
@@ -61,7 +63,9 @@ def test_it_is_trained_on_and_its_unit_measured_again(whole, run, lose):
     runs.run(run, **SETTINGS)
     assert runs.same(runs.state(whole, "reward_model"), runs.state(run, "reward_model"))
     assert (run / "reward_model.json").read_bytes() == (whole / "reward_model.json").read_bytes()
-    assert runs.lines(run, "metrics.jsonl", "reward_model") == runs.lines(whole, "metrics.jsonl", "reward_model")
+    assert runs.lines(run, "metrics.jsonl", "reward_model") == runs.lines(
+        whole, "metrics.jsonl", "reward_model"
+    )
     assert not (run / "set_aside").exists()
 
 
@@ -86,7 +90,11 @@ def test_the_unit_of_other_params_is_not_taken_after_a_kill(whole, run, monkeypa
 @pytest.mark.parametrize("stage", ["sft", "reward_model"])
 def test_it_is_not_begun_from(run, tmp_path, lose, stage):
     lose(run, stage)
-    words = r"damaged.+--config\.job=" if lose is spoil else rf"begin is .+the stage .{stage}. of .+ has not ended"
+    words = (
+        r"damaged.+--config\.job="
+        if lose is spoil
+        else rf"begin is .+the stage .{stage}. of .+ has not ended"
+    )
     with pytest.raises(Refusal, match=words) as refused:
         runs.run(tmp_path / "new", begin=str(run), **SETTINGS)
     assert "\n" not in str(refused.value)
@@ -102,7 +110,10 @@ def test_another_reward_begins_without_it(run, tmp_path):
 @pytest.mark.parametrize("stage", ["sft", "reward_model"])
 def test_it_is_not_exported(run, tmp_path, capsys, lose, stage):
     lose(run, stage)
-    assert export_command.main([f"--directory={run}", f"--stage={stage}", f"--to={tmp_path / 'out'}"]) == 2
+    assert (
+        export_command.main([f"--directory={run}", f"--stage={stage}", f"--to={tmp_path / 'out'}"])
+        == 2
+    )
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert f"--config.job={stage}" in err

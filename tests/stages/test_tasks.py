@@ -39,7 +39,9 @@ class Own:
 def workspace_of(task, directory: Path = Path("nowhere")) -> Workspace:
     tokenizer = tokenizers.make(tokenizers.Config(kind="bytes"), None)
     model = tiny.make_model(num_layers=1, vocab_size=tokenizer.vocab_size)
-    return Workspace(directory, 0, task, tokenizer, model, tiny.make_mesh((1, 1, 1)), Lengths(12, 3))
+    return Workspace(
+        directory, 0, task, tokenizer, model, tiny.make_mesh((1, 1, 1)), Lengths(12, 3)
+    )
 
 
 def stream_of(**methods):
@@ -58,21 +60,26 @@ def test_a_sound_task_passes():
 @pytest.mark.parametrize("gives", ["", None, 3, b"bytes", ["text"], np.str_("")])
 def test_a_prompt_is_a_text(gives):
     with pytest.raises(
-        ComponentError, match=r"the task Own: prompt\('train', \d\) gave .*; accepted: a text that is not"
+        ComponentError,
+        match=r"the task Own: prompt\('train', \d\) gave .*; accepted: a text that is not",
     ):
         stream_of(prompt=lambda split, index: gives).prompts(0, 2)
 
 
 @pytest.mark.parametrize("gives", [None, "3", 2.5, -1, True])
 def test_a_number_of_prompts_is_one(gives):
-    with pytest.raises(ComponentError, match=r"the task Own: num_prompts\('train'\) gave .*; accepted: a whole number"):
+    with pytest.raises(
+        ComponentError,
+        match=r"the task Own: num_prompts\('train'\) gave .*; accepted: a whole number",
+    ):
         stream_of(num_prompts=lambda split: gives).texts(0, 1)
 
 
 @pytest.mark.parametrize("gives", [None, "one", 3, ("one", None), [b"one"], {"one": 1}])
 def test_references_are_texts(gives):
     with pytest.raises(
-        ComponentError, match=r"the task Own: references\('train', \d\) gave .*; accepted: a tuple of texts"
+        ComponentError,
+        match=r"the task Own: references\('train', \d\) gave .*; accepted: a tuple of texts",
     ):
         stream_of(references=lambda split, index: gives).references(0, 2)
 
@@ -80,7 +87,8 @@ def test_references_are_texts(gives):
 def test_sft_needs_a_reference_of_every_prompt():
     stream = stream_of(references=lambda split, index: () if index == 1 else ("one",))
     with pytest.raises(
-        ComponentError, match="the task Own gives no reference for prompt 'prompt 1', which SFT is to learn"
+        ComponentError,
+        match="the task Own gives no reference for prompt 'prompt 1', which SFT is to learn",
     ):
         sft.rows(stream.workspace, stream, sft.Config(rows_per_update=3), 0)
 
@@ -91,7 +99,8 @@ def test_what_a_task_raises_names_the_call(method):
         raise OSError("the disk")
 
     with pytest.raises(
-        ComponentError, match=rf"the task Own raised in {method}\('train'.*\): OSError: the disk \(.*test_tasks"
+        ComponentError,
+        match=rf"the task Own raised in {method}\('train'.*\): OSError: the disk \(.*test_tasks",
     ):
         stream_of(**{method: broken}).texts(0, 1)
 
@@ -105,13 +114,21 @@ def test_a_task_that_refuses_is_believed():
 
 
 @pytest.mark.parametrize(
-    "gives", [["abc"], [("p", "chosen")], [("p", "chosen", None)], [("p", "c", "r"), {"prompt": "p"}], [("p", "c", 3)]]
+    "gives",
+    [
+        ["abc"],
+        [("p", "chosen")],
+        [("p", "chosen", None)],
+        [("p", "c", "r"), {"prompt": "p"}],
+        [("p", "c", 3)],
+    ],
 )
 def test_comparisons_are_three_texts(gives):
     task = Own()
     task.comparisons = lambda split: gives  # type: ignore[attr-defined]
     with pytest.raises(
-        ComponentError, match=r"the task Own: comparisons\('train'\) gave .*; accepted: \(prompt, .* \(entry \d\)"
+        ComponentError,
+        match=r"the task Own: comparisons\('train'\) gave .*; accepted: \(prompt, .* \(entry \d\)",
     ):
         reading.comparisons(task, "train")  # type: ignore[arg-type]
 
@@ -119,7 +136,9 @@ def test_comparisons_are_three_texts(gives):
 def test_the_gold_of_a_run_is_checked():
     task = Own()
     task.judge = lambda prompt, completion, finished: None  # type: ignore[method-assign, assignment]
-    with pytest.raises(RewardError, match="the gold judge of the task Own gave None for completion 0 of 2"):
+    with pytest.raises(
+        RewardError, match="the gold judge of the task Own gave None for completion 0 of 2"
+    ):
         workspace_of(task).gold(["p", "q"], ["a", "b"], [True, True])
 
 
@@ -127,7 +146,9 @@ def test_a_gold_reward_model_is_checked(monkeypatch):
     workspace = workspace_of(Own())
     monkeypatch.setattr(Workspace, "_gold_model", lambda self, *_: np.array([1.0, np.nan]))
     object.__setattr__(workspace.pretrained, "gold", "folder")
-    with pytest.raises(RewardError, match=r'the gold reward model folder gave nan for completion 1 of 2 .*"q"'):
+    with pytest.raises(
+        RewardError, match=r'the gold reward model folder gave nan for completion 1 of 2 .*"q"'
+    ):
         workspace.gold(["p", "q"], ["a", "b"], [True, True])
 
 
@@ -142,7 +163,9 @@ def test_records_are_the_rows_of_the_prompts(tmp_path):
     rows = [{"prompt": f"prompt {n}", "answer": f"{n}", "level": n} for n in range(6)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     module = registry.find("tasks", "jsonl")
-    stream = workspace_of(module.make(module.Config(str(path), heldout_percent=0))).stream("train", "rlhf")
+    stream = workspace_of(module.make(module.Config(str(path), heldout_percent=0))).stream(
+        "train", "rlhf"
+    )
     samples = ordinals(5, 5, 4, 4)
     texts, records = stream.texts_of(samples), stream.records_of(samples)
     assert [record["prompt"] for record in records] == texts
@@ -153,5 +176,7 @@ def test_records_are_the_rows_of_the_prompts(tmp_path):
 
 def test_a_task_without_records_has_its_references():
     assert stream_of().records_of(ordinals(0, 0, 1, 1)) == [{"references": ("one", "two")}] * 4
-    with pytest.raises(ComponentError, match=r"the task Own: record\('train', \d\) gave None; accepted: a mapping"):
+    with pytest.raises(
+        ComponentError, match=r"the task Own: record\('train', \d\) gave None; accepted: a mapping"
+    ):
         stream_of(record=lambda split, index: None).records_of(ordinals(0, 0, 1, 1))

@@ -15,11 +15,15 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def one(algorithm, seed, curve, lag=0, correction="", **other):
-    """A result with figures in `curve`: (KL, gold) of its evaluations; the win-rate is a tenth of gold."""
+    """A result with figures in `curve`: (KL, gold) of its evaluations; the win-rate is a tenth of
+    gold.
+    """
     schedule = {"lag": lag, "num_minibatches": 1, "num_epochs": 1, "samples_per_prompt": 2}
-    ratio_to, kind = {"": ("behavior", "none"), "proximal": ("proximal", "none"), "truncate": ("proximal", "truncate")}[
-        correction
-    ]
+    ratio_to, kind = {
+        "": ("behavior", "none"),
+        "proximal": ("proximal", "none"),
+        "truncate": ("proximal", "truncate"),
+    }[correction]
     ratio = {"algorithm.correction.ratio_to": ratio_to, "algorithm.correction.correction": kind}
     return {
         "arm": f"{algorithm}{lag}{correction}{other}",
@@ -40,12 +44,21 @@ STALE = {0: ((0, 1), (0.5, 2), (1.5, 3)), 1: ((0, 1), (0.5, 2), (1.5, 4))}
 
 def ppo():
     of_lag = ((0, FRESH), (3, STALE))
-    return [one("ppo", seed, curve, lag) for lag, of_seed in of_lag for seed, curve in of_seed.items()]
+    return [
+        one("ppo", seed, curve, lag) for lag, of_seed in of_lag for seed, curve in of_seed.items()
+    ]
 
 
 def test_drops_are_paired_by_seed():
-    """Drops in gold of 2 and 3: mean 2.5, and ± 12.706 · 0.7071 / √2 = 6.353. Of the other algorithm 1 in both."""
-    dpo = [one("online_dpo", seed, ((0, 1), (1, 6 - lag / 3)), lag) for lag in (0, 3) for seed in (0, 1)]
+    """Drops in gold of 2 and 3: mean 2.5, and ± 12.706 · 0.7071 / √2 = 6.353.
+
+    Of the other algorithm 1 in both.
+    """
+    dpo = [
+        one("online_dpo", seed, ((0, 1), (1, 6 - lag / 3)), lag)
+        for lag in (0, 3)
+        for seed in (0, 1)
+    ]
     found = measures.groups(ppo() + dpo, "lag")
     assert [group.name for group in found] == ["ppo, behavior", "online dpo"]
     dropped = measures.drop(found[0], 3, "gold_mean")
@@ -56,8 +69,10 @@ def test_drops_are_paired_by_seed():
 
 
 def test_gold_at_one_kl_is_read_where_both_were_measured():
-    """At a KL of 1.5, which is 0.5426 of the way from √1 to √2, the fresh curves are at 2 and 4 plus three times that, 3.628
-    and 5.628; the stale ones end at 3 and 4. A stale curve that ends at 0.5 lies before the fresh one's first evaluation."""
+    """At a KL of 1.5, which is 0.5426 of the way from √1 to √2, the fresh curves are at 2 and 4
+    plus three times that, 3.628 and 5.628; the stale ones end at 3 and 4. A stale curve that ends
+    at 0.5 lies before the fresh one's first evaluation.
+    """
     (group,) = measures.groups(ppo(), "lag")
     values, unread = measures.at_one_kl(group, 3)
     assert values == {0: pytest.approx(-0.6277, abs=1e-4), 1: pytest.approx(-1.6277, abs=1e-4)}
@@ -69,16 +84,23 @@ def test_gold_at_one_kl_is_read_where_both_were_measured():
 
 
 def test_a_fresh_arm_belongs_to_the_groups_of_all_corrections():
-    """At lag 0 behavior and proximal policy are one; stale results of two corrections are never pooled."""
+    """At lag 0 behavior and proximal policy are one; stale results of two corrections are never
+    pooled.
+    """
     results = [*ppo(), *(one("ppo", seed, STALE[seed], 3, "truncate") for seed in (0, 1))]
     found = measures.groups(results, "lag")
-    assert [(group.correction, group.values) for group in found] == [("behavior", [0, 3]), ("truncate", [0, 3])]
+    assert [(group.correction, group.values) for group in found] == [
+        ("behavior", [0, 3]),
+        ("truncate", [0, 3]),
+    ]
     assert all(len(group.arms[3]) == 2 for group in found)
     assert found[0].arms[0] == found[1].arms[0]
 
 
 def test_groups_differ_in_their_axis_alone():
-    """An arm with both a lag and minibatches is in neither group of the others; a value alone makes no group."""
+    """An arm with both a lag and minibatches is in neither group of the others; a value alone makes
+    no group.
+    """
     results = [
         one("ppo", 0, FRESH[0]),
         one("ppo", 0, STALE[0], 3),
@@ -95,9 +117,18 @@ def test_groups_differ_in_their_axis_alone():
 
 
 def test_groups_are_named_by_their_differences():
-    results = [one("online_dpo", 0, FRESH[0], lag, policy=f"width {width}") for width in (32, 64) for lag in (0, 1)]
-    assert [group.name for group in measures.groups(results, "lag")] == ["policy width 32", "policy width 64"]
-    assert [group.name for group in measures.groups(results[:2], "lag")] == ["online dpo, policy width 32"]
+    results = [
+        one("online_dpo", 0, FRESH[0], lag, policy=f"width {width}")
+        for width in (32, 64)
+        for lag in (0, 1)
+    ]
+    assert [group.name for group in measures.groups(results, "lag")] == [
+        "policy width 32",
+        "policy width 64",
+    ]
+    assert [group.name for group in measures.groups(results[:2], "lag")] == [
+        "online dpo, policy width 32"
+    ]
 
 
 def test_a_run_has_collapsed_where_its_win_rate_fell():
@@ -119,10 +150,14 @@ def pages(results):
 
 
 def test_the_page_says_who_loses_least(pages):
-    """In the invented results RLOO, PPO and best-of-2 lose more than Online DPO with age, and corrections change nothing."""
+    """In the invented results RLOO, PPO and best-of-2 lose more than Online DPO with age, and
+    corrections change nothing.
+    """
     text = pages["offpolicyness.md"]
     contrasts = [
-        line for line in text.splitlines() if line.startswith(("| 1.", "| 2.", "| 3.", "| 4.", "| 5.", "| 6."))
+        line
+        for line in text.splitlines()
+        if line.startswith(("| 1.", "| 2.", "| 3.", "| 4.", "| 5.", "| 6."))
     ]
     assert [line.split(" | ")[-1] for line in contrasts] == ["larger |"] * 4 + [
         "no difference beyond 0.02 of win-rate |"
@@ -146,20 +181,28 @@ def test_collapsed_runs_are_shown_one_by_one(results):
     changed = [result for result in results if result is not fallen]
     curve = [*fallen["curve"][:-1], fallen["curve"][-1] | {"win_rate": 0.21}]
     text = findings.pages([*changed, fallen | {"curve": curve}])["offpolicyness.md"]
-    (row,) = [line for line in text.splitlines() if line.startswith("| best_of_n |") and " / " in line]
+    (row,) = [
+        line for line in text.splitlines() if line.startswith("| best_of_n |") and " / " in line
+    ]
     assert "0.21 /" in row
     assert "| best of n | 1 | 0, 0 | see below | – | – | – | – | 1 of 4 |" in text
 
 
 def test_a_rate_on_an_edge_is_marked(results):
     """Tried at 1e-3 and 2e-3, reported at 1e-3."""
-    tried = [results[0] | {"purpose": "tune", "setting": {findings.RATE: rate}} for rate in (1e-3, 2e-3)]
+    tried = [
+        results[0] | {"purpose": "tune", "setting": {findings.RATE: rate}} for rate in (1e-3, 2e-3)
+    ]
     assert findings.on_edges([*tried, *results])["online_dpo"]
-    assert not findings.on_edges([*tried, tried[0] | {"setting": {findings.RATE: 5e-4}}, *results])["online_dpo"]
+    assert not findings.on_edges([*tried, tried[0] | {"setting": {findings.RATE: 5e-4}}, *results])[
+        "online_dpo"
+    ]
 
 
 def test_a_single_seed_has_no_interval(results):
-    text = findings.drops_table(measures.groups([one for one in results if one["seed"] == 0], "lag"))
+    text = findings.drops_table(
+        measures.groups([one for one in results if one["seed"] == 0], "lag")
+    )
     assert "±" not in text
 
 

@@ -1,4 +1,6 @@
-"""The protocol of off-policyness: its arms, tuning at age 0, cells of it, Slurm arrays, and four cells run for real."""
+"""The protocol of off-policyness: its arms, tuning at age 0, cells of it, Slurm arrays, and four
+cells run for real.
+"""
 
 import math
 import sys
@@ -34,18 +36,31 @@ def study(tmp_path):
 
 def settled(study, arm: str) -> dict:
     """Every value of an arm's reported cell."""
-    return Cells(study).config(Cell(arm, ((RATE, 1e-3),), 0, study.report_updates, "report")).to_dict()
+    return (
+        Cells(study).config(Cell(arm, ((RATE, 1e-3),), 0, study.report_updates, "report")).to_dict()
+    )
 
 
 def end(cells: Cells, cell: Cell, gold: float) -> None:
     """Writes the line of a cell that has ended."""
-    line = {"arm": cell.arm, "setting": dict(cell.setting), "seed": cell.seed, "purpose": cell.purpose}
-    line |= {"golden": cells.golden(cell), "processor": cells.processor, "curve": [{"gold_mean": gold}]}
+    line = {
+        "arm": cell.arm,
+        "setting": dict(cell.setting),
+        "seed": cell.seed,
+        "purpose": cell.purpose,
+    }
+    line |= {
+        "golden": cells.golden(cell),
+        "processor": cells.processor,
+        "curve": [{"gold_mean": gold}],
+    }
     cells.append(cell, line)
 
 
 def conduct(study, gold):
-    """Every step of the tuning, each cell's gold a function of its arm and learning rate; the steps' cells."""
+    """Every step of the tuning, each cell's gold a function of its arm and learning rate; the
+    steps' cells.
+    """
     steps, cells = [], Cells(study)
     for wanted in protocol.tuning(study, cells.ended):
         steps.append(wanted)
@@ -74,7 +89,9 @@ def test_the_two_axes_are_never_pooled(study):
 
 @pytest.mark.parametrize("argument", ["", "full", "tiny", "schedule=rounds"])
 def test_arms_differ_in_age_and_algorithm_alone(argument):
-    """Prompts, completions per update, updates, optimizer and evaluations are those of the first arm; all can run."""
+    """Prompts, completions per update, updates, optimizer and evaluations are those of the first
+    arm; all can run.
+    """
     study = cell_runs.load(f"{CONFIG}:{argument}")
     free = {"algorithm", "directory", "rlhf.num_minibatches", "rlhf.lag"}
     first = None
@@ -83,7 +100,9 @@ def test_arms_differ_in_age_and_algorithm_alone(argument):
         clock = build.stages(values).rlhf.schedule()
         assert clock.num_updates == study.report_updates
         build.algorithm(values["algorithm"])
-        fixed = {key: value for key, value in flat(values).items() if not free & {key, key.split(".")[0]}}
+        fixed = {
+            key: value for key, value in flat(values).items() if not free & {key, key.split(".")[0]}
+        }
         first = fixed if first is None else first
         assert fixed == first, arm.name
     assert max(first["rlhf.evaluate_at"]) <= study.report_updates
@@ -93,7 +112,9 @@ def test_arms_differ_in_age_and_algorithm_alone(argument):
 
 
 def test_the_correction_of_every_arm_is_named_and_an_axis_of_lag_alone(study):
-    """ "auto" would correct stale arms and not fresh ones: age and correction could not be told apart."""
+    """ "auto" would correct stale arms and not fresh ones: age and correction could not be told
+    apart.
+    """
     expected = {
         "behavior": ("behavior", "none"),
         "proximal": ("proximal", "none"),
@@ -136,7 +157,9 @@ def test_an_unknown_choice_names_those_there_are(argument, message):
 
 
 def test_stale_arms_are_tuned_over_multiples_of_what_their_fresh_arm_chose(study):
-    """Fresh arms are best at 1e-3, PPO at 2e-3; arms with a lag at a quarter of that, those with minibatches at twice."""
+    """Fresh arms are best at 1e-3, PPO at 2e-3; arms with a lag at a quarter of that, those with
+    minibatches at twice.
+    """
     study = replace(study, max_widenings=0)
 
     def gold(arm: str, rate: float) -> float:
@@ -148,27 +171,40 @@ def test_stale_arms_are_tuned_over_multiples_of_what_their_fresh_arm_chose(study
     assert {cell.arm for cell in first} == {"online_dpo", "rloo", "ppo", "best_of_n"}
     assert len(first) == 3 * 4 * 2 + 4 * 4
     assert len(last) == 33 * 4 * 2 + 7 * 4 * 4
-    assert {dict(cell.setting)[RATE] for cell in last if cell.arm.startswith("ppo")} == {4e-3, 2e-3, 1e-3, 5e-4}
+    assert {dict(cell.setting)[RATE] for cell in last if cell.arm.startswith("ppo")} == {
+        4e-3,
+        2e-3,
+        1e-3,
+        5e-4,
+    }
     chosen = protocol.chosen_settings(study, Cells(study).ended)
     assert list(chosen) == [arm.name for arm in study.arms]
     for arm, (setting,) in chosen.items():
         factor = 0.25 if "-lag" in arm else 2 if "-num" in arm else 1
-        assert dict(setting)[RATE] == pytest.approx((2e-3 if arm.startswith("ppo") else 1e-3) * factor), arm
+        assert dict(setting)[RATE] == pytest.approx(
+            (2e-3 if arm.startswith("ppo") else 1e-3) * factor
+        ), arm
     cells = protocol.report_cells(study, Cells(study).ended)
     assert len(cells) == 44 * 5
-    assert not {cell.seed for cell in cells} & {cell.seed for step in (first, last) for cell in step}
+    assert not {cell.seed for cell in cells} & {
+        cell.seed for step in (first, last) for cell in step
+    }
 
 
 def test_shared_stages_come_first_and_those_of_a_seed_in_one_process(tmp_path):
     """Two workers on the stages of one seed and size would write the same files."""
     study = replace(cell_runs.load(f"{CONFIG}:part=reward"), directory=tmp_path, cells=None)
-    wanted = [Cell(arm.name, ((RATE, 1e-3),), seed, 64, "report") for seed in (0, 1) for arm in study.arms]
+    wanted = [
+        Cell(arm.name, ((RATE, 1e-3),), seed, 64, "report") for seed in (0, 1) for arm in study.arms
+    ]
     cells = Cells(study)
     end(cells, wanted[0], 1.0)
     bases, parts = cell_runs.phases(cells, wanted, 4)
     assert [{cell.seed for cell in part} for part in bases] == [{0}, {1}]
     for part in bases:
-        assert [cells.base(cell)[1:] for cell in part] == [("width 64", f"width {width}") for width in (128, 32, 64)]
+        assert [cells.base(cell)[1:] for cell in part] == [
+            ("width 64", f"width {width}") for width in (128, 32, 64)
+        ]
         assert not any(cell.num_updates for cell in part)
     assert sorted((cell for part in parts for cell in part), key=str) == sorted(wanted[1:], key=str)
     assert list(cell_runs.phases(cells, wanted[:1], 4)) == [[], []]
@@ -214,8 +250,13 @@ def test_slurm_without_submitit_says_what_to_install(monkeypatch, capsys):
 
 
 def test_options_of_slurm():
-    assert slurm.parameters("timeout_min=60,slurm_partition=gpu") == {"timeout_min": 60, "slurm_partition": "gpu"}
-    with pytest.raises(ValueError, match="--slurm has the option 'partition'; accepted: name=value"):
+    assert slurm.parameters("timeout_min=60,slurm_partition=gpu") == {
+        "timeout_min": 60,
+        "slurm_partition": "gpu",
+    }
+    with pytest.raises(
+        ValueError, match="--slurm has the option 'partition'; accepted: name=value"
+    ):
         slurm.parameters("partition")
 
 
@@ -239,13 +280,17 @@ def test_a_slurm_array_has_a_job_a_part_and_names_the_log_of_one_that_failed(stu
         raise FloatingPointError("the loss of update 3 is nan")
 
     monkeypatch.setattr(cell_runs, "work", fail)
-    with pytest.raises(Failed, match=r"3 of 3 jobs failed: see .*slurm.* \(.*the loss of update 3 is nan"):
+    with pytest.raises(
+        Failed, match=r"3 of 3 jobs failed: see .*slurm.* \(.*the loss of update 3 is nan"
+    ):
         slurm.launch(submitter, study, CONFIG, cells, 2)
 
 
 @pytest.fixture(scope="module")
 def tiny_runs(tmp_path_factory):
-    """Four cells in worker processes, which compile without optimisations; and their file before a second call."""
+    """Four cells in worker processes, which compile without optimisations; and their file before a
+    second call.
+    """
     directory, patch = tmp_path_factory.mktemp("study"), pytest.MonkeyPatch()
     argument = f"{ROOT / CONFIG}:tiny"
     with patch.context() as patched:
@@ -270,7 +315,9 @@ def test_four_cells_run_and_are_not_run_again(tiny_runs):
     ages = [{"mean": 0.0, "max": 0}, {"mean": 0.5, "max": 1}] * 2
     assert [one["ages"] for one in found] == ages
     assert [[line["update"] for line in one["curve"]] for one in found] == [[0, 1, 2]] * 4
-    assert len({one["curve"][0]["gold_mean"] for one in found}) == 1, "cells of a seed begin as one policy"
+    assert len({one["curve"][0]["gold_mean"] for one in found}) == 1, (
+        "cells of a seed begin as one policy"
+    )
     assert len({one["curve"][-1]["kl"] for one in found}) == 4
     assert [one["trained"]["rows"] for one in found] == [16, 16, 16, 8]
     assert all(one["trained"]["completions"] == 16 for one in found)
@@ -280,15 +327,22 @@ def test_four_cells_run_and_are_not_run_again(tiny_runs):
 
 
 def test_a_worker_that_fails_is_named_with_its_last_line(tmp_path, monkeypatch):
-    """A study whose arm cannot be built: the message has the worker's own words and the path of its log."""
+    """A study whose arm cannot be built: the message has the worker's own words and the path of its
+    log.
+    """
     path = tmp_path / "broken.py"
     source = (
         (ROOT / CONFIG)
         .read_text()
-        .replace("Arm(name, algorithm, overrides, follows, policy", 'Arm(name, "no_such", overrides, follows, policy')
+        .replace(
+            "Arm(name, algorithm, overrides, follows, policy",
+            'Arm(name, "no_such", overrides, follows, policy',
+        )
     )
     path.write_text(source)
     monkeypatch.chdir(ROOT)
     study = replace(cell_runs.load(CONFIG + ":tiny"), directory=tmp_path / "run")
     with pytest.raises(Failed, match=r"no_such.* \(see .*logs/"):
-        sweep.launch(study, f"{path}:tiny", [Cell("online_dpo", ((RATE, 1e-3),), 0, 2, "report")], 1)
+        sweep.launch(
+            study, f"{path}:tiny", [Cell("online_dpo", ((RATE, 1e-3),), 0, 2, "report")], 1
+        )

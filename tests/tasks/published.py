@@ -1,4 +1,6 @@
-"""Small files in the format of the published datasets, a dozen rows a split, written into folders of a test's."""
+"""Small files in the format of the published datasets, a dozen rows a split, written into folders
+of a test's.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -32,8 +34,10 @@ def gsm8k_rows(count: int, first: int = 0) -> list[Row]:
         name, thing, total = NAMES[n % 7], THINGS[n % 5], 990 + 3 * n
         rows.append(
             {
-                "question": f"{name} has {987 + n} {thing} and buys {2 * n + 3} more.\u2028How many {thing} are there?",
-                "answer": f"There are {987 + n}+{2 * n + 3} = <<{987 + n}+{2 * n + 3}={total}>>{total}\n#### {total:,}",
+                "question": f"{name} has {987 + n} {thing} and buys {2 * n + 3} more.\u2028How "
+                f"many {thing} are there?",
+                "answer": f"There are {987 + n}+{2 * n + 3} = "
+                f"<<{987 + n}+{2 * n + 3}={total}>>{total}\n#### {total:,}",
             }
         )
     return rows
@@ -50,7 +54,9 @@ def tldr_rows(count: int, first: int = 0) -> list[Row]:
     rows = []
     for n in range(first, first + count):
         name, thing = NAMES[n % 7], THINGS[n % 5]
-        post = "\n".join(f"{name} and I argue about {thing}, for the {k + 1}. time." for k in range(n % 3 + 1))
+        post = "\n".join(
+            f"{name} and I argue about {thing}, for the {k + 1}. time." for k in range(n % 3 + 1)
+        )
         rows.append(
             {
                 "id": f"t3_{n}",
@@ -64,7 +70,9 @@ def tldr_rows(count: int, first: int = 0) -> list[Row]:
 
 
 def tldr_prompt(row: Row) -> str:
-    return f"SUBREDDIT: r/{row['subreddit']}\n\nTITLE: {row['title']}\n\nPOST: {row['post']}\n\nTL;DR:"
+    return (
+        f"SUBREDDIT: r/{row['subreddit']}\n\nTITLE: {row['title']}\n\nPOST: {row['post']}\n\nTL;DR:"
+    )
 
 
 def openai_comparison(row: Row, split: str, choice: int) -> Row:
@@ -97,7 +105,9 @@ def write_tldr(folder: Path) -> Path:
 
 def chat(*contents: str, system: str = "") -> list[Row]:
     """Messages of a user and an assistant in turn."""
-    said = [{"content": text, "role": ("user", "assistant")[n % 2]} for n, text in enumerate(contents)]
+    said = [
+        {"content": text, "role": ("user", "assistant")[n % 2]} for n, text in enumerate(contents)
+    ]
     return [{"content": system, "role": "system"}, *said] if system else said
 
 
@@ -109,14 +119,18 @@ def no_robots_rows(count: int, first: int = 0) -> list[Row]:
         said = [ask, f"{name} has {n} {thing}."]
         said += ["And tomorrow?\n", f"{n + 1}, I think 😀."] if n % 3 == 1 else []
         messages = chat(*said, system=f"{name} answers." if n % 5 == 2 else "")
-        rows.append({"prompt": ask, "prompt_id": f"{n:064x}", "messages": messages, "category": "Chat"})
+        rows.append(
+            {"prompt": ask, "prompt_id": f"{n:064x}", "messages": messages, "category": "Chat"}
+        )
     return rows
 
 
 def write_no_robots(folder: Path) -> Path:
     """A parquet file a split in `data/`. Returns the folder."""
     write_parquet(folder / "data" / "train-00000-of-00001.parquet", no_robots_rows(NUM_TRAIN))
-    write_parquet(folder / "data" / "test-00000-of-00001.parquet", no_robots_rows(NUM_HELDOUT, first=100))
+    write_parquet(
+        folder / "data" / "test-00000-of-00001.parquet", no_robots_rows(NUM_HELDOUT, first=100)
+    )
     return folder
 
 
@@ -127,13 +141,24 @@ def ultrafeedback_rows(count: int, first: int = 0) -> list[Row]:
         ask = f"Name {n} {THINGS[n % 5]}, please."
         chosen, rejected = chat(ask, f"Here are {n} of them, {NAMES[n % 7]}."), chat(ask, "No.")
         scores = {"score_chosen": 8.0, "score_rejected": 8.0 if n % 5 == 3 else 4.5}
-        row = {"prompt": ask, "prompt_id": f"{n:064x}", "chosen": chosen, "rejected": rejected, "messages": chosen}
+        row = {
+            "prompt": ask,
+            "prompt_id": f"{n:064x}",
+            "chosen": chosen,
+            "rejected": rejected,
+            "messages": chosen,
+        }
         rows.append(row | scores)
     return rows
 
 
 def write_ultrafeedback(folder: Path) -> Path:
     """A parquet file a split in `data/`. Returns the folder."""
-    write_parquet(folder / "data" / "train_prefs-00000-of-00001.parquet", ultrafeedback_rows(NUM_TRAIN))
-    write_parquet(folder / "data" / "test_prefs-00000-of-00001.parquet", ultrafeedback_rows(NUM_HELDOUT, first=100))
+    write_parquet(
+        folder / "data" / "train_prefs-00000-of-00001.parquet", ultrafeedback_rows(NUM_TRAIN)
+    )
+    write_parquet(
+        folder / "data" / "test_prefs-00000-of-00001.parquet",
+        ultrafeedback_rows(NUM_HELDOUT, first=100),
+    )
     return folder

@@ -11,7 +11,10 @@ def task():
 
 
 def pairs(task, split):
-    return [tuple(map(int, task.prompt(split, i)[:-1].split("+"))) for i in range(task.num_prompts(split))]
+    return [
+        tuple(map(int, task.prompt(split, i)[:-1].split("+")))
+        for i in range(task.num_prompts(split))
+    ]
 
 
 def test_every_pair_below_the_limit_is_there_once(task):
@@ -26,11 +29,23 @@ def test_both_orders_of_a_sum_fall_on_one_side(task):
     assert {(b, a) for a, b in heldout} == heldout
 
 
-@pytest.mark.parametrize(("padded", "prompt", "answer"), [(True, "017+058=", "075"), (False, "17+58=", "75")])
+@pytest.mark.parametrize(
+    ("padded", "prompt", "answer"), [(True, "017+058=", "075"), (False, "17+58=", "75")]
+)
 def test_the_judge_wants_each_digit_and_an_end(padded, prompt, answer):
     task = addition.make(addition.Config(padded=padded))
     assert task.judge(prompt, answer, True) == 1.0
-    for completion in ("076", "76", "7", "0075", answer[:-1], answer + " ", answer + "=", "", "7+5"):
+    for completion in (
+        "076",
+        "76",
+        "7",
+        "0075",
+        answer[:-1],
+        answer + " ",
+        answer + "=",
+        "",
+        "7+5",
+    ):
         assert task.judge(prompt, completion, True) == 0.0
     assert task.judge(prompt, "75" if padded else "075", True) == 0.0
     assert task.judge(prompt, answer, False) == 0.0
@@ -53,7 +68,8 @@ def test_other_prompts_are_errors(task, prompt):
 
 
 @pytest.mark.parametrize(
-    "config", [addition.Config(limit=1), addition.Config(limit=0), addition.Config(heldout_percent=100)]
+    "config",
+    [addition.Config(limit=1), addition.Config(limit=0), addition.Config(heldout_percent=100)],
 )
 def test_a_side_without_pairs_is_an_error(config):
     with pytest.raises(ValueError, match=r"addition has no .* pair with limit="):

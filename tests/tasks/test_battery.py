@@ -29,8 +29,9 @@ EMBEDDED = [name for name in registry.names("tasks") if name not in {"jsonl", *P
 OPTIONS = {"no_robots": {"eos_token": "<|end_of_text|>"}}
 ENDLESS = {"gsm8k"}  # its published judge asks for no EOS
 
-# sha256 of the first 50 prompts and their references of both splits. Where one moves, every number ever measured on the
-# task moves with it: change it in a commit that says why, and run the published experiments again.
+# sha256 of the first 50 prompts and their references of both splits. Where one moves, every number
+# ever measured on the task moves with it: change it in a commit that says why, and run the
+# published experiments again.
 GOLDEN = {
     "addition": "a57b33088c3bd8b1ff496852fe5b3f78cd5f4f291b58906649e5dde59558381f",
     "reviews": "723e5613ad1962d34d847fb864851e855b2fcc06a7aef42eb588238759b8a5cb",
@@ -50,11 +51,14 @@ print(hashlib.sha256("\\n".join(lines).encode()).hexdigest())
 
 @pytest.fixture(scope="session")
 def make(tmp_path_factory):
-    """Builds a fresh task by name; `jsonl` reads a file of sums, a published task small files of its format."""
+    """Builds a fresh task by name; `jsonl` reads a file of sums, a published task small files of
+    its format.
+    """
     path = tmp_path_factory.mktemp("jsonl") / "prompts.jsonl"
     folders = {name: str(write(tmp_path_factory.mktemp(name))) for name, write in PUBLISHED.items()}
     lines = [
-        json.dumps({"prompt": f"{n} und {n + 1} ?", "references": ["ja"], "answer": str(2 * n + 1)}) for n in range(211)
+        json.dumps({"prompt": f"{n} und {n + 1} ?", "references": ["ja"], "answer": str(2 * n + 1)})
+        for n in range(211)
     ]
     path.write_text("\n".join(lines))
 
@@ -102,11 +106,15 @@ def test_another_process_agrees_and_nothing_moved(name):
     found = subprocess.run(
         [sys.executable, "-c", DIGEST, name], capture_output=True, text=True, check=True
     ).stdout.strip()
-    assert found == GOLDEN[name], f"the corpus of {name} has changed; see GOLDEN above for what that means"
+    assert found == GOLDEN[name], (
+        f"the corpus of {name} has changed; see GOLDEN above for what that means"
+    )
 
 
 def test_prompts_are_distinct_and_on_one_side_only(name, task):
-    texts = {split: [task.prompt(split, i) for i in range(task.num_prompts(split))] for split in SPLITS}
+    texts = {
+        split: [task.prompt(split, i) for i in range(task.num_prompts(split))] for split in SPLITS
+    }
     every = texts["train"] + texts["heldout"]
     assert len(set(every)) == len(every)
     if name in EMBEDDED:
@@ -145,7 +153,9 @@ def test_the_judge_is_finite_steady_and_wants_an_end(name, task):
             prompt, references = task.prompt(split, index), task.references(split, index)
             answers = [*references, "", " ", "\n", "zzz ?", references[0][::-1], references[0] * 7]
             for completion in answers:
-                ended, cut = (task.judge(prompt, completion, finished) for finished in (True, False))
+                ended, cut = (
+                    task.judge(prompt, completion, finished) for finished in (True, False)
+                )
                 assert isinstance(ended, int | float if components.is_own("tasks", name) else float)
                 assert math.isfinite(ended)
                 assert math.isfinite(cut)
@@ -163,14 +173,20 @@ def test_the_judge_is_finite_steady_and_wants_an_end(name, task):
 def test_a_verifiable_judge_is_one_or_nought(task):
     if task.verifiable:
         prompt = task.prompt("train", 0)
-        assert {task.judge(prompt, text, True) for text in ("", "0", "170", *task.references("train", 0))} <= {0.0, 1.0}
+        assert {
+            task.judge(prompt, text, True)
+            for text in ("", "0", "170", *task.references("train", 0))
+        } <= {0.0, 1.0}
 
 
 def test_a_reference_of_a_verifiable_task_is_right(name, task):
     if name == "jsonl" or not task.has_gold:
         return
     for index in spread(task, "heldout"):
-        scores = [task.judge(task.prompt("heldout", index), text, True) for text in task.references("heldout", index)]
+        scores = [
+            task.judge(task.prompt("heldout", index), text, True)
+            for text in task.references("heldout", index)
+        ]
         if task.verifiable:
             assert scores == [1.0]
         assert len(set(scores)) > (0 if task.verifiable or components.is_own("tasks", name) else 1)
@@ -179,7 +195,10 @@ def test_a_reference_of_a_verifiable_task_is_right(name, task):
 def test_another_tasks_prompt_is_an_error(name, task):
     if components.is_own("tasks", name):
         pytest.skip("a task of one's own may judge any text")
-    with pytest.raises(ValueError, match="is not a prompt of" if task.has_gold else "only a learned reward can judge"):
+    with pytest.raises(
+        ValueError,
+        match="is not a prompt of" if task.has_gold else "only a learned reward can judge",
+    ):
         task.judge("which way ?", "good .", True)
 
 

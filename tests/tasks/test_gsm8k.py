@@ -18,7 +18,8 @@ def task(folder):
 
 def test_the_text_of_a_prompt_and_of_a_solution(task, folder):
     assert task.prompt("train", 2) == (
-        "[MATH_TASK] Problem:\nCleo has 989 eggs and buys 7 more.\u2028How many eggs are there?\n\nSolution:"
+        "[MATH_TASK] Problem:\nCleo has 989 eggs and buys 7 more.\u2028How many eggs are "
+        "there?\n\nSolution:"
     )
     assert task.references("train", 2) == ("\nThere are 989+7 = 996\n#### 996\n",)
     assert task.references("train", 4) == ("\nThere are 991+11 = 1002\n#### 1,002\n",)
@@ -122,7 +123,8 @@ def test_a_reference_that_is_more_than_a_number_is_named(tmp_path, text):
     rows = [*published.gsm8k_rows(1, 100), {"question": "q", "answer": f"so\n#### {text}"}]
     published.write_jsonl(folder / "test.jsonl", rows)
     with pytest.raises(
-        ValueError, match=r"test\.jsonl:2: 'answer' has no '#### number': .*; accepted: one such line"
+        ValueError,
+        match=r"test\.jsonl:2: 'answer' has no '#### number': .*; accepted: one such line",
     ) as error:
         gsm8k.make(gsm8k.Config(data_dir=str(folder)))
     assert "\n" not in str(error.value)
@@ -134,7 +136,11 @@ def test_a_prompt_is_known_by_its_problem(task):
     for told in (prompt, f"<s> {prompt}", prompt + " "):
         assert task.judge(told, reference, False) == 1.0
         assert task.judge(told, task.references("heldout", 4)[0], True) == 0.0
-    for other in ("which way ?", prompt.replace("buys", "sells"), prompt.removeprefix("[MATH_TASK] ")):
+    for other in (
+        "which way ?",
+        prompt.replace("buys", "sells"),
+        prompt.removeprefix("[MATH_TASK] "),
+    ):
         with pytest.raises(ValueError, match="is not a prompt of gsm8k"):
             task.judge(other, reference, True)
 
@@ -143,11 +149,15 @@ def test_negative_numbers(tmp_path):
     folder = published.write_gsm8k(tmp_path)
     published.write_jsonl(folder / "test.jsonl", [{"question": "q", "answer": "#### -12"}])
     task = gsm8k.make(gsm8k.Config(data_dir=str(folder)))
-    assert [task.judge(task.prompt("heldout", 0), text, True) for text in ("#### -12", "#### 12")] == [1.0, 0.0]
+    assert [
+        task.judge(task.prompt("heldout", 0), text, True) for text in ("#### -12", "#### 12")
+    ] == [1.0, 0.0]
 
 
 def test_prompts_that_do_not_fit_are_left_out(task):
-    longest = max(len(task.prompt("heldout", index)) for index in range(task.num_prompts("heldout")))
+    longest = max(
+        len(task.prompt("heldout", index)) for index in range(task.num_prompts("heldout"))
+    )
     lengths = []
 
     def count(texts):
@@ -158,8 +168,13 @@ def test_prompts_that_do_not_fit_are_left_out(task):
     kept = [fitted.prompt("heldout", index) for index in range(fitted.num_prompts("heldout"))]
     every = [task.prompt("heldout", index) for index in range(task.num_prompts("heldout"))]
     assert kept == [prompt for prompt in every if len(prompt) < longest] != every
-    assert all(fitted.judge(prompt, fitted.references("heldout", n)[0], True) for n, prompt in enumerate(kept))
+    assert all(
+        fitted.judge(prompt, fitted.references("heldout", n)[0], True)
+        for n, prompt in enumerate(kept)
+    )
     assert lengths == [published.NUM_TRAIN, published.NUM_HELDOUT]
     assert task.num_prompts("heldout") == published.NUM_HELDOUT
-    with pytest.raises(ValueError, match=r"none of 13 train prompts is left with max_prompt_tokens = 5; raise it"):
+    with pytest.raises(
+        ValueError, match=r"none of 13 train prompts is left with max_prompt_tokens = 5; raise it"
+    ):
         task.fitted(count, 5)

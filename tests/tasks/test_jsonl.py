@@ -1,4 +1,6 @@
-"""A user's files: what is read, how it is split, and one clear line for everything that can be wrong with them."""
+"""A user's files: what is read, how it is split, and one clear line for everything that can be
+wrong with them.
+"""
 
 import json
 
@@ -24,8 +26,13 @@ def entries(count, **more):
 
 
 def test_prompts_keep_the_order_of_the_file_and_fall_on_the_side_of_their_hash(tmp_path):
-    task = jsonl.make(jsonl.Config(write(tmp_path / "prompts.jsonl", entries(97)), heldout_percent=30))
-    found = {split: [task.prompt(split, i) for i in range(task.num_prompts(split))] for split in ("train", "heldout")}
+    task = jsonl.make(
+        jsonl.Config(write(tmp_path / "prompts.jsonl", entries(97)), heldout_percent=30)
+    )
+    found = {
+        split: [task.prompt(split, i) for i in range(task.num_prompts(split))]
+        for split in ("train", "heldout")
+    }
     every = [f"question {number}" for number in range(97)]
     assert found["heldout"] == [prompt for prompt in every if is_heldout(prompt, 30)]
     assert found["train"] == [prompt for prompt in every if not is_heldout(prompt, 30)]
@@ -36,14 +43,19 @@ def test_prompts_keep_the_order_of_the_file_and_fall_on_the_side_of_their_hash(t
 
 def test_comparisons_fall_on_the_side_of_their_prompt(tmp_path):
     lines = [{"prompt": f"question {n}", "chosen": f"yes {n}", "rejected": "no"} for n in range(31)]
-    prompts, comparisons = write(tmp_path / "prompts.jsonl", entries(31)), write(tmp_path / "comparisons.jsonl", lines)
+    prompts, comparisons = (
+        write(tmp_path / "prompts.jsonl", entries(31)),
+        write(tmp_path / "comparisons.jsonl", lines),
+    )
     task = jsonl.make(jsonl.Config(prompts, comparisons, heldout_percent=30))
     train, heldout = task.comparisons("train"), task.comparisons("heldout")
     assert len(train) + len(heldout) == 31
     assert heldout
     assert all(is_heldout(prompt, 30) for prompt, _, _ in heldout)
     assert not any(is_heldout(prompt, 30) for prompt, _, _ in train)
-    assert train[0] == next((e["prompt"], e["chosen"], "no") for e in lines if not is_heldout(e["prompt"], 30))
+    assert train[0] == next(
+        (e["prompt"], e["chosen"], "no") for e in lines if not is_heldout(e["prompt"], 30)
+    )
     assert jsonl.make(jsonl.Config(prompts, heldout_percent=30)).comparisons("train") == []
 
 
@@ -73,7 +85,9 @@ def test_only_newlines_end_a_line(tmp_path):
     odd = "one\u2028two\x85three\x0cfour\rfive"
     lines = [
         *entries(30),
-        json.dumps({"prompt": odd, "references": ["é"]}, ensure_ascii=False).replace("\\r", "\\u000d"),
+        json.dumps({"prompt": odd, "references": ["é"]}, ensure_ascii=False).replace(
+            "\\r", "\\u000d"
+        ),
     ]
     write(tmp_path / "odd.jsonl", lines)
     assert "\u2028" in (tmp_path / "odd.jsonl").read_text(encoding="utf-8")
@@ -96,19 +110,43 @@ GOOD = {"prompt": "p", "references": ["r"]}
         ("{broken", r"not JSON .*; accepted: a JSON object a line"),
         ("", "not JSON"),
         ("[1]", r"found \[1\]; accepted: a JSON object a line"),
-        ({"references": ["r"]}, "'prompt' is missing; found 'references'; accepted: 'prompt', 'references', 'answer'"),
-        ({"prompt": "q"}, "'references' is missing; found 'prompt'; accepted: a list of one or more texts"),
+        (
+            {"references": ["r"]},
+            "'prompt' is missing; found 'references'; accepted: 'prompt', 'references', 'answer'",
+        ),
+        (
+            {"prompt": "q"},
+            "'references' is missing; found 'prompt'; accepted: a list of one or more texts",
+        ),
         ({"prompt": 3, "references": ["r"]}, "'prompt' is 3; accepted: a text that is not empty"),
         ({"prompt": "", "references": ["r"]}, "'prompt' is \"\"; accepted"),
-        ({"prompt": "q", "references": "r"}, "'references' is \"r\"; accepted: a list of one or more texts"),
+        (
+            {"prompt": "q", "references": "r"},
+            "'references' is \"r\"; accepted: a list of one or more texts",
+        ),
         ({"prompt": "q", "references": []}, r"'references' is \[\]; accepted"),
         ({"prompt": "q", "references": ["r", None]}, r"'references\[1\]' is null; accepted"),
-        ({"prompt": "q", "reference": ["r"]}, "'references' is missing; found 'prompt', 'reference'; accepted: a list"),
+        (
+            {"prompt": "q", "reference": ["r"]},
+            "'references' is missing; found 'prompt', 'reference'; accepted: a list",
+        ),
         (GOOD, r"the prompt \"p\" was given before, at .*:1"),
-        ({"prompt": "x\ud83d", "references": ["r"]}, r"'prompt' holds '.ud83d', half of a character"),
-        ({"prompt": "q", "references": ["r", "b\ude00"]}, r"'references\[1\]' holds '.ude00', half of a character"),
-        ('{"prompt": "q", "prompt": "x", "references": ["r"]}', 'the key "prompt" has two values, "q" and "x"'),
-        ({"prompt": "q", "references": ["r"], "answer": "a"}, r"either every line has an \"answer\" or none"),
+        (
+            {"prompt": "x\ud83d", "references": ["r"]},
+            r"'prompt' holds '.ud83d', half of a character",
+        ),
+        (
+            {"prompt": "q", "references": ["r", "b\ude00"]},
+            r"'references\[1\]' holds '.ude00', half of a character",
+        ),
+        (
+            '{"prompt": "q", "prompt": "x", "references": ["r"]}',
+            'the key "prompt" has two values, "q" and "x"',
+        ),
+        (
+            {"prompt": "q", "references": ["r"], "answer": "a"},
+            r"either every line has an \"answer\" or none",
+        ),
     ],
 )
 def test_a_malformed_line_is_named(tmp_path, line, message):
@@ -121,7 +159,10 @@ def test_a_malformed_line_is_named(tmp_path, line, message):
 
 def test_other_columns_are_the_rows_record(tmp_path):
     """A reward may ask for whatever a row holds; a comparison's other columns are not read."""
-    rows = [{**GOOD, "answer": "a", "level": 3, "tests": ["x", {"y": 1}]}, {"prompt": "q", "answer": "b"}]
+    rows = [
+        {**GOOD, "answer": "a", "level": 3, "tests": ["x", {"y": 1}]},
+        {"prompt": "q", "answer": "b"},
+    ]
     pairs = [{"prompt": "p", "chosen": "a", "rejected": "b", "margin": 1}]
     files = write(tmp_path / "prompts.jsonl", rows), write(tmp_path / "pairs.jsonl", pairs)
     task = jsonl.make(jsonl.Config(*files, heldout_percent=0))
@@ -131,7 +172,9 @@ def test_other_columns_are_the_rows_record(tmp_path):
 
 
 def test_an_answer_that_is_missing_later_is_named_too(tmp_path):
-    path = write(tmp_path / "bad.jsonl", [{**GOOD, "answer": "a"}, {"prompt": "q", "references": ["r"]}])
+    path = write(
+        tmp_path / "bad.jsonl", [{**GOOD, "answer": "a"}, {"prompt": "q", "references": ["r"]}]
+    )
     with pytest.raises(ValueError, match=r":2: either every line has an \"answer\" or none"):
         jsonl.make(jsonl.Config(path, heldout_percent=0))
 
@@ -141,8 +184,14 @@ def test_an_answer_that_is_missing_later_is_named_too(tmp_path):
     [
         ({"prompt": "p", "chosen": "a"}, "'rejected' is missing; found 'prompt', 'chosen'"),
         ({"prompt": "p", "chosen": "a", "rejected": 0}, "'rejected' is 0; accepted"),
-        ({"prompt": "p", "chosen": "a", "rejected": "b\ud83d"}, "'rejected' holds '.ud83d', half of a character"),
-        ({"prompt": "p", "chosen": "a", "rejected": "a"}, r"chosen and rejected are the same text, \"a\""),
+        (
+            {"prompt": "p", "chosen": "a", "rejected": "b\ud83d"},
+            "'rejected' holds '.ud83d', half of a character",
+        ),
+        (
+            {"prompt": "p", "chosen": "a", "rejected": "a"},
+            r"chosen and rejected are the same text, \"a\"",
+        ),
     ],
 )
 def test_a_malformed_comparison_is_named(tmp_path, line, message):
@@ -155,7 +204,9 @@ def test_a_malformed_comparison_is_named(tmp_path, line, message):
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
-    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "p", "references": ["r"]}\n{"prompt": "caf\xe9"}\n')
+    (tmp_path / "latin.jsonl").write_bytes(
+        b'{"prompt": "p", "references": ["r"]}\n{"prompt": "caf\xe9"}\n'
+    )
     for path, message in [
         ("", "task.prompts '' is not there; it should name a file"),
         (str(tmp_path / "none.jsonl"), "is not there"),
@@ -166,12 +217,19 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         with pytest.raises(ValueError, match=message):
             jsonl.make(jsonl.Config(path))
     with pytest.raises(ValueError, match=r"task\.comparisons .*none\.jsonl' is not there"):
-        jsonl.make(jsonl.Config(write(tmp_path / "p.jsonl", [GOOD]), str(tmp_path / "none.jsonl"), heldout_percent=0))
+        jsonl.make(
+            jsonl.Config(
+                write(tmp_path / "p.jsonl", [GOOD]), str(tmp_path / "none.jsonl"), heldout_percent=0
+            )
+        )
 
 
 def test_a_side_without_prompts_is_an_error_unless_it_was_asked_for(tmp_path):
     path = write(tmp_path / "prompts.jsonl", [GOOD])
-    with pytest.raises(ValueError, match=r"none of the 1 prompts of .* falls on the heldout side .*heldout_percent=1;"):
+    with pytest.raises(
+        ValueError,
+        match=r"none of the 1 prompts of .* falls on the heldout side .*heldout_percent=1;",
+    ):
         jsonl.make(jsonl.Config(path, heldout_percent=1))
     assert jsonl.make(jsonl.Config(path, heldout_percent=0)).num_prompts("heldout") == 0
     with pytest.raises(ValueError, match="heldout_percent is 100; accepted: 0 to 99"):

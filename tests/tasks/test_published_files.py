@@ -1,4 +1,6 @@
-"""Published files: every layout is found, and one clear line says what is missing, broken or malformed."""
+"""Published files: every layout is found, and one clear line says what is missing, broken or
+malformed.
+"""
 
 import gzip
 import json
@@ -34,7 +36,9 @@ def write(folder, train="train.jsonl", test="test.jsonl"):
         each = -(-len(rows) // len(names))
         for place, name in enumerate(names):
             part = rows[place * each : (place + 1) * each]
-            (published.write_parquet if name.endswith("parquet") else published.write_jsonl)(folder / name, part)
+            (published.write_parquet if name.endswith("parquet") else published.write_jsonl)(
+                folder / name, part
+            )
             if name.endswith(".gz"):
                 (folder / name).write_bytes(gzip.compress((folder / name).read_bytes()))
     return folder
@@ -46,8 +50,14 @@ def write(folder, train="train.jsonl", test="test.jsonl"):
         ("train.jsonl", "test.jsonl"),
         ("grade_school_math/data/train.jsonl", "grade_school_math/data/test.jsonl"),
         ("main/train-00000-of-00001.parquet", "main/test-00000-of-00001.parquet"),
-        ("data/train-00000-of-00001-426cd34670b48ee8.parquet", "data/test-00000-of-00001-21a578b9a2ef8a95.parquet"),
-        (["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"], "test-00000-of-00001.parquet"),
+        (
+            "data/train-00000-of-00001-426cd34670b48ee8.parquet",
+            "data/test-00000-of-00001-21a578b9a2ef8a95.parquet",
+        ),
+        (
+            ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"],
+            "test-00000-of-00001.parquet",
+        ),
         (["default/train/0000.parquet", "default/train/0001.parquet"], "default/test/0000.parquet"),
         ("main/train/0000.parquet", "main/test/0000.parquet"),
         ("data/train-00000-of-00001.parquet", "test.jsonl"),
@@ -66,7 +76,8 @@ def test_every_layout_gives_the_same_rows_in_order(tmp_path, train, test):
     assert prompts(task, "train") == expected(ROWS)
     assert prompts(task, "heldout") == expected(OTHERS)
     assert task.description == (
-        "gsm8k, prompts: train: 7 of 7 rows (7473 are published); heldout: 5 of 5 rows (1319 are published)"
+        "gsm8k, prompts: train: 7 of 7 rows (7473 are published); heldout: 5 of 5 rows (1319 are "
+        "published)"
     )
 
 
@@ -77,16 +88,29 @@ def test_every_layout_gives_the_same_rows_in_order(tmp_path, train, test):
             ["data/train-00000-of-00003.parquet", "data/train-00002-of-00003.parquet"],
             r"train-\*: shard 1 of 3 is missing",
         ),
-        ("data/train-00000-of-00002-0123456789abcdef.parquet", r"shard 1 of 2 is missing \(1 in all\); download"),
-        (["main/train/0000.parquet", "main/train/0002.parquet"], r"0001\.parquet is missing, beside 0002\.parquet"),
         (
-            ["data/train-00000-of-00001.parquet", "data/train-00000-of-00001-0123456789abcdef.parquet"],
+            "data/train-00000-of-00002-0123456789abcdef.parquet",
+            r"shard 1 of 2 is missing \(1 in all\); download",
+        ),
+        (
+            ["main/train/0000.parquet", "main/train/0002.parquet"],
+            r"0001\.parquet is missing, beside 0002\.parquet",
+        ),
+        (
+            [
+                "data/train-00000-of-00001.parquet",
+                "data/train-00000-of-00001-0123456789abcdef.parquet",
+            ],
             r"shards of different revisions, .*; keep those of one",
         ),
-        (["data/train-00000-of-00002.parquet", "data/train-00001-of-00003.parquet"], "different revisions"),
+        (
+            ["data/train-00000-of-00002.parquet", "data/train-00001-of-00003.parquet"],
+            "different revisions",
+        ),
         (
             "other.jsonl",
-            r"no files of the split 'train': looked for data/train-\*\.parquet, .*; found other\.jsonl, test",
+            r"no files of the split 'train': looked for data/train-\*\.parquet, .*; found "
+            r"other\.jsonl, test",
         ),
     ],
 )
@@ -100,14 +124,18 @@ def test_missing_files_are_named(tmp_path, train, message):
 def test_a_missing_folder_says_what_should_be_there(tmp_path):
     for path in ("", str(tmp_path / "none"), str(write(tmp_path) / "train.jsonl")):
         with pytest.raises(
-            ValueError, match=r"task\.data_dir '.*' is not a folder; it should hold GSM8K: .*openai/gsm8k"
+            ValueError,
+            match=r"task\.data_dir '.*' is not a folder; it should hold GSM8K: .*openai/gsm8k",
         ):
             gsm8k.make(gsm8k.Config(data_dir=path))
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_columns_are_found_by_name_and_those_found_are_listed(tmp_path, suffix):
-    extra = [{"id": n, "answer": row["answer"], "question": row["question"]} for n, row in enumerate(ROWS)]
+    extra = [
+        {"id": n, "answer": row["answer"], "question": row["question"]}
+        for n, row in enumerate(ROWS)
+    ]
     writer = published.write_parquet if suffix == "parquet" else published.write_jsonl
     writer(write(tmp_path) / f"train.{suffix}", extra)
     if suffix == "parquet":
@@ -115,7 +143,9 @@ def test_columns_are_found_by_name_and_those_found_are_listed(tmp_path, suffix):
     assert prompts(make(tmp_path), "train") == expected(ROWS)
     file = next(tmp_path.glob("train*parquet"), tmp_path / "train.jsonl")
     writer(file, [{"problem": row["question"], "answer": row["answer"]} for row in ROWS])
-    with pytest.raises(ValueError, match=r"train.* has the columns problem, answer; accepted: question, answer$"):
+    with pytest.raises(
+        ValueError, match=r"train.* has the columns problem, answer; accepted: question, answer$"
+    ):
         make(tmp_path)
 
 
@@ -129,10 +159,19 @@ LINE = json.dumps(ROWS[0])
         ("", r":2: \"\" is not JSON"),
         ("[1]", r":2: found \[1\]; accepted: a JSON object a line"),
         ('{"question": "q"}', r":2: 'answer' is missing; found 'question'"),
-        ('{"question": 3, "answer": "#### 1"}', r":2: 'question' is 3; accepted: a text that is not empty"),
+        (
+            '{"question": 3, "answer": "#### 1"}',
+            r":2: 'question' is 3; accepted: a text that is not empty",
+        ),
         ('{"question": "", "answer": "#### 1"}', r":2: 'question' is \"\"; accepted"),
-        ('{"question": "q\\ud800", "answer": "#### 1"}', r":2: 'question' holds '.ud800', half of a character"),
-        ('{"question": "q", "answer": "It is 7."}', r":2: 'answer' has no '#### number': \"It is 7\.\""),
+        (
+            '{"question": "q\\ud800", "answer": "#### 1"}',
+            r":2: 'question' holds '.ud800', half of a character",
+        ),
+        (
+            '{"question": "q", "answer": "It is 7."}',
+            r":2: 'answer' has no '#### number': \"It is 7\.\"",
+        ),
     ],
 )
 def test_a_malformed_line_is_named_and_nothing_is_kept(tmp_path, line, message):
@@ -154,8 +193,13 @@ def test_bytes_that_are_no_text_are_named(tmp_path):
 
 def test_a_malformed_row_of_a_table_is_named(tmp_path):
     file = "train-00000-of-00001.parquet"
-    published.write_parquet(write(tmp_path, file) / file, [ROWS[0], {"question": "q", "answer": None}])
-    with pytest.raises(ValueError, match=r"train-00000-of-00001\.parquet, row 2: 'answer' is null; accepted: a text"):
+    published.write_parquet(
+        write(tmp_path, file) / file, [ROWS[0], {"question": "q", "answer": None}]
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"train-00000-of-00001\.parquet, row 2: 'answer' is null; accepted: a text",
+    ):
         make(tmp_path)
 
 
@@ -200,7 +244,9 @@ def test_a_prompt_is_kept_once_and_on_one_side(tmp_path):
         "train: 7 of 8 rows (7473 are published); heldout: 5 of 7 rows (1319 are published)"
     )
     published.write_jsonl(tmp_path / "test.jsonl", again)
-    with pytest.raises(ValueError, match=r"test\.jsonl: none of 1 rows is left for the split 'heldout'"):
+    with pytest.raises(
+        ValueError, match=r"test\.jsonl: none of 1 rows is left for the split 'heldout'"
+    ):
         make(tmp_path)
 
 
@@ -222,10 +268,13 @@ def test_bytes_of_a_table_that_are_no_text_are_named(tmp_path, monkeypatch):
         texts = pyarrow.StringArray.from_buffers(6, *data.buffers()[1:])
         said = pyarrow.StructArray.from_arrays([texts, texts], ["role", "content"])
         lists = pyarrow.ListArray.from_arrays(list(range(7)), said)
-        parquet.write_table(pyarrow.table({"number": list(range(6)), "question": texts, "messages": lists}), file)
+        parquet.write_table(
+            pyarrow.table({"number": list(range(6)), "question": texts, "messages": lists}), file
+        )
         for columns in (("number", "question"), ("messages",)):
             with pytest.raises(
-                ValueError, match=rf"rows\.parquet, row 5: '\w+' holds a byte {byte} that is not UTF-8"
+                ValueError,
+                match=rf"rows\.parquet, row 5: '\w+' holds a byte {byte} that is not UTF-8",
             ) as error:
                 list(row_files.read(file, columns))
             assert "\n" not in str(error.value)
@@ -254,6 +303,8 @@ def test_the_first_layout_that_fits_reads_a_file(tmp_path):
 
 def test_nothing_heavy_is_imported_before_a_task_is_made():
     code = "import sys; from rlhf_jax.tasks import gsm8k, tldr, no_robots, ultrafeedback; print(*sorted(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert "rlhf_jax.tasks.gsm8k" in loaded
     assert not {"tensorflow_datasets", "pyarrow", "jinja2", "tensorflow", "absl"} & set(loaded)

@@ -27,7 +27,9 @@ def stores(folder):
 
 def source(folder, rows, published=(211,)):
     files = {"train": [folder / "train.jsonl"], "heldout": [folder / "test.jsonl"]}
-    return record_store.Source("gsm8k", "prompts", dict.fromkeys(files, published), files, rows, ("prompt",))
+    return record_store.Source(
+        "gsm8k", "prompts", dict.fromkeys(files, published), files, rows, ("prompt",)
+    )
 
 
 def test_a_second_task_reads_what_the_first_has_built(folder, monkeypatch, capfd):
@@ -121,7 +123,9 @@ gsm8k.make(gsm8k.Config(data_dir=sys.argv[1]))
 
 @pytest.mark.parametrize("moment", ["among the rows", "before the move"])
 def test_a_build_that_was_killed_never_looks_finished(folder, moment):
-    died = subprocess.run([sys.executable, "-c", DIES, str(folder), moment], capture_output=True, text=True)
+    died = subprocess.run(
+        [sys.executable, "-c", DIES, str(folder), moment], capture_output=True, text=True
+    )
     assert died.returncode == 9, died.stderr
     (left,) = stores(folder)
     assert ".part-" in left
@@ -145,7 +149,9 @@ def test_records_are_read_by_index_and_by_slice_from_many_threads(folder, monkey
         return ((f"row {n}", {"prompt": f"{split} {n} é\u2028\n"}) for n in range(211))
 
     monkeypatch.setattr(record_store, "RECORDS_PER_BATCH", 97)
-    store = record_store.open_store(source(folder, rows, published=(7, 211)), folder / "array_record")
+    store = record_store.open_store(
+        source(folder, rows, published=(7, 211)), folder / "array_record"
+    )
     assert store.description == "train: 211 of 211 rows; heldout: 211 of 211 rows"
     records = store.splits["train"]
     expected = [{"prompt": f"train {n} é\u2028\n"} for n in range(211)]

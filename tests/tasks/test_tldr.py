@@ -1,4 +1,6 @@
-"""TL;DR: every published form of posts and comparisons, and prompts that are cut as OpenAI's procedure cuts them."""
+"""TL;DR: every published form of posts and comparisons, and prompts that are cut as OpenAI's
+procedure cuts them.
+"""
 
 import json
 
@@ -38,18 +40,25 @@ def count():
 
 
 def everything(task, split):
-    rows = [(task.prompt(split, index), *task.references(split, index)) for index in range(task.num_prompts(split))]
+    rows = [
+        (task.prompt(split, index), *task.references(split, index))
+        for index in range(task.num_prompts(split))
+    ]
     return rows, list(task.comparisons(split))
 
 
 def expected(rows):
     posts = [(FORMAT.format(**row), " " + row["summary"]) for row in rows]
-    return posts, [(prompt, summary, f" {row['title']}.") for (prompt, summary), row in zip(posts, rows, strict=True)]
+    return posts, [
+        (prompt, summary, f" {row['title']}.")
+        for (prompt, summary), row in zip(posts, rows, strict=True)
+    ]
 
 
 def test_openais_files(task):
     assert task.prompt("train", 0) == (
-        "SUBREDDIT: r/relationships\n\nTITLE: [20M] my friend Ada takes all apples\n\nPOST: Ada and I argue about apples,"
+        "SUBREDDIT: r/relationships\n\nTITLE: [20M] my friend Ada takes all apples\n\nPOST: Ada "
+        "and I argue about apples,"
         " for the 1. time.\n\nWhat would you do?\n\nTL;DR:"
     )
     posts, pairs = expected(TRAIN)
@@ -86,9 +95,15 @@ def prompt_completion(row):
 
 @pytest.mark.parametrize("form", [dict, ready, prompt_completion])
 def test_posts_as_they_are_published_as_tables(tmp_path, form):
-    published.write_parquet(tmp_path / "data" / "train-00000-of-00002.parquet", map(form, TRAIN[:7]))
-    published.write_parquet(tmp_path / "data" / "train-00001-of-00002.parquet", map(form, TRAIN[7:]))
-    published.write_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", map(form, HELDOUT))
+    published.write_parquet(
+        tmp_path / "data" / "train-00000-of-00002.parquet", map(form, TRAIN[:7])
+    )
+    published.write_parquet(
+        tmp_path / "data" / "train-00001-of-00002.parquet", map(form, TRAIN[7:])
+    )
+    published.write_parquet(
+        tmp_path / "data" / "validation-00000-of-00001.parquet", map(form, HELDOUT)
+    )
     published.write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", map(form, TRAIN))
     task = tldr.make(tldr.Config(str(tmp_path)))
     assert everything(task, "train")[0] == expected(TRAIN)[0]
@@ -96,17 +111,31 @@ def test_posts_as_they_are_published_as_tables(tmp_path, form):
 
 
 def ready_pair(row):
-    pair = {"chosen": f" {row['summary']}<|endoftext|>", "rejected": f" {row['title']}.<|endoftext|>"}
+    pair = {
+        "chosen": f" {row['summary']}<|endoftext|>",
+        "rejected": f" {row['title']}.<|endoftext|>",
+    }
     raw = published.openai_comparison(row, "train", 0)
     raw["info"] |= {"site": None, "article": None}
-    return raw | pair | {"query": FORMAT.format(**row), "query_chosen": "not read", "policies": "ref--sup1"}
+    return (
+        raw
+        | pair
+        | {"query": FORMAT.format(**row), "query_chosen": "not read", "policies": "ref--sup1"}
+    )
 
 
 def relabelled(row):
     prompt = FORMAT.format(**row)
-    pair = {"prompt": prompt, "chosen": f" {row['summary']}<|endoftext|>", "rejected": f" {row['title']}.<|endoftext|>"}
+    pair = {
+        "prompt": prompt,
+        "chosen": f" {row['summary']}<|endoftext|>",
+        "rejected": f" {row['title']}.<|endoftext|>",
+    }
     # The relabelling swaps the pair and its scores, but leaves these two as people had it.
-    return pair | {"prompt_chosen": prompt + pair["rejected"], "prompt_rejected": prompt + pair["chosen"]}
+    return pair | {
+        "prompt_chosen": prompt + pair["rejected"],
+        "prompt_rejected": prompt + pair["chosen"],
+    }
 
 
 def converted(row):
@@ -117,10 +146,14 @@ def converted(row):
 
 @pytest.mark.parametrize("form", [ready_pair, relabelled, converted])
 def test_comparisons_as_they_are_published_as_tables(folder, tmp_path, form):
-    names = ("comparisons/{}/0000.parquet" if form is converted else "data/{}-00000-of-00001.parquet").format
+    names = (
+        "comparisons/{}/0000.parquet" if form is converted else "data/{}-00000-of-00001.parquet"
+    ).format
     published.write_parquet(tmp_path / names("train"), map(form, TRAIN))
     published.write_parquet(tmp_path / names("validation"), map(form, HELDOUT))
-    published.write_parquet(tmp_path / "data" / "validation_cnndm-00000-of-00001.parquet", map(form, TRAIN))
+    published.write_parquet(
+        tmp_path / "data" / "validation_cnndm-00000-of-00001.parquet", map(form, TRAIN)
+    )
     task = tldr.make(tldr.Config(str(folder), str(tmp_path)))
     assert list(task.comparisons("train")) == expected(TRAIN)[1]
     assert list(task.comparisons("heldout")) == expected(HELDOUT)[1]
@@ -128,7 +161,10 @@ def test_comparisons_as_they_are_published_as_tables(folder, tmp_path, form):
 
 def openai(folder, *rows):
     """A folder with comparisons of both splits and these rows."""
-    both = [published.openai_comparison(TRAIN[0], "train", 0), published.openai_comparison(HELDOUT[0], "valid2", 1)]
+    both = [
+        published.openai_comparison(TRAIN[0], "train", 0),
+        published.openai_comparison(HELDOUT[0], "valid2", 1),
+    ]
     published.write_jsonl(folder / "batch3.json", [*both, *rows])
     return folder
 
@@ -146,7 +182,8 @@ def test_news_and_pairs_of_equal_texts_are_left_out(folder, tmp_path):
     assert list(task.comparisons("train")) == [pairs[0], pairs[3], pairs[0]]
     assert len(task.comparisons("heldout")) == 1
     assert task.description.endswith(
-        "comparisons: train: 3 of 4 rows (92858 are published); heldout: 1 of 2 rows (83802 or 86086 are published)"
+        "comparisons: train: 3 of 4 rows (92858 are published); heldout: 1 of 2 rows (83802 or "
+        "86086 are published)"
     )
 
 
@@ -159,12 +196,21 @@ def test_held_out_comparisons_of_a_training_prompt_are_left_out(folder, tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"split": "test"}, r"batch3\.json:3: 'split' is \"test\"; accepted: train, valid1, valid2"),
-        ({"choice": 2}, r":3: found info .*, choice 2; accepted: a post, two summaries, and 0 or 1"),
+        (
+            {"split": "test"},
+            r"batch3\.json:3: 'split' is \"test\"; accepted: train, valid1, valid2",
+        ),
+        (
+            {"choice": 2},
+            r":3: found info .*, choice 2; accepted: a post, two summaries, and 0 or 1",
+        ),
         ({"summaries": []}, r":3: found .* summaries \[\]"),
         ({"info": None}, r":3: found info null"),
         ({"info": {"title": "t", "subreddit": "s"}}, r":3: 'post' is null; accepted: a text"),
-        ({"summaries": [{"text": "a"}, {"text": None}]}, r":3: 'text' is null; accepted: a text that is not empty"),
+        (
+            {"summaries": [{"text": "a"}, {"text": None}]},
+            r":3: 'text' is null; accepted: a text that is not empty",
+        ),
         ({"summaries": [{"text": "a"}, "b"]}, r":3: found .*two summaries"),
     ],
 )
@@ -179,7 +225,8 @@ def test_other_columns_and_prompts_are_refused(folder, tmp_path):
     for split in ("train", "validation"):
         published.write_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet", [row])
     with pytest.raises(
-        ValueError, match=r"has the columns query, response0, .*; accepted: query, chosen, rejected; or pro"
+        ValueError,
+        match=r"has the columns query, response0, .*; accepted: query, chosen, rejected; or pro",
     ):
         tldr.make(tldr.Config(str(folder), str(tmp_path)))
     for prompt in ("Summarise this.", FORMAT.format(**TRAIN[0]) + " "):
@@ -187,18 +234,26 @@ def test_other_columns_and_prompts_are_refused(folder, tmp_path):
         published.write_jsonl(tmp_path / "valid.jsonl", HELDOUT)
         for table in (tmp_path / "data").glob("*"):
             table.unlink()
-        with pytest.raises(ValueError, match=r"train\.jsonl:1: 'prompt' is .*; accepted: a text with .* that ends in"):
+        with pytest.raises(
+            ValueError,
+            match=r"train\.jsonl:1: 'prompt' is .*; accepted: a text with .* that ends in",
+        ):
             tldr.make(tldr.Config(str(tmp_path)))
 
 
-@pytest.mark.parametrize("empty", ["<|endoftext|>", " <|endoftext|>", "<|endoftext|>\n<|endoftext|> ", "  \n"])
+@pytest.mark.parametrize(
+    "empty", ["<|endoftext|>", " <|endoftext|>", "<|endoftext|>\n<|endoftext|> ", "  \n"]
+)
 @pytest.mark.parametrize("form", [dict, ready, prompt_completion])
 def test_a_completion_that_is_an_eos_alone_is_empty(tmp_path, form, empty):
     column = {dict: "summary", ready: "reference_response", prompt_completion: "completion"}[form]
     published.write_jsonl(tmp_path / "valid.jsonl", map(form, HELDOUT))
-    published.write_jsonl(tmp_path / "train.jsonl", [form(TRAIN[0]), {**form(TRAIN[1]), column: empty}])
+    published.write_jsonl(
+        tmp_path / "train.jsonl", [form(TRAIN[0]), {**form(TRAIN[1]), column: empty}]
+    )
     with pytest.raises(
-        ValueError, match=rf"train\.jsonl:2: '{column}' is .*; accepted: a text that is not empty before"
+        ValueError,
+        match=rf"train\.jsonl:2: '{column}' is .*; accepted: a text that is not empty before",
     ):
         tldr.make(tldr.Config(str(tmp_path)))
 
@@ -209,7 +264,8 @@ def test_a_side_of_a_comparison_that_is_an_eos_alone_is_empty(folder, tmp_path):
         row = {**ready_pair(TRAIN[1]), side: "<|endoftext|>"}
         published.write_jsonl(tmp_path / "train.jsonl", [ready_pair(TRAIN[0]), row])
         with pytest.raises(
-            ValueError, match=rf"train\.jsonl:2: '{side}' is .*; accepted: a text that is not empty before"
+            ValueError,
+            match=rf"train\.jsonl:2: '{side}' is .*; accepted: a text that is not empty before",
         ):
             tldr.make(tldr.Config(str(folder), str(tmp_path)))
 
@@ -234,12 +290,18 @@ def test_prompts_are_cut_as_published(task, count, limit, monkeypatch):
     whole = []
     for split, rows in (("train", TRAIN), ("heldout", HELDOUT)):
         told = [cut(row, count, limit) for row in rows]
-        assert [fitted.prompt(split, index) for index in range(fitted.num_prompts(split))] == list(dict.fromkeys(told))
+        assert [fitted.prompt(split, index) for index in range(fitted.num_prompts(split))] == list(
+            dict.fromkeys(told)
+        )
         assert sorted(prompt for prompt, _, _ in fitted.comparisons(split)) == sorted(told)
-        whole += [cut_prompt == FORMAT.format(**row) for cut_prompt, row in zip(told, rows, strict=True)]
+        whole += [
+            cut_prompt == FORMAT.format(**row) for cut_prompt, row in zip(told, rows, strict=True)
+        ]
     assert not all(whole)
     assert any(whole) == (limit > 60)
-    assert [task.prompt("train", n) for n in range(published.NUM_TRAIN)] == [prompt for prompt, _ in expected(TRAIN)[0]]
+    assert [task.prompt("train", n) for n in range(published.NUM_TRAIN)] == [
+        prompt for prompt, _ in expected(TRAIN)[0]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -260,32 +322,43 @@ def test_by_hand_a_post_loses_lines_then_characters(tmp_path, room, kept):
     published.write_jsonl(tmp_path / "valid.jsonl", [{**post, "title": "u", "post": "\nb"}])
     task = tldr.make(tldr.Config(str(tmp_path)))
     around = len(FORMAT.format(subreddit="s", title="t", post=""))
-    fitted = task.fitted(lambda texts: [len(text) for text in texts], around + room)  # a character is a token
+    fitted = task.fitted(
+        lambda texts: [len(text) for text in texts], around + room
+    )  # a character is a token
     assert fitted.prompt("train", 0) == FORMAT.format(subreddit="s", title="t", post=kept)
-    assert fitted.prompt("heldout", 0) == FORMAT.format(subreddit="s", title="u", post="\nb" if room > 1 else "")
+    assert fitted.prompt("heldout", 0) == FORMAT.format(
+        subreddit="s", title="u", post="\nb" if room > 1 else ""
+    )
 
 
 def test_prompts_that_cutting_made_equal_are_kept_once(tmp_path):
     post = {"subreddit": "s", "title": "t", "post": "abc", "summary": "x"}
-    published.write_jsonl(tmp_path / "train.jsonl", [post, {**post, "post": "abd"}, {**post, "post": "acd"}])
-    published.write_jsonl(tmp_path / "valid.jsonl", [{**post, "post": "abe"}, {**post, "post": "ade"}])
+    published.write_jsonl(
+        tmp_path / "train.jsonl", [post, {**post, "post": "abd"}, {**post, "post": "acd"}]
+    )
+    published.write_jsonl(
+        tmp_path / "valid.jsonl", [{**post, "post": "abe"}, {**post, "post": "ade"}]
+    )
     task = tldr.make(tldr.Config(str(tmp_path)))
     around = len(FORMAT.format(subreddit="s", title="t", post=""))
     fitted = task.fitted(lambda texts: [len(text) for text in texts], around + 2)
     found = {
-        split: [fitted.prompt(split, n) for n in range(fitted.num_prompts(split))] for split in ("train", "heldout")
+        split: [fitted.prompt(split, n) for n in range(fitted.num_prompts(split))]
+        for split in ("train", "heldout")
     }
     assert found["train"] == [FORMAT.format(**post | {"post": kept}) for kept in ("ab", "ac")]
     assert found["heldout"] == [FORMAT.format(**post | {"post": "ad"})]
     with pytest.raises(
-        ValueError, match=r"tldr: none of 2 heldout prompts is left with max_prompt_tokens = \d+; raise it"
+        ValueError,
+        match=r"tldr: none of 2 heldout prompts is left with max_prompt_tokens = \d+; raise it",
     ):
         task.fitted(lambda texts: [len(text) for text in texts], around + 1)
 
 
 def test_a_prompt_that_is_too_long_without_its_post_is_an_error(task, count):
     with pytest.raises(
-        ValueError, match=r"tokens without its post; accepted: at most max_prompt_tokens = 11: \"SUBREDDIT"
+        ValueError,
+        match=r"tokens without its post; accepted: at most max_prompt_tokens = 11: \"SUBREDDIT",
     ):
         task.fitted(count, 11)
 

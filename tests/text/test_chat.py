@@ -1,4 +1,6 @@
-"""Chat templates: text and tokens as transformers has them, where a template comes from, and what a wrong one says."""
+"""Chat templates: text and tokens as transformers has them, where a template comes from, and what a
+wrong one says.
+"""
 
 import json
 
@@ -46,7 +48,11 @@ MARKS = [
     "<|im_start|>",
     "<|im_end|>",
 ]
-TEMPLATES = {"headers": HEADERS, "chatml": CHATML, **{name: template.text for name, template in chat.NAMED.items()}}
+TEMPLATES = {
+    "headers": HEADERS,
+    "chatml": CHATML,
+    **{name: template.text for name, template in chat.NAMED.items()},
+}
 
 
 def said(*contents, system=None):
@@ -66,7 +72,9 @@ CONVERSATIONS = [
 def folder(tmp_path_factory):
     """A byte-level tokenizer with special tokens, as a model's folder holds it."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    alphabet = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    alphabet = {
+        letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
+    }
     tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -76,8 +84,17 @@ def folder(tmp_path_factory):
 
 
 def write(folder, template, **tokens):
-    tokens = {"bos_token": "<|begin|>", "eos_token": {"content": "<|endoftext|>", "lstrip": False}, **tokens}
-    config = {"add_bos_token": False, "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template, **tokens}
+    tokens = {
+        "bos_token": "<|begin|>",
+        "eos_token": {"content": "<|endoftext|>", "lstrip": False},
+        **tokens,
+    }
+    config = {
+        "add_bos_token": False,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": template,
+        **tokens,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 
@@ -106,23 +123,34 @@ def test_named_templates_by_hand():
     messages = said("a", "b", "c", system="s")
     told = chat.render(chat.find("tulu"), messages, add_generation_prompt=True, eos_token="</s>")
     assert told == "<|system|>\ns\n<|user|>\na\n<|assistant|>\nb</s>\n<|user|>\nc\n<|assistant|>\n"
-    told = chat.render(chat.find("tulu"), messages[:3], add_generation_prompt=False, eos_token="</s>")
+    told = chat.render(
+        chat.find("tulu"), messages[:3], add_generation_prompt=False, eos_token="</s>"
+    )
     assert told == "<|system|>\ns\n<|user|>\na\n<|assistant|>\nb</s>"
     told = chat.render(chat.find("pythia"), messages[1:], add_generation_prompt=True)
-    assert told == "<|user|>a<|endoftext|><|assistant|>b<|endoftext|><|user|>c<|endoftext|><|assistant|>"
+    assert (
+        told
+        == "<|user|>a<|endoftext|><|assistant|>b<|endoftext|><|user|>c<|endoftext|><|assistant|>"
+    )
 
 
 def test_a_template_is_found_where_models_keep_it(tmp_path):
     write(tmp_path, "config {{ eos_token }}")
     (tmp_path / "other.jinja").write_text("jinja {{ eos_token }}")
     found = {
-        path: chat.find(str(path)) for path in (tmp_path, tmp_path / "tokenizer_config.json", tmp_path / "other.jinja")
+        path: chat.find(str(path))
+        for path in (tmp_path, tmp_path / "tokenizer_config.json", tmp_path / "other.jinja")
     }
     texts = [chat.render(template, [], add_generation_prompt=False) for template in found.values()]
     assert texts == ["config <|endoftext|>", "config <|endoftext|>", "jinja <|endoftext|>"]
     (tmp_path / "chat_template.jinja").write_text("newer {{ bos_token }}")
-    assert chat.render(chat.find(str(tmp_path)), [], add_generation_prompt=False) == "newer <|begin|>"
-    assert chat.render(chat.find(str(tmp_path)), [], add_generation_prompt=False, bos_token="<s>") == "newer <s>"
+    assert (
+        chat.render(chat.find(str(tmp_path)), [], add_generation_prompt=False) == "newer <|begin|>"
+    )
+    assert (
+        chat.render(chat.find(str(tmp_path)), [], add_generation_prompt=False, bos_token="<s>")
+        == "newer <s>"
+    )
     (tmp_path / "tokenizer_config.json").unlink()
     assert chat.find(str(tmp_path)).tokens == {}
 
@@ -131,14 +159,17 @@ def test_of_several_templates_the_default_is_taken(tmp_path):
     several = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
     for template in (several, several[::-1], several[1:], [{"name": "chat", "template": "plain"}]):
         assert chat.find(str(write(tmp_path, template))).text == "plain"
-    with pytest.raises(ValueError, match=r"has the chat templates tool_use, rag, none called default"):
+    with pytest.raises(
+        ValueError, match=r"has the chat templates tool_use, rag, none called default"
+    ):
         chat.find(str(write(tmp_path, [several[0], {"name": "rag", "template": "r"}])))
 
 
 def test_a_template_that_is_not_there_is_named(tmp_path):
     for path in ("", "chatml", str(tmp_path), str(tmp_path / "x.jinja")):
         with pytest.raises(
-            ValueError, match=r"no chat template '.*'; accepted: pythia, tulu, a \.jinja file, a tokenizer_c"
+            ValueError,
+            match=r"no chat template '.*'; accepted: pythia, tulu, a \.jinja file, a tokenizer_c",
         ):
             chat.find(path)
     for content, message in [
@@ -158,7 +189,10 @@ def test_a_template_that_is_not_there_is_named(tmp_path):
     [
         ("{% for message in messages %}", r"Unexpected end of template\."),
         ("{{ raise_exception('only\nusers') }}", "only users$"),
-        ("{{ 'a' + eos_token }}", r"'eos_token' is undefined; given: messages, add_generation_prompt$"),
+        (
+            "{{ 'a' + eos_token }}",
+            r"'eos_token' is undefined; given: messages, add_generation_prompt$",
+        ),
         ("{{ messages[7].content }}", "list object has no element 7"),
         ("{{ 'a' + 7 }}", "can only concatenate str"),
         ("{{ 7 // 0 }}", "division or modulo by zero"),
@@ -173,21 +207,29 @@ def test_a_template_that_is_not_there_is_named(tmp_path):
 def test_a_wrong_template_is_one_clear_line(tmp_path, text, message):
     (tmp_path / "wrong.jinja").write_text(text)
     with pytest.raises(ValueError, match=rf"^chat template .*wrong\.jinja: .*{message}") as error:
-        chat.render(chat.find(str(tmp_path / "wrong.jinja")), said("a"), add_generation_prompt=False)
+        chat.render(
+            chat.find(str(tmp_path / "wrong.jinja")), said("a"), add_generation_prompt=False
+        )
     assert "\n" not in str(error.value)
 
 
 def test_tulu_needs_an_eos_where_a_reply_was_given_and_knows_three_roles():
-    assert chat.render(chat.find("tulu"), said("a"), add_generation_prompt=True) == "<|user|>\na\n<|assistant|>\n"
+    assert (
+        chat.render(chat.find("tulu"), said("a"), add_generation_prompt=True)
+        == "<|user|>\na\n<|assistant|>\n"
+    )
     with pytest.raises(ValueError, match="chat template tulu: 'eos_token' is undefined"):
         chat.render(chat.find("tulu"), said("a", "b", "c"), add_generation_prompt=True)
     with pytest.raises(ValueError, match="chat template tulu: no role tool in tulu"):
-        chat.render(chat.find("tulu"), [{"role": "tool", "content": "a"}], add_generation_prompt=True)
+        chat.render(
+            chat.find("tulu"), [{"role": "tool", "content": "a"}], add_generation_prompt=True
+        )
 
 
 def test_json_in_a_template_is_not_escaped():
     template = chat.Template(
-        "{{ messages[0].content | tojson }} {{ {'b': 1, 'a': [2]} | tojson(indent=1, sort_keys=true) }}"
+        "{{ messages[0].content | tojson }} {{ {'b': 1, 'a': [2]} | tojson(indent=1, "
+        "sort_keys=true) }}"
     )
     told = chat.render(template, said("<é & 'x'>"), add_generation_prompt=False)
     assert told == '"<é & \'x\'>" {\n "a": [\n  2\n ],\n "b": 1\n}'
@@ -201,27 +243,38 @@ def test_messages_are_left_as_they_were():
 
 
 DATED = "{% if date is not defined %}{% set date = strftime_now('%d %b %Y') %}{% endif %}{{ date }}: {{ messages[0].content }}"
-CAREFUL = "{% if strftime_now is defined %}{{ strftime_now('%Y-%m-%d') }}{% else %}26 Jul 2024{% endif %}"
+CAREFUL = (
+    "{% if strftime_now is defined %}{{ strftime_now('%Y-%m-%d') }}{% else %}26 Jul 2024{% endif %}"
+)
 
 
 def test_a_template_that_asks_for_the_date_is_told_one_or_refused():
     messages = said("a")
     with pytest.raises(
-        ValueError, match=r"chat template t asks for today's date .* set task\.date to a day, as 2025-01-31"
+        ValueError,
+        match=r"chat template t asks for today's date .* set task\.date to a day, as 2025-01-31",
     ):
         chat.render(chat.Template(DATED, "t"), messages, add_generation_prompt=True)
     dated = chat.Template(DATED, "t", date="2025-01-31")
     assert chat.render(dated, messages, add_generation_prompt=True) == "31 Jan 2025: a"
     assert chat.render(dated, messages, add_generation_prompt=True, date="today") == "today: a"
     for date, expected in (("", "26 Jul 2024"), ("2024-02-29", "2024-02-29")):
-        assert chat.render(chat.Template(CAREFUL, date=date), messages, add_generation_prompt=True) == expected
+        assert (
+            chat.render(chat.Template(CAREFUL, date=date), messages, add_generation_prompt=True)
+            == expected
+        )
     for date in ("31 January", "2025-13-01", "tomorrow"):
-        with pytest.raises(ValueError, match=rf"task\.date is '{date}'; accepted: a day, as 2025-01-31, or nothing"):
+        with pytest.raises(
+            ValueError, match=rf"task\.date is '{date}'; accepted: a day, as 2025-01-31, or nothing"
+        ):
             chat.render(chat.Template(CAREFUL, date=date), messages, add_generation_prompt=True)
 
 
 def test_what_a_template_says_itself_is_told_from_what_is_wrong_with_it():
-    for text, kind in (("{{ raise_exception('no system') }}", chat.Refused), ("{{ nothing + 1 }}", ValueError)):
+    for text, kind in (
+        ("{{ raise_exception('no system') }}", chat.Refused),
+        ("{{ nothing + 1 }}", ValueError),
+    ):
         with pytest.raises(ValueError, match="chat template") as error:
             chat.render(chat.Template(text), said("a"), add_generation_prompt=True)
         assert isinstance(error.value, chat.Refused) == (kind is chat.Refused)
@@ -233,10 +286,15 @@ def test_a_rendered_prompt_has_the_bos_of_its_template_alone(tmp_path, name):
     transformers = pytest.importorskip("transformers")
     folder = made.byte_level(tmp_path, tuple(MARKS), bos="<|begin|>")
     write(folder, TEMPLATES[name], eos_token="<|endoftext|>")
-    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), tokenizers.hugging_face(str(folder))
+    theirs, ours = (
+        transformers.AutoTokenizer.from_pretrained(folder),
+        tokenizers.hugging_face(str(folder)),
+    )
     for messages in CONVERSATIONS:
         text = chat.render(chat.find(str(folder)), messages, add_generation_prompt=True)
-        expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        expected = theirs.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False
+        )
         assert encoding.prompt_ids(text, ours) == expected
         assert encoding.count_tokens(ours, [text, "a", str(text)]) == [
             len(expected),

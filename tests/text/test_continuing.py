@@ -1,4 +1,6 @@
-"""The ids of a prompt and its completion are those of both as one text, and decode to it, for every kind of tokenizer."""
+"""The ids of a prompt and its completion are those of both as one text, and decode to it, for every
+kind of tokenizer.
+"""
 
 import numpy as np
 import pytest
@@ -19,21 +21,39 @@ TEXTS = [
     ("hi ", "it"),
 ]
 HUGGING_FACE = {
-    "byte_level": lambda folder: made.byte_level(folder, special=("<mark>", "</s>"), merges=[("i", "t"), ("Ġ", "a")]),
-    "prefix_space": lambda folder: made.byte_level(folder, special=("<mark>", "</s>"), prefix_space=True),
+    "byte_level": lambda folder: made.byte_level(
+        folder, special=("<mark>", "</s>"), merges=[("i", "t"), ("Ġ", "a")]
+    ),
+    "prefix_space": lambda folder: made.byte_level(
+        folder, special=("<mark>", "</s>"), prefix_space=True
+    ),
     **{
-        kind: lambda folder, kind=kind: made.metaspace(folder, kind) for kind in ("prepend", "first", "always", "plain")
+        kind: lambda folder, kind=kind: made.metaspace(folder, kind)
+        for kind in ("prepend", "first", "always", "plain")
     },
 }
 SENTENCEPIECE = {
     "bpe": {"remove_extra_whitespaces": False, "byte_fallback": True, "vocab_size": 340},
-    "unigram": {"model_type": "unigram", "remove_extra_whitespaces": False, "byte_fallback": True, "vocab_size": 340},
-    "no_dummy_prefix": {"add_dummy_prefix": False, "remove_extra_whitespaces": False, "byte_fallback": True}
+    "unigram": {
+        "model_type": "unigram",
+        "remove_extra_whitespaces": False,
+        "byte_fallback": True,
+        "vocab_size": 340,
+    },
+    "no_dummy_prefix": {
+        "add_dummy_prefix": False,
+        "remove_extra_whitespaces": False,
+        "byte_fallback": True,
+    }
     | {"vocab_size": 340},
 }
 EVERY = [*HUGGING_FACE, *SENTENCEPIECE]
 AMBIGUOUS = {"always", "prefix_space"}
-APART = {"byte_level", "plain", "no_dummy_prefix"}  # of which a completion may be encoded on its own
+APART = {
+    "byte_level",
+    "plain",
+    "no_dummy_prefix",
+}  # of which a completion may be encoded on its own
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +100,8 @@ def test_prompt_and_completion_are_one_text(tokenizer, kind, prompt, text):
 def test_a_completion_that_follows_a_special_token(tokenizer, kind):
     """Llama 2's tokenizer begins anew after a special token, others do not.
 
-    Two of those that do give a text with a space and one without the same ids there, so that neither can come back surely.
+    Two of those that do give a text with a space and one without the same ids there, so that
+    neither can come back surely.
     """
     built = tokenizer(kind)
     mark = built.marks["<mark>"]
@@ -116,16 +137,22 @@ def test_words_bytes_and_words_of_a_file_are_encoded_apart(tmp_path):
 
 
 def test_bytes_that_are_no_character_end_nothing(tokenizer):
-    """Sampled bytes of half a character, behind every anchor, are a replacement character and no lost text."""
+    """Sampled bytes of half a character, behind every anchor, are a replacement character and no
+    lost text.
+    """
     built = tokenizer("bpe")
     half = built.vocabulary()["<0xE2>"]
     assert decoded(built, [half, *completion(built, " it")]) == "\ufffd it"
 
 
 def test_a_small_alphabet_has_anchors_of_its_own(tmp_path):
-    """A model that knows neither a full stop nor an "a": text that it knows comes back, behind what it knows."""
+    """A model that knows neither a full stop nor an "a": text that it knows comes back, behind what
+    it knows.
+    """
     (tmp_path / "words.txt").write_text("good hollow looks\n" * 20)
-    built = tokenizers.sentencepiece(str(made.pieces(tmp_path, input=str(tmp_path / "words.txt"), vocab_size=30)))
+    built = tokenizers.sentencepiece(
+        str(made.pieces(tmp_path, input=str(tmp_path / "words.txt"), vocab_size=30))
+    )
     whole = encoding.prompt_ids("look good", built)
     assert [*encoding.prompt_ids("look", built), *completion(built, " good")] == whole
     assert decoded(built, completion(built, " good")) == " good"
@@ -139,5 +166,7 @@ def test_a_text_that_spells_out_its_eos_gets_no_second(tokenizer):
         assert plain[-1] == built.eos_id
         assert encoding.ended_ids("it</s>", built) == plain
         assert encoding.ended_ids("", built) == [built.eos_id]
-        with pytest.raises(ValueError, match="a completion is '</s></s>', which is nothing but an EOS"):
+        with pytest.raises(
+            ValueError, match="a completion is '</s></s>', which is nothing but an EOS"
+        ):
             encoding.ended_ids("</s></s>", built)

@@ -16,7 +16,10 @@ TOLD = {"tokenizer_config": {"eos_token": "<|im_end|>"}}
     [
         (TOLD, (IM_END,)),
         (TOLD | {"generation_config": {"eos_token_id": [END, IM_END]}}, (IM_END, END)),
-        (TOLD | {"generation_config": {"eos_token_id": START}, "config": {"eos_token_id": END}}, (IM_END, START, END)),
+        (
+            TOLD | {"generation_config": {"eos_token_id": START}, "config": {"eos_token_id": END}},
+            (IM_END, START, END),
+        ),
         (TOLD | {"config": {"eos_token_id": [IM_END, END]}}, (IM_END, END)),
         (TOLD | {"special_tokens_map": {"eos_token": "<|endoftext|>"}}, (END, IM_END)),
         (
@@ -37,14 +40,18 @@ TOLD = {"tokenizer_config": {"eos_token": "<|im_end|>"}}
         (TOLD | {"config": {"eos_token_id": 2}}, (IM_END,)),
         (TOLD | {"config": {"eos_token_id": [50256, END]}}, (IM_END, END)),
         (TOLD | {"generation_config": {"eos_token_id": 2, "_from_model_config": True}}, (IM_END,)),
-        (TOLD | {"generation_config": {"eos_token_id": END, "_from_model_config": True}}, (IM_END, END)),
+        (
+            TOLD | {"generation_config": {"eos_token_id": END, "_from_model_config": True}},
+            (IM_END, END),
+        ),
     ],
 )
 def test_every_file_is_asked(tmp_path, files, expected):
     folder = made.byte_level(tmp_path, **files)
     if expected is None:  # the first EOS is no token
         with pytest.raises(
-            Refusal, match=r"has no token '</s>' for the EOS; set tokenizer\.eos.* to one of .*<\|im_end\|>"
+            Refusal,
+            match=r"has no token '</s>' for the EOS; set tokenizer\.eos.* to one of .*<\|im_end\|>",
         ):
             tokenizers.hugging_face(str(folder))
         return
@@ -62,11 +69,13 @@ def test_every_file_is_asked(tmp_path, files, expected):
         ),
         (
             {"eos_token_id": 50256},
-            r"generation_config\.json says that token 50256 ends a text, .* has 259 tokens; set tok",
+            r"generation_config\.json says that token 50256 ends a text, .* has 259 tokens; set "
+            r"tok",
         ),
         (
             {"eos_token_id": "258"},
-            r"generation_config\.json: 'eos_token_id' is \"258\"; accepted: an id of 0 or more, a list",
+            r"generation_config\.json: 'eos_token_id' is \"258\"; accepted: an id of 0 or more, a "
+            r"list",
         ),
         ({"eos_token_id": [258, True]}, r"'eos_token_id' is \[258, true\]; accepted"),
         ({"eos_token_id": 258.0}, r"'eos_token_id' is 258\.0; accepted"),
@@ -93,7 +102,9 @@ def test_a_user_says_what_ends_a_text_and_no_file_is_asked(tmp_path):
 
 
 def test_the_policy_s_folder_is_asked_where_the_tokenizer_is_another_s(tmp_path):
-    tokenizer = made.byte_level(tmp_path / "tokenizer", **TOLD, generation_config={"eos_token_id": START})
+    tokenizer = made.byte_level(
+        tmp_path / "tokenizer", **TOLD, generation_config={"eos_token_id": START}
+    )
     policy = made.write(tmp_path / "policy", generation_config={"eos_token_id": [END]})
     config = tokenizers.Config("hf", str(tokenizer))
     assert tokenizers.make(config, None, policy).eos_ids == (IM_END, END)
@@ -110,7 +121,9 @@ def test_a_model_of_pieces_has_the_ends_of_its_folder_too(tmp_path):
     assert tokenizers.sentencepiece(file, eos="[/INST]").eos_ids == (mark,)
     made.write(tmp_path, generation_config={"eos_token_id": [2, 9]})
     with pytest.raises(
-        Refusal, match=r"says that token 9 ends a text, which contradicts .*\.model, where it is the ordinary"
+        Refusal,
+        match=r"says that token 9 ends a text, which contradicts .*\.model, where it is the "
+        r"ordinary",
     ):
         tokenizers.sentencepiece(file)
 
@@ -121,5 +134,8 @@ def test_every_end_is_dropped_and_one_is_appended(tmp_path):
     tokens, mask = encoding.encode_completions(["hi", "hi<|endoftext|>"], tokenizer, 4)
     np.testing.assert_array_equal(tokens[:, 2], [IM_END, END])
     assert mask.sum() == 6
-    assert encoding.decode_completions(tokens, mask, np.array([True, True]), tokenizer) == ["hi", "hi"]
+    assert encoding.decode_completions(tokens, mask, np.array([True, True]), tokenizer) == [
+        "hi",
+        "hi",
+    ]
     assert tokenizer.decode([*tokenizer.encode("hi"), END, IM_END]) == "hi"

@@ -1,4 +1,6 @@
-"""What the files of a folder say about its text: their precedence, as transformers has it, and one line for a wrong one."""
+"""What the files of a folder say about its text: their precedence, as transformers has it, and one
+line for a wrong one.
+"""
 
 import json
 
@@ -9,7 +11,13 @@ from rlhf_jax.text import encoding, folder_texts, tokenizers
 from tests.pretrained import made
 
 IM_START, IM_END = made.BYTES + 1, made.BYTES + 2
-FLAGS = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False, "special": True}
+FLAGS = {
+    "lstrip": False,
+    "rstrip": False,
+    "single_word": False,
+    "normalized": False,
+    "special": True,
+}
 FAST = {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
@@ -20,7 +28,9 @@ def added(**tokens):
 
 def their_ids(folder, text):
     transformers = pytest.importorskip("transformers")
-    return transformers.AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"]
+    return transformers.AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)[
+        "input_ids"
+    ]
 
 
 FOLDERS = {
@@ -30,7 +40,10 @@ FOLDERS = {
     },
     "decoder whose flags differ": {
         "tokenizer_config": FAST
-        | {"eos_token": "<|im_end|>", "added_tokens_decoder": {"258": {"content": "<|im_end|>", "lstrip": True}}}
+        | {
+            "eos_token": "<|im_end|>",
+            "added_tokens_decoder": {"258": {"content": "<|im_end|>", "lstrip": True}},
+        }
     },
     "not special": {
         "tokenizer_config": FAST
@@ -42,7 +55,8 @@ FOLDERS = {
         }
     },
     "listed": {
-        "tokenizer_config": FAST | {"eos_token": "<|im_end|>", "additional_special_tokens": ["<|tool|>", "<b>"]},
+        "tokenizer_config": FAST
+        | {"eos_token": "<|im_end|>", "additional_special_tokens": ["<|tool|>", "<b>"]},
     },
     "extra, and named ones that nobody has": {
         "tokenizer_config": FAST
@@ -59,7 +73,8 @@ FOLDERS = {
         "special_tokens_map": {"additional_special_tokens": ["<|tool|>"], "unk_token": "<image>"},
     },
     "a map that is not asked": {
-        "tokenizer_config": FAST | {"eos_token": "<|im_end|>", "added_tokens_decoder": added(_259="<b>")},
+        "tokenizer_config": FAST
+        | {"eos_token": "<|im_end|>", "added_tokens_decoder": added(_259="<b>")},
         "special_tokens_map": {"additional_special_tokens": ["<|tool|>"]},
         "added_tokens": {"<|tool|>": 260},
     },
@@ -78,8 +93,14 @@ def test_added_tokens_of_a_model_of_pieces(tmp_path):
     file = made.pieces(tmp_path, control_symbols=["[INST]"])
     plain = tokenizers.sentencepiece(str(file))
     size = plain.vocab_size
-    tokens = {str(size): {"content": "<|im_end|>"}, str(size + 1): {"content": "<|tool|>"}, "1": {"content": "<s>"}}
-    made.write(tmp_path, tokenizer_config={"eos_token": "<|im_end|>", "added_tokens_decoder": tokens})
+    tokens = {
+        str(size): {"content": "<|im_end|>"},
+        str(size + 1): {"content": "<|tool|>"},
+        "1": {"content": "<s>"},
+    }
+    made.write(
+        tmp_path, tokenizer_config={"eos_token": "<|im_end|>", "added_tokens_decoder": tokens}
+    )
     ours = tokenizers.sentencepiece(str(file))
     assert (ours.vocab_size, ours.eos_id, ours.eos_ids) == (size + 2, size, (size,))
     assert ours.encode("<|tool|>hi<|im_end|>") == [size + 1, *ours.encode_after(None, "hi"), size]
@@ -98,12 +119,18 @@ def test_added_tokens_of_a_model_of_pieces(tmp_path):
             {"added_tokens_decoder": added(_3="<|tool|>")},
             r"'added_tokens_decoder' of '3' is the token '<\|tool\|>', which has",
         ),
-        ({"added_tokens_decoder": []}, r"tokenizer_config\.json: 'added_tokens_decoder' is \[\]; accepted: an object"),
+        (
+            {"added_tokens_decoder": []},
+            r"tokenizer_config\.json: 'added_tokens_decoder' is \[\]; accepted: an object",
+        ),
         (
             {"added_tokens_decoder": {"x": {"content": "a"}}},
             r"'added_tokens_decoder' of 'x' is .*; accepted: an id, and",
         ),
-        ({"added_tokens_decoder": {"259": "<b>"}}, r"of '259' is \"<b>\"; accepted: an id, and an object with a text"),
+        (
+            {"added_tokens_decoder": {"259": "<b>"}},
+            r"of '259' is \"<b>\"; accepted: an id, and an object with a text",
+        ),
         (
             {"added_tokens_decoder": {"259": {"content": ""}}},
             r"of '259' is .*; accepted: an id, and an object with a text",
@@ -112,8 +139,14 @@ def test_added_tokens_of_a_model_of_pieces(tmp_path):
             {"added_tokens_decoder": {"259": {"content": "b", "lstrip": "no"}}},
             r"accepted for .*lstrip.*: true or false",
         ),
-        ({"additional_special_tokens": "<b>"}, r"'additional_special_tokens' is \"<b>\"; accepted: a list of tokens"),
-        ({"additional_special_tokens": ["<b>", 3]}, r"'additional_special_tokens' is 3; accepted: a text"),
+        (
+            {"additional_special_tokens": "<b>"},
+            r"'additional_special_tokens' is \"<b>\"; accepted: a list of tokens",
+        ),
+        (
+            {"additional_special_tokens": ["<b>", 3]},
+            r"'additional_special_tokens' is 3; accepted: a text",
+        ),
         (
             {"eos_token": {"__type": "AddedToken"}},
             r"'eos_token' is \{.*; accepted: a text, an object with the text as its",
@@ -133,7 +166,8 @@ def test_an_odd_config_is_one_line_with_its_file(tmp_path, files, message):
 
 
 @pytest.mark.parametrize(
-    "name", ["tokenizer_config", "special_tokens_map", "generation_config", "config", "added_tokens"]
+    "name",
+    ["tokenizer_config", "special_tokens_map", "generation_config", "config", "added_tokens"],
 )
 def test_every_file_is_read_with_the_same_care(tmp_path, name):
     folder = made.byte_level(tmp_path, special=("</s>",))
@@ -168,8 +202,15 @@ def test_flags_for_a_bos_are_not_read_beside_a_tokenizer_json(tmp_path):
     """transformers 5 leaves them to the post-processor, whatever they say."""
     for bos in ("", "<s>"):
         for flag in (True, False):
-            config = FAST | {"eos_token": "</s>", "bos_token": "<s>", "add_bos_token": flag, "add_eos_token": flag}
-            folder = made.byte_level(tmp_path / f"{bos}{flag}", ("<s>", "</s>"), bos, tokenizer_config=config)
+            config = FAST | {
+                "eos_token": "</s>",
+                "bos_token": "<s>",
+                "add_bos_token": flag,
+                "add_eos_token": flag,
+            }
+            folder = made.byte_level(
+                tmp_path / f"{bos}{flag}", ("<s>", "</s>"), bos, tokenizer_config=config
+            )
             ours = encoding.prompt_ids("a", tokenizers.hugging_face(str(folder)))
             transformers = pytest.importorskip("transformers")
             assert ours == transformers.AutoTokenizer.from_pretrained(folder)("a")["input_ids"]
@@ -187,13 +228,20 @@ def test_templates_have_one_precedence(tmp_path):
     (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("more")
     assert {name: text for name, (text, _) in texts().items()} == {"rag": "more"}
     (tmp_path / "chat_template.jinja").write_bytes("\ufeffnewest é".encode())
-    assert {name: text for name, (text, _) in texts().items()} == {"rag": "more", "default": "newest é"}
+    assert {name: text for name, (text, _) in texts().items()} == {
+        "rag": "more",
+        "default": "newest é",
+    }
     (tmp_path / "chat_template.jinja").write_bytes(b"\xe9")
-    with pytest.raises(Refusal, match=r"chat_template\.jinja:1: found a byte 0xe9 that is not UTF-8"):
+    with pytest.raises(
+        Refusal, match=r"chat_template\.jinja:1: found a byte 0xe9 that is not UTF-8"
+    ):
         texts()
 
 
-@pytest.mark.parametrize("value", [3, {"default": "x"}, ["x"], [{"template": "x"}], [{"name": "a", "template": 3}]])
+@pytest.mark.parametrize(
+    "value", [3, {"default": "x"}, ["x"], [{"template": "x"}], [{"name": "a", "template": 3}]]
+)
 def test_a_template_of_another_kind_is_named(tmp_path, value):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
     with pytest.raises(Refusal, match=r"tokenizer_config\.json: 'chat_template'.* accepted: "):

@@ -11,7 +11,9 @@ LINE = b'{"prompt": "a"}\n'
 
 def test_an_object_is_read_with_a_mark_at_its_beginning_and_odd_numbers(tmp_path):
     file = tmp_path / "config.json"
-    file.write_bytes(b'\xef\xbb\xbf{"a": [1e30, NaN], "b": "\xc3\xa9\xe2\x80\xa8\\ud83d\\ude00", "c": 1, "c": 1}')
+    file.write_bytes(
+        b'\xef\xbb\xbf{"a": [1e30, NaN], "b": "\xc3\xa9\xe2\x80\xa8\\ud83d\\ude00", "c": 1, "c": 1}'
+    )
     found = json_texts.read_object(file)
     assert (found["a"][0], found["b"], found["c"]) == (1e30, "é\u2028😀", 1)
 
@@ -24,7 +26,10 @@ def test_an_object_is_read_with_a_mark_at_its_beginning_and_odd_numbers(tmp_path
         (b'{"a": "caf\xe9"}', r":1: found a byte 0xe9 that is not UTF-8"),
         (b'{"a": 1,\n"b":\n"\xff"}', r":3: found a byte 0xff that is not UTF-8"),
         ('{"a": 1}'.encode("utf-16"), r":1: found a byte 0x.. that is not UTF-8"),
-        (b'{"a": {"b": ["x", "y\\ud83d"]}}', r": 'a\.b\[1\]' holds '.ud83d', half of a character; remove it"),
+        (
+            b'{"a": {"b": ["x", "y\\ud83d"]}}',
+            r": 'a\.b\[1\]' holds '.ud83d', half of a character; remove it",
+        ),
         (b'{"a": {"\\ude00": 1}}', "half of a character"),
         (b'{"eos": "a", "eos": "b"}', r'the key "eos" has two values, "a" and "b"'),
         (b'{"a": {"b": 1, "b": 2}}', r'the key "b" has two values, 1 and 2'),
@@ -73,7 +78,9 @@ def test_a_packed_file_that_is_cut_or_none_is_named(tmp_path):
     file = tmp_path / "rows.jsonl.gz"
     for data in (gzip.compress(LINE * 2000)[:60], LINE):
         file.write_bytes(data)
-        with pytest.raises(json_texts.Refusal, match=r"rows\.jsonl\.gz cannot be read after line \d+ \(.+\)"):
+        with pytest.raises(
+            json_texts.Refusal, match=r"rows\.jsonl\.gz cannot be read after line \d+ \(.+\)"
+        ):
             list(json_texts.lines(file))
 
 

@@ -1,4 +1,6 @@
-"""Sentencepiece models: control symbols in a text are their ids, and ids of control symbols their text."""
+"""Sentencepiece models: control symbols in a text are their ids, and ids of control symbols their
+text.
+"""
 
 import pytest
 
@@ -11,7 +13,10 @@ LITERAL = {"remove_extra_whitespaces": False, "byte_fallback": True, "vocab_size
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pieces")
-    options = {"control_symbols": ["[INST]", "[/INST]"], "user_defined_symbols": ["<tool>"]} | LITERAL
+    options = {
+        "control_symbols": ["[INST]", "[/INST]"],
+        "user_defined_symbols": ["<tool>"],
+    } | LITERAL
     return tokenizers.sentencepiece(str(made.pieces(folder, **options)), bos=True)
 
 
@@ -24,9 +29,17 @@ def texts_of(tokenizer, ids):
     ("text", "begin", "end"),
     [
         ("<s>[INST] hi [/INST]", ["<s>", "[INST]", "\u2581hi"], ["[/INST]"]),
-        ("[INST]hi[/INST]</s>", ["<s>", "[INST]", "h"], ["[/INST]", "</s>"]),  # no space where the template has none
+        (
+            "[INST]hi[/INST]</s>",
+            ["<s>", "[INST]", "h"],
+            ["[/INST]", "</s>"],
+        ),  # no space where the template has none
         ("hi [/INST][INST]", ["<s>", "\u2581hi"], ["[/INST]", "[INST]"]),
-        ("<tool> hi", ["<s>", "\u2581", "<tool>", "\u2581hi"], ["\u2581hi"]),  # which the library knows itself
+        (
+            "<tool> hi",
+            ["<s>", "\u2581", "<tool>", "\u2581hi"],
+            ["\u2581hi"],
+        ),  # which the library knows itself
     ],
 )
 def test_marks_in_a_text_are_their_ids(tokenizer, text, begin, end):

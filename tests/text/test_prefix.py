@@ -1,4 +1,6 @@
-"""A tokenizer that begins texts with a BOS begins prompts with exactly one, as transformers does, and completions with none."""
+"""A tokenizer that begins texts with a BOS begins prompts with exactly one, as transformers does,
+and completions with none.
+"""
 
 import json
 
@@ -19,7 +21,9 @@ def folder(tmp_path_factory):
     made = library.Tokenizer(models.WordLevel(VOCABULARY, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.add_special_tokens(["<s>", "</s>", "<pad>"])
-    made.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    made.post_processor = processors.TemplateProcessing(
+        "<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
     made.save(str(place / "tokenizer.json"))
     texts = {
         "eos_token": "</s>",
@@ -49,7 +53,9 @@ def test_prompts_are_padded_before_the_prefix_and_counted_with_it(folder):
     np.testing.assert_array_equal(tokens, [[4, 4, 0, 2], [4, 0, 3, 3]])
     np.testing.assert_array_equal(mask, [[False, False, True, True], [False, True, True, True]])
     assert encoding.count_tokens(tokenizer, ["a", "<s>b b"]) == [2, 3]
-    with pytest.raises(ValueError, match="a prompt has 3 tokens; accepted: 1 to max_prompt_tokens = 2"):
+    with pytest.raises(
+        ValueError, match="a prompt has 3 tokens; accepted: 1 to max_prompt_tokens = 2"
+    ):
         encoding.encode_prompts(["a b"], tokenizer, 2)
 
 
@@ -61,13 +67,20 @@ def test_completions_have_no_bos_and_one_eos(folder):
 
 def test_prompts_are_token_for_token_those_of_transformers(folder):
     transformers = pytest.importorskip("transformers")
-    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), tokenizers.hugging_face(str(folder))
+    theirs, ours = (
+        transformers.AutoTokenizer.from_pretrained(folder),
+        tokenizers.hugging_face(str(folder)),
+    )
     for text in ("a", "b a b", "a unknown b"):
         assert [*encoding.prompt_ids(text, ours), ours.eos_id] == theirs(text)["input_ids"]
 
 
 def test_tokenizers_without_a_prefix_have_none():
-    for tokenizer in (tokenizers.ByteTokenizer(), tokenizers.words(["a"]), tokenizers.characters(["a"])):
+    for tokenizer in (
+        tokenizers.ByteTokenizer(),
+        tokenizers.words(["a"]),
+        tokenizers.characters(["a"]),
+    ):
         assert encoding.prompt_ids("a", tokenizer) == tokenizer.encode("a")
         assert encoding.count_tokens(tokenizer, ["a"]) == [1]
 

@@ -55,7 +55,9 @@ def every_kind(tmp_path, sentencepiece_file):
         "words": tokenizers.make(tokenizers.Config("words"), VOCABULARY),
         "characters": tokenizers.make(tokenizers.Config("characters"), letters),
         "bytes": tokenizers.make(tokenizers.Config("bytes"), None),
-        "sentencepiece": tokenizers.make(tokenizers.Config("sentencepiece", str(sentencepiece_file)), None),
+        "sentencepiece": tokenizers.make(
+            tokenizers.Config("sentencepiece", str(sentencepiece_file)), None
+        ),
         "hf": tokenizers.make(tokenizers.Config("hf", str(folder)), None),
     }
 
@@ -69,7 +71,9 @@ def test_text_comes_back_and_special_ids_leave_no_trace(every_kind, kind):
         assert all(0 <= i < tokenizer.vocab_size for i in ids)
         assert tokenizer.eos_id not in ids
         assert tokenizer.pad_id not in ids
-        assert tokenizer.decode([tokenizer.pad_id, *ids, tokenizer.eos_id, tokenizer.pad_id]) == text
+        assert (
+            tokenizer.decode([tokenizer.pad_id, *ids, tokenizer.eos_id, tokenizer.pad_id]) == text
+        )
     assert 0 <= tokenizer.eos_id < tokenizer.vocab_size
 
 
@@ -87,7 +91,13 @@ def test_ids_of_bytes_are_counted_after_pad_and_eos():
 
 
 @pytest.mark.parametrize(
-    ("text", "word"), [("the dog was good", "'dog'"), ("the  room", "''"), ("the room ", "''"), ("The room", "'The'")]
+    ("text", "word"),
+    [
+        ("the dog was good", "'dog'"),
+        ("the  room", "''"),
+        ("the room ", "''"),
+        ("The room", "'The'"),
+    ],
 )
 def test_an_unknown_word_is_named_with_its_text(text, word):
     with pytest.raises(ValueError, match="vocabulary") as error:
@@ -112,9 +122,18 @@ def test_an_id_outside_the_vocabulary_is_an_error():
             lambda: tokenizers.make(tokenizers.Config("word"), VOCABULARY),
             "no tokenizer 'word'; there are: bytes, characters",
         ),
-        (lambda: tokenizers.make(tokenizers.Config("words"), None), "needs a task with a closed vocabulary"),
-        (lambda: tokenizers.make(tokenizers.Config("hf", "/no/such"), None), "'/no/such' is not there"),
-        (lambda: tokenizers.make(tokenizers.Config("sentencepiece"), None), "'' is not there; it should name"),
+        (
+            lambda: tokenizers.make(tokenizers.Config("words"), None),
+            "needs a task with a closed vocabulary",
+        ),
+        (
+            lambda: tokenizers.make(tokenizers.Config("hf", "/no/such"), None),
+            "'/no/such' is not there",
+        ),
+        (
+            lambda: tokenizers.make(tokenizers.Config("sentencepiece"), None),
+            "'' is not there; it should name",
+        ),
     ],
 )
 def test_errors_name_the_value_and_what_is_accepted(build, message):
@@ -143,7 +162,9 @@ def test_sentencepiece_without_an_end_is_an_error(sentencepiece_file):
 
 def test_hugging_face_finds_eos_and_pad_among_the_added_tokens(tmp_path):
     # 8 words with [UNK], so the added ones are 8 and 9; without a pad, pad is the EOS.
-    both = tokenizers.hugging_face(str(write_hugging_face(tmp_path / "both", ["<|endoftext|>", "<|padding|>"])))
+    both = tokenizers.hugging_face(
+        str(write_hugging_face(tmp_path / "both", ["<|endoftext|>", "<|padding|>"]))
+    )
     assert (both.eos_id, both.pad_id, both.vocab_size) == (8, 9, 10)
     assert both.decode([9, *both.encode("the room"), 8, 9]) == "the room"
     one = tokenizers.hugging_face(str(write_hugging_face(tmp_path / "one", ["<|endoftext|>"])))
@@ -152,7 +173,11 @@ def test_hugging_face_finds_eos_and_pad_among_the_added_tokens(tmp_path):
 
 def test_hugging_face_takes_the_word_of_the_file_beside_it(tmp_path):
     folder = write_hugging_face(tmp_path / "told", ["<|endoftext|>", "<|im_end|>"])
-    beside = {"eos_token": {"content": "<|im_end|>"}, "pad_token": "<|endoftext|>", "bos_token": None}
+    beside = {
+        "eos_token": {"content": "<|im_end|>"},
+        "pad_token": "<|endoftext|>",
+        "bos_token": None,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(beside))
     told = tokenizers.hugging_face(str(folder / "tokenizer.json"))
     assert (told.eos_id, told.pad_id) == (9, 8)

@@ -1,4 +1,6 @@
-"""The laboratory's package as an installed one: on the path of this process and of those that it starts."""
+"""The laboratory's package as an installed one: on the path of this process and of those that it
+starts.
+"""
 
 import os
 from pathlib import Path

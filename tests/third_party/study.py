@@ -1,4 +1,6 @@
-"""A study of the laboratory's components: two gains of its algorithm, on its task, reward and model."""
+"""A study of the laboratory's components: two gains of its algorithm, on its task, reward and
+model.
+"""
 
 from pathlib import Path
 

@@ -22,8 +22,12 @@ GOOD = (
 def battery(*named, only="", more=()):
     """The exit status of pytest with these components, and what it printed."""
     command = [sys.executable, "-m", "pytest", "-q", "-rA", "--tb=short", "-p", "no:cacheprovider"]
-    command += [f"--component={name}" for name in named] + (["-k", only] if only else []) + list(more)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    command += (
+        [f"--component={name}" for name in named] + (["-k", only] if only else []) + list(more)
+    )
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -33,7 +37,8 @@ def test_components_of_a_third_party_pass():
     assert status == 0, said
     passed = [line.split(" ", 1)[1] for line in said.splitlines() if line.startswith("PASSED ")]
     assert all(
-        line.startswith(("tests/algorithms/", "tests/tasks/", "tests/rewards/", "tests/models/")) for line in passed
+        line.startswith(("tests/algorithms/", "tests/tasks/", "tests/rewards/", "tests/models/"))
+        for line in passed
     )
     assert all("my_lab." in line for line in passed)
     for expected in (
@@ -56,14 +61,19 @@ def test_broken_components_fail_with_their_names_and_what_they_break():
         "task=broken_lab.tasks:silent",
         *(f"broken_lab.rewards:{name}" for name in ("noise", "ranked", "short", "not_a_number")),
         "model=broken_lab.decoder",
-        only="micro_batches or tasks or rewards or garbage_under or function_of_its or one_finite or has_all",
+        only="micro_batches or tasks or rewards or garbage_under or function_of_its or one_finite "
+        "or has_all",
     )
     assert status == 1, said
     for words in (
-        "the algorithm broken_lab.mean_loss does not keep a promise of every algorithm: Losses, gradients and metrics of any",
-        "the task broken_lab.tasks:silent is a Silent without verifiable, has_gold, vocabulary, prompt, references, judge",
-        "the reward broken_lab.rewards:noise gives another score when it is asked again: mark it as rewards.api.asked_once",
-        "the score that the reward broken_lab.rewards:ranked gives a completion depends on those beside it",
+        "the algorithm broken_lab.mean_loss does not keep a promise of every algorithm: Losses, "
+        "gradients and metrics of any",
+        "the task broken_lab.tasks:silent is a Silent without verifiable, has_gold, vocabulary, "
+        "prompt, references, judge",
+        "the reward broken_lab.rewards:noise gives another score when it is asked again: mark it "
+        "as rewards.api.asked_once",
+        "the score that the reward broken_lab.rewards:ranked gives a completion depends on those "
+        "beside it",
         "the reward broken_lab.rewards:short gave 11 values (shape (11,)) for 12 completions",
         "the reward broken_lab.rewards:not_a_number gave nan for completion 0 of 12",
     ):
@@ -81,7 +91,10 @@ def test_broken_components_fail_with_their_names_and_what_they_break():
     [
         ("nowhere.mine", "--component=nowhere.mine: no 'nowhere.mine' in rlhf_jax/"),
         ("recipe=my_lab.leave_out", "no kind 'recipe'; accepted: algorithm, task, reward, model"),
-        ("my_lab.units", "what my_lab.units is cannot be told; accepted: KIND=my_lab.units with a kind of"),
+        (
+            "my_lab.units",
+            "what my_lab.units is cannot be told; accepted: KIND=my_lab.units with a kind of",
+        ),
         ("algorithm=my_lab.rewards", "has no function rewards or make"),
         ("model=my_lab.units", "has no function make"),
     ],

@@ -1,4 +1,6 @@
-"""A third-party package in every command: its components by dotted paths or files, their settings from the command line."""
+"""A third-party package in every command: its components by dotted paths or files, their settings
+from the command line.
+"""
 
 import dataclasses
 import json
@@ -33,7 +35,10 @@ NAMED = {
 def arguments(settings, directory=None, sizes=SIZES):
     """The arguments of a command."""
     given = settings | sizes | ({} if directory is None else {"directory": directory})
-    return ["--config=configs/quickstart.py", *(f"--config.{key}={value}" for key, value in given.items())]
+    return [
+        "--config=configs/quickstart.py",
+        *(f"--config.{key}={value}" for key, value in given.items()),
+    ]
 
 
 def lines(path: Path) -> list[dict]:
@@ -46,7 +51,11 @@ def test_a_run_of_components_that_are_not_of_the_package(tmp_path):
     stored = json.loads((directory / "config.json").read_text())
     assert stored["task"] == {"name": "my_lab.tasks", "num_words": 2}
     assert stored["algorithm"] == {"name": "my_lab.leave_out", "gain": 2.5}
-    assert (stored["model"]["family"], stored["model"]["power"], stored["model"]["width"]) == ("my_lab.decoder", 3, 32)
+    assert (stored["model"]["family"], stored["model"]["power"], stored["model"]["width"]) == (
+        "my_lab.decoder",
+        3,
+        32,
+    )
     assert stored["reward_settings"]["brevity"] == {"free_words": 2, "cost": 0.25}
     codes = {"algorithm", "model", "task", "reward.brevity", "reward.overlap"}
     assert {f"code.{key}" for key in codes} <= stored["digests"].keys()
@@ -74,7 +83,12 @@ def test_files_name_the_same_components(tmp_path):
         "reward": f"{lab / 'rewards.py'}:brevity",
         "job": lab / "stages.py:job",
     }
-    more = {"task.num_words": 2, "algorithm.gain": 2.5, "model.power": 3, "reward_settings.brevity.cost": 0.25}
+    more = {
+        "task.num_words": 2,
+        "algorithm.gain": 2.5,
+        "model.power": 3,
+        "reward_settings.brevity.cost": 0.25,
+    }
     run.main(["run", *arguments(named | more, tmp_path / "run")])
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
     assert stored["model"]["power"] == 3
@@ -126,9 +140,14 @@ def test_another_source_makes_cells_old(tmp_path):
 
 
 def test_the_keys_of_a_family_are_those_of_its_first_preset():
-    config = run.parse(["run", *arguments({"model.family": "my_lab.decoder", "model.width": 48}, sizes={})])
+    config = run.parse(
+        ["run", *arguments({"model.family": "my_lab.decoder", "model.width": 48}, sizes={})]
+    )
     assert config.model.to_dict() == build.model("my_lab.decoder", "nano").to_dict() | {"width": 48}
     theirs = run.parse(["run", *arguments({"model.family": "llama"}, sizes={})]).model
     assert theirs.to_dict() == build.model("llama", "quickstart").to_dict()
-    with pytest.raises(Refusal, match=r"no preset 'huge' of the model family my_lab\.decoder; there are: nano, micro"):
+    with pytest.raises(
+        Refusal,
+        match=r"no preset 'huge' of the model family my_lab\.decoder; there are: nano, micro",
+    ):
         build.model("my_lab.decoder", "huge")

@@ -1,4 +1,6 @@
-"""Writes the page of the study of GRPOVI from its ended cells; the rules are those of `protocol.md`."""
+"""Writes the page of the study of GRPOVI from its ended cells; the rules are those of
+`protocol.md`.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,18 +52,34 @@ def of_arm(lines: Sequence[Result], arm: str) -> list[Result]:
 def primary_contrasts(lines: Sequence[Result]) -> list[Contrast]:
     """The four primary contrasts; each arm is a mean over its settings within a seed."""
 
-    def contrast(one: str, other: str, value: object, name: str, margin: float, unit: str, digits: int) -> Contrast:
+    def contrast(
+        one: str, other: str, value: object, name: str, margin: float, unit: str, digits: int
+    ) -> Contrast:
         values = [by_seed(of_arm(lines, arm), value) for arm in (one, other)]  # type: ignore[arg-type]
         return Contrast(name, differences(*values), margin, unit, digits)
 
     points, updates = (GOLD_MARGIN, "points", 2), (UPDATES_MARGIN, "updates", 2)
     return [
         contrast(
-            "grpovi_standardized", "grpo_standardized", gold, "1. GRPOVI − GRPO, with the division: gold", *points
+            "grpovi_standardized",
+            "grpo_standardized",
+            gold,
+            "1. GRPOVI − GRPO, with the division: gold",
+            *points,
         ),
-        contrast("grpovi_centered", "grpo_centered", gold, "2. GRPOVI − GRPO, without the division: gold", *points),
         contrast(
-            "grpovi_standardized", "matched_std", gold, "3. GRPOVI with the division − matched deviation: gold", *points
+            "grpovi_centered",
+            "grpo_centered",
+            gold,
+            "2. GRPOVI − GRPO, without the division: gold",
+            *points,
+        ),
+        contrast(
+            "grpovi_standardized",
+            "matched_std",
+            gold,
+            "3. GRPOVI with the division − matched deviation: gold",
+            *points,
         ),
         contrast(
             "grpovi_standardized",
@@ -79,11 +97,17 @@ def settings_of(lines: Sequence[Result]) -> list[tuple[float, float]]:
 
 
 def at_setting(lines: Sequence[Result], rate: float, weight: float) -> list[Result]:
-    return [line for line in lines if (line["setting"][RATE], line["setting"][KL_WEIGHT]) == (rate, weight)]
+    return [
+        line
+        for line in lines
+        if (line["setting"][RATE], line["setting"][KL_WEIGHT]) == (rate, weight)
+    ]
 
 
 def arms_table(lines: Sequence[Result], arms: Mapping[str, str]) -> str:
-    """A row for each arm: means over its settings within a seed, and cells that never reached gold 2 or diverged."""
+    """A row for each arm: means over its settings within a seed, and cells that never reached gold
+    2 or diverged.
+    """
     rows = []
     for arm, words in arms.items():
         there = of_arm(lines, arm)
@@ -91,9 +115,20 @@ def arms_table(lines: Sequence[Result], arms: Mapping[str, str]) -> str:
             continue
         never = sum(speed(line) == NEVER for line in there)
         diverged = sum(bool(line.get("diverged")) for line in there)
-        values = [with_interval(by_seed(there, value), digits) for value, digits in ((gold, 2), (speed, 1), (_kl, 2))]
+        values = [
+            with_interval(by_seed(there, value), digits)
+            for value, digits in ((gold, 2), (speed, 1), (_kl, 2))
+        ]
         rows.append([words, str(len(there)), *values, str(never), str(diverged)])
-    head = ("arm", "cells", "gold at the end", "updates to gold 2", "KL at the end", "never at gold 2", "diverged")
+    head = (
+        "arm",
+        "cells",
+        "gold at the end",
+        "updates to gold 2",
+        "KL at the end",
+        "never at gold 2",
+        "diverged",
+    )
     return table(head, rows)
 
 
@@ -109,23 +144,39 @@ def grid_table(lines: Sequence[Result], arms: Mapping[str, str]) -> str:
         for arm in arms:
             there = at_setting(of_arm(lines, arm), rate, weight)
             values: list[OfSeed] = [by_seed(there, value) for value in (gold, _kl)]
-            cells.append(f"{with_interval(values[0], 2)} ({np.mean(list(values[1].values())):.1f})" if there else "–")
+            cells.append(
+                f"{with_interval(values[0], 2)} ({np.mean(list(values[1].values())):.1f})"
+                if there
+                else "–"
+            )
         rows.append(cells)
     return table(("learning rate, KL weight", *arms.values()), rows)
 
 
 def frontier(lines: Sequence[Result], arms: Mapping[str, str]) -> Figure:
-    """Gold against KL at the end of training, a line over the KL weights for each arm, a panel for each learning rate."""
+    """Gold against KL at the end of training, a line over the KL weights for each arm, a panel for
+    each learning rate.
+    """
     rates = sorted({rate for rate, _ in settings_of(lines)})
     figure, axes = style.panels(len(rates), 3, 3.8)
     for ax, rate in zip(axes, rates, strict=True):
-        style.axes(ax, f"learning rate {rate:g}", "KL to the SFT policy at the end, nats", "gold at the end, points")
+        style.axes(
+            ax,
+            f"learning rate {rate:g}",
+            "KL to the SFT policy at the end, nats",
+            "gold at the end, points",
+        )
         for place, (arm, words) in enumerate(arms.items()):
             points = []
             for weight in sorted({weight for _, weight in settings_of(lines)}):
                 there = at_setting(of_arm(lines, arm), rate, weight)
                 if there:
-                    points.append([np.mean([_kl(line) for line in there]), np.mean([gold(line) for line in there])])
+                    points.append(
+                        [
+                            np.mean([_kl(line) for line in there]),
+                            np.mean([gold(line) for line in there]),
+                        ]
+                    )
             if points:
                 x, y = np.array(points).T
                 color = style.PART_COLORS[place % len(style.PART_COLORS)]
@@ -137,8 +188,15 @@ def frontier(lines: Sequence[Result], arms: Mapping[str, str]) -> Figure:
 def speeds(lines: Sequence[Result], arms: Mapping[str, str]) -> Figure:
     """Gold against updates, means over seeds and settings, with the range over seeds as a band."""
     figure, axes = style.panels(2, 2, 3.8)
-    for ax, (name, title) in zip(axes, (("gold_mean", "Gold score"), ("kl", "KL to the SFT policy")), strict=True):
-        style.axes(ax, f"{title}, mean over the 12 settings", "update", "points" if name == "gold_mean" else "nats")
+    for ax, (name, title) in zip(
+        axes, (("gold_mean", "Gold score"), ("kl", "KL to the SFT policy")), strict=True
+    ):
+        style.axes(
+            ax,
+            f"{title}, mean over the 12 settings",
+            "update",
+            "points" if name == "gold_mean" else "nats",
+        )
         for place, (arm, words) in enumerate(arms.items()):
             curves = mean_curves(of_arm(lines, arm), name)
             if not curves:
@@ -147,18 +205,30 @@ def speeds(lines: Sequence[Result], arms: Mapping[str, str]) -> Figure:
             values = np.array([[curve[update] for update in updates] for curve in curves.values()])
             color = style.PART_COLORS[place % len(style.PART_COLORS)]
             ax.plot(updates, values.mean(axis=0), color=color, linewidth=1.4, label=words)
-            ax.fill_between(updates, values.min(axis=0), values.max(axis=0), color=color, alpha=0.12, linewidth=0)
+            ax.fill_between(
+                updates,
+                values.min(axis=0),
+                values.max(axis=0),
+                color=color,
+                alpha=0.12,
+                linewidth=0,
+            )
         ax.legend(fontsize=7, frameon=False, labelcolor=style.INK)
     return figure
 
 
 def mean_curves(lines: Sequence[Result], name: str) -> dict[int, dict[int, float]]:
-    """seed -> update -> the mean of a figure over the seed's settings; of the runs that came to their end."""
+    """seed -> update -> the mean of a figure over the seed's settings; of the runs that came to
+    their end.
+    """
     found: dict[int, dict[int, list[float]]] = {}
     for line in lines:
         for point in () if line.get("diverged") else line["curve"]:
             found.setdefault(line["seed"], {}).setdefault(point["update"], []).append(point[name])
-    return {seed: {update: sum(v) / len(v) for update, v in curve.items()} for seed, curve in found.items()}
+    return {
+        seed: {update: sum(v) / len(v) for update, v in curve.items()}
+        for seed, curve in found.items()
+    }
 
 
 def pages(lines: Sequence[Result]) -> dict[str, str | Figure]:

@@ -1,7 +1,9 @@
-"""Writes the page of the study of off-policyness from its ended cells; the rules are those of `protocol.md`.
+"""Writes the page of the study of off-policyness from its ended cells; the rules are those of
+`protocol.md`.
 
-The paper's numbers are those of Noukhovitch et al. 2024 (arXiv 2410.18252) for a policy of 410 million parameters on TL;DR, as
-table 1 of arXiv 2503.18929 prints them: win-rate and "KL (perplexity)" of near-greedy completions. Its data age is age + 1.
+The paper's numbers are those of Noukhovitch et al. 2024 (arXiv 2410.18252) for a policy of 410
+million parameters on TL;DR, as table 1 of arXiv 2503.18929 prints them: win-rate and "KL
+(perplexity)" of near-greedy completions. Its data age is age + 1.
 """
 
 from collections.abc import Sequence
@@ -44,15 +46,31 @@ def primary_contrasts(lags: Sequence[Group], minibatches: Sequence[Group]) -> li
     lag, count = max(lags[0].values), max(minibatches[0].values)
     found = []
     for algorithm in ("rloo", "ppo"):
-        values = difference_of_drops(group(lags, algorithm, PAPER_CORRECTION), group(lags, ROBUST), lag, "win_rate")
-        found.append((f"drop of {algorithm.upper()} (proximal) − drop of Online DPO, lag {lag}", values))
+        values = difference_of_drops(
+            group(lags, algorithm, PAPER_CORRECTION), group(lags, ROBUST), lag, "win_rate"
+        )
+        found.append(
+            (f"drop of {algorithm.upper()} (proximal) − drop of Online DPO, lag {lag}", values)
+        )
     for algorithm in ("rloo", "ppo"):
-        values = difference_of_drops(group(minibatches, algorithm), group(minibatches, ROBUST), count, "win_rate")
+        values = difference_of_drops(
+            group(minibatches, algorithm), group(minibatches, ROBUST), count, "win_rate"
+        )
         found.append((f"drop of {algorithm.upper()} − drop of Online DPO, N {count}", values))
     for algorithm in ("rloo", "ppo"):
-        pair = [drop(group(lags, algorithm, name), lag, "win_rate") for name in ("behavior", "truncate")]
-        found.append((f"drop of {algorithm.upper()} with behavior − with truncate, lag {lag}", differences(*pair)))
-    return [Contrast(f"{n}. {name}", values, MARGIN, "of win-rate", 3) for n, (name, values) in enumerate(found, 1)]
+        pair = [
+            drop(group(lags, algorithm, name), lag, "win_rate") for name in ("behavior", "truncate")
+        ]
+        found.append(
+            (
+                f"drop of {algorithm.upper()} with behavior − with truncate, lag {lag}",
+                differences(*pair),
+            )
+        )
+    return [
+        Contrast(f"{n}. {name}", values, MARGIN, "of win-rate", 3)
+        for n, (name, values) in enumerate(found, 1)
+    ]
 
 
 def one_step_late(lags: Sequence[Group]) -> str:
@@ -67,7 +85,9 @@ def one_step_late(lags: Sequence[Group]) -> str:
 
 
 def drops_table(found: Sequence[Group]) -> str:
-    """A row for each group and value: ages, drops, gold at one KL with the seeds that cannot be read, collapsed runs."""
+    """A row for each group and value: ages, drops, gold at one KL with the seeds that cannot be
+    read, collapsed runs.
+    """
     symbol = SYMBOL[found[0].axis]
     head = ("", symbol, "mean, largest age", "win-rate", "drop in win-rate", "drop in gold")
     head += (f"gold at one KL − {symbol} {found[0].first}", "seeds not read", "collapsed")
@@ -77,7 +97,9 @@ def drops_table(found: Sequence[Group]) -> str:
             age, runs = one.age(value), one.arms[value]
             fallen = sum(map(collapsed, runs))
             cells = [one.name, str(value), f"{age['mean']:.3g}, {age['max']:g}"]
-            cells.append(with_interval(one.figure(value, "win_rate"), 3) if not fallen else "see below")
+            cells.append(
+                with_interval(one.figure(value, "win_rate"), 3) if not fallen else "see below"
+            )
             if value == one.first:
                 cells += ["–", "–", "–", "–"]
             else:
@@ -98,15 +120,23 @@ def split(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def arms_table(results: Sequence[Result], edges: dict[str, bool]) -> str:
-    """A row for each arm: its learning rate, marked where it lies on an edge of what was tried, and its last figures."""
+    """A row for each arm: its learning rate, marked where it lies on an edge of what was tried, and
+    its last figures.
+    """
     rows = []
     for arm, of_arm in split(results).items():
         rate = f"{of_arm[0]['setting'][RATE]:g}{' (edge)' if edges.get(arm) else ''}"
         cells = [arm, rate, str(len(of_arm))]
         for name, digits in (("win_rate", 3), ("gold_mean", 2), ("reward_mean", 2), ("kl", 2)):
-            cells.append(with_interval(by_seed(of_arm, lambda result, name=name: final(result, name)), digits))
+            cells.append(
+                with_interval(
+                    by_seed(of_arm, lambda result, name=name: final(result, name)), digits
+                )
+            )
         rows.append(cells)
-    return table(("arm", "learning rate", "seeds", "win-rate", "gold", "learned reward", "KL"), rows)
+    return table(
+        ("arm", "learning rate", "seeds", "win-rate", "gold", "learned reward", "KL"), rows
+    )
 
 
 def collapsed_table(results: Sequence[Result]) -> str:
@@ -116,7 +146,8 @@ def collapsed_table(results: Sequence[Result]) -> str:
         if any(map(collapsed, of_arm)):
             runs = sorted(of_arm, key=lambda result: result["seed"])
             ends = [
-                f"{number(final(run, 'win_rate'), 2)}{' (diverged)' if run.get('diverged') else ''}" for run in runs
+                f"{number(final(run, 'win_rate'), 2)}{' (diverged)' if run.get('diverged') else ''}"
+                for run in runs
             ]
             tops = [number(max(line["win_rate"] for line in run["curve"]), 2) for run in runs]
             rows.append([arm, " / ".join(tops), " / ".join(ends)])
@@ -126,22 +157,35 @@ def collapsed_table(results: Sequence[Result]) -> str:
 
 
 def paper_table(lags: Sequence[Group], minibatches: Sequence[Group]) -> str:
-    """The paper's figures beside ours of the same data age on either axis: greedy win-rate / KL as perplexity."""
+    """The paper's figures beside ours of the same data age on either axis: greedy win-rate / KL as
+    perplexity.
+    """
 
     def ours(found: Sequence[Group], algorithm: str, correction: str, value: int) -> str:
         runs = group(found, algorithm, correction).arms.get(value, [])
         if not runs:
             return ""
-        means = [by_seed(runs, lambda run, key=key: final(run, key)) for key in ("win_rate_greedy", "kl_perplexity")]
+        means = [
+            by_seed(runs, lambda run, key=key: final(run, key))
+            for key in ("win_rate_greedy", "kl_perplexity")
+        ]
         return " / ".join(f"{sum(mean.values()) / len(mean):.3f}" for mean in means)
 
     rows = []
     for algorithm, of_age in PAPER.items():
         correction = "" if algorithm == ROBUST else PAPER_CORRECTION
         for age, (rate, perplexity) in of_age.items():
-            beside = [ours(lags, algorithm, correction, age - 1), ours(minibatches, algorithm, "", age)]
-            rows.append([algorithm.replace("_", " "), str(age), f"{rate:.2f} / {perplexity:.2f}", *beside])
-    return table(("", "data age", "paper, 410m on TL;DR", "ours, lag = data age − 1", "ours, N = data age"), rows)
+            beside = [
+                ours(lags, algorithm, correction, age - 1),
+                ours(minibatches, algorithm, "", age),
+            ]
+            rows.append(
+                [algorithm.replace("_", " "), str(age), f"{rate:.2f} / {perplexity:.2f}", *beside]
+            )
+    return table(
+        ("", "data age", "paper, 410m on TL;DR", "ours, lag = data age − 1", "ours, N = data age"),
+        rows,
+    )
 
 
 def on_edges(lines: Sequence[Result]) -> dict[str, bool]:
@@ -151,7 +195,10 @@ def on_edges(lines: Sequence[Result]) -> dict[str, bool]:
         if line["purpose"] == "tune":
             tried.setdefault(line["arm"], set()).add(line["setting"][RATE])
     reported = {line["arm"]: line["setting"][RATE] for line in lines if line["purpose"] == "report"}
-    return {arm: bool(tried.get(arm)) and rate in (min(tried[arm]), max(tried[arm])) for arm, rate in reported.items()}
+    return {
+        arm: bool(tried.get(arm)) and rate in (min(tried[arm]), max(tried[arm]))
+        for arm, rate in reported.items()
+    }
 
 
 def pages(lines: Sequence[Result]) -> dict[str, str | Figure]:

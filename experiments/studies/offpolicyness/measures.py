@@ -1,9 +1,10 @@
-"""Measures of the study of off-policyness: drops from the fresh arm, differences of drops, collapse, and gold at one KL.
+"""Measures of the study of off-policyness: drops from the fresh arm, differences of drops,
+collapse, and gold at one KL.
 
-An *axis* is a key of the schedule (`num_minibatches`, `lag`, `num_epochs`, `samples_per_prompt`). A group of it is everything
-that differs in that key alone: axes are never pooled. A correction is an axis of lag alone: the fresh arm of an algorithm,
-where behavior and proximal policy are one, is the first value of each of its corrections' groups. All comparisons are made
-seed by seed:
+An *axis* is a key of the schedule (`num_minibatches`, `lag`, `num_epochs`, `samples_per_prompt`). A
+group of it is everything that differs in that key alone: axes are never pooled. A correction is an
+axis of lag alone: the fresh arm of an algorithm, where behavior and proximal policy are one, is the
+first value of each of its corrections' groups. All comparisons are made seed by seed:
 
     drop of a value          the figure of the group's first value − the figure of this one, at the end of training
     difference of drops      the drop of one group − the drop of another: positive where the first is less robust
@@ -20,18 +21,26 @@ from rlhf_jax.report.statistics import OfSeed, Result, at_kl, differences, final
 
 AXES = ("num_minibatches", "lag", "num_epochs", "samples_per_prompt")
 AGE_AXES = ("num_minibatches", "lag")
-USUAL = {"num_minibatches": 1, "lag": 0, "num_epochs": 1}  # values that a group's name does not mention
+USUAL = {
+    "num_minibatches": 1,
+    "lag": 0,
+    "num_epochs": 1,
+}  # values that a group's name does not mention
 SYMBOL = {"num_minibatches": "N", "lag": "lag", "num_epochs": "T", "samples_per_prompt": "K"}
 FALL = 0.10  # of win-rate below its largest earlier value: a run has collapsed (protocol.md)
-CORRECTIONS = {("behavior", "none"): "behavior", ("proximal", "none"): "proximal", ("proximal", "truncate"): "truncate"}
+CORRECTIONS = {
+    ("behavior", "none"): "behavior",
+    ("proximal", "none"): "proximal",
+    ("proximal", "truncate"): "truncate",
+}
 
 
 @dataclass(frozen=True)
 class Group:
     """Arms that differ in one axis alone; `arms` has the results of each of its values, which rise.
 
-    `name` has the group's differences to the axis's others. `correction` is "" for an algorithm without a ratio, and on an axis
-    other than lag.
+    `name` has the group's differences to the axis's others. `correction` is "" for an algorithm
+    without a ratio, and on an axis other than lag.
     """
 
     axis: str
@@ -68,11 +77,17 @@ def correction_of(result: Result) -> str:
 
 
 def groups(results: Sequence[Result], axis: str) -> list[Group]:
-    """The groups of an axis that have more than one of its values, in the order in which their arms are given."""
+    """The groups of an axis that have more than one of its values, in the order in which their arms
+    are given.
+    """
     of_key: dict[tuple[Any, ...], dict[int, list[Result]]] = {}
     corrections: dict[tuple[Any, ...], list[str]] = {}
     for result in results:
-        key, correction, value = _rest(result, axis), correction_of(result), result["schedule"][axis]
+        key, correction, value = (
+            _rest(result, axis),
+            correction_of(result),
+            result["schedule"][axis],
+        )
         of_key.setdefault((key, correction), {}).setdefault(value, []).append(result)
         known = corrections.setdefault(key, [])
         if correction not in known:
@@ -108,7 +123,9 @@ def described(place: tuple[Any, ...], correction: str) -> list[str]:
     """The properties that a group's arms have in common, in words; `place` is what `_rest` gives."""
     algorithm, policy, reward, rest = place
     parts = [algorithm.replace("_", " ")]
-    parts += [f"{role} {name}" for role, name in (("policy", policy), ("reward model", reward)) if name]
+    parts += [
+        f"{role} {name}" for role, name in (("policy", policy), ("reward model", reward)) if name
+    ]
     parts += [f"{SYMBOL[key]} {value}" for key, value in rest if value != USUAL.get(key, value)]
     return parts + ([correction] if correction else [])
 
@@ -124,7 +141,8 @@ def difference_of_drops(group: Group, other: Group, value: int, name: str) -> Of
 
 
 def at_one_kl(group: Group, value: int, name: str = "gold_mean") -> tuple[OfSeed, list[int]]:
-    """A figure at the largest KL that both this value and the first one reached, minus that of the first one.
+    """A figure at the largest KL that both this value and the first one reached, minus that of the
+    first one.
 
     Also the seeds that are left out, since one of the two curves was not measured there.
     """
@@ -144,7 +162,9 @@ def at_one_kl(group: Group, value: int, name: str = "gold_mean") -> tuple[OfSeed
 
 
 def collapsed(result: Result) -> bool:
-    """A run that diverged, or whose last win-rate is more than `FALL` below the largest that was evaluated before it."""
+    """A run that diverged, or whose last win-rate is more than `FALL` below the largest that was
+    evaluated before it.
+    """
     if result.get("diverged"):
         return True
     rates = [line["win_rate"] for line in result["curve"]]

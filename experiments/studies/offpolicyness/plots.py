@@ -1,6 +1,7 @@
 """Draws a study of staleness: win-rate against KL by age, and final figures against age.
 
-After Figures 3 and 4 of Noukhovitch et al. 2024, arXiv 2410.18252. Every function takes the groups of one axis.
+After Figures 3 and 4 of Noukhovitch et al. 2024, arXiv 2410.18252. Every function takes the groups
+of one axis.
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,10 @@ def look(place: int, count: int) -> dict[str, Any]:
 def mean_curve(results: Sequence[Result], *names: str) -> list[np.ndarray]:
     """Figures of a curve's evaluations, each a mean over the seeds that came to their end."""
     whole = [result for result in results if not result.get("diverged")]
-    return [np.mean([[line[name] for line in result["curve"]] for result in whole], axis=0) for name in names]
+    return [
+        np.mean([[line[name] for line in result["curve"]] for result in whole], axis=0)
+        for name in names
+    ]
 
 
 def legend(ax: Axes, place: Any = "best", columns: int = 1) -> None:
@@ -45,23 +49,45 @@ def legend(ax: Axes, place: Any = "best", columns: int = 1) -> None:
 
 
 def against(groups: Sequence[Group], divergence: str) -> Figure:
-    """Win-rate against a measure of KL, a panel for each group, a line for each value, the end of training marked.
+    """Win-rate against a measure of KL, a panel for each group, a line for each value, the end of
+    training marked.
 
     Args:
       groups: of one axis.
-      divergence: "kl", true KL of samples at temperature 1; or "kl_perplexity", the paper's measure.
+      divergence: "kl", true KL of samples at temperature 1; or "kl_perplexity", the paper's
+        measure.
 
     The segment between the SFT policy and the first evaluation in training is dotted.
     """
     figure, axes = style.panels(len(groups), 4 if len(groups) > 3 else len(groups), 3.6)
     for ax, group in zip(axes, groups, strict=True):
-        style.axes(ax, group.name, KL if divergence == "kl" else "KL as perplexity, greedy", "gold win-rate")
+        style.axes(
+            ax,
+            group.name,
+            KL if divergence == "kl" else "KL as perplexity, greedy",
+            "gold win-rate",
+        )
         for place, value in enumerate(group.values):
             kl, figures = mean_curve(group.arms[value], divergence, "win_rate")
             seen = look(place, len(group.values))
             ax.plot(kl[:2], figures[:2], ":", color=seen["color"], linewidth=1)
-            ax.plot(kl[1:], figures[1:], linewidth=1.3, markersize=3, label=f"{SYMBOL[group.axis]} {value}", **seen)
-            ax.plot(kl[-1:], figures[-1:], markersize=8, markeredgecolor=INK, markeredgewidth=0.8, zorder=3, **seen)
+            ax.plot(
+                kl[1:],
+                figures[1:],
+                linewidth=1.3,
+                markersize=3,
+                label=f"{SYMBOL[group.axis]} {value}",
+                **seen,
+            )
+            ax.plot(
+                kl[-1:],
+                figures[-1:],
+                markersize=8,
+                markeredgecolor=INK,
+                markeredgewidth=0.8,
+                zorder=3,
+                **seen,
+            )
         legend(ax)
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     if len(groups) > 1:
@@ -78,17 +104,24 @@ def share_limits(axes: Sequence[Axes]) -> None:
 
 
 def by_value(ax: Axes, groups: Sequence[Group], name: str) -> None:
-    """Means of a last figure with 95 % intervals against the axis's values, side by side for each group.
+    """Means of a last figure with 95 % intervals against the axis's values, side by side for each
+    group.
 
     A colour and marker for each algorithm, a kind of line for each correction.
     """
     values = sorted({value for group in groups for value in group.values})
     algorithms = list(dict.fromkeys(group.algorithm for group in groups))
     for place, group in enumerate(groups):
-        means, halves = zip(*(interval(group.figure(value, name)) for value in group.values), strict=True)
+        means, halves = zip(
+            *(interval(group.figure(value, name)) for value in group.values), strict=True
+        )
         shift = 0.5 * (place / max(1, len(groups) - 1) - 0.5)
         number = algorithms.index(group.algorithm)
-        look_of_group: dict[str, Any] = {"color": PART_COLORS[number], "marker": MARKERS[number], "label": group.name}
+        look_of_group: dict[str, Any] = {
+            "color": PART_COLORS[number],
+            "marker": MARKERS[number],
+            "label": group.name,
+        }
         ax.errorbar(
             [values.index(value) + shift for value in group.values],
             means,

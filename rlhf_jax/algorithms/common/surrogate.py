@@ -50,12 +50,22 @@ def corrected_batch(
         fields["staleness_RC"] = staleness_weight(
             correction, scores.proximal_logprob_BC, samples.behavior_logprob_BC, samples.mask_BC
         )
-    return make_batch(samples, scores, advantage_RC=select(advantage_BC, samples.mask_BC), figures=figures, **fields)
+    return make_batch(
+        samples,
+        scores,
+        advantage_RC=select(advantage_BC, samples.mask_BC),
+        figures=figures,
+        **fields,
+    )
 
 
 def log_ratio(outputs: Outputs, batch: Batch, correction: Correction) -> Array:
     """log π − log of what the ratio is taken to, `[R, C]`; 0 under the mask."""
-    base_RC = batch.behavior_logprob_RC if correction.ratio_to == "behavior" else batch.proximal_logprob_RC
+    base_RC = (
+        batch.behavior_logprob_RC
+        if correction.ratio_to == "behavior"
+        else batch.proximal_logprob_RC
+    )
     assert base_RC is not None
     return select(outputs.logprob_RC, batch.mask_RC) - select(base_RC, batch.mask_RC)
 
@@ -63,7 +73,9 @@ def log_ratio(outputs: Outputs, batch: Batch, correction: Correction) -> Array:
 def token_surrogate(
     outputs: Outputs, batch: Batch, correction: Correction, clip_low: float, clip_high: float
 ) -> tuple[Array, dict[str, Metric]]:
-    """The clipped surrogate of each token, weighted by its staleness, `[R, C]` and 0 under the mask; and metrics."""
+    """The clipped surrogate of each token, weighted by its staleness, `[R, C]` and 0 under the
+    mask; and metrics.
+    """
     assert batch.advantage_RC is not None
     mask_RC, advantage_RC = batch.mask_RC, batch.advantage_RC
     log_RC = jnp.clip(log_ratio(outputs, batch, correction), -MAX_LOG, MAX_LOG)
@@ -76,7 +88,9 @@ def token_surrogate(
 
 
 def ratio_metrics(ratio: Array, weight: Array, clipped: Array, mask: Array) -> dict[str, Metric]:
-    """Mean, 99th percentile and largest of the ratio, the share clipped, and the effective share of ratio times weight."""
+    """Mean, 99th percentile and largest of the ratio, the share clipped, and the effective share of
+    ratio times weight.
+    """
     count = masked_count(mask)
     place = jnp.clip(ratio * (RATIO_BINS / LARGEST_RATIO), 0, RATIO_BINS - 1).astype(jnp.int32)
     counts = (

@@ -1,1 +1,3 @@
-"""Transfers of arrays between shardings: reshard strategies, copies between devices, per-host arrays."""
+"""Transfers of arrays between shardings: reshard strategies, copies between devices, per-host
+arrays.
+"""

@@ -1,9 +1,11 @@
-"""Carries out a plan of pieces: cut on the devices that hold them, copied device to device, put together where they belong.
+"""Carries out a plan of pieces: cut on the devices that hold them, copied device to device, put
+together where they belong.
 
-Everything a device has to cut, and everything it has to put together, of a group of arrays is one compiled program; all that
-travels, and every shard that stays where it is, is one batched copy. No array passes through host memory, and no result shares
-a buffer with a source. (Small pieces packed into one array for each pair of devices were dispatched in 3.6 instead of 5.8 ms,
-28 leaves from 4 devices to 8 on CPU, and compiled in 2.3 instead of 0.7 s: not worth it.)
+Everything a device has to cut, and everything it has to put together, of a group of arrays is one
+compiled program; all that travels, and every shard that stays where it is, is one batched copy. No
+array passes through host memory, and no result shares a buffer with a source. (Small pieces packed
+into one array for each pair of devices were dispatched in 3.6 instead of 5.8 ms, 28 leaves from 4
+devices to 8 on CPU, and compiled in 2.3 instead of 0.7 s: not worth it.)
 """
 
 from collections import defaultdict
@@ -16,7 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from rlhf_jax.devices.transfer.intersections import Box, band, boxes, devices_of, pieces, relative, size_of
+from rlhf_jax.devices.transfer.intersections import (
+    Box,
+    band,
+    boxes,
+    devices_of,
+    pieces,
+    relative,
+    size_of,
+)
 from rlhf_jax.types import Array
 
 Exchange = Callable[[Sequence[Array], Sequence[list[Array]] | None], list[list[Array]]]
@@ -34,12 +44,16 @@ class Leaf:
 
     @property
     def carried(self) -> np.dtype:
-        """The dtype that travels, which is the smaller: cast before the move to a smaller one, after it to a larger."""
+        """The dtype that travels, which is the smaller: cast before the move to a smaller one,
+        after it to a larger.
+        """
         return min(self.result, self.dtype, key=lambda dtype: dtype.itemsize)
 
 
 def extra_bytes(leaf: Leaf, place: int = 0, num_bands: int = 1) -> int:
-    """The most that a device holds beside sources and results while the leaf's pieces (of one band) travel."""
+    """The most that a device holds beside sources and results while the leaf's pieces (of one band)
+    travel.
+    """
     held: dict[Any, int] = defaultdict(int)
     for box, source, target in pieces(leaf.shape, leaf.source, leaf.target, place, num_bands):
         if source != target:
@@ -49,19 +63,27 @@ def extra_bytes(leaf: Leaf, place: int = 0, num_bands: int = 1) -> int:
 
 
 def make_exchange(leaves: Sequence[Leaf], place: int = 0, num_bands: int = 1) -> Exchange:
-    """A function `(arrays, buffers) -> for each leaf the target's shards, in the target's order of devices`.
+    """A function `(arrays, buffers) -> for each leaf the target's shards, in the target's order of
+    devices`.
 
     It returns before anything has been copied.
 
     Args:
       leaves: what it is given arrays of: all lie on the same devices and go to the same devices.
-      place, num_bands: which band of a single leaf it moves (see `pieces.band`): into the `buffers` that the band before it
+      place, num_bands: which band of a single leaf it moves (see `pieces.band`): into the `buffers`
+      that the band before it
         returned, which it donates; the first makes them and is given None.
     """
     cuts = {device: _Cuts(leaves, device) for device in devices_of(leaves[0].source)}
-    joins = {device: _Joins(leaves, device, place, num_bands) for device in devices_of(leaves[0].target)}
-    route: list[tuple[Any, int]] = []  # of what is copied: its source, and the place among what that sends
-    targets: list[SingleDeviceSharding] = []  # given bare devices, `device_put` would copy one by one
+    joins = {
+        device: _Joins(leaves, device, place, num_bands) for device in devices_of(leaves[0].target)
+    }
+    route: list[
+        tuple[Any, int]
+    ] = []  # of what is copied: its source, and the place among what that sends
+    targets: list[
+        SingleDeviceSharding
+    ] = []  # given bare devices, `device_put` would copy one by one
     for which, leaf in enumerate(leaves):
         for box, source, target in pieces(leaf.shape, leaf.source, leaf.target, place, num_bands):
             kept = source == target and not joins[target].is_whole(which, box)
@@ -72,8 +94,12 @@ def make_exchange(leaves: Sequence[Leaf], place: int = 0, num_bands: int = 1) ->
     for join in joins.values():
         join.close()
 
-    def exchange(arrays: Sequence[Array], buffers: Sequence[list[Array]] | None = None) -> list[list[Array]]:
-        shards = [{shard.device: shard.data for shard in array.addressable_shards} for array in arrays]
+    def exchange(
+        arrays: Sequence[Array], buffers: Sequence[list[Array]] | None = None
+    ) -> list[list[Array]]:
+        shards = [
+            {shard.device: shard.data for shard in array.addressable_shards} for array in arrays
+        ]
         cut = {device: one.run(shards) for device, one in cuts.items()}
         leaving = [cut[source][index] for source, index in route]
         arrived = jax.device_put(leaving, targets, may_alias=False) if leaving else []
@@ -88,7 +114,9 @@ def make_exchange(leaves: Sequence[Leaf], place: int = 0, num_bands: int = 1) ->
 
 
 class _Cuts:
-    """The shards that one device sends: whole ones unchanged; the others are cut or cast by one program."""
+    """The shards that one device sends: whole ones unchanged; the others are cut or cast by one
+    program.
+    """
 
     def __init__(self, leaves: Sequence[Leaf], device: Any) -> None:
         self.leaves, self.device = leaves, device
@@ -101,7 +129,9 @@ class _Cuts:
         if (which, box) not in self.sent:
             leaf = self.leaves[which]
             self.sent[which, box] = len(self.sent)
-            self.is_cut.append(box != boxes(leaf.source, leaf.shape)[self.device] or leaf.carried != leaf.dtype)
+            self.is_cut.append(
+                box != boxes(leaf.source, leaf.shape)[self.device] or leaf.carried != leaf.dtype
+            )
         return self.sent[which, box]
 
     def cut(self, shards: dict[int, Array]) -> list[Array]:
@@ -121,7 +151,9 @@ class _Cuts:
 
 
 class _Joins:
-    """The shards that one device concatenates, by one program; a shard that arrives whole needs none."""
+    """The shards that one device concatenates, by one program; a shard that arrives whole needs
+    none.
+    """
 
     def __init__(self, leaves: Sequence[Leaf], device: Any, place: int, num_bands: int) -> None:
         self.leaves, self.device, self.place, self.num_bands = leaves, device, place, num_bands
@@ -134,22 +166,33 @@ class _Joins:
         """True where a box that arrives is the whole target shard."""
         leaf = self.leaves[which]
         return (
-            self.num_bands == 1 and leaf.carried == leaf.result and box == boxes(leaf.target, leaf.shape)[self.device]
+            self.num_bands == 1
+            and leaf.carried == leaf.result
+            and box == boxes(leaf.target, leaf.shape)[self.device]
         )
 
     def close(self) -> None:
-        """All parts are known: tells the shards that arrive as they shall be from the others, and what those need."""
+        """All parts are known: tells the shards that arrive as they shall be from the others, and
+        what those need.
+        """
         first = [parts[0] if parts else ((), None) for parts in self.parts]
-        whole = [bool(parts) and self.is_whole(which, parts[0][0]) for which, parts in enumerate(self.parts)]
+        whole = [
+            bool(parts) and self.is_whole(which, parts[0][0])
+            for which, parts in enumerate(self.parts)
+        ]
         self.whole = [
-            (which, arrival) for which, (_, arrival) in enumerate(first) if whole[which] and arrival is not None
+            (which, arrival)
+            for which, (_, arrival) in enumerate(first)
+            if whole[which] and arrival is not None
         ]
         self.joined = [which for which in range(len(self.parts)) if not whole[which]]
         used = [(which, arrival) for which in self.joined for _, arrival in self.parts[which]]
         self.kept = {which for which, arrival in used if arrival is None}
         self.used = {arrival for _, arrival in used if arrival is not None}
 
-    def join(self, kept: dict[int, Array], arrived: dict[int, Array], before: list[Array]) -> list[Array]:
+    def join(
+        self, kept: dict[int, Array], arrived: dict[int, Array], before: list[Array]
+    ) -> list[Array]:
         made = []
         for which in self.joined:
             leaf = self.leaves[which]
@@ -161,13 +204,19 @@ class _Joins:
                     part = arrived[arrival]
                 parts.append((box, as_bits(part.astype(leaf.result))))
             joined = _joined(parts, 0)
-            made.append(from_bits(joined, leaf.result) if self.num_bands == 1 else self.written(leaf, joined, before))
+            made.append(
+                from_bits(joined, leaf.result)
+                if self.num_bands == 1
+                else self.written(leaf, joined, before)
+            )
         return made
 
     def written(self, leaf: Leaf, joined: Array, before: list[Array]) -> Array:
         """The buffer with this band in it; the first band makes it."""
         whole = boxes(leaf.target, leaf.shape)[self.device]
-        buffer = before[0] if before else jnp.zeros([stop - start for start, stop in whole], leaf.result)
+        buffer = (
+            before[0] if before else jnp.zeros([stop - start for start, stop in whole], leaf.result)
+        )
         part = band(whole, self.place, self.num_bands)
         if part is None:
             return buffer
@@ -187,8 +236,10 @@ class _Joins:
 
 
 def as_bits(array: Array) -> Array:
-    """Floating-point numbers as unsigned integers of their width: XLA's CPU compiler computes with bfloat16 in float32, also
-    where it only moves them (two 25152 x 192 side by side: 25 ms, as uint16 1.3 ms)."""
+    """Floating-point numbers as unsigned integers of their width: XLA's CPU compiler computes with
+    bfloat16 in float32, also where it only moves them (two 25152 x 192 side by side: 25 ms, as
+    uint16 1.3 ms).
+    """
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return array
     return jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * array.dtype.itemsize}"))
@@ -196,7 +247,9 @@ def as_bits(array: Array) -> Array:
 
 def from_bits(array: Array, dtype: Any) -> Array:
     """Undoes `as_bits`."""
-    return jax.lax.bitcast_convert_type(array, dtype) if jnp.issubdtype(dtype, jnp.floating) else array
+    return (
+        jax.lax.bitcast_convert_type(array, dtype) if jnp.issubdtype(dtype, jnp.floating) else array
+    )
 
 
 def _joined(parts: list[tuple[Box, Array]], dim: int) -> Array:

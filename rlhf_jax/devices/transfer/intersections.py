@@ -1,8 +1,10 @@
-"""Index boxes that travel between devices when an array's sharding changes: intersections of source and target shards.
+"""Index boxes that travel between devices when an array's sharding changes: intersections of source
+and target shards.
 
-The explicit plan of ReaLHF's parameter reallocation (Mei et al. 2024, arXiv 2406.14088, §4.2 of the engine: each target shard
-takes its overlap with every source shard, from a holder on its own device where there is one), for any pair of shardings
-instead of tensor and pipeline groups, and without multicast: a target shard receives exactly what its device lacks,
+The explicit plan of ReaLHF's parameter reallocation (Mei et al. 2024, arXiv 2406.14088, §4.2 of the
+engine: each target shard takes its overlap with every source shard, from a holder on its own device
+where there is one), for any pair of shardings instead of tensor and pipeline groups, and without
+multicast: a target shard receives exactly what its device lacks,
 
     Σ over targets d of |box_d| - |box_d ∩ source box on d|,
 
@@ -68,7 +70,10 @@ def size_of(box: Box) -> int:
 def intersect(one: Box, other: Box) -> Box | None:
     """The box that two boxes share, or None; along a dimension of size 0 all boxes meet."""
     shared = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(one, other, strict=True))
-    meet = (start < stop or a == b == c == d for (start, stop), (a, b), (c, d) in zip(shared, one, other, strict=True))
+    meet = (
+        start < stop or a == b == c == d
+        for (start, stop), (a, b), (c, d) in zip(shared, one, other, strict=True)
+    )
     return shared if all(meet) else None
 
 
@@ -78,7 +83,9 @@ def relative(box: Box, within: Box) -> tuple[slice, ...]:
 
 
 def band(box: Box, place: int, num_bands: int) -> Box | None:
-    """The `place`-th of `num_bands` parts of a box, cut along its longest dimension; None where that one is empty."""
+    """The `place`-th of `num_bands` parts of a box, cut along its longest dimension; None where
+    that one is empty.
+    """
     lengths = [stop - start for start, stop in box]
     dim = lengths.index(max(lengths))
     first, size = box[dim][0], lengths[dim]
@@ -87,7 +94,9 @@ def band(box: Box, place: int, num_bands: int) -> Box | None:
 
 
 def holders(sharding: Sharding, shape: tuple[int, ...]) -> dict[Box, list[Any]]:
-    """The distinct boxes of a sharding, which part the array among them, and the devices that hold each."""
+    """The distinct boxes of a sharding, which part the array among them, and the devices that hold
+    each.
+    """
     found: dict[Box, list[Any]] = {}
     for device, box in boxes(sharding, shape).items():
         found.setdefault(box, []).append(device)
@@ -99,18 +108,22 @@ def pieces(
 ) -> tuple[Piece, ...]:
     """The boxes that every target device takes, and their source devices.
 
-    A box that the target's own device holds is taken from there. Others come from a holder in the same process where there
-    is one, and among those from the one that has sent least so far; equals are taken in turn.
+    A box that the target's own device holds is taken from there. Others come from a holder in the
+    same process where there is one, and among those from the one that has sent least so far; equals
+    are taken in turn.
 
     Args:
       shape: of the whole array.
       source, target: where it lies, and where it shall lie.
-      place, num_bands: only the `place`-th band of each target's box (see `band`); the bands of all places are the whole.
+      place, num_bands: only the `place`-th band of each target's box (see `band`); the bands of all
+      places are the whole.
     """
     return tuple(_pieces(shape, source, target, place, num_bands))
 
 
-def _pieces(shape: tuple[int, ...], source: Sharding, target: Sharding, place: int, num_bands: int) -> Iterator[Piece]:
+def _pieces(
+    shape: tuple[int, ...], source: Sharding, target: Sharding, place: int, num_bands: int
+) -> Iterator[Piece]:
     held = holders(source, shape)
     sent: Counter[Any] = Counter()
     for turn, (device, whole) in enumerate(boxes(target, shape).items()):
@@ -125,13 +138,18 @@ def _pieces(shape: tuple[int, ...], source: Sharding, target: Sharding, place: i
                 yield Piece(shared, device, device)
                 continue
             ring = owners[turn % len(owners) :] + owners[: turn % len(owners)]
-            giver = min(ring, key=lambda owner: (owner.process_index != device.process_index, sent[owner]))
+            giver = min(
+                ring, key=lambda owner: (owner.process_index != device.process_index, sent[owner])
+            )
             sent[giver] += size_of(shared)
             yield Piece(shared, giver, device)
 
 
-def moved_bytes(shape: tuple[int, ...], itemsize: int, source: Sharding, target: Sharding) -> Counter[tuple[Any, Any]]:
-    """Bytes that travel, by (from device, to device), under the plan of `pieces`; what stays on its device is not in it.
+def moved_bytes(
+    shape: tuple[int, ...], itemsize: int, source: Sharding, target: Sharding
+) -> Counter[tuple[Any, Any]]:
+    """Bytes that travel, by (from device, to device), under the plan of `pieces`; what stays on its
+    device is not in it.
 
     The total is the minimum over all plans of point-to-point copies (the module's formula).
     """

@@ -1,9 +1,11 @@
-"""Arrays over several hosts, and each host's view of them: its own rows, and params that it has whole.
+"""Arrays over several hosts, and each host's view of them: its own rows, and params that it has
+whole.
 
-Meshes have the hosts along `data`, outermost, and nothing but rows is cut along it. So a host's part of rows is a contiguous
-block, its part of params is all of them, and what goes from one placement to another, the same slice of devices on every host,
-stays inside each host (Podracer's Sebulba, Hessel et al. 2021, arXiv 2104.06272, has actors and learner share a host so).
-With one process a view is the array itself.
+Meshes have the hosts along `data`, outermost, and nothing but rows is cut along it. So a host's
+part of rows is a contiguous block, its part of params is all of them, and what goes from one
+placement to another, the same slice of devices on every host, stays inside each host (Podracer's
+Sebulba, Hessel et al. 2021, arXiv 2104.06272, has actors and learner share a host so). With one
+process a view is the array itself.
 """
 
 from functools import lru_cache
@@ -20,15 +22,21 @@ from rlhf_jax.refusal import Refusal
 def own_mesh(mesh: Mesh) -> Mesh:
     """The part of a mesh that lies on this host.
 
-    Raises Refusal where the hosts' parts are not blocks of one size along `data`, in the order of their processes.
+    Raises Refusal where the hosts' parts are not blocks of one size along `data`, in the order of
+    their processes.
     """
     process = jax.process_index()
     if all(device.process_index == process for device in mesh.devices.flat):
         return mesh
     size = len(mesh.devices) // jax.process_count()
     block = mesh.devices[process * size : (process + 1) * size]
-    if size * jax.process_count() != len(mesh.devices) or any(device.process_index != process for device in block.flat):
-        raise Refusal(f"{mesh} does not have the hosts' devices in blocks along {mesh.axis_names[0]}, in their order")
+    if size * jax.process_count() != len(mesh.devices) or any(
+        device.process_index != process for device in block.flat
+    ):
+        raise Refusal(
+            f"{mesh} does not have the hosts' devices in blocks along {mesh.axis_names[0]}, in "
+            "their order"
+        )
     return Mesh(block, mesh.axis_names)
 
 
@@ -47,7 +55,8 @@ def own(tree: Any) -> Any:
         for dim, parts in _parts(array.sharding):
             shape[dim] //= parts
         shards = [shard.data for shard in array.addressable_shards]
-        return jax.make_array_from_single_device_arrays(tuple(shape), own_sharding(array.sharding), shards)  # type: ignore[arg-type]
+        own = own_sharding(array.sharding)  # type: ignore[arg-type]
+        return jax.make_array_from_single_device_arrays(tuple(shape), own, shards)
 
     return jax.tree.map(one, tree)
 
@@ -77,7 +86,9 @@ def joined(tree: Any, shardings: Any) -> Any:
 def _inside(tree: Any, shardings: Any) -> Any:
     """Views where the views of arrays of these shardings lie."""
     wanted = jax.tree.map(lambda s: s if s.is_fully_addressable else own_sharding(s), shardings)
-    there = jax.tree.map(lambda array, s: array.sharding.is_equivalent_to(s, array.ndim), tree, wanted)
+    there = jax.tree.map(
+        lambda array, s: array.sharding.is_equivalent_to(s, array.ndim), tree, wanted
+    )
     return tree if all(jax.tree.leaves(there)) else move(tree, wanted)
 
 
@@ -91,7 +102,8 @@ def moved(tree: Any, shardings: Any) -> Any:
         before, after = list(_parts(array.sharding)), list(_parts(sharding))
         if before != after:
             raise Refusal(
-                f"an array of shape {array.shape} goes from {array.sharding.spec} to {sharding.spec}; accepted on several "
+                f"an array of shape {array.shape} goes from {array.sharding.spec} to "
+                f"{sharding.spec}; accepted on several "
                 "hosts: the same dimension over `data`, and so over the hosts, before and after"
             )
 

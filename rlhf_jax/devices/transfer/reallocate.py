@@ -1,7 +1,9 @@
-"""Moves params and whole train states from any placement to any other, without passing through host memory.
+"""Moves params and whole train states from any placement to any other, without passing through host
+memory.
 
-`jax.device_put` between two layouts gathers the whole array on the host unless every target shard is exactly a source shard,
-and `jax.jit` takes no arrays of two device sets. So a leaf is moved by one of these recipes; `explain` says which, and why:
+`jax.device_put` between two layouts gathers the whole array on the host unless every target shard
+is exactly a source shard, and `jax.jit` takes no arrays of two device sets. So a leaf is moved by
+one of these recipes; `explain` says which, and why:
 
     copy       the same devices in the same order, the same part on each: a compiled copy
     jit        the same devices in the same order: a compiled identity, whose collectives move what is needed
@@ -9,8 +11,9 @@ and `jax.jit` takes no arrays of two device sets. So a leaf is moved by one of t
     two-phase  as many other devices: resharded on the source's, then put, where that moves no more bytes than
     pieces     any other: intersections of source and target shards are cut, copied and put together (`pieces.py`)
 
-Results own their buffers: what deletes or donates the source later does not touch them. Work is only dispatched, and awaited
-where more than `max_bytes` would be under way. Parameter reallocation is of ReaLHF (Mei et al. 2024, arXiv 2406.14088).
+Results own their buffers: what deletes or donates the source later does not touch them. Work is
+only dispatched, and awaited where more than `max_bytes` would be under way. Parameter reallocation
+is of ReaLHF (Mei et al. 2024, arXiv 2406.14088).
 """
 
 from collections import deque
@@ -30,15 +33,17 @@ from rlhf_jax.refusal import Refusal
 
 MAX_BYTES = 1 << 28
 SMALL_BYTES = 1 << 20
-"""Leaves of fewer bytes are moved together: dispatching them one by one would take longer than moving them."""
+"""Leaves of fewer bytes are moved together: dispatching them one by one would take longer than
+moving them.
+"""
 
 
 @dataclass(frozen=True)
 class Explained:
     """The strategy that moves a leaf, and the reason for it.
 
-    `moved` is bytes by (from device, to device): of "jit" the least that its collectives must move, of the others exactly
-    what is copied ("two-phase": its collectives' least, and the copies).
+    `moved` is bytes by (from device, to device): of "jit" the least that its collectives must move,
+    of the others exactly what is copied ("two-phase": its collectives' least, and the copies).
     """
 
     path: str
@@ -66,26 +71,36 @@ def explain(shapes: Any, sources: Any, targets: Any, *, dtype: Any = None) -> li
     found = []
     for (path, _), leaf in zip(jax.tree.leaves_with_path(shapes), leaves, strict=True):
         recipe, why = strategies.choose(leaf)
-        found.append(Explained(jax.tree_util.keystr(path), recipe, why, strategies.moved(leaf, recipe)))
+        found.append(
+            Explained(jax.tree_util.keystr(path), recipe, why, strategies.moved(leaf, recipe))
+        )
     return found
 
 
-def move(tree: Any, shardings: Any, *, dtype: Any = None, max_bytes: int = MAX_BYTES, donate: bool = False) -> Any:
+def move(
+    tree: Any,
+    shardings: Any,
+    *,
+    dtype: Any = None,
+    max_bytes: int = MAX_BYTES,
+    donate: bool = False,
+) -> Any:
     """The tree's arrays in other shardings, in buffers of their own.
 
     Args:
       tree: of jax arrays in device memory.
       shardings: a tree of NamedShardings like it, or one for all leaves.
-      dtype: what floating-point leaves are cast to: before they travel to a narrower one, after it to a wider; None: theirs.
-      max_bytes: of pieces that a device holds, beside sources and results, at any one time; more is dispatched when what went
-        before has arrived. An array with more pieces than that is moved in bands (by "pieces" alone: the collectives of
-        "jit" take what they take).
-      donate: whether the source is given up: its leaves are deleted one after the other as they are moved, so that source and
-        result are never both in memory as a whole.
+      dtype: what floating-point leaves are cast to: before they travel to a narrower one, after it
+        to a wider; None: theirs.
+      max_bytes: of pieces that a device holds, beside sources and results, at any one time; more is
+        dispatched when what went before has arrived. An array with more pieces than that is moved
+        in bands (by "pieces" alone: the collectives of "jit" take what they take).
+      donate: whether the source is given up: its leaves are deleted one after the other as they are
+        moved, so that source and result are never both in memory as a whole.
 
-    Raises Refusal where a leaf is no array, rests in host memory, or is in the tree twice with `donate`; where it lies or
-    goes on other processes' devices while the devices or their order change; and where a mesh axis does not divide the
-    dimension that it cuts.
+    Raises Refusal where a leaf is no array, rests in host memory, or is in the tree twice with
+    `donate`; where it lies or goes on other processes' devices while the devices or their order
+    change; and where a mesh axis does not divide the dimension that it cuts.
     """
     arrays, structure = jax.tree.flatten(tree)
     _check(tree, arrays, donate)
@@ -95,7 +110,9 @@ def move(tree: Any, shardings: Any, *, dtype: Any = None, max_bytes: int = MAX_B
     for step in _steps(tuple(leaves), max_bytes, donate):
         while under_way and sum(size for size, _ in under_way) + step.beside_bytes > max_bytes:
             jax.block_until_ready(under_way.popleft()[1])
-        results = step.run([arrays[place] for place in step.places], [made[place] for place in step.places])
+        results = step.run(
+            [arrays[place] for place in step.places], [made[place] for place in step.places]
+        )
         under_way.append((step.beside_bytes, results))
         for place, result in zip(step.places, results, strict=True):
             made[place] = result
@@ -105,15 +122,19 @@ def move(tree: Any, shardings: Any, *, dtype: Any = None, max_bytes: int = MAX_B
 
 
 def to_host(tree: Any, *, donate: bool = False) -> Any:
-    """The tree's arrays in pinned host memory, laid out as they are: where a role rests that no call needs for a while.
+    """The tree's arrays in pinned host memory, laid out as they are: where a role rests that no
+    call needs for a while.
 
-    `donate` deletes the source. Raises Refusal where the devices offer no such memory, naming what they offer.
+    `donate` deletes the source. Raises Refusal where the devices offer no such memory, naming what
+    they offer.
     """
     return _in_memory(tree, lambda device: "pinned_host", donate)
 
 
 def to_device(tree: Any, *, donate: bool = False) -> Any:
-    """The tree's arrays in their devices' own memory, laid out as they are: undoes `to_host`, bit for bit."""
+    """The tree's arrays in their devices' own memory, laid out as they are: undoes `to_host`, bit
+    for bit.
+    """
     return _in_memory(tree, lambda device: device.default_memory().kind, donate)
 
 
@@ -139,11 +160,17 @@ def _like(shardings: Any, tree: Any) -> list[Any]:
     return jax.tree.leaves(jax.tree.map(lambda _, sharding: sharding, tree, shardings))
 
 
-def _leaves(arrays: Sequence[Any], sources: Sequence[Any], targets: Sequence[Any], dtype: Any) -> list[Leaf]:
+def _leaves(
+    arrays: Sequence[Any], sources: Sequence[Any], targets: Sequence[Any], dtype: Any
+) -> list[Leaf]:
     found = []
     for array, source, target in zip(arrays, sources, targets, strict=True):
         before = np.dtype(array.dtype)
-        after = np.dtype(dtype) if dtype is not None and jnp.issubdtype(before, jnp.floating) else before
+        after = (
+            np.dtype(dtype)
+            if dtype is not None and jnp.issubdtype(before, jnp.floating)
+            else before
+        )
         found.append(Leaf(tuple(array.shape), before, after, source, target))
     return found
 
@@ -157,13 +184,19 @@ def _check(tree: Any, arrays: Sequence[Any], donate: bool) -> None:
     seen: dict[int, int] = {}
     for place, array in enumerate(arrays):
         if not isinstance(array, jax.Array):
-            raise Refusal(f"{name(place)} is a {type(array).__name__}; accepted: arrays of jax, which lie on devices")
+            raise Refusal(
+                f"{name(place)} is a {type(array).__name__}; accepted: arrays of jax, which lie on "
+                "devices"
+            )
         kind, own = array.sharding.memory_kind, devices_of(array.sharding)[0].default_memory().kind
         if kind is not None and kind != own:
-            raise Refusal(f"{name(place)} rests in memory of kind {kind}; `to_device` brings it back first")
+            raise Refusal(
+                f"{name(place)} rests in memory of kind {kind}; `to_device` brings it back first"
+            )
         if donate and id(array) in seen:
             raise Refusal(
-                f"{name(place)} and {name(seen[id(array)])} are the same array, which cannot be donated twice"
+                f"{name(place)} and {name(seen[id(array)])} are the same array, which cannot be "
+                "donated twice"
             )
         seen[id(array)] = place
 
@@ -184,7 +217,9 @@ def _steps(leaves: tuple[Leaf, ...], max_bytes: int, donate: bool) -> tuple[_Ste
 
 
 def _make_steps(leaves: tuple[Leaf, ...], max_bytes: int, donate: bool) -> Iterator[_Step]:
-    """Small leaves of one recipe between the same devices go together, up to `max_bytes`; the others one by one."""
+    """Small leaves of one recipe between the same devices go together, up to `max_bytes`; the
+    others one by one.
+    """
     together: dict[Any, list[int]] = {}
     beside = [strategies.beside_bytes(leaf, strategies.choose(leaf)[0]) for leaf in leaves]
 
@@ -215,11 +250,15 @@ def _make_steps(leaves: tuple[Leaf, ...], max_bytes: int, donate: bool) -> Itera
 
 
 def _bands(place: int, leaf: Leaf, max_bytes: int) -> Iterator[_Step]:
-    """Twice as many bands until none has more than `max_bytes`, or each is one row of the longest shard."""
+    """Twice as many bands until none has more than `max_bytes`, or each is one row of the longest
+    shard.
+    """
     num_bands, longest = 1, max(leaf.target.shard_shape(leaf.shape))
     sizes = [extra_bytes(leaf)]
     while max(sizes) > max_bytes and num_bands < longest:
         num_bands = min(2 * num_bands, longest)
         sizes = [extra_bytes(leaf, number, num_bands) for number in range(num_bands)]
     for number, size in enumerate(sizes):
-        yield _Step((place,), size, strategies.make_band(leaf, number, num_bands), number == num_bands - 1)
+        yield _Step(
+            (place,), size, strategies.make_band(leaf, number, num_bands), number == num_bands - 1
+        )

@@ -1,4 +1,5 @@
-"""Reshard strategies: the one that moves an array from one sharding to another, its reason, and its program.
+"""Reshard strategies: the one that moves an array from one sharding to another, its reason, and its
+program.
 
 The recipes are named and told apart in `reallocate.py`.
 """
@@ -20,7 +21,9 @@ from rlhf_jax.types import Array
 
 Recipe = Literal["copy", "jit", "put", "two-phase", "pieces"]
 Program = Callable[[Sequence[Array], Sequence[Any]], Sequence[Any]]
-"""(arrays, what the band before made of them) -> arrays where they shall lie; of bands but the last, buffers."""
+"""(arrays, what the band before made of them) -> arrays where they shall lie; of bands but the
+last, buffers.
+"""
 
 
 @lru_cache(maxsize=4096)
@@ -35,13 +38,22 @@ def choose(leaf: Leaf) -> tuple[Recipe, str]:
     if set(wanted.values()) <= set(held.values()):
         return (
             "put",
-            f"each shard of {len(target)} target devices is a whole shard of one of {len(source)} source devices",
+            f"each shard of {len(target)} target devices is a whole shard of one of {len(source)} "
+            "source devices",
         )
-    if len(source) != len(target) or set(source) == set(target) or not isinstance(leaf.target, NamedSharding):
+    if (
+        len(source) != len(target)
+        or set(source) == set(target)
+        or not isinstance(leaf.target, NamedSharding)
+    ):
         return "pieces", f"another layout, from {len(source)} devices to {len(target)}"
     least, phases = (sum(moved(leaf, recipe).values()) for recipe in ("pieces", "two-phase"))
     if phases <= least:
-        return "two-phase", f"another layout is made on the source's devices and goes to {len(target)} others as it is"
+        return (
+            "two-phase",
+            f"another layout is made on the source's devices and goes to {len(target)} others as "
+            "it is",
+        )
     return "pieces", f"another layout: in pieces {least} bytes move, in two phases {phases} would"
 
 
@@ -60,14 +72,18 @@ def moved(leaf: Leaf, recipe: Recipe) -> Counter[tuple[Any, Any]]:
 
 
 def beside_bytes(leaf: Leaf, recipe: Recipe) -> int:
-    """Bytes that a device holds beside source and result while a leaf is moved: of collectives, taken to be the result's."""
+    """Bytes that a device holds beside source and result while a leaf is moved: of collectives,
+    taken to be the result's.
+    """
     if recipe in ("put", "pieces"):
         return extra_bytes(leaf)
     return int(np.prod(leaf.target.shard_shape(leaf.shape))) * leaf.result.itemsize
 
 
 def keeps_order(leaf: Leaf) -> bool:
-    """True where the n-th target device, of another set, takes the n-th source device's shard: one call puts such arrays."""
+    """True where the n-th target device, of another set, takes the n-th source device's shard: one
+    call puts such arrays.
+    """
     held, wanted = (boxes(sharding, leaf.shape) for sharding in (leaf.source, leaf.target))
     return list(held.values()) == list(wanted.values()) and set(held) != set(wanted)
 
@@ -84,12 +100,17 @@ def make_program(leaves: tuple[Leaf, ...], recipe: Recipe, donate: bool) -> Prog
     """
     if recipe in ("copy", "jit"):
         donate = donate and recipe == "copy" and all(leaf.dtype == leaf.result for leaf in leaves)
-        reshard = _resharded(leaves, [leaf.target for leaf in leaves], [leaf.result for leaf in leaves], donate)
+        reshard = _resharded(
+            leaves, [leaf.target for leaf in leaves], [leaf.result for leaf in leaves], donate
+        )
         return lambda arrays, before: reshard(arrays)
     check_addressable(leaves)
     if recipe == "two-phase":
         return _put(
-            leaves, _resharded(leaves, [_on_source(leaf) for leaf in leaves], [x.carried for x in leaves], False)
+            leaves,
+            _resharded(
+                leaves, [_on_source(leaf) for leaf in leaves], [x.carried for x in leaves], False
+            ),
         )
     if all(keeps_order(leaf) for leaf in leaves):
         narrowed = any(leaf.dtype != leaf.carried for leaf in leaves)
@@ -101,7 +122,9 @@ def make_program(leaves: tuple[Leaf, ...], recipe: Recipe, donate: bool) -> Prog
 
 @lru_cache(maxsize=1024)
 def make_band(leaf: Leaf, place: int, num_bands: int) -> Program:
-    """A program that moves the `place`-th of `num_bands` bands of a leaf: shards of the target, and at last the array."""
+    """A program that moves the `place`-th of `num_bands` bands of a leaf: shards of the target, and
+    at last the array.
+    """
     check_addressable([leaf])
     exchange = make_exchange([leaf], place, num_bands)
 
@@ -118,8 +141,10 @@ def check_addressable(leaves: Sequence[Leaf]) -> None:
         for sharding in (leaf.source, leaf.target):
             if not sharding.is_fully_addressable:
                 raise Refusal(
-                    f"an array of shape {leaf.shape} goes from {len(leaf.source.device_set)} devices to "
-                    f"{len(leaf.target.device_set)}, of which some are another process's ({sharding}); accepted between "
+                    f"an array of shape {leaf.shape} goes from {len(leaf.source.device_set)} "
+                    "devices to "
+                    f"{len(leaf.target.device_set)}, of which some are another process's "
+                    f"({sharding}); accepted between "
                     "processes: another layout on the same devices in the same order"
                 )
 
@@ -134,7 +159,9 @@ def _on_source(leaf: Leaf) -> NamedSharding:
 def _resharded(
     leaves: Sequence[Leaf], shardings: Sequence[Sharding], dtypes: Sequence[np.dtype], donate: bool
 ) -> Callable[[Sequence[Array]], list[Array]]:
-    """A compiled identity to shardings on the source's devices, whose collectives carry the narrower dtype, as bits."""
+    """A compiled identity to shardings on the source's devices, whose collectives carry the
+    narrower dtype, as bits.
+    """
 
     def one(array: Array, leaf: Leaf, sharding: Sharding, dtype: np.dtype) -> Array:
         bits = as_bits(array.astype(leaf.carried))
@@ -152,11 +179,15 @@ def _resharded(
     return lambda arrays: program(list(arrays))
 
 
-def _put(leaves: Sequence[Leaf], before: Callable[[Sequence[Array]], list[Array]] | None) -> Program:
+def _put(
+    leaves: Sequence[Leaf], before: Callable[[Sequence[Array]], list[Array]] | None
+) -> Program:
     """Shard by shard to other devices, cast to a wider dtype there."""
     targets = [leaf.target for leaf in leaves]
     widened = any(leaf.carried != leaf.result for leaf in leaves)
-    widen = jax.jit(lambda arrays: [x.astype(leaf.result) for x, leaf in zip(arrays, leaves, strict=True)])
+    widen = jax.jit(
+        lambda arrays: [x.astype(leaf.result) for x, leaf in zip(arrays, leaves, strict=True)]
+    )
 
     def run(arrays: Sequence[Array], _: Sequence[Any]) -> Sequence[Any]:
         put = jax.device_put(before(arrays) if before else list(arrays), targets, may_alias=False)
@@ -167,4 +198,6 @@ def _put(leaves: Sequence[Leaf], before: Callable[[Sequence[Array]], list[Array]
 
 def _assembled(leaves: Sequence[Leaf], shards: Sequence[list[Array]]) -> list[Array]:
     make = jax.make_array_from_single_device_arrays
-    return [make(leaf.shape, leaf.target, found) for leaf, found in zip(leaves, shards, strict=True)]
+    return [
+        make(leaf.shape, leaf.target, found) for leaf, found in zip(leaves, shards, strict=True)
+    ]

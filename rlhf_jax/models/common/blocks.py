@@ -1,8 +1,9 @@
-"""Parts that the decoder families share: norms, rotary positions, and attention with an explicit cache.
+"""Parts that the decoder families share: norms, rotary positions, and attention with an explicit
+cache.
 
-Everything between two dense layers is `[B*L, D]`: on a CPU a product of three-dimensional operands costs twice as much
-in its backward pass, and keeps the element-wise work around it from being split over cores. Norm statistics, rotary
-tables and softmax are float32 whatever the compute dtype is.
+Everything between two dense layers is `[B*L, D]`: on a CPU a product of three-dimensional operands
+costs twice as much in its backward pass, and keeps the element-wise work around it from being split
+over cores. Norm statistics, rotary tables and softmax are float32 whatever the compute dtype is.
 """
 
 import itertools
@@ -22,36 +23,49 @@ from rlhf_jax.types import Array
 
 _ROWS: ContextVar[Any] = ContextVar("rows", default=None)
 ATTENTIONS = ("xla", "dot_product", "cudnn")
-HIDDEN_SCORE = -1e30  # finite, so that a query that sees no key at all (left padding) has finite values and gradients
+HIDDEN_SCORE = (
+    -1e30
+)  # finite, so that a query that sees no key at all (left padding) has finite values and gradients
 
 
 def rotary_frequencies(rotary_dims: int, theta: float) -> np.ndarray:
-    """Radians a position, float64 `[rotary_dims / 2]`: theta^(-2i / rotary_dims) (Su et al. 2021, arXiv 2104.09864)."""
+    """Radians a position, float64 `[rotary_dims / 2]`: theta^(-2i / rotary_dims) (Su et al. 2021,
+    arXiv 2104.09864).
+    """
     return theta ** (-np.arange(0, rotary_dims, 2) / rotary_dims)
 
 
 def rotary_tables(
     positions_BL: Array, frequencies: Sequence[float] | np.ndarray, scale: float = 1.0
 ) -> tuple[Array, Array]:
-    """Cosines and sines, float32 `[B, L, len(frequencies)]`, of position times frequency, each times `scale`."""
-    angles = positions_BL.astype(jnp.float32)[..., None] * jnp.asarray(frequencies, jnp.float32)[None, None]
+    """Cosines and sines, float32 `[B, L, len(frequencies)]`, of position times frequency, each
+    times `scale`.
+    """
+    angles = (
+        positions_BL.astype(jnp.float32)[..., None]
+        * jnp.asarray(frequencies, jnp.float32)[None, None]
+    )
     cosine, sine = jnp.cos(angles), jnp.sin(angles)
     if scale != 1.0:
         cosine, sine = scale * cosine, scale * sine
-    # A barrier, or XLA computes them anew inside every loop that reads them: for each layer, head, query and key.
+    # A barrier, or XLA computes them anew inside every loop that reads them: for each layer, head,
+    # query and key.
     return jax.lax.optimization_barrier((cosine, sine))
 
 
 def rotate(heads_BHLK: Array, tables: tuple[Array, Array]) -> Array:
-    """Turns the first dimensions of each head by its position; the tables say how many, the rest stays.
+    """Turns the first dimensions of each head by its position; the tables say how many, the rest
+    stays.
 
-    Dimension i is paired with i + half of the rotated ones, as in the published weights of both families (not with its
-    neighbour, as in the paper).
+    Dimension i is paired with i + half of the rotated ones, as in the published weights of both
+    families (not with its neighbour, as in the paper).
     """
     cosine, sine = (table[:, None] for table in tables)
     half = cosine.shape[-1]
     first, second, rest = jnp.split(heads_BHLK, [half, 2 * half], axis=-1)
-    turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+    turned = jnp.concatenate(
+        [first * cosine - second * sine, second * cosine + first * sine], axis=-1
+    )
     return jnp.concatenate([turned.astype(rest.dtype), rest], axis=-1)
 
 
@@ -64,36 +78,59 @@ def attend(
     cap: float = 0.0,
     how: str = "xla",
 ) -> Array:
-    """Softmax attention, `[B*L, H*K]`; query heads j*H/J ... share key-value head j, which is never repeated.
+    """Softmax attention, `[B*L, H*K]`; query heads j*H/J ... share key-value head j, which is never
+    repeated.
 
-    Scores are `scale` (1 / sqrt(K) where it is None) times the products of queries and keys, bent by `soft_cap` where
-    there is a cap; `hide` (see `hide_columns`) is then added. Where queries and columns are the same positions (L = M), blocks
-    of queries leave out the columns after them. On a CPU (heads of neox-tiny, forward and backward) two blocks take 0.52 of
-    one block's time at L = 384 and 0.79 at 192; at 128 the gain is lost again in what each block adds to compile and join.
+    Scores are `scale` (1 / sqrt(K) where it is None) times the products of queries and keys, bent
+    by `soft_cap` where there is a cap; `hide` (see `hide_columns`) is then added. Where queries and
+    columns are the same positions (L = M), blocks of queries leave out the columns after them. On a
+    CPU (heads of neox-tiny, forward and backward) two blocks take 0.52 of one block's time at L =
+    384 and 0.79 at 192; at 128 the gain is lost again in what each block adds to compile and join.
 
-    `how`: "xla" is written here; "dot_product" is `jax.nn.dot_product_attention`; "cudnn" its kernel of that name, which never
-    holds the scores (it was not run: no such device was at hand). Without a cap these, and cudnn not for a single query.
+    `how`: "xla" is written here; "dot_product" is `jax.nn.dot_product_attention`; "cudnn" its
+    kernel of that name, which never holds the scores (it was not run: no such device was at hand).
+    Without a cap these, and cudnn not for a single query.
     """
     B, H, L, K = queries_BHLK.shape
     M = keys_BJMK.shape[2]
     if how == "dot_product" or (how == "cudnn" and L > 1):
-        return _dot_product(queries_BHLK, keys_BJMK, values_BJMK, hide_BLM, scale, "cudnn" if how == "cudnn" else None)
+        return _dot_product(
+            queries_BHLK,
+            keys_BJMK,
+            values_BJMK,
+            hide_BLM,
+            scale,
+            "cudnn" if how == "cudnn" else None,
+        )
     queries = queries_BHLK * (1 / math.sqrt(K) if scale is None else scale)
     num_blocks = 1 if L != M or L < 192 else 2 if L < 512 else 4
     blocks = []
-    for start, end in itertools.pairwise(L * block // num_blocks for block in range(num_blocks + 1)):
+    for start, end in itertools.pairwise(
+        L * block // num_blocks for block in range(num_blocks + 1)
+    ):
         seen = M if num_blocks == 1 else end
         hide = hide_BLM[:, start:end, :seen]
-        blocks.append(_mix(queries[:, :, start:end], keys_BJMK[:, :, :seen], values_BJMK[:, :, :seen], hide, cap))
+        blocks.append(
+            _mix(
+                queries[:, :, start:end],
+                keys_BJMK[:, :, :seen],
+                values_BJMK[:, :, :seen],
+                hide,
+                cap,
+            )
+        )
     mixed_BHLK = jnp.concatenate(blocks, axis=2) if num_blocks > 1 else blocks[0]
     return mixed_BHLK.transpose(0, 2, 1, 3).reshape(B * L, H * K)
 
 
-def _mix(queries_BHLK: Array, keys_BJMK: Array, values_BJMK: Array, hide_BLM: Array, cap: float) -> Array:
+def _mix(
+    queries_BHLK: Array, keys_BJMK: Array, values_BJMK: Array, hide_BLM: Array, cap: float
+) -> Array:
     """Values mixed by softmax(queries keys^T + hide), `[B, H, L, K]`.
 
-    The mask is added, and the sum of the exponentials divided out after the mixing: XLA on a CPU then runs product, mask,
-    maximum and exponential as one loop. With a `where`, or divided before: 1.25 times as long.
+    The mask is added, and the sum of the exponentials divided out after the mixing: XLA on a CPU
+    then runs product, mask, maximum and exponential as one loop. With a `where`, or divided before:
+    1.25 times as long.
     """
     B, H, L, K = queries_BHLK.shape
     J = keys_BJMK.shape[1]
@@ -102,7 +139,11 @@ def _mix(queries_BHLK: Array, keys_BJMK: Array, values_BJMK: Array, hide_BLM: Ar
     scores = soft_cap(scores, cap) + jnp.tile(hide_BLM, (1, H // J, 1))[:, None]
     raised = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     mixed = jnp.einsum("bjqm,bjmk->bjqk", raised.astype(values_BJMK.dtype), values_BJMK)
-    return (mixed / jnp.sum(raised, axis=-1, keepdims=True)).astype(values_BJMK.dtype).reshape(B, H, L, K)
+    return (
+        (mixed / jnp.sum(raised, axis=-1, keepdims=True))
+        .astype(values_BJMK.dtype)
+        .reshape(B, H, L, K)
+    )
 
 
 def _dot_product(
@@ -113,17 +154,26 @@ def _dot_product(
     scale: float | None,
     implementation: Literal["cudnn"] | None,
 ) -> Array:
-    """Softmax attention `[B*L, H*K]` by JAX's function, which takes columns before heads, and a mask of what is seen."""
+    """Softmax attention `[B*L, H*K]` by JAX's function, which takes columns before heads, and a
+    mask of what is seen.
+    """
     B, H, L, K = queries_BHLK.shape
     seen_BLM = hide_BLM == 0
-    # A query that sees nothing (left padding) sees all: finite whatever an implementation does with an empty softmax.
+    # A query that sees nothing (left padding) sees all: finite whatever an implementation does with
+    # an empty softmax.
     seen_BLM |= ~seen_BLM.any(axis=-1, keepdims=True)
-    queries, keys, values = (x.transpose(0, 2, 1, 3) for x in (queries_BHLK, keys_BJMK, values_BJMK))
+    queries, keys, values = (
+        x.transpose(0, 2, 1, 3) for x in (queries_BHLK, keys_BJMK, values_BJMK)
+    )
     if implementation == "cudnn":  # its gradient takes a mask of even lengths alone
         more_L, more_M = L % 2, keys.shape[1] % 2
         queries = jnp.pad(queries, ((0, 0), (0, more_L), (0, 0), (0, 0)))
         keys, values = (jnp.pad(x, ((0, 0), (0, more_M), (0, 0), (0, 0))) for x in (keys, values))
-        seen_BLM = jnp.pad(jnp.pad(seen_BLM, ((0, 0), (0, 0), (0, more_M))), ((0, 0), (0, more_L), (0, 0)), mode="edge")
+        seen_BLM = jnp.pad(
+            jnp.pad(seen_BLM, ((0, 0), (0, 0), (0, more_M))),
+            ((0, 0), (0, more_L), (0, 0)),
+            mode="edge",
+        )
     mixed_BLHK = jax.nn.dot_product_attention(
         queries, keys, values, mask=seen_BLM[:, None], scale=scale, implementation=implementation
     )
@@ -143,39 +193,52 @@ def rows_lie(where: Any) -> Iterator[None]:
 def keep_rows(x_AD: Array) -> Array:
     """A residual whose rows stay where `rows_lie` says; itself where nothing is said.
 
-    XLA may cut a sharded product by its rows or by its width. Where params are cut along the width (fsdp) it takes the width
-    and sums what is between the layers over the devices; with the rows held it brings the params together instead.
+    XLA may cut a sharded product by its rows or by its width. Where params are cut along the width
+    (fsdp) it takes the width and sums what is between the layers over the devices; with the rows
+    held it brings the params together instead.
     """
     where = _ROWS.get()
     return x_AD if where is None else jax.lax.with_sharding_constraint(x_AD, where)
 
 
 def soft_cap(x: Array, cap: float) -> Array:
-    """cap * tanh(x / cap), which lies within (-cap, cap) (Bello et al. 2017, arXiv 1611.09940); x itself where cap is 0."""
+    """cap * tanh(x / cap), which lies within (-cap, cap) (Bello et al. 2017, arXiv 1611.09940); x
+    itself where cap is 0.
+    """
     return cap * jnp.tanh(x / cap) if cap else x
 
 
-def hide_columns(mask_BM: Array, num_queries: int, first_column: Array | np.ndarray | int, window: int = 0) -> Array:
-    """Addends of a query's scores, float32 `[B, L, M]`: 0 on columns that it sees, HIDDEN_SCORE on the others.
+def hide_columns(
+    mask_BM: Array, num_queries: int, first_column: Array | np.ndarray | int, window: int = 0
+) -> Array:
+    """Addends of a query's scores, float32 `[B, L, M]`: 0 on columns that it sees, HIDDEN_SCORE on
+    the others.
 
-    It sees columns that hold a token and are not after its own; with a window, of these the `window` last, its own among
-    them. A row's tokens stand side by side, so that columns apart are positions apart.
+    It sees columns that hold a token and are not after its own; with a window, of these the
+    `window` last, its own among them. A row's tokens stand side by side, so that columns apart are
+    positions apart.
     """
     column_L, column_M = first_column + jnp.arange(num_queries), jnp.arange(mask_BM.shape[1])
     causal_LM = column_M[None] <= column_L[:, None]
     if window:
         causal_LM &= column_M[None] > column_L[:, None] - window
-    return jnp.where(mask_BM[:, None] & causal_LM[None], jnp.float32(0.0), jnp.float32(HIDDEN_SCORE))
+    return jnp.where(
+        mask_BM[:, None] & causal_LM[None], jnp.float32(0.0), jnp.float32(HIDDEN_SCORE)
+    )
 
 
 def gelu(x: Array) -> Array:
-    """x Φ(x), exactly (Hendrycks and Gimpel 2016, arXiv 1606.08415); by erf, which costs 0.4 of `jax.nn.gelu`'s erfc."""
+    """x Φ(x), exactly (Hendrycks and Gimpel 2016, arXiv 1606.08415); by erf, which costs 0.4 of
+    `jax.nn.gelu`'s erfc.
+    """
     y = x.astype(jnp.float32)
     return (y * (0.5 + 0.5 * jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(variance + eps) * scale + bias over the last dimension (Ba et al. 2016, arXiv 1607.06450)."""
+    """(x - mean) / sqrt(variance + eps) * scale + bias over the last dimension (Ba et al. 2016,
+    arXiv 1607.06450).
+    """
 
     eps: float
 
@@ -186,11 +249,15 @@ class LayerNorm(nn.Module):
         x = x_AD.astype(jnp.float32)
         centered = x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
-        return (centered * jax.lax.rsqrt(variance + self.eps) * scale[None] + bias[None]).astype(x_AD.dtype)
+        return (centered * jax.lax.rsqrt(variance + self.eps) * scale[None] + bias[None]).astype(
+            x_AD.dtype
+        )
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * scale over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+    """x / sqrt(mean(x^2) + eps) * scale over the last dimension (Zhang and Sennrich 2019, arXiv
+    1910.07467).
+    """
 
     eps: float
 
@@ -218,7 +285,9 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: Array) -> Array:
-        return logits(hidden, self.param("kernel", self.kernel_init, (hidden.shape[-1], self.vocab_size)))
+        return logits(
+            hidden, self.param("kernel", self.kernel_init, (hidden.shape[-1], self.vocab_size))
+        )
 
 
 def _is_empty(cache: Cache) -> bool:
@@ -227,7 +296,8 @@ def _is_empty(cache: Cache) -> bool:
 
 
 def see(mask_BL: Array, cache: Cache | None, window: int = 0) -> tuple[Array, Array]:
-    """The mask of every column `[B, M]` once L tokens are written, and what hides columns from each query.
+    """The mask of every column `[B, M]` once L tokens are written, and what hides columns from each
+    query.
 
     The second has the columns that `remember` gives to attention; `window` as in `hide_columns`.
     """
@@ -240,20 +310,32 @@ def see(mask_BL: Array, cache: Cache | None, window: int = 0) -> tuple[Array, Ar
     return mask_BM, hide_columns(mask_BM, num_tokens, cache.column, window)
 
 
-def remember(cache: Cache | None, layer: int, new: Sequence[Array]) -> tuple[Sequence[Array], Sequence[Array]]:
-    """A layer's keys and values to attend to, and those to keep `[B, J, M, K]`, with L new columns at `cache.column`."""
+def remember(
+    cache: Cache | None, layer: int, new: Sequence[Array]
+) -> tuple[Sequence[Array], Sequence[Array]]:
+    """A layer's keys and values to attend to, and those to keep `[B, J, M, K]`, with L new columns
+    at `cache.column`.
+    """
     if cache is None:
         return new, new
     kept = tuple(
-        jax.lax.dynamic_update_slice(old[layer], fresh.astype(old[layer].dtype), (0, 0, cache.column, 0))
+        jax.lax.dynamic_update_slice(
+            old[layer], fresh.astype(old[layer].dtype), (0, 0, cache.column, 0)
+        )
         for old, fresh in zip((cache.keys, cache.values), new, strict=True)
     )
     return (new if _is_empty(cache) else kept), kept
 
 
-def next_cache(cache: Cache | None, kept: list[Sequence[Array]], mask_BM: Array, num_tokens: int) -> Cache | None:
-    """The cache moved on by `num_tokens`, holding each layer's keys and values; None where there was none."""
+def next_cache(
+    cache: Cache | None, kept: list[Sequence[Array]], mask_BM: Array, num_tokens: int
+) -> Cache | None:
+    """The cache moved on by `num_tokens`, holding each layer's keys and values; None where there
+    was none.
+    """
     if cache is None:
         return None
     keys, values = zip(*kept, strict=True)
-    return Cache(keys=keys, values=values, mask_BM=mask_BM, column=jnp.asarray(cache.column) + num_tokens)
+    return Cache(
+        keys=keys, values=values, mask_BM=mask_BM, column=jnp.asarray(cache.column) + num_tokens
+    )

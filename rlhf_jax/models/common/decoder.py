@@ -1,4 +1,6 @@
-"""The `Model` that a decoder family becomes: its config, its flax module, and a table of logical axes."""
+"""The `Model` that a decoder family becomes: its config, its flax module, and a table of logical
+axes.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,28 +25,40 @@ SHARED_DRAW = 1 << 20  # elements; see `draw`
 
 
 def small_init(width: int, scale: float = 1.0) -> nn.initializers.Initializer:
-    """Deviation for `draw`: scale * sqrt(2 / (5 D)) (Nguyen and Salazar 2019, arXiv 1910.05895), as Pythia was begun."""
+    """Deviation for `draw`: scale * sqrt(2 / (5 D)) (Nguyen and Salazar 2019, arXiv 1910.05895), as
+    Pythia was begun.
+    """
     return nn.initializers.constant(scale * math.sqrt(2 / (5 * width)))
 
 
 def residual_init(width: int, num_layers: int) -> nn.initializers.Initializer:
-    """Deviation for `draw`: 2 / (N sqrt(D)), for what is added to the residual (Black et al. 2022, arXiv 2204.06745)."""
+    """Deviation for `draw`: 2 / (N sqrt(D)), for what is added to the residual (Black et al. 2022,
+    arXiv 2204.06745).
+    """
     return nn.initializers.constant(2 / (num_layers * math.sqrt(width)))
 
 
 def draw(key: Array, deviations: Params) -> Params:
-    """Params from what the modules' initializers give: each matrix times standard normal numbers, vectors as they are.
+    """Params from what the modules' initializers give: each matrix times standard normal numbers,
+    vectors as they are.
 
-    Small matrices share one long draw, since every draw adds to the time to compile (two layers: 1.0 s, and 2.7 s with a
-    draw a matrix). A large matrix has its own, so that it can be made where its shards are.
+    Small matrices share one long draw, since every draw adds to the time to compile (two layers:
+    1.0 s, and 2.7 s with a draw a matrix). A large matrix has its own, so that it can be made where
+    its shards are.
     """
     leaves, tree = jax.tree.flatten(deviations)
-    small = [index for index, leaf in enumerate(leaves) if leaf.ndim == 2 and leaf.size <= SHARED_DRAW]
+    small = [
+        index for index, leaf in enumerate(leaves) if leaf.ndim == 2 and leaf.size <= SHARED_DRAW
+    ]
     keys = jax.random.split(key, len(leaves) + 1)
     ends = np.cumsum([0] + [leaves[index].size for index in small])
-    shared = jax.lax.optimization_barrier(jax.random.normal(keys[-1], (int(ends[-1]),), jnp.float32))
+    shared = jax.lax.optimization_barrier(
+        jax.random.normal(keys[-1], (int(ends[-1]),), jnp.float32)
+    )
     for place, index in enumerate(small):
-        leaves[index] = leaves[index] * shared[ends[place] : ends[place + 1]].reshape(leaves[index].shape)
+        leaves[index] = leaves[index] * shared[ends[place] : ends[place + 1]].reshape(
+            leaves[index].shape
+        )
     for index, leaf in enumerate(leaves):
         if leaf.ndim == 2 and leaf.size > SHARED_DRAW:
             leaves[index] = leaf * jax.random.normal(keys[index], leaf.shape, jnp.float32)
@@ -53,7 +67,9 @@ def draw(key: Array, deviations: Params) -> Params:
 
 @dataclass(frozen=True)
 class Decoder:
-    """`models/api.py:Model` for a family: its flax module, and a table of logical axes by the end of a param's path."""
+    """`models/api.py:Model` for a family: its flax module, and a table of logical axes by the end
+    of a param's path.
+    """
 
     config: Any
     network: ClassVar[type[nn.Module]]
@@ -61,9 +77,11 @@ class Decoder:
 
     @property
     def family(self) -> str:
-        """Name of the file of `models/` that defines the config: families may share a class, never a config.
+        """Name of the file of `models/` that defines the config: families may share a class, never
+        a config.
 
-        Of a family of the user's own it is the whole name of that module, so that none is taken for a published one.
+        Of a family of the user's own it is the whole name of that module, so that none is taken for
+        a published one.
         """
         return type(self.config).__module__.removeprefix("rlhf_jax.models.")
 
@@ -95,9 +113,16 @@ class Decoder:
         return draw(key, self.network(self.config).init(key, token, token, token == 0)["params"])
 
     def apply(
-        self, params: Params, tokens_BL: Array, positions_BL: Array, mask_BL: Array, cache: Cache | None = None
+        self,
+        params: Params,
+        tokens_BL: Array,
+        positions_BL: Array,
+        mask_BL: Array,
+        cache: Cache | None = None,
     ) -> tuple[Array, Cache | None]:
-        return self.network(self.config).apply({"params": params}, tokens_BL, positions_BL, mask_BL, cache)  # pyright: ignore[reportReturnType]
+        return self.network(self.config).apply(
+            {"params": params}, tokens_BL, positions_BL, mask_BL, cache
+        )  # pyright: ignore[reportReturnType]
 
     def head(self, params: Params, hidden: Array) -> Array:
         return self.network(self.config).apply({"params": params}, hidden, method="head")  # pyright: ignore[reportReturnType]
@@ -105,7 +130,9 @@ class Decoder:
     def init_cache(self, batch_size: int, max_columns: int) -> Cache:
         config = self.config
         shape = (batch_size, config.num_kv_heads, max_columns, head_width(config))
-        keys, values = (tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers)) for _ in "kv")
+        keys, values = (
+            tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers)) for _ in "kv"
+        )
         mask_BM = jnp.zeros((batch_size, max_columns), bool)
         return Cache(keys=keys, values=values, mask_BM=mask_BM, column=np.zeros((), np.int32))
 
@@ -114,19 +141,27 @@ class Decoder:
 
 
 def run_layer(
-    layer: Any, index: int, x_AD: Array, tables: tuple[Array, Array], hide_BLM: Array, cache: Cache | None
+    layer: Any,
+    index: int,
+    x_AD: Array,
+    tables: tuple[Array, Array],
+    hide_BLM: Array,
+    cache: Cache | None,
 ) -> tuple[Array, Sequence[Array]]:
     """The residual `[B*L, D]` after a layer, and its keys and values to keep `[B, J, M, K]`.
 
-    With `config.remat` the backward pass computes the layer again from what goes into it (Chen et al. 2016, arXiv
-    1604.06174), with a cache or without one.
+    With `config.remat` the backward pass computes the layer again from what goes into it (Chen et
+    al. 2016, arXiv 1604.06174), with a cache or without one.
     """
 
     def run(layer: Any, x_AD: Array) -> tuple[Array, Sequence[Array]]:
         queries, *new = layer.heads(x_AD, tables)
-        # The cache is closed over: as an argument its column would be traced, and an empty cache no longer known as such.
+        # The cache is closed over: as an argument its column would be traced, and an empty cache no
+        # longer known as such.
         seen, kept = blocks.remember(cache, index, new)
-        return blocks.keep_rows(layer.join(x_AD, layer.attend(queries, seen[0], seen[1], hide_BLM))), kept
+        return blocks.keep_rows(
+            layer.join(x_AD, layer.attend(queries, seen[0], seen[1], hide_BLM))
+        ), kept
 
     x_AD = x_AD if index else blocks.keep_rows(x_AD)
     return nn.remat(run)(layer, x_AD) if layer.config.remat else run(layer, x_AD)
@@ -141,14 +176,19 @@ def logical_axes(params: Params, axes: Mapping[str, tuple[str | None, ...]]) -> 
 
 
 def head_width(config: Any) -> int:
-    """Width of one query, key or value; where `config.head_width` is 0, the heads share the width of the model."""
+    """Width of one query, key or value; where `config.head_width` is 0, the heads share the width
+    of the model.
+    """
     return config.head_width or config.width // config.num_heads
 
 
 def check_rotary(dims: int, what: str) -> None:
     """Raises Refusal where rotary positions cannot turn `dims` numbers in pairs; `what` names them."""
     if dims < 2 or dims % 2:
-        raise Refusal(f"{what} is {dims}, which rotary positions turn in pairs; accepted: even numbers from 2 on")
+        raise Refusal(
+            f"{what} is {dims}, which rotary positions turn in pairs; accepted: even numbers from "
+            "2 on"
+        )
 
 
 def check_shape(config: Any) -> None:
@@ -158,20 +198,27 @@ def check_shape(config: Any) -> None:
     if not config.head_width and config.width % config.num_heads:
         raise Refusal(f"width {config.width} is not a multiple of num_heads {config.num_heads}")
     if config.num_heads % config.num_kv_heads:
-        raise Refusal(f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}")
+        raise Refusal(
+            f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}"
+        )
     if config.dtype not in ("float32", "bfloat16"):
         raise Refusal(f"dtype is {config.dtype!r}; accepted: float32, bfloat16")
     if config.attention not in blocks.ATTENTIONS:
-        raise Refusal(f"attention is {config.attention!r}; accepted: {', '.join(blocks.ATTENTIONS)}")
+        raise Refusal(
+            f"attention is {config.attention!r}; accepted: {', '.join(blocks.ATTENTIONS)}"
+        )
     if config.attention == "cudnn":
         _check_cudnn(config)
 
 
 def _check_cudnn(config: Any) -> None:
     if config.dtype != "bfloat16":
-        raise Refusal(f"attention is 'cudnn' and dtype {config.dtype!r}; accepted with it: bfloat16")
+        raise Refusal(
+            f"attention is 'cudnn' and dtype {config.dtype!r}; accepted with it: bfloat16"
+        )
     if head_width(config) % 8 or head_width(config) > 256:
         raise Refusal(
-            f"attention is 'cudnn' and a head's width {head_width(config)}; accepted with it: multiples of 8 up to 128, "
+            f"attention is 'cudnn' and a head's width {head_width(config)}; accepted with it: "
+            "multiples of 8 up to 128, "
             "from Hopper on up to 256"
         )

@@ -1,8 +1,10 @@
-"""Finds a family of decoders by its name in a config: a file of `models/`, or a module or a file of the user's own.
+"""Finds a family of decoders by its name in a config: a file of `models/`, or a module or a file of
+the user's own.
 
-A family is a module with `Config`, a frozen dataclass; `PRESETS`, instances of it by name; and `make(config) -> Model`. A name
-that picks a function out of a module (`my_lab.decoders:make_wide`) takes that function as `make`, the dataclass of its
-parameter as `Config`, and those of the module's presets that are instances of it.
+A family is a module with `Config`, a frozen dataclass; `PRESETS`, instances of it by name; and
+`make(config) -> Model`. A name that picks a function out of a module (`my_lab.decoders:make_wide`)
+takes that function as `make`, the dataclass of its parameter as `Config`, and those of the module's
+presets that are instances of it.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +21,15 @@ from rlhf_jax.refusal import ComponentError, Refusal, at_fault
 FOLDER = "models"
 USUAL = "quickstart"
 """The preset that stands for a family where none is named."""
-NUMBERS = ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_width", "ffn_width")
+NUMBERS = (
+    "vocab_size",
+    "width",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_width",
+    "ffn_width",
+)
 COMPUTED = ("dtype", "remat", "attention")
 NEEDED = (*NUMBERS, *COMPUTED)
 """Names that a shape must have, as fields or properties: runs and plans read them."""
@@ -27,7 +37,9 @@ NEEDED = (*NUMBERS, *COMPUTED)
 
 @dataclass(frozen=True)
 class Family:
-    """A family of decoders: the class of its shapes, shapes by name, and the function that makes a model of one."""
+    """A family of decoders: the class of its shapes, shapes by name, and the function that makes a
+    model of one.
+    """
 
     name: str
     config: type[Any]
@@ -42,8 +54,9 @@ class Family:
     def make(self, config: Any) -> Model:
         """The model of a shape.
 
-        Raises Refusal of the family's own for numbers that do not fit together; ComponentError, naming the family, for what
-        its code raises and for a result that lacks something of `models.api.Model`.
+        Raises Refusal of the family's own for numbers that do not fit together; ComponentError,
+        naming the family, for what its code raises and for a result that lacks something of
+        `models.api.Model`.
         """
         with at_fault(f"making the model family {self.name}"):
             model = self.maker(config)
@@ -51,16 +64,18 @@ class Family:
         missing = [name for name in wanted if not hasattr(model, name)]
         if missing:
             raise ComponentError(
-                f"the model family {self.name} makes a {type(model).__name__} without {', '.join(missing)} "
+                f"the model family {self.name} makes a {type(model).__name__} without "
+                f"{', '.join(missing)} "
                 "(see models/api.py)"
             )
         return model
 
     def checked(self, config: Any) -> Model:
-        """The model of a shape; of a family that is not of the package, its functions are traced once, without memory.
+        """The model of a shape; of a family that is not of the package, its functions are traced
+        once, without memory.
 
-        Raises as `make`; ComponentError, naming the family, for a function that raises, and for shapes other than those of
-        `models.api.Model`.
+        Raises as `make`; ComponentError, naming the family, for a function that raises, and for
+        shapes other than those of `models.api.Model`.
         """
         model = self.make(config)
         if not registry.is_of_package(FOLDER, self.name):
@@ -83,25 +98,35 @@ def _check_shapes(who: str, model: Model) -> None:
         jax.eval_shape(model.apply, params, tokens, tokens, mask, cache)
     with at_fault(who, when=" in head"):
         logits = jax.eval_shape(model.head, params, hidden)
-    for function, array, wanted in (("apply", hidden, model.width), ("head", logits, model.vocab_size)):
+    for function, array, wanted in (
+        ("apply", hidden, model.width),
+        ("head", logits, model.vocab_size),
+    ):
         if array.shape != (2, 3, wanted):
             raise ComponentError(
-                f"{who}: {function} gave shape {array.shape} for tokens (2, 3); accepted: (2, 3, {wanted})"
+                f"{who}: {function} gave shape {array.shape} for tokens (2, 3); accepted: (2, 3, "
+                f"{wanted})"
             )
 
 
 def find(name: str) -> Family:
     """The family that a name means: see the table of `registry.py`.
 
-    Raises as `registry.entry`; Refusal, naming the family, for a module without presets, and for a shape that lacks something
-    which runs or plans read.
+    Raises as `registry.entry`; Refusal, naming the family, for a module without presets, and for a
+    shape that lacks something which runs or plans read.
     """
     module, attribute = registry.located(FOLDER, name)
     presets = getattr(module, "PRESETS", None)
     if not isinstance(presets, Mapping) or not presets:
-        raise Refusal(f"model.family is {name!r}, which is no family of decoders: it has no PRESETS")
+        raise Refusal(
+            f"model.family is {name!r}, which is no family of decoders: it has no PRESETS"
+        )
     maker = registry.entry(FOLDER, name)
-    config = registry.annotated(maker, registry.takes_settings(FOLDER, maker) or "") if attribute else None
+    config = (
+        registry.annotated(maker, registry.takes_settings(FOLDER, maker) or "")
+        if attribute
+        else None
+    )
     config = config or getattr(module, "Config", None)
     if not isinstance(config, type) or not is_dataclass(config):
         raise Refusal(f"model.family is {name!r}, whose module has no dataclass Config")
@@ -110,5 +135,7 @@ def find(name: str) -> Family:
         raise Refusal(f"model.family is {name!r}, none of whose PRESETS is a {config.__name__}")
     for key, preset in own.items():
         if lacking := [field for field in NEEDED if not hasattr(preset, field)]:
-            raise Refusal(f"model.family is {name!r}, whose preset {key!r} has no {', '.join(lacking)}")
+            raise Refusal(
+                f"model.family is {name!r}, whose preset {key!r} has no {', '.join(lacking)}"
+            )
     return Family(name, config, own, maker)

@@ -1,4 +1,5 @@
-"""Rotary frequencies, and how published models stretch them for contexts longer than the one that they began with.
+"""Rotary frequencies, and how published models stretch them for contexts longer than the one that
+they began with.
 
     default     theta^(-2i / K), K the rotary width of a head
     linear      every frequency divided by the factor
@@ -8,8 +9,8 @@
     dynamic     plain up to the original context; beyond it they would depend on the length of the batch
     longrope    divided by a factor each, up to the original context (Ding et al. 2024, arXiv 2402.13753), likewise
 
-"Turns" of a frequency are the rotations that it makes within the original context. The last two are computed up to the
-original context alone: see `check_length`.
+"Turns" of a frequency are the rotations that it makes within the original context. The last two are
+computed up to the original context alone: see `check_length`.
 """
 
 import math
@@ -29,7 +30,8 @@ OF_LENGTH = (
 
 
 class Rotary(NamedTuple):
-    """Rotary positions of a layer: radians per position for each pair of dimensions, and a scale on cosines and sines.
+    """Rotary positions of a layer: radians per position for each pair of dimensions, and a scale on
+    cosines and sines.
 
     No frequency at all means that the layer does not turn its queries and keys.
     """
@@ -64,7 +66,11 @@ def stretched(config: Any, rotary_dims: int) -> Rotary:
         return Rotary(tuple(base.tolist()))
     if config.rope_scaling == "linear":
         return Rotary(tuple((base / factor).tolist()))
-    kept = _by_turns(config, base) if config.rope_scaling == "llama3" else _by_index(config, rotary_dims)
+    kept = (
+        _by_turns(config, base)
+        if config.rope_scaling == "llama3"
+        else _by_index(config, rotary_dims)
+    )
     scale = config.rope_attention_factor if config.rope_scaling == "yarn" else 1.0
     return Rotary(tuple((base * (kept + (1.0 - kept) / factor)).tolist()), scale)
 
@@ -77,7 +83,9 @@ def _by_turns(config: Any, frequencies: np.ndarray) -> np.ndarray:
 
 
 def _by_index(config: Any, rotary_dims: int) -> np.ndarray:
-    """Share of each frequency that is kept under "yarn", 0 to 1: a line in i between the indices of two numbers of turns."""
+    """Share of each frequency that is kept under "yarn", 0 to 1: a line in i between the indices of
+    two numbers of turns.
+    """
 
     def index(turns: float) -> float:
         context = config.rope_original_max_positions / (2 * math.pi * turns)
@@ -100,12 +108,16 @@ def max_positions(config: Any) -> int:
 
 
 def check_length(config: Any, num_columns: int) -> None:
-    """Raises Refusal, when a program is traced, for more columns than the frequencies are computed for."""
+    """Raises Refusal, when a program is traced, for more columns than the frequencies are computed
+    for.
+    """
     longest = max_positions(config)
     if longest and num_columns > longest:
         raise Refusal(
-            f"rope_scaling {config.rope_scaling!r} is computed up to the original context of {longest} positions, and "
-            f"{num_columns} are asked for; accepted: lengths.max_prompt_tokens + lengths.max_completion_tokens up to {longest}"
+            f"rope_scaling {config.rope_scaling!r} is computed up to the original context of "
+            f"{longest} positions, and "
+            f"{num_columns} are asked for; accepted: lengths.max_prompt_tokens + "
+            f"lengths.max_completion_tokens up to {longest}"
         )
 
 
@@ -114,16 +126,32 @@ def check(config: Any, accepted: tuple[str, ...] = SCALINGS) -> None:
     if config.rope_scaling not in accepted:
         raise Refusal(f"rope_scaling is {config.rope_scaling!r}; accepted: {', '.join(accepted)}")
     if config.rope_scaling_factor <= 0:
-        raise Refusal(f"rope_scaling_factor is {config.rope_scaling_factor}; accepted: above 0, and 1 for none")
+        raise Refusal(
+            f"rope_scaling_factor is {config.rope_scaling_factor}; accepted: above 0, and 1 for "
+            "none"
+        )
     if config.rope_attention_factor <= 0:
-        raise Refusal(f"rope_attention_factor is {config.rope_attention_factor}; accepted: above 0, and 1 for none")
+        raise Refusal(
+            f"rope_attention_factor is {config.rope_attention_factor}; accepted: above 0, and 1 "
+            "for none"
+        )
     if config.rope_theta <= 0 or (config.rope_scaling == "yarn" and config.rope_theta <= 1):
-        raise Refusal(f"rope_theta is {config.rope_theta}; accepted: above 0, and above 1 with rope_scaling 'yarn'")
+        raise Refusal(
+            f"rope_theta is {config.rope_theta}; accepted: above 0, and above 1 with rope_scaling "
+            "'yarn'"
+        )
     low, high = config.rope_low_frequency_factor, config.rope_high_frequency_factor
     if config.rope_scaling == "llama3" and low >= high:
-        raise Refusal(f"rope_low_frequency_factor is {low}; accepted: below rope_high_frequency_factor = {high}")
-    if config.rope_scaling in ("llama3", "yarn") and min(low, config.rope_original_max_positions) <= 0:
         raise Refusal(
-            f"rope_low_frequency_factor is {low} and rope_original_max_positions {config.rope_original_max_positions}; "
+            f"rope_low_frequency_factor is {low}; accepted: below rope_high_frequency_factor = "
+            f"{high}"
+        )
+    if (
+        config.rope_scaling in ("llama3", "yarn")
+        and min(low, config.rope_original_max_positions) <= 0
+    ):
+        raise Refusal(
+            f"rope_low_frequency_factor is {low} and rope_original_max_positions "
+            f"{config.rope_original_max_positions}; "
             "accepted: above 0"
         )

@@ -15,10 +15,11 @@ LOGICAL_AXES = {"kernel": ("embed", None), "bias": (None,)}
 
 @dataclass(frozen=True)
 class ValueModel:
-    """A backbone with a linear head; params are `{"backbone": ..., "value_head": {"kernel": [D, 1], "bias": [1]}}`.
+    """A backbone with a linear head; params are `{"backbone": ..., "value_head": {"kernel": [D, 1],
+    "bias": [1]}}`.
 
-    The backbone's own head stays among the params, untouched by a loss on values, so that a policy's params serve
-    as they are.
+    The backbone's own head stays among the params, untouched by a loss on values, so that a
+    policy's params serve as they are.
     """
 
     backbone: Model
@@ -44,18 +45,26 @@ class ValueModel:
     def init_from(self, backbone_params: Params, key: Array) -> Params:
         """Params on a given backbone (the same arrays, not copies), with a fresh head.
 
-        The kernel is normal of deviation 1 / sqrt(D + 1) and the bias 0 (Stiennon et al. 2020, arXiv 2009.01325, and
-        Huang et al. 2024, arXiv 2403.17031, on reproducing it).
+        The kernel is normal of deviation 1 / sqrt(D + 1) and the bias 0 (Stiennon et al. 2020,
+        arXiv 2009.01325, and Huang et al. 2024, arXiv 2403.17031, on reproducing it).
         """
         token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
         mask = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
         hidden, _ = jax.eval_shape(self.backbone.apply, backbone_params, token, token, mask)
         width = hidden.shape[-1]
         kernel = jax.random.normal(key, (width, 1), jnp.float32) / math.sqrt(width + 1)
-        return {"backbone": backbone_params, "value_head": {"kernel": kernel, "bias": jnp.zeros((1,), jnp.float32)}}
+        return {
+            "backbone": backbone_params,
+            "value_head": {"kernel": kernel, "bias": jnp.zeros((1,), jnp.float32)},
+        }
 
     def apply(
-        self, params: Params, tokens_BL: Array, positions_BL: Array, mask_BL: Array, cache: Cache | None = None
+        self,
+        params: Params,
+        tokens_BL: Array,
+        positions_BL: Array,
+        mask_BL: Array,
+        cache: Cache | None = None,
     ) -> tuple[Array, Cache | None]:
         """The backbone's hidden states; see `models/api.py`."""
         return self.backbone.apply(params["backbone"], tokens_BL, positions_BL, mask_BL, cache)

@@ -1,7 +1,8 @@
 """The analytic cost model: formulas over a table of hardware and the shapes of the roles' models.
 
-Seconds are a roofline (`roofline.py`) of padded positions, since programs are static, and for generation of the expected
-number of decoding steps (`lengths.py`); bytes are counted (`memory.py`). Nothing overlaps inside a call.
+Seconds are a roofline (`roofline.py`) of padded positions, since programs are static, and for
+generation of the expected number of decoding steps (`lengths.py`); bytes are counted (`memory.py`).
+Nothing overlaps inside a call.
 """
 
 from collections.abc import Mapping
@@ -23,9 +24,10 @@ from rlhf_jax.types import Placement
 class AnalyticCostModel:
     """`CostModel` by formulas, of `num_devices` devices of one kind.
 
-    `optimizer_bytes` is what the optimizer keeps of a param (AdamW: two float32 moments). `cache_grows` False reads the
-    whole cache every step, as `sampling.py` does; True the columns written so far, as paged engines do. `rows_stay`: passes
-    over whole sequences bring params together under fsdp (`sharding.keeping_rows`), and do not sum what is between the layers.
+    `optimizer_bytes` is what the optimizer keeps of a param (AdamW: two float32 moments).
+    `cache_grows` False reads the whole cache every step, as `sampling.py` does; True the columns
+    written so far, as paged engines do. `rows_stay`: passes over whole sequences bring params
+    together under fsdp (`sharding.keeping_rows`), and do not sum what is between the layers.
     """
 
     hardware: Hardware
@@ -56,15 +58,22 @@ class AnalyticCostModel:
             joined = rings(device, placement.devices, placement.mesh_shape)
             weight_bytes = shape.param_bytes if call.kind == "train" else shape.copy_bytes
             rows_move = fsdp > 1 and (call.kind == "generate" or not self.rows_stay)
-            self._parts[key] = Part(device, shape, shape.split(fsdp, tensor), joined, weight_bytes, rows_move)
+            self._parts[key] = Part(
+                device, shape, shape.split(fsdp, tensor), joined, weight_bytes, rows_move
+            )
         return self._parts[key]
 
     def refusal(self, call: Call, placement: Placement) -> str | None:
         """The reason, with numbers, that a placement is impossible, or None where it is possible."""
         data, fsdp, tensor = placement.mesh_shape
         shape, devices = self.shapes[call.role], placement.devices
-        if data * fsdp * tensor != len(devices) or not 0 <= min(devices) <= max(devices) < self.num_devices:
-            return f"a mesh of {data} x {fsdp} x {tensor} on devices {devices} of {self.num_devices}"
+        if (
+            data * fsdp * tensor != len(devices)
+            or not 0 <= min(devices) <= max(devices) < self.num_devices
+        ):
+            return (
+                f"a mesh of {data} x {fsdp} x {tensor} on devices {devices} of {self.num_devices}"
+            )
         if shape.num_heads % tensor:
             return f"tensor={tensor} does not divide the {shape.num_heads} heads of the {call.role}"
         if tensor_crosses_hosts(self.hardware, devices, placement.mesh_shape):
@@ -81,7 +90,11 @@ class AnalyticCostModel:
 
     def seconds(self, call: Call, placement: Placement) -> float:
         """Seconds of the call alone, in a whole round."""
-        by_kind = {"generate": self._generate_seconds, "infer": self._infer_seconds, "train": self._train_seconds}
+        by_kind = {
+            "generate": self._generate_seconds,
+            "infer": self._infer_seconds,
+            "train": self._train_seconds,
+        }
         return by_kind[call.kind](call, placement)
 
     def _generate_seconds(self, call: Call, placement: Placement) -> float:
@@ -92,7 +105,9 @@ class AnalyticCostModel:
         seconds = roofline.forward_seconds(part, self.prefill(part, prompts))
         columns = work.prompt_tokens + work.completion_tokens
         cache_bytes = memory.cache_bytes(part, rows, columns)
-        seconds += 2 * cache_bytes / part.hardware.bytes_a_second  # the rows' cache is made of the prompts'
+        seconds += (
+            2 * cache_bytes / part.hardware.bytes_a_second
+        )  # the rows' cache is made of the prompts'
         lengths, limit = work.completion_lengths, work.completion_tokens
         sizes = decode_steps(lengths, limit, round(rows), data * fsdp, work.num_compactions)
         begun = 0.0
@@ -100,30 +115,39 @@ class AnalyticCostModel:
             seen = work.prompt_tokens + begun + (steps + 1) / 2 if self.cache_grows else columns
             step = Positions(size, size * seen, size, size * seen)
             seconds += steps * roofline.forward_seconds(part, step)
-            seconds += 2 * cache_bytes * size / rows / part.hardware.bytes_a_second if size < rows else 0.0
+            seconds += (
+                2 * cache_bytes * size / rows / part.hardware.bytes_a_second if size < rows else 0.0
+            )
             begun += steps
         return placement.num_micro_batches * seconds
 
     def prefill(self, part: Part, prompts: float) -> Positions:
         """The prompts of a device, of whose last positions alone logits are made."""
         length = self.work.prompt_tokens
-        return Positions(prompts * length, prompts * square_pairs(length, part.shape.attention), prompts)
+        return Positions(
+            prompts * length, prompts * square_pairs(length, part.shape.attention), prompts
+        )
 
     def positions(self, call: Call, part: Part, prompts: float) -> Positions:
-        """Positions of an inference or training pass over a device's prompts: every row's padded positions.
+        """Positions of an inference or training pass over a device's prompts: every row's padded
+        positions.
 
-        Where the prompt is shared it is run once and the completions after it, on a cache whose columns they all see. The
-        last token predicts nothing and is run by reward models alone.
+        Where the prompt is shared it is run once and the completions after it, on a cache whose
+        columns they all see. The last token predicts nothing and is run by reward models alone.
         """
         work, attention = self.work, part.shape.attention
         prompt, completion = work.prompt_tokens, work.completion_tokens
         group = self.group_rows(call)
         rows = prompts * group
         if not call.per_token:
-            return Positions(rows * (prompt + completion), rows * square_pairs(prompt + completion, attention))
+            return Positions(
+                rows * (prompt + completion), rows * square_pairs(prompt + completion, attention)
+            )
         length = prompt + completion - 1
         if not self.shares(call):
-            return Positions(rows * length, rows * square_pairs(length, attention), rows * completion)
+            return Positions(
+                rows * length, rows * square_pairs(length, attention), rows * completion
+            )
         once = Positions(prompts * prompt, prompts * square_pairs(prompt, attention))
         after = rows * (completion - 1)
         return once + Positions(after, after * length, rows * completion, prompts * length)
@@ -152,26 +176,38 @@ class AnalyticCostModel:
         part = self.part(call, placement)
         run = self.positions(call, part, self._prompts(call, placement))
         remat = part.shape.remat if placement.remat is None else placement.remat
-        # XLA sums a micro-batch's gradients over the shards at once, since what adds them up lies as params do.
+        # XLA sums a micro-batch's gradients over the shards at once, since what adds them up lies
+        # as params do.
         once = (
             roofline.forward_seconds(part, run)
             + roofline.backward_seconds(part, run, remat)
             + roofline.reduce_seconds(part)
         )
-        update = placement.num_micro_batches * once + roofline.optimizer_seconds(part, self.optimizer_bytes)
+        update = placement.num_micro_batches * once + roofline.optimizer_seconds(
+            part, self.optimizer_bytes
+        )
         return self.work.num_minibatches * self.work.num_epochs * update
 
     def working_bytes(self, call: Call, placement: Placement) -> float:
         """Bytes that the call needs while it runs, beside resident params and states."""
         work, shape = self.work, self.shapes[call.role]
         part = self.part(call, placement)
-        prompts, columns = self._prompts(call, placement), work.prompt_tokens + work.completion_tokens
+        prompts, columns = (
+            self._prompts(call, placement),
+            work.prompt_tokens + work.completion_tokens,
+        )
         if call.kind == "generate":
             prefill, rows = self.prefill(part, prompts), prompts * work.samples_per_prompt
             return memory.generate_bytes(part, prefill, prompts, rows, work.prompt_tokens, columns)
         run = self.positions(call, part, prompts)
         shared = memory.cache_bytes(part, prompts, columns) if self.shares(call) else 0.0
-        batch = prompts * placement.num_micro_batches * self.group_rows(call) * columns * memory.ROW_BYTES
+        batch = (
+            prompts
+            * placement.num_micro_batches
+            * self.group_rows(call)
+            * columns
+            * memory.ROW_BYTES
+        )
         if call.kind == "infer":
             return batch + memory.infer_bytes(part, run, shared)
         remat = shape.remat if placement.remat is None else placement.remat
@@ -185,10 +221,14 @@ class AnalyticCostModel:
     def state_bytes(self, role: str, placement: Placement) -> float:
         """A trained role's whole state: params, and what the optimizer keeps."""
         _, fsdp, tensor = placement.mesh_shape
-        return self.shapes[role].split(fsdp, tensor).stored * (self.shapes[role].param_bytes + self.optimizer_bytes)
+        return self.shapes[role].split(fsdp, tensor).stored * (
+            self.shapes[role].param_bytes + self.optimizer_bytes
+        )
 
     def reallocate_seconds(self, role: str, source: Placement, target: Placement) -> float:
-        """Moving a role's params: what the busiest device takes in or gives out, over the slower of the links that it needs."""
+        """Moving a role's params: what the busiest device takes in or gives out, over the slower of
+        the links that it needs.
+        """
         if source.layout == target.layout:
             return 0.0
         shape = self.shapes[role]
@@ -201,7 +241,11 @@ class AnalyticCostModel:
             self.hardware.devices_per_host,
         )
         seconds = here / device.link_bandwidth + far / device.network_bandwidth
-        return seconds / device.link_efficiency + shape.num_arrays * device.launch_seconds + device.collective_latency
+        return (
+            seconds / device.link_efficiency
+            + shape.num_arrays * device.launch_seconds
+            + device.collective_latency
+        )
 
     def transfer_seconds(self, call: Call, source: Placement, target: Placement) -> float:
         """Moving the rows that a call has produced: tokens, masks and figures of every position."""
@@ -209,7 +253,11 @@ class AnalyticCostModel:
             return 0.0
         work, both = self.work, {*source.devices, *target.devices}
         device = self.hardware.of_call(len(both))
-        rows = work.num_prompts * work.samples_per_prompt / (target.mesh_shape[0] * target.mesh_shape[1])
+        rows = (
+            work.num_prompts
+            * work.samples_per_prompt
+            / (target.mesh_shape[0] * target.mesh_shape[1])
+        )
         if call.kind == "generate":
             moved = rows * (5 * work.prompt_tokens + 9 * work.completion_tokens + 13)
         else:

@@ -1,6 +1,7 @@
 """Seconds of collectives over the axes of a mesh: rings of the links that join an axis' devices.
 
-With n devices, b bytes of the whole array and bandwidth w a device (Thakur et al. 2005, int. j. of high performance computing
+With n devices, b bytes of the whole array and bandwidth w a device (Thakur et al. 2005, int. j. of
+high performance computing
 applications 19, §4):  all-reduce 2 (n − 1)/n · b/w,  all-gather and reduce-scatter (n − 1)/n · b/w,  each and a latency.
 """
 
@@ -59,17 +60,22 @@ def rings(hardware: Hardware, devices: tuple[int, ...], mesh_shape: tuple[int, i
 def _ring(hardware: Hardware, host_of_groups: np.ndarray) -> Ring:
     """Ring of the slowest group of an axis, `[groups, devices]`.
 
-    Between hosts a group has the network of all of its devices of a host, since every one of them carries a part.
+    Between hosts a group has the network of all of its devices of a host, since every one of them
+    carries a part.
     """
     bandwidth = hardware.link_bandwidth
     for group in host_of_groups:
         if (group != group[0]).any():
             fewest = int(np.unique(group, return_counts=True)[1].min())
             bandwidth = min(bandwidth, hardware.network_bandwidth * fewest)
-    return Ring(host_of_groups.shape[1], hardware.link_efficiency * bandwidth, hardware.collective_latency)
+    return Ring(
+        host_of_groups.shape[1], hardware.link_efficiency * bandwidth, hardware.collective_latency
+    )
 
 
-def tensor_crosses_hosts(hardware: Hardware, devices: tuple[int, ...], mesh_shape: tuple[int, int, int]) -> bool:
+def tensor_crosses_hosts(
+    hardware: Hardware, devices: tuple[int, ...], mesh_shape: tuple[int, int, int]
+) -> bool:
     """True where some group of the tensor axis has devices of several hosts."""
     hosts = np.asarray(devices).reshape(-1, mesh_shape[2]) // hardware.devices_per_host
     return bool((hosts != hosts[:, :1]).any())

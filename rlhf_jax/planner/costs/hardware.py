@@ -1,4 +1,6 @@
-"""Hardware table: peaks, bandwidths and links of a few device kinds, each from its data sheet; guesses are named as ours."""
+"""Hardware table: peaks, bandwidths and links of a few device kinds, each from its data sheet;
+guesses are named as ours.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,8 +12,8 @@ from rlhf_jax.refusal import Refusal
 class Hardware:
     """One device and what joins it to others. Bandwidths are bytes/s in one direction.
 
-    The efficiencies, latencies and launches are ours, typical figures and not measured on these devices but on a CPU; the
-    profiler replaces them where the devices are at hand.
+    The efficiencies, latencies and launches are ours, typical figures and not measured on these
+    devices but on a CPU; the profiler replaces them where the devices are at hand.
     """
 
     name: str
@@ -28,7 +30,9 @@ class Hardware:
     collective_latency: float = 15e-6  # ours: seconds that a collective of no bytes takes
     launch_seconds: float = 3e-6  # ours: of one fused operation
     operations_per_layer: int = 14  # ours: fused operations of a layer's forward pass
-    shared_cores: int = 0  # virtual devices of a host share so many cores; 0: every device is its own
+    shared_cores: int = (
+        0  # virtual devices of a host share so many cores; 0: every device is its own
+    )
     usable_memory: float = 0.92  # ours: what the runtime and fragments leave
 
     @property
@@ -38,7 +42,9 @@ class Hardware:
 
     def product_flops(self, item_bytes: int) -> float:
         """FLOP/s that large products of numbers of so many bytes reach."""
-        return self.matmul_efficiency * (self.float32_flops if item_bytes == 4 else self.bfloat16_flops)
+        return self.matmul_efficiency * (
+            self.float32_flops if item_bytes == 4 else self.bfloat16_flops
+        )
 
     @property
     def bytes_a_second(self) -> float:
@@ -46,7 +52,9 @@ class Hardware:
         return self.memory_efficiency * self.memory_bandwidth
 
     def of_call(self, num_devices: int) -> "Hardware":
-        """A device as it is while a call runs on so many: where cores are shared, the host's cores by their number."""
+        """A device as it is while a call runs on so many: where cores are shared, the host's cores
+        by their number.
+        """
         if not self.shared_cores or num_devices == self.shared_cores:
             return self
         share = self.shared_cores / num_devices
@@ -61,24 +69,36 @@ class Hardware:
 
 
 TABLE: dict[str, Hardware] = {
-    # NVIDIA H100 data sheet, SXM5: bfloat16 989.4 and TF32 (JAX's default for float32 there) 494.7 TFLOP/s without sparsity,
-    # 80 GB, 3.35 TB/s, NVLink 900 GB/s both ways. DGX H100 data sheet: eight a host, 400 Gb/s of InfiniBand each.
+    # NVIDIA H100 data sheet, SXM5: bfloat16 989.4 and TF32 (JAX's default for float32 there) 494.7
+    # TFLOP/s without sparsity, 80 GB, 3.35 TB/s, NVLink 900 GB/s both ways. DGX H100 data sheet:
+    # eight a host, 400 Gb/s of InfiniBand each.
     "h100": Hardware("h100", 989.4e12, 494.7e12, 80e9, 3.35e12, 450e9, 50e9, 8),
     # NVIDIA H200 data sheet, SXM: as the H100, 141 GB, 4.8 TB/s.
     "h200": Hardware("h200", 989.4e12, 494.7e12, 141e9, 4.8e12, 450e9, 50e9, 8),
-    # NVIDIA A100 data sheet, 80GB SXM: bfloat16 312 and TF32 156 TFLOP/s without sparsity, 2039 GB/s, NVLink 600 GB/s both
-    # ways. DGX A100 data sheet: eight a host, 200 Gb/s of InfiniBand each.
+    # NVIDIA A100 data sheet, 80GB SXM: bfloat16 312 and TF32 156 TFLOP/s without sparsity, 2039
+    # GB/s, NVLink 600 GB/s both ways. DGX A100 data sheet: eight a host, 200 Gb/s of InfiniBand
+    # each.
     "a100-80gb": Hardware("a100-80gb", 312e12, 156e12, 80e9, 2.039e12, 300e9, 25e9, 8),
-    # Google Cloud's documentation, page "TPU v5e" and its comparison on "TPU v6e": 197 TFLOP/s, 16 GB, 819 GB/s, 1600 Gb/s
-    # between chips, eight chips a host, 6.4 Tb/s of network for 256 chips. XLA multiplies float32 arrays on a TPU in one
-    # pass of bfloat16 at the default precision, hence one peak.
-    "tpu-v5e": Hardware("tpu-v5e", 197e12, 197e12, 16e9, 0.819e12, 200e9, 3.125e9, 8, launch_seconds=1e-6),
-    # Page "TPU v5p": 459 TFLOP/s, 95 GB, 2765 GB/s, 4800 Gb/s between chips, four chips a host, 50 Gb/s of network a chip.
-    "tpu-v5p": Hardware("tpu-v5p", 459e12, 459e12, 95e9, 2.765e12, 600e9, 6.25e9, 4, launch_seconds=1e-6),
-    # Page "TPU v6e": 918 TFLOP/s, 32 GB, 1600 GB/s, 3200 Gb/s between chips, eight chips a host, 25.6 Tb/s for 256 chips.
-    "tpu-v6e": Hardware("tpu-v6e", 918e12, 918e12, 32e9, 1.6e12, 400e9, 12.5e9, 8, launch_seconds=1e-6),
-    # A core of a two-core AMD EPYC, measured with XLA 0.10: products of 1024^3 180-217 GFLOP/s in float32 and 290-430 in
-    # bfloat16 on both cores. Memory, its bandwidth, what copies between virtual devices and a 10 Gb/s network do: ours.
+    # Google Cloud's documentation, page "TPU v5e" and its comparison on "TPU v6e": 197 TFLOP/s, 16
+    # GB, 819 GB/s, 1600 Gb/s between chips, eight chips a host, 6.4 Tb/s of network for 256 chips.
+    # XLA multiplies float32 arrays on a TPU in one pass of bfloat16 at the default precision, hence
+    # one peak.
+    "tpu-v5e": Hardware(
+        "tpu-v5e", 197e12, 197e12, 16e9, 0.819e12, 200e9, 3.125e9, 8, launch_seconds=1e-6
+    ),
+    # Page "TPU v5p": 459 TFLOP/s, 95 GB, 2765 GB/s, 4800 Gb/s between chips, four chips a host, 50
+    # Gb/s of network a chip.
+    "tpu-v5p": Hardware(
+        "tpu-v5p", 459e12, 459e12, 95e9, 2.765e12, 600e9, 6.25e9, 4, launch_seconds=1e-6
+    ),
+    # Page "TPU v6e": 918 TFLOP/s, 32 GB, 1600 GB/s, 3200 Gb/s between chips, eight chips a host,
+    # 25.6 Tb/s for 256 chips.
+    "tpu-v6e": Hardware(
+        "tpu-v6e", 918e12, 918e12, 32e9, 1.6e12, 400e9, 12.5e9, 8, launch_seconds=1e-6
+    ),
+    # A core of a two-core AMD EPYC, measured with XLA 0.10: products of 1024^3 180-217 GFLOP/s in
+    # float32 and 290-430 in bfloat16 on both cores. Memory, its bandwidth, what copies between
+    # virtual devices and a 10 Gb/s network do: ours.
     "cpu": Hardware(
         "cpu",
         bfloat16_flops=180e9,
@@ -113,7 +133,9 @@ KINDS = (
     ("v6", "tpu-v6e"),
     ("cpu", "cpu"),
 )
-"""Part of what a device calls its kind, in small letters, and its name in the table; the first that fits."""
+"""Part of what a device calls its kind, in small letters, and its name in the table; the first that
+fits.
+"""
 
 
 def of_device(device: Any) -> Hardware:
@@ -122,5 +144,6 @@ def of_device(device: Any) -> Hardware:
         if part in device.device_kind.lower():
             return TABLE[name]
     raise Refusal(
-        f"no figures of {device.device_kind!r} devices; write a plan by hand, or plan for one of: {', '.join(sorted(TABLE))}"
+        f"no figures of {device.device_kind!r} devices; write a plan by hand, or plan for one of: "
+        f"{', '.join(sorted(TABLE))}"
     )

@@ -1,9 +1,11 @@
-"""Expected decoding steps of a batch whose rows end at random: exact expectations of order statistics.
+"""Expected decoding steps of a batch whose rows end at random: exact expectations of order
+statistics.
 
-With F the share of lengths at most t, drawn alone for each row, the probability that of n rows at most k are left after t
-tokens is the binomial P(Bin(n, 1 − F(t)) <= k), and over S shards its S-th power. A loop that goes on while more than k are
-left on some shard takes Σ_t (1 − that) tokens, up to the limit (David and Nagaraja 2003, Order Statistics, §2.1).
-Rows of a prompt are taken to end independently of each other; the lengths of a task are more alike within a group.
+With F the share of lengths at most t, drawn alone for each row, the probability that of n rows at
+most k are left after t tokens is the binomial P(Bin(n, 1 − F(t)) <= k), and over S shards its S-th
+power. A loop that goes on while more than k are left on some shard takes Σ_t (1 − that) tokens, up
+to the limit (David and Nagaraja 2003, Order Statistics, §2.1). Rows of a prompt are taken to end
+independently of each other; the lengths of a task are more alike within a group.
 """
 
 import math
@@ -16,9 +18,11 @@ import numpy as np
 def decode_steps(
     lengths: tuple[int, ...], limit: int, rows_per_shard: int, row_shards: int, num_compactions: int
 ) -> tuple[tuple[int, float], ...]:
-    """(rows of a shard, expected steps at that size), as `sampling._decode` compacts: the first token comes from the prefill.
+    """(rows of a shard, expected steps at that size), as `sampling._decode` compacts: the first
+    token comes from the prefill.
 
-    `lengths` are draws of the distribution, the EOS included; longer ones end at `limit`, and () is all at `limit`.
+    `lengths` are draws of the distribution, the EOS included; longer ones end at `limit`, and () is
+    all at `limit`.
     """
     sizes, done = [], 0.0
     rows = rows_per_shard
@@ -32,20 +36,35 @@ def decode_steps(
 
 
 @cache
-def expected_tokens(lengths: tuple[int, ...], limit: int, rows: int, row_shards: int, left: int) -> float:
-    """Expected tokens drawn, at least one, until no shard has more than `left` of its `rows` still going, or the limit."""
+def expected_tokens(
+    lengths: tuple[int, ...], limit: int, rows: int, row_shards: int, left: int
+) -> float:
+    """Expected tokens drawn, at least one, until no shard has more than `left` of its `rows` still
+    going, or the limit.
+    """
     if not lengths:
         return float(limit)
-    ended_T = np.searchsorted(np.sort(np.minimum(lengths, limit)), np.arange(1, limit), side="right") / len(lengths)
+    ended_T = np.searchsorted(
+        np.sort(np.minimum(lengths, limit)), np.arange(1, limit), side="right"
+    ) / len(lengths)
     return 1.0 + float(np.sum(1.0 - binomial_at_most(left, rows, 1.0 - ended_T) ** row_shards))
 
 
 def binomial_at_most(most: int, trials: int, chance_T: np.ndarray) -> np.ndarray:
     """P(Bin(trials, chance) <= most), summed in logarithms."""
     most = min(most, trials)
-    log_choose_k = [math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1) for k in range(most + 1)]
+    log_choose_k = [
+        math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1)
+        for k in range(most + 1)
+    ]
     k_k1 = np.arange(most + 1)[:, None]
     inner_T = np.clip(chance_T, 1e-300, 1.0 - 1e-16)[None]
-    log_kT = np.asarray(log_choose_k)[:, None] + k_k1 * np.log(inner_T) + (trials - k_k1) * np.log1p(-inner_T)
+    log_kT = (
+        np.asarray(log_choose_k)[:, None]
+        + k_k1 * np.log(inner_T)
+        + (trials - k_k1) * np.log1p(-inner_T)
+    )
     at_most_T = np.minimum(np.exp(log_kT).sum(axis=0), 1.0)
-    return np.where(chance_T <= 0.0, 1.0, np.where(chance_T >= 1.0, float(most == trials), at_most_T))
+    return np.where(
+        chance_T <= 0.0, 1.0, np.where(chance_T >= 1.0, float(most == trials), at_most_T)
+    )

@@ -1,10 +1,11 @@
-"""Times a call of the real model under its real shardings on the devices at hand: with one layer and with two, so that a model
-of any depth is timed in the memory of two layers.
+"""Times a call of the real model under its real shardings on the devices at hand: with one layer
+and with two, so that a model of any depth is timed in the memory of two layers.
 
     T(N) = T(1) + (N − 1) (T(2) − T(1))          and so for bytes; a model of at most two layers is timed as it is
 
-Arguments are zeros and no row ends before its last token: the time of a compiled program does not depend on numbers. What a
-round does beside a call, once for the rows on their way (credit, the rows of an update), counts as the policy's training.
+Arguments are zeros and no row ends before its last token: the time of a compiled program does not
+depend on numbers. What a round does beside a call, once for the rows on their way (credit, the rows
+of an update), counts as the policy's training.
 """
 
 import dataclasses
@@ -32,8 +33,9 @@ RUNS = 7  # interleaved; the least of them counts
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Seconds of one run of a call, and bytes of a device that it takes beside its arguments (outputs that take an
-    argument's place are not counted)."""
+    """Seconds of one run of a call, and bytes of a device that it takes beside its arguments
+    (outputs that take an argument's place are not counted).
+    """
 
     seconds: float
     working_bytes: float
@@ -51,13 +53,19 @@ def extrapolated(values: Sequence[float], num_layers: int) -> float:
     return max(values[0], values[0] + (num_layers - 1) * (values[1] - values[0]))
 
 
-def of_depth(spec: ProgramSpec, num_layers: int, placement: Placement, **sampling: Any) -> tuple[ProgramSpec, Params]:
-    """The spec with models of so many layers, every call at one placement, rows that never end; and params of zeros."""
+def of_depth(
+    spec: ProgramSpec, num_layers: int, placement: Placement, **sampling: Any
+) -> tuple[ProgramSpec, Params]:
+    """The spec with models of so many layers, every call at one placement, rows that never end; and
+    params of zeros.
+    """
     model = spec.model.with_config(num_layers=num_layers)
     reward, critic = spec.reward, spec.critic
     if reward.network is not None:
         network = reward.network.with_config(num_layers=num_layers)
-        reward = dataclasses.replace(reward, model=learned.make(network), network=network, params=zeros(network.init))
+        reward = dataclasses.replace(
+            reward, model=learned.make(network), network=network, params=zeros(network.init)
+        )
     if critic is not None:
         network = critic.model.with_config(num_layers=num_layers)
         critic = dataclasses.replace(critic, model=network, params=zeros(network.init))
@@ -78,7 +86,9 @@ def of_depth(spec: ProgramSpec, num_layers: int, placement: Placement, **samplin
 
 def zeros(init: Callable[..., Any]) -> Params:
     """Params of zeros, on the host."""
-    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(init, randomness.key(0)))
+    return jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(init, randomness.key(0))
+    )
 
 
 def filled(shapes: Any) -> Any:
@@ -93,15 +103,23 @@ def filled(shapes: Any) -> Any:
     return jax.tree.map(one, shapes)
 
 
-def time_call(spec: ProgramSpec, call: str, placement: Placement, num_layers: int, **sampling: Any) -> Measured:
+def time_call(
+    spec: ProgramSpec, call: str, placement: Placement, num_layers: int, **sampling: Any
+) -> Measured:
     """One run of a call (training: one update) at a placement, models of `num_layers` layers."""
     programs, found = [], []
     for depth in depths(num_layers):
         program = Program(*of_depth(spec, depth, placement, **sampling))
         compiled = program.lowered(call).compile()
         found.append(bytes_of(compiled))
-        programs.append(partial(_run_once, compiled, filled(program.arguments(call)), donates=call in TRAIN_CALLS))
-    return Measured(extrapolated(least_seconds(programs), num_layers), extrapolated(found, num_layers))
+        programs.append(
+            partial(
+                _run_once, compiled, filled(program.arguments(call)), donates=call in TRAIN_CALLS
+            )
+        )
+    return Measured(
+        extrapolated(least_seconds(programs), num_layers), extrapolated(found, num_layers)
+    )
 
 
 def bytes_of(compiled: Any) -> int:
@@ -122,7 +140,10 @@ def _run_once(compiled: Any, arguments: Sequence[Any], donates: bool) -> float:
 
 def least_seconds(programs: Sequence[Callable[[], float]]) -> list[float]:
     """The least of `RUNS` runs of each program, which gives its seconds; they run in turn."""
-    return [min(seconds) for seconds in zip(*([program() for program in programs] for _ in range(RUNS)), strict=True)]
+    return [
+        min(seconds)
+        for seconds in zip(*([program() for program in programs] for _ in range(RUNS)), strict=True)
+    ]
 
 
 def time_rows(spec: ProgramSpec, placement: Placement) -> float:
@@ -147,7 +168,9 @@ def time_move(tree_of: Callable[[int], tuple[Any, Any, Any]], num_layers: int) -
     runs = []
     for depth in depths(num_layers):
         shapes, source, target = tree_of(depth)
-        tree = jax.tree.map(lambda x, where: jax.device_put(np.zeros(x.shape, x.dtype), where), shapes, source)
+        tree = jax.tree.map(
+            lambda x, where: jax.device_put(np.zeros(x.shape, x.dtype), where), shapes, source
+        )
         runs.append(partial(_move_once, tree, target))
         _move_once(tree, target)
     return extrapolated(least_seconds(runs), num_layers)

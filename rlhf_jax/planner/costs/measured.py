@@ -1,4 +1,6 @@
-"""The measured cost model: times on the devices at hand, kept in a file; elsewhere formulas scaled to these times."""
+"""The measured cost model: times on the devices at hand, kept in a file; elsewhere formulas scaled
+to these times.
+"""
 
 import copy
 import dataclasses
@@ -25,15 +27,20 @@ from rlhf_jax.types import Placement, Plan, Samples
 
 
 class MeasuredCostModel:
-    """`CostModel` of `api.py`: measured where `measure` has been, else by formulas times what measurement says of them."""
+    """`CostModel` of `api.py`: measured where `measure` has been, else by formulas times what
+    measurement says of them.
+    """
 
     def __init__(self, spec: ProgramSpec, formulas: AnalyticCostModel, path: Path | None = None):
-        """`path`: the file in which measurements are kept and found again; figures of another jax, device, model or work
-        are told apart."""
+        """`path`: the file in which measurements are kept and found again; figures of another jax,
+        device, model or work are told apart.
+        """
         self.spec, self.formulas, self.path = spec, formulas, path
         self.known: dict[str, float] = {}
         self._all: dict[str, dict[str, float]] = {}
-        self._scales: dict[str, float] = {}  # by call, until more is measured: a search asks for thousands of options
+        self._scales: dict[
+            str, float
+        ] = {}  # by call, until more is measured: a search asks for thousands of options
         if path is not None and path.exists():
             self._all = json.loads(path.read_text())
             self.known = self._all.get(self.identity, {})
@@ -51,8 +58,16 @@ class MeasuredCostModel:
         device, spec = jax.devices()[0], self.spec
         critic = None if spec.critic is None else spec.critic.model
         models = [repr(network) for network in (spec.model, critic, spec.reward.network)]
-        work = dataclasses.replace(self.formulas.work, completion_lengths=(), lag=0, loop="synchronous")
-        of = [device.device_kind, len(jax.devices()), jax.__version__, spec.algorithm.name, spec.publish_dtype]
+        work = dataclasses.replace(
+            self.formulas.work, completion_lengths=(), lag=0, loop="synchronous"
+        )
+        of = [
+            device.device_kind,
+            len(jax.devices()),
+            jax.__version__,
+            spec.algorithm.name,
+            spec.publish_dtype,
+        ]
         text = repr([*of, *models, work, spec.num_micro_batches])
         return f"{device.device_kind}, jax {jax.__version__}: {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
@@ -70,7 +85,9 @@ class MeasuredCostModel:
         return self.formulas.refusal(call, placement)
 
     def seconds(self, call: Call, placement: Placement) -> float:
-        """Seconds in a round: measured, generation for the lengths at hand; else by formulas times `scale`."""
+        """Seconds in a round: measured, generation for the lengths at hand; else by formulas times
+        `scale`.
+        """
         key = call_key(call, placement)
         if key in self.known:
             return self._of_round(call, placement, key)
@@ -80,7 +97,9 @@ class MeasuredCostModel:
 
     def working_bytes(self, call: Call, placement: Placement) -> float:
         key = f"{call_key(call, placement)} bytes"
-        return self.known[key] if key in self.known else self.formulas.working_bytes(call, placement)
+        return (
+            self.known[key] if key in self.known else self.formulas.working_bytes(call, placement)
+        )
 
     def params_bytes(self, role: str, placement: Placement) -> float:
         return self.formulas.params_bytes(role, placement)
@@ -90,11 +109,19 @@ class MeasuredCostModel:
 
     def reallocate_seconds(self, role: str, source: Placement, target: Placement) -> float:
         key = move_key(role, source, target)
-        return self.known[key] if key in self.known else self.formulas.reallocate_seconds(role, source, target)
+        return (
+            self.known[key]
+            if key in self.known
+            else self.formulas.reallocate_seconds(role, source, target)
+        )
 
     def transfer_seconds(self, call: Call, source: Placement, target: Placement) -> float:
         key = move_key(call.produces[0], source, target)
-        return self.known[key] if key in self.known else self.formulas.transfer_seconds(call, source, target)
+        return (
+            self.known[key]
+            if key in self.known
+            else self.formulas.transfer_seconds(call, source, target)
+        )
 
     # --- what was measured ---
 
@@ -109,28 +136,44 @@ class MeasuredCostModel:
         return prefill + (seconds - prefill) * self._share_of_steps(placement)
 
     def _share_of_steps(self, placement: Placement) -> float:
-        """Expected steps of decoding, each by its share of the rows, against all of them at full size."""
+        """Expected steps of decoding, each by its share of the rows, against all of them at full
+        size.
+        """
         work, shards = self.formulas.work, placement.mesh_shape[0] * placement.mesh_shape[1]
         rows = work.num_prompts * work.samples_per_prompt // (shards * placement.num_micro_batches)
-        sizes = decode_steps(work.completion_lengths, work.completion_tokens, rows, shards, work.num_compactions)
-        return sum(steps * size / rows for size, steps in sizes) / max(1, work.completion_tokens - 1)
+        sizes = decode_steps(
+            work.completion_lengths, work.completion_tokens, rows, shards, work.num_compactions
+        )
+        return sum(steps * size / rows for size, steps in sizes) / max(
+            1, work.completion_tokens - 1
+        )
 
     def scale(self, call: Call) -> float:
-        """Ratio of measured to analytic seconds for calls of this kind and role: the median of what was measured, or 1."""
+        """Ratio of measured to analytic seconds for calls of this kind and role: the median of what
+        was measured, or 1.
+        """
         begin = f"{call.name} "
         ratios = []
         for key in self.known:
             if key.startswith(begin) and not key.endswith((" bytes", " prefill")):
                 placement = placement_of(key.removeprefix(begin))
-                ratios.append(self._of_round(call, placement, key) / self.formulas.seconds(call, placement))
+                ratios.append(
+                    self._of_round(call, placement, key) / self.formulas.seconds(call, placement)
+                )
         return statistics.median(ratios) if ratios else 1.0
 
     def missing(self, calls: Sequence[Call], plan: Plan) -> list[str]:
         """Calls of a plan that were not measured where it places them."""
-        return [call.name for call in calls if call_key(call, plan.placements[call.name]) not in self.known]
+        return [
+            call.name
+            for call in calls
+            if call_key(call, plan.placements[call.name]) not in self.known
+        ]
 
     def measure(self, calls: Sequence[Call], plan: Plan) -> None:
-        """Measures every call of a plan, and every move between them, that was not measured yet; writes the file."""
+        """Measures every call of a plan, and every move between them, that was not measured yet;
+        writes the file.
+        """
         self._scales.clear()
         for call in calls:
             self._measure_call(call, plan.placements[call.name])
@@ -147,7 +190,9 @@ class MeasuredCostModel:
             return
         found = measure.time_call(self.spec, call.name, placement, num_layers)
         if call.kind == "generate":
-            first = measure.time_call(self.spec, call.name, placement, num_layers, max_completion_tokens=1)
+            first = measure.time_call(
+                self.spec, call.name, placement, num_layers, max_completion_tokens=1
+            )
             self.known[f"{key} prefill"] = first.seconds
         if call.kind == "train" and call.role == "policy" and rows_key(placement) not in self.known:
             self.known[rows_key(placement)] = measure.time_rows(self.spec, placement)
@@ -171,7 +216,9 @@ class MeasuredCostModel:
     @cached_property
     def _samples(self) -> Samples:
         """Shapes of a round's samples, which do not depend on where they are drawn."""
-        return measure.Program(*measure.of_depth(self.spec, 1, Placement((0,), (1, 1, 1)))).sampler.shapes
+        return measure.Program(
+            *measure.of_depth(self.spec, 1, Placement((0,), (1, 1, 1)))
+        ).sampler.shapes
 
 
 def moves(calls: Sequence[Call], plan: Plan) -> Iterable[tuple[str, Placement, Placement]]:
@@ -184,7 +231,9 @@ def moves(calls: Sequence[Call], plan: Plan) -> Iterable[tuple[str, Placement, P
             yield call.role, at[trained[call.role].name], at[call.name]
     for call in calls:
         if call.kind == "generate":
-            yield from (("samples", at[call.name], at[other.name]) for other in calls if other is not call)
+            yield from (
+                ("samples", at[call.name], at[other.name]) for other in calls if other is not call
+            )
         elif call.kind == "infer":
             yield call.produces[0], at[call.name], home
 
@@ -201,7 +250,9 @@ def mesh_of(spec: ProgramSpec, placement: Placement) -> Any:
 
 def relative(placement: Placement, begin: int) -> str:
     """A placement without its parts, its devices counted from `begin`."""
-    return describe(Placement(tuple(device - begin for device in placement.devices), placement.mesh_shape))
+    return describe(
+        Placement(tuple(device - begin for device in placement.devices), placement.mesh_shape)
+    )
 
 
 def call_key(call: Call, placement: Placement) -> str:

@@ -1,7 +1,8 @@
 """Bytes of one device that a call needs while it runs: caches, activations, logits, gradients.
 
-What is counted was chosen beside XLA's own figure for temporary memory (`tests/planner/test_analytic.py` holds the bands): a
-compiler's schedule is not a formula, and one that keeps or frees an array at another moment moves it.
+What is counted was chosen beside XLA's own figure for temporary memory
+(`tests/planner/test_analytic.py` holds the bands): a compiler's schedule is not a formula, and one
+that keeps or frees an array at another moment moves it.
 """
 
 from rlhf_jax.planner.costs.roofline import Part, Positions, activation_elements
@@ -11,7 +12,9 @@ ROW_BYTES = 24  # a position of a batch: tokens, mask, and what algorithms keep 
 
 
 def layer_activation_bytes(part: Part, run: Positions) -> float:
-    """Bytes of one layer's backward pass: its activations, and the exponentials of attention's scores."""
+    """Bytes of one layer's backward pass: its activations, and the exponentials of attention's
+    scores.
+    """
     shape = part.shape
     scores = 0.0 if shape.attention == "cudnn" else part.split.heads * run.pairs
     exponentials = 4 if shape.compute_bytes == 4 else 4 + shape.compute_bytes
@@ -19,8 +22,8 @@ def layer_activation_bytes(part: Part, run: Positions) -> float:
 
 
 def layer_stage_bytes(part: Part, run: Positions) -> float:
-    """Bytes that one layer holds at once in a forward pass: the residual, its norm, and the feed-forward's products or
-    attention's.
+    """Bytes that one layer holds at once in a forward pass: the residual, its norm, and the
+    feed-forward's products or attention's.
 
     Where rows move, both kinds of products are there of all rows, and the mixed values.
     """
@@ -49,22 +52,39 @@ def cache_bytes(part: Part, rows: float, columns: float) -> float:
 
 
 def _other_params_bytes(part: Part) -> float:
-    """Params in the compute dtype, and those that fsdp cuts brought together: of one layer, which XLA frees again."""
+    """Params in the compute dtype, and those that fsdp cuts brought together: of one layer, which
+    XLA frees again.
+    """
     shape, split = part.shape, part.split
     casts = split.gathered * shape.compute_bytes if shape.compute_bytes < part.weight_bytes else 0.0
-    gathered = 0.0 if part.rows_move else 2 * split.cut_by_fsdp * part.weight_bytes / max(shape.num_layers, 1)
+    gathered = (
+        0.0
+        if part.rows_move
+        else 2 * split.cut_by_fsdp * part.weight_bytes / max(shape.num_layers, 1)
+    )
     return casts + gathered
 
 
-def train_bytes(part: Part, run: Positions, remat: bool, num_micro_batches: int, prompt_cache: float) -> float:
-    """Gradients (twice where micro-batches are summed), activations of one micro-batch, and the head's."""
+def train_bytes(
+    part: Part, run: Positions, remat: bool, num_micro_batches: int, prompt_cache: float
+) -> float:
+    """Gradients (twice where micro-batches are summed), activations of one micro-batch, and the
+    head's.
+    """
     shape, split = part.shape, part.split
     one_layer = layer_activation_bytes(part, run)
     residuals = shape.num_layers * run.tokens * shape.width * shape.compute_bytes
     activations = residuals + one_layer if remat else shape.num_layers * one_layer
     hidden = 3 * run.logits * shape.width * shape.compute_bytes
     gradients = split.stored * shape.param_bytes * (2 if num_micro_batches > 1 else 1)
-    return activations + hidden + gradients + _other_params_bytes(part) + prompt_cache + logits_bytes(part, run, 2.0)
+    return (
+        activations
+        + hidden
+        + gradients
+        + _other_params_bytes(part)
+        + prompt_cache
+        + logits_bytes(part, run, 2.0)
+    )
 
 
 def infer_bytes(part: Part, run: Positions, prompt_cache: float) -> float:
@@ -74,8 +94,12 @@ def infer_bytes(part: Part, run: Positions, prompt_cache: float) -> float:
     return max(layer_stage_bytes(part, run) + prompt_cache, head) + _other_params_bytes(part)
 
 
-def generate_bytes(part: Part, prefill: Positions, prompts: float, rows: float, prompt: int, columns: int) -> float:
-    """The rows' cache, beside one layer of the prompts' cache that it is made from, or the logits of a step; or the prefill."""
+def generate_bytes(
+    part: Part, prefill: Positions, prompts: float, rows: float, prompt: int, columns: int
+) -> float:
+    """The rows' cache, beside one layer of the prompts' cache that it is made from, or the logits
+    of a step; or the prefill.
+    """
     of_prompts, of_rows = cache_bytes(part, prompts, columns), cache_bytes(part, rows, columns)
     logits = 0.0 if part.shape.values else 3 * 4 * rows * part.split.vocab
     decode = of_rows + max(of_prompts / part.shape.num_layers, logits)

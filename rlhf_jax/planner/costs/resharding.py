@@ -1,4 +1,6 @@
-"""Bytes that a device receives or sends when params are resharded from one placement to another, by intersection of shards."""
+"""Bytes that a device receives or sends when params are resharded from one placement to another, by
+intersection of shards.
+"""
 
 from functools import cache
 
@@ -16,12 +18,15 @@ def missing_bytes(
 ) -> tuple[float, float]:
     """(bytes from the same host, bytes from other hosts) of the device that moves the most.
 
-    A device takes in what of its new shards it has not got; what all take in is given out by the source's devices, an even
-    part each. A host that holds every shard of the source needs nothing from another.
+    A device takes in what of its new shards it has not got; what all take in is given out by the
+    source's devices, an even part each. A host that holds every shard of the source needs nothing
+    from another.
     """
     taken_T = np.zeros(len(target[0]))
     for leaf in shape.leaves:
-        taken_T += leaf.elements * item_bytes * (_share(leaf, target) - _overlap_T(leaf, source, target))
+        taken_T += (
+            leaf.elements * item_bytes * (_share(leaf, target) - _overlap_T(leaf, source, target))
+        )
     covering = _covering_hosts(source, devices_per_host)
     is_far_T = np.asarray([device // devices_per_host not in covering for device in target[0]])
     given = taken_T.sum() / len(source[0])
@@ -39,7 +44,9 @@ def _share(leaf: Leaf, layout: Layout) -> float:
 def _places(layout: Layout) -> dict[int, tuple[int, int]]:
     """Each device's place along fsdp and tensor."""
     _, fsdp, tensor = layout[1]
-    return {device: (place // tensor % fsdp, place % tensor) for place, device in enumerate(layout[0])}
+    return {
+        device: (place // tensor % fsdp, place % tensor) for place, device in enumerate(layout[0])
+    }
 
 
 def _overlap_T(leaf: Leaf, source: Layout, target: Layout) -> np.ndarray:
@@ -50,13 +57,18 @@ def _overlap_T(leaf: Leaf, source: Layout, target: Layout) -> np.ndarray:
     for index, (device, place) in enumerate(_places(target).items()):
         if device in had:
             overlap_T[index] = np.prod(
-                [_common(h, n, w, m) for h, n, w, m in zip(had[device], have, place, want, strict=True)]
+                [
+                    _common(h, n, w, m)
+                    for h, n, w, m in zip(had[device], have, place, want, strict=True)
+                ]
             )
     return overlap_T
 
 
 def _common(place: int, parts: int, other_place: int, other_parts: int) -> float:
-    """Length in common of the place-th of `parts` equal parts of 0 ... 1 and another; an axis that cuts nothing has one."""
+    """Length in common of the place-th of `parts` equal parts of 0 ... 1 and another; an axis that
+    cuts nothing has one.
+    """
     begin, other_begin = place % parts / parts, other_place % other_parts / other_parts
     return max(0.0, min(begin + 1 / parts, other_begin + 1 / other_parts) - max(begin, other_begin))
 

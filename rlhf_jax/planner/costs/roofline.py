@@ -1,7 +1,9 @@
-"""Seconds of one forward and one backward pass of a role's model on its share of the rows: a roofline, and collectives.
+"""Seconds of one forward and one backward pass of a role's model on its share of the rows: a
+roofline, and collectives.
 
-Each part takes max(FLOPs / what products reach, bytes / what memory reaches): the layers' products, attention, the head, and
-element-wise work between them. Parts, collectives and launches are added: nothing is taken to overlap inside a call.
+Each part takes max(FLOPs / what products reach, bytes / what memory reaches): the layers' products,
+attention, the head, and element-wise work between them. Parts, collectives and launches are added:
+nothing is taken to overlap inside a call.
 """
 
 from dataclasses import dataclass
@@ -14,14 +16,18 @@ from rlhf_jax.scoring import MAX_LOGITS
 
 @dataclass(frozen=True)
 class Part:
-    """A model on one device of a mesh: what the device can do, what it holds, and what joins it to the others."""
+    """A model on one device of a mesh: what the device can do, what it holds, and what joins it to
+    the others.
+    """
 
     hardware: Hardware
     shape: Shape
     split: Split
     rings: Rings
     weight_bytes: int  # of a param as it is read
-    rows_move: bool = False  # under fsdp, hidden states are brought together and not params: see `fsdp_seconds`
+    rows_move: bool = (
+        False  # under fsdp, hidden states are brought together and not params: see `fsdp_seconds`
+    )
 
     @property
     def spread(self) -> int:
@@ -50,18 +56,21 @@ class Positions:
 
 
 def square_pairs(length: int, attention: str) -> float:
-    """Pairs that attention of a row to itself multiplies: blocks of queries leave out later columns, see `blocks.attend`."""
+    """Pairs that attention of a row to itself multiplies: blocks of queries leave out later
+    columns, see `blocks.attend`.
+    """
     num_blocks = 1 if attention != "xla" or length < 192 else 2 if length < 512 else 4
     return length**2 * (num_blocks + 1) / (2 * num_blocks)
 
 
 def activation_elements(part: Part) -> float:
-    """Numbers a token and layer that the backward pass wants and element-wise work reads or writes, but for attention scores.
+    """Numbers a token and layer that the backward pass wants and element-wise work reads or writes,
+    but for attention scores.
 
-    Of the residual's width: the inputs of the norms and their results. Cut by tensor: queries and keys before and after they
-    turn, values, mixed values; what the feed-forward's first products give, what its last one takes, and what the
-    activation's derivative wants. The counts were fitted to XLA's temporary memory of updates
-    (`tests/planner/test_analytic.py`).
+    Of the residual's width: the inputs of the norms and their results. Cut by tensor: queries and
+    keys before and after they turn, values, mixed values; what the feed-forward's first products
+    give, what its last one takes, and what the activation's derivative wants. The counts were
+    fitted to XLA's temporary memory of updates (`tests/planner/test_analytic.py`).
     """
     shape, split = part.shape, part.split
     mixed, kept = split.heads * shape.head_width, split.kv_heads * shape.head_width
@@ -71,7 +80,9 @@ def activation_elements(part: Part) -> float:
 
 
 def layers_seconds(part: Part, run: Positions) -> float:
-    """The layers' forward pass, with the sums over tensor that follow attention and feed-forward; no fsdp gather."""
+    """The layers' forward pass, with the sums over tensor that follow attention and feed-forward;
+    no fsdp gather.
+    """
     hardware, shape, split, rings = part.hardware, part.shape, part.split, part.rings
     flops, bandwidth = hardware.product_flops(shape.compute_bytes), hardware.bytes_a_second
     weights = split.layer_products * part.weight_bytes * run.launches
@@ -79,10 +90,14 @@ def layers_seconds(part: Part, run: Positions) -> float:
     heads = split.heads * shape.num_layers
     score_bytes = 0.0 if shape.attention == "cudnn" else 2 * 4 * heads * run.pairs
     cached = run.cache_columns * shape.column_bytes * split.kv_heads / shape.num_kv_heads
-    attention = max(4 * heads * shape.head_width * run.pairs / flops, (cached + score_bytes) / bandwidth)
+    attention = max(
+        4 * heads * shape.head_width * run.pairs / flops, (cached + score_bytes) / bandwidth
+    )
     elements = activation_elements(part) * shape.num_layers * run.tokens
     between = 2 * elements * shape.compute_bytes / bandwidth
-    launches = run.launches * shape.num_layers * hardware.operations_per_layer * hardware.launch_seconds
+    launches = (
+        run.launches * shape.num_layers * hardware.operations_per_layer * hardware.launch_seconds
+    )
     summed = rings.tensor.all_reduce(run.tokens / run.launches * shape.width * shape.compute_bytes)
     return dense + attention + between + launches + 2 * shape.num_layers * run.launches * summed
 
@@ -99,21 +114,26 @@ def head_seconds(part: Part, run: Positions) -> float:
     logits_bytes = 3 * 4 * run.logits * split.vocab
     flops = 2 * split.head_products * run.logits / hardware.product_flops(shape.compute_bytes)
     product = max(flops, (split.head_products * part.weight_bytes + logits_bytes) / bandwidth)
-    reductions = 3 * rings.tensor.all_reduce(4 * run.logits) if split.vocab < shape.vocab_size else 0.0
+    reductions = (
+        3 * rings.tensor.all_reduce(4 * run.logits) if split.vocab < shape.vocab_size else 0.0
+    )
     return looked_up + product + reductions + 6 * hardware.launch_seconds
 
 
 def fsdp_seconds(part: Part, run: Positions) -> float:
     """Seconds of fsdp's all-gathers in a forward pass.
 
-    Params, in an array a layer and more; or, where rows move, hidden states: XLA cuts products along the params' width as the
-    params are, sums what the layers' first products give over fsdp, and brings mixed values together.
+    Params, in an array a layer and more; or, where rows move, hidden states: XLA cuts products
+    along the params' width as the params are, sums what the layers' first products give over fsdp,
+    and brings mixed values together.
     """
     ring, shape, split = part.rings.fsdp, part.shape, part.split
     if ring.size == 1:
         return 0.0
     if not part.rows_move:
-        return ring.all_gather(split.cut_by_fsdp * part.weight_bytes) + shape.num_layers * ring.latency
+        return (
+            ring.all_gather(split.cut_by_fsdp * part.weight_bytes) + shape.num_layers * ring.latency
+        )
     mixed, kept = split.heads * shape.head_width, split.kv_heads * shape.head_width
     hidden = (2 if shape.gated else 1) * shape.ffn_width / split.hidden_parts
     all_rows = run.tokens / run.launches * ring.size * shape.compute_bytes
@@ -129,14 +149,16 @@ def forward_seconds(part: Part, run: Positions) -> float:
 
 
 def backward_seconds(part: Part, run: Positions, remat: bool) -> float:
-    """A backward pass: two products for each of the forward's, the sums over tensor again, and what fsdp
-    brings together again.
+    """A backward pass: two products for each of the forward's, the sums over tensor again, and what
+    fsdp brings together again.
 
     With `remat` the layers run forward once more; a head in chunks always does.
     """
     layers, head = layers_seconds(part, run), head_seconds(part, run)
     sums = 2 * part.shape.num_layers * run.launches
-    summed = part.rings.tensor.all_reduce(run.tokens / run.launches * part.shape.width * part.shape.compute_bytes)
+    summed = part.rings.tensor.all_reduce(
+        run.tokens / run.launches * part.shape.width * part.shape.compute_bytes
+    )
     twice = 2 * layers - sums * summed  # collectives once, all else twice
     chunked = run.logits * part.split.vocab > MAX_LOGITS
     return (
@@ -150,7 +172,8 @@ def backward_seconds(part: Part, run: Positions, remat: bool) -> float:
 def reduce_seconds(part: Part) -> float:
     """Summing gradients over the shards of the rows.
 
-    What fsdp cuts is reduced and scattered over fsdp, then its part summed over data; the rest is summed over both.
+    What fsdp cuts is reduced and scattered over fsdp, then its part summed over data; the rest is
+    summed over both.
     """
     split, rings, item = part.split, part.rings, part.shape.param_bytes
     cut = (split.stored - split.whole_over_fsdp) * rings.fsdp.size * item
@@ -159,7 +182,9 @@ def reduce_seconds(part: Part) -> float:
 
 
 def optimizer_seconds(part: Part, optimizer_bytes: float) -> float:
-    """Params and what the optimizer keeps are read and written once, gradients read twice: for their norm, and then."""
+    """Params and what the optimizer keeps are read and written once, gradients read twice: for
+    their norm, and then.
+    """
     touched = part.split.stored * (4 * part.shape.param_bytes + 2 * optimizer_bytes)
     launches = part.shape.num_arrays * part.hardware.launch_seconds
     return touched / part.hardware.bytes_a_second + launches

@@ -1,4 +1,6 @@
-"""A role's model as numbers: its params by their logical axes, and what its layers multiply, keep and cache."""
+"""A role's model as numbers: its params by their logical axes, and what its layers multiply, keep
+and cache.
+"""
 
 import math
 import re
@@ -35,7 +37,9 @@ class Leaf:
         return self.count * int(np.prod(self.sizes))
 
     def parts(self, fsdp: int, tensor: int) -> tuple[int, int]:
-        """Into how many parts fsdp and tensor cut it; 1 where no dimension divides, as `devices/sharding.py` has it."""
+        """Into how many parts fsdp and tensor cut it; 1 where no dimension divides, as
+        `devices/sharding.py` has it.
+        """
         mesh, cut = {"fsdp": fsdp, "tensor": tensor}, {"fsdp": 1, "tensor": 1}
         for size, axis in zip(self.sizes, self.axes, strict=True):
             name = RULES[axis] if axis is not None else None
@@ -46,11 +50,16 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Split:
-    """Numbers of one device of a mesh. `gathered`: with what fsdp has cut brought together again."""
+    """Numbers of one device of a mesh.
+
+    `gathered`: with what fsdp has cut brought together again.
+    """
 
     stored: float  # params that the device holds
     gathered: float
-    cut_by_fsdp: float  # of the gathered ones that a forward pass reads, those that must be brought together
+    cut_by_fsdp: (
+        float  # of the gathered ones that a forward pass reads, those that must be brought together
+    )
     whole_over_fsdp: float  # of the stored ones, those that fsdp does not divide
     layer_products: float  # params of the layers' products, gathered
     head_products: float
@@ -65,8 +74,9 @@ class Split:
 class Shape:
     """A model as numbers; `leaves` are all of its params.
 
-    Params are float32 where they are trained (`param_bytes`); `copy_bytes` is what a copy for generation or inference has,
-    `compute_bytes` what hidden states and the cache have. `values` says that scalars are read and no logits.
+    Params are float32 where they are trained (`param_bytes`); `copy_bytes` is what a copy for
+    generation or inference has, `compute_bytes` what hidden states and the cache have. `values`
+    says that scalars are read and no logits.
     """
 
     num_layers: int
@@ -124,7 +134,8 @@ def _split(shape: Shape, fsdp: int, tensor: int) -> Split:
         stored += here / by_fsdp
         gathered += here
         whole += here if by_fsdp == 1 else 0.0
-        # The table is read a few rows a step, but XLA brings its columns together all the same; a value model's head rests.
+        # The table is read a few rows a step, but XLA brings its columns together all the same; a
+        # value model's head rests.
         cut += here if by_fsdp > 1 and not (leaf.place == "head" and shape.values) else 0.0
         layers += here if leaf.place == "layer" and len(leaf.sizes) == 2 else 0.0
         head += here if is_head and not shape.values else 0.0
@@ -145,7 +156,8 @@ def _split(shape: Shape, fsdp: int, tensor: int) -> Split:
 
 
 def of_model(model: Any, copy_bytes: int | None = None) -> Shape:
-    """The shape of a model of any family, or of a value model on one; its params are counted, not made.
+    """The shape of a model of any family, or of a value model on one; its params are counted, not
+    made.
 
     `copy_bytes`: of a param of the sampler's or of a frozen copy; None: as they are trained.
     """
@@ -154,7 +166,9 @@ def of_model(model: Any, copy_bytes: int | None = None) -> Shape:
     params = jax.eval_shape(model.init, randomness.key(0))
     arrays: dict[Any, Any] = flatten_dict(params)
     axes: dict[Any, Any] = flatten_dict(model.logical_axes(params))
-    counts = Counter((_place(path), tuple(array.shape), axes[path]) for path, array in arrays.items())
+    counts = Counter(
+        (_place(path), tuple(array.shape), axes[path]) for path, array in arrays.items()
+    )
     (param_bytes,) = {array.dtype.itemsize for array in arrays.values()}
     return Shape(
         num_layers=config.num_layers,
@@ -183,8 +197,8 @@ def _place(path: tuple[str, ...]) -> str:
     return "head" if path[-2] in ("lm_head", "embed_out") else "other"
 
 
-# Touvron et al. 2023 (arXiv 2307.09288) and Roziere et al. 2023 (arXiv 2308.12950), by their published config.json:
-# vocabulary, width, layers, heads, key-value heads, feed-forward width.
+# Touvron et al. 2023 (arXiv 2307.09288) and Roziere et al. 2023 (arXiv 2308.12950), by their
+# published config.json: vocabulary, width, layers, heads, key-value heads, feed-forward width.
 LLAMA2 = {
     "llama-2-7b": (32000, 4096, 32, 32, 32, 11008),
     "llama-2-13b": (32000, 5120, 40, 40, 40, 13824),
@@ -198,6 +212,11 @@ def named(name: str) -> Shape:
     if name not in LLAMA2:
         raise Refusal(f"no shape {name!r}; there are: {', '.join(LLAMA2)}")
     vocab_size, width, num_layers, num_heads, num_kv_heads, ffn_width = LLAMA2[name]
-    one = of_model(llama.make(llama.Config(vocab_size, width, 1, num_heads, num_kv_heads, ffn_width)))
-    leaves = (replace(leaf, count=leaf.count * (num_layers if leaf.place == "layer" else 1)) for leaf in one.leaves)
+    one = of_model(
+        llama.make(llama.Config(vocab_size, width, 1, num_heads, num_kv_heads, ffn_width))
+    )
+    leaves = (
+        replace(leaf, count=leaf.count * (num_layers if leaf.place == "layer" else 1))
+        for leaf in one.leaves
+    )
     return replace(one, num_layers=num_layers, leaves=tuple(leaves))

@@ -1,9 +1,10 @@
-"""Simulated annealing over plans, from several starts: for more devices than can be searched exactly.
+"""Simulated annealing over plans, from several starts: for more devices than can be searched
+exactly.
 
-Kirkpatrick, Gelatt and Vecchi 1983 (Science 220): a worse plan is taken with probability exp(−Δ / T), Δ as a share of the
-present seconds, T falling geometrically. Moves that ReaL's search lacks: within a slice, to a neighbouring slice, to another
-call's slice, two calls changing places, and a slice cut for two. Bounded by evaluations and seeded, so that it ends the same
-everywhere.
+Kirkpatrick, Gelatt and Vecchi 1983 (Science 220): a worse plan is taken with probability exp(−Δ /
+T), Δ as a share of the present seconds, T falling geometrically. Moves that ReaL's search lacks:
+within a slice, to a neighbouring slice, to another call's slice, two calls changing places, and a
+slice cut for two. Bounded by evaluations and seeded, so that it ends the same everywhere.
 """
 
 import math
@@ -21,8 +22,9 @@ UNFIT = 1e6
 
 
 def anneal(space: Space, seed: int, num_starts: int, num_evaluations: int) -> Choice | None:
-    """The best plan that fits of `num_starts` chains with `num_evaluations` each, improved until no change of one call is
-    better; None where no chain found one that fits."""
+    """The best plan that fits of `num_starts` chains with `num_evaluations` each, improved until no
+    change of one call is better; None where no chain found one that fits.
+    """
     rng = random.Random(seed)
     found: list[tuple[float, Choice]] = []
     for number in range(num_starts):
@@ -33,24 +35,38 @@ def anneal(space: Space, seed: int, num_starts: int, num_evaluations: int) -> Ch
 
 
 def _start(space: Space, number: int, rng: random.Random) -> Choice:
-    """The default plan, every call at its fastest, all calls on one slice by turns, and random ones."""
+    """The default plan, every call at its fastest, all calls on one slice by turns, and random
+    ones.
+    """
     if number == 0 and (default := space.default()):
         return default
     if number == 1:
-        return tuple(min(range(len(of)), key=lambda n, of=of: (of[n].seconds, n)) for of in space.options)
-    common = set(space.slices(0)).intersection(*(space.slices(index) for index in range(len(space.calls))))
+        return tuple(
+            min(range(len(of)), key=lambda n, of=of: (of[n].seconds, n)) for of in space.options
+        )
+    common = set(space.slices(0)).intersection(
+        *(space.slices(index) for index in range(len(space.calls)))
+    )
     if number % 2 == 0 and common:
         begin_size = rng.choice(sorted(common))
-        return tuple(rng.choice(space.slices(index)[begin_size]) for index in range(len(space.calls)))
+        return tuple(
+            rng.choice(space.slices(index)[begin_size]) for index in range(len(space.calls))
+        )
     return tuple(rng.randrange(len(of)) for of in space.options)
 
 
-def _chain(space: Space, choice: Choice, rng: random.Random, num_evaluations: int) -> tuple[float, Choice]:
+def _chain(
+    space: Space, choice: Choice, rng: random.Random, num_evaluations: int
+) -> tuple[float, Choice]:
     scale = space.seconds(choice)
 
     def energy(tried: Choice) -> float:
         over = space.excess(tried)
-        return UNFIT * scale * (1 + over / space.costs.device_bytes) if over > 0 else space.seconds(tried)
+        return (
+            UNFIT * scale * (1 + over / space.costs.device_bytes)
+            if over > 0
+            else space.seconds(tried)
+        )
 
     present = energy(choice)
     best, best_choice = present, choice
@@ -82,7 +98,9 @@ def _slice(space: Space, choice: Choice, index: int) -> tuple[int, int]:
     return devices[0], len(devices)
 
 
-def _put(space: Space, choice: Choice, index: int, numbers: Sequence[int], rng: random.Random) -> Choice:
+def _put(
+    space: Space, choice: Choice, index: int, numbers: Sequence[int], rng: random.Random
+) -> Choice:
     """A call on one of the options of a slice: the fastest that fits as often as any other."""
     if rng.random() < 0.5:
         for number in numbers[:TRIED]:
@@ -96,12 +114,16 @@ def _within(space: Space, choice: Choice, index: int, rng: random.Random) -> Cho
 
 
 def _beside(space: Space, choice: Choice, index: int, rng: random.Random) -> Choice:
-    """To a slice that begins where this one or a neighbour of its size does, of the same size, half or double."""
+    """To a slice that begins where this one or a neighbour of its size does, of the same size, half
+    or double.
+    """
     begin, size = _slice(space, choice, index)
     new_size = rng.choice((size // 2, size, 2 * size))
     places = (begin, begin - new_size, begin + size, begin - begin % (2 * size))
     near = [(place, new_size) for place in places if (place, new_size) in space.slices(index)]
-    return _put(space, choice, index, space.slices(index)[rng.choice(near)], rng) if near else choice
+    return (
+        _put(space, choice, index, space.slices(index)[rng.choice(near)], rng) if near else choice
+    )
 
 
 def _anywhere(space: Space, choice: Choice, index: int, rng: random.Random) -> Choice:
@@ -109,7 +131,9 @@ def _anywhere(space: Space, choice: Choice, index: int, rng: random.Random) -> C
 
 
 def _join(space: Space, choice: Choice, index: int, rng: random.Random) -> Choice:
-    """To another call's slice, with its mesh where there is one: then nothing is moved between them."""
+    """To another call's slice, with its mesh where there is one: then nothing is moved between
+    them.
+    """
     other = rng.randrange(len(choice))
     numbers = space.slices(index).get(_slice(space, choice, other))
     if not numbers:
@@ -129,11 +153,16 @@ def _swap(space: Space, choice: Choice, index: int, rng: random.Random) -> Choic
 
 
 def _split(space: Space, choice: Choice, index: int, rng: random.Random) -> Choice:
-    """A slice that holds two calls is cut for them, so that they may run at once: either move alone would only be slower."""
+    """A slice that holds two calls is cut for them, so that they may run at once: either move alone
+    would only be slower.
+    """
     other = rng.randrange(len(choice))
     begin, size = _slice(space, choice, rng.choice((index, other)))
     half = size // 2
-    here, there = space.slices(index).get((begin, half)), space.slices(other).get((begin + half, half))
+    here, there = (
+        space.slices(index).get((begin, half)),
+        space.slices(other).get((begin + half, half)),
+    )
     if not here or not there or other == index:
         return choice
     return _put(space, _put(space, choice, index, here, rng), other, there, rng)
@@ -145,7 +174,10 @@ WEIGHTS = (0.25, 0.2, 0.15, 0.15, 0.1, 0.15)
 
 
 def descend(space: Space, choice: Choice) -> Choice:
-    """Changes one call at a time, while that is better and fits. A call that alone takes as long as the round is not tried."""
+    """Changes one call at a time, while that is better and fits.
+
+    A call that alone takes as long as the round is not tried.
+    """
     seconds, changed = space.seconds(choice), True
     while changed:
         changed = False

@@ -1,13 +1,16 @@
-"""Lower bounds on seconds per round for plans that extend a partial assignment, vectorised over the next call's options.
+"""Lower bounds on seconds per round for plans that extend a partial assignment, vectorised over the
+next call's options.
 
-With p, g, t, c the seconds of publishing, generation, and the policy's and the critic's training, and s those of the scores
-of a round (at least the longest, the sum of those that share a device, and the devices' mean), a round takes at least
+With p, g, t, c the seconds of publishing, generation, and the policy's and the critic's training,
+and s those of the scores of a round (at least the longest, the sum of those that share a device,
+and the devices' mean), a round takes at least
 
     synchronous    p + g + s + t,  and p + g + s + c (+ t where they share a device) if the next sampling waits for the critic
     asynchronous   g,  p + s + t,  and (p + g + s + t) / (lag + 1)
     both           the calls on a device, the devices' mean, and value + c (+ t), which wait for each other in turn
 
-and where the devices share their host's cores, the sum of everything. These hold in whatever order a queue is.
+and where the devices share their host's cores, the sum of everything. These hold in whatever order
+a queue is.
 """
 
 from dataclasses import dataclass
@@ -43,9 +46,14 @@ class Bounds:
     def __init__(self, tables: Tables):
         self.tables, self.space = tables, tables.space
         self.num_devices = tables.space.num_devices
-        self.critic = next((index for role, index in tables.trains.items() if role == "critic"), None)
+        self.critic = next(
+            (index for role, index in tables.trains.items() if role == "critic"), None
+        )
         calls = tables.space.calls
-        self.value = next((i for i in tables.scores if self.critic is not None and calls[i].role == "critic"), None)
+        self.value = next(
+            (i for i in tables.scores if self.critic is not None and calls[i].role == "critic"),
+            None,
+        )
 
     def begin(self) -> State:
         """Nothing placed."""
@@ -58,22 +66,30 @@ class Bounds:
         if index not in tables.moves:
             return np.zeros(len(tables.seconds[index]))
         train = tables.trains[tables.calls[index].role]
-        return tables.moves[index][tables.place_of[train][state.numbers[train]], tables.place_of[index]]
+        return tables.moves[index][
+            tables.place_of[train][state.numbers[train]], tables.place_of[index]
+        ]
 
     def _path(self, state: State, index: int, moves: np.ndarray) -> np.ndarray:
-        """From the end of sampling to when the policy's training has a score: its params and the samples come, both at once."""
+        """From the end of sampling to when the policy's training has a score: its params and the
+        samples come, both at once.
+        """
         tables = self.tables
         start, behind = moves, 0.0
         if tables.generate in state.numbers:
             row = tables.place_of[tables.generate][state.numbers[tables.generate]]
-            start = np.maximum(start, tables.transfers[tables.generate, index][row, tables.place_of[index]])
+            start = np.maximum(
+                start, tables.transfers[tables.generate, index][row, tables.place_of[index]]
+            )
         if tables.policy in state.numbers:
             column = tables.place_of[tables.policy][state.numbers[tables.policy]]
             behind = tables.transfers[index, tables.policy][tables.place_of[index], column]
         return start + tables.seconds[index] + behind
 
     def _loads(self, state: State, index: int, moves: np.ndarray) -> np.ndarray:
-        """Seconds by option and device, with the reallocation on the devices that it is sure to occupy."""
+        """Seconds by option and device, with the reallocation on the devices that it is sure to
+        occupy.
+        """
         tables, on = self.tables, self.tables.on[index]
         if index == tables.generate and self.space.flow.apart:
             source = tables.on[tables.policy][state.numbers[tables.policy]]
@@ -86,7 +102,11 @@ class Bounds:
         if call.kind == "generate":
             return found * self.space.versions
         for other, number in state.numbers.items():
-            if call.kind == "infer" and tables.calls[other].role == call.role and other != tables.generate:
+            if (
+                call.kind == "infer"
+                and tables.calls[other].role == call.role
+                and other != tables.generate
+            ):
                 found = np.where(tables.where[index] == tables.where[other][number], 0.0, found)
         return found
 
@@ -100,7 +120,11 @@ class Bounds:
     def place(self, state: State, index: int, number: int) -> State:
         """The partial plan with one call more."""
         tables, moves = self.tables, self._moves(state, index)
-        seconds, on, move = tables.seconds[index][number], tables.on[index][number], float(moves[number])
+        seconds, on, move = (
+            tables.seconds[index][number],
+            tables.on[index][number],
+            float(moves[number]),
+        )
         score, area = index in tables.scores, float(seconds * on.sum())
         return State(
             numbers={**state.numbers, index: number},
@@ -108,7 +132,9 @@ class Bounds:
             score_load=state.score_load + (seconds + move) * on if score else state.score_load,
             resident=state.resident + self._stays(state, index)[number] * on,
             working=np.maximum(state.working, tables.working[index][number] * on),
-            longest=max(state.longest, float(self._path(state, index, moves)[number])) if score else state.longest,
+            longest=max(state.longest, float(self._path(state, index, moves)[number]))
+            if score
+            else state.longest,
             publish=move if index == tables.generate else state.publish,
             value_move=move if index == self.value else state.value_move,
             total=state.total + float(seconds) + move,
@@ -119,22 +145,38 @@ class Bounds:
     def seconds(self, state: State, index: int) -> np.ndarray:
         """The bound of a round for each option of the next call."""
         tables, moves = self.tables, self._moves(state, index)
-        waiting = [other for other in range(len(tables.calls)) if other != index and other not in state.numbers]
+        waiting = [
+            other
+            for other in range(len(tables.calls))
+            if other != index and other not in state.numbers
+        ]
         if self.space.costs.shared_throughput:
-            return state.total + tables.seconds[index] + moves + sum(tables.least[other] for other in waiting)
+            return (
+                state.total
+                + tables.seconds[index]
+                + moves
+                + sum(tables.least[other] for other in waiting)
+            )
         area = tables.seconds[index] * tables.on[index].sum(1)
         found = self._loads(state, index, moves).max(1)
-        found = np.maximum(found, (state.area + area + sum(tables.least_area[i] for i in waiting)) / self.num_devices)
+        found = np.maximum(
+            found,
+            (state.area + area + sum(tables.least_area[i] for i in waiting)) / self.num_devices,
+        )
         stage = self._stage(state, index, moves, area, waiting)
         publish = moves if index == tables.generate else state.publish
-        generate, policy = (self._of(state, index, call) for call in (tables.generate, tables.policy))
+        generate, policy = (
+            self._of(state, index, call) for call in (tables.generate, tables.policy)
+        )
         if self.space.flow.apart:
             lag = self.space.work.lag
             found = np.maximum(found, np.maximum(generate, publish + stage + policy))
             found = np.maximum(found, (publish + generate + stage + policy) / (lag + 1))
         else:
             found = np.maximum(found, publish + generate + stage + policy)
-        return np.maximum(found, self._with_critic(state, index, publish, generate + stage, policy, moves))
+        return np.maximum(
+            found, self._with_critic(state, index, publish, generate + stage, policy, moves)
+        )
 
     def _stage(
         self, state: State, index: int, moves: np.ndarray, area: np.ndarray, waiting: list[int]
@@ -145,17 +187,25 @@ class Bounds:
         least = max((tables.least[other] for other in left), default=0.0)
         score_area = state.score_area + sum(tables.least_area[other] for other in left)
         if index not in tables.scores:
-            return max(state.longest, float(state.score_load.max()), score_area / self.num_devices, least)
+            return max(
+                state.longest, float(state.score_load.max()), score_area / self.num_devices, least
+            )
         load = state.score_load + (tables.seconds[index] + moves)[:, None] * tables.on[index]
         longest = np.maximum(self._path(state, index, moves), max(state.longest, least))
         return np.maximum(np.maximum(longest, load.max(1)), (score_area + area) / self.num_devices)
 
     def _of(self, state: State, index: int, call: int) -> Any:
-        """Seconds of a call: of each option where it is the next one, of its option where it is placed, else its least."""
+        """Seconds of a call: of each option where it is the next one, of its option where it is
+        placed, else its least.
+        """
         tables = self.tables
         if call == index:
             return tables.seconds[index]
-        return tables.seconds[call][state.numbers[call]] if call in state.numbers else tables.least[call]
+        return (
+            tables.seconds[call][state.numbers[call]]
+            if call in state.numbers
+            else tables.least[call]
+        )
 
     def _shares(self, state: State, index: int, one: int, other: int) -> Any:
         """True where two calls have a device in common; False where that is not yet known."""
@@ -177,8 +227,14 @@ class Bounds:
         trains = self._of(state, index, self.critic) + np.where(with_policy, policy, 0.0)
         found = trains
         if self.value is not None:
-            found = found + self._of(state, index, self.value) + (moves if index == self.value else state.value_move)
+            found = (
+                found
+                + self._of(state, index, self.value)
+                + (moves if index == self.value else state.value_move)
+            )
         if not self.space.flow.apart:
-            waits = self._shares(state, index, self.critic, self.tables.generate) | (with_policy & (publish > 0))
+            waits = self._shares(state, index, self.critic, self.tables.generate) | (
+                with_policy & (publish > 0)
+            )
             found = np.maximum(found, np.where(waits, publish + to_scores + trains, 0.0))
         return found

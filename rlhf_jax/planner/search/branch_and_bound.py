@@ -1,7 +1,7 @@
 """Branch and bound over plans: the best one, and the proof that none is better.
 
-Calls are placed one after the other, those that weigh most first. A partial plan is left as soon as no plan that begins so can
-be faster than the best one known (`bounds.py`), or fit.
+Calls are placed one after the other, those that weigh most first. A partial plan is left as soon as
+no plan that begins so can be faster than the best one known (`bounds.py`), or fit.
 """
 
 from dataclasses import dataclass, field
@@ -22,8 +22,9 @@ TOLERANCE = 1e-9
 
 @dataclass
 class Proof:
-    """The result of a search. `proven` is True where every plan that could be better was seen; else it ended at its limit, and
-    `lower_bound` is what no plan can be faster than."""
+    """The result of a search. `proven` is True where every plan that could be better was seen; else
+    it ended at its limit, and `lower_bound` is what no plan can be faster than.
+    """
 
     choice: Choice | None
     proven: bool
@@ -49,14 +50,18 @@ class Search:
         ranks = {"generate": 1, "train": 2, "infer": 3}
 
         def rank(index: int) -> tuple[int, float]:
-            """Params that are moved come from where a role trains, so that is placed before its other calls."""
+            """Params that are moved come from where a role trains, so that is placed before its
+            other calls.
+            """
             first = 0 if index == self.tables.policy else ranks[self.space.calls[index].kind]
             return first, -self.tables.least[index]
 
         self.order = sorted(range(len(self.space.calls)), key=rank)
 
     def visit(self, state: State) -> None:
-        """Every way to go on that could be better, by the call that has fewest; of those the most promising first."""
+        """Every way to go on that could be better, by the call that has fewest; of those the most
+        promising first.
+        """
         branches = self._branches(state)
         if branches is None:
             return
@@ -71,11 +76,15 @@ class Search:
             longer = self.bounds.place(state, index, int(number))
             if len(longer.numbers) == len(self.order):
                 self._finish(longer)
-            elif len(longer.numbers) <= NUM_FIRST or self._relaxed(longer) < self.best * (1 - TOLERANCE):
+            elif len(longer.numbers) <= NUM_FIRST or self._relaxed(longer) < self.best * (
+                1 - TOLERANCE
+            ):
                 self.visit(longer)
 
     def _relaxed(self, state: State) -> float:
-        """The bound by rounds of what is placed, in the order of the queues: dearer than `Bounds`, which it completes."""
+        """The bound by rounds of what is placed, in the order of the queues: dearer than `Bounds`,
+        which it completes.
+        """
         chosen = [
             found[state.numbers[index]] if index in state.numbers else None
             for index, found in enumerate(self.space.options)
@@ -84,11 +93,17 @@ class Search:
         return steady_state.lower_bound(flow, flow.relaxed(chosen, self.tables.least))
 
     def _branches(self, state: State) -> tuple[int, np.ndarray, np.ndarray] | None:
-        """The next call with its options and their bounds, the least first; None where some call has no place left."""
+        """The next call with its options and their bounds, the least first; None where some call
+        has no place left.
+        """
         fewest = None
         for index in self._ready(state):
             bounds = self.bounds.seconds(state, index)
-            viable = self.tables.kept[index] & (bounds < self.best * (1 - TOLERANCE)) & self.bounds.fits(state, index)
+            viable = (
+                self.tables.kept[index]
+                & (bounds < self.best * (1 - TOLERANCE))
+                & self.bounds.fits(state, index)
+            )
             count = int(viable.sum())
             if not count:
                 return None
@@ -101,13 +116,20 @@ class Search:
         return index, numbers, bounds[numbers]
 
     def _ready(self, state: State) -> list[int]:
-        """Calls that may come next: the policy's training and generation first, and what has params to move after their role's
-        training."""
+        """Calls that may come next: the policy's training and generation first, and what has params
+        to move after their role's training.
+        """
         left = [index for index in self.order if index not in state.numbers]
         if len(state.numbers) < NUM_FIRST:
             return left[:1]
-        trains = {index: self.tables.trains[self.space.calls[index].role] for index in self.tables.moves}
-        return [index for index in left if trains.get(index, left[0]) in state.numbers or index not in trains]
+        trains = {
+            index: self.tables.trains[self.space.calls[index].role] for index in self.tables.moves
+        }
+        return [
+            index
+            for index in left
+            if trains.get(index, left[0]) in state.numbers or index not in trains
+        ]
 
     def _finish(self, state: State) -> None:
         choice = tuple(state.numbers[index] for index in range(len(self.order)))

@@ -19,7 +19,9 @@ SHOWN = 0.005
 
 
 def why_worse(worse: Simulation, best: Simulation) -> str:
-    """The calls that take longer in a plan than in the best one, by how many seconds, and what else adds to a round."""
+    """The calls that take longer in a plan than in the best one, by how many seconds, and what else
+    adds to a round.
+    """
     more = worse.seconds_per_round - best.seconds_per_round
     if more <= 1e-9 * best.seconds_per_round:
         return f"as fast as the best plan ({best.seconds_per_round:.3g} s)"
@@ -28,19 +30,25 @@ def why_worse(worse: Simulation, best: Simulation) -> str:
     longer = [(here.seconds - there.seconds, here, there) for here, there in pairs]
     slower = sorted((entry for entry in longer if entry[0] > least), key=lambda entry: entry[0])
     parts = [_slower(seconds, here, there) for seconds, here, there in slower[::-1][:3]]
-    parts += [f"{one} and {other} share devices, so that one waits" for one, other in _joined(pairs)]
+    parts += [
+        f"{one} and {other} share devices, so that one waits" for one, other in _joined(pairs)
+    ]
     moved = sum(here.reallocate_seconds - there.reallocate_seconds for here, there in pairs)
     if moved > least:
         parts.append(f"reallocation takes {moved:.3g} s more")
     idle = _mean(worse.idle_share) - _mean(best.idle_share)
     if idle > SHOWN:
         parts.append(
-            f"devices are idle for {100 * _mean(worse.idle_share):.0f} % of it, not {100 * _mean(best.idle_share):.0f} %"
+            f"devices are idle for {100 * _mean(worse.idle_share):.0f} % of it, not "
+            f"{100 * _mean(best.idle_share):.0f} %"
         )
     if not parts:
         differing = [here.call for here, there in pairs if here.placement != there.placement]
         parts.append(f"a little each from {', '.join(differing)}")
-    return f"{more:.3g} s longer a round ({100 * more / best.seconds_per_round:.1f} %): " + "; ".join(parts)
+    return (
+        f"{more:.3g} s longer a round ({100 * more / best.seconds_per_round:.1f} %): "
+        + "; ".join(parts)
+    )
 
 
 def _slower(seconds: float, here: Row, there: Row) -> str:
@@ -52,7 +60,11 @@ def _joined(pairs: Sequence[tuple[Row, Row]]) -> list[tuple[str, str]]:
     found = []
     for (one, best_one), (other, best_other) in combinations(pairs, 2):
         apart = not {*best_one.placement.devices} & {*best_other.placement.devices}
-        if one.kind == other.kind and apart and {*one.placement.devices} & {*other.placement.devices}:
+        if (
+            one.kind == other.kind
+            and apart
+            and {*one.placement.devices} & {*other.placement.devices}
+        ):
             found.append((one.call, other.call))
     return found
 
@@ -62,15 +74,17 @@ def _mean(shares: tuple[float, ...]) -> float:
 
 
 def why_none_fits(space: Space, costs_of: Callable[[int], CostModel] | None) -> str:
-    """The call that does not fit: its least memory, or the reason that it is refused everywhere, and the number of
-    devices that would do.
+    """The call that does not fit: its least memory, or the reason that it is refused everywhere,
+    and the number of devices that would do.
     """
     least = [(_least_bytes(space, call), call) for call in space.calls]
     unplaced = [call for (found, call) in least if found is None]
     if unplaced:
         call = unplaced[0]
         place = Placement(tuple(range(space.num_devices)), (space.num_devices, 1, 1))
-        reason = space.costs.refusal(call, place) or space.costs.refusal(call, Placement((0,), (1, 1, 1)))
+        reason = space.costs.refusal(call, place) or space.costs.refusal(
+            call, Placement((0,), (1, 1, 1))
+        )
         return f"{call.name} can be placed nowhere on {space.num_devices} devices: {reason}"
     (needed, placement), call = max(
         ((found, call) for found, call in least if found is not None), key=lambda entry: entry[0][0]
@@ -78,15 +92,22 @@ def why_none_fits(space: Space, costs_of: Callable[[int], CostModel] | None) -> 
     memory = space.costs.device_bytes
     alone = "alone " if needed > memory else ""
     return (
-        f"no plan fits on {space.num_devices} devices of {gigabytes(memory)}: {call.name} {alone}needs {gigabytes(needed)} of "
+        f"no plan fits on {space.num_devices} devices of {gigabytes(memory)}: {call.name} "
+        f"{alone}needs {gigabytes(needed)} of "
         f"each device, at the least on {describe(placement)}" + _enough(space, costs_of)
     )
 
 
 def _least_bytes(space: Space, call: Call) -> tuple[float, Placement] | None:
-    """The least bytes a device that a call needs on all devices; None where it is refused on every mesh."""
+    """The least bytes a device that a call needs on all devices; None where it is refused on every
+    mesh.
+    """
     found = [
-        (space.costs.working_bytes(call, placement) + resident_bytes(call, space.costs, placement), placement)
+        (
+            space.costs.working_bytes(call, placement)
+            + resident_bytes(call, space.costs, placement),
+            placement,
+        )
         for placement in _frugal(call, space.num_devices, space.devices_per_host)
         if not space.costs.refusal(call, placement)
     ]
@@ -102,7 +123,9 @@ def _frugal(call: Call, num_devices: int, devices_per_host: int) -> Iterator[Pla
 
 
 def _enough(space: Space, costs_of: Callable[[int], CostModel] | None) -> str:
-    """The number of devices that hold everything with every call on all of them, in the mesh that needs least."""
+    """The number of devices that hold everything with every call on all of them, in the mesh that
+    needs least.
+    """
     if costs_of is None:
         return "; more devices, smaller rounds or models would fit"
     growth = 2
@@ -115,12 +138,18 @@ def _enough(space: Space, costs_of: Callable[[int], CostModel] | None) -> str:
 
 
 def _frugal_fits(space: Space, costs: CostModel, num_devices: int) -> bool:
-    host = min(space.devices_per_host, num_devices) if num_devices <= space.devices_per_host else space.devices_per_host
+    host = (
+        min(space.devices_per_host, num_devices)
+        if num_devices <= space.devices_per_host
+        else space.devices_per_host
+    )
     for shape in mesh_shapes(num_devices, host):
         resident, working = 0.0, 0.0
         for call in space.calls:
             tried = [
-                p for p in _frugal(call, num_devices, host) if p.mesh_shape == shape and not costs.refusal(call, p)
+                p
+                for p in _frugal(call, num_devices, host)
+                if p.mesh_shape == shape and not costs.refusal(call, p)
             ]
             if not tried:
                 break

@@ -1,6 +1,8 @@
-"""Finds the plan of least seconds a round that fits in memory: exactly up to 16 devices, by annealing above.
+"""Finds the plan of least seconds a round that fits in memory: exactly up to 16 devices, by
+annealing above.
 
-An optimum found in a simulator flatters itself: it is the best of what the costs say, and where they err it errs with them.
+An optimum found in a simulator flatters itself: it is the best of what the costs say, and where
+they err it errs with them.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,9 +25,13 @@ MAX_NODES = 120_000
 STARTS, EVALUATIONS = 4, 6000
 """Of the annealing that gives the branch and bound a plan to beat."""
 MANY_STARTS, MANY_EVALUATIONS = 8, 20_000
-"""Of the annealing that is all there is, above `EXACT_DEVICES`: within a minute on one core for 128 devices."""
+"""Of the annealing that is all there is, above `EXACT_DEVICES`: within a minute on one core for 128
+devices.
+"""
 LEAST_GAIN = 0.02
-"""Of a round, for which a plan is worth what it moves: below it two plans are told apart by the costs' errors."""
+"""Of a round, for which a plan is worth what it moves: below it two plans are told apart by the
+costs' errors.
+"""
 assert EXACT_DEVICES <= ALL_HOST_RUNS
 
 
@@ -42,9 +48,10 @@ class Candidate:
 class Found:
     """The result of a search.
 
-    `others`: the next ones of those that it came by, each with other numbers of devices for its calls; they are not proven to
-    be the next best. `default`: every call on all devices with the one mesh that is best for all, None
-    where that does not fit. `proven`: no plan is faster; else none is faster than `lower_bound`, 0 where no bound is known.
+    `others`: the next ones of those that it came by, each with other numbers of devices for its
+    calls; they are not proven to be the next best. `default`: every call on all devices with the
+    one mesh that is best for all, None where that does not fit. `proven`: no plan is faster; else
+    none is faster than `lower_bound`, 0 where no bound is known.
     """
 
     best: Candidate
@@ -59,7 +66,9 @@ class Found:
 
     @property
     def advised(self) -> Candidate:
-        """The best plan, or the default one where that takes no longer than costs may err: it moves nothing."""
+        """The best plan, or the default one where that takes no longer than costs may err: it moves
+        nothing.
+        """
         if self.default is None:
             return self.best
         least, simple = (found.simulation.seconds_per_round for found in (self.best, self.default))
@@ -79,14 +88,17 @@ def search(
     micro_batches: Sequence[int] = MICRO_BATCHES,
     costs_of: Callable[[int], CostModel] | None = None,
 ) -> Found:
-    """The best plan, the next ones and the default one. The same arguments give the same plans, however fast the machine is.
+    """The best plan, the next ones and the default one. The same arguments give the same plans,
+    however fast the machine is.
 
-    In the asynchronous loop, where a sampler and a trainer that share devices are served by who comes first, a slower call
-    may by accident make a round faster, as in any list schedule; such accidents are not looked for.
+    In the asynchronous loop, where a sampler and a trainer that share devices are served by who
+    comes first, a slower call may by accident make a round faster, as in any list schedule; such
+    accidents are not looked for.
 
     Args:
       num_best: plans to return, the best one among them.
-      max_nodes: partial plans that the exact search may look into; where they do not suffice, `proven` is False.
+      max_nodes: partial plans that the exact search may look into; where they do not suffice,
+        `proven` is False.
       costs_of: costs for another number of devices, to say how many would do where nothing fits.
 
     Raises Refusal where nothing fits, naming the call that needs most and what would fit.
@@ -99,10 +111,17 @@ def search(
     choice, proven, bound, nodes = anneal(space, seed, starts, evaluations), False, 0.0, 0
     if few:
         proof = exact(space, choice, max_nodes)
-        choice, proven, bound, nodes = proof.choice, proof.proven, proof.lower_bound, proof.num_nodes
+        choice, proven, bound, nodes = (
+            proof.choice,
+            proof.proven,
+            proof.lower_bound,
+            proof.num_nodes,
+        )
     if choice is None:
         raise Refusal(why_none_fits(space, costs_of))
-    choice = descend(space, choice)  # a proven plan it leaves as it is, having asked for what lies around it
+    choice = descend(
+        space, choice
+    )  # a proven plan it leaves as it is, having asked for what lies around it
     default = space.default()
     best = _candidate(space, choice)
     others = [_candidate(space, other, best) for other in _next(space, choice, num_best - 1)]
@@ -128,13 +147,19 @@ def _candidate(space: Space, choice: Choice, best: Candidate | None = None) -> C
 def _next(space: Space, choice: Choice, count: int) -> list[Choice]:
     """The fastest of what was asked for that take longer than the best one."""
     least = space.seconds(choice) * (1 + 1e-9)
-    fitting = (other for seconds, other in space.best() if seconds > least and space.excess(other) <= 0)
+    fitting = (
+        other for seconds, other in space.best() if seconds > least and space.excess(other) <= 0
+    )
     return [other for other, _ in zip(fitting, range(max(count, 0)), strict=False)]
 
 
 def advice(synchronous: Found, asynchronous: Found) -> str:
-    """One sentence: whether sampling beside training would make rounds shorter, by the best plans of both loops."""
-    before, after = (found.best.simulation.seconds_per_round for found in (synchronous, asynchronous))
+    """One sentence: whether sampling beside training would make rounds shorter, by the best plans
+    of both loops.
+    """
+    before, after = (
+        found.best.simulation.seconds_per_round for found in (synchronous, asynchronous)
+    )
     lag = asynchronous.work.lag
     figures = f"{after:.3g} s a round at lag {lag} against {before:.3g} s in the synchronous loop"
     if synchronous.shared_throughput:
@@ -144,6 +169,4 @@ def advice(synchronous: Found, asynchronous: Found) -> str:
         return f"Sample asynchronously: a round is {100 * gain:.0f} % shorter, {figures}, with samples {lag} round(s) older."
     if gain > 0:
         return f"Stay synchronous: asynchrony would gain {100 * gain:.1f} %, {figures}, which its older samples hardly repay."
-    return (
-        f"Stay synchronous: asynchrony gains nothing here, {figures}; all devices are worth more to each call in turn."
-    )
+    return f"Stay synchronous: asynchrony gains nothing here, {figures}; all devices are worth more to each call in turn."

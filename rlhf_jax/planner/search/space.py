@@ -1,4 +1,6 @@
-"""The plans that a search chooses from: an option of every call by its number, the seconds of a choice, and whether it fits."""
+"""The plans that a search chooses from: an option of every call by its number, the seconds of a
+choice, and whether it fits.
+"""
 
 from collections.abc import Sequence
 
@@ -14,7 +16,10 @@ Choice = tuple[int, ...]
 
 
 class Space:
-    """The options of every call, and what choices of them cost. The best of the choices that were asked for are kept."""
+    """The options of every call, and what choices of them cost.
+
+    The best of the choices that were asked for are kept.
+    """
 
     def __init__(
         self,
@@ -28,7 +33,9 @@ class Space:
         self.calls, self.costs, self.work = tuple(calls), costs, work
         self.num_devices, self.devices_per_host = num_devices, devices_per_host
         self.flow = Dataflow(calls, costs, work)
-        self.options = [options(call, costs, num_devices, devices_per_host, micro_batches) for call in calls]
+        self.options = [
+            options(call, costs, num_devices, devices_per_host, micro_batches) for call in calls
+        ]
         self.versions = work.live_versions
         self.evaluations = 0
         self._by_slice = [_grouped(found) for found in self.options]
@@ -36,7 +43,9 @@ class Space:
         self._kept: dict[tuple[int, ...], tuple[float, Choice]] = {}
 
     def slices(self, index: int) -> dict[tuple[int, int], list[int]]:
-        """Numbers of a call's options by where their slice begins and its size, the fastest option first."""
+        """Numbers of a call's options by where their slice begins and its size, the fastest option
+        first.
+        """
         return self._by_slice[index]
 
     def chosen(self, choice: Choice) -> list[Option]:
@@ -45,7 +54,12 @@ class Space:
 
     def plan(self, choice: Choice) -> Plan:
         """The placements by the names of the calls."""
-        return Plan({call.name: of.placement for call, of in zip(self.calls, self.chosen(choice), strict=True)})
+        return Plan(
+            {
+                call.name: of.placement
+                for call, of in zip(self.calls, self.chosen(choice), strict=True)
+            }
+        )
 
     def seconds(self, choice: Choice) -> float:
         """Seconds of a round. The choices must fit in memory, since the best are kept as plans."""
@@ -59,7 +73,8 @@ class Space:
     def excess(self, choice: Choice) -> float:
         """Bytes that the fullest device would hold too many; what fits is 0 or less.
 
-        The devices of an option are consecutive, so the fullest one is where some call's slice begins.
+        The devices of an option are consecutive, so the fullest one is where some call's slice
+        begins.
         """
         chosen = self.chosen(choice)
         places = [self.flow.known(of) for of in chosen]
@@ -85,13 +100,19 @@ class Space:
                     if another.role == call.role
                     and (another.kind == "train" or (another.kind == "infer" and other < index))
                 ]
-                found.append(0.0 if any(places[other] == places[index] for other in same) else of.resident_bytes)
+                found.append(
+                    0.0
+                    if any(places[other] == places[index] for other in same)
+                    else of.resident_bytes
+                )
             else:
                 found.append(of.resident_bytes * (self.versions if call.kind == "generate" else 1))
         return found
 
     def best(self) -> list[tuple[float, Choice]]:
-        """The choices that were asked for, the fastest first; of those that give every call as many devices, one."""
+        """The choices that were asked for, the fastest first; of those that give every call as many
+        devices, one.
+        """
         return sorted(self._kept.values())
 
     def _keep(self, choice: Choice, seconds: float) -> None:
@@ -100,13 +121,19 @@ class Space:
             self._kept[key] = seconds, choice
 
     def default(self) -> Choice | None:
-        """Every call on all devices, with the one mesh that is the fastest for all; None where none fits."""
+        """Every call on all devices, with the one mesh that is the fastest for all; None where none
+        fits.
+        """
         found: list[tuple[float, Choice]] = []
         whole = (0, self.num_devices)
         shapes = {self.options[0][n].placement.mesh_shape for n in self.slices(0).get(whole, ())}
         for shape in sorted(shapes):
             numbers = [
-                [n for n in self.slices(index).get(whole, ()) if self.options[index][n].placement.mesh_shape == shape]
+                [
+                    n
+                    for n in self.slices(index).get(whole, ())
+                    if self.options[index][n].placement.mesh_shape == shape
+                ]
                 for index in range(len(self.calls))
             ]
             if choice := self._fastest_that_fits(numbers):
@@ -114,8 +141,8 @@ class Space:
         return min(found)[1] if found else None
 
     def _fastest_that_fits(self, numbers: Sequence[Sequence[int]]) -> Choice | None:
-        """The fastest options that fit, of calls on the same devices and mesh: what each keeps does not depend on its
-        option.
+        """The fastest options that fit, of calls on the same devices and mesh: what each keeps does
+        not depend on its option.
         """
         if not all(numbers):
             return None

@@ -1,6 +1,8 @@
-"""Equivalence of plans under device permutations: two halves of a host may be exchanged, and halves of halves.
+"""Equivalence of plans under device permutations: two halves of a host may be exchanged, and halves
+of halves.
 
-Costs need not be blind to places, so that is found out by comparing every number under every exchange, before it is used.
+Costs need not be blind to places, so that is found out by comparing every number under every
+exchange, before it is used.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +15,9 @@ Exchange = tuple[int, int]  # where a part begins that has two halves, and its s
 
 
 class Exchanges:
-    """The halves that may be exchanged; none where hosts have no power of two devices, two hosts as two halves."""
+    """The halves that may be exchanged; none where hosts have no power of two devices, two hosts as
+    two halves.
+    """
 
     def __init__(self, num_devices: int, devices_per_host: int):
         host = min(devices_per_host, num_devices)
@@ -30,7 +34,9 @@ class Exchanges:
         return found + ([(0, self.num_devices)] if self.two_hosts else [])
 
     def keep(
-        self, places: Sequence[Sequence[tuple[Slice, object]]], tables: Sequence[tuple[int, int, np.ndarray]]
+        self,
+        places: Sequence[Sequence[tuple[Slice, object]]],
+        tables: Sequence[tuple[int, int, np.ndarray]],
     ) -> bool:
         """True where no exchange changes a cost.
 
@@ -48,7 +54,9 @@ class Exchanges:
     ) -> bool:
         orders = []
         for of_call in places:
-            where: Mapping[tuple[Slice, object], int] = {key: number for number, key in enumerate(of_call)}
+            where: Mapping[tuple[Slice, object], int] = {
+                key: number for number, key in enumerate(of_call)
+            }
             moved = [where.get((exchanged(key[0], exchange), key[1])) for key in of_call]
             if None in moved:
                 return False
@@ -60,7 +68,9 @@ class Exchanges:
 
     @cache  # noqa: B019  # as short-lived as a search
     def fresh(self, placed: tuple[Slice, ...], candidates: tuple[Slice, ...]) -> tuple[bool, ...]:
-        """Keeps one slice per equivalence class under device permutations that fix the slices already placed."""
+        """Keeps one slice per equivalence class under device permutations that fix the slices
+        already placed.
+        """
         seen, found = set(), []
         for candidate in candidates:
             key = self._signature((*placed, candidate))
@@ -69,12 +79,18 @@ class Exchanges:
         return tuple(found)
 
     def _signature(self, placed: tuple[Slice, ...]) -> object:
-        hosts = [self._part(begin, self.host, placed) for begin in range(0, self.num_devices, self.host)]
-        larger = tuple((call, of_call) for call, of_call in enumerate(placed) if of_call[1] > self.host)
+        hosts = [
+            self._part(begin, self.host, placed) for begin in range(0, self.num_devices, self.host)
+        ]
+        larger = tuple(
+            (call, of_call) for call, of_call in enumerate(placed) if of_call[1] > self.host
+        )
         return larger, tuple(sorted(hosts, key=repr) if self.two_hosts else hosts)
 
     def _part(self, begin: int, size: int, placed: tuple[Slice, ...]) -> object:
-        """The calls on this slice, and recursively those of its halves, in an order that exchanges do not change."""
+        """The calls on this slice, and recursively those of its halves, in an order that exchanges
+        do not change.
+        """
         here = tuple(call for call, of_call in enumerate(placed) if of_call == (begin, size))
         if not any(begin <= of_call[0] < begin + size and of_call[1] < size for of_call in placed):
             return here

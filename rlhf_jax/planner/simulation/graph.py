@@ -1,4 +1,6 @@
-"""The dataflow under a plan: calls and reallocations with their seconds and devices, in the order of dispatch."""
+"""The dataflow under a plan: calls and reallocations with their seconds and devices, in the order
+of dispatch.
+"""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -11,11 +13,12 @@ TaskKind = Literal["generate", "infer", "train", "reallocate"]
 
 
 class Round(NamedTuple):
-    """The tasks of a round, in the order of dispatch: the calls, and before some of them the reallocation of params.
+    """The tasks of a round, in the order of dispatch: the calls, and before some of them the
+    reallocation of params.
 
-    `masks` have a bit for every device that a task occupies. `after` are the places of the tasks that it waits for, with the
-    seconds that their data take to come: of a later place, the task of the round before. `queue` are the tasks that occupy
-    one of its devices, itself among them.
+    `masks` have a bit for every device that a task occupies. `after` are the places of the tasks
+    that it waits for, with the seconds that their data take to come: of a later place, the task of
+    the round before. `queue` are the tasks that occupy one of its devices, itself among them.
     """
 
     seconds: list[float]
@@ -25,7 +28,9 @@ class Round(NamedTuple):
 
 
 class Dataflow:
-    """A round's calls, what they wait for, and what moving between their placements costs, each pair asked for once."""
+    """A round's calls, what they wait for, and what moving between their placements costs, each
+    pair asked for once.
+    """
 
     def __init__(self, calls: Sequence[Call], costs: CostModel, work: Workload):
         self.calls, self.costs, self.work = tuple(calls), costs, work
@@ -33,7 +38,9 @@ class Dataflow:
         found = edges(calls, work.lag, work.loop)
         place = {call.name: index for index, call in enumerate(self.calls)}
         self.trains = {call.role: place[call.name] for call in self.calls if call.kind == "train"}
-        self.generate = next(index for index, call in enumerate(self.calls) if call.kind == "generate")
+        self.generate = next(
+            index for index, call in enumerate(self.calls) if call.kind == "generate"
+        )
         data = {(edge.source, edge.target): None for edge in found if edge.what == "data"}
         self.data = [(place[source], place[target]) for source, target in data]
         self.moved = [place[edge.target] for edge in found if edge.what == "params"]
@@ -41,7 +48,9 @@ class Dataflow:
         self._where = {key: index for index, key in enumerate(self.order)}
         self.policy = self._where[("call", self.trains["policy"])]
         self.names = [self._name(*key) for key in self.order]
-        self.kinds: list[TaskKind] = ["reallocate" if what == "move" else self.calls[i].kind for what, i in self.order]
+        self.kinds: list[TaskKind] = [
+            "reallocate" if what == "move" else self.calls[i].kind for what, i in self.order
+        ]
         self._template = [self._after(*key) for key in self.order]
         self._places: dict[tuple[tuple[int, ...], tuple[int, int, int]], int] = {}
         self._of_option: dict[int, tuple[Option, int, int]] = {}
@@ -49,7 +58,9 @@ class Dataflow:
         self._transfers: dict[tuple[int, int, int], float] = {}
 
     def _order(self) -> list[tuple[str, int]]:
-        """Each call, its reallocation before it: the first two are the publishing of params and generation."""
+        """Each call, its reallocation before it: the first two are the publishing of params and
+        generation.
+        """
         found = []
         for index in range(len(self.calls)):
             found += [("move", index)] * (index in self.moved) + [("call", index)]
@@ -57,7 +68,13 @@ class Dataflow:
 
     def _name(self, what: str, index: int) -> str:
         call = self.calls[index]
-        return call.name if what == "call" else "publish" if call.kind == "generate" else f"move to {call.name}"
+        return (
+            call.name
+            if what == "call"
+            else "publish"
+            if call.kind == "generate"
+            else f"move to {call.name}"
+        )
 
     def _after(self, what: str, index: int) -> tuple[tuple[int, tuple[int, int] | None], ...]:
         """Places of the tasks that one waits for, with the calls between which data are moved."""
@@ -65,7 +82,9 @@ class Dataflow:
         if what == "move":
             return ((self._where[("call", self.trains[call.role])], None),)
         found: list[tuple[int, tuple[int, int] | None]] = [
-            (self._where[("call", source)], (source, target)) for source, target in self.data if target == index
+            (self._where[("call", source)], (source, target))
+            for source, target in self.data
+            if target == index
         ]
         if index in self.moved:
             found.append((self._where[("move", index)], None))
@@ -76,7 +95,9 @@ class Dataflow:
         kept = self._of_option.get(id(option))
         if kept is None:
             placement = option.placement
-            place = self._places.setdefault((placement.devices, placement.mesh_shape), len(self._places))
+            place = self._places.setdefault(
+                (placement.devices, placement.mesh_shape), len(self._places)
+            )
             kept = option, place, sum(1 << device for device in placement.devices)
             self._of_option[id(option)] = kept  # holds the option, so that its id stays its own
         return kept[1], kept[2]
@@ -86,29 +107,36 @@ class Dataflow:
         key = index, self.known(source)[0], self.known(target)[0]
         if key not in self._moves:
             role = self.calls[index].role
-            self._moves[key] = self.costs.reallocate_seconds(role, source.placement, target.placement)
+            self._moves[key] = self.costs.reallocate_seconds(
+                role, source.placement, target.placement
+            )
         return self._moves[key]
 
     def transfer_seconds(self, index: int, source: Option, target: Option) -> float:
         """Seconds to transfer the output of call `index` to another call's devices."""
         key = index, self.known(source)[0], self.known(target)[0]
         if key not in self._transfers:
-            found = self.costs.transfer_seconds(self.calls[index], source.placement, target.placement)
+            found = self.costs.transfer_seconds(
+                self.calls[index], source.placement, target.placement
+            )
             self._transfers[key] = found
         return self._transfers[key]
 
     def round(self, chosen: Sequence[Option]) -> Round:
         """The tasks of a round for an option of every call.
 
-        Reallocation occupies the devices that it leaves and those that it reaches, but for the publishing of the
-        asynchronous loop: the sampler receives new params while it samples with older ones. Where it takes no time it is a
-        wait alone. Data between calls are small: they delay their reader and occupy no device.
+        Reallocation occupies the devices that it leaves and those that it reaches, but for the
+        publishing of the asynchronous loop: the sampler receives new params while it samples with
+        older ones. Where it takes no time it is a wait alone. Data between calls are small: they
+        delay their reader and occupy no device.
         """
         return self.relaxed(chosen, ())
 
     def relaxed(self, chosen: Sequence[Option | None], least: Sequence[float]) -> Round:
-        """The graph of `round` for a partial plan: a call that is not placed (None) takes its `least` seconds, waits
-        for no device and has nothing moved to or from it: what every plan with these options must do at least."""
+        """The graph of `round` for a partial plan: a call that is not placed (None) takes its
+        `least` seconds, waits for no device and has nothing moved to or from it: what every plan
+        with these options must do at least.
+        """
         bits = [0 if option is None else self.known(option)[1] for option in chosen]
         seconds, masks = [], []
         for what, index in self.order:

@@ -1,8 +1,10 @@
-"""The memory that a plan keeps on every device; a check that a plan fits, with a suggestion where it does not.
+"""The memory that a plan keeps on every device; a check that a plan fits, with a suggestion where
+it does not.
 
-Of a device: the states of the roles that train there, a copy of params for every other layout that a role's calls have there
-(the sampler's is its own even where it has the trainer's layout, and the asynchronous loop keeps lag + 1 versions of it), and
-the most that one of its calls needs while it runs, since a device runs one at a time.
+Of a device: the states of the roles that train there, a copy of params for every other layout that
+a role's calls have there (the sampler's is its own even where it has the trainer's layout, and the
+asynchronous loop keeps lag + 1 versions of it), and the most that one of its calls needs while it
+runs, since a device runs one at a time.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,8 +22,14 @@ GIGABYTE = 1e9
 
 
 def kept(calls: Sequence[Call], chosen: Sequence[Option], versions: int) -> list[float]:
-    """Bytes that stay for each call on each of its devices; 0 where another call of its role keeps them already."""
-    trains = {call.role: of.placement for call, of in zip(calls, chosen, strict=True) if call.kind == "train"}
+    """Bytes that stay for each call on each of its devices; 0 where another call of its role keeps
+    them already.
+    """
+    trains = {
+        call.role: of.placement
+        for call, of in zip(calls, chosen, strict=True)
+        if call.kind == "train"
+    }
     seen: set[tuple[str, tuple[int, ...], tuple[int, int, int]]] = set()
     found = []
     for call, of in zip(calls, chosen, strict=True):
@@ -37,7 +45,9 @@ def kept(calls: Sequence[Call], chosen: Sequence[Option], versions: int) -> list
     return found
 
 
-def by_device(calls: Sequence[Call], chosen: Sequence[Option], versions: int, num_devices: int) -> list[float]:
+def by_device(
+    calls: Sequence[Call], chosen: Sequence[Option], versions: int, num_devices: int
+) -> list[float]:
     """Bytes of each device."""
     resident, working = [0.0] * num_devices, [0.0] * num_devices
     for of, stays in zip(chosen, kept(calls, chosen, versions), strict=True):
@@ -56,7 +66,8 @@ def check(
     devices_per_host: int,
     default: Placement | None = None,
 ) -> Plan:
-    """The plan with a placement for every call, if it can run; nothing is built or compiled to know it.
+    """The plan with a placement for every call, if it can run; nothing is built or compiled to know
+    it.
 
     Args:
       default: of the calls that the plan does not name.
@@ -65,12 +76,17 @@ def check(
     """
     known = {call.name for call in calls}
     if unknown := sorted(set(plan.placements) - known):
-        raise Refusal(f"the plan places {', '.join(unknown)}; the calls are {', '.join(sorted(known))}")
+        raise Refusal(
+            f"the plan places {', '.join(unknown)}; the calls are {', '.join(sorted(known))}"
+        )
     placements = {}
     for call in calls:
         placement = plan.placements.get(call.name, default)
         if placement is None:
-            raise Refusal(f"the plan does not place {call.name}, and there is no mesh for calls that are not named")
+            raise Refusal(
+                f"the plan does not place {call.name}, and there is no mesh for calls that are not "
+                "named"
+            )
         _check_placement(call, placement, costs, num_devices)
         placements[call.name] = placement
     _check_memory(placements, calls, costs, work, num_devices, devices_per_host)
@@ -79,14 +95,25 @@ def check(
 
 def _check_placement(call: Call, placement: Placement, costs: CostModel, num_devices: int) -> None:
     devices, shape = placement.devices, placement.mesh_shape
-    if not devices or len(set(devices)) < len(devices) or min(devices) < 0 or max(devices) >= num_devices:
-        raise Refusal(f"{call.name} is on devices {devices}; accepted: different ones of 0 ... {num_devices - 1}")
+    if (
+        not devices
+        or len(set(devices)) < len(devices)
+        or min(devices) < 0
+        or max(devices) >= num_devices
+    ):
+        raise Refusal(
+            f"{call.name} is on devices {devices}; accepted: different ones of 0 ... "
+            f"{num_devices - 1}"
+        )
     if prod(shape) != len(devices) or min(shape) < 1:
         raise Refusal(
-            f"{call.name} has the mesh (data, fsdp, tensor) = {shape} of {prod(shape)} devices on {len(devices)} devices"
+            f"{call.name} has the mesh (data, fsdp, tensor) = {shape} of {prod(shape)} devices on "
+            f"{len(devices)} devices"
         )
     if placement.num_micro_batches < 1:
-        raise Refusal(f"{call.name} has {placement.num_micro_batches} micro-batches; accepted: 1 or more")
+        raise Refusal(
+            f"{call.name} has {placement.num_micro_batches} micro-batches; accepted: 1 or more"
+        )
     if reason := costs.refusal(call, placement):
         raise Refusal(f"{call.name} cannot be placed on {describe(placement)}: {reason}")
 
@@ -111,15 +138,26 @@ def _check_memory(
     chosen = [option(call, costs, placements[call.name]) for call in calls]
     share = [
         (stays, of.working_bytes, call.name)
-        for call, of, stays in zip(calls, chosen, kept(calls, chosen, work.live_versions), strict=True)
+        for call, of, stays in zip(
+            calls, chosen, kept(calls, chosen, work.live_versions), strict=True
+        )
         if device in of.placement.devices
     ]
     _, working, worst = max(share, key=lambda found: (found[1], found[2]))
     held = ", ".join(f"{name} {gigabytes(stays)}" for stays, _, name in share if stays)
     raise Refusal(
-        f"{worst} does not fit on device {device} by {gigabytes(over)}: it needs {gigabytes(working)} while it runs beside "
-        f"{gigabytes(sum(stays for stays, _, _ in share))} that stay there ({held}), of {gigabytes(costs.device_bytes)}; "
-        + _what_fits(placements, calls, costs, num_devices, devices_per_host, lambda tried: excess(tried)[0] <= 0)
+        f"{worst} does not fit on device {device} by {gigabytes(over)}: it needs "
+        f"{gigabytes(working)} while it runs beside "
+        f"{gigabytes(sum(stays for stays, _, _ in share))} that stay there ({held}), of "
+        f"{gigabytes(costs.device_bytes)}; "
+        + _what_fits(
+            placements,
+            calls,
+            costs,
+            num_devices,
+            devices_per_host,
+            lambda tried: excess(tried)[0] <= 0,
+        )
     )
 
 
@@ -131,10 +169,14 @@ def _what_fits(
     devices_per_host: int,
     fits: Callable[[Mapping[str, Placement]], bool],
 ) -> str:
-    """The least change that was found to fit: micro-batches of a call, its remat, micro-batches of all, more devices."""
+    """The least change that was found to fit: micro-batches of a call, its remat, micro-batches of
+    all, more devices.
+    """
     changes: list[tuple[Call, Placement]] = []
     for variant in (_more_micro_batches, _remat):
-        changes += [(call, tried) for call in calls for tried in variant(call, placements[call.name])]
+        changes += [
+            (call, tried) for call in calls for tried in variant(call, placements[call.name])
+        ]
     changes.sort(key=lambda change: (bool(change[1].remat), change[1].num_micro_batches))
 
     def works(changed: Mapping[str, Placement]) -> bool:
@@ -146,7 +188,10 @@ def _what_fits(
             return f"it would fit with {call.name}: {describe(tried)}"
     for factor in MICRO_BATCHES[1:]:
         if works(
-            {name: replace(of, num_micro_batches=factor * of.num_micro_batches) for name, of in placements.items()}
+            {
+                name: replace(of, num_micro_batches=factor * of.num_micro_batches)
+                for name, of in placements.items()
+            }
         ):
             return f"it would fit with {factor} times as many micro-batches for every call"
     for call in calls:
@@ -168,8 +213,12 @@ def _remat(call: Call, placement: Placement) -> Iterator[Placement]:
         yield from (replace(tried, remat=True) for tried in _more_micro_batches(call, placement))
 
 
-def _wider(call: Call, placement: Placement, num_devices: int, devices_per_host: int) -> Iterator[Placement]:
-    """Meshes of as many devices or more, with as many micro-batches or fewer, whose rows more shards then divide."""
+def _wider(
+    call: Call, placement: Placement, num_devices: int, devices_per_host: int
+) -> Iterator[Placement]:
+    """Meshes of as many devices or more, with as many micro-batches or fewer, whose rows more
+    shards then divide.
+    """
     for devices in slices(num_devices, devices_per_host):
         if len(devices) < len(placement.devices):
             continue

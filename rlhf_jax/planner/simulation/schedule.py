@@ -1,8 +1,10 @@
-"""Plays rounds of a plan event by event: who is dispatched when, waits for what, and runs from when to when.
+"""Plays rounds of a plan event by event: who is dispatched when, waits for what, and runs from when
+to when.
 
-A host thread dispatches its tasks in order and waits where the loops wait (`runtime/synchronous.py`, `asynchronous.py`); a
-device runs what was dispatched to it first. Where virtual devices share their host's cores, n tasks that run at a time each
-progress at 1 / n. Between the threads of the asynchronous loop the one that comes to its task first is first in a queue that
+A host thread dispatches its tasks in order and waits where the loops wait
+(`runtime/synchronous.py`, `asynchronous.py`); a device runs what was dispatched to it first. Where
+virtual devices share their host's cores, n tasks that run at a time each progress at 1 / n. Between
+the threads of the asynchronous loop the one that comes to its task first is first in a queue that
 both use, and of equals the trainer.
 """
 
@@ -14,8 +16,10 @@ from rlhf_jax.planner.simulation.graph import Dataflow, Round, TaskKind
 
 @dataclass(eq=False)
 class Op:
-    """A task of a round. `waits`: for what, and the seconds that data take to come once the task is dispatched; `host`: what
-    the thread waits for before it dispatches the task; `ahead`: what was in the queues of its devices then."""
+    """A task of a round. `waits`: for what, and the seconds that data take to come once the task is
+    dispatched; `host`: what the thread waits for before it dispatches the task; `ahead`: what was
+    in the queues of its devices then.
+    """
 
     name: str
     kind: TaskKind
@@ -31,14 +35,18 @@ class Op:
 
 
 def play(flow: Dataflow, of_plan: Round, num_rounds: int) -> list[Op]:
-    """The tasks of `num_rounds` trained rounds, and of the sampling that is ahead of them by the lag."""
+    """The tasks of `num_rounds` trained rounds, and of the sampling that is ahead of them by the
+    lag.
+    """
     threads = _threads(flow, of_plan, num_rounds)
     _run(threads, flow.costs.shared_throughput)
     return [op for thread in threads for op in thread]
 
 
 def _threads(flow: Dataflow, of_plan: Round, num_rounds: int) -> list[list[Op]]:
-    """Every task of the rounds with what it waits for, by the thread that dispatches it; the trainer's thread first."""
+    """Every task of the rounds with what it waits for, by the thread that dispatches it; the
+    trainer's thread first.
+    """
     lag, apart = flow.work.lag, flow.work.loop == "asynchronous"
     ops: dict[tuple[int, int], Op] = {}
 
@@ -71,8 +79,16 @@ def _run(threads: Sequence[list[Op]], shared: bool) -> None:
     now, heads = 0.0, [0] * len(threads)
     queued: list[Op] = []  # dispatched, and not begun
     running: list[Op] = []
-    while queued or running or any(head < len(thread) for head, thread in zip(heads, threads, strict=True)):
-        while _finish(running, now) or _begin(queued, running, now) or _dispatch(threads, heads, queued, running, now):
+    while (
+        queued
+        or running
+        or any(head < len(thread) for head, thread in zip(heads, threads, strict=True))
+    ):
+        while (
+            _finish(running, now)
+            or _begin(queued, running, now)
+            or _dispatch(threads, heads, queued, running, now)
+        ):
             pass
         if not queued and not running:
             continue
@@ -81,12 +97,15 @@ def _run(threads: Sequence[list[Op]], shared: bool) -> None:
         arrivals = [_ready(op) - now for op in queued if _ready(op) < float("inf")]
         step = min([soonest / rate] + [arrival for arrival in arrivals if arrival > 0])
         for op in running:
-            # the one that ends next ends exactly: a rounding error must not leave it a step of its own
+            # the one that ends next ends exactly: a rounding error must not leave it a step of its
+            # own
             op.left = 0.0 if op.left <= step * rate * (1 + 1e-12) else op.left - step * rate
         now += step
 
 
-def _dispatch(threads: Sequence[list[Op]], heads: list[int], queued: list[Op], running: list[Op], now: float) -> bool:
+def _dispatch(
+    threads: Sequence[list[Op]], heads: list[int], queued: list[Op], running: list[Op], now: float
+) -> bool:
     for number, thread in enumerate(threads):
         if heads[number] < len(thread) and all(op.end >= 0 for op in thread[heads[number]].host):
             task = thread[heads[number]]
@@ -102,7 +121,9 @@ def _ready(op: Op) -> float:
     """The time at which every dependency has arrived; infinite while one has not ended."""
     if any(other.end < 0 for other in op.ahead) or any(other.end < 0 for other, _ in op.waits):
         return float("inf")
-    return max((max(other.end, op.dispatched) + latency for other, latency in op.waits), default=0.0)
+    return max(
+        (max(other.end, op.dispatched) + latency for other, latency in op.waits), default=0.0
+    )
 
 
 def _begin(queued: list[Op], running: list[Op], now: float) -> bool:

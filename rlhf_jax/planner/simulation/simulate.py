@@ -1,4 +1,6 @@
-"""Simulation of a plan: the schedule of its calls, seconds of a round, memory and idle share of every device."""
+"""Simulation of a plan: the schedule of its calls, seconds of a round, memory and idle share of
+every device.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +18,9 @@ SHOWN_ROUNDS = 5
 
 @dataclass(frozen=True)
 class Node:
-    """Something that happens once a round, from `start` to `end`, in seconds. A transfer occupies no device: its devices are
-    those that it reaches."""
+    """Something that happens once a round, from `start` to `end`, in seconds. A transfer occupies
+    no device: its devices are those that it reaches.
+    """
 
     name: str
     kind: Literal["generate", "infer", "train", "reallocate", "transfer"]
@@ -29,8 +32,9 @@ class Node:
 
 @dataclass(frozen=True)
 class Row:
-    """A call of a simulation. `memory_bytes` of a device: what it keeps there, and what it needs while it runs; `idle_share`
-    of its devices, in the steady state."""
+    """A call of a simulation. `memory_bytes` of a device: what it keeps there, and what it needs
+    while it runs; `idle_share` of its devices, in the steady state.
+    """
 
     call: str
     kind: Kind
@@ -43,8 +47,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Simulation:
-    """The simulated figures of a plan. `seconds_per_round` is of the steady state; `memory_bytes` and `idle_share` by
-    device.
+    """The simulated figures of a plan. `seconds_per_round` is of the steady state; `memory_bytes`
+    and `idle_share` by device.
     """
 
     nodes: tuple[Node, ...]
@@ -55,9 +59,15 @@ class Simulation:
 
 
 def simulate(
-    calls: Sequence[Call], plan: Plan, costs: CostModel, work: Workload, num_devices: int, num_rounds: int | None = None
+    calls: Sequence[Call],
+    plan: Plan,
+    costs: CostModel,
+    work: Workload,
+    num_devices: int,
+    num_rounds: int | None = None,
 ) -> Simulation:
-    """Plays `num_rounds` rounds (by default 5 + lag) of a plan that places every call and fits; see `plan_memory.check`.
+    """Plays `num_rounds` rounds (by default 5 + lag) of a plan that places every call and fits; see
+    `plan_memory.check`.
 
     Raises KeyError for a call that the plan does not place.
     """
@@ -77,7 +87,9 @@ def simulate(
     )
 
 
-def _nodes(flow: Dataflow, of_plan: Round, chosen: Sequence[Option], num_rounds: int) -> tuple[Node, ...]:
+def _nodes(
+    flow: Dataflow, of_plan: Round, chosen: Sequence[Option], num_rounds: int
+) -> tuple[Node, ...]:
     ops = schedule.play(flow, of_plan, num_rounds)
     by_name = {call.name: of.placement.devices for call, of in zip(flow.calls, chosen, strict=True)}
     found = []
@@ -89,27 +101,40 @@ def _nodes(flow: Dataflow, of_plan: Round, chosen: Sequence[Option], num_rounds:
             if latency:
                 name = f"{source.name} to {op.name}"
                 begin = max(source.end, op.dispatched)
-                found.append(Node(name, "transfer", op.round_index, by_name[op.name], begin, begin + latency))
+                found.append(
+                    Node(name, "transfer", op.round_index, by_name[op.name], begin, begin + latency)
+                )
     return tuple(sorted(found, key=lambda node: (node.start, node.end)))
 
 
 def _rows(
     flow: Dataflow, of_plan: Round, chosen: Sequence[Option], versions: int, idle: Sequence[float]
 ) -> tuple[Row, ...]:
-    moves = {index: of_plan.seconds[place] for place, (what, index) in enumerate(flow.order) if what == "move"}
+    moves = {
+        index: of_plan.seconds[place]
+        for place, (what, index) in enumerate(flow.order)
+        if what == "move"
+    }
     stays = plan_memory.kept(flow.calls, chosen, versions)
     rows = []
     for index, (call, of) in enumerate(zip(flow.calls, chosen, strict=True)):
         devices, memory = of.placement.devices, stays[index] + of.working_bytes
         share = sum(idle[device] for device in devices) / len(devices)
-        rows.append(Row(call.name, call.kind, of.placement, of.seconds, moves.get(index, 0.0), memory, share))
+        rows.append(
+            Row(
+                call.name, call.kind, of.placement, of.seconds, moves.get(index, 0.0), memory, share
+            )
+        )
     return tuple(rows)
 
 
 def _idle(nodes: Sequence[Node], num_devices: int, num_rounds: int) -> tuple[float, ...]:
-    """The share of time in which nothing occupies a device, from the end of a round in the middle to that of the last."""
+    """The share of time in which nothing occupies a device, from the end of a round in the middle
+    to that of the last.
+    """
     ends = [
-        max(node.end for node in nodes if node.kind == "train" and node.round_index == r) for r in range(num_rounds)
+        max(node.end for node in nodes if node.kind == "train" and node.round_index == r)
+        for r in range(num_rounds)
     ]
     begin, end = (ends[num_rounds // 2 - 1] if num_rounds > 1 else 0.0), ends[-1]
     busy = [0.0] * num_devices

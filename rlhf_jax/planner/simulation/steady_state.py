@@ -1,8 +1,9 @@
 """Seconds of a round in the steady state: the planner's objective, computed in microseconds a plan.
 
-Every device is a queue in the order of dispatch, so that the times of a round are maxima of sums of the times of the round
-before (a max-plus system), and soon every round is the last one shifted: that shift is the answer. `schedule.py` plays the
-same rules event by event, also where virtual devices share their host's cores.
+Every device is a queue in the order of dispatch, so that the times of a round are maxima of sums of
+the times of the round before (a max-plus system), and soon every round is the last one shifted:
+that shift is the answer. `schedule.py` plays the same rules event by event, also where virtual
+devices share their host's cores.
 """
 
 from rlhf_jax.planner.simulation import schedule
@@ -23,21 +24,27 @@ def seconds_per_round(flow: Dataflow, of_plan: Round) -> float:
 
 
 def lower_bound(flow: Dataflow, relaxed: Round) -> float:
-    """A lower bound on the seconds of any plan whose rounds do at least this work; 0 where devices share cores.
+    """A lower bound on the seconds of any plan whose rounds do at least this work; 0 where devices
+    share cores.
 
-    In the asynchronous loop the queues that both threads use are left out: in what order they are served depends on times,
-    and all other waits hold in any order.
+    In the asynchronous loop the queues that both threads use are left out: in what order they are
+    served depends on times, and all other waits hold in any order.
     """
     if flow.costs.shared_throughput:
         return 0.0
     if flow.work.loop == "synchronous":
         return _synchronous(relaxed, flow.policy)
-    queue = [[other for other in of_task if (other == 1) == (task == 1)] for task, of_task in enumerate(relaxed.queue)]
+    queue = [
+        [other for other in of_task if (other == 1) == (task == 1)]
+        for task, of_task in enumerate(relaxed.queue)
+    ]
     return _asynchronous(relaxed._replace(queue=queue), flow.policy, flow.work.lag)
 
 
 def _synchronous(of_plan: Round, policy: int) -> float:
-    """The lag changes nothing here: the loop samples one round and trains another, one after the other, whichever it is."""
+    """The lag changes nothing here: the loop samples one round and trains another, one after the
+    other, whichever it is.
+    """
     seconds, _, after, queue = of_plan
     end, ends = [0.0] * len(seconds), []
     for _ in range(MAX_ROUNDS):
@@ -54,13 +61,18 @@ def _synchronous(of_plan: Round, policy: int) -> float:
                 floor = end[1]  # the loop waits for the samples
         ends.append(max(end))
         shift = ends[-1] - max(before)
-        if all(abs(now - then - shift) <= TOLERANCE * shift for now, then in zip(end, before, strict=True)):
+        if all(
+            abs(now - then - shift) <= TOLERANCE * shift
+            for now, then in zip(end, before, strict=True)
+        ):
             return shift
     return _mean_shift(ends)
 
 
 def _asynchronous(of_plan: Round, policy: int, lag: int) -> float:
-    """Two threads dispatch: where both could, the one that comes to it first, and of equals the trainer."""
+    """Two threads dispatch: where both could, the one that comes to it first, and of equals the
+    trainer.
+    """
     seconds, _, after, queue = of_plan
     end, ends = [0.0] * len(seconds), []
     published: list[float] = []
@@ -76,7 +88,9 @@ def _asynchronous(of_plan: Round, policy: int, lag: int) -> float:
             trainer = end[policy]
         elif len(generated) > r:
             trainer = max(published[r], generated[r])
-        places = range(1, 2) if sampler < trainer else range(2, len(seconds)) if scoring else range(1)
+        places = (
+            range(1, 2) if sampler < trainer else range(2, len(seconds)) if scoring else range(1)
+        )
         for place in places:
             start = min(sampler, trainer)
             for other in queue[place]:
@@ -97,7 +111,9 @@ def _asynchronous(of_plan: Round, policy: int, lag: int) -> float:
 
 
 def _settled(ends: list[float], window: int) -> bool:
-    """True where the last rounds took equally long; one more than the rounds that a lag lets a fast sampler run ahead."""
+    """True where the last rounds took equally long; one more than the rounds that a lag lets a fast
+    sampler run ahead.
+    """
     if len(ends) < 2 * window + 1:
         return False
     shifts = [ends[-i] - ends[-i - 1] for i in range(1, window + 1)]

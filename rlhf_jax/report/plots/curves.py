@@ -1,4 +1,5 @@
-"""Draws a run: each function takes lines of `metrics.jsonl` and gives pictures, none where nothing was measured.
+"""Draws a run: each function takes lines of `metrics.jsonl` and gives pictures, none where nothing
+was measured.
 
 Figures that are looked for by name:
 
@@ -7,7 +8,8 @@ Figures that are looked for by name:
     of an update       loss, and of the samples of its round: reward_standardized, behavior_kl_k1, entropy,
                        sampled_length, finished
 
-`units.py` says what they are measured in. Whatever else an update says is drawn by `stage_curves` under its own name.
+`units.py` says what they are measured in. Whatever else an update says is drawn by `stage_curves`
+under its own name.
 """
 
 from collections.abc import Sequence
@@ -23,7 +25,17 @@ from rlhf_jax.records.progress import format_seconds
 from rlhf_jax.report import glossary, read
 from rlhf_jax.report.formats import INTERVAL
 from rlhf_jax.report.plots import style
-from rlhf_jax.report.plots.style import HELDOUT, INK, MUTED, PART_COLORS, REST, SECOND, THIRD, TRAINING, Picture
+from rlhf_jax.report.plots.style import (
+    HELDOUT,
+    INK,
+    MUTED,
+    PART_COLORS,
+    REST,
+    SECOND,
+    THIRD,
+    TRAINING,
+    Picture,
+)
 from rlhf_jax.report.read import TRAINED, Series
 from rlhf_jax.report.units import EVALUATED_AT, Units
 
@@ -31,7 +43,11 @@ COLUMNS = 3
 LEAST_SHARE_SPAN = 0.1
 """Panels of shares span at least this much: a rise from 99 to 100 % is to look like one."""
 MAX_TICKS = 9
-PARTS = {"start": "to the first update (start and compile)", "evaluate": "evaluations", "other": "everything else"}
+PARTS = {
+    "start": "to the first update (start and compile)",
+    "evaluate": "evaluations",
+    "other": "everything else",
+}
 
 
 @dataclass(frozen=True)
@@ -84,7 +100,9 @@ def panels(units: Units) -> tuple[Panel, ...]:
             share=units.learned.share,
         ),
     )
-    if units.reward == units.learned:  # one quantity, so that training samples and evaluations go into one panel
+    if (
+        units.reward == units.learned
+    ):  # one quantity, so that training samples and evaluations go into one panel
         rewards = (replace(rewards[0], curves=both("reward_mean", "reward_standardized")),)
     gold_note = glossary.note("gold_mean")
     return (
@@ -109,7 +127,9 @@ def panels(units: Units) -> tuple[Panel, ...]:
         ),
         *rewards,
         Panel(
-            "KL to the SFT policy", "nats per completion", glossary.note("kl") + " Of training: an estimate on the rows "
+            "KL to the SFT policy", "nats per completion", glossary.note("kl") + " Of training: an "
+                                                                                 "estimate on the "
+                                                                                 "rows "
             "that were trained on.", both("kl", "behavior_kl_k1"),
         ),
         Panel("Entropy", "nats per token", glossary.note("entropy"), both("entropy")),
@@ -136,10 +156,20 @@ def learning_curves(lines: Sequence[Line], units: Units, stage: str = TRAINED) -
 
 
 def stage_curves(lines: Sequence[Line], units: Units, stage: str) -> list[Picture]:
-    """Every figure of a stage's updates that `learning_curves` does not show, each in a panel under its own name."""
+    """Every figure of a stage's updates that `learning_curves` does not show, each in a panel under
+    its own name.
+    """
     trained = read.updates(lines, stage)
-    shown = {curve.name for panel in panels(units) for curve in panel.curves} if stage == TRAINED else set()
-    names = [name for name in read.figure_names(trained) if name not in shown and read.series(trained, name)]
+    shown = (
+        {curve.name for panel in panels(units) for curve in panel.curves}
+        if stage == TRAINED
+        else set()
+    )
+    names = [
+        name
+        for name in read.figure_names(trained)
+        if name not in shown and read.series(trained, name)
+    ]
     pictures = []
     for name in names:
         curve = Curve(name, "updates", TRAINING, evaluated=False)
@@ -153,7 +183,9 @@ def _picture(panel: Panel, trained: Sequence[Line], evaluated: Sequence[Line]) -
 
 
 def _drawable(panel: Panel, trained: Sequence[Line], evaluated: Sequence[Line]) -> bool:
-    return any(read.series(evaluated if curve.evaluated else trained, curve.name) for curve in panel.curves)
+    return any(
+        read.series(evaluated if curve.evaluated else trained, curve.name) for curve in panel.curves
+    )
 
 
 def _draw_panel(panel: Panel, trained: Sequence[Line], evaluated: Sequence[Line], ax: Axes) -> None:
@@ -163,7 +195,8 @@ def _draw_panel(panel: Panel, trained: Sequence[Line], evaluated: Sequence[Line]
     found = [
         (curve, series)
         for curve in panel.curves
-        if (series := read.series(evaluated if curve.evaluated else trained, curve.name)) is not None
+        if (series := read.series(evaluated if curve.evaluated else trained, curve.name))
+        is not None
     ]
     for curve, series in _told_apart(found):
         _draw_curve(ax, curve, series)
@@ -187,7 +220,9 @@ def _told_apart(found: Sequence[tuple[Curve, Series]]) -> list[tuple[Curve, Seri
 
 
 def _coincide(one: Series, other: Series) -> bool:
-    """True for two curves that a reader could not tell apart: within half a hundredth of their range everywhere."""
+    """True for two curves that a reader could not tell apart: within half a hundredth of their
+    range everywhere.
+    """
     if one.updates != other.updates or len(one.values) < 2:
         return False
     a, b = np.asarray(one.values), np.asarray(other.values)
@@ -225,18 +260,42 @@ def _draw_curve(ax: Axes, curve: Curve, found: Series) -> None:
         text = f"{lost} of {len(y)} not finite"
         ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", fontsize=8, color=MUTED)
     if curve.evaluated:
-        ax.plot(x, y, curve.line, color=curve.color, marker="o", markersize=3.5, linewidth=1.8, label=label)
-        ax.fill_between(x, y - INTERVAL * stderr, y + INTERVAL * stderr, color=curve.color, alpha=0.18, linewidth=0)
+        ax.plot(
+            x,
+            y,
+            curve.line,
+            color=curve.color,
+            marker="o",
+            markersize=3.5,
+            linewidth=1.8,
+            label=label,
+        )
+        ax.fill_between(
+            x,
+            y - INTERVAL * stderr,
+            y + INTERVAL * stderr,
+            color=curve.color,
+            alpha=0.18,
+            linewidth=0,
+        )
         return
     smooth = moving_mean(y)
     if smooth is not None:
         ax.plot(x, y, color=curve.color, linewidth=0.7, alpha=0.4)
     marker = "." if len(x) == 1 else None
-    ax.plot(x, y if smooth is None else smooth, color=curve.color, linewidth=1.6, marker=marker, label=label)
+    ax.plot(
+        x,
+        y if smooth is None else smooth,
+        color=curve.color,
+        linewidth=1.6,
+        marker=marker,
+        label=label,
+    )
 
 
 def moving_mean(values: np.ndarray) -> np.ndarray | None:
-    """The mean over a window of a fifteenth of the values around each; None where they are too few to need one.
+    """The mean over a window of a fifteenth of the values around each; None where they are too few
+    to need one.
 
     Near the ends the window is cut, and values that are not finite are left out of it.
     """
@@ -264,12 +323,17 @@ def time_per_stage(lines: Sequence[Line]) -> list[Picture]:
 
 
 def _draw_seconds(seconds: dict[str, dict[str, float]], ax: Axes) -> None:
-    names = sorted({part for parts in seconds.values() for part in parts}, key=lambda name: (name == "other", name))
+    names = sorted(
+        {part for parts in seconds.values() for part in parts},
+        key=lambda name: (name == "other", name),
+    )
     style.plain_axes(ax, "Time per stage", "seconds of wall time", "")
     left = np.zeros(len(seconds))
     for place, name in enumerate(names):
         width = np.asarray([parts.get(name, 0.0) for parts in seconds.values()])
-        color = REST if name == "other" and len(names) > 1 else PART_COLORS[place % len(PART_COLORS)]
+        color = (
+            REST if name == "other" and len(names) > 1 else PART_COLORS[place % len(PART_COLORS)]
+        )
         label = PARTS.get(name, name.replace("_", " "))
         ax.barh(list(range(len(seconds))), width, left=left, height=0.62, color=color, label=label)
         left += width

@@ -1,4 +1,6 @@
-"""Draws what a plan is expected to do, a lane for the devices that do the same, and prints it as a table."""
+"""Draws what a plan is expected to do, a lane for the devices that do the same, and prints it as a
+table.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -41,7 +43,9 @@ def draw(simulation: Simulation, title: str = "") -> Figure:
     for node in nodes:
         if node.end > begin and node.start < end:
             _draw_node(ax, node, lanes, begin, end)
-    shown = any(node.kind == "reallocate" and node.end > begin and node.start < end for node in nodes)
+    shown = any(
+        node.kind == "reallocate" and node.end > begin and node.start < end for node in nodes
+    )
     ax.set_yticks(range(len(lanes)), [_label(devices) for devices in lanes])
     ax.set_ylim(len(lanes) - 0.45, -0.55)
     ax.set_xlim(0, end - begin)
@@ -52,7 +56,9 @@ def draw(simulation: Simulation, title: str = "") -> Figure:
 
 def lanes_of(simulation: Simulation) -> list[tuple[int, ...]]:
     """Devices that the same calls and reallocations occupy, the first ones first."""
-    occupied: dict[int, set[str]] = {device: set() for device in range(len(simulation.memory_bytes))}
+    occupied: dict[int, set[str]] = {
+        device: set() for device in range(len(simulation.memory_bytes))
+    }
     for node in simulation.nodes:
         for device in node.devices if node.kind != "transfer" else ():
             occupied[device].add(node.name)
@@ -63,8 +69,20 @@ def lanes_of(simulation: Simulation) -> list[tuple[int, ...]]:
 
 
 def table(simulation: Simulation) -> str:
-    """The calls as rows of text: where, how, seconds, GB of a device, and how much of a round its devices are idle."""
-    head = ("call", "devices", "data×fsdp×tensor", "micro", "remat", "seconds", "+ moving", "GB", "idle")
+    """The calls as rows of text: where, how, seconds, GB of a device, and how much of a round its
+    devices are idle.
+    """
+    head = (
+        "call",
+        "devices",
+        "data×fsdp×tensor",
+        "micro",
+        "remat",
+        "seconds",
+        "+ moving",
+        "GB",
+        "idle",
+    )
     rows: list[Sequence[str]] = [head]
     for row in simulation.rows:
         placement = row.placement
@@ -76,10 +94,14 @@ def table(simulation: Simulation) -> str:
             f"{row.memory_bytes / 1e9:.3g}", f"{100 * row.idle_share:.0f} %",
         ))  # fmt: skip
     widths = [max(len(cells[column]) for cells in rows) for column in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() for cells in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+        for cells in rows
+    ]
     idle = sum(simulation.idle_share) / len(simulation.idle_share)
     lines.append(
-        f"{simulation.seconds_per_round:.3g} s a round; devices hold up to {max(simulation.memory_bytes) / 1e9:.3g} GB and "
+        f"{simulation.seconds_per_round:.3g} s a round; devices hold up to "
+        f"{max(simulation.memory_bytes) / 1e9:.3g} GB and "
         f"are idle for {100 * idle:.0f} % of it"
     )
     return "\n".join(lines)
@@ -96,7 +118,9 @@ def _window(nodes: Sequence[Node]) -> tuple[float, float]:
     return (ends[rounds[first]] if len(rounds) > 1 else 0.0), ends[rounds[-1]]
 
 
-def _draw_node(ax: Any, node: Node, lanes: Sequence[tuple[int, ...]], begin: float, end: float) -> None:
+def _draw_node(
+    ax: Any, node: Node, lanes: Sequence[tuple[int, ...]], begin: float, end: float
+) -> None:
     left, right = max(node.start, begin), min(node.end, end)
     moves = node.kind == "reallocate"
     for lane, devices in enumerate(lanes):
@@ -105,11 +129,26 @@ def _draw_node(ax: Any, node: Node, lanes: Sequence[tuple[int, ...]], begin: flo
         color = "white" if moves else color_of(node.name)
         edge, hatch = (style.MUTED, "//////") if moves else ("white", None)
         ax.barh(
-            lane, right - left, left=left - begin, height=0.82, color=color, edgecolor=edge, linewidth=0.5, hatch=hatch
+            lane,
+            right - left,
+            left=left - begin,
+            height=0.82,
+            color=color,
+            edgecolor=edge,
+            linewidth=0.5,
+            hatch=hatch,
         )
         if not moves and right - left > NUMBERED * (end - begin):
             middle = (left + right) / 2
-            ax.text(middle - begin, lane, str(node.round_index), ha="center", va="center", fontsize=7.5, color="white")
+            ax.text(
+                middle - begin,
+                lane,
+                str(node.round_index),
+                ha="center",
+                va="center",
+                fontsize=7.5,
+                color="white",
+            )
 
 
 def color_of(call: str) -> str:
@@ -124,7 +163,9 @@ def _label(devices: tuple[int, ...]) -> str:
 def _legend(ax: Any, calls: Sequence[str], moves: bool) -> None:
     handles = [Patch(color=color_of(call), label=call) for call in calls]
     if moves:
-        handles.append(Patch(facecolor="white", edgecolor=style.MUTED, hatch="//////", label=REALLOCATION))
+        handles.append(
+            Patch(facecolor="white", edgecolor=style.MUTED, hatch="//////", label=REALLOCATION)
+        )
     ax.legend(
         handles=handles, ncols=len(handles), fontsize=7.5, frameon=False, loc="lower right",
         bbox_to_anchor=(1.0, 1.0), labelcolor=style.MUTED,

@@ -1,7 +1,8 @@
-"""The style of figures and their export: PNG on white, or SVG in colours that follow a light or dark page.
+"""The style of figures and their export: PNG on white, or SVG in colours that follow a light or
+dark page.
 
-The series' colours are Okabe and Ito's (Color Universal Design, 2008), which colour-blind readers tell apart; on a dark
-page each is replaced by a lighter one of the same hue.
+The series' colours are Okabe and Ito's (Color Universal Design, 2008), which colour-blind readers
+tell apart; on a dark page each is replaced by a lighter one of the same hue.
 """
 
 import io
@@ -44,10 +45,11 @@ def css_variables(dark: bool) -> str:
 
 @dataclass(frozen=True)
 class Picture:
-    """A pair of axes that is drawn alone on a page, or beside others in a file. Sizes are in inches.
+    """A pair of axes that is drawn alone on a page, or beside others in a file. Sizes are in
+    inches.
 
-    `note` is one line for its reader. `left` and `top` are margins: of the labels, and of title and legend. A `wide` picture
-    stays readable on a narrow page by scrolling.
+    `note` is one line for its reader. `left` and `top` are margins: of the labels, and of title and
+    legend. A `wide` picture stays readable on a narrow page by scrolling.
     """
 
     name: str
@@ -67,7 +69,9 @@ PICTURES: MutableMapping[Axes, Picture] = WeakKeyDictionary()
 
 
 def sheet(pictures: Sequence[Picture], columns: int = 1) -> Figure:
-    """A figure of pictures in rows of `columns`, each at its own size: margins are fixed, and not measured."""
+    """A figure of pictures in rows of `columns`, each at its own size: margins are fixed, and not
+    measured.
+    """
     rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
     width = max(sum(picture.width for picture in row) for row in rows)
     height = sum(max(picture.height for picture in row) for row in rows)
@@ -77,7 +81,12 @@ def sheet(pictures: Sequence[Picture], columns: int = 1) -> Figure:
         x = 0.0
         for picture in row:
             inner = picture.width - picture.left - RIGHT, picture.height - picture.top - BOTTOM
-            place = (x + picture.left) / width, (y + BOTTOM) / height, inner[0] / width, inner[1] / height
+            place = (
+                (x + picture.left) / width,
+                (y + BOTTOM) / height,
+                inner[0] / width,
+                inner[1] / height,
+            )
             ax = figure.add_axes(place)
             PICTURES[ax] = picture
             picture.paint(ax)
@@ -86,7 +95,9 @@ def sheet(pictures: Sequence[Picture], columns: int = 1) -> Figure:
 
 
 class Numbers(Formatter):
-    """Tick labels with as many decimals as neighbours need to differ, short enough for a margin, with true minus signs."""
+    """Tick labels with as many decimals as neighbours need to differ, short enough for a margin,
+    with true minus signs.
+    """
 
     def __init__(self, share: bool = False) -> None:
         self.share = share
@@ -97,9 +108,19 @@ class Numbers(Formatter):
     def format_ticks(self, values: Sequence[float]) -> list[str]:
         scaled = [100 * value if self.share else value for value in values]
         largest = max(map(abs, scaled), default=0.0)
-        decimals = next((d for d in range(5) if all(abs(round(v, d) - v) <= 1e-9 + 1e-6 * largest for v in scaled)), 5)
+        decimals = next(
+            (
+                d
+                for d in range(5)
+                if all(abs(round(v, d) - v) <= 1e-9 + 1e-6 * largest for v in scaled)
+            ),
+            5,
+        )
         if largest >= 1e5 or (decimals == 5 and largest < 1e-3):
-            texts = [f"{value:.2g}".replace("e+0", "e").replace("e-0", "e-").replace("e+", "e") for value in scaled]
+            texts = [
+                f"{value:.2g}".replace("e+0", "e").replace("e-0", "e-").replace("e+", "e")
+                for value in scaled
+            ]
         else:
             texts = [f"{value:.{min(decimals, 4)}f}" for value in scaled]
         return [text.replace("-", "−") + " %" * self.share for text in texts]
@@ -110,7 +131,13 @@ def plain_axes(ax: Axes, title: str, x_label: str, y_label: str, share: bool = F
     axes(ax, title, x_label, y_label)
     points = 72 * (PICTURES[ax].top - TITLE_HEIGHT)
     ax.set_title(
-        title, loc="left", fontsize=10, fontweight="bold", color=INK, pad=points, x=_from_left(ax, LEGEND_FROM)
+        title,
+        loc="left",
+        fontsize=10,
+        fontweight="bold",
+        color=INK,
+        pad=points,
+        x=_from_left(ax, LEGEND_FROM),
     )
     ax.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
     ax.yaxis.set_major_formatter(Numbers(share))
@@ -119,7 +146,9 @@ def plain_axes(ax: Axes, title: str, x_label: str, y_label: str, share: bool = F
 
 def legend(ax: Axes, columns: int | None = None, **given: Any) -> None:
     """A legend between title and axes, where no curve passes."""
-    handles, labels = ax.get_legend_handles_labels() if "handles" not in given else (given["handles"], [])
+    handles, labels = (
+        ax.get_legend_handles_labels() if "handles" not in given else (given["handles"], [])
+    )
     if not handles:
         return
     if labels:
@@ -132,14 +161,17 @@ def legend(ax: Axes, columns: int | None = None, **given: Any) -> None:
 
 
 def _from_left(ax: Axes, inches: float) -> float:
-    """The place, in the axes' own coordinates, that is so far from the left edge of the picture that they are in."""
+    """The place, in the axes' own coordinates, that is so far from the left edge of the picture
+    that they are in.
+    """
     figure = ax.figure
     width = ax.get_position().width * figure.get_size_inches()[0]  # pyright: ignore[reportAttributeAccessIssue]
     return (inches - PICTURES[ax].left) / width
 
 
 def panels(count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure 12 inches wide with `count` axes in rows of `columns`, each row `height` inches high.
+    """A figure 12 inches wide with `count` axes in rows of `columns`, each row `height` inches
+    high.
 
     The margins are fixed: a layout that measures its texts takes as long again as drawing them.
     """
@@ -147,7 +179,11 @@ def panels(count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]
     figure = Figure(figsize=(12, height * rows))
     total = height * rows
     figure.subplots_adjust(
-        left=0.62 / 12, right=1 - 0.12 / 12, bottom=0.46 / total, top=1 - 0.32 / total, wspace=0.24 / 4 * columns
+        left=0.62 / 12,
+        right=1 - 0.12 / 12,
+        bottom=0.46 / total,
+        top=1 - 0.32 / total,
+        wspace=0.24 / 4 * columns,
     )
     figure.subplots_adjust(hspace=0.78 / (height - 0.78) if rows > 1 else 0)
     return figure, [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
@@ -176,7 +212,8 @@ def write_png(figure: Figure, path: Path) -> None:
 
 
 def svg(figure: Figure, name: str) -> str:
-    """An `<svg>` element to be put into a page that defines `css_variables`; the same figure gives the same text.
+    """An `<svg>` element to be put into a page that defines `css_variables`; the same figure gives
+    the same text.
 
     Its ids begin with `name`, so that several of them can stand in one page.
     """
@@ -185,7 +222,9 @@ def svg(figure: Figure, name: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text))
+    text = re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text)
+    )
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{re.sub(r'[^A-Za-z0-9]', '-', name)}-", text)
     for color in DARK:
         text = text.replace(color, f"var(--color-{color[1:]})")

@@ -1,9 +1,10 @@
 """Draws the sides of the RLHF stage at work, and says in words which of them waited for the other.
 
-The seconds of a round are medians over the rounds of the newest process, the first two (which compile and begin) left out.
-They are left out of the picture too, which would show little else.
-With g = generate, t = train + publish, an asynchronous run takes at least max(g, t) a round and a synchronous one g + t; time
-that the reader of events takes from the trainer (evaluations, checkpoints) comes on top and is shown apart.
+The seconds of a round are medians over the rounds of the newest process, the first two (which
+compile and begin) left out. They are left out of the picture too, which would show little else.
+With g = generate, t = train + publish, an asynchronous run takes at least max(g, t) a round and a
+synchronous one g + t; time that the reader of events takes from the trainer (evaluations,
+checkpoints) comes on top and is shown apart.
 """
 
 from collections.abc import Sequence
@@ -40,7 +41,9 @@ PAIR_ALGORITHMS = ("online_dpo", "online_ipo", "best_of_n")
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of a round, medians; `round_seconds` is from one round's begin to the next one's, host time included."""
+    """Seconds of a round, medians; `round_seconds` is from one round's begin to the next one's,
+    host time included.
+    """
 
     generate: float
     train: float
@@ -74,7 +77,10 @@ def speed(spans: Sequence[Line], asynchronous: bool) -> Speed | None:
     rounds = _trained(spans)[LEFT_OUT:]
     if len(rounds) < LEAST_ROUNDS:
         return None
-    begins = [min(s["begin"] for s in spans if s["side"] == "trainer" and s["round_index"] == r) for r in rounds]
+    begins = [
+        min(s["begin"] for s in spans if s["side"] == "trainer" and s["round_index"] == r)
+        for r in rounds
+    ]
 
     def median(side: str, what: str) -> float:
         of_round = dict.fromkeys(rounds, 0.0)
@@ -96,27 +102,35 @@ def speed(spans: Sequence[Line], asynchronous: bool) -> Speed | None:
 
 
 def sentences(found: Speed, algorithm: str = "") -> list[str]:
-    """The side that bounds the run, how near it came, and what would use idle time (arXiv 2410.18252, section 4).
+    """The side that bounds the run, how near it came, and what would use idle time (arXiv
+    2410.18252, section 4).
 
     Args:
       found: medians over rounds.
-      algorithm: its name, which decides whether more samples make training longer; "" where it is not known.
+      algorithm: its name, which decides whether more samples make training longer; "" where it is
+        not known.
     """
     trainer, a_round = found.train + found.publish, max(found.round_seconds, 1e-9)
-    slow, fast = ("generation", "training") if found.generate > trainer else ("training", "generation")
+    slow, fast = (
+        ("generation", "training") if found.generate > trainer else ("training", "generation")
+    )
     least, most = sorted((found.generate, trainer))
     first = (
-        f"A round took {duration(found.round_seconds)}: {duration(found.generate)} to generate its samples and "
+        f"A round took {duration(found.round_seconds)}: {duration(found.generate)} to generate its "
+        "samples and "
         f"{duration(trainer)} to train on them."
     )
     if not found.asynchronous:
         return [
-            f"{first} The loop is synchronous, so the two follow one another. With `rlhf.loop=asynchronous` and "
-            f"`rlhf.lag=1` they overlap: on devices of their own a round would take {duration(most)} or a little more."
+            f"{first} The loop is synchronous, so the two follow one another. With "
+            "`rlhf.loop=asynchronous` and "
+            "`rlhf.lag=1` they overlap: on devices of their own a round would take "
+            f"{duration(most)} or a little more."
         ]
     ratio = f" ({number(most / least)} to 1)" if least > 0 else ""
     sides = (
-        f"The run is bound by {slow}{ratio}. The sampler was idle for {percent(found.sampler_wait / a_round)} of a round and "
+        f"The run is bound by {slow}{ratio}. The sampler was idle for "
+        f"{percent(found.sampler_wait / a_round)} of a round and "
         f"the trainer for {percent(found.trainer_wait / a_round)}. "
         f"A round took {number(a_round / max(found.bound, 1e-9))} times as long as {slow} alone."
     )
@@ -124,17 +138,21 @@ def sentences(found: Speed, algorithm: str = "") -> list[str]:
 
 
 def _advice(idle: str, busy_share: float, algorithm: str) -> list[str]:
-    """One sentence about how the idle side could be used; none where both are nearly as slow, or nothing is known to help."""
+    """One sentence about how the idle side could be used; none where both are nearly as slow, or
+    nothing is known to help.
+    """
     if busy_share > 0.9:
         return []
     if idle == "training":
         return [
-            "To use the trainer's idle time, raise `rlhf.num_epochs`: each round is then trained on more than once, at the "
+            "To use the trainer's idle time, raise `rlhf.num_epochs`: each round is then trained "
+            "on more than once, at the "
             "cost of older samples and more KL."
         ]
     if algorithm in PAIR_ALGORITHMS:
         return [
-            f"To use the sampler's idle time, raise `rlhf.samples_per_prompt`: {algorithm} trains on as many rows per prompt, "
+            f"To use the sampler's idle time, raise `rlhf.samples_per_prompt`: {algorithm} trains "
+            "on as many rows per prompt, "
             "however many samples it chooses them from."
         ]
     return []
@@ -147,7 +165,9 @@ def left_out(spans: Sequence[Line]) -> str:
     before = [r for r in _trained(spans) if shown and r < shown[0]][:LEFT_OUT]
     if not before:
         return ""
-    of_before = [span for span in spans if span["side"] == "trainer" and span["round_index"] in before]
+    of_before = [
+        span for span in spans if span["side"] == "trainer" and span["round_index"] in before
+    ]
     seconds = max(span["end"] for span in of_before) - min(span["begin"] for span in of_before)
     rounds = f"{len(before)} rounds" if len(before) > 1 else "round"
     are = "are" if len(before) > 1 else "is"
@@ -168,14 +188,18 @@ def draw(spans: Sequence[Line], lines: Sequence[Line]) -> Figure | None:
 
 
 def pictures(spans: Sequence[Line], lines: Sequence[Line]) -> list[Picture]:
-    """Some rounds of the newest process as bars, a lane for each side, and how often samples of each age were trained on."""
+    """Some rounds of the newest process as bars, a lane for each side, and how often samples of
+    each age were trained on.
+    """
     spans = newest(spans)
     window = _window(spans)
     if not window:
         return []
     title = f"Rounds {window[0]} to {window[-1]}" if len(window) > 1 else f"Round {window[0]}"
     host = (
-        " The host's bars are the reading of results (metrics, evaluations, checkpoints)." if _has_host(spans) else ""
+        " The host's bars are the reading of results (metrics, evaluations, checkpoints)."
+        if _has_host(spans)
+        else ""
     )
     found = [
         Picture(
@@ -203,7 +227,9 @@ def _lane(span: Line) -> str:
 
 
 def _draw_bars(title: str, spans: Sequence[Line], window: Sequence[int], ax: Axes) -> None:
-    of_window = [span for span in spans if span["side"] == "trainer" and span["round_index"] in window]
+    of_window = [
+        span for span in spans if span["side"] == "trainer" and span["round_index"] in window
+    ]
     begin, end = min(span["begin"] for span in of_window), max(span["end"] for span in of_window)
     shown = [span for span in spans if span["end"] > begin and span["begin"] < end]
     style.plain_axes(ax, title, "seconds since the stage's loop began", "")
@@ -214,22 +240,43 @@ def _draw_bars(title: str, spans: Sequence[Line], window: Sequence[int], ax: Axe
         place, left = -lanes.index(lane), max(span["begin"], begin)
         width = min(span["end"], end) - left
         color = COLORS[span["what"]]
-        ax.barh(place, width, left=left, height=HEIGHTS[lane], color=color, edgecolor="white", linewidth=0.4)
+        ax.barh(
+            place,
+            width,
+            left=left,
+            height=HEIGHTS[lane],
+            color=color,
+            edgecolor="white",
+            linewidth=0.4,
+        )
         if span["what"] in ("generate", "train") and width > 0.03 * (end - begin):
             middle = left + width / 2
-            ax.text(middle, place, f"{span['round_index']}", ha="center", va="center", fontsize=7, color="white")
+            ax.text(
+                middle,
+                place,
+                f"{span['round_index']}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white",
+            )
     ax.set_yticks([-place for place in range(len(lanes))], lanes)
     ax.set_ylim(-len(lanes) + 0.5, 0.5)
     ax.set_xlim(begin, end)
     ax.grid(visible=False, axis="y")
     there = {span["what"] for span in shown}
-    style.legend(ax, handles=[Patch(color=color, label=what) for what, color in COLORS.items() if what in there])
+    style.legend(
+        ax,
+        handles=[Patch(color=color, label=what) for what, color in COLORS.items() if what in there],
+    )
 
 
 def _draw_ages(found: Sequence[int], ax: Axes) -> None:
     style.plain_axes(ax, "Age of the samples", "updates old when trained on", "updates")
     values, counts = np.unique(found, return_counts=True)
     ax.bar(values, counts, color=style.HELDOUT, width=0.7)
-    ax.xaxis.set_major_locator(FixedLocator(values.tolist()) if len(values) < 12 else MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(
+        FixedLocator(values.tolist()) if len(values) < 12 else MaxNLocator(integer=True)
+    )
     ax.set_xlim(values[0] - 0.6, values[-1] + 0.6)
     ax.grid(visible=False, axis="x")

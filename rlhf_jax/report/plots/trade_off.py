@@ -1,9 +1,11 @@
-"""Draws what was gained for how much KL: the win-rate beside best-of-n's, and the learned reward beside gold.
+"""Draws what was gained for how much KL: the win-rate beside best-of-n's, and the learned reward
+beside gold.
 
-Best-of-n by gold has, where no two completions tie, KL log n - (n - 1) / n to the policy that it draws from, and its
-answer beats one more draw of that policy with probability n / (n + 1). Measured points are evaluations of "best_of_n"
-with "n" and "win_rate", where the reward model picks. The other figures are those of `plots.py`, and "gold_std", the
-standard deviation of gold over the SFT policy's samples.
+Best-of-n by gold has, where no two completions tie, KL log n - (n - 1) / n to the policy that it
+draws from, and its answer beats one more draw of that policy with probability n / (n + 1). Measured
+points are evaluations of "best_of_n" with "n" and "win_rate", where the reward model picks. The
+other figures are those of `plots.py`, and "gold_std", the standard deviation of gold over the SFT
+policy's samples.
 """
 
 import math
@@ -27,7 +29,9 @@ KL = "KL to the SFT policy, nats per completion"
 
 @dataclass(frozen=True)
 class Gain:
-    """A score against KL. Beside another it is drawn as gained over the SFT policy, in units of its deviation there."""
+    """A score against KL. Beside another it is drawn as gained over the SFT policy, in units of its
+    deviation there.
+    """
 
     name: str
     label: str
@@ -48,8 +52,9 @@ def trade_off(lines: Sequence[Line], units: Units, stage: str = TRAINED) -> list
     if gains:
         title = " and ".join(gain.label for gain in gains).capitalize() + " against KL"
         note = "In deviations of SFT samples, so that scores compare. " * (len(gains) > 1)
-        note += "Where the learned reward rises and gold does not, the reward model is over-optimised." * (
-            len(gains) > 1
+        note += (
+            "Where the learned reward rises and gold does not, the reward model is over-optimised."
+            * (len(gains) > 1)
         )
         paint = partial(_draw_gains, title, evaluated, gains)
         pictures.append(Picture(title, note, paint, width=4.9, height=4.0, top=0.9))
@@ -57,25 +62,41 @@ def trade_off(lines: Sequence[Line], units: Units, stage: str = TRAINED) -> list
 
 
 def best_of_n_kl(n: np.ndarray | float) -> np.ndarray:
-    """KL of best-of-n to the policy that it draws from, in nats a completion: log n - (n - 1) / n (no ties)."""
+    """KL of best-of-n to the policy that it draws from, in nats a completion: log n - (n - 1) / n
+    (no ties).
+    """
     return np.log(n) - (np.asarray(n) - 1) / n
 
 
 def best_of_n_win_rate(n: np.ndarray | float) -> np.ndarray:
-    """Probability that the best of n draws beats one more draw of the same policy: n / (n + 1) (no ties)."""
+    """Probability that the best of n draws beats one more draw of the same policy: n / (n + 1) (no
+    ties).
+    """
     return np.asarray(n) / (np.asarray(n) + 1)
 
 
 def _gains(evaluated: Sequence[Line], units: Units) -> list[Gain]:
-    """The scores whose deviation over SFT samples is known; none where the SFT policy itself was not evaluated."""
+    """The scores whose deviation over SFT samples is known; none where the SFT policy itself was
+    not evaluated.
+    """
     if len(evaluated) < 2 or evaluated[0]["update"] != 0:
         return []
     gold_std = evaluated[0].get("gold_std", math.nan)
     known = (
         Gain("reward_mean", "learned reward", TRAINING, units.learned_std, units.learned),
-        Gain("gold_mean", "exact match" if units.gold.share else "gold score", HELDOUT, gold_std, units.gold),
+        Gain(
+            "gold_mean",
+            "exact match" if units.gold.share else "gold score",
+            HELDOUT,
+            gold_std,
+            units.gold,
+        ),
     )
-    return [gain for gain in known if gain.std > 0 and all(_finite(line, gain.name) for line in evaluated[:1])]
+    return [
+        gain
+        for gain in known
+        if gain.std > 0 and all(_finite(line, gain.name) for line in evaluated[:1])
+    ]
 
 
 def _draw_win_rate(evaluated: Sequence[Line], best: Sequence[Line], ax: Axes) -> None:
@@ -94,20 +115,47 @@ def _draw_win_rate(evaluated: Sequence[Line], best: Sequence[Line], ax: Axes) ->
     )
     for count in (2, 4, 16, 64, 256):
         if 0.06 * end < best_of_n_kl(count) <= end:
-            ax.plot(best_of_n_kl(count), best_of_n_win_rate(count), "o", color=MUTED, markersize=3.5)
+            ax.plot(
+                best_of_n_kl(count), best_of_n_win_rate(count), "o", color=MUTED, markersize=3.5
+            )
             place = (float(best_of_n_kl(count)), float(best_of_n_win_rate(count)))
-            ax.annotate(f"n={count}", place, (-3, 5), textcoords="offset points", ha="right", fontsize=7.5, color=MUTED)
+            ax.annotate(
+                f"n={count}",
+                place,
+                (-3, 5),
+                textcoords="offset points",
+                ha="right",
+                fontsize=7.5,
+                color=MUTED,
+            )
     if best:
         best = sorted(best, key=lambda line: line["n"])
         kl_of_best = best_of_n_kl(np.asarray([line["n"] for line in best], float))
         measured = [line["win_rate"] for line in best]
-        ax.plot(kl_of_best, measured, "s:", color=SECOND, markersize=4, label="best of n by the reward model, measured")
+        ax.plot(
+            kl_of_best,
+            measured,
+            "s:",
+            color=SECOND,
+            markersize=4,
+            label="best of n by the reward model, measured",
+        )
     stderr = np.asarray([line.get("win_rate_stderr", math.nan) for line in evaluated], float)
     ax.errorbar(
-        kl, win_rate, INTERVAL * stderr, color=HELDOUT, marker="o", markersize=4, linewidth=1.8, label="trained"
+        kl,
+        win_rate,
+        INTERVAL * stderr,
+        color=HELDOUT,
+        marker="o",
+        markersize=4,
+        linewidth=1.8,
+        label="trained",
     )
     for place in sorted({0, len(evaluated) - 1}):
-        text, point = f"update {evaluated[place]['update']}", (float(kl[place]), float(win_rate[place]))
+        text, point = (
+            f"update {evaluated[place]['update']}",
+            (float(kl[place]), float(win_rate[place])),
+        )
         ax.annotate(text, point, (7, -10), textcoords="offset points", fontsize=8, color=INK)
     ax.margins(x=0.12)
     style.legend(ax, columns=1)
@@ -120,9 +168,13 @@ def _draw_gains(title: str, evaluated: Sequence[Line], gains: Sequence[Gain], ax
     style.plain_axes(ax, title, KL, unit, share)
     ax.xaxis.set_major_formatter(style.Numbers())
     for gain in gains:
-        kl, values = _points([line for line in evaluated if _finite(line, gain.name)], "kl", gain.name)
+        kl, values = _points(
+            [line for line in evaluated if _finite(line, gain.name)], "kl", gain.name
+        )
         shown = values if alone else (values - values[0]) / gain.std
-        ax.plot(kl, shown, color=gain.color, marker="o", markersize=4, linewidth=1.8, label=gain.label)
+        ax.plot(
+            kl, shown, color=gain.color, marker="o", markersize=4, linewidth=1.8, label=gain.label
+        )
     style.legend(ax, columns=1)
 
 
@@ -131,4 +183,6 @@ def _finite(line: Line, name: str) -> bool:
 
 
 def _points(lines: Sequence[Line], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-    return np.asarray([line[x] for line in lines], float), np.asarray([line[y] for line in lines], float)
+    return np.asarray([line[x] for line in lines], float), np.asarray(
+        [line[y] for line in lines], float
+    )

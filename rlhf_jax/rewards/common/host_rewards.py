@@ -1,4 +1,6 @@
-"""The door of rewards on text: calls a user's function with what it asks for, and checks what it gives, once."""
+"""The door of rewards on text: calls a user's function with what it asks for, and checks what it
+gives, once.
+"""
 
 import inspect
 import json
@@ -52,15 +54,19 @@ class HostJudge:
         """Scores of completions.
 
         Args:
-          prompts: of each completion; `finished` and `records` alike, the latter empty where they are not wanted.
+          prompts: of each completion; `finished` and `records` alike, the latter empty where they
+            are not wanted.
           when: the call, as a message goes on: " in round 3".
 
         Returns float32 `[B]`, finite.
 
-        Raises RewardError for what the function raises, and for a result that is not one finite number a completion.
+        Raises RewardError for what the function raises, and for a result that is not one finite
+        number a completion.
         """
         who = f"the reward {self.name}"
-        given: dict[str, Any] = dict(zip(GIVEN, (prompts, completions, finished, records, self.config), strict=True))
+        given: dict[str, Any] = dict(
+            zip(GIVEN, (prompts, completions, finished, records, self.config), strict=True)
+        )
         try:
             with at_fault(who, RewardError, when):
                 if self.takes:
@@ -70,7 +76,9 @@ class HostJudge:
         except RewardError as error:
             if str(error).startswith(who):
                 raise
-            raise RewardError(f"{error} ({who[4:]}{when})") from error.__cause__  # of a judge that it asks
+            raise RewardError(
+                f"{error} ({who[4:]}{when})"
+            ) from error.__cause__  # of a judge that it asks
         texts = list(zip(prompts, completions, strict=True))
         return numbers(who, values, len(completions), texts.__getitem__, when).astype(np.float32)
 
@@ -102,13 +110,21 @@ def is_factory(function: Callable[..., Any]) -> bool:
     signature = list(inspect.signature(function).parameters.values())
     named = {parameter.name for parameter in signature}
     required = [p for p in signature if p.kind in POSITIONAL and p.default is p.empty]
-    return "completions" not in named and len(required) < 3 and not any(p.kind is p.VAR_KEYWORD for p in signature)
+    return (
+        "completions" not in named
+        and len(required) < 3
+        and not any(p.kind is p.VAR_KEYWORD for p in signature)
+    )
 
 
 def parameters(name: str, function: OwnReward) -> tuple[str, ...]:
     """The names of what a reward takes; () for three of other names. Raises Refusal for others."""
     signature = list(inspect.signature(function).parameters.values())
-    required = [p.name for p in signature if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    required = [
+        p.name
+        for p in signature
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ]
     if any(p.kind is p.VAR_KEYWORD for p in signature) and set(required) <= set(GIVEN):
         return GIVEN[:4]
     if set(required) <= set(GIVEN) and "completions" in required:
@@ -116,25 +132,37 @@ def parameters(name: str, function: OwnReward) -> tuple[str, ...]:
     if len(required) == 3 and all(p.kind in POSITIONAL for p in signature if p.name in required):
         return ()
     raise Refusal(
-        f"the reward {name} takes ({', '.join(p.name for p in signature)}); accepted: completions and any of {', '.join(GIVEN)}"
+        f"the reward {name} takes ({', '.join(p.name for p in signature)}); accepted: completions "
+        f"and any of {', '.join(GIVEN)}"
     )
 
 
-def judge(task: Task, prompts: Sequence[str], completions: Sequence[str], finished: Sequence[bool]) -> np.ndarray:
+def judge(
+    task: Task, prompts: Sequence[str], completions: Sequence[str], finished: Sequence[bool]
+) -> np.ndarray:
     """Gold scores by the judge of a task, float64 `[B]`, finite.
 
-    Raises RewardError for what the judge raises, and for anything but a finite number; Refusal of the judge as it is.
+    Raises RewardError for what the judge raises, and for anything but a finite number; Refusal of
+    the judge as it is.
     """
     who = f"the gold judge of the task {type(task).__name__}"
     scores = []
     for prompt, completion, end in zip(prompts, completions, finished, strict=True):
-        with at_fault(who, RewardError, f" on prompt {short(prompt)} and completion {short(completion)}"):
+        with at_fault(
+            who, RewardError, f" on prompt {short(prompt)} and completion {short(completion)}"
+        ):
             scores.append(task.judge(prompt, completion, bool(end)))
-    return numbers(who, _objects(scores), len(scores), lambda index: (prompts[index], completions[index]))
+    return numbers(
+        who, _objects(scores), len(scores), lambda index: (prompts[index], completions[index])
+    )
 
 
 def numbers(
-    who: str, values: Any, count: int, texts: Callable[[int], tuple[str, str]] | None = None, when: str = ""
+    who: str,
+    values: Any,
+    count: int,
+    texts: Callable[[int], tuple[str, str]] | None = None,
+    when: str = "",
 ) -> np.ndarray:
     """A component's scores as one finite number a completion.
 
@@ -147,8 +175,8 @@ def numbers(
 
     Returns float64 `[B]`; each is finite as float32 too.
 
-    Raises RewardError that says how many were given for how many completions, and for an entry that is no finite number its
-    index, prompt and completion.
+    Raises RewardError that says how many were given for how many completions, and for an entry that
+    is no finite number its index, prompt and completion.
     """
     wanted = f"accepted: {count} finite numbers, one for each completion"
     values = list(values) if isinstance(values, Iterator) else values
@@ -156,24 +184,38 @@ def numbers(
         raise RewardError(f"{who} gave {_kind(values)} for {count} completions{when}; {wanted}")
     array = _array(values)
     if array is None or array.shape != (count,):
-        raise RewardError(f"{who} gave {_shape(values, array)} for {count} completions{when}; {wanted}")
-    found = [_number(value) for value in array.tolist()] if array.dtype == object else _numbers(array)
+        raise RewardError(
+            f"{who} gave {_shape(values, array)} for {count} completions{when}; {wanted}"
+        )
+    found = (
+        [_number(value) for value in array.tolist()] if array.dtype == object else _numbers(array)
+    )
     if found is None:
-        raise RewardError(f"{who} gave an array of {array.dtype} for {count} completions{when}; {wanted}")
+        raise RewardError(
+            f"{who} gave an array of {array.dtype} for {count} completions{when}; {wanted}"
+        )
     wide_B = np.array([np.nan if value is None else value for value in found], np.float64)
     with np.errstate(over="ignore"):
         wrong = np.flatnonzero(~np.isfinite(wide_B.astype(np.float32)))
     if wrong.size:
         first = int(wrong[0])
         shown = repr(array.tolist()[first])[:VALUE_SHOWN]
-        raise RewardError(f"{who} gave {shown} for {completion(first, count, texts, when, wrong.size)}; {wanted}")
+        raise RewardError(
+            f"{who} gave {shown} for {completion(first, count, texts, when, wrong.size)}; {wanted}"
+        )
     return wide_B
 
 
 def completion(
-    index: int, count: int, texts: Callable[[int], tuple[str, str]] | None, when: str, num_wrong: int
+    index: int,
+    count: int,
+    texts: Callable[[int], tuple[str, str]] | None,
+    when: str,
+    num_wrong: int,
 ) -> str:
-    """The part of a message that names the first of `num_wrong` completions without a finite number; see `numbers`."""
+    """The part of a message that names the first of `num_wrong` completions without a finite
+    number; see `numbers`.
+    """
     shown = "" if texts is None else ": prompt {}, completion {}".format(*map(short, texts(index)))
     return f"completion {index} of {count}{when} ({num_wrong} in all are no finite number){shown}"
 
@@ -185,7 +227,9 @@ def short(text: str) -> str:
 
 
 def _array(values: Any) -> np.ndarray | None:
-    """Values as an array, of objects where they are no plain numbers; None where numpy cannot read them as a rectangle."""
+    """Values as an array, of objects where they are no plain numbers; None where numpy cannot read
+    them as a rectangle.
+    """
     if np.ma.is_masked(values):
         values = values.tolist()  # None where an entry is masked
     is_list = isinstance(values, (list, tuple)) and not all(_is_plain(value) for value in values)
@@ -209,7 +253,9 @@ def _is_plain(value: Any) -> bool:
 
 
 def _host(value: Any) -> Any:
-    """The value as an array; a list of it where numpy cannot read it, such as an array on another library's device."""
+    """The value as an array; a list of it where numpy cannot read it, such as an array on another
+    library's device.
+    """
     try:
         return np.asarray(value)
     except Exception:
@@ -240,4 +286,8 @@ def _shape(values: Any, array: np.ndarray | None) -> str:
         return f"a {type(values).__name__} that is no rectangle of numbers"
     if array.ndim == 1:
         return f"{array.shape[0]} values (shape {array.shape})"
-    return f"one value ({type(values).__name__})" if array.ndim == 0 else f"an array of shape {array.shape}"
+    return (
+        f"one value ({type(values).__name__})"
+        if array.ndim == 0
+        else f"an array of shape {array.shape}"
+    )

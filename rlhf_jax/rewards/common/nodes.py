@@ -24,8 +24,13 @@ def reward_nodes(reward: str, given: Mapping[str, Any]) -> dict[str, Any]:
     for label in given:
         if label not in [term.label for term in terms]:
             accepted = ", ".join(term.label for term in terms)
-            raise Refusal(f"reward_settings has no key {label!r}, as reward is {reward!r}; accepted: {accepted}")
-    defaults = {term.label: dataclasses.asdict(registry.settings("rewards", term.name)()) for term in terms}
+            raise Refusal(
+                f"reward_settings has no key {label!r}, as reward is {reward!r}; accepted: "
+                f"{accepted}"
+            )
+    defaults = {
+        term.label: dataclasses.asdict(registry.settings("rewards", term.name)()) for term in terms
+    }
     nodes = {label: values | dict(given.get(label, {})) for label, values in defaults.items()}
     return {label: values for label, values in nodes.items() if values or label in given}
 
@@ -40,6 +45,9 @@ def reward_configs(reward: str, nodes: Mapping[str, Any]) -> dict[str, Any]:
         kind = registry.settings("rewards", term.name)
         is_model = getattr(registry.find("rewards", term.name), "KIND", "host") != "host"
         if is_model and term.name != LEARNED:
-            raise Refusal(f"reward names {term.name}, which is a model; accepted: {LEARNED}, or rewards on text")
+            raise Refusal(
+                f"reward names {term.name}, which is a model; accepted: {LEARNED}, or rewards on "
+                "text"
+            )
         configs[term.label] = fill(kind, nodes.get(term.label, {}), f"reward_settings.{term.label}")
     return configs

@@ -13,7 +13,8 @@ ACCEPTED = 'a name, or names with weights such as "learned + 0.1 * my_lab.reward
 
 
 def parse(text: str) -> tuple[Term, ...]:
-    """The terms of a reward's text, in its order. Raises Refusal for a text that is no sum, or a name given twice.
+    """The terms of a reward's text, in its order. Raises Refusal for a text that is no sum, or a
+    name given twice.
 
     >>> [(term.label, term.weight) for term in parse("learned + 0.1 * my_lab.rewards:brevity")]
     [('learned', 1.0), ('brevity', 0.1)]
@@ -22,11 +23,22 @@ def parse(text: str) -> tuple[Term, ...]:
     for part in PLUS.split(text):
         factor = FACTOR.fullmatch(part)
         name, weight = (factor[2], float(factor[1])) if factor else (part.strip(), 1.0)
-        if not name or "*" in name or any(space in name for space in "\t\n") or not math.isfinite(weight):
-            raise Refusal(f"reward is {text!r}; its term {part.strip()!r} is neither; accepted: {ACCEPTED}")
+        if (
+            not name
+            or "*" in name
+            or any(space in name for space in "\t\n")
+            or not math.isfinite(weight)
+        ):
+            raise Refusal(
+                f"reward is {text!r}; its term {part.strip()!r} is neither; accepted: {ACCEPTED}"
+            )
         if name in [term.name for term in terms]:
-            raise Refusal(f"reward is {text!r}, which names {name!r} twice; accepted: one weight for each")
-        terms.append(Term(name, _free(registry.label(name), [term.label for term in terms]), weight))
+            raise Refusal(
+                f"reward is {text!r}, which names {name!r} twice; accepted: one weight for each"
+            )
+        terms.append(
+            Term(name, _free(registry.label(name), [term.label for term in terms]), weight)
+        )
     return tuple(terms)
 
 

@@ -1,10 +1,12 @@
-"""The run that another one begins from: its SFT policy and reward model, and the policy of one of its versions.
+"""The run that another one begins from: its SFT policy and reward model, and the policy of one of
+its versions.
 
     begin=RUN            RUN's SFT policy and reward model, as if this run had trained them
     begin=RUN@version    and the policy begins as that version, with a fresh optimizer, as version 0; the KL reference stays
                          RUN's SFT policy, and a critic begins as in any run
 
-A run without a reward model leaves it to be trained here. RUN may itself have begun from another run.
+A run without a reward model leaves it to be trained here. RUN may itself have begun from another
+run.
 """
 
 from dataclasses import dataclass
@@ -20,12 +22,17 @@ from rlhf_jax.run_directory.made import DATA, Facts, Record
 from rlhf_jax.stages.common import pretrained_models
 
 SAME = ("model", "tokenizer", "task", "pretrained", DATA)
-"""Nodes of the config that must be those of the run which is begun from. Its pretrained.gold need not be."""
+"""Nodes of the config that must be those of the run which is begun from.
+
+Its pretrained.gold need not be.
+"""
 
 
 @dataclass(frozen=True)
 class Begin:
-    """A run's directory, which of its versions the policy begins as (None: its SFT policy), and what the run says of itself."""
+    """A run's directory, which of its versions the policy begins as (None: its SFT policy), and
+    what the run says of itself.
+    """
 
     text: str
     directory: Path
@@ -41,7 +48,10 @@ class Begin:
 
 
 def parse(text: str) -> tuple[Path, int | None]:
-    """The directory and the version of `RUN` or `RUN@version`. A directory whose own name ends so is taken as it is."""
+    """The directory and the version of `RUN` or `RUN@version`.
+
+    A directory whose own name ends so is taken as it is.
+    """
     run, at, version = text.rpartition("@")
     if at and run and version.isdecimal() and not Path(text).is_dir():
         return Path(run), int(version)
@@ -49,13 +59,21 @@ def parse(text: str) -> tuple[Path, int | None]:
 
 
 def check(begin: Begin, facts: Facts, own_directory: Path) -> None:
-    """Raises Refusal where that run has another model, tokenizer or task, MissingInput where it lacks what is to be taken."""
+    """Raises Refusal where that run has another model, tokenizer or task, MissingInput where it
+    lacks what is to be taken.
+    """
     record = Record(begin.directory / "config.json", flat(begin.values), begin.digests)
-    others = [change for change in made.changes(record, facts, "sft") if change.key.partition(".")[0] in SAME]
+    others = [
+        change
+        for change in made.changes(record, facts, "sft")
+        if change.key.partition(".")[0] in SAME
+    ]
     if others:
         raise Refusal(
-            f"begin is {begin.text!r}, a run of another kind: {', '.join(map(str, others[:6]))}; accepted: a run of the same "
-            "model, tokenizer and task (experiments.export makes a folder of its policy, which pretrained.sft takes)"
+            f"begin is {begin.text!r}, a run of another kind: {', '.join(map(str, others[:6]))}; "
+            "accepted: a run of the same "
+            "model, tokenizer and task (experiments.export makes a folder of its policy, which "
+            "pretrained.sft takes)"
         )
     root, judge = _root(begin), _judge(begin)
     if not root.pretrained.sft:
@@ -63,19 +81,25 @@ def check(begin: Begin, facts: Facts, own_directory: Path) -> None:
     if judge is not None and LEARNED in [term.name for term in terms.parse(facts.values["reward"])]:
         _check_finished(begin, judge, "reward_model")
     versions = made.steps(begin.directory, "rlhf")
-    goes_on = bool(made.steps(own_directory, "rlhf"))  # from its own checkpoints, which need no first policy
+    goes_on = bool(
+        made.steps(own_directory, "rlhf")
+    )  # from its own checkpoints, which need no first policy
     if begin.version and begin.version not in versions and not goes_on:
         there = ", ".join(map(str, versions)) or "none"
         raise MissingInput(
-            f"begin is {begin.text!r}, but {begin.directory} has no version {begin.version}; it has: {there}"
+            f"begin is {begin.text!r}, but {begin.directory} has no version {begin.version}; it "
+            f"has: {there}"
         )
 
 
 def _check_finished(begin: Begin, owner: Begin, stage: str) -> None:
-    """Raises MissingInput where a stage of the run that has it, which may be further back, has not ended."""
+    """Raises MissingInput where a stage of the run that has it, which may be further back, has not
+    ended.
+    """
     if problem := made.unfinished(owner.directory, stage, flat(owner.values)):
         raise MissingInput(
-            f"begin is {begin.text!r}, but the stage {stage!r} of {owner.directory} has not ended ({problem}): run it to its "
+            f"begin is {begin.text!r}, but the stage {stage!r} of {owner.directory} has not ended "
+            f"({problem}): run it to its "
             f"end first (--config.job={stage} --config.directory={owner.directory})"
         )
 
@@ -86,7 +110,9 @@ def of_content(begin: Begin) -> dict[str, str]:
     if root.pretrained.sft:
         found = {"begin": digests.of_place(root.pretrained.sft)}
     else:
-        found = {"begin": _of_checkpoint(root.directory, "sft", made.steps(root.directory, "sft")[-1])}
+        found = {
+            "begin": _of_checkpoint(root.directory, "sft", made.steps(root.directory, "sft")[-1])
+        }
     judge = _judge(begin)
     if judge is not None:
         unit = digests.of_file(judge.directory / "reward_model.json")

@@ -1,4 +1,5 @@
-"""Checks the settings of a job against each other and against the devices, before anything is compiled or written.
+"""Checks the settings of a job against each other and against the devices, before anything is
+compiled or written.
 
 `task_checks.py` then checks its task. Both ask only for what the stages of the job use:
 
@@ -67,7 +68,12 @@ def check_settings(
     used, problems = stages_of(job, stages, pretrained), Problems()
     if "sft" in used:
         with problems.caught():
-            check_rows("sft.rows_per_update", stages.sft.rows_per_update, mesh, stages.sft.num_micro_batches)
+            check_rows(
+                "sft.rows_per_update",
+                stages.sft.rows_per_update,
+                mesh,
+                stages.sft.num_micro_batches,
+            )
         with problems.caught():
             check_schedule(stages.sft.optimizer, "sft.optimizer", stages.sft.num_updates)
     if "reward_model" in used:
@@ -85,14 +91,19 @@ def check_settings(
 
 
 def _check_reward_model(
-    config: reward_model.Config, pretrained: pretrained_models.Config, mesh: Mesh, problems: Problems
+    config: reward_model.Config,
+    pretrained: pretrained_models.Config,
+    mesh: Mesh,
+    problems: Problems,
 ) -> None:
     with problems.caught():
         check_rows("reward_model.standardize_prompts", config.standardize_prompts, mesh)
     if pretrained.reward_model:
         return
     with problems.caught():
-        check_rows("reward_model.pairs_per_update", config.pairs_per_update, mesh, config.num_micro_batches)
+        check_rows(
+            "reward_model.pairs_per_update", config.pairs_per_update, mesh, config.num_micro_batches
+        )
     with problems.caught():
         check_schedule(config.optimizer, "reward_model.optimizer", config.num_updates)
 
@@ -103,7 +114,8 @@ def _check_best_of_n(stages: Stages) -> None:
         raise Refusal(f"best_of_n is {sizes}; accepted: sizes that divide the largest")
     if stages.best_of_n_prompts > stages.evaluate.num_prompts:
         raise Refusal(
-            f"best_of_n_prompts is {stages.best_of_n_prompts}; accepted: at most evaluate.num_prompts = "
+            f"best_of_n_prompts is {stages.best_of_n_prompts}; accepted: at most "
+            "evaluate.num_prompts = "
             f"{stages.evaluate.num_prompts}"
         )
 
@@ -111,12 +123,23 @@ def _check_best_of_n(stages: Stages) -> None:
 def check_directory_name(name: str) -> Path:
     """The run's directory. Raises Refusal where it cannot be one; nothing is made."""
     if not name.strip():
-        raise Refusal("directory is empty; accepted: a folder for the run's files, e.g. --config.directory=runs/first")
+        raise Refusal(
+            "directory is empty; accepted: a folder for the run's files, e.g. "
+            "--config.directory=runs/first"
+        )
     path = Path(name)
     above = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not above.is_dir():
-        raise Refusal(f"directory is {name!r}, but {above} is a file; accepted: a folder, or a name that is free")
-    read_only = os.statvfs(above).f_flag & os.ST_RDONLY  # a failure of the disk, and not of the config
+        raise Refusal(
+            f"directory is {name!r}, but {above} is a file; accepted: a folder, or a name that is "
+            "free"
+        )
+    read_only = (
+        os.statvfs(above).f_flag & os.ST_RDONLY
+    )  # a failure of the disk, and not of the config
     if not os.access(above, os.W_OK | os.X_OK) and not read_only:
-        raise Refusal(f"directory is {name!r}, but nothing may be written in {above}; accepted: a folder of your own")
+        raise Refusal(
+            f"directory is {name!r}, but nothing may be written in {above}; accepted: a folder of "
+            "your own"
+        )
     return path

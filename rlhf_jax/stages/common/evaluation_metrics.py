@@ -1,4 +1,6 @@
-"""Figures of judged samples: win-rate, gold score, KL, entropy and diversity, with standard errors over prompts."""
+"""Figures of judged samples: win-rate, gold score, KL, entropy and diversity, with standard errors
+over prompts.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +10,9 @@ import numpy as np
 
 Figures = dict[str, float]
 
-BLOCK = 64  # samples among which distinct completions are counted: a share of more samples is of another quantity
+# samples among which distinct completions are counted: a share of more samples is of another
+# quantity
+BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,14 @@ class Judged:
 
 
 def win_rates(prompts: Sequence[str], gold_B: np.ndarray, reference_gold_PR: np.ndarray) -> Figures:
-    """The share of samples that beat a reference of their prompt under gold: ties count one half; the strict version beside it.
+    """The share of samples that beat a reference of their prompt under gold: ties count one half;
+    the strict version beside it.
 
     Args:
       prompts: the prompt of every row, group-contiguous.
       gold_B: gold scores of the samples.
-      reference_gold_PR: gold scores of the references of every prompt, in the order of the groups; NaN where there is none.
+      reference_gold_PR: gold scores of the references of every prompt, in the order of the groups;
+        NaN where there is none.
 
     Returns no figure where no prompt has a reference; a prompt without one is left out.
     Raises AssertionError where the rows are not whole groups of those prompts.
@@ -41,14 +47,23 @@ def win_rates(prompts: Sequence[str], gold_B: np.ndarray, reference_gold_PR: np.
     num_prompts = reference_gold_PR.shape[0]
     group = len(prompts) // num_prompts
     assert gold_B.shape == (len(prompts),), f"{gold_B.shape[0]} scores of {len(prompts)} samples"
-    assert group * num_prompts == len(prompts), f"{len(prompts)} samples are no whole groups of {num_prompts} prompts"
+    assert group * num_prompts == len(prompts), (
+        f"{len(prompts)} samples are no whole groups of {num_prompts} prompts"
+    )
     first = list(prompts[::group])
-    assert [text for text in first for _ in range(group)] == list(prompts), "rows are not in groups of one prompt"
+    assert [text for text in first for _ in range(group)] == list(prompts), (
+        "rows are not in groups of one prompt"
+    )
     there_P = np.logical_not(np.isnan(reference_gold_PR).all(axis=1))
     if not there_P.any():
         return {}
-    gold_PG1, reference_P1R = gold_B.reshape(num_prompts, -1, 1)[there_P], reference_gold_PR[there_P, None, :]
-    compared_PGR = np.broadcast_to(~np.isnan(reference_P1R), (*gold_PG1.shape[:2], reference_P1R.shape[2]))
+    gold_PG1, reference_P1R = (
+        gold_B.reshape(num_prompts, -1, 1)[there_P],
+        reference_gold_PR[there_P, None, :],
+    )
+    compared_PGR = np.broadcast_to(
+        ~np.isnan(reference_P1R), (*gold_PG1.shape[:2], reference_P1R.shape[2])
+    )
     better_P = (gold_PG1 > reference_P1R).mean(axis=(1, 2), where=compared_PGR)
     of_prompt_P = better_P + 0.5 * (gold_PG1 == reference_P1R).mean(axis=(1, 2), where=compared_PGR)
     texts = [first[place] for place in np.flatnonzero(there_P)]
@@ -60,9 +75,11 @@ def win_rates(prompts: Sequence[str], gold_B: np.ndarray, reference_gold_PR: np.
 
 
 def stderr_over_prompts(prompts: Sequence[str], values_B: np.ndarray) -> float:
-    """Standard error of a mean over rows that are independent between prompts only; NaN for a single prompt.
+    """Standard error of a mean over rows that are independent between prompts only; NaN for a
+    single prompt.
 
-    Rows with the same prompt text are one cluster (Liang and Zeger 1986, with the factor n / (n - 1) of n clusters).
+    Rows with the same prompt text are one cluster (Liang and Zeger 1986, with the factor n / (n -
+    1) of n clusters).
     """
     _, cluster_B = np.unique(np.asarray(prompts, dtype=object), return_inverse=True)
     sums = np.bincount(cluster_B, weights=values_B - values_B.mean())
@@ -75,14 +92,19 @@ def stderr_over_prompts(prompts: Sequence[str], values_B: np.ndarray) -> float:
 def distinct_share(completions: Sequence[str]) -> float:
     """Share of distinct texts among `BLOCK` consecutive samples, the mean over all whole blocks.
 
-    The share falls as more samples are compared, so that the number compared is fixed; all samples where there are fewer.
+    The share falls as more samples are compared, so that the number compared is fixed; all samples
+    where there are fewer.
     """
     size = min(BLOCK, len(completions))
-    blocks = [completions[start : start + size] for start in range(0, len(completions) - size + 1, size)]
+    blocks = [
+        completions[start : start + size] for start in range(0, len(completions) - size + 1, size)
+    ]
     return sum(len(set(block)) for block in blocks) / (size * len(blocks))
 
 
-def gold_figures(prompts: Sequence[str], gold_B: np.ndarray, reference_gold_PR: np.ndarray) -> Figures:
+def gold_figures(
+    prompts: Sequence[str], gold_B: np.ndarray, reference_gold_PR: np.ndarray
+) -> Figures:
     """Gold score and win-rate of fresh samples at temperature 1."""
     return win_rates(prompts, gold_B, reference_gold_PR) | {
         "gold_mean": float(gold_B.mean()),
@@ -110,8 +132,12 @@ def sampled_figures(judged: Judged) -> Figures:
 
 
 def paper_perplexity(greedy: Judged) -> float:
-    """exp of a completion's negative log-likelihood under the SFT policy, divided by prompt and completion tokens - 1.
+    """exp of a completion's negative log-likelihood under the SFT policy, divided by prompt and
+    completion tokens - 1.
 
-    The mean over rows is the "KL (ppl)" of async RLHF (arXiv 2410.18252) as its code computes it, on near-greedy completions.
+    The mean over rows is the "KL (ppl)" of async RLHF (arXiv 2410.18252) as its code computes it,
+    on near-greedy completions.
     """
-    return float(np.exp(greedy.reference_nll_B / (greedy.prompt_length_B + greedy.length_B - 1)).mean())
+    return float(
+        np.exp(greedy.reference_nll_B / (greedy.prompt_length_B + greedy.length_B - 1)).mean()
+    )

@@ -1,4 +1,6 @@
-"""Evaluation on held-out prompts: gold score, win-rate against references, KL to the reference, and diversity."""
+"""Evaluation on held-out prompts: gold score, win-rate against references, KL to the reference, and
+diversity.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -48,18 +50,25 @@ class Config:
     samples_per_prompt: Count = 4
     references_per_prompt: Count = 4  # at most; a prompt with fewer is compared with those it has
     prompts_per_batch: Count = 256
-    max_completion_tokens: Annotated[int, Bounds(least=2, most=LARGEST, also=(0,))] = 0  # 0: as in training
-    # Of num_parts into which held-out prompts are dealt: a study chooses on one and reports on another.
+    max_completion_tokens: Annotated[int, Bounds(least=2, most=LARGEST, also=(0,))] = (
+        0  # 0: as in training
+    )
+    # Of num_parts into which held-out prompts are dealt: a study chooses on one and reports on
+    # another.
     part: Natural = 0
     num_parts: Count = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.part < self.num_parts:
-            raise Refusal(f"evaluate.part is {self.part}; accepted: 0 to evaluate.num_parts - 1 = {self.num_parts - 1}")
+            raise Refusal(
+                f"evaluate.part is {self.part}; accepted: 0 to evaluate.num_parts - 1 = "
+                f"{self.num_parts - 1}"
+            )
 
 
 def fitted(config: Config, num_heldout: int) -> tuple[Config, str]:
-    """Returns the config with at most as many prompts as there are, and a sentence that says so ("" where all fit).
+    """Returns the config with at most as many prompts as there are, and a sentence that says so (""
+    where all fit).
 
     Args:
       config: as given.
@@ -70,7 +79,8 @@ def fitted(config: Config, num_heldout: int) -> tuple[Config, str]:
     available = num_heldout // config.num_parts
     if not available:
         raise Refusal(
-            f"evaluate.num_parts is {config.num_parts}, but the task has {num_heldout} held-out prompts; accepted: a task "
+            f"evaluate.num_parts is {config.num_parts}, but the task has {num_heldout} held-out "
+            "prompts; accepted: a task "
             "with at least one held-out prompt for each part"
         )
     if max(config.num_prompts, config.num_prompts_between) <= available:
@@ -82,7 +92,8 @@ def fitted(config: Config, num_heldout: int) -> tuple[Config, str]:
     )
     part = f" in each of {config.num_parts} parts" if config.num_parts > 1 else ""
     return capped, (
-        f"evaluations take all {available} held-out prompts{part}: evaluate.num_prompts is {config.num_prompts} and "
+        f"evaluations take all {available} held-out prompts{part}: evaluate.num_prompts is "
+        f"{config.num_prompts} and "
         f"evaluate.num_prompts_between {config.num_prompts_between}"
     )
 
@@ -90,8 +101,10 @@ def fitted(config: Config, num_heldout: int) -> tuple[Config, str]:
 def divergence(
     params: Params, reference_params: Params, samples: Samples, *, model: Model
 ) -> tuple[Array, Array, Array]:
-    """Per row, summed over the completion's tokens, at temperature 1 and in nats: full-vocabulary KL to the reference, entropy,
-    and the reference's negative log-likelihood. `[B]` each; logits in chunks of at most `MAX_LOGITS`."""
+    """Per row, summed over the completion's tokens, at temperature 1 and in nats: full-vocabulary
+    KL to the reference, entropy, and the reference's negative log-likelihood. `[B]` each; logits in
+    chunks of at most `MAX_LOGITS`.
+    """
     rows = (samples.prompt_tokens_BQ, samples.prompt_mask_BQ, samples.tokens_BC, samples.mask_BC)
     hidden = completion_hidden(params, *rows, model)
     reference_hidden = completion_hidden(reference_params, *rows, model)
@@ -99,8 +112,14 @@ def divergence(
 
     def chunk(inputs: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         hidden_ND, reference_ND, tokens_N = inputs
-        logits, reference_logits = model.head(params, hidden_ND), model.head(reference_params, reference_ND)
-        logprob, reference_logprob = jax.nn.log_softmax(logits), jax.nn.log_softmax(reference_logits)
+        logits, reference_logits = (
+            model.head(params, hidden_ND),
+            model.head(reference_params, reference_ND),
+        )
+        logprob, reference_logprob = (
+            jax.nn.log_softmax(logits),
+            jax.nn.log_softmax(reference_logits),
+        )
         entropy_N = -(jnp.exp(logprob) * logprob).sum(axis=-1)
         chosen_N = jnp.take_along_axis(reference_logprob, tokens_N[:, None], axis=-1)[:, 0]
         return full_kl(logits, reference_logits), entropy_N, -chosen_N
@@ -110,13 +129,17 @@ def divergence(
     padding = -total % size
     inputs = (
         jnp.pad(hidden.reshape(total, width), ((0, padding), (0, 0))).reshape(-1, size, width),
-        jnp.pad(reference_hidden.reshape(total, width), ((0, padding), (0, 0))).reshape(-1, size, width),
+        jnp.pad(reference_hidden.reshape(total, width), ((0, padding), (0, 0))).reshape(
+            -1, size, width
+        ),
         jnp.pad(samples.tokens_BC.reshape(total), (0, padding)).reshape(-1, size),
     )
     outputs = jax.lax.map(chunk, inputs)
 
     def per_row(values: Array) -> Array:
-        return jnp.where(samples.mask_BC, values.reshape(-1)[:total].reshape(num_rows, length), 0.0).sum(axis=-1)
+        return jnp.where(
+            samples.mask_BC, values.reshape(-1)[:total].reshape(num_rows, length), 0.0
+        ).sum(axis=-1)
 
     return per_row(outputs[0]), per_row(outputs[1]), per_row(outputs[2])
 
@@ -136,15 +159,19 @@ class Evaluator:
         self.config = config = fitted(config, workspace.task.num_prompts("heldout"))[0]
         self.stream = workspace.stream("heldout", "evaluate", config.part, config.num_parts)
         self.length = config.max_completion_tokens or workspace.lengths.max_completion_tokens
-        self._sample = sampler(workspace, sampling.Config(self.length, config.samples_per_prompt, 1.0), "evaluate")
+        self._sample = sampler(
+            workspace, sampling.Config(self.length, config.samples_per_prompt, 1.0), "evaluate"
+        )
         self._greedy = sampler(workspace, sampling.Config(self.length, 1, 0.0), "evaluate")
         self._divergence = distributed.compiled(partial(divergence, model=workspace.model))
 
     def batches(self, num_prompts: int, prompts_per_batch: int) -> Iterator[tuple[Prompts, int]]:
-        """The first `num_prompts` evaluation prompts in batches of one size, and how many prompts of each count.
+        """The first `num_prompts` evaluation prompts in batches of one size, and how many prompts
+        of each count.
 
-        The last batch is filled with the prompts that follow in the stream: one compiled shape serves all, and a mesh divides
-        it. The size is `prompts_per_batch`, or the fewest prompts that the mesh divides where there are not as many.
+        The last batch is filled with the prompts that follow in the stream: one compiled shape
+        serves all, and a mesh divides it. The size is `prompts_per_batch`, or the fewest prompts
+        that the mesh divides where there are not as many.
         """
         shards = self.workspace.mesh.shape["data"] * self.workspace.mesh.shape["fsdp"]
         most = max(self.config.num_prompts, num_prompts)
@@ -157,7 +184,9 @@ class Evaluator:
         batches = []
         for prompts, count in self.batches(num_prompts, self.config.prompts_per_batch):
             samples = draw(params, prompts)
-            batches.append((samples, count, self._divergence(params, self.reference_params, samples)))
+            batches.append(
+                (samples, count, self._divergence(params, self.reference_params, samples))
+            )
         return self._collect(batches)
 
     def _collect(self, batches: list[tuple[Samples, int, tuple[Array, Array, Array]]]) -> Judged:
@@ -166,7 +195,12 @@ class Evaluator:
         columns: dict[str, list[np.ndarray]] = {}
         for samples, count, (kl, entropy, nll) in batches:
             rows = count * samples.samples_per_prompt
-            values = {"finished": samples.finished_B, "length": samples.mask_BC.sum(-1), "kl": kl, "entropy": entropy}
+            values = {
+                "finished": samples.finished_B,
+                "length": samples.mask_BC.sum(-1),
+                "kl": kl,
+                "entropy": entropy,
+            }
             values |= {"nll": nll, "prompt_length": samples.prompt_mask_BQ.sum(-1)}
             for name, value in distributed.fetch(distributed.settled(values)).items():
                 columns.setdefault(name, []).append(np.asarray(value)[:rows])
@@ -188,7 +222,9 @@ class Evaluator:
             prompt_length_B=joined["prompt_length"],
         )
 
-    def gold(self, prompts: Sequence[str], completions: Sequence[str], finished_B: np.ndarray) -> np.ndarray | None:
+    def gold(
+        self, prompts: Sequence[str], completions: Sequence[str], finished_B: np.ndarray
+    ) -> np.ndarray | None:
         """Gold scores `[B]`, or None where nobody judges."""
         if not self.workspace.has_gold:
             return None
@@ -196,23 +232,32 @@ class Evaluator:
 
     @cached_property
     def reference_gold(self) -> np.ndarray:
-        """Gold scores of the references of every evaluation prompt, `[num_prompts, references_per_prompt]`.
+        """Gold scores of the references of every evaluation prompt, `[num_prompts,
+        references_per_prompt]`.
 
         NaN in the place of references that a prompt does not have.
         """
         count = self.config.num_prompts
         prompts = self.stream.texts(0, count)
-        references = [texts[: self.config.references_per_prompt] for texts in self.stream.references(0, count)]
-        repeated = [prompt for prompt, texts in zip(prompts, references, strict=True) for _ in texts]
+        references = [
+            texts[: self.config.references_per_prompt] for texts in self.stream.references(0, count)
+        ]
+        repeated = [
+            prompt for prompt, texts in zip(prompts, references, strict=True) for _ in texts
+        ]
         said = [text for texts in references for text in texts]
         gold_PR = np.full((count, max(1, *map(len, references))), np.nan)
-        there_PR: np.ndarray = np.arange(gold_PR.shape[1])[None] < np.array([[len(texts)] for texts in references])
+        there_PR: np.ndarray = np.arange(gold_PR.shape[1])[None] < np.array(
+            [[len(texts)] for texts in references]
+        )
         if said:
             gold_PR[there_PR] = self.workspace.gold(repeated, said, [True] * len(said))
         return gold_PR
 
     def evaluate(self, params: Params, num_prompts: int) -> tuple[Figures, Judged]:
-        """Every figure of the first `num_prompts` evaluation prompts, and the samples at temperature 1."""
+        """Every figure of the first `num_prompts` evaluation prompts, and the samples at
+        temperature 1.
+        """
         num_prompts = min(num_prompts, self.config.num_prompts)
         judged = self.judge(params, self._sample, num_prompts)
         greedy = self.judge(params, self._greedy, num_prompts)
@@ -226,7 +271,11 @@ class Evaluator:
         return figures, judged
 
 
-def learned_scores(reward: ModelReward, params: Params, mean: float, std: float) -> Callable[[Samples], np.ndarray]:
+def learned_scores(
+    reward: ModelReward, params: Params, mean: float, std: float
+) -> Callable[[Samples], np.ndarray]:
     """Standardised scores of samples, on the host."""
     compiled = distributed.compiled(reward)
-    return lambda samples: (np.asarray(distributed.fetch(compiled(params, samples)), np.float64) - mean) / std
+    return lambda samples: (
+        (np.asarray(distributed.fetch(compiled(params, samples)), np.float64) - mean) / std
+    )

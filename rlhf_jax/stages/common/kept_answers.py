@@ -1,4 +1,6 @@
-"""Rewards that are no functions of their inputs: asked about what the run's directory has no answer to yet."""
+"""Rewards that are no functions of their inputs: asked about what the run's directory has no answer
+to yet.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -22,7 +24,8 @@ T = TypeVar("T")
 class KeptJudge:
     """A reward on text with the answers that it has given; called as a `HostJudge` is.
 
-    Of several processes the first alone reads, asks and writes; it has to tell the others (`distributed.from_first`).
+    Of several processes the first alone reads, asks and writes; it has to tell the others
+    (`distributed.from_first`).
     """
 
     judge: HostJudge
@@ -57,7 +60,9 @@ class KeptJudge:
             return self.judge(*texts, _picked(finished, indices), of_rows, when)
 
         more = [finished] * self.judge.wants_finished + [records] * self.judge.wants_records
-        keys = [answers.key(*question) for question in zip(prompts, completions, *more, strict=True)]
+        keys = [
+            answers.key(*question) for question in zip(prompts, completions, *more, strict=True)
+        ]
         return self.answers.given(keys, ask).astype(np.float32)
 
 
@@ -65,12 +70,15 @@ def _picked(column: Sequence[T], indices: Sequence[int]) -> list[T]:
     return [column[index] for index in indices]
 
 
-def kept(workspace: Workspace, stages: Any, judges: Mapping[str, HostJudge]) -> dict[str, HostJudge | KeptJudge]:
+def kept(
+    workspace: Workspace, stages: Any, judges: Mapping[str, HostJudge]
+) -> dict[str, HostJudge | KeptJudge]:
     """The rewards on text of a run, with the answers of those that are asked once.
 
     Args:
       workspace: of whose directory the answers are read and where they are written.
-      stages: says the settings of the rewards, and the run that this one replays, whose answers are read too.
+      stages: says the settings of the rewards, and the run that this one replays, whose answers are
+        read too.
       judges: by label.
     """
     folder = workspace.directory / answers.FOLDER
@@ -78,7 +86,11 @@ def kept(workspace: Workspace, stages: Any, judges: Mapping[str, HostJudge]) -> 
     for label, judge in judges.items():
         if judge.asked_once:
             config = stages.reward_settings[label]
-            name = answers.file_name(label, registry.canonical("rewards", judge.name), dataclasses.asdict(config))
-            earlier = Path(stages.rlhf.replay) / answers.FOLDER / name if stages.rlhf.replay else None
+            name = answers.file_name(
+                label, registry.canonical("rewards", judge.name), dataclasses.asdict(config)
+            )
+            earlier = (
+                Path(stages.rlhf.replay) / answers.FOLDER / name if stages.rlhf.replay else None
+            )
             found[label] = KeptJudge(judge, Answers(folder / name, earlier))
     return found

@@ -18,7 +18,8 @@ APART = (digests.PACKAGE, *(Path(place).resolve() for place in INSTALLED))
 
 
 def modules(values: Mapping[str, Any]) -> dict[str, ModuleType]:
-    """The modules of a config's components that are not of this package, by their keys; of a reward by `reward.<label>`.
+    """The modules of a config's components that are not of this package, by their keys; of a reward
+    by `reward.<label>`.
 
     Args:
       values: of a config, resolved or not.
@@ -34,16 +35,25 @@ def modules(values: Mapping[str, Any]) -> dict[str, ModuleType]:
     if values["model"]["family"] != "pretrained":
         named["model"] = ("models", values["model"]["family"])
     found = {key: registry.located(folder, name)[0] for key, (folder, name) in named.items()}
-    return {key: module for key, module in found.items() if not module.__name__.startswith(f"{registry.PACKAGE}.")}
+    return {
+        key: module
+        for key, module in found.items()
+        if not module.__name__.startswith(f"{registry.PACKAGE}.")
+    }
 
 
 def of_sources(values: Mapping[str, Any]) -> dict[str, str]:
-    """Digests of the sources of those modules, without comments, docstrings and layout: see `sources`."""
+    """Digests of the sources of those modules, without comments, docstrings and layout: see
+    `sources`.
+    """
     return {f"{OWN_CODE}{key}": of_module(module) for key, module in modules(values).items()}
 
 
 def of_module(module: ModuleType) -> str:
-    """The digest of a module's source and of those that it is made of. It does not depend on where they are."""
+    """The digest of a module's source and of those that it is made of.
+
+    It does not depend on where they are.
+    """
     files = sources(module)
     if not files:
         return ""
@@ -53,11 +63,13 @@ def of_module(module: ModuleType) -> str:
 
 
 def sources(module: ModuleType) -> list[Path]:
-    """The file of a module, and those of its own package or folder that it imports, directly or indirectly.
+    """The file of a module, and those of its own package or folder that it imports, directly or
+    indirectly.
 
-    The package is the outermost one of the module; of a file, or of a module without a package, it is the folder. Imports are
-    read from the sources, those inside functions too; a name is looked for in `sys.modules` and then in the folder. Installed
-    packages and `rlhf_jax` are left out, as are names that are made while the program runs.
+    The package is the outermost one of the module; of a file, or of a module without a package, it
+    is the folder. Imports are read from the sources, those inside functions too; a name is looked
+    for in `sys.modules` and then in the folder. Installed packages and `rlhf_jax` are left out, as
+    are names that are made while the program runs.
     """
     if module.__file__ is None:
         return []
@@ -68,7 +80,10 @@ def sources(module: ModuleType) -> list[Path]:
     root = Path(paths[0]).resolve() if paths else first.parent
     base = root.parent if paths else root
     found = [first]
-    waiting = [(first, package), *((path, "") for path in _files(_above(package), root, base) if path != first)]
+    waiting = [
+        (first, package),
+        *((path, "") for path in _files(_above(package), root, base) if path != first),
+    ]
     found += [path for path, _ in waiting[1:]]
     while waiting:
         path, inside = waiting.pop(0)
@@ -89,7 +104,9 @@ def _above(package: str) -> Iterator[str]:
 
 
 def _imports(path: Path, package: str) -> Iterator[str]:
-    """Names of what a source imports, and of the packages around it; `from a import b` may mean a.b."""
+    """Names of what a source imports, and of the packages around it; `from a import b` may mean
+    a.b.
+    """
     try:
         tree = ast.parse(path.read_bytes())
     except SyntaxError:  # of a file that was not imported yet
@@ -99,15 +116,22 @@ def _imports(path: Path, package: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            above = (
+                package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            )
             within = ".".join([*above, *filter(None, [node.module])])
-            names = [within, *(f"{within}.{alias.name}" if within else alias.name for alias in node.names)]
+            names = [
+                within,
+                *(f"{within}.{alias.name}" if within else alias.name for alias in node.names),
+            ]
         for name in filter(None, names):
             yield from _above(name)
 
 
 def _files(names: Iterator[str], root: Path, base: Path) -> list[Path]:
-    """The files of modules that are below `root`, without those that are installed there or are of this package."""
+    """The files of modules that are below `root`, without those that are installed there or are of
+    this package.
+    """
     found = []
     for name in names:
         there = getattr(sys.modules.get(name), "__file__", None)
@@ -115,8 +139,11 @@ def _files(names: Iterator[str], root: Path, base: Path) -> list[Path]:
         options = [Path(there)] if there else [place.with_suffix(".py"), place / "__init__.py"]
         for path in options:
             path = path.resolve()
-            # Installed beside or below the folder. A package that is itself installed has a folder below that place.
-            foreign = any(path.is_relative_to(other) and other.is_relative_to(root) for other in APART)
+            # Installed beside or below the folder. A package that is itself installed has a folder
+            # below that place.
+            foreign = any(
+                path.is_relative_to(other) and other.is_relative_to(root) for other in APART
+            )
             if path.is_file() and path.is_relative_to(root) and not foreign and path not in found:
                 found.append(path)
     return found

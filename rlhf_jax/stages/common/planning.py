@@ -1,4 +1,6 @@
-"""Plans for the RLHF stage of a run: its round and models as the planner sees them, and the search, profiled or not."""
+"""Plans for the RLHF stage of a run: its round and models as the planner sees them, and the search,
+profiled or not.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -37,7 +39,9 @@ from rlhf_jax.types import Algorithm, Placement, Plan
 SEARCH = "search"
 PROFILE = Path("runs/profile.json")
 MAX_SEARCHES = 6
-"""Searches among figures of which more are measured each time, until the best plan's are all measured."""
+"""Searches among figures of which more are measured each time, until the best plan's are all
+measured.
+"""
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,19 @@ class Problem:
 
     def formulas(self, num_devices: int | None = None) -> AnalyticCostModel:
         """Costs by formulas, of these devices or another number of them."""
-        return AnalyticCostModel(self.hardware, num_devices or self.num_devices, self.shapes, self.work)
+        return AnalyticCostModel(
+            self.hardware, num_devices or self.num_devices, self.shapes, self.work
+        )
 
     def with_loop(self, loop: Any, lag: int) -> "Problem":
         """The same round in another loop."""
         return dataclasses.replace(self, work=dataclasses.replace(self.work, loop=loop, lag=lag))
 
     def search(self, costs: CostModel | None = None) -> Found:
-        """The best plan by costs, by formulas if none are given. Raises Refusal where nothing fits, with what would."""
+        """The best plan by costs, by formulas if none are given.
+
+        Raises Refusal where nothing fits, with what would.
+        """
         return search(
             self.calls,
             costs or self.formulas(),
@@ -74,26 +83,39 @@ class Problem:
         )
 
     def expected(self, plan: Plan, default: Placement | None = None) -> Candidate:
-        """Simulates a plan that was written by hand; `default` places the calls that it does not name.
+        """Simulates a plan that was written by hand; `default` places the calls that it does not
+        name.
 
         Raises Refusal that names the call which does not fit, by how much, and what would fit.
         """
         costs = self.formulas()
         whole = plan_memory.check(
-            named(plan, self.calls), self.calls, costs, self.work, self.num_devices, self.devices_per_host, default
+            named(plan, self.calls),
+            self.calls,
+            costs,
+            self.work,
+            self.num_devices,
+            self.devices_per_host,
+            default,
         )
         return Candidate(whole, simulate(self.calls, whole, costs, self.work, self.num_devices))
 
     def resident_bytes(self, plan: Plan) -> float:
-        """Bytes that stay on the fullest device while a plan runs: states, params, and versions of them."""
+        """Bytes that stay on the fullest device while a plan runs: states, params, and versions of
+        them.
+        """
         costs = self.formulas()
         chosen = [option(call, costs, plan.placements[call.name]) for call in self.calls]
         kept = [dataclasses.replace(of, working_bytes=0.0) for of in chosen]
-        return max(plan_memory.by_device(self.calls, kept, self.work.live_versions, self.num_devices))
+        return max(
+            plan_memory.by_device(self.calls, kept, self.work.live_versions, self.num_devices)
+        )
 
 
 def named(plan: Plan, calls: Sequence[Call]) -> Plan:
-    """A plan without what it says of calls that this round does not have, its entry for all others spelled out."""
+    """A plan without what it says of calls that this round does not have, its entry for all others
+    spelled out.
+    """
     placements = dict(plan.placements)
     others = placements.pop(OTHERS, None)
     found = {call.name: placements.get(call.name, others) for call in calls}
@@ -137,7 +159,9 @@ def problem(
         "critic": of_model(critic),
         "reward": of_model(critic),
     }
-    return Problem(calls_of(algorithm, reward_network is not None), work, shapes, device, num_devices)
+    return Problem(
+        calls_of(algorithm, reward_network is not None), work, shapes, device, num_devices
+    )
 
 
 def drawn_lengths(directory: Path) -> tuple[int, ...]:
@@ -154,11 +178,15 @@ def spec_of(workspace: Workspace, stages: Any, algorithm: Algorithm) -> ProgramS
     if stages.learned:
         network = workspace.reward_network
         reward = Reward(learned.make(network), measure.zeros(network.init), network)
-    return rlhf.make_spec(workspace, stages.rlhf, algorithm, reward, measure.zeros(workspace.model.init))
+    return rlhf.make_spec(
+        workspace, stages.rlhf, algorithm, reward, measure.zeros(workspace.model.init)
+    )
 
 
 def profiled(of: Problem, spec: ProgramSpec, path: Path | None) -> tuple[Found, MeasuredCostModel]:
-    """The best plan by what was measured: what it calls for is measured and it is searched again, until all of it was."""
+    """The best plan by what was measured: what it calls for is measured and it is searched again,
+    until all of it was.
+    """
     profile = MeasuredCostModel(spec, of.formulas(), path)
     found = of.search(profile)
     for _ in range(MAX_SEARCHES - 1):
@@ -173,24 +201,32 @@ def of_run(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Problem:
     """The problem of a run on the devices at hand. Raises Refusal for devices without figures."""
     network = workspace.reward_network if stages.learned else None
     device, num_devices = hardware.of_device(jax.devices()[0]), len(jax.devices())
-    return problem(stages.rlhf, algorithm, workspace.lengths, workspace.model, network, device, num_devices)
+    return problem(
+        stages.rlhf, algorithm, workspace.lengths, workspace.model, network, device, num_devices
+    )
 
 
 def check_memory(workspace: Workspace, stages: Any, algorithm: Algorithm) -> list[str]:
-    """Compares what the RLHF stage is expected to need with the memory of the devices at hand, where that is known.
+    """Compares what the RLHF stage is expected to need with the memory of the devices at hand,
+    where that is known.
 
-    Returns a notice where the run's mesh is too small by the planner's formulas, which do not know how XLA schedules a program.
+    Returns a notice where the run's mesh is too small by the planner's formulas, which do not know
+    how XLA schedules a program.
 
     Raises:
-      Refusal: for a written plan that does not fit, and for states and params that stay which alone are too large.
+      Refusal: for a written plan that does not fit, and for states and params that stay which alone
+        are too large.
     """
     if distributed.several():
-        return []  # a placement is of one host's devices, the figures are of all: the program's own check must do
+        # a placement is of one host's devices, the figures are of all: the program's own check must
+        # do
+        return []
     try:
         if hardware.of_device(jax.devices()[0]).shared_throughput:
             return []
     except Refusal:
-        return []  # devices that the table does not have: what does not fit is told when it is compiled
+        # devices that the table does not have: what does not fit is told when it is compiled
+        return []
     of = of_run(workspace, stages, algorithm)
     where = places(stages.rlhf, workspace.mesh, stages.plan)
     plan = Plan({call.name: where.placement(call.name) for call in of.calls})
@@ -204,13 +240,15 @@ def check_memory(workspace: Workspace, stages: Any, algorithm: Algorithm) -> lis
 
 
 def for_run(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Found:
-    """The plan of a run on the devices at hand: by what `experiments.plan --profile` measured, else by formulas.
+    """The plan of a run on the devices at hand: by what `experiments.plan --profile` measured, else
+    by formulas.
 
     Raises Refusal for devices without figures, where nothing fits, or on several processes.
     """
     if distributed.several():
         raise Refusal(
-            f"plan is 'search' on {jax.process_count()} processes; accepted there: a plan's text, the same slice of devices on "
+            f"plan is 'search' on {jax.process_count()} processes; accepted there: a plan's text, "
+            "the same slice of devices on "
             "every host (experiments.plan prints one)"
         )
     of = of_run(workspace, stages, algorithm)

@@ -1,4 +1,6 @@
-"""Published checkpoint folders that stand for what a stage would train: first params, SFT policy, reward model, gold judge."""
+"""Published checkpoint folders that stand for what a stage would train: first params, SFT policy,
+reward model, gold judge.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +27,11 @@ from rlhf_jax.text import chat, encoding
 from rlhf_jax.text.tokenizers import Tokenizer
 from rlhf_jax.types import Params
 
-COMPUTED = ("dtype", "remat", "attention")  # how a model is computed: the run says it, no folder does
+COMPUTED = (
+    "dtype",
+    "remat",
+    "attention",
+)  # how a model is computed: the run says it, no folder does
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,9 @@ class Config:
 
     base: str = ""  # SFT begins with its params
     sft: str = ""  # the SFT policy: the stage is not run
-    reward_model: str = ""  # a sequence classifier of the run's vocabulary: the stage measures its origin and scale
+    reward_model: str = (
+        ""  # a sequence classifier of the run's vocabulary: the stage measures its origin and scale
+    )
     gold: str = ""  # a sequence classifier that judges: it relabels comparisons, and says who wins
     # Conversations are rendered again in it for gold: a name, file or folder; empty: see Judge.
     gold_chat_template: str = ""
@@ -43,7 +51,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.base and self.sft:
             raise Refusal(
-                f"pretrained.base={self.base!r} is where SFT begins, and pretrained.sft={self.sft!r} "
+                f"pretrained.base={self.base!r} is where SFT begins, and "
+                f"pretrained.sft={self.sft!r} "
                 "stands for it; accepted: one of them"
             )
 
@@ -59,14 +68,19 @@ def model_of(folder: Folder, **computed: Any) -> Model:
 
 
 def model_values(values: dict[str, Any], pretrained: Config) -> dict[str, Any]:
-    """The model's node, completed or compared with config.json of the folder that the policy comes from.
+    """The model's node, completed or compared with config.json of the folder that the policy comes
+    from.
 
-    `model.family=pretrained` takes the folder's architecture and shape whatever the other keys say, but for `COMPUTED`. Raises
-    Refusal where a family that is named, or a number, is not the folder's.
+    `model.family=pretrained` takes the folder's architecture and shape whatever the other keys say,
+    but for `COMPUTED`. Raises Refusal where a family that is named, or a number, is not the
+    folder's.
     """
     if not pretrained.policy:
         if values["family"] == "pretrained":
-            raise Refusal("model.family is 'pretrained', but neither pretrained.base nor pretrained.sft names a folder")
+            raise Refusal(
+                "model.family is 'pretrained', but neither pretrained.base nor pretrained.sft "
+                "names a folder"
+            )
         return values
     folder = Folder(Path(pretrained.policy))
     there = asdict(folder.model_config) | {"family": folder.family}
@@ -79,7 +93,8 @@ def model_values(values: dict[str, Any], pretrained: Config) -> dict[str, Any]:
     for key, value in sorted(_explicit(given).items(), key=lambda item: item[0] != "family"):
         if explicit.get(key) != value:
             raise Refusal(
-                f"model.{key} is {value!r}, but the folder {pretrained.policy} has {explicit.get(key)!r}; "
+                f"model.{key} is {value!r}, but the folder {pretrained.policy} has "
+                f"{explicit.get(key)!r}; "
                 "--config.model.family=pretrained takes the folder's model"
             )
     return given
@@ -113,7 +128,9 @@ def check(pretrained: Config, tokenizer: Tokenizer, task: Task | None = None) ->
         known, template = Folder(folder).model_config.vocab_size, getattr(task, "template", None)
         judge = vocabularies.judge_tokenizer(folder, known, tokenizer)
         date = "" if template is None else template.date
-        again = vocabularies.gold_template(pretrained.gold_chat_template, folder, judge, tokenizer, date)
+        again = vocabularies.gold_template(
+            pretrained.gold_chat_template, folder, judge, tokenizer, date
+        )
         if template is None or again is None:
             vocabularies.check_marks(folder, vocabularies.foreign_marks(judge, tokenizer), task)
 
@@ -139,11 +156,13 @@ def load_classifier(path: str, model: ValueModel, mesh: Mesh) -> Params:
 class Judge:
     """A published reward model that scores text: the whole completion, and its EOS where it ended.
 
-    It has a tokenizer of its own where its folder holds one, else the policy's. A completion without EOS is scored at its last
-    token, as the evaluation of async RLHF does (arXiv 2410.18252).
+    It has a tokenizer of its own where its folder holds one, else the policy's. A completion
+    without EOS is scored at its last token, as the evaluation of async RLHF does (arXiv
+    2410.18252).
 
-    Conversations are rendered again, reply included, in `pretrained.gold_chat_template`, or where that is empty and
-    gold has another vocabulary than the policy, in its folder's own template. Otherwise gold reads the policy's text.
+    Conversations are rendered again, reply included, in `pretrained.gold_chat_template`, or where
+    that is empty and gold has another vocabulary than the policy, in its folder's own template.
+    Otherwise gold reads the policy's text.
     """
 
     def __init__(self, config: Config, tokenizer: Tokenizer, mesh: Mesh, date: str = ""):
@@ -152,7 +171,9 @@ class Judge:
         folder = Path(config.gold)
         known = Folder(folder).model_config.vocab_size
         self.tokenizer = vocabularies.judge_tokenizer(folder, known, tokenizer)
-        self._template = vocabularies.gold_template(config.gold_chat_template, folder, self.tokenizer, tokenizer, date)
+        self._template = vocabularies.gold_template(
+            config.gold_chat_template, folder, self.tokenizer, tokenizer, date
+        )
         self._foreign = vocabularies.pattern(vocabularies.foreign_marks(self.tokenizer, tokenizer))
 
     @cached_property
@@ -161,16 +182,23 @@ class Judge:
         params = load_classifier(self.config.gold, model, self.mesh)
         return partial(distributed.compiled(partial(learned.score_tokens, model)), params)
 
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], finished_B: Sequence[bool]) -> np.ndarray:
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], finished_B: Sequence[bool]
+    ) -> np.ndarray:
         """Raw scores `[B]`, float64, in the reward model's own unit."""
         rows = zip(prompts, completions, finished_B, strict=True)
-        ids = [self.ids(prompt, completion, bool(finished)) for prompt, completion, finished in rows]
+        ids = [
+            self.ids(prompt, completion, bool(finished)) for prompt, completion, finished in rows
+        ]
         size = self.config.gold_rows_per_batch
         parts = [self._score(ids[start : start + size], size) for start in range(0, len(ids), size)]
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def ids(self, prompt: str, completion: str, finished: bool) -> list[int]:
-        """The tokens that are scored. Raises Refusal for a prompt with marks that the tokenizer would spell out."""
+        """The tokens that are scored.
+
+        Raises Refusal for a prompt with marks that the tokenizer would spell out.
+        """
         tokenizer = self.tokenizer
         messages = list(prompt.messages) if isinstance(prompt, chat.Rendered) else []
         if self._template is not None and messages:
@@ -181,7 +209,8 @@ class Judge:
                 return encoding.prompt_ids(prompt, tokenizer)
         elif self._foreign is not None and (mark := self._foreign.search(prompt)):
             raise Refusal(
-                f"pretrained.gold {self.config.gold} does not know the special token {mark[0]!r} of {prompt[:80]!r}"
+                f"pretrained.gold {self.config.gold} does not know the special token {mark[0]!r} "
+                f"of {prompt[:80]!r}"
             )
         ids = encoding.prompt_ids(prompt, tokenizer)
         end = [tokenizer.eos_id] if finished else []
@@ -193,5 +222,7 @@ class Judge:
         while length < max(map(len, ids)):  # powers of two, so that few shapes are compiled
             length *= 2
         tokens_BL, mask_BL = encoding.pad_completions(filled, self.tokenizer.pad_id, length)
-        rows = distributed.feed((tokens_BL, mask_BL), sharding.row_shardings((tokens_BL, mask_BL), self.mesh))
+        rows = distributed.feed(
+            (tokens_BL, mask_BL), sharding.row_shardings((tokens_BL, mask_BL), self.mesh)
+        )
         return np.asarray(distributed.fetch(self._compiled(*rows)), np.float64)[: len(ids)]

@@ -45,7 +45,9 @@ class Recorder:
     bar: Bar
     began: float
     ledger: Ledger
-    first_policy: Params  # version 0, which is evaluated after its params were trained on; None once it was
+    first_policy: (
+        Params  # version 0, which is evaluated after its params were trained on; None once it was
+    )
     timeline: Timeline = field(default_factory=Timeline)
     late: tuple[synchronous.Updated, Any] | None = None
     scored: synchronous.Scored | None = None
@@ -69,14 +71,21 @@ class Recorder:
         return self.workspace.stream("train", STAGE)
 
     def take(self, event: synchronous.Event) -> None:
-        """Records one event of the loop. Metrics are read one update late, so that the device is never waited for."""
+        """Records one event of the loop.
+
+        Metrics are read one update late, so that the device is never waited for.
+        """
         round_index = self._round_of(event)
         recording = activity.during(f"the recording of round {round_index}", "")
         with self.timeline.span("trainer", "host", round_index), recording:
             self._take(event)
 
     def _round_of(self, event: synchronous.Event) -> int:
-        return event.update // self._updates_per_round if isinstance(event, synchronous.Updated) else event.round_index
+        return (
+            event.update // self._updates_per_round
+            if isinstance(event, synchronous.Updated)
+            else event.round_index
+        )
 
     def _take(self, event: synchronous.Event) -> None:
         match event:
@@ -92,7 +101,11 @@ class Recorder:
                 self.uses[event.age] = event.sample_R
                 within_round = (event.update + 1) % self._updates_per_round
                 if within_round and event.update + 1 in self.config.evaluate_at:
-                    self.evaluate(self.workspace.on_mesh(event.states["policy"].params), event.update + 1, full=False)
+                    self.evaluate(
+                        self.workspace.on_mesh(event.states["policy"].params),
+                        event.update + 1,
+                        full=False,
+                    )
             case synchronous.RoundEnd():
                 self._round_end(event)
 
@@ -120,14 +133,21 @@ class Recorder:
         if self.late is None:
             return
         (event, round_figures), self.late = self.late, None
-        with activity.during(f"update {event.update}", "call"):  # dispatched before, and waited for here
+        with activity.during(
+            f"update {event.update}", "call"
+        ):  # dispatched before, and waited for here
             figures: Any = distributed.fetch(round_figures)
             metrics: Any = distributed.fetch(event.metrics)
         values = {name: float(cast(Any, value)) for name, value in figures.items()}
         values |= {name: metric.value() for name, metric in metrics.items()}
         clock = self.program.spec.clock
-        schedule = learning_rate_schedule(self.config.optimizer, clock.num_updates, clock.updates_per_round)
-        values |= {"age": float(event.age), "learning_rate": float(cast(Any, schedule(event.update)))}
+        schedule = learning_rate_schedule(
+            self.config.optimizer, clock.num_updates, clock.updates_per_round
+        )
+        values |= {
+            "age": float(event.age),
+            "learning_rate": float(cast(Any, schedule(event.update))),
+        }
         self.workspace.metrics.write(STAGE, event.update, values, time.perf_counter() - self.began)
         if event.update % self._updates_per_round == 0:
             self.notices.take(event.update // self._updates_per_round, values)
@@ -141,13 +161,19 @@ class Recorder:
         last = version == clock.num_updates
         self.write_samples(self.scored, version - clock.updates_per_round)
         self.write_ledger(self.scored, version - clock.updates_per_round)
-        if round_index == 0:  # only now, so that nobody waits for its programs to see that training works
+        if (
+            round_index == 0
+        ):  # only now, so that nobody waits for its programs to see that training works
             self.evaluate(self.first_policy, 0, full=True)
             self.first_policy = None
         listed = version in self.config.evaluate_at
         if last or listed or crosses(version, clock.updates_per_round, self.config.evaluate_every):
             self.evaluate(self.workspace.on_mesh(states["policy"].params), version, full=last)
-        if last or event.stopping or crosses(version, clock.updates_per_round, self.config.checkpoint_every):
+        if (
+            last
+            or event.stopping
+            or crosses(version, clock.updates_per_round, self.config.checkpoint_every)
+        ):
             self._flush()
             with activity.at_work(f"the checkpoint of version {version}"):
                 self.checkpoints.save(version, states)
@@ -158,9 +184,14 @@ class Recorder:
             self.compiled_first = self.compiled.count
 
     def timings(self) -> dict[str, float]:
-        """Seconds by what took them, and the programs compiled in the first round of this process and after it."""
+        """Seconds by what took them, and the programs compiled in the first round of this process
+        and after it.
+        """
         first = self.compiled_first or 0
-        return self.seconds | {"first_round_programs": first, "later_programs": self.compiled.count - first}
+        return self.seconds | {
+            "first_round_programs": first,
+            "later_programs": self.compiled.count - first,
+        }
 
     def write_samples(self, scored: synchronous.Scored, update: int) -> None:
         """A few completions of a round, with their scores."""
@@ -171,7 +202,11 @@ class Recorder:
         prompts, texts = self.stream.texts_of(take), self.workspace.completions(take)
         # A gold reward model would hold the round up for four texts.
         with activity.at_work("the gold judge"):
-            gold = None if self.workspace.pretrained.gold else self.evaluator.gold(prompts, texts, take.finished_B)
+            gold = (
+                None
+                if self.workspace.pretrained.gold
+                else self.evaluator.gold(prompts, texts, take.finished_B)
+            )
         reward, terms = distributed.fetch((scored.scores.standardized_B, scored.scores.terms))
         kept = [
             Sample(
@@ -192,7 +227,9 @@ class Recorder:
         if not self.config.ledger:
             return
         samples = distributed.fetch(scored.samples)
-        one_each = jax.tree.map(lambda x: x[:: samples.samples_per_prompt] if x.ndim else x, samples)
+        one_each = jax.tree.map(
+            lambda x: x[:: samples.samples_per_prompt] if x.ndim else x, samples
+        )
         prompts, texts = self.stream.texts_of(one_each), self.workspace.completions(samples)
         gold = None
         if self.config.ledger_gold:
@@ -202,20 +239,34 @@ class Recorder:
         uses = distributed.fetch(self.uses)
         algorithm = self.program.spec.algorithm
         rows = ledger.rows(
-            scored.round_index, samples, scored.scores, uses, scored.batch, algorithm, prompts, texts, gold
+            scored.round_index,
+            samples,
+            scored.scores,
+            uses,
+            scored.batch,
+            algorithm,
+            prompts,
+            texts,
+            gold,
         )
         self.ledger.write(update, rows)
 
     def _write_timeline(self) -> None:
-        """The spans that have ended. A resumed run need not repeat them: none is cut, and `began` tells processes apart."""
+        """The spans that have ended.
+
+        A resumed run need not repeat them: none is cut, and `began` tells processes apart.
+        """
         spans = [dataclasses.asdict(span) for span in self.timeline.take()]
         began = self.timeline.began_at
         jsonl.append_all(
-            self.workspace.directory / timeline.FILE, [{"stage": STAGE, "began": began, **span} for span in spans]
+            self.workspace.directory / timeline.FILE,
+            [{"stage": STAGE, "began": began, **span} for span in spans],
         )
 
     def evaluate(self, params: Params, version: int, full: bool) -> None:
-        """Evaluates a version on held-out prompts; of the first and the last, fully, and with texts kept."""
+        """Evaluates a version on held-out prompts; of the first and the last, fully, and with texts
+        kept.
+        """
         self._flush()
         began = time.perf_counter()
         config = self.evaluator.config
@@ -223,9 +274,13 @@ class Recorder:
             num_prompts = config.num_prompts if full else config.num_prompts_between
             figures, judged = self.evaluator.evaluate(params, num_prompts)
         self.seconds["evaluate_seconds"] += time.perf_counter() - began
-        self.workspace.metrics.write("evaluate", version, figures, time.perf_counter() - self.began, of=STAGE)
+        self.workspace.metrics.write(
+            "evaluate", version, figures, time.perf_counter() - self.began, of=STAGE
+        )
         shown = {"gold": "gold_mean", "win": "win_rate", "kl": "kl"}
-        self.bar.advance(0, **{short: figures[name] for short, name in shown.items() if name in figures})
+        self.bar.advance(
+            0, **{short: figures[name] for short, name in shown.items() if name in figures}
+        )
         if full:
             self.samples.write(STAGE, version, "after" if version else "before", self._kept(judged))
 
@@ -246,16 +301,19 @@ class Recorder:
         ]
 
 
-def shares(scores: Scores, batch: Batch, mask_BC: Array, *, samples_per_prompt: int) -> dict[str, Array]:
+def shares(
+    scores: Scores, batch: Batch, mask_BC: Array, *, samples_per_prompt: int
+) -> dict[str, Array]:
     """Figures of how much of a round is trained on.
 
     Args:
       mask_BC: true on the completion tokens of the samples.
       samples_per_prompt: 1: the algorithm trains on prompts whose samples have one score, too.
 
-    Returns `flat_group_share`, the share of prompts whose samples all have one score; `idle_row_share`, that of rows whose
-    weight or every advantage is zero, where the algorithm has such; of a sum of rewards, each term's mean and deviation;
-    `score_*`, the mean of each score in `Scores.extra`, over samples or completion tokens.
+    Returns `flat_group_share`, the share of prompts whose samples all have one score;
+    `idle_row_share`, that of rows whose weight or every advantage is zero, where the algorithm has
+    such; of a sum of rewards, each term's mean and deviation; `score_*`, the mean of each score in
+    `Scores.extra`, over samples or completion tokens.
     """
     found: dict[str, Array] = {}
     if samples_per_prompt > 1:
@@ -264,11 +322,17 @@ def shares(scores: Scores, batch: Batch, mask_BC: Array, *, samples_per_prompt: 
     if batch.weight_R is not None:
         found["idle_row_share"] = jnp.mean(batch.weight_R == 0)
     elif batch.advantage_RC is not None:
-        found["idle_row_share"] = jnp.mean(jnp.all((batch.advantage_RC == 0) | ~batch.mask_RC, axis=1))
+        found["idle_row_share"] = jnp.mean(
+            jnp.all((batch.advantage_RC == 0) | ~batch.mask_RC, axis=1)
+        )
     for label, term_B in (scores.terms or {}).items():
         found |= {f"term_{label}": term_B.mean(), f"term_{label}_std": term_B.std()}
     for output, array in scores.extra.items():
-        mean = jnp.sum(array * mask_BC) / jnp.maximum(mask_BC.sum(), 1) if array.ndim == 2 else array.mean()
+        mean = (
+            jnp.sum(array * mask_BC) / jnp.maximum(mask_BC.sum(), 1)
+            if array.ndim == 2
+            else array.mean()
+        )
         found[f"score_{output.rpartition('_')[0]}"] = mean
     return found
 

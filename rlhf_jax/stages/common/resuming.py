@@ -1,4 +1,6 @@
-"""Resumes the RLHF stage: from the newest checkpoint that is whole and has its rounds; records are cut back to it."""
+"""Resumes the RLHF stage: from the newest checkpoint that is whole and has its rounds; records are
+cut back to it.
+"""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -25,7 +27,8 @@ Layout = Callable[[Samples], Samples]
 
 @dataclass(frozen=True)
 class Resumed:
-    """The point that training resumes from: version 0 without states, a version with its states and pending rounds, or the end.
+    """The point that training resumes from: version 0 without states, a version with its states and
+    pending rounds, or the end.
 
     Of a run that has ended `policy` is what it trained, and the rest is not read.
     """
@@ -37,27 +40,37 @@ class Resumed:
 
 
 def choose(
-    checkpoints: Checkpoints, spool: Spool, clock: Clock, abstract: Any, layout: Layout, ended_rounds: int = 0
+    checkpoints: Checkpoints,
+    spool: Spool,
+    clock: Clock,
+    abstract: Any,
+    layout: Layout,
+    ended_rounds: int = 0,
 ) -> Resumed:
-    """Chooses the checkpoint to resume from; one that is damaged or lacks its rounds is named and passed over; collective.
+    """Chooses the checkpoint to resume from; one that is damaged or lacks its rounds is named and
+    passed over; collective.
 
     Args:
       ended_rounds: of a run that has grown, see `ended_rounds`.
       abstract: of the states, as `Checkpoints.restore` takes it.
       layout: of a round's samples, as `Spool.read` takes it.
 
-    Raises Refusal where there are checkpoints and none can be used, or one is later than the run's end. Nothing is changed.
+    Raises Refusal where there are checkpoints and none can be used, or one is later than the run's
+    end. Nothing is changed.
     """
     newest = checkpoints.latest()
     if newest is not None and newest > clock.num_updates:
         raise Refusal(
-            f"{checkpoints.directory} has version {newest}, but the run ends with version {clock.num_updates}: it was made "
+            f"{checkpoints.directory} has version {newest}, but the run ends with version "
+            f"{clock.num_updates}: it was made "
             "with more prompts; accepted: the rlhf.total_prompts that it was made with"
         )
 
     def read(step: int) -> Resumed:
         if step == clock.num_updates:
-            params = checkpoints.restore_part(step, {"policy": {"params": abstract["policy"].params}})
+            params = checkpoints.restore_part(
+                step, {"policy": {"params": abstract["policy"].params}}
+            )
             return Resumed(step, policy=params["policy"]["params"])
         if why := never_sampled(clock, step, ended_rounds):
             raise Unusable(why)
@@ -70,9 +83,12 @@ def choose(
 
 
 def _fork(checkpoints: Checkpoints) -> str:
-    """The command that goes on in another directory with a policy that is whole, where its other files are not."""
+    """The command that goes on in another directory with a policy that is whole, where its other
+    files are not.
+    """
     return _fork_of(
-        checkpoints.directory.parents[1], [step for step in checkpoints.steps() if not checkpoints.problem(step)]
+        checkpoints.directory.parents[1],
+        [step for step in checkpoints.steps() if not checkpoints.problem(step)],
     )
 
 
@@ -84,23 +100,28 @@ def _fork_of(run: Path, whole: list[int]) -> str:
 
 
 def ended_rounds(directory: Path, config: Config) -> int:
-    """The rounds of the run that a directory's checkpoints are of, where the config makes it longer; else 0.
+    """The rounds of the run that a directory's checkpoints are of, where the config makes it
+    longer; else 0.
 
     Args:
-      directory: of the run; the record of its stage is that of the shorter run until training goes on.
+      directory: of the run; the record of its stage is that of the shorter run until training goes
+        on.
       config: of the run now.
     """
     record = made.read(directory, STAGE)
     if record is None:
         return 0
-    total_prompts = history.translated(record.config, str(record.where)).get("rlhf.total_prompts", config.total_prompts)
+    total_prompts = history.translated(record.config, str(record.where)).get(
+        "rlhf.total_prompts", config.total_prompts
+    )
     if total_prompts >= config.total_prompts:
         return 0
     return total_prompts // (config.num_minibatches * config.prompts_per_update)
 
 
 def never_sampled(clock: Clock, step: int, ended: int) -> str:
-    """Returns why a version of a run that has grown lacks rounds that the longer run would have sampled by then, or "".
+    """Returns why a version of a run that has grown lacks rounds that the longer run would have
+    sampled by then, or "".
 
     Args:
       clock: of the longer run.
@@ -116,32 +137,43 @@ def never_sampled(clock: Clock, step: int, ended: int) -> str:
 
 
 def check_growth(directory: Path, config: Config) -> None:
-    """Raises Refusal where a run is to grow and has no version to go on from, before anything is written."""
+    """Raises Refusal where a run is to grow and has no version to go on from, before anything is
+    written.
+    """
     ended, steps = ended_rounds(directory, config), made.steps(directory, STAGE)
     if not ended or not steps or config.clock == "bounded":
         return
     clock, place, passed = config.schedule(), made.folder(directory, STAGE), {}
     for step in reversed(steps):
-        rounds = [path_of(directory / FOLDER, r) for r in clock.issued_before(step // clock.updates_per_round)]
+        rounds = [
+            path_of(directory / FOLDER, r)
+            for r in clock.issued_before(step // clock.updates_per_round)
+        ]
         missing = [f"{path} is missing" for path in rounds if not path.exists()]
-        why = problem_of(place, step) or never_sampled(clock, step, ended) or next(iter(missing), "")
+        why = (
+            problem_of(place, step) or never_sampled(clock, step, ended) or next(iter(missing), "")
+        )
         if not why:
             return
         passed[step] = why
     listed = "; ".join(f"{step}: {why}" for step, why in sorted(passed.items()))
     short = ended * config.num_minibatches * config.prompts_per_update
     raise Refusal(
-        f"rlhf.total_prompts is {config.total_prompts}, and {place} was made with {short}, but the run cannot grow from a "
+        f"rlhf.total_prompts is {config.total_prompts}, and {place} was made with {short}, but the "
+        "run cannot grow from a "
         f"checkpoint there ({listed}); nothing was changed: keep rlhf.total_prompts={short}"
         f"{_fork_of(directory, [step for step in steps if not problem_of(place, step)])}"
     )
 
 
-def read_pending(spool: Spool, clock: Clock, first_round: int, layout: Layout) -> dict[int, Samples]:
+def read_pending(
+    spool: Spool, clock: Clock, first_round: int, layout: Layout
+) -> dict[int, Samples]:
     """Samples of rounds from `first_round` on that were there when it began.
 
-    In bounded mode those that follow one another and were sampled by then: a round of later params, or one whose file is
-    damaged, is sampled again. Raises Damaged, naming the file, in the other modes.
+    In bounded mode those that follow one another and were sampled by then: a round of later params,
+    or one whose file is damaged, is sampled again. Raises Damaged, naming the file, in the other
+    modes.
     """
     if not clock.bounded:
         return {r: spool.read(r, layout) for r in clock.issued_before(first_round)}
@@ -169,23 +201,31 @@ def cut_back(
     samples: SamplesWriter,
     ledger: Ledger,
 ) -> None:
-    """Makes the records those of a run that has come to `version`, and moves later checkpoints aside; collective.
+    """Makes the records those of a run that has come to `version`, and moves later checkpoints
+    aside; collective.
 
-    Lines go to `set_aside/` with the checkpoints; they come again once training has passed them. Says where lines are missing.
+    Lines go to `set_aside/` with the checkpoints; they come again once training has passed them.
+    Says where lines are missing.
     """
     later = [step for step in checkpoints.steps() if step > version]
-    lost = distributed.agree(_updates_without_checkpoint(workspace, config, clock) if not checkpoints.steps() else 0)
-    aside: dict[str, Path | None] = dict.fromkeys((metrics.FILE, samples.path.name, ledger.path.name))
+    lost = distributed.agree(
+        _updates_without_checkpoint(workspace, config, clock) if not checkpoints.steps() else 0
+    )
+    aside: dict[str, Path | None] = dict.fromkeys(
+        (metrics.FILE, samples.path.name, ledger.path.name)
+    )
     if later or lost:
         folder = checkpoints.aside / f"{max([*later, lost])}.lines"
         aside = {name: folder / name for name in aside}
     if lost:
         say(
-            f"no checkpoint is left of {lost} updates of {STAGE}: it begins again at version 0, and their lines are kept in "
+            f"no checkpoint is left of {lost} updates of {STAGE}: it begins again at version 0, "
+            "and their lines are kept in "
             f"{checkpoints.aside / f'{lost}.lines'}"
         )
     checkpoints.set_aside_after(version)
-    # The version of a checkpoint was evaluated before the checkpoint was written; version 0 has no checkpoint.
+    # The version of a checkpoint was evaluated before the checkpoint was written; version 0 has no
+    # checkpoint.
     evaluations_from = version + 1 if version else 0
     left = workspace.metrics.resume(STAGE, version, evaluations_from, aside[metrics.FILE])
     samples.resume(STAGE, version, aside[samples.path.name])
@@ -197,11 +237,17 @@ def cut_back(
 
 
 def _updates_without_checkpoint(workspace: Workspace, config: Config, clock: Clock) -> int:
-    """The number of updates in the metrics, where there must have been a checkpoint by then; else 0."""
+    """The number of updates in the metrics, where there must have been a checkpoint by then; else
+    0.
+    """
     path = workspace.metrics.path
     if not path.exists() or not config.checkpoint_every:
         return 0
-    told = [line["update"] + 1 for line in metrics.read(path) if line["stage"] == STAGE and "update" in line]
+    told = [
+        line["update"] + 1
+        for line in metrics.read(path)
+        if line["stage"] == STAGE and "update" in line
+    ]
     done = max(told, default=0)
     return done if done > 2 * config.checkpoint_every + clock.updates_per_round else 0
 
@@ -210,5 +256,6 @@ def _say_missing(path: Path, expected: Iterable[int], left: set[int]) -> None:
     missing = sorted(set(expected) - left)
     if missing:
         say(
-            f"{path} lacks {len(missing)} updates of {STAGE} before the one that is next, from {missing[0]} to {missing[-1]}"
+            f"{path} lacks {len(missing)} updates of {STAGE} before the one that is next, from "
+            f"{missing[0]} to {missing[-1]}"
         )

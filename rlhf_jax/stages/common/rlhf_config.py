@@ -26,7 +26,9 @@ from rlhf_jax.updating import OptimizerConfig, check_schedule
 
 @dataclass(frozen=True)
 class Config:
-    """A run of RLHF. A round is P = num_minibatches * prompts_per_update prompts; an update is a step of the optimizer."""
+    """A run of RLHF. A round is P = num_minibatches * prompts_per_update prompts; an update is a
+    step of the optimizer.
+    """
 
     total_prompts: Count = 2048
     prompts_per_update: Count = 32
@@ -34,7 +36,9 @@ class Config:
     num_epochs: Count = 1
     samples_per_prompt: Count = 4
     lag: Natural = 0  # rounds that the sampler is behind
-    clock: Literal["exact", "bounded"] = "exact"  # bounded: the lag is the most, and what it is depends on who is slow
+    clock: Literal["exact", "bounded"] = (
+        "exact"  # bounded: the lag is the most, and what it is depends on who is slow
+    )
     version_schedule: tuple[Natural, ...] = ()  # a version for every round, instead of a lag
     replay_schedule_of: str = ""  # the directory of a run, whose ledger gives the version schedule
     # asynchronous: a sampling thread beside the trainer, and the same numbers
@@ -44,40 +48,56 @@ class Config:
     sampler_slice_devices: Count = 1  # of each, along `data`
     # Of the sampler's params: bfloat16 halves what a token reads and what a version takes.
     publish_dtype: Literal["float32", "bfloat16"] = "float32"
-    # Asynchronous: how long a side may be silent in nothing that is known to take long (see `runtime/activity.py`). Rewards,
-    # evaluations, checkpoints and compiles may take longer: a notice says so.
+    # Asynchronous: how long a side may be silent in nothing that is known to take long (see
+    # `runtime/activity.py`). Rewards, evaluations, checkpoints and compiles may take longer: a
+    # notice says so.
     deadline_seconds: Positive = 600.0
     device_call_seconds: NonNegative = (
         0.0  # the longest call of the devices, such as sampling a round; 0: deadline_seconds
     )
     temperature: Positive = 1.0
     num_micro_batches: Count = 1
-    evaluate_every: Natural = 16  # updates, rounded up to ends of rounds; 0: only at the beginning and the end
-    evaluate_at: tuple[Count, ...] = ()  # and after these updates, within a round too: densely where a curve is steep
+    evaluate_every: Natural = (
+        16  # updates, rounded up to ends of rounds; 0: only at the beginning and the end
+    )
+    evaluate_at: tuple[
+        Count, ...
+    ] = ()  # and after these updates, within a round too: densely where a curve is steep
     checkpoint_every: Natural = 16  # updates, rounded up to ends of rounds; 0: only at the end
-    keep_checkpoints: Count = 2  # newest ones; `experiments.evaluate` evaluates every one that is kept
+    keep_checkpoints: Count = (
+        2  # newest ones; `experiments.evaluate` evaluates every one that is kept
+    )
     log_samples: Natural = 4  # completions of a round that go to samples.jsonl
     ledger: bool = True  # a row for every sample in ledger.jsonl
     ledger_gold: bool = False  # the task judges each of them, too
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
-    # Of the sampler's batch as its rows end: each a quarter, compiled apart (see `sampling._decode`); 4^8 rows are 65,536.
+    # Of the sampler's batch as its rows end: each a quarter, compiled apart (see
+    # `sampling._decode`); 4^8 rows are 65,536.
     num_compactions: Annotated[int, Bounds(least=0, most=8)] = 0
-    share_prompts: bool = True  # a prompt's rows stay together and its tokens are run once; else only units stay so
+    share_prompts: bool = (
+        True  # a prompt's rows stay together and its tokens are run once; else only units stay so
+    )
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    critic_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3))
+    critic_optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-3)
+    )
 
     def schedule(self) -> Clock:
-        """The clock, a replayed version schedule read. Raises Refusal where `total_prompts` is not a whole number of rounds, or
-        for a schedule that contradicts itself; FileNotFoundError for a replay of what is not there."""
+        """The clock, a replayed version schedule read. Raises Refusal where `total_prompts` is not
+        a whole number of rounds, or for a schedule that contradicts itself; FileNotFoundError for a
+        replay of what is not there.
+        """
         per_round = self.num_minibatches * self.prompts_per_update
         if self.total_prompts % per_round or self.total_prompts < per_round:
             raise Refusal(
-                f"rlhf.total_prompts is {self.total_prompts}; accepted: multiples of num_minibatches * prompts_per_update = "
+                f"rlhf.total_prompts is {self.total_prompts}; accepted: multiples of "
+                "num_minibatches * prompts_per_update = "
                 f"{self.num_minibatches} * {self.prompts_per_update} = {per_round}"
             )
         if self.replay_schedule_of and self.version_schedule:
             raise Refusal(
-                f"rlhf.version_schedule and rlhf.replay_schedule_of={self.replay_schedule_of!r} both give "
+                f"rlhf.version_schedule and rlhf.replay_schedule_of={self.replay_schedule_of!r} "
+                "both give "
                 "versions; accepted: one of them"
             )
         num_rounds = self.total_prompts // per_round
@@ -96,16 +116,29 @@ class Config:
 
 
 def places(config: Config, mesh: Mesh, plan: str) -> ResolvedPlan:
-    """The placement of each call. Raises Refusal for a plan that says nothing, or names devices that are not there."""
+    """The placement of each call.
+
+    Raises Refusal for a plan that says nothing, or names devices that are not there.
+    """
     return ResolvedPlan(mesh, distributed.grid(), placement.parse(plan), config.num_micro_batches)
 
 
 def sampling(config: Config, max_completion_tokens: int, mesh: Mesh) -> SamplingConfig:
-    """Sampling settings of a round: on the devices of a sampler slice, or on each host's part of the mesh."""
+    """Sampling settings of a round: on the devices of a sampler slice, or on each host's part of
+    the mesh.
+    """
     mesh = own_mesh(mesh)
-    row_shards = config.sampler_slice_devices if config.sampler_slices else mesh.shape["data"] * mesh.shape["fsdp"]
+    row_shards = (
+        config.sampler_slice_devices
+        if config.sampler_slices
+        else mesh.shape["data"] * mesh.shape["fsdp"]
+    )
     return SamplingConfig(
-        max_completion_tokens, config.samples_per_prompt, config.temperature, config.num_compactions, row_shards
+        max_completion_tokens,
+        config.samples_per_prompt,
+        config.temperature,
+        config.num_compactions,
+        row_shards,
     )
 
 
@@ -114,50 +147,67 @@ def check(config: Config, algorithm: Algorithm, mesh: Mesh, plan: str = "") -> N
     clock = config.schedule()
     check_schedule(config.optimizer, "rlhf.optimizer", clock.num_updates, clock.updates_per_round)
     if "critic" in algorithm.losses:
-        check_schedule(config.critic_optimizer, "rlhf.critic_optimizer", clock.num_updates, clock.updates_per_round)
+        check_schedule(
+            config.critic_optimizer,
+            "rlhf.critic_optimizer",
+            clock.num_updates,
+            clock.updates_per_round,
+        )
     if config.clock == "bounded" and config.loop != "asynchronous":
-        raise Refusal("rlhf.clock is 'bounded', which needs rlhf.loop=asynchronous: alone, nobody is slow")
+        raise Refusal(
+            "rlhf.clock is 'bounded', which needs rlhf.loop=asynchronous: alone, nobody is slow"
+        )
     if config.clock == "bounded" and distributed.several():
         raise Refusal(
-            "rlhf.clock is 'bounded' on several processes, whose samplers would each take the newest version that they have; "
+            "rlhf.clock is 'bounded' on several processes, whose samplers would each take the "
+            "newest version that they have; "
             "accepted: exact"
         )
     outside = [update for update in config.evaluate_at if update > clock.num_updates]
     if outside:
         raise Refusal(
-            f"rlhf.evaluate_at has {outside[0]}; accepted: updates from 1 to the run's last, {clock.num_updates} "
+            f"rlhf.evaluate_at has {outside[0]}; accepted: updates from 1 to the run's last, "
+            f"{clock.num_updates} "
             "(version 0 is always evaluated)"
         )
     if config.samples_per_prompt < algorithm.min_samples_per_prompt:
         raise Refusal(
-            f"rlhf.samples_per_prompt is {config.samples_per_prompt}; {algorithm.name} needs at least "
+            f"rlhf.samples_per_prompt is {config.samples_per_prompt}; {algorithm.name} needs at "
+            "least "
             f"{algorithm.min_samples_per_prompt}"
         )
     if algorithm.score_range is not None and config.scoring.replace_missing_eos:
         low, high = algorithm.score_range
         if not low <= config.scoring.missing_eos_score <= high:
             raise Refusal(
-                f"rlhf.scoring.missing_eos_score is {config.scoring.missing_eos_score}; {algorithm.name} adjusts scores "
-                f"in [{low}, {high}]: widen algorithm.low and algorithm.high, or take a score in between"
+                f"rlhf.scoring.missing_eos_score is {config.scoring.missing_eos_score}; "
+                f"{algorithm.name} adjusts scores "
+                f"in [{low}, {high}]: widen algorithm.low and algorithm.high, or take a score in "
+                "between"
             )
     check_placements(config, algorithm, places(config, mesh, plan))
     prompts_per_round = config.prompts_per_update * clock.num_minibatches
     slices = sampler_slices(mesh, config.sampler_slices, config.sampler_slice_devices)
     if slices and plan:
         raise Refusal(
-            f"rlhf.sampler_slices is {config.sampler_slices} beside a plan, which places generate itself; accepted: one of them"
+            f"rlhf.sampler_slices is {config.sampler_slices} beside a plan, which places generate "
+            "itself; accepted: one of them"
         )
     shards = config.sampler_slices * config.sampler_slice_devices * jax.process_count()
     on_hosts = f" on each of {jax.process_count()} hosts" if distributed.several() else ""
     if slices and prompts_per_round % shards:
         raise Refusal(
-            f"a round has {prompts_per_round} prompts, which {config.sampler_slices} sampler slice(s) of "
-            f"{config.sampler_slice_devices} device(s){on_hosts} cannot share; accepted: multiples of {shards}"
+            f"a round has {prompts_per_round} prompts, which {config.sampler_slices} sampler "
+            "slice(s) of "
+            f"{config.sampler_slice_devices} device(s){on_hosts} cannot share; accepted: multiples "
+            f"of {shards}"
         )
 
 
 def check_placements(config: Config, algorithm: Algorithm, where: ResolvedPlan) -> None:
-    """Raises Refusal, naming the call, for rows that do not divide over the shards and micro-batches of its placement."""
+    """Raises Refusal, naming the call, for rows that do not divide over the shards and
+    micro-batches of its placement.
+    """
     rows = algorithm.rows_per_prompt(config.samples_per_prompt) * config.prompts_per_update
     units = rows // block_rows(algorithm, config.samples_per_prompt, config.share_prompts)
     prompts = config.prompts_per_update * config.num_minibatches

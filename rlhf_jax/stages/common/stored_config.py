@@ -18,7 +18,8 @@ Defaults = Callable[[Values], Values]
 
 
 def completed(stored: Values, where: str, defaults: Defaults) -> Values:
-    """A config that a run has written, under today's keys, with the values of newer keys that do what was done before them.
+    """A config that a run has written, under today's keys, with the values of newer keys that do
+    what was done before them.
 
     Raises Refusal, naming `where`, for a key that is gone.
     """
@@ -31,7 +32,9 @@ def completed(stored: Values, where: str, defaults: Defaults) -> Values:
 
 
 def as_before(values: Values, defaults: Defaults) -> None:
-    """Takes keys that are newer than the run of the directory as the code was before them, where they are at their defaults."""
+    """Takes keys that are newer than the run of the directory as the code was before them, where
+    they are at their defaults.
+    """
     try:
         stored, _ = run_config.read(Path(values["directory"]))
     except Refusal:
@@ -42,33 +45,48 @@ def as_before(values: Values, defaults: Defaults) -> None:
     with_leaves(values, {key: value for key, value in newer.items() if now[key] == known.get(key)})
 
 
-def begun_from(values: Values, defaults: Defaults, ahead: tuple[Path, ...] = ()) -> beginning.Begin | None:
-    """The run that a config begins from. Raises Refusal where there is no such run, or runs begin from each other."""
+def begun_from(
+    values: Values, defaults: Defaults, ahead: tuple[Path, ...] = ()
+) -> beginning.Begin | None:
+    """The run that a config begins from.
+
+    Raises Refusal where there is no such run, or runs begin from each other.
+    """
     if not values["begin"]:
         return None
     run, version = beginning.parse(values["begin"])
     ahead = (*ahead, Path(values["directory"]).resolve())
     if run.resolve() in ahead:
-        raise Refusal(f"begin is {values['begin']!r}, the run itself; accepted: the directory of another run")
+        raise Refusal(
+            f"begin is {values['begin']!r}, the run itself; accepted: the directory of another run"
+        )
     try:
         stored, found = run_config.read(run)
         theirs = completed(stored, str(run / run_config.FILE), defaults) | {"directory": str(run)}
     except Refusal as error:
         raise type(error)(f"begin is {values['begin']!r}: {error}") from None
-    return beginning.Begin(values["begin"], run, version, theirs, found, begun_from(theirs, defaults, ahead))
+    return beginning.Begin(
+        values["begin"], run, version, theirs, found, begun_from(theirs, defaults, ahead)
+    )
 
 
 def facts_of(values: Values, shared: Workspace, settings: Any, defaults: Defaults) -> Facts:
     """The facts of a run: its config, and digests of data, folders and code."""
     flattened = flat(as_json(values))
     entering = {key: value for key, value in flattened.items() if keys.class_of(key) in COMPARED}
-    found = {CONFIG: digests.of_values(entering), CODE: digests.of_code(), DATA: digests.of_task(shared.task)}
+    found = {
+        CONFIG: digests.of_values(entering),
+        CODE: digests.of_code(),
+        DATA: digests.of_task(shared.task),
+    }
     found |= own_code.of_sources(values)
     found["tokenizer.path"] = digests.of_place(values["tokenizer"]["path"], weights=False)
     for name in ("base", "sft", "reward_model", "gold"):
         found[f"pretrained.{name}"] = digests.of_place(values["pretrained"][name])
     found["rlhf.replay_schedule_of"] = (
-        digests.of_text(str(settings.rlhf.schedule().version_schedule)) if settings.rlhf.replay_schedule_of else ""
+        digests.of_text(str(settings.rlhf.schedule().version_schedule))
+        if settings.rlhf.replay_schedule_of
+        else ""
     )
     found |= {"begin": ""} if shared.begin is None else beginning.of_content(shared.begin)
     return Facts(flattened, found, flat(as_json(defaults(values))))

@@ -1,9 +1,11 @@
-"""Checks a job's task, tokenizer and earlier stages against its settings, before anything is compiled or written.
+"""Checks a job's task, tokenizer and earlier stages against its settings, before anything is
+compiled or written.
 
-Nobody should learn after hours of one stage that the next one cannot begin. Prompts are all encoded, once: each must fit
-lengths.max_prompt_tokens. Of references a share is wanted, so that an even sample of them is enough. A reference that is longer
-than lengths.max_completion_tokens loses its end, and with it the EOS: where fewer than `sft.min_whole_references` of them keep
-it, SFT would teach the policy never to stop, and the job is refused; else one line says how many are cut.
+Nobody should learn after hours of one stage that the next one cannot begin. Prompts are all
+encoded, once: each must fit lengths.max_prompt_tokens. Of references a share is wanted, so that an
+even sample of them is enough. A reference that is longer than lengths.max_completion_tokens loses
+its end, and with it the EOS: where fewer than `sft.min_whole_references` of them keep it, SFT would
+teach the policy never to stop, and the job is refused; else one line says how many are cut.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -41,7 +43,10 @@ SAMPLED = 1024
 
 @dataclass
 class Check:
-    """The checks of one job. What cannot run becomes a problem, what a person should know a notice."""
+    """The checks of one job.
+
+    What cannot run becomes a problem, what a person should know a notice.
+    """
 
     job: str
     workspace: Workspace
@@ -50,21 +55,37 @@ class Check:
     notices: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.task, self.used = self.workspace.task, stages_of(self.job, self.stages, self.workspace.pretrained)
-        self.given: dict[Split, Pairs] = {split: reading.comparisons(self.task, split) for split in NAMES}
+        self.task, self.used = (
+            self.workspace.task,
+            stages_of(self.job, self.stages, self.workspace.pretrained),
+        )
+        self.given: dict[Split, Pairs] = {
+            split: reading.comparisons(self.task, split) for split in NAMES
+        }
         self._fitting: set[str] = set()  # prompts that fit
         self.sampled_pairs = "comparisons" in self.used and not any(map(len, self.given.values()))
 
     def run(self) -> list[str]:
-        """Returns the notices of a job that can run, a sentence each. Raises Refusal with every problem."""
-        for check in (self.earlier_stages, self.judges, self.comparisons, self.prompts, self.references):
+        """Returns the notices of a job that can run, a sentence each.
+
+        Raises Refusal with every problem.
+        """
+        for check in (
+            self.earlier_stages,
+            self.judges,
+            self.comparisons,
+            self.prompts,
+            self.references,
+        ):
             with self.problems.caught():
                 check()
         self.problems.refuse()
         return self.notices
 
     def earlier_stages(self) -> None:
-        """Raises MissingInput for a job that goes on from the files of another one, which are not there."""
+        """Raises MissingInput for a job that goes on from the files of another one, which are not
+        there.
+        """
         directory = self.workspace.directory / "checkpoints"
         policy_elsewhere = self.workspace.pretrained.sft or self.workspace.begin is not None
         if self.job in ("comparisons", "reward_model", "rlhf", "evaluate") and not policy_elsewhere:
@@ -76,7 +97,9 @@ class Check:
             return
         owner = reward_model.owner(self.workspace)
         if not (path := reward_model.standard_path(owner)).exists():
-            raise MissingInput(f"{path} is missing: run the stage 'reward_model' first (--config.job=reward_model)")
+            raise MissingInput(
+                f"{path} is missing: run the stage 'reward_model' first (--config.job=reward_model)"
+            )
         if not owner.pretrained.reward_model:
             made.check_finished(owner.directory, "reward_model")
 
@@ -85,10 +108,14 @@ class Check:
         if "rlhf" not in self.used:
             return
         if "gold" in [term.name for term in parse(self.stages.reward)] and not self.task.has_gold:
-            raise Refusal("reward names 'gold', but the task has no judge; accepted: learned, or a task with answers")
+            raise Refusal(
+                "reward names 'gold', but the task has no judge; accepted: learned, or a task with "
+                "answers"
+            )
         if self.stages.rlhf.ledger_gold and not self.workspace.has_gold:
             raise Refusal(
-                "rlhf.ledger_gold is True, but the task has no judge; accepted: False, or a model in pretrained.gold"
+                "rlhf.ledger_gold is True, but the task has no judge; accepted: False, or a model "
+                "in pretrained.gold"
             )
         rlhf.make_judges(self.workspace, self.stages)
 
@@ -101,14 +128,16 @@ class Check:
             return
         if not self.workspace.has_gold:
             raise Refusal(
-                "the task gives neither comparisons nor a gold judge to make them, which a learned reward needs: give its "
+                "the task gives neither comparisons nor a gold judge to make them, which a learned "
+                "reward needs: give its "
                 "comparisons, or set pretrained.gold or pretrained.reward_model"
             )
         config, pairs = self.stages.comparisons, self.stages.reward_model.pairs_per_update
         check_rows("comparisons.prompts_per_batch", config.prompts_per_batch, self.workspace.mesh)
         if "reward_model" in self.used and config.num_train < pairs:
             raise Refusal(
-                f"comparisons.num_train is {config.num_train}; accepted: at least reward_model.pairs_per_update = {pairs}"
+                f"comparisons.num_train is {config.num_train}; accepted: at least "
+                f"reward_model.pairs_per_update = {pairs}"
             )
 
     def _given_comparisons(self) -> None:
@@ -116,32 +145,45 @@ class Check:
         pairs = self.stages.reward_model.pairs_per_update
         if "reward_model" in self.used and len(train) < pairs:
             raise Refusal(
-                f"the task gives {len(train)} train comparisons; accepted: at least pairs_per_update = {pairs}"
+                f"the task gives {len(train)} train comparisons; accepted: at least "
+                f"pairs_per_update = {pairs}"
             )
         if "reward_model" in self.used and not len(heldout):
             raise Refusal(
-                f"all {len(train)} comparisons of the task are train ones; accepted: some of held-out prompts, on which the "
+                f"all {len(train)} comparisons of the task are train ones; accepted: some of "
+                "held-out prompts, on which the "
                 "reward model is measured"
             )
         pairs_read = [*evenly(train), *evenly(heldout)]
-        lengths = self._completion_lengths("comparisons", [text for _, *both in pairs_read for text in both])
+        lengths = self._completion_lengths(
+            "comparisons", [text for _, *both in pairs_read for text in both]
+        )
         limit = self.workspace.lengths.max_completion_tokens
         cut = sum(max(both) > limit for both in zip(lengths[::2], lengths[1::2], strict=True))
         if cut:
             self.notices.append(
-                f"{cut} of {len(pairs_read)} comparisons have a completion longer than lengths.max_completion_tokens = "
+                f"{cut} of {len(pairs_read)} comparisons have a completion longer than "
+                "lengths.max_completion_tokens = "
                 f"{limit}, which loses its end"
             )
 
     def prompts(self) -> None:
         """Notes a split that is asked for prompts and has none, and prompts that do not fit."""
         pairs = {"comparisons"} if self.sampled_pairs else set()
-        users: dict[Split, set[str]] = {"train": {"sft", "reward_model", "rlhf"} | pairs, "heldout": EVALUATED | pairs}
+        users: dict[Split, set[str]] = {
+            "train": {"sft", "reward_model", "rlhf"} | pairs,
+            "heldout": EVALUATED | pairs,
+        }
         for split, stages in users.items():
-            count, asking = reading.num_prompts(self.task, split), ", ".join(sorted(stages & self.used))
+            count, asking = (
+                reading.num_prompts(self.task, split),
+                ", ".join(sorted(stages & self.used)),
+            )
             if asking and not count:
                 self.problems.note(f"the task has no {NAMES[split]} prompts, which {asking} needs")
-            elif asking and not hasattr(self.task, "fitted"):  # a task that has it left out what does not fit
+            elif asking and not hasattr(
+                self.task, "fitted"
+            ):  # a task that has it left out what does not fit
                 self._fit(
                     f"{NAMES[split]} prompts",
                     count,
@@ -149,11 +191,17 @@ class Check:
                 )
         if self.used & EVALUATED and reading.num_prompts(self.task, "heldout"):
             with self.problems.caught():
-                notice = evaluator.fitted(self.stages.evaluate, reading.num_prompts(self.task, "heldout"))[1]
+                notice = evaluator.fitted(
+                    self.stages.evaluate, reading.num_prompts(self.task, "heldout")
+                )[1]
                 self.notices += filter(None, [notice])
         if "reward_model" in self.used and not hasattr(self.task, "fitted"):
             for split, given in self.given.items():
-                self._fit(f"prompts of {NAMES[split]} comparisons", len(given), (prompt for prompt, _, _ in given))
+                self._fit(
+                    f"prompts of {NAMES[split]} comparisons",
+                    len(given),
+                    (prompt for prompt, _, _ in given),
+                )
 
     def _fit(self, what: str, count: int, texts: Iterable[str]) -> None:
         """Notes texts that have no token, or more than a prompt may have."""
@@ -165,13 +213,18 @@ class Check:
                 lengths = encoding.count_tokens(self.workspace.tokenizer, chunk)
             empty += lengths.count(0)
             over += sum(length > limit for length in lengths)
-            self._fitting.update(text for text, length in zip(chunk, lengths, strict=True) if 0 < length <= limit)
+            self._fitting.update(
+                text for text, length in zip(chunk, lengths, strict=True) if 0 < length <= limit
+            )
             longest = max(longest, *zip(lengths, chunk, strict=True))
         if empty:
-            self.problems.note(f"{empty} of {count} {what} have no tokens; accepted: one token or more")
+            self.problems.note(
+                f"{empty} of {count} {what} have no tokens; accepted: one token or more"
+            )
         if over:
             self.problems.note(
-                f"{over} of {count} {what} are longer than lengths.max_prompt_tokens = {limit}: {longest[1][:60]!r} has "
+                f"{over} of {count} {what} are longer than lengths.max_prompt_tokens = {limit}: "
+                f"{longest[1][:60]!r} has "
                 f"{longest[0]} tokens; accepted: at least {longest[0]}, or shorter prompts"
             )
 
@@ -183,7 +236,11 @@ class Check:
             cut = sum(length > limit for length in self._completion_lengths("references", texts))
             if cut:
                 self._cut(cut, len(texts), limit)
-        if self.used & EVALUATED and self.workspace.has_gold and reading.num_prompts(self.task, "heldout"):
+        if (
+            self.used & EVALUATED
+            and self.workspace.has_gold
+            and reading.num_prompts(self.task, "heldout")
+        ):
             self._references("heldout", "completions are compared with")
 
     def _references(self, split: Split, purpose: str) -> list[str]:
@@ -192,7 +249,9 @@ class Check:
         for index in evenly(range(reading.num_prompts(self.task, split))):
             found = reading.references(self.task, split, index)
             if not found:
-                raise Refusal(f"{NAMES[split]} prompt {index} of the task has no reference, which {purpose}")
+                raise Refusal(
+                    f"{NAMES[split]} prompt {index} of the task has no reference, which {purpose}"
+                )
             texts += found
         return texts
 
@@ -202,13 +261,15 @@ class Check:
 
     def _cut(self, cut: int, count: int, limit: int) -> None:
         said = (
-            f"{cut} of {count} references are longer than lengths.max_completion_tokens = {limit} and lose their end, which is "
+            f"{cut} of {count} references are longer than lengths.max_completion_tokens = {limit} "
+            "and lose their end, which is "
             "the EOS"
         )
         least = self.stages.sft.min_whole_references
         if count - cut < least * count:
             self.problems.note(
-                f"{said}: the policy would not learn to stop; accepted: longer completions, or a lower share in "
+                f"{said}: the policy would not learn to stop; accepted: longer completions, or a "
+                "lower share in "
                 f"sft.min_whole_references = {least}"
             )
         else:
@@ -216,27 +277,38 @@ class Check:
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[None]:
-        """Says of which texts a refusal of the tokenizer is, and which kind reads a task of single characters."""
+        """Says of which texts a refusal of the tokenizer is, and which kind reads a task of single
+        characters.
+        """
         try:
             yield
         except Refusal as error:
             symbols = self.task.vocabulary or ("",)
-            remedy = "; --config.tokenizer.kind=characters reads this task" if max(map(len, symbols)) == 1 else ""
+            remedy = (
+                "; --config.tokenizer.kind=characters reads this task"
+                if max(map(len, symbols)) == 1
+                else ""
+            )
             raise Refusal(f"{what}: {error}{remedy}") from error
 
 
 def summary(workspace: Workspace) -> str:
-    """Rows, prompts and comparisons that were read, and the model and devices that use them, in one line."""
+    """Rows, prompts and comparisons that were read, and the model and devices that use them, in one
+    line.
+    """
     task, model = workspace.task, workspace.model
     read = getattr(task, "description", type(task).__name__.lower())
-    counts = [f"{task.num_prompts('train'):,} train and {task.num_prompts('heldout'):,} held-out prompts"]
+    counts = [
+        f"{task.num_prompts('train'):,} train and {task.num_prompts('heldout'):,} held-out prompts"
+    ]
     if any(given := [len(reading.comparisons(task, split)) for split in NAMES]):
         counts.append(f"{given[0]:,} and {given[1]:,} comparisons")
     shapes = jax.tree.leaves(jax.eval_shape(model.init, randomness.key(0)))
     params, devices = sum(int(np.prod(leaf.shape)) for leaf in shapes), workspace.mesh.devices
     kind = devices.flat[0].device_kind
     return (
-        f"{'; '.join(str(read).splitlines())}: {', '.join(counts)}; model of {params:,} parameters on {devices.size} {kind} "
+        f"{'; '.join(str(read).splitlines())}: {', '.join(counts)}; model of {params:,} parameters "
+        f"on {devices.size} {kind} "
         f"device{'s' if devices.size > 1 else ''}"
     )
 

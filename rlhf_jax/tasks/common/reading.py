@@ -1,4 +1,7 @@
-"""The door of tasks: calls a task's methods, and checks what they give. A task may be a user's own."""
+"""The door of tasks: calls a task's methods, and checks what they give.
+
+A task may be a user's own.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +11,10 @@ from rlhf_jax.tasks.api import Split, Task
 
 
 def num_prompts(task: Task, split: Split) -> int:
-    """Distinct prompts of a split. Raises ComponentError for what the task's own code raises, and for no whole number."""
+    """Distinct prompts of a split.
+
+    Raises ComponentError for what the task's own code raises, and for no whole number.
+    """
     count = _asked(task, "num_prompts", split)
     if isinstance(count, bool) or not hasattr(count, "__index__") or count < 0:
         raise ComponentError(_wrong(task, "num_prompts", (split,), count, "a whole number"))
@@ -16,15 +22,22 @@ def num_prompts(task: Task, split: Split) -> int:
 
 
 def prompt(task: Task, split: Split, index: int) -> str:
-    """A prompt's text. Raises ComponentError for what the task's own code raises, and for no text or an empty one."""
+    """A prompt's text. Raises ComponentError for what the task's own code raises, and for no text
+    or an empty one.
+    """
     text = _asked(task, "prompt", split, index)
     if not isinstance(text, str) or not text:
-        raise ComponentError(_wrong(task, "prompt", (split, index), text, "a text that is not empty"))
+        raise ComponentError(
+            _wrong(task, "prompt", (split, index), text, "a text that is not empty")
+        )
     return text
 
 
 def references(task: Task, split: Split, index: int) -> tuple[str, ...]:
-    """A prompt's references. Raises ComponentError for what the task's own code raises, and for no sequence of texts."""
+    """A prompt's references.
+
+    Raises ComponentError for what the task's own code raises, and for no sequence of texts.
+    """
     texts = _asked(task, "references", split, index)
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise ComponentError(_wrong(task, "references", (split, index), texts, "a tuple of texts"))
@@ -32,8 +45,9 @@ def references(task: Task, split: Split, index: int) -> tuple[str, ...]:
 
 
 def record(task: Task, split: Split, index: int) -> Mapping[str, Any]:
-    """The fields of a prompt's row: see `tasks.api.Task`. Raises ComponentError for what the task's own code raises, and
-    for no mapping."""
+    """The fields of a prompt's row: see `tasks.api.Task`. Raises ComponentError for what the task's
+    own code raises, and for no mapping.
+    """
     if not hasattr(task, "record"):
         return {"references": references(task, split, index)}
     fields = _asked(task, "record", split, index)
@@ -45,15 +59,22 @@ def record(task: Task, split: Split, index: int) -> Mapping[str, Any]:
 def comparisons(task: Task, split: Split) -> Sequence[tuple[str, str, str]]:
     """(prompt, chosen, rejected) as the task has them; none where it has no `comparisons`.
 
-    Raises ComponentError for what the task's own code raises, and for an entry that is not three texts.
+    Raises ComponentError for what the task's own code raises, and for an entry that is not three
+    texts.
     """
     if not hasattr(task, "comparisons"):
         return []
     pairs = _asked(task, "comparisons", split)
     for index, pair in enumerate(pairs):
-        if not isinstance(pair, list | tuple) or len(pair) != 3 or not all(isinstance(text, str) for text in pair):
+        if (
+            not isinstance(pair, list | tuple)
+            or len(pair) != 3
+            or not all(isinstance(text, str) for text in pair)
+        ):
             accepted = "(prompt, chosen, rejected), texts"
-            raise ComponentError(f"{_wrong(task, 'comparisons', (split,), pair, accepted)} (entry {index})")
+            raise ComponentError(
+                f"{_wrong(task, 'comparisons', (split,), pair, accepted)} (entry {index})"
+            )
     return pairs
 
 

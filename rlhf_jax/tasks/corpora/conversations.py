@@ -1,7 +1,8 @@
 """Published conversations: messages to the prompt of a chat template and the reply that follows it.
 
-A row whose messages are well-formed may still be of no use: its last message is no reply, a role is unknown, or the template
-itself refuses it, as Gemma's does with a system message. Such a row is left out and counted; it does not end the run.
+A row whose messages are well-formed may still be of no use: its last message is no reply, a role is
+unknown, or the template itself refuses it, as Gemma's does with a system message. Such a row is
+left out and counted; it does not end the run.
 """
 
 import json
@@ -19,7 +20,8 @@ ROLES = ("system", "user", "assistant")
 
 
 def template(name_or_path: str, bos_token: str, eos_token: str, date: str) -> chat.Template:
-    """The chat template of a config; its special tokens where they are given, else the template's own.
+    """The chat template of a config; its special tokens where they are given, else the template's
+    own.
 
     Raises Refusal where there is no such template, or `date` is none.
     """
@@ -27,16 +29,26 @@ def template(name_or_path: str, bos_token: str, eos_token: str, date: str) -> ch
         chat.told_date(date)
     found = chat.find(name_or_path)
     given = {"bos_token": bos_token, "eos_token": eos_token}
-    return replace(found, tokens={**found.tokens, **{name: text for name, text in given.items() if text}}, date=date)
+    return replace(
+        found,
+        tokens={**found.tokens, **{name: text for name, text in given.items() if text}},
+        date=date,
+    )
 
 
 def recipe(found: chat.Template) -> tuple[str, ...]:
     """Everything of a template that the text of a prompt depends on."""
-    return (found.text, found.date, *(f"{name}={text}" for name, text in sorted(found.tokens.items())))
+    return (
+        found.text,
+        found.date,
+        *(f"{name}={text}" for name, text in sorted(found.tokens.items())),
+    )
 
 
 def prompts(found: chat.Template) -> Callable[[str, Messages], dict[str, str]]:
-    """`(where, messages) -> fields` of a record: the prompt up to where the assistant's reply begins, and the messages."""
+    """`(where, messages) -> fields` of a record: the prompt up to where the assistant's reply
+    begins, and the messages.
+    """
 
     def prompt(where: str, context: Messages) -> dict[str, str]:
         try:
@@ -44,39 +56,52 @@ def prompts(found: chat.Template) -> Callable[[str, Messages], dict[str, str]]:
         except chat.Refused as error:
             raise LeftOut(str(error)) from None
         except Refusal as error:
-            raise Refusal(f"{where}: {error}; task.bos_token and task.eos_token give texts of tokens") from None
+            raise Refusal(
+                f"{where}: {error}; task.bos_token and task.eos_token give texts of tokens"
+            ) from None
         return {"prompt": text, "messages": json.dumps(context, ensure_ascii=False)}
 
     return prompt
 
 
 def turns(where: str, row: row_files.Row, key: str, found: chat.Template) -> tuple[Messages, str]:
-    """The messages before the last reply of the assistant's, and that reply without an EOS that it ends in.
+    """The messages before the last reply of the assistant's, and that reply without an EOS that it
+    ends in.
 
-    Raises LeftOut where the conversation does not end in a reply to something, or has an unknown role, and Refusal where the
-    field is no conversation.
+    Raises LeftOut where the conversation does not end in a reply to something, or has an unknown
+    role, and Refusal where the field is no conversation.
     """
     held = row.get(key)
     if not isinstance(held, list) or not all(isinstance(message, dict) for message in held):
         raise Refusal(
-            f"{where}: {key!r} is {row_files.short(held)}; accepted: a list of messages with role and content"
+            f"{where}: {key!r} is {row_files.short(held)}; accepted: a list of messages with role "
+            "and content"
         )
-    messages = [_message(f"{where}, message {number} of {key!r}", each) for number, each in enumerate(held, start=1)]
+    messages = [
+        _message(f"{where}, message {number} of {key!r}", each)
+        for number, each in enumerate(held, start=1)
+    ]
     roles = [message["role"] for message in messages]
     if len(roles) < 2 or roles[-1] != "assistant" or not set(roles) <= set(ROLES):
         raise LeftOut(
-            f"{key!r} has the roles {', '.join(roles) or 'none'}; accepted: {', '.join(ROLES)}, with an assistant's reply at"
+            f"{key!r} has the roles {', '.join(roles) or 'none'}; accepted: {', '.join(ROLES)}, "
+            "with an assistant's reply at"
             " the end"
         )
     return messages[:-1], without_eos(messages[-1]["content"], found.tokens.get("eos_token", ""))
 
 
 def without_eos(text: str, eos: str) -> str:
-    """A text without the EOS texts at its end, and white space after them: the pipeline adds an EOS of its own."""
+    """A text without the EOS texts at its end, and white space after them: the pipeline adds an EOS
+    of its own.
+    """
     while eos and text.rstrip().endswith(eos):
         text = text.rstrip().removesuffix(eos)
     return text
 
 
 def _message(where: str, message: dict[str, Any]) -> dict[str, str]:
-    return {key: row_files.text(where, message, key, empty=key == "content") for key in ("role", "content")}
+    return {
+        key: row_files.text(where, message, key, empty=key == "content")
+        for key in ("role", "content")
+    }

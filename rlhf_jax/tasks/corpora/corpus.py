@@ -1,4 +1,6 @@
-"""A task whose prompts, references and comparisons are records on disk, and how its prompts are made to fit a model."""
+"""A task whose prompts, references and comparisons are records on disk, and how its prompts are
+made to fit a model.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,9 +38,18 @@ class Comparisons(Sequence[tuple[str, str, str]]):
 class Fitted(Records):
     """Chosen records of others, some of them with a shortened prompt."""
 
-    def __init__(self, records: Records, indices: Sequence[int], cuts: Mapping[int, int], tail: str):
-        """`cuts`: for some of the indices, how many characters of the prompt are kept before `tail`."""
-        self._records, self._indices, self._cuts, self._tail = records, np.asarray(indices, np.int64), cuts, tail
+    def __init__(
+        self, records: Records, indices: Sequence[int], cuts: Mapping[int, int], tail: str
+    ):
+        """`cuts`: for some of the indices, how many characters of the prompt are kept before
+        `tail`.
+        """
+        self._records, self._indices, self._cuts, self._tail = (
+            records,
+            np.asarray(indices, np.int64),
+            cuts,
+            tail,
+        )
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -55,7 +66,9 @@ class Fitted(Records):
 
 
 class Counted:
-    """Remembers how many tokens a text has: many comparisons are of one prompt, which is also a prompt of the task."""
+    """Remembers how many tokens a text has: many comparisons are of one prompt, which is also a
+    prompt of the task.
+    """
 
     def __init__(self, count_tokens: CountTokens):
         self._count_tokens = count_tokens
@@ -70,7 +83,9 @@ class Counted:
 
 
 class Corpus:
-    """Prompts with one reference each, and comparisons where there are any; no gold unless a task says otherwise."""
+    """Prompts with one reference each, and comparisons where there are any; no gold unless a task
+    says otherwise.
+    """
 
     verifiable = False
     has_gold = False
@@ -78,9 +93,15 @@ class Corpus:
     tail = ""  # what a shortened prompt ends in
 
     def __init__(
-        self, name: str, prompts: Store, comparisons: Store | None = None, template: chat.Template | None = None
+        self,
+        name: str,
+        prompts: Store,
+        comparisons: Store | None = None,
+        template: chat.Template | None = None,
     ):
-        """`name` is what messages call the task; `template` is what its conversations were rendered in."""
+        """`name` is what messages call the task; `template` is what its conversations were rendered
+        in.
+        """
         self.name = name
         self.template = template
         self.description = "\n".join(
@@ -88,7 +109,9 @@ class Corpus:
             for what, store in (("prompts", prompts), ("comparisons", comparisons))
             if store is not None
         )
-        self._digest = " ".join(store.digest for store in (prompts, comparisons) if store is not None)
+        self._digest = " ".join(
+            store.digest for store in (prompts, comparisons) if store is not None
+        )
         self._prompts: Mapping[Split, Records] = prompts.splits
         self._comparisons: Mapping[Split, Records] = comparisons.splits if comparisons else {}
 
@@ -102,7 +125,9 @@ class Corpus:
         return (self._prompts[split][index]["reference"],)
 
     def comparisons(self, split: Split) -> Sequence[tuple[str, str, str]]:
-        """(prompt, chosen, rejected) of a split, in the files' order; empty where the task has none."""
+        """(prompt, chosen, rejected) of a split, in the files' order; empty where the task has
+        none.
+        """
         return Comparisons(self._comparisons[split]) if self._comparisons else ()
 
     def digest(self) -> str:
@@ -111,7 +136,9 @@ class Corpus:
 
     def judge(self, prompt: str, completion: str, finished: bool) -> float:
         """Raises Refusal: nothing but a learned reward can judge these completions."""
-        raise Refusal(f"{self.name} has no answers: only a learned reward can judge its completions")
+        raise Refusal(
+            f"{self.name} has no answers: only a learned reward can judge its completions"
+        )
 
     def fitted(self, count_tokens: CountTokens, max_prompt_tokens: int) -> Self:
         """This task with prompts of at most `max_prompt_tokens` tokens: see `tasks/api.py`.
@@ -130,16 +157,30 @@ class Corpus:
         }
         return task
 
-    def kept_characters(self, records: Sequence[Record], count_tokens: CountTokens, limit: int) -> list[int | None]:
-        """The number of characters that are kept of each record's prompt: all, or None where it does not fit."""
+    def kept_characters(
+        self, records: Sequence[Record], count_tokens: CountTokens, limit: int
+    ) -> list[int | None]:
+        """The number of characters that are kept of each record's prompt: all, or None where it
+        does not fit.
+        """
         prompts = [record["prompt"] for record in records]
         counts = count_tokens(prompts)
-        return [len(text) if count <= limit else None for text, count in zip(prompts, counts, strict=True)]
+        return [
+            len(text) if count <= limit else None
+            for text, count in zip(prompts, counts, strict=True)
+        ]
 
     def _fit(
-        self, split: Split, records: Records, count_tokens: CountTokens, limit: int, seen: set[bytes] | None
+        self,
+        split: Split,
+        records: Records,
+        count_tokens: CountTokens,
+        limit: int,
+        seen: set[bytes] | None,
     ) -> Fitted:
-        """The records that fit; with `seen`, those whose prompt it does not hold yet: cut prompts may have become equal."""
+        """The records that fit; with `seen`, those whose prompt it does not hold yet: cut prompts
+        may have become equal.
+        """
         indices: list[int] = []
         cuts: dict[int, int] = {}
         for start, batch in _batches(records):
@@ -158,7 +199,8 @@ class Corpus:
                     cuts[index] = length
         if not indices:
             raise Refusal(
-                f"{self.name}: none of {len(records)} {split} prompts is left with max_prompt_tokens = {limit}; raise it"
+                f"{self.name}: none of {len(records)} {split} prompts is left with "
+                f"max_prompt_tokens = {limit}; raise it"
             )
         return Fitted(records, indices, cuts, self.tail)
 

@@ -1,4 +1,6 @@
-"""Finds the files of a published dataset in a folder that the user gives, and reads them as records of a task."""
+"""Finds the files of a published dataset in a folder that the user gives, and reads them as records
+of a task.
+"""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,20 +14,25 @@ from rlhf_jax.tasks.corpora import row_files
 from rlhf_jax.tasks.corpora.row_files import Row
 
 Record = dict[str, str]
-SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?\.parquet$")  # older uploads carry a hash after the count
+SHARD = re.compile(
+    r"-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?\.parquet$"
+)  # older uploads carry a hash after the count
 NUMBERED = re.compile(r"^(\d{4})\.parquet$")
 
 
 class LeftOut(Exception):
-    """Says why a task has no use for a row that is well-formed. Such rows are counted, and the first reason is told."""
+    """Says why a task has no use for a row that is well-formed.
+
+    Such rows are counted, and the first reason is told.
+    """
 
 
 @dataclass(frozen=True)
 class Layout:
     """One way in which a dataset is published: the columns that tell it, and what becomes of a row.
 
-    `read(where, row)` gives a record, or None for a row that is of another task. It raises LeftOut for a row that the task
-    cannot use, and Refusal for a malformed one.
+    `read(where, row)` gives a record, or None for a row that is of another task. It raises LeftOut
+    for a row that the task cannot use, and Refusal for a malformed one.
     """
 
     columns: tuple[str, ...]
@@ -34,11 +41,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A published dataset: what it is called, how one gets it, and the names of its splits and folders.
+    """A published dataset: what it is called, how one gets it, and the names of its splits and
+    folders.
 
-    `splits` gives for each of ours the published names, newest first; `patterns` are globs beside the customary ones,
-    with `{split}` in them; `folders` are the names of its configurations. `rows` are the published numbers of rows: others
-    are accepted, and told.
+    `splits` gives for each of ours the published names, newest first; `patterns` are globs beside
+    the customary ones, with `{split}` in them; `folders` are the names of its configurations.
+    `rows` are the published numbers of rows: others are accepted, and told.
     """
 
     title: str
@@ -57,12 +65,17 @@ def find(directory: str, dataset: Dataset) -> dict[Split, tuple[Path, ...]]:
     """
     folder = Path(directory)
     if not directory or not folder.is_dir():
-        raise Refusal(f"{dataset.option} {directory!r} is not a folder; it should hold {_wanted(dataset)}")
+        raise Refusal(
+            f"{dataset.option} {directory!r} is not a folder; it should hold {_wanted(dataset)}"
+        )
     return {split: _split_files(folder, dataset, names) for split, names in dataset.splits.items()}
 
 
-def records(files: Sequence[Path], layouts: Sequence[Layout]) -> Iterator[tuple[str, Record | LeftOut | None]]:
-    """(where, record) of each row in the files' order; None for a row of another task, LeftOut for one without use.
+def records(
+    files: Sequence[Path], layouts: Sequence[Layout]
+) -> Iterator[tuple[str, Record | LeftOut | None]]:
+    """(where, record) of each row in the files' order; None for a row of another task, LeftOut for
+    one without use.
 
     Raises Refusal for a file whose columns are of no layout, or that cannot be read to its end.
     """
@@ -77,28 +90,52 @@ def records(files: Sequence[Path], layouts: Sequence[Layout]) -> Iterator[tuple[
 
 
 def _patterns(dataset: Dataset, split: str) -> list[str]:
-    """Globs in the order of preference. The `-` keeps `validation` from taking `validation_cnndm-...`."""
+    """Globs in the order of preference.
+
+    The `-` keeps `validation` from taking `validation_cnndm-...`.
+    """
     folders = ("data", "", *dataset.folders)
     shards = [f"{folder}/{split}-*.parquet".removeprefix("/") for folder in folders]
-    converted = [f"{folder}/{split}/*.parquet".removeprefix("/") for folder in ("default", "", *dataset.folders)]
+    converted = [
+        f"{folder}/{split}/*.parquet".removeprefix("/")
+        for folder in ("default", "", *dataset.folders)
+    ]
     lines = [f"{split}.jsonl", f"data/{split}.jsonl"]
-    endings = (".parquet", ".jsonl", ".jsonl.gz", ".json")  # as to_parquet of datasets and pandas writes a split
-    single = [f"{folder}/{split}{ending}".removeprefix("/") for folder in folders for ending in endings]
-    return [*shards, *converted, *lines, *(pattern.format(split=split) for pattern in dataset.patterns), *single]
+    endings = (
+        ".parquet",
+        ".jsonl",
+        ".jsonl.gz",
+        ".json",
+    )  # as to_parquet of datasets and pandas writes a split
+    single = [
+        f"{folder}/{split}{ending}".removeprefix("/") for folder in folders for ending in endings
+    ]
+    return [
+        *shards,
+        *converted,
+        *lines,
+        *(pattern.format(split=split) for pattern in dataset.patterns),
+        *single,
+    ]
 
 
 def _split_files(folder: Path, dataset: Dataset, names: Sequence[str]) -> tuple[Path, ...]:
-    patterns = list(dict.fromkeys(pattern for name in names for pattern in _patterns(dataset, name)))
+    patterns = list(
+        dict.fromkeys(pattern for name in names for pattern in _patterns(dataset, name))
+    )
     for pattern in patterns:
         files = sorted(path for path in folder.glob(pattern) if path.is_file())
         if files:
             _check_shards(files)
             return tuple(files)
     some = (path.relative_to(folder) for path in islice(folder.rglob("*"), 1000) if path.is_file())
-    found = sorted(str(path) for path in some if path.parts[0] != "array_record")  # which we wrote ourselves
+    found = sorted(
+        str(path) for path in some if path.parts[0] != "array_record"
+    )  # which we wrote ourselves
     listed = ", ".join(found[:9]) + (" ..." if len(found) > 9 else "")
     raise Refusal(
-        f"{dataset.option} {str(folder)!r} has no files of the split {' or '.join(map(repr, names))}: looked for"
+        f"{dataset.option} {str(folder)!r} has no files of the split "
+        f"{' or '.join(map(repr, names))}: looked for"
         f" {', '.join(patterns)}; found {listed or 'none'}; it should hold {_wanted(dataset)}"
     )
 
@@ -133,7 +170,8 @@ def _check_numbers(files: Sequence[Path]) -> None:
     missing = sorted(set(range(max(numbers, default=-1) + 1)) - numbers)
     if missing:
         raise Refusal(
-            f"{files[0].parent}: {missing[0]:04d}.parquet is missing, beside {max(numbers):04d}.parquet;"
+            f"{files[0].parent}: {missing[0]:04d}.parquet is missing, beside "
+            f"{max(numbers):04d}.parquet;"
             " download the split again"
         )
 

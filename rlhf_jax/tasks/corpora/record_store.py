@@ -1,4 +1,6 @@
-"""Keeps a task's records on disk for random access, in a directory named by the content of the files they come from."""
+"""Keeps a task's records on disk for random access, in a directory named by the content of the
+files they come from.
+"""
 
 import hashlib
 import json
@@ -21,7 +23,10 @@ from rlhf_jax.text import chat, json_texts
 CHUNK_BYTES = 1 << 20
 RECORDS_PER_BATCH = 1024
 TASKS = Path(__file__).resolve().parents[1]
-CODE = tuple(Path(str(module.__file__)) for module in (published_files, row_files, conversations, chat, json_texts))
+CODE = tuple(
+    Path(str(module.__file__))
+    for module in (published_files, row_files, conversations, chat, json_texts)
+)
 COUNTS = "counts.json"
 MESSAGES = "messages"  # the field with what a conversation's prompt was rendered from, as JSON
 Rows = Iterable[tuple[str, Record | LeftOut | None]]
@@ -29,10 +34,12 @@ Rows = Iterable[tuple[str, Record | LeftOut | None]]
 
 @dataclass(frozen=True)
 class Source:
-    """Parts that a store is made of: files by split, how many rows are published as one, and what makes records of rows.
+    """Parts that a store is made of: files by split, how many rows are published as one, and what
+    makes records of rows.
 
-    `recipe` is what of a config the records depend on; two stores differ where their files, recipes or code do.
-    A held-out record whose prompt a training record has is left out. Of `prompts` a split holds each once, the first.
+    `recipe` is what of a config the records depend on; two stores differ where their files, recipes
+    or code do. A held-out record whose prompt a training record has is left out. Of `prompts` a
+    split holds each once, the first.
     """
 
     task: str
@@ -50,7 +57,9 @@ class Source:
 
 
 class Records(Sequence[Record]):
-    """Records by index, read from disk when they are asked for; many at once cost a third of what they cost one by one."""
+    """Records by index, read from disk when they are asked for; many at once cost a third of what
+    they cost one by one.
+    """
 
     def read(self, indices: Sequence[int]) -> list[Record]:
         """The records at indices from 0 to len(self) - 1."""
@@ -72,7 +81,9 @@ class Stored(Records):
     """The records of a split of a store."""
 
     def __init__(self, source: Any, rendered: bool):
-        """`rendered`: prompts are conversations in a chat template, whose messages a record holds too."""
+        """`rendered`: prompts are conversations in a chat template, whose messages a record holds
+        too.
+        """
         self._source, self._rendered = source, rendered
 
     def __len__(self) -> int:
@@ -80,7 +91,11 @@ class Stored(Records):
 
     def read(self, indices: Sequence[int]) -> list[Record]:
         # One record through __getitems__ would start a pool of threads.
-        found = [self._source[indices[0]]] if len(indices) == 1 else self._source.__getitems__(list(indices))
+        found = (
+            [self._source[indices[0]]]
+            if len(indices) == 1
+            else self._source.__getitems__(list(indices))
+        )
         records = [{field: value.decode() for field, value in record.items()} for record in found]
         return [_rendered(record) for record in records] if self._rendered else records
 
@@ -102,22 +117,31 @@ class Store:
 
     @property
     def description(self) -> str:
-        """Numbers of rows kept and read, those published where they differ, and rows left out with the first reason."""
-        return "; ".join(f"{split}: {count['kept']} of {self._rows(split)}" for split, count in self.counts.items())
+        """Numbers of rows kept and read, those published where they differ, and rows left out with
+        the first reason.
+        """
+        return "; ".join(
+            f"{split}: {count['kept']} of {self._rows(split)}"
+            for split, count in self.counts.items()
+        )
 
     def _rows(self, split: Split) -> str:
         rows, published = self.counts[split]["rows"], self.published[split]
         told = (
-            f"{rows} rows" if rows in published else f"{rows} rows ({' or '.join(map(str, published))} are published)"
+            f"{rows} rows"
+            if rows in published
+            else f"{rows} rows ({' or '.join(map(str, published))} are published)"
         )
         left_out = self.counts[split].get("left_out", 0)
         return f"{told}, {left_out} left out: {self.counts[split]['because']}" if left_out else told
 
 
 def open_store(source: Source, root: Path) -> Store:
-    """The store of a source under `root`, built where it is not there. Whoever finishes first has built it.
+    """The store of a source under `root`, built where it is not there. Whoever finishes first has
+    built it.
 
-    Raises Refusal where the files are malformed or change while they are read, or `root` cannot be written.
+    Raises Refusal where the files are malformed or change while they are read, or `root` cannot be
+    written.
     """
     builder = import_module(
         "rlhf_jax.tasks.corpora.tfds_builder"
@@ -135,12 +159,16 @@ def open_store(source: Source, root: Path) -> Store:
 
 
 def _build(source: Source, directory: Path, builder: Any) -> None:
-    """Builds beside its place and moves there whole, so that what died half-way or runs at once is never read."""
+    """Builds beside its place and moves there whole, so that what died half-way or runs at once is
+    never read.
+    """
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f"{directory.name}.part-", dir=directory.parent))
     except OSError as error:
-        raise Refusal(f"{directory.parent} cannot be written ({error.strerror}); set task.cache_dir") from None
+        raise Refusal(
+            f"{directory.parent} cannot be written ({error.strerror}); set task.cache_dir"
+        ) from None
     try:
         counts: dict[Split, dict[str, Any]] = {}
         seen: dict[Split, set[bytes]] = {}
@@ -169,7 +197,9 @@ def _move(part: Path, directory: Path) -> None:
 def _kept(
     source: Source, split: Split, counts: dict[Split, dict[str, Any]], seen: dict[Split, set[bytes]]
 ) -> Iterator[Record]:
-    """The records of a split that are kept, counting them: `train` is written first, `heldout` against what it held."""
+    """The records of a split that are kept, counting them: `train` is written first, `heldout`
+    against what it held.
+    """
     rows = kept = left_out = 0
     because = ""
     prompts = seen.setdefault(split, set())
@@ -184,20 +214,28 @@ def _kept(
         if record is None:
             continue
         prompt = hashlib.blake2b(record["prompt"].encode(), digest_size=16).digest()
-        if (source.kind == "prompts" and prompt in prompts) or (split == "heldout" and prompt in seen["train"]):
+        if (source.kind == "prompts" and prompt in prompts) or (
+            split == "heldout" and prompt in seen["train"]
+        ):
             continue
         prompts.add(prompt)
         kept += 1
         yield record
     if not kept:
         reason = f"; {left_out} left out: {because}" if left_out else ""
-        raise Refusal(f"{source.files[split][0]}: none of {rows} rows is left for the split {split!r}{reason}")
-    counts[split] = {"rows": rows, "kept": kept} | ({"left_out": left_out, "because": because} if left_out else {})
+        raise Refusal(
+            f"{source.files[split][0]}: none of {rows} rows is left for the split {split!r}{reason}"
+        )
+    counts[split] = {"rows": rows, "kept": kept} | (
+        {"left_out": left_out, "because": because} if left_out else {}
+    )
 
 
 def _digests(source: Source) -> tuple[str, str]:
-    """16 hex digits of the files' names, sizes and content, of the recipe, and of the code that makes the records: the store's
-    name. And 16 of the files' content and the recipe alone, which newer code leaves as they are."""
+    """16 hex digits of the files' names, sizes and content, of the recipe, and of the code that
+    makes the records: the store's name. And 16 of the files' content and the recipe alone, which
+    newer code leaves as they are.
+    """
     recipe = json.dumps([source.name, source.fields, source.recipe]).encode()
     named, alone = hashlib.sha256(recipe), hashlib.sha256(recipe)
     for file in (*CODE, TASKS / f"{source.task}.py"):

@@ -77,7 +77,10 @@ def _parquet(file: Path, needed: Sequence[str]) -> Iterator[tuple[str, Row]]:
 
 
 def _batch_rows(batch: Any, file: Path, before: int) -> list[Row]:
-    """The rows of a batch, which `before` others precede. Raises Refusal for text that is not UTF-8, naming the row."""
+    """The rows of a batch, which `before` others precede.
+
+    Raises Refusal for text that is not UTF-8, naming the row.
+    """
     try:
         return batch.to_pylist()
     except UnicodeDecodeError:
@@ -87,7 +90,8 @@ def _batch_rows(batch: Any, file: Path, before: int) -> list[Row]:
                     batch.column(name)[place].as_py()
                 except UnicodeDecodeError as error:
                     raise Refusal(
-                        f"{file}, row {before + place + 1}: {name!r} holds a byte 0x{error.object[error.start]:02x} that is"
+                        f"{file}, row {before + place + 1}: {name!r} holds a byte "
+                        f"0x{error.object[error.start]:02x} that is"
                         " not UTF-8; write the file as UTF-8"
                     ) from None
         raise

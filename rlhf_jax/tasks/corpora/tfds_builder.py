@@ -1,4 +1,6 @@
-"""Writes a task's records with tensorflow-datasets, as array_record files; this module imports it, so import it late."""
+"""Writes a task's records with tensorflow-datasets, as array_record files; this module imports it,
+so import it late.
+"""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +24,11 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     ] = {}  # nothing is downloaded; looking for a list of checksums would need importlib_resources
 
     def __init__(
-        self, name: str, splits: Mapping[str, Callable[[], Iterator[Record]]], fields: Sequence[str], data_dir: Path
+        self,
+        name: str,
+        splits: Mapping[str, Callable[[], Iterator[Record]]],
+        fields: Sequence[str],
+        data_dir: Path,
     ):
         self.name = name  # type: ignore[misc]
         self._splits = splits
@@ -30,7 +36,9 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         super().__init__(data_dir=os.fspath(data_dir), file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = tfds.features.FeaturesDict({field: tfds.features.Text() for field in self._fields})
+        features = tfds.features.FeaturesDict(
+            {field: tfds.features.Text() for field in self._fields}
+        )
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, Record]]]:
@@ -55,7 +63,9 @@ def build(builder: RecordsBuilder) -> None:
 
 def data_source(directory: Path, name: str, split: str) -> Any:
     """Random access to a split of what `build` has written under `directory`."""
-    builder: Any = tfds.builder_from_directory(os.fspath(directory / name / str(RecordsBuilder.VERSION)))
+    builder: Any = tfds.builder_from_directory(
+        os.fspath(directory / name / str(RecordsBuilder.VERSION))
+    )
     return builder.as_data_source(split)
 
 

@@ -2,10 +2,10 @@
 
     gold = cared + others + details + closing + links + gushing + repetition + rambling + junk + end
 
-All terms are in one unit, in which a plain "good" of an aspect that the prompt cares about is worth 1.5. What they punish
-is of two kinds: what the corpus shows (blame, silence about an aspect, false details, wrong links), so that it can be
-learned from the corpus; and what the corpus hardly shows (gushing, repetition, rambling, junk), where a reward that was
-learned from it is on its own.
+All terms are in one unit, in which a plain "good" of an aspect that the prompt cares about is worth
+1.5. What they punish is of two kinds: what the corpus shows (blame, silence about an aspect, false
+details, wrong links), so that it can be learned from the corpus; and what the corpus hardly shows
+(gushing, repetition, rambling, junk), where a reward that was learned from it is on its own.
 """
 
 from collections import Counter
@@ -16,14 +16,22 @@ from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks.synthetic_reviews import words as lexicon
 
 SPECIFIC_BONUS = 0.25  # an adjective that says something only of this aspect, praise or blame
-PHRASE_WEIGHTS = (1.0, 0.8, 0.2, 0.0)  # of the first, second, ... adjective of an aspect; beyond, the last
+PHRASE_WEIGHTS = (
+    1.0,
+    0.8,
+    0.2,
+    0.0,
+)  # of the first, second, ... adjective of an aspect; beyond, the last
 FACTOR_RANGE = (-1.0, 1.6)  # of the modifiers of one adjective together
 OTHER_WEIGHT = 0.6  # of an aspect that the prompt does not care about
 ABSENT = -0.3  # an aspect that the place does not have
 UNANSWERED = -0.2  # an aspect that the prompt cares about and the review leaves out
 TRUE_DETAIL, FALSE_DETAIL = 0.5, -0.2
 FILLER = -0.3
-CLOSING, CONTRARY_CLOSING = 0.5, -0.3  # times +1 or -1 for what it says; where the review says the contrary
+CLOSING, CONTRARY_CLOSING = (
+    0.5,
+    -0.3,
+)  # times +1 or -1 for what it says; where the review says the contrary
 FITTING_LINK, WRONG_LINK = 0.05, -0.05
 HOT, HOT_SQUARED = -1.2, -0.4  # of the heat beyond what the judge forgives
 REPEATED, REPEATED_SQUARED = -0.1, -0.2  # an adjective, modifier, aspect or sentence, again
@@ -35,9 +43,15 @@ FREE_SENTENCES, SENTENCE_TOO_MANY = 4, -0.5
 NO_END = -2.5  # no EOS was sampled
 UNCLOSED = -1.0  # the last sentence has no full stop
 
-_VALENCES = {aspect: {**lexicon.GENERIC, **specific} for aspect, specific in lexicon.SPECIFIC.items()}
+_VALENCES = {
+    aspect: {**lexicon.GENERIC, **specific} for aspect, specific in lexicon.SPECIFIC.items()
+}
 _ADJECTIVES = frozenset(word for table in _VALENCES.values() for word in table)
-_DETAILS = {detail.format(landmark): landmark for detail in lexicon.DETAILS for landmark in lexicon.LANDMARKS}
+_DETAILS = {
+    detail.format(landmark): landmark
+    for detail in lexicon.DETAILS
+    for landmark in lexicon.LANDMARKS
+}
 _FILLERS = frozenset(lexicon.FILLERS)
 
 
@@ -55,8 +69,12 @@ class Reading:
     """The judge's findings in a continuation."""
 
     asked: Asked
-    spoken: dict[str, list[float]] = field(default_factory=dict)  # aspect -> values of its adjectives, in order
-    said: Counter[str] = field(default_factory=Counter)  # adjectives, modifiers, aspects, whole other sentences
+    spoken: dict[str, list[float]] = field(
+        default_factory=dict
+    )  # aspect -> values of its adjectives, in order
+    said: Counter[str] = field(
+        default_factory=Counter
+    )  # adjectives, modifiers, aspects, whole other sentences
     heat: float = 0.0
     true_details: int = 0
     false_details: int = 0
@@ -84,7 +102,8 @@ def asked(prompt: str) -> Asked:
         return Asked((cared[0], *cared[1:]), aspects, subject.split()[-1])
     except (ValueError, IndexError):
         raise Refusal(
-            f"{prompt!r} is not a prompt of reviews; they read like 'review of the small inn by the lake ."
+            f"{prompt!r} is not a prompt of reviews; they read like 'review of the small inn by "
+            "the lake ."
             " i cared about the food . the room was'"
         ) from None
 
@@ -135,10 +154,14 @@ def _read_aspect(reading: Reading, aspect: str, words: list[str], link: str) -> 
             joined, link = True, word
         else:
             reading.junk += 1
-    reading.junk += len(modifiers) + joined  # modifiers of nothing; an "and" to nothing, or an empty sentence
+    reading.junk += (
+        len(modifiers) + joined
+    )  # modifiers of nothing; an "and" to nothing, or an empty sentence
 
 
-def _read_phrase(reading: Reading, aspect: str, modifiers: list[str], adjective: str, link: str) -> None:
+def _read_phrase(
+    reading: Reading, aspect: str, modifiers: list[str], adjective: str, link: str
+) -> None:
     reading.stacked += max(len(modifiers) - 1, 0)
     valence = _VALENCES[aspect].get(adjective)
     if valence is None:
@@ -161,12 +184,16 @@ def _read_phrase(reading: Reading, aspect: str, modifiers: list[str], adjective:
 def terms(prompt: str, completion: str, finished: bool, calm: float) -> dict[str, float]:
     """The named terms of the gold score.
 
-    `finished`: an EOS was sampled; `calm`: the heat that is forgiven. Refusal for a prompt of another task.
+    `finished`: an EOS was sampled; `calm`: the heat that is forgiven. Refusal for a prompt of
+    another task.
     """
     found = read(prompt, completion)
     worth = {aspect: _weighted(values) for aspect, values in found.spoken.items()}
     cared = sum(worth.pop(aspect, UNANSWERED) for aspect in found.asked.cared)
-    others = sum(OTHER_WEIGHT * value if aspect in found.asked.aspects else ABSENT for aspect, value in worth.items())
+    others = sum(
+        OTHER_WEIGHT * value if aspect in found.asked.aspects else ABSENT
+        for aspect, value in worth.items()
+    )
     contrary = sum(closing * cared <= 0 for closing in found.closings)
     hot = max(found.heat - calm, 0.0)
     again = sum(found.said.values()) - len(found.said)
@@ -188,4 +215,7 @@ def terms(prompt: str, completion: str, finished: bool, calm: float) -> dict[str
 
 
 def _weighted(values: list[float]) -> float:
-    return sum(value * PHRASE_WEIGHTS[min(place, len(PHRASE_WEIGHTS) - 1)] for place, value in enumerate(values))
+    return sum(
+        value * PHRASE_WEIGHTS[min(place, len(PHRASE_WEIGHTS) - 1)]
+        for place, value in enumerate(values)
+    )

@@ -1,4 +1,6 @@
-"""The corpus of the reviews: prompts by mixed-radix counting, continuations drawn from a probabilistic grammar."""
+"""The corpus of the reviews: prompts by mixed-radix counting, continuations drawn from a
+probabilistic grammar.
+"""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -15,7 +17,9 @@ class Opening:
     place: str
     adjective: str
     location: str
-    cared: tuple[str, ...]  # what the review opens with, and what the writer says to care about, if anything
+    cared: tuple[
+        str, ...
+    ]  # what the review opens with, and what the writer says to care about, if anything
 
     def text(self) -> str:
         subject = f"{self.adjective} {self.place}".strip()
@@ -30,7 +34,10 @@ def opening(ordinal: int) -> Opening:
     place, location = divmod(rest, len(lexicon.LOCATIONS))
     name = tuple(lexicon.PLACES)[place]
     return Opening(
-        name, lexicon.PLACE_ADJECTIVES[adjective], lexicon.LOCATIONS[location], _cared(lexicon.PLACES[name])[cared]
+        name,
+        lexicon.PLACE_ADJECTIVES[adjective],
+        lexicon.LOCATIONS[location],
+        _cared(lexicon.PLACES[name])[cared],
     )
 
 
@@ -39,11 +46,15 @@ def _cared(aspects: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 NUM_CARED = len(_cared(lexicon.PLACES["hotel"]))
-NUM_OPENINGS = len(lexicon.PLACES) * len(lexicon.LOCATIONS) * len(lexicon.PLACE_ADJECTIVES) * NUM_CARED
+NUM_OPENINGS = (
+    len(lexicon.PLACES) * len(lexicon.LOCATIONS) * len(lexicon.PLACE_ADJECTIVES) * NUM_CARED
+)
 
 
 def rarity(word: str) -> float:
-    """Weight of a word: loud ones are rare, so that the corpus hardly shows what the judge thinks of many."""
+    """Weight of a word: loud ones are rare, so that the corpus hardly shows what the judge thinks
+    of many.
+    """
     return 0.4 if word == "not" else 1.0 / (1.0 + lexicon.HEAT.get(word, 0.0))
 
 
@@ -62,7 +73,9 @@ class Writer:
         return self.random.random() < probability
 
     def pick(self, weights: Mapping):
-        """A key in proportion to its weight; of `Random`, only `random()` is promised to repeat across Pythons."""
+        """A key in proportion to its weight; of `Random`, only `random()` is promised to repeat
+        across Pythons.
+        """
         mark = self.random.random() * sum(weights.values())
         possible = [key for key, weight in weights.items() if weight > 0]
         for key in possible[:-1]:
@@ -75,14 +88,23 @@ class Writer:
         sentences = [self.phrases(self.opening.cared[0])]
         for optional in (self.another, self.detail, self.filler, self.closing):
             sentence = optional()
-            if sentence and sum(map(len, sentences)) + len(sentences) + len(sentence) + 1 <= self.max_words:
+            if (
+                sentence
+                and sum(map(len, sentences)) + len(sentences) + len(sentence) + 1 <= self.max_words
+            ):
                 sentences.append(sentence)
         return " ".join(word for sentence in sentences for word in [*sentence, "."])
 
     def another(self) -> list[str]:
-        others = [aspect for aspect in lexicon.PLACES[self.opening.place] if aspect not in self.opening.cared]
+        others = [
+            aspect
+            for aspect in lexicon.PLACES[self.opening.place]
+            if aspect not in self.opening.cared
+        ]
         second = self.opening.cared[1:]
-        what = self.pick({"second": 0.65 if second else 0.0, "other": 0.15 if second else 0.45, "none": 0.2})
+        what = self.pick(
+            {"second": 0.65 if second else 0.0, "other": 0.15 if second else 0.45, "none": 0.2}
+        )
         if what == "none":
             return []
         aspect = second[0] if what == "second" else self.pick(dict.fromkeys(others, 1.0))
@@ -104,8 +126,14 @@ class Writer:
         """A modifier or none, an adjective, and the sign of both together."""
         praise = self.chance(self.cheer)
         table = lexicon.SPECIFIC[aspect] if self.chance(0.5) else lexicon.GENERIC
-        adjective = self.pick({word: rarity(word) for word, value in table.items() if (value > 0) == praise})
-        modifier = self.pick({word: rarity(word) for word in lexicon.MODIFIERS}) if self.chance(0.45) else ""
+        adjective = self.pick(
+            {word: rarity(word) for word, value in table.items() if (value > 0) == praise}
+        )
+        modifier = (
+            self.pick({word: rarity(word) for word in lexicon.MODIFIERS})
+            if self.chance(0.45)
+            else ""
+        )
         negated = modifier == "not"
         return [*modifier.split(), adjective], 1 if praise != negated else -1
 
@@ -124,4 +152,6 @@ class Writer:
         if not self.chance(0.4):
             return []
         sign = 1 if self.chance(self.cheer) else -1
-        return self.pick({text: 1.0 for text, direction in lexicon.CLOSINGS.items() if direction == sign}).split()
+        return self.pick(
+            {text: 1.0 for text, direction in lexicon.CLOSINGS.items() if direction == sign}
+        ).split()

@@ -1,4 +1,6 @@
-"""The words of the reviews: what there is to judge, and how good each word for it is (hidden from every model)."""
+"""The words of the reviews: what there is to judge, and how good each word for it is (hidden from
+every model).
+"""
 
 PLACES = {  # place -> what one can care about there
     "hotel": ("room", "food", "staff", "price", "view", "garden"),
@@ -49,15 +51,78 @@ GENERIC = {  # fits everything
 }
 
 SPECIFIC = {  # says something of one aspect only; the aspects' lists share no word
-    "room": {"spacious": 1.65, "cosy": 1.45, "quiet": 1.3, "dirty": -1.9, "cramped": -1.5, "noisy": -1.3},
-    "food": {"delicious": 1.8, "tasty": 1.55, "fresh": 1.35, "stale": -1.8, "greasy": -1.45, "bland": -1.15},
-    "staff": {"attentive": 1.75, "helpful": 1.6, "friendly": 1.5, "rude": -1.95, "careless": -1.65, "slow": -1.1},
-    "price": {"fair": 1.45, "reasonable": 1.25, "low": 1.1, "unfair": -1.75, "steep": -1.4, "high": -1.05},
-    "view": {"stunning": 1.9, "clear": 1.3, "wide": 1.15, "blocked": -1.6, "grey": -1.0, "narrow": -0.85},
-    "garden": {"blooming": 1.6, "calm": 1.4, "shady": 1.05, "muddy": -1.3, "overgrown": -1.1, "bare": -0.9},
-    "music": {"lively": 1.55, "soft": 1.35, "gentle": 1.25, "shrill": -1.85, "loud": -1.35, "flat": -1.0},
-    "coffee": {"rich": 1.6, "smooth": 1.45, "strong": 1.15, "burnt": -1.85, "watery": -1.6, "bitter": -1.25},
-    "tour": {"informative": 1.7, "funny": 1.5, "varied": 1.4, "boring": -1.7, "rushed": -1.35, "long": -0.8},
+    "room": {
+        "spacious": 1.65,
+        "cosy": 1.45,
+        "quiet": 1.3,
+        "dirty": -1.9,
+        "cramped": -1.5,
+        "noisy": -1.3,
+    },
+    "food": {
+        "delicious": 1.8,
+        "tasty": 1.55,
+        "fresh": 1.35,
+        "stale": -1.8,
+        "greasy": -1.45,
+        "bland": -1.15,
+    },
+    "staff": {
+        "attentive": 1.75,
+        "helpful": 1.6,
+        "friendly": 1.5,
+        "rude": -1.95,
+        "careless": -1.65,
+        "slow": -1.1,
+    },
+    "price": {
+        "fair": 1.45,
+        "reasonable": 1.25,
+        "low": 1.1,
+        "unfair": -1.75,
+        "steep": -1.4,
+        "high": -1.05,
+    },
+    "view": {
+        "stunning": 1.9,
+        "clear": 1.3,
+        "wide": 1.15,
+        "blocked": -1.6,
+        "grey": -1.0,
+        "narrow": -0.85,
+    },
+    "garden": {
+        "blooming": 1.6,
+        "calm": 1.4,
+        "shady": 1.05,
+        "muddy": -1.3,
+        "overgrown": -1.1,
+        "bare": -0.9,
+    },
+    "music": {
+        "lively": 1.55,
+        "soft": 1.35,
+        "gentle": 1.25,
+        "shrill": -1.85,
+        "loud": -1.35,
+        "flat": -1.0,
+    },
+    "coffee": {
+        "rich": 1.6,
+        "smooth": 1.45,
+        "strong": 1.15,
+        "burnt": -1.85,
+        "watery": -1.6,
+        "bitter": -1.25,
+    },
+    "tour": {
+        "informative": 1.7,
+        "funny": 1.5,
+        "varied": 1.4,
+        "boring": -1.7,
+        "rushed": -1.35,
+        "long": -0.8,
+    },
 }
 
 MODIFIERS = {  # what an adjective's valence is multiplied with
@@ -80,8 +145,17 @@ HEAT = {  # how loud a word is; heat adds up over a review
 
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
-DETAILS = ("we could see the {}", "we walked to the {}", "it is close to the {}")  # true only of the prompt's location
-CLOSINGS = {"i would come again": 1, "i can recommend it": 1, "i would not come again": -1, "i cannot recommend it": -1}
+DETAILS = (
+    "we could see the {}",
+    "we walked to the {}",
+    "it is close to the {}",
+)  # true only of the prompt's location
+CLOSINGS = {
+    "i would come again": 1,
+    "i can recommend it": 1,
+    "i would not come again": -1,
+    "i cannot recommend it": -1,
+}
 FILLERS = tuple(f"i went there on a {day}" for day in DAYS)  # true, and of no use to a reader
 CONNECTIVES = ("also", "but")  # of sentences; phrases are joined by "and", "but"
 

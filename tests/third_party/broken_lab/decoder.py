@@ -17,7 +17,12 @@ class Forgetful(decoder.PowerNeoX):
     """Its mask is forgotten."""
 
     def apply(
-        self, params: Params, tokens_BL: Array, positions_BL: Array, mask_BL: Array, cache: Cache | None = None
+        self,
+        params: Params,
+        tokens_BL: Array,
+        positions_BL: Array,
+        mask_BL: Array,
+        cache: Cache | None = None,
     ) -> tuple[Array, Cache | None]:
         return super().apply(params, tokens_BL, positions_BL, jnp.ones_like(mask_BL), cache)
 

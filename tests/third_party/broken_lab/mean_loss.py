@@ -1,4 +1,6 @@
-"""An algorithm whose loss is a mean over rows, where the sum is promised: micro-batches do not add up."""
+"""An algorithm whose loss is a mean over rows, where the sum is promised: micro-batches do not add
+up.
+"""
 
 from dataclasses import replace
 

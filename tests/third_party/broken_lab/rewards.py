@@ -1,4 +1,6 @@
-"""Rewards: one that says nothing of its noise, one that compares completions, one of another length, one without a number."""
+"""Rewards: one that says nothing of its noise, one that compares completions, one of another
+length, one without a number.
+"""
 
 import random
 from collections.abc import Sequence

@@ -1,4 +1,6 @@
-"""A decoder family: GPT-NeoX whose feed-forward has a power of the rectifier in the place of the gelu."""
+"""A decoder family: GPT-NeoX whose feed-forward has a power of the rectifier in the place of the
+gelu.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,7 +17,10 @@ from rlhf_jax.types import Array
 
 @dataclass(frozen=True)
 class Config(gpt_neox.Config):
-    """The shape of a decoder. So et al. 2021 (arXiv 2109.08668) find that the square of the rectifier learns best."""
+    """The shape of a decoder.
+
+    So et al. 2021 (arXiv 2109.08668) find that the square of the rectifier learns best.
+    """
 
     power: Count = 2
 
@@ -43,7 +48,9 @@ class Network(gpt_neox.Network):
     def setup(self) -> None:
         config = self.config
         init = decoder.small_init(config.width, config.init_scale)
-        self.embed_in = nn.Embed(config.vocab_size, config.width, dtype=config.dtype, embedding_init=init)
+        self.embed_in = nn.Embed(
+            config.vocab_size, config.width, dtype=config.dtype, embedding_init=init
+        )
         self.layer = [Layer(config) for _ in range(config.num_layers)]
         self.final_layer_norm = blocks.LayerNorm(config.norm_eps)
         if not config.tie_embeddings:

@@ -1,4 +1,5 @@
-"""An algorithm: a policy gradient with the ratio of whole completions, against the mean of a prompt's other samples.
+"""An algorithm: a policy gradient with the ratio of whole completions, against the mean of a
+prompt's other samples.
 
 A_i = gain (score_i − mean of the other G − 1)        loss = −Σ_i A_i exp(Σ_t log π − log behavior)
 """
@@ -25,8 +26,12 @@ def leave_out(config: Config) -> Algorithm:
     """The algorithm; rows are samples."""
 
     def credit(samples: Samples, scores: Scores) -> Batch:
-        advantage_B = config.gain * leave_one_out(grouped_scores(samples, scores, 2, "leave_out")).reshape(-1)
-        return make_batch(samples, scores, advantage_RC=select(advantage_B[:, None], samples.mask_BC))
+        advantage_B = config.gain * leave_one_out(
+            grouped_scores(samples, scores, 2, "leave_out")
+        ).reshape(-1)
+        return make_batch(
+            samples, scores, advantage_RC=select(advantage_B[:, None], samples.mask_BC)
+        )
 
     return Algorithm(
         name="leave_out",
@@ -47,7 +52,11 @@ def loss(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
     assert batch.advantage_RC is not None
     assert batch.behavior_logprob_RC is not None
     ratio_R = jnp.exp(
-        masked_sum(outputs.logprob_RC, batch.mask_RC, 1) - masked_sum(batch.behavior_logprob_RC, batch.mask_RC, 1)
+        masked_sum(outputs.logprob_RC, batch.mask_RC, 1)
+        - masked_sum(batch.behavior_logprob_RC, batch.mask_RC, 1)
     )
-    metrics = {"ratio": Mean(jnp.sum(ratio_R), jnp.float32(len(ratio_R))), **drift_metrics(outputs, batch)}
+    metrics = {
+        "ratio": Mean(jnp.sum(ratio_R), jnp.float32(len(ratio_R))),
+        **drift_metrics(outputs, batch),
+    }
     return -jnp.sum(batch.advantage_RC[:, 0] * ratio_R), metrics

@@ -1,4 +1,6 @@
-"""Rewards on text: a plain function, a factory with settings, and one that gives another number each time it is asked."""
+"""Rewards on text: a plain function, a factory with settings, and one that gives another number
+each time it is asked.
+"""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +29,12 @@ def brevity(completions: Sequence[str], config: Config) -> list[float]:
     return [-config.cost * max(0, units.words(text) - config.free_words) for text in completions]
 
 
-def overlap(prompts: Sequence[str], completions: Sequence[str], records: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The share of a completion's words that one of the row's references has: a plain function without settings."""
+def overlap(
+    prompts: Sequence[str], completions: Sequence[str], records: Sequence[Mapping[str, Any]]
+) -> list[float]:
+    """The share of a completion's words that one of the row's references has: a plain function
+    without settings.
+    """
     del prompts
     shares = []
     for text, row in zip(completions, records, strict=True):

@@ -13,4 +13,6 @@ def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
     del stages
     workspace.directory.mkdir(parents=True, exist_ok=True)
     counts = [workspace.task.num_prompts(split) for split in ("train", "heldout")]
-    (workspace.directory / FILE).write_text(f"{algorithm.name}: {counts[0]} + {counts[1]} prompts\n")
+    (workspace.directory / FILE).write_text(
+        f"{algorithm.name}: {counts[0]} + {counts[1]} prompts\n"
+    )
