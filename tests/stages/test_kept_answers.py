@@ -140,7 +140,7 @@ def test_a_replay_reads_the_answers_of_the_run_that_it_replays(folder, reward, s
     """With the asynchronous loop; the answers are then its own, too."""
     replayed = folder / "replayed"
     settings = SETTINGS | {"rlhf__loop": "asynchronous"}
-    runs.run(replayed, reward=reward, rlhf__replay=str(stopped), **settings)
+    runs.run(replayed, reward=reward, rlhf__replay_schedule_of=str(stopped), **settings)
     assert not runs.differences(stopped, replayed)
     for name, text in stores(replayed).items():
         assert sorted(text.splitlines()) == sorted(stores(stopped)[name].splitlines())

@@ -81,7 +81,7 @@ def kept(
         read too.
       judges: by label.
     """
-    folder = workspace.directory / answers.FOLDER
+    folder, replayed = workspace.directory / answers.FOLDER, stages.rlhf.replay_schedule_of
     found: dict[str, HostJudge | KeptJudge] = dict(judges)
     for label, judge in judges.items():
         if judge.asked_once:
@@ -89,8 +89,6 @@ def kept(
             name = answers.file_name(
                 label, registry.canonical("rewards", judge.name), dataclasses.asdict(config)
             )
-            earlier = (
-                Path(stages.rlhf.replay) / answers.FOLDER / name if stages.rlhf.replay else None
-            )
+            earlier = Path(replayed) / answers.FOLDER / name if replayed else None
             found[label] = KeptJudge(judge, Answers(folder / name, earlier))
     return found
