@@ -132,11 +132,13 @@ class Answers:
 
     def _refresh(self) -> None:
         """Reads the lines that were added to the file since it was read last."""
-        if not self.path.exists() or self.path.stat().st_size == self._read_bytes:
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size in (0, self._read_bytes):
             return
         for question, answer in read(self.path).items():
             self._known.setdefault(question, answer)
-        self._read_bytes = self.path.stat().st_size
+        # The size from before: what another process appends during the read is read again next time.
+        self._read_bytes = size
 
     def _replayed(self) -> Mapping[str, float]:
         if self._before is None:

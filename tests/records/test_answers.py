@@ -104,6 +104,24 @@ def test_of_two_that_ask_at_once_the_first_answer_is_taken_by_both(tmp_path):
     np.testing.assert_array_equal(other.given(["b"], Counting()), [2])
 
 
+def test_what_is_appended_during_a_read_is_read_next_time(tmp_path, monkeypatch):
+    path = tmp_path / "whim.jsonl"
+    one, other = answers.Answers(path), answers.Answers(path)
+    other.given(["a"], lambda indices: np.array([5.0]))
+    read = answers.read
+
+    def slow(path):
+        found = read(path)
+        if "b" not in found:
+            other.given(["b"], lambda indices: np.array([6.0]))  # after the read, before its end
+        return found
+
+    monkeypatch.setattr(answers, "read", slow)
+    np.testing.assert_array_equal(one.given(["a", "b"], lambda indices: np.array([7.0])), [5, 6])
+    keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
+    assert keys == ["a", "b"]
+
+
 WRITER = """
 import sys
 from pathlib import Path
