@@ -297,8 +297,9 @@ def check_values(values: dict[str, Any]) -> None:
     Raises Refusal with every problem.
     """
     problems, components = Problems(), {"task": "tasks", "algorithm": "algorithms"}
-    if renamed := [sentence for key in flat(values) if (sentence := history.new_name(key))]:
-        raise Refusal(*renamed)
+    flattened = flat(values)
+    if renamed := [key for key in flattened if history.is_renamed(key, flattened)]:
+        raise Refusal(*map(history.new_name, renamed))
     if absent := sorted(set(default()) - values.keys()):
         raise Refusal(
             f"the config lacks {', '.join(map(repr, absent))}; build.default() has every key"

@@ -25,6 +25,9 @@ RENAMED: dict[str, str] = {
 }
 """old key -> new key, of the same values."""
 
+RENAMED_OF = {"algorithm.discount": "ppo", "algorithm.decay": "ppo"}
+"""old key -> the algorithm that had it; another algorithm may have a key of that name."""
+
 RENAMED_VALUES: dict[tuple[str, Any], Any] = {
     ("job", "relabel"): "comparisons",
     ("model.family", "hub"): "pretrained",
@@ -58,10 +61,17 @@ def translated(stored: Mapping[str, Any], where: str) -> dict[str, Any]:
                     f"{REMOVED[key]!r} alone"
                 )
             continue
-        name = RENAMED.get(key, key)
+        name = RENAMED[key] if is_renamed(key, stored) else key
         renamed = isinstance(value, str) and (name, value) in RENAMED_VALUES
         found[name] = RENAMED_VALUES[name, value] if renamed else value
     return found
+
+
+def is_renamed(key: str, values: Mapping[str, Any]) -> bool:
+    """True for an old key of a flattened config, whose algorithm is the one that had it."""
+    return key in RENAMED and values.get("algorithm.name") == RENAMED_OF.get(
+        key, values.get("algorithm.name")
+    )
 
 
 def renamed(stored: Mapping[str, Any]) -> dict[str, Any]:

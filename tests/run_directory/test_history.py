@@ -48,6 +48,13 @@ def test_a_renamed_component_is_read_under_its_new_name():
     assert completed(values)["job"] == "comparisons"
 
 
+def test_a_renamed_key_of_one_algorithm_is_another_algorithms_own():
+    for name, key in (("ppo", "algorithm.gae_lambda"), ("my_lab.mine", "algorithm.decay")):
+        old = {"algorithm.name": name, "algorithm.decay": 0.5}
+        assert history.translated(old, "run/config.json")[key] == 0.5
+        assert history.is_renamed("algorithm.decay", old) == (name == "ppo")
+
+
 def test_an_unknown_key_is_refused_by_name():
     values = stored()
     values["rlhf"]["delay"] = 3
