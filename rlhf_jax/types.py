@@ -23,7 +23,7 @@ import numpy as np
 from flax import struct
 
 Array = jax.Array
-Params = Any  # a nested dict of arrays, one entry a layer
+Params = Mapping[str, Any]  # nested dicts of arrays, one entry a layer
 
 Need = str
 """The name of a score, a key of `dataflow.SCORES`: "reference", "value", "proximal"."""

@@ -247,7 +247,7 @@ def train_step(
     count = denominator(batch.mask_RC, aggregation)
     grads = jax.tree.map(lambda g: g / count, grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params: Any = optax.apply_updates(state.params, updates)
     one = jnp.float32(1.0)
     extra = {
         "loss": Mean(loss_sum, count),

@@ -90,13 +90,23 @@ def encode(
 
 @overload
 def init(
-    model: Model, optimizer: Optimizer, key: Array, algorithm: None = None, *, params: Params = None
+    model: Model,
+    optimizer: Optimizer,
+    key: Array,
+    algorithm: None = None,
+    *,
+    params: Params | None = None,
 ) -> TrainState: ...
 
 
 @overload
 def init(
-    model: Model, optimizer: Optimizers, key: Array, algorithm: Algorithm, *, params: Params = None
+    model: Model,
+    optimizer: Optimizers,
+    key: Array,
+    algorithm: Algorithm,
+    *,
+    params: Params | None = None,
 ) -> TrainState | States: ...
 
 
@@ -106,7 +116,7 @@ def init(
     key: Array,
     algorithm: Algorithm | None = None,
     *,
-    params: Params = None,
+    params: Params | None = None,
 ) -> Any:
     """Returns a fresh state at version 0; for an algorithm with a critic a dict of states, "policy"
     and "critic".

@@ -56,7 +56,7 @@ def run(
     num_rounds: int,
     lag: int = rlhf_config.Config.lag,
     tokenizer: Tokenizer | None = None,
-    params: Params = None,
+    params: Params | None = None,
     optimizer: Any = None,
     critic_optimizer: Any = None,
     seed: int = 0,
@@ -200,7 +200,7 @@ def _events(
     config: rlhf_config.Config,
     algorithm: Algorithm,
     reward: Reward,
-    params: Params,
+    params: Params | None,
     optimizers: tuple[Any, Any],
     monitor: LoopMonitor | None,
 ) -> Generator[Event, None, None]:

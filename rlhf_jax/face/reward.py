@@ -41,7 +41,7 @@ class Reward:
     judges: Mapping[str, HostJudge]  # rewards on text, by label
     task: api.Task | None = None
     model: ModelReward | None = None  # the term named `learned`, or an array program
-    params: Params = None
+    params: Params | None = None
     network: ValueModel | None = None
     mean: float = 0.0  # of the model's raw scores
     std: float = 1.0
@@ -58,7 +58,7 @@ def reward(
     /,
     *,
     model: Model | ValueModel | None = None,
-    params: Params = None,
+    params: Params | None = None,
     mean: float = 0.0,
     std: float = 1.0,
     **settings: Any,
@@ -128,7 +128,7 @@ def reward(
 
 
 def _of_function(
-    function: Callable[..., Any], task: Any, params: Params, settings: Mapping[str, Any]
+    function: Callable[..., Any], task: Any, params: Params | None, settings: Mapping[str, Any]
 ) -> Reward:
     """The reward that a function is.
 

@@ -26,8 +26,9 @@ from rlhf_jax.devices import distributed
 from rlhf_jax.runtime import activity, stopping
 from rlhf_jax.runtime.buffer import Buffer, Stalled, Stopped
 from rlhf_jax.runtime.program import Program
+from rlhf_jax.runtime.spec import Published
 from rlhf_jax.runtime.synchronous import Event, LoopMonitor, Sampled, train_round
-from rlhf_jax.types import Params, Samples, States
+from rlhf_jax.types import Samples, States
 
 JOIN_SECONDS = 10.0
 """Seconds that a run that has failed waits for its sampler: the failure is to be seen, and a hung
@@ -125,7 +126,7 @@ def sample_rounds(
         buffer.stop(error)
 
 
-def take_version(clock: Clock, buffer: Buffer, round_index: int) -> tuple[int, Params]:
+def take_version(clock: Clock, buffer: Buffer, round_index: int) -> tuple[int, Published]:
     """Waits for the params that sample a round: exactly the clock's version, or in bounded mode the
     newest from it on.
     """

@@ -13,7 +13,8 @@ from typing import TypeVar
 
 from rlhf_jax.refusal import Stalled as Stalled
 from rlhf_jax.runtime import activity
-from rlhf_jax.types import Params, Samples
+from rlhf_jax.runtime.spec import Published
+from rlhf_jax.types import Samples
 
 T = TypeVar("T")
 WAKE_SECONDS = 1.0  # a wait wakes so often for signals: Ctrl-C is handled between two waits
@@ -31,30 +32,30 @@ class Buffer:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._params: dict[int, Params] = {}
+        self._params: dict[int, Published] = {}
         self._rounds: dict[int, Samples] = {}
         self._failure: BaseException | None = None
         self._stopped = False
         self._no_more_rounds = False
 
-    def publish(self, version: int, params: Params) -> None:
+    def publish(self, version: int, params: Published) -> None:
         """Gives the sampler a version that it owns."""
         with self._changed:
             self._params[version] = params
             self._changed.notify_all()
 
-    def params(self, version: int) -> Params:
+    def params(self, version: int) -> Published:
         """Waits for a version. Raises Stopped where the trainer has ended, or what made the run
         fail.
         """
         return self._wait(lambda: self._params.get(version), f"version {version} of the params")
 
-    def newest(self, at_least: int) -> tuple[int, Params]:
+    def newest(self, at_least: int) -> tuple[int, Published]:
         """Waits for a version that is no older than `at_least`: the newest there is, and its
         params. Raises as `params`.
         """
 
-        def find() -> tuple[int, Params] | None:
+        def find() -> tuple[int, Published] | None:
             version = max(self._params, default=-1)
             return (version, self._params[version]) if version >= at_least else None
 

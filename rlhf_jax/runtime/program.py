@@ -25,6 +25,7 @@ from rlhf_jax.runtime import calls, credit, shapes
 from rlhf_jax.runtime.sampler import Sampler
 from rlhf_jax.runtime.spec import Critic as Critic
 from rlhf_jax.runtime.spec import ProgramSpec as ProgramSpec
+from rlhf_jax.runtime.spec import Published
 from rlhf_jax.runtime.spec import Reward as Reward
 from rlhf_jax.types import Array, Batch, Metrics, Params, Samples, Scores, States, TrainState
 from rlhf_jax.updating import init_state
@@ -95,7 +96,9 @@ class Program:
         """Params of the scores whose role is not trained, by call, on the call's mesh."""
         spec = self.spec
         params = {role: frozen.params for role, frozen in spec.frozen.items()}
-        params |= {"reference": self.reference_params, "reward": spec.reward.params}
+        params |= {"reference": self.reference_params}
+        if spec.reward.params is not None:
+            params |= {"reward": spec.reward.params}
         return {
             name: placed(
                 params[score.call.role],
@@ -198,7 +201,7 @@ class Program:
             for role, make in self._init.items()
         }
 
-    def generate(self, params: Params, round_index: int, version: int) -> Samples:
+    def generate(self, params: Published, round_index: int, version: int) -> Samples:
         """Samples a round with published params."""
         prompts = self.spec.prompts(round_index)
         with self._dispatch_lock:
@@ -290,7 +293,7 @@ class Program:
             )
         return updated, metrics
 
-    def publish(self, states: States) -> Params:
+    def publish(self, states: States) -> Published:
         """Params that the sampler owns."""
         with self._dispatch_lock:
             return self.sampler.publish(states["policy"].params)

@@ -23,6 +23,7 @@ from rlhf_jax.devices.placement import placed
 from rlhf_jax.devices.transfer import per_host
 from rlhf_jax.devices.transfer.reallocate import move
 from rlhf_jax.models.api import Model
+from rlhf_jax.runtime.spec import Published
 from rlhf_jax.types import Array, Params, Prompts, Samples
 
 Draw = Callable[[Params, Prompts, Array, Any], Samples]
@@ -84,14 +85,14 @@ class Sampler:
         """Bytes of a published version by device, for each mesh that samples."""
         return [memory.bytes_by_device(self._params, layout) for layout in self._layouts]
 
-    def publish(self, params: Params) -> Params:
+    def publish(self, params: Params) -> Published:
         """Params that the sampler owns, where it samples."""
         params = per_host.own(params)
         if not self._apart:
             return self._copy(params)
         return tuple(move(params, layout, dtype=self.dtype) for layout in self._layouts)
 
-    def generate(self, params: Params, prompts: Prompts, version: int) -> Samples:
+    def generate(self, params: Published, prompts: Prompts, version: int) -> Samples:
         """Samples of a round, on the trainer's mesh.
 
         The slices draw at the same time. No collective over hosts.
@@ -99,7 +100,7 @@ class Sampler:
         samples = self._draw_share(params, per_host.share(prompts), version)
         return per_host.joined(samples, sharding.row_shardings(samples, self._everywhere))
 
-    def _draw_share(self, params: Params, prompts: Prompts, version: int) -> Samples:
+    def _draw_share(self, params: Published, prompts: Prompts, version: int) -> Samples:
         """Samples of this host's prompts, on its part of the trainer's mesh."""
         if not self._apart:
             prompts = jax.device_put(prompts, sharding.row_shardings(prompts, self._trainer))

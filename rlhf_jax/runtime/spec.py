@@ -20,6 +20,8 @@ from rlhf_jax.sampling import Config as SamplingConfig
 from rlhf_jax.scoring import Config as ScoringConfig
 from rlhf_jax.types import Algorithm, Array, Params, Plan, Prompts, Samples
 
+Published = Params | tuple[Params, ...]  # the sampler's copy, or one for each mesh that samples
+
 
 @dataclass(frozen=True)
 class Reward:
@@ -32,7 +34,7 @@ class Reward:
     """
 
     model: ModelReward | None = None
-    params: Params = None
+    params: Params | None = None
     network: ValueModel | None = None
     host: Callable[[Samples], Any] | None = (
         None  # one number a sample, or of a sum {label: one number a sample}

@@ -80,8 +80,7 @@ def best_of_n(workspace: Workspace, stages: Any, sft_params: Params, reward: Rew
         return
     began = time.perf_counter()
     workspace.metrics.resume(BEST_OF_N, 0)
-    scores = learned_scores(reward.model, reward.params, reward.mean, reward.std)
-    evaluator = Evaluator(workspace, stages.evaluate, sft_params, scores)
+    evaluator = Evaluator(workspace, stages.evaluate, sft_params, learned_scores(reward))
     for line in best_of_n_line(evaluator, sft_params, stages.best_of_n, stages.best_of_n_prompts):
         workspace.metrics.write("evaluate", 0, line, time.perf_counter() - began, of=BEST_OF_N)
     workspace.metrics.write_timing(BEST_OF_N, {"wall_seconds": time.perf_counter() - began})
@@ -90,10 +89,7 @@ def best_of_n(workspace: Workspace, stages: Any, sft_params: Params, reward: Rew
 def evaluator_of(workspace: Workspace, stages: Any) -> Evaluator:
     """The evaluator of a run's directory, whose reward and SFT policy must be there."""
     reward = rlhf.make_reward(workspace, stages)
-    scores = None
-    if reward.model is not None:
-        scores = learned_scores(reward.model, reward.params, reward.mean, reward.std)
-    return Evaluator(workspace, stages.evaluate, sft.load(workspace), scores)
+    return Evaluator(workspace, stages.evaluate, sft.load(workspace), learned_scores(reward))
 
 
 def every_version(workspace: Workspace, stages: Any) -> Iterator[tuple[int, Figures]]:

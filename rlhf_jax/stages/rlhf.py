@@ -249,11 +249,14 @@ def run(
         resumed = choose(checkpoints, spool, clock, abstract, layout, ended)
         version = resumed.version
         if version == clock.num_updates:
+            assert resumed.policy is not None
             return workspace.on_mesh(resumed.policy)
         program.check_memory(asynchronous=config.loop == "asynchronous")
         program.compile()
-        first = None if version else first_policy(workspace, reference_params)
-        states = resumed.states if version else program.init(first)
+        first, states = None, resumed.states
+        if not version:
+            first = first_policy(workspace, reference_params)
+            states = program.init(first)
         samples_writer, book = (
             SamplesWriter(workspace.directory),
             ledger.Ledger(workspace.directory),
@@ -312,10 +315,7 @@ def make_evaluator(
     workspace: Workspace, stages: Any, reward: Reward, reference_params: Params
 ) -> Evaluator:
     """The evaluations of a run, which show a learned reward's scores beside the others."""
-    scores = None
-    if reward.model is not None:
-        scores = learned_scores(reward.model, reward.params, reward.mean, reward.std)
-    return Evaluator(workspace, stages.evaluate, reference_params, scores)
+    return Evaluator(workspace, stages.evaluate, reference_params, learned_scores(reward))
 
 
 def make_loop(

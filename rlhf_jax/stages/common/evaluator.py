@@ -17,7 +17,7 @@ from rlhf_jax.devices import distributed
 from rlhf_jax.models.api import Model
 from rlhf_jax.ops.divergences import full_kl
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.rewards.api import ModelReward
+from rlhf_jax.runtime.spec import Reward
 from rlhf_jax.scoring import MAX_LOGITS, completion_hidden
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.common.evaluation_metrics import (
@@ -271,11 +271,13 @@ class Evaluator:
         return figures, judged
 
 
-def learned_scores(
-    reward: ModelReward, params: Params, mean: float, std: float
-) -> Callable[[Samples], np.ndarray]:
-    """Standardised scores of samples, on the host."""
-    compiled = distributed.compiled(reward)
+def learned_scores(reward: Reward) -> Callable[[Samples], np.ndarray] | None:
+    """Standardised scores of samples, on the host; None where no model gives the reward."""
+    if reward.model is None:
+        return None
+    assert reward.params is not None
+    compiled, params = distributed.compiled(reward.model), reward.params
     return lambda samples: (
-        (np.asarray(distributed.fetch(compiled(params, samples)), np.float64) - mean) / std
+        (np.asarray(distributed.fetch(compiled(params, samples)), np.float64) - reward.mean)
+        / reward.std
     )

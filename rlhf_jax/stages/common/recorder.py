@@ -45,9 +45,8 @@ class Recorder:
     bar: Bar
     began: float
     ledger: Ledger
-    first_policy: (
-        Params  # version 0, which is evaluated after its params were trained on; None once it was
-    )
+    # version 0, which is evaluated after its params were trained on; None once it was
+    first_policy: Params | None
     timeline: Timeline = field(default_factory=Timeline)
     late: tuple[synchronous.Updated, Any] | None = None
     scored: synchronous.Scored | None = None
@@ -164,6 +163,7 @@ class Recorder:
         if (
             round_index == 0
         ):  # only now, so that nobody waits for its programs to see that training works
+            assert self.first_policy is not None
             self.evaluate(self.first_policy, 0, full=True)
             self.first_policy = None
         listed = version in self.config.evaluate_at

@@ -36,7 +36,7 @@ class Resumed:
     version: int = 0
     states: Any = None
     pending: dict[int, Samples] = field(default_factory=dict)
-    policy: Params = None
+    policy: Params | None = None
 
 
 def choose(
