@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_jax import build
+from rlhf_jax.config import fill
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "configs"
@@ -44,8 +45,8 @@ def test_a_node_has_every_key_and_turns_back():
         "sizes": (1, 2),
         "inner": {"rate": 0.5},
     }
-    assert build.fill(Outer, node.to_dict(), "outer") == Outer()
-    assert build.fill(Outer, {"inner": {"rate": 2}}, "outer") == Outer(inner=Inner(2.0))
+    assert fill(Outer, node.to_dict(), "outer") == Outer()
+    assert fill(Outer, {"inner": {"rate": 2}}, "outer") == Outer(inner=Inner(2.0))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_a_node_has_every_key_and_turns_back():
 )
 def test_a_wrong_key_or_type_is_named(values, message):
     with pytest.raises(ValueError, match=message):
-        build.fill(Outer, values, "outer")
+        fill(Outer, values, "outer")
 
 
 def test_an_unknown_preset_lists_those_there_are():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_jax import build
+from rlhf_jax import build, registry
 from rlhf_jax.cli import run
 from rlhf_jax.refusal import ComponentError, Refusal
 from rlhf_jax.rewards.common.nodes import reward_configs, reward_nodes
@@ -165,4 +165,4 @@ def test_what_a_module_has_is_what_it_defines(tmp_path):
         "make(): pass\n"
     )
     with pytest.raises(Refusal, match=r"has no 'other'; it has make$"):
-        build.registry.entry("tasks", f"{path}:other")
+        registry.entry("tasks", f"{path}:other")

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from rlhf_jax import build
+from rlhf_jax import registry
 from rlhf_jax.cli import run
 from rlhf_jax.records import jsonl
 from rlhf_jax.refusal import NotFinite
@@ -342,4 +342,4 @@ def test_help_is_no_error(capsys):
 
 
 def test_the_job_is_found_by_its_file():
-    assert callable(build.registry.find("stages", "pipeline").job)
+    assert callable(registry.find("stages", "pipeline").job)

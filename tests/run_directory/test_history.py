@@ -17,7 +17,7 @@ def stored() -> dict:
 
 
 def completed(values: dict) -> dict:
-    return flat(stored_config.completed(values, "run/config.json", build._defaults))
+    return flat(stored_config.completed(values, "run/config.json", build.defaults))
 
 
 def test_a_config_is_read_as_it_was_written():
@@ -97,9 +97,9 @@ def test_a_run_goes_on_with_a_newer_key_as_before(tmp_path, monkeypatch):
     config = build.default()
     config.directory = str(tmp_path)
     now = config.to_dict()
-    stored_config.as_before(now, build._defaults)
+    stored_config.as_before(now, build.defaults)
     assert now["rlhf"]["temperature"] == 0.5
     config.rlhf.temperature = 0.75
     now = config.to_dict()
-    stored_config.as_before(now, build._defaults)
+    stored_config.as_before(now, build.defaults)
     assert now["rlhf"]["temperature"] == 0.75

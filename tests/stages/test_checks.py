@@ -4,9 +4,11 @@ devices and the task.
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from rlhf_jax import build
 from rlhf_jax.planner.costs import hardware
@@ -57,7 +59,7 @@ def refusal(config) -> tuple[str, ...]:
     """What `prepare` refuses, having written nothing."""
     with pytest.raises(Refusal) as refused:
         build.prepare(config)
-    assert not build.Path(config.directory).exists()
+    assert not Path(config.directory).exists()
     return refused.value.messages
 
 
@@ -251,7 +253,7 @@ def test_a_stage_whose_input_is_not_there(config, job, words):
     config.job = job
     with pytest.raises(MissingInput, match=words):
         build.prepare(config)
-    assert not build.Path(config.directory).exists()
+    assert not Path(config.directory).exists()
 
 
 def test_rlhf_needs_the_reward_model_s_file(config, tmp_path, monkeypatch):
@@ -312,14 +314,14 @@ def test_settings_that_contradict_each_other(config, changes, words):
     with pytest.raises(Refusal) as refused:
         build.prepare(config)
     assert words in str(refused.value)
-    assert not build.Path(directory).exists()
+    assert not Path(directory).exists()
 
 
 def test_a_config_lacks_a_node(config):
     values = config.to_dict()
     del values["rlhf"], values["seed"]
     with pytest.raises(Refusal, match="the config lacks 'rlhf', 'seed'"):
-        build.prepare(build.ConfigDict(values))
+        build.prepare(ConfigDict(values))
 
 
 @pytest.mark.parametrize("num_devices", [3, 7])

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from configs import quickstart
-from rlhf_jax import build
+from rlhf_jax import build, registry
 from rlhf_jax.cli import run
 from rlhf_jax.refusal import ComponentError, Refusal
 from rlhf_jax.run_directory import component_names, digests, made, run_config, starts
@@ -283,7 +283,7 @@ def task_of(path, **changed):
     for name, value in changed.items():
         text = text.replace(name, value)
     path.write_text(text)
-    return build.registry.make("tasks", str(path), None)
+    return registry.make("tasks", str(path), None)
 
 
 def test_rows_of_a_task_are_its_data(tmp_path):
