@@ -7,22 +7,21 @@ and compute the same numbers as the compiled program of a run on one device.
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from rlhf_jax import sampling, scoring
+from rlhf_jax.face import compiled
+from rlhf_jax.face.compiled import Optimizer
 from rlhf_jax.face.prompts import TaskPrompts
 from rlhf_jax.face.reward import Reward, host_scores
 from rlhf_jax.face.settings import filled
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import value_head
-from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.text import encoding, tokenizers
 from rlhf_jax.text.codec import FileTokenizer
@@ -39,13 +38,8 @@ from rlhf_jax.types import (
     States,
     TrainState,
 )
-from rlhf_jax.updating import critic_objective, init_state, policy_objective, train_step
-
-CACHED = 64
-"""Compiled functions that are kept of each call: a model, an optimizer and a setting each."""
 
 State = TypeVar("State", TrainState, States)
-Optimizer = optax.GradientTransformation
 Optimizers = Optimizer | Mapping[str, Optimizer]
 """One optimizer for every role, or one by role: "policy" and "critic"."""
 
@@ -132,13 +126,13 @@ def init(
     Raises:
       Refusal: for a role without an optimizer.
     """
-    policy = _fresh(model)(key) if params is None else jax.tree.map(jnp.copy, params)
-    state = _init(_of_role(optimizer, "policy"))(policy)
+    policy = compiled.init_params(model)(key) if params is None else jax.tree.map(jnp.copy, params)
+    state = compiled.init_state(_of_role(optimizer, "policy"))(policy)
     if algorithm is None or "critic" not in algorithm.losses:
         return state
     head_key = jax.random.fold_in(key, zlib.crc32(b"critic") & 0x7FFFFFFF)
     critic = jax.tree.map(jnp.copy, value_head.make(model).init_from(policy, head_key))
-    return {"policy": state, "critic": _init(_of_role(optimizer, "critic"))(critic)}
+    return {"policy": state, "critic": compiled.init_state(_of_role(optimizer, "critic"))(critic)}
 
 
 def sample(
@@ -190,7 +184,7 @@ def sample(
     if isinstance(params, TrainState):
         params, version = params.params, params.step
     config = sampling.Config(max_tokens, samples_per_prompt, temperature)
-    generate = _sampler(model, config, eos_ids, tokenizer.pad_id)
+    generate = compiled.sampler(model, config, eos_ids, tokenizer.pad_id)
     return generate(params, prompts, key, jnp.asarray(version, jnp.int32))
 
 
@@ -233,7 +227,7 @@ def score(
     raw: dict[str, Any] = {}
     if reward.model is not None:
         label = next(term.label for term in reward.terms if term.label not in reward.judges)
-        raw[label] = _model_scores(reward.model)(reward.params, samples)
+        raw[label] = compiled.model_scores(reward.model)(reward.params, samples)
     if reward.judges:
         raw |= {
             label: jnp.asarray(scores_B)
@@ -247,7 +241,7 @@ def score(
         )
         for term in reward.terms
     )
-    scores = _scores(units, reward.is_plain, config)(raw, samples.finished_B)
+    scores = compiled.scorer(units, reward.is_plain, config)(raw, samples.finished_B)
     return dataclasses.replace(
         scores,
         reference_logprob_BC=by_call.get("reference"),
@@ -305,7 +299,7 @@ def update(
     updated, metrics = {}, {}
     for role, loss in algorithm.losses.items():
         aggregation = algorithm.aggregation if role == "policy" else "token"
-        step = _step(
+        step = compiled.update_step(
             role, loss, model, _of_role(optimizer, role), aggregation, unit_rows, num_micro_batches, donate
         )  # fmt: skip
         updated[role], found = step(states[role], batch)
@@ -360,81 +354,6 @@ def _by_call(
             f"params of {', '.join(params)} were given without their model; accepted: model=..."
         )
     within(tokenizer, model)
-    return {need: _inference(need, model)(of_need, samples) for need, of_need in params.items()}
-
-
-# One compiled function for each value of the arguments: `jax.jit` keeps its programs by the
-# function that it was given.
-
-
-@lru_cache(CACHED)
-def _fresh(model: Model) -> Callable[[Array], Params]:
-    return jax.jit(model.init)
-
-
-@lru_cache(CACHED)
-def _init(optimizer: Optimizer) -> Callable[[Params], TrainState]:
-    return jax.jit(partial(init_state, optimizer=optimizer))
-
-
-@lru_cache(CACHED)
-def _sampler(
-    model: Model, config: sampling.Config, eos_ids: tuple[int, ...], pad_id: int
-) -> Callable[..., Samples]:
-    return jax.jit(
-        partial(sampling.sample, model=model, config=config, eos_id=eos_ids, pad_id=pad_id)
-    )
-
-
-@lru_cache(CACHED)
-def _inference(need: str, model: Model) -> Callable[[Params, Samples], Array]:
-    if need == "value":
-        return jax.jit(partial(scoring.sample_values, model=value_head.make(model)))
-    return jax.jit(partial(scoring.sample_logprobs, model=model))
-
-
-@lru_cache(CACHED)
-def _model_scores(reward: Callable[..., Array]) -> Callable[..., Array]:
-    return jax.jit(reward)
-
-
-@lru_cache(CACHED)
-def _scores(
-    units: tuple[tuple[str, float, float, float], ...], is_plain: bool, config: scoring.Config
-) -> Callable[[Mapping[str, Array], Array], Scores]:
-    """Raw scores by label to Scores; `units` are (label, weight, mean, standard deviation) of each
-    term.
-    """
-
-    def make(raw: Mapping[str, Array], finished_B: Array) -> Scores:
-        if is_plain:
-            ((label, _, mean, std),) = units
-            return scoring.make_scores(raw[label], finished_B, mean, std, config)
-        of_terms = {label: (weight, mean, std) for label, weight, mean, std in units}
-        return scoring.make_summed_scores(raw, of_terms, finished_B, config)
-
-    return jax.jit(make)
-
-
-@lru_cache(CACHED)
-def _step(
-    role: str,
-    loss: Callable[..., Any],
-    model: Model,
-    optimizer: Optimizer,
-    aggregation: Any,
-    unit_rows: int,
-    num_micro_batches: int,
-    donate: bool,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    network: Model | ValueModel = model if role == "policy" else value_head.make(model)
-    make_objective: Any = policy_objective if role == "policy" else critic_objective
-    step = partial(
-        train_step,
-        objective=make_objective(loss, network, unit_rows),
-        optimizer=optimizer,
-        aggregation=aggregation,
-        unit_rows=unit_rows,
-        num_micro_batches=num_micro_batches,
-    )
-    return jax.jit(step, donate_argnums=(0,) if donate else ())
+    return {
+        need: compiled.forward(need, model)(of_need, samples) for need, of_need in params.items()
+    }
