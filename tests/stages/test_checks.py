@@ -14,7 +14,8 @@ from rlhf_jax import build
 from rlhf_jax.planner.costs import hardware
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.stages import comparisons, reward_model, sft
-from rlhf_jax.stages.common import checks, planning, task_checks
+from rlhf_jax.stages.checks import settings, task
+from rlhf_jax.stages.common import planning
 from rlhf_jax.tasks.api import is_heldout
 
 FITS = [f"add {a} and {b}:" for a in range(6) for b in range(10)]
@@ -157,7 +158,7 @@ def refusal_of_task(config):
     workspace = dataclasses.replace(
         made[0], pretrained=dataclasses.replace(made[0].pretrained, sft=config.pretrained.sft)
     )
-    return task_checks.Check("pipeline", workspace, made[1]).run()
+    return task.Check("pipeline", workspace, made[1]).run()
 
 
 def config_without_hub(config):
@@ -257,8 +258,8 @@ def test_a_stage_whose_input_is_not_there(config, job, words):
 
 
 def test_rlhf_needs_the_reward_model_s_file(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(task_checks, "complete_steps", lambda directory: [1])
-    monkeypatch.setattr(task_checks.made, "check_finished", lambda directory, stage: None)
+    monkeypatch.setattr(task, "complete_steps", lambda directory: [1])
+    monkeypatch.setattr(task.made, "check_finished", lambda directory, stage: None)
     config.job = "rlhf"
     assert (
         f"{tmp_path}/run/reward_model.json is missing: run the stage 'reward_model' first"
@@ -350,10 +351,8 @@ def test_a_batch_of_sampled_comparisons_and_of_a_judge(config, tmp_path):
     with pytest.raises(
         Refusal, match=r"pretrained\.gold_rows_per_batch is 4, which does not divide"
     ):
-        checks.check_settings("comparisons", made[1], pretrained, made[2], made[0].mesh)
-    check = task_checks.Check(
-        "comparisons", dataclasses.replace(made[0], pretrained=pretrained), made[1]
-    )
+        settings.check_settings("comparisons", made[1], pretrained, made[2], made[0].mesh)
+    check = task.Check("comparisons", dataclasses.replace(made[0], pretrained=pretrained), made[1])
     check.comparisons()
     check.sampled_pairs = True
     with pytest.raises(
@@ -367,7 +366,7 @@ def test_the_stages_of_a_job(config):
     pretrained = build.parts(config)[0].pretrained
 
     def of(job, reward="learned", **changes):
-        return checks.stages_of(
+        return settings.stages_of(
             job,
             dataclasses.replace(stages, reward=reward),
             dataclasses.replace(pretrained, **changes),
@@ -393,10 +392,10 @@ def test_texts_are_encoded_once(config, monkeypatch):
     seen: list[str] = []
     kind, encode = type(workspace.tokenizer), type(workspace.tokenizer).encode
     monkeypatch.setattr(kind, "encode", lambda self, text: seen.append(text) or encode(self, text))
-    task_checks.Check("pipeline", workspace, stages).run()
+    task.Check("pipeline", workspace, stages).run()
     assert sorted(text for text in seen if text.startswith("add")) == sorted(FITS)
-    assert len(task_checks.evenly(range(100_000))) <= task_checks.SAMPLED
-    assert task_checks.evenly(range(5)) == [0, 1, 2, 3, 4]
+    assert len(task.evenly(range(100_000))) <= task.SAMPLED
+    assert task.evenly(range(5)) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("stage", [sft, reward_model])

@@ -16,7 +16,8 @@ from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.pretrained import export
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.stages import comparisons, rlhf, sft
-from rlhf_jax.stages.common import pretrained_models, vocabularies
+from rlhf_jax.stages.checks import vocabularies
+from rlhf_jax.stages.common import pretrained_models
 from rlhf_jax.tasks import jsonl, no_robots
 from rlhf_jax.text import chat, encoding, tokenizers
 from tests.models.families import random_params

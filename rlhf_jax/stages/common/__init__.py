@@ -1,1 +1,1 @@
-"""Parts that several stages share: checks, recorder, evaluator, what was stored before."""
+"""Parts that several stages share: recorder, evaluator, what was stored before."""

@@ -21,7 +21,7 @@ from rlhf_jax.pretrained import folders
 from rlhf_jax.pretrained.folders import Folder
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards import learned
-from rlhf_jax.stages.common import vocabularies
+from rlhf_jax.stages.checks import vocabularies
 from rlhf_jax.tasks.api import Task
 from rlhf_jax.text import chat, encoding
 from rlhf_jax.text.tokenizers import Tokenizer

@@ -26,8 +26,8 @@ from rlhf_jax.rewards.common.terms import parse
 from rlhf_jax.run_directory import made
 from rlhf_jax.stages import reward_model, rlhf
 from rlhf_jax.stages.api import Workspace
+from rlhf_jax.stages.checks.settings import EVALUATED, stages_of
 from rlhf_jax.stages.common import evaluator
-from rlhf_jax.stages.common.checks import EVALUATED, stages_of
 from rlhf_jax.stages.pipeline import Stages
 from rlhf_jax.tasks.api import Split
 from rlhf_jax.tasks.common import reading

@@ -1,7 +1,7 @@
 """Checks the settings of a job against each other and against the devices, before anything is
 compiled or written.
 
-`task_checks.py` then checks its task. Both ask only for what the stages of the job use:
+`task.py` then checks its task. Both ask only for what the stages of the job use:
 
     sft            the SFT stage                          unless pretrained.sft holds its policy
     comparisons    pairs, sampled or given                 unless pretrained.reward_model holds their model, or the

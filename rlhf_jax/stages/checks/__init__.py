@@ -1,0 +1,1 @@
+"""Checks of settings, task and vocabulary against each other, before anything is compiled."""
