@@ -6,7 +6,6 @@ import json
 import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,27 +13,32 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from rlhf_jax import sampling
 from rlhf_jax.config import Count, Natural
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.ops.losses import pairwise_logistic
 from rlhf_jax.records.checkpoints import Checkpoints, restore_params
 from rlhf_jax.records.jsonl import replace
 from rlhf_jax.records.progress import progress
-from rlhf_jax.refusal import MissingInput, Refusal
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards import learned
-from rlhf_jax.rewards.common import host_rewards
 from rlhf_jax.run_directory import lock, made
 from rlhf_jax.runtime.supervised import resumed, train
 from rlhf_jax.stages import comparisons as comparisons_stage
 from rlhf_jax.stages import sft
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.common import pretrained_models
+from rlhf_jax.stages.common.reward_unit import (
+    STAGE,
+    Standard,
+    measure_standard,
+    owner,
+    read_standard,
+    set_standard_aside,
+    standard_path,
+)
 from rlhf_jax.text import encoding
 from rlhf_jax.types import Algorithm, Array, Mean, Metrics, Params, TrainState
 from rlhf_jax.updating import OptimizerConfig, init_state, make_optimizer, train_step
-
-STAGE = "reward_model"
 
 
 @dataclass(frozen=True)
@@ -66,14 +70,6 @@ class Pairs:
     def mask_RC(self) -> Array:
         """The mask of rows, which the update counts."""
         return self.mask_RL
-
-
-@dataclass(frozen=True)
-class Standard:
-    """Mean and standard deviation of the raw reward over samples of the SFT policy."""
-
-    mean: float
-    std: float
 
 
 def objective(value_model: Any, params: Params, rows: Pairs) -> tuple[Array, Metrics]:
@@ -146,43 +142,6 @@ def heldout_accuracy(workspace: Workspace, params: Params, batch_pairs: int) -> 
     return float((np.concatenate(margins)[: len(comparisons)] > 0).mean())
 
 
-def measure_standard(
-    workspace: Workspace, params: Params, sft_params: Params, num_prompts: int
-) -> Standard:
-    """Mean and standard deviation of the raw reward over fresh samples of the SFT policy at
-    temperature 1.
-    """
-    drawing = sampling.Config(workspace.lengths.max_completion_tokens, 2, 1.0)
-    draw = comparisons_stage.sampler(workspace, drawing, "standardize")
-    stream = workspace.stream("train", "standardize")
-    samples = draw(sft_params, stream.prompts(0, num_prompts))
-    given = distributed.fetch(
-        distributed.compiled(learned.make(workspace.reward_network))(params, samples)
-    )
-    texts = list(zip(stream.texts_of(samples), workspace.completions(samples), strict=True))
-    raw = host_rewards.numbers("the reward model", given, len(texts), texts.__getitem__)
-    if not raw.std() > 0:
-        raise Refusal(
-            "the reward model gives every SFT sample the same score: it has learned nothing to "
-            "standardise"
-        )
-    return Standard(float(raw.mean()), float(raw.std()))
-
-
-def standard_path(workspace: Workspace) -> Path:
-    return workspace.directory / f"{STAGE}.json"
-
-
-def owner(workspace: Workspace) -> Workspace:
-    """The workspace whose reward model a run has: its own, or that of the run that it begins from,
-    where that one has any.
-    """
-    if workspace.begin is None or distributed.agree(standard_path(workspace).exists()):
-        return workspace
-    source = owner(workspace.source)
-    return source if distributed.agree(standard_path(source).exists()) else workspace
-
-
 def needs_comparisons(workspace: Workspace) -> bool:
     """True where a reward model is trained here: none is published, and the run that this one
     begins from has none.
@@ -209,7 +168,7 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Param
         return begin[1].params, read_standard(workspace)
     with lock.hold(workspace.directory):
         if measured:
-            _set_standard_aside(workspace, checkpoints, config.num_updates)
+            set_standard_aside(workspace, checkpoints, config.num_updates)
         return _train(workspace, config, sft_params, checkpoints, begin, optimizer, shardings)
 
 
@@ -222,17 +181,6 @@ def _measure_published(
         workspace.pretrained.reward_model, workspace.reward_network, workspace.mesh
     )
     return params, finish(workspace, config, params, sft_params, {}, began)
-
-
-def _set_standard_aside(workspace: Workspace, checkpoints: Checkpoints, version: int) -> None:
-    """Moves the unit of params that are lost to the checkpoints' `set_aside`, until their version
-    is saved again.
-    """
-    if distributed.is_first():
-        place = checkpoints.aside / f"{version}.unit"
-        place.mkdir(parents=True, exist_ok=True)
-        standard_path(workspace).replace(place / standard_path(workspace).name)
-    distributed.barrier()
 
 
 def _train(
@@ -344,25 +292,6 @@ def load(workspace: Workspace) -> tuple[Params, Standard]:
     made.check_finished(workspace.directory, STAGE)
     abstract = sharding.abstract_params(workspace.value_model, workspace.mesh)  # type: ignore[arg-type]
     return restore_params(workspace.directory / "checkpoints" / STAGE, abstract)[0], standard
-
-
-def read_standard(workspace: Workspace) -> Standard:
-    """The unit that a workspace's own stage has measured.
-
-    Raises MissingInput where there is none.
-    """
-    path = standard_path(workspace)
-    if not path.exists():
-        raise MissingInput(
-            f"{path} is missing: run the stage {STAGE!r} first (--config.job={STAGE})"
-        )
-    try:
-        return Standard(**json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise Refusal(
-            f"{path} is damaged ({error}); remove it to measure the reward model's unit again "
-            f"(--config.job={STAGE})"
-        ) from None
 
 
 def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:

@@ -24,10 +24,10 @@ from rlhf_jax.records.checkpoints import complete_steps
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.rewards.common.terms import parse
 from rlhf_jax.run_directory import made
-from rlhf_jax.stages import reward_model, rlhf
+from rlhf_jax.stages import rlhf
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.checks.settings import EVALUATED, stages_of
-from rlhf_jax.stages.common import evaluator
+from rlhf_jax.stages.common import evaluator, reward_unit
 from rlhf_jax.stages.pipeline import Stages
 from rlhf_jax.tasks.api import Split
 from rlhf_jax.tasks.common import reading
@@ -95,8 +95,8 @@ class Check:
             complete_steps(directory / rlhf.STAGE)
         if self.job not in ("rlhf", "evaluate") or not self.stages.learned:
             return
-        owner = reward_model.owner(self.workspace)
-        if not (path := reward_model.standard_path(owner)).exists():
+        owner = reward_unit.owner(self.workspace)
+        if not (path := reward_unit.standard_path(owner)).exists():
             raise MissingInput(
                 f"{path} is missing: run the stage 'reward_model' first (--config.job=reward_model)"
             )
