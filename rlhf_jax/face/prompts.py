@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
+from rlhf_jax.records.ledger import STAGE
 from rlhf_jax.tasks import api
 from rlhf_jax.tasks.api import Split, stream_indices
 from rlhf_jax.tasks.common import reading
 
-PURPOSE = "rlhf"  # the stream that the stage of this name reads
+PURPOSE = STAGE  # the stream that the stage of this name reads
 
 
 @dataclass(frozen=True)

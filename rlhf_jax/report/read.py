@@ -12,12 +12,13 @@ from typing import Any
 from rlhf_jax.config import flat, with_leaves
 from rlhf_jax.records import metrics, samples, timeline
 from rlhf_jax.records.jsonl import Line, read
+from rlhf_jax.records.ledger import STAGE
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.run_directory import history
 from rlhf_jax.run_directory.run_config import DIGESTS
 
 BASE = "sft"
-TRAINED = "rlhf"
+TRAINED = STAGE
 BEST_OF_N = "best_of_n"
 STARTS = "starts.jsonl"
 NOTICE = "notice"

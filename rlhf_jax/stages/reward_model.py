@@ -16,13 +16,11 @@ from flax import struct
 from rlhf_jax.config import Count, Natural
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.ops.losses import pairwise_logistic
-from rlhf_jax.records.checkpoints import Checkpoints, restore_params
+from rlhf_jax.records.checkpoints import restore_params
 from rlhf_jax.records.jsonl import replace
-from rlhf_jax.records.progress import progress
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards import learned
 from rlhf_jax.run_directory import lock, made
-from rlhf_jax.runtime.supervised import resumed, train
 from rlhf_jax.stages import comparisons as comparisons_stage
 from rlhf_jax.stages import sft
 from rlhf_jax.stages.api import Workspace
@@ -36,9 +34,10 @@ from rlhf_jax.stages.common.reward_unit import (
     set_standard_aside,
     standard_path,
 )
+from rlhf_jax.stages.common.supervised import SupervisedStage
 from rlhf_jax.text import encoding
 from rlhf_jax.types import Algorithm, Array, Mean, Metrics, Params, TrainState
-from rlhf_jax.updating import OptimizerConfig, init_state, make_optimizer, train_step
+from rlhf_jax.updating import OptimizerConfig
 
 
 @dataclass(frozen=True)
@@ -114,14 +113,10 @@ def take(pairs: Pairs, order: np.ndarray) -> Pairs:
     return Pairs(pairs.tokens_RL[rows], pairs.mask_RL[rows])
 
 
-def state_layout(workspace: Workspace, config: Config) -> tuple[Any, TrainState, TrainState]:
-    """The optimizer, the shapes of the state, and its shardings."""
-    optimizer = make_optimizer(config.optimizer, config.num_updates)
-    model = workspace.value_model
-    shapes = jax.eval_shape(
-        lambda key: init_state(model.init(key), optimizer), workspace.key("init")
-    )
-    return optimizer, shapes, sharding.state_shardings(model, shapes, optimizer, workspace.mesh)  # type: ignore[arg-type]
+def supervised_stage(workspace: Workspace, config: Config) -> SupervisedStage:
+    """The wiring of the stage."""
+    model, shown = workspace.value_model, ("loss", "accuracy")
+    return SupervisedStage(workspace, STAGE, "Reward model", model, config, shown)
 
 
 def heldout_accuracy(workspace: Workspace, params: Params, batch_pairs: int) -> float:
@@ -160,16 +155,15 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Param
     if workspace.pretrained.reward_model:
         with lock.hold(workspace.directory):
             return _measure_published(workspace, config, sft_params)
-    checkpoints = workspace.checkpoints(STAGE)
-    optimizer, shapes, shardings = state_layout(workspace, config)
-    begin = resumed(checkpoints, shapes, shardings, config.num_updates)
+    stage = supervised_stage(workspace, config)
+    begin = stage.resumed()
     if measured and begin is not None and begin[0] == config.num_updates:
-        checkpoints.close()
+        stage.checkpoints.close()
         return begin[1].params, read_standard(workspace)
     with lock.hold(workspace.directory):
         if measured:
-            set_standard_aside(workspace, checkpoints, config.num_updates)
-        return _train(workspace, config, sft_params, checkpoints, begin, optimizer, shardings)
+            set_standard_aside(workspace, stage.checkpoints, config.num_updates)
+        return _train(stage, config, sft_params, begin)
 
 
 def _measure_published(
@@ -184,72 +178,44 @@ def _measure_published(
 
 
 def _train(
-    workspace: Workspace,
+    stage: SupervisedStage,
     config: Config,
     sft_params: Params,
-    checkpoints: Checkpoints,
     begin: tuple[int, TrainState] | None,
-    optimizer: Any,
-    shardings: TrainState,
 ) -> tuple[Params, Standard]:
     """The rest of the stage's updates, and what it measures."""
-    began = time.perf_counter()
+    workspace, began = stage.workspace, time.perf_counter()
     workspace.record(STAGE)
     pairs = encode(workspace, comparisons_stage.read(workspace, "train"))
     num_pairs, batch = pairs.tokens_RL.shape[0] // 2, config.pairs_per_update
     if num_pairs < batch:
         raise Refusal(
             f"{num_pairs} comparisons are fewer than reward_model.pairs_per_update = {batch} "
-            "(pairs that the judge scores "
-            "equal are left out); accepted: more comparisons (comparisons.num_train), a smaller "
-            "batch, or a reward "
-            "without a model, such as --config.reward=gold or exact_match"
+            "(pairs that the judge scores equal are left out); accepted: more comparisons "
+            "(comparisons.num_train), a smaller batch, or a reward without a model, such as "
+            "--config.reward=gold or exact_match"
         )
-    step = partial(
-        train_step,
-        objective=partial(objective, workspace.value_model),
-        optimizer=optimizer,
-        aggregation="pair",
-        unit_rows=2,
-        num_micro_batches=config.num_micro_batches,
-    )
-    everywhere = sharding.replicated(workspace.mesh)
     head_key = workspace.key("value_head")
-    fresh = distributed.compiled(
-        lambda params: init_state(
-            workspace.value_model.init_from(jax.tree.map(jnp.copy, params), head_key), optimizer
+    first_state = distributed.compiled(
+        lambda params: stage.init_state(
+            workspace.value_model.init_from(jax.tree.map(jnp.copy, params), head_key)
         ),
-        out_shardings=shardings,
+        out_shardings=stage.shardings,
     )
 
     def rows(update: int) -> Pairs:
-        epoch, place_in_epoch = divmod(update, num_pairs // batch)
+        epoch, index_in_epoch = divmod(update, num_pairs // batch)
         order = np.random.default_rng([workspace.seed, epoch]).permutation(num_pairs)
-        return place(take(pairs, order[place_in_epoch * batch :][:batch]), workspace)
+        return place(take(pairs, order[index_in_epoch * batch :][:batch]), workspace)
 
-    with progress("Reward model", total=config.num_updates, start=begin[0] if begin else 0) as bar:
-
-        def report(update: int, metrics: Metrics) -> None:
-            values = {name: metric.value() for name, metric in metrics.items()}
-            workspace.metrics.write(STAGE, update, values, time.perf_counter() - began)
-            bar.advance(1, loss=values["loss"], accuracy=values["accuracy"])
-
-        state = train(
-            begin=begin,
-            init=lambda: fresh(sft_params),
-            step=distributed.compiled(
-                sharding.keeping_rows(step, workspace.mesh),
-                donate_argnums=0,
-                out_shardings=(shardings, everywhere),
-            ),
-            rows=rows,
-            num_updates=config.num_updates,
-            checkpoints=checkpoints,
-            checkpoint_every=config.checkpoint_every or config.num_updates,
-            on_resume=lambda update: workspace.metrics.resume(STAGE, update),
-            report=report,
-        )
-    checkpoints.close()
+    state = stage.train(
+        begin,
+        init=lambda: first_state(sft_params),
+        rows=rows,
+        objective=partial(objective, workspace.value_model),
+        aggregation="pair",
+        unit_rows=2,
+    )
     accuracy = heldout_accuracy(workspace, state.params, batch)
     return state.params, finish(
         workspace, config, state.params, sft_params, {"heldout_accuracy": accuracy}, began

@@ -15,6 +15,7 @@ from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.devices.mesh import sampler_slices
 from rlhf_jax.records import ledger
 from rlhf_jax.records.checkpoints import abstract_like, complete_steps, restore_params
+from rlhf_jax.records.ledger import STAGE
 from rlhf_jax.records.progress import progress
 from rlhf_jax.records.samples import SamplesWriter
 from rlhf_jax.records.saved_rounds import FOLDER, Spool
@@ -32,12 +33,10 @@ from rlhf_jax.stages.common import kept_answers
 from rlhf_jax.stages.common.evaluator import Evaluator, learned_scores
 from rlhf_jax.stages.common.kept_answers import KeptJudge
 from rlhf_jax.stages.common.recorder import Recorder
-from rlhf_jax.stages.common.resuming import choose, cut_back, ended_rounds
+from rlhf_jax.stages.common.resuming import Files, choose, cut_back, ended_rounds
 from rlhf_jax.stages.common.rlhf_config import Config, check, places, sampling
 from rlhf_jax.types import Algorithm, Params, Prompts, Samples, States
 from rlhf_jax.updating import make_optimizer
-
-STAGE = "rlhf"
 
 
 def make_program(
@@ -241,12 +240,10 @@ def run(
         program = make_program(workspace, config, algorithm, reward, reference_params, stages.plan)
         abstract = abstract_like(program.state_shapes, program.state_shardings)
         checkpoints = workspace.checkpoints(STAGE, config.keep_checkpoints)
-        spool = Spool(workspace.directory / FOLDER)
-        layout, ended = (
-            partial(sharding.row_shardings, mesh=program.home),
-            ended_rounds(workspace.directory, config),
-        )
-        resumed = choose(checkpoints, spool, clock, abstract, layout, ended)
+        saved_rounds = Spool(workspace.directory / FOLDER)
+        layout = partial(sharding.row_shardings, mesh=program.home)
+        ended = ended_rounds(workspace.directory, config)
+        resumed = choose(checkpoints, saved_rounds, clock, abstract, layout, ended)
         version = resumed.version
         if version == clock.num_updates:
             assert resumed.policy is not None
@@ -257,29 +254,27 @@ def run(
         if not version:
             first = first_policy(workspace, reference_params)
             states = program.init(first)
-        samples_writer, book = (
+        files = Files(
+            checkpoints,
+            saved_rounds,
             SamplesWriter(workspace.directory),
             ledger.Ledger(workspace.directory),
         )
-        cut_back(workspace, config, clock, checkpoints, version, samples_writer, book)
+        cut_back(workspace, config, clock, version, files)
         workspace.record(STAGE)
-        evaluator = make_evaluator(workspace, stages, reward, reference_params)
         with (
             progress(algorithm.name, total=clock.num_updates, start=version) as bar,
             stopping.asked_to_stop() as asked,
         ):
             recorder = Recorder(
-                workspace,
-                config,
-                program,
-                evaluator,
-                checkpoints,
-                spool,
-                samples_writer,
-                bar,
-                began,
-                book,
-                first,
+                workspace=workspace,
+                config=config,
+                program=program,
+                evaluator=make_evaluator(workspace, stages, reward, reference_params),
+                files=files,
+                bar=bar,
+                began=began,
+                first_policy=first,
             )
             monitor = synchronous.LoopMonitor(
                 recorder.timeline, partial(any_asked, program.home, asked), say=bar.say

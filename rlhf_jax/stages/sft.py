@@ -1,12 +1,10 @@
 """Supervised fine-tuning: the policy learns the task's reference completions."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,21 +12,17 @@ from rlhf_jax.config import Count, Fraction, Natural
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.ops.losses import cross_entropy_sum
 from rlhf_jax.ops.masked import masked_count, masked_sum
-from rlhf_jax.records.checkpoints import Checkpoints, restore_params
-from rlhf_jax.records.progress import progress
+from rlhf_jax.records.checkpoints import restore_params
 from rlhf_jax.refusal import ComponentError
 from rlhf_jax.run_directory import lock, made
-from rlhf_jax.runtime.supervised import resumed, train
 from rlhf_jax.stages.api import PromptStream, Workspace
 from rlhf_jax.stages.common import pretrained_models
+from rlhf_jax.stages.common.supervised import SupervisedStage
 from rlhf_jax.text import encoding
 from rlhf_jax.types import Algorithm, Array, Batch, Mean, Metrics, Outputs, Params, TrainState
 from rlhf_jax.updating import (
     OptimizerConfig,
-    init_state,
-    make_optimizer,
     policy_objective,
-    train_step,
 )
 
 STAGE = "sft"
@@ -87,38 +81,24 @@ def rows(workspace: Workspace, stream: PromptStream, config: Config, update: int
     return distributed.feed(batch, sharding.row_shardings(batch, workspace.mesh))
 
 
-def state_layout(workspace: Workspace, config: Config) -> tuple[Any, TrainState, TrainState]:
-    """The optimizer, the shapes of the state, and its shardings."""
-    optimizer = make_optimizer(config.optimizer, config.num_updates)
-    shapes = jax.eval_shape(
-        lambda key: init_state(workspace.model.init(key), optimizer), workspace.key("init")
-    )
-    return (
-        optimizer,
-        shapes,
-        sharding.state_shardings(workspace.model, shapes, optimizer, workspace.mesh),
-    )
+def supervised_stage(workspace: Workspace, config: Config) -> SupervisedStage:
+    """The wiring of the stage."""
+    return SupervisedStage(workspace, STAGE, "SFT", workspace.model, config)
 
 
-def first_state(
-    workspace: Workspace, optimizer: Any, shardings: TrainState
-) -> Callable[[], TrainState]:
-    """A function that makes the initial train state: on the params of `pretrained.base`, or on
-    fresh ones.
-    """
-    make = partial(init_state, optimizer=optimizer)
+def first_state(stage: SupervisedStage) -> TrainState:
+    """The initial train state: on the params of `pretrained.base`, or on fresh ones."""
+    workspace, shardings = stage.workspace, stage.shardings
     if not workspace.pretrained.base:
-        return distributed.compiled(
-            lambda: make(workspace.model.init(workspace.key("init"))), out_shardings=shardings
+        fresh = distributed.compiled(
+            lambda: stage.init_state(workspace.model.init(workspace.key("init"))),
+            out_shardings=shardings,
         )
-
-    def published() -> TrainState:
-        params = pretrained_models.load_policy(
-            workspace.pretrained.base, workspace.model, workspace.mesh
-        )
-        return distributed.compiled(make, donate_argnums=0, out_shardings=shardings)(params)
-
-    return published
+        return fresh()
+    params = pretrained_models.load_policy(
+        workspace.pretrained.base, workspace.model, workspace.mesh
+    )
+    return distributed.compiled(stage.init_state, donate_argnums=0, out_shardings=shardings)(params)
 
 
 def run(workspace: Workspace, config: Config) -> Params:
@@ -127,60 +107,22 @@ def run(workspace: Workspace, config: Config) -> Params:
     """
     if workspace.begin is not None or workspace.pretrained.sft:
         return load(workspace)
-    checkpoints = workspace.checkpoints(STAGE)
-    optimizer, shapes, shardings = state_layout(workspace, config)
-    begin = resumed(checkpoints, shapes, shardings, config.num_updates)
+    stage = supervised_stage(workspace, config)
+    begin = stage.resumed()
     if begin is not None and begin[0] == config.num_updates:
         return begin[1].params
     with lock.hold(workspace.directory):
         workspace.record(STAGE)
-        return _train(workspace, config, checkpoints, begin, optimizer, shardings)
-
-
-def _train(
-    workspace: Workspace,
-    config: Config,
-    checkpoints: Checkpoints,
-    begin: Any,
-    optimizer: Any,
-    shardings: TrainState,
-) -> Params:
-    """The rest of the stage's updates. Returns the SFT policy's params."""
-    began = time.perf_counter()
-    everywhere = sharding.replicated(workspace.mesh)
-    step = partial(
-        train_step,
-        objective=policy_objective(loss, workspace.model),
-        optimizer=optimizer,
-        aggregation="token",
-        num_micro_batches=config.num_micro_batches,
-    )
-    stream = workspace.stream("train", STAGE)
-    with progress("SFT", total=config.num_updates, start=begin[0] if begin else 0) as bar:
-
-        def report(update: int, metrics: Metrics) -> None:
-            values = {name: metric.value() for name, metric in metrics.items()}
-            workspace.metrics.write(STAGE, update, values, time.perf_counter() - began)
-            bar.advance(1, loss=values["loss"])
-
-        state = train(
-            begin=begin,
-            init=first_state(workspace, optimizer, shardings),
-            step=distributed.compiled(
-                sharding.keeping_rows(step, workspace.mesh),
-                donate_argnums=0,
-                out_shardings=(shardings, everywhere),
-            ),
-            rows=partial(rows, workspace, stream, config),
-            num_updates=config.num_updates,
-            checkpoints=checkpoints,
-            checkpoint_every=config.checkpoint_every or config.num_updates,
-            on_resume=lambda update: workspace.metrics.resume(STAGE, update),
-            report=report,
+        began = time.perf_counter()
+        state = stage.train(
+            begin,
+            init=partial(first_state, stage),
+            rows=partial(rows, workspace, workspace.stream("train", STAGE), config),
+            objective=policy_objective(loss, workspace.model),
+            aggregation="token",
         )
-    checkpoints.close()
-    workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began})
-    return state.params
+        workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began})
+        return state.params
 
 
 def load(workspace: Workspace) -> Params:

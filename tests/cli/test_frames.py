@@ -8,7 +8,6 @@ import pytest
 
 from rlhf_jax.cli import run
 from rlhf_jax.runtime import calls, supervised
-from rlhf_jax.stages import sft
 from tests.stages import runs
 
 MOST_FRAMES = 8
@@ -45,7 +44,7 @@ def test_few_frames_between_the_command_and_an_update(tmp_path, monkeypatch):
         return train(begin, init, dispatch, *others, **named)
 
     monkeypatch.setattr(calls, "update", counted_update)
-    monkeypatch.setattr(sft, "train", counted_train)
+    monkeypatch.setattr(supervised, "train", counted_train)
     sizes = runs.SIZES | {
         "rlhf.total_prompts": 4,
         "rlhf.evaluate_every": 0,

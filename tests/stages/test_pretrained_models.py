@@ -100,8 +100,7 @@ def test_the_folder_s_shape_is_the_run_s(run, folders):
 
 def test_sft_begins_with_the_folder(run, folders):
     workspace, stages, _ = run
-    optimizer, _, shardings = sft.state_layout(workspace, stages.sft)
-    first = sft.first_state(workspace, optimizer, shardings)()
+    first = sft.first_state(sft.supervised_stage(workspace, stages.sft))
     assert equal(first.params, random_params(workspace.model, 0))
     assert int(first.step) == 0
     assert not equal(sft.load(workspace), first.params)

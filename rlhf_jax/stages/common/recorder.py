@@ -7,16 +7,13 @@ from functools import cached_property
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.devices import distributed
 from rlhf_jax.records import jsonl, ledger, timeline
-from rlhf_jax.records.checkpoints import Checkpoints
-from rlhf_jax.records.ledger import Ledger
+from rlhf_jax.records.ledger import STAGE
 from rlhf_jax.records.progress import Bar
-from rlhf_jax.records.samples import Sample, SamplesWriter
-from rlhf_jax.records.saved_rounds import Spool
+from rlhf_jax.records.samples import Sample
 from rlhf_jax.records.timeline import Timeline
 from rlhf_jax.report.notices import Limits, Notices
 from rlhf_jax.runtime import activity, synchronous
@@ -24,27 +21,26 @@ from rlhf_jax.runtime.program import Program
 from rlhf_jax.stages.api import PromptStream, Workspace
 from rlhf_jax.stages.common.evaluation_metrics import Judged
 from rlhf_jax.stages.common.evaluator import Evaluator
-from rlhf_jax.types import Array, Batch, Params, Scores
+from rlhf_jax.stages.common.resuming import Files
+from rlhf_jax.stages.common.rlhf_config import Config
+from rlhf_jax.stages.common.round_metrics import RoundMetrics
+from rlhf_jax.types import Params
 from rlhf_jax.updating import learning_rate_schedule
 
-STAGE = "rlhf"
 KEPT_PROMPTS = 24
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Recorder:
     """Turns events of the loop into metrics, samples, evaluations and checkpoints."""
 
     workspace: Workspace
-    config: Any
+    config: Config
     program: Program
     evaluator: Evaluator
-    checkpoints: Checkpoints
-    spool: Spool
-    samples: SamplesWriter
+    files: Files
     bar: Bar
-    began: float
-    ledger: Ledger
+    began: float  # seconds of `time.perf_counter`
     # version 0, which is evaluated after its params were trained on; None once it was
     first_policy: Params | None
     timeline: Timeline = field(default_factory=Timeline)
@@ -90,10 +86,12 @@ class Recorder:
         match event:
             case synchronous.Sampled(round_index, samples):
                 if int(samples.version) < round_index * self._updates_per_round:
-                    self.spool.write(round_index, samples)
+                    self.files.saved_rounds.write(round_index, samples)
             case synchronous.Scored():
                 self.scored, self.uses = event, {}
-                self.round_figures = self._round_figures(event)
+                self.round_figures = self._round_metrics.measure(
+                    event.samples, event.scores, event.batch
+                )
             case synchronous.Updated():
                 self._flush()
                 self.late = (event, self.round_figures)
@@ -112,21 +110,9 @@ class Recorder:
     def _updates_per_round(self) -> int:
         return self.program.spec.clock.updates_per_round
 
-    def _round_figures(self, scored: synchronous.Scored) -> dict[str, Any]:
-        scores, samples, algorithm = scored.scores, scored.samples, self.program.spec.algorithm
-        groups = samples.samples_per_prompt if algorithm.group_baseline or algorithm.pair else 1
-        return {
-            "reward": distributed.settled(scores.raw_B.mean()),
-            "reward_standardized": distributed.settled(scores.standardized_B.mean()),
-            "score": distributed.settled(scores.score_B.mean()),
-            "finished": distributed.settled(samples.finished_B.mean()),
-            "sampled_length": distributed.settled(samples.mask_BC.sum(-1).mean()),
-            **self._shares(scores, scored.batch, samples.mask_BC, samples_per_prompt=groups),
-        }
-
     @cached_property
-    def _shares(self) -> Any:
-        return distributed.compiled(shares, static_argnames="samples_per_prompt")
+    def _round_metrics(self) -> RoundMetrics:
+        return RoundMetrics(self.program.spec.algorithm)
 
     def _flush(self) -> None:
         if self.late is None:
@@ -176,8 +162,8 @@ class Recorder:
         ):
             self._flush()
             with activity.at_work(f"the checkpoint of version {version}"):
-                self.checkpoints.save(version, states)
-            self.spool.keep_for(clock, self.checkpoints.steps(), round_index + 1)
+                self.files.checkpoints.save(version, states)
+            self.files.saved_rounds.keep_for(clock, self.files.checkpoints.steps(), round_index + 1)
         self.stopped = event.stopping
         self._write_timeline()
         if self.compiled_first is None:
@@ -220,7 +206,7 @@ class Recorder:
             )
             for row in range(count)
         ]
-        self.samples.write(STAGE, update, "during", kept)
+        self.files.samples.write(STAGE, update, "during", kept)
 
     def write_ledger(self, scored: synchronous.Scored, update: int) -> None:
         """A row for each of a round's samples."""
@@ -249,7 +235,7 @@ class Recorder:
             texts,
             gold,
         )
-        self.ledger.write(update, rows)
+        self.files.ledger.write(update, rows)
 
     def _write_timeline(self) -> None:
         """The spans that have ended.
@@ -282,7 +268,9 @@ class Recorder:
             0, **{short: figures[name] for short, name in shown.items() if name in figures}
         )
         if full:
-            self.samples.write(STAGE, version, "after" if version else "before", self._kept(judged))
+            self.files.samples.write(
+                STAGE, version, "after" if version else "before", self._kept(judged)
+            )
 
     def _kept(self, judged: Judged) -> list[Sample]:
         """The first completion of some evaluation prompts, the same ones for every version."""
@@ -299,42 +287,6 @@ class Recorder:
             )
             for row in rows
         ]
-
-
-def shares(
-    scores: Scores, batch: Batch, mask_BC: Array, *, samples_per_prompt: int
-) -> dict[str, Array]:
-    """Figures of how much of a round is trained on.
-
-    Args:
-      mask_BC: true on the completion tokens of the samples.
-      samples_per_prompt: 1: the algorithm trains on prompts whose samples have one score, too.
-
-    Returns `flat_group_share`, the share of prompts whose samples all have one score;
-    `idle_row_share`, that of rows whose weight or every advantage is zero, where the algorithm has
-    such; of a sum of rewards, each term's mean and deviation; `score_*`, the mean of each score in
-    `Scores.extra`, over samples or completion tokens.
-    """
-    found: dict[str, Array] = {}
-    if samples_per_prompt > 1:
-        score_PG = scores.score_B.reshape(-1, samples_per_prompt)
-        found["flat_group_share"] = jnp.mean(score_PG.max(axis=1) == score_PG.min(axis=1))
-    if batch.weight_R is not None:
-        found["idle_row_share"] = jnp.mean(batch.weight_R == 0)
-    elif batch.advantage_RC is not None:
-        found["idle_row_share"] = jnp.mean(
-            jnp.all((batch.advantage_RC == 0) | ~batch.mask_RC, axis=1)
-        )
-    for label, term_B in (scores.terms or {}).items():
-        found |= {f"term_{label}": term_B.mean(), f"term_{label}_std": term_B.std()}
-    for output, array in scores.extra.items():
-        mean = (
-            jnp.sum(array * mask_BC) / jnp.maximum(mask_BC.sum(), 1)
-            if array.ndim == 2
-            else array.mean()
-        )
-        found[f"score_{output.rpartition('_')[0]}"] = mean
-    return found
 
 
 def crosses(version: int, step: int, every: int) -> bool:

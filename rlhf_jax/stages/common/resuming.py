@@ -11,7 +11,7 @@ from rlhf_jax.clock import Clock
 from rlhf_jax.devices import distributed
 from rlhf_jax.records import metrics
 from rlhf_jax.records.checkpoints import Checkpoints, Damaged, Unusable, problem_of
-from rlhf_jax.records.ledger import Ledger
+from rlhf_jax.records.ledger import STAGE, Ledger
 from rlhf_jax.records.notes import say
 from rlhf_jax.records.samples import SamplesWriter
 from rlhf_jax.records.saved_rounds import FOLDER, Spool, path_of
@@ -21,8 +21,17 @@ from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.common.rlhf_config import Config
 from rlhf_jax.types import Params, Samples
 
-STAGE = "rlhf"
 Layout = Callable[[Samples], Samples]
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a run of the stage writes besides its metrics."""
+
+    checkpoints: Checkpoints
+    saved_rounds: Spool
+    samples: SamplesWriter
+    ledger: Ledger
 
 
 @dataclass(frozen=True)
@@ -196,10 +205,8 @@ def cut_back(
     workspace: Workspace,
     config: Config,
     clock: Clock,
-    checkpoints: Checkpoints,
     version: int,
-    samples: SamplesWriter,
-    ledger: Ledger,
+    files: Files,
 ) -> None:
     """Makes the records those of a run that has come to `version`, and moves later checkpoints
     aside; collective.
@@ -207,33 +214,35 @@ def cut_back(
     Lines go to `set_aside/` with the checkpoints; they come again once training has passed them.
     Says where lines are missing.
     """
-    later = [step for step in checkpoints.steps() if step > version]
+    later = [step for step in files.checkpoints.steps() if step > version]
     lost = distributed.agree(
-        _updates_without_checkpoint(workspace, config, clock) if not checkpoints.steps() else 0
+        _updates_without_checkpoint(workspace, config, clock)
+        if not files.checkpoints.steps()
+        else 0
     )
     aside: dict[str, Path | None] = dict.fromkeys(
-        (metrics.FILE, samples.path.name, ledger.path.name)
+        (metrics.FILE, files.samples.path.name, files.ledger.path.name)
     )
     if later or lost:
-        folder = checkpoints.aside / f"{max([*later, lost])}.lines"
+        folder = files.checkpoints.aside / f"{max([*later, lost])}.lines"
         aside = {name: folder / name for name in aside}
     if lost:
         say(
             f"no checkpoint is left of {lost} updates of {STAGE}: it begins again at version 0, "
             "and their lines are kept in "
-            f"{checkpoints.aside / f'{lost}.lines'}"
+            f"{files.checkpoints.aside / f'{lost}.lines'}"
         )
-    checkpoints.set_aside_after(version)
+    files.checkpoints.set_aside_after(version)
     # The version of a checkpoint was evaluated before the checkpoint was written; version 0 has no
     # checkpoint.
     evaluations_from = version + 1 if version else 0
     left = workspace.metrics.resume(STAGE, version, evaluations_from, aside[metrics.FILE])
-    samples.resume(STAGE, version, aside[samples.path.name])
-    told = ledger.resume(version, aside[ledger.path.name])
+    files.samples.resume(STAGE, version, aside[files.samples.path.name])
+    told = files.ledger.resume(version, aside[files.ledger.path.name])
     if distributed.is_first():
         _say_missing(workspace.metrics.path, range(version), left)
         if config.ledger:
-            _say_missing(ledger.path, range(0, version, clock.updates_per_round), told)
+            _say_missing(files.ledger.path, range(0, version, clock.updates_per_round), told)
 
 
 def _updates_without_checkpoint(workspace: Workspace, config: Config, clock: Clock) -> int:

@@ -1,0 +1,70 @@
+"""Metrics of a scored round: rewards, lengths, and how much of it is trained on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax.numpy as jnp
+
+from rlhf_jax.devices import distributed
+from rlhf_jax.types import Algorithm, Array, Batch, Samples, Scores
+
+
+@dataclass(frozen=True)
+class RoundMetrics:
+    """Metrics of rounds of one algorithm."""
+
+    algorithm: Algorithm
+
+    def measure(self, samples: Samples, scores: Scores, batch: Batch) -> dict[str, Array]:
+        """Metrics of a round on the device, by name; nobody waits for them here."""
+        compared = self.algorithm.group_baseline or self.algorithm.pair
+        groups = samples.samples_per_prompt if compared else 1
+        return {
+            "reward": distributed.settled(scores.raw_B.mean()),
+            "reward_standardized": distributed.settled(scores.standardized_B.mean()),
+            "score": distributed.settled(scores.score_B.mean()),
+            "finished": distributed.settled(samples.finished_B.mean()),
+            "sampled_length": distributed.settled(samples.mask_BC.sum(-1).mean()),
+            **self._shares(scores, batch, samples.mask_BC, samples_per_prompt=groups),
+        }
+
+    @cached_property
+    def _shares(self) -> Callable[..., dict[str, Array]]:
+        return distributed.compiled(shares, static_argnames="samples_per_prompt")
+
+
+def shares(
+    scores: Scores, batch: Batch, mask_BC: Array, *, samples_per_prompt: int
+) -> dict[str, Array]:
+    """Figures of how much of a round is trained on.
+
+    Args:
+      mask_BC: true on the completion tokens of the samples.
+      samples_per_prompt: 1: the algorithm trains on prompts whose samples have one score, too.
+
+    Returns `flat_group_share`, the share of prompts whose samples all have one score;
+    `idle_row_share`, that of rows whose weight or every advantage is zero, where the algorithm has
+    such; of a sum of rewards, each term's mean and deviation; `score_*`, the mean of each score in
+    `Scores.extra`, over samples or completion tokens.
+    """
+    found: dict[str, Array] = {}
+    if samples_per_prompt > 1:
+        score_PG = scores.score_B.reshape(-1, samples_per_prompt)
+        found["flat_group_share"] = jnp.mean(score_PG.max(axis=1) == score_PG.min(axis=1))
+    if batch.weight_R is not None:
+        found["idle_row_share"] = jnp.mean(batch.weight_R == 0)
+    elif batch.advantage_RC is not None:
+        found["idle_row_share"] = jnp.mean(
+            jnp.all((batch.advantage_RC == 0) | ~batch.mask_RC, axis=1)
+        )
+    for label, term_B in (scores.terms or {}).items():
+        found |= {f"term_{label}": term_B.mean(), f"term_{label}_std": term_B.std()}
+    for output, array in scores.extra.items():
+        mean = (
+            jnp.sum(array * mask_BC) / jnp.maximum(mask_BC.sum(), 1)
+            if array.ndim == 2
+            else array.mean()
+        )
+        found[f"score_{output.rpartition('_')[0]}"] = mean
+    return found

@@ -1,0 +1,145 @@
+"""Wiring of a stage that learns from given rows (sft, reward_model): layout, compiled update,
+metrics and checkpoints around `runtime.supervised`.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, Protocol
+
+import jax
+import optax
+
+from rlhf_jax.devices import distributed, sharding
+from rlhf_jax.models.api import Model
+from rlhf_jax.models.common.value_head import ValueModel
+from rlhf_jax.records.checkpoints import Checkpoints
+from rlhf_jax.records.progress import progress
+from rlhf_jax.runtime import supervised
+from rlhf_jax.stages.api import Workspace
+from rlhf_jax.types import Aggregation, Metrics, Params, TrainState
+from rlhf_jax.updating import (
+    Objective,
+    OptimizerConfig,
+    init_state,
+    make_optimizer,
+    train_step,
+)
+
+
+class Config(Protocol):
+    """Settings that every supervised stage has."""
+
+    @property
+    def num_updates(self) -> int: ...
+    @property
+    def num_micro_batches(self) -> int: ...
+    @property
+    def checkpoint_every(self) -> int: ...
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+
+
+@dataclass(frozen=True)
+class SupervisedStage:
+    """A stage that trains one model on rows that are a function of the update's number.
+
+    `title` is shown beside the progress bar, with the metrics that `shown` names.
+    """
+
+    workspace: Workspace
+    name: str
+    title: str
+    model: Model | ValueModel
+    config: Config
+    shown: Sequence[str] = ("loss",)
+
+    @cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """The optimizer of the stage's schedule."""
+        return make_optimizer(self.config.optimizer, self.config.num_updates)
+
+    @cached_property
+    def shapes(self) -> TrainState:
+        """Shapes of the state."""
+        return jax.eval_shape(
+            lambda key: self.init_state(self.model.init(key)), self.workspace.key("init")
+        )
+
+    @cached_property
+    def shardings(self) -> TrainState:
+        """Shardings of the state on the mesh of the run."""
+        model: Any = self.model
+        return sharding.state_shardings(model, self.shapes, self.optimizer, self.workspace.mesh)
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """Checkpoints of the stage in the run's directory."""
+        return self.workspace.checkpoints(self.name)
+
+    def init_state(self, params: Params) -> TrainState:
+        """The state at version 0 on `params`."""
+        return init_state(params, self.optimizer)
+
+    def resumed(self) -> tuple[int, TrainState] | None:
+        """The newest checkpoint that can be read. Raises as `runtime.supervised.resumed`."""
+        return supervised.resumed(
+            self.checkpoints, self.shapes, self.shardings, self.config.num_updates
+        )
+
+    def train(
+        self,
+        begin: tuple[int, TrainState] | None,
+        init: Callable[[], TrainState],
+        rows: Callable[[int], object],
+        objective: Objective,
+        aggregation: Aggregation,
+        unit_rows: int = 1,
+    ) -> TrainState:
+        """Runs the updates that are left, and closes the checkpoints.
+
+        Args:
+          begin: what `resumed` returned.
+          init: makes the state at version 0; not called where there is one to begin with.
+          rows: of an update, by its number.
+          objective: gives the loss summed over rows, and metrics.
+          aggregation: names the denominator of the loss.
+          unit_rows: rows that are never separated.
+
+        Raises KeyboardInterrupt after saving, where SIGINT or SIGTERM asked for it.
+        """
+        config, workspace, began = self.config, self.workspace, time.perf_counter()
+        step = partial(
+            train_step,
+            objective=objective,
+            optimizer=self.optimizer,
+            aggregation=aggregation,
+            unit_rows=unit_rows,
+            num_micro_batches=config.num_micro_batches,
+        )
+        start = begin[0] if begin else 0
+        with progress(self.title, total=config.num_updates, start=start) as bar:
+
+            def report(update: int, metrics: Metrics) -> None:
+                values = {name: metric.value() for name, metric in metrics.items()}
+                workspace.metrics.write(self.name, update, values, time.perf_counter() - began)
+                bar.advance(1, **{name: values[name] for name in self.shown})
+
+            state = supervised.train(
+                begin=begin,
+                init=init,
+                step=distributed.compiled(
+                    sharding.keeping_rows(step, workspace.mesh),
+                    donate_argnums=0,
+                    out_shardings=(self.shardings, sharding.replicated(workspace.mesh)),
+                ),
+                rows=rows,
+                num_updates=config.num_updates,
+                checkpoints=self.checkpoints,
+                checkpoint_every=config.checkpoint_every or config.num_updates,
+                on_resume=lambda update: workspace.metrics.resume(self.name, update),
+                report=report,
+            )
+        self.checkpoints.close()
+        return state
