@@ -27,7 +27,7 @@ from rlhf_jax.runtime.program import Reward as ProgramReward
 from rlhf_jax.runtime.synchronous import Event, LoopMonitor
 from rlhf_jax.stages import rlhf
 from rlhf_jax.stages.api import LONGEST, Lengths, Workspace
-from rlhf_jax.stages.common import rlhf_config
+from rlhf_jax.stages.settings import rlhf as rlhf_settings
 from rlhf_jax.tasks import api
 from rlhf_jax.tasks.common import reading
 from rlhf_jax.text import encoding
@@ -54,7 +54,7 @@ def run(
     reward: Reward,
     *,
     num_rounds: int,
-    lag: int = rlhf_config.Config.lag,
+    lag: int = rlhf_settings.Config.lag,
     tokenizer: Tokenizer | None = None,
     params: Params | None = None,
     optimizer: Any = None,
@@ -132,7 +132,7 @@ def run(
         scheduled=bool(clock.version_schedule),
         exact_sampler=model.dtype == "float32" and config.publish_dtype == "float32",
     )
-    rlhf_config.check(config, algorithm, devices)
+    rlhf_settings.check(config, algorithm, devices)
     return _events(
         workspace, config, algorithm, reward, params, (optimizer, critic_optimizer), monitor
     )
@@ -140,7 +140,7 @@ def run(
 
 def _config(
     settings: Any, num_rounds: int, lag: int, optimizer: Any, critic_optimizer: Any
-) -> rlhf_config.Config:
+) -> rlhf_settings.Config:
     """The settings of the RLHF stage.
 
     Raises Refusal for a key or a value that it does not accept.
@@ -149,7 +149,7 @@ def _config(
     for key, given in (("optimizer", optimizer), ("critic_optimizer", critic_optimizer)):
         if given is not None and not isinstance(given, optax.GradientTransformation):
             values[key] = given
-    plain = filled(rlhf_config.Config, rlhf_config.Config(), values, "rl.run")
+    plain = filled(rlhf_settings.Config, rlhf_settings.Config(), values, "rl.run")
     if num_rounds < 1:
         raise Refusal(f"num_rounds is {num_rounds}; accepted: 1 or more")
     return dataclasses.replace(
@@ -197,7 +197,7 @@ def _lengths(
 
 def _events(
     workspace: Workspace,
-    config: rlhf_config.Config,
+    config: rlhf_settings.Config,
     algorithm: Algorithm,
     reward: Reward,
     params: Params | None,
@@ -222,7 +222,7 @@ def _events(
 
 def _setup(
     workspace: Workspace,
-    config: rlhf_config.Config,
+    config: rlhf_settings.Config,
     algorithm: Algorithm,
     reward: Reward,
     reference: Params,

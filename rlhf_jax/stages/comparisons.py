@@ -5,7 +5,6 @@ pairs, as they are.
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import jax
 import numpy as np
 
 from rlhf_jax import sampling
-from rlhf_jax.config import Count, Positive
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.devices.transfer import per_host
 from rlhf_jax.records.jsonl import replace
@@ -23,6 +21,8 @@ from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.run_directory import lock
 from rlhf_jax.stages import sft
 from rlhf_jax.stages.api import PromptStream, Workspace
+from rlhf_jax.stages.settings.stages import ComparisonsConfig as Config
+from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.tasks.api import Split
 from rlhf_jax.tasks.common import reading
 from rlhf_jax.text import encoding
@@ -33,21 +33,6 @@ STAGE = "comparisons"
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 RENDERED = "rendered"  # of a line: its prompt is a conversation in a chat template
 Comparison = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Config:
-    """The number of pairs to sample. A sampled pair that gold scores alike is left out, being no
-    comparison. Given pairs are all taken.
-    """
-
-    num_train: Count = 4096
-    num_heldout: Count = 512
-    prompts_per_batch: Count = 256
-    temperature: Positive = 1.0
-    by_gold: bool = (
-        True  # of given pairs: the gold reward model, where there is one, says which was chosen
-    )
 
 
 def path(workspace: Workspace, split: Split) -> Path:
@@ -215,7 +200,7 @@ def _make(workspace: Workspace, config: Config, sft_params: Params) -> None:
     workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began})
 
 
-def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
+def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:
     """`--config.job=comparisons`: this stage alone, with the SFT policy of the run's directory."""
     del algorithm
     run(workspace, stages.comparisons, sft.load(workspace))

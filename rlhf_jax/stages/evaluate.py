@@ -4,7 +4,6 @@ stand beside it.
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.common.evaluation_metrics import Figures, win_rates
 from rlhf_jax.stages.common.evaluator import Evaluator, learned_scores
 from rlhf_jax.stages.comparisons import sampler
+from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.types import Algorithm, Params
 
 ONLY_READS = True
@@ -69,7 +69,7 @@ def best_of_n_line(
     return lines
 
 
-def best_of_n(workspace: Workspace, stages: Any, sft_params: Params, reward: Reward) -> None:
+def best_of_n(workspace: Workspace, stages: Stages, sft_params: Params, reward: Reward) -> None:
     """Writes the best-of-n line of the SFT policy under the learned reward, unless it is there."""
     if reward.model is None or not stages.best_of_n or not workspace.has_gold:
         return
@@ -86,13 +86,13 @@ def best_of_n(workspace: Workspace, stages: Any, sft_params: Params, reward: Rew
     workspace.metrics.write_timing(BEST_OF_N, {"wall_seconds": time.perf_counter() - began})
 
 
-def evaluator_of(workspace: Workspace, stages: Any) -> Evaluator:
+def evaluator_of(workspace: Workspace, stages: Stages) -> Evaluator:
     """The evaluator of a run's directory, whose reward and SFT policy must be there."""
     reward = rlhf.make_reward(workspace, stages)
     return Evaluator(workspace, stages.evaluate, sft.load(workspace), learned_scores(reward))
 
 
-def every_version(workspace: Workspace, stages: Any) -> Iterator[tuple[int, Figures]]:
+def every_version(workspace: Workspace, stages: Stages) -> Iterator[tuple[int, Figures]]:
     """(version, figures) of the policy at version 0 and of every saved policy of a run's directory,
     oldest first.
 
@@ -110,7 +110,7 @@ def every_version(workspace: Workspace, stages: Any) -> Iterator[tuple[int, Figu
         yield version, evaluator.evaluate(params, stages.evaluate.num_prompts)[0]
 
 
-def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
+def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:
     """`--config.job=evaluate`: evaluates the newest policy of the run's directory again, and prints
     the figures.
     """

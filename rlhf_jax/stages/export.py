@@ -9,6 +9,7 @@ from rlhf_jax.pretrained.folders import Folder
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.stages import reward_model, rlhf, sft
 from rlhf_jax.stages.api import Workspace
+from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.text.tokenizers import Tokenizer
 
 
@@ -68,7 +69,7 @@ def token_ids(tokenizer: Tokenizer, published: Mapping[str, Any]) -> dict[str, A
     return found
 
 
-def job(workspace: Workspace, stages: Any, algorithm: Any) -> None:
+def job(workspace: Workspace, stages: Stages, algorithm: Any) -> None:
     """`--config.job=export`: the newest policy, to `exported` in the run's directory."""
     del stages, algorithm
     write(workspace, rlhf.STAGE, workspace.directory / "exported")

@@ -2,48 +2,14 @@
 artefact is there is skipped.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
 from rlhf_jax.devices import distributed
 from rlhf_jax.report.html import write_report
-from rlhf_jax.rewards.api import LEARNED
-from rlhf_jax.rewards.common.terms import parse
 from rlhf_jax.runtime.program import Reward
 from rlhf_jax.stages import comparisons as comparisons_stage
 from rlhf_jax.stages import evaluate, reward_model, rlhf, sft
 from rlhf_jax.stages.api import Workspace
-from rlhf_jax.stages.common import evaluator
+from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.types import Algorithm, Params
-
-
-@dataclass(frozen=True)
-class Stages:
-    """The settings of every stage. `reward` names one reward, or a sum of several (see
-    `rewards/api.py`); only a learned one needs comparisons. `reward_settings` are those of the
-    rewards on text, by their labels.
-    """
-
-    sft: sft.Config
-    comparisons: comparisons_stage.Config
-    reward_model: reward_model.Config
-    rlhf: rlhf.Config
-    evaluate: evaluator.Config
-    reward: str = LEARNED
-    reward_settings: Mapping[str, Any] = field(default_factory=dict)
-    # where the calls of the RLHF stage run: see `devices/placement.py`; "": all on the run's mesh
-    plan: str = ""
-    best_of_n: tuple[int, ...] = (1, 2, 4, 8, 16)
-    best_of_n_prompts: int = 256
-    taken: frozenset[str] = (
-        frozenset()
-    )  # the stages whose results another run has: see `beginning.py`
-
-    @property
-    def learned(self) -> bool:
-        """True where a reward model is the reward, or a term of it."""
-        return any(term.name == LEARNED for term in parse(self.reward))
 
 
 def before_rlhf(workspace: Workspace, stages: Stages) -> tuple[Params, Reward]:

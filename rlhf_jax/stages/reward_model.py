@@ -4,7 +4,7 @@ measured.
 
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from rlhf_jax.config import Count, Natural
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.ops.losses import pairwise_logistic
 from rlhf_jax.records.checkpoints import restore_params
@@ -35,27 +34,10 @@ from rlhf_jax.stages.common.reward_unit import (
     standard_path,
 )
 from rlhf_jax.stages.common.supervised import SupervisedStage
+from rlhf_jax.stages.settings.stages import RewardModelConfig as Config
+from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.text import encoding
 from rlhf_jax.types import Algorithm, Array, Mean, Metrics, Params, TrainState
-from rlhf_jax.updating import OptimizerConfig
-
-
-@dataclass(frozen=True)
-class Config:
-    """Pairwise logistic loss (Ouyang et al., 2022, arXiv 2203.02155, equation 1), one pass or more
-    over the comparisons.
-    """
-
-    num_updates: Count = 300
-    pairs_per_update: Count = 32
-    num_micro_batches: Count = 1
-    checkpoint_every: Natural = 100  # updates; 0: only at the end
-    # scores are in deviations of the SFT policy's; else as they are, as the papers' numbers are
-    standardize: bool = True
-    standardize_prompts: Count = 256
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(learning_rate=1e-3, schedule="cosine")
-    )
 
 
 @struct.dataclass
@@ -260,7 +242,7 @@ def load(workspace: Workspace) -> tuple[Params, Standard]:
     return restore_params(workspace.directory / "checkpoints" / STAGE, abstract)[0], standard
 
 
-def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
+def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:
     """`--config.job=reward_model`: this stage alone, from the SFT policy of the run's directory or
     of `pretrained.sft`, and comparisons, which are made first where they are not there.
     """

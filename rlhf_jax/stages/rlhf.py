@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Callable, Generator, Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -34,7 +33,8 @@ from rlhf_jax.stages.common.evaluator import Evaluator, learned_scores
 from rlhf_jax.stages.common.kept_answers import KeptJudge
 from rlhf_jax.stages.common.recorder import Recorder
 from rlhf_jax.stages.common.resuming import Files, choose, cut_back, ended_rounds
-from rlhf_jax.stages.common.rlhf_config import Config, check, places, sampling
+from rlhf_jax.stages.settings.rlhf import Config, check, places, sampling
+from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.types import Algorithm, Params, Prompts, Samples, States
 from rlhf_jax.updating import make_optimizer
 
@@ -123,7 +123,7 @@ def critic_params(workspace: Workspace, reward: Reward, reference_params: Params
     return {"backbone": reward.params["backbone"], "value_head": scaled}
 
 
-def make_reward(workspace: Workspace, stages: Any) -> Reward:
+def make_reward(workspace: Workspace, stages: Stages) -> Reward:
     """The reward of the RLHF stage: one, or a sum of several.
 
     A learned one is read, and its stage must have run.
@@ -145,7 +145,7 @@ def make_reward(workspace: Workspace, stages: Any) -> Reward:
     )
 
 
-def make_judges(workspace: Workspace, stages: Any) -> dict[str, HostJudge]:
+def make_judges(workspace: Workspace, stages: Stages) -> dict[str, HostJudge]:
     """The rewards on text, by label.
 
     Raises Refusal for one that the task cannot have, and RewardError for what its own code raises.
@@ -222,7 +222,7 @@ def first_policy(workspace: Workspace, reference_params: Params) -> Params:
 
 def run(
     workspace: Workspace,
-    stages: Any,
+    stages: Stages,
     algorithm: Algorithm,
     reward: Reward,
     reference_params: Params,
@@ -307,7 +307,7 @@ def run(
 
 
 def make_evaluator(
-    workspace: Workspace, stages: Any, reward: Reward, reference_params: Params
+    workspace: Workspace, stages: Stages, reward: Reward, reference_params: Params
 ) -> Evaluator:
     """The evaluations of a run, which show a learned reward's scores beside the others."""
     return Evaluator(workspace, stages.evaluate, reference_params, learned_scores(reward))
@@ -335,7 +335,7 @@ def any_asked(home: Mesh, asked: Callable[[], bool]) -> bool:
     return any(distributed.everyone(asked(), home))
 
 
-def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
+def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:
     """`--config.job=rlhf`: this stage alone, from the SFT policy and the reward of the run's
     directory.
     """

@@ -1,14 +1,12 @@
 """Supervised fine-tuning: the policy learns the task's reference completions."""
 
 import time
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.config import Count, Fraction, Natural
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.ops.losses import cross_entropy_sum
 from rlhf_jax.ops.masked import masked_count, masked_sum
@@ -18,32 +16,15 @@ from rlhf_jax.run_directory import lock, made
 from rlhf_jax.stages.api import PromptStream, Workspace
 from rlhf_jax.stages.common import pretrained_models
 from rlhf_jax.stages.common.supervised import SupervisedStage
+from rlhf_jax.stages.settings.stages import SFTConfig as Config
+from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.text import encoding
 from rlhf_jax.types import Algorithm, Array, Batch, Mean, Metrics, Outputs, Params, TrainState
 from rlhf_jax.updating import (
-    OptimizerConfig,
     policy_objective,
 )
 
 STAGE = "sft"
-
-
-@dataclass(frozen=True)
-class Config:
-    """Supervised fine-tuning on prompt and reference; the loss is on the completion's tokens, the
-    EOS included.
-    """
-
-    num_updates: Count = 300
-    rows_per_update: Count = 64
-    num_micro_batches: Count = 1
-    checkpoint_every: Natural = 100  # updates; 0: only at the end
-    min_whole_references: Fraction = (
-        0.05  # share that must keep their EOS within lengths.max_completion_tokens
-    )
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(learning_rate=3e-3, schedule="cosine")
-    )
 
 
 def loss(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
@@ -142,7 +123,7 @@ def load(workspace: Workspace) -> Params:
     return restore_params(workspace.directory / "checkpoints" / STAGE, abstract)[0]
 
 
-def job(workspace: Workspace, stages: Any, algorithm: Algorithm) -> None:
+def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:
     """`--config.job=sft`: this stage alone."""
     del algorithm
     run(workspace, stages.sft)

@@ -24,7 +24,7 @@ from rlhf_jax.runtime.program import Critic, Program
 from rlhf_jax.runtime.program import Reward as ProgramReward
 from rlhf_jax.stages import rlhf
 from rlhf_jax.stages.api import Lengths, Workspace
-from rlhf_jax.stages.common import rlhf_config
+from rlhf_jax.stages.settings import rlhf as rlhf_settings
 from rlhf_jax.text import tokenizers
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -228,7 +228,7 @@ def stage_events(task, tokenizer, model, algorithm, lag):
     workspace = Workspace(
         Path("unused"), 5, task.task, tokenizer, model, tiny.make_mesh((1, 1, 1)), lengths
     )
-    config = rlhf_config.Config(
+    config = rlhf_settings.Config(
         total_prompts=12, prompts_per_update=4, samples_per_prompt=2, lag=lag
     )
     judges = rl.reward("exact_match", task).judges

@@ -21,7 +21,7 @@ from rlhf_jax.devices.mesh import check_rows
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.stages import reward_model, rlhf
 from rlhf_jax.stages.common import pretrained_models
-from rlhf_jax.stages.pipeline import Stages
+from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.types import Algorithm
 from rlhf_jax.updating import check_schedule
 

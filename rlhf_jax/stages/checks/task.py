@@ -28,7 +28,7 @@ from rlhf_jax.stages import rlhf
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.checks.settings import EVALUATED, stages_of
 from rlhf_jax.stages.common import evaluator, reward_unit
-from rlhf_jax.stages.pipeline import Stages
+from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.tasks.api import Split
 from rlhf_jax.tasks.common import reading
 from rlhf_jax.text import encoding

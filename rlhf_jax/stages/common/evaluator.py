@@ -3,16 +3,15 @@ diversity.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import sampling
-from rlhf_jax.config import LARGEST, Bounds, Count, Natural
 from rlhf_jax.devices import distributed
 from rlhf_jax.models.api import Model
 from rlhf_jax.ops.divergences import full_kl
@@ -29,6 +28,7 @@ from rlhf_jax.stages.common.evaluation_metrics import (
     win_rates,
 )
 from rlhf_jax.stages.comparisons import sampler
+from rlhf_jax.stages.settings.stages import EvaluateConfig as Config
 from rlhf_jax.types import Array, Params, Prompts, Samples
 
 GREEDY_NAMES = {
@@ -36,34 +36,6 @@ GREEDY_NAMES = {
     "win_rate_stderr": "win_rate_greedy_stderr",
     "win_rate_strict": "win_rate_strict_greedy",
 }
-
-
-@dataclass(frozen=True)
-class Config:
-    """Fresh samples at temperature 1, and greedy ones, on the first prompts of the held-out stream.
-
-    No prompt is evaluated twice: `fitted` lowers the numbers of prompts to what the split has.
-    """
-
-    num_prompts: Count = 1024  # of the first and the last evaluation of a run
-    num_prompts_between: Count = 256  # of those between
-    samples_per_prompt: Count = 4
-    references_per_prompt: Count = 4  # at most; a prompt with fewer is compared with those it has
-    prompts_per_batch: Count = 256
-    max_completion_tokens: Annotated[int, Bounds(least=2, most=LARGEST, also=(0,))] = (
-        0  # 0: as in training
-    )
-    # Of num_parts into which held-out prompts are dealt: a study chooses on one and reports on
-    # another.
-    part: Natural = 0
-    num_parts: Count = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.part < self.num_parts:
-            raise Refusal(
-                f"evaluate.part is {self.part}; accepted: 0 to evaluate.num_parts - 1 = "
-                f"{self.num_parts - 1}"
-            )
 
 
 def fitted(config: Config, num_heldout: int) -> tuple[Config, str]:

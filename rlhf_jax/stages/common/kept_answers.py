@@ -16,6 +16,7 @@ from rlhf_jax.records import answers
 from rlhf_jax.records.answers import Answers
 from rlhf_jax.rewards.common.host_rewards import HostJudge
 from rlhf_jax.stages.api import Workspace
+from rlhf_jax.stages.settings.stages import Stages
 
 T = TypeVar("T")
 
@@ -71,7 +72,7 @@ def _picked(column: Sequence[T], indices: Sequence[int]) -> list[T]:
 
 
 def kept(
-    workspace: Workspace, stages: Any, judges: Mapping[str, HostJudge]
+    workspace: Workspace, stages: Stages, judges: Mapping[str, HostJudge]
 ) -> dict[str, HostJudge | KeptJudge]:
     """The rewards on text of a run, with the answers of those that are asked once.
 

@@ -33,7 +33,8 @@ from rlhf_jax.runtime.program import Reward
 from rlhf_jax.runtime.spec import ProgramSpec
 from rlhf_jax.stages import rlhf
 from rlhf_jax.stages.api import Lengths, Workspace
-from rlhf_jax.stages.common.rlhf_config import Config, places
+from rlhf_jax.stages.settings.rlhf import Config, places
+from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.types import Algorithm, Placement, Plan
 
 SEARCH = "search"
@@ -172,7 +173,7 @@ def drawn_lengths(directory: Path) -> tuple[int, ...]:
     return tuple(int(row["length"]) for row in ledger.read(path))
 
 
-def spec_of(workspace: Workspace, stages: Any, algorithm: Algorithm) -> ProgramSpec:
+def spec_of(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> ProgramSpec:
     """The spec of a run with params of zeros: enough to time its calls."""
     reward = Reward(host=lambda samples: np.zeros(samples.tokens_BC.shape[0], np.float32))
     if stages.learned:
@@ -197,7 +198,7 @@ def profiled(of: Problem, spec: ProgramSpec, path: Path | None) -> tuple[Found, 
     return found, profile
 
 
-def of_run(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Problem:
+def of_run(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> Problem:
     """The problem of a run on the devices at hand. Raises Refusal for devices without figures."""
     network = workspace.reward_network if stages.learned else None
     device, num_devices = hardware.of_device(jax.devices()[0]), len(jax.devices())
@@ -206,7 +207,7 @@ def of_run(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Problem:
     )
 
 
-def check_memory(workspace: Workspace, stages: Any, algorithm: Algorithm) -> list[str]:
+def check_memory(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> list[str]:
     """Compares what the RLHF stage is expected to need with the memory of the devices at hand,
     where that is known.
 
@@ -239,7 +240,7 @@ def check_memory(workspace: Workspace, stages: Any, algorithm: Algorithm) -> lis
     return []
 
 
-def for_run(workspace: Workspace, stages: Any, algorithm: Algorithm) -> Found:
+def for_run(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> Found:
     """The plan of a run on the devices at hand: by what `experiments.plan --profile` measured, else
     by formulas.
 

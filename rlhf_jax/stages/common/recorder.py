@@ -22,8 +22,8 @@ from rlhf_jax.stages.api import PromptStream, Workspace
 from rlhf_jax.stages.common.evaluation_metrics import Judged
 from rlhf_jax.stages.common.evaluator import Evaluator
 from rlhf_jax.stages.common.resuming import Files
-from rlhf_jax.stages.common.rlhf_config import Config
 from rlhf_jax.stages.common.round_metrics import RoundMetrics
+from rlhf_jax.stages.settings.rlhf import Config
 from rlhf_jax.types import Params
 from rlhf_jax.updating import learning_rate_schedule
 

@@ -18,7 +18,7 @@ from rlhf_jax.records.saved_rounds import FOLDER, Spool, path_of
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.run_directory import forks, history, made
 from rlhf_jax.stages.api import Workspace
-from rlhf_jax.stages.common.rlhf_config import Config
+from rlhf_jax.stages.settings.rlhf import Config
 from rlhf_jax.types import Params, Samples
 
 Layout = Callable[[Samples], Samples]

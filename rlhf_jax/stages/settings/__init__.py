@@ -1,0 +1,1 @@
+"""Settings of the stages, which import no stage."""

@@ -1,0 +1,119 @@
+"""Settings of every stage but RLHF, which has a module of its own, and of all stages of a run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from rlhf_jax.config import LARGEST, Bounds, Count, Fraction, Natural, Positive
+from rlhf_jax.refusal import Refusal
+from rlhf_jax.rewards.api import LEARNED
+from rlhf_jax.rewards.common.terms import parse
+from rlhf_jax.stages.settings.rlhf import Config as RLHFConfig
+from rlhf_jax.updating import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Supervised fine-tuning on prompt and reference; the loss is on the completion's tokens, the
+    EOS included.
+    """
+
+    num_updates: Count = 300
+    rows_per_update: Count = 64
+    num_micro_batches: Count = 1
+    checkpoint_every: Natural = 100  # updates; 0: only at the end
+    min_whole_references: Fraction = (
+        0.05  # share that must keep their EOS within lengths.max_completion_tokens
+    )
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=3e-3, schedule="cosine")
+    )
+
+
+@dataclass(frozen=True)
+class ComparisonsConfig:
+    """The number of pairs to sample. A sampled pair that gold scores alike is left out, being no
+    comparison. Given pairs are all taken.
+    """
+
+    num_train: Count = 4096
+    num_heldout: Count = 512
+    prompts_per_batch: Count = 256
+    temperature: Positive = 1.0
+    by_gold: bool = (
+        True  # of given pairs: the gold reward model, where there is one, says which was chosen
+    )
+
+
+@dataclass(frozen=True)
+class RewardModelConfig:
+    """Pairwise logistic loss (Ouyang et al., 2022, arXiv 2203.02155, equation 1), one pass or more
+    over the comparisons.
+    """
+
+    num_updates: Count = 300
+    pairs_per_update: Count = 32
+    num_micro_batches: Count = 1
+    checkpoint_every: Natural = 100  # updates; 0: only at the end
+    # scores are in deviations of the SFT policy's; else as they are, as the papers' numbers are
+    standardize: bool = True
+    standardize_prompts: Count = 256
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-3, schedule="cosine")
+    )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Fresh samples at temperature 1, and greedy ones, on the first prompts of the held-out stream.
+
+    No prompt is evaluated twice: `fitted` lowers the numbers of prompts to what the split has.
+    """
+
+    num_prompts: Count = 1024  # of the first and the last evaluation of a run
+    num_prompts_between: Count = 256  # of those between
+    samples_per_prompt: Count = 4
+    references_per_prompt: Count = 4  # at most; a prompt with fewer is compared with those it has
+    prompts_per_batch: Count = 256
+    max_completion_tokens: Annotated[int, Bounds(least=2, most=LARGEST, also=(0,))] = (
+        0  # 0: as in training
+    )
+    # Of num_parts into which held-out prompts are dealt: a study chooses on one and reports on
+    # another.
+    part: Natural = 0
+    num_parts: Count = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.part < self.num_parts:
+            raise Refusal(
+                f"evaluate.part is {self.part}; accepted: 0 to evaluate.num_parts - 1 = "
+                f"{self.num_parts - 1}"
+            )
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The settings of every stage. `reward` names one reward, or a sum of several (see
+    `rewards/api.py`); only a learned one needs comparisons. `reward_settings` are those of the
+    rewards on text, by their labels.
+    """
+
+    sft: SFTConfig
+    comparisons: ComparisonsConfig
+    reward_model: RewardModelConfig
+    rlhf: RLHFConfig
+    evaluate: EvaluateConfig
+    reward: str = LEARNED
+    reward_settings: Mapping[str, Any] = field(default_factory=dict)
+    # where the calls of the RLHF stage run: see `devices/placement.py`; "": all on the run's mesh
+    plan: str = ""
+    best_of_n: tuple[int, ...] = (1, 2, 4, 8, 16)
+    best_of_n_prompts: int = 256
+    taken: frozenset[str] = (
+        frozenset()
+    )  # the stages whose results another run has: see `beginning.py`
+
+    @property
+    def learned(self) -> bool:
+        """True where a reward model is the reward, or a term of it."""
+        return any(term.name == LEARNED for term in parse(self.reward))
