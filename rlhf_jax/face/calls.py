@@ -111,7 +111,7 @@ def init(
     algorithm: Algorithm | None = None,
     *,
     params: Params | None = None,
-) -> Any:
+) -> TrainState | States:
     """Returns a fresh state at version 0; for an algorithm with a critic a dict of states, "policy"
     and "critic".
 
@@ -196,7 +196,7 @@ def score(
     model: Model | None = None,
     params: Mapping[str, Params] | None = None,
     prompts: Sequence[str] | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> Scores:
     """Scores samples by a reward, and by the models that an algorithm needs.
 

@@ -13,8 +13,8 @@ import optax
 from rlhf_jax import sampling, scoring, updating
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import value_head
-from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.types import (
+    Aggregation,
     Array,
     Batch,
     Metrics,
@@ -87,16 +87,18 @@ def update_step(
     loss: Callable[..., Any],
     model: Model,
     optimizer: Optimizer,
-    aggregation: Any,
+    aggregation: Aggregation,
     unit_rows: int,
     num_micro_batches: int,
     donate: bool,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    network: Model | ValueModel = model if role == "policy" else value_head.make(model)
-    make_objective: Any = policy_objective if role == "policy" else critic_objective
+    if role == "policy":
+        objective = policy_objective(loss, model, unit_rows)
+    else:
+        objective = critic_objective(loss, value_head.make(model), unit_rows)
     step = partial(
         train_step,
-        objective=make_objective(loss, network, unit_rows),
+        objective=objective,
         optimizer=optimizer,
         aggregation=aggregation,
         unit_rows=unit_rows,

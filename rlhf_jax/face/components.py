@@ -27,7 +27,7 @@ is.
 """
 
 
-def task(name: Any, config: Any = None, /, **settings: Any) -> SeekableTask:
+def task(name: object, config: object = None, /, **settings: object) -> SeekableTask:
     """Returns a task, whose prompts can be read by their place in its stream.
 
     Args:
@@ -74,7 +74,7 @@ def task(name: Any, config: Any = None, /, **settings: Any) -> SeekableTask:
     return SeekableTask(made)
 
 
-def tokenizer(kind: Any, task: Any = None, /, **settings: Any) -> Tokenizer:
+def tokenizer(kind: object, task: object = None, /, **settings: object) -> Tokenizer:
     """Returns a tokenizer.
 
     Args:
@@ -125,7 +125,7 @@ def longest_completion(task: api.Task, tokenizer: Tokenizer) -> int:
     return max(encoding.completion_lengths(tokenizer, texts))
 
 
-def model(family: Any, preset: Any = None, /, **settings: Any) -> Model:
+def model(family: object, preset: object = None, /, **settings: object) -> Model:
     """Returns a decoder, without params: see `rl.init`.
 
     Args:
@@ -170,10 +170,10 @@ class NamedAlgorithm(Algorithm):
     """
 
     component: str = ""  # as `registry.find` takes it
-    config: Any = None
+    config: object = None
 
 
-def algorithm(name: Any, config: Any = None, /, **settings: Any) -> NamedAlgorithm:
+def algorithm(name: object, config: object = None, /, **settings: object) -> NamedAlgorithm:
     """Returns an algorithm. Its `credit` is compiled.
 
     A correction of "auto" is that of on-policy samples. `rl.run` resolves it again for its lag.
@@ -197,10 +197,10 @@ def algorithm(name: Any, config: Any = None, /, **settings: Any) -> NamedAlgorit
     """
     path, config = named("algorithms", name, config)
     config = filled(registry.settings("algorithms", path), config, settings, f"algorithm {path}")
-    return made_of(path, config)
+    return make_named(path, config)
 
 
-def made_of(path: str, config: Any) -> NamedAlgorithm:
+def make_named(path: str, config: object) -> NamedAlgorithm:
     """The algorithm of a name and its settings, with a compiled `credit`. Raises as `algorithm`."""
     made = registry.make("algorithms", path, config)
     if not isinstance(made, Algorithm):
@@ -256,7 +256,7 @@ def for_schedule(
         return algorithm
     resolved = resolve(correction, lag=lag, scheduled=scheduled, exact_sampler=exact_sampler)
     values = plain(algorithm.config) | {"correction": plain(resolved)}
-    return made_of(
+    return make_named(
         algorithm.component,
         filled(type(algorithm.config), None, values, f"algorithm {algorithm.component}"),
     )

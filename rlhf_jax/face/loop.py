@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from rlhf_jax.tasks.common import reading
 from rlhf_jax.text import encoding
 from rlhf_jax.text.tokenizers import Tokenizer
 from rlhf_jax.types import Algorithm, Params, Samples
+from rlhf_jax.updating import OptimizerConfig
 
 UNUSED = (
     "total_prompts",  # num_rounds says it
@@ -46,10 +47,13 @@ UNUSED = (
 )
 """Keys of a config's `rlhf` node that mean nothing to a loop whose reader evaluates and saves."""
 
+GivenOptimizer = optax.GradientTransformation | OptimizerConfig | Mapping[str, object] | None
+"""An optimizer, or its settings, or some of them over the defaults."""
+
 
 def run(
     model: Model,
-    task: Any,
+    task: object,
     algorithm: Algorithm,
     reward: Reward,
     *,
@@ -57,14 +61,14 @@ def run(
     lag: int = rlhf_settings.Config.lag,
     tokenizer: Tokenizer | None = None,
     params: Params | None = None,
-    optimizer: Any = None,
-    critic_optimizer: Any = None,
+    optimizer: GivenOptimizer = None,
+    critic_optimizer: GivenOptimizer = None,
     seed: int = 0,
     max_prompt_tokens: int | None = None,
     max_tokens: int | None = None,
     mesh: Mesh | None = None,
     monitor: LoopMonitor | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> Generator[Event, None, None]:
     """Trains a policy, and yields what happens as it happens.
 
@@ -139,7 +143,11 @@ def run(
 
 
 def _config(
-    settings: Any, num_rounds: int, lag: int, optimizer: Any, critic_optimizer: Any
+    settings: dict[str, object],
+    num_rounds: int,
+    lag: int,
+    optimizer: GivenOptimizer,
+    critic_optimizer: GivenOptimizer,
 ) -> rlhf_settings.Config:
     """The settings of the RLHF stage.
 

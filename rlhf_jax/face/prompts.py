@@ -92,6 +92,6 @@ class SeekableTask:
         return TaskPrompts(self.task, split, start, tuple(indices.tolist()))
 
 
-def own(task: Any) -> Any:
+def own(task: object) -> Any:
     """The task inside a `SeekableTask`; another object as it is."""
     return task.task if isinstance(task, SeekableTask) else task

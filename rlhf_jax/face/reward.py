@@ -53,15 +53,15 @@ class Reward:
 
 
 def reward(
-    name: Any,
-    task: Any = None,
+    name: object,
+    task: object = None,
     /,
     *,
     model: Model | ValueModel | None = None,
     params: Params | None = None,
     mean: float = 0.0,
     std: float = 1.0,
-    **settings: Any,
+    **settings: object,
 ) -> Reward:
     """Returns a reward.
 
@@ -110,7 +110,13 @@ def reward(
     judges = {}
     for term in terms:
         kind = registry.settings("rewards", term.name)
-        config = filled(kind, None, by_label.get(term.label, {}), f"reward {term.label}")
+        changes = by_label.get(term.label, {})
+        if not isinstance(changes, Mapping):
+            raise Refusal(
+                f"the term {term.label} of the reward {name!r} was given {changes!r}; accepted: a "
+                "dict of its settings"
+            )
+        config = filled(kind, None, changes, f"reward {term.label}")
         if term.name != LEARNED:
             judges[term.label] = host_rewards.make(term.name, inner, config)
     made = None if network is None else learned.make(network)
@@ -128,7 +134,10 @@ def reward(
 
 
 def _of_function(
-    function: Callable[..., Any], task: Any, params: Params | None, settings: Mapping[str, Any]
+    function: Callable[..., Any],
+    task: api.Task | None,
+    params: Params | None,
+    settings: Mapping[str, object],
 ) -> Reward:
     """The reward that a function is.
 

@@ -4,14 +4,16 @@ that change it.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from rlhf_jax import registry
 from rlhf_jax.config import fill
 from rlhf_jax.refusal import Refusal
 
+C = TypeVar("C")
 
-def named(folder: str, name: Any, config: Any) -> tuple[str, Any]:
+
+def named(folder: str, name: object, config: object) -> tuple[str, Any]:
     """The name of a component, and the `Config` it was given with.
 
     Args:
@@ -40,7 +42,7 @@ def named(folder: str, name: Any, config: Any) -> tuple[str, Any]:
     return name, config
 
 
-def filled(kind: Any, config: Any, changes: Mapping[str, Any], where: str) -> Any:
+def filled(kind: type[C], config: object, changes: Mapping[str, object], where: str) -> C:
     """Returns a `Config` of class `kind` with every value checked.
 
     Args:
@@ -69,7 +71,7 @@ def filled(kind: Any, config: Any, changes: Mapping[str, Any], where: str) -> An
     return fill(kind, values, where)
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """A dataclass as nested dicts by its fields; other values as they are."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}

@@ -213,9 +213,9 @@ class PromptStream:
         tokens, mask = encoding.encode_prompts(
             self.texts(start, count), workspace.tokenizer, workspace.lengths.max_prompt_tokens
         )
-        ordinals: Any = np.arange(start, start + count, dtype=np.int32)
-        arrays: tuple[Any, Any] = tokens, mask
-        return Prompts(*arrays, ordinals)
+        ordinals = np.arange(start, start + count, dtype=np.int32)
+        arrays: tuple[Any, Any, Any] = tokens, mask, ordinals
+        return Prompts(*arrays)
 
 
 def _by_ordinal(samples: Samples, rows: Callable[[int, int], list[T]]) -> list[T]:

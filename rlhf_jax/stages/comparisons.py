@@ -4,7 +4,7 @@ pairs, as they are.
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from rlhf_jax.tasks.api import Split
 from rlhf_jax.tasks.common import reading
 from rlhf_jax.text import encoding
 from rlhf_jax.text.chat import Rendered
-from rlhf_jax.types import Algorithm, Params, Samples
+from rlhf_jax.types import Algorithm, Params, Prompts, Samples
 
 STAGE = "comparisons"
 SPLITS: tuple[Split, ...] = ("train", "heldout")
@@ -141,7 +141,9 @@ def judged_pairs(workspace: Workspace, stream: PromptStream, samples: Samples) -
     return pairs
 
 
-def sampler(workspace: Workspace, config: sampling.Config, purpose: str) -> Any:
+def sampler(
+    workspace: Workspace, config: sampling.Config, purpose: str
+) -> Callable[[Params, Prompts], Samples]:
     """`(params, prompts) -> Samples`, compiled, with the keys of `purpose`; each host draws its
     share by itself.
     """
@@ -155,7 +157,7 @@ def sampler(workspace: Workspace, config: sampling.Config, purpose: str) -> Any:
     compiled = jax.jit(draw)
     key, own_mesh = workspace.key(purpose), per_host.own_mesh(workspace.mesh)
 
-    def run_sampler(params: Params, prompts: Any) -> Samples:
+    def run_sampler(params: Params, prompts: Prompts) -> Samples:
         share = per_host.share(prompts)
         share = jax.device_put(share, sharding.row_shardings(share, own_mesh))
         samples = compiled(per_host.own(params), share, key, np.int32(0))

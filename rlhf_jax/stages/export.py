@@ -11,9 +11,10 @@ from rlhf_jax.stages import reward_model, rlhf, sft
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.text.tokenizers import Tokenizer
+from rlhf_jax.types import Algorithm, Params
 
 
-def params_of(workspace: Workspace, stage: str, version: int | None) -> Any:
+def params_of(workspace: Workspace, stage: str, version: int | None) -> Params:
     """The params of a finished stage. Raises MissingInput when they are not there."""
     if stage == rlhf.STAGE:
         return rlhf.load(workspace, version)[0]
@@ -69,7 +70,7 @@ def token_ids(tokenizer: Tokenizer, published: Mapping[str, Any]) -> dict[str, A
     return found
 
 
-def job(workspace: Workspace, stages: Stages, algorithm: Any) -> None:
+def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:
     """`--config.job=export`: the newest policy, to `exported` in the run's directory."""
     del stages, algorithm
     write(workspace, rlhf.STAGE, workspace.directory / "exported")

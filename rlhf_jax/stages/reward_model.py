@@ -6,7 +6,6 @@ import json
 import time
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ import numpy as np
 from flax import struct
 
 from rlhf_jax.devices import distributed, sharding
+from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.losses import pairwise_logistic
 from rlhf_jax.records.checkpoints import restore_params
 from rlhf_jax.records.jsonl import replace
@@ -53,7 +53,7 @@ class Pairs:
         return self.mask_RL
 
 
-def objective(value_model: Any, params: Params, rows: Pairs) -> tuple[Array, Metrics]:
+def objective(value_model: ValueModel, params: Params, rows: Pairs) -> tuple[Array, Metrics]:
     """Pairwise logistic loss summed over pairs, and the share of pairs that are ordered as
     labelled.
     """

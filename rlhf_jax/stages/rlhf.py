@@ -254,6 +254,7 @@ def run(
         if not version:
             first = first_policy(workspace, reference_params)
             states = program.init(first)
+        assert states is not None
         files = Files(
             checkpoints,
             saved_rounds,

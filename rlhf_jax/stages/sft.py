@@ -58,7 +58,7 @@ def rows(workspace: Workspace, stream: PromptStream, config: Config, update: int
     last_R = np.asarray(prompts.tokens_PQ)[:, -1]  # prompts are left-padded
     tokens, mask = encoding.encode_completions(chosen, workspace.tokenizer, length, last_R)
     rows: tuple[Any, Any] = tokens, mask
-    batch: Any = Batch(prompts.tokens_PQ, prompts.mask_PQ, *rows, temperature=jnp.float32(1.0))
+    batch = Batch(prompts.tokens_PQ, prompts.mask_PQ, *rows, temperature=jnp.float32(1.0))
     return distributed.feed(batch, sharding.row_shardings(batch, workspace.mesh))
 
 

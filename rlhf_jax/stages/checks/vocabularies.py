@@ -5,7 +5,6 @@ mean to the other.
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
 
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks.api import Split, Task
@@ -183,7 +182,7 @@ def _first(marks: re.Pattern[str] | None, texts: Iterable[str]) -> str | None:
     return next((match[0] for match in found if match), None)
 
 
-def check_template(task: Any, tokenizer: Tokenizer) -> None:
+def check_template(task: Task, tokenizer: Tokenizer) -> None:
     """Raises Refusal where a special token that a task's chat template writes is none of the run's
     tokenizer.
 

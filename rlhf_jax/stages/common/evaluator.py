@@ -5,7 +5,6 @@ diversity.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -151,7 +150,9 @@ class Evaluator:
         for start in range(0, num_prompts, size):
             yield self.stream.prompts(start, size), min(size, num_prompts - start)
 
-    def judge(self, params: Params, draw: Any, num_prompts: int) -> Judged:
+    def judge(
+        self, params: Params, draw: Callable[[Params, Prompts], Samples], num_prompts: int
+    ) -> Judged:
         """Samples the first `num_prompts` evaluation prompts and judges the samples."""
         batches = []
         for prompts, count in self.batches(num_prompts, self.config.prompts_per_batch):

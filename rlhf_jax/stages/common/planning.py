@@ -6,12 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from rlhf_jax.dataflow import Call, calls_of
+from rlhf_jax.dataflow import Call, Loop, calls_of
 from rlhf_jax.devices import distributed
 from rlhf_jax.devices.placement import OTHERS
 from rlhf_jax.models.api import Model
@@ -65,7 +64,7 @@ class Problem:
             self.hardware, num_devices or self.num_devices, self.shapes, self.work
         )
 
-    def with_loop(self, loop: Any, lag: int) -> "Problem":
+    def with_loop(self, loop: Loop, lag: int) -> "Problem":
         """The same round in another loop."""
         return dataclasses.replace(self, work=dataclasses.replace(self.work, loop=loop, lag=lag))
 

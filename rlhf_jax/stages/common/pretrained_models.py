@@ -2,7 +2,7 @@
 reward model, gold judge.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from rlhf_jax.stages.checks import vocabularies
 from rlhf_jax.tasks.api import Task
 from rlhf_jax.text import chat, encoding
 from rlhf_jax.text.tokenizers import Tokenizer
-from rlhf_jax.types import Params
+from rlhf_jax.types import Array, Params
 
 COMPUTED = (
     "dtype",
@@ -62,7 +62,7 @@ class Config:
         return self.sft or self.base
 
 
-def model_of(folder: Folder, **computed: Any) -> Model:
+def model_of(folder: Folder, **computed: object) -> Model:
     """The decoder of a folder's config.json, computed as keys of `COMPUTED` say."""
     return registry.find("models", folder.family).make(replace(folder.model_config, **computed))
 
@@ -141,7 +141,7 @@ def load_policy(path: str, model: Model, mesh: Mesh) -> Params:
     return folders.load(Folder(Path(path)), model, sharding.params_shardings(model, shapes, mesh))
 
 
-def classifier(path: str, **computed: Any) -> ValueModel:
+def classifier(path: str, **computed: object) -> ValueModel:
     """The network of a published reward model, computed as keys of `COMPUTED` say."""
     return ValueModel(model_of(Folder(Path(path)), **computed))
 
@@ -177,7 +177,7 @@ class Judge:
         self._foreign = vocabularies.pattern(vocabularies.foreign_marks(self.tokenizer, tokenizer))
 
     @cached_property
-    def _compiled(self) -> Any:
+    def _compiled(self) -> Callable[[Array, Array], Array]:
         model = classifier(self.config.gold)
         params = load_classifier(self.config.gold, model, self.mesh)
         return partial(distributed.compiled(partial(learned.score_tokens, model)), params)

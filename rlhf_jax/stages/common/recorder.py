@@ -121,8 +121,8 @@ class Recorder:
         with activity.during(
             f"update {event.update}", "call"
         ):  # dispatched before, and waited for here
-            figures: Any = distributed.fetch(round_figures)
-            metrics: Any = distributed.fetch(event.metrics)
+            figures: dict[str, Any] = distributed.fetch(round_figures)
+            metrics: dict[str, Any] = distributed.fetch(event.metrics)
         values = {name: float(cast(Any, value)) for name, value in figures.items()}
         values |= {name: metric.value() for name, metric in metrics.items()}
         clock = self.program.spec.clock

@@ -5,7 +5,6 @@ cut back to it.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rlhf_jax.clock import Clock
 from rlhf_jax.devices import distributed
@@ -19,7 +18,7 @@ from rlhf_jax.refusal import Refusal
 from rlhf_jax.run_directory import forks, history, made
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.settings.rlhf import Config
-from rlhf_jax.types import Params, Samples
+from rlhf_jax.types import Params, Samples, States
 
 Layout = Callable[[Samples], Samples]
 
@@ -43,7 +42,7 @@ class Resumed:
     """
 
     version: int = 0
-    states: Any = None
+    states: States | None = None
     pending: dict[int, Samples] = field(default_factory=dict)
     policy: Params | None = None
 
@@ -52,7 +51,7 @@ def choose(
     checkpoints: Checkpoints,
     spool: Spool,
     clock: Clock,
-    abstract: Any,
+    abstract: States,
     layout: Layout,
     ended_rounds: int = 0,
 ) -> Resumed:

@@ -11,6 +11,7 @@ from rlhf_jax.run_directory import digests, history, keys, run_config
 from rlhf_jax.run_directory.made import CODE, COMPARED, CONFIG, DATA, Facts
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.common import beginning, own_code
+from rlhf_jax.stages.settings.stages import Stages
 
 Values = dict[str, Any]
 Defaults = Callable[[Values], Values]
@@ -70,7 +71,7 @@ def begun_from(
     )
 
 
-def facts_of(values: Values, shared: Workspace, settings: Any, defaults: Defaults) -> Facts:
+def facts_of(values: Values, shared: Workspace, settings: Stages, defaults: Defaults) -> Facts:
     """The facts of a run: its config, and digests of data, folders and code."""
     flattened = flat(as_json(values))
     entering = {key: value for key, value in flattened.items() if keys.class_of(key) in COMPARED}
