@@ -75,7 +75,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """`filterwarnings` knows modules by the place that warns: ours, and the tests."""
-    for text in config.getoption("--component"):
+    for text in config.getoption("--component") or ():
         components.add(text)
     if components.every_own() and config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args = [str(config.rootpath / path) for path in components.batteries()]

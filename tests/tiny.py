@@ -68,7 +68,11 @@ def sampler(model: Model, config: sampling.Config):
 
 
 def draw(
-    model: Model, config: sampling.Config, prompts: Prompts, seed: int = 0, params: Params = None
+    model: Model,
+    config: sampling.Config,
+    prompts: Prompts,
+    seed: int = 0,
+    params: Params | None = None,
 ) -> Samples:
     params = make_params(model) if params is None else params
     return sampler(model, config)(params, prompts, jax.random.key(seed), np.int32(3))

@@ -70,7 +70,8 @@ def random_scores(algorithm: Algorithm, samples: Samples, seed: int) -> Scores:
     needed = {
         name: array for need in sorted(algorithm.needs) for name, array in extra[need].items()
     }
-    return Scores(raw_B=2 * score_B + 1, standardized_B=score_B, score_B=score_B, **needed)
+    scores = Scores(raw_B=2 * score_B + 1, standardized_B=score_B, score_B=score_B)
+    return replace(scores, **needed)
 
 
 def with_scores(scores: Scores, score_B: Array) -> Scores:

@@ -139,6 +139,7 @@ def on_policy_ratio_is_one(algorithm: Algorithm):
         scores = replace(scores, proximal_logprob_BC=samples.behavior_logprob_BC)
     batch = algorithm.credit(samples, scores)
     outputs = random_outputs(batch, SEED)
+    assert batch.behavior_logprob_RC is not None
     _, metrics = algorithm.losses["policy"](
         replace(outputs, logprob_RC=batch.behavior_logprob_RC), batch
     )

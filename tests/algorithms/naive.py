@@ -16,7 +16,7 @@ def rows_of_tokens(array_BC, samples: Samples) -> list[np.ndarray]:
     """The unmasked entries of each row, float64; none, without an array."""
     mask_BC = np.asarray(samples.mask_BC)
     return [
-        np.float64(row_C)[mask_C]
+        np.asarray(row_C, np.float64)[mask_C]
         for row_C, mask_C in zip(np.asarray(array_BC), mask_BC, strict=True)
     ]
 

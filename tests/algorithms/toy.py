@@ -6,6 +6,8 @@ scores -1 instead. The best completion is 3 3 3 EOS: reward 3. The uniform polic
 one that never stops, -1; one that stops at once, 0.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -93,7 +95,8 @@ def lift(algorithm: Algorithm, seed: int = 0) -> tuple[float, float]:
         needed = {
             name: array for name, array in given.items() if name.split("_")[0] in algorithm.needs
         }
-        batch = algorithm.credit(samples, Scores(judged_B, judged_B, judged_B, **needed))
+        scores = replace(Scores(judged_B, judged_B, judged_B), **needed)
+        batch = algorithm.credit(samples, scores)
         step, moments = optimizer.update(jax.grad(loss)(tables, batch), moments)
         return (optax.apply_updates(tables, step), moments), None
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf_jax.algorithms import online_dpo, ppo
-from rlhf_jax.dataflow import calls_of
+from rlhf_jax.dataflow import Loop, calls_of
 from rlhf_jax.planner.api import Workload
 from rlhf_jax.types import Placement, Plan
 
@@ -81,7 +81,7 @@ class Table:
         return self.transfer * self.random("transfer", call.name, self._pair(source, target))
 
 
-def work(lag=0, loop="synchronous"):
+def work(lag: int = 0, loop: Loop = "synchronous") -> Workload:
     return Workload(
         num_prompts=16,
         samples_per_prompt=2,

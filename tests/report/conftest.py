@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -114,10 +115,11 @@ def make_run(directory: Path, num_updates: int = 60) -> Path:
             writer.write("evaluate", 0, figures, of="best_of_n")
         writer.write_timing("best_of_n", {"wall_seconds": 3.0})
     texts = SamplesWriter(directory)
-    for kind, words, gold in (
+    kinds: tuple[tuple[Literal["before", "after"], str, float], ...] = (
         ("before", "was rather dull and i slept", 0.125),
         ("after", "was a quiet, moving joy", 1.75),
-    ):
+    )
+    for kind, words, gold in kinds:
         samples = [
             Sample(5, "the film", words, True, gold, gold * 2),
             Sample(7, NASTY, words, False, None, 1 - gold),

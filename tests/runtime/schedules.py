@@ -8,6 +8,7 @@ import random
 import time
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.clock import Clock
@@ -66,7 +67,7 @@ class FakeProgram:
         version, params = states
         if not batch.part:
             time.sleep(self.delay("update", batch.samples.round_index))
-        metrics = {"loss": Mean(np.float32(params % 1000), np.float32(1.0))}
+        metrics = {"loss": Mean(jnp.float32(params % 1000), jnp.float32(1.0))}
         return (version + 1, hash((params, batch.samples, batch.params, batch.part))), metrics
 
 

@@ -105,10 +105,10 @@ def write_tldr(folder: Path) -> Path:
 
 def chat(*contents: str, system: str = "") -> list[Row]:
     """Messages of a user and an assistant in turn."""
-    said = [
+    messages: list[Row] = [
         {"content": text, "role": ("user", "assistant")[n % 2]} for n, text in enumerate(contents)
     ]
-    return [{"content": system, "role": "system"}, *said] if system else said
+    return [{"content": system, "role": "system"}, *messages] if system else messages
 
 
 def no_robots_rows(count: int, first: int = 0) -> list[Row]:

@@ -21,7 +21,7 @@ def base():
     config.reward = "my_lab.rewards:brevity"
     config.reward_settings = ConfigDict(reward_nodes(config.reward, {"brevity": {"cost": 0.25}}))
     config.update_from_flattened_dict(SIZES)
-    config.rlhf.checkpoint_every = 0
+    config.update_from_flattened_dict({"rlhf.checkpoint_every": 0})
     return config
 
 

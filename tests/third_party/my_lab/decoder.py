@@ -34,7 +34,7 @@ PRESETS = {
 class Layer(gpt_neox.Layer):
     """A layer of GPT-NeoX with another feed-forward."""
 
-    config: Config
+    config: Config  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def feed_forward(self, x_AD: Array) -> Array:
         return self.dense_4h_to_h(jax.nn.relu(self.dense_h_to_4h(x_AD)) ** self.config.power)
@@ -43,7 +43,7 @@ class Layer(gpt_neox.Layer):
 class Network(gpt_neox.Network):
     """The network of GPT-NeoX, of these layers."""
 
-    config: Config
+    config: Config  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def setup(self) -> None:
         config = self.config
