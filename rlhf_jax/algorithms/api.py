@@ -12,7 +12,7 @@ from rlhf_jax.types import Array, Batch, Max, Mean, Metric, Outputs, Samples, Sc
 
 
 def make_batch(
-    samples: Samples, scores: Scores, rows_R: Array | None = None, **fields: Any
+    samples: Samples, scores: Scores, rows_R: Array | None = None, **fields: object
 ) -> Batch:
     """A batch of the samples in rows `rows_R` (int32; all of them by default), without gradient.
 
@@ -39,7 +39,7 @@ def make_batch(
         samples.tokens_BC.shape[0] // samples.samples_per_prompt,
     )
     rows_per_prompt = num_rows // num_prompts if num_prompts and num_rows % num_prompts == 0 else 1
-    made = {
+    made: dict[str, Any] = {
         "temperature": samples.temperature,
         "rows_per_prompt": rows_per_prompt,
         **carried,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms.api import drift_metrics, grouped_scores, make_batch
+from rlhf_jax.algorithms.common.shapes import with_shapes
 from rlhf_jax.ops.losses import cross_entropy_sum
 from rlhf_jax.types import Algorithm, Array, Batch, Metrics, Outputs, Samples, Scores
 
@@ -22,15 +23,17 @@ class Config:
 def best_of_n(config: Config) -> Algorithm:
     """The algorithm; a prompt has one row."""
     del config
-    return Algorithm(
-        name="best_of_n",
-        needs=frozenset(),
-        unit=1,
-        aggregation="sequence",
-        credit=credit,
-        losses={"policy": loss},
-        rows_per_prompt=lambda samples_per_prompt: 1,
-        min_samples_per_prompt=2,
+    return with_shapes(
+        Algorithm(
+            name="best_of_n",
+            needs=frozenset(),
+            unit=1,
+            aggregation="sequence",
+            credit=credit,
+            losses={"policy": loss},
+            rows_per_prompt=lambda samples_per_prompt: 1,
+            min_samples_per_prompt=2,
+        )
     )
 
 

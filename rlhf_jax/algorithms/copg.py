@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms.api import drift_metrics, flat_groups, grouped_scores, make_batch
+from rlhf_jax.algorithms.common.shapes import with_shapes
 from rlhf_jax.config import NonNegative
 from rlhf_jax.ops import advantages
 from rlhf_jax.ops.masked import masked_sum
@@ -48,16 +49,18 @@ def copg(config: Config) -> Algorithm:
         contrast = Mean(jnp.sum(jnp.abs(contrast_PG)), jnp.float32(contrast_PG.size))
         return loss_sum, {"contrast": contrast, **drift_metrics(outputs, batch)}
 
-    return Algorithm(
-        name="copg",
-        needs=frozenset({"reference"}),
-        unit="group",
-        aggregation="sequence",
-        credit=credit,
-        losses={"policy": loss},
-        rows_per_prompt=lambda samples_per_prompt: samples_per_prompt,
-        min_samples_per_prompt=2,
-        group_baseline=True,
+    return with_shapes(
+        Algorithm(
+            name="copg",
+            needs=frozenset({"reference"}),
+            unit="group",
+            aggregation="sequence",
+            credit=credit,
+            losses={"policy": loss},
+            rows_per_prompt=lambda samples_per_prompt: samples_per_prompt,
+            min_samples_per_prompt=2,
+            group_baseline=True,
+        )
     )
 
 

@@ -19,6 +19,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms.api import drift_metrics, flat_groups, grouped_scores
+from rlhf_jax.algorithms.common.shapes import with_shapes
 from rlhf_jax.algorithms.common.surrogate import corrected_batch, needs_of, token_surrogate
 from rlhf_jax.config import NonNegative, Positive
 from rlhf_jax.ops import advantages
@@ -114,16 +115,18 @@ def group_policy_gradient(
         return jnp.sum(loss_RC), {**metrics, **drift_metrics(outputs, batch)}
 
     reference = ("reference",) if config.kl_weight else ()
-    return Algorithm(
-        name=name,
-        needs=needs_of(correction, *reference, *properties.pop("needs", ())),  # type: ignore[misc]
-        unit=1,
-        aggregation=aggregation,
-        credit=credit,
-        losses={"policy": loss},
-        rows_per_prompt=lambda samples_per_prompt: samples_per_prompt,
-        min_samples_per_prompt=2,
-        group_baseline=True,
-        ratio=True,
-        **properties,  # type: ignore[arg-type]
+    return with_shapes(
+        Algorithm(
+            name=name,
+            needs=needs_of(correction, *reference, *properties.pop("needs", ())),  # type: ignore[misc]
+            unit=1,
+            aggregation=aggregation,
+            credit=credit,
+            losses={"policy": loss},
+            rows_per_prompt=lambda samples_per_prompt: samples_per_prompt,
+            min_samples_per_prompt=2,
+            group_baseline=True,
+            ratio=True,
+            **properties,  # type: ignore[arg-type]
+        )
     )

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms.api import drift_metrics, grouped_scores, make_batch
+from rlhf_jax.algorithms.common.shapes import with_shapes
 from rlhf_jax.config import Positive
 from rlhf_jax.ops.losses import dpo
 from rlhf_jax.ops.masked import masked_sum, select
@@ -44,16 +45,18 @@ def best_against_worst(name: str, of_margin: Callable[[Array], Array]) -> Algori
     def loss(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
         return pair_loss(outputs, batch, of_margin)
 
-    return Algorithm(
-        name=name,
-        needs=frozenset({"reference"}),
-        unit=2,
-        aggregation="pair",
-        credit=credit,
-        losses={"policy": loss},
-        rows_per_prompt=lambda samples_per_prompt: 2,
-        min_samples_per_prompt=2,
-        pair=True,
+    return with_shapes(
+        Algorithm(
+            name=name,
+            needs=frozenset({"reference"}),
+            unit=2,
+            aggregation="pair",
+            credit=credit,
+            losses={"policy": loss},
+            rows_per_prompt=lambda samples_per_prompt: 2,
+            min_samples_per_prompt=2,
+            pair=True,
+        )
     )
 
 

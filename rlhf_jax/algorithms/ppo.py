@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms.api import drift_metrics, grouped_scores
+from rlhf_jax.algorithms.common.shapes import with_shapes
 from rlhf_jax.algorithms.common.surrogate import (
     corrected_batch,
     needs_of,
@@ -73,15 +74,17 @@ def ppo(config: Config) -> Algorithm:
     def critic(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
         return critic_loss(outputs, batch, config.value_clip)
 
-    return Algorithm(
-        name="ppo",
-        needs=needs_of(correction, "reference", "value"),
-        unit=1,
-        aggregation="token",
-        credit=credit,
-        losses={"policy": policy, "critic": critic},
-        rows_per_prompt=lambda samples_per_prompt: samples_per_prompt,
-        ratio=True,
+    return with_shapes(
+        Algorithm(
+            name="ppo",
+            needs=needs_of(correction, "reference", "value"),
+            unit=1,
+            aggregation="token",
+            credit=credit,
+            losses={"policy": policy, "critic": critic},
+            rows_per_prompt=lambda samples_per_prompt: samples_per_prompt,
+            ratio=True,
+        )
     )
 
 

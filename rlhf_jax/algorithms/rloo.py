@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms.api import drift_metrics, flat_groups, grouped_scores
+from rlhf_jax.algorithms.common.shapes import with_shapes
 from rlhf_jax.algorithms.common.surrogate import (
     corrected_batch,
     log_ratio,
@@ -79,15 +80,17 @@ def rloo(config: Config) -> Algorithm:
         metrics = ratio_metrics(jnp.exp(log_R), weight_R, clipped_R, jnp.ones_like(clipped_R))
         return jnp.sum(weight_R * loss_R), {**metrics, **drift_metrics(outputs, batch)}
 
-    return Algorithm(
-        name="rloo",
-        needs=needs_of(correction, "reference"),
-        unit=1,
-        aggregation="sequence",
-        credit=credit,
-        losses={"policy": loss},
-        rows_per_prompt=lambda samples_per_prompt: samples_per_prompt,
-        min_samples_per_prompt=2,
-        group_baseline=True,
-        ratio=True,
+    return with_shapes(
+        Algorithm(
+            name="rloo",
+            needs=needs_of(correction, "reference"),
+            unit=1,
+            aggregation="sequence",
+            credit=credit,
+            losses={"policy": loss},
+            rows_per_prompt=lambda samples_per_prompt: samples_per_prompt,
+            min_samples_per_prompt=2,
+            group_baseline=True,
+            ratio=True,
+        )
     )

@@ -58,7 +58,7 @@ def keeping_rows(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]
         return function
 
     def run(*arguments: Any) -> Any:
-        with blocks.rows_lie(rows(mesh)):
+        with blocks.rows_sharded(rows(mesh)):
             return function(*arguments)
 
     return run

@@ -1,5 +1,6 @@
 """Interface of a decoder family: pure functions of plain params, with an explicit cache."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax.numpy as jnp
@@ -7,6 +8,9 @@ import numpy as np
 from flax import struct
 
 from rlhf_jax.types import Array, Params
+
+LogicalAxes = Mapping[str, Any]
+"""Nested dicts like params, with a tuple of logical axis names (or None) in place of each array."""
 
 
 @struct.dataclass
@@ -75,7 +79,7 @@ class Model(Protocol):
         """
         ...
 
-    def with_config(self, **changes: Any) -> "Model":
+    def with_config(self, **changes: object) -> "Model":
         """The same model but for some values of its config: another number of layers, or `remat`."""
         ...
 
@@ -107,7 +111,7 @@ class Model(Protocol):
         """An empty cache for `max_columns` positions."""
         ...
 
-    def logical_axes(self, params: Params) -> Any:
+    def logical_axes(self, params: Params) -> LogicalAxes:
         """A tree like params, with a tuple of logical axis names (or None) for each array's
         dimensions.
 

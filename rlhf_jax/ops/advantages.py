@@ -19,11 +19,13 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.ops.masked import select
+from rlhf_jax.ops.shapes import assert_shapes
 from rlhf_jax.types import Array
 
 
 def from_first(score_PG: Array) -> Array:
     """Scores less the group's first, `[P, G]`: exactly 0 in a flat group, whatever its level."""
+    assert_shapes(score_PG=score_PG)
     return score_PG - score_PG[:, :1]
 
 
@@ -32,6 +34,7 @@ def leave_one_out(score_PG: Array) -> Array:
 
     Example: 1 for 3 of 8, else 0: +5/7 and −3/7.
     """
+    assert_shapes(score_PG=score_PG)
     num_samples = score_PG.shape[1]
     return centered(score_PG) * (num_samples / (num_samples - 1))
 
@@ -56,6 +59,7 @@ def bessel(score_PG: Array, epsilon: float = 1e-6) -> Array:
     """Score less the group's mean, over the unbiased deviation of G − 1 degrees of freedom, `[P,
     G]`; G ≥ 2.
     """
+    assert_shapes(score_PG=score_PG)
     num_samples = score_PG.shape[1]
     return centered(score_PG) / (
         deviation(score_PG) * (num_samples / (num_samples - 1)) ** 0.5 + epsilon
@@ -66,6 +70,7 @@ def rank(score_PG: Array) -> Array:
     """From +2 for the best to −2 for the worst by rank alone, `[P, G]`; equal scores get their
     mean; G ≥ 2.
     """
+    assert_shapes(score_PG=score_PG)
     below_PG = jnp.sum(score_PG[:, None, :] < score_PG[:, :, None], axis=2, dtype=jnp.float32)
     above_PG = jnp.sum(score_PG[:, None, :] > score_PG[:, :, None], axis=2, dtype=jnp.float32)
     return 2.0 * (below_PG - above_PG) / (score_PG.shape[1] - 1)
@@ -73,6 +78,7 @@ def rank(score_PG: Array) -> Array:
 
 def best_of_group(score_PG: Array) -> Array:
     """1 for the best (shared by equals), less the group's mean 1 / G, `[P, G]`."""
+    assert_shapes(score_PG=score_PG)
     best_PG = (score_PG == jnp.max(score_PG, axis=1, keepdims=True)).astype(jnp.float32)
     return best_PG / jnp.sum(best_PG, axis=1, keepdims=True) - 1.0 / score_PG.shape[1]
 
@@ -85,6 +91,7 @@ def gae(
     `value_BC` is of what precedes each token; what follows a row's last unmasked token is worth 0,
     finished or not: the completion is the episode. `gamma` is γ and `gae_lambda` λ, both in [0, 1].
     """
+    assert_shapes(reward_BC=reward_BC, value_BC=value_BC, mask_BC=mask_BC)
     reward_BC, value_BC = select(reward_BC, mask_BC), select(value_BC, mask_BC)
 
     def earlier(

@@ -24,10 +24,12 @@ denominator.
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import chex
 import jax.numpy as jnp
 
 from rlhf_jax.config import NonNegative, Positive
 from rlhf_jax.ops.masked import masked_sum, select
+from rlhf_jax.ops.shapes import assert_shapes
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
 
@@ -121,6 +123,7 @@ def log_staleness(proximal_BC: Array, behavior_BC: Array, mask_BC: Array, level:
     """log ρ of each token `[B, C]`, or its row's sum at every token of the row; 0 under the mask,
     bounded by e^±20.
     """
+    assert_shapes(proximal_BC=proximal_BC, behavior_BC=behavior_BC, mask_BC=mask_BC)
     log_BC = select(proximal_BC, mask_BC) - select(behavior_BC, mask_BC)
     if level == "sequence":
         log_BC = select(
@@ -153,6 +156,7 @@ def within_second_moment(log_BC: Array, mask_BC: Array, limit: float) -> Array:
     the mean over those that stay is at most `limit`. Equal squares stay or go together, and with
     them the tokens of a completion at level "sequence".
     """
+    assert_shapes(log_BC=log_BC, mask_BC=mask_BC)
     square_BC = jnp.where(mask_BC, jnp.square(log_BC), jnp.inf)
     sorted_N = jnp.sort(square_BC.reshape(-1))
     finite_N = sorted_N < jnp.inf
@@ -165,6 +169,10 @@ def within_second_moment(log_BC: Array, mask_BC: Array, limit: float) -> Array:
     return mask_BC & (square_BC <= largest)
 
 
-def effective_sums(weight_BC: Array, mask_BC: Array) -> tuple[Array, Array]:
-    """Σ w and Σ w² over the unmasked tokens: what an effective sample size is made of."""
-    return masked_sum(weight_BC, mask_BC), masked_sum(jnp.square(weight_BC), mask_BC)
+def effective_sums(weight: Array, mask: Array) -> tuple[Array, Array]:
+    """Σ w and Σ w² over the unmasked entries, from which an effective sample size is computed.
+
+    Weights and mask have one shape: `[B, C]` for tokens, `[B]` for completions.
+    """
+    chex.assert_equal_shape([weight, mask], custom_message="weight, mask")
+    return masked_sum(weight, mask), masked_sum(jnp.square(weight), mask)

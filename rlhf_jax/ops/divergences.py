@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.ops.masked import select
+from rlhf_jax.ops.shapes import assert_shapes
 from rlhf_jax.types import Array
 
 
 def k1(logprob_BC: Array, reference_logprob_BC: Array, mask_BC: Array) -> Array:
     """−log r at each token, nats `[B, C]`; 0 under the mask."""
+    assert_shapes(logprob_BC=logprob_BC, reference_logprob_BC=reference_logprob_BC, mask_BC=mask_BC)
     return select(logprob_BC, mask_BC) - select(reference_logprob_BC, mask_BC)
 
 
@@ -41,6 +43,7 @@ def full_kl(logits_NV: Array, reference_logits_NV: Array) -> Array:
     that p cannot draw (logit -inf) contributes nothing; one that only q cannot draw makes the
     divergence infinite.
     """
+    assert_shapes(logits_NV=logits_NV, reference_logits_NV=reference_logits_NV)
     logprob_NV = jax.nn.log_softmax(logits_NV.astype(jnp.float32), axis=-1)
     reference_NV = jax.nn.log_softmax(reference_logits_NV.astype(jnp.float32), axis=-1)
     drawable_NV = logprob_NV > -jnp.inf

@@ -11,9 +11,11 @@ no one-hot matrix.
 
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.ops.shapes import assert_shapes
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
 
@@ -32,6 +34,8 @@ def token_logprobs(
 
 
 def _forward(logits_NV: Array, tokens_N: Array, temperature: Array | float):
+    assert_shapes(logits_NV=logits_NV, tokens_N=tokens_N)
+    chex.assert_rank([temperature], 0, custom_message="temperature")
     temperature = jnp.asarray(temperature, jnp.float32)
     scaled_NV = logits_NV.astype(jnp.float32) / temperature
     largest_N = jnp.max(scaled_NV, axis=-1)
@@ -91,6 +95,7 @@ def chunked_token_logprobs(
     whose shard they are in: of contiguous chunks each device would compute all. Gradients flow to
     `hidden_ND` and to whatever `head` closes over. Raises Refusal where a single row does not fit.
     """
+    assert_shapes(hidden_ND=hidden_ND, tokens_N=tokens_N)
     num_rows = hidden_ND.shape[0]
     vocab_size = jax.eval_shape(head, hidden_ND[:1]).shape[-1]
     if vocab_size > max_chunk_elements:

@@ -8,10 +8,12 @@ clipped_value      ½ max((V − R)², (clip(V, V₀ ± ε) − R)²)  the same 
 cross_entropy_sum  −Σ log p(token)
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from rlhf_jax.ops.masked import masked_sum
+from rlhf_jax.ops.shapes import assert_shapes
 from rlhf_jax.types import Array
 
 
@@ -21,6 +23,7 @@ def dpo(margin_U: Array, beta: float) -> Array:
     The margin is (log π(chosen) − log π_ref(chosen)) − (log π(rejected) − log π_ref(rejected)),
     each a sum over tokens, in nats. The gradient with respect to it is −β σ(−β · margin).
     """
+    assert_shapes(margin_U=margin_U)
     return -jax.nn.log_sigmoid(beta * margin_U)
 
 
@@ -29,6 +32,7 @@ def ipo(margin_U: Array, beta: float) -> Array:
 
     Its least value is at a finite margin.
     """
+    assert_shapes(margin_U=margin_U)
     return jnp.square(margin_U - 1 / (2 * beta))
 
 
@@ -38,6 +42,7 @@ def clipped_surrogate(
     """−min(ρ A, clip(ρ, 1 − clip_low, 1 + clip_high) A), and whether the clip took the gradient
     away; any one shape.
     """
+    chex.assert_equal_shape([log_ratio, advantage], custom_message="log_ratio, advantage")
     ratio = jnp.exp(log_ratio)
     free, bounded = ratio * advantage, jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantage
     return -jnp.minimum(free, bounded), bounded < free
@@ -49,6 +54,9 @@ def clipped_value(
     """½ max of the squared errors of a value and of the value held within `clip` of the first one;
     and where that one won.
     """
+    chex.assert_equal_shape(
+        [value, first_value, target], custom_message="value, first_value, target"
+    )
     held = jnp.clip(
         value, first_value - clip, first_value + clip
     )  # within the bounds the value itself, to the bit
@@ -60,9 +68,11 @@ def pairwise_logistic(chosen_U: Array, rejected_U: Array) -> Array:
     """−log σ(chosen − rejected) of each pair of scores, `[U]`: how a reward model learns from
     comparisons.
     """
+    assert_shapes(chosen_U=chosen_U, rejected_U=rejected_U)
     return -jax.nn.log_sigmoid(chosen_U - rejected_U)
 
 
 def cross_entropy_sum(logprob_RC: Array, mask_RC: Array) -> Array:
     """−Σ log p(token) over the unmasked tokens, a scalar in nats; its denominator is their number."""
+    assert_shapes(logprob_RC=logprob_RC, mask_RC=mask_RC)
     return -masked_sum(logprob_RC, mask_RC)

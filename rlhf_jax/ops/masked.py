@@ -9,9 +9,11 @@ The mask selects with `where` before anything is computed: multiplying by 0 woul
 infinity, in the result or in its gradient. `dim` is an array dimension, or None for all of them.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.ops.shapes import assert_shapes
 from rlhf_jax.types import Array
 
 
@@ -19,6 +21,7 @@ def select(values: Array, mask: Array) -> Array:
     """`values` where the mask is true, exactly 0 elsewhere; of one rank, dimensions of 1 are
     repeated.
     """
+    chex.assert_equal_rank([values, mask], custom_message="values, mask")
     return jnp.where(mask, values, jnp.zeros_like(values))
 
 
@@ -39,6 +42,7 @@ def masked_mean(values: Array, mask: Array, dim: int | None = None) -> Array:
 
 def masked_max(values: Array, mask: Array, dim: int | None = None) -> Array:
     """Largest of the unmasked values; -inf where there are none."""
+    chex.assert_equal_rank([values, mask], custom_message="values, mask")
     return jnp.max(jnp.where(mask, values, -jnp.inf), axis=dim)
 
 
@@ -71,10 +75,12 @@ def positions_from_mask(mask_BL: Array) -> Array:
     Example: mask [F, F, T, T, T, F] gives [0, 0, 0, 1, 2, 2]; entries under the mask only need to
     be in range.
     """
+    assert_shapes(mask_BL=mask_BL)
     return jnp.maximum(jnp.cumsum(mask_BL, axis=-1, dtype=jnp.int32) - 1, 0)
 
 
 def last_index(mask_BC: Array) -> Array:
     """Column of each row's last unmasked entry, int32 `[B]`; -1 for a row that has none."""
+    assert_shapes(mask_BC=mask_BC)
     columns_C = jnp.arange(mask_BC.shape[-1], dtype=jnp.int32)
     return jnp.max(jnp.where(mask_BC, columns_C[None, :], -1), axis=-1)

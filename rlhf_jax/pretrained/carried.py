@@ -173,7 +173,7 @@ def description(
     }
     if TOKENIZER_JSON in found:
         with needed("hub", str(found[TOKENIZER_JSON])):
-            tokenizers: Any = import_module("tokenizers")
+            tokenizers = import_module("tokenizers")
         library = tokenizers.Tokenizer.from_file(str(found[TOKENIZER_JSON]))
         for name in ("eos", "pad"):
             ids = listed(token_ids.get(f"{name}_token_id"))

@@ -18,11 +18,12 @@ from flax.traverse_util import flatten_dict
 
 from rlhf_jax.extras import needed
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common.decoder import DecoderConfig
 from rlhf_jax.pretrained import carried, layouts
 from rlhf_jax.pretrained.folders import CONFIG, INDEX, SCORE, SCORE_BIAS, SINGLE, Folder
 from rlhf_jax.pretrained.published_configs import computed
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.types import Params
+from rlhf_jax.types import Array, Params
 
 MAX_FILE_BYTES = 5 << 30
 OF_THE_FILE = (
@@ -126,7 +127,7 @@ def _config(
     return config
 
 
-def _pad_id(config: Any, published: Mapping[str, Any]) -> int | None:
+def _pad_id(config: DecoderConfig, published: Mapping[str, Any]) -> int | None:
     """The pad_token_id of a reward model, by which transformers finds the token that it reads the
     score at.
 
@@ -143,7 +144,7 @@ Tensor = tuple[tuple[int, ...], Callable[[], np.ndarray]]
 
 
 def published_tensors(
-    family: str, model_config: Any, params: Params
+    family: str, model_config: DecoderConfig, params: Params
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, (shape, what fetches it)) of every tensor."""
     arrays, parts = flatten_dict(params.get("backbone", params), sep="/"), {}
@@ -169,13 +170,13 @@ def _fetch(members: Sequence[tuple[layouts.Tensor, Any]]) -> np.ndarray:
     return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
 
-def _host(array: Any, transpose: bool) -> np.ndarray:
+def _host(array: Array, transpose: bool) -> np.ndarray:
     host = np.asarray(jax.device_get(array))
     return np.ascontiguousarray(host.T if transpose else host)
 
 
 def _write_tensors(
-    directory: Path, tensors: Mapping[str, Tensor], dtype: Any, max_file_bytes: int
+    directory: Path, tensors: Mapping[str, Tensor], dtype: np.dtype, max_file_bytes: int
 ) -> None:
     files: list[list[str]] = [[]]
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, _) in tensors.items()}
@@ -192,7 +193,7 @@ def _write_tensors(
         else [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
     )
     with needed("hub", "the export of a model"):
-        write: Any = import_module("safetensors.numpy").save_file
+        write = import_module("safetensors.numpy").save_file
     for file, members in zip(names, files, strict=True):
         write(
             {member: tensors[member][1]().astype(dtype) for member in members},

@@ -5,7 +5,7 @@
 holds a tensor.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -13,20 +13,21 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax import randomness
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common.decoder import DecoderConfig
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.pretrained import layouts
 from rlhf_jax.pretrained.published_families import FAMILIES
 from rlhf_jax.pretrained.published_kinds import is_classifier
 from rlhf_jax.pretrained.weight_files import INDEX as INDEX
 from rlhf_jax.pretrained.weight_files import SINGLE as SINGLE
-from rlhf_jax.pretrained.weight_files import WeightFiles, check_folder, read_json
+from rlhf_jax.pretrained.weight_files import TensorSlice, WeightFiles, check_folder, read_json
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.types import Params
+from rlhf_jax.types import Array, Params
 
 CONFIG = "config.json"
 SCORE = "score.weight"  # the head of AutoModelForSequenceClassification, [1, D]
@@ -62,7 +63,7 @@ class Folder:
         """The file of every tensor."""
         return self.weights.map
 
-    def slice(self, name: str) -> Any:
+    def slice(self, name: str) -> TensorSlice:
         """A tensor that is read where it is indexed.
 
         Raises Refusal for what holds no floating point numbers.
@@ -88,7 +89,7 @@ class Folder:
         return self._read[0]
 
     @property
-    def model_config(self) -> Any:
+    def model_config(self) -> DecoderConfig:
         """The family's Config; its dtype is float32.
 
         Embeddings that config.json ties are apart where the folder holds a head with other values,
@@ -138,7 +139,7 @@ def _equal(path: Path, one: str, other: str, files: tuple[tuple[str, int], ...])
     return True
 
 
-def load(folder: Folder, model: Model, shardings: Any, dtype: str = "float32") -> Params:
+def load(folder: Folder, model: Model, shardings: Params, dtype: str = "float32") -> Params:
     """The params of a decoder, each tensor read slice by slice into its sharding.
 
     Args:
@@ -174,7 +175,7 @@ def value_shapes(model: ValueModel, folder: Folder) -> Params:
     shapes = jax.eval_shape(model.init, randomness.key(0))
     kept = {
         path: leaf
-        for path, leaf in _flat(shapes["backbone"]).items()
+        for path, leaf in layouts.flat_params(shapes["backbone"]).items()
         if "/".join(path) in _backbone(folder)
     }
     return {"backbone": unflatten_dict(kept), "value_head": shapes["value_head"]}
@@ -189,7 +190,9 @@ def _backbone(folder: Folder) -> dict[str, layouts.Tensor]:
     }
 
 
-def load_value(folder: Folder, model: ValueModel, shardings: Any, dtype: str = "float32") -> Params:
+def load_value(
+    folder: Folder, model: ValueModel, shardings: Params, dtype: str = "float32"
+) -> Params:
     """The params of a reward model published as a sequence classifier of one label; shardings as
     `value_shapes`.
     """
@@ -267,10 +270,6 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _flat(tree: Params) -> dict[tuple[str, ...], Any]:
-    return flatten_dict(tree)  # pyright: ignore[reportReturnType] (its type allows for empty nodes, which params have not)
-
-
 def _fill(
     folder: Folder,
     tensors: Mapping[str, layouts.Tensor],
@@ -278,21 +277,24 @@ def _fill(
     shardings: Params,
     dtype: str,
 ) -> Params:
-    params, of_path = {}, _flat(shardings)
-    for path in _flat(shapes):
+    params, of_path = {}, layouts.flat_params(shardings)
+    for path in layouts.flat_params(shapes):
         tensor, where = tensors["/".join(path)], of_path[path]
         layout = _reversed(where) if tensor.transpose else where
-        part = partial(_part, folder.slice(tensor.name), tensor.start, tensor.stop)
-        read = jax.make_array_from_callback(tensor.part, layout, part)
+        read_rows = partial(_read_rows, folder.slice(tensor.name), tensor.start, tensor.stop)
+        read = jax.make_array_from_callback(tensor.part, layout, read_rows)
         params[path] = _converter(tensor.transpose, dtype, where)(read)
     return unflatten_dict(params)
 
 
-def _part(found: Any, start: int, stop: int, index: Any) -> np.ndarray:
-    """Slice `index` of rows `start` to `stop` of a tensor."""
-    first, last, _ = index[0].indices(stop - start)
-    part = found[(slice(start + first, start + last), *index[1:])]
-    return part.astype(np.float32) if part.dtype == np.float64 else part
+def _read_rows(
+    tensor: TensorSlice, start: int, stop: int, index: tuple[slice, ...] | None
+) -> np.ndarray:
+    """Slice `index` of rows `start` to `stop` of a tensor; None is all of them."""
+    rows, *columns = index or (slice(None),)
+    first, last, _ = rows.indices(stop - start)
+    array = tensor[(slice(start + first, start + last), *columns)]
+    return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
 def _reversed(where: NamedSharding) -> NamedSharding:
@@ -302,7 +304,7 @@ def _reversed(where: NamedSharding) -> NamedSharding:
 
 
 @lru_cache(maxsize=64)
-def _converter(transpose: bool, dtype: str, where: NamedSharding) -> Any:
+def _converter(transpose: bool, dtype: str, where: NamedSharding) -> Callable[[Array], Array]:
     """To our layout and dtype, on the device: half precision travels as it is, and the processor's
     threads share the work.
     """

@@ -12,11 +12,13 @@ import jax
 from flax.traverse_util import flatten_dict
 
 from rlhf_jax import randomness, registry
+from rlhf_jax.models.common.decoder import DecoderConfig
 from rlhf_jax.pretrained.published_configs import read_config as read_config
 from rlhf_jax.pretrained.published_configs import write_config as write_config
 from rlhf_jax.pretrained.published_families import FAMILIES
 from rlhf_jax.pretrained.published_families import architecture as architecture
 from rlhf_jax.pretrained.published_families import sequence_classifier as sequence_classifier
+from rlhf_jax.types import Params
 
 
 class Tensor(NamedTuple):
@@ -66,7 +68,12 @@ COMPUTED = re.compile(
 )
 
 
-def tensors(family: str, config: Any) -> dict[str, Tensor]:
+def flat_params(params: Params) -> dict[tuple[str, ...], Any]:
+    """Leaves of params by their paths."""
+    return flatten_dict(params)  # pyright: ignore[reportReturnType] (its type allows for empty nodes, which params have not)
+
+
+def tensors(family: str, config: DecoderConfig) -> dict[str, Tensor]:
     """Every param's published tensor, by our path: "layer_0/query_key_value/kernel"; a tied head
     has none of its own.
     """
@@ -74,8 +81,8 @@ def tensors(family: str, config: Any) -> dict[str, Tensor]:
 
 
 @lru_cache
-def _tensors(family: str, config: Any) -> dict[str, Tensor]:
-    shapes: Any = flatten_dict(
+def _tensors(family: str, config: DecoderConfig) -> dict[str, Tensor]:
+    shapes = flat_params(
         jax.eval_shape(registry.find("models", family).make(config).init, randomness.key(0))
     )
     published = {

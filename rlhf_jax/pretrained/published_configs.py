@@ -139,7 +139,7 @@ def _no_rope_interval(published: Mapping[str, Any], num_layers: int) -> int:
     return found
 
 
-def _listed(key: str, stated: Any, num_layers: int, accepted: Sequence[Any]) -> list[Any]:
+def _listed(key: str, stated: object, num_layers: int, accepted: Sequence[object]) -> list[object]:
     if (
         not isinstance(stated, list)
         or len(stated) != num_layers
@@ -161,24 +161,25 @@ def period(marked: Sequence[bool]) -> int | None:
     return n if list(marked) == [(index + 1) % n == 0 for index in range(len(marked))] else None
 
 
-def layer_types(config: Any) -> list[str]:
+def layer_types(config: decoder.DecoderConfig) -> list[str]:
     """The kind of every layer, as published."""
     sees_all = getattr(config, "sees_all", lambda layer: not window(config, layer))
     return [FULL if sees_all(index) else SLIDING for index in range(config.num_layers)]
 
 
-def _check_layer_types(published: Mapping[str, Any], config: Any) -> None:
+def _check_layer_types(published: Mapping[str, Any], config: decoder.DecoderConfig) -> None:
     stated, ours = published.get("layer_types"), layer_types(config)
     if stated is not None and stated != ours:
         raise Refusal(f"layer_types is {stated!r}; accepted with the other keys: {ours!r}")
 
 
-def window(config: Any, layer: int) -> int:
+def window(config: decoder.DecoderConfig, layer: int) -> int:
     """The sliding window of a layer of any family; 0 is none."""
-    return config.window(layer) if hasattr(config, "window") else 0
+    windows = getattr(config, "window", None)
+    return windows(layer) if windows else 0
 
 
-def computed(config: Any) -> dict[str, Any]:
+def computed(config: decoder.DecoderConfig) -> dict[str, Any]:
     """The numbers that a config computes with: equal for two configs of one model, whatever their
     fields.
     """
@@ -186,14 +187,15 @@ def computed(config: Any) -> dict[str, Any]:
         key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_PUBLISHED
     }
     fields["head_width"] = decoder.head_width(config)
-    if not hasattr(config, "rotary"):
+    rotary = getattr(config, "rotary", None)
+    if rotary is None:
         return fields
     kept = {
         key: value
         for key, value in fields.items()
         if key not in OF_LAYERS and not key.startswith("rope_")
     }
-    layers = [(config.window(layer), config.rotary(layer)) for layer in range(config.num_layers)]
+    layers = [(window(config, layer), rotary(layer)) for layer in range(config.num_layers)]
     longest = rope.max_positions(config)
     return kept | {
         "layers": layers,
@@ -231,4 +233,4 @@ def write_config(family: str, config: Any) -> dict[str, Any]:
         ]
     if FAMILIES[family].interval:
         published["layer_types"] = layer_types(config)
-    return published | write_rope(family, config)
+    return published | write_rope(family, values)

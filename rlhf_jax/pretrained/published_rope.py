@@ -51,7 +51,7 @@ class Rope:
     def places(self, key: str) -> list[Place]:
         return [(*prefix, key) for prefix in self.prefixes]
 
-    def number(self, key: str, default: Any, *more: Place) -> float:
+    def number(self, key: str, default: object, *more: Place) -> float:
         return number(self.published, default, *self.places(key), *more)
 
     def type(self, *accepted: str, older: Mapping[str, str] | None = None) -> str:
@@ -61,7 +61,7 @@ class Rope:
         """
         found = agreed(self.published, "default", *self.places("rope_type"), *self.places("type"))
         named = (older or {}).get(found, found) if isinstance(found, str) else found
-        if named not in accepted:
+        if not isinstance(named, str) or named not in accepted:
             raise Refusal(
                 f"rope_type is {found!r}; accepted for {self.family}: {', '.join(accepted)}"
             )
@@ -231,54 +231,54 @@ def _read_neox(published: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_theta": theta, "rotary_fraction": fraction}
 
 
-def write_rope(family: str, config: Any) -> dict[str, Any]:
+def write_rope(family: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The rotary keys of a `config.json`, for both generations of readers."""
-    theta = {"rope_theta": config.rope_theta}
+    theta = {"rope_theta": fields["rope_theta"]}
     if family == "gpt_neox":
-        fraction = config.rotary_fraction
+        fraction = fields["rotary_fraction"]
         nested = theta | {"rope_type": "default", "partial_rotary_factor": fraction}
         return {
-            "rotary_emb_base": config.rope_theta,
+            "rotary_emb_base": fields["rope_theta"],
             "rotary_pct": fraction,
             "rope_parameters": nested,
         }
-    scaling = _write_scaling(config)
+    scaling = _write_scaling(fields)
     parameters: dict[str, Any] = theta | (scaling or {"rope_type": "default"})
     more: dict[str, Any] = {}
     if family == "phi3":
         more = {
-            "partial_rotary_factor": config.rotary_fraction,
-            ORIGINAL: config.rope_original_max_positions,
+            "partial_rotary_factor": fields["rotary_fraction"],
+            ORIGINAL: fields["rope_original_max_positions"],
         }
-        parameters |= {"partial_rotary_factor": config.rotary_fraction}
-    if config.rope_scaling == "dynamic":
-        more |= {"max_position_embeddings": config.rope_original_max_positions}
+        parameters |= {"partial_rotary_factor": fields["rotary_fraction"]}
+    if fields["rope_scaling"] == "dynamic":
+        more |= {"max_position_embeddings": fields["rope_original_max_positions"]}
     if FAMILIES[family].interval:
-        local = getattr(config, "rope_local_theta", config.rope_theta)
+        local = fields.get("rope_local_theta", fields["rope_theta"])
         parameters = {FULL: parameters, SLIDING: {"rope_theta": local, "rope_type": "default"}}
         more |= {"rope_local_base_freq": local} if family == "gemma3" else {}
     return theta | more | {"rope_scaling": scaling, "rope_parameters": parameters}
 
 
-def _write_scaling(config: Any) -> dict[str, Any] | None:
-    kind = config.rope_scaling
-    if config.rope_scaling_factor == 1.0 and kind != "longrope":
+def _write_scaling(fields: Mapping[str, Any]) -> dict[str, Any] | None:
+    kind = fields["rope_scaling"]
+    if fields["rope_scaling_factor"] == 1.0 and kind != "longrope":
         return None
-    scaling: dict[str, Any] = {"rope_type": kind, "factor": config.rope_scaling_factor}
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": fields["rope_scaling_factor"]}
     if kind in ("llama3", "yarn", "longrope"):
-        scaling[ORIGINAL] = config.rope_original_max_positions
+        scaling[ORIGINAL] = fields["rope_original_max_positions"]
     if kind == "llama3":
-        scaling["low_freq_factor"] = config.rope_low_frequency_factor
-        scaling["high_freq_factor"] = config.rope_high_frequency_factor
+        scaling["low_freq_factor"] = fields["rope_low_frequency_factor"]
+        scaling["high_freq_factor"] = fields["rope_high_frequency_factor"]
     if kind in ("yarn", "longrope"):
-        scaling["attention_factor"] = config.rope_attention_factor
+        scaling["attention_factor"] = fields["rope_attention_factor"]
     if kind == "yarn":
         scaling |= {
-            "beta_slow": config.rope_low_frequency_factor,
-            "beta_fast": config.rope_high_frequency_factor,
+            "beta_slow": fields["rope_low_frequency_factor"],
+            "beta_fast": fields["rope_high_frequency_factor"],
         }
-        scaling |= {"truncate": config.rope_truncate}
+        scaling |= {"truncate": fields["rope_truncate"]}
     if kind == "longrope":
-        scaling["short_factor"] = [float(factor) for factor in config.rope_short_factors.split()]
-        scaling["long_factor"] = [float(factor) for factor in config.rope_long_factors.split()]
+        scaling["short_factor"] = [float(factor) for factor in fields["rope_short_factors"].split()]
+        scaling["long_factor"] = [float(factor) for factor in fields["rope_long_factors"].split()]
     return scaling

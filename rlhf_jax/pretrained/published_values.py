@@ -3,15 +3,18 @@ written twice.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 from rlhf_jax.pretrained.published_families import NULL_IS_ZERO, REQUIRED
 from rlhf_jax.refusal import Refusal
 
+Value = TypeVar("Value", bool, int, float)
 Place = tuple[str, ...]  # keys from the outside in
 
 
-def typed(published: Mapping[str, Any], field: str, kind: type, key: str, default: Any) -> Any:
+def typed(
+    published: Mapping[str, Any], field: str, kind: type[Value], key: str, default: object
+) -> Value:
     """The value of a key as `kind`.
 
     Args:
@@ -33,20 +36,20 @@ def typed(published: Mapping[str, Any], field: str, kind: type, key: str, defaul
     return converted
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """A finite number or a truth value."""
     return isinstance(value, int | float) and value - value == 0
 
 
-def at(published: Mapping[str, Any], place: Place) -> Any:
+def at(published: Mapping[str, Any], place: Place) -> object:
     """The value at a place; None where there is none."""
-    value: Any = published
+    value: object = published
     for key in place:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
 
 
-def agreed(published: Mapping[str, Any], default: Any, *places: Place) -> Any:
+def agreed(published: Mapping[str, Any], default: object, *places: Place) -> object:
     """The value that is written at one or more of several places.
 
     Raises Refusal where two of them differ, or where there is none and the default is REQUIRED.
@@ -63,7 +66,7 @@ def agreed(published: Mapping[str, Any], default: Any, *places: Place) -> Any:
     return next(iter(found.values()), default)
 
 
-def number(published: Mapping[str, Any], default: Any, *places: Place) -> float:
+def number(published: Mapping[str, Any], default: object, *places: Place) -> float:
     """`agreed`, of a number that is not negative. Raises Refusal for anything else."""
     value = agreed(published, default, *places)
     if isinstance(value, bool) or not is_number(value) or value < 0:

@@ -9,7 +9,9 @@ rest of its file.
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from rlhf_jax.extras import needed
 from rlhf_jax.refusal import MissingInput, Refusal
@@ -22,6 +24,24 @@ ADAPTER = "adapter_config.json"
 CONVERT = "convert it: transformers' save_pretrained writes safetensors files"
 
 
+class TensorSlice(Protocol):
+    """A tensor of a safetensors file, read from the disk where it is indexed."""
+
+    def get_dtype(self) -> str: ...
+
+    def get_shape(self) -> list[int]: ...
+
+    def __getitem__(self, index: slice | tuple[slice, ...], /) -> np.ndarray: ...
+
+
+class TensorFile(Protocol):
+    """An opened safetensors file."""
+
+    def keys(self) -> list[str]: ...
+
+    def get_slice(self, name: str, /) -> TensorSlice: ...
+
+
 class WeightFiles:
     """The opened safetensors files of a folder. No tensor is read before it is asked for.
 
@@ -30,7 +50,7 @@ class WeightFiles:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._open: dict[str, Any] = {}
+        self._open: dict[str, TensorFile] = {}
         self.map = self._map()
 
     def _map(self) -> dict[str, Path]:
@@ -106,14 +126,14 @@ class WeightFiles:
                 return f"{missing}; there is {_some(others)}, which is not read: {CONVERT}"
         return f"{missing}: download the folder's safetensors files"
 
-    def file(self, file: Path) -> Any:
+    def file(self, file: Path) -> TensorFile:
         """An opened safetensors file."""
         if file.name not in self._open:
             if not file.exists():
                 broken = "; it is a link to a file that is gone" if file.is_symlink() else ""
                 raise Refusal(f"{file} is missing{broken}: download the folder's safetensors files")
             with needed("hub", str(file)):
-                library: Any = import_module("safetensors")
+                library = import_module("safetensors")
             try:
                 self._open[file.name] = library.safe_open(str(file), framework="numpy")
             except library.SafetensorError as error:
@@ -130,7 +150,7 @@ class WeightFiles:
         """The tensors of a file."""
         return self.file(file).keys()
 
-    def slice(self, name: str) -> Any:
+    def slice(self, name: str) -> TensorSlice:
         """A tensor that is read where it is indexed.
 
         Raises Refusal for what holds no floating point numbers.

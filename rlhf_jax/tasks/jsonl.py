@@ -7,7 +7,7 @@ kept for rewards that ask for them (`record`). Comparisons: `{"prompt": "...", "
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,5 +187,5 @@ def _references(where: str, entry: dict[str, Any]) -> tuple[str, ...]:
     return tuple(json_texts.text(where, named, name) for name in named)
 
 
-def _listed(keys: Any) -> str:
+def _listed(keys: Iterable[object]) -> str:
     return ", ".join(map(repr, keys))

@@ -3,12 +3,11 @@ say it.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from rlhf_jax.extras import needed
 from rlhf_jax.refusal import Refusal
@@ -120,7 +119,7 @@ def render(
     messages: Sequence[Message],
     *,
     add_generation_prompt: bool,
-    **variables: Any,
+    **variables: object,
 ) -> Rendered:
     """The text of messages.
 
@@ -139,8 +138,7 @@ def render(
     if template.date:
         given["strftime_now"] = told_date(template.date).strftime
     try:
-        compiled = _compiled(template.text)
-        said = compiled.render(
+        said = _compiled(template.text)(
             messages=[dict(message) for message in messages], tools=None, documents=None, **given
         )
     except jinja2.UndefinedError as error:
@@ -179,8 +177,8 @@ def told_date(date: str) -> datetime:
 
 
 @lru_cache(maxsize=16)
-def _compiled(text: str) -> Any:
-    """The template, in a sandbox that may change nothing and in which nothing is left to chance or
+def _compiled(text: str) -> Callable[..., str]:
+    """The function that renders a template, in a sandbox that may change nothing and in which nothing is left to chance or
     to the clock.
 
     `strftime_now` is undefined unless a date is given, though Hugging Face always defines it: a
@@ -190,6 +188,7 @@ def _compiled(text: str) -> Any:
     with needed("hub", "a chat template"):
         from jinja2 import nodes
         from jinja2.ext import Extension, loopcontrols
+        from jinja2.parser import Parser
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
@@ -197,7 +196,7 @@ def _compiled(text: str) -> Any:
 
         tags = {"generation"}  # noqa: RUF012
 
-        def parse(self, parser: Any) -> Any:
+        def parse(self, parser: Parser) -> nodes.Node:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.Scope(body, lineno=line)
@@ -211,14 +210,14 @@ def _compiled(text: str) -> Any:
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = refuse
     del environment.globals["lipsum"], environment.filters["random"]
-    return environment.from_string(text)
+    return environment.from_string(text).render
 
 
 def _to_json(
-    value: Any,
+    value: object,
     ensure_ascii: bool = False,
-    indent: Any = None,
-    separators: Any = None,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ):
     """JSON as it is: Jinja's own filter of this name escapes what HTML would misread."""

@@ -1,9 +1,9 @@
 """Tokenizers of files: sentencepiece models and Hugging Face's tokenizer.json, with their own ids."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rlhf_jax.extras import needed
 from rlhf_jax.refusal import MissingInput, Refusal
@@ -12,6 +12,41 @@ from rlhf_jax.text.folder_texts import FolderTexts
 from rlhf_jax.text.pieces import Pieces
 
 PAD_TEXTS = ("<|padding|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
+
+
+class Encoding(Protocol):
+    """A text that the tokenizers library has encoded."""
+
+    @property
+    def ids(self) -> list[int]: ...
+
+
+class Library(Protocol):
+    """The methods of `tokenizers.Tokenizer` that are called here."""
+
+    def no_padding(self) -> None: ...
+
+    def no_truncation(self) -> None: ...
+
+    def add_tokens(self, tokens: Sequence[object], /) -> int: ...
+
+    def add_special_tokens(self, tokens: Sequence[object], /) -> int: ...
+
+    def get_added_tokens_decoder(self) -> Mapping[int, Any]: ...
+
+    def get_vocab(self, with_added_tokens: bool) -> dict[str, int]: ...
+
+    def get_vocab_size(self, with_added_tokens: bool) -> int: ...
+
+    def token_to_id(self, token: str, /) -> int | None: ...
+
+    def encode(self, text: str, /, *, add_special_tokens: bool) -> Encoding: ...
+
+    def encode_batch_fast(
+        self, texts: Sequence[str], /, *, add_special_tokens: bool
+    ) -> Sequence[Encoding]: ...
+
+    def decode(self, ids: Sequence[int], /, *, skip_special_tokens: bool) -> str: ...
 
 
 def sentencepiece(
@@ -41,7 +76,7 @@ def sentencepiece(
 
 def sentencepiece_codec(file: Path, bos: bool = False) -> tuple[Codec, Any]:
     """A sentencepiece model with the tokens that its folder adds, and the library's processor."""
-    library: Any = import_module("sentencepiece")
+    library = import_module("sentencepiece")
     try:
         processor = library.SentencePieceProcessor(model_file=str(file))
     except (RuntimeError, OSError) as error:
@@ -130,9 +165,9 @@ def hugging_face(path: str, eos: str = "", model: Path | None = None) -> FileTok
 def hugging_face_codec(file: Path) -> Codec:
     """A tokenizer.json with the tokens that its folder adds."""
     with needed("hub", str(file)):
-        module: Any = import_module("tokenizers")
+        module = import_module("tokenizers")
     try:
-        library: Any = module.Tokenizer.from_file(str(file))
+        library: Library = module.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises a bare Exception
         reason = " ".join(str(error).split())
         raise Refusal(
@@ -160,7 +195,9 @@ def hugging_face_codec(file: Path) -> Codec:
     )
 
 
-def _add_tokens(library: Any, make: Any, file: Path, texts: FolderTexts) -> None:
+def _add_tokens(
+    library: Library, make: Callable[..., object], file: Path, texts: FolderTexts
+) -> None:
     """Adds the tokens of the files beside a tokenizer.json, as transformers does.
 
     An EOS that is no token is not added: no model has learned to end with it. Raises Refusal for a
@@ -185,7 +222,7 @@ def _add_tokens(library: Any, make: Any, file: Path, texts: FolderTexts) -> None
             )
 
 
-def _prefix(library: Any) -> tuple[int, ...]:
+def _prefix(library: Library) -> tuple[int, ...]:
     """Ids that the file's post-processor puts before a text; those after it (an EOS) are the
     pipeline's to add.
     """

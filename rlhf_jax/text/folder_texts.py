@@ -125,7 +125,7 @@ class FolderTexts:
         found |= {key: value for key, value in own.items() if isinstance(value, str)}
         return {key: text for key, text in found.items() if text}
 
-    def _token(self, name: str, key: str, value: Any) -> str:
+    def _token(self, name: str, key: str, value: object) -> str:
         text = value.get("content") if isinstance(value, dict) else value
         if not isinstance(text, str):
             raise Refusal(
@@ -232,17 +232,20 @@ class FolderTexts:
         ]
         return [ends for ends in found if ends.ids]
 
-    def _ids(self, name: str, value: Any) -> tuple[int, ...]:
+    def _ids(self, name: str, value: object) -> tuple[int, ...]:
         listed = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(
-            isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in listed
-        ):
+        ids = [
+            identity
+            for identity in listed
+            if isinstance(identity, int) and not isinstance(identity, bool) and identity >= 0
+        ]
+        if len(ids) < len(listed):
             raise Refusal(
                 f"{self.folder / name}: 'eos_token_id' is {short(value)}; accepted: an id of 0 or "
                 "more, a list of them, or"
                 " null"
             )
-        return tuple(dict.fromkeys(listed))
+        return tuple(dict.fromkeys(ids))
 
     @cached_property
     def chat_templates(self) -> dict[str, tuple[str, str]]:

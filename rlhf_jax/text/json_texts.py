@@ -133,7 +133,7 @@ def text(where: str, values: Mapping[str, Any], key: str, empty: bool = False) -
     return value
 
 
-def short(value: Any) -> str:
+def short(value: object) -> str:
     """A value as a message shows it: 60 characters at most, on one line, and printable whatever it
     holds.
     """
@@ -158,7 +158,7 @@ def _check_whole(value: str, where: str) -> None:
         ) from None
 
 
-def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def _texts(value: object, path: str = "") -> Iterator[tuple[str, str]]:
     """(path, text) of every text in a value, keys included."""
     if isinstance(value, str):
         yield path, value

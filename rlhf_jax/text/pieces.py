@@ -4,9 +4,23 @@ text.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Protocol
 
 from rlhf_jax.text import continuing
+
+
+class Processor(Protocol):
+    """The methods of `sentencepiece.SentencePieceProcessor` that are called here."""
+
+    def id_to_piece(self, id: int, /) -> str: ...
+
+    def get_piece_size(self) -> int: ...
+
+    def is_control(self, id: int, /) -> bool: ...
+
+    def encode(self, text: str, /) -> Sequence[int]: ...
+
+    def decode(self, ids: Sequence[int], /) -> str: ...
 
 
 class Pieces:
@@ -18,7 +32,7 @@ class Pieces:
     written for (`legacy: false` of transformers).
     """
 
-    def __init__(self, processor: Any, added: Mapping[str, int]):
+    def __init__(self, processor: Processor, added: Mapping[str, int]):
         """`added`: tokens beside those of the model, by their texts."""
         control = {
             processor.id_to_piece(i): i

@@ -4,7 +4,7 @@ line that names it.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, get_args
+from typing import get_args
 
 import jax.numpy as jnp
 
@@ -37,7 +37,7 @@ def checked(algorithm: Algorithm) -> Algorithm:
 def _checked(who: str, role: str, loss: Loss) -> Loss:
     def traced(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
         with at_fault(who, when=f" in the loss of the {role}"):
-            given: Any = loss(outputs, batch)
+            given: object = loss(outputs, batch)
         if not isinstance(given, tuple) or len(given) != 2:
             raise ComponentError(
                 f"{who}: the loss of the {role} gave a {type(given).__name__}; accepted: a pair "

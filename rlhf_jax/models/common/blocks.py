@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from flax import linen as nn
 from rlhf_jax.models.api import Cache
 from rlhf_jax.types import Array
 
-_ROWS: ContextVar[Any] = ContextVar("rows", default=None)
+_ROWS: ContextVar[jax.sharding.Sharding | None] = ContextVar("rows", default=None)
 ATTENTIONS = ("xla", "dot_product", "cudnn")
 HIDDEN_SCORE = (
     -1e30
@@ -181,9 +181,9 @@ def _dot_product(
 
 
 @contextmanager
-def rows_lie(where: Any) -> Iterator[None]:
-    """While a function is traced in it, `keep_rows` says that rows lie as this sharding has them."""
-    token = _ROWS.set(where)
+def rows_sharded(sharding: jax.sharding.Sharding) -> Iterator[None]:
+    """A context in which `keep_rows` constrains rows to this sharding while a function is traced."""
+    token = _ROWS.set(sharding)
     try:
         yield
     finally:
@@ -191,14 +191,14 @@ def rows_lie(where: Any) -> Iterator[None]:
 
 
 def keep_rows(x_AD: Array) -> Array:
-    """A residual whose rows stay where `rows_lie` says; itself where nothing is said.
+    """The residual with its rows constrained to the sharding of `rows_sharded`; itself outside it.
 
     XLA may cut a sharded product by its rows or by its width. Where params are cut along the width
     (fsdp) it takes the width and sums what is between the layers over the devices; with the rows
     held it brings the params together instead.
     """
-    where = _ROWS.get()
-    return x_AD if where is None else jax.lax.with_sharding_constraint(x_AD, where)
+    sharding = _ROWS.get()
+    return x_AD if sharding is None else jax.lax.with_sharding_constraint(x_AD, sharding)
 
 
 def soft_cap(x: Array, cap: float) -> Array:

@@ -4,8 +4,8 @@ axes.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Self
+from dataclasses import Field, dataclass, replace
+from typing import Annotated, Any, ClassVar, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rlhf_jax.config import Bounds
-from rlhf_jax.models.api import Cache
+from rlhf_jax.models.api import Cache, LogicalAxes
 from rlhf_jax.models.common import blocks
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array, Params
@@ -22,6 +22,65 @@ from rlhf_jax.types import Array, Params
 Depth = Annotated[int, Bounds(least=1, most=1024)]
 """Layers, each of which is traced: more would take minutes before anything is compiled."""
 SHARED_DRAW = 1 << 20  # elements; see `draw`
+
+
+class DecoderConfig(Protocol):
+    """A family's frozen `Config`, by what all of them have as fields or properties."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def num_layers(self) -> int: ...
+
+    @property
+    def num_heads(self) -> int: ...
+
+    @property
+    def num_kv_heads(self) -> int: ...
+
+    @property
+    def head_width(self) -> int:
+        """Width of one query, key or value; 0: width / num_heads."""
+        ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def remat(self) -> bool: ...
+
+    @property
+    def attention(self) -> str: ...
+
+    @property
+    def padding_id(self) -> int: ...
+
+
+class DecoderLayer(Protocol):
+    """A family's layer in three steps, between which keys and values meet the cache."""
+
+    @property
+    def config(self) -> DecoderConfig: ...
+
+    def heads(self, x_AD: Array, tables: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        """Queries `[B, H, L, K]`, keys and values `[B, J, L, K]` of the residual `[B*L, D]`."""
+        ...
+
+    def attend(
+        self, queries_BHLK: Array, keys_BJMK: Array, values_BJMK: Array, hide_BLM: Array
+    ) -> Array:
+        """Mixed values `[B*L, H*K]`."""
+        ...
+
+    def join(self, x_AD: Array, mixed_AD: Array) -> Array:
+        """The residual `[B*L, D]` after the layer."""
+        ...
 
 
 def small_init(width: int, scale: float = 1.0) -> nn.initializers.Initializer:
@@ -71,7 +130,7 @@ class Decoder:
     of a param's path.
     """
 
-    config: Any
+    config: DecoderConfig
     network: ClassVar[type[nn.Module]]
     axes: ClassVar[Mapping[str, tuple[str | None, ...]]]
 
@@ -105,7 +164,7 @@ class Decoder:
     def padding_id(self) -> int:
         return self.config.padding_id
 
-    def with_config(self, **changes: Any) -> Self:
+    def with_config(self, **changes: object) -> Self:
         return replace(self, config=replace(self.config, **changes))
 
     def init(self, key: Array) -> Params:
@@ -136,12 +195,12 @@ class Decoder:
         mask_BM = jnp.zeros((batch_size, max_columns), bool)
         return Cache(keys=keys, values=values, mask_BM=mask_BM, column=np.zeros((), np.int32))
 
-    def logical_axes(self, params: Params) -> Any:
+    def logical_axes(self, params: Params) -> LogicalAxes:
         return logical_axes(params, self.axes)
 
 
 def run_layer(
-    layer: Any,
+    layer: DecoderLayer,
     index: int,
     x_AD: Array,
     tables: tuple[Array, Array],
@@ -154,7 +213,7 @@ def run_layer(
     al. 2016, arXiv 1604.06174), with a cache or without one.
     """
 
-    def run(layer: Any, x_AD: Array) -> tuple[Array, Sequence[Array]]:
+    def run(layer: DecoderLayer, x_AD: Array) -> tuple[Array, Sequence[Array]]:
         queries, *new = layer.heads(x_AD, tables)
         # The cache is closed over: as an argument its column would be traced, and an empty cache no
         # longer known as such.
@@ -167,7 +226,7 @@ def run_layer(
     return nn.remat(run)(layer, x_AD) if layer.config.remat else run(layer, x_AD)
 
 
-def logical_axes(params: Params, axes: Mapping[str, tuple[str | None, ...]]) -> Any:
+def logical_axes(params: Params, axes: Mapping[str, tuple[str | None, ...]]) -> LogicalAxes:
     """A tree like params of tuples of logical axis names, by the last two names of each path.
 
     Raises KeyError for a param that the table does not name.
@@ -175,7 +234,7 @@ def logical_axes(params: Params, axes: Mapping[str, tuple[str | None, ...]]) -> 
     return unflatten_dict({path: axes["/".join(path[-2:])] for path in flatten_dict(params)})
 
 
-def head_width(config: Any) -> int:
+def head_width(config: DecoderConfig) -> int:
     """Width of one query, key or value; where `config.head_width` is 0, the heads share the width
     of the model.
     """
@@ -191,7 +250,7 @@ def check_rotary(dims: int, what: str) -> None:
         )
 
 
-def check_shape(config: Any) -> None:
+def check_shape(config: DecoderConfig) -> None:
     """Raises Refusal, naming the value, where a family's numbers do not fit together."""
     if config.vocab_size < 1:
         raise Refusal(f"vocab_size is {config.vocab_size}; set it from the tokenizer, at least 1")
@@ -211,7 +270,7 @@ def check_shape(config: Any) -> None:
         _check_cudnn(config)
 
 
-def _check_cudnn(config: Any) -> None:
+def _check_cudnn(config: DecoderConfig) -> None:
     if config.dtype != "bfloat16":
         raise Refusal(
             f"attention is 'cudnn' and dtype {config.dtype!r}; accepted with it: bfloat16"

@@ -51,7 +51,7 @@ class Family:
         """The name of the preset that stands for the family: `quickstart`, or its first."""
         return USUAL if USUAL in self.presets else next(iter(self.presets))
 
-    def make(self, config: Any) -> Model:
+    def make(self, config: object) -> Model:
         """The model of a shape.
 
         Raises Refusal of the family's own for numbers that do not fit together; ComponentError,
@@ -70,7 +70,7 @@ class Family:
             )
         return model
 
-    def checked(self, config: Any) -> Model:
+    def checked(self, config: object) -> Model:
         """The model of a shape; of a family that is not of the package, its functions are traced
         once, without memory.
 

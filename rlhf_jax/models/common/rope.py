@@ -15,7 +15,7 @@ computed up to the original context alone: see `check_length`.
 
 import math
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -27,6 +27,34 @@ OF_LENGTH = (
     "dynamic",
     "longrope",
 )  # beyond the original context their frequencies depend on the longest row of a batch
+
+
+class RotaryConfig(Protocol):
+    """The fields of a family's `Config` that stretch its rotary frequencies."""
+
+    @property
+    def rope_theta(self) -> float: ...
+
+    @property
+    def rope_scaling(self) -> str: ...
+
+    @property
+    def rope_scaling_factor(self) -> float: ...
+
+    @property
+    def rope_low_frequency_factor(self) -> float: ...
+
+    @property
+    def rope_high_frequency_factor(self) -> float: ...
+
+    @property
+    def rope_original_max_positions(self) -> int: ...
+
+    @property
+    def rope_attention_factor(self) -> float: ...
+
+    @property
+    def rope_truncate(self) -> bool: ...
 
 
 class Rotary(NamedTuple):
@@ -75,14 +103,14 @@ def stretched(config: Any, rotary_dims: int) -> Rotary:
     return Rotary(tuple((base * (kept + (1.0 - kept) / factor)).tolist()), scale)
 
 
-def _by_turns(config: Any, frequencies: np.ndarray) -> np.ndarray:
+def _by_turns(config: RotaryConfig, frequencies: np.ndarray) -> np.ndarray:
     """Share of each frequency that is kept under "llama3", 0 to 1."""
     turns = config.rope_original_max_positions * frequencies / (2 * math.pi)
     low, high = config.rope_low_frequency_factor, config.rope_high_frequency_factor
     return np.clip((turns - low) / (high - low), 0.0, 1.0)
 
 
-def _by_index(config: Any, rotary_dims: int) -> np.ndarray:
+def _by_index(config: RotaryConfig, rotary_dims: int) -> np.ndarray:
     """Share of each frequency that is kept under "yarn", 0 to 1: a line in i between the indices of
     two numbers of turns.
     """
@@ -121,7 +149,7 @@ def check_length(config: Any, num_columns: int) -> None:
         )
 
 
-def check(config: Any, accepted: tuple[str, ...] = SCALINGS) -> None:
+def check(config: RotaryConfig, accepted: tuple[str, ...] = SCALINGS) -> None:
     """Raises Refusal, naming the value, for a scaling that the family does not compute."""
     if config.rope_scaling not in accepted:
         raise Refusal(f"rope_scaling is {config.rope_scaling!r}; accepted: {', '.join(accepted)}")

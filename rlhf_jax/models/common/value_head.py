@@ -2,12 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.models.api import Cache, Model
+from rlhf_jax.models.api import Cache, LogicalAxes, Model
 from rlhf_jax.types import Array, Params
 
 LOGICAL_AXES = {"kernel": ("embed", None), "bias": (None,)}
@@ -33,7 +32,7 @@ class ValueModel:
         """The id at which a score is never read; -1: a score is read at any token."""
         return self.backbone.padding_id
 
-    def with_config(self, **changes: Any) -> "ValueModel":
+    def with_config(self, **changes: object) -> "ValueModel":
         """On a backbone with other values in its config; see `models/api.py`."""
         return ValueModel(self.backbone.with_config(**changes))
 
@@ -79,7 +78,7 @@ class ValueModel:
         """An empty cache of the backbone."""
         return self.backbone.init_cache(batch_size, max_columns)
 
-    def logical_axes(self, params: Params) -> Any:
+    def logical_axes(self, params: Params) -> LogicalAxes:
         """A tree like params of tuples of logical axis names."""
         head = {name: LOGICAL_AXES[name] for name in params["value_head"]}
         return {"backbone": self.backbone.logical_axes(params["backbone"]), "value_head": head}

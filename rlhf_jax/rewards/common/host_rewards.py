@@ -30,7 +30,7 @@ class HostJudge:
     name: str
     function: OwnReward
     takes: tuple[str, ...]
-    config: Any
+    config: object
     asked_once: bool = False  # its answers are to be kept: see `rewards/api.py`
 
     @property
@@ -83,7 +83,7 @@ class HostJudge:
         return numbers(who, values, len(completions), texts.__getitem__, when).astype(np.float32)
 
 
-def make(name: str, task: Task, config: Any) -> HostJudge:
+def make(name: str, task: Task, config: object) -> HostJudge:
     """The reward that a name means.
 
     Args:
@@ -159,7 +159,7 @@ def judge(
 
 def numbers(
     who: str,
-    values: Any,
+    values: object,
     count: int,
     texts: Callable[[int], tuple[str, str]] | None = None,
     when: str = "",
@@ -248,11 +248,11 @@ def _objects(values: Sequence[Any]) -> np.ndarray:
     return array
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     return isinstance(value, (bool, int, float, np.bool_, np.integer, np.floating))
 
 
-def _host(value: Any) -> Any:
+def _host(value: object) -> np.ndarray | list[Any]:
     """The value as an array; a list of it where numpy cannot read it, such as an array on another
     library's device.
     """
@@ -269,7 +269,7 @@ def _numbers(array: np.ndarray) -> list[float] | None:
     return array.astype(np.float64).tolist()
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     """An entry of an array of objects as a number; None where it is none."""
     try:
         return float(value) if isinstance(value, Real) else None
@@ -277,11 +277,11 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _kind(values: Any) -> str:
+def _kind(values: object) -> str:
     return "None" if values is None else f"a {type(values).__name__}"
 
 
-def _shape(values: Any, array: np.ndarray | None) -> str:
+def _shape(values: object, array: np.ndarray | None) -> str:
     if array is None:
         return f"a {type(values).__name__} that is no rectangle of numbers"
     if array.ndim == 1:

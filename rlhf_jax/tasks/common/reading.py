@@ -88,6 +88,6 @@ def _call(method: str, arguments: Sequence[Any]) -> str:
     return f"{method}({', '.join(map(repr, arguments))})"
 
 
-def _wrong(task: Task, method: str, arguments: Sequence[Any], given: Any, accepted: str) -> str:
+def _wrong(task: Task, method: str, arguments: Sequence[Any], given: object, accepted: str) -> str:
     plain = [argument if isinstance(argument, str) else int(argument) for argument in arguments]
     return f"the task {type(task).__name__}: {_call(method, plain)} gave {given!r:.60}; accepted: {accepted}"

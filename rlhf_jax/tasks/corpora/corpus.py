@@ -5,7 +5,7 @@ made to fit a model.
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from typing import Any, Self
+from typing import Self, overload
 
 import numpy as np
 
@@ -27,9 +27,16 @@ class Comparisons(Sequence[tuple[str, str, str]]):
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: Any) -> Any:
-        found = self._records[index]
-        return [_pair(record) for record in found] if isinstance(index, slice) else _pair(found)
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, str, str]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[str, str, str]]: ...
+
+    def __getitem__(self, index: int | slice) -> tuple[str, str, str] | list[tuple[str, str, str]]:
+        if isinstance(index, slice):
+            return [_pair(record) for record in self._records[index]]
+        return _pair(self._records[index])
 
     def __iter__(self) -> Iterator[tuple[str, str, str]]:
         return map(_pair, self._records)

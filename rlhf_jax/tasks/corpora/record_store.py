@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Any, Literal, Protocol, overload
 
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks.api import Split
@@ -65,7 +66,13 @@ class Records(Sequence[Record]):
         """The records at indices from 0 to len(self) - 1."""
         raise NotImplementedError
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
         if isinstance(index, slice):
             return self.read(range(*index.indices(len(self))))
         if not -len(self) <= index < len(self):
@@ -77,10 +84,20 @@ class Records(Sequence[Record]):
             yield from self[start : start + RECORDS_PER_BATCH]
 
 
+class DataSource(Protocol):
+    """Records of bytes that tensorflow-datasets reads by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, bytes]: ...
+
+    def __getitems__(self, indices: Sequence[int], /) -> Sequence[Mapping[str, bytes]]: ...
+
+
 class Stored(Records):
     """The records of a split of a store."""
 
-    def __init__(self, source: Any, rendered: bool):
+    def __init__(self, source: DataSource, rendered: bool):
         """`rendered`: prompts are conversations in a chat template, whose messages a record holds
         too.
         """
@@ -158,7 +175,7 @@ def open_store(source: Source, root: Path) -> Store:
     return Store(splits, counts, source.published, content)
 
 
-def _build(source: Source, directory: Path, builder: Any) -> None:
+def _build(source: Source, directory: Path, builder: ModuleType) -> None:
     """Builds beside its place and moves there whole, so that what died half-way or runs at once is
     never read.
     """

@@ -1,7 +1,7 @@
 """Rows of parquet and jsonl files as dicts, streamed, and what a row's fields may be."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,5 +101,5 @@ def _damaged(file: Path, error: Exception) -> str:
     return f"{file} is not a whole parquet file ({' '.join(str(error).split())}); download it again"
 
 
-def _listed(keys: Any) -> str:
+def _listed(keys: Iterable[object]) -> str:
     return ", ".join(map(repr, keys)) or "none"

@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 from absl import logging
 
+from rlhf_jax.tasks.corpora.record_store import DataSource
+
 Record = dict[str, str]
 tfds.disable_progress_bar()
 
@@ -41,7 +43,7 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, Record]]]:
+    def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[int, Record]]]:
         del dl_manager
         return {split: self._generate_examples(make()) for split, make in self._splits.items()}
 
@@ -61,7 +63,7 @@ def build(builder: RecordsBuilder) -> None:
         builder.download_and_prepare()
 
 
-def data_source(directory: Path, name: str, split: str) -> Any:
+def data_source(directory: Path, name: str, split: str) -> DataSource:
     """Random access to a split of what `build` has written under `directory`."""
     builder: Any = tfds.builder_from_directory(
         os.fspath(directory / name / str(RecordsBuilder.VERSION))
