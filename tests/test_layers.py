@@ -3,6 +3,7 @@ says what it is for.
 """
 
 import ast
+import collections
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,8 @@ FLOORS = {
 One imports only from floors below its own.
 """
 MOST_MODULES = {"rlhf_jax.runtime": 12}
+MOST_LINES = 260
+MOST_IN_FOLDER = 14
 
 
 def module_name(path: Path) -> str:
@@ -158,6 +161,14 @@ def lines_of_code(path: Path) -> int:
         line for text in texts for line in range(text.lineno, (text.end_lineno or text.lineno) + 1)
     }
     return sum(bool(line.strip()) for number, line in enumerate(source, 1) if number not in inside)
+
+
+def test_no_module_and_no_folder_is_too_large():
+    modules = [path for path in (ROOT / "rlhf_jax").rglob("*.py") if path.name != "__init__.py"]
+    long = {str(path.relative_to(ROOT)): lines_of_code(path) for path in modules}
+    assert not {name: lines for name, lines in long.items() if lines > MOST_LINES}
+    folders = collections.Counter(str(path.parent.relative_to(ROOT)) for path in modules)
+    assert not {name: count for name, count in folders.items() if count > MOST_IN_FOLDER}
 
 
 @pytest.mark.parametrize("package", MOST_MODULES)

@@ -55,10 +55,8 @@ class Check:
     notices: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.task, self.used = (
-            self.workspace.task,
-            stages_of(self.job, self.stages, self.workspace.pretrained),
-        )
+        self.task = self.workspace.task
+        self.used = stages_of(self.job, self.stages, self.workspace.pretrained)
         self.given: dict[Split, Pairs] = {
             split: reading.comparisons(self.task, split) for split in NAMES
         }
@@ -175,10 +173,8 @@ class Check:
             "heldout": EVALUATED | pairs,
         }
         for split, stages in users.items():
-            count, asking = (
-                reading.num_prompts(self.task, split),
-                ", ".join(sorted(stages & self.used)),
-            )
+            count = reading.num_prompts(self.task, split)
+            asking = ", ".join(sorted(stages & self.used))
             if asking and not count:
                 self.problems.note(f"the task has no {NAMES[split]} prompts, which {asking} needs")
             elif asking and not hasattr(
