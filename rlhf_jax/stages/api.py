@@ -150,6 +150,11 @@ class Workspace:
         """Gold scores `[B]`, float64, of texts before the EOS, by the gold reward model where there
         is one, else by the task.
 
+        Args:
+          prompts: B texts.
+          completions: B texts, without the EOS.
+          finished_B: True where an EOS was sampled.
+
         Raises Refusal where nobody judges; RewardError for a judge of the task that raises, or
         gives no finite number.
         """
@@ -208,7 +213,12 @@ class PromptStream:
         return _by_ordinal(samples, records)
 
     def prompts(self, start: int, count: int) -> Prompts:
-        """Host arrays; the ordinals are the places in the stream."""
+        """Host arrays; the ordinals are the places in the stream.
+
+        Args:
+          start: the first position in the stream.
+          count: P.
+        """
         workspace = self.workspace
         tokens, mask = encoding.encode_prompts(
             self.texts(start, count), workspace.tokenizer, workspace.lengths.max_prompt_tokens

@@ -42,6 +42,10 @@ def path(workspace: Workspace, split: Split) -> Path:
 def read(workspace: Workspace, split: Split) -> list[Comparison]:
     """The comparisons of a split.
 
+    Args:
+      workspace: of the run.
+      split: "train" or "heldout".
+
     Raises MissingInput when the stage has not run.
     """
     file = path(workspace, split)
@@ -146,6 +150,11 @@ def sampler(
 ) -> Callable[[Params, Prompts], Samples]:
     """`(params, prompts) -> Samples`, compiled, with the keys of `purpose`; each host draws its
     share by itself.
+
+    Args:
+      workspace: of the run.
+      config: of sampling.
+      purpose: names the random key, see `Workspace.key`.
     """
     draw = partial(
         sampling.sample,
@@ -167,7 +176,13 @@ def sampler(
 
 
 def run(workspace: Workspace, config: Config, sft_params: Params) -> None:
-    """Writes `comparisons/train.jsonl` and `heldout.jsonl`; does nothing where both are there."""
+    """Writes `comparisons/train.jsonl` and `heldout.jsonl`; does nothing where both are there.
+
+    Args:
+      workspace: of the run.
+      config: of the stage.
+      sft_params: of the policy whose samples are compared.
+    """
     if distributed.agree(all(path(workspace, split).exists() for split in SPLITS)):
         return
     with lock.hold(workspace.directory):

@@ -70,7 +70,14 @@ def best_of_n_line(
 
 
 def best_of_n(workspace: Workspace, stages: Stages, sft_params: Params, reward: Reward) -> None:
-    """Writes the best-of-n line of the SFT policy under the learned reward, unless it is there."""
+    """Writes the best-of-n line of the SFT policy under the learned reward, unless it is there.
+
+    Args:
+      workspace: of the run.
+      stages: the settings of every stage.
+      sft_params: of the policy that samples.
+      reward: that chooses.
+    """
     if reward.model is None or not stages.best_of_n or not workspace.has_gold:
         return
     there = sorted(

@@ -34,6 +34,13 @@ def write(
 ) -> None:
     """Writes the params of `stage` (sft, reward_model, rlhf) to a new folder.
 
+    Args:
+      workspace: of the run.
+      stage: sft, reward_model or rlhf.
+      directory: the new folder.
+      version: of the RLHF stage; None: the newest.
+      dtype: of the weights.
+
     With them the config.json and other files of the folder that the run began with, but for
     weights, and the tokenizer's. Raises Refusal where the folder is there or the stage unknown,
     MissingInput where the stage has not run.

@@ -13,7 +13,12 @@ from rlhf_jax.types import Algorithm, Params
 
 
 def before_rlhf(workspace: Workspace, stages: Stages) -> tuple[Params, Reward]:
-    """The SFT policy's params and the reward, trained where they are not there yet."""
+    """The SFT policy's params and the reward, trained where they are not there yet.
+
+    Args:
+      workspace: of the run.
+      stages: the settings of every stage.
+    """
     sft_params = sft.run(workspace, stages.sft)
     if stages.learned:
         if reward_model.needs_comparisons(workspace):

@@ -56,6 +56,11 @@ class Pairs:
 def objective(value_model: ValueModel, params: Params, rows: Pairs) -> tuple[Array, Metrics]:
     """Pairwise logistic loss summed over pairs, and the share of pairs that are ordered as
     labelled.
+
+    Args:
+      value_model: of the reward.
+      params: of it.
+      rows: of U pairs, chosen then rejected.
     """
     score_R = learned.score_tokens(value_model, params, rows.tokens_RL, rows.mask_RL)
     margin_U = score_R[0::2] - score_R[1::2]
@@ -102,7 +107,13 @@ def supervised_stage(workspace: Workspace, config: Config) -> SupervisedStage:
 
 
 def heldout_accuracy(workspace: Workspace, params: Params, batch_pairs: int) -> float:
-    """Share of held-out comparisons that the reward model orders as gold does."""
+    """Share of held-out comparisons that the reward model orders as gold does.
+
+    Args:
+      workspace: of the run.
+      params: of the reward model.
+      batch_pairs: pairs that are scored at once.
+    """
     comparisons = comparisons_stage.read(workspace, "heldout")
     if not comparisons:
         raise Refusal(
@@ -128,6 +139,11 @@ def needs_comparisons(workspace: Workspace) -> bool:
 
 def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Params, Standard]:
     """Trains, or reads what an earlier run trained.
+
+    Args:
+      workspace: of the run.
+      config: of the stage.
+      sft_params: that the reward model begins from, and of the policy whose samples set its unit.
 
     Returns the reward model's params and its unit.
     """

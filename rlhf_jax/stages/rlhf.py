@@ -47,7 +47,16 @@ def make_program(
     reference_params: Params,
     plan: str = "",
 ) -> Program:
-    """The compiled calls of this run, each where the plan places it."""
+    """The compiled calls of this run, each where the plan places it.
+
+    Args:
+      workspace: of the run.
+      config: of the stage.
+      algorithm: that is trained.
+      reward: of the samples.
+      reference_params: of the SFT policy.
+      plan: placements of calls, see `devices/placement.py`; "": all on the mesh of the run.
+    """
     return Program(
         make_spec(workspace, config, algorithm, reward, reference_params, plan), reference_params
     )
@@ -126,6 +135,10 @@ def critic_params(workspace: Workspace, reward: Reward, reference_params: Params
 def make_reward(workspace: Workspace, stages: Stages) -> Reward:
     """The reward of the RLHF stage: one, or a sum of several.
 
+    Args:
+      workspace: of the run.
+      stages: the settings of every stage.
+
     A learned one is read, and its stage must have run.
     """
     terms, learned_parts = parse(stages.reward), {}
@@ -199,6 +212,10 @@ def versions(workspace: Workspace) -> list[int]:
 def load(workspace: Workspace, version: int | None = None) -> tuple[Params, int]:
     """A saved policy and its version: the newest, or the one asked for.
 
+    Args:
+      workspace: of the run.
+      version: updates; None: the newest.
+
     Raises FileNotFoundError when it is not there.
     """
     abstract = sharding.abstract_params(workspace.model, workspace.mesh)
@@ -229,6 +246,13 @@ def run(
 ) -> Params:
     """Trains, or goes on where a checkpoint is, or reads what an earlier run trained. Returns the
     policy's params.
+
+    Args:
+      workspace: of the run.
+      stages: the settings of every stage.
+      algorithm: that is trained.
+      reward: of the samples.
+      reference_params: of the SFT policy.
 
     Raises Refusal where the directory has checkpoints that cannot be gone on from, or another
     process holds it.
@@ -310,7 +334,14 @@ def run(
 def make_evaluator(
     workspace: Workspace, stages: Stages, reward: Reward, reference_params: Params
 ) -> Evaluator:
-    """The evaluations of a run, which show a learned reward's scores beside the others."""
+    """The evaluations of a run, which show a learned reward's scores beside the others.
+
+    Args:
+      workspace: of the run.
+      stages: the settings of every stage.
+      reward: whose scores are shown where a model gives it.
+      reference_params: of the policy that KL is taken to.
+    """
     return Evaluator(workspace, stages.evaluate, reference_params, learned_scores(reward))
 
 

@@ -28,7 +28,12 @@ STAGE = "sft"
 
 
 def loss(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
-    """Negative log-likelihood summed over completion tokens."""
+    """Negative log-likelihood summed over completion tokens.
+
+    Args:
+      outputs: log-probabilities and entropies `[R, C]`.
+      batch: R rows.
+    """
     tokens = masked_count(batch.mask_RC)
     return cross_entropy_sum(outputs.logprob_RC, batch.mask_RC), {
         "entropy": Mean(masked_sum(outputs.entropy_RC, batch.mask_RC), tokens)
@@ -38,6 +43,12 @@ def loss(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
 def rows(workspace: Workspace, stream: PromptStream, config: Config, update: int) -> Batch:
     """The rows of an update: consecutive prompts of the stream, each with one of its references in
     turn.
+
+    Args:
+      workspace: of the run.
+      stream: of prompts.
+      config: of the stage.
+      update: its number, from 0.
     """
     start, count = update * config.rows_per_update, config.rows_per_update
     prompts = stream.prompts(start, count)
@@ -84,6 +95,11 @@ def first_state(stage: SupervisedStage) -> TrainState:
 
 def run(workspace: Workspace, config: Config) -> Params:
     """Trains, or reads what an earlier run trained, `pretrained.sft` holds or another run has.
+
+    Args:
+      workspace: of the run.
+      config: of the stage.
+
     Returns the SFT policy's params.
     """
     if workspace.begin is not None or workspace.pretrained.sft:

@@ -44,7 +44,13 @@ EVALUATED = {"rlhf", "evaluate", "best_of_n"}
 
 
 def stages_of(job: str, stages: Stages, pretrained: pretrained_models.Config) -> frozenset[str]:
-    """The stages that a job runs: see the table of this module."""
+    """The stages that a job runs: see the table of this module.
+
+    Args:
+      job: as in the config.
+      stages: the settings of every stage.
+      pretrained: folders that stand for what a stage would train.
+    """
     found = set(STAGES_OF_JOB.get(job, WHOLE))
     found -= stages.taken
     if pretrained.sft:
@@ -62,6 +68,13 @@ def check_settings(
     job: str, stages: Stages, pretrained: pretrained_models.Config, algorithm: Algorithm, mesh: Mesh
 ) -> None:
     """Checks what the settings alone decide: schedules, and batches that the mesh must divide.
+
+    Args:
+      job: as in the config.
+      stages: the settings of every stage.
+      pretrained: folders of models.
+      algorithm: of the RLHF stage.
+      mesh: of the run.
 
     Raises Refusal with every problem, naming the keys.
     """

@@ -140,6 +140,10 @@ class Evaluator:
         """The first `num_prompts` evaluation prompts in batches of one size, and how many prompts
         of each count.
 
+        Args:
+          num_prompts: in all.
+          prompts_per_batch: at most.
+
         The last batch is filled with the prompts that follow in the stream: one compiled shape
         serves all, and a mesh divides it. The size is `prompts_per_batch`, or the fewest prompts
         that the mesh divides where there are not as many.
@@ -153,7 +157,13 @@ class Evaluator:
     def judge(
         self, params: Params, draw: Callable[[Params, Prompts], Samples], num_prompts: int
     ) -> Judged:
-        """Samples the first `num_prompts` evaluation prompts and judges the samples."""
+        """Samples the first `num_prompts` evaluation prompts and judges the samples.
+
+        Args:
+          params: of the policy.
+          draw: samples prompts with them.
+          num_prompts: that are evaluated.
+        """
         batches = []
         for prompts, count in self.batches(num_prompts, self.config.prompts_per_batch):
             samples = draw(params, prompts)
@@ -198,7 +208,13 @@ class Evaluator:
     def gold(
         self, prompts: Sequence[str], completions: Sequence[str], finished_B: np.ndarray
     ) -> np.ndarray | None:
-        """Gold scores `[B]`, or None where nobody judges."""
+        """Gold scores `[B]`, or None where nobody judges.
+
+        Args:
+          prompts: B texts.
+          completions: B texts.
+          finished_B: True where an EOS was sampled.
+        """
         if not self.workspace.has_gold:
             return None
         return self.workspace.gold(prompts, completions, finished_B.tolist())
@@ -230,6 +246,10 @@ class Evaluator:
     def evaluate(self, params: Params, num_prompts: int) -> tuple[Figures, Judged]:
         """Every figure of the first `num_prompts` evaluation prompts, and the samples at
         temperature 1.
+
+        Args:
+          params: of the policy.
+          num_prompts: at most; see `fitted`.
         """
         num_prompts = min(num_prompts, self.config.num_prompts)
         judged = self.judge(params, self._sample, num_prompts)

@@ -65,7 +65,12 @@ class Problem:
         )
 
     def with_loop(self, loop: Loop, lag: int) -> "Problem":
-        """The same round in another loop."""
+        """The same round in another loop.
+
+        Args:
+          loop: "synchronous" or "asynchronous".
+          lag: rounds.
+        """
         return dataclasses.replace(self, work=dataclasses.replace(self.work, loop=loop, lag=lag))
 
     def search(self, costs: CostModel | None = None) -> Found:
@@ -173,7 +178,13 @@ def drawn_lengths(directory: Path) -> tuple[int, ...]:
 
 
 def spec_of(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> ProgramSpec:
-    """The spec of a run with params of zeros: enough to time its calls."""
+    """The spec of a run with params of zeros: enough to time its calls.
+
+    Args:
+      workspace: of the run.
+      stages: the settings of every stage.
+      algorithm: of the RLHF stage.
+    """
     reward = Reward(host=lambda samples: np.zeros(samples.tokens_BC.shape[0], np.float32))
     if stages.learned:
         network = workspace.reward_network

@@ -180,7 +180,12 @@ class Recorder:
         }
 
     def write_samples(self, scored: synchronous.Scored, update: int) -> None:
-        """A few completions of a round, with their scores."""
+        """A few completions of a round, with their scores.
+
+        Args:
+          scored: the round.
+          update: the version that it was trained from.
+        """
         count = min(self.config.log_samples, scored.samples.tokens_BC.shape[0])
         if not count:
             return
@@ -209,7 +214,12 @@ class Recorder:
         self.files.samples.write(STAGE, update, "during", kept)
 
     def write_ledger(self, scored: synchronous.Scored, update: int) -> None:
-        """A row for each of a round's samples."""
+        """A row for each of a round's samples.
+
+        Args:
+          scored: the round.
+          update: the version that it was trained from.
+        """
         if not self.config.ledger:
             return
         samples = distributed.fetch(scored.samples)
@@ -252,6 +262,12 @@ class Recorder:
     def evaluate(self, params: Params, version: int, full: bool) -> None:
         """Evaluates a version on held-out prompts; of the first and the last, fully, and with texts
         kept.
+
+        Args:
+          params: of the policy, on the mesh of the run.
+          version: of them.
+          full: True: on `evaluate.num_prompts` prompts, and some texts are kept. False: on
+            `num_prompts_between`.
         """
         self._flush()
         began = time.perf_counter()

@@ -210,6 +210,13 @@ def cut_back(
     """Makes the records those of a run that has come to `version`, and moves later checkpoints
     aside; collective.
 
+    Args:
+      workspace: of the run.
+      config: of the stage.
+      clock: of its rounds.
+      version: that training resumes from.
+      files: that are cut back.
+
     Lines go to `set_aside/` with the checkpoints; they come again once training has passed them.
     Says where lines are missing.
     """

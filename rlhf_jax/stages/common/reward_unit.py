@@ -30,6 +30,12 @@ def measure_standard(
 ) -> Standard:
     """Mean and standard deviation of the raw reward over fresh samples of the SFT policy at
     temperature 1.
+
+    Args:
+      workspace: of the run.
+      params: of the reward model.
+      sft_params: of the policy that samples.
+      num_prompts: two samples are drawn of each.
     """
     drawing = sampling.Config(workspace.lengths.max_completion_tokens, 2, 1.0)
     draw = comparisons_stage.sampler(workspace, drawing, "standardize")

@@ -17,7 +17,13 @@ class RoundMetrics:
     algorithm: Algorithm
 
     def measure(self, samples: Samples, scores: Scores, batch: Batch) -> dict[str, Array]:
-        """Metrics of a round on the device, by name; nobody waits for them here."""
+        """Metrics of a round on the device, by name; nobody waits for them here.
+
+        Args:
+          samples: B rows.
+          scores: of the samples.
+          batch: rows that are trained on.
+        """
         compared = self.algorithm.group_baseline or self.algorithm.pair
         groups = samples.samples_per_prompt if compared else 1
         return {

@@ -126,6 +126,11 @@ def places(config: Config, mesh: Mesh, plan: str) -> ResolvedPlan:
 def sampling(config: Config, max_completion_tokens: int, mesh: Mesh) -> SamplingConfig:
     """Sampling settings of a round: on the devices of a sampler slice, or on each host's part of
     the mesh.
+
+    Args:
+      config: of the stage.
+      max_completion_tokens: C.
+      mesh: of the run.
     """
     mesh = own_mesh(mesh)
     row_shards = (
@@ -143,7 +148,14 @@ def sampling(config: Config, max_completion_tokens: int, mesh: Mesh) -> Sampling
 
 
 def check(config: Config, algorithm: Algorithm, mesh: Mesh, plan: str = "") -> None:
-    """Raises Refusal for what cannot run, before anything is compiled."""
+    """Raises Refusal for what cannot run, before anything is compiled.
+
+    Args:
+      config: of the stage.
+      algorithm: that is trained.
+      mesh: of the run.
+      plan: placements of calls.
+    """
     clock = config.schedule()
     check_schedule(config.optimizer, "rlhf.optimizer", clock.num_updates, clock.updates_per_round)
     if "critic" in algorithm.losses:
