@@ -71,7 +71,7 @@ def read_config(published: Mapping[str, Any]) -> tuple[str, Any]:
 def _read_layers(
     family: str, published: Mapping[str, Any], values: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The fields that say which layers see a window, and which turn."""
+    """The fields that say which layers have a sliding window, and which have rotary positions."""
     found: dict[str, Any] = {}
     if FAMILIES[family].interval:
         found["full_attention_interval"] = _interval(family, published, values["num_layers"])
