@@ -25,5 +25,7 @@ def best_of_group(config: Config) -> Algorithm:
     """
     shape = grpo.advantage_of("best_of_group", config.advantage)
 
-    advantage = grpo.of_scores(lambda score_PG: shape(advantages.best_of_group(score_PG)))
+    advantage = grpo.advantage_from_scores(
+        lambda score_PG: shape(advantages.best_of_group(score_PG))
+    )
     return grpo.group_policy_gradient("best_of_group", config, advantage)

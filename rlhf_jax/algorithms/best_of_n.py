@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms.api import drift_metrics, grouped_scores, make_batch
-from rlhf_jax.algorithms.common.shapes import with_shapes
+from rlhf_jax.algorithms.common.shapes import check_shapes
 from rlhf_jax.ops.losses import cross_entropy_sum
 from rlhf_jax.types import Algorithm, Array, Batch, Metrics, Outputs, Samples, Scores
 
@@ -23,7 +23,7 @@ class Config:
 def best_of_n(config: Config) -> Algorithm:
     """The algorithm; a prompt has one row."""
     del config
-    return with_shapes(
+    return check_shapes(
         Algorithm(
             name="best_of_n",
             needs=frozenset(),

@@ -37,5 +37,7 @@ def constant_gain(config: Config) -> Algorithm:
             "positive gain, centered"
         )
 
-    advantage = grpo.of_scores(lambda score_PG: config.gain * advantages.centered(score_PG))
+    advantage = grpo.advantage_from_scores(
+        lambda score_PG: config.gain * advantages.centered(score_PG)
+    )
     return grpo.group_policy_gradient("constant_gain", config, advantage)

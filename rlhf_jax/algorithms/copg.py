@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms.api import drift_metrics, flat_groups, grouped_scores, make_batch
-from rlhf_jax.algorithms.common.shapes import with_shapes
+from rlhf_jax.algorithms.common.shapes import check_shapes
 from rlhf_jax.config import NonNegative
 from rlhf_jax.ops import advantages
 from rlhf_jax.ops.masked import masked_sum
@@ -49,7 +49,7 @@ def copg(config: Config) -> Algorithm:
         contrast = Mean(jnp.sum(jnp.abs(contrast_PG)), jnp.float32(contrast_PG.size))
         return loss_sum, {"contrast": contrast, **drift_metrics(outputs, batch)}
 
-    return with_shapes(
+    return check_shapes(
         Algorithm(
             name="copg",
             needs=frozenset({"reference"}),

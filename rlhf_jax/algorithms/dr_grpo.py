@@ -34,4 +34,6 @@ def dr_grpo(config: Config) -> Algorithm:
             f"dr_grpo.advantage is {config.advantage!r}; accepted: centered (grpo has the others)"
         )
 
-    return grpo.group_policy_gradient("dr_grpo", config, grpo.of_scores(advantages.centered))
+    return grpo.group_policy_gradient(
+        "dr_grpo", config, grpo.advantage_from_scores(advantages.centered)
+    )

@@ -26,4 +26,4 @@ def gopo(config: Config) -> Algorithm:
     if config.advantage != "rank":
         raise Refusal(f"gopo.advantage is {config.advantage!r}; accepted: rank")
 
-    return grpo.group_policy_gradient("gopo", config, grpo.of_scores(advantages.rank))
+    return grpo.group_policy_gradient("gopo", config, grpo.advantage_from_scores(advantages.rank))

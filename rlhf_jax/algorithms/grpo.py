@@ -19,7 +19,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms.api import drift_metrics, flat_groups, grouped_scores
-from rlhf_jax.algorithms.common.shapes import with_shapes
+from rlhf_jax.algorithms.common.shapes import check_shapes
 from rlhf_jax.algorithms.common.surrogate import corrected_batch, needs_of, token_surrogate
 from rlhf_jax.config import NonNegative, Positive
 from rlhf_jax.ops import advantages
@@ -59,10 +59,12 @@ def grpo(config: Config) -> Algorithm:
     Raises Refusal for an advantage or aggregation that it does not have.
     """
 
-    return group_policy_gradient("grpo", config, of_scores(advantage_of("grpo", config.advantage)))
+    return group_policy_gradient(
+        "grpo", config, advantage_from_scores(advantage_of("grpo", config.advantage))
+    )
 
 
-def of_scores(shape: Callable[[Array], Array]) -> Advantage:
+def advantage_from_scores(shape: Callable[[Array], Array]) -> Advantage:
     """The advantage of an algorithm that asks for nothing but its groups' scores, and has no
     figures of its own.
     """
@@ -115,7 +117,7 @@ def group_policy_gradient(
         return jnp.sum(loss_RC), {**metrics, **drift_metrics(outputs, batch)}
 
     reference = ("reference",) if config.kl_weight else ()
-    return with_shapes(
+    return check_shapes(
         Algorithm(
             name=name,
             needs=needs_of(correction, *reference, *properties.pop("needs", ())),  # type: ignore[misc]

@@ -50,15 +50,17 @@ def grpovi(config: Config) -> Algorithm:
 
     Raises Refusal for a range, weights, ties or advantage that it does not have.
     """
-    return with_increase("grpovi", config, lambda score_PG, spread_PG: spread_PG)
+    return increased_policy_gradient("grpovi", config, lambda score_PG, spread_PG: spread_PG)
 
 
-def with_increase(name: str, config: Config, shape: Callable[[Array, Array], Array]) -> Algorithm:
+def increased_policy_gradient(
+    name: str, config: Config, shape: Callable[[Array, Array], Array]
+) -> Algorithm:
     """GRPO whose advantage is that of `shape(score_PG, spread_PG)`, both `[P, G]` in units of the
     score.
     """
     check(name, config)
-    of_shape = grpo.advantage_of(name, config.advantage)
+    advantage_function = grpo.advantage_of(name, config.advantage)
     ties: Literal["together", "by_index"] = config.ties  # type: ignore[assignment]
 
     def advantage(score_PG: Array, samples: Samples, scores: Scores) -> tuple[Array, grpo.Figures]:
@@ -67,7 +69,7 @@ def with_increase(name: str, config: Config, shape: Callable[[Array, Array], Arr
             score_PG, config.low, config.high, weight_PG=weight_PG, ties=ties
         )
         spread_PG = increase.fraction_PG * (config.high - config.low)
-        return of_shape(shape(score_PG, spread_PG)), increase_figures(increase)
+        return advantage_function(shape(score_PG, spread_PG)), increase_figures(increase)
 
     needs = ("reference",) if config.weights == "reference" else ()
     return grpo.group_policy_gradient(
@@ -100,7 +102,7 @@ def reference_weights(samples: Samples, scores: Scores) -> Array:
 def increase_figures(increase: VarianceIncrease) -> grpo.Figures:
     """Metrics of an adjustment, `[P*G]` each."""
     per_prompt = increase.fraction_PG.shape[1]
-    of_groups = {
+    group_figures = {
         "variance_budget": increase.budget_P,
         "variance_mean_place": increase.mean_place_P,
         "winner_takes_all_share": increase.winner_takes_all_P.astype(jnp.float32),
@@ -108,5 +110,5 @@ def increase_figures(increase: VarianceIncrease) -> grpo.Figures:
     return {
         "clipped_low_share": increase.clipped_low_PG.astype(jnp.float32).reshape(-1),
         "clipped_high_share": increase.clipped_high_PG.astype(jnp.float32).reshape(-1),
-        **{name: jnp.repeat(figure_P, per_prompt) for name, figure_P in of_groups.items()},
+        **{name: jnp.repeat(figure_P, per_prompt) for name, figure_P in group_figures.items()},
     }

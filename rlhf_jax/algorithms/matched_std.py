@@ -30,13 +30,15 @@ def matched_std(config: Config) -> Algorithm:
             f"matched_std.advantage is {config.advantage!r}; accepted: centered (standardized, it "
             "is grpo)"
         )
-    return grpovi.with_increase("matched_std", config, rescaled)
+    return grpovi.increased_policy_gradient("matched_std", config, rescaled)
 
 
 def rescaled(score_PG: Array, spread_PG: Array) -> Array:
     """Scores about their mean with the deviation of `spread_PG`, `[P, G]`; 0 in a flat group."""
-    own_P1 = advantages.deviation(score_PG)
+    deviation_P1 = advantages.deviation(score_PG)
     gain_P1 = jnp.where(
-        own_P1 > 0, advantages.deviation(spread_PG) / jnp.where(own_P1 > 0, own_P1, 1.0), 0.0
+        deviation_P1 > 0,
+        advantages.deviation(spread_PG) / jnp.where(deviation_P1 > 0, deviation_P1, 1.0),
+        0.0,
     )
     return advantages.centered(score_PG) * gain_P1

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms.api import drift_metrics, grouped_scores, make_batch
-from rlhf_jax.algorithms.common.shapes import with_shapes
+from rlhf_jax.algorithms.common.shapes import check_shapes
 from rlhf_jax.config import Positive
 from rlhf_jax.ops.losses import dpo
 from rlhf_jax.ops.masked import masked_sum, select
@@ -39,13 +39,13 @@ def online_dpo(config: Config) -> Algorithm:
     return best_against_worst("online_dpo", lambda margin_U: dpo(margin_U, config.beta))
 
 
-def best_against_worst(name: str, of_margin: Callable[[Array], Array]) -> Algorithm:
-    """The algorithm on best-against-worst pairs whose loss is `of_margin(margin_U)` of each, `[U]`."""
+def best_against_worst(name: str, margin_loss: Callable[[Array], Array]) -> Algorithm:
+    """The algorithm on best-against-worst pairs whose loss is `margin_loss(margin_U)` of each, `[U]`."""
 
     def loss(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
-        return pair_loss(outputs, batch, of_margin)
+        return pair_loss(outputs, batch, margin_loss)
 
-    return with_shapes(
+    return check_shapes(
         Algorithm(
             name=name,
             needs=frozenset({"reference"}),
@@ -67,21 +67,21 @@ def credit(samples: Samples, scores: Scores) -> Batch:
     """
     score_PG = grouped_scores(samples, scores, 2, "online_dpo")
     num_prompts, per_prompt = score_PG.shape
-    place_P2 = jnp.stack([jnp.argmax(score_PG, axis=1), jnp.argmin(score_PG, axis=1)], axis=1)
+    index_P2 = jnp.stack([jnp.argmax(score_PG, axis=1), jnp.argmin(score_PG, axis=1)], axis=1)
     first_row_P = per_prompt * jnp.arange(num_prompts, dtype=jnp.int32)
     ordered_P = jnp.max(score_PG, axis=1) > jnp.min(score_PG, axis=1)
     return make_batch(
         samples,
         scores,
-        rows_R=(first_row_P[:, None] + place_P2).reshape(-1),
+        rows_R=(first_row_P[:, None] + index_P2).reshape(-1),
         weight_R=jnp.repeat(ordered_P.astype(jnp.float32), 2),
     )
 
 
 def pair_loss(
-    outputs: Outputs, batch: Batch, of_margin: Callable[[Array], Array]
+    outputs: Outputs, batch: Batch, margin_loss: Callable[[Array], Array]
 ) -> tuple[Array, Metrics]:
-    """Sum over pairs of `of_margin(margin_U)`, to be divided by the number of pairs, ties included;
+    """Sum over pairs of `margin_loss(margin_U)`, to be divided by the number of pairs, ties included;
     and metrics.
 
     `accuracy`, `margin` and the log-probabilities of completions are means over the pairs that are
@@ -95,7 +95,7 @@ def pair_loss(
     ordered_U = weight_U > 0
     implicit_U2 = select(logprob_U2 - reference_U2, ordered_U[:, None])
     margin_U = implicit_U2[:, 0] - implicit_U2[:, 1]
-    loss_U = weight_U * of_margin(margin_U)
+    loss_U = weight_U * margin_loss(margin_U)
     loss_sum, num_pairs = jnp.sum(loss_U), jnp.float32(loss_U.shape[0])
     num_ordered = jnp.sum(ordered_U, dtype=jnp.float32)
     accurate_U = select((margin_U > 0).astype(jnp.float32), ordered_U)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms.api import drift_metrics, grouped_scores
-from rlhf_jax.algorithms.common.shapes import with_shapes
+from rlhf_jax.algorithms.common.shapes import check_shapes
 from rlhf_jax.algorithms.common.surrogate import (
     corrected_batch,
     needs_of,
@@ -74,7 +74,7 @@ def ppo(config: Config) -> Algorithm:
     def critic(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
         return critic_loss(outputs, batch, config.value_clip)
 
-    return with_shapes(
+    return check_shapes(
         Algorithm(
             name="ppo",
             needs=needs_of(correction, "reference", "value"),

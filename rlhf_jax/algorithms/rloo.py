@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms.api import drift_metrics, flat_groups, grouped_scores
-from rlhf_jax.algorithms.common.shapes import with_shapes
+from rlhf_jax.algorithms.common.shapes import check_shapes
 from rlhf_jax.algorithms.common.surrogate import (
     corrected_batch,
     log_ratio,
@@ -80,7 +80,7 @@ def rloo(config: Config) -> Algorithm:
         metrics = ratio_metrics(jnp.exp(log_R), weight_R, clipped_R, jnp.ones_like(clipped_R))
         return jnp.sum(weight_R * loss_R), {**metrics, **drift_metrics(outputs, batch)}
 
-    return with_shapes(
+    return check_shapes(
         Algorithm(
             name="rloo",
             needs=needs_of(correction, "reference"),

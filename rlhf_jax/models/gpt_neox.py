@@ -173,14 +173,14 @@ class Network(nn.Module):
         frequencies = blocks.rotary_frequencies(rotary_dims(config), config.rope_theta)
         tables = blocks.rotary_tables(positions_BL, frequencies)
         mask_BM, hide_BLM = blocks.see(mask_BL, cache)
-        x_AD, kept = self.embed_in(tokens_BL.reshape(B * L)), []
+        x_AD, layer_kv = self.embed_in(tokens_BL.reshape(B * L)), []
         for index, layer in enumerate(self.layer):
-            x_AD, kept_here = decoder.run_layer(layer, index, x_AD, tables, hide_BLM, cache)
-            kept.append(kept_here)
+            x_AD, kv = decoder.run_layer(layer, index, x_AD, tables, hide_BLM, cache)
+            layer_kv.append(kv)
         hidden_BLD = self.final_layer_norm(x_AD).reshape(B, L, config.width)
         if self.is_initializing():
             self.head(hidden_BLD)
-        return hidden_BLD, blocks.next_cache(cache, kept, mask_BM, L)
+        return hidden_BLD, blocks.next_cache(cache, layer_kv, mask_BM, L)
 
     def head(self, hidden: Array) -> Array:
         if self.config.tie_embeddings:

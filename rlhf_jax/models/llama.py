@@ -199,21 +199,24 @@ class Network(nn.Module):
     ) -> tuple[Array, Cache | None]:
         config, (B, L) = self.config, tokens_BL.shape
         rope.check_length(config, L if cache is None else cache.mask_BM.shape[1])
-        turns = [config.rotary(index) for index in range(config.num_layers)]
-        tables = {turn: blocks.rotary_tables(positions_BL, *turn) for turn in dict.fromkeys(turns)}
+        rotations = [config.rotary(index) for index in range(config.num_layers)]
+        tables = {
+            rotation: blocks.rotary_tables(positions_BL, *rotation)
+            for rotation in dict.fromkeys(rotations)
+        }
         windows = [config.window(index) for index in range(config.num_layers)]
         hidden = {window: blocks.see(mask_BL, cache, window) for window in sorted(set(windows))}
-        x_AD, kept = self.embed(tokens_BL.reshape(B * L)), []
+        x_AD, layer_kv = self.embed(tokens_BL.reshape(B * L)), []
         for index, layer in enumerate(self.layer):
             hide_BLM = hidden[windows[index]][1]
-            x_AD, kept_here = decoder.run_layer(
-                layer, index, x_AD, tables[turns[index]], hide_BLM, cache
+            x_AD, kv = decoder.run_layer(
+                layer, index, x_AD, tables[rotations[index]], hide_BLM, cache
             )
-            kept.append(kept_here)
+            layer_kv.append(kv)
         hidden_BLD = self.norm(x_AD).reshape(B, L, config.width)
         if self.is_initializing():
             self.head(hidden_BLD)
-        return hidden_BLD, blocks.next_cache(cache, kept, hidden[windows[0]][0], L)
+        return hidden_BLD, blocks.next_cache(cache, layer_kv, hidden[windows[0]][0], L)
 
     def embed(self, tokens_A: Array) -> Array:
         return self.embed_tokens(tokens_A)

@@ -144,8 +144,8 @@ def staleness_weight(
         return select(jnp.minimum(jnp.exp(log_BC), correction.cap), mask_BC)
     if correction.correction == "mask":
         ratio_BC = jnp.exp(log_BC)
-        kept_BC = (ratio_BC >= correction.floor) & (ratio_BC <= correction.cap)
-        return select(ratio_BC, mask_BC & kept_BC)
+        inside_BC = (ratio_BC >= correction.floor) & (ratio_BC <= correction.cap)
+        return select(ratio_BC, mask_BC & inside_BC)
     if correction.correction == "second_moment":
         return within_second_moment(log_BC, mask_BC, correction.second_moment).astype(jnp.float32)
     return mask_BC.astype(jnp.float32)

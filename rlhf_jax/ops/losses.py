@@ -57,11 +57,11 @@ def clipped_value(
     chex.assert_equal_shape(
         [value, first_value, target], custom_message="value, first_value, target"
     )
-    held = jnp.clip(
+    clipped = jnp.clip(
         value, first_value - clip, first_value + clip
     )  # within the bounds the value itself, to the bit
-    free_error, held_error = jnp.square(value - target), jnp.square(held - target)
-    return 0.5 * jnp.maximum(free_error, held_error), held_error > free_error
+    free_error, clipped_error = jnp.square(value - target), jnp.square(clipped - target)
+    return 0.5 * jnp.maximum(free_error, clipped_error), clipped_error > free_error
 
 
 def pairwise_logistic(chosen_U: Array, rejected_U: Array) -> Array:

@@ -69,7 +69,7 @@ class _Groups(NamedTuple):
     """Rewards made ready: masked entries have t 0, weight 0 and the least key."""
 
     reward_PG: Array  # float32, clipped
-    place_PG: Array  # float32 t in [0, 1]
+    scaled_PG: Array  # float32 t in [0, 1]
     key_PG: Array  # int32, ordered as the rewards are
     weight_PG: Array | None  # float32, the largest of a group is 1; None if uniform
     valid_PG: Array  # bool
@@ -115,11 +115,11 @@ def increase_variance(
     )
     valid_PG = jnp.ones(reward_PG.shape, bool) if mask_PG is None else jnp.asarray(mask_PG, bool)
     groups = _ready(reward_PG, low, high, weight_PG, valid_PG)
-    total_P1, budget_P1 = _total(groups, groups.valid_PG), _total(groups, groups.place_PG)
+    total_P1, budget_P1 = _total(groups, groups.valid_PG), _total(groups, groups.scaled_PG)
     boundary_P1 = (_boundary_by_sort if route == "sort" else _boundary_by_selection)(
         groups, total_P1, budget_P1
     )
-    fraction_PG = jnp.where(total_P1 > 0, _fractions(groups, boundary_P1, ties), groups.place_PG)
+    fraction_PG = jnp.where(total_P1 > 0, _fractions(groups, boundary_P1, ties), groups.scaled_PG)
     poison_P1 = _poison(reward_PG, weight_PG, valid_PG)
     some_P1 = jnp.where(total_P1 > 0, total_P1, 1.0)
     ratio_P1 = (
@@ -143,8 +143,10 @@ def _ready(
     t merges some.
     """
     clipped_PG = jnp.clip(jnp.where(valid_PG, reward_PG, low), low, high)
-    place_PG = jnp.clip((clipped_PG - low) / (high - low), 0.0, 1.0)
-    place_PG = jnp.where(clipped_PG >= high, 1.0, place_PG)  # a division made a product may miss 1
+    scaled_PG = jnp.clip((clipped_PG - low) / (high - low), 0.0, 1.0)
+    scaled_PG = jnp.where(
+        clipped_PG >= high, 1.0, scaled_PG
+    )  # a division made a product may miss 1
     weighted_PG = valid_PG
     if weight_PG is not None:
         weight_PG = jnp.where(valid_PG, weight_PG, 0.0)
@@ -152,11 +154,11 @@ def _ready(
             jnp.max(weight_PG, axis=-1, keepdims=True), LEAST_BUDGET
         )
         weighted_PG = weight_PG > 0
-    place_PG, key_PG = (
-        jnp.where(valid_PG, place_PG, 0.0),
+    scaled_PG, key_PG = (
+        jnp.where(valid_PG, scaled_PG, 0.0),
         jnp.where(valid_PG, _key(clipped_PG), LEAST_KEY),
     )
-    return _Groups(clipped_PG, place_PG, key_PG, weight_PG, valid_PG, weighted_PG)
+    return _Groups(clipped_PG, scaled_PG, key_PG, weight_PG, valid_PG, weighted_PG)
 
 
 def _key(values: Array) -> Array:
@@ -195,17 +197,17 @@ def _boundary_by_selection(groups: _Groups, total_P1: Array, budget_P1: Array) -
         )
         return jnp.sum(within_PG, axis=-1, keepdims=True, dtype=needed_P1.dtype) >= needed_P1
 
-    def step(index: Array, found_P1: Array) -> Array:
-        candidate_P1 = found_P1 + (jnp.int32(1) << (31 - index))
-        return jnp.where(reaches(candidate_P1), candidate_P1, found_P1)
+    def step(index: Array, boundary_P1: Array) -> Array:
+        candidate_P1 = boundary_P1 + (jnp.int32(1) << (31 - index))
+        return jnp.where(reaches(candidate_P1), candidate_P1, boundary_P1)
 
-    found_P1 = lax.fori_loop(0, 32, step, jnp.full_like(groups.key_PG[:, :1], LEAST_KEY))
+    boundary_P1 = lax.fori_loop(0, 32, step, jnp.full_like(groups.key_PG[:, :1], LEAST_KEY))
     if groups.weight_PG is None:
-        return found_P1
+        return boundary_P1
     # The sum of all weights may be rounded in another order than in the loop, and then none reaches
     # it.
     least_PG = jnp.where(groups.weighted_PG, groups.key_PG, jnp.iinfo(jnp.int32).max)
-    return jnp.maximum(found_P1, jnp.min(least_PG, axis=-1, keepdims=True))
+    return jnp.maximum(boundary_P1, jnp.min(least_PG, axis=-1, keepdims=True))
 
 
 def _boundary_by_sort(groups: _Groups, total_P1: Array, budget_P1: Array) -> Array:
@@ -215,7 +217,7 @@ def _boundary_by_sort(groups: _Groups, total_P1: Array, budget_P1: Array) -> Arr
     needed_P1 = _needed(groups, total_P1, budget_P1)
     if groups.weight_PG is None:
         sorted_PG = jnp.sort(groups.key_PG, axis=-1)
-        place_P1 = jnp.minimum(sorted_PG.shape[-1] - needed_P1, sorted_PG.shape[-1] - 1)
+        index_P1 = jnp.minimum(sorted_PG.shape[-1] - needed_P1, sorted_PG.shape[-1] - 1)
     # ~key orders from the best to the worst; a response of weight 0 is never where the sum begins
     # to reach C
     else:
@@ -223,19 +225,19 @@ def _boundary_by_sort(groups: _Groups, total_P1: Array, budget_P1: Array) -> Arr
         sorted_PG = ~sorted_PG
         sum_PG = lax.cummax(jnp.where(weight_PG > 0, jnp.cumsum(weight_PG, axis=-1), 0.0), axis=1)
         needed_P1 = jnp.minimum(needed_P1, sum_PG[:, -1:])
-        place_P1 = jnp.sum(sum_PG < needed_P1, axis=-1, keepdims=True, dtype=jnp.int32)
-    here_PG = lax.broadcasted_iota(jnp.int32, sorted_PG.shape, 1) == place_P1
-    return jnp.max(jnp.where(here_PG, sorted_PG, LEAST_KEY), axis=-1, keepdims=True)
+        index_P1 = jnp.sum(sum_PG < needed_P1, axis=-1, keepdims=True, dtype=jnp.int32)
+    is_boundary_PG = lax.broadcasted_iota(jnp.int32, sorted_PG.shape, 1) == index_P1
+    return jnp.max(jnp.where(is_boundary_PG, sorted_PG, LEAST_KEY), axis=-1, keepdims=True)
 
 
 def _fractions(groups: _Groups, boundary_P1: Array, ties: Ties) -> Array:
     """x for every response, given the boundary's key."""
     above_PG, at_PG = groups.key_PG > boundary_P1, groups.key_PG == boundary_P1
-    moved_PG = jnp.where(above_PG, groups.place_PG - 1.0, groups.place_PG)
-    moved_P1 = _total(groups, jnp.where(at_PG, 0.0, moved_PG))
-    place_P1 = jnp.max(jnp.where(at_PG, groups.place_PG, 0.0), axis=-1, keepdims=True)
+    change_PG = jnp.where(above_PG, groups.scaled_PG - 1.0, groups.scaled_PG)
+    change_P1 = _total(groups, jnp.where(at_PG, 0.0, change_PG))
+    scaled_P1 = jnp.max(jnp.where(at_PG, groups.scaled_PG, 0.0), axis=-1, keepdims=True)
     weight_P1 = _total(groups, at_PG)
-    shared_P1 = jnp.clip(place_P1 + moved_P1 / jnp.where(weight_P1 > 0, weight_P1, 1.0), 0.0, 1.0)
+    shared_P1 = jnp.clip(scaled_P1 + change_P1 / jnp.where(weight_P1 > 0, weight_P1, 1.0), 0.0, 1.0)
     at_boundary_PG = (
         shared_P1 if ties == "together" else _first_come(groups, at_PG, weight_P1, shared_P1)
     )
@@ -244,13 +246,17 @@ def _fractions(groups: _Groups, boundary_P1: Array, ties: Ties) -> Array:
 
 def _first_come(groups: _Groups, at_PG: Array, weight_P1: Array, shared_P1: Array) -> Array:
     """x of equal rewards that spend, one after the other, what ties would share."""
-    own_PG = jnp.where(at_PG, 1.0 if groups.weight_PG is None else groups.weight_PG, 0.0)
+    tied_weight_PG = jnp.where(at_PG, 1.0 if groups.weight_PG is None else groups.weight_PG, 0.0)
     # A tree of float sums need not rise, nor stand still at a weight of 0.
-    through_PG = lax.cummax(jnp.where(own_PG > 0, jnp.cumsum(own_PG, axis=-1), 0.0), axis=1)
+    through_PG = lax.cummax(
+        jnp.where(tied_weight_PG > 0, jnp.cumsum(tied_weight_PG, axis=-1), 0.0), axis=1
+    )
     before_PG = jnp.pad(through_PG[:, :-1], ((0, 0), (1, 0)))
     left_P1 = shared_P1 * weight_P1
-    part_PG = jnp.clip((left_P1 - before_PG) / jnp.where(own_PG > 0, own_PG, 1.0), 0.0, 1.0)
-    return jnp.where(before_PG >= left_P1, 0.0, jnp.where(through_PG <= left_P1, 1.0, part_PG))
+    partial_PG = jnp.clip(
+        (left_P1 - before_PG) / jnp.where(tied_weight_PG > 0, tied_weight_PG, 1.0), 0.0, 1.0
+    )
+    return jnp.where(before_PG >= left_P1, 0.0, jnp.where(through_PG <= left_P1, 1.0, partial_PG))
 
 
 def _adjusted(groups: _Groups, fraction_PG: Array, low: Array, high: Array) -> Array:
@@ -258,7 +264,7 @@ def _adjusted(groups: _Groups, fraction_PG: Array, low: Array, high: Array) -> A
     move as it was.
     """
     inside_PG = jnp.clip(low + (high - low) * fraction_PG, low, high)
-    inside_PG = jnp.where(fraction_PG == groups.place_PG, groups.reward_PG, inside_PG)
+    inside_PG = jnp.where(fraction_PG == groups.scaled_PG, groups.reward_PG, inside_PG)
     return jnp.where(fraction_PG >= 1.0, high, jnp.where(fraction_PG <= 0.0, low, inside_PG))
 
 

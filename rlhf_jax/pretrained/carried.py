@@ -57,27 +57,31 @@ def files(tokenizer_from: Path | None, model_from: Path | None) -> dict[str, Pat
     Raises Refusal where a folder holds several tokenizers and none under the name that transformers
     looks for.
     """
-    found: dict[str, Path] = {}
+    carried: dict[str, Path] = {}
     if model_from is not None:
-        found |= {name: file for name, file in _of(model_from).items() if not _of_tokenizer(name)}
+        carried |= {
+            name: file
+            for name, file in _carried(model_from).items()
+            if not _is_tokenizer_file(name)
+        }
     if tokenizer_from is None:
-        return found
+        return carried
     folder = tokenizer_from if tokenizer_from.is_dir() else tokenizer_from.parent
     named = None if tokenizer_from.is_dir() else tokenizer_from
-    here = _of(folder)
+    available = _carried(folder)
     if model_from is not None and folder.resolve() != model_from.resolve():
-        here = {name: file for name, file in here.items() if _of_tokenizer(name)}
-    return found | _under_its_name(folder, named, here)
+        available = {name: file for name, file in available.items() if _is_tokenizer_file(name)}
+    return carried | _under_its_name(folder, named, available)
 
 
-def _of_tokenizer(name: str) -> bool:
+def _is_tokenizer_file(name: str) -> bool:
     return OF_TOKENIZER.fullmatch(name.split("/")[0]) is not None or name.startswith(TEMPLATES)
 
 
-def _of(folder: Path) -> dict[str, Path]:
+def _carried(folder: Path) -> dict[str, Path]:
     """The files that are taken over from a folder."""
     whole = (folder / CONFIG).exists()
-    found = {}
+    carried = {}
     for file in sorted(folder.iterdir()):
         name = file.name
         if name == CONFIG or not file.is_file() or LEFT_OUT.fullmatch(name):
@@ -86,20 +90,22 @@ def _of(folder: Path) -> dict[str, Path]:
         if tokenizer_s or (
             (whole or OF_MODEL.fullmatch(name)) and file.stat().st_size <= MAX_BYTES
         ):
-            found[name] = file
+            carried[name] = file
     templates = (
         sorted((folder / TEMPLATES).glob("*.jinja")) if (folder / TEMPLATES).is_dir() else []
     )
-    return found | {f"{TEMPLATES}/{file.name}": file for file in templates}
+    return carried | {f"{TEMPLATES}/{file.name}": file for file in templates}
 
 
-def _under_its_name(folder: Path, named: Path | None, here: Mapping[str, Path]) -> dict[str, Path]:
+def _under_its_name(
+    folder: Path, named: Path | None, available: Mapping[str, Path]
+) -> dict[str, Path]:
     """The tokenizer's file under the name that transformers looks for, and no other tokenizer
     beside it.
     """
-    candidates = [named] if named is not None else _unnamed(folder, here)
+    candidates = [named] if named is not None else _unnamed(folder, available)
     if not candidates:
-        return dict(here)
+        return dict(available)
     if len(candidates) > 1:
         raise Refusal(
             f"{folder} holds several tokenizers, {', '.join(file.name for file in candidates)}, "
@@ -107,18 +113,18 @@ def _under_its_name(folder: Path, named: Path | None, here: Mapping[str, Path]) 
             f"{TOKENIZER_JSON} or {SENTENCEPIECE}: name one of them so"
         )
     name = SENTENCEPIECE if candidates[0].suffix == ".model" else TOKENIZER_JSON
-    if here.get(name) == candidates[0]:  # already so called: what is beside it belongs to it
-        return dict(here)
+    if available.get(name) == candidates[0]:  # already so called: what is beside it belongs to it
+        return dict(available)
     others = {TOKENIZER_JSON, SENTENCEPIECE, *(file.name for file in _tokenizers(folder))}
-    kept = {
+    remaining = {
         other: file
-        for other, file in here.items()
+        for other, file in available.items()
         if other not in others and not VOCABULARY.fullmatch(other)
     }
-    return kept | {name: candidates[0]}
+    return remaining | {name: candidates[0]}
 
 
-def _unnamed(folder: Path, here: Mapping[str, Path]) -> Sequence[Path]:
+def _unnamed(folder: Path, available: Mapping[str, Path]) -> Sequence[Path]:
     """The tokenizers of a folder that has none under the usual names."""
     usual = {
         TOKENIZER_JSON,
@@ -128,7 +134,7 @@ def _unnamed(folder: Path, here: Mapping[str, Path]) -> Sequence[Path]:
         "spiece.model",
         "sentencepiece.bpe.model",
     }
-    if usual & here.keys():
+    if usual & available.keys():
         return ()
     return _tokenizers(folder)
 
@@ -144,37 +150,37 @@ def _is_tokenizer_json(file: Path) -> bool:
     if file.suffix != ".json" or not file.is_file():
         return False
     try:
-        found = json_texts.read_object(file)
+        content = json_texts.read_object(file)
     except Refusal:
         return False
-    return isinstance(found.get("model"), dict) and "pre_tokenizer" in found
+    return isinstance(content.get("model"), dict) and "pre_tokenizer" in content
 
 
-def copy(found: Mapping[str, Path], directory: Path) -> None:
+def copy(carried: Mapping[str, Path], directory: Path) -> None:
     """Copies files under their new names; links are followed."""
-    for name, file in found.items():
+    for name, file in carried.items():
         (directory / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, directory / name)
 
 
 def description(
-    found: Mapping[str, Path], token_ids: Mapping[str, Any]
+    carried: Mapping[str, Path], token_ids: Mapping[str, Any]
 ) -> Mapping[str, Any] | None:
     """A tokenizer_config.json for a tokenizer that has none, or None.
 
     Without it transformers takes the class that the model's family has, which may read the same
     file in another way.
     """
-    if DESCRIPTION in found or not {TOKENIZER_JSON, SENTENCEPIECE} & found.keys():
+    if DESCRIPTION in carried or not {TOKENIZER_JSON, SENTENCEPIECE} & carried.keys():
         return None
     written: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
     }
-    if TOKENIZER_JSON in found:
-        with needed("hub", str(found[TOKENIZER_JSON])):
+    if TOKENIZER_JSON in carried:
+        with needed("hub", str(carried[TOKENIZER_JSON])):
             tokenizers = import_module("tokenizers")
-        library = tokenizers.Tokenizer.from_file(str(found[TOKENIZER_JSON]))
+        library = tokenizers.Tokenizer.from_file(str(carried[TOKENIZER_JSON]))
         for name in ("eos", "pad"):
             ids = listed(token_ids.get(f"{name}_token_id"))
             if ids and library.id_to_token(ids[0]) is not None:
@@ -187,16 +193,16 @@ def listed(value: int | Sequence[int] | None) -> list[int]:
     return [] if value is None else [value] if isinstance(value, int) else list(value)
 
 
-def generation(found: Mapping[str, Path], ids: Iterable[int]) -> Mapping[str, Any] | None:
+def generation(carried: Mapping[str, Path], ids: Iterable[int]) -> Mapping[str, Any] | None:
     """The generation_config.json, ending a text at every one of `ids` and where it ended before;
     None where there is none.
 
     One that was made from a config.json may hold the default of a class, an id that is no end in
     this vocabulary. So it is taken to be where it shares no end with `ids`.
     """
-    if GENERATION not in found:
+    if GENERATION not in carried:
         return None
-    read, given = read_json(found[GENERATION]), list(ids)
+    read, given = read_json(carried[GENERATION]), list(ids)
     before = read.get("eos_token_id")
     if read.get("_from_model_config") and not set(given) & set(listed(before)):
         before = None

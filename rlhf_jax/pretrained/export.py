@@ -147,14 +147,14 @@ def published_tensors(
     family: str, model_config: DecoderConfig, params: Params
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, (shape, what fetches it)) of every tensor."""
-    arrays, parts = flatten_dict(params.get("backbone", params), sep="/"), {}
+    arrays, members_by_name = flatten_dict(params.get("backbone", params), sep="/"), {}
     for path, tensor in layouts.tensors(family, model_config).items():
         if "value_head" in params and tensor.name == layouts.head_name(family):
             continue
         if path not in arrays:
             raise Refusal(f"the params have no {path!r}: they are not of this {family} config")
-        parts.setdefault(tensor.name, []).append((tensor, arrays[path]))
-    for name, members in parts.items():
+        members_by_name.setdefault(tensor.name, []).append((tensor, arrays[path]))
+    for name, members in members_by_name.items():
         yield name, (members[0][0].shape, partial(_fetch, members))
     if "value_head" in params:
         head = params["value_head"]
@@ -201,8 +201,8 @@ def _write_tensors(
             metadata={"format": "pt"},
         )
     if len(files) > 1:
-        where = {
+        weight_map = {
             member: file for file, members in zip(names, files, strict=True) for member in members
         }
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

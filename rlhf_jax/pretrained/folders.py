@@ -106,12 +106,12 @@ class Folder:
         """The id at which transformers never reads a score: pad_token_id, by which it finds the
         last token of a row.
         """
-        found = self.config.get("pad_token_id", FAMILIES[family].pad_id)
-        if found is not None and (isinstance(found, bool) or not isinstance(found, int)):
+        pad_id = self.config.get("pad_token_id", FAMILIES[family].pad_id)
+        if pad_id is not None and (isinstance(pad_id, bool) or not isinstance(pad_id, int)):
             raise Refusal(
-                f"{self.path / CONFIG}: pad_token_id is {found!r}; accepted: an id or null"
+                f"{self.path / CONFIG}: pad_token_id is {pad_id!r}; accepted: an id or null"
             )
-        return -1 if found is None else found
+        return -1 if pad_id is None else pad_id
 
     def _has_head_of_its_own(self, family: str) -> bool:
         head, embedding = layouts.head_name(family), layouts.embedding_name(family)
@@ -125,16 +125,16 @@ class Folder:
 
 
 @lru_cache(maxsize=16)
-def _equal(path: Path, one: str, other: str, files: tuple[tuple[str, int], ...]) -> bool:
+def _equal(path: Path, name_a: str, name_b: str, files: tuple[tuple[str, int], ...]) -> bool:
     """Two tensors of a folder hold the same numbers; compared once for each state of their `files`."""
     weights = WeightFiles(path)
-    first, second = weights.slice(one), weights.slice(other)
-    if first.get_shape() != second.get_shape():
+    a, b = weights.slice(name_a), weights.slice(name_b)
+    if a.get_shape() != b.get_shape():
         return False
-    num_rows = first.get_shape()[0]
+    num_rows = a.get_shape()[0]
     for start in range(0, num_rows, ROWS_AT_ONCE):
         rows = slice(start, min(start + ROWS_AT_ONCE, num_rows))
-        if not np.array_equal(first[rows].astype(np.float32), second[rows].astype(np.float32)):
+        if not np.array_equal(a[rows].astype(np.float32), b[rows].astype(np.float32)):
             return False
     return True
 
@@ -173,12 +173,12 @@ def value_shapes(model: ValueModel, folder: Folder) -> Params:
     where it is not tied.
     """
     shapes = jax.eval_shape(model.init, randomness.key(0))
-    kept = {
+    backbone = {
         path: leaf
         for path, leaf in layouts.flat_params(shapes["backbone"]).items()
         if "/".join(path) in _backbone(folder)
     }
-    return {"backbone": unflatten_dict(kept), "value_head": shapes["value_head"]}
+    return {"backbone": unflatten_dict(backbone), "value_head": shapes["value_head"]}
 
 
 def _backbone(folder: Folder) -> dict[str, layouts.Tensor]:
@@ -215,10 +215,10 @@ def check_classifier(folder: Folder) -> None:
         raise Refusal(
             f"{folder.path} has no tensor {SCORE!r}: it is no reward model (a sequence classifier)"
         )
-    found, width = folder.slice(SCORE).get_shape(), folder.model_config.width
-    if found != [1, width]:
+    shape, width = folder.slice(SCORE).get_shape(), folder.model_config.width
+    if shape != [1, width]:
         raise Refusal(
-            f"{folder.path}: {SCORE} has shape {found}; accepted: one label, [1, {width}]"
+            f"{folder.path}: {SCORE} has shape {shape}; accepted: one label, [1, {width}]"
         )
     if SCORE_BIAS in folder.weight_map and folder.slice(SCORE_BIAS).get_shape() != [1]:
         raise Refusal(
@@ -234,14 +234,14 @@ def _check_tensors(
     """Raises Refusal where the folder lacks a tensor, has it in another shape, or holds one that
     the family does not know.
     """
-    wanted, there = (
+    wanted, present = (
         {tensor.name: tensor.shape for tensor in tensors.values()},
         set(folder.weight_map),
     )
-    missing = sorted(wanted.keys() - there)
+    missing = sorted(wanted.keys() - present)
     unknown = sorted(
         name
-        for name in there - wanted.keys() - set(allowed)
+        for name in present - wanted.keys() - set(allowed)
         if not layouts.ignored(folder.family, name)
     )
     if missing:
@@ -277,13 +277,13 @@ def _fill(
     shardings: Params,
     dtype: str,
 ) -> Params:
-    params, of_path = {}, layouts.flat_params(shardings)
+    params, sharding_of = {}, layouts.flat_params(shardings)
     for path in layouts.flat_params(shapes):
-        tensor, where = tensors["/".join(path)], of_path[path]
-        layout = _reversed(where) if tensor.transpose else where
+        tensor, sharding = tensors["/".join(path)], sharding_of[path]
+        layout = _reversed(sharding) if tensor.transpose else sharding
         read_rows = partial(_read_rows, folder.slice(tensor.name), tensor.start, tensor.stop)
-        read = jax.make_array_from_callback(tensor.part, layout, read_rows)
-        params[path] = _converter(tensor.transpose, dtype, where)(read)
+        read = jax.make_array_from_callback(tensor.rows_shape, layout, read_rows)
+        params[path] = _converter(tensor.transpose, dtype, sharding)(read)
     return unflatten_dict(params)
 
 
@@ -297,15 +297,17 @@ def _read_rows(
     return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
-def _reversed(where: NamedSharding) -> NamedSharding:
+def _reversed(sharding: NamedSharding) -> NamedSharding:
     """The sharding of a matrix whose transpose is sharded so."""
-    rows, columns = (*where.spec, None, None)[:2]
-    return NamedSharding(where.mesh, PartitionSpec(columns, rows))
+    rows, columns = (*sharding.spec, None, None)[:2]
+    return NamedSharding(sharding.mesh, PartitionSpec(columns, rows))
 
 
 @lru_cache(maxsize=64)
-def _converter(transpose: bool, dtype: str, where: NamedSharding) -> Callable[[Array], Array]:
+def _converter(transpose: bool, dtype: str, sharding: NamedSharding) -> Callable[[Array], Array]:
     """To our layout and dtype, on the device: half precision travels as it is, and the processor's
     threads share the work.
     """
-    return jax.jit(lambda read: (read.T if transpose else read).astype(dtype), out_shardings=where)
+    return jax.jit(
+        lambda read: (read.T if transpose else read).astype(dtype), out_shardings=sharding
+    )

@@ -33,7 +33,7 @@ class Tensor(NamedTuple):
     stop: int
 
     @property
-    def part(self) -> tuple[int, ...]:
+    def rows_shape(self) -> tuple[int, ...]:
         """The shape of the rows that are ours, as published."""
         return (self.stop - self.start, *self.shape[1:])
 
@@ -110,12 +110,12 @@ def _published_name(family: str, path: tuple[str, ...]) -> str:
     *layer, module, leaf = path
     if module == FAMILIES[family].head:
         return head_name(family)
-    parts = [FAMILIES[family].prefix]
+    names = [FAMILIES[family].prefix]
     if layer:
-        parts += ["layers", layer[0].removeprefix("layer_")]
+        names += ["layers", layer[0].removeprefix("layer_")]
     if module in GROUPS:
-        parts.append(GROUPS[module])
-    return ".".join([*parts, module, LEAVES[leaf]])
+        names.append(GROUPS[module])
+    return ".".join([*names, module, LEAVES[leaf]])
 
 
 def head_name(family: str) -> str:

@@ -71,19 +71,19 @@ def read_config(published: Mapping[str, Any]) -> tuple[str, Any]:
 def _read_layers(
     family: str, published: Mapping[str, Any], values: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The fields that say which layers have a sliding window, and which have rotary positions."""
-    found: dict[str, Any] = {}
+    """The fields that say which layers see a window, and which turn."""
+    fields: dict[str, Any] = {}
     if FAMILIES[family].interval:
-        found["full_attention_interval"] = _interval(family, published, values["num_layers"])
+        fields["full_attention_interval"] = _interval(family, published, values["num_layers"])
     if family == "smollm3":
-        found["no_rope_interval"] = _no_rope_interval(published, values["num_layers"])
+        fields["no_rope_interval"] = _no_rope_interval(published, values["num_layers"])
     if ("first_window_layer" in values or family == "smollm3") and not published.get(
         "use_sliding_window", False
     ):
-        found["sliding_window"] = (
+        fields["sliding_window"] = (
             0  # the number alone means nothing: Qwen's files hold one that is switched off
         )
-    return found
+    return fields
 
 
 def _interval(family: str, published: Mapping[str, Any], num_layers: int) -> int:
@@ -100,24 +100,24 @@ def _interval(family: str, published: Mapping[str, Any], num_layers: int) -> int
     stated = published.get("layer_types")
     if stated is None:
         return interval
-    found = period(
+    listed = period(
         [kind == FULL for kind in _listed("layer_types", stated, num_layers, (FULL, SLIDING))]
     )
-    if found is None:
+    if listed is None:
         raise Refusal(
             f"layer_types is {stated!r}; accepted for {family}: {FULL} for every n-th layer, for "
             "one n"
         )
     if (
         older is not None
-        and found != interval
-        and min(found or num_layers + 1, interval) <= num_layers
+        and listed != interval
+        and min(listed or num_layers + 1, interval) <= num_layers
     ):
         raise Refusal(
             f"layer_types is {stated!r}, but sliding_window_pattern is {older!r}: one of them is "
             "wrong"
         )
-    return found
+    return listed
 
 
 def _no_rope_interval(published: Mapping[str, Any], num_layers: int) -> int:
@@ -131,12 +131,14 @@ def _no_rope_interval(published: Mapping[str, Any], num_layers: int) -> int:
     listed = (
         stated[:num_layers] if isinstance(stated, list) else stated
     )  # as published: a list may be longer
-    found = period([not turns for turns in _listed("no_rope_layers", listed, num_layers, (0, 1))])
-    if found is None:
+    stated_interval = period(
+        [not turns for turns in _listed("no_rope_layers", listed, num_layers, (0, 1))]
+    )
+    if stated_interval is None:
         raise Refusal(
             f"no_rope_layers is {stated!r}; accepted: a 0 for every n-th layer, for one n"
         )
-    return found
+    return stated_interval
 
 
 def _listed(key: str, stated: object, num_layers: int, accepted: Sequence[object]) -> list[object]:
@@ -190,14 +192,14 @@ def computed(config: decoder.DecoderConfig) -> dict[str, Any]:
     rotary = getattr(config, "rotary", None)
     if rotary is None:
         return fields
-    kept = {
+    shared = {
         key: value
         for key, value in fields.items()
         if key not in OF_LAYERS and not key.startswith("rope_")
     }
     layers = [(window(config, layer), rotary(layer)) for layer in range(config.num_layers)]
     longest = rope.max_positions(config)
-    return kept | {
+    return shared | {
         "layers": layers,
         "longest": longest,
         "beyond": fields.get("rope_long_factors") if longest else None,

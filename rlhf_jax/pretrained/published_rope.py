@@ -12,7 +12,7 @@ from typing import Any
 
 from rlhf_jax.models.common import rope as rotary
 from rlhf_jax.pretrained.published_families import FAMILIES, REQUIRED
-from rlhf_jax.pretrained.published_values import Place, agreed, at, number
+from rlhf_jax.pretrained.published_values import KeyPath, agreed, at, number
 from rlhf_jax.refusal import Refusal
 
 PLACES = ("rope_parameters", "rope_scaling")
@@ -35,37 +35,39 @@ KEYS = {  # all that is read here, at the top of a config.json
 class Rope:
     """The parameters of one kind of layers, wherever they are written."""
 
-    def __init__(self, family: str, published: Mapping[str, Any], prefixes: tuple[Place, ...]):
+    def __init__(self, family: str, published: Mapping[str, Any], prefixes: tuple[KeyPath, ...]):
         self.family, self.published, self.prefixes = family, published, prefixes
         for prefix in prefixes:
-            held = at(published, prefix)
-            flat = isinstance(held, Mapping) and not any(
-                isinstance(value, Mapping) for value in held.values()
+            parameters = at(published, prefix)
+            flat = isinstance(parameters, Mapping) and not any(
+                isinstance(value, Mapping) for value in parameters.values()
             )
-            if held is not None and not flat:
+            if parameters is not None and not flat:
                 raise Refusal(
-                    f"{'.'.join(prefix)} is {held!r}; accepted for {family}: one flat object for "
+                    f"{'.'.join(prefix)} is {parameters!r}; accepted for {family}: one flat object for "
                     "all layers, or null"
                 )
 
-    def places(self, key: str) -> list[Place]:
+    def key_paths(self, key: str) -> list[KeyPath]:
         return [(*prefix, key) for prefix in self.prefixes]
 
-    def number(self, key: str, default: object, *more: Place) -> float:
-        return number(self.published, default, *self.places(key), *more)
+    def number(self, key: str, default: object, *more: KeyPath) -> float:
+        return number(self.published, default, *self.key_paths(key), *more)
 
     def type(self, *accepted: str, older: Mapping[str, str] | None = None) -> str:
         """The way of stretching, a name of `models/common/rope.py` or "default".
 
         Raises Refusal for any other.
         """
-        found = agreed(self.published, "default", *self.places("rope_type"), *self.places("type"))
-        named = (older or {}).get(found, found) if isinstance(found, str) else found
-        if not isinstance(named, str) or named not in accepted:
+        published = agreed(
+            self.published, "default", *self.key_paths("rope_type"), *self.key_paths("type")
+        )
+        name = (older or {}).get(published, published) if isinstance(published, str) else published
+        if not isinstance(name, str) or name not in accepted:
             raise Refusal(
-                f"rope_type is {found!r}; accepted for {self.family}: {', '.join(accepted)}"
+                f"rope_type is {published!r}; accepted for {self.family}: {', '.join(accepted)}"
             )
-        return named
+        return name
 
     def max_positions(self) -> float:
         return number(
@@ -76,22 +78,22 @@ class Rope:
         """The context that is stretched; transformers takes max_position_embeddings where the file
         does not say.
         """
-        found = self._original()
-        if found < 2:
-            raise Refusal(f"{ORIGINAL} is {found!r}; accepted: at least 2")
-        return found
+        positions = self._original()
+        if positions < 2:
+            raise Refusal(f"{ORIGINAL} is {positions!r}; accepted: at least 2")
+        return positions
 
     def _original(self) -> float:
-        places = [*self.places(ORIGINAL), (ORIGINAL,)]
+        paths = [*self.key_paths(ORIGINAL), (ORIGINAL,)]
         if self.family == "phi3" and ORIGINAL not in self.published:
-            found = agreed(self.published, PHI3_ORIGINAL, *places)
-            if found != PHI3_ORIGINAL:
+            positions = agreed(self.published, PHI3_ORIGINAL, *paths)
+            if positions != PHI3_ORIGINAL:
                 raise Refusal(
-                    f"rope_scaling.{ORIGINAL} is {found!r}, but there is no {ORIGINAL} beside it; "
+                    f"rope_scaling.{ORIGINAL} is {positions!r}, but there is no {ORIGINAL} beside it; "
                     "accepted: both"
                 )
             return PHI3_ORIGINAL
-        return number(self.published, self.max_positions(), *places)
+        return number(self.published, self.max_positions(), *paths)
 
 
 def read_rope(family: str, published: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +106,7 @@ def read_rope(family: str, published: Mapping[str, Any]) -> dict[str, Any]:
         return _read_neox(published)
     if FAMILIES[family].interval:
         return _read_of_layers(family, published)
-    rope = Rope(family, published, tuple((place,) for place in PLACES))
+    rope = Rope(family, published, tuple((key,) for key in PLACES))
     theta = {"rope_theta": rope.number("rope_theta", FAMILIES[family].theta, ("rope_theta",))}
     fraction = rope.number("partial_rotary_factor", 1.0, ("partial_rotary_factor",))
     if family == "phi3":
@@ -146,7 +148,7 @@ def _yarn(rope: Rope, factor: float) -> dict[str, Any]:
     # As published: 0 or null stands for a missing number.
     scale, scale_all = rope.number("mscale", 0.0), rope.number("mscale_all_dim", 0.0)
     factor_of_scores = grown(scale) / grown(scale_all) if scale and scale_all else grown(1.0)
-    truncate = agreed(rope.published, True, *rope.places("truncate"))
+    truncate = agreed(rope.published, True, *rope.key_paths("truncate"))
     if not isinstance(truncate, bool) or (not truncate and len(rope.prefixes[0]) > 1):
         accepted = "true" if len(rope.prefixes[0]) > 1 else "true or false"
         raise Refusal(
@@ -162,14 +164,14 @@ def _yarn(rope: Rope, factor: float) -> dict[str, Any]:
 
 def _longrope(rope: Rope, factor: float, original: float) -> dict[str, Any]:
     def factors(key: str) -> str:
-        held = agreed(rope.published, REQUIRED, *rope.places(key))
-        if not isinstance(held, list) or not all(
-            isinstance(value, int | float) and value > 0 for value in held
+        factors_of_pairs = agreed(rope.published, REQUIRED, *rope.key_paths(key))
+        if not isinstance(factors_of_pairs, list) or not all(
+            isinstance(value, int | float) and value > 0 for value in factors_of_pairs
         ):
             raise Refusal(
-                f"{key} of rope_type 'longrope' is {held!r}; accepted: a list of numbers above 0"
+                f"{key} of rope_type 'longrope' is {factors_of_pairs!r}; accepted: a list of numbers above 0"
             )
-        return " ".join(str(float(value)) for value in held)
+        return " ".join(str(float(value)) for value in factors_of_pairs)
 
     grown = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return {
@@ -215,7 +217,7 @@ def _read_of_layers(family: str, published: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _read_neox(published: Mapping[str, Any]) -> dict[str, Any]:
-    rope = Rope("gpt_neox", published, tuple((place,) for place in PLACES))
+    rope = Rope("gpt_neox", published, tuple((key,) for key in PLACES))
     rope.type("default")
     theta = rope.number("rope_theta", 10_000.0, ("rotary_emb_base",))
     fraction = rope.number("partial_rotary_factor", 0.25, ("rotary_pct",))

@@ -9,7 +9,7 @@ from rlhf_jax.pretrained.published_families import NULL_IS_ZERO, REQUIRED
 from rlhf_jax.refusal import Refusal
 
 Value = TypeVar("Value", bool, int, float)
-Place = tuple[str, ...]  # keys from the outside in
+KeyPath = tuple[str, ...]  # keys from the outside in
 
 
 def typed(
@@ -41,34 +41,34 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and value - value == 0
 
 
-def at(published: Mapping[str, Any], place: Place) -> object:
+def at(published: Mapping[str, Any], path: KeyPath) -> object:
     """The value at a place; None where there is none."""
     value: object = published
-    for key in place:
+    for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
 
 
-def agreed(published: Mapping[str, Any], default: object, *places: Place) -> object:
+def agreed(published: Mapping[str, Any], default: object, *paths: KeyPath) -> object:
     """The value that is written at one or more of several places.
 
     Raises Refusal where two of them differ, or where there is none and the default is REQUIRED.
     """
-    found = {".".join(place): at(published, place) for place in places}
-    found = {place: value for place, value in found.items() if value is not None}
-    if any(value != next(iter(found.values())) for value in found.values()):
+    values = {".".join(path): at(published, path) for path in paths}
+    values = {path: value for path, value in values.items() if value is not None}
+    if any(value != next(iter(values.values())) for value in values.values()):
         raise Refusal(
             "keys contradict one another: "
-            + ", ".join(f"{key} is {v!r}" for key, v in found.items())
+            + ", ".join(f"{key} is {v!r}" for key, v in values.items())
         )
-    if not found and default is REQUIRED:
-        raise Refusal(f"there is no {' or '.join('.'.join(place) for place in places)}")
-    return next(iter(found.values()), default)
+    if not values and default is REQUIRED:
+        raise Refusal(f"there is no {' or '.join('.'.join(path) for path in paths)}")
+    return next(iter(values.values()), default)
 
 
-def number(published: Mapping[str, Any], default: object, *places: Place) -> float:
+def number(published: Mapping[str, Any], default: object, *paths: KeyPath) -> float:
     """`agreed`, of a number that is not negative. Raises Refusal for anything else."""
-    value = agreed(published, default, *places)
+    value = agreed(published, default, *paths)
     if isinstance(value, bool) or not is_number(value) or value < 0:
-        raise Refusal(f"{'.'.join(places[0])} is {value!r}; accepted: a number from 0 on")
+        raise Refusal(f"{'.'.join(paths[0])} is {value!r}; accepted: a number from 0 on")
     return float(value)

@@ -90,21 +90,21 @@ class WeightFiles:
 
     def _checked(self, shards: Mapping[str, Path]) -> dict[str, Path]:
         """The file of every tensor that the shards hold, which the index must agree with."""
-        held: dict[str, Path] = {}
+        file_of: dict[str, Path] = {}
         for file in dict.fromkeys(shards.values()):
             for name in self.names(file):
-                if name in held:
+                if name in file_of:
                     raise Refusal(
-                        f"{held[name]} and {file} both hold the tensor {name!r}: download the "
+                        f"{file_of[name]} and {file} both hold the tensor {name!r}: download the "
                         "folder again"
                     )
-                held[name] = file
+                file_of[name] = file
         for name, file in shards.items():
-            if held.get(name) != file:
+            if file_of.get(name) != file:
                 raise Refusal(
                     f"{file} lacks the tensor {name!r} that {INDEX} puts there: download it again"
                 )
-        return held
+        return file_of
 
     def _no_weights(self) -> str:
         missing = f"{self.folder / SINGLE} is missing"
@@ -155,14 +155,14 @@ class WeightFiles:
 
         Raises Refusal for what holds no floating point numbers.
         """
-        found = self.file(self.map[name]).get_slice(name)
-        if found.get_dtype() not in FLOATS:
+        tensor = self.file(self.map[name]).get_slice(name)
+        if tensor.get_dtype() not in FLOATS:
             raise Refusal(
-                f"{self.map[name]}: {name!r} has dtype {found.get_dtype()}; accepted: "
+                f"{self.map[name]}: {name!r} has dtype {tensor.get_dtype()}; accepted: "
                 f"{', '.join(FLOATS)}: a quantised folder "
                 "is to be dequantised first"
             )
-        return found
+        return tensor
 
 
 def check_folder(path: Path) -> None:
@@ -175,8 +175,10 @@ def check_folder(path: Path) -> None:
             f"{str(path.parent)!r}"
         )
     if not path.is_dir():
-        here = path.expanduser()
-        hint = f"; it is there as {str(here)!r}" if here != path and here.is_dir() else ""
+        expanded = path.expanduser()
+        hint = (
+            f"; it is there as {str(expanded)!r}" if expanded != path and expanded.is_dir() else ""
+        )
         if not path.is_absolute() and len(path.parts) == 2:
             hint = (
                 hint

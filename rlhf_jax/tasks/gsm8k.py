@@ -120,17 +120,17 @@ def make(config: Config) -> GSM8K:
     """The task of a config; Refusal names what is wrong with the files."""
     files = published_files.find(config.data_dir, DATASET)
 
-    def read(where: str, row: row_files.Row) -> Record:
+    def read(location: str, row: row_files.Row) -> Record:
         question, solution = (
-            row_files.text(where, row, "question"),
-            row_files.text(where, row, "answer"),
+            row_files.text(location, row, "question"),
+            row_files.text(location, row, "answer"),
         )
         if not answer(solution):
             shown = row_files.short(
                 solution[solution.rfind("####") :] if "####" in solution else solution
             )
             raise Refusal(
-                f"{where}: 'answer' has no '#### number': {shown}; accepted: one such line, and on "
+                f"{location}: 'answer' has no '#### number': {shown}; accepted: one such line, and on "
                 "it nothing but a number in"
                 " digits, as -1,234.5"
             )

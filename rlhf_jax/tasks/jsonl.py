@@ -109,21 +109,21 @@ class Jsonl:
 
     def _read_prompts(self) -> None:
         first_seen: dict[str, str] = {}
-        for where, entry in _lines(self.config.prompts, "task.prompts", PROMPT_KEYS):
-            prompt = json_texts.text(where, entry, "prompt")
+        for location, entry in _lines(self.config.prompts, "task.prompts", PROMPT_KEYS):
+            prompt = json_texts.text(location, entry, "prompt")
             if prompt in first_seen:
                 raise Refusal(
-                    f"{where}: the prompt {short(prompt)} was given before, at {first_seen[prompt]}"
+                    f"{location}: the prompt {short(prompt)} was given before, at {first_seen[prompt]}"
                 )
-            first_seen[prompt] = where
+            first_seen[prompt] = location
             if "answer" in entry:
-                self._answers[prompt] = json_texts.text(where, entry, "answer")
+                self._answers[prompt] = json_texts.text(location, entry, "answer")
             if len(self._answers) not in (0, len(first_seen)):
                 raise Refusal(
-                    f'{where}: either every line has an "answer" or none; this one differs from '
+                    f'{location}: either every line has an "answer" or none; this one differs from '
                     "those before"
                 )
-            self._references[prompt], self._rows[prompt] = _references(where, entry), entry
+            self._references[prompt], self._rows[prompt] = _references(location, entry), entry
             self._prompts[self._split(prompt)].append(prompt)
         for split in SPLITS:
             if not self._prompts[split] and (split == "train" or self.config.heldout_percent):
@@ -135,12 +135,12 @@ class Jsonl:
                 )
 
     def _read_comparisons(self) -> None:
-        for where, entry in _lines(self.config.comparisons, "task.comparisons", COMPARISON_KEYS):
+        for location, entry in _lines(self.config.comparisons, "task.comparisons", COMPARISON_KEYS):
             prompt, chosen, rejected = (
-                json_texts.text(where, entry, key) for key in COMPARISON_KEYS
+                json_texts.text(location, entry, key) for key in COMPARISON_KEYS
             )
             if chosen == rejected:
-                raise Refusal(f"{where}: chosen and rejected are the same text, {short(chosen)}")
+                raise Refusal(f"{location}: chosen and rejected are the same text, {short(chosen)}")
             self._comparisons[self._split(prompt)].append((prompt, chosen, rejected))
 
 
@@ -156,23 +156,23 @@ def _lines(path: str, option: str, keys: tuple[str, ...]) -> Iterator[tuple[str,
             f"{option} {path!r} is not there; it should name a file of one JSON object a line"
         )
     empty = True
-    for where, entry in json_texts.lines(Path(path)):
+    for location, entry in json_texts.lines(Path(path)):
         empty = False
         missing = [key for key in REQUIRED if key in keys and key not in entry]
         if missing:
             raise Refusal(
-                f"{where}: {_listed(missing)} is missing; found {_listed(entry)}; accepted: "
+                f"{location}: {_listed(missing)} is missing; found {_listed(entry)}; accepted: "
                 f"{_listed(keys)}, and columns of "
                 "other names"
             )
-        yield where, entry
+        yield location, entry
     if empty:
         raise Refusal(
             f"{path} is empty; it should hold one JSON object a line, with {_listed(keys)}"
         )
 
 
-def _references(where: str, entry: dict[str, Any]) -> tuple[str, ...]:
+def _references(location: str, entry: dict[str, Any]) -> tuple[str, ...]:
     if "references" not in entry and "answer" in entry:
         return (entry["answer"],)
     found = entry.get("references")
@@ -182,9 +182,9 @@ def _references(where: str, entry: dict[str, Any]) -> tuple[str, ...]:
             if "references" in entry
             else f"'references' is missing; found {_listed(entry)}"
         )
-        raise Refusal(f"{where}: {fault}; accepted: a list of one or more texts, none empty")
+        raise Refusal(f"{location}: {fault}; accepted: a list of one or more texts, none empty")
     named = {f"references[{place}]": text for place, text in enumerate(found)}
-    return tuple(json_texts.text(where, named, name) for name in named)
+    return tuple(json_texts.text(location, named, name) for name in named)
 
 
 def _listed(keys: Iterable[object]) -> str:

@@ -48,11 +48,11 @@ def make(config: Config) -> Corpus:
     )
     prompt = conversations.prompts(template)
 
-    def read(where: str, row: row_files.Row) -> Record:
-        context, reply = conversations.turns(where, row, "messages", template)
+    def read(location: str, row: row_files.Row) -> Record:
+        context, reply = conversations.turns(location, row, "messages", template)
         if not reply:
-            raise Refusal(f"{where}: the last reply of 'messages' is empty")
-        return prompt(where, context) | {"reference": reply}
+            raise Refusal(f"{location}: the last reply of 'messages' is empty")
+        return prompt(location, context) | {"reference": reply}
 
     source = Source(
         task="no_robots",

@@ -150,43 +150,43 @@ def _prompt(subreddit: str, title: str, post: str) -> str:
     return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}{POST}{post}{TAIL}"
 
 
-def _ready(where: str, row: Row, key: str) -> str:
+def _ready(location: str, row: Row, key: str) -> str:
     """A prompt that is published ready; it must be of the form that can be cut."""
-    prompt = row_files.text(where, row, key)
+    prompt = row_files.text(location, row, key)
     if POST not in prompt or not prompt.endswith(TAIL):
         raise Refusal(
-            f"{where}: {key!r} is {row_files.short(prompt)}; accepted: a text with {POST!r} that "
+            f"{location}: {key!r} is {row_files.short(prompt)}; accepted: a text with {POST!r} that "
             f"ends in {TAIL!r}"
         )
     return prompt
 
 
-def _read_post(where: str, row: Row) -> Record:
+def _read_post(location: str, row: Row) -> Record:
     subreddit, title, post = (
-        row_files.text(where, row, key, empty=True) for key in ("subreddit", "title", "post")
+        row_files.text(location, row, key, empty=True) for key in ("subreddit", "title", "post")
     )
     return {
         "prompt": _prompt(subreddit, title, post),
-        "reference": " " + _completion(where, row, "summary"),
+        "reference": " " + _completion(location, row, "summary"),
     }
 
 
 def _ready_layout(prompt: str, completion: str) -> Layout:
-    def read(where: str, row: Row) -> Record:
+    def read(location: str, row: Row) -> Record:
         return {
-            "prompt": _ready(where, row, prompt),
-            "reference": _completion(where, row, completion),
+            "prompt": _ready(location, row, prompt),
+            "reference": _completion(location, row, completion),
         }
 
     return Layout((prompt, completion), read)
 
 
-def _completion(where: str, row: Row, key: str) -> str:
+def _completion(location: str, row: Row, key: str) -> str:
     """A field without the EOS texts at its end. Raises Refusal where nothing is before them."""
-    text = conversations.without_eos(row_files.text(where, row, key), EOS)
+    text = conversations.without_eos(row_files.text(location, row, key), EOS)
     if not text.strip():
         raise Refusal(
-            f"{where}: {key!r} is {row_files.short(row[key])}; accepted: a text that is not empty "
+            f"{location}: {key!r} is {row_files.short(row[key])}; accepted: a text that is not empty "
             "before its EOS"
         )
     return text
@@ -202,16 +202,16 @@ def _pair(prompt: str, chosen: str, rejected: str) -> Record | None:
 def _pair_layout(prompt: str) -> Layout:
     """Chosen and rejected are read, not `prompt_chosen`: relabelled files swap the first two alone."""
 
-    def read(where: str, row: Row) -> Record | None:
+    def read(location: str, row: Row) -> Record | None:
         return _pair(
-            _ready(where, row, prompt),
-            *(_completion(where, row, key) for key in ("chosen", "rejected")),
+            _ready(location, row, prompt),
+            *(_completion(location, row, key) for key in ("chosen", "rejected")),
         )
 
     return Layout((prompt, "chosen", "rejected"), read)
 
 
-def _read_judged(where: str, row: Row) -> Record | None:
+def _read_judged(location: str, row: Row) -> Record | None:
     """A row of OpenAI's: two summaries, and which of them was preferred.
 
     Their news articles are not of this task.
@@ -224,24 +224,26 @@ def _read_judged(where: str, row: Row) -> Record | None:
     )
     if not isinstance(info, dict) or not pair or choice not in (0, 1):
         raise Refusal(
-            f"{where}: found info {row_files.short(info)}, summaries {row_files.short(summaries)}, "
+            f"{location}: found info {row_files.short(info)}, summaries {row_files.short(summaries)}, "
             f"choice {row_files.short(choice)}; accepted: a post, two summaries, and 0 or 1"
         )
     if info.get("article"):
         return None
-    post = (row_files.text(where, info, key, empty=True) for key in ("subreddit", "title", "post"))
-    texts = [_completion(where, summary, "text") for summary in summaries]
+    post = (
+        row_files.text(location, info, key, empty=True) for key in ("subreddit", "title", "post")
+    )
+    texts = [_completion(location, summary, "text") for summary in summaries]
     return _pair(_prompt(*post), texts[choice], texts[1 - choice])
 
 
 def _openai_rows(files: Sequence[Path], split: Split) -> Rows:
     """The rows of OpenAI's files that are of a split; each tells its own."""
     for file in files:
-        for where, row in row_files.read(file, ("info", "summaries", "choice", "split")):
+        for location, row in row_files.read(file, ("info", "summaries", "choice", "split")):
             if row["split"] not in OPENAI_SPLITS:
                 raise Refusal(
-                    f"{where}: 'split' is {row_files.short(row['split'])}; accepted: "
+                    f"{location}: 'split' is {row_files.short(row['split'])}; accepted: "
                     f"{', '.join(OPENAI_SPLITS)}"
                 )
             if OPENAI_SPLITS[row["split"]] == split:
-                yield where, _read_judged(where, row)
+                yield location, _read_judged(location, row)

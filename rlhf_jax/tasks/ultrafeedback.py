@@ -98,20 +98,20 @@ def _open(config: Config, kind: Kind, template: chat.Template) -> Store:
     files = published_files.find(config.data_dir, DATASET)
     prompt = conversations.prompts(template)
 
-    def read(where: str, row: row_files.Row) -> Record | None:
+    def read(location: str, row: row_files.Row) -> Record | None:
         (context, chosen), (other, rejected) = (
-            conversations.turns(where, row, key, template) for key in COLUMNS[:2]
+            conversations.turns(location, row, key, template) for key in COLUMNS[:2]
         )
         if context != other:
-            raise Refusal(f"{where}: 'chosen' and 'rejected' are replies to different prompts")
-        scores = [row_files.number(where, row, key) for key in COLUMNS[2:]]
+            raise Refusal(f"{location}: 'chosen' and 'rejected' are replies to different prompts")
+        scores = [row_files.number(location, row, key) for key in COLUMNS[2:]]
         if not chosen or (chosen == rejected and kind == "comparisons"):
             return None
         if kind == "comparisons" and (
             NO_REPLY in scores or (scores[0] == scores[1] and not config.ties)
         ):
             return None
-        return prompt(where, context) | {"chosen": chosen, "rejected": rejected}
+        return prompt(location, context) | {"chosen": chosen, "rejected": rejected}
 
     source = Source(
         task="ultrafeedback",

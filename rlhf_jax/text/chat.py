@@ -100,18 +100,18 @@ def find(name_or_path: str) -> Template:
     return Template(*_default(path, texts.templates_of(path.name)), texts.tokens_of(path.name))
 
 
-def _default(path: Path, found: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
+def _default(path: Path, templates: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
     """(text, source) of the template for plain conversations.
 
     Raises Refusal where there is none, or a choice of several.
     """
-    if not found:
+    if not templates:
         raise Refusal(
             f"{path} has no chat_template; give a .jinja file or one of {', '.join(sorted(NAMED))}"
         )
-    if "default" not in found and len(found) > 1:
-        raise Refusal(f"{path} has the chat templates {', '.join(found)}, none called default")
-    return found.get("default") or next(iter(found.values()))
+    if "default" not in templates and len(templates) > 1:
+        raise Refusal(f"{path} has the chat templates {', '.join(templates)}, none called default")
+    return templates.get("default") or next(iter(templates.values()))
 
 
 def render(
@@ -136,9 +136,9 @@ def render(
 
     given = {**template.tokens, **variables, "add_generation_prompt": add_generation_prompt}
     if template.date:
-        given["strftime_now"] = told_date(template.date).strftime
+        given["strftime_now"] = parse_date(template.date).strftime
     try:
-        said = _compiled(template.text)(
+        text = _compiled(template.text)(
             messages=[dict(message) for message in messages], tools=None, documents=None, **given
         )
     except jinja2.UndefinedError as error:
@@ -163,10 +163,10 @@ def render(
         RecursionError,
     ) as error:
         raise Refusal(f"chat template {template.source}: {' '.join(str(error).split())}") from None
-    return Rendered(said, messages)
+    return Rendered(text, messages)
 
 
-def told_date(date: str) -> datetime:
+def parse_date(date: str) -> datetime:
     """The moment that `task.date` gives to templates. Raises Refusal where it is no date."""
     try:
         return datetime.fromisoformat(date)

@@ -64,10 +64,10 @@ def sentencepiece(
     is asked for.
     """
     codec, processor = sentencepiece_codec(_existing(path, "a sentencepiece .model file"), bos)
-    own = processor.eos_id()
-    if own < 0 and not eos and not codec.texts.eos_texts:
+    own_eos = processor.eos_id()
+    if own_eos < 0 and not eos and not codec.texts.eos_texts:
         raise Refusal(f"{codec.file} has no EOS piece; train the model with an eos_id of 0 or more")
-    eos_ids = codec.ends(eos, model, own if own >= 0 else None)
+    eos_ids = codec.ends(eos, model, own_eos if own_eos >= 0 else None)
     named, own_pad = codec.named("pad_token"), processor.pad_id()
     return FileTokenizer(
         codec, eos_ids, named if named is not None else own_pad if own_pad >= 0 else eos_ids[0]
@@ -121,10 +121,10 @@ def _added_pieces(file: Path, texts: FolderTexts, known: Mapping[str, int]) -> d
     """Special tokens of a folder's files by their texts: pieces of the model, and those added or
     put in a piece's place.
     """
-    found: dict[str, int] = {}
+    added: dict[str, int] = {}
     free = len(known)
     for token in texts.added_tokens:
-        identity = found.get(token.text, known.get(token.text)) if token.id is None else token.id
+        identity = added.get(token.text, known.get(token.text)) if token.id is None else token.id
         if identity is None and token.text in texts.eos_texts:
             continue  # no model has learned to end with it
         identity = free if identity is None else identity
@@ -133,9 +133,9 @@ def _added_pieces(file: Path, texts: FolderTexts, known: Mapping[str, int]) -> d
                 f"{token.source} has the id {identity}, but {file} and the tokens before it end at "
                 f"{free - 1}"
             )
-        found[token.text] = identity
+        added[token.text] = identity
         free = max(free, identity + 1)
-    return found
+    return added
 
 
 def hugging_face(path: str, eos: str = "", model: Path | None = None) -> FileTokenizer:
@@ -151,9 +151,9 @@ def hugging_face(path: str, eos: str = "", model: Path | None = None) -> FileTok
     names, else the EOS. Raises Refusal when the file is missing, is not a tokenizer, or tells no
     EOS.
     """
-    place = Path(path)
+    given = Path(path)
     file = _existing(
-        str(place / "tokenizer.json") if place.is_dir() else path,
+        str(given / "tokenizer.json") if given.is_dir() else path,
         "a tokenizer.json file or its folder",
     )
     codec = hugging_face_codec(file)

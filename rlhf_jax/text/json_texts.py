@@ -25,11 +25,11 @@ SHOWN = 60
 OBJECT = "a JSON object a line"
 
 
-def decoded(data: bytes, where: str, first_line: int = 1) -> str:
+def decoded(data: bytes, location: str, first_line: int = 1) -> str:
     """Bytes as text.
 
     Args:
-      where: what a message calls the file.
+      location: what a message calls the file.
       first_line: the number of the data's first line.
 
     Raises Refusal that names the line and the byte where they are not UTF-8.
@@ -40,25 +40,25 @@ def decoded(data: bytes, where: str, first_line: int = 1) -> str:
         line = first_line + data[: error.start].count(b"\n")
         byte = data[error.start]
         raise Refusal(
-            f"{where}:{line}: found a byte 0x{byte:02x} that is not UTF-8; save the file as UTF-8"
+            f"{location}:{line}: found a byte 0x{byte:02x} that is not UTF-8; save the file as UTF-8"
         ) from None
 
 
-def parse(text: str, where: str, accepted: str = "a JSON object") -> Any:
+def parse(text: str, location: str, accepted: str = "a JSON object") -> Any:
     """The value that a JSON text holds.
 
-    Raises Refusal that names `where` and says what is wrong.
+    Raises Refusal that names `location` and says what is wrong.
     """
     try:
         return json.loads(text, object_pairs_hook=_single)
     except json.JSONDecodeError as error:
         raise Refusal(
-            f"{where}: {_cut(text)} is not JSON ({error}); accepted: {accepted}"
+            f"{location}: {_cut(text)} is not JSON ({error}); accepted: {accepted}"
         ) from None
     except RecursionError:
-        raise Refusal(f"{where}: {_cut(text)} is nested too deeply to be read") from None
+        raise Refusal(f"{location}: {_cut(text)} is nested too deeply to be read") from None
     except ValueError as error:  # a key that is given twice, or a number of thousands of digits
-        raise Refusal(f"{where}: {_cut(text)} cannot be read: {error}") from None
+        raise Refusal(f"{location}: {_cut(text)} cannot be read: {error}") from None
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -68,13 +68,13 @@ def read_object(file: Path) -> dict[str, Any]:
     anything else.
     """
     text = read_text(file)
-    found = parse(text, str(file))
-    if not isinstance(found, dict):
-        raise Refusal(f"{file}: found {short(found)}; accepted: a JSON object")
+    content = parse(text, str(file))
+    if not isinstance(content, dict):
+        raise Refusal(f"{file}: found {short(content)}; accepted: a JSON object")
     if HALF.search(text):
-        for path, value in _texts(found):
+        for path, value in _texts(content):
             _check_whole(value, f"{file}: {path!r}")
-    return found
+    return content
 
 
 def read_text(file: Path) -> str:
@@ -102,22 +102,22 @@ def lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as data:
             for line in data:
                 number += 1
-                where = f"{file}:{number}"
-                found = parse(decoded(line, str(file), number).rstrip("\r\n"), where, OBJECT)
-                if not isinstance(found, dict):
-                    raise Refusal(f"{where}: found {short(found)}; accepted: {OBJECT}")
-                yield where, found
+                location = f"{file}:{number}"
+                content = parse(decoded(line, str(file), number).rstrip("\r\n"), location, OBJECT)
+                if not isinstance(content, dict):
+                    raise Refusal(f"{location}: found {short(content)}; accepted: {OBJECT}")
+                yield location, content
     except (EOFError, OSError, zlib.error) as error:
         raise Refusal(
             f"{file} cannot be read after line {number} ({error}); write or download it again"
         ) from None
 
 
-def text(where: str, values: Mapping[str, Any], key: str, empty: bool = False) -> str:
+def text(location: str, values: Mapping[str, Any], key: str, empty: bool = False) -> str:
     """A field that must be text.
 
     Args:
-      where: the file and line, or row, of the values.
+      location: the file and line, or row, of the values.
       empty: accept an empty text.
 
     Raises Refusal that names the place and the field where it is no text, is empty, or holds half a
@@ -126,10 +126,10 @@ def text(where: str, values: Mapping[str, Any], key: str, empty: bool = False) -
     value = values.get(key)
     if not isinstance(value, str) or not (value or empty):
         raise Refusal(
-            f"{where}: {key!r} is {short(value)}; accepted: a "
+            f"{location}: {key!r} is {short(value)}; accepted: a "
             f"text{'' if empty else ' that is not empty'}"
         )
-    _check_whole(value, f"{where}: {key!r}")
+    _check_whole(value, f"{location}: {key!r}")
     return value
 
 
@@ -149,12 +149,12 @@ def _cut(text: str) -> str:
     return short(text.strip("\r\n"))
 
 
-def _check_whole(value: str, where: str) -> None:
+def _check_whole(value: str, location: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise Refusal(
-            f"{where} holds {value[error.start]!r}, half of a character; remove it"
+            f"{location} holds {value[error.start]!r}, half of a character; remove it"
         ) from None
 
 
@@ -177,11 +177,11 @@ def _single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
     Raises ValueError where a key has two values: readers differ in the one that they take.
     """
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    single = dict(pairs)
+    if len(single) < len(pairs):
         for key, value in pairs:
-            if found[key] != value:
+            if single[key] != value:
                 raise ValueError(
-                    f"the key {short(key)} has two values, {short(value)} and {short(found[key])}"
+                    f"the key {short(key)} has two values, {short(value)} and {short(single[key])}"
                 )
-    return found
+    return single

@@ -56,12 +56,12 @@ class Pieces:
     def encode(self, text: str) -> list[int]:
         """Ids of a text, marks included."""
         ids: list[int] = []
-        place = 0
+        start = 0
         for match in self._pattern.finditer(text) if self._pattern else ():
-            ids += self._between(text[place : match.start()], first=not place)
+            ids += self._between(text[start : match.start()], first=not start)
             ids.append(self.marks[match[0]])
-            place = match.end()
-        return ids + self._between(text[place:], first=not place)
+            start = match.end()
+        return ids + self._between(text[start:], first=not start)
 
     def _between(self, text: str, first: bool) -> list[int]:
         if not text:

@@ -47,7 +47,7 @@ def tokenizer_file(folder: Path) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def of_folder(folder: Path) -> Vocabulary | None:
+def folder_vocabulary(folder: Path) -> Vocabulary | None:
     """The vocabulary of a checkpoint folder; None where it holds no tokenizer.
 
     Raises Refusal for a broken one.

@@ -739,7 +739,9 @@ def test_every_param_is_named_once(family, tied):
     )
     for path, tensor in tensors.items():
         assert tensor.transpose == path.endswith("kernel")
-        assert tensor.part == (shapes[path].shape[::-1] if tensor.transpose else shapes[path].shape)
+        assert tensor.rows_shape == (
+            shapes[path].shape[::-1] if tensor.transpose else shapes[path].shape
+        )
 
 
 def test_names_by_hand():
@@ -852,7 +854,9 @@ def test_published_number_of_params(family, preset):
         config = dataclasses.replace(
             registry.find("models", family).PRESETS[preset], num_layers=num_layers
         )
-        return sum(math.prod(tensor.part) for tensor in layouts.tensors(family, config).values())
+        return sum(
+            math.prod(tensor.rows_shape) for tensor in layouts.tensors(family, config).values()
+        )
 
     one, two = size(1), size(2)
     num_layers = registry.find("models", family).PRESETS[preset].num_layers

@@ -19,7 +19,7 @@ def test_a_folder_s_vocabulary_is_found_in_each_kind_of_file(tmp_path):
     (tmp_path / "lines").mkdir()
     (tmp_path / "lines" / "vocab.txt").write_text("[PAD]\nthe\n##s\n")
     found = {
-        name: vocabularies.of_folder(tmp_path / name)
+        name: vocabularies.folder_vocabulary(tmp_path / name)
         for name in ("hf", "sp", "words", "lines", "none")
     }
     assert found["hf"].ids["<|im_end|>"] == made.BYTES + 2
@@ -46,7 +46,10 @@ def test_one_vocabulary_in_two_forms_is_the_same(tmp_path):
     Tokenizer(models.WordLevel(dict(ids), unk_token="<unk>")).save(
         str(tmp_path / "hf" / "tokenizer.json")
     )
-    one, other = vocabularies.of_folder(tmp_path / "sp"), vocabularies.of_folder(tmp_path / "hf")
+    one, other = (
+        vocabularies.folder_vocabulary(tmp_path / "sp"),
+        vocabularies.folder_vocabulary(tmp_path / "hf"),
+    )
     assert difference(one.ids, other, lacking=True, special=False) == ""
 
 

@@ -9,7 +9,7 @@ from rlhf_jax.types import Algorithm, Array, Batch, Metrics, Outputs, Samples, S
 Loss = Callable[[Outputs, Batch], tuple[Array, Metrics]]
 
 
-def with_shapes(algorithm: Algorithm) -> Algorithm:
+def check_shapes(algorithm: Algorithm) -> Algorithm:
     """Wraps `credit` and the losses of an algorithm, so that they assert their arguments' shapes.
 
     Every field with a suffix must have the rank of its suffix, and all fields of a call one size
@@ -21,11 +21,11 @@ def with_shapes(algorithm: Algorithm) -> Algorithm:
         _assert_fields(samples, scores)
         return algorithm.credit(samples, scores)
 
-    losses = {role: _loss_with_shapes(loss) for role, loss in algorithm.losses.items()}
+    losses = {role: _checked_loss(loss) for role, loss in algorithm.losses.items()}
     return dataclasses.replace(algorithm, credit=credit, losses=losses)
 
 
-def _loss_with_shapes(loss: Loss) -> Loss:
+def _checked_loss(loss: Loss) -> Loss:
     def checked(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
         _assert_fields(batch, outputs)
         return loss(outputs, batch)

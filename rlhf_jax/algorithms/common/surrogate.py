@@ -92,10 +92,10 @@ def ratio_metrics(ratio: Array, weight: Array, clipped: Array, mask: Array) -> d
     ratio times weight.
     """
     count = masked_count(mask)
-    place = jnp.clip(ratio * (RATIO_BINS / LARGEST_RATIO), 0, RATIO_BINS - 1).astype(jnp.int32)
+    bin_index = jnp.clip(ratio * (RATIO_BINS / LARGEST_RATIO), 0, RATIO_BINS - 1).astype(jnp.int32)
     counts = (
         jnp.zeros(RATIO_BINS, jnp.float32)
-        .at[jnp.where(mask, place, 0).reshape(-1)]
+        .at[jnp.where(mask, bin_index, 0).reshape(-1)]
         .add(mask.astype(jnp.float32).reshape(-1))
     )
     return {

@@ -114,8 +114,8 @@ def draw(key: Array, deviations: Params) -> Params:
     shared = jax.lax.optimization_barrier(
         jax.random.normal(keys[-1], (int(ends[-1]),), jnp.float32)
     )
-    for place, index in enumerate(small):
-        leaves[index] = leaves[index] * shared[ends[place] : ends[place + 1]].reshape(
+    for slot, index in enumerate(small):
+        leaves[index] = leaves[index] * shared[ends[slot] : ends[slot + 1]].reshape(
             leaves[index].shape
         )
     for index, leaf in enumerate(leaves):
@@ -217,10 +217,10 @@ def run_layer(
         queries, *new = layer.heads(x_AD, tables)
         # The cache is closed over: as an argument its column would be traced, and an empty cache no
         # longer known as such.
-        seen, kept = blocks.remember(cache, index, new)
+        seen, kv = blocks.remember(cache, index, new)
         return blocks.keep_rows(
             layer.join(x_AD, layer.attend(queries, seen[0], seen[1], hide_BLM))
-        ), kept
+        ), kv
 
     x_AD = x_AD if index else blocks.keep_rows(x_AD)
     return nn.remat(run)(layer, x_AD) if layer.config.remat else run(layer, x_AD)

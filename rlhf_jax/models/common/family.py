@@ -130,12 +130,12 @@ def find(name: str) -> Family:
     config = config or getattr(module, "Config", None)
     if not isinstance(config, type) or not is_dataclass(config):
         raise Refusal(f"model.family is {name!r}, whose module has no dataclass Config")
-    own = {key: preset for key, preset in presets.items() if type(preset) is config}
-    if not own:
+    matching = {key: preset for key, preset in presets.items() if type(preset) is config}
+    if not matching:
         raise Refusal(f"model.family is {name!r}, none of whose PRESETS is a {config.__name__}")
-    for key, preset in own.items():
+    for key, preset in matching.items():
         if lacking := [field for field in NEEDED if not hasattr(preset, field)]:
             raise Refusal(
                 f"model.family is {name!r}, whose preset {key!r} has no {', '.join(lacking)}"
             )
-    return Family(name, config, own, maker)
+    return Family(name, config, matching, maker)

@@ -94,13 +94,13 @@ def stretched(config: Any, rotary_dims: int) -> Rotary:
         return Rotary(tuple(base.tolist()))
     if config.rope_scaling == "linear":
         return Rotary(tuple((base / factor).tolist()))
-    kept = (
+    share = (
         _by_turns(config, base)
         if config.rope_scaling == "llama3"
         else _by_index(config, rotary_dims)
     )
     scale = config.rope_attention_factor if config.rope_scaling == "yarn" else 1.0
-    return Rotary(tuple((base * (kept + (1.0 - kept) / factor)).tolist()), scale)
+    return Rotary(tuple((base * (share + (1.0 - share) / factor)).tolist()), scale)
 
 
 def _by_turns(config: RotaryConfig, frequencies: np.ndarray) -> np.ndarray:

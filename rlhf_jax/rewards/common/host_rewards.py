@@ -187,14 +187,14 @@ def numbers(
         raise RewardError(
             f"{who} gave {_shape(values, array)} for {count} completions{when}; {wanted}"
         )
-    found = (
+    listed = (
         [_number(value) for value in array.tolist()] if array.dtype == object else _numbers(array)
     )
-    if found is None:
+    if listed is None:
         raise RewardError(
             f"{who} gave an array of {array.dtype} for {count} completions{when}; {wanted}"
         )
-    wide_B = np.array([np.nan if value is None else value for value in found], np.float64)
+    wide_B = np.array([np.nan if value is None else value for value in listed], np.float64)
     with np.errstate(over="ignore"):
         wrong = np.flatnonzero(~np.isfinite(wide_B.astype(np.float32)))
     if wrong.size:
@@ -235,8 +235,8 @@ def _array(values: Any) -> np.ndarray | None:
     is_list = isinstance(values, (list, tuple)) and not all(_is_plain(value) for value in values)
     if is_list and not any(np.ndim(_host(value)) for value in values):
         return _objects(values)
-    found = _host(values)
-    return found if isinstance(found, np.ndarray) else None
+    array = _host(values)
+    return array if isinstance(array, np.ndarray) else None
 
 
 def _objects(values: Sequence[Any]) -> np.ndarray:

@@ -20,9 +20,9 @@ def parse(text: str) -> tuple[Term, ...]:
     [('learned', 1.0), ('brevity', 0.1)]
     """
     terms: list[Term] = []
-    for part in PLUS.split(text):
-        factor = FACTOR.fullmatch(part)
-        name, weight = (factor[2], float(factor[1])) if factor else (part.strip(), 1.0)
+    for term_text in PLUS.split(text):
+        factor = FACTOR.fullmatch(term_text)
+        name, weight = (factor[2], float(factor[1])) if factor else (term_text.strip(), 1.0)
         if (
             not name
             or "*" in name
@@ -30,7 +30,7 @@ def parse(text: str) -> tuple[Term, ...]:
             or not math.isfinite(weight)
         ):
             raise Refusal(
-                f"reward is {text!r}; its term {part.strip()!r} is neither; accepted: {ACCEPTED}"
+                f"reward is {text!r}; its term {term_text.strip()!r} is neither; accepted: {ACCEPTED}"
             )
         if name in [term.name for term in terms]:
             raise Refusal(

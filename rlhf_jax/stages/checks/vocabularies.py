@@ -24,7 +24,9 @@ def check_policy(folder: Path, tokenizer: Tokenizer) -> None:
     training will teach them.
     """
     file = vocabularies.tokenizer_file(folder)
-    theirs = None if file == getattr(tokenizer, "file", None) else vocabularies.of_folder(folder)
+    theirs = (
+        None if file == getattr(tokenizer, "file", None) else vocabularies.folder_vocabulary(folder)
+    )
     if theirs is None:
         return
     differs = vocabularies.difference(tokenizer.vocabulary(), theirs, lacking=False, special=True)
@@ -44,7 +46,7 @@ def check_reward_model(folder: Path, known: int, tokenizer: Tokenizer) -> None:
         tokenizer.
     """
     remedy = "it scores tokens, so it must be of the policy's tokenizer; pretrained.gold may have a tokenizer of its own"
-    theirs = vocabularies.of_folder(folder)
+    theirs = vocabularies.folder_vocabulary(folder)
     if known < tokenizer.vocab_size:
         raise Refusal(
             f"the reward model {folder} knows {known} tokens, but the tokenizer has "

@@ -26,7 +26,7 @@ def template(name_or_path: str, bos_token: str, eos_token: str, date: str) -> ch
     Raises Refusal where there is no such template, or `date` is none.
     """
     if date:
-        chat.told_date(date)
+        chat.parse_date(date)
     found = chat.find(name_or_path)
     given = {"bos_token": bos_token, "eos_token": eos_token}
     return replace(
@@ -50,21 +50,23 @@ def prompts(found: chat.Template) -> Callable[[str, Messages], dict[str, str]]:
     begins, and the messages.
     """
 
-    def prompt(where: str, context: Messages) -> dict[str, str]:
+    def prompt(location: str, context: Messages) -> dict[str, str]:
         try:
             text = chat.render(found, context, add_generation_prompt=True)
         except chat.Refused as error:
             raise LeftOut(str(error)) from None
         except Refusal as error:
             raise Refusal(
-                f"{where}: {error}; task.bos_token and task.eos_token give texts of tokens"
+                f"{location}: {error}; task.bos_token and task.eos_token give texts of tokens"
             ) from None
         return {"prompt": text, "messages": json.dumps(context, ensure_ascii=False)}
 
     return prompt
 
 
-def turns(where: str, row: row_files.Row, key: str, found: chat.Template) -> tuple[Messages, str]:
+def turns(
+    location: str, row: row_files.Row, key: str, found: chat.Template
+) -> tuple[Messages, str]:
     """The messages before the last reply of the assistant's, and that reply without an EOS that it
     ends in.
 
@@ -74,11 +76,11 @@ def turns(where: str, row: row_files.Row, key: str, found: chat.Template) -> tup
     held = row.get(key)
     if not isinstance(held, list) or not all(isinstance(message, dict) for message in held):
         raise Refusal(
-            f"{where}: {key!r} is {row_files.short(held)}; accepted: a list of messages with role "
+            f"{location}: {key!r} is {row_files.short(held)}; accepted: a list of messages with role "
             "and content"
         )
     messages = [
-        _message(f"{where}, message {number} of {key!r}", each)
+        _message(f"{location}, message {number} of {key!r}", each)
         for number, each in enumerate(held, start=1)
     ]
     roles = [message["role"] for message in messages]
@@ -100,8 +102,8 @@ def without_eos(text: str, eos: str) -> str:
     return text
 
 
-def _message(where: str, message: dict[str, Any]) -> dict[str, str]:
+def _message(location: str, message: dict[str, Any]) -> dict[str, str]:
     return {
-        key: row_files.text(where, message, key, empty=key == "content")
+        key: row_files.text(location, message, key, empty=key == "content")
         for key in ("role", "content")
     }

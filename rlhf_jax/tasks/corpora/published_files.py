@@ -81,12 +81,12 @@ def records(
     """
     for file in files:
         layout = _layout(file, layouts)
-        for where, row in row_files.read(file, layout.columns):
+        for location, row in row_files.read(file, layout.columns):
             try:
-                record = layout.read(where, row)
+                record = layout.read(location, row)
             except LeftOut as reason:
                 record = reason
-            yield where, record
+            yield location, record
 
 
 def _patterns(dataset: Dataset, split: str) -> list[str]:
@@ -152,14 +152,16 @@ def _check_shards(files: Sequence[Path]) -> None:
         return
     totals = {int(match[2]) for match in named if match}
     numbers = [int(match[1]) for match in named if match]
-    where = files[0].parent / files[0].name[: files[0].name.find("-")]
+    location = files[0].parent / files[0].name[: files[0].name.find("-")]
     if not all(named) or len(totals) > 1 or len(set(numbers)) < len(numbers):
         names = ", ".join(file.name for file in files[:6])
-        raise Refusal(f"{where}-*: found shards of different revisions, {names}; keep those of one")
+        raise Refusal(
+            f"{location}-*: found shards of different revisions, {names}; keep those of one"
+        )
     missing = sorted(set(range(totals.pop())) - set(numbers))
     if missing:
         raise Refusal(
-            f"{where}-*: shard {missing[0]} of {len(missing) + len(numbers)} is missing"
+            f"{location}-*: shard {missing[0]} of {len(missing) + len(numbers)} is missing"
             f" ({len(missing)} in all); download the split again"
         )
 

@@ -181,7 +181,9 @@ def _build(source: Source, directory: Path, builder: ModuleType) -> None:
     """
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f"{directory.name}.part-", dir=directory.parent))
+        partial_directory = Path(
+            tempfile.mkdtemp(prefix=f"{directory.name}.part-", dir=directory.parent)
+        )
     except OSError as error:
         raise Refusal(
             f"{directory.parent} cannot be written ({error.strerror}); set task.cache_dir"
@@ -190,22 +192,22 @@ def _build(source: Source, directory: Path, builder: ModuleType) -> None:
         counts: dict[Split, dict[str, Any]] = {}
         seen: dict[Split, set[bytes]] = {}
         splits = {split: partial(_kept, source, split, counts, seen) for split in source.files}
-        builder.build(builder.RecordsBuilder(source.name, splits, source.fields, part))
-        shutil.rmtree(part / "downloads", ignore_errors=True)  # empty
-        (part / COUNTS).write_text(json.dumps(counts) + "\n")
+        builder.build(builder.RecordsBuilder(source.name, splits, source.fields, partial_directory))
+        shutil.rmtree(partial_directory / "downloads", ignore_errors=True)  # empty
+        (partial_directory / COUNTS).write_text(json.dumps(counts) + "\n")
         if _digests(source)[0] != directory.name:
             files = ", ".join(str(file) for files in source.files.values() for file in files)
             raise Refusal(f"one of {files} changed while it was read; run again")
-        part.chmod(0o755)
-        _move(part, directory)
+        partial_directory.chmod(0o755)
+        _move(partial_directory, directory)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(partial_directory, ignore_errors=True)
 
 
-def _move(part: Path, directory: Path) -> None:
+def _move(partial_directory: Path, directory: Path) -> None:
     """Another process may have built the same in the meantime: then theirs stays."""
     try:
-        os.rename(part, directory)
+        os.rename(partial_directory, directory)
     except OSError:
         if not directory.is_dir():
             raise
@@ -222,11 +224,11 @@ def _kept(
     prompts = seen.setdefault(split, set())
     if split == "heldout" and "train" not in counts:
         raise RuntimeError("held-out records were asked for before the training ones were written")
-    for where, record in source.rows(split):
+    for location, record in source.rows(split):
         rows += 1
         if isinstance(record, LeftOut):
             left_out += 1
-            because = because or f"{where}: {record}"
+            because = because or f"{location}: {record}"
             continue
         if record is None:
             continue

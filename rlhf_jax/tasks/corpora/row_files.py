@@ -35,18 +35,18 @@ def read(file: Path, needed: Sequence[str]) -> Iterator[tuple[str, Row]]:
     if file.suffix == ".parquet":
         yield from _parquet(file, needed)
         return
-    for where, row in json_texts.lines(file):
+    for location, row in json_texts.lines(file):
         missing = [column for column in needed if column not in row]
         if missing:
-            raise Refusal(f"{where}: {_listed(missing)} is missing; found {_listed(row)}")
-        yield where, row
+            raise Refusal(f"{location}: {_listed(missing)} is missing; found {_listed(row)}")
+        yield location, row
 
 
-def number(where: str, row: Row, key: str) -> float:
+def number(location: str, row: Row, key: str) -> float:
     """A field that must be a number, and finite. Raises Refusal that names row and field."""
     value = row.get(key)
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise Refusal(f"{where}: {key!r} is {short(value)}; accepted: a number")
+        raise Refusal(f"{location}: {key!r} is {short(value)}; accepted: a number")
     return float(value)
 
 
@@ -84,13 +84,13 @@ def _batch_rows(batch: Any, file: Path, before: int) -> list[Row]:
     try:
         return batch.to_pylist()
     except UnicodeDecodeError:
-        for place in range(batch.num_rows):
+        for index in range(batch.num_rows):
             for name in batch.schema.names:
                 try:
-                    batch.column(name)[place].as_py()
+                    batch.column(name)[index].as_py()
                 except UnicodeDecodeError as error:
                     raise Refusal(
-                        f"{file}, row {before + place + 1}: {name!r} holds a byte "
+                        f"{file}, row {before + index + 1}: {name!r} holds a byte "
                         f"0x{error.object[error.start]:02x} that is"
                         " not UTF-8; write the file as UTF-8"
                     ) from None
