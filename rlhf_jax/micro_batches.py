@@ -3,15 +3,19 @@ exist at a time.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from rlhf_jax.types import Array
 
+Tree = TypeVar("Tree")
+"""A pytree of arrays with rows first, and of scalars."""
+Result = TypeVar("Result")
 
-def split_rows(batch: Any, num_parts: int, unit_rows: int) -> Any:
+
+def split_rows(batch: Tree, num_parts: int, unit_rows: int) -> Tree:
     """`[R, ...]` -> `[num_parts, R / num_parts, ...]`, units whole, every n-th unit to one part.
 
     Striding keeps each device's rows on it: a contiguous cut would move rows between the shards of
@@ -28,7 +32,7 @@ def split_rows(batch: Any, num_parts: int, unit_rows: int) -> Any:
     return jax.tree.map(split, batch)
 
 
-def join_rows(parts: Any, unit_rows: int) -> Any:
+def join_rows(parts: Tree, unit_rows: int) -> Tree:
     """The inverse of `split_rows`; of scalars the first part's."""
 
     def join(array: Array) -> Array:
@@ -42,8 +46,8 @@ def join_rows(parts: Any, unit_rows: int) -> Any:
 
 
 def in_parts(
-    function: Callable[..., Any], num_parts: int, unit_rows: int, units_out: int
-) -> Callable[..., Any]:
+    function: Callable[..., Result], num_parts: int, unit_rows: int, units_out: int
+) -> Callable[..., Result]:
     """`function(params, rows, *rest)`, computed on `num_parts` parts of the rows in turn.
 
     Args:
@@ -55,7 +59,7 @@ def in_parts(
     if num_parts == 1:
         return function
 
-    def run(params: Any, rows: Any, *rest: Any) -> Any:
+    def run(params: object, rows: object, *rest: object) -> Result:
         parts = split_rows(rows, num_parts, unit_rows)
         return join_rows(jax.lax.map(lambda part: function(params, part, *rest), parts), units_out)
 

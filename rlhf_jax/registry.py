@@ -33,6 +33,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rlhf_jax.config import Settings
 from rlhf_jax.refusal import Refusal, at_fault
 
 PACKAGE = "rlhf_jax"
@@ -141,7 +142,7 @@ def entry(folder: str, name: str) -> Callable[..., Any]:
     raise Refusal(f"{name} ({found.__file__}) has no function {' or '.join(wanted)}{there}")
 
 
-def settings(folder: str, name: str) -> Any:
+def settings(folder: str, name: str) -> type[Settings]:
     """The dataclass of a component's settings; `NoSettings` where it takes none. Raises as `entry`,
     and Refusal for settings that are no dataclass with defaults.
     """
@@ -154,7 +155,7 @@ def settings(folder: str, name: str) -> Any:
     )
     if config is None:
         return NoSettings
-    if not dataclasses.is_dataclass(config):
+    if not (isinstance(config, type) and dataclasses.is_dataclass(config)):
         raise Refusal(
             f"{name}: its settings {config!r} are no dataclass, so they cannot be a node of the "
             "config"
@@ -172,7 +173,7 @@ def settings(folder: str, name: str) -> Any:
     return config
 
 
-def takes_settings(folder: str, function: Callable[..., Any]) -> str | None:
+def takes_settings(folder: str, function: Callable[..., object]) -> str | None:
     """The name of the parameter that takes the settings: `config`, or the first one that makes an
     algorithm, task or model.
     """
@@ -182,7 +183,7 @@ def takes_settings(folder: str, function: Callable[..., Any]) -> str | None:
     return next(iter(parameters), None) if folder in ("algorithms", "tasks", "models") else None
 
 
-def make(folder: str, name: str, config: Any) -> Any:
+def make(folder: str, name: str, config: Settings) -> Any:
     """The algorithm or the task that a name means.
 
     Raises as `entry`, and ComponentError for what its own code raises.
@@ -275,7 +276,7 @@ def _file(folder: str, path: Path) -> ModuleType:
     return module
 
 
-def annotated(function: Callable[..., Any], parameter: str) -> Any:
+def annotated(function: Callable[..., object], parameter: str) -> type[Settings] | None:
     """The dataclass that a parameter takes by its annotation; None where that is none.
 
     Args:

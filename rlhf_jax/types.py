@@ -20,6 +20,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import struct
 
 Array = jax.Array
@@ -137,7 +138,7 @@ class TrainState:
 
     step: Array  # int32, updates so far: the version of these params
     params: Params
-    opt_state: Any
+    opt_state: optax.OptState
 
 
 States = dict[str, TrainState]
