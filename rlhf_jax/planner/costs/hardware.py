@@ -3,7 +3,8 @@ guesses are named as ours.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+
+import jax
 
 from rlhf_jax.refusal import Refusal
 
@@ -138,7 +139,7 @@ fits.
 """
 
 
-def of_device(device: Any) -> Hardware:
+def of_device(device: jax.Device) -> Hardware:
     """The figures of a JAX device. Raises Refusal where the table has none of its kind."""
     for part, name in KINDS:
         if part in device.device_kind.lower():

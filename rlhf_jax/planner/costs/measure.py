@@ -12,7 +12,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,11 @@ from rlhf_jax.devices.transfer.reallocate import move
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime.program import CREDIT, Program
 from rlhf_jax.runtime.spec import ProgramSpec
-from rlhf_jax.types import Params, Placement, Plan
+from rlhf_jax.types import Array, Params, Placement, Plan
 
+Tree = TypeVar("Tree")
+TreeAndShardings = tuple[object, object, object]
+"""Shapes of arrays, and the shardings from which and to which they move: three trees alike."""
 NO_TOKEN = -1
 RUNS = 7  # interleaved; the least of them counts
 
@@ -54,7 +57,7 @@ def extrapolated(values: Sequence[float], num_layers: int) -> float:
 
 
 def of_depth(
-    spec: ProgramSpec, num_layers: int, placement: Placement, **sampling: Any
+    spec: ProgramSpec, num_layers: int, placement: Placement, **sampling: int
 ) -> tuple[ProgramSpec, Params]:
     """The spec with models of so many layers, every call at one placement, rows that never end; and
     params of zeros.
@@ -84,27 +87,27 @@ def of_depth(
     return changed, zeros(model.init)
 
 
-def zeros(init: Callable[..., Any]) -> Params:
+def zeros(init: Callable[[Array], Params]) -> Params:
     """Params of zeros, on the host."""
     return jax.tree.map(
         lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(init, randomness.key(0))
     )
 
 
-def filled(shapes: Any) -> Any:
+def filled(shapes: Tree) -> Tree:
     """Arrays of zeros (True for masks) of the shapes and shardings given."""
 
-    def one(x: Any) -> Any:
+    def array_of(x: object) -> object:
         if not isinstance(x, jax.ShapeDtypeStruct):
             return x
         value = np.ones(x.shape, x.dtype) if x.dtype == np.bool_ else np.zeros(x.shape, x.dtype)
         return jax.device_put(value, x.sharding) if x.sharding is not None else value
 
-    return jax.tree.map(one, shapes)
+    return jax.tree.map(array_of, shapes)
 
 
 def time_call(
-    spec: ProgramSpec, call: str, placement: Placement, num_layers: int, **sampling: Any
+    spec: ProgramSpec, call: str, placement: Placement, num_layers: int, **sampling: int
 ) -> Measured:
     """One run of a call (training: one update) at a placement, models of `num_layers` layers."""
     programs, found = [], []
@@ -122,19 +125,24 @@ def time_call(
     )
 
 
-def bytes_of(compiled: Any) -> int:
+def bytes_of(compiled: jax.stages.Compiled) -> int:
     """Bytes of a device that a compiled call takes beside its arguments."""
     memory = compiled.memory_analysis()
     return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
 
-def _run_once(compiled: Any, arguments: Sequence[Any], donates: bool) -> float:
+def _run_once(compiled: jax.stages.Compiled, arguments: Sequence[object], donates: bool) -> float:
     """Seconds of one run; what it donates is given back by what it returns."""
     given = list(arguments)
     if donates:
         given[0] = jax.block_until_ready(jax.tree.map(jnp.copy, given[0]))
+    return _seconds(partial(compiled, *given))
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    """Seconds until the arrays that a function returns are computed."""
     begin = time.perf_counter()
-    jax.block_until_ready(compiled(*given))
+    jax.block_until_ready(function())
     return time.perf_counter() - begin
 
 
@@ -163,7 +171,7 @@ def time_rows(spec: ProgramSpec, placement: Placement) -> float:
     return least_seconds([run])[0]
 
 
-def time_move(tree_of: Callable[[int], tuple[Any, Any, Any]], num_layers: int) -> float:
+def time_move(tree_of: Callable[[int], TreeAndShardings], num_layers: int) -> float:
     """Seconds of moving a tree; `tree_of(depth)` gives its shapes, and shardings from and to."""
     runs = []
     for depth in depths(num_layers):
@@ -171,12 +179,6 @@ def time_move(tree_of: Callable[[int], tuple[Any, Any, Any]], num_layers: int) -
         tree = jax.tree.map(
             lambda x, where: jax.device_put(np.zeros(x.shape, x.dtype), where), shapes, source
         )
-        runs.append(partial(_move_once, tree, target))
-        _move_once(tree, target)
+        runs.append(partial(_seconds, partial(move, tree, target)))
+        runs[-1]()  # compiles
     return extrapolated(least_seconds(runs), num_layers)
-
-
-def _move_once(tree: Any, target: Any) -> float:
-    begin = time.perf_counter()
-    jax.block_until_ready(move(tree, target))
-    return time.perf_counter() - begin

@@ -10,14 +10,16 @@ import statistics
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from rlhf_jax import randomness
 from rlhf_jax.dataflow import Call, Loop
 from rlhf_jax.devices import sharding
 from rlhf_jax.devices.placement import OTHERS, ResolvedPlan, describe, parse
+from rlhf_jax.models.api import Model
+from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.planner.costs import measure
 from rlhf_jax.planner.costs.analytic import AnalyticCostModel
 from rlhf_jax.planner.costs.lengths import decode_steps
@@ -238,13 +240,17 @@ def moves(calls: Sequence[Call], plan: Plan) -> Iterable[tuple[str, Placement, P
             yield call.produces[0], at[call.name], home
 
 
-def params_between(network: Any, source: Any, target: Any) -> tuple[Any, Any, Any]:
+def params_between(
+    network: Model | ValueModel, source: Mesh, target: Mesh
+) -> measure.TreeAndShardings:
     """Shapes of params, and their shardings on two meshes."""
     shapes = jax.eval_shape(network.init, randomness.key(0))
-    return shapes, *(sharding.params_shardings(network, shapes, mesh) for mesh in (source, target))
+    shardings = [sharding.params_shardings(network, shapes, mesh) for mesh in (source, target)]
+    return shapes, shardings[0], shardings[1]
 
 
-def mesh_of(spec: ProgramSpec, placement: Placement) -> Any:
+def mesh_of(spec: ProgramSpec, placement: Placement) -> Mesh:
+    """The mesh of a placement, over the devices at hand."""
     return ResolvedPlan(spec.mesh, jax.devices(), Plan({OTHERS: placement})).mesh(OTHERS)
 
 

@@ -14,13 +14,14 @@ a queue is.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from rlhf_jax.planner.search.search_tables import Tables
 
 ROUNDING = 1e-12
+Seconds = np.ndarray | float
+"""Seconds for each option of the next call `[option]`, or the same for all."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class Bounds:
 
     def _stage(
         self, state: State, index: int, moves: np.ndarray, area: np.ndarray, waiting: list[int]
-    ) -> np.ndarray | float:
+    ) -> Seconds:
         """From the end of sampling to the begin of the policy's training."""
         tables = self.tables
         left = [other for other in waiting if other in tables.scores]
@@ -194,7 +195,7 @@ class Bounds:
         longest = np.maximum(self._path(state, index, moves), max(state.longest, least))
         return np.maximum(np.maximum(longest, load.max(1)), (score_area + area) / self.num_devices)
 
-    def _of(self, state: State, index: int, call: int) -> Any:
+    def _of(self, state: State, index: int, call: int) -> Seconds:
         """Seconds of a call: of each option where it is the next one, of its option where it is
         placed, else its least.
         """
@@ -207,7 +208,7 @@ class Bounds:
             else tables.least[call]
         )
 
-    def _shares(self, state: State, index: int, one: int, other: int) -> Any:
+    def _shares(self, state: State, index: int, one: int, other: int) -> np.ndarray | bool:
         """True where two calls have a device in common; False where that is not yet known."""
         tables = self.tables
         ons = []
@@ -218,8 +219,14 @@ class Bounds:
         return (ons[0] * ons[1]).sum(-1) > 0
 
     def _with_critic(
-        self, state: State, index: int, publish: Any, to_scores: Any, policy: Any, moves: np.ndarray
-    ) -> Any:
+        self,
+        state: State,
+        index: int,
+        publish: Seconds,
+        to_scores: Seconds,
+        policy: Seconds,
+        moves: np.ndarray,
+    ) -> Seconds:
         """The rounds of the critic's own circle: its values, and the sampling that waits for it."""
         if self.critic is None or (self.critic != index and self.critic not in state.numbers):
             return 0.0

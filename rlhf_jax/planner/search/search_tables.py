@@ -2,8 +2,7 @@
 places.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -46,7 +45,13 @@ class Tables:
         self.exchanges = Exchanges(space.num_devices, space.devices_per_host)
         self.symmetric = self.exchanges.keep(*self._for_symmetry())
 
-    def _pairs(self, source: int, target: int, index: int, seconds: Any) -> np.ndarray:
+    def _pairs(
+        self,
+        source: int,
+        target: int,
+        index: int,
+        seconds: Callable[[int, Option, Option], float],
+    ) -> np.ndarray:
         """Seconds between every two places of two calls."""
         return np.array(
             [[seconds(index, a, b) for b in self.places[target]] for a in self.places[source]]
