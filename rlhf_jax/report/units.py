@@ -58,7 +58,7 @@ def value(config: Mapping[str, Any] | None, path: str) -> Any:
     """The entry of a resolved config at a dotted path; None where an older or a partial config
     lacks it.
     """
-    node: Any = config
+    node: object = config
     for key in path.split("."):
         if not isinstance(node, Mapping) or key not in node:
             return None

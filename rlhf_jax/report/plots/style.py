@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import Formatter, MaxNLocator
 
 from rlhf_jax.records.jsonl import replace
@@ -144,19 +145,18 @@ def plain_axes(ax: Axes, title: str, x_label: str, y_label: str, share: bool = F
     ax.yaxis.set_label_coords(_from_left(ax, 0.2), 0.5)
 
 
-def legend(ax: Axes, columns: int | None = None, **given: Any) -> None:
+def legend(ax: Axes, columns: int | None = None, handles: Sequence[Patch] | None = None) -> None:
     """A legend between title and axes, where no curve passes."""
-    handles, labels = (
-        ax.get_legend_handles_labels() if "handles" not in given else (given["handles"], [])
-    )
-    if not handles:
+    if handles is None:
+        shown, labels = ax.get_legend_handles_labels()
+    else:
+        shown, labels = handles, [str(handle.get_label()) for handle in handles]
+    if not shown:
         return
-    if labels:
-        given = {"handles": handles, "labels": labels} | given
     ax.legend(
-        ncols=columns or len(handles), fontsize=7.5, frameon=False, loc="lower left", labelcolor=INK,
+        shown, labels, ncols=columns or len(shown), fontsize=7.5, frameon=False, loc="lower left", labelcolor=INK,
         bbox_to_anchor=(_from_left(ax, LEGEND_FROM), 1.0), borderpad=0.2, borderaxespad=0.1,
-        handlelength=1.5, handletextpad=0.5, columnspacing=1.2, **given,
+        handlelength=1.5, handletextpad=0.5, columnspacing=1.2,
     )  # fmt: skip
 
 
