@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from rlhf_jax.refusal import ComponentError, Failed, NotFinite, Refusal, Stalled
 
@@ -171,7 +171,7 @@ def start(main: Callable[[], int | None]) -> NoReturn:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     global _started
     _started = True
-    status: Any = FAILED
+    status: int | str | None = FAILED
     try:
         status = main() or 0
     except SystemExit as left:
@@ -203,7 +203,9 @@ def _leave(ending: list[int]) -> None:
         os._exit(ending[0])
 
 
-def _redeliver(before: Callable[[Any], Any]) -> Callable[[Any], None]:
+def _redeliver(
+    before: Callable[["sys.UnraisableHookArgs"], object],
+) -> Callable[["sys.UnraisableHookArgs"], None]:
     """A hook for exceptions that nobody can catch: interrupts once more, where one came into a
     callback of the collector.
 
@@ -213,7 +215,7 @@ def _redeliver(before: Callable[[Any], Any]) -> Callable[[Any], None]:
 
     waiting: list[threading.Timer] = []
 
-    def hook(unraisable: Any) -> None:
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
         if unraisable.exc_type is not None and issubclass(unraisable.exc_type, KeyboardInterrupt):
             if not any(
                 timer.is_alive() for timer in waiting

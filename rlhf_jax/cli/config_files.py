@@ -5,7 +5,7 @@ with its place.
 import difflib
 import inspect
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
@@ -48,7 +48,7 @@ def load(named: str) -> ConfigDict:
     return config
 
 
-def _config(module: Any, path: str, argument: str | None) -> Any:
+def _config(module: ModuleType, path: str, argument: str | None) -> object:
     if not hasattr(module, "get_config"):
         other = (
             f"it is a study: {command.program('sweep')} --config={path}"

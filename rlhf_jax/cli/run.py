@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -191,7 +190,7 @@ def _unread(error: Exception, config: ConfigDict, overrides: Sequence[str]) -> s
     return command.one_line(str(error))
 
 
-def _neighbours(key: str, node: Any) -> str:
+def _neighbours(key: str, node: object) -> str:
     names = list(node) if isinstance(node, ConfigDict) else []
     close = difflib.get_close_matches(key, names, 1)
     return (

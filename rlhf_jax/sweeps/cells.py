@@ -71,11 +71,11 @@ class Cells:
         config.directory = str(self.directory(cell))
         return config
 
-    def _config(self, cell: Cell) -> Any:
+    def _config(self, cell: Cell) -> ConfigDict:
         from rlhf_jax import build
 
         arm = self.study.arm(cell.arm)
-        config: Any = self.variant(arm.policy)
+        config = self.variant(arm.policy)
         config.algorithm = build.component("algorithms", arm.algorithm)
         for key, value in itertools.chain(arm.overrides.items(), cell.setting):
             config.update_from_flattened_dict({key: value})
@@ -269,7 +269,7 @@ def shared_stages(cells: Cells, seed: int, policy: str = "", reward: str = "") -
     from rlhf_jax.stages import pipeline, sft
 
     def prepare(name: str) -> tuple[Any, Any]:
-        config: Any = cells.variant(name)
+        config = cells.variant(name)
         config.seed, config.directory = seed, str(cells.base_directory(seed, name))
         workspace, stages, _ = build.prepare(config)
         return workspace, stages
@@ -367,7 +367,7 @@ def load(argument: str) -> Study:
         there = ", ".join(config_modules.shipped(studies=True).values())
         raise MissingInput(f"no study {given!r}; there are: {there}")
     with config_modules.faults_in(argument, path):
-        module: Any = config_modules.execute(path)
+        module = config_modules.execute(path)
         if not hasattr(module, "get_study"):
             raise Refusal(
                 "the file has no get_study: it is no study (python -m experiments.run runs a "

@@ -44,8 +44,8 @@ def mean_curve(results: Sequence[Result], *names: str) -> list[np.ndarray]:
     ]
 
 
-def legend(ax: Axes, place: Any = "best", columns: int = 1) -> None:
-    ax.legend(loc=place, fontsize=7.5, frameon=False, labelcolor=INK, ncols=columns)
+def legend(ax: Axes, location: str = "best", columns: int = 1) -> None:
+    ax.legend(loc=location, fontsize=7.5, frameon=False, labelcolor=INK, ncols=columns)
 
 
 def against(groups: Sequence[Group], divergence: str) -> Figure:
