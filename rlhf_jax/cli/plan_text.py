@@ -86,6 +86,6 @@ def _both_loops(
     def result(loop: Loop, lag: int) -> Found:
         if (problem.work.loop, problem.work.lag) == (loop, lag):
             return found
-        return problem.with_loop(loop, lag).search(profile and profile.of_loop(loop, lag))
+        return problem.with_loop(loop, lag).search(profile and profile.with_loop(loop, lag))
 
     return result("synchronous", 0), result("asynchronous", max(1, problem.work.lag))

@@ -52,7 +52,7 @@ class Hardware:
         """Memory bandwidth that is reached in practice, bytes a second."""
         return self.memory_efficiency * self.memory_bandwidth
 
-    def of_call(self, num_devices: int) -> "Hardware":
+    def share_of_host(self, num_devices: int) -> "Hardware":
         """A device as it is while a call runs on so many: where cores are shared, the host's cores
         by their number.
         """

@@ -56,7 +56,7 @@ def extrapolated(values: Sequence[float], num_layers: int) -> float:
     return max(values[0], values[0] + (num_layers - 1) * (values[1] - values[0]))
 
 
-def of_depth(
+def with_depth(
     spec: ProgramSpec, num_layers: int, placement: Placement, **sampling: int
 ) -> tuple[ProgramSpec, Params]:
     """The spec with models of so many layers, every call at one placement, rows that never end; and
@@ -110,18 +110,18 @@ def time_call(
     spec: ProgramSpec, call: str, placement: Placement, num_layers: int, **sampling: int
 ) -> Measured:
     """One run of a call (training: one update) at a placement, models of `num_layers` layers."""
-    programs, found = [], []
+    programs, working_bytes = [], []
     for depth in depths(num_layers):
-        program = Program(*of_depth(spec, depth, placement, **sampling))
+        program = Program(*with_depth(spec, depth, placement, **sampling))
         compiled = program.lowered(call).compile()
-        found.append(bytes_of(compiled))
+        working_bytes.append(bytes_of(compiled))
         programs.append(
             partial(
                 _run_once, compiled, filled(program.arguments(call)), donates=call in TRAIN_CALLS
             )
         )
     return Measured(
-        extrapolated(least_seconds(programs), num_layers), extrapolated(found, num_layers)
+        extrapolated(least_seconds(programs), num_layers), extrapolated(working_bytes, num_layers)
     )
 
 
@@ -133,10 +133,10 @@ def bytes_of(compiled: jax.stages.Compiled) -> int:
 
 def _run_once(compiled: jax.stages.Compiled, arguments: Sequence[object], donates: bool) -> float:
     """Seconds of one run; what it donates is given back by what it returns."""
-    given = list(arguments)
+    inputs = list(arguments)
     if donates:
-        given[0] = jax.block_until_ready(jax.tree.map(jnp.copy, given[0]))
-    return _seconds(partial(compiled, *given))
+        inputs[0] = jax.block_until_ready(jax.tree.map(jnp.copy, inputs[0]))
+    return _seconds(partial(compiled, *inputs))
 
 
 def _seconds(function: Callable[[], object]) -> float:
@@ -156,15 +156,17 @@ def least_seconds(programs: Sequence[Callable[[], float]]) -> list[float]:
 
 def time_rows(spec: ProgramSpec, placement: Placement) -> float:
     """Seconds of a round's credit and of cutting its updates' rows, where the policy trains."""
-    program = Program(*of_depth(spec, 1, placement))
+    program = Program(*with_depth(spec, 1, placement))
     credit, arguments = program.lowered(CREDIT).compile(), filled(program.arguments(CREDIT))
     clock = spec.clock
 
     def run() -> float:
         begin = time.perf_counter()
         _, batch = credit(*arguments)
-        made = [program.minibatch(batch, 0, update) for update in range(clock.updates_per_round)]
-        jax.block_until_ready(made)
+        minibatches = [
+            program.minibatch(batch, 0, update) for update in range(clock.updates_per_round)
+        ]
+        jax.block_until_ready(minibatches)
         return time.perf_counter() - begin
 
     run()

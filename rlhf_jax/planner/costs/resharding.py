@@ -41,42 +41,42 @@ def _share(leaf: Leaf, layout: Layout) -> float:
     return 1.0 / (fsdp * tensor)
 
 
-def _places(layout: Layout) -> dict[int, tuple[int, int]]:
+def _mesh_indices(layout: Layout) -> dict[int, tuple[int, int]]:
     """Each device's place along fsdp and tensor."""
     _, fsdp, tensor = layout[1]
     return {
-        device: (place // tensor % fsdp, place % tensor) for place, device in enumerate(layout[0])
+        device: (index // tensor % fsdp, index % tensor) for index, device in enumerate(layout[0])
     }
 
 
 def _overlap_T(leaf: Leaf, source: Layout, target: Layout) -> np.ndarray:
     """Share of the leaf that each target device has already and keeps."""
     have, want = leaf.parts(*source[1][1:]), leaf.parts(*target[1][1:])
-    had = _places(source)
+    held = _mesh_indices(source)
     overlap_T = np.zeros(len(target[0]))
-    for index, (device, place) in enumerate(_places(target).items()):
-        if device in had:
+    for index, (device, wanted) in enumerate(_mesh_indices(target).items()):
+        if device in held:
             overlap_T[index] = np.prod(
                 [
                     _common(h, n, w, m)
-                    for h, n, w, m in zip(had[device], have, place, want, strict=True)
+                    for h, n, w, m in zip(held[device], have, wanted, want, strict=True)
                 ]
             )
     return overlap_T
 
 
-def _common(place: int, parts: int, other_place: int, other_parts: int) -> float:
+def _common(index: int, parts: int, other_index: int, other_parts: int) -> float:
     """Length in common of the place-th of `parts` equal parts of 0 ... 1 and another; an axis that
     cuts nothing has one.
     """
-    begin, other_begin = place % parts / parts, other_place % other_parts / other_parts
+    begin, other_begin = index % parts / parts, other_index % other_parts / other_parts
     return max(0.0, min(begin + 1 / parts, other_begin + 1 / other_parts) - max(begin, other_begin))
 
 
 def _covering_hosts(layout: Layout, devices_per_host: int) -> set[int]:
     """Hosts whose devices together hold every shard."""
     _, fsdp, tensor = layout[1]
-    found: dict[int, set[tuple[int, int]]] = {}
-    for device, place in _places(layout).items():
-        found.setdefault(device // devices_per_host, set()).add(place)
-    return {host for host, places in found.items() if len(places) == fsdp * tensor}
+    shards_of_host: dict[int, set[tuple[int, int]]] = {}
+    for device, shard in _mesh_indices(layout).items():
+        shards_of_host.setdefault(device // devices_per_host, set()).add(shard)
+    return {host for host, shards in shards_of_host.items() if len(shards) == fsdp * tensor}

@@ -214,11 +214,11 @@ def named(name: str) -> Shape:
     if name not in LLAMA2:
         raise Refusal(f"no shape {name!r}; there are: {', '.join(LLAMA2)}")
     vocab_size, width, num_layers, num_heads, num_kv_heads, ffn_width = LLAMA2[name]
-    one = of_model(
+    one_layer = of_model(
         llama.make(llama.Config(vocab_size, width, 1, num_heads, num_kv_heads, ffn_width))
     )
     leaves = (
         replace(leaf, count=leaf.count * (num_layers if leaf.place == "layer" else 1))
-        for leaf in one.leaves
+        for leaf in one_layer.leaves
     )
-    return replace(one, num_layers=num_layers, leaves=tuple(leaves))
+    return replace(one_layer, num_layers=num_layers, leaves=tuple(leaves))
