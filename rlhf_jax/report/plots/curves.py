@@ -41,8 +41,8 @@ PARTS = {
 def learning_curves(lines: Sequence[Line], units: Units, stage: str = TRAINED) -> list[Picture]:
     """Learning curves: a picture for each panel that the lines have something for."""
     trained, evaluated = read.updates(lines, stage), read.policy_evaluations(lines, stage)
-    there = [panel for panel in panels(units) if _drawable(panel, trained, evaluated)]
-    return [_picture(panel, trained, evaluated) for panel in there]
+    drawable = [panel for panel in panels(units) if _drawable(panel, trained, evaluated)]
+    return [_picture(panel, trained, evaluated) for panel in drawable]
 
 
 def stage_curves(lines: Sequence[Line], units: Units, stage: str) -> list[Picture]:
@@ -82,13 +82,13 @@ def _draw_panel(panel: Panel, trained: Sequence[Line], evaluated: Sequence[Line]
     style.plain_axes(ax, panel.title, "update", panel.unit, panel.share)
     if panel.level is not None:
         ax.axhline(panel.level, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
-    found = [
+    drawn = [
         (curve, series)
         for curve in panel.curves
         if (series := read.series(evaluated if curve.evaluated else trained, curve.name))
         is not None
     ]
-    for curve, series in _told_apart(found):
+    for curve, series in _told_apart(drawn):
         _draw_curve(ax, curve, series)
     if panel.share:
         _widen(ax)
@@ -96,26 +96,29 @@ def _draw_panel(panel: Panel, trained: Sequence[Line], evaluated: Sequence[Line]
     style.legend(ax)
 
 
-def _told_apart(found: Sequence[tuple[Curve, Series]]) -> list[tuple[Curve, Series]]:
+def _told_apart(drawn: Sequence[tuple[Curve, Series]]) -> list[tuple[Curve, Series]]:
     """Curves without those that would hide an earlier one, which is labelled with both names."""
-    kept: list[tuple[Curve, Series]] = []
-    for curve, series in found:
-        for place, (earlier, other) in enumerate(kept):
-            if _coincide(series, other):
-                kept[place] = replace(earlier, label=f"{earlier.label}, {curve.label}"), other
+    distinct: list[tuple[Curve, Series]] = []
+    for curve, series in drawn:
+        for index, (earlier, earlier_series) in enumerate(distinct):
+            if _coincide(series, earlier_series):
+                distinct[index] = (
+                    replace(earlier, label=f"{earlier.label}, {curve.label}"),
+                    earlier_series,
+                )
                 break
         else:
-            kept.append((curve, series))
-    return kept
+            distinct.append((curve, series))
+    return distinct
 
 
-def _coincide(one: Series, other: Series) -> bool:
+def _coincide(first: Series, second: Series) -> bool:
     """True for two curves that a reader could not tell apart: within half a hundredth of their
     range everywhere.
     """
-    if one.updates != other.updates or len(one.values) < 2:
+    if first.updates != second.updates or len(first.values) < 2:
         return False
-    a, b = np.asarray(one.values), np.asarray(other.values)
+    a, b = np.asarray(first.values), np.asarray(second.values)
     span = np.ptp(np.concatenate([a, b]))
     return bool(np.isfinite(a).all() and np.isfinite(b).all() and abs(a - b).max() <= 0.005 * span)
 
@@ -136,15 +139,17 @@ def _ticks(evaluated_at: Sequence[int]) -> FixedLocator | MaxNLocator:
         return MaxNLocator(integer=True, nbins=6, min_n_ticks=1)
     step = -(-(len(updates) - 1) // (MAX_TICKS - 1))
     ticks, span = updates[::step], updates[-1] - updates[0]
-    kept = [ticks[0]]
+    spaced = [ticks[0]]
     for tick in ticks[1:]:  # evaluations may lie densely at the beginning
-        if tick - kept[-1] >= span / MAX_TICKS * 0.7:
-            kept.append(tick)
-    return FixedLocator(kept)
+        if tick - spaced[-1] >= span / MAX_TICKS * 0.7:
+            spaced.append(tick)
+    return FixedLocator(spaced)
 
 
-def _draw_curve(ax: Axes, curve: Curve, found: Series) -> None:
-    x, y, stderr = (np.asarray(part, float) for part in (found.updates, found.values, found.stderr))
+def _draw_curve(ax: Axes, curve: Curve, series: Series) -> None:
+    x, y, stderr = (
+        np.asarray(column, float) for column in (series.updates, series.values, series.stderr)
+    )
     lost, label = int(np.isnan(y).sum()), curve.label
     if lost:
         text = f"{lost} of {len(y)} not finite"
@@ -195,8 +200,8 @@ def moving_mean(values: np.ndarray) -> np.ndarray | None:
     finite = np.isfinite(values)
     totals = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(finite)])
-    places = np.arange(len(values))
-    low, high = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    indices = np.arange(len(values))
+    low, high = np.maximum(indices - half, 0), np.minimum(indices + half + 1, len(values))
     count = counts[high] - counts[low]
     return np.where(count > 0, (totals[high] - totals[low]) / np.maximum(count, 1), np.nan)
 
@@ -219,18 +224,18 @@ def _draw_seconds(seconds: dict[str, dict[str, float]], ax: Axes) -> None:
     )
     style.plain_axes(ax, "Time per stage", "seconds of wall time", "")
     left = np.zeros(len(seconds))
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         width = np.asarray([parts.get(name, 0.0) for parts in seconds.values()])
         color = (
-            REST if name == "other" and len(names) > 1 else PART_COLORS[place % len(PART_COLORS)]
+            REST if name == "other" and len(names) > 1 else PART_COLORS[index % len(PART_COLORS)]
         )
         label = PARTS.get(name, name.replace("_", " "))
         ax.barh(list(range(len(seconds))), width, left=left, height=0.62, color=color, label=label)
         left += width
-    for place, total in enumerate(left):
+    for index, total in enumerate(left):
         ax.annotate(
             format_seconds(total),
-            (total, place),
+            (total, index),
             (4, 0),
             textcoords="offset points",
             va="center",

@@ -82,13 +82,13 @@ def sheet(pictures: Sequence[Picture], columns: int = 1) -> Figure:
         x = 0.0
         for picture in row:
             inner = picture.width - picture.left - RIGHT, picture.height - picture.top - BOTTOM
-            place = (
+            rectangle = (
                 (x + picture.left) / width,
                 (y + BOTTOM) / height,
                 inner[0] / width,
                 inner[1] / height,
             )
-            ax = figure.add_axes(place)
+            ax = figure.add_axes(rectangle)
             PICTURES[ax] = picture
             picture.paint(ax)
             x += picture.width
@@ -186,7 +186,7 @@ def panels(count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]
         wspace=0.24 / 4 * columns,
     )
     figure.subplots_adjust(hspace=0.78 / (height - 0.78) if rows > 1 else 0)
-    return figure, [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
+    return figure, [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
 
 
 def axes(ax: Axes, title: str, x_label: str, y_label: str) -> None:
