@@ -194,8 +194,8 @@ def edges(calls: Sequence[Call], lag: int, loop: Loop) -> list[Edge]:
         if call.kind == "train":
             result.append(Edge(call.name, call.name, 1, "state", call.role))
         elif call.role in trains:
-            apart = lag + 1 if call.kind == "generate" else 1
-            result.append(Edge(trains[call.role], call.name, apart, "params", call.role))
+            rounds_apart = lag + 1 if call.kind == "generate" else 1
+            result.append(Edge(trains[call.role], call.name, rounds_apart, "params", call.role))
     return result + _order(calls, lag, loop, trains["policy"])
 
 

@@ -84,7 +84,7 @@ def uniforms(key: Array, ordinal_B: Array, sample_index_B: Array, num_positions:
     return jax.vmap(row, out_axes=1)(ordinal_B, sample_index_B) + HALF_STEP
 
 
-def draw(logits_BV: Array, uniform_B: Array, temperature: float) -> tuple[Array, Array]:
+def sample_token(logits_BV: Array, uniform_B: Array, temperature: float) -> tuple[Array, Array]:
     """The token where the cumulative distribution of softmax(logits / temperature) passes
     `uniform`, and its log-probability.
 
@@ -151,39 +151,47 @@ def _decode(
     of a step changes but its size. Each size is compiled: a second or more.
     """
     num_positions, num_rows = loop.uniform_CB.shape
-    kept = num_rows // row_shards // 4  # of a shard
-    compacts = num_compactions > 0 and kept > 0
+    num_compacted = num_rows // row_shards // 4  # of a shard
+    compacts = num_compactions > 0 and num_compacted > 0
 
     def goes_on(loop: _Loop) -> Array:
         live_S = jnp.sum(~loop.done_B.reshape(row_shards, -1), axis=1)
-        return (loop.position < num_positions) & (jnp.max(live_S) > (kept if compacts else 0))
+        return (loop.position < num_positions) & (
+            jnp.max(live_S) > (num_compacted if compacts else 0)
+        )
 
     loop = jax.lax.while_loop(goes_on, step, loop)
     if not compacts:
         return loop
-    place_Sk = jnp.argsort(loop.done_B.reshape(row_shards, -1), axis=1, stable=True)[:, :kept]
-    small = _decode(step, _rows_of(loop, place_Sk), num_compactions - 1, row_shards)
+    index_Sk = jnp.argsort(loop.done_B.reshape(row_shards, -1), axis=1, stable=True)[
+        :, :num_compacted
+    ]
+    small = _decode(step, _rows_of(loop, index_Sk), num_compactions - 1, row_shards)
 
-    def back(whole: Array, part: Array, axis: int) -> Array:
-        parts, wholes = (_by_shard(x, axis, row_shards) for x in (part, whole))
-        return _unsharded(jax.vmap(lambda w, i, p: w.at[i].set(p))(wholes, place_Sk, parts), axis)
+    def scatter(whole: Array, compacted: Array, axis: int) -> Array:
+        compacted_shards, whole_shards = (
+            _by_shard(x, axis, row_shards) for x in (compacted, whole)
+        )
+        return _unsharded(
+            jax.vmap(lambda w, i, p: w.at[i].set(p))(whole_shards, index_Sk, compacted_shards), axis
+        )
 
     return loop._replace(
-        done_B=back(loop.done_B, small.done_B, 0),
-        tokens_CB=back(loop.tokens_CB, small.tokens_CB, 1),
-        logprob_CB=back(loop.logprob_CB, small.logprob_CB, 1),
-        mask_CB=back(loop.mask_CB, small.mask_CB, 1),
+        done_B=scatter(loop.done_B, small.done_B, 0),
+        tokens_CB=scatter(loop.tokens_CB, small.tokens_CB, 1),
+        logprob_CB=scatter(loop.logprob_CB, small.logprob_CB, 1),
+        mask_CB=scatter(loop.mask_CB, small.mask_CB, 1),
     )
 
 
-def _rows_of(loop: _Loop, place_Sk: Array) -> _Loop:
+def _rows_of(loop: _Loop, index_Sk: Array) -> _Loop:
     """The loop of those rows alone; places are within a shard, so that no row leaves it."""
 
     def take(array: Array, axis: int = 0) -> Array:
         if not array.ndim:
             return array
-        by_shard = _by_shard(array, axis, place_Sk.shape[0])
-        return _unsharded(jax.vmap(lambda rows, places: rows[places])(by_shard, place_Sk), axis)
+        by_shard = _by_shard(array, axis, index_Sk.shape[0])
+        return _unsharded(jax.vmap(lambda rows, indices: rows[indices])(by_shard, index_Sk), axis)
 
     columns = {
         name: take(getattr(loop, name), 1)
@@ -242,7 +250,9 @@ def sample(
     length_B = jnp.repeat(prompts.mask_PQ.sum(axis=-1, dtype=jnp.int32), num_samples)
 
     def emit(loop: _Loop, logits_BV: Array) -> _Loop:
-        token_B, logprob_B = draw(logits_BV, loop.uniform_CB[loop.position], config.temperature)
+        token_B, logprob_B = sample_token(
+            logits_BV, loop.uniform_CB[loop.position], config.temperature
+        )
         live_B = ~loop.done_B
         token_B = jnp.where(live_B, token_B, pad_id)
         return loop._replace(

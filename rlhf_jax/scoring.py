@@ -196,4 +196,4 @@ def make_summed_scores(
     }
     sum_B = sum(weight * terms[label].standardized_B for label, (weight, _, _) in units.items())
     scores = make_scores(jnp.asarray(sum_B), finished_B, 0.0, 1.0, config)
-    return scores.replace(terms={label: of_term.standardized_B for label, of_term in terms.items()})  # type: ignore[attr-defined]
+    return scores.replace(terms={label: term.standardized_B for label, term in terms.items()})  # type: ignore[attr-defined]

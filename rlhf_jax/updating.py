@@ -200,12 +200,12 @@ def critic_objective(
 def collapse(stacked: Metrics) -> dict[str, Metric]:
     """Metrics stacked along their first dimension, as one."""
 
-    def one(metric: Metric) -> Metric:
+    def collapse_metric(metric: Metric) -> Metric:
         if isinstance(metric, Max):
             return Max(metric.largest.max(0))
         return jax.tree.map(lambda array: array.sum(0), metric)
 
-    return {name: one(metric) for name, metric in stacked.items()}
+    return {name: collapse_metric(metric) for name, metric in stacked.items()}
 
 
 def summed_gradients(
