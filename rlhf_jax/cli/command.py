@@ -102,18 +102,16 @@ def disk_failure(error: BaseException, directory: Path) -> str:
     system's error.
     """
     names = {str(directory), str(directory.absolute())}
-    for found in _chain(error):
-        text = str(found)
-        number = (
-            found.errno if isinstance(found, OSError) and not isinstance(found, Refusal) else None
-        )
-        quoted = isinstance(found, ValueError | RuntimeError) and any(
+    for link in _chain(error):
+        text = str(link)
+        number = link.errno if isinstance(link, OSError) and not isinstance(link, Refusal) else None
+        quoted = isinstance(link, ValueError | RuntimeError) and any(
             os.strerror(code) in text for code in DISK_ERRORS
         )
         if number not in DISK_ERRORS and not quoted:
             continue
-        has_file = isinstance(found, OSError) and bool(found.filename)
-        nameless = not has_file and not quoted and (_is_of_a_writer(found) or _is_full(directory))
+        has_file = isinstance(link, OSError) and bool(link.filename)
+        nameless = not has_file and not quoted and (_is_of_a_writer(link) or _is_full(directory))
         if nameless or any(name in text for name in names):
             return one_line(text)
     return ""
@@ -138,7 +136,7 @@ def _is_of_a_writer(error: BaseException) -> bool:
 
 
 def _is_full(directory: Path) -> bool:
-    above = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+    above = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
     disk = os.statvfs(above)
     return disk.f_bavail == 0 or bool(disk.f_flag & os.ST_RDONLY)
 

@@ -169,14 +169,14 @@ def check_keys(config: ConfigDict, overrides: Sequence[str]) -> None:
                 )
             node = node[key]
         if isinstance(node, ConfigDict):
-            other = (
+            hint = (
                 f"; --config.{path}.name={text} takes another one"
                 if "name" in node and text
                 else ""
             )
             raise Refusal(
                 f"config.{path} has keys below it; accepted: --config.{path}.<key>=<value> with "
-                f"{', '.join(node)}{other}"
+                f"{', '.join(node)}{hint}"
             )
 
 
@@ -202,8 +202,8 @@ def _neighbours(key: str, node: object) -> str:
 
 def _as_key(flag: str, config: ConfigDict) -> str:
     """Names keys of the config that end in an argument's name."""
-    found = [key for key in flat(config.to_dict()) if key.rpartition(".")[2] == flag]
-    return f"; did you mean {' or '.join(f'--config.{key}' for key in found)}?" if found else ""
+    keys = [key for key in flat(config.to_dict()) if key.rpartition(".")[2] == flag]
+    return f"; did you mean {' or '.join(f'--config.{key}' for key in keys)}?" if keys else ""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
