@@ -188,7 +188,9 @@ def _checked(value: object, kind: object, where: str, finite: str = "a finite nu
     if origin is Annotated:
         bounds = [bound for bound in arguments[1:] if isinstance(bound, Bounds)]
         value = _checked(value, arguments[0], where, ", ".join(map(str, bounds)) or finite)
-        return _bounded(value, bounds, where)
+        if isinstance(value, int | float):
+            _check_bounds(value, bounds, where)
+        return value
     if origin is Literal:
         if not any(type(value) is type(text) and value == text for text in arguments):
             raise Refusal(f"{where} is {value!r}; accepted: {', '.join(map(str, arguments))}")
@@ -210,7 +212,8 @@ def _checked(value: object, kind: object, where: str, finite: str = "a finite nu
     return value
 
 
-def _bounded(value: object, bounds: Sequence[Bounds], where: str) -> object:
+def _check_bounds(value: float, bounds: Sequence[Bounds], where: str) -> None:
+    """Raises Refusal for a number outside of its bounds, also as float32 has it."""
     for bound in bounds:
         if (
             isinstance(value, float)
@@ -225,7 +228,6 @@ def _bounded(value: object, bounds: Sequence[Bounds], where: str) -> object:
             hide = bound.most == LARGEST and value < LARGEST
             shown = dataclasses.replace(bound, most=None) if hide else bound
             raise Refusal(f"{where} is {value!r}; accepted: {shown}")
-    return value
 
 
 def in_float32(value: float) -> float:

@@ -1,6 +1,7 @@
 """Nodes of the components that a config names, exchanged when an override names another one."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -28,7 +29,7 @@ def exchanged(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
 
     Raises as `registry.settings`, and Refusal for a text that is no reward.
     """
-    changed = config.copy_and_resolve_references()
+    changed: Any = config.copy_and_resolve_references()
     with changed.unlocked():
         for key, folder in FOLDERS.items():
             name = overrides.get(f"{key}.name")

@@ -94,7 +94,7 @@ def _plan(config: ConfigDict, options: argparse.Namespace) -> None:
     problem = build.problem(config, device, options.devices or here or 1, lengths)
     profile = None
     if config.plan and config.plan != planning.SEARCH:
-        plan_text.show_written(problem, config.plan, options.output)
+        plan_text.show_written(problem, str(config.plan), options.output)
         return
     if options.profile:
         workspace, stages, algorithm = build.parts(config)

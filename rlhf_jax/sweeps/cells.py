@@ -75,7 +75,7 @@ class Cells:
         from rlhf_jax import build
 
         arm = self.study.arm(cell.arm)
-        config = self.variant(arm.policy)
+        config: Any = self.variant(arm.policy)
         config.algorithm = build.component("algorithms", arm.algorithm)
         for key, value in itertools.chain(arm.overrides.items(), cell.setting):
             config.update_from_flattened_dict({key: value})
