@@ -168,7 +168,7 @@ def edges(calls: Sequence[Call], lag: int, loop: Loop) -> list[Edge]:
     """Derives the edges between the calls of a round and of earlier rounds.
 
     The synchronous loop samples round r + lag and waits for it before it scores and trains round r;
-    it begins that when the policy's updates of round r - 1 are result finite. In the asynchronous
+    it scores round r once the policy's updates of round r - 1 are known to be finite. In the asynchronous
     loop a trainer scores and trains the rounds in order, each when the version before it is
     published, and at most lag + 1 rounds are issued and not yet trained.
 

@@ -1,5 +1,5 @@
-"""Rows cut into parts that run one after the other, so that only one part's activations or caches
-exist at a time.
+"""Micro-batches: rows in parts that run one after the other, so that the activations or caches of
+one alone exist at a time.
 """
 
 from collections.abc import Callable

@@ -26,8 +26,9 @@ HALF_STEP = (
 
 @dataclass(frozen=True)
 class Config:
-    """The sampling law. Truncated laws (top-k, top-p) are not offered: log-probabilities are those
-    of the whole vocabulary.
+    """The sampling distribution, and the shape of its compiled program.
+
+    Top-k and top-p are not offered: log-probabilities are those of the whole vocabulary.
     """
 
     max_completion_tokens: int = 24
@@ -73,6 +74,12 @@ def uniforms(key: Array, ordinal_B: Array, sample_index_B: Array, num_positions:
     `jax.random.uniform` gives multiples of 2^-23, of which 0 draws the first token however small
     its probability is. The midpoints between them draw every token as often as its probability
     says, up to 2^-24.
+
+    Args:
+      key: of the seed and the purpose.
+      ordinal_B: index of each row's prompt in the prompt stream, int32.
+      sample_index_B: index of each row among the samples of its prompt, int32.
+      num_positions: C.
     """
 
     def row(ordinal: Array, sample_index: Array) -> Array:
@@ -92,7 +99,12 @@ def sample_token(logits_BV: Array, uniform_B: Array, temperature: float) -> tupl
     about sqrt(V) entries, then the entry in it. Temperature 0 takes the most probable token, whose
     log-probability is then 0.
 
-    Returns: token_B int32, logprob_B float32.
+    Args:
+      logits_BV: of the next token.
+      uniform_B: float32 in (0, 1), one random number per row.
+      temperature: divides the logits; 0 is greedy.
+
+    Returns: token_B int32, logprob_B float32 in nats.
     """
     if temperature == 0.0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), jnp.zeros(
@@ -130,6 +142,13 @@ def prefill(
 ) -> tuple[Array, Cache]:
     """Logits after the prompt `[B, V]` and the cache of B = P*G rows; each prompt is run once and
     its cache repeated.
+
+    Args:
+      params: of the policy.
+      prompts: P prompts of Q positions, left-padded.
+      model: the policy.
+      num_columns: M, the columns of the cache.
+      samples_per_prompt: G.
     """
     num_prompts = prompts.tokens_PQ.shape[0]
     cache = model.init_cache(num_prompts, num_columns)
@@ -185,7 +204,7 @@ def _decode(
 
 
 def _rows_of(loop: _Loop, index_Sk: Array) -> _Loop:
-    """The loop of those rows alone; places are within a shard, so that no row leaves it."""
+    """The loop of the rows `index_Sk`; indices are within a shard, so that no row leaves it."""
 
     def take(array: Array, axis: int = 0) -> Array:
         if not array.ndim:

@@ -120,7 +120,16 @@ def check_schedule(
 def make_optimizer(
     config: OptimizerConfig, num_updates: int, updates_per_round: int = 1
 ) -> optax.GradientTransformation:
-    """The optimizer of `config`, for a run of `num_updates` updates."""
+    """The optimizer of `config`.
+
+    Args:
+      config: AdamW and its schedule.
+      num_updates: of the run.
+      updates_per_round: of the schedule "linear_by_round".
+
+    Raises:
+      Refusal: the schedule or `decay_on` is not one of those that are accepted.
+    """
     schedule = learning_rate_schedule(config, num_updates, updates_per_round)
     if config.decay_on not in ("all", "matrices"):
         raise Refusal(f"optimizer.decay_on is {config.decay_on!r}; accepted: all, matrices")
@@ -215,8 +224,16 @@ def summed_gradients(
     num_micro_batches: int,
     unit_rows: int,
 ) -> tuple[Params, Array, Metrics]:
-    """Gradient of the summed loss, the summed loss, and metrics, accumulated over micro-batches in
-    a scan.
+    """Accumulates the gradient of a summed loss over micro-batches in a scan.
+
+    Args:
+      params: of the role.
+      batch: rows of a minibatch.
+      objective: gives the loss *summed* over rows.
+      num_micro_batches: divides the groups of rows; 1: no scan.
+      unit_rows: rows that are never separated.
+
+    Returns: the gradient of the summed loss, the summed loss, and the objective's metrics.
     """
     gradient = jax.value_and_grad(objective, has_aux=True)
     if num_micro_batches == 1:

@@ -53,8 +53,8 @@ class Hardware:
         return self.memory_efficiency * self.memory_bandwidth
 
     def share_of_host(self, num_devices: int) -> "Hardware":
-        """A device as it is while a call runs on so many: where cores are shared, the host's cores
-        by their number.
+        """The figures of one device while a call runs on `num_devices`: virtual devices divide the
+        cores of their host among them.
         """
         if not self.shared_cores or num_devices == self.shared_cores:
             return self
@@ -134,9 +134,7 @@ KINDS = (
     ("v6", "tpu-v6e"),
     ("cpu", "cpu"),
 )
-"""Part of what a device calls its kind, in small letters, and its name in the table; the first that
-fits.
-"""
+"""(a part of the lower-case `device_kind`, the name in the table); the first match counts."""
 
 
 def of_device(device: jax.Device) -> Hardware:

@@ -59,8 +59,15 @@ def extrapolated(values: Sequence[float], num_layers: int) -> float:
 def with_depth(
     spec: ProgramSpec, num_layers: int, placement: Placement, **sampling: int
 ) -> tuple[ProgramSpec, Params]:
-    """The spec with models of so many layers, every call at one placement, rows that never end; and
-    params of zeros.
+    """The spec with models of another depth, every call at one placement, and rows that never end.
+
+    Args:
+      spec: of a run.
+      num_layers: of every model.
+      placement: of every call.
+      sampling: values of `sampling.Config` that differ.
+
+    Returns: the spec, and params of zeros for its policy.
     """
     model = spec.model.with_config(num_layers=num_layers)
     reward, critic = spec.reward, spec.critic
@@ -109,7 +116,15 @@ def filled(shapes: Tree) -> Tree:
 def time_call(
     spec: ProgramSpec, call: str, placement: Placement, num_layers: int, **sampling: int
 ) -> Measured:
-    """One run of a call (training: one update) at a placement, models of `num_layers` layers."""
+    """Times one run of a call (training: one update), extrapolated from depths 1 and 2.
+
+    Args:
+      spec: of a run.
+      call: its name.
+      placement: of the call.
+      num_layers: of the models.
+      sampling: values of `sampling.Config` that differ.
+    """
     programs, working_bytes = [], []
     for depth in depths(num_layers):
         program = Program(*with_depth(spec, depth, placement, **sampling))
@@ -174,7 +189,12 @@ def time_rows(spec: ProgramSpec, placement: Placement) -> float:
 
 
 def time_move(tree_of: Callable[[int], TreeAndShardings], num_layers: int) -> float:
-    """Seconds of moving a tree; `tree_of(depth)` gives its shapes, and shardings from and to."""
+    """Seconds of moving a tree of arrays, extrapolated from depths 1 and 2.
+
+    Args:
+      tree_of: depth -> shapes, source shardings, target shardings.
+      num_layers: of the model.
+    """
     runs = []
     for depth in depths(num_layers):
         shapes, source, target = tree_of(depth)

@@ -48,7 +48,7 @@ class MeasuredCostModel:
             self.known = self._all.get(self.identity, {})
 
     def with_loop(self, loop: Loop, lag: int) -> "MeasuredCostModel":
-        """The same figures for another loop: a call takes what it takes in either."""
+        """The same measurements for another loop: the seconds of a call do not depend on it."""
         changed = copy.copy(self)
         work = dataclasses.replace(self.formulas.work, loop=loop, lag=lag)
         changed.formulas = dataclasses.replace(self.formulas, work=work)
@@ -262,7 +262,7 @@ def mesh_of(spec: ProgramSpec, placement: Placement) -> Mesh:
 
 
 def relative(placement: Placement, begin: int) -> str:
-    """A placement without its parts, its devices counted from `begin`."""
+    """A placement without its micro-batches, as text, its devices counted from `begin`."""
     return describe(
         Placement(tuple(device - begin for device in placement.devices), placement.mesh_shape)
     )

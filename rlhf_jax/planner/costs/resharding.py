@@ -9,7 +9,7 @@ import numpy as np
 from rlhf_jax.planner.costs.shapes import Leaf, Shape
 
 Layout = tuple[tuple[int, ...], tuple[int, int, int]]
-"""Devices, and the mesh shape over (data, fsdp, tensor) in which they lie."""
+"""Devices, and their mesh shape over (data, fsdp, tensor)."""
 
 
 @cache
@@ -18,9 +18,15 @@ def missing_bytes(
 ) -> tuple[float, float]:
     """(bytes from the same host, bytes from other hosts) of the device that moves the most.
 
-    A device takes in what of its new shards it has not got; what all take in is given out by the
-    source's devices, an even part each. A host that holds every shard of the source needs nothing
-    from another.
+    A device receives the elements of its new shards that it does not hold. The source's devices
+    send them, an equal share each. A host that holds every shard of the source receives nothing
+    from other hosts.
+
+    Args:
+      shape: the role's model.
+      item_bytes: of one param.
+      source, target: layouts.
+      devices_per_host: of both.
     """
     taken_T = np.zeros(len(target[0]))
     for leaf in shape.leaves:
@@ -42,7 +48,7 @@ def _share(leaf: Leaf, layout: Layout) -> float:
 
 
 def _mesh_indices(layout: Layout) -> dict[int, tuple[int, int]]:
-    """Each device's place along fsdp and tensor."""
+    """Each device's index along fsdp and along tensor."""
     _, fsdp, tensor = layout[1]
     return {
         device: (index // tensor % fsdp, index % tensor) for index, device in enumerate(layout[0])
@@ -66,8 +72,8 @@ def _overlap_T(leaf: Leaf, source: Layout, target: Layout) -> np.ndarray:
 
 
 def _common(index: int, parts: int, other_index: int, other_parts: int) -> float:
-    """Length in common of the place-th of `parts` equal parts of 0 ... 1 and another; an axis that
-    cuts nothing has one.
+    """Length of the intersection of two intervals of [0, 1]: number `index` of `parts` equal parts,
+    and number `other_index` of `other_parts`. An axis that does not shard has one part.
     """
     begin, other_begin = index % parts / parts, other_index % other_parts / other_parts
     return max(0.0, min(begin + 1 / parts, other_begin + 1 / other_parts) - max(begin, other_begin))

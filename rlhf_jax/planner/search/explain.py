@@ -59,7 +59,7 @@ def _slower(seconds: float, row: Row, best_row: Row) -> str:
 
 
 def _newly_shared(pairs: Sequence[tuple[Row, Row]]) -> list[tuple[str, str]]:
-    """Calls that the best plan runs side by side and the worse one does not."""
+    """Pairs of calls that share devices in the worse plan and not in the best one."""
     joined = []
     for (row, best_row), (other_row, best_other_row) in combinations(pairs, 2):
         disjoint = not {*best_row.placement.devices} & {*best_other_row.placement.devices}

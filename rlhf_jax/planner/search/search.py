@@ -1,8 +1,8 @@
 """Finds the plan of least seconds a round that fits in memory: exactly up to 16 devices, by
 annealing above.
 
-An optimum found in a simulator flatters itself: it is the best of what the costs say, and where
-they err it errs with them.
+The optimum is that of the cost model. Errors of the costs favour plans whose seconds are
+underestimated, so a real round of the best plan tends to take longer than expected.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,6 +1,4 @@
-"""The numbers of a branch and bound as arrays: costs of every option, and seconds between every two
-places.
-"""
+"""Costs of a branch and bound as arrays: of every option, and seconds between every two layouts."""
 
 from collections.abc import Callable, Sequence
 
@@ -65,7 +63,7 @@ class Tables:
         index: int,
         seconds: Callable[[int, Option, Option], float],
     ) -> np.ndarray:
-        """Seconds between every two places of two calls."""
+        """Seconds between every two layouts of two calls, `[source layout, target layout]`."""
         return np.array(
             [[seconds(index, a, b) for b in self.layouts[target]] for a in self.layouts[source]]
         )
@@ -152,9 +150,7 @@ class Tables:
 
 
 def _most_later(tables: Sequence[np.ndarray], layout: int, other_layout: int) -> float:
-    """The most seconds by which data arrive later at another placement, over all sources and
-    targets.
-    """
+    """The most seconds by which data arrive later at `other_layout`, over all sources or targets."""
     return max(
         (float((table[:, other_layout] - table[:, layout]).max(initial=0.0)) for table in tables),
         default=0.0,
@@ -162,7 +158,7 @@ def _most_later(tables: Sequence[np.ndarray], layout: int, other_layout: int) ->
 
 
 def _layouts(candidates: Sequence[Option]) -> tuple[list[Option], list[int]]:
-    """An option of each slice and mesh shape, and for every option which of them is its."""
+    """One option per layout (slice and mesh shape), and the index of its layout for every option."""
     first: dict[tuple[tuple[int, ...], tuple[int, int, int]], int] = {}
     of_each, place_of = [], []
     for option in candidates:

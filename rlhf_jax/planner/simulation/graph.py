@@ -16,9 +16,9 @@ class Round(NamedTuple):
     """The tasks of a round, in the order of dispatch: the calls, and before some of them the
     reallocation of params.
 
-    `masks` have a bit for every device that a task occupies. `after` are the places of the tasks
-    that it waits for, with the seconds that their data take to come: of a later place, the task of
-    the round before. `queue` are the tasks that occupy one of its devices, itself among them.
+    `masks` have a bit for every device that a task occupies. `after` lists the indices of the tasks
+    that it waits for, with the seconds of the transfer; a later index means the task of the round
+    before. `queue` lists the tasks that share a device with it, itself included.
     """
 
     seconds: list[float]
@@ -28,8 +28,8 @@ class Round(NamedTuple):
 
 
 class Dataflow:
-    """A round's calls, what they wait for, and what moving between their placements costs, each
-    pair asked for once.
+    """A round's calls, their dependencies, and the seconds to reshard or transfer between
+    placements, each computed once.
     """
 
     def __init__(self, calls: Sequence[Call], costs: CostModel, work: Workload):
@@ -79,7 +79,7 @@ class Dataflow:
         )
 
     def _after(self, what: str, index: int) -> tuple[tuple[int, tuple[int, int] | None], ...]:
-        """Places of the tasks that one waits for, with the calls between which data are moved."""
+        """Indices of the tasks that a task waits for, with the calls between which data are moved."""
         call = self.calls[index]
         if what == "move":
             return ((self._index_of[("call", self.trains[call.role])], None),)
@@ -129,10 +129,10 @@ class Dataflow:
     def round(self, chosen: Sequence[Option]) -> Round:
         """The tasks of a round for an option of every call.
 
-        Reallocation occupies the devices that it leaves and those that it reaches, but for the
-        publishing of the asynchronous loop: the sampler receives new params while it samples with
-        older ones. Where it takes no time it is a wait alone. Data between calls are small: they
-        delay their reader and occupy no device.
+        Resharding occupies its source and target devices. Publishing in the asynchronous loop
+        occupies the source alone: the sampler receives new params while it samples with older
+        ones. Resharding that takes no time is a dependency alone. Data between calls are small:
+        they delay their reader and occupy no device.
         """
         return self.relaxed(chosen, ())
 

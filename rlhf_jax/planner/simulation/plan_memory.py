@@ -22,8 +22,13 @@ GIGABYTE = 1e9
 
 
 def resident_by_call(calls: Sequence[Call], chosen: Sequence[Option], versions: int) -> list[float]:
-    """Bytes that stay for each call on each of its devices; 0 where another call of its role keeps
-    them already.
+    """Bytes that stay resident for each call on each of its devices; 0 where another call of its
+    role has the same layout and is counted already.
+
+    Args:
+      calls: of a round.
+      chosen: the option of each call.
+      versions: published versions that are held at once.
     """
     trains = {
         call.role: candidate.placement
@@ -48,7 +53,14 @@ def resident_by_call(calls: Sequence[Call], chosen: Sequence[Option], versions: 
 def by_device(
     calls: Sequence[Call], chosen: Sequence[Option], versions: int, num_devices: int
 ) -> list[float]:
-    """Bytes of each device."""
+    """Bytes of each device: resident ones, and the most that one of its calls needs.
+
+    Args:
+      calls: of a round.
+      chosen: the option of each call.
+      versions: published versions that are held at once.
+      num_devices: of the plan.
+    """
     resident, working = [0.0] * num_devices, [0.0] * num_devices
     for candidate, stays in zip(chosen, resident_by_call(calls, chosen, versions), strict=True):
         for device in candidate.placement.devices:

@@ -1,5 +1,5 @@
-"""Plays rounds of a plan event by event: who is dispatched when, waits for what, and runs from when
-to when.
+"""Simulates rounds of a plan event by event: the dispatch, the waits, and the start and end of
+every task.
 
 A host thread dispatches its tasks in order and waits where the loops wait
 (`runtime/synchronous.py`, `asynchronous.py`); a device runs what was dispatched to it first. Where
