@@ -96,9 +96,9 @@ def _equal(path: Path, content: bytes) -> bool:
         return path.read_bytes() == content
     import matplotlib.image
 
-    one, other = matplotlib.image.imread(path), matplotlib.image.imread(io.BytesIO(content))
-    return one.shape == other.shape and bool(
-        np.abs(one - other).mean() < 1e-3
+    committed, drawn = matplotlib.image.imread(path), matplotlib.image.imread(io.BytesIO(content))
+    return committed.shape == drawn.shape and bool(
+        np.abs(committed - drawn).mean() < 1e-3
     )  # fonts may be drawn a shade apart
 
 
@@ -107,19 +107,19 @@ def find(digits: str) -> tuple[Cells, Cell, cell_lines.Line]:
 
     Raises Refusal for none or several.
     """
-    found = []
+    matches = []
     for config in STUDIES.values():
         study = load(str(ROOT / config))
         assert study.cells is not None
         for line in cell_lines.read(ROOT / study.cells):
             if line["cell"].startswith(digits):
-                found.append((study, line))
-    if len({line["cell"] for _, line in found}) != 1:
+                matches.append((study, line))
+    if len({line["cell"] for _, line in matches}) != 1:
         raise Refusal(
-            f"--again={digits} names {len(found)} committed cells; accepted: the digest of one "
+            f"--again={digits} names {len(matches)} committed cells; accepted: the digest of one "
             "cell in a cells.jsonl"
         )
-    study, line = found[-1]
+    study, line = matches[-1]
     setting = tuple(line["setting"].items())
     cell = Cell(line["arm"], setting, line["seed"], line["num_updates"], line["purpose"])
     cells = Cells(study)
@@ -153,9 +153,9 @@ def compare(name: str, line: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     same = line["processor"] == new["processor"]
     if line["curve"] == new["curve"]:
         return f"{name}: every figure of {len(new['curve'])} evaluations is equal to the bit ({new['processor']})"
-    last, other = line["curve"][-1], new["curve"][-1]
+    last, new_last = line["curve"][-1], new["curve"][-1]
     shown = ", ".join(
-        f"{key} {last[key]:.6g} and {other[key]:.6g}" for key in COMPARED if key in last
+        f"{key} {last[key]:.6g} and {new_last[key]:.6g}" for key in COMPARED if key in last
     )
     if same:
         raise Refusal(
@@ -165,7 +165,7 @@ def compare(name: str, line: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     outside = [
         key
         for key, error in COMPARED.items()
-        if abs(last[key] - other[key]) > TWO_ERRORS * last[error]
+        if abs(last[key] - new_last[key]) > TWO_ERRORS * last[error]
     ]
     if outside:
         raise Refusal(

@@ -117,10 +117,10 @@ class Clock:
         return [r for r in range(round_index, self.num_rounds) if self.version(r) == version]
 
     def issued_before(self, round_index: int) -> list[int]:
-        """Rounds from `round_index` on that were sampled before it: what a checkpoint there must
-        hold.
+        """Rounds >= `round_index` that are already sampled when it begins. A checkpoint taken there
+        must save their samples.
 
-        In bounded mode nothing: what is not there is sampled again, with a version that the bound
+        Empty in bounded mode: a resumed run samples them again, with versions that the bound
         allows.
         """
         if self.bounded:

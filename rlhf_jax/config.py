@@ -20,7 +20,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,15 @@ from rlhf_jax.refusal import Refusal
 
 LARGEST = 2**31 - 1
 """The largest number of the int32 arrays that count prompts, updates and tokens."""
+
+
+class Settings(Protocol):
+    """An instance of any dataclass, such as a component's `Config`."""
+
+    __dataclass_fields__: ClassVar[dict[str, "dataclasses.Field[Any]"]]
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,7 @@ class Problems:
             )
 
 
-def _number(value: Any) -> str:
+def _number(value: float) -> str:
     return "2**31 - 1" if value == LARGEST else str(value)
 
 
@@ -118,17 +127,17 @@ NonNegative = Annotated[float, Bounds(least=0)]
 Fraction = Annotated[float, Bounds(least=0, most=1)]
 
 
-def fill(cls: Any, values: Mapping[str, Any], where: str) -> Any:
+def fill(cls: type[SettingsT], values: object, where: str) -> SettingsT:
     """Returns `cls(**values)` with nested dataclasses, every value checked.
 
     Args:
       cls: a dataclass whose annotations say what is accepted.
-      values: its keys; those that are left out keep their defaults.
+      values: a mapping with its keys; those that are left out keep their defaults.
       where: the dotted key of the node, for messages; "" for the top of a config.
 
     Raises:
-      Refusal: with a message per key that is unknown, missing, of another type or outside of its
-        bounds.
+      Refusal: `values` is no mapping; or with a message per key that is unknown, missing, of
+        another type or outside of its bounds.
     """
     if not isinstance(values, Mapping):
         raise Refusal(f"{where} is {values!r}; accepted: keys below it")
@@ -168,18 +177,20 @@ def _is_required(field: "dataclasses.Field[Any]") -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _checked(value: Any, kind: Any, where: str, finite: str = "a finite number") -> Any:
+def _checked(value: object, kind: object, where: str, finite: str = "a finite number") -> object:
     """The value as the annotation `kind` has it.
 
     Raises Refusal that names it; `finite` says what a NaN should have been.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return fill(kind, value, where)
     if origin is Annotated:
         bounds = [bound for bound in arguments[1:] if isinstance(bound, Bounds)]
         value = _checked(value, arguments[0], where, ", ".join(map(str, bounds)) or finite)
-        return _bounded(value, bounds, where)
+        if isinstance(value, int | float):
+            _check_bounds(value, bounds, where)
+        return value
     if origin is Literal:
         if not any(type(value) is type(text) and value == text for text in arguments):
             raise Refusal(f"{where} is {value!r}; accepted: {', '.join(map(str, arguments))}")
@@ -190,16 +201,19 @@ def _checked(value: Any, kind: Any, where: str, finite: str = "a finite number")
         return _one_of(value, arguments, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if kind in (int, float, str, bool) and (
-        not isinstance(value, kind) or (kind is int and isinstance(value, bool))
-    ):
-        raise Refusal(f"{where} is {value!r}, a {type(value).__name__}; accepted: {kind.__name__}")
+    if isinstance(kind, type) and kind in (int, float, str, bool):
+        is_bool_for_int = kind is int and isinstance(value, bool)
+        if is_bool_for_int or not isinstance(value, kind):
+            raise Refusal(
+                f"{where} is {value!r}, a {type(value).__name__}; accepted: {kind.__name__}"
+            )
     if isinstance(value, float) and not math.isfinite(in_float32(value)):
         raise Refusal(f"{where} is {value}; accepted: {finite}")
     return value
 
 
-def _bounded(value: Any, bounds: Sequence[Bounds], where: str) -> Any:
+def _check_bounds(value: float, bounds: Sequence[Bounds], where: str) -> None:
+    """Raises Refusal for a number outside of its bounds, also as float32 has it."""
     for bound in bounds:
         if (
             isinstance(value, float)
@@ -214,7 +228,6 @@ def _bounded(value: Any, bounds: Sequence[Bounds], where: str) -> Any:
             hide = bound.most == LARGEST and value < LARGEST
             shown = dataclasses.replace(bound, most=None) if hide else bound
             raise Refusal(f"{where} is {value!r}; accepted: {shown}")
-    return value
 
 
 def in_float32(value: float) -> float:
@@ -227,7 +240,7 @@ def in_float32(value: float) -> float:
         return float(np.float32(value))
 
 
-def _tuple(value: Any, kinds: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+def _tuple(value: object, kinds: tuple[object, ...], where: str) -> tuple[object, ...]:
     if not isinstance(value, tuple | list):
         raise Refusal(f"{where} is {value!r}, a {type(value).__name__}; accepted: a tuple")
     if kinds[-1:] == (...,):
@@ -237,7 +250,7 @@ def _tuple(value: Any, kinds: tuple[Any, ...], where: str) -> tuple[Any, ...]:
     return tuple(_checked(element, kind, where) for element, kind in zip(value, kinds, strict=True))
 
 
-def _one_of(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
+def _one_of(value: object, kinds: tuple[object, ...], where: str) -> object:
     """The value as the first of a union's members that accepts it."""
     refused = []
     for kind in kinds:
@@ -252,7 +265,7 @@ def _one_of(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
     raise Refusal("; or ".join(dict.fromkeys(refused)))
 
 
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: object, prefix: str = "") -> dict[str, Any]:
     """Leaves of nested dicts by their keys joined by dots."""
     if not isinstance(tree, dict):
         return {prefix: tree}

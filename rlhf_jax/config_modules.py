@@ -85,26 +85,26 @@ def _package(path: Path, tree: ast.AST) -> str:
     levels = max(
         (node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)), default=0
     )
-    own, top = [], path.parent
+    packages, top = [], path.parent
     while (top / "__init__.py").is_file():
-        own, top = [top, *own], top.parent
-    if len(own) >= levels > 0:
-        name = f"config_package_{hashlib.sha256(str(own[0]).encode()).hexdigest()[:12]}"
-        _register(name, own[0])
-        return ".".join([name, *(inner.name for inner in own[1:])])
+        packages, top = [top, *packages], top.parent
+    if len(packages) >= levels > 0:
+        name = f"config_package_{hashlib.sha256(str(packages[0]).encode()).hexdigest()[:12]}"
+        _register(name, packages[0])
+        return ".".join([name, *(inner.name for inner in packages[1:])])
     return ".".join(
         [PACKAGE, *["own"] * (levels - 1)]
     )  # `from ..common import tldr` is one folder below
 
 
-def _register(name: str, place: Path) -> None:
+def _register(name: str, directory: Path) -> None:
     """Makes a folder importable as a package of this name."""
     known = sys.modules.get(name)
-    if known is not None and list(known.__path__) == [str(place)]:
+    if known is not None and list(known.__path__) == [str(directory)]:
         return
-    file = place / "__init__.py"
+    file = directory / "__init__.py"
     spec = importlib.util.spec_from_file_location(
-        name, file, submodule_search_locations=[str(place)]
+        name, file, submodule_search_locations=[str(directory)]
     )
     if spec is None or spec.loader is None or not file.is_file():
         raise Refusal(f"{file} is missing: install rlhf_jax again")
@@ -125,9 +125,9 @@ def faults_in(named: str, path: str) -> Iterator[None]:
     except Refusal as error:
         raise Refusal(*(f"--config={named}: {message}" for message in error.messages)) from error
     except Exception as error:
-        place = _place(error, path)
+        location = _place(error, path)
         raise Refusal(
-            f"{place}: {type(error).__name__}: {_message(error)}{_renamed(place)}"
+            f"{location}: {type(error).__name__}: {_message(error)}{_renamed(location)}"
         ) from error
 
 
@@ -136,29 +136,31 @@ def _place(error: Exception, path: str) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith((*INSTALLED, str(CODE), "<"))]
-    return f"{own[-1].filename}:{own[-1].lineno}" if own else path
+    user_frames = [
+        frame for frame in frames if not frame.filename.startswith((*INSTALLED, str(CODE), "<"))
+    ]
+    return f"{user_frames[-1].filename}:{user_frames[-1].lineno}" if user_frames else path
 
 
-def _renamed(place: str) -> str:
+def _renamed(location: str) -> str:
     """The new names of the renamed keys that the line of a place (FILE:LINE) names, for the end of
     a message.
     """
-    file, _, number = place.rpartition(":")
+    file, _, number = location.rpartition(":")
     line = linecache.getline(file, int(number)) if number.isdecimal() else ""
-    keys = [".".join(found) for found in re.findall(r"\.(\w+)\.(\w+)", line)]
+    keys = [".".join(parts) for parts in re.findall(r"\.(\w+)\.(\w+)", line)]
     return "".join(
         f"; {sentence}" for sentence in map(history.new_name, dict.fromkeys(keys)) if sentence
     )
 
 
 def _message(error: Exception) -> str:
-    said = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
+    message = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
     missing = (error.name or "") if isinstance(error, ImportError) else ""
     if missing.partition(".")[0] == "configs" or missing.startswith(PACKAGE):
-        said += (
+        message += (
             f"; the configs that come with the code are the package {PACKAGE}, which relative "
             "imports of a file "
             "outside of any package mean too"
         )
-    return said
+    return message

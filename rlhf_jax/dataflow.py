@@ -168,7 +168,7 @@ def edges(calls: Sequence[Call], lag: int, loop: Loop) -> list[Edge]:
     """Derives the edges between the calls of a round and of earlier rounds.
 
     The synchronous loop samples round r + lag and waits for it before it scores and trains round r;
-    it begins that when the policy's updates of round r - 1 are result finite. In the asynchronous
+    it scores round r once the policy's updates of round r - 1 are known to be finite. In the asynchronous
     loop a trainer scores and trains the rounds in order, each when the version before it is
     published, and at most lag + 1 rounds are issued and not yet trained.
 
@@ -194,8 +194,8 @@ def edges(calls: Sequence[Call], lag: int, loop: Loop) -> list[Edge]:
         if call.kind == "train":
             result.append(Edge(call.name, call.name, 1, "state", call.role))
         elif call.role in trains:
-            apart = lag + 1 if call.kind == "generate" else 1
-            result.append(Edge(trains[call.role], call.name, apart, "params", call.role))
+            rounds_apart = lag + 1 if call.kind == "generate" else 1
+            result.append(Edge(trains[call.role], call.name, rounds_apart, "params", call.role))
     return result + _order(calls, lag, loop, trains["policy"])
 
 

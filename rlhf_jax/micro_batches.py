@@ -1,17 +1,21 @@
-"""Rows cut into parts that run one after the other, so that only one part's activations or caches
-exist at a time.
+"""Micro-batches: rows in parts that run one after the other, so that the activations or caches of
+one alone exist at a time.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from rlhf_jax.types import Array
 
+Tree = TypeVar("Tree")
+"""A pytree of arrays with rows first, and of scalars."""
+Result = TypeVar("Result")
 
-def split_rows(batch: Any, num_parts: int, unit_rows: int) -> Any:
+
+def split_rows(batch: Tree, num_micro_batches: int, unit_rows: int) -> Tree:
     """`[R, ...]` -> `[num_parts, R / num_parts, ...]`, units whole, every n-th unit to one part.
 
     Striding keeps each device's rows on it: a contiguous cut would move rows between the shards of
@@ -20,30 +24,30 @@ def split_rows(batch: Any, num_parts: int, unit_rows: int) -> Any:
 
     def split(array: Array) -> Array:
         if jnp.ndim(array) == 0:
-            return jnp.broadcast_to(array, (num_parts,))
+            return jnp.broadcast_to(array, (num_micro_batches,))
         rest = array.shape[1:]
-        strided = array.reshape(-1, num_parts, unit_rows, *rest)
-        return jnp.moveaxis(strided, 1, 0).reshape(num_parts, -1, *rest)
+        strided = array.reshape(-1, num_micro_batches, unit_rows, *rest)
+        return jnp.moveaxis(strided, 1, 0).reshape(num_micro_batches, -1, *rest)
 
     return jax.tree.map(split, batch)
 
 
-def join_rows(parts: Any, unit_rows: int) -> Any:
+def join_rows(micro_batches: Tree, unit_rows: int) -> Tree:
     """The inverse of `split_rows`; of scalars the first part's."""
 
     def join(array: Array) -> Array:
         if array.ndim == 1:
             return array[0]
-        num_parts, _, *rest = array.shape
-        by_unit = array.reshape(num_parts, -1, unit_rows, *rest)
+        num_micro_batches, _, *rest = array.shape
+        by_unit = array.reshape(num_micro_batches, -1, unit_rows, *rest)
         return jnp.moveaxis(by_unit, 0, 1).reshape(-1, *rest)
 
-    return jax.tree.map(join, parts)
+    return jax.tree.map(join, micro_batches)
 
 
-def in_parts(
-    function: Callable[..., Any], num_parts: int, unit_rows: int, units_out: int
-) -> Callable[..., Any]:
+def map_micro_batches(
+    function: Callable[..., Result], num_micro_batches: int, unit_rows: int, units_out: int
+) -> Callable[..., Result]:
     """`function(params, rows, *rest)`, computed on `num_parts` parts of the rows in turn.
 
     Args:
@@ -52,11 +56,14 @@ def in_parts(
       unit_rows: rows of the argument that are never separated.
       units_out: rows that such a unit becomes in the result.
     """
-    if num_parts == 1:
+    if num_micro_batches == 1:
         return function
 
-    def run(params: Any, rows: Any, *rest: Any) -> Any:
-        parts = split_rows(rows, num_parts, unit_rows)
-        return join_rows(jax.lax.map(lambda part: function(params, part, *rest), parts), units_out)
+    def run(params: object, rows: object, *rest: object) -> Result:
+        micro_batches = split_rows(rows, num_micro_batches, unit_rows)
+        return join_rows(
+            jax.lax.map(lambda micro_batch: function(params, micro_batch, *rest), micro_batches),
+            units_out,
+        )
 
     return run

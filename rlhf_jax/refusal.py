@@ -90,8 +90,8 @@ def at_fault(
         called = (
             error.__traceback__ and error.__traceback__.tb_next
         )  # without this function's own frame
-        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise kind(f"{who} raised{when}: {said} ({_place(called)})") from error.with_traceback(
+        message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise kind(f"{who} raised{when}: {message} ({_place(called)})") from error.with_traceback(
             called
         )
 
@@ -101,6 +101,6 @@ def _place(called: TracebackType | None) -> str:
     innermost.
     """
     frames = traceback.extract_tb(called)
-    own = [frame for frame in frames[1:] if not frame.filename.startswith(INSTALLED)]
-    frame = (own or frames)[-1]
+    user_frames = [frame for frame in frames[1:] if not frame.filename.startswith(INSTALLED)]
+    frame = (user_frames or frames)[-1]
     return f"{frame.filename}, line {frame.lineno}"

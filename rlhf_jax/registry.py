@@ -33,6 +33,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rlhf_jax.config import Settings
 from rlhf_jax.refusal import Refusal, at_fault
 
 PACKAGE = "rlhf_jax"
@@ -56,8 +57,8 @@ class NoSettings:
 def names(folder: str) -> list[str]:
     """Names of the components in `rlhf_jax/<folder>/`; `api` and packages are not components."""
     package = importlib.import_module(f"{PACKAGE}.{folder}")
-    found = (module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg)
-    return sorted(name for name in found if name != "api" and not name.startswith("_"))
+    modules = (module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg)
+    return sorted(name for name in modules if name != "api" and not name.startswith("_"))
 
 
 def find(folder: str, name: str) -> Any:
@@ -79,13 +80,13 @@ def find(folder: str, name: str) -> Any:
             for key, value in vars(module).items()
             if not key.startswith("_") and not isinstance(value, ModuleType)
         }
-        own = [
+        defined = [
             key
             for key, value in public.items()
             if getattr(value, "__module__", module.__name__) == module.__name__
         ]
         raise Refusal(
-            f"{name}: {module.__file__} has no {attribute!r}; it has {', '.join(own) or 'nothing'}"
+            f"{name}: {module.__file__} has no {attribute!r}; it has {', '.join(defined) or 'nothing'}"
         )
     return getattr(module, attribute)
 
@@ -96,18 +97,18 @@ def located(folder: str, name: str) -> tuple[ModuleType, str]:
     Raises as `find`.
     """
     known = names(folder)
-    own = name.removeprefix(f"{PACKAGE}.{folder}.")
-    if own in known:
-        return importlib.import_module(f"{PACKAGE}.{folder}.{own}"), ""
-    if (folder, own) in RENAMED:
-        raise Refusal(f"{name!r} in {PACKAGE}/{folder}/ is now called {RENAMED[folder, own]!r}")
-    place, attribute = _parted(name)
-    if place.endswith(".py"):
-        return _file(folder, Path(place)), attribute
-    module = _module(place)
+    short = name.removeprefix(f"{PACKAGE}.{folder}.")
+    if short in known:
+        return importlib.import_module(f"{PACKAGE}.{folder}.{short}"), ""
+    if (folder, short) in RENAMED:
+        raise Refusal(f"{name!r} in {PACKAGE}/{folder}/ is now called {RENAMED[folder, short]!r}")
+    module_name, attribute = _parted(name)
+    if module_name.endswith(".py"):
+        return _file(folder, Path(module_name)), attribute
+    module = _module(module_name)
     if module is not None:
         return module, attribute
-    above, _, last = place.rpartition(".")
+    above, _, last = module_name.rpartition(".")
     module = None if attribute else _module(above)
     if module is not None:
         return module, last
@@ -122,39 +123,39 @@ def entry(folder: str, name: str) -> Callable[..., Any]:
     """The function that makes a component, or is it: see the table of this module. Raises as
     `find`, and Refusal for a module without one.
     """
-    found = find(folder, name)
-    if not isinstance(found, ModuleType):
-        if not callable(found):
-            raise Refusal(f"{name} is {found!r}; accepted: a function or a class")
-        return found
-    last = found.__name__.partition("@")[0].rpartition(".")[2]
+    component = find(folder, name)
+    if not isinstance(component, ModuleType):
+        if not callable(component):
+            raise Refusal(f"{name} is {component!r}; accepted: a function or a class")
+        return component
+    last = component.__name__.partition("@")[0].rpartition(".")[2]
     wanted = [last if accepted == LAST_NAME else accepted for accepted in ENTRIES[folder]]
     for accepted in wanted:
-        if callable(getattr(found, accepted, None)):
-            return getattr(found, accepted)
-    own = [
+        if callable(getattr(component, accepted, None)):
+            return getattr(component, accepted)
+    functions = [
         key
-        for key, value in vars(found).items()
-        if inspect.isfunction(value) and value.__module__ == found.__name__
+        for key, value in vars(component).items()
+        if inspect.isfunction(value) and value.__module__ == component.__name__
     ]
-    there = f"; it has {', '.join(f'{name}:{key}' for key in own)}" if own else ""
-    raise Refusal(f"{name} ({found.__file__}) has no function {' or '.join(wanted)}{there}")
+    offer = f"; it has {', '.join(f'{name}:{key}' for key in functions)}" if functions else ""
+    raise Refusal(f"{name} ({component.__file__}) has no function {' or '.join(wanted)}{offer}")
 
 
-def settings(folder: str, name: str) -> Any:
+def settings(folder: str, name: str) -> type[Settings]:
     """The dataclass of a component's settings; `NoSettings` where it takes none. Raises as `entry`,
     and Refusal for settings that are no dataclass with defaults.
     """
-    made_by = entry(folder, name)
-    parameter = takes_settings(folder, made_by)
+    maker = entry(folder, name)
+    parameter = takes_settings(folder, maker)
     if parameter is None:
         return NoSettings
-    config = annotated(made_by, parameter) or getattr(
-        sys.modules.get(made_by.__module__), "Config", None
+    config = annotated(maker, parameter) or getattr(
+        sys.modules.get(maker.__module__), "Config", None
     )
     if config is None:
         return NoSettings
-    if not dataclasses.is_dataclass(config):
+    if not (isinstance(config, type) and dataclasses.is_dataclass(config)):
         raise Refusal(
             f"{name}: its settings {config!r} are no dataclass, so they cannot be a node of the "
             "config"
@@ -172,7 +173,7 @@ def settings(folder: str, name: str) -> Any:
     return config
 
 
-def takes_settings(folder: str, function: Callable[..., Any]) -> str | None:
+def takes_settings(folder: str, function: Callable[..., object]) -> str | None:
     """The name of the parameter that takes the settings: `config`, or the first one that makes an
     algorithm, task or model.
     """
@@ -182,14 +183,14 @@ def takes_settings(folder: str, function: Callable[..., Any]) -> str | None:
     return next(iter(parameters), None) if folder in ("algorithms", "tasks", "models") else None
 
 
-def make(folder: str, name: str, config: Any) -> Any:
+def make(folder: str, name: str, config: Settings) -> Any:
     """The algorithm or the task that a name means.
 
     Raises as `entry`, and ComponentError for what its own code raises.
     """
-    made_by = entry(folder, name)
+    maker = entry(folder, name)
     with at_fault(f"making {name} ({PACKAGE}/{folder})"):
-        return made_by(config) if takes_settings(folder, made_by) else made_by()
+        return maker(config) if takes_settings(folder, maker) else maker()
 
 
 def is_of_package(folder: str, name: str) -> bool:
@@ -205,29 +206,29 @@ def canonical(folder: str, name: str) -> str:
     the file, as are `my_lab.mine:brevity` and `my_lab.mine.brevity`. Raises as `entry`.
     """
     module, _ = located(folder, name)
-    own = module.__name__.removeprefix(f"{PACKAGE}.{folder}.")
-    if own in names(folder):
-        return own
-    made_by = entry(folder, name)
-    place = str(module.__file__) if "@" in module.__name__ else module.__name__
-    keys = [key for key, value in vars(module).items() if value is made_by]
-    return f"{place}:{keys[0]}" if keys else f"{place}:{_parted(name)[1]}"
+    short = module.__name__.removeprefix(f"{PACKAGE}.{folder}.")
+    if short in names(folder):
+        return short
+    maker = entry(folder, name)
+    module_name = str(module.__file__) if "@" in module.__name__ else module.__name__
+    keys = [key for key, value in vars(module).items() if value is maker]
+    return f"{module_name}:{keys[0]}" if keys else f"{module_name}:{_parted(name)[1]}"
 
 
 def label(name: str) -> str:
     """A short name for what a name means: its last part, or its module's where that part is
     `reward` or `make`.
     """
-    place, attribute = _parted(name)
-    parts = [Path(place).stem] if place.endswith(".py") else place.split(".")
+    module_name, attribute = _parted(name)
+    parts = [Path(module_name).stem] if module_name.endswith(".py") else module_name.split(".")
     parts += [attribute] * bool(attribute)
     return parts[-2] if len(parts) > 1 and parts[-1] in ("reward", "make") else parts[-1]
 
 
 def _parted(name: str) -> tuple[str, str]:
     """The module or file of a name, and what it picks out of it ("": nothing)."""
-    place, colon, attribute = name.rpartition(":")
-    return (place, attribute) if colon and attribute.isidentifier() else (name, "")
+    module_name, colon, attribute = name.rpartition(":")
+    return (module_name, attribute) if colon and attribute.isidentifier() else (name, "")
 
 
 def _module(name: str) -> ModuleType | None:
@@ -275,7 +276,7 @@ def _file(folder: str, path: Path) -> ModuleType:
     return module
 
 
-def annotated(function: Callable[..., Any], parameter: str) -> Any:
+def annotated(function: Callable[..., object], parameter: str) -> type[Settings] | None:
     """The dataclass that a parameter takes by its annotation; None where that is none.
 
     Args:

@@ -26,8 +26,9 @@ HALF_STEP = (
 
 @dataclass(frozen=True)
 class Config:
-    """The sampling law. Truncated laws (top-k, top-p) are not offered: log-probabilities are those
-    of the whole vocabulary.
+    """The sampling distribution, and the shape of its compiled program.
+
+    Top-k and top-p are not offered: log-probabilities are those of the whole vocabulary.
     """
 
     max_completion_tokens: int = 24
@@ -73,6 +74,12 @@ def uniforms(key: Array, ordinal_B: Array, sample_index_B: Array, num_positions:
     `jax.random.uniform` gives multiples of 2^-23, of which 0 draws the first token however small
     its probability is. The midpoints between them draw every token as often as its probability
     says, up to 2^-24.
+
+    Args:
+      key: of the seed and the purpose.
+      ordinal_B: index of each row's prompt in the prompt stream, int32.
+      sample_index_B: index of each row among the samples of its prompt, int32.
+      num_positions: C.
     """
 
     def row(ordinal: Array, sample_index: Array) -> Array:
@@ -84,7 +91,7 @@ def uniforms(key: Array, ordinal_B: Array, sample_index_B: Array, num_positions:
     return jax.vmap(row, out_axes=1)(ordinal_B, sample_index_B) + HALF_STEP
 
 
-def draw(logits_BV: Array, uniform_B: Array, temperature: float) -> tuple[Array, Array]:
+def sample_token(logits_BV: Array, uniform_B: Array, temperature: float) -> tuple[Array, Array]:
     """The token where the cumulative distribution of softmax(logits / temperature) passes
     `uniform`, and its log-probability.
 
@@ -92,7 +99,12 @@ def draw(logits_BV: Array, uniform_B: Array, temperature: float) -> tuple[Array,
     about sqrt(V) entries, then the entry in it. Temperature 0 takes the most probable token, whose
     log-probability is then 0.
 
-    Returns: token_B int32, logprob_B float32.
+    Args:
+      logits_BV: of the next token.
+      uniform_B: float32 in (0, 1), one random number per row.
+      temperature: divides the logits; 0 is greedy.
+
+    Returns: token_B int32, logprob_B float32 in nats.
     """
     if temperature == 0.0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), jnp.zeros(
@@ -130,6 +142,13 @@ def prefill(
 ) -> tuple[Array, Cache]:
     """Logits after the prompt `[B, V]` and the cache of B = P*G rows; each prompt is run once and
     its cache repeated.
+
+    Args:
+      params: of the policy.
+      prompts: P prompts of Q positions, left-padded.
+      model: the policy.
+      num_columns: M, the columns of the cache.
+      samples_per_prompt: G.
     """
     num_prompts = prompts.tokens_PQ.shape[0]
     cache = model.init_cache(num_prompts, num_columns)
@@ -151,39 +170,47 @@ def _decode(
     of a step changes but its size. Each size is compiled: a second or more.
     """
     num_positions, num_rows = loop.uniform_CB.shape
-    kept = num_rows // row_shards // 4  # of a shard
-    compacts = num_compactions > 0 and kept > 0
+    num_compacted = num_rows // row_shards // 4  # of a shard
+    compacts = num_compactions > 0 and num_compacted > 0
 
     def goes_on(loop: _Loop) -> Array:
         live_S = jnp.sum(~loop.done_B.reshape(row_shards, -1), axis=1)
-        return (loop.position < num_positions) & (jnp.max(live_S) > (kept if compacts else 0))
+        return (loop.position < num_positions) & (
+            jnp.max(live_S) > (num_compacted if compacts else 0)
+        )
 
     loop = jax.lax.while_loop(goes_on, step, loop)
     if not compacts:
         return loop
-    place_Sk = jnp.argsort(loop.done_B.reshape(row_shards, -1), axis=1, stable=True)[:, :kept]
-    small = _decode(step, _rows_of(loop, place_Sk), num_compactions - 1, row_shards)
+    index_Sk = jnp.argsort(loop.done_B.reshape(row_shards, -1), axis=1, stable=True)[
+        :, :num_compacted
+    ]
+    small = _decode(step, _rows_of(loop, index_Sk), num_compactions - 1, row_shards)
 
-    def back(whole: Array, part: Array, axis: int) -> Array:
-        parts, wholes = (_by_shard(x, axis, row_shards) for x in (part, whole))
-        return _unsharded(jax.vmap(lambda w, i, p: w.at[i].set(p))(wholes, place_Sk, parts), axis)
+    def scatter(whole: Array, compacted: Array, axis: int) -> Array:
+        compacted_shards, whole_shards = (
+            _by_shard(x, axis, row_shards) for x in (compacted, whole)
+        )
+        return _unsharded(
+            jax.vmap(lambda w, i, p: w.at[i].set(p))(whole_shards, index_Sk, compacted_shards), axis
+        )
 
     return loop._replace(
-        done_B=back(loop.done_B, small.done_B, 0),
-        tokens_CB=back(loop.tokens_CB, small.tokens_CB, 1),
-        logprob_CB=back(loop.logprob_CB, small.logprob_CB, 1),
-        mask_CB=back(loop.mask_CB, small.mask_CB, 1),
+        done_B=scatter(loop.done_B, small.done_B, 0),
+        tokens_CB=scatter(loop.tokens_CB, small.tokens_CB, 1),
+        logprob_CB=scatter(loop.logprob_CB, small.logprob_CB, 1),
+        mask_CB=scatter(loop.mask_CB, small.mask_CB, 1),
     )
 
 
-def _rows_of(loop: _Loop, place_Sk: Array) -> _Loop:
-    """The loop of those rows alone; places are within a shard, so that no row leaves it."""
+def _rows_of(loop: _Loop, index_Sk: Array) -> _Loop:
+    """The loop of the rows `index_Sk`; indices are within a shard, so that no row leaves it."""
 
     def take(array: Array, axis: int = 0) -> Array:
         if not array.ndim:
             return array
-        by_shard = _by_shard(array, axis, place_Sk.shape[0])
-        return _unsharded(jax.vmap(lambda rows, places: rows[places])(by_shard, place_Sk), axis)
+        by_shard = _by_shard(array, axis, index_Sk.shape[0])
+        return _unsharded(jax.vmap(lambda rows, indices: rows[indices])(by_shard, index_Sk), axis)
 
     columns = {
         name: take(getattr(loop, name), 1)
@@ -242,7 +269,9 @@ def sample(
     length_B = jnp.repeat(prompts.mask_PQ.sum(axis=-1, dtype=jnp.int32), num_samples)
 
     def emit(loop: _Loop, logits_BV: Array) -> _Loop:
-        token_B, logprob_B = draw(logits_BV, loop.uniform_CB[loop.position], config.temperature)
+        token_B, logprob_B = sample_token(
+            logits_BV, loop.uniform_CB[loop.position], config.temperature
+        )
         live_B = ~loop.done_B
         token_B = jnp.where(live_B, token_B, pad_id)
         return loop._replace(

@@ -47,8 +47,12 @@ def completion_hidden(
     """Hidden states that predict the completion, `[R, C, D]`: those of the last prompt position and
     of all tokens but the last.
 
-    With `rows_per_prompt` > 1, rows come in groups of that size that have one prompt: it is run
-    once for all of them.
+    Args:
+      params: of the model.
+      prompt_tokens_RQ, prompt_mask_RQ: left-padded prompts.
+      tokens_RC, mask_RC: completions.
+      model: a policy or a value model.
+      rows_per_prompt: rows come in groups of this size, each of one prompt, which is run once.
     """
     prompt_length = prompt_tokens_RQ.shape[1]
     tokens_RE, mask_RE = tokens_RC[:, :-1], mask_RC[:, :-1]
@@ -91,10 +95,13 @@ def policy_outputs(
     rows_per_prompt: int = 1,
     max_logits: int = MAX_LOGITS,
 ) -> Outputs:
-    """Log-probability of each completion token under the tempered law, and the law's entropy; 0
-    where the mask is false.
+    """Log-probability of each completion token under softmax(logits / temperature), and the entropy
+    of that distribution, `[R, C]` in nats; 0 where the mask is false.
 
-    `rows_per_prompt`: see `completion_hidden`.
+    Args:
+      params ... mask_RC, rows_per_prompt: see `completion_hidden`.
+      temperature: float32 scalar, of the sampling distribution.
+      max_logits: logits held at once, in elements.
     """
     rows = (prompt_tokens_RQ, prompt_mask_RQ, tokens_RC, mask_RC)
     hidden_RCD = completion_hidden(params, *rows, model, rows_per_prompt)
@@ -163,6 +170,12 @@ def make_scores(raw_B: Array, finished_B: Array, mean: float, std: float, config
     """Standardises a raw reward and applies the missing-EOS rule; `mean` 0 and `std` 1 leave a
     verifiable reward as it is.
 
+    Args:
+      raw_B: raw rewards.
+      finished_B: bool, true where the completion ended with an EOS.
+      mean, std: of the raw reward over samples of the SFT policy.
+      config: of the missing-EOS rule.
+
     Raises AssertionError for rewards that are not one number a completion: others would broadcast.
     """
     chex.assert_rank(raw_B, 1)
@@ -196,4 +209,4 @@ def make_summed_scores(
     }
     sum_B = sum(weight * terms[label].standardized_B for label, (weight, _, _) in units.items())
     scores = make_scores(jnp.asarray(sum_B), finished_B, 0.0, 1.0, config)
-    return scores.replace(terms={label: of_term.standardized_B for label, of_term in terms.items()})  # type: ignore[attr-defined]
+    return scores.replace(terms={label: term.standardized_B for label, term in terms.items()})  # type: ignore[attr-defined]

@@ -1,4 +1,5 @@
-"""The carriers of the river, one frozen pytree each, and the record of a call's placement.
+"""Batch types, one frozen pytree each: prompts, samples, scores, and rows to train on; also
+metrics, algorithms and placements.
 
 Shape letters (adjacent capitals at the end of a name; no suffix means a scalar, a pytree or a host
 object):
@@ -20,6 +21,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import struct
 
 Array = jax.Array
@@ -41,7 +43,7 @@ class Prompts:
 
     tokens_PQ: Array  # int32
     mask_PQ: Array  # bool
-    ordinal_P: Array  # int32, place in the prompt stream; what the random keys are made of
+    ordinal_P: Array  # int32, index in the prompt stream; random keys are folded with it
 
 
 @struct.dataclass
@@ -67,9 +69,9 @@ class Samples:
 
 @struct.dataclass
 class Scores:
-    """Scores of samples; the reward model's score is kept apart from every other term."""
+    """Scores of samples, with the raw reward and its terms beside the score of `credit`."""
 
-    raw_B: Array  # float32, in the judge's own unit
+    raw_B: Array  # float32, in the reward's own unit
     # float32, (raw - mean) / std over samples of the SFT policy; raw for a verifiable reward
     standardized_B: Array
     score_B: Array  # float32, standardized, or the missing-EOS score *instead*: what `credit` uses
@@ -92,7 +94,7 @@ class Batch:
     prompt_mask_RQ: Array
     tokens_RC: Array
     mask_RC: Array
-    temperature: Array  # float32 scalar, of the sampling law
+    temperature: Array  # float32 scalar, of the sampling distribution
     behavior_logprob_RC: Array | None = None
     reference_logprob_RC: Array | None = None
     proximal_logprob_RC: Array | None = None
@@ -137,7 +139,7 @@ class TrainState:
 
     step: Array  # int32, updates so far: the version of these params
     params: Params
-    opt_state: Any
+    opt_state: optax.OptState
 
 
 States = dict[str, TrainState]
@@ -250,15 +252,15 @@ class Algorithm:
     )
 
     def unit_rows(self, samples_per_prompt: int) -> int:
-        """Rows of a unit, for G samples a prompt."""
+        """Rows that are never separated, for G samples per prompt."""
         return samples_per_prompt if self.unit == "group" else int(self.unit)
 
 
 @dataclass(frozen=True)
 class Placement:
     """Placement of a call: indices in the list of devices, mesh shape over (data, fsdp, tensor),
-    and the parts into which its rows are cut, which run one after the other. `remat` None is what
-    the model's own config says.
+    and the number of micro-batches, which run one after the other. `remat` None: as the model's
+    config has it.
     """
 
     devices: tuple[int, ...]
@@ -268,8 +270,8 @@ class Placement:
 
     @property
     def layout(self) -> tuple[tuple[int, ...], tuple[int, int, int]]:
-        """Devices and mesh shape: calls with the same share what lies there, and nothing is moved
-        between them.
+        """Devices and mesh shape. Calls of one layout share their role's params, and nothing is
+        resharded between them.
         """
         return self.devices, self.mesh_shape
 

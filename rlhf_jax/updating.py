@@ -2,9 +2,9 @@
 optimizer.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,18 @@ from rlhf_jax.types import (
     TrainState,
 )
 
-Objective = Callable[[Params, Any], tuple[Array, Metrics]]
+
+class Rows(Protocol):
+    """Rows to train on: a pytree of arrays with R rows first, and of scalars."""
+
+    @property
+    def mask_RC(self) -> Array:
+        """Bool, true on the tokens that count."""
+        ...
+
+
+RowsT = TypeVar("RowsT", bound=Rows)
+Objective = Callable[[Params, RowsT], tuple[Array, Metrics]]
 """(params, rows) -> (loss summed over the rows, metrics)."""
 
 
@@ -109,7 +120,16 @@ def check_schedule(
 def make_optimizer(
     config: OptimizerConfig, num_updates: int, updates_per_round: int = 1
 ) -> optax.GradientTransformation:
-    """The optimizer of `config`, for a run of `num_updates` updates."""
+    """The optimizer of `config`.
+
+    Args:
+      config: AdamW and its schedule.
+      num_updates: of the run.
+      updates_per_round: of the schedule "linear_by_round".
+
+    Raises:
+      Refusal: the schedule or `decay_on` is not one of those that are accepted.
+    """
     schedule = learning_rate_schedule(config, num_updates, updates_per_round)
     if config.decay_on not in ("all", "matrices"):
         raise Refusal(f"optimizer.decay_on is {config.decay_on!r}; accepted: all, matrices")
@@ -127,7 +147,7 @@ def make_optimizer(
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
 
 
-def matrices(params: Params) -> Any:
+def matrices(params: Params) -> Mapping[str, object]:
     """A tree of bools: True for kernels, False for norms, biases and embeddings."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.ndim > 1 and path[-1].key == "kernel", params
@@ -153,7 +173,7 @@ def denominator(mask_RC: Array, aggregation: Aggregation) -> Array:
 
 def policy_objective(
     loss: Callable[[Outputs, Batch], tuple[Array, Metrics]], model: Model, rows_per_prompt: int = 1
-) -> Objective:
+) -> Objective[Batch]:
     """The objective of a policy: the model's outputs on the rows, then the algorithm's loss.
 
     `rows_per_prompt` > 1 says that rows come in groups of that size, each of one prompt, which is
@@ -174,7 +194,7 @@ def critic_objective(
     loss: Callable[[Outputs, Batch], tuple[Array, Metrics]],
     model: ValueModel,
     rows_per_prompt: int = 1,
-) -> Objective:
+) -> Objective[Batch]:
     """The objective of a critic: its values on the rows, then the algorithm's loss."""
 
     def objective(params: Params, batch: Batch) -> tuple[Array, Metrics]:
@@ -189,42 +209,56 @@ def critic_objective(
 def collapse(stacked: Metrics) -> dict[str, Metric]:
     """Metrics stacked along their first dimension, as one."""
 
-    def one(metric: Metric) -> Metric:
+    def collapse_metric(metric: Metric) -> Metric:
         if isinstance(metric, Max):
             return Max(metric.largest.max(0))
         return jax.tree.map(lambda array: array.sum(0), metric)
 
-    return {name: one(metric) for name, metric in stacked.items()}
+    return {name: collapse_metric(metric) for name, metric in stacked.items()}
 
 
 def summed_gradients(
-    params: Params, batch: Any, objective: Objective, num_micro_batches: int, unit_rows: int
+    params: Params,
+    batch: RowsT,
+    objective: Objective[RowsT],
+    num_micro_batches: int,
+    unit_rows: int,
 ) -> tuple[Params, Array, Metrics]:
-    """Gradient of the summed loss, the summed loss, and metrics, accumulated over micro-batches in
-    a scan.
+    """Accumulates the gradient of a summed loss over micro-batches in a scan.
+
+    Args:
+      params: of the role.
+      batch: rows of a minibatch.
+      objective: gives the loss *summed* over rows.
+      num_micro_batches: divides the groups of rows; 1: no scan.
+      unit_rows: rows that are never separated.
+
+    Returns: the gradient of the summed loss, the summed loss, and the objective's metrics.
     """
     gradient = jax.value_and_grad(objective, has_aux=True)
     if num_micro_batches == 1:
         (loss, metrics), grads = gradient(params, batch)
         return grads, loss, metrics
-    parts = split_rows(batch, num_micro_batches, unit_rows)
+    micro_batches = split_rows(batch, num_micro_batches, unit_rows)
 
-    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts))
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], micro_batches))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[1], shapes[0][0]))
 
-    def accumulate(sums: Any, part: Any) -> tuple[Any, Metrics]:
-        (loss, metrics), grads = gradient(params, part)
+    def accumulate(
+        sums: tuple[Params, Array], micro_batch: RowsT
+    ) -> tuple[tuple[Params, Array], Metrics]:
+        (loss, metrics), grads = gradient(params, micro_batch)
         return (jax.tree.map(jnp.add, sums[0], grads), sums[1] + loss), metrics
 
-    (grads, loss), stacked = jax.lax.scan(accumulate, zeros, parts)
+    (grads, loss), stacked = jax.lax.scan(accumulate, zeros, micro_batches)
     return grads, loss, collapse(stacked)
 
 
 def train_step(
     state: TrainState,
-    batch: Any,
+    batch: RowsT,
     *,
-    objective: Objective,
+    objective: Objective[RowsT],
     optimizer: optax.GradientTransformation,
     aggregation: Aggregation,
     unit_rows: int = 1,
@@ -247,11 +281,12 @@ def train_step(
     count = denominator(batch.mask_RC, aggregation)
     grads = jax.tree.map(lambda g: g / count, grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params: Any = optax.apply_updates(state.params, updates)
+    params = optax.apply_updates(state.params, updates)
     one = jnp.float32(1.0)
     extra = {
         "loss": Mean(loss_sum, count),
         "grad_norm": Mean(optax.tree.norm(grads), one),
         "update_norm": Mean(optax.tree.norm(updates), one),
     }
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), {**metrics, **extra}
+    trained = replace(state, step=state.step + 1, params=params, opt_state=opt_state)
+    return trained, {**metrics, **extra}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.devices import sharding
-from rlhf_jax.micro_batches import in_parts, join_rows, split_rows
+from rlhf_jax.micro_batches import join_rows, map_micro_batches, split_rows
 from tests import tiny
 
 
@@ -30,11 +30,11 @@ def test_a_function_in_parts_sees_units_whole_and_gives_what_it_gives_of_all():
         return {"y": scale * jnp.repeat(rows["x"], 3) + shift, "scalar": rows["scalar"]}
 
     rows = {"x": jnp.arange(8.0), "scalar": jnp.int32(5)}
-    found = in_parts(repeated, 4, 1, 3)(2.0, rows, 1.0)
+    found = map_micro_batches(repeated, 4, 1, 3)(2.0, rows, 1.0)
     np.testing.assert_array_equal(found["y"], 2 * np.repeat(np.arange(8.0), 3) + 1)
     assert int(found["scalar"]) == 5
     assert seen == [(2,)]
-    assert in_parts(repeated, 1, 1, 3) is repeated
+    assert map_micro_batches(repeated, 1, 1, 3) is repeated
 
 
 def test_rows_stay_on_their_devices():
@@ -43,7 +43,9 @@ def test_rows_stay_on_their_devices():
     """
     mesh = tiny.make_mesh((4, 1, 1))
     layout = sharding.rows(mesh)
-    double = jax.jit(in_parts(lambda _, x: 2 * x, 2, 1, 1), out_shardings=layout, static_argnums=0)
+    double = jax.jit(
+        map_micro_batches(lambda _, x: 2 * x, 2, 1, 1), out_shardings=layout, static_argnums=0
+    )
     x = jax.device_put(np.arange(8.0), layout)
     text = double.lower(None, x).compile().as_text()
     assert not any(

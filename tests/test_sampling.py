@@ -148,7 +148,7 @@ def test_samples_of_a_prompt_are_the_prompt_repeated(model, draws):
         return (
             one,
             sampling.prefill(params, tiny.make_prompts(P), model, tiny.Q + C, G),
-            sampling.draw(one[0], uniform_B, 0.7),
+            sampling.sample_token(one[0], uniform_B, 0.7),
         )
 
     one, grouped, (token_B, logprob_B) = first_tokens(tiny.make_params(model))

@@ -47,7 +47,7 @@ def test_a_first_token_of_almost_no_probability_is_not_drawn():
         logits_V = np.log(np.array([2.0**exponent, *[(1 - 2.0**exponent) / 10] * 10])).astype(
             np.float32
         )
-        token_B, _ = sampling.draw(jnp.array(logits_V[None]), smallest_B, 1.0)
+        token_B, _ = sampling.sample_token(jnp.array(logits_V[None]), smallest_B, 1.0)
         assert int(token_B[0]) == expected
 
 
@@ -64,7 +64,9 @@ def test_draw_inverts_the_cumulative_distribution(vocab_size, temperature):
     random = np.random.default_rng(vocab_size)
     logits_BV = random.normal(size=(997, vocab_size)).astype(np.float32) * 2
     uniform_B = random.uniform(size=997).astype(np.float32)
-    token_B, logprob_B = jax.jit(sampling.draw, static_argnums=2)(logits_BV, uniform_B, temperature)
+    token_B, logprob_B = jax.jit(sampling.sample_token, static_argnums=2)(
+        logits_BV, uniform_B, temperature
+    )
     weight_BV = np.exp(
         (logits_BV.astype(np.float64) - logits_BV.max(-1, keepdims=True)) / temperature
     )
@@ -91,7 +93,7 @@ def test_drawn_frequencies_are_those_of_the_tempered_softmax(temperature):
     uniform_B = jax.jit(lambda o: sampling.uniforms(jax.random.key(0), o, jnp.zeros_like(o), 1)[0])(
         ordinal_B
     )
-    token_B, _ = sampling.draw(jnp.tile(logits_V[None], (count, 1)), uniform_B, temperature)
+    token_B, _ = sampling.sample_token(jnp.tile(logits_V[None], (count, 1)), uniform_B, temperature)
     law_V = np.exp(logits_V.astype(np.float64) / temperature)
     expected_V = count * law_V / law_V.sum()
     observed_V = np.bincount(np.asarray(token_B), minlength=V)
@@ -106,7 +108,7 @@ def test_impossible_tokens_are_never_drawn(uniform, possible):
     """
     logits_V = np.full(V, -np.inf, np.float32)
     logits_V[list(possible)] = 0.0
-    token_B, logprob_B = sampling.draw(
+    token_B, logprob_B = sampling.sample_token(
         jnp.array(logits_V[None]), jnp.array([uniform], jnp.float32), 1.0
     )
     assert int(token_B[0]) == (possible[0] if uniform == 0.0 else possible[-1])
@@ -119,7 +121,7 @@ def test_the_largest_uniform_number_draws_a_possible_token_of_a_large_vocabulary
     logits_BV = random.normal(size=(101, 5003)).astype(np.float32) * 4
     logits_BV[:, random.permutation(5003)[:2500]] = -np.inf
     logits_BV[:, -7:] = -np.inf
-    token_B, logprob_B = sampling.draw(
+    token_B, logprob_B = sampling.sample_token(
         jnp.array(logits_BV), jnp.full(101, 1 - 2.0**-24, jnp.float32), 1.0
     )
     assert np.isfinite(np.asarray(logprob_B)).all()

@@ -38,7 +38,7 @@ from rlhf_jax.models.common import value_head
 from rlhf_jax.planner.api import CostModel, Workload
 from rlhf_jax.planner.costs.analytic import AnalyticCostModel
 from rlhf_jax.planner.costs.hardware import find
-from rlhf_jax.planner.costs.measure import bytes_of, of_depth, time_call
+from rlhf_jax.planner.costs.measure import bytes_of, time_call, with_depth
 from rlhf_jax.planner.costs.measured import MeasuredCostModel
 from rlhf_jax.planner.costs.shapes import of_model
 from rlhf_jax.planner.options import mesh_shapes, slices
@@ -189,7 +189,7 @@ def memory(case: Case) -> dict[str, Any]:
     found = {}
     for shape in ((1, 1, 1), (8, 1, 1), (2, 2, 2)):
         placement = Placement(tuple(range(int(np.prod(shape)))), shape)
-        program = Program(*of_depth(spec, case.num_layers, placement))
+        program = Program(*with_depth(spec, case.num_layers, placement))
         whole = {
             call.name: bytes_of(program.lowered(call.name).compile()) for call in program.calls
         }

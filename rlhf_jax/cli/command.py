@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from rlhf_jax.refusal import ComponentError, Failed, NotFinite, Refusal, Stalled
 
@@ -102,18 +102,16 @@ def disk_failure(error: BaseException, directory: Path) -> str:
     system's error.
     """
     names = {str(directory), str(directory.absolute())}
-    for found in _chain(error):
-        text = str(found)
-        number = (
-            found.errno if isinstance(found, OSError) and not isinstance(found, Refusal) else None
-        )
-        quoted = isinstance(found, ValueError | RuntimeError) and any(
+    for link in _chain(error):
+        text = str(link)
+        number = link.errno if isinstance(link, OSError) and not isinstance(link, Refusal) else None
+        quoted = isinstance(link, ValueError | RuntimeError) and any(
             os.strerror(code) in text for code in DISK_ERRORS
         )
         if number not in DISK_ERRORS and not quoted:
             continue
-        has_file = isinstance(found, OSError) and bool(found.filename)
-        nameless = not has_file and not quoted and (_is_of_a_writer(found) or _is_full(directory))
+        has_file = isinstance(link, OSError) and bool(link.filename)
+        nameless = not has_file and not quoted and (_is_of_a_writer(link) or _is_full(directory))
         if nameless or any(name in text for name in names):
             return one_line(text)
     return ""
@@ -138,7 +136,7 @@ def _is_of_a_writer(error: BaseException) -> bool:
 
 
 def _is_full(directory: Path) -> bool:
-    above = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+    above = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
     disk = os.statvfs(above)
     return disk.f_bavail == 0 or bool(disk.f_flag & os.ST_RDONLY)
 
@@ -171,7 +169,7 @@ def start(main: Callable[[], int | None]) -> NoReturn:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     global _started
     _started = True
-    status: Any = FAILED
+    status: int | str | None = FAILED
     try:
         status = main() or 0
     except SystemExit as left:
@@ -203,7 +201,9 @@ def _leave(ending: list[int]) -> None:
         os._exit(ending[0])
 
 
-def _redeliver(before: Callable[[Any], Any]) -> Callable[[Any], None]:
+def _redeliver(
+    before: Callable[["sys.UnraisableHookArgs"], object],
+) -> Callable[["sys.UnraisableHookArgs"], None]:
     """A hook for exceptions that nobody can catch: interrupts once more, where one came into a
     callback of the collector.
 
@@ -213,7 +213,7 @@ def _redeliver(before: Callable[[Any], Any]) -> Callable[[Any], None]:
 
     waiting: list[threading.Timer] = []
 
-    def hook(unraisable: Any) -> None:
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
         if unraisable.exc_type is not None and issubclass(unraisable.exc_type, KeyboardInterrupt):
             if not any(
                 timer.is_alive() for timer in waiting

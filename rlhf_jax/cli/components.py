@@ -48,10 +48,10 @@ def exchanged(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
                 changed.reward_settings.to_dict(),
             )
             labels = [term.label for term in parse(reward)]
-            kept = (
+            settings = (
                 given
                 if reward == changed.reward
                 else {label: given[label] for label in given if label in labels}
             )
-            changed.reward_settings = ConfigDict(reward_nodes(reward, kept))
+            changed.reward_settings = ConfigDict(reward_nodes(reward, settings))
     return changed

@@ -5,7 +5,7 @@ with its place.
 import difflib
 import inspect
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
@@ -48,14 +48,14 @@ def load(named: str) -> ConfigDict:
     return config
 
 
-def _config(module: Any, path: str, argument: str | None) -> Any:
+def _config(module: ModuleType, path: str, argument: str | None) -> object:
     if not hasattr(module, "get_config"):
-        other = (
+        hint = (
             f"it is a study: {command.program('sweep')} --config={path}"
             if hasattr(module, "get_study")
             else "it is none"
         )
-        raise Refusal(f"the file has no get_config; {other}")
+        raise Refusal(f"the file has no get_config; {hint}")
     if argument is None:
         return module.get_config()
     if not inspect.signature(module.get_config).parameters:

@@ -17,7 +17,8 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from ml_collections import ConfigDict
 
 from rlhf_jax.cli import command, run
 from rlhf_jax.refusal import Refusal
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command.call(body)
 
 
-def _plan(config: Any, options: argparse.Namespace) -> None:
+def _plan(config: ConfigDict, options: argparse.Namespace) -> None:
     if options.devices < 0:
         raise Refusal(f"--devices is {options.devices}; accepted: 1 or more")
     if options.profile and options.hardware:
@@ -74,6 +75,7 @@ def _plan(config: Any, options: argparse.Namespace) -> None:
     if options.devices and "XLA_FLAGS" not in os.environ and not options.hardware:
         jax.config.update("jax_num_cpu_devices", options.devices)
     from rlhf_jax import build
+    from rlhf_jax.cli import plan_text
     from rlhf_jax.planner.costs import hardware
     from rlhf_jax.stages.common import planning
 
@@ -92,7 +94,7 @@ def _plan(config: Any, options: argparse.Namespace) -> None:
     problem = build.problem(config, device, options.devices or here or 1, lengths)
     profile = None
     if config.plan and config.plan != planning.SEARCH:
-        show_written(problem, config.plan, options.output)
+        plan_text.show_written(problem, str(config.plan), options.output)
         return
     if options.profile:
         workspace, stages, algorithm = build.parts(config)
@@ -101,91 +103,7 @@ def _plan(config: Any, options: argparse.Namespace) -> None:
         print(f"{len(profile.known)} figures measured, in {planning.PROFILE}")
     else:
         found = problem.search()
-    show(problem, found, profile, options.output)
-
-
-def heading(problem: Any) -> str:
-    """Devices, models and work of a round in one line."""
-    work = problem.work
-    shapes = ", ".join(
-        f"{role} {shape.num_params / 1e9:.3g}B" for role, shape in problem.shapes.items()
-    )
-    return (
-        f"{problem.num_devices} x {problem.hardware.name}; {shapes}; {work.num_prompts} prompts x "
-        f"{work.samples_per_prompt} a round, {work.loop} loop, lag {work.lag}\n"
-    )
-
-
-def show_written(problem: Any, text: str, output: Path) -> None:
-    """Prints the simulation of a plan that was written by hand. Calls that it does not name are
-    sharded along `data` on all devices.
-    """
-    from rlhf_jax.devices.placement import parse
-    from rlhf_jax.report.plots import gantt
-    from rlhf_jax.types import Placement
-
-    everywhere = Placement(tuple(range(problem.num_devices)), (problem.num_devices, 1, 1))
-    found = problem.expected(parse(text), everywhere)
-    print(heading(problem))
-    print(gantt.table(found.simulation))
-    draw(found.simulation, output)
-
-
-def draw(simulation: Any, output: Path) -> None:
-    """Writes the picture."""
-    from rlhf_jax.report.plots import gantt, style
-
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        style.write_png(gantt.draw(simulation), output)
-    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
-        raise Refusal(f"--output is {output}, which cannot be written: {error.strerror}") from error
-    print(f"picture: {output}")
-
-
-def show(problem: Any, found: Any, profile: Any, output: Path) -> None:
-    """Prints and draws what was found."""
-    from rlhf_jax.devices.placement import text_of
-    from rlhf_jax.planner.search.search import advice
-    from rlhf_jax.report.plots import gantt
-
-    chosen = found.advised
-    print(heading(problem))
-    print(gantt.table(chosen.simulation))
-    if profile is not None and (missing := profile.missing(problem.calls, chosen.plan)):
-        print(f"not measured, but by formulas: {', '.join(missing)}")
-    print(f"\n{verdict(found)}")
-    for place, other in enumerate(found.others, 2):
-        print(f"{place}. {other.why}")
-    print(f"\n{advice(*_both_loops(problem, found, profile))}")
-    print(f'\nrun it:  --config.plan="{text_of(chosen.plan)}"')
-    draw(chosen.simulation, output)
-
-
-def verdict(found: Any) -> str:
-    """A sentence that compares the plan with one mesh for every call."""
-    proof = "proven best" if found.proven else "the best one found"
-    least = found.best.simulation.seconds_per_round
-    if found.default is None:
-        return f"{proof} by these costs, whose errors are not in that; one mesh for every call does not fit"
-    simple = found.default.simulation.seconds_per_round
-    if found.advised is found.default:
-        gain = 100 * (1 - least / simple)
-        return f"one mesh for every call; the best plan by these costs would gain {gain:.1f} %, less than they err"
-    return f"{proof} by these costs, whose errors are not in that; one mesh for every call: {found.default.why}"
-
-
-def _both_loops(problem: Any, found: Any, profile: Any) -> tuple[Any, Any]:
-    """Results for the synchronous loop at lag 0 and the asynchronous one; the one at hand is not
-    searched again.
-    """
-    settings = (("synchronous", 0), ("asynchronous", max(1, problem.work.lag)))
-    return tuple(
-        found
-        if (problem.work.loop, problem.work.lag) == setting
-        else problem.with_loop(*setting).search(profile and profile.of_loop(*setting))
-        for setting in settings
-    )  # type: ignore[return-value]
+    plan_text.show(problem, found, profile, options.output)
 
 
 def start() -> None:

@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -170,14 +169,14 @@ def check_keys(config: ConfigDict, overrides: Sequence[str]) -> None:
                 )
             node = node[key]
         if isinstance(node, ConfigDict):
-            other = (
+            hint = (
                 f"; --config.{path}.name={text} takes another one"
                 if "name" in node and text
                 else ""
             )
             raise Refusal(
                 f"config.{path} has keys below it; accepted: --config.{path}.<key>=<value> with "
-                f"{', '.join(node)}{other}"
+                f"{', '.join(node)}{hint}"
             )
 
 
@@ -191,7 +190,7 @@ def _unread(error: Exception, config: ConfigDict, overrides: Sequence[str]) -> s
     return command.one_line(str(error))
 
 
-def _neighbours(key: str, node: Any) -> str:
+def _neighbours(key: str, node: object) -> str:
     names = list(node) if isinstance(node, ConfigDict) else []
     close = difflib.get_close_matches(key, names, 1)
     return (
@@ -203,8 +202,8 @@ def _neighbours(key: str, node: Any) -> str:
 
 def _as_key(flag: str, config: ConfigDict) -> str:
     """Names keys of the config that end in an argument's name."""
-    found = [key for key in flat(config.to_dict()) if key.rpartition(".")[2] == flag]
-    return f"; did you mean {' or '.join(f'--config.{key}' for key in found)}?" if found else ""
+    keys = [key for key in flat(config.to_dict()) if key.rpartition(".")[2] == flag]
+    return f"; did you mean {' or '.join(f'--config.{key}' for key in keys)}?" if keys else ""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -36,15 +36,15 @@ def parameters(options: str) -> dict[str, Any]:
 
     Raises Refusal for a part that is no such pair.
     """
-    found: dict[str, Any] = {}
+    options_by_name: dict[str, Any] = {}
     for part in filter(None, options.split(",")):
         name, equals, value = part.partition("=")
         if not (name and equals and value):
             raise Refusal(
                 f"--slurm has the option {part!r}; accepted: name=value, e.g. timeout_min=60"
             )
-        found[name] = int(value) if value.isdecimal() else value
-    return found
+        options_by_name[name] = int(value) if value.isdecimal() else value
+    return options_by_name
 
 
 def launch(

@@ -69,19 +69,19 @@ class CostModel(Protocol):
         ...
 
     def params_bytes(self, role: str, placement: Placement) -> float:
-        """A copy of a role's params for generation or inference."""
+        """Bytes of a copy of a role's params for generation or inference."""
         ...
 
     def state_bytes(self, role: str, placement: Placement) -> float:
-        """A trained role's whole state: params, and what the optimizer keeps."""
+        """Bytes of a trained role's state: params, and the arrays of the optimizer."""
         ...
 
     def reallocate_seconds(self, role: str, source: Placement, target: Placement) -> float:
-        """Moving a role's params; 0 where both have the same devices and mesh shape."""
+        """Seconds to reshard a role's params from `source` to `target`; 0 between equal layouts."""
         ...
 
     def transfer_seconds(self, call: Call, source: Placement, target: Placement) -> float:
-        """Moving what a call has produced to another call's devices; 0 where both have the same
-        devices and mesh shape.
+        """Seconds to transfer the output of `call` from `source` to another call's devices; 0 between
+        equal layouts.
         """
         ...

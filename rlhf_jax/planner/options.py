@@ -53,18 +53,18 @@ def slices(num_devices: int, devices_per_host: int) -> list[tuple[int, ...]]:
             "multiple"
         )
     host = min(devices_per_host, num_devices)
-    found = set(_host_runs(num_devices // host, host, aligned=num_devices > ALL_HOST_RUNS))
+    runs = set(_host_runs(num_devices // host, host, aligned=num_devices > ALL_HOST_RUNS))
     size = 1
     while size < host:
-        found |= {
-            (begin + place, size)
+        runs |= {
+            (begin + offset, size)
             for begin in range(0, num_devices, host)
-            for place in _aligned(host, size)
+            for offset in _aligned(host, size)
         }
         size *= 2
     return [
         tuple(range(begin, begin + size))
-        for begin, size in sorted(found, key=lambda run: (run[1], run[0]))
+        for begin, size in sorted(runs, key=lambda run: (run[1], run[0]))
     ]
 
 
@@ -91,15 +91,15 @@ def mesh_shapes(num_devices: int, devices_per_host: int) -> tuple[tuple[int, int
 
     A tensor group is the innermost axis, so it lies in a host where its size divides the host's.
     """
-    found = []
+    shapes = []
     for tensor in _divisors(num_devices):
         if tensor > devices_per_host or (
             num_devices > devices_per_host and devices_per_host % tensor
         ):
             continue
         rest = num_devices // tensor
-        found += [(rest // fsdp, fsdp, tensor) for fsdp in _divisors(rest)]
-    return tuple(found)
+        shapes += [(rest // fsdp, fsdp, tensor) for fsdp in _divisors(rest)]
+    return tuple(shapes)
 
 
 def _divisors(number: int) -> list[int]:
@@ -119,11 +119,11 @@ def options(
     and mesh shape (so that nothing else of a plan can tell them apart), what takes as long and as
     much memory as another one or more.
     """
-    found = []
+    candidates = []
     for devices in slices(num_devices, devices_per_host):
         for shape in mesh_shapes(len(devices), devices_per_host):
-            found += pareto(variants(call, costs, Placement(devices, shape), micro_batches))
-    return found
+            candidates += pareto(variants(call, costs, Placement(devices, shape), micro_batches))
+    return candidates
 
 
 def variants(
@@ -154,16 +154,16 @@ def option(call: Call, costs: CostModel, placement: Placement) -> Option:
 
 def resident_bytes(call: Call, costs: CostModel, placement: Placement) -> float:
     """Bytes of a device that the call keeps there: a trained role's state, or a copy of params."""
-    of_call = costs.state_bytes if call.kind == "train" else costs.params_bytes
-    return of_call(call.role, placement)
+    cost = costs.state_bytes if call.kind == "train" else costs.params_bytes
+    return cost(call.role, placement)
 
 
 def pareto(candidates: Iterable[Option]) -> list[Option]:
     """Those that no other one beats in both seconds and working bytes, the fastest first; of equals
     the first.
     """
-    found: list[Option] = []
+    undominated: list[Option] = []
     for candidate in sorted(candidates, key=lambda option: (option.seconds, option.working_bytes)):
-        if not found or candidate.working_bytes < found[-1].working_bytes:
-            found.append(candidate)
-    return found
+        if not undominated or candidate.working_bytes < undominated[-1].working_bytes:
+            undominated.append(candidate)
+    return undominated

@@ -6,7 +6,7 @@
     an evaluation   {"stage": "evaluate", "of": stage, "update": version evaluated, "seconds": ..., figures}
     a stage's end   {"stage": stage, "kind": "timing", figures in seconds}
 
-Figures are numbers; `report/plots/curves.py` says which ones a report draws, and in which unit. The
+Figures are numbers; `report/plots/panels.py` says which ones a report draws, and in which unit. The
 standard error of an evaluation's figure `x` stands beside it as `x_stderr` (over prompts: the
 samples of one prompt are not independent). Timings: "wall_seconds" is the stage's whole time on the
 wall; any other "<part>_seconds" ("compile_seconds", "generate_seconds", ...) is a part of it.

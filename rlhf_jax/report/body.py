@@ -23,7 +23,7 @@ def body(run: Run, drawn: Mapping[str, Sequence[Picture]]) -> list[str]:
     """The sections of the page; `drawn` has the pictures by name, those of a stage as
     `stage_<name>`.
     """
-    units = units_of.of_run(run.config, run.lines, run.samples)
+    units = units_of.resolve(run.config, run.lines, run.samples)
     figures = {name: _pictures(name, pictures) for name, pictures in drawn.items()}
     others = "".join(
         f"<h3>{page.text(name[6:])}</h3>{text}"
@@ -46,12 +46,12 @@ def body(run: Run, drawn: Mapping[str, Sequence[Picture]]) -> list[str]:
     summary, during = texts.during(run)
     folded = {texts.DURING: during, "All figures of each stage": others}
     folded |= {"Starts": identity.starts(run), "Resolved config": config}
-    there = [title for title, content in (sections | folded).items() if content]
+    titles = [title for title, content in (sections | folded).items() if content]
     return [
         f"<h1>{page.text(identity.name(run))}</h1>",
-        page.contents(there),
+        page.contents(titles),
         page.notice("Not there yet", run.missing),
-        page.notice("Notices", [*read.notices(run.lines), *notices.of_run(run.lines, run.config)]),
+        page.notice("Notices", [*read.notices(run.lines), *notices.find(run.lines, run.config)]),
         headline(run, units),
         page.facts(identity.facts(run, units)),
         *(_section(title, content) for title, content in sections.items()),
@@ -71,9 +71,9 @@ def _pictures(name: str, pictures: Sequence[Picture]) -> str:
     """A file's pictures as figures of the page."""
     drawings = [
         page.drawing(
-            style.svg(style.sheet([picture]), f"{name} {place}"), picture.name, picture.note, picture.wide
+            style.svg(style.sheet([picture]), f"{name} {index}"), picture.name, picture.note, picture.wide
         )
-        for place, picture in enumerate(pictures)
+        for index, picture in enumerate(pictures)
     ]  # fmt: skip
     if len(drawings) == 1 and pictures[0].wide:
         return drawings[0]
@@ -82,24 +82,26 @@ def _pictures(name: str, pictures: Sequence[Picture]) -> str:
 
 def _with_bands(figures: str, units: Units) -> str:
     """Learning curves with a line about their bands."""
-    said = f"Points are evaluations on held-out prompts; bands are {units.interval} to either side."
+    legend = (
+        f"Points are evaluations on held-out prompts; bands are {units.interval} to either side."
+    )
     if units.interval == "95 %":
-        said = "Points are evaluations on held-out prompts; bands hold the mean over all prompts in 95 % of cases."
-    return f'<p class="muted">{page.text(said)}</p>{figures}' if figures else ""
+        legend = "Points are evaluations on held-out prompts; bands hold the mean over all prompts in 95 % of cases."
+    return f'<p class="muted">{page.text(legend)}</p>{figures}' if figures else ""
 
 
 def _timeline(run: Run, drawn: str) -> str:
     if not run.spans:
         return drawn
-    said = [timeline.left_out(run.spans)]
+    sentences = [timeline.left_out(run.spans)]
     loop = units_of.value(run.config, "rlhf.loop")
-    found = timeline.speed(run.spans, loop == "asynchronous") if loop else None
-    if found:
-        said = [
-            *timeline.sentences(found, units_of.value(run.config, "algorithm.name") or ""),
-            *said,
+    speed = timeline.speed(run.spans, loop == "asynchronous") if loop else None
+    if speed:
+        sentences = [
+            *timeline.sentences(speed, units_of.value(run.config, "algorithm.name") or ""),
+            *sentences,
         ]
-    return "".join(f"<p>{page.prose(sentence)}</p>" for sentence in said if sentence) + drawn
+    return "".join(f"<p>{page.prose(sentence)}</p>" for sentence in sentences if sentence) + drawn
 
 
 def headline(run: Run, units: Units) -> str:
@@ -164,5 +166,5 @@ def _change(
     shown = alike([value for value in (before, after) if value is not None], stderr)
     first = "" if before is None else f"<i>{shown[0]} →</i> "
     interval = with_interval(0.0, stderr).partition(" ± ")[2] if half_width(stderr) else ""
-    said = f"{note}, ± {interval} ({units.interval})" if interval else note
-    return page.card(title, first + ("<i>?</i>" if after is None else shown[-1]), said)
+    caption = f"{note}, ± {interval} ({units.interval})" if interval else note
+    return page.card(title, first + ("<i>?</i>" if after is None else shown[-1]), caption)

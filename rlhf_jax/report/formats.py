@@ -3,8 +3,7 @@ an interval has.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from rlhf_jax.records.progress import format_figure, format_seconds
 
@@ -13,7 +12,7 @@ MOST_DECIMALS = 6
 INTERVAL = 1.96  # standard errors: a 95 % interval of a mean over many prompts
 
 
-def number(value: Any) -> str:
+def number(value: float) -> str:
     """Three significant digits, with a minus sign in the place of a hyphen.
 
     >>> number(-0.25), number(1250.4)
@@ -22,15 +21,16 @@ def number(value: Any) -> str:
     return format_figure(value).replace("-", MINUS)
 
 
-def half_width(stderr: Any) -> float | None:
+def half_width(stderr: object) -> float | None:
     """Half of an interval of `INTERVAL` standard errors to either side; None where no standard
     error is known.
     """
-    known = isinstance(stderr, int | float) and math.isfinite(stderr)
-    return INTERVAL * stderr if known else None
+    if isinstance(stderr, int | float) and math.isfinite(stderr):
+        return INTERVAL * stderr
+    return None
 
 
-def with_interval(value: float, stderr: Any) -> str:
+def with_interval(value: float, stderr: object) -> str:
     """A value and its interval, both to the interval's second digit; the value alone where no
     standard error is known.
 
@@ -46,7 +46,7 @@ def with_interval(value: float, stderr: Any) -> str:
     return f"{value:.{decimals}f} ± {half:.{decimals}f}".replace("-", MINUS)
 
 
-def alike(values: Sequence[float], stderr: Any = None) -> list[str]:
+def alike(values: Sequence[float], stderr: object = None) -> list[str]:
     """Values with the same number of decimals: as an interval has them, or as three digits of the
     largest one need.
 
@@ -95,7 +95,7 @@ def percent(share: float) -> str:
     return "under 1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
 
 
-def listed(numbers: Any) -> str:
+def listed(numbers: Iterable[object]) -> str:
     """ "0, 16 and 32", or the ends of a long list: "0 to 64".
 
     >>> listed([0, 16, 32]), listed(range(40)), listed([7])

@@ -73,13 +73,13 @@ NOTES = {
 def title(name: str, units: Units) -> str:
     """The title of a figure with its unit; its own name with spaces where none is known."""
     gold = units.gold
-    own = {
+    titles = {
         "gold_mean": f"{gold.title}, {gold.unit}",
         "gold_std": f"{gold.title}, standard deviation",
         "gold_mean_greedy": f"{gold.title}, greedy",
         "reward_mean": f"{units.learned.title}, {units.learned.unit}",
     }
-    return own.get(name) or TITLES.get(name) or name.replace("_", " ")
+    return titles.get(name) or TITLES.get(name) or name.replace("_", " ")
 
 
 def note(name: str) -> str:

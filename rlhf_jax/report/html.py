@@ -45,7 +45,7 @@ def draw(run: read.Run) -> dict[str, list[Any]]:
     from rlhf_jax.report import units
     from rlhf_jax.report.plots import curves, timeline, trade_off
 
-    measured = units.of_run(run.config, run.lines, run.samples)
+    measured = units.resolve(run.config, run.lines, run.samples)
     pictures = {
         "learning_curves": curves.learning_curves(run.lines, measured),
         "trade_off": trade_off.trade_off(run.lines, measured),
@@ -54,4 +54,4 @@ def draw(run: read.Run) -> dict[str, list[Any]]:
     }
     for stage in read.stages(run.lines):
         pictures[f"stage_{stage}"] = curves.stage_curves(run.lines, measured, stage)
-    return {name: found for name, found in pictures.items() if found}
+    return {name: drawings for name, drawings in pictures.items() if drawings}

@@ -129,8 +129,8 @@ def files(directory: Path) -> str:
 
 
 def _text(config: Mapping[str, Any] | None, path: str) -> str:
-    found = value(config, path)
-    return "not recorded" if found is None else page.text(found)
+    entry = value(config, path)
+    return "not recorded" if entry is None else page.text(entry)
 
 
 def _reward(config: Mapping[str, Any] | None, units: Units) -> str:

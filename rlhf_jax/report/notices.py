@@ -133,7 +133,7 @@ class Notices:
                     )
 
 
-def of_run(lines: Sequence[Line], config: Mapping[str, Any] | None) -> list[str]:
+def find(lines: Sequence[Line], config: Mapping[str, Any] | None) -> list[str]:
     """Sentences about the updates of the RLHF stage that trained under a condition, with means over
     those updates.
     """
@@ -145,6 +145,6 @@ def of_run(lines: Sequence[Line], config: Mapping[str, Any] | None) -> list[str]
             continue
         names = [name for name in ("finished", "flat_group_share") if name in under[0]]
         means = {name: sum(float(line[name]) for line in under) / len(under) for name in names}
-        said = condition.sentence(means, limits_of(config))
-        sentences.append(f"In {len(under)} of {len(trained)} updates, {said}.")
+        sentence = condition.sentence(means, limits_of(config))
+        sentences.append(f"In {len(under)} of {len(trained)} updates, {sentence}.")
     return sentences

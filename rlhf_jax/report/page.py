@@ -110,8 +110,8 @@ def prose(sentence: str) -> str:
     if len(parts) % 2 == 0:  # a backtick that is not closed is one
         return text(sentence)
     return "".join(
-        f"<code>{text(part)}</code>" if place % 2 else text(part)
-        for place, part in enumerate(parts)
+        f"<code>{text(part)}</code>" if index % 2 else text(part)
+        for index, part in enumerate(parts)
     )
 
 
@@ -162,9 +162,11 @@ def folded(summary: str, content: str, title: str = "") -> str:
     """Content that opens on a click, with the anchor of its title; nothing where there is no
     content.
     """
-    place = f' id="{anchor(title)}"' if title else ""
+    identity = f' id="{anchor(title)}"' if title else ""
     return (
-        f"<details{place}><summary>{text(summary)}</summary>{content}</details>" if content else ""
+        f"<details{identity}><summary>{text(summary)}</summary>{content}</details>"
+        if content
+        else ""
     )
 
 

@@ -60,13 +60,13 @@ def read_run(directory: Path) -> Run:
     broken file.
     """
     files = {name: directory / name for name in ("config.json", metrics.FILE, samples.FILE)}
-    there = {name: path.exists() for name, path in files.items()}
-    if not any(there.values()):
+    exists = {name: path.exists() for name, path in files.items()}
+    if not any(exists.values()):
         raise MissingInput(f"{directory} is no run directory: none of {', '.join(files)} is in it")
-    config = _config(files["config.json"]) if there["config.json"] else None
-    lines = read(files[metrics.FILE]) if there[metrics.FILE] else []
-    texts = read(files[samples.FILE]) if there[samples.FILE] else []
-    absent = [f"{name} is not there" for name, is_there in there.items() if not is_there]
+    config = _config(files["config.json"]) if exists["config.json"] else None
+    lines = read(files[metrics.FILE]) if exists[metrics.FILE] else []
+    texts = read(files[samples.FILE]) if exists[samples.FILE] else []
+    absent = [f"{name} is not there" for name, present in exists.items() if not present]
     spans, starts = (tuple(_read_if_there(directory / name)) for name in (timeline.FILE, STARTS))
     missing = (*absent, *_missing(lines, texts, _begins_elsewhere(config)))
     return Run(directory, config, lines, texts, missing, spans, starts)
@@ -81,13 +81,13 @@ def _begins_elsewhere(config: dict[str, Any] | None) -> bool:
 def _config(path: Path) -> dict[str, Any]:
     """The resolved config. Raises Refusal that names the file where it is damaged."""
     try:
-        found = json.loads(path.read_text())
+        values = json.loads(path.read_text())
     except ValueError as error:  # no JSON, or no text at all
         raise Refusal(f"{path} is damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise Refusal(f"{path} is damaged: it holds {type(found).__name__}; accepted: an object")
-    digests = found.pop(DIGESTS, {})
-    return with_leaves({}, history.translated(flat(found), str(path))) | {DIGESTS: digests}
+    if not isinstance(values, dict):
+        raise Refusal(f"{path} is damaged: it holds {type(values).__name__}; accepted: an object")
+    digests = values.pop(DIGESTS, {})
+    return with_leaves({}, history.translated(flat(values), str(path))) | {DIGESTS: digests}
 
 
 def _read_if_there(path: Path) -> list[Line]:
@@ -120,7 +120,7 @@ def _missing(lines: Sequence[Line], texts: Sequence[Line], begins_elsewhere: boo
         if not line
     ]
     return missing + [
-        f'no samples "{kind}"' for kind in ("before", "after") if not of_kind(texts, kind)
+        f'no samples "{kind}"' for kind in ("before", "after") if not select(texts, kind)
     ]
 
 
@@ -161,21 +161,29 @@ def policy_evaluations(lines: Sequence[Line], stage: str = TRAINED, base: str = 
     """Evaluations of a trained policy, with its version 0: where that was not evaluated, the base
     it began as was.
     """
-    own = evaluations(lines, stage)
-    if any(line["update"] == 0 for line in own) or not own:
-        return own
-    return [line | {"update": 0} for line in evaluations(lines, base)[-1:]] + own
+    of_stage = evaluations(lines, stage)
+    if any(line["update"] == 0 for line in of_stage) or not of_stage:
+        return of_stage
+    return [line | {"update": 0} for line in evaluations(lines, base)[-1:]] + of_stage
 
 
 def before_and_after(lines: Sequence[Line]) -> tuple[Line | None, Line | None]:
     """The evaluation of the policy as training began, and that of its last evaluated version."""
-    found = policy_evaluations(lines) or evaluations(lines, BASE)[-1:]
-    before = found[0] if found and (found[0]["update"] == 0 or found[0]["of"] == BASE) else None
-    after = found[-1] if found and found[-1]["of"] == TRAINED and found[-1]["update"] > 0 else None
+    evaluated = policy_evaluations(lines) or evaluations(lines, BASE)[-1:]
+    before = (
+        evaluated[0]
+        if evaluated and (evaluated[0]["update"] == 0 or evaluated[0]["of"] == BASE)
+        else None
+    )
+    after = (
+        evaluated[-1]
+        if evaluated and evaluated[-1]["of"] == TRAINED and evaluated[-1]["update"] > 0
+        else None
+    )
     return before, after
 
 
-def of_kind(texts: Sequence[Line], kind: str) -> list[Line]:
+def select(texts: Sequence[Line], kind: str) -> list[Line]:
     return [line for line in texts if line["kind"] == kind]
 
 
@@ -183,14 +191,14 @@ def series(lines: Sequence[Line], name: str) -> Series | None:
     """The figure where lines have it, infinite values as NaN, which no curve goes through; None
     where none has it.
     """
-    found = [line for line in lines if isinstance(line.get(name), int | float)]
-    if not found:
+    points = [line for line in lines if isinstance(line.get(name), int | float)]
+    if not points:
         return None
-    values = [float(line[name]) if math.isfinite(line[name]) else math.nan for line in found]
+    values = [float(line[name]) if math.isfinite(line[name]) else math.nan for line in points]
     return Series(
-        [line["update"] for line in found],
+        [line["update"] for line in points],
         values,
-        [line.get(f"{name}_stderr", math.nan) for line in found],
+        [line.get(f"{name}_stderr", math.nan) for line in points],
     )
 
 
@@ -226,8 +234,8 @@ def _parts(lines: Sequence[Line], stage: str) -> dict[str, float]:
     if "compile" not in parts:
         start = min(_start(processes), max(0.0, wall - sum(parts.values())))
         parts = ({"start": start} if start > 0 else {}) | parts
-    other = wall - sum(parts.values())
-    return parts | ({"other": other} if other > 0 else {})
+    remainder = wall - sum(parts.values())
+    return parts | ({"other": remainder} if remainder > 0 else {})
 
 
 def _processes(seconds: Sequence[float]) -> list[list[float]]:
@@ -245,10 +253,10 @@ def _start(processes: Sequence[Sequence[float]]) -> float:
     updates.
     """
     usual = [
-        statistics.median(b - a for a, b in itertools.pairwise(of))
-        for of in processes
-        if len(of) > 2
+        statistics.median(b - a for a, b in itertools.pairwise(times))
+        for times in processes
+        if len(times) > 2
     ]
     if not usual:
         return 0.0
-    return sum(max(0.0, of[0] - statistics.median(usual)) for of in processes)
+    return sum(max(0.0, times[0] - statistics.median(usual)) for times in processes)

@@ -45,9 +45,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """
     order = np.argsort(p_values)
     adjusted, largest = [math.nan] * len(p_values), 0.0
-    for rank, place in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = largest
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
     return adjusted
 
 
@@ -75,15 +75,15 @@ def by_seed(results: Sequence[Result], value: Callable[[Result], float]) -> OfSe
     """The mean of a value over each seed's results: a seed counts once, however many settings of it
     there are.
     """
-    found: dict[int, list[float]] = {}
+    by_seed_values: dict[int, list[float]] = {}
     for result in results:
-        found.setdefault(result["seed"], []).append(value(result))
-    return {seed: sum(values) / len(values) for seed, values in sorted(found.items())}
+        by_seed_values.setdefault(result["seed"], []).append(value(result))
+    return {seed: sum(values) / len(values) for seed, values in sorted(by_seed_values.items())}
 
 
-def differences(one: OfSeed, other: OfSeed) -> OfSeed:
-    """one − other over the seeds that both have."""
-    return {seed: one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())}
+def differences(a: OfSeed, b: OfSeed) -> OfSeed:
+    """a − b over the seeds that both have."""
+    return {seed: a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())}
 
 
 def interval(values: OfSeed) -> tuple[float, float]:

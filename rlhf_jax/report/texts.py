@@ -19,7 +19,7 @@ SCORES = {"gold": "gold", "reward": "reward"}
 
 def pairs(run: Run) -> str:
     """The last completion "before" and the last "after" of each prompt, side by side."""
-    texts = [text for kind in KINDS for text in read.of_kind(run.samples, kind)]
+    texts = [text for kind in KINDS for text in read.select(run.samples, kind)]
     before, after = (
         {text["ordinal"]: text for text in texts if text["kind"] == kind} for kind in KINDS
     )
@@ -48,11 +48,11 @@ def _pair_table(rows: Sequence[tuple[Line | None, Line | None]], scores: Sequenc
 
 def _pair_row(before: Line | None, after: Line | None, scores: Sequence[str]) -> list[str]:
     cells = [page.text((before or after or {})["prompt"])]
-    for sample, other in ((before, None), (after, before)):
+    for sample, earlier in ((before, None), (after, before)):
         cells += (
             ["<i>none</i>", *("" for _ in scores)]
             if sample is None
-            else _sample_cells(sample, scores, other)
+            else _sample_cells(sample, scores, earlier)
         )
     return cells
 
@@ -79,7 +79,7 @@ def during(run: Run) -> tuple[str, str]:
     """A summary that names the updates, and a table of completions of updates that are spread over
     all of training.
     """
-    texts = read.of_kind(run.samples, "during")
+    texts = read.select(run.samples, "during")
     if not texts:
         return "", ""
     updates = list(dict.fromkeys(text["update"] for text in texts))
@@ -108,7 +108,7 @@ def spread(values: Sequence[int], most: int) -> list[int]:
         return list(values)
     if most == 1:
         return [values[-1]]
-    return [values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)]
+    return [values[round(index * (len(values) - 1) / (most - 1))] for index in range(most)]
 
 
 def evaluations(run: Run, units: Units) -> str:
@@ -149,8 +149,8 @@ def _best_of_n(lines: Sequence[Line], units: Units) -> str:
     head = ("best of n", "KL, analytic", *(glossary.title(name, units) for name in names))
     if not rows:
         return ""
-    said = "Best of n samples of the SFT policy, chosen by the reward model and judged by gold:"
-    return f"<p>{said}</p>{page.table(head, rows, tuple('number' for _ in head), stack=True)}"
+    sentence = "Best of n samples of the SFT policy, chosen by the reward model and judged by gold:"
+    return f"<p>{sentence}</p>{page.table(head, rows, tuple('number' for _ in head), stack=True)}"
 
 
 def _row(lines: Sequence[Line], name: str) -> list[str]:

@@ -58,7 +58,7 @@ def value(config: Mapping[str, Any] | None, path: str) -> Any:
     """The entry of a resolved config at a dotted path; None where an older or a partial config
     lacks it.
     """
-    node: Any = config
+    node: object = config
     for key in path.split("."):
         if not isinstance(node, Mapping) or key not in node:
             return None
@@ -66,7 +66,7 @@ def value(config: Mapping[str, Any] | None, path: str) -> Any:
     return node
 
 
-def of_run(
+def resolve(
     config: Mapping[str, Any] | None, lines: Sequence[Line], texts: Sequence[Line] = ()
 ) -> Units:
     """The units of a run.
@@ -107,10 +107,10 @@ def _raw_std(lines: Sequence[Line]) -> float:
     """The raw learned reward's standard deviation over SFT samples, as the reward model's stage
     measured it.
     """
-    found = [
+    stds = [
         line["raw_std"] for line in lines if line.get("of") == "reward_model" and "raw_std" in line
     ]
-    return float(found[-1]) if found else math.nan
+    return float(stds[-1]) if stds else math.nan
 
 
 def _num_prompts(config: Mapping[str, Any] | None, texts: Sequence[Line]) -> int | None:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.dataflow import SCORES, Call
 from rlhf_jax.devices import distributed, sharding
-from rlhf_jax.micro_batches import in_parts
+from rlhf_jax.micro_batches import map_micro_batches
 from rlhf_jax.runtime.spec import ProgramSpec
 from rlhf_jax.types import Params, TrainState
 from rlhf_jax.updating import critic_objective, policy_objective, train_step
@@ -36,7 +36,7 @@ def score(spec: ProgramSpec, call: Call) -> CompiledCall:
     """Compiles a score. A group's rows stay together, because its prompt is run once."""
     mesh, group = spec.places.mesh(call.name), spec.sampling.samples_per_prompt
     function = partial(SCORES[call.name].function, model=spec.model_of(call))
-    micro_batched = in_parts(function, spec.places.parts(call.name), group, group)
+    micro_batched = map_micro_batches(function, spec.places.parts(call.name), group, group)
     run = distributed.compiled(
         sharding.keeping_rows(micro_batched, mesh), out_shardings=sharding.rows(mesh)
     )

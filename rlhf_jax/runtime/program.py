@@ -19,7 +19,7 @@ from rlhf_jax.dataflow import REWARD, SCORES, Call
 from rlhf_jax.devices import distributed, memory, sharding
 from rlhf_jax.devices.placement import placed
 from rlhf_jax.devices.transfer.per_host import own_mesh
-from rlhf_jax.micro_batches import in_parts
+from rlhf_jax.micro_batches import map_micro_batches
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import calls, credit, shapes
 from rlhf_jax.runtime.sampler import Sampler
@@ -316,7 +316,9 @@ def _make_sampler(spec: ProgramSpec, call: Call, home: Mesh, params: Params) -> 
     slices = spec.sampler_slices
     if not slices and places.mesh(call.name) != home:
         slices = (own_mesh(places.mesh(call.name)),)
-    micro_batched = in_parts(draw, places.parts(call.name), 1, spec.sampling.samples_per_prompt)
+    micro_batched = map_micro_batches(
+        draw, places.parts(call.name), 1, spec.sampling.samples_per_prompt
+    )
     prompts = jax.eval_shape(lambda: spec.prompts(0))
     return Sampler(
         micro_batched, spec.model, params, prompts, spec.key, home, slices, spec.publish_dtype

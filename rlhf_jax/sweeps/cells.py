@@ -71,7 +71,7 @@ class Cells:
         config.directory = str(self.directory(cell))
         return config
 
-    def _config(self, cell: Cell) -> Any:
+    def _config(self, cell: Cell) -> ConfigDict:
         from rlhf_jax import build
 
         arm = self.study.arm(cell.arm)
@@ -135,12 +135,12 @@ class Cells:
         """Lines by digest, and the number of ended cells by purpose, seed and processor."""
         lines = cell_lines.read(self.path)
         if self._indexed[0] is not lines:
-            found: dict[str, list[cell_lines.Line]] = {}
+            by_identity: dict[str, list[cell_lines.Line]] = {}
             counts: Counter[Any] = Counter()
             for line in lines:
-                found.setdefault(line_identity(line, self.path), []).append(line)
+                by_identity.setdefault(line_identity(line, self.path), []).append(line)
                 counts[line["purpose"], line["seed"], line["processor"]] += 1
-            self._indexed = lines, found, counts
+            self._indexed = lines, by_identity, counts
         return self._indexed[1], self._indexed[2]
 
     def ended(self, cell: Cell) -> cell_lines.Line | None:
@@ -174,20 +174,20 @@ class Cells:
         lines, _ = self._lines()
 
         def processors(cell: Cell) -> set[str]:
-            there = lines.get(self.identity(cell), ())
-            return {line["processor"] for line in there if line["golden"] == self.golden(cell)}
+            elsewhere = lines.get(self.identity(cell), ())
+            return {line["processor"] for line in elsewhere if line["golden"] == self.golden(cell)}
 
-        found = []
+        missing = []
         for _, together in itertools.groupby(sorted(cells, key=_seed), key=_seed):
-            of_seed = list(together)
-            on = [processors(cell) for cell in of_seed]
-            if not set.intersection(*on):
-                found += [
+            cells_of_seed = list(together)
+            processors_of = [processors(cell) for cell in cells_of_seed]
+            if not set.intersection(*processors_of):
+                missing += [
                     cell
-                    for cell, there in zip(of_seed, on, strict=True)
-                    if self.processor not in there
+                    for cell, elsewhere in zip(cells_of_seed, processors_of, strict=True)
+                    if self.processor not in elsewhere
                 ]
-        wanted = set(found)
+        wanted = set(missing)
         return [cell for cell in cells if cell in wanted]
 
     def base(self, cell: Cell) -> Base:
@@ -230,23 +230,29 @@ def under_todays_keys(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     naming `where`, for a key that is gone.
     """
     translated = history.translated(config, where)
-    apart = {REWARD_STAGES: translated.pop(REWARD_STAGES)} if REWARD_STAGES in translated else {}
+    reward_stages = (
+        {REWARD_STAGES: translated.pop(REWARD_STAGES)} if REWARD_STAGES in translated else {}
+    )
     known = _known_keys(
         *(translated[name] for name in ("algorithm.name", "task.name", "model.family", "reward"))
     )
     history.check_known(translated, known, where)
-    newer = {
+    added = {
         key: history.before(key, default) for key, default in known.items() if key not in translated
     }
-    return newer | translated | apart
+    return added | translated | reward_stages
 
 
 @functools.cache
 def _known_keys(algorithm: str, task: str, family: str, reward: str) -> dict[str, Any]:
     from rlhf_jax import build
 
-    named = {"algorithm": {"name": algorithm}, "task": {"name": task}, "model": {"family": family}}
-    return build.known_keys(named | {"reward": reward})
+    components = {
+        "algorithm": {"name": algorithm},
+        "task": {"name": task},
+        "model": {"family": family},
+    }
+    return build.known_keys(components | {"reward": reward})
 
 
 def _seed(cell: Cell) -> tuple[str, int]:
@@ -269,7 +275,7 @@ def shared_stages(cells: Cells, seed: int, policy: str = "", reward: str = "") -
     from rlhf_jax.stages import pipeline, sft
 
     def prepare(name: str) -> tuple[Any, Any]:
-        config: Any = cells.variant(name)
+        config = cells.variant(name)
         config.seed, config.directory = seed, str(cells.base_directory(seed, name))
         workspace, stages, _ = build.prepare(config)
         return workspace, stages
@@ -335,11 +341,11 @@ def phases(cells: Cells, wanted: Sequence[Cell], num_parts: int) -> Iterator[lis
     """
     left = cells.left(wanted)
     bases = {cells.base(cell): replace(cell, num_updates=0) for cell in left}
-    of_seed: dict[int, list[Cell]] = {}
+    bases_of_seed: dict[int, list[Cell]] = {}
     for base in sorted(bases):
-        of_seed.setdefault(base[0], []).append(bases[base])
-    yield list(of_seed.values())
-    yield [part for place in range(num_parts) if (part := left[place::num_parts])]
+        bases_of_seed.setdefault(base[0], []).append(bases[base])
+    yield list(bases_of_seed.values())
+    yield [part for worker in range(num_parts) if (part := left[worker::num_parts])]
 
 
 def work(study: Study, wanted: Sequence[Cell]) -> None:
@@ -364,10 +370,10 @@ def load(argument: str) -> Study:
     given, _, choice = argument.partition(":")
     path = config_modules.path_of(given)
     if not Path(path).is_file():
-        there = ", ".join(config_modules.shipped(studies=True).values())
-        raise MissingInput(f"no study {given!r}; there are: {there}")
+        known = ", ".join(config_modules.shipped(studies=True).values())
+        raise MissingInput(f"no study {given!r}; there are: {known}")
     with config_modules.faults_in(argument, path):
-        module: Any = config_modules.execute(path)
+        module = config_modules.execute(path)
         if not hasattr(module, "get_study"):
             raise Refusal(
                 "the file has no get_study: it is no study (python -m experiments.run runs a "

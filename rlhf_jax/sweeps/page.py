@@ -38,11 +38,12 @@ def write_study(directory: Path, results: Sequence[Result], arms: Sequence[str])
     """
     if not results:
         raise Refusal(f"no cell of {directory} has ended")
-    of_row = rows_of(results, arms)
+    results_of_row = rows_of(results, arms)
     ended = {
-        row: [result for result in of_row[row] if not result.get("diverged")] for row in of_row
+        row: [result for result in results_of_row[row] if not result.get("diverged")]
+        for row in results_of_row
     }
-    ended = {row: of for row, of in ended.items() if of}
+    ended = {row: results_of_arm for row, results_of_arm in ended.items() if results_of_arm}
     body = [f"<h1>{page.text(directory.name)}</h1>"]
     if not ended:
         body.append("<p>Every run diverged.</p>")
@@ -54,7 +55,7 @@ def write_study(directory: Path, results: Sequence[Result], arms: Sequence[str])
             "the SFT policy, in "
             "nats a completion.</p>"
         )
-    head, table = table_of(of_row, ended)
+    head, table = table_of(results_of_row, ended)
     body.append(page.table(head, table, ("", "number", "number", *("number" for _ in head[3:]))))
     (directory / "plots").mkdir(parents=True, exist_ok=True)
     for across, label in (("update", "update"), ("kl", "KL to the SFT policy, nats a completion")):
@@ -73,19 +74,19 @@ def rows_of(results: Sequence[Result], arms: Sequence[str]) -> dict[str, list[Re
     """Results by row of the table: an arm, and its setting where it has one; in the order of the
     arms.
     """
-    found: dict[str, list[Result]] = {}
+    results_of_row: dict[str, list[Result]] = {}
     for result in sorted(results, key=lambda result: arms.index(result["arm"])):
         setting = ", ".join(
             f"{key.rsplit('.', 1)[-1]} {value}" for key, value in result["setting"].items()
         )
-        found.setdefault(f"{result['arm']} ({setting})" if setting else result["arm"], []).append(
-            result
-        )
-    return found
+        results_of_row.setdefault(
+            f"{result['arm']} ({setting})" if setting else result["arm"], []
+        ).append(result)
+    return results_of_row
 
 
 def table_of(
-    of_row: dict[str, list[Result]], ended: dict[str, list[Result]]
+    results_of_row: dict[str, list[Result]], ended: dict[str, list[Result]]
 ) -> tuple[tuple[str, ...], list[list[str]]]:
     """Head and rows: seeds, those that diverged, each measure that was taken, and its difference to
     the first row.
@@ -93,7 +94,7 @@ def table_of(
     measures = {name: key for name, key in MEASURES.items() if _measured(ended, key)}
     first = next(iter(ended), "")
     rows = []
-    for row, results in of_row.items():
+    for row, results in results_of_row.items():
         diverged = sum(1 for result in results if result.get("diverged"))
         cells = [page.text(row), str(len(results)), str(diverged)]
         for key in measures.values():
@@ -131,21 +132,21 @@ def curves(ended: dict[str, list[Result]], across: str, label: str) -> Figure | 
     """Means over seeds of what was measured, with the range of the seeds as a band; None where
     nothing was.
     """
-    there = {title: curve for title, curve in CURVES.items() if _measured(ended, curve[0])}
-    if not there:
+    drawn = {title: curve for title, curve in CURVES.items() if _measured(ended, curve[0])}
+    if not drawn:
         return None
-    figure, axes = style.panels(len(there), 2, 3.6)
-    for ax, (title, (name, unit)) in zip(axes, there.items(), strict=True):
+    figure, axes = style.panels(len(drawn), 2, 3.6)
+    for ax, (title, (name, unit)) in zip(axes, drawn.items(), strict=True):
         style.axes(ax, title, label, unit)
-        for place, (row, results) in enumerate(ended.items()):
+        for index, (row, results) in enumerate(ended.items()):
             length = min(len(result["curve"]) for result in results)
             points = [
                 [(line[across], line[name]) for line in result["curve"][:length]]
                 for result in results
             ]
             x, y = np.array(points, float).transpose(2, 0, 1)
-            color = style.PART_COLORS[place % len(style.PART_COLORS)]
-            line = ("-", "--", ":")[place // len(style.PART_COLORS) % 3]
+            color = style.PART_COLORS[index % len(style.PART_COLORS)]
+            line = ("-", "--", ":")[index // len(style.PART_COLORS) % 3]
             ax.plot(
                 x.mean(axis=0),
                 y.mean(axis=0),

@@ -49,12 +49,12 @@ def golden_hash(
             "a wheel have"
         )
     entries = json.loads(path.read_text())
-    own = {name: entry for name, entry in entries.items() if name.partition(":")[0] == algorithm}
-    if not own and OWN_ALGORITHM not in sources:
+    steps = {name: entry for name, entry in entries.items() if name.partition(":")[0] == algorithm}
+    if not steps and OWN_ALGORITHM not in sources:
         raise Refusal(
             f"{path} has no golden step of {algorithm!r}; there are: {', '.join(entries)}"
         )
-    return digest(own | {name: entries[name] for name in SHARED} | dict(sources))
+    return digest(steps | {name: entries[name] for name in SHARED} | dict(sources))
 
 
 @functools.cache

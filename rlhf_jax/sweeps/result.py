@@ -68,16 +68,16 @@ def line_of(
         line for line in lines if line["stage"] == "evaluate" and line["of"] == rlhf.STAGE
     ]
     line["curve"] = [
-        kept(evaluation)
+        finite_or_none(evaluation)
         for evaluation in sorted(evaluations, key=lambda evaluation: evaluation["update"])
     ]
-    line["means"] = kept(
+    line["means"] = finite_or_none(
         {name: mean(updates, name) for name in MEANS if updates and name in updates[0]}
     )
     return line | ({"diverged": diverged} if diverged else {})
 
 
-def kept(figures: Mapping[str, Any]) -> dict[str, Any]:
+def finite_or_none(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Figures as JSON can say them: None where one is not finite."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -97,15 +97,15 @@ def ages(config: rlhf.Config, updates: Sequence[Line], whole: bool = True) -> di
     `whole`: the record must hold every update.
     """
     clock = config.schedule()
-    said = [
+    by_clock = [
         clock.age(*divmod(update, clock.updates_per_round)) for update in range(clock.num_updates)
     ]
     met = [line["age"] for line in updates]
-    if met != (said if whole else said[: len(met)]):
+    if met != (by_clock if whole else by_clock[: len(met)]):
         first = next(
             (
-                place
-                for place, pair in enumerate(zip(met, said, strict=False))
+                index
+                for index, pair in enumerate(zip(met, by_clock, strict=False))
                 if pair[0] != pair[1]
             ),
             len(met),
@@ -113,7 +113,7 @@ def ages(config: rlhf.Config, updates: Sequence[Line], whole: bool = True) -> di
         raise RuntimeError(
             f"ages of a cell are not the clock's from update {first} on: {met[first : first + 3]}"
         )
-    return {"mean": sum(said) / len(said), "max": max(said)}
+    return {"mean": sum(by_clock) / len(by_clock), "max": max(by_clock)}
 
 
 def trained(config: rlhf.Config, algorithm: Algorithm, updates: Sequence[Line]) -> dict[str, int]:

@@ -244,23 +244,23 @@ def best(study: Study, ended: Ended, arm: Arm, settings: Sequence[Setting], rung
 
 def beyond(study: Study, known: Sequence[Setting], chosen: Setting) -> list[Setting]:
     """Settings one step past every edge of the known ones on which the chosen one lies."""
-    found = []
-    for place, (key, value) in enumerate(chosen):
+    settings = []
+    for index, (key, value) in enumerate(chosen):
         if key not in study.open_ended or not isinstance(value, int | float):
             continue
         values = [
-            other
+            known_value
             for setting in known
-            for name, other in setting
-            if name == key and isinstance(other, int | float)
+            for name, known_value in setting
+            if name == key and isinstance(known_value, int | float)
         ]
         for edge, factor in (
             (max(values), study.open_ended[key]),
             (min(values), 1 / study.open_ended[key]),
         ):
             if value and value == edge:  # beyond a weight of 0 there is nothing
-                found.append((*chosen[:place], (key, value * factor), *chosen[place + 1 :]))
-    return [setting for setting in found if setting not in known]
+                settings.append((*chosen[:index], (key, value * factor), *chosen[index + 1 :]))
+    return [setting for setting in settings if setting not in known]
 
 
 def scaled(study: Study, setting: Setting) -> list[Setting]:

@@ -29,11 +29,11 @@ def test_products_reach_a_share_of_the_dtypes_peak():
 
 def test_virtual_devices_share_the_cores_of_a_host():
     cpu = find("cpu")  # two cores
-    assert cpu.of_call(8).float32_flops == pytest.approx(cpu.float32_flops / 4)
-    assert cpu.of_call(1).memory_bandwidth == pytest.approx(
+    assert cpu.share_of_host(8).float32_flops == pytest.approx(cpu.float32_flops / 4)
+    assert cpu.share_of_host(1).memory_bandwidth == pytest.approx(
         2 * cpu.memory_bandwidth
     )  # alone, a call has both cores
-    assert find("h100").of_call(8) == find("h100")
+    assert find("h100").share_of_host(8) == find("h100")
 
 
 def test_a_ring_moves_what_the_formula_says():

@@ -134,17 +134,19 @@ def test_a_mesh_is_left_out_for_one_of_the_same_slice_that_is_better_in_everythi
         return max(0.0, *late) + max(0.0, *behind)
 
     found = space.options[index]
-    kept = [of for number, of in enumerate(found) if tables.kept[index][number]]
+    kept = [of for number, of in enumerate(found) if tables.worth_trying[index][number]]
     assert 0 < len(kept) < len(found)
     for number, of in enumerate(found):
-        assert tables.kept[index][number] or any(
+        assert tables.worth_trying[index][number] or any(
             other.placement.devices == of.placement.devices
             and other.seconds + latest(other, of) <= of.seconds
             and other.working_bytes <= of.working_bytes
             and other.resident_bytes <= of.resident_bytes
             for other in kept
         )
-    assert all(tables.kept[call].all() for call in (generate, 2, *trains))  # their params are moved
+    assert all(
+        tables.worth_trying[call].all() for call in (generate, 2, *trains)
+    )  # their params are moved
 
 
 def test_exchanges_of_devices_are_used_where_costs_are_blind_to_them():

@@ -22,7 +22,7 @@ CONFIG = {
     "reward_model": {"standardize": True},
     "rlhf": {"temperature": 1.0, "loop": "synchronous"},
 }
-UNITS = units.of_run(CONFIG, [])
+UNITS = units.resolve(CONFIG, [])
 
 
 @pytest.fixture
@@ -150,12 +150,12 @@ def test_a_raw_learned_reward_is_compared_with_gold_in_its_own_deviations(
     """
     raw = CONFIG | {"reward_model": {"standardize": False}}
     measured = {"stage": "evaluate", "of": "reward_model", "update": 40, "raw_std": 4.0}
-    pictures = trade_off.trade_off(lines, units.of_run(raw, [measured]))
+    pictures = trade_off.trade_off(lines, units.resolve(raw, [measured]))
     assert (
         points(panel(pictures, "Learned reward and gold score against KL"), "learned reward")[-1][1]
         == 0.5
     )
-    unknown = trade_off.trade_off(lines, units.of_run(raw, []))
+    unknown = trade_off.trade_off(lines, units.resolve(raw, []))
     assert names(unknown) == ["Win-rate against KL", "Gold score against KL"]
     alone = panel(unknown, "Gold score against KL")
     assert points(alone, "gold score")[-1] == pytest.approx(
@@ -203,7 +203,7 @@ def test_the_unit_of_a_reward_is_that_of_its_run(
         {"stage": "rlhf", "update": update, "reward_standardized": 0.25} for update in range(2)
     ]
     evaluated = {"stage": "evaluate", "of": "rlhf", "update": 2, "reward_mean": 0.5}
-    pictures = curves.learning_curves([*trained, evaluated], units.of_run(config, []))
+    pictures = curves.learning_curves([*trained, evaluated], units.resolve(config, []))
     assert panel(pictures, title).get_ylabel() == unit
     if (
         title != "Learned reward"
@@ -216,12 +216,12 @@ def test_without_a_config_no_unit_is_claimed() -> None:
     trained = [
         {"stage": "rlhf", "update": update, "reward_standardized": 0.25} for update in range(2)
     ]
-    (picture,) = curves.learning_curves(trained, units.of_run(None, trained))
+    (picture,) = curves.learning_curves(trained, units.resolve(None, trained))
     assert panel([picture], picture.name).get_ylabel() == "unit not recorded"
 
 
 def test_samples_of_two_temperatures_say_so(lines: list[dict]) -> None:
-    warm = units.of_run(CONFIG | {"rlhf": {"temperature": 0.7}}, [])
+    warm = units.resolve(CONFIG | {"rlhf": {"temperature": 0.7}}, [])
     assert labels(panel(curves.learning_curves(lines, warm), "Entropy")) == [
         "training, temperature 0.7",
         "held-out, temperature 1",

@@ -37,6 +37,6 @@ def test_params_are_counted_from_the_config(family: str, preset: str):
 def test_what_is_not_recorded_is_left_out(config, tmp_path):
     assert identity.num_params(config) is None
     run = Run(tmp_path, config, [], [], ())
-    facts = dict(identity.facts(run, units.of_run(config, [])))
+    facts = dict(identity.facts(run, units.resolve(config, [])))
     assert "Command" not in facts
     assert "parameters" not in facts.get("Model", "")

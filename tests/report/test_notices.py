@@ -91,11 +91,11 @@ def test_a_report_counts_the_updates():
         "rlhf": {"scoring": {"replace_missing_eos": True, "missing_eos_score": -1.0}},
     }
     lines = [{"stage": "rlhf", "update": update, **SOUND} for update in range(10)]
-    assert notices.of_run(lines, config) == []
+    assert notices.find(lines, config) == []
     for line, finished in zip(lines, (0.0, 0.1, 0.2), strict=False):
         line |= {"finished": finished, "flat_group_share": 1.0}
     lines[7] |= {"flat_group_share": 1.0}
-    found = notices.of_run(lines, config)
+    found = notices.find(lines, config)
     assert len(found) == 2
     assert found[0].startswith(
         "In 3 of 10 updates, 90 % of completions have no EOS within lengths.max_completion_tokens "

@@ -53,9 +53,9 @@ def primary_contrasts(lines: Sequence[Result]) -> list[Contrast]:
     """The four primary contrasts; each arm is a mean over its settings within a seed."""
 
     def contrast(
-        one: str, other: str, value: object, name: str, margin: float, unit: str, digits: int
+        arm_a: str, arm_b: str, value: object, name: str, margin: float, unit: str, digits: int
     ) -> Contrast:
-        values = [by_seed(of_arm(lines, arm), value) for arm in (one, other)]  # type: ignore[arg-type]
+        values = [by_seed(of_arm(lines, arm), value) for arm in (arm_a, arm_b)]  # type: ignore[arg-type]
         return Contrast(name, differences(*values), margin, unit, digits)
 
     points, updates = (GOLD_MARGIN, "points", 2), (UPDATES_MARGIN, "updates", 2)
@@ -110,16 +110,16 @@ def arms_table(lines: Sequence[Result], arms: Mapping[str, str]) -> str:
     """
     rows = []
     for arm, words in arms.items():
-        there = of_arm(lines, arm)
-        if not there:
+        runs = of_arm(lines, arm)
+        if not runs:
             continue
-        never = sum(speed(line) == NEVER for line in there)
-        diverged = sum(bool(line.get("diverged")) for line in there)
+        never = sum(speed(line) == NEVER for line in runs)
+        diverged = sum(bool(line.get("diverged")) for line in runs)
         values = [
-            with_interval(by_seed(there, value), digits)
+            with_interval(by_seed(runs, value), digits)
             for value, digits in ((gold, 2), (speed, 1), (_kl, 2))
         ]
-        rows.append([words, str(len(there)), *values, str(never), str(diverged)])
+        rows.append([words, str(len(runs)), *values, str(never), str(diverged)])
     head = (
         "arm",
         "cells",
@@ -142,11 +142,11 @@ def grid_table(lines: Sequence[Result], arms: Mapping[str, str]) -> str:
     for rate, weight in settings_of(lines):
         cells = [f"{rate:g}, {weight:g}"]
         for arm in arms:
-            there = at_setting(of_arm(lines, arm), rate, weight)
-            values: list[OfSeed] = [by_seed(there, value) for value in (gold, _kl)]
+            runs = at_setting(of_arm(lines, arm), rate, weight)
+            values: list[OfSeed] = [by_seed(runs, value) for value in (gold, _kl)]
             cells.append(
                 f"{with_interval(values[0], 2)} ({np.mean(list(values[1].values())):.1f})"
-                if there
+                if runs
                 else "–"
             )
         rows.append(cells)
@@ -166,20 +166,20 @@ def frontier(lines: Sequence[Result], arms: Mapping[str, str]) -> Figure:
             "KL to the SFT policy at the end, nats",
             "gold at the end, points",
         )
-        for place, (arm, words) in enumerate(arms.items()):
+        for index, (arm, words) in enumerate(arms.items()):
             points = []
             for weight in sorted({weight for _, weight in settings_of(lines)}):
-                there = at_setting(of_arm(lines, arm), rate, weight)
-                if there:
+                runs = at_setting(of_arm(lines, arm), rate, weight)
+                if runs:
                     points.append(
                         [
-                            np.mean([_kl(line) for line in there]),
-                            np.mean([gold(line) for line in there]),
+                            np.mean([_kl(line) for line in runs]),
+                            np.mean([gold(line) for line in runs]),
                         ]
                     )
             if points:
                 x, y = np.array(points).T
-                color = style.PART_COLORS[place % len(style.PART_COLORS)]
+                color = style.PART_COLORS[index % len(style.PART_COLORS)]
                 ax.plot(x, y, "o-", color=color, markersize=4, linewidth=1.2, label=words)
         ax.legend(fontsize=7, frameon=False, labelcolor=style.INK)
     return figure
@@ -197,13 +197,13 @@ def speeds(lines: Sequence[Result], arms: Mapping[str, str]) -> Figure:
             "update",
             "points" if name == "gold_mean" else "nats",
         )
-        for place, (arm, words) in enumerate(arms.items()):
+        for index, (arm, words) in enumerate(arms.items()):
             curves = mean_curves(of_arm(lines, arm), name)
             if not curves:
                 continue
             updates = sorted(next(iter(curves.values())))
             values = np.array([[curve[update] for update in updates] for curve in curves.values()])
-            color = style.PART_COLORS[place % len(style.PART_COLORS)]
+            color = style.PART_COLORS[index % len(style.PART_COLORS)]
             ax.plot(updates, values.mean(axis=0), color=color, linewidth=1.4, label=words)
             ax.fill_between(
                 updates,
@@ -221,13 +221,15 @@ def mean_curves(lines: Sequence[Result], name: str) -> dict[int, dict[int, float
     """seed -> update -> the mean of a figure over the seed's settings; of the runs that came to
     their end.
     """
-    found: dict[int, dict[int, list[float]]] = {}
+    values_of_seed: dict[int, dict[int, list[float]]] = {}
     for line in lines:
         for point in () if line.get("diverged") else line["curve"]:
-            found.setdefault(line["seed"], {}).setdefault(point["update"], []).append(point[name])
+            values_of_seed.setdefault(line["seed"], {}).setdefault(point["update"], []).append(
+                point[name]
+            )
     return {
         seed: {update: sum(v) / len(v) for update, v in curve.items()}
-        for seed, curve in found.items()
+        for seed, curve in values_of_seed.items()
     }
 
 

@@ -36,32 +36,38 @@ PAPER = {  # algorithm -> data age -> win-rate, perplexity
 }
 
 
-def group(found: Sequence[Group], algorithm: str, correction: str = "") -> Group:
+def group(groups: Sequence[Group], algorithm: str, correction: str = "") -> Group:
     """The group of an algorithm and correction on an axis."""
-    return next(one for one in found if (one.algorithm, one.correction) == (algorithm, correction))
+    return next(
+        candidate
+        for candidate in groups
+        if (candidate.algorithm, candidate.correction) == (algorithm, correction)
+    )
 
 
 def primary_contrasts(lags: Sequence[Group], minibatches: Sequence[Group]) -> list[Contrast]:
     """The six primary contrasts, of drops in win-rate."""
     lag, count = max(lags[0].values), max(minibatches[0].values)
-    found = []
+    named_values = []
     for algorithm in ("rloo", "ppo"):
         values = difference_of_drops(
             group(lags, algorithm, PAPER_CORRECTION), group(lags, ROBUST), lag, "win_rate"
         )
-        found.append(
+        named_values.append(
             (f"drop of {algorithm.upper()} (proximal) − drop of Online DPO, lag {lag}", values)
         )
     for algorithm in ("rloo", "ppo"):
         values = difference_of_drops(
             group(minibatches, algorithm), group(minibatches, ROBUST), count, "win_rate"
         )
-        found.append((f"drop of {algorithm.upper()} − drop of Online DPO, N {count}", values))
+        named_values.append(
+            (f"drop of {algorithm.upper()} − drop of Online DPO, N {count}", values)
+        )
     for algorithm in ("rloo", "ppo"):
         pair = [
             drop(group(lags, algorithm, name), lag, "win_rate") for name in ("behavior", "truncate")
         ]
-        found.append(
+        named_values.append(
             (
                 f"drop of {algorithm.upper()} with behavior − with truncate, lag {lag}",
                 differences(*pair),
@@ -69,7 +75,7 @@ def primary_contrasts(lags: Sequence[Group], minibatches: Sequence[Group]) -> li
         )
     return [
         Contrast(f"{n}. {name}", values, MARGIN, "of win-rate", 3)
-        for n, (name, values) in enumerate(found, 1)
+        for n, (name, values) in enumerate(named_values, 1)
     ]
 
 
@@ -77,35 +83,35 @@ def one_step_late(lags: Sequence[Group]) -> str:
     """A row for each algorithm: its drop at lag 1, and whether it lies within the margin."""
     rows = []
     for algorithm, correction in ((ROBUST, ""), ("rloo", "truncate"), ("ppo", "truncate")):
-        one = group(lags, algorithm, correction)
-        contrast = Contrast(one.name, drop(one, 1, "win_rate"), MARGIN, "of win-rate", 3)
-        said = markdown.verdict(contrast, markdown.p_value(list(contrast.values.values())))
-        rows.append([one.name, with_interval(contrast.values, 3, signed=True), said])
+        late = group(lags, algorithm, correction)
+        contrast = Contrast(late.name, drop(late, 1, "win_rate"), MARGIN, "of win-rate", 3)
+        sentence = markdown.verdict(contrast, markdown.p_value(list(contrast.values.values())))
+        rows.append([late.name, with_interval(contrast.values, 3, signed=True), sentence])
     return table(("", "drop in win-rate at lag 1, 95 % interval", "result"), rows)
 
 
-def drops_table(found: Sequence[Group]) -> str:
+def drops_table(groups: Sequence[Group]) -> str:
     """A row for each group and value: ages, drops, gold at one KL with the seeds that cannot be
     read, collapsed runs.
     """
-    symbol = SYMBOL[found[0].axis]
+    symbol = SYMBOL[groups[0].axis]
     head = ("", symbol, "mean, largest age", "win-rate", "drop in win-rate", "drop in gold")
-    head += (f"gold at one KL − {symbol} {found[0].first}", "seeds not read", "collapsed")
+    head += (f"gold at one KL − {symbol} {groups[0].first}", "seeds not read", "collapsed")
     rows = []
-    for one in found:
-        for value in one.values:
-            age, runs = one.age(value), one.arms[value]
+    for each in groups:
+        for value in each.values:
+            age, runs = each.age(value), each.arms[value]
             fallen = sum(map(collapsed, runs))
-            cells = [one.name, str(value), f"{age['mean']:.3g}, {age['max']:g}"]
+            cells = [each.name, str(value), f"{age['mean']:.3g}, {age['max']:g}"]
             cells.append(
-                with_interval(one.figure(value, "win_rate"), 3) if not fallen else "see below"
+                with_interval(each.figure(value, "win_rate"), 3) if not fallen else "see below"
             )
-            if value == one.first:
+            if value == each.first:
                 cells += ["–", "–", "–", "–"]
             else:
-                at_kl, unread = at_one_kl(one, value)
-                cells += [with_interval(drop(one, value, "win_rate"), 3, signed=True)]
-                cells += [with_interval(drop(one, value, "gold_mean"), 2, signed=True)]
+                at_kl, unread = at_one_kl(each, value)
+                cells += [with_interval(drop(each, value, "win_rate"), 3, signed=True)]
+                cells += [with_interval(drop(each, value, "gold_mean"), 2, signed=True)]
                 cells += [with_interval(at_kl, 2, signed=True), str(len(unread))]
             rows.append([*cells, f"{fallen} of {len(runs)}"])
     return table(head, rows)
@@ -113,10 +119,10 @@ def drops_table(found: Sequence[Group]) -> str:
 
 def split(results: Sequence[Result]) -> dict[str, list[Result]]:
     """Results by arm."""
-    found: dict[str, list[Result]] = {}
+    by_arm: dict[str, list[Result]] = {}
     for result in results:
-        found.setdefault(result["arm"], []).append(result)
-    return found
+        by_arm.setdefault(result["arm"], []).append(result)
+    return by_arm
 
 
 def arms_table(results: Sequence[Result], edges: dict[str, bool]) -> str:
@@ -124,14 +130,12 @@ def arms_table(results: Sequence[Result], edges: dict[str, bool]) -> str:
     its last figures.
     """
     rows = []
-    for arm, of_arm in split(results).items():
-        rate = f"{of_arm[0]['setting'][RATE]:g}{' (edge)' if edges.get(arm) else ''}"
-        cells = [arm, rate, str(len(of_arm))]
+    for arm, runs in split(results).items():
+        rate = f"{runs[0]['setting'][RATE]:g}{' (edge)' if edges.get(arm) else ''}"
+        cells = [arm, rate, str(len(runs))]
         for name, digits in (("win_rate", 3), ("gold_mean", 2), ("reward_mean", 2), ("kl", 2)):
             cells.append(
-                with_interval(
-                    by_seed(of_arm, lambda result, name=name: final(result, name)), digits
-                )
+                with_interval(by_seed(runs, lambda result, name=name: final(result, name)), digits)
             )
         rows.append(cells)
     return table(
@@ -161,8 +165,8 @@ def paper_table(lags: Sequence[Group], minibatches: Sequence[Group]) -> str:
     perplexity.
     """
 
-    def ours(found: Sequence[Group], algorithm: str, correction: str, value: int) -> str:
-        runs = group(found, algorithm, correction).arms.get(value, [])
+    def ours(groups: Sequence[Group], algorithm: str, correction: str, value: int) -> str:
+        runs = group(groups, algorithm, correction).arms.get(value, [])
         if not runs:
             return ""
         means = [

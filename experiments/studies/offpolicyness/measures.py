@@ -80,53 +80,53 @@ def groups(results: Sequence[Result], axis: str) -> list[Group]:
     """The groups of an axis that have more than one of its values, in the order in which their arms
     are given.
     """
-    of_key: dict[tuple[Any, ...], dict[int, list[Result]]] = {}
+    arms_by_key: dict[tuple[Any, ...], dict[int, list[Result]]] = {}
     corrections: dict[tuple[Any, ...], list[str]] = {}
     for result in results:
-        key, correction, value = (
+        rest, correction, value = (
             _rest(result, axis),
             correction_of(result),
             result["schedule"][axis],
         )
-        of_key.setdefault((key, correction), {}).setdefault(value, []).append(result)
-        known = corrections.setdefault(key, [])
+        arms_by_key.setdefault((rest, correction), {}).setdefault(value, []).append(result)
+        known = corrections.setdefault(rest, [])
         if correction not in known:
             known.append(correction)
     several: dict[tuple[Any, ...], dict[int, list[Result]]] = {}
-    for key, known in corrections.items():
+    for rest, known in corrections.items():
         named = [correction for correction in known if correction] or [""]
         for correction in named:
-            arms = dict(of_key.get((key, ""), {})) | of_key[key, correction]
+            arms = dict(arms_by_key.get((rest, ""), {})) | arms_by_key[rest, correction]
             if len(arms) > 1:
-                several[key, correction] = arms
-    parts = {place: described(place[0], place[1]) for place in several}
+                several[rest, correction] = arms
+    parts = {key: described(key[0], key[1]) for key in several}
     in_common = set.intersection(*map(set, parts.values())) if len(parts) > 1 else set()
     return [
         Group(
             axis,
-            place[0][0],
-            ", ".join([part for part in parts[place] if part not in in_common] or parts[place]),
-            place[1],
+            key[0][0],
+            ", ".join([part for part in parts[key] if part not in in_common] or parts[key]),
+            key[1],
             {value: arms[value] for value in sorted(arms)},
         )
-        for place, arms in several.items()
+        for key, arms in several.items()
     ]
 
 
 def _rest(result: Result, axis: str) -> tuple[Any, ...]:
-    """A result's place but for the axis and the correction."""
+    """The algorithm, the variants and the schedule of a result, without the axis."""
     rest = tuple((key, value) for key, value in result["schedule"].items() if key != axis)
     return result["algorithm"], result["policy"], result["reward"], rest
 
 
-def described(place: tuple[Any, ...], correction: str) -> list[str]:
-    """The properties that a group's arms have in common, in words; `place` is what `_rest` gives."""
-    algorithm, policy, reward, rest = place
+def described(rest: tuple[Any, ...], correction: str) -> list[str]:
+    """The properties that a group's arms have in common, in words; `rest` is what `_rest` gives."""
+    algorithm, policy, reward, schedule = rest
     parts = [algorithm.replace("_", " ")]
     parts += [
         f"{role} {name}" for role, name in (("policy", policy), ("reward model", reward)) if name
     ]
-    parts += [f"{SYMBOL[key]} {value}" for key, value in rest if value != USUAL.get(key, value)]
+    parts += [f"{SYMBOL[key]} {value}" for key, value in schedule if value != USUAL.get(key, value)]
     return parts + ([correction] if correction else [])
 
 

@@ -29,10 +29,10 @@ AXIS_LABELS = {
 KL = "KL to the reference, nats per completion"
 
 
-def look(place: int, count: int) -> dict[str, Any]:
+def look(index: int, count: int) -> dict[str, Any]:
     """Colour and marker of the place-th of `count` values, the first cold and the last hot."""
-    shade = round(place * (len(COLD_TO_HOT) - 1) / max(1, count - 1))
-    return {"color": COLD_TO_HOT[shade], "marker": MARKERS[place % len(MARKERS)]}
+    shade = round(index * (len(COLD_TO_HOT) - 1) / max(1, count - 1))
+    return {"color": COLD_TO_HOT[shade], "marker": MARKERS[index % len(MARKERS)]}
 
 
 def mean_curve(results: Sequence[Result], *names: str) -> list[np.ndarray]:
@@ -44,8 +44,8 @@ def mean_curve(results: Sequence[Result], *names: str) -> list[np.ndarray]:
     ]
 
 
-def legend(ax: Axes, place: Any = "best", columns: int = 1) -> None:
-    ax.legend(loc=place, fontsize=7.5, frameon=False, labelcolor=INK, ncols=columns)
+def legend(ax: Axes, location: str = "best", columns: int = 1) -> None:
+    ax.legend(loc=location, fontsize=7.5, frameon=False, labelcolor=INK, ncols=columns)
 
 
 def against(groups: Sequence[Group], divergence: str) -> Figure:

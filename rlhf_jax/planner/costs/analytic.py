@@ -54,12 +54,15 @@ class AnalyticCostModel:
         key = (call.role, call.kind, placement)
         if key not in self._parts:
             _, fsdp, tensor = placement.mesh_shape
-            shape, device = self.shapes[call.role], self.hardware.of_call(len(placement.devices))
-            joined = rings(device, placement.devices, placement.mesh_shape)
+            shape, device = (
+                self.shapes[call.role],
+                self.hardware.share_of_host(len(placement.devices)),
+            )
+            links = rings(device, placement.devices, placement.mesh_shape)
             weight_bytes = shape.param_bytes if call.kind == "train" else shape.copy_bytes
             rows_move = fsdp > 1 and (call.kind == "generate" or not self.rows_stay)
             self._parts[key] = Part(
-                device, shape, shape.split(fsdp, tensor), joined, weight_bytes, rows_move
+                device, shape, shape.split(fsdp, tensor), links, weight_bytes, rows_move
             )
         return self._parts[key]
 
@@ -78,12 +81,14 @@ class AnalyticCostModel:
             return f"tensor={tensor} does not divide the {shape.num_heads} heads of the {call.role}"
         if tensor_crosses_hosts(self.hardware, devices, placement.mesh_shape):
             return f"tensor={tensor} crosses hosts of {self.hardware.devices_per_host} devices each"
-        units = self.work.num_prompts // (self.work.num_minibatches if call.kind == "train" else 1)
+        num_prompts = self.work.num_prompts // (
+            self.work.num_minibatches if call.kind == "train" else 1
+        )
         parts = data * fsdp * placement.num_micro_batches
-        if units < 1 or units % parts:
+        if num_prompts < 1 or num_prompts % parts:
             what = "prompts of a minibatch" if call.kind == "train" else "prompts"
             return (
-                f"{units} {what} do not divide over data*fsdp = {data * fsdp} shards of "
+                f"{num_prompts} {what} do not divide over data*fsdp = {data * fsdp} shards of "
                 f"{placement.num_micro_batches} micro-batch(es)"
             )
         return None
@@ -232,7 +237,7 @@ class AnalyticCostModel:
         if source.layout == target.layout:
             return 0.0
         shape = self.shapes[role]
-        device = self.hardware.of_call(len({*source.devices, *target.devices}))
+        device = self.hardware.share_of_host(len({*source.devices, *target.devices}))
         here, far = missing_bytes(
             shape,
             shape.copy_bytes,
@@ -252,16 +257,16 @@ class AnalyticCostModel:
         if source.layout == target.layout:
             return 0.0
         work, both = self.work, {*source.devices, *target.devices}
-        device = self.hardware.of_call(len(both))
+        device = self.hardware.share_of_host(len(both))
         rows = (
             work.num_prompts
             * work.samples_per_prompt
             / (target.mesh_shape[0] * target.mesh_shape[1])
         )
         if call.kind == "generate":
-            moved = rows * (5 * work.prompt_tokens + 9 * work.completion_tokens + 13)
+            num_bytes = rows * (5 * work.prompt_tokens + 9 * work.completion_tokens + 13)
         else:
-            moved = rows * 4 * (work.completion_tokens if call.per_token else 1)
+            num_bytes = rows * 4 * (work.completion_tokens if call.per_token else 1)
         one_host = len({index // self.hardware.devices_per_host for index in both}) == 1
         bandwidth = device.link_bandwidth if one_host else device.network_bandwidth
-        return moved / (device.link_efficiency * bandwidth) + device.collective_latency
+        return num_bytes / (device.link_efficiency * bandwidth) + device.collective_latency

@@ -3,7 +3,8 @@ guesses are named as ours.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+
+import jax
 
 from rlhf_jax.refusal import Refusal
 
@@ -51,9 +52,9 @@ class Hardware:
         """Memory bandwidth that is reached in practice, bytes a second."""
         return self.memory_efficiency * self.memory_bandwidth
 
-    def of_call(self, num_devices: int) -> "Hardware":
-        """A device as it is while a call runs on so many: where cores are shared, the host's cores
-        by their number.
+    def share_of_host(self, num_devices: int) -> "Hardware":
+        """The figures of one device while a call runs on `num_devices`: virtual devices divide the
+        cores of their host among them.
         """
         if not self.shared_cores or num_devices == self.shared_cores:
             return self
@@ -133,12 +134,10 @@ KINDS = (
     ("v6", "tpu-v6e"),
     ("cpu", "cpu"),
 )
-"""Part of what a device calls its kind, in small letters, and its name in the table; the first that
-fits.
-"""
+"""(a part of the lower-case `device_kind`, the name in the table); the first match counts."""
 
 
-def of_device(device: Any) -> Hardware:
+def of_device(device: jax.Device) -> Hardware:
     """The figures of a JAX device. Raises Refusal where the table has none of its kind."""
     for part, name in KINDS:
         if part in device.device_kind.lower():

@@ -27,12 +27,12 @@ def decode_steps(
     sizes, done = [], 0.0
     rows = rows_per_shard
     while True:
-        kept = rows // 4 if num_compactions > 0 else 0
-        reached = expected_tokens(lengths, limit, rows_per_shard, row_shards, kept) - 1.0
+        compacted = rows // 4 if num_compactions > 0 else 0
+        reached = expected_tokens(lengths, limit, rows_per_shard, row_shards, compacted) - 1.0
         sizes.append((rows, reached - done))
-        if not kept:
+        if not compacted:
             return tuple(sizes)
-        rows, done, num_compactions = kept, reached, num_compactions - 1
+        rows, done, num_compactions = compacted, reached, num_compactions - 1
 
 
 @cache

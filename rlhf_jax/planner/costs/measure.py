@@ -12,7 +12,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,11 @@ from rlhf_jax.devices.transfer.reallocate import move
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime.program import CREDIT, Program
 from rlhf_jax.runtime.spec import ProgramSpec
-from rlhf_jax.types import Params, Placement, Plan
+from rlhf_jax.types import Array, Params, Placement, Plan
 
+Tree = TypeVar("Tree")
+TreeAndShardings = tuple[object, object, object]
+"""Shapes of arrays, and the shardings from which and to which they move: three trees alike."""
 NO_TOKEN = -1
 RUNS = 7  # interleaved; the least of them counts
 
@@ -53,11 +56,18 @@ def extrapolated(values: Sequence[float], num_layers: int) -> float:
     return max(values[0], values[0] + (num_layers - 1) * (values[1] - values[0]))
 
 
-def of_depth(
-    spec: ProgramSpec, num_layers: int, placement: Placement, **sampling: Any
+def with_depth(
+    spec: ProgramSpec, num_layers: int, placement: Placement, **sampling: int
 ) -> tuple[ProgramSpec, Params]:
-    """The spec with models of so many layers, every call at one placement, rows that never end; and
-    params of zeros.
+    """The spec with models of another depth, every call at one placement, and rows that never end.
+
+    Args:
+      spec: of a run.
+      num_layers: of every model.
+      placement: of every call.
+      sampling: values of `sampling.Config` that differ.
+
+    Returns: the spec, and params of zeros for its policy.
     """
     model = spec.model.with_config(num_layers=num_layers)
     reward, critic = spec.reward, spec.critic
@@ -84,57 +94,70 @@ def of_depth(
     return changed, zeros(model.init)
 
 
-def zeros(init: Callable[..., Any]) -> Params:
+def zeros(init: Callable[[Array], Params]) -> Params:
     """Params of zeros, on the host."""
     return jax.tree.map(
         lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(init, randomness.key(0))
     )
 
 
-def filled(shapes: Any) -> Any:
+def filled(shapes: Tree) -> Tree:
     """Arrays of zeros (True for masks) of the shapes and shardings given."""
 
-    def one(x: Any) -> Any:
+    def array_of(x: object) -> object:
         if not isinstance(x, jax.ShapeDtypeStruct):
             return x
         value = np.ones(x.shape, x.dtype) if x.dtype == np.bool_ else np.zeros(x.shape, x.dtype)
         return jax.device_put(value, x.sharding) if x.sharding is not None else value
 
-    return jax.tree.map(one, shapes)
+    return jax.tree.map(array_of, shapes)
 
 
 def time_call(
-    spec: ProgramSpec, call: str, placement: Placement, num_layers: int, **sampling: Any
+    spec: ProgramSpec, call: str, placement: Placement, num_layers: int, **sampling: int
 ) -> Measured:
-    """One run of a call (training: one update) at a placement, models of `num_layers` layers."""
-    programs, found = [], []
+    """Times one run of a call (training: one update), extrapolated from depths 1 and 2.
+
+    Args:
+      spec: of a run.
+      call: its name.
+      placement: of the call.
+      num_layers: of the models.
+      sampling: values of `sampling.Config` that differ.
+    """
+    programs, working_bytes = [], []
     for depth in depths(num_layers):
-        program = Program(*of_depth(spec, depth, placement, **sampling))
+        program = Program(*with_depth(spec, depth, placement, **sampling))
         compiled = program.lowered(call).compile()
-        found.append(bytes_of(compiled))
+        working_bytes.append(bytes_of(compiled))
         programs.append(
             partial(
                 _run_once, compiled, filled(program.arguments(call)), donates=call in TRAIN_CALLS
             )
         )
     return Measured(
-        extrapolated(least_seconds(programs), num_layers), extrapolated(found, num_layers)
+        extrapolated(least_seconds(programs), num_layers), extrapolated(working_bytes, num_layers)
     )
 
 
-def bytes_of(compiled: Any) -> int:
+def bytes_of(compiled: jax.stages.Compiled) -> int:
     """Bytes of a device that a compiled call takes beside its arguments."""
     memory = compiled.memory_analysis()
     return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
 
-def _run_once(compiled: Any, arguments: Sequence[Any], donates: bool) -> float:
+def _run_once(compiled: jax.stages.Compiled, arguments: Sequence[object], donates: bool) -> float:
     """Seconds of one run; what it donates is given back by what it returns."""
-    given = list(arguments)
+    inputs = list(arguments)
     if donates:
-        given[0] = jax.block_until_ready(jax.tree.map(jnp.copy, given[0]))
+        inputs[0] = jax.block_until_ready(jax.tree.map(jnp.copy, inputs[0]))
+    return _seconds(partial(compiled, *inputs))
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    """Seconds until the arrays that a function returns are computed."""
     begin = time.perf_counter()
-    jax.block_until_ready(compiled(*given))
+    jax.block_until_ready(function())
     return time.perf_counter() - begin
 
 
@@ -148,35 +171,36 @@ def least_seconds(programs: Sequence[Callable[[], float]]) -> list[float]:
 
 def time_rows(spec: ProgramSpec, placement: Placement) -> float:
     """Seconds of a round's credit and of cutting its updates' rows, where the policy trains."""
-    program = Program(*of_depth(spec, 1, placement))
+    program = Program(*with_depth(spec, 1, placement))
     credit, arguments = program.lowered(CREDIT).compile(), filled(program.arguments(CREDIT))
     clock = spec.clock
 
     def run() -> float:
         begin = time.perf_counter()
         _, batch = credit(*arguments)
-        made = [program.minibatch(batch, 0, update) for update in range(clock.updates_per_round)]
-        jax.block_until_ready(made)
+        minibatches = [
+            program.minibatch(batch, 0, update) for update in range(clock.updates_per_round)
+        ]
+        jax.block_until_ready(minibatches)
         return time.perf_counter() - begin
 
     run()
     return least_seconds([run])[0]
 
 
-def time_move(tree_of: Callable[[int], tuple[Any, Any, Any]], num_layers: int) -> float:
-    """Seconds of moving a tree; `tree_of(depth)` gives its shapes, and shardings from and to."""
+def time_move(tree_of: Callable[[int], TreeAndShardings], num_layers: int) -> float:
+    """Seconds of moving a tree of arrays, extrapolated from depths 1 and 2.
+
+    Args:
+      tree_of: depth -> shapes, source shardings, target shardings.
+      num_layers: of the model.
+    """
     runs = []
     for depth in depths(num_layers):
         shapes, source, target = tree_of(depth)
         tree = jax.tree.map(
             lambda x, where: jax.device_put(np.zeros(x.shape, x.dtype), where), shapes, source
         )
-        runs.append(partial(_move_once, tree, target))
-        _move_once(tree, target)
+        runs.append(partial(_seconds, partial(move, tree, target)))
+        runs[-1]()  # compiles
     return extrapolated(least_seconds(runs), num_layers)
-
-
-def _move_once(tree: Any, target: Any) -> float:
-    begin = time.perf_counter()
-    jax.block_until_ready(move(tree, target))
-    return time.perf_counter() - begin

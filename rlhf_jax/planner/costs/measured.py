@@ -10,14 +10,16 @@ import statistics
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from rlhf_jax import randomness
 from rlhf_jax.dataflow import Call, Loop
 from rlhf_jax.devices import sharding
 from rlhf_jax.devices.placement import OTHERS, ResolvedPlan, describe, parse
+from rlhf_jax.models.api import Model
+from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.planner.costs import measure
 from rlhf_jax.planner.costs.analytic import AnalyticCostModel
 from rlhf_jax.planner.costs.lengths import decode_steps
@@ -45,12 +47,12 @@ class MeasuredCostModel:
             self._all = json.loads(path.read_text())
             self.known = self._all.get(self.identity, {})
 
-    def of_loop(self, loop: Loop, lag: int) -> "MeasuredCostModel":
-        """The same figures for another loop: a call takes what it takes in either."""
-        other = copy.copy(self)
+    def with_loop(self, loop: Loop, lag: int) -> "MeasuredCostModel":
+        """The same measurements for another loop: the seconds of a call do not depend on it."""
+        changed = copy.copy(self)
         work = dataclasses.replace(self.formulas.work, loop=loop, lag=lag)
-        other.formulas = dataclasses.replace(self.formulas, work=work)
-        return other
+        changed.formulas = dataclasses.replace(self.formulas, work=work)
+        return changed
 
     @property
     def identity(self) -> str:
@@ -61,14 +63,14 @@ class MeasuredCostModel:
         work = dataclasses.replace(
             self.formulas.work, completion_lengths=(), lag=0, loop="synchronous"
         )
-        of = [
+        facts = [
             device.device_kind,
             len(jax.devices()),
             jax.__version__,
             spec.algorithm.name,
             spec.publish_dtype,
         ]
-        text = repr([*of, *models, work, spec.num_micro_batches])
+        text = repr([*facts, *models, work, spec.num_micro_batches])
         return f"{device.device_kind}, jax {jax.__version__}: {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     # --- the protocol CostModel ---
@@ -188,7 +190,7 @@ class MeasuredCostModel:
         key, num_layers = call_key(call, placement), self.formulas.shapes[call.role].num_layers
         if key in self.known:
             return
-        found = measure.time_call(self.spec, call.name, placement, num_layers)
+        measured = measure.time_call(self.spec, call.name, placement, num_layers)
         if call.kind == "generate":
             first = measure.time_call(
                 self.spec, call.name, placement, num_layers, max_completion_tokens=1
@@ -196,60 +198,71 @@ class MeasuredCostModel:
             self.known[f"{key} prefill"] = first.seconds
         if call.kind == "train" and call.role == "policy" and rows_key(placement) not in self.known:
             self.known[rows_key(placement)] = measure.time_rows(self.spec, placement)
-        self.known |= {key: found.seconds, f"{key} bytes": found.working_bytes}
+        self.known |= {key: measured.seconds, f"{key} bytes": measured.working_bytes}
 
     def _measure_move(self, what: str, source: Placement, target: Placement) -> None:
         key = move_key(what, source, target)
         if key in self.known or source.layout == target.layout:
             return
-        one, other = (mesh_of(self.spec, placement) for placement in (source, target))
+        source_mesh, target_mesh = (mesh_of(self.spec, placement) for placement in (source, target))
         if (network := self.spec.networks.get(what)) is not None:
             self.known[key] = measure.time_move(
-                lambda depth: params_between(network.with_config(num_layers=depth), one, other),
+                lambda depth: params_between(
+                    network.with_config(num_layers=depth), source_mesh, target_mesh
+                ),
                 self.formulas.shapes[what].num_layers,
             )
             return
         rows = self._samples if what == "samples" else self._samples.behavior_logprob_BC
-        layouts = sharding.row_shardings(rows, one), sharding.row_shardings(rows, other)
+        layouts = (
+            sharding.row_shardings(rows, source_mesh),
+            sharding.row_shardings(rows, target_mesh),
+        )
         self.known[key] = measure.time_move(lambda depth: (rows, *layouts), 1)
 
     @cached_property
     def _samples(self) -> Samples:
         """Shapes of a round's samples, which do not depend on where they are drawn."""
         return measure.Program(
-            *measure.of_depth(self.spec, 1, Placement((0,), (1, 1, 1)))
+            *measure.with_depth(self.spec, 1, Placement((0,), (1, 1, 1)))
         ).sampler.shapes
 
 
 def moves(calls: Sequence[Call], plan: Plan) -> Iterable[tuple[str, Placement, Placement]]:
     """The transfers in a round of a plan: params of trained roles, and rows."""
-    at = plan.placements
+    placements = plan.placements
     trained = {call.role: call for call in calls if call.kind == "train"}
-    home = at["train_policy"]
+    trainer = placements["train_policy"]
     for call in calls:
         if call.kind != "train" and call.role in trained:
-            yield call.role, at[trained[call.role].name], at[call.name]
+            yield call.role, placements[trained[call.role].name], placements[call.name]
     for call in calls:
         if call.kind == "generate":
             yield from (
-                ("samples", at[call.name], at[other.name]) for other in calls if other is not call
+                ("samples", placements[call.name], placements[reader.name])
+                for reader in calls
+                if reader is not call
             )
         elif call.kind == "infer":
-            yield call.produces[0], at[call.name], home
+            yield call.produces[0], placements[call.name], trainer
 
 
-def params_between(network: Any, source: Any, target: Any) -> tuple[Any, Any, Any]:
+def params_between(
+    network: Model | ValueModel, source: Mesh, target: Mesh
+) -> measure.TreeAndShardings:
     """Shapes of params, and their shardings on two meshes."""
     shapes = jax.eval_shape(network.init, randomness.key(0))
-    return shapes, *(sharding.params_shardings(network, shapes, mesh) for mesh in (source, target))
+    shardings = [sharding.params_shardings(network, shapes, mesh) for mesh in (source, target)]
+    return shapes, shardings[0], shardings[1]
 
 
-def mesh_of(spec: ProgramSpec, placement: Placement) -> Any:
+def mesh_of(spec: ProgramSpec, placement: Placement) -> Mesh:
+    """The mesh of a placement, over the devices at hand."""
     return ResolvedPlan(spec.mesh, jax.devices(), Plan({OTHERS: placement})).mesh(OTHERS)
 
 
 def relative(placement: Placement, begin: int) -> str:
-    """A placement without its parts, its devices counted from `begin`."""
+    """A placement without its micro-batches, as text, its devices counted from `begin`."""
     return describe(
         Placement(tuple(device - begin for device in placement.devices), placement.mesh_shape)
     )

@@ -9,7 +9,7 @@ import numpy as np
 from rlhf_jax.planner.costs.shapes import Leaf, Shape
 
 Layout = tuple[tuple[int, ...], tuple[int, int, int]]
-"""Devices, and the mesh shape over (data, fsdp, tensor) in which they lie."""
+"""Devices, and their mesh shape over (data, fsdp, tensor)."""
 
 
 @cache
@@ -18,9 +18,15 @@ def missing_bytes(
 ) -> tuple[float, float]:
     """(bytes from the same host, bytes from other hosts) of the device that moves the most.
 
-    A device takes in what of its new shards it has not got; what all take in is given out by the
-    source's devices, an even part each. A host that holds every shard of the source needs nothing
-    from another.
+    A device receives the elements of its new shards that it does not hold. The source's devices
+    send them, an equal share each. A host that holds every shard of the source receives nothing
+    from other hosts.
+
+    Args:
+      shape: the role's model.
+      item_bytes: of one param.
+      source, target: layouts.
+      devices_per_host: of both.
     """
     taken_T = np.zeros(len(target[0]))
     for leaf in shape.leaves:
@@ -41,42 +47,42 @@ def _share(leaf: Leaf, layout: Layout) -> float:
     return 1.0 / (fsdp * tensor)
 
 
-def _places(layout: Layout) -> dict[int, tuple[int, int]]:
-    """Each device's place along fsdp and tensor."""
+def _mesh_indices(layout: Layout) -> dict[int, tuple[int, int]]:
+    """Each device's index along fsdp and along tensor."""
     _, fsdp, tensor = layout[1]
     return {
-        device: (place // tensor % fsdp, place % tensor) for place, device in enumerate(layout[0])
+        device: (index // tensor % fsdp, index % tensor) for index, device in enumerate(layout[0])
     }
 
 
 def _overlap_T(leaf: Leaf, source: Layout, target: Layout) -> np.ndarray:
     """Share of the leaf that each target device has already and keeps."""
     have, want = leaf.parts(*source[1][1:]), leaf.parts(*target[1][1:])
-    had = _places(source)
+    held = _mesh_indices(source)
     overlap_T = np.zeros(len(target[0]))
-    for index, (device, place) in enumerate(_places(target).items()):
-        if device in had:
+    for index, (device, wanted) in enumerate(_mesh_indices(target).items()):
+        if device in held:
             overlap_T[index] = np.prod(
                 [
                     _common(h, n, w, m)
-                    for h, n, w, m in zip(had[device], have, place, want, strict=True)
+                    for h, n, w, m in zip(held[device], have, wanted, want, strict=True)
                 ]
             )
     return overlap_T
 
 
-def _common(place: int, parts: int, other_place: int, other_parts: int) -> float:
-    """Length in common of the place-th of `parts` equal parts of 0 ... 1 and another; an axis that
-    cuts nothing has one.
+def _common(index: int, parts: int, other_index: int, other_parts: int) -> float:
+    """Length of the intersection of two intervals of [0, 1]: number `index` of `parts` equal parts,
+    and number `other_index` of `other_parts`. An axis that does not shard has one part.
     """
-    begin, other_begin = place % parts / parts, other_place % other_parts / other_parts
+    begin, other_begin = index % parts / parts, other_index % other_parts / other_parts
     return max(0.0, min(begin + 1 / parts, other_begin + 1 / other_parts) - max(begin, other_begin))
 
 
 def _covering_hosts(layout: Layout, devices_per_host: int) -> set[int]:
     """Hosts whose devices together hold every shard."""
     _, fsdp, tensor = layout[1]
-    found: dict[int, set[tuple[int, int]]] = {}
-    for device, place in _places(layout).items():
-        found.setdefault(device // devices_per_host, set()).add(place)
-    return {host for host, places in found.items() if len(places) == fsdp * tensor}
+    shards_of_host: dict[int, set[tuple[int, int]]] = {}
+    for device, shard in _mesh_indices(layout).items():
+        shards_of_host.setdefault(device // devices_per_host, set()).add(shard)
+    return {host for host, shards in shards_of_host.items() if len(shards) == fsdp * tensor}

@@ -73,10 +73,10 @@ def activation_elements(part: Part) -> float:
     fitted to XLA's temporary memory of updates (`tests/planner/test_analytic.py`).
     """
     shape, split = part.shape, part.split
-    mixed, kept = split.heads * shape.head_width, split.kv_heads * shape.head_width
+    mixed, keys = split.heads * shape.head_width, split.kv_heads * shape.head_width
     products, derivatives = (3, 2) if shape.gated else (2, 1)
     hidden = (products * part.spread + derivatives) * shape.ffn_width / split.hidden_parts
-    return 4 * shape.width + 3 * mixed + 3 * kept + hidden
+    return 4 * shape.width + 3 * mixed + 3 * keys + hidden
 
 
 def layers_seconds(part: Part, run: Positions) -> float:
@@ -134,10 +134,10 @@ def fsdp_seconds(part: Part, run: Positions) -> float:
         return (
             ring.all_gather(split.cut_by_fsdp * part.weight_bytes) + shape.num_layers * ring.latency
         )
-    mixed, kept = split.heads * shape.head_width, split.kv_heads * shape.head_width
+    mixed, keys = split.heads * shape.head_width, split.kv_heads * shape.head_width
     hidden = (2 if shape.gated else 1) * shape.ffn_width / split.hidden_parts
     all_rows = run.tokens / run.launches * ring.size * shape.compute_bytes
-    layer = ring.all_reduce(all_rows * (mixed + 2 * kept)) + ring.all_reduce(all_rows * hidden)
+    layer = ring.all_reduce(all_rows * (mixed + 2 * keys)) + ring.all_reduce(all_rows * hidden)
     layer += ring.all_gather(all_rows * mixed)
     logits = 0.0 if shape.values else ring.all_reduce(4 * run.logits * ring.size * split.vocab)
     return run.launches * shape.num_layers * layer + logits

@@ -16,7 +16,9 @@ from flax.traverse_util import flatten_dict
 from rlhf_jax import randomness
 from rlhf_jax.devices.sharding import RULES
 from rlhf_jax.models import llama
+from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import decoder
+from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.refusal import Refusal
 
 
@@ -155,13 +157,13 @@ def _split(shape: Shape, fsdp: int, tensor: int) -> Split:
     )
 
 
-def of_model(model: Any, copy_bytes: int | None = None) -> Shape:
+def of_model(model: Model | ValueModel, copy_bytes: int | None = None) -> Shape:
     """The shape of a model of any family, or of a value model on one; its params are counted, not
     made.
 
     `copy_bytes`: of a param of the sampler's or of a frozen copy; None: as they are trained.
     """
-    backbone = getattr(model, "backbone", model)
+    backbone: Any = getattr(model, "backbone", model)  # a family's own class, with its config
     config = backbone.config
     params = jax.eval_shape(model.init, randomness.key(0))
     arrays: dict[Any, Any] = flatten_dict(params)
@@ -212,11 +214,11 @@ def named(name: str) -> Shape:
     if name not in LLAMA2:
         raise Refusal(f"no shape {name!r}; there are: {', '.join(LLAMA2)}")
     vocab_size, width, num_layers, num_heads, num_kv_heads, ffn_width = LLAMA2[name]
-    one = of_model(
+    one_layer = of_model(
         llama.make(llama.Config(vocab_size, width, 1, num_heads, num_kv_heads, ffn_width))
     )
     leaves = (
         replace(leaf, count=leaf.count * (num_layers if leaf.place == "layer" else 1))
-        for leaf in one.leaves
+        for leaf in one_layer.leaves
     )
-    return replace(one, num_layers=num_layers, leaves=tuple(leaves))
+    return replace(one_layer, num_layers=num_layers, leaves=tuple(leaves))

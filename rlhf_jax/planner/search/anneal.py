@@ -26,12 +26,12 @@ def anneal(space: Space, seed: int, num_starts: int, num_evaluations: int) -> Ch
     change of one call is better; None where no chain found one that fits.
     """
     rng = random.Random(seed)
-    found: list[tuple[float, Choice]] = []
+    fitting: list[tuple[float, Choice]] = []
     for number in range(num_starts):
         energy, choice = _chain(space, _start(space, number, rng), rng, num_evaluations)
         if space.excess(choice) <= 0:
-            found.append((energy, choice))
-    return descend(space, min(found)[1]) if found else None
+            fitting.append((energy, choice))
+    return descend(space, min(fitting)[1]) if fitting else None
 
 
 def _start(space: Space, number: int, rng: random.Random) -> Choice:
@@ -119,8 +119,12 @@ def _beside(space: Space, choice: Choice, index: int, rng: random.Random) -> Cho
     """
     begin, size = _slice(space, choice, index)
     new_size = rng.choice((size // 2, size, 2 * size))
-    places = (begin, begin - new_size, begin + size, begin - begin % (2 * size))
-    near = [(place, new_size) for place in places if (place, new_size) in space.slices(index)]
+    begins = (begin, begin - new_size, begin + size, begin - begin % (2 * size))
+    near = [
+        (near_begin, new_size)
+        for near_begin in begins
+        if (near_begin, new_size) in space.slices(index)
+    ]
     return (
         _put(space, choice, index, space.slices(index)[rng.choice(near)], rng) if near else choice
     )
@@ -145,11 +149,11 @@ def _join(space: Space, choice: Choice, index: int, rng: random.Random) -> Choic
 
 def _swap(space: Space, choice: Choice, index: int, rng: random.Random) -> Choice:
     other = rng.randrange(len(choice))
-    here = space.slices(index).get(_slice(space, choice, other))
-    there = space.slices(other).get(_slice(space, choice, index))
-    if not here or not there or other == index:
+    numbers = space.slices(index).get(_slice(space, choice, other))
+    other_numbers = space.slices(other).get(_slice(space, choice, index))
+    if not numbers or not other_numbers or other == index:
         return choice
-    return _put(space, _put(space, choice, index, here, rng), other, there, rng)
+    return _put(space, _put(space, choice, index, numbers, rng), other, other_numbers, rng)
 
 
 def _split(space: Space, choice: Choice, index: int, rng: random.Random) -> Choice:
@@ -159,13 +163,13 @@ def _split(space: Space, choice: Choice, index: int, rng: random.Random) -> Choi
     other = rng.randrange(len(choice))
     begin, size = _slice(space, choice, rng.choice((index, other)))
     half = size // 2
-    here, there = (
+    numbers, other_numbers = (
         space.slices(index).get((begin, half)),
         space.slices(other).get((begin + half, half)),
     )
-    if not here or not there or other == index:
+    if not numbers or not other_numbers or other == index:
         return choice
-    return _put(space, _put(space, choice, index, here, rng), other, there, rng)
+    return _put(space, _put(space, choice, index, numbers, rng), other, other_numbers, rng)
 
 
 Move = Callable[[Space, Choice, int, random.Random], Choice]
@@ -181,8 +185,8 @@ def descend(space: Space, choice: Choice) -> Choice:
     seconds, changed = space.seconds(choice), True
     while changed:
         changed = False
-        for index, of_call in enumerate(space.options):
-            for number, option in enumerate(of_call):
+        for index, candidates in enumerate(space.options):
+            for number, option in enumerate(candidates):
                 tried = _with(choice, index, number)
                 if (
                     option.seconds < seconds

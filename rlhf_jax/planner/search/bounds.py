@@ -14,13 +14,14 @@ a queue is.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from rlhf_jax.planner.search.search_tables import Tables
 
 ROUNDING = 1e-12
+Seconds = np.ndarray | float
+"""Seconds for each option of the next call `[option]`, or the same for all."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Bounds:
             return np.zeros(len(tables.seconds[index]))
         train = tables.trains[tables.calls[index].role]
         return tables.moves[index][
-            tables.place_of[train][state.numbers[train]], tables.place_of[index]
+            tables.layout_of[train][state.numbers[train]], tables.layout_of[index]
         ]
 
     def _path(self, state: State, index: int, moves: np.ndarray) -> np.ndarray:
@@ -77,13 +78,13 @@ class Bounds:
         tables = self.tables
         start, behind = moves, 0.0
         if tables.generate in state.numbers:
-            row = tables.place_of[tables.generate][state.numbers[tables.generate]]
+            row = tables.layout_of[tables.generate][state.numbers[tables.generate]]
             start = np.maximum(
-                start, tables.transfers[tables.generate, index][row, tables.place_of[index]]
+                start, tables.transfers[tables.generate, index][row, tables.layout_of[index]]
             )
         if tables.policy in state.numbers:
-            column = tables.place_of[tables.policy][state.numbers[tables.policy]]
-            behind = tables.transfers[index, tables.policy][tables.place_of[index], column]
+            column = tables.layout_of[tables.policy][state.numbers[tables.policy]]
+            behind = tables.transfers[index, tables.policy][tables.layout_of[index], column]
         return start + tables.seconds[index] + behind
 
     def _loads(self, state: State, index: int, moves: np.ndarray) -> np.ndarray:
@@ -91,24 +92,26 @@ class Bounds:
         occupy.
         """
         tables, on = self.tables, self.tables.on[index]
-        if index == tables.generate and self.space.flow.apart:
+        if index == tables.generate and self.space.flow.asynchronous:
             source = tables.on[tables.policy][state.numbers[tables.policy]]
             return state.load + tables.seconds[index][:, None] * on + moves[:, None] * source
         return state.load + (tables.seconds[index] + moves)[:, None] * on
 
     def _stays(self, state: State, index: int) -> np.ndarray:
         """Bytes that each option of the next call keeps on its devices."""
-        tables, call, found = self.tables, self.tables.calls[index], self.tables.resident[index]
+        tables, call, resident = self.tables, self.tables.calls[index], self.tables.resident[index]
         if call.kind == "generate":
-            return found * self.space.versions
+            return resident * self.space.versions
         for other, number in state.numbers.items():
             if (
                 call.kind == "infer"
                 and tables.calls[other].role == call.role
                 and other != tables.generate
             ):
-                found = np.where(tables.where[index] == tables.where[other][number], 0.0, found)
-        return found
+                resident = np.where(
+                    tables.layout_key[index] == tables.layout_key[other][number], 0.0, resident
+                )
+        return resident
 
     def fits(self, state: State, index: int) -> np.ndarray:
         """True for each option of the next call that fits beside the calls that are placed."""
@@ -158,9 +161,9 @@ class Bounds:
                 + sum(tables.least[other] for other in waiting)
             )
         area = tables.seconds[index] * tables.on[index].sum(1)
-        found = self._loads(state, index, moves).max(1)
-        found = np.maximum(
-            found,
+        bound = self._loads(state, index, moves).max(1)
+        bound = np.maximum(
+            bound,
             (state.area + area + sum(tables.least_area[i] for i in waiting)) / self.num_devices,
         )
         stage = self._stage(state, index, moves, area, waiting)
@@ -168,19 +171,19 @@ class Bounds:
         generate, policy = (
             self._of(state, index, call) for call in (tables.generate, tables.policy)
         )
-        if self.space.flow.apart:
+        if self.space.flow.asynchronous:
             lag = self.space.work.lag
-            found = np.maximum(found, np.maximum(generate, publish + stage + policy))
-            found = np.maximum(found, (publish + generate + stage + policy) / (lag + 1))
+            bound = np.maximum(bound, np.maximum(generate, publish + stage + policy))
+            bound = np.maximum(bound, (publish + generate + stage + policy) / (lag + 1))
         else:
-            found = np.maximum(found, publish + generate + stage + policy)
+            bound = np.maximum(bound, publish + generate + stage + policy)
         return np.maximum(
-            found, self._with_critic(state, index, publish, generate + stage, policy, moves)
+            bound, self._with_critic(state, index, publish, generate + stage, policy, moves)
         )
 
     def _stage(
         self, state: State, index: int, moves: np.ndarray, area: np.ndarray, waiting: list[int]
-    ) -> np.ndarray | float:
+    ) -> Seconds:
         """From the end of sampling to the begin of the policy's training."""
         tables = self.tables
         left = [other for other in waiting if other in tables.scores]
@@ -194,7 +197,7 @@ class Bounds:
         longest = np.maximum(self._path(state, index, moves), max(state.longest, least))
         return np.maximum(np.maximum(longest, load.max(1)), (score_area + area) / self.num_devices)
 
-    def _of(self, state: State, index: int, call: int) -> Any:
+    def _of(self, state: State, index: int, call: int) -> Seconds:
         """Seconds of a call: of each option where it is the next one, of its option where it is
         placed, else its least.
         """
@@ -207,34 +210,40 @@ class Bounds:
             else tables.least[call]
         )
 
-    def _shares(self, state: State, index: int, one: int, other: int) -> Any:
+    def _shares(self, state: State, index: int, call: int, other_call: int) -> np.ndarray | bool:
         """True where two calls have a device in common; False where that is not yet known."""
         tables = self.tables
         ons = []
-        for call in (one, other):
-            if call != index and call not in state.numbers:
+        for each in (call, other_call):
+            if each != index and each not in state.numbers:
                 return False
-            ons.append(tables.on[call] if call == index else tables.on[call][state.numbers[call]])
+            ons.append(tables.on[each] if each == index else tables.on[each][state.numbers[each]])
         return (ons[0] * ons[1]).sum(-1) > 0
 
     def _with_critic(
-        self, state: State, index: int, publish: Any, to_scores: Any, policy: Any, moves: np.ndarray
-    ) -> Any:
+        self,
+        state: State,
+        index: int,
+        publish: Seconds,
+        to_scores: Seconds,
+        policy: Seconds,
+        moves: np.ndarray,
+    ) -> Seconds:
         """The rounds of the critic's own circle: its values, and the sampling that waits for it."""
         if self.critic is None or (self.critic != index and self.critic not in state.numbers):
             return 0.0
         with_policy = self._shares(state, index, self.critic, self.tables.policy)
         trains = self._of(state, index, self.critic) + np.where(with_policy, policy, 0.0)
-        found = trains
+        bound = trains
         if self.value is not None:
-            found = (
-                found
+            bound = (
+                bound
                 + self._of(state, index, self.value)
                 + (moves if index == self.value else state.value_move)
             )
-        if not self.space.flow.apart:
+        if not self.space.flow.asynchronous:
             waits = self._shares(state, index, self.critic, self.tables.generate) | (
                 with_policy & (publish > 0)
             )
-            found = np.maximum(found, np.where(waits, publish + to_scores + trains, 0.0))
-        return found
+            bound = np.maximum(bound, np.where(waits, publish + to_scores + trains, 0.0))
+        return bound

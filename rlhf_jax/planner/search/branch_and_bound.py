@@ -86,8 +86,8 @@ class Search:
         which it completes.
         """
         chosen = [
-            found[state.numbers[index]] if index in state.numbers else None
-            for index, found in enumerate(self.space.options)
+            candidates[state.numbers[index]] if index in state.numbers else None
+            for index, candidates in enumerate(self.space.options)
         ]
         flow = self.space.flow
         return steady_state.lower_bound(flow, flow.relaxed(chosen, self.tables.least))
@@ -100,7 +100,7 @@ class Search:
         for index in self._ready(state):
             bounds = self.bounds.seconds(state, index)
             viable = (
-                self.tables.kept[index]
+                self.tables.worth_trying[index]
                 & (bounds < self.best * (1 - TOLERANCE))
                 & self.bounds.fits(state, index)
             )

@@ -27,15 +27,18 @@ def why_worse(worse: Simulation, best: Simulation) -> str:
         return f"as fast as the best plan ({best.seconds_per_round:.3g} s)"
     least = SHOWN * best.seconds_per_round
     pairs = list(zip(worse.rows, best.rows, strict=True))
-    longer = [(here.seconds - there.seconds, here, there) for here, there in pairs]
+    longer = [(row.seconds - best_row.seconds, row, best_row) for row, best_row in pairs]
     slower = sorted((entry for entry in longer if entry[0] > least), key=lambda entry: entry[0])
-    parts = [_slower(seconds, here, there) for seconds, here, there in slower[::-1][:3]]
+    parts = [_slower(seconds, row, best_row) for seconds, row, best_row in slower[::-1][:3]]
     parts += [
-        f"{one} and {other} share devices, so that one waits" for one, other in _joined(pairs)
+        f"{call} and {other_call} share devices, so that one waits"
+        for call, other_call in _newly_shared(pairs)
     ]
-    moved = sum(here.reallocate_seconds - there.reallocate_seconds for here, there in pairs)
-    if moved > least:
-        parts.append(f"reallocation takes {moved:.3g} s more")
+    reallocation = sum(
+        row.reallocate_seconds - best_row.reallocate_seconds for row, best_row in pairs
+    )
+    if reallocation > least:
+        parts.append(f"reallocation takes {reallocation:.3g} s more")
     idle = _mean(worse.idle_share) - _mean(best.idle_share)
     if idle > SHOWN:
         parts.append(
@@ -43,7 +46,7 @@ def why_worse(worse: Simulation, best: Simulation) -> str:
             f"{100 * _mean(best.idle_share):.0f} %"
         )
     if not parts:
-        differing = [here.call for here, there in pairs if here.placement != there.placement]
+        differing = [row.call for row, best_row in pairs if row.placement != best_row.placement]
         parts.append(f"a little each from {', '.join(differing)}")
     return (
         f"{more:.3g} s longer a round ({100 * more / best.seconds_per_round:.1f} %): "
@@ -51,22 +54,22 @@ def why_worse(worse: Simulation, best: Simulation) -> str:
     )
 
 
-def _slower(seconds: float, here: Row, there: Row) -> str:
-    return f"{here.call} takes {seconds:.3g} s longer on {describe(here.placement)} than on {describe(there.placement)}"
+def _slower(seconds: float, row: Row, best_row: Row) -> str:
+    return f"{row.call} takes {seconds:.3g} s longer on {describe(row.placement)} than on {describe(best_row.placement)}"
 
 
-def _joined(pairs: Sequence[tuple[Row, Row]]) -> list[tuple[str, str]]:
-    """Calls that the best plan runs side by side and the worse one does not."""
-    found = []
-    for (one, best_one), (other, best_other) in combinations(pairs, 2):
-        apart = not {*best_one.placement.devices} & {*best_other.placement.devices}
+def _newly_shared(pairs: Sequence[tuple[Row, Row]]) -> list[tuple[str, str]]:
+    """Pairs of calls that share devices in the worse plan and not in the best one."""
+    joined = []
+    for (row, best_row), (other_row, best_other_row) in combinations(pairs, 2):
+        disjoint = not {*best_row.placement.devices} & {*best_other_row.placement.devices}
         if (
-            one.kind == other.kind
-            and apart
-            and {*one.placement.devices} & {*other.placement.devices}
+            row.kind == other_row.kind
+            and disjoint
+            and {*row.placement.devices} & {*other_row.placement.devices}
         ):
-            found.append((one.call, other.call))
-    return found
+            joined.append((row.call, other_row.call))
+    return joined
 
 
 def _mean(shares: tuple[float, ...]) -> float:
@@ -78,16 +81,16 @@ def why_none_fits(space: Space, costs_of: Callable[[int], CostModel] | None) -> 
     and the number of devices that would do.
     """
     least = [(_least_bytes(space, call), call) for call in space.calls]
-    unplaced = [call for (found, call) in least if found is None]
+    unplaced = [call for (need, call) in least if need is None]
     if unplaced:
         call = unplaced[0]
-        place = Placement(tuple(range(space.num_devices)), (space.num_devices, 1, 1))
-        reason = space.costs.refusal(call, place) or space.costs.refusal(
+        whole = Placement(tuple(range(space.num_devices)), (space.num_devices, 1, 1))
+        reason = space.costs.refusal(call, whole) or space.costs.refusal(
             call, Placement((0,), (1, 1, 1))
         )
         return f"{call.name} can be placed nowhere on {space.num_devices} devices: {reason}"
     (needed, placement), call = max(
-        ((found, call) for found, call in least if found is not None), key=lambda entry: entry[0][0]
+        ((need, call) for need, call in least if need is not None), key=lambda entry: entry[0][0]
     )
     memory = space.costs.device_bytes
     alone = "alone " if needed > memory else ""
@@ -102,7 +105,7 @@ def _least_bytes(space: Space, call: Call) -> tuple[float, Placement] | None:
     """The least bytes a device that a call needs on all devices; None where it is refused on every
     mesh.
     """
-    found = [
+    needs = [
         (
             space.costs.working_bytes(call, placement)
             + resident_bytes(call, space.costs, placement),
@@ -111,7 +114,7 @@ def _least_bytes(space: Space, call: Call) -> tuple[float, Placement] | None:
         for placement in _frugal(call, space.num_devices, space.devices_per_host)
         if not space.costs.refusal(call, placement)
     ]
-    return min(found, key=lambda entry: entry[0]) if found else None
+    return min(needs, key=lambda entry: entry[0]) if needs else None
 
 
 def _frugal(call: Call, num_devices: int, devices_per_host: int) -> Iterator[Placement]:

@@ -1,8 +1,8 @@
 """Finds the plan of least seconds a round that fits in memory: exactly up to 16 devices, by
 annealing above.
 
-An optimum found in a simulator flatters itself: it is the best of what the costs say, and where
-they err it errs with them.
+The optimum is that of the cost model. Errors of the costs favour plans whose seconds are
+underestimated, so a real round of the best plan tends to take longer than expected.
 """
 
 from collections.abc import Callable, Sequence
@@ -71,7 +71,9 @@ class Found:
         """
         if self.default is None:
             return self.best
-        least, simple = (found.simulation.seconds_per_round for found in (self.best, self.default))
+        least, simple = (
+            candidate.simulation.seconds_per_round for candidate in (self.best, self.default)
+        )
         return self.default if simple <= least * (1 + LEAST_GAIN) else self.best
 
 
@@ -148,9 +150,11 @@ def _next(space: Space, choice: Choice, count: int) -> list[Choice]:
     """The fastest of what was asked for that take longer than the best one."""
     least = space.seconds(choice) * (1 + 1e-9)
     fitting = (
-        other for seconds, other in space.best() if seconds > least and space.excess(other) <= 0
+        candidate
+        for seconds, candidate in space.best()
+        if seconds > least and space.excess(candidate) <= 0
     )
-    return [other for other, _ in zip(fitting, range(max(count, 0)), strict=False)]
+    return [candidate for candidate, _ in zip(fitting, range(max(count, 0)), strict=False)]
 
 
 def advice(synchronous: Found, asynchronous: Found) -> str:
@@ -158,7 +162,7 @@ def advice(synchronous: Found, asynchronous: Found) -> str:
     of both loops.
     """
     before, after = (
-        found.best.simulation.seconds_per_round for found in (synchronous, asynchronous)
+        result.best.simulation.seconds_per_round for result in (synchronous, asynchronous)
     )
     lag = asynchronous.work.lag
     figures = f"{after:.3g} s a round at lag {lag} against {before:.3g} s in the synchronous loop"

@@ -38,9 +38,9 @@ class Space:
         ]
         self.versions = work.live_versions
         self.evaluations = 0
-        self._by_slice = [_grouped(found) for found in self.options]
-        self._held: dict[Choice, float] = {}
-        self._kept: dict[tuple[int, ...], tuple[float, Choice]] = {}
+        self._by_slice = [_grouped(options_of_call) for options_of_call in self.options]
+        self._seconds: dict[Choice, float] = {}
+        self._best: dict[tuple[int, ...], tuple[float, Choice]] = {}
 
     def slices(self, index: int) -> dict[tuple[int, int], list[int]]:
         """Numbers of a call's options by where their slice begins and its size, the fastest option
@@ -50,25 +50,30 @@ class Space:
 
     def chosen(self, choice: Choice) -> list[Option]:
         """The options themselves."""
-        return [found[number] for found, number in zip(self.options, choice, strict=True)]
+        return [
+            options_of_call[number]
+            for options_of_call, number in zip(self.options, choice, strict=True)
+        ]
 
     def plan(self, choice: Choice) -> Plan:
         """The placements by the names of the calls."""
         return Plan(
             {
-                call.name: of.placement
-                for call, of in zip(self.calls, self.chosen(choice), strict=True)
+                call.name: option.placement
+                for call, option in zip(self.calls, self.chosen(choice), strict=True)
             }
         )
 
     def seconds(self, choice: Choice) -> float:
         """Seconds of a round. The choices must fit in memory, since the best are kept as plans."""
-        if choice not in self._held:
+        if choice not in self._seconds:
             self.evaluations += 1
-            found = steady_state.seconds_per_round(self.flow, self.flow.round(self.chosen(choice)))
-            self._held[choice] = found
-            self._keep(choice, found)
-        return self._held[choice]
+            seconds_per_round = steady_state.seconds_per_round(
+                self.flow, self.flow.round(self.chosen(choice))
+            )
+            self._seconds[choice] = seconds_per_round
+            self._keep(choice, seconds_per_round)
+        return self._seconds[choice]
 
     def excess(self, choice: Choice) -> float:
         """Bytes that the fullest device would hold too many; what fits is 0 or less.
@@ -77,54 +82,59 @@ class Space:
         begins.
         """
         chosen = self.chosen(choice)
-        places = [self.flow.known(of) for of in chosen]
-        stays = self._stays(chosen, [place for place, _ in places])
+        layouts = [self.flow.layout_of(option) for option in chosen]
+        stays = self._stays(chosen, [layout for layout, _ in layouts])
         most = 0.0
-        for begin in {of.placement.devices[0] for of in chosen}:
+        for begin in {option.placement.devices[0] for option in chosen}:
             resident = working = 0.0
-            for of, (_, mask), kept in zip(chosen, places, stays, strict=True):
+            for option, (_, mask), resident_bytes in zip(chosen, layouts, stays, strict=True):
                 if mask >> begin & 1:
-                    resident += kept
-                    working = max(working, of.working_bytes)
+                    resident += resident_bytes
+                    working = max(working, option.working_bytes)
             most = max(most, resident + working)
         return most - self.costs.device_bytes
 
-    def _stays(self, chosen: Sequence[Option], places: Sequence[int]) -> list[float]:
-        """Bytes that stay on a device (`plan_memory.kept`), by indices of options."""
-        found = []
-        for index, (call, of) in enumerate(zip(self.calls, chosen, strict=True)):
+    def _stays(self, chosen: Sequence[Option], layouts: Sequence[int]) -> list[float]:
+        """Bytes that stay on a device (`plan_memory.resident_by_call`), by indices of options."""
+        resident = []
+        for index, (call, option) in enumerate(zip(self.calls, chosen, strict=True)):
             if call.kind == "infer":
                 same = [
-                    other
-                    for other, another in enumerate(self.calls)
-                    if another.role == call.role
-                    and (another.kind == "train" or (another.kind == "infer" and other < index))
+                    earlier
+                    for earlier, other_call in enumerate(self.calls)
+                    if other_call.role == call.role
+                    and (
+                        other_call.kind == "train"
+                        or (other_call.kind == "infer" and earlier < index)
+                    )
                 ]
-                found.append(
+                resident.append(
                     0.0
-                    if any(places[other] == places[index] for other in same)
-                    else of.resident_bytes
+                    if any(layouts[earlier] == layouts[index] for earlier in same)
+                    else option.resident_bytes
                 )
             else:
-                found.append(of.resident_bytes * (self.versions if call.kind == "generate" else 1))
-        return found
+                resident.append(
+                    option.resident_bytes * (self.versions if call.kind == "generate" else 1)
+                )
+        return resident
 
     def best(self) -> list[tuple[float, Choice]]:
         """The choices that were asked for, the fastest first; of those that give every call as many
         devices, one.
         """
-        return sorted(self._kept.values())
+        return sorted(self._best.values())
 
     def _keep(self, choice: Choice, seconds: float) -> None:
-        key = tuple(len(of.placement.devices) for of in self.chosen(choice))
-        if key not in self._kept or seconds < self._kept[key][0]:
-            self._kept[key] = seconds, choice
+        key = tuple(len(option.placement.devices) for option in self.chosen(choice))
+        if key not in self._best or seconds < self._best[key][0]:
+            self._best[key] = seconds, choice
 
     def default(self) -> Choice | None:
         """Every call on all devices, with the one mesh that is the fastest for all; None where none
         fits.
         """
-        found: list[tuple[float, Choice]] = []
+        fitting: list[tuple[float, Choice]] = []
         whole = (0, self.num_devices)
         shapes = {self.options[0][n].placement.mesh_shape for n in self.slices(0).get(whole, ())}
         for shape in sorted(shapes):
@@ -137,8 +147,8 @@ class Space:
                 for index in range(len(self.calls))
             ]
             if choice := self._fastest_that_fits(numbers):
-                found.append((self.seconds(choice), choice))
-        return min(found)[1] if found else None
+                fitting.append((self.seconds(choice), choice))
+        return min(fitting)[1] if fitting else None
 
     def _fastest_that_fits(self, numbers: Sequence[Sequence[int]]) -> Choice | None:
         """The fastest options that fit, of calls on the same devices and mesh: what each keeps does
@@ -146,20 +156,22 @@ class Space:
         """
         if not all(numbers):
             return None
-        first = tuple(of_call[0] for of_call in numbers)
-        places = [self.flow.known(of)[0] for of in self.chosen(first)]
-        left = self.costs.device_bytes - sum(self._stays(self.chosen(first), places))
+        first = tuple(candidates[0] for candidates in numbers)
+        layouts = [self.flow.layout_of(option)[0] for option in self.chosen(first)]
+        left = self.costs.device_bytes - sum(self._stays(self.chosen(first), layouts))
         picked = [
-            next((n for n in of_call if self.options[index][n].working_bytes <= left), None)
-            for index, of_call in enumerate(numbers)
+            next((n for n in candidates if self.options[index][n].working_bytes <= left), None)
+            for index, candidates in enumerate(numbers)
         ]
         return None if None in picked else tuple(n for n in picked if n is not None)
 
 
-def _grouped(found: Sequence[Option]) -> dict[tuple[int, int], list[int]]:
+def _grouped(options_of_call: Sequence[Option]) -> dict[tuple[int, int], list[int]]:
     groups: dict[tuple[int, int], list[int]] = {}
-    for number, of in enumerate(found):
-        groups.setdefault((of.placement.devices[0], len(of.placement.devices)), []).append(number)
+    for number, option in enumerate(options_of_call):
+        groups.setdefault((option.placement.devices[0], len(option.placement.devices)), []).append(
+            number
+        )
     for numbers in groups.values():
-        numbers.sort(key=lambda number: (found[number].seconds, number))
+        numbers.sort(key=lambda number: (options_of_call[number].seconds, number))
     return groups

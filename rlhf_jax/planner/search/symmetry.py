@@ -27,11 +27,11 @@ class Exchanges:
         self.all = self._parts() if self.usable else []
 
     def _parts(self) -> list[Exchange]:
-        found, size = [], self.host
+        exchanges, size = [], self.host
         while size > 1:
-            found += [(begin, size) for begin in range(0, self.num_devices, size)]
+            exchanges += [(begin, size) for begin in range(0, self.num_devices, size)]
             size //= 2
-        return found + ([(0, self.num_devices)] if self.two_hosts else [])
+        return exchanges + ([(0, self.num_devices)] if self.two_hosts else [])
 
     def keep(
         self,
@@ -53,14 +53,14 @@ class Exchanges:
         tables: Sequence[tuple[int, int, np.ndarray]],
     ) -> bool:
         orders = []
-        for of_call in places:
-            where: Mapping[tuple[Slice, object], int] = {
-                key: number for number, key in enumerate(of_call)
+        for placements in places:
+            number_of: Mapping[tuple[Slice, object], int] = {
+                key: number for number, key in enumerate(placements)
             }
-            moved = [where.get((exchanged(key[0], exchange), key[1])) for key in of_call]
-            if None in moved:
+            numbers = [number_of.get((exchanged(key[0], exchange), key[1])) for key in placements]
+            if None in numbers:
                 return False
-            orders.append(np.array(moved))
+            orders.append(np.array(numbers))
         return all(
             np.allclose(table[np.ix_(orders[source], orders[target])], table, rtol=1e-12, atol=0)
             for source, target, table in tables
@@ -71,37 +71,35 @@ class Exchanges:
         """Keeps one slice per equivalence class under device permutations that fix the slices
         already placed.
         """
-        seen, found = set(), []
+        seen, is_first = set(), []
         for candidate in candidates:
             key = self._signature((*placed, candidate))
-            found.append(key not in seen)
+            is_first.append(key not in seen)
             seen.add(key)
-        return tuple(found)
+        return tuple(is_first)
 
     def _signature(self, placed: tuple[Slice, ...]) -> object:
         hosts = [
             self._part(begin, self.host, placed) for begin in range(0, self.num_devices, self.host)
         ]
-        larger = tuple(
-            (call, of_call) for call, of_call in enumerate(placed) if of_call[1] > self.host
-        )
+        larger = tuple((call, taken) for call, taken in enumerate(placed) if taken[1] > self.host)
         return larger, tuple(sorted(hosts, key=repr) if self.two_hosts else hosts)
 
     def _part(self, begin: int, size: int, placed: tuple[Slice, ...]) -> object:
         """The calls on this slice, and recursively those of its halves, in an order that exchanges
         do not change.
         """
-        here = tuple(call for call, of_call in enumerate(placed) if of_call == (begin, size))
-        if not any(begin <= of_call[0] < begin + size and of_call[1] < size for of_call in placed):
+        here = tuple(call for call, taken in enumerate(placed) if taken == (begin, size))
+        if not any(begin <= taken[0] < begin + size and taken[1] < size for taken in placed):
             return here
         halves = [self._part(half, size // 2, placed) for half in (begin, begin + size // 2)]
         return here, tuple(sorted(halves, key=repr))
 
 
-def exchanged(place: Slice, exchange: Exchange) -> Slice:
+def exchanged(device_slice: Slice, exchange: Exchange) -> Slice:
     """The slice after two halves were exchanged; one that reaches beyond a half stays."""
-    (begin, size), (first, whole) = place, exchange
+    (begin, size), (first, whole) = device_slice, exchange
     half = whole // 2
     if size > half or not first <= begin < first + whole:
-        return place
+        return device_slice
     return (begin + half, size) if begin < first + half else (begin - half, size)

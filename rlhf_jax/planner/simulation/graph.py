@@ -16,9 +16,9 @@ class Round(NamedTuple):
     """The tasks of a round, in the order of dispatch: the calls, and before some of them the
     reallocation of params.
 
-    `masks` have a bit for every device that a task occupies. `after` are the places of the tasks
-    that it waits for, with the seconds that their data take to come: of a later place, the task of
-    the round before. `queue` are the tasks that occupy one of its devices, itself among them.
+    `masks` have a bit for every device that a task occupies. `after` lists the indices of the tasks
+    that it waits for, with the seconds of the transfer; a later index means the task of the round
+    before. `queue` lists the tasks that share a device with it, itself included.
     """
 
     seconds: list[float]
@@ -28,32 +28,34 @@ class Round(NamedTuple):
 
 
 class Dataflow:
-    """A round's calls, what they wait for, and what moving between their placements costs, each
-    pair asked for once.
+    """A round's calls, their dependencies, and the seconds to reshard or transfer between
+    placements, each computed once.
     """
 
     def __init__(self, calls: Sequence[Call], costs: CostModel, work: Workload):
         self.calls, self.costs, self.work = tuple(calls), costs, work
-        self.apart = work.loop == "asynchronous"
-        found = edges(calls, work.lag, work.loop)
-        place = {call.name: index for index, call in enumerate(self.calls)}
-        self.trains = {call.role: place[call.name] for call in self.calls if call.kind == "train"}
+        self.asynchronous = work.loop == "asynchronous"
+        all_edges = edges(calls, work.lag, work.loop)
+        index_of = {call.name: index for index, call in enumerate(self.calls)}
+        self.trains = {
+            call.role: index_of[call.name] for call in self.calls if call.kind == "train"
+        }
         self.generate = next(
             index for index, call in enumerate(self.calls) if call.kind == "generate"
         )
-        data = {(edge.source, edge.target): None for edge in found if edge.what == "data"}
-        self.data = [(place[source], place[target]) for source, target in data]
-        self.moved = [place[edge.target] for edge in found if edge.what == "params"]
+        data = {(edge.source, edge.target): None for edge in all_edges if edge.what == "data"}
+        self.data = [(index_of[source], index_of[target]) for source, target in data]
+        self.resharded = [index_of[edge.target] for edge in all_edges if edge.what == "params"]
         self.order = self._order()
-        self._where = {key: index for index, key in enumerate(self.order)}
-        self.policy = self._where[("call", self.trains["policy"])]
+        self._index_of = {key: index for index, key in enumerate(self.order)}
+        self.policy = self._index_of[("call", self.trains["policy"])]
         self.names = [self._name(*key) for key in self.order]
         self.kinds: list[TaskKind] = [
             "reallocate" if what == "move" else self.calls[i].kind for what, i in self.order
         ]
         self._template = [self._after(*key) for key in self.order]
-        self._places: dict[tuple[tuple[int, ...], tuple[int, int, int]], int] = {}
-        self._of_option: dict[int, tuple[Option, int, int]] = {}
+        self._layouts: dict[tuple[tuple[int, ...], tuple[int, int, int]], int] = {}
+        self._layout_of_option: dict[int, tuple[Option, int, int]] = {}
         self._moves: dict[tuple[int, int, int], float] = {}
         self._transfers: dict[tuple[int, int, int], float] = {}
 
@@ -61,10 +63,10 @@ class Dataflow:
         """Each call, its reallocation before it: the first two are the publishing of params and
         generation.
         """
-        found = []
+        order = []
         for index in range(len(self.calls)):
-            found += [("move", index)] * (index in self.moved) + [("call", index)]
-        return found
+            order += [("move", index)] * (index in self.resharded) + [("call", index)]
+        return order
 
     def _name(self, what: str, index: int) -> str:
         call = self.calls[index]
@@ -77,34 +79,36 @@ class Dataflow:
         )
 
     def _after(self, what: str, index: int) -> tuple[tuple[int, tuple[int, int] | None], ...]:
-        """Places of the tasks that one waits for, with the calls between which data are moved."""
+        """Indices of the tasks that a task waits for, with the calls between which data are moved."""
         call = self.calls[index]
         if what == "move":
-            return ((self._where[("call", self.trains[call.role])], None),)
-        found: list[tuple[int, tuple[int, int] | None]] = [
-            (self._where[("call", source)], (source, target))
+            return ((self._index_of[("call", self.trains[call.role])], None),)
+        waits: list[tuple[int, tuple[int, int] | None]] = [
+            (self._index_of[("call", source)], (source, target))
             for source, target in self.data
             if target == index
         ]
-        if index in self.moved:
-            found.append((self._where[("move", index)], None))
-        return tuple(found)
+        if index in self.resharded:
+            waits.append((self._index_of[("move", index)], None))
+        return tuple(waits)
 
-    def known(self, option: Option) -> tuple[int, int]:
+    def layout_of(self, option: Option) -> tuple[int, int]:
         """A number for the option's devices and mesh shape, and the devices as bits."""
-        kept = self._of_option.get(id(option))
-        if kept is None:
+        entry = self._layout_of_option.get(id(option))
+        if entry is None:
             placement = option.placement
-            place = self._places.setdefault(
-                (placement.devices, placement.mesh_shape), len(self._places)
+            layout = self._layouts.setdefault(
+                (placement.devices, placement.mesh_shape), len(self._layouts)
             )
-            kept = option, place, sum(1 << device for device in placement.devices)
-            self._of_option[id(option)] = kept  # holds the option, so that its id stays its own
-        return kept[1], kept[2]
+            entry = option, layout, sum(1 << device for device in placement.devices)
+            self._layout_of_option[id(option)] = (
+                entry  # holds the option, so that its id stays its own
+            )
+        return entry[1], entry[2]
 
     def move_seconds(self, index: int, source: Option, target: Option) -> float:
         """Seconds to reshard the params of a call's role from the training mesh to the call's mesh."""
-        key = index, self.known(source)[0], self.known(target)[0]
+        key = index, self.layout_of(source)[0], self.layout_of(target)[0]
         if key not in self._moves:
             role = self.calls[index].role
             self._moves[key] = self.costs.reallocate_seconds(
@@ -114,21 +118,21 @@ class Dataflow:
 
     def transfer_seconds(self, index: int, source: Option, target: Option) -> float:
         """Seconds to transfer the output of call `index` to another call's devices."""
-        key = index, self.known(source)[0], self.known(target)[0]
+        key = index, self.layout_of(source)[0], self.layout_of(target)[0]
         if key not in self._transfers:
-            found = self.costs.transfer_seconds(
+            seconds = self.costs.transfer_seconds(
                 self.calls[index], source.placement, target.placement
             )
-            self._transfers[key] = found
+            self._transfers[key] = seconds
         return self._transfers[key]
 
     def round(self, chosen: Sequence[Option]) -> Round:
         """The tasks of a round for an option of every call.
 
-        Reallocation occupies the devices that it leaves and those that it reaches, but for the
-        publishing of the asynchronous loop: the sampler receives new params while it samples with
-        older ones. Where it takes no time it is a wait alone. Data between calls are small: they
-        delay their reader and occupy no device.
+        Resharding occupies its source and target devices. Publishing in the asynchronous loop
+        occupies the source alone: the sampler receives new params while it samples with older
+        ones. Resharding that takes no time is a dependency alone. Data between calls are small:
+        they delay their reader and occupy no device.
         """
         return self.relaxed(chosen, ())
 
@@ -137,7 +141,7 @@ class Dataflow:
         `least` seconds, waits for no device and has nothing moved to or from it: what every plan
         with these options must do at least.
         """
-        bits = [0 if option is None else self.known(option)[1] for option in chosen]
+        bits = [0 if option is None else self.layout_of(option)[1] for option in chosen]
         seconds, masks = [], []
         for what, index in self.order:
             option, source = chosen[index], self.trains.get(self.calls[index].role, index)
@@ -147,13 +151,15 @@ class Dataflow:
                 continue
             trained = chosen[source]
             seconds.append(self.move_seconds(index, trained, option) if trained and option else 0.0)
-            reached = 0 if self.apart and index == self.generate else bits[index]
+            reached = 0 if self.asynchronous and index == self.generate else bits[index]
             masks.append(bits[source] | reached if seconds[-1] else 0)
         after = [
-            [(where, 0.0 if pair is None else self._latency(pair, chosen)) for where, pair in waits]
+            [(task, 0.0 if pair is None else self._latency(pair, chosen)) for task, pair in waits]
             for waits in self._template
         ]
-        queue = [[other for other, taken in enumerate(masks) if taken & mask] for mask in masks]
+        queue = [
+            [task_index for task_index, taken in enumerate(masks) if taken & mask] for mask in masks
+        ]
         return Round(seconds, masks, after, queue)
 
     def _latency(self, pair: tuple[int, int], chosen: Sequence[Option | None]) -> float:

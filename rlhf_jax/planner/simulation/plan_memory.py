@@ -21,39 +21,51 @@ from rlhf_jax.types import Placement, Plan
 GIGABYTE = 1e9
 
 
-def kept(calls: Sequence[Call], chosen: Sequence[Option], versions: int) -> list[float]:
-    """Bytes that stay for each call on each of its devices; 0 where another call of its role keeps
-    them already.
+def resident_by_call(calls: Sequence[Call], chosen: Sequence[Option], versions: int) -> list[float]:
+    """Bytes that stay resident for each call on each of its devices; 0 where another call of its
+    role has the same layout and is counted already.
+
+    Args:
+      calls: of a round.
+      chosen: the option of each call.
+      versions: published versions that are held at once.
     """
     trains = {
-        call.role: of.placement
-        for call, of in zip(calls, chosen, strict=True)
+        call.role: candidate.placement
+        for call, candidate in zip(calls, chosen, strict=True)
         if call.kind == "train"
     }
     seen: set[tuple[str, tuple[int, ...], tuple[int, int, int]]] = set()
-    found = []
-    for call, of in zip(calls, chosen, strict=True):
-        place, state = of.placement, trains.get(call.role)
-        key = call.role, place.devices, place.mesh_shape
+    resident = []
+    for call, candidate in zip(calls, chosen, strict=True):
+        placement, state = candidate.placement, trains.get(call.role)
+        key = call.role, placement.devices, placement.mesh_shape
         if call.kind != "infer":
-            found.append(of.resident_bytes * (versions if call.kind == "generate" else 1))
-        elif key in seen or (state and state.layout == place.layout):
-            found.append(0.0)
+            resident.append(candidate.resident_bytes * (versions if call.kind == "generate" else 1))
+        elif key in seen or (state and state.layout == placement.layout):
+            resident.append(0.0)
         else:
             seen.add(key)
-            found.append(of.resident_bytes)
-    return found
+            resident.append(candidate.resident_bytes)
+    return resident
 
 
 def by_device(
     calls: Sequence[Call], chosen: Sequence[Option], versions: int, num_devices: int
 ) -> list[float]:
-    """Bytes of each device."""
+    """Bytes of each device: resident ones, and the most that one of its calls needs.
+
+    Args:
+      calls: of a round.
+      chosen: the option of each call.
+      versions: published versions that are held at once.
+      num_devices: of the plan.
+    """
     resident, working = [0.0] * num_devices, [0.0] * num_devices
-    for of, stays in zip(chosen, kept(calls, chosen, versions), strict=True):
-        for device in of.placement.devices:
+    for candidate, stays in zip(chosen, resident_by_call(calls, chosen, versions), strict=True):
+        for device in candidate.placement.devices:
             resident[device] += stays
-            working[device] = max(working[device], of.working_bytes)
+            working[device] = max(working[device], candidate.working_bytes)
     return [stays + runs for stays, runs in zip(resident, working, strict=True)]
 
 
@@ -137,13 +149,13 @@ def _check_memory(
         return
     chosen = [option(call, costs, placements[call.name]) for call in calls]
     share = [
-        (stays, of.working_bytes, call.name)
-        for call, of, stays in zip(
-            calls, chosen, kept(calls, chosen, work.live_versions), strict=True
+        (stays, candidate.working_bytes, call.name)
+        for call, candidate, stays in zip(
+            calls, chosen, resident_by_call(calls, chosen, work.live_versions), strict=True
         )
-        if device in of.placement.devices
+        if device in candidate.placement.devices
     ]
-    _, working, worst = max(share, key=lambda found: (found[1], found[2]))
+    _, working, worst = max(share, key=lambda entry: (entry[1], entry[2]))
     held = ", ".join(f"{name} {gigabytes(stays)}" for stays, _, name in share if stays)
     raise Refusal(
         f"{worst} does not fit on device {device} by {gigabytes(over)}: it needs "
@@ -189,8 +201,8 @@ def _what_fits(
     for factor in MICRO_BATCHES[1:]:
         if works(
             {
-                name: replace(of, num_micro_batches=factor * of.num_micro_batches)
-                for name, of in placements.items()
+                name: replace(placement, num_micro_batches=factor * placement.num_micro_batches)
+                for name, placement in placements.items()
             }
         ):
             return f"it would fit with {factor} times as many micro-batches for every call"

@@ -1,5 +1,5 @@
-"""Plays rounds of a plan event by event: who is dispatched when, waits for what, and runs from when
-to when.
+"""Simulates rounds of a plan event by event: the dispatch, the waits, and the start and end of
+every task.
 
 A host thread dispatches its tasks in order and waits where the loops wait
 (`runtime/synchronous.py`, `asynchronous.py`); a device runs what was dispatched to it first. Where
@@ -34,29 +34,33 @@ class Op:
     end: float = -1.0
 
 
-def play(flow: Dataflow, of_plan: Round, num_rounds: int) -> list[Op]:
+def play(flow: Dataflow, plan_round: Round, num_rounds: int) -> list[Op]:
     """The tasks of `num_rounds` trained rounds, and of the sampling that is ahead of them by the
     lag.
     """
-    threads = _threads(flow, of_plan, num_rounds)
+    threads = _threads(flow, plan_round, num_rounds)
     _run(threads, flow.costs.shared_throughput)
     return [op for thread in threads for op in thread]
 
 
-def _threads(flow: Dataflow, of_plan: Round, num_rounds: int) -> list[list[Op]]:
+def _threads(flow: Dataflow, plan_round: Round, num_rounds: int) -> list[list[Op]]:
     """Every task of the rounds with what it waits for, by the thread that dispatches it; the
     trainer's thread first.
     """
-    lag, apart = flow.work.lag, flow.work.loop == "asynchronous"
+    lag, asynchronous = flow.work.lag, flow.work.loop == "asynchronous"
     ops: dict[tuple[int, int], Op] = {}
 
-    def make(place: int, round_index: int) -> Op:
-        kind, mask, seconds = flow.kinds[place], of_plan.masks[place], of_plan.seconds[place]
-        ops[place, round_index] = Op(flow.names[place], kind, round_index, mask, seconds)
-        return ops[place, round_index]
+    def make(task_index: int, round_index: int) -> Op:
+        kind, mask, seconds = (
+            flow.kinds[task_index],
+            plan_round.masks[task_index],
+            plan_round.seconds[task_index],
+        )
+        ops[task_index, round_index] = Op(flow.names[task_index], kind, round_index, mask, seconds)
+        return ops[task_index, round_index]
 
     trainer: list[Op] = []
-    sampler: list[Op] = [] if apart else trainer
+    sampler: list[Op] = [] if asynchronous else trainer
     for r in range(num_rounds):
         publish = make(0, r + lag)
         publish.host = [ops[flow.policy, r - 1]] if r else []
@@ -65,14 +69,14 @@ def _threads(flow: Dataflow, of_plan: Round, num_rounds: int) -> list[list[Op]]:
             sampled = make(1, issued)
             sampled.host = [publish] + ([ops[1, issued - 1]] if issued else [])
             sampler.append(sampled)
-        for place in range(2, len(of_plan.seconds)):
-            task = make(place, r)
-            task.host = [publish, ops[1, r]] if apart else [ops[1, r + lag]]
-            for other, latency in of_plan.after[place]:
-                source = ops.get((other, r if other < place else r - 1))
+        for task_index in range(2, len(plan_round.seconds)):
+            task = make(task_index, r)
+            task.host = [publish, ops[1, r]] if asynchronous else [ops[1, r + lag]]
+            for earlier, latency in plan_round.after[task_index]:
+                source = ops.get((earlier, r if earlier < task_index else r - 1))
                 task.waits += [(source, latency)] if source else []
             trainer.append(task)
-    return [trainer, sampler] if apart else [trainer]
+    return [trainer, sampler] if asynchronous else [trainer]
 
 
 def _run(threads: Sequence[list[Op]], shared: bool) -> None:
@@ -119,10 +123,12 @@ def _dispatch(
 
 def _ready(op: Op) -> float:
     """The time at which every dependency has arrived; infinite while one has not ended."""
-    if any(other.end < 0 for other in op.ahead) or any(other.end < 0 for other, _ in op.waits):
+    if any(earlier.end < 0 for earlier in op.ahead) or any(
+        earlier.end < 0 for earlier, _ in op.waits
+    ):
         return float("inf")
     return max(
-        (max(other.end, op.dispatched) + latency for other, latency in op.waits), default=0.0
+        (max(earlier.end, op.dispatched) + latency for earlier, latency in op.waits), default=0.0
     )
 
 

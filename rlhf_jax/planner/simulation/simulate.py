@@ -73,56 +73,71 @@ def simulate(
     """
     chosen = [option(call, costs, plan.placements[call.name]) for call in calls]
     flow = Dataflow(calls, costs, work)
-    of_plan = flow.round(chosen)
+    plan_round = flow.round(chosen)
     rounds = SHOWN_ROUNDS + work.lag if num_rounds is None else num_rounds
-    nodes = _nodes(flow, of_plan, chosen, rounds)
+    nodes = _nodes(flow, plan_round, chosen, rounds)
     versions = work.live_versions
     idle = _idle(nodes, num_devices, rounds)
     return Simulation(
         nodes=nodes,
-        rows=_rows(flow, of_plan, chosen, versions, idle),
-        seconds_per_round=steady_state.seconds_per_round(flow, of_plan),
+        rows=_rows(flow, plan_round, chosen, versions, idle),
+        seconds_per_round=steady_state.seconds_per_round(flow, plan_round),
         memory_bytes=tuple(plan_memory.by_device(calls, chosen, versions, num_devices)),
         idle_share=idle,
     )
 
 
 def _nodes(
-    flow: Dataflow, of_plan: Round, chosen: Sequence[Option], num_rounds: int
+    flow: Dataflow, plan_round: Round, chosen: Sequence[Option], num_rounds: int
 ) -> tuple[Node, ...]:
-    ops = schedule.play(flow, of_plan, num_rounds)
-    by_name = {call.name: of.placement.devices for call, of in zip(flow.calls, chosen, strict=True)}
-    found = []
+    ops = schedule.play(flow, plan_round, num_rounds)
+    by_name = {
+        call.name: candidate.placement.devices
+        for call, candidate in zip(flow.calls, chosen, strict=True)
+    }
+    nodes = []
     for op in ops:
         if op.mask or op.kind != "reallocate":
-            devices = tuple(place for place in range(op.mask.bit_length()) if op.mask >> place & 1)
-            found.append(Node(op.name, op.kind, op.round_index, devices, op.start, op.end))
+            devices = tuple(
+                device for device in range(op.mask.bit_length()) if op.mask >> device & 1
+            )
+            nodes.append(Node(op.name, op.kind, op.round_index, devices, op.start, op.end))
         for source, latency in op.waits:
             if latency:
                 name = f"{source.name} to {op.name}"
                 begin = max(source.end, op.dispatched)
-                found.append(
+                nodes.append(
                     Node(name, "transfer", op.round_index, by_name[op.name], begin, begin + latency)
                 )
-    return tuple(sorted(found, key=lambda node: (node.start, node.end)))
+    return tuple(sorted(nodes, key=lambda node: (node.start, node.end)))
 
 
 def _rows(
-    flow: Dataflow, of_plan: Round, chosen: Sequence[Option], versions: int, idle: Sequence[float]
+    flow: Dataflow,
+    plan_round: Round,
+    chosen: Sequence[Option],
+    versions: int,
+    idle: Sequence[float],
 ) -> tuple[Row, ...]:
     moves = {
-        index: of_plan.seconds[place]
-        for place, (what, index) in enumerate(flow.order)
+        index: plan_round.seconds[task]
+        for task, (what, index) in enumerate(flow.order)
         if what == "move"
     }
-    stays = plan_memory.kept(flow.calls, chosen, versions)
+    stays = plan_memory.resident_by_call(flow.calls, chosen, versions)
     rows = []
-    for index, (call, of) in enumerate(zip(flow.calls, chosen, strict=True)):
-        devices, memory = of.placement.devices, stays[index] + of.working_bytes
+    for index, (call, candidate) in enumerate(zip(flow.calls, chosen, strict=True)):
+        devices, memory = candidate.placement.devices, stays[index] + candidate.working_bytes
         share = sum(idle[device] for device in devices) / len(devices)
         rows.append(
             Row(
-                call.name, call.kind, of.placement, of.seconds, moves.get(index, 0.0), memory, share
+                call.name,
+                call.kind,
+                candidate.placement,
+                candidate.seconds,
+                moves.get(index, 0.0),
+                memory,
+                share,
             )
         )
     return tuple(rows)

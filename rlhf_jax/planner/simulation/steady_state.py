@@ -14,13 +14,13 @@ TOLERANCE = 1e-9
 """Share of a round to which two rounds' shifts are the same: float64 rounding, and no more."""
 
 
-def seconds_per_round(flow: Dataflow, of_plan: Round) -> float:
+def seconds_per_round(flow: Dataflow, plan_round: Round) -> float:
     """Seconds of a round in the steady state, of the loop and lag of the work."""
     if flow.costs.shared_throughput:
-        return _shared(flow, of_plan)
+        return _shared(flow, plan_round)
     if flow.work.loop == "synchronous":
-        return _synchronous(of_plan, flow.policy)
-    return _asynchronous(of_plan, flow.policy, flow.work.lag)
+        return _synchronous(plan_round, flow.policy)
+    return _asynchronous(plan_round, flow.policy, flow.work.lag)
 
 
 def lower_bound(flow: Dataflow, relaxed: Round) -> float:
@@ -35,29 +35,29 @@ def lower_bound(flow: Dataflow, relaxed: Round) -> float:
     if flow.work.loop == "synchronous":
         return _synchronous(relaxed, flow.policy)
     queue = [
-        [other for other in of_task if (other == 1) == (task == 1)]
-        for task, of_task in enumerate(relaxed.queue)
+        [earlier for earlier in queued if (earlier == 1) == (task == 1)]
+        for task, queued in enumerate(relaxed.queue)
     ]
     return _asynchronous(relaxed._replace(queue=queue), flow.policy, flow.work.lag)
 
 
-def _synchronous(of_plan: Round, policy: int) -> float:
+def _synchronous(plan_round: Round, policy: int) -> float:
     """The lag changes nothing here: the loop samples one round and trains another, one after the
     other, whichever it is.
     """
-    seconds, _, after, queue = of_plan
+    seconds, _, after, queue = plan_round
     end, ends = [0.0] * len(seconds), []
     for _ in range(MAX_ROUNDS):
         before = list(end)
         floor = end[policy]  # found finite before anything of the next round is dispatched
-        for place, duration in enumerate(seconds):
+        for task, duration in enumerate(seconds):
             start = floor
-            for other, latency in after[place]:
-                start = max(start, end[other] + latency)
-            for other in queue[place]:
-                start = max(start, end[other])
-            end[place] = start + duration
-            if place == 1:
+            for earlier, latency in after[task]:
+                start = max(start, end[earlier] + latency)
+            for earlier in queue[task]:
+                start = max(start, end[earlier])
+            end[task] = start + duration
+            if task == 1:
                 floor = end[1]  # the loop waits for the samples
         ends.append(max(end))
         shift = ends[-1] - max(before)
@@ -69,11 +69,11 @@ def _synchronous(of_plan: Round, policy: int) -> float:
     return _mean_shift(ends)
 
 
-def _asynchronous(of_plan: Round, policy: int, lag: int) -> float:
+def _asynchronous(plan_round: Round, policy: int, lag: int) -> float:
     """Two threads dispatch: where both could, the one that comes to it first, and of equals the
     trainer.
     """
-    seconds, _, after, queue = of_plan
+    seconds, _, after, queue = plan_round
     end, ends = [0.0] * len(seconds), []
     published: list[float] = []
     generated: list[float] = []
@@ -88,17 +88,19 @@ def _asynchronous(of_plan: Round, policy: int, lag: int) -> float:
             trainer = end[policy]
         elif len(generated) > r:
             trainer = max(published[r], generated[r])
-        places = (
+        tasks = (
             range(1, 2) if sampler < trainer else range(2, len(seconds)) if scoring else range(1)
         )
-        for place in places:
+        for task in tasks:
             start = min(sampler, trainer)
-            for other in queue[place]:
-                start = max(start, end[other])
-            for other, latency in after[place] if place > 1 else ():
+            for earlier in queue[task]:
+                start = max(start, end[earlier])
+            for earlier, latency in after[task] if task > 1 else ():
                 # samples lie ready here: they are moved when they are asked for
-                start = max(start, (min(sampler, trainer) if other == 1 else end[other]) + latency)
-            end[place] = start + seconds[place]
+                start = max(
+                    start, (min(sampler, trainer) if earlier == 1 else end[earlier]) + latency
+                )
+            end[task] = start + seconds[task]
         if sampler < trainer:
             generated.append(end[1])
         elif scoring:
@@ -120,10 +122,10 @@ def _settled(ends: list[float], window: int) -> bool:
     return max(shifts) - min(shifts) <= TOLERANCE * shifts[0]
 
 
-def _shared(flow: Dataflow, of_plan: Round) -> float:
+def _shared(flow: Dataflow, plan_round: Round) -> float:
     rounds = 6 + 2 * flow.work.lag
     ends = [0.0] * rounds
-    for op in schedule.play(flow, of_plan, rounds):
+    for op in schedule.play(flow, plan_round, rounds):
         if op.kind == "train":
             ends[op.round_index] = max(ends[op.round_index], op.end)
     return _mean_shift(ends)

@@ -1,19 +1,9 @@
 """Draws a run: each function takes lines of `metrics.jsonl` and gives pictures, none where nothing
 was measured.
-
-Figures that are looked for by name:
-
-    of an evaluation   gold_mean, win_rate, win_rate_strict, win_rate_greedy, finished, reward_mean, kl, entropy,
-                       completion_length, distinct_completions, and `<name>_stderr` of any of them
-    of an update       loss, and of the samples of its round: reward_standardized, behavior_kl_k1, entropy,
-                       sampled_length, finished
-
-`units.py` says what they are measured in. Whatever else an update says is drawn by `stage_curves`
-under its own name.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -25,19 +15,17 @@ from rlhf_jax.records.progress import format_seconds
 from rlhf_jax.report import glossary, read
 from rlhf_jax.report.formats import INTERVAL
 from rlhf_jax.report.plots import style
+from rlhf_jax.report.plots.panels import Curve, Panel, panels
 from rlhf_jax.report.plots.style import (
-    HELDOUT,
     INK,
     MUTED,
     PART_COLORS,
     REST,
-    SECOND,
-    THIRD,
     TRAINING,
     Picture,
 )
 from rlhf_jax.report.read import TRAINED, Series
-from rlhf_jax.report.units import EVALUATED_AT, Units
+from rlhf_jax.report.units import Units
 
 COLUMNS = 3
 LEAST_SHARE_SPAN = 0.1
@@ -50,109 +38,11 @@ PARTS = {
 }
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A figure in a panel: its name, whether evaluations or updates have it, and how it looks."""
-
-    name: str
-    label: str
-    color: str = HELDOUT
-    evaluated: bool = True
-    line: str = "-"
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A pair of axes; `level` is a value to read the curves against."""
-
-    title: str
-    unit: str
-    note: str
-    curves: tuple[Curve, ...]
-    level: float | None = None
-    share: bool = False
-
-
-def panels(units: Units) -> tuple[Panel, ...]:
-    """The panels of a policy's training, in the units of its run."""
-    at_sampling, at_evaluation = "training samples", "held-out prompts"
-    if units.temperature is not None and units.temperature != EVALUATED_AT:
-        at_sampling = f"training, temperature {units.temperature:g}"
-        at_evaluation = f"held-out, temperature {EVALUATED_AT:g}"
-
-    def both(name: str, training_name: str | None = None) -> tuple[Curve, ...]:
-        training = Curve(training_name or name, at_sampling, TRAINING, evaluated=False)
-        return training, Curve(name, at_evaluation)
-
-    rewards = (
-        Panel(
-            units.reward.title,
-            units.reward.unit,
-            "Mean reward that the policy is trained for.",
-            (Curve("reward_standardized", at_sampling, TRAINING, evaluated=False),),
-            share=units.reward.share,
-        ),
-        Panel(
-            units.learned.title,
-            units.learned.unit,
-            glossary.note("reward_mean"),
-            (Curve("reward_mean", at_evaluation),),
-            share=units.learned.share,
-        ),
-    )
-    if (
-        units.reward == units.learned
-    ):  # one quantity, so that training samples and evaluations go into one panel
-        rewards = (replace(rewards[0], curves=both("reward_mean", "reward_standardized")),)
-    gold_note = glossary.note("gold_mean")
-    return (
-        Panel(
-            units.gold.title,
-            units.gold.unit,
-            gold_note,
-            (Curve("gold_mean", at_evaluation),),
-            share=units.gold.share,
-        ),
-        Panel(
-            "Win-rate against references (gold)",
-            "share of pairs",
-            glossary.note("win_rate"),
-            (
-                Curve("win_rate", "ties count ½"),
-                Curve("win_rate_greedy", "greedy", SECOND, line="--"),
-                Curve("win_rate_strict", "ties lose", THIRD, line=":"),
-            ),
-            level=0.5,
-            share=True,
-        ),
-        *rewards,
-        Panel(
-            "KL to the SFT policy", "nats per completion", glossary.note("kl") + " Of training: an "
-                                                                                 "estimate on the "
-                                                                                 "rows "
-            "that were trained on.", both("kl", "behavior_kl_k1"),
-        ),
-        Panel("Entropy", "nats per token", glossary.note("entropy"), both("entropy")),
-        Panel(
-            "Completion length", "tokens", glossary.note("completion_length"), both("completion_length", "sampled_length")
-        ),
-        Panel(
-            "Distinct completions", "share of samples", glossary.note("distinct_completions"),
-            (Curve("distinct_completions", at_evaluation),), share=True,
-        ),
-        Panel("Completions that end (EOS)", "share of samples", glossary.note("finished"), both("finished"), share=True),
-        Panel(
-            "Loss", "mean of a minibatch", glossary.note("loss"),
-            (Curve("loss", "training samples", TRAINING, evaluated=False),),
-        ),
-    )  # fmt: skip
-
-
 def learning_curves(lines: Sequence[Line], units: Units, stage: str = TRAINED) -> list[Picture]:
     """Learning curves: a picture for each panel that the lines have something for."""
     trained, evaluated = read.updates(lines, stage), read.policy_evaluations(lines, stage)
-    there = [panel for panel in panels(units) if _drawable(panel, trained, evaluated)]
-    return [_picture(panel, trained, evaluated) for panel in there]
+    drawable = [panel for panel in panels(units) if _drawable(panel, trained, evaluated)]
+    return [_picture(panel, trained, evaluated) for panel in drawable]
 
 
 def stage_curves(lines: Sequence[Line], units: Units, stage: str) -> list[Picture]:
@@ -192,13 +82,13 @@ def _draw_panel(panel: Panel, trained: Sequence[Line], evaluated: Sequence[Line]
     style.plain_axes(ax, panel.title, "update", panel.unit, panel.share)
     if panel.level is not None:
         ax.axhline(panel.level, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
-    found = [
+    drawn = [
         (curve, series)
         for curve in panel.curves
         if (series := read.series(evaluated if curve.evaluated else trained, curve.name))
         is not None
     ]
-    for curve, series in _told_apart(found):
+    for curve, series in _told_apart(drawn):
         _draw_curve(ax, curve, series)
     if panel.share:
         _widen(ax)
@@ -206,26 +96,29 @@ def _draw_panel(panel: Panel, trained: Sequence[Line], evaluated: Sequence[Line]
     style.legend(ax)
 
 
-def _told_apart(found: Sequence[tuple[Curve, Series]]) -> list[tuple[Curve, Series]]:
+def _told_apart(drawn: Sequence[tuple[Curve, Series]]) -> list[tuple[Curve, Series]]:
     """Curves without those that would hide an earlier one, which is labelled with both names."""
-    kept: list[tuple[Curve, Series]] = []
-    for curve, series in found:
-        for place, (earlier, other) in enumerate(kept):
-            if _coincide(series, other):
-                kept[place] = replace(earlier, label=f"{earlier.label}, {curve.label}"), other
+    distinct: list[tuple[Curve, Series]] = []
+    for curve, series in drawn:
+        for index, (earlier, earlier_series) in enumerate(distinct):
+            if _coincide(series, earlier_series):
+                distinct[index] = (
+                    replace(earlier, label=f"{earlier.label}, {curve.label}"),
+                    earlier_series,
+                )
                 break
         else:
-            kept.append((curve, series))
-    return kept
+            distinct.append((curve, series))
+    return distinct
 
 
-def _coincide(one: Series, other: Series) -> bool:
+def _coincide(first: Series, second: Series) -> bool:
     """True for two curves that a reader could not tell apart: within half a hundredth of their
     range everywhere.
     """
-    if one.updates != other.updates or len(one.values) < 2:
+    if first.updates != second.updates or len(first.values) < 2:
         return False
-    a, b = np.asarray(one.values), np.asarray(other.values)
+    a, b = np.asarray(first.values), np.asarray(second.values)
     span = np.ptp(np.concatenate([a, b]))
     return bool(np.isfinite(a).all() and np.isfinite(b).all() and abs(a - b).max() <= 0.005 * span)
 
@@ -246,15 +139,17 @@ def _ticks(evaluated_at: Sequence[int]) -> FixedLocator | MaxNLocator:
         return MaxNLocator(integer=True, nbins=6, min_n_ticks=1)
     step = -(-(len(updates) - 1) // (MAX_TICKS - 1))
     ticks, span = updates[::step], updates[-1] - updates[0]
-    kept = [ticks[0]]
+    spaced = [ticks[0]]
     for tick in ticks[1:]:  # evaluations may lie densely at the beginning
-        if tick - kept[-1] >= span / MAX_TICKS * 0.7:
-            kept.append(tick)
-    return FixedLocator(kept)
+        if tick - spaced[-1] >= span / MAX_TICKS * 0.7:
+            spaced.append(tick)
+    return FixedLocator(spaced)
 
 
-def _draw_curve(ax: Axes, curve: Curve, found: Series) -> None:
-    x, y, stderr = (np.asarray(part, float) for part in (found.updates, found.values, found.stderr))
+def _draw_curve(ax: Axes, curve: Curve, series: Series) -> None:
+    x, y, stderr = (
+        np.asarray(column, float) for column in (series.updates, series.values, series.stderr)
+    )
     lost, label = int(np.isnan(y).sum()), curve.label
     if lost:
         text = f"{lost} of {len(y)} not finite"
@@ -305,8 +200,8 @@ def moving_mean(values: np.ndarray) -> np.ndarray | None:
     finite = np.isfinite(values)
     totals = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(finite)])
-    places = np.arange(len(values))
-    low, high = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    indices = np.arange(len(values))
+    low, high = np.maximum(indices - half, 0), np.minimum(indices + half + 1, len(values))
     count = counts[high] - counts[low]
     return np.where(count > 0, (totals[high] - totals[low]) / np.maximum(count, 1), np.nan)
 
@@ -329,18 +224,18 @@ def _draw_seconds(seconds: dict[str, dict[str, float]], ax: Axes) -> None:
     )
     style.plain_axes(ax, "Time per stage", "seconds of wall time", "")
     left = np.zeros(len(seconds))
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         width = np.asarray([parts.get(name, 0.0) for parts in seconds.values()])
         color = (
-            REST if name == "other" and len(names) > 1 else PART_COLORS[place % len(PART_COLORS)]
+            REST if name == "other" and len(names) > 1 else PART_COLORS[index % len(PART_COLORS)]
         )
         label = PARTS.get(name, name.replace("_", " "))
         ax.barh(list(range(len(seconds))), width, left=left, height=0.62, color=color, label=label)
         left += width
-    for place, total in enumerate(left):
+    for index, total in enumerate(left):
         ax.annotate(
             format_seconds(total),
-            (total, place),
+            (total, index),
             (4, 0),
             textcoords="offset points",
             va="center",

@@ -3,8 +3,8 @@ table.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -119,7 +119,7 @@ def _window(nodes: Sequence[Node]) -> tuple[float, float]:
 
 
 def _draw_node(
-    ax: Any, node: Node, lanes: Sequence[tuple[int, ...]], begin: float, end: float
+    ax: Axes, node: Node, lanes: Sequence[tuple[int, ...]], begin: float, end: float
 ) -> None:
     left, right = max(node.start, begin), min(node.end, end)
     moves = node.kind == "reallocate"
@@ -160,7 +160,7 @@ def _label(devices: tuple[int, ...]) -> str:
     return ranges(sorted(devices), ", ")
 
 
-def _legend(ax: Any, calls: Sequence[str], moves: bool) -> None:
+def _legend(ax: Axes, calls: Sequence[str], moves: bool) -> None:
     handles = [Patch(color=color_of(call), label=call) for call in calls]
     if moves:
         handles.append(

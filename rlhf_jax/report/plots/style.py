@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import Formatter, MaxNLocator
 
 from rlhf_jax.records.jsonl import replace
@@ -81,13 +82,13 @@ def sheet(pictures: Sequence[Picture], columns: int = 1) -> Figure:
         x = 0.0
         for picture in row:
             inner = picture.width - picture.left - RIGHT, picture.height - picture.top - BOTTOM
-            place = (
+            rectangle = (
                 (x + picture.left) / width,
                 (y + BOTTOM) / height,
                 inner[0] / width,
                 inner[1] / height,
             )
-            ax = figure.add_axes(place)
+            ax = figure.add_axes(rectangle)
             PICTURES[ax] = picture
             picture.paint(ax)
             x += picture.width
@@ -144,19 +145,18 @@ def plain_axes(ax: Axes, title: str, x_label: str, y_label: str, share: bool = F
     ax.yaxis.set_label_coords(_from_left(ax, 0.2), 0.5)
 
 
-def legend(ax: Axes, columns: int | None = None, **given: Any) -> None:
+def legend(ax: Axes, columns: int | None = None, handles: Sequence[Patch] | None = None) -> None:
     """A legend between title and axes, where no curve passes."""
-    handles, labels = (
-        ax.get_legend_handles_labels() if "handles" not in given else (given["handles"], [])
-    )
-    if not handles:
+    if handles is None:
+        shown, labels = ax.get_legend_handles_labels()
+    else:
+        shown, labels = handles, [str(handle.get_label()) for handle in handles]
+    if not shown:
         return
-    if labels:
-        given = {"handles": handles, "labels": labels} | given
     ax.legend(
-        ncols=columns or len(handles), fontsize=7.5, frameon=False, loc="lower left", labelcolor=INK,
+        shown, labels, ncols=columns or len(shown), fontsize=7.5, frameon=False, loc="lower left", labelcolor=INK,
         bbox_to_anchor=(_from_left(ax, LEGEND_FROM), 1.0), borderpad=0.2, borderaxespad=0.1,
-        handlelength=1.5, handletextpad=0.5, columnspacing=1.2, **given,
+        handlelength=1.5, handletextpad=0.5, columnspacing=1.2,
     )  # fmt: skip
 
 
@@ -186,7 +186,7 @@ def panels(count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]
         wspace=0.24 / 4 * columns,
     )
     figure.subplots_adjust(hspace=0.78 / (height - 0.78) if rows > 1 else 0)
-    return figure, [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
+    return figure, [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
 
 
 def axes(ax: Axes, title: str, x_label: str, y_label: str) -> None:

@@ -83,11 +83,15 @@ def speed(spans: Sequence[Line], asynchronous: bool) -> Speed | None:
     ]
 
     def median(side: str, what: str) -> float:
-        of_round = dict.fromkeys(rounds, 0.0)
+        seconds_by_round = dict.fromkeys(rounds, 0.0)
         for span in spans:
-            if span["side"] == side and span["what"] == what and span["round_index"] in of_round:
-                of_round[span["round_index"]] += span["end"] - span["begin"]
-        return float(np.median(list(of_round.values())))
+            if (
+                span["side"] == side
+                and span["what"] == what
+                and span["round_index"] in seconds_by_round
+            ):
+                seconds_by_round[span["round_index"]] += span["end"] - span["begin"]
+        return float(np.median(list(seconds_by_round.values())))
 
     return Speed(
         generate=median("sampler", "generate"),
@@ -101,26 +105,26 @@ def speed(spans: Sequence[Line], asynchronous: bool) -> Speed | None:
     )
 
 
-def sentences(found: Speed, algorithm: str = "") -> list[str]:
+def sentences(speed: Speed, algorithm: str = "") -> list[str]:
     """The side that bounds the run, how near it came, and what would use idle time (arXiv
     2410.18252, section 4).
 
     Args:
-      found: medians over rounds.
+      speed: medians over rounds.
       algorithm: its name, which decides whether more samples make training longer; "" where it is
         not known.
     """
-    trainer, a_round = found.train + found.publish, max(found.round_seconds, 1e-9)
+    trainer, a_round = speed.train + speed.publish, max(speed.round_seconds, 1e-9)
     slow, fast = (
-        ("generation", "training") if found.generate > trainer else ("training", "generation")
+        ("generation", "training") if speed.generate > trainer else ("training", "generation")
     )
-    least, most = sorted((found.generate, trainer))
+    least, most = sorted((speed.generate, trainer))
     first = (
-        f"A round took {duration(found.round_seconds)}: {duration(found.generate)} to generate its "
+        f"A round took {duration(speed.round_seconds)}: {duration(speed.generate)} to generate its "
         "samples and "
         f"{duration(trainer)} to train on them."
     )
-    if not found.asynchronous:
+    if not speed.asynchronous:
         return [
             f"{first} The loop is synchronous, so the two follow one another. With "
             "`rlhf.loop=asynchronous` and "
@@ -130,9 +134,9 @@ def sentences(found: Speed, algorithm: str = "") -> list[str]:
     ratio = f" ({number(most / least)} to 1)" if least > 0 else ""
     sides = (
         f"The run is bound by {slow}{ratio}. The sampler was idle for "
-        f"{percent(found.sampler_wait / a_round)} of a round and "
-        f"the trainer for {percent(found.trainer_wait / a_round)}. "
-        f"A round took {number(a_round / max(found.bound, 1e-9))} times as long as {slow} alone."
+        f"{percent(speed.sampler_wait / a_round)} of a round and "
+        f"the trainer for {percent(speed.trainer_wait / a_round)}. "
+        f"A round took {number(a_round / max(speed.bound, 1e-9))} times as long as {slow} alone."
     )
     return [first, sides, *_advice(fast, least / max(most, 1e-9), algorithm)]
 
@@ -165,10 +169,10 @@ def left_out(spans: Sequence[Line]) -> str:
     before = [r for r in _trained(spans) if shown and r < shown[0]][:LEFT_OUT]
     if not before:
         return ""
-    of_before = [
+    earlier = [
         span for span in spans if span["side"] == "trainer" and span["round_index"] in before
     ]
-    seconds = max(span["end"] for span in of_before) - min(span["begin"] for span in of_before)
+    seconds = max(span["end"] for span in earlier) - min(span["begin"] for span in earlier)
     rounds = f"{len(before)} rounds" if len(before) > 1 else "round"
     are = "are" if len(before) > 1 else "is"
     return f"The first {rounds} of the newest process took {duration(seconds)}, with compilation in it, and {are} not drawn."
@@ -183,8 +187,8 @@ def _window(spans: Sequence[Line]) -> list[int]:
 
 def draw(spans: Sequence[Line], lines: Sequence[Line]) -> Figure | None:
     """The pictures of `pictures` side by side; None where no round was trained on."""
-    found = pictures(spans, lines)
-    return style.sheet(found, len(found)) if found else None
+    panels = pictures(spans, lines)
+    return style.sheet(panels, len(panels)) if panels else None
 
 
 def pictures(spans: Sequence[Line], lines: Sequence[Line]) -> list[Picture]:
@@ -201,7 +205,7 @@ def pictures(spans: Sequence[Line], lines: Sequence[Line]) -> list[Picture]:
         if _has_host(spans)
         else ""
     )
-    found = [
+    drawn = [
         Picture(
             title,
             f"Bars carry the number of their round.{host}",
@@ -214,8 +218,8 @@ def pictures(spans: Sequence[Line], lines: Sequence[Line]) -> list[Picture]:
     ages = [int(line["age"]) for line in read.updates(lines, read.TRAINED) if "age" in line]
     if ages:
         note = "Updates between the version that drew the samples and the one that trained on them."
-        found.append(Picture("Age of the samples", note, partial(_draw_ages, ages), width=3.4))
-    return found
+        drawn.append(Picture("Age of the samples", note, partial(_draw_ages, ages), width=3.4))
+    return drawn
 
 
 def _has_host(spans: Sequence[Line]) -> bool:
@@ -227,21 +231,21 @@ def _lane(span: Line) -> str:
 
 
 def _draw_bars(title: str, spans: Sequence[Line], window: Sequence[int], ax: Axes) -> None:
-    of_window = [
+    in_window = [
         span for span in spans if span["side"] == "trainer" and span["round_index"] in window
     ]
-    begin, end = min(span["begin"] for span in of_window), max(span["end"] for span in of_window)
+    begin, end = min(span["begin"] for span in in_window), max(span["end"] for span in in_window)
     shown = [span for span in spans if span["end"] > begin and span["begin"] < end]
     style.plain_axes(ax, title, "seconds since the stage's loop began", "")
     ax.xaxis.set_major_formatter(style.Numbers())
     lanes = [lane for lane in LANES if any(_lane(span) == lane for span in shown)]
     for span in shown:
         lane = _lane(span)
-        place, left = -lanes.index(lane), max(span["begin"], begin)
+        lane_y, left = -lanes.index(lane), max(span["begin"], begin)
         width = min(span["end"], end) - left
         color = COLORS[span["what"]]
         ax.barh(
-            place,
+            lane_y,
             width,
             left=left,
             height=HEIGHTS[lane],
@@ -253,27 +257,29 @@ def _draw_bars(title: str, spans: Sequence[Line], window: Sequence[int], ax: Axe
             middle = left + width / 2
             ax.text(
                 middle,
-                place,
+                lane_y,
                 f"{span['round_index']}",
                 ha="center",
                 va="center",
                 fontsize=7,
                 color="white",
             )
-    ax.set_yticks([-place for place in range(len(lanes))], lanes)
+    ax.set_yticks([-lane_y for lane_y in range(len(lanes))], lanes)
     ax.set_ylim(-len(lanes) + 0.5, 0.5)
     ax.set_xlim(begin, end)
     ax.grid(visible=False, axis="y")
-    there = {span["what"] for span in shown}
+    activities = {span["what"] for span in shown}
     style.legend(
         ax,
-        handles=[Patch(color=color, label=what) for what, color in COLORS.items() if what in there],
+        handles=[
+            Patch(color=color, label=what) for what, color in COLORS.items() if what in activities
+        ],
     )
 
 
-def _draw_ages(found: Sequence[int], ax: Axes) -> None:
+def _draw_ages(ages: Sequence[int], ax: Axes) -> None:
     style.plain_axes(ax, "Age of the samples", "updates old when trained on", "updates")
-    values, counts = np.unique(found, return_counts=True)
+    values, counts = np.unique(ages, return_counts=True)
     ax.bar(values, counts, color=style.HELDOUT, width=0.7)
     ax.xaxis.set_major_locator(
         FixedLocator(values.tolist()) if len(values) < 12 else MaxNLocator(integer=True)

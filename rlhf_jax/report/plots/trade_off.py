@@ -118,10 +118,10 @@ def _draw_win_rate(evaluated: Sequence[Line], best: Sequence[Line], ax: Axes) ->
             ax.plot(
                 best_of_n_kl(count), best_of_n_win_rate(count), "o", color=MUTED, markersize=3.5
             )
-            place = (float(best_of_n_kl(count)), float(best_of_n_win_rate(count)))
+            best_point = (float(best_of_n_kl(count)), float(best_of_n_win_rate(count)))
             ax.annotate(
                 f"n={count}",
-                place,
+                best_point,
                 (-3, 5),
                 textcoords="offset points",
                 ha="right",
@@ -151,10 +151,10 @@ def _draw_win_rate(evaluated: Sequence[Line], best: Sequence[Line], ax: Axes) ->
         linewidth=1.8,
         label="trained",
     )
-    for place in sorted({0, len(evaluated) - 1}):
+    for best_point in sorted({0, len(evaluated) - 1}):
         text, point = (
-            f"update {evaluated[place]['update']}",
-            (float(kl[place]), float(win_rate[place])),
+            f"update {evaluated[best_point]['update']}",
+            (float(kl[best_point]), float(win_rate[best_point])),
         )
         ax.annotate(text, point, (7, -10), textcoords="offset points", fontsize=8, color=INK)
     ax.margins(x=0.12)

@@ -1,0 +1,91 @@
+"""Prints and draws what the command `plan` found: a table, the next plans, one sentence of advice."""
+
+from pathlib import Path
+
+from rlhf_jax.dataflow import Loop
+from rlhf_jax.devices.placement import parse, text_of
+from rlhf_jax.planner.costs.measured import MeasuredCostModel
+from rlhf_jax.planner.search.search import Found, advice
+from rlhf_jax.planner.simulation.simulate import Simulation
+from rlhf_jax.refusal import Refusal
+from rlhf_jax.report.plots import gantt, style
+from rlhf_jax.stages.common.planning import Problem
+from rlhf_jax.types import Placement
+
+
+def heading(problem: Problem) -> str:
+    """Devices, models and work of a round in one line."""
+    work = problem.work
+    shapes = ", ".join(
+        f"{role} {shape.num_params / 1e9:.3g}B" for role, shape in problem.shapes.items()
+    )
+    return (
+        f"{problem.num_devices} x {problem.hardware.name}; {shapes}; {work.num_prompts} prompts x "
+        f"{work.samples_per_prompt} a round, {work.loop} loop, lag {work.lag}\n"
+    )
+
+
+def show_written(problem: Problem, text: str, output: Path) -> None:
+    """Prints the simulation of a plan that was written by hand. Calls that it does not name are
+    sharded along `data` on all devices.
+    """
+    everywhere = Placement(tuple(range(problem.num_devices)), (problem.num_devices, 1, 1))
+    found = problem.expected(parse(text), everywhere)
+    print(heading(problem))
+    print(gantt.table(found.simulation))
+    draw(found.simulation, output)
+
+
+def draw(simulation: Simulation, output: Path) -> None:
+    """Writes the picture."""
+
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        style.write_png(gantt.draw(simulation), output)
+    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+        raise Refusal(f"--output is {output}, which cannot be written: {error.strerror}") from error
+    print(f"picture: {output}")
+
+
+def show(problem: Problem, found: Found, profile: MeasuredCostModel | None, output: Path) -> None:
+    """Prints and draws what was found."""
+
+    chosen = found.advised
+    print(heading(problem))
+    print(gantt.table(chosen.simulation))
+    if profile is not None and (missing := profile.missing(problem.calls, chosen.plan)):
+        print(f"not measured, but by formulas: {', '.join(missing)}")
+    print(f"\n{verdict(found)}")
+    for place, other in enumerate(found.others, 2):
+        print(f"{place}. {other.why}")
+    print(f"\n{advice(*_both_loops(problem, found, profile))}")
+    print(f'\nrun it:  --config.plan="{text_of(chosen.plan)}"')
+    draw(chosen.simulation, output)
+
+
+def verdict(found: Found) -> str:
+    """A sentence that compares the plan with one mesh for every call."""
+    proof = "proven best" if found.proven else "the best one found"
+    least = found.best.simulation.seconds_per_round
+    if found.default is None:
+        return f"{proof} by these costs, whose errors are not in that; one mesh for every call does not fit"
+    simple = found.default.simulation.seconds_per_round
+    if found.advised is found.default:
+        gain = 100 * (1 - least / simple)
+        return f"one mesh for every call; the best plan by these costs would gain {gain:.1f} %, less than they err"
+    return f"{proof} by these costs, whose errors are not in that; one mesh for every call: {found.default.why}"
+
+
+def _both_loops(
+    problem: Problem, found: Found, profile: MeasuredCostModel | None
+) -> tuple[Found, Found]:
+    """Results for the synchronous loop at lag 0 and the asynchronous one; the one at hand is not
+    searched again.
+    """
+
+    def result(loop: Loop, lag: int) -> Found:
+        if (problem.work.loop, problem.work.lag) == (loop, lag):
+            return found
+        return problem.with_loop(loop, lag).search(profile and profile.with_loop(loop, lag))
+
+    return result("synchronous", 0), result("asynchronous", max(1, problem.work.lag))
