@@ -265,7 +265,7 @@ def run(
         abstract = abstract_like(program.state_shapes, program.state_shardings)
         checkpoints = workspace.checkpoints(STAGE, config.keep_checkpoints)
         saved_rounds = Spool(workspace.directory / FOLDER)
-        layout = partial(sharding.row_shardings, mesh=program.home)
+        layout = partial(sharding.row_shardings, mesh=program.trainer_mesh)
         ended = ended_rounds(workspace.directory, config)
         resumed = choose(checkpoints, saved_rounds, clock, abstract, layout, ended)
         version = resumed.version
@@ -302,7 +302,7 @@ def run(
                 first_policy=first,
             )
             monitor = synchronous.LoopMonitor(
-                recorder.timeline, partial(any_asked, program.home, asked), say=bar.say
+                recorder.timeline, partial(any_asked, program.trainer_mesh, asked), say=bar.say
             )
             loop = make_loop(
                 config,
