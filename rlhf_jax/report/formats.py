@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf_jax.records.progress import format_figure, format_seconds
+from rlhf_jax.records.progress import format_number, format_seconds
 
 MINUS = "−"
 MOST_DECIMALS = 6
@@ -19,7 +19,7 @@ def number(value: Any) -> str:
     >>> number(-0.25), number(1250.4)
     ('−0.250', '1250')
     """
-    return format_figure(value).replace("-", MINUS)
+    return format_number(value).replace("-", MINUS)
 
 
 def half_width(stderr: Any) -> float | None:
