@@ -153,16 +153,16 @@ def message_of(call):
 
 def rows(directory):
     """One device a host, no slices: each host samples its part of the round on the trainer's mesh."""
-    from rlhf_jax.records.saved_rounds import Spool
+    from rlhf_jax.records.saved_rounds import SavedRounds
     from rlhf_jax.runtime import synchronous
 
     program = program_of((-1, 1, 1), 0)
     found = run(program, synchronous)
     samples = program.generate(program.publish(program.init(program.reference_params)), 0, 0)
-    spool = Spool(directory / "rounds")
-    spool.write(0, samples)
+    saved_rounds = SavedRounds(directory / "rounds")
+    saved_rounds.write(0, samples)
     distributed.barrier()
-    read = spool.read(0, lambda tree: jax.tree.map(lambda leaf: leaf.sharding, samples))
+    read = saved_rounds.read(0, lambda tree: jax.tree.map(lambda leaf: leaf.sharding, samples))
     assert read.tokens_BC.sharding == samples.tokens_BC.sharding
     found["spooled"] = distributed.fetch(read.tokens_BC)
     found["answers"] = answered(directory, samples)
