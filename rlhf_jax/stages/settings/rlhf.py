@@ -229,4 +229,4 @@ def check_placements(config: Config, algorithm: Algorithm, where: ResolvedPlan) 
             name, count = f"rlhf.prompts_per_update (in units of rows{named})", units
         else:
             name, count = f"rlhf.prompts_per_update * rlhf.num_minibatches{named}", prompts
-        check_rows(name, count, where.mesh(call), where.parts(call))
+        check_rows(name, count, where.mesh(call), where.micro_batches(call))
