@@ -287,8 +287,8 @@ def compiled(function: Callable[..., T], **options: Any) -> Compiled[T]:
     return Awaited(program) if must_await() else program
 
 
-def fetch(tree: T) -> T:
-    """Copies a tree's arrays to the host, whole on every process.
+def fetch(tree: object) -> Any:
+    """Returns a tree like the given one with numpy arrays in place of jax's, whole on every process.
 
     Collective where a leaf is sharded over hosts.
     """

@@ -38,8 +38,9 @@ class Shapes:
     def score_arguments(self, call: Call) -> tuple[Params, Samples]:
         """Params and samples of an inference call."""
         mesh = self.spec.resolved_plan.mesh(call.name)
-        params = self.frozen.get(call.name)
-        if call.name not in self.frozen:
+        if call.name in self.frozen:
+            params = self.frozen[call.name]
+        else:
             shapes = self.states[call.role].params
             params = abstract_like(shapes, params_shardings(self.spec, call, shapes))
         return params, sharding.abstract_rows(self.samples, mesh)
