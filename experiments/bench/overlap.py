@@ -159,7 +159,7 @@ def ledger_seconds(program: Program, workspace: Any, repeats: int) -> float:
     states = program.init(program.reference_params)
     samples = program.generate(program.publish(states), 0, 0)
     scores, batch = program.score(states, samples)
-    book, best = ledger.Ledger(workspace.directory), float("inf")
+    round_ledger, best = ledger.Ledger(workspace.directory), float("inf")
     uses = {0: np.asarray(batch.sample_R)}
     for _ in range(repeats + 1):
         began = time.perf_counter()
@@ -169,7 +169,7 @@ def ledger_seconds(program: Program, workspace: Any, repeats: int) -> float:
             lambda x: x[:: program.spec.sampling.samples_per_prompt] if x.ndim else x, fetched
         )
         prompts = workspace.stream("train", "rlhf").texts_of(one_each)
-        book.write(
+        round_ledger.write(
             0,
             ledger.rows(
                 0, fetched, scores, uses, batch, program.spec.algorithm, prompts, texts, None

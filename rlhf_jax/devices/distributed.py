@@ -1,5 +1,5 @@
-"""Several processes, each with devices of its own, as one run: how they find each other, and what
-they say to each other.
+"""Several processes, each with its own devices, as one run: how they find each other, and what
+they send to each other.
 
     environment      says more than one process by          which they are is said by
     explicit         JAX_NUM_PROCESSES > 1                  JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID
@@ -22,13 +22,13 @@ import re
 import sys
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from rlhf_jax.refusal import Refusal
 
@@ -43,9 +43,21 @@ MESSAGE_BYTES = 512
 XLA_STATUS = (
     "(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|FAILED_PRECONDITION): "
 )
+T = TypeVar("T")
+R = TypeVar("R", covariant=True)
 LIST_OF_HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 
 _writes = True
+
+
+class Compiled(Protocol[R]):
+    """A compiled function: `jax.jit`'s, or one whose results are awaited."""
+
+    def __call__(self, *args: object, **kwargs: object) -> R: ...
+
+    def lower(self, *args: object, **kwargs: object) -> jax.stages.Lowered:
+        """Lowers the function for arguments or their shapes."""
+        ...
 
 
 def writes() -> bool:
@@ -119,18 +131,18 @@ def initialize(environment: Mapping[str, str] = os.environ) -> bool:
     with status 2. Raises Refusal, naming the variable, for an environment that contradicts itself,
     and where they have not equally many devices.
     """
-    told = arguments(environment)
-    if told is None:
+    settings = arguments(environment)
+    if settings is None:
         return False
     seconds = _number(environment, "JAX_INITIALIZATION_SECONDS", "300")
     # jax itself would abort with a stack trace; its deadline is later than ours, so that this is
     # what is said.
-    watch = threading.Timer(seconds, _did_not_meet, (told, seconds))
+    watch = threading.Timer(seconds, _did_not_meet, (settings, seconds))
     watch.daemon = True
     watch.start()
     try:
         jax.distributed.initialize(
-            **told,
+            **settings,
             initialization_timeout=2 * seconds + 60,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=GOODBYE_SECONDS,
@@ -141,19 +153,23 @@ def initialize(environment: Mapping[str, str] = os.environ) -> bool:
     except RuntimeError as error:  # XLA's errors are RuntimeErrors, too
         first = str(error).strip().splitlines()[0]
         raise Refusal(
-            f"the {told.get('num_processes', '')} processes did not meet ({first})"
+            f"the {settings.get('num_processes', '')} processes did not meet ({first})"
         ) from error
     finally:
         watch.cancel()
     return True
 
 
-def _did_not_meet(told: Mapping[str, Any], seconds: int) -> None:
+def _did_not_meet(settings: Mapping[str, Any], seconds: int) -> None:
     """Ends the process with a message where not all processes came; the call that waits for them
     cannot be interrupted.
     """
-    who = f"process {told['process_id']} of {told['num_processes']}" if told else "a process"
-    where = f" at {told['coordinator_address']}" if told else ""
+    who = (
+        f"process {settings['process_id']} of {settings['num_processes']}"
+        if settings
+        else "a process"
+    )
+    where = f" at {settings['coordinator_address']}" if settings else ""
     print(
         f"error: {who} did not meet the others{where} within {seconds} s; accepted: as many "
         "processes as are said, each with a "
@@ -166,20 +182,23 @@ def _did_not_meet(told: Mapping[str, Any], seconds: int) -> None:
 
 
 def leave(error: BaseException, status: int) -> NoReturn:
-    """Ends this process of several at once, saying why: the others wait for it in a collective, it
-    must not for them.
+    """Prints an error and ends this process of several at once.
 
-    Its exit status is `status`, or 1 where a call over all processes failed.
+    The others may wait for it in a collective, so it must not wait for them.
+
+    Args:
+      error: what ended the run.
+      status: the exit status; it is 1 where a call over all processes failed.
     """
-    said = f"{type(error).__name__}: {error}"
+    text = f"{type(error).__name__}: {error}"
     if isinstance(error, KeyboardInterrupt):
-        said = "interrupted"
+        text = "interrupted"
     elif is_from_a_call(error):
-        said, status = (
-            f"a call over all processes failed, as it does when another of them has ended ({said})",
+        text, status = (
+            f"a call over all processes failed, as it does when another of them has ended ({text})",
             1,
         )
-    text = " ".join(said.split())
+    text = " ".join(text.split())
     print(f"\nprocess {jax.process_index()} of {jax.process_count()}: {text}", file=sys.stderr)
     print(
         "the run stops; the same command goes on from the last checkpoint",
@@ -191,8 +210,8 @@ def leave(error: BaseException, status: int) -> NoReturn:
 
 
 def is_from_a_call(error: BaseException) -> bool:
-    """True where XLA raised the error: jax makes of a failed collective one of its own errors or a
-    plain ValueError.
+    """True where XLA raised the error: jax raises one of its own errors or a plain ValueError for a
+    failed collective.
     """
     return (
         isinstance(error, jax.errors.JaxRuntimeError)
@@ -205,6 +224,13 @@ def several() -> bool:
     return jax.process_count() > 1
 
 
+def mesh_of(sharding: Sharding) -> Mesh:
+    """The mesh of a NamedSharding over devices."""
+    assert isinstance(sharding, NamedSharding)
+    assert isinstance(sharding.mesh, Mesh)
+    return sharding.mesh
+
+
 def is_first() -> bool:
     """True for the process that writes metrics, samples and reports."""
     return jax.process_index() == 0
@@ -215,15 +241,15 @@ def grid() -> np.ndarray:
 
     Raises Refusal where the hosts have not equally many.
     """
-    of_process: dict[int, list[Any]] = {}
+    devices_by_process: dict[int, list[jax.Device]] = {}
     for device in jax.devices():
-        of_process.setdefault(device.process_index, []).append(device)
-    counts = [len(of_process[process]) for process in sorted(of_process)]
+        devices_by_process.setdefault(device.process_index, []).append(device)
+    counts = [len(devices_by_process[process]) for process in sorted(devices_by_process)]
     if len(set(counts)) > 1:
         raise Refusal(
             f"the processes have {counts} devices; accepted: the same number on every host"
         )
-    return np.asarray([of_process[process] for process in sorted(of_process)])
+    return np.asarray([devices_by_process[process] for process in sorted(devices_by_process)])
 
 
 def must_await() -> bool:
@@ -235,39 +261,47 @@ def must_await() -> bool:
     return several() and jax.default_backend() == "cpu"
 
 
-def settled(tree: Any) -> Any:
+def settled(tree: T) -> T:
     """The tree, awaited where `must_await`."""
     return jax.block_until_ready(tree) if must_await() else tree
 
 
-class Awaited:
+class Awaited(Generic[T]):
     """A compiled function whose results are awaited."""
 
-    def __init__(self, compiled: Any):
+    def __init__(self, compiled: Compiled[T]):
         self.compiled, self.lower = compiled, compiled.lower
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> T:
         return jax.block_until_ready(self.compiled(*args, **kwargs))
 
 
-def compiled(function: Any, **options: Any) -> Any:
-    """`jax.jit` of what runs over all hosts: see `must_await`."""
-    made = jax.jit(function, **options)
-    return Awaited(made) if must_await() else made
+def compiled(function: Callable[..., T], **options: Any) -> Compiled[T]:
+    """Compiles a function that runs over all hosts; see `must_await`.
+
+    Args:
+      function: pure, of pytrees of arrays.
+      options: of `jax.jit`.
+    """
+    program = jax.jit(function, **options)
+    return Awaited(program) if must_await() else program
 
 
-def fetch(tree: Any) -> Any:
-    """Host arrays of a tree, whole on every process; collective where a leaf is spread over hosts."""
+def fetch(tree: object) -> Any:
+    """Returns a tree like the given one with numpy arrays in place of jax's, whole on every process.
+
+    Collective where a leaf is sharded over hosts.
+    """
     leaves, structure = jax.tree.flatten(tree)
-    spread = [place for place, leaf in enumerate(leaves) if _is_spread(leaf)]
+    spread = [index for index, leaf in enumerate(leaves) if _is_spread(leaf)]
     if spread:
-        whole = _gather([leaves[place] for place in spread])
-        for place, leaf in zip(spread, whole, strict=True):
-            leaves[place] = leaf
+        whole = _gather([leaves[index] for index in spread])
+        for index, leaf in zip(spread, whole, strict=True):
+            leaves[index] = leaf
     return jax.tree.unflatten(structure, jax.device_get(leaves))
 
 
-def _is_spread(leaf: Any) -> bool:
+def _is_spread(leaf: object) -> bool:
     return (
         isinstance(leaf, jax.Array)
         and not leaf.is_fully_addressable
@@ -276,43 +310,49 @@ def _is_spread(leaf: Any) -> bool:
 
 
 def _gather(arrays: Sequence[jax.Array]) -> list[jax.Array]:
-    meshes = {array.sharding.mesh for array in arrays}  # type: ignore[attr-defined]
-    made: list[Any] = [None] * len(arrays)
-    for mesh in sorted(meshes, key=lambda one: [device.id for device in one.devices.flat]):
-        places = [place for place, array in enumerate(arrays) if array.sharding.mesh == mesh]  # type: ignore[attr-defined]
-        for place, whole in zip(
-            places, _replicate(mesh)([arrays[place] for place in places]), strict=True
+    mesh_by_index = [mesh_of(array.sharding) for array in arrays]
+    whole_arrays = list(arrays)
+    # Every process dispatches the collectives in one order.
+    for mesh in sorted(
+        set(mesh_by_index), key=lambda mesh: [device.id for device in mesh.devices.flat]
+    ):
+        indices = [index for index, other_mesh in enumerate(mesh_by_index) if other_mesh == mesh]
+        for index, whole in zip(
+            indices, _replicate(mesh)([arrays[index] for index in indices]), strict=True
         ):
-            made[place] = whole
-    return made
+            whole_arrays[index] = whole
+    return whole_arrays
 
 
 @lru_cache(maxsize=64)
-def _replicate(mesh: Mesh) -> Any:
+def _replicate(mesh: Mesh) -> Compiled[list[jax.Array]]:
     return compiled(lambda arrays: arrays, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
-def feed(tree: Any, shardings: Any) -> Any:
-    """Arrays laid out as `shardings` say, of host arrays that every process has whole: each host
-    feeds its own devices.
+def feed(tree: T, shardings: object) -> T:
+    """Puts host arrays, which every process has whole, on devices; each host feeds its own.
+
+    Args:
+      tree: of host arrays.
+      shardings: a tree of shardings like it, or one for all leaves.
     """
     if not several():
         return jax.device_put(tree, shardings)
 
-    def one(array: Any, sharding: Any) -> jax.Array:
+    def feed_leaf(array: np.ndarray, sharding: Sharding) -> jax.Array:
         host = np.asarray(array)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
-    return jax.tree.map(one, tree, shardings)
+    return jax.tree.map(feed_leaf, tree, shardings)
 
 
-def everyone(value: Any, mesh: Mesh | None = None) -> list[Any]:
+def everyone(value: T, mesh: Mesh | None = None) -> list[T]:
     """Every process's value, in the order of their indices; collective.
 
     Args:
-      value: what JSON can say, in at most `MESSAGE_BYTES` bytes.
-      mesh: of whose devices one a host carries it: the devices of a call that other threads do not
-        use.
+      value: in JSON at most `MESSAGE_BYTES` bytes.
+      mesh: carries the message, with one device of each host. No other thread may use its devices
+        meanwhile. None: all devices.
 
     Raises Refusal for a longer one.
     """
@@ -322,39 +362,43 @@ def everyone(value: Any, mesh: Mesh | None = None) -> list[Any]:
     if len(data) > MESSAGE_BYTES:
         raise Refusal(f"a message of {len(data)} bytes; accepted: {MESSAGE_BYTES} or fewer")
     carriers = _one_each(grid() if mesh is None else mesh.devices)
-    said = np.frombuffer(data.ljust(MESSAGE_BYTES), np.uint8)[None]
+    message = np.frombuffer(data.ljust(MESSAGE_BYTES), np.uint8)[None]
     sharding = NamedSharding(carriers, PartitionSpec("hosts"))
     shape = (jax.process_count(), MESSAGE_BYTES)
-    rows = fetch(jax.make_array_from_process_local_data(sharding, said, shape))
+    rows = fetch(jax.make_array_from_process_local_data(sharding, message, shape))
     return [json.loads(row.tobytes()) for row in rows]
 
 
 def _one_each(devices: np.ndarray) -> Mesh:
-    first: dict[int, Any] = {}
+    first: dict[int, jax.Device] = {}
     for device in devices.flat:
         first.setdefault(device.process_index, device)
     return Mesh(np.asarray([first[process] for process in sorted(first)]), ("hosts",))
 
 
-def agree(value: Any, mesh: Mesh | None = None) -> Any:
+def agree(value: T, mesh: Mesh | None = None) -> T:
     """The first process's value, on every process; collective.
 
     It decides what the run's clock does not determine.
+
+    Args:
+      value: as `everyone` takes it.
+      mesh: as `everyone` takes it.
     """
     return everyone(value, mesh)[0]
 
 
-def from_first(array: np.ndarray, beside: Any) -> np.ndarray:
+def from_first(array: np.ndarray, beside: jax.Array) -> np.ndarray:
     """The array of the first process, bitwise, on all of them; collective.
 
     Args:
       array: of one shape and dtype on every process; only that of the first is read.
-      beside: an array that is spread over all processes: one of its devices a host carries the
-        message, as no other thread uses them now.
+      beside: sharded over all processes. One of its devices on each host carries the message, because
+        no other thread uses them meanwhile.
     """
     if not several():
         return array
-    carriers = _one_each(beside.sharding.mesh.devices)
+    carriers = _one_each(mesh_of(beside.sharding).devices)
     data = np.frombuffer(array.tobytes(), np.uint8)[None]  # as bytes: devices have no float64
     sharding = NamedSharding(carriers, PartitionSpec("hosts"))
     shape = (jax.process_count(), data.shape[1])
@@ -364,9 +408,9 @@ def from_first(array: np.ndarray, beside: Any) -> np.ndarray:
 
 def check_same(name: str, text: str) -> None:
     """Raises Refusal on all processes unless each has the same text; collective."""
-    said = everyone(zlib.crc32(text.encode()))
-    if len(set(said)) > 1:
-        other = next(place for place, code in enumerate(said) if code != said[0])
+    codes = everyone(zlib.crc32(text.encode()))
+    if len(set(codes)) > 1:
+        other = next(index for index, code in enumerate(codes) if code != codes[0])
         raise Refusal(
             f"process {other} has another {name} than process 0; accepted: the same command on all "
             "of them"
@@ -374,7 +418,7 @@ def check_same(name: str, text: str) -> None:
 
 
 def barrier() -> None:
-    """Returns when every process has come here: what the first has written, the others may then
-    read.
+    """Returns when every process has called it. The others may then read what the first has
+    written.
     """
     everyone(None)

@@ -4,7 +4,6 @@ alive fit in memory.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,17 +11,22 @@ import numpy as np
 from rlhf_jax.refusal import Refusal
 
 
-def bytes_by_device(shapes: Any, shardings: Any) -> Counter[Any]:
-    """Bytes of a tree of arrays or shapes on each device that its shardings name."""
-    found: Counter[Any] = Counter()
+def bytes_by_device(shapes: object, shardings: object) -> Counter[jax.Device]:
+    """Bytes of a tree on each device that its shardings name.
+
+    Args:
+      shapes: a tree of arrays or their shapes.
+      shardings: a tree of shardings like it.
+    """
+    bytes_of: Counter[jax.Device] = Counter()
     for leaf, sharding in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True):
         size = int(np.prod(sharding.shard_shape(leaf.shape))) * np.dtype(leaf.dtype).itemsize
         for device in sharding.device_set:
-            found[device] += size
-    return found
+            bytes_of[device] += size
+    return bytes_of
 
 
-def free_bytes(device: Any) -> int | None:
+def free_bytes(device: jax.Device) -> int | None:
     """Free bytes of a device, or None where it does not report them (a CPU, or a device of another
     process).
     """
@@ -35,10 +39,10 @@ def free_bytes(device: Any) -> int | None:
 
 
 def check(
-    states: Mapping[Any, int],
-    versions: Sequence[Mapping[Any, int]],
+    states: Mapping[jax.Device, int],
+    versions: Sequence[Mapping[jax.Device, int]],
     num_live: int,
-    free: Callable[[Any], int | None] = free_bytes,
+    free: Callable[[jax.Device], int | None] = free_bytes,
 ) -> None:
     """Raises Refusal, with what would fit, where a device cannot hold its states and live versions.
 
@@ -46,16 +50,17 @@ def check(
       states: bytes of the train states by device.
       versions: bytes of one published version by device, of each mesh that samples.
       num_live: versions that are held at once: `Clock.live_versions`.
+      free: gives a device's free bytes, or None where it does not report them.
     """
-    of_version: Counter[Any] = Counter()
+    version_bytes: Counter[jax.Device] = Counter()
     for version in versions:
-        of_version.update(version)
-    for device in {*states, *of_version}:
-        left = free(device)
-        one, needed = of_version[device], states.get(device, 0) + num_live * of_version[device]
+        version_bytes.update(version)
+    for device in {*states, *version_bytes}:
+        left, per_version = free(device), version_bytes[device]
+        needed = states.get(device, 0) + num_live * per_version
         if left is None or needed <= left:
             continue
-        fits = (left - states.get(device, 0)) // one if one else 0
+        fits = (left - states.get(device, 0)) // per_version if per_version else 0
         advice = (
             f"{fits} would fit: lower rlhf.lag"
             if fits > 0
@@ -64,5 +69,5 @@ def check(
         raise Refusal(
             f"{device} has {left / 1e9:.2f} GB left, but the train states take "
             f"{states.get(device, 0) / 1e9:.2f} GB and "
-            f"{num_live} version(s) of the policy {one / 1e9:.2f} GB each; {advice}"
+            f"{num_live} version(s) of the policy {per_version / 1e9:.2f} GB each; {advice}"
         )

@@ -7,7 +7,7 @@ outermost: `Config.data` times the number of hosts is the axis; fsdp and tensor 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.config import LARGEST, Bounds
 from rlhf_jax.devices import distributed
-from rlhf_jax.devices.transfer.per_host import own_mesh
+from rlhf_jax.devices.transfer.per_host import local_mesh
 from rlhf_jax.refusal import Refusal
 
 AXES = ("data", "fsdp", "tensor")
@@ -59,9 +59,15 @@ def mesh_shape(config: Config, num_devices: int) -> tuple[int, int, int]:
     return sizes[0], sizes[1], sizes[2]
 
 
-def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over the first of the devices given, or of every host's; its axes are of type Auto
-    (`jax.make_mesh` gives Explicit ones).
+def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over the first of some devices; its axes are of type Auto (`jax.make_mesh` gives
+    Explicit ones).
+
+    Args:
+      config: sizes of the axes on each host.
+      devices: of one host; None: those of every host.
+
+    Raises Refusal where there are too few devices.
     """
     grid = distributed.grid() if devices is None else np.asarray(devices)[None]
     shape = mesh_shape(config, grid.shape[1])
@@ -69,7 +75,12 @@ def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def over_hosts(grid: np.ndarray, shape: tuple[int, int, int]) -> Mesh:
-    """A mesh of devices `[hosts, devices of a host]` that has `shape` on each host."""
+    """A mesh over devices of all hosts.
+
+    Args:
+      grid: devices `[hosts, devices of a host]`.
+      shape: sizes of data, fsdp and tensor on each host.
+    """
     data, *inside = shape
     return Mesh(grid.reshape(len(grid) * data, *inside), AXES)
 
@@ -86,20 +97,20 @@ def sampler_slices(trainer: Mesh, num_slices: int, devices_per_slice: int) -> tu
             "trainer's own devices) or "
             "more, of 1 device or more"
         )
-    taken = {device.id for device in own_mesh(trainer).devices.flat}
-    left = [device for device in jax.local_devices() if device.id not in taken]
-    if num_slices * devices_per_slice > len(left):
+    taken = {device.id for device in local_mesh(trainer).devices.flat}
+    remaining = [device for device in jax.local_devices() if device.id not in taken]
+    if num_slices * devices_per_slice > len(remaining):
         raise Refusal(
             f"rlhf.sampler_slices={num_slices} of rlhf.sampler_slice_devices={devices_per_slice} "
             "need "
             f"{num_slices * devices_per_slice} devices beside the trainer's {len(taken)}, but "
-            f"{len(left)} are left of "
+            f"{len(remaining)} are left of "
             f"{len(jax.local_devices())}"
         )
     size = devices_per_slice
     return tuple(
-        make_mesh(Config(data=size), left[place * size : (place + 1) * size])
-        for place in range(num_slices)
+        make_mesh(Config(data=size), remaining[index * size : (index + 1) * size])
+        for index in range(num_slices)
     )
 
 

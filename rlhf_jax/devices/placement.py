@@ -2,21 +2,21 @@
 
     plan      entries separated by ";" or a line's end      "generate: 0-3 data=4; others: 4-7 fsdp=4 micro_batches=2"
     entry     call: devices [data=n] [fsdp=n] [tensor=n] [micro_batches=n] [remat | no-remat]
-    devices   places in the list of devices                 0-3, or 0,2,4-5; on several hosts, of every host's own
+    devices   indices in the list of devices                0-3, or 0,2,4-5; on several hosts, of every host's own
     call      one of `dataflow.roles` (generate, reference, ...), or others: all that have no entry
 
-Axes that are not named are 1; where none is, the devices lie along `data`. A call without an entry
-runs on the run's mesh.
+Axes that are not named are 1; where no axis is named, all devices are along `data`. A call without
+an entry runs on the run's mesh.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from rlhf_jax import dataflow
 from rlhf_jax.devices import distributed
@@ -26,19 +26,20 @@ from rlhf_jax.devices.transfer.reallocate import move
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Placement, Plan
 
+T = TypeVar("T")
 OTHERS = "others"
 SIZES = (*AXES, "micro_batches")
 
 
 def parse(text: str) -> Plan:
-    """The plan that a text says; "" is the plan that names no call.
+    """Reads a plan from its text; "" is the plan that names no call.
 
     Raises Refusal naming the entry, and what would be accepted.
     """
     placements: dict[str, Placement] = {}
     accepted = (*dataflow.roles(), OTHERS)
-    for entry in filter(None, (part.strip() for part in re.split(r"[;\n]", text))):
-        name, colon, rest = (part.strip() for part in entry.partition(":"))
+    for entry in filter(None, (line.strip() for line in re.split(r"[;\n]", text))):
+        name, colon, rest = (word.strip() for word in entry.partition(":"))
         if not colon or name not in accepted:
             raise Refusal(
                 f"plan entry {entry!r} names no call; accepted: {', '.join(accepted)}, then a colon"
@@ -63,7 +64,7 @@ def _placement(name: str, words: Sequence[str]) -> Placement:
             raise Refusal(
                 f"plan entry {name!r} has {word!r}; accepted: {accepted}, remat, no-remat"
             )
-    parts = sizes.pop("micro_batches", 1)
+    num_micro_batches = sizes.pop("micro_batches", 1)
     shape = tuple(sizes.get(axis, 1) for axis in AXES) if sizes else (len(devices), 1, 1)
     if int(np.prod(shape)) != len(devices):
         raise Refusal(
@@ -71,7 +72,7 @@ def _placement(name: str, words: Sequence[str]) -> Placement:
             f"tensor={shape[2]} needs "
             f"{int(np.prod(shape))}"
         )
-    return Placement(devices, shape, parts, remat)  # type: ignore[arg-type]
+    return Placement(devices, shape, num_micro_batches, remat)  # type: ignore[arg-type]
 
 
 def _devices(name: str, text: str) -> tuple[int, ...]:
@@ -79,38 +80,43 @@ def _devices(name: str, text: str) -> tuple[int, ...]:
         raise Refusal(
             f"plan entry {name!r} has devices {text!r}; accepted: places such as 0-3 or 0,2,4-5"
         )
-    found: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
-    if not found or len(set(found)) < len(found):
+    indices: list[int] = []
+    for interval in text.split(","):
+        first, _, last = interval.partition("-")
+        indices += range(int(first), int(last or first) + 1)
+    if not indices or len(set(indices)) < len(indices):
         raise Refusal(
             f"plan entry {name!r} has devices {text!r}, of which some come twice or none is"
         )
-    return tuple(found)
+    return tuple(indices)
 
 
 def text_of(plan: Plan) -> str:
-    """The text of a plan, which `parse` reads as the same plan."""
+    """The text of a plan; `parse` reads it as the same plan."""
     return "; ".join(
         f"{name}: {describe(placement)}" for name, placement in plan.placements.items()
     )
 
 
 def describe(placement: Placement) -> str:
-    """A placement as an entry of a plan says it."""
+    """The text of a placement, as an entry of a plan has it."""
     sizes = [
         f"{axis}={size}" for axis, size in zip(AXES, placement.mesh_shape, strict=True) if size > 1
     ]
-    parts = (
+    micro_batches = (
         [f"micro_batches={placement.num_micro_batches}"] if placement.num_micro_batches > 1 else []
     )
     remat = [] if placement.remat is None else ["remat" if placement.remat else "no-remat"]
-    return " ".join([ranges(placement.devices), *sizes, *parts, *remat])
+    return " ".join([ranges(placement.devices), *sizes, *micro_batches, *remat])
 
 
 def ranges(devices: Sequence[int], between: str = ",") -> str:
-    """Devices in their order, those that follow one another as a run: 0-3,6."""
+    """The text of device indices in their order, with consecutive ones as a range: 0-3,6.
+
+    Args:
+      devices: indices in the list of devices.
+      between: separates the ranges.
+    """
     runs: list[list[int]] = []
     for device in devices:
         if runs and device == runs[-1][-1] + 1:
@@ -124,25 +130,25 @@ def ranges(devices: Sequence[int], between: str = ",") -> str:
 class ResolvedPlan:
     """The placement of every call: the plan's, or the run's mesh.
 
-    `devices` are all there are, or `[hosts, devices of a host]`: a placement is the same slice of
+    `devices` are all devices, or `[hosts, devices of a host]`: a placement is the same slice of
     devices on every host.
 
-    Raises Refusal for a plan that names a device which is not there.
+    Raises Refusal for a plan that names a device which does not exist.
     """
 
     default: Mesh
-    devices: Any
+    devices: Sequence[jax.Device] | np.ndarray
     plan: Plan = field(default_factory=Plan)
     num_micro_batches: int = 1  # of training calls that have no entry
 
     def __post_init__(self) -> None:
         for name, placement in self.plan.placements.items():
-            there = self._grid.shape[1]
-            if max(placement.devices) >= there:
+            num_devices = self._grid.shape[1]
+            if max(placement.devices) >= num_devices:
                 raise Refusal(
                     f"the plan places {name} on devices {ranges(placement.devices)}, but there are "
-                    f"{there} "
-                    f"here: 0-{there - 1}"
+                    f"{num_devices} "
+                    f"here: 0-{num_devices - 1}"
                 )
 
     @property
@@ -157,49 +163,54 @@ class ResolvedPlan:
         return placements[OTHERS] if OTHERS in placements else self._default_placement(call)
 
     def _default_placement(self, call: str) -> Placement:
-        of_first, (data, *inside) = self._grid[0], (self.default.shape[axis] for axis in AXES)
-        places = {device: place for place, device in enumerate(of_first)}
+        first_host, (data, *inside) = self._grid[0], (self.default.shape[axis] for axis in AXES)
+        index_of = {device: index for index, device in enumerate(first_host)}
         shape = (data // len(self._grid), *inside)
-        parts = self.num_micro_batches if call in dataflow.TRAIN_CALLS else 1
+        num_micro_batches = self.num_micro_batches if call in dataflow.TRAIN_CALLS else 1
         used = self.default.devices[: shape[0]].flat
-        return Placement(tuple(places[device] for device in used), shape, parts)  # type: ignore[arg-type]
+        return Placement(tuple(index_of[device] for device in used), shape, num_micro_batches)  # type: ignore[arg-type]
 
     def mesh(self, call: str) -> Mesh:
         """Mesh of a call. Calls on the same devices in the same shape share one mesh."""
         placement = self.placement(call)
         return over_hosts(self._grid[:, list(placement.devices)], placement.mesh_shape)
 
-    def parts(self, call: str) -> int:
-        """The micro-batches of a call."""
+    def micro_batches(self, call: str) -> int:
+        """Number of micro-batches of a call."""
         return self.placement(call).num_micro_batches
 
-    def changes(self, call: str) -> Mapping[str, Any]:
+    def changes(self, call: str) -> Mapping[str, bool]:
         """Settings of a call's model that differ from the run's model."""
         remat = self.placement(call).remat
         return {} if remat is None else {"remat": remat}
 
 
-def placed(tree: Any, shardings: Any) -> Any:
-    """A tree of arrays where `shardings` says: the tree itself where it lies there already, copies
-    of it elsewhere.
+def put(tree: T, shardings: object) -> T:
+    """Returns a tree of arrays in the given shardings.
+
+    The tree itself is returned where it has these shardings already, and copies elsewhere.
+
+    Args:
+      tree: of device arrays, or of host arrays that every process has whole.
+      shardings: a tree of shardings like it.
     """
     leaves, wanted = jax.tree.leaves(tree), jax.tree.leaves(shardings)
     on_devices = all(isinstance(leaf, jax.Array) and leaf.committed for leaf in leaves)
-    if not on_devices:  # host arrays, and what lies nowhere in particular
-        return _fed(tree, shardings) if distributed.several() else jax.device_put(tree, shardings)
+    if not on_devices:  # host arrays, and device arrays without a committed device
+        return _feed(tree, shardings) if distributed.several() else jax.device_put(tree, shardings)
     if all(
-        leaf.sharding.is_equivalent_to(there, leaf.ndim)
-        for leaf, there in zip(leaves, wanted, strict=True)
+        leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+        for leaf, sharding in zip(leaves, wanted, strict=True)
     ):
         return tree
-    return move(tree, shardings) if not distributed.several() else per_host.moved(tree, shardings)
+    return move(tree, shardings) if not distributed.several() else per_host.reshard(tree, shardings)
 
 
-def _fed(tree: Any, shardings: Any) -> Any:
-    """Multi-host case of `place`: reshards device arrays, and feeds host arrays."""
+def _feed(tree: T, shardings: object) -> T:
+    """Multi-host case of `put`: reshards device arrays, and feeds host arrays."""
 
-    def one(leaf: Any, sharding: Any) -> Any:
-        there = isinstance(leaf, jax.Array) and leaf.committed
-        return placed([leaf], [sharding])[0] if there else distributed.feed(leaf, sharding)
+    def put_leaf(leaf: T, sharding: Sharding) -> T:
+        on_device = isinstance(leaf, jax.Array) and leaf.committed
+        return put([leaf], [sharding])[0] if on_device else distributed.feed(leaf, sharding)
 
-    return jax.tree.map(one, tree, shardings)
+    return jax.tree.map(put_leaf, tree, shardings)

@@ -3,7 +3,7 @@ replicated.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import optax
@@ -15,6 +15,7 @@ from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import blocks
 from rlhf_jax.types import Params, TrainState
 
+T = TypeVar("T")
 RULES = {
     "vocab": "tensor",
     "heads": "tensor",
@@ -34,40 +35,60 @@ def rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
-def row_shardings(tree: Any, mesh: Mesh) -> Any:
-    """A sharding for every leaf: rows for arrays, replicated for scalars."""
+def row_shardings(tree: T, mesh: Mesh) -> T:
+    """A tree like the given one of NamedShardings: rows for arrays, replicated for scalars.
+
+    Args:
+      tree: of arrays or their shapes.
+      mesh: of the shardings.
+    """
     return jax.tree.map(lambda x: rows(mesh) if len(x.shape) else replicated(mesh), tree)
 
 
-def abstract_rows(tree: Any, mesh: Mesh) -> Any:
-    """Shapes of rows and scalars with their shardings."""
+def abstract_rows(tree: T, mesh: Mesh) -> T:
+    """ShapeDtypeStructs of rows and scalars with the shardings of `row_shardings`.
+
+    Args:
+      tree: of arrays or their shapes.
+      mesh: of the shardings.
+    """
     shardings = row_shardings(tree, mesh)
     return jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
     )
 
 
-def keeping_rows(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """A function to be compiled for the mesh, in whose models rows stay on their shards where
-    params are cut along fsdp.
+def keeping_rows(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
+    """Wraps `function` so that under fsdp activations stay sharded by row and params are
+    all-gathered.
 
-    For passes over whole sequences: a decoding step has few rows, and is better off with sums of
-    them than with all params.
+    It is for passes over whole sequences. A decoding step has few rows: reducing its activations
+    costs less than gathering all params.
+
+    Args:
+      function: is compiled for the mesh.
+      mesh: of its arguments.
     """
     if mesh.shape["fsdp"] == 1:
         return function
 
-    def run(*arguments: Any) -> Any:
+    def run(*arguments: object) -> T:
         with blocks.rows_sharded(rows(mesh)):
             return function(*arguments)
 
     return run
 
 
-def params_shardings(model: Model, params: Params, mesh: Mesh) -> Any:
-    """A NamedSharding for every array of params (arrays or their shapes)."""
+def params_shardings(model: Model, params: Params, mesh: Mesh) -> Params:
+    """A NamedSharding for every array of params, by the model's logical axes and `RULES`.
 
-    def one(array: Any, axes: tuple[str | None, ...]) -> NamedSharding:
+    Args:
+      model: names the logical axes.
+      params: arrays or their shapes.
+      mesh: of the shardings.
+    """
+
+    def sharding_of(array: jax.ShapeDtypeStruct, axes: tuple[str | None, ...]) -> NamedSharding:
         names = []
         for size, axis in zip(array.shape, axes, strict=True):
             name = RULES[axis] if axis is not None else None
@@ -76,31 +97,37 @@ def params_shardings(model: Model, params: Params, mesh: Mesh) -> Any:
             )
         return NamedSharding(mesh, P(*names))
 
-    return jax.tree.map(one, params, model.logical_axes(params))
+    return jax.tree.map(sharding_of, params, model.logical_axes(params))
 
 
-def abstract_params(model: Model, mesh: Mesh) -> Any:
-    """Shapes of a model's params with their shardings: what restoring needs."""
+def abstract_params(model: Model, mesh: Mesh) -> Params:
+    """ShapeDtypeStructs of a model's params with their shardings, as restoring takes them."""
     shapes = jax.eval_shape(model.init, randomness.key(0))
-    where = params_shardings(model, shapes, mesh)
+    shardings = params_shardings(model, shapes, mesh)
     return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
 
 
 def state_shardings(
     model: Model, state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """Shardings of a whole TrainState: what the optimizer keeps for a param lies as the param does,
-    the rest everywhere.
+    """Shardings of a whole TrainState: the optimizer's arrays for a param are sharded as the param,
+    and all others are replicated.
+
+    Args:
+      model: names the logical axes of params.
+      state: arrays or their shapes.
+      optimizer: made the state's `opt_state`.
+      mesh: of the shardings.
     """
-    of_params = params_shardings(model, state.params, mesh)
-    everywhere = replicated(mesh)
-    of_optimizer = optax.tree_utils.tree_map_params(
+    params = params_shardings(model, state.params, mesh)
+    scalar = replicated(mesh)
+    opt_state = optax.tree_utils.tree_map_params(
         optimizer,
         lambda _, sharding: sharding,
         state.opt_state,
-        of_params,
-        transform_non_params=lambda _: everywhere,
+        params,
+        transform_non_params=lambda _: scalar,
     )
-    return TrainState(step=everywhere, params=of_params, opt_state=of_optimizer)  # type: ignore[arg-type]
+    return TrainState(step=scalar, params=params, opt_state=opt_state)  # type: ignore[arg-type]

@@ -1,5 +1,5 @@
-"""Answers of rewards that are no functions of their inputs, such as a judge behind HTTP: kept, and
-read in place of asking.
+"""Stored answers of rewards that are no functions of their inputs, such as a judge behind HTTP: they
+are read in place of asking again.
 
 One file for each reward in `answers/` of a run's directory, `<label>-<digest>.jsonl`; the digest is
 that of the reward's name and settings, so that the answers of another reward are not read. A line
@@ -41,7 +41,7 @@ def file_name(label: str, name: str, settings: Mapping[str, Any]) -> str:
     """The file of a reward's answers.
 
     Args:
-      label: of the reward, for a reader.
+      label: of the reward, for a person who reads the file's name.
       name: of the reward, normalised: two names of one reward have one file.
       settings: of the reward, as JSON has them.
     """
@@ -49,19 +49,21 @@ def file_name(label: str, name: str, settings: Mapping[str, Any]) -> str:
     return f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:NAME_HEX_DIGITS]}.jsonl"
 
 
-def key(prompt: str, completion: str, *more: Any) -> str:
+def key(prompt: str, completion: str, *more: object) -> str:
     """The digest of a question: a prompt, a completion, and what else the reward is given about
     them.
 
     Args:
-      more: values that JSON has, or arrays; of another object its type counts, as its text may hold
-        an address.
+      prompt: of the question.
+      completion: of the question.
+      more: values of JSON, or arrays. Only the type of any other object counts, because its text may
+        hold an address.
     """
     text = json.dumps([prompt, completion, *more], sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:HEX_DIGITS]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else type(value).__name__
 
 
@@ -118,16 +120,19 @@ class Answers:
         answers are taken.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(self.path):
+        with _locked(self.path):
             if not _ends_with_a_line(self.path):  # another process was killed while it wrote
                 jsonl.drop_torn_line(self.path)
             self._refresh()
-            left = {key: answer for key, answer in new.items() if key not in self._known}
+            remaining = {key: answer for key, answer in new.items() if key not in self._known}
             jsonl.append_all(
                 self.path,
-                ({"stage": STAGE, "key": key, "answer": answer} for key, answer in left.items()),
+                (
+                    {"stage": STAGE, "key": key, "answer": answer}
+                    for key, answer in remaining.items()
+                ),
             )
-            self._known |= left
+            self._known |= remaining
             self._read_bytes = self.path.stat().st_size if self.path.exists() else 0
 
     def _refresh(self) -> None:
@@ -153,8 +158,8 @@ def read(path: Path) -> dict[str, float]:
 
     Raises Refusal that names the file and the line that is none.
     """
-    found: dict[str, float] = {}
-    for place, line in enumerate(jsonl.read(path), 1):
+    answers: dict[str, float] = {}
+    for line_number, line in enumerate(jsonl.read(path), 1):
         question, answer = line.get("key"), line.get("answer")
         if (
             not isinstance(question, str)
@@ -162,10 +167,10 @@ def read(path: Path) -> dict[str, float]:
             or not isinstance(answer, int | float)
         ):
             raise Refusal(
-                f'{path}, line {place}: expected a "key" and a number as "answer", found {line}'
+                f'{path}, line {line_number}: expected a "key" and a number as "answer", found {line}'
             )
-        found.setdefault(question, float(answer))
-    return found
+        answers.setdefault(question, float(answer))
+    return answers
 
 
 def _ends_with_a_line(path: Path) -> bool:
@@ -178,7 +183,7 @@ def _ends_with_a_line(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[None]:
     """Holds the lock beside a file for as long as it takes to append; on a disk without locks it
     holds none.
     """

@@ -20,6 +20,7 @@ from rlhf_jax.devices import distributed
 from rlhf_jax.records.jsonl import replace
 from rlhf_jax.records.notes import say
 from rlhf_jax.refusal import MissingInput, Refusal
+from rlhf_jax.types import Params
 
 FILES = ".files.json"
 """In a stage's directory: the files of each of its checkpoints, with their sizes, and digests of
@@ -27,10 +28,11 @@ the small ones.
 """
 SMALL_BYTES = 1 << 20
 Read = TypeVar("Read")
+T = TypeVar("T")
 
 
 class Unusable(RuntimeError):
-    """A checkpoint that a run cannot go on from, though it is as it was written.
+    """An undamaged checkpoint that a run cannot go on from.
 
     The message says why.
     """
@@ -43,10 +45,12 @@ class Damaged(Unusable):
     """
 
 
-def _processes() -> Any:
-    """All of them. Told so, orbax waits for them through the coordinator, and not in a collective
-    of all devices: one from a thread of its own would meet the trainer's and the samplers' programs
-    in another order on every host.
+def _processes() -> ocp.options.MultiprocessingOptions:
+    """Orbax's options that name all processes.
+
+    Without them orbax waits in a collective of all devices. A collective from its own thread would
+    be ordered differently to the trainer's and samplers' programs on every host. With them it waits
+    through the coordinator.
     """
     if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()
@@ -97,16 +101,15 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def newest(self, read: Callable[[int], Read], otherwise: str = "") -> tuple[int, Read] | None:
-        """The newest step that is whole, and what `read` makes of it; None where there is no
-        checkpoint.
+        """The newest undamaged step and the result of `read` for it; None without a checkpoint.
 
         Args:
           read: reads a step, and raises Damaged where that or something that belongs to it cannot
             be read; collective.
-          otherwise: what else may be done where none can be used, for the message.
+          otherwise: ends the message where no checkpoint can be used.
 
-        Says which steps are passed over. Raises Refusal where there are checkpoints and none can be
-        used; nothing is touched.
+        Prints which steps are passed over. Raises Refusal where there are checkpoints and none can
+        be used; no file is changed.
         """
         passed: dict[int, str] = {}
         damaged: set[int] = set()
@@ -116,13 +119,13 @@ class Checkpoints:
                 damaged.add(step)
             else:
                 try:
-                    found = read(step)
+                    result = read(step)
                 except Unusable as error:
                     problem = str(error)
                     damaged |= {step} if isinstance(error, Damaged) else set()
                 else:
                     self._say_passed(passed, damaged, step)
-                    return step, found
+                    return step, result
             passed[step] = problem
         if not passed:
             return None
@@ -154,7 +157,7 @@ class Checkpoints:
         """The fault in the files of a step, or "": by the list of them, where there is one."""
         return problem_of(self.directory, step)
 
-    def save(self, step: int, tree: Any) -> None:
+    def save(self, step: int, tree: object) -> None:
         """Begins to save a pytree of arrays.
 
         Raises RuntimeError when the step is there already: orbax would skip it in silence.
@@ -168,13 +171,13 @@ class Checkpoints:
             )
         self._saved.add(step)
 
-    def restore(self, step: int, abstract: Any) -> Any:
+    def restore(self, step: int, abstract: T) -> T:
         """The pytree saved at `step`, laid out as `abstract` (ShapeDtypeStructs with shardings)
         says. Raises Damaged.
         """
         return self._read(self._manager, step, ocp.args.StandardRestore(abstract))
 
-    def restore_part(self, step: int, abstract: Any) -> Any:
+    def restore_part(self, step: int, abstract: T) -> T:
         """Restores the part of the pytree saved at `step` that `abstract` holds, such as params
         without the optimizer state. Raises Damaged.
         """
@@ -183,7 +186,9 @@ class Checkpoints:
         with _manager(self.directory, None, partly=True) as manager:
             return self._read(manager, step, partly)
 
-    def _read(self, manager: ocp.CheckpointManager, step: int, arguments: Any) -> Any:
+    def _read(
+        self, manager: ocp.CheckpointManager, step: int, arguments: ocp.args.CheckpointArgs
+    ) -> Any:
         try:
             return manager.restore(step, args=arguments)
         except (jax.errors.JaxRuntimeError, MemoryError):
@@ -198,17 +203,17 @@ class Checkpoints:
         """Moves checkpoints later than `step` out of the way, so that training can save those
         versions again; collective.
         """
-        later = [other for other in self.steps() if other > step]
+        later = [later_step for later_step in self.steps() if later_step > step]
         if not later:
             return
         if distributed.is_first():
-            for other in later:
-                place = self.aside / str(other)
-                place.parent.mkdir(parents=True, exist_ok=True)
+            for later_step in later:
+                target = self.aside / str(later_step)
+                target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(
-                    place, ignore_errors=True
+                    target, ignore_errors=True
                 )  # an earlier one of this version, which has been replaced since
-                shutil.move(self.directory / str(other), place)
+                shutil.move(self.directory / str(later_step), target)
         distributed.barrier()
         self._manager.reload()
 
@@ -220,11 +225,13 @@ class Checkpoints:
         self._manager.wait_until_finished()
         if not distributed.is_first() or not self._saved:
             return
-        there = {step: self.directory / str(step) for step in self.steps()}
+        directories = {step: self.directory / str(step) for step in self.steps()}
         known = self._listed() | {
-            str(step): _files(there[step]) for step in self._saved if step in there
+            str(step): _files(directories[step]) for step in self._saved if step in directories
         }
-        self._write_list({str(step): known[str(step)] for step in there if str(step) in known})
+        self._write_list(
+            {str(step): known[str(step)] for step in directories if str(step) in known}
+        )
         if self.aside.is_dir():
             self._remove_replaced(max(self._saved))
         self._saved = set()
@@ -291,8 +298,13 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def abstract_like(tree: Any, shardings: Any) -> Any:
-    """ShapeDtypeStructs of a tree of arrays or shapes, with shardings: what `restore` needs."""
+def abstract_like(tree: T, shardings: object) -> T:
+    """ShapeDtypeStructs of a tree, as `restore` takes them.
+
+    Args:
+      tree: of arrays or their shapes.
+      shardings: a tree of shardings like it.
+    """
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
     )
@@ -332,13 +344,16 @@ def _instead(directory: Path, damaged: int) -> str:
 
 
 def restore_params(
-    directory: Path, abstract: Any, role: str = "", step: int | None = None
-) -> tuple[Any, int]:
+    directory: Path, abstract: Params, role: str = "", step: int | None = None
+) -> tuple[Params, int]:
     """Params laid out as `abstract` says, and their step, of a stage's checkpoint: the newest, or
     that of `step`.
 
     Args:
-      role: whose, where a checkpoint holds the states of several.
+      directory: `checkpoints/<stage>` of a run.
+      abstract: ShapeDtypeStructs with shardings.
+      role: of the params, where a checkpoint holds the states of several.
+      step: of the checkpoint; None: the newest.
 
     Raises MissingInput naming the stage that has to run first, or the steps that there are; Refusal
     for a damaged one.
@@ -349,11 +364,15 @@ def restore_params(
         raise MissingInput(
             f"{directory} has no checkpoint {step}; there are: {', '.join(map(str, steps))}"
         )
-    checkpoints, wanted = Checkpoints(directory, only_read=True), {"params": abstract}
+    checkpoints = Checkpoints(directory, only_read=True)
+    wanted = {"params": abstract}
     try:
-        if found := distributed.agree(problem_of(directory, chosen)[:200]):
-            raise Damaged(found)
-        state = checkpoints.restore_part(chosen, {role: wanted} if role else wanted)
+        if problem := distributed.agree(problem_of(directory, chosen)[:200]):
+            raise Damaged(problem)
+        if role:
+            params = checkpoints.restore_part(chosen, {role: wanted})[role]["params"]
+        else:
+            params = checkpoints.restore_part(chosen, wanted)["params"]
     except Damaged as error:
         raise Refusal(
             f"checkpoint {chosen} of {directory} is damaged ({error}); "
@@ -361,4 +380,4 @@ def restore_params(
         ) from error
     finally:
         checkpoints.close()
-    return (state[role] if role else state)["params"], chosen
+    return params, chosen

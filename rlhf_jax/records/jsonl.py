@@ -20,7 +20,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 from rlhf_jax.devices import distributed
 from rlhf_jax.refusal import Refusal
@@ -31,7 +31,7 @@ ENCODE = json.JSONEncoder(allow_nan=False).encode  # `json.dumps` makes an encod
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-def number(value: Any) -> int | float | str:
+def number(value: SupportsFloat) -> int | float | str:
     """A Python number (or a scalar of numpy or JAX) as JSON can say it; integers stay integers."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -92,23 +92,28 @@ def read(path: Path) -> list[Line]:
 def _read_with_bytes(path: Path) -> list[tuple[bytes, Line]]:
     whole, newline, _torn = path.read_bytes().rpartition(b"\n")
     return (
-        [(text, _parse(path, place, text)) for place, text in enumerate(whole.split(b"\n"), 1)]
+        [
+            (text, _parse(path, line_number, text))
+            for line_number, text in enumerate(whole.split(b"\n"), 1)
+        ]
         if newline
         else []
     )
 
 
-def _parse(path: Path, place: int, text: bytes) -> Line:
+def _parse(path: Path, line_number: int, text: bytes) -> Line:
     try:
         line = json.loads(text)
     except ValueError as error:
-        raise Refusal(f"{path}, line {place}: not JSON ({error})") from error
+        raise Refusal(f"{path}, line {line_number}: not JSON ({error})") from error
     if not isinstance(line, dict) or not isinstance(line.get("stage"), str):
-        raise Refusal(f'{path}, line {place}: expected an object with "stage", found {text[:80]!r}')
+        raise Refusal(
+            f'{path}, line {line_number}: expected an object with "stage", found {text[:80]!r}'
+        )
     return {key: _number_again(key, value) for key, value in line.items()}
 
 
-def _number_again(key: str, value: Any) -> Any:
+def _number_again(key: str, value: object) -> object:
     return (
         NON_FINITE.get(value, value) if key not in TEXT_KEYS and isinstance(value, str) else value
     )
@@ -144,25 +149,29 @@ def cut_back(
     by an atomic rename. A missing file stays missing. Raises as `read` does.
 
     Args:
-      aside: a file to which the lines that are removed are appended, where they may not come again.
+      path: of the file.
+      stage: that goes on.
+      update: the version that it goes on from.
+      evaluations_from: the first version whose evaluations are removed.
+      aside: a file to which the removed lines are appended, for lines that may not be written again.
 
-    Returns the updates of the stage whose lines are left.
+    Returns the updates of the stage whose lines remain.
     """
     if not path.exists() or not distributed.writes():
         return set()
     limit = update if evaluations_from is None else evaluations_from
-    kept, cut, updates = [], [], set()
+    lines_left, lines_cut, updates = [], [], set()
     for text, line in _read_with_bytes(path):
         if _is_cut(line, stage, update, limit):
-            cut.append(text + b"\n")
+            lines_cut.append(text + b"\n")
             continue
-        kept.append(text + b"\n")
+        lines_left.append(text + b"\n")
         if line["stage"] == stage and "update" in line:
             updates.add(line["update"])
-    if aside is not None and cut:
+    if aside is not None and lines_cut:
         aside.parent.mkdir(parents=True, exist_ok=True)
-        replace(aside, (aside.read_bytes() if aside.exists() else b"") + b"".join(cut))
-    replace(path, b"".join(kept))
+        replace(aside, (aside.read_bytes() if aside.exists() else b"") + b"".join(lines_cut))
+    replace(path, b"".join(lines_left))
     return updates
 
 

@@ -1,12 +1,12 @@
 """The ledger: `ledger.jsonl` of a run directory, one row for every sample that was trained on, in
 order.
 
-    round, ordinal, prompt_hash, sample      which sample: round, place of its prompt in the stream, CRC-32 of the prompt's
+    round, ordinal, prompt_hash, sample      which sample: round, index of its prompt in the stream, CRC-32 of the prompt's
                                              text, index in its group
     version, ages                            the version that sampled it; how many updates old it was at each use ([]: the
                                              algorithm did not choose it)
     length, finished                         tokens, the EOS among them; whether there was one
-    raw, standardized, score                 what the judge said; in SFT standard deviations; with a missing EOS replaced
+    raw, standardized, score                 the reward; in SFT standard deviations; with a missing EOS replaced
     behavior_logprob, proximal_logprob, reference_logprob      sums over the completion, null where not computed
     advantage, place                         mean over the completion; 1 chosen and -1 rejected of a pair, 0 neither;
                                              null where the algorithm has no such thing
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from rlhf_jax.clock import Clock
 from rlhf_jax.devices import distributed
@@ -77,18 +78,18 @@ def version_schedule(path: Path, clock: Clock) -> tuple[int, ...]:
         raise MissingInput(
             f"no ledger {path}: rlhf.replay_schedule_of names the directory of a run that has one"
         )
-    found: dict[int, set[int]] = {}
+    versions: dict[int, set[int]] = {}
     for row in read(path):
-        found.setdefault(row["round"], set()).add(row["version"])
-    wrong = [r for r in range(clock.num_rounds) if len(found.get(r, ())) != 1]
+        versions.setdefault(row["round"], set()).add(row["version"])
+    wrong = [r for r in range(clock.num_rounds) if len(versions.get(r, ())) != 1]
     if wrong:
         raise Refusal(
-            f"{path} has versions {sorted(found.get(wrong[0], ()))} of round {wrong[0]}; a replay "
+            f"{path} has versions {sorted(versions.get(wrong[0], ()))} of round {wrong[0]}; a replay "
             f"of {clock.num_rounds} "
             "rounds needs one of each: give it the run's own total_prompts, prompts_per_update and "
             "num_minibatches"
         )
-    return tuple(min(found[r]) for r in range(clock.num_rounds))
+    return tuple(min(versions[r]) for r in range(clock.num_rounds))
 
 
 def rows(
@@ -105,9 +106,15 @@ def rows(
     """The rows of a round.
 
     Args:
+      round_index: of the round.
+      samples: of the round.
+      scores: of the samples.
       uses: age -> the samples (rows of `samples`) that an update of that age trained on.
-      batch: what credit made of the round, on the host or the device.
-      prompt_texts: of every prompt, in order; `texts`: of every sample.
+      batch: the result of credit, on the host or the device.
+      algorithm: that was trained with.
+      prompt_texts: of every prompt, in order.
+      texts: of every sample, in order.
+      gold: the task's scores `[B]`; None where they were not asked for.
     """
     samples, scores = distributed.fetch((samples, scores))  # of the batch only what is read below
     count = len(texts)
@@ -132,7 +139,7 @@ def rows(
         "proximal_logprob": sums(scores.proximal_logprob_BC, mask_BC),
         "reference_logprob": sums(scores.reference_logprob_BC, mask_BC),
         "advantage": advantages(batch, mask_BC),
-        "place": places(batch, count) if algorithm.pair else [None] * count,
+        "place": pair_signs(batch, count) if algorithm.pair else [None] * count,
         "gold": [None] * count if gold is None else numbers(gold),
         "text": list(texts),
     }
@@ -147,16 +154,21 @@ def rows(
 
 
 def ages_of(uses: Mapping[int, np.ndarray], count: int) -> list[list[int]]:
-    """For each of `count` samples, its age at each use, in order."""
-    found: list[list[int]] = [[] for _ in range(count)]
+    """Ages of each sample at its uses, ascending.
+
+    Args:
+      uses: age -> the samples that an update of that age trained on.
+      count: of the samples.
+    """
+    ages: list[list[int]] = [[] for _ in range(count)]
     for age in sorted(uses):
         for row in uses[age].tolist():
-            found[row].append(age)
-    return found
+            ages[row].append(age)
+    return ages
 
 
-def numbers(values: Any) -> list[Any]:
-    """Numbers for JSON, with the digits that a float32 has."""
+def numbers(values: ArrayLike) -> list[float | str]:
+    """Numbers as JSON can hold them, rounded to the digits of a float32."""
     wide = np.asarray(values, np.float64)
     if not np.isfinite(wide).all():
         return [jsonl.number(float(f"{value:.{DIGITS}g}")) for value in wide.tolist()]
@@ -165,35 +177,35 @@ def numbers(values: Any) -> list[Any]:
     return (np.round(wide * scale) / scale).tolist()
 
 
-def sums(values_BC: Any, mask_BC: np.ndarray) -> list[Any]:
-    """Sums over completions, or null for each."""
+def sums(values_BC: ArrayLike | None, mask_BC: np.ndarray) -> Sequence[float | str | None]:
+    """Sums over the completions' tokens; None for each where there are no values."""
     if values_BC is None:
         return [None] * len(mask_BC)
     return numbers(np.where(mask_BC, np.asarray(values_BC, np.float64), 0.0).sum(axis=1))
 
 
-def advantages(batch: Batch, mask_BC: np.ndarray) -> list[Any]:
-    """The mean advantage of each sample's tokens; null where there is none, or for samples that
-    were not chosen.
+def advantages(batch: Batch, mask_BC: np.ndarray) -> list[float | str | None]:
+    """The mean advantage of each sample's tokens; None without advantages, and for samples that the
+    algorithm did not choose.
     """
-    found: list[Any] = [None] * len(mask_BC)
+    means: list[float | str | None] = [None] * len(mask_BC)
     if batch.advantage_RC is None or batch.sample_R is None:
-        return found
+        return means
     mask_RC, advantage_RC, sample_R = distributed.fetch(
         (batch.mask_RC, batch.advantage_RC, batch.sample_R)
     )
     total_R = np.where(mask_RC, np.asarray(advantage_RC, np.float64), 0.0).sum(axis=1)
     for row, value in zip(sample_R.tolist(), numbers(total_R / mask_RC.sum(axis=1)), strict=True):
-        found[row] = value
-    return found
+        means[row] = value
+    return means
 
 
-def places(batch: Batch, count: int) -> list[int]:
+def pair_signs(batch: Batch, count: int) -> list[int]:
     """1 for the chosen and -1 for the rejected samples of pairs with an order, 0 for the others."""
     assert batch.sample_R is not None
     assert batch.weight_R is not None
-    place_B = np.zeros(count, np.int64)
+    sign_B = np.zeros(count, np.int64)
     weight_R, sample_R = distributed.fetch((batch.weight_R, batch.sample_R))
     sign_R = np.where(weight_R > 0, np.tile([1, -1], len(weight_R) // 2), 0)
-    np.add.at(place_B, sample_R, sign_R)
-    return place_B.tolist()
+    np.add.at(sign_B, sample_R, sign_R)
+    return sign_B.tolist()

@@ -1,4 +1,4 @@
-"""Writes the figures of a run: `metrics.jsonl`, and TensorBoard events that say the same.
+"""Writes the metrics of a run: `metrics.jsonl`, and the same as TensorBoard events.
 
 `metrics.jsonl` of a run directory has one line
 
@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from rlhf_jax.devices import distributed
 from rlhf_jax.records import jsonl, notes
@@ -31,6 +31,16 @@ __all__ = ["MetricsWriter", "cut_back", "read"]
 
 FILE = "metrics.jsonl"
 RESERVED = frozenset({"stage", "update", "seconds", "of", "kind"})
+
+
+class _EventsWriter(Protocol):
+    """The writer of one TensorBoard run: `tensorboardX`'s EventsWriter."""
+
+    def write_event(self, event: object) -> object: ...
+
+    def flush(self) -> object: ...
+
+    def close(self) -> object: ...
 
 
 class MetricsWriter:
@@ -50,7 +60,7 @@ class MetricsWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         jsonl.drop_torn_line(self.path)
         wanted = tensorboard and distributed.writes() and has_events()
-        self._events: dict[str, Any] | None = {} if wanted else None
+        self._events: dict[str, _EventsWriter] | None = {} if wanted else None
 
     def write(
         self,
@@ -60,11 +70,16 @@ class MetricsWriter:
         seconds: float | None = None,
         of: str | None = None,
     ) -> None:
-        """One line of an update, or with stage "evaluate" and `of` one of the evaluation of a
-        stage's version `step`.
+        """Appends one line of an update, or of an evaluation.
 
-        Values are scalars (Python, numpy, JAX). Raises Refusal for a figure named like a field of
-        the line; OSError.
+        Args:
+          stage: of the update; "evaluate" for an evaluation.
+          step: the update; of an evaluation, the version that was evaluated.
+          values: scalars (Python, numpy, JAX) by name.
+          seconds: since the stage began.
+          of: the stage that was evaluated.
+
+        Raises Refusal for a metric named like a field of the line; OSError.
         """
         taken = RESERVED & values.keys()
         if taken:
@@ -107,19 +122,19 @@ class MetricsWriter:
 
         Returns as `jsonl.cut_back`.
         """
-        left = jsonl.cut_back(self.path, stage, update, evaluations_from, aside)
+        updates_left = jsonl.cut_back(self.path, stage, update, evaluations_from, aside)
         if self._events is None:
-            return left
+            return updates_left
         _events_module()  # here, and not in the middle of the stage's first round
         if not self.path.exists():
-            return left
+            return updates_left
         for run in (stage, f"evaluate_{stage}"):
             if (self.path.parent / "tensorboard" / run).exists():
                 self._open_events(run, purge=True)
         for line in read(self.path):
             if "update" in line and stage in (line["stage"], line.get("of")):
                 self._add_events(line)
-        return left
+        return updates_left
 
     def close(self) -> None:
         """Writes out what TensorBoard's writers hold. Lines of `metrics.jsonl` are never held."""
@@ -137,7 +152,7 @@ class MetricsWriter:
     ) -> None:
         self.close()
 
-    def _open_events(self, run: str, purge: bool = False) -> Any:
+    def _open_events(self, run: str, purge: bool = False) -> _EventsWriter:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue] (made at import)
 
@@ -184,10 +199,10 @@ def has_events() -> bool:
 
     Prints a line, once per process, where it is not.
     """
-    found = importlib.util.find_spec("tensorboardX") is not None
-    if not found:
+    is_installed = importlib.util.find_spec("tensorboardX") is not None
+    if not is_installed:
         notes.say(f"no TensorBoard events, only {FILE}; for both: pip install 'rlhf_jax[track]'")
-    return found
+    return is_installed
 
 
 def _events_module() -> None:

@@ -1,5 +1,4 @@
-"""Shows how far a stage is, with the figures that matter: a live bar on a terminal, plain lines
-elsewhere.
+"""Shows the progress of a stage, with a few metrics: a live bar on a terminal, plain lines elsewhere.
 
 with progress("Online DPO", total=60) as bar:
     bar.advance(1, reward=0.31, gold=0.42, kl=0.8)
@@ -11,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TextIO
+from typing import Protocol, SupportsFloat, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -29,8 +28,8 @@ BAR_WIDTH = 24
 class Bar(Protocol):
     """The progress line of a stage."""
 
-    def advance(self, steps: int = 1, **figures: float) -> None:
-        """`steps` more are done; figures (scalars) replace those of the same name."""
+    def advance(self, steps: int = 1, **metrics: float) -> None:
+        """Counts `steps` more; metrics (scalars) replace those of the same name."""
         ...
 
     def say(self, text: str) -> None:
@@ -39,18 +38,18 @@ class Bar(Protocol):
 
 
 class _Count:
-    """Steps, seconds and figures of a stage: the text that both kinds of bar show."""
+    """Steps, seconds and metrics of a stage: the text that both kinds of bar show."""
 
     def __init__(self, title: str, total: int, start: int, clock: Callable[[], float]) -> None:
         self.title, self.total, self.done = title, total, start
-        self.figures: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
         self.clock, self.began = clock, clock()
         self.moved_at = self.began
         self.seen: set[bool] = set()
         self.pace = (0.0, 0)  # seconds, and the steps that they took
         self.ended = False
 
-    def move(self, steps: int, figures: dict[str, float]) -> None:
+    def move(self, steps: int, metrics: dict[str, float]) -> None:
         """Counts steps, and their seconds for the estimate of the time left.
 
         The first steps of a process compile their program, and so does the first report without
@@ -62,13 +61,13 @@ class _Count:
         self.seen.add(steps > 0)
         self.moved_at = now
         self.done += steps
-        self.figures = self.figures | figures  # a new one: another thread may be reading the old
+        self.metrics = self.metrics | metrics  # a new one: another thread may be reading the old
 
     def elapsed_seconds(self) -> float:
         return self.clock() - self.began
 
-    def figures_text(self) -> str:
-        return "  ".join(f"{name} {format_figure(value)}" for name, value in self.figures.items())
+    def metrics_text(self) -> str:
+        return "  ".join(f"{name} {format_number(value)}" for name, value in self.metrics.items())
 
     def time_text(self) -> str:
         """Elapsed and remaining; the latter once a step has been timed that compiled nothing."""
@@ -90,7 +89,7 @@ class _Count:
             self.title,
             f"{self.done}/{self.total}",
             f"{percent}%",
-            self.figures_text(),
+            self.metrics_text(),
             f"[{self.time_text()}]",
         ]
         return "  ".join(part for part in parts if part)
@@ -103,8 +102,8 @@ class _LineBar:
         self.count, self.stream, self.interval_seconds = count, stream, interval_seconds
         self.printed_at = count.began
 
-    def advance(self, steps: int = 1, **figures: float) -> None:
-        self.count.move(steps, figures)
+    def advance(self, steps: int = 1, **metrics: float) -> None:
+        self.count.move(steps, metrics)
         now = self.count.clock()
         if now - self.printed_at >= self.interval_seconds:
             self.printed_at = now
@@ -118,11 +117,10 @@ class _LineBar:
 
 
 class _LiveBar:
-    """Redraws its place on a terminal a few times a second, from a thread of `rich`: the time moves
+    """Redraws itself on a terminal a few times a second, from a thread of `rich`: the time advances
     while a step is slow.
 
-    The figures stand behind the bar where the terminal is wide enough, and below it where it is
-    not.
+    The metrics are behind the bar on a wide terminal, and below it on a narrow one.
     """
 
     def __init__(self, count: _Count, stream: TextIO) -> None:
@@ -134,8 +132,8 @@ class _LiveBar:
         )
         self.live.start()
 
-    def advance(self, steps: int = 1, **figures: float) -> None:
-        self.count.move(steps, figures)
+    def advance(self, steps: int = 1, **metrics: float) -> None:
+        self.count.move(steps, metrics)
 
     def say(self, text: str) -> None:
         self.live.console.print(Text(text))
@@ -145,29 +143,32 @@ class _LiveBar:
         self.live.stop()  # draws once more
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        count, figures = (
+        count, metrics = (
             self.count,
-            Text(self.count.figures_text(), no_wrap=True, overflow="ellipsis"),
+            Text(self.count.metrics_text(), no_wrap=True, overflow="ellipsis"),
         )
-        place, clock = f"{count.done}/{count.total}", f"{count.time_text()} {self.ending}".rstrip()
-        left = options.max_width - len(count.title) - len(place) - len(clock) - 3
+        steps_text, clock = (
+            f"{count.done}/{count.total}",
+            f"{count.time_text()} {self.ending}".rstrip(),
+        )
+        width_left = options.max_width - len(count.title) - len(steps_text) - len(clock) - 3
         bar = ProgressBar(
-            total=count.total, completed=count.done, width=max(4, min(BAR_WIDTH, left))
+            total=count.total, completed=count.done, width=max(4, min(BAR_WIDTH, width_left))
         )
         row = Table.grid(padding=(0, 1))
         cells = (
             Text(count.title, "bold", no_wrap=True),
             bar,
-            Text(place),
+            Text(steps_text),
             Text(clock, "dim", no_wrap=True),
         )
-        if left - BAR_WIDTH > len(figures):
-            row.add_row(*cells, figures)
+        if width_left - BAR_WIDTH > len(metrics):
+            row.add_row(*cells, metrics)
             yield row
         else:
             row.add_row(*cells)
             yield row
-            yield Text("  ") + figures
+            yield Text("  ") + metrics
 
 
 @contextmanager
@@ -201,9 +202,9 @@ def progress(
         bar.finish(count.finish(failed))
 
 
-def format_figure(value: Any) -> str:
-    """Three significant digits, without exponents where they can be helped: 0.312, 12.3, 1250,
-    3.0e-05, nan.
+def format_number(value: SupportsFloat) -> str:
+    """Three significant digits, with an exponent only for very small and very large numbers: 0.312,
+    12.3, 1250, 3.0e-05, nan.
     """
     if isinstance(value, int):
         return str(value)

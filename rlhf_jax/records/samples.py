@@ -1,12 +1,12 @@
-"""Keeps what a policy wrote: `samples.jsonl`, and a table of a few completions for the console.
+"""Writes completions of a policy: `samples.jsonl`, and a table of a few for the console.
 
 A line of `samples.jsonl` is
 
     {"stage": str, "update": version that wrote it, "kind": "before"|"during"|"after", "ordinal": of the prompt,
      "prompt": str, "completion": text before the EOS, "finished": bool, "gold": number|null, "reward": number|null}
 
-"gold" is the task's own judgement, "reward" what the learned (or verifiable) reward said; null
-where it is not known. Where the reward is a sum, "terms" has {label: number} of its terms before
+"gold" is the task's own score, "reward" that of the learned (or verifiable) reward; null where it
+is not known. Where the reward is a sum, "terms" has {label: number} of its terms before
 their weights. A report puts the completions "before" and "after" of one ordinal side by side.
 """
 
@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO, get_args
+from typing import Literal, TextIO, get_args
 
 from rich import box
 from rich.console import Console
@@ -23,7 +23,7 @@ from rich.text import Text
 
 from rlhf_jax.records import jsonl
 from rlhf_jax.records.jsonl import Line, cut_back, read
-from rlhf_jax.records.progress import format_figure
+from rlhf_jax.records.progress import format_number
 from rlhf_jax.refusal import Refusal
 
 __all__ = ["Sample", "SamplesWriter", "cut_back", "printable", "read", "show"]
@@ -103,8 +103,8 @@ def show(
     console.print(table)
 
 
-def _score(score: Any) -> str:
-    return "–" if score is None else format_figure(score)
+def _score(score: float | None) -> str:
+    return "–" if score is None else format_number(score)
 
 
 def printable(text: str) -> str:

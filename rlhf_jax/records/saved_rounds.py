@@ -17,7 +17,7 @@ from rlhf_jax.records.checkpoints import Damaged
 from rlhf_jax.types import Samples
 
 FOLDER = "rounds"
-"""Of a run directory."""
+"""The folder's name in a run directory."""
 ARRAYS = tuple(f.name for f in fields(Samples) if f.name != "samples_per_prompt")
 
 
@@ -26,7 +26,7 @@ def path_of(directory: Path, round_index: int) -> Path:
     return directory / f"{round_index:08d}.npz"
 
 
-class Spool:
+class SavedRounds:
     """Files `directory/<round>.npz`."""
 
     def __init__(self, directory: Path):
@@ -37,7 +37,7 @@ class Spool:
         return path_of(self.directory, round_index)
 
     def write(self, round_index: int, samples: Samples) -> None:
-        """Durable when this returns: a file is there whole or not at all.
+        """Saves a round, durably and atomically: a file is whole, or it does not exist.
 
         Collective; the first process writes.
         """
@@ -61,8 +61,14 @@ class Spool:
         return all(self.path(r).exists() for r in rounds)
 
     def read(self, round_index: int, layout: Callable[[Samples], Samples]) -> Samples:
-        """A round, laid out as it was sampled: `layout` gives the shardings of Samples. Raises
-        Damaged, naming the file, where it is missing, cut or changed: its members have checksums.
+        """Reads a round.
+
+        Args:
+          round_index: of the round.
+          layout: maps Samples to their shardings.
+
+        Raises Damaged, naming the file, where it is missing, cut or changed: its members have
+        checksums.
         """
         path = self.path(round_index)
         try:
@@ -79,17 +85,22 @@ class Spool:
         """Removes every other round's file; of several processes the first does."""
         if not distributed.is_first():
             return
-        kept = {self.path(r).name for r in rounds}
+        names = {self.path(r).name for r in rounds}
         for path in self.directory.iterdir():
-            if path.name not in kept:
+            if path.name not in names:
                 path.unlink()
 
     def keep_for(self, clock: Clock, steps: Iterable[int], next_round: int) -> None:
-        """Keeps what every checkpoint needs, so that each of them can be gone on from, and rounds
-        from `next_round` on.
+        """Keeps the rounds that a run needs to go on from any checkpoint, and those from
+        `next_round` on.
 
-        A bounded clock needs nothing: what is there after the oldest checkpoint's round is not
-        sampled again.
+        With a bounded clock, all rounds after the oldest checkpoint's are kept: they are not sampled
+        again.
+
+        Args:
+          clock: of the run.
+          steps: of its checkpoints.
+          next_round: the first round that is not trained on yet.
         """
         begins = [step // clock.updates_per_round for step in steps]
         if clock.bounded:

@@ -5,7 +5,7 @@ an interval has.
 import math
 from collections.abc import Iterable, Sequence
 
-from rlhf_jax.records.progress import format_figure, format_seconds
+from rlhf_jax.records.progress import format_number, format_seconds
 
 MINUS = "−"
 MOST_DECIMALS = 6
@@ -18,7 +18,7 @@ def number(value: float) -> str:
     >>> number(-0.25), number(1250.4)
     ('−0.250', '1250')
     """
-    return format_figure(value).replace("-", MINUS)
+    return format_number(value).replace("-", MINUS)
 
 
 def half_width(stderr: object) -> float | None:

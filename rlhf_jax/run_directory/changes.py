@@ -35,8 +35,8 @@ from rlhf_jax.run_directory.keys import Class
 from rlhf_jax.run_directory.made import CODE, MISSING, OWN_CODE, Change, Facts
 
 FORKED = ("seed", "lengths", "reward", "reward_settings", "algorithm", "rlhf")
-"""Nodes whose keys may be others in a run that begins from this one; what SFT or the reward model
-is made of may not.
+"""Nodes whose keys may differ in a run that begins from this one. Keys that enter SFT or the reward
+model may not.
 """
 SHOWN = 6
 
@@ -46,7 +46,7 @@ class Verdict:
     """The changes that a start finds: lines to print, and the entry for `starts.jsonl`."""
 
     notes: tuple[str, ...]
-    at: Mapping[str, int]
+    newest_versions: Mapping[str, int]
     changed: Mapping[str, list[Any]]
     differences: tuple[str, ...]
 
@@ -57,31 +57,32 @@ def check(
     """Finds the changes since the directory's last start. Nothing is written.
 
     Args:
-      facts: what the run is made of now.
+      directory: of the run.
+      facts: of the run now.
       snapshot: of the environment now.
       constant_schedules: whether no learning rate of the RLHF stage depends on its number of
         updates.
 
-    Raises Refusal, naming keys and the way to go on elsewhere, for what enters numbers that were
-    made already.
+    Raises Refusal for a changed key that enters numbers which were made already. It names the keys
+    and the way to go on in another directory.
     """
-    at = made.at(directory)
+    newest_versions = made.newest_versions(directory)
     stored, problem = _stored(directory)
     notes = (
         [] if not problem else [f"{problem}; it is written again, and kept as {run_config.DAMAGED}"]
     )
     for stage in keys.STAGES:
         if made.begun(directory, stage):
-            notes += _check_stage(directory, stage, facts, at, constant_schedules)
+            notes += _check_stage(directory, stage, facts, newest_versions, constant_schedules)
     changed = {} if stored is None else _changed(stored, facts)
-    notes += _told(changed, at)
+    notes += _notes_on_keys(changed, newest_versions)
     past = starts.read(directory)
     differences: list[str] = []
-    if past and at:
+    if past and newest_versions:
         differences = environment.differences(past[-1]["environment"], snapshot)
-        notes += _told_of_code(past[-1]["digests"], facts, at)
-    notes += _told_of_environment(differences, changed, at)
-    return Verdict(tuple(notes), at, changed, tuple(differences))
+        notes += _notes_on_code(past[-1]["digests"], facts, newest_versions)
+    notes += _notes_on_environment(differences, changed, newest_versions)
+    return Verdict(tuple(notes), newest_versions, changed, tuple(differences))
 
 
 def settle(
@@ -91,11 +92,19 @@ def settle(
     verdict: Verdict,
     start: Mapping[str, Any],
 ) -> None:
-    """Writes the config, and the start where it is a new one: the lock is held."""
+    """Writes the config and a line of `starts.jsonl`; the lock is held.
+
+    Args:
+      directory: of the run.
+      values: the config, nested.
+      facts: of the run.
+      verdict: of `check`.
+      start: the further fields of the line.
+    """
     run_config.write(directory, values, dict(facts.digests))
     line = dict(start) | {
         "digests": dict(facts.digests),
-        "at": dict(verdict.at),
+        "at": dict(verdict.newest_versions),
         "changed": dict(verdict.changed),
     }
     starts.write(directory, line | {"differences": list(verdict.differences)})
@@ -128,7 +137,11 @@ def _stored(directory: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def _check_stage(
-    directory: Path, stage: str, facts: Facts, at: Mapping[str, int], constant_schedules: bool
+    directory: Path,
+    stage: str,
+    facts: Facts,
+    newest_versions: Mapping[str, int],
+    constant_schedules: bool,
 ) -> list[str]:
     """Notes about a stage that has begun.
 
@@ -148,7 +161,7 @@ def _check_stage(
         elif kind is not Class.EXTENDING or not constant_schedules or not _grows(change):
             refused.append(change)
     if refused:
-        raise Refusal(_refusal(directory, stage, refused, at, constant_schedules))
+        raise Refusal(_refusal(directory, stage, refused, newest_versions, constant_schedules))
     return notes
 
 
@@ -160,7 +173,7 @@ def _refusal(
     directory: Path,
     stage: str,
     refused: Sequence[Change],
-    at: Mapping[str, int],
+    newest_versions: Mapping[str, int],
     constant_schedules: bool,
 ) -> str:
     listed = ", ".join(map(str, refused[:SHOWN])) + (
@@ -169,16 +182,18 @@ def _refusal(
     why = "enter the numbers" if len(refused) > 1 else "enters the numbers"
     if [change.key for change in refused] == ["rlhf.total_prompts"]:
         why = "a learning rate ends with it" if not constant_schedules else "a run may only grow"
-    instead = _elsewhere(directory, refused, at)
+    instead = _elsewhere(directory, refused, newest_versions)
     return (
         f"the stage {stage} of {directory} was made with another config: {listed}: {why}; {instead}"
     )
 
 
-def _elsewhere(directory: Path, refused: Sequence[Change], at: Mapping[str, int]) -> str:
+def _elsewhere(
+    directory: Path, refused: Sequence[Change], newest_versions: Mapping[str, int]
+) -> str:
     """The remedy for changed keys."""
     all_forks = all(change.key.partition(".")[0] in FORKED for change in refused)
-    version = at.get("rlhf")
+    version = newest_versions.get("rlhf")
     run = forks.source(directory, version) if all_forks else None
     if run is None:
         return forks.ELSEWHERE
@@ -189,14 +204,14 @@ def _elsewhere(directory: Path, refused: Sequence[Change], at: Mapping[str, int]
 
 
 def _changed(stored: Mapping[str, Any], facts: Facts) -> dict[str, list[Any]]:
-    """{key: [before, now]} of every key that is another; None for a key that is not there."""
+    """{key: [before, now]} of every key that has changed; None for a missing key."""
     older = {
-        key: history.before(key, facts.defaults.get(key))
+        key: history.older_value(key, facts.defaults.get(key))
         for key in facts.values.keys() - stored.keys()
     }
-    there = dict(stored) | older
-    names = sorted((there.keys() | facts.values.keys()) - {"job", "directory"})
-    pairs = {key: (there.get(key), facts.values.get(key)) for key in names}
+    stored_values = dict(stored) | older
+    names = sorted((stored_values.keys() | facts.values.keys()) - {"job", "directory"})
+    pairs = {key: (stored_values.get(key), facts.values.get(key)) for key in names}
     return {
         key: [before, now]
         for key, (before, now) in pairs.items()
@@ -204,54 +219,61 @@ def _changed(stored: Mapping[str, Any], facts: Facts) -> dict[str, list[Any]]:
     }
 
 
-def _told(changed: Mapping[str, list[Any]], at: Mapping[str, int]) -> list[str]:
-    """One line for each class of changes that are allowed, where something was made before them."""
-    if not at:
+def _notes_on_keys(
+    changed: Mapping[str, list[Any]], newest_versions: Mapping[str, int]
+) -> list[str]:
+    """One line for each class of allowed changes; none in a directory without a checkpoint."""
+    if not newest_versions:
         return []
-    said = {
+    consequences = {
         Class.FREE: "no number changes",
         Class.EVALUATION: "figures of evaluations before and after are of different kinds "
-        f"({_from_here(at, False)})",
-        Class.ROUNDING: _from_here(at),
-        Class.EXTENDING: f"the run is {_direction(changed)} ({_from_here(at, False)})",
+        f"({_from_here(newest_versions, False)})",
+        Class.ROUNDING: _from_here(newest_versions),
+        Class.EXTENDING: f"the run is {_direction(changed)} ({_from_here(newest_versions, False)})",
     }
     notes = []
-    for kind, consequence in said.items():
-        of_kind = [key for key in changed if keys.class_of(key) is kind]
-        if of_kind:
+    for kind, consequence in consequences.items():
+        keys_of_kind = [key for key in changed if keys.class_of(key) is kind]
+        if keys_of_kind:
             listed = ", ".join(
-                f"{key} was {changed[key][0]!r} and is {changed[key][1]!r}" for key in of_kind
+                f"{key} was {changed[key][0]!r} and is {changed[key][1]!r}" for key in keys_of_kind
             )
             notes.append(f"{listed}: {consequence}")
     return notes
 
 
 def _direction(changed: Mapping[str, list[Any]]) -> str:
-    """The comparison of an extending key with the start before, which may have been of a longer run
-    that has not begun.
+    """The word for a changed extending key, compared with the start before.
+
+    That start may have asked for a longer run which has not begun.
     """
     pairs = [pair for key, pair in changed.items() if keys.class_of(key) is Class.EXTENDING]
     return "longer" if all(before is None or now > before for before, now in pairs) else "shorter"
 
 
-def _told_of_code(before: Mapping[str, str], facts: Facts, at: Mapping[str, int]) -> list[str]:
-    """One line for the package's code, and one for each component of a user's own, where it is
-    another.
+def _notes_on_code(
+    before: Mapping[str, str], facts: Facts, newest_versions: Mapping[str, int]
+) -> list[str]:
+    """One line for the package's code, and one for each component of a user's own, if it has
+    changed.
     """
     notes = []
     for name, digest in sorted(facts.digests.items()):
         if (name == CODE or name.startswith(OWN_CODE)) and before.get(name, digest) != digest:
             what = "the code" if name == CODE else f"the code of {name.removeprefix(OWN_CODE)}"
-            notes.append(f"{what} differs from that which made versions up to {_versions(at)}")
+            notes.append(
+                f"{what} differs from that which made versions up to {_versions(newest_versions)}"
+            )
     return notes
 
 
-def _told_of_environment(
-    differences: Sequence[str], changed: Mapping[str, list[Any]], at: Mapping[str, int]
+def _notes_on_environment(
+    differences: Sequence[str], changed: Mapping[str, list[Any]], newest_versions: Mapping[str, int]
 ) -> list[str]:
     """One line for each difference.
 
-    The number of devices says nothing more where a change of the mesh is told.
+    The number of devices is left out where a change of the mesh is listed already.
     """
     mesh_is_told = any(key.startswith("mesh.") for key in changed)
     notes = []
@@ -260,17 +282,23 @@ def _told_of_environment(
         if only_rounding and mesh_is_told:
             continue
         consequence = (
-            _from_here(at) if only_rounding else f"{_from_here(at, False)}, numbers may be others"
+            _from_here(newest_versions)
+            if only_rounding
+            else f"{_from_here(newest_versions, False)}, numbers may be others"
         )
         notes.append(f"{difference}: {consequence}")
     return notes
 
 
-def _versions(at: Mapping[str, int]) -> str:
-    stage = list(at)[-1]
-    return f"{at[stage]} of {stage}"
+def _versions(newest_versions: Mapping[str, int]) -> str:
+    stage = list(newest_versions)[-1]
+    return f"{newest_versions[stage]} of {stage}"
 
 
-def _from_here(at: Mapping[str, int], rounding: bool = True) -> str:
-    where = f"from version {_versions(at)} on"
-    return f"{where}, numbers agree with those of before to rounding only" if rounding else where
+def _from_here(newest_versions: Mapping[str, int], rounding: bool = True) -> str:
+    from_version = f"from version {_versions(newest_versions)} on"
+    return (
+        f"{from_version}, numbers agree with those of before to rounding only"
+        if rounding
+        else from_version
+    )

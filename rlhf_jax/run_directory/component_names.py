@@ -2,8 +2,6 @@
 several ways.
 """
 
-from typing import Any
-
 from rlhf_jax import registry
 from rlhf_jax.refusal import ComponentError, Refusal
 from rlhf_jax.rewards.common.terms import parse
@@ -17,22 +15,25 @@ FOLDERS = {
 REWARD = "reward"
 
 
-def same(key: str, one: Any, other: Any) -> bool:
-    """True where two values of a config's key are equal, or name the same component.
+def same(key: str, a: object, b: object) -> bool:
+    """True for two values of a config's key that are equal, or name the same component.
+
+    Args:
+      key: its nodes joined by dots.
+      a: a value.
+      b: another value.
 
     `mine.py`, its whole path and `mine.py:reward` are one reward, as are `my_lab.mine:brevity` and
-    `my_lab.mine.brevity`. A name whose module is not found any more is compared as a text.
+    `my_lab.mine.brevity`. A name whose module no longer exists is compared as text.
     """
-    if one == other:
+    if a == b:
         return True
-    if not (isinstance(one, str) and isinstance(other, str)) or (
-        key not in FOLDERS and key != REWARD
-    ):
+    if not (isinstance(a, str) and isinstance(b, str)) or (key not in FOLDERS and key != REWARD):
         return False
-    return normalised(key, one) == normalised(key, other)
+    return normalised(key, a) == normalised(key, b)
 
 
-def normalised(key: str, value: str) -> Any:
+def normalised(key: str, value: str) -> str | list[tuple[float, str, str]]:
     """The value of a key that names components, in one form for each component."""
     if key != REWARD:
         return _canonical(FOLDERS[key], value)

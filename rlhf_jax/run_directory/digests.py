@@ -31,19 +31,18 @@ NOT_IN_THE_NUMBERS = ("planner", "report", "run_directory")
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 
-def of_text(*parts: str) -> str:
+def digest_text(*parts: str) -> str:
     """The digest of texts in order."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:HEX_DIGITS]
 
 
-def of_values(values: Mapping[str, Any]) -> str:
+def digest_values(values: Mapping[str, Any]) -> str:
     """The digest of flattened config values, whatever their order; tuples and lists are the same."""
-    return of_text(json.dumps(dict(sorted(values.items())), sort_keys=True))
+    return digest_text(json.dumps(dict(sorted(values.items())), sort_keys=True))
 
 
-def of_file(path: Path) -> str:
-    """The digest of a file's content: of all of it up to `WHOLE_BYTES`, else of its size and of
-    blocks of it.
+def digest_file(path: Path) -> str:
+    """The digest of a file: of its whole content up to `WHOLE_BYTES`, else of its size and of blocks.
 
     The blocks of a safetensors file are the beginning, the middle and the end of every tensor, so
     that two sets of weights of one shape differ wherever training has changed a tensor.
@@ -64,7 +63,7 @@ def of_file(path: Path) -> str:
 
 
 def _even_blocks(size: int) -> list[int]:
-    return [place * (size - BLOCK_BYTES) // (NUM_BLOCKS - 1) for place in range(NUM_BLOCKS)]
+    return [block * (size - BLOCK_BYTES) // (NUM_BLOCKS - 1) for block in range(NUM_BLOCKS)]
 
 
 def _tensor_blocks(path: Path) -> list[int]:
@@ -84,35 +83,41 @@ def _tensor_blocks(path: Path) -> list[int]:
     return starts
 
 
-def of_folder(folder: Path, suffixes: tuple[str, ...] = ()) -> str:
-    """The digest of the names and contents of a folder's files, those below it too; of some
-    suffixes, where they are given.
+def digest_folder(folder: Path, suffixes: tuple[str, ...] = ()) -> str:
+    """The digest of the names and contents of a folder's files, with those of its sub-folders.
+
+    Args:
+      folder: an existing one.
+      suffixes: of the files that count; (): all files.
     """
     files = sorted(
         path
         for path in folder.rglob("*")
         if path.is_file() and (not suffixes or path.suffix in suffixes)
     )
-    return of_text(*(f"{path.relative_to(folder)} {of_file(path)}" for path in files))
+    return digest_text(*(f"{path.relative_to(folder)} {digest_file(path)}" for path in files))
 
 
-def of_place(path: str, weights: bool = True) -> str:
+def digest_path(path: str, weights: bool = True) -> str:
     """The digest of a file, or of a pretrained folder; "" where no path is given.
 
     Args:
-      weights: whether a folder's weights count; of a tokenizer's folder they do not.
+      path: of the file or the folder.
+      weights: whether a folder's weights count; those of a tokenizer's folder do not.
     """
     if not path:
         return ""
-    place = Path(path)
+    target = Path(path)
     suffixes = READ_SUFFIXES if weights else READ_SUFFIXES[1:]
-    return of_folder(place, suffixes) if place.is_dir() else of_file(place)
+    return digest_folder(target, suffixes) if target.is_dir() else digest_file(target)
 
 
-def of_task(task: Task) -> str:
-    """The digest of a task's data: what the task says, else every text and row of both splits.
+def digest_task(task: Task) -> str:
+    """The digest of a task's data: the task's own digest, else that of all texts and rows of both
+    splits.
 
-    Raises ComponentError for what the task's own code raises, and for what is no text.
+    Raises ComponentError for an exception of the task's code, and for a prompt or reference that is
+    no text.
     """
     if hasattr(task, "digest"):
         return task.digest()  # type: ignore[attr-defined]
@@ -134,7 +139,7 @@ def _texts(task: Task) -> Iterable[str]:
             yield from comparison
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A row's field as JSON has it; of an object only its type counts, as its text may hold an
     address.
     """
@@ -148,7 +153,7 @@ def _plain(value: Any) -> Any:
 
 
 @functools.cache
-def of_code() -> str:
+def digest_code() -> str:
     """The digest of the package's code that makes the numbers.
 
     Comments, docstrings and layout do not count.
@@ -158,10 +163,10 @@ def of_code() -> str:
         for path in PACKAGE.rglob("*.py")
         if path.relative_to(PACKAGE).parts[0] not in NOT_IN_THE_NUMBERS
     )
-    return of_text(*(f"{path.relative_to(PACKAGE)} {of_source(path)}" for path in sources))
+    return digest_text(*(f"{path.relative_to(PACKAGE)} {digest_source(path)}" for path in sources))
 
 
-def of_source(path: Path) -> str:
+def digest_source(path: Path) -> str:
     """The digest of a Python source, without comments, docstrings and layout."""
     tree = ast.parse(path.read_bytes())
     for node in ast.walk(tree):
@@ -169,4 +174,4 @@ def of_source(path: Path) -> str:
             node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
         ) and ast.get_docstring(node, clean=False):
             del node.body[0]
-    return of_text(ast.dump(tree))
+    return digest_text(ast.dump(tree))

@@ -97,7 +97,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _comparable(taken: Mapping[str, Any]) -> dict[str, Any]:
+def _comparable(entries: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a snapshot that may change numbers, by the names that messages have."""
     names = {
         "platform": "the platform",
@@ -109,14 +109,14 @@ def _comparable(taken: Mapping[str, Any]) -> dict[str, Any]:
         "processor": "the processor",
         "cores": "the number of cores",
     }
-    found = {title: taken[name] for name, title in names.items() if name in taken}
-    found |= {
-        f"the version of {name}": version for name, version in taken.get("versions", {}).items()
+    comparable = {title: entries[name] for name, title in names.items() if name in entries}
+    comparable |= {
+        f"the version of {name}": version for name, version in entries.get("versions", {}).items()
     }
-    found |= taken.get("switches", {})
-    if "variables" in taken:
-        found |= {name: _flags(taken["variables"].get(name, "")) for name in VARIABLES}
-    return found
+    comparable |= entries.get("switches", {})
+    if "variables" in entries:
+        comparable |= {name: _flags(entries["variables"].get(name, "")) for name in VARIABLES}
+    return comparable
 
 
 def _flags(text: str) -> str:

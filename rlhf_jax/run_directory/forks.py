@@ -21,8 +21,8 @@ def advice(directory: Path, version: int | None) -> str:
     run = source(directory, version)
     if run is None:
         return ELSEWHERE
-    at = "" if version is None else f"@{version}"
-    return f"add --config.begin={shlex.quote(f'{run}{at}')} --config.directory={shlex.quote(f'{directory}_fork')}"
+    suffix = "" if version is None else f"@{version}"
+    return f"add --config.begin={shlex.quote(f'{run}{suffix}')} --config.directory={shlex.quote(f'{directory}_fork')}"
 
 
 def source(directory: Path, version: int | None) -> Path | None:
@@ -31,15 +31,15 @@ def source(directory: Path, version: int | None) -> Path | None:
 
     Returns None where neither has a config, the SFT policy and the version.
     """
-    places = [directory]
-    places += [
-        place
+    candidates = [directory]
+    candidates += [
+        candidate
         for stage in reversed(keys.STAGES)
-        if (place := made.origin(directory, stage)) is not None
+        if (candidate := made.origin(directory, stage)) is not None
     ]
-    for place in places:
-        if _has_policy(place) and (version is None or version in made.steps(place, "rlhf")):
-            return place
+    for candidate in candidates:
+        if _has_policy(candidate) and (version is None or version in made.steps(candidate, "rlhf")):
+            return candidate
     return None
 
 

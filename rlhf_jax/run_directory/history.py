@@ -52,7 +52,7 @@ def translated(stored: Mapping[str, Any], where: str) -> dict[str, Any]:
 
     Raises Refusal for a removed key whose value is no longer computed.
     """
-    found: dict[str, Any] = {}
+    translated_values: dict[str, Any] = {}
     for key, value in stored.items():
         if key in REMOVED:
             if value != REMOVED[key]:
@@ -63,8 +63,8 @@ def translated(stored: Mapping[str, Any], where: str) -> dict[str, Any]:
             continue
         name = RENAMED[key] if is_renamed(key, stored) else key
         renamed = isinstance(value, str) and (name, value) in RENAMED_VALUES
-        found[name] = RENAMED_VALUES[name, value] if renamed else value
-    return found
+        translated_values[name] = RENAMED_VALUES[name, value] if renamed else value
+    return translated_values
 
 
 def is_renamed(key: str, values: Mapping[str, Any]) -> bool:
@@ -103,6 +103,11 @@ def check_known(stored: Mapping[str, Any], known: Mapping[str, Any], where: str)
         )
 
 
-def before(key: str, default: Any) -> Any:
-    """The value of a key in a run that is older than it: of `ADDED`, else the component's default."""
+def older_value(key: str, default: object) -> object:
+    """The value of a key in a run that is older than the key: that of `ADDED`, else the default.
+
+    Args:
+      key: its nodes joined by dots.
+      default: of the component.
+    """
     return ADDED.get(key, default)

@@ -50,7 +50,7 @@ def hold(directory: Path) -> Iterator[None]:
         problem, descriptor = "", None
         if distributed.is_first():
             try:
-                descriptor = _taken(Path(key))
+                descriptor = _acquire(Path(key))
             except Refusal as error:
                 problem = str(error)
         if distributed.several():  # a message between processes has so many bytes
@@ -69,7 +69,7 @@ def hold(directory: Path) -> Iterator[None]:
                 os.close(descriptor)
 
 
-def _taken(directory: Path) -> int | None:
+def _acquire(directory: Path) -> int | None:
     """The descriptor that holds the lock; None on a filesystem that offers none, which is said."""
     directory.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(directory / FILE, os.O_RDWR | os.O_CREAT, 0o644)

@@ -46,7 +46,7 @@ NAMES = {
     "model.family": "model",
     "reward": "reward_settings",
 }
-"""Where one of these keys is another, the other keys of the node are no news."""
+"""If one of these keys has changed, changes of the node's other keys are not listed."""
 
 
 @dataclass(frozen=True)
@@ -67,21 +67,21 @@ class Facts:
 class Record:
     """The record of a stage: its config and digests, and the file that they were read from."""
 
-    where: Path
+    source: Path
     config: Mapping[str, Any]
     digests: Mapping[str, str]
 
 
 MISSING = object()
-"""The value of a key that is not there."""
+"""The value of a missing key."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A key, or the content that it names, which is another now than when a stage was made."""
+    """A key, or the content that it names, which has changed since a stage was made."""
 
     key: str
-    was: Any
+    was: Any  # values of JSON
     now: Any
     stage: str = ""
     content: bool = False
@@ -96,7 +96,7 @@ class Change:
         return f"{self.key} ({_shown(self.was)} there, {_shown(self.now)} now)"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return "no such key" if value is MISSING else repr(value)
 
 
@@ -107,10 +107,10 @@ def folder(directory: Path, stage: str) -> Path:
 
 def steps(directory: Path, stage: str) -> list[int]:
     """Versions of a stage's checkpoints, oldest first."""
-    place = folder(directory, stage)
+    stage_folder = folder(directory, stage)
     return (
-        sorted(ocp.utils.checkpoint_steps(place))
-        if stage != "comparisons" and place.exists()
+        sorted(ocp.utils.checkpoint_steps(stage_folder))
+        if stage != "comparisons" and stage_folder.exists()
         else []
     )
 
@@ -123,7 +123,13 @@ def begun(directory: Path, stage: str) -> bool:
 
 
 def finished(directory: Path, stage: str, values: Mapping[str, Any]) -> bool:
-    """True where a stage has ended, so that its results are used unchanged."""
+    """True for a stage that has ended, so that its results are used unchanged.
+
+    Args:
+      directory: of the run.
+      stage: one of `keys.STAGES`.
+      values: the flattened config of the run.
+    """
     return not unfinished(directory, stage, values)
 
 
@@ -142,16 +148,16 @@ def unfinished(directory: Path, stage: str, values: Mapping[str, Any] | None = N
         return "" if stage in FINISHED_BY else f"{stage} may grow"
     if values is None:
         record = read(directory, stage)
-        values = history.translated(record.config, str(record.where)) if record else {}
+        values = history.translated(record.config, str(record.source)) if record else {}
     if stage == "reward_model" and values.get("pretrained.reward_model"):
         return ""
-    if not (there := max(steps(directory, stage), default=0)):
+    if not (newest := max(steps(directory, stage), default=0)):
         return f"no complete checkpoint in {folder(directory, stage)}"
     num_updates = values.get(NUM_UPDATES[stage])
-    if num_updates is not None and there != num_updates:
-        return f"{folder(directory, stage)} has {there} of {num_updates} updates"
-    damage = checkpoints.problem_of(folder(directory, stage), there)
-    return f"checkpoint {there} is damaged: {damage}" if damage else ""
+    if num_updates is not None and newest != num_updates:
+        return f"{folder(directory, stage)} has {newest} of {num_updates} updates"
+    damage = checkpoints.problem_of(folder(directory, stage), newest)
+    return f"checkpoint {newest} is damaged: {damage}" if damage else ""
 
 
 def check_finished(directory: Path, stage: str) -> None:
@@ -166,14 +172,18 @@ def check_finished(directory: Path, stage: str) -> None:
         )
 
 
-def at(directory: Path) -> dict[str, int]:
+def newest_versions(directory: Path) -> dict[str, int]:
     """{stage: version of its newest checkpoint} of the stages that have one."""
-    return {stage: found[-1] for stage in keys.STAGES if (found := steps(directory, stage))}
+    return {stage: versions[-1] for stage in keys.STAGES if (versions := steps(directory, stage))}
 
 
 def write(directory: Path, stage: str, facts: Facts | None) -> None:
-    """Records what a stage that begins, or goes on, is made with; nothing where the workspace knows
-    no facts.
+    """Records the config and digests that a stage is made with, when it begins or goes on.
+
+    Args:
+      directory: of the run.
+      stage: one of `keys.STAGES`.
+      facts: of the run; None: nothing is recorded.
     """
     if facts is None:
         return
@@ -227,35 +237,42 @@ def changes(record: Record, facts: Facts, stage: str) -> list[Change]:
     """Finds the keys and contents that enter a stage's numbers and have changed since the stage was
     made.
 
-    A key that is newer than the record is taken at what the code did before it was there. Raises
-    Refusal as `history.translated`.
+    A key that is newer than the record has the value that equals the behaviour of the code before
+    the key.
+
+    Args:
+      record: of the stage.
+      facts: of the run now.
+      stage: one of `keys.STAGES`.
+
+    Raises Refusal as `history.translated`.
     """
-    there = history.translated(record.config, str(record.where))
-    was, now = _entering(there, stage), _entering(facts.values, stage)
+    stored = history.translated(record.config, str(record.source))
+    was, now = _entering(stored, stage), _entering(facts.values, stage)
     for key in now.keys() - was.keys():
-        was[key] = history.before(key, facts.defaults.get(key, MISSING))
-    for key, path in there.items():  # of a run without digests
+        was[key] = history.older_value(key, facts.defaults.get(key, MISSING))
+    for key, path in stored.items():  # of a run without digests
         if (
             keys.class_of(key) is Class.PLACE
             and keys.enters(key, stage)
             and _digest_of(key) not in record.digests
         ):
             was[key], now[key] = path, facts.values.get(key, MISSING)
-    found = [
+    changed = [
         Change(key, was.get(key, MISSING), now.get(key, MISSING), stage)
         for key in sorted(was.keys() | now.keys())
         if not component_names.same(key, was.get(key, MISSING), now.get(key, MISSING))
     ]
-    renamed = {NAMES[change.key] for change in found if change.key in NAMES}
-    found = [
+    renamed = {NAMES[change.key] for change in changed if change.key in NAMES}
+    changed = [
         change
-        for change in found
+        for change in changed
         if change.key in NAMES or change.key.partition(".")[0] not in renamed
     ]
     for name, digest in sorted(record.digests.items()):
         if _digest_enters(name, stage) and facts.digests.get(name, digest) != digest:
-            found.append(Change(name, digest, facts.digests[name], stage, content=True))
-    return found
+            changed.append(Change(name, digest, facts.digests[name], stage, content=True))
+    return changed
 
 
 def _digest_of(key: str) -> str:

@@ -40,10 +40,10 @@ def write(directory: Path, start: dict[str, Any]) -> None:
     """Appends a start, with its date, process and command."""
     path = directory / FILE
     jsonl.drop_torn_line(path)
-    jsonl.append(path, {"stage": STAGE, **who(), **start})
+    jsonl.append(path, {"stage": STAGE, **process_facts(), **start})
 
 
-def who() -> dict[str, Any]:
+def process_facts() -> dict[str, Any]:
     """This process and its code."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,5 +1,5 @@
-"""Activities of a run's threads: what each is in, and since when. Silence of a thread is judged by
-them.
+"""Activities of a run's threads: the activity that each is in, and since when. The watchdog judges
+the silence of a thread by them.
 
     kind     how long a thread may be in it                       examples
     work     as long as it takes; a notice past the deadline      a reward, an evaluation, a checkpoint, a compile
@@ -7,10 +7,10 @@ them.
     wait     as long as the other side is alive                   for a version, for a round
     ""       `rlhf.deadline_seconds`                              everything else, such as the reader of the run's events
 
-A device gives no sign of life while a call runs, so a hung call is told from a slow one by its
-seconds alone. Seconds count from the thread's last sign of life: an activity that begins or ends,
-or a program that has been compiled. Those of a call count from the last sign of either side, and
-not while one is at work: calls of both may share devices.
+A device gives no sign of life while a call runs, so only its seconds tell a hung call from a slow
+one. Seconds count from the thread's last sign of life: an activity that begins or ends, or a
+program that has been compiled. The seconds of a call count from the last sign of either side, and
+not while one side is at work, because calls of both may share devices.
 """
 
 import contextlib
@@ -49,27 +49,27 @@ _alive_at: dict[int, float] = {}
 
 @contextlib.contextmanager
 def during(what: str, kind: Kind) -> Iterator[None]:
-    """Says what this thread is in while the block runs.
+    """Records this thread's activity while the block runs.
 
     Args:
-      what: as a message says it after "has been in".
-      kind: how long it may last.
+      what: completes "has been in" in a message.
+      kind: of the activity, which sets how long it may last.
     """
-    me = threading.get_ident()
+    thread = threading.get_ident()
     with _lock:
-        stack = _stacks.setdefault(me, [])
+        stack = _stacks.setdefault(thread, [])
         stack.append((what, kind))
-        _alive_at[me] = time.monotonic()
+        _alive_at[thread] = time.monotonic()
     try:
         yield
     finally:
         with _lock:
             stack.pop()
-            _alive_at[me] = time.monotonic()
+            _alive_at[thread] = time.monotonic()
 
 
 def at_work(what: str) -> contextlib.AbstractContextManager[None]:
-    """`during` of work, which may take as long as it takes."""
+    """`during` of kind "work", which has no limit."""
     return during(what, "work")
 
 
@@ -79,7 +79,7 @@ def beat(thread: int | None = None) -> None:
         _alive_at[threading.get_ident() if thread is None else thread] = time.monotonic()
 
 
-def of(thread: int) -> State:
+def state_of(thread: int) -> State:
     """The state of a thread: its outermost work, or else its innermost activity."""
     with _lock:
         stack, alive_at = list(_stacks.get(thread, ())), _alive_at.get(thread, time.monotonic())
@@ -104,19 +104,21 @@ def compiles(thread: int) -> bool:
     return False
 
 
-def place(thread: int) -> str:
+def location(thread: int) -> str:
     """The innermost file and line of a thread outside of libraries, or "" for one that has ended."""
     frame = sys._current_frames().get(thread)
     frames = traceback.extract_stack(frame) if frame is not None else []
-    own = [one for one in frames if not any(library in one.filename for library in LIBRARIES)]
-    return f"{own[-1].filename}, line {own[-1].lineno}" if own else ""
+    own_frames = [
+        entry for entry in frames if not any(library in entry.filename for library in LIBRARIES)
+    ]
+    return f"{own_frames[-1].filename}, line {own_frames[-1].lineno}" if own_frames else ""
 
 
 class CompileCounter:
-    """Counts the programs that XLA compiles, or reads from its cache, in every thread since the
+    """Counts the programs that XLA has compiled, or read from its cache, in any thread since the
     counter was made.
 
-    After a first round there should be no more.
+    After the first round the count should not grow.
     """
 
     def __init__(self) -> None:
@@ -133,8 +135,9 @@ _listening = False
 
 
 def listen_to_compiles() -> None:
-    """Begins to count compiled programs, once: JAX keeps its listeners for good, so there is one
-    for all counters.
+    """Begins to count compiled programs, once.
+
+    JAX keeps its listeners for good, so all counters share one.
     """
     global _listening
     with _lock:

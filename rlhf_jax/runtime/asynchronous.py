@@ -8,12 +8,13 @@ synchronous loop of the same lag.
     trainer   publish 0 │ train 0 │ publish u │ train 1 │ publish 2u │ ...
     sampler   0, 1, ... lag │ lag + 1  (with u) │ lag + 2  (with 2u) │ ...
 
-Which version samples a round is the clock's alone, so the threads decide when a thing happens and
-never what: params, samples and metrics are bit for bit those of `synchronous.run`. A bounded clock
-gives the least version, and the newest one there is is taken: then the threads decide, and the
-trace of what they decided repeats the run. It yields the same events; a round's `Sampled` comes
-when it is next asked for anything, the others in the same order. A failure of either thread ends
-both, with its own traceback; a thread that hangs ends the run as `stopping.py` says.
+The clock alone decides which version samples a round. The threads decide only when that happens,
+so params, samples and metrics are bit for bit those of `synchronous.run`. A bounded clock gives the
+least version, and the newest published one is taken. The threads then decide the version, and the
+schedule of their versions repeats the run. The loop yields the same events. A round's `Sampled`
+comes when the loop is next asked for an event; the others come in the same order. A failure of
+either thread ends both, with its own traceback. A thread that hangs ends the run as `stopping.py`
+says.
 """
 
 import threading
@@ -31,8 +32,8 @@ from rlhf_jax.runtime.synchronous import Event, LoopMonitor, Sampled, train_roun
 from rlhf_jax.types import Samples, States
 
 JOIN_SECONDS = 10.0
-"""Seconds that a run that has failed waits for its sampler: the failure is to be seen, and a hung
-sampler never ends.
+"""Seconds that a failed run waits for its sampler. A hung sampler never ends, and would hide the
+failure.
 """
 
 
@@ -48,8 +49,13 @@ def run(
     """Trains from `start_round` to the end; see `synchronous.run`.
 
     Args:
-      deadline_seconds: how long a thread may be silent in nothing that is known to take long.
-      device_call_seconds: how long one call of the devices may take; 0: as `deadline_seconds`.
+      program: the compiled calls.
+      states: at version start_round * updates_per_round; donated.
+      start_round: the first round to train on.
+      pending: samples of later rounds that were issued before `start_round` (empty at round 0).
+      monitor: of the loop; None: nothing is asked, and notices are printed.
+      deadline_seconds: longest silence of a thread outside of work, calls and waits.
+      device_call_seconds: longest time of one call of the devices; 0: as `deadline_seconds`.
 
     Raises what either thread raised, or `buffer.Stalled`. A sampler that hangs is then left behind:
     `stopping.hung_sampler`.
@@ -77,9 +83,9 @@ def run(
         raise
     finally:
         buffer.stop()
-        # A sampler may be in the middle of a round that nobody needs. Of a run that ends well it is
-        # waited for as long as a round may take, because a thread inside a device call can crash
-        # the interpreter's exit.
+        # A sampler may be in the middle of a round that nobody needs. A run that ends well waits
+        # for it as long as a round may take, because a thread inside a device call can crash the
+        # interpreter's exit.
         sampler.join(patience)
         watchdog.end()
     if sampler.is_alive():
@@ -103,13 +109,13 @@ def rounds_to_sample(clock: Clock, start_round: int, pending: dict[int, Samples]
 def sample_rounds(
     program: Program, buffer: Buffer, issued: list[int], monitor: LoopMonitor
 ) -> None:
-    """The sampling thread: each round with the version that the clock gives it.
+    """The sampling thread: samples each round with the version that the clock gives it.
 
-    What it raises, the trainer raises.
+    The trainer raises its exceptions.
     """
     clock = program.spec.clock
     try:
-        for place, round_index in enumerate(issued):
+        for index, round_index in enumerate(issued):
             with monitor.timeline.span("sampler", "wait", round_index):
                 version, params = take_version(clock, buffer, round_index)
             call = activity.during(f"generate of round {round_index}", "call")
@@ -117,7 +123,7 @@ def sample_rounds(
                 samples = jax.block_until_ready(program.generate(params, round_index, version))
             buffer.put(round_index, samples)
             buffer.forget_before(
-                min((clock.version(r) for r in issued[place + 1 :]), default=version + 1)
+                min((clock.version(r) for r in issued[index + 1 :]), default=version + 1)
             )
         buffer.end_of_rounds()
     except Stopped:
@@ -142,7 +148,7 @@ def train(
     announced: set[int],
     monitor: LoopMonitor,
 ) -> Generator[Event, None, None]:
-    """The trainer: the synchronous loop with a wait in the place of sampling."""
+    """The trainer: the synchronous loop with a wait in place of sampling."""
     clock = program.spec.clock
     used = {clock.version(r) for r in range(start_round, clock.num_rounds)}
 
@@ -162,19 +168,18 @@ def train(
         )
         if stopped:
             last = round_index
-            for due in clock.issued_before(round_index + 1):
-                buffer.wait_for(due)
-                last = max(last, due)
+            for issued_round in clock.issued_before(round_index + 1):
+                buffer.wait_for(issued_round)
+                last = max(last, issued_round)
             yield from announce(buffer, announced, last)
             return
 
 
 def announce(buffer: Buffer, announced: set[int], waited_for: int) -> Iterator[Sampled]:
-    """The rounds that have come since the last time. On several hosts none but those that were
-    waited for: which others have come differs from host to host, and what is done with a round is
-    done by all.
-    """
+    """Yields the rounds that have arrived since the last time."""
     for round_index, samples in buffer.arrived(announced).items():
+        # The other rounds that have arrived differ from host to host, and what the consumer does
+        # with a round is collective.
         if distributed.several() and round_index > waited_for:
             continue
         announced.add(round_index)

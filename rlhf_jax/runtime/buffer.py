@@ -1,10 +1,10 @@
 """The buffer between the sampling thread and the trainer: published versions one way, sampled
 rounds the other.
 
-Bounded by the clock, not by a queue's length: a version is held until the last round that it
-samples is there (in bounded mode, until there is a newer one), a round until it is trained on, so
-with lag ℓ there are at most ℓ + 1 of each. The first failure of either side ends every wait of the
-other.
+The clock bounds it, not a queue's length. A version is held until the last round that it samples
+has arrived (in bounded mode, until a newer version is published). A round is held until it is
+trained on. So with lag ℓ there are at most ℓ + 1 of each. The first failure of either side ends
+every wait of the other.
 """
 
 import threading
@@ -17,7 +17,7 @@ from rlhf_jax.runtime.spec import Published
 from rlhf_jax.types import Samples
 
 T = TypeVar("T")
-WAKE_SECONDS = 1.0  # a wait wakes so often for signals: Ctrl-C is handled between two waits
+WAKE_SECONDS = 1.0  # a wait wakes this often, because Ctrl-C is handled between two waits
 
 
 class Stopped(Exception):
@@ -51,7 +51,7 @@ class Buffer:
         return self._wait(lambda: self._params.get(version), f"version {version} of the params")
 
     def newest(self, at_least: int) -> tuple[int, Published]:
-        """Waits for a version that is no older than `at_least`: the newest there is, and its
+        """Waits for a version that is no older than `at_least`. Returns the newest version and its
         params. Raises as `params`.
         """
 
@@ -62,7 +62,7 @@ class Buffer:
         return self._wait(find, f"version {at_least} of the params or a newer one")
 
     def forget_before(self, version: int) -> None:
-        """Lets go of versions that no later round samples with."""
+        """Drops the versions before `version`."""
         with self._changed:
             for older in [known for known in self._params if known < version]:
                 del self._params[older]
@@ -74,7 +74,7 @@ class Buffer:
             self._changed.notify_all()
 
     def wait_for(self, round_index: int) -> Samples:
-        """Waits for a round, which stays.
+        """Waits for a round, which stays in the buffer.
 
         Raises what made the run fail, Stopped where the sampler ended early.
         """
@@ -85,20 +85,20 @@ class Buffer:
         )
 
     def take(self, round_index: int) -> Samples:
-        """Waits for a round and takes it out; raises as `wait_for`."""
+        """Waits for a round and removes it from the buffer; raises as `wait_for`."""
         samples = self.wait_for(round_index)
         with self._changed:
             del self._rounds[round_index]
         return samples
 
     def end_of_rounds(self) -> None:
-        """The sampler will put no more: who waits for another round is told so."""
+        """Records that the sampler will put no more rounds; a wait for another raises Stopped."""
         with self._changed:
             self._no_more_rounds = True
             self._changed.notify_all()
 
     def arrived(self, known: Iterable[int]) -> dict[int, Samples]:
-        """The rounds that are here and not in `known`; they stay."""
+        """The rounds in the buffer that are not in `known`; they stay."""
         seen = set(known)
         with self._changed:
             return {
@@ -108,7 +108,7 @@ class Buffer:
             }
 
     def stop(self, failure: BaseException | None = None) -> None:
-        """This side has ended, well or by `failure`: the other side's waits end too."""
+        """Records that this side has ended, well or by `failure`, and ends the other's waits."""
         with self._changed:
             self._stopped = True
             self._failure = self._failure or failure
@@ -123,10 +123,10 @@ class Buffer:
         self, ready: Callable[[], T | None], what: str, over: Callable[[], bool] = lambda: False
     ) -> T:
         with activity.during(f"its wait for {what}", "wait"), self._changed:
-            while (found := ready()) is None:
+            while (result := ready()) is None:
                 if self._failure is not None:
                     raise self._failure
                 if self._stopped or over():
                     raise Stopped(f"waiting for {what}, but the other side has ended")
                 self._changed.wait(WAKE_SECONDS)
-            return found
+            return result

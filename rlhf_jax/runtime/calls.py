@@ -4,7 +4,7 @@ each for its own mesh.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Generic, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -13,14 +13,15 @@ from rlhf_jax.dataflow import SCORES, Call
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.micro_batches import map_micro_batches
 from rlhf_jax.runtime.spec import ProgramSpec
-from rlhf_jax.types import Params, TrainState
+from rlhf_jax.types import Array, Metrics, Params, TrainState
 from rlhf_jax.updating import critic_objective, policy_objective, train_step
 
+T = TypeVar("T")
 OBJECTIVES = {"policy": policy_objective, "critic": critic_objective}
 
 
 @dataclass(frozen=True)
-class CompiledCall:
+class CompiledCall(Generic[T]):
     """A call of the dataflow, compiled for its mesh.
 
     `function` is `(params, samples) -> rows` of a score, and `(state, batch) -> (state, metrics)`
@@ -29,24 +30,39 @@ class CompiledCall:
 
     call: Call
     mesh: Mesh
-    function: Any
+    function: distributed.Compiled[T]
 
 
-def score(spec: ProgramSpec, call: Call) -> CompiledCall:
-    """Compiles a score. A group's rows stay together, because its prompt is run once."""
-    mesh, group = spec.places.mesh(call.name), spec.sampling.samples_per_prompt
+def score(spec: ProgramSpec, call: Call) -> CompiledCall[Array]:
+    """Compiles a score. A group's rows stay together, because its prompt is run once.
+
+    Args:
+      spec: of the program.
+      call: a call of kind "infer".
+
+    Raises Refusal where the run has no model of the call's role.
+    """
+    mesh, group = spec.resolved_plan.mesh(call.name), spec.sampling.samples_per_prompt
     function = partial(SCORES[call.name].function, model=spec.model_of(call))
-    micro_batched = map_micro_batches(function, spec.places.parts(call.name), group, group)
+    micro_batched = map_micro_batches(function, spec.resolved_plan.micro_batches(call.name), group, group)
     run = distributed.compiled(
         sharding.keeping_rows(micro_batched, mesh), out_shardings=sharding.rows(mesh)
     )
     return CompiledCall(call, mesh, run)
 
 
-def update(spec: ProgramSpec, call: Call, state_shardings: TrainState) -> CompiledCall:
-    """Compiles one update of a role, whose state has the given shardings."""
+def update(
+    spec: ProgramSpec, call: Call, state_shardings: TrainState
+) -> CompiledCall[tuple[TrainState, Metrics]]:
+    """Compiles one update of a role.
+
+    Args:
+      spec: of the program.
+      call: a call of kind "train".
+      state_shardings: of the role's state.
+    """
     _, optimizer = spec.trained[call.role]
-    mesh, algorithm = spec.places.mesh(call.name), spec.algorithm
+    mesh, algorithm = spec.resolved_plan.mesh(call.name), spec.algorithm
     step = partial(
         train_step,
         objective=OBJECTIVES[call.role](
@@ -55,7 +71,7 @@ def update(spec: ProgramSpec, call: Call, state_shardings: TrainState) -> Compil
         optimizer=optimizer,
         aggregation=algorithm.aggregation if call.role == "policy" else "token",
         unit_rows=spec.block_rows,
-        num_micro_batches=spec.places.parts(call.name),
+        num_micro_batches=spec.resolved_plan.micro_batches(call.name),
     )
     shardings = (state_shardings, sharding.replicated(mesh))
     run = distributed.compiled(
@@ -64,11 +80,16 @@ def update(spec: ProgramSpec, call: Call, state_shardings: TrainState) -> Compil
     return CompiledCall(call, mesh, run)
 
 
-def params_shardings(spec: ProgramSpec, call: Call, params: Params) -> Any:
+def params_shardings(spec: ProgramSpec, call: Call, params: Params) -> Params:
     """Returns the shardings of a call's params on its mesh: replicated where the role has no
     network.
+
+    Args:
+      spec: of the program.
+      call: whose mesh it is.
+      params: arrays or their shapes.
     """
-    network, mesh = spec.networks[call.role], spec.places.mesh(call.name)
+    network, mesh = spec.networks[call.role], spec.resolved_plan.mesh(call.name)
     if network is None:
         return jax.tree.map(lambda _: sharding.replicated(mesh), params)
     return sharding.params_shardings(network, params, mesh)  # type: ignore[arg-type]

@@ -1,10 +1,10 @@
-"""The door of an algorithm's credit: shapes when it is traced, values before the first update that
-uses them.
+"""Checks of an algorithm's credit: of shapes when it is traced, of values before the first update
+that uses them.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import chex
 import jax.numpy as jnp
@@ -18,42 +18,51 @@ from rlhf_jax.runtime.spec import ProgramSpec, Reward
 from rlhf_jax.types import Algorithm, Array, Batch, Samples, Scores
 
 FINITE = ("advantage_RC", "return_RC", "weight_R", "score_R", "staleness_RC")
-"""Fields that credit makes, and that must be finite in every row; those of tokens where the mask is
+"""Fields of credit's batch that must be finite in every row; fields of tokens, where the mask is
 true.
 """
 RAW, ROWS, SCORE = "raw", "sample_R", "score"
 FAULTS = (RAW, SCORE, ROWS, *FINITE)
-"""The faults that one number tells, a bit each."""
+"""The faults that one integer holds, a bit each."""
+HostScores = Array | np.ndarray
+RawScores = HostScores | Mapping[str, HostScores]
+"""Raw scores `[B]` of a round; of a sum of rewards, by label."""
 
 
-def raw_scores(reward: Reward, samples: Samples, of_model: Array | None) -> Any:
+def raw_scores(reward: Reward, samples: Samples, model_scores_B: Array | None) -> RawScores:
     """The raw scores of a round: an array `[B]`, or of a sum {label: array}.
 
     Args:
-      reward: whose scores on text are asked for here.
+      reward: its `host`, where it has one, scores the samples here.
       samples: of the round.
-      of_model: scores of the reward model, where there is one.
+      model_scores_B: of the reward model; None without one.
 
-    Raises RewardError for what is not one finite number a sample.
+    Raises RewardError for scores that are not one finite number per sample.
     """
     if reward.host is None and not reward.terms:
-        return of_model
+        assert model_scores_B is not None
+        return model_scores_B
     count = samples.tokens_BC.shape[0]
-    given = {} if reward.host is None else reward.host(samples)
+    outputs = {} if reward.host is None else reward.host(samples)
     if not reward.terms:
         return host_rewards.numbers(
-            f"the reward {reward.name}", given, count, when=when(samples)
+            f"the reward {reward.name}", outputs, count, when=round_text(samples)
         ).astype(np.float32)
-    raw: dict[str, Any] = {} if of_model is None else {reward.model_label: of_model}
-    for label, values in given.items():
+    raw: dict[str, HostScores] = (
+        {} if model_scores_B is None else {reward.model_label: model_scores_B}
+    )
+    for label, values in outputs.items():
         raw[label] = host_rewards.numbers(
-            f"the reward {label}", values, count, when=when(samples)
+            f"the reward {label}", values, count, when=round_text(samples)
         ).astype(np.float32)
     return raw
 
 
 def scores_of(
-    spec: ProgramSpec, samples: Samples, raw: Any, outputs: Mapping[str, Array]
+    spec: ProgramSpec,
+    samples: Samples,
+    raw: Array | Mapping[str, Array],
+    outputs: Mapping[str, Array],
 ) -> Scores:
     """Returns the scores of a round: the reward in its units, and the outputs of the other scores.
 
@@ -63,10 +72,10 @@ def scores_of(
       raw: raw scores as `raw_scores` gives them.
       outputs: by `dataflow.Score.output`. Those that `Scores` has no field for become its `extra`.
 
-    Raises AssertionError for an output that has another shape than its name says.
+    Raises AssertionError for an output whose shape differs from that of its name.
     """
     reward, finished_B = spec.reward, samples.finished_B
-    if reward.terms:
+    if isinstance(raw, Mapping):
         scores = scoring.make_summed_scores(raw, reward.units, finished_B, spec.scoring)
     else:
         scores = scoring.make_scores(raw, finished_B, reward.mean, reward.std, spec.scoring)
@@ -79,29 +88,33 @@ def scores_of(
     return scores.replace(**fields, extra=extra)  # type: ignore[attr-defined]
 
 
-def when(samples: Samples) -> str:
-    """The round of samples, as a message goes on; by the places of their prompts in the stream."""
+def round_text(samples: Samples) -> str:
+    """The end of a message that names the round, from the indices of its prompts in the stream."""
     num_prompts = samples.tokens_BC.shape[0] // samples.samples_per_prompt
     return f" in round {int(distributed.fetch(samples.ordinal_B).min()) // num_prompts}"
 
 
-def credited(algorithm: Algorithm, samples: Samples, scores: Scores) -> Batch:
-    """The batch that an algorithm's credit makes of a round, with the shapes that its fields' names
-    say.
+def apply_credit(algorithm: Algorithm, samples: Samples, scores: Scores) -> Batch:
+    """Calls an algorithm's credit and checks the batch: its fields have the shapes of their names.
 
-    Raises ComponentError for what credit raises, and for a batch of other rows than
-    `rows_per_prompt` of each prompt.
+    Args:
+      algorithm: whose credit is called.
+      samples: of the round.
+      scores: of the samples.
+
+    Raises ComponentError for an exception of credit, and for a batch that has not
+    `rows_per_prompt` rows of each prompt.
     """
     who = f"the algorithm {algorithm.name}"
     with at_fault(who, when=" in credit"):
         batch = algorithm.credit(samples, scores)
     if not isinstance(batch, Batch):
         raise ComponentError(f"{who}: credit gave a {type(batch).__name__}; accepted: a Batch")
-    num_prompts, each = (
+    num_prompts, samples_per_prompt = (
         samples.tokens_BC.shape[0] // samples.samples_per_prompt,
         samples.samples_per_prompt,
     )
-    per_prompt = algorithm.rows_per_prompt(each)
+    per_prompt = algorithm.rows_per_prompt(samples_per_prompt)
     sizes = {
         "R": num_prompts * per_prompt,
         "Q": samples.prompt_tokens_BQ.shape[1],
@@ -130,23 +143,34 @@ def credited(algorithm: Algorithm, samples: Samples, scores: Scores) -> Batch:
 
 
 def faults(raw: Mapping[str, Array], scores: Scores, batch: Batch) -> Array:
-    """The faults of a round's scores and rows as one int32, a bit for each of `FAULTS`."""
-    found = {RAW: jnp.any(jnp.stack([jnp.any(~jnp.isfinite(raw_B)) for raw_B in raw.values()]))}
-    found[SCORE] = jnp.any(~jnp.isfinite(scores.score_B))
+    """The faults of a round's scores and rows as one int32, a bit for each of `FAULTS`.
+
+    Args:
+      raw: `[B]` of each reward, by its name.
+      scores: of the round.
+      batch: its rows to train on.
+    """
+    faulty = {RAW: jnp.any(jnp.stack([jnp.any(~jnp.isfinite(raw_B)) for raw_B in raw.values()]))}
+    faulty[SCORE] = jnp.any(~jnp.isfinite(scores.score_B))
     if batch.sample_R is not None:
-        found[ROWS] = jnp.any((batch.sample_R < 0) | (batch.sample_R >= scores.score_B.shape[0]))
+        faulty[ROWS] = jnp.any((batch.sample_R < 0) | (batch.sample_R >= scores.score_B.shape[0]))
     for name in FINITE:
         values = getattr(batch, name)
         if values is not None:
-            found[name] = jnp.any(wrong_rows(values, batch.mask_RC))
+            faulty[name] = jnp.any(wrong_rows(values, batch.mask_RC))
     bits = [
-        found[name].astype(jnp.int32) << place for place, name in enumerate(FAULTS) if name in found
+        faulty[name].astype(jnp.int32) << bit for bit, name in enumerate(FAULTS) if name in faulty
     ]
     return jnp.sum(jnp.stack(bits))
 
 
 def wrong_rows(values: Array, mask_RC: Array) -> Array:
-    """True for rows with a value that is not finite; of tokens' values, under the mask."""
+    """True for rows `[R]` with a value that is not finite.
+
+    Args:
+      values: `[R]`, or `[R, C]` of which only those under the mask count.
+      mask_RC: of the rows.
+    """
     wrong = ~jnp.isfinite(values)
     return wrong if values.ndim == 1 else jnp.any(wrong & mask_RC, axis=1)
 
@@ -156,27 +180,30 @@ def refuse(
     algorithm: Algorithm,
     raw: Mapping[str, Array],
     batch: Batch,
-    round_said: str,
+    round_text: str,
     texts: Callable[[int], tuple[str, str]] | None,
 ) -> NoReturn:
     """Raises the error of the first fault that `faults` found.
 
     Args:
-      raw: of each reward, by its name.
-      round_said: the round, as `when` says it.
+      bits: the result of `faults`.
+      algorithm: whose rows they are.
+      raw: `[B]` of each reward, by its name.
+      batch: the rows.
+      round_text: the end of a message that names the round, as the function of that name gives it.
       texts: gives a sample's prompt and completion, for the message.
 
     Raises RewardError for a score that is not finite, ComponentError for rows of the algorithm.
     """
-    name = next(name for place, name in enumerate(FAULTS) if bits >> place & 1)
+    name = next(name for bit, name in enumerate(FAULTS) if bits >> bit & 1)
     if name == RAW:
         for reward, raw_B in raw.items():
             host_rewards.numbers(
-                f"the reward {reward}", distributed.fetch(raw_B), raw_B.shape[0], texts, round_said
+                f"the reward {reward}", distributed.fetch(raw_B), raw_B.shape[0], texts, round_text
             )
     if name in (RAW, SCORE):
         raise RewardError(
-            f"the score of a completion{round_said} is not finite, though its rewards are: see "
+            f"the score of a completion{round_text} is not finite, though its rewards are: see "
             "their units"
         )
     who = f"the algorithm {algorithm.name}"
@@ -185,7 +212,7 @@ def refuse(
         sample_R = np.asarray(distributed.fetch(batch.sample_R))
         row = int(np.flatnonzero((sample_R < 0) | (sample_R >= count))[0])
         raise ComponentError(
-            f"{who}: credit gave sample_R[{row}] = {sample_R[row]}{round_said}; accepted: 0 to "
+            f"{who}: credit gave sample_R[{row}] = {sample_R[row]}{round_text}; accepted: 0 to "
             f"{count - 1}"
         )
     wrong = np.flatnonzero(
@@ -193,6 +220,6 @@ def refuse(
     )
     raise ComponentError(
         f"{who}: credit gave {name} that is not finite in {wrong.size} of "
-        f"{batch.tokens_RC.shape[0]} rows{round_said}, "
+        f"{batch.tokens_RC.shape[0]} rows{round_text}, "
         f"first in row {wrong[0]}"
     )

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,12 +16,12 @@ from jax.sharding import Mesh
 from rlhf_jax import sampling
 from rlhf_jax.dataflow import REWARD, SCORES, Call
 from rlhf_jax.devices import distributed, memory, sharding
-from rlhf_jax.devices.placement import placed
-from rlhf_jax.devices.transfer.per_host import own_mesh
+from rlhf_jax.devices.placement import put
+from rlhf_jax.devices.transfer.per_host import local_mesh
 from rlhf_jax.micro_batches import map_micro_batches
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import calls, credit, shapes
-from rlhf_jax.runtime.sampler import Sampler
+from rlhf_jax.runtime.sampler import Entry, Sampler
 from rlhf_jax.runtime.spec import Critic as Critic
 from rlhf_jax.runtime.spec import ProgramSpec as ProgramSpec
 from rlhf_jax.runtime.spec import Published
@@ -37,14 +36,14 @@ class Program:
     """Executes the calls of a round's dataflow, each compiled for the mesh of its placement.
 
     Methods only dispatch: arrays stay on devices. Samples, scores and the rows to train on are on
-    the policy's training mesh, `home`.
+    the policy's training mesh, `trainer_mesh`.
     """
 
     def __init__(self, spec: ProgramSpec, reference_params: Params):
         """Wires the calls; nothing is compiled yet.
 
         Args:
-          spec: what the program is made of.
+          spec: models, algorithm, reward, clock, plan and keys of the program.
           reference_params: the frozen reference, sharded as params are on the run's mesh.
 
         Raises:
@@ -56,13 +55,13 @@ class Program:
             raise Refusal(f"{spec.algorithm.name} trains {trained}; the critic is {spec.critic}")
         self.generate_call, *others = spec.calls
         self.meshes = {
-            call.role: spec.places.mesh(call.name) for call in others if call.kind == "train"
+            call.role: spec.resolved_plan.mesh(call.name) for call in others if call.kind == "train"
         }
-        self.home = self.meshes["policy"]
-        self.state_shapes, self.state_shardings = shapes.of_states(
+        self.trainer_mesh = self.meshes["policy"]
+        self.state_shapes, self.state_shardings = shapes.state_shapes(
             spec, self._first_params(reference_params)
         )
-        self.sampler = _make_sampler(spec, self.generate_call, self.home, reference_params)
+        self.sampler = _make_sampler(spec, self.generate_call, self.trainer_mesh, reference_params)
         self.scores = {
             call.name: calls.score(spec, call) for call in others if call.kind == "infer"
         }
@@ -75,15 +74,15 @@ class Program:
         shared = self.sampler.devices & {device for mesh in trainer for device in mesh.devices.flat}
         # Two threads that dispatch collectives to the same devices must do so in one order on all
         # of them, or they deadlock.
-        self._dispatch_lock: Any = (
+        self._dispatch_lock: contextlib.AbstractContextManager[object] = (
             threading.RLock() if len(shared) > 1 else contextlib.nullcontext()
         )
-        self._frozen = self._place_frozen()
+        self._frozen = self._put_frozen()
         self._credit = distributed.compiled(self._credit_rows)
         # Compiled apart from credit, so that the checks cannot change what credit computes.
         self._faults = distributed.compiled(credit.faults)
         self._take = distributed.compiled(
-            partial(take_units, mesh=self.home), static_argnames=("unit_rows",)
+            partial(take_units, mesh=self.trainer_mesh), static_argnames=("unit_rows",)
         )
         self._init = {
             role: distributed.compiled(
@@ -92,7 +91,7 @@ class Program:
             for role, (_, optimizer) in spec.trained.items()
         }
 
-    def _place_frozen(self) -> dict[str, Params]:
+    def _put_frozen(self) -> dict[str, Params]:
         """Params of the scores whose role is not trained, by call, on the call's mesh."""
         spec = self.spec
         params = {role: frozen.params for role, frozen in spec.frozen.items()}
@@ -100,7 +99,7 @@ class Program:
         if spec.reward.params is not None:
             params |= {"reward": spec.reward.params}
         return {
-            name: placed(
+            name: put(
                 params[score.call.role],
                 calls.params_shardings(spec, score.call, params[score.call.role]),
             )
@@ -115,7 +114,7 @@ class Program:
         return self.generate_call, *(each.call for each in compiled)
 
     @property
-    def trains_apart(self) -> bool:
+    def critic_is_disaggregated(self) -> bool:
         """True where the critic trains on another mesh than the policy."""
         return len(set(self.meshes.values())) > 1
 
@@ -135,8 +134,10 @@ class Program:
         memory.check(states, self.sampler.version_bytes(), live, memory.free_bytes)
 
     def compile(self) -> None:
-        """Compiles a round's longest calls side by side, from shapes alone: the first update waits
-        for the slowest of them, not for their sum. Each is found compiled when it is called.
+        """Compiles a round's longest calls at the same time, from shapes alone.
+
+        The first update then waits for the slowest of them, not for their sum. A call finds its
+        program in JAX's cache.
         """
         entries = [entry for call in self.calls for entry in self._entries(call.name)]
         with ThreadPoolExecutor(len(entries)) as pool:
@@ -155,7 +156,7 @@ class Program:
         function, arguments = self._entries(call)[0]
         return function.lower(*arguments)
 
-    def arguments(self, call: str) -> tuple[Any, ...]:
+    def arguments(self, call: str) -> tuple[object, ...]:
         """Returns the arguments that `lowered` lowers a call for, as shapes with shardings (frozen
         params as arrays).
         """
@@ -168,9 +169,11 @@ class Program:
     @property
     def _shapes(self) -> shapes.Shapes:
         states = self.state_shapes, self.state_shardings
-        return shapes.Shapes(self.spec, self.sampler.shapes, *states, self._frozen, self.home)
+        return shapes.Shapes(
+            self.spec, self.sampler.shapes, *states, self._frozen, self.trainer_mesh
+        )
 
-    def _entries(self, name: str) -> list[tuple[Any, tuple[Any, ...]]]:
+    def _entries(self, name: str) -> list[Entry]:
         """The compiled functions of a call with shapes of their arguments; of `generate` one for
         each slice.
         """
@@ -178,14 +181,17 @@ class Program:
             return self.sampler.calls(self.reference_params)
         if name in self.scores:
             score = self.scores[name]
-            return [(score.function, self._shapes.of_score(score.call))]
+            return [(score.function, self._shapes.score_arguments(score.call))]
         for update in self.updates.values():
             if name == update.call.name:
                 return [
-                    (update.function, self._shapes.of_update(update.call, self.minibatch_shapes()))
+                    (
+                        update.function,
+                        self._shapes.update_arguments(update.call, self.minibatch_shapes()),
+                    )
                 ]
         if name == CREDIT:
-            return [(self._credit, self._shapes.of_credit())]
+            return [(self._credit, self._shapes.credit_arguments())]
         accepted = ", ".join((*(call.name for call in self.calls), CREDIT))
         raise Refusal(f"the round has no call {name!r}; accepted: {accepted}")
 
@@ -197,7 +203,7 @@ class Program:
         """
         first = self._first_params(params)
         return {
-            role: make(placed(first[role], self.state_shardings[role].params))
+            role: make(put(first[role], self.state_shardings[role].params))
             for role, make in self._init.items()
         }
 
@@ -210,47 +216,62 @@ class Program:
     def score(self, states: States, samples: Samples) -> tuple[Scores, Batch]:
         """Computes every score of the samples, and the rows to train on.
 
-        Calls on devices of their own run side by side.
+        Calls on disjoint devices run at the same time.
+
+        Args:
+          states: of the trained roles.
+          samples: of the round.
+
+        Raises RewardError or ComponentError for scores or rows that are not finite or not valid.
         """
-        outputs: dict[str, Any] = {}
+        outputs: dict[str, Array] = {}
         with self._dispatch_lock:
-            on = {self.home: samples}
+            samples_on = {self.trainer_mesh: samples}
             for name, score in self.scores.items():
-                if score.mesh not in on:
-                    on[score.mesh] = placed(samples, sharding.row_shardings(samples, score.mesh))
-                outputs[name] = score.function(self._params_of(score.call, states), on[score.mesh])
+                if score.mesh not in samples_on:
+                    samples_on[score.mesh] = put(
+                        samples, sharding.row_shardings(samples, score.mesh)
+                    )
+                outputs[name] = score.function(
+                    self._params_of(score.call, states), samples_on[score.mesh]
+                )
         raw = credit.raw_scores(self.spec.reward, samples, outputs.pop(REWARD, None))
         with self._dispatch_lock:
-            rows = sharding.rows(self.home)
-            raw = jax.tree.map(lambda array: placed(array, rows), raw)
-            moved = {SCORES[name].output: placed(output, rows) for name, output in outputs.items()}
-            scores, batch = self._credit(samples, raw, moved)
+            rows = sharding.rows(self.trainer_mesh)
+            raw = jax.tree.map(lambda array: put(array, rows), raw)
+            resharded = {SCORES[name].output: put(output, rows) for name, output in outputs.items()}
+            scores, batch = self._credit(samples, raw, resharded)
             named = raw if isinstance(raw, dict) else {self.spec.reward.name: raw}
             faults = self._faults(named, scores, batch)
         # Only now, without the lock: reading waits for the devices, and the sampler may dispatch in
         # the meantime.
         if bits := int(distributed.fetch(faults)):
             texts = self.spec.texts and self.spec.texts(samples).__getitem__
-            credit.refuse(bits, self.spec.algorithm, named, batch, credit.when(samples), texts)
+            credit.refuse(
+                bits, self.spec.algorithm, named, batch, credit.round_text(samples), texts
+            )
         return scores, batch
 
     def _params_of(self, call: Call, states: States) -> Params:
         if call.name in self._frozen:
             return self._frozen[call.name]
         params = states[call.role].params
-        return placed(params, calls.params_shardings(self.spec, call, params))
+        return put(params, calls.params_shardings(self.spec, call, params))
 
     def _credit_rows(
-        self, samples: Samples, raw: Any, outputs: Mapping[str, Array]
+        self,
+        samples: Samples,
+        raw: Array | Mapping[str, Array],
+        outputs: Mapping[str, Array],
     ) -> tuple[Scores, Batch]:
         scores = credit.scores_of(self.spec, samples, raw, outputs)
-        batch = credit.credited(self.spec.algorithm, samples, scores)
+        batch = credit.apply_credit(self.spec.algorithm, samples, scores)
         return scores, jax.lax.with_sharding_constraint(
-            batch, sharding.row_shardings(batch, self.home)
+            batch, sharding.row_shardings(batch, self.trainer_mesh)
         )
 
     def minibatch(self, batch: Batch, round_index: int, update_in_round: int) -> Batch:
-        """Rows of one update: epochs outside, minibatches inside.
+        """Rows of one update: epochs are the outer loop, minibatches the inner one.
 
         The first epoch goes through the prompts in order, so that update k trains on the same
         prompts whatever `num_minibatches` is; later epochs are reshuffled by blocks.
@@ -266,30 +287,32 @@ class Program:
                 num_units
             )
         size = num_units // clock.num_minibatches
-        taken = order[index * size : (index + 1) * size].astype(np.int32)
+        units = order[index * size : (index + 1) * size].astype(np.int32)
         with self._dispatch_lock:
-            return self._take(batch, taken, unit_rows=self.block_rows)
+            return self._take(batch, units, unit_rows=self.block_rows)
 
     def update(self, states: States, batch: Batch) -> tuple[States, Metrics]:
-        """One update of every role of `states`, each on its mesh; `states` are donated.
+        """Makes one update of every role of `states`, each on its mesh.
+
+        Args:
+          states: of the trained roles; donated.
+          batch: rows of one minibatch, on the policy's training mesh.
 
         Returns:
           The states at the next version, and metrics. The critic's are named `critic_*`.
         """
         updated, metrics = {}, {}
-        for (
-            role,
-            step,
-        ) in self.updates.items():  # in the order of the dataflow: a restored dict may have another
+        # In the order of the dataflow: a restored dict of states may have another.
+        for role, step in self.updates.items():
             if role not in states:
                 continue
             with self._dispatch_lock:
-                rows = placed(batch, sharding.row_shardings(batch, step.mesh))
-                updated[role], of_role = step.function(states[role], rows)
+                rows = put(batch, sharding.row_shardings(batch, step.mesh))
+                updated[role], role_metrics = step.function(states[role], rows)
             metrics |= (
-                of_role
+                role_metrics
                 if role == "policy"
-                else {f"{role}_{name}": metric for name, metric in of_role.items()}
+                else {f"{role}_{name}": metric for name, metric in role_metrics.items()}
             )
         return updated, metrics
 
@@ -303,10 +326,10 @@ class Program:
         return {"policy": policy} | ({} if critic is None else {"critic": critic.params})
 
 
-def _make_sampler(spec: ProgramSpec, call: Call, home: Mesh, params: Params) -> Sampler:
+def _make_sampler(spec: ProgramSpec, call: Call, trainer_mesh: Mesh, params: Params) -> Sampler:
     """Compiles `generate` for the plan's mesh or the sampler's slices."""
-    places = spec.places
-    draw = partial(
+    resolved_plan = spec.resolved_plan
+    generate = partial(
         sampling.sample,
         model=spec.model_of(call),
         config=spec.sampling,
@@ -314,14 +337,21 @@ def _make_sampler(spec: ProgramSpec, call: Call, home: Mesh, params: Params) -> 
         pad_id=spec.pad_id,
     )
     slices = spec.sampler_slices
-    if not slices and places.mesh(call.name) != home:
-        slices = (own_mesh(places.mesh(call.name)),)
+    if not slices and resolved_plan.mesh(call.name) != trainer_mesh:
+        slices = (local_mesh(resolved_plan.mesh(call.name)),)
     micro_batched = map_micro_batches(
-        draw, places.parts(call.name), 1, spec.sampling.samples_per_prompt
+        generate, resolved_plan.micro_batches(call.name), 1, spec.sampling.samples_per_prompt
     )
     prompts = jax.eval_shape(lambda: spec.prompts(0))
     return Sampler(
-        micro_batched, spec.model, params, prompts, spec.key, home, slices, spec.publish_dtype
+        micro_batched,
+        spec.model,
+        params,
+        prompts,
+        spec.key,
+        trainer_mesh,
+        slices,
+        spec.publish_dtype,
     )
 
 
@@ -331,12 +361,19 @@ def fresh_state(params: Params, *, optimizer: optax.GradientTransformation) -> T
 
 
 def take_units(batch: Batch, units_U: Array, *, unit_rows: int, mesh: Mesh) -> Batch:
-    """The rows of the given units, in their order, over the mesh; scalars as they are."""
+    """The rows of the given units, in their order, sharded over the mesh; scalars unchanged.
+
+    Args:
+      batch: rows, units contiguous.
+      units_U: indices of units, int32.
+      unit_rows: rows of a unit.
+      mesh: of the result.
+    """
 
     def take(array: Array) -> Array:
         if array.ndim == 0:
             return array
         return array.reshape(-1, unit_rows, *array.shape[1:])[units_U].reshape(-1, *array.shape[1:])
 
-    taken = jax.tree.map(take, batch)
-    return jax.lax.with_sharding_constraint(taken, sharding.row_shardings(taken, mesh))
+    rows = jax.tree.map(take, batch)
+    return jax.lax.with_sharding_constraint(rows, sharding.row_shardings(rows, mesh))

@@ -1,32 +1,34 @@
-"""The sampler: on the trainer's mesh, or on device slices of its own that each sample a share of
-the prompts.
+"""The sampler: on the trainer's mesh, or on its own device slices that each sample a share of the
+prompts.
 
-A row's random numbers depend on its prompt's ordinal and its sample index alone, so that several
-slices draw what one would, up to float32 near-ties. Samples always end on the trainer's mesh.
+A row's random numbers depend only on its prompt's ordinal and its sample index. So several slices
+sample the same tokens as one would, up to float32 near-ties. The results are on the trainer's mesh.
 
-Each of several hosts draws a contiguous share of a round's prompts with devices of its own, and
-nothing crosses hosts while it does: a host has the params whole, and its samples are its rows of
-the trainer's mesh.
+Each of several hosts samples a contiguous share of a round's prompts on its own devices, without a
+collective over hosts: a host has the whole params, and its samples are its rows of the trainer's
+mesh.
 """
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rlhf_jax.devices import memory, sharding
-from rlhf_jax.devices.placement import placed
+from rlhf_jax.devices import distributed, memory, sharding
+from rlhf_jax.devices.placement import put
 from rlhf_jax.devices.transfer import per_host
 from rlhf_jax.devices.transfer.reallocate import move
 from rlhf_jax.models.api import Model
 from rlhf_jax.runtime.spec import Published
 from rlhf_jax.types import Array, Params, Prompts, Samples
 
-Draw = Callable[[Params, Prompts, Array, Any], Samples]
+Generate = Callable[[Params, Prompts, Array, np.int32], Samples]
+"""(params, prompts, key, version) -> samples."""
+Entry = tuple[distributed.Compiled[object], tuple[object, ...]]
+"""A compiled function, and its arguments as shapes with shardings (some as arrays)."""
 
 
 class Sampler:
@@ -34,7 +36,7 @@ class Sampler:
 
     def __init__(
         self,
-        draw: Draw,
+        generate: Generate,
         model: Model,
         params: Params,
         prompts: Prompts,
@@ -43,11 +45,21 @@ class Sampler:
         slices: Sequence[Mesh],
         dtype: str,
     ):
-        """`params` and `prompts` (of a whole round) are arrays or shapes; `slices` are of this
-        host's devices, without them its part of the trainer's mesh samples.
+        """Compiles nothing yet.
+
+        Args:
+          generate: samples prompts; compiled for each mesh that samples.
+          model: gives the shardings of params.
+          params: arrays or their shapes.
+          prompts: of a whole round, arrays or their shapes.
+          key: random key of the samples.
+          trainer: the policy's training mesh, over all hosts.
+          slices: meshes of this host's devices; none: this host's part of the trainer's mesh
+            samples.
+          dtype: of published params.
         """
-        self._apart = bool(slices)
-        self._everywhere, trainer = trainer, per_host.own_mesh(trainer)
+        self._disaggregated = bool(slices)
+        self._global_mesh, trainer = trainer, per_host.local_mesh(trainer)
         self._meshes = tuple(slices) or (trainer,)
         self._trainer = trainer
         self._keys = (
@@ -62,58 +74,61 @@ class Sampler:
             lambda x: jax.ShapeDtypeStruct((x.shape[0] // num_shares, *x.shape[1:]), x.dtype),
             prompts,
         )
-        self.shapes = jax.eval_shape(draw, params, prompts, key, np.int32(0))
-        share_shapes = jax.eval_shape(draw, params, self.share, key, np.int32(0))
+        self.shapes = jax.eval_shape(generate, params, prompts, key, np.int32(0))
+        share_shapes = jax.eval_shape(generate, params, self.share, key, np.int32(0))
         self._layouts = [sharding.params_shardings(model, params, mesh) for mesh in self._meshes]
-        self._draw = [
-            jax.jit(draw, out_shardings=sharding.row_shardings(share_shapes, mesh))
+        self._generate = [
+            jax.jit(generate, out_shardings=sharding.row_shardings(share_shapes, mesh))
             for mesh in self._meshes
         ]
-        self._copy = make_publish(
-            sharding.params_shardings(model, params, trainer), dtype
-        )  # where they are trained
-        self._join = jax.jit(
-            join, out_shardings=sharding.row_shardings(self.shapes, trainer)
-        )  # of this host
+        self._copy = make_publish(sharding.params_shardings(model, params, trainer), dtype)
+        self._concatenate = jax.jit(
+            concatenate, out_shardings=sharding.row_shardings(self.shapes, trainer)
+        )
 
     @property
-    def devices(self) -> set[Any]:
-        """Devices that it samples on; on several hosts this one's."""
+    def devices(self) -> set[jax.Device]:
+        """Devices that it samples on; with several hosts, those of this host."""
         return {device for mesh in self._meshes for device in mesh.devices.flat}
 
-    def version_bytes(self) -> list[Counter[Any]]:
+    def version_bytes(self) -> list[Counter[jax.Device]]:
         """Bytes of a published version by device, for each mesh that samples."""
         return [memory.bytes_by_device(self._params, layout) for layout in self._layouts]
 
     def publish(self, params: Params) -> Published:
-        """Params that the sampler owns, where it samples."""
-        params = per_host.own(params)
-        if not self._apart:
+        """Copies params to the meshes that sample."""
+        params = per_host.to_local(params)
+        if not self._disaggregated:
             return self._copy(params)
         return tuple(move(params, layout, dtype=self.dtype) for layout in self._layouts)
 
     def generate(self, params: Published, prompts: Prompts, version: int) -> Samples:
-        """Samples of a round, on the trainer's mesh.
+        """Samples a round; the samples are on the trainer's mesh.
 
-        The slices draw at the same time. No collective over hosts.
+        The slices sample at the same time. There is no collective over hosts.
+
+        Args:
+          params: as `publish` returns them.
+          prompts: of the whole round.
+          version: of the params.
         """
-        samples = self._draw_share(params, per_host.share(prompts), version)
-        return per_host.joined(samples, sharding.row_shardings(samples, self._everywhere))
+        samples = self._generate_share(params, per_host.local_rows(prompts), version)
+        return per_host.to_global(samples, sharding.row_shardings(samples, self._global_mesh))
 
-    def _draw_share(self, params: Published, prompts: Prompts, version: int) -> Samples:
+    def _generate_share(self, params: Published, prompts: Prompts, version: int) -> Samples:
         """Samples of this host's prompts, on its part of the trainer's mesh."""
-        if not self._apart:
+        if not self._disaggregated:
             prompts = jax.device_put(prompts, sharding.row_shardings(prompts, self._trainer))
-            return self._draw[0](params, prompts, self._keys[0], np.int32(version))
-        parts = [
-            draw(
-                of_slice,
+            return self._generate[0](params, prompts, self._keys[0], np.int32(version))
+        samples_of_slices = [
+            generate(
+                slice_params,
                 jax.device_put(share, sharding.row_shardings(share, mesh)),
                 key,
                 np.int32(version),
             )
-            for draw, of_slice, share, mesh, key in zip(
-                self._draw,
+            for generate, slice_params, share, mesh, key in zip(
+                self._generate,
                 params,
                 shares(prompts, len(self._meshes)),
                 self._meshes,
@@ -121,51 +136,60 @@ class Sampler:
                 strict=True,
             )
         ]
-        if len(parts) == 1:
-            return placed(parts[0], sharding.row_shardings(parts[0], self._trainer))
-        everywhere = sharding.replicated(self._trainer)
-        return self._join(
-            [placed(part, jax.tree.map(lambda _: everywhere, part)) for part in parts]
+        if len(samples_of_slices) == 1:
+            return put(
+                samples_of_slices[0], sharding.row_shardings(samples_of_slices[0], self._trainer)
+            )
+        replicated = sharding.replicated(self._trainer)
+        return self._concatenate(
+            [
+                put(slice_samples, jax.tree.map(lambda _: replicated, slice_samples))
+                for slice_samples in samples_of_slices
+            ]
         )
 
-    def calls(self, params: Params) -> list[tuple[Any, tuple[Any, ...]]]:
+    def calls(self, params: Params) -> list[Entry]:
         """Each compiled function with shapes of its arguments, for compiling ahead of time."""
-        found = []
-        for draw, mesh, layout, key in zip(
-            self._draw, self._meshes, self._layouts, self._keys, strict=True
+        entries: list[Entry] = []
+        for generate, mesh, layout, key in zip(
+            self._generate, self._meshes, self._layouts, self._keys, strict=True
         ):
             published = jax.tree.map(
-                lambda x, where: jax.ShapeDtypeStruct(x.shape, self.dtype, sharding=where),
+                lambda x, s: jax.ShapeDtypeStruct(x.shape, self.dtype, sharding=s),
                 params,
                 layout,
             )
-            found.append(
-                (draw, (published, sharding.abstract_rows(self.share, mesh), key, np.int32(0)))
+            entries.append(
+                (generate, (published, sharding.abstract_rows(self.share, mesh), key, np.int32(0)))
             )
-        return found
+        return entries
 
 
-def shares(prompts: Prompts, num_parts: int) -> list[Prompts]:
-    """Equal parts of a round's prompts, in order."""
-    size = prompts.tokens_PQ.shape[0] // num_parts
+def shares(prompts: Prompts, num_slices: int) -> list[Prompts]:
+    """Equal contiguous shares of a round's prompts, in order."""
+    size = prompts.tokens_PQ.shape[0] // num_slices
 
-    def part(place: int) -> Prompts:
-        return jax.tree.map(lambda array: array[place * size : (place + 1) * size], prompts)
+    def share(index: int) -> Prompts:
+        return jax.tree.map(lambda array: array[index * size : (index + 1) * size], prompts)
 
-    return [part(place) for place in range(num_parts)]
+    return [share(index) for index in range(num_slices)]
 
 
-def join(parts: Sequence[Samples]) -> Samples:
-    """Samples of consecutive prompts as one."""
+def concatenate(samples_of_slices: Sequence[Samples]) -> Samples:
+    """Concatenates samples of consecutive prompts."""
     return jax.tree.map(
-        lambda *arrays: jnp.concatenate(arrays) if arrays[0].ndim else arrays[0], *parts
+        lambda *arrays: jnp.concatenate(arrays) if arrays[0].ndim else arrays[0], *samples_of_slices
     )
 
 
-def make_publish(shardings: Any, dtype: str) -> Callable[[Params], Params]:
-    """Returns a compiled copy of params that no later donation can delete.
+def make_publish(shardings: Params, dtype: str) -> Callable[[Params], Params]:
+    """Returns a compiled function that copies params, so that no later donation can delete them.
 
     `device_put` to the same sharding or `astype` to the same dtype would only alias them.
+
+    Args:
+      shardings: of the copy.
+      dtype: of the copy.
     """
 
     def copy(params: Params) -> Params:

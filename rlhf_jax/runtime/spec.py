@@ -25,20 +25,19 @@ Published = Params | tuple[Params, ...]  # the sampler's copy, or one for each m
 
 @dataclass(frozen=True)
 class Reward:
-    """The judge of samples, and its unit: `model` with its `params`, or `host` on decoded samples.
+    """The reward of samples, and its unit: `model` with its `params`, or `host` on decoded samples.
 
-    The scores are standardised by mean and std. A sum of several has its `terms`: `host` gives the
-    scores of those on text by their labels, and `model` is the one named `learned`; mean and std
-    are the model's. `network` says how params are sharded where a plan gives the reward devices of
-    its own; without it they are whole on each.
+    The scores are standardised by mean and std. A sum of rewards has `terms`. `host` then gives the
+    scores of the terms on text, by their labels. `model` is the term named `learned`, and mean and
+    std are the model's. `network` gives the shardings of params where a plan gives the reward its
+    own devices; without it params are replicated.
     """
 
     model: ModelReward | None = None
     params: Params | None = None
     network: ValueModel | None = None
-    host: Callable[[Samples], Any] | None = (
-        None  # one number a sample, or of a sum {label: one number a sample}
-    )
+    # Returns one number per sample; of a sum, {label: one number per sample}.
+    host: Callable[[Samples], Any] | None = None
     mean: float = 0.0
     std: float = 1.0
     name: str = "reward"  # in messages
@@ -46,7 +45,7 @@ class Reward:
 
     @property
     def model_label(self) -> str:
-        """The label of the term that the model judges."""
+        """The label of the term that the model scores."""
         return next(term.label for term in self.terms if term.name == LEARNED)
 
     @property
@@ -54,17 +53,17 @@ class Reward:
         """(weight, mean, standard deviation) of each term, by label; a term on text is used in its
         own unit.
         """
-        of_model = (self.mean, self.std)
+        model_unit = (self.mean, self.std)
         return {
-            term.label: (term.weight, *(of_model if term.name == LEARNED else (0.0, 1.0)))
+            term.label: (term.weight, *(model_unit if term.name == LEARNED else (0.0, 1.0)))
             for term in self.terms
         }
 
 
 @dataclass(frozen=True)
 class Critic:
-    """The second trained role of an algorithm with `losses["critic"]`: where it begins, and how it
-    learns.
+    """The second trained role of an algorithm with `losses["critic"]`: its model, its params at
+    version 0, and its optimizer.
     """
 
     model: ValueModel
@@ -74,13 +73,13 @@ class Critic:
 
 @dataclass(frozen=True)
 class FrozenRole:
-    """A role whose params no update changes, for a score of its own: what its function gets, and
-    how params are sharded.
+    """A role whose params no update changes, for an added score.
 
-    Without a `network` the params are replicated.
+    `model` is passed to the score's function. `network` gives the shardings of params; without it
+    they are replicated.
     """
 
-    model: Any
+    model: Any  # as the score's function takes it
     params: Params
     network: Model | ValueModel | None = None
 
@@ -90,7 +89,7 @@ class ProgramSpec:
     """The specification of a program. `prompts(round)` gives the round's prompts; keys are
     functions of `seed` and purpose.
 
-    Calls run where `plan` places them, and on `mesh` where it does not name them.
+    Calls that `plan` names run on its devices, and the others on `mesh`.
     """
 
     model: Model
@@ -110,17 +109,13 @@ class ProgramSpec:
     num_micro_batches: int = 1
     critic: Critic | None = None
     share_prompts: bool = True
-    sampler_slices: tuple[
-        Mesh, ...
-    ] = ()  # device slices that share a round's prompts; none: it samples where the plan says
+    # Device slices that share a round's prompts; none: the sampler's mesh is the plan's.
+    sampler_slices: tuple[Mesh, ...] = ()
     plan: Plan = field(default_factory=Plan)
-    texts: Callable[[Samples], list[tuple[str, str]]] | None = (
-        None  # (prompt, completion) of samples, for messages
-    )
-
-    frozen: Mapping[str, FrozenRole] = field(
-        default_factory=dict
-    )  # roles of scores beside reference and reward
+    # (prompt, completion) of samples, for messages.
+    texts: Callable[[Samples], list[tuple[str, str]]] | None = None
+    # Roles of scores beside reference and reward.
+    frozen: Mapping[str, FrozenRole] = field(default_factory=dict)
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -152,7 +147,7 @@ class ProgramSpec:
             raise Refusal(
                 f"{call.name} needs a model of the role {call.role}; this run has {_names(models)}"
             )
-        changes = self.places.changes(call.name)
+        changes = self.resolved_plan.changes(call.name)
         return model.with_config(**changes) if changes and hasattr(model, "with_config") else model
 
     @property
@@ -171,7 +166,7 @@ class ProgramSpec:
         return block_rows(self.algorithm, self.sampling.samples_per_prompt, self.share_prompts)
 
     @cached_property
-    def places(self) -> ResolvedPlan:
+    def resolved_plan(self) -> ResolvedPlan:
         """The placement of each call."""
         return ResolvedPlan(self.mesh, distributed.grid(), self.plan, self.num_micro_batches)
 

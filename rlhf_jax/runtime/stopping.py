@@ -1,12 +1,12 @@
-"""Ends a run early: well, when it is asked to by Ctrl-C or SIGTERM (preemption); and at once, when
+"""Ends a run early: after the round under way, on Ctrl-C or SIGTERM (preemption); and at once, when
 one of its threads hangs.
 
 A watchdog thread watches both sides of the asynchronous loop. A side that is at work is alive,
-however long it takes: a notice says what it is in once its silence is longer than the deadline, and
-again each time that has doubled. A side that is silent for longer than its limit in a device call,
-or in nothing that is named, ends the run with `Stalled`, which the other side raises from its next
-wait. Where the trainer itself hangs, nothing can raise in it: `give_up` then ends the process, if
-it may.
+however long it takes. A notice names its activity once its silence is longer than the deadline, and
+again each time the silence has doubled. A side may also be silent for longer than its limit in a
+device call, or outside of any named activity. The watchdog then ends the run with `Stalled`, which
+the other side raises from its next wait. If the trainer itself hangs, nothing can raise in it:
+`give_up` then ends the process, if it may.
 """
 
 import contextlib
@@ -20,7 +20,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import FrameType
-from typing import Any
 
 from rlhf_jax.devices import distributed
 from rlhf_jax.runtime import activity
@@ -37,11 +36,10 @@ _may_exit = False
 
 @contextlib.contextmanager
 def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Inside, the first SIGINT or SIGTERM is noted, and what is yielded says so; the second raises
-    KeyboardInterrupt.
+    """Context manager that notes the first SIGINT or SIGTERM; the second raises KeyboardInterrupt.
 
-    A signal that is ignored stays so. Outside of the main thread, where Python has no signals,
-    nothing is noted.
+    It yields a function that returns whether a signal was noted. A signal that is ignored stays
+    ignored. Outside of the main thread Python has no signals, and nothing is noted.
     """
     noted: list[int] = []
 
@@ -60,27 +58,29 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
-    for number in heard:
+    handled = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in handled:
         signal.signal(number, note)
     try:
         yield lambda: bool(noted)
     finally:
-        for number in heard:
+        for number in handled:
             signal.signal(number, before[number])
 
 
 def allow_exit() -> None:
-    """From now on `give_up` ends this process: it belongs to a command, not to somebody who has
-    imported a function.
+    """Lets `give_up` end this process from now on.
+
+    Commands call it. A process that only imports the package is not ended.
     """
     global _may_exit
     _may_exit = True
 
 
 def give_up(error: BaseException) -> None:
-    """Ends the process with status 1 where the main thread hangs, and so cannot raise; only says so
-    where it may not.
+    """Prints an error and ends the process with status 1, because a hung main thread cannot raise.
+
+    Without `allow_exit` it only prints.
     """
     if _may_exit and distributed.several():
         distributed.leave(error, 1)
@@ -91,18 +91,23 @@ def give_up(error: BaseException) -> None:
 
 def hung_sampler() -> str:
     """The activity of a sampling thread that outlived its run; "" where there is none."""
-    left = [
+    threads = [
         thread for thread in threading.enumerate() if thread.name == SAMPLER and thread.is_alive()
     ]
-    states = [activity.of(thread.ident or 0) for thread in left]
+    states = [activity.state_of(thread.ident or 0) for thread in threads]
     return "; ".join(
         f"the sampler has been in {state.what} for {state.seconds:.0f} s" for state in states
     )
 
 
-def leave_hung(status: Any) -> None:
-    """Ends the process with a status where a sampling thread outlived its run: the interpreter's
-    own end would wait for it. An exception that is on its way is printed first.
+def leave_hung(status: object) -> None:
+    """Ends the process where a sampling thread outlived its run, because the interpreter's exit would
+    wait for it.
+
+    An exception that is being handled is printed first.
+
+    Args:
+      status: the exit status; 1 is taken for what is no int.
     """
     hung = hung_sampler()
     if not hung:
@@ -196,7 +201,7 @@ class Watchdog:
         """A side's activity. What it was seen at work on is a sign of life: a compile within a call
         begins and ends nothing.
         """
-        state, now = activity.of(self._sides[side].ident or 0), time.monotonic()
+        state, now = activity.state_of(self._sides[side].ident or 0), time.monotonic()
         if state.kind == "work":
             self._at_work[side] = now
             return state
@@ -224,18 +229,18 @@ class Watchdog:
                     )
 
     def _describe(self, states: dict[str, State], over: list[str]) -> str:
-        said = []
+        texts = []
         for side in over or states:
             state = states[side]
-            where = activity.place(self._sides[side].ident or 0)
+            location = activity.location(self._sides[side].ident or 0)
             limit = f"{self.keys[state.kind]} = {self.limits[state.kind]:g}"
-            said.append(
+            texts.append(
                 f"the {side} has been in {state.what} for {state.seconds:.1f} s, longer than "
-                f"{limit}" + (f" (now at {where})" if where else "")
+                f"{limit}" + (f" (now at {location})" if location else "")
             )
         others = [
             f"the {side} in {state.what}"
             for side, state in states.items()
             if over and side not in over
         ]
-        return "; ".join([*said, *others, self._buffer.held()])
+        return "; ".join([*texts, *others, self._buffer.held()])

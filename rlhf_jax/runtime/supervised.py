@@ -3,7 +3,7 @@ resume.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 from rlhf_jax.devices import distributed
 from rlhf_jax.records.checkpoints import Checkpoints, abstract_like
@@ -12,6 +12,7 @@ from rlhf_jax.runtime.stopping import asked_to_stop
 from rlhf_jax.types import Metrics, TrainState
 
 AGREE_EVERY = 8
+Rows = TypeVar("Rows")
 Report = Callable[[int, Metrics], None]
 """(update, metrics on the host) -> None; called in order, one update late."""
 
@@ -19,11 +20,17 @@ Report = Callable[[int, Metrics], None]
 def resumed(
     checkpoints: Checkpoints, shapes: TrainState, shardings: TrainState, num_updates: int
 ) -> tuple[int, TrainState] | None:
-    """The newest checkpoint of a stage that can be read, and its state; None where there is none;
-    collective.
+    """The newest readable checkpoint of a stage, as its number of updates and its state; None for a
+    stage without a checkpoint; collective.
 
-    Raises Refusal where there are checkpoints and none can be read, or one of more updates than the
-    stage has.
+    Args:
+      checkpoints: of the stage.
+      shapes: of its state.
+      shardings: of its state.
+      num_updates: of the whole stage.
+
+    Raises Refusal where there are checkpoints and none can be read, or one has more updates than
+    the stage.
     """
     newest, stage = checkpoints.latest(), checkpoints.directory.name
     if newest is not None and newest > num_updates:
@@ -40,8 +47,8 @@ def resumed(
 def train(
     begin: tuple[int, TrainState] | None,
     init: Callable[[], TrainState],
-    step: Callable[[TrainState, Any], tuple[TrainState, Any]],
-    rows: Callable[[int], Any],
+    step: Callable[[TrainState, Rows], tuple[TrainState, Metrics]],
+    rows: Callable[[int], Rows],
     num_updates: int,
     checkpoints: Checkpoints,
     checkpoint_every: int,
@@ -51,14 +58,18 @@ def train(
     """Runs updates up to `num_updates`.
 
     Args:
-      begin: what `resumed` has found: the updates that are done, and the state.
-      init: makes the state at version 0; not called where there is one to begin with.
+      begin: the result of `resumed`: the number of updates that are done, and the state.
+      init: makes the state at version 0.
       step: one compiled update, donating the state.
       rows: the rows of an update, a function of its number alone, so that a resumed run sees the
-        same.
-      on_resume: is told the update that comes next, before anything is reported.
+        same rows.
+      num_updates: of the whole stage.
+      checkpoints: of the stage.
+      checkpoint_every: updates between two checkpoints; the last update has one, too.
+      on_resume: is called with the number of the next update, before anything is reported.
+      report: is called with every update.
 
-    Of several processes any may be asked to stop; they agree on it every `AGREE_EVERY` updates, and
+    Any of several processes may be asked to stop. They agree on it every `AGREE_EVERY` updates;
     `step` and `rows` are collective.
 
     Raises KeyboardInterrupt after saving, where SIGINT or SIGTERM asked for it.
@@ -68,7 +79,7 @@ def train(
     on_resume(first)
     try:
         with asked_to_stop() as asked:
-            late: tuple[int, Any] | None = None
+            late: tuple[int, Metrics] | None = None
             for update in range(first, num_updates):
                 state, metrics = step(state, rows(update))
                 if late is not None:
@@ -87,8 +98,9 @@ def train(
 
 
 def _stopping(done: int, asked: Callable[[], bool]) -> bool:
-    """True where any process was asked to stop; one that stops alone would leave the others in a
-    collective.
+    """True where any process was asked to stop.
+
+    A process that stopped alone would leave the others in a collective.
     """
     if not distributed.several():
         return asked()

@@ -1,13 +1,12 @@
-"""The synchronous loop: the definition of what the asynchronous one means, for every lag and trace.
+"""The synchronous loop: the reference for the asynchronous one, for every lag and version schedule.
 
-Each round: publish, sample what the clock issues at this version, score, credit, update. The loop
-yields what happened, and its consumer writes, evaluates and saves between two steps.
+Each round: publish, sample the rounds that the clock issues at this version, score, credit, update.
+The loop yields events. Its consumer writes, evaluates and saves between two events.
 """
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import numpy as np
@@ -22,7 +21,7 @@ from rlhf_jax.types import Array, Batch, Metrics, Samples, Scores, States
 POLICY_FINITE = ("score", "loss", "update_norm")
 CRITIC_FINITE = ("critic_loss", "critic_update_norm")
 FINITE = (*POLICY_FINITE, *CRITIC_FINITE)
-"""Figures of an update that must be finite: a NaN score would pass as a tie."""
+"""Metrics of an update that must be finite: a NaN score would count as a tie."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Scored:
-    """A round is about to be trained on: `batch` is what credit made of it."""
+    """A round is about to be trained on: `batch` is the result of credit."""
 
     round_index: int
     samples: Samples
@@ -45,26 +44,26 @@ class Scored:
 
 @dataclass(frozen=True)
 class Updated:
-    """Update `update` made version `update + 1`; `age` is that of its samples, in updates. Metrics
-    are on the device, and so is `sample_R`: the rows of the round's samples that it trained on.
+    """Update `update` made version `update + 1`.
 
-    `states` are those of version `update + 1`. The next update donates them: what is needed of them
-    must be dispatched before.
+    `age` is that of its samples, in updates. `metrics` and `sample_R` are on the device; the latter
+    has the rows of the round's samples that it trained on. `states` are those of version
+    `update + 1`. The next update donates them, so any use of them must be dispatched before.
     """
 
     update: int
     age: int
-    metrics: Any
+    metrics: Metrics
     sample_R: Array | None
     states: States
 
 
 @dataclass(frozen=True)
 class RoundEnd:
-    """A round is done. `states` are donated by the next update: what is needed of them must be
-    dispatched before.
+    """A round is done.
 
-    `stopping`: this is the last one, because the run was asked to stop.
+    The next update donates `states`, so any use of them must be dispatched before. `stopping` is
+    true for the last round of a run that was asked to stop.
     """
 
     round_index: int
@@ -77,13 +76,13 @@ Event = Sampled | Scored | Updated | RoundEnd
 
 @dataclass
 class LoopMonitor:
-    """A loop's connections to whoever runs it: the timeline it writes, the request to stop after a
+    """A loop's connections to its caller: the timeline that it writes, the request to stop after a
     round, and its notices.
     """
 
     timeline: Timeline = field(default_factory=Timeline)
     stopping: Callable[[], bool] = lambda: False
-    unchecked: Sequence[Metrics] = ()  # of the round before, whose critic may be training still
+    unchecked: Sequence[Metrics] = ()  # of the round before, whose critic may still be training
     say: Callable[[str], None] = print
 
 
@@ -97,8 +96,11 @@ def run(
     """Trains from `start_round` to the end.
 
     Args:
+      program: the compiled calls.
       states: at version start_round * updates_per_round; donated.
+      start_round: the first round to train on.
       pending: samples of later rounds that were issued before `start_round` (empty at round 0).
+      monitor: of the loop; None: the run is never asked to stop.
 
     Raises FloatingPointError before a version is published that is not finite; Refusal for a
     bounded clock.
@@ -126,6 +128,13 @@ def train_round(
 ) -> Generator[Event, None, tuple[States, bool]]:
     """Trains on a round, for both loops.
 
+    Args:
+      program: the compiled calls.
+      states: donated.
+      round_index: of the round.
+      samples: of the round.
+      monitor: of the loop.
+
     Returns the states, checked to be finite, and True where a stop was requested.
     """
     clock, begin = program.spec.clock, monitor.timeline.now()
@@ -136,53 +145,65 @@ def train_round(
     if monitor.unchecked:
         check_updates(first - clock.updates_per_round, monitor.unchecked, CRITIC_FINITE)
     yield Scored(round_index, samples, scores, batch)
-    made = []
+    metrics_of_updates = []
     for update in range(clock.updates_per_round):
         with activity.during(f"update {first + update}", "call"):
             minibatch = program.minibatch(batch, round_index, update)
             states, metrics = program.update(states, minibatch)
-        made.append(metrics)
+        metrics_of_updates.append(metrics)
         age = clock.age(round_index, update, version)
         yield Updated(first + update, age, metrics, minibatch.sample_R, states)
     stopping = monitor.stopping()
     yield RoundEnd(round_index, states, stopping)
-    check_policy(first, scores, made)  # only now: what the reader does runs beside the updates
-    # A critic on devices of its own trains on while the next round is sampled: its figures are read
-    # when that has been scored.
-    later = program.trains_apart and not stopping and round_index + 1 < clock.num_rounds
-    monitor.unchecked = made if later else []
-    if not later:
-        check_updates(first, made, CRITIC_FINITE)
+    # Only now, so that the consumer's work overlaps the updates.
+    check_policy(first, scores, metrics_of_updates)
+    # A critic on its own devices trains on while the next round is sampled. Its metrics are read
+    # when that round has been scored.
+    is_last = stopping or round_index + 1 == clock.num_rounds
+    checks_later = program.critic_is_disaggregated and not is_last
+    monitor.unchecked = metrics_of_updates if checks_later else []
+    if not checks_later:
+        check_updates(first, metrics_of_updates, CRITIC_FINITE)
     monitor.timeline.add("trainer", "train", round_index, begin)
     return states, stopping
 
 
-def check_policy(first_update: int, scores: Scores, made: Sequence[Metrics]) -> None:
-    """Waits for the policy's updates of a round. Raises FloatingPointError that names the first one
-    with a figure that is not finite.
+def check_policy(first_update: int, scores: Scores, metrics_of_updates: Sequence[Metrics]) -> None:
+    """Waits for the policy's updates of a round.
+
+    Args:
+      first_update: of the round.
+      scores: of the round.
+      metrics_of_updates: on the device.
+
+    Raises FloatingPointError that names the first update with a metric that is not finite.
     """
     require_finite(first_update, {"score": float(np.mean(distributed.fetch(scores.score_B)))})
-    check_updates(first_update, made, POLICY_FINITE)
+    check_updates(first_update, metrics_of_updates, POLICY_FINITE)
 
 
-def check_updates(first_update: int, made: Sequence[Metrics], names: Sequence[str]) -> None:
-    """Waits for those figures of a round's updates.
+def check_updates(
+    first_update: int, metrics_of_updates: Sequence[Metrics], names: Sequence[str]
+) -> None:
+    """Waits for some metrics of a round's updates.
+
+    Args:
+      first_update: of the round.
+      metrics_of_updates: on the device.
+      names: of the metrics; an update may lack some.
 
     Raises FloatingPointError for the first that is not finite.
     """
-    for place, metrics in enumerate(made):
-        of_update = {name: metrics[name] for name in names if name in metrics}
-        with activity.during(
-            f"update {first_update + place}", "call"
-        ):  # dispatched before, and waited for here
-            values = {name: metric.value() for name, metric in jax.device_get(of_update).items()}
-        require_finite(first_update + place, values)
+    for index, metrics in enumerate(metrics_of_updates):
+        checked = {name: metrics[name] for name in names if name in metrics}
+        # The update was dispatched before; reading its metrics waits for it.
+        with activity.during(f"update {first_update + index}", "call"):
+            values = {name: metric.value() for name, metric in jax.device_get(checked).items()}
+        require_finite(first_update + index, values)
 
 
 def require_finite(update: int, values: Mapping[str, float]) -> None:
-    """Raises NotFinite for the first of `FINITE` that is not; figures that are not in `values` are
-    not asked for.
-    """
+    """Raises NotFinite for the first metric of `FINITE` that is in `values` and not finite."""
     for name in FINITE:
         if name in values and not math.isfinite(values[name]):
             raise NotFinite(

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from rlhf_jax import randomness
 from rlhf_jax.config import Bounds
 from rlhf_jax.devices import distributed, sharding
-from rlhf_jax.devices.placement import placed
+from rlhf_jax.devices.placement import put
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.records.checkpoints import Checkpoints
@@ -108,7 +108,7 @@ class Workspace:
 
     def on_mesh(self, params: Params) -> Params:
         """A policy's params on the run's mesh, wherever a plan has them trained."""
-        return placed(params, sharding.params_shardings(self.model, params, self.mesh))
+        return put(params, sharding.params_shardings(self.model, params, self.mesh))
 
     def checkpoints(self, stage: str, keep: int = 2) -> Checkpoints:
         return Checkpoints(self.directory / "checkpoints" / stage, keep)

@@ -164,13 +164,13 @@ def sampler(
         pad_id=workspace.tokenizer.pad_id,
     )
     compiled = jax.jit(draw)
-    key, own_mesh = workspace.key(purpose), per_host.own_mesh(workspace.mesh)
+    key, local_mesh = workspace.key(purpose), per_host.local_mesh(workspace.mesh)
 
     def run_sampler(params: Params, prompts: Prompts) -> Samples:
-        share = per_host.share(prompts)
-        share = jax.device_put(share, sharding.row_shardings(share, own_mesh))
-        samples = compiled(per_host.own(params), share, key, np.int32(0))
-        return per_host.joined(samples, sharding.row_shardings(samples, workspace.mesh))
+        share = per_host.local_rows(prompts)
+        share = jax.device_put(share, sharding.row_shardings(share, local_mesh))
+        samples = compiled(per_host.to_local(params), share, key, np.int32(0))
+        return per_host.to_global(samples, sharding.row_shardings(samples, workspace.mesh))
 
     return run_sampler
 

@@ -17,7 +17,7 @@ from rlhf_jax.records.checkpoints import abstract_like, complete_steps, restore_
 from rlhf_jax.records.ledger import STAGE
 from rlhf_jax.records.progress import progress
 from rlhf_jax.records.samples import SamplesWriter
-from rlhf_jax.records.saved_rounds import FOLDER, Spool
+from rlhf_jax.records.saved_rounds import FOLDER, SavedRounds
 from rlhf_jax.rewards import learned
 from rlhf_jax.rewards.api import LEARNED
 from rlhf_jax.rewards.common import host_rewards
@@ -264,8 +264,8 @@ def run(
         program = make_program(workspace, config, algorithm, reward, reference_params, stages.plan)
         abstract = abstract_like(program.state_shapes, program.state_shardings)
         checkpoints = workspace.checkpoints(STAGE, config.keep_checkpoints)
-        saved_rounds = Spool(workspace.directory / FOLDER)
-        layout = partial(sharding.row_shardings, mesh=program.home)
+        saved_rounds = SavedRounds(workspace.directory / FOLDER)
+        layout = partial(sharding.row_shardings, mesh=program.trainer_mesh)
         ended = ended_rounds(workspace.directory, config)
         resumed = choose(checkpoints, saved_rounds, clock, abstract, layout, ended)
         version = resumed.version
@@ -302,7 +302,7 @@ def run(
                 first_policy=first,
             )
             monitor = synchronous.LoopMonitor(
-                recorder.timeline, partial(any_asked, program.home, asked), say=bar.say
+                recorder.timeline, partial(any_asked, program.trainer_mesh, asked), say=bar.say
             )
             loop = make_loop(
                 config,

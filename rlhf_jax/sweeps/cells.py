@@ -238,7 +238,9 @@ def under_todays_keys(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     )
     history.check_known(translated, known, where)
     added = {
-        key: history.before(key, default) for key, default in known.items() if key not in translated
+        key: history.older_value(key, default)
+        for key, default in known.items()
+        if key not in translated
     }
     return added | translated | reward_stages
 

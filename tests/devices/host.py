@@ -63,7 +63,7 @@ def program_of(trainer, num_slices, plan="", lag=1):
         plan=placement.parse(plan),
     )
     model = spec.model
-    return Program(spec, placement.placed(tiny.make_params(model), layout(model, where)))
+    return Program(spec, placement.put(tiny.make_params(model), layout(model, where)))
 
 
 def layout(model, mesh):
@@ -90,7 +90,9 @@ def slices(directory):
     apart = program_of((1, 1, 1), 1)
     found = {f"asynchronous/{name}": value for name, value in run(apart, asynchronous).items()}
     asked = iter([False, distributed.is_first() is False])
-    monitor = synchronous.LoopMonitor(stopping=partial(any_asked, apart.home, lambda: next(asked)))
+    monitor = synchronous.LoopMonitor(
+        stopping=partial(any_asked, apart.trainer_mesh, lambda: next(asked))
+    )
     found |= {f"stopped/{name}": value for name, value in run(apart, synchronous, monitor).items()}
     whole = program_of((1, 2, 1), 0, "generate: 1; reward: 0-1 data=2")
     found |= {f"planned/{name}": value for name, value in run(whole, synchronous).items()}
@@ -113,8 +115,8 @@ def talk():
     given = np.arange(8 * 3, dtype=np.float32).reshape(8, 3) / 24
     fed = distributed.feed(given, rows)
     np.testing.assert_array_equal(distributed.fetch({"a": fed, "b": 5})["a"], given)
-    np.testing.assert_array_equal(per_host.own(fed), given[4 * process :][:4])
-    np.testing.assert_array_equal(per_host.share(given), given[4 * process :][:4])
+    np.testing.assert_array_equal(per_host.to_local(fed), given[4 * process :][:4])
+    np.testing.assert_array_equal(per_host.local_rows(given), given[4 * process :][:4])
     # Dispatched without waiting, programs of two devices a process mix up their collectives on
     # CPUs, and hang.
     step = distributed.compiled(
@@ -125,7 +127,7 @@ def talk():
         weights = step(weights, fed)
     assert np.isfinite(distributed.fetch(weights)).all()
     other = mesh.over_hosts(distributed.grid()[:, ::-1], (1, 2, 1))
-    there = per_host.moved(fed, NamedSharding(other, PartitionSpec(("data", "fsdp"))))
+    there = per_host.reshard(fed, NamedSharding(other, PartitionSpec(("data", "fsdp"))))
     np.testing.assert_array_equal(distributed.fetch(there), given)
     assert distributed.everyone(process) == [0, 1]
     assert distributed.agree(["it", process], where) == ["it", 0]
@@ -133,10 +135,10 @@ def talk():
     assert distributed.from_first(mine, fed).tobytes() == np.full((2, 3), 1 / 3).tobytes()
     assert distributed.from_first(np.zeros(0, np.float32), fed).shape == (0,)
     refused = {
-        "rows": lambda: per_host.moved(fed, NamedSharding(other, everywhere.spec)),
+        "rows": lambda: per_host.reshard(fed, NamedSharding(other, everywhere.spec)),
         "same": lambda: distributed.check_same("config", f"of {process}"),
         "long": lambda: distributed.everyone("x" * 600),
-        "mesh": lambda: per_host.own_mesh(Mesh(distributed.grid().T.reshape(4, 1, 1), mesh.AXES)),
+        "mesh": lambda: per_host.local_mesh(Mesh(distributed.grid().T.reshape(4, 1, 1), mesh.AXES)),
     }
     return {f"refused/{name}": np.str_(message_of(call)) for name, call in refused.items()}
 
@@ -151,16 +153,16 @@ def message_of(call):
 
 def rows(directory):
     """One device a host, no slices: each host samples its part of the round on the trainer's mesh."""
-    from rlhf_jax.records.saved_rounds import Spool
+    from rlhf_jax.records.saved_rounds import SavedRounds
     from rlhf_jax.runtime import synchronous
 
     program = program_of((-1, 1, 1), 0)
     found = run(program, synchronous)
     samples = program.generate(program.publish(program.init(program.reference_params)), 0, 0)
-    spool = Spool(directory / "rounds")
-    spool.write(0, samples)
+    saved_rounds = SavedRounds(directory / "rounds")
+    saved_rounds.write(0, samples)
     distributed.barrier()
-    read = spool.read(0, lambda tree: jax.tree.map(lambda leaf: leaf.sharding, samples))
+    read = saved_rounds.read(0, lambda tree: jax.tree.map(lambda leaf: leaf.sharding, samples))
     assert read.tokens_BC.sharding == samples.tokens_BC.sharding
     found["spooled"] = distributed.fetch(read.tokens_BC)
     found["answers"] = answered(directory, samples)

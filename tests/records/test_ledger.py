@@ -91,7 +91,7 @@ def test_what_is_not_finite_can_be_said():
 
 
 @pytest.fixture
-def book(tmp_path) -> ledger.Ledger:
+def written(tmp_path) -> ledger.Ledger:
     """Three rounds of two updates, sampled with versions 0, 0, 2."""
     made = ledger.Ledger(tmp_path)
     for round_index, version in enumerate((0, 0, 2)):
@@ -102,37 +102,37 @@ def book(tmp_path) -> ledger.Ledger:
     return made
 
 
-def test_pandas_reads_it(book):
-    frame = pandas.read_json(book.path, lines=True)
+def test_pandas_reads_it(written):
+    frame = pandas.read_json(written.path, lines=True)
     assert frame.groupby("round").version.max().tolist() == [0, 0, 2]
     assert len(frame) == 6
 
 
-def test_a_text_stays_text(book):
-    assert [row["text"] for row in ledger.read(book.path)[:2]] == ["NaN", "x"]
+def test_a_text_stays_text(written):
+    assert [row["text"] for row in ledger.read(written.path)[:2]] == ["NaN", "x"]
 
 
-def test_it_is_cut_back_to_a_checkpoint_and_loses_a_torn_line(book):
-    with book.path.open("ab") as file:
+def test_it_is_cut_back_to_a_checkpoint_and_loses_a_torn_line(written):
+    with written.path.open("ab") as file:
         file.write(b'{"stage": "rlhf", "upd')
-    again = ledger.Ledger(book.path.parent)
+    again = ledger.Ledger(written.path.parent)
     assert len(ledger.read(again.path)) == 6
     again.resume(4)
     assert [row["round"] for row in ledger.read(again.path)] == [0, 0, 1, 1]
 
 
-def test_a_trace_is_read_back(book):
-    assert ledger.version_schedule(book.path, Clock(3, 2)) == (0, 0, 2)
-    assert ledger.version_schedule(book.path, Clock(2, 2)) == (0, 0)
+def test_a_trace_is_read_back(written):
+    assert ledger.version_schedule(written.path, Clock(3, 2)) == (0, 0, 2)
+    assert ledger.version_schedule(written.path, Clock(2, 2)) == (0, 0)
 
 
-def test_a_trace_that_does_not_fit_is_an_error(book):
+def test_a_trace_that_does_not_fit_is_an_error(written):
     with pytest.raises(ValueError, match=r"versions \[\] of round 3; a replay of 4 rounds"):
-        ledger.version_schedule(book.path, Clock(4, 2))
-    book.write(4, [{"round": 2, "version": 4}])
+        ledger.version_schedule(written.path, Clock(4, 2))
+    written.write(4, [{"round": 2, "version": 4}])
     with pytest.raises(ValueError, match=r"versions \[2, 4\] of round 2"):
-        ledger.version_schedule(book.path, Clock(3, 2))
+        ledger.version_schedule(written.path, Clock(3, 2))
     with pytest.raises(
         FileNotFoundError, match=r"rlhf\.replay_schedule_of names the directory of a run"
     ):
-        ledger.version_schedule(book.path.parent / "nowhere" / ledger.FILE, Clock(3, 2))
+        ledger.version_schedule(written.path.parent / "nowhere" / ledger.FILE, Clock(3, 2))

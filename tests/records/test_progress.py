@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from rlhf_jax.records.progress import format_figure, format_seconds, progress
+from rlhf_jax.records.progress import format_number, format_seconds, progress
 
 
 class Clock:
@@ -164,7 +164,7 @@ def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 def test_figures_have_three_digits(value: float, text: str) -> None:
-    assert format_figure(value) == text
+    assert format_number(value) == text
 
 
 @pytest.mark.parametrize(

@@ -5,22 +5,22 @@ import pytest
 
 from rlhf_jax.clock import Clock
 from rlhf_jax.records.checkpoints import Damaged
-from rlhf_jax.records.saved_rounds import Spool
+from rlhf_jax.records.saved_rounds import SavedRounds
 from tests import tiny
 
 
 @pytest.fixture
-def spool(tmp_path):
-    return Spool(tmp_path / "rounds")
+def saved_rounds(tmp_path):
+    return SavedRounds(tmp_path / "rounds")
 
 
-def there(spool):
-    return sorted(int(path.stem) for path in spool.directory.iterdir())
+def rounds_on_disk(saved_rounds):
+    return sorted(int(path.stem) for path in saved_rounds.directory.iterdir())
 
 
-def fill(spool, rounds):
+def fill(saved_rounds, rounds):
     for r in rounds:
-        spool.path(r).touch()
+        saved_rounds.path(r).touch()
 
 
 @pytest.mark.parametrize(
@@ -38,16 +38,16 @@ def fill(spool, rounds):
         ),
     ],
 )
-def test_every_checkpoint_keeps_its_rounds(spool, clock, steps, next_round, kept):
+def test_every_checkpoint_keeps_its_rounds(saved_rounds, clock, steps, next_round, kept):
     """Rounds that were sampled before a checkpoint and trained on after it, and those that are not
     trained on yet.
     """
-    fill(spool, range(15))
-    spool.keep_for(clock, steps, next_round)
+    fill(saved_rounds, range(15))
+    saved_rounds.keep_for(clock, steps, next_round)
     expected = [r for r in range(15) if r in kept or r >= next_round]
-    assert there(spool) == expected
+    assert rounds_on_disk(saved_rounds) == expected
     for step in steps:
-        assert spool.has(
+        assert saved_rounds.has(
             [r for r in clock.issued_before(step // clock.updates_per_round) if r < 15]
         )
 
@@ -62,10 +62,10 @@ def as_it_is(samples):
     )
 
 
-def test_a_round_is_read_as_it_was_written(spool):
+def test_a_round_is_read_as_it_was_written(saved_rounds):
     samples = draw()
-    spool.write(3, samples)
-    again = spool.read(3, as_it_is)
+    saved_rounds.write(3, samples)
+    again = saved_rounds.read(3, as_it_is)
     for one, other in zip(tiny.jax.tree.leaves(samples), tiny.jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -90,13 +90,13 @@ def flip(path):
     ],
     ids=["empty", "cut", "short", "flip"],
 )
-def test_a_damaged_round_is_named(spool, damage):
-    spool.write(3, draw())
-    damage(spool.path(3))
+def test_a_damaged_round_is_named(saved_rounds, damage):
+    saved_rounds.write(3, draw())
+    damage(saved_rounds.path(3))
     with pytest.raises(Damaged, match=r"00000003\.npz cannot be read"):
-        spool.read(3, as_it_is)
+        saved_rounds.read(3, as_it_is)
 
 
-def test_a_missing_round_is_named(spool):
+def test_a_missing_round_is_named(saved_rounds):
     with pytest.raises(Damaged, match=r"00000004\.npz is missing"):
-        spool.read(4, as_it_is)
+        saved_rounds.read(4, as_it_is)

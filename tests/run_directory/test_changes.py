@@ -429,7 +429,7 @@ def test_a_key_that_the_code_no_longer_has_is_refused_by_name(begun):
 
 
 def test_other_code_is_one_line(begun, capsys, monkeypatch):
-    monkeypatch.setattr(digests, "of_code", lambda *_: "another")
+    monkeypatch.setattr(digests, "digest_code", lambda *_: "another")
     prepare(begun)
     err = capsys.readouterr().err
     assert err.count("\n") == 1

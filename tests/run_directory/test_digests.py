@@ -35,9 +35,9 @@ def test_any_tensor_of_a_folder_counts(folder, monkeypatch, whole, changed):
     if not whole:
         monkeypatch.setattr(digests, "WHOLE_BYTES", 100)
         monkeypatch.setattr(digests, "BLOCK_BYTES", 64)
-    before = digests.of_place(str(folder))
+    before = digests.digest_path(str(folder))
     save_file(weights(changed), folder / "model.safetensors")
-    assert digests.of_place(str(folder)) != before
+    assert digests.digest_path(str(folder)) != before
 
 
 def test_a_large_file_that_is_no_tensors_is_read_in_blocks(tmp_path, monkeypatch):
@@ -46,33 +46,33 @@ def test_a_large_file_that_is_no_tensors_is_read_in_blocks(tmp_path, monkeypatch
     monkeypatch.setattr(digests, "NUM_BLOCKS", 4)
     path = tmp_path / "data"
     path.write_bytes(bytes(1000))
-    before = digests.of_file(path)
+    before = digests.digest_file(path)
     for place in (0, 330, 640, 999):
         path.write_bytes(bytes(place) + b"\1" + bytes(999 - place))
-        assert digests.of_file(path) != before, place
+        assert digests.digest_file(path) != before, place
     path.write_bytes(bytes(1001))
-    assert digests.of_file(path) != before, "its size counts"
+    assert digests.digest_file(path) != before, "its size counts"
 
 
 def test_a_moved_folder_is_the_same_and_a_readme_is_no_content(folder, tmp_path):
-    before = digests.of_place(str(folder))
+    before = digests.digest_path(str(folder))
     (folder / "README.md").write_text("hello")
     shutil.copytree(folder, tmp_path / "elsewhere")
-    assert digests.of_place(str(tmp_path / "elsewhere")) == before
+    assert digests.digest_path(str(tmp_path / "elsewhere")) == before
     (folder / "tokenizer.json").write_text("{}")
-    assert digests.of_place(str(folder)) != before
+    assert digests.digest_path(str(folder)) != before
 
 
 def test_weights_say_nothing_of_a_tokenizer(folder):
-    before = digests.of_place(str(folder), weights=False)
+    before = digests.digest_path(str(folder), weights=False)
     save_file(weights("head"), folder / "model.safetensors")
-    assert digests.of_place(str(folder), weights=False) == before
+    assert digests.digest_path(str(folder), weights=False) == before
     (folder / "config.json").write_text("[]")
-    assert digests.of_place(str(folder), weights=False) != before
+    assert digests.digest_path(str(folder), weights=False) != before
 
 
 def test_no_path_has_no_digest():
-    assert digests.of_place("") == ""
+    assert digests.digest_path("") == ""
 
 
 def rows(count: int, word: str = "answer") -> str:
@@ -83,7 +83,8 @@ def test_the_data_of_files_count_and_not_their_names(tmp_path):
     for name, text in (("a", rows(30)), ("b", rows(30)), ("c", rows(30, "other")), ("d", rows(31))):
         (tmp_path / name).write_text(text)
     a, b, c, d = (
-        digests.of_task(jsonl.make(jsonl.Config(prompts=str(tmp_path / name)))) for name in "abcd"
+        digests.digest_task(jsonl.make(jsonl.Config(prompts=str(tmp_path / name))))
+        for name in "abcd"
     )
     assert a == b
     assert len({a, c, d}) == 3
@@ -117,7 +118,7 @@ def test_every_text_of_a_task_without_a_digest_is_read():
         Own(["a\ud800", "b"], ["x", "y"]),
         Own(["a", "b"], ["xy", ""]),
     ]
-    assert len({digests.of_task(task) for task in tasks}) == len(tasks)  # type: ignore[arg-type]
+    assert len({digests.digest_task(task) for task in tasks}) == len(tasks)  # type: ignore[arg-type]
 
 
 def test_comments_and_docstrings_are_no_code(tmp_path):
@@ -128,10 +129,12 @@ def test_comments_and_docstrings_are_no_code(tmp_path):
         "def f(x):\n    return 3 * x\n",
     ):
         path.write_text(text)
-        found.append(digests.of_source(path))
+        found.append(digests.digest_source(path))
     assert found[0] == found[1] != found[2]
 
 
 def test_values_have_one_digest_in_any_order():
-    assert digests.of_values({"a": (1, 2), "b": 3}) == digests.of_values({"b": 3, "a": [1, 2]})
-    assert digests.of_values({"a": 1}) != digests.of_values({"a": 2})
+    assert digests.digest_values({"a": (1, 2), "b": 3}) == digests.digest_values(
+        {"b": 3, "a": [1, 2]}
+    )
+    assert digests.digest_values({"a": 1}) != digests.digest_values({"a": 2})

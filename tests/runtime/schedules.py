@@ -34,7 +34,7 @@ class FakeBatch:
 class FakeProgram:
     """The calls of `Program`; `delay(call, round)` gives the seconds that each takes."""
 
-    trains_apart = False
+    critic_is_disaggregated = False
 
     def __init__(self, clock: Clock, delay=lambda call, round_index: 0.0):
         self.spec = SimpleNamespace(clock=clock)

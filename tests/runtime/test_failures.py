@@ -61,7 +61,7 @@ def test_a_critic_on_devices_of_its_own_is_checked_a_round_later(loop, update, p
     program = breaking(
         FakeProgram(Clock(ROUNDS, 2, lag=1)), "update", update, poisoned("critic_loss")
     )
-    program.trains_apart = True
+    program.critic_is_disaggregated = True
     with pytest.raises(FloatingPointError, match=f"the critic_loss of update {update} is nan"):
         finish(loop, program)
     assert sorted(program.published) == [

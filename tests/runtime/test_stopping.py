@@ -284,8 +284,8 @@ def test_a_program_that_was_compiled_is_a_sign_of_life():
     activity.listen_to_compiles()
     with activity.during("a call", "call"):
         time.sleep(0.2)
-        before = activity.of(threading.get_ident())
+        before = activity.state_of(threading.get_ident())
         jax.jit(lambda x: x * 7.25 - 2)(2.0)
-        after = activity.of(threading.get_ident())
+        after = activity.state_of(threading.get_ident())
     assert (before.what, before.kind) == ("a call", "call")
     assert before.seconds >= 0.2 > after.seconds

@@ -288,10 +288,10 @@ def task_of(path, **changed):
 
 def test_rows_of_a_task_are_its_data(tmp_path):
     """A reward may read them; an object among them has no text that is the same in every process."""
-    of_task, path = digests.of_task, tmp_path / "task.py"
-    before = of_task(task_of(path))
-    assert of_task(task_of(path)) == before
-    assert of_task(task_of(path, **{"None, 1": "None, 2"})) != before
+    digest_task, path = digests.digest_task, tmp_path / "task.py"
+    before = digest_task(task_of(path))
+    assert digest_task(task_of(path)) == before
+    assert digest_task(task_of(path, **{"None, 1": "None, 2"})) != before
 
 
 def test_every_row_of_a_task_is_looked_at_for_its_digest(tmp_path):
@@ -299,4 +299,4 @@ def test_every_row_of_a_task_is_looked_at_for_its_digest(tmp_path):
         ComponentError,
         match=r"references\('train', 17\) gave \(None,\); accepted: a tuple of texts",
     ):
-        digests.of_task(task_of(tmp_path / "task.py", **{", -1": ", 17"}))
+        digests.digest_task(task_of(tmp_path / "task.py", **{", -1": ", 17"}))

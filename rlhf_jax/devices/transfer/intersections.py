@@ -14,10 +14,12 @@ which is the least that point-to-point copies can move.
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 
+from rlhf_jax.devices.distributed import mesh_of
 from rlhf_jax.refusal import Refusal
 
 Box = tuple[tuple[int, int], ...]
@@ -25,38 +27,42 @@ Box = tuple[tuple[int, int], ...]
 
 
 class Piece(NamedTuple):
-    """A box of the array that `target` takes from `source`, which may be itself."""
+    """A box of the array that device `target` takes from device `source`, which may be itself."""
 
     box: Box
-    source: Any
-    target: Any
+    source: jax.Device
+    target: jax.Device
 
 
-def devices_of(sharding: Sharding) -> tuple[Any, ...]:
+def devices_of(sharding: Sharding) -> tuple[jax.Device, ...]:
     """The devices of a sharding in its order.
 
     Raises Refusal for a sharding whose order of devices is not public.
     """
     if isinstance(sharding, NamedSharding):
-        return tuple(sharding.mesh.devices.flat)  # type: ignore[union-attr]
+        return tuple(mesh_of(sharding).devices.flat)
     if isinstance(sharding, SingleDeviceSharding):
         return tuple(sharding.device_set)
     raise Refusal(f"an array lies as {sharding}; accepted: NamedSharding, SingleDeviceSharding")
 
 
 @lru_cache(maxsize=4096)
-def boxes(sharding: Sharding, shape: tuple[int, ...]) -> Mapping[Any, Box]:
+def boxes(sharding: Sharding, shape: tuple[int, ...]) -> Mapping[jax.Device, Box]:
     """The box that each device of a sharding holds, in the sharding's order of devices.
+
+    Args:
+      sharding: of an array.
+      shape: of the whole array.
 
     Raises Refusal where a mesh axis does not divide the dimension that it cuts.
     """
     sharding.shard_shape(shape)
-    found = sharding.devices_indices_map(shape)
+    indices_of = sharding.devices_indices_map(shape)
 
     def box(indices: tuple[slice, ...]) -> Box:
         return tuple(cut.indices(size)[:2] for cut, size in zip(indices, shape, strict=True))
 
-    return {device: box(found[device] or ()) for device in devices_of(sharding)}
+    return {device: box(indices_of[device] or ()) for device in devices_of(sharding)}
 
 
 def size_of(box: Box) -> int:
@@ -67,12 +73,12 @@ def size_of(box: Box) -> int:
     return elements
 
 
-def intersect(one: Box, other: Box) -> Box | None:
-    """The box that two boxes share, or None; along a dimension of size 0 all boxes meet."""
-    shared = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(one, other, strict=True))
+def intersect(a_box: Box, b_box: Box) -> Box | None:
+    """The box that two boxes share, or None; along a dimension of size 0 all boxes intersect."""
+    shared = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(a_box, b_box, strict=True))
     meet = (
         start < stop or a == b == c == d
-        for (start, stop), (a, b), (c, d) in zip(shared, one, other, strict=True)
+        for (start, stop), (a, b), (c, d) in zip(shared, a_box, b_box, strict=True)
     )
     return shared if all(meet) else None
 
@@ -82,52 +88,54 @@ def relative(box: Box, within: Box) -> tuple[slice, ...]:
     return tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(box, within, strict=True))
 
 
-def band(box: Box, place: int, num_bands: int) -> Box | None:
-    """The `place`-th of `num_bands` parts of a box, cut along its longest dimension; None where
-    that one is empty.
+def chunk(box: Box, index: int, num_chunks: int) -> Box | None:
+    """One of the chunks of a box, cut along its longest dimension; None where it is empty.
+
+    Args:
+      box: is cut into `num_chunks` chunks.
+      index: of the chunk, from 0.
+      num_chunks: 1 or more.
     """
     lengths = [stop - start for start, stop in box]
     dim = lengths.index(max(lengths))
     first, size = box[dim][0], lengths[dim]
-    part = (first + size * place // num_bands, first + size * (place + 1) // num_bands)
-    return (*box[:dim], part, *box[dim + 1 :]) if part[0] < part[1] else None
+    interval = (first + size * index // num_chunks, first + size * (index + 1) // num_chunks)
+    return (*box[:dim], interval, *box[dim + 1 :]) if interval[0] < interval[1] else None
 
 
-def holders(sharding: Sharding, shape: tuple[int, ...]) -> dict[Box, list[Any]]:
-    """The distinct boxes of a sharding, which part the array among them, and the devices that hold
-    each.
-    """
-    found: dict[Box, list[Any]] = {}
+def holders(sharding: Sharding, shape: tuple[int, ...]) -> dict[Box, list[jax.Device]]:
+    """The distinct boxes of a sharding, which partition the array, and the devices that hold each."""
+    devices_by_box: dict[Box, list[jax.Device]] = {}
     for device, box in boxes(sharding, shape).items():
-        found.setdefault(box, []).append(device)
-    return found
+        devices_by_box.setdefault(box, []).append(device)
+    return devices_by_box
 
 
 def pieces(
-    shape: tuple[int, ...], source: Sharding, target: Sharding, place: int = 0, num_bands: int = 1
+    shape: tuple[int, ...], source: Sharding, target: Sharding, index: int = 0, num_chunks: int = 1
 ) -> tuple[Piece, ...]:
     """The boxes that every target device takes, and their source devices.
 
-    A box that the target's own device holds is taken from there. Others come from a holder in the
-    same process where there is one, and among those from the one that has sent least so far; equals
-    are taken in turn.
+    A box that the target device holds already is taken from the device itself. Any other box comes
+    from a device of the same process that holds it, if one does. Among several, the device that has
+    sent least so far is taken, and equals are taken in rotation.
 
     Args:
       shape: of the whole array.
-      source, target: where it lies, and where it shall lie.
-      place, num_bands: only the `place`-th band of each target's box (see `band`); the bands of all
-      places are the whole.
+      source, target: the array's shardings before and after.
+      index, num_chunks: only chunk `index` of each target's box is taken (see `chunk`); all chunks
+        together are the whole.
     """
-    return tuple(_pieces(shape, source, target, place, num_bands))
+    return tuple(_pieces(shape, source, target, index, num_chunks))
 
 
 def _pieces(
-    shape: tuple[int, ...], source: Sharding, target: Sharding, place: int, num_bands: int
+    shape: tuple[int, ...], source: Sharding, target: Sharding, index: int, num_chunks: int
 ) -> Iterator[Piece]:
     held = holders(source, shape)
-    sent: Counter[Any] = Counter()
-    for turn, (device, whole) in enumerate(boxes(target, shape).items()):
-        wanted = band(whole, place, num_bands) if num_bands > 1 else whole
+    sent: Counter[jax.Device] = Counter()
+    for number, (device, whole) in enumerate(boxes(target, shape).items()):
+        wanted = chunk(whole, index, num_chunks) if num_chunks > 1 else whole
         if wanted is None:
             continue
         for box, owners in held.items():
@@ -137,24 +145,29 @@ def _pieces(
             if device in owners:
                 yield Piece(shared, device, device)
                 continue
-            ring = owners[turn % len(owners) :] + owners[: turn % len(owners)]
-            giver = min(
+            ring = owners[number % len(owners) :] + owners[: number % len(owners)]
+            sender = min(
                 ring, key=lambda owner: (owner.process_index != device.process_index, sent[owner])
             )
-            sent[giver] += size_of(shared)
-            yield Piece(shared, giver, device)
+            sent[sender] += size_of(shared)
+            yield Piece(shared, sender, device)
 
 
 def moved_bytes(
     shape: tuple[int, ...], itemsize: int, source: Sharding, target: Sharding
-) -> Counter[tuple[Any, Any]]:
-    """Bytes that travel, by (from device, to device), under the plan of `pieces`; what stays on its
-    device is not in it.
+) -> Counter[tuple[jax.Device, jax.Device]]:
+    """Bytes that travel, by (from device, to device), under the plan of `pieces`.
 
-    The total is the minimum over all plans of point-to-point copies (the module's formula).
+    Pieces that stay on their device are not counted. The total is the minimum over all plans of
+    point-to-point copies (the module's formula).
+
+    Args:
+      shape: of the whole array.
+      itemsize: bytes of an element.
+      source, target: the array's shardings before and after.
     """
-    found: Counter[tuple[Any, Any]] = Counter()
+    num_bytes: Counter[tuple[jax.Device, jax.Device]] = Counter()
     for piece in pieces(shape, source, target):
         if piece.source != piece.target:
-            found[piece.source, piece.target] += size_of(piece.box) * itemsize
-    return found
+            num_bytes[piece.source, piece.target] += size_of(piece.box) * itemsize
+    return num_bytes

@@ -1,29 +1,32 @@
-"""Arrays over several hosts, and each host's view of them: its own rows, and params that it has
-whole.
+"""Arrays over several hosts (global), and each host's local arrays: its own rows, and whole params.
 
-Meshes have the hosts along `data`, outermost, and nothing but rows is cut along it. So a host's
-part of rows is a contiguous block, its part of params is all of them, and what goes from one
-placement to another, the same slice of devices on every host, stays inside each host (Podracer's
-Sebulba, Hessel et al. 2021, arXiv 2104.06272, has actors and learner share a host so). With one
-process a view is the array itself.
+Meshes have the hosts along `data`, outermost, and only rows are sharded along it. So a host's rows
+are a contiguous block, and each host has all params. A placement is the same slice of devices on
+every host. Arrays that are resharded from one placement to another therefore stay inside each host
+(Podracer's Sebulba, Hessel et al. 2021, arXiv 2104.06272, has actors and learner share a host so).
+With one process the local array is the global one.
 """
 
 from functools import lru_cache
-from typing import Any
+from typing import TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from rlhf_jax.devices.distributed import mesh_of
 from rlhf_jax.devices.transfer.reallocate import move
 from rlhf_jax.refusal import Refusal
 
+T = TypeVar("T")
+
 
 @lru_cache(maxsize=256)
-def own_mesh(mesh: Mesh) -> Mesh:
-    """The part of a mesh that lies on this host.
+def local_mesh(mesh: Mesh) -> Mesh:
+    """The mesh of this host's devices in a mesh over all hosts.
 
-    Raises Refusal where the hosts' parts are not blocks of one size along `data`, in the order of
-    their processes.
+    Raises Refusal unless the hosts are blocks of one size along `data`, in the order of their
+    processes.
     """
     process = jax.process_index()
     if all(device.process_index == process for device in mesh.devices.flat):
@@ -40,92 +43,101 @@ def own_mesh(mesh: Mesh) -> Mesh:
     return Mesh(block, mesh.axis_names)
 
 
-def own_sharding(sharding: NamedSharding) -> NamedSharding:
-    """The sharding of a host's local part of an array, on the host's own devices."""
-    return NamedSharding(own_mesh(sharding.mesh), sharding.spec)  # type: ignore[arg-type]
+def local_sharding(sharding: NamedSharding) -> NamedSharding:
+    """The sharding of this host's local array, given that of the global one."""
+    return NamedSharding(local_mesh(mesh_of(sharding)), sharding.spec)
 
 
-def own(tree: Any) -> Any:
-    """This host's view of every array: the same buffers."""
+def to_local(tree: T) -> T:
+    """This host's local arrays of a tree of global ones: the same buffers."""
 
-    def one(array: Any) -> Any:
+    def convert(array: object) -> object:
         if not isinstance(array, jax.Array) or array.is_fully_addressable:
             return array
+        sharding = array.sharding
+        assert isinstance(sharding, NamedSharding)
         shape = list(array.shape)
-        for dim, parts in _parts(array.sharding):
-            shape[dim] //= parts
+        for dim, num_hosts in _splits_over_hosts(sharding):
+            shape[dim] //= num_hosts
         shards = [shard.data for shard in array.addressable_shards]
-        own = own_sharding(array.sharding)  # type: ignore[arg-type]
-        return jax.make_array_from_single_device_arrays(tuple(shape), own, shards)
+        target = local_sharding(sharding)
+        return jax.make_array_from_single_device_arrays(tuple(shape), target, shards)
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(convert, tree)
 
 
-def joined(tree: Any, shardings: Any) -> Any:
-    """The arrays over all hosts whose views these are, which lie on this host; no collective.
+def to_global(tree: T, shardings: object) -> T:
+    """The global arrays of every host's local ones; no collective.
 
     Args:
-      shardings: of the arrays over all hosts; a view that lies otherwise is moved inside its host.
+      tree: of local arrays.
+      shardings: a tree like it, of the global arrays. A local array in another sharding is resharded
+        inside its host first.
     """
-
     if jax.process_count() == 1:
         return tree
 
-    def one(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+    def convert(array: jax.Array, sharding: NamedSharding) -> jax.Array:
         if sharding.is_fully_addressable:
             return array
         shape = list(array.shape)
-        for dim, parts in _parts(sharding):
-            shape[dim] *= parts
+        for dim, num_hosts in _splits_over_hosts(sharding):
+            shape[dim] *= num_hosts
         shards = [shard.data for shard in array.addressable_shards]
         return jax.make_array_from_single_device_arrays(tuple(shape), sharding, shards)
 
-    return jax.tree.map(one, _inside(tree, shardings), shardings)
+    return jax.tree.map(convert, _reshard_locally(tree, shardings), shardings)
 
 
-def _inside(tree: Any, shardings: Any) -> Any:
-    """Views where the views of arrays of these shardings lie."""
-    wanted = jax.tree.map(lambda s: s if s.is_fully_addressable else own_sharding(s), shardings)
-    there = jax.tree.map(
-        lambda array, s: array.sharding.is_equivalent_to(s, array.ndim), tree, wanted
+def _reshard_locally(tree: T, shardings: object) -> T:
+    """Moves per-host arrays to the local devices of `shardings`, unless they are there already."""
+    targets = jax.tree.map(lambda s: s if s.is_fully_addressable else local_sharding(s), shardings)
+    matches = jax.tree.map(
+        lambda array, s: array.sharding.is_equivalent_to(s, array.ndim), tree, targets
     )
-    return tree if all(jax.tree.leaves(there)) else move(tree, wanted)
+    return tree if all(jax.tree.leaves(matches)) else move(tree, targets)
 
 
-def moved(tree: Any, shardings: Any) -> Any:
-    """Arrays over all hosts in other shardings, moved inside each host.
+def reshard(tree: T, shardings: object) -> T:
+    """Reshards global arrays; data moves only inside each host.
 
-    Raises Refusal for an array that would have to be cut along the hosts as it was not before.
+    Args:
+      tree: of global arrays.
+      shardings: a tree of NamedShardings like it.
+
+    Raises Refusal for an array whose dimension over the hosts would change.
     """
 
-    def check(array: Any, sharding: NamedSharding) -> None:
-        before, after = list(_parts(array.sharding)), list(_parts(sharding))
-        if before != after:
+    def check(array: jax.Array, sharding: NamedSharding) -> None:
+        source = array.sharding
+        assert isinstance(source, NamedSharding)
+        if _splits_over_hosts(source) != _splits_over_hosts(sharding):
             raise Refusal(
-                f"an array of shape {array.shape} goes from {array.sharding.spec} to "
+                f"an array of shape {array.shape} goes from {source.spec} to "
                 f"{sharding.spec}; accepted on several "
                 "hosts: the same dimension over `data`, and so over the hosts, before and after"
             )
 
     jax.tree.map(check, tree, shardings)
-    return joined(own(tree), shardings)
+    return to_global(to_local(tree), shardings)
 
 
-def share(tree: Any) -> Any:
+def local_rows(tree: T) -> T:
     """This host's contiguous share of the rows of host arrays that every process has whole."""
-    count, place = jax.process_count(), jax.process_index()
+    count, index = jax.process_count(), jax.process_index()
 
-    def one(array: Any) -> Any:
+    def convert(array: np.ndarray) -> np.ndarray:
         size = array.shape[0] // count
-        return array[place * size : (place + 1) * size]
+        return array[index * size : (index + 1) * size]
 
-    return jax.tree.map(one, tree) if count > 1 else tree
+    return jax.tree.map(convert, tree) if count > 1 else tree
 
 
-def _parts(sharding: Any) -> list[tuple[int, int]]:
-    """(dim, number of hosts) of the dimensions that are cut over the hosts."""
-    count = len(sharding.mesh.devices) // len(own_mesh(sharding.mesh).devices)
-    axis = sharding.mesh.axis_names[0]
+def _splits_over_hosts(sharding: NamedSharding) -> list[tuple[int, int]]:
+    """(dim, number of hosts) of the dimensions that are sharded over the hosts."""
+    mesh = mesh_of(sharding)
+    count = len(mesh.devices) // len(local_mesh(mesh).devices)
+    axis = mesh.axis_names[0]
     return [
         (dim, count)
         for dim, names in enumerate(sharding.spec)

@@ -1,7 +1,7 @@
 """Reshard strategies: the one that moves an array from one sharding to another, its reason, and its
 program.
 
-The recipes are named and told apart in `reallocate.py`.
+`reallocate.py` names the recipes and says which arrays each moves.
 """
 
 from collections import Counter
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding
 
+from rlhf_jax.devices.distributed import mesh_of
 from rlhf_jax.devices.transfer.copies import Leaf, as_bits, extra_bytes, from_bits, make_exchange
 from rlhf_jax.devices.transfer.intersections import boxes, devices_of, moved_bytes
 from rlhf_jax.refusal import Refusal
@@ -21,14 +22,14 @@ from rlhf_jax.types import Array
 
 Recipe = Literal["copy", "jit", "put", "two-phase", "pieces"]
 Program = Callable[[Sequence[Array], Sequence[Any]], Sequence[Any]]
-"""(arrays, what the band before made of them) -> arrays where they shall lie; of bands but the
-last, buffers.
+"""(arrays, results of the chunk before) -> arrays in their target shardings; for chunks but the last,
+buffers.
 """
 
 
 @lru_cache(maxsize=4096)
 def choose(leaf: Leaf) -> tuple[Recipe, str]:
-    """The recipe that moves a leaf, and why it does."""
+    """The recipe that moves a leaf, and the reason for it."""
     source, target = devices_of(leaf.source), devices_of(leaf.target)
     held, wanted = boxes(leaf.source, leaf.shape), boxes(leaf.target, leaf.shape)
     if source == target:
@@ -47,7 +48,9 @@ def choose(leaf: Leaf) -> tuple[Recipe, str]:
         or not isinstance(leaf.target, NamedSharding)
     ):
         return "pieces", f"another layout, from {len(source)} devices to {len(target)}"
-    least, phases = (sum(moved(leaf, recipe).values()) for recipe in ("pieces", "two-phase"))
+    least, phases = (
+        sum(bytes_by_pair(leaf, recipe).values()) for recipe in ("pieces", "two-phase")
+    )
     if phases <= least:
         return (
             "two-phase",
@@ -57,23 +60,33 @@ def choose(leaf: Leaf) -> tuple[Recipe, str]:
     return "pieces", f"another layout: in pieces {least} bytes move, in two phases {phases} would"
 
 
-def moved(leaf: Leaf, recipe: Recipe) -> Counter[tuple[Any, Any]]:
-    """Bytes by (from device, to device) under a recipe; see `reallocate.Explained`."""
+def bytes_by_pair(leaf: Leaf, recipe: Recipe) -> Counter[tuple[jax.Device, jax.Device]]:
+    """Bytes by (from device, to device) that a recipe moves; see `reallocate.Explained`.
+
+    Args:
+      leaf: the array.
+      recipe: how it is moved.
+    """
     size = leaf.carried.itemsize
     if recipe != "two-phase":
         return moved_bytes(leaf.shape, size, leaf.source, leaf.target)
     between = _on_source(leaf)
-    found = moved_bytes(leaf.shape, size, leaf.source, between)
+    num_bytes = moved_bytes(leaf.shape, size, leaf.source, between)
     shard = int(np.prod(between.shard_shape(leaf.shape))) * size
-    for one, other in zip(devices_of(between), devices_of(leaf.target), strict=True):
-        if one != other:
-            found[one, other] += shard
-    return found
+    for sender, receiver in zip(devices_of(between), devices_of(leaf.target), strict=True):
+        if sender != receiver:
+            num_bytes[sender, receiver] += shard
+    return num_bytes
 
 
 def beside_bytes(leaf: Leaf, recipe: Recipe) -> int:
-    """Bytes that a device holds beside source and result while a leaf is moved: of collectives,
-    taken to be the result's.
+    """Bytes that a device holds beside source and result while a leaf is moved.
+
+    Collectives are taken to hold as many as the result has on a device.
+
+    Args:
+      leaf: the array.
+      recipe: how it is moved.
     """
     if recipe in ("put", "pieces"):
         return extra_bytes(leaf)
@@ -81,8 +94,8 @@ def beside_bytes(leaf: Leaf, recipe: Recipe) -> int:
 
 
 def keeps_order(leaf: Leaf) -> bool:
-    """True where the n-th target device, of another set, takes the n-th source device's shard: one
-    call puts such arrays.
+    """True where the n-th target device takes the n-th source device's shard, and the sets of
+    devices differ: one call puts such arrays.
     """
     held, wanted = (boxes(sharding, leaf.shape) for sharding in (leaf.source, leaf.target))
     return list(held.values()) == list(wanted.values()) and set(held) != set(wanted)
@@ -93,10 +106,11 @@ def make_program(leaves: tuple[Leaf, ...], recipe: Recipe, donate: bool) -> Prog
     """A program that moves leaves with the same source devices and the same target devices.
 
     Args:
-      recipe: of all leaves; "pieces" carries out a "put" as well.
-      donate: whether the arrays may be taken over as they are, where the recipe is a copy.
+      leaves: of the arrays.
+      recipe: of all leaves; "pieces" executes a "put" as well.
+      donate: whether a copy may reuse the buffers of its arrays.
 
-    Raises Refusal where devices of another process would have to be copied from or to.
+    Raises Refusal where a copy would be from or to a device of another process.
     """
     if recipe in ("copy", "jit"):
         donate = donate and recipe == "copy" and all(leaf.dtype == leaf.result for leaf in leaves)
@@ -121,22 +135,27 @@ def make_program(leaves: tuple[Leaf, ...], recipe: Recipe, donate: bool) -> Prog
 
 
 @lru_cache(maxsize=1024)
-def make_band(leaf: Leaf, place: int, num_bands: int) -> Program:
-    """A program that moves the `place`-th of `num_bands` bands of a leaf: shards of the target, and
-    at last the array.
+def make_chunk(leaf: Leaf, chunk_index: int, num_chunks: int) -> Program:
+    """A program that moves one chunk of a leaf.
+
+    It returns buffers of the target's shards, and for the last chunk the array.
+
+    Args:
+      leaf: the array.
+      chunk_index, num_chunks: the chunk (see `intersections.chunk`).
     """
     check_addressable([leaf])
-    exchange = make_exchange([leaf], place, num_bands)
+    exchange = make_exchange([leaf], chunk_index, num_chunks)
 
     def run(arrays: Sequence[Array], before: Sequence[Any]) -> Sequence[Any]:
-        shards = exchange(arrays, before if place else None)
-        return _assembled([leaf], shards) if place == num_bands - 1 else shards
+        shards = exchange(arrays, before if chunk_index else None)
+        return _assembled([leaf], shards) if chunk_index == num_chunks - 1 else shards
 
     return run
 
 
 def check_addressable(leaves: Sequence[Leaf]) -> None:
-    """Raises Refusal where a leaf lies, or shall lie, on another process's devices."""
+    """Raises Refusal where a leaf's source or target has devices of another process."""
     for leaf in leaves:
         for sharding in (leaf.source, leaf.target):
             if not sharding.is_fully_addressable:
@@ -151,9 +170,10 @@ def check_addressable(leaves: Sequence[Leaf]) -> None:
 
 def _on_source(leaf: Leaf) -> NamedSharding:
     """The target's layout on the source's devices."""
-    mesh = leaf.target.mesh  # type: ignore[attr-defined]
+    assert isinstance(leaf.target, NamedSharding)
+    mesh = mesh_of(leaf.target)
     devices = np.asarray(devices_of(leaf.source)).reshape(mesh.devices.shape)
-    return NamedSharding(Mesh(devices, mesh.axis_names), leaf.target.spec)  # type: ignore[attr-defined]
+    return NamedSharding(Mesh(devices, mesh.axis_names), leaf.target.spec)
 
 
 def _resharded(
@@ -163,17 +183,16 @@ def _resharded(
     narrower dtype, as bits.
     """
 
-    def one(array: Array, leaf: Leaf, sharding: Sharding, dtype: np.dtype) -> Array:
+    def reshard_leaf(array: Array, leaf: Leaf, sharding: Sharding, dtype: np.dtype) -> Array:
         bits = as_bits(array.astype(leaf.carried))
         if len(devices_of(sharding)) > 1:
             bits = jax.lax.with_sharding_constraint(bits, leaf.source)
             bits = jax.lax.with_sharding_constraint(bits, sharding)
-        return jnp.copy(
-            from_bits(bits, leaf.carried).astype(dtype)
-        )  # XLA copies by itself what is not donated; nothing promises it
+        # XLA copies what is not donated, but nothing promises it.
+        return jnp.copy(from_bits(bits, leaf.carried).astype(dtype))
 
     def identity(arrays: list[Array]) -> list[Array]:
-        return [one(*each) for each in zip(arrays, leaves, shardings, dtypes, strict=True)]
+        return [reshard_leaf(*each) for each in zip(arrays, leaves, shardings, dtypes, strict=True)]
 
     program = jax.jit(identity, out_shardings=list(shardings), donate_argnums=0 if donate else ())
     return lambda arrays: program(list(arrays))
@@ -199,5 +218,6 @@ def _put(
 def _assembled(leaves: Sequence[Leaf], shards: Sequence[list[Array]]) -> list[Array]:
     make = jax.make_array_from_single_device_arrays
     return [
-        make(leaf.shape, leaf.target, found) for leaf, found in zip(leaves, shards, strict=True)
+        make(leaf.shape, leaf.target, leaf_shards)
+        for leaf, leaf_shards in zip(leaves, shards, strict=True)
     ]

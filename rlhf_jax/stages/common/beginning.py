@@ -108,17 +108,17 @@ def of_content(begin: Begin) -> dict[str, str]:
     """Digests of what is taken from that run. What it does not have (yet, or any more) has none."""
     root = _root(begin)
     if root.pretrained.sft:
-        found = {"begin": digests.of_place(root.pretrained.sft)}
+        found = {"begin": digests.digest_path(root.pretrained.sft)}
     else:
         found = {
             "begin": _of_checkpoint(root.directory, "sft", made.steps(root.directory, "sft")[-1])
         }
     judge = _judge(begin)
     if judge is not None:
-        unit = digests.of_file(judge.directory / "reward_model.json")
+        unit = digests.digest_file(judge.directory / "reward_model.json")
         steps = made.steps(judge.directory, "reward_model")
         weights = _of_checkpoint(judge.directory, "reward_model", steps[-1]) if steps else ""
-        found["begin.reward_model"] = digests.of_text(unit, weights)
+        found["begin.reward_model"] = digests.digest_text(unit, weights)
     if begin.version and begin.version in made.steps(begin.directory, "rlhf"):
         found["begin.version"] = _of_checkpoint(begin.directory, "rlhf", begin.version)
     return found
@@ -144,4 +144,4 @@ def _root(begin: Begin) -> Begin:
 
 
 def _of_checkpoint(directory: Path, stage: str, step: int) -> str:
-    return digests.of_folder(made.folder(directory, stage) / str(step))
+    return digests.digest_folder(made.folder(directory, stage) / str(step))

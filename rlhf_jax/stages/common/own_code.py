@@ -59,7 +59,7 @@ def of_module(module: ModuleType) -> str:
         return ""
     first, *others = map(_of_file, files)
     others = sorted(set(others) - {_of_nothing()})
-    return digests.of_text(first, *others) if others else first
+    return digests.digest_text(first, *others) if others else first
 
 
 def sources(module: ModuleType) -> list[Path]:
@@ -156,11 +156,11 @@ def _package_of(path: Path, base: Path) -> str:
 
 def _of_file(path: Path) -> str:
     try:
-        return digests.of_source(path) if path.suffix == ".py" else digests.of_file(path)
+        return digests.digest_source(path) if path.suffix == ".py" else digests.digest_file(path)
     except SyntaxError:
-        return digests.of_file(path)
+        return digests.digest_file(path)
 
 
 def _of_nothing() -> str:
     """The digest of a source without code, such as most `__init__.py`."""
-    return digests.of_text(ast.dump(ast.parse("")))
+    return digests.digest_text(ast.dump(ast.parse("")))

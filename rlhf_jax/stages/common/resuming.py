@@ -13,7 +13,7 @@ from rlhf_jax.records.checkpoints import Checkpoints, Damaged, Unusable, problem
 from rlhf_jax.records.ledger import STAGE, Ledger
 from rlhf_jax.records.notes import say
 from rlhf_jax.records.samples import SamplesWriter
-from rlhf_jax.records.saved_rounds import FOLDER, Spool, path_of
+from rlhf_jax.records.saved_rounds import FOLDER, SavedRounds, path_of
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.run_directory import forks, history, made
 from rlhf_jax.stages.api import Workspace
@@ -28,7 +28,7 @@ class Files:
     """What a run of the stage writes besides its metrics."""
 
     checkpoints: Checkpoints
-    saved_rounds: Spool
+    saved_rounds: SavedRounds
     samples: SamplesWriter
     ledger: Ledger
 
@@ -49,7 +49,7 @@ class Resumed:
 
 def choose(
     checkpoints: Checkpoints,
-    spool: Spool,
+    saved_rounds: SavedRounds,
     clock: Clock,
     abstract: States,
     layout: Layout,
@@ -61,7 +61,7 @@ def choose(
     Args:
       ended_rounds: of a run that has grown, see `ended_rounds`.
       abstract: of the states, as `Checkpoints.restore` takes it.
-      layout: of a round's samples, as `Spool.read` takes it.
+      layout: of a round's samples, as `SavedRounds.read` takes it.
 
     Raises Refusal where there are checkpoints and none can be used, or one is later than the run's
     end. Nothing is changed.
@@ -83,7 +83,7 @@ def choose(
         if why := never_sampled(clock, step, ended_rounds):
             raise Unusable(why)
         first_round = step // clock.updates_per_round
-        pending = read_pending(spool, clock, first_round, layout)
+        pending = read_pending(saved_rounds, clock, first_round, layout)
         return Resumed(step, checkpoints.restore(step, abstract), pending)
 
     found = checkpoints.newest(read, _fork(checkpoints))
@@ -119,7 +119,7 @@ def ended_rounds(directory: Path, config: Config) -> int:
     record = made.read(directory, STAGE)
     if record is None:
         return 0
-    total_prompts = history.translated(record.config, str(record.where)).get(
+    total_prompts = history.translated(record.config, str(record.source)).get(
         "rlhf.total_prompts", config.total_prompts
     )
     if total_prompts >= config.total_prompts:
@@ -175,7 +175,7 @@ def check_growth(directory: Path, config: Config) -> None:
 
 
 def read_pending(
-    spool: Spool, clock: Clock, first_round: int, layout: Layout
+    saved_rounds: SavedRounds, clock: Clock, first_round: int, layout: Layout
 ) -> dict[int, Samples]:
     """Samples of rounds from `first_round` on that were there when it began.
 
@@ -184,13 +184,13 @@ def read_pending(
     modes.
     """
     if not clock.bounded:
-        return {r: spool.read(r, layout) for r in clock.issued_before(first_round)}
+        return {r: saved_rounds.read(r, layout) for r in clock.issued_before(first_round)}
     found: dict[int, Samples] = {}
     for round_index in range(first_round, clock.num_rounds):
-        if not spool.has([round_index]):
+        if not saved_rounds.has([round_index]):
             break
         try:
-            samples = spool.read(round_index, layout)
+            samples = saved_rounds.read(round_index, layout)
         except Damaged as error:
             say(f"{error}: the round is sampled again")
             break

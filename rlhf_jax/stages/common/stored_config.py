@@ -28,7 +28,9 @@ def completed(stored: Values, where: str, defaults: Defaults) -> Values:
     tree = defaults(with_leaves({}, translated))
     known = flat(as_json(tree))
     history.check_known(translated, known, where)
-    older = {key: history.before(key, known[key]) for key in known.keys() & history.ADDED.keys()}
+    older = {
+        key: history.older_value(key, known[key]) for key in known.keys() & history.ADDED.keys()
+    }
     return with_leaves(tree, older | translated)
 
 
@@ -76,16 +78,16 @@ def facts_of(values: Values, shared: Workspace, settings: Stages, defaults: Defa
     flattened = flat(as_json(values))
     entering = {key: value for key, value in flattened.items() if keys.class_of(key) in COMPARED}
     found = {
-        CONFIG: digests.of_values(entering),
-        CODE: digests.of_code(),
-        DATA: digests.of_task(shared.task),
+        CONFIG: digests.digest_values(entering),
+        CODE: digests.digest_code(),
+        DATA: digests.digest_task(shared.task),
     }
     found |= own_code.of_sources(values)
-    found["tokenizer.path"] = digests.of_place(values["tokenizer"]["path"], weights=False)
+    found["tokenizer.path"] = digests.digest_path(values["tokenizer"]["path"], weights=False)
     for name in ("base", "sft", "reward_model", "gold"):
-        found[f"pretrained.{name}"] = digests.of_place(values["pretrained"][name])
+        found[f"pretrained.{name}"] = digests.digest_path(values["pretrained"][name])
     found["rlhf.replay_schedule_of"] = (
-        digests.of_text(str(settings.rlhf.schedule().version_schedule))
+        digests.digest_text(str(settings.rlhf.schedule().version_schedule))
         if settings.rlhf.replay_schedule_of
         else ""
     )

@@ -14,7 +14,7 @@ from rlhf_jax.config import Bounds, Count, Natural, NonNegative, Positive
 from rlhf_jax.devices import distributed, placement
 from rlhf_jax.devices.mesh import check_rows, sampler_slices
 from rlhf_jax.devices.placement import ResolvedPlan
-from rlhf_jax.devices.transfer.per_host import own_mesh
+from rlhf_jax.devices.transfer.per_host import local_mesh
 from rlhf_jax.records import ledger
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime.spec import block_rows
@@ -132,7 +132,7 @@ def sampling(config: Config, max_completion_tokens: int, mesh: Mesh) -> Sampling
       max_completion_tokens: C.
       mesh: of the run.
     """
-    mesh = own_mesh(mesh)
+    mesh = local_mesh(mesh)
     row_shards = (
         config.sampler_slice_devices
         if config.sampler_slices
@@ -229,4 +229,4 @@ def check_placements(config: Config, algorithm: Algorithm, where: ResolvedPlan) 
             name, count = f"rlhf.prompts_per_update (in units of rows{named})", units
         else:
             name, count = f"rlhf.prompts_per_update * rlhf.num_minibatches{named}", prompts
-        check_rows(name, count, where.mesh(call), where.parts(call))
+        check_rows(name, count, where.mesh(call), where.micro_batches(call))
