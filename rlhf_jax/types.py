@@ -14,9 +14,9 @@ Log-probabilities are float32, of the distribution that was sampled from (logits
 temperature), and 0 where the mask is false.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,30 @@ from flax import struct
 
 Array = jax.Array
 Params = Mapping[str, Any]  # nested dicts of arrays, one entry a layer
+
+
+class Device(Protocol):
+    """The attributes of a `jax.Device` that are read here; JAX gives the class no static type."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def process_index(self) -> int: ...
+    @property
+    def platform(self) -> str: ...
+    @property
+    def device_kind(self) -> str: ...
+    def memory_stats(self) -> Mapping[str, int] | None: ...
+    def default_memory(self) -> "DeviceMemory": ...
+    def addressable_memories(self) -> Sequence["DeviceMemory"]: ...
+
+
+class DeviceMemory(Protocol):
+    """A memory of a device, such as "device" or "pinned_host"."""
+
+    @property
+    def kind(self) -> str: ...
+
 
 Need = str
 """The name of a score, a key of `dataflow.SCORES`: "reference", "value", "proximal"."""

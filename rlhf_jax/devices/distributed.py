@@ -31,6 +31,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.types import Device
 
 HEARTBEAT_SECONDS = 30
 """A process that has not been heard of for so long is taken for dead, and all end."""
@@ -241,7 +242,7 @@ def grid() -> np.ndarray:
 
     Raises Refusal where the hosts have not equally many.
     """
-    devices_by_process: dict[int, list[jax.Device]] = {}
+    devices_by_process: dict[int, list[Device]] = {}
     for device in jax.devices():
         devices_by_process.setdefault(device.process_index, []).append(device)
     counts = [len(devices_by_process[process]) for process in sorted(devices_by_process)]
@@ -370,7 +371,7 @@ def everyone(value: T, mesh: Mesh | None = None) -> list[T]:
 
 
 def _one_each(devices: np.ndarray) -> Mesh:
-    first: dict[int, jax.Device] = {}
+    first: dict[int, Device] = {}
     for device in devices.flat:
         first.setdefault(device.process_index, device)
     return Mesh(np.asarray([first[process] for process in sorted(first)]), ("hosts",))

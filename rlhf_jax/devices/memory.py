@@ -9,16 +9,17 @@ import jax
 import numpy as np
 
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.types import Device
 
 
-def bytes_by_device(shapes: object, shardings: object) -> Counter[jax.Device]:
+def bytes_by_device(shapes: object, shardings: object) -> Counter[Device]:
     """Bytes of a tree on each device that its shardings name.
 
     Args:
       shapes: a tree of arrays or their shapes.
       shardings: a tree of shardings like it.
     """
-    bytes_of: Counter[jax.Device] = Counter()
+    bytes_of: Counter[Device] = Counter()
     for leaf, sharding in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True):
         size = int(np.prod(sharding.shard_shape(leaf.shape))) * np.dtype(leaf.dtype).itemsize
         for device in sharding.device_set:
@@ -26,7 +27,7 @@ def bytes_by_device(shapes: object, shardings: object) -> Counter[jax.Device]:
     return bytes_of
 
 
-def free_bytes(device: jax.Device) -> int | None:
+def free_bytes(device: Device) -> int | None:
     """Free bytes of a device, or None where it does not report them (a CPU, or a device of another
     process).
     """
@@ -39,10 +40,10 @@ def free_bytes(device: jax.Device) -> int | None:
 
 
 def check(
-    states: Mapping[jax.Device, int],
-    versions: Sequence[Mapping[jax.Device, int]],
+    states: Mapping[Device, int],
+    versions: Sequence[Mapping[Device, int]],
     num_live: int,
-    free: Callable[[jax.Device], int | None] = free_bytes,
+    free: Callable[[Device], int | None] = free_bytes,
 ) -> None:
     """Raises Refusal, with what would fit, where a device cannot hold its states and live versions.
 
@@ -52,7 +53,7 @@ def check(
       num_live: versions that are held at once: `Clock.live_versions`.
       free: gives a device's free bytes, or None where it does not report them.
     """
-    version_bytes: Counter[jax.Device] = Counter()
+    version_bytes: Counter[Device] = Counter()
     for version in versions:
         version_bytes.update(version)
     for device in {*states, *version_bytes}:

@@ -17,6 +17,7 @@ from rlhf_jax.config import LARGEST, Bounds
 from rlhf_jax.devices import distributed
 from rlhf_jax.devices.transfer.per_host import local_mesh
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.types import Device
 
 AXES = ("data", "fsdp", "tensor")
 Size = Annotated[int, Bounds(least=1, most=LARGEST, also=(-1,))]
@@ -59,7 +60,7 @@ def mesh_shape(config: Config, num_devices: int) -> tuple[int, int, int]:
     return sizes[0], sizes[1], sizes[2]
 
 
-def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: Config, devices: Sequence[Device] | None = None) -> Mesh:
     """A mesh over the first of some devices; its axes are of type Auto (`jax.make_mesh` gives
     Explicit ones).
 

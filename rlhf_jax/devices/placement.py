@@ -24,7 +24,7 @@ from rlhf_jax.devices.mesh import AXES, over_hosts
 from rlhf_jax.devices.transfer import per_host
 from rlhf_jax.devices.transfer.reallocate import move
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.types import Placement, Plan
+from rlhf_jax.types import Device, Placement, Plan
 
 T = TypeVar("T")
 OTHERS = "others"
@@ -137,7 +137,7 @@ class ResolvedPlan:
     """
 
     default: Mesh
-    devices: Sequence[jax.Device] | np.ndarray
+    devices: Sequence[Device] | np.ndarray
     plan: Plan = field(default_factory=Plan)
     num_micro_batches: int = 1  # of training calls that have no entry
 

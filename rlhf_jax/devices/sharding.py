@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from rlhf_jax import randomness
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import blocks
+from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.types import Params, TrainState
 
 T = TypeVar("T")
@@ -79,7 +80,7 @@ def keeping_rows(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
     return run
 
 
-def params_shardings(model: Model, params: Params, mesh: Mesh) -> Params:
+def params_shardings(model: Model | ValueModel, params: Params, mesh: Mesh) -> Params:
     """A NamedSharding for every array of params, by the model's logical axes and `RULES`.
 
     Args:
@@ -100,7 +101,7 @@ def params_shardings(model: Model, params: Params, mesh: Mesh) -> Params:
     return jax.tree.map(sharding_of, params, model.logical_axes(params))
 
 
-def abstract_params(model: Model, mesh: Mesh) -> Params:
+def abstract_params(model: Model | ValueModel, mesh: Mesh) -> Params:
     """ShapeDtypeStructs of a model's params with their shardings, as restoring takes them."""
     shapes = jax.eval_shape(model.init, randomness.key(0))
     shardings = params_shardings(model, shapes, mesh)
@@ -110,7 +111,10 @@ def abstract_params(model: Model, mesh: Mesh) -> Params:
 
 
 def state_shardings(
-    model: Model, state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh
+    model: Model | ValueModel,
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
 ) -> TrainState:
     """Shardings of a whole TrainState: the optimizer's arrays for a param are sharded as the param,
     and all others are replicated.

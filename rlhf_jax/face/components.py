@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from rlhf_jax import registry
+from rlhf_jax.config import Settings
 from rlhf_jax.face.prompts import SeekableTask, own
 from rlhf_jax.face.settings import filled, named, plain
 from rlhf_jax.models.api import Model
@@ -170,7 +171,7 @@ class NamedAlgorithm(Algorithm):
     """
 
     component: str = ""  # as `registry.find` takes it
-    config: object = None
+    config: Settings | None = None
 
 
 def algorithm(name: object, config: object = None, /, **settings: object) -> NamedAlgorithm:
@@ -200,7 +201,7 @@ def algorithm(name: object, config: object = None, /, **settings: object) -> Nam
     return make_named(path, config)
 
 
-def make_named(path: str, config: object) -> NamedAlgorithm:
+def make_named(path: str, config: Settings) -> NamedAlgorithm:
     """The algorithm of a name and its settings, with a compiled `credit`. Raises as `algorithm`."""
     made = registry.make("algorithms", path, config)
     if not isinstance(made, Algorithm):
@@ -250,13 +251,14 @@ def for_schedule(
       exact_sampler: True where the sampler's log-probabilities are the trainer's up to float32
         rounding.
     """
-    if not isinstance(algorithm, NamedAlgorithm) or not isinstance(
-        correction := getattr(algorithm.config, "correction", None), Correction
-    ):
+    config = algorithm.config if isinstance(algorithm, NamedAlgorithm) else None
+    correction = getattr(config, "correction", None)
+    if config is None or not isinstance(correction, Correction):
         return algorithm
+    assert isinstance(algorithm, NamedAlgorithm)
     resolved = resolve(correction, lag=lag, scheduled=scheduled, exact_sampler=exact_sampler)
-    values = plain(algorithm.config) | {"correction": plain(resolved)}
+    values = plain(config) | {"correction": plain(resolved)}
     return make_named(
         algorithm.component,
-        filled(type(algorithm.config), None, values, f"algorithm {algorithm.component}"),
+        filled(type(config), None, values, f"algorithm {algorithm.component}"),
     )

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from rlhf_jax import registry
-from rlhf_jax.config import fill
+from rlhf_jax.config import Settings, fill
 from rlhf_jax.refusal import Refusal
 
-C = TypeVar("C")
+C = TypeVar("C", bound=Settings)
 
 
 def named(folder: str, name: object, config: object) -> tuple[str, Any]:

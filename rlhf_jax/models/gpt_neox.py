@@ -129,11 +129,11 @@ class Layer(nn.Module):
         return blocks.rotate(fused[0], tables), blocks.rotate(fused[1], tables), fused[2]
 
     def attend(
-        self, queries_BHLK: Array, keys_BHMK: Array, values_BHMK: Array, hide_BLM: Array
+        self, queries_BHLK: Array, keys_BJMK: Array, values_BJMK: Array, hide_BLM: Array
     ) -> Array:
         """Mixed values `[B*L, H*K]`."""
         return blocks.attend(
-            queries_BHLK, keys_BHMK, values_BHMK, hide_BLM, how=self.config.attention
+            queries_BHLK, keys_BJMK, values_BJMK, hide_BLM, how=self.config.attention
         )
 
     def feed_forward(self, x_AD: Array) -> Array:

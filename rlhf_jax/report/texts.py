@@ -141,7 +141,7 @@ def _best_of_n(lines: Sequence[Line], units: Units) -> str:
     rows = [
         [
             f"{line['n']:g}",
-            number(trade_off.best_of_n_kl(line["n"])),
+            number(float(trade_off.best_of_n_kl(line["n"]))),
             *(_evaluated(line, name) for name in names),
         ]
         for line in sorted(lines, key=lambda line: line["n"])

@@ -44,7 +44,9 @@ def score(spec: ProgramSpec, call: Call) -> CompiledCall[Array]:
     """
     mesh, group = spec.resolved_plan.mesh(call.name), spec.sampling.samples_per_prompt
     function = partial(SCORES[call.name].function, model=spec.model_of(call))
-    micro_batched = map_micro_batches(function, spec.resolved_plan.micro_batches(call.name), group, group)
+    micro_batched = map_micro_batches(
+        function, spec.resolved_plan.micro_batches(call.name), group, group
+    )
     run = distributed.compiled(
         sharding.keeping_rows(micro_batched, mesh), out_shardings=sharding.rows(mesh)
     )
@@ -92,4 +94,4 @@ def params_shardings(spec: ProgramSpec, call: Call, params: Params) -> Params:
     network, mesh = spec.networks[call.role], spec.resolved_plan.mesh(call.name)
     if network is None:
         return jax.tree.map(lambda _: sharding.replicated(mesh), params)
-    return sharding.params_shardings(network, params, mesh)  # type: ignore[arg-type]
+    return sharding.params_shardings(network, params, mesh)

@@ -23,7 +23,7 @@ from rlhf_jax.devices.transfer import per_host
 from rlhf_jax.devices.transfer.reallocate import move
 from rlhf_jax.models.api import Model
 from rlhf_jax.runtime.spec import Published
-from rlhf_jax.types import Array, Params, Prompts, Samples
+from rlhf_jax.types import Array, Device, Params, Prompts, Samples
 
 Generate = Callable[[Params, Prompts, Array, np.int32], Samples]
 """(params, prompts, key, version) -> samples."""
@@ -87,11 +87,11 @@ class Sampler:
         )
 
     @property
-    def devices(self) -> set[jax.Device]:
+    def devices(self) -> set[Device]:
         """Devices that it samples on; with several hosts, those of this host."""
         return {device for mesh in self._meshes for device in mesh.devices.flat}
 
-    def version_bytes(self) -> list[Counter[jax.Device]]:
+    def version_bytes(self) -> list[Counter[Device]]:
         """Bytes of a published version by device, for each mesh that samples."""
         return [memory.bytes_by_device(self._params, layout) for layout in self._layouts]
 

@@ -95,7 +95,7 @@ def state_shapes(spec: ProgramSpec, params: Mapping[str, Params]) -> tuple[State
         call.role: spec.resolved_plan.mesh(call.name) for call in spec.calls if call.kind == "train"
     }
     shardings: States = {
-        role: sharding.state_shardings(network, shapes[role], optimizer, meshes[role])  # type: ignore[arg-type]
+        role: sharding.state_shardings(network, shapes[role], optimizer, meshes[role])
         for role, (network, optimizer) in spec.trained.items()
     }
     return shapes, shardings

@@ -254,7 +254,7 @@ def load(workspace: Workspace) -> tuple[Params, Standard]:
             workspace.pretrained.reward_model, workspace.reward_network, workspace.mesh
         ), standard
     made.check_finished(workspace.directory, STAGE)
-    abstract = sharding.abstract_params(workspace.value_model, workspace.mesh)  # type: ignore[arg-type]
+    abstract = sharding.abstract_params(workspace.value_model, workspace.mesh)
     return restore_params(workspace.directory / "checkpoints" / STAGE, abstract)[0], standard
 
 

@@ -114,6 +114,7 @@ def talk():
     )
     given = np.arange(8 * 3, dtype=np.float32).reshape(8, 3) / 24
     fed = distributed.feed(given, rows)
+    assert isinstance(fed, jax.Array)
     np.testing.assert_array_equal(distributed.fetch({"a": fed, "b": 5})["a"], given)
     np.testing.assert_array_equal(per_host.to_local(fed), given[4 * process :][:4])
     np.testing.assert_array_equal(per_host.local_rows(given), given[4 * process :][:4])

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from matplotlib.typing import LegendLocType
 
 from experiments.studies.offpolicyness.measures import SYMBOL, Group
 from rlhf_jax.report.plots import style
@@ -44,7 +45,7 @@ def mean_curve(results: Sequence[Result], *names: str) -> list[np.ndarray]:
     ]
 
 
-def legend(ax: Axes, location: str = "best", columns: int = 1) -> None:
+def legend(ax: Axes, location: LegendLocType = "best", columns: int = 1) -> None:
     ax.legend(loc=location, fontsize=7.5, frameon=False, labelcolor=INK, ncols=columns)
 
 

@@ -26,7 +26,7 @@ from rlhf_jax.devices.transfer.intersections import (
     relative,
     size_of,
 )
-from rlhf_jax.types import Array
+from rlhf_jax.types import Array, Device
 
 Exchange = Callable[[Sequence[Array], Sequence[list[Array]] | None], list[list[Array]]]
 
@@ -57,7 +57,7 @@ def extra_bytes(leaf: Leaf, chunk_index: int = 0, num_chunks: int = 1) -> int:
       leaf: the array.
       chunk_index, num_chunks: the chunk whose pieces travel (see `intersections.chunk`).
     """
-    held: dict[jax.Device, int] = defaultdict(int)
+    held: dict[Device, int] = defaultdict(int)
     for box, source, target in pieces(
         leaf.shape, leaf.source, leaf.target, chunk_index, num_chunks
     ):
@@ -85,7 +85,7 @@ def make_exchange(leaves: Sequence[Leaf], chunk_index: int = 0, num_chunks: int 
         for device in devices_of(leaves[0].target)
     }
     # Of each piece that is copied: its source, and its index among the pieces which that sends.
-    route: list[tuple[jax.Device, int]] = []
+    route: list[tuple[Device, int]] = []
     # Given bare devices, `device_put` would copy one by one.
     targets: list[SingleDeviceSharding] = []
     for leaf_index, leaf in enumerate(leaves):
@@ -124,7 +124,7 @@ class _Cuts:
     program.
     """
 
-    def __init__(self, leaves: Sequence[Leaf], device: jax.Device) -> None:
+    def __init__(self, leaves: Sequence[Leaf], device: Device) -> None:
         self.leaves, self.device = leaves, device
         self.sent: dict[
             tuple[int, Box], int
@@ -151,7 +151,7 @@ class _Cuts:
                 results.append(shards[leaf_index][relative(box, within)].astype(leaf.carried))
         return results
 
-    def run(self, shards: Sequence[dict[jax.Device, Array]]) -> list[Array]:
+    def run(self, shards: Sequence[dict[Device, Array]]) -> list[Array]:
         sent = list(zip(self.sent, self.is_cut, strict=True))
         needed = {
             leaf_index: shards[leaf_index][self.device]
@@ -171,7 +171,7 @@ class _Joins:
     """
 
     def __init__(
-        self, leaves: Sequence[Leaf], device: jax.Device, chunk_index: int, num_chunks: int
+        self, leaves: Sequence[Leaf], device: Device, chunk_index: int, num_chunks: int
     ) -> None:
         self.leaves, self.device, self.chunk_index, self.num_chunks = (
             leaves,
@@ -256,7 +256,7 @@ class _Joins:
 
     def run(
         self,
-        shards: Sequence[dict[jax.Device, Array]],
+        shards: Sequence[dict[Device, Array]],
         arrived: Sequence[Array],
         buffers: list[Array],
     ) -> list[tuple[int, Array]]:

@@ -16,11 +16,11 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
-import jax
 from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 
 from rlhf_jax.devices.distributed import mesh_of
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.types import Device
 
 Box = tuple[tuple[int, int], ...]
 """(start, stop) of each dimension, in the whole array's indices; () for a scalar."""
@@ -30,11 +30,11 @@ class Piece(NamedTuple):
     """A box of the array that device `target` takes from device `source`, which may be itself."""
 
     box: Box
-    source: jax.Device
-    target: jax.Device
+    source: Device
+    target: Device
 
 
-def devices_of(sharding: Sharding) -> tuple[jax.Device, ...]:
+def devices_of(sharding: Sharding) -> tuple[Device, ...]:
     """The devices of a sharding in its order.
 
     Raises Refusal for a sharding whose order of devices is not public.
@@ -47,7 +47,7 @@ def devices_of(sharding: Sharding) -> tuple[jax.Device, ...]:
 
 
 @lru_cache(maxsize=4096)
-def boxes(sharding: Sharding, shape: tuple[int, ...]) -> Mapping[jax.Device, Box]:
+def boxes(sharding: Sharding, shape: tuple[int, ...]) -> Mapping[Device, Box]:
     """The box that each device of a sharding holds, in the sharding's order of devices.
 
     Args:
@@ -103,9 +103,9 @@ def chunk(box: Box, index: int, num_chunks: int) -> Box | None:
     return (*box[:dim], interval, *box[dim + 1 :]) if interval[0] < interval[1] else None
 
 
-def holders(sharding: Sharding, shape: tuple[int, ...]) -> dict[Box, list[jax.Device]]:
+def holders(sharding: Sharding, shape: tuple[int, ...]) -> dict[Box, list[Device]]:
     """The distinct boxes of a sharding, which partition the array, and the devices that hold each."""
-    devices_by_box: dict[Box, list[jax.Device]] = {}
+    devices_by_box: dict[Box, list[Device]] = {}
     for device, box in boxes(sharding, shape).items():
         devices_by_box.setdefault(box, []).append(device)
     return devices_by_box
@@ -133,7 +133,7 @@ def _pieces(
     shape: tuple[int, ...], source: Sharding, target: Sharding, index: int, num_chunks: int
 ) -> Iterator[Piece]:
     held = holders(source, shape)
-    sent: Counter[jax.Device] = Counter()
+    sent: Counter[Device] = Counter()
     for number, (device, whole) in enumerate(boxes(target, shape).items()):
         wanted = chunk(whole, index, num_chunks) if num_chunks > 1 else whole
         if wanted is None:
@@ -155,7 +155,7 @@ def _pieces(
 
 def moved_bytes(
     shape: tuple[int, ...], itemsize: int, source: Sharding, target: Sharding
-) -> Counter[tuple[jax.Device, jax.Device]]:
+) -> Counter[tuple[Device, Device]]:
     """Bytes that travel, by (from device, to device), under the plan of `pieces`.
 
     Pieces that stay on their device are not counted. The total is the minimum over all plans of
@@ -166,7 +166,7 @@ def moved_bytes(
       itemsize: bytes of an element.
       source, target: the array's shardings before and after.
     """
-    num_bytes: Counter[tuple[jax.Device, jax.Device]] = Counter()
+    num_bytes: Counter[tuple[Device, Device]] = Counter()
     for piece in pieces(shape, source, target):
         if piece.source != piece.target:
             num_bytes[piece.source, piece.target] += size_of(piece.box) * itemsize

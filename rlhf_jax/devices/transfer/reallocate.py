@@ -31,7 +31,7 @@ from rlhf_jax.devices.transfer import strategies
 from rlhf_jax.devices.transfer.copies import Leaf, extra_bytes
 from rlhf_jax.devices.transfer.intersections import devices_of
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.types import Array
+from rlhf_jax.types import Array, Device
 
 T = TypeVar("T")
 MAX_BYTES = 1 << 28
@@ -53,7 +53,7 @@ class Explained:
     path: str
     recipe: strategies.Recipe
     why: str
-    bytes_by_pair: Mapping[tuple[jax.Device, jax.Device], int]
+    bytes_by_pair: Mapping[tuple[Device, Device], int]
 
     @property
     def moved_bytes(self) -> int:
@@ -157,7 +157,7 @@ def to_device(tree: T, *, donate: bool = False) -> T:
     return _in_memory(tree, lambda device: device.default_memory().kind, donate)
 
 
-def _in_memory(tree: T, kind_of: Callable[[jax.Device], str], donate: bool) -> T:
+def _in_memory(tree: T, kind_of: Callable[[Device], str], donate: bool) -> T:
     arrays, structure = jax.tree.flatten(tree)
     shardings = []
     for array in arrays:

@@ -18,7 +18,7 @@ from rlhf_jax.devices.distributed import mesh_of
 from rlhf_jax.devices.transfer.copies import Leaf, as_bits, extra_bytes, from_bits, make_exchange
 from rlhf_jax.devices.transfer.intersections import boxes, devices_of, moved_bytes
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.types import Array
+from rlhf_jax.types import Array, Device
 
 Recipe = Literal["copy", "jit", "put", "two-phase", "pieces"]
 Program = Callable[[Sequence[Array], Sequence[Any]], Sequence[Any]]
@@ -60,7 +60,7 @@ def choose(leaf: Leaf) -> tuple[Recipe, str]:
     return "pieces", f"another layout: in pieces {least} bytes move, in two phases {phases} would"
 
 
-def bytes_by_pair(leaf: Leaf, recipe: Recipe) -> Counter[tuple[jax.Device, jax.Device]]:
+def bytes_by_pair(leaf: Leaf, recipe: Recipe) -> Counter[tuple[Device, Device]]:
     """Bytes by (from device, to device) that a recipe moves; see `reallocate.Explained`.
 
     Args:

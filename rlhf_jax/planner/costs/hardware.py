@@ -4,9 +4,8 @@ guesses are named as ours.
 
 from dataclasses import dataclass, replace
 
-import jax
-
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.types import Device
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ KINDS = (
 """(a part of the lower-case `device_kind`, the name in the table); the first match counts."""
 
 
-def of_device(device: jax.Device) -> Hardware:
+def of_device(device: Device) -> Hardware:
     """The figures of a JAX device. Raises Refusal where the table has none of its kind."""
     for part, name in KINDS:
         if part in device.device_kind.lower():

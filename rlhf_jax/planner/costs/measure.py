@@ -143,6 +143,7 @@ def time_call(
 def bytes_of(compiled: jax.stages.Compiled) -> int:
     """Bytes of a device that a compiled call takes beside its arguments."""
     memory = compiled.memory_analysis()
+    assert memory is not None, "the backend tells no memory of a compiled program"
     return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from rlhf_jax import randomness, registry
 from rlhf_jax.config import Count
@@ -150,7 +151,7 @@ def load_classifier(path: str, model: ValueModel, mesh: Mesh) -> Params:
     """The params of a published reward model on the mesh."""
     folder = Folder(Path(path))
     shapes = folders.value_shapes(model, folder)
-    return folders.load_value(folder, model, sharding.params_shardings(model, shapes, mesh))  # type: ignore[arg-type]
+    return folders.load_value(folder, model, sharding.params_shardings(model, shapes, mesh))
 
 
 class Judge:
@@ -177,7 +178,7 @@ class Judge:
         self._foreign = vocabularies.pattern(vocabularies.foreign_marks(self.tokenizer, tokenizer))
 
     @cached_property
-    def _compiled(self) -> Callable[[Array, Array], Array]:
+    def _compiled(self) -> Callable[[ArrayLike, ArrayLike], Array]:
         model = classifier(self.config.gold)
         params = load_classifier(self.config.gold, model, self.mesh)
         return partial(distributed.compiled(partial(learned.score_tokens, model)), params)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import optax
@@ -70,8 +70,9 @@ class SupervisedStage:
     @cached_property
     def shardings(self) -> TrainState:
         """Shardings of the state on the mesh of the run."""
-        model: Any = self.model
-        return sharding.state_shardings(model, self.shapes, self.optimizer, self.workspace.mesh)
+        return sharding.state_shardings(
+            self.model, self.shapes, self.optimizer, self.workspace.mesh
+        )
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
