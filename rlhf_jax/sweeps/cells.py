@@ -47,6 +47,8 @@ another variant.
 
 Base = tuple[int, str, str]
 """The seed, and the variants of policy and reward model, that the stages before a cell are of."""
+Indexed = tuple[Any, dict[str, list[cell_lines.Line]], Counter[Any]]
+"""The state of the file when it was read, its lines by cell, and how many each has."""
 
 
 class Cells:
@@ -59,11 +61,7 @@ class Cells:
         self.processor = provenance.processor()
         self._identities: dict[Cell, str] = {}
         self._golden: dict[str, str] = {}
-        self._indexed: tuple[Any, dict[str, list[cell_lines.Line]], Counter[Any]] = (
-            None,
-            {},
-            Counter(),
-        )
+        self._indexed: Indexed = (None, {}, Counter())
 
     def config(self, cell: Cell) -> ConfigDict:
         """The config of a cell, in its own directory."""

@@ -25,7 +25,7 @@ Layout = Callable[[Samples], Samples]
 
 @dataclass(frozen=True)
 class Files:
-    """What a run of the stage writes besides its metrics."""
+    """Files of a run of the stage besides its metrics."""
 
     checkpoints: Checkpoints
     saved_rounds: SavedRounds
