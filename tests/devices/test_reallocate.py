@@ -330,7 +330,7 @@ def test_small_leaves_go_together():
     targets = [target] * 30 + [sharding.replicated(other)] * 2 + [target]
     leaves = reallocate._leaves(shapes, sources, targets, None)
     steps = reallocate._steps(tuple(leaves), 1 << 30, False)
-    assert sorted(step.places for step in steps) == [tuple(range(32)), (32,)]
+    assert sorted(step.indices for step in steps) == [tuple(range(32)), (32,)]
 
 
 @pytest.mark.parametrize("first", [0, 4], ids=["overlapping", "disjoint"])

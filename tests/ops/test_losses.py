@@ -46,9 +46,9 @@ def test_cross_entropy_sums_over_unmasked_tokens():
 
 def test_ipo_by_hand():
     # β = ¼ asks for a margin of 2: (5 − 2)² with derivative 2 · 3, and nothing at 2.
-    loss_U, gradient_U = jax.vmap(jax.value_and_grad(lambda margin: losses.ipo(margin, 0.25)))(
-        jnp.array([5.0, 2.0])
-    )
+    loss_U, gradient_U = jax.vmap(
+        jax.value_and_grad(lambda margin: losses.ipo(margin[None], 0.25)[0])
+    )(jnp.array([5.0, 2.0]))
     np.testing.assert_allclose(loss_U, [9.0, 0.0])
     np.testing.assert_allclose(gradient_U, [6.0, 0.0])
 

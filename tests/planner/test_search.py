@@ -167,7 +167,7 @@ def test_exchanges_of_devices_are_used_where_costs_are_blind_to_them():
     assert second == {(0, 1), (0, 2), (2, 1), (2, 2), (0, 4), (4, 1), (4, 2), (4, 4), (0, 8)}
     assert (
         other.fresh([], generate).sum()
-        == (other.kept[generate]).sum()
+        == (other.worth_trying[generate]).sum()
         > same.fresh([], generate).sum()
     )
 

@@ -46,8 +46,10 @@ def tied(tmp_path_factory):
 def test_sharded_reading_is_the_same_and_reads_only_the_shards(neox, shape, monkeypatch):
     model, params = load(neox)
     mesh, read = tiny.make_mesh(shape), []
-    part = folders._part
-    monkeypatch.setattr(folders, "_part", lambda *args: read.append(part(*args)) or read[-1])
+    read_rows = folders._read_rows
+    monkeypatch.setattr(
+        folders, "_read_rows", lambda *args: read.append(read_rows(*args)) or read[-1]
+    )
     layout = sharding.params_shardings(model, jax.eval_shape(model.init, jax.random.key(0)), mesh)
     sharded = folders.load(folders.Folder(neox), model, layout)
     check_equal(sharded, params)
@@ -318,7 +320,7 @@ def test_numbers_that_are_not_floating(neox, tmp_path):
 def test_what_cannot_be_loaded_is_told_without_reading_a_tensor(
     neox, classifier, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(folders, "_part", lambda *_: pytest.fail("a tensor was read"))
+    monkeypatch.setattr(folders, "_read_rows", lambda *_: pytest.fail("a tensor was read"))
     path = copied(neox, tmp_path)
     rewrite(path, lambda tensors: tensors.pop("embed_out.weight"))
     folders.check_decoder(folders.Folder(neox))

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from rlhf_jax import build
 from rlhf_jax.planner.costs import hardware
 from rlhf_jax.refusal import MissingInput, Refusal
+from rlhf_jax.runtime import supervised
 from rlhf_jax.stages import comparisons, reward_model, sft
 from rlhf_jax.stages.checks import settings, task
 from rlhf_jax.stages.common import planning
@@ -403,7 +404,9 @@ def test_texts_are_encoded_once(config, monkeypatch):
 def test_a_cadence_of_0_is_only_at_the_end(config, monkeypatch, stage, every, expected):
     workspace, stages, _ = build.parts(config)
     comparisons.run(workspace, stages.comparisons, {})
-    monkeypatch.setattr(stage, "train", lambda **given: pytest.fail(str(given["checkpoint_every"])))
+    monkeypatch.setattr(
+        supervised, "train", lambda **given: pytest.fail(str(given["checkpoint_every"]))
+    )
     of_stage = dataclasses.replace(getattr(stages, stage.STAGE), checkpoint_every=every)
     with pytest.raises(pytest.fail.Exception, match=f"^{expected}$"):
         stage.run(workspace, of_stage, *([{}] if stage is reward_model else []))
