@@ -4,6 +4,7 @@ says what it is for.
 
 import ast
 import collections
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ LAYERS = {
     "rlhf_jax.report": 7,
     "rlhf_jax.stages": 8,
     "rlhf_jax.rewards.common.nodes": 8,
+    "rlhf_jax.building": 9,
     "rlhf_jax.build": 9,
     "rlhf_jax.config_modules": 9,
     "rlhf_jax.face": 9,
@@ -214,3 +216,11 @@ def test_every_module_says_what_it_is_for(name):
     assert len(docstring.split()) >= 3
     assert "TYPE_CHECKING" not in source
     assert not name.endswith("utils")
+
+
+def test_no_module_is_ignored_by_git():
+    """An ignored module works where it was written, and is absent from every clone."""
+    names = [str(path.relative_to(ROOT)) for path in MODULES.values()]
+    command = ["git", "check-ignore", "--no-index", "--stdin"]
+    done = subprocess.run(command, cwd=ROOT, input="\n".join(names), capture_output=True, text=True)
+    assert done.stdout == ""

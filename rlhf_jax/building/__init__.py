@@ -1,0 +1,1 @@
+"""Pieces of `rlhf_jax.build`: nodes, validation, components, directory, running."""

@@ -1,0 +1,204 @@
+"""Makes the parts of a run from a config's values: task, tokenizer, model, mesh, stages, algorithm."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rlhf_jax import registry
+from rlhf_jax.algorithms.common.checked import checked as checked_losses
+from rlhf_jax.building.nodes import defaults, named
+from rlhf_jax.building.validation import check_task
+from rlhf_jax.config import fill
+from rlhf_jax.devices import mesh
+from rlhf_jax.models.common import family as families
+from rlhf_jax.models.common.value_head import ValueModel
+from rlhf_jax.ops.corrections import Correction, resolve
+from rlhf_jax.planner.costs.hardware import Hardware
+from rlhf_jax.refusal import Refusal
+from rlhf_jax.rewards.common.nodes import reward_configs, reward_nodes
+from rlhf_jax.run_directory import environment
+from rlhf_jax.stages import comparisons, reward_model, rlhf, sft
+from rlhf_jax.stages.api import Lengths, Workspace
+from rlhf_jax.stages.checks import vocabularies
+from rlhf_jax.stages.common import (
+    beginning,
+    evaluator,
+    planning,
+    pretrained_models,
+    stored_config,
+)
+from rlhf_jax.stages.settings.stages import Stages
+from rlhf_jax.text import encoding, tokenizers
+from rlhf_jax.types import Algorithm
+
+
+def workspace(values: dict[str, Any]) -> Workspace:
+    """The run's shared parts; `values` is completed with what only they know (the vocabulary's
+    size).
+    """
+    environment.pin()
+    task = registry.make("tasks", *named("tasks", values["task"], "task"))
+    check_task(task, values["task"]["name"])
+    pretrained = fill(pretrained_models.Config, values["pretrained"], "pretrained")
+    values["model"] = pretrained_models.model_values(values["model"], pretrained)
+    if values["tokenizer"]["kind"] == "hf" and not values["tokenizer"]["path"]:
+        values["tokenizer"]["path"] = pretrained.policy
+    policy_folder = Path(pretrained.policy) if pretrained.policy else None
+    tokenizer = tokenizers.make(
+        fill(tokenizers.Config, values["tokenizer"], "tokenizer"), task.vocabulary, policy_folder
+    )
+    family_values = dict(values["model"])
+    architecture = families.find(family_values.pop("family"))
+    if family_values["vocab_size"] == 0:
+        family_values["vocab_size"] = values["model"]["vocab_size"] = tokenizer.vocab_size
+    tokenizer = tokenizers.within(tokenizer, family_values["vocab_size"])
+    lengths = fill(Lengths, values["lengths"], "lengths")
+    if hasattr(task, "fitted"):
+        task = task.fitted(partial(encoding.count_tokens, tokenizer), lengths.max_prompt_tokens)
+    pretrained_models.check(pretrained, tokenizer, task)
+    vocabularies.check_template(task, tokenizer)
+    return Workspace(
+        directory=Path(values["directory"]),
+        seed=values["seed"],
+        task=task,
+        tokenizer=tokenizer,
+        model=architecture.checked(fill(architecture.config, family_values, "model")),
+        mesh=mesh.make_mesh(fill(mesh.Config, values["mesh"], "mesh")),
+        lengths=lengths,
+        pretrained=pretrained,
+        begin=stored_config.begun_from(values, defaults),
+    )
+
+
+def resolve_auto(values: dict[str, Any]) -> None:
+    """Replaces every "auto" of a config's values by its meaning for the run's schedule and
+    precision.
+    """
+    if "correction" not in values["algorithm"]:
+        return
+    schedule, given = (
+        values["rlhf"],
+        fill(Correction, values["algorithm"]["correction"], "algorithm.correction"),
+    )
+    resolved = resolve(
+        given,
+        lag=schedule["lag"],
+        scheduled=bool(schedule["version_schedule"] or schedule["replay_schedule_of"]),
+        exact_sampler=exact_sampler(values),
+    )
+    values["algorithm"]["correction"] = dataclasses.asdict(resolved)
+
+
+def exact_sampler(values: dict[str, Any]) -> bool:
+    """True where sampler and trainer compute a token's log-probability from the same float32
+    numbers.
+    """
+    return values["model"]["dtype"] == "float32" and values["rlhf"]["publish_dtype"] == "float32"
+
+
+def inexact_ratio(values: dict[str, Any]) -> str:
+    """A sentence about a ratio to the behavior policy that is not 1 before the first update; ""
+    where there is none.
+    """
+    if values["algorithm"].get("correction", {}).get("ratio_to") != "behavior" or exact_sampler(
+        values
+    ):
+        return ""
+    kind = (
+        values["model"]["dtype"]
+        if values["model"]["dtype"] != "float32"
+        else values["rlhf"]["publish_dtype"]
+    )
+    return (
+        f"algorithm.correction.ratio_to is 'behavior' and the sampler computes in {kind}: ratios "
+        "differ from 1 before the "
+        "first update, and those of long completions leave the clip; ratio_to=proximal takes them "
+        "from the trainer's params"
+    )
+
+
+def algorithm(values: dict[str, Any]) -> Algorithm:
+    """The algorithm that a node names."""
+    made = registry.make("algorithms", *named("algorithms", values, "algorithm"))
+    if not isinstance(made, Algorithm):
+        raise Refusal(
+            f"algorithm.name is {values['name']!r}, which makes a {type(made).__name__}; accepted: "
+            "an Algorithm"
+        )
+    return made if registry.is_of_package("algorithms", values["name"]) else checked_losses(made)
+
+
+def stages(values: dict[str, Any]) -> Stages:
+    """The settings of every stage."""
+    values["reward_settings"] = reward_nodes(values["reward"], values["reward_settings"])
+    begin = stored_config.begun_from(values, defaults)
+    return Stages(
+        sft=fill(sft.Config, values["sft"], "sft"),
+        comparisons=fill(comparisons.Config, values["comparisons"], "comparisons"),
+        reward_model=fill(reward_model.Config, values["reward_model"], "reward_model"),
+        rlhf=fill(rlhf.Config, values["rlhf"], "rlhf"),
+        evaluate=fill(evaluator.Config, values["evaluate"], "evaluate"),
+        reward=values["reward"],
+        reward_settings=reward_configs(values["reward"], values["reward_settings"]),
+        plan=values["plan"],
+        best_of_n=tuple(values["best_of_n"]),
+        best_of_n_prompts=values["best_of_n_prompts"],
+        taken=beginning.taken(begin),
+    )
+
+
+def parts(config: ConfigDict) -> tuple[Workspace, Stages, Algorithm]:
+    """The parts of a run, not checked against each other; nothing is written."""
+    return parts_of_values(config.to_dict())
+
+
+def parts_of_values(values: dict[str, Any]) -> tuple[Workspace, Stages, Algorithm]:
+    """`parts` of a config's values, which are completed and resolved."""
+    shared, settings = workspace(values), stages(values)
+    resolve_auto(values)
+    return shared, settings, algorithm(values["algorithm"])
+
+
+def problem(
+    config: ConfigDict, device: Hardware, num_devices: int, completion_lengths: Sequence[int] = ()
+) -> planning.Problem:
+    """The planning problem of a config's RLHF stage; its devices and its models' folders need not
+    exist here.
+
+    Args:
+      config: of a run.
+      device: the hardware to plan for.
+      num_devices: of it.
+      completion_lengths: tokens of completions that were seen; (): all have the greatest length.
+
+    A reward model whose folder is not there is taken to be as large as the policy. Raises Refusal
+    for a config that cannot run, or FileNotFoundError for a model that only a folder tells.
+    """
+    values = config.to_dict()
+    settings = stages(values)
+    resolve_auto(values)
+    pretrained, model_values = (
+        fill(pretrained_models.Config, values["pretrained"], "pretrained"),
+        dict(values["model"]),
+    )
+    if model_values["family"] == "pretrained" or not model_values["vocab_size"]:
+        network = workspace(values | {"mesh": dataclasses.asdict(mesh.Config())}).model
+    else:
+        family = families.find(model_values.pop("family"))
+        network = family.make(fill(family.config, model_values, "model"))
+    reward = None
+    if settings.learned:
+        there = pretrained.reward_model and Path(pretrained.reward_model).exists()
+        reward = (
+            pretrained_models.classifier(pretrained.reward_model, dtype=network.dtype)
+            if there
+            else ValueModel(network)
+        )
+    lengths, chosen = fill(Lengths, values["lengths"], "lengths"), algorithm(values["algorithm"])
+    return planning.problem(
+        settings.rlhf, chosen, lengths, network, reward, device, num_devices, completion_lengths
+    )
