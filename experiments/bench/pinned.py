@@ -59,7 +59,7 @@ def serve(name: str, core: int) -> None:
 
 
 def ask(children: list[subprocess.Popen[str]]) -> list[float]:
-    """Seconds of a run of each child, all at once."""
+    """Seconds of one run of every child process. They run at the same time."""
     for child in children:
         assert child.stdin is not None
         child.stdin.write("go\n")

@@ -100,7 +100,7 @@ def drawing(svg: str, description: str, note: str = "", wide: bool = False) -> s
 
 
 def pictures(drawings: Iterable[str], least: str) -> str:
-    """Figures in as many columns as a page has room for, each at least so wide."""
+    """Pictures in as many columns as the page has room for. Each has at least this width."""
     return f'<div class="pictures" style="--least: {least}">{"".join(drawings)}</div>'
 
 

@@ -120,8 +120,9 @@ class Space:
         return resident
 
     def best(self) -> list[tuple[float, Choice]]:
-        """The choices that were asked for, the fastest first; of those that give every call as many
-        devices, one.
+        """The choices that were asked for, fastest first.
+
+        Among choices that give every call the same number of devices, only one is kept.
         """
         return sorted(self._best.values())
 
