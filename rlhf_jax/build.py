@@ -7,7 +7,6 @@ The pieces stand in `building/`: `nodes` makes configs, `validation` checks thei
 
 from rlhf_jax.building.components import (
     algorithm,
-    exact_sampler,
     inexact_ratio,
     parts,
     problem,
@@ -47,7 +46,6 @@ __all__ = [
     "config_of",
     "default",
     "defaults",
-    "exact_sampler",
     "inexact_ratio",
     "known_keys",
     "model",

@@ -245,6 +245,11 @@ Metric = Mean | Max | EffectiveShare | Quantile
 Metrics = Mapping[str, Metric]
 
 
+def every_sample(samples_per_prompt: int) -> int:
+    """Rows of a prompt where each of its samples is a row."""
+    return samples_per_prompt
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """An algorithm: what it needs, and two pure functions.
@@ -264,9 +269,8 @@ class Algorithm:
     aggregation: Aggregation
     credit: Callable[[Samples, Scores], Batch]
     losses: Mapping[str, Callable[[Outputs, Batch], tuple[Array, Metrics]]]
-    rows_per_prompt: Callable[
-        [int], int
-    ]  # samples_per_prompt -> rows that `credit` makes of a prompt
+    # samples_per_prompt -> rows that `credit` makes of a prompt
+    rows_per_prompt: Callable[[int], int] = every_sample
     min_samples_per_prompt: int = 1
     group_baseline: bool = False
     ratio: bool = False

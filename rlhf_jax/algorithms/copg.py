@@ -57,7 +57,6 @@ def copg(config: Config) -> Algorithm:
             aggregation="sequence",
             credit=credit,
             losses={"policy": loss},
-            rows_per_prompt=lambda samples_per_prompt: samples_per_prompt,
             min_samples_per_prompt=2,
             group_baseline=True,
         )

@@ -125,7 +125,6 @@ def group_policy_gradient(
             aggregation=aggregation,
             credit=credit,
             losses={"policy": loss},
-            rows_per_prompt=lambda samples_per_prompt: samples_per_prompt,
             min_samples_per_prompt=2,
             group_baseline=True,
             ratio=True,

@@ -82,7 +82,6 @@ def ppo(config: Config) -> Algorithm:
             aggregation="token",
             credit=credit,
             losses={"policy": policy, "critic": critic},
-            rows_per_prompt=lambda samples_per_prompt: samples_per_prompt,
             ratio=True,
         )
     )

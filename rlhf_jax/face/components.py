@@ -251,11 +251,11 @@ def for_schedule(
       exact_sampler: True where the sampler's log-probabilities are the trainer's up to float32
         rounding.
     """
-    config = algorithm.config if isinstance(algorithm, NamedAlgorithm) else None
-    correction = getattr(config, "correction", None)
-    if config is None or not isinstance(correction, Correction):
+    if not isinstance(algorithm, NamedAlgorithm) or algorithm.config is None:
         return algorithm
-    assert isinstance(algorithm, NamedAlgorithm)
+    config, correction = algorithm.config, getattr(algorithm.config, "correction", None)
+    if not isinstance(correction, Correction):
+        return algorithm
     resolved = resolve(correction, lag=lag, scheduled=scheduled, exact_sampler=exact_sampler)
     values = plain(config) | {"correction": plain(resolved)}
     return make_named(

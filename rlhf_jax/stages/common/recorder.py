@@ -123,7 +123,7 @@ class Recorder:
         ):  # dispatched before, and waited for here
             figures: dict[str, Any] = distributed.fetch(round_figures)
             metrics: dict[str, Any] = distributed.fetch(event.metrics)
-        values = {name: float(cast(Any, value)) for name, value in figures.items()}
+        values = {name: float(value) for name, value in figures.items()}
         values |= {name: metric.value() for name, metric in metrics.items()}
         clock = self.program.spec.clock
         schedule = learning_rate_schedule(
