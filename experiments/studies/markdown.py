@@ -40,6 +40,8 @@ def number(value: float, digits: int, signed: bool = False) -> str:
 class Contrast:
     """A difference that is tested: its name, one value per seed, and the margin within which it
     counts as none.
+
+    `note` follows the result on the page, such as a run that failed.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Contrast:
     margin: float
     unit: str
     digits: int = 2
+    note: str = ""
 
 
 def verdict(contrast: Contrast, adjusted: float) -> str:
@@ -80,7 +83,7 @@ def contrasts_table(contrasts: Sequence[Contrast]) -> str:
                 difference,
                 probability(p),
                 probability(corrected),
-                verdict(contrast, corrected),
+                "; ".join(filter(None, (verdict(contrast, corrected), contrast.note))),
             ]
         )
     return table(("contrast", "difference, 95 % interval", "p", "p, Holm", "result"), rows)
@@ -94,7 +97,7 @@ def conclusion(contrasts: Sequence[Contrast]) -> str:
         difference = with_interval(contrast.values, contrast.digits, signed=True)
         said.append(
             f"* {contrast.name.partition('. ')[2]}: {difference} {contrast.unit}. Result: "
-            f"{verdict(contrast, corrected)}."
+            f"{'; '.join(filter(None, (verdict(contrast, corrected), contrast.note)))}."
         )
     return "\n".join(said)
 

@@ -188,6 +188,40 @@ def test_collapsed_runs_are_shown_one_by_one(results):
     assert "| best of n | 1 | 0, 0 | see below | – | – | – | – | 1 of 4 |" in text
 
 
+def fallen_at_the_end(results, arm):
+    """The results with a collapsed run in an arm: a win-rate of 0.21 at the end of one."""
+    fallen = next(result for result in results if result["arm"] == arm)
+    rest = [result for result in results if result is not fallen]
+    return [
+        *rest,
+        fallen | {"curve": [*fallen["curve"][:-1], fallen["curve"][-1] | {"win_rate": 0.21}]},
+    ]
+
+
+def test_the_mean_of_an_arm_with_a_collapsed_run_is_quoted_nowhere(results):
+    """Neither in the tables nor in the pictures, and its primary contrast is marked."""
+    changed = fallen_at_the_end(results, "rloo-num_minibatches64")
+    text = findings.pages(changed)["offpolicyness.md"]
+    rows = [line for line in text.splitlines() if line.startswith("| rloo | 64 |")]
+    assert [row.count("see below") for row in rows] == [4]
+    assert "| rloo-num_minibatches64 | 0.001 | 4 | see above | see above |" in text
+    marked = [line for line in text.splitlines() if "1 of its runs collapsed" in line]
+    assert [line[:4] for line in marked] == ["* dr", "| 3."]
+
+
+def test_a_collapsed_run_is_drawn_as_single_seeds(results):
+    changed = fallen_at_the_end(results, "rloo-num_minibatches64")
+    axis = measures.groups(changed, "num_minibatches")
+    (ax, *_) = plots.final_figures(axis).axes
+    hollow = [line for line in ax.lines if line.get_markerfacecolor() == "none"]
+    assert [len(line.get_ydata()) for line in hollow] == [4]
+    assert 0.21 in hollow[0].get_ydata()
+    panel = next(ax for ax in plots.against(axis, "kl").axes if ax.get_title("left") == "rloo")
+    named = [line.get_label() for line in panel.lines]
+    assert "N 64, each seed" in named
+    assert "N 64" not in named
+
+
 def test_a_rate_on_an_edge_is_marked(results):
     """Tried at 1e-3 and 2e-3, reported at 1e-3."""
     tried = [

@@ -23,12 +23,13 @@ from experiments.studies.offpolicyness.measures import (
     drop,
     groups,
 )
-from rlhf_jax.report.statistics import Result, by_seed, differences, final
+from rlhf_jax.report.statistics import OfSeed, Result, by_seed, differences, final
 
 RATE = "rlhf.optimizer.learning_rate"
 ROBUST = "online_dpo"  # the algorithm that the paper finds to lose least
 PAPER_CORRECTION = "proximal"  # of the paper's code
 MARGIN = 0.02  # of win-rate
+BELOW = "see below"  # where a mean is not quoted, since a run has collapsed
 PAPER = {  # algorithm -> data age -> win-rate, perplexity
     "online_dpo": {1: (0.85, 1.13), 2: (0.85, 1.13), 16: (0.82, 1.12)},
     "ppo": {1: (0.86, 1.14), 2: (0.84, 1.14), 16: (0.76, 1.10)},
@@ -48,35 +49,30 @@ def group(groups: Sequence[Group], algorithm: str, correction: str = "") -> Grou
 def primary_contrasts(lags: Sequence[Group], minibatches: Sequence[Group]) -> list[Contrast]:
     """The six primary contrasts, of drops in win-rate."""
     lag, count = max(lags[0].values), max(minibatches[0].values)
-    named_values = []
+    contrasts: list[Contrast] = []
+
+    def add(name: str, values: OfSeed, value: int, *compared: Group) -> None:
+        fallen = sum(each.num_collapsed(v) for each in compared for v in (each.first, value))
+        note = f"{fallen} of its runs collapsed" if fallen else ""
+        number = len(contrasts) + 1
+        contrasts.append(Contrast(f"{number}. {name}", values, MARGIN, "of win-rate", 3, note=note))
+
+    for axis, value, at, correction, label in (
+        (lags, lag, f"lag {lag}", PAPER_CORRECTION, " (proximal)"),
+        (minibatches, count, f"N {count}", "", ""),
+    ):
+        robust = group(axis, ROBUST)
+        for algorithm in ("rloo", "ppo"):
+            each = group(axis, algorithm, correction)
+            name = f"drop of {algorithm.upper()}{label} − drop of Online DPO, {at}"
+            values = difference_of_drops(each, robust, value, "win_rate")
+            add(name, values, value, each, robust)
     for algorithm in ("rloo", "ppo"):
-        values = difference_of_drops(
-            group(lags, algorithm, PAPER_CORRECTION), group(lags, ROBUST), lag, "win_rate"
-        )
-        named_values.append(
-            (f"drop of {algorithm.upper()} (proximal) − drop of Online DPO, lag {lag}", values)
-        )
-    for algorithm in ("rloo", "ppo"):
-        values = difference_of_drops(
-            group(minibatches, algorithm), group(minibatches, ROBUST), count, "win_rate"
-        )
-        named_values.append(
-            (f"drop of {algorithm.upper()} − drop of Online DPO, N {count}", values)
-        )
-    for algorithm in ("rloo", "ppo"):
-        pair = [
-            drop(group(lags, algorithm, name), lag, "win_rate") for name in ("behavior", "truncate")
-        ]
-        named_values.append(
-            (
-                f"drop of {algorithm.upper()} with behavior − with truncate, lag {lag}",
-                differences(*pair),
-            )
-        )
-    return [
-        Contrast(f"{n}. {name}", values, MARGIN, "of win-rate", 3)
-        for n, (name, values) in enumerate(named_values, 1)
-    ]
+        pair = [group(lags, algorithm, name) for name in ("behavior", "truncate")]
+        name = f"drop of {algorithm.upper()} with behavior − with truncate, lag {lag}"
+        values = differences(*(drop(each, lag, "win_rate") for each in pair))
+        add(name, values, lag, *pair)
+    return contrasts
 
 
 def one_step_late(lags: Sequence[Group]) -> str:
@@ -100,19 +96,20 @@ def drops_table(groups: Sequence[Group]) -> str:
     rows = []
     for each in groups:
         for value in each.values:
-            age, runs = each.age(value), each.arms[value]
-            fallen = sum(map(collapsed, runs))
+            age, fallen = each.age(value), each.num_collapsed(value)
             cells = [each.name, str(value), f"{age['mean']:.3g}, {age['max']:g}"]
-            cells.append(
-                with_interval(each.figure(value, "win_rate"), 3) if not fallen else "see below"
-            )
+            at_kl, unread = at_one_kl(each, value)
+            rate = with_interval(each.figure(value, "win_rate"), 3)
+            cells.append(BELOW if fallen else rate)
             if value == each.first:
                 cells += ["–", "–", "–", "–"]
+            elif fallen:
+                cells += [BELOW, BELOW, BELOW, str(len(unread))]
             else:
-                at_kl, unread = at_one_kl(each, value)
                 cells += [with_interval(drop(each, value, "win_rate"), 3, signed=True)]
                 cells += [with_interval(drop(each, value, "gold_mean"), 2, signed=True)]
                 cells += [with_interval(at_kl, 2, signed=True), str(len(unread))]
+            runs = each.arms[value]
             rows.append([*cells, f"{fallen} of {len(runs)}"])
     return table(head, rows)
 
@@ -133,6 +130,9 @@ def arms_table(results: Sequence[Result], edges: dict[str, bool]) -> str:
     for arm, runs in split(results).items():
         rate = f"{runs[0]['setting'][RATE]:g}{' (edge)' if edges.get(arm) else ''}"
         cells = [arm, rate, str(len(runs))]
+        if any(map(collapsed, runs)):
+            rows.append([*cells, *["see above"] * 4])
+            continue
         for name, digits in (("win_rate", 3), ("gold_mean", 2), ("reward_mean", 2), ("kl", 2)):
             cells.append(
                 with_interval(by_seed(runs, lambda result, name=name: final(result, name)), digits)

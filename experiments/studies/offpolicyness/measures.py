@@ -66,6 +66,10 @@ class Group:
         """Mean and largest age of an arm's updates."""
         return self.arms[value][0]["ages"]
 
+    def num_collapsed(self, value: int) -> int:
+        """Collapsed runs of an arm. The mean of an arm with any is not quoted (protocol.md)."""
+        return sum(map(collapsed, self.arms[value]))
+
 
 def correction_of(result: Result) -> str:
     """The name of a stale result's correction; "" at lag 0, and for an algorithm without a ratio."""

@@ -58,7 +58,9 @@ def against(groups: Sequence[Group], divergence: str) -> Figure:
       divergence: "kl", true KL of samples at temperature 1; or "kl_perplexity", the paper's
         measure.
 
-    The segment between the SFT policy and the first evaluation in training is dotted.
+    The segment between the SFT policy and the first evaluation in training is dotted. An arm with a
+    collapsed run has a thin line for each seed in the place of the mean, cut at the limits of the
+    means' panels.
     """
     figure, axes = style.panels(len(groups), 4 if len(groups) > 3 else len(groups), 3.6)
     for ax, group in zip(axes, groups, strict=True):
@@ -68,9 +70,11 @@ def against(groups: Sequence[Group], divergence: str) -> Figure:
             KL if divergence == "kl" else "KL as perplexity, greedy",
             "gold win-rate",
         )
-        for place, value in enumerate(group.values):
+        for index, value in enumerate(group.values):
+            if group.num_collapsed(value):
+                continue
+            seen = look(index, len(group.values))
             kl, figures = mean_curve(group.arms[value], divergence, "win_rate")
-            seen = look(place, len(group.values))
             ax.plot(kl[:2], figures[:2], ":", color=seen["color"], linewidth=1)
             ax.plot(
                 kl[1:],
@@ -89,11 +93,39 @@ def against(groups: Sequence[Group], divergence: str) -> Figure:
                 zorder=3,
                 **seen,
             )
-        legend(ax)
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     if len(groups) > 1:
         share_limits(axes)
+    for ax, group in zip(axes, groups, strict=True):
+        ax.autoscale(False)  # a collapsed run may be far outside of all others
+        for index, value in enumerate(group.values):
+            if group.num_collapsed(value):
+                label = f"{SYMBOL[group.axis]} {value}, each seed"
+                seen = look(index, len(group.values))
+                seed_by_seed(ax, group.arms[value], divergence, label, seen)
+        legend(ax)
     return figure
+
+
+def seed_by_seed(
+    ax: Axes, results: Sequence[Result], divergence: str, label: str, seen: dict[str, Any]
+) -> None:
+    """A thin line for each run of an arm, its end marked by a hollow marker.
+
+    Args:
+      ax: the panel.
+      results: runs of one arm; a diverged one is left out.
+      divergence: as in `against`.
+      label: of the arm, for the legend.
+      seen: colour and marker of the arm.
+    """
+    labels = iter([label])  # one entry of the legend for all of them
+    for result in results:
+        if not result.get("diverged"):
+            kl, figures = mean_curve([result], divergence, "win_rate")
+            line = seen | {"marker": "", "label": next(labels, "_seed")}
+            ax.plot(kl[1:], figures[1:], linewidth=0.7, alpha=0.6, **line)
+            ax.plot(kl[-1:], figures[-1:], markersize=5, markerfacecolor="none", **seen)
 
 
 def share_limits(axes: Sequence[Axes]) -> None:
@@ -108,25 +140,31 @@ def by_value(ax: Axes, groups: Sequence[Group], name: str) -> None:
     """Means of a last figure with 95 % intervals against the axis's values, side by side for each
     group.
 
-    A colour and marker for each algorithm, a kind of line for each correction.
+    A colour and marker for each algorithm, a kind of line for each correction. Hollow markers are the
+    single seeds of an arm with a collapsed run.
     """
     values = sorted({value for group in groups for value in group.values})
     algorithms = list(dict.fromkeys(group.algorithm for group in groups))
-    for place, group in enumerate(groups):
-        means, halves = zip(
-            *(interval(group.figure(value, name)) for value in group.values), strict=True
-        )
-        shift = 0.5 * (place / max(1, len(groups) - 1) - 0.5)
+    for index, group in enumerate(groups):
+        shift = 0.5 * (index / max(1, len(groups) - 1) - 0.5)
         number = algorithms.index(group.algorithm)
         look_of_group: dict[str, Any] = {
             "color": PART_COLORS[number],
             "marker": MARKERS[number],
             "label": group.name,
         }
+        whole = [value for value in group.values if not group.num_collapsed(value)]
+        for value in group.values:
+            if value not in whole:
+                ends = list(group.figure(value, name).values())
+                hollow = look_of_group | {"label": "_seeds", "markerfacecolor": "none"}
+                at = [values.index(value) + shift] * len(ends)
+                ax.plot(at, ends, linestyle="", markersize=5, **hollow)
+        intervals = [interval(group.figure(value, name)) for value in whole]
         ax.errorbar(
-            [values.index(value) + shift for value in group.values],
-            means,
-            np.nan_to_num(halves),
+            [values.index(value) + shift for value in whole],
+            [mean for mean, _ in intervals],
+            np.nan_to_num([half for _, half in intervals]),
             linestyle=LINES[group.correction],
             markersize=4,
             linewidth=1.2,
@@ -160,4 +198,6 @@ def final_figures(groups: Sequence[Group]) -> Figure:
         by_value(ax, groups, name)
     axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     legend_above(axes[0])
+    low, high = axes[0].get_ylim()
+    axes[0].set_yticks([tick for tick in axes[0].get_yticks() if low <= tick <= min(high, 1.0)])
     return figure
