@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import registry
 from rlhf_jax.config import Count, Seed, fill, flat
-from rlhf_jax.devices import mesh
+from rlhf_jax.devices import compile_cache, mesh
 from rlhf_jax.models.common import family as families
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards.api import LEARNED
@@ -37,6 +37,9 @@ class Run:
     plan: str = ""  # see `stages/settings`
     best_of_n: tuple[Count, ...] = (1, 2, 4, 8, 16)
     best_of_n_prompts: Count = 256
+    compile_cache: str = (
+        compile_cache.AUTO
+    )  # "auto", "off" or a folder: see `devices/compile_cache`
 
 
 def node(config: object, **first: object) -> ConfigDict:

@@ -18,9 +18,10 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NoReturn
 
 from rlhf_jax.refusal import ComponentError, Failed, NotFinite, Refusal, Stalled
@@ -148,6 +149,19 @@ def program(name: str) -> str:
     return (
         f"{SCRIPT} {name}" if Path(sys.argv[0]).name == SCRIPT else f"python -m experiments.{name}"
     )
+
+
+def use_compile_cache(config: Mapping[str, object] = MappingProxyType({})) -> None:
+    """Has JAX keep the programs that this command compiles: see `devices/compile_cache.py`.
+
+    Args:
+      config: whose key `compile_cache` says where; "auto" without it.
+
+    Raises Refusal for a given folder that cannot be written.
+    """
+    from rlhf_jax.devices import compile_cache
+
+    compile_cache.use(str(config.get("compile_cache", compile_cache.AUTO)))
 
 
 def is_started() -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from rlhf_jax.devices import distributed
+from rlhf_jax.devices import distributed, processor
 from rlhf_jax.refusal import Refusal
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -74,7 +74,7 @@ def snapshot() -> dict[str, Any]:
         "device": devices[0].device_kind,
         "num_devices": len(devices),
         "num_processes": jax.process_count(),
-        "processor": _processor(),
+        "processor": processor.kind(),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
@@ -129,25 +129,6 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return str(getattr(sys.modules.get(name), "__version__", "unknown"))
-
-
-def _processor() -> str:
-    """The processor's name, family, model and stepping: XLA compiles for the instructions that it
-    has.
-    """
-    try:
-        with open("/proc/cpuinfo") as file:
-            first = file.read().partition("\n\n")[0].splitlines()
-    except OSError:
-        first = []
-    fields = {
-        name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first)
-    }
-    name = fields.get("model name") or platform.processor() or platform.machine()
-    detail = [
-        f"{key} {fields[key]}" for key in ("cpu family", "model", "stepping") if key in fields
-    ]
-    return ", ".join([name, *detail])
 
 
 def mesh_on_each_host(shape: Mapping[str, int]) -> dict[str, int]:

@@ -349,13 +349,13 @@ def phases(cells: Cells, wanted: Sequence[Cell], num_parts: int) -> Iterator[lis
 
 
 def work(study: Study, wanted: Sequence[Cell]) -> None:
-    """The work of one worker on its cells (see `phases`), with the compile cache that the study's
+    """The work of one worker on its cells (see `phases`), with a compile cache that the study's
     workers have in common.
     """
-    import jax
+    from rlhf_jax.devices import compile_cache
 
-    jax.config.update("jax_compilation_cache_dir", str(study.directory / "compile_cache"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    if compile_cache.use(compile_cache.AUTO) is None:
+        compile_cache.use(str(study.directory / "compile_cache"))
     cells = Cells(study)
     for base in sorted({cells.base(cell) for cell in wanted if not cell.num_updates}):
         shared_stages(cells, *base)

@@ -4,11 +4,11 @@ import functools
 import hashlib
 import json
 import os
-import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from rlhf_jax.devices.processor import kind
 from rlhf_jax.refusal import MissingInput, Refusal
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -88,17 +88,5 @@ def _git(*arguments: str) -> str:
 def processor() -> str:
     """The kind of processor and the number of its threads: numbers of one seed agree to the bit on
     one kind only.
-
-    Makers' names are too coarse ("AMD EPYC" is several generations), so that family, model and
-    stepping are added.
     """
-    path = Path("/proc/cpuinfo")
-    first = path.read_text().partition("\n\n")[0].splitlines() if path.exists() else []
-    fields = {
-        name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first)
-    }
-    name = fields.get("model name") or platform.processor() or platform.machine()
-    detail = [
-        f"{key} {fields[key]}" for key in ("cpu family", "model", "stepping") if key in fields
-    ]
-    return ", ".join([name, *detail, f"{os.cpu_count()} threads"])
+    return f"{kind()}, {os.cpu_count()} threads"
