@@ -2,7 +2,9 @@
 resume.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rlhf_jax.devices import distributed
@@ -70,7 +72,8 @@ def train(
       report: is called with every update.
 
     Any of several processes may be asked to stop. They agree on it every `AGREE_EVERY` updates;
-    `step` and `rows` are collective.
+    `step` and `rows` are collective. In a single process the next update's rows are made in a
+    thread while the devices compute this one.
 
     Raises KeyboardInterrupt after saving, where SIGINT or SIGTERM asked for it.
     """
@@ -78,10 +81,10 @@ def train(
     checkpoints.set_aside_after(first)
     on_resume(first)
     try:
-        with asked_to_stop() as asked:
+        with asked_to_stop() as asked, ahead(rows, num_updates) as take:
             late: tuple[int, Metrics] | None = None
             for update in range(first, num_updates):
-                state, metrics = step(state, rows(update))
+                state, metrics = step(state, take(update))
                 if late is not None:
                     report(late[0], distributed.fetch(late[1]))
                 late = (update, metrics)
@@ -95,6 +98,35 @@ def train(
     finally:
         checkpoints.wait()  # an interrupt must not tear down the threads of a save under way
     return state
+
+
+@contextmanager
+def ahead(rows: Callable[[int], Rows], num_updates: int) -> Iterator[Callable[[int], Rows]]:
+    """`rows` that makes the next update's rows in a thread once it has given those of an update.
+
+    With several processes `rows` itself: it is collective, and collectives of two threads may come
+    in another order in another process.
+
+    Args:
+      rows: of an update, a function of its number alone. What it raises comes out where the rows
+        are asked for.
+      num_updates: of the whole stage.
+    """
+    if distributed.several():
+        yield rows
+        return
+    pool, made = ThreadPoolExecutor(1, "rows"), dict[int, Future[Rows]]()
+
+    def take(update: int) -> Rows:
+        current = (made.pop(update, None) or pool.submit(rows, update)).result()
+        if update + 1 < num_updates:
+            made[update + 1] = pool.submit(rows, update + 1)
+        return current
+
+    try:
+        yield take
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _stopping(done: int, asked: Callable[[], bool]) -> bool:

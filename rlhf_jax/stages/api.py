@@ -201,6 +201,19 @@ class PromptStream:
             for index in self.indices(start, count)
         ]
 
+    def one_reference(self, start: int, numbers: Sequence[int]) -> list[str | None]:
+        """One reference of each of consecutive prompts; None where a prompt has none.
+
+        Args:
+          start: the first position in the stream.
+          numbers: of the prompts' references; past the last one they begin again with the first.
+        """
+        indices = self.indices(start, len(numbers))
+        return [
+            reading.reference(self.workspace.task, self.split, index, number)
+            for index, number in zip(indices, numbers, strict=True)
+        ]
+
     def records_of(self, samples: Samples) -> list[Mapping[str, Any]]:
         """The fields of the row of every sample's prompt: see `tasks.api.Task`."""
 

@@ -41,8 +41,8 @@ def loss(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
 
 
 def rows(workspace: Workspace, stream: PromptStream, config: Config, update: int) -> Batch:
-    """The rows of an update: consecutive prompts of the stream, each with one of its references in
-    turn.
+    """The rows of an update: consecutive prompts of the stream, each with one of its references,
+    with the next one in the next epoch.
 
     Args:
       workspace: of the run.
@@ -53,18 +53,16 @@ def rows(workspace: Workspace, stream: PromptStream, config: Config, update: int
     start, count = update * config.rows_per_update, config.rows_per_update
     prompts = stream.prompts(start, count)
     epoch_length = workspace.task.num_prompts(stream.split)
-    of_prompts = stream.references(start, count)
-    if not all(of_prompts):
-        place = start + of_prompts.index(())
+    texts = stream.one_reference(
+        start, [place // epoch_length for place in range(start, start + count)]
+    )
+    if None in texts:
+        prompt = stream.texts(start + texts.index(None), 1)[0]
         raise ComponentError(
             f"the task {type(workspace.task).__name__} gives no reference for prompt "
-            f"{stream.texts(place, 1)[0]!r:.60}, which "
-            "SFT is to learn; accepted: one text or more"
+            f"{prompt!r:.60}, which SFT is to learn; accepted: one text or more"
         )
-    chosen = [
-        references[(start + row) // epoch_length % len(references)]
-        for row, references in enumerate(of_prompts)
-    ]
+    chosen = [text for text in texts if text is not None]
     length = workspace.lengths.max_completion_tokens
     last_R = np.asarray(prompts.tokens_PQ)[:, -1]  # prompts are left-padded
     tokens, mask = encoding.encode_completions(chosen, workspace.tokenizer, length, last_R)

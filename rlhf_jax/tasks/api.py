@@ -20,10 +20,13 @@ class Task(Protocol):
 
     A task of conversations gives prompts, in comparisons too, that are `chat.Rendered`: no BOS is
     put before them. It has the `template` that they are in, or None where it was given rendered
-    ones. A task may have four methods more.
+    ones. A task may have five methods more.
 
     `record(split, index) -> Mapping[str, Any]`: the fields of the prompt's row that a reward may
     ask for; without it they are {"references": references(split, index)}.
+
+    `reference(split, index, number) -> str | None`: `references(split, index)[number % count]`,
+    where one reference is much cheaper than all of them; None where there are none.
 
     `comparisons(split) -> Sequence[tuple[str, str, str]]`: (prompt, chosen, rejected), empty where
     there are none.

@@ -65,17 +65,16 @@ class Reviews:
         return grammar.opening(int(self._ordinals[split][index])).text()
 
     def references(self, split: Split, index: int) -> tuple[str, ...]:
-        ordinal = int(self._ordinals[split][index])
-        opening = grammar.opening(ordinal)
-        first = (
-            self.config.seed * grammar.NUM_OPENINGS + ordinal
-        ) * self.config.references_per_prompt
-        return tuple(
-            grammar.Writer(
-                opening, first + place, self.config.max_words, self.config.mood_spread
-            ).review()
-            for place in range(self.config.references_per_prompt)
-        )
+        numbers = range(self.config.references_per_prompt)
+        return tuple(self.reference(split, index, number) for number in numbers)
+
+    def reference(self, split: Split, index: int, number: int) -> str:
+        """One of the references: each is written on its own."""
+        ordinal, count = int(self._ordinals[split][index]), self.config.references_per_prompt
+        writer = (self.config.seed * grammar.NUM_OPENINGS + ordinal) * count + number % count
+        return grammar.Writer(
+            grammar.opening(ordinal), writer, self.config.max_words, self.config.mood_spread
+        ).review()
 
     def digest(self) -> str:
         """A word: the texts are made by the config and the code, and read from nowhere."""

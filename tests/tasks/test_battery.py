@@ -14,6 +14,7 @@ import pytest
 
 from rlhf_jax import build, registry
 from rlhf_jax.tasks import api
+from rlhf_jax.tasks.common import reading
 from rlhf_jax.text import tokenizers
 from tests import components
 from tests.tasks import published
@@ -129,6 +130,16 @@ def test_references_are_several_where_the_task_has_no_one_answer(name, task):
             assert all(references)
             few = task.verifiable or name in PUBLISHED or components.is_own("tasks", name)
             assert len(references) >= (1 if few else 4)
+
+
+def test_one_reference_is_that_of_all_of_them(name, task):
+    """`reference`, where a task has it, and the door that calls it, which goes round."""
+    for split in SPLITS:
+        for index in spread(task, split):
+            texts = task.references(split, index)
+            for number in range(2 * len(texts) + 1):
+                given = reading.reference(task, split, index, number)
+                assert given == (texts[number % len(texts)] if texts else None), name
 
 
 def test_prompts_and_references_come_back_from_their_tokens(name, task):

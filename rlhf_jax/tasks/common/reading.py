@@ -44,6 +44,28 @@ def references(task: Task, split: Split, index: int) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def reference(task: Task, split: Split, index: int, number: int) -> str | None:
+    """One of a prompt's references, without making the others where the task has `reference`.
+
+    Args:
+      task: that is read.
+      split: of the prompt.
+      index: of the prompt in the split.
+      number: from 0; past the last reference it begins again with the first.
+
+    Returns None for a prompt without references.
+
+    Raises ComponentError for what the task's own code raises, and for no text.
+    """
+    if not hasattr(task, "reference"):
+        texts = references(task, split, index)
+        return texts[number % len(texts)] if texts else None
+    text = _asked(task, "reference", split, index, number)
+    if text is not None and not isinstance(text, str):
+        raise ComponentError(_wrong(task, "reference", (split, index, number), text, "a text"))
+    return text
+
+
 def record(task: Task, split: Split, index: int) -> Mapping[str, Any]:
     """The fields of a prompt's row: see `tasks.api.Task`. Raises ComponentError for what the task's
     own code raises, and for no mapping.
