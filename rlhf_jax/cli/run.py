@@ -22,7 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from rlhf_jax import config_modules
-from rlhf_jax.cli import command, config_files
+from rlhf_jax.cli import command, config_files, pulse
 from rlhf_jax.config import flat
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.run_directory import history
@@ -214,7 +214,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
 
     def body(place: command.Place) -> None:
-        config = parse(sys.argv if argv is None else argv)
+        arguments = sys.argv if argv is None else argv
+        if command.is_started() and not HELP & set(arguments):
+            print(f"reading {split(arguments)[0]}", flush=True)  # JAX is imported by what follows
+            pulse.start()
+        config = parse(arguments)
         from rlhf_jax import build
         from rlhf_jax.devices import distributed
         from rlhf_jax.runtime import stopping
@@ -223,6 +227,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             stopping.allow_exit()
 
         place.directory = Path(str(config.get("directory", "")) or ".")
+        command.use_compile_cache(config)
         if distributed.initialize():
             run_with_others(config, place)
         else:

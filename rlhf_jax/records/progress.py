@@ -25,6 +25,26 @@ REFRESH_PER_SECOND = 4
 BAR_WIDTH = 24
 
 
+_printed_at = time.monotonic()
+_shown: list["_Count"] = []  # of the bars of this process, the innermost last
+
+
+def note_printed() -> None:
+    """Notes that a line has just been printed."""
+    global _printed_at
+    _printed_at = time.monotonic()
+
+
+def silent_seconds() -> float:
+    """Seconds since this process's bars, or `note_printed`, last printed a line."""
+    return time.monotonic() - _printed_at
+
+
+def current_line() -> str:
+    """The line of the innermost bar at this moment; "" between bars."""
+    return _shown[-1].line() if _shown else ""
+
+
 class Bar(Protocol):
     """The progress line of a stage."""
 
@@ -107,13 +127,14 @@ class _LineBar:
         now = self.count.clock()
         if now - self.printed_at >= self.interval_seconds:
             self.printed_at = now
-            print(self.count.line(), file=self.stream, flush=True)
+            self.say(self.count.line())
 
     def say(self, text: str) -> None:
+        note_printed()
         print(text, file=self.stream, flush=True)
 
     def finish(self, ending: str) -> None:
-        print(f"{self.count.line()} {ending}", file=self.stream, flush=True)
+        self.say(f"{self.count.line()} {ending}")
 
 
 class _LiveBar:
@@ -195,10 +216,12 @@ def progress(
         else _LineBar(count, out, interval_seconds)
     )
     failed = True
+    _shown.append(count)
     try:
         yield bar
         failed = False
     finally:
+        _shown.remove(count)
         bar.finish(count.finish(failed))
 
 

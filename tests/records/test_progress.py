@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from rlhf_jax.records import progress as progress_module
 from rlhf_jax.records.progress import format_number, format_seconds, progress
 
 
@@ -188,3 +189,21 @@ def test_a_notice_has_a_line_of_its_own(stream) -> None:
         bar.advance()
         bar.say("notice: [red] 94 % of completions are cut")
         assert "notice: [red] 94 % of completions are cut\n" in stream.getvalue()
+
+
+def test_the_innermost_bar_is_the_current_one_and_an_ended_one_is_not():
+    assert progress_module.current_line() == ""
+    with progress("SFT", total=4, stream=io.StringIO(), clock=Clock()) as bar:
+        bar.advance(1, loss=2.0)
+        assert progress_module.current_line() == "SFT  1/4  25%  loss 2.00  [0.0 s]"
+        with progress("inner", total=1, stream=io.StringIO(), clock=Clock()):
+            assert progress_module.current_line().startswith("inner  0/1")
+    assert progress_module.current_line() == ""
+
+
+def test_a_printed_line_ends_the_silence(monkeypatch):
+    monkeypatch.setattr(progress_module, "_printed_at", progress_module.time.monotonic() - 100)
+    assert progress_module.silent_seconds() > 99
+    with progress("SFT", total=1, stream=io.StringIO()) as bar:
+        bar.say("a line")
+        assert progress_module.silent_seconds() < 50
