@@ -28,21 +28,7 @@ RECIPES = sorted(
 BYTES = 258
 
 
-pytestmark = pytest.mark.usefixtures("quick_compiles", "compile_cache")
-
-
-@pytest.fixture(scope="module")
-def compile_cache(tmp_path_factory):
-    """The recipes' debug sizes are alike, so that most of their programs are one another's."""
-    before = (
-        jax.config.jax_compilation_cache_dir,
-        jax.config.jax_persistent_cache_min_compile_time_secs,
-    )
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    yield
-    jax.config.update("jax_compilation_cache_dir", before[0])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 @pytest.fixture(scope="module")

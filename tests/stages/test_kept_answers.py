@@ -12,7 +12,7 @@ from rlhf_jax.records import answers
 from rlhf_jax.refusal import RewardError
 from tests.stages import runs
 
-pytestmark = pytest.mark.usefixtures("quick_compiles", "compile_cache")
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 FILE = """
 import random

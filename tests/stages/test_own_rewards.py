@@ -288,13 +288,7 @@ def test_a_command_that_hangs_ends_at_its_deadline(tmp_path, folder, owner, name
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "PYTHONPATH": str(ROOT),
     }
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    environment = (
-        {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | shared | cache
-    )
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | shared
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
     )

@@ -10,7 +10,7 @@ import pytest
 from rlhf_jax.refusal import Refusal
 from tests.stages import runs
 
-pytestmark = pytest.mark.usefixtures("quick_compiles", "compile_cache")
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 @pytest.fixture(scope="module")

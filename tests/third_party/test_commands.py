@@ -18,7 +18,7 @@ from rlhf_jax.sweeps.study import Arm, report_cells
 from tests.third_party.conftest import HERE
 from tests.third_party.sizes import SIZES
 
-pytestmark = pytest.mark.usefixtures("quick_compiles", "compile_cache")
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 NAMED = {
     "task.name": "my_lab.tasks",
