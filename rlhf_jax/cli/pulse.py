@@ -8,6 +8,10 @@ import sys
 import threading
 from typing import TextIO
 
+from rlhf_jax.devices import distributed
+from rlhf_jax.records import progress
+from rlhf_jax.runtime import activity
+
 SILENCE_SECONDS = 9.0
 CHECK_SECONDS = 0.5
 
@@ -24,10 +28,6 @@ def start(stream: TextIO | None = None) -> None:
 
 
 def _beat(out: TextIO) -> None:
-    from rlhf_jax.devices import distributed
-    from rlhf_jax.records import progress
-    from rlhf_jax.runtime import activity
-
     programs, pause = activity.CompileCounter(), threading.Event()
     while not pause.wait(CHECK_SECONDS):
         if progress.silent_seconds() >= SILENCE_SECONDS and distributed.writes():
@@ -41,8 +41,6 @@ def line(programs: int) -> str:
     Args:
       programs: that have been compiled, or read from the cache.
     """
-    from rlhf_jax.records import progress
-
     return "  ".join(filter(None, (progress.current_line(), doing(programs)))) or "at work"
 
 
@@ -52,8 +50,6 @@ def doing(programs: int) -> str:
     Args:
       programs: that have been compiled, or read from the cache.
     """
-    from rlhf_jax.runtime import activity
-
     states = [
         (thread, activity.state_of(thread.ident))
         for thread in threading.enumerate()

@@ -22,7 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from rlhf_jax import config_modules
-from rlhf_jax.cli import command, config_files, pulse
+from rlhf_jax.cli import command, config_files
 from rlhf_jax.config import flat
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.run_directory import history
@@ -217,9 +217,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments = sys.argv if argv is None else argv
         if command.is_started() and not HELP & set(arguments):
             print(f"reading {split(arguments)[0]}", flush=True)  # JAX is imported by what follows
-            pulse.start()
         config = parse(arguments)
         from rlhf_jax import build
+        from rlhf_jax.cli import pulse
         from rlhf_jax.devices import distributed
         from rlhf_jax.runtime import stopping
 
@@ -228,7 +228,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         place.directory = Path(str(config.get("directory", "")) or ".")
         command.use_compile_cache(config)
-        if distributed.initialize():
+        several = distributed.initialize()
+        if command.is_started():
+            pulse.start()  # which asks for the number of this process
+        if several:
             run_with_others(config, place)
         else:
             build.run(config)
