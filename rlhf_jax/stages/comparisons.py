@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -208,10 +209,14 @@ def _make(workspace: Workspace, config: Config, sft_params: Params) -> None:
         for split, count in zip(SPLITS, (config.num_train, config.num_heldout), strict=True):
             stream = workspace.stream(split, STAGE)
             pairs: list[Comparison] = []
-            for start in range(0, count, config.prompts_per_batch):
-                samples = draw(sft_params, stream.prompts(start, config.prompts_per_batch))
+            size = config.prompts_per_batch
+            # The devices draw the next batch while the host judges this one.
+            starts = range(0, count, size)
+            batches = (draw(sft_params, stream.prompts(start, size)) for start in starts)
+            for start, (samples, _) in zip(starts, pairwise(chain(batches, [None])), strict=True):
+                assert samples is not None
                 pairs += judged_pairs(workspace, stream, samples)[: count - start]
-                bar.advance(min(config.prompts_per_batch, count - start))
+                bar.advance(min(size, count - start))
             write(path(workspace, split), pairs)
     distributed.barrier()
     workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began})

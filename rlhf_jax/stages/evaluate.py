@@ -49,14 +49,17 @@ def best_of_n_line(
     draw = sampler(workspace, sampling.Config(evaluator.length, group, 1.0), "best_of_n")
     golds, rewards, asked = [], [], []
     size = max(1, config.prompts_per_batch * config.samples_per_prompt // group)
+    drawn = []  # all of them before any is judged: the devices work while the host judges
     for batch, count in evaluator.batches(num_prompts, size):
         samples = draw(params, batch)
+        drawn.append((samples, evaluator.reward.raw(samples), count))
+    for samples, raw_B, count in drawn:
         texts, prompts = workspace.completions(samples), evaluator.stream.texts_of(samples)
         rows = slice(count * group)
         golds.append(
             evaluator.gold(prompts[rows], texts[rows], distributed.fetch(samples.finished_B)[rows])
         )
-        rewards.append(evaluator.reward(samples)[rows])
+        rewards.append(evaluator.reward.standardised(raw_B)[rows])
         asked += prompts[rows]
     gold_B, reward_B = np.concatenate(golds), np.concatenate(rewards)
     lines = []

@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -9,7 +10,7 @@ import tiny
 from rlhf_jax import registry
 from rlhf_jax.stages import evaluate
 from rlhf_jax.stages.api import Lengths, Workspace
-from rlhf_jax.stages.common.evaluator import Config, Evaluator
+from rlhf_jax.stages.common.evaluator import Config, Evaluator, LearnedScores
 from rlhf_jax.text import tokenizers
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -82,11 +83,13 @@ def test_best_of_n_is_compared_with_references_of_its_own_prompts(
     )
     lengths = []
 
-    def reward(samples):
+    def reward(params, samples):
         lengths.append(samples.tokens_BC.shape[1])
-        return np.arange(samples.tokens_BC.shape[0], dtype=float)
+        return jnp.arange(samples.tokens_BC.shape[0], dtype=jnp.float32)
 
-    evaluator = Evaluator(workspace, config, tiny.make_params(workspace.model), reward)
+    params = tiny.make_params(workspace.model)
+    scores = LearnedScores(reward, params, 0.0, 1.0)
+    evaluator = Evaluator(workspace, config, params, scores)
     for line in evaluate.best_of_n_line(evaluator, evaluator.reference_params, (1, 2), 9):
         assert line["win_rate"] == 0.5
         assert line["win_rate_strict"] == 0.0

@@ -3,7 +3,7 @@ diversity.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import jax
@@ -115,6 +115,34 @@ def divergence(
     return per_row(outputs[0]), per_row(outputs[1]), per_row(outputs[2])
 
 
+class LearnedScores:
+    """Standardised scores of a reward model: `(raw - mean) / std`, in float64 on the host."""
+
+    def __init__(
+        self, model: Callable[[Params, Samples], Array], params: Params, mean: float, std: float
+    ):
+        self._compiled, self._params = distributed.compiled(model), params
+        self._mean, self._std = mean, std
+
+    def raw(self, samples: Samples) -> Array:
+        """Raw scores `[B]` on the device; the call does not wait for them."""
+        return self._compiled(self._params, samples)
+
+    def standardised(self, raw_B: Array) -> np.ndarray:
+        """Standardised scores `[B]` of raw ones, once they are there."""
+        return (np.asarray(distributed.fetch(raw_B), np.float64) - self._mean) / self._std
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One batch of samples, and what the devices compute of them while the host goes on."""
+
+    samples: Samples
+    num_prompts: int  # that are evaluated; those after them fill the batch
+    divergence: tuple[Array, Array, Array]
+    raw_reward: Array | None
+
+
 class Evaluator:
     """Compiles once; evaluates any params of the run's model."""
 
@@ -123,9 +151,9 @@ class Evaluator:
         workspace: Workspace,
         config: Config,
         reference_params: Params,
-        reward: Callable[[Samples], np.ndarray] | None = None,
+        reward: LearnedScores | None = None,
     ):
-        """`reward` gives standardised learned scores `[B]`, where there is a reward model."""
+        """`reward` scores samples, where there is a reward model."""
         self.workspace, self.reference_params, self.reward = workspace, reference_params, reward
         self.config = config = fitted(config, workspace.task.num_prompts("heldout"))[0]
         self.stream = workspace.stream("heldout", "evaluate", config.part, config.num_parts)
@@ -154,30 +182,32 @@ class Evaluator:
         for start in range(0, num_prompts, size):
             yield self.stream.prompts(start, size), min(size, num_prompts - start)
 
-    def judge(
-        self, params: Params, draw: Callable[[Params, Prompts], Samples], num_prompts: int
-    ) -> Judged:
-        """Samples the first `num_prompts` evaluation prompts and judges the samples.
+    def draw(
+        self, params: Params, sample: Callable[[Params, Prompts], Samples], num_prompts: int
+    ) -> list[Drawn]:
+        """Has the devices sample the first `num_prompts` evaluation prompts, and does not wait.
 
         Args:
           params: of the policy.
-          draw: samples prompts with them.
+          sample: samples prompts with them.
           num_prompts: that are evaluated.
         """
-        batches = []
+        drawn = []
         for prompts, count in self.batches(num_prompts, self.config.prompts_per_batch):
-            samples = draw(params, prompts)
-            batches.append(
-                (samples, count, self._divergence(params, self.reference_params, samples))
-            )
-        return self._collect(batches)
+            samples = sample(params, prompts)
+            divergence = self._divergence(params, self.reference_params, samples)
+            raw_reward = None if self.reward is None else self.reward.raw(samples)
+            drawn.append(Drawn(samples, count, divergence, raw_reward))
+        return drawn
 
-    def _collect(self, batches: list[tuple[Samples, int, tuple[Array, Array, Array]]]) -> Judged:
+    def judge(self, drawn: Sequence[Drawn]) -> Judged:
+        """Fetches drawn samples and judges them on the host."""
         prompts: list[str] = []
         completions: list[str] = []
         columns: dict[str, list[np.ndarray]] = {}
-        for samples, count, (kl, entropy, nll) in batches:
-            rows = count * samples.samples_per_prompt
+        for batch in drawn:
+            samples, (kl, entropy, nll) = batch.samples, batch.divergence
+            rows = batch.num_prompts * samples.samples_per_prompt
             values = {
                 "finished": samples.finished_B,
                 "length": samples.mask_BC.sum(-1),
@@ -187,8 +217,9 @@ class Evaluator:
             values |= {"nll": nll, "prompt_length": samples.prompt_mask_BQ.sum(-1)}
             for name, value in distributed.fetch(distributed.settled(values)).items():
                 columns.setdefault(name, []).append(np.asarray(value)[:rows])
-            if self.reward is not None:
-                columns.setdefault("reward", []).append(self.reward(samples)[:rows])
+            if self.reward is not None and batch.raw_reward is not None:
+                scores = self.reward.standardised(batch.raw_reward)
+                columns.setdefault("reward", []).append(scores[:rows])
             prompts += self.stream.texts_of(samples)[:rows]
             completions += self.workspace.completions(samples)[:rows]
         joined = {name: np.concatenate(parts) for name, parts in columns.items()}
@@ -252,8 +283,10 @@ class Evaluator:
           num_prompts: at most; see `fitted`.
         """
         num_prompts = min(num_prompts, self.config.num_prompts)
-        judged = self.judge(params, self._sample, num_prompts)
-        greedy = self.judge(params, self._greedy, num_prompts)
+        # The devices draw the greedy samples while the host judges the others.
+        sampled = self.draw(params, self._sample, num_prompts)
+        greedy_drawn = self.draw(params, self._greedy, num_prompts)
+        judged, greedy = self.judge(sampled), self.judge(greedy_drawn)
         figures = sampled_figures(judged) | {"kl_perplexity": paper_perplexity(greedy)}
         if judged.gold_B is not None and greedy.gold_B is not None:
             reference_gold = self.reference_gold[:num_prompts]
@@ -264,13 +297,9 @@ class Evaluator:
         return figures, judged
 
 
-def learned_scores(reward: Reward) -> Callable[[Samples], np.ndarray] | None:
-    """Standardised scores of samples, on the host; None where no model gives the reward."""
+def learned_scores(reward: Reward) -> LearnedScores | None:
+    """Scores of a run's reward model; None where no model gives the reward."""
     if reward.model is None:
         return None
     assert reward.params is not None
-    compiled, params = distributed.compiled(reward.model), reward.params
-    return lambda samples: (
-        (np.asarray(distributed.fetch(compiled(params, samples)), np.float64) - reward.mean)
-        / reward.std
-    )
+    return LearnedScores(reward.model, reward.params, reward.mean, reward.std)
