@@ -18,6 +18,11 @@ def make_batch(
 
     The log-probabilities and values that `scores` has travel along; `fields` are further fields of
     `Batch`, already `[R, ...]`. Rows are in the order of their prompts, as many of each.
+
+    Args:
+      samples: B rows.
+      scores: of the samples.
+      rows_R: int32 indices of the rows; None: all B rows.
     """
     carried: dict[str, Any] = {
         "prompt_tokens_RQ": samples.prompt_tokens_BQ,
@@ -82,6 +87,10 @@ def drift_metrics(outputs: Outputs, batch: Batch) -> dict[str, Metric]:
     `behavior_kl_k1/k2/k3` are sums over a completion of the estimators of KL to the reference on
     the training rows, hence of the behaviour policy's (perhaps selected) samples. `logprob_change`
     is |log π − log behavior| of a token: 0 on-policy, up to rounding.
+
+    Args:
+      outputs: log-probabilities and entropies `[R, C]`, nats.
+      batch: R rows.
     """
     mask_RC = batch.mask_RC
     num_tokens, num_rows = masked_count(mask_RC), jnp.float32(mask_RC.shape[0])

@@ -89,6 +89,11 @@ def group_policy_gradient(
     """GRPO with another advantage: what its variants share.
 
     `properties` are further fields of `Algorithm`.
+
+    Args:
+      name: of the algorithm.
+      config: of its settings.
+      advantage: maps scores `[P, G]` to advantages `[P, G]`.
     """
     if config.aggregation not in AGGREGATIONS:
         raise Refusal(

@@ -40,7 +40,12 @@ def online_dpo(config: Config) -> Algorithm:
 
 
 def best_against_worst(name: str, margin_loss: Callable[[Array], Array]) -> Algorithm:
-    """The algorithm on best-against-worst pairs whose loss is `margin_loss(margin_U)` of each, `[U]`."""
+    """The algorithm on best-against-worst pairs whose loss is `margin_loss(margin_U)` of each, `[U]`.
+
+    Args:
+      name: of the algorithm.
+      margin_loss: maps margins `[U]` to losses `[U]`.
+    """
 
     def loss(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
         return pair_loss(outputs, batch, margin_loss)

@@ -51,13 +51,22 @@ def deviation(score_PG: Array) -> Array:
 
 
 def standardized(score_PG: Array, epsilon: float = 1e-6) -> Array:
-    """Score less the group's mean, over its deviation, `[P, G]`."""
+    """Score less the group's mean, over its deviation, `[P, G]`.
+
+    Args:
+      score_PG: scores of P groups.
+      epsilon: added to the deviation.
+    """
     return centered(score_PG) / (deviation(score_PG) + epsilon)
 
 
 def bessel(score_PG: Array, epsilon: float = 1e-6) -> Array:
     """Score less the group's mean, over the unbiased deviation of G − 1 degrees of freedom, `[P,
     G]`; G ≥ 2.
+
+    Args:
+      score_PG: scores of P groups.
+      epsilon: added to the deviation.
     """
     assert_shapes(score_PG=score_PG)
     num_samples = score_PG.shape[1]
@@ -90,6 +99,13 @@ def gae(
 
     `value_BC` is of what precedes each token; what follows a row's last unmasked token is worth 0,
     finished or not: the completion is the episode. `gamma` is γ and `gae_lambda` λ, both in [0, 1].
+
+    Args:
+      reward_BC: reward of each token.
+      value_BC: value of what precedes each token.
+      mask_BC: True at tokens of the completion.
+      gamma: discount γ per token, in [0, 1].
+      gae_lambda: λ, in [0, 1].
     """
     assert_shapes(reward_BC=reward_BC, value_BC=value_BC, mask_BC=mask_BC)
     reward_BC, value_BC = select(reward_BC, mask_BC), select(value_BC, mask_BC)

@@ -122,6 +122,12 @@ def resolve(
 def log_staleness(proximal_BC: Array, behavior_BC: Array, mask_BC: Array, level: str) -> Array:
     """log ρ of each token `[B, C]`, or its row's sum at every token of the row; 0 under the mask,
     bounded by e^±20.
+
+    Args:
+      proximal_BC: log-probabilities under the policy at the start of the round, nats.
+      behavior_BC: those under the policy that sampled.
+      mask_BC: True at tokens of the completion.
+      level: "token" or "sequence".
     """
     assert_shapes(proximal_BC=proximal_BC, behavior_BC=behavior_BC, mask_BC=mask_BC)
     log_BC = select(proximal_BC, mask_BC) - select(behavior_BC, mask_BC)
@@ -138,6 +144,12 @@ def staleness_weight(
     """The weight of each token's gradient, float32 `[B, C]`, 0 under the mask.
 
     `correction` is resolved.
+
+    Args:
+      correction: resolved, without "auto".
+      proximal_BC: log-probabilities under the policy at the start of the round, nats.
+      behavior_BC: those under the policy that sampled.
+      mask_BC: True at tokens of the completion.
     """
     log_BC = log_staleness(proximal_BC, behavior_BC, mask_BC, correction.level)
     if correction.correction == "truncate":
@@ -155,6 +167,11 @@ def within_second_moment(log_BC: Array, mask_BC: Array, limit: float) -> Array:
     """The tokens that stay, bool `[B, C]`: all but the fewest with the largest (log ρ)², so that
     the mean over those that stay is at most `limit`. Equal squares stay or go together, and with
     them the tokens of a completion at level "sequence".
+
+    Args:
+      log_BC: log ρ of `log_staleness`.
+      mask_BC: True at tokens of the completion.
+      limit: largest mean of (log ρ)².
     """
     assert_shapes(log_BC=log_BC, mask_BC=mask_BC)
     square_BC = jnp.where(mask_BC, jnp.square(log_BC), jnp.inf)
@@ -173,6 +190,10 @@ def effective_sums(weight: Array, mask: Array) -> tuple[Array, Array]:
     """Σ w and Σ w² over the unmasked entries, from which an effective sample size is computed.
 
     Weights and mask have one shape: `[B, C]` for tokens, `[B]` for completions.
+
+    Args:
+      weight: `[B, C]` for tokens, `[B]` for completions.
+      mask: of the same shape.
     """
     chex.assert_equal_shape([weight, mask], custom_message="weight, mask")
     return masked_sum(weight, mask), masked_sum(jnp.square(weight), mask)

@@ -20,18 +20,36 @@ from rlhf_jax.types import Array
 
 
 def k1(logprob_BC: Array, reference_logprob_BC: Array, mask_BC: Array) -> Array:
-    """−log r at each token, nats `[B, C]`; 0 under the mask."""
+    """−log r at each token, nats `[B, C]`; 0 under the mask.
+
+    Args:
+      logprob_BC: log-probabilities of the policy, float32 nats.
+      reference_logprob_BC: those of the reference.
+      mask_BC: True at tokens of the completion.
+    """
     assert_shapes(logprob_BC=logprob_BC, reference_logprob_BC=reference_logprob_BC, mask_BC=mask_BC)
     return select(logprob_BC, mask_BC) - select(reference_logprob_BC, mask_BC)
 
 
 def k2(logprob_BC: Array, reference_logprob_BC: Array, mask_BC: Array) -> Array:
-    """½ (log r)² at each token, nats `[B, C]`; 0 under the mask."""
+    """½ (log r)² at each token, nats `[B, C]`; 0 under the mask.
+
+    Args:
+      logprob_BC: log-probabilities of the policy, float32 nats.
+      reference_logprob_BC: those of the reference.
+      mask_BC: True at tokens of the completion.
+    """
     return 0.5 * jnp.square(k1(logprob_BC, reference_logprob_BC, mask_BC))
 
 
 def k3(logprob_BC: Array, reference_logprob_BC: Array, mask_BC: Array) -> Array:
-    """(r − 1) − log r at each token, nats `[B, C]`; 0 under the mask."""
+    """(r − 1) − log r at each token, nats `[B, C]`; 0 under the mask.
+
+    Args:
+      logprob_BC: log-probabilities of the policy, float32 nats.
+      reference_logprob_BC: those of the reference.
+      mask_BC: True at tokens of the completion.
+    """
     log_ratio_BC = -k1(logprob_BC, reference_logprob_BC, mask_BC)
     return jnp.expm1(log_ratio_BC) - log_ratio_BC
 
@@ -42,6 +60,10 @@ def full_kl(logits_NV: Array, reference_logits_NV: Array) -> Array:
     Both are the logits of the laws compared (divided by the temperature, where it is not 1). A word
     that p cannot draw (logit -inf) contributes nothing; one that only q cannot draw makes the
     divergence infinite.
+
+    Args:
+      logits_NV: of p.
+      reference_logits_NV: of q.
     """
     assert_shapes(logits_NV=logits_NV, reference_logits_NV=reference_logits_NV)
     logprob_NV = jax.nn.log_softmax(logits_NV.astype(jnp.float32), axis=-1)

@@ -29,6 +29,11 @@ def token_logprobs(
     `logits_NV` is float32 (a logit of -inf is a word that cannot be drawn), `tokens_N` int32 in 0
     ... V-1, `temperature` a positive scalar. `logprob_N` is never above 0. Both results carry exact
     gradients to the logits and the temperature.
+
+    Args:
+      logits_NV: float32; a logit of -inf is a word that cannot be drawn.
+      tokens_N: int32 in 0 ... V-1.
+      temperature: a positive scalar that logits are divided by.
     """
     return _forward(logits_NV, tokens_N, temperature)[0]
 
@@ -94,6 +99,13 @@ def chunked_token_logprobs(
     recomputed in the backward pass. A chunk has every n-th row, so that rows stay on the device
     whose shard they are in: of contiguous chunks each device would compute all. Gradients flow to
     `hidden_ND` and to whatever `head` closes over. Raises Refusal where a single row does not fit.
+
+    Args:
+      hidden_ND: hidden states of N tokens.
+      head: maps `[n, D]` to float32 logits `[n, V]`, row by row.
+      tokens_N: int32 in 0 ... V-1.
+      temperature: a positive scalar that logits are divided by.
+      max_chunk_elements: most logits that are held at once.
     """
     assert_shapes(hidden_ND=hidden_ND, tokens_N=tokens_N)
     num_rows = hidden_ND.shape[0]

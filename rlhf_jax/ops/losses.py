@@ -22,6 +22,10 @@ def dpo(margin_U: Array, beta: float) -> Array:
 
     The margin is (log π(chosen) − log π_ref(chosen)) − (log π(rejected) − log π_ref(rejected)),
     each a sum over tokens, in nats. The gradient with respect to it is −β σ(−β · margin).
+
+    Args:
+      margin_U: of U pairs, nats.
+      beta: strength of the pull to the reference, above 0.
     """
     assert_shapes(margin_U=margin_U)
     return -jax.nn.log_sigmoid(beta * margin_U)
@@ -31,6 +35,10 @@ def ipo(margin_U: Array, beta: float) -> Array:
     """(margin − 1 / (2β))² of each pair, `[U]`; the margin is that of `dpo`.
 
     Its least value is at a finite margin.
+
+    Args:
+      margin_U: of U pairs, nats.
+      beta: strength of the pull to the reference, above 0.
     """
     assert_shapes(margin_U=margin_U)
     return jnp.square(margin_U - 1 / (2 * beta))
@@ -41,6 +49,12 @@ def clipped_surrogate(
 ) -> tuple[Array, Array]:
     """−min(ρ A, clip(ρ, 1 − clip_low, 1 + clip_high) A), and whether the clip took the gradient
     away; any one shape.
+
+    Args:
+      log_ratio: log ρ, `[B, C]` of tokens or `[B]` of completions.
+      advantage: A, of the same shape.
+      clip_low: distance of the lower bound from 1.
+      clip_high: distance of the upper bound from 1.
     """
     chex.assert_equal_shape([log_ratio, advantage], custom_message="log_ratio, advantage")
     ratio = jnp.exp(log_ratio)
@@ -53,6 +67,12 @@ def clipped_value(
 ) -> tuple[Array, Array]:
     """½ max of the squared errors of a value and of the value held within `clip` of the first one;
     and where that one won.
+
+    Args:
+      value: of the critic that is trained.
+      first_value: of the critic that judged the round.
+      target: return of each token.
+      clip: largest distance from `first_value`.
     """
     chex.assert_equal_shape(
         [value, first_value, target], custom_message="value, first_value, target"
@@ -67,12 +87,21 @@ def clipped_value(
 def pairwise_logistic(chosen_U: Array, rejected_U: Array) -> Array:
     """−log σ(chosen − rejected) of each pair of scores, `[U]`: how a reward model learns from
     comparisons.
+
+    Args:
+      chosen_U: scores of the better completions of U pairs.
+      rejected_U: scores of the others.
     """
     assert_shapes(chosen_U=chosen_U, rejected_U=rejected_U)
     return -jax.nn.log_sigmoid(chosen_U - rejected_U)
 
 
 def cross_entropy_sum(logprob_RC: Array, mask_RC: Array) -> Array:
-    """−Σ log p(token) over the unmasked tokens, a scalar in nats; its denominator is their number."""
+    """−Σ log p(token) over the unmasked tokens, a scalar in nats; its denominator is their number.
+
+    Args:
+      logprob_RC: log-probabilities of tokens, nats.
+      mask_RC: True at tokens that count.
+    """
     assert_shapes(logprob_RC=logprob_RC, mask_RC=mask_RC)
     return -masked_sum(logprob_RC, mask_RC)

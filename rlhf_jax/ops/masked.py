@@ -20,28 +20,55 @@ from rlhf_jax.types import Array
 def select(values: Array, mask: Array) -> Array:
     """`values` where the mask is true, exactly 0 elsewhere; of one rank, dimensions of 1 are
     repeated.
+
+    Args:
+      values: of any rank.
+      mask: bool, of the same rank; dimensions of 1 are repeated.
     """
     chex.assert_equal_rank([values, mask], custom_message="values, mask")
     return jnp.where(mask, values, jnp.zeros_like(values))
 
 
 def masked_sum(values: Array, mask: Array, dim: int | None = None) -> Array:
-    """Sum of the unmasked values."""
+    """Sum of the unmasked values.
+
+    Args:
+      values: of any rank.
+      mask: bool, of the same rank; dimensions of 1 are repeated.
+      dim: dimension that is reduced; None: all of them.
+    """
     return jnp.sum(select(values, mask), axis=dim)
 
 
 def masked_count(mask: Array, dim: int | None = None) -> Array:
-    """Number of unmasked positions, float32."""
+    """Number of unmasked positions, float32.
+
+    Args:
+      mask: bool, of any rank.
+      dim: dimension that is reduced; None: all of them.
+    """
     return jnp.sum(mask, axis=dim, dtype=jnp.float32)
 
 
 def masked_mean(values: Array, mask: Array, dim: int | None = None) -> Array:
-    """Mean of the unmasked values; 0 where there are none."""
+    """Mean of the unmasked values; 0 where there are none.
+
+    Args:
+      values: of any rank.
+      mask: bool, of the same rank; dimensions of 1 are repeated.
+      dim: dimension that is reduced; None: all of them.
+    """
     return masked_sum(values, mask, dim) / jnp.maximum(masked_count(mask, dim), 1.0)
 
 
 def masked_max(values: Array, mask: Array, dim: int | None = None) -> Array:
-    """Largest of the unmasked values; -inf where there are none."""
+    """Largest of the unmasked values; -inf where there are none.
+
+    Args:
+      values: of any rank.
+      mask: bool, of the same rank; dimensions of 1 are repeated.
+      dim: dimension that is reduced; None: all of them.
+    """
     chex.assert_equal_rank([values, mask], custom_message="values, mask")
     return jnp.max(jnp.where(mask, values, -jnp.inf), axis=dim)
 
@@ -49,6 +76,10 @@ def masked_max(values: Array, mask: Array, dim: int | None = None) -> Array:
 def masked_moments(values: Array, mask: Array) -> tuple[Array, Array]:
     """Mean and population variance (divided by the count, not the count - 1) of the unmasked
     values, two scalars.
+
+    Args:
+      values: of any rank.
+      mask: bool, of the same rank; dimensions of 1 are repeated.
     """
     mean = masked_mean(values, mask)
     return mean, masked_mean(jnp.square(select(values, mask) - mean), mask)
@@ -62,6 +93,12 @@ def masked_whiten(
 
     The statistics are those of the whole array given: the caller chooses whether that is a round or
     a minibatch.
+
+    Args:
+      values: of any rank.
+      mask: bool, of the same rank; dimensions of 1 are repeated.
+      keep_mean: True adds the mean again.
+      epsilon: added to the variance.
     """
     mean, variance = masked_moments(values, mask)
     whitened = (select(values, mask) - mean) * jax.lax.rsqrt(variance + epsilon)

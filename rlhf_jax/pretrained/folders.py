@@ -171,6 +171,10 @@ def check_decoder(folder: Folder) -> None:
 def value_shapes(model: ValueModel, folder: Folder) -> Params:
     """Shapes of `load_value`'s params: the backbone's without its head, which such a folder lacks
     where it is not tied.
+
+    Args:
+      model: the network with a value head.
+      folder: of the classifier.
     """
     shapes = jax.eval_shape(model.init, randomness.key(0))
     backbone = {
@@ -195,6 +199,12 @@ def load_value(
 ) -> Params:
     """The params of a reward model published as a sequence classifier of one label; shardings as
     `value_shapes`.
+
+    Args:
+      folder: of the classifier.
+      model: the network with a value head.
+      shardings: of its params, in the tree of `value_shapes`.
+      dtype: of the params.
     """
     check_classifier(folder)
     shapes = value_shapes(model, folder)

@@ -46,6 +46,12 @@ def score_tokens(
     A row whose completion is empty is read at its last prompt token. Rows must have at least one
     unmasked token. Where the model has a `padding_id`, the last unmasked token that is not this id
     is read; a row of this id alone is read at its last.
+
+    Args:
+      value_model: the network.
+      params: of it.
+      tokens_BL: int32, prompt and completion.
+      mask_BL: True at their tokens.
     """
     hidden_BLD, _ = value_model.apply(
         params, select(tokens_BL, mask_BL), positions_from_mask(mask_BL), mask_BL

@@ -83,6 +83,10 @@ class Task(Protocol):
 def is_heldout(text: str, percent: int) -> bool:
     """True where a prompt is held out: by the hash of its text, so that no text is ever on both
     sides.
+
+    Args:
+      text: of the prompt.
+      percent: of all prompts that are held out, 0 to 99.
     """
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 100 < percent
 
@@ -93,6 +97,12 @@ def stream_indices(num_prompts: int, seed: int, start: int, count: int) -> np.nd
 
     Seekable: place n is entry n % num_prompts of epoch n // num_prompts's permutation: a resumed
     run needs no state.
+
+    Args:
+      num_prompts: of the split.
+      seed: of the order.
+      start: the first position of the stream.
+      count: of positions.
     """
     places = np.arange(start, start + count)
     indices = np.empty(count, dtype=np.int64)

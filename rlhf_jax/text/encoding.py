@@ -17,6 +17,10 @@ def prompt_ids(text: str, tokenizer: Tokenizer) -> list[int]:
 
     A conversation in a chat template (`chat.Rendered`) is encoded as it is: a BOS is the template's
     to write.
+
+    Args:
+      text: of the prompt; a `chat.Rendered` for a conversation.
+      tokenizer: that encodes it.
     """
     return _prefixed(text, tokenizer.encode(text), tokenizer)
 
@@ -27,7 +31,12 @@ def _prefixed(text: str, ids: list[int], tokenizer: Tokenizer) -> list[int]:
 
 
 def count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
-    """Number of tokens of each text as a prompt."""
+    """Number of tokens of each text as a prompt.
+
+    Args:
+      tokenizer: that encodes them.
+      texts: prompts.
+    """
     many = getattr(tokenizer, "encode_many", None)  # of a library, over the cores
     if many is None:
         return [len(prompt_ids(text, tokenizer)) for text in texts]
@@ -40,6 +49,11 @@ def encode_prompts(
     texts: Sequence[str], tokenizer: Tokenizer, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """tokens_PQ int32 and mask_PQ bool, left-padded to `length`.
+
+    Args:
+      texts: P prompts.
+      tokenizer: that encodes them.
+      length: positions Q.
 
     Raises Refusal for a prompt that is empty or longer than `length` tokens.
     """
@@ -62,6 +76,11 @@ def pad_completions(
 ) -> tuple[np.ndarray, np.ndarray]:
     """tokens_RC int32 and mask_RC bool, right-padded; longer completions lose their end (and with
     it the EOS).
+
+    Args:
+      ids: token ids of R completions.
+      pad_id: fills the positions after them.
+      length: positions C.
     """
     tokens_RC = np.full((len(ids), length), pad_id, np.int32)
     mask_RC = np.zeros((len(ids), length), bool)
@@ -75,6 +94,10 @@ def pad_completions(
 def last_id(prompt: str, tokenizer: Tokenizer) -> int | None:
     """The last token of a prompt, where what follows it is encoded by it; else None, without
     encoding the prompt.
+
+    Args:
+      prompt: its text.
+      tokenizer: that encodes it.
     """
     if not tokenizer.looks_back:
         return None
@@ -119,12 +142,22 @@ def encode_completions(
 
 
 def completion_lengths(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
-    """Tokens of each text as a completion, its EOS included."""
+    """Tokens of each text as a completion, its EOS included.
+
+    Args:
+      tokenizer: that encodes them.
+      texts: completions without an EOS.
+    """
     return [len(ended_ids(text, tokenizer)) for text in texts]
 
 
 def completion_ids(tokens_BC: np.ndarray, mask_BC: np.ndarray) -> list[list[int]]:
-    """The sampled ids of each row, EOS included: by the mask, never by the pad id."""
+    """The sampled ids of each row, EOS included: by the mask, never by the pad id.
+
+    Args:
+      tokens_BC: int32.
+      mask_BC: True at sampled tokens.
+    """
     return [
         row[mask].tolist()
         for row, mask in zip(np.asarray(tokens_BC), np.asarray(mask_BC), strict=True)

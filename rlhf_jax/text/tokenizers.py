@@ -198,6 +198,10 @@ def make(config: Config, vocabulary: Sequence[str] | None, model: Path | None = 
 def within(tokenizer: Tokenizer, size: int) -> Tokenizer:
     """The tokenizer for a model that knows `size` tokens.
 
+    Args:
+      tokenizer: of texts.
+      size: rows of the model's embedding.
+
     Raises Refusal where it needs more of them.
     """
     if tokenizer.vocab_size <= size:

@@ -29,7 +29,13 @@ def needs_of(correction: Correction, *others: Need) -> frozenset[Need]:
 
 
 def ratio_logprob(correction: Correction, samples: Samples, scores: Scores) -> Array:
-    """The log-probabilities `[B, C]` that the ratio is taken to."""
+    """The log-probabilities `[B, C]` that the ratio is taken to.
+
+    Args:
+      correction: resolved, without "auto".
+      samples: B rows.
+      scores: of the samples.
+    """
     if correction.ratio_to == "behavior":
         return samples.behavior_logprob_BC
     assert scores.proximal_logprob_BC is not None
@@ -60,7 +66,13 @@ def corrected_batch(
 
 
 def log_ratio(outputs: Outputs, batch: Batch, correction: Correction) -> Array:
-    """log π − log of what the ratio is taken to, `[R, C]`; 0 under the mask."""
+    """log π − log of what the ratio is taken to, `[R, C]`; 0 under the mask.
+
+    Args:
+      outputs: log-probabilities `[R, C]`, nats.
+      batch: R rows.
+      correction: resolved, without "auto".
+    """
     base_RC = (
         batch.behavior_logprob_RC
         if correction.ratio_to == "behavior"
@@ -75,6 +87,13 @@ def token_surrogate(
 ) -> tuple[Array, dict[str, Metric]]:
     """The clipped surrogate of each token, weighted by its staleness, `[R, C]` and 0 under the
     mask; and metrics.
+
+    Args:
+      outputs: log-probabilities and entropies `[R, C]`, nats.
+      batch: R rows.
+      correction: resolved, without "auto".
+      clip_low: distance of the lower bound of the ratio from 1.
+      clip_high: distance of the upper bound from 1.
     """
     assert batch.advantage_RC is not None
     mask_RC, advantage_RC = batch.mask_RC, batch.advantage_RC

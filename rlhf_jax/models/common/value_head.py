@@ -46,6 +46,10 @@ class ValueModel:
 
         The kernel is normal of deviation 1 / sqrt(D + 1) and the bias 0 (Stiennon et al. 2020,
         arXiv 2009.01325, and Huang et al. 2024, arXiv 2403.17031, on reproducing it).
+
+        Args:
+          backbone_params: of the decoder.
+          key: of the head's random numbers.
         """
         token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
         mask = jax.ShapeDtypeStruct((1, 1), jnp.bool_)

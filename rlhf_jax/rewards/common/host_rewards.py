@@ -142,6 +142,12 @@ def judge(
 ) -> np.ndarray:
     """Gold scores by the judge of a task, float64 `[B]`, finite.
 
+    Args:
+      task: that judges.
+      prompts: B texts.
+      completions: B texts, without the EOS.
+      finished: B times, True where an EOS was sampled.
+
     Raises RewardError for what the judge raises, and for anything but a finite number; Refusal of
     the judge as it is.
     """

@@ -13,6 +13,10 @@ from rlhf_jax.tasks.api import Split, Task
 def num_prompts(task: Task, split: Split) -> int:
     """Distinct prompts of a split.
 
+    Args:
+      task: that is read.
+      split: "train" or "heldout".
+
     Raises ComponentError for what the task's own code raises, and for no whole number.
     """
     count = _asked(task, "num_prompts", split)
@@ -24,6 +28,11 @@ def num_prompts(task: Task, split: Split) -> int:
 def prompt(task: Task, split: Split, index: int) -> str:
     """A prompt's text. Raises ComponentError for what the task's own code raises, and for no text
     or an empty one.
+
+    Args:
+      task: that is read.
+      split: "train" or "heldout".
+      index: of the prompt in the split.
     """
     text = _asked(task, "prompt", split, index)
     if not isinstance(text, str) or not text:
@@ -35,6 +44,11 @@ def prompt(task: Task, split: Split, index: int) -> str:
 
 def references(task: Task, split: Split, index: int) -> tuple[str, ...]:
     """A prompt's references.
+
+    Args:
+      task: that is read.
+      split: "train" or "heldout".
+      index: of the prompt in the split.
 
     Raises ComponentError for what the task's own code raises, and for no sequence of texts.
     """
@@ -69,6 +83,11 @@ def reference(task: Task, split: Split, index: int, number: int) -> str | None:
 def record(task: Task, split: Split, index: int) -> Mapping[str, Any]:
     """The fields of a prompt's row: see `tasks.api.Task`. Raises ComponentError for what the task's
     own code raises, and for no mapping.
+
+    Args:
+      task: that is read.
+      split: "train" or "heldout".
+      index: of the prompt in the split.
     """
     if not hasattr(task, "record"):
         return {"references": references(task, split, index)}
@@ -80,6 +99,10 @@ def record(task: Task, split: Split, index: int) -> Mapping[str, Any]:
 
 def comparisons(task: Task, split: Split) -> Sequence[tuple[str, str, str]]:
     """(prompt, chosen, rejected) as the task has them; none where it has no `comparisons`.
+
+    Args:
+      task: that is read.
+      split: "train" or "heldout".
 
     Raises ComponentError for what the task's own code raises, and for an entry that is not three
     texts.
