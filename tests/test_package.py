@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import rlhf_jax
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MISSION = [
@@ -152,7 +154,7 @@ def test_configs_import_nothing_that_a_wheel_lacks():
 def test_the_license_and_the_citation_agree_with_the_metadata():
     assert "Apache License" in (ROOT / "LICENSE").read_text()
     citation = (ROOT / "CITATION.cff").read_text()
-    assert f"version: {PROJECT['version']}\n" in citation
+    assert f"version: {rlhf_jax.__version__}\n" in citation
     assert f"license: {PROJECT['license']}\n" in citation
 
 
