@@ -72,8 +72,12 @@ class Clock:
         return self.updates_per_round * max(0, round_index - self.lag)
 
     def age(self, round_index: int, update_in_round: int, version: int | None = None) -> int:
-        """Age in updates of a round's samples in one of its updates; 0 is on-policy. `version`
-        sampled the round, which only bounded mode must be told.
+        """Age, in updates, of a round's samples when they are trained on; 0 is on-policy.
+
+        Args:
+          round_index: of the round.
+          update_in_round: 0 ... u-1.
+          version: the version that sampled the round. Only bounded mode needs it.
         """
         sampled_with = self.version(round_index) if version is None else version
         return round_index * self.updates_per_round + update_in_round - sampled_with
@@ -94,8 +98,11 @@ class Clock:
         )
 
     def check_version(self, round_index: int, version: int) -> None:
-        """Raises RuntimeError where a round that is about to be trained on was not sampled as this
-        clock says.
+        """Raises RuntimeError if a round was sampled with another version than this clock's.
+
+        Args:
+          round_index: the round that is about to be trained on.
+          version: that of its samples, in updates.
         """
         least, newest = self.version(round_index), round_index * self.updates_per_round
         if not least <= version <= (newest if self.bounded else least):
@@ -132,7 +139,13 @@ class Clock:
 def check_version_schedule(
     version_schedule: Sequence[int], num_rounds: int, updates_per_round: int
 ) -> None:
-    """Raises Refusal unless every round has a version that is published by then."""
+    """Raises Refusal unless every round has a version that is published when the round begins.
+
+    Args:
+      version_schedule: a version for each round, in updates.
+      num_rounds: of the run.
+      updates_per_round: u; versions are its multiples.
+    """
     if len(version_schedule) != num_rounds:
         raise Refusal(
             f"the version schedule has {len(version_schedule)} versions, but the run has "

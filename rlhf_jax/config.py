@@ -163,7 +163,12 @@ def fill(cls: type[SettingsT], values: object, where: str) -> SettingsT:
 
 
 def neighbours(key: str, names: Iterable[str]) -> str:
-    """The end of a message about an unknown key: the nearest one, or all that there are."""
+    """The end of a message about an unknown key: the nearest name, or all names.
+
+    Args:
+      key: the unknown one.
+      names: those that are accepted.
+    """
     names = list(names)
     close = difflib.get_close_matches(key, names, 1)
     return (
@@ -277,8 +282,11 @@ def flat(tree: object, prefix: str = "") -> dict[str, Any]:
 
 
 def with_leaves(tree: dict[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the tree, changed to have these values at the keys joined by dots: the inverse of
-    `flat`.
+    """Changes the tree, in place, to have these values, and returns it: the inverse of `flat`.
+
+    Args:
+      tree: nested dicts; a missing one is made.
+      leaves: values by keys joined by dots.
     """
     for key, value in leaves.items():
         node, (*above, last) = tree, key.split(".")

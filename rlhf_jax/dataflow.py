@@ -93,15 +93,25 @@ class Score:
         return self.output.rpartition("_")[2]
 
     def is_in(self, name: str, algorithm: Algorithm, learned_reward: bool) -> bool:
-        """Returns whether a round of the algorithm has this score, whose name is given."""
+        """Returns whether a round of the algorithm has this score.
+
+        Args:
+          name: of the score, a key of `SCORES`.
+          algorithm: of the run.
+          learned_reward: the run's reward has a model.
+        """
         return (
             name in algorithm.needs if self.when is None else self.when(algorithm, learned_reward)
         )
 
 
 def raw_reward(params: Params, samples: Samples, *, model: ModelReward) -> Array:
-    """Raw scores `[B]` of a learned reward, whose `model` is already a function of params and
-    samples.
+    """Raw scores of a learned reward, float32 `[B]`.
+
+    Args:
+      params: of the reward model.
+      samples: B rows.
+      model: the reward, as `rewards.learned.make` returns it.
     """
     return model(params, samples)
 

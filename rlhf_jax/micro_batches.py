@@ -16,10 +16,15 @@ Result = TypeVar("Result")
 
 
 def split_rows(batch: Tree, num_micro_batches: int, unit_rows: int) -> Tree:
-    """`[R, ...]` -> `[num_parts, R / num_parts, ...]`, units whole, every n-th unit to one part.
+    """`[R, ...]` -> `[num_micro_batches, R / num_micro_batches, ...]`; scalars are repeated.
 
-    Striding keeps each device's rows on it: a contiguous cut would move rows between the shards of
-    the data axis.
+    A micro-batch has every n-th unit. So each device keeps its rows: contiguous micro-batches would
+    move rows between the shards of the data axis.
+
+    Args:
+      batch: arrays with R rows first, and scalars.
+      num_micro_batches: divides R / unit_rows.
+      unit_rows: contiguous rows that stay together.
     """
 
     def split(array: Array) -> Array:
@@ -33,7 +38,12 @@ def split_rows(batch: Tree, num_micro_batches: int, unit_rows: int) -> Tree:
 
 
 def join_rows(micro_batches: Tree, unit_rows: int) -> Tree:
-    """The inverse of `split_rows`; of scalars the first part's."""
+    """The inverse of `split_rows`; a scalar is that of the first micro-batch.
+
+    Args:
+      micro_batches: arrays `[num_micro_batches, rows, ...]`, and `[num_micro_batches]` for scalars.
+      unit_rows: as they were split.
+    """
 
     def join(array: Array) -> Array:
         if array.ndim == 1:

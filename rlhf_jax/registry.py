@@ -92,7 +92,11 @@ def find(folder: str, name: str) -> Any:
 
 
 def located(folder: str, name: str) -> tuple[ModuleType, str]:
-    """The module of a component, and what its name picks out of it ("": nothing).
+    """The module of a component, and the attribute of it that its name means ("": the module).
+
+    Args:
+      folder: the folder of `rlhf_jax/` whose components are meant.
+      name: see the table of this module.
 
     Raises as `find`.
     """
@@ -120,8 +124,14 @@ def located(folder: str, name: str) -> tuple[ModuleType, str]:
 
 
 def entry(folder: str, name: str) -> Callable[..., Any]:
-    """The function that makes a component, or is it: see the table of this module. Raises as
-    `find`, and Refusal for a module without one.
+    """The function that makes a component, or that is one: see the table of this module.
+
+    Args:
+      folder: the folder of `rlhf_jax/` whose components are meant.
+      name: see the table of this module.
+
+    Raises as `find`; Refusal for a module without such a function, and for a name of something
+    else.
     """
     component = find(folder, name)
     if not isinstance(component, ModuleType):
@@ -143,8 +153,13 @@ def entry(folder: str, name: str) -> Callable[..., Any]:
 
 
 def settings(folder: str, name: str) -> type[Settings]:
-    """The dataclass of a component's settings; `NoSettings` where it takes none. Raises as `entry`,
-    and Refusal for settings that are no dataclass with defaults.
+    """The dataclass of a component's settings; `NoSettings` for a component without any.
+
+    Args:
+      folder: the folder of `rlhf_jax/` whose components are meant.
+      name: see the table of this module.
+
+    Raises as `entry`; Refusal for settings that are no dataclass, or that lack a default.
     """
     maker = entry(folder, name)
     parameter = takes_settings(folder, maker)
@@ -186,7 +201,12 @@ def takes_settings(folder: str, function: Callable[..., object]) -> str | None:
 def make(folder: str, name: str, config: Settings) -> Any:
     """The algorithm or the task that a name means.
 
-    Raises as `entry`, and ComponentError for what its own code raises.
+    Args:
+      folder: "algorithms" or "tasks".
+      name: see the table of this module.
+      config: of the class that `settings` returns. An entry without settings is called without it.
+
+    Raises as `entry`; ComponentError for an exception of its own code.
     """
     maker = entry(folder, name)
     with at_fault(f"making {name} ({PACKAGE}/{folder})"):
@@ -199,11 +219,17 @@ def is_of_package(folder: str, name: str) -> bool:
 
 
 def canonical(folder: str, name: str) -> str:
-    """One text for every name of a component: its own name in the package, else the module or the
-    file, and the entry.
+    """One text for every name of a component.
 
+    A component of the package has its own name. Any other has its module or file, and its entry:
     `mine.py`, `/home/me/mine.py` and `mine.py:reward` are the same where `reward` is the entry of
-    the file, as are `my_lab.mine:brevity` and `my_lab.mine.brevity`. Raises as `entry`.
+    the file, as are `my_lab.mine:brevity` and `my_lab.mine.brevity`.
+
+    Args:
+      folder: the folder of `rlhf_jax/` whose components are meant.
+      name: see the table of this module.
+
+    Raises as `entry`.
     """
     module, _ = located(folder, name)
     short = module.__name__.removeprefix(f"{PACKAGE}.{folder}.")

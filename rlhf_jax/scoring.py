@@ -120,7 +120,13 @@ def policy_outputs(
 
 
 def sample_logprobs(params: Params, samples: Samples, *, model: Model) -> Array:
-    """Log-probabilities `[B, C]` of samples under a role's params: reference or proximal."""
+    """Log-probabilities of samples under a role's params, float32 nats `[B, C]`; 0 under the mask.
+
+    Args:
+      params: of the reference, or of the policy for the proximal log-probabilities.
+      samples: B rows; the logits are divided by their temperature.
+      model: of the role.
+    """
     outputs = policy_outputs(
         params,
         samples.prompt_tokens_BQ,
@@ -144,8 +150,16 @@ def critic_outputs(
     model: ValueModel,
     rows_per_prompt: int = 1,
 ) -> Outputs:
-    """The critic's value of what precedes each completion token, float32 `[R, C]`; 0 where the mask
-    is false.
+    """The critic's value of the text before each completion token.
+
+    Args:
+      params: of the critic.
+      prompt_tokens_RQ, prompt_mask_RQ: left-padded prompts.
+      tokens_RC, mask_RC: completions.
+      model: of the critic.
+      rows_per_prompt: as in `completion_hidden`.
+
+    Returns Outputs with `value_RC`, float32; 0 where the mask is false.
     """
     rows = (prompt_tokens_RQ, prompt_mask_RQ, tokens_RC, mask_RC)
     value_RC = model.value(params, completion_hidden(params, *rows, model, rows_per_prompt))
@@ -153,7 +167,13 @@ def critic_outputs(
 
 
 def sample_values(params: Params, samples: Samples, *, model: ValueModel) -> Array:
-    """Values `[B, C]` of samples under a critic."""
+    """Values of samples under a critic, float32 `[B, C]`; 0 where the mask is false.
+
+    Args:
+      params: of the critic.
+      samples: B rows.
+      model: of the critic.
+    """
     outputs = critic_outputs(
         params,
         samples.prompt_tokens_BQ,

@@ -72,6 +72,13 @@ def learning_rate_schedule(
 
     "linear_by_round" is linear as the async RLHF code steps it, once a round and before it: the
     last round trains at 0, and the mean over n rounds is (n − 1) / 2n of the learning rate.
+
+    Args:
+      config: schedule, learning rate and warmup.
+      num_updates: of the whole run, warmup included.
+      updates_per_round: of "linear_by_round".
+
+    Raises Refusal for an unknown schedule.
     """
     decay = max(1, num_updates - config.warmup_updates)
     linear = optax.linear_schedule(config.learning_rate, 0.0, decay)
@@ -155,12 +162,22 @@ def matrices(params: Params) -> Mapping[str, object]:
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """A fresh state at version 0."""
+    """A fresh state at version 0.
+
+    Args:
+      params: kept as they are, without a copy.
+      optimizer: whose state is begun on `params`.
+    """
     return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params))
 
 
 def denominator(mask_RC: Array, aggregation: Aggregation) -> Array:
-    """Divisor of the summed loss of a whole minibatch, float32: see `types.Algorithm`."""
+    """Divisor of the summed loss of a whole minibatch, float32: see `types.Algorithm`.
+
+    Args:
+      mask_RC: bool, of the whole minibatch.
+      aggregation: number of tokens (at least 1), rows, pairs (R / 2), or R * C.
+    """
     num_rows, length = mask_RC.shape
     counts = {
         "token": jnp.maximum(mask_RC.sum(dtype=jnp.float32), 1.0),
@@ -176,8 +193,10 @@ def policy_objective(
 ) -> Objective[Batch]:
     """The objective of a policy: the model's outputs on the rows, then the algorithm's loss.
 
-    `rows_per_prompt` > 1 says that rows come in groups of that size, each of one prompt, which is
-    then run once.
+    Args:
+      loss: of the algorithm, `(outputs, batch) -> (sum, metrics)`.
+      model: of the policy.
+      rows_per_prompt: rows come in groups of this size, each of one prompt, which is run once.
     """
 
     def objective(params: Params, batch: Batch) -> tuple[Array, Metrics]:
@@ -195,7 +214,13 @@ def critic_objective(
     model: ValueModel,
     rows_per_prompt: int = 1,
 ) -> Objective[Batch]:
-    """The objective of a critic: its values on the rows, then the algorithm's loss."""
+    """The objective of a critic: its values on the rows, then the algorithm's loss.
+
+    Args:
+      loss: of the algorithm, `(outputs, batch) -> (sum, metrics)`.
+      model: of the critic.
+      rows_per_prompt: as in `policy_objective`.
+    """
 
     def objective(params: Params, batch: Batch) -> tuple[Array, Metrics]:
         rows = (batch.prompt_tokens_RQ, batch.prompt_mask_RQ, batch.tokens_RC, batch.mask_RC)

@@ -2,8 +2,8 @@
 stages done before.
 
 A first run makes a small SFT policy and reward model; its RLHF stage is then removed and the same
-command started again. The time ends when the first update's line stands in `metrics.jsonl` (it is
-written one update late); beside it stands what JAX compiled.
+command started again. The time ends when `metrics.jsonl` has the first update's line (it is
+written one update late). The programs that JAX compiled are printed too.
 
     python -m experiments.bench.start
 """

@@ -58,8 +58,13 @@ def grouped_scores(
 ) -> Array:
     """The scores as `[P, G]`, without gradient.
 
-    Raises Refusal for fewer samples a prompt than the algorithm needs, or rows that do not make
-    whole groups.
+    Args:
+      samples: for their `samples_per_prompt`, G.
+      scores: whose `score_B` is grouped.
+      min_samples_per_prompt: fewest samples of a prompt that the algorithm can learn from.
+      algorithm: its name, for the message.
+
+    Raises Refusal for fewer samples per prompt than that, and for rows that are not whole groups.
     """
     per_prompt, num_rows = samples.samples_per_prompt, scores.score_B.shape[0]
     if per_prompt < min_samples_per_prompt:

@@ -77,7 +77,14 @@ def advantage_from_scores(shape: Callable[[Array], Array]) -> Advantage:
 
 
 def advantage_of(algorithm: str, name: str) -> Callable[[Array], Array]:
-    """The function of `[P, G]` scores that an advantage's name means. Raises Refusal."""
+    """The function from `[P, G]` scores to `[P, G]` advantages that a name of `ADVANTAGES` means.
+
+    Args:
+      algorithm: for the message.
+      name: of the advantage.
+
+    Raises Refusal for another name.
+    """
     if name not in ADVANTAGES:
         raise Refusal(f"{algorithm}.advantage is {name!r}; accepted: {', '.join(ADVANTAGES)}")
     return ADVANTAGES[name]

@@ -66,9 +66,17 @@ def best_against_worst(name: str, margin_loss: Callable[[Array], Array]) -> Algo
 
 
 def credit(samples: Samples, scores: Scores) -> Batch:
-    """Two rows a prompt: its best sample, then its worst; the first of equals. A tie has weight 0.
+    """Two rows per prompt: its best sample, then its worst; the first of equals.
 
-    Raises Refusal for fewer than two samples a prompt.
+    If all samples of a prompt score the same, its rows have weight 0.
+
+    Args:
+      samples: P*G rows.
+      scores: of the same rows.
+
+    Returns a batch of 2 P rows.
+
+    Raises Refusal for fewer than two samples per prompt.
     """
     score_PG = grouped_scores(samples, scores, 2, "online_dpo")
     num_prompts, per_prompt = score_PG.shape
@@ -86,11 +94,17 @@ def credit(samples: Samples, scores: Scores) -> Batch:
 def pair_loss(
     outputs: Outputs, batch: Batch, margin_loss: Callable[[Array], Array]
 ) -> tuple[Array, Metrics]:
-    """Sum over pairs of `margin_loss(margin_U)`, to be divided by the number of pairs, ties included;
-    and metrics.
+    """Sum over pairs of `margin_loss(margin_U)`, and metrics.
 
     `accuracy`, `margin` and the log-probabilities of completions are means over the pairs that are
     not ties.
+
+    Args:
+      outputs: of the policy on the rows.
+      batch: pairs of rows, chosen then rejected, with reference log-probabilities.
+      margin_loss: margins `[U]`, in nats, to losses `[U]`.
+
+    Returns the sum, to be divided by the number of all pairs, ties included; and the metrics.
     """
     assert batch.reference_logprob_RC is not None
     assert batch.weight_R is not None

@@ -88,7 +88,13 @@ def ppo(config: Config) -> Algorithm:
 
 
 def critic_loss(outputs: Outputs, batch: Batch, value_clip: float) -> tuple[Array, Metrics]:
-    """The clipped value loss summed over tokens, and metrics of the values."""
+    """The clipped value loss summed over tokens, and metrics of the values.
+
+    Args:
+      outputs: with `value_RC` of the critic that is trained.
+      batch: with `value_RC` at the start of the round, and `return_RC`.
+      value_clip: see `clipped_value`.
+    """
     assert batch.value_RC is not None
     assert batch.return_RC is not None
     mask_RC, count = batch.mask_RC, masked_count(batch.mask_RC)

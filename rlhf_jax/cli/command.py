@@ -70,8 +70,14 @@ def call(body: Callable[[Place], None], again: str = "the same command begins ag
 
 
 def explained(error: BaseException, directory: Path | None, again: str) -> tuple[int, list[str]]:
-    """The exit status of an exception and the lines that explain it; no lines where its traceback
-    has to.
+    """The exit status of an exception, and the lines that explain it.
+
+    There are no lines for an exception whose traceback must be shown.
+
+    Args:
+      error: the exception that ended the command.
+      directory: of the run; None if there is none yet.
+      again: what repeating the command does, the end of a message.
     """
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, [f"interrupted; {again}"]

@@ -52,9 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def evaluate(directory: Path, overrides: Sequence[str]) -> None:
-    """Prints and keeps the figures of every saved policy of a run, with overrides of its config.
+    """Prints and keeps the figures of every saved policy of a run.
 
-    Raises Refusal.
+    Args:
+      directory: of the run.
+      overrides: of its config, as `--config.KEY=VALUE`.
+
+    Raises Refusal for an override or a run that cannot be used.
     """
     from rlhf_jax import build
     from rlhf_jax.records import jsonl

@@ -29,16 +29,28 @@ class Cache:
 
 
 def repeat_rows(array: Array, times: int) -> Array:
-    """`[P, ...] -> [P * times, ...]`, group-contiguous: a broadcast, so that rows stay on the shard
-    of their group.
+    """`[P, ...] -> [P * times, ...]`, group-contiguous.
+
+    It is a broadcast, so that rows stay on the shard of their group.
+
+    Args:
+      array: rows first.
+      times: copies of each row, next to one another.
     """
     spread = jnp.broadcast_to(array[:, None], (array.shape[0], times, *array.shape[1:]))
     return spread.reshape(-1, *array.shape[1:])
 
 
 def repeat_cache(cache: Cache, times: int) -> Cache:
-    """A cache of `times` rows for each row, group-contiguous: what the rows of a prompt share is
-    computed once.
+    """A cache with `times` equal rows for each row, group-contiguous.
+
+    A prompt that several rows share is so prefilled only once.
+
+    Args:
+      cache: of P rows.
+      times: rows of each prompt.
+
+    Returns a cache of `P * times` rows at the same column.
     """
     return Cache(
         keys=tuple(repeat_rows(x, times) for x in cache.keys),
@@ -95,20 +107,37 @@ class Model(Protocol):
         mask_BL: Array,
         cache: Cache | None = None,
     ) -> tuple[Array, Cache | None]:
-        """Final-normed hidden states `[B, L, D]` in the compute dtype.
+        """Hidden states after the final norm, `[B, L, D]` in the compute dtype.
 
-        A query attends to unmasked columns at or before its own. With a cache, the L tokens are
-        written at `cache.column` onwards and the cache returned has moved on by L; without one,
-        None is returned.
+        A query attends to unmasked columns at or before its own.
+
+        Args:
+          params: as `init` returns them.
+          tokens_BL: int32 ids.
+          positions_BL: int32 positions of the tokens, such as `positions_from_mask` returns.
+          mask_BL: bool, true on real tokens.
+          cache: of B rows. The L tokens are written from `cache.column` on.
+
+        Returns the hidden states, and the cache after L more columns; None without a cache.
         """
         ...
 
     def head(self, params: Params, hidden: Array) -> Array:
-        """`[..., D] -> [..., V]` float32 logits, accumulated in float32."""
+        """Logits `[..., V]`, float32 and accumulated in float32.
+
+        Args:
+          params: as `init` returns them.
+          hidden: `[..., D]`, as `apply` returns them.
+        """
         ...
 
     def init_cache(self, batch_size: int, max_columns: int) -> Cache:
-        """An empty cache for `max_columns` positions."""
+        """An empty cache.
+
+        Args:
+          batch_size: rows, B.
+          max_columns: positions of each row, M: the prompt's and the completion's.
+        """
         ...
 
     def logical_axes(self, params: Params) -> LogicalAxes:

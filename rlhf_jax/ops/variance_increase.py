@@ -39,7 +39,7 @@ Route = Literal["auto", "sort", "select"]
 LEAST_KEY = -(2**31)  # below the key of every number: that of a masked reward
 LEAST_BUDGET = float(
     np.finfo(np.float32).tiny
-)  # a group that lies at the low bound still has a boundary: its best reward
+)  # a group at the low bound still has a boundary: its best reward
 
 
 @struct.dataclass
@@ -94,7 +94,7 @@ def increase_variance(
         clipped, and marked so. low, high: the range [m, M], one for all groups, in units of the
         reward: numbers, or scalars that may be traced.
       weight_PG: p >= 0, in any unit (only ratios within a group count); None: uniform. A response
-        of weight 0 moves nothing and goes to high above the boundary and to low below it; a group
+        of weight 0 moves no other; it becomes high above the boundary and low below it. A group
         without any weight keeps its rewards. A negative, infinite or NaN weight makes its group
         NaN.
       mask_PG: True for responses that are there; None: all. What is masked may be NaN.

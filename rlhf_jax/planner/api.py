@@ -51,37 +51,68 @@ class CostModel(Protocol):
         ...
 
     def refusal(self, call: Call, placement: Placement) -> str | None:
-        """The reason that a placement is impossible (rows or heads that do not divide), or None
-        where it is possible.
+        """The reason why a placement is impossible (rows or heads that do not divide), or None.
+
+        Args:
+          call: of the round.
+          placement: its devices, mesh shape, micro-batches and remat.
         """
         ...
 
     def seconds(self, call: Call, placement: Placement) -> float:
-        """Seconds of the call alone, collectives included; generation lasts until the last row has
-        ended.
+        """Seconds of the call alone, collectives included. Generation ends with its last row.
+
+        Args:
+          call: of the round. A training call is all updates of it.
+          placement: that `refusal` accepts.
         """
         ...
 
     def working_bytes(self, call: Call, placement: Placement) -> float:
-        """Bytes that the call needs while it runs, beside resident params and states: caches,
-        activations, gradients.
+        """Bytes per device that the call needs while it runs: caches, activations, gradients.
+
+        Resident params and states are not included.
+
+        Args:
+          call: of the round.
+          placement: that `refusal` accepts.
         """
         ...
 
     def params_bytes(self, role: str, placement: Placement) -> float:
-        """Bytes of a copy of a role's params for generation or inference."""
+        """Bytes per device of a copy of a role's params for generation or inference.
+
+        Args:
+          role: such as "policy".
+          placement: whose mesh shards them.
+        """
         ...
 
     def state_bytes(self, role: str, placement: Placement) -> float:
-        """Bytes of a trained role's state: params, and the arrays of the optimizer."""
+        """Bytes per device of a trained role's state: params, and the arrays of the optimizer.
+
+        Args:
+          role: "policy" or "critic".
+          placement: whose mesh shards it.
+        """
         ...
 
     def reallocate_seconds(self, role: str, source: Placement, target: Placement) -> float:
-        """Seconds to reshard a role's params from `source` to `target`; 0 between equal layouts."""
+        """Seconds to reshard a role's params; 0 between equal layouts.
+
+        Args:
+          role: such as "policy".
+          source: the placement that holds them.
+          target: the placement that needs them.
+        """
         ...
 
     def transfer_seconds(self, call: Call, source: Placement, target: Placement) -> float:
-        """Seconds to transfer the output of `call` from `source` to another call's devices; 0 between
-        equal layouts.
+        """Seconds to transfer a call's output to another call's devices; 0 between equal layouts.
+
+        Args:
+          call: whose output it is.
+          source: its placement.
+          target: that of the other call.
         """
         ...

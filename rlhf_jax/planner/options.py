@@ -33,14 +33,18 @@ class Option:
 
 
 def slices(num_devices: int, devices_per_host: int) -> list[tuple[int, ...]]:
-    """Slices of devices, the smaller first: aligned runs of 1, 2, 4, ... devices inside a host, and
-    runs of whole hosts.
+    """Slices of devices, the smaller first.
 
-    A run of hosts may begin anywhere and have any length up to `ALL_HOST_RUNS` devices in all;
-    above, its length is a power of two and its place a multiple of it, and the run of all hosts is
-    there too.
+    Inside a host they are aligned runs of 1, 2, 4, ... devices. Across hosts they are runs of whole
+    hosts. With up to `ALL_HOST_RUNS` devices in all, a run of hosts may begin anywhere and have any
+    length. With more, its length is a power of two and its first host a multiple of it; the run of
+    all hosts is added.
 
-    Raises Refusal where the devices are not whole hosts.
+    Args:
+      num_devices: of the cluster.
+      devices_per_host: of each host.
+
+    Raises Refusal if the devices are not whole hosts.
     """
     if (
         num_devices < 1
@@ -86,10 +90,13 @@ def _host_runs(num_hosts: int, host: int, aligned: bool) -> Iterator[tuple[int, 
 
 @cache
 def mesh_shapes(num_devices: int, devices_per_host: int) -> tuple[tuple[int, int, int], ...]:
-    """Every (data, fsdp, tensor) whose product is the number of devices; a tensor group lies in a
-    host.
+    """Every (data, fsdp, tensor) whose product is the number of devices.
 
-    A tensor group is the innermost axis, so it lies in a host where its size divides the host's.
+    A tensor group stays inside a host: it is the innermost axis, and its size divides the host's.
+
+    Args:
+      num_devices: of the slice.
+      devices_per_host: of each host.
     """
     shapes = []
     for tensor in _divisors(num_devices):
@@ -115,9 +122,16 @@ def options(
 ) -> list[Option]:
     """The candidates of a search for a call, by slice and mesh shape.
 
-    Left out is what `costs` refuses, what does not fit on a device even alone, and, of one slice
-    and mesh shape (so that nothing else of a plan can tell them apart), what takes as long and as
-    much memory as another one or more.
+    Three kinds are left out: those that `costs` refuses; those that do not fit on a device even
+    alone; and those that take at least as long and as much memory as another one of the same slice
+    and mesh shape, from which nothing else in a plan can tell them apart.
+
+    Args:
+      call: of the round.
+      costs: for refusal, seconds and bytes.
+      num_devices: of the cluster.
+      devices_per_host: of each host.
+      micro_batches: numbers of micro-batches that are tried.
     """
     candidates = []
     for devices in slices(num_devices, devices_per_host):

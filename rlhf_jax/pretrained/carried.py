@@ -157,7 +157,12 @@ def _is_tokenizer_json(file: Path) -> bool:
 
 
 def copy(carried: Mapping[str, Path], directory: Path) -> None:
-    """Copies files under their new names; links are followed."""
+    """Copies files under their new names; links are followed.
+
+    Args:
+      carried: files by new name, which may have one folder in it.
+      directory: exists.
+    """
     for name, file in carried.items():
         (directory / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, directory / name)

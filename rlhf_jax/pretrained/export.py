@@ -146,7 +146,15 @@ Tensor = tuple[tuple[int, ...], Callable[[], np.ndarray]]
 def published_tensors(
     family: str, model_config: DecoderConfig, params: Params
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name, (shape, what fetches it)) of every tensor."""
+    """Yields name, shape and fetching function of every published tensor; nothing is fetched yet.
+
+    Args:
+      family: a file of `models/` with a published form.
+      model_config: of the family.
+      params: of a decoder, or of a value model, whose backbone's own head is left out.
+
+    Raises Refusal for params that are not of this config.
+    """
     arrays, members_by_name = flatten_dict(params.get("backbone", params), sep="/"), {}
     for path, tensor in layouts.tensors(family, model_config).items():
         if "value_head" in params and tensor.name == layouts.head_name(family):

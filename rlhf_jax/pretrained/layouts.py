@@ -38,7 +38,7 @@ class Tensor(NamedTuple):
         return (self.stop - self.start, *self.shape[1:])
 
 
-# Within a layer; what is not named here (the norms) stands in the layer itself.
+# Within a layer; a param that is not named here (a norm's) belongs to the layer itself.
 GROUPS = {
     "query_key_value": "attention",
     "dense": "attention",
@@ -74,8 +74,13 @@ def flat_params(params: Params) -> dict[tuple[str, ...], Any]:
 
 
 def tensors(family: str, config: DecoderConfig) -> dict[str, Tensor]:
-    """Every param's published tensor, by our path: "layer_0/query_key_value/kernel"; a tied head
-    has none of its own.
+    """Every param's published tensor, by our path, such as "layer_0/query_key_value/kernel".
+
+    A head that is tied to the embeddings has no entry.
+
+    Args:
+      family: a file of `models/` with a published form.
+      config: of the family.
     """
     return dict(_tensors(family, config))
 

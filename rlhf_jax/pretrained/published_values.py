@@ -42,7 +42,12 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def at(published: Mapping[str, Any], path: KeyPath) -> object:
-    """The value at a place; None where there is none."""
+    """The value at a path of keys; None where a key is missing.
+
+    Args:
+      published: a parsed JSON object.
+      path: keys from the outside in.
+    """
     value: object = published
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -50,7 +55,12 @@ def at(published: Mapping[str, Any], path: KeyPath) -> object:
 
 
 def agreed(published: Mapping[str, Any], default: object, *paths: KeyPath) -> object:
-    """The value that is written at one or more of several places.
+    """The value that is written at one or more of several paths.
+
+    Args:
+      published: a parsed JSON object.
+      default: the result where no path has a value; REQUIRED for none.
+      *paths: where the value may be written. null is no value.
 
     Raises Refusal where two of them differ, or where there is none and the default is REQUIRED.
     """

@@ -158,8 +158,14 @@ def evaluations(lines: Sequence[Line], of: str) -> list[Line]:
 
 
 def policy_evaluations(lines: Sequence[Line], stage: str = TRAINED, base: str = BASE) -> list[Line]:
-    """Evaluations of a trained policy, with its version 0: where that was not evaluated, the base
-    it began as was.
+    """Evaluations of a trained policy, its version 0 included.
+
+    If version 0 was not evaluated, the last evaluation of the base takes its place.
+
+    Args:
+      lines: of metrics.
+      stage: that trained it.
+      base: the stage that made the params that it began with.
     """
     of_stage = evaluations(lines, stage)
     if any(line["update"] == 0 for line in of_stage) or not of_stage:
@@ -188,8 +194,13 @@ def select(texts: Sequence[Line], kind: str) -> list[Line]:
 
 
 def series(lines: Sequence[Line], name: str) -> Series | None:
-    """The figure where lines have it, infinite values as NaN, which no curve goes through; None
-    where none has it.
+    """The values of a figure in the lines that have it; None if no line has it.
+
+    An infinite value becomes NaN, which leaves a gap in the curve.
+
+    Args:
+      lines: with an "update" each.
+      name: of the figure.
     """
     points = [line for line in lines if isinstance(line.get(name), int | float)]
     if not points:

@@ -19,7 +19,12 @@ OfSeed = dict[int, float]
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Mean and half-width of its t-interval; NaN half-width for a single value."""
+    """Mean and half-width of its t-interval; NaN half-width for fewer than two values.
+
+    Args:
+      values: independent, such as one per seed. The mean of none is NaN.
+      level: of confidence, between 0 and 1.
+    """
     count = len(values)
     if count < 2:
         return float(np.mean(values)) if count else math.nan, math.nan
@@ -52,11 +57,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def detectable(values: Sequence[float], power: float = 0.8, level: float = 0.05) -> float:
-    """The least difference that a two-sided t-test of as many values would find with a power, at
-    their deviation.
+    """The least difference that a two-sided t-test would find, given the deviation of the values.
 
-    By the usual approximation (t quantiles of level and power, added): NaN for fewer than two
-    values.
+    It is the usual approximation: the t quantiles of level and power are added. NaN for fewer than
+    two values.
+
+    Args:
+      values: differences, one per seed; the test has as many.
+      power: probability of finding it, between 0 and 1.
+      level: of significance.
     """
     count = len(values)
     if count < 2:
@@ -72,8 +81,11 @@ def final(result: Result, name: str) -> float:
 
 
 def by_seed(results: Sequence[Result], value: Callable[[Result], float]) -> OfSeed:
-    """The mean of a value over each seed's results: a seed counts once, however many settings of it
-    there are.
+    """The mean of a value over each seed's results, so that each seed counts once.
+
+    Args:
+      results: of cells; a seed may have several.
+      value: of one result.
     """
     by_seed_values: dict[int, list[float]] = {}
     for result in results:
@@ -92,12 +104,18 @@ def interval(values: OfSeed) -> tuple[float, float]:
 
 
 def at_kl(curve: Sequence[Mapping[str, Any]], kl: float, name: str) -> float:
-    """A figure of a curve where its KL first reaches `kl`, on the segment between the two
-    evaluations around it.
+    """A figure of a curve at the first KL that reaches `kl`, interpolated between two evaluations.
 
-    The segment is a line in √KL, in which gold begins as one (Gao et al. 2022, arXiv 2210.10760: d
-    (α − β d), d = √KL). NaN where the curve was not measured: at a KL beyond its largest, or below
-    that of its first evaluation in training, where only version 0 lies on the other side.
+    The interpolation is linear in √KL, because gold begins as a line in it (Gao et al. 2022, arXiv
+    2210.10760: d (α − β d), d = √KL).
+
+    Args:
+      curve: evaluations in order; the first is version 0.
+      kl: in nats.
+      name: of the figure.
+
+    Returns NaN for a KL that the curve does not cover: above its largest, or below that of the
+    first evaluation after version 0.
     """
     points = [
         (line["kl"], line[name])
@@ -123,8 +141,13 @@ def largest_kl(curve: Sequence[Mapping[str, Any]]) -> float:
 
 
 def updates_to(curve: Sequence[Mapping[str, Any]], name: str, level: float, never: float) -> float:
-    """The update at which a figure first reaches a level, on lines between evaluations; `never`
-    where it does not.
+    """The update at which a figure first reaches a level, on lines between evaluations.
+
+    Args:
+      curve: evaluations in order, each with its "update".
+      name: of the figure; an evaluation without it is passed over.
+      level: to be reached from below.
+      never: the result for a curve that does not reach it.
     """
     points = [(line["update"], line[name]) for line in curve if line.get(name) is not None]
     if points and points[0][1] >= level:

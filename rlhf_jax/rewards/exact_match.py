@@ -21,8 +21,12 @@ class Config:
 def make(task: Task, config: Config | None = None) -> HostReward:
     """The reward `(prompts, completions, finished) -> 0 or 1 [B]`, float32.
 
-    Raises Refusal for a task that cannot verify answers; when called, RewardError for a judge that
-    gives anything but 0 or 1.
+    Args:
+      task: verifiable; its `judge` is called once per completion.
+      config: has no settings.
+
+    Raises Refusal for a task that cannot verify answers. The reward, when called, raises
+    RewardError for a judge that gives anything but 0 or 1.
     """
     del config
     if not task.verifiable:

@@ -18,8 +18,13 @@ class Config:
 
 
 def make(task: Task, config: Config | None = None) -> HostReward:
-    """The reward `(prompts, completions, finished) -> raw scores [B]`, float32, by the task's
-    judge.
+    """The task's judge as a reward `(prompts, completions, finished) -> [B]`, float32.
+
+    Args:
+      task: whose `judge` is called once per completion.
+      config: has no settings.
+
+    The reward, when called, raises as `host_rewards.judge`.
     """
     del config
 

@@ -26,7 +26,12 @@ class Config:
 
 
 def make(value_model: ValueModel, config: Config | None = None) -> ModelReward:
-    """The reward `(params, samples) -> raw scores [B]`, float32, differentiable in the params."""
+    """The reward `(params, samples) -> raw scores [B]`, float32, differentiable in the params.
+
+    Args:
+      value_model: backbone and value head, whose params the reward takes.
+      config: has no settings.
+    """
     del config
 
     def reward(params: Params, samples: Samples) -> Array:

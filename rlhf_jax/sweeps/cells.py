@@ -109,7 +109,12 @@ class Cells:
         return values | {REWARD_STAGES: self._digest_of_stages(cell.seed, arm.reward)}
 
     def append(self, cell: Cell, line: Mapping[str, Any]) -> None:
-        """Writes the line of a cell that has ended."""
+        """Writes the line of a cell that has ended.
+
+        Args:
+          cell: of this study.
+          line: its figures by name.
+        """
         cell_lines.append(self.path, self._values(cell), flattened(self.variant("")), line)
 
     def directory(self, cell: Cell) -> Path:
@@ -194,8 +199,11 @@ class Cells:
         return cell.seed, arm.policy, arm.reward
 
     def base_directory(self, seed: int, variant: str) -> Path:
-        """The directory of the stages of a seed and variant, named by the digest of the keys that
-        they read.
+        """The directory of the stages before RLHF, named by the digest of the keys that they read.
+
+        Args:
+          seed: of the run.
+          variant: of the study's config; "" is the usual one.
         """
         name = f"{seed}-{self._digest_of_stages(seed, variant)[:8]}"
         return self.study.directory / BASE / (variant or "usual") / name
@@ -213,7 +221,11 @@ class Cells:
 
 
 def line_identity(line: cell_lines.Line, path: Path) -> str:
-    """The digest that the cell of a line of `path` has under today's keys.
+    """The digest that the cell of a line has under today's keys.
+
+    Args:
+      line: of a study's file.
+      path: that file, for the message.
 
     Raises as `under_todays_keys`.
     """
@@ -223,9 +235,14 @@ def line_identity(line: cell_lines.Line, path: Path) -> str:
 def under_todays_keys(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A cell's flattened config under the keys of today's code.
 
-    Renamed keys have their new names. A key that is newer than the cell has the value that does
-    what was done before it was there, so that cells are not run again for it. Raises Refusal,
-    naming `where`, for a key that is gone.
+    Renamed keys have their new names. A key that is newer than the cell gets the value under which
+    the code does the same as before, so that cells are not run again for it.
+
+    Args:
+      config: values by keys joined by dots.
+      where: the source of the config, for the message.
+
+    Raises Refusal for a key that no longer exists.
     """
     translated = history.translated(config, where)
     reward_stages = (
@@ -267,9 +284,15 @@ def flattened(config: ConfigDict) -> dict[str, Any]:
 
 
 def shared_stages(cells: Cells, seed: int, policy: str = "", reward: str = "") -> tuple[Any, Any]:
-    """SFT policy and reward of a seed, made where they are not there yet.
+    """SFT policy and reward of a seed; a stage that has not been run yet is run.
 
     A reward model of another variant is trained on comparisons of its own SFT policy.
+
+    Args:
+      cells: of the study.
+      seed: of the run.
+      policy: variant of the SFT policy; "" is the usual one.
+      reward: variant of the reward, likewise.
     """
     from rlhf_jax import build
     from rlhf_jax.stages import pipeline, sft
@@ -287,11 +310,17 @@ def shared_stages(cells: Cells, seed: int, policy: str = "", reward: str = "") -
 
 
 def run_cells(cells: Cells, wanted: Sequence[Cell]) -> None:
-    """Runs cells that have not ended in this process, those of one base together. A cell keeps its
-    line, not its checkpoints.
+    """Runs the cells that have not ended, in this process; those of one base follow one another.
 
-    A cell with a figure that is not finite has ended: it has diverged. Raises Failed, after all
-    have been tried, where others went wrong in another way; their tracebacks are printed.
+    A cell keeps its line, not its checkpoints. A cell with a figure that is not finite has ended:
+    it has diverged.
+
+    Args:
+      cells: of the study.
+      wanted: the cells to run; those that have ended are left out.
+
+    Raises Failed, after all have been tried, if a cell failed in another way; its traceback is
+    printed.
     """
     failed = []
     for base, together in itertools.groupby(
@@ -334,10 +363,15 @@ def run_cell(cells: Cells, cell: Cell, params: Any, reward: Any) -> None:
 
 
 def phases(cells: Cells, wanted: Sequence[Cell], num_parts: int) -> Iterator[list[list[Cell]]]:
-    """The work that is left, in lists that may run at once: the shared stages, those of a seed in
-    one; then the cells.
+    """Yields the cells that are left in two phases, whose lists may run at the same time.
 
-    A cell of 0 updates stands for the stages that it shares.
+    The first phase is the shared stages, one list per seed. A cell of 0 updates stands for them.
+    The second phase is the cells.
+
+    Args:
+      cells: of the study.
+      wanted: the cells to run; those that have ended are left out.
+      num_parts: most lists of the second phase.
     """
     left = cells.left(wanted)
     bases = {cells.base(cell): replace(cell, num_updates=0) for cell in left}
@@ -349,8 +383,13 @@ def phases(cells: Cells, wanted: Sequence[Cell], num_parts: int) -> Iterator[lis
 
 
 def work(study: Study, wanted: Sequence[Cell]) -> None:
-    """The work of one worker on its cells (see `phases`), with a compile cache that the study's
-    workers have in common.
+    """Runs the cells of one worker (see `phases`), with the compile cache of all the workers.
+
+    Args:
+      study: whose cells they are.
+      wanted: those of this worker. One of 0 updates runs the stages that it shares.
+
+    Raises as `run_cells`.
     """
     from rlhf_jax.devices import compile_cache
 

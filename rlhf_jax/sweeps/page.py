@@ -32,7 +32,12 @@ CURVES = {
 
 
 def write_study(directory: Path, results: Sequence[Result], arms: Sequence[str]) -> Path:
-    """Writes `report.html`, `plots/*.png` and `summary.json`; returns the page.
+    """Writes `report.html`, `plots/*.png` and `summary.json`; returns the path of the page.
+
+    Args:
+      directory: of the study.
+      results: of the cells that have ended.
+      arms: names, in the order of the page.
 
     Raises Refusal without any result.
     """

@@ -161,8 +161,11 @@ def shown(value: Value) -> str:
 
 
 def score_of(study: Study, result: Mapping[str, Any]) -> float:
-    """The figure that settings are chosen by, at the end of a cell; a cell that diverged is worse
-    than any other.
+    """The figure by which settings are chosen, at the end of a cell; -inf for one that diverged.
+
+    Args:
+      study: for the name of its score.
+      result: the cell's line.
     """
     return -math.inf if result.get("diverged") else result["curve"][-1][study.score]
 
@@ -172,8 +175,14 @@ def tuning_seeds(arm: Arm, rung: Rung) -> tuple[int, ...]:
 
 
 def setting_score(study: Study, ended: Ended, arm: Arm, setting: Setting, rung: Rung) -> float:
-    """The score of a setting over a rung's seeds, whose cells have ended: their mean, or the worst
-    where the arm says so.
+    """The score of a setting over a rung's seeds: their mean, or the worst if the arm wants that.
+
+    Args:
+      study: for its score.
+      ended: the result of a cell; None for one that has not ended.
+      arm: of the setting.
+      setting: values by key.
+      rung: its seeds and number of updates; all of its cells have ended.
     """
     scores = []
     for seed in tuning_seeds(arm, rung):
@@ -243,7 +252,13 @@ def best(study: Study, ended: Ended, arm: Arm, settings: Sequence[Setting], rung
 
 
 def beyond(study: Study, known: Sequence[Setting], chosen: Setting) -> list[Setting]:
-    """Settings one step past every edge of the known ones on which the chosen one lies."""
+    """Settings one step outside the searched range, for each key whose chosen value is at an edge.
+
+    Args:
+      study: for its open-ended keys.
+      known: the settings that were searched.
+      chosen: one of them.
+    """
     settings = []
     for index, (key, value) in enumerate(chosen):
         if key not in study.open_ended or not isinstance(value, int | float):
@@ -277,8 +292,13 @@ def scaled(study: Study, setting: Setting) -> list[Setting]:
 
 
 def chosen_settings(study: Study, ended: Ended) -> dict[str, tuple[Setting, ...]]:
-    """The settings that each arm is reported at, in the order of the arms: its best one, or all
-    where nothing is tuned.
+    """The settings that each arm is reported at, in the order of the arms.
+
+    An arm has its best setting, or all of them in a study that tunes nothing.
+
+    Args:
+      study: for its arms and rungs.
+      ended: the result of a cell; None for one that has not ended.
     """
     if not study.rungs:
         return {arm.name: arm.settings or study.products for arm in study.arms}
@@ -309,7 +329,12 @@ def _complete(study: Study, ended: Ended, arm: Arm, settings: Iterable[Setting])
 
 
 def report_cells(study: Study, ended: Ended) -> list[Cell]:
-    """The cells of the reported seeds, those of a seed together."""
+    """The cells of the reported seeds, those of a seed together.
+
+    Args:
+      study: for its arms and reported seeds.
+      ended: the result of a cell; the tuning cells must have ended.
+    """
     chosen = chosen_settings(study, ended)
     return [
         Cell(arm.name, setting, seed, study.report_updates, "report")

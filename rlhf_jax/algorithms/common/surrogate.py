@@ -50,7 +50,16 @@ def corrected_batch(
     figures: dict[str, Array],
     **fields: Array,
 ) -> Batch:
-    """All samples as rows, with advantages and the staleness weight that the correction gives them."""
+    """All samples as rows, with their advantages and the staleness weight of the correction.
+
+    Args:
+      correction: as `resolve` returns it.
+      samples: B rows.
+      scores: of the same rows; with proximal log-probabilities where the correction needs them.
+      advantage_BC: `[B, C]`, or `[B, 1]` for one advantage per completion.
+      figures: `[B]` each; their means are reported.
+      **fields: further fields of `Batch`, `[B, ...]`.
+    """
     if correction.correction != "none":
         assert scores.proximal_logprob_BC is not None
         fields["staleness_RC"] = staleness_weight(
@@ -107,8 +116,16 @@ def token_surrogate(
 
 
 def ratio_metrics(ratio: Array, weight: Array, clipped: Array, mask: Array) -> dict[str, Metric]:
-    """Mean, 99th percentile and largest of the ratio, the share clipped, and the effective share of
-    ratio times weight.
+    """Metrics of the ratio: mean, 99th percentile, largest, share clipped; of the weight: mean; of
+    both: the effective sample share.
+
+    The percentile is read from a histogram of `RATIO_BINS` bins from 0 to `LARGEST_RATIO`.
+
+    Args:
+      ratio: ρ, `[R, C]` for tokens or `[R]` for completions.
+      weight: the staleness weight, of the same shape.
+      clipped: bool, of the same shape.
+      mask: bool, of the same shape.
     """
     count = masked_count(mask)
     bin_index = jnp.clip(ratio * (RATIO_BINS / LARGEST_RATIO), 0, RATIO_BINS - 1).astype(jnp.int32)

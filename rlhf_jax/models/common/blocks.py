@@ -38,8 +38,14 @@ def rotary_frequencies(rotary_dims: int, theta: float) -> np.ndarray:
 def rotary_tables(
     positions_BL: Array, frequencies: Sequence[float] | np.ndarray, scale: float = 1.0
 ) -> tuple[Array, Array]:
-    """Cosines and sines, float32 `[B, L, len(frequencies)]`, of position times frequency, each
-    times `scale`.
+    """Cosines and sines of position times frequency, each times `scale`.
+
+    Args:
+      positions_BL: int32 positions.
+      frequencies: radians per position.
+      scale: factor of both tables.
+
+    Returns two float32 arrays `[B, L, len(frequencies)]`.
     """
     angles = (
         positions_BL.astype(jnp.float32)[..., None]
@@ -54,11 +60,14 @@ def rotary_tables(
 
 
 def rotate(heads_BHLK: Array, tables: tuple[Array, Array]) -> Array:
-    """Turns the first dimensions of each head by its position; the tables say how many, the rest
-    stays.
+    """Rotates the first dimensions of each head by its position; the others are unchanged.
 
-    Dimension i is paired with i + half of the rotated ones, as in the published weights of both
-    families (not with its neighbour, as in the paper).
+    Dimension i is paired with i + half of the rotated ones, as in the published weights. (The
+    paper pairs it with its neighbour.)
+
+    Args:
+      heads_BHLK: queries or keys.
+      tables: as `rotary_tables` returns them; twice their last dimension is rotated.
     """
     cosine, sine = (table[:, None] for table in tables)
     half = cosine.shape[-1]
@@ -78,18 +87,23 @@ def attend(
     cap: float = 0.0,
     how: str = "xla",
 ) -> Array:
-    """Softmax attention, `[B*L, H*K]`; query heads j*H/J ... share key-value head j, which is never
-    repeated.
+    """Softmax attention, `[B*L, H*K]`.
 
-    Scores are `scale` (1 / sqrt(K) where it is None) times the products of queries and keys, bent
-    by `soft_cap` where there is a cap; `hide` (see `hide_columns`) is then added. Where queries and
-    columns are the same positions (L = M), blocks of queries leave out the columns after them. On a
-    CPU (heads of neox-tiny, forward and backward) two blocks take 0.52 of one block's time at L =
-    384 and 0.79 at 192; at 128 the gain is lost again in what each block adds to compile and join.
+    If queries and columns are the same positions (L = M), blocks of queries leave out the columns
+    after them. On a CPU (heads of neox-tiny, forward and backward) two blocks take 0.52 of one
+    block's time at L = 384 and 0.79 at 192; at 128 the gain is lost again in what each block adds
+    to compile and join.
 
-    `how`: "xla" is written here; "dot_product" is `jax.nn.dot_product_attention`; "cudnn" its
-    kernel of that name, which never holds the scores (it was not run: no such device was at hand).
-    Without a cap these, and cudnn not for a single query.
+    Args:
+      queries_BHLK: `[B, H, L, K]`. H / J consecutive heads share a key-value head, which is never
+        repeated.
+      keys_BJMK, values_BJMK: `[B, J, M, K]`.
+      hide_BLM: addends of the scores; see `hide_columns`.
+      scale: factor of the products of queries and keys; None is 1 / sqrt(K).
+      cap: of `soft_cap` on the scaled scores; 0 is none.
+      how: "xla" is written here; "dot_product" is `jax.nn.dot_product_attention`; "cudnn" its
+        kernel of that name, which never holds the scores (it was not run: no such device was at
+        hand). The last two need a cap of 0; with "cudnn" a single query is computed as with "xla".
     """
     B, H, L, K = queries_BHLK.shape
     M = keys_BJMK.shape[2]
@@ -193,17 +207,20 @@ def rows_sharded(sharding: jax.sharding.Sharding) -> Iterator[None]:
 def keep_rows(x_AD: Array) -> Array:
     """The residual with its rows constrained to the sharding of `rows_sharded`; itself outside it.
 
-    XLA may cut a sharded product by its rows or by its width. Where params are cut along the width
-    (fsdp) it takes the width and sums what is between the layers over the devices; with the rows
-    held it brings the params together instead.
+    XLA may partition a sharded product by its rows or by its width. With params sharded along the
+    width (fsdp) it would choose the width, and all-reduce the activations between the layers. With
+    the rows constrained it all-gathers the params instead.
     """
     sharding = _ROWS.get()
     return x_AD if sharding is None else jax.lax.with_sharding_constraint(x_AD, sharding)
 
 
 def soft_cap(x: Array, cap: float) -> Array:
-    """cap * tanh(x / cap), which lies within (-cap, cap) (Bello et al. 2017, arXiv 1611.09940); x
-    itself where cap is 0.
+    """cap * tanh(x / cap), between -cap and cap (Bello et al. 2017, arXiv 1611.09940).
+
+    Args:
+      x: any shape.
+      cap: largest absolute value; 0 returns `x` itself.
     """
     return cap * jnp.tanh(x / cap) if cap else x
 
@@ -211,12 +228,19 @@ def soft_cap(x: Array, cap: float) -> Array:
 def hide_columns(
     mask_BM: Array, num_queries: int, first_column: Array | np.ndarray | int, window: int = 0
 ) -> Array:
-    """Addends of a query's scores, float32 `[B, L, M]`: 0 on columns that it sees, HIDDEN_SCORE on
-    the others.
+    """Addends of a query's scores: 0 on columns that it sees, HIDDEN_SCORE on the others.
 
-    It sees columns that hold a token and are not after its own; with a window, of these the
-    `window` last, its own among them. A row's tokens stand side by side, so that columns apart are
-    positions apart.
+    A query sees columns that hold a token and are not after its own. With a window it sees only
+    the last `window` of these columns, its own included. The tokens of a row are contiguous, so
+    that a distance in columns is a distance in positions.
+
+    Args:
+      mask_BM: bool, columns that hold a token.
+      num_queries: L.
+      first_column: column of the first query.
+      window: columns; 0 is no window.
+
+    Returns float32 `[B, L, M]`.
     """
     column_L, column_M = first_column + jnp.arange(num_queries), jnp.arange(mask_BM.shape[1])
     causal_LM = column_M[None] <= column_L[:, None]
@@ -271,7 +295,12 @@ class RMSNorm(nn.Module):
 
 
 def logits(hidden: Array, kernel_DV: Array) -> Array:
-    """`[..., D] -> [..., V]` float32: products in the dtype of `hidden`, summed in float32."""
+    """Logits `[..., V]`, float32: products in the dtype of `hidden`, summed in float32.
+
+    Args:
+      hidden: `[..., D]`.
+      kernel_DV: is cast to the dtype of `hidden`.
+    """
     flat_AD = hidden.reshape(-1, hidden.shape[-1])
     flat_AV = jnp.dot(flat_AD, kernel_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)
     return flat_AV.reshape(*hidden.shape[:-1], kernel_DV.shape[-1])
@@ -296,10 +325,15 @@ def _is_empty(cache: Cache) -> bool:
 
 
 def see(mask_BL: Array, cache: Cache | None, window: int = 0) -> tuple[Array, Array]:
-    """The mask of every column `[B, M]` once L tokens are written, and what hides columns from each
-    query.
+    """The mask of every column once L tokens are written, and the addends that hide columns.
 
-    The second has the columns that `remember` gives to attention; `window` as in `hide_columns`.
+    Args:
+      mask_BL: bool, of the L new tokens.
+      cache: before they are written.
+      window: as in `hide_columns`.
+
+    Returns bool `[B, M]`, and `hide_columns` on the columns that `remember` gives to attention.
+    These are the L new ones alone if there is no cache, or one that is known to be empty.
     """
     num_tokens = mask_BL.shape[1]
     if cache is None:
@@ -313,8 +347,15 @@ def see(mask_BL: Array, cache: Cache | None, window: int = 0) -> tuple[Array, Ar
 def remember(
     cache: Cache | None, layer: int, new: Sequence[Array]
 ) -> tuple[Sequence[Array], Sequence[Array]]:
-    """A layer's keys and values to attend to, and those to keep `[B, J, M, K]`, with L new columns
-    at `cache.column`.
+    """A layer's keys and values, with L new columns at `cache.column`.
+
+    Args:
+      cache: None keeps the new columns alone.
+      layer: its index in the cache.
+      new: keys and values `[B, J, L, K]`.
+
+    Returns the pair to attend to, and the pair to keep, `[B, J, M, K]` each. They differ for an
+    empty cache: attention then needs the new columns alone.
     """
     if cache is None:
         return new, new
@@ -330,8 +371,13 @@ def remember(
 def next_cache(
     cache: Cache | None, kept: list[Sequence[Array]], mask_BM: Array, num_tokens: int
 ) -> Cache | None:
-    """The cache moved on by `num_tokens`, holding each layer's keys and values; None where there
-    was none.
+    """The cache after `num_tokens` more columns; None if there was none.
+
+    Args:
+      cache: before the tokens were written.
+      kept: keys and values of each layer, as `remember` returns them.
+      mask_BM: as `see` returns it.
+      num_tokens: L.
     """
     if cache is None:
         return None

@@ -136,8 +136,11 @@ def max_positions(config: Any) -> int:
 
 
 def check_length(config: Any, num_columns: int) -> None:
-    """Raises Refusal, when a program is traced, for more columns than the frequencies are computed
-    for.
+    """Raises Refusal, when a program is traced, for more columns than the frequencies are made for.
+
+    Args:
+      config: of a family; see `max_positions`.
+      num_columns: of the traced program, prompt and completion.
     """
     longest = max_positions(config)
     if longest and num_columns > longest:

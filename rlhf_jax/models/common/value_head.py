@@ -73,7 +73,12 @@ class ValueModel:
         return self.backbone.apply(params["backbone"], tokens_BL, positions_BL, mask_BL, cache)
 
     def value(self, params: Params, hidden: Array) -> Array:
-        """`[..., D] -> [...]` float32 values, computed in float32."""
+        """Values `[...]`, float32 and computed in float32.
+
+        Args:
+          params: of backbone and head.
+          hidden: `[..., D]`, as `apply` returns them.
+        """
         head = params["value_head"]
         flat_AD = hidden.reshape(-1, hidden.shape[-1]).astype(jnp.float32)
         return (jnp.dot(flat_AD, head["kernel"])[:, 0] + head["bias"]).reshape(hidden.shape[:-1])

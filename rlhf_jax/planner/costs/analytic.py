@@ -181,8 +181,8 @@ class AnalyticCostModel:
         part = self.part(call, placement)
         run = self.positions(call, part, self._prompts(call, placement))
         remat = part.shape.remat if placement.remat is None else placement.remat
-        # XLA sums a micro-batch's gradients over the shards at once, since what adds them up lies
-        # as params do.
+        # XLA sums a micro-batch's gradients over the shards at once, because the
+        # accumulator has the sharding of the params.
         once = (
             roofline.forward_seconds(part, run)
             + roofline.backward_seconds(part, run, remat)

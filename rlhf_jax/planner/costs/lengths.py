@@ -3,8 +3,8 @@ statistics.
 
 With F the share of lengths at most t, drawn alone for each row, the probability that of n rows at
 most k are left after t tokens is the binomial P(Bin(n, 1 − F(t)) <= k), and over S shards its S-th
-power. A loop that goes on while more than k are left on some shard takes Σ_t (1 − that) tokens, up
-to the limit (David and Nagaraja 2003, Order Statistics, §2.1). Rows of a prompt are taken to end
+power. A loop that ends when at most k are left on every shard takes Σ_t (1 − that) tokens, up to
+the limit (David and Nagaraja 2003, Order Statistics, §2.1). Rows of a prompt are taken to end
 independently of each other; the lengths of a task are more alike within a group.
 """
 
@@ -18,11 +18,16 @@ import numpy as np
 def decode_steps(
     lengths: tuple[int, ...], limit: int, rows_per_shard: int, row_shards: int, num_compactions: int
 ) -> tuple[tuple[int, float], ...]:
-    """(rows of a shard, expected steps at that size), as `sampling._decode` compacts: the first
-    token comes from the prefill.
+    """Rows of a shard, and expected decode steps at that size, as `sampling._decode` compacts.
 
-    `lengths` are draws of the distribution, the EOS included; longer ones end at `limit`, and () is
-    all at `limit`.
+    The first token comes from the prefill and is no step.
+
+    Args:
+      lengths: draws of the distribution in tokens, the EOS included; () is `limit` for every row.
+      limit: tokens after which every completion ends.
+      rows_per_shard: before the first compaction.
+      row_shards: shards that decode together.
+      num_compactions: each keeps a quarter of the rows.
     """
     sizes, done = [], 0.0
     rows = rows_per_shard
@@ -39,8 +44,14 @@ def decode_steps(
 def expected_tokens(
     lengths: tuple[int, ...], limit: int, rows: int, row_shards: int, left: int
 ) -> float:
-    """Expected tokens drawn, at least one, until no shard has more than `left` of its `rows` still
-    going, or the limit.
+    """Expected tokens drawn until at most `left` rows of every shard have not ended; at least 1.
+
+    Args:
+      lengths: draws of the distribution in tokens, the EOS included; () is `limit` for every row.
+      limit: tokens after which every completion ends.
+      rows: of each shard.
+      row_shards: shards that decode together.
+      left: rows.
     """
     if not lengths:
         return float(limit)

@@ -48,7 +48,12 @@ class MeasuredCostModel:
             self.known = self._all.get(self.identity, {})
 
     def with_loop(self, loop: Loop, lag: int) -> "MeasuredCostModel":
-        """The same measurements for another loop: the seconds of a call do not depend on it."""
+        """The same measurements for another loop: the seconds of a call do not depend on it.
+
+        Args:
+          loop: "synchronous" or "asynchronous".
+          lag: in rounds.
+        """
         changed = copy.copy(self)
         work = dataclasses.replace(self.formulas.work, loop=loop, lag=lag)
         changed.formulas = dataclasses.replace(self.formulas, work=work)
@@ -165,7 +170,12 @@ class MeasuredCostModel:
         return statistics.median(ratios) if ratios else 1.0
 
     def missing(self, calls: Sequence[Call], plan: Plan) -> list[str]:
-        """Calls of a plan that were not measured where it places them."""
+        """Names of the calls that were not measured at their placement in a plan.
+
+        Args:
+          calls: of the round.
+          plan: a placement for each of them.
+        """
         return [
             call.name
             for call in calls
@@ -173,8 +183,13 @@ class MeasuredCostModel:
         ]
 
     def measure(self, calls: Sequence[Call], plan: Plan) -> None:
-        """Measures every call of a plan, and every move between them, that was not measured yet;
-        writes the file.
+        """Measures every call of a plan, and every move between them, that has no measurement yet.
+
+        The file is written at the end.
+
+        Args:
+          calls: of the round.
+          plan: a placement for each of them.
         """
         self._scales.clear()
         for call in calls:

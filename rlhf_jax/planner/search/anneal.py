@@ -22,8 +22,17 @@ UNFIT = 1e6
 
 
 def anneal(space: Space, seed: int, num_starts: int, num_evaluations: int) -> Choice | None:
-    """The best plan that fits of `num_starts` chains with `num_evaluations` each, improved until no
-    change of one call is better; None where no chain found one that fits.
+    """The best plan of several chains of simulated annealing that fits in memory.
+
+    The best one is improved until no change of one call makes it better.
+
+    Args:
+      space: candidates of every call.
+      seed: of the random numbers; one seed always gives one plan.
+      num_starts: chains.
+      num_evaluations: plans that each chain evaluates.
+
+    Returns None if no chain found a plan that fits.
     """
     rng = random.Random(seed)
     fitting: list[tuple[float, Choice]] = []
@@ -178,9 +187,13 @@ WEIGHTS = (0.25, 0.2, 0.15, 0.15, 0.1, 0.15)
 
 
 def descend(space: Space, choice: Choice) -> Choice:
-    """Changes one call at a time, while that is better and fits.
+    """Changes one call at a time, while that makes the round shorter and the plan fits.
 
     A call that alone takes as long as the round is not tried.
+
+    Args:
+      space: candidates of every call.
+      choice: a plan that fits.
     """
     seconds, changed = space.seconds(choice), True
     while changed:

@@ -123,7 +123,7 @@ def search(
         raise Refusal(why_none_fits(space, costs_of))
     choice = descend(
         space, choice
-    )  # a proven plan it leaves as it is, having asked for what lies around it
+    )  # leaves a proven plan as it is, after evaluating its neighbours
     default = space.default()
     best = _candidate(space, choice)
     others = [_candidate(space, other, best) for other in _next(space, choice, num_best - 1)]

@@ -96,7 +96,7 @@ def _asynchronous(plan_round: Round, policy: int, lag: int) -> float:
             for earlier in queue[task]:
                 start = max(start, end[earlier])
             for earlier, latency in after[task] if task > 1 else ():
-                # samples lie ready here: they are moved when they are asked for
+                # the samples are ready by now: they are moved when a task needs them
                 start = max(
                     start, (min(sampler, trainer) if earlier == 1 else end[earlier]) + latency
                 )

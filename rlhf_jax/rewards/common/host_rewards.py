@@ -118,7 +118,17 @@ def is_factory(function: Callable[..., Any]) -> bool:
 
 
 def parameters(name: str, function: OwnReward) -> tuple[str, ...]:
-    """The names of what a reward takes; () for three of other names. Raises Refusal for others."""
+    """Names of the arguments that a reward is called with.
+
+    Args:
+      name: of the reward, for the message.
+      function: the reward.
+
+    Returns names of `GIVEN`, in the function's order. (): three positional arguments of other
+    names. A function with `**kwargs` is given all but the config.
+
+    Raises Refusal for any other signature.
+    """
     signature = list(inspect.signature(function).parameters.values())
     required = [
         p.name

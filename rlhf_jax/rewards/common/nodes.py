@@ -36,7 +36,11 @@ def reward_nodes(reward: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reward_configs(reward: str, nodes: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of every term, by label, filled from the config's node.
+    """The settings of every term, a `Config` by label.
+
+    Args:
+      reward: the text of the reward, which names its terms.
+      nodes: the config's `reward_settings`; a term that is absent has its defaults.
 
     Raises Refusal for a key that a term lacks, and for a model other than the learned reward.
     """
