@@ -18,24 +18,25 @@ from rlhf_jax.types import Array
 
 
 def select(values: Array, mask: Array) -> Array:
-    """`values` where the mask is true, exactly 0 elsewhere; of one rank, dimensions of 1 are
-    repeated.
+    """Returns `values` where the mask is true, and exactly 0 elsewhere.
 
     Args:
-      values: of any rank.
-      mask: bool, of the same rank; dimensions of 1 are repeated.
+      values: any numeric dtype, which the result keeps.
+      mask: bool, of the same rank. Dimensions of size 1 are repeated, in either array.
+
+    Raises AssertionError for two ranks.
     """
     chex.assert_equal_rank([values, mask], custom_message="values, mask")
     return jnp.where(mask, values, jnp.zeros_like(values))
 
 
 def masked_sum(values: Array, mask: Array, dim: int | None = None) -> Array:
-    """Sum of the unmasked values.
+    """Sum of the unmasked values; 0 where no value is unmasked.
 
     Args:
-      values: of any rank.
-      mask: bool, of the same rank; dimensions of 1 are repeated.
-      dim: dimension that is reduced; None: all of them.
+      values: any shape.
+      mask: bool, of the same rank; see `select`.
+      dim: the dimension that is summed; None sums over all of them.
     """
     return jnp.sum(select(values, mask), axis=dim)
 
@@ -44,42 +45,45 @@ def masked_count(mask: Array, dim: int | None = None) -> Array:
     """Number of unmasked positions, float32.
 
     Args:
-      mask: bool, of any rank.
-      dim: dimension that is reduced; None: all of them.
+      mask: bool, any shape. Its own entries are counted: dimensions of size 1 are not repeated.
+      dim: the dimension that is counted over; None counts over all of them.
     """
     return jnp.sum(mask, axis=dim, dtype=jnp.float32)
 
 
 def masked_mean(values: Array, mask: Array, dim: int | None = None) -> Array:
-    """Mean of the unmasked values; 0 where there are none.
+    """Mean of the unmasked values; 0 where no value is unmasked.
 
     Args:
-      values: of any rank.
-      mask: bool, of the same rank; dimensions of 1 are repeated.
-      dim: dimension that is reduced; None: all of them.
+      values: any shape.
+      mask: bool, of the same shape: the denominator is `masked_count(mask, dim)`.
+      dim: the dimension of the mean; None takes the mean over all of them.
     """
     return masked_sum(values, mask, dim) / jnp.maximum(masked_count(mask, dim), 1.0)
 
 
 def masked_max(values: Array, mask: Array, dim: int | None = None) -> Array:
-    """Largest of the unmasked values; -inf where there are none.
+    """Largest of the unmasked values; -inf where no value is unmasked.
 
     Args:
-      values: of any rank.
-      mask: bool, of the same rank; dimensions of 1 are repeated.
-      dim: dimension that is reduced; None: all of them.
+      values: floating point, any shape.
+      mask: bool, of the same rank; dimensions of size 1 are repeated.
+      dim: the dimension of the maximum; None takes it over all of them.
+
+    Raises AssertionError for two ranks.
     """
     chex.assert_equal_rank([values, mask], custom_message="values, mask")
     return jnp.max(jnp.where(mask, values, -jnp.inf), axis=dim)
 
 
 def masked_moments(values: Array, mask: Array) -> tuple[Array, Array]:
-    """Mean and population variance (divided by the count, not the count - 1) of the unmasked
-    values, two scalars.
+    """Mean and population variance of the unmasked values, two scalars; (0, 0) without any.
+
+    The variance is divided by the count, not by the count less one.
 
     Args:
-      values: of any rank.
-      mask: bool, of the same rank; dimensions of 1 are repeated.
+      values: floating point, any shape.
+      mask: bool, of the same shape.
     """
     mean = masked_mean(values, mask)
     return mean, masked_mean(jnp.square(select(values, mask) - mean), mask)
@@ -88,17 +92,16 @@ def masked_moments(values: Array, mask: Array) -> tuple[Array, Array]:
 def masked_whiten(
     values: Array, mask: Array, *, keep_mean: bool = False, epsilon: float = 1e-8
 ) -> Array:
-    """Unmasked values with variance 1 and mean 0 (or their own mean, with `keep_mean`); 0 where the
-    mask is false.
+    """Unmasked values with mean 0 and variance 1; 0 where the mask is false.
 
-    The statistics are those of the whole array given: the caller chooses whether that is a round or
-    a minibatch.
+    The statistics are those of the whole array. The caller decides whether that is a round or a
+    minibatch.
 
     Args:
-      values: of any rank.
-      mask: bool, of the same rank; dimensions of 1 are repeated.
-      keep_mean: True adds the mean again.
-      epsilon: added to the variance.
+      values: floating point, any shape.
+      mask: bool, of the same shape.
+      keep_mean: the values keep their own mean, and only the variance becomes 1.
+      epsilon: is added to the variance before its square root is taken.
     """
     mean, variance = masked_moments(values, mask)
     whitened = (select(values, mask) - mean) * jax.lax.rsqrt(variance + epsilon)
