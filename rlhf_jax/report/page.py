@@ -67,13 +67,17 @@ def text(value: object) -> str:
     return html.escape(printable(str(value)))
 
 
+def styles() -> str:
+    """The style sheet, with the colours of pictures on a light and on a dark page."""
+    return CSS.replace("LIGHT", css_variables(dark=False)).replace("DARK", css_variables(dark=True))
+
+
 def page(title: str, body: Iterable[str]) -> str:
     """The whole document."""
-    css = CSS.replace("LIGHT", css_variables(dark=False)).replace("DARK", css_variables(dark=True))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{text(title)}</title>\n<style>{css}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{text(title)}</title>\n<style>{styles()}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(part for part in body if part)
         + "\n</main>\n</body>\n</html>\n"
     )
