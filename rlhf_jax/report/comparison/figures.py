@@ -195,9 +195,10 @@ def verdict(comparison: Comparison) -> tuple[str, list[str]]:
 
 
 def title(comparison: Comparison, name: str) -> str:
-    """A figure's title within a sentence."""
-    words = glossary.title(name, comparison.units)
-    return words[0].lower() + words[1:] if not words.startswith("KL") else words
+    """A figure's title within a sentence, without its unit."""
+    quantities = {"gold_mean": comparison.units.gold, "reward_mean": comparison.units.learned}
+    words = quantities[name].title if name in quantities else glossary.TITLES[name]
+    return words[0].lower() + words[1:]
 
 
 def _chance(best: Group, second: Group, ahead: Measured) -> str:
@@ -234,11 +235,15 @@ def _kl(comparison: Comparison, best: Group, second: Group, name: str) -> str:
     spent = last(best, "kl").mean, last(second, "kl").mean
     if any(map(math.isnan, spent)):
         return ""
-    more = "more" if spent[0] > spent[1] else "less"
-    said = (
-        f"{best.letter} has moved {more} from its SFT policy: KL {number(spent[0])} against "
-        f"{number(spent[1])} nats per completion"
-    )
+    texts = number(spent[0]), number(spent[1])
+    if texts[0] == texts[1]:
+        said = f"Both have moved equally far from their SFT policies: KL {texts[0]} nats per completion"
+    else:
+        more = "further" if spent[0] > spent[1] else "less far"
+        said = (
+            f"{best.letter} has moved {more} from its SFT policy: KL {texts[0]} against {texts[1]} "
+            "nats per completion"
+        )
     kl = common_kl(comparison)
     a, b = (at_common_kl(group, kl, name).mean for group in (best, second))
     if math.isnan(a) or math.isnan(b):

@@ -71,7 +71,8 @@ def render(comparison: Comparison) -> str:
         _environment()
         .get_template(TEMPLATE)
         .render(
-            css=Markup(_css(comparison)),
+            css=Markup(page.styles()),
+            colors=Markup(_colors(comparison)),
             title=f"Comparison of {len(comparison.runs)} runs",
             comparison=comparison,
             headline=headline,
@@ -86,7 +87,7 @@ def render(comparison: Comparison) -> str:
             shown=rows[:SHOWN],
             folded=rows[SHOWN:MOST_SHOWN],
             written_by=identity.written_by(),
-            temperature=EVALUATED_AT,
+            temperature=f"{EVALUATED_AT:g}",
         )
     )
 
@@ -117,14 +118,14 @@ def _is_markup(value: str) -> bool:
     return isinstance(value, Markup)
 
 
-def _css(comparison: Comparison) -> str:
-    """The style of a report, and the colours of the groups."""
-    colors = [
+def _colors(comparison: Comparison) -> str:
+    """The rules that give a group's letter the colour and the line of its curves."""
+    styles = {"-": "solid", "--": "dashed", ":": "dotted"}
+    return "\n".join(
         f".key-{group.letter} {{ border-color: var(--color-{overlaid.color(index)[1:]}); "
-        f"border-bottom-style: {('solid', 'dashed', 'dotted')[index // 6 % 3]}; }}"
+        f"border-bottom-style: {styles[overlaid.line(index)]}; }}"
         for index, group in enumerate(comparison.groups)
-    ]
-    return "\n".join([page.styles(), *colors])
+    )
 
 
 def _table(comparison: Comparison, groups: Sequence[Group]) -> dict[str, Any]:
@@ -137,10 +138,14 @@ def _table(comparison: Comparison, groups: Sequence[Group]) -> dict[str, Any]:
         columns.append((title, [figures.last(group, name).text for group in groups]))
         if name == ranked_by:
             behind = [figures.difference(group, groups[0], name).signed for group in groups[1:]]
-            columns.append((f"less that of {groups[0].letter}", ["–", *behind]))
+            columns.append((f"minus {groups[0].letter}", ["–", *behind]))
             at_kl = [figures.at_common_kl(group, kl, name) for group in groups]
             if not all(math.isnan(value.mean) for value in at_kl):
                 columns.append((f"at KL {number(kl)}", [value.text for value in at_kl]))
+    facts = [_facts(group) for group in groups]
+    columns += [
+        (name.capitalize(), [fact[name] for fact in facts]) for name in ("seeds", "updates")
+    ]
     columns.append(("Time of RLHF", [format_seconds(figures.seconds(group)) for group in groups]))
     return {
         "head": [title for title, _ in columns],
