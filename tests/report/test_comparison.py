@@ -179,6 +179,53 @@ def test_what_does_not_compare_is_one_clear_line(root: Path, tmp_path: Path) -> 
         runs.compare(given(run, other_unit))
 
 
+def without(path: Path, *names: str) -> Path:
+    """A run whose evaluations lack figures."""
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    kept = [{key: line[key] for key in line if key not in names} for line in lines]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    return path
+
+
+GOLD = ("gold_mean", "gold_mean_stderr", "win_rate", "win_rate_stderr")
+
+
+def test_without_gold_the_reward_names_the_better_run_where_it_is_one_reward(
+    tmp_path: Path,
+) -> None:
+    a = without(vary(tmp_path / "a", 0), *GOLD)
+    b = without(vary(tmp_path / "b", 0, algorithm__beta=0.5), *GOLD)
+    _, reasons = figures.verdict(runs.compare(given(a, b)))
+    assert figures.ranked_by(runs.compare(given(a, b))) == "reward_mean"
+    assert any("No gold judge scores these runs" in reason for reason in reasons)
+    raw = without(vary(tmp_path / "raw", 0, reward_model__standardize=False), *GOLD)
+    with pytest.raises(
+        Refusal, match=r"different reward units .* without a gold score: .*SFT stand"
+    ):
+        runs.compare(given(a, raw))
+    other = without(vary(tmp_path / "own", 0, reward="my_lab.rewards:brevity"), *GOLD)
+    with pytest.raises(Refusal, match=r"different rewards .* has 'learned', .* has 'my_lab"):
+        runs.compare(given(a, other))
+
+
+def test_without_any_judge_the_reward_of_training_samples_is_compared(tmp_path: Path) -> None:
+    a = without(vary(tmp_path / "a", 0, reward="my_lab.rewards:brevity"), *GOLD, "reward_mean")
+    b = without(
+        vary(tmp_path / "b", 0, reward="my_lab.rewards:brevity", rlhf__lag=4), *GOLD, "reward_mean"
+    )
+    comparison = runs.compare(given(a, b))
+    assert figures.ranked_by(comparison) == "training_reward"
+    lines = [json.loads(line) for line in (a / "metrics.jsonl").read_text().splitlines()]
+    last = [
+        line["reward_standardized"]
+        for line in lines
+        if line["stage"] == "rlhf" and 50 <= line.get("update", 0) < 60
+    ]
+    mean = figures.last(comparison.groups[0], "training_reward").mean
+    assert mean == pytest.approx(sum(last) / 10)
+    assert "Reward in training, against updates" in html.render(comparison)
+
+
 def test_limits_of_a_comparison_are_told(root: Path, tmp_path: Path) -> None:
     running = vary(tmp_path / "running", 0, evaluate__num_prompts=64)
     path = running / "metrics.jsonl"

@@ -23,8 +23,15 @@ from rlhf_jax.report.statistics import (
     updates_to,
 )
 
-RANKED = ("gold_mean", "win_rate", "reward_mean")
+RANKED = ("gold_mean", "win_rate", "reward_mean", "training_reward")
 """Figures that name the better group, the first that every run has."""
+WEAK = {
+    "reward_mean": "No gold judge scores these runs: training itself raises the learned reward, and "
+    "a policy may exploit it.",
+    "training_reward": "No gold judge and no reward model scores held-out prompts of these runs: the "
+    "reward is that of training samples.",
+}
+"""What limits a figure that names the better group."""
 OTHERS = ("kl", "entropy", "completion_length", "finished", "distinct_completions")
 
 
@@ -186,6 +193,7 @@ def verdict(comparison: Comparison) -> tuple[str, list[str]]:
         headline = f"{best.name} and {second.letter} end equal in {what}: {values}."
     reasons = [
         _chance(best, second, ahead),
+        WEAK.get(name, ""),
         _configs(comparison, best, second),
         _kl(comparison, best, second, name),
         _speed(best, second, name),

@@ -3,13 +3,14 @@
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from rlhf_jax.records.jsonl import replace
+from rlhf_jax.records import jsonl
 from rlhf_jax.records.progress import format_seconds
 from rlhf_jax.records.samples import printable
 from rlhf_jax.report import glossary, identity, page, read
@@ -56,7 +57,7 @@ def write(given: Sequence[str], path: str | os.PathLike[str]) -> Path:
     Raises as `runs.compare`, and OSError.
     """
     comparison = runs.compare(given)
-    replace(Path(path), render(comparison).encode())
+    jsonl.replace(Path(path), render(comparison).encode())
     return Path(path)
 
 
@@ -195,7 +196,11 @@ def _curves(comparison: Comparison) -> list[tuple[str, Markup]]:
 def _picture(comparison: Comparison, name: str, across: str, x_label: str) -> Picture | None:
     curves = {group.letter: figures.mean_curve(group, name, across) for group in comparison.groups}
     units = comparison.units
-    quantity = {"gold_mean": units.gold, "reward_mean": units.learned}.get(name)
+    quantity = {
+        "gold_mean": units.gold,
+        "reward_mean": units.learned,
+        "training_reward": replace(units.reward, title=glossary.TITLES["training_reward"]),
+    }.get(name)
     title = quantity.title if quantity else TITLES.get(name, glossary.title(name, units))
     unit = quantity.unit if quantity else UNITS[name]
     share = quantity.share if quantity else name in SHARES

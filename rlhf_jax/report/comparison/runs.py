@@ -150,7 +150,31 @@ def _compared(path: Path) -> Compared:
     if not isinstance(values.get("seed"), int):
         raise Refusal(f"{path / 'config.json'} has no seed; accepted: the config of a run")
     resolved = units.resolve(run.config, run.lines, run.samples)
-    return Compared(run, values, resolved, tuple(_timed(run.lines, curve)))
+    timed = _timed(run.lines, curve)
+    if not _is_judged(timed[-1]) and timed[-1].get("reward_mean") is None:
+        timed = _with_training_reward(timed, read.updates(run.lines, TRAINED))
+    return Compared(run, values, resolved, tuple(timed))
+
+
+def _is_judged(line: Line) -> bool:
+    """True where an evaluation has a score of the gold judge."""
+    return line.get("gold_mean") is not None
+
+
+def _with_training_reward(curve: Sequence[Line], updates: Sequence[Line]) -> list[Line]:
+    """Evaluations with the mean reward of the samples trained on since the evaluation before."""
+    lines, before = [], 0
+    for line in curve:
+        rewards = [
+            update["reward_standardized"]
+            for update in updates
+            if before <= update["update"] < line["update"]
+            and update.get("reward_standardized") is not None
+        ]
+        mean = {"training_reward": sum(rewards) / len(rewards)} if rewards else {}
+        lines.append(line | mean)
+        before = line["update"]
+    return lines
 
 
 def _timed(lines: Sequence[Line], curve: Sequence[Line]) -> list[Line]:
@@ -187,6 +211,19 @@ def _check_alike(runs: Sequence[Compared]) -> None:
                 raise Refusal(
                     f"runs of different {what} do not compare: {first.run.directory} has {a!r}, "
                     f"{other.run.directory} has {b!r}"
+                )
+    if all(_is_judged(run.curve[-1]) for run in runs):
+        return
+    for other in runs[1:]:
+        pairs = (
+            ("rewards", first.values.get("reward"), other.values.get("reward")),
+            ("reward units", first.units.learned.unit, other.units.learned.unit),
+        )
+        for what, a, b in pairs:
+            if a != b:
+                raise Refusal(
+                    f"runs of different {what} do not compare without a gold score: "
+                    f"{first.run.directory} has {a!r}, {other.run.directory} has {b!r}"
                 )
 
 
