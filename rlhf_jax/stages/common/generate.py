@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -89,6 +90,7 @@ def side_by_side(
     if version:
         params, _ = rlhf.load(workspace, version)
     else:
+        assert sft_params is not None  # version 0 needs it, and has raised
         params = rlhf.first_policy(workspace, sft_params)
     return found | {f"version {version}": completions(params)}
 
@@ -132,7 +134,7 @@ def encoded(workspace: Workspace, request: Request) -> Prompts:
         workspace.tokenizer,
         workspace.lengths.max_prompt_tokens,
     )
-    arrays: tuple = tokens, mask, np.arange(count, dtype=np.int32)
+    arrays: tuple[Any, Any, Any] = tokens, mask, np.arange(count, dtype=np.int32)
     return Prompts(*arrays)
 
 
