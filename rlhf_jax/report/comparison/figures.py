@@ -8,7 +8,7 @@ from functools import partial
 
 from rlhf_jax.records.jsonl import Line
 from rlhf_jax.report import glossary, read
-from rlhf_jax.report.comparison.runs import Comparison, Group
+from rlhf_jax.report.comparison.runs import ABSENT, Comparison, Group
 from rlhf_jax.report.formats import INTERVAL, duration, number, percent, with_half_width
 from rlhf_jax.report.read import TRAINED
 from rlhf_jax.report.statistics import (
@@ -215,8 +215,8 @@ def _chance(best: Group, second: Group, ahead: Measured) -> str:
     said = f"The difference is {ahead.signed}"
     if len(best.runs) == len(second.runs) == 1:
         return (
-            f"{said}; with one run each, the interval is over prompts. It does not hold what "
-            "another seed would change."
+            f"{said}; with one run each, the interval is over prompts. It leaves out "
+            "the change that another seed would make."
         )
     if math.isnan(ahead.half):
         return f"{said}; a single seed gives no interval over seeds."
@@ -230,7 +230,7 @@ def _configs(comparison: Comparison, best: Group, second: Group) -> str:
     changed = [
         f"`{key}` is {values[a]} in {best.letter} and {values[b]} in {second.letter}"
         for key, values in comparison.differing.items()
-        if values[a] != values[b]
+        if values[a] != values[b] and ABSENT not in (values[a], values[b])
     ]
     if not changed:
         return "Their configs do not differ apart from the seed."

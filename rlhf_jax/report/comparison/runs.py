@@ -321,11 +321,13 @@ def label(values: Mapping[str, str]) -> str:
     names = [key.rpartition(".")[2] for key in values]
     words = []
     for (key, value), name in zip(values.items(), names, strict=True):
-        if value == ABSENT:
+        if value in (ABSENT, '""', "[]") or keys.class_of(key) is Class.EVALUATION:
             continue
         short = key if names.count(name) > 1 else name
         words.append(value if key in NAMES else f"{short.replace('_', ' ')} {value}")
     more = len(words) - MAX_IN_LABEL
+    if not words:  # the other groups have something where this one has nothing
+        return "none of these" if values else "all runs"
     return ", ".join(words[:MAX_IN_LABEL]) + (f" and {more} more" if more > 0 else "")
 
 
