@@ -12,7 +12,7 @@ from rlhf_jax.pretrained import weight_files
 from rlhf_jax.records import metrics
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks.corpora import row_files
-from rlhf_jax.text import chat, file_tokenizers
+from rlhf_jax.text import file_tokenizers
 
 
 @pytest.fixture
@@ -20,10 +20,6 @@ def file(tmp_path):
     path = tmp_path / "a_file"
     path.write_bytes(b"{}")
     return path
-
-
-def rendered(file):
-    chat.render(chat.Template("{{ messages }}", str(file)), [], add_generation_prompt=True)
 
 
 def tensors(file):
@@ -37,7 +33,6 @@ READERS = {
     "pyarrow": lambda file: list(
         row_files.read(file.rename(file.with_suffix(".parquet")), ["prompt"])
     ),
-    "jinja2": rendered,
 }
 
 

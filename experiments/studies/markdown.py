@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_jax.extras import needed
+import jinja2
+
 from rlhf_jax.report.statistics import OfSeed, Result, detectable, holm, p_value, t_interval
 
 LEVEL = 0.05
@@ -108,9 +109,6 @@ def probability(p: float) -> str:
 
 def fill(template: Path, **values: object) -> str:
     """A page's text with its fields filled in; a field without a value is an error."""
-    with needed("hub", "the page of a study"):
-        import jinja2
-
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
     )

@@ -15,6 +15,8 @@ COMMANDS = {
     "evaluate": "evaluate every saved policy of a run",
     "export": "write a run's model as a folder that transformers loads",
     "report": "build the report of a run again",
+    "generate": "sample from a version of a run's policy, beside its SFT policy",
+    "compare": "compare runs on one page: figures, curves, configs, completions",
 }
 """Name of a module in `rlhf_jax/cli/` -> one line about it."""
 HELP = ("-h", "--help", "help")

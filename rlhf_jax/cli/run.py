@@ -115,7 +115,7 @@ def overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     The type of a key is that of its value in the config. Raises Refusal for a key that the config
     lacks, a value of another type, and any other argument.
     """
-    from rlhf_jax.cli.components import exchanged
+    from rlhf_jax.building.exchange import exchanged
 
     config = exchanged(config, dict(assigned(overrides)))
     check_keys(config, overrides)

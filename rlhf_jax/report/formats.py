@@ -38,7 +38,17 @@ def with_interval(value: float, stderr: object) -> str:
     ('0.773 ± 0.010', '−3.270 ± 0.073', '0.500')
     """
     half = half_width(stderr)
-    if half is None or not math.isfinite(value):
+    return with_half_width(value, math.nan if half is None else half)
+
+
+def with_half_width(value: float, half: float) -> str:
+    """A value and half of its interval, both to the interval's second digit; the value alone where
+    the half is NaN.
+
+    >>> with_half_width(0.7731, 0.0102), with_half_width(0.5, math.nan)
+    ('0.773 ± 0.010', '0.500')
+    """
+    if not (math.isfinite(half) and math.isfinite(value)):
         return number(value)
     decimals = _decimals(half)
     if decimals is None:

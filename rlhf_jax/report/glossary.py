@@ -10,6 +10,7 @@ TITLES = {
     "kl_perplexity": "KL (perplexity), greedy",
     "entropy": "Entropy, nats per token",
     "win_rate": "Win-rate",
+    "training_reward": "Reward in training",
     "win_rate_strict": "Win-rate, strict",
     "win_rate_greedy": "Win-rate, greedy",
     "win_rate_strict_greedy": "Win-rate, greedy and strict",
@@ -31,6 +32,8 @@ NOTES = {
     "win_rate_greedy": "Win-rate of greedy completions; a tie counts ½.",
     "win_rate_strict_greedy": "Win-rate of greedy completions with ties counted as lost.",
     "reward_mean": "Mean of the reward model's scores, of samples at temperature 1.",
+    "training_reward": "Mean reward of the samples that were trained on since the evaluation "
+    "before.",
     "kl": "Divergence of the policy from the SFT policy, over the whole vocabulary, summed over a "
     "completion's tokens.",
     "kl_per_token": "The same per token.",

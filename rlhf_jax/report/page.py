@@ -56,7 +56,8 @@ pre { background: var(--card); border: 1px solid var(--edge); border-radius: 10p
 @media (max-width: 640px) { main { padding: 18px 12px 48px; } dl { grid-template-columns: 1fr; gap: 0; } dd { margin: 0 0 6px; }
   .hint { display: inline; } .cards { grid-template-columns: 1fr; } .card b { font-size: 22px; }
   table.stack thead { display: none; } table.stack, .stack tbody, .stack tr, .stack td { display: block; width: 100%; }
-  .stack tr { border-top: 1px solid var(--edge); padding: 8px 0; } .stack td { border: 0; padding: 2px 12px; text-align: left; }
+  .stack tr { border-top: 1px solid var(--edge); padding: 8px 0; } .stack td { border: 0; padding: 2px 12px; text-align: left;
+  white-space: normal; }
   .stack td:empty { display: none; }
   .stack td::before { content: attr(data-label) " "; color: var(--muted); font-size: 12px; } }
 """
@@ -67,13 +68,17 @@ def text(value: object) -> str:
     return html.escape(printable(str(value)))
 
 
+def styles() -> str:
+    """The style sheet, with the colours of pictures on a light and on a dark page."""
+    return CSS.replace("LIGHT", css_variables(dark=False)).replace("DARK", css_variables(dark=True))
+
+
 def page(title: str, body: Iterable[str]) -> str:
     """The whole document."""
-    css = CSS.replace("LIGHT", css_variables(dark=False)).replace("DARK", css_variables(dark=True))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{text(title)}</title>\n<style>{css}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{text(title)}</title>\n<style>{styles()}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(part for part in body if part)
         + "\n</main>\n</body>\n</html>\n"
     )

@@ -103,6 +103,25 @@ def interval(values: OfSeed) -> tuple[float, float]:
     return t_interval(list(values.values()))
 
 
+def difference_interval(a: OfSeed, b: OfSeed) -> tuple[float, float]:
+    """Mean of a − b and half-width of its 95 % t-interval.
+
+    Two seeds or more that both have are paired. Otherwise the interval is Welch's, for samples of
+    unequal variances; it is NaN where a or b has a single seed.
+    """
+    paired = differences(a, b)
+    if len(paired) > 1:
+        return interval(paired)
+    first, second = list(a.values()), list(b.values())
+    mean = float(np.mean(first) - np.mean(second))
+    if min(len(first), len(second)) < 2:
+        return mean, math.nan
+    if np.std(first) == np.std(second) == 0:
+        return mean, 0.0
+    test: Any = stats.ttest_ind(first, second, equal_var=False)
+    return mean, float(test.confidence_interval(0.95).high - mean)
+
+
 def at_kl(curve: Sequence[Mapping[str, Any]], kl: float, name: str) -> float:
     """A figure of a curve at the first KL that reaches `kl`, interpolated between two evaluations.
 

@@ -69,6 +69,27 @@ def hold(directory: Path) -> Iterator[None]:
                 os.close(descriptor)
 
 
+def is_held(directory: Path) -> bool:
+    """True while a process, perhaps this one, holds the lock of a directory.
+
+    False too on a filesystem that offers no locks.
+    """
+    try:
+        descriptor = os.open(directory / FILE, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # over NFS a conflict may be either
+        return True
+    except OSError as error:
+        if error.errno not in NOT_OFFERED:
+            raise
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _acquire(directory: Path) -> int | None:
     """The descriptor that holds the lock; None on a filesystem that offers none, which is said."""
     directory.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 
-from rlhf_jax.extras import needed
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.text import json_texts
 from rlhf_jax.text.folder_texts import TEMPLATE_JSON, TOKENIZER_CONFIG, FolderTexts
@@ -131,8 +130,7 @@ def render(
     Raises Refused with what the template itself says against these messages, and Refusal with what
     is wrong with it.
     """
-    with needed("hub", f"chat template {template.source}"):
-        import jinja2
+    import jinja2  # at its first use: most tasks have no template
 
     given = {**template.tokens, **variables, "add_generation_prompt": add_generation_prompt}
     if template.date:
@@ -185,11 +183,10 @@ def _compiled(text: str) -> Callable[..., str]:
     prompt must not depend on the day. Templates that ask first whether it is defined then take the
     date that they hold.
     """
-    with needed("hub", "a chat template"):
-        from jinja2 import nodes
-        from jinja2.ext import Extension, loopcontrols
-        from jinja2.parser import Parser
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
         """`{% generation %}` marks what a model says; here its body is text like any other."""

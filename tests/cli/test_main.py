@@ -2,6 +2,7 @@
 in any folder.
 """
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 def test_help_lists_every_command_with_a_line(capsys):
     assert main.main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    for name in ("run", "sweep", "plan", "evaluate", "export", "report"):
+    for name in ("run", "sweep", "plan", "evaluate", "export", "report", "generate", "compare"):
         assert (
             len([line for line in lines if line.split()[:1] == [name] and len(line.split()) > 3])
             == 1
@@ -26,6 +27,26 @@ def test_help_lists_every_command_with_a_line(capsys):
         assert (Path(main.__file__).parent / f"{name}.py").exists()
     assert main.main([]) == 2
     assert "usage: rlhf-jax COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["report", "generate", "compare"])
+def test_help_of_a_command_needs_no_jax(name):
+    """An answer at once: imports of jax, matplotlib and flax take seconds."""
+    code = (
+        "import sys\n"
+        "from rlhf_jax.cli import main\n"
+        "try:\n"
+        f"    main.main(['{name}', '--help'])\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "sys.stderr.write(' '.join({'jax', 'matplotlib', 'flax'} & set(sys.modules)))\n"
+    )
+    code = code.replace("main.main(", "sys.argv[0] = 'rlhf-jax'; main.main(")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert f"usage: rlhf-jax {name}" in done.stdout
+    assert done.stderr == ""
 
 
 def test_a_wrong_name_suggests_the_nearest(capsys):

@@ -52,6 +52,17 @@ def test_a_second_process_is_refused_with_who_holds_it(tmp_path, holder):
     assert "\n" not in str(refused.value)
 
 
+def test_a_held_lock_is_seen_without_taking_it(tmp_path, holder):
+    assert lock.is_held(tmp_path / "run")
+    holder.kill()
+    holder.wait()
+    assert not lock.is_held(tmp_path / "run")
+    assert not lock.is_held(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+    with lock.hold(tmp_path / "run"):
+        assert lock.is_held(tmp_path / "run")
+
+
 def test_the_lock_of_a_killed_process_is_free(tmp_path, holder):
     holder.send_signal(signal.SIGKILL)
     holder.wait()

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import build
+from rlhf_jax.building.nodes import component, model
 from rlhf_jax.rewards.common.nodes import reward_nodes
 from rlhf_jax.rewards.common.terms import parse
 
@@ -34,14 +34,14 @@ def exchanged(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
         for key, folder in FOLDERS.items():
             name = overrides.get(f"{key}.name")
             if name is not None and key in changed and name != changed[key].get("name"):
-                changed[key] = build.component(folder, name)
+                changed[key] = component(folder, name)
         family = overrides.get("model.family")
         if (
             family not in (None, PRETRAINED)
             and "model" in changed
             and family != changed.model.get("family")
         ):
-            changed.model = build.model(family)
+            changed.model = model(family)
         if "reward" in changed and "reward_settings" in changed:
             reward, given = (
                 overrides.get("reward", changed.reward),

@@ -1,0 +1,1 @@
+"""The page that compares runs: groups of runs, their figures and curves, their completions."""

@@ -1,0 +1,207 @@
+"""Writes the page that compares runs: one file, nothing fetched, no script."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from rlhf_jax.records import jsonl
+from rlhf_jax.records.progress import format_seconds
+from rlhf_jax.records.samples import printable
+from rlhf_jax.report import glossary, identity, page, read
+from rlhf_jax.report.comparison import completions, figures, runs
+from rlhf_jax.report.comparison.runs import Comparison, Group
+from rlhf_jax.report.formats import number
+from rlhf_jax.report.plots import overlaid, style
+from rlhf_jax.report.plots.overlaid import Axis
+from rlhf_jax.report.plots.style import Picture
+from rlhf_jax.report.units import EVALUATED_AT
+
+TEMPLATE = "page.html.jinja"
+FILE = "comparison.html"
+SHOWN, MOST_SHOWN = 6, 48
+ACROSS = {
+    "update": ("Against updates", "update"),
+    "seconds": ("Against seconds", "seconds of the RLHF stage"),
+    "kl": ("Against KL", "KL to the SFT policy, nats"),
+}
+SHARES = ("win_rate", "finished", "distinct_completions")
+UNITS = {
+    "win_rate": "share of pairs",
+    "kl": "nats per completion",
+    "entropy": "nats per token",
+    "completion_length": "tokens",
+    "finished": "share of samples",
+    "distinct_completions": "share of samples",
+}
+TITLES = {
+    "win_rate": "Win-rate against references (gold)",
+    "kl": "KL to the SFT policy",
+    "entropy": "Entropy",
+    "completion_length": "Completion length",
+}
+
+
+def write(given: Sequence[str], path: str | os.PathLike[str]) -> Path:
+    """Writes the page of a comparison by an atomic rename; returns its path.
+
+    Args:
+      given: run directories, and patterns of them.
+      path: of the page.
+
+    Raises as `runs.compare`, and OSError.
+    """
+    comparison = runs.compare(given)
+    jsonl.replace(Path(path), render(comparison).encode())
+    return Path(path)
+
+
+def render(comparison: Comparison) -> str:
+    """The page of a comparison."""
+    headline, reasons = figures.verdict(comparison)
+    groups = figures.ranked(comparison)
+    samples = completions.side_by_side(comparison)
+    position = {group.letter: index for index, group in enumerate(comparison.groups)}
+    rows = [(prompt, samples.before.get(prompt), texts) for prompt, texts in samples.after.items()]
+    return (
+        _environment()
+        .get_template(TEMPLATE)
+        .render(
+            css=Markup(page.styles()),
+            colors=Markup(_colors(comparison)),
+            title=f"Comparison of {len(comparison.runs)} runs",
+            comparison=comparison,
+            headline=headline,
+            reasons=reasons,
+            groups=groups,
+            ranked_by=figures.ranked_by(comparison),
+            table=_table(comparison, groups),
+            order=[position[group.letter] for group in groups],
+            facts=[_facts(group) for group in groups],
+            curves=_curves(comparison),
+            samples=samples,
+            shown=rows[:SHOWN],
+            folded=rows[SHOWN:MOST_SHOWN],
+            written_by=identity.written_by(),
+            temperature=f"{EVALUATED_AT:g}",
+        )
+    )
+
+
+def _environment() -> jinja2.Environment:
+    """Templates in which every value is escaped, and control characters are visible."""
+
+    def visible(value: Any) -> Any:
+        return printable(value) if isinstance(value, str) and not _is_markup(value) else value
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "prose": lambda sentence: Markup(page.prose(sentence)),
+        "number": number,
+        "anchor": page.anchor,
+    }
+    return environment
+
+
+def _is_markup(value: str) -> bool:
+    return isinstance(value, Markup)
+
+
+def _colors(comparison: Comparison) -> str:
+    """The rules that give a group's letter the colour and the line of its curves."""
+    styles = {"-": "solid", "--": "dashed", ":": "dotted"}
+    return "\n".join(
+        f".key-{group.letter} {{ border-color: var(--color-{overlaid.color(index)[1:]}); "
+        f"border-bottom-style: {styles[overlaid.line(index)]}; }}"
+        for index, group in enumerate(comparison.groups)
+    )
+
+
+def _table(comparison: Comparison, groups: Sequence[Group]) -> dict[str, Any]:
+    """Titles, notes and cells of the final figures: a row for each group, the best one first."""
+    names, ranked_by = figures.names(comparison), figures.ranked_by(comparison)
+    kl = figures.common_kl(comparison)
+    columns: list[tuple[str, list[str]]] = []
+    for name in names:
+        title = glossary.title(name, comparison.units)
+        columns.append((title, [figures.last(group, name).text for group in groups]))
+        if name == ranked_by:
+            behind = [figures.difference(group, groups[0], name).signed for group in groups[1:]]
+            columns.append((f"minus {groups[0].letter}", ["–", *behind]))
+            at_kl = [figures.at_common_kl(group, kl, name) for group in groups]
+            if not all(math.isnan(value.mean) for value in at_kl):
+                columns.append((f"at KL {number(kl)}", [value.text for value in at_kl]))
+    facts = [_facts(group) for group in groups]
+    columns += [
+        (name.capitalize(), [fact[name] for fact in facts]) for name in ("seeds", "updates")
+    ]
+    columns.append(("Time of RLHF", [format_seconds(figures.seconds(group)) for group in groups]))
+    return {
+        "head": [title for title, _ in columns],
+        "rows": list(zip(*(cells for _, cells in columns), strict=True)),
+        "notes": [
+            (glossary.title(name, comparison.units), glossary.note(name))
+            for name in names
+            if glossary.note(name)
+        ],
+    }
+
+
+def _facts(group: Group) -> dict[str, Any]:
+    """The seeds, updates and directories of a group."""
+    done = [len(read.updates(run.run.lines, read.TRAINED)) for run in group.runs]
+    return {
+        "seeds": ", ".join(map(str, group.seeds)),
+        "updates": str(done[0]) if len(set(done)) == 1 else f"{min(done)} to {max(done)}",
+        "directories": [str(run.run.directory) for run in group.runs],
+    }
+
+
+def _curves(comparison: Comparison) -> list[tuple[str, Markup]]:
+    """Sections of pictures: a title and its pictures as markup."""
+    sections = []
+    for across, (title, x_label) in ACROSS.items():
+        pictures = [
+            picture
+            for name in figures.names(comparison)
+            if name != across
+            and (across == "update" or name in figures.RANKED)
+            and (picture := _picture(comparison, name, across, x_label)) is not None
+        ]
+        drawings = [
+            page.drawing(
+                style.svg(style.sheet([picture]), f"{across} {index}"),
+                f"{picture.name}, {title.lower()}",
+                picture.note,
+            )
+            for index, picture in enumerate(pictures)
+        ]
+        if drawings:
+            sections.append((title, Markup(page.pictures(drawings, "320px"))))
+    return sections
+
+
+def _picture(comparison: Comparison, name: str, across: str, x_label: str) -> Picture | None:
+    curves = {group.letter: figures.mean_curve(group, name, across) for group in comparison.groups}
+    units = comparison.units
+    quantity = {
+        "gold_mean": units.gold,
+        "reward_mean": units.learned,
+        "training_reward": replace(units.reward, title=glossary.TITLES["training_reward"]),
+    }.get(name)
+    title = quantity.title if quantity else TITLES.get(name, glossary.title(name, units))
+    unit = quantity.unit if quantity else UNITS[name]
+    share = quantity.share if quantity else name in SHARES
+    return overlaid.picture(Axis(title, x_label, unit, share), glossary.note(name), curves)
