@@ -21,7 +21,7 @@ from rlhf_jax.planner.costs.hardware import Hardware
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards.common.nodes import reward_configs, reward_nodes
 from rlhf_jax.run_directory import environment
-from rlhf_jax.stages import comparisons, reward_model, rlhf, sft
+from rlhf_jax.stages import comparisons, dpo, reward_model, rlhf, sft
 from rlhf_jax.stages.api import Lengths, Workspace
 from rlhf_jax.stages.checks import vocabularies
 from rlhf_jax.stages.common import (
@@ -142,6 +142,7 @@ def stages(values: dict[str, Any]) -> Stages:
         reward_model=fill(reward_model.Config, values["reward_model"], "reward_model"),
         rlhf=fill(rlhf.Config, values["rlhf"], "rlhf"),
         evaluate=fill(evaluator.Config, values["evaluate"], "evaluate"),
+        dpo=fill(dpo.Config, values["dpo"], "dpo") if "dpo" in values else None,
         reward=values["reward"],
         reward_settings=reward_configs(values["reward"], values["reward_settings"]),
         plan=values["plan"],

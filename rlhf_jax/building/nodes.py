@@ -13,7 +13,7 @@ from rlhf_jax.models.common import family as families
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards.api import LEARNED
 from rlhf_jax.rewards.common.nodes import reward_nodes
-from rlhf_jax.stages import comparisons, reward_model, rlhf, sft
+from rlhf_jax.stages import comparisons, dpo, reward_model, rlhf, sft
 from rlhf_jax.stages.api import Lengths
 from rlhf_jax.stages.common import (
     evaluator,
@@ -131,6 +131,7 @@ def defaults(values: dict[str, Any]) -> dict[str, Any]:
     values = tree | values
     for part, folder in (("algorithm", "algorithms"), ("task", "tasks")):
         tree[part] = component(folder, values[part]["name"]).to_dict()
+    tree |= {name: _plain(config()) for name, config in OPTIONAL.items() if name in values}
     tree["reward_settings"] = reward_nodes(values["reward"], {})
     if values["model"]["family"] != "pretrained":
         fields = dataclasses.fields(families.find(values["model"]["family"]).config)
@@ -180,3 +181,6 @@ NODES = {
 """Nodes of a config whose keys are always the same; those of task, model and algorithm are their
 component's.
 """
+
+OPTIONAL = {"dpo": dpo.Config}
+"""Nodes that a config has only where its job needs them."""

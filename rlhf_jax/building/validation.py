@@ -5,7 +5,7 @@ import inspect
 from typing import Any
 
 from rlhf_jax import registry
-from rlhf_jax.building.nodes import NODES, Run, default, named
+from rlhf_jax.building.nodes import NODES, OPTIONAL, Run, default, named
 from rlhf_jax.config import Problems, fill, flat
 from rlhf_jax.models.common import family as families
 from rlhf_jax.refusal import ComponentError, Refusal
@@ -51,11 +51,12 @@ def check_values(values: dict[str, Any]) -> None:
             f"the config lacks {', '.join(map(repr, absent))}; build.default() has every key"
         )
     with problems.caught():
-        elsewhere = {*NODES, *components, "model", "reward_settings"}
+        elsewhere = {*NODES, *OPTIONAL, *components, "model", "reward_settings"}
         fill(Run, {key: value for key, value in values.items() if key not in elsewhere}, "")
     with problems.caught():
         reward_configs(values["reward"], reward_nodes(values["reward"], values["reward_settings"]))
-    for key, config in NODES.items():
+    given = {key: config for key, config in OPTIONAL.items() if key in values}
+    for key, config in (NODES | given).items():
         with problems.caught():
             fill(config, values[key], key)
     for key, folder in components.items():

@@ -3,7 +3,7 @@
 
 Writes a folder that `transformers` loads: config.json, model.safetensors, the tokenizer's files
 where it has some, and the other files of the folder that the run began with, but for weights.
-Stages: sft and rlhf (policies), reward_model (a sequence classifier of one label, in its raw unit).
+Stages: sft, rlhf and dpo (policies), reward_model (a sequence classifier of one label, in its raw unit).
 What cannot be exported is one line and exit status 2.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rlhf_jax.cli import command
 
-STAGES = ("sft", "reward_model", "rlhf")
+STAGES = ("sft", "reward_model", "rlhf", "dpo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,9 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--to", type=Path, required=True, help="the folder to write, which must not be there"
     )
-    parser.add_argument("--stage", choices=STAGES, default="rlhf", help="whose params (rlhf)")
     parser.add_argument(
-        "--version", type=int, help="of a saved policy of the rlhf stage (the newest)"
+        "--stage", choices=STAGES, default="", help="whose params (the policy's: rlhf or dpo)"
+    )
+    parser.add_argument(
+        "--version", type=int, help="of a saved policy of the stage rlhf or dpo (the newest)"
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     given = parser.parse_args(arguments)

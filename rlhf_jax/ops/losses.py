@@ -1,6 +1,7 @@
 """Losses of pairs and of next tokens, one equation a function; U counts pairs.
 
 dpo                −log σ(β · margin)               Rafailov et al. 2023, arXiv 2305.18290, eq. 7
+smoothed_dpo       −(1 − ε) log σ(β · margin) − ε log σ(−β · margin)    the same authors' code; Mitchell 2023, eq. 3
 pairwise_logistic  −log σ(r_chosen − r_rejected)    Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155, eq. 1
 ipo                (margin − 1 / (2β))²             Azar et al. 2023, arXiv 2310.12036, eq. 17
 clipped_surrogate  −min(ρ A, clip(ρ, 1 − ε, 1 + ε') A)      Schulman et al. 2017, arXiv 1707.06347, eq. 7
@@ -29,6 +30,22 @@ def dpo(margin_U: Array, beta: float) -> Array:
     """
     assert_shapes(margin_U=margin_U)
     return -jax.nn.log_sigmoid(beta * margin_U)
+
+
+def smoothed_dpo(margin_U: Array, beta: float, label_smoothing: float) -> Array:
+    """Conservative DPO of each pair, `[U]`: the loss expected where a share of labels is flipped.
+
+    Mitchell 2023, *A note on DPO with noisy preferences & relationship to IPO*, eq. 3. With
+    `label_smoothing` above 0 its least value is at the finite margin log((1 − ε) / ε) / β.
+
+    Args:
+      margin_U: of U pairs, nats; that of `dpo`.
+      beta: strength of the pull to the reference, above 0.
+      label_smoothing: ε, the share of pairs that are taken to be labelled the wrong way round, from
+        0 to below 0.5.
+    """
+    kept_U, flipped_U = dpo(margin_U, beta), dpo(-margin_U, beta)
+    return (1 - label_smoothing) * kept_U + label_smoothing * flipped_U
 
 
 def ipo(margin_U: Array, beta: float) -> Array:

@@ -137,6 +137,14 @@ def headline(run: Run, units: Units) -> str:
             "of held-out comparisons ordered as labelled",
             units,
         ),
+        _change(
+            "Implicit reward's accuracy",
+            None,
+            trained,
+            "heldout_accuracy",
+            "of held-out comparisons ordered as labelled",
+            units,
+        ),
         _wall_time(run),
     ]
     return f'<div class="cards">{"".join(cards)}</div>' if any(cards) else ""

@@ -45,8 +45,13 @@ NOTES = {
     "finished": "Share of completions that end before the length limit.",
     "distinct_completions": "Share of distinct texts in blocks of 64 samples. It falls as the "
     "policy repeats itself.",
-    "heldout_accuracy": "Share of held-out comparisons that the reward model orders as they are "
-    "labelled.",
+    "heldout_accuracy": "Share of held-out comparisons that are ordered as they are labelled, by "
+    "the reward model or by the policy's implicit reward.",
+    "chosen_reward": "Implicit reward of a completion: β times the change of its log-probability "
+    "from the SFT policy.",
+    "rejected_reward": "The same of the rejected completion.",
+    "reference_kl_k1": "Mean loss of log-probability from the SFT policy over a pair's completions. "
+    "Of samples of the SFT policy it estimates that policy's KL to this one.",
     "raw_mean": "Mean of the reward model's raw scores over samples of the SFT policy.",
     "raw_std": "Their standard deviation.",
     "loss": "The algorithm's loss, as it is minimised. Losses of different algorithms do not "

@@ -37,7 +37,18 @@ SHOWN_COMMIT = 12
 def name(run: Run) -> str:
     """The run in a few words: its algorithm and task, or its directory's name."""
     algorithm, task = value(run.config, "algorithm.name"), value(run.config, "task.name")
+    if is_dpo(run):
+        algorithm = f"offline {_dpo_name(run.config)}"
     return f"{algorithm} on {task}" if algorithm and task else run.title
+
+
+def is_dpo(run: Run) -> bool:
+    """True for a run whose policy learns from given comparisons, also before it has begun."""
+    return value(run.config, "job") == read.DPO or read.trained(run.lines) == read.DPO
+
+
+def _dpo_name(config: Mapping[str, Any] | None) -> str:
+    return "IPO" if value(config, "dpo.loss_type") == "ipo" else "DPO"
 
 
 def facts(run: Run, units: Units) -> list[tuple[str, str]]:
@@ -47,10 +58,10 @@ def facts(run: Run, units: Units) -> list[tuple[str, str]]:
         "Run": f"<code>{page.text(run.title)}</code>"
         + (f", seed {_text(config, 'seed')}" if config else ""),
         "Begins from": f"<code>{_text(config, 'begin')}</code>" if value(config, "begin") else "",
-        "Reward": _reward(config, units),
+        "Reward": "" if is_dpo(run) else _reward(config, units),
         "Model": _model(config),
-        "Comparisons": _comparisons(run.directory),
-        "Training": _training(config),
+        "Comparisons": _comparisons(run.directory, "policy" if is_dpo(run) else "reward model"),
+        "Training": _training_on_pairs(config) if is_dpo(run) else _training(config),
         "Updates done": _updates(run.lines),
         "Started": _started(run),
         "Command": f"<code>{page.text(start['command'])}</code>" if start.get("command") else "",
@@ -154,14 +165,26 @@ def _model(config: Mapping[str, Any] | None) -> str:
     return ", ".join(parts)
 
 
-def _comparisons(directory: Path) -> str:
+def _comparisons(directory: Path, learner: str) -> str:
     counts = {
         split: path.read_bytes().count(b"\n")
         for split in ("train", "heldout")
         if (path := directory / "comparisons" / f"{split}.jsonl").exists()
     }
-    words = {"train": "to train the reward model", "heldout": "held out"}
+    words = {"train": f"to train the {learner}", "heldout": "held out"}
     return ", ".join(f"{count:,} {words[split]}" for split, count in counts.items())
+
+
+def _training_on_pairs(config: Mapping[str, Any] | None) -> str:
+    dpo = value(config, "dpo")
+    needed = ("loss_type", "beta", "label_smoothing", "pairs_per_update")
+    if not isinstance(dpo, Mapping) or any(key not in dpo for key in needed):
+        return ""
+    smoothing = f", label smoothing {dpo['label_smoothing']:g}" if dpo["label_smoothing"] else ""
+    return page.text(
+        f"{dpo['pairs_per_update']} pairs per update, loss {dpo['loss_type']}, "
+        f"β {dpo['beta']:g}{smoothing}"
+    )
 
 
 def _training(config: Mapping[str, Any] | None) -> str:

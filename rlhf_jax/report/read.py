@@ -19,6 +19,7 @@ from rlhf_jax.run_directory.run_config import DIGESTS
 
 BASE = "sft"
 TRAINED = STAGE
+DPO = "dpo"
 BEST_OF_N = "best_of_n"
 STARTS = "starts.jsonl"
 NOTICE = "notice"
@@ -106,8 +107,8 @@ def notices(lines: Sequence[Line]) -> list[str]:
 
 
 def _missing(lines: Sequence[Line], texts: Sequence[Line], begins_elsewhere: bool) -> list[str]:
-    missing = []
-    for stage in (TRAINED,) if begins_elsewhere else (BASE, TRAINED):
+    missing, policy = [], trained(lines)
+    for stage in (policy,) if begins_elsewhere else (BASE, policy):
         if not ended(lines, stage):
             done = len(updates(lines, stage))
             missing.append(
@@ -157,17 +158,22 @@ def evaluations(lines: Sequence[Line], of: str) -> list[Line]:
     return [line for line in lines if line.get("of") == of]
 
 
-def policy_evaluations(lines: Sequence[Line], stage: str = TRAINED, base: str = BASE) -> list[Line]:
+def trained(lines: Sequence[Line]) -> str:
+    """The stage that trains the policy of a run: "dpo" where a line is of it, else "rlhf"."""
+    return DPO if any(DPO in (line["stage"], line.get("of")) for line in lines) else TRAINED
+
+
+def policy_evaluations(lines: Sequence[Line], stage: str = "", base: str = BASE) -> list[Line]:
     """Evaluations of a trained policy, its version 0 included.
 
     If version 0 was not evaluated, the last evaluation of the base takes its place.
 
     Args:
-      lines: of metrics.
-      stage: that trained it.
+      lines: of metrics.jsonl.
+      stage: that trained it; "": see `trained`.
       base: the stage that made the params that it began with.
     """
-    of_stage = evaluations(lines, stage)
+    of_stage = evaluations(lines, stage or trained(lines))
     if any(line["update"] == 0 for line in of_stage) or not of_stage:
         return of_stage
     return [line | {"update": 0} for line in evaluations(lines, base)[-1:]] + of_stage
@@ -183,7 +189,7 @@ def before_and_after(lines: Sequence[Line]) -> tuple[Line | None, Line | None]:
     )
     after = (
         evaluated[-1]
-        if evaluated and evaluated[-1]["of"] == TRAINED and evaluated[-1]["update"] > 0
+        if evaluated and evaluated[-1]["of"] == trained(lines) and evaluated[-1]["update"] > 0
         else None
     )
     return before, after

@@ -34,7 +34,7 @@ from rlhf_jax.run_directory import (
 from rlhf_jax.run_directory.keys import Class
 from rlhf_jax.run_directory.made import CODE, MISSING, OWN_CODE, Change, Facts
 
-FORKED = ("seed", "lengths", "reward", "reward_settings", "algorithm", "rlhf")
+FORKED = ("seed", "lengths", "reward", "reward_settings", "algorithm", "rlhf", "dpo")
 """Nodes whose keys may differ in a run that begins from this one. Keys that enter SFT or the reward
 model may not.
 """
@@ -193,7 +193,7 @@ def _elsewhere(
 ) -> str:
     """The remedy for changed keys."""
     all_forks = all(change.key.partition(".")[0] in FORKED for change in refused)
-    version = newest_versions.get("rlhf")
+    version = newest_versions.get("rlhf", newest_versions.get("dpo"))
     run = forks.source(directory, version) if all_forks else None
     if run is None:
         return forks.ELSEWHERE

@@ -38,7 +38,7 @@ def source(directory: Path, version: int | None) -> Path | None:
         if (candidate := made.origin(directory, stage)) is not None
     ]
     for candidate in candidates:
-        if _has_policy(candidate) and (version is None or version in made.steps(candidate, "rlhf")):
+        if _has_policy(candidate) and (version is None or version in made.policy_steps(candidate)):
             return candidate
     return None
 

@@ -30,8 +30,17 @@ class Class(enum.Enum):
     NUMBERS = "numbers"
 
 
-STAGES = ("sft", "comparisons", "reward_model", "rlhf")
-"""In the order in which they run; each is made of what those before it have made."""
+STAGES = ("sft", "comparisons", "reward_model", "rlhf", "dpo")
+"""In the order in which they run. A run has RLHF or DPO."""
+
+MADE_OF = {
+    "sft": (),
+    "comparisons": ("sft",),
+    "reward_model": ("sft", "comparisons"),
+    "rlhf": ("sft", "comparisons", "reward_model"),
+    "dpo": ("sft", "comparisons"),
+}
+"""The stages whose results enter a stage's numbers."""
 
 OPTIMIZER = (
     "learning_rate",
@@ -50,7 +59,7 @@ _OF_CLASS: dict[Class, str] = {
     # rows.
     Class.FREE: """
         job directory compile_cache task.cache_dir sft.min_whole_references
-        sft.checkpoint_every reward_model.checkpoint_every
+        sft.checkpoint_every reward_model.checkpoint_every dpo.checkpoint_every dpo.evaluate_every
         rlhf.loop rlhf.deadline_seconds rlhf.device_call_seconds
         rlhf.evaluate_every rlhf.evaluate_at rlhf.checkpoint_every rlhf.keep_checkpoints
         rlhf.log_samples rlhf.ledger rlhf.ledger_gold
@@ -65,6 +74,7 @@ _OF_CLASS: dict[Class, str] = {
         mesh.data mesh.fsdp mesh.tensor plan model.remat model.attention pretrained.gold_rows_per_batch
         evaluate.prompts_per_batch
         sft.num_micro_batches reward_model.num_micro_batches rlhf.num_micro_batches rlhf.num_compactions
+        dpo.num_micro_batches
         rlhf.sampler_slices rlhf.sampler_slice_devices
     """,
     Class.COMPUTED: "model.dtype",
@@ -93,6 +103,7 @@ _OF_CLASS: dict[Class, str] = {
         sft.num_updates sft.rows_per_update
         comparisons.num_train comparisons.num_heldout comparisons.prompts_per_batch comparisons.temperature comparisons.by_gold
         reward_model.num_updates reward_model.pairs_per_update reward_model.standardize reward_model.standardize_prompts
+        dpo.loss_type dpo.beta dpo.label_smoothing dpo.num_updates dpo.pairs_per_update
         rlhf.prompts_per_update rlhf.num_minibatches rlhf.num_epochs rlhf.samples_per_prompt rlhf.lag rlhf.clock
         rlhf.version_schedule
         rlhf.publish_dtype rlhf.temperature rlhf.share_prompts rlhf.scoring.missing_eos_score rlhf.scoring.replace_missing_eos
@@ -104,6 +115,7 @@ CLASSES |= {
     for node in (
         "sft.optimizer",
         "reward_model.optimizer",
+        "dpo.optimizer",
         "rlhf.optimizer",
         "rlhf.critic_optimizer",
     )
@@ -120,6 +132,7 @@ _ENTERS: dict[str, tuple[str, ...]] = {
     "reward_settings": ("rlhf",),
     "algorithm": ("rlhf",),
     "rlhf": ("rlhf",),
+    "dpo": ("dpo",),
     "best_of_n": (),
     "best_of_n_prompts": (),
     "evaluate": (),
@@ -142,5 +155,4 @@ def stages_of(key: str) -> tuple[str, ...]:
 
 def enters(key: str, stage: str) -> bool:
     """True where a stage's numbers depend on a key, directly or through a stage before it."""
-    first = min((STAGES.index(name) for name in stages_of(key)), default=len(STAGES))
-    return first <= STAGES.index(stage)
+    return not {stage, *MADE_OF[stage]}.isdisjoint(stages_of(key))

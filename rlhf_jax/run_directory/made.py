@@ -35,7 +35,11 @@ FINISHED_BY = {
     "comparisons": ("comparisons/train.jsonl", "comparisons/heldout.jsonl"),
 }
 """The files that a stage writes when it ends."""
-NUM_UPDATES = {"sft": "sft.num_updates", "reward_model": "reward_model.num_updates"}
+NUM_UPDATES = {
+    "sft": "sft.num_updates",
+    "reward_model": "reward_model.num_updates",
+    "dpo": "dpo.num_updates",
+}
 """Keys of the version that is a stage's last: it has ended only where that checkpoint is there and
 whole.
 """
@@ -113,6 +117,16 @@ def steps(directory: Path, stage: str) -> list[int]:
         if stage != "comparisons" and stage_folder.exists()
         else []
     )
+
+
+def policy_stage(directory: Path) -> str:
+    """The stage whose policy a run has: "dpo" where that has a checkpoint, else "rlhf"."""
+    return "dpo" if steps(directory, "dpo") else "rlhf"
+
+
+def policy_steps(directory: Path) -> list[int]:
+    """Versions of a run's saved policies, oldest first; empty where there is none."""
+    return steps(directory, policy_stage(directory))
 
 
 def begun(directory: Path, stage: str) -> bool:

@@ -2,7 +2,7 @@
 resume.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -56,6 +56,8 @@ def train(
     checkpoint_every: int,
     on_resume: Callable[[int], object],
     report: Report,
+    evaluate: Callable[[int, TrainState], object] | None = None,
+    evaluate_at: Collection[int] = (),
 ) -> TrainState:
     """Runs updates up to `num_updates`.
 
@@ -70,6 +72,9 @@ def train(
       checkpoint_every: updates between two checkpoints; the last update has one, too.
       on_resume: is called with the number of the next update, before anything is reported.
       report: is called with every update.
+      evaluate: is called with these versions and their states, after their updates are reported and
+        before their checkpoints are written; collective.
+      evaluate_at: the versions, from 1.
 
     Any of several processes may be asked to stop. They agree on it every `AGREE_EVERY` updates;
     `step` and `rows` are collective. In a single process the next update's rows are made in a
@@ -89,9 +94,14 @@ def train(
                     report(late[0], distributed.fetch(late[1]))
                 late = (update, metrics)
                 done, stopping = update + 1, _stopping(update + 1, asked)
-                if stopping or done % checkpoint_every == 0 or done == num_updates:
+                saved = stopping or done % checkpoint_every == 0 or done == num_updates
+                evaluated = evaluate is not None and done in evaluate_at
+                if saved or evaluated:
                     report(update, distributed.fetch(metrics))
                     late = None
+                if evaluate is not None and evaluated:
+                    evaluate(done, state)
+                if saved:
                     checkpoints.save(done, state)
                 if stopping:
                     raise KeyboardInterrupt

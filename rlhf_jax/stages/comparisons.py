@@ -4,7 +4,7 @@ pairs, as they are.
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
@@ -71,6 +71,32 @@ def write(file: Path, comparisons: Iterable[Comparison]) -> None:
     """All lines or none."""
     file.parent.mkdir(parents=True, exist_ok=True)
     replace(file, "".join(map(_line, comparisons)).encode())
+
+
+def encode(
+    workspace: Workspace, comparisons: Sequence[Comparison]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of comparisons, chosen then rejected: prompt tokens and mask `[R, Q]`, completion tokens
+    and mask `[R, C]`, with R twice the number of comparisons.
+
+    Args:
+      workspace: whose tokenizer and lengths they are for.
+      comparisons: as `read` gives them.
+    """
+    prompts, ids = [], []
+    for line in comparisons:
+        prompts += [line["prompt"], line["prompt"]]
+        ids += [line["chosen_tokens"], line["rejected_tokens"]]
+    lengths, tokenizer = workspace.lengths, workspace.tokenizer
+    return (
+        *encoding.encode_prompts(prompts, tokenizer, lengths.max_prompt_tokens),
+        *encoding.pad_completions(ids, tokenizer.pad_id, lengths.max_completion_tokens),
+    )
+
+
+def rows_of_pairs(pairs_U: np.ndarray) -> np.ndarray:
+    """The numbers of the rows of pairs, chosen then rejected, `[2U]`."""
+    return np.stack([2 * pairs_U, 2 * pairs_U + 1], axis=1).reshape(-1)
 
 
 def own_pairs(workspace: Workspace, pairs: Iterable[tuple[str, str, str]]) -> list[Comparison]:

@@ -13,6 +13,7 @@ from rlhf_jax.records.metrics import read
 from rlhf_jax.records.notes import say
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.report.plots.trade_off import best_of_n_kl
+from rlhf_jax.run_directory import made
 from rlhf_jax.runtime.program import Reward
 from rlhf_jax.stages import rlhf, sft
 from rlhf_jax.stages.api import Workspace
@@ -97,9 +98,13 @@ def best_of_n(workspace: Workspace, stages: Stages, sft_params: Params, reward: 
 
 
 def evaluator_of(workspace: Workspace, stages: Stages) -> Evaluator:
-    """The evaluator of a run's directory, whose reward and SFT policy must be there."""
-    reward = rlhf.make_reward(workspace, stages)
-    return Evaluator(workspace, stages.evaluate, sft.load(workspace), learned_scores(reward))
+    """The evaluator of a run's directory, whose SFT policy must be there, and its reward unless it
+    is a run of DPO.
+    """
+    reward = None
+    if made.policy_stage(workspace.directory) == rlhf.STAGE:
+        reward = learned_scores(rlhf.make_reward(workspace, stages))
+    return Evaluator(workspace, stages.evaluate, sft.load(workspace), reward)
 
 
 def every_version(workspace: Workspace, stages: Stages) -> Iterator[tuple[int, Figures]]:

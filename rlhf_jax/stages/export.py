@@ -7,7 +7,8 @@ from typing import Any
 from rlhf_jax.pretrained import carried, export
 from rlhf_jax.pretrained.folders import Folder
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.stages import reward_model, rlhf, sft
+from rlhf_jax.run_directory import made
+from rlhf_jax.stages import dpo, reward_model, rlhf, sft
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.text.tokenizers import Tokenizer
@@ -16,7 +17,7 @@ from rlhf_jax.types import Algorithm, Params
 
 def params_of(workspace: Workspace, stage: str, version: int | None) -> Params:
     """The params of a finished stage. Raises MissingInput when they are not there."""
-    if stage == rlhf.STAGE:
+    if stage in (rlhf.STAGE, dpo.STAGE):
         return rlhf.load(workspace, version)[0]
     if version is not None:
         raise Refusal(
@@ -32,20 +33,22 @@ def write(
     version: int | None = None,
     dtype: str = "float32",
 ) -> None:
-    """Writes the params of `stage` (sft, reward_model, rlhf) to a new folder.
+    """Writes the params of `stage` (sft, reward_model, rlhf, dpo) to a new folder.
 
     Args:
       workspace: of the run.
-      stage: sft, reward_model or rlhf.
+      stage: sft, reward_model, rlhf or dpo; "": the one whose policy the run has.
       directory: the new folder.
-      version: of the RLHF stage; None: the newest.
+      version: of the RLHF or DPO stage; None: the newest.
       dtype: of the weights.
 
     With them the config.json and other files of the folder that the run began with, but for
     weights, and the tokenizer's. Raises Refusal where the folder is there or the stage unknown,
     MissingInput where the stage has not run.
     """
-    accepted = (sft.STAGE, reward_model.STAGE, rlhf.STAGE)
+    policy = made.policy_stage(workspace.directory)
+    stage = stage or policy
+    accepted = (sft.STAGE, reward_model.STAGE, policy)
     if stage not in accepted:
         raise Refusal(f"stage is {stage!r}; accepted: {', '.join(accepted)}")
     model = workspace.reward_network.backbone if stage == reward_model.STAGE else workspace.model
@@ -80,4 +83,4 @@ def token_ids(tokenizer: Tokenizer, published: Mapping[str, Any]) -> dict[str, A
 def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:
     """`--config.job=export`: the newest policy, to `exported` in the run's directory."""
     del stages, algorithm
-    write(workspace, rlhf.STAGE, workspace.directory / "exported")
+    write(workspace, "", workspace.directory / "exported")

@@ -36,7 +36,6 @@ from rlhf_jax.stages.common.reward_unit import (
 from rlhf_jax.stages.common.supervised import SupervisedStage
 from rlhf_jax.stages.settings.stages import RewardModelConfig as Config
 from rlhf_jax.stages.settings.stages import Stages
-from rlhf_jax.text import encoding
 from rlhf_jax.types import Algorithm, Array, Mean, Metrics, Params, TrainState
 
 
@@ -74,15 +73,7 @@ def objective(value_model: ValueModel, params: Params, rows: Pairs) -> tuple[Arr
 
 def encode(workspace: Workspace, comparisons: list[comparisons_stage.Comparison]) -> Pairs:
     """Host arrays of `[2 * len(comparisons), Q + C]`."""
-    prompts, ids = [], []
-    for line in comparisons:
-        prompts += [line["prompt"], line["prompt"]]
-        ids += [line["chosen_tokens"], line["rejected_tokens"]]
-    lengths, tokenizer = workspace.lengths, workspace.tokenizer
-    prompt_tokens, prompt_mask = encoding.encode_prompts(
-        prompts, tokenizer, lengths.max_prompt_tokens
-    )
-    tokens, mask = encoding.pad_completions(ids, tokenizer.pad_id, lengths.max_completion_tokens)
+    prompt_tokens, prompt_mask, tokens, mask = comparisons_stage.encode(workspace, comparisons)
     joined = (
         np.concatenate([prompt_tokens, tokens], axis=1),
         np.concatenate([prompt_mask, mask], axis=1),
@@ -96,7 +87,7 @@ def place(pairs: Pairs, workspace: Workspace) -> Pairs:
 
 def take(pairs: Pairs, order: np.ndarray) -> Pairs:
     """The pairs with these numbers."""
-    rows = np.stack([2 * order, 2 * order + 1], axis=1).reshape(-1)
+    rows = comparisons_stage.rows_of_pairs(order)
     return Pairs(pairs.tokens_RL[rows], pairs.mask_RL[rows])
 
 

@@ -23,7 +23,7 @@ from rlhf_jax.rewards.api import LEARNED
 from rlhf_jax.rewards.common import host_rewards
 from rlhf_jax.rewards.common.host_rewards import HostJudge
 from rlhf_jax.rewards.common.terms import is_plain, parse
-from rlhf_jax.run_directory import lock
+from rlhf_jax.run_directory import lock, made
 from rlhf_jax.runtime import activity, asynchronous, stopping, synchronous
 from rlhf_jax.runtime.program import Critic, Program, ProgramSpec, Reward
 from rlhf_jax.stages import reward_model, sft
@@ -206,11 +206,11 @@ def versions(workspace: Workspace) -> list[int]:
 
     Raises FileNotFoundError where there is none.
     """
-    return complete_steps(workspace.directory / "checkpoints" / STAGE)
+    return complete_steps(made.folder(workspace.directory, made.policy_stage(workspace.directory)))
 
 
 def load(workspace: Workspace, version: int | None = None) -> tuple[Params, int]:
-    """A saved policy and its version: the newest, or the one asked for.
+    """A saved policy and its version: the newest, or the one asked for; of a run of DPO its.
 
     Args:
       workspace: of the run.
@@ -219,7 +219,9 @@ def load(workspace: Workspace, version: int | None = None) -> tuple[Params, int]
     Raises FileNotFoundError when it is not there.
     """
     abstract = sharding.abstract_params(workspace.model, workspace.mesh)
-    return restore_params(workspace.directory / "checkpoints" / STAGE, abstract, "policy", version)
+    stage = made.policy_stage(workspace.directory)
+    role = "policy" if stage == STAGE else ""  # the checkpoints of DPO hold one state
+    return restore_params(made.folder(workspace.directory, stage), abstract, role, version)
 
 
 def first_policy(workspace: Workspace, reference_params: Params) -> Params:

@@ -15,7 +15,7 @@ from rlhf_jax.records.progress import format_seconds
 from rlhf_jax.report import glossary, read
 from rlhf_jax.report.formats import INTERVAL
 from rlhf_jax.report.plots import style
-from rlhf_jax.report.plots.panels import Curve, Panel, panels
+from rlhf_jax.report.plots.panels import Curve, Panel, panels_of
 from rlhf_jax.report.plots.style import (
     INK,
     MUTED,
@@ -24,7 +24,7 @@ from rlhf_jax.report.plots.style import (
     TRAINING,
     Picture,
 )
-from rlhf_jax.report.read import TRAINED, Series
+from rlhf_jax.report.read import Series
 from rlhf_jax.report.units import Units
 
 COLUMNS = 3
@@ -38,10 +38,17 @@ PARTS = {
 }
 
 
-def learning_curves(lines: Sequence[Line], units: Units, stage: str = TRAINED) -> list[Picture]:
-    """Learning curves: a picture for each panel that the lines have something for."""
+def learning_curves(lines: Sequence[Line], units: Units, stage: str = "") -> list[Picture]:
+    """Learning curves: a picture for each panel that the lines have something for.
+
+    Args:
+      lines: of metrics.jsonl.
+      units: of the run.
+      stage: that trained the policy; "": see `read.trained`.
+    """
+    stage = stage or read.trained(lines)
     trained, evaluated = read.updates(lines, stage), read.policy_evaluations(lines, stage)
-    drawable = [panel for panel in panels(units) if _drawable(panel, trained, evaluated)]
+    drawable = [panel for panel in panels_of(stage, units) if _drawable(panel, trained, evaluated)]
     return [_picture(panel, trained, evaluated) for panel in drawable]
 
 
@@ -51,8 +58,8 @@ def stage_curves(lines: Sequence[Line], units: Units, stage: str) -> list[Pictur
     """
     trained = read.updates(lines, stage)
     shown = (
-        {curve.name for panel in panels(units) for curve in panel.curves}
-        if stage == TRAINED
+        {curve.name for panel in panels_of(stage, units) for curve in panel.curves}
+        if stage == read.trained(lines)
         else set()
     )
     names = [

@@ -7,6 +7,9 @@ Figures that are looked for by name:
     of an update       loss, and of the samples of its round: reward_standardized, behavior_kl_k1, entropy,
                        sampled_length, finished
 
+and of offline DPO, of an update: accuracy, margin, chosen_reward, rejected_reward, and of an
+evaluation the same with "heldout_" before it.
+
 `units.py` says what they are measured in. Whatever else an update says is drawn by
 `curves.stage_curves` under its own name.
 """
@@ -15,6 +18,7 @@ from dataclasses import dataclass, replace
 
 from rlhf_jax.report import glossary
 from rlhf_jax.report.plots.style import HELDOUT, SECOND, THIRD, TRAINING
+from rlhf_jax.report.read import DPO
 from rlhf_jax.report.units import EVALUATED_AT, Units
 
 
@@ -39,6 +43,44 @@ class Panel:
     curves: tuple[Curve, ...]
     level: float | None = None
     share: bool = False
+
+
+def panels_of(stage: str, units: Units) -> tuple[Panel, ...]:
+    """The panels of the stage that trained a policy, in the units of its run.
+
+    Args:
+      stage: "rlhf" or "dpo".
+      units: of the run.
+    """
+    return panels(units) + (comparisons() if stage == DPO else ())
+
+
+def comparisons() -> tuple[Panel, ...]:
+    """The panels of a policy that learns from comparisons."""
+
+    def both(name: str, label: str = "", color: str = HELDOUT) -> tuple[Curve, ...]:
+        """A figure on the comparisons of updates, dotted, and on held-out ones."""
+        label = f"{label}, " * bool(label)
+        training = Curve(name, f"{label}training", color, evaluated=False, line=":")
+        return training, Curve(f"heldout_{name}", f"{label}held-out", color)
+
+    return (
+        Panel(
+            "Comparisons ordered as labelled",
+            "share of pairs",
+            glossary.note("accuracy"),
+            both("accuracy"),
+            level=0.5,
+            share=True,
+        ),
+        Panel(
+            "Implicit rewards",
+            "β times nats",
+            glossary.note("chosen_reward"),
+            both("chosen_reward", "chosen") + both("rejected_reward", "rejected", SECOND),
+        ),
+        Panel("Margin", "nats", glossary.note("margin"), both("margin")),
+    )
 
 
 def panels(units: Units) -> tuple[Panel, ...]:

@@ -21,7 +21,7 @@ from rlhf_jax.report import read
 from rlhf_jax.report.formats import INTERVAL
 from rlhf_jax.report.plots import style
 from rlhf_jax.report.plots.style import HELDOUT, INK, MUTED, SECOND, TRAINING, Picture
-from rlhf_jax.report.read import BEST_OF_N, TRAINED
+from rlhf_jax.report.read import BEST_OF_N
 from rlhf_jax.report.units import Quantity, Units
 
 KL = "KL to the SFT policy, nats per completion"
@@ -40,7 +40,7 @@ class Gain:
     quantity: Quantity
 
 
-def trade_off(lines: Sequence[Line], units: Units, stage: str = TRAINED) -> list[Picture]:
+def trade_off(lines: Sequence[Line], units: Units, stage: str = "") -> list[Picture]:
     """Gains against KL: the win-rate beside best-of-n, and the learned reward beside gold."""
     evaluated = [line for line in read.policy_evaluations(lines, stage) if _finite(line, "kl")]
     pictures, judged = [], [line for line in evaluated if _finite(line, "win_rate")]

@@ -4,8 +4,10 @@ compiled or written.
 `task.py` then checks its task. Both ask only for what the stages of the job use:
 
     sft            the SFT stage                          unless pretrained.sft holds its policy
-    comparisons    pairs, sampled or given                 unless pretrained.reward_model holds their model, or the
-    reward is no model reward_model   the reward model, or pretrained.reward_model's unit
+    comparisons    pairs, sampled or given                unless pretrained.reward_model holds
+                   their model, or the reward is no model; the job dpo has them in any case
+    reward_model   the reward model, or pretrained.reward_model's unit
+    dpo            offline DPO on the comparisons, and its evaluations
     rlhf           rounds of RLHF, and their evaluations
     best_of_n      best-of-n beside it
     evaluate       evaluations of saved policies
@@ -19,7 +21,7 @@ from jax.sharding import Mesh
 from rlhf_jax.config import Problems
 from rlhf_jax.devices.mesh import check_rows
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.stages import reward_model, rlhf
+from rlhf_jax.stages import dpo, reward_model, rlhf
 from rlhf_jax.stages.common import pretrained_models
 from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.types import Algorithm
@@ -30,6 +32,7 @@ STAGES_OF_JOB = {
     "comparisons": {"comparisons"},
     "reward_model": {"comparisons", "reward_model"},
     "rlhf": {"rlhf"},
+    "dpo": {"sft", "comparisons", "dpo"},
     "evaluate": {"evaluate"},
     "export": set[str](),
 }
@@ -40,7 +43,7 @@ WHOLE = {
     "rlhf",
     "best_of_n",
 }  # a pipeline; a job of a user's own may use any stage
-EVALUATED = {"rlhf", "evaluate", "best_of_n"}
+EVALUATED = {"rlhf", "dpo", "evaluate", "best_of_n"}
 
 
 def stages_of(job: str, stages: Stages, pretrained: pretrained_models.Config) -> frozenset[str]:
@@ -52,6 +55,7 @@ def stages_of(job: str, stages: Stages, pretrained: pretrained_models.Config) ->
       pretrained: folders that stand for what a stage would train.
     """
     found = set(STAGES_OF_JOB.get(job, WHOLE))
+    learns_from_pairs = {"comparisons"} & found if "dpo" in found else set[str]()
     found -= stages.taken
     if pretrained.sft:
         found -= {"sft"}
@@ -61,7 +65,7 @@ def stages_of(job: str, stages: Stages, pretrained: pretrained_models.Config) ->
         found -= {"comparisons"}
     if not stages.best_of_n:
         found -= {"best_of_n"}
-    return frozenset(found)
+    return frozenset(found | learns_from_pairs)
 
 
 def check_settings(
@@ -91,6 +95,8 @@ def check_settings(
             check_schedule(stages.sft.optimizer, "sft.optimizer", stages.sft.num_updates)
     if "reward_model" in used:
         _check_reward_model(stages.reward_model, pretrained, mesh, problems)
+    if "dpo" in used:
+        _check_dpo(dpo.settings(stages), mesh, problems)
     if "rlhf" in used:
         with problems.caught():
             rlhf.check(stages.rlhf, algorithm, mesh, stages.plan)
@@ -119,6 +125,13 @@ def _check_reward_model(
         )
     with problems.caught():
         check_schedule(config.optimizer, "reward_model.optimizer", config.num_updates)
+
+
+def _check_dpo(config: dpo.Config, mesh: Mesh, problems: Problems) -> None:
+    with problems.caught():
+        check_rows("dpo.pairs_per_update", config.pairs_per_update, mesh, config.num_micro_batches)
+    with problems.caught():
+        check_schedule(config.optimizer, "dpo.optimizer", config.num_updates)
 
 
 def _check_best_of_n(stages: Stages) -> None:

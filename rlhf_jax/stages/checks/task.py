@@ -89,9 +89,11 @@ class Check:
         if self.job in ("comparisons", "reward_model", "rlhf", "evaluate") and not policy_elsewhere:
             complete_steps(directory / "sft")
             made.check_finished(self.workspace.directory, "sft")
+        policy = made.policy_stage(self.workspace.directory)
         if self.job in ("evaluate", "export"):
-            complete_steps(directory / rlhf.STAGE)
-        if self.job not in ("rlhf", "evaluate") or not self.stages.learned:
+            complete_steps(directory / policy)
+        self._one_policy()
+        if self.job not in ("rlhf", "evaluate") or not self.stages.learned or policy == "dpo":
             return
         owner = reward_unit.owner(self.workspace)
         if not (path := reward_unit.standard_path(owner)).exists():
@@ -100,6 +102,16 @@ class Check:
             )
         if not owner.pretrained.reward_model:
             made.check_finished(owner.directory, "reward_model")
+
+    def _one_policy(self) -> None:
+        """Raises Refusal for RLHF in the directory of a run of DPO, and the other way round."""
+        for stage, another in (("rlhf", "dpo"), ("dpo", "rlhf")):
+            if stage in self.used and made.steps(self.workspace.directory, another):
+                raise Refusal(
+                    f"{self.workspace.directory} has a policy of the stage {another!r}, and a run "
+                    f"has one of {stage!r} or {another!r}; accepted: another --config.directory, "
+                    f"with --config.begin={self.workspace.directory} to take its SFT policy"
+                )
 
     def judges(self) -> None:
         """Raises Refusal where somebody has to judge and nobody can."""
@@ -126,31 +138,42 @@ class Check:
             return
         if not self.workspace.has_gold:
             raise Refusal(
-                "the task gives neither comparisons nor a gold judge to make them, which a learned "
-                "reward needs: give its "
-                "comparisons, or set pretrained.gold or pretrained.reward_model"
+                "the task gives neither comparisons nor a gold judge to make them, which "
+                f"{'DPO' if 'dpo' in self.used else 'a learned reward'} needs: give its "
+                "comparisons, or set pretrained.gold"
+                f"{'' if 'dpo' in self.used else ' or pretrained.reward_model'}"
             )
-        config, pairs = self.stages.comparisons, self.stages.reward_model.pairs_per_update
+        config = self.stages.comparisons
         check_rows("comparisons.prompts_per_batch", config.prompts_per_batch, self.workspace.mesh)
-        if "reward_model" in self.used and config.num_train < pairs:
-            raise Refusal(
-                f"comparisons.num_train is {config.num_train}; accepted: at least "
-                f"reward_model.pairs_per_update = {pairs}"
-            )
+        for key, pairs in self._pairs_per_update().items():
+            if config.num_train < pairs:
+                raise Refusal(
+                    f"comparisons.num_train is {config.num_train}; accepted: at least {key} = "
+                    f"{pairs}"
+                )
+
+    def _pairs_per_update(self) -> dict[str, int]:
+        """Pairs of an update, by key, of the stages that learn from comparisons."""
+        found = {"reward_model": self.stages.reward_model, "dpo": self.stages.dpo}
+        return {
+            f"{stage}.pairs_per_update": settings.pairs_per_update
+            for stage, settings in found.items()
+            if stage in self.used and settings is not None
+        }
 
     def _given_comparisons(self) -> None:
         train, heldout = self.given["train"], self.given["heldout"]
-        pairs = self.stages.reward_model.pairs_per_update
-        if "reward_model" in self.used and len(train) < pairs:
-            raise Refusal(
-                f"the task gives {len(train)} train comparisons; accepted: at least "
-                f"pairs_per_update = {pairs}"
-            )
-        if "reward_model" in self.used and not len(heldout):
+        for key, pairs in self._pairs_per_update().items():
+            if len(train) < pairs:
+                raise Refusal(
+                    f"the task gives {len(train)} train comparisons; accepted: at least {key} = "
+                    f"{pairs}"
+                )
+        if self._pairs_per_update() and not len(heldout):
             raise Refusal(
                 f"all {len(train)} comparisons of the task are train ones; accepted: some of "
                 "held-out prompts, on which the "
-                "reward model is measured"
+                f"{'policy' if 'dpo' in self.used else 'reward model'} is measured"
             )
         pairs_read = [*evenly(train), *evenly(heldout)]
         lengths = self._completion_lengths(
@@ -191,7 +214,7 @@ class Check:
                     self.stages.evaluate, reading.num_prompts(self.task, "heldout")
                 )[1]
                 self.notices += filter(None, [notice])
-        if "reward_model" in self.used and not hasattr(self.task, "fitted"):
+        if self._pairs_per_update() and not hasattr(self.task, "fitted"):
             for split, given in self.given.items():
                 self._fit(
                     f"prompts of {NAMES[split]} comparisons",

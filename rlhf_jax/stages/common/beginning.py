@@ -78,11 +78,12 @@ def check(begin: Begin, facts: Facts, own_directory: Path) -> None:
     root, judge = _root(begin), _judge(begin)
     if not root.pretrained.sft:
         _check_finished(begin, root, "sft")
-    if judge is not None and LEARNED in [term.name for term in terms.parse(facts.values["reward"])]:
+    rewards = [term.name for term in terms.parse(facts.values["reward"])]
+    if judge is not None and LEARNED in rewards and facts.values["job"] != "dpo":
         _check_finished(begin, judge, "reward_model")
-    versions = made.steps(begin.directory, "rlhf")
+    versions = made.policy_steps(begin.directory)
     goes_on = bool(
-        made.steps(own_directory, "rlhf")
+        made.policy_steps(own_directory)
     )  # from its own checkpoints, which need no first policy
     if begin.version and begin.version not in versions and not goes_on:
         there = ", ".join(map(str, versions)) or "none"
@@ -119,8 +120,9 @@ def of_content(begin: Begin) -> dict[str, str]:
         steps = made.steps(judge.directory, "reward_model")
         weights = _of_checkpoint(judge.directory, "reward_model", steps[-1]) if steps else ""
         found["begin.reward_model"] = digests.digest_text(unit, weights)
-    if begin.version and begin.version in made.steps(begin.directory, "rlhf"):
-        found["begin.version"] = _of_checkpoint(begin.directory, "rlhf", begin.version)
+    if begin.version and begin.version in made.policy_steps(begin.directory):
+        stage = made.policy_stage(begin.directory)
+        found["begin.version"] = _of_checkpoint(begin.directory, stage, begin.version)
     return found
 
 

@@ -14,6 +14,7 @@ from rlhf_jax import sampling
 from rlhf_jax.devices import distributed
 from rlhf_jax.models.api import Model
 from rlhf_jax.ops.divergences import full_kl
+from rlhf_jax.records.samples import Sample
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime.spec import Reward
 from rlhf_jax.scoring import MAX_LOGITS, completion_hidden
@@ -30,6 +31,7 @@ from rlhf_jax.stages.comparisons import sampler
 from rlhf_jax.stages.settings.stages import EvaluateConfig as Config
 from rlhf_jax.types import Array, Params, Prompts, Samples
 
+KEPT_PROMPTS = 24
 GREEDY_NAMES = {
     "win_rate": "win_rate_greedy",
     "win_rate_stderr": "win_rate_greedy_stderr",
@@ -303,3 +305,25 @@ def learned_scores(reward: Reward) -> LearnedScores | None:
         return None
     assert reward.params is not None
     return LearnedScores(reward.model, reward.params, reward.mean, reward.std)
+
+
+def kept(judged: Judged, config: Config) -> list[Sample]:
+    """The first completion of some evaluation prompts, the same ones for every version.
+
+    Args:
+      judged: of an evaluation.
+      config: of it.
+    """
+    each = config.samples_per_prompt
+    rows = range(0, min(len(judged.prompts), KEPT_PROMPTS * each), each)
+    return [
+        Sample(
+            ordinal=row // each,
+            prompt=judged.prompts[row],
+            completion=judged.completions[row],
+            finished=bool(judged.finished_B[row]),
+            gold=None if judged.gold_B is None else float(judged.gold_B[row]),
+            reward=None if judged.reward_B is None else float(judged.reward_B[row]),
+        )
+        for row in rows
+    ]

@@ -19,15 +19,12 @@ from rlhf_jax.report.notices import Limits, Notices
 from rlhf_jax.runtime import activity, synchronous
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.stages.api import PromptStream, Workspace
-from rlhf_jax.stages.common.evaluation_metrics import Judged
-from rlhf_jax.stages.common.evaluator import Evaluator
+from rlhf_jax.stages.common.evaluator import Evaluator, kept
 from rlhf_jax.stages.common.resuming import Files
 from rlhf_jax.stages.common.round_metrics import RoundMetrics
 from rlhf_jax.stages.settings.rlhf import Config
 from rlhf_jax.types import Params
 from rlhf_jax.updating import learning_rate_schedule
-
-KEPT_PROMPTS = 24
 
 
 @dataclass(kw_only=True)
@@ -285,24 +282,8 @@ class Recorder:
         )
         if full:
             self.files.samples.write(
-                STAGE, version, "after" if version else "before", self._kept(judged)
+                STAGE, version, "after" if version else "before", kept(judged, config)
             )
-
-    def _kept(self, judged: Judged) -> list[Sample]:
-        """The first completion of some evaluation prompts, the same ones for every version."""
-        each = self.evaluator.config.samples_per_prompt
-        rows = range(0, min(len(judged.prompts), KEPT_PROMPTS * each), each)
-        return [
-            Sample(
-                ordinal=row // each,
-                prompt=judged.prompts[row],
-                completion=judged.completions[row],
-                finished=bool(judged.finished_B[row]),
-                gold=None if judged.gold_B is None else float(judged.gold_B[row]),
-                reward=None if judged.reward_B is None else float(judged.reward_B[row]),
-            )
-            for row in rows
-        ]
 
 
 def crosses(version: int, step: int, every: int) -> bool:

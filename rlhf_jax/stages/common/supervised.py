@@ -3,7 +3,7 @@ metrics and checkpoints around `runtime.supervised`.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Protocol
@@ -97,6 +97,9 @@ class SupervisedStage:
         objective: Objective,
         aggregation: Aggregation,
         unit_rows: int = 1,
+        on_resume: Callable[[int], object] | None = None,
+        evaluate: Callable[[int, TrainState], object] | None = None,
+        evaluate_at: Collection[int] = (),
     ) -> TrainState:
         """Runs the updates that are left, and closes the checkpoints.
 
@@ -107,6 +110,9 @@ class SupervisedStage:
           objective: gives the loss summed over rows, and metrics.
           aggregation: names the denominator of the loss.
           unit_rows: rows that are never separated.
+          on_resume: cuts the stage's records back to the next update, whose number it is given;
+            None: its metrics are cut back.
+          evaluate, evaluate_at: as in `runtime.supervised.train`.
 
         Raises KeyboardInterrupt after saving, where SIGINT or SIGTERM asked for it.
         """
@@ -139,8 +145,10 @@ class SupervisedStage:
                 num_updates=config.num_updates,
                 checkpoints=self.checkpoints,
                 checkpoint_every=config.checkpoint_every or config.num_updates,
-                on_resume=lambda update: workspace.metrics.resume(self.name, update),
+                on_resume=on_resume or partial(workspace.metrics.resume, self.name),
                 report=report,
+                evaluate=evaluate,
+                evaluate_at=evaluate_at,
             )
         self.checkpoints.close()
         return state

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from rlhf_jax.config import LARGEST, Bounds, Count, Fraction, Natural, Positive
 from rlhf_jax.refusal import Refusal
@@ -64,6 +64,35 @@ class RewardModelConfig:
 
 
 @dataclass(frozen=True)
+class DPOConfig:
+    """Offline DPO (Rafailov et al., 2023, arXiv 2305.18290) or IPO (Azar et al., 2023, arXiv
+    2310.12036) on comparisons, one pass or more over them. Defaults are of the DPO paper, its
+    appendix B, unless a source is named.
+    """
+
+    loss_type: Literal["sigmoid", "ipo"] = "sigmoid"  # DPO's, or IPO's; named as TRL names them
+    beta: Positive = 0.1  # τ in IPO's paper
+    # ε of conservative DPO (Mitchell, 2023): the share of labels taken to be wrong; 0: plain DPO
+    label_smoothing: Annotated[float, Bounds(least=0, below=0.5)] = 0.0
+    num_updates: Count = 300
+    pairs_per_update: Count = 64
+    num_micro_batches: Count = 1
+    checkpoint_every: Natural = 100  # updates; 0: only at the end
+    evaluate_every: Natural = 100  # updates; the first and the last version are always evaluated
+    optimizer: OptimizerConfig = field(
+        # as TRL, which has no warm-up; the paper warms up over 150 updates
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-6, schedule="linear")
+    )
+
+    def __post_init__(self) -> None:
+        if self.loss_type == "ipo" and self.label_smoothing:
+            raise Refusal(
+                f"dpo.label_smoothing is {self.label_smoothing} and dpo.loss_type is 'ipo', which "
+                "has no smoothing; accepted: dpo.label_smoothing=0.0, or dpo.loss_type=sigmoid"
+            )
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """Fresh samples at temperature 1, and greedy ones, on the first prompts of the held-out stream.
 
@@ -103,6 +132,7 @@ class Stages:
     reward_model: RewardModelConfig
     rlhf: RLHFConfig
     evaluate: EvaluateConfig
+    dpo: DPOConfig | None = None  # None: the config has no such node
     reward: str = LEARNED
     reward_settings: Mapping[str, Any] = field(default_factory=dict)
     # where the calls of the RLHF stage run: see `devices/placement.py`; "": all on the run's mesh
