@@ -20,10 +20,16 @@ OTHER = "review of the modern inn . the room was"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 8 updates that keeps its policies; its learning rate is large, so that they differ."""
+def run(tmp_path_factory: pytest.TempPathFactory, quick_compiles: None) -> Path:
+    """A run of 4 updates that keeps its policies; its learning rate is large, so that they differ."""
     directory = tmp_path_factory.mktemp("generate") / "run"
-    runs.run(directory, rlhf__optimizer__learning_rate=0.05, rlhf__lag=1)
+    runs.run(
+        directory,
+        rlhf__optimizer__learning_rate=0.05,
+        rlhf__lag=1,
+        rlhf__total_prompts=16,
+        best_of_n=(),
+    )
     return directory
 
 
@@ -40,8 +46,8 @@ def test_versions_answer_beside_the_sft_policy(workspace) -> None:
     assert found["SFT policy"] != found[f"version {newest}"]
     again = generate.side_by_side(workspace, 0, Request((PROMPT, OTHER)))
     assert again["version 0"] == found["SFT policy"]  # the same policy and random numbers
-    older = generate.side_by_side(workspace, newest - 1, Request((PROMPT,)))
-    assert older["SFT policy"] == found["SFT policy"][:1]
+    older = generate.side_by_side(workspace, newest - 1, Request((PROMPT, OTHER)))
+    assert older["SFT policy"] == found["SFT policy"]
 
 
 def test_seed_temperature_and_length_are_as_asked_for(workspace) -> None:
@@ -56,11 +62,11 @@ def test_seed_temperature_and_length_are_as_asked_for(workspace) -> None:
 
 def test_the_command_prints_a_row_for_each_prompt(run: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    arguments = [f"{run}@4", "--prompt", PROMPT, "--prompt", OTHER, "--temperature=0"]
+    arguments = [f"{run}@3", "--prompt", PROMPT, "--prompt", OTHER, "--temperature=0"]
     assert command.main(arguments) == 0
     out = capsys.readouterr().out
     head, *rows = [line for line in out.splitlines() if line.strip(" ─")]
-    assert head.split() == ["prompt", "SFT", "policy", "version", "4"]
+    assert head.split() == ["prompt", "SFT", "policy", "version", "3"]
     assert [PROMPT in rows[0], OTHER in rows[1]] == [True, True]
 
 
