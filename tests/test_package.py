@@ -123,6 +123,7 @@ def test_a_wheel_has_the_package_its_configs_and_what_studies_record(wheel: zipf
     own |= {
         f"rlhf_jax/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.py")
     }
+    own |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "rlhf_jax").rglob("*.jinja")}
     own |= {"rlhf_jax/py.typed", "rlhf_jax/golden/steps.json"}
     (info,) = {name.partition("/")[0] for name in names if ".dist-info/" in name}
     assert own == {name for name in names if not name.startswith(info)}
@@ -168,7 +169,7 @@ print(*sorted({name.partition(".")[0] for name, module in sys.modules.items() if
 """
 
 
-def test_the_plain_install_is_what_the_quickstart_imports(tmp_path):
+def test_the_plain_install_is_what_the_quickstart_and_a_comparison_import(tmp_path):
     """In an empty folder, by the config's short name, with every package hidden that the plain
     install does not bring.
     """
@@ -182,8 +183,10 @@ def test_the_plain_install_is_what_the_quickstart_imports(tmp_path):
     known = importlib.metadata.packages_distributions()
     used = {normal(holder) for name in imported for holder in known.get(name, ())}
     brought = frozenset().union(*map(needed_by, MISSION))
-    assert declared <= used | brought, (
-        "no requirement that neither the quickstart nor the eight packages need"
+    page = (ROOT / "rlhf_jax" / "report" / "comparison" / "html.py").read_text()
+    rendered = set(re.findall(r"^(?:import|from) (jinja2|markupsafe)\b", page, re.MULTILINE))
+    assert declared <= used | brought | rendered, (
+        "no requirement that neither quickstart and comparison nor the eight packages need"
     )
 
 
