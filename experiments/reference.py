@@ -265,7 +265,7 @@ def api() -> dict[str, str]:
     """A page for the public functions, one for the core modules, and one for each package."""
     public = [
         f".. autofunction:: {getattr(rlhf_jax, name).__module__}.{name}"
-        for name in rlhf_jax.__all__
+        for name in vars(rlhf_jax)["__all__"]
         if name != "__version__"
     ]
     pages = {"api_rl": _page(f"rl: {PUBLIC}", public)}
