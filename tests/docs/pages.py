@@ -129,9 +129,13 @@ def output(asked: str) -> str:
 def _in_process(name: str, rest: list[str]) -> str:
     module = importlib.import_module(f"rlhf_jax.cli.{name}")
     printed = io.StringIO()
-    with _arguments([command.SCRIPT, *rest]), contextlib.redirect_stdout(printed):
-        with contextlib.redirect_stderr(printed), contextlib.suppress(SystemExit):
-            module.main()
+    with (
+        _arguments([command.SCRIPT, *rest]),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+        contextlib.suppress(SystemExit),
+    ):
+        module.main()
     return printed.getvalue()
 
 

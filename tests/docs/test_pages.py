@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import jax
 import pytest
 
 from tests.docs import pages
@@ -33,7 +34,20 @@ def runs(path: Path) -> bool:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, compile_cache) -> Path:
+def _processes(compile_cache):
+    """Processes that a page begins find the package, as many devices as this one has, and its
+    compiled programs.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("JAX_NUM_CPU_DEVICES", str(len(jax.devices())))
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(jax.config.jax_compilation_cache_dir))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, _processes) -> Path:
     """A folder with the run that pages begin with: `rlhf-jax run tiny`."""
     folder = tmp_path_factory.mktemp("pages")
     pages.run_page(
@@ -42,7 +56,7 @@ def finished(tmp_path_factory, compile_cache) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("path", filter(runs, PAGES), ids=name)
+@pytest.mark.parametrize("path", [path for path in PAGES if runs(path)], ids=name)
 def test_a_page_runs_as_it_is_printed(path: Path, finished: Path, tmp_path: Path):
     text = path.read_text()
     if pages.EMPTY_FOLDER not in text:
