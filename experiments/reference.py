@@ -22,7 +22,7 @@ import tokenize
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import rlhf_jax
 from rlhf_jax import config, registry
@@ -109,7 +109,7 @@ class Key:
     kind: keys.Class
 
 
-def keys_of(cls: type, where: str, instance: Any = None) -> Iterator[Key]:
+def keys_of(cls: type, where: str, instance: object = None) -> Iterator[Key]:
     """The keys of a dataclass, those of dataclasses inside of it included.
 
     Args:
@@ -131,7 +131,7 @@ def keys_of(cls: type, where: str, instance: Any = None) -> Iterator[Key]:
         )
 
 
-def _default(field: "dataclasses.Field[Any]") -> Any:
+def _default(field: "dataclasses.Field[object]") -> object:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
@@ -230,7 +230,7 @@ def _paragraphs(text: str) -> str:
     )
 
 
-def _help(name: str, module: Any) -> str:
+def _help(name: str, module: ModuleType) -> str:
     """What `rlhf-jax NAME --help` prints, 100 columns wide."""
     printed = io.StringIO()
     before = sys.argv

@@ -31,8 +31,6 @@ CAPTION = re.compile(r"\A:caption: (.*)\n\n?")
 IN_A_SHELL = re.compile(r"[|><;&$]")
 NOT_RUN = "not run here"
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-EMPTY_FOLDER = "<!-- begins in an empty folder -->"
-"""In a page: its blocks run where no run has been made before."""
 
 
 @dataclass(frozen=True)

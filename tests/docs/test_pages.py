@@ -18,6 +18,7 @@ PAGES = sorted(
 )
 GUIDES = [path for path in PAGES if path.parent.name == "guides" and path.name != "index.md"]
 LINKED = [*sorted(ROOT.glob("*.md")), *PAGES, *sorted(DOCS.glob("results/*.md"))]
+QUICKSTART = DOCS / "start" / "quickstart.md"
 LIBRARY = DOCS / "guides" / "library.md"
 """`tests/face/test_names.py` runs it, with fewer rounds."""
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -30,7 +31,7 @@ def name(path: Path) -> str:
 def runs(path: Path) -> bool:
     """True for a page that has a block to run."""
     kinds = {block.kind for block in pages.blocks(path.read_text())}
-    return path != LIBRARY and bool(kinds & {"console", "python"})
+    return path not in (LIBRARY, QUICKSTART) and bool(kinds & {"console", "python"})
 
 
 @pytest.fixture(scope="session")
@@ -48,20 +49,20 @@ def _processes(compile_cache):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, _processes) -> Path:
-    """A folder with the run that pages begin with: `rlhf-jax run tiny`."""
+    """A folder with the run that pages begin with: the page of the quickstart makes it."""
     folder = tmp_path_factory.mktemp("pages")
-    pages.run_page(
-        "```console\n$ rlhf-jax run tiny\n...report: runs/tiny/report.html\n```\n", folder
-    )
+    pages.run_page(QUICKSTART.read_text(), folder)
     return folder
+
+
+def test_the_page_of_the_quickstart_runs_as_it_is_printed(finished: Path):
+    assert (finished / "runs" / "tiny" / "report.html").stat().st_size > 100_000
 
 
 @pytest.mark.parametrize("path", [path for path in PAGES if runs(path)], ids=name)
 def test_a_page_runs_as_it_is_printed(path: Path, finished: Path, tmp_path: Path):
-    text = path.read_text()
-    if pages.EMPTY_FOLDER not in text:
-        shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    pages.run_page(text, tmp_path)
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    pages.run_page(path.read_text(), tmp_path)
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=name)
@@ -73,6 +74,11 @@ def test_a_guide_begins_with_its_question_and_ends_with_a_command(path: Path):
         last = pages.blocks(text)[-1]
         assert last.kind == "console"
         assert all(said for _, said in pages.commands(last.body)), "a command without its output"
+
+
+def test_the_front_page_is_short():
+    """A sentence there is replaced by another one, and none is added."""
+    assert len((ROOT / "README.md").read_text().split()) <= 1100
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name)
