@@ -35,15 +35,11 @@ def runs(path: Path) -> bool:
 
 
 @pytest.fixture(scope="session")
-def _processes(compile_cache):
-    """Processes that a page begins find the package, as many devices as this one has, and its
-    compiled programs.
-    """
+def _processes():
+    """Processes that a page begins find the package, and as many devices as this one has."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("JAX_NUM_CPU_DEVICES", str(len(jax.devices())))
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(jax.config.jax_compilation_cache_dir))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         yield
 
 
