@@ -31,7 +31,8 @@ class Config:
     GSM8K.
     """
 
-    replace_missing_eos: bool = True
+    replace_missing_eos: bool = True  # a completion without an EOS gets the score below
+    # in SFT standard deviations for a learned reward
     missing_eos_score: Annotated[float, Unbounded("a score has any origin and scale")] = -1.0
 
 

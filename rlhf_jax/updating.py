@@ -55,13 +55,15 @@ class OptimizerConfig:
     learning_rate: NonNegative = 3e-4  # 0 trains nothing: a control
     # The first two reach 0; for the last see `learning_rate_schedule`.
     schedule: Literal["linear", "cosine", "constant", "linear_by_round"] = "linear"
-    warmup_updates: Natural = 0
-    beta1: Annotated[float, Bounds(least=0, below=1)] = 0.9
+    warmup_updates: Natural = 0  # the rate rises linearly from 0 over these
+    beta1: Annotated[float, Bounds(least=0, below=1)] = 0.9  # decay of the mean of gradients
+    # decay of the mean of squared gradients
     beta2: Annotated[float, Bounds(least=0, below=1)] = 0.999
-    epsilon: Positive = 1e-8
-    weight_decay: NonNegative = 0.0
+    epsilon: Positive = 1e-8  # added to the denominator of a step
+    weight_decay: NonNegative = 0.0  # decoupled, as AdamW has it
     # All params, as optax has it, or no decay of norms, biases and embeddings, as others do.
     decay_on: Literal["all", "matrices"] = "all"
+    # gradients with a larger global norm are scaled down; 0: none are
     max_grad_norm: NonNegative = 1.0
 
 

@@ -1,6 +1,8 @@
-"""Every notebook runs from top to bottom, without a warning and with a picture.
+"""Every notebook runs from top to bottom, without a warning and with a picture, and prints what it
+has stored.
 
-Its install cell helps outside of a clone.
+Its install cell helps outside of a clone. `python tests/test_notebooks.py` stores the outputs, which
+the site shows.
 """
 
 import importlib.util
@@ -21,6 +23,40 @@ COMPUTES = {
     "03_reward_variance"
 }  # the others compile small programs, which optimisations would make slower to have
 DIGITS = re.compile(r"\d\.\d{7,}")
+NUMBER = re.compile(r"0x[0-9a-f]+|[-+−]?\d+(\.\d+)?([e×]\S*)?")
+SECONDS = 900
+
+
+def executed(path: Path, environment: dict[str, str]) -> nbformat.NotebookNode:
+    """The notebook with the outputs that it has now.
+
+    Raises CellExecutionError with the cell and its traceback.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook,
+        timeout=SECONDS,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    client.execute(env=os.environ | environment)
+    return notebook
+
+
+def words(notebook: nbformat.NotebookNode) -> list[list[str]]:
+    """The words that each cell shows, its numbers aside: they differ between processors. A picture
+    is the word "image/png".
+    """
+    shown = []
+    for cell in notebook.cells:
+        texts = []
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            picture = "image/png" if "image/png" in data else ""
+            texts.append(picture or output.get("text", "") + data.get("text/plain", ""))
+        shown.append(NUMBER.sub("#", " ".join(texts)).split())
+    return shown
 
 
 def test_there_are_notebooks():
@@ -29,18 +65,9 @@ def test_there_are_notebooks():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook(path: Path):
-    notebook = nbformat.read(path, as_version=4)
-    assert all(not cell.get("outputs") for cell in notebook.cells), "commit it without outputs"
-    client = NotebookClient(
-        notebook,
-        timeout=300,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(path.parent)}},
-    )
+    stored = nbformat.read(path, as_version=4)
     quick = {} if path.stem in COMPUTES else {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    client.execute(
-        env=os.environ | quick
-    )  # raises CellExecutionError with the cell and its traceback
+    notebook = executed(path, quick)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not [output.text for output in outputs if output.get("name") == "stderr"]
     assert any("image/png" in output.get("data", {}) for output in outputs)
@@ -48,6 +75,8 @@ def test_notebook(path: Path):
         output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs
     ]
     assert not [text for text in printed if DIGITS.search(text)], "more digits than float32 has"
+    again = "python tests/test_notebooks.py stores what the notebooks show now"
+    assert words(stored) == words(notebook), again
 
 
 def install_cell(path: Path) -> str:
@@ -179,3 +208,11 @@ def test_a_notebook_of_the_library_is_short(name: str, most: int):
     ]
     lines = [line.strip() for source in cells for line in source.splitlines()]
     assert len([line for line in lines if line and not line.startswith("#")]) <= most
+
+
+if __name__ == "__main__":
+    for stored_path in NOTEBOOKS:
+        made = executed(stored_path, {})
+        for made_cell in made.cells:
+            made_cell.metadata.pop("execution", None)
+        nbformat.write(made, stored_path)

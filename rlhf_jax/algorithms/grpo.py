@@ -45,10 +45,12 @@ Advantage = Callable[[Array, Samples, Scores], tuple[Array, Figures]]
 class Config:
     """Settings of GRPO; defaults of arXiv 2402.03300, §4.2 (kl_weight 0.04) and of PPO (clip 0.2)."""
 
-    kl_weight: NonNegative = 0.04
-    clip_low: Positive = 0.2
-    clip_high: Positive = 0.2
+    kl_weight: NonNegative = 0.04  # of the k3 estimate of the KL to the reference, in the loss
+    clip_low: Positive = 0.2  # the ratio is clipped at 1 - clip_low
+    clip_high: Positive = 0.2  # and at 1 + clip_high
+    # the mean over tokens: see the module
     aggregation: Literal["token", "sequence", "constant_length"] = "sequence"
+    # the score against its group's mean, and perhaps over its deviation
     advantage: Literal["standardized", "bessel", "centered"] = "standardized"
     correction: Correction = field(default_factory=Correction)
 

@@ -40,8 +40,10 @@ class Config(grpo.Config):
     """
 
     low: Annotated[float, SCORE] = -6.0  # SFT standard deviations for a learned reward
-    high: Annotated[float, SCORE] = 6.0
+    high: Annotated[float, SCORE] = 6.0  # the end of the range
+    # of a group's samples in mean and variance
     weights: Literal["uniform", "reference"] = "uniform"
+    # equal scores stay equal, or are ordered by their index
     ties: Literal["together", "by_index"] = "together"
 
 

@@ -40,9 +40,9 @@ class Config:
     place).
     """
 
-    kl_weight: NonNegative = 0.05
-    clip: Positive = 0.2
-    value_clip: Positive = 0.2
+    kl_weight: NonNegative = 0.05  # of the KL to the reference, in each token's reward
+    clip: Positive = 0.2  # the ratio stays within 1 - clip and 1 + clip
+    value_clip: Positive = 0.2  # the value moves at most so far from the round's first
     gamma: Fraction = 1.0  # γ
     gae_lambda: Fraction = 0.95  # λ
     correction: Correction = field(default_factory=Correction)

@@ -37,8 +37,8 @@ from rlhf_jax.types import Algorithm, Array, Batch, Metrics, Outputs, Samples, S
 class Config:
     """Settings of RLOO; defaults of arXiv 2410.18252, hyperparameters of TL;DR RLOO."""
 
-    kl_weight: NonNegative = 0.05
-    clip: Positive = 0.2
+    kl_weight: NonNegative = 0.05  # of the KL to the reference, subtracted from the score
+    clip: Positive = 0.2  # a completion's ratio stays within 1 - clip and 1 + clip
     correction: Correction = field(default_factory=lambda: Correction(level="sequence"))
 
 

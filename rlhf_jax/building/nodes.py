@@ -27,16 +27,18 @@ from rlhf_jax.text import tokenizers
 class Run:
     """Keys of a config that belong to no component."""
 
+    # the stage or chain that is run: a file of stages/, or a function of your own
     job: str = "pipeline"
-    directory: str = "runs/unnamed"
+    directory: str = "runs/unnamed"  # of the run; the same command goes on with what is in it
     begin: str = (
         ""  # RUN or RUN@version: the run that this one takes its SFT policy and reward model from
     )
-    seed: Seed = 0
+    seed: Seed = 0  # of all random numbers but those of the task
     reward: str = LEARNED  # a name, or a sum: see `rewards/api.py`
     plan: str = ""  # see `stages/settings`
+    # numbers of samples per prompt for best-of-n, drawn from the SFT policy
     best_of_n: tuple[Count, ...] = (1, 2, 4, 8, 16)
-    best_of_n_prompts: Count = 256
+    best_of_n_prompts: Count = 256  # held-out prompts for best-of-n
     compile_cache: str = (
         compile_cache.AUTO
     )  # "auto", "off" or a folder: see `devices/compile_cache`

@@ -27,9 +27,9 @@ Size = Annotated[int, Bounds(least=1, most=LARGEST, also=(-1,))]
 class Config:
     """Sizes of the mesh axes on each host; -1 (once) takes the devices that are left there."""
 
-    data: Size = 1
-    fsdp: Size = 1
-    tensor: Size = 1
+    data: Size = 1  # shards rows; params are replicated
+    fsdp: Size = 1  # shards rows and params
+    tensor: Size = 1  # shards the width of layers
 
 
 def mesh_shape(config: Config, num_devices: int) -> tuple[int, int, int]:

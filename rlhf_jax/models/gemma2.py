@@ -33,8 +33,8 @@ class Config(llama.Config):
 
     head_width: Natural = 256  # of one query, key or value
     query_scalar: Count = 256  # scores are divided by its root
-    score_cap: NonNegative = 50.0
-    logit_cap: NonNegative = 30.0
+    score_cap: NonNegative = 50.0  # attention scores are capped smoothly at it
+    logit_cap: NonNegative = 30.0  # logits, too
     sliding_window: Natural = 4096  # columns that a query sees at most, its own among them
     rope_theta: Positive = 10_000.0
     norm_eps: Positive = 1e-6

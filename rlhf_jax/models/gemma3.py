@@ -28,8 +28,8 @@ class Config(gemma2.Config):
     Defaults are those of the published `config.json` files; a cap or window of 0 is none.
     """
 
-    score_cap: NonNegative = 0.0
-    logit_cap: NonNegative = 0.0
+    score_cap: NonNegative = 0.0  # attention scores are capped smoothly at it
+    logit_cap: NonNegative = 0.0  # logits, too
     sliding_window: Natural = 512  # columns that a query sees at most, its own among them
     rope_theta: Positive = 1_000_000.0  # of the layers that see all columns
     rope_local_theta: Positive = 10_000.0  # of the layers with a window

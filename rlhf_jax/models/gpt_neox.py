@@ -26,16 +26,17 @@ class Config:
     """The shape of a decoder. Defaults are those of Pythia's published `config.json` files."""
 
     vocab_size: Natural  # 0: the tokenizer's
-    width: Count
-    num_layers: Depth
-    num_heads: Count
-    ffn_width: Count
+    width: Count  # of the residual stream
+    num_layers: Depth  # decoder layers
+    num_heads: Count  # heads of queries
+    ffn_width: Count  # of the feed-forward layer
+    # of the dimensions of a head that turn
     rotary_fraction: Annotated[float, Bounds(above=0, most=1)] = 0.25
-    rope_theta: Positive = 10_000.0
-    norm_eps: Positive = 1e-5
-    parallel_residual: bool = True
-    tie_embeddings: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    rope_theta: Positive = 10_000.0  # base of the rotary frequencies
+    norm_eps: Positive = 1e-5  # added to the variance in a norm
+    parallel_residual: bool = True  # attention and feed-forward read the same input
+    tie_embeddings: bool = False  # the head has the params of the embedding
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of computations; params are float32
     remat: bool = (
         False  # each layer is computed again in the backward pass, so that only its inputs are kept
     )

@@ -32,23 +32,25 @@ class Config:
     """
 
     vocab_size: Natural  # 0: the tokenizer's
-    width: Count
-    num_layers: Depth
-    num_heads: Count
-    num_kv_heads: Count
-    ffn_width: Count
+    width: Count  # of the residual stream
+    num_layers: Depth  # decoder layers
+    num_heads: Count  # heads of queries
+    num_kv_heads: Count  # heads of keys and values
+    ffn_width: Count  # of the feed-forward layer
     head_width: Natural = 0  # of one query, key or value; 0: width / num_heads
-    rope_theta: Positive = 500_000.0
+    rope_theta: Positive = 500_000.0  # base of the rotary frequencies
+    # see common/rope.py
     rope_scaling: Literal["linear", "llama3", "yarn", "dynamic", "longrope"] = "llama3"
-    rope_scaling_factor: Positive = 1.0
+    rope_scaling_factor: Positive = 1.0  # by which the context is stretched
+    # llama3, yarn: turns below which a frequency is divided
     rope_low_frequency_factor: Positive = 1.0
-    rope_high_frequency_factor: Positive = 4.0
-    rope_original_max_positions: Count = 8192
+    rope_high_frequency_factor: Positive = 4.0  # turns above which it stays
+    rope_original_max_positions: Count = 8192  # the context before it was stretched
     rope_attention_factor: Positive = 1.0  # yarn: on cosines and sines
     rope_truncate: bool = True  # yarn: the two indices of the ramp are whole numbers
-    norm_eps: Positive = 1e-5
-    tie_embeddings: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    norm_eps: Positive = 1e-5  # added to the variance in a norm
+    tie_embeddings: bool = False  # the head has the params of the embedding
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of computations; params are float32
     remat: bool = (
         False  # each layer is computed again in the backward pass, so that only its inputs are kept
     )

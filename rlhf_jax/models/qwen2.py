@@ -22,7 +22,7 @@ class Config(llama.Config):
     rope_theta: Positive = 1_000_000.0
     norm_eps: Positive = 1e-6
     sliding_window: Natural = 0  # columns that a query sees at most, its own among them; 0: all
-    first_window_layer: Natural = 28
+    first_window_layer: Natural = 28  # layers from this one on have the window
 
     def window(self, layer: int) -> int:
         return self.sliding_window if layer >= self.first_window_layer else 0

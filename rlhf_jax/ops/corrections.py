@@ -45,9 +45,11 @@ class Correction:
     the schedule: see `resolve`.
     """
 
+    # denominator of the importance ratio
     ratio_to: Literal["auto", "behavior", "proximal"] = "auto"
+    # weight of a token that an older policy drew
     correction: Literal["auto", "none", "second_moment", "truncate", "mask"] = "auto"
-    level: Literal["token", "sequence"] = "token"
+    level: Literal["token", "sequence"] = "token"  # one weight per token, or one per completion
     cap: Positive = 2.0  # 2 to 8 are used with truncated importance sampling
     floor: NonNegative = 0.5  # of "mask"; IcePop's band is 0.5 to 5 in OpenRLHF
     second_moment: Positive = 0.04  # arXiv 2510.01161

@@ -19,7 +19,7 @@ from rlhf_jax.updating import init_state
 
 @dataclass(frozen=True)
 class Shapes:
-    """Arguments of the calls of one program, as `jax.ShapeDtypeStruct`s with shardings.
+    """Arguments of the calls of one program, each a `jax.ShapeDtypeStruct` with its sharding.
 
     Attributes:
       samples: shapes of a round's samples.

@@ -41,6 +41,7 @@ T = TypeVar("T")
 class Lengths:
     """Positions of the compiled programs: one shape for every prompt and completion of a run."""
 
+    # prompts are padded on the left to this length
     max_prompt_tokens: Annotated[int, Bounds(least=1, most=LONGEST)] = 24
     max_completion_tokens: Annotated[int, Bounds(least=2, most=LONGEST)] = (
         24  # the EOS is one of them

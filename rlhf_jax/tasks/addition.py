@@ -16,9 +16,9 @@ class Config:
     distance from its two; without padding a small decoder learns sums late and abruptly.
     """
 
-    limit: Annotated[int, Bounds(least=2, most=2_000)] = 200
-    heldout_percent: HeldoutPercent = 10
-    padded: bool = True
+    limit: Annotated[int, Bounds(least=2, most=2_000)] = 200  # sums are below it
+    heldout_percent: HeldoutPercent = 10  # share of pairs that are held out
+    padded: bool = True  # numbers have leading zeros
 
 
 class Addition:

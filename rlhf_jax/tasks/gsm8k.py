@@ -41,11 +41,11 @@ DATASET = Dataset(
 class Config:
     """Settings: the files, and the text around and in a solution."""
 
-    data_dir: str = ""
+    data_dir: str = ""  # folder of the published files
     cache_dir: str = ""  # of the records; <data_dir>/array_record where empty
     calculator: bool = False  # keep the marks <<48/2=24>>
-    before: str = "\n"
-    after: str = "\n"
+    before: str = "\n"  # text before a solution
+    after: str = "\n"  # text after it
 
 
 class GSM8K(Corpus):

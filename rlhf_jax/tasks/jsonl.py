@@ -27,8 +27,9 @@ REQUIRED = COMPARISON_KEYS  # of those that a file may have
 class Config:
     """Settings: the files. A prompt is held out by the hash of its text, in both files alike."""
 
-    prompts: str = ""
+    prompts: str = ""  # the file of prompts and references
     comparisons: str = ""  # none where empty
+    # share of prompts that are held out, chosen by the hash of their text
     heldout_percent: HeldoutPercent = 10
     rendered: bool = (
         False  # prompts are in a chat template already: a tokenizer's BOS is not put before them

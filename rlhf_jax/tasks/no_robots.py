@@ -30,7 +30,7 @@ class Config:
     test split is the held-out one.
     """
 
-    data_dir: str = ""
+    data_dir: str = ""  # folder of the published files
     cache_dir: str = ""  # of the records; <data_dir>/array_record where empty
     chat_template: str = "tulu"  # a name, or a file or folder: see `text/chat.py`
     bos_token: str = ""  # texts that the template may name; where empty, those that come with it

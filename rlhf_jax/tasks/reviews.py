@@ -23,8 +23,8 @@ MAX_PROMPT_WORDS = 18
 class Config:
     """The corpus: another seed is another corpus of the same law, for the same prompts."""
 
-    heldout_percent: HeldoutPercent = 10
-    references_per_prompt: Annotated[int, Bounds(least=1, most=64)] = 4
+    heldout_percent: HeldoutPercent = 10  # share of prompts that are held out
+    references_per_prompt: Annotated[int, Bounds(least=1, most=64)] = 4  # different ones
     max_words: Annotated[int, Bounds(least=8, most=64)] = 26  # of a reference, full stops included
     mood_spread: Annotated[float, Bounds(least=0, most=0.5)] = (
         0.35  # a writer praises with probability 0.5 - spread, 0.5 or 0.5 + spread
@@ -32,7 +32,7 @@ class Config:
     calm: NonNegative = (
         2.0  # loudness that the judge forgives; lower, and a reward is over-optimised sooner
     )
-    seed: Seed = 0
+    seed: Seed = 0  # of the corpus
 
 
 class Reviews:

@@ -50,7 +50,7 @@ COMPARISONS = Dataset(
 class Config:
     """Settings: the files. The published validation split is the held-out one."""
 
-    data_dir: str = ""
+    data_dir: str = ""  # folder of the prompts and summaries
     comparisons_dir: str = ""  # none where empty
     cache_dir: str = ""  # of the records; array_record/ in each of the folders where empty
 

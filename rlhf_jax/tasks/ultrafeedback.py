@@ -41,11 +41,11 @@ class Config:
     are used.
     """
 
-    data_dir: str = ""
+    data_dir: str = ""  # folder of the published files
     cache_dir: str = ""  # of the records; <data_dir>/array_record where empty
     chat_template: str = "pythia"  # a name, or a file or folder: see `text/chat.py`
     bos_token: str = ""  # texts that the template may name; where empty, those that come with it
-    eos_token: str = ""
+    eos_token: str = ""  # as bos_token
     date: str = ""  # told to a template that asks for today's date, as 2025-01-31
     # keep comparisons whose replies have one score: which of them was chosen is then chance
     ties: bool = False

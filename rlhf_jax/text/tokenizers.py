@@ -61,6 +61,7 @@ class Config:
     sentencepiece or hf (of a file).
     """
 
+    # words and characters have the task's vocabulary; the last two read a file
     kind: Literal["words", "characters", "bytes", "sentencepiece", "hf"] = "words"
     path: str = ""  # sentencepiece: the .model file; hf: tokenizer.json or its folder
     # of a file: the EOS, in place of what the files say; several between spaces: the first is

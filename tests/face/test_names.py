@@ -104,7 +104,9 @@ def test_nothing_heavy_is_imported_before_it_is_used():
 
 def blocks() -> list[str]:
     """The Python blocks of the page on the library."""
-    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(), re.DOTALL)
+    return re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "guides" / "library.md").read_text(), re.DOTALL
+    )
 
 
 def test_the_ten_lines_of_the_readme_are_those_of_the_page():

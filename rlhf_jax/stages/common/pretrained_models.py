@@ -47,7 +47,7 @@ class Config:
     gold: str = ""  # a sequence classifier that judges: it relabels comparisons, and says who wins
     # Conversations are rendered again in it for gold: a name, file or folder; empty: see Judge.
     gold_chat_template: str = ""
-    gold_rows_per_batch: Count = 64
+    gold_rows_per_batch: Count = 64  # completions that the gold model scores at once
 
     def __post_init__(self) -> None:
         if self.base and self.sft:

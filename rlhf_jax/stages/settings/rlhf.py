@@ -30,11 +30,11 @@ class Config:
     step of the optimizer.
     """
 
-    total_prompts: Count = 2048
-    prompts_per_update: Count = 32
-    num_minibatches: Count = 1
-    num_epochs: Count = 1
-    samples_per_prompt: Count = 4
+    total_prompts: Count = 2048  # of the run: a whole number of rounds
+    prompts_per_update: Count = 32  # of one minibatch
+    num_minibatches: Count = 1  # of a round; more than 1 trains on samples that are older
+    num_epochs: Count = 1  # passes over a round's minibatches
+    samples_per_prompt: Count = 4  # G, the size of a group
     lag: Natural = 0  # rounds that the sampler is behind
     clock: Literal["exact", "bounded"] = (
         "exact"  # bounded: the lag is the most, and what it is depends on who is slow
@@ -55,8 +55,8 @@ class Config:
     device_call_seconds: NonNegative = (
         0.0  # the longest call of the devices, such as sampling a round; 0: deadline_seconds
     )
-    temperature: Positive = 1.0
-    num_micro_batches: Count = 1
+    temperature: Positive = 1.0  # of sampling, and of the log-probabilities that are trained
+    num_micro_batches: Count = 1  # parts of a minibatch whose gradients are added: less memory
     evaluate_every: Natural = (
         16  # updates, rounded up to ends of rounds; 0: only at the beginning and the end
     )

@@ -18,9 +18,9 @@ class SFTConfig:
     EOS included.
     """
 
-    num_updates: Count = 300
-    rows_per_update: Count = 64
-    num_micro_batches: Count = 1
+    num_updates: Count = 300  # steps of the optimizer
+    rows_per_update: Count = 64  # pairs of a prompt and a reference
+    num_micro_batches: Count = 1  # parts of a batch whose gradients are added: less memory
     checkpoint_every: Natural = 100  # updates; 0: only at the end
     min_whole_references: Fraction = (
         0.05  # share that must keep their EOS within lengths.max_completion_tokens
@@ -36,10 +36,10 @@ class ComparisonsConfig:
     comparison. Given pairs are all taken.
     """
 
-    num_train: Count = 4096
-    num_heldout: Count = 512
-    prompts_per_batch: Count = 256
-    temperature: Positive = 1.0
+    num_train: Count = 4096  # pairs to train the reward model on
+    num_heldout: Count = 512  # pairs on held-out prompts, for its accuracy
+    prompts_per_batch: Count = 256  # sampled at once
+    temperature: Positive = 1.0  # of the two samples of a pair
     by_gold: bool = (
         True  # of given pairs: the gold reward model, where there is one, says which was chosen
     )
@@ -51,12 +51,13 @@ class RewardModelConfig:
     over the comparisons.
     """
 
-    num_updates: Count = 300
-    pairs_per_update: Count = 32
-    num_micro_batches: Count = 1
+    num_updates: Count = 300  # steps of the optimizer
+    pairs_per_update: Count = 32  # comparisons of a batch
+    num_micro_batches: Count = 1  # parts of a batch whose gradients are added: less memory
     checkpoint_every: Natural = 100  # updates; 0: only at the end
     # scores are in deviations of the SFT policy's; else as they are, as the papers' numbers are
     standardize: bool = True
+    # prompts whose SFT samples give mean and deviation of the score
     standardize_prompts: Count = 256
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-3, schedule="cosine")
@@ -101,16 +102,16 @@ class EvaluateConfig:
 
     num_prompts: Count = 1024  # of the first and the last evaluation of a run
     num_prompts_between: Count = 256  # of those between
-    samples_per_prompt: Count = 4
+    samples_per_prompt: Count = 4  # at temperature 1; one more is greedy
     references_per_prompt: Count = 4  # at most; a prompt with fewer is compared with those it has
-    prompts_per_batch: Count = 256
+    prompts_per_batch: Count = 256  # sampled at once
     max_completion_tokens: Annotated[int, Bounds(least=2, most=LARGEST, also=(0,))] = (
         0  # 0: as in training
     )
     # Of num_parts into which held-out prompts are dealt: a study chooses on one and reports on
     # another.
     part: Natural = 0
-    num_parts: Count = 1
+    num_parts: Count = 1  # see part
 
     def __post_init__(self) -> None:
         if not 0 <= self.part < self.num_parts:
