@@ -20,14 +20,13 @@ import numpy as np
 from rlhf_jax import randomness
 from rlhf_jax.config import Problems
 from rlhf_jax.devices.mesh import check_rows
-from rlhf_jax.records.checkpoints import complete_steps
-from rlhf_jax.refusal import MissingInput, Refusal
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards.common.terms import parse
-from rlhf_jax.run_directory import made
 from rlhf_jax.stages import rlhf
 from rlhf_jax.stages.api import Workspace
+from rlhf_jax.stages.checks import earlier
 from rlhf_jax.stages.checks.settings import EVALUATED, stages_of
-from rlhf_jax.stages.common import evaluator, reward_unit
+from rlhf_jax.stages.common import evaluator
 from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.tasks.api import Split
 from rlhf_jax.tasks.common import reading
@@ -81,37 +80,8 @@ class Check:
         return self.notices
 
     def earlier_stages(self) -> None:
-        """Raises MissingInput for a job that goes on from the files of another one, which are not
-        there.
-        """
-        directory = self.workspace.directory / "checkpoints"
-        policy_elsewhere = self.workspace.pretrained.sft or self.workspace.begin is not None
-        if self.job in ("comparisons", "reward_model", "rlhf", "evaluate") and not policy_elsewhere:
-            complete_steps(directory / "sft")
-            made.check_finished(self.workspace.directory, "sft")
-        policy = made.policy_stage(self.workspace.directory)
-        if self.job in ("evaluate", "export"):
-            complete_steps(directory / policy)
-        self._one_policy()
-        if self.job not in ("rlhf", "evaluate") or not self.stages.learned or policy == "dpo":
-            return
-        owner = reward_unit.owner(self.workspace)
-        if not (path := reward_unit.standard_path(owner)).exists():
-            raise MissingInput(
-                f"{path} is missing: run the stage 'reward_model' first (--config.job=reward_model)"
-            )
-        if not owner.pretrained.reward_model:
-            made.check_finished(owner.directory, "reward_model")
-
-    def _one_policy(self) -> None:
-        """Raises Refusal for RLHF in the directory of a run of DPO, and the other way round."""
-        for stage, another in (("rlhf", "dpo"), ("dpo", "rlhf")):
-            if stage in self.used and made.steps(self.workspace.directory, another):
-                raise Refusal(
-                    f"{self.workspace.directory} has a policy of the stage {another!r}, and a run "
-                    f"has one of {stage!r} or {another!r}; accepted: another --config.directory, "
-                    f"with --config.begin={self.workspace.directory} to take its SFT policy"
-                )
+        """Raises MissingInput or Refusal as `checks.earlier.check`."""
+        earlier.check(self.job, self.workspace, self.stages, self.used)
 
     def judges(self) -> None:
         """Raises Refusal where somebody has to judge and nobody can."""

@@ -1,0 +1,48 @@
+"""Checks that the files of earlier stages are there, of which a job goes on."""
+
+from collections.abc import Set
+
+from rlhf_jax.records.checkpoints import complete_steps
+from rlhf_jax.refusal import MissingInput, Refusal
+from rlhf_jax.run_directory import made
+from rlhf_jax.stages.api import Workspace
+from rlhf_jax.stages.common import reward_unit
+from rlhf_jax.stages.settings.stages import Stages
+
+
+def check(job: str, workspace: Workspace, stages: Stages, used: Set[str]) -> None:
+    """Checks what the directory of a run holds for a job.
+
+    Args:
+      job: as in the config.
+      workspace: of the run.
+      stages: the settings of every stage.
+      used: the stages that the job runs.
+
+    Raises MissingInput for a job that goes on from the files of another one, which are not there;
+    Refusal for RLHF in the directory of a run of DPO, and the other way round.
+    """
+    directory = workspace.directory
+    policy_elsewhere = workspace.pretrained.sft or workspace.begin is not None
+    if job in ("comparisons", "reward_model", "rlhf", "evaluate") and not policy_elsewhere:
+        complete_steps(made.folder(directory, "sft"))
+        made.check_finished(directory, "sft")
+    policy = made.policy_stage(directory)
+    if job in ("evaluate", "export"):
+        complete_steps(made.folder(directory, policy))
+    for stage, another in (("rlhf", "dpo"), ("dpo", "rlhf")):
+        if stage in used and made.steps(directory, another):
+            raise Refusal(
+                f"{directory} has a policy of the stage {another!r}, and a run has one of {stage!r} "
+                f"or {another!r}; accepted: another --config.directory, with "
+                f"--config.begin={directory} to take its SFT policy"
+            )
+    if job not in ("rlhf", "evaluate") or not stages.learned or policy == "dpo":
+        return
+    owner = reward_unit.owner(workspace)
+    if not (path := reward_unit.standard_path(owner)).exists():
+        raise MissingInput(
+            f"{path} is missing: run the stage 'reward_model' first (--config.job=reward_model)"
+        )
+    if not owner.pretrained.reward_model:
+        made.check_finished(owner.directory, "reward_model")
