@@ -215,8 +215,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def body(place: command.Place) -> None:
         arguments = sys.argv if argv is None else argv
-        if command.is_started() and not HELP & set(arguments):
-            print(f"reading {split(arguments)[0]}", flush=True)  # JAX is imported by what follows
+        if command.is_started() and sys.stdout.isatty() and not HELP & set(arguments):
+            # JAX is imported by what follows. In a log a refusal stays the only line.
+            print(f"reading {split(arguments)[0]}", flush=True)
         config = parse(arguments)
         from rlhf_jax import build
         from rlhf_jax.cli import pulse
