@@ -82,6 +82,8 @@ def test_errors_name_the_kept_versions_and_what_is_accepted(run: Path, workspace
         generate.side_by_side(workspace, None, Request((PROMPT,), temperature=-1.0))
     with pytest.raises(Refusal, match="--max_tokens is 0; accepted: 1 to"):
         generate.side_by_side(workspace, None, Request((PROMPT,), max_tokens=0))
+    with pytest.raises(Refusal, match="--seed is -1; accepted: 0 to"):
+        generate.side_by_side(workspace, None, Request((PROMPT,), seed=-1))
     with pytest.raises(Refusal, match="--chat needs a chat template"):
         generate.side_by_side(workspace, None, Request((PROMPT,), is_chat=True))
     for wrong in (f"{run}@77", f"{run}_nowhere"):

@@ -19,6 +19,7 @@ from rlhf_jax.types import Params, Prompts
 
 PURPOSE = "generate"
 SFT_POLICY = "SFT policy"
+MOST_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Request:
             )
         if self.max_tokens is not None and not 1 <= self.max_tokens <= LONGEST:
             raise Refusal(f"--max_tokens is {self.max_tokens}; accepted: 1 to {LONGEST}")
+        if self.seed is not None and not 0 <= self.seed <= MOST_SEED:
+            raise Refusal(f"--seed is {self.seed}; accepted: 0 to {MOST_SEED}")
 
 
 @dataclass(frozen=True)
