@@ -3,11 +3,12 @@ trained on them without a reward model.
 
 Command:   python -m experiments.run --config=configs/offline_dpo.py
 Hardware:  two CPU cores
-Time:      TODO
-Result:    TODO
+Time:      17 min on two cores that several other programs kept busy; not measured on idle ones
+Result:    seed 0: gold win-rate 0.488 -> 0.755 at 1.44 nats, 100 % distinct completions;
+           69.3 % of held-out comparisons ordered as labelled by the implicit reward
 
-`:loss_type=ipo` takes IPO's loss. On your own comparisons: `--config.task.name=jsonl` is not enough, see
-configs/jsonl.py for the files; add `config.dpo` and `config.job` as here.
+`:loss_type=ipo` takes IPO's loss. A config on your own comparisons is configs/jsonl.py with
+`config.job = "dpo"` and `config.dpo` as here: no reward model is trained.
 """
 
 from ml_collections import ConfigDict
