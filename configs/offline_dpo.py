@@ -3,17 +3,19 @@ trained on them without a reward model.
 
 Command:   python -m experiments.run --config=configs/offline_dpo.py
 Hardware:  two CPU cores
-Time:      TODO
-Result:    TODO
+Time:      21 min on two cores that several other programs kept busy; not measured on idle ones
+Result:    seed 0: gold win-rate 0.488 -> 0.755 at 1.44 nats, 100 % distinct completions;
+           69.3 % of held-out comparisons ordered as labelled by the implicit reward
 
-`:loss_type=ipo` takes IPO's loss. On your own comparisons: `--config.task.name=jsonl` is not enough, see
-configs/jsonl.py for the files; add `config.dpo` and `config.job` as here.
+`:loss_type=ipo` takes IPO's loss. A config on your own comparisons is configs/jsonl.py with
+`config.job = "dpo"` and `config.dpo` as here: no reward model is trained.
 """
 
 from ml_collections import ConfigDict
 
 from rlhf_jax import build
 from rlhf_jax.stages import dpo
+from rlhf_jax.updating import OptimizerConfig
 
 from . import quickstart
 
@@ -24,11 +26,11 @@ def get_config(argument: str = "") -> ConfigDict:
     config = quickstart.get_config()
     config.job = "dpo"
     config.directory = "runs/offline_dpo" if loss_type == "sigmoid" else f"runs/offline_{loss_type}"
-    config.dpo = build.node(dpo.Config())
+    optimizer = OptimizerConfig(learning_rate=5e-4, schedule="linear")
+    config.dpo = build.node(dpo.Config(optimizer=optimizer))
     config.dpo.loss_type = loss_type
     config.dpo.beta = 0.1 if loss_type == "sigmoid" else 0.05
     config.dpo.num_updates = 90
-    config.dpo.optimizer.learning_rate = 5e-4
     config.dpo.evaluate_every = 30
     config.dpo.checkpoint_every = 30
     return config

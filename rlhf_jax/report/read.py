@@ -163,6 +163,11 @@ def trained(lines: Sequence[Line]) -> str:
     return DPO if any(DPO in (line["stage"], line.get("of")) for line in lines) else TRAINED
 
 
+def policy_updates(lines: Sequence[Line]) -> list[Line]:
+    """The updates of the stage that trains the policy of a run."""
+    return updates(lines, trained(lines))
+
+
 def policy_evaluations(lines: Sequence[Line], stage: str = "", base: str = BASE) -> list[Line]:
     """Evaluations of a trained policy, its version 0 included.
 

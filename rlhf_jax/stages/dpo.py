@@ -62,6 +62,7 @@ class Pairs:
 def loss(outputs: Outputs, pairs: Pairs, config: Config) -> tuple[Array, Metrics]:
     """Sum of the loss over pairs, to be divided by their number; and metrics.
 
+    `accuracy` is the share of margins above 0; one of exactly 0, as at the reference, counts ½.
     `chosen_reward` and `rejected_reward` are the implicit rewards β · (S − S_ref), `margin` is in
     nats and without β. `reference_kl_k1` is the mean of S_ref − S over completions: where these are
     samples of the reference, an estimate of its KL to the policy.
@@ -75,7 +76,7 @@ def loss(outputs: Outputs, pairs: Pairs, config: Config) -> tuple[Array, Metrics
     change_U2 = logprob_U2 - pairs.reference_R.reshape(-1, 2)
     margin_U = change_U2[:, 0] - change_U2[:, 1]
     num_pairs, num_tokens = jnp.float32(margin_U.shape[0]), masked_count(pairs.mask_RC)
-    accurate = jnp.sum(margin_U > 0, dtype=jnp.float32)
+    accurate = jnp.sum(0.5 + 0.5 * jnp.sign(margin_U))
     return jnp.sum(margin_loss(margin_U, config)), {
         "accuracy": Mean(accurate, num_pairs),
         "margin": Mean(jnp.sum(margin_U), num_pairs),
@@ -187,7 +188,7 @@ class Heldout:
         logprob_U2 = self.logprobs(params, self.pairs).astype(np.float64).reshape(-1, 2)
         change_U2 = logprob_U2 - np.asarray(self.pairs.reference_R).reshape(-1, 2)
         margin_U = change_U2[:, 0] - change_U2[:, 1]
-        accurate_U, beta = margin_U > 0, self.config.beta
+        accurate_U, beta = 0.5 + 0.5 * np.sign(margin_U), self.config.beta
         loss_U = margin_loss(jnp.asarray(margin_U, jnp.float32), self.config)
         return {
             "heldout_loss": float(loss_U.mean()),

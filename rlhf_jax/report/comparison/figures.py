@@ -10,7 +10,6 @@ from rlhf_jax.records.jsonl import Line
 from rlhf_jax.report import glossary, read
 from rlhf_jax.report.comparison.runs import ABSENT, Comparison, Group
 from rlhf_jax.report.formats import INTERVAL, duration, number, percent, with_half_width
-from rlhf_jax.report.read import TRAINED
 from rlhf_jax.report.statistics import (
     OfSeed,
     Result,
@@ -170,8 +169,9 @@ def _known(line: Line, name: str) -> bool:
 
 
 def seconds(group: Group) -> float:
-    """Mean wall time of the RLHF stage."""
-    walls = [sum(read.stage_seconds(run.run.lines).get(TRAINED, {}).values()) for run in group.runs]
+    """Mean wall time of the stage that trained the policy."""
+    stages = [(run.run.lines, read.trained(run.run.lines)) for run in group.runs]
+    walls = [sum(read.stage_seconds(lines).get(stage, {}).values()) for lines, stage in stages]
     return sum(walls) / len(walls)
 
 

@@ -16,7 +16,7 @@ from rlhf_jax.config import flat
 from rlhf_jax.records.jsonl import Line
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.report import read, units
-from rlhf_jax.report.read import TRAINED, Run
+from rlhf_jax.report.read import Run
 from rlhf_jax.report.units import Units
 from rlhf_jax.run_directory import keys
 from rlhf_jax.run_directory.keys import Class
@@ -141,8 +141,8 @@ def _compared(path: Path) -> Compared:
     if run.config is None:
         raise Refusal(f"{path} has no config.json, so that nothing says what its figures are of")
     stages = ", ".join(read.stages(run.lines)) or "none"
-    curve = read.policy_evaluations(run.lines)
-    if not read.updates(run.lines, TRAINED) and not curve:
+    curve, updates = read.policy_evaluations(run.lines), read.policy_updates(run.lines)
+    if not updates and not curve:
         raise Refusal(f"{path} has no round of RLHF to compare; its stages: {stages}")
     if read.before_and_after(run.lines)[1] is None:
         raise Refusal(f"{path} has no evaluation of a trained policy yet; its stages: {stages}")
@@ -152,7 +152,7 @@ def _compared(path: Path) -> Compared:
     resolved = units.resolve(run.config, run.lines, run.samples)
     timed = _timed(run.lines, curve)
     if not _is_judged(timed[-1]) and timed[-1].get("reward_mean") is None:
-        timed = _with_training_reward(timed, read.updates(run.lines, TRAINED))
+        timed = _with_training_reward(timed, updates)
     return Compared(run, values, resolved, tuple(timed))
 
 
@@ -178,17 +178,17 @@ def _with_training_reward(curve: Sequence[Line], updates: Sequence[Line]) -> lis
 
 
 def _timed(lines: Sequence[Line], curve: Sequence[Line]) -> list[Line]:
-    """Evaluations with the seconds of RLHF over all its processes, in each of which they begin
+    """Evaluations with the seconds of RLHF or DPO over all its processes, in each of which they begin
     anew.
     """
-    offset, last, seconds = 0.0, 0.0, {0: 0.0}
+    offset, last, seconds, stage = 0.0, 0.0, {0: 0.0}, read.trained(lines)
     for line in lines:
-        if TRAINED not in (line["stage"], line.get("of")) or "seconds" not in line:
+        if stage not in (line["stage"], line.get("of")) or "seconds" not in line:
             continue
         if line["seconds"] < last:
             offset += last
         last = line["seconds"]
-        if line.get("of") == TRAINED:
+        if line.get("of") == stage:
             seconds[line["update"]] = offset + last
     return [line | {"seconds": seconds.get(line["update"])} for line in curve]
 
@@ -288,7 +288,7 @@ def _rank(key: str) -> tuple[int, str]:
     """The order of keys: a component's name first, then RLHF's own, then the stages before it."""
     if key in NAMES:
         return 0, key
-    nodes = ("algorithm", "rlhf", "reward", "reward_settings", "model", BEGIN)
+    nodes = ("algorithm", "rlhf", "dpo", "reward", "reward_settings", "model", BEGIN)
     node = key.partition(".")[0]
     return (1 + nodes.index(node) if node in nodes else len(nodes) + 1), key
 
@@ -341,9 +341,10 @@ def _notices(runs: Sequence[Compared], differing: Sequence[str]) -> list[str]:
     """Sentences about the limits of the comparison."""
     notices = []
     for run in runs:
-        if not read.ended(run.run.lines, TRAINED):
-            done = len(read.updates(run.run.lines, TRAINED))
-            notices.append(f"`{run.run.title}` has not ended: {done} updates of RLHF are done.")
+        stage = read.trained(run.run.lines)
+        if not read.ended(run.run.lines, stage):
+            done, name = len(read.policy_updates(run.run.lines)), stage.upper()
+            notices.append(f"`{run.run.title}` has not ended: {done} updates of {name} are done.")
     of_evaluation = [key for key in differing if keys.class_of(key) is Class.EVALUATION]
     if of_evaluation:
         notices.append(
