@@ -18,10 +18,9 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import NoReturn
 
 from rlhf_jax.refusal import ComponentError, Failed, NotFinite, Refusal, Stalled
@@ -157,17 +156,17 @@ def program(name: str) -> str:
     )
 
 
-def use_compile_cache(config: Mapping[str, object] = MappingProxyType({})) -> None:
+def use_compile_cache(setting: str = "auto") -> None:
     """Has JAX keep the programs that this command compiles: see `devices/compile_cache.py`.
 
     Args:
-      config: whose key `compile_cache` says where; "auto" without it.
+      setting: the config's key `compile_cache`.
 
     Raises Refusal for a given folder that cannot be written.
     """
     from rlhf_jax.devices import compile_cache
 
-    compile_cache.use(str(config.get("compile_cache", compile_cache.AUTO)))
+    compile_cache.use(setting)
 
 
 def is_started() -> bool:

@@ -6,11 +6,11 @@ the cache is bitwise a run without it.
 """
 
 import contextlib
+import importlib.metadata
 import os
 from pathlib import Path
 
 import jax
-import jaxlib
 
 from rlhf_jax.devices import processor
 from rlhf_jax.refusal import Refusal
@@ -69,7 +69,11 @@ def name() -> str:
     JAX's own key of a program has the versions too. It lacks the kind of a CPU, whose programs may
     use instructions that another CPU of the same disk does not have.
     """
-    words = [processor.kind(), f"jax{jax.__version__}", f"jaxlib{jaxlib.__version__}"]
+    words = [
+        processor.kind(),
+        f"jax{jax.__version__}",
+        f"jaxlib{importlib.metadata.version('jaxlib')}",
+    ]
     text = "-".join(words).lower()
     return "".join(letter if letter.isalnum() or letter in "-._" else "_" for letter in text)
 

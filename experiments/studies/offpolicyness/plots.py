@@ -123,7 +123,7 @@ def seed_by_seed(
     for result in results:
         if not result.get("diverged"):
             kl, figures = mean_curve([result], divergence, "win_rate")
-            line = seen | {"marker": "", "label": next(labels, "_seed")}
+            line: dict[str, Any] = seen | {"marker": "", "label": next(labels, "_seed")}
             ax.plot(kl[1:], figures[1:], linewidth=0.7, alpha=0.6, **line)
             ax.plot(kl[-1:], figures[-1:], markersize=5, markerfacecolor="none", **seen)
 
@@ -157,7 +157,10 @@ def by_value(ax: Axes, groups: Sequence[Group], name: str) -> None:
         for value in group.values:
             if value not in whole:
                 ends = list(group.figure(value, name).values())
-                hollow = look_of_group | {"label": "_seeds", "markerfacecolor": "none"}
+                hollow: dict[str, Any] = look_of_group | {
+                    "label": "_seeds",
+                    "markerfacecolor": "none",
+                }
                 at = [values.index(value) + shift] * len(ends)
                 ax.plot(at, ends, linestyle="", markersize=5, **hollow)
         intervals = [interval(group.figure(value, name)) for value in whole]
