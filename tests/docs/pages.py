@@ -101,7 +101,7 @@ def _compare(block: Block, asked: str, said: str, printed: str) -> None:
 
 
 def output(asked: str) -> str:
-    """What a command prints, on both streams.
+    """Runs a command, and returns the text that it prints on both streams.
 
     A command of ours runs in this process, so that programs are compiled once.
     """

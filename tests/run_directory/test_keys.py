@@ -5,14 +5,19 @@ import dataclasses
 import pytest
 
 from rlhf_jax import build, registry
+from rlhf_jax.building import nodes
 from rlhf_jax.config import flat
 from rlhf_jax.run_directory import keys
 from rlhf_jax.run_directory.keys import Class
 
 
 def every_key() -> set[str]:
-    """Of the defaults, and of every algorithm, task and model family of the package."""
+    """Of the defaults, of nodes that only some configs have, and of every algorithm, task and model
+    family of the package.
+    """
     found = set(flat(build.default().to_dict()))
+    for node, config in nodes.OPTIONAL.items():
+        found |= set(flat({node: build.node(config()).to_dict()}))
     for folder, node in (("algorithms", "algorithm"), ("tasks", "task")):
         for name in registry.names(folder):
             found |= {f"{node}.{key}" for key in flat(build.component(folder, name).to_dict())}
@@ -53,13 +58,14 @@ def test_classes(key, kind):
 
 
 ENTERED = [
-    ("seed", ["sft", "comparisons", "reward_model", "rlhf"]),
-    ("sft.num_updates", ["sft", "comparisons", "reward_model", "rlhf"]),
-    ("comparisons.num_train", ["comparisons", "reward_model", "rlhf"]),
-    ("pretrained.gold", ["comparisons", "reward_model", "rlhf"]),
+    ("seed", ["sft", "comparisons", "reward_model", "rlhf", "dpo"]),
+    ("sft.num_updates", ["sft", "comparisons", "reward_model", "rlhf", "dpo"]),
+    ("comparisons.num_train", ["comparisons", "reward_model", "rlhf", "dpo"]),
+    ("pretrained.gold", ["comparisons", "reward_model", "rlhf", "dpo"]),
     ("reward_model.standardize", ["reward_model", "rlhf"]),
     ("algorithm.beta", ["rlhf"]),
     ("rlhf.lag", ["rlhf"]),
+    ("dpo.beta", ["dpo"]),
     ("evaluate.num_prompts", []),
 ]
 
