@@ -231,11 +231,7 @@ def _paragraphs(text: str) -> str:
 
 
 def _help(name: str, module: ModuleType) -> str:
-<<<<<<< HEAD
     """The output of `rlhf-jax NAME --help`, 100 columns wide."""
-=======
-    """The text that `rlhf-jax NAME --help` prints, 100 columns wide."""
->>>>>>> site16
     printed = io.StringIO()
     before = sys.argv
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit), _columns(100):
