@@ -355,12 +355,20 @@ def write(folder: Path) -> None:
             path.write_text(text)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes the pages to the folder that the arguments name."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes the pages to the folder that the arguments name. Returns the exit status: see
+    `command.py`.
+    """
     parser = argparse.ArgumentParser(description="Writes the generated pages of the reference.")
     parser.add_argument("--to", type=Path, default=Path("docs/reference/generated"))
-    write(parser.parse_args(arguments).to)
+    given = parser.parse_args(arguments)
+
+    def body(place: command.Place) -> None:
+        place.directory = given.to
+        write(given.to)
+
+    return command.call(body)
 
 
 if __name__ == "__main__":
-    main()
+    command.start(main)

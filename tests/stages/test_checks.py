@@ -15,7 +15,7 @@ from rlhf_jax.planner.costs import hardware
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.runtime import supervised
 from rlhf_jax.stages import comparisons, reward_model, sft
-from rlhf_jax.stages.checks import settings, task
+from rlhf_jax.stages.checks import earlier, settings, task
 from rlhf_jax.stages.common import planning
 from rlhf_jax.tasks.api import is_heldout
 
@@ -190,7 +190,8 @@ def test_comparisons_of_one_side_alone_and_too_few(config, tmp_path):
     config.task.comparisons = write(tmp_path / "comparisons.jsonl", pairs)
     assert "all 55 comparisons of the task are train ones" in refusal(config)[0]
     config.reward_model.pairs_per_update = 64
-    assert "55 train comparisons; accepted: at least pairs_per_update = 64" in refusal(config)[0]
+    wanted = "55 train comparisons; accepted: at least reward_model.pairs_per_update = 64"
+    assert wanted in refusal(config)[0]
 
 
 def test_a_reward_that_cannot_read_the_task(config):
@@ -259,8 +260,8 @@ def test_a_stage_whose_input_is_not_there(config, job, words):
 
 
 def test_rlhf_needs_the_reward_model_s_file(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(task, "complete_steps", lambda directory: [1])
-    monkeypatch.setattr(task.made, "check_finished", lambda directory, stage: None)
+    monkeypatch.setattr(earlier, "complete_steps", lambda directory: [1])
+    monkeypatch.setattr(earlier.made, "check_finished", lambda directory, stage: None)
     config.job = "rlhf"
     assert (
         f"{tmp_path}/run/reward_model.json is missing: run the stage 'reward_model' first"
