@@ -40,6 +40,7 @@ html_theme = "furo"
 html_title = "rlhf_jax"
 html_show_sphinx = False
 html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 TO_FILE = re.compile(r"\]\((\.\./[^)#\s]+)\)")
 """A link of a page to a file that may be outside of `docs/`."""

@@ -23,7 +23,7 @@ COMPUTES = {
     "03_reward_variance"
 }  # the others compile small programs, which optimisations would make slower to have
 DIGITS = re.compile(r"\d\.\d{7,}")
-NUMBER = re.compile(r"0x[0-9a-f]+|[-+−]?\d+(\.\d+)?([e×]\S*)?")
+NUMBER = re.compile(r"/\S+/|0x[0-9a-f]+|[-+−]?\d+(\.\d+)?([e×]\S*)?")
 SECONDS = 900
 
 
@@ -45,8 +45,8 @@ def executed(path: Path, environment: dict[str, str]) -> nbformat.NotebookNode:
 
 
 def words(notebook: nbformat.NotebookNode) -> list[list[str]]:
-    """The words that each cell shows, its numbers aside: they differ between processors. A picture
-    is the word "image/png".
+    """The words that each cell shows, without numbers, which differ between processors, and without
+    names of folders, which may be temporary. A picture is the word "image/png".
     """
     shown = []
     for cell in notebook.cells:

@@ -35,7 +35,7 @@ class Run:
     )
     seed: Seed = 0  # of all random numbers but those of the task
     reward: str = LEARNED  # a name, or a sum: see `rewards/api.py`
-    plan: str = ""  # see `stages/settings`
+    plan: str = ""  # placements of calls, as `devices/placement.py` reads them; "": one mesh
     # numbers of samples per prompt for best-of-n, drawn from the SFT policy
     best_of_n: tuple[Count, ...] = (1, 2, 4, 8, 16)
     best_of_n_prompts: Count = 256  # held-out prompts for best-of-n
