@@ -156,17 +156,17 @@ def program(name: str) -> str:
     )
 
 
-def use_compile_cache(setting: str = "auto") -> None:
+def use_compile_cache(setting: str | None = None) -> None:
     """Has JAX keep the programs that this command compiles: see `devices/compile_cache.py`.
 
     Args:
-      setting: the config's key `compile_cache`.
+      setting: the config's key `compile_cache`; None: there is no config, or it has no such key.
 
     Raises Refusal for a given folder that cannot be written.
     """
     from rlhf_jax.devices import compile_cache
 
-    compile_cache.use(setting)
+    compile_cache.use(compile_cache.AUTO if setting is None else setting)
 
 
 def is_started() -> bool:

@@ -65,7 +65,7 @@ def evaluate(directory: Path, overrides: Sequence[str]) -> None:
     from rlhf_jax.stages import evaluate
 
     config = run.overridden(build.config_of(directory), overrides)
-    command.use_compile_cache(str(config.get("compile_cache", "auto")))
+    command.use_compile_cache(config.get("compile_cache"))
     workspace, stages, _ = build.parts_for(config, "evaluate")
     changed = {key: config_path.get_value(key, config) for key, _ in run.assigned(overrides)}
     shown: list[str] = []

@@ -97,7 +97,7 @@ def _plan(config: ConfigDict, options: argparse.Namespace) -> None:
         plan_text.show_written(problem, str(config.plan), options.output)
         return
     if options.profile:
-        command.use_compile_cache(str(config.get("compile_cache", "auto")))
+        command.use_compile_cache(config.get("compile_cache"))
         workspace, stages, algorithm = build.parts(config)
         spec = planning.spec_of(workspace, stages, algorithm)
         found, profile = planning.profiled(problem, spec, planning.PROFILE)

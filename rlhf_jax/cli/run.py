@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             stopping.allow_exit()
 
         place.directory = Path(str(config.get("directory", "")) or ".")
-        command.use_compile_cache(str(config.get("compile_cache", "auto")))
+        command.use_compile_cache(config.get("compile_cache"))
         several = distributed.initialize()
         if command.is_started():
             pulse.start()  # which asks for the number of this process

@@ -19,7 +19,6 @@ import json, sys
 from rlhf_jax.devices import compile_cache
 folder = compile_cache.use(sys.argv[1])
 import jax, jax.numpy as jnp
-compile_cache.MIN_COMPILE_SECONDS
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 hits = []
 jax.monitoring.register_event_listener(lambda name, **_: hits.append(name) if name.endswith("cache_hits") else None)
