@@ -94,6 +94,22 @@ def encode(
     )
 
 
+def pairs_of_update(seed: int, num_pairs: int, batch: int, update: int) -> np.ndarray:
+    """The numbers of the pairs of an update, `[batch]`.
+
+    Each epoch has an order of its own, and leaves out the pairs that do not fill a last update.
+
+    Args:
+      seed: of the run.
+      num_pairs: that there are, at least `batch`.
+      batch: pairs per update.
+      update: its number, from 0.
+    """
+    epoch, index_in_epoch = divmod(update, num_pairs // batch)
+    order = np.random.default_rng([seed, epoch]).permutation(num_pairs)
+    return order[index_in_epoch * batch :][:batch]
+
+
 def rows_of_pairs(pairs_U: np.ndarray) -> np.ndarray:
     """The numbers of the rows of pairs, chosen then rejected, `[2U]`."""
     return np.stack([2 * pairs_U, 2 * pairs_U + 1], axis=1).reshape(-1)

@@ -212,12 +212,12 @@ def order(seed: int, num_pairs: int, config: Config) -> np.ndarray:
       config: of the stage.
     """
     batch = config.pairs_per_update
-    per_epoch = num_pairs // batch
-    epochs = [
-        np.random.default_rng([seed, epoch]).permutation(num_pairs)[: per_epoch * batch]
-        for epoch in range(-(-config.num_updates // per_epoch))
-    ]
-    return np.concatenate(epochs).reshape(-1, batch)[: config.num_updates]
+    return np.stack(
+        [
+            comparisons_stage.pairs_of_update(seed, num_pairs, batch, update)
+            for update in range(config.num_updates)
+        ]
+    )
 
 
 def evaluated_versions(config: Config) -> tuple[int, ...]:

@@ -193,9 +193,8 @@ def _train(
     )
 
     def rows(update: int) -> Pairs:
-        epoch, index_in_epoch = divmod(update, num_pairs // batch)
-        order = np.random.default_rng([workspace.seed, epoch]).permutation(num_pairs)
-        return place(take(pairs, order[index_in_epoch * batch :][:batch]), workspace)
+        index_U = comparisons_stage.pairs_of_update(workspace.seed, num_pairs, batch, update)
+        return place(take(pairs, index_U), workspace)
 
     state = stage.train(
         begin,
