@@ -156,7 +156,7 @@ def program(name: str) -> str:
     )
 
 
-def use_compile_cache(setting: str | None = None) -> None:
+def use_compile_cache(setting: object = None) -> None:
     """Has JAX keep the programs that this command compiles: see `devices/compile_cache.py`.
 
     Args:
@@ -166,7 +166,7 @@ def use_compile_cache(setting: str | None = None) -> None:
     """
     from rlhf_jax.devices import compile_cache
 
-    compile_cache.use(compile_cache.AUTO if setting is None else setting)
+    compile_cache.use(compile_cache.AUTO if setting is None else str(setting))
 
 
 def is_started() -> bool:
