@@ -1,10 +1,14 @@
-"""Runs a study: `python -m experiments.sweep --config=configs/studies/grpovi.py [--cells=N]
-[--workers=N]`.
+"""Runs a grid over a config, or a study.
 
-`rlhf-jax sweep studies/grpovi` is the same command on a study that comes with the code, by its
-short name.
+    rlhf-jax sweep quickstart --grid rlhf.lag=0,1,4 --grid algorithm.beta=0.1,0.5 --seeds=3
+    rlhf-jax sweep studies/grpovi [--cells=N] [--workers=N]
 
-`study.py` says which cells there are, `cells.py` runs them. A cell that has ended is never run
+`python -m experiments.sweep --config=FILE` is the same command.
+
+A grid needs no file: `sweeps/grid.py` makes its cells, `sweeps/grid_sweep.py` runs them, each as
+the command `run` does. A study is a file of its own, for what a grid cannot say.
+
+Of a study, `study.py` says which cells there are, `cells.py` runs them. A cell that has ended is never run
 again, an interrupted one begins again, and the report is written after every seed. Workers are
 processes with a compile cache in common; `--slurm` makes them an array of jobs.
 """
@@ -13,13 +17,18 @@ import argparse
 import dataclasses
 import importlib
 import json
+import math
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+
+from ml_collections import ConfigDict
 
 from rlhf_jax import config_modules
 from rlhf_jax.cli import command
@@ -121,20 +130,43 @@ def conduct(
         raise Failed(f"{'; '.join(failures)}. The same command runs the failed cells again")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a study. Raises SystemExit with a status where it does not end well: see `command.py`.
-
-    The same command goes on.
-    """
-    parser = argparse.ArgumentParser(prog=command.program("sweep"), description="Runs a study.")
-    study_names = ", ".join(config_modules.shipped(studies=True))
-    parser.add_argument("study", nargs="?", help=f"a study that comes with the code: {study_names}")
-    parser.add_argument(
-        "--config", help="a file of configs/studies/, e.g. configs/studies/grpovi.py, or your own"
+def argument_parser() -> argparse.ArgumentParser:
+    """The arguments of the command."""
+    parser = argparse.ArgumentParser(
+        prog=command.program("sweep"),
+        description="Runs a grid over a config, or a study. The same command goes on with either.",
+        epilog="With --grid or --seeds, --config.<key>=<value> is as in the command run, for all "
+        "cells.",
     )
-    parser.add_argument("--cells", type=int, help="run only so many cells of the first step")
+    study_names = ", ".join(config_modules.shipped(studies=True))
     parser.add_argument(
-        "--workers", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="processes at once"
+        "name",
+        nargs="?",
+        help="with --grid or --seeds a config, such as quickstart; else a study that comes with "
+        f"the code: {study_names}",
+    )
+    parser.add_argument("--config", metavar="FILE", help="a file in place of the name")
+    parser.add_argument(
+        "--grid",
+        action="append",
+        metavar="KEY=VALUE,VALUE",
+        help="values of a key; of several grids every product is run",
+    )
+    parser.add_argument("--seeds", metavar="N", help="seeds 0 to N-1 of each, or a list: 0,5")
+    parser.add_argument(
+        "--directory", type=Path, help="of a grid (runs/sweeps/NAME of the config's name)"
+    )
+    parser.add_argument(
+        "--stages",
+        type=Path,
+        default=Path("runs/stages"),
+        help="the store of SFT policies and reward models that grids share (runs/stages)",
+    )
+    parser.add_argument("--cells", type=int, help="run only so many cells of a study's first step")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="processes at once: half of the cores; 1 for a grid on an accelerator",
     )
     parser.add_argument(
         "--slurm",
@@ -144,15 +176,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "timeout_min=60,slurm_partition=gpu",
     )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
-    if (given.study is None) == (given.config is None):
-        parser.error("a study is given by its name or by --config=FILE, and by one of them")
-    argument = given.config or given.study
+    parser.add_argument("--check", metavar="FILE", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a sweep. Raises SystemExit with a status where it does not end well: see `command.py`.
+
+    The same command goes on.
+    """
+    parser = argument_parser()
+    given, overrides = parser.parse_known_args(arguments)
+    if (given.name is None) == (given.config is None):
+        parser.error("a config or a study is given by its name or by --config=FILE, and by one")
+    argument = given.config or given.name
+    is_grid = given.grid is not None or given.seeds is not None
+    if overrides and not is_grid:
+        parser.error(f"unrecognized arguments: {' '.join(overrides)} (a study has no overrides)")
 
     def body(place: command.Place) -> None:
         for name, least in (("workers", 1), ("cells", 1)):
             if getattr(given, name) is not None and getattr(given, name) < least:
                 raise Refusal(f"--{name} is {getattr(given, name)}; accepted: {least} or more")
+        if given.check:
+            write_checked(argument, overrides, given)
+            return
+        if is_grid:
+            run_grid(argument, overrides, given, place)
+            return
+        given.workers = given.workers or max(1, (os.cpu_count() or 2) // 2)
         study = load(argument)
         place.directory = study.directory
         if given.worker:
@@ -164,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             run = partial(
                 slurm.launch,
-                slurm.executor(study, given.slurm),
+                slurm.executor(study.directory, given.slurm),
                 study,
                 argument,
                 num_jobs=given.workers,
@@ -173,6 +225,81 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     if status := command.call(body, "the same command goes on with the cells that are left"):
         raise SystemExit(status)
+
+
+def write_checked(argument: str, overrides: Sequence[str], given: argparse.Namespace) -> None:
+    """Checks the cells of a grid, and writes them to the file that `--check` names.
+
+    Args:
+      argument: the config's name or file.
+      overrides: of all cells.
+      given: the command's arguments.
+
+    Raises Refusal.
+    """
+    from rlhf_jax.cli import config_files, run
+    from rlhf_jax.sweeps import checked_cells, grid
+
+    settings = list(grid.settings(grid.parse(given.grid or ())))
+
+    def read(setting: Sequence[str]) -> ConfigDict:
+        return run.overridden(config_files.load(argument), [*overrides, *setting])
+
+    unused = str(given.directory / "cells" / "checked")
+    cells = checked_cells.check(read, settings, grid.seeds(given.seeds), unused)
+    Path(given.check).write_text(json.dumps(checked_cells.as_json(cells)))
+
+
+def run_grid(
+    argument: str, overrides: Sequence[str], given: argparse.Namespace, place: command.Place
+) -> None:
+    """Checks every cell of a grid, in a process of its own, and then runs what is left.
+
+    Args:
+      argument: the config's name or file.
+      overrides: of all cells.
+      given: the command's arguments.
+      place: gets the directory of the sweep.
+
+    Raises Refusal, and Failed as `grid_sweep.conduct`.
+    """
+    from rlhf_jax.cli.run import assigned
+    from rlhf_jax.sweeps import checked_cells, grid, grid_sweep
+
+    if given.cells is not None:
+        raise Refusal("--cells is of a study; a grid runs all of its cells")
+    values, seeds = grid.parse(given.grid or ()), grid.seeds(given.seeds)
+    for key, _ in assigned(overrides):
+        if key == "directory":
+            raise Refusal("--config.directory is of one run; accepted: --directory, of the sweep")
+        if key in values or (key == "seed" and seeds is not None):
+            raise Refusal(
+                f"--config.{key} is given beside --{'seeds' if key == 'seed' else 'grid'}"
+            )
+    stem = re.sub(r"[^\w.=-]+", "_", argument.removeprefix("configs/").replace(".py", ""))
+    given.directory = place.directory = given.directory or Path("runs/sweeps") / stem
+    num_settings = math.prod(map(len, values.values()))
+    print(f"checking {num_settings} settings of {argument}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "cells.json"
+        listed = [f"--grid={text}" for text in given.grid or ()]
+        listed += [f"--seeds={given.seeds}"] * (seeds is not None)
+        listed += [f"--directory={given.directory}", f"--check={file}", *overrides]
+        worker = [sys.executable, "-m", "rlhf_jax.cli.sweep", f"--config={argument}", *listed]
+        if status := subprocess.run(worker, check=False).returncode:
+            raise SystemExit(status)  # it has said why
+        told = json.loads(file.read_text())
+    sweep = grid_sweep.Sweep(argument, tuple(overrides), given.directory, given.stages)
+    tasks = grid_sweep.tasks_of(sweep, checked_cells.from_json(told))
+    given.directory.mkdir(parents=True, exist_ok=True)
+    limit, begin = given.workers, grid_sweep.start
+    if given.slurm is not None:
+        from rlhf_jax.cli import slurm
+
+        begin = slurm.starter(slurm.executor(given.directory, given.slurm))
+        limit = limit or len(tasks)
+    limit = limit or (max(1, (os.cpu_count() or 2) // 2) if told["backend"] == "cpu" else 1)
+    grid_sweep.conduct(sweep, tasks, begin, limit, told["code"], command.program("run"))
 
 
 def start() -> None:

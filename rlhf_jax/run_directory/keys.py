@@ -131,6 +131,7 @@ _ENTERS: dict[str, tuple[str, ...]] = {
     "reward": ("rlhf",),
     "reward_settings": ("rlhf",),
     "algorithm": ("rlhf",),
+    "plan": ("rlhf",),
     "rlhf": ("rlhf",),
     "dpo": ("dpo",),
     "best_of_n": (),

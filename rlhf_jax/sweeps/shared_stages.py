@@ -1,0 +1,79 @@
+"""The store of stages that cells share: a directory for each SFT policy and each reward model.
+
+    runs/stages/sft-<digest>             a run with job=sft
+    runs/stages/reward_model-<digest>    a run with job=reward_model, begun from the SFT policy
+
+A digest is of the resolved keys that enter the numbers of the stage, of the data and folders that
+it reads, and of the code. Cells that agree on them begin from the same directory (`begin`), in this
+sweep and in any later one: another beta or lag trains neither again.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.run_directory import digests, keys
+from rlhf_jax.run_directory.keys import Class
+from rlhf_jax.run_directory.made import CODE, CONFIG, OWN_CODE, Facts
+from rlhf_jax.stages.settings.stages import Stages
+
+SFT, REWARD_MODEL = "sft", "reward_model"
+JOBS = ("pipeline", "rlhf", "dpo")
+"""Jobs that take an SFT policy, and perhaps a reward model, from a run that they begin from."""
+ENTERING = (Class.NUMBERS, Class.EXTENDING, Class.COMPUTED, Class.ROUNDING)
+
+
+def needed(values: Mapping[str, Any], stages: Stages) -> tuple[str, ...]:
+    """The stages that a run can take from the store, in the order in which they run.
+
+    None for a run that begins from another one, or whose job trains no policy from an SFT policy.
+
+    Args:
+      values: of the run's config.
+      stages: its settings.
+    """
+    if values["begin"] or values["job"] not in JOBS:
+        return ()
+    wanted = (
+        (SFT, not values["pretrained"]["sft"]),
+        (REWARD_MODEL, stages.learned and values["job"] != "dpo"),
+    )
+    return tuple(stage for stage, is_needed in wanted if is_needed)
+
+
+def digest(facts: Facts, stage: str) -> str:
+    """The digest of all that enters the numbers of a stage.
+
+    Keys that change them by rounding alone count too: cells have the numbers that they would have
+    with stages of their own.
+
+    Args:
+      facts: of a run.
+      stage: `SFT` or `REWARD_MODEL`.
+    """
+    config = {
+        key: value
+        for key, value in facts.values.items()
+        if keys.class_of(key) in ENTERING and keys.enters(key, stage)
+    }
+    contents = {
+        name: found for name, found in facts.digests.items() if _content_enters(name, stage)
+    }
+    return digests.digest_values({"config": config, "contents": contents})
+
+
+def _content_enters(name: str, stage: str) -> bool:
+    if name in (CODE, CONFIG):
+        return name == CODE
+    return keys.enters(name.removeprefix(OWN_CODE), stage)
+
+
+def directory(store: Path, stage: str, digest_of_stage: str) -> Path:
+    """The directory of a stage in the store.
+
+    Args:
+      store: of all stages.
+      stage: `SFT` or `REWARD_MODEL`.
+      digest_of_stage: see `digest`.
+    """
+    return store / f"{stage}-{digest_of_stage}"
