@@ -126,6 +126,7 @@ def conduct(
                 results_table.write(sweep.directory, cells)
 
         Conductor(tasks, begin, limit, code, changed).run(display.tick)
+    if not display.live:
         print(display.counts(), flush=True)
     print(f"results: {results_table.write(sweep.directory, cells)}", flush=True)
     finish(sweep, cells, code)
