@@ -15,6 +15,7 @@ from rlhf_jax.refusal import Refusal
 from rlhf_jax.run_directory import changes, environment, run_config, starts
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.common import (
+    beginning,
     resuming,
     stored_config,
 )
@@ -39,6 +40,7 @@ def check_directory(
         notes.say(note)
     if distributed.is_first():
         start = {"environment": snapshot, "mesh": values["mesh"], "begin": values["begin"]}
+        start["origins"] = beginning.origins(shared.begin)
         assert shared.facts is not None
         changes.settle(shared.directory, values, shared.facts, verdict, start)
 

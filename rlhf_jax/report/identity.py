@@ -57,7 +57,7 @@ def facts(run: Run, units: Units) -> list[tuple[str, str]]:
     known = {
         "Run": f"<code>{page.text(run.title)}</code>"
         + (f", seed {_text(config, 'seed')}" if config else ""),
-        "Begins from": f"<code>{_text(config, 'begin')}</code>" if value(config, "begin") else "",
+        "Begins from": _begin(config, start),
         "Reward": "" if is_dpo(run) else _reward(config, units),
         "Model": _model(config),
         "Comparisons": _comparisons(run.directory, "policy" if is_dpo(run) else "reward model"),
@@ -142,6 +142,20 @@ def files(directory: Path) -> str:
 def _text(config: Mapping[str, Any] | None, path: str) -> str:
     entry = value(config, path)
     return "not recorded" if entry is None else page.text(entry)
+
+
+def _begin(config: Mapping[str, Any] | None, start: Line) -> str:
+    """The run that a run begins from, and where its SFT policy and reward model were made."""
+    if not value(config, "begin"):
+        return ""
+    origins = start.get("origins") or {}
+    titles = {"sft": "SFT policy", "reward_model": "reward model"}
+    made = [
+        f"{title} of <code>{page.text(origins[stage])}</code>"
+        for stage, title in titles.items()
+        if origins.get(stage)
+    ]
+    return f"<code>{_text(config, 'begin')}</code>" + (f" ({', '.join(made)})" if made else "")
 
 
 def _reward(config: Mapping[str, Any] | None, units: Units) -> str:

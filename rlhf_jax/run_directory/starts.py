@@ -4,6 +4,7 @@ changed for it.
 date, pid, host, command, commit       when and where, and the git commit of the code where it is a checkout
 environment                            see `environment.py`
 mesh                                   the sizes of the mesh that is used, on each host
+begin, origins                         the run that is begun from, and where its SFT policy and reward model were made
 digests                                of config, data, pretrained folders and code (`digests.py`)
 at                                     {stage: version of its newest checkpoint}: what the start goes on from
 changed                                {key: [before, now]} of the config since the start before

@@ -93,7 +93,7 @@ class Display:
         for title in ("cell", "state", "", ""):
             table.add_column(title, no_wrap=True, overflow="ellipsis")
         for task in rows:
-            if not any(task is each for each in kept):
+            if task not in kept:
                 continue
             doing = task.reason or figures_of(task)
             clock = ""

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_jax.refusal import Failed, Refusal
+from rlhf_jax.run_directory import run_config
 from rlhf_jax.sweeps import grid, results_table, shared_stages
 from rlhf_jax.sweeps.checked_cells import Checked
 from rlhf_jax.sweeps.display import Display
 from rlhf_jax.sweeps.tasks import Conductor, Process, State, Task, code_of
 
 CELLS, LOGS, COMPARISON = "cells", "logs", "comparison.html"
+LOG = "log.txt"  # of a shared stage
 TITLES = {shared_stages.SFT: "SFT", shared_stages.REWARD_MODEL: "reward model"}
 
 
@@ -45,30 +47,19 @@ def tasks_of(sweep: Sweep, cells: Sequence[Checked]) -> list[Task]:
     for cell in cells:
         given = [sweep.named, *sweep.fixed, *grid.overrides(cell.setting)]
         given.append(f"--config.seed={cell.seed}")
-        needs: list[Task] = []
-        for stage, digest in cell.shared.items():
-            directory = shared_stages.directory(sweep.store, stage, digest)
-            if directory not in stages:
-                arguments = [*given, f"--config.job={stage}", *_places(directory, needs)]
-                stages[directory] = Task(
-                    f"{TITLES[stage]} {digest[:8]} (seed {cell.seed})",
-                    directory,
-                    arguments,
-                    directory / "log.txt",
-                    needs=list(needs),
-                    stage=stage,
-                    updates=cell.updates,
-                )
-                tasks.append(stages[directory])
-            needs.append(stages[directory])
         label = grid.label(cell.setting, cell.seed)
         folder = grid.folder(label, cell.identity)
         directory = sweep.directory / CELLS / folder
+        needs, begin = [], _begun_from(directory, sweep.store)
+        if not begin:
+            needs = _stages(sweep, cell, given, stages)
+            begin = str(needs[-1].directory) if needs else ""
+        tasks += [need for need in needs if need not in tasks]
         tasks.append(
             Task(
                 label,
                 directory,
-                [*given, *_places(directory, needs)],
+                [*given, *_places(directory, begin)],
                 sweep.directory / LOGS / f"{folder}.log",
                 needs=needs,
                 setting=cell.setting,
@@ -79,10 +70,44 @@ def tasks_of(sweep: Sweep, cells: Sequence[Checked]) -> list[Task]:
     return tasks
 
 
-def _places(directory: Path, needs: Sequence[Task]) -> list[str]:
-    """The directory of a run, and the run that it begins from: the last stage before it."""
-    begin = [f"--config.begin={needs[-1].directory}"] if needs else []
-    return [f"--config.directory={directory}", *begin]
+def _stages(
+    sweep: Sweep, cell: Checked, given: Sequence[str], stages: dict[Path, Task]
+) -> list[Task]:
+    """The tasks of the stages that a cell shares, in order; new ones are added to `stages`."""
+    needs: list[Task] = []
+    for stage, digest in cell.shared.items():
+        directory = shared_stages.directory(sweep.store, stage, digest)
+        if directory not in stages:
+            begin = str(needs[-1].directory) if needs else ""
+            stages[directory] = Task(
+                f"{TITLES[stage]} {digest[:8]} (seed {cell.seed})",
+                directory,
+                [*given, f"--config.job={stage}", *_places(directory, begin)],
+                directory / LOG,
+                needs=list(needs),
+                stage=stage,
+                updates=cell.updates,
+            )
+        needs.append(stages[directory])
+    return needs
+
+
+def _begun_from(directory: Path, store: Path) -> str:
+    """The stage of the store that a cell has begun from already; "" where there is none.
+
+    A cell goes on from it, also where today's code would make another one.
+    """
+    try:
+        begin = str(run_config.read(directory)[0].get("begin", ""))
+    except Refusal:  # it has not begun
+        return ""
+    is_of_store = bool(begin) and Path(begin).resolve().parent == store.resolve()
+    return begin if is_of_store and (Path(begin) / run_config.FILE).exists() else ""
+
+
+def _places(directory: Path, begin: str) -> list[str]:
+    """The directory of a run, and the run that it begins from."""
+    return [f"--config.directory={directory}", *([f"--config.begin={begin}"] if begin else [])]
 
 
 def start(task: Task) -> Process:

@@ -53,7 +53,7 @@ class Process(Protocol):
         ...
 
 
-@dataclass
+@dataclass(eq=False)
 class Task:
     """A run: its name, its directory, and the arguments of the command `run`.
 

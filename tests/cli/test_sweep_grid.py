@@ -92,7 +92,7 @@ def test_after_a_kill_the_same_command_runs_what_is_left(folder, killed):
 def test_a_failed_cell_is_named_with_its_last_line_and_the_command_that_repeats_it(folder, killed):
     _, (printed, errors), status = killed
     assert status == 1
-    assert "reward=broken.py:luck seed=0 failed: error: the reward luck" in errors
+    assert "reward=broken.py:luck seed=0 failed: error: the reward broken.py:luck raised" in errors
     assert "no such luck" in errors
     (again,) = [line for line in errors.splitlines() if line.startswith("  again: ")]
     for text in (

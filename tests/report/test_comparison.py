@@ -124,6 +124,23 @@ def test_a_begin_of_each_seed_is_a_part_of_the_seed(tmp_path: Path) -> None:
     assert len(runs.compare(given(*paths, other)).groups) == 5
 
 
+def test_a_begin_of_each_seed_and_each_sft_is_a_part_of_both(tmp_path: Path) -> None:
+    """A sweep over a key of SFT has a policy for each of its values, which betas share."""
+    for rate in (0.001, 0.002):
+        for beta in (0.1, 0.5):
+            for seed in (0, 1):
+                vary(
+                    tmp_path / f"{rate}_{beta}_{seed}",
+                    seed,
+                    begin=f"stages/{rate}_{seed}",
+                    algorithm__beta=beta,
+                    sft__optimizer__learning_rate=rate,
+                )
+    comparison = runs.compare([str(tmp_path / "*")])
+    assert [group.seeds for group in comparison.groups] == [[0, 1]] * 4
+    assert "begin" not in comparison.differing
+
+
 def test_a_key_that_an_older_run_lacks_makes_no_group(tmp_path: Path) -> None:
     paths = [vary(tmp_path / f"run_{seed}", seed) for seed in (0, 1)]
     paths.append(vary(tmp_path / "other", 0, rlhf__lag=4, rlhf__share_prompts=True))

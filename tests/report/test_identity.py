@@ -40,3 +40,16 @@ def test_what_is_not_recorded_is_left_out(config, tmp_path):
     facts = dict(identity.facts(run, units.resolve(config, [])))
     assert "Command" not in facts
     assert "parameters" not in facts.get("Model", "")
+
+
+def test_a_run_that_begins_elsewhere_says_where_its_policy_and_reward_model_were_made(tmp_path):
+    start = {"origins": {"sft": "stages/sft-1", "reward_model": "stages/reward_model-<2>"}}
+    run = Run(tmp_path, {"begin": "stages/reward_model-<2>"}, [], [], (), (), (start,))
+    facts = dict(identity.facts(run, units.resolve(run.config, [])))
+    assert facts["Begins from"] == (
+        "<code>stages/reward_model-&lt;2&gt;</code> (SFT policy of <code>stages/sft-1</code>, "
+        "reward model of <code>stages/reward_model-&lt;2&gt;</code>)"
+    )
+    older = Run(tmp_path, {"begin": "runs/a"}, [], [], (), (), ({},))
+    facts = dict(identity.facts(older, units.resolve(older.config, [])))
+    assert facts["Begins from"] == "<code>runs/a</code>"

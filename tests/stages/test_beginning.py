@@ -49,6 +49,8 @@ def test_from_the_sft_policy_the_same_run_comes_again(base, tmp_path):
     again = tmp_path / "again"
     runs.run(again, reward="learned", begin=str(base))
     assert not runs.differences(base, again)
+    (start,) = map(json.loads, (again / "starts.jsonl").read_text().splitlines())
+    assert start["origins"] == {"sft": str(base), "reward_model": str(base)}
     assert sorted(path.name for path in (again / "checkpoints").iterdir()) == ["rlhf"]
     assert not (again / "comparisons").exists()
     stages = {

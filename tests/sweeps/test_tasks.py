@@ -163,6 +163,26 @@ def test_cells_that_agree_share_their_stages(tmp_path):
     assert len({task.directory for task in made}) == len(made)
 
 
+def test_a_cell_goes_on_from_the_stage_that_it_has_begun_from(tmp_path):
+    """Other code makes other stages: cells that have begun keep theirs, if it is still there."""
+    sweep, cells = sweep_of(tmp_path), [checked("0.1", 0), checked("0.5", 0)]
+    begun = grid_sweep.tasks_of(sweep, cells)[-1]
+    for directory, values in (
+        (begun.directory, {"begin": f"{tmp_path}/stages/reward_model-r0"}),
+        (tmp_path / "stages" / "reward_model-r0", {}),
+    ):
+        directory.mkdir(parents=True)
+        (directory / "config.json").write_text(json.dumps(values))
+    other = [checked(beta, 0, stages=("S", "R")) for beta in ("0.1", "0.5")]
+    first, second = [task for task in grid_sweep.tasks_of(sweep, other) if task.is_cell]
+    assert f"--config.begin={tmp_path}/stages/reward_model-R0" in first.arguments
+    assert f"--config.begin={tmp_path}/stages/reward_model-r0" in second.arguments
+    assert second.needs == []
+    (tmp_path / "stages" / "reward_model-r0" / "config.json").unlink()
+    second = grid_sweep.tasks_of(sweep, other)[-1]
+    assert f"--config.begin={tmp_path}/stages/reward_model-R0" in second.arguments
+
+
 def test_the_table_has_a_row_per_cell(tmp_path):
     done, failed = cell(tmp_path, "a", **{"rlhf.lag": 0}), cell(tmp_path, "b", **{"rlhf.lag": 1})
     lines = [

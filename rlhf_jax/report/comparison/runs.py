@@ -231,7 +231,7 @@ def grouped(runs: Sequence[Compared]) -> Comparison:
     """Groups runs by the keys that differ; each run is a group where only seeds do."""
     differing = [key for key in _differing(runs) if key not in ASIDE]
     notices = _notices(runs, differing)
-    if BEGIN in differing and _is_of_seed(runs):
+    if BEGIN in differing and _is_of_seed(runs, differing):
         differing.remove(BEGIN)
         notices.append(
             "Each seed begins from a run of its own: `begin` is taken as a part of the seed."
@@ -331,10 +331,15 @@ def label(values: Mapping[str, str]) -> str:
     return ", ".join(words[:MAX_IN_LABEL]) + (f" and {more} more" if more > 0 else "")
 
 
-def _is_of_seed(runs: Sequence[Compared]) -> bool:
-    """True where all runs of one seed begin from one run, and those of another seed from another."""
-    begins = {(run.seed, shown(run.values, BEGIN)) for run in runs}
-    return len(begins) == len({seed for seed, _ in begins}) == len({text for _, text in begins})
+def _is_of_seed(runs: Sequence[Compared], differing: Sequence[str]) -> bool:
+    """True where the seed, and the keys of the stages before RLHF, say which run each begins from.
+
+    Runs that agree on them begin from one run, and the others from another.
+    """
+    before = [key for key in differing if key != BEGIN and keys.enters(key, "reward_model")]
+    parts = [(run.seed, *(shown(run.values, key) for key in before)) for run in runs]
+    begins = [shown(run.values, BEGIN) for run in runs]
+    return len(set(zip(begins, parts, strict=True))) == len(set(begins)) == len(set(parts))
 
 
 def _notices(runs: Sequence[Compared], differing: Sequence[str]) -> list[str]:

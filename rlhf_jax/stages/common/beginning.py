@@ -133,6 +133,18 @@ def taken(begin: Begin | None) -> frozenset[str]:
     return frozenset({"sft"} if _judge(begin) is None else {"sft", "comparisons", "reward_model"})
 
 
+def origins(begin: Begin | None) -> dict[str, str]:
+    """Directories, or the published folder, that a run's SFT policy and reward model come from.
+
+    Empty for a run that trains its own.
+    """
+    if begin is None:
+        return {}
+    root, judge = _root(begin), _judge(begin)
+    found = {"sft": root.pretrained.sft or str(root.directory)}
+    return found | ({} if judge is None else {"reward_model": str(judge.directory)})
+
+
 def _judge(begin: Begin | None) -> Begin | None:
     """The run whose reward model it is; None where no run has one."""
     while begin is not None and not (begin.directory / "reward_model.json").exists():
