@@ -61,7 +61,7 @@ def check(
     cells = []
     for setting, config in zip(settings, configs, strict=True):
         config.directory = directory
-        cells += _cells(setting, config, seeds or [config.seed])
+        cells += _cells(setting, config, seeds or [config.to_dict()["seed"]])
     known: dict[str, Checked] = {}
     for cell in cells:
         twin = known.setdefault(cell.identity, cell)
