@@ -10,7 +10,7 @@ from rlhf_jax.cli import command
 
 COMMANDS = {
     "run": "run an experiment, or go on with one",
-    "sweep": "run the cells of a study",
+    "sweep": "run a grid over a config, or the cells of a study",
     "plan": "find where each call of a round should run, and what to expect of it",
     "evaluate": "evaluate every saved policy of a run",
     "export": "write a run's model as a folder that transformers loads",

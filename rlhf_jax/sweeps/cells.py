@@ -415,7 +415,7 @@ def load(argument: str) -> Study:
         module = config_modules.execute(path)
         if not hasattr(module, "get_study"):
             raise Refusal(
-                "the file has no get_study: it is no study (python -m experiments.run runs a "
-                "config)"
+                "the file has no get_study: it is no study (of a config, --grid or --seeds says "
+                "which cells to run)"
             )
         return module.get_study(choice)
