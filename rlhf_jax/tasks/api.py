@@ -13,7 +13,7 @@ HeldoutPercent = Annotated[int, Bounds(least=0, most=99)]
 
 
 class Task(Protocol):
-    """Host code on text. Deterministic: the same ordinal gives the same text in every process.
+    """Host code on text. Deterministic: the same index gives the same text in every process.
 
     A module in `tasks/`, or a user's own (see `registry.py`), has a frozen dataclass `Config` and a
     factory `make(config: Config) -> Task`.
@@ -104,10 +104,10 @@ def stream_indices(num_prompts: int, seed: int, start: int, count: int) -> np.nd
       start: the first position of the stream.
       count: of positions.
     """
-    places = np.arange(start, start + count)
+    positions = np.arange(start, start + count)
     indices = np.empty(count, dtype=np.int64)
-    for epoch in np.unique(places // num_prompts):
+    for epoch in np.unique(positions // num_prompts):
         order = np.random.default_rng([seed, int(epoch)]).permutation(num_prompts)
-        chosen = places // num_prompts == epoch
-        indices[chosen] = order[places[chosen] % num_prompts]
+        chosen = positions // num_prompts == epoch
+        indices[chosen] = order[positions[chosen] % num_prompts]
     return indices

@@ -93,11 +93,11 @@ def number(solution: str) -> str:
     match = ANSWER.search(solution)
     if match is None:
         return ""
-    found, rest = match[1], match[2]
+    digits, rest = match[1], match[2]
     letter = next((character for character in rest if character.isalnum()), "")
     goes_on = letter.isnumeric() or rest[:1].isalnum()
-    grouped = "," not in found or GROUPED.fullmatch(found.rstrip(","))
-    plain = found.replace(",", "")
+    grouped = "," not in digits or GROUPED.fullmatch(digits.rstrip(","))
+    plain = digits.replace(",", "")
     return plain if not goes_on and grouped and PLAIN.fullmatch(plain) else ""
 
 

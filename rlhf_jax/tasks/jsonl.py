@@ -176,15 +176,15 @@ def _lines(path: str, option: str, keys: tuple[str, ...]) -> Iterator[tuple[str,
 def _references(location: str, entry: dict[str, Any]) -> tuple[str, ...]:
     if "references" not in entry and "answer" in entry:
         return (entry["answer"],)
-    found = entry.get("references")
-    if not isinstance(found, list) or not found:
+    texts = entry.get("references")
+    if not isinstance(texts, list) or not texts:
         fault = (
-            f"'references' is {short(found)}"
+            f"'references' is {short(texts)}"
             if "references" in entry
             else f"'references' is missing; found {_listed(entry)}"
         )
         raise Refusal(f"{location}: {fault}; accepted: a list of one or more texts, none empty")
-    named = {f"references[{place}]": text for place, text in enumerate(found)}
+    named = {f"references[{index}]": text for index, text in enumerate(texts)}
     return tuple(json_texts.text(location, named, name) for name in named)
 
 

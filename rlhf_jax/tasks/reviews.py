@@ -48,21 +48,21 @@ class Reviews:
         self.config = config
         heldout_O = np.array(
             [
-                is_heldout(grammar.opening(ordinal).text(), config.heldout_percent)
-                for ordinal in range(grammar.NUM_OPENINGS)
+                is_heldout(grammar.opening(opening_index).text(), config.heldout_percent)
+                for opening_index in range(grammar.NUM_OPENINGS)
             ]
         )
-        # Ordinals alone are kept: texts are made when they are asked for.
-        self._ordinals: dict[Split, np.ndarray] = {
+        # Only indices of openings are kept; a text is made at each call.
+        self._openings: dict[Split, np.ndarray] = {
             "train": np.flatnonzero(~heldout_O),
             "heldout": np.flatnonzero(heldout_O),
         }
 
     def num_prompts(self, split: Split) -> int:
-        return len(self._ordinals[split])
+        return len(self._openings[split])
 
     def prompt(self, split: Split, index: int) -> str:
-        return grammar.opening(int(self._ordinals[split][index])).text()
+        return grammar.opening(int(self._openings[split][index])).text()
 
     def references(self, split: Split, index: int) -> tuple[str, ...]:
         numbers = range(self.config.references_per_prompt)
@@ -70,10 +70,10 @@ class Reviews:
 
     def reference(self, split: Split, index: int, number: int) -> str:
         """One of the references: each is written on its own."""
-        ordinal, count = int(self._ordinals[split][index]), self.config.references_per_prompt
-        writer = (self.config.seed * grammar.NUM_OPENINGS + ordinal) * count + number % count
+        opening_index, count = int(self._openings[split][index]), self.config.references_per_prompt
+        writer = (self.config.seed * grammar.NUM_OPENINGS + opening_index) * count + number % count
         return grammar.Writer(
-            grammar.opening(ordinal), writer, self.config.max_words, self.config.mood_spread
+            grammar.opening(opening_index), writer, self.config.max_words, self.config.mood_spread
         ).review()
 
     def digest(self) -> str:

@@ -68,25 +68,25 @@ class Tldr(Corpus):
         """
         kept: list[int | None] = [len(record["prompt"]) for record in records]
         texts = [record["prompt"] for record in records]
-        posts = {place: _post(text) for place, text in enumerate(texts)}
+        posts = {index: _post(text) for index, text in enumerate(texts)}
         while True:
-            counts = dict(zip(posts, count_tokens([texts[place] for place in posts]), strict=True))
-            posts = {place: posts[place] for place, count in counts.items() if count > limit}
+            counts = dict(zip(posts, count_tokens([texts[index] for index in posts]), strict=True))
+            posts = {index: posts[index] for index, count in counts.items() if count > limit}
             if not posts:
                 return kept
-            for place, post in posts.items():
-                head = texts[place][: len(texts[place]) - len(TAIL) - len(post)]
+            for index, post in posts.items():
+                head = texts[index][: len(texts[index]) - len(TAIL) - len(post)]
                 if not post:
                     raise Refusal(
-                        f"tldr: a prompt has {counts[place]} tokens without its post; accepted: at "
+                        f"tldr: a prompt has {counts[index]} tokens without its post; accepted: at "
                         "most max_prompt_tokens"
                         f" = {limit}: {row_files.short(head)}"
                     )
-                posts[place] = post[
+                posts[index] = post[
                     : post.rfind("\n")
                 ]  # without a line break, -1: all but the last character
-                texts[place] = head + posts[place] + TAIL
-                kept[place] = len(head + posts[place])
+                texts[index] = head + posts[index] + TAIL
+                kept[index] = len(head + posts[index])
 
 
 def make(config: Config) -> Tldr:

@@ -42,9 +42,9 @@ class Rendered(str):
     ]  # those that the text was made of; empty where only the text is known
 
     def __new__(cls, text: str, messages: Sequence[Message] = ()) -> "Rendered":
-        made = super().__new__(cls, text)
-        made.messages = tuple(messages)
-        return made
+        rendered = super().__new__(cls, text)
+        rendered.messages = tuple(messages)
+        return rendered
 
 
 # of open-instruct: the EOS ends a reply, a line break what is said before another turn

@@ -72,14 +72,14 @@ class Codec:
             lambda i: texts.get(i) or self._text_of(i),
             frozenset(texts),
         )
-        of_model = self.texts if model is None else FolderTexts(model)
-        of_model = of_model if of_model.model_ends() else self.texts
+        model_texts = self.texts if model is None else FolderTexts(model)
+        model_texts = model_texts if model_texts.model_ends() else self.texts
         return ends.find(
-            known, asked, self.texts, of_model, own, () if own is not None else EOS_TEXTS
+            known, asked, self.texts, model_texts, own, () if own is not None else EOS_TEXTS
         )
 
     def _text_of(self, identity: int) -> str | None:
-        return next((text for text, found in self.vocabulary().items() if found == identity), None)
+        return next((text for text, known in self.vocabulary().items() if known == identity), None)
 
 
 class FileTokenizer:

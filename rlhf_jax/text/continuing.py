@@ -97,8 +97,8 @@ def find(encode: Encode, decode: Decode, marks: Mapping[str, int]) -> Continuati
     """Returns a Continuation, or None where `encode` and `decode` give continuations the right ids
     and texts themselves.
     """
-    found = Continuation(encode, decode, marks)
-    return found if found.needed() else None
+    continuation = Continuation(encode, decode, marks)
+    return continuation if continuation.needed() else None
 
 
 def _anchor(encode: Encode, decode: Decode, text: str) -> Anchor | None:

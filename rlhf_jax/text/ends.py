@@ -47,11 +47,13 @@ def find(
         [] if own is None else [own]
     )
     named += [
-        found for text in tokenizer.eos_texts[1:] if (found := vocabulary.id_of(text)) is not None
+        identity
+        for text in tokenizer.eos_texts[1:]
+        if (identity := vocabulary.id_of(text)) is not None
     ]
     ids = [*named, *_told(vocabulary, model, named)]
     if not ids:
-        known = [found for text in customary if (found := vocabulary.id_of(text)) is not None]
+        known = [identity for text in customary if (identity := vocabulary.id_of(text)) is not None]
         known = [identity for identity in known if identity in vocabulary.special]
         ids = known if len(known) == 1 else []
     if not ids:
@@ -65,19 +67,19 @@ def _asked(vocabulary: Vocabulary, asked: str) -> tuple[int, ...]:
 
 
 def _named(vocabulary: Vocabulary, text: str) -> int:
-    found = vocabulary.id_of(text)
-    if found is None:
+    identity = vocabulary.id_of(text)
+    if identity is None:
         raise Refusal(f"{vocabulary.file} has no token {text!r} for the EOS; {_remedy(vocabulary)}")
-    return found
+    return identity
 
 
 def _told(vocabulary: Vocabulary, model: FolderTexts, named: Collection[int]) -> list[int]:
     """Ids that the model's files name, and that are special tokens."""
-    found = []
+    ids = []
     for ends in model.model_ends():
         for identity in ends.ids:
             if identity in named or identity in vocabulary.special:
-                found.append(identity)
+                ids.append(identity)
             elif ends.firm:
                 text = vocabulary.text_of(identity) if identity < vocabulary.size else None
                 there = (
@@ -90,7 +92,7 @@ def _told(vocabulary: Vocabulary, model: FolderTexts, named: Collection[int]) ->
                     f"{vocabulary.file}, {there};"
                     f" {_remedy(vocabulary)}"
                 )
-    return found
+    return ids
 
 
 def _remedy(vocabulary: Vocabulary) -> str:

@@ -185,7 +185,8 @@ def hugging_face_codec(file: Path) -> Codec:
         encode=lambda text: library.encode(text, add_special_tokens=False).ids,
         decode=lambda ids: library.decode(ids, skip_special_tokens=False),
         encode_many=lambda many: [
-            found.ids for found in library.encode_batch_fast(list(many), add_special_tokens=False)
+            encoding.ids
+            for encoding in library.encode_batch_fast(list(many), add_special_tokens=False)
         ],
         id_of=library.token_to_id,
         vocabulary=lambda: library.get_vocab(with_added_tokens=True),

@@ -95,8 +95,8 @@ class FolderTexts:
         made up included.
         """
         config, special = self._named(TOKENIZER_CONFIG), self._named(SPECIAL)
-        found = special | config if DECODER in self.json(TOKENIZER_CONFIG) else config | special
-        return {key: found[key] for key in (*NAMES, *found) if key in found}
+        tokens = special | config if DECODER in self.json(TOKENIZER_CONFIG) else config | special
+        return {key: tokens[key] for key in (*NAMES, *tokens) if key in tokens}
 
     def tokens_of(self, name: str) -> dict[str, str]:
         """Texts of the special tokens that go with one JSON file: the folder's, or the file's own
@@ -107,10 +107,10 @@ class FolderTexts:
 
     def _named(self, name: str) -> dict[str, str]:
         values = self.json(name)
-        found = {
+        named = {
             key: self._token(name, key, values[key]) for key in NAMES if values.get(key) is not None
         }
-        if found.get("eos_token") == "":
+        if named.get("eos_token") == "":
             raise Refusal(
                 f"{self.folder / name}: 'eos_token' is \"\"; accepted: a text that is not empty, "
                 "or null"
@@ -122,8 +122,8 @@ class FolderTexts:
             if key.endswith("_token") and key not in NAMES
         }
         own |= extra if isinstance(extra, dict) else {}
-        found |= {key: value for key, value in own.items() if isinstance(value, str)}
-        return {key: text for key, text in found.items() if text}
+        named |= {key: value for key, value in own.items() if isinstance(value, str)}
+        return {key: text for key, text in named.items() if text}
 
     def _token(self, name: str, key: str, value: object) -> str:
         text = value.get("content") if isinstance(value, dict) else value
@@ -158,9 +158,9 @@ class FolderTexts:
                 f"{file}: {DECODER!r} is {short(entries)}; accepted: an object of tokens by their "
                 "ids"
             )
-        found = []
+        tokens = []
         for key, entry in entries.items():
-            where = f"{file}: {DECODER!r} of {key!r}"
+            location = f"{file}: {DECODER!r} of {key!r}"
             content = entry.get("content") if isinstance(entry, dict) else None
             if (
                 not key.isdecimal()
@@ -169,27 +169,32 @@ class FolderTexts:
                 or not content
             ):
                 raise Refusal(
-                    f"{where} is {short(entry)}; accepted: an id, and an object with a text as its "
+                    f"{location} is {short(entry)}; accepted: an id, and an object with a text as its "
                     "'content'"
                 )
             flags = {flag: entry[flag] for flag in FLAGS if flag in entry}
             if not all(isinstance(value, bool) for value in flags.values()):
                 raise Refusal(
-                    f"{where} is {short(entry)}; accepted for {', '.join(FLAGS)}: true or false"
+                    f"{location} is {short(entry)}; accepted for {', '.join(FLAGS)}: true or false"
                 )
-            found.append(AddedToken(content, where, int(key), flags))
-        return sorted(found, key=lambda token: token.id or 0)
+            tokens.append(AddedToken(content, location, int(key), flags))
+        return sorted(tokens, key=lambda token: token.id or 0)
 
     def _legacy_added(self) -> list[AddedToken]:
         special = {*self.special_tokens.values(), *(token.text for token in self._listed(SPECIAL))}
-        found = []
-        for text, place in self.json(ADDED).items():
-            where = f"{self.folder / ADDED}: {text!r}"
-            if isinstance(place, bool) or not isinstance(place, int) or place < 0 or not text:
-                raise Refusal(f"{where} is {short(place)}; accepted: an id of 0 or more")
+        tokens = []
+        for text, identity in self.json(ADDED).items():
+            location = f"{self.folder / ADDED}: {text!r}"
+            if (
+                isinstance(identity, bool)
+                or not isinstance(identity, int)
+                or identity < 0
+                or not text
+            ):
+                raise Refusal(f"{location} is {short(identity)}; accepted: an id of 0 or more")
             flags = {"special": text in special, "normalized": text not in special}
-            found.append(AddedToken(text, where, place, flags))
-        return sorted(found, key=lambda token: token.id or 0)
+            tokens.append(AddedToken(text, location, identity, flags))
+        return sorted(tokens, key=lambda token: token.id or 0)
 
     def _listed(self, name: str) -> list[AddedToken]:
         values = self.json(name)
@@ -203,11 +208,11 @@ class FolderTexts:
         listed = values.get(key)
         if listed is None or (isinstance(listed, dict) and key == "extra_special_tokens"):
             return []
-        where = f"{self.folder / name}: {key!r}"
+        location = f"{self.folder / name}: {key!r}"
         if not isinstance(listed, list):
-            raise Refusal(f"{where} is {short(listed)}; accepted: a list of tokens")
+            raise Refusal(f"{location} is {short(listed)}; accepted: a list of tokens")
         texts = [self._token(name, key, value) for value in listed]
-        return [AddedToken(text, where) for text in texts if text]
+        return [AddedToken(text, location) for text in texts if text]
 
     @cached_property
     def eos_texts(self) -> tuple[str, ...]:
@@ -223,14 +228,14 @@ class FolderTexts:
         """The EOS ids of the model's files: those of `generation_config.json` first."""
         generation, config = self.json(GENERATION), self.json(CONFIG)
         made_from_config = generation.get("_from_model_config") is True
-        found = [
+        named = [
             Ends(str(self.folder / name), self._ids(name, values.get("eos_token_id")), firm)
             for name, values, firm in (
                 (GENERATION, generation, not made_from_config),
                 (CONFIG, config, False),
             )
         ]
-        return [ends for ends in found if ends.ids]
+        return [ends for ends in named if ends.ids]
 
     def _ids(self, name: str, value: object) -> tuple[int, ...]:
         listed = [] if value is None else value if isinstance(value, list) else [value]
@@ -254,14 +259,14 @@ class FolderTexts:
         """
         more = sorted((self.folder / MORE_TEMPLATES).glob("*.jinja"))
         files = {file.stem: file for file in more} | {"default": self.folder / JINJA}
-        found = {
+        templates = {
             name: (json_texts.read_text(file), str(file))
             for name, file in files.items()
             if file.is_file()
         }
         for name in (TOKENIZER_CONFIG, TEMPLATE_JSON):
-            found = found or self.templates_of(name)
-        return found
+            templates = templates or self.templates_of(name)
+        return templates
 
     def templates_of(self, name: str) -> dict[str, tuple[str, str]]:
         """The chat templates of one JSON file: a text, or a list of named ones."""
@@ -274,12 +279,12 @@ class FolderTexts:
                 f"{file}: 'chat_template' is {short(value)}; accepted: a text, or a list of named "
                 "ones"
             )
-        where = f"{file}: 'chat_template'"
+        location = f"{file}: 'chat_template'"
         return {
-            json_texts.text(where, each, "name"): (_template(where, each), str(file))
+            json_texts.text(location, each, "name"): (_template(location, each), str(file))
             for each in listed
         }
 
 
-def _template(where: str, entry: Mapping[str, Any]) -> str:
-    return json_texts.text(where, entry, "template", empty=True)
+def _template(location: str, entry: Mapping[str, Any]) -> str:
+    return json_texts.text(location, entry, "template", empty=True)

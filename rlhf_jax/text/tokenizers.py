@@ -103,7 +103,7 @@ class Symbols(_Apart):
         self.separator = separator
         self.noun = noun
         self.vocab_size = NUM_SPECIAL + len(self.symbols)
-        self.id_of = {symbol: NUM_SPECIAL + place for place, symbol in enumerate(self.symbols)}
+        self.id_of = {symbol: NUM_SPECIAL + index for index, symbol in enumerate(self.symbols)}
         if len(self.id_of) != len(self.symbols):
             twice = sorted({symbol for symbol in self.symbols if self.symbols.count(symbol) > 1})
             raise Refusal(

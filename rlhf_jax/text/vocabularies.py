@@ -105,6 +105,6 @@ def difference(ours: Mapping[str, int], theirs: Vocabulary, lacking: bool, speci
 
 def _lines(file: Path) -> dict[str, int]:
     return {
-        line: place
-        for place, line in enumerate(json_texts.read_text(file).rstrip("\n").split("\n"))
+        line: index
+        for index, line in enumerate(json_texts.read_text(file).rstrip("\n").split("\n"))
     }

@@ -1,6 +1,6 @@
 """Promises of every task in `tasks/`, and of those of `--component`.
 
-Prompts by ordinal, a clean split, references that tokenise, a sound judge.
+Prompts by index, a clean split, references that tokenise, a sound judge.
 """
 
 import hashlib

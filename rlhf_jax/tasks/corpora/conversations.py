@@ -27,32 +27,32 @@ def template(name_or_path: str, bos_token: str, eos_token: str, date: str) -> ch
     """
     if date:
         chat.parse_date(date)
-    found = chat.find(name_or_path)
+    base = chat.find(name_or_path)
     given = {"bos_token": bos_token, "eos_token": eos_token}
     return replace(
-        found,
-        tokens={**found.tokens, **{name: text for name, text in given.items() if text}},
+        base,
+        tokens={**base.tokens, **{name: text for name, text in given.items() if text}},
         date=date,
     )
 
 
-def recipe(found: chat.Template) -> tuple[str, ...]:
+def recipe(template: chat.Template) -> tuple[str, ...]:
     """Everything of a template that the text of a prompt depends on."""
     return (
-        found.text,
-        found.date,
-        *(f"{name}={text}" for name, text in sorted(found.tokens.items())),
+        template.text,
+        template.date,
+        *(f"{name}={text}" for name, text in sorted(template.tokens.items())),
     )
 
 
-def prompts(found: chat.Template) -> Callable[[str, Messages], dict[str, str]]:
-    """`(where, messages) -> fields` of a record: the prompt up to where the assistant's reply
+def prompts(template: chat.Template) -> Callable[[str, Messages], dict[str, str]]:
+    """`(location, messages) -> fields` of a record: the prompt up to where the assistant's reply
     begins, and the messages.
     """
 
     def prompt(location: str, context: Messages) -> dict[str, str]:
         try:
-            text = chat.render(found, context, add_generation_prompt=True)
+            text = chat.render(template, context, add_generation_prompt=True)
         except chat.Refused as error:
             raise LeftOut(str(error)) from None
         except Refusal as error:
@@ -65,7 +65,7 @@ def prompts(found: chat.Template) -> Callable[[str, Messages], dict[str, str]]:
 
 
 def turns(
-    location: str, row: row_files.Row, key: str, found: chat.Template
+    location: str, row: row_files.Row, key: str, template: chat.Template
 ) -> tuple[Messages, str]:
     """The messages before the last reply of the assistant's, and that reply without an EOS that it
     ends in.
@@ -90,7 +90,7 @@ def turns(
             "with an assistant's reply at"
             " the end"
         )
-    return messages[:-1], without_eos(messages[-1]["content"], found.tokens.get("eos_token", ""))
+    return messages[:-1], without_eos(messages[-1]["content"], template.tokens.get("eos_token", ""))
 
 
 def without_eos(text: str, eos: str) -> str:

@@ -63,13 +63,15 @@ class Fitted(Records):
 
     def read(self, indices: Sequence[int]) -> list[Record]:
         chosen = self._indices[list(indices)].tolist()
-        found = self._records.read(chosen)
-        return [self._shortened(place, record) for place, record in zip(chosen, found, strict=True)]
+        records = self._records.read(chosen)
+        return [
+            self._shortened(index, record) for index, record in zip(chosen, records, strict=True)
+        ]
 
-    def _shortened(self, place: int, record: Record) -> Record:
-        if place not in self._cuts:
+    def _shortened(self, index: int, record: Record) -> Record:
+        if index not in self._cuts:
             return record
-        return record | {"prompt": record["prompt"][: self._cuts[place]] + self._tail}
+        return record | {"prompt": record["prompt"][: self._cuts[index]] + self._tail}
 
 
 class Counted:

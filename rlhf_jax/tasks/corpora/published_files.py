@@ -31,7 +31,7 @@ class LeftOut(Exception):
 class Layout:
     """One way in which a dataset is published: the columns that tell it, and what becomes of a row.
 
-    `read(where, row)` gives a record, or None for a row that is of another task. It raises LeftOut
+    `read(location, row)` gives a record, or None for a row that is of another task. It raises LeftOut
     for a row that the task cannot use, and Refusal for a malformed one.
     """
 
@@ -74,7 +74,7 @@ def find(directory: str, dataset: Dataset) -> dict[Split, tuple[Path, ...]]:
 def records(
     files: Sequence[Path], layouts: Sequence[Layout]
 ) -> Iterator[tuple[str, Record | LeftOut | None]]:
-    """(where, record) of each row in the files' order; None for a row of another task, LeftOut for
+    """(location, record) of each row in the files' order; None for a row of another task, LeftOut for
     one without use.
 
     Raises Refusal for a file whose columns are of no layout, or that cannot be read to its end.
@@ -129,10 +129,10 @@ def _split_files(folder: Path, dataset: Dataset, names: Sequence[str]) -> tuple[
             _check_shards(files)
             return tuple(files)
     some = (path.relative_to(folder) for path in islice(folder.rglob("*"), 1000) if path.is_file())
-    found = sorted(
+    paths = sorted(
         str(path) for path in some if path.parts[0] != "array_record"
     )  # which we wrote ourselves
-    listed = ", ".join(found[:9]) + (" ..." if len(found) > 9 else "")
+    listed = ", ".join(paths[:9]) + (" ..." if len(paths) > 9 else "")
     raise Refusal(
         f"{dataset.option} {str(folder)!r} has no files of the split "
         f"{' or '.join(map(repr, names))}: looked for"
@@ -179,9 +179,9 @@ def _check_numbers(files: Sequence[Path]) -> None:
 
 
 def _layout(file: Path, layouts: Sequence[Layout]) -> Layout:
-    found = row_files.columns(file)
+    columns = row_files.columns(file)
     for layout in layouts:
-        if set(layout.columns) <= set(found):
+        if set(layout.columns) <= set(columns):
             return layout
     accepted = "; or ".join(", ".join(layout.columns) for layout in layouts)
-    raise Refusal(f"{file} has the columns {', '.join(found) or 'none'}; accepted: {accepted}")
+    raise Refusal(f"{file} has the columns {', '.join(columns) or 'none'}; accepted: {accepted}")

@@ -108,12 +108,12 @@ class Stored(Records):
 
     def read(self, indices: Sequence[int]) -> list[Record]:
         # One record through __getitems__ would start a pool of threads.
-        found = (
+        raw = (
             [self._source[indices[0]]]
             if len(indices) == 1
             else self._source.__getitems__(list(indices))
         )
-        records = [{field: value.decode() for field, value in record.items()} for record in found]
+        records = [{field: value.decode() for field, value in record.items()} for record in raw]
         return [_rendered(record) for record in records] if self._rendered else records
 
 

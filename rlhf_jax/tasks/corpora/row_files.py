@@ -28,7 +28,7 @@ def columns(file: Path) -> list[str]:
 
 
 def read(file: Path, needed: Sequence[str]) -> Iterator[tuple[str, Row]]:
-    """(where, row) of each row, with the needed columns of a parquet file, or all of a jsonl row.
+    """(location, row) of each row, with the needed columns of a parquet file, or all of a jsonl row.
 
     Raises Refusal that names the file and the row where one is malformed or lacks a needed column.
     """

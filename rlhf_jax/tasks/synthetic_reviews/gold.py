@@ -187,35 +187,35 @@ def terms(prompt: str, completion: str, finished: bool, calm: float) -> dict[str
     `finished`: an EOS was sampled; `calm`: the heat that is forgiven. Refusal for a prompt of
     another task.
     """
-    found = read(prompt, completion)
-    worth = {aspect: _weighted(values) for aspect, values in found.spoken.items()}
-    cared = sum(worth.pop(aspect, UNANSWERED) for aspect in found.asked.cared)
+    reading = read(prompt, completion)
+    worth = {aspect: _weighted(values) for aspect, values in reading.spoken.items()}
+    cared = sum(worth.pop(aspect, UNANSWERED) for aspect in reading.asked.cared)
     others = sum(
-        OTHER_WEIGHT * value if aspect in found.asked.aspects else ABSENT
+        OTHER_WEIGHT * value if aspect in reading.asked.aspects else ABSENT
         for aspect, value in worth.items()
     )
-    contrary = sum(closing * cared <= 0 for closing in found.closings)
-    hot = max(found.heat - calm, 0.0)
-    again = sum(found.said.values()) - len(found.said)
+    contrary = sum(closing * cared <= 0 for closing in reading.closings)
+    hot = max(reading.heat - calm, 0.0)
+    again = sum(reading.said.values()) - len(reading.said)
     return {
         "cared": cared,
         "others": others,
-        "details": TRUE_DETAIL * min(found.true_details, 1)
-        + FALSE_DETAIL * found.false_details
-        + FILLER * found.fillers,
-        "closing": CLOSING * sum(set(found.closings)) + CONTRARY_CLOSING * contrary,
-        "links": FITTING_LINK * found.fitting_links + WRONG_LINK * found.wrong_links,
+        "details": TRUE_DETAIL * min(reading.true_details, 1)
+        + FALSE_DETAIL * reading.false_details
+        + FILLER * reading.fillers,
+        "closing": CLOSING * sum(set(reading.closings)) + CONTRARY_CLOSING * contrary,
+        "links": FITTING_LINK * reading.fitting_links + WRONG_LINK * reading.wrong_links,
         "gushing": HOT * hot + HOT_SQUARED * hot**2,
-        "repetition": REPEATED * again + REPEATED_SQUARED * again**2 + STACKED * found.stacked,
+        "repetition": REPEATED * again + REPEATED_SQUARED * again**2 + STACKED * reading.stacked,
         "rambling": WORD_TOO_MANY * max(len(completion.split()) - FREE_WORDS, 0)
         + SENTENCE_TOO_MANY * max(completion.count(" .") - FREE_SENTENCES, 0),
-        "junk": JUNK * found.junk + MISFIT * found.misfits,
+        "junk": JUNK * reading.junk + MISFIT * reading.misfits,
         "end": NO_END * (not finished) + UNCLOSED * (not completion.endswith(" .")),
     }
 
 
 def _weighted(values: list[float]) -> float:
     return sum(
-        value * PHRASE_WEIGHTS[min(place, len(PHRASE_WEIGHTS) - 1)]
-        for place, value in enumerate(values)
+        value * PHRASE_WEIGHTS[min(index, len(PHRASE_WEIGHTS) - 1)]
+        for index, value in enumerate(values)
     )

@@ -27,9 +27,9 @@ class Opening:
         return f"review of the {subject} {self.location} . {wish}the {self.cared[0]} was"
 
 
-def opening(ordinal: int) -> Opening:
-    """Prompt number `ordinal`, 0 <= ordinal < NUM_OPENINGS."""
-    rest, cared = divmod(ordinal, NUM_CARED)
+def opening(index: int) -> Opening:
+    """The opening at `index`, 0 <= index < NUM_OPENINGS."""
+    rest, cared = divmod(index, NUM_CARED)
     rest, adjective = divmod(rest, len(lexicon.PLACE_ADJECTIVES))
     place, location = divmod(rest, len(lexicon.LOCATIONS))
     name = tuple(lexicon.PLACES)[place]
