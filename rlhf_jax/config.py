@@ -270,19 +270,19 @@ def _one_of(value: object, kinds: tuple[object, ...], where: str) -> object:
     raise Refusal("; or ".join(dict.fromkeys(refused)))
 
 
-def flat(tree: object, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: object, prefix: str = "") -> dict[str, Any]:
     """Leaves of nested dicts by their keys joined by dots."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     return {
         k: v
         for key, value in tree.items()
-        for k, v in flat(value, f"{prefix}.{key}" if prefix else key).items()
+        for k, v in flatten(value, f"{prefix}.{key}" if prefix else key).items()
     }
 
 
 def with_leaves(tree: dict[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes the tree, in place, to have these values, and returns it: the inverse of `flat`.
+    """Changes the tree, in place, to have these values, and returns it: the inverse of `flatten`.
 
     Args:
       tree: nested dicts; a missing one is made.

@@ -261,11 +261,11 @@ def main(arguments: list[str] | None = None) -> None:
     repeats = 1 if options.smoke else options.repeats
     chosen = cases(shape, device.device_kind, device.platform, options.smoke, repeats)
     flops, bandwidth = roofline.peaks(device.device_kind)
-    of_device = {"device_kind": device.device_kind, "platform": device.platform}
-    of_device |= {"peak_bfloat16_flops": flops, "bytes_per_second": bandwidth}
+    device_figures = {"device_kind": device.device_kind, "platform": device.platform}
+    device_figures |= {"peak_bfloat16_flops": flops, "bytes_per_second": bandwidth}
     shared = {"preset": shape.preset, "prompt": shape.prompt, "new": shape.new}
     found = [
-        fitting(name, run) | shared | of_device
+        fitting(name, run) | shared | device_figures
         for name, run in chosen.items()
         if options.only in name
     ]
@@ -273,14 +273,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    made = measure.parser(__doc__)
-    made.add_argument("--preset", default="pythia-1b", choices=sorted(gpt_neox.PRESETS))
-    made.add_argument(
+    parser = measure.parser(__doc__)
+    parser.add_argument("--preset", default="pythia-1b", choices=sorted(gpt_neox.PRESETS))
+    parser.add_argument(
         "--rows", type=int, default=64, help="of an update and of a round, two a prompt"
     )
-    made.add_argument("--micro-batches", type=int, default=1, help="of an update")
-    made.add_argument("--smoke", action="store_true", help="the smallest shapes, one run of each")
-    return made.parse_args(arguments)
+    parser.add_argument("--micro-batches", type=int, default=1, help="of an update")
+    parser.add_argument("--smoke", action="store_true", help="the smallest shapes, one run of each")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

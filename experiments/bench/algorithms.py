@@ -88,10 +88,10 @@ def adjustment(score_PG: Array) -> Callable[[], None]:
 
 def main() -> None:
     options = measure.parser(__doc__).parse_args()
-    load, made = os.getloadavg(), programs()
+    load, program_by_name = os.getloadavg(), programs()
     sides, rows = {}, {}
-    samples, scores = one_round(made["ppo"])
-    for name, program in made.items():
+    samples, scores = one_round(program_by_name["ppo"])
+    for name, program in program_by_name.items():
         of_roles, rows[name] = updates(program, samples, scores)
         sides |= {
             name if role == "policy" else f"{name}_{role}": side for role, side in of_roles.items()
@@ -108,7 +108,7 @@ def main() -> None:
         for name in sides
     ]
     score_PG = scores.score_B.reshape(-1, samples.samples_per_prompt)
-    parts = {"round": whole_round(made["grpovi"]), "adjustment": adjustment(score_PG)}
+    parts = {"round": whole_round(program_by_name["grpovi"]), "adjustment": adjustment(score_PG)}
     timed = {
         name: min(of_part) for name, of_part in measure.interleaved(parts, options.repeats).items()
     }

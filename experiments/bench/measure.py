@@ -69,8 +69,8 @@ def peak_resident_megabytes() -> float:
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024 / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    bytes_per_unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * bytes_per_unit / 1e6
 
 
 def versions() -> dict[str, str]:
@@ -86,14 +86,14 @@ def versions() -> dict[str, str]:
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
-    made = argparse.ArgumentParser(
+    arguments = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--repeats", type=int, default=7, help="runs of each side that are kept")
-    made.add_argument("--quick", action="store_true", help="fewer rows for the larger model")
-    made.add_argument("--only", default="", help="only the cases whose name contains this")
-    made.add_argument("--output", type=Path, help="also write the JSON line to this file")
-    return made
+    arguments.add_argument("--repeats", type=int, default=7, help="runs of each side that are kept")
+    arguments.add_argument("--quick", action="store_true", help="fewer rows for the larger model")
+    arguments.add_argument("--only", default="", help="only the cases whose name contains this")
+    arguments.add_argument("--output", type=Path, help="also write the JSON line to this file")
+    return arguments
 
 
 def report(

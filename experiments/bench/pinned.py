@@ -35,9 +35,9 @@ def side(name: str) -> Callable[[], None]:
     compiled, held = program.lowered(name).compile(), [filled(program.arguments(name))]
 
     def run() -> None:
-        made = jax.block_until_ready(compiled(*held[0]))
+        results = jax.block_until_ready(compiled(*held[0]))
         if name.startswith("train_"):
-            held[0] = (made[0], *held[0][1:])  # what was donated
+            held[0] = (results[0], *held[0][1:])  # what was donated
 
     return run
 

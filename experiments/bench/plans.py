@@ -40,7 +40,7 @@ from rlhf_jax.planner.costs.analytic import AnalyticCostModel
 from rlhf_jax.planner.costs.hardware import find
 from rlhf_jax.planner.costs.measure import bytes_of, time_call, with_depth
 from rlhf_jax.planner.costs.measured import MeasuredCostModel
-from rlhf_jax.planner.costs.shapes import of_model
+from rlhf_jax.planner.costs.shapes import model_shape
 from rlhf_jax.planner.options import mesh_shapes, slices
 from rlhf_jax.planner.search.search import search
 from rlhf_jax.planner.simulation import simulate
@@ -70,12 +70,12 @@ class Case:
     algorithm: str = "ppo"
 
     def work(self) -> Workload:
-        of_model = ("width", "num_layers", "algorithm")
+        model_keys = ("width", "num_layers", "algorithm")
         return Workload(
             **{
                 name: value
                 for name, value in dataclasses.asdict(self).items()
-                if name not in of_model
+                if name not in model_keys
             }
         )
 
@@ -140,8 +140,8 @@ def make_spec(case: Case) -> tuple[ProgramSpec, Any]:
 def make_profile(case: Case, path: Path | None) -> tuple[tuple[Call, ...], MeasuredCostModel]:
     """The calls and their measured costs."""
     spec, _ = make_spec(case)
-    shape = of_model(spec.model)
-    values = of_model(value_head.make(spec.model))
+    shape = model_shape(spec.model)
+    values = model_shape(value_head.make(spec.model))
     shapes = {"policy": shape, "reference": shape, "reward": values, "critic": values}
     formulas = AnalyticCostModel(find("cpu"), DEVICES, shapes, case.work())
     return calls_of(spec.algorithm, learned_reward=True), MeasuredCostModel(spec, formulas, path)
@@ -270,7 +270,7 @@ def params(num_plans: int) -> dict[str, Any]:
                 spec, critic=dataclasses.replace(spec.critic, optimizer=optax.sgd(0.1))
             )
         calls = calls_of(spec.algorithm, learned_reward=True)
-        shape, values = of_model(spec.model), of_model(value_head.make(spec.model))
+        shape, values = model_shape(spec.model), model_shape(value_head.make(spec.model))
         shapes = {"policy": shape, "reference": shape, "reward": values, "critic": values}
         formulas = AnalyticCostModel(find("cpu"), DEVICES, shapes, case.work())
         for lag in (0, 1):

@@ -60,13 +60,13 @@ def program(shape: rounds.Shape) -> tuple[Program, States]:
     )
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     layout = sharding.params_shardings(model, shapes, devices)
-    made = Program(spec, jax.jit(model.init, out_shardings=layout)(jax.random.key(0)))
-    return made, made.init(made.reference_params)
+    program = Program(spec, jax.jit(model.init, out_shardings=layout)(jax.random.key(0)))
+    return program, program.init(program.reference_params)
 
 
 def main() -> None:
-    made, state = program(rounds.SHAPES[sys.argv[1]])
-    events = synchronous.run(made, state, 0, {})
+    round_program, state = program(rounds.SHAPES[sys.argv[1]])
+    events = synchronous.run(round_program, state, 0, {})
 
     def one_round() -> None:
         for event in events:

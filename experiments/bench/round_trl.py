@@ -38,14 +38,14 @@ class Turns(TrainerCallback):
 
 def tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     """Words, split at spaces."""
-    made = Tokenizer(
+    tokenizer = Tokenizer(
         models.WordLevel(
             {word: index for index, word in enumerate(rounds.words(vocab_size))}, "<unk>"
         )
     )
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>"
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>"
     )
 
 

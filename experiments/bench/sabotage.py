@@ -75,9 +75,9 @@ def last_figures(name: str, fault: str, folder: str, params: Any, reward: Any) -
 
 
 def main() -> None:
-    made = measure.parser(__doc__)
-    made.add_argument("--algorithms", default="grpo,online_dpo,rloo")
-    options = made.parse_args()
+    parser = measure.parser(__doc__)
+    parser.add_argument("--algorithms", default="grpo,online_dpo,rloo")
+    options = parser.parse_args()
     load, cases = os.getloadavg(), []
     with tempfile.TemporaryDirectory() as folder:
         config = quickstart.get_config()

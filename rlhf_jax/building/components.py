@@ -123,13 +123,17 @@ def inexact_ratio(values: dict[str, Any]) -> str:
 
 def algorithm(values: dict[str, Any]) -> Algorithm:
     """The algorithm that a node names."""
-    made = registry.make("algorithms", *named("algorithms", values, "algorithm"))
-    if not isinstance(made, Algorithm):
+    algorithm = registry.make("algorithms", *named("algorithms", values, "algorithm"))
+    if not isinstance(algorithm, Algorithm):
         raise Refusal(
-            f"algorithm.name is {values['name']!r}, which makes a {type(made).__name__}; accepted: "
+            f"algorithm.name is {values['name']!r}, which makes a {type(algorithm).__name__}; accepted: "
             "an Algorithm"
         )
-    return made if registry.is_of_package("algorithms", values["name"]) else checked_losses(made)
+    return (
+        algorithm
+        if registry.is_of_package("algorithms", values["name"])
+        else checked_losses(algorithm)
+    )
 
 
 def stages(values: dict[str, Any]) -> Stages:

@@ -115,7 +115,7 @@ def _readers_mesh(used: dict[str, int]) -> dict[str, int]:
     """The mesh that a run was made on; where there are fewer devices here, all of them, with
     sharded params.
     """
-    if -1 in used.values() or math.prod(used.values()) <= distributed.grid().shape[1]:
+    if -1 in used.values() or math.prod(used.values()) <= distributed.devices_by_host().shape[1]:
         return used
     return {"data": 1, "fsdp": -1, "tensor": 1}
 

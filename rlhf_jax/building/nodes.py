@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rlhf_jax import registry
-from rlhf_jax.config import Count, Seed, fill, flat
+from rlhf_jax.config import Count, Seed, fill, flatten
 from rlhf_jax.devices import compile_cache, mesh
 from rlhf_jax.models.common import family as families
 from rlhf_jax.refusal import Refusal
@@ -151,7 +151,7 @@ def known_keys(values: dict[str, Any]) -> dict[str, Any]:
       values: nested, with at least the names of its components (`algorithm.name`, `task.name`,
         `model.family`).
     """
-    return flat(stored_config.as_json(defaults(values)))
+    return flatten(stored_config.as_json(defaults(values)))
 
 
 def choices(argument: str, **defaults: str) -> dict[str, str]:

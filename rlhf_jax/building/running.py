@@ -86,12 +86,12 @@ def prepare(
     Raises:
       Refusal: before anything is compiled or written.
     """
-    values, made, lines = checked(config)
-    with lock.hold(made[0].directory):
-        check_directory(made[0], values, *made[1:])
+    values, parts, lines = checked(config)
+    with lock.hold(parts[0].directory):
+        check_directory(parts[0], values, *parts[1:])
     for line in lines:
         say(line)
-    return made
+    return parts
 
 
 def _checked(
@@ -104,8 +104,8 @@ def _checked(
     settings_checks.check_directory_name(values["directory"])
     stored_config.as_before(values, defaults)
     check_settings(values)
-    made = parts_of_values(values)
-    return made, task_checks.Check(values["job"], *made[:2]).run()
+    parts = parts_of_values(values)
+    return parts, task_checks.Check(values["job"], *parts[:2]).run()
 
 
 def check_settings(values: dict[str, Any]) -> None:
@@ -146,18 +146,18 @@ def run(config: ConfigDict) -> None:
     Raises Refusal before anything is compiled or written.
     """
     distributed.check_same("config", config.to_json())
-    values, made, lines = checked(config)
+    values, parts, lines = checked(config)
     job = registry.entry("stages", values["job"])
     if _only_reads(values["job"]):
-        compared(*made, environment.snapshot())
-        job(*made)
+        compared(*parts, environment.snapshot())
+        job(*parts)
         return
-    with lock.hold(made[0].directory):
-        check_directory(made[0], values, *made[1:])
-        check_shared(made[0].directory)
+    with lock.hold(parts[0].directory):
+        check_directory(parts[0], values, *parts[1:])
+        check_shared(parts[0].directory)
         for line in lines if distributed.is_first() else ():
             print(line)
-        job(*made)
+        job(*parts)
 
 
 def _only_reads(job: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rlhf_jax import registry
 from rlhf_jax.building.nodes import NODES, OPTIONAL, Run, default, named
-from rlhf_jax.config import Problems, fill, flat
+from rlhf_jax.config import Problems, fill, flatten
 from rlhf_jax.models.common import family as families
 from rlhf_jax.refusal import ComponentError, Refusal
 from rlhf_jax.rewards.common.nodes import reward_configs, reward_nodes
@@ -43,7 +43,7 @@ def check_values(values: dict[str, Any]) -> None:
     Raises Refusal with every problem.
     """
     problems, components = Problems(), {"task": "tasks", "algorithm": "algorithms"}
-    flattened = flat(values)
+    flattened = flatten(values)
     if renamed := [key for key in flattened if history.is_renamed(key, flattened)]:
         raise Refusal(*map(history.new_name, renamed))
     if absent := sorted(set(default()) - values.keys()):

@@ -80,9 +80,7 @@ def _plan(config: ConfigDict, options: argparse.Namespace) -> None:
     from rlhf_jax.stages.common import planning
 
     device = (
-        hardware.find(options.hardware)
-        if options.hardware
-        else hardware.of_device(jax.devices()[0])
+        hardware.find(options.hardware) if options.hardware else hardware.lookup(jax.devices()[0])
     )
     here = 0 if options.hardware else len(jax.devices())
     if here and options.devices > here:

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict, config_flags
 
 from rlhf_jax import config_modules
 from rlhf_jax.cli import command, config_files
-from rlhf_jax.config import flat
+from rlhf_jax.config import flatten
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.run_directory import history
 
@@ -72,7 +72,9 @@ def usage() -> str:
 
 def keys_of(config: ConfigDict) -> str:
     """The keys of a config as arguments, with the values that they have."""
-    return "\n".join(f"--config.{key}={value!r}" for key, value in flat(config.to_dict()).items())
+    return "\n".join(
+        f"--config.{key}={value!r}" for key, value in flatten(config.to_dict()).items()
+    )
 
 
 def split(argv: Sequence[str]) -> tuple[str, list[str]]:
@@ -184,7 +186,7 @@ def _unread(error: Exception, config: ConfigDict, overrides: Sequence[str]) -> s
     """Names the override whose text is no value of its key's type; else what the parser said."""
     values = config.to_dict()
     for path, text in assigned(overrides):
-        kind = type(flat(values)[path])
+        kind = type(flatten(values)[path])
         if f"config.{path}={text}" in str(error):
             return f"{path} is {text!r}; accepted: {kind.__name__}"
     return command.one_line(str(error))
@@ -202,7 +204,7 @@ def _neighbours(key: str, node: object) -> str:
 
 def _as_key(flag: str, config: ConfigDict) -> str:
     """Names keys of the config that end in an argument's name."""
-    keys = [key for key in flat(config.to_dict()) if key.rpartition(".")[2] == flag]
+    keys = [key for key in flatten(config.to_dict()) if key.rpartition(".")[2] == flag]
     return f"; did you mean {' or '.join(f'--config.{key}' for key in keys)}?" if keys else ""
 
 

@@ -150,7 +150,7 @@ def initialize(environment: Mapping[str, str] = os.environ) -> bool:
         )
         if not is_first():
             _only_read()
-        grid()
+        devices_by_host()
     except RuntimeError as error:  # XLA's errors are RuntimeErrors, too
         first = str(error).strip().splitlines()[0]
         raise Refusal(
@@ -237,7 +237,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def grid() -> np.ndarray:
+def devices_by_host() -> np.ndarray:
     """Devices `[hosts, devices of a host]`, hosts in the order of their processes.
 
     Raises Refusal where the hosts have not equally many.
@@ -347,7 +347,7 @@ def feed(tree: T, shardings: object) -> T:
     return jax.tree.map(feed_leaf, tree, shardings)
 
 
-def everyone(value: T, mesh: Mesh | None = None) -> list[T]:
+def all_gather(value: T, mesh: Mesh | None = None) -> list[T]:
     """Every process's value, in the order of their indices; collective.
 
     Args:
@@ -362,7 +362,7 @@ def everyone(value: T, mesh: Mesh | None = None) -> list[T]:
     data = json.dumps(value).encode()
     if len(data) > MESSAGE_BYTES:
         raise Refusal(f"a message of {len(data)} bytes; accepted: {MESSAGE_BYTES} or fewer")
-    carriers = _one_each(grid() if mesh is None else mesh.devices)
+    carriers = _one_each(devices_by_host() if mesh is None else mesh.devices)
     message = np.frombuffer(data.ljust(MESSAGE_BYTES), np.uint8)[None]
     sharding = NamedSharding(carriers, PartitionSpec("hosts"))
     shape = (jax.process_count(), MESSAGE_BYTES)
@@ -383,10 +383,10 @@ def agree(value: T, mesh: Mesh | None = None) -> T:
     It decides what the run's clock does not determine.
 
     Args:
-      value: as `everyone` takes it.
-      mesh: as `everyone` takes it.
+      value: as `all_gather` takes it.
+      mesh: as `all_gather` takes it.
     """
-    return everyone(value, mesh)[0]
+    return all_gather(value, mesh)[0]
 
 
 def from_first(array: np.ndarray, beside: jax.Array) -> np.ndarray:
@@ -409,7 +409,7 @@ def from_first(array: np.ndarray, beside: jax.Array) -> np.ndarray:
 
 def check_same(name: str, text: str) -> None:
     """Raises Refusal on all processes unless each has the same text; collective."""
-    codes = everyone(zlib.crc32(text.encode()))
+    codes = all_gather(zlib.crc32(text.encode()))
     if len(set(codes)) > 1:
         other = next(index for index, code in enumerate(codes) if code != codes[0])
         raise Refusal(
@@ -422,4 +422,4 @@ def barrier() -> None:
     """Returns when every process has called it. The others may then read what the first has
     written.
     """
-    everyone(None)
+    all_gather(None)

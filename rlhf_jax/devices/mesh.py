@@ -70,20 +70,22 @@ def make_mesh(config: Config, devices: Sequence[Device] | None = None) -> Mesh:
 
     Raises Refusal where there are too few devices.
     """
-    grid = distributed.grid() if devices is None else np.asarray(devices)[None]
-    shape = mesh_shape(config, grid.shape[1])
-    return over_hosts(grid[:, : int(np.prod(shape))], shape)
+    devices_by_host = (
+        distributed.devices_by_host() if devices is None else np.asarray(devices)[None]
+    )
+    shape = mesh_shape(config, devices_by_host.shape[1])
+    return over_hosts(devices_by_host[:, : int(np.prod(shape))], shape)
 
 
-def over_hosts(grid: np.ndarray, shape: tuple[int, int, int]) -> Mesh:
+def over_hosts(devices_by_host: np.ndarray, shape: tuple[int, int, int]) -> Mesh:
     """A mesh over devices of all hosts.
 
     Args:
-      grid: devices `[hosts, devices of a host]`.
+      devices_by_host: `[hosts, devices of a host]`.
       shape: sizes of data, fsdp and tensor on each host.
     """
     data, *inside = shape
-    return Mesh(grid.reshape(len(grid) * data, *inside), AXES)
+    return Mesh(devices_by_host.reshape(len(devices_by_host) * data, *inside), AXES)
 
 
 def sampler_slices(trainer: Mesh, num_slices: int, devices_per_slice: int) -> tuple[Mesh, ...]:

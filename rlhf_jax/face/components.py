@@ -50,7 +50,7 @@ def task(name: object, config: object = None, /, **settings: object) -> Seekable
       True
     """
     if callable(getattr(name, "prompt", None)):
-        made, path = own(name), type(name).__name__
+        component, path = own(name), type(name).__name__
         if settings or config is not None:
             raise Refusal(
                 f"the task {path} was given settings {settings or config!r}; accepted: none, as it "
@@ -58,7 +58,7 @@ def task(name: object, config: object = None, /, **settings: object) -> Seekable
             )
     else:
         path, config = named("tasks", name, config)
-        made = registry.make(
+        component = registry.make(
             "tasks",
             path,
             filled(registry.settings("tasks", path), config, settings, f"task {path}"),
@@ -66,13 +66,13 @@ def task(name: object, config: object = None, /, **settings: object) -> Seekable
     missing = [
         wanted
         for wanted in vars(api.Task)
-        if not wanted.startswith("_") and not hasattr(made, wanted)
+        if not wanted.startswith("_") and not hasattr(component, wanted)
     ]
     if missing:
         raise ComponentError(
-            f"the task {path} is a {type(made).__name__} without {', '.join(missing)}"
+            f"the task {path} is a {type(component).__name__} without {', '.join(missing)}"
         )
-    return SeekableTask(made)
+    return SeekableTask(component)
 
 
 def tokenizer(kind: object, task: object = None, /, **settings: object) -> Tokenizer:
@@ -98,10 +98,10 @@ def tokenizer(kind: object, task: object = None, /, **settings: object) -> Token
     """
     given = {} if isinstance(kind, tokenizers.Config) else {"kind": kind}
     config = filled(tokenizers.Config, None if given else kind, given | settings, "tokenizer")
-    made = tokenizers.make(config, None if task is None else own(task).vocabulary)
+    tokenizer = tokenizers.make(config, None if task is None else own(task).vocabulary)
     if task is not None:
-        made.longest_completion = lambda: longest_completion(own(task), made)
-    return made
+        tokenizer.longest_completion = lambda: longest_completion(own(task), tokenizer)
+    return tokenizer
 
 
 def longest_completion(task: api.Task, tokenizer: Tokenizer) -> int:
@@ -203,22 +203,24 @@ def algorithm(name: object, config: object = None, /, **settings: object) -> Nam
 
 def make_named(path: str, config: Settings) -> NamedAlgorithm:
     """The algorithm of a name and its settings, with a compiled `credit`. Raises as `algorithm`."""
-    made = registry.make("algorithms", path, config)
-    if not isinstance(made, Algorithm):
+    algorithm = registry.make("algorithms", path, config)
+    if not isinstance(algorithm, Algorithm):
         raise ComponentError(
-            f"the algorithm {path} is a {type(made).__name__}; accepted: an Algorithm"
+            f"the algorithm {path} is a {type(algorithm).__name__}; accepted: an Algorithm"
         )
-    fields: dict[str, Any] = {f.name: getattr(made, f.name) for f in dataclasses.fields(Algorithm)}
-    fields["credit"] = _credit(made)
+    fields: dict[str, Any] = {
+        f.name: getattr(algorithm, f.name) for f in dataclasses.fields(Algorithm)
+    }
+    fields["credit"] = _credit(algorithm)
     return NamedAlgorithm(**fields, component=path, config=config)
 
 
-def _credit(made: Algorithm) -> Callable[[Samples, Scores], Batch]:
+def _credit(algorithm: Algorithm) -> Callable[[Samples, Scores], Batch]:
     """The compiled `credit` of an algorithm.
 
     Raises Refusal for scores that lack what the algorithm needs.
     """
-    compiled = jax.jit(made.credit)
+    compiled = jax.jit(algorithm.credit)
 
     def credit(samples: Samples, scores: Scores) -> Batch:
         given = {
@@ -226,10 +228,12 @@ def _credit(made: Algorithm) -> Callable[[Samples, Scores], Batch]:
             "proximal": scores.proximal_logprob_BC,
             "value": scores.value_BC,
         }
-        if missing := sorted(need for need in made.needs if need in given and given[need] is None):
+        if missing := sorted(
+            need for need in algorithm.needs if need in given and given[need] is None
+        ):
             wanted = ", ".join(f"{need!r}: ..." for need in missing)
             raise Refusal(
-                f"{made.name} needs {', '.join(missing)} beside the score; accepted: the scores of "
+                f"{algorithm.name} needs {', '.join(missing)} beside the score; accepted: the scores of "
                 "rl.score(samples, reward, "
                 f"tokenizer, model=model, params={{{wanted}}})"
             )

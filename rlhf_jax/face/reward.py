@@ -119,13 +119,13 @@ def reward(
         config = filled(kind, None, changes, f"reward {term.label}")
         if term.name != LEARNED:
             judges[term.label] = host_rewards.make(term.name, inner, config)
-    made = None if network is None else learned.make(network)
+    network_reward = None if network is None else learned.make(network)
     return Reward(
         name,
         terms,
         judges,
         inner,
-        made,
+        network_reward,
         params if network is not None else None,
         network,
         mean,

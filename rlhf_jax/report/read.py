@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.config import flat, with_leaves
+from rlhf_jax.config import flatten, with_leaves
 from rlhf_jax.records import metrics, samples, timeline
 from rlhf_jax.records.jsonl import Line, read
 from rlhf_jax.records.ledger import STAGE
@@ -88,7 +88,7 @@ def _config(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise Refusal(f"{path} is damaged: it holds {type(values).__name__}; accepted: an object")
     digests = values.pop(DIGESTS, {})
-    return with_leaves({}, history.translated(flat(values), str(path))) | {DIGESTS: digests}
+    return with_leaves({}, history.translated(flatten(values), str(path))) | {DIGESTS: digests}
 
 
 def _read_if_there(path: Path) -> list[Line]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.config import flat
+from rlhf_jax.config import flatten
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.run_directory import (
     component_names,
@@ -27,12 +27,12 @@ from rlhf_jax.run_directory import (
     forks,
     history,
     keys,
-    made,
     run_config,
+    stage_records,
     starts,
 )
 from rlhf_jax.run_directory.keys import Class
-from rlhf_jax.run_directory.made import CODE, MISSING, OWN_CODE, Change, Facts
+from rlhf_jax.run_directory.stage_records import CODE, MISSING, OWN_CODE, Change, Facts
 
 FORKED = ("seed", "lengths", "reward", "reward_settings", "algorithm", "rlhf", "dpo")
 """Nodes whose keys may differ in a run that begins from this one. Keys that enter SFT or the reward
@@ -66,13 +66,13 @@ def check(
     Raises Refusal for a changed key that enters numbers which were made already. It names the keys
     and the way to go on in another directory.
     """
-    newest_versions = made.newest_versions(directory)
+    newest_versions = stage_records.newest_versions(directory)
     stored, problem = _stored(directory)
     notes = (
         [] if not problem else [f"{problem}; it is written again, and kept as {run_config.DAMAGED}"]
     )
     for stage in keys.STAGES:
-        if made.begun(directory, stage):
+        if stage_records.begun(directory, stage):
             notes += _check_stage(directory, stage, facts, newest_versions, constant_schedules)
     changed = {} if stored is None else _changed(stored, facts)
     notes += _notes_on_keys(changed, newest_versions)
@@ -117,7 +117,7 @@ def _stored(directory: Path) -> tuple[dict[str, Any] | None, str]:
     """
     try:
         return history.translated(
-            flat(run_config.read(directory)[0]), str(directory / run_config.FILE)
+            flatten(run_config.read(directory)[0]), str(directory / run_config.FILE)
         ), ""
     except MissingInput:
         return None, ""
@@ -125,7 +125,8 @@ def _stored(directory: Path) -> tuple[dict[str, Any] | None, str]:
         unknown = [
             s
             for s in keys.STAGES
-            if made.begun(directory, s) and not (made.folder(directory, s) / made.FILE).exists()
+            if stage_records.begun(directory, s)
+            and not (stage_records.folder(directory, s) / stage_records.FILE).exists()
         ]
         if unknown:
             raise Refusal(
@@ -147,13 +148,13 @@ def _check_stage(
 
     Raises Refusal where it cannot be used with this config.
     """
-    record = made.read(directory, stage)
+    record = stage_records.read(directory, stage)
     if record is None:
         return []
     refused, notes = [], []
-    for change in made.changes(record, facts, stage):
+    for change in stage_records.changes(record, facts, stage):
         kind = keys.class_of(change.key)
-        if kind is Class.COMPUTED and made.finished(directory, stage, facts.values):
+        if kind is Class.COMPUTED and stage_records.finished(directory, stage, facts.values):
             notes.append(
                 f"the stage {stage} was computed with {change.key}={change.was}, and is used with "
                 f"{change.now}"

@@ -3,9 +3,9 @@
 import shlex
 from pathlib import Path
 
-from rlhf_jax.config import flat
+from rlhf_jax.config import flatten
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.run_directory import history, keys, made, run_config
+from rlhf_jax.run_directory import history, keys, run_config, stage_records
 
 ELSEWHERE = "take another --config.directory"
 
@@ -35,10 +35,12 @@ def source(directory: Path, version: int | None) -> Path | None:
     candidates += [
         candidate
         for stage in reversed(keys.STAGES)
-        if (candidate := made.origin(directory, stage)) is not None
+        if (candidate := stage_records.origin(directory, stage)) is not None
     ]
     for candidate in candidates:
-        if _has_policy(candidate) and (version is None or version in made.policy_steps(candidate)):
+        if _has_policy(candidate) and (
+            version is None or version in stage_records.policy_steps(candidate)
+        ):
             return candidate
     return None
 
@@ -47,10 +49,10 @@ def _has_policy(directory: Path) -> bool:
     """True for a run whose SFT policy is there, or comes from elsewhere."""
     try:
         values = history.translated(
-            flat(run_config.read(directory)[0]), str(directory / run_config.FILE)
+            flatten(run_config.read(directory)[0]), str(directory / run_config.FILE)
         )
     except Refusal:
         return False
-    return bool(values.get("begin") or values.get("pretrained.sft")) or made.finished(
+    return bool(values.get("begin") or values.get("pretrained.sft")) or stage_records.finished(
         directory, "sft", values
     )

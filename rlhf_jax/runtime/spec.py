@@ -168,7 +168,9 @@ class ProgramSpec:
     @cached_property
     def resolved_plan(self) -> ResolvedPlan:
         """The placement of each call."""
-        return ResolvedPlan(self.mesh, distributed.grid(), self.plan, self.num_micro_batches)
+        return ResolvedPlan(
+            self.mesh, distributed.devices_by_host(), self.plan, self.num_micro_batches
+        )
 
 
 def block_rows(algorithm: Algorithm, samples_per_prompt: int, share_prompts: bool) -> int:

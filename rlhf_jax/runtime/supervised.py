@@ -19,7 +19,7 @@ Report = Callable[[int, Metrics], None]
 """(update, metrics on the host) -> None; called in order, one update late."""
 
 
-def resumed(
+def newest_state(
     checkpoints: Checkpoints, shapes: TrainState, shardings: TrainState, num_updates: int
 ) -> tuple[int, TrainState] | None:
     """The newest readable checkpoint of a stage, as its number of updates and its state; None for a
@@ -62,7 +62,7 @@ def train(
     """Runs updates up to `num_updates`.
 
     Args:
-      begin: the result of `resumed`: the number of updates that are done, and the state.
+      begin: the result of `newest_state`: the number of updates that are done, and the state.
       init: makes the state at version 0.
       step: one compiled update, donating the state.
       rows: the rows of an update, a function of its number alone, so that a resumed run sees the
@@ -125,12 +125,12 @@ def ahead(rows: Callable[[int], Rows], num_updates: int) -> Iterator[Callable[[i
     if distributed.several():
         yield rows
         return
-    pool, made = ThreadPoolExecutor(1, "rows"), dict[int, Future[Rows]]()
+    pool, futures = ThreadPoolExecutor(1, "rows"), dict[int, Future[Rows]]()
 
     def take(update: int) -> Rows:
-        current = (made.pop(update, None) or pool.submit(rows, update)).result()
+        current = (futures.pop(update, None) or pool.submit(rows, update)).result()
         if update + 1 < num_updates:
-            made[update + 1] = pool.submit(rows, update + 1)
+            futures[update + 1] = pool.submit(rows, update + 1)
         return current
 
     try:
@@ -146,4 +146,4 @@ def _stopping(done: int, asked: Callable[[], bool]) -> bool:
     """
     if not distributed.several():
         return asked()
-    return done % AGREE_EVERY == 0 and any(distributed.everyone(asked()))
+    return done % AGREE_EVERY == 0 and any(distributed.all_gather(asked()))

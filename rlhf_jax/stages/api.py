@@ -23,7 +23,7 @@ from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.records.checkpoints import Checkpoints
 from rlhf_jax.records.metrics import MetricsWriter
 from rlhf_jax.rewards.common import host_rewards
-from rlhf_jax.run_directory import made
+from rlhf_jax.run_directory import stage_records
 from rlhf_jax.stages.common import pretrained_models
 from rlhf_jax.stages.common.beginning import Begin
 from rlhf_jax.tasks.api import Split, Task, stream_indices
@@ -61,7 +61,7 @@ class Workspace:
     lengths: Lengths
     pretrained: pretrained_models.Config = field(default_factory=pretrained_models.Config)
     begin: Begin | None = None  # the run that this one begins from
-    facts: made.Facts | None = (
+    facts: stage_records.Facts | None = (
         None  # what stages are recorded as made with; None: they are not recorded
     )
 
@@ -79,7 +79,7 @@ class Workspace:
 
     def record(self, stage: str) -> None:
         """Writes down what a stage is made with, before it makes anything."""
-        made.write(self.directory, stage, self.facts)
+        stage_records.write(self.directory, stage, self.facts)
 
     @cached_property
     def value_model(self) -> ValueModel:

@@ -241,7 +241,7 @@ def run(workspace: Workspace, stages: Stages, sft_params: Params) -> Params:
     """
     config = settings(stages)
     stage = supervised_stage(workspace, config)
-    begin = stage.resumed()
+    begin = stage.newest_state()
     if begin is not None and begin[0] == config.num_updates:
         stage.checkpoints.close()
         return begin[1].params

@@ -13,7 +13,7 @@ from rlhf_jax.records.metrics import read
 from rlhf_jax.records.notes import say
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.report.plots.trade_off import best_of_n_kl
-from rlhf_jax.run_directory import made
+from rlhf_jax.run_directory import stage_records
 from rlhf_jax.runtime.program import Reward
 from rlhf_jax.stages import rlhf, sft
 from rlhf_jax.stages.api import Workspace
@@ -102,7 +102,7 @@ def evaluator_of(workspace: Workspace, stages: Stages) -> Evaluator:
     is a run of DPO.
     """
     reward = None
-    if made.policy_stage(workspace.directory) == rlhf.STAGE:
+    if stage_records.policy_stage(workspace.directory) == rlhf.STAGE:
         reward = learned_scores(rlhf.make_reward(workspace, stages))
     return Evaluator(workspace, stages.evaluate, sft.load(workspace), reward)
 

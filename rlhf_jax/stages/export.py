@@ -7,7 +7,7 @@ from typing import Any
 from rlhf_jax.pretrained import carried, export
 from rlhf_jax.pretrained.folders import Folder
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.run_directory import made
+from rlhf_jax.run_directory import stage_records
 from rlhf_jax.stages import dpo, reward_model, rlhf, sft
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.settings.stages import Stages
@@ -46,7 +46,7 @@ def write(
     weights, and the tokenizer's. Raises Refusal where the folder is there or the stage unknown,
     MissingInput where the stage has not run.
     """
-    policy = made.policy_stage(workspace.directory)
+    policy = stage_records.policy_stage(workspace.directory)
     stage = stage or policy
     accepted = (sft.STAGE, reward_model.STAGE, policy)
     if stage not in accepted:

@@ -19,7 +19,7 @@ from rlhf_jax.records.checkpoints import restore_params
 from rlhf_jax.records.jsonl import replace
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards import learned
-from rlhf_jax.run_directory import lock, made
+from rlhf_jax.run_directory import lock, stage_records
 from rlhf_jax.stages import comparisons as comparisons_stage
 from rlhf_jax.stages import sft
 from rlhf_jax.stages.api import Workspace
@@ -145,7 +145,7 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Param
         with lock.hold(workspace.directory):
             return _measure_published(workspace, config, sft_params)
     stage = supervised_stage(workspace, config)
-    begin = stage.resumed()
+    begin = stage.newest_state()
     if measured and begin is not None and begin[0] == config.num_updates:
         stage.checkpoints.close()
         return begin[1].params, read_standard(workspace)
@@ -243,7 +243,7 @@ def load(workspace: Workspace) -> tuple[Params, Standard]:
         return pretrained_models.load_classifier(
             workspace.pretrained.reward_model, workspace.reward_network, workspace.mesh
         ), standard
-    made.check_finished(workspace.directory, STAGE)
+    stage_records.check_finished(workspace.directory, STAGE)
     abstract = sharding.abstract_params(workspace.value_model, workspace.mesh)
     return restore_params(workspace.directory / "checkpoints" / STAGE, abstract)[0], standard
 

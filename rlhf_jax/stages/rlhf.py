@@ -23,7 +23,7 @@ from rlhf_jax.rewards.api import LEARNED
 from rlhf_jax.rewards.common import host_rewards
 from rlhf_jax.rewards.common.host_rewards import HostJudge
 from rlhf_jax.rewards.common.terms import is_plain, parse
-from rlhf_jax.run_directory import lock, made
+from rlhf_jax.run_directory import lock, stage_records
 from rlhf_jax.runtime import activity, asynchronous, stopping, synchronous
 from rlhf_jax.runtime.program import Critic, Program, ProgramSpec, Reward
 from rlhf_jax.stages import reward_model, sft
@@ -206,7 +206,9 @@ def versions(workspace: Workspace) -> list[int]:
 
     Raises FileNotFoundError where there is none.
     """
-    return complete_steps(made.folder(workspace.directory, made.policy_stage(workspace.directory)))
+    return complete_steps(
+        stage_records.folder(workspace.directory, stage_records.policy_stage(workspace.directory))
+    )
 
 
 def load(workspace: Workspace, version: int | None = None) -> tuple[Params, int]:
@@ -219,9 +221,9 @@ def load(workspace: Workspace, version: int | None = None) -> tuple[Params, int]
     Raises FileNotFoundError when it is not there.
     """
     abstract = sharding.abstract_params(workspace.model, workspace.mesh)
-    stage = made.policy_stage(workspace.directory)
+    stage = stage_records.policy_stage(workspace.directory)
     role = "policy" if stage == STAGE else ""  # the checkpoints of DPO hold one state
-    return restore_params(made.folder(workspace.directory, stage), abstract, role, version)
+    return restore_params(stage_records.folder(workspace.directory, stage), abstract, role, version)
 
 
 def first_policy(workspace: Workspace, reference_params: Params) -> Params:
@@ -269,14 +271,14 @@ def run(
         saved_rounds = SavedRounds(workspace.directory / FOLDER)
         layout = partial(sharding.row_shardings, mesh=program.trainer_mesh)
         ended = ended_rounds(workspace.directory, config)
-        resumed = choose(checkpoints, saved_rounds, clock, abstract, layout, ended)
-        version = resumed.version
+        resume_point = choose(checkpoints, saved_rounds, clock, abstract, layout, ended)
+        version = resume_point.version
         if version == clock.num_updates:
-            assert resumed.policy is not None
-            return workspace.on_mesh(resumed.policy)
+            assert resume_point.policy is not None
+            return workspace.on_mesh(resume_point.policy)
         program.check_memory(asynchronous=config.loop == "asynchronous")
         program.compile()
-        first, states = None, resumed.states
+        first, states = None, resume_point.states
         if not version:
             first = first_policy(workspace, reference_params)
             states = program.init(first)
@@ -311,7 +313,7 @@ def run(
                 program,
                 states,
                 version // clock.updates_per_round,
-                resumed.pending,
+                resume_point.pending,
                 monitor,
             )
             try:
@@ -366,7 +368,7 @@ def any_asked(home: Mesh, asked: Callable[[], bool]) -> bool:
     """True where one of the processes was asked to stop, agreed over devices that no sampler uses;
     collective.
     """
-    return any(distributed.everyone(asked(), home))
+    return any(distributed.all_gather(asked(), home))
 
 
 def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:

@@ -12,7 +12,7 @@ from rlhf_jax.ops.losses import cross_entropy_sum
 from rlhf_jax.ops.masked import masked_count, masked_sum
 from rlhf_jax.records.checkpoints import restore_params
 from rlhf_jax.refusal import ComponentError
-from rlhf_jax.run_directory import lock, made
+from rlhf_jax.run_directory import lock, stage_records
 from rlhf_jax.stages.api import PromptStream, Workspace
 from rlhf_jax.stages.common import pretrained_models
 from rlhf_jax.stages.common.supervised import SupervisedStage
@@ -103,7 +103,7 @@ def run(workspace: Workspace, config: Config) -> Params:
     if workspace.begin is not None or workspace.pretrained.sft:
         return load(workspace)
     stage = supervised_stage(workspace, config)
-    begin = stage.resumed()
+    begin = stage.newest_state()
     if begin is not None and begin[0] == config.num_updates:
         return begin[1].params
     with lock.hold(workspace.directory):
@@ -132,7 +132,7 @@ def load(workspace: Workspace) -> Params:
         return pretrained_models.load_policy(
             workspace.pretrained.sft, workspace.model, workspace.mesh
         )
-    made.check_finished(workspace.directory, STAGE)
+    stage_records.check_finished(workspace.directory, STAGE)
     abstract = sharding.abstract_params(workspace.model, workspace.mesh)
     return restore_params(workspace.directory / "checkpoints" / STAGE, abstract)[0]
 

@@ -278,9 +278,9 @@ def _seed(cell: Cell) -> tuple[str, int]:
 
 def flattened(config: ConfigDict) -> dict[str, Any]:
     """A config's leaves by their keys joined by dots."""
-    from rlhf_jax.config import flat
+    from rlhf_jax.config import flatten
 
-    return flat(config.to_dict())
+    return flatten(config.to_dict())
 
 
 def shared_stages(cells: Cells, seed: int, policy: str = "", reward: str = "") -> tuple[Any, Any]:

@@ -127,10 +127,10 @@ def talk():
     for _ in range(100):
         weights = step(weights, fed)
     assert np.isfinite(distributed.fetch(weights)).all()
-    other = mesh.over_hosts(distributed.grid()[:, ::-1], (1, 2, 1))
+    other = mesh.over_hosts(distributed.devices_by_host()[:, ::-1], (1, 2, 1))
     there = per_host.reshard(fed, NamedSharding(other, PartitionSpec(("data", "fsdp"))))
     np.testing.assert_array_equal(distributed.fetch(there), given)
-    assert distributed.everyone(process) == [0, 1]
+    assert distributed.all_gather(process) == [0, 1]
     assert distributed.agree(["it", process], where) == ["it", 0]
     mine = np.full((2, 3), 1 / 3 + process)  # not a float32
     assert distributed.from_first(mine, fed).tobytes() == np.full((2, 3), 1 / 3).tobytes()
@@ -138,8 +138,10 @@ def talk():
     refused = {
         "rows": lambda: per_host.reshard(fed, NamedSharding(other, everywhere.spec)),
         "same": lambda: distributed.check_same("config", f"of {process}"),
-        "long": lambda: distributed.everyone("x" * 600),
-        "mesh": lambda: per_host.local_mesh(Mesh(distributed.grid().T.reshape(4, 1, 1), mesh.AXES)),
+        "long": lambda: distributed.all_gather("x" * 600),
+        "mesh": lambda: per_host.local_mesh(
+            Mesh(distributed.devices_by_host().T.reshape(4, 1, 1), mesh.AXES)
+        ),
     }
     return {f"refused/{name}": np.str_(message_of(call)) for name, call in refused.items()}
 

@@ -379,7 +379,9 @@ BANDS = {(1, 1, 1): (0.8, 1.2), (8, 1, 1): (0.8, 1.2), (2, 2, 2): (0.6, 1.3)}
 @pytest.mark.parametrize("mesh_shape", BANDS, ids=lambda shape: "x".join(map(str, shape)))
 @pytest.mark.parametrize("call", [GENERATE, REFERENCE, TRAIN], ids=lambda call: call.name)
 def test_bytes_are_those_of_the_compiled_program(call, mesh_shape):
-    costs = formulas(shapes.of_model(llama.make(SMALL)), SMALL_WORK, hardware="cpu", num_devices=8)
+    costs = formulas(
+        shapes.model_shape(llama.make(SMALL)), SMALL_WORK, hardware="cpu", num_devices=8
+    )
     analysis: Any = compiled(call, mesh_shape).memory_analysis()
     place = on(*mesh_shape, remat=False)
     stays = (

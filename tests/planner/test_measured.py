@@ -13,7 +13,7 @@ from rlhf_jax.planner.costs import measure
 from rlhf_jax.planner.costs.analytic import AnalyticCostModel
 from rlhf_jax.planner.costs.hardware import find
 from rlhf_jax.planner.costs.measured import MeasuredCostModel, call_key, move_key
-from rlhf_jax.planner.costs.shapes import of_model
+from rlhf_jax.planner.costs.shapes import model_shape
 from rlhf_jax.types import Placement, Plan
 from tests import tiny
 from tests.runtime import rounds
@@ -31,7 +31,7 @@ def make(path=None, work=WORK):
     """PPO on a model of one layer, whose reward is no network: an array program of its own."""
     spec = rounds.make_critic_program().spec
     assert spec.critic is not None
-    shape, values = of_model(spec.model), of_model(spec.critic.model)
+    shape, values = model_shape(spec.model), model_shape(spec.critic.model)
     shapes = {"policy": shape, "reference": shape, "critic": values, "reward": values}
     return calls_of(spec.algorithm, True), MeasuredCostModel(
         spec, AnalyticCostModel(find("cpu"), 8, shapes, work), path

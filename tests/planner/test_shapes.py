@@ -25,7 +25,7 @@ def test_params_of_every_family_are_counted(family):
     module = registry.find("models", family)
     model = module.make(module.PRESETS["tiny"])
     params = jax.eval_shape(model.init, jax.random.key(0))
-    shape = shapes.of_model(model)
+    shape = shapes.model_shape(model)
     assert shape.num_params == sum(leaf.size for leaf in jax.tree.leaves(params))
     assert shape.num_arrays == len(jax.tree.leaves(params))
     # A layer's products and the head are what a token is multiplied with.
@@ -47,12 +47,12 @@ def test_a_device_holds_what_the_runtime_gives_it(family, mesh_shape):
     model = module.make(replace(module.PRESETS["tiny"], vocab_size=11))
     abstract = sharding.abstract_params(model, make_mesh(Config(*mesh_shape)))
     held = sum(np.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(abstract))
-    assert shapes.of_model(model).split(*mesh_shape[1:]).stored == held
+    assert shapes.model_shape(model).split(*mesh_shape[1:]).stored == held
 
 
 def test_a_value_model_has_its_backbones_params_and_a_head_and_reads_no_logits():
     backbone = llama.make(llama.PRESETS["tiny"])
-    value, policy = shapes.of_model(value_head.make(backbone)), shapes.of_model(backbone)
+    value, policy = shapes.model_shape(value_head.make(backbone)), shapes.model_shape(backbone)
     assert value.num_params == policy.num_params + 128 + 1
     assert value.values
     assert value.split(1, 1).head_products == 0
@@ -61,7 +61,7 @@ def test_a_value_model_has_its_backbones_params_and_a_head_and_reads_no_logits()
 
 def test_tied_embeddings_are_the_head():
     config = llama.Config(11, 16, 2, 4, 2, 24, tie_embeddings=True)
-    shape = shapes.of_model(llama.make(config))
+    shape = shapes.model_shape(llama.make(config))
     assert shape.tied
     assert shape.split(1, 1).head_products == 11 * 16
 
@@ -91,7 +91,7 @@ def test_a_wrong_name_lists_the_names():
 
 
 def test_a_dimension_that_does_not_divide_stays_whole():
-    shape = shapes.of_model(llama.make(llama.Config(11, 16, 2, 4, 2, 24)))
+    shape = shapes.model_shape(llama.make(llama.Config(11, 16, 2, 4, 2, 24)))
     split = shape.split(3, 4)  # 3 divides neither 16; 4 does not divide a vocabulary of 11
     assert split.vocab == 11
     assert split.stored == split.gathered
@@ -102,7 +102,7 @@ def test_a_dimension_that_does_not_divide_stays_whole():
 
 
 def test_a_column_of_the_cache():
-    shape = shapes.of_model(llama.make(llama.Config(11, 16, 3, 4, 2, 24)))
+    shape = shapes.model_shape(llama.make(llama.Config(11, 16, 3, 4, 2, 24)))
     assert (
         shape.column_bytes == 2 * 3 * 2 * 4 * 4
     )  # keys and values, layers, heads, a head's width, float32

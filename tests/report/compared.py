@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.config import flat, with_leaves
+from rlhf_jax.config import flatten, with_leaves
 from tests.report.conftest import make_run
 
 WORSE = 0.6
@@ -14,7 +14,7 @@ def vary(directory: Path, seed: int, gain: float = 1.0, **changed: Any) -> Path:
     """A run whose gold score rises by `gain` times as much; keys are flattened, `__` for dots."""
     make_run(directory)
     path = directory / "config.json"
-    config = flat(json.loads(path.read_text())) | {"seed": seed}
+    config = flatten(json.loads(path.read_text())) | {"seed": seed}
     config |= {"directory": str(directory), "rlhf.lag": 1}
     config |= {key.replace("__", "."): value for key, value in changed.items()}
     path.write_text(json.dumps(with_leaves({}, config)))

@@ -13,7 +13,7 @@ from rlhf_jax import build
 from rlhf_jax.models import gpt_neox
 from rlhf_jax.pretrained import export
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.run_directory import digests, environment, made, starts
+from rlhf_jax.run_directory import digests, environment, stage_records, starts
 from rlhf_jax.tasks import reviews
 from tests.models.families import random_params
 
@@ -385,7 +385,7 @@ def test_a_damaged_config_is_told_and_written_again(begun, capsys, text):
 
 
 def test_a_damaged_config_of_an_older_run_is_refused(begun):
-    for path in begun.rglob(made.FILE):
+    for path in begun.rglob(stage_records.FILE):
         path.unlink()
     (begun / "config.json").write_text("")
     with pytest.raises(
@@ -396,14 +396,14 @@ def test_a_damaged_config_of_an_older_run_is_refused(begun):
 
 
 def test_a_damaged_record_of_a_stage_is_named(begun):
-    (begun / "checkpoints" / "rlhf" / made.FILE).write_text('{"config": ')
+    (begun / "checkpoints" / "rlhf" / stage_records.FILE).write_text('{"config": ')
     with pytest.raises(Refusal, match=r"checkpoints/rlhf/\.made_with\.json.+is damaged"):
         prepare(begun)
 
 
 def test_a_run_of_an_older_version_goes_on(begun, capsys):
     """It has neither records of its stages nor digests nor the newest keys."""
-    for path in [*begun.rglob(made.FILE), begun / "starts.jsonl"]:
+    for path in [*begun.rglob(stage_records.FILE), begun / "starts.jsonl"]:
         path.unlink()
     values = stored(begun)
     for node, key in (("rlhf", "ledger_gold"), ("rlhf", "evaluate_at"), ("pretrained", "gold")):
@@ -419,7 +419,7 @@ def test_a_run_of_an_older_version_goes_on(begun, capsys):
 
 
 def test_a_key_that_the_code_no_longer_has_is_refused_by_name(begun):
-    for path in begun.rglob(made.FILE):
+    for path in begun.rglob(stage_records.FILE):
         path.unlink()
     values = stored(begun)
     values["rlhf"]["whiten"] = True

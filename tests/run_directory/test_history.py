@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rlhf_jax import build
-from rlhf_jax.config import flat
+from rlhf_jax.config import flatten
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.run_directory import history
 from rlhf_jax.stages.common import stored_config
@@ -17,13 +17,13 @@ def stored() -> dict:
 
 
 def completed(values: dict) -> dict:
-    return flat(stored_config.completed(values, "run/config.json", build.defaults))
+    return flatten(stored_config.completed(values, "run/config.json", build.defaults))
 
 
 def test_a_config_is_read_as_it_was_written():
     values = stored()
     values["rlhf"]["lag"], values["algorithm"]["beta"] = 3, 0.25
-    assert completed(values) == flat(values)
+    assert completed(values) == flatten(values)
 
 
 def test_a_renamed_key_is_read_under_its_new_name(monkeypatch):
@@ -69,7 +69,7 @@ def test_a_removed_key_is_read_where_its_value_is_still_computed(monkeypatch):
     monkeypatch.setitem(history.REMOVED, "rlhf.whiten", False)
     values = stored()
     values["rlhf"]["whiten"] = False
-    assert completed(values) == flat(stored())
+    assert completed(values) == flatten(stored())
     values["rlhf"]["whiten"] = True
     with pytest.raises(
         Refusal, match=r"rlhf\.whiten=True; the key was removed, and the code computes False alone"

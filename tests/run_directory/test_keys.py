@@ -6,7 +6,7 @@ import pytest
 
 from rlhf_jax import build, registry
 from rlhf_jax.building import nodes
-from rlhf_jax.config import flat
+from rlhf_jax.config import flatten
 from rlhf_jax.run_directory import keys
 from rlhf_jax.run_directory.keys import Class
 
@@ -15,12 +15,12 @@ def every_key() -> set[str]:
     """Of the defaults, of nodes that only some configs have, and of every algorithm, task and model
     family of the package.
     """
-    found = set(flat(build.default().to_dict()))
+    found = set(flatten(build.default().to_dict()))
     for node, config in nodes.OPTIONAL.items():
-        found |= set(flat({node: build.node(config()).to_dict()}))
+        found |= set(flatten({node: build.node(config()).to_dict()}))
     for folder, node in (("algorithms", "algorithm"), ("tasks", "task")):
         for name in registry.names(folder):
-            found |= {f"{node}.{key}" for key in flat(build.component(folder, name).to_dict())}
+            found |= {f"{node}.{key}" for key in flatten(build.component(folder, name).to_dict())}
     for name in registry.names("models"):
         family = registry.find("models", name)
         if hasattr(family, "PRESETS"):

@@ -13,7 +13,7 @@ from rlhf_jax import build
 from rlhf_jax.cli import evaluate, report
 from rlhf_jax.cli import export as export_command
 from rlhf_jax.refusal import MissingInput, Refusal
-from rlhf_jax.run_directory import history, made
+from rlhf_jax.run_directory import history, stage_records
 from rlhf_jax.stages import reward_model, rlhf, sft
 from tests.stages import runs
 
@@ -251,7 +251,7 @@ def test_a_run_that_was_trained_anew_is_another(base, tmp_path):
 
 def test_a_run_of_an_older_version_is_begun_from_by_its_own_keys(base, tmp_path, monkeypatch):
     old = shutil.copytree(base, tmp_path / "old")
-    for path in old.rglob(made.FILE):
+    for path in old.rglob(stage_records.FILE):
         path.unlink()
     values = json.loads((old / "config.json").read_text())
     values["task"]["most_words"] = values["task"].pop("max_words")

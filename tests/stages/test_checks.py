@@ -419,7 +419,7 @@ def test_memory_that_may_not_do_is_a_notice_and_what_cannot_do_is_refused(config
 
     def with_bytes(memory_bytes: float) -> list[str]:
         device = dataclasses.replace(hardware.TABLE["h100"], memory_bytes=memory_bytes)
-        monkeypatch.setattr(hardware, "of_device", lambda _: device)
+        monkeypatch.setattr(hardware, "lookup", lambda _: device)
         return planning.check_memory(workspace, stages, algorithm)
 
     assert with_bytes(80e9) == []

@@ -10,7 +10,7 @@ from configs import quickstart
 from rlhf_jax import build, registry
 from rlhf_jax.cli import run
 from rlhf_jax.refusal import ComponentError, Refusal
-from rlhf_jax.run_directory import component_names, digests, made, run_config, starts
+from rlhf_jax.run_directory import component_names, digests, run_config, stage_records, starts
 from rlhf_jax.stages.common import own_code
 
 OWN = """
@@ -92,7 +92,7 @@ def test_digests_are_where_those_of_a_run_are(begun, own):
     expected = digest_of(own)
     assert run_config.read(directory)[1]["code.reward.brevity"] == expected
     assert starts.read(directory)[-1]["digests"]["code.reward.brevity"] == expected
-    record = json.loads((directory / "checkpoints/rlhf" / made.FILE).read_text())
+    record = json.loads((directory / "checkpoints/rlhf" / stage_records.FILE).read_text())
     assert record["config"]["reward_settings.brevity.scale"] == 2.0
 
 

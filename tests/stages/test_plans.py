@@ -166,7 +166,7 @@ def test_a_plan_that_does_not_fit_is_refused_where_memory_is_known(tmp_path, mon
     """A plan for the devices at hand, as accelerators of 50 kB and of 1 GB; of a CPU nobody knows."""
     for memory, fits in ((5e4, False), (1e9, True)):
         device = dataclasses.replace(hardware.find("h100"), memory_bytes=memory)
-        monkeypatch.setattr(hardware, "of_device", lambda _, device=device: device)
+        monkeypatch.setattr(hardware, "lookup", lambda _, device=device: device)
         with (
             contextlib.nullcontext()
             if fits
@@ -179,7 +179,7 @@ def test_a_plan_that_does_not_fit_is_refused_where_memory_is_known(tmp_path, mon
 def test_memory_is_checked_with_the_micro_batches_of_the_run(tmp_path, monkeypatch):
     """Calls that the plan does not name run as the run's settings say."""
     device = dataclasses.replace(hardware.find("h100"), memory_bytes=1e9)
-    monkeypatch.setattr(hardware, "of_device", lambda _: device)
+    monkeypatch.setattr(hardware, "lookup", lambda _: device)
     checked = {}
     check = plan_memory.check
     monkeypatch.setattr(

@@ -11,7 +11,7 @@ import pytest
 
 from rlhf_jax import build
 from rlhf_jax.cli import slurm, sweep
-from rlhf_jax.config import flat
+from rlhf_jax.config import flatten
 from rlhf_jax.stages import rlhf
 from rlhf_jax.sweeps import cells as cell_runs
 from rlhf_jax.sweeps import result
@@ -101,7 +101,9 @@ def test_arms_differ_in_age_and_algorithm_alone(argument):
         assert clock.num_updates == study.report_updates
         build.algorithm(values["algorithm"])
         fixed = {
-            key: value for key, value in flat(values).items() if not free & {key, key.split(".")[0]}
+            key: value
+            for key, value in flatten(values).items()
+            if not free & {key, key.split(".")[0]}
         }
         first = fixed if first is None else first
         assert fixed == first, arm.name

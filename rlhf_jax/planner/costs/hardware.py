@@ -136,7 +136,7 @@ KINDS = (
 """(a part of the lower-case `device_kind`, the name in the table); the first match counts."""
 
 
-def of_device(device: Device) -> Hardware:
+def lookup(device: Device) -> Hardware:
     """The figures of a JAX device. Raises Refusal where the table has none of its kind."""
     for part, name in KINDS:
         if part in device.device_kind.lower():

@@ -157,7 +157,7 @@ def _split(shape: Shape, fsdp: int, tensor: int) -> Split:
     )
 
 
-def of_model(model: Model | ValueModel, copy_bytes: int | None = None) -> Shape:
+def model_shape(model: Model | ValueModel, copy_bytes: int | None = None) -> Shape:
     """The shape of a model of any family, or of a value model on one; its params are counted, not
     made.
 
@@ -214,7 +214,7 @@ def named(name: str) -> Shape:
     if name not in LLAMA2:
         raise Refusal(f"no shape {name!r}; there are: {', '.join(LLAMA2)}")
     vocab_size, width, num_layers, num_heads, num_kv_heads, ffn_width = LLAMA2[name]
-    one_layer = of_model(
+    one_layer = model_shape(
         llama.make(llama.Config(vocab_size, width, 1, num_heads, num_kv_heads, ffn_width))
     )
     leaves = (

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.config import flat
+from rlhf_jax.config import flatten
 from rlhf_jax.records.jsonl import Line
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.report import read, units
@@ -20,8 +20,8 @@ from rlhf_jax.report.read import Run
 from rlhf_jax.report.units import Units
 from rlhf_jax.run_directory import keys
 from rlhf_jax.run_directory.keys import Class
-from rlhf_jax.run_directory.made import CODE, DATA, NAMES
 from rlhf_jax.run_directory.run_config import DIGESTS
+from rlhf_jax.run_directory.stage_records import CODE, DATA, NAMES
 
 ASIDE = frozenset({"seed", "job", "directory", "compile_cache", "task.cache_dir"})
 """Keys that make no group: the seed, and keys that name places and jobs."""
@@ -146,7 +146,9 @@ def _compared(path: Path) -> Compared:
         raise Refusal(f"{path} has no round of RLHF to compare; its stages: {stages}")
     if read.before_and_after(run.lines)[1] is None:
         raise Refusal(f"{path} has no evaluation of a trained policy yet; its stages: {stages}")
-    values = {key: value for key, value in flat(run.config).items() if key.split(".")[0] != DIGESTS}
+    values = {
+        key: value for key, value in flatten(run.config).items() if key.split(".")[0] != DIGESTS
+    }
     if not isinstance(values.get("seed"), int):
         raise Refusal(f"{path / 'config.json'} has no seed; accepted: the config of a run")
     resolved = units.resolve(run.config, run.lines, run.samples)

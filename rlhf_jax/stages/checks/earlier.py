@@ -4,7 +4,7 @@ from collections.abc import Set
 
 from rlhf_jax.records.checkpoints import complete_steps
 from rlhf_jax.refusal import MissingInput, Refusal
-from rlhf_jax.run_directory import made
+from rlhf_jax.run_directory import stage_records
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.common import reward_unit
 from rlhf_jax.stages.settings.stages import Stages
@@ -25,13 +25,13 @@ def check(job: str, workspace: Workspace, stages: Stages, used: Set[str]) -> Non
     directory = workspace.directory
     policy_elsewhere = workspace.pretrained.sft or workspace.begin is not None
     if job in ("comparisons", "reward_model", "rlhf", "evaluate") and not policy_elsewhere:
-        complete_steps(made.folder(directory, "sft"))
-        made.check_finished(directory, "sft")
-    policy = made.policy_stage(directory)
+        complete_steps(stage_records.folder(directory, "sft"))
+        stage_records.check_finished(directory, "sft")
+    policy = stage_records.policy_stage(directory)
     if job in ("evaluate", "export"):
-        complete_steps(made.folder(directory, policy))
+        complete_steps(stage_records.folder(directory, policy))
     for stage, another in (("rlhf", "dpo"), ("dpo", "rlhf")):
-        if stage in used and made.steps(directory, another):
+        if stage in used and stage_records.steps(directory, another):
             raise Refusal(
                 f"{directory} has a policy of the stage {another!r}, and a run has one of {stage!r} "
                 f"or {another!r}; accepted: another --config.directory, with "
@@ -45,4 +45,4 @@ def check(job: str, workspace: Workspace, stages: Stages, used: Set[str]) -> Non
             f"{path} is missing: run the stage 'reward_model' first (--config.job=reward_model)"
         )
     if not owner.pretrained.reward_model:
-        made.check_finished(owner.directory, "reward_model")
+        stage_records.check_finished(owner.directory, "reward_model")

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.config import fill, flat
+from rlhf_jax.config import fill, flatten
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.rewards.api import LEARNED
 from rlhf_jax.rewards.common import terms
-from rlhf_jax.run_directory import digests, made
-from rlhf_jax.run_directory.made import DATA, Facts, Record
+from rlhf_jax.run_directory import digests, stage_records
+from rlhf_jax.run_directory.stage_records import DATA, Facts, Record
 from rlhf_jax.stages.common import pretrained_models
 
 SAME = ("model", "tokenizer", "task", "pretrained", DATA)
@@ -62,10 +62,10 @@ def check(begin: Begin, facts: Facts, own_directory: Path) -> None:
     """Raises Refusal where that run has another model, tokenizer or task, MissingInput where it
     lacks what is to be taken.
     """
-    record = Record(begin.directory / "config.json", flat(begin.values), begin.digests)
+    record = Record(begin.directory / "config.json", flatten(begin.values), begin.digests)
     others = [
         change
-        for change in made.changes(record, facts, "sft")
+        for change in stage_records.changes(record, facts, "sft")
         if change.key.partition(".")[0] in SAME
     ]
     if others:
@@ -81,9 +81,9 @@ def check(begin: Begin, facts: Facts, own_directory: Path) -> None:
     rewards = [term.name for term in terms.parse(facts.values["reward"])]
     if judge is not None and LEARNED in rewards and facts.values["job"] != "dpo":
         _check_finished(begin, judge, "reward_model")
-    versions = made.policy_steps(begin.directory)
+    versions = stage_records.policy_steps(begin.directory)
     goes_on = bool(
-        made.policy_steps(own_directory)
+        stage_records.policy_steps(own_directory)
     )  # from its own checkpoints, which need no first policy
     if begin.version and begin.version not in versions and not goes_on:
         there = ", ".join(map(str, versions)) or "none"
@@ -97,7 +97,7 @@ def _check_finished(begin: Begin, owner: Begin, stage: str) -> None:
     """Raises MissingInput where a stage of the run that has it, which may be further back, has not
     ended.
     """
-    if problem := made.unfinished(owner.directory, stage, flat(owner.values)):
+    if problem := stage_records.unfinished(owner.directory, stage, flatten(owner.values)):
         raise MissingInput(
             f"begin is {begin.text!r}, but the stage {stage!r} of {owner.directory} has not ended "
             f"({problem}): run it to its "
@@ -109,21 +109,23 @@ def of_content(begin: Begin) -> dict[str, str]:
     """Digests of what is taken from that run. What it does not have (yet, or any more) has none."""
     root = _root(begin)
     if root.pretrained.sft:
-        found = {"begin": digests.digest_path(root.pretrained.sft)}
+        digest_by_key = {"begin": digests.digest_path(root.pretrained.sft)}
     else:
-        found = {
-            "begin": _of_checkpoint(root.directory, "sft", made.steps(root.directory, "sft")[-1])
+        digest_by_key = {
+            "begin": _of_checkpoint(
+                root.directory, "sft", stage_records.steps(root.directory, "sft")[-1]
+            )
         }
     judge = _judge(begin)
     if judge is not None:
-        unit = digests.digest_file(judge.directory / "reward_model.json")
-        steps = made.steps(judge.directory, "reward_model")
+        unit_digest = digests.digest_file(judge.directory / "reward_model.json")
+        steps = stage_records.steps(judge.directory, "reward_model")
         weights = _of_checkpoint(judge.directory, "reward_model", steps[-1]) if steps else ""
-        found["begin.reward_model"] = digests.digest_text(unit, weights)
-    if begin.version and begin.version in made.policy_steps(begin.directory):
-        stage = made.policy_stage(begin.directory)
-        found["begin.version"] = _of_checkpoint(begin.directory, stage, begin.version)
-    return found
+        digest_by_key["begin.reward_model"] = digests.digest_text(unit_digest, weights)
+    if begin.version and begin.version in stage_records.policy_steps(begin.directory):
+        stage = stage_records.policy_stage(begin.directory)
+        digest_by_key["begin.version"] = _of_checkpoint(begin.directory, stage, begin.version)
+    return digest_by_key
 
 
 def taken(begin: Begin | None) -> frozenset[str]:
@@ -158,4 +160,4 @@ def _root(begin: Begin) -> Begin:
 
 
 def _of_checkpoint(directory: Path, stage: str, step: int) -> str:
-    return digests.digest_folder(made.folder(directory, stage) / str(step))
+    return digests.digest_folder(stage_records.folder(directory, stage) / str(step))

@@ -11,7 +11,7 @@ from rlhf_jax import registry
 from rlhf_jax.refusal import INSTALLED
 from rlhf_jax.rewards.common.terms import parse
 from rlhf_jax.run_directory import digests
-from rlhf_jax.run_directory.made import OWN_CODE
+from rlhf_jax.run_directory.stage_records import OWN_CODE
 
 APART = (digests.PACKAGE, *(Path(place).resolve() for place in INSTALLED))
 """Places whose modules are not a user's own, unless a component is a package of them."""

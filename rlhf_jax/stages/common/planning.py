@@ -20,7 +20,7 @@ from rlhf_jax.planner.costs import hardware, measure
 from rlhf_jax.planner.costs.analytic import AnalyticCostModel
 from rlhf_jax.planner.costs.hardware import Hardware
 from rlhf_jax.planner.costs.measured import MeasuredCostModel
-from rlhf_jax.planner.costs.shapes import Shape, of_model
+from rlhf_jax.planner.costs.shapes import Shape, model_shape
 from rlhf_jax.planner.options import option
 from rlhf_jax.planner.search.search import Candidate, Found, search
 from rlhf_jax.planner.simulation import plan_memory
@@ -159,10 +159,10 @@ def problem(
     )
     critic = ValueModel(model) if reward_network is None else reward_network
     shapes = {
-        "policy": of_model(model, np.dtype(config.publish_dtype).itemsize),
-        "reference": of_model(model),
-        "critic": of_model(critic),
-        "reward": of_model(critic),
+        "policy": model_shape(model, np.dtype(config.publish_dtype).itemsize),
+        "reference": model_shape(model),
+        "critic": model_shape(critic),
+        "reward": model_shape(critic),
     }
     return Problem(
         calls_of(algorithm, reward_network is not None), work, shapes, device, num_devices
@@ -211,7 +211,7 @@ def profiled(of: Problem, spec: ProgramSpec, path: Path | None) -> tuple[Found, 
 def of_run(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> Problem:
     """The problem of a run on the devices at hand. Raises Refusal for devices without figures."""
     network = workspace.reward_network if stages.learned else None
-    device, num_devices = hardware.of_device(jax.devices()[0]), len(jax.devices())
+    device, num_devices = hardware.lookup(jax.devices()[0]), len(jax.devices())
     return problem(
         stages.rlhf, algorithm, workspace.lengths, workspace.model, network, device, num_devices
     )
@@ -233,7 +233,7 @@ def check_memory(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> 
         # do
         return []
     try:
-        if hardware.of_device(jax.devices()[0]).shared_throughput:
+        if hardware.lookup(jax.devices()[0]).shared_throughput:
             return []
     except Refusal:
         # devices that the table does not have: what does not fit is told when it is compiled

@@ -15,7 +15,7 @@ from rlhf_jax.records.notes import say
 from rlhf_jax.records.samples import SamplesWriter
 from rlhf_jax.records.saved_rounds import FOLDER, SavedRounds, path_of
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.run_directory import forks, history, made
+from rlhf_jax.run_directory import forks, history, stage_records
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.settings.rlhf import Config
 from rlhf_jax.types import Params, Samples, States
@@ -34,7 +34,7 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Resumed:
+class ResumePoint:
     """The point that training resumes from: version 0 without states, a version with its states and
     pending rounds, or the end.
 
@@ -54,7 +54,7 @@ def choose(
     abstract: States,
     layout: Layout,
     ended_rounds: int = 0,
-) -> Resumed:
+) -> ResumePoint:
     """Chooses the checkpoint to resume from; one that is damaged or lacks its rounds is named and
     passed over; collective.
 
@@ -74,20 +74,20 @@ def choose(
             "with more prompts; accepted: the rlhf.total_prompts that it was made with"
         )
 
-    def read(step: int) -> Resumed:
+    def read(step: int) -> ResumePoint:
         if step == clock.num_updates:
             params = checkpoints.restore_part(
                 step, {"policy": {"params": abstract["policy"].params}}
             )
-            return Resumed(step, policy=params["policy"]["params"])
+            return ResumePoint(step, policy=params["policy"]["params"])
         if why := never_sampled(clock, step, ended_rounds):
             raise Unusable(why)
         first_round = step // clock.updates_per_round
         pending = read_pending(saved_rounds, clock, first_round, layout)
-        return Resumed(step, checkpoints.restore(step, abstract), pending)
+        return ResumePoint(step, checkpoints.restore(step, abstract), pending)
 
-    found = checkpoints.newest(read, _fork(checkpoints))
-    return Resumed() if found is None else found[1]
+    restored = checkpoints.newest(read, _fork(checkpoints))
+    return ResumePoint() if restored is None else restored[1]
 
 
 def _fork(checkpoints: Checkpoints) -> str:
@@ -116,7 +116,7 @@ def ended_rounds(directory: Path, config: Config) -> int:
         on.
       config: of the run now.
     """
-    record = made.read(directory, STAGE)
+    record = stage_records.read(directory, STAGE)
     if record is None:
         return 0
     total_prompts = history.translated(record.config, str(record.source)).get(
@@ -148,10 +148,10 @@ def check_growth(directory: Path, config: Config) -> None:
     """Raises Refusal where a run is to grow and has no version to go on from, before anything is
     written.
     """
-    ended, steps = ended_rounds(directory, config), made.steps(directory, STAGE)
+    ended, steps = ended_rounds(directory, config), stage_records.steps(directory, STAGE)
     if not ended or not steps or config.clock == "bounded":
         return
-    clock, place, passed = config.schedule(), made.folder(directory, STAGE), {}
+    clock, place, passed = config.schedule(), stage_records.folder(directory, STAGE), {}
     for step in reversed(steps):
         rounds = [
             path_of(directory / FOLDER, r)

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.config import flat, with_leaves
+from rlhf_jax.config import flatten, with_leaves
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.run_directory import digests, history, keys, run_config
-from rlhf_jax.run_directory.made import CODE, COMPARED, CONFIG, DATA, Facts
+from rlhf_jax.run_directory.stage_records import CODE, COMPARED, CONFIG, DATA, Facts
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.common import beginning, own_code
 from rlhf_jax.stages.settings.stages import Stages
@@ -24,9 +24,9 @@ def completed(stored: Values, where: str, defaults: Defaults) -> Values:
 
     Raises Refusal, naming `where`, for a key that is gone.
     """
-    translated = history.translated(flat(stored), where)
+    translated = history.translated(flatten(stored), where)
     tree = defaults(with_leaves({}, translated))
-    known = flat(as_json(tree))
+    known = flatten(as_json(tree))
     history.check_known(translated, known, where)
     older = {
         key: history.older_value(key, known[key]) for key in known.keys() & history.ADDED.keys()
@@ -42,8 +42,8 @@ def as_before(values: Values, defaults: Defaults) -> None:
         stored, _ = run_config.read(Path(values["directory"]))
     except Refusal:
         return  # none, or a damaged one, which is told when it is compared
-    there, now = history.translated(flat(stored), run_config.FILE), flat(values)
-    known = flat(defaults(values))
+    there, now = history.translated(flatten(stored), run_config.FILE), flatten(values)
+    known = flatten(defaults(values))
     newer = {key: value for key, value in history.ADDED.items() if key in now and key not in there}
     with_leaves(values, {key: value for key, value in newer.items() if now[key] == known.get(key)})
 
@@ -75,7 +75,7 @@ def begun_from(
 
 def facts_of(values: Values, shared: Workspace, settings: Stages, defaults: Defaults) -> Facts:
     """The facts of a run: its config, and digests of data, folders and code."""
-    flattened = flat(as_json(values))
+    flattened = flatten(as_json(values))
     entering = {key: value for key, value in flattened.items() if keys.class_of(key) in COMPARED}
     found = {
         CONFIG: digests.digest_values(entering),
@@ -92,7 +92,7 @@ def facts_of(values: Values, shared: Workspace, settings: Stages, defaults: Defa
         else ""
     )
     found |= {"begin": ""} if shared.begin is None else beginning.of_content(shared.begin)
-    return Facts(flattened, found, flat(as_json(defaults(values))))
+    return Facts(flattened, found, flatten(as_json(defaults(values))))
 
 
 def as_json(values: Values) -> Values:

@@ -83,9 +83,9 @@ class SupervisedStage:
         """The state at version 0 on `params`."""
         return init_state(params, self.optimizer)
 
-    def resumed(self) -> tuple[int, TrainState] | None:
-        """The newest checkpoint that can be read. Raises as `runtime.supervised.resumed`."""
-        return supervised.resumed(
+    def newest_state(self) -> tuple[int, TrainState] | None:
+        """The newest checkpoint that can be read. Raises as `runtime.supervised.newest_state`."""
+        return supervised.newest_state(
             self.checkpoints, self.shapes, self.shardings, self.config.num_updates
         )
 
@@ -104,7 +104,7 @@ class SupervisedStage:
         """Runs the updates that are left, and closes the checkpoints.
 
         Args:
-          begin: what `resumed` returned.
+          begin: what `newest_state` returned.
           init: makes the state at version 0; not called where there is one to begin with.
           rows: of an update, by its number.
           objective: gives the loss summed over rows, and metrics.

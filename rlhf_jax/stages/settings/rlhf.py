@@ -120,7 +120,9 @@ def places(config: Config, mesh: Mesh, plan: str) -> ResolvedPlan:
 
     Raises Refusal for a plan that says nothing, or names devices that are not there.
     """
-    return ResolvedPlan(mesh, distributed.grid(), placement.parse(plan), config.num_micro_batches)
+    return ResolvedPlan(
+        mesh, distributed.devices_by_host(), placement.parse(plan), config.num_micro_batches
+    )
 
 
 def sampling(config: Config, max_completion_tokens: int, mesh: Mesh) -> SamplingConfig:

@@ -14,7 +14,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from rlhf_jax.config import flat
+from rlhf_jax.config import flatten
 from rlhf_jax.devices import distributed
 from rlhf_jax.records import checkpoints
 from rlhf_jax.records.jsonl import replace
@@ -234,7 +234,7 @@ def read(directory: Path, stage: str) -> Record | None:
             ) from None
     if (directory / run_config.FILE).exists():
         values, digests = run_config.read(directory)
-        return Record(directory / run_config.FILE, flat(values), digests)
+        return Record(directory / run_config.FILE, flatten(values), digests)
     return None
 
 
