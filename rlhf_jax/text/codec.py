@@ -1,4 +1,4 @@
-"""Text to ids and back as a file has it, and the tokenizer that a run makes of that."""
+"""Reads a tokenizer's file as a `Codec`, and makes a run's tokenizer of it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ EOS_TEXTS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 
 @dataclass(frozen=True)
 class Codec:
-    """A tokenizer's file and folder, read: text to ids and back, whatever ends a text."""
+    """The content of a tokenizer's file and folder, before a run has chosen the ends of a text."""
 
     file: Path
     texts: FolderTexts
@@ -28,9 +28,14 @@ class Codec:
     prefix_ids: tuple[int, ...] = ()
 
     def within(self, size: int, beyond: Mapping[str, int]) -> "Codec":
-        """The same for a model of `size` tokens.
+        """Restricts the codec to the tokens of a smaller model.
 
-        Encoding a text that has a token `beyond` them raises Refusal.
+        Args:
+          size: tokens of the model.
+          beyond: the ids of the tokens that the model lacks, by their texts.
+
+        Returns:
+          A codec whose `encode` and `encode_many` raise Refusal for a text with such a token.
         """
         names = {identity: text for text, identity in beyond.items()}
 
@@ -60,9 +65,15 @@ class Codec:
         return None if text is None else self.id_of(text)
 
     def ends(self, asked: str, model: Path | None, own: int | None = None) -> tuple[int, ...]:
-        """Every id that ends a row: see `text/ends.py`.
+        """Returns every id that ends a row, the one that is appended to texts first.
 
-        `model` is the policy's folder, where it is another one.
+        Args:
+          asked: the setting `tokenizer.eos`; "": the files decide.
+          model: the folder of the policy; None, or a folder that names no ends: this folder's.
+          own: the end that the tokenizer's file itself has.
+
+        Raises:
+          Refusal: as `ends.find`.
         """
         texts = {identity: text for text, identity in self.marks.items()}
         known = ends.Vocabulary(
@@ -111,6 +122,7 @@ class FileTokenizer:
         return self._codec.decode(self._kept(ids))
 
     def encode_after(self, before: int | None, text: str) -> list[int]:
+        """Encodes a text that continues another one: see `Tokenizer.encode_after`."""
         return (
             self.encode(text)
             if self._continuation is None
@@ -118,6 +130,7 @@ class FileTokenizer:
         )
 
     def decode_after(self, before: int | None, ids: Sequence[int]) -> str:
+        """Decodes ids that continue others: see `Tokenizer.decode_after`."""
         kept = self._kept(ids)
         return (
             self._codec.decode(kept)
@@ -126,11 +139,12 @@ class FileTokenizer:
         )
 
     def within(self, size: int) -> "FileTokenizer":
-        """The tokenizer for a model that knows `size` tokens, fewer than the files have.
+        """Returns the tokenizer for a model of `size` tokens, fewer than the files have.
 
-        Folders name tokens that their model has no row for, such as those of a picture, or a pad.
-        No text of a run should have one: encoding a text that has raises Refusal. So does this
-        where ordinary text or the EOS needs such a token.
+        A folder may name tokens that its model has no embedding for, such as an image token or a
+        pad. Encoding a text with such a token raises Refusal.
+
+        Raises Refusal if a token beyond `size` is ordinary text or the EOS.
         """
         beyond = {
             text: identity for text, identity in self.vocabulary().items() if identity >= size
@@ -150,5 +164,5 @@ class FileTokenizer:
         )
 
     def _kept(self, ids: Sequence[int]) -> list[int]:
-        """Without ends and pads, and without ids of the model's that no token has."""
+        """Drops ends, pads and ids that no token of the file has: a model may have more rows."""
         return [int(i) for i in ids if i < self.vocab_size and i not in self._dropped]

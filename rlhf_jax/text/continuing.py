@@ -1,16 +1,16 @@
-"""Text that continues other text: its ids and back, for tokenizers that treat the beginning of a
-text in a way of its own.
+"""Encodes and decodes text that continues other text, for tokenizers that treat the beginning of a
+text in a special way.
 
-A completion is encoded and decoded apart from its prompt. For most byte-level tokenizers nothing is
-wrong with that. Those of Llama 2, Mistral and T5, sentencepiece models with `add_dummy_prefix`, and
+A completion is encoded and decoded without its prompt. Most byte-level tokenizers need no care for
+that. Those of Llama 2, Mistral and T5, sentencepiece models with `add_dummy_prefix`, and
 byte-level ones with `add_prefix_space` put a space before every text and take one away from the
 beginning of what they decode. A completion on its own would then begin with a space that its text
 does not have, or lose the one that it has.
 
-`find` tries how a tokenizer behaves and gives a `Continuation` for those that need one. It encodes
-a text behind an anchor, a short text that no merge joins to what follows, and drops the anchor's
-ids; it decodes in the same way. The ids of a prompt and of its completion are then the ids of both
-as one text, wherever the latter have a boundary there.
+`find` tests a tokenizer and returns a `Continuation` if it needs one. A `Continuation` encodes a
+text after an anchor, a short text that no merge joins to what follows, and drops the anchor's ids.
+It decodes in the same way. The ids of a prompt, followed by those of its completion, are then the
+ids of both as one text, provided that these have a token boundary between the two.
 """
 
 import string
@@ -29,7 +29,7 @@ SPACES = ("", " ", "  ", "\n")
 
 
 class Anchor(NamedTuple):
-    """A text whose ids give it back, what stands before it aside."""
+    """A text whose ids decode to a text that ends in it."""
 
     text: str
     ids: list[int]
@@ -40,7 +40,12 @@ class Continuation:
     """Encodes and decodes what follows a token."""
 
     def __init__(self, encode: Encode, decode: Decode, marks: Mapping[str, int]):
-        """`marks`: ids of the special tokens, by the texts that they are recognised by."""
+        """Chooses the anchors.
+
+        Args:
+          encode, decode: of the tokenizer, without BOS and EOS.
+          marks: ids of the special tokens, by the texts that they are recognised by.
+        """
         self._encode, self._decode = encode, decode
         possible = (_anchor(encode, decode, text) for text in CANDIDATES)
         self._anchors = list(islice(filter(None, possible), NUM_ANCHORS))
@@ -48,7 +53,15 @@ class Continuation:
         self.looks_back = bool(self._marks)
 
     def encode(self, before: int | None, text: str) -> list[int]:
-        """Ids of a text that follows the token `before`; None: any token of an ordinary text."""
+        """Encodes a text that follows a token.
+
+        Args:
+          before: the token; None: any token of an ordinary text.
+          text: to encode.
+
+        Returns:
+          The token ids of the text alone.
+        """
         if before in self._marks:
             return self._encode(text)
         for anchor in self._anchors:
@@ -58,7 +71,15 @@ class Continuation:
         return self._encode(text)
 
     def decode(self, before: int | None, ids: Sequence[int]) -> str:
-        """The text of ids that follow the token `before`."""
+        """Decodes ids that follow a token.
+
+        Args:
+          before: the token; None: any token of an ordinary text.
+          ids: to decode.
+
+        Returns:
+          The text of the ids alone.
+        """
         if before in self._marks:
             return self._decode(list(ids))
         for anchor in self._anchors:
@@ -68,8 +89,8 @@ class Continuation:
         return self._decode(list(ids))
 
     def needed(self) -> bool:
-        """True where a text on its own has other ids than as a continuation, and the latter are
-        right.
+        """True if some text has other ids as a continuation than alone, and only the former decode
+        to it.
         """
         texts = [space + anchor.text for anchor in self._anchors for space in SPACES]
         return any(self._needed(anchor, text) for anchor in self._anchors for text in texts)
@@ -82,7 +103,7 @@ class Continuation:
         return whole[: len(anchor.ids)] == anchor.ids and self._decode(whole) == expected
 
     def _begins_anew(self, marks: Mapping[str, int]) -> bool:
-        """True where a text after a special token is encoded as one on its own is, as by Llama 2's
+        """True if a text after a special token has the ids of the text alone, as with Llama 2's
         tokenizer.
         """
         for mark, identity in marks.items():
@@ -94,8 +115,14 @@ class Continuation:
 
 
 def find(encode: Encode, decode: Decode, marks: Mapping[str, int]) -> Continuation | None:
-    """Returns a Continuation, or None where `encode` and `decode` give continuations the right ids
-    and texts themselves.
+    """Tests a tokenizer, and returns a `Continuation` if it needs one.
+
+    Args:
+      encode, decode: of the tokenizer, without BOS and EOS.
+      marks: ids of the special tokens, by the texts that they are recognised by.
+
+    Returns:
+      The Continuation; None if `encode` and `decode` are right for continuations too.
     """
     continuation = Continuation(encode, decode, marks)
     return continuation if continuation.needed() else None

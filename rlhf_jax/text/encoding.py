@@ -1,5 +1,5 @@
-"""Text to padded arrays and back: prompts left-padded, completions right-padded with their EOS
-inside the mask.
+"""Encodes texts as padded arrays and decodes them. Prompts are left-padded; completions are
+right-padded, with their EOS inside the mask.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,16 @@ from rlhf_jax.text.tokenizers import Tokenizer
 
 
 def prompt_ids(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Ids of a prompt, after the tokenizer's prefix (a BOS) unless the text brings it: never two of
-    them.
+    """Encodes a prompt. The tokenizer's prefix (a BOS) comes first, and never twice.
 
-    A conversation in a chat template (`chat.Rendered`) is encoded as it is: a BOS is the template's
-    to write.
+    A conversation in a chat template (`chat.Rendered`) gets no prefix: its template writes the BOS.
 
     Args:
-      text: of the prompt; a `chat.Rendered` for a conversation.
-      tokenizer: that encodes it.
+      text: the prompt; a `chat.Rendered` for a conversation.
+      tokenizer: encodes it.
+
+    Returns:
+      The token ids.
     """
     return _prefixed(text, tokenizer.encode(text), tokenizer)
 
@@ -31,13 +32,16 @@ def _prefixed(text: str, ids: list[int], tokenizer: Tokenizer) -> list[int]:
 
 
 def count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
-    """Number of tokens of each text as a prompt.
+    """Counts the tokens of each text as a prompt.
 
     Args:
-      tokenizer: that encodes them.
+      tokenizer: encodes the texts, over the cores where its library can.
       texts: prompts.
+
+    Returns:
+      For each text the number of ids that `prompt_ids` gives.
     """
-    many = getattr(tokenizer, "encode_many", None)  # of a library, over the cores
+    many = getattr(tokenizer, "encode_many", None)
     if many is None:
         return [len(prompt_ids(text, tokenizer)) for text in texts]
     return [
@@ -48,14 +52,18 @@ def count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
 def encode_prompts(
     texts: Sequence[str], tokenizer: Tokenizer, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """tokens_PQ int32 and mask_PQ bool, left-padded to `length`.
+    """Encodes prompts as left-padded arrays.
 
     Args:
       texts: P prompts.
-      tokenizer: that encodes them.
-      length: positions Q.
+      tokenizer: encodes them.
+      length: Q, the positions of a row.
 
-    Raises Refusal for a prompt that is empty or longer than `length` tokens.
+    Returns:
+      `tokens_PQ` int32 and `mask_PQ` bool, true at tokens of the prompt.
+
+    Raises:
+      Refusal: for a prompt without tokens or with more than `length`.
     """
     tokens_PQ = np.full((len(texts), length), tokenizer.pad_id, np.int32)
     mask_PQ = np.zeros((len(texts), length), bool)
@@ -74,13 +82,15 @@ def encode_prompts(
 def pad_completions(
     ids: Sequence[Sequence[int]], pad_id: int, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """tokens_RC int32 and mask_RC bool, right-padded; longer completions lose their end (and with
-    it the EOS).
+    """Right-pads completions. A longer one is cut at `length`, and so loses its EOS.
 
     Args:
       ids: token ids of R completions.
       pad_id: fills the positions after them.
-      length: positions C.
+      length: C, the positions of a row.
+
+    Returns:
+      `tokens_RC` int32 and `mask_RC` bool, true at tokens of the completion.
     """
     tokens_RC = np.full((len(ids), length), pad_id, np.int32)
     mask_RC = np.zeros((len(ids), length), bool)
@@ -92,12 +102,14 @@ def pad_completions(
 
 
 def last_id(prompt: str, tokenizer: Tokenizer) -> int | None:
-    """The last token of a prompt, where what follows it is encoded by it; else None, without
-    encoding the prompt.
+    """Returns the last token of a prompt, if the ids of a completion depend on it.
 
     Args:
-      prompt: its text.
-      tokenizer: that encodes it.
+      prompt: its text. It is encoded only if the tokenizer looks back.
+      tokenizer: encodes it.
+
+    Returns:
+      The token id; None for a tokenizer that does not look back, and for a prompt without tokens.
     """
     if not tokenizer.looks_back:
         return None
@@ -105,13 +117,18 @@ def last_id(prompt: str, tokenizer: Tokenizer) -> int | None:
 
 
 def ended_ids(text: str, tokenizer: Tokenizer, before: int | None = None) -> list[int]:
-    """Ids of a completion and its EOS, which a text that spells out an EOS at its end brings
-    itself.
+    """Encodes a completion with one EOS at its end. A text that ends in an EOS gets no second one.
 
     Args:
+      text: the completion.
+      tokenizer: encodes it.
       before: the last token of its prompt; None: any token of an ordinary text.
 
-    Raises Refusal for a text that is nothing but EOS: it is as empty as "", but does not look so.
+    Returns:
+      The token ids, the EOS included.
+
+    Raises:
+      Refusal: for a text of EOS tokens alone: it is an empty completion that does not look empty.
     """
     ids = tokenizer.encode_after(before, text)
     if ids and set(ids) <= set(tokenizer.eos_ids):
@@ -128,11 +145,19 @@ def encode_completions(
     length: int,
     before: Sequence[int] | np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """tokens_RC and mask_RC of texts, each with an EOS at its end.
+    """Encodes completions as right-padded arrays, each with an EOS at its end.
 
     Args:
-      length: positions; longer completions lose their end.
+      texts: R completions.
+      tokenizer: encodes them.
+      length: C, the positions of a row; a longer completion is cut and loses its EOS.
       before: the last token of each prompt, `[R]`; None: any token of an ordinary text.
+
+    Returns:
+      `tokens_RC` int32 and `mask_RC` bool, true at tokens of the completion.
+
+    Raises:
+      Refusal: as `ended_ids`.
     """
     ids = [
         ended_ids(text, tokenizer, last)
@@ -142,21 +167,32 @@ def encode_completions(
 
 
 def completion_lengths(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
-    """Tokens of each text as a completion, its EOS included.
+    """Counts the tokens of each text as a completion, its EOS included.
 
     Args:
-      tokenizer: that encodes them.
-      texts: completions without an EOS.
+      tokenizer: encodes the texts.
+      texts: completions.
+
+    Returns:
+      For each text the number of ids that `ended_ids` gives.
+
+    Raises:
+      Refusal: as `ended_ids`.
     """
     return [len(ended_ids(text, tokenizer)) for text in texts]
 
 
 def completion_ids(tokens_BC: np.ndarray, mask_BC: np.ndarray) -> list[list[int]]:
-    """The sampled ids of each row, EOS included: by the mask, never by the pad id.
+    """Returns the sampled ids of each row, EOS included.
+
+    They are told from padding by the mask, because the pad id may be an EOS too.
 
     Args:
-      tokens_BC: int32.
-      mask_BC: True at sampled tokens.
+      tokens_BC: token ids, int32.
+      mask_BC: bool, true at sampled tokens.
+
+    Returns:
+      B lists of ids, of lengths from 0 to C.
     """
     return [
         row[mask].tolist()
@@ -171,10 +207,17 @@ def decode_completions(
     tokenizer: Tokenizer,
     before: Sequence[int] | np.ndarray | None = None,
 ) -> list[str]:
-    """Texts before the EOS.
+    """Decodes completions to their texts before the EOS.
 
     Args:
+      tokens_BC: token ids, int32.
+      mask_BC: bool, true at sampled tokens.
+      finished_B: bool, true for rows whose last sampled token is an EOS.
+      tokenizer: decodes them.
       before: the last token of each prompt, `[B]`; None: any token of an ordinary text.
+
+    Returns:
+      B texts.
     """
     rows = completion_ids(tokens_BC, mask_BC)
     finished = np.asarray(finished_B).tolist()

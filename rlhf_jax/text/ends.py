@@ -1,4 +1,4 @@
-"""The ids that end a text, from everything that a tokenizer and its folders say of it."""
+"""Finds the ids that end a text, from the files of a tokenizer and of its model."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from rlhf_jax.text.folder_texts import FolderTexts
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer's tokens, as far as its ends are looked for."""
+    """The parts of a tokenizer that `find` needs."""
 
     file: Path  # what messages call it
     size: int
@@ -27,19 +27,20 @@ def find(
     own: int | None = None,
     customary: Sequence[str] = (),
 ) -> tuple[int, ...]:
-    """Every id that ends a row, the one that is appended to texts first.
+    """Returns every id that ends a row, the one that is appended to texts first.
 
     Args:
-      asked: `tokenizer.eos`: a token, or several between spaces; the files are then not asked.
-      tokenizer: the files beside the tokenizer; the first EOS that they name is the one that is
-        appended.
+      vocabulary: of the tokenizer.
+      asked: `tokenizer.eos`: one token, or several separated by spaces, in place of the files' ends.
+      tokenizer: the files beside the tokenizer; the first EOS that they name is appended to texts.
       model: the files of the policy's folder, whose ids end rows too.
       own: the end that the tokenizer's file itself has.
-      customary: names of EOS tokens; the only one of them in the vocabulary is taken where nobody
-        says anything.
+      customary: usual names of EOS tokens. If no file names an end and the vocabulary has exactly
+        one of them, it is the end.
 
-    Raises Refusal where there is no end, where one that is asked for is no token, and where files
-    contradict one another.
+    Raises:
+      Refusal: if there is no end, if one that is asked for is no token, and if files contradict
+        each other.
     """
     if asked:
         return _asked(vocabulary, asked)
@@ -74,7 +75,10 @@ def _named(vocabulary: Vocabulary, text: str) -> int:
 
 
 def _told(vocabulary: Vocabulary, model: FolderTexts, named: Collection[int]) -> list[int]:
-    """Ids that the model's files name, and that are special tokens."""
+    """Ids that the model's files name and that are special tokens.
+
+    Raises Refusal for a firm end that is an ordinary token or none.
+    """
     ids = []
     for ends in model.model_ends():
         for identity in ends.ids:

@@ -75,7 +75,19 @@ def sentencepiece(
 
 
 def sentencepiece_codec(file: Path, bos: bool = False) -> tuple[Codec, Any]:
-    """A sentencepiece model with the tokens that its folder adds, and the library's processor."""
+    """Reads a sentencepiece model with the tokens that its folder adds.
+
+    Args:
+      file: the model.
+      bos: prompts begin with the model's BOS.
+
+    Returns:
+      The codec, and the library's processor.
+
+    Raises:
+      Refusal: for a file that is no such model, a BOS that it lacks, and added tokens whose ids
+        leave a gap.
+    """
     library = import_module("sentencepiece")
     try:
         processor = library.SentencePieceProcessor(model_file=str(file))
@@ -108,7 +120,7 @@ def sentencepiece_codec(file: Path, bos: bool = False) -> tuple[Codec, Any]:
 
 
 def _plain(texts: FolderTexts, marks: Mapping[str, int]) -> frozenset[int]:
-    """Ids of added tokens that are text like any other."""
+    """Ids of added tokens that are ordinary text."""
     plain = (
         token
         for token in texts.added_tokens
@@ -118,15 +130,15 @@ def _plain(texts: FolderTexts, marks: Mapping[str, int]) -> frozenset[int]:
 
 
 def _added_pieces(file: Path, texts: FolderTexts, known: Mapping[str, int]) -> dict[str, int]:
-    """Special tokens of a folder's files by their texts: pieces of the model, and those added or
-    put in a piece's place.
+    """Ids of the tokens that a folder adds, by their texts: new ones, and pieces of the model that
+    become special or are replaced.
     """
     added: dict[str, int] = {}
     free = len(known)
     for token in texts.added_tokens:
         identity = added.get(token.text, known.get(token.text)) if token.id is None else token.id
         if identity is None and token.text in texts.eos_texts:
-            continue  # no model has learned to end with it
+            continue  # no model has learned to end a text with it
         identity = free if identity is None else identity
         if identity > free:
             raise Refusal(
@@ -201,8 +213,8 @@ def _add_tokens(
 ) -> None:
     """Adds the tokens of the files beside a tokenizer.json, as transformers does.
 
-    An EOS that is no token is not added: no model has learned to end with it. Raises Refusal for a
-    token that would not get the id that its file gives it.
+    An EOS that is no token yet is not added: no model has learned to end a text with it. Raises
+    Refusal for a token that would not get the id that its file gives it.
     """
     with_flags = [token for token in texts.added_tokens if token.flags is not None]
     library.add_tokens([make(token.text, **(token.flags or {})) for token in with_flags])
@@ -224,8 +236,8 @@ def _add_tokens(
 
 
 def _prefix(library: Library) -> tuple[int, ...]:
-    """Ids that the file's post-processor puts before a text; those after it (an EOS) are the
-    pipeline's to add.
+    """Ids that the file's post-processor puts before a text. Those after the text (an EOS) are
+    ignored: the pipeline adds the EOS.
     """
     with_special = library.encode("a", add_special_tokens=True).ids
     plain = library.encode("a", add_special_tokens=False).ids

@@ -1,8 +1,8 @@
-"""The statements of a checkpoint folder about its text: special tokens, tokens added to the
-vocabulary, ends, chat templates.
+"""Reads the text settings of a checkpoint folder: special tokens, tokens added to the vocabulary,
+ends, chat templates.
 
-Several files of a folder speak of the same thing. This module is the one reader of all of them;
-their precedence is that of transformers 5:
+Several files of a folder set the same thing. This module is the one reader of all of them. Their
+precedence is that of transformers 5:
 
 * Special tokens (`bos_token`, `eos_token`, `pad_token`, ...): `tokenizer_config.json`;
   `special_tokens_map.json` fills what it leaves out, and overrules it in folders whose
@@ -14,9 +14,9 @@ their precedence is that of transformers 5:
   `add_eos_token` are not read.
 * The chat template: `chat_template.jinja`, with others in `additional_chat_templates/`;
   `chat_template` of `tokenizer_config.json`; `chat_template.json`.
-* Ends of a text: the `eos_token` is what a tokenizer appends. Every EOS that any of these files
-  names ends a row, and so does every `eos_token_id` of `generation_config.json` and `config.json`;
-  see `Ends` for ids that are no special tokens.
+* Ends of a text: a tokenizer appends the `eos_token`. Every EOS that any of these files names ends
+  a row, and so does every `eos_token_id` of `generation_config.json` and `config.json`; see `Ends`
+  for ids that are no special tokens.
 """
 
 from collections.abc import Mapping
@@ -59,11 +59,11 @@ class AddedToken:
 
 @dataclass(frozen=True)
 class Ends:
-    """The ids that a file of the model says to end a text.
+    """The ids of `eos_token_id` in a file of the model.
 
-    `firm` ones must be special tokens of the vocabulary. Those of `config.json`, and of a
-    `generation_config.json` that was made from it, are passed over where they are not: a default of
-    the config's class (2 for Llama) is written there whatever the vocabulary is.
+    `firm` ids must be special tokens of the vocabulary. Those of `config.json`, and of a
+    `generation_config.json` that was made from it, need not be: transformers writes the default of
+    the config's class there (2 for Llama), for any vocabulary. Such an id is then ignored.
     """
 
     source: str
@@ -72,10 +72,9 @@ class Ends:
 
 
 class FolderTexts:
-    """Reads the files of one folder, each when it is first asked for.
+    """Reads the files of one folder, each at its first use.
 
-    Raises Refusal that names the file for what cannot be read or is not of the kind that it should
-    be.
+    Raises Refusal that names the file if it cannot be read, or if a value has the wrong type.
     """
 
     def __init__(self, folder: Path):
@@ -91,16 +90,16 @@ class FolderTexts:
 
     @cached_property
     def special_tokens(self) -> dict[str, str]:
-        """Texts of the special tokens by their names (`bos_token`, ...), those that a tokenizer
-        made up included.
+        """Texts of the special tokens by their names: the usual ones (`bos_token`, ...), then names
+        of the tokenizer's own.
         """
         config, special = self._named(TOKENIZER_CONFIG), self._named(SPECIAL)
         tokens = special | config if DECODER in self.json(TOKENIZER_CONFIG) else config | special
         return {key: tokens[key] for key in (*NAMES, *tokens) if key in tokens}
 
     def tokens_of(self, name: str) -> dict[str, str]:
-        """Texts of the special tokens that go with one JSON file: the folder's, or the file's own
-        where they are others.
+        """Texts of the special tokens for the templates of one JSON file: the folder's, overridden
+        by those of the file.
         """
         known = (TOKENIZER_CONFIG, SPECIAL, TEMPLATE_JSON)
         return self.special_tokens if name in known else self.special_tokens | self._named(name)
@@ -139,8 +138,7 @@ class FolderTexts:
     def added_tokens(self) -> tuple[AddedToken, ...]:
         """Tokens that the files add to the vocabulary, in the order in which they are added.
 
-        Those without an id take the next free one; those that the vocabulary has already stay what
-        they are.
+        A token without an id takes the next free one. A token that the vocabulary has keeps its id.
         """
         config = self.json(TOKENIZER_CONFIG)
         decoder = self._decoder() if DECODER in config else self._legacy_added()

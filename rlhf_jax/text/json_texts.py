@@ -1,11 +1,10 @@
-"""JSON that others have written, read with one care: text in UTF-8, one value for a key, and the
-place of every fault.
+"""Reads JSON from outside: the configs of published folders and the lines of datasets. Every error
+names its location.
 
-Everything that comes as JSON from outside is read here: the configs of published folders and the
-lines of datasets. A mark at the beginning (BOM) is accepted. Refused are bytes of another code
-page, objects that give one key two values, numbers and nestings that Python cannot read, and texts
-with half a character in them (a lone surrogate), which no tokenizer accepts. NaN and Infinity are
-read as Python reads them: whoever needs a number asks for a finite one.
+A byte-order mark is accepted. Refused are bytes that are not UTF-8, objects that give one key two
+values, numbers and nestings that Python cannot read, and texts with a lone surrogate (half a
+character), which no tokenizer accepts. NaN and Infinity are read as Python reads them; a caller
+that needs a finite number checks for it.
 """
 
 import gzip
@@ -26,9 +25,10 @@ OBJECT = "a JSON object a line"
 
 
 def decoded(data: bytes, location: str, first_line: int = 1) -> str:
-    """Bytes as text.
+    """Decodes bytes as UTF-8.
 
     Args:
+      data: the bytes.
       location: what a message calls the file.
       first_line: the number of the data's first line.
 
@@ -45,9 +45,18 @@ def decoded(data: bytes, location: str, first_line: int = 1) -> str:
 
 
 def parse(text: str, location: str, accepted: str = "a JSON object") -> Any:
-    """The value that a JSON text holds.
+    """Parses a JSON text.
 
-    Raises Refusal that names `location` and says what is wrong.
+    Args:
+      text: JSON.
+      location: the file, or file and line, that a message names.
+      accepted: the accepted form, for the message.
+
+    Returns:
+      The value.
+
+    Raises:
+      Refusal: for a text that is not JSON, is nested too deeply, or gives one key two values.
     """
     try:
         return json.loads(text, object_pairs_hook=_single)
@@ -114,14 +123,17 @@ def lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def text(location: str, values: Mapping[str, Any], key: str, empty: bool = False) -> str:
-    """A field that must be text.
+    """Returns a field that must be text.
 
     Args:
       location: the file and line, or row, of the values.
+      values: the fields of an object or a row.
+      key: of the field.
       empty: accept an empty text.
 
-    Raises Refusal that names the place and the field where it is no text, is empty, or holds half a
-    character.
+    Raises:
+      Refusal: that names location and field if the value is no text, is empty, or has a lone
+        surrogate.
     """
     value = values.get(key)
     if not isinstance(value, str) or not (value or empty):
@@ -159,7 +171,7 @@ def _check_whole(value: str, location: str) -> None:
 
 
 def _texts(value: object, path: str = "") -> Iterator[tuple[str, str]]:
-    """(path, text) of every text in a value, keys included."""
+    """Yields (path, text) for every text in a value, keys included."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, dict):
@@ -175,7 +187,7 @@ def _texts(value: object, path: str = "") -> Iterator[tuple[str, str]]:
 def _single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object of these pairs.
 
-    Raises ValueError where a key has two values: readers differ in the one that they take.
+    Raises ValueError if a key has two values: JSON readers differ in the one that they take.
     """
     single = dict(pairs)
     if len(single) < len(pairs):

@@ -17,11 +17,10 @@ NUM_SPECIAL = 2
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back. `decode(encode(text)) == text` for text of the tokenizer's alphabet.
+    """Encodes texts and decodes ids. `decode(encode(text)) == text` for text of its alphabet.
 
-    `encode_after` and `decode_after` do the same for a completion: text that follows the token
-    `before`, the last one of its prompt; None: any token of an ordinary text. The ids of prompt and
-    completion are then those of both as one text.
+    `encode_after` and `decode_after` do so for a completion, so that the ids of a prompt followed
+    by those of its completion are the ids of both as one text.
     """
 
     vocab_size: int
@@ -43,11 +42,27 @@ class Tokenizer(Protocol):
         ...
 
     def encode_after(self, before: int | None, text: str) -> list[int]:
-        """Ids of a text that continues another one, without EOS."""
+        """Encodes a text that continues another one.
+
+        Args:
+          before: the last token of the text before; None: any token of an ordinary text.
+          text: to encode.
+
+        Returns:
+          The token ids, without EOS.
+        """
         ...
 
     def decode_after(self, before: int | None, ids: list[int]) -> str:
-        """Text of ids that continue others; pad and EOS ids are dropped."""
+        """Decodes ids that continue others.
+
+        Args:
+          before: the id before them; None: any token of an ordinary text.
+          ids: to decode; pad and EOS ids are dropped.
+
+        Returns:
+          The text.
+        """
         ...
 
     def vocabulary(self) -> Mapping[str, int]:
@@ -71,7 +86,7 @@ class Config:
 
 
 class _Apart:
-    """Tokenizers that encode a text in the same way whatever precedes it, with one EOS."""
+    """Base of tokenizers that encode a text independently of what precedes it, with one EOS."""
 
     eos_id = EOS_ID
     eos_ids: tuple[int, ...] = (EOS_ID,)
@@ -139,7 +154,7 @@ class Symbols(_Apart):
 
 
 def words(vocabulary: Sequence[str]) -> Symbols:
-    """Words that stand between single spaces; punctuation is a word of its own: `good .`"""
+    """Words separated by single spaces; punctuation is a word of its own: `good .`"""
     for word in vocabulary:
         if not word or any(character.isspace() for character in word):
             raise Refusal(
@@ -150,7 +165,7 @@ def words(vocabulary: Sequence[str]) -> Symbols:
 
 
 def characters(alphabet: Sequence[str]) -> Symbols:
-    """One id a character of the alphabet."""
+    """One id per character of the alphabet."""
     for character in alphabet:
         if len(character) != 1:
             raise Refusal(f"{character!r} cannot be of the alphabet: a character is one code point")
@@ -176,13 +191,15 @@ class ByteTokenizer(_Apart):
 
 
 def make(config: Config, vocabulary: Sequence[str] | None, model: Path | None = None) -> Tokenizer:
-    """The tokenizer that a config names.
+    """Makes the tokenizer that a config names.
 
     Args:
-      vocabulary: the task's, None where its text is open.
-      model: the folder that the policy comes from, where there is one; its ends of a text hold too.
+      config: kind and file.
+      vocabulary: the closed list of the task's words; None: its text is open.
+      model: the folder of the policy, whose ends of a text count too; None: there is none.
 
-    Raises Refusal for an unknown kind, a missing vocabulary, and what the factories raise.
+    Raises:
+      Refusal: for an unknown kind, a missing vocabulary, and what the factories raise.
     """
     factories: Mapping[str, Callable[[], Tokenizer]] = {
         "words": lambda: words(_closed(vocabulary, config.kind)),

@@ -1,9 +1,7 @@
-"""Vocabularies by their content: two models read the same ids as the same text only where their
-tokens are the same.
+"""Compares the vocabularies of two models token by token: equal sizes do not make equal tokens.
 
-The size of a vocabulary says nothing about that. A folder's tokens are read from its
-`tokenizer.json`, else from its sentencepiece model, else from its `vocab.json` (byte-level) or
-`vocab.txt`, with the tokens that its other files add.
+A folder's tokens are read from its `tokenizer.json`, else from its sentencepiece model, else from
+its `vocab.json` (byte-level) or `vocab.txt`, with the tokens that its other files add.
 """
 
 from collections.abc import Mapping
@@ -84,11 +82,16 @@ def tokenizer_of(folder: Path) -> FileTokenizer | None:
 
 
 def difference(ours: Mapping[str, int], theirs: Vocabulary, lacking: bool, special: bool) -> str:
-    """A token of ours that is another one of theirs, in words; "" where there is none.
+    """Describes the first token whose text differs between two vocabularies.
 
     Args:
-      lacking: an id of ours that they do not have is a difference.
+      ours: ids by text.
+      theirs: the other vocabulary.
+      lacking: an id of ours that they lack counts as a difference.
       special: an id that is a special token of theirs may differ.
+
+    Returns:
+      The difference in words; "" if there is none.
     """
     texts = {identity: text for text, identity in theirs.ids.items()}
     for text, identity in sorted(ours.items(), key=lambda item: item[1]):
