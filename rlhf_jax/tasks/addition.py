@@ -22,7 +22,7 @@ class Config:
 
 
 class Addition:
-    """Prompts of the pairs; the one reference is the sum, and so is the judge."""
+    """Prompts of the pairs. The sum is the one reference, and `judge` compares with it."""
 
     verifiable = True
     has_gold = True
@@ -55,13 +55,13 @@ class Addition:
         return (self._number(sum(self._pairs[split][index])),)
 
     def digest(self) -> str:
-        """A word: the texts are made by the config and the code, and read from nowhere."""
+        """Returns a constant: the texts depend on the config and the code alone."""
         return "generated"
 
     def judge(self, prompt: str, completion: str, finished: bool) -> float:
-        """1.0 when the completion ended and is the sum, digit by digit; else 0.0.
+        """Returns 1.0 if the completion ended and is the sum, digit by digit, else 0.0.
 
-        Refusal for another's prompt.
+        Raises Refusal for a prompt of another task.
         """
         a, plus, b = prompt.removesuffix("=").partition("+")
         if not (plus and prompt.endswith("=") and a.isdecimal() and b.isdecimal()):

@@ -18,71 +18,84 @@ class Task(Protocol):
     A module in `tasks/`, or a user's own (see `registry.py`), has a frozen dataclass `Config` and a
     factory `make(config: Config) -> Task`.
 
-    A task of conversations gives prompts, in comparisons too, that are `chat.Rendered`: no BOS is
-    put before them. It has the `template` that they are in, or None where it was given rendered
-    ones. A task may have five methods more.
+    In a task of conversations the prompts, also those of comparisons, are `chat.Rendered`: no BOS is
+    put before them. Its attribute `template` is their chat template; None if they came rendered. A
+    task may have five more methods.
 
     `record(split, index) -> Mapping[str, Any]`: the fields of the prompt's row that a reward may
-    ask for; without it they are {"references": references(split, index)}.
+    use; without this method, {"references": references(split, index)}.
 
-    `reference(split, index, number) -> str | None`: `references(split, index)[number % count]`,
-    where one reference is much cheaper than all of them; None where there are none.
+    `reference(split, index, number) -> str | None`: `references(split, index)[number % count]`, for
+    a task in which one reference is much cheaper than all; None for a prompt without references.
 
-    `comparisons(split) -> Sequence[tuple[str, str, str]]`: (prompt, chosen, rejected), empty where
-    there are none.
+    `comparisons(split) -> Sequence[tuple[str, str, str]]`: (prompt, chosen, rejected); may be empty.
 
     `fitted(count_tokens: Callable[[Sequence[str]], Sequence[int]], max_prompt_tokens: int) ->
-    Task`: the task with prompts of at most so many tokens, longer ones shortened or left out (and
-    comparisons with them), as its corpus has it; `count_tokens` is called on many texts at once.
-    Raises Refusal where a prompt can neither be shortened nor left out, or a split is left without
-    prompts.
+    Task`: the task with prompts of at most `max_prompt_tokens` tokens. Longer ones, and their
+    comparisons, are shortened or left out, as is usual for the corpus. `count_tokens` is called on
+    many texts at once. Raises Refusal if a prompt can neither be shortened nor left out, or if no
+    prompt of a split is left.
 
-    `digest() -> str`: a digest of what the texts depend on besides the config and the code, such as
-    the content of files. A run records it and goes on only with equal data. Without it every prompt
-    and reference is read for the digest.
+    `digest() -> str`: a digest of the data that the texts depend on, such as the content of files;
+    the config and the code are digested elsewhere. A run records it and resumes only with equal
+    data. Without this method every prompt and reference is read for the digest.
     """
 
     @property
     def verifiable(self) -> bool:
-        """True where `judge` is the reward itself (exact match): it is then never standardised."""
+        """True if `judge` is the reward itself (exact match). It is then never standardised."""
         ...
 
     @property
     def has_gold(self) -> bool:
-        """False where `judge` raises, because only a learned reward can tell: prompts of a user
-        without answers.
-        """
+        """False if `judge` raises because the prompts have no answers: a learned reward is needed."""
         ...
 
     @property
     def vocabulary(self) -> tuple[str, ...] | None:
-        """The closed list of words for the `words` tokenizer, or None where text is open."""
+        """The closed list of words for the `words` tokenizer; None if any text may occur."""
         ...
 
     def num_prompts(self, split: Split) -> int:
-        """Distinct prompts of a split; no text is on both sides (see `is_heldout`)."""
+        """Number of distinct prompts of a split; no text is in both splits (see `is_heldout`)."""
         ...
 
     def prompt(self, split: Split, index: int) -> str:
-        """The prompt's text, 0 <= index < num_prompts(split)."""
+        """Returns a prompt.
+
+        Args:
+          split: of the prompt.
+          index: 0 <= index < num_prompts(split).
+        """
         ...
 
     def references(self, split: Split, index: int) -> tuple[str, ...]:
-        """Completions from the corpus, all equally good as demonstrations; SFT trains on those of
-        `train`.
+        """Returns a prompt's completions from the corpus, all equally good as demonstrations.
+
+        SFT trains on those of `train`.
+
+        Args:
+          split: of the prompt.
+          index: 0 <= index < num_prompts(split).
         """
         ...
 
     def judge(self, prompt: str, completion: str, finished: bool) -> float:
-        """The gold score of a completion (text before the EOS); `finished` says whether an EOS was
-        sampled.
+        """Returns the gold score of a completion.
+
+        Args:
+          prompt: one of the task's prompts.
+          completion: the text before the EOS.
+          finished: true if an EOS was sampled.
+
+        Raises:
+          Refusal: for a prompt of another task, and if `has_gold` is false.
         """
         ...
 
 
 def is_heldout(text: str, percent: int) -> bool:
-    """True where a prompt is held out: by the hash of its text, so that no text is ever on both
-    sides.
+    """True if a prompt is held out. The hash of its text decides, so that no text is in both splits.
 
     Args:
       text: of the prompt.
@@ -92,17 +105,19 @@ def is_heldout(text: str, percent: int) -> bool:
 
 
 def stream_indices(num_prompts: int, seed: int, start: int, count: int) -> np.ndarray:
-    """Indices of prompts at places start ... start+count-1 of an endless stream, reshuffled every
-    epoch.
+    """Returns the prompts at consecutive positions of an endless stream, reshuffled every epoch.
 
-    Seekable: place n is entry n % num_prompts of epoch n // num_prompts's permutation: a resumed
-    run needs no state.
+    Position n holds entry n % num_prompts of the permutation of epoch n // num_prompts, so that a
+    resumed run needs no state.
 
     Args:
       num_prompts: of the split.
-      seed: of the order.
-      start: the first position of the stream.
-      count: of positions.
+      seed: of the permutations.
+      start: the first position.
+      count: the number of positions.
+
+    Returns:
+      Indices of prompts in the split, int64 `[count]`.
     """
     positions = np.arange(start, start + count)
     indices = np.empty(count, dtype=np.int64)

@@ -83,12 +83,12 @@ class GSM8K(Corpus):
 
 
 def number(solution: str) -> str:
-    """The number after the first `####` of a solution, as text without commas; empty where it gives
-    none.
+    """Returns the number after the first `####` of a solution, as text without commas; "" if there
+    is none.
 
-    What follows the number on its line must not belong to it: 1/2, 12 500, 1.234,50, 12-15, 1e5 and
-    12k are no numbers here, where the published grader would read 1, 12, 1.23450, 12, 1 and 12.
-    Units after a space and marks are passed over, as by it.
+    The rest of the line must not belong to the number: 1/2, 12 500, 1.234,50, 12-15, 1e5 and 12k are
+    no numbers here. The published grader reads 1, 12, 1.23450, 12, 1 and 12. Units after a space
+    and marks are ignored, as by the grader.
     """
     match = ANSWER.search(solution)
     if match is None:
@@ -157,5 +157,5 @@ def make(config: Config) -> GSM8K:
 
 
 def _problem(prompt: str) -> str:
-    """The problem of a prompt, white space around it aside: some tokenizers lose it."""
+    """The problem of a prompt without white space around it, which some tokenizers lose."""
     return prompt.strip().removesuffix(SOLUTION).rpartition(PROBLEM)[2].strip()

@@ -89,9 +89,10 @@ class Jsonl:
         return " ".join(hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for file in files)
 
     def judge(self, prompt: str, completion: str, finished: bool) -> float:
-        """1.0 when the completion ended and is the answer, white space around it aside; else 0.0.
+        """Returns 1.0 if the completion ended and is the answer, else 0.0. White space around either
+        is ignored.
 
-        Raises Refusal where the file gives no answers, or does not have this prompt.
+        Raises Refusal if the file has no answers, or not this prompt.
         """
         if not self.has_gold:
             raise Refusal(

@@ -21,7 +21,9 @@ MAX_PROMPT_WORDS = 18
 
 @dataclass(frozen=True)
 class Config:
-    """The corpus: another seed is another corpus of the same law, for the same prompts."""
+    """The corpus. Another seed draws other references from the same distribution, for the same
+    prompts.
+    """
 
     heldout_percent: HeldoutPercent = 10  # share of prompts that are held out
     references_per_prompt: Annotated[int, Bounds(least=1, most=64)] = 4  # different ones
@@ -69,7 +71,7 @@ class Reviews:
         return tuple(self.reference(split, index, number) for number in numbers)
 
     def reference(self, split: Split, index: int, number: int) -> str:
-        """One of the references: each is written on its own."""
+        """Writes one reference, without the others: see `tasks.api.Task`."""
         opening_index, count = int(self._openings[split][index]), self.config.references_per_prompt
         writer = (self.config.seed * grammar.NUM_OPENINGS + opening_index) * count + number % count
         return grammar.Writer(
@@ -77,7 +79,7 @@ class Reviews:
         ).review()
 
     def digest(self) -> str:
-        """A word: the texts are made by the config and the code, and read from nowhere."""
+        """Returns a constant: the texts depend on the config and the code alone."""
         return "generated"
 
     def judge(self, prompt: str, completion: str, finished: bool) -> float:

@@ -63,8 +63,18 @@ class Tldr(Corpus):
     def kept_characters(
         self, records: Sequence[Record], count_tokens: CountTokens, limit: int
     ) -> list[int | None]:
-        """The number of characters that are kept of each prompt before `TL;DR:`. Raises Refusal
-        where a prompt is too long without any post.
+        """Cuts each post until its prompt fits.
+
+        Args:
+          records: a batch.
+          count_tokens: counts the tokens of many texts.
+          limit: the most tokens of a prompt.
+
+        Returns:
+          The characters kept of each prompt, before `TL;DR:` if it was cut.
+
+        Raises:
+          Refusal: for a prompt that is too long even without its post.
         """
         kept: list[int | None] = [len(record["prompt"]) for record in records]
         texts = [record["prompt"] for record in records]
@@ -110,7 +120,7 @@ def make(config: Config) -> Tldr:
 
 
 def _comparisons(config: Config) -> Store:
-    """The comparisons' store: OpenAI's own files hold both splits, all others one each."""
+    """The store of comparisons. OpenAI's own files hold both splits each, all others one."""
     folder = Path(config.comparisons_dir)
     batches = [file for pattern in OPENAI_FILES for file in sorted(folder.glob(pattern))]
     files = (
@@ -151,7 +161,7 @@ def _prompt(subreddit: str, title: str, post: str) -> str:
 
 
 def _ready(location: str, row: Row, key: str) -> str:
-    """A prompt that is published ready; it must be of the form that can be cut."""
+    """A prompt that is published ready. Raises Refusal unless it has the form that can be cut."""
     prompt = row_files.text(location, row, key)
     if POST not in prompt or not prompt.endswith(TAIL):
         raise Refusal(
@@ -193,14 +203,16 @@ def _completion(location: str, row: Row, key: str) -> str:
 
 
 def _pair(prompt: str, chosen: str, rejected: str) -> Record | None:
-    """A comparison of two equal texts is none."""
+    """The record of a comparison; None for two equal texts."""
     return (
         None if chosen == rejected else {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     )
 
 
 def _pair_layout(prompt: str) -> Layout:
-    """Chosen and rejected are read, not `prompt_chosen`: relabelled files swap the first two alone."""
+    """The layout of chosen and rejected texts. `prompt_chosen` is not read, because relabelled files
+    swap only the former two.
+    """
 
     def read(location: str, row: Row) -> Record | None:
         return _pair(
@@ -212,9 +224,8 @@ def _pair_layout(prompt: str) -> Layout:
 
 
 def _read_judged(location: str, row: Row) -> Record | None:
-    """A row of OpenAI's: two summaries, and which of them was preferred.
-
-    Their news articles are not of this task.
+    """The record of a row of OpenAI's, with two summaries and the index of the preferred one; None
+    for a row about a news article.
     """
     info, summaries, choice = row["info"], row["summaries"], row["choice"]
     pair = (
@@ -237,7 +248,7 @@ def _read_judged(location: str, row: Row) -> Record | None:
 
 
 def _openai_rows(files: Sequence[Path], split: Split) -> Rows:
-    """The rows of OpenAI's files that are of a split; each tells its own."""
+    """Yields the rows of OpenAI's files whose column `split` is of this split."""
     for file in files:
         for location, row in row_files.read(file, ("info", "summaries", "choice", "split")):
             if row["split"] not in OPENAI_SPLITS:

@@ -66,7 +66,7 @@ class UltraFeedback(Corpus):
     def kept_characters(
         self, records: Sequence[Record], count_tokens: CountTokens, limit: int
     ) -> list[int | None]:
-        """All of a prompt, or None where it or one of its two replies is too long."""
+        """Leaves out prompts that are too long, or have a reply that is: see `Corpus`."""
         kept = super().kept_characters(records, count_tokens, limit)
         if not self._max_reply_tokens:
             return kept

@@ -1,8 +1,8 @@
-"""Published conversations: messages to the prompt of a chat template and the reply that follows it.
+"""Turns the messages of published conversations into the prompt of a chat template and its reply.
 
-A row whose messages are well-formed may still be of no use: its last message is no reply, a role is
-unknown, or the template itself refuses it, as Gemma's does with a system message. Such a row is
-left out and counted; it does not end the run.
+A row of well-formed messages may still be useless: its last message is no reply, a role is unknown,
+or the template itself refuses it, as Gemma's does with a system message. Such a row is left out and
+counted; it does not end the run.
 """
 
 import json
@@ -20,10 +20,15 @@ ROLES = ("system", "user", "assistant")
 
 
 def template(name_or_path: str, bos_token: str, eos_token: str, date: str) -> chat.Template:
-    """The chat template of a config; its special tokens where they are given, else the template's
-    own.
+    """Returns the chat template of a config.
 
-    Raises Refusal where there is no such template, or `date` is none.
+    Args:
+      name_or_path: a name, or a file or folder: see `chat.find`.
+      bos_token, eos_token: texts that the template may name; "": those that come with it.
+      date: the day that the template is given as today, as 2025-01-31; "": none.
+
+    Raises:
+      Refusal: if there is no such template, or `date` is no day.
     """
     if date:
         chat.parse_date(date)
@@ -37,7 +42,7 @@ def template(name_or_path: str, bos_token: str, eos_token: str, date: str) -> ch
 
 
 def recipe(template: chat.Template) -> tuple[str, ...]:
-    """Everything of a template that the text of a prompt depends on."""
+    """Returns every property of a template that the text of a prompt depends on."""
     return (
         template.text,
         template.date,
@@ -46,8 +51,8 @@ def recipe(template: chat.Template) -> tuple[str, ...]:
 
 
 def prompts(template: chat.Template) -> Callable[[str, Messages], dict[str, str]]:
-    """`(location, messages) -> fields` of a record: the prompt up to where the assistant's reply
-    begins, and the messages.
+    """Returns a function (location, messages) -> fields of a record: the prompt, which ends before
+    the assistant's reply, and the messages.
     """
 
     def prompt(location: str, context: Messages) -> dict[str, str]:
@@ -67,11 +72,20 @@ def prompts(template: chat.Template) -> Callable[[str, Messages], dict[str, str]
 def turns(
     location: str, row: row_files.Row, key: str, template: chat.Template
 ) -> tuple[Messages, str]:
-    """The messages before the last reply of the assistant's, and that reply without an EOS that it
-    ends in.
+    """Splits a conversation into the messages before the assistant's last reply, and that reply.
 
-    Raises LeftOut where the conversation does not end in a reply to something, or has an unknown
-    role, and Refusal where the field is no conversation.
+    Args:
+      location: the file and row, for messages.
+      row: whose field is read.
+      key: of the field.
+      template: whose EOS is removed from the end of the reply.
+
+    Returns:
+      The messages, and the text of the reply.
+
+    Raises:
+      LeftOut: if the conversation does not end in a reply to a message, or has an unknown role.
+      Refusal: if the field is no conversation.
     """
     held = row.get(key)
     if not isinstance(held, list) or not all(isinstance(message, dict) for message in held):
@@ -94,8 +108,14 @@ def turns(
 
 
 def without_eos(text: str, eos: str) -> str:
-    """A text without the EOS texts at its end, and white space after them: the pipeline adds an EOS
-    of its own.
+    """Removes the EOS texts at the end of a text, because the pipeline adds an EOS.
+
+    Args:
+      text: of a completion.
+      eos: the text of the EOS; "": nothing is removed.
+
+    Returns:
+      The text before the EOS; white space after an EOS is removed with it.
     """
     while eos and text.rstrip().endswith(eos):
         text = text.rstrip().removesuffix(eos)

@@ -1,5 +1,5 @@
-"""A task whose prompts, references and comparisons are records on disk, and how its prompts are
-made to fit a model.
+"""Tasks whose prompts, references and comparisons are records on disk, and the cutting of their
+prompts to a model's length.
 """
 
 import hashlib
@@ -48,8 +48,13 @@ class Fitted(Records):
     def __init__(
         self, records: Records, indices: Sequence[int], cuts: Mapping[int, int], tail: str
     ):
-        """`cuts`: for some of the indices, how many characters of the prompt are kept before
-        `tail`.
+        """Chooses records of others.
+
+        Args:
+          records: to choose from.
+          indices: of the chosen records.
+          cuts: characters of the prompt that are kept before `tail`, by index; others are whole.
+          tail: the end of a cut prompt.
         """
         self._records, self._indices, self._cuts, self._tail = (
             records,
@@ -75,8 +80,8 @@ class Fitted(Records):
 
 
 class Counted:
-    """Remembers how many tokens a text has: many comparisons are of one prompt, which is also a
-    prompt of the task.
+    """Caches the token count of each text. A prompt recurs in its comparisons, so that most counts
+    are asked for several times.
     """
 
     def __init__(self, count_tokens: CountTokens):
@@ -92,8 +97,8 @@ class Counted:
 
 
 class Corpus:
-    """Prompts with one reference each, and comparisons where there are any; no gold unless a task
-    says otherwise.
+    """Prompts with one reference each, and comparisons if there are any. There is no gold unless a
+    subclass overrides `has_gold` and `judge`.
     """
 
     verifiable = False
@@ -108,8 +113,13 @@ class Corpus:
         comparisons: Store | None = None,
         template: chat.Template | None = None,
     ):
-        """`name` is what messages call the task; `template` is what its conversations were rendered
-        in.
+        """Opens the records of the stores.
+
+        Args:
+          name: of the task, for messages.
+          prompts: with the fields `prompt` and `reference`.
+          comparisons: with the fields `prompt`, `chosen` and `rejected`.
+          template: that conversations were rendered in.
         """
         self.name = name
         self.template = template
@@ -150,9 +160,14 @@ class Corpus:
         )
 
     def fitted(self, count_tokens: CountTokens, max_prompt_tokens: int) -> Self:
-        """This task with prompts of at most `max_prompt_tokens` tokens: see `tasks/api.py`.
+        """Returns this task with prompts that fit: see `tasks.api.Task`.
 
-        Raises Refusal where that leaves a split without prompts or without the comparisons it had.
+        Args:
+          count_tokens: counts the tokens of many texts.
+          max_prompt_tokens: the most tokens of a prompt.
+
+        Raises:
+          Refusal: if no prompt of a split is left, or no comparison of a split that had some.
         """
         task, count_tokens = copy(self), Counted(count_tokens)
         seen: set[bytes] = set()
@@ -169,8 +184,15 @@ class Corpus:
     def kept_characters(
         self, records: Sequence[Record], count_tokens: CountTokens, limit: int
     ) -> list[int | None]:
-        """The number of characters that are kept of each record's prompt: all, or None where it
-        does not fit.
+        """Decides how much of each prompt is kept; a subclass may shorten prompts.
+
+        Args:
+          records: a batch.
+          count_tokens: counts the tokens of many texts.
+          limit: the most tokens of a prompt.
+
+        Returns:
+          The characters kept of each record's prompt: all; None for one that is left out.
         """
         prompts = [record["prompt"] for record in records]
         counts = count_tokens(prompts)
@@ -187,8 +209,8 @@ class Corpus:
         limit: int,
         seen: set[bytes] | None,
     ) -> Fitted:
-        """The records that fit; with `seen`, those whose prompt it does not hold yet: cut prompts
-        may have become equal.
+        """The records that fit. With `seen`, a prompt in it is left out and others are added to it:
+        cut prompts may have become equal.
         """
         indices: list[int] = []
         cuts: dict[int, int] = {}

@@ -21,15 +21,15 @@ NUMBERED = re.compile(r"^(\d{4})\.parquet$")
 
 
 class LeftOut(Exception):
-    """Says why a task has no use for a row that is well-formed.
+    """The reason why a task cannot use a well-formed row.
 
-    Such rows are counted, and the first reason is told.
+    Such rows are counted, and the first reason is reported.
     """
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which a dataset is published: the columns that tell it, and what becomes of a row.
+    """One format in which a dataset is published: the columns that identify it, and its reader.
 
     `read(location, row)` gives a record, or None for a row that is of another task. It raises LeftOut
     for a row that the task cannot use, and Refusal for a malformed one.
@@ -41,12 +41,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A published dataset: what it is called, how one gets it, and the names of its splits and
-    folders.
+    """A published dataset: its title, the way to get it, and the names of its splits and folders.
 
-    `splits` gives for each of ours the published names, newest first; `patterns` are globs beside
-    the customary ones, with `{split}` in them; `folders` are the names of its configurations.
-    `rows` are the published numbers of rows: others are accepted, and told.
+    `splits` maps each of our splits to its published names, newest first. `patterns` are globs in
+    addition to the usual ones, with `{split}` in them. `folders` are the names of its
+    configurations. `rows` are the published numbers of rows; others are accepted and reported.
     """
 
     title: str
@@ -59,9 +58,14 @@ class Dataset:
 
 
 def find(directory: str, dataset: Dataset) -> dict[Split, tuple[Path, ...]]:
-    """The files of each split, in order.
+    """Finds the files of each split, in order.
 
-    Raises Refusal where the folder or a split is missing, or a shard of a split.
+    Args:
+      directory: the folder that the user gives; "" is refused.
+      dataset: that it should hold.
+
+    Raises:
+      Refusal: if the folder, a split, or a shard of a split is missing.
     """
     folder = Path(directory)
     if not directory or not folder.is_dir():
@@ -74,10 +78,18 @@ def find(directory: str, dataset: Dataset) -> dict[Split, tuple[Path, ...]]:
 def records(
     files: Sequence[Path], layouts: Sequence[Layout]
 ) -> Iterator[tuple[str, Record | LeftOut | None]]:
-    """(location, record) of each row in the files' order; None for a row of another task, LeftOut for
-    one without use.
+    """Reads rows as records, in the files' order.
 
-    Raises Refusal for a file whose columns are of no layout, or that cannot be read to its end.
+    Args:
+      files: of a split.
+      layouts: accepted ones; the first whose columns a file has is used for it.
+
+    Yields:
+      (location, record) of each row. The record is None for a row of another task, and LeftOut for
+      one that this task cannot use.
+
+    Raises:
+      Refusal: for a file whose columns are of no layout, or that cannot be read to its end.
     """
     for file in files:
         layout = _layout(file, layouts)
@@ -145,7 +157,7 @@ def _wanted(dataset: Dataset) -> str:
 
 
 def _check_shards(files: Sequence[Path]) -> None:
-    """Raises Refusal where a shard of those that the names promise is missing, or there twice."""
+    """Raises Refusal if a shard that the names count is missing or occurs twice."""
     named = [SHARD.search(file.name) for file in files]
     if not any(named):
         _check_numbers(files)
@@ -167,7 +179,9 @@ def _check_shards(files: Sequence[Path]) -> None:
 
 
 def _check_numbers(files: Sequence[Path]) -> None:
-    """Converted files are called 0000.parquet, 0001.parquet ... : no count, but no gap either."""
+    """Raises Refusal for a gap in converted files 0000.parquet, 0001.parquet, ..., which state no
+    count.
+    """
     numbers = {int(match[1]) for file in files if (match := NUMBERED.match(file.name))}
     missing = sorted(set(range(max(numbers, default=-1) + 1)) - numbers)
     if missing:

@@ -1,5 +1,5 @@
-"""Keeps a task's records on disk for random access, in a directory named by the content of the
-files they come from.
+"""Stores a task's records on disk for random access, in a directory named by a digest of the files
+that they come from.
 """
 
 import hashlib
@@ -35,12 +35,12 @@ Rows = Iterable[tuple[str, Record | LeftOut | None]]
 
 @dataclass(frozen=True)
 class Source:
-    """Parts that a store is made of: files by split, how many rows are published as one, and what
+    """The source of a store: files by split, the published numbers of rows, and the function that
     makes records of rows.
 
-    `recipe` is what of a config the records depend on; two stores differ where their files, recipes
-    or code do. A held-out record whose prompt a training record has is left out. Of `prompts` a
-    split holds each once, the first.
+    `recipe` has the settings of a config that the records depend on. Two stores are different if
+    their files, recipes or code are. A held-out record is left out if a training record has its
+    prompt. A store of `prompts` keeps the first record of each prompt of a split.
     """
 
     task: str
@@ -58,8 +58,8 @@ class Source:
 
 
 class Records(Sequence[Record]):
-    """Records by index, read from disk when they are asked for; many at once cost a third of what
-    they cost one by one.
+    """Records by index, read from disk at each access. Reading many at once takes a third of the
+    time of reading them one by one.
     """
 
     def read(self, indices: Sequence[int]) -> list[Record]:
@@ -98,8 +98,11 @@ class Stored(Records):
     """The records of a split of a store."""
 
     def __init__(self, source: DataSource, rendered: bool):
-        """`rendered`: prompts are conversations in a chat template, whose messages a record holds
-        too.
+        """Wraps a data source.
+
+        Args:
+          source: of the split.
+          rendered: prompts are conversations in a chat template, and records hold their messages.
         """
         self._source, self._rendered = source, rendered
 
@@ -123,7 +126,7 @@ def _rendered(record: Record) -> Record:
 
 @dataclass(frozen=True)
 class Store:
-    """Records of both splits, and how many rows of the files they are."""
+    """Records of both splits, with the counts of rows that they were made from."""
 
     splits: Mapping[Split, Records]
     counts: Mapping[
@@ -154,11 +157,17 @@ class Store:
 
 
 def open_store(source: Source, root: Path) -> Store:
-    """The store of a source under `root`, built where it is not there. Whoever finishes first has
-    built it.
+    """Opens the store of a source, and builds it first if it does not exist.
 
-    Raises Refusal where the files are malformed or change while they are read, or `root` cannot be
-    written.
+    Of several processes that build it, the first to finish wins; the others use its store.
+
+    Args:
+      source: of the records.
+      root: the folder that holds stores, one directory per digest.
+
+    Raises:
+      Refusal: if the files are malformed or change while they are read, or `root` cannot be
+        written.
     """
     builder = import_module(
         "rlhf_jax.tasks.corpora.tfds_builder"
@@ -176,8 +185,8 @@ def open_store(source: Source, root: Path) -> Store:
 
 
 def _build(source: Source, directory: Path, builder: ModuleType) -> None:
-    """Builds beside its place and moves there whole, so that what died half-way or runs at once is
-    never read.
+    """Builds in a temporary directory and renames it at the end, so that no process reads a store
+    that is incomplete.
     """
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +214,7 @@ def _build(source: Source, directory: Path, builder: ModuleType) -> None:
 
 
 def _move(partial_directory: Path, directory: Path) -> None:
-    """Another process may have built the same in the meantime: then theirs stays."""
+    """Renames a directory; keeps the store that another process has built in the meantime."""
     try:
         os.rename(partial_directory, directory)
     except OSError:
@@ -216,8 +225,9 @@ def _move(partial_directory: Path, directory: Path) -> None:
 def _kept(
     source: Source, split: Split, counts: dict[Split, dict[str, Any]], seen: dict[Split, set[bytes]]
 ) -> Iterator[Record]:
-    """The records of a split that are kept, counting them: `train` is written first, `heldout`
-    against what it held.
+    """Yields the records of a split that are kept, and counts them.
+
+    `train` comes first: a held-out record is left out if `train` has its prompt.
     """
     rows = kept = left_out = 0
     because = ""
@@ -251,9 +261,10 @@ def _kept(
 
 
 def _digests(source: Source) -> tuple[str, str]:
-    """16 hex digits of the files' names, sizes and content, of the recipe, and of the code that
-    makes the records: the store's name. And 16 of the files' content and the recipe alone, which
-    newer code leaves as they are.
+    """Two digests of 16 hex digits: the store's name, and that of the data alone.
+
+    The name digests the names, sizes and content of the files, the recipe, and the code that makes
+    the records. The other one digests content and recipe, so that newer code does not change it.
     """
     recipe = json.dumps([source.name, source.fields, source.recipe]).encode()
     named, alone = hashlib.sha256(recipe), hashlib.sha256(recipe)

@@ -1,4 +1,4 @@
-"""Rows of parquet and jsonl files as dicts, streamed, and what a row's fields may be."""
+"""Streams the rows of parquet and jsonl files as dicts, and checks their fields."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,9 +28,17 @@ def columns(file: Path) -> list[str]:
 
 
 def read(file: Path, needed: Sequence[str]) -> Iterator[tuple[str, Row]]:
-    """(location, row) of each row, with the needed columns of a parquet file, or all of a jsonl row.
+    """Streams the rows of a file.
 
-    Raises Refusal that names the file and the row where one is malformed or lacks a needed column.
+    Args:
+      file: a parquet file, or one of JSON lines.
+      needed: columns that every row must have.
+
+    Yields:
+      (location, row): of a parquet file the needed columns, of JSON lines all of them.
+
+    Raises:
+      Refusal: that names file and row, if one is malformed or lacks a needed column.
     """
     if file.suffix == ".parquet":
         yield from _parquet(file, needed)
@@ -43,7 +51,16 @@ def read(file: Path, needed: Sequence[str]) -> Iterator[tuple[str, Row]]:
 
 
 def number(location: str, row: Row, key: str) -> float:
-    """A field that must be a number, and finite. Raises Refusal that names row and field."""
+    """Returns a field that must be a finite number.
+
+    Args:
+      location: the file and row, for messages.
+      row: whose field is read.
+      key: of the field.
+
+    Raises:
+      Refusal: that names row and field, for any other value.
+    """
     value = row.get(key)
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise Refusal(f"{location}: {key!r} is {short(value)}; accepted: a number")
@@ -77,9 +94,9 @@ def _parquet(file: Path, needed: Sequence[str]) -> Iterator[tuple[str, Row]]:
 
 
 def _batch_rows(batch: Any, file: Path, before: int) -> list[Row]:
-    """The rows of a batch, which `before` others precede.
+    """The rows of a batch that follows `before` rows of the file.
 
-    Raises Refusal for text that is not UTF-8, naming the row.
+    Raises Refusal that names the row for text that is not UTF-8.
     """
     try:
         return batch.to_pylist()

@@ -51,20 +51,29 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         yield from enumerate(records)
 
     def _log_download_bytes(self) -> None:
-        """Nothing is downloaded: says nothing."""
+        """Logs nothing, because nothing is downloaded."""
 
     def _log_download_done(self) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 def build(builder: RecordsBuilder) -> None:
-    """Writes the splits; what a generator raises goes through."""
+    """Writes the splits. Raises whatever a generator of records raises."""
     with _quiet():
         builder.download_and_prepare()
 
 
 def data_source(directory: Path, name: str, split: str) -> DataSource:
-    """Random access to a split of what `build` has written under `directory`."""
+    """Opens a split that `build` has written.
+
+    Args:
+      directory: that was built in.
+      name: of the builder.
+      split: its name.
+
+    Returns:
+      Records of bytes by index.
+    """
     builder: Any = tfds.builder_from_directory(
         os.fspath(directory / name / str(RecordsBuilder.VERSION))
     )

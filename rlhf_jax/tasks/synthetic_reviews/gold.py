@@ -3,9 +3,9 @@
     gold = cared + others + details + closing + links + gushing + repetition + rambling + junk + end
 
 All terms are in one unit, in which a plain "good" of an aspect that the prompt cares about is worth
-1.5. What they punish is of two kinds: what the corpus shows (blame, silence about an aspect, false
-details, wrong links), so that it can be learned from the corpus; and what the corpus hardly shows
-(gushing, repetition, rambling, junk), where a reward that was learned from it is on its own.
+1.5. They punish faults of two kinds. The corpus shows the first (blame, silence about an aspect,
+false details, wrong links), so that a reward can learn them from it. It hardly shows the second
+(gushing, repetition, rambling, junk), so that a learned reward has to extrapolate there.
 """
 
 from collections import Counter
@@ -94,7 +94,7 @@ class Reading:
 
 @lru_cache(maxsize=65536)
 def asked(prompt: str) -> Asked:
-    """Reads a prompt; Refusal where it is none of this task."""
+    """Reads a prompt. Raises Refusal for one of another task."""
     try:
         subject, *wish, first = prompt.split(" . ")
         (aspects,) = (lexicon.PLACES[word] for word in subject.split() if word in lexicon.PLACES)
@@ -109,7 +109,15 @@ def asked(prompt: str) -> Asked:
 
 
 def read(prompt: str, completion: str) -> Reading:
-    """Reads a continuation; what fits no clause is counted as junk."""
+    """Reads a continuation. Words that fit no clause are counted as junk.
+
+    Args:
+      prompt: of this task.
+      completion: words separated by single spaces.
+
+    Raises:
+      Refusal: for a prompt of another task.
+    """
     reading = Reading(asked(prompt))
     first, *others = completion.removesuffix(" .").split(" . ")
     _read_aspect(reading, reading.asked.cared[0], first.split(), link="")
@@ -182,10 +190,16 @@ def _read_phrase(
 
 
 def terms(prompt: str, completion: str, finished: bool, calm: float) -> dict[str, float]:
-    """The named terms of the gold score.
+    """Returns the named terms of the gold score, whose sum is the score.
 
-    `finished`: an EOS was sampled; `calm`: the heat that is forgiven. Refusal for a prompt of
-    another task.
+    Args:
+      prompt: of this task.
+      completion: the text before the EOS.
+      finished: true if an EOS was sampled.
+      calm: the heat (sum of loud words) that costs nothing.
+
+    Raises:
+      Refusal: for a prompt of another task.
     """
     reading = read(prompt, completion)
     worth = {aspect: _weighted(values) for aspect, values in reading.spoken.items()}

@@ -52,8 +52,8 @@ NUM_OPENINGS = (
 
 
 def rarity(word: str) -> float:
-    """Weight of a word: loud ones are rare, so that the corpus hardly shows what the judge thinks
-    of many.
+    """Weight of a word in the corpus. Loud words are rare, so that the corpus hardly shows how the
+    judge scores many of them.
     """
     return 0.4 if word == "not" else 1.0 / (1.0 + lexicon.HEAT.get(word, 0.0))
 
@@ -73,8 +73,9 @@ class Writer:
         return self.random.random() < probability
 
     def pick(self, weights: Mapping):
-        """A key in proportion to its weight; of `Random`, only `random()` is promised to repeat
-        across Pythons.
+        """Draws a key with probability proportional to its weight.
+
+        Uses `random()` alone: Python promises its sequence for every version.
         """
         mark = self.random.random() * sum(weights.values())
         possible = [key for key, weight in weights.items() if weight > 0]
