@@ -16,10 +16,11 @@ from rlhf_jax.extras import needed
 from rlhf_jax.pretrained.weight_files import read_json
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.text import json_texts
+from rlhf_jax.text.folder_texts import CONFIG, GENERATION, TOKENIZER_CONFIG
+from rlhf_jax.text.vocabularies import MODELS, VOCABULARIES
+from rlhf_jax.text.vocabularies import TOKENIZER as TOKENIZER_JSON
 
-CONFIG, GENERATION = "config.json", "generation_config.json"
-DESCRIPTION = "tokenizer_config.json"
-TOKENIZER_JSON, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
+SENTENCEPIECE = "tokenizer.model"
 TEMPLATES = (
     "additional_chat_templates"  # the one folder that transformers writes beside a tokenizer
 )
@@ -126,15 +127,7 @@ def _under_its_name(
 
 def _unnamed(folder: Path, available: Mapping[str, Path]) -> Sequence[Path]:
     """The tokenizers of a folder that has none under the usual names."""
-    usual = {
-        TOKENIZER_JSON,
-        SENTENCEPIECE,
-        "vocab.json",
-        "vocab.txt",
-        "spiece.model",
-        "sentencepiece.bpe.model",
-    }
-    if usual & available.keys():
+    if {TOKENIZER_JSON, *MODELS, *VOCABULARIES} & available.keys():
         return ()
     return _tokenizers(folder)
 
@@ -176,7 +169,7 @@ def description(
     Without it transformers takes the class that the model's family has, which may read the same
     file in another way.
     """
-    if DESCRIPTION in carried or not {TOKENIZER_JSON, SENTENCEPIECE} & carried.keys():
+    if TOKENIZER_CONFIG in carried or not {TOKENIZER_JSON, SENTENCEPIECE} & carried.keys():
         return None
     written: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -23,6 +23,7 @@ from rlhf_jax.pretrained import carried, layouts
 from rlhf_jax.pretrained.folders import CONFIG, INDEX, SCORE, SCORE_BIAS, SINGLE, Folder
 from rlhf_jax.pretrained.published_configs import computed
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.text.folder_texts import GENERATION, TOKENIZER_CONFIG
 from rlhf_jax.types import Array, Params
 
 MAX_FILE_BYTES = 5 << 30
@@ -78,9 +79,9 @@ def save(
     _write_tensors(partial_directory, tensors, jnp.dtype(dtype), max_file_bytes)
     carried.copy(files, partial_directory)
     if generation is not None and ends:
-        _write_json(partial_directory / carried.GENERATION, generation)
+        _write_json(partial_directory / GENERATION, generation)
     if (description := carried.description(files, token_ids)) is not None:
-        _write_json(partial_directory / carried.DESCRIPTION, description)
+        _write_json(partial_directory / TOKENIZER_CONFIG, description)
     _write_json(partial_directory / CONFIG, config)
     partial_directory.rename(directory)
 
