@@ -170,13 +170,7 @@ def sample(
         long a completion is.
     """
     eos_ids = within(tokenizer, model).eos_ids
-    if max_tokens is None:
-        if tokenizer.longest_completion is None:
-            raise Refusal(
-                "max_tokens is None and the tokenizer was made for no task; accepted: "
-                "max_tokens=24 or the like"
-            )
-        max_tokens = tokenizer.longest_completion()
+    max_tokens = completion_tokens(max_tokens, tokenizer)
     for name, value, least in (("samples_per_prompt", samples_per_prompt, 1), ("max_tokens", max_tokens, 1),
                                ("temperature", temperature, 0)):  # fmt: skip
         if value < least:
@@ -302,9 +296,10 @@ def update(
         step = compiled.update_step(
             role, loss, model, _of_role(optimizer, role), aggregation, unit_rows, num_micro_batches, donate
         )  # fmt: skip
-        updated[role], found = step(states[role], batch)
+        updated[role], role_metrics = step(states[role], batch)
         metrics |= {
-            name if role == "policy" else f"{role}_{name}": metric for name, metric in found.items()
+            name if role == "policy" else f"{role}_{name}": metric
+            for name, metric in role_metrics.items()
         }
     return (updated if isinstance(state, Mapping) else updated["policy"]), metrics  # type: ignore[return-value]
 
@@ -318,6 +313,26 @@ def _of_role(optimizer: Optimizers, role: str) -> Optimizer:
             f"optimizer has {', '.join(optimizer) or 'no role'}; accepted: one for {role} too"
         )
     return optimizer[role]
+
+
+def completion_tokens(max_tokens: int | None, tokenizer: Tokenizer) -> int:
+    """Returns the positions C of a completion.
+
+    Args:
+      max_tokens: as a caller gives them; None: the longest reference of the tokenizer's task.
+      tokenizer: of the completions.
+
+    Raises:
+      Refusal: if `max_tokens` is None and the tokenizer was made for no task.
+    """
+    if max_tokens is not None:
+        return max_tokens
+    if tokenizer.longest_completion is None:
+        raise Refusal(
+            "max_tokens is None and the tokenizer was made for no task; accepted: "
+            "max_tokens=24 or the like"
+        )
+    return tokenizer.longest_completion()
 
 
 def within(tokenizer: Tokenizer, model: Model) -> Tokenizer:

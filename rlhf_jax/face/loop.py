@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from rlhf_jax.devices import mesh as meshes
-from rlhf_jax.face.calls import within
+from rlhf_jax.face.calls import completion_tokens, within
 from rlhf_jax.face.components import for_schedule
 from rlhf_jax.face.components import tokenizer as make_tokenizer
 from rlhf_jax.face.prompts import own
@@ -189,14 +189,10 @@ def _lengths(
             for index in range(reading.num_prompts(task, "train"))
         ]
         max_prompt_tokens = max(encoding.count_tokens(tokenizer, texts))
-    if max_tokens is None:
-        if tokenizer.longest_completion is None:
-            raise Refusal(
-                "max_tokens is None and the tokenizer was made for no task; accepted: "
-                "max_tokens=24 or the like"
-            )
-        max_tokens = tokenizer.longest_completion()
-    given = {"max_prompt_tokens": max_prompt_tokens, "max_completion_tokens": max_tokens}
+    given = {
+        "max_prompt_tokens": max_prompt_tokens,
+        "max_completion_tokens": completion_tokens(max_tokens, tokenizer),
+    }
     for name, value in given.items():
         if not 1 <= value <= LONGEST:
             raise Refusal(f"{name} is {value}; accepted: 1 to {LONGEST}")
