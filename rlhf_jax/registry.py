@@ -58,7 +58,7 @@ def names(folder: str) -> list[str]:
     """Names of the components in `rlhf_jax/<folder>/`; `api` and packages are not components."""
     package = importlib.import_module(f"{PACKAGE}.{folder}")
     modules = (module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg)
-    return sorted(name for name in modules if name != "api" and not name.startswith("_"))
+    return sorted(name for name in modules if name != "api")
 
 
 def find(folder: str, name: str) -> Any:
