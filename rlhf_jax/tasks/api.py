@@ -18,9 +18,9 @@ class Task(Protocol):
     A module in `tasks/`, or a user's own (see `registry.py`), has a frozen dataclass `Config` and a
     factory `make(config: Config) -> Task`.
 
-    In a task of conversations the prompts, also those of comparisons, are `chat.Rendered`: no BOS is
-    put before them. Its attribute `template` is their chat template; None if they came rendered. A
-    task may have five more methods.
+    In a task of conversations the prompts, also those of comparisons, are `chat.Rendered`: no BOS
+    is put before them. Its attribute `template` is their chat template; None if they came rendered.
+    A task may have five more methods.
 
     `record(split, index) -> Mapping[str, Any]`: the fields of the prompt's row that a reward may
     use; without this method, {"references": references(split, index)}.
@@ -28,7 +28,8 @@ class Task(Protocol):
     `reference(split, index, number) -> str | None`: `references(split, index)[number % count]`, for
     a task in which one reference is much cheaper than all; None for a prompt without references.
 
-    `comparisons(split) -> Sequence[tuple[str, str, str]]`: (prompt, chosen, rejected); may be empty.
+    `comparisons(split) -> Sequence[tuple[str, str, str]]`: (prompt, chosen, rejected), any
+    number of them.
 
     `fitted(count_tokens: Callable[[Sequence[str]], Sequence[int]], max_prompt_tokens: int) ->
     Task`: the task with prompts of at most `max_prompt_tokens` tokens. Longer ones, and their
@@ -48,7 +49,7 @@ class Task(Protocol):
 
     @property
     def has_gold(self) -> bool:
-        """False if `judge` raises because the prompts have no answers: a learned reward is needed."""
+        """False if `judge` raises because prompts have no answers: a learned reward is needed."""
         ...
 
     @property
@@ -95,7 +96,7 @@ class Task(Protocol):
 
 
 def is_heldout(text: str, percent: int) -> bool:
-    """True if a prompt is held out. The hash of its text decides, so that no text is in both splits.
+    """True if a prompt is held out. The hash of its text decides: no text is in both splits.
 
     Args:
       text: of the prompt.

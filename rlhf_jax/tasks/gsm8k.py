@@ -63,10 +63,10 @@ class GSM8K(Corpus):
         self._numbers: dict[str, str] = {}
 
     def judge(self, prompt: str, completion: str, finished: bool) -> float:
-        """1.0 where the first number after `####` is the answer's, commas dropped, as text; else
-        0.0.
+        """Returns 1.0 if the first number after `####` is that of the answer, else 0.0. Numbers are
+        compared as text without commas.
 
-        What precedes the problem, such as a BOS, is ignored. Raises Refusal for a prompt of another
+        Text before the problem, such as a BOS, is ignored. Raises Refusal for a prompt of another
         task.
         """
         del finished
@@ -86,8 +86,8 @@ def number(solution: str) -> str:
     """Returns the number after the first `####` of a solution, as text without commas; "" if there
     is none.
 
-    The rest of the line must not belong to the number: 1/2, 12 500, 1.234,50, 12-15, 1e5 and 12k are
-    no numbers here. The published grader reads 1, 12, 1.23450, 12, 1 and 12. Units after a space
+    The rest of the line must not belong to the number: 1/2, 12 500, 1.234,50, 12-15, 1e5 and 12k
+    are no numbers here. The published grader reads 1, 12, 1.23450, 12, 1 and 12. Units after a space
     and marks are ignored, as by the grader.
     """
     match = ANSWER.search(solution)
@@ -102,8 +102,8 @@ def number(solution: str) -> str:
 
 
 def answer(solution: str) -> str:
-    """The number of a reference: like `number`, but nothing else may be on its line, and no second
-    `####` in the solution.
+    """Returns the number of a reference as `number` does, but "" if anything else is on its line,
+    or the solution has a second `####`.
     """
     matches = ANSWER.findall(solution)
     if (

@@ -89,8 +89,8 @@ class Jsonl:
         return " ".join(hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for file in files)
 
     def judge(self, prompt: str, completion: str, finished: bool) -> float:
-        """Returns 1.0 if the completion ended and is the answer, else 0.0. White space around either
-        is ignored.
+        """Returns 1.0 if the completion ended and is the answer, else 0.0. White space around
+        either is ignored.
 
         Raises Refusal if the file has no answers, or not this prompt.
         """

@@ -192,7 +192,7 @@ def _ready_layout(prompt: str, completion: str) -> Layout:
 
 
 def _completion(location: str, row: Row, key: str) -> str:
-    """A field without the EOS texts at its end. Raises Refusal where nothing is before them."""
+    """A field without the EOS texts at its end. Raises Refusal if nothing remains."""
     text = conversations.without_eos(row_files.text(location, row, key), EOS)
     if not text.strip():
         raise Refusal(
@@ -210,8 +210,8 @@ def _pair(prompt: str, chosen: str, rejected: str) -> Record | None:
 
 
 def _pair_layout(prompt: str) -> Layout:
-    """The layout of chosen and rejected texts. `prompt_chosen` is not read, because relabelled files
-    swap only the former two.
+    """The layout of chosen and rejected texts. `prompt_chosen` is not read, because relabelled
+    files swap only the former two.
     """
 
     def read(location: str, row: Row) -> Record | None:

@@ -1,5 +1,5 @@
-"""Chat templates: messages to the text that a model was tuned on, as Hugging Face's Jinja templates
-say it.
+"""Chat templates: render messages as the text format that a model was tuned on, by Hugging Face's
+Jinja templates.
 """
 
 import json
@@ -17,12 +17,12 @@ Message = Mapping[str, str]
 
 
 class Refused(Refusal):
-    """A template's own objection to a conversation: it has called `raise_exception`."""
+    """The refusal of a conversation by the template itself, which has called `raise_exception`."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """A template, and the texts of special tokens that it may name (`bos_token`, `eos_token`)."""
+    """A template, with the texts of special tokens that it may use (`bos_token`, `eos_token`)."""
 
     text: str
     source: str = "the template"  # what messages call it
@@ -31,10 +31,9 @@ class Template:
 
 
 class Rendered(str):
-    """The text of a conversation in a chat template, whose special tokens it spells out.
+    """A conversation rendered by a chat template, which writes all special tokens itself.
 
-    It is encoded as it is: a tokenizer's BOS is not put before it, as `apply_chat_template` of
-    transformers puts none.
+    The text is encoded without the tokenizer's BOS, as in `apply_chat_template` of transformers.
     """
 
     messages: tuple[
@@ -73,12 +72,11 @@ NAMED = {template.source: template for template in (TULU, PYTHIA)}
 
 
 def find(name_or_path: str) -> Template:
-    """A named template, that of a `.jinja` file or a JSON file with a `chat_template`, or of the
-    folder that holds them.
+    """Finds a template by name, in a `.jinja` file, in a JSON file with a `chat_template`, or in a
+    folder of such files.
 
-    The precedence of a folder's files is told in `text/folder_texts.py`; its special tokens come
-    with its template. Of several templates the one called `default` is taken, or the only one.
-    Raises Refusal where there is none.
+    `text/folder_texts.py` has the precedence of a folder's files. A folder's special tokens come
+    with its template. Of several templates `default` is taken. Raises Refusal if there is none.
     """
     if name_or_path in NAMED:
         return NAMED[name_or_path]
@@ -102,7 +100,7 @@ def find(name_or_path: str) -> Template:
 def _default(path: Path, templates: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
     """(text, source) of the template for plain conversations.
 
-    Raises Refusal where there is none, or a choice of several.
+    Raises Refusal if there is none, or several without a default.
     """
     if not templates:
         raise Refusal(
@@ -120,15 +118,20 @@ def render(
     add_generation_prompt: bool,
     **variables: object,
 ) -> Rendered:
-    """The text of messages.
+    """Renders messages.
 
     Args:
+      template: to render with.
       messages: each with `role` and `content`.
-      add_generation_prompt: end in what precedes a reply.
-      variables: what the template may ask for besides; they come before its own tokens.
+      add_generation_prompt: end with the header of the assistant's reply.
+      **variables: further variables of the template; they override its own tokens.
 
-    Raises Refused with what the template itself says against these messages, and Refusal with what
-    is wrong with it.
+    Returns:
+      The text, which keeps its messages.
+
+    Raises:
+      Refused: if the template itself refuses these messages, with its reason.
+      Refusal: for a template that is faulty or lacks a variable.
     """
     import jinja2  # at its first use: most tasks have no template
 
@@ -165,7 +168,7 @@ def render(
 
 
 def parse_date(date: str) -> datetime:
-    """The moment that `task.date` gives to templates. Raises Refusal where it is no date."""
+    """Parses `task.date`. Raises Refusal if it is no date."""
     try:
         return datetime.fromisoformat(date)
     except ValueError:
@@ -176,12 +179,10 @@ def parse_date(date: str) -> datetime:
 
 @lru_cache(maxsize=16)
 def _compiled(text: str) -> Callable[..., str]:
-    """The function that renders a template, in a sandbox that may change nothing and in which nothing is left to chance or
-    to the clock.
+    """Compiles a template in a sandbox that is immutable and deterministic.
 
-    `strftime_now` is undefined unless a date is given, though Hugging Face always defines it: a
-    prompt must not depend on the day. Templates that ask first whether it is defined then take the
-    date that they hold.
+    `strftime_now` is undefined unless a date is given, because a prompt must not depend on the day.
+    Hugging Face always defines it. Templates that test for it then use a date of their own.
     """
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
@@ -189,7 +190,7 @@ def _compiled(text: str) -> Callable[..., str]:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` marks what a model says; here its body is text like any other."""
+        """Renders the body of `{% generation %}`, the mark of a model's reply, as plain text."""
 
         tags = {"generation"}  # noqa: RUF012
 
@@ -217,7 +218,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ):
-    """JSON as it is: Jinja's own filter of this name escapes what HTML would misread."""
+    """Plain JSON, for Jinja's filter `tojson`, which would escape characters of HTML."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

@@ -31,7 +31,7 @@ def find(
 
     Args:
       vocabulary: of the tokenizer.
-      asked: `tokenizer.eos`: one token, or several separated by spaces, in place of the files' ends.
+      asked: `tokenizer.eos`: one token, or several separated by spaces; overrides the files.
       tokenizer: the files beside the tokenizer; the first EOS that they name is appended to texts.
       model: the files of the policy's folder, whose ids end rows too.
       own: the end that the tokenizer's file itself has.
@@ -86,14 +86,14 @@ def _told(vocabulary: Vocabulary, model: FolderTexts, named: Collection[int]) ->
                 ids.append(identity)
             elif ends.firm:
                 text = vocabulary.text_of(identity) if identity < vocabulary.size else None
-                there = (
+                reason = (
                     f"which has {vocabulary.size} tokens"
                     if text is None
                     else f"where it is the ordinary {text!r}"
                 )
                 raise Refusal(
                     f"{ends.source} says that token {identity} ends a text, which contradicts "
-                    f"{vocabulary.file}, {there};"
+                    f"{vocabulary.file}, {reason};"
                     f" {_remedy(vocabulary)}"
                 )
     return ids

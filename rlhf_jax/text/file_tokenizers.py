@@ -52,16 +52,17 @@ class Library(Protocol):
 def sentencepiece(
     path: str, bos: bool = False, eos: str = "", model: Path | None = None
 ) -> FileTokenizer:
-    """A sentencepiece model file; pad is its EOS where it has no pad.
+    """Makes the tokenizer of a sentencepiece model. Its pad is the EOS if it has none.
 
     Args:
-      path: the file; what its folder says of special tokens and ends holds too.
+      path: the file; the special tokens and ends of its folder count too.
       bos: prompts begin with the model's BOS.
-      eos: the tokens that end a text, in place of what the files say.
-      model: the folder of the policy, whose ends hold too.
+      eos: the tokens that end a text, in place of those of the files.
+      model: the folder of the policy, whose ends count too; None: the tokenizer's own.
 
-    Raises Refusal when the file is missing, is not such a model, or has no EOS, or no BOS where one
-    is asked for.
+    Raises:
+      Refusal: if the file is missing, is no such model, has no EOS, or lacks the BOS that is asked
+        for.
     """
     codec, processor = sentencepiece_codec(_existing(path, "a sentencepiece .model file"), bos)
     own_eos = processor.eos_id()
@@ -151,17 +152,18 @@ def _added_pieces(file: Path, texts: FolderTexts, known: Mapping[str, int]) -> d
 
 
 def hugging_face(path: str, eos: str = "", model: Path | None = None) -> FileTokenizer:
-    """A `tokenizer.json` of the tokenizers library, or the folder that holds it, with the tokens
-    that the folder adds.
+    """Makes the tokenizer of a `tokenizer.json`, with the tokens that its folder adds.
+
+    The EOS is found by `ends.find`. Pad is the folder's `pad_token`, else a token of a usual name,
+    else the EOS.
 
     Args:
       path: the file or its folder.
-      eos: the tokens that end a text, in place of what the files say.
-      model: the folder of the policy, whose ends hold too; None: the tokenizer's own.
+      eos: the tokens that end a text, in place of those of the files.
+      model: the folder of the policy, whose ends count too; None: the tokenizer's own.
 
-    The EOS is found as `text/ends.py` says. Pad is the folder's `pad_token`, else one of customary
-    names, else the EOS. Raises Refusal when the file is missing, is not a tokenizer, or tells no
-    EOS.
+    Raises:
+      Refusal: if the file is missing, is no tokenizer, or has no EOS.
     """
     given = Path(path)
     file = _existing(
@@ -175,7 +177,10 @@ def hugging_face(path: str, eos: str = "", model: Path | None = None) -> FileTok
 
 
 def hugging_face_codec(file: Path) -> Codec:
-    """A tokenizer.json with the tokens that its folder adds."""
+    """Reads a tokenizer.json with the tokens that its folder adds.
+
+    Raises Refusal for any other file.
+    """
     with needed("hub", str(file)):
         module = import_module("tokenizers")
     try:

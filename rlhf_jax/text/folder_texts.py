@@ -167,8 +167,8 @@ class FolderTexts:
                 or not content
             ):
                 raise Refusal(
-                    f"{location} is {short(entry)}; accepted: an id, and an object with a text as its "
-                    "'content'"
+                    f"{location} is {short(entry)}; accepted: an id, and an object with a text as "
+                    "its 'content'"
                 )
             flags = {flag: entry[flag] for flag in FLAGS if flag in entry}
             if not all(isinstance(value, bool) for value in flags.values()):

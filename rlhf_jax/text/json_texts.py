@@ -71,10 +71,10 @@ def parse(text: str, location: str, accepted: str = "a JSON object") -> Any:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object that a file holds, all of whose texts are whole.
+    """Reads a JSON object from a file.
 
-    Raises MissingInput where the file is not there, and Refusal that names it where it holds
-    anything else.
+    Raises MissingInput if there is no such file, and Refusal if it holds anything else or a lone
+    surrogate.
     """
     text = read_text(file)
     content = parse(text, str(file))
@@ -87,9 +87,9 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def read_text(file: Path) -> str:
-    """A file's text, each of its lines ended by a newline alone.
+    r"""Reads a file's text, with every line end as `\n`.
 
-    Raises MissingInput where it is not there, and Refusal that names it where it cannot be read.
+    Raises MissingInput if there is no such file, and Refusal if it cannot be read.
     """
     try:
         return decoded(file.read_bytes(), str(file)).replace("\r\n", "\n").replace("\r", "\n")
@@ -100,11 +100,11 @@ def read_text(file: Path) -> str:
 
 
 def lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    r"""(file:line, object) of each line of a file of JSON lines, streamed.
+    r"""Streams (file:line, object) of each line of a file of JSON lines.
 
-    The file is cut at `\n` alone, because JSON texts may hold other line separators. Texts are
-    checked where they are used: see `text`. A file whose name ends in `.gz` is unpacked. Raises
-    Refusal that names the line where it is no object.
+    The file is cut at `\n` alone, because JSON texts may hold other line separators. Surrogates are
+    not checked here: see `text`. A file whose name ends in `.gz` is unpacked. Raises Refusal that
+    names the line if it is no object.
     """
     number = 0
     try:
@@ -146,9 +146,7 @@ def text(location: str, values: Mapping[str, Any], key: str, empty: bool = False
 
 
 def short(value: object) -> str:
-    """A value as a message shows it: 60 characters at most, on one line, and printable whatever it
-    holds.
-    """
+    """Formats a value for a message: one printable line of 60 characters at most."""
     shown = (
         json.dumps(value, ensure_ascii=False, default=str)
         .encode("utf-8", "backslashreplace")

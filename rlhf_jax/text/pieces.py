@@ -1,5 +1,5 @@
-"""Sentencepiece models whose control symbols, and tokens that the folder adds, are recognised in a
-text.
+"""Adds marks to sentencepiece models: their control symbols and added tokens are recognised in
+texts.
 """
 
 import re
@@ -26,14 +26,19 @@ class Processor(Protocol):
 class Pieces:
     """Encodes and decodes text with marks in it.
 
-    The library alone spells out the text of a control symbol (`<s>`, `</s>`, `[INST]`) in ordinary
-    pieces, and drops its id when it decodes. Here a mark is its id. Text after a mark is encoded as
-    it is, without the space that the model puts before a text: that is what chat templates are
-    written for (`legacy: false` of transformers).
+    The library encodes the text of a control symbol (`<s>`, `</s>`, `[INST]`) as ordinary pieces,
+    and drops its id in decoding. Here a mark has its id. Text after a mark is encoded without the
+    space that the model puts before a text, as chat templates expect (`legacy: false` of
+    transformers).
     """
 
     def __init__(self, processor: Processor, added: Mapping[str, int]):
-        """`added`: tokens beside those of the model, by their texts."""
+        """Wraps a processor.
+
+        Args:
+          processor: of the sentencepiece library.
+          added: ids of tokens beside those of the model, by their texts.
+        """
         control = {
             processor.id_to_piece(i): i
             for i in range(processor.get_piece_size())

@@ -126,7 +126,7 @@ class Symbols(_Apart):
             )
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text; Refusal names a symbol that the vocabulary lacks, and the text."""
+        """Ids of the text. Raises Refusal for a symbol that the vocabulary lacks."""
         pieces = text.split(self.separator) if self.separator else list(text)
         try:
             return [self.id_of[piece] for piece in pieces] if text else []
@@ -138,9 +138,7 @@ class Symbols(_Apart):
             ) from None
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The symbols joined; pad and EOS ids are dropped; Refusal names an id outside the
-        vocabulary.
-        """
+        """The symbols joined, without pad and EOS. Raises Refusal for an unknown id."""
         for identity in ids:
             if not 0 <= identity < self.vocab_size:
                 raise Refusal(
@@ -214,13 +212,13 @@ def make(config: Config, vocabulary: Sequence[str] | None, model: Path | None = 
 
 
 def within(tokenizer: Tokenizer, size: int) -> Tokenizer:
-    """The tokenizer for a model that knows `size` tokens.
+    """Returns the tokenizer for a model of `size` tokens.
 
     Args:
       tokenizer: of texts.
       size: rows of the model's embedding.
 
-    Raises Refusal where it needs more of them.
+    Raises Refusal if the tokenizer needs more tokens.
     """
     if tokenizer.vocab_size <= size:
         return tokenizer

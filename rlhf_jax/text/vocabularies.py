@@ -34,7 +34,7 @@ class Vocabulary:
 
 
 def tokenizer_file(folder: Path) -> Path | None:
-    """The file of a folder that tells its tokens; None where it holds none."""
+    """The file that defines a folder's tokens; None if there is none."""
     others = sorted(folder.glob("*.model"))
     names = (
         TOKENIZER,
@@ -46,7 +46,7 @@ def tokenizer_file(folder: Path) -> Path | None:
 
 
 def folder_vocabulary(folder: Path) -> Vocabulary | None:
-    """The vocabulary of a checkpoint folder; None where it holds no tokenizer.
+    """The vocabulary of a checkpoint folder; None if it has no tokenizer.
 
     Raises Refusal for a broken one.
     """
@@ -66,7 +66,7 @@ def folder_vocabulary(folder: Path) -> Vocabulary | None:
 
 
 def tokenizer_of(folder: Path) -> FileTokenizer | None:
-    """The tokenizer of a checkpoint folder; None where it holds none.
+    """The tokenizer of a checkpoint folder; None if it has none.
 
     Raises Refusal for one that cannot be read.
     """
@@ -95,14 +95,15 @@ def difference(ours: Mapping[str, int], theirs: Vocabulary, lacking: bool, speci
     """
     texts = {identity: text for text, identity in theirs.ids.items()}
     for text, identity in sorted(ours.items(), key=lambda item: item[1]):
-        there = texts.get(identity)
+        their_text = texts.get(identity)
         if (
-            there == text
-            or (there is None and not lacking)
-            or (there is not None and special and identity in theirs.special)
+            their_text == text
+            or (their_text is None and not lacking)
+            or (their_text is not None and special and identity in theirs.special)
         ):
             continue
-        return f"token {identity} is {text!r} here and {'no token' if there is None else repr(there)} there"
+        shown = "no token" if their_text is None else repr(their_text)
+        return f"token {identity} is {text!r} here and {shown} there"
     return ""
 
 

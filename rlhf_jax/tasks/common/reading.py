@@ -1,7 +1,4 @@
-"""The door of tasks: calls a task's methods, and checks what they give.
-
-A task may be a user's own.
-"""
+"""Calls a task's methods and checks their results, because a task may be a user's own."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,13 +8,15 @@ from rlhf_jax.tasks.api import Split, Task
 
 
 def num_prompts(task: Task, split: Split) -> int:
-    """Distinct prompts of a split.
+    """Returns the number of distinct prompts of a split.
 
     Args:
-      task: that is read.
+      task: to read.
       split: "train" or "heldout".
 
-    Raises ComponentError for what the task's own code raises, and for no whole number.
+    Raises:
+      ComponentError: for an exception of the task's own code, and for a result that is no whole
+        number.
     """
     count = _asked(task, "num_prompts", split)
     if isinstance(count, bool) or not hasattr(count, "__index__") or count < 0:
@@ -26,13 +25,16 @@ def num_prompts(task: Task, split: Split) -> int:
 
 
 def prompt(task: Task, split: Split, index: int) -> str:
-    """A prompt's text. Raises ComponentError for what the task's own code raises, and for no text
-    or an empty one.
+    """Returns a prompt's text.
 
     Args:
-      task: that is read.
+      task: to read.
       split: "train" or "heldout".
       index: of the prompt in the split.
+
+    Raises:
+      ComponentError: for an exception of the task's own code, and for a result that is no text or
+        an empty one.
     """
     text = _asked(task, "prompt", split, index)
     if not isinstance(text, str) or not text:
@@ -43,14 +45,16 @@ def prompt(task: Task, split: Split, index: int) -> str:
 
 
 def references(task: Task, split: Split, index: int) -> tuple[str, ...]:
-    """A prompt's references.
+    """Returns a prompt's references.
 
     Args:
-      task: that is read.
+      task: to read.
       split: "train" or "heldout".
       index: of the prompt in the split.
 
-    Raises ComponentError for what the task's own code raises, and for no sequence of texts.
+    Raises:
+      ComponentError: for an exception of the task's own code, and for a result that is no tuple or
+        list of texts.
     """
     texts = _asked(task, "references", split, index)
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
@@ -59,17 +63,18 @@ def references(task: Task, split: Split, index: int) -> tuple[str, ...]:
 
 
 def reference(task: Task, split: Split, index: int, number: int) -> str | None:
-    """One of a prompt's references, without making the others where the task has `reference`.
+    """Returns one of a prompt's references, without making the others if the task has `reference`.
 
     Args:
-      task: that is read.
+      task: to read.
       split: of the prompt.
       index: of the prompt in the split.
       number: from 0; past the last reference it begins again with the first.
 
     Returns None for a prompt without references.
 
-    Raises ComponentError for what the task's own code raises, and for no text.
+    Raises:
+      ComponentError: for an exception of the task's own code, and for a result that is no text.
     """
     if not hasattr(task, "reference"):
         texts = references(task, split, index)
@@ -81,13 +86,15 @@ def reference(task: Task, split: Split, index: int, number: int) -> str | None:
 
 
 def record(task: Task, split: Split, index: int) -> Mapping[str, Any]:
-    """The fields of a prompt's row: see `tasks.api.Task`. Raises ComponentError for what the task's
-    own code raises, and for no mapping.
+    """Returns the fields of a prompt's row: see `tasks.api.Task`.
 
     Args:
-      task: that is read.
+      task: to read.
       split: "train" or "heldout".
       index: of the prompt in the split.
+
+    Raises:
+      ComponentError: for an exception of the task's own code, and for a result that is no mapping.
     """
     if not hasattr(task, "record"):
         return {"references": references(task, split, index)}
@@ -98,14 +105,15 @@ def record(task: Task, split: Split, index: int) -> Mapping[str, Any]:
 
 
 def comparisons(task: Task, split: Split) -> Sequence[tuple[str, str, str]]:
-    """(prompt, chosen, rejected) as the task has them; none where it has no `comparisons`.
+    """Returns (prompt, chosen, rejected) of a split; none if the task has no `comparisons`.
 
     Args:
-      task: that is read.
+      task: to read.
       split: "train" or "heldout".
 
-    Raises ComponentError for what the task's own code raises, and for an entry that is not three
-    texts.
+    Raises:
+      ComponentError: for an exception of the task's own code, and for an entry that is not three
+        texts.
     """
     if not hasattr(task, "comparisons"):
         return []

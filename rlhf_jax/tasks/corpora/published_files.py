@@ -31,8 +31,8 @@ class LeftOut(Exception):
 class Layout:
     """One format in which a dataset is published: the columns that identify it, and its reader.
 
-    `read(location, row)` gives a record, or None for a row that is of another task. It raises LeftOut
-    for a row that the task cannot use, and Refusal for a malformed one.
+    `read(location, row)` returns a record, or None for a row of another task. It raises LeftOut for
+    a row that the task cannot use, and Refusal for a malformed one.
     """
 
     columns: tuple[str, ...]

@@ -18,7 +18,7 @@ ROWS_PER_BATCH = 1024
 def columns(file: Path) -> list[str]:
     """Names of a file's columns; of a jsonl file, those of its first row.
 
-    Raises Refusal where the file is empty or is not what its name says.
+    Raises Refusal if the file is empty, or is not of the format that its name states.
     """
     if file.suffix == ".parquet":
         return _open_parquet(file).schema_arrow.names
