@@ -206,9 +206,8 @@ def versions(workspace: Workspace) -> list[int]:
 
     Raises FileNotFoundError where there is none.
     """
-    return complete_steps(
-        stage_records.folder(workspace.directory, stage_records.policy_stage(workspace.directory))
-    )
+    stage = stage_records.policy_stage(workspace.directory)
+    return complete_steps(stage_records.folder(workspace.directory, stage))
 
 
 def load(workspace: Workspace, version: int | None = None) -> tuple[Params, int]:
