@@ -12,10 +12,10 @@ import jax
 from ml_collections import ConfigDict
 
 from rlhf_jax import build
-from rlhf_jax.config import flat
+from rlhf_jax.config import flatten
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.run_directory import digests
-from rlhf_jax.run_directory.made import CODE, CONFIG, OWN_CODE
+from rlhf_jax.run_directory.stage_records import CODE, CONFIG, OWN_CODE
 from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.sweeps import grid, shared_stages
 from rlhf_jax.sweeps.grid import Setting
@@ -84,7 +84,9 @@ def _cells(setting: Setting, config: ConfigDict, seeds: Sequence[int]) -> list[C
     facts = workspace.facts
     assert facts is not None
     needed = shared_stages.needed(values, stages)
-    given = {key: value for key, value in flat(config.to_dict()).items() if key not in NOT_A_NUMBER}
+    given = {
+        key: value for key, value in flatten(config.to_dict()).items() if key not in NOT_A_NUMBER
+    }
     contents = {
         name: digest
         for name, digest in facts.digests.items()

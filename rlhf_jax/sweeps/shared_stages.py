@@ -14,7 +14,7 @@ from typing import Any
 
 from rlhf_jax.run_directory import digests, keys
 from rlhf_jax.run_directory.keys import Class
-from rlhf_jax.run_directory.made import CODE, CONFIG, OWN_CODE, Facts
+from rlhf_jax.run_directory.stage_records import CODE, CONFIG, OWN_CODE, Facts
 from rlhf_jax.stages.settings.stages import Stages
 
 SFT, REWARD_MODEL = "sft", "reward_model"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlhf_jax.records import jsonl, metrics
-from rlhf_jax.run_directory import lock, made
+from rlhf_jax.run_directory import lock, stage_records
 from rlhf_jax.sweeps.grid import Setting
 
 ENDED = "cell.json"
@@ -84,7 +84,7 @@ class Task:
     def is_done(self) -> bool:
         """True where the results are in the directory."""
         if self.stage:
-            return not made.unfinished(self.directory, self.stage)
+            return not stage_records.unfinished(self.directory, self.stage)
         return (self.directory / ENDED).exists()
 
     def progress(self) -> str:

@@ -76,7 +76,9 @@ def test_a_failed_cell_stops_no_other_one(tmp_path):
 
 
 def test_cells_wait_for_their_stage_and_are_not_run_without_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks.made, "unfinished", lambda directory, stage: "nothing is there")
+    monkeypatch.setattr(
+        tasks.stage_records, "unfinished", lambda directory, stage: "nothing is there"
+    )
     stages = [Task(name, tmp_path / name, [], tmp_path / f"{name}.log") for name in ("s0", "s1")]
     for stage in stages:
         stage.stage = "sft"
