@@ -26,8 +26,8 @@ NUM_BLOCKS = 256
 READ_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
 """Files of a pretrained folder that are read; a README says nothing of the numbers."""
 PACKAGE = Path(__file__).resolve().parent.parent
-NOT_IN_THE_NUMBERS = ("planner", "report", "run_directory")
-"""Folders of the package that write, draw or look ahead: no number of training comes from them."""
+NOT_IN_THE_NUMBERS = ("cli", "planner", "report", "run_directory", "sweeps")
+"""Folders of the package that read commands, write, draw or look ahead: no number of training comes from them."""
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 
