@@ -261,7 +261,7 @@ def test_a_stage_whose_input_is_not_there(config, job, words):
 
 def test_rlhf_needs_the_reward_model_s_file(config, tmp_path, monkeypatch):
     monkeypatch.setattr(earlier, "complete_steps", lambda directory: [1])
-    monkeypatch.setattr(earlier.made, "check_finished", lambda directory, stage: None)
+    monkeypatch.setattr(earlier.stage_records, "check_finished", lambda directory, stage: None)
     config.job = "rlhf"
     assert (
         f"{tmp_path}/run/reward_model.json is missing: run the stage 'reward_model' first"
