@@ -5,7 +5,7 @@ a user's own function.
 import contextlib
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
@@ -69,14 +69,15 @@ class RewardError(ComponentError):
 
 @contextlib.contextmanager
 def at_fault(
-    who: str, kind: type[ComponentError] = ComponentError, when: str = ""
+    who: str, kind: type[ComponentError] = ComponentError, when: str | Callable[[], str] = ""
 ) -> Iterator[None]:
     """Names the component whose code runs inside in everything that it raises.
 
     Args:
       who: the component, as the message begins: "the reward brevity".
       kind: the exception that is raised.
-      when: the call, as the message goes on: " in round 3".
+      when: the call, as the message goes on: " in round 3". A function of no arguments writes it
+        only once it is needed.
 
     Raises `kind` from any exception of the block, with the file and line that raised it. A Refusal
     passes as it is: it says that the config cannot run. So does a ComponentError, which has named
@@ -91,7 +92,8 @@ def at_fault(
             error.__traceback__ and error.__traceback__.tb_next
         )  # without this function's own frame
         message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise kind(f"{who} raised{when}: {message} ({_place(called)})") from error.with_traceback(
+        call = when if isinstance(when, str) else when()
+        raise kind(f"{who} raised{call}: {message} ({_place(called)})") from error.with_traceback(
             called
         )
 

@@ -55,6 +55,15 @@ def quick_compiles():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture(autouse=True)
+def _without_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the pictures out of reports that runs of this process write, but for tests marked
+    `pictures`: forty pictures take longer than a run of the smallest sizes.
+    """
+    if request.node.get_closest_marker("pictures") is None:
+        monkeypatch.setattr("rlhf_jax.report.html.draw", lambda run: {})
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--component=NAME`: see `components.py`."""
     parser.addoption(
@@ -70,6 +79,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """`filterwarnings` knows modules by the place that warns: ours, and the tests."""
+    config.addinivalue_line("markers", "pictures: reports of its runs have their pictures")
     for text in config.getoption("--component") or ():
         components.add(text)
     if components.every_own() and config.args_source is not pytest.Config.ArgsSource.ARGS:

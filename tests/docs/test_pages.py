@@ -34,7 +34,7 @@ def runs(path: Path) -> bool:
     return path not in (LIBRARY, QUICKSTART) and bool(kinds & {"console", "python"})
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def _processes():
     """Processes that a page begins find the package, and as many devices as this one has."""
     with pytest.MonkeyPatch.context() as patch:
@@ -43,7 +43,7 @@ def _processes():
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def finished(tmp_path_factory, _processes) -> Path:
     """A folder with the run that pages begin with: the page of the quickstart makes it."""
     folder = tmp_path_factory.mktemp("pages")

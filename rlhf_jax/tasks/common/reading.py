@@ -133,7 +133,12 @@ def comparisons(task: Task, split: Split) -> Sequence[tuple[str, str, str]]:
 
 def _asked(task: Task, method: str, split: Split, *index: int) -> Any:
     arguments = (split, *map(int, index))
-    with at_fault(f"the task {type(task).__name__}", when=f" in {_call(method, arguments)}"):
+
+    def call() -> str:
+        return f" in {_call(method, arguments)}"
+
+    # A run reads every prompt of a task: the text of the call is written for an error alone.
+    with at_fault(f"the task {type(task).__name__}", when=call):
         return getattr(task, method)(*arguments)
 
 
