@@ -21,7 +21,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jax
 import pytest
 
-from tests import components
+from tests import components, slow
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -80,6 +80,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """`filterwarnings` knows modules by the place that warns: ours, and the tests."""
     config.addinivalue_line("markers", "pictures: reports of its runs have their pictures")
+    config.addinivalue_line("markers", "slow: left out unless asked for; see tests/slow.py")
     for text in config.getoption("--component") or ():
         components.add(text)
     if components.every_own() and config.args_source is not pytest.Config.ArgsSource.ARGS:
@@ -88,8 +89,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "error:Some donated buffers were not usable")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `--component` the tests that are of no component of the command line are left out."""
+    """Leaves out long tests, and with `--component` those of no component of the command line."""
+    slow.mark(config, items)
     names = components.every_own()
     if not names:
         return

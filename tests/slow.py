@@ -1,0 +1,119 @@
+"""Tests that take long, and for each a quicker test of the same kind.
+
+`pytest` leaves the long ones out; `pytest -m slow` runs them, and `.ci/run` runs both. A test that
+is named with `::` runs in any case.
+"""
+
+from collections.abc import Sequence
+
+import pytest
+
+SLOW = {
+    "tests/devices/test_distributed.py::test_four_processes_train_as_one": (
+        "tests/devices/test_distributed.py::test_two_processes_with_slices_and_threads_train_as_one"
+    ),
+    "tests/face/test_calls.py::test_a_round_is_that_of_the_compiled_program[2-": (
+        "tests/face/test_calls.py::test_a_round_is_that_of_the_compiled_program[1-"
+    ),
+    "tests/runtime/test_plans.py::test_a_plan_trains_to_the_params_of_one_mesh[plan0-ppo-": (
+        "tests/runtime/test_plans.py::test_a_plan_trains_to_the_params_of_one_mesh[plan2-ppo-"
+    ),
+    "tests/runtime/test_plans.py::test_a_plan_trains_to_the_params_of_one_mesh[plan1-ppo-": (
+        "tests/runtime/test_plans.py::test_a_plan_trains_to_the_params_of_one_mesh[plan2-ppo-"
+    ),
+    "tests/stages/test_dpo.py::test_a_stopped_run_ends_as_one_that_never_was[5]": (
+        "tests/stages/test_dpo.py::test_a_stopped_run_ends_as_one_that_never_was[2]"
+    ),
+    "tests/stages/test_dpo.py::"
+    "test_given_comparisons_are_learned_without_reward_or_judge[sigmoid]": (
+        "tests/stages/test_dpo.py::test_given_comparisons_are_learned_without_reward_or_judge[ipo]"
+    ),
+    "tests/stages/test_kill.py::test_six_kills_change_nothing": (
+        "tests/stages/test_kill.py::test_the_synchronous_loop_is_killed_too"
+    ),
+    "tests/stages/test_kill.py::test_preemption_of_the_threads": (
+        "tests/stages/test_kill.py::test_an_interrupted_run_says_so_and_goes_on"
+    ),
+    "tests/stages/test_own_rewards.py::test_a_command_that_hangs_ends_at_its_deadline[Recorder-": (
+        "tests/stages/test_own_rewards.py::test_a_command_that_hangs_ends_at_its_deadline[Program-"
+    ),
+    "tests/stages/test_resuming.py::test_a_run_that_cannot_grow_is_refused_with_the_fork[every]": (
+        "tests/stages/test_resuming.py::test_a_run_that_cannot_grow_is_refused_with_the_fork[keep]"
+    ),
+    "tests/stages/test_reward_model.py::"
+    "test_it_is_trained_on_and_its_unit_measured_again[damage]": (
+        "tests/stages/test_reward_model.py::"
+        "test_it_is_trained_on_and_its_unit_measured_again[remove]"
+    ),
+    "tests/stages/test_reward_model.py::test_it_is_trained_on_and_its_unit_measured_again[spoil]": (
+        "tests/stages/test_reward_model.py::"
+        "test_it_is_trained_on_and_its_unit_measured_again[remove]"
+    ),
+    "tests/test_notebooks.py::test_notebook[03": "tests/test_notebooks.py::test_notebook[01",
+    "tests/test_notebooks.py::test_notebook[04": "tests/test_notebooks.py::test_notebook[01",
+    "tests/test_notebooks.py::test_notebook[05": "tests/test_notebooks.py::test_notebook[01",
+} | {
+    f"tests/{name}": f"tests/{quicker}"
+    for quicker, names in {
+        "test_recipes.py::test_debug_runs_end_to_end[tldr/online_dpo]": [
+            f"test_recipes.py::test_debug_runs_end_to_end[{recipe}]"
+            for recipe in ("tldr/ppo", "tldr/best_of_n", "tldr/rloo", "gsm8k/ppo")
+        ],
+        "test_recipes.py::test_debug_runs_end_to_end[gsm8k/rloo]": [
+            "test_recipes.py::test_debug_runs_end_to_end[gsm8k/online_dpo]"
+        ],
+        "docs/test_pages.py::test_a_page_runs_as_it_is_printed[docs/guides/resume.md]": [
+            f"docs/test_pages.py::test_a_page_runs_as_it_is_printed[docs/{page}.md]"
+            for page in (
+                "guides/sweeps",
+                "guides/your_data",
+                "guides/your_reward",
+                "guides/configure",
+                "guides/compare",
+                "guides/from_other_libraries",
+                "scale/plans",
+            )
+        ],
+    }.items()
+    for name in names
+}
+"""Beginnings of the names of long tests, each with that of a quicker test of the same kind."""
+
+
+def is_slow(name: str) -> bool:
+    """True for the name of a long test."""
+    return any(name.startswith(slow) for slow in SLOW)
+
+
+def mark(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks long tests, and leaves them out where the command line does not ask for them.
+
+    Args:
+      config: of the tests.
+      items: that are collected; those that are left out are removed.
+
+    Raises UsageError where the whole suite is collected and a name of the list is of no test, or
+    where its quicker test is slow too.
+    """
+    for item in items:
+        if is_slow(item.nodeid):
+            item.add_marker(pytest.mark.slow)
+    if config.args_source is not pytest.Config.ArgsSource.ARGS:
+        check([item.nodeid for item in items])
+    if config.option.markexpr or any("::" in argument for argument in config.args):
+        return
+    slow = [item for item in items if is_slow(item.nodeid)]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if not is_slow(item.nodeid)]
+
+
+def check(names: Sequence[str]) -> None:
+    """Raises UsageError for a name of the list that is of none of the tests' `names`."""
+    quick = [name for name in names if not is_slow(name)]
+    for slow, quicker in SLOW.items():
+        if not any(name.startswith(slow) for name in names):
+            raise pytest.UsageError(f"tests/slow.py names {slow!r}, which is no test")
+        if not any(name.startswith(quicker) for name in quick):
+            raise pytest.UsageError(
+                f"tests/slow.py names {quicker!r}, which is no quick test, beside {slow!r}"
+            )
