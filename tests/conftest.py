@@ -92,8 +92,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out long tests, and with `--component` those of no component of the command line."""
-    slow.mark(config, items)
     names = components.every_own()
+    whole = not names and config.args_source is not pytest.Config.ArgsSource.ARGS
+    slow.mark(config, items, whole)
     if not names:
         return
     wanted = [item for item in items if names & _params(item)]

@@ -85,20 +85,21 @@ def is_slow(name: str) -> bool:
     return any(name.startswith(slow) for slow in SLOW)
 
 
-def mark(config: pytest.Config, items: list[pytest.Item]) -> None:
+def mark(config: pytest.Config, items: list[pytest.Item], whole: bool) -> None:
     """Marks long tests, and leaves them out where the command line does not ask for them.
 
     Args:
       config: of the tests.
       items: that are collected; those that are left out are removed.
+      whole: True where they are the whole suite.
 
     Raises UsageError where the whole suite is collected and a name of the list is of no test, or
-    where its quicker test is slow too.
+    its quicker test is none or is slow too.
     """
     for item in items:
         if is_slow(item.nodeid):
             item.add_marker(pytest.mark.slow)
-    if config.args_source is not pytest.Config.ArgsSource.ARGS:
+    if whole:
         check([item.nodeid for item in items])
     if config.option.markexpr or any("::" in argument for argument in config.args):
         return

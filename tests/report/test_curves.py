@@ -17,6 +17,8 @@ from rlhf_jax.report import html, read, units
 from rlhf_jax.report.plots import curves, style, trade_off
 from rlhf_jax.report.plots.style import Picture
 
+pytestmark = pytest.mark.pictures
+
 CONFIG = {
     "reward": "learned",
     "reward_model": {"standardize": True},

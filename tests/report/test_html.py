@@ -14,6 +14,8 @@ from rlhf_jax.report import body, read
 from rlhf_jax.report import page as page_of
 from rlhf_jax.report.html import write_report
 
+pytestmark = pytest.mark.pictures
+
 VOID = {"meta", "path", "use", "br", "rect"}
 
 

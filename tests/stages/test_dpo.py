@@ -206,6 +206,7 @@ def test_micro_batches_and_shards_change_rounding_only(whole, tmp_path):
             np.testing.assert_allclose(array, expected, atol=2e-4)
 
 
+@pytest.mark.pictures
 def test_its_policy_is_evaluated_exported_and_reported(whole, tmp_path, capsys):
     workspace, *_ = build.of_directory(whole)
     assert rlhf.versions(workspace) == [4, 6]
