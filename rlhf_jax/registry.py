@@ -15,6 +15,7 @@ after the colon; of a whole module it is the first of these that the module has:
     rewards      make, <last name>, reward         see `rewards/api.py`
     models       make                              (config) -> Model, beside `Config` and `PRESETS`: `models/common/family.py`
     stages       job                               (workspace, stages, algorithm) -> None
+    records.trackers   make                        (directory, identity) -> Tracker: `records/trackers/api.py`
 
 The settings of a component are the dataclass that its entry takes as `config` by annotation, or
 else its module's `Config`.
@@ -46,6 +47,7 @@ ENTRIES = {
     "rewards": ("make", LAST_NAME, "reward"),
     "models": ("make",),
     "stages": ("job",),
+    "records.trackers": ("make",),
 }
 
 

@@ -27,7 +27,6 @@ OWN |= {path.stem for path in ROOT.joinpath("tests").rglob("*.py")}
 OWN |= {
     path.name for path in (ROOT / "tests" / "third_party").iterdir()
 }  # packages that stand for somebody else's
-METRICS = ROOT / "rlhf_jax" / "records" / "metrics.py"
 BENCH = sorted((ROOT / "experiments" / "bench").rglob("*.py"))
 
 
@@ -162,14 +161,11 @@ def test_what_is_always_installed_suffices_for_the_package_and_its_commands(
         for folder in ("rlhf_jax", "experiments", "configs")
         for path in (ROOT / folder).rglob("*.py")
     ]
-    sources = texts([path for path in paths if path not in {*BENCH, METRICS}])
+    sources = texts([path for path in paths if path not in BENCH])
     assert not missing(sources, declared[""], "")
-    for extra in ("hub", "slurm"):
+    for extra in ("hub", "slurm", "track"):
         assert any(imported(source, extra) for source in sources)
         assert not missing(sources, declared[extra], extra)
-    # TensorBoard events are not written where their package is missing.
-    assert missing(texts([METRICS]), declared[""], "") == {"tensorboardX": ["tensorboardX"]}
-    assert not missing(texts([METRICS]), declared[""] | declared["track"])
 
 
 def test_the_other_extras_suffice(declared: Mapping[str, set[str]]):

@@ -9,7 +9,7 @@ import pytest
 from rlhf_jax.cli import run
 from rlhf_jax.extras import needed
 from rlhf_jax.pretrained import weight_files
-from rlhf_jax.records import metrics
+from rlhf_jax.records import tracking
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.tasks.corpora import row_files
 from rlhf_jax.text import file_tokenizers
@@ -66,17 +66,32 @@ def test_another_failure_of_an_import_keeps_its_traceback():
         broken()
 
 
-def test_without_tensorboard_a_run_notes_it_once_and_goes_on(monkeypatch, capsys, tmp_path):
-    metrics.has_events.cache_clear()
+@pytest.mark.parametrize(
+    ("track", "package"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")]
+)
+def test_a_tracker_that_is_named_and_not_installed_is_refused(monkeypatch, capsys, track, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as left:
+        run.main(["run", "quickstart", f"--config.track={track}"])
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert said == f"error: track={track!r} needs {package}: pip install 'rlhf_jax[track]'\n"
+
+
+def test_without_tensorboard_a_run_notes_it_once_and_goes_on(monkeypatch, capsys):
+    tracking.has_tensorboard.cache_clear()
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    for name in ("first", "second"):
-        with metrics.MetricsWriter(tmp_path / name) as writer:
-            writer.write("sft", 0, {"loss": 1.0})
-            assert writer.resume("sft", 1) == {0}
-        assert (tmp_path / name / "metrics.jsonl").exists()
-        assert not (tmp_path / name / "tensorboard").exists()
-    metrics.has_events.cache_clear()
+    for _ in range(2):
+        tracking.check("auto")
+        assert tracking.makers("auto") == {}
+    tracking.has_tensorboard.cache_clear()
     said = (
         "note: no TensorBoard events, only metrics.jsonl; for both: pip install 'rlhf_jax[track]'\n"
     )
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("track", ["", "tensorboard,,wandb", "wandb,wandb", "auto,wandb", "nosuch"])
+def test_a_tracker_that_nobody_knows_is_refused_with_those_that_there_are(track):
+    with pytest.raises(Refusal, match="tensorboard, wandb"):
+        tracking.check(track)

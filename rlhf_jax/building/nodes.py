@@ -10,6 +10,7 @@ from rlhf_jax import registry
 from rlhf_jax.config import Count, Seed, fill, flatten
 from rlhf_jax.devices import compile_cache, mesh
 from rlhf_jax.models.common import family as families
+from rlhf_jax.records import tracking
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards.api import LEARNED
 from rlhf_jax.rewards.common.nodes import reward_nodes
@@ -42,6 +43,9 @@ class Run:
     compile_cache: str = (
         compile_cache.AUTO
     )  # "auto", "off" or a folder: see `devices/compile_cache`
+    # the trackers of the run: "auto" (TensorBoard where it is installed), "off", or names with
+    # commas between them, such as tensorboard,wandb: see `records/tracking`
+    track: str = tracking.AUTO
 
 
 def node(config: object, **first: object) -> ConfigDict:

@@ -21,6 +21,7 @@ from rlhf_jax.building.validation import check_values
 from rlhf_jax.config import fill
 from rlhf_jax.devices import distributed, mesh
 from rlhf_jax.devices.placement import text_of
+from rlhf_jax.records import tracking
 from rlhf_jax.run_directory import environment, lock
 from rlhf_jax.stages import rlhf
 from rlhf_jax.stages.api import Workspace
@@ -87,6 +88,7 @@ def prepare(
       Refusal: before anything is compiled or written.
     """
     values, parts, lines = checked(config)
+    tracking.check(values["track"])
     with lock.hold(parts[0].directory):
         check_directory(parts[0], values, *parts[1:])
     for line in lines:
@@ -152,6 +154,7 @@ def run(config: ConfigDict) -> None:
         compared(*parts, environment.snapshot())
         job(*parts)
         return
+    tracking.check(values["track"])
     with lock.hold(parts[0].directory):
         check_directory(parts[0], values, *parts[1:])
         check_shared(parts[0].directory)

@@ -1,4 +1,4 @@
-"""Writes the metrics of a run: `metrics.jsonl`, and the same as TensorBoard events.
+"""Writes the metrics of a run: `metrics.jsonl`, and the same to its trackers.
 
 `metrics.jsonl` of a run directory has one line
 
@@ -13,54 +13,49 @@ wall; any other "<part>_seconds" ("compile_seconds", "generate_seconds", ...) is
 `jsonl.py` says how numbers that are not finite are written.
 """
 
-import functools
-import importlib.util
+import contextlib
 import os
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from rlhf_jax.devices import distributed
 from rlhf_jax.records import jsonl, notes
 from rlhf_jax.records.jsonl import Line, cut_back, read
+from rlhf_jax.records.trackers.api import EVALUATIONS, Tracker, series_of
 from rlhf_jax.refusal import Refusal
 
 __all__ = ["MetricsWriter", "cut_back", "read"]
 
 FILE = "metrics.jsonl"
 RESERVED = frozenset({"stage", "update", "seconds", "of", "kind"})
-
-
-class _EventsWriter(Protocol):
-    """The writer of one TensorBoard run: `tensorboardX`'s EventsWriter."""
-
-    def write_event(self, event: object) -> object: ...
-
-    def flush(self) -> object: ...
-
-    def close(self) -> object: ...
+Openers = Mapping[str, Callable[[], Tracker]]
+"""A function that opens each tracker, by its name."""
 
 
 class MetricsWriter:
-    """Appends figures to `directory/metrics.jsonl` and to `directory/tensorboard/<run>/` with the
-    tags `stage/figure`.
+    """Appends figures to `directory/metrics.jsonl` and shows them to the trackers of the run.
 
-    A TensorBoard run is a stage, or the evaluations of one ("evaluate_rlhf"): each has steps of its
-    own and is cut back on its own. `metrics.jsonl` is the record; what TensorBoard lost in a kill,
-    `resume` writes again from it. Events are written where `tensorboardX` is installed.
+    `metrics.jsonl` is the record. A tracker that fails is told in one line, and the process goes on
+    without it; when the run is resumed it is told again what the file has.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], tensorboard: bool = True) -> None:
+    def __init__(
+        self, directory: str | os.PathLike[str], openers: Callable[[], Openers] = dict
+    ) -> None:
         """Makes the directory where it is missing; a torn last line of an earlier process is
         removed.
+
+        Args:
+          directory: of the run.
+          openers: gives the run's trackers; called when the first figures are written.
         """
         self.path = Path(directory) / FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
         jsonl.drop_torn_line(self.path)
-        wanted = tensorboard and distributed.writes() and has_events()
-        self._events: dict[str, _EventsWriter] | None = {} if wanted else None
+        self._openers = openers
+        self._opened: dict[str, Tracker] | None = None
 
     def write(
         self,
@@ -96,7 +91,7 @@ class MetricsWriter:
             line["seconds"] = jsonl.number(seconds)
         line |= {name: jsonl.number(value) for name, value in values.items()}
         jsonl.append(self.path, line)
-        self._add_events(line)
+        self._show(line)
 
     def write_timing(self, stage: str, values: Mapping[str, Any]) -> None:
         """The line of a stage that has ended; names end in `_seconds`, "wall_seconds" is the whole,
@@ -118,28 +113,26 @@ class MetricsWriter:
         evaluations_from: int | None = None,
         aside: Path | None = None,
     ) -> set[int]:
-        """Cuts `metrics.jsonl` back and shows TensorBoard exactly what is left of the stage.
+        """Cuts `metrics.jsonl` back and tells the trackers what is left of the stage.
 
         Returns as `jsonl.cut_back`.
         """
         updates_left = jsonl.cut_back(self.path, stage, update, evaluations_from, aside)
-        if self._events is None:
-            return updates_left
-        _events_module()  # here, and not in the middle of the stage's first round
-        if not self.path.exists():
-            return updates_left
-        for run in (stage, f"evaluate_{stage}"):
-            if (self.path.parent / "tensorboard" / run).exists():
-                self._open_events(run, purge=True)
-        for line in read(self.path):
+        for name, tracker in self._trackers().items():
+            with self._kept_going(name, f"the stage {stage}"):
+                tracker.restart(stage)
+                tracker.restart(series_of(EVALUATIONS, stage))
+        for line in read(self.path) if self._opened and self.path.exists() else ():
             if "update" in line and stage in (line["stage"], line.get("of")):
-                self._add_events(line)
+                self._show(line)
         return updates_left
 
     def close(self) -> None:
-        """Writes out what TensorBoard's writers hold. Lines of `metrics.jsonl` are never held."""
-        for writer in (self._events or {}).values():
-            writer.close()
+        """Has the trackers write out what they hold. Lines of `metrics.jsonl` are never held."""
+        for name, tracker in (self._opened or {}).copy().items():
+            with self._kept_going(name, "its end"):
+                tracker.close()
+        self._opened = None
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -152,62 +145,36 @@ class MetricsWriter:
     ) -> None:
         self.close()
 
-    def _open_events(self, run: str, purge: bool = False) -> _EventsWriter:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue] (made at import)
+    def _trackers(self) -> dict[str, Tracker]:
+        """The trackers that have not failed, by name; a copy."""
+        if self._opened is None:
+            self._opened = {}
+            for name, make in self._openers().items() if distributed.writes() else ():
+                with self._kept_going(name, "its start"):
+                    self._opened[name] = make()
+        return dict(self._opened)
 
-        assert self._events is not None
-        directory = self.path.parent / "tensorboard" / run
-        directory.mkdir(parents=True, exist_ok=True)
-        # Its file names count seconds: without a place of its own a second writer would overwrite
-        # the first one's file.
-        suffix = f".{len(list(directory.iterdir())):04d}"
-        if run in self._events:
-            self._events[run].close()
-        # Not its FileWriter: that one's queue and thread, interrupted by Ctrl-C, never let the
-        # process end.
-        writer = EventsWriter(str(directory / "events"), suffix)
-        if purge:  # TensorBoard drops the steps from 0 on that it read in earlier files
-            start = SessionLog(status=SessionLog.START)
-            writer.write_event(Event(wall_time=time.time(), step=0, session_log=start))
-        self._events[run] = writer
-        return writer
+    def _show(self, line: Line) -> None:
+        series = series_of(line["stage"], line.get("of"))
+        figures = {name: float(value) for name, value in line.items() if name not in RESERVED}
+        seconds = line.get("seconds")
+        for name, tracker in self._trackers().items():
+            with self._kept_going(name, f"{series} {line['update']}"):
+                tracker.log(
+                    series, line["update"], figures, None if seconds is None else float(seconds)
+                )
 
-    def _add_events(self, line: Line) -> None:
-        if self._events is None:
-            return
-        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] (made at import)
-        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue] (made at import)
-
-        stage, of = line["stage"], line.get("of")
-        run = stage if of is None else f"{stage}_{of}"
-        writer = self._events.get(run) or self._open_events(run)
-        values = [
-            Summary.Value(tag=f"{stage}/{name}", simple_value=float(value))
-            for name, value in line.items()
-            if name not in RESERVED
-        ]
-        writer.write_event(
-            Event(wall_time=time.time(), step=line["update"], summary=Summary(value=values))
-        )
-        writer.flush()
-
-
-@functools.cache
-def has_events() -> bool:
-    """True where `tensorboardX`, of the extra `track`, is installed.
-
-    Prints a line, once per process, where it is not.
-    """
-    is_installed = importlib.util.find_spec("tensorboardX") is not None
-    if not is_installed:
-        notes.say(f"no TensorBoard events, only {FILE}; for both: pip install 'rlhf_jax[track]'")
-    return is_installed
-
-
-def _events_module() -> None:
-    """Imports what writes TensorBoard's files: a fifth of a second, or seconds on a busy disk, and
-    only where it is used.
-    """
-    import tensorboardX.event_file_writer
-    import tensorboardX.proto.event_pb2  # noqa: F401
+    @contextlib.contextmanager
+    def _kept_going(self, name: str, when: str) -> Iterator[None]:
+        """Context manager that drops the tracker whose call raises: a network or a disk of a
+        tracker must not end a run.
+        """
+        try:
+            yield
+        except Exception as error:
+            assert self._opened is not None
+            self._opened.pop(name, None)
+            notes.say(
+                f"the tracker {name} failed at {when} and is left out from here on "
+                f"({type(error).__name__}: {error}); {FILE} has every figure"
+            )

@@ -58,7 +58,7 @@ _OF_CLASS: dict[Class, str] = {
     # The loop, deadlines, cadences and logs. A ledger that was off for some updates lacks their
     # rows.
     Class.FREE: """
-        job directory compile_cache task.cache_dir sft.min_whole_references
+        job directory compile_cache track task.cache_dir sft.min_whole_references
         sft.checkpoint_every reward_model.checkpoint_every dpo.checkpoint_every dpo.evaluate_every
         rlhf.loop rlhf.deadline_seconds rlhf.device_call_seconds
         rlhf.evaluate_every rlhf.evaluate_at rlhf.checkpoint_every rlhf.keep_checkpoints
@@ -138,6 +138,7 @@ _ENTERS: dict[str, tuple[str, ...]] = {
     "best_of_n_prompts": (),
     "evaluate": (),
     "compile_cache": (),
+    "track": (),
 }
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -23,7 +23,7 @@ from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.records.checkpoints import Checkpoints
 from rlhf_jax.records.metrics import MetricsWriter
 from rlhf_jax.rewards.common import host_rewards
-from rlhf_jax.run_directory import stage_records
+from rlhf_jax.run_directory import identity, stage_records
 from rlhf_jax.stages.common import pretrained_models
 from rlhf_jax.stages.common.beginning import Begin
 from rlhf_jax.tasks.api import Split, Task, stream_indices
@@ -99,7 +99,8 @@ class Workspace:
 
     @cached_property
     def metrics(self) -> MetricsWriter:
-        return MetricsWriter(self.directory)
+        """The writer of the run's figures, which opens its trackers at the first one."""
+        return MetricsWriter(self.directory, partial(identity.openers, self.directory, self.facts))
 
     def key(self, purpose: str) -> Array:
         """The random key of a purpose: a function of the seed and the purpose's name."""

@@ -23,7 +23,7 @@ from rlhf_jax.sweeps import cell_lines, provenance
 from rlhf_jax.sweeps.study import Cell, Study
 
 CELLS, BASE, FILE, RESULT = "cells", "base", "cells.jsonl", "result.json"
-BULK = ("checkpoints", "rounds", "tensorboard")  # folders of a run that no report reads
+BULK = ("checkpoints", "rounds", "tensorboard", "wandb")  # folders of a run that no report reads
 BEFORE_RLHF = (
     "seed",
     "task",

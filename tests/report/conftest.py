@@ -85,7 +85,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_run(directory: Path, num_updates: int = 60) -> Path:
-    with MetricsWriter(directory, tensorboard=False) as writer:
+    with MetricsWriter(directory) as writer:
         for j in range(40):
             writer.write(
                 "sft",
