@@ -23,6 +23,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from rlhf_jax.records.rates import is_timing
+
 ROOT = Path(__file__).parents[2]
 STAGES = ("sft", "reward_model", "rlhf")
 SIZES = (
@@ -133,7 +135,7 @@ def untimed(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl that are not timings, without their times."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [
-        {name: value for name, value in line.items() if not name.endswith("seconds")}
+        {name: value for name, value in line.items() if not is_timing(name)}
         for line in lines
         if line.get("kind") != "timing"
     ]

@@ -44,6 +44,7 @@ class Timeline:
         self.began_at = round(time.time(), 3)
         self._began = time.perf_counter()
         self._spans: list[Span] = []
+        self._seconds: dict[int, dict[tuple[Side, What], float]] = {}
 
     def now(self) -> float:
         """Seconds since it began."""
@@ -61,6 +62,19 @@ class Timeline:
         span = Span(side, what, round_index, begin, self.now())
         with self._lock:
             self._spans.append(span)
+            of_round = self._seconds.setdefault(round_index, {})
+            of_round[side, what] = of_round.get((side, what), 0.0) + span.end - span.begin
+
+    def seconds_of(self, round_index: int) -> dict[tuple[Side, What], float]:
+        """Seconds of a round's spans that have ended; {} once the round is forgotten."""
+        with self._lock:
+            return dict(self._seconds.get(round_index, {}))
+
+    def forget_before(self, round_index: int) -> None:
+        """Drops the seconds of earlier rounds; their spans stay until they are taken."""
+        with self._lock:
+            for old in [r for r in self._seconds if r < round_index]:
+                del self._seconds[old]
 
     def take(self) -> list[Span]:
         """The spans since the last call, by their ends."""

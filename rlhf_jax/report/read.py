@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.config import flatten, with_leaves
-from rlhf_jax.records import metrics, samples, timeline
+from rlhf_jax.records import metrics, rates, samples, timeline
 from rlhf_jax.records.jsonl import Line, read
 from rlhf_jax.records.ledger import STAGE
 from rlhf_jax.refusal import MissingInput, Refusal
@@ -225,9 +225,11 @@ def series(lines: Sequence[Line], name: str) -> Series | None:
 
 
 def figure_names(lines: Sequence[Line]) -> list[str]:
-    """Every figure that lines have, in the order of first appearance, standard errors aside."""
+    """Every figure that lines have, in the order of first appearance, standard errors and timings
+    aside.
+    """
     names = dict.fromkeys(name for line in lines for name in line if name not in FIELDS)
-    return [name for name in names if not name.endswith("_stderr")]
+    return [name for name in names if not name.endswith("_stderr") and not rates.is_timing(name)]
 
 
 def stage_seconds(lines: Sequence[Line]) -> dict[str, dict[str, float]]:

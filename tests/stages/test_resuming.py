@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from rlhf_jax.records.rates import is_timing
 from rlhf_jax.refusal import Refusal
 from tests.stages import runs
 
@@ -320,3 +321,22 @@ def test_a_bounded_run_samples_a_damaged_round_again(tmp_path, capfd):
     assert sorted((row["ordinal"], row["sample"]) for row in rows) == [
         (o, s) for o in range(32) for s in range(2)
     ]
+
+
+def test_lines_of_updates_have_the_speed_of_the_round_before(whole):
+    """On a CPU there is no MFU, since its peak is not known."""
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    timings = {
+        stage: [
+            {name for name in line if is_timing(name)}
+            for line in lines
+            if line["stage"] == stage and "update" in line
+        ]
+        for stage in ("sft", "rlhf")
+    }
+    rates = {"samples_per_second", "sampled_tokens_per_second", "trained_tokens_per_second"}
+    parts = {"round_seconds", "generate_seconds", "publish_seconds", "train_seconds"}
+    assert timings["rlhf"] == [{"seconds"}] + [{"seconds"} | rates | parts] * 7
+    steps = {"step_seconds", "rows_per_second", "trained_tokens_per_second"}
+    # none of the first update, and of the one after the checkpoint of two
+    assert timings["sft"] == [{"seconds"}, {"seconds"} | steps] * 2

@@ -10,9 +10,11 @@ import jax
 import numpy as np
 
 from rlhf_jax.devices import distributed
-from rlhf_jax.records import jsonl, ledger, timeline
+from rlhf_jax.planner.costs import utilization
+from rlhf_jax.records import jsonl, ledger, rates, timeline
 from rlhf_jax.records.ledger import STAGE
 from rlhf_jax.records.progress import Bar
+from rlhf_jax.records.rates import RoundRates
 from rlhf_jax.records.samples import Sample
 from rlhf_jax.records.timeline import Timeline
 from rlhf_jax.report.notices import Limits, Notices
@@ -41,7 +43,7 @@ class Recorder:
     # version 0, which is evaluated after its params were trained on; None once it was
     first_policy: Params | None
     timeline: Timeline = field(default_factory=Timeline)
-    late: tuple[synchronous.Updated, Any] | None = None
+    late: tuple[synchronous.Updated, Any, Any] | None = None
     scored: synchronous.Scored | None = None
     round_figures: dict[str, Any] = field(default_factory=dict)
     uses: dict[int, Any] = field(default_factory=dict)
@@ -49,6 +51,15 @@ class Recorder:
     stopped: bool = False
     compiled: activity.CompileCounter = field(default_factory=activity.CompileCounter)
     compiled_first: int | None = None
+    lengths_B: Any = None  # of the scored round, on the device
+
+    @cached_property
+    def rates(self) -> RoundRates:
+        """The speed of rounds, which every update's line has."""
+        config = self.config
+        num_samples = config.num_minibatches * config.prompts_per_update * config.samples_per_prompt
+        known = utilization.of_spec(self.program.spec, config.num_epochs)
+        return RoundRates(self.timeline, num_samples, known)
 
     @cached_property
     def notices(self) -> Notices:
@@ -86,12 +97,14 @@ class Recorder:
                     self.files.saved_rounds.write(round_index, samples)
             case synchronous.Scored():
                 self.scored, self.uses = event, {}
+                self.rates.scored(event.round_index)
                 self.round_figures = self._round_metrics.measure(
                     event.samples, event.scores, event.batch
                 )
+                self.lengths_B = self.rates.lengths(event.samples)
             case synchronous.Updated():
                 self._flush()
-                self.late = (event, self.round_figures)
+                self.late = (event, self.round_figures, self.lengths_B)
                 self.uses[event.age] = event.sample_R
                 within_round = (event.update + 1) % self._updates_per_round
                 if within_round and event.update + 1 in self.config.evaluate_at:
@@ -114,12 +127,13 @@ class Recorder:
     def _flush(self) -> None:
         if self.late is None:
             return
-        (event, round_figures), self.late = self.late, None
+        (event, round_figures, lengths_B), self.late = self.late, None
         with activity.during(
             f"update {event.update}", "call"
         ):  # dispatched before, and waited for here
             figures: dict[str, Any] = distributed.fetch(round_figures)
             metrics: dict[str, Any] = distributed.fetch(event.metrics)
+            lengths: Any = distributed.fetch(lengths_B)
         values = {name: float(value) for name, value in figures.items()}
         values |= {name: metric.value() for name, metric in metrics.items()}
         clock = self.program.spec.clock
@@ -130,10 +144,15 @@ class Recorder:
             "age": float(event.age),
             "learning_rate": float(cast(Any, schedule(event.update))),
         }
-        self.workspace.metrics.write(STAGE, event.update, values, time.perf_counter() - self.began)
+        sampled_length, round_index = values["sampled_length"], self._round_of(event)
+        speed = self.rates.update(round_index, sampled_length, metrics, lengths)
+        self.workspace.metrics.write(
+            STAGE, event.update, values | speed, time.perf_counter() - self.began
+        )
         if event.update % self._updates_per_round == 0:
             self.notices.take(event.update // self._updates_per_round, values)
-        self.bar.advance(1, reward=values["reward_standardized"], loss=values["loss"])
+        shown = {"reward": values["reward_standardized"], "loss": values["loss"]}
+        self.bar.advance(1, **shown, **rates.shown(speed))
         synchronous.require_finite(event.update, values)
 
     def _round_end(self, event: synchronous.RoundEnd) -> None:
@@ -158,9 +177,11 @@ class Recorder:
             or crosses(version, clock.updates_per_round, self.config.checkpoint_every)
         ):
             self._flush()
+            began = time.perf_counter()
             with activity.at_work(f"the checkpoint of version {version}"):
                 self.files.checkpoints.save(version, states)
             self.files.saved_rounds.keep_for(clock, self.files.checkpoints.steps(), round_index + 1)
+            self.rates.paused(round_index, time.perf_counter() - began)
         self.stopped = event.stopping
         self._write_timeline()
         if self.compiled_first is None:
@@ -272,7 +293,10 @@ class Recorder:
         with activity.at_work(f"the evaluation of version {version}"):
             num_prompts = config.num_prompts if full else config.num_prompts_between
             figures, judged = self.evaluator.evaluate(params, num_prompts)
-        self.seconds["evaluate_seconds"] += time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        self.seconds["evaluate_seconds"] += seconds
+        if self.scored is not None:
+            self.rates.paused(self.scored.round_index, seconds)
         self.workspace.metrics.write(
             "evaluate", version, figures, time.perf_counter() - self.began, of=STAGE
         )

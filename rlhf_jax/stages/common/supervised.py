@@ -16,6 +16,7 @@ from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.records.checkpoints import Checkpoints
 from rlhf_jax.records.progress import progress
+from rlhf_jax.records.rates import StepRates
 from rlhf_jax.runtime import supervised
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.types import Aggregation, Metrics, Params, TrainState
@@ -126,11 +127,30 @@ class SupervisedStage:
             num_micro_batches=config.num_micro_batches,
         )
         start = begin[0] if begin else 0
+        rates, num_rows = StepRates(), 0
+
+        def counted_rows(update: int) -> object:
+            nonlocal num_rows
+            made = rows(update)
+            num_rows = jax.tree.leaves(made)[0].shape[0]
+            return made
+
+        def paused_evaluate(version: int, state: TrainState) -> None:
+            assert evaluate is not None
+            evaluate(version, state)
+            rates.pause()
+
         with progress(self.title, total=config.num_updates, start=start) as bar:
 
             def report(update: int, metrics: Metrics) -> None:
                 values = {name: metric.value() for name, metric in metrics.items()}
-                workspace.metrics.write(self.name, update, values, time.perf_counter() - began)
+                tokens = getattr(metrics.get("entropy"), "count", None)
+                speed = rates.step(num_rows, None if tokens is None else float(tokens))
+                if (update + 1) % (config.checkpoint_every or config.num_updates) == 0:
+                    rates.pause()
+                workspace.metrics.write(
+                    self.name, update, values | speed, time.perf_counter() - began
+                )
                 bar.advance(1, **{name: values[name] for name in self.shown})
 
             state = supervised.train(
@@ -141,13 +161,13 @@ class SupervisedStage:
                     donate_argnums=0,
                     out_shardings=(self.shardings, sharding.replicated(workspace.mesh)),
                 ),
-                rows=rows,
+                rows=counted_rows,
                 num_updates=config.num_updates,
                 checkpoints=self.checkpoints,
                 checkpoint_every=config.checkpoint_every or config.num_updates,
                 on_resume=on_resume or partial(workspace.metrics.resume, self.name),
                 report=report,
-                evaluate=evaluate,
+                evaluate=None if evaluate is None else paused_evaluate,
                 evaluate_at=evaluate_at,
             )
         self.checkpoints.close()
