@@ -27,11 +27,11 @@ from typing import Protocol
 import numpy as np
 
 from rlhf_jax.devices import distributed
-from rlhf_jax.records.timeline import Timeline
+from rlhf_jax.records.timeline import Side, Timeline, What
 from rlhf_jax.types import Array, Mean, Metric, Samples
 
 ENDINGS = ("seconds", "_per_second", "_mfu", "_bandwidth_share")
-PARTS = {
+PARTS: dict[tuple[Side, What], str] = {
     ("sampler", "generate"): "generate_seconds",
     ("sampler", "wait"): "sampler_wait_seconds",
     ("trainer", "publish"): "publish_seconds",

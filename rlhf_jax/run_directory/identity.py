@@ -24,10 +24,10 @@ def openers(directory: Path, facts: Facts | None) -> dict[str, Callable[[], Trac
 
     Raises Refusal for a tracker that is not known.
     """
-    if facts is None:
+    found = {} if facts is None else tracking.makers(facts.values["track"])
+    if facts is None or not found:
         return {}
-    found = tracking.makers(facts.values["track"])
-    identity = identity_of(directory, facts) if found else None
+    identity = identity_of(directory, facts)
     return {name: partial(make, directory, identity) for name, make in found.items()}
 
 

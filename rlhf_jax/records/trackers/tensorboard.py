@@ -8,7 +8,7 @@ on the page "Text", and its settings are hyperparameters on the page "HParams".
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from rlhf_jax.extras import needed
 from rlhf_jax.records.trackers.api import EVALUATIONS, Identity
@@ -117,13 +117,13 @@ def _writer(directory: Path) -> _EventsWriter:
     return EventsWriter(str(directory / "events"), suffix)
 
 
-def _event(**fields: Any) -> Any:
+def _event(**fields: object) -> object:
     with needed("track", NEEDS):
         from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] (made at import)
     return Event(wall_time=time.time(), **fields)
 
 
-def _scalars(values: Mapping[str, float]) -> Any:
+def _scalars(values: Mapping[str, float]) -> object:
     with needed("track", NEEDS):
         from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue] (made at import)
     return Summary(

@@ -56,7 +56,7 @@ class WandB:
         folder = directory.absolute() / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / STATE
-        self._state = _read(self._path)
+        self._state: dict[str, Any] = _read(self._path)
         if self._state and self._state["digest"] != identity.digest:
             notes.say(
                 "settings that enter the numbers have changed since W&B run "
@@ -64,7 +64,7 @@ class WandB:
             )
             self._state = {}
         if not self._state:
-            begun = {"id": secrets.token_hex(4), "digest": identity.digest}
+            begun: dict[str, Any] = {"id": secrets.token_hex(4), "digest": identity.digest}
             self._state = begun | {"step": 0, "sent": {}}
         known = getattr(wandb.Settings, "model_fields", {})
         self._run = wandb.init(
@@ -83,7 +83,12 @@ class WandB:
         self._before = {series: tuple(place) for series, place in self._state["sent"].items()}
         self._current: dict[str, Place] = {}
         self._defined: set[str] = set()
-        notes.say(_where(self._run, folder))
+        here = f"is kept in {folder}; to send it: wandb sync {folder}/offline-run-*"
+        notes.say(
+            f"W&B run {self._state['id']} {here}"
+            if self._run.offline
+            else f"W&B run {self._state['id']}: {self._run.url}"
+        )
 
     def log(
         self, series: str, step: int, figures: Mapping[str, float], seconds: float | None
@@ -163,9 +168,3 @@ def _read(path: Path) -> dict[str, Any]:
         notes.say(f"{path} is damaged ({error}): a new W&B run begins")
         return {}
     return state
-
-
-def _where(run: Any, folder: Path) -> str:
-    if not run.offline:
-        return f"W&B run {run.id}: {run.url}"
-    return f"W&B run {run.id} is kept in {folder}; to send it: wandb sync {folder}/offline-run-*"

@@ -25,7 +25,7 @@ from rlhf_jax.stages.common.evaluator import Evaluator, kept
 from rlhf_jax.stages.common.resuming import Files
 from rlhf_jax.stages.common.round_metrics import RoundMetrics
 from rlhf_jax.stages.settings.rlhf import Config
-from rlhf_jax.types import Params
+from rlhf_jax.types import Array, Params
 from rlhf_jax.updating import learning_rate_schedule
 
 
@@ -51,7 +51,7 @@ class Recorder:
     stopped: bool = False
     compiled: activity.CompileCounter = field(default_factory=activity.CompileCounter)
     compiled_first: int | None = None
-    lengths_B: Any = None  # of the scored round, on the device
+    lengths_B: tuple[Array, Array] | None = None  # of the scored round, on the device
 
     @cached_property
     def rates(self) -> RoundRates:
@@ -133,7 +133,7 @@ class Recorder:
         ):  # dispatched before, and waited for here
             figures: dict[str, Any] = distributed.fetch(round_figures)
             metrics: dict[str, Any] = distributed.fetch(event.metrics)
-            lengths: Any = distributed.fetch(lengths_B)
+            lengths = distributed.fetch(lengths_B)
         values = {name: float(value) for name, value in figures.items()}
         values |= {name: metric.value() for name, metric in metrics.items()}
         clock = self.program.spec.clock
