@@ -206,5 +206,5 @@ class StepRates:
         return figures
 
     def pause(self) -> None:
-        """What comes before the next update's end is not its own: an evaluation, a checkpoint."""
+        """Leaves the next update without figures: an evaluation or a checkpoint comes before it."""
         self._last = None

@@ -28,7 +28,7 @@ from rlhf_jax.runtime.spec import ProgramSpec
 
 @dataclass(frozen=True)
 class RunUtilization:
-    """What the model computes in a round, and what its devices could.
+    """The FLOPs of a run's rounds beside those that its devices could do at most.
 
     `decoding_bytes`: params bytes that a device reads per step of decoding; None where steps are not
     known, since micro-batches or slices of the sampler decode one after another or apart.
