@@ -49,6 +49,7 @@ def body(run: Run, drawn: Mapping[str, Sequence[Picture]]) -> list[str]:
     titles = [title for title, content in (sections | folded).items() if content]
     return [
         f"<h1>{page.text(identity.name(run))}</h1>",
+        page.facts(identity.head(run), "head"),
         page.contents(titles),
         page.notice("Not there yet", run.missing),
         page.notice("Notices", [*read.notices(run.lines), *notices.find(run.lines, run.config)]),

@@ -36,10 +36,14 @@ SHOWN_COMMIT = 12
 
 def name(run: Run) -> str:
     """The run in a few words: its algorithm and task, or its directory's name."""
-    algorithm, task = value(run.config, "algorithm.name"), value(run.config, "task.name")
-    if is_dpo(run):
-        algorithm = f"offline {_dpo_name(run.config)}"
+    algorithm, task = _algorithm(run), value(run.config, "task.name")
     return f"{algorithm} on {task}" if algorithm and task else run.title
+
+
+def _algorithm(run: Run) -> str | None:
+    if is_dpo(run):
+        return f"offline {_dpo_name(run.config)}"
+    return value(run.config, "algorithm.name")
 
 
 def is_dpo(run: Run) -> bool:
@@ -51,22 +55,38 @@ def _dpo_name(config: Mapping[str, Any] | None) -> str:
     return "IPO" if value(config, "dpo.loss_type") == "ipo" else "DPO"
 
 
+def head(run: Run) -> list[tuple[str, str]]:
+    """Names and values (markup) of what a reader needs to repeat the run; what is not recorded is
+    left out.
+    """
+    config, start = run.config, run.starts[-1] if run.starts else {}
+    count = num_params(config)
+    known = {
+        "Algorithm": page.text(_algorithm(run) or ""),
+        "Seed": _text(config, "seed"),
+        "Parameters": f"{count:,}" if count else "",
+        "Started": _started(run),
+        "Hardware": _device(start),
+        "Versions": _versions(start),
+        "Commit": _commit(start),
+        "Command": f"<code>{page.text(start['command'])}</code>" if start.get("command") else "",
+    }
+    return [(title, markup) for title, markup in known.items() if markup]
+
+
 def facts(run: Run, units: Units) -> list[tuple[str, str]]:
-    """Names and values (markup) of what is known about the run; what is not recorded is left out."""
+    """Names and values (markup) of what else is known about the run; what is not recorded is left
+    out.
+    """
     config, start = run.config, run.starts[-1] if run.starts else {}
     known = {
-        "Run": f"<code>{page.text(run.title)}</code>"
-        + (f", seed {_text(config, 'seed')}" if config else ""),
+        "Run": f"<code>{page.text(run.title)}</code>",
         "Begins from": _begin(config, start),
         "Reward": "" if is_dpo(run) else _reward(config, units),
         "Model": _model(config),
         "Comparisons": _comparisons(run.directory, "policy" if is_dpo(run) else "reward model"),
         "Training": _training_on_pairs(config) if is_dpo(run) else _training(config),
         "Updates done": _updates(run.lines),
-        "Started": _started(run),
-        "Command": f"<code>{page.text(start['command'])}</code>" if start.get("command") else "",
-        "Code": _code(start),
-        "Device": _device(start),
         "Files": files(run.directory),
     }
     return [(title, markup) for title, markup in known.items() if markup]
@@ -141,7 +161,7 @@ def files(directory: Path) -> str:
 
 def _text(config: Mapping[str, Any] | None, path: str) -> str:
     entry = value(config, path)
-    return "not recorded" if entry is None else page.text(entry)
+    return "" if entry is None else page.text(entry)
 
 
 def _begin(config: Mapping[str, Any] | None, start: Line) -> str:
@@ -173,9 +193,6 @@ def _model(config: Mapping[str, Any] | None) -> str:
             f"{page.text(layers)} layer{'s' * (layers != 1)} of width "
             f"{_text(config, 'model.width')}"
         )
-    count = num_params(config)
-    if count:
-        parts.append(f"{count:,} parameters")
     return ", ".join(parts)
 
 
@@ -233,17 +250,18 @@ def _date(text: str) -> str:
     return text.replace("T", " ").replace("+00:00", " UTC")
 
 
-def _code(start: Line) -> str:
-    commit = str(start.get("commit") or "")
-    head, mark, _ = commit.partition("+")
-    parts = (
-        [f"commit <code>{page.text(head[:SHOWN_COMMIT])}</code>{' with changes' if mark else ''}"]
-        if head
-        else []
-    )
-    versions = value(start, "environment.versions") or {}
-    return ", ".join(
-        [*parts, *(page.text(f"{package} {version}") for package, version in versions.items())]
+def _commit(start: Line) -> str:
+    digits, mark, _ = str(start.get("commit") or "").partition("+")
+    changed = " with changes" if mark else ""
+    return f"<code>{page.text(digits[:SHOWN_COMMIT])}</code>{changed}" if digits else ""
+
+
+def _versions(start: Line) -> str:
+    """This library, Python, and the packages that numbers depend on."""
+    known = {"rlhf_jax": start.get("version"), "python": value(start, "environment.python")}
+    known |= value(start, "environment.versions") or {}
+    return page.text(
+        ", ".join(f"{package} {version}" for package, version in known.items() if version)
     )
 
 

@@ -24,7 +24,8 @@ p { margin: 4px 0 10px; } .muted { color: var(--muted); } a { color: var(--accen
 code { font: 0.92em ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 nav { display: flex; flex-wrap: wrap; gap: 2px 16px; margin: 12px 0; font-size: 14px; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 16px; margin: 14px 0; font-size: 14px; }
-dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
+dl div { display: contents; } dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
+dl.head { display: flex; flex-wrap: wrap; gap: 6px 28px; } .head div { display: block; } .head dt { font-size: 12.5px; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 12px; margin: 20px 0; }
 .card { background: var(--card); border: 1px solid var(--edge); border-radius: 10px; padding: 14px 16px; }
 .card b { display: block; font-size: 25px; line-height: 1.3; font-variant-numeric: tabular-nums; }
@@ -53,7 +54,8 @@ td small { display: block; color: var(--muted); font-size: 12px; line-height: 1.
 details { margin: 10px 0; } summary { cursor: pointer; font-weight: 600; padding: 4px 0; }
 pre { background: var(--card); border: 1px solid var(--edge); border-radius: 10px; padding: 14px; overflow: auto;
   font: 13px/1.45 ui-monospace, Menlo, Consolas, monospace; max-height: 70vh; margin: 6px 0; }
-@media (max-width: 640px) { main { padding: 18px 12px 48px; } dl { grid-template-columns: 1fr; gap: 0; } dd { margin: 0 0 6px; }
+@media (max-width: 640px) { main { padding: 18px 12px 48px; } dl { grid-template-columns: 1fr; gap: 0; }
+  dd { margin: 0 0 6px; } dl.head { gap: 0 20px; }
   .hint { display: inline; } .cards { grid-template-columns: 1fr; } .card b { font-size: 22px; }
   table.stack thead { display: none; } table.stack, .stack tbody, .stack tr, .stack td { display: block; width: 100%; }
   .stack tr { border-top: 1px solid var(--edge); padding: 8px 0; } .stack td { border: 0; padding: 2px 12px; text-align: left;
@@ -120,10 +122,10 @@ def prose(sentence: str) -> str:
     )
 
 
-def facts(pairs: Iterable[tuple[str, str]]) -> str:
+def facts(pairs: Iterable[tuple[str, str]], kind: str = "") -> str:
     """A list of names and values; values are markup."""
-    items = "".join(f"<dt>{text(name)}</dt><dd>{value}</dd>" for name, value in pairs)
-    return f"<dl>{items}</dl>" if items else ""
+    items = "".join(f"<div><dt>{text(name)}</dt><dd>{value}</dd></div>" for name, value in pairs)
+    return f'<dl class="{kind}">{items}</dl>' if items else ""
 
 
 def contents(titles: Iterable[str]) -> str:

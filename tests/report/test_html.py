@@ -102,7 +102,6 @@ def test_the_page_says_what_the_run_is(reported: Path) -> None:
     page = Reader((reported / "report.html").read_text())
     assert page.seen.count("h1") == 1
     assert "online_dpo on reviews" in page.text
-    assert "quickstart, seed 7" in page.text
     assert "learned (SFT standard deviations)" in page.text
     assert "sft 40 · reward_model 40 · rlhf 60" in page.text
     links = {
@@ -236,9 +235,10 @@ def test_what_was_recorded_of_starts_is_shown(run_directory: Path) -> None:
             "stage": "start",
             "date": "2026-11-29T08:00:00+00:00",
             "command": "python -m experiments.run --config=a.py --config.note='<b>'",
+            "version": "0.1.0",
             "commit": "0123456789abcdef0123456789abcdef01234567+changes",
             "environment": {
-                "versions": {"jax": "0.10.1"}, "device": "TPU v5e", "num_devices": 8, "num_processes": 2,
+                "python": "3.11.7", "versions": {"jax": "0.10.1"}, "device": "TPU v5e", "num_devices": 8, "num_processes": 2,
                 "processor": "A processor", "cores": 112,
             },
         },
@@ -249,7 +249,8 @@ def test_what_was_recorded_of_starts_is_shown(run_directory: Path) -> None:
     page = Reader(words(run_directory))
     assert "2026-11-28 10:20:00 UTC; 2 starts, the last at 2026-11-29 08:00:00 UTC" in page.text
     assert "python -m experiments.run --config=a.py --config.note='<b>'" in page.text
-    assert "commit 0123456789ab with changes, jax 0.10.1" in page.text
+    assert "0123456789ab with changes" in page.text
+    assert "rlhf_jax 0.1.0, python 3.11.7, jax 0.10.1" in page.text
     assert "8 × TPU v5e on 2 hosts; A processor, 112 cores" in page.text
 
 

@@ -53,3 +53,50 @@ def test_a_run_that_begins_elsewhere_says_where_its_policy_and_reward_model_were
     older = Run(tmp_path, {"begin": "runs/a"}, [], [], (), (), ({},))
     facts = dict(identity.facts(older, units.resolve(older.config, [])))
     assert facts["Begins from"] == "<code>runs/a</code>"
+
+
+START = {
+    "date": "2026-11-29T08:00:00+00:00",
+    "command": "rlhf-jax run quickstart",
+    "version": "0.1.0",
+    "commit": "0123456789abcdef",
+    "environment": {
+        "python": "3.11.7",
+        "versions": {"jax": "0.10.1"},
+        "device": "TPU v5e",
+        "num_devices": 8,
+    },
+}
+
+
+def test_the_head_of_a_report_has_all_that_repeats_the_run(tmp_path):
+    model = build.model("gpt_neox", "quickstart")
+    model.vocab_size = 23
+    config = {"seed": 0, "algorithm": {"name": "grpo"}, "model": model.to_dict()}
+    run = Run(tmp_path, config, [], [], (), (), (START,))
+    head = dict(identity.head(run))
+    assert head.pop("Parameters") == f"{identity.num_params(config):,}"
+    assert head == {
+        "Algorithm": "grpo",
+        "Seed": "0",
+        "Started": "2026-11-29 08:00:00 UTC",
+        "Hardware": "8 × TPU v5e",
+        "Versions": "rlhf_jax 0.1.0, python 3.11.7, jax 0.10.1",
+        "Commit": "<code>0123456789ab</code>",
+        "Command": "<code>rlhf-jax run quickstart</code>",
+    }
+
+
+@pytest.mark.parametrize("lost", sorted(START))
+def test_a_fact_that_an_older_start_lacks_has_no_entry(tmp_path, lost):
+    start = {name: value for name, value in START.items() if name != lost}
+    head = dict(identity.head(Run(tmp_path, {"seed": 3}, [], [], (), (), (start,))))
+    assert "Algorithm" not in head
+    assert "not recorded" not in str(head)
+    assert all(head.values())
+    titles = {"date": {"Started"}, "command": {"Command"}, "commit": {"Commit"}, "version": set()}
+    assert {"Started", "Hardware", "Versions", "Commit", "Command"} - head.keys() == titles.get(
+        lost, {"Hardware"}
+    )
+    assert ("rlhf_jax" in head["Versions"]) == (lost != "version")
+    assert identity.head(Run(tmp_path, None, [], [], ())) == []
