@@ -272,7 +272,8 @@ class Recorder:
         with activity.at_work(f"the evaluation of version {version}"):
             num_prompts = config.num_prompts if full else config.num_prompts_between
             figures, judged = self.evaluator.evaluate(params, num_prompts)
-        self.seconds["evaluate_seconds"] += time.perf_counter() - began
+        now = time.perf_counter()
+        self.seconds["evaluate_seconds"] += activity.seconds_without_compiling(began, now)
         self.workspace.metrics.write(
             "evaluate", version, figures, time.perf_counter() - self.began, of=STAGE
         )
