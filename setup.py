@@ -29,6 +29,13 @@ class BuildPy(build_py):
 
 setup(
     packages=find_packages(include=["rlhf_jax", "rlhf_jax.*"]),
-    package_data={"rlhf_jax": ["py.typed", "*.pyi", "report/comparison/*.jinja"]},
+    package_data={
+        "rlhf_jax": [
+            "py.typed",
+            "*.pyi",
+            "report/comparison/*.jinja",
+            "report/templates/*.jinja",
+        ]
+    },
     cmdclass={"build_py": BuildPy},
 )

@@ -183,7 +183,7 @@ def test_the_plain_install_is_what_the_quickstart_and_a_comparison_import(tmp_pa
     known = importlib.metadata.packages_distributions()
     used = {normal(holder) for name in imported for holder in known.get(name, ())}
     brought = frozenset().union(*map(needed_by, MISSION))
-    page = (ROOT / "rlhf_jax" / "report" / "comparison" / "html.py").read_text()
+    page = (ROOT / "rlhf_jax" / "report" / "rendering.py").read_text()
     rendered = set(re.findall(r"^(?:import|from) (jinja2|markupsafe)\b", page, re.MULTILINE))
     assert declared <= used | brought | rendered, (
         "no requirement that neither quickstart and comparison nor the eight packages need"

@@ -23,6 +23,7 @@ from rlhf_jax.devices import distributed, mesh
 from rlhf_jax.devices.placement import text_of
 from rlhf_jax.records import tracking
 from rlhf_jax.run_directory import environment, lock
+from rlhf_jax.runtime import activity
 from rlhf_jax.stages import rlhf
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.checks import settings as settings_checks
@@ -87,6 +88,7 @@ def prepare(
     Raises:
       Refusal: before anything is compiled or written.
     """
+    activity.listen_to_compiles()  # stages write how long they compiled
     values, parts, lines = checked(config)
     tracking.check(values["track"])
     with lock.hold(parts[0].directory):
@@ -147,6 +149,7 @@ def run(config: ConfigDict) -> None:
 
     Raises Refusal before anything is compiled or written.
     """
+    activity.listen_to_compiles()
     distributed.check_same("config", config.to_json())
     values, parts, lines = checked(config)
     job = registry.entry("stages", values["job"])

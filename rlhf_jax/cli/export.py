@@ -2,7 +2,8 @@
 --to=my_policy`.
 
 Writes a folder that `transformers` loads: config.json, model.safetensors, the tokenizer's files
-where it has some, and the other files of the folder that the run began with, but for weights.
+where it has some, the other files of the folder that the run began with, but for weights, and a
+model card, README.md.
 Stages: sft, rlhf and dpo (policies), reward_model (a sequence classifier of one label, in its raw unit).
 What cannot be exported is one line and exit status 2.
 """

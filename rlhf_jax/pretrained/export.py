@@ -27,6 +27,7 @@ from rlhf_jax.text.folder_texts import GENERATION, TOKENIZER_CONFIG
 from rlhf_jax.types import Array, Params
 
 MAX_FILE_BYTES = 5 << 30
+CARD = "README.md"
 OF_THE_FILE = (
     "_name_or_path",
     "num_labels",
@@ -46,6 +47,7 @@ def save(
     model_from: Folder | None = None,
     dtype: str = "float32",
     max_file_bytes: int = MAX_FILE_BYTES,
+    card: str = "",
 ) -> None:
     """Writes a folder that `transformers` loads: a decoder, or for params with a value head a
     sequence classifier.
@@ -59,6 +61,7 @@ def save(
         but for weights.
       max_file_bytes: where the tensors are larger, several files and an index are written; host
         memory holds one file's.
+      card: the text of README.md; "": none is written.
 
     Written beside its place and renamed at the end. Raises Refusal where the directory is there
     already, or where the config.json that would be written does not read as this model.
@@ -82,6 +85,8 @@ def save(
         _write_json(partial_directory / GENERATION, generation)
     if (description := carried.description(files, token_ids)) is not None:
         _write_json(partial_directory / TOKENIZER_CONFIG, description)
+    if card:
+        (partial_directory / CARD).write_text(card, encoding="utf-8")
     _write_json(partial_directory / CONFIG, config)
     partial_directory.rename(directory)
 

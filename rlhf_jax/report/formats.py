@@ -3,11 +3,13 @@ an interval has.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rlhf_jax.records.progress import format_number, format_seconds
 
 MINUS = "−"
+ABSENT = "–"
 MOST_DECIMALS = 6
 INTERVAL = 1.96  # standard errors: a 95 % interval of a mean over many prompts
 
@@ -77,6 +79,26 @@ def alike(values: Sequence[float], stderr: object = None) -> list[str]:
     if decimals is None or decimals > MOST_DECIMALS or largest >= 1e7:
         return [number(value) for value in values]
     return [f"{value:.{decimals}f}".replace("-", MINUS) for value in values]
+
+
+def cells(lines: Sequence[Mapping[str, Any]], name: str) -> list[str]:
+    """A figure of several evaluations: with intervals where they are known, and else with as many
+    decimals as each other; a dash where one lacks it.
+
+    Args:
+      lines: the evaluations.
+      name: of the figure.
+
+    >>> cells([{"kl": 0.0}, {"kl": 1.62}], "kl")
+    ['0.00', '1.62']
+    """
+    values = [line.get(name) for line in lines]
+    if None not in values and not any(f"{name}_stderr" in line for line in lines):
+        return alike(values)  # pyright: ignore[reportArgumentType]
+    return [
+        ABSENT if line.get(name) is None else with_interval(line[name], line.get(f"{name}_stderr"))
+        for line in lines
+    ]
 
 
 def _decimals(half: float) -> int | None:

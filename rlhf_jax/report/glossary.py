@@ -22,6 +22,12 @@ TITLES = {
     "update_norm": "Update norm",
     "age": "Age, updates",
 }
+PARTS = {
+    "start": "to the first update (start and compile)",
+    "compile": "compiling",
+    "evaluate": "evaluations",
+    "other": "training, sampling and the rest",
+}
 NOTES = {
     "gold_mean": "Mean score by the gold judge, of samples at temperature 1.",
     "gold_std": "Standard deviation of the gold score over samples.",
@@ -88,6 +94,11 @@ def title(name: str, units: Units) -> str:
         "reward_mean": f"{units.learned.title}, {units.learned.unit}",
     }
     return titles.get(name) or TITLES.get(name) or name.replace("_", " ")
+
+
+def part(name: str) -> str:
+    """A part of a stage's wall time in words."""
+    return PARTS.get(name, name.replace("_", " "))
 
 
 def note(name: str) -> str:

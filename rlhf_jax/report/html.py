@@ -7,13 +7,15 @@ config. A run that is not finished says what is missing.
 """
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlhf_jax.records.jsonl import replace
-from rlhf_jax.report import read
+from rlhf_jax.report import read, rendering
 
 FILE = "report.html"
+TEMPLATE = "templates/run.html.jinja"
 FILE_COLUMNS = {"time_per_stage": 1, "trade_off": 2, "timeline": 2}
 """Pictures beside each other in a PNG; 3 where nothing is said."""
 
@@ -24,10 +26,7 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
     Raises FileNotFoundError where there is no run, Refusal that names file and line for a broken
     file, OSError.
     """
-    from rlhf_jax.report import body, page
-    from rlhf_jax.report.plots import (
-        style,
-    )  # matplotlib takes a second, which no run should wait for at its start
+    from rlhf_jax.report.plots import style  # matplotlib takes a second to import
 
     run = read.read_run(Path(directory))
     drawn = draw(run)
@@ -36,8 +35,20 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
         figure = style.sheet(pictures, min(len(pictures), FILE_COLUMNS.get(name, 3)))
         style.write_png(figure, run.directory / "plots" / f"{name}.png")
     path = run.directory / FILE
-    replace(path, page.page(run.title, body.body(run, drawn)).encode())
+    replace(path, render(run, drawn).encode())
     return path
+
+
+def render(run: read.Run, drawn: Mapping[str, Sequence[Any]]) -> str:
+    """The page.
+
+    Args:
+      run: that is reported.
+      drawn: pictures by the name of their file, as `draw` gives them.
+    """
+    from rlhf_jax.report import body
+
+    return rendering.page(TEMPLATE, **body.values(run, drawn))
 
 
 def draw(run: read.Run) -> dict[str, list[Any]]:

@@ -4,7 +4,7 @@ config and its starts.
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from rlhf_jax.models.common import family as families
 from rlhf_jax.records import ledger, metrics, samples, timeline
 from rlhf_jax.records.jsonl import Line
 from rlhf_jax.refusal import ComponentError, Refusal
-from rlhf_jax.report import page, read
+from rlhf_jax.report import read
+from rlhf_jax.report.elements import Table
 from rlhf_jax.report.formats import listed
 from rlhf_jax.report.read import Run
 from rlhf_jax.report.units import Units, value
@@ -34,12 +35,26 @@ FILES = {
 SHOWN_COMMIT = 12
 
 
+@dataclass(frozen=True)
+class Fact:
+    """A name and its value, a text; `code` is set in a fixed width."""
+
+    title: str
+    value: str
+    code: bool = False
+
+
 def name(run: Run) -> str:
     """The run in a few words: its algorithm and task, or its directory's name."""
-    algorithm, task = value(run.config, "algorithm.name"), value(run.config, "task.name")
+    trained_by, task = algorithm(run), value(run.config, "task.name")
+    return f"{trained_by} on {task}" if trained_by and task else run.title
+
+
+def algorithm(run: Run) -> str:
+    """The name of the algorithm that trains the policy; "" where it is not recorded."""
     if is_dpo(run):
-        algorithm = f"offline {_dpo_name(run.config)}"
-    return f"{algorithm} on {task}" if algorithm and task else run.title
+        return f"offline {_dpo_name(run.config)}"
+    return _text(run.config, "algorithm.name")
 
 
 def is_dpo(run: Run) -> bool:
@@ -51,52 +66,60 @@ def _dpo_name(config: Mapping[str, Any] | None) -> str:
     return "IPO" if value(config, "dpo.loss_type") == "ipo" else "DPO"
 
 
-def facts(run: Run, units: Units) -> list[tuple[str, str]]:
-    """Names and values (markup) of what is known about the run; what is not recorded is left out."""
+def head(run: Run) -> list[Fact]:
+    """The facts that a reader needs to repeat the run; one that is not recorded is left out."""
     config, start = run.config, run.starts[-1] if run.starts else {}
-    known = {
-        "Run": f"<code>{page.text(run.title)}</code>"
-        + (f", seed {_text(config, 'seed')}" if config else ""),
-        "Begins from": _begin(config, start),
-        "Reward": "" if is_dpo(run) else _reward(config, units),
-        "Model": _model(config),
-        "Comparisons": _comparisons(run.directory, "policy" if is_dpo(run) else "reward model"),
-        "Training": _training_on_pairs(config) if is_dpo(run) else _training(config),
-        "Updates done": _updates(run.lines),
-        "Started": _started(run),
-        "Command": f"<code>{page.text(start['command'])}</code>" if start.get("command") else "",
-        "Code": _code(start),
-        "Device": _device(start),
-        "Files": files(run.directory),
-    }
-    return [(title, markup) for title, markup in known.items() if markup]
+    count = num_params(config)
+    known = (
+        Fact("Algorithm", algorithm(run)),
+        Fact("Seed", _text(config, "seed")),
+        Fact("Parameters", f"{count:,}" if count else ""),
+        Fact("Started", _started(run)),
+        Fact("Hardware", device(start)),
+        Fact("Versions", _versions(start)),
+        Fact("Commit", _commit(start), code=True),
+        Fact("Command", start.get("command") or "", code=True),
+    )
+    return [fact for fact in known if fact.value]
 
 
-def starts(run: Run) -> str:
-    """A row for each start of the run: where, on what, from which version, and what was another
-    than before.
+def facts(run: Run, units: Units) -> list[Fact]:
+    """The other facts of the run; one that is not recorded is left out."""
+    config, start = run.config, run.starts[-1] if run.starts else {}
+    known = (
+        Fact("Run", run.title, code=True),
+        Fact("Begins from", begin(config, start)),
+        Fact("Reward", "" if is_dpo(run) else reward(config, units)),
+        Fact("Model", model(config)),
+        Fact(
+            "Comparisons", comparisons(run.directory, "policy" if is_dpo(run) else "reward model")
+        ),
+        Fact("Training", pairs(config) if is_dpo(run) else training(config)),
+        Fact("Updates done", _updates(run.lines)),
+    )
+    return [fact for fact in known if fact.value]
+
+
+def starts(run: Run) -> Table | None:
+    """A row for each start of the run: date, host, devices, version that it began from, and changes
+    since the start before.
     """
     head = ("date", "host", "devices", "from", "changed", "what may change numbers from there on")
     rows = [
-        [
-            page.text(_date(start["date"])),
-            page.text(start["host"]),
-            _device(start),
-            page.text(
-                ", ".join(f"{stage} {version}" for stage, version in start["at"].items())
-                or "the beginning"
-            ),
-            page.text(
-                "; ".join(
-                    f"{key}: {was!r} → {now!r}" for key, (was, now) in start["changed"].items()
-                )
-            ),
-            page.text("; ".join(start["differences"])),
-        ]
+        (
+            _date(start["date"]),
+            start["host"],
+            device(start),
+            ", ".join(f"{stage} {version}" for stage, version in start["at"].items())
+            or "the beginning",
+            "; ".join(f"{key}: {was!r} → {now!r}" for key, (was, now) in start["changed"].items()),
+            "; ".join(start["differences"]),
+        )
         for start in run.starts
         if {"date", "host", "at", "changed", "differences"} <= start.keys()
     ]
-    return page.table(head, rows, ("", "", "text", "", "text", "text")) if rows else ""
+    kinds = ("", "", "text", "", "text", "text")
+    return Table(head, kinds, rows, stack=True) if rows else None
 
 
 def written_by() -> str:
@@ -129,57 +152,50 @@ def num_params(config: Mapping[str, Any] | None) -> int | None:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def files(directory: Path) -> str:
-    """Links to the files of a run that are there."""
-    links = [
-        f'<a href="{path}" title="{page.text(words)}">{path}</a>'
-        for path, words in FILES.items()
-        if (directory / path).exists()
-    ]
-    return ", ".join(links)
+def files(directory: Path) -> list[tuple[str, str]]:
+    """Names of the files of a run that exist, each with its content in words."""
+    return [(path, words) for path, words in FILES.items() if (directory / path).exists()]
 
 
 def _text(config: Mapping[str, Any] | None, path: str) -> str:
     entry = value(config, path)
-    return "not recorded" if entry is None else page.text(entry)
+    return "" if entry is None else str(entry)
 
 
-def _begin(config: Mapping[str, Any] | None, start: Line) -> str:
+def begin(config: Mapping[str, Any] | None, start: Line) -> str:
     """The run that a run begins from, and where its SFT policy and reward model were made."""
     if not value(config, "begin"):
         return ""
     origins = start.get("origins") or {}
     titles = {"sft": "SFT policy", "reward_model": "reward model"}
-    made = [
-        f"{title} of <code>{page.text(origins[stage])}</code>"
-        for stage, title in titles.items()
-        if origins.get(stage)
-    ]
-    return f"<code>{_text(config, 'begin')}</code>" + (f" ({', '.join(made)})" if made else "")
+    made = [f"{title} of {origins[stage]}" for stage, title in titles.items() if origins.get(stage)]
+    return _text(config, "begin") + (f" ({', '.join(made)})" if made else "")
 
 
-def _reward(config: Mapping[str, Any] | None, units: Units) -> str:
+def reward(config: Mapping[str, Any] | None, units: Units) -> str:
     reward = value(config, "reward")
-    return f"{page.text(reward)} ({page.text(units.reward.unit)})" if reward else ""
+    return f"{reward} ({units.reward.unit})" if reward else ""
 
 
-def _model(config: Mapping[str, Any] | None) -> str:
+def model(config: Mapping[str, Any] | None) -> str:
+    """The family, depth and width of the policy."""
     if value(config, "model.family") is None:
         return ""
     parts = [_text(config, "model.family")]
     if value(config, "model.num_layers") and value(config, "model.width"):
         layers = value(config, "model.num_layers")
-        parts.append(
-            f"{page.text(layers)} layer{'s' * (layers != 1)} of width "
-            f"{_text(config, 'model.width')}"
-        )
-    count = num_params(config)
-    if count:
-        parts.append(f"{count:,} parameters")
+        width = _text(config, "model.width")
+        parts.append(f"{layers} layer{'s' * (layers != 1)} of width {width}")
     return ", ".join(parts)
 
 
-def _comparisons(directory: Path, learner: str) -> str:
+def comparisons(directory: Path, learner: str) -> str:
+    """The numbers of comparisons that a run directory has.
+
+    Args:
+      directory: of the run.
+      learner: what is trained on them.
+    """
     counts = {
         split: path.read_bytes().count(b"\n")
         for split in ("train", "heldout")
@@ -189,41 +205,41 @@ def _comparisons(directory: Path, learner: str) -> str:
     return ", ".join(f"{count:,} {words[split]}" for split, count in counts.items())
 
 
-def _training_on_pairs(config: Mapping[str, Any] | None) -> str:
+def pairs(config: Mapping[str, Any] | None) -> str:
     dpo = value(config, "dpo")
     needed = ("loss_type", "beta", "label_smoothing", "pairs_per_update")
     if not isinstance(dpo, Mapping) or any(key not in dpo for key in needed):
         return ""
     smoothing = f", label smoothing {dpo['label_smoothing']:g}" if dpo["label_smoothing"] else ""
-    return page.text(
+    return (
         f"{dpo['pairs_per_update']} pairs per update, loss {dpo['loss_type']}, "
         f"β {dpo['beta']:g}{smoothing}"
     )
 
 
-def _training(config: Mapping[str, Any] | None) -> str:
+def training(config: Mapping[str, Any] | None) -> str:
+    """The size of a round of RLHF, the loop and the lag."""
     rlhf = value(config, "rlhf")
     needed = ("prompts_per_update", "samples_per_prompt", "loop", "lag", "clock")
     if not isinstance(rlhf, Mapping) or any(key not in rlhf for key in needed):
         return ""
-    clock = "" if rlhf["clock"] == "exact" else f", {page.text(rlhf['clock'])} clock"
+    clock = "" if rlhf["clock"] == "exact" else f", {rlhf['clock']} clock"
     return (
         f"{rlhf['prompts_per_update']} prompts × {rlhf['samples_per_prompt']} samples per update, "
-        f"{page.text(rlhf['loop'])} "
-        f"loop, lag {rlhf['lag']}{clock}"
+        f"{rlhf['loop']} loop, lag {rlhf['lag']}{clock}"
     )
 
 
 def _updates(lines: Sequence[Line]) -> str:
     counts = [(stage, len(read.updates(lines, stage))) for stage in read.stages(lines)]
-    return " · ".join(f"{page.text(stage)} {count}" for stage, count in counts if count)
+    return " · ".join(f"{stage} {count}" for stage, count in counts if count)
 
 
 def _started(run: Run) -> str:
     dates = [_date(start["date"]) for start in run.starts if start.get("date")]
     if dates:
         again = f"; {len(dates)} starts, the last at {dates[-1]}" if len(dates) > 1 else ""
-        return page.text(dates[0] + again)
+        return dates[0] + again
     began = list(dict.fromkeys(span["began"] for span in run.spans))
     times = [f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC" for seconds in began]
     return f"RLHF at {listed(times)}" if times else ""
@@ -233,21 +249,20 @@ def _date(text: str) -> str:
     return text.replace("T", " ").replace("+00:00", " UTC")
 
 
-def _code(start: Line) -> str:
-    commit = str(start.get("commit") or "")
-    head, mark, _ = commit.partition("+")
-    parts = (
-        [f"commit <code>{page.text(head[:SHOWN_COMMIT])}</code>{' with changes' if mark else ''}"]
-        if head
-        else []
-    )
-    versions = value(start, "environment.versions") or {}
-    return ", ".join(
-        [*parts, *(page.text(f"{package} {version}") for package, version in versions.items())]
-    )
+def _commit(start: Line) -> str:
+    digits, mark, _ = str(start.get("commit") or "").partition("+")
+    return digits[:SHOWN_COMMIT] + (" with changes" if digits and mark else "")
 
 
-def _device(start: Line) -> str:
+def _versions(start: Line) -> str:
+    """This library, Python, and the packages that numbers depend on."""
+    known = {"rlhf_jax": start.get("version"), "python": value(start, "environment.python")}
+    known |= value(start, "environment.versions") or {}
+    return ", ".join(f"{package} {version}" for package, version in known.items() if version)
+
+
+def device(start: Line) -> str:
+    """The devices and the processor of a start; "" where they are not recorded."""
     environment = start.get("environment") or {}
     if not environment.get("device"):
         return ""
@@ -256,7 +271,7 @@ def _device(start: Line) -> str:
     text += f" on {hosts} hosts" if hosts > 1 else ""
     if environment.get("processor"):
         text += f"; {environment['processor']}, {environment.get('cores')} cores"
-    return page.text(text)
+    return text
 
 
 def _version(package: str) -> str:

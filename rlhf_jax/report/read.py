@@ -236,8 +236,8 @@ def stage_seconds(lines: Sequence[Line]) -> dict[str, dict[str, float]]:
     """Seconds by stage and part; the parts of a stage sum to its wall time.
 
     "start" is the time to a process's first update beyond that of an update as usual: reading,
-    making params, compiling. It is left out where the timing names the seconds of compilation
-    itself. "other" is what no part accounts for. A stage that was resumed took the time of every
+    making params, compiling. It is left out of a process whose timing names the seconds of
+    compilation itself. "other" is what no part accounts for. A stage that was resumed took the time of every
     process: "seconds" starts again in each, and the last one's is what its timing says.
     """
     return {stage: parts for stage in stages(lines) if (parts := _parts(lines, stage))}
@@ -255,9 +255,9 @@ def _parts(lines: Sequence[Line], stage: str) -> dict[str, float]:
         for name in names
         if name != "wall_seconds"
     }
-    if "compile" not in parts:
-        start = min(_start(processes), max(0.0, wall - sum(parts.values())))
-        parts = ({"start": start} if start > 0 else {}) | parts
+    unknown = processes[:-1] if "compile" in parts else processes
+    start = min(_start(unknown, processes), max(0.0, wall - sum(parts.values())))
+    parts = ({"start": start} if start > 0 else {}) | parts
     remainder = wall - sum(parts.values())
     return parts | ({"other": remainder} if remainder > 0 else {})
 
@@ -272,9 +272,9 @@ def _processes(seconds: Sequence[float]) -> list[list[float]]:
     return processes
 
 
-def _start(processes: Sequence[Sequence[float]]) -> float:
-    """Seconds of processes to their first updates, each less the median of the seconds between two
-    updates.
+def _start(begun: Sequence[Sequence[float]], processes: Sequence[Sequence[float]]) -> float:
+    """Seconds of some processes to their first updates, each less the median of the seconds between
+    two updates of any process.
     """
     usual = [
         statistics.median(b - a for a, b in itertools.pairwise(times))
@@ -283,4 +283,4 @@ def _start(processes: Sequence[Sequence[float]]) -> float:
     ]
     if not usual:
         return 0.0
-    return sum(max(0.0, times[0] - statistics.median(usual)) for times in processes)
+    return sum(max(0.0, times[0] - statistics.median(usual)) for times in begun)

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from rlhf_jax.records.jsonl import Line
-from rlhf_jax.report import glossary, page, read
-from rlhf_jax.report.formats import alike, listed, number, with_interval
+from rlhf_jax.report import glossary, read
+from rlhf_jax.report.elements import Cell, Element, Folded, Note, Table
+from rlhf_jax.report.formats import ABSENT, cells, listed, number
 from rlhf_jax.report.plots import trade_off
 from rlhf_jax.report.read import BEST_OF_N, Run
 from rlhf_jax.report.units import Units
@@ -15,9 +16,10 @@ MAX_DURING = 60
 DURING = "Completions during training"
 KINDS = ("before", "after")
 SCORES = {"gold": "gold", "reward": "reward"}
+NOTHING = Cell(ABSENT, kind="muted")
 
 
-def pairs(run: Run) -> str:
+def pairs(run: Run) -> list[Element]:
     """The last completion "before" and the last "after" of each prompt, side by side."""
     texts = [text for kind in KINDS for text in read.select(run.samples, kind)]
     before, after = (
@@ -28,7 +30,8 @@ def pairs(run: Run) -> str:
     ]
     scores = _known_scores(texts)
     shown, more = both[:NUM_PAIRS], both[NUM_PAIRS:MAX_PAIRS]
-    return _pair_table(shown, scores) + page.folded(f"{len(more)} more", _pair_table(more, scores))
+    tables: list[Element] = [_pair_table(shown, scores)] if shown else []
+    return tables + ([Folded(f"{len(more)} more", [_pair_table(more, scores)])] if more else [])
 
 
 def _known_scores(texts: Sequence[Line]) -> list[str]:
@@ -36,66 +39,57 @@ def _known_scores(texts: Sequence[Line]) -> list[str]:
     return [name for name in SCORES if any(text.get(name) is not None for text in texts)]
 
 
-def _pair_table(rows: Sequence[tuple[Line | None, Line | None]], scores: Sequence[str]) -> str:
-    if not rows:
-        return ""
+def _pair_table(rows: Sequence[tuple[Line | None, Line | None]], scores: Sequence[str]) -> Table:
     head, kinds = ["prompt"], ["text"]
     for kind in KINDS:
         head += [kind, *(SCORES[name] for name in scores)]
         kinds += ["text", *("number" for _ in scores)]
-    return page.table(head, [_pair_row(*pair, scores) for pair in rows], kinds, stack=True)
+    return Table(head, kinds, [_pair_row(*pair, scores) for pair in rows], stack=True)
 
 
-def _pair_row(before: Line | None, after: Line | None, scores: Sequence[str]) -> list[str]:
-    cells = [page.text((before or after or {})["prompt"])]
+def _pair_row(
+    before: Line | None, after: Line | None, scores: Sequence[str]
+) -> Sequence[str | Cell]:
+    row: list[str | Cell] = [(before or after or {})["prompt"]]
     for sample, earlier in ((before, None), (after, before)):
-        cells += (
-            ["<i>none</i>", *("" for _ in scores)]
+        row += (
+            [Cell("none", kind="muted"), *("" for _ in scores)]
             if sample is None
             else _sample_cells(sample, scores, earlier)
         )
-    return cells
+    return row
 
 
-def _sample_cells(sample: Line, scores: Sequence[str], before: Line | None = None) -> list[str]:
-    ending = (
-        ""
-        if sample["finished"]
-        else ' <span class="muted" title="no EOS was sampled">… (cut)</span>'
-    )
+def _sample_cells(sample: Line, scores: Sequence[str], before: Line | None = None) -> list[Cell]:
     values = [_score(sample[name], None if before is None else before[name]) for name in scores]
-    return [page.text(sample["completion"]) + ending, *values]
+    return [Cell(sample["completion"], cut=not sample["finished"]), *values]
 
 
-def _score(value: float | None, before: float | None) -> str:
+def _score(value: float | None, before: float | None) -> Cell:
     if value is None:
-        return "<i>–</i>"
+        return NOTHING
     change = 0 if before is None else value - before
-    kind = "up" if change > 0 else "down" if change < 0 else ""
-    return f'<span class="{kind}">{number(value)}</span>'
+    return Cell(number(value), kind="up" if change > 0 else "down" if change < 0 else "")
 
 
-def during(run: Run) -> tuple[str, str]:
+def during(run: Run) -> tuple[str, list[Element]]:
     """A summary that names the updates, and a table of completions of updates that are spread over
     all of training.
     """
     texts = read.select(run.samples, "during")
     if not texts:
-        return "", ""
+        return "", []
     updates = list(dict.fromkeys(text["update"] for text in texts))
     most = max(1, MAX_DURING * len(updates) // len(texts))
     chosen = spread(updates, most)
     scores = _known_scores(texts)
     shown = [text for text in texts if text["update"] in chosen][:MAX_DURING]
-    rows = [
-        [str(text["update"]), page.text(text["prompt"]), *_sample_cells(text, scores)]
-        for text in shown
-    ]
+    rows = [[str(text["update"]), text["prompt"], *_sample_cells(text, scores)] for text in shown]
     head = ("update", "prompt", "completion", *(SCORES[name] for name in scores))
     kinds = ("number", "text", "text", *("number" for _ in scores))
     all_or = "" if len(chosen) == len(updates) else f", {len(chosen)} of {len(updates)}"
     summary = f"{DURING}: updates {listed(chosen)}{all_or}"
-    return summary, page.table(head, rows, kinds, stack=True)
+    return summary, [Table(head, kinds, rows, stack=True)]
 
 
 def spread(values: Sequence[int], most: int) -> list[int]:
@@ -111,59 +105,41 @@ def spread(values: Sequence[int], most: int) -> list[int]:
     return [values[round(index * (len(values) - 1) / (most - 1))] for index in range(most)]
 
 
-def evaluations(run: Run, units: Units) -> str:
+def evaluations(run: Run, units: Units) -> list[Element]:
     """Each figure before and after training with its interval; then best-of-n."""
     known = [line for line in read.before_and_after(run.lines) if line is not None]
     rows = [
-        [_named(name, units), *_row(known, name)]
+        [Cell(glossary.title(name, units), glossary.note(name)), *_cells(known, name)]
         for name in read.figure_names(known)
         if any(line.get(name) is not None for line in known)
     ]
     head = ("figure", *(f"{line['of']}, update {line['update']}" for line in known))
-    table = page.table(head, rows, ("", *("number" for _ in known)), stack=True) if rows else ""
-    half = "half of a 95 % interval" if units.interval == "95 %" else units.interval
-    means = (
-        f"± is {half}. Samples of one prompt are not independent, so that each prompt counts once."
-    )
-    explained = f'<p class="muted">{page.text(means)}</p>' if "±" in table else ""
-    return explained + table + _best_of_n(read.evaluations(run.lines, BEST_OF_N), units)
+    table = Table(head, ("", *("number" for _ in known)), rows, stack=True)
+    means = f"± is {units.half}. Samples of one prompt are not independent, so that each prompt counts once."
+    explained = [Note(means)] if any("±" in cell.text for row in rows for cell in row) else []
+    return [
+        *explained,
+        *([table] if rows else []),
+        *_best_of_n(read.evaluations(run.lines, BEST_OF_N), units),
+    ]
 
 
-def _named(name: str, units: Units) -> str:
-    note = glossary.note(name)
-    return page.text(glossary.title(name, units)) + (
-        f"<small>{page.prose(note)}</small>" if note else ""
-    )
-
-
-def _best_of_n(lines: Sequence[Line], units: Units) -> str:
+def _best_of_n(lines: Sequence[Line], units: Units) -> list[Element]:
     names = [name for name in read.figure_names(lines) if name not in ("n", "kl")]
     rows = [
         [
             f"{line['n']:g}",
             number(float(trade_off.best_of_n_kl(line["n"]))),
-            *(_evaluated(line, name) for name in names),
+            *(_cells([line], name)[0] for name in names),
         ]
         for line in sorted(lines, key=lambda line: line["n"])
     ]
-    head = ("best of n", "KL, analytic", *(glossary.title(name, units) for name in names))
     if not rows:
-        return ""
+        return []
+    head = ("best of n", "KL, analytic", *(glossary.title(name, units) for name in names))
     sentence = "Best of n samples of the SFT policy, chosen by the reward model and judged by gold:"
-    return f"<p>{sentence}</p>{page.table(head, rows, tuple('number' for _ in head), stack=True)}"
+    return [sentence, Table(head, tuple("number" for _ in head), rows, stack=True)]
 
 
-def _row(lines: Sequence[Line], name: str) -> list[str]:
-    """The cells of a figure: with intervals where they are known, and else with as many decimals as
-    each other.
-    """
-    values = [line.get(name) for line in lines]
-    if None in values or any(f"{name}_stderr" in line for line in lines):
-        return [_evaluated(line, name) for line in lines]
-    return alike(values)  # pyright: ignore[reportArgumentType]
-
-
-def _evaluated(line: Line, name: str) -> str:
-    if line.get(name) is None:
-        return "<i>–</i>"
-    return with_interval(line[name], line.get(f"{name}_stderr"))
+def _cells(lines: Sequence[Line], name: str) -> list[Cell]:
+    return [NOTHING if text == ABSENT else Cell(text) for text in cells(lines, name)]

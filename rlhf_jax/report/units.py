@@ -53,6 +53,11 @@ class Units:
             return "1.96 standard errors over prompts"
         return "95 %"
 
+    @property
+    def half(self) -> str:
+        """The number after ± in words."""
+        return "half of a 95 % interval" if self.interval == "95 %" else self.interval
+
 
 def value(config: Mapping[str, Any] | None, path: str) -> Any:
     """The entry of a resolved config at a dotted path; None where an older or a partial config

@@ -1,7 +1,8 @@
 """`starts.jsonl` of a run directory: one line for every start, with what it ran on and what was
 changed for it.
 
-date, pid, host, command, commit       when and where, and the git commit of the code where it is a checkout
+date, pid, host, command               when and where
+version, commit                        of this library, and the git commit of the code where it is a checkout
 environment                            see `environment.py`
 mesh                                   the sizes of the mesh that is used, on each host
 begin, origins                         the run that is begun from, and where its SFT policy and reward model were made
@@ -21,6 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import rlhf_jax
 from rlhf_jax.records import jsonl
 
 FILE = "starts.jsonl"
@@ -51,6 +53,7 @@ def process_facts() -> dict[str, Any]:
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+        "version": rlhf_jax.__version__,
         "commit": commit(),
     }
 

@@ -30,6 +30,11 @@ COMPILING = ("jax/_src/compiler.py", "jax/_src/compilation_cache.py")
 TRACING = ("jax/_src/interpreters/partial_eval.py", "jax/_src/interpreters/mlir.py")
 # JAX's event of one program, compiled or read from its cache
 COMPILED = "/jax/core/compile/backend_compile_duration"
+COMPILE_EVENTS = (
+    "/jax/core/compile/jaxpr_trace_duration",
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    COMPILED,
+)
 LIBRARIES = ("/site-packages/", "/lib/python", "<frozen")
 
 
@@ -130,8 +135,37 @@ class CompileCounter:
         return _compiled - self._before
 
 
+def timings_since(began: float) -> dict[str, float]:
+    """The seconds of wall time since a moment, and those of them in which some thread traced,
+    lowered or compiled a program, or read one from the cache; the latter only where they were
+    listened to all the time.
+
+    Args:
+      began: seconds of `time.perf_counter`.
+    """
+    now = time.perf_counter()
+    timings = {"wall_seconds": now - began}
+    if _listening_since is not None and _listening_since <= began:
+        timings["compile_seconds"] = compile_seconds(began, now)
+    return timings
+
+
+def compile_seconds(begin: float, end: float) -> float:
+    """Seconds between two moments of `time.perf_counter` in which some thread compiled."""
+    with _lock:
+        intervals = list(_compiling)
+    return sum(max(0.0, min(end, last) - max(begin, first)) for first, last in intervals)
+
+
+def seconds_without_compiling(begin: float, end: float) -> float:
+    """The other seconds between two moments of `time.perf_counter`."""
+    return end - begin - compile_seconds(begin, end)
+
+
 _compiled = 0
-_listening = False
+_listening_since: float | None = None
+_compiling: list[tuple[float, float]] = []
+"""When programs were compiled: intervals in order, which do not overlap."""
 
 
 def listen_to_compiles() -> None:
@@ -139,17 +173,30 @@ def listen_to_compiles() -> None:
 
     JAX keeps its listeners for good, so all counters share one.
     """
-    global _listening
+    global _listening_since
     with _lock:
-        if not _listening:
+        if _listening_since is None:
             jax.monitoring.register_event_duration_secs_listener(_heard)
-            _listening = True
+            _listening_since = time.perf_counter()
 
 
 def _heard(event: str, duration_secs: float, **_: str | int) -> None:
-    del duration_secs
     global _compiled
+    if event in COMPILE_EVENTS:
+        _add_interval(time.perf_counter(), duration_secs)
     if event == COMPILED:
         beat()  # of the thread that compiled
         with _lock:
             _compiled += 1
+
+
+def _add_interval(end: float, seconds: float) -> None:
+    """Adds an interval that ends now. It is merged with those that it overlaps: traces are nested,
+    and threads compile at the same time.
+    """
+    begin = end - seconds
+    with _lock:
+        while _compiling and _compiling[-1][1] >= begin:
+            first, last = _compiling.pop()
+            begin, end = min(begin, first), max(end, last)
+        _compiling.append((begin, end))

@@ -20,6 +20,7 @@ from rlhf_jax.records.jsonl import replace
 from rlhf_jax.records.progress import progress
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.run_directory import lock
+from rlhf_jax.runtime import activity
 from rlhf_jax.stages import sft
 from rlhf_jax.stages.api import PromptStream, Workspace
 from rlhf_jax.stages.settings.stages import ComparisonsConfig as Config
@@ -261,7 +262,7 @@ def _make(workspace: Workspace, config: Config, sft_params: Params) -> None:
                 bar.advance(min(size, count - start))
             write(path(workspace, split), pairs)
     distributed.barrier()
-    workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began})
+    workspace.metrics.write_timing(STAGE, activity.timings_since(began))
 
 
 def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:

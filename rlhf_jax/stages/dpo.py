@@ -307,8 +307,7 @@ def _train(
         evaluate=lambda version, state: measured.evaluate(state.params, version),
         evaluate_at=evaluated_versions(config),
     )
-    seconds = {"wall_seconds": time.perf_counter() - began} | measured.seconds
-    workspace.metrics.write_timing(STAGE, seconds)
+    workspace.metrics.write_timing(STAGE, activity.timings_since(began) | measured.seconds)
     return state.params
 
 
@@ -361,7 +360,7 @@ class _Evaluations:
             figures, judged = self.evaluator.evaluate(params, num_prompts)
             figures |= self.heldout.figures(params)
         now = time.perf_counter()
-        self.seconds["evaluate_seconds"] += now - began
+        self.seconds["evaluate_seconds"] += activity.seconds_without_compiling(began, now)
         self.workspace.metrics.write("evaluate", version, figures, now - self.began, of=STAGE)
         if full:
             kind = "after" if version else "before"

@@ -14,6 +14,7 @@ from rlhf_jax.records.notes import say
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.report.plots.trade_off import best_of_n_kl
 from rlhf_jax.run_directory import stage_records
+from rlhf_jax.runtime import activity
 from rlhf_jax.runtime.program import Reward
 from rlhf_jax.stages import rlhf, sft
 from rlhf_jax.stages.api import Workspace
@@ -94,7 +95,7 @@ def best_of_n(workspace: Workspace, stages: Stages, sft_params: Params, reward: 
     evaluator = Evaluator(workspace, stages.evaluate, sft_params, learned_scores(reward))
     for line in best_of_n_line(evaluator, sft_params, stages.best_of_n, stages.best_of_n_prompts):
         workspace.metrics.write("evaluate", 0, line, time.perf_counter() - began, of=BEST_OF_N)
-    workspace.metrics.write_timing(BEST_OF_N, {"wall_seconds": time.perf_counter() - began})
+    workspace.metrics.write_timing(BEST_OF_N, activity.timings_since(began))
 
 
 def evaluator_of(workspace: Workspace, stages: Stages) -> Evaluator:

@@ -7,6 +7,7 @@ from typing import Any
 from rlhf_jax.pretrained import carried, export
 from rlhf_jax.pretrained.folders import Folder
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.report import model_card
 from rlhf_jax.run_directory import stage_records
 from rlhf_jax.stages import dpo, reward_model, rlhf, sft
 from rlhf_jax.stages.api import Workspace
@@ -15,15 +16,18 @@ from rlhf_jax.text.tokenizers import Tokenizer
 from rlhf_jax.types import Algorithm, Params
 
 
-def params_of(workspace: Workspace, stage: str, version: int | None) -> Params:
-    """The params of a finished stage. Raises MissingInput when they are not there."""
+def params_of(workspace: Workspace, stage: str, version: int | None) -> tuple[Params, int | None]:
+    """The params of a finished stage, and their version where the stage keeps several. Raises
+    MissingInput when they are not there.
+    """
     if stage in (rlhf.STAGE, dpo.STAGE):
-        return rlhf.load(workspace, version)[0]
+        return rlhf.load(workspace, version)
     if version is not None:
         raise Refusal(
             f"version is {version}, but {stage} keeps its last params alone; accepted: none"
         )
-    return sft.load(workspace) if stage == sft.STAGE else reward_model.load(workspace)[0]
+    load = sft.load if stage == sft.STAGE else lambda shared: reward_model.load(shared)[0]
+    return load(workspace), None
 
 
 def write(
@@ -43,7 +47,7 @@ def write(
       dtype: of the weights.
 
     With them the config.json and other files of the folder that the run began with, but for
-    weights, and the tokenizer's. Raises Refusal where the folder is there or the stage unknown,
+    weights, the tokenizer's, and a model card. Raises Refusal where the folder is there or the stage unknown,
     MissingInput where the stage has not run.
     """
     policy = stage_records.policy_stage(workspace.directory)
@@ -55,16 +59,19 @@ def write(
     began = workspace.pretrained.reward_model if stage == reward_model.STAGE else ""
     began = began or workspace.pretrained.policy
     folder = Folder(Path(began)) if began else None
+    tokenizer_file = getattr(workspace.tokenizer, "file", None)  # some tokenizers need none
+    params, exported = params_of(workspace, stage, version)
     export.save(
         directory,
         model,
-        params_of(workspace, stage, version),
+        params,
         token_ids=token_ids(workspace.tokenizer, folder.config if folder else {}),
-        tokenizer_from=getattr(
-            workspace.tokenizer, "file", None
-        ),  # the tokenizers that need no file have none
+        tokenizer_from=tokenizer_file,
         model_from=folder,
         dtype=dtype,
+        card=model_card.text(
+            workspace.directory, stage, exported, directory, tokenizer_file is not None
+        ),
     )
 
 

@@ -20,6 +20,7 @@ from rlhf_jax.records.jsonl import replace
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards import learned
 from rlhf_jax.run_directory import lock, stage_records
+from rlhf_jax.runtime import activity
 from rlhf_jax.stages import comparisons as comparisons_stage
 from rlhf_jax.stages import sft
 from rlhf_jax.stages.api import Workspace
@@ -224,7 +225,7 @@ def finish(
     workspace.metrics.write(
         "evaluate", config.num_updates, figures, time.perf_counter() - began, of=STAGE
     )
-    workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began})
+    workspace.metrics.write_timing(STAGE, activity.timings_since(began))
     standard = measured if config.standardize else Standard(0.0, 1.0)
     # The last file of the stage: with it and the last checkpoint the stage has ended.
     replace(standard_path(workspace), json.dumps(asdict(standard)).encode())

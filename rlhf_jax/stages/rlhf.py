@@ -324,9 +324,7 @@ def run(
                 checkpoints.wait()
         if recorder.stopped:
             raise KeyboardInterrupt
-        workspace.metrics.write_timing(
-            STAGE, {"wall_seconds": time.perf_counter() - began} | recorder.timings()
-        )
+        workspace.metrics.write_timing(STAGE, activity.timings_since(began) | recorder.timings())
         params = checkpoints.restore_part(
             clock.num_updates, {"policy": {"params": abstract["policy"].params}}
         )

@@ -13,6 +13,7 @@ from rlhf_jax.ops.masked import masked_count, masked_sum
 from rlhf_jax.records.checkpoints import restore_params
 from rlhf_jax.refusal import ComponentError
 from rlhf_jax.run_directory import lock, stage_records
+from rlhf_jax.runtime import activity
 from rlhf_jax.stages.api import PromptStream, Workspace
 from rlhf_jax.stages.common import pretrained_models
 from rlhf_jax.stages.common.supervised import SupervisedStage
@@ -116,7 +117,7 @@ def run(workspace: Workspace, config: Config) -> Params:
             objective=policy_objective(loss, workspace.model),
             aggregation="token",
         )
-        workspace.metrics.write_timing(STAGE, {"wall_seconds": time.perf_counter() - began})
+        workspace.metrics.write_timing(STAGE, activity.timings_since(began))
         return state.params
 
 

@@ -11,14 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from rlhf_jax.records.jsonl import replace
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.report import page
+from rlhf_jax.report import rendering
+from rlhf_jax.report.elements import Drawing, Table
 from rlhf_jax.report.plots import style
 from rlhf_jax.report.statistics import OfSeed, Result, by_seed, differences, final, interval
 
+TEMPLATE = "templates/study.html.jinja"
 MEASURES = {
     "gold": "gold_mean",
     "win-rate": "win_rate",
@@ -49,29 +52,26 @@ def write_study(directory: Path, results: Sequence[Result], arms: Sequence[str])
         for row in results_of_row
     }
     ended = {row: results_of_arm for row, results_of_arm in ended.items() if results_of_arm}
-    body = [f"<h1>{page.text(directory.name)}</h1>"]
-    if not ended:
-        body.append("<p>Every run diverged.</p>")
-    else:
-        body.append(
-            "<p>Means over seeds with 95 % t-intervals (±). Differences are to "
-            f"{page.text(next(iter(ended)))}, seed by seed. "
-            "Figures are those of each run's last evaluation on held-out prompts. KL is that to "
-            "the SFT policy, in "
-            "nats a completion.</p>"
-        )
     head, table = table_of(results_of_row, ended)
-    body.append(page.table(head, table, ("", "number", "number", *("number" for _ in head[3:]))))
     (directory / "plots").mkdir(parents=True, exist_ok=True)
+    drawn = []
     for across, label in (("update", "update"), ("kl", "KL to the SFT policy, nats a completion")):
         figure = curves(ended, across, label)
         if figure is not None:
             style.write_png(figure, directory / "plots" / f"against_{across}.png")
-            body.append(page.drawing(style.svg(figure, across), f"figures against {across}"))
+            drawn.append(Drawing(Markup(style.svg(figure, across)), f"figures against {across}"))
     summary = {"head": head, "rows": table}
     replace(directory / "summary.json", json.dumps(summary, indent=1).encode())
     path = directory / "report.html"
-    replace(path, page.page(f"study {directory.name}", body).encode())
+    page = rendering.page(
+        TEMPLATE,
+        title=f"study {directory.name}",
+        name=directory.name,
+        first=next(iter(ended), ""),
+        table=Table(head, ("", *("number" for _ in head[1:])), table),
+        figures=drawn,
+    )
+    replace(path, page.encode())
     return path
 
 
@@ -101,7 +101,7 @@ def table_of(
     rows = []
     for row, results in results_of_row.items():
         diverged = sum(1 for result in results if result.get("diverged"))
-        cells = [page.text(row), str(len(results)), str(diverged)]
+        cells = [row, str(len(results)), str(diverged)]
         for key in measures.values():
             values = by_seed(ended.get(row, ()), lambda result, key=key: final(result, key))
             reference = by_seed(ended[first], lambda result, key=key: final(result, key))

@@ -119,3 +119,16 @@ def test_a_resumed_stage_took_the_time_of_every_process() -> None:
     assert read.stage_seconds(lines) == {"rlhf": {"other": 7.0 + 5.0 + 3.0}}
     lines.append({"stage": "rlhf", "kind": "timing", "wall_seconds": 4.0})
     assert read.stage_seconds(lines) == {"rlhf": {"other": 7.0 + 5.0 + 4.0}}
+
+
+def test_a_process_that_did_not_end_is_told_to_start_and_the_last_one_to_compile() -> None:
+    """The first process needs 40 s to its first update and 1 s for each later one; the second, of
+    whose timing compilation is known, 20 s and 1 s.
+    """
+    seconds = [40.0, 41.0, 42.0, 20.0, 21.0, 22.0]
+    lines: list[dict] = [updated("rlhf", update, second) for update, second in enumerate(seconds)]
+    timing = {"wall_seconds": 30.0, "compile_seconds": 15.0, "evaluate_seconds": 5.0}
+    lines.append({"stage": "rlhf", "kind": "timing", **timing})
+    assert read.stage_seconds(lines) == {
+        "rlhf": {"start": 39.0, "compile": 15.0, "evaluate": 5.0, "other": 72.0 - 59.0}
+    }

@@ -474,6 +474,7 @@ def test_a_start_says_who_and_where(run):
         "pid",
         "host",
         "command",
+        "version",
         "commit",
         "environment",
         "mesh",

@@ -111,7 +111,7 @@ def test_both_are_in_the_config_and_on_the_page(base, fork):
     assert runs.last_start(fork)["begin"] == f"{base}@4"
     assert report.main([f"--directory={fork}"]) == 0
     page = (fork / "report.html").read_text()
-    assert f"<code>{base}@4</code>" in page
+    assert f"<dd>{base}@4" in page
     assert "stage sft has not begun" not in page
 
 

@@ -206,6 +206,15 @@ def test_micro_batches_and_shards_change_rounding_only(whole, tmp_path):
             np.testing.assert_allclose(array, expected, atol=2e-4)
 
 
+def test_every_stage_writes_how_long_it_compiled(whole):
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    timings = {line["stage"]: line for line in lines if line.get("kind") == "timing"}
+    assert {"sft", "comparisons", "dpo"} <= timings.keys()
+    for timing in timings.values():
+        parts = timing["compile_seconds"] + timing.get("evaluate_seconds", 0.0)
+        assert 0 < timing["compile_seconds"] <= parts <= timing["wall_seconds"]
+
+
 @pytest.mark.pictures
 def test_its_policy_is_evaluated_exported_and_reported(whole, tmp_path, capsys):
     workspace, *_ = build.of_directory(whole)

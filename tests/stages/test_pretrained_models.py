@@ -224,6 +224,11 @@ def test_an_exported_policy_begins_another_run_bitwise(run, tmp_path, capsys):
         written["eos_token_id"],
         written["torch_dtype"],
     ) == (77, 1, "float32")
+    card = (to / "README.md").read_text()
+    assert ": version 2 of the policy" in card
+    assert f"| Base | {workspace.pretrained.base} (gpt_neox, " in card
+    assert "| Lag | " in card
+    assert "no evaluation of this version" in card
     again = build.prepare(tiny_config(tmp_path / "again", sft=to))[0]
     assert equal(sft.load(again), rlhf.load(workspace, 2)[0])
     assert export_command.main([f"--directory={workspace.directory}", f"--to={to}"]) == 2

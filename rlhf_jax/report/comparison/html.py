@@ -7,22 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from rlhf_jax.records import jsonl
 from rlhf_jax.records.progress import format_seconds
-from rlhf_jax.records.samples import printable
-from rlhf_jax.report import glossary, identity, page, read
+from rlhf_jax.report import glossary, identity, read, rendering
 from rlhf_jax.report.comparison import completions, figures, runs
 from rlhf_jax.report.comparison.runs import Comparison, Group
+from rlhf_jax.report.elements import Drawings
 from rlhf_jax.report.formats import number
-from rlhf_jax.report.plots import overlaid, style
+from rlhf_jax.report.plots import drawings, overlaid
 from rlhf_jax.report.plots.overlaid import Axis
 from rlhf_jax.report.plots.style import Picture
 from rlhf_jax.report.units import EVALUATED_AT
 
-TEMPLATE = "page.html.jinja"
+TEMPLATE = "comparison/page.html.jinja"
 FILE = "comparison.html"
 SHOWN, MOST_SHOWN = 6, 48
 ACROSS = {
@@ -68,55 +67,25 @@ def render(comparison: Comparison) -> str:
     samples = completions.side_by_side(comparison)
     position = {group.letter: index for index, group in enumerate(comparison.groups)}
     rows = [(prompt, samples.before.get(prompt), texts) for prompt, texts in samples.after.items()]
-    return (
-        _environment()
-        .get_template(TEMPLATE)
-        .render(
-            css=Markup(page.styles()),
-            colors=Markup(_colors(comparison)),
-            title=f"Comparison of {len(comparison.runs)} runs",
-            comparison=comparison,
-            headline=headline,
-            reasons=reasons,
-            groups=groups,
-            ranked_by=figures.ranked_by(comparison),
-            table=_table(comparison, groups),
-            order=[position[group.letter] for group in groups],
-            facts=[_facts(group) for group in groups],
-            curves=_curves(comparison),
-            samples=samples,
-            shown=rows[:SHOWN],
-            folded=rows[SHOWN:MOST_SHOWN],
-            written_by=identity.written_by(),
-            temperature=f"{EVALUATED_AT:g}",
-        )
+    return rendering.page(
+        TEMPLATE,
+        colors=Markup(_colors(comparison)),
+        title=f"Comparison of {len(comparison.runs)} runs",
+        comparison=comparison,
+        headline=headline,
+        reasons=reasons,
+        groups=groups,
+        ranked_by=figures.ranked_by(comparison),
+        table=_table(comparison, groups),
+        order=[position[group.letter] for group in groups],
+        facts=[_facts(group) for group in groups],
+        curves=_curves(comparison),
+        samples=samples,
+        shown=rows[:SHOWN],
+        folded=rows[SHOWN:MOST_SHOWN],
+        written_by=identity.written_by(),
+        temperature=f"{EVALUATED_AT:g}",
     )
-
-
-def _environment() -> jinja2.Environment:
-    """Templates in which every value is escaped, and control characters are visible."""
-
-    def visible(value: Any) -> Any:
-        return printable(value) if isinstance(value, str) and not _is_markup(value) else value
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "prose": lambda sentence: Markup(page.prose(sentence)),
-        "number": number,
-        "anchor": page.anchor,
-    }
-    return environment
-
-
-def _is_markup(value: str) -> bool:
-    return isinstance(value, Markup)
 
 
 def _colors(comparison: Comparison) -> str:
@@ -169,8 +138,8 @@ def _facts(group: Group) -> dict[str, Any]:
     }
 
 
-def _curves(comparison: Comparison) -> list[tuple[str, Markup]]:
-    """Sections of pictures: a title and its pictures as markup."""
+def _curves(comparison: Comparison) -> list[tuple[str, Drawings]]:
+    """Sections of pictures: a title and its pictures."""
     sections = []
     for across, (title, x_label) in ACROSS.items():
         pictures = [
@@ -180,16 +149,11 @@ def _curves(comparison: Comparison) -> list[tuple[str, Markup]]:
             and (across == "update" or name in figures.RANKED)
             and (picture := _picture(comparison, name, across, x_label)) is not None
         ]
-        drawings = [
-            page.drawing(
-                style.svg(style.sheet([picture]), f"{across} {index}"),
-                f"{picture.name}, {title.lower()}",
-                picture.note,
-            )
-            for index, picture in enumerate(pictures)
-        ]
-        if drawings:
-            sections.append((title, Markup(page.pictures(drawings, "320px"))))
+        if pictures:
+            described = [
+                replace(picture, name=f"{picture.name}, {title.lower()}") for picture in pictures
+            ]
+            sections.append((title, drawings.drawings(described, across, "320px")))
     return sections
 
 

@@ -31,11 +31,8 @@ COLUMNS = 3
 LEAST_SHARE_SPAN = 0.1
 """Panels of shares span at least this much: a rise from 99 to 100 % is to look like one."""
 MAX_TICKS = 9
-PARTS = {
-    "start": "to the first update (start and compile)",
-    "evaluate": "evaluations",
-    "other": "everything else",
-}
+LEGEND_ROW, SECONDS_WIDTH = 0.16, 0.8
+"""Inches: of a row of a legend, and of "12 min 05 s" beside a bar."""
 
 
 def learning_curves(lines: Sequence[Line], units: Units, stage: str = "") -> list[Picture]:
@@ -220,11 +217,22 @@ def time_per_stage(lines: Sequence[Line]) -> list[Picture]:
         return []
     note = "Wall time of each stage, of all processes that worked on it."
     height = 1.15 + 0.34 * len(seconds)
-    paint = partial(_draw_seconds, seconds)
-    return [Picture("Time per stage", note, paint, width=9.0, height=height, left=1.2, wide=True)]
+    paint = partial(_draw_seconds, seconds, None)
+    broad = Picture("Time per stage", note, paint, width=9.0, height=height, left=1.2, wide=True)
+    rows = len({part for parts in seconds.values() for part in parts})
+    narrow = replace(
+        broad,
+        paint=partial(_draw_seconds, seconds, 1),
+        width=3.9,
+        height=height + LEGEND_ROW * (rows - 1),
+        top=broad.top + LEGEND_ROW * (rows - 1),
+    )
+    return [replace(broad, narrow=narrow)]
 
 
-def _draw_seconds(seconds: dict[str, dict[str, float]], ax: Axes) -> None:
+def _draw_seconds(
+    seconds: dict[str, dict[str, float]], legend_columns: int | None, ax: Axes
+) -> None:
     names = sorted(
         {part for parts in seconds.values() for part in parts},
         key=lambda name: (name == "other", name),
@@ -236,7 +244,7 @@ def _draw_seconds(seconds: dict[str, dict[str, float]], ax: Axes) -> None:
         color = (
             REST if name == "other" and len(names) > 1 else PART_COLORS[index % len(PART_COLORS)]
         )
-        label = PARTS.get(name, name.replace("_", " "))
+        label = glossary.part(name)
         ax.barh(list(range(len(seconds))), width, left=left, height=0.62, color=color, label=label)
         left += width
     for index, total in enumerate(left):
@@ -251,7 +259,8 @@ def _draw_seconds(seconds: dict[str, dict[str, float]], ax: Axes) -> None:
         )
     ax.set_yticks(range(len(seconds)), [stage.replace("_", " ") for stage in seconds])
     ax.invert_yaxis()
-    ax.set_xlim(0, max(left.max(), 1e-9) * 1.12)
+    # room for the seconds, which stand to the right of a bar
+    ax.set_xlim(0, max(left.max(), 1e-9) / (1 - SECONDS_WIDTH / style.PICTURES[ax].axes_width))
     ax.grid(visible=False, axis="y")
     if len(names) > 1:
-        style.legend(ax)
+        style.legend(ax, columns=legend_columns)

@@ -50,7 +50,8 @@ class Picture:
     inches.
 
     `note` is one line for its reader. `left` and `top` are margins: of the labels, and of title and
-    legend. A `wide` picture stays readable on a narrow page by scrolling.
+    legend. A `wide` picture takes a row of the page. `narrow` takes its place on a narrow page, on
+    which its letters would be too small.
     """
 
     name: str
@@ -61,9 +62,18 @@ class Picture:
     left: float = 0.78
     top: float = 0.58
     wide: bool = False
+    narrow: "Picture | None" = None
+
+    @property
+    def axes_width(self) -> float:
+        """Inches between the margins."""
+        return self.width - self.left - RIGHT
 
 
 RIGHT, BOTTOM, LEGEND_FROM = 0.16, 0.5, 0.2
+LETTER = 0.0088
+"""Width of a letter of a bold title in inches per point of its size, on average and a bit more."""
+TITLE_SIZES = 5.0, 10.0
 TITLE_HEIGHT = 0.3
 PICTURES: MutableMapping[Axes, Picture] = WeakKeyDictionary()
 """The picture of each pair of axes."""
@@ -81,7 +91,7 @@ def sheet(pictures: Sequence[Picture], columns: int = 1) -> Figure:
         y -= max(picture.height for picture in row)
         x = 0.0
         for picture in row:
-            inner = picture.width - picture.left - RIGHT, picture.height - picture.top - BOTTOM
+            inner = picture.axes_width, picture.height - picture.top - BOTTOM
             rectangle = (
                 (x + picture.left) / width,
                 (y + BOTTOM) / height,
@@ -134,7 +144,7 @@ def plain_axes(ax: Axes, title: str, x_label: str, y_label: str, share: bool = F
     ax.set_title(
         title,
         loc="left",
-        fontsize=10,
+        fontsize=_title_size(title, PICTURES[ax].width - LEGEND_FROM),
         fontweight="bold",
         color=INK,
         pad=points,
@@ -143,6 +153,12 @@ def plain_axes(ax: Axes, title: str, x_label: str, y_label: str, share: bool = F
     ax.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
     ax.yaxis.set_major_formatter(Numbers(share))
     ax.yaxis.set_label_coords(_from_left(ax, 0.2), 0.5)
+
+
+def _title_size(title: str, width: float) -> float:
+    """The size in points at which a title is about so wide, in inches: smaller for a long one."""
+    least, most = TITLE_SIZES
+    return min(most, max(least, width / (LETTER * max(len(title), 1))))
 
 
 def legend(ax: Axes, columns: int | None = None, handles: Sequence[Patch] | None = None) -> None:

@@ -8,7 +8,7 @@ checkpoints) comes on top and is shown apart.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -30,8 +30,10 @@ COLORS = {
     "wait": style.REST,
     "host": style.TRAINING,
 }
-SHOWN_ROUNDS = 8
+SHOWN_ROUNDS, NARROW_ROUNDS = 8, 3
 LEFT_OUT = 2
+LEAST_END = 0.05
+"""Share of the axis after the last tick."""
 LEAST_ROUNDS = 2
 LANES = ("sampler", "trainer", "host")
 HEIGHTS = {"sampler": 0.8, "trainer": 0.8, "host": 0.35}
@@ -199,27 +201,32 @@ def pictures(spans: Sequence[Line], lines: Sequence[Line]) -> list[Picture]:
     window = _window(spans)
     if not window:
         return []
-    title = f"Rounds {window[0]} to {window[-1]}" if len(window) > 1 else f"Round {window[0]}"
+    title = _title(window)
     host = (
         " The host's bars are the reading of results (metrics, evaluations, checkpoints)."
         if _has_host(spans)
         else ""
     )
-    drawn = [
-        Picture(
-            title,
-            f"Bars carry the number of their round.{host}",
-            partial(_draw_bars, title, spans, window),
-            width=8.6,
-            left=0.85,
-            wide=True,
-        )
-    ]
+    broad = Picture(
+        title,
+        f"Bars carry the number of their round.{host}",
+        partial(_draw_bars, title, spans, window),
+        width=8.6,
+        left=0.85,
+        wide=True,
+    )
+    few = window[:NARROW_ROUNDS]
+    narrow = replace(broad, paint=partial(_draw_bars, _title(few), spans, few), width=3.9)
+    drawn = [replace(broad, narrow=narrow)]
     ages = [int(line["age"]) for line in read.updates(lines, read.TRAINED) if "age" in line]
     if ages:
         note = "Updates between the version that drew the samples and the one that trained on them."
         drawn.append(Picture("Age of the samples", note, partial(_draw_ages, ages), width=3.4))
     return drawn
+
+
+def _title(window: Sequence[int]) -> str:
+    return f"Rounds {window[0]} to {window[-1]}" if len(window) > 1 else f"Round {window[0]}"
 
 
 def _has_host(spans: Sequence[Line]) -> bool:
@@ -267,6 +274,9 @@ def _draw_bars(title: str, spans: Sequence[Line], window: Sequence[int], ax: Axe
     ax.set_yticks([-lane_y for lane_y in range(len(lanes))], lanes)
     ax.set_ylim(-len(lanes) + 0.5, 0.5)
     ax.set_xlim(begin, end)
+    ticks = MaxNLocator(nbins=6).tick_values(begin, end)
+    last = end - LEAST_END * (end - begin)  # the label of a later one would leave the picture
+    ax.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if begin <= tick <= last]))
     ax.grid(visible=False, axis="y")
     activities = {span["what"] for span in shown}
     style.legend(

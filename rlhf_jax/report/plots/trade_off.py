@@ -9,8 +9,8 @@ policy's samples.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -25,6 +25,8 @@ from rlhf_jax.report.read import BEST_OF_N
 from rlhf_jax.report.units import Quantity, Units
 
 KL = "KL to the SFT policy, nats per completion"
+LABEL_WIDTH = 0.8
+"""Inches of "update 1024" and its distance from the point."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def trade_off(lines: Sequence[Line], units: Units, stage: str = "") -> list[Pict
     if judged:
         paint = partial(_draw_win_rate, judged, read.evaluations(lines, BEST_OF_N))
         note = "Up and to the left is better. Best of n draws n samples of the SFT policy and keeps the best one."
-        pictures.append(Picture("Win-rate against KL", note, paint, width=4.9, height=4.0, top=0.9))
+        pictures.append(_picture("Win-rate against KL", note, paint))
     gains = _gains(evaluated, units)
     if gains:
         title = " and ".join(gain.label for gain in gains).capitalize() + " against KL"
@@ -57,8 +59,13 @@ def trade_off(lines: Sequence[Line], units: Units, stage: str = "") -> list[Pict
             * (len(gains) > 1)
         )
         paint = partial(_draw_gains, title, evaluated, gains)
-        pictures.append(Picture(title, note, paint, width=4.9, height=4.0, top=0.9))
+        pictures.append(_picture(title, note, paint))
     return pictures
+
+
+def _picture(title: str, note: str, paint: Callable[[Axes], None]) -> Picture:
+    broad = Picture(title, note, paint, width=4.9, height=4.0, top=0.9)
+    return replace(broad, narrow=replace(broad, width=3.9, height=3.4))
 
 
 def best_of_n_kl(n: np.ndarray | float) -> np.ndarray:
@@ -157,7 +164,11 @@ def _draw_win_rate(evaluated: Sequence[Line], best: Sequence[Line], ax: Axes) ->
             (float(kl[best_point]), float(win_rate[best_point])),
         )
         ax.annotate(text, point, (7, -10), textcoords="offset points", fontsize=8, color=INK)
-    ax.margins(x=0.12)
+    ax.margins(x=0.06, y=0.12)
+    # room for the label of the last point, which stands to its right
+    share = (LABEL_WIDTH - style.RIGHT) / style.PICTURES[ax].axes_width
+    low, high = ax.get_xlim()
+    ax.set_xlim(low, max(high, low + (float(kl[-1]) - low) / (1 - share)))
     style.legend(ax, columns=1)
 
 

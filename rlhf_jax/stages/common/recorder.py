@@ -293,10 +293,10 @@ class Recorder:
         with activity.at_work(f"the evaluation of version {version}"):
             num_prompts = config.num_prompts if full else config.num_prompts_between
             figures, judged = self.evaluator.evaluate(params, num_prompts)
-        seconds = time.perf_counter() - began
-        self.seconds["evaluate_seconds"] += seconds
+        now = time.perf_counter()
+        self.seconds["evaluate_seconds"] += activity.seconds_without_compiling(began, now)
         if self.scored is not None:
-            self.rates.paused(self.scored.round_index, seconds)
+            self.rates.paused(self.scored.round_index, now - began)
         self.workspace.metrics.write(
             "evaluate", version, figures, time.perf_counter() - self.began, of=STAGE
         )
