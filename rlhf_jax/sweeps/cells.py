@@ -40,9 +40,6 @@ BEFORE_RLHF = (
 """Nodes of a config that the stages before RLHF read: cells that agree on them share these stages.
 """
 
-RLHF_JOBS = ("pipeline", "rlhf")
-"""Jobs of which a cell runs the stage of RLHF."""
-
 REWARD_STAGES = "reward_stages"
 """Beside the keys of a cell's config: the digest of its reward model's stages, where they are of
 another variant.
@@ -77,12 +74,6 @@ class Cells:
 
         arm = self.study.arm(cell.arm)
         config: Any = self.variant(arm.policy)
-        if config.job not in RLHF_JOBS:
-            raise Refusal(
-                f"the config of the study has job {config.job!r}, and a cell of a study trains "
-                f"with RLHF; accepted: {' or '.join(RLHF_JOBS)}, or a grid over the config, which "
-                "runs any job: rlhf-jax sweep CONFIG --grid KEY=VALUE,VALUE"
-            )
         config.algorithm = build.component("algorithms", arm.algorithm)
         for key, value in itertools.chain(arm.overrides.items(), cell.setting):
             config.update_from_flattened_dict({key: value})
@@ -96,7 +87,7 @@ class Cells:
 
     def variant(self, name: str) -> ConfigDict:
         """The study's config with the overrides of a variant."""
-        config = self.study.base()
+        config = self.study.base_config()
         config.update_from_flattened_dict(dict(self.study.variants[name]))
         return config
 
