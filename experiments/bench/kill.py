@@ -64,7 +64,7 @@ DPO_STAGES = ("sft", "dpo")
 DPO_SIZES = (
     "dpo.num_updates=24",
     "dpo.pairs_per_update=4",
-    "dpo.evaluate_every=6",
+    "dpo.evaluate_every=4",
     "dpo.checkpoint_every=4",
 )
 LOOPS = ("rlhf.loop=asynchronous", "rlhf.loop=synchronous")

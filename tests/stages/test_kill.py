@@ -142,7 +142,7 @@ def test_offline_dpo_killed_before_and_after_its_first_checkpoint_ends_the_same(
     begin, expected, directory = f"begin={whole}", folder / "dpo", folder / "dpo_killed"
     kill.finish(kill.start_dpo(expected, folder / "cache", begin))
     assert kill.untimed(expected / "metrics.jsonl")[-1]["of"] == "dpo"
-    for lines, has_checkpoint in ((1, False), (16, True)):
+    for lines, has_checkpoint in ((1, False), (17, True)):
         process = kill.start_dpo(directory, folder / "cache", begin)
         assert kill.kill_at(process, directory, lines, 0.0), "it ended before"
         saved = [path.name for path in (directory / "checkpoints" / "dpo").glob("[0-9]*")]
