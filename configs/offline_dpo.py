@@ -7,8 +7,8 @@ Time:      21 min on two cores that several other programs kept busy; not measur
 Result:    seed 0: gold win-rate 0.488 -> 0.755 at 1.44 nats, 100 % distinct completions;
            69.3 % of held-out comparisons ordered as labelled by the implicit reward
 
-`:loss_type=ipo` takes IPO's loss. A config on your own comparisons is configs/jsonl.py with
-`config.job = "dpo"` and `config.dpo` as here: no reward model is trained.
+`:loss_type=ipo` takes IPO's loss. Your own comparisons are read by configs/jsonl.py, with
+--config.job=dpo.
 """
 
 from ml_collections import ConfigDict

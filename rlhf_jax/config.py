@@ -271,7 +271,12 @@ def _one_of(value: object, kinds: tuple[object, ...], where: str) -> object:
 
 
 def flatten(tree: object, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested dicts by their keys joined by dots."""
+    """Leaves of nested dicts by their keys joined by dots.
+
+    Args:
+      tree: nested dicts; anything else is a leaf.
+      prefix: of every key; "" for none.
+    """
     if not isinstance(tree, dict):
         return {prefix: tree}
     return {

@@ -1,9 +1,10 @@
 """Kills a tiny pipeline at random moments with SIGKILL, starts it again, and compares its end with
 that of a run never killed.
 
-`python -m experiments.bench.kill [--moments=50] [--seed=0]` prints one JSON line: how many of the
+`python -m experiments.bench.kill [--moments=50] [--seed=0] [--job=dpo]` prints one JSON line: how many of the
 moments ended bitwise equal in params, metrics (times aside), samples, ledger and comparisons, and
-where the kills fell. Every other run has a sampling thread.
+where the kills fell. Every other pipeline has a sampling thread. `--job=dpo` kills offline DPO, with
+the SFT policy and the comparisons before it.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,13 @@ SIZES = (
     "best_of_n=()",
     "best_of_n_prompts=8",
 )
+DPO_STAGES = ("sft", "dpo")
+DPO_SIZES = (
+    "dpo.num_updates=24",
+    "dpo.pairs_per_update=4",
+    "dpo.evaluate_every=4",
+    "dpo.checkpoint_every=4",
+)
 LOOPS = ("rlhf.loop=asynchronous", "rlhf.loop=synchronous")
 """The loops that are killed in turn; the run that never was is synchronous."""
 LIMIT_SECONDS = 240
@@ -71,9 +80,16 @@ LISTENING = (
 )
 
 
-def start(directory: Path, cache: Path, *overrides: str) -> subprocess.Popen:
-    """Begins, or goes on with, the pipeline of a directory; compiled programs are shared through
-    `cache`.
+def start(
+    directory: Path, cache: Path, *overrides: str, config: str = "quickstart"
+) -> subprocess.Popen:
+    """Begins, or goes on with, the run of a directory.
+
+    Args:
+      directory: of the run.
+      cache: through which runs share compiled programs.
+      overrides: `KEY=VALUE`, after the sizes.
+      config: a file of configs/.
     """
     settings = [*SIZES, f"directory={directory}", *overrides]
     command = [
@@ -82,7 +98,7 @@ def start(directory: Path, cache: Path, *overrides: str) -> subprocess.Popen:
         LISTENING,
         "-m",
         "experiments.run",
-        "--config=configs/quickstart.py",
+        f"--config=configs/{config}.py",
     ]
     sharing = {
         "JAX_PLATFORMS": "cpu",
@@ -152,10 +168,21 @@ def state(directory: Path, stage: str) -> tuple[int, list[np.ndarray]]:
         ]
 
 
-def differences(one: Path, other: Path) -> list[str]:
-    """Differences between two finished directories, to the bit; times are left out."""
+def start_dpo(directory: Path, cache: Path, *overrides: str) -> subprocess.Popen:
+    """`start` of offline DPO, with its own sizes."""
+    return start(directory, cache, *DPO_SIZES, *overrides, config="offline_dpo")
+
+
+def differences(one: Path, other: Path, stages: Sequence[str] = STAGES) -> list[str]:
+    """Differences between two finished directories, to the bit; times are left out.
+
+    Args:
+      one: a directory.
+      other: another one.
+      stages: whose checkpoints are compared.
+    """
     found = []
-    for stage in STAGES:
+    for stage in stages:
         (step, arrays), (other_step, other_arrays) = state(one, stage), state(other, stage)
         if step != other_step or [x.tobytes() for x in arrays] != [
             x.tobytes() for x in other_arrays
@@ -203,24 +230,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--moments", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--job", choices=("pipeline", "dpo"), default="pipeline")
     arguments = parser.parse_args()
+    is_dpo = arguments.job == "dpo"
+    begin, stages = (start_dpo, DPO_STAGES) if is_dpo else (start, STAGES)
+    loops = ("rlhf.loop=synchronous",) if is_dpo else LOOPS  # DPO has no loop
     began, unequal, where = time.monotonic(), [], collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
         cache, whole = Path(folder, "cache"), Path(folder, "whole")
-        finish(start(whole, cache))
+        finish(begin(whole, cache))
         for place, (lines, delay) in enumerate(
             moments(num_lines(whole), arguments.moments, arguments.seed)
         ):
-            directory, loop = Path(folder, f"killed-{place}"), LOOPS[place % len(LOOPS)]
-            killed = kill_at(start(directory, cache, loop), directory, lines, delay)
+            directory, loop = Path(folder, f"killed-{place}"), loops[place % len(loops)]
+            killed = kill_at(begin(directory, cache, loop), directory, lines, delay)
             where[f"{stage_at(directory) if killed else 'ended before'}, {loop}"] += 1
-            finish(start(directory, cache, loop))
-            found = differences(whole, directory)
+            finish(begin(directory, cache, loop))
+            found = differences(whole, directory, stages)
             if found:
                 unequal.append({"lines": lines, "delay": delay, "loop": loop, "differ": found})
             print(f"{place + 1}/{arguments.moments}: {found or 'equal'}", file=sys.stderr)
     result = {
         "benchmark": "kill",
+        "job": arguments.job,
         "moments": arguments.moments,
         "equal": arguments.moments - len(unequal),
     }

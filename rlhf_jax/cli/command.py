@@ -169,6 +169,19 @@ def use_compile_cache(setting: object = None) -> None:
     compile_cache.use(compile_cache.AUTO if setting is None else str(setting))
 
 
+def use_compile_cache_of(directory: Path) -> None:
+    """`use_compile_cache` with the setting of a run that is there.
+
+    Args:
+      directory: of the run.
+
+    Raises Refusal where there is no run, and as `use_compile_cache`.
+    """
+    from rlhf_jax.run_directory import run_config
+
+    use_compile_cache(run_config.read(directory)[0].get("compile_cache"))
+
+
 def is_started() -> bool:
     """True where this process is a command's, and not somebody's who has imported its `main`."""
     return _started

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from rlhf_jax.stages import export
 
         place.directory = given.to
-        command.use_compile_cache()
+        command.use_compile_cache_of(given.directory)
         workspace, _, _ = build.of_directory(given.directory)
         export.write(workspace, given.stage, given.to, given.version, given.dtype)
         print(given.to)

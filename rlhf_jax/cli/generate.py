@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         request.check()
         directory, version = beginning.parse(given.run)
-        command.use_compile_cache()
+        command.use_compile_cache_of(directory)
         workspace, _, _ = build.of_directory(directory)
         show(request.prompts, generate.side_by_side(workspace, version, request))
 

@@ -120,6 +120,12 @@ def sampler_slices(trainer: Mesh, num_slices: int, devices_per_slice: int) -> tu
 def check_rows(name: str, num_units: int, mesh: Mesh, num_micro_batches: int = 1) -> None:
     """Raises Refusal unless units of rows, at least one, divide evenly over micro-batches and the
     mesh's row shards.
+
+    Args:
+      name: of the key that has the number, for the message.
+      num_units: rows, or groups of rows that are never separated, of one batch.
+      mesh: of the run.
+      num_micro_batches: parts that the batch is divided into first.
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if num_micro_batches < 1:

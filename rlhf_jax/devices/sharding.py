@@ -102,7 +102,12 @@ def params_shardings(model: Model | ValueModel, params: Params, mesh: Mesh) -> P
 
 
 def abstract_params(model: Model | ValueModel, mesh: Mesh) -> Params:
-    """ShapeDtypeStructs of a model's params with their shardings, as restoring takes them."""
+    """ShapeDtypeStructs of a model's params with their shardings, as restoring takes them.
+
+    Args:
+      model: whose params they are.
+      mesh: of the shardings.
+    """
     shapes = jax.eval_shape(model.init, randomness.key(0))
     shardings = params_shardings(model, shapes, mesh)
     return jax.tree.map(

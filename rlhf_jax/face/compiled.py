@@ -46,6 +46,14 @@ def init_state(optimizer: Optimizer) -> Callable[[Params], TrainState]:
 def sampler(
     model: Model, config: sampling.Config, eos_ids: tuple[int, ...], pad_id: int
 ) -> Callable[..., Samples]:
+    """`sampling.sample`, compiled, of params, prompts and a key.
+
+    Args:
+      model: of the params.
+      config: of the sampling.
+      eos_ids: tokens that end a completion.
+      pad_id: the token after the end.
+    """
     return jax.jit(
         partial(sampling.sample, model=model, config=config, eos_id=eos_ids, pad_id=pad_id)
     )

@@ -159,7 +159,13 @@ def variants(
 
 
 def option(call: Call, costs: CostModel, placement: Placement) -> Option:
-    """The option of a given placement; refusals and memory are not checked."""
+    """The option of a given placement; refusals and memory are not checked.
+
+    Args:
+      call: that is placed.
+      costs: give its seconds and its bytes per device.
+      placement: devices, mesh and micro-batches.
+    """
     resident = resident_bytes(call, costs, placement)
     return Option(
         placement, costs.seconds(call, placement), costs.working_bytes(call, placement), resident
@@ -167,7 +173,13 @@ def option(call: Call, costs: CostModel, placement: Placement) -> Option:
 
 
 def resident_bytes(call: Call, costs: CostModel, placement: Placement) -> float:
-    """Bytes of a device that the call keeps there: a trained role's state, or a copy of params."""
+    """Bytes of a device that the call keeps there: a trained role's state, or a copy of params.
+
+    Args:
+      call: that is placed.
+      costs: give the bytes.
+      placement: of the call.
+    """
     cost = costs.state_bytes if call.kind == "train" else costs.params_bytes
     return cost(call.role, placement)
 

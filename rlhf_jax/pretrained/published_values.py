@@ -77,7 +77,15 @@ def agreed(published: Mapping[str, Any], default: object, *paths: KeyPath) -> ob
 
 
 def number(published: Mapping[str, Any], default: object, *paths: KeyPath) -> float:
-    """`agreed`, of a number that is not negative. Raises Refusal for anything else."""
+    """`agreed`, of a number that is not negative.
+
+    Args:
+      published: a folder's config, nested.
+      default: where no path has a value.
+      *paths: keys of the value, from the outermost node on.
+
+    Raises Refusal for anything else, and as `agreed`.
+    """
     value = agreed(published, default, *paths)
     if isinstance(value, bool) or not is_number(value) or value < 0:
         raise Refusal(f"{'.'.join(paths[0])} is {value!r}; accepted: a number from 0 on")

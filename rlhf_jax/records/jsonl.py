@@ -42,16 +42,26 @@ def number(value: SupportsFloat) -> int | float | str:
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
-    """Appends one line; see `append_all`."""
+    """Appends one line; see `append_all`.
+
+    Args:
+      path: of the file.
+      line: values that JSON can say.
+    """
     append_all(path, [line])
 
 
 def append_all(path: Path, added: Iterable[Mapping[str, Any]]) -> None:
     """Appends lines in one write, visible to other processes when this returns.
 
-    The file is opened for each line, so that a file replaced by `cut_back` is never written through
-    an old handle. Raises OSError that names the file when the disk is full; lines that did not fit
-    are taken back.
+    The file is opened for each call, so that a file replaced by `cut_back` is never written through
+    an old handle.
+
+    Args:
+      path: of the file, which is made where it is missing.
+      added: lines, of values that JSON can say.
+
+    Raises OSError that names the file when the disk is full; lines that did not fit are taken back.
     """
     if not distributed.writes():
         return
@@ -184,6 +194,10 @@ def _is_cut(line: Line, stage: str, update: int, evaluations_from: int) -> bool:
 def replace(path: Path, data: bytes) -> None:
     """Writes a whole file beside `path` and renames it into place: a reader sees the old one or the
     new one.
+
+    Args:
+      path: of the file, in a folder that exists.
+      data: all that the file will hold.
 
     Raises OSError that names the file when the disk is full; the old file is then untouched.
     """

@@ -156,5 +156,10 @@ def stages_of(key: str) -> tuple[str, ...]:
 
 
 def enters(key: str, stage: str) -> bool:
-    """True where a stage's numbers depend on a key, directly or through a stage before it."""
+    """True where a stage's numbers depend on a key, directly or through a stage before it.
+
+    Args:
+      key: of a config, joined by dots.
+      stage: one of `STAGES`.
+    """
     return not {stage, *MADE_OF[stage]}.isdisjoint(stages_of(key))

@@ -105,12 +105,22 @@ def _shown(value: object) -> str:
 
 
 def folder(directory: Path, stage: str) -> Path:
-    """The folder of a stage's results."""
+    """The folder of a stage's results.
+
+    Args:
+      directory: of the run.
+      stage: one of `keys.STAGES`.
+    """
     return directory / stage if stage == "comparisons" else directory / "checkpoints" / stage
 
 
 def steps(directory: Path, stage: str) -> list[int]:
-    """Versions of a stage's checkpoints, oldest first."""
+    """Versions of a stage's checkpoints, oldest first; none for a stage without checkpoints.
+
+    Args:
+      directory: of the run.
+      stage: one of `keys.STAGES`.
+    """
     stage_folder = folder(directory, stage)
     return (
         sorted(ocp.utils.checkpoint_steps(stage_folder))
@@ -130,7 +140,12 @@ def policy_steps(directory: Path) -> list[int]:
 
 
 def begun(directory: Path, stage: str) -> bool:
-    """True where a stage has left results that a next start would go on from."""
+    """True where a stage has left results that a next start would go on from.
+
+    Args:
+      directory: of the run.
+      stage: one of `keys.STAGES`.
+    """
     return bool(steps(directory, stage)) or any(
         (directory / name).exists() for name in FINISHED_BY.get(stage, ())
     )
@@ -178,6 +193,10 @@ def check_finished(directory: Path, stage: str) -> None:
     """Raises MissingInput, with the command that ends it, for a stage that has not ended.
 
     Several processes agree on it.
+
+    Args:
+      directory: of the run.
+      stage: one of `keys.STAGES`.
     """
     if problem := distributed.agree(unfinished(directory, stage)[:300]):
         raise MissingInput(
@@ -218,6 +237,10 @@ def write(directory: Path, stage: str, facts: Facts | None) -> None:
 
 def read(directory: Path, stage: str) -> Record | None:
     """Reads the record of a stage: its own, else the directory's config, else None.
+
+    Args:
+      directory: of the run.
+      stage: one of `keys.STAGES`.
 
     Raises Refusal for a record that is damaged.
     """

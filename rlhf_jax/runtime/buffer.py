@@ -68,7 +68,12 @@ class Buffer:
                 del self._params[older]
 
     def put(self, round_index: int, samples: Samples) -> None:
-        """Gives the trainer a sampled round."""
+        """Gives the trainer a sampled round.
+
+        Args:
+          round_index: 0-based.
+          samples: of the round.
+        """
         with self._changed:
             self._rounds[round_index] = samples
             self._changed.notify_all()

@@ -208,7 +208,13 @@ class Program:
         }
 
     def generate(self, params: Published, round_index: int, version: int) -> Samples:
-        """Samples a round with published params."""
+        """Samples a round with published params.
+
+        Args:
+          params: on the sampler's devices.
+          round_index: 0-based; it chooses prompts and random numbers.
+          version: updates that made the params; it is stamped on the samples.
+        """
         prompts = self.spec.prompts(round_index)
         with self._dispatch_lock:
             return self.sampler.generate(params, prompts, version)

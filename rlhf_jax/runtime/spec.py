@@ -174,7 +174,13 @@ class ProgramSpec:
 
 
 def block_rows(algorithm: Algorithm, samples_per_prompt: int, share_prompts: bool) -> int:
-    """Rows of a minibatch that are never separated; see `ProgramSpec.block_rows`."""
+    """Rows of a minibatch that are never separated; see `ProgramSpec.block_rows`.
+
+    Args:
+      algorithm: has the rows of its unit, and those of a prompt.
+      samples_per_prompt: that are drawn.
+      share_prompts: True where a prompt is run once for all of its rows.
+    """
     if share_prompts:
         return algorithm.rows_per_prompt(samples_per_prompt)
     return algorithm.unit_rows(samples_per_prompt)

@@ -102,7 +102,13 @@ def margin_loss(margin_U: Array, config: Config) -> Array:
 
 
 def outputs_of(model: Model, params: Params, pairs: Pairs) -> Outputs:
-    """Log-probabilities and entropies of the completions, at temperature 1."""
+    """Log-probabilities and entropies of the completions, `[R, C]`, at temperature 1.
+
+    Args:
+      model: of the policy.
+      params: of the policy.
+      pairs: R rows.
+    """
     rows = (pairs.prompt_tokens_RQ, pairs.prompt_mask_RQ, pairs.tokens_RC, pairs.mask_RC)
     return policy_outputs(params, *rows, jnp.float32(1.0), model=model)
 
@@ -120,18 +126,34 @@ def objective(model: Model, config: Config, params: Params, pairs: Pairs) -> tup
 
 
 def completion_logprobs(model: Model, params: Params, pairs: Pairs) -> Array:
-    """S of every row, `[R]`."""
+    """S of every row, `[R]` in nats.
+
+    Args:
+      model: of the policy.
+      params: of the policy.
+      pairs: R rows; their reference is not read.
+    """
     return masked_sum(outputs_of(model, params, pairs).logprob_RC, pairs.mask_RC, dim=1)
 
 
 def encode(workspace: Workspace, comparisons: list[comparisons_stage.Comparison]) -> Pairs:
-    """Host arrays of two rows for each comparison, with a reference of 0."""
+    """Host arrays of two rows for each comparison, with a reference of 0.
+
+    Args:
+      workspace: has the tokenizer and the lengths.
+      comparisons: U of them, which become R = 2 U rows.
+    """
     arrays = comparisons_stage.encode(workspace, comparisons)
     return Pairs(*arrays, np.zeros(2 * len(comparisons), np.float32))  # type: ignore[arg-type]
 
 
 def take(pairs: Pairs, index_U: np.ndarray) -> Pairs:
-    """The pairs with these numbers."""
+    """The pairs with these numbers.
+
+    Args:
+      pairs: on the host.
+      index_U: numbers of pairs.
+    """
     rows = comparisons_stage.rows_of_pairs(index_U)
     return jax.tree.map(lambda array: array[rows], pairs)
 
@@ -164,12 +186,22 @@ class Logprobs:
 
 
 def place(pairs: Pairs, workspace: Workspace) -> Pairs:
-    """Host pairs, sharded over the mesh of the run."""
+    """Host pairs, sharded over the mesh of the run; collective.
+
+    Args:
+      pairs: on the host.
+      workspace: of the run.
+    """
     return distributed.feed(pairs, sharding.row_shardings(pairs, workspace.mesh))
 
 
 def supervised_stage(workspace: Workspace, config: Config) -> SupervisedStage:
-    """The wiring of the stage."""
+    """The wiring of the stage.
+
+    Args:
+      workspace: of the run.
+      config: of the stage.
+    """
     shown = ("loss", "accuracy", "margin")
     title = "IPO" if config.loss_type == "ipo" else "DPO"
     return SupervisedStage(workspace, STAGE, title, workspace.model, config, shown)
@@ -266,7 +298,7 @@ def _train(
     sft_params: Params,
     begin: tuple[int, TrainState] | None,
 ) -> Params:
-    """The rest of the stage's updates and evaluations."""
+    """The rest of the stage's updates and evaluations; see `run`. `begin` is the newest checkpoint."""
     workspace, began = stage.workspace, time.perf_counter()
     pairs = encode(workspace, _read(workspace, "train", config.pairs_per_update))
     heldout = encode(workspace, _read(workspace, "heldout", 1))
@@ -352,7 +384,12 @@ class _Evaluations:
         return SamplesWriter(self.workspace.directory)
 
     def evaluate(self, params: Params, version: int) -> None:
-        """On all prompts and with completions for the first and the last version; collective."""
+        """On all prompts and with completions for the first and the last version; collective.
+
+        Args:
+          params: of the policy.
+          version: updates that made them.
+        """
         began, full = time.perf_counter(), version in (0, self.num_updates)
         config = self.evaluator.config
         num_prompts = config.num_prompts if full else config.num_prompts_between
@@ -370,6 +407,11 @@ class _Evaluations:
 def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:
     """`--config.job=dpo`: the SFT policy and the comparisons where they are not there yet, this
     stage, and the report.
+
+    Args:
+      workspace: of the run.
+      stages: the settings of every stage.
+      algorithm: of RLHF, which this job does not use.
     """
     del algorithm
     sft_params = sft.run(workspace, stages.sft)

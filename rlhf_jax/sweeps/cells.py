@@ -87,7 +87,7 @@ class Cells:
 
     def variant(self, name: str) -> ConfigDict:
         """The study's config with the overrides of a variant."""
-        config = self.study.base()
+        config = self.study.base_config()
         config.update_from_flattened_dict(dict(self.study.variants[name]))
         return config
 

@@ -5,6 +5,7 @@ seed, status, directory            status: waiting, running, done, failed, or no
 updates                            of the policy that the figures are of
 gold_mean                          mean score of the gold judge, in the judge's unit
 win_rate_share                     share of pairs that win against the references, by the gold judge
+heldout_accuracy_share             of offline DPO: share of held-out pairs ordered as labelled
 reward_mean                        mean score of the reward model, in the unit that its report names
 kl_nats_per_completion             KL to the SFT policy
 entropy_nats_per_token             of the policy
@@ -32,6 +33,7 @@ FIGURES = {
     "updates": "update",
     "gold_mean": "gold_mean",
     "win_rate_share": "win_rate",
+    "heldout_accuracy_share": "heldout_accuracy",
     "reward_mean": "reward_mean",
     "kl_nats_per_completion": "kl",
     "entropy_nats_per_token": "entropy",

@@ -21,6 +21,9 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.refusal import Refusal
 
+RLHF_JOBS = ("pipeline", "rlhf")
+"""Jobs of which a cell runs the stage of RLHF."""
+
 Value = float | int | str | bool
 Setting = tuple[tuple[str, Value], ...]
 Ended = Callable[["Cell"], dict[str, Any] | None]
@@ -103,6 +106,17 @@ class Study:
                 f"arm {self.following_arms[0].name!r} follows another one's choice, but the study "
                 "has no rungs to tune on"
             )
+
+    def base_config(self) -> ConfigDict:
+        """The config of `base`. Raises Refusal for one whose job does not train with RLHF."""
+        config: Any = self.base()
+        if config.job not in RLHF_JOBS:
+            raise Refusal(
+                f"the config of the study has job {config.job!r}, and a cell of a study trains "
+                f"with RLHF; accepted: {' or '.join(RLHF_JOBS)}, or a grid over the config, which "
+                "runs any job: rlhf-jax sweep CONFIG --grid KEY=VALUE,VALUE"
+            )
+        return config
 
     @property
     def tuned_arms(self) -> tuple[Arm, ...]:

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax.cli import command
+from rlhf_jax import build
+from rlhf_jax.cli import command, export, generate
+from rlhf_jax.devices import compile_cache
 from rlhf_jax.records import jsonl
 from rlhf_jax.refusal import MissingInput, NotFinite, Refusal
+from rlhf_jax.run_directory import run_config
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = sorted(
@@ -27,6 +30,24 @@ def raising(error: BaseException, directory: Path | None = None):
         raise error
 
     return body
+
+
+@pytest.mark.parametrize("module", [export, generate])
+def test_a_command_on_a_run_has_the_compile_cache_of_its_config(module, tmp_path, monkeypatch):
+    used: list[str] = []
+    monkeypatch.setattr(compile_cache, "use", used.append)
+
+    def ends_here(directory: Path):
+        raise Refusal(f"enough of {directory}")
+
+    monkeypatch.setattr(build, "of_directory", ends_here)
+    run_config.write(tmp_path, {"compile_cache": "off"}, {})
+    given = {
+        export: [f"--directory={tmp_path}", "--to=out"],
+        generate: [str(tmp_path), "--prompt=a"],
+    }
+    assert module.main(given[module]) == 2
+    assert used == ["off"]
 
 
 TOLD = [

@@ -57,7 +57,7 @@ REFUSED = [
     ([TLDR, "--hardware=h100", "--profile"], "times the devices at hand"),
     ([TLDR, "--hardware=h100", "--devices=2", "--lengths=nowhere"], "ledger.jsonl is missing"),
     ([TLDR, "--hardware=h100", "--devices=12"], "12 devices do not make whole hosts of 8"),
-    ([f"{TLDR}:size=2.8b", "--hardware=tpu-v5e"], "no plan fits on 1 devices of 14.7 GB"),
+    ([f"{TLDR}:size=2.8b", "--hardware=tpu-v5e"], "no plan fits on 1 device of 14.7 GB"),
     (
         [TLDR, "--hardware=tpu-v5e", "--devices=2", "--config.plan=train_policy: 0; others: 1"],
         "does not fit on device",

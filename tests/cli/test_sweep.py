@@ -105,6 +105,19 @@ def interior(arm: str, rate: float, weight: float) -> float:
     return -abs(math.log(rate / 1e-3)) - abs(weight - 0.04)
 
 
+def test_a_study_of_another_job_than_rlhf_is_refused(study):
+    """Its cells would train with RLHF, whatever the config says."""
+
+    def offline():
+        config = base()
+        config.job = "dpo"
+        return config
+
+    cells = Cells(replace(study, base=offline))
+    with pytest.raises(Refusal, match=r"has job 'dpo'.+accepted: pipeline or rlhf.+--grid"):
+        cells.config(Cell("plain", ((RATE, 5e-4), (WEIGHT, 0.0)), 0, 2, "report"))
+
+
 def test_halving_keeps_the_best_and_chooses_it(study):
     first, last = conduct(study, interior)
     assert len(first) == 2 * 9

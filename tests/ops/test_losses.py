@@ -23,6 +23,24 @@ def test_dpo_of_no_margin_is_ln_2():
     np.testing.assert_allclose(losses.dpo(jnp.zeros(2), 0.3), [np.log(2)] * 2, rtol=1e-6)
 
 
+def test_smoothed_dpo_by_hand():
+    # β · margin = ln 3 with ε = ¼: −¾ ln ¾ − ¼ ln ¼ = ln 4 − ¾ ln 3, which is its least value, since
+    # ln ((1 − ε) / ε) = ln 3. The other way round: −¾ ln ¼ − ¼ ln ¾ = ln 4 − ¼ ln 3.
+    margin_U = jnp.array([10 * np.log(3.0), -10 * np.log(3.0)], jnp.float32)
+    expected = np.log(4) - np.array([0.75, 0.25]) * np.log(3)
+    np.testing.assert_allclose(losses.smoothed_dpo(margin_U, 0.1, 0.25), expected, rtol=1e-5)
+    gradient_U = jax.grad(lambda m: jnp.sum(losses.smoothed_dpo(m, 0.1, 0.25)))(margin_U)
+    # β (σ(x) − (1 − ε)): nothing at the least value, 0.1 (¼ − ¾) at the other one.
+    np.testing.assert_allclose(gradient_U, [0.0, -0.05], atol=1e-7)
+
+
+def test_dpo_smoothed_by_nothing_is_dpo():
+    margin_U = jnp.array([-3.0, 0.0, 2.5])
+    np.testing.assert_array_equal(
+        losses.smoothed_dpo(margin_U, 0.3, 0.0), losses.dpo(margin_U, 0.3)
+    )
+
+
 def test_pairwise_logistic_by_hand():
     # chosen − rejected = ln 4 − ln 1: σ = 4/5. The other way round 1/5.
     chosen_U, rejected_U = jnp.array([np.log(4.0), 0.0]), jnp.array([0.0, np.log(4.0)])

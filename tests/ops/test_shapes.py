@@ -48,6 +48,7 @@ DOORS = [
         "hidden_ND tokens_N",
     ),
     (partial(losses.dpo, beta=0.1), "margin_U"),
+    (partial(losses.smoothed_dpo, beta=0.1, label_smoothing=0.1), "margin_U"),
     (partial(losses.ipo, beta=0.1), "margin_U"),
     (losses.pairwise_logistic, "chosen_U rejected_U"),
     (losses.cross_entropy_sum, "logprob_RC mask_RC"),

@@ -281,7 +281,7 @@ def test_calls_that_fit_alone_but_not_together_are_named():
         {call.name: 1.0 for call in PPO}, device_bytes=30e9
     )  # a state of 16 GB and 10 for rows
     with pytest.raises(
-        ValueError, match=r"no plan fits on 1 devices of 30 GB: train_\w+ needs 16.3 GB"
+        ValueError, match=r"no plan fits on 1 device of 30 GB: train_\w+ needs 16.3 GB"
     ) as error:
         search(PPO, costs, work(), 1, 1, micro_batches=(1, 2, 4, 8))
     assert "alone" not in str(error.value)

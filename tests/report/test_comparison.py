@@ -44,7 +44,8 @@ def test_the_page_names_the_better_group_and_says_why(page: Reader) -> None:
         "a 95 % t-interval over seeds, which does not hold zero",
         "algorithm.beta is 0.1 in A and 0.5 in B",
         "Where both have KL 2.00, A is ahead: 1.31 in A, 0.945 in B.",
-        "A reaches the end of B after 37 updates; B took 60. RLHF took 48 s in A and 48 s in B.",
+        "A reaches the end of B after 37 updates; B took 60. Training the policy took 48 s in A "
+        "and 48 s in B.",
     ):
         assert said in " ".join(page.text.split()), said
 
@@ -186,7 +187,7 @@ def test_what_does_not_compare_is_one_clear_line(root: Path, tmp_path: Path) -> 
     with pytest.raises(Refusal, match=r"no run directory matches the pattern '.*gamma_\*'"):
         runs.compare(given(run, root / "gamma_*"))
     no_rounds = drop(vary(tmp_path / "sft_alone", 0), "rlhf")
-    with pytest.raises(Refusal, match="no round of RLHF to compare; its stages: sft, "):
+    with pytest.raises(Refusal, match="no update of a policy to compare; its stages: sft, "):
         runs.compare(given(run, no_rounds))
     other_task = vary(tmp_path / "other_task", 0, task__name="addition")
     with pytest.raises(Refusal, match=r"different tasks .* has 'reviews', .* has 'addition'"):

@@ -3,6 +3,8 @@ wherever that of RLHF is taken.
 """
 
 import json
+import re
+import shutil
 from dataclasses import replace
 
 import jax
@@ -12,6 +14,7 @@ import pytest
 
 from configs import offline_dpo
 from rlhf_jax import build
+from rlhf_jax.cli import compare as compare_command
 from rlhf_jax.cli import evaluate as evaluate_command
 from rlhf_jax.cli import export as export_command
 from rlhf_jax.cli import report as report_command
@@ -258,6 +261,38 @@ def test_another_run_begins_from_its_version(whole, tmp_path):
 def test_a_run_has_one_policy(whole):
     with pytest.raises(Refusal, match=r"has a policy of the stage 'dpo'.+--config\.begin="):
         build.prepare(config(whole, job="pipeline"))
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_is_no_pipeline(whole, tmp_path):
+    """Its lines would be told as those of the pipeline's policy."""
+    directory = tmp_path / "run"
+    shutil.copytree(whole, directory)
+    shutil.rmtree(directory / "checkpoints" / "dpo")
+    for job in ("pipeline", "rlhf"):
+        with pytest.raises(Refusal, match=r"has lines of the stage 'dpo'.+--config\.begin="):
+            build.checked(config(directory, job=job, reward="gold"))
+    build.checked(config(directory))
+
+
+def test_runs_are_compared(whole, tmp_path, capsys):
+    """The verdict is of the evaluations of DPO, and the key that differs is one of its node."""
+    worse = tmp_path / "worse"
+    shutil.copytree(whole, worse)
+    path = worse / "config.json"
+    values = json.loads(path.read_text())
+    values["dpo"]["beta"], values["directory"] = 0.3, str(worse)
+    path.write_text(json.dumps(values))
+    lines = [json.loads(line) for line in (worse / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line.get("of") == "dpo" and line["update"]:
+            line["win_rate"], line["gold_mean"] = -1.0, line["gold_mean"] - 100
+    (worse / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = tmp_path / "page.html"
+    assert compare_command.main([str(worse), str(whole), f"--to={page}"]) == 0
+    text = page.read_text()
+    assert '<div class="verdict"><b>B: beta 0.1 is ' in text, "the second one is the better one"
+    assert re.search(r"dpo\.beta</code> is 0\.1 in B and 0\.3 in A", text)
+    assert "RLHF took" not in text
 
 
 def test_a_changed_key_is_refused_once_it_has_begun(whole):

@@ -137,6 +137,20 @@ def test_the_synchronous_loop_is_killed_too(folder, whole):
     assert not kill.differences(whole, directory)
 
 
+def test_offline_dpo_killed_before_and_after_its_first_checkpoint_ends_the_same(folder, whole):
+    """Its SFT policy and its comparisons are those of the run that was never killed."""
+    begin, expected, directory = f"begin={whole}", folder / "dpo", folder / "dpo_killed"
+    kill.finish(kill.start_dpo(expected, folder / "cache", begin))
+    assert kill.untimed(expected / "metrics.jsonl")[-1]["of"] == "dpo"
+    for lines, has_checkpoint in ((1, False), (17, True)):
+        process = kill.start_dpo(directory, folder / "cache", begin)
+        assert kill.kill_at(process, directory, lines, 0.0), "it ended before"
+        saved = [path.name for path in (directory / "checkpoints" / "dpo").glob("[0-9]*")]
+        assert ("4" in saved) == has_checkpoint, saved
+    kill.finish(kill.start_dpo(directory, folder / "cache", begin))
+    assert not kill.differences(expected, directory, ("dpo",))
+
+
 def test_a_finished_run_trains_nothing_when_it_is_started_again(folder, whole):
     files = [whole / "metrics.jsonl", whole / "samples.jsonl"]
     before = [path.read_bytes() for path in files]

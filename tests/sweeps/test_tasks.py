@@ -206,6 +206,16 @@ def test_the_table_has_a_row_per_cell(tmp_path):
     assert rows[0]["directory"] == str(done.directory)
 
 
+def test_the_figures_of_offline_dpo_are_of_its_last_version(tmp_path):
+    task = cell(tmp_path, "a", **{"dpo.beta": 0.1})
+    lines = [
+        {"stage": "evaluate", "of": "dpo", "update": update, "heldout_accuracy": accuracy}
+        for update, accuracy in ((0, 0.5), (6, 0.75))
+    ]
+    (task.directory / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    assert results_table.figures(task) == {"updates": 6, "heldout_accuracy_share": 0.75}
+
+
 def test_progress_is_of_the_last_update(tmp_path):
     task = cell(tmp_path, "a")
     assert task.progress() == ""

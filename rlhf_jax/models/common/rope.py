@@ -73,7 +73,12 @@ NONE = Rotary(())
 
 @lru_cache
 def plain(rotary_dims: int, theta: float) -> Rotary:
-    """Frequencies that are not stretched."""
+    """Frequencies that are not stretched.
+
+    Args:
+      rotary_dims: dimensions of a head that turn, an even number.
+      theta: base of the frequencies.
+    """
     return Rotary(tuple(blocks.rotary_frequencies(rotary_dims, theta).tolist()))
 
 

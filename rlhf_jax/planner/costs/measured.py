@@ -272,7 +272,12 @@ def params_between(
 
 
 def mesh_of(spec: ProgramSpec, placement: Placement) -> Mesh:
-    """The mesh of a placement, over the devices at hand."""
+    """The mesh of a placement, over the devices at hand.
+
+    Args:
+      spec: of the program, for the names of the mesh's axes.
+      placement: of a call.
+    """
     return ResolvedPlan(spec.mesh, jax.devices(), Plan({OTHERS: placement})).mesh(OTHERS)
 
 

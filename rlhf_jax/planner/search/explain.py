@@ -82,20 +82,21 @@ def why_none_fits(space: Space, costs_of: Callable[[int], CostModel] | None) -> 
     """
     least = [(_least_bytes(space, call), call) for call in space.calls]
     unplaced = [call for (need, call) in least if need is None]
+    devices = "1 device" if space.num_devices == 1 else f"{space.num_devices} devices"
     if unplaced:
         call = unplaced[0]
         whole = Placement(tuple(range(space.num_devices)), (space.num_devices, 1, 1))
         reason = space.costs.refusal(call, whole) or space.costs.refusal(
             call, Placement((0,), (1, 1, 1))
         )
-        return f"{call.name} can be placed nowhere on {space.num_devices} devices: {reason}"
+        return f"{call.name} can be placed nowhere on {devices}: {reason}"
     (needed, placement), call = max(
         ((need, call) for need, call in least if need is not None), key=lambda entry: entry[0][0]
     )
     memory = space.costs.device_bytes
     alone = "alone " if needed > memory else ""
     return (
-        f"no plan fits on {space.num_devices} devices of {gigabytes(memory)}: {call.name} "
+        f"no plan fits on {devices} of {gigabytes(memory)}: {call.name} "
         f"{alone}needs {gigabytes(needed)} of "
         f"each device, at the least on {describe(placement)}" + _enough(space, costs_of)
     )

@@ -270,7 +270,10 @@ def _speed(best: Group, second: Group, name: str) -> str:
         for curve in (mean_curve(group, name, "update") for group in (best, second))
     ]
     took = seconds(best), seconds(second)
-    times = f"RLHF took {duration(took[0])} in {best.letter} and {duration(took[1])} in {second.letter}."
+    times = (
+        f"Training the policy took {duration(took[0])} in {best.letter} and {duration(took[1])} in "
+        f"{second.letter}."
+    )
     times = times if min(took) > 0 else ""
     if not all(curves):
         return times

@@ -26,7 +26,7 @@ FILE = "comparison.html"
 SHOWN, MOST_SHOWN = 6, 48
 ACROSS = {
     "update": ("Against updates", "update"),
-    "seconds": ("Against seconds", "seconds of the RLHF stage"),
+    "seconds": ("Against seconds", "seconds of the stage that trains the policy"),
     "kl": ("Against KL", "KL to the SFT policy, nats"),
 }
 SHARES = ("win_rate", "finished", "distinct_completions")
@@ -116,7 +116,9 @@ def _table(comparison: Comparison, groups: Sequence[Group]) -> dict[str, Any]:
     columns += [
         (name.capitalize(), [fact[name] for fact in facts]) for name in ("seeds", "updates")
     ]
-    columns.append(("Time of RLHF", [format_seconds(figures.seconds(group)) for group in groups]))
+    columns.append(
+        ("Time of training", [format_seconds(figures.seconds(group)) for group in groups])
+    )
     return {
         "head": [title for title, _ in columns],
         "rows": list(zip(*(cells for _, cells in columns), strict=True)),

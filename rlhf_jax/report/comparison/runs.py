@@ -143,7 +143,7 @@ def _compared(path: Path) -> Compared:
     stages = ", ".join(read.stages(run.lines)) or "none"
     curve, updates = read.policy_evaluations(run.lines), read.policy_updates(run.lines)
     if not updates and not curve:
-        raise Refusal(f"{path} has no round of RLHF to compare; its stages: {stages}")
+        raise Refusal(f"{path} has no update of a policy to compare; its stages: {stages}")
     if read.before_and_after(run.lines)[1] is None:
         raise Refusal(f"{path} has no evaluation of a trained policy yet; its stages: {stages}")
     values = {

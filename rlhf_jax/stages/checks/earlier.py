@@ -1,7 +1,9 @@
 """Checks that the files of earlier stages are there, of which a job goes on."""
 
 from collections.abc import Set
+from pathlib import Path
 
+from rlhf_jax.records import metrics
 from rlhf_jax.records.checkpoints import complete_steps
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.run_directory import stage_records
@@ -31,10 +33,14 @@ def check(job: str, workspace: Workspace, stages: Stages, used: Set[str]) -> Non
     if job in ("evaluate", "export"):
         complete_steps(stage_records.folder(directory, policy))
     for stage, another in (("rlhf", "dpo"), ("dpo", "rlhf")):
-        if stage in used and stage_records.steps(directory, another):
+        if stage not in used:
+            continue
+        held = "a policy" if stage_records.steps(directory, another) else ""
+        held = held or ("lines" if _has_lines(directory, another) else "")
+        if held:
             raise Refusal(
-                f"{directory} has a policy of the stage {another!r}, and a run has one of {stage!r} "
-                f"or {another!r}; accepted: another --config.directory, with "
+                f"{directory} has {held} of the stage {another!r}, and a run has a policy of "
+                f"{stage!r} or of {another!r}; accepted: another --config.directory, with "
                 f"--config.begin={directory} to take its SFT policy"
             )
     if job not in ("rlhf", "evaluate") or not stages.learned or policy == "dpo":
@@ -46,3 +52,12 @@ def check(job: str, workspace: Workspace, stages: Stages, used: Set[str]) -> Non
         )
     if not owner.pretrained.reward_model:
         stage_records.check_finished(owner.directory, "reward_model")
+
+
+def _has_lines(directory: Path, stage: str) -> bool:
+    """True where a run has written updates or evaluations of a stage: it may have been killed before
+    its first checkpoint.
+    """
+    path = directory / metrics.FILE
+    lines = metrics.read(path) if path.exists() else []
+    return any("update" in line and stage in (line["stage"], line.get("of")) for line in lines)

@@ -120,6 +120,10 @@ class Problem:
 def named(plan: Plan, calls: Sequence[Call]) -> Plan:
     """A plan without what it says of calls that this round does not have, its entry for all others
     spelled out.
+
+    Args:
+      plan: a placement by the name of a call.
+      calls: of a round.
     """
     placements = dict(plan.placements)
     others = placements.pop(OTHERS, None)
