@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import jax
-
 from rlhf_jax.types import Array
 
 Scalars = Mapping[str, float | Array]
@@ -74,7 +72,8 @@ def at(function: FunctionT, scalars: Scalars) -> FunctionT:
       scalars: as `scalars_of_function` gives them, or traced in the same way. {}: the function's
         own numbers, as constants.
     """
-    return function.make(scalars) if isinstance(function, Scaled) and scalars else function
+    made: Any = function.make(scalars) if isinstance(function, Scaled) and scalars else function
+    return made
 
 
 def through(function: FunctionT, wrap: Callable[[FunctionT], OtherT]) -> OtherT:
@@ -126,7 +125,7 @@ def with_values(config: T, values: Mapping[str, object]) -> T:
 
 def is_zero(number: float | Array) -> bool:
     """True for the number 0. A traced number is not 0, since a 0 stays a constant."""
-    return not isinstance(number, jax.core.Tracer) and not number
+    return not isinstance(number, Array) and not number
 
 
 def _value(config: Any, name: str) -> Any:
