@@ -14,6 +14,7 @@ from rlhf_jax.config import Bounds, Natural, NonNegative, Positive
 from rlhf_jax.micro_batches import split_rows
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.value_head import ValueModel
+from rlhf_jax.ops.scalars import Scalars, at, is_zero, scalars_of_function, scaled, through
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.scoring import critic_outputs, policy_outputs
 from rlhf_jax.types import (
@@ -42,6 +43,13 @@ class Rows(Protocol):
 RowsT = TypeVar("RowsT", bound=Rows)
 Objective = Callable[[Params, RowsT], tuple[Array, Metrics]]
 """(params, rows) -> (loss summed over the rows, metrics)."""
+Loss = Callable[[Outputs, Batch], tuple[Array, Metrics]]
+"""(outputs, rows) -> (loss summed over the rows, metrics)."""
+NO_SCALARS: Mapping[str, Scalars] = {}
+SCALARS = ("learning_rate", "epsilon", "weight_decay", "max_grad_norm")
+"""Fields of `OptimizerConfig` that are arguments of compiled updates. The betas are constants:
+1 - beta2 in float32 differs from it in float64 by 1e-5 of its value.
+"""
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,7 @@ def check_schedule(
 def make_optimizer(
     config: OptimizerConfig, num_updates: int, updates_per_round: int = 1
 ) -> optax.GradientTransformation:
-    """The optimizer of `config`.
+    """The optimizer of `config`, whose `SCALARS` a compiled update takes as arguments.
 
     Args:
       config: AdamW and its schedule.
@@ -139,6 +147,17 @@ def make_optimizer(
     Raises:
       Refusal: the schedule or `decay_on` is not one of those that are accepted.
     """
+
+    def update_of(config: OptimizerConfig) -> optax.TransformUpdateFn:
+        return _adamw(config, num_updates, updates_per_round).update
+
+    optimizer = _adamw(config, num_updates, updates_per_round)
+    return optimizer._replace(update=scaled(update_of, config, SCALARS))
+
+
+def _adamw(
+    config: OptimizerConfig, num_updates: int, updates_per_round: int
+) -> optax.GradientTransformation:
     schedule = learning_rate_schedule(config, num_updates, updates_per_round)
     if config.decay_on not in ("all", "matrices"):
         raise Refusal(f"optimizer.decay_on is {config.decay_on!r}; accepted: all, matrices")
@@ -151,7 +170,7 @@ def make_optimizer(
         weight_decay=config.weight_decay,
         mask=mask,
     )
-    if config.max_grad_norm <= 0.0:
+    if is_zero(config.max_grad_norm):
         return adamw
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
 
@@ -190,9 +209,7 @@ def denominator(mask_RC: Array, aggregation: Aggregation) -> Array:
     return counts[aggregation]
 
 
-def policy_objective(
-    loss: Callable[[Outputs, Batch], tuple[Array, Metrics]], model: Model, rows_per_prompt: int = 1
-) -> Objective[Batch]:
+def policy_objective(loss: Loss, model: Model, rows_per_prompt: int = 1) -> Objective[Batch]:
     """The objective of a policy: the model's outputs on the rows, then the algorithm's loss.
 
     Args:
@@ -201,21 +218,20 @@ def policy_objective(
       rows_per_prompt: rows come in groups of this size, each of one prompt, which is run once.
     """
 
-    def objective(params: Params, batch: Batch) -> tuple[Array, Metrics]:
-        rows = (batch.prompt_tokens_RQ, batch.prompt_mask_RQ, batch.tokens_RC, batch.mask_RC)
-        outputs = policy_outputs(
-            params, *rows, batch.temperature, model=model, rows_per_prompt=rows_per_prompt
-        )
-        return loss(outputs, batch)
+    def objective_of(loss: Loss) -> Objective[Batch]:
+        def objective(params: Params, batch: Batch) -> tuple[Array, Metrics]:
+            rows = (batch.prompt_tokens_RQ, batch.prompt_mask_RQ, batch.tokens_RC, batch.mask_RC)
+            outputs = policy_outputs(
+                params, *rows, batch.temperature, model=model, rows_per_prompt=rows_per_prompt
+            )
+            return loss(outputs, batch)
 
-    return objective
+        return objective
+
+    return through(loss, objective_of)
 
 
-def critic_objective(
-    loss: Callable[[Outputs, Batch], tuple[Array, Metrics]],
-    model: ValueModel,
-    rows_per_prompt: int = 1,
-) -> Objective[Batch]:
+def critic_objective(loss: Loss, model: ValueModel, rows_per_prompt: int = 1) -> Objective[Batch]:
     """The objective of a critic: its values on the rows, then the algorithm's loss.
 
     Args:
@@ -224,13 +240,16 @@ def critic_objective(
       rows_per_prompt: as in `policy_objective`.
     """
 
-    def objective(params: Params, batch: Batch) -> tuple[Array, Metrics]:
-        rows = (batch.prompt_tokens_RQ, batch.prompt_mask_RQ, batch.tokens_RC, batch.mask_RC)
-        return loss(
-            critic_outputs(params, *rows, model=model, rows_per_prompt=rows_per_prompt), batch
-        )
+    def objective_of(loss: Loss) -> Objective[Batch]:
+        def objective(params: Params, batch: Batch) -> tuple[Array, Metrics]:
+            rows = (batch.prompt_tokens_RQ, batch.prompt_mask_RQ, batch.tokens_RC, batch.mask_RC)
+            return loss(
+                critic_outputs(params, *rows, model=model, rows_per_prompt=rows_per_prompt), batch
+            )
 
-    return objective
+        return objective
+
+    return through(loss, objective_of)
 
 
 def collapse(stacked: Metrics) -> dict[str, Metric]:
@@ -281,9 +300,25 @@ def summed_gradients(
     return grads, loss, collapse(stacked)
 
 
+def step_scalars(
+    objective: Callable[..., object], optimizer: optax.GradientTransformation
+) -> dict[str, dict[str, float]]:
+    """The numbers of an update that a compiled `train_step` takes as its argument `scalars`.
+
+    Args:
+      objective: of the update, or the loss that it is made of.
+      optimizer: of the update.
+    """
+    return {
+        "objective": scalars_of_function(objective),
+        "optimizer": scalars_of_function(optimizer.update),
+    }
+
+
 def train_step(
     state: TrainState,
     batch: RowsT,
+    scalars: Mapping[str, Scalars] = NO_SCALARS,
     *,
     objective: Objective[RowsT],
     optimizer: optax.GradientTransformation,
@@ -295,6 +330,8 @@ def train_step(
 
     Args:
       batch: a pytree with `mask_RC`, arrays of R rows, and scalars.
+      scalars: numbers of objective and optimizer, as `step_scalars` gives them; without them these
+        numbers are constants of the compiled program.
       objective: gives the loss *summed* over rows.
       aggregation: names the minibatch's denominator, by which the sum is divided once, whatever
         `num_micro_batches` is.
@@ -302,12 +339,14 @@ def train_step(
     Returns: the state at version step + 1, and metrics: the objective's, and loss, grad_norm,
     update_norm.
     """
+    objective = at(objective, scalars.get("objective", {}))
+    update = at(optimizer.update, scalars.get("optimizer", {}))
     grads, loss_sum, metrics = summed_gradients(
         state.params, batch, objective, num_micro_batches, unit_rows
     )
     count = denominator(batch.mask_RC, aggregation)
     grads = jax.tree.map(lambda g: g / count, grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     one = jnp.float32(1.0)
     extra = {

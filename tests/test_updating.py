@@ -317,6 +317,47 @@ def test_clipping_bounds_the_gradient():
         np.testing.assert_allclose(np.linalg.norm(moment) / 0.1, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant", "linear_by_round"])
+def test_numbers_of_the_optimizer_are_arguments_of_an_update(schedule):
+    """Twice each number is the same program and another update; as arguments they are what they
+    are as constants.
+    """
+
+    def updated(**changed):
+        config = updating.OptimizerConfig(**(values | changed), schedule=schedule)
+        optimizer = updating.make_optimizer(config, 7, 2)
+        state = updating.init_state(jnp.arange(1.0, V + 1), optimizer)
+        step = partial(
+            updating.train_step,
+            objective=linear_objective,
+            optimizer=optimizer,
+            aggregation="sequence",
+        )
+        scalars = updating.step_scalars(linear_objective, optimizer)
+        compiled = jax.jit(step)
+        for _ in range(2):
+            before = state
+            state, _ = compiled(state, batch, scalars)
+        if not changed:
+            constant, _ = compiled(before, batch)
+            np.testing.assert_allclose(state.params, constant.params, rtol=1e-6)
+        return compiled.lower(state, batch, scalars).as_text(), np.asarray(state.params)
+
+    batch = tiny.make_batch(ROWS)
+    values = {
+        "learning_rate": 0.3,
+        "epsilon": 0.01,
+        "weight_decay": 0.1,
+        "max_grad_norm": 0.5,
+        "warmup_updates": 1,
+    }
+    text, params = updated()
+    for name in updating.SCALARS:
+        other_text, other_params = updated(**{name: 2 * values[name]})
+        assert other_text == text, name
+        assert not np.array_equal(other_params, params), name
+
+
 def test_decay_on_matrices_leaves_norms_biases_and_embeddings_alone():
     """One step at gradient 0 moves what decays by rate x decay, and nothing else."""
     model = tiny.make_model(num_layers=1)

@@ -12,6 +12,8 @@ from rlhf_jax.algorithms import grpo
 from rlhf_jax.ops import advantages
 from rlhf_jax.types import Algorithm
 
+SCALARS = grpo.SCALARS
+
 
 @dataclass(frozen=True)
 class Config(grpo.Config):

@@ -15,6 +15,8 @@ from rlhf_jax.ops import advantages
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Algorithm
 
+SCALARS = (*grpo.SCALARS, "gain")
+
 
 @dataclass(frozen=True)
 class Config(grpo.Config):
@@ -25,18 +27,16 @@ class Config(grpo.Config):
         6.0  # about std(z) / std(score) of GRPOVI with scores of deviation 1 in the middle of ±6
     )
 
+    def __post_init__(self) -> None:
+        if self.gain <= 0 or self.advantage != "centered":
+            raise Refusal(
+                f"constant_gain has gain {self.gain} and advantage {self.advantage!r}; accepted: a "
+                "positive gain, centered"
+            )
+
 
 def constant_gain(config: Config) -> Algorithm:
-    """The algorithm; rows are samples.
-
-    Raises Refusal for a gain that is not positive, or another advantage.
-    """
-    if config.gain <= 0 or config.advantage != "centered":
-        raise Refusal(
-            f"constant_gain has gain {config.gain} and advantage {config.advantage!r}; accepted: a "
-            "positive gain, centered"
-        )
-
+    """The algorithm; rows are samples."""
     advantage = grpo.advantage_from_scores(
         lambda score_PG: config.gain * advantages.centered(score_PG)
     )

@@ -25,6 +25,8 @@ from rlhf_jax.ops import advantages
 from rlhf_jax.ops.masked import masked_sum
 from rlhf_jax.types import Algorithm, Array, Batch, Mean, Metrics, Outputs, Samples, Scores
 
+SCALARS = ("kl_weight",)
+
 
 @dataclass(frozen=True)
 class Config:

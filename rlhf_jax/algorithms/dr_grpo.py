@@ -14,6 +14,8 @@ from rlhf_jax.ops import advantages
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Algorithm
 
+SCALARS = grpo.SCALARS
+
 
 @dataclass(frozen=True)
 class Config(grpo.Config):

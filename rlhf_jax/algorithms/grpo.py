@@ -26,6 +26,7 @@ from rlhf_jax.ops import advantages
 from rlhf_jax.ops.corrections import Correction, resolve
 from rlhf_jax.ops.divergences import k3
 from rlhf_jax.ops.masked import masked_count
+from rlhf_jax.ops.scalars import is_zero
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Aggregation, Algorithm, Array, Batch, Metrics, Outputs, Samples, Scores
 
@@ -34,6 +35,15 @@ ADVANTAGES: dict[str, Callable[[Array], Array]] = {
     "bessel": advantages.bessel,
     "centered": advantages.centered,
 }
+SCALARS = (
+    "kl_weight",
+    "clip_low",
+    "clip_high",
+    "correction.cap",
+    "correction.floor",
+    "correction.second_moment",
+)
+"""Numbers that compiled programs take as arguments: see `ops/scalars.py`."""
 AGGREGATIONS = ("token", "sequence", "constant_length")
 
 Figures = dict[str, Array]
@@ -121,7 +131,7 @@ def group_policy_gradient(
         loss_RC, metrics = token_surrogate(
             outputs, batch, correction, config.clip_low, config.clip_high
         )
-        if config.kl_weight:
+        if not is_zero(config.kl_weight):
             assert batch.reference_logprob_RC is not None
             loss_RC += config.kl_weight * k3(
                 outputs.logprob_RC, batch.reference_logprob_RC, batch.mask_RC
@@ -130,7 +140,7 @@ def group_policy_gradient(
             loss_RC /= jnp.maximum(masked_count(batch.mask_RC, dim=1), 1.0)[:, None]
         return jnp.sum(loss_RC), {**metrics, **drift_metrics(outputs, batch)}
 
-    reference = ("reference",) if config.kl_weight else ()
+    reference = () if is_zero(config.kl_weight) else ("reference",)
     return check_shapes(
         Algorithm(
             name=name,

@@ -28,6 +28,7 @@ from rlhf_jax.ops.variance_increase import VarianceIncrease, increase_variance
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Algorithm, Array, Samples, Scores
 
+SCALARS = grpo.SCALARS
 WEIGHTS = ("uniform", "reference")
 TIES = ("together", "by_index")
 SCORE = Unbounded("it is in the unit of the score, which has no origin of its own")

@@ -15,6 +15,8 @@ from rlhf_jax.ops import advantages
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Algorithm, Array
 
+SCALARS = grpovi.SCALARS
+
 
 @dataclass(frozen=True)
 class Config(grpovi.Config):

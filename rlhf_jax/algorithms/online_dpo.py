@@ -24,6 +24,8 @@ from rlhf_jax.ops.losses import dpo
 from rlhf_jax.ops.masked import masked_sum, select
 from rlhf_jax.types import Algorithm, Array, Batch, Mean, Metrics, Outputs, Samples, Scores
 
+SCALARS = ("beta",)
+
 
 @dataclass(frozen=True)
 class Config:

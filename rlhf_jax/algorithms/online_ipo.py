@@ -12,6 +12,8 @@ from rlhf_jax.config import Positive
 from rlhf_jax.ops.losses import ipo
 from rlhf_jax.types import Algorithm
 
+SCALARS = ("beta",)
+
 
 @dataclass(frozen=True)
 class Config:

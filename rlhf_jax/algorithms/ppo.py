@@ -32,6 +32,17 @@ from rlhf_jax.ops.losses import clipped_value
 from rlhf_jax.ops.masked import last_index, masked_count, masked_sum, masked_whiten, select
 from rlhf_jax.types import Algorithm, Array, Batch, Mean, Metrics, Outputs, Samples, Scores
 
+SCALARS = (
+    "kl_weight",
+    "clip",
+    "value_clip",
+    "gamma",
+    "gae_lambda",
+    "correction.cap",
+    "correction.floor",
+    "correction.second_moment",
+)
+
 
 @dataclass(frozen=True)
 class Config:

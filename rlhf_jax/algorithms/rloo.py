@@ -32,6 +32,8 @@ from rlhf_jax.ops.losses import clipped_surrogate
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Algorithm, Array, Batch, Metrics, Outputs, Samples, Scores
 
+SCALARS = ("kl_weight", "clip", "correction.cap", "correction.floor")
+
 
 @dataclass(frozen=True)
 class Config:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import registry
 from rlhf_jax.algorithms.common.checked import checked as checked_losses
+from rlhf_jax.algorithms.common.numbers import with_arguments
 from rlhf_jax.building.nodes import defaults, named
 from rlhf_jax.building.validation import check_task
 from rlhf_jax.config import fill
@@ -123,12 +124,14 @@ def inexact_ratio(values: dict[str, Any]) -> str:
 
 def algorithm(values: dict[str, Any]) -> Algorithm:
     """The algorithm that a node names."""
-    algorithm = registry.make("algorithms", *named("algorithms", values, "algorithm"))
+    name, config = named("algorithms", values, "algorithm")
+    algorithm = registry.make("algorithms", name, config)
     if not isinstance(algorithm, Algorithm):
         raise Refusal(
             f"algorithm.name is {values['name']!r}, which makes a {type(algorithm).__name__}; accepted: "
             "an Algorithm"
         )
+    algorithm = with_arguments(algorithm, values["name"], config)
     return (
         algorithm
         if registry.is_of_package("algorithms", values["name"])

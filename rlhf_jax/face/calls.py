@@ -38,6 +38,7 @@ from rlhf_jax.types import (
     States,
     TrainState,
 )
+from rlhf_jax.updating import step_scalars
 
 State = TypeVar("State", TrainState, States)
 Optimizers = Optimizer | Mapping[str, Optimizer]
@@ -296,7 +297,8 @@ def update(
         step = compiled.update_step(
             role, loss, model, _of_role(optimizer, role), aggregation, unit_rows, num_micro_batches, donate
         )  # fmt: skip
-        updated[role], role_metrics = step(states[role], batch)
+        scalars = step_scalars(loss, _of_role(optimizer, role))
+        updated[role], role_metrics = step(states[role], batch, scalars)
         metrics |= {
             name if role == "policy" else f"{role}_{name}": metric
             for name, metric in role_metrics.items()

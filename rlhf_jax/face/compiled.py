@@ -13,6 +13,7 @@ import optax
 from rlhf_jax import sampling, scoring, updating
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import value_head
+from rlhf_jax.ops.scalars import Scalars
 from rlhf_jax.types import (
     Aggregation,
     Array,
@@ -99,7 +100,7 @@ def update_step(
     unit_rows: int,
     num_micro_batches: int,
     donate: bool,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Batch, Mapping[str, Scalars]], tuple[TrainState, Metrics]]:
     if role == "policy":
         objective = policy_objective(loss, model, unit_rows)
     else:

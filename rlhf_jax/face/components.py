@@ -5,16 +5,19 @@ algorithms.
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 
 from rlhf_jax import registry
+from rlhf_jax.algorithms.common.numbers import with_arguments
 from rlhf_jax.config import Settings
 from rlhf_jax.face.prompts import SeekableTask, own
 from rlhf_jax.face.settings import filled, named, plain
 from rlhf_jax.models.api import Model
 from rlhf_jax.ops.corrections import Correction, resolve
+from rlhf_jax.ops.scalars import through
 from rlhf_jax.refusal import ComponentError, Refusal
 from rlhf_jax.tasks import api
 from rlhf_jax.tasks.common import reading
@@ -22,6 +25,7 @@ from rlhf_jax.text import encoding, tokenizers
 from rlhf_jax.text.tokenizers import Tokenizer
 from rlhf_jax.types import Algorithm, Batch, Samples, Scores
 
+Credit = Callable[[Samples, Scores], Batch]
 READ = 1024
 """Prompts whose references are read, evenly over a split, to know how long a completion of a task
 is.
@@ -208,21 +212,22 @@ def make_named(path: str, config: Settings) -> NamedAlgorithm:
         raise ComponentError(
             f"the algorithm {path} is a {type(algorithm).__name__}; accepted: an Algorithm"
         )
+    algorithm = with_arguments(algorithm, path, config)
     fields: dict[str, Any] = {
         f.name: getattr(algorithm, f.name) for f in dataclasses.fields(Algorithm)
     }
-    fields["credit"] = _credit(algorithm)
+    fields["credit"] = through(algorithm.credit, partial(_credit, algorithm))
     return NamedAlgorithm(**fields, component=path, config=config)
 
 
-def _credit(algorithm: Algorithm) -> Callable[[Samples, Scores], Batch]:
+def _credit(algorithm: Algorithm, credit: Credit) -> Credit:
     """The compiled `credit` of an algorithm.
 
     Raises Refusal for scores that lack what the algorithm needs.
     """
-    compiled = jax.jit(algorithm.credit)
+    compiled = jax.jit(credit)
 
-    def credit(samples: Samples, scores: Scores) -> Batch:
+    def checked_credit(samples: Samples, scores: Scores) -> Batch:
         given = {
             "reference": scores.reference_logprob_BC,
             "proximal": scores.proximal_logprob_BC,
@@ -239,7 +244,7 @@ def _credit(algorithm: Algorithm) -> Callable[[Samples, Scores], Batch]:
             )
         return compiled(samples, scores)
 
-    return credit
+    return checked_credit
 
 
 def for_schedule(

@@ -21,7 +21,7 @@ policy being trained: the same in a round's first update.) A token left out keep
 denominator.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import chex
@@ -29,6 +29,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.config import NonNegative, Positive
 from rlhf_jax.ops.masked import masked_sum, select
+from rlhf_jax.ops.scalars import with_values
 from rlhf_jax.ops.shapes import assert_shapes
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
@@ -118,7 +119,8 @@ def resolve(
         ratio_to = fits.get(kind, "proximal" if stale else "behavior")
     if kind == "auto":
         kind = "truncate" if stale and ratio_to == "proximal" else "none"
-    return replace(correction, ratio_to=ratio_to, correction=kind)
+    # Not `replace`: its checks cannot read a traced cap, floor or second moment.
+    return with_values(correction, {"ratio_to": ratio_to, "correction": kind})
 
 
 def log_staleness(proximal_BC: Array, behavior_BC: Array, mask_BC: Array, level: str) -> Array:

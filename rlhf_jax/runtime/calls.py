@@ -2,7 +2,8 @@
 each for its own mesh.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -12,9 +13,10 @@ from jax.sharding import Mesh
 from rlhf_jax.dataflow import SCORES, Call
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.micro_batches import map_micro_batches
+from rlhf_jax.ops.scalars import Scalars
 from rlhf_jax.runtime.spec import ProgramSpec
 from rlhf_jax.types import Array, Metrics, Params, TrainState
-from rlhf_jax.updating import critic_objective, policy_objective, train_step
+from rlhf_jax.updating import critic_objective, policy_objective, step_scalars, train_step
 
 T = TypeVar("T")
 OBJECTIVES = {"policy": policy_objective, "critic": critic_objective}
@@ -24,13 +26,15 @@ OBJECTIVES = {"policy": policy_objective, "critic": critic_objective}
 class CompiledCall(Generic[T]):
     """A call of the dataflow, compiled for its mesh.
 
-    `function` is `(params, samples) -> rows` of a score, and `(state, batch) -> (state, metrics)`
-    of an update, which donates the state. Rows are sharded over data and fsdp.
+    `function` is `(params, samples) -> rows` of a score, and `(state, batch, scalars) -> (state,
+    metrics)` of an update, which donates the state. Rows are sharded over data and fsdp. `scalars`
+    are the numbers of an update that are arguments of its program.
     """
 
     call: Call
     mesh: Mesh
     function: distributed.Compiled[T]
+    scalars: Mapping[str, Scalars] = field(default_factory=dict)
 
 
 def score(spec: ProgramSpec, call: Call) -> CompiledCall[Array]:
@@ -65,11 +69,12 @@ def update(
     """
     _, optimizer = spec.trained[call.role]
     mesh, algorithm = spec.resolved_plan.mesh(call.name), spec.algorithm
+    objective = OBJECTIVES[call.role](
+        algorithm.losses[call.role], spec.model_of(call), spec.block_rows
+    )
     step = partial(
         train_step,
-        objective=OBJECTIVES[call.role](
-            algorithm.losses[call.role], spec.model_of(call), spec.block_rows
-        ),
+        objective=objective,
         optimizer=optimizer,
         aggregation=algorithm.aggregation if call.role == "policy" else "token",
         unit_rows=spec.block_rows,
@@ -79,7 +84,7 @@ def update(
     run = distributed.compiled(
         sharding.keeping_rows(step, mesh), donate_argnums=0, out_shardings=shardings
     )
-    return CompiledCall(call, mesh, run)
+    return CompiledCall(call, mesh, run, step_scalars(objective, optimizer))
 
 
 def params_shardings(spec: ProgramSpec, call: Call, params: Params) -> Params:

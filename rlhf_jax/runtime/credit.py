@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from rlhf_jax import scoring
-from rlhf_jax.devices import distributed
+from rlhf_jax.devices import distributed, sharding
+from rlhf_jax.ops.scalars import Scalars, at, scalars_of, scalars_of_function, with_values
 from rlhf_jax.refusal import ComponentError, RewardError, at_fault
 from rlhf_jax.rewards.common import host_rewards
 from rlhf_jax.runtime.spec import ProgramSpec, Reward
@@ -27,6 +30,49 @@ FAULTS = (RAW, SCORE, ROWS, *FINITE)
 HostScores = Array | np.ndarray
 RawScores = HostScores | Mapping[str, HostScores]
 """Raw scores `[B]` of a round; of a sum of rewards, by label."""
+
+
+SCALARS = ("scoring.missing_eos_score", "reward.mean", "reward.std")
+"""Fields of a `ProgramSpec` that are arguments of the compiled credit; so are weights of terms."""
+
+
+def credit_scalars(spec: ProgramSpec) -> dict[str, dict[str, float]]:
+    """The numbers of a round's credit that its compiled program takes as arguments."""
+    weights = (f"reward.terms.{index}.weight" for index in range(len(spec.reward.terms)))
+    return {
+        "algorithm": scalars_of_function(spec.algorithm.credit),
+        "spec": scalars_of(spec, (*SCALARS, *weights)),
+    }
+
+
+def rows(
+    samples: Samples,
+    raw: Array | Mapping[str, Array],
+    outputs: Mapping[str, Array],
+    scalars: Mapping[str, Scalars],
+    *,
+    spec: ProgramSpec,
+    mesh: Mesh,
+) -> tuple[Scores, Batch]:
+    """Returns the scores of a round and the rows to train on, sharded over a mesh.
+
+    Args:
+      samples: of the round.
+      raw: raw scores as `raw_scores` gives them.
+      outputs: of the other scores, as `scores_of` takes them.
+      scalars: as `credit_scalars` gives them.
+      spec: of the program.
+      mesh: where the policy trains.
+
+    Raises as `apply_credit`.
+    """
+    spec = with_values(spec, scalars["spec"])
+    algorithm = dataclasses.replace(
+        spec.algorithm, credit=at(spec.algorithm.credit, scalars["algorithm"])
+    )
+    scores = scores_of(spec, samples, raw, outputs)
+    batch = apply_credit(algorithm, samples, scores)
+    return scores, jax.lax.with_sharding_constraint(batch, sharding.row_shardings(batch, mesh))
 
 
 def raw_scores(reward: Reward, samples: Samples, model_scores_B: Array | None) -> RawScores:

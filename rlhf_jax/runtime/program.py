@@ -4,7 +4,6 @@ nothing else.
 
 import contextlib
 import threading
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -78,6 +77,8 @@ class Program:
             threading.RLock() if len(shared) > 1 else contextlib.nullcontext()
         )
         self._frozen = self._put_frozen()
+        self._credit_rows = partial(credit.rows, spec=spec, mesh=self.trainer_mesh)
+        self._credit_scalars = credit.credit_scalars(spec)
         self._credit = distributed.compiled(self._credit_rows)
         # Compiled apart from credit, so that the checks cannot change what credit computes.
         self._faults = distributed.compiled(credit.faults)
@@ -158,13 +159,13 @@ class Program:
 
     def arguments(self, call: str) -> tuple[object, ...]:
         """Returns the arguments that `lowered` lowers a call for, as shapes with shardings (frozen
-        params as arrays).
+        params as arrays, and numbers as they are).
         """
         return self._entries(call)[0][1]
 
     def minibatch_shapes(self) -> Batch:
         """Shapes of what an update trains on."""
-        return self._shapes.minibatch(self._credit_rows)
+        return self._shapes.minibatch(partial(self._credit_rows, scalars=self._credit_scalars))
 
     @property
     def _shapes(self) -> shapes.Shapes:
@@ -184,14 +185,10 @@ class Program:
             return [(score.function, self._shapes.score_arguments(score.call))]
         for update in self.updates.values():
             if name == update.call.name:
-                return [
-                    (
-                        update.function,
-                        self._shapes.update_arguments(update.call, self.minibatch_shapes()),
-                    )
-                ]
+                rows = self._shapes.update_arguments(update.call, self.minibatch_shapes())
+                return [(update.function, (*rows, update.scalars))]
         if name == CREDIT:
-            return [(self._credit, self._shapes.credit_arguments())]
+            return [(self._credit, (*self._shapes.credit_arguments(), self._credit_scalars))]
         accepted = ", ".join((*(call.name for call in self.calls), CREDIT))
         raise Refusal(f"the round has no call {name!r}; accepted: {accepted}")
 
@@ -246,7 +243,7 @@ class Program:
             rows = sharding.rows(self.trainer_mesh)
             raw = jax.tree.map(lambda array: put(array, rows), raw)
             resharded = {SCORES[name].output: put(output, rows) for name, output in outputs.items()}
-            scores, batch = self._credit(samples, raw, resharded)
+            scores, batch = self._credit(samples, raw, resharded, self._credit_scalars)
             named = raw if isinstance(raw, dict) else {self.spec.reward.name: raw}
             faults = self._faults(named, scores, batch)
         # Only now, without the lock: reading waits for the devices, and the sampler may dispatch in
@@ -263,18 +260,6 @@ class Program:
             return self._frozen[call.name]
         params = states[call.role].params
         return put(params, calls.params_shardings(self.spec, call, params))
-
-    def _credit_rows(
-        self,
-        samples: Samples,
-        raw: Array | Mapping[str, Array],
-        outputs: Mapping[str, Array],
-    ) -> tuple[Scores, Batch]:
-        scores = credit.scores_of(self.spec, samples, raw, outputs)
-        batch = credit.apply_credit(self.spec.algorithm, samples, scores)
-        return scores, jax.lax.with_sharding_constraint(
-            batch, sharding.row_shardings(batch, self.trainer_mesh)
-        )
 
     def minibatch(self, batch: Batch, round_index: int, update_in_round: int) -> Batch:
         """Rows of one update: epochs are the outer loop, minibatches the inner one.
@@ -314,7 +299,7 @@ class Program:
                 continue
             with self._dispatch_lock:
                 rows = put(batch, sharding.row_shardings(batch, step.mesh))
-                updated[role], role_metrics = step.function(states[role], rows)
+                updated[role], role_metrics = step.function(states[role], rows, step.scalars)
             metrics |= (
                 role_metrics
                 if role == "policy"

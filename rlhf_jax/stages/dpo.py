@@ -28,6 +28,7 @@ from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.models.api import Model
 from rlhf_jax.ops import losses
 from rlhf_jax.ops.masked import masked_count, masked_sum
+from rlhf_jax.ops.scalars import scaled
 from rlhf_jax.records.samples import SamplesWriter
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.report.html import write_report
@@ -46,6 +47,8 @@ from rlhf_jax.tasks.api import Split
 from rlhf_jax.types import Algorithm, Array, Mean, Metrics, Outputs, Params, TrainState
 
 STAGE = "dpo"
+SCALARS = ("beta", "label_smoothing")
+"""Fields of `Config` that are arguments of the compiled update: see `ops/scalars.py`."""
 
 
 @struct.dataclass
@@ -332,7 +335,7 @@ def _train(
         begin,
         init=lambda: first_state(first_params),
         rows=lambda update: place(take(pairs, index_NU[update]), workspace),
-        objective=partial(objective, workspace.model, config),
+        objective=scaled(partial(partial, objective, workspace.model), config, SCALARS),
         aggregation="pair",
         unit_rows=2,
         on_resume=on_resume,

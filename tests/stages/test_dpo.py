@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from configs import offline_dpo
-from rlhf_jax import build
+from rlhf_jax import build, updating
 from rlhf_jax.cli import compare as compare_command
 from rlhf_jax.cli import evaluate as evaluate_command
 from rlhf_jax.cli import export as export_command
 from rlhf_jax.cli import report as report_command
+from rlhf_jax.devices import distributed
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import supervised
 from rlhf_jax.stages import comparisons, dpo, rlhf, sft
@@ -186,6 +187,41 @@ def test_a_stopped_run_ends_as_one_that_never_was(whole, tmp_path, monkeypatch, 
     assert runs.same(runs.state(whole, "dpo"), runs.state(again, "dpo"))
     for name in ("metrics.jsonl", "samples.jsonl"):
         assert runs.lines(whole, name, "dpo") == runs.lines(again, name, "dpo")
+
+
+def test_numbers_that_scale_are_arguments_of_the_update(whole, tmp_path, monkeypatch):
+    """Two runs with other numbers have one program and other metrics."""
+    texts, compiled = [], distributed.compiled
+
+    def recorded(function, **options):
+        run = compiled(function, **options)
+        if getattr(function, "func", None) is not updating.train_step:
+            return run
+
+        def step(*arguments):
+            texts.append(run.lower(*arguments).as_text())
+            return run(*arguments)
+
+        return step
+
+    monkeypatch.setattr(distributed, "compiled", recorded)
+    metrics = []
+    for value in (0.1, 0.2):
+        changed = {"beta": value, "label_smoothing": value, "optimizer__learning_rate": value / 100}
+        directory = tmp_path / str(value)
+        build.run(
+            config(
+                directory,
+                begin=str(whole),
+                dpo__num_updates=1,
+                **{f"dpo__{key}": number for key, number in changed.items()},
+            )
+        )
+        metrics.append(runs.lines(directory, "metrics.jsonl", "dpo")[1])
+    assert len(texts) == 2
+    assert texts[0] == texts[1]
+    assert metrics[0]["grad_norm"] != metrics[1]["grad_norm"]
+    assert metrics[0]["update_norm"] != metrics[1]["update_norm"]
 
 
 def test_a_finished_run_is_not_run_again(whole):

@@ -4,10 +4,12 @@ line that names it.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import get_args
 
 import jax.numpy as jnp
 
+from rlhf_jax.ops.scalars import through
 from rlhf_jax.refusal import ComponentError, at_fault
 from rlhf_jax.types import Algorithm, Array, Batch, Metric, Metrics, Outputs
 
@@ -28,7 +30,7 @@ def checked(algorithm: Algorithm) -> Algorithm:
             "and critic"
         )
     losses = {
-        role: _checked(f"the algorithm {algorithm.name}", role, loss)
+        role: through(loss, partial(_checked, f"the algorithm {algorithm.name}", role))
         for role, loss in algorithm.losses.items()
     }
     return dataclasses.replace(algorithm, losses=losses)

@@ -25,6 +25,7 @@ from rlhf_jax.updating import (
     OptimizerConfig,
     init_state,
     make_optimizer,
+    step_scalars,
     train_step,
 )
 
@@ -118,6 +119,7 @@ class SupervisedStage:
         Raises KeyboardInterrupt after saving, where SIGINT or SIGTERM asked for it.
         """
         config, workspace, began = self.config, self.workspace, time.perf_counter()
+        scalars = step_scalars(objective, self.optimizer)
         step = partial(
             train_step,
             objective=objective,
@@ -125,6 +127,11 @@ class SupervisedStage:
             aggregation=aggregation,
             unit_rows=unit_rows,
             num_micro_batches=config.num_micro_batches,
+        )
+        compiled = distributed.compiled(
+            sharding.keeping_rows(step, workspace.mesh),
+            donate_argnums=0,
+            out_shardings=(self.shardings, sharding.replicated(workspace.mesh)),
         )
         start = begin[0] if begin else 0
         rates, num_rows = StepRates(), 0
@@ -156,11 +163,7 @@ class SupervisedStage:
             state = supervised.train(
                 begin=begin,
                 init=init,
-                step=distributed.compiled(
-                    sharding.keeping_rows(step, workspace.mesh),
-                    donate_argnums=0,
-                    out_shardings=(self.shardings, sharding.replicated(workspace.mesh)),
-                ),
+                step=lambda state, rows: compiled(state, rows, scalars),
                 rows=counted_rows,
                 num_updates=config.num_updates,
                 checkpoints=self.checkpoints,
