@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rlhf_jax import randomness
+from rlhf_jax import randomness, sampling
 from rlhf_jax.config import Bounds
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.devices.placement import put
@@ -80,6 +80,13 @@ class Workspace:
     def record(self, stage: str) -> None:
         """Writes down what a stage is made with, before it makes anything."""
         stage_records.write(self.directory, stage, self.facts)
+
+    @cached_property
+    def samplers(self) -> dict[sampling.Config, Callable[..., Samples]]:
+        """Compiled samplers of this run's model, which stages add and share; see
+        `comparisons.sampler`.
+        """
+        return {}
 
     @cached_property
     def value_model(self) -> ValueModel:

@@ -195,19 +195,23 @@ def sampler(
     """`(params, prompts) -> Samples`, compiled, with the keys of `purpose`; each host draws its
     share by itself.
 
+    The key is an argument of the program, so purposes with one config share one program.
+
     Args:
       workspace: of the run.
       config: of sampling.
       purpose: names the random key, see `Workspace.key`.
     """
-    draw = partial(
-        sampling.sample,
-        model=workspace.model,
-        config=config,
-        eos_id=workspace.tokenizer.eos_ids,
-        pad_id=workspace.tokenizer.pad_id,
-    )
-    compiled = jax.jit(draw)
+    if config not in workspace.samplers:
+        draw = partial(
+            sampling.sample,
+            model=workspace.model,
+            config=config,
+            eos_id=workspace.tokenizer.eos_ids,
+            pad_id=workspace.tokenizer.pad_id,
+        )
+        workspace.samplers[config] = jax.jit(draw)
+    compiled = workspace.samplers[config]
     key, local_mesh = workspace.key(purpose), per_host.local_mesh(workspace.mesh)
 
     def run_sampler(params: Params, prompts: Prompts) -> Samples:

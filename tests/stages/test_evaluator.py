@@ -1,5 +1,6 @@
 """Evaluations of a split that is smaller than what was asked for, and best-of-n beside them."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -7,8 +8,8 @@ import numpy as np
 import pytest
 import tiny
 
-from rlhf_jax import registry
-from rlhf_jax.stages import evaluate
+from rlhf_jax import registry, sampling
+from rlhf_jax.stages import comparisons, evaluate
 from rlhf_jax.stages.api import Lengths, Workspace
 from rlhf_jax.stages.common.evaluator import Config, Evaluator, LearnedScores
 from rlhf_jax.text import tokenizers
@@ -94,3 +95,43 @@ def test_best_of_n_is_compared_with_references_of_its_own_prompts(
         assert line["win_rate"] == 0.5
         assert line["win_rate_strict"] == 0.0
     assert set(lengths) == {length or 3}  # completions as long as the policy's beside them
+
+
+def test_greedy_samples_are_not_scored(workspace, judged_by_prompt):
+    """No figure reads their reward, so no program is compiled for their shape."""
+    num_rows = []
+
+    def reward(params, samples):
+        num_rows.append(samples.tokens_BC.shape[0])
+        return jnp.arange(samples.tokens_BC.shape[0], dtype=jnp.float32)
+
+    params = tiny.make_params(workspace.model)
+    config = Config(samples_per_prompt=2, prompts_per_batch=4)
+    evaluator = Evaluator(workspace, config, params, LearnedScores(reward, params, 0.0, 1.0))
+    figures, judged = evaluator.evaluate(params, 4)
+    assert set(num_rows) == {8}
+    assert judged.reward_B is not None
+    assert figures["reward_mean"] == 3.5
+    assert "gold_mean_greedy" in figures
+
+
+def test_purposes_with_one_config_share_a_program(workspace, monkeypatch):
+    """They draw what programs of their own would draw."""
+    traced, sample = [], sampling.sample
+
+    def counted(*args, **kwargs):
+        traced.append(kwargs["config"])
+        return sample(*args, **kwargs)
+
+    monkeypatch.setattr(sampling, "sample", counted)
+    params, config = tiny.make_params(workspace.model), sampling.Config(3, 2, 0.75)
+    prompts = workspace.stream("heldout", "evaluate").prompts(0, 4)
+
+    def tokens(place, purpose):
+        return np.asarray(comparisons.sampler(place, config, purpose)(params, prompts).tokens_BC)
+
+    shared = {purpose: tokens(workspace, purpose) for purpose in ("one", "other")}
+    assert traced == [config]
+    for purpose, drawn in shared.items():
+        np.testing.assert_array_equal(drawn, tokens(dataclasses.replace(workspace), purpose))
+    assert (shared["one"] != shared["other"]).any()

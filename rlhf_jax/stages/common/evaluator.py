@@ -185,7 +185,11 @@ class Evaluator:
             yield self.stream.prompts(start, size), min(size, num_prompts - start)
 
     def draw(
-        self, params: Params, sample: Callable[[Params, Prompts], Samples], num_prompts: int
+        self,
+        params: Params,
+        sample: Callable[[Params, Prompts], Samples],
+        num_prompts: int,
+        reward: LearnedScores | None = None,
     ) -> list[Drawn]:
         """Has the devices sample the first `num_prompts` evaluation prompts, and does not wait.
 
@@ -193,12 +197,13 @@ class Evaluator:
           params: of the policy.
           sample: samples prompts with them.
           num_prompts: that are evaluated.
+          reward: scores the samples; None: they have no reward.
         """
         drawn = []
         for prompts, count in self.batches(num_prompts, self.config.prompts_per_batch):
             samples = sample(params, prompts)
             divergence = self._divergence(params, self.reference_params, samples)
-            raw_reward = None if self.reward is None else self.reward.raw(samples)
+            raw_reward = None if reward is None else reward.raw(samples)
             drawn.append(Drawn(samples, count, divergence, raw_reward))
         return drawn
 
@@ -286,7 +291,7 @@ class Evaluator:
         """
         num_prompts = min(num_prompts, self.config.num_prompts)
         # The devices draw the greedy samples while the host judges the others.
-        sampled = self.draw(params, self._sample, num_prompts)
+        sampled = self.draw(params, self._sample, num_prompts, self.reward)
         greedy_drawn = self.draw(params, self._greedy, num_prompts)
         judged, greedy = self.judge(sampled), self.judge(greedy_drawn)
         figures = sampled_figures(judged) | {"kl_perplexity": paper_perplexity(greedy)}
