@@ -71,7 +71,7 @@ class Tldr(Corpus):
           limit: the most tokens of a prompt.
 
         Returns:
-          The characters kept of each prompt, before `TL;DR:` if it was cut.
+          The characters kept of each prompt, before its last line if it was cut.
 
         Raises:
           Refusal: for a prompt that is too long even without its post.
