@@ -13,8 +13,9 @@ ROOT = DOCS.parent
 sys.path[:0] = [str(ROOT), str(DOCS)]
 
 import latex2mathml.converter  # noqa: E402
-import rlhf_jax  # noqa: E402
 from docutils import nodes  # noqa: E402
+
+import rlhf_jax  # noqa: E402
 from experiments import reference  # noqa: E402
 
 project = "rlhf_jax"

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from rlhf_jax.extras import needed
 
 if TYPE_CHECKING:
-    from selenium.webdriver import Chrome
+    with needed("browser", "Chromium"):  # the test of extras reads this block too
+        from selenium.webdriver import Chrome
 
 PROGRAMS = ("chromium", "chromedriver")
 DESKTOP, PHONE = 1280, 390
