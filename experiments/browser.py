@@ -9,13 +9,9 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from rlhf_jax.extras import needed
-
-if TYPE_CHECKING:
-    with needed("browser", "Chromium"):  # the test of extras reads this block too
-        from selenium.webdriver import Chrome
 
 PROGRAMS = ("chromium", "chromedriver")
 DESKTOP, PHONE = 1280, 390
@@ -80,8 +76,8 @@ def missing() -> list[str]:
 class Browser:
     """One window of Chromium."""
 
-    def __init__(self, driver: "Chrome") -> None:
-        """Wraps the driver of a window."""
+    def __init__(self, driver: Any) -> None:
+        """Wraps the driver of a window, selenium's `webdriver.Chrome`."""
         self.driver = driver
 
     def open(self, page: Path, width: int = DESKTOP, unfold: bool = True) -> None:
