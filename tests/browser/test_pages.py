@@ -21,6 +21,7 @@ from rlhf_jax.report.comparison import html as comparison
 from tests.report.compared import two_groups
 from tests.report.conftest import make_run
 
+pytestmark = pytest.mark.pictures
 SITE = os.environ.get("RLHF_JAX_SITE")
 SCRIPT = (
     "<script>document.title = 'obeyed'</script><img src=x onerror=\"document.title = 'obeyed'\">"
