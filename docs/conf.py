@@ -12,6 +12,9 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path[:0] = [str(ROOT), str(DOCS)]
 
+import latex2mathml.converter  # noqa: E402
+from docutils import nodes  # noqa: E402
+
 import rlhf_jax  # noqa: E402
 from experiments import reference  # noqa: E402
 
@@ -41,6 +44,8 @@ html_title = "rlhf_jax"
 html_show_sphinx = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_math_renderer = "mathml"  # browsers draw it; MathJax would be fetched from elsewhere
+html_domain_indices = False  # the reference lists the modules
 
 TO_FILE = re.compile(r"\]\((\.\./[^)#\s]+)\)")
 """A link of a page to a file that may be outside of `docs/`."""
@@ -61,8 +66,22 @@ def outside_links(app, docname: str, source: list[str]) -> None:
     source[0] = TO_FILE.sub(link, source[0])
 
 
+def formula(translator, node: nodes.math) -> None:
+    """Writes a formula in a line of text as MathML."""
+    translator.body.append(latex2mathml.converter.convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def display(translator, node: nodes.math_block) -> None:
+    """Writes a formula of its own line as MathML. A wide one scrolls on a narrow page."""
+    drawn = latex2mathml.converter.convert(node.astext(), display="block")
+    translator.body.append(f'<div class="formula">{drawn}</div>\n')
+    raise nodes.SkipNode
+
+
 def setup(app) -> None:
     """Connects the hooks, and writes the generated pages."""
+    app.add_html_math_renderer("mathml", (formula, None), (display, None))
     app.connect("source-read", outside_links)
     app.connect("autodoc-process-docstring", reference.as_rst, priority=100)
     reference.write(DOCS / "reference" / "generated")
