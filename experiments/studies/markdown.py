@@ -16,8 +16,16 @@ LEVEL = 0.05
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers."""
-    align = ["---", *("---:" for _ in head[1:])]
+    """A Markdown table. The first column is text. So is another one of whose cells more than half
+    begin with a letter; numbers are aligned at the right.
+    """
+    columns = list(zip(*rows, strict=True)) or [()] * len(head)
+    align = [
+        "---"
+        if index == 0 or 2 * sum(cell[:1].isalpha() for cell in column) > len(column)
+        else "---:"
+        for index, column in enumerate(columns)
+    ]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, align, *rows))
 
 

@@ -279,7 +279,7 @@ def _speed(best: Group, second: Group, name: str) -> str:
         return times
     end = curves[1][-1]
     first = updates_to(curves[0], name, end[name], math.nan)
-    if math.isnan(first) or first <= 0:
+    if math.isnan(first) or not 0 < math.ceil(first) < end["update"]:
         return times
     return (
         f"{best.letter} reaches the end of {second.letter} after {math.ceil(first)} updates; "
