@@ -6,8 +6,9 @@ single cells again.
     python -m experiments.results --again=CELL    runs one cell anew and compares it with its committed line
 
 CELL is the digest of a cell, as a line of a `cells.jsonl` has it, or the first digits of it. On the
-kind of processor that the line names the figures must be equal to the bit; on another one they must
-lie within the interval of an evaluation.
+kind of processor that the line names, and with its generation of compiled programs, the figures
+must be equal to the bit. Otherwise they must lie within the interval of an evaluation; at the
+commit that the line names they are equal to the bit again.
 """
 
 import argparse
@@ -148,7 +149,7 @@ def again(digits: str) -> str:
 def compare(name: str, line: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Compares two lines of one cell.
 
-    Raises Refusal where they differ by more than their processors explain.
+    Raises Refusal where they differ by more than their processors and compiled programs explain.
     """
     same = line["processor"] == new["processor"]
     if line["curve"] == new["curve"]:
@@ -172,7 +173,10 @@ def compare(name: str, line: Mapping[str, Any], new: Mapping[str, Any]) -> str:
             f"{name}: {', '.join(outside)} differ by more than the interval of an evaluation: "
             f"{shown}"
         )
-    return f"{name}: within the interval of an evaluation on another processor ({new['processor']}): {shown}"
+    return (
+        f"{name}: within the interval of an evaluation on another processor or with other compiled "
+        f"programs ({line['processor']}; now {new['processor']}): {shown}"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -19,6 +19,10 @@ SHARED = ("sft", "reward_model", "evaluation")  # golden entries that every cell
 NO_SOURCES: Mapping[str, str] = {}
 OWN_ALGORITHM = "code.algorithm"
 """The name of an algorithm's source among those digests: see `stages/common/own_code.py`."""
+PROGRAMS = 1
+"""Counts the changes of compiled programs that change numbers by rounding alone, which golden
+numbers do not show. 1: weights, bounds and rates are arguments, and no longer constants.
+"""
 DIGITS = 16  # of a digest in hexadecimal: 64 bits
 
 
@@ -86,7 +90,8 @@ def _git(*arguments: str) -> str:
 
 @functools.cache
 def processor() -> str:
-    """The kind of processor and the number of its threads: numbers of one seed agree to the bit on
-    one kind only.
+    """The kind of processor, the number of its threads and the generation of compiled programs:
+    numbers of one seed agree to the bit only where these are the same. Lines of before `PROGRAMS`
+    name no generation.
     """
-    return f"{kind()}, {os.cpu_count()} threads"
+    return f"{kind()}, {os.cpu_count()} threads, programs {PROGRAMS}"
