@@ -34,6 +34,9 @@ SLOW = {
     "tests/stages/test_kill.py::test_preemption_of_the_threads": (
         "tests/stages/test_kill.py::test_an_interrupted_run_says_so_and_goes_on"
     ),
+    "tests/stages/test_kill.py::test_offline_dpo_killed_before": (
+        "tests/stages/test_dpo.py::test_a_stopped_run_ends_as_one_that_never_was[2]"
+    ),
     "tests/stages/test_own_rewards.py::test_a_command_that_hangs_ends_at_its_deadline[Recorder-": (
         "tests/stages/test_own_rewards.py::test_a_command_that_hangs_ends_at_its_deadline[Program-"
     ),
