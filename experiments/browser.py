@@ -115,7 +115,8 @@ class Browser:
         """Returns the descriptions of the figures that are drawn."""
         return self.driver.execute_script(
             "return [...document.querySelectorAll('figure[aria-label]')]"
-            ".filter(figure => figure.querySelector('svg')?.getBoundingClientRect().height >= 1)"
+            ".filter(figure => [...figure.querySelectorAll('svg')]"
+            ".some(svg => svg.getBoundingClientRect().height >= 1))"
             ".map(figure => figure.getAttribute('aria-label'))"
         )
 

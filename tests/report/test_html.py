@@ -158,7 +158,7 @@ def test_no_value_of_a_run_is_markup(run_directory: Path) -> None:
     start |= {"date": nasty, "at": {nasty: 1}, "changed": {nasty: [1, 2]}, "differences": [nasty]}
     start |= {"environment": {"device": nasty, "num_devices": 1}, "origins": {"sft": nasty}}
     (run_directory / "starts.jsonl").write_text(json.dumps(start) + "\n")
-    with MetricsWriter(run_directory, tensorboard=False) as writer:
+    with MetricsWriter(run_directory) as writer:
         writer.write("evaluate", 61, {"gold_mean": 1.0, nasty: 2.0}, of="rlhf")
     with (run_directory / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"stage": "rlhf", "kind": "notice", "text": f"`{nasty}`"}) + "\n")

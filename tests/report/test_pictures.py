@@ -13,6 +13,8 @@ from rlhf_jax.report import html, read
 from rlhf_jax.report.plots import curves, style, timeline
 from rlhf_jax.report.plots.style import Picture
 
+pytestmark = pytest.mark.pictures
+
 DOTS = 1.5
 """Of a hundred an inch: how far the box of a text may pass the edge, where the letters do not."""
 
@@ -55,7 +57,7 @@ def variants(pictures: list[Picture]) -> list[Picture]:
 
 def test_no_label_of_a_run_is_clipped(run_directory: Path) -> None:
     """Those of a figure with a long name and a stage of many minutes too."""
-    with MetricsWriter(run_directory, tensorboard=False) as writer:
+    with MetricsWriter(run_directory) as writer:
         long = {"reward_of_a_term_whose_name_is_long_and_says_where_it_is_from": 1.0}
         writer.write("reward_model", 41, {**long, "tiny": -1.234e-7, "huge": -1.5e11})
         writer.write_timing("best_of_n", {"wall_seconds": 3725.0, "compile_seconds": 61.0})
@@ -69,6 +71,7 @@ def test_no_label_of_a_run_is_clipped(run_directory: Path) -> None:
 def test_a_wide_picture_has_one_for_a_narrow_page(run_directory: Path) -> None:
     """Its letters are then as large as those of a learning curve, beside which it stands."""
     drawn = html.draw(read.read_run(run_directory))
+    assert drawn
     for picture in (picture for part in drawn.values() for picture in part):
         shown = picture.narrow or picture
         assert shown.width <= 4.0, picture.name

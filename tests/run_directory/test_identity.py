@@ -22,7 +22,15 @@ def test_the_identity_has_the_config_and_the_last_start(tmp_path: Path):
     assert found.name == tmp_path.name
     assert found.settings == VALUES
     assert found.start["environment"] == {"num_devices": 2}
-    assert set(found.start) == {"date", "pid", "host", "command", "commit", "environment"}
+    assert set(found.start) == {
+        "date",
+        "pid",
+        "host",
+        "command",
+        "version",
+        "commit",
+        "environment",
+    }
 
 
 @pytest.mark.parametrize(
