@@ -114,7 +114,8 @@ def start(task: Task) -> Process:
     """Starts a task in a process of its own, which Ctrl-C does not reach: the sweep tells it."""
     task.log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "rlhf_jax.cli.run", *task.arguments]
-    with task.log.open("wb") as log:
+    # A cell of a sweep that was killed may still write to its log: appended lines stay whole.
+    with task.log.open("ab") as log:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
