@@ -114,6 +114,7 @@ def start(task: Task) -> Process:
     """Starts a task in a process of its own, which Ctrl-C does not reach: the sweep tells it."""
     task.log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "rlhf_jax.cli.run", *task.arguments]
+    task.log.write_bytes(b"")  # of an earlier attempt, whose last line says nothing of this one
     # A cell of a sweep that was killed may still write to its log: appended lines stay whole.
     with task.log.open("ab") as log:
         return subprocess.Popen(
