@@ -29,7 +29,7 @@ REFUSED, FAILED, INTERRUPTED = 2, 1, 130
 SCRIPT = "rlhf-jax"
 """Name of the console script."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-WRITERS = ("rlhf_jax.records.", "orbax.", "tensorboardX.")
+WRITERS = ("rlhf_jax.records.", "orbax.")
 """Modules that write a run's directory; a user's code is called by none of them."""
 REDELIVER_SECONDS = 0.1
 _started = False
