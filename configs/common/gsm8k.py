@@ -13,6 +13,7 @@ def rlhf(algorithm: str, prompts_per_update: int, num_updates: int) -> ConfigDic
     """The RLHF stage on exact match, asynchronous at lag 1."""
     config = recipes.recipe(f"runs/gsm8k/{algorithm}", "gsm8k")
     config.pretrained.sft = "models/rho-1b-sft-gsm8k"
+    config.pretrained.policy_shape = "llama/rho-1b"
     config.reward = "exact_match"
     config.algorithm = build.component("algorithms", algorithm)
     config.lengths.max_prompt_tokens, config.lengths.max_completion_tokens = 384, 512

@@ -30,7 +30,8 @@ def one_of(choices: Mapping[str, Any], key: str, value: str) -> Any:
 
 def recipe(directory: str, task: str) -> ConfigDict:
     """Every key at its default, for accelerators: bfloat16 products, params and batch sharded over
-    all devices, the tokenizer of the policy's folder; rewards in the reward model's own unit, as
+    all devices, the calls of a round cut so that they fit in memory, the tokenizer of the policy's
+    folder; rewards in the reward model's own unit, as
     the papers' numbers are.
     """
     config = build.default()
@@ -42,6 +43,8 @@ def recipe(directory: str, task: str) -> ConfigDict:
     config.model.family, config.model.dtype = "pretrained", "bfloat16"
     config.mesh.data, config.mesh.fsdp = 1, -1
     config.reward_model.standardize = False
+    config.plan = "fit"
+    config.sft.num_micro_batches = config.reward_model.num_micro_batches = 0
     config.rlhf.num_compactions, config.rlhf.publish_dtype = 2, "bfloat16"
     return config
 
@@ -72,7 +75,7 @@ def debug(config: ConfigDict) -> ConfigDict:
         2,
         32,
     )
-    config.tokenizer.kind = "bytes"
+    config.tokenizer.kind, config.plan = "bytes", ""
     config.pretrained.base = config.pretrained.sft = config.pretrained.reward_model = (
         config.pretrained.gold
     ) = ""

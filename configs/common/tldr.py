@@ -3,8 +3,6 @@
 Values are those of the paper's table and code; where the two disagree the value's comment says so.
 """
 
-from dataclasses import dataclass
-
 from ml_collections import ConfigDict
 
 from rlhf_jax import build
@@ -15,26 +13,16 @@ NUM_POSTS, NUM_COMPARISONS = 116_722, 92_858  # of the published training files
 NUM_HELDOUT = 6_447
 
 
-@dataclass(frozen=True)
-class Size:
-    """A policy of the paper; micro-batches for 80 GB of memory a device are ours."""
-
-    pythia: str
-    num_micro_batches: int
-
-
-SIZES = {"410m": Size("pythia-410m", 1), "1b": Size("pythia-1b", 4), "2.8b": Size("pythia-2.8b", 8)}
+SIZES = {"410m": "pythia-410m", "1b": "pythia-1b", "2.8b": "pythia-2.8b"}
 
 
 def base(size: str, stage: str) -> ConfigDict:
     """A recipe on TL;DR with Pythia of a size. Raises Refusal for another size."""
-    found = recipes.one_of(SIZES, "size", size)
+    preset = recipes.one_of(SIZES, "size", size)
     config = recipes.recipe(f"runs/tldr/{size}/{stage}", "tldr")
-    config.model = build.model("gpt_neox", found.pythia)
+    config.model = build.model("gpt_neox", preset)
     config.model.dtype = "bfloat16"  # fp16 AMP for SFT and reward model, bf16 for RLHF
     config.lengths.max_prompt_tokens = 512
-    config.sft.num_micro_batches = config.reward_model.num_micro_batches = found.num_micro_batches
-    config.rlhf.num_micro_batches = found.num_micro_batches
     config.evaluate.references_per_prompt = 1  # the human summary
     config.evaluate.prompts_per_batch = 128
     config.evaluate.num_prompts = NUM_HELDOUT // 128 * 128  # all but the last 47 of 6,447
@@ -55,6 +43,7 @@ def reward_model(size: str, stage: str) -> ConfigDict:
         f"models/tldr-{size}-sft",
         "models/tldr-6.9b-reward",
     )
+    config.pretrained.gold_shape = "gpt_neox/pythia-6.9b"
     config.lengths.max_completion_tokens = 169
     recipes.plain_adam(config.reward_model.optimizer, 1e-5, "cosine")
     config.reward_model.pairs_per_update = (
@@ -74,6 +63,7 @@ def rlhf(size: str, algorithm: str) -> ConfigDict:
         f"models/tldr-{size}-reward",
     )
     config.pretrained.gold = "models/tldr-6.9b-reward"
+    config.pretrained.gold_shape = "gpt_neox/pythia-6.9b"
     config.lengths.max_completion_tokens = (
         53  # all training configs of the code; the paper's table says 128
     )

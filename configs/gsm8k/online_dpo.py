@@ -1,7 +1,8 @@
 """Online DPO of Rho-1B on GSM8K, asynchronous at lag 1 (async RLHF, arXiv 2410.18252).
 
 Command:   python -m experiments.run --config=configs/gsm8k/online_dpo.py
-Hardware:  4 accelerators of 48 GB (the paper: 4 L40S)
+Hardware:  4 accelerators of 48 GB (the paper: 4 L40S), or v5e:2x4 (by formula,
+           docs/scale/what_fits.md)
 Time:      not measured: no accelerator was at hand
 Result:    not measured
 Debug:     `:debug` runs it end to end with a random model of bytes on small files, two updates a stage
@@ -23,5 +24,4 @@ def get_config(argument: str = "") -> ConfigDict:
         "online_dpo", prompts_per_update=256, num_updates=512
     )  # 252 prompts where three devices trained
     config.algorithm.beta = 0.1
-    config.rlhf.num_micro_batches = 16
     return recipes.debug(config) if small else config

@@ -1,7 +1,8 @@
 """PPO of Rho-1B on GSM8K, asynchronous at lag 1 (async RLHF, arXiv 2410.18252).
 
 Command:   python -m experiments.run --config=configs/gsm8k/ppo.py
-Hardware:  4 accelerators of 48 GB (the paper: 4 L40S)
+Hardware:  4 accelerators of 48 GB (the paper: 4 L40S), or v5e:2x4 (by formula,
+           docs/scale/what_fits.md)
 Time:      not measured: no accelerator was at hand
 Result:    not measured
 Debug:     `:debug` runs it end to end with a random model of bytes on small files, two updates a stage
@@ -31,5 +32,4 @@ def get_config(argument: str = "") -> ConfigDict:
     config.rlhf.checkpoint_every = config.rlhf.evaluate_every = (
         1024  # four checkpoints of 4,096 updates
     )
-    config.rlhf.num_micro_batches = 8
     return recipes.debug(config) if small else config

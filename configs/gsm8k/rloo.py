@@ -2,7 +2,8 @@
 arXiv 2410.18252).
 
 Command:   python -m experiments.run --config=configs/gsm8k/rloo.py
-Hardware:  4 accelerators of 48 GB (the paper: 4 L40S)
+Hardware:  4 accelerators of 48 GB (the paper: 4 L40S), or v5e:2x4 (by formula,
+           docs/scale/what_fits.md)
 Time:      not measured: no accelerator was at hand
 Result:    not measured
 Debug:     `:debug` runs it end to end with a random model of bytes on small files, two updates a stage
@@ -28,5 +29,4 @@ def get_config(argument: str = "") -> ConfigDict:
         "proximal",
         "none",
     )
-    config.rlhf.num_micro_batches = 8
     return recipes.debug(config) if small else config

@@ -2,7 +2,8 @@
 (arXiv 2410.18252).
 
 Command:   python -m experiments.run --config=configs/no_robots/online_dpo.py
-Hardware:  8 accelerators of 80 GB (the paper: 8 H100, of which one sampled)
+Hardware:  8 accelerators of 80 GB (the paper: 8 H100, of which one sampled), or v5p:2x2x1 (by
+           formula, docs/scale/what_fits.md)
 Time:      not measured: no accelerator was at hand
 Result:    not measured
 Debug:     `:debug` runs it end to end with a random model of bytes on small files, two updates a stage
@@ -27,6 +28,7 @@ def get_config(argument: str = "") -> ConfigDict:
         "models/no_robots-sft",
         "models/no_robots-reward",
     )
+    config.pretrained.policy_shape = "llama/llama-3.1-8b"
     config.task.eos_token = "<|end_of_text|>"
     config.algorithm = build.component("algorithms", "online_dpo")
     config.algorithm.beta = 0.03
@@ -36,7 +38,6 @@ def get_config(argument: str = "") -> ConfigDict:
     config.rlhf.samples_per_prompt = 2
     config.rlhf.prompts_per_update = 128  # 256 completions
     config.rlhf.total_prompts = 390 * 128  # 100,000 episodes count completions
-    config.rlhf.num_micro_batches = 16
     recipes.plain_adam(config.rlhf.optimizer, 8e-7, "linear")
     config.rlhf.optimizer.epsilon = 1e-5
     config.rlhf.scoring.missing_eos_score = -10.0

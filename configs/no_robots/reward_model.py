@@ -2,7 +2,8 @@
 experiment (arXiv 2410.18252).
 
 Command:   python -m experiments.run --config=configs/no_robots/reward_model.py
-Hardware:  8 accelerators of 80 GB (the paper: 8 H100, of which one sampled)
+Hardware:  8 accelerators of 80 GB (the paper: 8 H100, of which one sampled), or v5p:2x2x1 (by
+           formula, docs/scale/what_fits.md)
 Time:      not measured: no accelerator was at hand
 Result:    not measured
 Debug:     `:debug` runs it end to end with a random model of bytes on small files, two updates a stage
@@ -27,12 +28,12 @@ def get_config(argument: str = "") -> ConfigDict:
     config.task.comparisons = "data/no_robots_pairs/comparisons.jsonl"
     config.task.rendered = True
     config.pretrained.sft = "models/no_robots-sft"
+    config.pretrained.policy_shape = "llama/llama-3.1-8b"
     config.lengths.max_prompt_tokens, config.lengths.max_completion_tokens = (
         512,
         512,
     )  # 1,024 in all
     config.reward_model.pairs_per_update = 256
     config.reward_model.num_updates = 10_000 // 256  # one epoch of the paper's pairs
-    config.reward_model.num_micro_batches = 32
     recipes.plain_adam(config.reward_model.optimizer, 3e-6, "linear")
     return recipes.debug(config) if small else config

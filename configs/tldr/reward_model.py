@@ -1,7 +1,8 @@
 """A reward model learned from relabelled comparisons of TL;DR summaries (arXiv 2410.18252).
 
 Command:   python -m experiments.run --config=configs/tldr/reward_model.py:size=410m
-Hardware:  4 accelerators of 80 GB (the paper's runs); 410m and 1b fit on one
+Hardware:  4 accelerators of 80 GB (the paper's runs); 410m and 1b fit on one, or on v5e:2x4;
+           2.8b on v6e:2x4 (by formula, docs/scale/what_fits.md)
 Time:      not measured: no accelerator was at hand
 Result:    not measured
 Debug:     `:debug` runs it end to end with a random model of bytes on small files, two updates a stage

@@ -2,7 +2,8 @@
 where its own are not known.
 
 Command:   python -m experiments.run --config=configs/ultrafeedback/grpovi.py
-Hardware:  2 accelerators of 80 GB (Razin et al.: 2 H100)
+Hardware:  2 accelerators of 80 GB (Razin et al.: 2 H100), or v6e:2x4 (by formula,
+           docs/scale/what_fits.md)
 Time:      not measured: no accelerator was at hand
 Result:    not measured
 Debug:     `:debug` runs it end to end with a random model of bytes on small files, two updates a stage
@@ -32,6 +33,9 @@ def get_config(argument: str = "") -> ConfigDict:
         "models/ultrafeedback-sft",
         "models/ultrafeedback-reward",
     )
+    config.pretrained.policy_shape = "gpt_neox/pythia-2.8b"  # Razin et al.'s largest policy
+    config.pretrained.reward_model_shape = "gemma2/gemma-2-2b"
+    config.pretrained.gold_shape = "llama/llama-3.1-8b"
     config.reward_model.standardize = (
         True  # one mean and deviation, as both papers do; the range is in that unit
     )
@@ -43,7 +47,6 @@ def get_config(argument: str = "") -> ConfigDict:
     config.rlhf.total_prompts = (
         2 * 12_224
     )  # as many as two epochs of the fifth that is not the reward model's there
-    config.rlhf.num_micro_batches = 8
     config.rlhf.loop, config.rlhf.lag = "asynchronous", 1
     recipes.plain_adam(config.rlhf.optimizer, 1e-7, "constant")
     config.rlhf.checkpoint_every = config.rlhf.evaluate_every = 382  # four checkpoints a run

@@ -15,6 +15,7 @@ from rlhf_jax.building.nodes import defaults, named
 from rlhf_jax.building.validation import check_task
 from rlhf_jax.config import fill
 from rlhf_jax.devices import mesh
+from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import family as families
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.corrections import Correction, resolve
@@ -171,6 +172,27 @@ def parts_of_values(values: dict[str, Any]) -> tuple[Workspace, Stages, Algorith
     return shared, settings, algorithm(values["algorithm"])
 
 
+def planned_model(config: ConfigDict) -> Model:
+    """The policy's decoder, as far as a plan needs it: where its folder is not there it has the
+    shape that `pretrained.policy_shape` names.
+
+    Raises Refusal for a shape that there is not; FileNotFoundError for a model that only a folder
+    tells.
+    """
+    values = config.to_dict()
+    pretrained = fill(pretrained_models.Config, values["pretrained"], "pretrained")
+    chosen = dict(values["model"])
+    absent = pretrained.policy and not Path(pretrained.policy).exists()
+    if chosen["family"] == "pretrained" and absent and pretrained.policy_shape:
+        computed = {key: chosen[key] for key in pretrained_models.COMPUTED}
+        shape, key = pretrained.policy_shape, "pretrained.policy_shape"
+        return pretrained_models.model_of_shape(shape, key, **computed)
+    if chosen["family"] == "pretrained" or not chosen["vocab_size"]:
+        return workspace(values | {"mesh": dataclasses.asdict(mesh.Config())}).model
+    family = families.find(chosen.pop("family"))
+    return family.make(fill(family.config, chosen, "model"))
+
+
 def problem(
     config: ConfigDict, device: Hardware, num_devices: int, completion_lengths: Sequence[int] = ()
 ) -> planning.Problem:
@@ -183,29 +205,26 @@ def problem(
       num_devices: of it.
       completion_lengths: tokens of completions that were seen; (): all have the greatest length.
 
-    A reward model whose folder is not there is taken to be as large as the policy. Raises Refusal
-    for a config that cannot run, or FileNotFoundError for a model that only a folder tells.
+    Models whose folders are not there have the shapes that `pretrained` names; without one a
+    reward model is taken to be as large as the policy.
+
+    Raises Refusal for a config that cannot run, or FileNotFoundError for a model that only a folder
+    tells.
     """
     values = config.to_dict()
     settings = stages(values)
     resolve_auto(values)
-    pretrained, model_values = (
-        fill(pretrained_models.Config, values["pretrained"], "pretrained"),
-        dict(values["model"]),
-    )
-    if model_values["family"] == "pretrained" or not model_values["vocab_size"]:
-        network = workspace(values | {"mesh": dataclasses.asdict(mesh.Config())}).model
-    else:
-        family = families.find(model_values.pop("family"))
-        network = family.make(fill(family.config, model_values, "model"))
+    pretrained = fill(pretrained_models.Config, values["pretrained"], "pretrained")
+    network = planned_model(config)
     reward = None
     if settings.learned:
-        there = pretrained.reward_model and Path(pretrained.reward_model).exists()
-        reward = (
-            pretrained_models.classifier(pretrained.reward_model, dtype=network.dtype)
-            if there
-            else ValueModel(network)
-        )
+        reward = ValueModel(network)
+        if pretrained.reward_model and Path(pretrained.reward_model).exists():
+            reward = pretrained_models.classifier(pretrained.reward_model, dtype=network.dtype)
+        elif pretrained.reward_model_shape:
+            shape, key = pretrained.reward_model_shape, "pretrained.reward_model_shape"
+            computed = {name: values["model"][name] for name in pretrained_models.COMPUTED}
+            reward = ValueModel(pretrained_models.model_of_shape(shape, key, **computed))
     lengths, chosen = fill(Lengths, values["lengths"], "lengths"), algorithm(values["algorithm"])
     return planning.problem(
         settings.rlhf, chosen, lengths, network, reward, device, num_devices, completion_lengths

@@ -33,6 +33,7 @@ from rlhf_jax.stages.common import (
     planning,
     pretrained_models,
     stored_config,
+    supervised_memory,
 )
 from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.types import Algorithm
@@ -53,13 +54,17 @@ def checked(
     """
     values = config.to_dict()
     (shared, settings, chosen), notices = _checked(values)
-    if values["plan"] == planning.SEARCH:
-        values["plan"] = earlier_plan(shared.directory) or text_of(
-            planning.for_run(shared, settings, chosen).advised.plan
-        )
+    run = settings_checks.stages_of(values["job"], settings, shared.pretrained)
+    if values["plan"] in planning.CHOSEN:
+        values["plan"] = _chosen_plan(values["plan"], shared, settings, chosen, run)
         settings = dataclasses.replace(settings, plan=values["plan"])
         rlhf.check(settings.rlhf, chosen, shared.mesh, settings.plan)
-    if "rlhf" in settings_checks.stages_of(values["job"], settings, shared.pretrained):
+    shared, settings = supervised_memory.chosen(shared, settings, run)
+    for stage, count in supervised_memory.micro_batches(settings).items():
+        values[stage]["num_micro_batches"] = count
+    values["model"]["remat"] = shared.model.remat
+    notices += supervised_memory.notices(shared, settings, run)
+    if "rlhf" in run:
         notices += planning.check_memory(shared, settings, chosen)
         notices += filter(None, [inexact_ratio(values)])
     values["mesh"] = environment.mesh_on_each_host(shared.mesh.shape)
@@ -71,6 +76,18 @@ def checked(
         (dataclasses.replace(shared, facts=facts), settings, chosen),
         [task_checks.summary(shared), *notices],
     )
+
+
+def _chosen_plan(
+    value: str, shared: Workspace, settings: Stages, chosen: Algorithm, run: frozenset[str]
+) -> str:
+    """The text of the plan that a value of the key `plan` chooses: that of an earlier start, or a
+    new one. "" for a run without the RLHF stage on its own mesh.
+    """
+    if value == planning.FIT and "rlhf" not in run:
+        return ""
+    found = earlier_plan(shared.directory)
+    return found or text_of(planning.CHOSEN[value](shared, settings, chosen))
 
 
 def prepare(
@@ -124,7 +141,7 @@ def check_settings(values: dict[str, Any]) -> None:
     )
     resolve_auto(values)
     devices = mesh.make_mesh(fill(mesh.Config, values["mesh"], "mesh"))
-    if settings.plan == planning.SEARCH:  # which is searched for once the models are known
+    if settings.plan in planning.CHOSEN:  # once the models are known
         settings = dataclasses.replace(settings, plan="")
     settings_checks.check_settings(
         values["job"], settings, pretrained, algorithm(values["algorithm"]), devices

@@ -10,10 +10,12 @@ with --config.plan=search find them. `--lengths=RUN` takes the lengths of that r
 Any key of the config may be given anew (`--config.rlhf.lag=1`). Prints a table, what the next plans
 lack, one sentence of advice and the plan as a run takes it; draws the expected rounds. A plan that
 the config writes out (`--config.plan="..."`) is not searched for, but what is expected of it is
-printed and drawn. What cannot be planned is one line and exit status 2.
+printed and drawn. Beside what was found stands `plan=fit`: the config's own mesh, with calls cut so
+that they fit in memory. What cannot be planned is one line and exit status 2.
 """
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--devices", type=int, default=0, help="how many; those at hand if not given"
     )
     parser.add_argument(
-        "--hardware", default="", help="h100, h200, a100-80gb, tpu-v5e, tpu-v5p, tpu-v6e or cpu"
+        "--hardware",
+        default="",
+        help="h100, h200, a100-80gb, a100-40gb, l40s, t4, tpu-v5e, tpu-v5p, tpu-v6e or cpu",
     )
     parser.add_argument("--profile", action="store_true", help="time calls on the devices at hand")
     parser.add_argument(
@@ -76,8 +80,10 @@ def _plan(config: ConfigDict, options: argparse.Namespace) -> None:
         jax.config.update("jax_num_cpu_devices", options.devices)
     from rlhf_jax import build
     from rlhf_jax.cli import plan_text
+    from rlhf_jax.devices import mesh
     from rlhf_jax.planner.costs import hardware
     from rlhf_jax.stages.common import planning
+    from rlhf_jax.types import Placement
 
     device = (
         hardware.find(options.hardware) if options.hardware else hardware.lookup(jax.devices()[0])
@@ -91,7 +97,7 @@ def _plan(config: ConfigDict, options: argparse.Namespace) -> None:
     lengths = planning.drawn_lengths(options.lengths) if options.lengths else ()
     problem = build.problem(config, device, options.devices or here or 1, lengths)
     profile = None
-    if config.plan and config.plan != planning.SEARCH:
+    if config.plan and config.plan not in planning.CHOSEN:
         plan_text.show_written(problem, str(config.plan), options.output)
         return
     if options.profile:
@@ -102,7 +108,9 @@ def _plan(config: ConfigDict, options: argparse.Namespace) -> None:
         print(f"{len(profile.known)} figures measured, in {planning.PROFILE}")
     else:
         found = problem.search()
-    plan_text.show(problem, found, profile, options.output)
+    shape = mesh.mesh_shape(mesh.Config(**config.mesh.to_dict()), problem.num_devices)
+    trainer = Placement(tuple(range(math.prod(shape))), shape)
+    plan_text.show(problem, found, profile, trainer, options.output)
 
 
 def start() -> None:

@@ -47,8 +47,22 @@ def draw(simulation: Simulation, output: Path) -> None:
     print(f"picture: {output}")
 
 
-def show(problem: Problem, found: Found, profile: MeasuredCostModel | None, output: Path) -> None:
-    """Prints and draws what was found."""
+def show(
+    problem: Problem,
+    found: Found,
+    profile: MeasuredCostModel | None,
+    trainer: Placement,
+    output: Path,
+) -> None:
+    """Prints and draws what was found, and tells what is expected of `plan=fit`.
+
+    Args:
+      problem: that was searched.
+      found: the plans.
+      profile: what was measured, if anything was.
+      trainer: the devices and the mesh of the config.
+      output: the picture.
+    """
 
     chosen = found.advised
     print(heading(problem))
@@ -60,7 +74,21 @@ def show(problem: Problem, found: Found, profile: MeasuredCostModel | None, outp
         print(f"{place}. {other.why}")
     print(f"\n{advice(*_both_loops(problem, found, profile))}")
     print(f'\nrun it:  --config.plan="{text_of(chosen.plan)}"')
+    print(_on_own_mesh(problem, trainer))
     draw(chosen.simulation, output)
+
+
+def _on_own_mesh(problem: Problem, trainer: Placement) -> str:
+    """One line about `plan=fit`."""
+    try:
+        plan = problem.fit(trainer)
+    except Refusal as error:
+        return f"or on the config's own mesh, --config.plan=fit: {error}"
+    seconds = problem.expected(plan).simulation.seconds_per_round
+    return (
+        f"or on the config's own mesh, --config.plan=fit: {seconds:.3g} s a round, "
+        f'"{text_of(plan)}"'
+    )
 
 
 def verdict(found: Found) -> str:

@@ -83,6 +83,8 @@ PRESETS: dict[str, Config] = {
         128256, 3072, 28, 24, 8, 8192, rope_scaling_factor=32.0, tie_embeddings=True
     ),
     "llama-3.1-8b": Config(128256, 4096, 32, 32, 8, 14336, rope_scaling_factor=8.0),
+    # TinyLlama's shape (config.json of TinyLlama-1.1B), from which Rho-1B was trained on.
+    "rho-1b": Config(32000, 2048, 22, 32, 4, 5632, rope_theta=10_000.0),
 }
 
 LOGICAL_AXES = {

@@ -2,7 +2,7 @@
 dominated ones left out.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -119,6 +119,7 @@ def options(
     num_devices: int,
     devices_per_host: int,
     micro_batches: Sequence[int] = MICRO_BATCHES,
+    accepted: Callable[[Call, Placement], bool] | None = None,
 ) -> list[Option]:
     """The candidates of a search for a call, by slice and mesh shape.
 
@@ -132,11 +133,14 @@ def options(
       num_devices: of the cluster.
       devices_per_host: of each host.
       micro_batches: numbers of micro-batches that are tried.
+      accepted: False for devices and a mesh shape that are left out; None: none are.
     """
     candidates = []
     for devices in slices(num_devices, devices_per_host):
         for shape in mesh_shapes(len(devices), devices_per_host):
-            candidates += pareto(variants(call, costs, Placement(devices, shape), micro_batches))
+            place = Placement(devices, shape)
+            if accepted is None or accepted(call, place):
+                candidates += pareto(variants(call, costs, place, micro_batches))
     return candidates
 
 

@@ -63,6 +63,7 @@ _OF_CLASS: dict[Class, str] = {
         rlhf.loop rlhf.deadline_seconds rlhf.device_call_seconds
         rlhf.evaluate_every rlhf.evaluate_at rlhf.checkpoint_every rlhf.keep_checkpoints
         rlhf.log_samples rlhf.ledger rlhf.ledger_gold
+        pretrained.policy_shape pretrained.reward_model_shape pretrained.gold_shape
     """,
     Class.EVALUATION: """
         evaluate.num_prompts evaluate.num_prompts_between evaluate.samples_per_prompt evaluate.references_per_prompt

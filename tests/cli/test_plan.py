@@ -38,6 +38,10 @@ def test_a_plan_its_picture_and_one_sentence_of_advice(capsys, tmp_path):
     )
     text = next(line for line in lines if line.startswith("run it:")).split('"')[1]
     assert set(calls) <= set(parse(text).placements)
+    own = next(line for line in out.splitlines() if line.startswith("or on the config's own mesh"))
+    placements = parse(own.split('"')[1]).placements
+    assert {placement.devices for placement in placements.values()} == {(0, 1)}
+    assert placements["train_policy"].mesh_shape == (1, 2, 1), "as the recipe's mesh"
     assert (tmp_path / "pictures" / "plan.png").stat().st_size > 5_000
 
 
@@ -52,7 +56,7 @@ def test_a_written_plan_is_not_searched_but_told(capsys, tmp_path):
 
 
 REFUSED = [
-    ([TLDR, "--hardware=abacus"], "no hardware 'abacus'; there are: a100-80gb"),
+    ([TLDR, "--hardware=abacus"], "no hardware 'abacus'; there are: a100-40gb, a100-80gb"),
     ([TLDR, "--hardware=h100", "--devices=-2"], "--devices is -2; accepted: 1 or more"),
     ([TLDR, "--hardware=h100", "--profile"], "times the devices at hand"),
     ([TLDR, "--hardware=h100", "--devices=2", "--lengths=nowhere"], "ledger.jsonl is missing"),

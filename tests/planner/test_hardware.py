@@ -8,7 +8,8 @@ from rlhf_jax.planner.costs.hardware import TABLE, find
 
 def test_a_wrong_name_lists_the_names():
     with pytest.raises(
-        ValueError, match=r"no hardware 'h300'; there are: a100-80gb, cpu, h100, h200, tpu-v5e"
+        ValueError,
+        match=r"no hardware 'h300'; there are: a100-40gb, a100-80gb, cpu, h100, h200, l40s, t4, tpu-v5e",
     ):
         find("h300")
 

@@ -176,6 +176,39 @@ def test_a_plan_that_does_not_fit_is_refused_where_memory_is_known(tmp_path, mon
         assert (tmp_path / "run").exists() == fits
 
 
+def test_fit_cuts_the_calls_of_the_runs_own_mesh(base, tmp_path, monkeypatch):
+    """On a device of 0.55 MB; the end is that of the same run in one part, and config.json has the
+    plan as text, which a later start takes from there.
+    """
+    first, expected = base
+    shutil.copytree(first, tmp_path / "run")
+    device = dataclasses.replace(hardware.find("h100"), memory_bytes=5.5e5)
+    monkeypatch.setattr(hardware, "lookup", lambda _: device)
+    config = tiny_config(tmp_path / "run", "fit")
+    check_equal(train(config), expected)
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())["plan"]
+    placements = parse(stored).placements
+    assert {placement.devices for placement in placements.values()} == {(0,)}
+    assert max(placement.num_micro_batches for placement in placements.values()) > 1
+    monkeypatch.setattr(planning, "fitted", lambda *_: pytest.fail("it was chosen again"))
+    assert build.prepare(tiny_config(tmp_path / "run", "fit"))[1].plan == stored
+
+
+@pytest.mark.parametrize("memory", [None, 1e4])
+def test_fit_is_one_part_where_memory_is_not_known_and_refused_where_nothing_fits(
+    tmp_path, monkeypatch, memory
+):
+    config = tiny_config(tmp_path / "run", "fit")
+    if memory is None:
+        assert build.prepare(config)[1].plan == ""
+        return
+    device = dataclasses.replace(hardware.find("h100"), memory_bytes=memory)
+    monkeypatch.setattr(hardware, "lookup", lambda _: device)
+    with pytest.raises(ValueError, match=r'no plan fits on 1 device .* --config\.plan="" tries'):
+        build.prepare(config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_memory_is_checked_with_the_micro_batches_of_the_run(tmp_path, monkeypatch):
     """Calls that the plan does not name run as the run's settings say."""
     device = dataclasses.replace(hardware.find("h100"), memory_bytes=1e9)

@@ -79,6 +79,15 @@ TABLE: dict[str, Hardware] = {
     # GB/s, NVLink 600 GB/s both ways. DGX A100 data sheet: eight a host, 200 Gb/s of InfiniBand
     # each.
     "a100-80gb": Hardware("a100-80gb", 312e12, 156e12, 80e9, 2.039e12, 300e9, 25e9, 8),
+    # NVIDIA A100 data sheet, 40GB SXM: as above, 40 GB, 1555 GB/s.
+    "a100-40gb": Hardware("a100-40gb", 312e12, 156e12, 40e9, 1.555e12, 300e9, 25e9, 8),
+    # NVIDIA L40S data sheet: bfloat16 362 and TF32 183 TFLOP/s without sparsity, 48 GB, 864 GB/s,
+    # PCIe 4.0 x16, 64 GB/s both ways. Four a host and 100 Gb/s for it: ours.
+    "l40s": Hardware("l40s", 362e12, 183e12, 48e9, 0.864e12, 32e9, 3.125e9, 4),
+    # NVIDIA T4 data sheet: float32 8.1 TFLOP/s, 16 GB, 300 GB/s, PCIe 3.0 x16, 32 GB/s both ways.
+    # Turing multiplies no bfloat16, so that products of it are taken to be as slow as float32.
+    # Four a host and 25 Gb/s for it: ours.
+    "t4": Hardware("t4", 8.1e12, 8.1e12, 16e9, 0.3e12, 16e9, 0.78e9, 4),
     # Google Cloud's documentation, page "TPU v5e" and its comparison on "TPU v6e": 197 TFLOP/s, 16
     # GB, 819 GB/s, 1600 Gb/s between chips, eight chips a host, 6.4 Tb/s of network for 256 chips.
     # XLA multiplies float32 arrays on a TPU in one pass of bfloat16 at the default precision, hence
@@ -125,7 +134,11 @@ def find(name: str) -> Hardware:
 KINDS = (
     ("h200", "h200"),
     ("h100", "h100"),
+    ("a100-sxm4-40gb", "a100-40gb"),
+    ("a100-pcie-40gb", "a100-40gb"),
     ("a100", "a100-80gb"),
+    ("l40s", "l40s"),
+    ("t4", "t4"),
     ("v5 lite", "tpu-v5e"),
     ("v5e", "tpu-v5e"),
     ("v5p", "tpu-v5p"),

@@ -165,9 +165,7 @@ def model_shape(model: Model | ValueModel, copy_bytes: int | None = None) -> Sha
     """
     backbone: Any = getattr(model, "backbone", model)  # a family's own class, with its config
     config = backbone.config
-    params = jax.eval_shape(model.init, randomness.key(0))
-    arrays: dict[Any, Any] = flatten_dict(params)
-    axes: dict[Any, Any] = flatten_dict(model.logical_axes(params))
+    arrays, axes = _params(model)
     counts = Counter(
         (_place(path), tuple(array.shape), axes[path]) for path, array in arrays.items()
     )
@@ -189,6 +187,15 @@ def model_shape(model: Model | ValueModel, copy_bytes: int | None = None) -> Sha
         remat=config.remat,
         attention=config.attention,
     )
+
+
+@cache
+def _params(model: Model | ValueModel) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """Shapes and logical axes of a model's params by their paths. A deep model takes a second to
+    trace, and several roles of a plan have the same one.
+    """
+    params = jax.eval_shape(model.init, randomness.key(0))
+    return flatten_dict(params), flatten_dict(model.logical_axes(params))
 
 
 def _place(path: tuple[str, ...]) -> str:

@@ -2,14 +2,14 @@
 choice, and whether it fits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rlhf_jax.dataflow import Call
 from rlhf_jax.planner.api import CostModel, Workload
 from rlhf_jax.planner.options import MICRO_BATCHES, Option, options
 from rlhf_jax.planner.simulation import steady_state
 from rlhf_jax.planner.simulation.graph import Dataflow
-from rlhf_jax.types import Plan
+from rlhf_jax.types import Placement, Plan
 
 Choice = tuple[int, ...]
 """The number of an option for every call."""
@@ -29,12 +29,15 @@ class Space:
         num_devices: int,
         devices_per_host: int,
         micro_batches: Sequence[int] = MICRO_BATCHES,
+        accepted: Callable[[Call, Placement], bool] | None = None,
     ):
+        """Lists the options; `accepted` is that of `options.options`."""
         self.calls, self.costs, self.work = tuple(calls), costs, work
         self.num_devices, self.devices_per_host = num_devices, devices_per_host
         self.flow = Dataflow(calls, costs, work)
         self.options = [
-            options(call, costs, num_devices, devices_per_host, micro_batches) for call in calls
+            options(call, costs, num_devices, devices_per_host, micro_batches, accepted)
+            for call in calls
         ]
         self.versions = work.live_versions
         self.evaluations = 0

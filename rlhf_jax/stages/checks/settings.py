@@ -89,7 +89,7 @@ def check_settings(
                 "sft.rows_per_update",
                 stages.sft.rows_per_update,
                 mesh,
-                stages.sft.num_micro_batches,
+                stages.sft.num_micro_batches or 1,
             )
         with problems.caught():
             check_schedule(stages.sft.optimizer, "sft.optimizer", stages.sft.num_updates)
@@ -121,7 +121,10 @@ def _check_reward_model(
         return
     with problems.caught():
         check_rows(
-            "reward_model.pairs_per_update", config.pairs_per_update, mesh, config.num_micro_batches
+            "reward_model.pairs_per_update",
+            config.pairs_per_update,
+            mesh,
+            config.num_micro_batches or 1,
         )
     with problems.caught():
         check_schedule(config.optimizer, "reward_model.optimizer", config.num_updates)
@@ -129,7 +132,8 @@ def _check_reward_model(
 
 def _check_dpo(config: dpo.Config, mesh: Mesh, problems: Problems) -> None:
     with problems.caught():
-        check_rows("dpo.pairs_per_update", config.pairs_per_update, mesh, config.num_micro_batches)
+        parts = config.num_micro_batches or 1
+        check_rows("dpo.pairs_per_update", config.pairs_per_update, mesh, parts)
     with problems.caught():
         check_schedule(config.optimizer, "dpo.optimizer", config.num_updates)
 

@@ -3,7 +3,7 @@ profiled or not.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from rlhf_jax.planner.costs.hardware import Hardware
 from rlhf_jax.planner.costs.measured import MeasuredCostModel
 from rlhf_jax.planner.costs.shapes import Shape, model_shape
 from rlhf_jax.planner.options import option
+from rlhf_jax.planner.search.fit import fit
 from rlhf_jax.planner.search.search import Candidate, Found, search
 from rlhf_jax.planner.simulation import plan_memory
 from rlhf_jax.planner.simulation.simulate import simulate
@@ -36,7 +37,7 @@ from rlhf_jax.stages.settings.rlhf import Config, places
 from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.types import Algorithm, Placement, Plan
 
-SEARCH = "search"
+SEARCH, FIT = "search", "fit"  # values of the key `plan` that a run replaces by a plan's text
 PROFILE = Path("runs/profile.json")
 MAX_SEARCHES = 6
 """Searches among figures of which more are measured each time, until the best plan's are all
@@ -86,6 +87,15 @@ class Problem:
             self.devices_per_host,
             costs_of=self.formulas,
         )
+
+    def fit(self, trainer: Placement) -> Plan:
+        """The fastest plan that fits in which every call is on the trainer's devices and training
+        keeps its mesh.
+
+        Raises Refusal where nothing fits, with what would.
+        """
+        per_host = min(self.devices_per_host, len(trainer.devices))
+        return fit(self.calls, self.formulas(), self.work, trainer, per_host, self.formulas)
 
     def expected(self, plan: Plan, default: Placement | None = None) -> Candidate:
         """Simulates a plan that was written by hand; `default` places the calls that it does not
@@ -232,15 +242,9 @@ def check_memory(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> 
       Refusal: for a written plan that does not fit, and for states and params that stay which alone
         are too large.
     """
-    if distributed.several():
-        # a placement is of one host's devices, the figures are of all: the program's own check must
-        # do
-        return []
-    try:
-        if hardware.lookup(jax.devices()[0]).shared_throughput:
-            return []
-    except Refusal:
-        # devices that the table does not have: what does not fit is told when it is compiled
+    if distributed.several() or not memory_is_known():
+        # Several hosts: a placement is of one host's devices, the figures are of all; the program's
+        # own check must do. Unknown devices: what does not fit is told when it is compiled.
         return []
     of = of_run(workspace, stages, algorithm)
     where = places(stages.rlhf, workspace.mesh, stages.plan)
@@ -252,6 +256,34 @@ def check_memory(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> 
             raise
         return [f"may not fit in memory: {error}"]
     return []
+
+
+def memory_is_known() -> bool:
+    """True where the table has the memory of the devices at hand, each its own."""
+    try:
+        return not hardware.lookup(jax.devices()[0]).shared_throughput
+    except Refusal:
+        return False
+
+
+def fitted(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> Plan:
+    """The plan of a run whose `plan` is "fit": its own mesh, and each call cut so that it fits in
+    the memory of the devices at hand; an empty one where that memory is not known, as on a CPU.
+
+    Raises Refusal where nothing fits, with what would, or on several processes.
+    """
+    if distributed.several():
+        raise Refusal(
+            f'plan is {FIT!r} on {jax.process_count()} processes; accepted there: "" (every call '
+            "on the run's mesh, in one part), or a plan's text"
+        )
+    if not memory_is_known():
+        return Plan()
+    trainer = places(stages.rlhf, workspace.mesh, "").placement("train_policy")
+    try:
+        return of_run(workspace, stages, algorithm).fit(trainer)
+    except Refusal as error:
+        raise Refusal(f'{error}. By formulas: --config.plan="" tries it all the same') from error
 
 
 def for_run(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> Found:
@@ -269,3 +301,14 @@ def for_run(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> Found
     of = of_run(workspace, stages, algorithm)
     profile = MeasuredCostModel(spec_of(workspace, stages, algorithm), of.formulas(), PROFILE)
     return of.search(profile if profile.known else None)
+
+
+def _searched(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> Plan:
+    return for_run(workspace, stages, algorithm).advised.plan
+
+
+CHOSEN: Mapping[str, Callable[[Workspace, Stages, Algorithm], Plan]] = {
+    SEARCH: _searched,
+    FIT: fitted,
+}
+"""What chooses the plan of a run, by the value of its key `plan`."""

@@ -17,6 +17,7 @@ from rlhf_jax import randomness, registry
 from rlhf_jax.config import Count
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common import family as families
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.pretrained import folders
 from rlhf_jax.pretrained.folders import Folder
@@ -48,6 +49,11 @@ class Config:
     # Conversations are rendered again in it for gold: a name, file or folder; empty: see Judge.
     gold_chat_template: str = ""
     gold_rows_per_batch: Count = 64  # completions that the gold model scores at once
+    # FAMILY/PRESET, such as gpt_neox/pythia-1b: the shapes of the models in these folders, for plans
+    # that are made where the folders are not. A run reads the folders.
+    policy_shape: str = ""
+    reward_model_shape: str = ""
+    gold_shape: str = ""
 
     def __post_init__(self) -> None:
         if self.base and self.sft:
@@ -61,6 +67,27 @@ class Config:
     def policy(self) -> str:
         """The folder that the policy comes from, or ""."""
         return self.sft or self.base
+
+
+def model_of_shape(shape: str, key: str, **computed: object) -> Model:
+    """The decoder of a published shape.
+
+    Args:
+      shape: FAMILY/PRESET.
+      key: of the config, for messages.
+      **computed: values of `COMPUTED`.
+
+    Raises Refusal for a shape that there is not, naming those there are.
+    """
+    family, slash, preset = shape.rpartition("/")
+    if not slash:
+        raise Refusal(f"{key} is {shape!r}; accepted: FAMILY/PRESET, such as gpt_neox/pythia-1b")
+    found = families.find(family)
+    if preset not in found.presets:
+        raise Refusal(
+            f"{key} is {shape!r}; accepted presets of {family}: {', '.join(found.presets)}"
+        )
+    return found.make(replace(found.presets[preset], **computed))
 
 
 def model_of(folder: Folder, **computed: object) -> Model:
@@ -116,6 +143,9 @@ def check(pretrained: Config, tokenizer: Tokenizer, task: Task | None = None) ->
     Args:
       task: where it is not known, its prompts may hold any special token, and are no conversations.
     """
+    for key in ("policy_shape", "reward_model_shape", "gold_shape"):
+        if shape := getattr(pretrained, key):
+            model_of_shape(shape, f"pretrained.{key}")
     if pretrained.policy:
         folders.check_decoder(Folder(Path(pretrained.policy)))
         vocabularies.check_policy(Path(pretrained.policy), tokenizer)

@@ -126,7 +126,7 @@ class SupervisedStage:
             optimizer=self.optimizer,
             aggregation=aggregation,
             unit_rows=unit_rows,
-            num_micro_batches=config.num_micro_batches,
+            num_micro_batches=config.num_micro_batches or 1,  # left open: not chosen here
         )
         compiled = distributed.compiled(
             sharding.keeping_rows(step, workspace.mesh),

@@ -20,7 +20,8 @@ class SFTConfig:
 
     num_updates: Count = 300  # steps of the optimizer
     rows_per_update: Count = 64  # pairs of a prompt and a reference
-    num_micro_batches: Count = 1  # parts of a batch whose gradients are added: less memory
+    # parts of a batch whose gradients are added: less memory; 0: the fastest that fit
+    num_micro_batches: Natural = 1
     checkpoint_every: Natural = 100  # updates; 0: only at the end
     min_whole_references: Fraction = (
         0.05  # share that must keep their EOS within lengths.max_completion_tokens
@@ -53,7 +54,8 @@ class RewardModelConfig:
 
     num_updates: Count = 300  # steps of the optimizer
     pairs_per_update: Count = 32  # comparisons of a batch
-    num_micro_batches: Count = 1  # parts of a batch whose gradients are added: less memory
+    # parts of a batch whose gradients are added: less memory; 0: the fastest that fit
+    num_micro_batches: Natural = 1
     checkpoint_every: Natural = 100  # updates; 0: only at the end
     # scores are in deviations of the SFT policy's; else as they are, as the papers' numbers are
     standardize: bool = True
@@ -77,7 +79,7 @@ class DPOConfig:
     label_smoothing: Annotated[float, Bounds(least=0, below=0.5)] = 0.0
     num_updates: Count = 300
     pairs_per_update: Count = 64
-    num_micro_batches: Count = 1
+    num_micro_batches: Natural = 1  # parts of a batch; 0: the fastest that fit
     checkpoint_every: Natural = 100  # updates; 0: only at the end
     evaluate_every: Natural = 100  # updates; the first and the last version are always evaluated
     optimizer: OptimizerConfig = field(
@@ -136,7 +138,8 @@ class Stages:
     dpo: DPOConfig | None = None  # None: the config has no such node
     reward: str = LEARNED
     reward_settings: Mapping[str, Any] = field(default_factory=dict)
-    # where the calls of the RLHF stage run: see `devices/placement.py`; "": all on the run's mesh
+    # where the calls of the RLHF stage run: see `devices/placement.py`; "": all on the run's mesh;
+    # fit: there too, cut so that they fit in memory; search: the fastest plan that is found
     plan: str = ""
     best_of_n: tuple[int, ...] = (1, 2, 4, 8, 16)
     best_of_n_prompts: int = 256

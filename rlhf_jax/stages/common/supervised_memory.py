@@ -1,0 +1,182 @@
+"""The memory of a supervised stage's update by the planner's formulas: whether it fits on a device,
+and the micro-batches and remat with which it would.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax
+
+from rlhf_jax.dataflow import Call
+from rlhf_jax.devices import distributed
+from rlhf_jax.models.api import Model
+from rlhf_jax.models.common.value_head import ValueModel
+from rlhf_jax.planner.api import Workload
+from rlhf_jax.planner.costs import hardware
+from rlhf_jax.planner.costs.analytic import AnalyticCostModel
+from rlhf_jax.planner.costs.hardware import Hardware
+from rlhf_jax.planner.costs.shapes import Shape, model_shape
+from rlhf_jax.planner.options import Option, option, variants
+from rlhf_jax.planner.search.fit import MICRO_BATCHES
+from rlhf_jax.planner.simulation.plan_memory import gigabytes
+from rlhf_jax.stages.api import Lengths, Workspace
+from rlhf_jax.stages.common import planning
+from rlhf_jax.stages.settings.rlhf import places
+from rlhf_jax.stages.settings.stages import Stages
+from rlhf_jax.types import Placement
+
+Name = Literal["sft", "reward_model", "dpo"]
+TRAIN: dict[Name, Call] = {
+    "sft": Call("train_policy", "policy", "train", (), ()),
+    "reward_model": Call("train_critic", "critic", "train", (), (), per_token=False),
+    "dpo": Call("train_policy", "policy", "train", (), ()),
+}
+"""The call that stands for a stage's update: a reward model reads a score for each row."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """An update of a stage on the devices of a mesh."""
+
+    stage: Name
+    costs: AnalyticCostModel
+    mesh: Placement  # devices and shape, with the micro-batches and the remat of the config
+    beside: float = 0.0  # bytes of a device that stay there, the trained state apart
+
+    def used(self, placement: Placement) -> Option:
+        """Bytes and seconds under a number of micro-batches and remat."""
+        return option(TRAIN[self.stage], self.costs, placement)
+
+    @property
+    def excess(self) -> float:
+        """Bytes that the update needs of a device more than it has; 0 or less: it fits."""
+        needs = self.used(self.mesh)
+        return self.beside + needs.working_bytes + needs.resident_bytes - self.costs.device_bytes
+
+    def fastest(self) -> Placement | None:
+        """The micro-batches and the remat of least seconds that fit; None where none do."""
+        place = Placement(self.mesh.devices, self.mesh.mesh_shape)
+        room = self.costs.device_bytes - self.beside
+        fitting = [
+            found
+            for found in variants(TRAIN[self.stage], self.costs, place, MICRO_BATCHES)
+            if found.working_bytes + found.resident_bytes <= room
+        ]
+        return min(fitting, key=lambda found: found.seconds).placement if fitting else None
+
+    def notice(self) -> str:
+        """One line where the update may not fit, with what would; "" where it fits."""
+        if self.excess <= 0:
+            return ""
+        needs, found = self.used(self.mesh), self.fastest()
+        remedy = (
+            f"it would fit with --config.{self.stage}.num_micro_batches={found.num_micro_batches} "
+            f"--config.model.remat={found.remat}"
+            if found
+            else "no number of micro-batches makes it fit: take more devices, or shorter rows"
+        )
+        return (
+            f"{self.stage} may not fit in memory: an update needs {gigabytes(needs.working_bytes)} "
+            f"of a device beside {gigabytes(self.beside + needs.resident_bytes)} that stay there, "
+            f"of {gigabytes(self.costs.device_bytes)}; {remedy}"
+        )
+
+
+def trained_shape(stage: Name, model: Model) -> Shape:
+    """The shape of the model that a stage trains: the policy, or a head for scores on it."""
+    return model_shape(ValueModel(model) if stage == "reward_model" else model)
+
+
+def update(
+    stage: Name,
+    stages: Stages,
+    shape: Shape,
+    lengths: Lengths,
+    device: Hardware,
+    placement: Placement,
+) -> Update:
+    """An update of a stage.
+
+    Args:
+      stage: that trains.
+      stages: settings of every stage.
+      shape: of what is trained, see `trained_shape`.
+      lengths: of prompts and completions.
+      device: its memory and speed.
+      placement: devices and mesh; the micro-batches are those of the stage's settings, and remat
+        is what the shape says.
+    """
+    settings = {"sft": stages.sft, "reward_model": stages.reward_model, "dpo": stages.dpo}[stage]
+    assert settings is not None
+    pairs = getattr(settings, "pairs_per_update", 0)
+    work = Workload(
+        num_prompts=pairs or stages.sft.rows_per_update,
+        samples_per_prompt=2 if pairs else 1,
+        prompt_tokens=lengths.max_prompt_tokens,
+        completion_tokens=lengths.max_completion_tokens,
+        share_prompts=False,
+    )
+    role = TRAIN[stage].role
+    costs = AnalyticCostModel(device, len(placement.devices), {role: shape}, work)
+    placement = replace(placement, num_micro_batches=settings.num_micro_batches, remat=shape.remat)
+    reference = costs.params_bytes(role, placement) if stage == "dpo" else 0.0
+    return Update(stage, costs, placement, reference)
+
+
+def chosen(
+    workspace: Workspace, stages: Stages, names: Collection[str]
+) -> tuple[Workspace, Stages]:
+    """The run with the micro-batches of least seconds that fit on the devices at hand, for each
+    stage that leaves them open (`num_micro_batches=0`), and with remat where one of them needs it.
+
+    They are 1 where the memory is not known, as on a CPU, on several processes, for a stage that
+    the run does not have, and where nothing fits, which `notices` tells.
+
+    Args:
+      workspace: of the run.
+      stages: settings of every stage.
+      names: of the stages that the run has.
+    """
+    known = not distributed.several() and planning.memory_is_known()
+    for name, count in micro_batches(stages).items():
+        if count:
+            continue
+        found = None
+        if known and name in names:
+            found = _here(name, workspace, stages).fastest()
+        settings = replace(
+            getattr(stages, name), num_micro_batches=found.num_micro_batches if found else 1
+        )
+        stages = replace(stages, **{name: settings})
+        if found and found.remat and not workspace.model.remat:
+            workspace = replace(workspace, model=workspace.model.with_config(remat=True))
+    return workspace, stages
+
+
+def micro_batches(stages: Stages) -> dict[Name, int]:
+    """`num_micro_batches` of every supervised stage that there is; 0: left open."""
+    settings = {name: getattr(stages, name) for name in TRAIN}
+    return {name: one.num_micro_batches for name, one in settings.items() if one is not None}
+
+
+def _here(name: Name, workspace: Workspace, stages: Stages) -> Update:
+    """A stage's update on the devices at hand."""
+    mesh = places(stages.rlhf, workspace.mesh, "").placement("train_policy")
+    device, shape = hardware.lookup(jax.devices()[0]), trained_shape(name, workspace.model)
+    return update(name, stages, shape, workspace.lengths, device, mesh)
+
+
+def notices(workspace: Workspace, stages: Stages, names: Collection[str]) -> list[str]:
+    """A line for each stage whose update may not fit on the devices at hand, where their memory is
+    known.
+
+    Args:
+      workspace: of the run.
+      stages: settings of every stage.
+      names: of the stages that the run has.
+    """
+    if distributed.several() or not planning.memory_is_known():
+        return []
+    found = [_here(name, workspace, stages).notice() for name in TRAIN if name in names]
+    return list(filter(None, found))

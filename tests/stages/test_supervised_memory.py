@@ -1,0 +1,94 @@
+"""The memory of a supervised stage's update: told before anything is compiled, with what would fit."""
+
+import dataclasses
+import json
+
+import pytest
+
+from configs import quickstart
+from rlhf_jax import build
+from rlhf_jax.planner.costs import hardware
+from rlhf_jax.stages.common import supervised_memory
+from rlhf_jax.stages.settings.stages import DPOConfig
+from rlhf_jax.types import Placement
+
+
+def updates(memory_bytes, **settings):
+    """SFT, reward model and offline DPO of the quickstart's model on a device of so much memory."""
+    config = quickstart.get_config()
+    of_dpo = settings.pop("dpo", {})
+    for key, value in settings.items():
+        config[key].update(value)
+    workspace, stages, _ = build.parts(config)
+    stages = dataclasses.replace(stages, dpo=DPOConfig(**of_dpo))
+    device = dataclasses.replace(hardware.TABLE["h100"], memory_bytes=memory_bytes)
+    return {
+        name: supervised_memory.update(
+            name,
+            stages,
+            supervised_memory.trained_shape(name, workspace.model),
+            workspace.lengths,
+            device,
+            Placement((0,), (1, 1, 1)),
+        )
+        for name in supervised_memory.TRAIN
+    }
+
+
+def test_what_fits_says_nothing():
+    assert [update.notice() for update in updates(80e9).values()] == ["", "", ""]
+
+
+@pytest.mark.parametrize("name", supervised_memory.TRAIN)
+def test_what_does_not_fit_names_the_keys_with_which_it_would(name):
+    update = updates(32e6)[name]
+    words = update.notice()
+    assert words.startswith(f"{name} may not fit in memory: an update needs ")
+    found = update.fastest()
+    assert f"--config.{name}.num_micro_batches={found.num_micro_batches}" in words
+    again = updates(
+        32e6,
+        **{name: {"num_micro_batches": found.num_micro_batches}, "model": {"remat": found.remat}},
+    )[name]
+    assert again.notice() == ""
+    assert again.excess <= 0 < update.excess
+
+
+def test_what_fits_in_no_number_of_parts_says_so():
+    assert "no number of micro-batches makes it fit" in updates(1e6)["sft"].notice()
+
+
+def started(tmp_path, monkeypatch, num_micro_batches):
+    """What the start of an SFT run on a device of 16 MB says, and its parts."""
+    device = dataclasses.replace(hardware.TABLE["h100"], memory_bytes=16e6)
+    monkeypatch.setattr(hardware, "lookup", lambda _: device)
+    config = quickstart.get_config()
+    config.directory, config.job, config.plan = str(tmp_path / "run"), "sft", "fit"
+    config.sft.num_micro_batches = num_micro_batches
+    said = []
+    workspace, stages, _ = build.prepare(config, said.append)
+    return said[1:], workspace, stages
+
+
+def test_a_run_says_it_at_its_start(tmp_path, monkeypatch):
+    said, _, _ = started(tmp_path, monkeypatch, 1)
+    assert [line.split(":")[0] for line in said] == ["sft may not fit in memory"]
+
+
+def test_parts_that_are_left_open_are_chosen_and_stand_in_the_config(tmp_path, monkeypatch):
+    said, workspace, stages = started(tmp_path, monkeypatch, 0)
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert said == []
+    assert stages.sft.num_micro_batches == stored["sft"]["num_micro_batches"] == 2
+    assert workspace.model.remat
+    assert stored["model"]["remat"]
+    assert stored["plan"] == "", "an SFT run needs no plan"
+
+
+def test_parts_that_are_left_open_are_one_where_memory_is_not_known(tmp_path):
+    config = quickstart.get_config()
+    config.directory, config.job = str(tmp_path / "run"), "sft"
+    config.sft.num_micro_batches = config.reward_model.num_micro_batches = 0
+    workspace, stages, _ = build.prepare(config)
+    assert (stages.sft.num_micro_batches, stages.reward_model.num_micro_batches) == (1, 1)
+    assert not workspace.model.remat
