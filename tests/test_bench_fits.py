@@ -14,7 +14,7 @@ from rlhf_jax.cli import config_files
 from rlhf_jax.config import fill
 from rlhf_jax.planner.costs import hardware
 from rlhf_jax.stages.api import Lengths
-from rlhf_jax.stages.common import supervised_memory
+from rlhf_jax.stages.checks import supervised_memory
 from rlhf_jax.types import Placement
 
 FOUR, EIGHT = ("a100-80gb", 4), ("h100", 8)
@@ -39,7 +39,7 @@ def stated(recipe):
 def updates(config):
     """The update of a supervised stage on any devices."""
     shape = supervised_memory.trained_shape(config.job, build.planned_model(config))
-    lengths = fill(Lengths, config.lengths.to_dict(), "lengths")
+    lengths = fill(Lengths, config.to_dict()["lengths"], "lengths")
 
     def on(name, count):
         place = Placement(tuple(range(count)), (1, count, 1))

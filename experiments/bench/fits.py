@@ -24,9 +24,9 @@ from rlhf_jax.planner.options import option
 from rlhf_jax.planner.simulation import plan_memory
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.stages.api import Lengths
-from rlhf_jax.stages.common import supervised_memory
+from rlhf_jax.stages.checks import supervised_memory
+from rlhf_jax.stages.checks.supervised_memory import Update
 from rlhf_jax.stages.common.planning import Problem
-from rlhf_jax.stages.common.supervised_memory import Update
 from rlhf_jax.types import Placement
 
 PAGE = Path(__file__).parents[2] / "docs" / "scale" / "what_fits.md"
@@ -48,8 +48,8 @@ RECIPES = (
 
 
 def cells(config: ConfigDict) -> list[str]:
-    """What is expected of a recipe on each kind of devices: GB of the fullest one, and seconds; or
-    what is lacking.
+    """The cells of a recipe, one for each kind of devices: GB of the fullest one, and seconds; or
+    the number of devices that would do.
     """
     kinds = [(hardware.find(name), count) for name, count in DEVICES]
     if config.job in ("sft", "reward_model"):
@@ -78,7 +78,7 @@ def _round(of: Problem) -> str:
 
 
 def _updates(config: ConfigDict, kinds: Sequence[tuple[Hardware, int]]) -> list[Update]:
-    lengths = fill(Lengths, config.lengths.to_dict(), "lengths")
+    lengths = fill(Lengths, config.to_dict()["lengths"], "lengths")
     settings, model = stages(config.to_dict()), build.planned_model(config)
     shape = supervised_memory.trained_shape(config.job, model)
     return [

@@ -27,13 +27,13 @@ from rlhf_jax.runtime import activity
 from rlhf_jax.stages import rlhf
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.checks import settings as settings_checks
+from rlhf_jax.stages.checks import supervised_memory
 from rlhf_jax.stages.checks import task as task_checks
 from rlhf_jax.stages.common import (
     beginning,
     planning,
     pretrained_models,
     stored_config,
-    supervised_memory,
 )
 from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.types import Algorithm

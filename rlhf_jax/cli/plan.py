@@ -80,6 +80,7 @@ def _plan(config: ConfigDict, options: argparse.Namespace) -> None:
         jax.config.update("jax_num_cpu_devices", options.devices)
     from rlhf_jax import build
     from rlhf_jax.cli import plan_text
+    from rlhf_jax.config import fill
     from rlhf_jax.devices import mesh
     from rlhf_jax.planner.costs import hardware
     from rlhf_jax.stages.common import planning
@@ -108,7 +109,9 @@ def _plan(config: ConfigDict, options: argparse.Namespace) -> None:
         print(f"{len(profile.known)} figures measured, in {planning.PROFILE}")
     else:
         found = problem.search()
-    shape = mesh.mesh_shape(mesh.Config(**config.mesh.to_dict()), problem.num_devices)
+    shape = mesh.mesh_shape(
+        fill(mesh.Config, config.to_dict()["mesh"], "mesh"), problem.num_devices
+    )
     trainer = Placement(tuple(range(math.prod(shape))), shape)
     plan_text.show(problem, found, profile, trainer, options.output)
 

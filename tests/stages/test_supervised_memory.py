@@ -8,7 +8,7 @@ import pytest
 from configs import quickstart
 from rlhf_jax import build
 from rlhf_jax.planner.costs import hardware
-from rlhf_jax.stages.common import supervised_memory
+from rlhf_jax.stages.checks import supervised_memory
 from rlhf_jax.stages.settings.stages import DPOConfig
 from rlhf_jax.types import Placement
 

@@ -4,7 +4,7 @@ and the micro-batches and remat with which it would.
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -156,7 +156,7 @@ def chosen(
 
 def micro_batches(stages: Stages) -> dict[Name, int]:
     """`num_micro_batches` of every supervised stage that there is; 0: left open."""
-    settings = {name: getattr(stages, name) for name in TRAIN}
+    settings: dict[Name, Any] = {name: getattr(stages, name) for name in TRAIN}
     return {name: one.num_micro_batches for name, one in settings.items() if one is not None}
 
 
