@@ -49,11 +49,11 @@ class Config:
     # Conversations are rendered again in it for gold: a name, file or folder; empty: see Judge.
     gold_chat_template: str = ""
     gold_rows_per_batch: Count = 64  # completions that the gold model scores at once
-    # FAMILY/PRESET, such as gpt_neox/pythia-1b: the shapes of the models in these folders, for plans
-    # that are made where the folders are not. A run reads the folders.
-    policy_shape: str = ""
-    reward_model_shape: str = ""
-    gold_shape: str = ""
+    # The shapes of the models in these folders, for plans that are made where the folders are not;
+    # a run reads the folders.
+    policy_shape: str = ""  # of base or sft: FAMILY/PRESET, such as gpt_neox/pythia-1b
+    reward_model_shape: str = ""  # FAMILY/PRESET; "": as large as the policy
+    gold_shape: str = ""  # FAMILY/PRESET
 
     def __post_init__(self) -> None:
         if self.base and self.sft:
