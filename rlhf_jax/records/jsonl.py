@@ -12,23 +12,33 @@ Of several processes only the first writes: in the others what writes or cuts do
 (`distributed.writes`).
 
 Numbers that JSON cannot say are the strings "NaN", "Infinity" and "-Infinity"; `read` turns them
-back into floats.
+back into floats. `lines.py` reads.
 """
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any, BinaryIO, SupportsFloat
 
 from rlhf_jax.devices import distributed
-from rlhf_jax.refusal import Refusal
+from rlhf_jax.records import lines
+from rlhf_jax.records.lines import Head, Line, head_of, read
 
-Line = dict[str, Any]
-TEXT_KEYS = frozenset({"stage", "of", "kind", "prompt", "completion", "text"})
+__all__ = [
+    "Line",
+    "append",
+    "append_all",
+    "cut_back",
+    "drop_torn_line",
+    "number",
+    "read",
+    "replace",
+]
+
 ENCODE = json.JSONEncoder(allow_nan=False).encode  # `json.dumps` makes an encoder for every line
-NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def number(value: SupportsFloat) -> int | float | str:
@@ -89,56 +99,16 @@ def _write_whole(descriptor: int, data: bytes) -> None:
         raise
 
 
-def read(path: Path) -> list[Line]:
-    """Every whole line, in order. A last line without its newline was torn by a kill and is left
-    out.
-
-    Raises Refusal that names file and line for anything else that is not a JSON object;
-    FileNotFoundError.
-    """
-    return [line for _, line in _read_with_bytes(path)]
-
-
-def _read_with_bytes(path: Path) -> list[tuple[bytes, Line]]:
-    whole, newline, _torn = path.read_bytes().rpartition(b"\n")
-    return (
-        [
-            (text, _parse(path, line_number, text))
-            for line_number, text in enumerate(whole.split(b"\n"), 1)
-        ]
-        if newline
-        else []
-    )
-
-
-def _parse(path: Path, line_number: int, text: bytes) -> Line:
-    try:
-        line = json.loads(text)
-    except ValueError as error:
-        raise Refusal(f"{path}, line {line_number}: not JSON ({error})") from error
-    if not isinstance(line, dict) or not isinstance(line.get("stage"), str):
-        raise Refusal(
-            f'{path}, line {line_number}: expected an object with "stage", found {text[:80]!r}'
-        )
-    return {key: _number_again(key, value) for key, value in line.items()}
-
-
-def _number_again(key: str, value: object) -> object:
-    return (
-        NON_FINITE.get(value, value) if key not in TEXT_KEYS and isinstance(value, str) else value
-    )
-
-
 def drop_torn_line(path: Path) -> None:
     """Removes what follows the last newline, so that the next line starts on its own.
 
-    A missing file stays missing.
+    A missing file stays missing. Only the end of the file is read.
     """
     if not path.exists() or not distributed.writes():
         return
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end < len(data):
+    begin, text = next(lines.from_end(path), (0, None))
+    end = 0 if text is None else begin + len(text) + 1
+    if end < path.stat().st_size:
         os.truncate(path, end)
 
 
@@ -148,47 +118,88 @@ def cut_back(
     update: int,
     evaluations_from: int | None = None,
     aside: Path | None = None,
-) -> set[int]:
+) -> int | None:
     """Makes the file as it was when `stage` had made version `update`: what its checkpoint is
     resumed with.
 
     Removes the stage's own lines with "update" >= `update`, evaluations of the stage ("of") with
     "update" >= `evaluations_from` (default `update`; `update + 1` where a version is evaluated
     before its checkpoint is written), the stage's lines without "update" (timings, which are
-    written when it ends), and a torn last line. Other lines keep their bytes; the file is replaced
-    by an atomic rename. A missing file stays missing. Raises as `read` does.
+    written when it ends), and a torn last line. Other lines keep their bytes. A missing file stays
+    missing.
+
+    The file is read from its end, up to the last line of the stage that remains: a stage writes its
+    updates in order, and each evaluation of a version after the update that made it. The file is
+    truncated there; where lines of other stages follow, it is replaced by an atomic rename.
 
     Args:
       path: of the file.
       stage: that goes on.
       update: the version that it goes on from.
-      evaluations_from: the first version whose evaluations are removed.
+      evaluations_from: the first version whose evaluations are removed, at least `update`.
       aside: a file to which the removed lines are appended, for lines that may not be written again.
 
-    Returns the updates of the stage whose lines remain.
+    Returns the last update of the stage that remains, None where there is none. Raises Refusal that
+    names file and line for a line, among those that were read, that is not a JSON object.
     """
     if not path.exists() or not distributed.writes():
-        return set()
+        return None
     limit = update if evaluations_from is None else evaluations_from
-    lines_left, lines_cut, updates = [], [], set()
-    for text, line in _read_with_bytes(path):
-        if _is_cut(line, stage, update, limit):
-            lines_cut.append(text + b"\n")
-            continue
-        lines_left.append(text + b"\n")
-        if line["stage"] == stage and "update" in line:
-            updates.add(line["update"])
-    if aside is not None and lines_cut:
+    begin, last, any_cut, any_left = 0, None, False, False
+    for _, end, head in lines.heads_from_end(path):
+        if _is_cut(head, stage, update, limit):
+            any_cut = True
+        elif head.stage == stage:
+            begin, last = end, head.update
+            break
+        else:
+            any_left = True
+    if any_cut:
+        _cut(path, begin, any_left, aside, lambda head: _is_cut(head, stage, update, limit))
+    else:
+        drop_torn_line(path)
+    return last
+
+
+def _cut(
+    path: Path, begin: int, any_left: bool, aside: Path | None, is_cut: Callable[[Head], bool]
+) -> None:
+    """Removes lines from the byte `begin` on; `any_left` tells whether others stay there."""
+
+    def texts(wanted: bool) -> Iterator[bytes]:
+        with path.open("rb") as file:
+            file.seek(begin)
+            for text in file:
+                if text.endswith(b"\n") and is_cut(head_of(text[:-1], path, begin)) == wanted:
+                    yield text
+
+    if aside is not None:
         aside.parent.mkdir(parents=True, exist_ok=True)
-        replace(aside, (aside.read_bytes() if aside.exists() else b"") + b"".join(lines_cut))
-    replace(path, b"".join(lines_left))
-    return updates
+        with replacing(aside) as file:
+            if aside.exists():
+                _copy(aside, aside.stat().st_size, file)
+            file.writelines(texts(True))
+    if not any_left:
+        os.truncate(path, begin)
+        return
+    with replacing(path) as file:
+        _copy(path, begin, file)
+        file.writelines(texts(False))
 
 
-def _is_cut(line: Line, stage: str, update: int, evaluations_from: int) -> bool:
-    if line["stage"] == stage:
-        return line.get("update", update) >= update
-    return line.get("of") == stage and line.get("update", evaluations_from) >= evaluations_from
+def _copy(path: Path, count: int, file: BinaryIO) -> None:
+    """Copies the first `count` bytes of a file."""
+    with path.open("rb") as source:
+        while count:
+            data = source.read(min(lines.BLOCK_BYTES, count))
+            file.write(data)
+            count -= len(data)
+
+
+def _is_cut(head: Head, stage: str, update: int, evaluations_from: int) -> bool:
+    if head.stage == stage:
+        return head.update is None or head.update >= update
+    return head.of == stage and (head.update is None or head.update >= evaluations_from)
 
 
 def replace(path: Path, data: bytes) -> None:
@@ -203,13 +214,24 @@ def replace(path: Path, data: bytes) -> None:
     """
     if not distributed.writes():
         return
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Context manager of a file beside `path` that is renamed into place when its body has ended.
+
+    Raises as `replace`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ order.
 as that one is. `pandas.read_json(path, lines=True)` reads it.
 """
 
+import functools
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from jax.typing import ArrayLike
 
 from rlhf_jax.clock import Clock
 from rlhf_jax.devices import distributed
-from rlhf_jax.records import jsonl
+from rlhf_jax.records import jsonl, lines, notes
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.types import Algorithm, Batch, Samples, Scores
 
@@ -55,17 +56,30 @@ class Ledger:
         """
         jsonl.append_all(self.path, [{"stage": STAGE, "update": update, **row} for row in rows])
 
-    def resume(self, update: int, aside: Path | None = None) -> set[int]:
+    def resume(
+        self, update: int, aside: Path | None = None, updates_per_round: int | None = None
+    ) -> None:
         """Cuts the file back to what version `update` had been trained on.
 
-        Returns as `jsonl.cut_back`.
+        Args:
+          update: the version.
+          aside: as in `jsonl.cut_back`.
+          updates_per_round: of a run that keeps the ledger: a note says where the rows of the last
+            round before the version are missing.
         """
-        return jsonl.cut_back(self.path, STAGE, update, aside=aside)
+        last = jsonl.cut_back(self.path, STAGE, update, aside=aside)
+        if updates_per_round:
+            notes.say_cut(self.path, STAGE, last, update, updates_per_round)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     """Every row. Raises as `jsonl.read`."""
     return jsonl.read(path)
+
+
+def lengths(path: Path) -> tuple[int, ...]:
+    """The tokens of every sample, in order. Raises as `lines.integers`."""
+    return tuple(length for (length,) in lines.integers(path, ("length",)))
 
 
 def version_schedule(path: Path, clock: Clock) -> tuple[int, ...]:
@@ -78,9 +92,19 @@ def version_schedule(path: Path, clock: Clock) -> tuple[int, ...]:
         raise MissingInput(
             f"no ledger {path}: rlhf.replay_schedule_of names the directory of a run that has one"
         )
+    stat = path.stat()
+    return _version_schedule(path, clock, (stat.st_mtime_ns, stat.st_size))
+
+
+@functools.lru_cache(maxsize=4)
+def _version_schedule(path: Path, clock: Clock, stamp: tuple[int, int]) -> tuple[int, ...]:
+    """`version_schedule` of a file as it was at `stamp`: a start asks for the schedule several
+    times.
+    """
+    del stamp
     versions: dict[int, set[int]] = {}
-    for row in read(path):
-        versions.setdefault(row["round"], set()).add(row["version"])
+    for round_index, version in lines.integers(path, ("round", "version")):
+        versions.setdefault(round_index, set()).add(version)
     wrong = [r for r in range(clock.num_rounds) if len(versions.get(r, ())) != 1]
     if wrong:
         raise Refusal(

@@ -23,6 +23,7 @@ from typing import Any
 from rlhf_jax.devices import distributed
 from rlhf_jax.records import jsonl, notes
 from rlhf_jax.records.jsonl import Line, cut_back, read
+from rlhf_jax.records.lines import iterate
 from rlhf_jax.records.trackers.api import EVALUATIONS, Tracker, series_of
 from rlhf_jax.refusal import Refusal
 
@@ -112,20 +113,21 @@ class MetricsWriter:
         update: int,
         evaluations_from: int | None = None,
         aside: Path | None = None,
-    ) -> set[int]:
-        """Cuts `metrics.jsonl` back and tells the trackers what is left of the stage.
+    ) -> None:
+        """Cuts `metrics.jsonl` back and tells the trackers what is left of the stage. A note says
+        where the lines of the last updates before the version are missing.
 
-        Returns as `jsonl.cut_back`.
+        The arguments are those of `jsonl.cut_back`.
         """
-        updates_left = jsonl.cut_back(self.path, stage, update, evaluations_from, aside)
+        last = jsonl.cut_back(self.path, stage, update, evaluations_from, aside)
+        notes.say_cut(self.path, stage, last, update)
         for name, tracker in self._trackers().items():
             with self._kept_going(name, f"the stage {stage}"):
                 tracker.restart(stage)
                 tracker.restart(series_of(EVALUATIONS, stage))
-        for line in read(self.path) if self._opened and self.path.exists() else ():
+        for line in iterate(self.path) if self._opened and self.path.exists() else ():
             if "update" in line and stage in (line["stage"], line.get("of")):
                 self._show(line)
-        return updates_left
 
     def close(self) -> None:
         """Has the trackers write out what they hold. Lines of `metrics.jsonl` are never held."""

@@ -28,11 +28,10 @@ from rlhf_jax.runtime import activity, asynchronous, stopping, synchronous
 from rlhf_jax.runtime.program import Critic, Program, ProgramSpec, Reward
 from rlhf_jax.stages import reward_model, sft
 from rlhf_jax.stages.api import Workspace
-from rlhf_jax.stages.common import kept_answers
+from rlhf_jax.stages.common import kept_answers, resuming
 from rlhf_jax.stages.common.evaluator import Evaluator, learned_scores
 from rlhf_jax.stages.common.kept_answers import KeptJudge
 from rlhf_jax.stages.common.recorder import Recorder
-from rlhf_jax.stages.common.resuming import Files, choose, cut_back, ended_rounds
 from rlhf_jax.stages.settings.rlhf import Config, check, places, sampling
 from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.types import Algorithm, Params, Prompts, Samples, States
@@ -269,11 +268,12 @@ def run(
         checkpoints = workspace.checkpoints(STAGE, config.keep_checkpoints)
         saved_rounds = SavedRounds(workspace.directory / FOLDER)
         layout = partial(sharding.row_shardings, mesh=program.trainer_mesh)
-        ended = ended_rounds(workspace.directory, config)
-        resume_point = choose(checkpoints, saved_rounds, clock, abstract, layout, ended)
+        ended = resuming.ended_rounds(workspace.directory, config)
+        resume_point = resuming.choose(checkpoints, saved_rounds, clock, abstract, layout, ended)
         version = resume_point.version
         if version == clock.num_updates:
             assert resume_point.policy is not None
+            resuming.say_cut(workspace, config, clock)
             return workspace.on_mesh(resume_point.policy)
         program.check_memory(asynchronous=config.loop == "asynchronous")
         program.compile()
@@ -282,13 +282,13 @@ def run(
             first = first_policy(workspace, reference_params)
             states = program.init(first)
         assert states is not None
-        files = Files(
+        files = resuming.Files(
             checkpoints,
             saved_rounds,
             SamplesWriter(workspace.directory),
             ledger.Ledger(workspace.directory),
         )
-        cut_back(workspace, config, clock, version, files)
+        resuming.cut_back(workspace, config, clock, version, files)
         workspace.record(STAGE)
         with (
             progress(algorithm.name, total=clock.num_updates, start=version) as bar,
@@ -325,11 +325,9 @@ def run(
         if recorder.stopped:
             raise KeyboardInterrupt
         workspace.metrics.write_timing(STAGE, activity.timings_since(began) | recorder.timings())
-        params = checkpoints.restore_part(
-            clock.num_updates, {"policy": {"params": abstract["policy"].params}}
-        )
+        policy = resuming.policy_of(checkpoints, clock.num_updates, abstract)
         checkpoints.close()
-        return workspace.on_mesh(params["policy"]["params"])
+        return workspace.on_mesh(policy)
 
 
 def make_evaluator(

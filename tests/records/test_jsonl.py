@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf_jax.records import jsonl
+from rlhf_jax.records import jsonl, lines
+from rlhf_jax.refusal import Refusal
 
 
 @pytest.fixture
@@ -101,6 +102,52 @@ def test_evaluations_have_a_limit_of_their_own(path: Path) -> None:
     assert [line["update"] for line in jsonl.read(path)] == [0, 1, 2]
 
 
+def test_cut_back_tells_the_last_update_that_remains(path: Path) -> None:
+    write_updates(path, "sft", 2)
+    assert jsonl.cut_back(path, "rlhf", 5) is None
+    write_updates(path, "rlhf", 7)
+    assert jsonl.cut_back(path, "rlhf", 5) == 4
+    assert jsonl.cut_back(path, "rlhf", 6) == 4
+    assert jsonl.cut_back(path, "rlhf", 0) is None
+    assert [line["stage"] for line in jsonl.read(path)] == ["sft", "sft"]
+
+
+def test_lines_that_are_cut_are_kept_aside_after_those_before(path: Path, tmp_path: Path) -> None:
+    aside = tmp_path / "aside" / "lines"
+    for updates in (7, 5):
+        path.unlink(missing_ok=True)
+        write_updates(path, "rlhf", updates)
+        write_updates(path, "sft", 1)
+        jsonl.cut_back(path, "rlhf", 3, aside=aside)
+        kept = [(line["stage"], line["update"]) for line in jsonl.read(path)]
+        assert kept == [("rlhf", 0), ("rlhf", 1), ("rlhf", 2), ("sft", 0)]
+    assert [line["update"] for line in jsonl.read(aside)] == [3, 4, 5, 6, 3, 4]
+
+
+@pytest.mark.parametrize("block", [1, 7, 64])
+def test_a_cut_is_the_same_in_blocks_of_any_size(
+    path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(lines, "BLOCK_BYTES", block)
+    write_updates(path, "rlhf", 5)
+    with path.open("ab") as file:
+        file.write(b'{"stage": "rl')
+    whole = path.read_bytes().splitlines()
+    jsonl.drop_torn_line(path)
+    assert path.read_bytes().splitlines() == whole[:5]
+    jsonl.cut_back(path, "rlhf", 2)
+    assert path.read_bytes().splitlines() == whole[:2]
+
+
+def test_a_broken_line_near_the_end_is_an_error_with_its_place(path: Path) -> None:
+    write_updates(path, "rlhf", 4)
+    before, broken = path.read_bytes(), b'{"stage": "rlhf", "upd\n'
+    path.write_bytes(before + broken + before)
+    with pytest.raises(Refusal, match=r"metrics.jsonl, line 5: not JSON"):
+        jsonl.cut_back(path, "rlhf", 0)
+    assert path.read_bytes() == before + broken + before
+
+
 def test_cut_back_of_a_missing_file_makes_none(path: Path) -> None:
     jsonl.cut_back(path, "rlhf", 3)
     jsonl.drop_torn_line(path)
@@ -110,7 +157,9 @@ def test_cut_back_of_a_missing_file_makes_none(path: Path) -> None:
 def test_a_failed_rename_leaves_the_file_as_it_was(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its last line is of another stage and stays, so that the file is replaced."""
     write_updates(path, "rlhf", 3)
+    write_updates(path, "sft", 1)
     before = path.read_bytes()
 
     def full(descriptor: int) -> None:

@@ -152,24 +152,44 @@ def test_lost_checkpoints_are_told_and_the_lines_kept(whole, run, capfd, monkeyp
     assert not (run / "set_aside").exists(), "they were written again"
 
 
-def test_a_hole_in_the_records_is_named(whole, run, capfd):
-    remove_after(run, 6)
+def cut_lines(run, updates):
+    """Removes lines of RLHF from this update on from the records, and what was written after."""
     for name in ("metrics.jsonl", "ledger.jsonl"):
-        kept = [
-            line
-            for line in (run / name).read_text().splitlines(keepends=True)
-            if not (
-                json.loads(line)["stage"] == "rlhf" and json.loads(line).get("update") in (2, 3)
-            )
-        ]
-        (run / name).write_text("".join(kept))
-    runs.run(run)
-    err = capfd.readouterr().err
-    for name in ("metrics.jsonl", "ledger.jsonl"):
-        assert (
-            f"{run / name} lacks 2 updates of rlhf before the one that is next, from 2 to 3" in err
+        lines = (run / name).read_text().splitlines(keepends=True)
+        of_update = [json.loads(line) for line in lines]
+        first = next(
+            place
+            for place, line in enumerate(of_update)
+            if line["stage"] == "rlhf" and line.get("update", 0) >= updates
         )
+        (run / name).write_text("".join(lines[:first]))
+
+
+@pytest.mark.parametrize(("version", "last"), [(6, 3), (8, 3), (6, None)])
+def test_records_that_end_before_the_version_are_named(whole, run, capfd, version, last):
+    """A version that is gone on from, and the last one of a run that has ended."""
+    remove_after(run, version)
+    cut_lines(run, 0 if last is None else last + 1)
+    runs.run(run)
+    notes = [line for line in capfd.readouterr().err.splitlines() if line.startswith("note:")]
+    found = "has no update" if last is None else f"ends with update {last}"
+    for name, note in zip(("metrics.jsonl", "ledger.jsonl"), notes, strict=True):
+        assert (
+            f"{run / name} {found} of rlhf, and version {version}, which the stage goes on from, "
+            f"needs the lines up to update {version - 1}" in note
+        )
+        after = 0 if last is None else last + 1
+        assert f"remove the checkpoints of rlhf after version {after}" in note
     assert runs.same(runs.state(whole), runs.state(run))
+
+
+def test_records_that_were_cut_are_made_again_as_the_note_says(whole, run, capfd):
+    remove_after(run, 6)
+    cut_lines(run, 4)
+    remove_after(run, 4)
+    runs.run(run)
+    assert "note:" not in capfd.readouterr().err
+    assert not runs.differences(whole, run)
 
 
 CADENCES = {

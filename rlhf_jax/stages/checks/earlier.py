@@ -3,7 +3,7 @@
 from collections.abc import Set
 from pathlib import Path
 
-from rlhf_jax.records import metrics
+from rlhf_jax.records import lines, metrics
 from rlhf_jax.records.checkpoints import complete_steps
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.run_directory import stage_records
@@ -36,7 +36,7 @@ def check(job: str, workspace: Workspace, stages: Stages, used: Set[str]) -> Non
         if stage not in used:
             continue
         held = "a policy" if stage_records.steps(directory, another) else ""
-        held = held or ("lines" if _has_lines(directory, another) else "")
+        held = held or ("lines" if _has_lines(directory, another, stage) else "")
         if held:
             raise Refusal(
                 f"{directory} has {held} of the stage {another!r}, and a run has a policy of "
@@ -54,10 +54,13 @@ def check(job: str, workspace: Workspace, stages: Stages, used: Set[str]) -> Non
         stage_records.check_finished(owner.directory, "reward_model")
 
 
-def _has_lines(directory: Path, stage: str) -> bool:
-    """True where a run has written updates or evaluations of a stage: it may have been killed before
-    its first checkpoint.
+def _has_lines(directory: Path, stage: str, other: str) -> bool:
+    """True where the last update or evaluation of two stages, of which a run has one, is of the
+    first: it may have been killed before its first checkpoint.
     """
     path = directory / metrics.FILE
-    lines = metrics.read(path) if path.exists() else []
-    return any("update" in line and stage in (line["stage"], line.get("of")) for line in lines)
+    heads = (head for _, _, head in lines.heads_from_end(path)) if path.exists() else ()
+    for head in heads:
+        if head.update is not None and {stage, other} & {head.stage, head.of}:
+            return stage in (head.stage, head.of)
+    return False

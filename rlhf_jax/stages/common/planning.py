@@ -188,7 +188,7 @@ def drawn_lengths(directory: Path) -> tuple[int, ...]:
     path = directory / ledger.FILE
     if not path.exists():
         raise MissingInput(f"{path} is missing: lengths are read from the ledger of a run")
-    return tuple(int(row["length"]) for row in ledger.read(path))
+    return ledger.lengths(path)
 
 
 def spec_of(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> ProgramSpec:

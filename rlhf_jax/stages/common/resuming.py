@@ -2,13 +2,13 @@
 cut back to it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_jax.clock import Clock
 from rlhf_jax.devices import distributed
-from rlhf_jax.records import metrics
+from rlhf_jax.records import ledger, lines, metrics, notes
 from rlhf_jax.records.checkpoints import Checkpoints, Damaged, Unusable, problem_of
 from rlhf_jax.records.ledger import STAGE, Ledger
 from rlhf_jax.records.notes import say
@@ -76,10 +76,7 @@ def choose(
 
     def read(step: int) -> ResumePoint:
         if step == clock.num_updates:
-            params = checkpoints.restore_part(
-                step, {"policy": {"params": abstract["policy"].params}}
-            )
-            return ResumePoint(step, policy=params["policy"]["params"])
+            return ResumePoint(step, policy=policy_of(checkpoints, step, abstract))
         if why := never_sampled(clock, step, ended_rounds):
             raise Unusable(why)
         first_round = step // clock.updates_per_round
@@ -88,6 +85,18 @@ def choose(
 
     restored = checkpoints.newest(read, _fork(checkpoints))
     return ResumePoint() if restored is None else restored[1]
+
+
+def policy_of(checkpoints: Checkpoints, version: int, abstract: States) -> Params:
+    """The policy's params of a version; the rest of its states is not read. Raises Damaged.
+
+    Args:
+      checkpoints: of the stage.
+      version: that is saved.
+      abstract: as in `choose`.
+    """
+    wanted = {"policy": {"params": abstract["policy"].params}}
+    return checkpoints.restore_part(version, wanted)["policy"]["params"]
 
 
 def _fork(checkpoints: Checkpoints) -> str:
@@ -242,35 +251,35 @@ def cut_back(
     # The version of a checkpoint was evaluated before the checkpoint was written; version 0 has no
     # checkpoint.
     evaluations_from = version + 1 if version else 0
-    left = workspace.metrics.resume(STAGE, version, evaluations_from, aside[metrics.FILE])
+    workspace.metrics.resume(STAGE, version, evaluations_from, aside[metrics.FILE])
     files.samples.resume(STAGE, version, aside[files.samples.path.name])
-    told = files.ledger.resume(version, aside[files.ledger.path.name])
-    if distributed.is_first():
-        _say_missing(workspace.metrics.path, range(version), left)
-        if config.ledger:
-            _say_missing(files.ledger.path, range(0, version, clock.updates_per_round), told)
+    files.ledger.resume(
+        version,
+        aside[files.ledger.path.name],
+        clock.updates_per_round if config.ledger else None,
+    )
+
+
+def say_cut(workspace: Workspace, config: Config, clock: Clock) -> None:
+    """Says of a run that has ended which of its records end before it.
+
+    Args:
+      workspace: of the run.
+      config: of the stage.
+      clock: of its rounds.
+    """
+    kept = {metrics.FILE: 1} | ({ledger.FILE: clock.updates_per_round} if config.ledger else {})
+    for name, step in kept.items():
+        path = workspace.directory / name
+        notes.say_cut(path, STAGE, lines.last_update(path, STAGE), clock.num_updates, step)
 
 
 def _updates_without_checkpoint(workspace: Workspace, config: Config, clock: Clock) -> int:
     """The number of updates in the metrics, where there must have been a checkpoint by then; else
     0.
     """
-    path = workspace.metrics.path
-    if not path.exists() or not config.checkpoint_every:
+    if not config.checkpoint_every:
         return 0
-    told = [
-        line["update"] + 1
-        for line in metrics.read(path)
-        if line["stage"] == STAGE and "update" in line
-    ]
-    done = max(told, default=0)
+    last = lines.last_update(workspace.metrics.path, STAGE)
+    done = 0 if last is None else last + 1
     return done if done > 2 * config.checkpoint_every + clock.updates_per_round else 0
-
-
-def _say_missing(path: Path, expected: Iterable[int], left: set[int]) -> None:
-    missing = sorted(set(expected) - left)
-    if missing:
-        say(
-            f"{path} lacks {len(missing)} updates of {STAGE} before the one that is next, from "
-            f"{missing[0]} to {missing[-1]}"
-        )
