@@ -13,6 +13,7 @@ from rlhf_jax.config import flatten, with_leaves
 from rlhf_jax.records import metrics, rates, samples, timeline
 from rlhf_jax.records.jsonl import Line, read
 from rlhf_jax.records.ledger import STAGE
+from rlhf_jax.records.lines import iterate
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.run_directory import history
 from rlhf_jax.run_directory.run_config import DIGESTS
@@ -30,7 +31,8 @@ FIELDS = frozenset({"stage", "update", "seconds", "of", "kind"})
 class Run:
     """A run directory; `missing` says in words what is not there yet.
 
-    `starts` are the lines of starts.jsonl.
+    `starts` are the lines of starts.jsonl, `spans` those of timeline.jsonl: all of the process that
+    wrote last, and the first of each process before it.
     """
 
     directory: Path
@@ -68,7 +70,8 @@ def read_run(directory: Path) -> Run:
     lines = read(files[metrics.FILE]) if exists[metrics.FILE] else []
     texts = read(files[samples.FILE]) if exists[samples.FILE] else []
     absent = [f"{name} is not there" for name, present in exists.items() if not present]
-    spans, starts = (tuple(_read_if_there(directory / name)) for name in (timeline.FILE, STARTS))
+    spans = _spans(directory / timeline.FILE)
+    starts = tuple(_read_if_there(directory / STARTS))
     missing = (*absent, *_missing(lines, texts, _begins_elsewhere(config)))
     return Run(directory, config, lines, texts, missing, spans, starts)
 
@@ -89,6 +92,18 @@ def _config(path: Path) -> dict[str, Any]:
         raise Refusal(f"{path} is damaged: it holds {type(values).__name__}; accepted: an object")
     digests = values.pop(DIGESTS, {})
     return with_leaves({}, history.translated(flatten(values), str(path))) | {DIGESTS: digests}
+
+
+def _spans(path: Path) -> tuple[Line, ...]:
+    """The spans that `Run` has; those of earlier processes are not held."""
+    before: list[Line] = []
+    newest: list[Line] = []
+    for span in iterate(path) if path.exists() else ():
+        if newest and span["began"] != newest[0]["began"]:
+            before.append(newest[0])
+            newest = []
+        newest.append(span)
+    return (*before, *newest)
 
 
 def _read_if_there(path: Path) -> list[Line]:
@@ -213,15 +228,15 @@ def series(lines: Sequence[Line], name: str) -> Series | None:
       lines: with an "update" each.
       name: of the figure.
     """
-    points = [line for line in lines if isinstance(line.get(name), int | float)]
-    if not points:
+    column = [line.get(name) for line in lines]
+    places = [place for place, value in enumerate(column) if isinstance(value, (int, float))]
+    if not places:
         return None
-    values = [float(line[name]) if math.isfinite(line[name]) else math.nan for line in points]
-    return Series(
-        [line["update"] for line in points],
-        values,
-        [line.get(f"{name}_stderr", math.nan) for line in points],
-    )
+    updates = [lines[place]["update"] for place in places]
+    values = [float(column[place]) for place in places]
+    of_stderr = f"{name}_stderr"
+    stderr = [lines[place].get(of_stderr, math.nan) for place in places]
+    return Series(updates, [v if math.isfinite(v) else math.nan for v in values], stderr)
 
 
 def figure_names(lines: Sequence[Line]) -> list[str]:

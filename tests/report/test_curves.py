@@ -2,6 +2,7 @@
 not measured.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,6 +116,51 @@ def test_moving_mean_against_a_loop() -> None:
     np.testing.assert_allclose(curves.moving_mean(values), expected, rtol=1e-12, atol=1e-12)
     assert curves.moving_mean(values[:29]) is None
     assert np.isnan(curves.moving_mean(np.full(31, math.nan))).all()  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def test_a_long_curve_is_thinned_and_looks_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many points as a picture has dots are drawn, the greatest and the least among them, and
+    each figure is read once, however often it is drawn.
+    """
+    count, reads = 20_000, []
+    losses = np.sin(np.arange(count) / 3000)
+    losses[[777, 15_001]] = 9.0, -9.0
+    losses[4000:4100] = math.nan
+    lines = [
+        {"stage": "rlhf", "update": update, "loss": loss} for update, loss in enumerate(losses)
+    ]
+    series = read.series
+    monkeypatch.setattr(
+        read, "series", lambda lines, name: reads.append(name) or series(lines, name)
+    )
+    pictures = curves.learning_curves(lines, UNITS)
+    for _ in range(2):
+        (ax,) = style.sheet(pictures).axes
+        raw, smooth = (np.asarray(line.get_xydata()) for line in ax.lines)
+        assert len(raw) <= curves.MAX_POINTS + 2
+        assert len(smooth) <= curves.MAX_POINTS + 2
+        assert raw[[0, -1], 0].tolist() == [0, count - 1]
+        assert {(777, 9.0), (15_001, -9.0)} <= set(map(tuple, raw))
+        np.testing.assert_array_equal(raw[:, 1], losses[raw[:, 0].astype(int)])
+        assert np.isnan(raw[:, 1]).any(), "the gap is seen"
+    assert reads.count("loss") == 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 999, 1000, 1001, 1499, 2000, 12_345])
+def test_thinning_keeps_the_extremes_of_every_stretch(count: int) -> None:
+    values = np.random.default_rng(3).normal(size=count)
+    kept = curves.thinned(values)
+    assert (np.diff(kept) > 0).all()
+    assert kept[0] == 0
+    assert kept[-1] == count - 1
+    if count <= curves.MAX_POINTS:
+        assert len(kept) == count
+        return
+    edges = np.linspace(0, count, curves.MAX_POINTS // 2 + 1).astype(int)
+    for begin, end in itertools.pairwise(edges):
+        stretch = range(begin, end)
+        extremes = {min(stretch, key=lambda i: values[i]), max(stretch, key=lambda i: values[i])}
+        assert extremes <= set(kept.tolist())
 
 
 def test_best_of_n_by_enumeration() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_jax.records import jsonl
 from rlhf_jax.report import read
 
 
@@ -21,6 +22,18 @@ def test_a_finished_run_misses_nothing(run_directory: Path) -> None:
     assert before is not None
     assert after is not None
     assert (before["update"], after["update"]) == (0, 60)
+
+
+def test_spans_of_earlier_processes_are_not_held(run_directory: Path) -> None:
+    """The first span of each is: it has the time that the process began at."""
+    spans = [
+        {"stage": "rlhf", "began": began, "side": "trainer", "what": "train", "round_index": r}
+        for began in (1.0, 2.0, 3.0)
+        for r in range(3)
+    ]
+    (run_directory / "timeline.jsonl").unlink(missing_ok=True)
+    jsonl.append_all(run_directory / "timeline.jsonl", spans)
+    assert read.read_run(run_directory).spans == (spans[0], spans[3], *spans[6:])
 
 
 def test_an_unfinished_run_says_what_is_missing(run_directory: Path) -> None:

@@ -101,6 +101,41 @@ def test_too_few_rounds_say_nothing():
     assert timeline.draw([], []) is None
 
 
+class Counted(dict):
+    """A span that counts how often its values are read."""
+
+    reads = 0
+
+    def __getitem__(self, key):
+        Counted.reads += 1
+        return super().__getitem__(key)
+
+
+@pytest.mark.parametrize("summary", ["speed", "left_out", "pictures"])
+def test_the_work_is_linear_in_rounds(summary):
+    """Four times as many rounds have their spans read at most about four times as often."""
+    counts = []
+    for rounds in (100, 400):
+        spans = [
+            Counted(span, round_index=r, begin=2 * r + span["begin"], end=2 * r + span["end"])
+            for r in range(rounds)
+            for span in spans_of(2.0, 0.9)[:6]
+        ]
+        Counted.reads = 0
+        if summary == "speed":
+            found = timeline.speed(spans, asynchronous=True)
+            assert found is not None
+            assert (found.generate, found.round_seconds) == pytest.approx((2.0, 2.0))
+        elif summary == "left_out":
+            timeline.left_out(spans)
+        else:
+            for picture in timeline.pictures(spans, []):
+                timeline.style.sheet([picture])
+        counts.append(Counted.reads)
+    assert counts[1] < 5 * counts[0]
+    assert counts[1] < 20 * len(spans)
+
+
 def test_bars_stand_where_the_spans_are():
     lines = [{"stage": "rlhf", "update": update, "age": min(update, 1)} for update in range(ROUNDS)]
     figure = timeline.draw(spans_of(2.0, 0.9), lines)

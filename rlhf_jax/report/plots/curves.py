@@ -3,7 +3,7 @@ was measured.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -31,6 +31,8 @@ COLUMNS = 3
 LEAST_SHARE_SPAN = 0.1
 """Panels of shares span at least this much: a rise from 99 to 100 % is to look like one."""
 MAX_TICKS = 9
+MAX_POINTS = 1000
+"""Points of a curve, but for its ends: three to a dot of its picture."""
 LEGEND_ROW, SECONDS_WIDTH = 0.16, 0.8
 """Inches: of a row of a legend, and of "12 min 05 s" beside a bar."""
 
@@ -45,8 +47,8 @@ def learning_curves(lines: Sequence[Line], units: Units, stage: str = "") -> lis
     """
     stage = stage or read.trained(lines)
     trained, evaluated = read.updates(lines, stage), read.policy_evaluations(lines, stage)
-    drawable = [panel for panel in panels_of(stage, units) if _drawable(panel, trained, evaluated)]
-    return [_picture(panel, trained, evaluated) for panel in drawable]
+    found = [(panel, _curves(panel, trained, evaluated)) for panel in panels_of(stage, units)]
+    return [_picture(panel, curves, evaluated) for panel, curves in found if curves]
 
 
 def stage_curves(lines: Sequence[Line], units: Units, stage: str) -> list[Picture]:
@@ -59,44 +61,48 @@ def stage_curves(lines: Sequence[Line], units: Units, stage: str) -> list[Pictur
         if stage == read.trained(lines)
         else set()
     )
-    names = [
-        name
-        for name in read.figure_names(trained)
-        if name not in shown and read.series(trained, name)
-    ]
     pictures = []
-    for name in names:
+    for name in read.figure_names(trained):
         curve = Curve(name, "updates", TRAINING, evaluated=False)
         panel = Panel(glossary.title(name, units), "", glossary.note(name), (curve,))
-        pictures.append(replace(_picture(panel, trained, []), height=2.3))
+        if name not in shown and (curves := _curves(panel, trained, [])):
+            pictures.append(replace(_picture(panel, curves, []), height=2.3))
     return pictures
 
 
-def _picture(panel: Panel, trained: Sequence[Line], evaluated: Sequence[Line]) -> Picture:
-    return Picture(panel.title, panel.note, partial(_draw_panel, panel, trained, evaluated))
+def _curves(
+    panel: Panel, trained: Sequence[Line], evaluated: Sequence[Line]
+) -> list[tuple[Curve, Series]]:
+    """The curves of a panel that the lines have something for, each read once, however often it is
+    drawn.
+    """
+    found = [
+        (curve, read.series(evaluated if curve.evaluated else trained, curve.name))
+        for curve in panel.curves
+    ]
+    return [(curve, series) for curve, series in found if series is not None]
 
 
-def _drawable(panel: Panel, trained: Sequence[Line], evaluated: Sequence[Line]) -> bool:
-    return any(
-        read.series(evaluated if curve.evaluated else trained, curve.name) for curve in panel.curves
-    )
+def _picture(
+    panel: Panel, curves: Sequence[tuple[Curve, Series]], evaluated: Sequence[Line]
+) -> Picture:
+    evaluated_at = [line["update"] for line in evaluated]
+    drawn = [_drawn(curve, series) for curve, series in _told_apart(curves)]
+    paint = partial(_draw_panel, panel, drawn, evaluated_at)
+    return Picture(panel.title, panel.note, paint)
 
 
-def _draw_panel(panel: Panel, trained: Sequence[Line], evaluated: Sequence[Line], ax: Axes) -> None:
+def _draw_panel(
+    panel: Panel, curves: Sequence["_Drawn"], evaluated_at: Sequence[int], ax: Axes
+) -> None:
     style.plain_axes(ax, panel.title, "update", panel.unit, panel.share)
     if panel.level is not None:
         ax.axhline(panel.level, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
-    drawn = [
-        (curve, series)
-        for curve in panel.curves
-        if (series := read.series(evaluated if curve.evaluated else trained, curve.name))
-        is not None
-    ]
-    for curve, series in _told_apart(drawn):
-        _draw_curve(ax, curve, series)
+    for curve in curves:
+        _draw_curve(ax, curve)
     if panel.share:
         _widen(ax)
-    ax.xaxis.set_major_locator(_ticks([line["update"] for line in evaluated]))
+    ax.xaxis.set_major_locator(_ticks(evaluated_at))
     style.legend(ax)
 
 
@@ -150,14 +156,36 @@ def _ticks(evaluated_at: Sequence[int]) -> FixedLocator | MaxNLocator:
     return FixedLocator(spaced)
 
 
-def _draw_curve(ax: Axes, curve: Curve, series: Series) -> None:
+@dataclass(frozen=True)
+class _Drawn:
+    """A curve and the points of it that are drawn, arrays of floats: made once, because a picture
+    is drawn several times. `smooth` is None where the values need no moving mean.
+    """
+
+    curve: Curve
+    points: tuple[np.ndarray, np.ndarray]
+    stderr: np.ndarray
+    smooth: tuple[np.ndarray, np.ndarray] | None
+    not_finite: str
+
+
+def _drawn(curve: Curve, series: Series) -> _Drawn:
     x, y, stderr = (
         np.asarray(column, float) for column in (series.updates, series.values, series.stderr)
     )
-    lost, label = int(np.isnan(y).sum()), curve.label
-    if lost:
-        text = f"{lost} of {len(y)} not finite"
-        ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", fontsize=8, color=MUTED)
+    lost, kept, smooth = int(np.isnan(y).sum()), thinned(y), None
+    if not curve.evaluated and (means := moving_mean(y)) is not None:
+        of_means = thinned(means)
+        smooth = x[of_means], means[of_means]
+    not_finite = f"{lost} of {len(y)} not finite" if lost else ""
+    return _Drawn(curve, (x[kept], y[kept]), stderr[kept], smooth, not_finite)
+
+
+def _draw_curve(ax: Axes, drawn: _Drawn) -> None:
+    curve, label, (x, y) = drawn.curve, drawn.curve.label, drawn.points
+    if drawn.not_finite:
+        place = {"transform": ax.transAxes, "ha": "center", "fontsize": 8, "color": MUTED}
+        ax.text(0.5, 0.5, drawn.not_finite, **place)
     if curve.evaluated:
         ax.plot(
             x,
@@ -171,25 +199,40 @@ def _draw_curve(ax: Axes, curve: Curve, series: Series) -> None:
         )
         ax.fill_between(
             x,
-            y - INTERVAL * stderr,
-            y + INTERVAL * stderr,
+            y - INTERVAL * drawn.stderr,
+            y + INTERVAL * drawn.stderr,
             color=curve.color,
             alpha=0.18,
             linewidth=0,
         )
         return
-    smooth = moving_mean(y)
-    if smooth is not None:
+    if drawn.smooth is not None:
         ax.plot(x, y, color=curve.color, linewidth=0.7, alpha=0.4)
     marker = "." if len(x) == 1 else None
     ax.plot(
-        x,
-        y if smooth is None else smooth,
+        *(drawn.smooth or drawn.points),
         color=curve.color,
         linewidth=1.6,
         marker=marker,
         label=label,
     )
+
+
+def thinned(values: np.ndarray) -> np.ndarray:
+    """The indices of the values that are drawn: all of a short curve; of a long one the least and
+    the greatest of each of `MAX_POINTS` / 2 stretches, so that it looks the same.
+
+    The first and the last value are among them. A stretch of NaN alone keeps its first.
+    """
+    count = len(values)
+    if count <= MAX_POINTS:
+        return np.arange(count)
+    edges = np.linspace(0, count, MAX_POINTS // 2 + 1).astype(int)[:-1]
+    stretch = np.repeat(np.arange(len(edges)), np.diff([*edges, count]))
+    order = np.lexsort((values, stretch))  # NaN come last in their stretch
+    finite = np.add.reduceat(np.isfinite(values).astype(int), edges)
+    greatest = order[edges + np.maximum(finite - 1, 0)]
+    return np.unique(np.concatenate([[0], order[edges], greatest, [count - 1]]))
 
 
 def moving_mean(values: np.ndarray) -> np.ndarray | None:

@@ -79,21 +79,18 @@ def speed(spans: Sequence[Line], asynchronous: bool) -> Speed | None:
     rounds = _trained(spans)[LEFT_OUT:]
     if len(rounds) < LEAST_ROUNDS:
         return None
-    begins = [
-        min(s["begin"] for s in spans if s["side"] == "trainer" and s["round_index"] == r)
-        for r in rounds
-    ]
+    begins: dict[int, float] = {}
+    seconds: dict[tuple[str, str], dict[int, float]] = {}
+    for span in spans:
+        side, round_index, begin = span["side"], span["round_index"], span["begin"]
+        if side == "trainer":
+            begins[round_index] = min(begin, begins.get(round_index, begin))
+        by_round = seconds.setdefault((side, span["what"]), {})
+        by_round[round_index] = by_round.get(round_index, 0.0) + span["end"] - begin
 
     def median(side: str, what: str) -> float:
-        seconds_by_round = dict.fromkeys(rounds, 0.0)
-        for span in spans:
-            if (
-                span["side"] == side
-                and span["what"] == what
-                and span["round_index"] in seconds_by_round
-            ):
-                seconds_by_round[span["round_index"]] += span["end"] - span["begin"]
-        return float(np.median(list(seconds_by_round.values())))
+        by_round = seconds.get((side, what), {})
+        return float(np.median([by_round.get(r, 0.0) for r in rounds]))
 
     return Speed(
         generate=median("sampler", "generate"),
@@ -102,7 +99,7 @@ def speed(spans: Sequence[Line], asynchronous: bool) -> Speed | None:
         sampler_wait=median("sampler", "wait"),
         trainer_wait=median("trainer", "wait"),
         host=median("trainer", "host"),
-        round_seconds=float(np.median(np.diff(begins))),
+        round_seconds=float(np.median(np.diff([begins[r] for r in rounds]))),
         asynchronous=asynchronous,
     )
 
@@ -201,7 +198,7 @@ def pictures(spans: Sequence[Line], lines: Sequence[Line]) -> list[Picture]:
     window = _window(spans)
     if not window:
         return []
-    title = _title(window)
+    title, spans = _title(window), _shown(spans, window)
     host = (
         " The host's bars are the reading of results (metrics, evaluations, checkpoints)."
         if _has_host(spans)
@@ -237,12 +234,22 @@ def _lane(span: Line) -> str:
     return "host" if span["what"] == "host" else span["side"]
 
 
+def _bounds(spans: Sequence[Line], window: Sequence[int]) -> tuple[float, float]:
+    """The seconds in which the trainer is at work on some rounds."""
+    rounds = set(window)
+    found = [span for span in spans if span["side"] == "trainer" and span["round_index"] in rounds]
+    return min(span["begin"] for span in found), max(span["end"] for span in found)
+
+
+def _shown(spans: Sequence[Line], window: Sequence[int]) -> list[Line]:
+    """The spans of either side that fall into those seconds."""
+    begin, end = _bounds(spans, window)
+    return [span for span in spans if span["end"] > begin and span["begin"] < end]
+
+
 def _draw_bars(title: str, spans: Sequence[Line], window: Sequence[int], ax: Axes) -> None:
-    in_window = [
-        span for span in spans if span["side"] == "trainer" and span["round_index"] in window
-    ]
-    begin, end = min(span["begin"] for span in in_window), max(span["end"] for span in in_window)
-    shown = [span for span in spans if span["end"] > begin and span["begin"] < end]
+    begin, end = _bounds(spans, window)
+    shown = _shown(spans, window)
     style.plain_axes(ax, title, "seconds since the stage's loop began", "")
     ax.xaxis.set_major_formatter(style.Numbers())
     lanes = [lane for lane in LANES if any(_lane(span) == lane for span in shown)]
