@@ -96,6 +96,12 @@ class Checkpoints:
         """Steps of complete checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
+    def held(self) -> list[int]:
+        """Steps whose files may be gone on from after a kill: those of `steps`, of which the last
+        may not be complete yet, and those that it replaces once it is.
+        """
+        return sorted({*self.steps(), *ocp.utils.checkpoint_steps(self.directory)})
+
     def latest(self) -> int | None:
         """The newest step, or None."""
         return max(self.steps(), default=None)

@@ -81,30 +81,28 @@ class SavedRounds:
             raise Damaged(f"{path} cannot be read: {error}") from error
         return distributed.feed(samples, layout(samples))
 
-    def keep(self, rounds: Iterable[int]) -> None:
-        """Removes every other round's file; of several processes the first does."""
-        if not distributed.is_first():
-            return
-        names = {self.path(r).name for r in rounds}
-        for path in self.directory.iterdir():
-            if path.name not in names:
-                path.unlink()
-
     def keep_for(self, clock: Clock, steps: Iterable[int], next_round: int) -> None:
-        """Keeps the rounds that a run needs to go on from any checkpoint, and those from
-        `next_round` on.
+        """Removes the files of rounds that no checkpoint needs, and that are trained on; of several
+        processes the first does.
 
-        With a bounded clock, all rounds after the oldest checkpoint's are kept: they are not sampled
+        A checkpoint needs the rounds that were sampled by its version and are trained on after it.
+        With a bounded clock these are at most `lag` + 1, and a resumed run does not sample them
         again.
 
         Args:
           clock: of the run.
-          steps: of its checkpoints.
-          next_round: the first round that is not trained on yet.
+          steps: of its checkpoints, those that are being written or removed included.
+          next_round: the first round that is not trained on yet. Later checkpoints need none before
+            it.
         """
-        begins = [step // clock.updates_per_round for step in steps]
-        if clock.bounded:
-            self.keep(range(min([next_round, *begins]), clock.num_rounds))
+        if not distributed.is_first():
             return
-        needed = {r for begin in begins for r in clock.issued_before(begin)}
-        self.keep(needed | set(range(next_round, clock.num_rounds)))
+        needed: set[int] = set()
+        for begin in {step // clock.updates_per_round for step in steps}:
+            following = range(begin, begin + clock.lag + 1)
+            needed.update(following if clock.bounded else clock.issued_before(begin))
+        kept = {self.path(r).name for r in needed}
+        for path in self.directory.iterdir():
+            is_round = path.suffix == ".npz" and path.stem.isdigit()
+            if path.name not in kept and not (is_round and int(path.stem) >= next_round):
+                path.unlink()

@@ -325,6 +325,7 @@ def run(
         if recorder.stopped:
             raise KeyboardInterrupt
         workspace.metrics.write_timing(STAGE, activity.timings_since(began) | recorder.timings())
+        saved_rounds.keep_for(clock, checkpoints.steps(), clock.num_rounds)
         policy = resuming.policy_of(checkpoints, clock.num_updates, abstract)
         checkpoints.close()
         return workspace.on_mesh(policy)

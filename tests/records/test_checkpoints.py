@@ -226,3 +226,13 @@ def test_a_reader_names_what_is_damaged_and_makes_nothing(place, tmp_path):
     with pytest.raises(MissingInput):
         restore_params(tmp_path / "nowhere", params)
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_step_that_is_being_replaced_is_held_as_long_as_its_files_are(place, monkeypatch):
+    """Orbax no longer counts it once a save has begun, and a kill may come before that has ended."""
+    checkpoints = Checkpoints(place, keep=1)
+    monkeypatch.setattr(checkpoints._manager, "all_steps", lambda: [12, 16])
+    assert checkpoints.steps() == [12, 16]
+    assert checkpoints.held() == [8, 12, 16]
+    shutil.rmtree(place / "8")
+    assert checkpoints.held() == [12, 16]

@@ -29,7 +29,7 @@ def fill(saved_rounds, rounds):
         (Clock(20, lag=2), [4, 8, 12], 12, [4, 5, 8, 9, 12, 13, 14]),
         (Clock(20, lag=0), [4, 8], 8, [8, 9, 10, 11, 12, 13, 14]),
         (Clock(20, 2, 1, lag=1), [8, 16], 8, [4, 8, 9, 10, 11, 12, 13, 14]),
-        (Clock(20, lag=2, bounded=True), [8, 12], 12, [8, 9, 10, 11, 12, 13, 14]),
+        (Clock(20, lag=2, bounded=True), [8, 12], 12, [8, 9, 10, 12, 13, 14]),
         (
             Clock(15, version_schedule=(0, 0, 0, *range(12))),
             [4, 8],
@@ -50,6 +50,22 @@ def test_every_checkpoint_keeps_its_rounds(saved_rounds, clock, steps, next_roun
         assert saved_rounds.has(
             [r for r in clock.issued_before(step // clock.updates_per_round) if r < 15]
         )
+
+
+def test_what_a_kill_left_half_written_is_removed(saved_rounds):
+    fill(saved_rounds, [3])
+    saved_rounds.path(4).with_suffix(".partial").touch()
+    saved_rounds.keep_for(Clock(20, lag=2), [2], 3)
+    assert rounds_on_disk(saved_rounds) == [3]
+
+
+def test_work_does_not_grow_with_the_rounds_that_are_left(saved_rounds, monkeypatch):
+    """It is done after every round."""
+    clock, names = Clock(50_000, lag=2), []
+    path = saved_rounds.path
+    monkeypatch.setattr(saved_rounds, "path", lambda r: names.append(r) or path(r))
+    saved_rounds.keep_for(clock, [8], 12)
+    assert len(names) < 10
 
 
 def draw():

@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from rlhf_jax.records.rates import is_timing
+from rlhf_jax.records.saved_rounds import SavedRounds
 from rlhf_jax.refusal import Refusal
 from tests.stages import runs
 
@@ -56,6 +57,29 @@ def test_every_kept_version_can_be_gone_back_to(whole, run, step, capfd):
     assert runs.steps(run) == runs.steps(whole)
     assert not runs.differences(whole, run)
     assert "note:" not in capfd.readouterr().err
+
+
+def rounds_on_disk(run):
+    return sorted(int(path.stem) for path in (run / "rounds").iterdir())
+
+
+@pytest.mark.parametrize("clock", ["exact", "bounded"])
+def test_rounds_are_dropped_once_they_are_trained_on(tmp_path, monkeypatch, clock):
+    """At lag 2 each round that is sampled early is filed, and without a checkpoint three are ahead
+    at most. None is left after the end, where the last version is the only one that is kept.
+    """
+    run, seen, write = tmp_path / "run", [], SavedRounds.write
+
+    def looked(self, round_index, samples):
+        write(self, round_index, samples)
+        seen.append(rounds_on_disk(run))
+
+    monkeypatch.setattr(SavedRounds, "write", looked)
+    runs.run(run, rlhf__checkpoint_every=0, rlhf__clock=clock, rlhf__loop="asynchronous")
+    if clock == "exact":
+        assert [rounds[-1] for rounds in seen] == [1, 2, 3, 4, 5, 6, 7]
+    assert max(map(len, seen)) <= 3
+    assert rounds_on_disk(run) == []
 
 
 def test_without_its_rounds_a_version_is_refused_and_nothing_touched(run):

@@ -180,8 +180,8 @@ class Recorder:
             began = time.perf_counter()
             with activity.at_work(f"the checkpoint of version {version}"):
                 self.files.checkpoints.save(version, states)
-            self.files.saved_rounds.keep_for(clock, self.files.checkpoints.steps(), round_index + 1)
             self.rates.paused(round_index, time.perf_counter() - began)
+        self.files.saved_rounds.keep_for(clock, self.files.checkpoints.held(), round_index + 1)
         self.stopped = event.stopping
         self._write_timeline()
         if self.compiled_first is None:
