@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 from rlhf_jax.refusal import ComponentError, Failed, NotFinite, Refusal, Stalled
 
@@ -182,6 +182,49 @@ def use_compile_cache_of(directory: Path) -> None:
     use_compile_cache(run_config.read(directory)[0].get("compile_cache"))
 
 
+class _Unbroken:
+    """A stream whose reader may go away: what is printed then is lost, and nothing raises."""
+
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self._stream, self._name = stream, name
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._lose()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._lose()
+
+    def _lose(self) -> None:
+        """Sends the stream nowhere, also what it holds, and what other code writes to its file."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+        print(
+            f"note: nobody reads the standard {self._name} any more, and the command goes on; its "
+            "directory has what it finds",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def outlive_readers() -> None:
+    """Has this command go on where the reader of what it prints ends, as `| head` does: it writes
+    its figures to files.
+    """
+    sys.stdout = cast(TextIO, _Unbroken(sys.stdout, "output"))
+    sys.stderr = cast(TextIO, _Unbroken(sys.stderr, "error"))
+
+
 def is_started() -> bool:
     """True where this process is a command's, and not somebody's who has imported its `main`."""
     return _started
@@ -217,6 +260,8 @@ def start(main: Callable[[], int | None]) -> NoReturn:
         watch = threading.Timer(GOODBYE_SECONDS, os._exit, (status,))
         watch.daemon = True
         watch.start()
+        # What they raise meanwhile is no news: orbax's find the interpreter's pools closed.
+        threading.excepthook = lambda raised: None
     ending[:] = [status] if isinstance(status, int) and status else []
     sys.exit(status)
 

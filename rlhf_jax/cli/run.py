@@ -276,6 +276,7 @@ def keep_freed_memory() -> None:
 def start() -> None:
     """Runs the command on the arguments of the command line."""
     keep_freed_memory()
+    command.outlive_readers()
     command.start(main)
 
 

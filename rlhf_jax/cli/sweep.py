@@ -305,6 +305,7 @@ def run_grid(
 def start() -> None:
     """Runs the command on the arguments of the command line."""
     keep_freed_memory()
+    command.outlive_readers()
     command.start(main)
 
 

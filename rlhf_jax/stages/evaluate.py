@@ -9,7 +9,7 @@ import numpy as np
 
 from rlhf_jax import sampling
 from rlhf_jax.devices import distributed
-from rlhf_jax.records.metrics import read
+from rlhf_jax.records.lines import iterate
 from rlhf_jax.records.notes import say
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.report.plots.trade_off import best_of_n_kl
@@ -86,7 +86,7 @@ def best_of_n(workspace: Workspace, stages: Stages, sft_params: Params, reward: 
     if reward.model is None or not stages.best_of_n or not workspace.has_gold:
         return
     there = sorted(
-        line["n"] for line in read(workspace.metrics.path) if line.get("of") == BEST_OF_N
+        line["n"] for line in iterate(workspace.metrics.path) if line.get("of") == BEST_OF_N
     )
     if distributed.agree(there) == sorted(map(float, stages.best_of_n)):
         return

@@ -161,6 +161,62 @@ def test_an_interruption_is_status_130(number):
     assert said.split("\n") == ["", "interrupted; it goes on", ""]
 
 
+def test_threads_that_an_interruption_leaves_behind_are_quiet():
+    """Those of a save under way find the interpreter's pools closed, and would print a traceback
+    after the command's last line.
+    """
+    body = """
+import concurrent.futures, threading
+pool = concurrent.futures.ThreadPoolExecutor(1)
+pool.submit(print).result()
+def save():
+    time.sleep(0.3)
+    pool.submit(print)
+threading.Thread(target=save).start()
+raise KeyboardInterrupt"""
+    process = program("exec(" + repr(body) + ", globals())")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.split() == ["interrupted;", "it", "goes", "on"]
+
+
+READER = """
+import subprocess, sys
+from rlhf_jax.cli import run
+def goes_on():
+    for line in range(20_000):
+        print("line", line, flush=line % 2 == 0)
+        print("line", line, file=sys.stderr)
+    open(sys.argv[1], "w").write("written")
+run.main = goes_on
+run.start()
+"""
+
+
+@pytest.mark.parametrize("also_errors", [False, True])
+def test_a_reader_that_ends_does_not_end_a_run(tmp_path, also_errors):
+    """As `rlhf-jax run ... | head -1` does, with and without `2>&1`."""
+    written, errors = tmp_path / "written", tmp_path / "errors"
+    with errors.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", READER, str(written)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if also_errors else file,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"line 0\n"
+        process.stdout.close()
+        assert process.wait(timeout=60) == 0
+    assert written.read_text() == "written"
+    if not also_errors:
+        said = [line for line in errors.read_text().splitlines() if not line.startswith("line")]
+        assert said == [
+            "note: nobody reads the standard output any more, and the command goes on; its directory "
+            "has what it finds"
+        ]
+
+
 def test_an_interruption_inside_of_a_callback_of_the_collector_is_not_lost():
     """Python ignores what is raised there; XLA has such a callback, and a run would go on to its
     end.
