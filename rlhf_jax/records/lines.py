@@ -6,7 +6,6 @@ alone. Their heads ("stage", "of", "update", which are written first) are theref
 parsing the rest.
 """
 
-import itertools
 import json
 import math
 import re
@@ -21,9 +20,9 @@ Line = dict[str, Any]
 TEXT_KEYS = frozenset({"stage", "of", "kind", "prompt", "completion", "text"})
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 BLOCK_BYTES = 1 << 18
-"""Bytes that are read at once from the end of a file."""
-BLOCK_LINES = 200
-"""Lines that are parsed at once: a call for each takes twice as long."""
+"""Bytes that are read at once."""
+_BEGIN = b'{"stage": "'
+_NON_FINITE = tuple(f'"{text}"'.encode() for text in NON_FINITE)
 _HEAD = re.compile(rb'\{"stage": "(\w+)"(?:, "of": "(\w+)")?, "update": (\d+)[,}]')
 
 
@@ -47,28 +46,31 @@ def iterate(path: Path) -> Iterator[Line]:
     Raises Refusal that names file and line for anything that is not a JSON object;
     FileNotFoundError.
     """
-    waiting, line_number = texts(path), 1
-    while block := list(itertools.islice(waiting, BLOCK_LINES)):
-        yield from _block(block) or (
-            _parsed(text, f"{path}, line {line_number + place}") for place, text in enumerate(block)
-        )
-        line_number += len(block)
+    line_number = 1
+    with path.open("rb") as file:
+        while block := file.readlines(BLOCK_BYTES):
+            if not block[-1].endswith(b"\n"):
+                block.pop()
+            yield from _block(block) or (
+                _parsed(text[:-1], f"{path}, line {line_number + place}")
+                for place, text in enumerate(block)
+            )
+            line_number += len(block)
 
 
 def _block(block: Sequence[bytes]) -> list[Line] | None:
-    """The lines of a block, parsed in one call; None where one of them has to be read by itself:
-    to be named as an error, or for its numbers that are not finite.
+    """The lines of a block, parsed in one call, which takes half as long as a call for each. None
+    where they have to be read one by one: for an error to be named, for numbers that are not
+    finite, and for lines that somebody else wrote.
     """
     data = b",".join(block)
-    if any(b'"%b"' % text.encode() in data for text in NON_FINITE):
+    if any(text in data for text in _NON_FINITE) or not data.startswith(_BEGIN):
         return None
     try:
         found = json.loads(b"[%b]" % data)
     except ValueError:
         return None
-    whole = len(found) == len(block) and all(
-        isinstance(line, dict) and isinstance(line.get("stage"), str) for line in found
-    )
+    whole = data.count(b"\n," + _BEGIN) == len(block) - 1 == len(found) - 1
     return found if whole else None
 
 
@@ -157,7 +159,8 @@ def head_of(text: bytes, path: Path, begin: int) -> Head:
     match = _HEAD.match(text)
     # an evaluation's "of" may be written later by somebody else
     if match and text.endswith(b"}") and (match[2] or match[1] != b"evaluate"):
-        return Head(match[1].decode(), match[2] and match[2].decode(), int(match[3]))
+        of = None if match[2] is None else match[2].decode()
+        return Head(match[1].decode(), of, int(match[3]))
     try:
         line = _parsed(text, "")
     except Refusal:

@@ -228,22 +228,21 @@ def series(lines: Sequence[Line], name: str) -> Series | None:
       lines: with an "update" each.
       name: of the figure.
     """
-    column = [line.get(name) for line in lines]
-    places = [place for place, value in enumerate(column) if isinstance(value, (int, float))]
-    if not places:
+    points = [line for line in lines if isinstance(line.get(name), (int, float))]
+    if not points:
         return None
-    updates = [lines[place]["update"] for place in places]
-    values = [float(column[place]) for place in places]
+    values = [float(line[name]) if math.isfinite(line[name]) else math.nan for line in points]
     of_stderr = f"{name}_stderr"
-    stderr = [lines[place].get(of_stderr, math.nan) for place in places]
-    return Series(updates, [v if math.isfinite(v) else math.nan for v in values], stderr)
+    stderr = [line.get(of_stderr, math.nan) for line in points]
+    return Series([line["update"] for line in points], values, stderr)
 
 
 def figure_names(lines: Sequence[Line]) -> list[str]:
     """Every figure that lines have, in the order of first appearance, standard errors and timings
     aside.
     """
-    names = dict.fromkeys(name for line in lines for name in line if name not in FIELDS)
+    kinds = dict.fromkeys(map(tuple, lines))  # most lines of a stage have the same names
+    names = dict.fromkeys(name for kind in kinds for name in kind if name not in FIELDS)
     return [name for name in names if not name.endswith("_stderr") and not rates.is_timing(name)]
 
 
