@@ -1,10 +1,12 @@
 """Reads a run directory for its report, also that of a run that is not finished."""
 
+import contextlib
+import gc
 import itertools
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,13 +69,28 @@ def read_run(directory: Path) -> Run:
     if not any(exists.values()):
         raise MissingInput(f"{directory} is no run directory: none of {', '.join(files)} is in it")
     config = _config(files["config.json"]) if exists["config.json"] else None
-    lines = read(files[metrics.FILE]) if exists[metrics.FILE] else []
-    texts = read(files[samples.FILE]) if exists[samples.FILE] else []
+    with _without_collection():
+        lines, texts, starts = map(
+            _read_if_there, (files[metrics.FILE], files[samples.FILE], directory / STARTS)
+        )
+        spans = _spans(directory / timeline.FILE)
     absent = [f"{name} is not there" for name, present in exists.items() if not present]
-    spans = _spans(directory / timeline.FILE)
-    starts = tuple(_read_if_there(directory / STARTS))
     missing = (*absent, *_missing(lines, texts, _begins_elsewhere(config)))
-    return Run(directory, config, lines, texts, missing, spans, starts)
+    return Run(directory, config, lines, texts, missing, spans, tuple(starts))
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Context manager without the collector of cycles, which would go through a million lines again
+    and again as they are read, and find none.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _begins_elsewhere(config: dict[str, Any] | None) -> bool:

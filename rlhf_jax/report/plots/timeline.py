@@ -64,8 +64,9 @@ class Speed:
 
 
 def newest(spans: Sequence[Line]) -> list[Line]:
-    """The spans of the last process that wrote any."""
-    return [span for span in spans if span["began"] == spans[-1]["began"]] if spans else []
+    """The spans of the last process that wrote any, which follow one another."""
+    places = (i for i, span in enumerate(spans) if span["began"] == spans[-1]["began"])
+    return list(spans[next(places) :]) if spans else []
 
 
 def _trained(spans: Sequence[Line]) -> list[int]:
