@@ -236,3 +236,5 @@ def test_a_step_that_is_being_replaced_is_held_as_long_as_its_files_are(place, m
     assert checkpoints.held() == [8, 12, 16]
     shutil.rmtree(place / "8")
     assert checkpoints.held() == [12, 16]
+    monkeypatch.undo()
+    checkpoints.close()
