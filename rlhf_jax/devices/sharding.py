@@ -3,6 +3,7 @@ replicated.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -12,8 +13,9 @@ from jax.sharding import PartitionSpec as P
 
 from rlhf_jax import randomness
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.common import blocks
+from rlhf_jax.models.common.layout import Layout, rows_sharded
 from rlhf_jax.models.common.value_head import ValueModel
+from rlhf_jax.ops.row_shards import RowShards
 from rlhf_jax.types import Params, TrainState
 
 T = TypeVar("T")
@@ -59,9 +61,14 @@ def abstract_rows(tree: T, mesh: Mesh) -> T:
     )
 
 
+def layout_of(mesh: Mesh) -> Layout | None:
+    """The layout that functions are traced for on a mesh; None where it does not shard rows."""
+    shards = RowShards(mesh, ("data", "fsdp"))
+    return Layout(shards, partial(params_shardings, mesh=mesh)) if shards.count > 1 else None
+
+
 def keeping_rows(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
-    """Wraps `function` so that under fsdp activations stay sharded by row and params are
-    all-gathered.
+    """Wraps `function` so that activations stay sharded by row and params are all-gathered.
 
     It is for passes over whole sequences. A decoding step has few rows: reducing its activations
     costs less than gathering all params.
@@ -70,11 +77,12 @@ def keeping_rows(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
       function: is compiled for the mesh.
       mesh: of its arguments.
     """
-    if mesh.shape["fsdp"] == 1:
+    layout = layout_of(mesh)
+    if layout is None:
         return function
 
     def run(*arguments: object) -> T:
-        with blocks.rows_sharded(rows(mesh)):
+        with rows_sharded(layout):
             return function(*arguments)
 
     return run
