@@ -26,15 +26,17 @@ class SplitHead:
     layout: list[HeadParam]
     function: Callable[[Sequence[Array], Array], Array]  # (params, [n, D]) -> [n, V]
 
-    def gathered(self, layout: Layout) -> Callable[[Array], Array]:
-        """The head as a function of rows alone, its params gathered where this is called: outside a
-        loop, once for all of its passes.
+    def whole(self, layout: Layout) -> list[Array]:
+        """The params rounded and gathered where this is called: outside a loop, once for all of its
+        passes.
+
+        Args:
+          layout: of the mesh.
         """
-        whole = [
+        return [
             layout.shards.gathered(param.astype(where.dtype), where.spec)
             for param, where in zip(self.params, self.layout, strict=True)
         ]
-        return lambda hidden: self.function(whole, layout.keep(hidden))
 
 
 def split_head(model: Model, params: Params, hidden_ND: Array, layout: Layout) -> SplitHead:
