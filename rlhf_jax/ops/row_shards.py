@@ -19,6 +19,7 @@ from rlhf_jax.types import Array
 Rows = TypeVar("Rows")
 """A pytree of arrays with rows first."""
 Results = TypeVar("Results")
+Sums = TypeVar("Sums")
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ def num_chunks(num_rows: int, max_rows: int) -> int:
 
 
 def scan_chunks(
-    function: Callable[[Rows], tuple[Results, object]], rows: Rows, max_rows: int
-) -> tuple[Results, object]:
+    function: Callable[[Rows], tuple[Sums, Results]], rows: Rows, max_rows: int
+) -> tuple[Sums, Results]:
     """`function(rows) -> (sums, results)` on chunks of contiguous rows: sums are added up in
     float32 and results joined.
 
@@ -135,7 +136,7 @@ def scan_chunks(
     shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], chunks))[0]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    def body(sums: Results, chunk: Rows) -> tuple[Results, object]:
+    def body(sums: Sums, chunk: Rows) -> tuple[Sums, Results]:
         more, results = function(chunk)
         return jax.tree.map(jnp.add, sums, more), results
 

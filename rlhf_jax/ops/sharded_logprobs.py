@@ -69,7 +69,11 @@ def sharded_token_logprobs(
 
         def local(constants, rows):
             params, temperature = constants
-            return scan_chunks(lambda r: ((), scored(params, *r, temperature)), rows, max_rows)[1]
+
+            def chunk(rows: tuple[Array, Array]):
+                return (), scored(params, *rows, temperature)
+
+            return scan_chunks(chunk, rows, max_rows)[1]
 
         outputs = shards.run(local, (whole, temperature), (hidden_ND, tokens_N))
         return outputs, (whole, hidden_ND, tokens_N, temperature)

@@ -84,20 +84,20 @@ def _read(jaxpr: Jaxpr) -> set[Var]:
 
 def _rounded(jaxpr: Jaxpr, var: Var, dtype: jnp.dtype) -> str:
     """The narrower dtype that every use of `var` rounds it to first, or its own."""
-    names = set(_dtypes_read(jaxpr, var))
+    names = set(_dtypes_read(jaxpr, var, dtype.name))
     narrow = names.pop() if len(names) == 1 else dtype.name
     return narrow if jnp.dtype(narrow).itemsize < dtype.itemsize else dtype.name
 
 
-def _dtypes_read(jaxpr: Jaxpr, var: Var) -> Iterator[str]:
+def _dtypes_read(jaxpr: Jaxpr, var: Var, own: str) -> Iterator[str]:
     if var in jaxpr.outvars:
-        yield var.aval.dtype.name
+        yield own
     for equation in jaxpr.eqns:
         if var not in equation.invars:
             continue
         if equation.primitive.name == "convert_element_type":
             yield jnp.dtype(equation.params["new_dtype"]).name
         elif equation.primitive.name in MOVES:
-            yield from _dtypes_read(jaxpr, equation.outvars[0])
+            yield from _dtypes_read(jaxpr, equation.outvars[0], own)
         else:
-            yield var.aval.dtype.name
+            yield own

@@ -127,13 +127,16 @@ def _divergences(
         chunks = tuple(x.reshape(-1, size, *x.shape[1:]) for x in padded)
         outputs = jax.lax.map(partial(chunk, heads), chunks)
         return jax.tree.map(lambda values: values.reshape(-1)[:total], outputs)
-    split = [split_head(model, each, inputs[0], layout) for each in (params, reference_params)]
+    head = split_head(model, params, inputs[0], layout)
+    reference = split_head(model, reference_params, inputs[0], layout)
 
-    def local(whole: list[list[Array]], rows: tuple[Array, Array, Array]):
-        heads = tuple(partial(head.function, own) for head, own in zip(split, whole, strict=True))
+    def local(
+        whole: tuple[list[Array], list[Array]], rows: tuple[Array, Array, Array]
+    ) -> tuple[Array, Array, Array]:
+        heads = partial(head.function, whole[0]), partial(reference.function, whole[1])
         return scan_chunks(lambda rows: ((), chunk(heads, rows)), rows, size)[1]
 
-    return layout.shards.run(local, [head.whole(layout) for head in split], inputs)
+    return layout.shards.run(local, (head.whole(layout), reference.whole(layout)), inputs)
 
 
 class LearnedScores:
