@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rlhf_jax import randomness
+from rlhf_jax.devices import memory
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.layout import Layout, rows_sharded
 from rlhf_jax.models.common.value_head import ValueModel
@@ -27,6 +28,10 @@ RULES = {
     "embed": "fsdp",
 }
 """Logical axis -> mesh axis. A dimension that the mesh axis does not divide stays whole."""
+WHOLE_PARAMS = 0.25
+"""Largest share of a device's memory that whole params take while it samples: the cache needs the
+rest.
+"""
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -70,8 +75,7 @@ def layout_of(mesh: Mesh) -> Layout | None:
 def keeping_rows(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
     """Wraps `function` so that activations stay sharded by row and params are all-gathered.
 
-    It is for passes over whole sequences. A decoding step has few rows: reducing its activations
-    costs less than gathering all params.
+    It is for passes over whole sequences; see `sampling_rows` for those that decode.
 
     Args:
       function: is compiled for the mesh.
@@ -84,6 +88,28 @@ def keeping_rows(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
     def run(*arguments: object) -> T:
         with rows_sharded(layout):
             return function(*arguments)
+
+    return run
+
+
+def sampling_rows(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
+    """Wraps `function(params, ...)`, which decodes, as `keeping_rows` does where a device has room
+    for whole params: `sampling.sample` then gathers them once, before it decodes.
+
+    Where whole params take more than `WHOLE_PARAMS` of a device's memory they stay sharded. The
+    compiler then sums the activations and logits of each step over fsdp, which costs less than
+    gathering all params in each.
+
+    Args:
+      function: is compiled for the mesh; its first argument is params.
+      mesh: of its arguments.
+    """
+    available = memory.total_bytes(mesh.devices.flat[0])
+
+    def run(params: Params, *arguments: object) -> T:
+        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+        fits = available is None or needed <= WHOLE_PARAMS * available * mesh.shape["tensor"]
+        return (keeping_rows(function, mesh) if fits else function)(params, *arguments)
 
     return run
 

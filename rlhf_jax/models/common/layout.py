@@ -39,6 +39,22 @@ class Layout:
         return [sharding.spec for sharding in jax.tree.leaves(self.params(model, shapes))]
 
 
+def whole_params(model: Model, params: Params) -> Params:
+    """Params gathered from shards of rows, once for all passes that read what this returns; as they
+    are outside `rows_sharded`.
+
+    Args:
+      model: whose params they are.
+      params: of the model.
+    """
+    layout = current()
+    if layout is None:
+        return params
+    leaves, tree = jax.tree.flatten(params)
+    specs = layout.specs(model, params)
+    return tree.unflatten(map(layout.shards.gathered, leaves, specs))
+
+
 _LAYOUT: ContextVar[Layout | None] = ContextVar("layout", default=None)
 
 
