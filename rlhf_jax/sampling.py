@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.models.api import Cache, Model, repeat_cache, repeat_rows
+from rlhf_jax.models.common.layout import whole_params
 from rlhf_jax.ops.masked import positions_from_mask
 from rlhf_jax.types import Array, Params, Prompts, Samples
 
@@ -265,6 +266,8 @@ def sample(
     ordinal_B = jnp.repeat(prompts.ordinal_P, num_samples)
     index_B = jnp.tile(jnp.arange(num_samples, dtype=jnp.int32), num_prompts)
     uniform_CB = uniforms(key, ordinal_B, index_B, num_positions)
+    # Gathered once, before the loop: a step then has no collective of params or of rows.
+    params = whole_params(model, params)
     logits_BV, cache = prefill(params, prompts, model, prompt_length + num_positions, num_samples)
     length_B = jnp.repeat(prompts.mask_PQ.sum(axis=-1, dtype=jnp.int32), num_samples)
 

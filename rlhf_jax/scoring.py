@@ -11,14 +11,17 @@ import jax.numpy as jnp
 
 from rlhf_jax.config import Unbounded
 from rlhf_jax.models.api import Cache, Model, repeat_cache, repeat_rows
+from rlhf_jax.models.common.head import split_head
+from rlhf_jax.models.common.layout import current
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.logprobs import chunked_token_logprobs
 from rlhf_jax.ops.masked import positions_from_mask
+from rlhf_jax.ops.sharded_logprobs import sharded_token_logprobs
 from rlhf_jax.types import Array, Outputs, Params, Samples, Scores
 
 MAX_LOGITS = 1 << 22
-"""Logits held at once, in elements (16 MiB of float32): larger heads run in chunks, so that R x C x
-V never exists whole.
+"""Logits that a device holds at once, in elements (16 MiB of float32): larger heads run in chunks,
+so that R x C x V never exists whole.
 """
 
 
@@ -102,21 +105,55 @@ def policy_outputs(
     Args:
       params ... mask_RC, rows_per_prompt: see `completion_hidden`.
       temperature: float32 scalar, of the sampling distribution.
-      max_logits: logits held at once, in elements.
+      max_logits: logits that a device holds at once, in elements.
     """
     rows = (prompt_tokens_RQ, prompt_mask_RQ, tokens_RC, mask_RC)
     hidden_RCD = completion_hidden(params, *rows, model, rows_per_prompt)
     num_rows, length, width = hidden_RCD.shape
-    logprob_N, entropy_N = chunked_token_logprobs(
+    logprob_N, entropy_N = _token_logprobs(
         hidden_RCD.reshape(num_rows * length, width),
-        lambda hidden: model.head(params, hidden),
+        params,
         tokens_RC.reshape(-1),
         temperature,
-        max_chunk_elements=max_logits,
+        model,
+        max_logits,
     )
     return Outputs(
         logprob_RC=jnp.where(mask_RC, logprob_N.reshape(num_rows, length), 0.0),
         entropy_RC=jnp.where(mask_RC, entropy_N.reshape(num_rows, length), 0.0),
+    )
+
+
+def _token_logprobs(
+    hidden_ND: Array,
+    params: Params,
+    tokens_N: Array,
+    temperature: Array,
+    model: Model,
+    max_logits: int,
+) -> tuple[Array, Array]:
+    """Log-probabilities and entropies `[N]`: by each device of the rows that it holds, where the
+    function is traced for a mesh that shards them.
+    """
+    layout = current()
+    if layout is None:
+        return chunked_token_logprobs(
+            hidden_ND,
+            lambda hidden: model.head(params, hidden),
+            tokens_N,
+            temperature,
+            max_chunk_elements=max_logits,
+        )
+    head = split_head(model, params, hidden_ND, layout)
+    return sharded_token_logprobs(
+        hidden_ND,
+        head.function,
+        head.params,
+        tokens_N,
+        temperature,
+        max_chunk_elements=max_logits,
+        shards=layout.shards,
+        param_layout=head.layout,
     )
 
 

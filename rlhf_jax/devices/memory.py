@@ -39,6 +39,15 @@ def free_bytes(device: Device) -> int | None:
     return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
 
 
+def total_bytes(device: Device) -> int | None:
+    """Bytes of a device's memory, or None where they are not known: of a CPU, of a device of another
+    process, or of one that is only compiled for.
+    """
+    if device not in jax.local_devices():
+        return None
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
 def check(
     states: Mapping[Device, int],
     versions: Sequence[Mapping[Device, int]],

@@ -3,6 +3,7 @@ replicated.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -11,9 +12,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rlhf_jax import randomness
+from rlhf_jax.devices import memory
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.common import blocks
+from rlhf_jax.models.common.layout import Layout, rows_sharded
 from rlhf_jax.models.common.value_head import ValueModel
+from rlhf_jax.ops.row_shards import RowShards
 from rlhf_jax.types import Params, TrainState
 
 T = TypeVar("T")
@@ -25,6 +28,10 @@ RULES = {
     "embed": "fsdp",
 }
 """Logical axis -> mesh axis. A dimension that the mesh axis does not divide stays whole."""
+WHOLE_PARAMS = 0.25
+"""Largest share of a device's memory that whole params take while it samples: the cache needs the
+rest.
+"""
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -59,23 +66,50 @@ def abstract_rows(tree: T, mesh: Mesh) -> T:
     )
 
 
-def keeping_rows(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
-    """Wraps `function` so that under fsdp activations stay sharded by row and params are
-    all-gathered.
+def layout_of(mesh: Mesh) -> Layout | None:
+    """The layout that functions are traced for on a mesh; None where it does not shard rows."""
+    shards = RowShards(mesh, ("data", "fsdp"))
+    return Layout(shards, partial(params_shardings, mesh=mesh)) if shards.count > 1 else None
 
-    It is for passes over whole sequences. A decoding step has few rows: reducing its activations
-    costs less than gathering all params.
+
+def keeping_rows(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
+    """Wraps `function` so that activations stay sharded by row and params are all-gathered.
+
+    It is for passes over whole sequences; see `sampling_rows` for those that decode.
 
     Args:
       function: is compiled for the mesh.
       mesh: of its arguments.
     """
-    if mesh.shape["fsdp"] == 1:
+    layout = layout_of(mesh)
+    if layout is None:
         return function
 
     def run(*arguments: object) -> T:
-        with blocks.rows_sharded(rows(mesh)):
+        with rows_sharded(layout):
             return function(*arguments)
+
+    return run
+
+
+def sampling_rows(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
+    """Wraps `function(params, ...)`, which decodes, as `keeping_rows` does where a device has room
+    for whole params: `sampling.sample` then gathers them once, before it decodes.
+
+    Where whole params take more than `WHOLE_PARAMS` of a device's memory they stay sharded. The
+    compiler then sums the activations and logits of each step over fsdp, which costs less than
+    gathering all params in each.
+
+    Args:
+      function: is compiled for the mesh; its first argument is params.
+      mesh: of its arguments.
+    """
+    available = memory.total_bytes(mesh.devices.flat[0])
+
+    def run(params: Params, *arguments: object) -> T:
+        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+        fits = available is None or needed <= WHOLE_PARAMS * available * mesh.shape["tensor"]
+        return (keeping_rows(function, mesh) if fits else function)(params, *arguments)
 
     return run
 

@@ -15,6 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.ops.row_shards import num_chunks
 from rlhf_jax.ops.shapes import assert_shapes
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
@@ -110,15 +111,12 @@ def chunked_token_logprobs(
     assert_shapes(hidden_ND=hidden_ND, tokens_N=tokens_N)
     num_rows = hidden_ND.shape[0]
     vocab_size = jax.eval_shape(head, hidden_ND[:1]).shape[-1]
-    if vocab_size > max_chunk_elements:
-        raise Refusal(
-            f"max_chunk_elements is {max_chunk_elements}; one row of logits has {vocab_size}"
-        )
+    check_chunk(vocab_size, max_chunk_elements)
     if num_rows * vocab_size <= max_chunk_elements:
         return token_logprobs(head(hidden_ND), tokens_N, temperature)
-    num_chunks = _num_chunks(num_rows, -(-num_rows // (max_chunk_elements // vocab_size)))
-    rows_per_chunk = -(-num_rows // num_chunks)
-    padding = num_chunks * rows_per_chunk - num_rows
+    count = num_chunks(num_rows, max_chunk_elements // vocab_size)
+    rows_per_chunk = -(-num_rows // count)
+    padding = count * rows_per_chunk - num_rows
 
     def chunk(_, rows):
         hidden_nD, tokens_n = rows
@@ -126,15 +124,16 @@ def chunked_token_logprobs(
 
     def strided(array):
         padded = jnp.pad(array, ((0, padding), *[(0, 0)] * (array.ndim - 1))) if padding else array
-        return padded.reshape(rows_per_chunk, num_chunks, *array.shape[1:]).swapaxes(0, 1)
+        return padded.reshape(rows_per_chunk, count, *array.shape[1:]).swapaxes(0, 1)
 
     rows = strided(hidden_ND), strided(tokens_N)
     _, (logprob, entropy) = jax.lax.scan(jax.checkpoint(chunk, prevent_cse=False), None, rows)
     return logprob.T.reshape(-1)[:num_rows], entropy.T.reshape(-1)[:num_rows]
 
 
-def _num_chunks(num_rows: int, least: int) -> int:
-    """The fewest chunks, at least so many, of which none is padded; where those are more than twice
-    as many, the least.
-    """
-    return next((count for count in range(least, 2 * least + 1) if num_rows % count == 0), least)
+def check_chunk(vocab_size: int, max_chunk_elements: int) -> None:
+    """Raises Refusal where a chunk of `max_chunk_elements` logits does not hold one row."""
+    if vocab_size > max_chunk_elements:
+        raise Refusal(
+            f"max_chunk_elements is {max_chunk_elements}; one row of logits has {vocab_size}"
+        )

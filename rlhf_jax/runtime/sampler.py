@@ -78,7 +78,10 @@ class Sampler:
         share_shapes = jax.eval_shape(generate, params, self.share, key, np.int32(0))
         self._layouts = [sharding.params_shardings(model, params, mesh) for mesh in self._meshes]
         self._generate = [
-            jax.jit(generate, out_shardings=sharding.row_shardings(share_shapes, mesh))
+            jax.jit(
+                sharding.sampling_rows(generate, mesh),
+                out_shardings=sharding.row_shardings(share_shapes, mesh),
+            )
             for mesh in self._meshes
         ]
         self._copy = make_publish(sharding.params_shardings(model, params, trainer), dtype)

@@ -202,6 +202,7 @@ def sampler(
       config: of sampling.
       purpose: names the random key, see `Workspace.key`.
     """
+    local_mesh = per_host.local_mesh(workspace.mesh)
     if config not in workspace.samplers:
         draw = partial(
             sampling.sample,
@@ -210,9 +211,8 @@ def sampler(
             eos_id=workspace.tokenizer.eos_ids,
             pad_id=workspace.tokenizer.pad_id,
         )
-        workspace.samplers[config] = jax.jit(draw)
-    compiled = workspace.samplers[config]
-    key, local_mesh = workspace.key(purpose), per_host.local_mesh(workspace.mesh)
+        workspace.samplers[config] = jax.jit(sharding.sampling_rows(draw, local_mesh))
+    compiled, key = workspace.samplers[config], workspace.key(purpose)
 
     def run_sampler(params: Params, prompts: Prompts) -> Samples:
         share = per_host.local_rows(prompts)

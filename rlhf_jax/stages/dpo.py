@@ -170,7 +170,8 @@ class Logprobs:
 
     @cached_property
     def _compiled(self) -> Callable[[Params, Pairs], Array]:
-        return distributed.compiled(partial(completion_logprobs, self.workspace.model))
+        function = partial(completion_logprobs, self.workspace.model)
+        return distributed.compiled(sharding.keeping_rows(function, self.workspace.mesh))
 
     def __call__(self, params: Params, pairs: Pairs) -> np.ndarray:
         """S of every row on the host, `[R]` float32; collective.

@@ -8,9 +8,7 @@ over cores. Norm statistics, rotary tables and softmax are float32 whatever the 
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -21,7 +19,6 @@ from flax import linen as nn
 from rlhf_jax.models.api import Cache
 from rlhf_jax.types import Array
 
-_ROWS: ContextVar[jax.sharding.Sharding | None] = ContextVar("rows", default=None)
 ATTENTIONS = ("xla", "dot_product", "cudnn")
 HIDDEN_SCORE = (
     -1e30
@@ -192,27 +189,6 @@ def _dot_product(
         queries, keys, values, mask=seen_BLM[:, None], scale=scale, implementation=implementation
     )
     return mixed_BLHK[:, :L].reshape(B * L, H * K)
-
-
-@contextmanager
-def rows_sharded(sharding: jax.sharding.Sharding) -> Iterator[None]:
-    """A context in which `keep_rows` constrains rows to this sharding while a function is traced."""
-    token = _ROWS.set(sharding)
-    try:
-        yield
-    finally:
-        _ROWS.reset(token)
-
-
-def keep_rows(x_AD: Array) -> Array:
-    """The residual with its rows constrained to the sharding of `rows_sharded`; itself outside it.
-
-    XLA may partition a sharded product by its rows or by its width. With params sharded along the
-    width (fsdp) it would choose the width, and all-reduce the activations between the layers. With
-    the rows constrained it all-gathers the params instead.
-    """
-    sharding = _ROWS.get()
-    return x_AD if sharding is None else jax.lax.with_sharding_constraint(x_AD, sharding)
 
 
 def soft_cap(x: Array, cap: float) -> Array:

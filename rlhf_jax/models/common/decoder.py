@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from rlhf_jax.config import Bounds
 from rlhf_jax.models.api import Cache, LogicalAxes
 from rlhf_jax.models.common import blocks
+from rlhf_jax.models.common.layout import keep_rows
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array, Params
 
@@ -218,11 +219,9 @@ def run_layer(
         # The cache is closed over: as an argument its column would be traced, and an empty cache no
         # longer known as such.
         seen, kv = blocks.remember(cache, index, new)
-        return blocks.keep_rows(
-            layer.join(x_AD, layer.attend(queries, seen[0], seen[1], hide_BLM))
-        ), kv
+        return keep_rows(layer.join(x_AD, layer.attend(queries, seen[0], seen[1], hide_BLM))), kv
 
-    x_AD = x_AD if index else blocks.keep_rows(x_AD)
+    x_AD = x_AD if index else keep_rows(x_AD)
     return nn.remat(run)(layer, x_AD) if layer.config.remat else run(layer, x_AD)
 
 

@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import sampling
-from rlhf_jax.devices import distributed
+from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common.head import split_head
+from rlhf_jax.models.common.layout import current
 from rlhf_jax.ops.divergences import full_kl
+from rlhf_jax.ops.row_shards import scan_chunks
 from rlhf_jax.records.samples import Sample
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime.spec import Reward
@@ -75,20 +78,38 @@ def divergence(
     params: Params, reference_params: Params, samples: Samples, *, model: Model
 ) -> tuple[Array, Array, Array]:
     """Per row, summed over the completion's tokens, at temperature 1 and in nats: full-vocabulary
-    KL to the reference, entropy, and the reference's negative log-likelihood. `[B]` each; logits in
-    chunks of at most `MAX_LOGITS`.
+    KL to the reference, entropy, and the reference's negative log-likelihood. `[B]` each; a device
+    holds at most `MAX_LOGITS` logits of each model at once.
     """
     rows = (samples.prompt_tokens_BQ, samples.prompt_mask_BQ, samples.tokens_BC, samples.mask_BC)
     hidden = completion_hidden(params, *rows, model)
     reference_hidden = completion_hidden(reference_params, *rows, model)
     num_rows, length, width = hidden.shape
+    total = num_rows * length
+    inputs = (
+        hidden.reshape(total, width),
+        reference_hidden.reshape(total, width),
+        samples.tokens_BC.reshape(total),
+    )
+    outputs = _divergences(params, reference_params, inputs, model)
 
-    def chunk(inputs: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def per_row(values: Array) -> Array:
+        return jnp.where(samples.mask_BC, values.reshape(num_rows, length), 0.0).sum(axis=-1)
+
+    return per_row(outputs[0]), per_row(outputs[1]), per_row(outputs[2])
+
+
+def _divergences(
+    params: Params, reference_params: Params, inputs: tuple[Array, Array, Array], model: Model
+) -> tuple[Array, Array, Array]:
+    """The three figures of every position, `[N]` each, in chunks: see `divergence`."""
+
+    def chunk(
+        heads: tuple[Callable[[Array], Array], Callable[[Array], Array]],
+        inputs: tuple[Array, Array, Array],
+    ) -> tuple[Array, Array, Array]:
         hidden_ND, reference_ND, tokens_N = inputs
-        logits, reference_logits = (
-            model.head(params, hidden_ND),
-            model.head(reference_params, reference_ND),
-        )
+        logits, reference_logits = heads[0](hidden_ND), heads[1](reference_ND)
         logprob, reference_logprob = (
             jax.nn.log_softmax(logits),
             jax.nn.log_softmax(reference_logits),
@@ -97,24 +118,25 @@ def divergence(
         chosen_N = jnp.take_along_axis(reference_logprob, tokens_N[:, None], axis=-1)[:, 0]
         return full_kl(logits, reference_logits), entropy_N, -chosen_N
 
-    total = num_rows * length
+    layout, total = current(), inputs[0].shape[0]
     size = max(1, min(total, MAX_LOGITS // model.vocab_size))
-    padding = -total % size
-    inputs = (
-        jnp.pad(hidden.reshape(total, width), ((0, padding), (0, 0))).reshape(-1, size, width),
-        jnp.pad(reference_hidden.reshape(total, width), ((0, padding), (0, 0))).reshape(
-            -1, size, width
-        ),
-        jnp.pad(samples.tokens_BC.reshape(total), (0, padding)).reshape(-1, size),
-    )
-    outputs = jax.lax.map(chunk, inputs)
+    if layout is None:
+        padding = -total % size
+        heads = partial(model.head, params), partial(model.head, reference_params)
+        padded = [jnp.pad(x, ((0, padding), *[(0, 0)] * (x.ndim - 1))) for x in inputs]
+        chunks = tuple(x.reshape(-1, size, *x.shape[1:]) for x in padded)
+        outputs = jax.lax.map(partial(chunk, heads), chunks)
+        return jax.tree.map(lambda values: values.reshape(-1)[:total], outputs)
+    head = split_head(model, params, inputs[0], layout)
+    reference = split_head(model, reference_params, inputs[0], layout)
 
-    def per_row(values: Array) -> Array:
-        return jnp.where(
-            samples.mask_BC, values.reshape(-1)[:total].reshape(num_rows, length), 0.0
-        ).sum(axis=-1)
+    def local(
+        whole: tuple[list[Array], list[Array]], rows: tuple[Array, Array, Array]
+    ) -> tuple[Array, Array, Array]:
+        heads = partial(head.function, whole[0]), partial(reference.function, whole[1])
+        return scan_chunks(lambda rows: ((), chunk(heads, rows)), rows, size)[1]
 
-    return per_row(outputs[0]), per_row(outputs[1]), per_row(outputs[2])
+    return layout.shards.run(local, (head.whole(layout), reference.whole(layout)), inputs)
 
 
 class LearnedScores:
@@ -164,7 +186,9 @@ class Evaluator:
             workspace, sampling.Config(self.length, config.samples_per_prompt, 1.0), "evaluate"
         )
         self._greedy = sampler(workspace, sampling.Config(self.length, 1, 0.0), "evaluate")
-        self._divergence = distributed.compiled(partial(divergence, model=workspace.model))
+        self._divergence = distributed.compiled(
+            sharding.keeping_rows(partial(divergence, model=workspace.model), workspace.mesh)
+        )
 
     def batches(self, num_prompts: int, prompts_per_batch: int) -> Iterator[tuple[Prompts, int]]:
         """The first `num_prompts` evaluation prompts in batches of one size, and how many prompts

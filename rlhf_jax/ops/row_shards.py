@@ -1,0 +1,144 @@
+"""Functions of rows that each device computes on the rows that it holds, with whole params.
+
+The compiler may put the collectives of a function of rows inside its loop over chunks, once a
+chunk. Here they are outside: params are gathered once before the loop, and their gradients are
+accumulated on each device in float32 and reduced once after it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rlhf_jax.types import Array
+
+Rows = TypeVar("Rows")
+"""A pytree of arrays with rows first."""
+Results = TypeVar("Results")
+Sums = TypeVar("Sums")
+
+
+@dataclass(frozen=True)
+class RowShards:
+    """Mesh and axes that rows are sharded over; its other axes shard what is inside a row."""
+
+    mesh: Mesh
+    axes: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        """The number of shards of rows."""
+        count = 1
+        for axis in self.axes:
+            count *= self.mesh.shape[axis]
+        return count
+
+    def run(self, function: Callable[..., Results], params: object, rows: object) -> Results:
+        """`function(params, rows)` of each shard's own rows; what it returns has rows first.
+
+        Args:
+          function: is given local rows and whole params.
+          params: a pytree of arrays that are the same on every shard of rows.
+          rows: a pytree of arrays whose rows the shards divide evenly.
+        """
+        of_rows = P(self.axes)
+        return jax.shard_map(
+            function,
+            mesh=self.mesh,
+            in_specs=(P(), of_rows),
+            out_specs=of_rows,
+            axis_names=set(self.axes),
+            check_vma=False,
+        )(params, rows)
+
+    def gathered(self, param: Array, spec: P) -> Array:
+        """A param that is whole on every shard of rows, and sharded over the other axes as it was.
+
+        Args:
+          param: is sharded as `spec` says.
+          spec: names of mesh axes by dimension.
+        """
+        whole = P(*(None if name in self.axes else name for name in spec))
+        return jax.lax.with_sharding_constraint(param, NamedSharding(self.mesh, whole))
+
+    def reduced(self, addends: Array, spec: P) -> Array:
+        """The sum of one addend from each shard of rows, sharded as `spec` says.
+
+        Where `spec` has an axis of rows, the sum is scattered over it; over the others it is
+        reduced.
+
+        Args:
+          addends: `[shards, ...]`, one on each shard of rows.
+          spec: of the sum.
+        """
+        names = [*spec, *[None] * (addends.ndim - 1 - len(spec))]
+        scattered = {name: dim for dim, name in enumerate(names) if name in self.axes}
+        inside = [None if name in self.axes else name for name in names]
+
+        def reduce(addend: Array) -> Array:
+            total = addend[0]
+            for axis, dim in scattered.items():
+                total = jax.lax.psum_scatter(total, axis, scatter_dimension=dim, tiled=True)
+            others = tuple(
+                axis for axis in self.axes if axis not in scattered and self.mesh.shape[axis] > 1
+            )
+            return jax.lax.psum(total, others) if others else total
+
+        return jax.shard_map(
+            reduce,
+            mesh=self.mesh,
+            in_specs=P(self.axes, *inside),
+            out_specs=P(*names),
+            check_vma=False,
+        )(addends)
+
+
+def num_chunks(num_rows: int, max_rows: int) -> int:
+    """The fewest chunks of at most `max_rows` rows of which none is padded; where those are more
+    than twice as many as are needed, these.
+
+    Args:
+      num_rows: in all.
+      max_rows: of a chunk.
+    """
+    least = -(-num_rows // max_rows)
+    return next((count for count in range(least, 2 * least + 1) if num_rows % count == 0), least)
+
+
+def scan_chunks(
+    function: Callable[[Rows], tuple[Sums, Results]], rows: Rows, max_rows: int
+) -> tuple[Sums, Results]:
+    """`function(rows) -> (sums, results)` on chunks of contiguous rows: sums are added up in
+    float32 and results joined.
+
+    Args:
+      function: is called once where the rows are one chunk, and in a scan otherwise. Of rows of
+        zeros, which pad the last chunk, it adds nothing to the sums.
+      rows: arrays of equally many rows.
+      max_rows: of a chunk.
+    """
+    num_rows = jax.tree.leaves(rows)[0].shape[0]
+    count = num_chunks(num_rows, max_rows)
+    if count == 1:
+        return function(rows)
+    size = -(-num_rows // count)
+    padding = count * size - num_rows
+
+    def split(array: Array) -> Array:
+        padded = jnp.pad(array, ((0, padding), *[(0, 0)] * (array.ndim - 1))) if padding else array
+        return padded.reshape(count, size, *array.shape[1:])
+
+    chunks = jax.tree.map(split, rows)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], chunks))[0]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def body(sums: Sums, chunk: Rows) -> tuple[Sums, Results]:
+        more, results = function(chunk)
+        return jax.tree.map(jnp.add, sums, more), results
+
+    sums, results = jax.lax.scan(body, zeros, chunks)
+    return sums, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_rows], results)
