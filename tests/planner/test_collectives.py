@@ -222,6 +222,26 @@ def test_a_loop_by_twos_to_four_runs_twice():
     assert module.trips(entry, entry.instructions["loop"]) == hlo.Trips(2)
 
 
+def test_a_counter_beside_a_member_that_stays_has_an_upper_bound():
+    """As the loops of a compacted batch, which begin where the one before ended."""
+    later = CARRIED.replace(
+        "%two = u32[] constant(2)",
+        "%two = u32[] constant(1)\n  %b = u32[] get-tuple-element(%s), index=3",
+    )
+    later = later.replace(
+        "tuple(%next, %part, /*index=2*/%whole)", "tuple(%next, %part, %whole, %b)"
+    )
+    later = later.replace(
+        "ROOT %less = pred[] compare(%i.1,",
+        "%b.1 = u32[] get-tuple-element(%s.1), index=3\n  %sum = u32[] add(%i.1, %b.1)\n"
+        "  ROOT %less = pred[] compare(%sum,",
+    )
+    later = later.replace("/*index=2*/%f)", "/*index=2*/%f, %a)")
+    module = hlo.parse(later)
+    entry = module.computations[module.entry]
+    assert module.trips(entry, entry.instructions["loop"]) == hlo.Trips(4, exact=False)
+
+
 @pytest.mark.parametrize(
     ("attributes", "size"),
     [

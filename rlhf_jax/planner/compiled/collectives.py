@@ -139,7 +139,7 @@ def sums(found: Sequence[Collective]) -> list[Sum]:
 
 
 def _weakest(bounds: Iterable[Bound]) -> Bound:
-    """What can be said of a sum: a number that may be anything is at least what is known of it."""
+    """The bound of a sum: where one number is only known to be at least so much, so is the sum."""
     return max(bounds, key=("exact", "most", "least").index)
 
 

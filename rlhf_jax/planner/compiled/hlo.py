@@ -92,7 +92,7 @@ class Computation:
 
 @dataclass(frozen=True)
 class Trips:
-    """How often the body of a loop runs.
+    """The number of times that the body of a loop runs.
 
     Attributes:
       count: of runs, or the most of them.
@@ -121,12 +121,12 @@ class Module:
         )
 
     def trips(self, computation: Computation, loop: Instruction) -> Trips | None:
-        """How often a `while` runs: XLA's own count, or the bound that its condition compares with.
+        """The runs of a `while`: XLA's own count, or the bound that its condition compares with.
 
         The condition has to hold a counter, a member of the loop's tuple, below a constant. The
         counter is taken to begin at the constant that the loop is given, or at 0, and to go by the
-        constant that the body adds, or by 1. A condition that asks for more than that gives an upper
-        bound.
+        constant that the body adds, or by 1. An upper bound is given where the condition asks for
+        more than that, and where the counter is added to members that are not negative.
 
         Args:
           computation: has the loop.
@@ -139,18 +139,20 @@ class Module:
             return Trips(int(known[1]))
         condition = self.computations[loop.called("condition") or ""]
         body = self.computations[loop.called("body") or ""]
-        counts = [
-            max(0, -(-(bound - _start(computation, loop, index)) // _step(body, index)))
-            for index, bound in self._bounds(condition)
-        ]
+        counts = []
+        for less in self._bounds(condition):
+            start = sum(_start(computation, loop, index) for index in less.counters)
+            steps = [_step(body, index) for index in less.counters]
+            counts.append(max(0, -(-(less.offset - start) // max(*steps, 1))))
         if not counts:
             return None
         result = condition.root
         while result.opcode == "fusion" and (called := result.called("calls")):
             result = self.computations[called].root
-        return Trips(min(counts), exact=result.opcode == "compare")
+        alone = all(len(less.counters) == 1 for less in self._bounds(condition))
+        return Trips(min(counts), exact=alone and result.opcode == "compare")
 
-    def _bounds(self, condition: Computation) -> Iterator[tuple[int, int]]:
+    def _bounds(self, condition: Computation) -> Iterator["_Linear"]:
         """Counters, as members of the loop's tuple, and the numbers that they stay below."""
         for inside, fusion in self._bodies(condition):
             for compare in inside:
@@ -159,8 +161,9 @@ class Module:
                     continue
                 sides = [_linear(inside, name, condition, fusion) for name in compare.operands]
                 less, more = reversed(sides) if found[1] in ("GT", "GE") else sides
-                if less and more and less.counter is not None and more.counter is None:
-                    yield less.counter, more.offset - less.offset + (found[1] in ("LE", "GE"))
+                if less and more and less.counters and not more.counters:
+                    bound = more.offset - less.offset + (found[1] in ("LE", "GE"))
+                    yield _Linear(less.counters, bound)
 
     def _bodies(self, condition: Computation) -> list[tuple[Computation, Instruction | None]]:
         """A condition, and the bodies of its fusions with the fusion."""
@@ -171,16 +174,16 @@ class Module:
 
 @dataclass(frozen=True)
 class _Linear:
-    """An integer: a counter of a loop plus an offset, or the offset alone."""
+    """A sum of counters of a loop, as members of its tuple, and of a number."""
 
-    counter: int | None
+    counters: tuple[int, ...]
     offset: int
 
 
 def _linear(
     inside: Computation, name: str, condition: Computation, fusion: Instruction | None
 ) -> _Linear | None:
-    """Reads an operand of a comparison as a counter and an offset; None where it is neither."""
+    """Reads an operand of a comparison as a sum of counters and a number; None where it is none."""
     found = inside.source(name)
     if found is not None and found.opcode == "parameter" and fusion is not None:
         return _linear(condition, fusion.operands[int(found.inside)], condition, None)
@@ -188,15 +191,16 @@ def _linear(
         return None
     if found.opcode == "constant":
         whole = re.fullmatch(r"-?\d+", found.inside)
-        return _Linear(None, int(found.inside)) if whole else None
+        return _Linear((), int(found.inside)) if whole else None
     if found.opcode == "get-tuple-element":
         index = re.search(r"\bindex=(\d+)", found.attributes)
-        return _Linear(int(index[1]), 0) if index else None
+        return _Linear((int(index[1]),), 0) if index else None
     if found.opcode == "add":
         terms = [_linear(inside, operand, condition, fusion) for operand in found.operands]
-        first, second = sorted(terms, key=lambda term: term is None or term.counter is None)
-        if first and second and second.counter is None:
-            return _Linear(first.counter, first.offset + second.offset)
+        known = [term for term in terms if term is not None]
+        if len(known) == len(terms):
+            counters = tuple(index for term in known for index in term.counters)
+            return _Linear(counters, sum(term.offset for term in known))
     return None
 
 
@@ -209,9 +213,16 @@ def _start(computation: Computation, loop: Instruction, index: int) -> int:
 
 
 def _step(body: Computation, index: int) -> int:
+    """The number that a loop's body adds to a member of its tuple: 0 where it hands the member on,
+    and 1 where that is not known.
+    """
     root = body.root
     added = body.source(root.operands[index]) if root.opcode == "tuple" else None
-    if added is None or added.opcode != "add":
+    if added is None:
+        return 1
+    if added.opcode == "get-tuple-element" and re.search(rf"\bindex={index}\b", added.attributes):
+        return 0
+    if added.opcode != "add":
         return 1
     steps = [_constant(body.source(name)) for name in added.operands]
     return next((step for step in steps if step and step > 0), 1)
