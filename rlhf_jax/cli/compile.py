@@ -10,9 +10,12 @@ at hand, whatever they are. What cannot be compiled is one line and exit status 
 """
 
 import argparse
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,25 +75,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _compile(config: ConfigDict, wanted: topology.Topology, options: argparse.Namespace) -> None:
     if options.num_layers < 0:
         raise Refusal(f"--num_layers is {options.num_layers}; accepted: 1 or more")
-    import jax
-
     from rlhf_jax.building import from_shapes
     from rlhf_jax.cli.tables import compile as table
 
-    # A program from the cache would have no seconds of compiling, and no text.
-    jax.config.update("jax_enable_compilation_cache", False)
     devices = topology.devices(wanted)
     found = from_shapes.shaped(config, devices, options.policy, options.reward, options.num_layers)
     calls = _calls(options.calls, found.program.compiled_names)
     print(table.heading(wanted.name, found), flush=True)
     rows = []
-    for call in calls:
-        rows.append(table.compiled(found, call, options.hlo))
-        print(table.row(found, rows[-1]), flush=True)
+    with _uncached():
+        for call in calls:
+            rows.append(table.compiled(found, call, options.hlo))
+            print(table.row(found, rows[-1]), flush=True)
     for line in table.verdict(found, rows):
         print(line)
     if options.output is not None:
         _write(options.output, wanted, options, table.figures(found, rows))
+
+
+@contextlib.contextmanager
+def _uncached() -> Iterator[None]:
+    """Keeps JAX's compile cache off: a program from it has no seconds of compiling."""
+    import jax
+
+    before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
 
 
 def _calls(text: str, names: Sequence[str]) -> list[str]:
@@ -110,7 +123,13 @@ def _write(
         import importlib.metadata
 
         versions["libtpu"] = importlib.metadata.version("libtpu")
-    given = {"topology": wanted.name, "num_layers": options.num_layers, "versions": versions}
+    ran = shlex.join([command.program("compile"), *sys.argv[1:]])
+    given = {
+        "command": ran,
+        "topology": wanted.name,
+        "num_layers": options.num_layers,
+        "versions": versions,
+    }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(given | figures, indent=1) + "\n")

@@ -29,10 +29,6 @@ SHARDED = "--config.mesh.fsdp=8"
 @pytest.fixture(autouse=True)
 def at_root(monkeypatch):
     monkeypatch.chdir(ROOT)
-    # The command turns the cache off for its own process.
-    cached = jax.config.jax_enable_compilation_cache  # pyright: ignore
-    yield
-    jax.config.update("jax_enable_compilation_cache", cached)
 
 
 def test_a_table_and_all_figures(capsys, tmp_path):
