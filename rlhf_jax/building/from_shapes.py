@@ -9,16 +9,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhf_jax import randomness
-from rlhf_jax.building import nodes
 from rlhf_jax.building.components import algorithm, networks, resolve_auto, stages
 from rlhf_jax.building.validation import check_values
 from rlhf_jax.config import fill
 from rlhf_jax.devices import distributed, mesh
+from rlhf_jax.devices.placement import text_of
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.common import family as families
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.planner.costs import hardware
 from rlhf_jax.refusal import Refusal
@@ -30,6 +30,7 @@ from rlhf_jax.stages import rlhf
 from rlhf_jax.stages.api import Lengths, Workspace
 from rlhf_jax.stages.checks.settings import stages_of
 from rlhf_jax.stages.common import planning, pretrained_models
+from rlhf_jax.stages.settings.rlhf import places
 from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.text.tokenizers import EOS_ID, PAD_ID
 from rlhf_jax.types import Algorithm, Device, Params, Prompts
@@ -60,83 +61,76 @@ class Shaped:
     notices: tuple[str, ...]
 
 
-def shaped(
-    config: ConfigDict,
-    devices: Sequence[Device],
-    policy: str = "",
-    reward: str = "",
-    num_layers: int = 0,
-) -> Shaped:
+def shaped(config: ConfigDict, devices: Sequence[Device], num_layers: int = 0) -> Shaped:
     """The program of a config on these devices, which count as those of one host.
+
+    Models whose folders are not there have the shapes that `pretrained` names.
 
     Args:
       config: of a run.
       devices: real ones, or those of a topology.
-      policy: FAMILY:PRESET of the policy where the config takes its shape from a folder that is not
-        here; "": the config's model.
-      reward: the same of a learned reward model; "": its folder's, or as large as the policy.
       num_layers: of every model; 0: as many as it has.
 
     Raises Refusal for a config that cannot run on these devices, or whose models are not known.
     """
     environment.pin()
     values = config.to_dict()
-    if policy:
-        values["model"] = _preset("--policy", policy, values["model"])
     check_values(values)
     settings = stages(values)
     resolve_auto(values)
     pretrained = fill(pretrained_models.Config, values["pretrained"], "pretrained")
     if "rlhf" not in stages_of(values["job"], settings, pretrained):
         raise Refusal(f"job is {values['job']!r}; the calls of the stage rlhf are compiled alone")
-    if settings.plan == planning.SEARCH:
-        raise Refusal("plan is 'search'; accepted here: a plan's text, or none")
-    model, network, notices = _networks(values, settings, reward)
+    model, network, notices = _networks(config, settings, pretrained)
     if num_layers:
         model = model.with_config(num_layers=num_layers)
         network = network and network.with_config(num_layers=num_layers)
         notices.append(f"every model has {num_layers} layer(s)")
     chosen = algorithm(values["algorithm"])
     lengths = fill(Lengths, values["lengths"], "lengths")
-    with distributed.standing_in(devices):
-        program = _program(values, settings, chosen, lengths, model, network)
-    num_devices = len(devices)
     kind = hardware.lookup(devices[0])
-    problem = planning.problem(settings.rlhf, chosen, lengths, model, network, kind, num_devices)
+    problem = planning.problem(settings.rlhf, chosen, lengths, model, network, kind, len(devices))
+    with distributed.standing_in(devices):
+        on = mesh.make_mesh(fill(mesh.Config, values["mesh"], "mesh"))
+        if settings.plan in planning.CHOSEN:
+            plan, notice = _plan(settings, problem, on)
+            settings = dataclasses.replace(settings, plan=plan)
+            notices.append(notice)
+        program = _program(values, settings, chosen, lengths, model, network)
     return Shaped(program, problem, tuple(notices))
 
 
+def _plan(settings: Stages, problem: planning.Problem, on: Mesh) -> tuple[str, str]:
+    """The text of the plan that a config lets be chosen, and a sentence about it."""
+    fits = settings.plan == planning.FIT
+    if fits and problem.hardware.shared_throughput:
+        return "", "plan=fit: every call on the run's mesh, in one part"
+    trainer = places(settings.rlhf, on, "").placement("train_policy")
+    try:
+        plan = text_of(problem.fit(trainer) if fits else problem.search().advised.plan)
+    except Refusal as error:
+        return "", f"plan={settings.plan}: {error}; every call on the run's mesh, in one part"
+    return plan, f"plan={settings.plan}: {plan}"
+
+
 def _networks(
-    values: dict[str, Any], settings: Stages, reward: str
+    config: ConfigDict, settings: Stages, pretrained: pretrained_models.Config
 ) -> tuple[Model, ValueModel | None, list[str]]:
     """The networks of policy and learned reward, and what was assumed of them."""
-    folder = values["pretrained"]["sft"] or values["pretrained"]["base"]
-    if values["model"]["family"] == "pretrained" and not (folder and Path(folder).exists()):
+    absent = not (pretrained.policy and Path(pretrained.policy).exists())
+    if config.model.family == "pretrained" and absent and not pretrained.policy_shape:
         raise Refusal(
-            f"the policy's shape is that of the folder {folder!r}, which is not here; "
-            "--policy=FAMILY:PRESET compiles a published one"
+            f"the policy's shape is that of the folder {pretrained.policy!r}, which is not here; "
+            "--config.pretrained.policy_shape=FAMILY/PRESET compiles a published one"
         )
-    model, network = networks(values, settings)
+    model, network = networks(config, settings)
     notices = []
-    there = values["pretrained"]["reward_model"]
-    if network is not None and reward:
-        of_reward = _preset("--reward", reward, {"dtype": model.dtype})
-        family = families.find(of_reward.pop("family"))
-        network = ValueModel(family.make(fill(family.config, of_reward, "--reward")))
-    elif network is not None and there and not Path(there).exists():
+    of_reward = pretrained.reward_model
+    if of_reward and not pretrained.reward_model_shape and not Path(of_reward).exists():
         notices.append(
-            f"{there} is not here: the reward model is taken to be as large as the policy"
+            f"{of_reward} is not here: the reward model is taken to be as large as the policy"
         )
     return model, network, notices
-
-
-def _preset(option: str, text: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The node of a model's preset, computed as the values say."""
-    family, colon, preset = text.partition(":")
-    if not colon:
-        raise Refusal(f"{option} is {text!r}; accepted: FAMILY:PRESET, such as llama:llama-3.1-8b")
-    computed = {key: values[key] for key in pretrained_models.COMPUTED if key in values}
-    return nodes.model(family, preset).to_dict() | computed
 
 
 def _program(

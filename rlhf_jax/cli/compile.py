@@ -47,12 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--num_layers", type=int, default=0, help="of every model, in place of its own: cheaper"
     )
-    parser.add_argument(
-        "--policy", default="", help="FAMILY:PRESET, where the policy's folder is not here"
-    )
-    parser.add_argument(
-        "--reward", default="", help="FAMILY:PRESET of the learned reward, in place of its folder"
-    )
     parser.add_argument("--output", type=Path, help="a file for all figures, as JSON")
     parser.add_argument("--hlo", type=Path, help="a folder for the compiled programs' texts")
     options, rest = parser.parse_known_args(arguments)
@@ -79,7 +73,7 @@ def _compile(config: ConfigDict, wanted: topology.Topology, options: argparse.Na
     from rlhf_jax.cli.tables import compile as table
 
     devices = topology.devices(wanted)
-    found = from_shapes.shaped(config, devices, options.policy, options.reward, options.num_layers)
+    found = from_shapes.shaped(config, devices, options.num_layers)
     calls = _calls(options.calls, found.program.compiled_names)
     print(table.heading(wanted.name, found), flush=True)
     rows = []

@@ -82,6 +82,7 @@ def test_fewer_layers_make_smaller_models(capsys):
     config = run.parse(["", TLDR])
     one, two = (shaped(config, jax.devices(), num_layers=n) for n in (1, 2))
     assert "every model has 1 layer(s)" in one.notices
+    assert any(line.startswith("plan=fit: every call on the run's mesh") for line in one.notices)
     assert one.problem.shapes["policy"].num_layers == 1
     assert two.problem.shapes["policy"].num_layers == 2
     leaves = [len(jax.tree.leaves(each.program.reference_params)) for each in (one, two)]
@@ -89,9 +90,10 @@ def test_fewer_layers_make_smaller_models(capsys):
 
 
 def test_a_published_shape_stands_for_a_folder_that_is_not_here():
-    config = run.parse(["", "--config=configs/no_robots/online_dpo.py"])
-    options = {"policy": "llama:llama-3.2-1b", "reward": "llama:llama-3.2-3b", "num_layers": 2}
-    found = shaped(config, jax.devices(), **options)
+    shapes = {"policy_shape": "llama/llama-3.2-1b", "reward_model_shape": "llama/llama-3.2-3b"}
+    given = [f"--config.pretrained.{key}={shape}" for key, shape in shapes.items()]
+    config = run.parse(["", "--config=configs/no_robots/online_dpo.py", *given])
+    found = shaped(config, jax.devices(), num_layers=2)
     assert found.problem.shapes["policy"].width == 2048
     assert found.problem.shapes["reward"].width == 3072
     assert found.program.spec.model.dtype == "bfloat16"
@@ -101,17 +103,12 @@ REFUSED = [
     ([TINY, "--topology=abacus"], "--topology is 'abacus'; accepted: v5e:2x4"),
     ([TINY, CPU, "--calls=draw"], "--calls has 'draw'; accepted: generate, reference, reward,"),
     ([TINY, CPU, "--num_layers=-1"], "--num_layers is -1; accepted: 1 or more"),
-    ([TINY, CPU, "--config.plan=search"], "plan is 'search'; accepted here: a plan's text"),
     ([TINY, CPU, "--config.mesh.fsdp=3", "--calls=publish"], "which does not divide"),
     (["--config=configs/tldr/sft.py", CPU], "job is 'sft'; the calls of the stage rlhf"),
     (
-        ["--config=configs/gsm8k/ppo.py", CPU],
+        ["--config=configs/gsm8k/ppo.py", CPU, "--config.pretrained.policy_shape="],
         "the policy's shape is that of the folder 'models/rho-1b-sft-gsm8k', which is not here; "
-        "--policy=FAMILY:PRESET",
-    ),
-    (
-        ["--config=configs/gsm8k/ppo.py", CPU, "--policy=llama"],
-        "--policy is 'llama'; accepted: FAMILY:PRESET",
+        "--config.pretrained.policy_shape=FAMILY/PRESET",
     ),
 ]
 

@@ -72,4 +72,4 @@ def test_a_slice_of_two_hosts_is_compiled_for_as_one():
         "    print(mesh.make_mesh(mesh.Config(fsdp=-1)).shape)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "'fsdp': 8" in done.stdout, done.stderr
+    assert "('fsdp', 8)" in done.stdout, done.stderr
