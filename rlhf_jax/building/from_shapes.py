@@ -118,7 +118,11 @@ def _networks(
 ) -> tuple[Model, ValueModel | None, list[str]]:
     """The networks of policy and learned reward, and what was assumed of them."""
     absent = not (pretrained.policy and Path(pretrained.policy).exists())
-    if config.model.family == "pretrained" and absent and not pretrained.policy_shape:
+    if (
+        config.to_dict()["model"]["family"] == "pretrained"
+        and absent
+        and not pretrained.policy_shape
+    ):
         raise Refusal(
             f"the policy's shape is that of the folder {pretrained.policy!r}, which is not here; "
             "--config.pretrained.policy_shape=FAMILY/PRESET compiles a published one"
