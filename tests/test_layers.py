@@ -59,7 +59,7 @@ FLOORS = {
         {"synchronous"},
         {"asynchronous"},
     ),
-    "rlhf_jax.planner": ({"api"}, {"options", "costs"}, {"simulation"}, {"search"}),
+    "rlhf_jax.planner": ({"api"}, {"options", "costs"}, {"simulation", "compiled"}, {"search"}),
 }
 """Inside a package: modules and sub-packages, the lowest floor first.
 

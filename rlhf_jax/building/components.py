@@ -214,18 +214,31 @@ def problem(
     values = config.to_dict()
     settings = stages(values)
     resolve_auto(values)
-    pretrained = fill(pretrained_models.Config, values["pretrained"], "pretrained")
-    network = planned_model(config)
-    reward = None
-    if settings.learned:
-        reward = ValueModel(network)
-        if pretrained.reward_model and Path(pretrained.reward_model).exists():
-            reward = pretrained_models.classifier(pretrained.reward_model, dtype=network.dtype)
-        elif pretrained.reward_model_shape:
-            shape, key = pretrained.reward_model_shape, "pretrained.reward_model_shape"
-            computed = {name: values["model"][name] for name in pretrained_models.COMPUTED}
-            reward = ValueModel(pretrained_models.model_of_shape(shape, key, **computed))
+    network, reward = networks(config, settings)
     lengths, chosen = fill(Lengths, values["lengths"], "lengths"), algorithm(values["algorithm"])
     return planning.problem(
         settings.rlhf, chosen, lengths, network, reward, device, num_devices, completion_lengths
     )
+
+
+def networks(config: ConfigDict, settings: Stages) -> tuple[Model, ValueModel | None]:
+    """The networks of the policy and of a learned reward, as far as a plan needs them.
+
+    Args:
+      config: of a run.
+      settings: of its stages.
+
+    Raises as `planned_model`.
+    """
+    values = config.to_dict()
+    pretrained = fill(pretrained_models.Config, values["pretrained"], "pretrained")
+    network = planned_model(config)
+    if not settings.learned:
+        return network, None
+    if pretrained.reward_model and Path(pretrained.reward_model).exists():
+        return network, pretrained_models.classifier(pretrained.reward_model, dtype=network.dtype)
+    if pretrained.reward_model_shape:
+        shape, key = pretrained.reward_model_shape, "pretrained.reward_model_shape"
+        computed = {name: values["model"][name] for name in pretrained_models.COMPUTED}
+        return network, ValueModel(pretrained_models.model_of_shape(shape, key, **computed))
+    return network, ValueModel(network)

@@ -12,6 +12,7 @@ COMMANDS = {
     "run": "run an experiment, or go on with one",
     "sweep": "run a grid over a config, or the cells of a study",
     "plan": "find where each call of a round should run, and what to expect of it",
+    "compile": "compile a config's calls for devices that need not be here, and read them",
     "evaluate": "evaluate every saved policy of a run",
     "export": "write a run's model as a folder that transformers loads",
     "report": "build the report of a run again",

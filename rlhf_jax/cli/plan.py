@@ -79,7 +79,7 @@ def _plan(config: ConfigDict, options: argparse.Namespace) -> None:
     if options.devices and "XLA_FLAGS" not in os.environ and not options.hardware:
         jax.config.update("jax_num_cpu_devices", options.devices)
     from rlhf_jax import build
-    from rlhf_jax.cli import plan_text
+    from rlhf_jax.cli.tables import plan as table
     from rlhf_jax.config import fill
     from rlhf_jax.devices import mesh
     from rlhf_jax.planner.costs import hardware
@@ -99,7 +99,7 @@ def _plan(config: ConfigDict, options: argparse.Namespace) -> None:
     problem = build.problem(config, device, options.devices or here or 1, lengths)
     profile = None
     if config.plan and config.plan not in planning.CHOSEN:
-        plan_text.show_written(problem, str(config.plan), options.output)
+        table.show_written(problem, str(config.plan), options.output)
         return
     if options.profile:
         command.use_compile_cache(config.get("compile_cache"))
@@ -113,7 +113,7 @@ def _plan(config: ConfigDict, options: argparse.Namespace) -> None:
         fill(mesh.Config, config.to_dict()["mesh"], "mesh"), problem.num_devices
     )
     trainer = Placement(tuple(range(math.prod(shape))), shape)
-    plan_text.show(problem, found, profile, trainer, options.output)
+    table.show(problem, found, profile, trainer, options.output)
 
 
 def start() -> None:

@@ -16,13 +16,14 @@ first process writes; the run's directory is one that all see. With one process 
 anything.
 """
 
+import contextlib
 import json
 import os
 import re
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
@@ -49,6 +50,7 @@ R = TypeVar("R", covariant=True)
 LIST_OF_HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 
 _writes = True
+_stand_ins: list[Sequence[Device]] = []
 
 
 class Compiled(Protocol[R]):
@@ -240,8 +242,12 @@ def is_first() -> bool:
 def devices_by_host() -> np.ndarray:
     """Devices `[hosts, devices of a host]`, hosts in the order of their processes.
 
+    Devices that stand in for others (`standing_in`) are of one host.
+
     Raises Refusal where the hosts have not equally many.
     """
+    if _stand_ins:
+        return np.asarray([_stand_ins[-1]])
     devices_by_process: dict[int, list[Device]] = {}
     for device in jax.devices():
         devices_by_process.setdefault(device.process_index, []).append(device)
@@ -251,6 +257,24 @@ def devices_by_host() -> np.ndarray:
             f"the processes have {counts} devices; accepted: the same number on every host"
         )
     return np.asarray([devices_by_process[process] for process in sorted(devices_by_process)])
+
+
+def local_devices() -> Sequence[Device]:
+    """Devices of this host, or those that stand in for them."""
+    return _stand_ins[-1] if _stand_ins else jax.local_devices()
+
+
+@contextlib.contextmanager
+def standing_in(devices: Sequence[Device]) -> Iterator[None]:
+    """Has meshes and placements made in the block take these devices for all there are, on one host.
+
+    Programs for them can be compiled, and not run: they may be of a machine that is not here.
+    """
+    _stand_ins.append(devices)
+    try:
+        yield
+    finally:
+        _stand_ins.pop()
 
 
 def must_await() -> bool:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -101,14 +100,14 @@ def sampler_slices(trainer: Mesh, num_slices: int, devices_per_slice: int) -> tu
             "more, of 1 device or more"
         )
     taken = {device.id for device in local_mesh(trainer).devices.flat}
-    remaining = [device for device in jax.local_devices() if device.id not in taken]
+    remaining = [device for device in distributed.local_devices() if device.id not in taken]
     if num_slices * devices_per_slice > len(remaining):
         raise Refusal(
             f"rlhf.sampler_slices={num_slices} of rlhf.sampler_slice_devices={devices_per_slice} "
             "need "
             f"{num_slices * devices_per_slice} devices beside the trainer's {len(taken)}, but "
             f"{len(remaining)} are left of "
-            f"{len(jax.local_devices())}"
+            f"{len(distributed.local_devices())}"
         )
     size = devices_per_slice
     return tuple(

@@ -188,13 +188,20 @@ class ResolvedPlan:
 def put(tree: T, shardings: object) -> T:
     """Returns a tree of arrays in the given shardings.
 
-    The tree itself is returned where it has these shardings already, and copies elsewhere.
+    The tree itself is returned where it has these shardings already, and copies elsewhere; of
+    shapes, shapes with the shardings.
 
     Args:
-      tree: of device arrays, or of host arrays that every process has whole.
+      tree: of device arrays, of host arrays that every process has whole, or of shapes.
       shardings: a tree of shardings like it.
     """
     leaves, wanted = jax.tree.leaves(tree), jax.tree.leaves(shardings)
+    if leaves and all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            tree,
+            shardings,
+        )
     on_devices = all(isinstance(leaf, jax.Array) and leaf.committed for leaf in leaves)
     if not on_devices:  # host arrays, and device arrays without a committed device
         return _feed(tree, shardings) if distributed.several() else jax.device_put(tree, shardings)

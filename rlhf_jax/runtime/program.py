@@ -28,7 +28,7 @@ from rlhf_jax.runtime.spec import Reward as Reward
 from rlhf_jax.types import Array, Batch, Metrics, Params, Samples, Scores, States, TrainState
 from rlhf_jax.updating import init_state
 
-CREDIT = "credit"
+CREDIT, PUBLISH = "credit", "publish"
 
 
 class Program:
@@ -148,14 +148,20 @@ class Program:
         """Lowers one call from shapes alone.
 
         Args:
-          call: the name of a call of the dataflow, or "credit". Of `generate` on several slices,
-            the first slice's.
+          call: the name of a call of the dataflow, "credit" or "publish". Of `generate` on several
+            slices, the first slice's.
 
         Returns:
           What `jax.jit(...).lower` gives: its text, and `.compile()`.
         """
         function, arguments = self._entries(call)[0]
         return function.lower(*arguments)
+
+    @property
+    def compiled_names(self) -> tuple[str, ...]:
+        """The names that `lowered` takes. Publishing to other devices copies, and compiles nothing."""
+        publish = () if self.sampler.is_disaggregated else (PUBLISH,)
+        return (*(call.name for call in self.calls), CREDIT, *publish)
 
     def arguments(self, call: str) -> tuple[object, ...]:
         """Returns the arguments that `lowered` lowers a call for, as shapes with shardings (frozen
@@ -189,7 +195,9 @@ class Program:
                 return [(update.function, (*rows, update.scalars))]
         if name == CREDIT:
             return [(self._credit, (*self._shapes.credit_arguments(), self._credit_scalars))]
-        accepted = ", ".join((*(call.name for call in self.calls), CREDIT))
+        if name == PUBLISH and (copy := self.sampler.publish_call(self._shapes.policy())):
+            return [copy]
+        accepted = ", ".join(self.compiled_names)
         raise Refusal(f"the round has no call {name!r}; accepted: {accepted}")
 
     # --- one round ---

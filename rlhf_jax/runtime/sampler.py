@@ -52,7 +52,7 @@ class Sampler:
           model: gives the shardings of params.
           params: arrays or their shapes.
           prompts: of a whole round, arrays or their shapes.
-          key: random key of the samples.
+          key: random key of the samples, or its shape.
           trainer: the policy's training mesh, over all hosts.
           slices: meshes of this host's devices; none: this host's part of the trainer's mesh
             samples.
@@ -62,11 +62,7 @@ class Sampler:
         self._global_mesh, trainer = trainer, per_host.local_mesh(trainer)
         self._meshes = tuple(slices) or (trainer,)
         self._trainer = trainer
-        self._keys = (
-            [jax.device_put(key, sharding.replicated(mesh)) for mesh in self._meshes]
-            if slices
-            else [key]
-        )
+        self._keys = [_on_mesh(key, mesh) for mesh in self._meshes] if slices else [key]
         self.dtype = dtype
         self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
         num_shares = len(self._meshes) * jax.process_count()
@@ -84,7 +80,9 @@ class Sampler:
             )
             for mesh in self._meshes
         ]
-        self._copy = make_publish(sharding.params_shardings(model, params, trainer), dtype)
+        self._copy: distributed.Compiled[Params] = make_publish(
+            sharding.params_shardings(model, params, trainer), dtype
+        )
         self._concatenate = jax.jit(
             concatenate, out_shardings=sharding.row_shardings(self.shapes, trainer)
         )
@@ -93,6 +91,11 @@ class Sampler:
     def devices(self) -> set[Device]:
         """Devices that it samples on; with several hosts, those of this host."""
         return {device for mesh in self._meshes for device in mesh.devices.flat}
+
+    @property
+    def is_disaggregated(self) -> bool:
+        """True where it samples on devices of its own."""
+        return self._disaggregated
 
     def version_bytes(self) -> list[Counter[Device]]:
         """Bytes of a published version by device, for each mesh that samples."""
@@ -167,6 +170,21 @@ class Sampler:
             )
         return entries
 
+    def publish_call(self, params: Params) -> Entry | None:
+        """The compiled copy of params with their shapes; None where they go to other devices.
+
+        Args:
+          params: of the policy, as training holds them.
+        """
+        return None if self._disaggregated else (self._copy, (params,))
+
+
+def _on_mesh(key: Array, mesh: Mesh) -> Array:
+    """A key on every device of a mesh; of a shape, a shape that is there."""
+    if isinstance(key, jax.ShapeDtypeStruct):
+        return put(key, sharding.replicated(mesh))
+    return jax.device_put(key, sharding.replicated(mesh))
+
 
 def shares(prompts: Prompts, num_slices: int) -> list[Prompts]:
     """Equal contiguous shares of a round's prompts, in order."""
@@ -185,7 +203,7 @@ def concatenate(samples_of_slices: Sequence[Samples]) -> Samples:
     )
 
 
-def make_publish(shardings: Params, dtype: str) -> Callable[[Params], Params]:
+def make_publish(shardings: Params, dtype: str) -> distributed.Compiled[Params]:
     """Returns a compiled function that copies params, so that no later donation can delete them.
 
     `device_put` to the same sharding or `astype` to the same dtype would only alias them.

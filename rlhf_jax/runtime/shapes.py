@@ -45,6 +45,11 @@ class Shapes:
             params = abstract_like(shapes, params_shardings(self.spec, call, shapes))
         return params, sharding.abstract_rows(self.samples, mesh)
 
+    def policy(self) -> Params:
+        """Params of the policy as training holds them, which `publish` copies."""
+        state = self.states["policy"].params
+        return abstract_like(state, self.state_shardings["policy"].params)
+
     def update_arguments(self, call: Call, minibatch: Batch) -> tuple[TrainState, Batch]:
         """State and rows of a training call."""
         state = abstract_like(self.states[call.role], self.state_shardings[call.role])

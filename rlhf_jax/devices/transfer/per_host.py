@@ -29,7 +29,10 @@ def local_mesh(mesh: Mesh) -> Mesh:
     processes.
     """
     process = jax.process_index()
-    if all(device.process_index == process for device in mesh.devices.flat):
+    # Devices of another machine's topology, which is compiled for, are of several processes.
+    if jax.process_count() == 1 or all(
+        device.process_index == process for device in mesh.devices.flat
+    ):
         return mesh
     size = len(mesh.devices) // jax.process_count()
     block = mesh.devices[process * size : (process + 1) * size]

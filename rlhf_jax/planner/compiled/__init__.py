@@ -1,0 +1,1 @@
+"""Reads programs that XLA has compiled: their collectives, loops and memory."""
