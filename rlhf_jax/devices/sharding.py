@@ -14,6 +14,7 @@ from rlhf_jax import randomness
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import blocks
 from rlhf_jax.models.common.value_head import ValueModel
+from rlhf_jax.once import once
 from rlhf_jax.types import Params, TrainState
 
 T = TypeVar("T")
@@ -59,6 +60,7 @@ def abstract_rows(tree: T, mesh: Mesh) -> T:
     )
 
 
+@once
 def keeping_rows(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
     """Wraps `function` so that under fsdp activations stay sharded by row and params are
     all-gathered.

@@ -26,6 +26,7 @@ from flax import struct
 
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.models.api import Model
+from rlhf_jax.once import bound
 from rlhf_jax.ops import losses
 from rlhf_jax.ops.masked import masked_count, masked_sum
 from rlhf_jax.ops.scalars import scaled
@@ -170,7 +171,7 @@ class Logprobs:
 
     @cached_property
     def _compiled(self) -> Callable[[Params, Pairs], Array]:
-        return distributed.compiled(partial(completion_logprobs, self.workspace.model))
+        return distributed.compiled(bound(completion_logprobs, self.workspace.model))
 
     def __call__(self, params: Params, pairs: Pairs) -> np.ndarray:
         """S of every row on the host, `[R]` float32; collective.

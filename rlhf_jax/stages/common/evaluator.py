@@ -4,7 +4,7 @@ diversity.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 from rlhf_jax import sampling
 from rlhf_jax.devices import distributed
 from rlhf_jax.models.api import Model
+from rlhf_jax.once import bound
 from rlhf_jax.ops.divergences import full_kl
 from rlhf_jax.records.samples import Sample
 from rlhf_jax.refusal import Refusal
@@ -164,7 +165,7 @@ class Evaluator:
             workspace, sampling.Config(self.length, config.samples_per_prompt, 1.0), "evaluate"
         )
         self._greedy = sampler(workspace, sampling.Config(self.length, 1, 0.0), "evaluate")
-        self._divergence = distributed.compiled(partial(divergence, model=workspace.model))
+        self._divergence = distributed.compiled(bound(divergence, model=workspace.model))
 
     def batches(self, num_prompts: int, prompts_per_batch: int) -> Iterator[tuple[Prompts, int]]:
         """The first `num_prompts` evaluation prompts in batches of one size, and how many prompts
