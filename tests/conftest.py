@@ -84,6 +84,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """`filterwarnings` knows modules by the place that warns: ours, and the tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        # xdist would begin with the files of most tests, and end with the longest ones.
+        config.option.loadscopereorder = False
     config.addinivalue_line("markers", "pictures: reports of its runs have their pictures")
     config.addinivalue_line("markers", "slow: left out unless asked for; see tests/slow.py")
     for text in config.getoption("--component") or ():
@@ -100,6 +103,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     names = components.every_own()
     whole = not names and config.args_source is not pytest.Config.ArgsSource.ARGS
     slow.mark(config, items, whole)
+    if whole:
+        slow.order(items)
     if not names:
         return
     wanted = [item for item in items if names & _params(item)]
