@@ -19,6 +19,7 @@ from rlhf_jax.models import llama
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import decoder
 from rlhf_jax.models.common.value_head import ValueModel
+from rlhf_jax.once import once
 from rlhf_jax.refusal import Refusal
 
 
@@ -157,6 +158,7 @@ def _split(shape: Shape, fsdp: int, tensor: int) -> Split:
     )
 
 
+@once
 def model_shape(model: Model | ValueModel, copy_bytes: int | None = None) -> Shape:
     """The shape of a model of any family, or of a value model on one; its params are counted, not
     made.
