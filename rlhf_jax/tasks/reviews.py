@@ -51,7 +51,10 @@ def openings_of(heldout_percent: int) -> Mapping[Split, np.ndarray]:
             for opening_index in range(grammar.NUM_OPENINGS)
         ]
     )
-    found = {"train": np.flatnonzero(~heldout_O), "heldout": np.flatnonzero(heldout_O)}
+    found: dict[Split, np.ndarray] = {
+        "train": np.flatnonzero(~heldout_O),
+        "heldout": np.flatnonzero(heldout_O),
+    }
     for openings in found.values():
         openings.flags.writeable = False
     return found
