@@ -8,7 +8,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.once import once
+from rlhf_jax.ops.once import once
 from rlhf_jax.types import Array
 
 Tree = TypeVar("Tree")

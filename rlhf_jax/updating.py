@@ -14,7 +14,7 @@ from rlhf_jax.config import Bounds, Natural, NonNegative, Positive
 from rlhf_jax.micro_batches import split_rows
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.value_head import ValueModel
-from rlhf_jax.once import once
+from rlhf_jax.ops.once import once
 from rlhf_jax.ops.scalars import Scalars, at, is_zero, scalars_of_function, scaled, through
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.scoring import critic_outputs, policy_outputs

@@ -21,7 +21,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jax
 import pytest
 
-from rlhf_jax import once
+from rlhf_jax.ops import once
 from tests import components, slow
 
 jax.config.update("jax_num_cpu_devices", 8)

@@ -18,7 +18,6 @@ LAYERS = {
     "rlhf_jax.clock": 1,
     "rlhf_jax.config": 1,
     "rlhf_jax.randomness": 1,
-    "rlhf_jax.once": 1,
     "rlhf_jax.registry": 2,
     "rlhf_jax.ops": 2,
     "rlhf_jax.text": 2,

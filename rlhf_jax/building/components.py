@@ -18,8 +18,8 @@ from rlhf_jax.devices import mesh
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import family as families
 from rlhf_jax.models.common.value_head import ValueModel
-from rlhf_jax.once import once
 from rlhf_jax.ops.corrections import Correction, resolve
+from rlhf_jax.ops.once import once
 from rlhf_jax.planner.costs.hardware import Hardware
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards.common.nodes import reward_configs, reward_nodes

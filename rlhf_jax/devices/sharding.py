@@ -14,7 +14,7 @@ from rlhf_jax import randomness
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import blocks
 from rlhf_jax.models.common.value_head import ValueModel
-from rlhf_jax.once import once
+from rlhf_jax.ops.once import once
 from rlhf_jax.types import Params, TrainState
 
 T = TypeVar("T")

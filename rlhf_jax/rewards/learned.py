@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from rlhf_jax.models.common.value_head import ValueModel
-from rlhf_jax.once import once
 from rlhf_jax.ops.masked import last_index, positions_from_mask, select
+from rlhf_jax.ops.once import once
 from rlhf_jax.rewards.api import ModelReward
 from rlhf_jax.types import Array, Params, Samples
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from rlhf_jax.dataflow import SCORES, Call
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.micro_batches import map_micro_batches
-from rlhf_jax.once import bound
+from rlhf_jax.ops.once import bound
 from rlhf_jax.ops.scalars import Scalars
 from rlhf_jax.runtime.spec import ProgramSpec
 from rlhf_jax.types import Array, Metrics, Params, TrainState

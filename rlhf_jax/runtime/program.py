@@ -18,7 +18,7 @@ from rlhf_jax.devices import distributed, memory, sharding
 from rlhf_jax.devices.placement import put
 from rlhf_jax.devices.transfer.per_host import local_mesh
 from rlhf_jax.micro_batches import map_micro_batches
-from rlhf_jax.once import bound
+from rlhf_jax.ops.once import bound
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import calls, credit, shapes
 from rlhf_jax.runtime.sampler import Entry, Sampler

@@ -15,7 +15,7 @@ import numpy as np
 from rlhf_jax import sampling
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.devices.transfer import per_host
-from rlhf_jax.once import bound
+from rlhf_jax.ops.once import bound
 from rlhf_jax.records.jsonl import replace
 from rlhf_jax.records.progress import progress
 from rlhf_jax.refusal import MissingInput, Refusal

@@ -26,9 +26,9 @@ from flax import struct
 
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.models.api import Model
-from rlhf_jax.once import bound
 from rlhf_jax.ops import losses
 from rlhf_jax.ops.masked import masked_count, masked_sum
+from rlhf_jax.ops.once import bound
 from rlhf_jax.ops.scalars import scaled
 from rlhf_jax.records.samples import SamplesWriter
 from rlhf_jax.refusal import Refusal

@@ -13,8 +13,8 @@ from flax import struct
 
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.models.common.value_head import ValueModel
-from rlhf_jax.once import bound
 from rlhf_jax.ops.losses import pairwise_logistic
+from rlhf_jax.ops.once import bound
 from rlhf_jax.records.checkpoints import restore_params
 from rlhf_jax.records.jsonl import replace
 from rlhf_jax.refusal import Refusal

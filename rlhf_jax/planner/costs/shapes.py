@@ -19,7 +19,7 @@ from rlhf_jax.models import llama
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import decoder
 from rlhf_jax.models.common.value_head import ValueModel
-from rlhf_jax.once import once
+from rlhf_jax.ops.once import once
 from rlhf_jax.refusal import Refusal
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from rlhf_jax import sampling
 from rlhf_jax.devices import distributed
 from rlhf_jax.models.api import Model
-from rlhf_jax.once import bound
 from rlhf_jax.ops.divergences import full_kl
+from rlhf_jax.ops.once import bound
 from rlhf_jax.records.samples import Sample
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime.spec import Reward

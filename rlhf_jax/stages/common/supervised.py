@@ -14,7 +14,7 @@ import optax
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.value_head import ValueModel
-from rlhf_jax.once import bound
+from rlhf_jax.ops.once import bound
 from rlhf_jax.records.checkpoints import Checkpoints
 from rlhf_jax.records.progress import progress
 from rlhf_jax.records.rates import StepRates

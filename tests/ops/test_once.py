@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rlhf_jax import once
+from rlhf_jax.ops import once
 from rlhf_jax.updating import OptimizerConfig, make_optimizer
 from tests import tiny
 
