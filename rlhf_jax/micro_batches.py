@@ -8,6 +8,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.ops.once import once
 from rlhf_jax.types import Array
 
 Tree = TypeVar("Tree")
@@ -55,6 +56,7 @@ def join_rows(micro_batches: Tree, unit_rows: int) -> Tree:
     return jax.tree.map(join, micro_batches)
 
 
+@once
 def map_micro_batches(
     function: Callable[..., Result], num_micro_batches: int, unit_rows: int, units_out: int
 ) -> Callable[..., Result]:

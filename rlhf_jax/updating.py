@@ -14,6 +14,7 @@ from rlhf_jax.config import Bounds, Natural, NonNegative, Positive
 from rlhf_jax.micro_batches import split_rows
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.value_head import ValueModel
+from rlhf_jax.ops.once import once
 from rlhf_jax.ops.scalars import Scalars, at, is_zero, scalars_of_function, scaled, through
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.scoring import critic_outputs, policy_outputs
@@ -134,6 +135,7 @@ def check_schedule(
         )
 
 
+@once
 def make_optimizer(
     config: OptimizerConfig, num_updates: int, updates_per_round: int = 1
 ) -> optax.GradientTransformation:
@@ -209,6 +211,7 @@ def denominator(mask_RC: Array, aggregation: Aggregation) -> Array:
     return counts[aggregation]
 
 
+@once
 def policy_objective(loss: Loss, model: Model, rows_per_prompt: int = 1) -> Objective[Batch]:
     """The objective of a policy: the model's outputs on the rows, then the algorithm's loss.
 
@@ -231,6 +234,7 @@ def policy_objective(loss: Loss, model: Model, rows_per_prompt: int = 1) -> Obje
     return through(loss, objective_of)
 
 
+@once
 def critic_objective(loss: Loss, model: ValueModel, rows_per_prompt: int = 1) -> Objective[Batch]:
     """The objective of a critic: its values on the rows, then the algorithm's loss.
 

@@ -21,6 +21,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jax
 import pytest
 
+from rlhf_jax.ops import once
 from tests import components, slow
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -34,12 +35,14 @@ MAPPINGS = Path("/proc/self/maps")
 
 @pytest.fixture(scope="module", autouse=True)
 def _dropped_programs():
-    """Drops compiled programs between modules where there are many.
+    """Drops compiled programs between modules where there are many, and in any case their functions:
+    no module finds a program that another one traced or compiled in its own way.
 
-    Each takes about ten mappings. Those of the whole suite are more than a process may have, and
+    Each program takes about ten mappings. Those of the whole suite are more than a process may have, and
     XLA aborts where it cannot map another one.
     """
     yield
+    once.forget()
     if MAPPINGS.exists() and MAPPINGS.read_text().count("\n") > MAX_MAPPINGS:
         jax.clear_caches()
         gc.collect()
@@ -50,9 +53,11 @@ def quick_compiles():
     """Programs of a module whose tests are of what they compute, not of how fast, are compiled
     without most optimisations.
     """
+    once.forget()
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+    once.forget()
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +84,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """`filterwarnings` knows modules by the place that warns: ours, and the tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        # xdist would begin with the files of most tests, and end with the longest ones.
+        config.option.loadscopereorder = False
     config.addinivalue_line("markers", "pictures: reports of its runs have their pictures")
     config.addinivalue_line("markers", "slow: left out unless asked for; see tests/slow.py")
     for text in config.getoption("--component") or ():
@@ -95,6 +103,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     names = components.every_own()
     whole = not names and config.args_source is not pytest.Config.ArgsSource.ARGS
     slow.mark(config, items, whole)
+    if whole:
+        slow.order(items)
     if not names:
         return
     wanted = [item for item in items if names & _params(item)]

@@ -83,9 +83,38 @@ SLOW = {
 """Beginnings of the names of long tests, each with that of a quicker test of the same kind."""
 
 
+FIRST = (
+    "tests/devices/test_distributed.py",
+    "tests/stages/test_kill.py",
+    "tests/run_directory/test_changes.py",
+    "tests/docs/test_pages.py",
+    "tests/third_party/test_batteries.py",
+    "tests/stages/test_resuming.py",
+    "tests/face/test_calls.py",
+    "tests/test_recipes.py",
+    "tests/models/test_battery.py",
+    "tests/algorithms/test_battery.py",
+    "tests/stages/test_beginning.py",
+    "tests/third_party/test_commands.py",
+    "tests/studies/test_offpolicyness_study.py",
+    "tests/stages/test_dpo.py",
+    "tests/stages/test_plans.py",
+    "tests/test_notebooks.py",
+)
+"""Files that take longest, the longest first. A process that begins one of them last would run on
+alone while the others wait.
+"""
+
+
 def is_slow(name: str) -> bool:
     """True for the name of a long test."""
     return any(name.startswith(slow) for slow in SLOW)
+
+
+def order(items: list[pytest.Item]) -> None:
+    """Puts the tests of the files that take longest first; all else stays in its order."""
+    place = {file: index for index, file in enumerate(FIRST)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(FIRST)))
 
 
 def mark(config: pytest.Config, items: list[pytest.Item], whole: bool) -> None:
@@ -114,6 +143,10 @@ def mark(config: pytest.Config, items: list[pytest.Item], whole: bool) -> None:
 def check(names: Sequence[str]) -> None:
     """Raises UsageError for a name of the list that is of none of the tests' `names`."""
     quick = [name for name in names if not is_slow(name)]
+    files = {name.partition("::")[0] for name in names}
+    for file in FIRST:
+        if file not in files:
+            raise pytest.UsageError(f"tests/slow.py names {file!r}, which has no test")
     for slow, quicker in SLOW.items():
         if not any(name.startswith(slow) for name in names):
             raise pytest.UsageError(f"tests/slow.py names {slow!r}, which is no test")

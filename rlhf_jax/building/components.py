@@ -13,12 +13,13 @@ from rlhf_jax.algorithms.common.checked import checked as checked_losses
 from rlhf_jax.algorithms.common.numbers import with_arguments
 from rlhf_jax.building.nodes import defaults, named
 from rlhf_jax.building.validation import check_task
-from rlhf_jax.config import fill
+from rlhf_jax.config import Settings, fill
 from rlhf_jax.devices import mesh
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import family as families
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.corrections import Correction, resolve
+from rlhf_jax.ops.once import once
 from rlhf_jax.planner.costs.hardware import Hardware
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards.common.nodes import reward_configs, reward_nodes
@@ -126,18 +127,20 @@ def inexact_ratio(values: dict[str, Any]) -> str:
 def algorithm(values: dict[str, Any]) -> Algorithm:
     """The algorithm that a node names."""
     name, config = named("algorithms", values, "algorithm")
+    if registry.is_of_package("algorithms", values["name"]):
+        return _of_package(name, config)
     algorithm = registry.make("algorithms", name, config)
     if not isinstance(algorithm, Algorithm):
         raise Refusal(
             f"algorithm.name is {values['name']!r}, which makes a {type(algorithm).__name__}; accepted: "
             "an Algorithm"
         )
-    algorithm = with_arguments(algorithm, values["name"], config)
-    return (
-        algorithm
-        if registry.is_of_package("algorithms", values["name"])
-        else checked_losses(algorithm)
-    )
+    return checked_losses(with_arguments(algorithm, values["name"], config))
+
+
+@once
+def _of_package(name: str, config: Settings) -> Algorithm:
+    return with_arguments(registry.make("algorithms", name, config), name, config)
 
 
 def stages(values: dict[str, Any]) -> Stages:

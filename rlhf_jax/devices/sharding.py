@@ -16,6 +16,7 @@ from rlhf_jax.devices import memory
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.layout import Layout, rows_sharded
 from rlhf_jax.models.common.value_head import ValueModel
+from rlhf_jax.ops.once import once
 from rlhf_jax.ops.row_shards import RowShards
 from rlhf_jax.types import Params, TrainState
 
@@ -72,6 +73,7 @@ def layout_of(mesh: Mesh) -> Layout | None:
     return Layout(shards, partial(params_shardings, mesh=mesh)) if shards.count > 1 else None
 
 
+@once
 def keeping_rows(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
     """Wraps `function` so that activations stay sharded by row and params are all-gathered.
 
@@ -92,6 +94,7 @@ def keeping_rows(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
     return run
 
 
+@once
 def sampling_rows(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
     """Wraps `function(params, ...)`, which decodes, as `keeping_rows` does where a device has room
     for whole params: `sampling.sample` then gathers them once, before it decodes.

@@ -184,10 +184,7 @@ def _lengths(
     Raises Refusal where neither the caller nor the task says them.
     """
     if max_prompt_tokens is None:
-        texts = [
-            reading.prompt(task, "train", index)
-            for index in range(reading.num_prompts(task, "train"))
-        ]
+        texts = list(reading.prompts(task, "train"))
         max_prompt_tokens = max(encoding.count_tokens(tokenizer, texts))
     given = {
         "max_prompt_tokens": max_prompt_tokens,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.masked import last_index, positions_from_mask, select
+from rlhf_jax.ops.once import once
 from rlhf_jax.rewards.api import ModelReward
 from rlhf_jax.types import Array, Params, Samples
 
@@ -25,6 +26,7 @@ class Config:
     """
 
 
+@once
 def make(value_model: ValueModel, config: Config | None = None) -> ModelReward:
     """The reward `(params, samples) -> raw scores [B]`, float32, differentiable in the params.
 

@@ -4,7 +4,6 @@ each for its own mesh.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Generic, TypeVar
 
 import jax
@@ -13,6 +12,7 @@ from jax.sharding import Mesh
 from rlhf_jax.dataflow import SCORES, Call
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.micro_batches import map_micro_batches
+from rlhf_jax.ops.once import bound
 from rlhf_jax.ops.scalars import Scalars
 from rlhf_jax.runtime.spec import ProgramSpec
 from rlhf_jax.types import Array, Metrics, Params, TrainState
@@ -47,7 +47,7 @@ def score(spec: ProgramSpec, call: Call) -> CompiledCall[Array]:
     Raises Refusal where the run has no model of the call's role.
     """
     mesh, group = spec.resolved_plan.mesh(call.name), spec.sampling.samples_per_prompt
-    function = partial(SCORES[call.name].function, model=spec.model_of(call))
+    function = bound(SCORES[call.name].function, model=spec.model_of(call))
     micro_batched = map_micro_batches(
         function, spec.resolved_plan.micro_batches(call.name), group, group
     )
@@ -72,7 +72,7 @@ def update(
     objective = OBJECTIVES[call.role](
         algorithm.losses[call.role], spec.model_of(call), spec.block_rows
     )
-    step = partial(
+    step = bound(
         train_step,
         objective=objective,
         optimizer=optimizer,

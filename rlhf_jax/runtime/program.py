@@ -18,6 +18,7 @@ from rlhf_jax.devices import distributed, memory, sharding
 from rlhf_jax.devices.placement import put
 from rlhf_jax.devices.transfer.per_host import local_mesh
 from rlhf_jax.micro_batches import map_micro_batches
+from rlhf_jax.ops.once import bound
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import calls, credit, shapes
 from rlhf_jax.runtime.sampler import Entry, Sampler
@@ -83,11 +84,11 @@ class Program:
         # Compiled apart from credit, so that the checks cannot change what credit computes.
         self._faults = distributed.compiled(credit.faults)
         self._take = distributed.compiled(
-            partial(take_units, mesh=self.trainer_mesh), static_argnames=("unit_rows",)
+            bound(take_units, mesh=self.trainer_mesh), static_argnames=("unit_rows",)
         )
         self._init = {
             role: distributed.compiled(
-                partial(fresh_state, optimizer=optimizer), out_shardings=self.state_shardings[role]
+                bound(fresh_state, optimizer=optimizer), out_shardings=self.state_shardings[role]
             )
             for role, (_, optimizer) in spec.trained.items()
         }
@@ -328,7 +329,7 @@ class Program:
 def _make_sampler(spec: ProgramSpec, call: Call, trainer_mesh: Mesh, params: Params) -> Sampler:
     """Compiles `generate` for the plan's mesh or the sampler's slices."""
     resolved_plan = spec.resolved_plan
-    generate = partial(
+    generate = bound(
         sampling.sample,
         model=spec.model_of(call),
         config=spec.sampling,

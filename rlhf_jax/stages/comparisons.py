@@ -5,7 +5,6 @@ pairs, as they are.
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from rlhf_jax import sampling
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.devices.transfer import per_host
+from rlhf_jax.ops.once import bound
 from rlhf_jax.records.jsonl import replace
 from rlhf_jax.records.progress import progress
 from rlhf_jax.refusal import MissingInput, Refusal
@@ -204,7 +204,7 @@ def sampler(
     """
     local_mesh = per_host.local_mesh(workspace.mesh)
     if config not in workspace.samplers:
-        draw = partial(
+        draw = bound(
             sampling.sample,
             model=workspace.model,
             config=config,

@@ -28,6 +28,7 @@ from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.models.api import Model
 from rlhf_jax.ops import losses
 from rlhf_jax.ops.masked import masked_count, masked_sum
+from rlhf_jax.ops.once import bound
 from rlhf_jax.ops.scalars import scaled
 from rlhf_jax.records.samples import SamplesWriter
 from rlhf_jax.refusal import Refusal
@@ -170,7 +171,7 @@ class Logprobs:
 
     @cached_property
     def _compiled(self) -> Callable[[Params, Pairs], Array]:
-        function = partial(completion_logprobs, self.workspace.model)
+        function = bound(completion_logprobs, self.workspace.model)
         return distributed.compiled(sharding.keeping_rows(function, self.workspace.mesh))
 
     def __call__(self, params: Params, pairs: Pairs) -> np.ndarray:

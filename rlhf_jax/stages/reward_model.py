@@ -5,7 +5,6 @@ measured.
 import json
 import time
 from dataclasses import asdict
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from flax import struct
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.losses import pairwise_logistic
+from rlhf_jax.ops.once import bound
 from rlhf_jax.records.checkpoints import restore_params
 from rlhf_jax.records.jsonl import replace
 from rlhf_jax.refusal import Refusal
@@ -113,7 +113,7 @@ def heldout_accuracy(workspace: Workspace, params: Params, batch_pairs: int) -> 
             "reward model on"
         )
     filled = comparisons + comparisons[:1] * (-len(comparisons) % batch_pairs)
-    score = distributed.compiled(partial(learned.score_tokens, workspace.reward_network))
+    score = distributed.compiled(bound(learned.score_tokens, workspace.reward_network))
     margins = []
     for start in range(0, len(filled), batch_pairs):
         pairs = place(encode(workspace, filled[start : start + batch_pairs]), workspace)
@@ -201,7 +201,7 @@ def _train(
         begin,
         init=lambda: first_state(sft_params),
         rows=rows,
-        objective=partial(objective, workspace.value_model),
+        objective=bound(objective, workspace.value_model),
         aggregation="pair",
         unit_rows=2,
     )

@@ -5,7 +5,9 @@ opens with another one; a continuation judges them. What the judge rewards and f
 `gold.py`, what the corpus is made of in `grammar.py`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated
 
 import numpy as np
@@ -37,6 +39,27 @@ class Config:
     seed: Seed = 0  # of the corpus
 
 
+@cache
+def openings_of(heldout_percent: int) -> Mapping[Split, np.ndarray]:
+    """Indices of the openings of each split; a text is made at each call.
+
+    They depend on the percentage alone: a process that makes the task again hashes no text again.
+    """
+    heldout_O = np.array(
+        [
+            is_heldout(grammar.opening(opening_index).text(), heldout_percent)
+            for opening_index in range(grammar.NUM_OPENINGS)
+        ]
+    )
+    found: dict[Split, np.ndarray] = {
+        "train": np.flatnonzero(~heldout_O),
+        "heldout": np.flatnonzero(heldout_O),
+    }
+    for openings in found.values():
+        openings.flags.writeable = False
+    return found
+
+
 class Reviews:
     """About 31,000 prompts of at most `MAX_PROMPT_WORDS` words; references of at most `max_words`
     words.
@@ -48,17 +71,7 @@ class Reviews:
 
     def __init__(self, config: Config):
         self.config = config
-        heldout_O = np.array(
-            [
-                is_heldout(grammar.opening(opening_index).text(), config.heldout_percent)
-                for opening_index in range(grammar.NUM_OPENINGS)
-            ]
-        )
-        # Only indices of openings are kept; a text is made at each call.
-        self._openings: dict[Split, np.ndarray] = {
-            "train": np.flatnonzero(~heldout_O),
-            "heldout": np.flatnonzero(heldout_O),
-        }
+        self._openings = openings_of(config.heldout_percent)
 
     def num_prompts(self, split: Split) -> int:
         return len(self._openings[split])

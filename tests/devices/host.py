@@ -96,6 +96,8 @@ def slices(directory):
     found |= {f"stopped/{name}": value for name, value in run(apart, synchronous, monitor).items()}
     whole = program_of((1, 2, 1), 0, "generate: 1; reward: 0-1 data=2")
     found |= {f"planned/{name}": value for name, value in run(whole, synchronous).items()}
+    published = whole.publish(whole.init(whole.reference_params))
+    found["answers"] = answered(directory, whole.generate(published, 0, 0))
     found |= talk()
     return found
 

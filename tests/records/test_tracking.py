@@ -1,5 +1,8 @@
 """The key `track` names trackers of the package and one's own."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,8 @@ from rlhf_jax.records import tracking
 from rlhf_jax.records.trackers import tensorboard, wandb
 from rlhf_jax.records.trackers.api import Identity
 from rlhf_jax.refusal import Refusal
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_names_choose_trackers():
@@ -48,3 +53,19 @@ def test_the_identity_is_told_as_rows():
         ("best_of_n", "[1, 2]"),
         ("reward", "learned"),
     ]
+
+
+def test_torch_is_not_imported_for_tensorboard(tmp_path):
+    """It takes seconds, in every run where it is installed; whoever needs it later gets it."""
+    (tmp_path / "torch.py").write_text("print('torch')")
+    script = (
+        "from rlhf_jax.records.trackers import tensorboard; tensorboard.check(); "
+        "print('checked'); import torch; tensorboard.check()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["checked", "torch"], done.stderr

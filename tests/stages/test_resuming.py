@@ -4,9 +4,11 @@ to the same numbers.
 
 import json
 import shutil
+import traceback
 
 import pytest
 
+from rlhf_jax.models.common import decoder
 from rlhf_jax.records.checkpoints import Checkpoints
 from rlhf_jax.records.rates import is_timing
 from rlhf_jax.records.saved_rounds import SavedRounds
@@ -83,6 +85,20 @@ def test_rounds_are_dropped_once_they_are_trained_on(tmp_path, monkeypatch, cloc
         assert [rounds[-1] for rounds in seen] == [1, 2, 3, 4, 5, 6, 7]
     assert max(map(len, seen)) <= 3
     assert rounds_on_disk(run) == []
+
+
+def test_a_second_run_of_a_process_traces_no_model_again(whole, tmp_path, monkeypatch):
+    """Its programs are those of the first, whose shapes it has."""
+    traced, apply = [], decoder.Decoder.apply
+
+    def counted(*args, **named):
+        traced.append(traceback.format_stack())
+        return apply(*args, **named)
+
+    monkeypatch.setattr(decoder.Decoder, "apply", counted)
+    runs.run(tmp_path / "again")
+    assert not traced, "".join(traced[0])
+    assert not runs.differences(whole, tmp_path / "again")
 
 
 def test_without_its_rounds_a_version_is_refused_and_nothing_touched(run):

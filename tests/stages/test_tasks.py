@@ -66,6 +66,27 @@ def test_a_prompt_is_a_text(gives):
         stream_of(prompt=lambda split, index: gives).prompts(0, 2)
 
 
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (lambda index: "", r"prompt\('train', 2\) gave ''; accepted: a text that is not empty"),
+        (
+            lambda index: 1 / (index - 2),
+            r"raised in prompt\('train', 2\): ZeroDivisionError: .*_tasks",
+        ),
+    ],
+)
+def test_of_all_prompts_the_one_at_fault_is_named(broken, said):
+    task = Own()
+    task.num_prompts = lambda split: 4  # type: ignore[method-assign]
+    assert list(reading.prompts(task, "train")) == [f"prompt {index}" for index in range(4)]  # type: ignore[arg-type]
+    task.prompt = lambda split, index: f"prompt {index}" if index != 2 else broken(index)  # type: ignore[method-assign]
+    read = reading.prompts(task, "train")  # type: ignore[arg-type]
+    assert [next(read), next(read)] == ["prompt 0", "prompt 1"]
+    with pytest.raises(ComponentError, match=f"the task Own:? {said}"):
+        next(read)
+
+
 @pytest.mark.parametrize("gives", [None, "3", 2.5, -1, True])
 def test_a_number_of_prompts_is_one(gives):
     with pytest.raises(

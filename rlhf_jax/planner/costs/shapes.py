@@ -19,6 +19,7 @@ from rlhf_jax.models import llama
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import decoder
 from rlhf_jax.models.common.value_head import ValueModel
+from rlhf_jax.ops.once import once
 from rlhf_jax.refusal import Refusal
 
 
@@ -189,7 +190,7 @@ def model_shape(model: Model | ValueModel, copy_bytes: int | None = None) -> Sha
     )
 
 
-@cache
+@once
 def _params(model: Model | ValueModel) -> tuple[dict[Any, Any], dict[Any, Any]]:
     """Shapes and logical axes of a model's params by their paths. A deep model takes a second to
     trace, and several roles of a plan have the same one.

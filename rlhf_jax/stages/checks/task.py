@@ -176,7 +176,7 @@ class Check:
                 self._fit(
                     f"{NAMES[split]} prompts",
                     count,
-                    (reading.prompt(self.task, split, index) for index in range(count)),
+                    reading.prompts(self.task, split),
                 )
         if self.used & EVALUATED and reading.num_prompts(self.task, "heldout"):
             with self.problems.caught():

@@ -16,6 +16,7 @@ from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.head import split_head
 from rlhf_jax.models.common.layout import current
 from rlhf_jax.ops.divergences import full_kl
+from rlhf_jax.ops.once import bound
 from rlhf_jax.ops.row_shards import scan_chunks
 from rlhf_jax.records.samples import Sample
 from rlhf_jax.refusal import Refusal
@@ -187,7 +188,7 @@ class Evaluator:
         )
         self._greedy = sampler(workspace, sampling.Config(self.length, 1, 0.0), "evaluate")
         self._divergence = distributed.compiled(
-            sharding.keeping_rows(partial(divergence, model=workspace.model), workspace.mesh)
+            sharding.keeping_rows(bound(divergence, model=workspace.model), workspace.mesh)
         )
 
     def batches(self, num_prompts: int, prompts_per_batch: int) -> Iterator[tuple[Prompts, int]]:

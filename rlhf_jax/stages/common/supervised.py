@@ -14,6 +14,7 @@ import optax
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.value_head import ValueModel
+from rlhf_jax.ops.once import bound
 from rlhf_jax.records.checkpoints import Checkpoints
 from rlhf_jax.records.progress import progress
 from rlhf_jax.records.rates import StepRates
@@ -120,7 +121,7 @@ class SupervisedStage:
         """
         config, workspace, began = self.config, self.workspace, time.perf_counter()
         scalars = step_scalars(objective, self.optimizer)
-        step = partial(
+        step = bound(
             train_step,
             objective=objective,
             optimizer=self.optimizer,

@@ -1,6 +1,6 @@
 """Calls a task's methods and checks their results, because a task may be a user's own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlhf_jax.refusal import ComponentError, at_fault
@@ -36,7 +36,31 @@ def prompt(task: Task, split: Split, index: int) -> str:
       ComponentError: for an exception of the task's own code, and for a result that is no text or
         an empty one.
     """
-    text = _asked(task, "prompt", split, index)
+    return _prompt(task, split, index, _asked(task, "prompt", split, index))
+
+
+def prompts(task: Task, split: Split) -> Iterator[str]:
+    """Yields the texts of all prompts of a split, in order.
+
+    Args:
+      task: to read.
+      split: "train" or "heldout".
+
+    Raises:
+      ComponentError: as `prompt`.
+    """
+    index = 0
+
+    def call() -> str:
+        return f" in {_call('prompt', (split, index))}"
+
+    # One block for all calls: to enter one for each takes as long as the call.
+    with at_fault(f"the task {type(task).__name__}", when=call):
+        for index in range(num_prompts(task, split)):
+            yield _prompt(task, split, index, task.prompt(split, index))
+
+
+def _prompt(task: Task, split: Split, index: int, text: Any) -> str:
     if not isinstance(text, str) or not text:
         raise ComponentError(
             _wrong(task, "prompt", (split, index), text, "a text that is not empty")

@@ -5,6 +5,7 @@ probabilistic grammar.
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 
 from rlhf_jax.tasks.synthetic_reviews import words as lexicon
@@ -32,12 +33,11 @@ def opening(index: int) -> Opening:
     rest, cared = divmod(index, NUM_CARED)
     rest, adjective = divmod(rest, len(lexicon.PLACE_ADJECTIVES))
     place, location = divmod(rest, len(lexicon.LOCATIONS))
-    name = tuple(lexicon.PLACES)[place]
     return Opening(
-        name,
+        PLACES[place],
         lexicon.PLACE_ADJECTIVES[adjective],
         lexicon.LOCATIONS[location],
-        _cared(lexicon.PLACES[name])[cared],
+        CARED[place][cared],
     )
 
 
@@ -45,7 +45,10 @@ def _cared(aspects: Sequence[str]) -> list[tuple[str, ...]]:
     return [(aspect,) for aspect in aspects] + list(itertools.permutations(aspects, 2))
 
 
-NUM_CARED = len(_cared(lexicon.PLACES["hotel"]))
+PLACES = tuple(lexicon.PLACES)
+CARED = [_cared(aspects) for aspects in lexicon.PLACES.values()]
+"""What may be cared about, for each of `PLACES`."""
+NUM_CARED = len(CARED[PLACES.index("hotel")])
 NUM_OPENINGS = (
     len(lexicon.PLACES) * len(lexicon.LOCATIONS) * len(lexicon.PLACE_ADJECTIVES) * NUM_CARED
 )
@@ -56,6 +59,16 @@ def rarity(word: str) -> float:
     judge scores many of them.
     """
     return 0.4 if word == "not" else 1.0 / (1.0 + lexicon.HEAT.get(word, 0.0))
+
+
+@cache
+def adjectives(aspect: str | None, praise: bool) -> Mapping[str, float]:
+    """Weights of the adjectives of a sign: those of one aspect, or None: those of any."""
+    table = lexicon.GENERIC if aspect is None else lexicon.SPECIFIC[aspect]
+    return {word: rarity(word) for word, value in table.items() if (value > 0) == praise}
+
+
+MODIFIERS = {word: rarity(word) for word in lexicon.MODIFIERS}
 
 
 class Writer:
@@ -126,15 +139,8 @@ class Writer:
     def phrase(self, aspect: str) -> tuple[list[str], int]:
         """A modifier or none, an adjective, and the sign of both together."""
         praise = self.chance(self.cheer)
-        table = lexicon.SPECIFIC[aspect] if self.chance(0.5) else lexicon.GENERIC
-        adjective = self.pick(
-            {word: rarity(word) for word, value in table.items() if (value > 0) == praise}
-        )
-        modifier = (
-            self.pick({word: rarity(word) for word in lexicon.MODIFIERS})
-            if self.chance(0.45)
-            else ""
-        )
+        adjective = self.pick(adjectives(aspect if self.chance(0.5) else None, praise))
+        modifier = self.pick(MODIFIERS) if self.chance(0.45) else ""
         negated = modifier == "not"
         return [*modifier.split(), adjective], 1 if praise != negated else -1
 
