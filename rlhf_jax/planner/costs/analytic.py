@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rlhf_jax.dataflow import Call
+from rlhf_jax.devices import sharding
 from rlhf_jax.planner.api import Workload
 from rlhf_jax.planner.costs import memory, roofline
 from rlhf_jax.planner.costs.collectives import rings, tensor_crosses_hosts
@@ -53,18 +54,37 @@ class AnalyticCostModel:
         """A call's model on one device of a placement."""
         key = (call.role, call.kind, placement)
         if key not in self._parts:
-            _, fsdp, tensor = placement.mesh_shape
-            shape, device = (
-                self.shapes[call.role],
-                self.hardware.share_of_host(len(placement.devices)),
-            )
-            links = rings(device, placement.devices, placement.mesh_shape)
+            shape = self.shapes[call.role]
+            device = self.hardware.share_of_host(len(placement.devices))
+            data, fsdp, tensor = mesh_shape = placement.mesh_shape
+            if self.gathers_once(call, placement):
+                fsdp, mesh_shape = 1, (data * fsdp, 1, tensor)
+            links = rings(device, placement.devices, mesh_shape)
             weight_bytes = shape.param_bytes if call.kind == "train" else shape.copy_bytes
             rows_move = fsdp > 1 and (call.kind == "generate" or not self.rows_stay)
             self._parts[key] = Part(
                 device, shape, shape.split(fsdp, tensor), links, weight_bytes, rows_move
             )
         return self._parts[key]
+
+    def gathers_once(self, call: Call, placement: Placement) -> bool:
+        """True where sampling brings whole params together before it decodes
+        (`sharding.sampling_rows`): from there on it runs as data-parallel.
+        """
+        _, fsdp, tensor = placement.mesh_shape
+        shape = self.shapes[call.role]
+        whole = shape.num_params * shape.copy_bytes
+        room = sharding.WHOLE_PARAMS * self.hardware.memory_bytes * tensor
+        return call.kind == "generate" and fsdp > 1 and self.rows_stay and whole <= room
+
+    def _gather_seconds(self, call: Call, placement: Placement) -> float:
+        """Seconds of bringing whole params together once."""
+        _, fsdp, tensor = placement.mesh_shape
+        shape = self.shapes[call.role]
+        device = self.hardware.share_of_host(len(placement.devices))
+        ring = rings(device, placement.devices, placement.mesh_shape).fsdp
+        cut = shape.split(fsdp, tensor).cut_by_fsdp * shape.copy_bytes
+        return ring.all_gather(cut) + shape.num_layers * ring.latency
 
     def refusal(self, call: Call, placement: Placement) -> str | None:
         """The reason, with numbers, that a placement is impossible, or None where it is possible."""
@@ -108,6 +128,8 @@ class AnalyticCostModel:
         prompts = work.num_prompts / (data * fsdp * placement.num_micro_batches)
         rows = prompts * work.samples_per_prompt
         seconds = roofline.forward_seconds(part, self.prefill(part, prompts))
+        if self.gathers_once(call, placement):
+            seconds += self._gather_seconds(call, placement)
         columns = work.prompt_tokens + work.completion_tokens
         cache_bytes = memory.cache_bytes(part, rows, columns)
         seconds += (
@@ -203,7 +225,12 @@ class AnalyticCostModel:
         )
         if call.kind == "generate":
             prefill, rows = self.prefill(part, prompts), prompts * work.samples_per_prompt
-            return memory.generate_bytes(part, prefill, prompts, rows, work.prompt_tokens, columns)
+            whole = 0.0
+            if self.gathers_once(call, placement):
+                whole = part.split.stored * shape.copy_bytes
+            return whole + memory.generate_bytes(
+                part, prefill, prompts, rows, work.prompt_tokens, columns
+            )
         run = self.positions(call, part, prompts)
         shared = memory.cache_bytes(part, prompts, columns) if self.shares(call) else 0.0
         batch = (

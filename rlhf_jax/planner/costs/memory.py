@@ -77,12 +77,16 @@ def train_bytes(
     activations = residuals + one_layer if remat else shape.num_layers * one_layer
     hidden = 3 * run.logits * shape.width * shape.compute_bytes
     gradients = split.stored * shape.param_bytes * (2 if num_micro_batches > 1 else 1)
+    # Rows that are sharded add the head's gradient up on each device before it is reduced.
+    sharded = part.rings.data.size * part.rings.fsdp.size > 1
+    head = 4 * split.head_products if sharded and run.logits and not shape.values else 0.0
     return (
         activations
         + hidden
         + gradients
         + _other_params_bytes(part)
         + prompt_cache
+        + head
         + logits_bytes(part, run, 2.0)
     )
 
