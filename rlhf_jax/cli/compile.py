@@ -117,7 +117,7 @@ def _write(
         import importlib.metadata
 
         versions["libtpu"] = importlib.metadata.version("libtpu")
-    ran = shlex.join([command.program("compile"), *sys.argv[1:]])
+    ran = f"{command.program('compile')} {shlex.join(sys.argv[1:])}"
     given = {
         "command": ran,
         "topology": wanted.name,

@@ -45,6 +45,7 @@ def test_a_table_and_all_figures(capsys, tmp_path):
     assert ["all-gather", "outside", "loops"] in [line[:3] for line in lines]
     figures = json.loads(output.read_text())
     assert (figures["topology"], figures["num_devices"]) == ("cpu:8", 8)
+    assert not figures["command"].startswith("'"), "it can be pasted"
     publish, reference = figures["calls"]
     # A copy within a device: as much as the params, and nothing over links.
     assert publish["compiled"]["link_bytes"] == 0
