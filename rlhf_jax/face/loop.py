@@ -39,6 +39,7 @@ UNUSED = (
     "total_prompts",  # num_rounds says it
     "evaluate_every",
     "evaluate_at",
+    "profile_updates",
     "checkpoint_every",
     "keep_checkpoints",
     "log_samples",

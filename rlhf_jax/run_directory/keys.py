@@ -61,7 +61,7 @@ _OF_CLASS: dict[Class, str] = {
         job directory compile_cache track task.cache_dir sft.min_whole_references
         sft.checkpoint_every reward_model.checkpoint_every dpo.checkpoint_every dpo.evaluate_every
         rlhf.loop rlhf.deadline_seconds rlhf.device_call_seconds
-        rlhf.evaluate_every rlhf.evaluate_at rlhf.checkpoint_every rlhf.keep_checkpoints
+        rlhf.evaluate_every rlhf.evaluate_at rlhf.profile_updates rlhf.checkpoint_every rlhf.keep_checkpoints
         rlhf.log_samples rlhf.ledger rlhf.ledger_gold
         pretrained.policy_shape pretrained.reward_model_shape pretrained.gold_shape
     """,

@@ -74,6 +74,11 @@ class RoundEnd:
 Event = Sampled | Scored | Updated | RoundEnd
 
 
+def ended_update(event: Event) -> tuple[int, object] | None:
+    """Number and metrics of the update that an event ends, or None."""
+    return (event.update, event.metrics) if isinstance(event, Updated) else None
+
+
 @dataclass
 class LoopMonitor:
     """A loop's connections to its caller: the timeline that it writes, the request to stop after a

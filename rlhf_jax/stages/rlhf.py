@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.devices.mesh import sampler_slices
-from rlhf_jax.records import ledger
+from rlhf_jax.records import ledger, profiles
 from rlhf_jax.records.checkpoints import abstract_like, complete_steps, restore_params
 from rlhf_jax.records.ledger import STAGE
 from rlhf_jax.records.progress import progress
@@ -317,7 +317,8 @@ def run(
             )
             try:
                 with contextlib.closing(loop):  # an interrupt here ends the sampling thread too
-                    for event in loop:
+                    chosen = config.profile_updates, workspace.directory, version
+                    for event in profiles.traced(loop, synchronous.ended_update, *chosen):
                         recorder.take(event)
             finally:
                 # an interrupt must not tear down the threads of a save under way

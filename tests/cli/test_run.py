@@ -160,6 +160,7 @@ WRONG = [
     ("reward_model.num_micro_batches=7", ["reward_model.pairs_per_update is 48", "multiples of 7"]),
     ("evaluate.num_prompts=0", ["evaluate.num_prompts is 0", "1 or more"]),
     ("rlhf.evaluate_at=(1, 65)", ["rlhf.evaluate_at has 65", "the run's last, 64"]),
+    ("rlhf.profile_updates=(65,)", ["rlhf.profile_updates has 65", "the run's last, 64"]),
     ("best_of_n=(1, 3, 4)", ["best_of_n is (1, 3, 4)", "divide the largest"]),
     ("best_of_n_prompts=4096", ["best_of_n_prompts is 4096", "1024"]),
 ]

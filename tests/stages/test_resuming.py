@@ -403,3 +403,15 @@ def test_lines_of_updates_have_the_speed_of_the_round_before(whole):
     steps = {"step_seconds", "rows_per_second", "trained_tokens_per_second"}
     # none of the first update, and of the one after the checkpoint of two
     assert timings["sft"] == [{"seconds"}, {"seconds"} | steps] * 2
+
+
+def test_chosen_updates_are_profiled_and_change_nothing(tmp_path):
+    """In both loops: a folder for each chosen update, and the end of a run without."""
+    runs.run(tmp_path / "plain")
+    for loop in ("synchronous", "asynchronous"):
+        directory = tmp_path / loop
+        runs.run(directory, rlhf__profile_updates=(2, 5), rlhf__loop=loop)
+        traced = sorted(path.name for path in (directory / "profile").iterdir())
+        assert traced == ["update_2", "update_5"]
+        assert list((directory / "profile" / "update_5").rglob("*.xplane.pb"))
+        assert runs.same(runs.policy(directory), runs.policy(tmp_path / "plain"))

@@ -63,6 +63,8 @@ class Config:
     evaluate_at: tuple[
         Count, ...
     ] = ()  # and after these updates, within a round too: densely where a curve is steep
+    # updates of which `jax.profiler` writes a trace into the folder `profile`; 1 is the first
+    profile_updates: tuple[Count, ...] = ()
     checkpoint_every: Natural = 16  # updates, rounded up to ends of rounds; 0: only at the end
     keep_checkpoints: Count = (
         2  # newest ones; `experiments.evaluate` evaluates every one that is kept
@@ -183,6 +185,12 @@ def check(config: Config, algorithm: Algorithm, mesh: Mesh, plan: str = "") -> N
             f"rlhf.evaluate_at has {outside[0]}; accepted: updates from 1 to the run's last, "
             f"{clock.num_updates} "
             "(version 0 is always evaluated)"
+        )
+    outside = [update for update in config.profile_updates if update > clock.num_updates]
+    if outside:
+        raise Refusal(
+            f"rlhf.profile_updates has {outside[0]}; accepted: updates from 1 to the run's last, "
+            f"{clock.num_updates}"
         )
     if config.samples_per_prompt < algorithm.min_samples_per_prompt:
         raise Refusal(
