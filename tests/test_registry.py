@@ -73,6 +73,8 @@ def own(tmp_path, monkeypatch):
     folder.
     """
     monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_lab"]:
+        monkeypatch.delitem(sys.modules, name)  # of another test's package of that name
     before = set(sys.modules)
     (tmp_path / "my_lab").mkdir()
     (tmp_path / "my_lab" / "__init__.py").write_text("")

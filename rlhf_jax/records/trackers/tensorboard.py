@@ -52,7 +52,7 @@ class TensorBoard:
     def restart(self, series: str) -> None:
         """See `api.Tracker`. TensorBoard drops the steps that it read in earlier files."""
         if (self._directory / series).exists():
-            with _tensorboardx():
+            with needed("track", NEEDS), _without_torch():
                 from tensorboardX.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue] (made at import)
             start = SessionLog(status=SessionLog.START)
             self._open(series).write_event(_event(step=0, session_log=start))
@@ -70,7 +70,7 @@ class TensorBoard:
 
     def _write_identity(self, identity: Identity) -> None:
         """A run of its own, `tensorboard/` itself, has one step for every start."""
-        with _tensorboardx():
+        with needed("track", NEEDS), _without_torch():
             from tensorboardX.summary import hparams, text
         starts = len(list(self._directory.glob("events*")))
         writer = _writer(self._directory)
@@ -102,13 +102,13 @@ def make(directory: Path, identity: Identity) -> TensorBoard:
 
 def check() -> None:
     """Raises Refusal where `tensorboardX` is not installed."""
-    with _tensorboardx():
+    with needed("track", NEEDS), _without_torch():
         import tensorboardX  # noqa: F401
 
 
 @contextlib.contextmanager
-def _tensorboardx() -> Iterator[None]:
-    """Around imports of `tensorboardX`: says which extra it is of, and keeps torch out.
+def _without_torch() -> Iterator[None]:
+    """Keeps torch out of imports of `tensorboardX`.
 
     It imports torch where that is installed, for tensors that nobody gives it here. That takes 2 to
     3 seconds of every run, and `tensorboardX` does without it.
@@ -117,15 +117,14 @@ def _tensorboardx() -> Iterator[None]:
     if hidden:
         sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it now fails
     try:
-        with needed("track", NEEDS):
-            yield
+        yield
     finally:
         if hidden:
             del sys.modules["torch"]
 
 
 def _writer(directory: Path) -> _EventsWriter:
-    with _tensorboardx():
+    with needed("track", NEEDS), _without_torch():
         # Not its FileWriter: that one's queue and thread, interrupted by Ctrl-C, never let the
         # process end.
         from tensorboardX.event_file_writer import EventsWriter
@@ -138,13 +137,13 @@ def _writer(directory: Path) -> _EventsWriter:
 
 
 def _event(**fields: object) -> object:
-    with _tensorboardx():
+    with needed("track", NEEDS), _without_torch():
         from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] (made at import)
     return Event(wall_time=time.time(), **fields)
 
 
 def _scalars(values: Mapping[str, float]) -> object:
-    with _tensorboardx():
+    with needed("track", NEEDS), _without_torch():
         from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue] (made at import)
     return Summary(
         value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
