@@ -119,7 +119,7 @@ def located(folder: str, name: str) -> tuple[ModuleType, str]:
     if module is not None:
         return module, last
     raise Refusal(
-        f"no {name!r} in {PACKAGE}/{folder}/; there are: {', '.join(known)}; or name your own: a "
+        f"no {name!r} in {PACKAGE}/{folder.replace('.', '/')}/; there are: {', '.join(known)}; or name your own: a "
         "module that Python finds "
         "(my_lab.mine, my_lab.mine:NAME) or a file (PATH.py, PATH.py:NAME)"
     )

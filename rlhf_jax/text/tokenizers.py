@@ -113,6 +113,8 @@ class _Apart:
 class Symbols(_Apart):
     """A closed list of symbols, ids in the list's order after pad 0 and EOS 1."""
 
+    SHOWN = 8  # symbols that an error names
+
     def __init__(self, symbols: Sequence[str], separator: str, noun: str):
         self.symbols = tuple(symbols)
         self.separator = separator
@@ -133,8 +135,8 @@ class Symbols(_Apart):
         except KeyError as error:
             raise Refusal(
                 f"{self.noun} {error.args[0]!r} of the text {text!r} is not among the "
-                f"{len(self.symbols)} {self.noun}s"
-                " of the vocabulary"
+                f"{len(self.symbols)} {self.noun}s of the vocabulary, such as "
+                f"{', '.join(map(repr, self.symbols[: self.SHOWN]))}"
             ) from None
 
     def decode(self, ids: Sequence[int]) -> str:
