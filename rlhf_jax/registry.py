@@ -118,8 +118,9 @@ def located(folder: str, name: str) -> tuple[ModuleType, str]:
     module = None if attribute else _module(above)
     if module is not None:
         return module, last
+    place = folder.replace(".", "/")
     raise Refusal(
-        f"no {name!r} in {PACKAGE}/{folder.replace('.', '/')}/; there are: {', '.join(known)}; or name your own: a "
+        f"no {name!r} in {PACKAGE}/{place}/; there are: {', '.join(known)}; or name your own: a "
         "module that Python finds "
         "(my_lab.mine, my_lab.mine:NAME) or a file (PATH.py, PATH.py:NAME)"
     )
