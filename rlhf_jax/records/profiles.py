@@ -2,7 +2,7 @@
 Perfetto read.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,8 +18,8 @@ def traced(
     updates: Collection[int],
     directory: Path,
     version: int,
-) -> Iterator[Event]:
-    """Yields the events of a loop, and has `jax.profiler` trace the chosen updates.
+) -> Iterable[Event]:
+    """The events of a loop, during whose chosen updates `jax.profiler` writes a trace.
 
     A trace begins where the update before has been recorded, so that it has what the loop does
     between: sampling and scores of a new round, an evaluation, a checkpoint. It ends when the
@@ -33,6 +33,16 @@ def traced(
       directory: of the run; each traced update has a folder there, `profile/update_<number>`.
       version: updates that were made before the loop began.
     """
+    return _traced(events, ended, updates, directory, version) if updates else events
+
+
+def _traced(
+    events: Iterable[Event],
+    ended: Callable[[Event], tuple[int, object] | None],
+    updates: Collection[int],
+    directory: Path,
+    version: int,
+) -> Generator[Event, None, None]:
     tracing = False
 
     def begin(update: int) -> bool:

@@ -67,6 +67,11 @@ def interrupted():
     raise KeyboardInterrupt
 
 
+def test_without_chosen_updates_the_loop_is_as_it_was(tmp_path):
+    loop = events()
+    assert profiles.traced(loop, ended, (), tmp_path, 0) is loop
+
+
 def test_the_profiler_writes_a_trace(tmp_path):
     """Of jax itself, so that what TensorBoard reads is there."""
     for _ in profiles.traced(events(), ended, (2,), tmp_path, 0):
