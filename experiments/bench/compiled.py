@@ -9,6 +9,7 @@ one layer and at two. The figures at 24 layers are extrapolated from these two.
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ WIDTH, VOCABULARY = 1024, 50304
 """Of Pythia 410m."""
 
 
+@cache
 def read(name: str) -> dict[str, Any]:
     """A file that the command wrote with `--output`."""
     return json.loads((RESULTS / f"{name}.json").read_text())

@@ -5,6 +5,7 @@ chunk. Here they are outside: params are gathered once before the loop, and thei
 accumulated on each device in float32 and reduced once after it.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -32,10 +33,7 @@ class RowShards:
     @property
     def count(self) -> int:
         """The number of shards of rows."""
-        count = 1
-        for axis in self.axes:
-            count *= self.mesh.shape[axis]
-        return count
+        return math.prod(self.mesh.shape[axis] for axis in self.axes)
 
     def run(self, function: Callable[..., Results], params: object, rows: object) -> Results:
         """`function(params, rows)` of each shard's own rows; what it returns has rows first.

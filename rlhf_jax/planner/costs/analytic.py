@@ -82,9 +82,10 @@ class AnalyticCostModel:
         _, fsdp, tensor = placement.mesh_shape
         shape = self.shapes[call.role]
         device = self.hardware.share_of_host(len(placement.devices))
-        ring = rings(device, placement.devices, placement.mesh_shape).fsdp
-        cut = shape.split(fsdp, tensor).cut_by_fsdp * shape.copy_bytes
-        return ring.all_gather(cut) + shape.num_layers * ring.latency
+        links = rings(device, placement.devices, placement.mesh_shape)
+        return roofline.gather_seconds(
+            Part(device, shape, shape.split(fsdp, tensor), links, shape.copy_bytes)
+        )
 
     def refusal(self, call: Call, placement: Placement) -> str | None:
         """The reason, with numbers, that a placement is impossible, or None where it is possible."""

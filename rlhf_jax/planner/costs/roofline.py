@@ -120,6 +120,15 @@ def head_seconds(part: Part, run: Positions) -> float:
     return looked_up + product + reductions + 6 * hardware.launch_seconds
 
 
+def gather_seconds(part: Part) -> float:
+    """Seconds of bringing together what fsdp cuts of the params, in an array a layer and more."""
+    ring = part.rings.fsdp
+    return (
+        ring.all_gather(part.split.cut_by_fsdp * part.weight_bytes)
+        + part.shape.num_layers * ring.latency
+    )
+
+
 def fsdp_seconds(part: Part, run: Positions) -> float:
     """Seconds of fsdp's all-gathers in a forward pass.
 
@@ -131,9 +140,7 @@ def fsdp_seconds(part: Part, run: Positions) -> float:
     if ring.size == 1:
         return 0.0
     if not part.rows_move:
-        return (
-            ring.all_gather(split.cut_by_fsdp * part.weight_bytes) + shape.num_layers * ring.latency
-        )
+        return gather_seconds(part)
     mixed, keys = split.heads * shape.head_width, split.kv_heads * shape.head_width
     hidden = (2 if shape.gated else 1) * shape.ffn_width / split.hidden_parts
     all_rows = run.tokens / run.launches * ring.size * shape.compute_bytes

@@ -107,8 +107,7 @@ def update(
       placement: devices and mesh; the micro-batches are those of the stage's settings, and remat
         is what the shape says.
     """
-    settings = {"sft": stages.sft, "reward_model": stages.reward_model, "dpo": stages.dpo}[stage]
-    assert settings is not None
+    settings = getattr(stages, stage)
     pairs = getattr(settings, "pairs_per_update", 0)
     work = Workload(
         num_prompts=pairs or stages.sft.rows_per_update,
