@@ -28,16 +28,11 @@ from rlhf_jax.refusal import Refusal
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compiles a config's calls. Returns the exit status: see `command.py`."""
-    parser = argparse.ArgumentParser(
-        prog=command.program("compile"),
-        usage="%(prog)s (NAME | --config=FILE) [--config.<key>=<value> ...] [options]",
-        description="Compiles the calls of a config's rounds from shapes: memory, FLOPs and "
+    parser = run.options_beside(
+        "compile",
+        "Compiles the calls of a config's rounds from shapes: memory, FLOPs and "
         "collectives of a device.",
-        epilog="NAME, --config=FILE and --config.<key>=<value> are as in the command run; with "
-        "--help beside a config its keys are listed, with the values that they have",
-        add_help=False,
     )
-    parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
     parser.add_argument(
         "--topology", default=topology.HERE, help=f"devices to compile for: {topology.ACCEPTED}"
     )
@@ -53,9 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def body(place: command.Place) -> None:
         if options.help:
-            parser.print_help()
-            if rest:
-                print(f"\n{run.keys_of(run.parse([parser.prog, *rest]))}")
+            run.print_help(parser, rest)
             return
         if options.output is not None:
             place.directory = options.output.parent

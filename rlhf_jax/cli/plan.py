@@ -28,16 +28,10 @@ from rlhf_jax.refusal import Refusal
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Plans a config. Returns the exit status: see `command.py`."""
-    parser = argparse.ArgumentParser(
-        prog=command.program("plan"),
-        usage="%(prog)s (NAME | --config=FILE) [--config.<key>=<value> ...] [options]",
-        description="Finds where each call of a config's rounds should run.",
-        epilog="NAME, --config=FILE and --config.<key>=<value> are as in the command run; with "
-        "--help beside a config its "
-        "keys are listed, with the values that they have",
-        add_help=False,
+    parser = run.options_beside(
+        "plan",
+        "Finds where each call of a config's rounds should run.",
     )
-    parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
     parser.add_argument(
         "--devices", type=int, default=0, help="how many; those at hand if not given"
     )
@@ -57,9 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def body(place: command.Place) -> None:
         if options.help:
-            parser.print_help()
-            if rest:
-                print(f"\n{run.keys_of(run.parse([parser.prog, *rest]))}")
+            run.print_help(parser, rest)
             return
         place.directory = options.output.parent
         _plan(run.parse([parser.prog, *rest]), options)

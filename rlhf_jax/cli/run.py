@@ -7,6 +7,7 @@ its own defaults, whose keys the arguments may then set. Exit statuses: see `com
 status 1 and 130 the same command goes on.
 """
 
+import argparse
 import contextlib
 import ctypes
 import difflib
@@ -75,6 +76,37 @@ def keys_of(config: ConfigDict) -> str:
     return "\n".join(
         f"--config.{key}={value!r}" for key, value in flatten(config.to_dict()).items()
     )
+
+
+def options_beside(name: str, description: str) -> argparse.ArgumentParser:
+    """The parser of a command that takes a config and options of its own.
+
+    Args:
+      name: of the command.
+      description: what it does.
+    """
+    parser = argparse.ArgumentParser(
+        prog=command.program(name),
+        usage="%(prog)s (NAME | --config=FILE) [--config.<key>=<value> ...] [options]",
+        description=description,
+        epilog="NAME, --config=FILE and --config.<key>=<value> are as in the command run; with "
+        "--help beside a config its keys are listed, with the values that they have",
+        add_help=False,
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
+    return parser
+
+
+def print_help(parser: argparse.ArgumentParser, rest: Sequence[str]) -> None:
+    """Prints the options of such a command, and the keys of its config where one is named.
+
+    Args:
+      parser: from `options_beside`.
+      rest: the arguments that are not the parser's.
+    """
+    parser.print_help()
+    if rest:
+        print(f"\n{keys_of(parse([parser.prog, *rest]))}")
 
 
 def split(argv: Sequence[str]) -> tuple[str, list[str]]:
