@@ -11,9 +11,7 @@ from experiments.bench import fits
 from rlhf_jax import build
 from rlhf_jax.building.components import stages
 from rlhf_jax.cli import config_files
-from rlhf_jax.config import fill
 from rlhf_jax.planner.costs import hardware
-from rlhf_jax.stages.api import Lengths
 from rlhf_jax.stages.checks import supervised_memory
 from rlhf_jax.types import Placement
 
@@ -36,26 +34,13 @@ def stated(recipe):
     return STATED[f"{folder} {size}" if size else folder]
 
 
-def updates(config):
-    """The update of a supervised stage on any devices."""
-    shape = supervised_memory.trained_shape(config.job, build.planned_model(config))
-    lengths = fill(Lengths, config.to_dict()["lengths"], "lengths")
-
-    def on(name, count):
-        place = Placement(tuple(range(count)), (1, count, 1))
-        device, settings = hardware.find(name), stages(config.to_dict())
-        return supervised_memory.update(config.job, settings, shape, lengths, device, place)
-
-    return on
-
-
 @pytest.mark.parametrize("recipe", fits.RECIPES)
 def test_a_recipe_fits_on_the_devices_that_it_names(recipe):
     config = config_files.load(recipe)
     if config.job in ("sft", "reward_model"):
-        on = updates(config)
-        for name, count in stated(recipe):
-            assert on(name, count).fastest() is not None, (name, count)
+        kinds = [(hardware.find(name), count) for name, count in stated(recipe)]
+        for update, kind in zip(fits.updates(config, kinds), kinds, strict=True):
+            assert update.fastest() is not None, kind
         assert supervised_memory.micro_batches(stages(config.to_dict()))[config.job] == 0
         return
     assert config.plan == "fit"

@@ -53,7 +53,7 @@ def cells(config: ConfigDict) -> list[str]:
     """
     kinds = [(hardware.find(name), count) for name, count in DEVICES]
     if config.job in ("sft", "reward_model"):
-        return [_supervised(update) for update in _updates(config, kinds)]
+        return [_supervised(update) for update in updates(config, kinds)]
     of = build.problem(config, *kinds[0])
     return [
         _round(dataclasses.replace(of, hardware=device, num_devices=count))
@@ -77,7 +77,8 @@ def _round(of: Problem) -> str:
     return f"{used / 1e9:.1f} GB, {seconds:.3g} s; {_parts(plan.placements['train_policy'])}"
 
 
-def _updates(config: ConfigDict, kinds: Sequence[tuple[Hardware, int]]) -> list[Update]:
+def updates(config: ConfigDict, kinds: Sequence[tuple[Hardware, int]]) -> list[Update]:
+    """The update of a supervised stage on each kind of devices, given with their number."""
     lengths = fill(Lengths, config.to_dict()["lengths"], "lengths")
     settings, model = stages(config.to_dict()), build.planned_model(config)
     shape = supervised_memory.trained_shape(config.job, model)

@@ -188,8 +188,7 @@ def planned_model(config: ConfigDict) -> Model:
     absent = pretrained.policy and not Path(pretrained.policy).exists()
     if chosen["family"] == "pretrained" and absent and pretrained.policy_shape:
         computed = {key: chosen[key] for key in pretrained_models.COMPUTED}
-        shape, key = pretrained.policy_shape, "pretrained.policy_shape"
-        return pretrained_models.model_of_shape(shape, key, **computed)
+        return pretrained_models.model_of_shape(pretrained, "policy_shape", **computed)
     if chosen["family"] == "pretrained" or not chosen["vocab_size"]:
         return workspace(values | {"mesh": dataclasses.asdict(mesh.Config())}).model
     family = families.find(chosen.pop("family"))
@@ -241,7 +240,7 @@ def networks(config: ConfigDict, settings: Stages) -> tuple[Model, ValueModel | 
     if pretrained.reward_model and Path(pretrained.reward_model).exists():
         return network, pretrained_models.classifier(pretrained.reward_model, dtype=network.dtype)
     if pretrained.reward_model_shape:
-        shape, key = pretrained.reward_model_shape, "pretrained.reward_model_shape"
         computed = {name: values["model"][name] for name in pretrained_models.COMPUTED}
-        return network, ValueModel(pretrained_models.model_of_shape(shape, key, **computed))
+        backbone = pretrained_models.model_of_shape(pretrained, "reward_model_shape", **computed)
+        return network, ValueModel(backbone)
     return network, ValueModel(network)

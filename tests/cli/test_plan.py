@@ -67,6 +67,14 @@ REFUSED = [
         "does not fit on device",
     ),
     ([TLDR, "--hardware=h100", "--config.plan=train_policy: 0-3"], "device"),
+    (
+        [TLDR, "--hardware=h100", "--config.pretrained.reward_model_shape=pythia-1b"],
+        "reward_model_shape is 'pythia-1b'; accepted: FAMILY/PRESET",
+    ),
+    (
+        [TLDR, "--hardware=h100", "--config.pretrained.reward_model_shape=gpt_neox/pythia-2b"],
+        "accepted presets of gpt_neox: quickstart, tiny,",
+    ),
     ([TLDR, "--hardware=h100", "--config.rlhf.lagg=1"], "did you mean 'lag'?"),
     (["--config=configs/nothing.py", "--hardware=h100"], "no config file"),
 ]

@@ -69,23 +69,27 @@ class Config:
         return self.sft or self.base
 
 
-def model_of_shape(shape: str, key: str, **computed: object) -> Model:
+def model_of_shape(pretrained: Config, key: str, **computed: object) -> Model:
     """The decoder of a published shape.
 
     Args:
-      shape: FAMILY/PRESET.
-      key: of the config, for messages.
+      pretrained: names it.
+      key: of `pretrained` that does, such as "policy_shape".
       **computed: values of `COMPUTED`.
 
     Raises Refusal for a shape that there is not, naming those there are.
     """
+    shape = getattr(pretrained, key)
     family, slash, preset = shape.rpartition("/")
     if not slash:
-        raise Refusal(f"{key} is {shape!r}; accepted: FAMILY/PRESET, such as gpt_neox/pythia-1b")
+        raise Refusal(
+            f"pretrained.{key} is {shape!r}; accepted: FAMILY/PRESET, such as gpt_neox/pythia-1b"
+        )
     found = families.find(family)
     if preset not in found.presets:
         raise Refusal(
-            f"{key} is {shape!r}; accepted presets of {family}: {', '.join(found.presets)}"
+            f"pretrained.{key} is {shape!r}; accepted presets of {family}: "
+            f"{', '.join(found.presets)}"
         )
     return found.make(replace(found.presets[preset], **computed))
 
@@ -144,8 +148,8 @@ def check(pretrained: Config, tokenizer: Tokenizer, task: Task | None = None) ->
       task: where it is not known, its prompts may hold any special token, and are no conversations.
     """
     for key in ("policy_shape", "reward_model_shape", "gold_shape"):
-        if shape := getattr(pretrained, key):
-            model_of_shape(shape, f"pretrained.{key}")
+        if getattr(pretrained, key):
+            model_of_shape(pretrained, key)
     if pretrained.policy:
         folders.check_decoder(Folder(Path(pretrained.policy)))
         vocabularies.check_policy(Path(pretrained.policy), tokenizer)
