@@ -20,6 +20,10 @@ from rlhf_jax.report.units import Units
 LEAST_WIDTHS = {"learning_curves": "320px", "trade_off": "460px", "timeline": "320px"}
 LEAST_WIDTH = "300px"  # of the pictures of a stage
 OF_STAGE = "stage_"
+SPEED = (
+    "Without compiling, evaluations and checkpoints. Of RLHF, an update has the speed of the round before "
+    "its own; parts of the sampler and of the trainer overlap in the asynchronous loop."
+)
 FIRST_PARTS, REST = ("start", "compile", "evaluate"), "other"
 
 
@@ -63,6 +67,7 @@ def _sections(
         "Completions before and after": texts.pairs(run),
         "Evaluations": texts.evaluations(run, units),
         "Time": [*_times(run), *figures.get("time_per_stage", [])],
+        "Speed": _speed(run),
     }
     summary, during = texts.during(run)
     starts = identity.starts(run)
@@ -133,6 +138,27 @@ def _times(run: Run) -> list[Element]:
         for stage, parts in seconds.items()
     ]
     return [Table(head, ("", *("number" for _ in head[1:])), rows, stack=True)]
+
+
+def _speed(run: Run) -> list[Element]:
+    """Speed of each stage that trains: medians over its updates, and how far they spread."""
+    rows = [
+        (
+            stage.replace("_", " "),
+            glossary.speed(name),
+            *(
+                glossary.speed_value(name, value)
+                for value in (spread.median, spread.low, spread.high)
+            ),
+            str(spread.count),
+        )
+        for stage, spreads in read.speeds(run.lines).items()
+        for name, spread in spreads.items()
+    ]
+    if not rows:
+        return []
+    head = ("stage", "figure", "median", "10th percentile", "90th percentile", "updates")
+    return [Note(SPEED), Table(head, ("", "", *("number" for _ in head[2:])), rows, stack=True)]
 
 
 def headline(run: Run, units: Units) -> list[Card]:

@@ -2,6 +2,7 @@
 metrics.jsonl.
 """
 
+from rlhf_jax.report import formats
 from rlhf_jax.report.units import Units
 
 TITLES = {
@@ -27,6 +28,22 @@ PARTS = {
     "compile": "compiling",
     "evaluate": "evaluations",
     "other": "training, sampling and the rest",
+}
+SPEEDS = {
+    "step_seconds": "an update",
+    "round_seconds": "a round",
+    "generate_seconds": "sampling of a round",
+    "sampler_wait_seconds": "the sampler waits",
+    "publish_seconds": "publishing params",
+    "trainer_wait_seconds": "the trainer waits",
+    "train_seconds": "training on a round",
+    "rows_per_second": "rows per second",
+    "samples_per_second": "samples per second",
+    "sampled_tokens_per_second": "sampled tokens per second of sampling",
+    "trained_tokens_per_second": "trained tokens per second of training",
+    "generate_mfu": "sampling: share of the devices' FLOP/s (MFU)",
+    "train_mfu": "training: share of the devices' FLOP/s (MFU)",
+    "generate_bandwidth_share": "sampling: share of the devices' memory bandwidth",
 }
 NOTES = {
     "gold_mean": "Mean score by the gold judge, of samples at temperature 1.",
@@ -99,6 +116,20 @@ def title(name: str, units: Units) -> str:
 def part(name: str) -> str:
     """A part of a stage's wall time in words."""
     return PARTS.get(name, name.replace("_", " "))
+
+
+def speed(name: str) -> str:
+    """A figure of speed in words."""
+    return SPEEDS.get(name, name.replace("_", " "))
+
+
+def speed_value(name: str, value: float) -> str:
+    """A figure of speed with its unit: seconds as a duration, shares as per cents."""
+    if name.endswith("seconds"):
+        return formats.duration(value)
+    if name.endswith(("_mfu", "_bandwidth_share")):
+        return formats.percent(value)
+    return formats.number(value)
 
 
 def note(name: str) -> str:

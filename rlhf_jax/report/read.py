@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rlhf_jax.config import flatten, with_leaves
 from rlhf_jax.records import metrics, rates, samples, timeline
 from rlhf_jax.records.jsonl import Line, read
@@ -58,6 +60,18 @@ class Series:
     updates: list[int]
     values: list[float]
     stderr: list[float]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of a figure over updates, its 10th and 90th percentile, and the number of
+    updates.
+    """
+
+    median: float
+    low: float
+    high: float
+    count: int
 
 
 def read_run(directory: Path) -> Run:
@@ -261,6 +275,29 @@ def figure_names(lines: Sequence[Line]) -> list[str]:
     kinds = dict.fromkeys(map(tuple, lines))  # most lines of a stage have the same names
     names = dict.fromkeys(name for kind in kinds for name in kind if name not in FIELDS)
     return [name for name in names if not name.endswith("_stderr") and not rates.is_timing(name)]
+
+
+def speeds(lines: Sequence[Line]) -> dict[str, dict[str, Spread]]:
+    """The figures of speed that the lines of updates have (`records/rates`), by stage and name, in
+    the order of first appearance. `seconds`, which is no speed, is left out.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for line in lines:
+        if "update" not in line or "of" in line:
+            continue
+        for name, value in line.items():
+            known = name not in FIELDS and rates.is_timing(name) and isinstance(value, int | float)
+            if known and math.isfinite(value):
+                found.setdefault(line["stage"], {}).setdefault(name, []).append(float(value))
+    return {
+        stage: {name: _spread(values) for name, values in of_stage.items()}
+        for stage, of_stage in found.items()
+    }
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    low, median, high = np.percentile(values, (10, 50, 90))
+    return Spread(float(median), float(low), float(high), len(values))
 
 
 def stage_seconds(lines: Sequence[Line]) -> dict[str, dict[str, float]]:

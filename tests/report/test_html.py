@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_jax.cli import report
+from rlhf_jax.records import jsonl
 from rlhf_jax.records.jsonl import Line
 from rlhf_jax.records.metrics import MetricsWriter
 from rlhf_jax.report import html, read
@@ -417,3 +418,29 @@ def test_a_damaged_config_is_told_in_one_line(
     assert report.main([f"--directory={tmp_path}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "config.json is damaged" in line
+
+
+def test_the_speed_of_each_stage_is_shown_with_its_unit(run_directory: Path) -> None:
+    speeds = {"round_seconds": 0.25, "samples_per_second": 2048.0, "train_mfu": 0.41}
+    path = run_directory / "metrics.jsonl"
+    lines = jsonl.read(path)
+    path.write_text(
+        "".join(
+            json.dumps(
+                line | speeds
+                if line["stage"] == "rlhf" and "update" in line and "of" not in line
+                else line
+            )
+            + "\n"
+            for line in lines
+        )
+    )
+    text = write_report(run_directory).read_text()
+    section = text.split('id="speed"')[1]
+    for figure, shown in (("a round", "0.25 s"), ("samples per second", "2048"), ("(MFU)", "41 %")):
+        assert figure in section
+        assert shown in section
+
+
+def test_a_run_without_speeds_has_no_section_of_them(reported: Path) -> None:
+    assert 'id="speed"' not in (reported / html.FILE).read_text()

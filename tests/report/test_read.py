@@ -1,5 +1,6 @@
 """What a report says of a run is what the lines say, also when a run stopped anywhere."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,23 @@ def test_a_process_that_did_not_end_is_told_to_start_and_the_last_one_to_compile
     assert read.stage_seconds(lines) == {
         "rlhf": {"start": 39.0, "compile": 15.0, "evaluate": 5.0, "other": 72.0 - 59.0}
     }
+
+
+def test_speeds_are_medians_and_percentiles_over_the_updates_of_a_stage() -> None:
+    lines = [
+        {"stage": "sft", "update": j, "step_seconds": seconds, "seconds": 9.0, "loss": 1.0}
+        for j, seconds in enumerate([0.1, 0.2, 0.3, 0.4, 2.0], start=1)
+    ]
+    lines += [
+        {"stage": "rlhf", "update": 1, "train_mfu": 0.4, "round_seconds": math.nan},
+        {"stage": "evaluate", "of": "rlhf", "update": 1, "evaluate_seconds": 3.0},
+        {"stage": "rlhf", "kind": "timing", "wall_seconds": 4.0},
+    ]
+    speeds = read.speeds(lines)
+    assert set(speeds) == {"sft", "rlhf"}
+    assert set(speeds["sft"]) == {"step_seconds"}
+    spread = speeds["sft"]["step_seconds"]
+    assert (spread.median, spread.count) == (0.3, 5)
+    assert spread.low == pytest.approx(0.14)
+    assert spread.high == pytest.approx(1.36)
+    assert speeds["rlhf"] == {"train_mfu": read.Spread(0.4, 0.4, 0.4, 1)}
