@@ -1,0 +1,1 @@
+"""Losses of policy gradients as data: surrogates, filters of rows, and penalties."""
