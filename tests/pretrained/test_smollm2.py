@@ -58,9 +58,12 @@ def test_every_digit_is_a_token_of_its_own(tokenizer):
 
 @there
 def test_logits_are_those_of_transformers(tokenizer):
+    """Of transformers in float64. Float32 leaves errors of 7e-5 of logits up to 25, ours and
+    theirs.
+    """
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float64)
     assert type(theirs).__name__ == "LlamaForCausalLM"
     assert not getattr(theirs.config, "quantization_config", None)
     folder = Folder(FOLDER)
@@ -84,7 +87,7 @@ def test_logits_are_those_of_transformers(tokenizer):
         ).logits.numpy()
     assert np.abs(wanted[mask_BL.astype(bool)]).max() > 10  # a trained model, and not zeros
     np.testing.assert_allclose(
-        ours[mask_BL.astype(bool)], wanted[mask_BL.astype(bool)], rtol=0, atol=1e-4
+        ours[mask_BL.astype(bool)], wanted[mask_BL.astype(bool)], rtol=1e-5, atol=1e-4
     )
 
 
