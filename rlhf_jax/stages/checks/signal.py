@@ -6,7 +6,6 @@ here, with the figures, and not after hours.
 """
 
 import time
-from typing import Any
 
 import numpy as np
 
@@ -60,8 +59,8 @@ def scores(workspace: Workspace, config: Config, policy: Params, reward: Reward)
     stream, found = workspace.stream("train", STAGE), []
     size = config.prompts_per_update * config.num_minibatches  # which the mesh divides
     for start in range(0, config.signal.num_prompts, size):
-        given: Any = reward.host(draw(policy, stream.prompts(start, size)))
-        found.append(np.asarray(distributed.fetch(given)).reshape(size, -1))
+        given = distributed.fetch(reward.host(draw(policy, stream.prompts(start, size))))
+        found.append(np.asarray(given).reshape(size, -1))
     return np.concatenate(found)[: config.signal.num_prompts]
 
 
