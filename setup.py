@@ -35,6 +35,7 @@ setup(
             "*.pyi",
             "report/comparison/*.jinja",
             "report/templates/*.jinja",
+            "tasks/corpora/*.txt",
         ]
     },
     cmdclass={"build_py": BuildPy},

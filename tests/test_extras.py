@@ -163,7 +163,7 @@ def test_what_is_always_installed_suffices_for_the_package_and_its_commands(
     ]
     sources = texts([path for path in paths if path not in BENCH])
     assert not missing(sources, declared[""], "")
-    for extra in ("hub", "slurm", "track", "browser"):
+    for extra in ("hub", "slurm", "track", "sentiment", "browser"):
         assert any(imported(source, extra) for source in sources)
         assert not missing(sources, declared[extra], extra)
 
@@ -175,7 +175,11 @@ def test_the_other_extras_suffice(declared: Mapping[str, set[str]]):
         declared[""] | declared["test"] | declared["slurm"],
     )
     assert (
-        declared["hub"] | declared["track"] | declared["slurm"] | declared["notebooks"]
+        declared["hub"]
+        | declared["track"]
+        | declared["slurm"]
+        | declared["sentiment"]
+        | declared["notebooks"]
         == declared["all"]
     )
 

@@ -123,7 +123,8 @@ def test_a_wheel_has_the_package_its_configs_and_what_studies_record(wheel: zipf
     own |= {
         f"rlhf_jax/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.py")
     }
-    own |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "rlhf_jax").rglob("*.jinja")}
+    for pattern in ("*.jinja", "*.txt"):
+        own |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "rlhf_jax").rglob(pattern)}
     own |= {"rlhf_jax/py.typed", "rlhf_jax/golden/steps.json"}
     (info,) = {name.partition("/")[0] for name in names if ".dist-info/" in name}
     assert own == {name for name in names if not name.startswith(info)}

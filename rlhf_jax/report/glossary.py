@@ -50,7 +50,8 @@ NOTES = {
     "gold_std": "Standard deviation of the gold score over samples.",
     "gold_mean_greedy": "Mean score by the gold judge, of greedy completions.",
     "win_rate": "Share of pairs of a sample and a reference in which the sample has more gold; a "
-    "tie counts ½.",
+    "tie counts ½. evaluate.compare_with says what a reference is: the task's text, or a completion "
+    "of the SFT policy.",
     "win_rate_strict": "The same with ties counted as lost.",
     "win_rate_greedy": "Win-rate of greedy completions; a tie counts ½.",
     "win_rate_strict_greedy": "Win-rate of greedy completions with ties counted as lost.",

@@ -63,10 +63,12 @@ _OF_CLASS: dict[Class, str] = {
         rlhf.loop rlhf.deadline_seconds rlhf.device_call_seconds
         rlhf.evaluate_every rlhf.evaluate_at rlhf.profile_updates rlhf.checkpoint_every rlhf.keep_checkpoints
         rlhf.log_samples rlhf.ledger rlhf.ledger_gold
+        rlhf.signal.num_prompts rlhf.signal.min_pass_rate rlhf.signal.max_pass_rate rlhf.signal.max_flat_groups
         pretrained.policy_shape pretrained.reward_model_shape pretrained.gold_shape
     """,
     Class.EVALUATION: """
         evaluate.num_prompts evaluate.num_prompts_between evaluate.samples_per_prompt evaluate.references_per_prompt
+        evaluate.compare_with
         evaluate.max_completion_tokens evaluate.part evaluate.num_parts best_of_n best_of_n_prompts
     """,
     # Sums in another order: other meshes, batches and micro-batches; layers that are computed
@@ -90,6 +92,7 @@ _OF_CLASS: dict[Class, str] = {
         task.name task.seed task.heldout_percent task.references_per_prompt task.max_words task.mood_spread task.calm task.limit
         task.padded task.calculator task.before task.after task.chat_template task.bos_token task.eos_token task.ties
         task.max_reply_tokens task.date task.rendered pretrained.gold_chat_template
+        task.digits task.spaced task.worked_examples
         model.family model.vocab_size model.width model.ffn_width model.num_layers model.num_heads model.num_kv_heads
         model.head_width model.init_scale model.norm_eps model.parallel_residual model.tie_embeddings model.query_scalar
         model.logit_cap model.score_cap model.sliding_window model.first_window_layer model.rotary_fraction model.rope_theta

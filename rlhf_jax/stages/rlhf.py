@@ -28,6 +28,7 @@ from rlhf_jax.runtime import activity, asynchronous, stopping, synchronous
 from rlhf_jax.runtime.program import Critic, Program, ProgramSpec, Reward
 from rlhf_jax.stages import reward_model, sft
 from rlhf_jax.stages.api import Workspace
+from rlhf_jax.stages.checks import signal
 from rlhf_jax.stages.common import kept_answers, resuming
 from rlhf_jax.stages.common.evaluator import Evaluator, learned_scores
 from rlhf_jax.stages.common.kept_answers import KeptJudge
@@ -276,11 +277,11 @@ def run(
             resuming.say_cut(workspace, config, clock)
             return workspace.on_mesh(resume_point.policy)
         program.check_memory(asynchronous=config.loop == "asynchronous")
+        first = None if version else first_policy(workspace, reference_params)
+        if first is not None:
+            signal.check(workspace, config, first, reward)
         program.compile()
-        first, states = None, resume_point.states
-        if not version:
-            first = first_policy(workspace, reference_params)
-            states = program.init(first)
+        states = resume_point.states if first is None else program.init(first)
         assert states is not None
         files = resuming.Files(
             checkpoints,

@@ -135,3 +135,40 @@ def test_purposes_with_one_config_share_a_program(workspace, monkeypatch):
     for purpose, drawn in shared.items():
         np.testing.assert_array_equal(drawn, tokens(dataclasses.replace(workspace), purpose))
     assert (shared["one"] != shared["other"]).any()
+
+
+def test_win_rates_may_compare_with_completions_of_the_sft_policy(workspace, monkeypatch):
+    """Gold is a completion's text as a number: the reference policy's own completions are judged,
+    drawn apart from those that are evaluated, and not the task's references.
+    """
+    asked = []
+
+    def gold(self, prompts, completions, finished_B):
+        asked.extend(completions)
+        return np.array([float(int.from_bytes(text.encode(), "big")) for text in completions])
+
+    monkeypatch.setattr(Workspace, "gold", gold)
+    monkeypatch.setattr(Workspace, "has_gold", True)
+    monkeypatch.setattr(workspace.task, "references", lambda *_: pytest.fail("they are not read"))
+    config = Config(
+        samples_per_prompt=2,
+        references_per_prompt=3,
+        prompts_per_batch=4,
+        compare_with="sft_policy",
+    )
+    params = tiny.make_params(workspace.model)
+    figures, judged = Evaluator(workspace, config, params).evaluate(params, 1024)
+    there = workspace.task.num_prompts("heldout")
+    evaluator = Evaluator(workspace, config, params)
+    gold_PR = evaluator.reference_gold
+    assert gold_PR.shape == (there, 3)
+    assert len(np.unique(gold_PR)) > there  # sampled texts, each judged for its own prompt
+    assert judged.gold_B is not None
+    assert not np.array_equal(gold_PR[:, :2], judged.gold_B.reshape(there, 2))
+    better = (judged.gold_B.reshape(there, 2, 1) > gold_PR[:, None]).mean()
+    assert figures["win_rate_strict"] == pytest.approx(better)
+    # One policy against itself: 0.5 but for the noise of that many pairs.
+    assert abs(figures["win_rate"] - 0.5) < 5 * figures["win_rate_stderr"]
+    # A reference that is another policy gives another row of opponents.
+    other = Evaluator(workspace, config, tiny.make_params(workspace.model, seed=1))
+    assert not np.array_equal(other.reference_gold, gold_PR)

@@ -22,6 +22,7 @@ from rlhf_jax.config import Problems
 from rlhf_jax.devices.mesh import check_rows
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.stages import dpo, reward_model, rlhf
+from rlhf_jax.stages.checks import signal
 from rlhf_jax.stages.common import pretrained_models
 from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.types import Algorithm
@@ -100,6 +101,8 @@ def check_settings(
     if "rlhf" in used:
         with problems.caught():
             rlhf.check(stages.rlhf, algorithm, mesh, stages.plan)
+        with problems.caught():
+            signal.check_reward(stages.rlhf.signal, stages.reward)
     if pretrained.gold and used & (EVALUATED | {"comparisons"}):
         with problems.caught():
             check_rows("pretrained.gold_rows_per_batch", pretrained.gold_rows_per_batch, mesh)

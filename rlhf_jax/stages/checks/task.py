@@ -227,6 +227,7 @@ class Check:
                 self._cut(cut, len(texts), limit)
         if (
             self.used & EVALUATED
+            and self.stages.evaluate.compare_with == "references"
             and self.workspace.has_gold
             and reading.num_prompts(self.task, "heldout")
         ):

@@ -3,7 +3,7 @@ over prompts.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,6 +100,29 @@ def distinct_share(completions: Sequence[str]) -> float:
         completions[start : start + size] for start in range(0, len(completions) - size + 1, size)
     ]
     return sum(len(set(block)) for block in blocks) / (size * len(blocks))
+
+
+def gold_of_references(
+    judge: Callable[[Sequence[str], Sequence[str], Sequence[bool]], np.ndarray],
+    prompts: Sequence[str],
+    references: Sequence[Sequence[str]],
+) -> np.ndarray:
+    """Gold scores of references, `[P, R]`; NaN in the place of those that a prompt does not have.
+
+    Args:
+      judge: (prompts, completions, finished) -> scores.
+      prompts: P texts.
+      references: of each prompt, at most R texts.
+    """
+    repeated = [prompt for prompt, texts in zip(prompts, references, strict=True) for _ in texts]
+    said = [text for texts in references for text in texts]
+    gold_PR = np.full((len(prompts), max(1, *map(len, references))), np.nan)
+    there_PR: np.ndarray = np.arange(gold_PR.shape[1])[None] < np.array(
+        [[len(texts)] for texts in references]
+    )
+    if said:
+        gold_PR[there_PR] = judge(repeated, said, [True] * len(said))
+    return gold_PR
 
 
 def gold_figures(

@@ -27,6 +27,7 @@ from rlhf_jax.stages.common.evaluation_metrics import (
     Figures,
     Judged,
     gold_figures,
+    gold_of_references,
     paper_perplexity,
     sampled_figures,
     win_rates,
@@ -284,27 +285,27 @@ class Evaluator:
 
     @cached_property
     def reference_gold(self) -> np.ndarray:
-        """Gold scores of the references of every evaluation prompt, `[num_prompts,
-        references_per_prompt]`.
+        """Gold scores of what every evaluation prompt's samples are compared with, `[num_prompts,
+        references_per_prompt]`: see `Config.compare_with`.
 
         NaN in the place of references that a prompt does not have.
         """
-        count = self.config.num_prompts
+        count, most = self.config.num_prompts, self.config.references_per_prompt
+        if self.config.compare_with == "sft_policy":
+            return self._sft_gold(count, most)
         prompts = self.stream.texts(0, count)
-        references = [
-            texts[: self.config.references_per_prompt] for texts in self.stream.references(0, count)
-        ]
-        repeated = [
-            prompt for prompt, texts in zip(prompts, references, strict=True) for _ in texts
-        ]
-        said = [text for texts in references for text in texts]
-        gold_PR = np.full((count, max(1, *map(len, references))), np.nan)
-        there_PR: np.ndarray = np.arange(gold_PR.shape[1])[None] < np.array(
-            [[len(texts)] for texts in references]
-        )
-        if said:
-            gold_PR[there_PR] = self.workspace.gold(repeated, said, [True] * len(said))
-        return gold_PR
+        references = [texts[:most] for texts in self.stream.references(0, count)]
+        return gold_of_references(self.workspace.gold, prompts, references)
+
+    def _sft_gold(self, count: int, most: int) -> np.ndarray:
+        """Gold scores of `most` completions of the SFT policy for each of `count` prompts. Their
+        random key is not that of the samples which are evaluated.
+        """
+        drawing = sampling.Config(self.length, most, 1.0)
+        draw = sampler(self.workspace, drawing, "evaluate_references")
+        judged = self.judge(self.draw(self.reference_params, draw, count))
+        assert judged.gold_B is not None
+        return judged.gold_B.reshape(count, most)
 
     def evaluate(self, params: Params, num_prompts: int) -> tuple[Figures, Judged]:
         """Every figure of the first `num_prompts` evaluation prompts, and the samples at

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax import dataflow
 from rlhf_jax.clock import Clock
-from rlhf_jax.config import Bounds, Count, Natural, NonNegative, Positive
+from rlhf_jax.config import Bounds, Count, Fraction, Natural, NonNegative, Positive
 from rlhf_jax.devices import distributed, placement
 from rlhf_jax.devices.mesh import check_rows, sampler_slices
 from rlhf_jax.devices.placement import ResolvedPlan
@@ -22,6 +22,26 @@ from rlhf_jax.sampling import Config as SamplingConfig
 from rlhf_jax.scoring import Config as ScoringConfig
 from rlhf_jax.types import Algorithm
 from rlhf_jax.updating import OptimizerConfig, check_schedule
+
+
+@dataclass(frozen=True)
+class SignalConfig:
+    """A measurement of the first policy, before the first update: its pass rate under a reward of
+    0 and 1, and its flat groups, whose samples all pass or all fail. A run outside of the bounds
+    ends there. The bounds are those within which most groups have an advantage.
+    """
+
+    num_prompts: Natural = 0  # training prompts, samples_per_prompt samples each; 0: not measured
+    min_pass_rate: Fraction = 0.2  # below it the reward is too rare to learn from
+    max_pass_rate: Fraction = 0.6  # above it there is little left to learn
+    max_flat_groups: Fraction = 0.35  # share of the prompts
+
+    def __post_init__(self) -> None:
+        if self.min_pass_rate > self.max_pass_rate:
+            raise Refusal(
+                f"rlhf.signal.min_pass_rate is {self.min_pass_rate}; accepted: at most "
+                f"rlhf.signal.max_pass_rate = {self.max_pass_rate}"
+            )
 
 
 @dataclass(frozen=True)
@@ -73,6 +93,7 @@ class Config:
     ledger: bool = True  # a row for every sample in ledger.jsonl
     ledger_gold: bool = False  # the task judges each of them, too
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    signal: SignalConfig = field(default_factory=SignalConfig)
     # Of the sampler's batch as its rows end: each a quarter, compiled apart (see
     # `sampling._decode`); 4^8 rows are 65,536.
     num_compactions: Annotated[int, Bounds(least=0, most=8)] = 0

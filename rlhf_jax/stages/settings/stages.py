@@ -106,6 +106,9 @@ class EvaluateConfig:
     num_prompts_between: Count = 256  # of those between
     samples_per_prompt: Count = 4  # at temperature 1; one more is greedy
     references_per_prompt: Count = 4  # at most; a prompt with fewer is compared with those it has
+    # what win-rates compare with: the task's references, or as many completions of the SFT policy,
+    # drawn at temperature 1 (where pretrained.sft stands for SFT: of the published model)
+    compare_with: Literal["references", "sft_policy"] = "references"
     prompts_per_batch: Count = 256  # sampled at once
     max_completion_tokens: Annotated[int, Bounds(least=2, most=LARGEST, also=(0,))] = (
         0  # 0: as in training
