@@ -223,7 +223,16 @@ def problem(
     network, reward = networks(config, settings)
     lengths, chosen = fill(Lengths, values["lengths"], "lengths"), algorithm(values["algorithm"])
     return planning.problem(
-        settings.rlhf, chosen, lengths, network, reward, device, num_devices, completion_lengths
+        settings.rlhf,
+        chosen,
+        lengths,
+        network,
+        reward,
+        device,
+        num_devices,
+        completion_lengths,
+        fill(adapters.Config, values["lora"], "lora"),
+        bool(values["pretrained"]["reward_model"]),
     )
 
 

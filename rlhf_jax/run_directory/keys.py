@@ -81,7 +81,8 @@ _OF_CLASS: dict[Class, str] = {
     Class.COMPUTED: "model.dtype",
     Class.EXTENDING: "rlhf.total_prompts",
     Class.PLACE: """
-        begin pretrained.base pretrained.sft pretrained.adapter pretrained.reward_model pretrained.gold tokenizer.path rlhf.replay_schedule_of
+        begin pretrained.base pretrained.sft pretrained.adapter pretrained.reward_model pretrained.gold
+        tokenizer.path rlhf.replay_schedule_of
         task.prompts task.comparisons task.data_dir task.comparisons_dir
     """,
     Class.NUMBERS: """

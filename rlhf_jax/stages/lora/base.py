@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.core import Tracer
 
 from rlhf_jax import randomness
@@ -117,6 +118,11 @@ def shapes(model: Model | ValueModel, lora: adapters.Config) -> Params:
     base = jax.eval_shape(partial(_compact, dtype=model.dtype), plain)
     adapter = jax.eval_shape(partial(adapters.init, model, lora), randomness.key(0))
     return Adapted(base, adapter, lora.scale)
+
+
+def zeros(model: Model | ValueModel, lora: adapters.Config) -> Params:
+    """Params of zeros on the host, with the shapes of `shapes`."""
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes(model, lora))
 
 
 def abstract(workspace: Workspace, model: Model | ValueModel) -> Params:
