@@ -30,7 +30,6 @@ from rlhf_jax.stages import rlhf
 from rlhf_jax.stages.api import Lengths, Workspace
 from rlhf_jax.stages.checks.settings import stages_of
 from rlhf_jax.stages.common import planning, pretrained_models
-from rlhf_jax.stages.lora import base
 from rlhf_jax.stages.settings.rlhf import places
 from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.text.tokenizers import EOS_ID, PAD_ID
@@ -160,14 +159,16 @@ def _program(
         lora=lora,
     )
     rlhf.check(settings.rlhf, chosen, workspace.mesh, settings.plan)
-    reference = base.shapes(model, lora)
+    reference = adapters.shapes(model, lora)
     spec = rlhf.make_spec(workspace, settings.rlhf, chosen, Reward(), reference, settings.plan)
     # A published reward model is used as it is.
     lora_of_reward = adapters.Config() if values["pretrained"]["reward_model"] else lora
     critic = spec.critic
     if critic is not None:
         of_critic = network or workspace.value_model
-        critic = dataclasses.replace(critic, model=of_critic, params=base.shapes(of_critic, lora))
+        critic = dataclasses.replace(
+            critic, model=of_critic, params=adapters.shapes(of_critic, lora)
+        )
     spec = dataclasses.replace(
         spec,
         critic=critic,
@@ -189,7 +190,7 @@ def _reward(settings: Stages, network: ValueModel | None, lora: adapters.Config)
     terms = parse(settings.reward)
     parts: dict[str, Any] = {"terms": () if is_plain(terms) else terms}
     if network is not None:
-        parts |= {"model": learned.make(network), "params": base.shapes(network, lora)}
+        parts |= {"model": learned.make(network), "params": adapters.shapes(network, lora)}
         parts |= {"network": network}
     else:
         parts |= {"host": lambda samples: np.zeros(samples.tokens_BC.shape[0], np.float32)}

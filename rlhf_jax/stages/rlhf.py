@@ -114,6 +114,7 @@ def make_spec(
             workspace.mesh, config.sampler_slices, config.sampler_slice_devices
         ),
         plan=where.plan,
+        lora=workspace.lora,
         texts=lambda samples: list(
             zip(stream.texts_of(samples), workspace.completions(samples), strict=True)
         ),

@@ -11,6 +11,7 @@ nothing. The scale is a constant of the compiled program: it is never multiplied
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,9 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.core import Tracer
 
+from rlhf_jax import randomness
 from rlhf_jax.config import Natural, NonNegative, Positive
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array, Params
 
@@ -190,6 +194,43 @@ def targets(model: Model, config: Config) -> dict[tuple[str, ...], tuple[int, in
             f"{','.join(known)}"
         )
     return {path: size for path, size in layers.items() if path[-1] in wanted}
+
+
+def shapes(model: Model | ValueModel, config: Config) -> Params:
+    """Shapes of a role's params, its base among them.
+
+    Args:
+      model: the policy, or a value model on it.
+      config: of the run's adapters; rank 0: the plain params.
+    """
+    plain = jax.eval_shape(model.init, randomness.key(0))
+    if not config.rank:
+        return plain
+    if isinstance(model, ValueModel):
+        return {**plain, "backbone": shapes(model.backbone, config)}
+    base = jax.eval_shape(partial(compact, dtype=model.dtype), plain)
+    return Adapted(
+        base, jax.eval_shape(partial(init, model, config), randomness.key(0)), config.scale
+    )
+
+
+def compact(params: Params, dtype: str) -> Params:
+    """A base whose matrices are in the compute dtype, to which every product rounds them anyway.
+
+    Args:
+      params: float32; those that are rounded are deleted, one after the other.
+      dtype: of the computation.
+    """
+
+    def rounded(array: Array) -> Array:
+        if array.ndim < 2 or array.dtype == dtype:
+            return array
+        result = array.astype(dtype)
+        if not isinstance(array, Tracer):
+            array.delete()
+        return result
+
+    return jax.tree.map(rounded, params)
 
 
 def merged(params: Params) -> Params:

@@ -17,7 +17,7 @@ from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import adapters
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.planner.api import CostModel, Workload
-from rlhf_jax.planner.costs import hardware
+from rlhf_jax.planner.costs import hardware, measure
 from rlhf_jax.planner.costs.analytic import AnalyticCostModel
 from rlhf_jax.planner.costs.hardware import Hardware
 from rlhf_jax.planner.costs.measured import MeasuredCostModel
@@ -34,7 +34,6 @@ from rlhf_jax.runtime.program import Reward
 from rlhf_jax.runtime.spec import ProgramSpec
 from rlhf_jax.stages import rlhf
 from rlhf_jax.stages.api import Lengths, Workspace
-from rlhf_jax.stages.lora import base
 from rlhf_jax.stages.settings.rlhf import Config, places
 from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.types import Algorithm, Placement, Plan
@@ -209,10 +208,10 @@ def spec_of(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> Progr
     if stages.learned:
         network = workspace.reward_network
         lora = adapters.Config() if workspace.pretrained.reward_model else workspace.lora
-        params = base.zeros(network, lora)
+        params = measure.zeros(network, lora)
         reward = Reward(learned.make(network), params, network)
     return rlhf.make_spec(
-        workspace, stages.rlhf, algorithm, reward, base.zeros(workspace.model, workspace.lora)
+        workspace, stages.rlhf, algorithm, reward, measure.zeros(workspace.model, workspace.lora)
     )
 
 

@@ -13,6 +13,7 @@ import optax
 
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common import adapters
 from rlhf_jax.models.common.adapters import Rest, join, split
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.once import bound
@@ -68,7 +69,7 @@ class SupervisedStage:
     @cached_property
     def shapes(self) -> TrainState:
         """Shapes of the state."""
-        return jax.eval_shape(self.init_state, base.shapes(self.model, self.workspace.lora))
+        return jax.eval_shape(self.init_state, adapters.shapes(self.model, self.workspace.lora))
 
     @cached_property
     def rest(self) -> Rest:

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import numpy as np
-from jax.core import Tracer
 
 from rlhf_jax import randomness
 from rlhf_jax.devices import distributed, sharding
@@ -23,7 +21,7 @@ from rlhf_jax.records.checkpoints import abstract_like, complete_steps, restore_
 from rlhf_jax.refusal import MissingInput
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.common import pretrained_models
-from rlhf_jax.types import Array, Params
+from rlhf_jax.types import Params
 
 FOLDER = "base"
 
@@ -41,7 +39,7 @@ def of(workspace: Workspace) -> Base | None:
         return of(workspace.source)
     where = str(workspace.directory.resolve())
     if where not in workspace.bases:
-        params = _compact(_read(workspace), workspace.model.dtype)
+        params = adapters.compact(_read(workspace), workspace.model.dtype)
         workspace.bases[where] = Base(params, workspace.lora.scale)
     return workspace.bases[where]
 
@@ -103,28 +101,6 @@ def keep(workspace: Workspace) -> None:
     checkpoints.close()
 
 
-def shapes(model: Model | ValueModel, lora: adapters.Config) -> Params:
-    """Shapes of a role's params, its base among them.
-
-    Args:
-      model: the policy, or a value model on it.
-      lora: of the run.
-    """
-    plain = jax.eval_shape(model.init, randomness.key(0))
-    if not lora.rank:
-        return plain
-    if isinstance(model, ValueModel):
-        return {**plain, "backbone": shapes(model.backbone, lora)}
-    base = jax.eval_shape(partial(_compact, dtype=model.dtype), plain)
-    adapter = jax.eval_shape(partial(adapters.init, model, lora), randomness.key(0))
-    return Adapted(base, adapter, lora.scale)
-
-
-def zeros(model: Model | ValueModel, lora: adapters.Config) -> Params:
-    """Params of zeros on the host, with the shapes of `shapes`."""
-    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes(model, lora))
-
-
 def abstract(workspace: Workspace, model: Model | ValueModel) -> Params:
     """Shapes with shardings of the params that a stage trains and saves, as restoring takes them.
 
@@ -132,7 +108,7 @@ def abstract(workspace: Workspace, model: Model | ValueModel) -> Params:
       workspace: of the run.
       model: the policy, or a value model on it.
     """
-    trained = adapters.split(shapes(model, workspace.lora))[0]
+    trained = adapters.split(adapters.shapes(model, workspace.lora))[0]
     return abstract_like(trained, sharding.params_shardings(model, trained, workspace.mesh))
 
 
@@ -173,22 +149,3 @@ def _shardings(workspace: Workspace) -> Params:
     model = workspace.model
     plain = jax.eval_shape(model.init, randomness.key(0))
     return sharding.params_shardings(model, plain, workspace.mesh)
-
-
-def _compact(params: Params, dtype: str) -> Params:
-    """Params whose matrices are in the compute dtype, to which every product rounds them anyway.
-
-    Args:
-      params: float32; those that are rounded are deleted, one after the other.
-      dtype: of the computation.
-    """
-
-    def rounded(array: Array) -> Array:
-        if array.ndim < 2 or array.dtype == dtype:
-            return array
-        result = array.astype(dtype)
-        if not isinstance(array, Tracer):
-            array.delete()
-        return result
-
-    return jax.tree.map(rounded, params)
