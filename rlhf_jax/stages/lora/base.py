@@ -18,12 +18,39 @@ from rlhf_jax.models.common.adapters import Adapted, Base, Rest
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.pretrained import peft
 from rlhf_jax.records.checkpoints import abstract_like, complete_steps, restore_params
-from rlhf_jax.refusal import MissingInput
+from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.common import pretrained_models
 from rlhf_jax.types import Params
 
 FOLDER = "base"
+
+
+def checked(workspace: Workspace) -> list[str]:
+    """A line about the adapters of a run; none for a run that trains all params.
+
+    Raises Refusal for targets that the model does not have, for a `pretrained.adapter` without
+    `lora.rank`, and for one that is not of these adapters.
+    """
+    lora, folder = workspace.lora, workspace.pretrained.adapter
+    if folder and not lora.rank:
+        raise Refusal(
+            f"pretrained.adapter is {folder!r} and lora.rank is 0, which trains all params; "
+            "accepted with it: the rank of the folder"
+        )
+    if not lora.rank:
+        return []
+    layers = adapters.targets(workspace.model, lora)
+    if folder:
+        peft.read(Path(folder), workspace.model, lora)
+    trained = sum(lora.rank * (num_in + num_out) for num_in, num_out in layers.values())
+    whole = jax.tree.leaves(jax.eval_shape(workspace.model.init, randomness.key(0)))
+    names = ", ".join(dict.fromkeys(path[-1] for path in layers))
+    return [
+        f"adapters of rank {lora.rank} on {names}: {trained:,} params are trained, of "
+        f"{sum(array.size for array in whole):,}; learning rates are the config's times "
+        f"{lora.learning_rate_factor:g}"
+    ]
 
 
 def of(workspace: Workspace) -> Base | None:
