@@ -13,6 +13,7 @@ import optax
 from rlhf_jax.config import Bounds, Natural, NonNegative, Positive
 from rlhf_jax.micro_batches import split_rows
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common.adapters import Rest, join
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.once import once
 from rlhf_jax.ops.scalars import Scalars, at, is_zero, scalars_of_function, scaled, through
@@ -319,10 +320,23 @@ def step_scalars(
     }
 
 
+def on_rest(objective: Objective[RowsT], rest: Rest) -> Objective[RowsT]:
+    """An objective of the trained part of params.
+
+    Args:
+      objective: of whole params.
+      rest: the other part, which gets no gradient.
+    """
+    if rest is None:
+        return objective
+    return lambda trained, rows: objective(join(trained, rest), rows)
+
+
 def train_step(
     state: TrainState,
     batch: RowsT,
     scalars: Mapping[str, Scalars] = NO_SCALARS,
+    rest: Rest = None,
     *,
     objective: Objective[RowsT],
     optimizer: optax.GradientTransformation,
@@ -336,6 +350,8 @@ def train_step(
       batch: a pytree with `mask_RC`, arrays of R rows, and scalars.
       scalars: numbers of objective and optimizer, as `step_scalars` gives them; without them these
         numbers are constants of the compiled program.
+      rest: the part of the role's params that no update changes, such as the base of an adapter:
+        see `models.common.adapters.split`.
       objective: gives the loss *summed* over rows.
       aggregation: names the minibatch's denominator, by which the sum is divided once, whatever
         `num_micro_batches` is.
@@ -346,7 +362,7 @@ def train_step(
     objective = at(objective, scalars.get("objective", {}))
     update = at(optimizer.update, scalars.get("optimizer", {}))
     grads, loss_sum, metrics = summed_gradients(
-        state.params, batch, objective, num_micro_batches, unit_rows
+        state.params, batch, on_rest(objective, rest), num_micro_batches, unit_rows
     )
     count = denominator(batch.mask_RC, aggregation)
     grads = jax.tree.map(lambda g: g / count, grads)

@@ -16,6 +16,7 @@ from rlhf_jax.building.validation import check_task
 from rlhf_jax.config import Settings, fill
 from rlhf_jax.devices import mesh
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common import adapters
 from rlhf_jax.models.common import family as families
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.corrections import Correction, resolve
@@ -73,6 +74,7 @@ def workspace(values: dict[str, Any]) -> Workspace:
         mesh=mesh.make_mesh(fill(mesh.Config, values["mesh"], "mesh")),
         lengths=lengths,
         pretrained=pretrained,
+        lora=fill(adapters.Config, values["lora"], "lora"),
         begin=stored_config.begun_from(values, defaults),
     )
 
@@ -146,8 +148,9 @@ def _of_package(name: str, config: Settings) -> Algorithm:
 def stages(values: dict[str, Any]) -> Stages:
     """The settings of every stage."""
     values["reward_settings"] = reward_nodes(values["reward"], values["reward_settings"])
+    lora = fill(adapters.Config, values["lora"], "lora")
     begin = stored_config.begun_from(values, defaults)
-    return Stages(
+    settings = Stages(
         sft=fill(sft.Config, values["sft"], "sft"),
         comparisons=fill(comparisons.Config, values["comparisons"], "comparisons"),
         reward_model=fill(reward_model.Config, values["reward_model"], "reward_model"),
@@ -161,6 +164,7 @@ def stages(values: dict[str, Any]) -> Stages:
         best_of_n_prompts=values["best_of_n_prompts"],
         taken=beginning.taken(begin),
     )
+    return settings.with_rates(lora.learning_rate_factor) if lora.rank else settings
 
 
 def parts(config: ConfigDict) -> tuple[Workspace, Stages, Algorithm]:
@@ -219,7 +223,16 @@ def problem(
     network, reward = networks(config, settings)
     lengths, chosen = fill(Lengths, values["lengths"], "lengths"), algorithm(values["algorithm"])
     return planning.problem(
-        settings.rlhf, chosen, lengths, network, reward, device, num_devices, completion_lengths
+        settings.rlhf,
+        chosen,
+        lengths,
+        network,
+        reward,
+        device,
+        num_devices,
+        completion_lengths,
+        fill(adapters.Config, values["lora"], "lora"),
+        bool(values["pretrained"]["reward_model"]),
     )
 
 

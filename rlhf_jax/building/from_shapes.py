@@ -12,13 +12,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhf_jax import randomness
 from rlhf_jax.building.components import algorithm, networks, resolve_auto, stages
 from rlhf_jax.building.validation import check_values
 from rlhf_jax.config import fill
 from rlhf_jax.devices import distributed, mesh
 from rlhf_jax.devices.placement import text_of
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common import adapters
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.planner.costs import hardware
 from rlhf_jax.refusal import Refusal
@@ -33,7 +33,7 @@ from rlhf_jax.stages.common import planning, pretrained_models
 from rlhf_jax.stages.settings.rlhf import places
 from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.text.tokenizers import EOS_ID, PAD_ID
-from rlhf_jax.types import Algorithm, Device, Params, Prompts
+from rlhf_jax.types import Algorithm, Device, Prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +147,7 @@ def _program(
 ) -> Program:
     placeholder: Any = TokenIds()
     no_task: Any = None
+    lora = fill(adapters.Config, values["lora"], "lora")
     workspace = Workspace(
         directory=Path(values["directory"]),
         seed=values["seed"],
@@ -155,35 +156,41 @@ def _program(
         model=model,
         mesh=mesh.make_mesh(fill(mesh.Config, values["mesh"], "mesh")),
         lengths=lengths,
+        lora=lora,
     )
     rlhf.check(settings.rlhf, chosen, workspace.mesh, settings.plan)
-    reference = params_shapes(model)
+    reference = adapters.shapes(model, lora)
     spec = rlhf.make_spec(workspace, settings.rlhf, chosen, Reward(), reference, settings.plan)
+    # A published reward model is used as it is.
+    lora_of_reward = adapters.Config() if values["pretrained"]["reward_model"] else lora
     critic = spec.critic
     if critic is not None:
         of_critic = network or workspace.value_model
-        critic = dataclasses.replace(critic, model=of_critic, params=params_shapes(of_critic))
+        critic = dataclasses.replace(
+            critic, model=of_critic, params=adapters.shapes(of_critic, lora)
+        )
     spec = dataclasses.replace(
         spec,
         critic=critic,
-        reward=_reward(settings, network),
+        reward=_reward(settings, network, lora_of_reward),
         key=jax.eval_shape(lambda: workspace.key("rollout")),
         prompts=lambda round_index: _prompts(settings, lengths),
     )
     return Program(spec, reference)
 
 
-def params_shapes(model: Model | ValueModel) -> Params:
-    """Shapes of a model's params."""
-    return jax.eval_shape(model.init, randomness.key(0))
+def _reward(settings: Stages, network: ValueModel | None, lora: adapters.Config) -> Reward:
+    """The reward as the compiled calls see it: scores on text are an input of credit.
 
-
-def _reward(settings: Stages, network: ValueModel | None) -> Reward:
-    """The reward as the compiled calls see it: scores on text are an input of credit."""
+    Args:
+      settings: of every stage.
+      network: of a learned reward.
+      lora: of its adapters.
+    """
     terms = parse(settings.reward)
     parts: dict[str, Any] = {"terms": () if is_plain(terms) else terms}
     if network is not None:
-        parts |= {"model": learned.make(network), "params": params_shapes(network)}
+        parts |= {"model": learned.make(network), "params": adapters.shapes(network, lora)}
         parts |= {"network": network}
     else:
         parts |= {"host": lambda samples: np.zeros(samples.tokens_BC.shape[0], np.float32)}

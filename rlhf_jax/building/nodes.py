@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from rlhf_jax import registry
 from rlhf_jax.config import Count, Seed, fill, flatten
 from rlhf_jax.devices import compile_cache, mesh
+from rlhf_jax.models.common import adapters
 from rlhf_jax.models.common import family as families
 from rlhf_jax.records import tracking
 from rlhf_jax.refusal import Refusal
@@ -100,6 +101,7 @@ def default() -> ConfigDict:
             "tokenizer": node(tokenizers.Config()),
             "model": model("gpt_neox", "quickstart"),
             "pretrained": node(pretrained_models.Config()),
+            "lora": node(adapters.Config()),
             "lengths": node(Lengths()),
             "mesh": node(mesh.Config()),
             "algorithm": component("algorithms", "online_dpo"),
@@ -176,6 +178,7 @@ def choices(argument: str, **defaults: str) -> dict[str, str]:
 NODES = {
     "tokenizer": tokenizers.Config,
     "pretrained": pretrained_models.Config,
+    "lora": adapters.Config,
     "lengths": Lengths,
     "mesh": mesh.Config,
     "sft": sft.Config,

@@ -35,6 +35,7 @@ from rlhf_jax.stages.common import (
     pretrained_models,
     stored_config,
 )
+from rlhf_jax.stages.lora import base
 from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.types import Algorithm
 
@@ -126,7 +127,8 @@ def _checked(
     stored_config.as_before(values, defaults)
     check_settings(values)
     parts = parts_of_values(values)
-    return parts, task_checks.Check(values["job"], *parts[:2]).run()
+    notices = base.checked(parts[0])
+    return parts, [*notices, *task_checks.Check(values["job"], *parts[:2]).run()]
 
 
 def check_settings(values: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@
 Writes a folder that `transformers` loads: config.json, model.safetensors, the tokenizer's files
 where it has some, the other files of the folder that the run began with, but for weights, and a
 model card, README.md.
+Of a run with adapters the folder is the merged model, or with --adapter a folder of PEFT.
 Stages: sft, rlhf and dpo (policies), reward_model (a sequence classifier of one label, in its raw unit).
 What cannot be exported is one line and exit status 2.
 """
@@ -34,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--version", type=int, help="of a saved policy of the stage rlhf or dpo (the newest)"
     )
+    parser.add_argument(
+        "--adapter", action="store_true", help="write the adapter alone, as a folder of PEFT"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     given = parser.parse_args(arguments)
 
@@ -44,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place.directory = given.to
         command.use_compile_cache_of(given.directory)
         workspace, _, _ = build.of_directory(given.directory)
-        export.write(workspace, given.stage, given.to, given.version, given.dtype)
+        export.write(workspace, given.stage, given.to, given.version, given.dtype, given.adapter)
         print(given.to)
 
     return command.call(body)

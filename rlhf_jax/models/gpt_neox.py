@@ -114,10 +114,10 @@ class Layer(nn.Module):
         )
         self.input_layernorm = blocks.LayerNorm(config.norm_eps)
         self.post_attention_layernorm = blocks.LayerNorm(config.norm_eps)
-        self.query_key_value = nn.Dense(3 * config.width, dtype=config.dtype, kernel_init=grow)
-        self.dense = nn.Dense(config.width, dtype=config.dtype, kernel_init=back)
-        self.dense_h_to_4h = nn.Dense(config.ffn_width, dtype=config.dtype, kernel_init=grow)
-        self.dense_4h_to_h = nn.Dense(config.width, dtype=config.dtype, kernel_init=back)
+        self.query_key_value = blocks.Dense(3 * config.width, dtype=config.dtype, kernel_init=grow)
+        self.dense = blocks.Dense(config.width, dtype=config.dtype, kernel_init=back)
+        self.dense_h_to_4h = blocks.Dense(config.ffn_width, dtype=config.dtype, kernel_init=grow)
+        self.dense_4h_to_h = blocks.Dense(config.width, dtype=config.dtype, kernel_init=back)
 
     def heads(self, x_AD: Array, tables: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         """Queries, keys and values `[B, H, L, K]` of the residual `[B*L, D]`."""

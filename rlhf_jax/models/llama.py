@@ -118,8 +118,8 @@ class Layer(nn.Module):
 
         def dense(
             features: int, init: nn.initializers.Initializer = grow, bias: bool = False
-        ) -> nn.Dense:
-            return nn.Dense(features, use_bias=bias, dtype=config.dtype, kernel_init=init)
+        ) -> blocks.Dense:
+            return blocks.Dense(features, use_bias=bias, dtype=config.dtype, kernel_init=init)
 
         if self.norm_before:
             self.input_layernorm = self.norm_type(config.norm_eps)

@@ -83,7 +83,8 @@ _OF_CLASS: dict[Class, str] = {
     Class.COMPUTED: "model.dtype",
     Class.EXTENDING: "rlhf.total_prompts",
     Class.PLACE: """
-        begin pretrained.base pretrained.sft pretrained.reward_model pretrained.gold tokenizer.path rlhf.replay_schedule_of
+        begin pretrained.base pretrained.sft pretrained.adapter pretrained.reward_model pretrained.gold
+        tokenizer.path rlhf.replay_schedule_of
         task.prompts task.comparisons task.data_dir task.comparisons_dir
     """,
     Class.NUMBERS: """
@@ -99,6 +100,7 @@ _OF_CLASS: dict[Class, str] = {
         model.rope_scaling model.rope_scaling_factor model.rope_low_frequency_factor model.rope_high_frequency_factor
         model.rope_original_max_positions model.rope_attention_factor model.rope_truncate model.rope_short_factors
         model.rope_long_factors model.rope_local_theta model.full_attention_interval model.no_rope_interval model.padding_id
+        lora.rank lora.alpha lora.targets lora.learning_rate_factor
         algorithm.name algorithm.advantage algorithm.aggregation algorithm.beta algorithm.clip algorithm.clip_high
         algorithm.clip_low algorithm.gae_lambda algorithm.gamma algorithm.gain algorithm.high algorithm.low algorithm.kl_weight
         algorithm.ties algorithm.value_clip algorithm.weights

@@ -15,9 +15,11 @@ from jax.sharding import Mesh
 from rlhf_jax import sampling
 from rlhf_jax.dataflow import REWARD, SCORES, Call
 from rlhf_jax.devices import distributed, memory, sharding
+from rlhf_jax.devices.bases import Bases
 from rlhf_jax.devices.placement import put
 from rlhf_jax.devices.transfer.per_host import local_mesh
 from rlhf_jax.micro_batches import map_micro_batches
+from rlhf_jax.models.common.adapters import Rest, join, split
 from rlhf_jax.ops.once import bound
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import calls, credit, shapes
@@ -58,10 +60,20 @@ class Program:
             call.role: spec.resolved_plan.mesh(call.name) for call in others if call.kind == "train"
         }
         self.trainer_mesh = self.meshes["policy"]
-        self.state_shapes, self.state_shardings = shapes.state_shapes(
-            spec, self._first_params(reference_params)
+        first, self._bases = self._first_params(reference_params), Bases()
+        self._rest = {
+            role: self._bases.rest(params, spec.trained[role][0], self.meshes[role])
+            for role, params in first.items()
+        }
+        trained = {role: split(params)[0] for role, params in first.items()}
+        self.state_shapes, self.state_shardings = shapes.state_shapes(spec, trained)
+        self.sampler = _make_sampler(
+            spec,
+            self.generate_call,
+            self.trainer_mesh,
+            join(trained["policy"], self._rest["policy"]),
+            self._bases,
         )
-        self.sampler = _make_sampler(spec, self.generate_call, self.trainer_mesh, reference_params)
         self.scores = {
             call.name: calls.score(spec, call) for call in others if call.kind == "infer"
         }
@@ -101,7 +113,7 @@ class Program:
         if spec.reward.params is not None:
             params |= {"reward": spec.reward.params}
         return {
-            name: put(
+            name: self._bases.put(
                 params[score.call.role],
                 calls.params_shardings(spec, score.call, params[score.call.role]),
             )
@@ -178,7 +190,7 @@ class Program:
     def _shapes(self) -> shapes.Shapes:
         states = self.state_shapes, self.state_shardings
         return shapes.Shapes(
-            self.spec, self.sampler.shapes, *states, self._frozen, self.trainer_mesh
+            self.spec, self.sampler.shapes, *states, self._frozen, self.trainer_mesh, self._rest_of
         )
 
     def _entries(self, name: str) -> list[Entry]:
@@ -193,7 +205,8 @@ class Program:
         for update in self.updates.values():
             if name == update.call.name:
                 rows = self._shapes.update_arguments(update.call, self.minibatch_shapes())
-                return [(update.function, (*rows, update.scalars))]
+                rest = self._rest[update.call.role]
+                return [(update.function, (*rows, update.scalars, rest))]
         if name == CREDIT:
             return [(self._credit, (*self._shapes.credit_arguments(), self._credit_scalars))]
         if name == PUBLISH and (copy := self.sampler.publish_call(self._shapes.policy())):
@@ -209,7 +222,7 @@ class Program:
         """
         first = self._first_params(params)
         return {
-            role: make(put(first[role], self.state_shardings[role].params))
+            role: make(put(split(first[role])[0], self.state_shardings[role].params))
             for role, make in self._init.items()
         }
 
@@ -268,7 +281,20 @@ class Program:
         if call.name in self._frozen:
             return self._frozen[call.name]
         params = states[call.role].params
-        return put(params, calls.params_shardings(self.spec, call, params))
+        on_call = put(params, calls.params_shardings(self.spec, call, params))
+        return join(on_call, self._rest_of(call))
+
+    def _rest_of(self, call: Call) -> Rest:
+        """The part of a trained role's params that no update changes, on the mesh of a call."""
+        network, rest = self.spec.networks[call.role], self._rest[call.role]
+        if rest is None or network is None:
+            return None
+        params = join(self.state_shapes[call.role].params, rest)
+        return self._bases.rest(params, network, self.spec.resolved_plan.mesh(call.name))
+
+    def policy(self, states: States) -> Params:
+        """The policy's params, to be evaluated or sampled from: with adapters, on their base."""
+        return join(states["policy"].params, self._rest["policy"])
 
     def minibatch(self, batch: Batch, round_index: int, update_in_round: int) -> Batch:
         """Rows of one update: epochs are the outer loop, minibatches the inner one.
@@ -308,7 +334,9 @@ class Program:
                 continue
             with self._dispatch_lock:
                 rows = put(batch, sharding.row_shardings(batch, step.mesh))
-                updated[role], role_metrics = step.function(states[role], rows, step.scalars)
+                updated[role], role_metrics = step.function(
+                    states[role], rows, step.scalars, self._rest[role]
+                )
             metrics |= (
                 role_metrics
                 if role == "policy"
@@ -326,7 +354,9 @@ class Program:
         return {"policy": policy} | ({} if critic is None else {"critic": critic.params})
 
 
-def _make_sampler(spec: ProgramSpec, call: Call, trainer_mesh: Mesh, params: Params) -> Sampler:
+def _make_sampler(
+    spec: ProgramSpec, call: Call, trainer_mesh: Mesh, params: Params, bases: Bases
+) -> Sampler:
     """Compiles `generate` for the plan's mesh or the sampler's slices."""
     resolved_plan = spec.resolved_plan
     generate = bound(
@@ -352,6 +382,7 @@ def _make_sampler(spec: ProgramSpec, call: Call, trainer_mesh: Mesh, params: Par
         trainer_mesh,
         slices,
         spec.publish_dtype,
+        bases,
     )
 
 

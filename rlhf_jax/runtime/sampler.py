@@ -18,10 +18,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlhf_jax.devices import distributed, memory, sharding
+from rlhf_jax.devices.bases import Bases
 from rlhf_jax.devices.placement import put
 from rlhf_jax.devices.transfer import per_host
 from rlhf_jax.devices.transfer.reallocate import move
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common.adapters import join, split
 from rlhf_jax.runtime.spec import Published
 from rlhf_jax.types import Array, Device, Params, Prompts, Samples
 
@@ -44,19 +46,22 @@ class Sampler:
         trainer: Mesh,
         slices: Sequence[Mesh],
         dtype: str,
+        bases: Bases,
     ):
         """Compiles nothing yet.
 
         Args:
           generate: samples prompts; compiled for each mesh that samples.
           model: gives the shardings of params.
-          params: arrays or their shapes.
+          params: of the policy, arrays or their shapes; the base of an adapter lies on the
+            trainer's mesh.
           prompts: of a whole round, arrays or their shapes.
           key: random key of the samples, or its shape.
           trainer: the policy's training mesh, over all hosts.
           slices: meshes of this host's devices; none: this host's part of the trainer's mesh
             samples.
           dtype: of published params.
+          bases: puts the base of an adapter on the meshes that sample. It is not published.
         """
         self._disaggregated = bool(slices)
         self._global_mesh, trainer = trainer, per_host.local_mesh(trainer)
@@ -64,7 +69,8 @@ class Sampler:
         self._trainer = trainer
         self._keys = [_on_mesh(key, mesh) for mesh in self._meshes] if slices else [key]
         self.dtype = dtype
-        self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
+        trained, rest = split(params)
+        self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), trained)
         num_shares = len(self._meshes) * jax.process_count()
         self.share = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((x.shape[0] // num_shares, *x.shape[1:]), x.dtype),
@@ -72,7 +78,9 @@ class Sampler:
         )
         self.shapes = jax.eval_shape(generate, params, prompts, key, np.int32(0))
         share_shapes = jax.eval_shape(generate, params, self.share, key, np.int32(0))
-        self._layouts = [sharding.params_shardings(model, params, mesh) for mesh in self._meshes]
+        whole = join(trained, per_host.to_local(rest))
+        self._rests = [bases.rest(whole, model, mesh) for mesh in self._meshes]
+        self._layouts = [sharding.params_shardings(model, trained, mesh) for mesh in self._meshes]
         self._generate = [
             jax.jit(
                 sharding.sampling_rows(generate, mesh),
@@ -81,7 +89,7 @@ class Sampler:
             for mesh in self._meshes
         ]
         self._copy: distributed.Compiled[Params] = make_publish(
-            sharding.params_shardings(model, params, trainer), dtype
+            sharding.params_shardings(model, trained, trainer), dtype
         )
         self._concatenate = jax.jit(
             concatenate, out_shardings=sharding.row_shardings(self.shapes, trainer)
@@ -125,17 +133,20 @@ class Sampler:
         """Samples of this host's prompts, on its part of the trainer's mesh."""
         if not self._disaggregated:
             prompts = jax.device_put(prompts, sharding.row_shardings(prompts, self._trainer))
-            return self._generate[0](params, prompts, self._keys[0], np.int32(version))
+            assert not isinstance(params, tuple)
+            whole = join(params, self._rests[0])
+            return self._generate[0](whole, prompts, self._keys[0], np.int32(version))
         samples_of_slices = [
             generate(
-                slice_params,
+                join(slice_params, rest),
                 jax.device_put(share, sharding.row_shardings(share, mesh)),
                 key,
                 np.int32(version),
             )
-            for generate, slice_params, share, mesh, key in zip(
+            for generate, slice_params, rest, share, mesh, key in zip(
                 self._generate,
                 params,
+                self._rests,
                 shares(prompts, len(self._meshes)),
                 self._meshes,
                 self._keys,
@@ -157,16 +168,17 @@ class Sampler:
     def calls(self, params: Params) -> list[Entry]:
         """Each compiled function with shapes of its arguments, for compiling ahead of time."""
         entries: list[Entry] = []
-        for generate, mesh, layout, key in zip(
-            self._generate, self._meshes, self._layouts, self._keys, strict=True
+        for generate, mesh, layout, rest, key in zip(
+            self._generate, self._meshes, self._layouts, self._rests, self._keys, strict=True
         ):
             published = jax.tree.map(
                 lambda x, s: jax.ShapeDtypeStruct(x.shape, self.dtype, sharding=s),
-                params,
+                split(params)[0],
                 layout,
             )
+            whole = join(published, rest)
             entries.append(
-                (generate, (published, sharding.abstract_rows(self.share, mesh), key, np.int32(0)))
+                (generate, (whole, sharding.abstract_rows(self.share, mesh), key, np.int32(0)))
             )
         return entries
 

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.dataflow import REWARD, SCORES, Call
 from rlhf_jax.devices import sharding
+from rlhf_jax.models.common.adapters import Rest, join
 from rlhf_jax.records.checkpoints import abstract_like
 from rlhf_jax.runtime.calls import params_shardings
 from rlhf_jax.runtime.spec import ProgramSpec
@@ -26,6 +27,7 @@ class Shapes:
       states: shapes of the train states; `state_shardings` are theirs.
       frozen: params of calls whose role is not trained, as arrays on the call's mesh.
       trainer_mesh: the policy's training mesh, where credit runs.
+      rest_of: gives what is not trained of the params of a call's role, on the call's mesh.
     """
 
     spec: ProgramSpec
@@ -34,6 +36,7 @@ class Shapes:
     state_shardings: States
     frozen: Mapping[str, Params]
     trainer_mesh: Mesh
+    rest_of: Callable[[Call], Rest]
 
     def score_arguments(self, call: Call) -> tuple[Params, Samples]:
         """Params and samples of an inference call."""
@@ -42,7 +45,8 @@ class Shapes:
             params = self.frozen[call.name]
         else:
             shapes = self.states[call.role].params
-            params = abstract_like(shapes, params_shardings(self.spec, call, shapes))
+            trained = abstract_like(shapes, params_shardings(self.spec, call, shapes))
+            params = join(trained, self.rest_of(call))
         return params, sharding.abstract_rows(self.samples, mesh)
 
     def policy(self) -> Params:

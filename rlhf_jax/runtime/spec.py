@@ -13,6 +13,7 @@ from rlhf_jax.dataflow import Call, calls_of
 from rlhf_jax.devices import distributed
 from rlhf_jax.devices.placement import ResolvedPlan
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common import adapters
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards.api import LEARNED, ModelReward, Term
@@ -116,6 +117,8 @@ class ProgramSpec:
     texts: Callable[[Samples], list[tuple[str, str]]] | None = None
     # Roles of scores beside reference and reward.
     frozen: Mapping[str, FrozenRole] = field(default_factory=dict)
+    # The adapters of trained roles, whose params have them; none: all params are trained.
+    lora: adapters.Config = field(default_factory=adapters.Config)
 
     @property
     def calls(self) -> tuple[Call, ...]:

@@ -19,6 +19,7 @@ from rlhf_jax.config import Bounds
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.devices.placement import put
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common import adapters
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.records.checkpoints import Checkpoints
 from rlhf_jax.records.metrics import MetricsWriter
@@ -60,6 +61,9 @@ class Workspace:
     mesh: Mesh
     lengths: Lengths
     pretrained: pretrained_models.Config = field(default_factory=pretrained_models.Config)
+    lora: adapters.Config = field(default_factory=adapters.Config)
+    # Bases of adapters by their run's directory, which stages and `source` share: see `lora/base.py`.
+    bases: dict[str, adapters.Base] = field(default_factory=dict, compare=False)
     begin: Begin | None = None  # the run that this one begins from
     facts: stage_records.Facts | None = (
         None  # what stages are recorded as made with; None: they are not recorded
@@ -73,6 +77,7 @@ class Workspace:
             self,
             directory=self.begin.directory,
             pretrained=self.begin.pretrained,
+            lora=self.begin.lora,
             begin=self.begin.inner,
             facts=None,
         )

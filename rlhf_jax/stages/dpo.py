@@ -281,7 +281,7 @@ def run(workspace: Workspace, stages: Stages, sft_params: Params) -> Params:
     begin = stage.newest_state()
     if begin is not None and begin[0] == config.num_updates:
         stage.checkpoints.close()
-        return begin[1].params
+        return stage.params(begin[1])
     with lock.hold(workspace.directory):
         return _train(stage, config, stages, sft_params, begin)
 
@@ -341,11 +341,11 @@ def _train(
         aggregation="pair",
         unit_rows=2,
         on_resume=on_resume,
-        evaluate=lambda version, state: measured.evaluate(state.params, version),
+        evaluate=lambda version, state: measured.evaluate(stage.params(state), version),
         evaluate_at=evaluated_versions(config),
     )
     workspace.metrics.write_timing(STAGE, activity.timings_since(began) | measured.seconds)
-    return state.params
+    return stage.params(state)
 
 
 def _read(workspace: Workspace, split: Split, least: int) -> list[comparisons_stage.Comparison]:

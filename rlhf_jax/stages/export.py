@@ -1,10 +1,13 @@
 """A trained model as a checkpoint folder that `transformers` loads."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.pretrained import carried, export
+from rlhf_jax.models.api import Model
+from rlhf_jax.models.common import adapters
+from rlhf_jax.pretrained import carried, export, peft
 from rlhf_jax.pretrained.folders import Folder
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.report import model_card
@@ -36,6 +39,7 @@ def write(
     directory: Path,
     version: int | None = None,
     dtype: str = "float32",
+    adapter: bool = False,
 ) -> None:
     """Writes the params of `stage` (sft, reward_model, rlhf, dpo) to a new folder.
 
@@ -44,7 +48,8 @@ def write(
       stage: sft, reward_model, rlhf or dpo; "": the one whose policy the run has.
       directory: the new folder.
       version: of the RLHF or DPO stage; None: the newest.
-      dtype: of the weights.
+      dtype: of the weights. Those of a run with adapters are merged in float32, and cast once.
+      adapter: True writes the adapter alone, as a folder of PEFT.
 
     With them the config.json and other files of the folder that the run began with, but for
     weights, the tokenizer's, and a model card. Raises Refusal where the folder is there or the stage unknown,
@@ -61,10 +66,13 @@ def write(
     folder = Folder(Path(began)) if began else None
     tokenizer_file = getattr(workspace.tokenizer, "file", None)  # some tokenizers need none
     params, exported = params_of(workspace, stage, version)
+    if adapter:
+        _write_adapter(workspace, directory, model, params, began, dtype)
+        return
     export.save(
         directory,
         model,
-        params,
+        adapters.merged(params),
         token_ids=token_ids(workspace.tokenizer, folder.config if folder else {}),
         tokenizer_from=tokenizer_file,
         model_from=folder,
@@ -73,6 +81,35 @@ def write(
             workspace.directory, stage, exported, directory, tokenizer_file is not None
         ),
     )
+
+
+def _write_adapter(
+    workspace: Workspace, directory: Path, model: Model, params: Params, began: str, dtype: str
+) -> None:
+    """Writes the adapter of params to a new folder, beside its place and renamed at the end.
+
+    Args:
+      workspace: of the run.
+      directory: the new folder.
+      model: of the base.
+      params: with an adapter.
+      began: the folder of the base; "": the run has its base itself.
+      dtype: of the tensors.
+
+    Raises Refusal where the folder is there, or the params have no adapter.
+    """
+    if adapters.split(params)[1] is None:
+        raise Refusal(
+            f"{workspace.directory} trained all params (lora.rank is {workspace.lora.rank}): there "
+            "is no adapter to export; accepted: a run with lora.rank, or no --adapter"
+        )
+    if directory.exists():
+        raise Refusal(f"{directory} is there already; export to a new folder")
+    partial_directory = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(partial_directory, ignore_errors=True)
+    partial_directory.mkdir(parents=True)
+    peft.write(partial_directory, model, params, workspace.lora, began, dtype)
+    partial_directory.rename(directory)
 
 
 def token_ids(tokenizer: Tokenizer, published: Mapping[str, Any]) -> dict[str, Any]:

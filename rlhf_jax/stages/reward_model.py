@@ -12,6 +12,7 @@ import numpy as np
 from flax import struct
 
 from rlhf_jax.devices import distributed, sharding
+from rlhf_jax.models.common.adapters import join
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.losses import pairwise_logistic
 from rlhf_jax.ops.once import bound
@@ -35,6 +36,7 @@ from rlhf_jax.stages.common.reward_unit import (
     standard_path,
 )
 from rlhf_jax.stages.common.supervised import SupervisedStage
+from rlhf_jax.stages.lora import base
 from rlhf_jax.stages.settings.stages import RewardModelConfig as Config
 from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.types import Algorithm, Array, Mean, Metrics, Params, TrainState
@@ -149,7 +151,7 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Param
     begin = stage.newest_state()
     if measured and begin is not None and begin[0] == config.num_updates:
         stage.checkpoints.close()
-        return begin[1].params, read_standard(workspace)
+        return stage.params(begin[1]), read_standard(workspace)
     with lock.hold(workspace.directory):
         if measured:
             set_standard_aside(workspace, stage.checkpoints, config.num_updates)
@@ -205,9 +207,10 @@ def _train(
         aggregation="pair",
         unit_rows=2,
     )
-    accuracy = heldout_accuracy(workspace, state.params, batch)
-    return state.params, finish(
-        workspace, config, state.params, sft_params, {"heldout_accuracy": accuracy}, began
+    params = stage.params(state)
+    accuracy = heldout_accuracy(workspace, params, batch)
+    return params, finish(
+        workspace, config, params, sft_params, {"heldout_accuracy": accuracy}, began
     )
 
 
@@ -245,8 +248,11 @@ def load(workspace: Workspace) -> tuple[Params, Standard]:
             workspace.pretrained.reward_model, workspace.reward_network, workspace.mesh
         ), standard
     stage_records.check_finished(workspace.directory, STAGE)
-    abstract = sharding.abstract_params(workspace.value_model, workspace.mesh)
-    return restore_params(workspace.directory / "checkpoints" / STAGE, abstract)[0], standard
+    model = workspace.value_model
+    trained, _ = restore_params(
+        workspace.directory / "checkpoints" / STAGE, base.abstract(workspace, model)
+    )
+    return join(trained, base.rest(workspace, model)), standard
 
 
 def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:

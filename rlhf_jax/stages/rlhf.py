@@ -3,6 +3,7 @@ of rounds.
 """
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Generator, Mapping
 from functools import partial
@@ -12,6 +13,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.devices.mesh import sampler_slices
+from rlhf_jax.models.common.adapters import join, split
 from rlhf_jax.records import ledger, profiles
 from rlhf_jax.records.checkpoints import abstract_like, complete_steps, restore_params
 from rlhf_jax.records.ledger import STAGE
@@ -33,6 +35,7 @@ from rlhf_jax.stages.common import kept_answers, resuming
 from rlhf_jax.stages.common.evaluator import Evaluator, learned_scores
 from rlhf_jax.stages.common.kept_answers import KeptJudge
 from rlhf_jax.stages.common.recorder import Recorder
+from rlhf_jax.stages.lora import base
 from rlhf_jax.stages.settings.rlhf import Config, check, places, sampling
 from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.types import Algorithm, Params, Prompts, Samples, States
@@ -112,6 +115,7 @@ def make_spec(
             workspace.mesh, config.sampler_slices, config.sampler_slice_devices
         ),
         plan=where.plan,
+        lora=workspace.lora,
         texts=lambda samples: list(
             zip(stream.texts_of(samples), workspace.completions(samples), strict=True)
         ),
@@ -129,7 +133,11 @@ def critic_params(workspace: Workspace, reward: Reward, reference_params: Params
         "kernel": head["kernel"] / reward.std,
         "bias": (head["bias"] - reward.mean) / reward.std,
     }
-    return {"backbone": reward.params["backbone"], "value_head": scaled}
+    backbone = reward.params["backbone"]
+    if workspace.lora.rank and split(backbone)[1] is None:  # of a reward model without adapters
+        on_reward = dataclasses.replace(workspace, model=workspace.reward_network.backbone)
+        backbone = base.on_fresh_adapter(on_reward, backbone)
+    return {"backbone": backbone, "value_head": scaled}
 
 
 def make_reward(workspace: Workspace, stages: Stages) -> Reward:
@@ -219,10 +227,12 @@ def load(workspace: Workspace, version: int | None = None) -> tuple[Params, int]
 
     Raises FileNotFoundError when it is not there.
     """
-    abstract = sharding.abstract_params(workspace.model, workspace.mesh)
+    abstract = base.abstract(workspace, workspace.model)
     stage = stage_records.policy_stage(workspace.directory)
     role = "policy" if stage == STAGE else ""  # the checkpoints of DPO hold one state
-    return restore_params(stage_records.folder(workspace.directory, stage), abstract, role, version)
+    folder = stage_records.folder(workspace.directory, stage)
+    trained, step = restore_params(folder, abstract, role, version)
+    return join(trained, base.of(workspace)), step
 
 
 def first_policy(workspace: Workspace, reference_params: Params) -> Params:
@@ -275,7 +285,7 @@ def run(
         if version == clock.num_updates:
             assert resume_point.policy is not None
             resuming.say_cut(workspace, config, clock)
-            return workspace.on_mesh(resume_point.policy)
+            return workspace.on_mesh(join(resume_point.policy, split(reference_params)[1]))
         program.check_memory(asynchronous=config.loop == "asynchronous")
         first = None if version else first_policy(workspace, reference_params)
         if first is not None:
@@ -330,7 +340,7 @@ def run(
         saved_rounds.keep_for(clock, checkpoints.steps(), clock.num_rounds)
         policy = resuming.policy_of(checkpoints, clock.num_updates, abstract)
         checkpoints.close()
-        return workspace.on_mesh(policy)
+        return workspace.on_mesh(join(policy, split(reference_params)[1]))
 
 
 def make_evaluator(

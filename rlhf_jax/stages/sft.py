@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.devices import distributed, sharding
+from rlhf_jax.models.common.adapters import join
 from rlhf_jax.ops.losses import cross_entropy_sum
 from rlhf_jax.ops.masked import masked_count, masked_sum
 from rlhf_jax.records.checkpoints import restore_params
@@ -17,6 +18,7 @@ from rlhf_jax.runtime import activity
 from rlhf_jax.stages.api import PromptStream, Workspace
 from rlhf_jax.stages.common import pretrained_models
 from rlhf_jax.stages.common.supervised import SupervisedStage
+from rlhf_jax.stages.lora import base
 from rlhf_jax.stages.settings.stages import SFTConfig as Config
 from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.text import encoding
@@ -80,6 +82,9 @@ def supervised_stage(workspace: Workspace, config: Config) -> SupervisedStage:
 def first_state(stage: SupervisedStage) -> TrainState:
     """The initial train state: on the params of `pretrained.base`, or on fresh ones."""
     workspace, shardings = stage.workspace, stage.shardings
+    if workspace.lora.rank:
+        fresh = distributed.compiled(stage.init_state, out_shardings=shardings)
+        return fresh(base.begun(workspace))
     if not workspace.pretrained.base:
         fresh = distributed.compiled(
             lambda: stage.init_state(workspace.model.init(workspace.key("init"))),
@@ -106,9 +111,10 @@ def run(workspace: Workspace, config: Config) -> Params:
     stage = supervised_stage(workspace, config)
     begin = stage.newest_state()
     if begin is not None and begin[0] == config.num_updates:
-        return begin[1].params
+        return stage.params(begin[1])
     with lock.hold(workspace.directory):
         workspace.record(STAGE)
+        base.keep(workspace)
         began = time.perf_counter()
         state = stage.train(
             begin,
@@ -118,24 +124,27 @@ def run(workspace: Workspace, config: Config) -> Params:
             aggregation="token",
         )
         workspace.metrics.write_timing(STAGE, activity.timings_since(began))
-        return state.params
+        return stage.params(state)
 
 
 def load(workspace: Workspace) -> Params:
     """The params of a finished SFT stage, of `pretrained.sft`, or of the run that this one begins
-    from.
+    from: with adapters, on the base of the run.
 
     Raises MissingInput when it has not run, or not to its end.
     """
-    if workspace.begin is not None:
+    if workspace.begin is not None and (workspace.source.lora.rank or not workspace.lora.rank):
         return load(workspace.source)
+    if workspace.lora.rank and (workspace.begin is not None or workspace.pretrained.sft):
+        return base.begun(workspace)
     if workspace.pretrained.sft:
         return pretrained_models.load_policy(
             workspace.pretrained.sft, workspace.model, workspace.mesh
         )
     stage_records.check_finished(workspace.directory, STAGE)
-    abstract = sharding.abstract_params(workspace.model, workspace.mesh)
-    return restore_params(workspace.directory / "checkpoints" / STAGE, abstract)[0]
+    abstract = base.abstract(workspace, workspace.model)
+    trained = restore_params(workspace.directory / "checkpoints" / STAGE, abstract)[0]
+    return join(trained, base.of(workspace))
 
 
 def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:

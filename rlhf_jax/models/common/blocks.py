@@ -17,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from rlhf_jax.models.api import Cache
+from rlhf_jax.models.common import adapters
 from rlhf_jax.types import Array
 
 ATTENTIONS = ("xla", "dot_product", "cudnn")
@@ -233,6 +234,22 @@ def gelu(x: Array) -> Array:
     """
     y = x.astype(jnp.float32)
     return (y * (0.5 + 0.5 * jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
+
+
+class Dense(nn.Dense):
+    """`nn.Dense`, and the product of its low-rank adapter where the variables hold one.
+
+    The adapter is float32 and is rounded to the compute dtype here, as the kernel is.
+    """
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        outputs = super().__call__(inputs)
+        if not self.has_variable(adapters.COLLECTION, adapters.VARIABLE):
+            return outputs
+        pair = self.get_variable(adapters.COLLECTION, adapters.VARIABLE)
+        a, b = (matrix.astype(outputs.dtype) for matrix in (pair.a, pair.b))
+        return outputs + pair.scale * jnp.dot(jnp.dot(inputs.astype(outputs.dtype), a), b)
 
 
 class LayerNorm(nn.Module):

@@ -3,8 +3,9 @@ axes.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, replace
+from functools import cache
 from typing import Annotated, Any, ClassVar, Protocol, Self
 
 import jax
@@ -13,9 +14,10 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from rlhf_jax import randomness
 from rlhf_jax.config import Bounds
 from rlhf_jax.models.api import Cache, LogicalAxes
-from rlhf_jax.models.common import blocks
+from rlhf_jax.models.common import adapters, blocks
 from rlhf_jax.models.common.layout import keep_rows
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array, Params
@@ -181,11 +183,13 @@ class Decoder:
         cache: Cache | None = None,
     ) -> tuple[Array, Cache | None]:
         return self.network(self.config).apply(
-            {"params": params}, tokens_BL, positions_BL, mask_BL, cache
+            adapters.variables(params), tokens_BL, positions_BL, mask_BL, cache
         )  # pyright: ignore[reportReturnType]
 
     def head(self, params: Params, hidden: Array) -> Array:
-        return self.network(self.config).apply({"params": params}, hidden, method="head")  # pyright: ignore[reportReturnType]
+        return self.network(self.config).apply(
+            {"params": adapters.base_of(params)}, hidden, method="head"
+        )  # pyright: ignore[reportReturnType]
 
     def init_cache(self, batch_size: int, max_columns: int) -> Cache:
         config = self.config
@@ -197,7 +201,37 @@ class Decoder:
         return Cache(keys=keys, values=values, mask_BM=mask_BM, column=np.zeros((), np.int32))
 
     def logical_axes(self, params: Params) -> LogicalAxes:
+        if isinstance(params, adapters.Adapted):
+            base, adapter = (self.logical_axes(tree) for tree in (params.base, params.adapter))
+            return adapters.Adapted(base, adapter, params.scale)
         return logical_axes(params, self.axes)
+
+    def linear_layers(self) -> dict[tuple[str, ...], tuple[int, int]]:
+        """Inputs and outputs of the linear layers that may have an adapter, by path: neither the
+        embedding nor the head.
+        """
+        return dict(_linear_layers(self.with_config(remat=False)))
+
+
+@cache
+def _linear_layers(model: Decoder) -> dict[tuple[str, ...], tuple[int, int]]:
+    """The layers of `blocks.Dense` that are called while a model without remat is traced."""
+    layers: dict[tuple[str, ...], tuple[int, int]] = {}
+
+    def noted(
+        call: Callable[..., object],
+        arguments: tuple[Any, ...],
+        options: dict[str, Any],
+        context: nn.module.InterceptorContext,
+    ) -> object:
+        module = context.module
+        if isinstance(module, blocks.Dense):
+            layers[module.path] = arguments[0].shape[-1], module.features
+        return call(*arguments, **options)
+
+    with nn.intercept_methods(noted):
+        jax.eval_shape(model.init, randomness.key(0))
+    return layers
 
 
 def run_layer(
@@ -228,9 +262,24 @@ def run_layer(
 def logical_axes(params: Params, axes: Mapping[str, tuple[str | None, ...]]) -> LogicalAxes:
     """A tree like params of tuples of logical axis names, by the last two names of each path.
 
+    The matrices of an adapter have the axis of their layer's inputs or outputs, but never `embed`,
+    and none for the rank. They are small: gathering them from shards in every layer would cost more
+    than it saves.
+
     Raises KeyError for a param that the table does not name.
     """
-    return unflatten_dict({path: axes["/".join(path[-2:])] for path in flatten_dict(params)})
+
+    def axes_of(path: tuple[str, ...]) -> tuple[str | None, ...]:
+        if path[-1] not in ("a", "b"):
+            return axes["/".join(path[-2:])]
+        inputs, outputs = axes[f"{path[-2]}/kernel"]
+        return (_whole(inputs), None) if path[-1] == "a" else (None, _whole(outputs))
+
+    return unflatten_dict({path: axes_of(path) for path in flatten_dict(params)})
+
+
+def _whole(axis: str | None) -> str | None:
+    return None if axis == "embed" else axis
 
 
 def head_width(config: DecoderConfig) -> int:

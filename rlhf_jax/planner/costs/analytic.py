@@ -6,7 +6,7 @@ Nothing overlaps inside a call.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rlhf_jax.dataflow import Call
 from rlhf_jax.devices import sharding
@@ -15,6 +15,7 @@ from rlhf_jax.planner.costs import memory, roofline
 from rlhf_jax.planner.costs.collectives import rings, tensor_crosses_hosts
 from rlhf_jax.planner.costs.hardware import Hardware
 from rlhf_jax.planner.costs.lengths import decode_steps
+from rlhf_jax.planner.costs.memory import ADAPTER_BYTES
 from rlhf_jax.planner.costs.resharding import missing_bytes
 from rlhf_jax.planner.costs.roofline import Part, Positions, square_pairs
 from rlhf_jax.planner.costs.shapes import Shape
@@ -217,7 +218,21 @@ class AnalyticCostModel:
         return self.work.num_minibatches * self.work.num_epochs * update
 
     def working_bytes(self, call: Call, placement: Placement) -> float:
-        """Bytes that the call needs while it runs, beside resident params and states."""
+        """Bytes that the call needs while it runs, beside resident params and states.
+
+        The base of an adapter is counted here, with every call of a role on it. It is so counted
+        once of a device, however many roles share it; a device that holds it in two layouts has
+        the larger one counted.
+        """
+        return self.base_bytes(call.role, placement) + self._working_bytes(call, placement)
+
+    def base_bytes(self, role: str, placement: Placement) -> float:
+        """A role's params that no update changes; 0 where all are trained."""
+        _, fsdp, tensor = placement.mesh_shape
+        shape = self.shapes[role]
+        return shape.split(fsdp, tensor).stored * shape.copy_bytes if shape.adapter else 0.0
+
+    def _working_bytes(self, call: Call, placement: Placement) -> float:
         work, shape = self.work, self.shapes[call.role]
         part = self.part(call, placement)
         prompts, columns = (
@@ -249,14 +264,19 @@ class AnalyticCostModel:
     def params_bytes(self, role: str, placement: Placement) -> float:
         """A copy of a role's params for generation or inference."""
         _, fsdp, tensor = placement.mesh_shape
-        return self.shapes[role].split(fsdp, tensor).stored * self.shapes[role].copy_bytes
+        shape = self.shapes[role]
+        if shape.adapter:
+            return ADAPTER_BYTES * shape.adapter_elements(fsdp, tensor)
+        return shape.split(fsdp, tensor).stored * shape.copy_bytes
 
     def state_bytes(self, role: str, placement: Placement) -> float:
         """A trained role's whole state: params, and what the optimizer keeps."""
         _, fsdp, tensor = placement.mesh_shape
-        return self.shapes[role].split(fsdp, tensor).stored * (
-            self.shapes[role].param_bytes + self.optimizer_bytes
-        )
+        shape = self.shapes[role]
+        if shape.adapter:
+            elements = shape.adapter_elements(fsdp, tensor)
+            return elements * (ADAPTER_BYTES + self.optimizer_bytes)
+        return shape.split(fsdp, tensor).stored * (shape.param_bytes + self.optimizer_bytes)
 
     def reallocate_seconds(self, role: str, source: Placement, target: Placement) -> float:
         """Moving a role's params: what the busiest device takes in or gives out, over the slower of
@@ -267,8 +287,8 @@ class AnalyticCostModel:
         shape = self.shapes[role]
         device = self.hardware.share_of_host(len({*source.devices, *target.devices}))
         here, far = missing_bytes(
-            shape,
-            shape.copy_bytes,
+            replace(shape, leaves=shape.moved),
+            ADAPTER_BYTES if shape.adapter else shape.copy_bytes,
             (source.devices, source.mesh_shape),
             (target.devices, target.mesh_shape),
             self.hardware.devices_per_host,

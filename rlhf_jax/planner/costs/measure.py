@@ -18,14 +18,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import randomness
 from rlhf_jax.dataflow import TRAIN_CALLS
 from rlhf_jax.devices.placement import OTHERS
 from rlhf_jax.devices.transfer.reallocate import move
+from rlhf_jax.models.api import Model
+from rlhf_jax.models.common import adapters
+from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime.program import CREDIT, Program
 from rlhf_jax.runtime.spec import ProgramSpec
-from rlhf_jax.types import Array, Params, Placement, Plan
+from rlhf_jax.types import Params, Placement, Plan
 
 Tree = TypeVar("Tree")
 TreeAndShardings = tuple[object, object, object]
@@ -73,12 +75,15 @@ def with_depth(
     reward, critic = spec.reward, spec.critic
     if reward.network is not None:
         network = reward.network.with_config(num_layers=num_layers)
+        # A published reward model has no adapter.
+        rest = None if reward.params is None else adapters.split(reward.params)[1]
+        lora = adapters.Config() if rest is None else spec.lora
         reward = dataclasses.replace(
-            reward, model=learned.make(network), network=network, params=zeros(network.init)
+            reward, model=learned.make(network), network=network, params=zeros(network, lora)
         )
     if critic is not None:
         network = critic.model.with_config(num_layers=num_layers)
-        critic = dataclasses.replace(critic, model=network, params=zeros(network.init))
+        critic = dataclasses.replace(critic, model=network, params=zeros(network, spec.lora))
     changed = dataclasses.replace(
         spec,
         model=model,
@@ -91,14 +96,18 @@ def with_depth(
             spec.sampling, row_shards=placement.mesh_shape[0] * placement.mesh_shape[1], **sampling
         ),
     )
-    return changed, zeros(model.init)
+    return changed, zeros(model, spec.lora)
 
 
-def zeros(init: Callable[[Array], Params]) -> Params:
-    """Params of zeros, on the host."""
-    return jax.tree.map(
-        lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(init, randomness.key(0))
-    )
+def zeros(model: Model | ValueModel, lora: adapters.Config) -> Params:
+    """Params of zeros, on the host.
+
+    Args:
+      model: of a role.
+      lora: its adapters.
+    """
+    shapes = adapters.shapes(model, lora)
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
 
 def filled(shapes: Tree) -> Tree:

@@ -104,9 +104,9 @@ class MeasuredCostModel:
 
     def working_bytes(self, call: Call, placement: Placement) -> float:
         key = f"{call_key(call, placement)} bytes"
-        return (
-            self.known[key] if key in self.known else self.formulas.working_bytes(call, placement)
-        )
+        if key in self.known:
+            return self.known[key] + self.formulas.base_bytes(call.role, placement)
+        return self.formulas.working_bytes(call, placement)
 
     def params_bytes(self, role: str, placement: Placement) -> float:
         return self.formulas.params_bytes(role, placement)

@@ -8,6 +8,7 @@ that keeps or frees an array at another moment moves it.
 from rlhf_jax.planner.costs.roofline import Part, Positions, activation_elements
 from rlhf_jax.scoring import MAX_LOGITS
 
+ADAPTER_BYTES = 4  # of a param of an adapter: float32
 ROW_BYTES = 24  # a position of a batch: tokens, mask, and what algorithms keep of it (four float32)
 
 
@@ -76,10 +77,16 @@ def train_bytes(
     residuals = shape.num_layers * run.tokens * shape.width * shape.compute_bytes
     activations = residuals + one_layer if remat else shape.num_layers * one_layer
     hidden = 3 * run.logits * shape.width * shape.compute_bytes
-    gradients = split.stored * shape.param_bytes * (2 if num_micro_batches > 1 else 1)
+    trained = split.stored * shape.param_bytes
+    if shape.adapter:
+        trained = ADAPTER_BYTES * shape.adapter_elements(
+            part.rings.fsdp.size, part.rings.tensor.size
+        )
+    gradients = trained * (2 if num_micro_batches > 1 else 1)
     # Rows that are sharded add the head's gradient up on each device before it is reduced.
     sharded = part.rings.data.size * part.rings.fsdp.size > 1
-    head = 4 * split.head_products if sharded and run.logits and not shape.values else 0.0
+    whole_head = sharded and run.logits and not shape.values and not shape.adapter
+    head = 4 * split.head_products if whole_head else 0.0
     return (
         activations
         + hidden

@@ -166,11 +166,12 @@ def backward_seconds(part: Part, run: Positions, remat: bool) -> float:
     summed = part.rings.tensor.all_reduce(
         run.tokens / run.launches * part.shape.width * part.shape.compute_bytes
     )
-    twice = 2 * layers - sums * summed  # collectives once, all else twice
+    # Collectives once, all else twice; of a frozen kernel only the inputs have a gradient.
+    twice = layers if part.shape.adapter else 2 * layers - sums * summed
     chunked = run.logits * part.split.vocab > MAX_LOGITS
     return (
         twice
-        + (3 if chunked else 2) * head
+        + ((3 if chunked else 2) - bool(part.shape.adapter)) * head
         + (layers if remat else 0.0)
         + (2 if remat else 1) * fsdp_seconds(part, run)
     )
@@ -183,6 +184,9 @@ def reduce_seconds(part: Part) -> float:
     summed over both.
     """
     split, rings, item = part.split, part.rings, part.shape.param_bytes
+    if part.shape.adapter:
+        elements = part.shape.adapter_elements(rings.fsdp.size, rings.tensor.size)
+        return rings.rows.all_reduce(elements * 4)
     cut = (split.stored - split.whole_over_fsdp) * rings.fsdp.size * item
     scattered = rings.fsdp.all_gather(cut) + rings.data.all_reduce(cut / rings.fsdp.size)
     return scattered + rings.rows.all_reduce(split.whole_over_fsdp * item)
@@ -192,6 +196,10 @@ def optimizer_seconds(part: Part, optimizer_bytes: float) -> float:
     """Params and what the optimizer keeps are read and written once, gradients read twice: for
     their norm, and then.
     """
-    touched = part.split.stored * (4 * part.shape.param_bytes + 2 * optimizer_bytes)
+    stored, item = part.split.stored, part.shape.param_bytes
+    if part.shape.adapter:
+        sizes = part.rings.fsdp.size, part.rings.tensor.size
+        stored, item = part.shape.adapter_elements(*sizes), 4
+    touched = stored * (4 * item + 2 * optimizer_bytes)
     launches = part.shape.num_arrays * part.hardware.launch_seconds
     return touched / part.hardware.bytes_a_second + launches

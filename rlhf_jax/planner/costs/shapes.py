@@ -17,10 +17,12 @@ from rlhf_jax import randomness
 from rlhf_jax.devices.sharding import RULES
 from rlhf_jax.models import llama
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.common import decoder
+from rlhf_jax.models.common import adapters, decoder
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.once import once
 from rlhf_jax.refusal import Refusal
+
+FULL = adapters.Config()  # all params are trained
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ class Shape:
 
     Params are float32 where they are trained (`param_bytes`); `copy_bytes` is what a copy for
     generation or inference has, `compute_bytes` what hidden states and the cache have. `values`
-    says that scalars are read and no logits.
+    says that scalars are read and no logits. `adapter` are the params of a role that trains an
+    adapter, with a value head; `leaves` then stay as they are, in the dtype of their copies.
     """
 
     num_layers: int
@@ -97,6 +100,17 @@ class Shape:
     values: bool = False
     remat: bool = False  # what the model's own config says
     attention: str = "xla"
+    adapter: tuple[Leaf, ...] = ()
+
+    @property
+    def moved(self) -> tuple[Leaf, ...]:
+        """The params that are published and resharded: a base is not."""
+        return self.adapter or self.leaves
+
+    def adapter_elements(self, fsdp: int, tensor: int) -> float:
+        """Params of the adapter that one device of a mesh holds."""
+        cut = ((leaf.elements, *leaf.parts(fsdp, tensor)) for leaf in self.adapter)
+        return sum(elements / (by_fsdp * by_tensor) for elements, by_fsdp, by_tensor in cut)
 
     @cached_property
     def num_params(self) -> int:
@@ -158,11 +172,17 @@ def _split(shape: Shape, fsdp: int, tensor: int) -> Split:
     )
 
 
-def model_shape(model: Model | ValueModel, copy_bytes: int | None = None) -> Shape:
+def model_shape(
+    model: Model | ValueModel, copy_bytes: int | None = None, lora: adapters.Config = FULL
+) -> Shape:
     """The shape of a model of any family, or of a value model on one; its params are counted, not
     made.
 
-    `copy_bytes`: of a param of the sampler's or of a frozen copy; None: as they are trained.
+    Args:
+      model: of a role.
+      copy_bytes: of a param of the sampler's or of a frozen copy; None: as they are trained. With
+        adapters, those of the base are of the compute dtype.
+      lora: adapters that are trained in the place of all params.
     """
     backbone: Any = getattr(model, "backbone", model)  # a family's own class, with its config
     config = backbone.config
@@ -171,6 +191,8 @@ def model_shape(model: Model | ValueModel, copy_bytes: int | None = None) -> Sha
         (_place(path), tuple(array.shape), axes[path]) for path, array in arrays.items()
     )
     (param_bytes,) = {array.dtype.itemsize for array in arrays.values()}
+    if lora.rank:
+        param_bytes = copy_bytes = np.dtype(config.dtype).itemsize
     return Shape(
         num_layers=config.num_layers,
         width=config.width,
@@ -187,7 +209,23 @@ def model_shape(model: Model | ValueModel, copy_bytes: int | None = None) -> Sha
         values=backbone is not model,
         remat=config.remat,
         attention=config.attention,
+        adapter=_adapter_leaves(model, lora) if lora.rank else (),
     )
+
+
+def _adapter_leaves(model: Model | ValueModel, lora: adapters.Config) -> tuple[Leaf, ...]:
+    """What a role with an adapter trains: its matrices, and a value head."""
+    backbone: Any = getattr(model, "backbone", model)
+    adapter = jax.eval_shape(lambda: adapters.init(backbone, lora, randomness.key(0)))
+    arrays: dict[Any, Any] = flatten_dict(adapter)
+    axes: dict[Any, Any] = flatten_dict(backbone.logical_axes(adapter))
+    if isinstance(model, ValueModel):
+        whole, axes_of = _params(model)
+        head = [path for path in whole if "value_head" in path]
+        arrays |= {path: whole[path] for path in head}
+        axes |= {path: axes_of[path] for path in head}
+    counts = Counter((_place(path), tuple(x.shape), axes[path]) for path, x in arrays.items())
+    return tuple(Leaf(*key, count) for key, count in sorted(counts.items(), key=repr))
 
 
 @once

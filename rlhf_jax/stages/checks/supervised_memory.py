@@ -11,12 +11,13 @@ import jax
 from rlhf_jax.dataflow import Call
 from rlhf_jax.devices import distributed
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common import adapters
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.planner.api import Workload
 from rlhf_jax.planner.costs import hardware
 from rlhf_jax.planner.costs.analytic import AnalyticCostModel
 from rlhf_jax.planner.costs.hardware import Hardware
-from rlhf_jax.planner.costs.shapes import Shape, model_shape
+from rlhf_jax.planner.costs.shapes import FULL, Shape, model_shape
 from rlhf_jax.planner.options import Option, option, variants
 from rlhf_jax.planner.search.fit import MICRO_BATCHES
 from rlhf_jax.planner.simulation.plan_memory import gigabytes
@@ -83,9 +84,15 @@ class Update:
         )
 
 
-def trained_shape(stage: Name, model: Model) -> Shape:
-    """The shape of the model that a stage trains: the policy, or a head for scores on it."""
-    return model_shape(ValueModel(model) if stage == "reward_model" else model)
+def trained_shape(stage: Name, model: Model, lora: adapters.Config = FULL) -> Shape:
+    """The shape of the model that a stage trains: the policy, or a head for scores on it.
+
+    Args:
+      stage: that trains.
+      model: the policy.
+      lora: adapters that are trained in the place of all params.
+    """
+    return model_shape(ValueModel(model) if stage == "reward_model" else model, lora=lora)
 
 
 def update(
@@ -162,7 +169,8 @@ def micro_batches(stages: Stages) -> dict[Name, int]:
 def _here(name: Name, workspace: Workspace, stages: Stages) -> Update:
     """A stage's update on the devices at hand."""
     mesh = places(stages.rlhf, workspace.mesh, "").placement("train_policy")
-    device, shape = hardware.lookup(jax.devices()[0]), trained_shape(name, workspace.model)
+    device = hardware.lookup(jax.devices()[0])
+    shape = trained_shape(name, workspace.model, workspace.lora)
     return update(name, stages, shape, workspace.lengths, device, mesh)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.config import fill, flatten
+from rlhf_jax.models.common import adapters
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.rewards.api import LEARNED
 from rlhf_jax.rewards.common import terms
@@ -26,6 +27,9 @@ SAME = ("model", "tokenizer", "task", "pretrained", DATA)
 
 Its pretrained.gold need not be.
 """
+
+ADAPTERS = ("rank", "alpha", "targets")
+"""Keys of `lora` that say what an adapter is."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ class Begin:
     def pretrained(self) -> pretrained_models.Config:
         """The published folders of that run."""
         return fill(pretrained_models.Config, self.values["pretrained"], "pretrained")
+
+    @property
+    def lora(self) -> adapters.Config:
+        """The adapters of that run."""
+        return fill(adapters.Config, self.values["lora"], "lora")
 
 
 def parse(text: str) -> tuple[Path, int | None]:
@@ -75,6 +84,7 @@ def check(begin: Begin, facts: Facts, own_directory: Path) -> None:
             "model, tokenizer and task (experiments.export makes a folder of its policy, which "
             "pretrained.sft takes)"
         )
+    _check_adapters(begin, facts)
     root, judge = _root(begin), _judge(begin)
     if not root.pretrained.sft:
         _check_finished(begin, root, "sft")
@@ -90,6 +100,26 @@ def check(begin: Begin, facts: Facts, own_directory: Path) -> None:
         raise MissingInput(
             f"begin is {begin.text!r}, but {begin.directory} has no version {begin.version}; it "
             f"has: {there}"
+        )
+
+
+def _check_adapters(begin: Begin, facts: Facts) -> None:
+    """Raises Refusal where the adapters of that run cannot become those of this one."""
+    theirs, ours = begin.lora, {key: facts.values[f"lora.{key}"] for key in ADAPTERS}
+    differing = [key for key in ADAPTERS if getattr(theirs, key) != ours[key]]
+    if theirs.rank and differing:
+        key = differing[0]
+        raise Refusal(
+            f"begin is {begin.text!r}, whose lora.{key} is {getattr(theirs, key)!r}, and here it is "
+            f"{ours[key]!r}; accepted: the same adapters, or pretrained.sft with a folder of its "
+            "merged policy (experiments.export)"
+        )
+    if ours["rank"] and not theirs.rank and begin.version:
+        raise Refusal(
+            f"begin is {begin.text!r}, a version of a run without adapters, and lora.rank is "
+            f"{ours['rank']}: the KL reference would need another base; accepted: "
+            f"begin={begin.directory} for its SFT policy, or pretrained.sft with a folder of that "
+            "version (experiments.export)"
         )
 
 

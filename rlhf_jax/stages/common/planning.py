@@ -14,13 +14,14 @@ from rlhf_jax.dataflow import Call, Loop, calls_of
 from rlhf_jax.devices import distributed
 from rlhf_jax.devices.placement import OTHERS
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common import adapters
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.planner.api import CostModel, Workload
 from rlhf_jax.planner.costs import hardware, measure
 from rlhf_jax.planner.costs.analytic import AnalyticCostModel
 from rlhf_jax.planner.costs.hardware import Hardware
 from rlhf_jax.planner.costs.measured import MeasuredCostModel
-from rlhf_jax.planner.costs.shapes import Shape, model_shape
+from rlhf_jax.planner.costs.shapes import FULL, Shape, model_shape
 from rlhf_jax.planner.options import option
 from rlhf_jax.planner.search.fit import fit
 from rlhf_jax.planner.search.search import Candidate, Found, search
@@ -150,12 +151,16 @@ def problem(
     device: Hardware,
     num_devices: int,
     completion_lengths: Sequence[int] = (),
+    lora: adapters.Config = FULL,
+    published_reward: bool = False,
 ) -> Problem:
     """The problem of a run.
 
     Args:
       reward_network: of a learned reward; None: the reward is no model.
       completion_lengths: as completions are drawn, EOS included; (): all have every token.
+      lora: adapters of the models that the run trains.
+      published_reward: True where the reward model is a published one, without an adapter.
     """
     work = Workload(
         num_prompts=config.prompts_per_update * config.num_minibatches,
@@ -173,10 +178,10 @@ def problem(
     )
     critic = ValueModel(model) if reward_network is None else reward_network
     shapes = {
-        "policy": model_shape(model, np.dtype(config.publish_dtype).itemsize),
-        "reference": model_shape(model),
-        "critic": model_shape(critic),
-        "reward": model_shape(critic),
+        "policy": model_shape(model, np.dtype(config.publish_dtype).itemsize, lora),
+        "reference": model_shape(model, lora=lora),
+        "critic": model_shape(critic, lora=lora),
+        "reward": model_shape(critic, lora=FULL if published_reward else lora),
     }
     return Problem(
         calls_of(algorithm, reward_network is not None), work, shapes, device, num_devices
@@ -202,9 +207,11 @@ def spec_of(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> Progr
     reward = Reward(host=lambda samples: np.zeros(samples.tokens_BC.shape[0], np.float32))
     if stages.learned:
         network = workspace.reward_network
-        reward = Reward(learned.make(network), measure.zeros(network.init), network)
+        lora = adapters.Config() if workspace.pretrained.reward_model else workspace.lora
+        params = measure.zeros(network, lora)
+        reward = Reward(learned.make(network), params, network)
     return rlhf.make_spec(
-        workspace, stages.rlhf, algorithm, reward, measure.zeros(workspace.model.init)
+        workspace, stages.rlhf, algorithm, reward, measure.zeros(workspace.model, workspace.lora)
     )
 
 
@@ -226,8 +233,15 @@ def of_run(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> Proble
     """The problem of a run on the devices at hand. Raises Refusal for devices without figures."""
     network = workspace.reward_network if stages.learned else None
     device, num_devices = hardware.lookup(jax.devices()[0]), len(jax.devices())
+    models = workspace.lengths, workspace.model, network
     return problem(
-        stages.rlhf, algorithm, workspace.lengths, workspace.model, network, device, num_devices
+        stages.rlhf,
+        algorithm,
+        *models,
+        device,
+        num_devices,
+        lora=workspace.lora,
+        published_reward=bool(workspace.pretrained.reward_model),
     )
 
 

@@ -42,6 +42,8 @@ class Config:
 
     base: str = ""  # SFT begins with its params
     sft: str = ""  # the SFT policy: the stage is not run
+    # a PEFT folder: the adapter on base or sft that the policy begins with; needs lora.rank
+    adapter: str = ""
     reward_model: str = (
         ""  # a sequence classifier of the run's vocabulary: the stage measures its origin and scale
     )
@@ -61,6 +63,11 @@ class Config:
                 f"pretrained.base={self.base!r} is where SFT begins, and "
                 f"pretrained.sft={self.sft!r} "
                 "stands for it; accepted: one of them"
+            )
+        if self.adapter and not self.policy:
+            raise Refusal(
+                f"pretrained.adapter is {self.adapter!r} without a model that it adapts; accepted "
+                "with it: pretrained.base or pretrained.sft"
             )
 
     @property

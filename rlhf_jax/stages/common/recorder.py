@@ -109,7 +109,7 @@ class Recorder:
                 within_round = (event.update + 1) % self._updates_per_round
                 if within_round and event.update + 1 in self.config.evaluate_at:
                     self.evaluate(
-                        self.workspace.on_mesh(event.states["policy"].params),
+                        self.workspace.on_mesh(self.program.policy(event.states)),
                         event.update + 1,
                         full=False,
                     )
@@ -170,7 +170,8 @@ class Recorder:
             self.first_policy = None
         listed = version in self.config.evaluate_at
         if last or listed or crosses(version, clock.updates_per_round, self.config.evaluate_every):
-            self.evaluate(self.workspace.on_mesh(states["policy"].params), version, full=last)
+            policy = self.workspace.on_mesh(self.program.policy(states))
+            self.evaluate(policy, version, full=last)
         if (
             last
             or event.stopping

@@ -84,7 +84,7 @@ def facts_of(values: Values, shared: Workspace, settings: Stages, defaults: Defa
     }
     found |= own_code.of_sources(values)
     found["tokenizer.path"] = digests.digest_path(values["tokenizer"]["path"], weights=False)
-    for name in ("base", "sft", "reward_model", "gold"):
+    for name in ("base", "sft", "adapter", "reward_model", "gold"):
         found[f"pretrained.{name}"] = digests.digest_path(values["pretrained"][name])
     found["rlhf.replay_schedule_of"] = (
         digests.digest_text(str(settings.rlhf.schedule().version_schedule))

@@ -13,6 +13,8 @@ import optax
 
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common import adapters
+from rlhf_jax.models.common.adapters import Rest, join, split
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.once import bound
 from rlhf_jax.records.checkpoints import Checkpoints
@@ -20,6 +22,7 @@ from rlhf_jax.records.progress import progress
 from rlhf_jax.records.rates import StepRates
 from rlhf_jax.runtime import supervised
 from rlhf_jax.stages.api import Workspace
+from rlhf_jax.stages.lora import base
 from rlhf_jax.types import Aggregation, Metrics, Params, TrainState
 from rlhf_jax.updating import (
     Objective,
@@ -66,9 +69,16 @@ class SupervisedStage:
     @cached_property
     def shapes(self) -> TrainState:
         """Shapes of the state."""
-        return jax.eval_shape(
-            lambda key: self.init_state(self.model.init(key)), self.workspace.key("init")
-        )
+        return jax.eval_shape(self.init_state, adapters.shapes(self.model, self.workspace.lora))
+
+    @cached_property
+    def rest(self) -> Rest:
+        """The part of the model's params that the stage does not train."""
+        return base.rest(self.workspace, self.model)
+
+    def params(self, state: TrainState) -> Params:
+        """The model's params in a state: an adapter is put on its base."""
+        return join(state.params, self.rest)
 
     @cached_property
     def shardings(self) -> TrainState:
@@ -83,8 +93,8 @@ class SupervisedStage:
         return self.workspace.checkpoints(self.name)
 
     def init_state(self, params: Params) -> TrainState:
-        """The state at version 0 on `params`."""
-        return init_state(params, self.optimizer)
+        """The state at version 0 on `params`, of which an adapter alone is trained."""
+        return init_state(split(params)[0], self.optimizer)
 
     def newest_state(self) -> tuple[int, TrainState] | None:
         """The newest checkpoint that can be read. Raises as `runtime.supervised.newest_state`."""
@@ -164,7 +174,7 @@ class SupervisedStage:
             state = supervised.train(
                 begin=begin,
                 init=init,
-                step=lambda state, rows: compiled(state, rows, scalars),
+                step=lambda state, rows: compiled(state, rows, scalars, self.rest),
                 rows=counted_rows,
                 num_updates=config.num_updates,
                 checkpoints=self.checkpoints,

@@ -1,7 +1,7 @@
 """Settings of every stage but RLHF, which has a module of its own, and of all stages of a run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Annotated, Any, Literal
 
 from rlhf_jax.config import LARGEST, Bounds, Count, Fraction, Natural, Positive
@@ -149,6 +149,20 @@ class Stages:
     taken: frozenset[str] = (
         frozenset()
     )  # the stages whose results another run has: see `beginning.py`
+
+    def with_rates(self, factor: float) -> "Stages":
+        """These settings with the learning rate of every optimizer times `factor`."""
+
+        def faster(settings: Any) -> Any:
+            optimizers = {
+                name: replace(value, learning_rate=factor * value.learning_rate)
+                for name, value in vars(settings).items()
+                if isinstance(value, OptimizerConfig)
+            }
+            return replace(settings, **optimizers)
+
+        stages = {name: value for name, value in vars(self).items() if is_dataclass(value)}
+        return replace(self, **{name: faster(value) for name, value in stages.items()})
 
     @property
     def learned(self) -> bool:

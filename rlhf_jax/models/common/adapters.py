@@ -1,0 +1,261 @@
+"""Low-rank adapters of linear layers whose own params stay as they are (LoRA: Hu et al. 2021, arXiv
+2106.09685, eq. 3).
+
+    y = x W + bias + scale (x A) B,    A [in, r],  B [r, out],  scale = alpha / r
+
+A role's params are then `Adapted(base, adapter)`. Any number of roles share the arrays of one base,
+and only the adapter is trained, published and saved. B begins as 0, so that a fresh adapter changes
+nothing. The scale is a constant of the compiled program: it is never multiplied into A or B.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.core import Tracer
+
+from rlhf_jax import randomness
+from rlhf_jax.config import Natural, NonNegative, Positive
+from rlhf_jax.models.api import Model
+from rlhf_jax.models.common.value_head import ValueModel
+from rlhf_jax.refusal import Refusal
+from rlhf_jax.types import Array, Params
+
+COLLECTION, VARIABLE = "adapter", "low_rank"
+"""The flax collection of adapters, and the name that a linear layer's has in it."""
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Adapters of a run's models.
+
+    Rank, scale and targets are those of "LoRA Without Regret" (Schulman et al. 2025): all linear
+    layers, alpha 32, and ten times the learning rate of full fine-tuning, whatever the rank.
+    """
+
+    rank: Natural = 0  # r; 0: no adapters, all params are trained
+    alpha: Positive = 32.0  # the adapter's product is multiplied by alpha / rank
+    # linear layers that have an adapter: "all", or names with commas between them, such as
+    # q_proj,v_proj
+    targets: str = ALL
+    # with adapters, the learning rates of all stages are those of the config times this
+    learning_rate_factor: NonNegative = 10.0
+
+    @property
+    def scale(self) -> float:
+        """The factor of the adapter's product."""
+        return self.alpha / self.rank
+
+
+@struct.dataclass
+class LowRank:
+    """The adapter of one linear layer, as the layer reads it."""
+
+    a: Array  # [in, r]
+    b: Array  # [r, out]
+    scale: float = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class Adapted(Mapping[str, Any]):
+    """A decoder's params with an adapter: `base` as the model's `init` returns them, and for every
+    adapted layer `{"a": [in, r], "b": [r, out]}` at the layer's place in the tree.
+    """
+
+    base: Params
+    adapter: Params
+    scale: float = struct.field(pytree_node=False)
+
+    def __getitem__(self, key: str) -> Params:
+        return {"base": self.base, "adapter": self.adapter}[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("base", "adapter"))
+
+    def __len__(self) -> int:
+        return 2
+
+
+@struct.dataclass
+class Base:
+    """The part of params that is not trained: the base, and the scale of adapters on it."""
+
+    params: Params
+    scale: float = struct.field(pytree_node=False)
+
+
+Rest = Base | Mapping[str, Base] | None
+"""What `split` leaves of params: nothing of plain ones; of a value model, by the name of its part."""
+
+
+def split(params: Params) -> tuple[Params, Rest]:
+    """The trained part of a role's params, and the rest, which `join` puts together again.
+
+    Args:
+      params: of a decoder or a value model, with an adapter or without one.
+
+    Returns the adapter (of a value model, with the value head) and its base; plain params and None.
+    """
+    if isinstance(params, Adapted):
+        return params.adapter, Base(params.base, params.scale)
+    backbone = params.get("backbone")
+    if isinstance(backbone, Adapted):
+        adapter, base = split(backbone)
+        assert isinstance(base, Base)
+        return {**params, "backbone": adapter}, {"backbone": base}
+    return params, None
+
+
+def join(trained: Params, rest: Rest) -> Params:
+    """Params of a trained part and the rest, the inverse of `split`; the arrays are the same."""
+    if rest is None:
+        return trained
+    if isinstance(rest, Base):
+        return Adapted(rest.params, trained, rest.scale)
+    return {**trained, **{name: join(trained[name], base) for name, base in rest.items()}}
+
+
+def variables(params: Params) -> dict[str, Params]:
+    """The flax variables of a decoder's params."""
+    if not isinstance(params, Adapted):
+        return {"params": params}
+    pairs = {
+        path: {VARIABLE: LowRank(pair["a"], pair["b"], params.scale)}
+        for path, pair in _pairs(params.adapter).items()
+    }
+    return {"params": params.base, COLLECTION: unflatten_dict(pairs)}
+
+
+def base_of(params: Params) -> Params:
+    """A decoder's own params, without an adapter."""
+    return params.base if isinstance(params, Adapted) else params
+
+
+def init(model: Model, config: Config, key: Array) -> Params:
+    """A fresh adapter: A uniform in ±1 / sqrt(in), as PEFT begins it, and B 0; float32.
+
+    Args:
+      model: of the base.
+      config: of its adapters.
+      key: of the random numbers of A.
+
+    Raises as `targets`.
+    """
+    layers = targets(model, config)
+    keys = jax.random.split(key, len(layers))
+    return unflatten_dict(
+        {
+            path: {
+                "a": jax.random.uniform(
+                    keys[index],
+                    (num_in, config.rank),
+                    jnp.float32,
+                    -1 / math.sqrt(num_in),
+                    1 / math.sqrt(num_in),
+                ),
+                "b": jnp.zeros((config.rank, num_out), jnp.float32),
+            }
+            for index, (path, (num_in, num_out)) in enumerate(layers.items())
+        }
+    )
+
+
+def targets(model: Model, config: Config) -> dict[tuple[str, ...], tuple[int, int]]:
+    """The layers that have an adapter: inputs and outputs by path.
+
+    Args:
+      model: of the base.
+      config: names the targets.
+
+    Raises Refusal for a target that is no linear layer of the model, naming those there are, and
+    for a family without linear layers of `models.common.blocks`.
+    """
+    layers: dict[tuple[str, ...], tuple[int, int]] = getattr(model, "linear_layers", dict)()
+    if not layers:
+        raise Refusal(
+            f"lora.rank is {config.rank}, but the model family {model.family} has no linear layer "
+            "of rlhf_jax.models.common.blocks.Dense; accepted: 0, or a family that has"
+        )
+    if config.targets == ALL:
+        return layers
+    known = dict.fromkeys(path[-1] for path in layers)
+    wanted = [name.strip() for name in config.targets.split(",")]
+    if unknown := [name for name in wanted if name not in known]:
+        raise Refusal(
+            f"lora.targets has {unknown[0]!r}; accepted for {model.family}: {ALL}, or some of "
+            f"{','.join(known)}"
+        )
+    return {path: size for path, size in layers.items() if path[-1] in wanted}
+
+
+def shapes(model: Model | ValueModel, config: Config) -> Params:
+    """Shapes of a role's params, its base among them.
+
+    Args:
+      model: the policy, or a value model on it.
+      config: of the run's adapters; rank 0: the plain params.
+    """
+    plain = jax.eval_shape(model.init, randomness.key(0))
+    if not config.rank:
+        return plain
+    if isinstance(model, ValueModel):
+        return {**plain, "backbone": shapes(model.backbone, config)}
+    base = jax.eval_shape(partial(compact, dtype=model.dtype), plain)
+    return Adapted(
+        base, jax.eval_shape(partial(init, model, config), randomness.key(0)), config.scale
+    )
+
+
+def compact(params: Params, dtype: str) -> Params:
+    """A base whose matrices are in the compute dtype, to which every product rounds them anyway.
+
+    Args:
+      params: float32; those that are rounded are deleted, one after the other.
+      dtype: of the computation.
+    """
+
+    def rounded(array: Array) -> Array:
+        if array.ndim < 2 or array.dtype == dtype:
+            return array
+        result = array.astype(dtype)
+        if not isinstance(array, Tracer):
+            array.delete()
+        return result
+
+    return jax.tree.map(rounded, params)
+
+
+def merged(params: Params) -> Params:
+    """Plain params on the host that compute the same: W + scale A B, in float32.
+
+    Args:
+      params: of a decoder or a value model; without an adapter they are returned as they are.
+    """
+    if not isinstance(params, Adapted):
+        backbone = params.get("backbone")
+        return {**params, "backbone": merged(backbone)} if isinstance(backbone, Adapted) else params
+    arrays = dict(flatten_dict(params.base))
+    for path, pair in _pairs(params.adapter).items():
+        a, b, kernel = (
+            np.asarray(jax.device_get(x), np.float32)
+            for x in (pair["a"], pair["b"], arrays[(*path, "kernel")])
+        )
+        arrays[(*path, "kernel")] = kernel + params.scale * (a @ b)
+    return unflatten_dict(arrays)
+
+
+def _pairs(adapter: Params) -> dict[tuple[str, ...], Params]:
+    flat = flatten_dict(adapter)
+    return {
+        path[:-1]: {"a": array, "b": flat[(*path[:-1], "b")]}
+        for path, array in flat.items()
+        if path[-1] == "a"
+    }

@@ -1,0 +1,1 @@
+"""Adapters of a run's stages: `base`."""
