@@ -62,6 +62,10 @@ class Compiled(Protocol[R]):
         """Lowers the function for arguments or their shapes."""
         ...
 
+    def trace(self, *args: object, **kwargs: object) -> jax.stages.Traced:
+        """Traces the function for arguments or their shapes."""
+        ...
+
 
 def writes() -> bool:
     """Returns whether this process writes a run's files and prints: of several processes, only the
@@ -295,7 +299,7 @@ class Awaited(Generic[T]):
     """A compiled function whose results are awaited."""
 
     def __init__(self, compiled: Compiled[T]):
-        self.compiled, self.lower = compiled, compiled.lower
+        self.compiled, self.lower, self.trace = compiled, compiled.lower, compiled.trace
 
     def __call__(self, *args: object, **kwargs: object) -> T:
         return jax.block_until_ready(self.compiled(*args, **kwargs))
