@@ -6,7 +6,7 @@ Nothing overlaps inside a call.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rlhf_jax.dataflow import Call
 from rlhf_jax.devices import sharding
@@ -122,6 +122,21 @@ class AnalyticCostModel:
             "train": self._train_seconds,
         }
         return by_kind[call.kind](call, placement)
+
+    def link_bytes(self, call: Call, placement: Placement) -> float:
+        """Bytes that a device sends to others in one call, of a training call in one update.
+
+        They are the seconds of links of one byte a second beside which all else takes no time.
+        """
+        inf = float("inf")
+        links = replace(
+            self.hardware, bfloat16_flops=inf, float32_flops=inf, memory_bandwidth=inf,
+            link_bandwidth=1.0, network_bandwidth=1.0, link_efficiency=1.0,
+            collective_latency=0.0, launch_seconds=0.0,
+        )  # fmt: skip
+        counted = replace(self, hardware=links, _parts={})
+        updates = self.work.num_minibatches * self.work.num_epochs
+        return counted.seconds(call, placement) / (updates if call.kind == "train" else 1)
 
     def _generate_seconds(self, call: Call, placement: Placement) -> float:
         work, (data, fsdp, _) = self.work, placement.mesh_shape
