@@ -16,7 +16,7 @@ from rlhf_jax.planner.costs.collectives import rings, tensor_crosses_hosts
 from rlhf_jax.planner.costs.hardware import Hardware
 from rlhf_jax.planner.costs.lengths import decode_steps
 from rlhf_jax.planner.costs.resharding import missing_bytes
-from rlhf_jax.planner.costs.roofline import Part, Positions, square_pairs
+from rlhf_jax.planner.costs.roofline import Part, Positions, whole
 from rlhf_jax.planner.costs.shapes import Shape
 from rlhf_jax.types import Placement
 
@@ -166,10 +166,7 @@ class AnalyticCostModel:
 
     def prefill(self, part: Part, prompts: float) -> Positions:
         """The prompts of a device, of whose last positions alone logits are made."""
-        length = self.work.prompt_tokens
-        return Positions(
-            prompts * length, prompts * square_pairs(length, part.shape.attention), prompts
-        )
+        return whole(prompts, self.work.prompt_tokens, prompts, part.shape.attention)
 
     def positions(self, call: Call, part: Part, prompts: float) -> Positions:
         """Positions of an inference or training pass over a device's prompts: every row's padded
@@ -183,17 +180,14 @@ class AnalyticCostModel:
         group = self.group_rows(call)
         rows = prompts * group
         if not call.per_token:
-            return Positions(
-                rows * (prompt + completion), rows * square_pairs(prompt + completion, attention)
-            )
+            return whole(rows, prompt + completion, 0.0, attention)
         length = prompt + completion - 1
         if not self.shares(call):
-            return Positions(
-                rows * length, rows * square_pairs(length, attention), rows * completion
-            )
-        once = Positions(prompts * prompt, prompts * square_pairs(prompt, attention))
+            return whole(rows, length, rows * completion, attention)
         after = rows * (completion - 1)
-        return once + Positions(after, after * length, rows * completion, prompts * length)
+        pairs, columns = after * length, prompts * length
+        completions = Positions(after, pairs, rows * completion, columns, block_pairs=pairs)
+        return whole(prompts, prompt, 0.0, attention) + completions
 
     def group_rows(self, call: Call) -> int:
         """Rows of a prompt that a call runs."""
@@ -241,14 +235,16 @@ class AnalyticCostModel:
         )
         if call.kind == "generate":
             prefill, rows = self.prefill(part, prompts), prompts * work.samples_per_prompt
-            whole = 0.0
+            gathered = 0.0
             if self.gathers_once(call, placement):
-                whole = part.split.stored * shape.copy_bytes
-            return whole + memory.generate_bytes(
+                gathered = part.split.stored * shape.copy_bytes
+            return gathered + memory.generate_bytes(
                 part, prefill, prompts, rows, work.prompt_tokens, columns
             )
         run = self.positions(call, part, prompts)
-        shared = memory.cache_bytes(part, prompts, columns) if self.shares(call) else 0.0
+        # The cache of a prompt is copied for each of its rows.
+        rows = prompts * self.group_rows(call)
+        shared = memory.cache_bytes(part, rows, columns) if self.shares(call) else 0.0
         batch = (
             prompts
             * placement.num_micro_batches

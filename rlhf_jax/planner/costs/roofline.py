@@ -34,6 +34,11 @@ class Part:
         """Ratio of rows in a device's matrix products to its own rows."""
         return self.rings.fsdp.size if self.rows_move and self.split.cut_by_fsdp else 1
 
+    @property
+    def gather_bytes(self) -> int:
+        """Bytes of a param as fsdp gathers it: XLA rounds it to the compute dtype before."""
+        return min(self.weight_bytes, self.shape.compute_bytes)
+
 
 @dataclass(frozen=True)
 class Positions:
@@ -44,6 +49,7 @@ class Positions:
     logits: float = 0.0  # positions whose logits are made
     cache_columns: float = 0.0  # rows times columns of the cache that are read
     launches: int = 1  # times that the layers are gone through
+    block_pairs: float = 0.0  # the most pairs of one block of queries, which run in turn
 
     def __add__(self, other: "Positions") -> "Positions":
         return Positions(
@@ -52,6 +58,7 @@ class Positions:
             self.logits + other.logits,
             self.cache_columns + other.cache_columns,
             self.launches + other.launches,
+            max(self.block_pairs, other.block_pairs),
         )
 
 
@@ -59,8 +66,27 @@ def square_pairs(length: int, attention: str) -> float:
     """Pairs that attention of a row to itself multiplies: blocks of queries leave out later
     columns, see `blocks.attend`.
     """
-    num_blocks = 1 if attention != "xla" or length < 192 else 2 if length < 512 else 4
-    return length**2 * (num_blocks + 1) / (2 * num_blocks)
+    blocks = num_blocks(length, attention)
+    return length**2 * (blocks + 1) / (2 * blocks)
+
+
+def num_blocks(length: int, attention: str) -> int:
+    """Blocks of queries that attention of a row to itself runs in turn, see `blocks.attend`."""
+    return 1 if attention != "xla" or length < 192 else 2 if length < 512 else 4
+
+
+def whole(rows: float, length: int, logits: float, attention: str) -> Positions:
+    """Positions of whole rows, each of which attends to itself.
+
+    Args:
+      rows: of a device.
+      length: positions of each.
+      logits: positions whose logits are made.
+      attention: as a model's config names it.
+    """
+    pairs = rows * square_pairs(length, attention)
+    block = rows * length**2 / num_blocks(length, attention)
+    return Positions(rows * length, pairs, logits, block_pairs=block)
 
 
 def activation_elements(part: Part) -> float:
@@ -124,7 +150,7 @@ def gather_seconds(part: Part) -> float:
     """Seconds of bringing together what fsdp cuts of the params, in an array a layer and more."""
     ring = part.rings.fsdp
     return (
-        ring.all_gather(part.split.cut_by_fsdp * part.weight_bytes)
+        ring.all_gather(part.split.cut_by_fsdp * part.gather_bytes)
         + part.shape.num_layers * ring.latency
     )
 
@@ -159,7 +185,8 @@ def backward_seconds(part: Part, run: Positions, remat: bool) -> float:
     """A backward pass: two products for each of the forward's, the sums over tensor again, and what
     fsdp brings together again.
 
-    With `remat` the layers run forward once more; a head in chunks always does.
+    With `remat` the layers run forward once more, on the params that are brought together for it; a
+    head in chunks always does.
     """
     layers, head = layers_seconds(part, run), head_seconds(part, run)
     sums = 2 * part.shape.num_layers * run.launches
@@ -172,7 +199,7 @@ def backward_seconds(part: Part, run: Positions, remat: bool) -> float:
         twice
         + (3 if chunked else 2) * head
         + (layers if remat else 0.0)
-        + (2 if remat else 1) * fsdp_seconds(part, run)
+        + fsdp_seconds(part, run)
     )
 
 
