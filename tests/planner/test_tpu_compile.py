@@ -78,7 +78,8 @@ def test_the_whole_head_is_gathered_once_and_reduced_once():
 
 @cache
 def reading(call):
-    config = run.parse(["", "--config=configs/tiny.py", f"--config.mesh.fsdp={DEVICES}"])
+    sizes = ("--config.model.width=128", "--config.model.ffn_width=512")
+    config = run.parse(["", "--config=configs/tiny.py", f"--config.mesh.fsdp={DEVICES}", *sizes])
     program = shaped(config, devices()).program
     arguments = program.arguments(call)
     return program, read(call, program.lowered(call), arguments, DEVICES)
@@ -93,10 +94,11 @@ def params_bytes(program):
 def test_a_small_update_sends_params_twice_and_gradients_once():
     program, found = reading("train_policy")
     share = (DEVICES - 1) / DEVICES * params_bytes(program)
-    # Params are gathered for the forward and the backward pass, gradients of what fsdp does not cut
-    # are reduced to all.
-    assert 3 * share <= found.link_bytes <= 1.3 * 4 * share
-    assert found.donated_bytes == found.alias_bytes > 0
+    # Params are gathered for the forward and for the backward pass, and gradients scattered once, all
+    # in float32; XLA may keep what it has gathered.
+    assert 1.9 * share <= found.link_bytes <= 1.3 * 3 * share
+    # A TPU's tiles make the small arrays larger than their elements.
+    assert found.alias_bytes >= found.donated_bytes > 0
     large = [each for each in found.collectives if each.depth and each.total_bytes > 0.1 * share]
     assert large == []
 

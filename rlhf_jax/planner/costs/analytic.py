@@ -213,16 +213,8 @@ class AnalyticCostModel:
         part = self.part(call, placement)
         run = self.positions(call, part, self._prompts(call, placement))
         remat = part.shape.remat if placement.remat is None else placement.remat
-        # XLA sums a micro-batch's gradients over the shards at once, because the
-        # accumulator has the sharding of the params.
-        once = (
-            roofline.forward_seconds(part, run)
-            + roofline.backward_seconds(part, run, remat)
-            + roofline.reduce_seconds(part)
-        )
-        update = placement.num_micro_batches * once + roofline.optimizer_seconds(
-            part, self.optimizer_bytes
-        )
+        update = roofline.train_seconds(part, run, remat, placement.num_micro_batches)
+        update += roofline.optimizer_seconds(part, self.optimizer_bytes)
         return self.work.num_minibatches * self.work.num_epochs * update
 
     def working_bytes(self, call: Call, placement: Placement) -> float:

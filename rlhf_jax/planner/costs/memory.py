@@ -108,4 +108,6 @@ def generate_bytes(
     logits = 0.0 if part.shape.values else 3 * 4 * rows * part.split.vocab
     drawn = rows * ((columns - prompt) * 13 + prompt * 5)
     caches = of_rows + (of_prompts if rows > prompts else 0.0)
-    return caches + max(layer_stage_bytes(part, prefill), logits) + drawn + _other_params_bytes(part)
+    return (
+        caches + max(layer_stage_bytes(part, prefill), logits) + drawn + _other_params_bytes(part)
+    )

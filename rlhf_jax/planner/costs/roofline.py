@@ -146,13 +146,16 @@ def head_seconds(part: Part, run: Positions) -> float:
     return looked_up + product + reductions + 6 * hardware.launch_seconds
 
 
-def gather_seconds(part: Part) -> float:
-    """Seconds of bringing together what fsdp cuts of the params, in an array a layer and more."""
+def gather_seconds(part: Part, elements: float | None = None) -> float:
+    """Seconds of bringing together what fsdp cuts of the params, in an array a layer and more.
+
+    Args:
+      part: of a model.
+      elements: params that are brought together; None: all that a forward pass reads.
+    """
     ring = part.rings.fsdp
-    return (
-        ring.all_gather(part.split.cut_by_fsdp * part.gather_bytes)
-        + part.shape.num_layers * ring.latency
-    )
+    elements = part.split.cut_by_fsdp if elements is None else elements
+    return ring.all_gather(elements * part.gather_bytes) + part.shape.num_layers * ring.latency
 
 
 def fsdp_seconds(part: Part, run: Positions) -> float:
@@ -181,9 +184,32 @@ def forward_seconds(part: Part, run: Positions) -> float:
     return layers_seconds(part, run) + head_seconds(part, run) + fsdp_seconds(part, run)
 
 
+def train_seconds(part: Part, run: Positions, remat: bool, num_micro_batches: int) -> float:
+    """Forward and backward passes of all micro-batches, with what links carry: see `backward_seconds`
+    and `reduce_seconds`.
+
+    XLA sums a micro-batch's gradients over the shards at once, because the accumulator has the
+    sharding of the params. A head of its own is brought together, and its gradient summed, once for
+    all micro-batches.
+    """
+    split, ring = part.split, part.rings.fsdp
+    forward = layers_seconds(part, run) + head_seconds(part, run)
+    if part.rows_move:
+        links = fsdp_seconds(part, run)
+        once = forward + links + backward_seconds(part, run, remat) + links
+        return num_micro_batches * (once + reduce_seconds(part))
+    whole = gather_seconds(part, split.cut_by_fsdp - split.cut_head) if ring.size > 1 else 0.0
+    layers = split.cut_by_fsdp - split.cut_head - split.cut_table
+    again = gather_seconds(part, layers) if ring.size > 1 else 0.0
+    head = gather_seconds(part, split.cut_head) if split.cut_head else 0.0
+    once = forward + whole + backward_seconds(part, run, remat) + again
+    once += reduce_seconds(part, 1.0, 0.0)
+    return num_micro_batches * once + head + reduce_seconds(part, 0.0, 1.0)
+
+
 def backward_seconds(part: Part, run: Positions, remat: bool) -> float:
-    """A backward pass: two products for each of the forward's, the sums over tensor again, and what
-    fsdp brings together again.
+    """A backward pass: two products for each of the forward's, and the sums over tensor again; no
+    fsdp gather.
 
     With `remat` the layers run forward once more, on the params that are brought together for it; a
     head in chunks always does.
@@ -195,24 +221,26 @@ def backward_seconds(part: Part, run: Positions, remat: bool) -> float:
     )
     twice = 2 * layers - sums * summed  # collectives once, all else twice
     chunked = run.logits * part.split.vocab > MAX_LOGITS
-    return (
-        twice
-        + (3 if chunked else 2) * head
-        + (layers if remat else 0.0)
-        + fsdp_seconds(part, run)
-    )
+    return twice + (3 if chunked else 2) * head + (layers if remat else 0.0)
 
 
-def reduce_seconds(part: Part) -> float:
+def reduce_seconds(part: Part, layers: float = 1.0, head: float = 1.0) -> float:
     """Summing gradients over the shards of the rows.
 
     What fsdp cuts is reduced and scattered over fsdp, then its part summed over data; the rest is
     summed over both.
+
+    Args:
+      part: of a model.
+      layers: 1, or 0 for the gradient of a head of its own alone.
+      head: 1, or 0 for all gradients but that.
     """
     split, rings, item = part.split, part.rings, part.shape.param_bytes
-    cut = (split.stored - split.whole_over_fsdp) * rings.fsdp.size * item
+    cut = (split.stored - split.whole_over_fsdp) * rings.fsdp.size
+    of_head = split.cut_head if rings.fsdp.size > 1 else 0.0
+    cut = (layers * (cut - of_head) + head * of_head) * item
     scattered = rings.fsdp.all_gather(cut) + rings.data.all_reduce(cut / rings.fsdp.size)
-    return scattered + rings.rows.all_reduce(split.whole_over_fsdp * item)
+    return scattered + rings.rows.all_reduce(layers * split.whole_over_fsdp * item)
 
 
 def optimizer_seconds(part: Part, optimizer_bytes: float) -> float:
