@@ -31,7 +31,9 @@ RESULTS = Path(__file__).parent / "results"
 INDEX, FIGURES = RESULTS / "compile_matrix.json", RESULTS / "compile_matrix.jsonl"
 DEPTHS = 2, 4
 """Layers of the reduced models; a figure at any other depth lies on the line through these two."""
-CALLS = ("train_policy", "generate", "reference", "reward", "proximal")
+CALLS = (
+    "train_policy", "generate", "reference", "reward", "proximal", "train_critic", "value",
+)  # fmt: skip
 """By worth; `credit` and `publish` take no memory and no links beside these."""
 FIELDS = (
     "argument_bytes", "output_bytes", "temporary_bytes", "alias_bytes", "donated_bytes", "flops",
@@ -47,14 +49,12 @@ class Case:
       config: as the option `--config` of a run.
       slice: of TPUs.
       device: the slice's kind of device in the planner's table.
-      mesh: keys of the mesh that differ from the recipe's.
-      depths: reduced layers; () where the whole model alone is compiled.
+      depths: reduced layers; one where it is the whole model's.
     """
 
     config: str
     slice: str
     device: str
-    mesh: Mapping[str, int]
     depths: tuple[int, ...] = DEPTHS
 
     @property
@@ -64,12 +64,16 @@ class Case:
 
 
 CASES = {
-    "tldr-410m": Case("configs/tldr/online_dpo.py:size=410m", "v5e:2x4", "tpu-v5e", {}),
-    "tldr-1b": Case("configs/tldr/online_dpo.py:size=1b", "v5e:2x4", "tpu-v5e", {}),
-    "gsm8k": Case("configs/gsm8k/online_dpo.py", "v5e:2x4", "tpu-v5e", {}),
-    "tldr-2.8b": Case("configs/tldr/online_dpo.py:size=2.8b", "v6e:2x4", "tpu-v6e", {}),
-    "ultrafeedback": Case("configs/ultrafeedback/grpovi.py", "v6e:2x4", "tpu-v6e", {}),
-    "no_robots-8b": Case("configs/no_robots/online_dpo.py", "v5p:2x2x1", "tpu-v5p", {}),
+    "tldr-410m": Case("configs/tldr/online_dpo.py:size=410m", "v5e:2x4", "tpu-v5e"),
+    "tldr-1b": Case("configs/tldr/online_dpo.py:size=1b", "v5e:2x4", "tpu-v5e"),
+    "gsm8k": Case("configs/gsm8k/online_dpo.py", "v5e:2x4", "tpu-v5e"),
+    "tldr-2.8b": Case("configs/tldr/online_dpo.py:size=2.8b", "v6e:2x4", "tpu-v6e"),
+    "ultrafeedback": Case("configs/ultrafeedback/grpovi.py", "v6e:2x4", "tpu-v6e"),
+    "no_robots-8b": Case("configs/no_robots/online_dpo.py", "v5p:2x2x1", "tpu-v5p"),
+    # Models of the notebooks 01 and 02, 04, and 05, in rounds that are no smaller than theirs.
+    "notebook-01": Case("configs/quickstart.py:algorithm=online_dpo", "v5e:1x1", "tpu-v5e", (2,)),
+    "notebook-04": Case("configs/tiny.py:algorithm=grpo", "v5e:1x1", "tpu-v5e", (1,)),
+    "notebook-05": Case("configs/tiny.py:algorithm=ppo", "v5e:1x1", "tpu-v5e", (1,)),
 }
 
 
@@ -122,8 +126,7 @@ def config_of(case: Case, plan: str | None = None) -> Any:
     """The config of a case; with `plan` in place of the recipe's own."""
     from rlhf_jax.cli import run
 
-    given = [f"--config.mesh.{key}={size}" for key, size in case.mesh.items()]
-    given += [] if plan is None else [f"--config.plan={plan}"]
+    given = [] if plan is None else [f"--config.plan={plan}"]
     return run.parse(["", f"--config={case.config}", *given])
 
 
@@ -175,7 +178,9 @@ def index_of(name: str, extra: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     plan, roles = plan_of(case)
     found: dict[str, dict[str, str]] = {}
     for layers in sorted({*case.depths, *(depth for each in extra.values() for depth in each)}):
-        calls = CALLS if layers in case.depths else [c for c in extra if layers in extra[c]]
+        calls = (
+            CALLS if layers in case.depths else [call for call in extra if layers in extra[call]]
+        )
         for call, value in lowered(case, plan, layers, calls).items():
             found.setdefault(call, {})[str(layers)] = value
     return {"plan": plan, "layers": roles, "programs": found}
@@ -190,8 +195,13 @@ def extra_depths(index: Mapping[str, Any], name: str) -> dict[str, list[int]]:
     }
 
 
-def stale(names: Sequence[str], depths: Sequence[int] = DEPTHS) -> Iterator[str]:
-    """A line for each row of the index that is no longer true: another plan, or another program."""
+def stale(names: Sequence[str], quick: bool = False) -> Iterator[str]:
+    """A line for each row of the index that is no longer true: another plan, or another program.
+
+    Args:
+      names: of cases.
+      quick: looks at the least of the reduced depths alone.
+    """
     index = read_index()
     for name in names:
         case, entry = CASES[name], index.get(name)
@@ -201,7 +211,7 @@ def stale(names: Sequence[str], depths: Sequence[int] = DEPTHS) -> Iterator[str]
         plan, _ = plan_of(case)
         if plan != entry["plan"]:
             yield f"{name}: plan=fit chooses {plan!r}, the index has {entry['plan']!r}"
-        for layers in depths:
+        for layers in case.depths[:1] if quick else case.depths:
             for call, value in lowered(case, entry["plan"], layers).items():
                 if entry["programs"].get(call, {}).get(str(layers)) != value:
                     yield f"{name}: {call} at {layers} layers is another program"

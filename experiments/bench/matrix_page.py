@@ -90,7 +90,7 @@ def said(name: str, call: str, extrapolate: bool = False) -> Said:
         return Said(*values, how, {whole: line["fingerprint"]})
     found = [line_of(name, call, layers) for layers in case.depths]
     lines = [line for line, _ in found if line is not None and not line["reason"]]
-    if len(lines) < 2:
+    if len(lines) < len(case.depths) or len(case.depths) < 2:
         return Said(None, None, None, FORMULA, {})
     (few, many), (first, last) = case.depths, lines
     slopes = [(last[key] - first[key]) / (many - few) for key in FIGURES]
@@ -218,7 +218,9 @@ makes of it?**
 Each recipe is compiled by libtpu for the slice that its docstring names, under the plan that `plan=fit`
 chooses for the whole models. GB of 10⁹ bytes a device. "Stays" (states, frozen params, published
 versions) is the planner's figure; a peak is that and the most that a call needs beside its arguments.
-The difference is the planner's peak less the compiler's, of the device's memory.
+The difference is the planner's peak less the compiler's, of the device's memory. The notebooks' models
+are compiled for one chip, in rounds no smaller than theirs; notebook 02 has the calls of 01 with a loss
+of its own, and 03 has no model.
 
 """
 

@@ -197,14 +197,15 @@ def train_seconds(part: Part, run: Positions, remat: bool, num_micro_batches: in
     if part.rows_move:
         links = fsdp_seconds(part, run)
         once = forward + links + backward_seconds(part, run, remat) + links
-        return num_micro_batches * (once + reduce_seconds(part))
+        summed = reduce_seconds(part) + _scattered_seconds(part, split.cut_head)
+        return num_micro_batches * (once + summed)
     whole = gather_seconds(part, split.cut_by_fsdp - split.cut_head) if ring.size > 1 else 0.0
     layers = split.cut_by_fsdp - split.cut_head - split.cut_table
     again = gather_seconds(part, layers) if ring.size > 1 else 0.0
     head = gather_seconds(part, split.cut_head) if split.cut_head else 0.0
     once = forward + whole + backward_seconds(part, run, remat) + again
-    once += reduce_seconds(part, 1.0, 0.0)
-    return num_micro_batches * once + head + reduce_seconds(part, 0.0, 1.0)
+    head += _scattered_seconds(part, split.cut_head)
+    return num_micro_batches * (once + reduce_seconds(part)) + head
 
 
 def backward_seconds(part: Part, run: Positions, remat: bool) -> float:
@@ -224,23 +225,23 @@ def backward_seconds(part: Part, run: Positions, remat: bool) -> float:
     return twice + (3 if chunked else 2) * head + (layers if remat else 0.0)
 
 
-def reduce_seconds(part: Part, layers: float = 1.0, head: float = 1.0) -> float:
-    """Summing gradients over the shards of the rows.
-
-    What fsdp cuts is reduced and scattered over fsdp, then its part summed over data; the rest is
-    summed over both.
-
-    Args:
-      part: of a model.
-      layers: 1, or 0 for the gradient of a head of its own alone.
-      head: 1, or 0 for all gradients but that.
+def _scattered_seconds(part: Part, elements: float) -> float:
+    """Summing the gradients of so many whole params that fsdp cuts: reduced and scattered over fsdp,
+    then a device's part summed over data.
     """
-    split, rings, item = part.split, part.rings, part.shape.param_bytes
-    cut = (split.stored - split.whole_over_fsdp) * rings.fsdp.size
-    of_head = split.cut_head if rings.fsdp.size > 1 else 0.0
-    cut = (layers * (cut - of_head) + head * of_head) * item
-    scattered = rings.fsdp.all_gather(cut) + rings.data.all_reduce(cut / rings.fsdp.size)
-    return scattered + rings.rows.all_reduce(layers * split.whole_over_fsdp * item)
+    rings, num_bytes = part.rings, elements * part.shape.param_bytes
+    summed = rings.data.all_reduce(num_bytes / rings.fsdp.size)
+    return rings.fsdp.all_gather(num_bytes) + summed
+
+
+def reduce_seconds(part: Part) -> float:
+    """Summing gradients over the shards of the rows, but for those of a head of its own that fsdp
+    cuts. What fsdp does not cut is summed over data and fsdp.
+    """
+    split, rings = part.split, part.rings
+    cut = (split.stored - split.whole_over_fsdp) * rings.fsdp.size - split.cut_head
+    whole = rings.rows.all_reduce(split.whole_over_fsdp * part.shape.param_bytes)
+    return _scattered_seconds(part, cut) + whole
 
 
 def optimizer_seconds(part: Part, optimizer_bytes: float) -> float:
