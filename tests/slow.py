@@ -56,6 +56,9 @@ SLOW = {
         "tests/stages/test_reward_model.py::"
         "test_it_is_trained_on_and_its_unit_measured_again[remove]"
     ),
+    "tests/test_bench_matrix.py::test_the_index_is_of_today_for_all_recipes[": (
+        "tests/test_bench_matrix.py::test_the_index_is_of_today"
+    ),
     "tests/test_notebooks.py::test_notebook[03": "tests/test_notebooks.py::test_notebook[01",
     "tests/test_notebooks.py::test_notebook[04": "tests/test_notebooks.py::test_notebook[01",
     "tests/test_notebooks.py::test_notebook[05": "tests/test_notebooks.py::test_notebook[01",
