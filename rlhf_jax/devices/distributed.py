@@ -54,17 +54,15 @@ _stand_ins: list[Sequence[Device]] = []
 
 
 class Compiled(Protocol[R]):
-    """A compiled function: `jax.jit`'s, or one whose results are awaited."""
+    """A compiled function: `jax.jit`'s, or one whose results are awaited. `trace` and `lower` take
+    arguments or their shapes.
+    """
 
     def __call__(self, *args: object, **kwargs: object) -> R: ...
 
-    def lower(self, *args: object, **kwargs: object) -> jax.stages.Lowered:
-        """Lowers the function for arguments or their shapes."""
-        ...
+    def lower(self, *args: object, **kwargs: object) -> jax.stages.Lowered: ...
 
-    def trace(self, *args: object, **kwargs: object) -> jax.stages.Traced:
-        """Traces the function for arguments or their shapes."""
-        ...
+    def trace(self, *args: object, **kwargs: object) -> jax.stages.Traced: ...
 
 
 def writes() -> bool:
