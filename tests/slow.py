@@ -15,6 +15,10 @@ SLOW = {
     "tests/face/test_calls.py::test_a_round_is_that_of_the_compiled_program[2-": (
         "tests/face/test_calls.py::test_a_round_is_that_of_the_compiled_program[1-"
     ),
+    "tests/planner/test_tpu_compile.py::": (
+        "tests/ops/test_sharded_logprobs.py::"
+        "test_the_kernel_is_gathered_once_and_its_gradient_reduced_once"
+    ),
     "tests/runtime/test_plans.py::test_a_plan_trains_to_the_params_of_one_mesh[plan0-ppo-": (
         "tests/runtime/test_plans.py::test_a_plan_trains_to_the_params_of_one_mesh[plan2-ppo-"
     ),
@@ -51,6 +55,9 @@ SLOW = {
     "tests/stages/test_reward_model.py::test_it_is_trained_on_and_its_unit_measured_again[spoil]": (
         "tests/stages/test_reward_model.py::"
         "test_it_is_trained_on_and_its_unit_measured_again[remove]"
+    ),
+    "tests/test_bench_matrix.py::test_the_index_is_of_today_for_all_recipes[": (
+        "tests/test_bench_matrix.py::test_the_index_is_of_today"
     ),
     "tests/test_notebooks.py::test_notebook[03": "tests/test_notebooks.py::test_notebook[01",
     "tests/test_notebooks.py::test_notebook[04": "tests/test_notebooks.py::test_notebook[01",

@@ -18,7 +18,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from rlhf_jax.models import gpt_neox
 from rlhf_jax.models.common import value_head
 from rlhf_jax.planner.api import CostModel, Workload
 from rlhf_jax.planner.costs.analytic import AnalyticCostModel
-from rlhf_jax.planner.costs.hardware import find
+from rlhf_jax.planner.costs.hardware import Hardware, find
 from rlhf_jax.planner.costs.measure import bytes_of, time_call, with_depth
 from rlhf_jax.planner.costs.measured import MeasuredCostModel
 from rlhf_jax.planner.costs.shapes import model_shape
@@ -51,6 +51,7 @@ from rlhf_jax.types import Placement, Plan, Prompts
 from rlhf_jax.updating import OptimizerConfig, make_optimizer
 
 DEVICES = 8
+CPU = find("cpu")
 ROUNDS = 10_000
 ROUNDS_TRAINED = 3
 SEARCHES = 3
@@ -68,9 +69,10 @@ class Case:
     completion_tokens: int = 32
     num_minibatches: int = 1
     algorithm: str = "ppo"
+    num_devices: int = DEVICES
 
     def work(self) -> Workload:
-        model_keys = ("width", "num_layers", "algorithm")
+        model_keys = ("width", "num_layers", "algorithm", "num_devices")
         return Workload(
             **{
                 name: value
@@ -137,30 +139,54 @@ def make_spec(case: Case) -> tuple[ProgramSpec, Any]:
     return spec, params
 
 
-def make_profile(case: Case, path: Path | None) -> tuple[tuple[Call, ...], MeasuredCostModel]:
-    """The calls and their measured costs."""
+def make_profile(
+    case: Case, path: Path | None, hardware: Hardware = CPU
+) -> tuple[tuple[Call, ...], MeasuredCostModel]:
+    """The calls and their measured costs.
+
+    Args:
+      case: sizes of the round.
+      path: of a file of measurements to use again; None: it is not kept.
+      hardware: of a device, for what is not measured.
+    """
     spec, _ = make_spec(case)
     shape = model_shape(spec.model)
     values = model_shape(value_head.make(spec.model))
     shapes = {"policy": shape, "reference": shape, "reward": values, "critic": values}
-    formulas = AnalyticCostModel(find("cpu"), DEVICES, shapes, case.work())
+    formulas = AnalyticCostModel(hardware, case.num_devices, shapes, case.work())
     return calls_of(spec.algorithm, learned_reward=True), MeasuredCostModel(spec, formulas, path)
 
 
-def random_plan(calls: tuple[Call, ...], costs: CostModel, seed: int) -> Plan:
+def random_plan(
+    calls: tuple[Call, ...],
+    costs: CostModel,
+    seed: int,
+    num_devices: int = DEVICES,
+    micro_batches: Sequence[int] = (1, 2),
+) -> Plan:
     """A feasible placement for every call, each drawn alone: a slice, a mesh shape, micro-batches,
     remat.
+
+    Args:
+      calls: of a round.
+      costs: say what is feasible.
+      seed: of the draw.
+      num_devices: of one host.
+      micro_batches: numbers to draw from.
     """
     random = np.random.default_rng(seed)
-    places = slices(DEVICES, DEVICES)
+    places = slices(num_devices, num_devices)
     placements = {}
     for call in calls:
         while call.name not in placements:
             devices = places[random.integers(len(places))]
-            shapes = mesh_shapes(len(devices), DEVICES)
+            shapes = mesh_shapes(len(devices), num_devices)
             remat = bool(random.integers(2)) if call.kind == "train" else None
             drawn = Placement(
-                devices, shapes[random.integers(len(shapes))], int(random.choice([1, 2])), remat
+                devices,
+                shapes[random.integers(len(shapes))],
+                int(random.choice(micro_batches)),
+                remat,
             )
             if costs.refusal(call, drawn) is None:
                 placements[call.name] = drawn

@@ -69,7 +69,8 @@ def shaped(config: ConfigDict, devices: Sequence[Device], num_layers: int = 0) -
     Args:
       config: of a run.
       devices: real ones, or those of a topology.
-      num_layers: of every model; 0: as many as it has.
+      num_layers: of every model; 0: as many as it has. A plan that is chosen is that of the whole
+        models, so that figures of two depths give those of any other.
 
     Raises Refusal for a config that cannot run on these devices, or whose models are not known.
     """
@@ -82,18 +83,24 @@ def shaped(config: ConfigDict, devices: Sequence[Device], num_layers: int = 0) -
     if "rlhf" not in stages_of(values["job"], settings, pretrained):
         raise Refusal(f"job is {values['job']!r}; the calls of the stage rlhf are compiled alone")
     model, network, notices = _networks(config, settings, pretrained)
+    chosen = algorithm(values["algorithm"])
+    lengths = fill(Lengths, values["lengths"], "lengths")
+    kind = hardware.lookup(devices[0])
+
+    def planned(model: Model, network: ValueModel | None) -> planning.Problem:
+        of = settings.rlhf, chosen, lengths, model, network, kind, len(devices)
+        return planning.problem(*of)
+
+    problem = whole = planned(model, network)
     if num_layers:
         model = model.with_config(num_layers=num_layers)
         network = network and network.with_config(num_layers=num_layers)
         notices.append(f"every model has {num_layers} layer(s)")
-    chosen = algorithm(values["algorithm"])
-    lengths = fill(Lengths, values["lengths"], "lengths")
-    kind = hardware.lookup(devices[0])
-    problem = planning.problem(settings.rlhf, chosen, lengths, model, network, kind, len(devices))
+        problem = planned(model, network)
     with distributed.standing_in(devices):
         on = mesh.make_mesh(fill(mesh.Config, values["mesh"], "mesh"))
         if settings.plan in planning.CHOSEN:
-            plan, notice = _plan(settings, problem, on)
+            plan, notice = _plan(settings, whole, on)
             settings = dataclasses.replace(settings, plan=plan)
             notices.append(notice)
         program = _program(values, settings, chosen, lengths, model, network)

@@ -70,7 +70,7 @@ def _compile(config: ConfigDict, wanted: topology.Topology, options: argparse.Na
     calls = _calls(options.calls, found.program.compiled_names)
     print(table.heading(wanted.name, found), flush=True)
     rows = []
-    with _uncached():
+    with uncached():
         for call in calls:
             rows.append(table.compiled(found, call, options.hlo))
             print(table.row(found, rows[-1]), flush=True)
@@ -81,7 +81,7 @@ def _compile(config: ConfigDict, wanted: topology.Topology, options: argparse.Na
 
 
 @contextlib.contextmanager
-def _uncached() -> Iterator[None]:
+def uncached() -> Iterator[None]:
     """Keeps JAX's compile cache off: a program from it has no seconds of compiling."""
     import jax
 

@@ -54,13 +54,15 @@ _stand_ins: list[Sequence[Device]] = []
 
 
 class Compiled(Protocol[R]):
-    """A compiled function: `jax.jit`'s, or one whose results are awaited."""
+    """A compiled function: `jax.jit`'s, or one whose results are awaited. `trace` and `lower` take
+    arguments or their shapes.
+    """
 
     def __call__(self, *args: object, **kwargs: object) -> R: ...
 
-    def lower(self, *args: object, **kwargs: object) -> jax.stages.Lowered:
-        """Lowers the function for arguments or their shapes."""
-        ...
+    def lower(self, *args: object, **kwargs: object) -> jax.stages.Lowered: ...
+
+    def trace(self, *args: object, **kwargs: object) -> jax.stages.Traced: ...
 
 
 def writes() -> bool:
@@ -295,7 +297,7 @@ class Awaited(Generic[T]):
     """A compiled function whose results are awaited."""
 
     def __init__(self, compiled: Compiled[T]):
-        self.compiled, self.lower = compiled, compiled.lower
+        self.compiled, self.lower, self.trace = compiled, compiled.lower, compiled.trace
 
     def __call__(self, *args: object, **kwargs: object) -> T:
         return jax.block_until_ready(self.compiled(*args, **kwargs))

@@ -22,6 +22,9 @@ ACCELERATORS = {"v5e": ("v5litepod-{}", 1), "v5p": ("v5p-{}", 2), "v6e": ("v6e-{
 of a v5p, chips of the others.
 """
 
+CHIPS_OF_HOST = (2, 2, 1)
+"""Chips of a host along the sides of a slice, as libtpu divides slices by itself."""
+
 
 @dataclass(frozen=True)
 class Topology:
@@ -105,8 +108,13 @@ def _of_libtpu(topology: Topology) -> list:
 
     with extras.needed("tpu_compile", f"--topology={topology.name}"):
         import libtpu  # type: ignore[import-not-found] # noqa: F401 (jax loads it by itself)
+    sizes = [int(size) for size in topology.name.partition(":")[2].split("x")]
+    # libtpu takes a host to have 2 x 2 chips, which a smaller slice does not have.
+    bounds = [min(size, most) for size, most in zip([*sizes, 1][:3], CHIPS_OF_HOST, strict=True)]
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology.name, chips_per_host_bounds=bounds
+        )
     except (jax.errors.JaxRuntimeError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise Refusal(f"libtpu has no topology {topology.name!r} ({first})") from error

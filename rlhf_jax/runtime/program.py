@@ -157,17 +157,21 @@ class Program:
         with ThreadPoolExecutor(len(entries)) as pool:
             list(pool.map(lambda entry: entry[0].lower(*entry[1]).compile(), entries))
 
-    def lowered(self, call: str) -> jax.stages.Lowered:
+    def lowered(self, call: str, platform: str = "") -> jax.stages.Lowered:
         """Lowers one call from shapes alone.
 
         Args:
           call: the name of a call of the dataflow, "credit" or "publish". Of `generate` on several
             slices, the first slice's.
+          platform: lowers for another one than that of the program's devices, such as "tpu"; the
+            compiler of that platform need not be here.
 
         Returns:
           What `jax.jit(...).lower` gives: its text, and `.compile()`.
         """
         function, arguments = self._entries(call)[0]
+        if platform:
+            return function.trace(*arguments).lower(lowering_platforms=(platform,))
         return function.lower(*arguments)
 
     @property

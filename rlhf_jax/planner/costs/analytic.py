@@ -17,7 +17,7 @@ from rlhf_jax.planner.costs.hardware import Hardware
 from rlhf_jax.planner.costs.lengths import decode_steps
 from rlhf_jax.planner.costs.memory import ADAPTER_BYTES
 from rlhf_jax.planner.costs.resharding import missing_bytes
-from rlhf_jax.planner.costs.roofline import Part, Positions, square_pairs
+from rlhf_jax.planner.costs.roofline import Part, Positions, whole
 from rlhf_jax.planner.costs.shapes import Shape
 from rlhf_jax.types import Placement
 
@@ -124,6 +124,21 @@ class AnalyticCostModel:
         }
         return by_kind[call.kind](call, placement)
 
+    def link_bytes(self, call: Call, placement: Placement) -> float:
+        """Bytes that a device sends to others in one call, of a training call in one update.
+
+        They are the seconds of links of one byte a second beside which all else takes no time.
+        """
+        inf = float("inf")
+        links = replace(
+            self.hardware, bfloat16_flops=inf, float32_flops=inf, memory_bandwidth=inf,
+            link_bandwidth=1.0, network_bandwidth=1.0, link_efficiency=1.0,
+            collective_latency=0.0, launch_seconds=0.0,
+        )  # fmt: skip
+        counted = replace(self, hardware=links, _parts={})
+        updates = self.work.num_minibatches * self.work.num_epochs
+        return counted.seconds(call, placement) / (updates if call.kind == "train" else 1)
+
     def _generate_seconds(self, call: Call, placement: Placement) -> float:
         work, (data, fsdp, _) = self.work, placement.mesh_shape
         part = self.part(call, placement)
@@ -152,10 +167,7 @@ class AnalyticCostModel:
 
     def prefill(self, part: Part, prompts: float) -> Positions:
         """The prompts of a device, of whose last positions alone logits are made."""
-        length = self.work.prompt_tokens
-        return Positions(
-            prompts * length, prompts * square_pairs(length, part.shape.attention), prompts
-        )
+        return whole(prompts, self.work.prompt_tokens, prompts, part.shape.attention)
 
     def positions(self, call: Call, part: Part, prompts: float) -> Positions:
         """Positions of an inference or training pass over a device's prompts: every row's padded
@@ -169,17 +181,14 @@ class AnalyticCostModel:
         group = self.group_rows(call)
         rows = prompts * group
         if not call.per_token:
-            return Positions(
-                rows * (prompt + completion), rows * square_pairs(prompt + completion, attention)
-            )
+            return whole(rows, prompt + completion, 0.0, attention)
         length = prompt + completion - 1
         if not self.shares(call):
-            return Positions(
-                rows * length, rows * square_pairs(length, attention), rows * completion
-            )
-        once = Positions(prompts * prompt, prompts * square_pairs(prompt, attention))
+            return whole(rows, length, rows * completion, attention)
         after = rows * (completion - 1)
-        return once + Positions(after, after * length, rows * completion, prompts * length)
+        pairs, columns = after * length, prompts * length
+        completions = Positions(after, pairs, rows * completion, columns, block_pairs=pairs)
+        return whole(prompts, prompt, 0.0, attention) + completions
 
     def group_rows(self, call: Call) -> int:
         """Rows of a prompt that a call runs."""
@@ -205,16 +214,8 @@ class AnalyticCostModel:
         part = self.part(call, placement)
         run = self.positions(call, part, self._prompts(call, placement))
         remat = part.shape.remat if placement.remat is None else placement.remat
-        # XLA sums a micro-batch's gradients over the shards at once, because the
-        # accumulator has the sharding of the params.
-        once = (
-            roofline.forward_seconds(part, run)
-            + roofline.backward_seconds(part, run, remat)
-            + roofline.reduce_seconds(part)
-        )
-        update = placement.num_micro_batches * once + roofline.optimizer_seconds(
-            part, self.optimizer_bytes
-        )
+        update = roofline.train_seconds(part, run, remat, placement.num_micro_batches)
+        update += roofline.optimizer_seconds(part, self.optimizer_bytes)
         return self.work.num_minibatches * self.work.num_epochs * update
 
     def working_bytes(self, call: Call, placement: Placement) -> float:
@@ -241,14 +242,16 @@ class AnalyticCostModel:
         )
         if call.kind == "generate":
             prefill, rows = self.prefill(part, prompts), prompts * work.samples_per_prompt
-            whole = 0.0
+            gathered = 0.0
             if self.gathers_once(call, placement):
-                whole = part.split.stored * shape.copy_bytes
-            return whole + memory.generate_bytes(
+                gathered = part.split.stored * shape.copy_bytes
+            return gathered + memory.generate_bytes(
                 part, prefill, prompts, rows, work.prompt_tokens, columns
             )
         run = self.positions(call, part, prompts)
-        shared = memory.cache_bytes(part, prompts, columns) if self.shares(call) else 0.0
+        # The cache of a prompt is copied for each of its rows.
+        rows = prompts * self.group_rows(call)
+        shared = memory.cache_bytes(part, rows, columns) if self.shares(call) else 0.0
         batch = (
             prompts
             * placement.num_micro_batches

@@ -24,13 +24,13 @@ def layer_activation_bytes(part: Part, run: Positions) -> float:
 
 def layer_stage_bytes(part: Part, run: Positions) -> float:
     """Bytes that one layer holds at once in a forward pass: the residual, its norm, and the
-    feed-forward's products or attention's.
+    feed-forward's products or attention's, whose blocks of queries run in turn.
 
     Where rows move, both kinds of products are there of all rows, and the mixed values.
     """
     shape, split = part.shape, part.split
     hidden = 2 * shape.ffn_width / split.hidden_parts
-    scores = 0.0 if shape.attention == "cudnn" else 2 * 4 * split.heads * run.pairs
+    scores = 0.0 if shape.attention == "cudnn" else 2 * 4 * split.heads * run.block_pairs
     heads = 2 * (split.heads + split.kv_heads) * shape.head_width * run.tokens * shape.compute_bytes
     residual = 2 * shape.width * run.tokens * shape.compute_bytes
     products = hidden * run.tokens * shape.compute_bytes
@@ -53,15 +53,15 @@ def cache_bytes(part: Part, rows: float, columns: float) -> float:
 
 
 def _other_params_bytes(part: Part) -> float:
-    """Params in the compute dtype, and those that fsdp cuts brought together: of one layer, which
-    XLA frees again.
+    """A device's params in the compute dtype, and those that fsdp cuts brought together in it: of
+    two layers, which XLA frees again.
     """
     shape, split = part.shape, part.split
-    casts = split.gathered * shape.compute_bytes if shape.compute_bytes < part.weight_bytes else 0.0
+    casts = split.stored * shape.compute_bytes if shape.compute_bytes < part.weight_bytes else 0.0
     gathered = (
         0.0
         if part.rows_move
-        else 2 * split.cut_by_fsdp * part.weight_bytes / max(shape.num_layers, 1)
+        else 2 * split.cut_by_fsdp * part.gather_bytes / max(shape.num_layers, 1)
     )
     return casts + gathered
 
@@ -108,14 +108,13 @@ def infer_bytes(part: Part, run: Positions, prompt_cache: float) -> float:
 def generate_bytes(
     part: Part, prefill: Positions, prompts: float, rows: float, prompt: int, columns: int
 ) -> float:
-    """The rows' cache, beside one layer of the prompts' cache that it is made from, or the logits
-    of a step; or the prefill.
+    """The rows' cache and the prompts', whose layers XLA copies for the rows while the prefill still
+    runs; beside them a layer of the prefill, or the logits of a step.
     """
     of_prompts, of_rows = cache_bytes(part, prompts, columns), cache_bytes(part, rows, columns)
     logits = 0.0 if part.shape.values else 3 * 4 * rows * part.split.vocab
-    decode = of_rows + max(of_prompts / part.shape.num_layers, logits)
     drawn = rows * ((columns - prompt) * 13 + prompt * 5)
-    begun = of_prompts + layer_stage_bytes(part, prefill)
-    # Beside the loop XLA keeps what it has summed over fsdp for the prefill.
-    most = max(decode, begun) if part.spread == 1 else decode + begun
-    return most + drawn + _other_params_bytes(part)
+    caches = of_rows + (of_prompts if rows > prompts else 0.0)
+    return (
+        caches + max(layer_stage_bytes(part, prefill), logits) + drawn + _other_params_bytes(part)
+    )

@@ -34,6 +34,11 @@ class Part:
         """Ratio of rows in a device's matrix products to its own rows."""
         return self.rings.fsdp.size if self.rows_move and self.split.cut_by_fsdp else 1
 
+    @property
+    def gather_bytes(self) -> int:
+        """Bytes of a param as fsdp gathers it: XLA rounds it to the compute dtype before."""
+        return min(self.weight_bytes, self.shape.compute_bytes)
+
 
 @dataclass(frozen=True)
 class Positions:
@@ -44,6 +49,7 @@ class Positions:
     logits: float = 0.0  # positions whose logits are made
     cache_columns: float = 0.0  # rows times columns of the cache that are read
     launches: int = 1  # times that the layers are gone through
+    block_pairs: float = 0.0  # the most pairs of one block of queries, which run in turn
 
     def __add__(self, other: "Positions") -> "Positions":
         return Positions(
@@ -52,6 +58,7 @@ class Positions:
             self.logits + other.logits,
             self.cache_columns + other.cache_columns,
             self.launches + other.launches,
+            max(self.block_pairs, other.block_pairs),
         )
 
 
@@ -59,8 +66,27 @@ def square_pairs(length: int, attention: str) -> float:
     """Pairs that attention of a row to itself multiplies: blocks of queries leave out later
     columns, see `blocks.attend`.
     """
-    num_blocks = 1 if attention != "xla" or length < 192 else 2 if length < 512 else 4
-    return length**2 * (num_blocks + 1) / (2 * num_blocks)
+    blocks = num_blocks(length, attention)
+    return length**2 * (blocks + 1) / (2 * blocks)
+
+
+def num_blocks(length: int, attention: str) -> int:
+    """Blocks of queries that attention of a row to itself runs in turn, see `blocks.attend`."""
+    return 1 if attention != "xla" or length < 192 else 2 if length < 512 else 4
+
+
+def whole(rows: float, length: int, logits: float, attention: str) -> Positions:
+    """Positions of whole rows, each of which attends to itself.
+
+    Args:
+      rows: of a device.
+      length: positions of each.
+      logits: positions whose logits are made.
+      attention: as a model's config names it.
+    """
+    pairs = rows * square_pairs(length, attention)
+    block = rows * length**2 / num_blocks(length, attention)
+    return Positions(rows * length, pairs, logits, block_pairs=block)
 
 
 def activation_elements(part: Part) -> float:
@@ -120,13 +146,16 @@ def head_seconds(part: Part, run: Positions) -> float:
     return looked_up + product + reductions + 6 * hardware.launch_seconds
 
 
-def gather_seconds(part: Part) -> float:
-    """Seconds of bringing together what fsdp cuts of the params, in an array a layer and more."""
+def gather_seconds(part: Part, elements: float | None = None) -> float:
+    """Seconds of bringing together what fsdp cuts of the params, in an array a layer and more.
+
+    Args:
+      part: of a model.
+      elements: params that are brought together; None: all that a forward pass reads.
+    """
     ring = part.rings.fsdp
-    return (
-        ring.all_gather(part.split.cut_by_fsdp * part.weight_bytes)
-        + part.shape.num_layers * ring.latency
-    )
+    elements = part.split.cut_by_fsdp if elements is None else elements
+    return ring.all_gather(elements * part.gather_bytes) + part.shape.num_layers * ring.latency
 
 
 def fsdp_seconds(part: Part, run: Positions) -> float:
@@ -155,11 +184,36 @@ def forward_seconds(part: Part, run: Positions) -> float:
     return layers_seconds(part, run) + head_seconds(part, run) + fsdp_seconds(part, run)
 
 
-def backward_seconds(part: Part, run: Positions, remat: bool) -> float:
-    """A backward pass: two products for each of the forward's, the sums over tensor again, and what
-    fsdp brings together again.
+def train_seconds(part: Part, run: Positions, remat: bool, num_micro_batches: int) -> float:
+    """Forward and backward passes of all micro-batches, with what links carry: see `backward_seconds`
+    and `reduce_seconds`.
 
-    With `remat` the layers run forward once more; a head in chunks always does.
+    XLA sums a micro-batch's gradients over the shards at once, because the accumulator has the
+    sharding of the params. A head of its own is brought together, and its gradient summed, once for
+    all micro-batches.
+    """
+    split, ring = part.split, part.rings.fsdp
+    forward = layers_seconds(part, run) + head_seconds(part, run)
+    # A frozen head has no gradient.
+    head_summed = 0.0 if part.shape.adapter else _scattered_seconds(part, split.cut_head)
+    if part.rows_move:
+        links = fsdp_seconds(part, run)
+        once = forward + links + backward_seconds(part, run, remat) + links
+        return num_micro_batches * (once + reduce_seconds(part) + head_summed)
+    whole = gather_seconds(part, split.cut_by_fsdp - split.cut_head) if ring.size > 1 else 0.0
+    layers = split.cut_by_fsdp - split.cut_head - split.cut_table
+    again = gather_seconds(part, layers) if ring.size > 1 else 0.0
+    head = gather_seconds(part, split.cut_head) if split.cut_head else 0.0
+    once = forward + whole + backward_seconds(part, run, remat) + again
+    return num_micro_batches * (once + reduce_seconds(part)) + head + head_summed
+
+
+def backward_seconds(part: Part, run: Positions, remat: bool) -> float:
+    """A backward pass: two products for each of the forward's, and the sums over tensor again; no
+    fsdp gather.
+
+    With `remat` the layers run forward once more, on the params that are brought together for it; a
+    head in chunks always does.
     """
     layers, head = layers_seconds(part, run), head_seconds(part, run)
     sums = 2 * part.shape.num_layers * run.launches
@@ -169,27 +223,30 @@ def backward_seconds(part: Part, run: Positions, remat: bool) -> float:
     # Collectives once, all else twice; of a frozen kernel only the inputs have a gradient.
     twice = layers if part.shape.adapter else 2 * layers - sums * summed
     chunked = run.logits * part.split.vocab > MAX_LOGITS
-    return (
-        twice
-        + ((3 if chunked else 2) - bool(part.shape.adapter)) * head
-        + (layers if remat else 0.0)
-        + (2 if remat else 1) * fsdp_seconds(part, run)
-    )
+    heads = (3 if chunked else 2) - bool(part.shape.adapter)
+    return twice + heads * head + (layers if remat else 0.0)
+
+
+def _scattered_seconds(part: Part, elements: float) -> float:
+    """Summing the gradients of so many whole params that fsdp cuts: reduced and scattered over fsdp,
+    then a device's part summed over data.
+    """
+    rings, num_bytes = part.rings, elements * part.shape.param_bytes
+    summed = rings.data.all_reduce(num_bytes / rings.fsdp.size)
+    return rings.fsdp.all_gather(num_bytes) + summed
 
 
 def reduce_seconds(part: Part) -> float:
-    """Summing gradients over the shards of the rows.
-
-    What fsdp cuts is reduced and scattered over fsdp, then its part summed over data; the rest is
-    summed over both.
+    """Summing gradients over the shards of the rows, but for those of a head of its own that fsdp
+    cuts. What fsdp does not cut is summed over data and fsdp.
     """
-    split, rings, item = part.split, part.rings, part.shape.param_bytes
+    split, rings = part.split, part.rings
     if part.shape.adapter:
         elements = part.shape.adapter_elements(rings.fsdp.size, rings.tensor.size)
         return rings.rows.all_reduce(elements * 4)
-    cut = (split.stored - split.whole_over_fsdp) * rings.fsdp.size * item
-    scattered = rings.fsdp.all_gather(cut) + rings.data.all_reduce(cut / rings.fsdp.size)
-    return scattered + rings.rows.all_reduce(split.whole_over_fsdp * item)
+    cut = (split.stored - split.whole_over_fsdp) * rings.fsdp.size - split.cut_head
+    whole = rings.rows.all_reduce(split.whole_over_fsdp * part.shape.param_bytes)
+    return _scattered_seconds(part, cut) + whole
 
 
 def optimizer_seconds(part: Part, optimizer_bytes: float) -> float:

@@ -65,6 +65,8 @@ class Split:
     cut_by_fsdp: (
         float  # of the gathered ones that a forward pass reads, those that must be brought together
     )
+    cut_table: float  # of those, the embedding
+    cut_head: float  # of those, a map to logits that is not the embedding
     whole_over_fsdp: float  # of the stored ones, those that fsdp does not divide
     layer_products: float  # params of the layers' products, gathered
     head_products: float
@@ -142,7 +144,7 @@ def divided(size: int, parts: int) -> int:
 
 @cache
 def _split(shape: Shape, fsdp: int, tensor: int) -> Split:
-    stored = gathered = cut = whole = layers = head = 0.0
+    stored = gathered = cut = cut_table = cut_head = whole = layers = head = 0.0
     table_cut = False
     for leaf in shape.leaves:
         by_fsdp, by_tensor = leaf.parts(fsdp, tensor)
@@ -153,7 +155,10 @@ def _split(shape: Shape, fsdp: int, tensor: int) -> Split:
         whole += here if by_fsdp == 1 else 0.0
         # The table is read a few rows a step, but XLA brings its columns together all the same; a
         # value model's head rests.
-        cut += here if by_fsdp > 1 and not (leaf.place == "head" and shape.values) else 0.0
+        if by_fsdp > 1 and not (leaf.place == "head" and shape.values):
+            cut += here
+            cut_table += here if leaf.place == "table" else 0.0
+            cut_head += here if leaf.place == "head" else 0.0
         layers += here if leaf.place == "layer" and len(leaf.sizes) == 2 else 0.0
         head += here if is_head and not shape.values else 0.0
         table_cut |= leaf.place == "table" and by_tensor > 1
@@ -161,6 +166,8 @@ def _split(shape: Shape, fsdp: int, tensor: int) -> Split:
         stored=stored,
         gathered=gathered,
         cut_by_fsdp=cut,
+        cut_table=cut_table,
+        cut_head=cut_head,
         whole_over_fsdp=whole,
         layer_products=layers,
         head_products=head,

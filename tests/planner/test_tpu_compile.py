@@ -1,0 +1,112 @@
+"""Programs as libtpu compiles them for a slice that is not here: the whole head of Pythia 410m, a
+small update and a small round of sampling.
+
+`.ci/tpu` runs this file where libtpu can be installed.
+"""
+
+import importlib.util
+import os
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rlhf_jax.building.from_shapes import shaped
+from rlhf_jax.cli import run
+from rlhf_jax.devices import topology
+from rlhf_jax.devices.distributed import standing_in
+from rlhf_jax.devices.mesh import Config, make_mesh
+from rlhf_jax.ops.row_shards import RowShards
+from rlhf_jax.ops.sharded_logprobs import HeadParam, sharded_token_logprobs
+from rlhf_jax.planner.compiled.collectives import collectives
+from rlhf_jax.planner.compiled.reading import read
+from rlhf_jax.scoring import MAX_LOGITS
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs rlhf_jax[tpu_compile]"
+)
+SLICE = topology.parse("v5e:2x4")
+DEVICES = SLICE.num_devices
+WIDTH, VOCABULARY, ROWS = 1024, 50304, 1024 * 53
+"""Of Pythia 410m's head, and the completion positions of an update of TL;DR."""
+
+
+@cache
+def devices():
+    os.environ.update(SLICE.environment)  # libtpu reads them as it is loaded
+    return topology.devices(SLICE)
+
+
+def test_the_whole_head_is_gathered_once_and_reduced_once():
+    """7/8 of the kernel in bfloat16, and of its gradient in float32; nothing else of weight."""
+    with standing_in(devices()):
+        mesh = make_mesh(Config(1, DEVICES, 1))
+    kernel, rows = P("fsdp"), P(("data", "fsdp"))
+    shards, layout = RowShards(mesh, ("data", "fsdp")), [HeadParam(kernel, "bfloat16")]
+
+    def loss(kernel, hidden_ND, tokens_N):
+        logprob_N, entropy_N = sharded_token_logprobs(
+            hidden_ND,
+            lambda params, hidden: (hidden @ params[0]).astype(jnp.float32),
+            [kernel],
+            tokens_N,
+            0.7,
+            max_chunk_elements=MAX_LOGITS,
+            shards=shards,
+            param_layout=layout,
+        )
+        return (logprob_N + 0.1 * entropy_N).sum()
+
+    def of(shape, dtype, spec):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    given = (
+        of((WIDTH, VOCABULARY), jnp.float32, kernel),
+        of((ROWS, WIDTH), jnp.bfloat16, rows),
+        of((ROWS,), jnp.int32, rows),
+    )
+    text = jax.jit(jax.grad(loss)).lower(*given).compile().as_text() or ""
+    found = collectives(text, DEVICES)
+    least = (DEVICES - 1) / DEVICES * (2 + 4) * WIDTH * VOCABULARY
+    assert " while(" in text, "the head should run in chunks"
+    assert least <= sum(each.total_bytes for each in found) <= 1.05 * least
+    assert [each for each in found if each.depth and each.total_bytes > 1e-3 * least] == []
+
+
+@cache
+def reading(call):
+    sizes = ("--config.model.width=128", "--config.model.ffn_width=512")
+    config = run.parse(["", "--config=configs/tiny.py", f"--config.mesh.fsdp={DEVICES}", *sizes])
+    program = shaped(config, devices()).program
+    arguments = program.arguments(call)
+    return program, read(call, program.lowered(call), arguments, DEVICES)
+
+
+def params_bytes(program):
+    return sum(
+        leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.reference_params)
+    )
+
+
+def test_a_small_update_sends_params_twice_and_gradients_once():
+    program, found = reading("train_policy")
+    share = (DEVICES - 1) / DEVICES * params_bytes(program)
+    # Params are gathered for the forward and for the backward pass, and gradients scattered once, all
+    # in float32; XLA may keep what it has gathered.
+    assert 1.9 * share <= found.link_bytes <= 1.3 * 3 * share
+    # A TPU's tiles make the small arrays larger than their elements.
+    assert found.alias_bytes >= found.donated_bytes > 0
+    large = [each for each in found.collectives if each.depth and each.total_bytes > 0.1 * share]
+    assert large == []
+
+
+def test_a_small_round_of_sampling_gathers_params_once():
+    program, found = reading("generate")
+    share = (DEVICES - 1) / DEVICES * params_bytes(program)
+    outside = sum(each.total_bytes for each in found.collectives if not each.depth)
+    assert outside <= 1.1 * share
+    inside = [each for each in found.collectives if each.depth]
+    assert all(each.link_bytes < 1000 for each in inside), "decoding sends numbers alone"
