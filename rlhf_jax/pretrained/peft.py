@@ -218,7 +218,7 @@ def _tensors(model: Model) -> dict[str, Tensor]:
     return layouts.tensors(model.family, model.config)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _host(array: Any) -> np.ndarray:
+def _host(array: object) -> np.ndarray:
     return np.asarray(jax.device_get(array), np.float32)
 
 

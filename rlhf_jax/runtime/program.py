@@ -12,18 +12,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from rlhf_jax import sampling
 from rlhf_jax.dataflow import REWARD, SCORES, Call
 from rlhf_jax.devices import distributed, memory, sharding
 from rlhf_jax.devices.bases import Bases
 from rlhf_jax.devices.placement import put
-from rlhf_jax.devices.transfer.per_host import local_mesh
-from rlhf_jax.micro_batches import map_micro_batches
 from rlhf_jax.models.common.adapters import Rest, join, split
 from rlhf_jax.ops.once import bound
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import calls, credit, shapes
-from rlhf_jax.runtime.sampler import Entry, Sampler
+from rlhf_jax.runtime.sampler import Entry, make_sampler
 from rlhf_jax.runtime.spec import Critic as Critic
 from rlhf_jax.runtime.spec import ProgramSpec as ProgramSpec
 from rlhf_jax.runtime.spec import Published
@@ -67,7 +64,7 @@ class Program:
         }
         trained = {role: split(params)[0] for role, params in first.items()}
         self.state_shapes, self.state_shardings = shapes.state_shapes(spec, trained)
-        self.sampler = _make_sampler(
+        self.sampler = make_sampler(
             spec,
             self.generate_call,
             self.trainer_mesh,
@@ -356,38 +353,6 @@ class Program:
     def _first_params(self, policy: Params) -> dict[str, Params]:
         critic = self.spec.critic
         return {"policy": policy} | ({} if critic is None else {"critic": critic.params})
-
-
-def _make_sampler(
-    spec: ProgramSpec, call: Call, trainer_mesh: Mesh, params: Params, bases: Bases
-) -> Sampler:
-    """Compiles `generate` for the plan's mesh or the sampler's slices."""
-    resolved_plan = spec.resolved_plan
-    generate = bound(
-        sampling.sample,
-        model=spec.model_of(call),
-        config=spec.sampling,
-        eos_id=spec.eos_id,
-        pad_id=spec.pad_id,
-    )
-    slices = spec.sampler_slices
-    if not slices and resolved_plan.mesh(call.name) != trainer_mesh:
-        slices = (local_mesh(resolved_plan.mesh(call.name)),)
-    micro_batched = map_micro_batches(
-        generate, resolved_plan.micro_batches(call.name), 1, spec.sampling.samples_per_prompt
-    )
-    prompts = jax.eval_shape(lambda: spec.prompts(0))
-    return Sampler(
-        micro_batched,
-        spec.model,
-        params,
-        prompts,
-        spec.key,
-        trainer_mesh,
-        slices,
-        spec.publish_dtype,
-        bases,
-    )
 
 
 def fresh_state(params: Params, *, optimizer: optax.GradientTransformation) -> TrainState:

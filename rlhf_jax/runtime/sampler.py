@@ -17,14 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from rlhf_jax import sampling
+from rlhf_jax.dataflow import Call
 from rlhf_jax.devices import distributed, memory, sharding
 from rlhf_jax.devices.bases import Bases
 from rlhf_jax.devices.placement import put
 from rlhf_jax.devices.transfer import per_host
 from rlhf_jax.devices.transfer.reallocate import move
+from rlhf_jax.micro_batches import map_micro_batches
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.adapters import join, split
-from rlhf_jax.runtime.spec import Published
+from rlhf_jax.ops.once import bound
+from rlhf_jax.runtime.spec import ProgramSpec, Published
 from rlhf_jax.types import Array, Device, Params, Prompts, Samples
 
 Generate = Callable[[Params, Prompts, Array, np.int32], Samples]
@@ -189,6 +193,46 @@ class Sampler:
           params: of the policy, as training holds them.
         """
         return None if self._disaggregated else (self._copy, (params,))
+
+
+def make_sampler(
+    spec: ProgramSpec, call: Call, trainer_mesh: Mesh, params: Params, bases: Bases
+) -> Sampler:
+    """Compiles `generate` for the plan's mesh or the sampler's slices.
+
+    Args:
+      spec: of the program.
+      call: that generates.
+      trainer_mesh: where the policy trains.
+      params: of the policy, its base on that mesh.
+      bases: as `Sampler` takes it.
+    """
+    resolved_plan = spec.resolved_plan
+    generate = bound(
+        sampling.sample,
+        model=spec.model_of(call),
+        config=spec.sampling,
+        eos_id=spec.eos_id,
+        pad_id=spec.pad_id,
+    )
+    slices = spec.sampler_slices
+    if not slices and resolved_plan.mesh(call.name) != trainer_mesh:
+        slices = (per_host.local_mesh(resolved_plan.mesh(call.name)),)
+    micro_batched = map_micro_batches(
+        generate, resolved_plan.micro_batches(call.name), 1, spec.sampling.samples_per_prompt
+    )
+    prompts = jax.eval_shape(lambda: spec.prompts(0))
+    return Sampler(
+        micro_batched,
+        spec.model,
+        params,
+        prompts,
+        spec.key,
+        trainer_mesh,
+        slices,
+        spec.publish_dtype,
+        bases,
+    )
 
 
 def _on_mesh(key: Array, mesh: Mesh) -> Array:

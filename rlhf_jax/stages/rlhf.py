@@ -3,7 +3,6 @@ of rounds.
 """
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable, Generator, Mapping
 from functools import partial
@@ -84,7 +83,7 @@ def make_spec(
 
     critic = None
     if "critic" in algorithm.losses:
-        params = critic_params(workspace, reward, reference_params)
+        params = base.critic_params(workspace, reward, reference_params)
         optimizer = make_optimizer(
             config.critic_optimizer, clock.num_updates, clock.updates_per_round
         )
@@ -120,24 +119,6 @@ def make_spec(
             zip(stream.texts_of(samples), workspace.completions(samples), strict=True)
         ),
     )
-
-
-def critic_params(workspace: Workspace, reward: Reward, reference_params: Params) -> Params:
-    """Initial params of the critic: the reward model, its head in units of the standardised score;
-    without one, the SFT policy with a fresh head.
-    """
-    if reward.params is None:
-        return workspace.value_model.init_from(reference_params, workspace.key("critic"))
-    head = reward.params["value_head"]
-    scaled = {
-        "kernel": head["kernel"] / reward.std,
-        "bias": (head["bias"] - reward.mean) / reward.std,
-    }
-    backbone = reward.params["backbone"]
-    if workspace.lora.rank and split(backbone)[1] is None:  # of a reward model without adapters
-        on_reward = dataclasses.replace(workspace, model=workspace.reward_network.backbone)
-        backbone = base.on_fresh_adapter(on_reward, backbone)
-    return {"backbone": backbone, "value_head": scaled}
 
 
 def make_reward(workspace: Workspace, stages: Stages) -> Reward:

@@ -221,8 +221,8 @@ def model_shape(
 
 
 def _adapter_leaves(model: Model | ValueModel, lora: adapters.Config) -> tuple[Leaf, ...]:
-    """What a role with an adapter trains: its matrices, and a value head."""
-    backbone: Any = getattr(model, "backbone", model)
+    """The params that a role with an adapter trains: its matrices, and a value head."""
+    backbone = model.backbone if isinstance(model, ValueModel) else model
     adapter = jax.eval_shape(lambda: adapters.init(backbone, lora, randomness.key(0)))
     arrays: dict[Any, Any] = flatten_dict(adapter)
     axes: dict[Any, Any] = flatten_dict(backbone.logical_axes(adapter))

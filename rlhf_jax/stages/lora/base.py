@@ -5,6 +5,7 @@ run that this one begins from, where that run trained all params; or else the fr
 begins with, which are then kept in `checkpoints/base` of the run.
 """
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.pretrained import peft
 from rlhf_jax.records.checkpoints import abstract_like, complete_steps, restore_params
 from rlhf_jax.refusal import MissingInput, Refusal
+from rlhf_jax.runtime.spec import Reward
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.common import pretrained_models
 from rlhf_jax.types import Params
@@ -112,6 +114,26 @@ def on_fresh_adapter(workspace: Workspace, params: Params) -> Params:
     )
     adapter = distributed.compiled(made, out_shardings=shardings)(workspace.key("lora"))
     return Adapted(params, adapter, lora.scale)
+
+
+def critic_params(workspace: Workspace, reward: Reward, reference_params: Params) -> Params:
+    """Initial params of the critic: the reward model, its head in units of the standardised score;
+    without one, the SFT policy with a fresh head.
+    """
+    if reward.params is None:
+        return workspace.value_model.init_from(reference_params, workspace.key("critic"))
+    head = reward.params["value_head"]
+    scaled = {
+        "kernel": head["kernel"] / reward.std,
+        "bias": (head["bias"] - reward.mean) / reward.std,
+    }
+    backbone = reward.params["backbone"]
+    if (
+        workspace.lora.rank and adapters.split(backbone)[1] is None
+    ):  # of a reward model without adapters
+        on_reward = dataclasses.replace(workspace, model=workspace.reward_network.backbone)
+        backbone = on_fresh_adapter(on_reward, backbone)
+    return {"backbone": backbone, "value_head": scaled}
 
 
 def keep(workspace: Workspace) -> None:

@@ -153,16 +153,17 @@ class Stages:
     def with_rates(self, factor: float) -> "Stages":
         """These settings with the learning rate of every optimizer times `factor`."""
 
-        def faster(settings: Any) -> Any:
+        changed = {}
+        for name, settings in vars(self).items():
+            if not is_dataclass(settings) or isinstance(settings, type):
+                continue
             optimizers = {
-                name: replace(value, learning_rate=factor * value.learning_rate)
-                for name, value in vars(settings).items()
+                key: replace(value, learning_rate=factor * value.learning_rate)
+                for key, value in vars(settings).items()
                 if isinstance(value, OptimizerConfig)
             }
-            return replace(settings, **optimizers)
-
-        stages = {name: value for name, value in vars(self).items() if is_dataclass(value)}
-        return replace(self, **{name: faster(value) for name, value in stages.items()})
+            changed[name] = replace(settings, **optimizers)
+        return replace(self, **changed)
 
     @property
     def learned(self) -> bool:
