@@ -36,6 +36,7 @@ def get_config(argument: str = "") -> ConfigDict:
         config.directory += f"_{name}"
     config.algorithm = build.component("algorithms", name)
     config.algorithm.update(SETTINGS.get(name, {}))
+    config.lora.rank = 16  # of the policy and of the reward model, on one base
     config.lengths.max_prompt_tokens, config.lengths.max_completion_tokens = 8, 24
     config.comparisons.num_train, config.comparisons.num_heldout = 1024, 256
     config.comparisons.prompts_per_batch = 64

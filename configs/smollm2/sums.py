@@ -1,5 +1,5 @@
-"""GRPO of SmolLM2-135M-Instruct, 4-bit values, on sums after three worked examples; exact match is
-the reward.
+"""GRPO with LoRA of SmolLM2-135M-Instruct, 4-bit values, on sums after worked examples; exact match
+is the reward.
 
 Command:   python -m experiments.run --config=configs/smollm2/sums.py
 Hardware:  two CPU cores
@@ -22,10 +22,11 @@ NEWLINE = "Ċ"  # as a byte-level vocabulary writes it
 
 def get_config() -> ConfigDict:
     config = smollm2.recipe("runs/smollm2/sums", "addition")
-    config.task.limit, config.task.padded, config.task.heldout_percent = 110, False, 20
-    config.task.digits, config.task.spaced, config.task.worked_examples = (1, 2), True, 3
+    config.task.limit, config.task.padded, config.task.heldout_percent = 30, False, 50
+    config.task.spaced, config.task.worked_examples = True, 5
     config.tokenizer.eos = f"{NEWLINE} <|im_end|> <|endoftext|>"
-    config.lengths.max_prompt_tokens, config.lengths.max_completion_tokens = 40, 6
+    config.lengths.max_prompt_tokens, config.lengths.max_completion_tokens = 64, 6
+    config.lora.rank = 32
     config.reward = "exact_match"
     config.algorithm = build.component("algorithms", "grpo")
     config.algorithm.kl_weight = 0.0
@@ -35,6 +36,6 @@ def get_config() -> ConfigDict:
     config.rlhf.optimizer.learning_rate = 2e-5
     config.rlhf.optimizer.schedule, config.rlhf.optimizer.warmup_updates = "constant", 5
     config.rlhf.evaluate_every, config.rlhf.checkpoint_every = 25, 25
-    config.evaluate.num_prompts, config.evaluate.num_prompts_between = 256, 64
+    config.evaluate.num_prompts, config.evaluate.num_prompts_between = 200, 64
     config.evaluate.prompts_per_batch, config.evaluate.references_per_prompt = 16, 1
     return config

@@ -250,11 +250,18 @@ def test_a_counter_beside_a_member_that_stays_has_an_upper_bound():
         ("replica_groups=[4,2]<=[2,4]T(1,0)", 2),
         ("replica_groups=mesh['x'=2,'y'=4] {'y'}, dimensions={0}", 4),
         ("replica_groups=mesh['x'=2,'y'=4] {'x','y'}", 8),
+        ("replica_groups=mesh['x'=4,'y'=1,'z'=2], device_ids=([2,4]T(1,0)) {'x'}, channel_id=2", 4),
+        ("replica_groups=mesh['x'=2,'y'=4] {'x','y':(2)2}", 4),
         ("channel_id=1, replica_groups={}, to_apply=%add", 8),
     ],
 )
 def test_devices_of_a_group(attributes, size):
     assert group_size(attributes, N) == size
+
+
+def test_groups_of_an_unknown_form_are_refused():
+    with pytest.raises(ValueError, match=r"replica_groups=ring\(4\),? which is no known form"):
+        group_size("channel_id=1, replica_groups=ring(4), to_apply=%add", N)
 
 
 def test_bytes_of_shapes():

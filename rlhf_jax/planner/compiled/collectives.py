@@ -252,17 +252,25 @@ def group_size(attributes: str, num_devices: int) -> int:
     """Devices that take part in a collective together.
 
     Reads lists of devices, iotas such as `[2,4]<=[8]` (two groups of four) and axes of a mesh such
-    as `mesh['x'=2,'y'=4] {'y'}`.
+    as `mesh['x'=2,'y'=4] {'y'}`, with the order of its devices or without.
 
     Args:
       attributes: of the instruction.
       num_devices: of the program, which a collective without groups runs on.
+
+    Raises ValueError for groups that are written in another form.
     """
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
+    mesh = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^{]*)?\s*\{([^}]*)\}"
+    if found := re.search(mesh, attributes):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
-        return prod(int(sizes[name]) for name in re.findall(r"'([^']+)'", found[2]))
+        axes = re.findall(
+            r"'([^']+)'(?::\(\d+\)(\d+))?", found[2]
+        )  # a part of an axis has its size
+        return prod(int(part or sizes[name]) for name, part in axes)
     if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
         return int(found[1])
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return found[1].count(",") + 1
+    if found := re.search(r"replica_groups=(?!\{\})[^,\s]*", attributes):
+        raise ValueError(f"a collective has {found[0]}, which is no known form of groups")
     return num_devices
