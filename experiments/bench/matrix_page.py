@@ -249,7 +249,7 @@ the steps that decoding takes with lengths of a real policy.
 
 `python -m experiments.bench.matrix --index` writes the plans and fingerprints of today, without libtpu.
 `python -m experiments.bench.matrix` compiles each program that has no figures yet
-(`pip install 'rlhf_jax[tpu_compile]'`), and `python -m experiments.bench.matrix_page` writes this page.
+(`pip install 'rlhf_jax[tpu-compile]'`), and `python -m experiments.bench.matrix_page` writes this page.
 """
 
 

@@ -5,7 +5,7 @@ would take.
     python -m experiments.compile --config=configs/tiny.py --topology=cpu:8 --calls=train_policy
 
 The calls are the run's own, made from shapes: no weights, no data and no accelerator are needed. A
-TPU is compiled for by libtpu (`pip install 'rlhf_jax[tpu_compile]'`). `here` compiles for the devices
+TPU is compiled for by libtpu (`pip install 'rlhf_jax[tpu-compile]'`). `here` compiles for the devices
 at hand, whatever they are. What cannot be compiled is one line and exit status 2.
 """
 

@@ -106,7 +106,7 @@ def _of_libtpu(topology: Topology) -> list:
     import jax
     from jax.experimental import topologies
 
-    with extras.needed("tpu_compile", f"--topology={topology.name}"):
+    with extras.needed("tpu-compile", f"--topology={topology.name}"):
         import libtpu  # type: ignore[import-not-found] # noqa: F401 (jax loads it by itself)
     sizes = [int(size) for size in topology.name.partition(":")[2].split("x")]
     # libtpu takes a host to have 2 x 2 chips, which a smaller slice does not have.

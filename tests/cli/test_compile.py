@@ -140,7 +140,7 @@ def test_a_call_that_does_not_fit_says_by_how_much():
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs rlhf_jax[tpu_compile]"
+    importlib.util.find_spec("libtpu") is None, reason="needs rlhf_jax[tpu-compile]"
 )
 def test_a_tpu_is_compiled_for_without_one(tmp_path):
     """In a process of its own: libtpu reads the environment when it is loaded."""

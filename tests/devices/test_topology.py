@@ -53,13 +53,13 @@ def test_devices_that_stand_in_are_all_there_are():
 )
 def test_without_libtpu_the_extra_is_named():
     with pytest.raises(
-        Refusal, match=r"v5e:2x4 needs libtpu: pip install 'rlhf_jax\[tpu_compile\]'"
+        Refusal, match=r"v5e:2x4 needs libtpu: pip install 'rlhf_jax\[tpu-compile\]'"
     ):
         topology.devices(topology.parse("v5e:2x4"))
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs rlhf_jax[tpu_compile]"
+    importlib.util.find_spec("libtpu") is None, reason="needs rlhf_jax[tpu-compile]"
 )
 def test_a_slice_of_two_hosts_is_compiled_for_as_one():
     code = (

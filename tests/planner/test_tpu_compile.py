@@ -26,7 +26,7 @@ from rlhf_jax.planner.compiled.reading import read
 from rlhf_jax.scoring import MAX_LOGITS
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs rlhf_jax[tpu_compile]"
+    importlib.util.find_spec("libtpu") is None, reason="needs rlhf_jax[tpu-compile]"
 )
 SLICE = topology.parse("v5e:2x4")
 DEVICES = SLICE.num_devices
