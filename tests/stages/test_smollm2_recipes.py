@@ -19,7 +19,7 @@ BYTES = 258
 SIZES = {
     "tokenizer.kind": "bytes",
     "tokenizer.eos": "",
-    "lengths.max_prompt_tokens": 64,
+    "lengths.max_prompt_tokens": 96,
     "lengths.max_completion_tokens": 6,
     "comparisons.num_train": 64,
     "comparisons.num_heldout": 64,
@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
     """A published folder of the family of SmolLM2, tied, of bytes."""
     place = tmp_path_factory.mktemp("published") / "llama"
     model = llama.make(llama.Config(BYTES, 24, 2, 3, 1, 48, tie_embeddings=True))
-    export.save(place, model, random_params(model, 0), token_ids={"max_position_embeddings": 77})
+    export.save(place, model, random_params(model, 0), token_ids={"max_position_embeddings": 128})
     return place
 
 
