@@ -34,11 +34,6 @@ def test_the_index_is_of_today_for_all_recipes(name):
     assert list(matrix.stale([name], quick=True)) == [], AGAIN
 
 
-AGAIN = (
-    "run python -m experiments.bench.matrix --index, then python -m experiments.bench.matrix_page"
-)
-
-
 def test_another_program_is_seen(monkeypatch):
     monkeypatch.setattr(matrix, "lowered", lambda *_: {"generate": "0", "reference": "1"})
     index = matrix.read_index()

@@ -14,7 +14,6 @@ stopped command goes on where it was. `matrix_page.py` writes the page.
 """
 
 import argparse
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -148,10 +147,11 @@ def plan_of(case: Case) -> tuple[str, dict[str, int]]:
 def lowered(case: Case, plan: str, layers: int, calls: Sequence[str] = CALLS) -> dict[str, str]:
     """Fingerprints of a case's programs by call, lowered for TPUs on CPU devices: no libtpu."""
     from rlhf_jax.building.from_shapes import shaped
+    from rlhf_jax.planner.compiled.reading import fingerprint
 
     found = shaped(config_of(case, plan), _devices(case), layers)
     return {
-        call: fingerprint(found.program.lowered(call, platform="tpu").as_text())
+        call: fingerprint(found.program.lowered(call, platform="tpu"))
         for call in found.program.compiled_names
         if call in calls
     }
@@ -160,11 +160,6 @@ def lowered(case: Case, plan: str, layers: int, calls: Sequence[str] = CALLS) ->
 def _devices(case: Case) -> list:
     """CPU devices that a case is lowered on: eight, as the tests have, for every case."""
     return topology.devices(topology.parse("cpu:8"))[: case.num_devices]
-
-
-def fingerprint(text: str) -> str:
-    """The fingerprint of a lowered program, as `planner.compiled.reading` has it."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def index_of(name: str, extra: Mapping[str, Sequence[int]]) -> dict[str, Any]:

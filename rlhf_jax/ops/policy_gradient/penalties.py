@@ -17,26 +17,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.ops.corrections import MAX_LOG
+from rlhf_jax.ops.corrections import log_staleness
 from rlhf_jax.ops.divergences import k2, k3
-from rlhf_jax.ops.masked import select
-from rlhf_jax.ops.shapes import assert_shapes
 from rlhf_jax.types import Array
 
 KL = Literal["none", "k2", "k3", "k3_weighted", "k3_detached"]
-
-
-def log_ratio(logprob_RC: Array, base_logprob_RC: Array, mask_RC: Array) -> Array:
-    """log π − log b of each token, nats `[R, C]`, within ±20 and 0 under the mask.
-
-    Args:
-      logprob_RC: log-probabilities of the policy.
-      base_logprob_RC: those of the policy that the ratio is taken to.
-      mask_RC: True at tokens of the completion.
-    """
-    assert_shapes(logprob_RC=logprob_RC, base_logprob_RC=base_logprob_RC, mask_RC=mask_RC)
-    log_RC = select(logprob_RC, mask_RC) - select(base_logprob_RC, mask_RC)
-    return jnp.clip(log_RC, -MAX_LOG, MAX_LOG)
 
 
 def kl_penalty(
@@ -64,7 +49,7 @@ def kl_penalty(
     penalty_RC = k3(logprob_RC, reference_logprob_RC, mask_RC)
     if kind == "k3":
         return penalty_RC
-    ratio_RC = jnp.exp(log_ratio(logprob_RC, base_logprob_RC, mask_RC))
+    ratio_RC = jnp.exp(log_staleness(logprob_RC, base_logprob_RC, mask_RC, "token"))
     if kind == "k3_detached":
         ratio_RC = jax.lax.stop_gradient(ratio_RC)
     return ratio_RC * penalty_RC
@@ -78,4 +63,4 @@ def drift(logprob_RC: Array, base_logprob_RC: Array, mask_RC: Array) -> Array:
       base_logprob_RC: log b of them.
       mask_RC: True at tokens of the completion.
     """
-    return jnp.square(log_ratio(logprob_RC, base_logprob_RC, mask_RC))
+    return jnp.square(log_staleness(logprob_RC, base_logprob_RC, mask_RC, "token"))

@@ -110,8 +110,13 @@ def read(
         accessed_bytes=costs.get("bytes accessed", 0.0),
         collectives=tuple(collectives(text, num_devices)),
         seconds=seconds,
-        fingerprint=hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16],
+        fingerprint=fingerprint(lowered),
     )
+
+
+def fingerprint(lowered: jax.stages.Lowered) -> str:
+    """Returns 16 hexadecimal digits of a lowered program's text: programs with equal ones are one."""
+    return hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16]
 
 
 def donated_bytes(lowered: jax.stages.Lowered, arguments: object) -> int:
