@@ -15,6 +15,16 @@ from pathlib import Path
 from typing import Any
 
 NUM_THREADS = 2
+TRL_ON_CPU: dict[str, Any] = {
+    "gradient_checkpointing": False,
+    "bf16": False,
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+"""Options of TRL's trainers in every benchmark: float32 on CPU, and nothing written."""
 PACKAGES = (
     "rlhf_jax",
     "jax",

@@ -75,14 +75,8 @@ def main() -> None:
             temperature=1.0,
             beta=rounds.BETA,
             learning_rate=rounds.LEARNING_RATE,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
-            dataloader_pin_memory=False,
-            save_strategy="no",
             logging_steps=MANY_ROUNDS,
-            report_to="none",
-            disable_tqdm=True,
+            **measure.TRL_ON_CPU,
         )
         trainer = OnlineDPOTrainer(
             model=policy,

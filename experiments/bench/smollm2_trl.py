@@ -29,9 +29,6 @@ from rlhf_jax.records.ledger import STAGE
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.settings.stages import Stages
 
-RANK, ALPHA, TARGETS = 32, 32, "all-linear"
-RATE_FACTOR = 10.0  # of an adapter's learning rate to the recipe's, which is of all parameters
-
 
 def recipe(folder: Path, seed: int) -> tuple[Workspace, Stages]:
     """The recipe's workspace and stages; nothing is trained."""
@@ -97,7 +94,6 @@ def trainer(folder: Path, seed: int, rounds: int, scratch: str) -> tuple[Any, Ro
             noted.seconds.append(now - noted.began)
             noted.began = now
 
-    rate = RATE_FACTOR * settings.optimizer.learning_rate
     config = GRPOConfig(
         output_dir=scratch,
         per_device_train_batch_size=prompts * group,
@@ -108,24 +104,21 @@ def trainer(folder: Path, seed: int, rounds: int, scratch: str) -> tuple[Any, Ro
         top_p=1.0,
         top_k=0,
         beta=0.0,
-        learning_rate=rate,
+        learning_rate=settings.optimizer.learning_rate,  # that of adapters already
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=settings.optimizer.warmup_updates,
         max_grad_norm=settings.optimizer.max_grad_norm,
         loss_type="grpo",
         shuffle_dataset=False,
-        gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-        save_strategy="no",
         logging_steps=rounds,
-        report_to="none",
-        disable_tqdm=True,
         seed=seed,
         generation_kwargs={"eos_token_id": list(eos_ids)},
+        **measure.TRL_ON_CPU,
     )
-    adapter = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=TARGETS)
+    lora = workspace.lora
+    adapter = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules="all-linear"
+    )
     made = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(folder),
         reward_funcs=reward,
