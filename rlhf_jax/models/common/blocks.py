@@ -1,5 +1,4 @@
-"""Parts that the decoder families share: norms, rotary positions, and attention with an explicit
-cache.
+"""Parts that the decoder families share: norms, rotary positions, and attention.
 
 Everything between two dense layers is `[B*L, D]`: on a CPU a product of three-dimensional operands
 costs twice as much in its backward pass, and keeps the element-wise work around it from being split
@@ -16,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from rlhf_jax.models.api import Cache
 from rlhf_jax.models.common import adapters
 from rlhf_jax.types import Array
 
@@ -310,71 +308,3 @@ class Head(nn.Module):
         return logits(
             hidden, self.param("kernel", self.kernel_init, (hidden.shape[-1], self.vocab_size))
         )
-
-
-def _is_empty(cache: Cache) -> bool:
-    """True where a cache is known, at trace time, to hold nothing yet."""
-    return isinstance(cache.column, np.ndarray) and int(cache.column) == 0
-
-
-def see(mask_BL: Array, cache: Cache | None, window: int = 0) -> tuple[Array, Array]:
-    """The mask of every column once L tokens are written, and the addends that hide columns.
-
-    Args:
-      mask_BL: bool, of the L new tokens.
-      cache: before they are written.
-      window: as in `hide_columns`.
-
-    Returns bool `[B, M]`, and `hide_columns` on the columns that `remember` gives to attention.
-    These are the L new ones alone if there is no cache, or one that is known to be empty.
-    """
-    num_tokens = mask_BL.shape[1]
-    if cache is None:
-        return mask_BL, hide_columns(mask_BL, num_tokens, 0, window)
-    mask_BM = jax.lax.dynamic_update_slice(cache.mask_BM, mask_BL, (0, cache.column))
-    if _is_empty(cache):
-        return mask_BM, hide_columns(mask_BL, num_tokens, 0, window)
-    return mask_BM, hide_columns(mask_BM, num_tokens, cache.column, window)
-
-
-def remember(
-    cache: Cache | None, layer: int, new: Sequence[Array]
-) -> tuple[Sequence[Array], Sequence[Array]]:
-    """A layer's keys and values, with L new columns at `cache.column`.
-
-    Args:
-      cache: None keeps the new columns alone.
-      layer: its index in the cache.
-      new: keys and values `[B, J, L, K]`.
-
-    Returns the pair to attend to, and the pair to keep, `[B, J, M, K]` each. They differ for an
-    empty cache: attention then needs the new columns alone.
-    """
-    if cache is None:
-        return new, new
-    kept = tuple(
-        jax.lax.dynamic_update_slice(
-            old[layer], fresh.astype(old[layer].dtype), (0, 0, cache.column, 0)
-        )
-        for old, fresh in zip((cache.keys, cache.values), new, strict=True)
-    )
-    return (new if _is_empty(cache) else kept), kept
-
-
-def next_cache(
-    cache: Cache | None, kept: list[Sequence[Array]], mask_BM: Array, num_tokens: int
-) -> Cache | None:
-    """The cache after `num_tokens` more columns; None if there was none.
-
-    Args:
-      cache: before the tokens were written.
-      kept: keys and values of each layer, as `remember` returns them.
-      mask_BM: as `see` returns it.
-      num_tokens: L.
-    """
-    if cache is None:
-        return None
-    keys, values = zip(*kept, strict=True)
-    return Cache(
-        keys=keys, values=values, mask_BM=mask_BM, column=jnp.asarray(cache.column) + num_tokens
-    )

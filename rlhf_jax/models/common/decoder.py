@@ -18,6 +18,7 @@ from rlhf_jax import randomness
 from rlhf_jax.config import Bounds
 from rlhf_jax.models.api import Cache, LogicalAxes
 from rlhf_jax.models.common import adapters, blocks
+from rlhf_jax.models.common.cache import remember
 from rlhf_jax.models.common.layout import keep_rows
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array, Params
@@ -252,7 +253,7 @@ def run_layer(
         queries, *new = layer.heads(x_AD, tables)
         # The cache is closed over: as an argument its column would be traced, and an empty cache no
         # longer known as such.
-        seen, kv = blocks.remember(cache, index, new)
+        seen, kv = remember(cache, index, new)
         return keep_rows(layer.join(x_AD, layer.attend(queries, seen[0], seen[1], hide_BLM))), kv
 
     x_AD = x_AD if index else keep_rows(x_AD)
