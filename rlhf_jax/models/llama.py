@@ -203,14 +203,16 @@ class Network(nn.Module):
         self, tokens_BL: Array, positions_BL: Array, mask_BL: Array, cache: Cache | None = None
     ) -> tuple[Array, Cache | None]:
         config, (B, L) = self.config, tokens_BL.shape
-        rope.check_length(config, L if cache is None else cache.mask_BM.shape[1])
+        rope.check_length(config, L if cache is None else cache.position_BM.shape[1])
         rotations = [config.rotary(index) for index in range(config.num_layers)]
         tables = {
             rotation: blocks.rotary_tables(positions_BL, *rotation)
             for rotation in dict.fromkeys(rotations)
         }
         windows = [config.window(index) for index in range(config.num_layers)]
-        hidden = {window: see(mask_BL, cache, window) for window in sorted(set(windows))}
+        hidden = {
+            window: see(mask_BL, positions_BL, cache, window) for window in sorted(set(windows))
+        }
         x_AD, layer_kv = self.embed(tokens_BL.reshape(B * L)), []
         for index, layer in enumerate(self.layer):
             hide_BLM = hidden[windows[index]][1]

@@ -200,30 +200,25 @@ def soft_cap(x: Array, cap: float) -> Array:
     return cap * jnp.tanh(x / cap) if cap else x
 
 
-def hide_columns(
-    mask_BM: Array, num_queries: int, first_column: Array | np.ndarray | int, window: int = 0
-) -> Array:
+def hide_columns(position_BM: Array, position_BL: Array, window: int = 0) -> Array:
     """Addends of a query's scores: 0 on columns that it sees, HIDDEN_SCORE on the others.
 
-    A query sees columns that hold a token and are not after its own. With a window it sees only
-    the last `window` of these columns, its own included. The tokens of a row are contiguous, so
-    that a distance in columns is a distance in positions.
+    A query at position p sees the columns with 0 <= position <= p. With a window it sees only those
+    with position > p - window. The order of columns does not matter, nor do gaps between them.
 
     Args:
-      mask_BM: bool, columns that hold a token.
-      num_queries: L.
-      first_column: column of the first query.
-      window: columns; 0 is no window.
+      position_BM: int32, position of the token in each column; -1 where the row has none.
+      position_BL: int32, positions of the queries; one of -1 sees nothing. Its first dimension is B
+        or 1.
+      window: positions; 0 is no window.
 
     Returns float32 `[B, L, M]`.
     """
-    column_L, column_M = first_column + jnp.arange(num_queries), jnp.arange(mask_BM.shape[1])
-    causal_LM = column_M[None] <= column_L[:, None]
+    key_B1M, query_BL1 = position_BM[:, None], position_BL[..., None]
+    seen_BLM = (key_B1M >= 0) & (key_B1M <= query_BL1)
     if window:
-        causal_LM &= column_M[None] > column_L[:, None] - window
-    return jnp.where(
-        mask_BM[:, None] & causal_LM[None], jnp.float32(0.0), jnp.float32(HIDDEN_SCORE)
-    )
+        seen_BLM &= key_B1M > query_BL1 - window
+    return jnp.where(seen_BLM, jnp.float32(0.0), jnp.float32(HIDDEN_SCORE))
 
 
 def gelu(x: Array) -> Array:

@@ -16,24 +16,30 @@ def _is_empty(cache: Cache) -> bool:
     return isinstance(cache.column, np.ndarray) and int(cache.column) == 0
 
 
-def see(mask_BL: Array, cache: Cache | None, window: int = 0) -> tuple[Array, Array]:
-    """The mask of every column once L tokens are written, and the addends that hide columns.
+def see(
+    mask_BL: Array, positions_BL: Array, cache: Cache | None, window: int = 0
+) -> tuple[Array, Array]:
+    """The position of every column once L tokens are written, and the addends that hide columns.
+
+    Without a cache, columns stand for positions: the tokens of a row are contiguous there.
 
     Args:
       mask_BL: bool, of the L new tokens.
+      positions_BL: int32, of the L new tokens.
       cache: before they are written.
       window: as in `hide_columns`.
 
-    Returns bool `[B, M]`, and `hide_columns` on the columns that `remember` gives to attention.
+    Returns int32 `[B, M]`, and `hide_columns` on the columns that `remember` gives to attention.
     These are the L new ones alone if there is no cache, or one that is known to be empty.
     """
-    num_tokens = mask_BL.shape[1]
     if cache is None:
-        return mask_BL, hide_columns(mask_BL, num_tokens, 0, window)
-    mask_BM = jax.lax.dynamic_update_slice(cache.mask_BM, mask_BL, (0, cache.column))
-    if _is_empty(cache):
-        return mask_BM, hide_columns(mask_BL, num_tokens, 0, window)
-    return mask_BM, hide_columns(mask_BM, num_tokens, cache.column, window)
+        column_1L = jnp.arange(mask_BL.shape[1], dtype=jnp.int32)[None]
+        position_BL = jnp.where(mask_BL, column_1L, -1)
+        return position_BL, hide_columns(position_BL, column_1L, window)
+    position_BL = jnp.where(mask_BL, positions_BL, -1)
+    position_BM = jax.lax.dynamic_update_slice(cache.position_BM, position_BL, (0, cache.column))
+    seen = position_BL if _is_empty(cache) else position_BM
+    return position_BM, hide_columns(seen, position_BL, window)
 
 
 def remember(
@@ -61,19 +67,22 @@ def remember(
 
 
 def next_cache(
-    cache: Cache | None, kept: list[Sequence[Array]], mask_BM: Array, num_tokens: int
+    cache: Cache | None, kept: list[Sequence[Array]], position_BM: Array, num_tokens: int
 ) -> Cache | None:
     """The cache after `num_tokens` more columns; None if there was none.
 
     Args:
       cache: before the tokens were written.
       kept: keys and values of each layer, as `remember` returns them.
-      mask_BM: as `see` returns it.
+      position_BM: as `see` returns it.
       num_tokens: L.
     """
     if cache is None:
         return None
     keys, values = zip(*kept, strict=True)
     return Cache(
-        keys=keys, values=values, mask_BM=mask_BM, column=jnp.asarray(cache.column) + num_tokens
+        keys=keys,
+        values=values,
+        position_BM=position_BM,
+        column=jnp.asarray(cache.column) + num_tokens,
     )

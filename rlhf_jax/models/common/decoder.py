@@ -198,8 +198,9 @@ class Decoder:
         keys, values = (
             tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers)) for _ in "kv"
         )
-        mask_BM = jnp.zeros((batch_size, max_columns), bool)
-        return Cache(keys=keys, values=values, mask_BM=mask_BM, column=np.zeros((), np.int32))
+        position_BM = jnp.full((batch_size, max_columns), -1, jnp.int32)
+        column = np.zeros((), np.int32)
+        return Cache(keys=keys, values=values, position_BM=position_BM, column=column)
 
     def logical_axes(self, params: Params) -> LogicalAxes:
         if isinstance(params, adapters.Adapted):
