@@ -1,5 +1,7 @@
 """New rows: the prefill of their prompts, and their insertion into slots."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -105,7 +107,8 @@ def insert(
     ring_SC = jnp.full_like(uniform_SC, -1, jnp.int32)
     position_SM = jnp.concatenate([prefilled.position_PQ[prompt_S], ring_SC], axis=1)
     ends_S = sampling.is_any(token_S, eos_ids) | (num_positions == 1)
-    return slots.replace(
+    return dataclasses.replace(
+        slots,
         keys=tuple(map(with_prompts, slots.keys, prefilled.keys)),
         values=tuple(map(with_prompts, slots.values, prefilled.values)),
         position_SM=chosen(position_SM, slots.position_SM),

@@ -1,5 +1,7 @@
 """Keys and values of running rows, computed again under other params."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -48,7 +50,8 @@ def rebuild(
     )
     _, cache = model.apply(params, tokens_SL, positions_from_mask(mask_SL), mask_SL, cache)
     assert cache is not None
-    return slots.replace(
+    return dataclasses.replace(
+        slots,
         keys=cache.keys,
         values=cache.values,
         position_SM=cache.position_BM,

@@ -1,5 +1,7 @@
 """A segment: a few decode steps of all slots."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -48,7 +50,7 @@ def segment(
         live_TS=jnp.zeros(shape_TS, bool).at[0].set(first_S),
         ended_S=slots.done_S,
     )
-    slots = slots.replace(fresh_S=jnp.zeros_like(first_S))
+    slots = dataclasses.replace(slots, fresh_S=jnp.zeros_like(first_S))
 
     def goes_on(loop: tuple[Array, Slots, Emitted]) -> Array:
         row, slots, _ = loop
@@ -58,7 +60,8 @@ def segment(
         row, slots, emitted = loop
         live_S = ~slots.done_S
         slots, logprob_S = decode(params, slots, model, temperature, eos_ids)
-        emitted = emitted.replace(
+        emitted = dataclasses.replace(
+            emitted,
             tokens_TS=emitted.tokens_TS.at[row].set(jnp.where(live_S, slots.token_S, pad_id)),
             logprob_TS=emitted.logprob_TS.at[row].set(jnp.where(live_S, logprob_S, 0.0)),
             live_TS=emitted.live_TS.at[row].set(live_S),
@@ -66,7 +69,7 @@ def segment(
         return row + 1, slots, emitted
 
     _, slots, emitted = jax.lax.while_loop(goes_on, step, (jnp.int32(1), slots, emitted))
-    return slots, emitted.replace(ended_S=slots.done_S)
+    return slots, dataclasses.replace(emitted, ended_S=slots.done_S)
 
 
 def decode(
@@ -95,7 +98,8 @@ def decode(
     token_S, logprob_S = sample_token(model.head(params, hidden_S1D[:, 0]), uniform_S, temperature)
     count_S = slots.count_S + live_S
     ends_S = is_any(token_S, eos_ids) | (count_S == slots.num_positions)
-    return slots.replace(
+    return dataclasses.replace(
+        slots,
         keys=cache.keys,
         values=cache.values,
         position_SM=cache.position_BM,
