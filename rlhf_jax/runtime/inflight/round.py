@@ -19,7 +19,7 @@ def sample_round(pool: SlotPool, params: Published, round_index: int, version: i
       pool: whose slots are all free, and are so again in the end.
       params: of the policy.
       round_index: of the prompts.
-      version: updates that params have had; stamped on the samples.
+      version: updates that params have had; stamped on every token.
 
     Returns Samples of B = P * G rows, host arrays.
     """
@@ -48,16 +48,17 @@ def sample_round(pool: SlotPool, params: Published, round_index: int, version: i
         row_S[drawn.ended_S] = -1
     prompts = pool.prompts_of(round_index)
     last_B = tokens_BC[np.arange(num_rows), count_B - 1]
+    mask_BC = np.arange(num_positions) < count_B[:, None]
     arrays = {
         "prompt_tokens_BQ": np.repeat(prompts.tokens_PQ, group, axis=0),
         "prompt_mask_BQ": np.repeat(prompts.mask_PQ, group, axis=0),
         "tokens_BC": tokens_BC,
-        "mask_BC": np.arange(num_positions) < count_B[:, None],
+        "mask_BC": mask_BC,
         "behavior_logprob_BC": logprob_BC,
         "finished_B": np.isin(last_B, config.eos_id),
         "ordinal_B": np.repeat(prompts.ordinal_P, group),
         "sample_index_B": np.tile(np.arange(group, dtype=np.int32), config.prompts_per_round),
-        "version": np.int32(version),
+        "version_BC": np.where(mask_BC, np.int32(version), 0),
         "temperature": np.float32(law.temperature),
     }
     return Samples(samples_per_prompt=group, **arrays)
