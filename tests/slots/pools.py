@@ -26,8 +26,9 @@ def make_pool(
     temperature: float = 0.7,
     mesh: jax.sharding.Mesh | None = None,
     eos_id: int | tuple[int, ...] = tiny.EOS,
+    num_compactions: int = 0,
 ) -> SlotPool:
-    law = sampling.Config(tiny.C, G, temperature)
+    law = sampling.Config(tiny.C, G, temperature, num_compactions)
     config = Config(law, eos_id, tiny.PAD, num_slots, segment_steps, P)
     mesh = mesh or tiny.make_mesh((1, 1, 1))
     return SlotPool(model, config, prompts_of, jax.random.key(0), mesh)

@@ -13,7 +13,8 @@ def sample_round(pool: SlotPool, params: Published, round_index: int, version: i
     """Draws all rows of a round: the tokens that `sampling.sample` draws, up to float32 near-ties.
 
     Rows are admitted in stream order into free slots, the lowest first, at the boundaries between
-    segments. It ends with the longest row.
+    segments. It ends with the longest row. The last rows are moved to a quarter of the slots, as
+    often as `num_compactions` of the sampling config.
 
     Args:
       pool: whose slots are all free, and are so again in the end.
@@ -30,14 +31,17 @@ def sample_round(pool: SlotPool, params: Published, round_index: int, version: i
     logprob_BC = np.zeros((num_rows, num_positions), np.float32)
     count_B = np.zeros(num_rows, np.int32)
     row_S, waiting = np.full(config.num_slots, -1), list(range(num_rows))
+    current, compactions = pool, law.num_compactions
     while waiting or (row_S >= 0).any():
         free = np.flatnonzero(row_S < 0)[: len(waiting)]
         admitted, waiting = waiting[: len(free)], waiting[len(free) :]
         if admitted:
             first = round_index * num_rows
-            pool.admit(params, [first + row for row in admitted], free.tolist())
+            current.admit(params, [first + row for row in admitted], free.tolist())
             row_S[free] = admitted
-        drawn = pool.segment(params)
+        if not waiting and compactions and (moved := current.quarter()):
+            current, compactions, row_S = moved[0], compactions - 1, row_S[moved[1]]
+        drawn = current.segment(params)
         for tokens_S, logprob_S, live_S in zip(
             drawn.tokens_TS, drawn.logprob_TS, drawn.live_TS, strict=True
         ):
