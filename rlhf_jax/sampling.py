@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.models.api import Cache, Model, repeat_cache, repeat_rows
 from rlhf_jax.models.common.layout import whole_params
+from rlhf_jax.ops import versions
 from rlhf_jax.ops.masked import positions_from_mask
 from rlhf_jax.types import Array, Params, Prompts, Samples
 
@@ -238,7 +239,7 @@ def _unsharded(by_shard: Array, axis: int) -> Array:
     return jnp.moveaxis(by_shard.reshape(-1, *by_shard.shape[2:]), 0, axis)
 
 
-def _is_any(token_B: Array, ids: tuple[int, ...]) -> Array:
+def is_any(token_B: Array, ids: tuple[int, ...]) -> Array:
     """Marks the tokens that are one of some ids, `[B]` bool."""
     return reduce(jnp.logical_or, [token_B == identity for identity in ids])
 
@@ -261,7 +262,7 @@ def sample(
       prompts: P prompts of Q positions, left-padded.
       key: made of seed and purpose alone; rows are told apart by ordinal, sample index and
         position.
-      version: int32 scalar, updates that params have had; stamped on the samples.
+      version: int32 scalar, updates that params have had; stamped on every token.
       eos_id: the token that ends a row, or several of them.
 
     Returns: Samples of B = P*G rows and C = `config.max_completion_tokens` positions; the mask
@@ -294,7 +295,7 @@ def sample(
         return loop._replace(
             position=loop.position + 1,
             token_B=token_B,
-            done_B=loop.done_B | (live_B & _is_any(token_B, eos_ids)),
+            done_B=loop.done_B | (live_B & is_any(token_B, eos_ids)),
             tokens_CB=loop.tokens_CB.at[loop.position].set(token_B),
             logprob_CB=loop.logprob_CB.at[loop.position].set(jnp.where(live_B, logprob_B, 0.0)),
             mask_CB=loop.mask_CB.at[loop.position].set(live_B),
@@ -318,7 +319,7 @@ def sample(
         finished_B=loop.done_B,
         ordinal_B=ordinal_B,
         sample_index_B=index_B,
-        version=jnp.asarray(version, jnp.int32),
+        version_BC=versions.broadcast(version, loop.mask_CB.T),
         temperature=jnp.float32(config.temperature),
         samples_per_prompt=num_samples,
     )
