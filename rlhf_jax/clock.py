@@ -112,20 +112,21 @@ class Clock:
             r - version // self.updates_per_round for r, version in enumerate(self.version_schedule)
         )
 
-    def check_version(self, round_index: int, version: int) -> None:
-        """Raises RuntimeError if a round was sampled with another version than this clock's.
+    def check_version(self, round_index: int, oldest: int, newest: int) -> None:
+        """Raises RuntimeError if a round was sampled with other versions than this clock's.
 
         Args:
           round_index: the round that is about to be trained on.
-          version: that of its samples, in updates.
+          oldest: the least version of its tokens, in updates.
+          newest: the largest version of its tokens.
         """
-        least, newest = self.version(round_index), round_index * self.updates_per_round
-        ranges = self.bounded or self.inflight
-        if not least <= version <= (newest if ranges else least):
-            accepted = f"{least} to {newest}" if ranges else str(least)
+        least, most = self.version(round_index), round_index * self.updates_per_round
+        most = most if self.bounded or self.inflight else least
+        if not least <= oldest <= newest <= most:
+            sampled = f"version {oldest}" if oldest == newest else f"versions {oldest} to {newest}"
+            accepted = str(least) if least == most else f"{least} to {most}"
             raise RuntimeError(
-                f"round {round_index} was sampled with version {version}; the clock gives it "
-                f"{accepted}"
+                f"round {round_index} was sampled with {sampled}; the clock gives it {accepted}"
             )
 
     def issued_at(self, round_index: int) -> list[int]:
@@ -410,7 +411,7 @@ class Stream:
             slots[slot] = row
         version = rounds_trained * self.clock.updates_per_round
         for round_index in {row // self.rows_per_round for row in slots if row >= 0}:
-            self.clock.check_version(round_index, version)
+            self.clock.check_version(round_index, version, version)
         boundary = Boundary(
             state.boundary,
             version,

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.models.api import Cache, Model, repeat_cache, repeat_rows
 from rlhf_jax.models.common.layout import whole_params
+from rlhf_jax.ops import versions
 from rlhf_jax.ops.masked import positions_from_mask
 from rlhf_jax.types import Array, Params, Prompts, Samples
 
@@ -254,7 +255,7 @@ def sample(
       prompts: P prompts of Q positions, left-padded.
       key: made of seed and purpose alone; rows are told apart by ordinal, sample index and
         position.
-      version: int32 scalar, updates that params have had; stamped on the samples.
+      version: int32 scalar, updates that params have had; stamped on every token.
       eos_id: the token that ends a row, or several of them.
 
     Returns: Samples of B = P*G rows and C = `config.max_completion_tokens` positions; the mask
@@ -304,7 +305,7 @@ def sample(
         finished_B=loop.done_B,
         ordinal_B=ordinal_B,
         sample_index_B=index_B,
-        version=jnp.asarray(version, jnp.int32),
+        version_BC=versions.broadcast(version, loop.mask_CB.T),
         temperature=jnp.float32(config.temperature),
         samples_per_prompt=num_samples,
     )

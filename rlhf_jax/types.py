@@ -86,7 +86,8 @@ class Samples:
     finished_B: Array  # bool, an EOS was sampled
     ordinal_B: Array  # int32
     sample_index_B: Array  # int32, 0 ... G-1
-    version: Array  # int32, updates that the sampler's params have had
+    # int32, updates that the params which drew the token have had, 0 where the mask is false
+    version_BC: Array
     temperature: Array  # float32
     samples_per_prompt: int = struct.field(pytree_node=False)
 

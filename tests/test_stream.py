@@ -305,10 +305,10 @@ def test_a_token_outside_of_the_bound_is_an_error():
 def test_the_clock_of_inflight_updates():
     clock = Clock(9, 2, 1, lag=2, inflight=True)
     for version in (4, 6, 8):
-        clock.check_version(4, version)
+        clock.check_version(4, version, version)
     for version in (2, 10):
         with pytest.raises(RuntimeError, match="4 to 8"):
-            clock.check_version(4, version)
+            clock.check_version(4, version, version)
     assert (clock.live_versions(True), clock.live_versions(False)) == (4, 1)
     assert clock.issued_before(4) == []
     with pytest.raises(Refusal, match="Stream"):

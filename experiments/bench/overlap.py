@@ -40,6 +40,11 @@ PUBLISH_SHARE = 0.01
 REAL_ROUNDS = 8
 
 
+def _one_token(version: int) -> dict[str, np.ndarray]:
+    """Versions and mask of samples of one token, of which the loops read no more."""
+    return {"version_BC": np.full((1, 1), version), "mask_BC": np.ones((1, 1), bool)}
+
+
 class Simulated:
     """The calls of a program as waits: seconds of (generate, train, publish), jittered by round and
     seed.
@@ -62,7 +67,7 @@ class Simulated:
 
     def generate(self, params: int, round_index: int, version: int) -> Any:
         time.sleep(self.seconds[round_index][0])
-        return SimpleNamespace(version=version, round_index=round_index)
+        return SimpleNamespace(round_index=round_index, **_one_token(version))
 
     def score(self, states: int, samples: Any) -> tuple[Any, Any]:
         return SimpleNamespace(score_B=np.zeros(1)), SimpleNamespace(
@@ -121,7 +126,7 @@ def simulated(lag: int, shape: str, repeats: int) -> dict[str, Any]:
 def machinery(repeats: int) -> dict[str, float]:
     """Seconds that each loop takes for a round whose stages take none."""
     program = Simulated(Clock(2000, lag=1), 0.0, 0.0, 0.0, seed=0)
-    program.publish = program.generate = lambda *arguments: SimpleNamespace(version=0)  # type: ignore[assignment, misc]
+    program.publish = program.generate = lambda *arguments: SimpleNamespace(**_one_token(0))  # type: ignore[assignment, misc]
     program.spec.clock = Clock(2000, version_schedule=(0,) * 2000)
     program.update = lambda states, batch: (
         states + 1,

@@ -29,6 +29,7 @@ from jax.typing import ArrayLike
 
 from rlhf_jax.clock import Clock
 from rlhf_jax.devices import distributed
+from rlhf_jax.ops import versions
 from rlhf_jax.records import jsonl, lines, notes
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.types import Algorithm, Batch, Samples, Scores
@@ -152,7 +153,7 @@ def rows(
             for _ in range(samples.samples_per_prompt)
         ],
         "sample": samples.sample_index_B.tolist(),
-        "version": [int(samples.version)] * count,
+        "version": versions.oldest(samples.version_BC, samples.mask_BC).tolist(),
         "ages": ages_of(uses, count),
         "length": mask_BC.sum(axis=1).tolist(),
         "finished": samples.finished_B.tolist(),

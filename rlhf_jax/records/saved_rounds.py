@@ -73,7 +73,11 @@ class SavedRounds:
         path = self.path(round_index)
         try:
             with open(path, "rb") as stream, np.load(stream) as file:
-                arrays = {name: file[name] for name in ARRAYS}
+                arrays = {
+                    name: file[name] for name in ARRAYS if name in file or name != "version_BC"
+                }
+                if "version_BC" not in arrays:  # until 0.2 a round had one version, a scalar
+                    arrays["version_BC"] = np.where(file["mask_BC"], np.int32(file["version"]), 0)
                 samples = Samples(samples_per_prompt=int(file["samples_per_prompt"]), **arrays)
         except FileNotFoundError:
             raise Damaged(f"{path} is missing") from None

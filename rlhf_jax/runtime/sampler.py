@@ -252,6 +252,17 @@ def shares(prompts: Prompts, num_slices: int) -> list[Prompts]:
     return [share(index) for index in range(num_slices)]
 
 
+def version_range(samples: Samples) -> tuple[int, int]:
+    """Returns the oldest and the newest version of the samples' tokens, in updates.
+
+    Collective where samples are sharded over hosts; waits for them. Raises ValueError for samples
+    without a token.
+    """
+    version_BC, mask_BC = distributed.fetch((samples.version_BC, samples.mask_BC))
+    version_N = version_BC[mask_BC]
+    return int(version_N.min()), int(version_N.max())
+
+
 def concatenate(samples_of_slices: Sequence[Samples]) -> Samples:
     """Concatenates samples of consecutive prompts."""
     return jax.tree.map(

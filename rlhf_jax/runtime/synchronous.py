@@ -16,6 +16,7 @@ from rlhf_jax.records.timeline import Timeline
 from rlhf_jax.refusal import NotFinite
 from rlhf_jax.runtime import activity
 from rlhf_jax.runtime.program import Program
+from rlhf_jax.runtime.sampler import version_range
 from rlhf_jax.types import Array, Batch, Metrics, Samples, Scores, States
 
 POLICY_FINITE = ("score", "loss", "update_norm")
@@ -143,8 +144,9 @@ def train_round(
     Returns the states, checked to be finite, and True where a stop was requested.
     """
     clock, begin = program.spec.clock, monitor.timeline.now()
-    version, first = int(samples.version), round_index * clock.updates_per_round
-    clock.check_version(round_index, version)
+    oldest, newest = version_range(samples)
+    first = round_index * clock.updates_per_round
+    clock.check_version(round_index, oldest, newest)
     with activity.during(f"the scoring of round {round_index}", "call"):
         scores, batch = program.score(states, samples)
     if monitor.unchecked:
@@ -156,7 +158,7 @@ def train_round(
             minibatch = program.minibatch(batch, round_index, update)
             states, metrics = program.update(states, minibatch)
         metrics_of_updates.append(metrics)
-        age = clock.age(round_index, update, version)
+        age = clock.age(round_index, update, oldest)
         yield Updated(first + update, age, metrics, minibatch.sample_R, states)
     stopping = monitor.stopping()
     yield RoundEnd(round_index, states, stopping)

@@ -40,7 +40,7 @@ def random_samples(seed: int, num_prompts: int = P, samples_per_prompt: int = G)
         finished_B=jnp.array(~unfinished_B),
         ordinal_B=jnp.array(40 + prompt_B, jnp.int32),
         sample_index_B=jnp.array(np.arange(num_rows) % samples_per_prompt, jnp.int32),
-        version=jnp.int32(3),
+        version_BC=jnp.array(np.where(mask_BC, 3, 0), jnp.int32),
         temperature=jnp.float32(0.7),
         samples_per_prompt=samples_per_prompt,
     )

@@ -48,7 +48,7 @@ def draw(table_CV: Array, key: Array) -> Samples:
         finished_B=jnp.any(mask_BC & (tokens_BC == EOS), axis=1),
         ordinal_B=jnp.arange(num_rows, dtype=jnp.int32) // SAMPLES,
         sample_index_B=jnp.arange(num_rows, dtype=jnp.int32) % SAMPLES,
-        version=jnp.int32(0),
+        version_BC=jnp.zeros((num_rows, LENGTH), jnp.int32),
         temperature=TEMPERATURE,
         samples_per_prompt=SAMPLES,
     )

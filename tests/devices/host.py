@@ -24,7 +24,7 @@ def record(events, program):
     for event in events:
         match type(event).__name__:
             case "Sampled":
-                for name in ("tokens_BC", "ordinal_B", "behavior_logprob_BC", "version"):
+                for name in ("tokens_BC", "ordinal_B", "behavior_logprob_BC", "version_BC"):
                     found[f"{name}/{event.round_index}"] = distributed.fetch(
                         getattr(event.samples, name)
                     )

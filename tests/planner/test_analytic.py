@@ -392,7 +392,7 @@ def compiled(call, mesh_shape):
         numbers = [
             of((ROWS,), jnp.int32),
             of((ROWS,), jnp.int32),
-            of((), jnp.int32),
+            tokens[0],
             of((), jnp.float32),
         ]
         samples = Samples(*prompts, *tokens, figures, of((ROWS,), bool), *numbers, 4)  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ def samples_of(version: int = 3) -> Samples:
         finished_B=jnp.array([False, True, True, True, True, True]),
         ordinal_B=jnp.array([7, 7, 8, 8, 9, 9], jnp.int32),
         sample_index_B=jnp.array([0, 1, 0, 1, 0, 1], jnp.int32),
-        version=jnp.int32(version),
+        version_BC=jnp.where(mask_BC, version, 0),
         temperature=jnp.float32(1.0),
         samples_per_prompt=2,
     )

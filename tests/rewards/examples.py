@@ -81,7 +81,7 @@ def samples_of(
         finished_B=jnp.ones(rows, bool),
         ordinal_B=jnp.arange(rows, dtype=jnp.int32),
         sample_index_B=jnp.zeros(rows, jnp.int32),
-        version=jnp.int32(0),
+        version_BC=jnp.zeros((rows, completion_length), jnp.int32),
         temperature=jnp.float32(1.0),
         samples_per_prompt=1,
     )

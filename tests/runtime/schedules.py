@@ -22,6 +22,12 @@ class FakeSamples:
     version: int
     params: int
 
+    mask_BC = np.ones((1, 1), bool)
+
+    @property
+    def version_BC(self):
+        return np.full((1, 1), self.version, np.int32)
+
 
 @dataclasses.dataclass(frozen=True)
 class FakeBatch:
@@ -94,7 +100,7 @@ def finish(
             case synchronous.Sampled(index, _):
                 announced.append(index)
             case synchronous.Scored(index, samples):
-                versions[index] = samples.version
+                versions[index] = int(samples.version_BC.max())
             case synchronous.Updated(_, age):
                 ages.append(age)
             case synchronous.RoundEnd():

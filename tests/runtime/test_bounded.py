@@ -9,6 +9,7 @@ import pytest
 
 from rlhf_jax.clock import Clock
 from rlhf_jax.runtime import asynchronous, synchronous
+from rlhf_jax.runtime.sampler import version_range
 
 from .rounds import NUM_ROUNDS, host, program_of, same
 from .schedules import FakeProgram, finish, jitter
@@ -79,16 +80,30 @@ def test_a_round_outside_of_the_bound_is_refused(version, accepted):
         RuntimeError,
         match=f"round 4 was sampled with version {version}; the clock gives it {accepted}",
     ):
-        Clock(ROUNDS, lag=2, bounded=True).check_version(4, version)
+        Clock(ROUNDS, lag=2, bounded=True).check_version(4, version, version)
 
 
 def test_an_exact_clock_refuses_any_other_version():
     clock = Clock(ROUNDS, lag=2)
-    clock.check_version(4, 2)
+    clock.check_version(4, 2, 2)
     with pytest.raises(
         RuntimeError, match="round 4 was sampled with version 3; the clock gives it 2"
     ):
-        clock.check_version(4, 3)
+        clock.check_version(4, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("bounded", "oldest", "newest", "accepted"),
+    [(True, 1, 3, "2 to 4"), (True, 3, 5, "2 to 4"), (False, 1, 2, "2"), (False, 2, 3, "2")],
+)
+def test_every_token_of_a_round_is_within_the_bound(bounded, oldest, newest, accepted):
+    clock = Clock(ROUNDS, lag=2, bounded=bounded)
+    Clock(ROUNDS, lag=2, bounded=True).check_version(4, 2, 4)
+    with pytest.raises(
+        RuntimeError,
+        match=f"with versions {oldest} to {newest}; the clock gives it {accepted}$",
+    ):
+        clock.check_version(4, oldest, newest)
 
 
 def test_what_a_bounded_clock_cannot_say():
@@ -137,7 +152,7 @@ def test_real_params_are_repeated_by_the_trace():
     program.generate = late
     for event in asynchronous.run(program, program.init(program.reference_params), 0, {}):
         if isinstance(event, synchronous.Scored):
-            versions[event.round_index] = int(event.samples.version)
+            versions[event.round_index] = version_range(event.samples)[0]
         if isinstance(event, synchronous.RoundEnd):
             params = host(event.states["policy"].params)
     replayed = program_of(

@@ -142,7 +142,7 @@ def test_a_round_comes_home_in_the_order_of_its_prompts():
         "tokens_BC",
         "mask_BC",
         "prompt_tokens_BQ",
-        "version",
+        "version_BC",
         "temperature",
     ):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)

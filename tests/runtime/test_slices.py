@@ -37,7 +37,7 @@ def test_slices_draw_what_one_mesh_does(num_slices, devices_per_slice):
     )
     np.testing.assert_array_equal(samples.tokens_BC, expected.tokens_BC)
     np.testing.assert_allclose(samples.behavior_logprob_BC, expected.behavior_logprob_BC, atol=1e-5)
-    for name in ("ordinal_B", "sample_index_B", "mask_BC", "prompt_tokens_BQ", "version"):
+    for name in ("ordinal_B", "sample_index_B", "mask_BC", "prompt_tokens_BQ", "version_BC"):
         np.testing.assert_array_equal(getattr(samples, name), getattr(expected, name))
 
 

@@ -56,8 +56,7 @@ class Snapshot:
         """The snapshot whose `arrays` were written."""
 
         def part(prefix: str) -> dict[str, np.ndarray]:
-            named = {n.removeprefix(prefix): x for n, x in arrays.items() if n.startswith(prefix)}
-            return named
+            return {n.removeprefix(prefix): x for n, x in arrays.items() if n.startswith(prefix)}
 
         state = StreamState.from_json(json.loads(arrays[STATE].tobytes().decode()))
         return cls(state, part("rows."), part("pool."))

@@ -20,6 +20,7 @@ from rlhf_jax.records.timeline import Timeline
 from rlhf_jax.report.notices import Limits, Notices
 from rlhf_jax.runtime import activity, synchronous
 from rlhf_jax.runtime.program import Program
+from rlhf_jax.runtime.sampler import version_range
 from rlhf_jax.stages.api import PromptStream, Workspace
 from rlhf_jax.stages.common.evaluator import Evaluator, kept
 from rlhf_jax.stages.common.resuming import Files
@@ -93,7 +94,7 @@ class Recorder:
     def _take(self, event: synchronous.Event) -> None:
         match event:
             case synchronous.Sampled(round_index, samples):
-                if int(samples.version) < round_index * self._updates_per_round:
+                if version_range(samples)[0] < round_index * self._updates_per_round:
                     self.files.saved_rounds.write(round_index, samples)
             case synchronous.Scored():
                 self.scored, self.uses = event, {}

@@ -16,6 +16,7 @@ from rlhf_jax.records.samples import SamplesWriter
 from rlhf_jax.records.saved_rounds import FOLDER, SavedRounds, path_of
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.run_directory import forks, history, stage_records
+from rlhf_jax.runtime.sampler import version_range
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.settings.rlhf import Config
 from rlhf_jax.types import Params, Samples, States
@@ -203,7 +204,7 @@ def read_pending(
         except Damaged as error:
             say(f"{error}: the round is sampled again")
             break
-        if int(samples.version) > first_round * clock.updates_per_round:
+        if version_range(samples)[1] > first_round * clock.updates_per_round:
             break
         found[round_index] = samples
     return found
