@@ -19,6 +19,24 @@ SLOW = {
         "tests/ops/test_sharded_logprobs.py::"
         "test_the_kernel_is_gathered_once_and_its_gradient_reduced_once"
     ),
+    "tests/runtime/test_inflight.py::test_threaded_is_simulated_is_replayed[1-": (
+        "tests/runtime/test_inflight.py::test_threaded_is_simulated_is_replayed[0-"
+    ),
+    "tests/runtime/test_inflight.py::test_threaded_is_simulated_is_replayed[2-": (
+        "tests/runtime/test_inflight.py::test_threaded_is_simulated_is_replayed[0-"
+    ),
+    "tests/runtime/test_inflight.py::test_threaded_is_simulated_is_replayed[3-": (
+        "tests/runtime/test_inflight.py::test_threaded_is_simulated_is_replayed[0-"
+    ),
+    "tests/runtime/test_inflight.py::test_random_bounded_schedules_stay_in_the_bound_and_are_replayed[1]": (
+        "tests/runtime/test_inflight.py::test_random_bounded_schedules_stay_in_the_bound_and_are_replayed[0]"
+    ),
+    "tests/runtime/test_inflight.py::test_random_bounded_schedules_stay_in_the_bound_and_are_replayed[2]": (
+        "tests/runtime/test_inflight.py::test_random_bounded_schedules_stay_in_the_bound_and_are_replayed[0]"
+    ),
+    "tests/runtime/test_inflight.py::test_random_bounded_schedules_stay_in_the_bound_and_are_replayed[3]": (
+        "tests/runtime/test_inflight.py::test_random_bounded_schedules_stay_in_the_bound_and_are_replayed[0]"
+    ),
     "tests/runtime/test_plans.py::test_a_plan_trains_to_the_params_of_one_mesh[plan0-ppo-": (
         "tests/runtime/test_plans.py::test_a_plan_trains_to_the_params_of_one_mesh[plan2-ppo-"
     ),

@@ -58,6 +58,7 @@ FLOORS = {
         {"program", "supervised"},
         {"synchronous"},
         {"asynchronous"},
+        {"inflight"},
     ),
     "rlhf_jax.planner": ({"api"}, {"options", "costs"}, {"simulation", "compiled"}, {"search"}),
 }
@@ -73,6 +74,11 @@ MOST_IN_FOLDER = 14
 def module_name(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def path_of(package: str) -> Path:
+    """The folder of a package."""
+    return ROOT.joinpath(*package.split("."))
 
 
 MODULES = {
@@ -141,7 +147,8 @@ def test_imports_inside_a_package_go_down(package):
     }
     floor = {room: level for level, rooms in enumerate(FLOORS[package]) for room in rooms}
     assert floor.keys() == set(inside.values()), "every module has a floor"
-    assert len(set(inside.values())) <= MOST_MODULES.get(package, len(inside))
+    modules = {room for room in inside.values() if not (path_of(package) / room).is_dir()}
+    assert len(modules) <= MOST_MODULES.get(package, len(inside))
     wrong = {
         (name, other)
         for name, room in inside.items()
@@ -175,7 +182,8 @@ def test_no_module_and_no_folder_is_too_large():
 
 @pytest.mark.parametrize("package", MOST_MODULES)
 def test_a_module_is_more_than_a_function_of_its_only_importer(package):
-    for name in (name for name in MODULES if name.startswith(f"{package}.")):
+    inside = (name for name in MODULES if name.startswith(f"{package}."))
+    for name in (name for name in inside if MODULES[name].name != "__init__.py"):
         importers = [other for other in GRAPH if name in GRAPH[other]]
         assert len(importers) > 1 or lines_of_code(MODULES[name]) >= 40, (
             f"{name} is for {importers} alone"
