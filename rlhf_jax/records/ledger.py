@@ -3,8 +3,10 @@ order.
 
     round, ordinal, prompt_hash, sample      which sample: round, index of its prompt in the stream, CRC-32 of the prompt's
                                              text, index in its group
-    version, ages                            the version that sampled it; how many updates old it was at each use ([]: the
-                                             algorithm did not choose it)
+    version, ages                            the version that sampled its oldest token; how many updates old that token was at
+                                             each use ([]: the algorithm did not choose it)
+    versions, age_mean                       of a row whose tokens have more than one version alone: [[version, tokens], ...]
+                                             in the order of its tokens; the mean age of its tokens at each use
     length, finished                         tokens, the EOS among them; whether there was one
     raw, standardized, score                 the reward; in SFT standard deviations; with a missing EOS replaced
     behavior_logprob, proximal_logprob, reference_logprob      sums over the completion, null where not computed
@@ -20,7 +22,8 @@ as that one is. `pandas.read_json(path, lines=True)` reads it.
 import functools
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ from rlhf_jax.types import Algorithm, Batch, Samples, Scores
 
 FILE = "ledger.jsonl"
 STAGE = "rlhf"
+MIXED = b'"versions": [['
 DIGITS = 7  # of a float32
 
 
@@ -87,7 +91,7 @@ def version_schedule(path: Path, clock: Clock) -> tuple[int, ...]:
     """The version of every round, to be replayed.
 
     Raises MissingInput, and Refusal where the ledger lacks a round of `clock` or a round has two
-    versions.
+    versions, also within a row.
     """
     if not path.exists():
         raise MissingInput(
@@ -103,18 +107,46 @@ def _version_schedule(path: Path, clock: Clock, stamp: tuple[int, int]) -> tuple
     times.
     """
     del stamp
-    versions: dict[int, set[int]] = {}
+    of_round: dict[int, set[int]] = {}
     for round_index, version in lines.integers(path, ("round", "version")):
-        versions.setdefault(round_index, set()).add(version)
-    wrong = [r for r in range(clock.num_rounds) if len(versions.get(r, ())) != 1]
+        of_round.setdefault(round_index, set()).add(version)
+    for row in mixed_rows(path):
+        of_round[row["round"]] |= {version for version, _ in row["versions"]}
+    wrong = [r for r in range(clock.num_rounds) if len(of_round.get(r, ())) != 1]
     if wrong:
         raise Refusal(
-            f"{path} has versions {sorted(versions.get(wrong[0], ()))} of round {wrong[0]}; a replay "
+            f"{path} has versions {sorted(of_round.get(wrong[0], ()))} of round {wrong[0]}; a replay "
             f"of {clock.num_rounds} "
             "rounds needs one of each: give it the run's own total_prompts, prompts_per_update and "
             "num_minibatches"
         )
-    return tuple(min(versions[r]) for r in range(clock.num_rounds))
+    return tuple(min(of_round[r]) for r in range(clock.num_rounds))
+
+
+def mixed_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Each row whose tokens have more than one version; other lines are not parsed.
+
+    Raises Refusal for such a line that is not JSON.
+    """
+    for line_number, text in enumerate(lines.texts(path), 1):
+        if MIXED in text:  # a quote within a completion is escaped, so that no text matches
+            yield lines.parsed(text, f"{path}, line {line_number}")
+
+
+def tokens_by_version(path: Path) -> dict[int, dict[int, int]]:
+    """The tokens of each round by version: round -> version -> tokens.
+
+    Raises as `lines.integers` and `mixed_rows`.
+    """
+    found: dict[int, Counter[int]] = {}
+    for round_index, version, length in lines.integers(path, ("round", "version", "length")):
+        found.setdefault(round_index, Counter())[version] += length
+    for row in mixed_rows(path):
+        tokens = found[row["round"]]
+        tokens[row["version"]] -= row["length"]
+        for version, count in row["versions"]:
+            tokens[version] += count
+    return {r: {v: n for v, n in sorted(tokens.items()) if n} for r, tokens in found.items()}
 
 
 def rows(
@@ -134,7 +166,8 @@ def rows(
       round_index: of the round.
       samples: of the round.
       scores: of the samples.
-      uses: age -> the samples (rows of `samples`) that an update of that age trained on.
+      uses: update -> the samples (rows of `samples`) that it trained on; an update is numbered by
+        the version that it trains.
       batch: the result of credit, on the host or the device.
       algorithm: that was trained with.
       prompt_texts: of every prompt, in order.
@@ -143,7 +176,8 @@ def rows(
     """
     samples, scores = distributed.fetch((samples, scores))  # of the batch only what is read below
     count = len(texts)
-    mask_BC = np.asarray(samples.mask_BC)
+    mask_BC, version_BC = np.asarray(samples.mask_BC), np.asarray(samples.version_BC)
+    oldest_B = versions.oldest(version_BC, mask_BC)
     columns: dict[str, Any] = {
         "round": [round_index] * count,
         "ordinal": samples.ordinal_B.tolist(),
@@ -153,8 +187,8 @@ def rows(
             for _ in range(samples.samples_per_prompt)
         ],
         "sample": samples.sample_index_B.tolist(),
-        "version": versions.oldest(samples.version_BC, samples.mask_BC).tolist(),
-        "ages": ages_of(uses, count),
+        "version": oldest_B.tolist(),
+        "ages": ages_of(uses, oldest_B),
         "length": mask_BC.sum(axis=1).tolist(),
         "finished": samples.finished_B.tolist(),
         "raw": numbers(scores.raw_B),
@@ -173,22 +207,30 @@ def rows(
         columns["terms"] = [
             {label: term_B[row] for label, term_B in terms.items()} for row in range(count)
         ]
-    return [
+    ledger_rows = [
         dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
     ]
+    mixed = np.flatnonzero(versions.is_mixed(version_BC, mask_BC))
+    runs_of_mixed = versions.runs(version_BC[mixed], mask_BC[mixed])
+    mean_B = versions.TokenCounts.of(version_BC, mask_BC).mean_B()
+    for row, runs in zip(mixed.tolist(), runs_of_mixed, strict=True):
+        above = float(mean_B[row] - oldest_B[row])
+        age_mean = numbers(np.array(ledger_rows[row]["ages"]) - above)
+        ledger_rows[row] |= {"versions": runs, "age_mean": age_mean}
+    return ledger_rows
 
 
-def ages_of(uses: Mapping[int, np.ndarray], count: int) -> list[list[int]]:
-    """Ages of each sample at its uses, ascending.
+def ages_of(uses: Mapping[int, np.ndarray], oldest_B: np.ndarray) -> list[list[int]]:
+    """Ages of each sample's oldest token at its uses, ascending.
 
     Args:
-      uses: age -> the samples that an update of that age trained on.
-      count: of the samples.
+      uses: update -> the samples that it trained on.
+      oldest_B: int, the version of each sample's oldest token.
     """
-    ages: list[list[int]] = [[] for _ in range(count)]
-    for age in sorted(uses):
-        for row in uses[age].tolist():
-            ages[row].append(age)
+    ages: list[list[int]] = [[] for _ in oldest_B]
+    for update in sorted(uses):
+        for row in uses[update].tolist():
+            ages[row].append(update - int(oldest_B[row]))
     return ages
 
 

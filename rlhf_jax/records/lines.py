@@ -52,7 +52,7 @@ def iterate(path: Path) -> Iterator[Line]:
             if not block[-1].endswith(b"\n"):
                 block.pop()
             yield from _block(block) or (
-                _parsed(text[:-1], f"{path}, line {line_number + place}")
+                parsed(text[:-1], f"{path}, line {line_number + place}")
                 for place, text in enumerate(block)
             )
             line_number += len(block)
@@ -101,7 +101,7 @@ def integers(path: Path, names: Sequence[str]) -> Iterator[tuple[int, ...]]:
             yield tuple(int(match[1]) for match in matches if match)
         else:
             place = f"{path}, line {line_number}"
-            line = _parsed(text, place)
+            line = parsed(text, place)
             yield tuple(_integer(line, name, place) for name in names)
 
 
@@ -162,10 +162,10 @@ def head_of(text: bytes, path: Path, begin: int) -> Head:
         of = None if match[2] is None else match[2].decode()
         return Head(match[1].decode(), of, int(match[3]))
     try:
-        line = _parsed(text, "")
+        line = parsed(text, "")
     except Refusal:
         place = f"{path}, line {_line_number(path, begin)}"
-        line = _parsed(text, place)
+        line = parsed(text, place)
     return Head(line["stage"], line.get("of"), line.get("update"))
 
 
@@ -195,7 +195,7 @@ def _line_number(path: Path, begin: int) -> int:
     return count
 
 
-def _parsed(text: bytes, place: str) -> Line:
+def parsed(text: bytes, place: str) -> Line:
     try:
         line = json.loads(text)
     except ValueError as error:

@@ -28,6 +28,7 @@ from rlhf_jax.micro_batches import map_micro_batches
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.adapters import join, split
 from rlhf_jax.ops.once import bound
+from rlhf_jax.ops.versions import TokenCounts
 from rlhf_jax.runtime.spec import ProgramSpec, Published
 from rlhf_jax.types import Array, Device, Params, Prompts, Samples
 
@@ -258,9 +259,13 @@ def version_range(samples: Samples) -> tuple[int, int]:
     Collective where samples are sharded over hosts; waits for them. Raises ValueError for samples
     without a token.
     """
-    version_BC, mask_BC = distributed.fetch((samples.version_BC, samples.mask_BC))
-    version_N = version_BC[mask_BC]
-    return int(version_N.min()), int(version_N.max())
+    version_K = token_counts(samples).version_K
+    return int(version_K[0]), int(version_K[-1])
+
+
+def token_counts(samples: Samples) -> TokenCounts:
+    """Counts the tokens of each row by version; collective as `version_range`."""
+    return TokenCounts.of(*distributed.fetch((samples.version_BC, samples.mask_BC)))
 
 
 def concatenate(samples_of_slices: Sequence[Samples]) -> Samples:

@@ -47,7 +47,7 @@ class Scored:
 class Updated:
     """Update `update` made version `update + 1`.
 
-    `age` is that of its samples, in updates. `metrics` and `sample_R` are on the device; the latter
+    `age` is that of the round's oldest token, in updates. `metrics` and `sample_R` are on the device; the latter
     has the rows of the round's samples that it trained on. `states` are those of version
     `update + 1`. The next update donates them, so any use of them must be dispatched before.
     """

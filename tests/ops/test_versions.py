@@ -29,3 +29,45 @@ def test_one_version_is_that_of_every_token():
     version_BC = versions.broadcast(np.int32(3), jnp.asarray(MASK_BC))
     assert version_BC.dtype == jnp.int32
     np.testing.assert_array_equal(version_BC, np.where(MASK_BC, 3, 0))
+
+
+def test_ages_of_an_update_are_those_of_its_tokens():
+    """Versions 2, 2, 4, 6 and 3, 3, 3 in update 7: ages 5, 5, 3, 1 and 4, 4, 4; row 0 twice."""
+    counts = versions.TokenCounts.of(VERSION_BC[:3], MASK_BC[:3])
+    assert counts.version_K.tolist() == [2, 3, 4, 5, 6]
+    assert counts.count_BK.tolist() == [[2, 0, 1, 0, 1], [0, 3, 0, 0, 0], [0, 0, 0, 1, 0]]
+    np.testing.assert_allclose(counts.mean_B(), [14 / 4, 3, 5])
+    metrics = counts.ages(7, 8, [0, 1])
+    assert {name: metric.value() for name, metric in metrics.items()} == {
+        "age_mean": pytest.approx((5 + 5 + 3 + 1 + 12) / 7),
+        "age_p95": 5.0,
+        "age_max": 5.0,
+        "mixed_share": 0.5,
+    }
+    twice = counts.ages(7, 8, [0, 0, 1])
+    assert twice["mixed_share"].value() == pytest.approx(2 / 3)
+    merged = {name: metric.merge(counts.ages(7, 8, [0])[name]) for name, metric in metrics.items()}
+    for name, metric in merged.items():
+        assert metric.value() == pytest.approx(twice[name].value(), rel=1e-6), name
+    whole = counts.ages(7, 8)
+    assert whole["age_mean"].value() == pytest.approx((14 + 12 + 2) / 8)
+
+
+def test_the_quantile_is_exact_and_not_the_largest():
+    """Of 100 tokens of one row the oldest 4 are left out of the 95 %."""
+    version_BC = np.repeat([[0, 3, 9]], 1, axis=0).repeat([4, 90, 6], axis=1)
+    counts = versions.TokenCounts.of(version_BC, np.ones((1, 100), bool))
+    figures = {name: metric.value() for name, metric in counts.ages(10, 12).items()}
+    assert (figures["age_p95"], figures["age_max"], figures["mixed_share"]) == (7.0, 10.0, 1.0)
+
+
+@pytest.mark.parametrize("age", [0, 1, 5])
+def test_one_version_a_round_is_one_age(age):
+    version_BC = np.where(MASK_BC[:3], 7 - age, 0)
+    figures = versions.TokenCounts.of(version_BC, MASK_BC[:3]).ages(7, 6)
+    assert {name: metric.value() for name, metric in figures.items()} == {
+        "age_mean": age,
+        "age_p95": age,
+        "age_max": age,
+        "mixed_share": 0.0,
+    }

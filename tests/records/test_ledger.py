@@ -49,7 +49,7 @@ def rows_of(algorithm, uses) -> list[dict]:
 
 
 def test_a_row_says_what_a_sample_was():
-    row = rows_of(grpo.grpo(grpo.Config()), {2: np.array([0, 1]), 5: np.array([1])})[1]
+    row = rows_of(grpo.grpo(grpo.Config()), {5: np.array([0, 1]), 8: np.array([1])})[1]
     assert row == {
         "round": 4,
         "ordinal": 7,
@@ -72,6 +72,46 @@ def test_a_row_says_what_a_sample_was():
     }
 
 
+def test_a_row_of_several_versions_says_which_tokens_have_which():
+    """Lengths 4 and 2 of row 0 and 2 have two versions. Update 6 is the first of round 3 with u = 2.
+
+    Row 0: versions 3, 3, 5, 5, whose mean is 4, so that its mean age is 6 - 4 = 2 in update 6.
+    """
+    algorithm, samples, scores = grpo.grpo(grpo.Config()), samples_of(), scores_of()
+    version_BC = samples.version_BC.at[0, 2:].set(5).at[2, 1].set(4)
+    samples = samples.replace(version_BC=version_BC)
+    batch = algorithm.credit(samples, scores)
+    uses = {6: np.array([0, 1]), 7: np.array([0, 2])}
+    rows = ledger.rows(3, samples, scores, uses, batch, algorithm, PROMPTS, TEXTS, None)
+    assert [row["version"] for row in rows] == [3] * 6
+    assert [row["ages"] for row in rows] == [[3, 4], [3], [4], [], [], []]
+    mixed = {index: row for index, row in enumerate(rows) if "versions" in row}
+    assert {index: row["versions"] for index, row in mixed.items()} == {
+        0: [[3, 2], [5, 2]],
+        2: [[3, 1], [4, 1]],
+    }
+    assert {index: row["age_mean"] for index, row in mixed.items()} == {0: [2.0, 3.0], 2: [3.5]}
+    assert all(("age_mean" in row) == ("versions" in row) for row in rows)
+
+
+def test_tokens_of_a_round_are_counted_by_version(tmp_path):
+    made = ledger.Ledger(tmp_path)
+    trap = 'said "versions": [[9, 9]]'
+    plain = {"round": 0, "version": 0, "length": 4, "text": trap}
+    mixed = {"round": 1, "version": 0, "length": 5, "text": "", "versions": [[0, 2], [1, 3]]}
+    made.write(0, [plain, plain])
+    made.write(1, [mixed, plain | {"round": 1, "version": 1}])
+    assert ledger.tokens_by_version(made.path) == {0: {0: 8}, 1: {0: 2, 1: 7}}
+
+
+def test_a_replay_needs_rounds_of_one_version(written):
+    """Every row begins with the version of its round, so that `version` alone does not tell."""
+    row = {"round": 3, "version": 4, "text": ""}
+    written.write(6, [row, row | {"versions": [[4, 2], [6, 1]]}])
+    with pytest.raises(ValueError, match=r"versions \[4, 6\] of round 3; a replay"):
+        ledger.version_schedule(written.path, Clock(4, 2))
+
+
 def test_sums_are_over_the_completion():
     rows = rows_of(grpo.grpo(grpo.Config()), {})
     assert [row["behavior_logprob"] for row in rows] == [-2.0, -0.5, -1.0, -1.5, -0.5, -0.5]
@@ -80,7 +120,7 @@ def test_sums_are_over_the_completion():
 
 def test_pairs_have_places_and_a_tie_has_none():
     """Scores -1 < 2, 3 > 1, 2 = 2."""
-    rows = rows_of(online_dpo.online_dpo(online_dpo.Config()), {0: np.array([1, 0, 2, 3, 4, 4])})
+    rows = rows_of(online_dpo.online_dpo(online_dpo.Config()), {3: np.array([1, 0, 2, 3, 4, 4])})
     assert [row["place"] for row in rows] == [-1, 1, 1, -1, 0, 0]
     assert [row["ages"] for row in rows] == [[0], [0], [0], [0], [0, 0], []]
     assert {row["advantage"] for row in rows} == {None}

@@ -20,13 +20,13 @@ from rlhf_jax.records.timeline import Timeline
 from rlhf_jax.report.notices import Limits, Notices
 from rlhf_jax.runtime import activity, synchronous
 from rlhf_jax.runtime.program import Program
-from rlhf_jax.runtime.sampler import version_range
+from rlhf_jax.runtime.sampler import token_counts, version_range
 from rlhf_jax.stages.api import PromptStream, Workspace
 from rlhf_jax.stages.common.evaluator import Evaluator, kept
 from rlhf_jax.stages.common.resuming import Files
 from rlhf_jax.stages.common.round_metrics import RoundMetrics
 from rlhf_jax.stages.settings.rlhf import Config
-from rlhf_jax.types import Array, Params
+from rlhf_jax.types import Params
 from rlhf_jax.updating import learning_rate_schedule
 
 
@@ -44,15 +44,15 @@ class Recorder:
     # version 0, which is evaluated after its params were trained on; None once it was
     first_policy: Params | None
     timeline: Timeline = field(default_factory=Timeline)
-    late: tuple[synchronous.Updated, Any, Any] | None = None
+    late: tuple[synchronous.Updated, tuple[Any, ...]] | None = None
     scored: synchronous.Scored | None = None
-    round_figures: dict[str, Any] = field(default_factory=dict)
+    # of the scored round: figures and lengths, on the device, and its tokens by version
+    of_round: tuple[Any, ...] = ()
     uses: dict[int, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"evaluate_seconds": 0.0})
     stopped: bool = False
     compiled: activity.CompileCounter = field(default_factory=activity.CompileCounter)
     compiled_first: int | None = None
-    lengths_B: tuple[Array, Array] | None = None  # of the scored round, on the device
 
     @cached_property
     def rates(self) -> RoundRates:
@@ -99,14 +99,15 @@ class Recorder:
             case synchronous.Scored():
                 self.scored, self.uses = event, {}
                 self.rates.scored(event.round_index)
-                self.round_figures = self._round_metrics.measure(
-                    event.samples, event.scores, event.batch
+                self.of_round = (
+                    self._round_metrics.measure(event.samples, event.scores, event.batch),
+                    self.rates.lengths(event.samples),
+                    token_counts(event.samples),
                 )
-                self.lengths_B = self.rates.lengths(event.samples)
             case synchronous.Updated():
                 self._flush()
-                self.late = (event, self.round_figures, self.lengths_B)
-                self.uses[event.age] = event.sample_R
+                self.late = (event, self.of_round)
+                self.uses[event.update] = event.sample_R
                 within_round = (event.update + 1) % self._updates_per_round
                 if within_round and event.update + 1 in self.config.evaluate_at:
                     self.evaluate(
@@ -128,16 +129,17 @@ class Recorder:
     def _flush(self) -> None:
         if self.late is None:
             return
-        (event, round_figures, lengths_B), self.late = self.late, None
+        (event, (round_figures, lengths_B, tokens)), self.late = self.late, None
         with activity.during(
             f"update {event.update}", "call"
         ):  # dispatched before, and waited for here
             figures: dict[str, Any] = distributed.fetch(round_figures)
             metrics: dict[str, Any] = distributed.fetch(event.metrics)
-            lengths = distributed.fetch(lengths_B)
+            lengths, rows = distributed.fetch((lengths_B, event.sample_R))
+        clock = self.program.spec.clock
+        metrics |= tokens.ages(event.update, clock.max_age + 1, rows)
         values = {name: float(value) for name, value in figures.items()}
         values |= {name: metric.value() for name, metric in metrics.items()}
-        clock = self.program.spec.clock
         schedule = learning_rate_schedule(
             self.config.optimizer, clock.num_updates, clock.updates_per_round
         )
