@@ -14,7 +14,12 @@ from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.devices.mesh import sampler_slices
 from rlhf_jax.models.common.adapters import join, split
 from rlhf_jax.records import ledger, profiles
-from rlhf_jax.records.checkpoints import abstract_like, complete_steps, restore_params
+from rlhf_jax.records.checkpoints import (
+    Checkpoints,
+    abstract_like,
+    complete_steps,
+    restore_params,
+)
 from rlhf_jax.records.ledger import STAGE
 from rlhf_jax.records.progress import progress
 from rlhf_jax.records.samples import SamplesWriter
@@ -30,7 +35,7 @@ from rlhf_jax.runtime.program import Critic, Program, ProgramSpec, Reward
 from rlhf_jax.stages import reward_model, sft
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.checks import signal
-from rlhf_jax.stages.common import kept_answers, resuming
+from rlhf_jax.stages.common import inflight, kept_answers, resuming
 from rlhf_jax.stages.common.evaluator import Evaluator, learned_scores
 from rlhf_jax.stages.common.kept_answers import KeptJudge
 from rlhf_jax.stages.common.recorder import Recorder
@@ -261,7 +266,10 @@ def run(
         saved_rounds = SavedRounds(workspace.directory / FOLDER)
         layout = partial(sharding.row_shardings, mesh=program.trainer_mesh)
         ended = resuming.ended_rounds(workspace.directory, config)
-        resume_point = resuming.choose(checkpoints, saved_rounds, clock, abstract, layout, ended)
+        snapshots = inflight.snapshots_of(workspace, config)
+        resume_point = resuming.choose(
+            checkpoints, saved_rounds, clock, abstract, layout, ended, snapshots
+        )
         version = resume_point.version
         if version == clock.num_updates:
             assert resume_point.policy is not None
@@ -271,7 +279,7 @@ def run(
         first = None if version else first_policy(workspace, reference_params)
         if first is not None:
             signal.check(workspace, config, first, reward)
-        program.compile()
+        program.compile(generates=snapshots is None)
         states = resume_point.states if first is None else program.init(first)
         assert states is not None
         files = resuming.Files(
@@ -299,14 +307,7 @@ def run(
             monitor = synchronous.LoopMonitor(
                 recorder.timeline, partial(any_asked, program.trainer_mesh, asked), say=bar.say
             )
-            loop = make_loop(
-                config,
-                program,
-                states,
-                version // clock.updates_per_round,
-                resume_point.pending,
-                monitor,
-            )
+            loop = make_loop(workspace, config, program, states, resume_point, checkpoints, monitor)
             try:
                 with contextlib.closing(loop):  # an interrupt here ends the sampling thread too
                     chosen = config.profile_updates, workspace.directory, version
@@ -339,14 +340,20 @@ def make_evaluator(
 
 
 def make_loop(
+    workspace: Workspace,
     config: Config,
     program: Program,
     states: States,
-    first_round: int,
-    pending: dict[int, Samples],
+    resume_point: resuming.ResumePoint,
+    checkpoints: Checkpoints,
     monitor: synchronous.LoopMonitor,
 ) -> Generator[synchronous.Event, None, None]:
     """The events of the loop that the config names; see `synchronous.run`."""
+    first_round = resume_point.version // program.spec.clock.updates_per_round
+    if config.weights == "inflight":
+        resumed = inflight.Resumed(first_round, resume_point.stream)
+        return inflight.events(workspace, config, program, states, resumed, checkpoints, monitor)
+    pending = resume_point.pending
     if config.loop == "synchronous":
         return synchronous.run(program, states, first_round, pending, monitor)
     limits = config.deadline_seconds, config.device_call_seconds

@@ -12,6 +12,7 @@ rounds that the clock calls trained, and then draws a segment with their version
 The events are those of `synchronous.run`.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Generator, Mapping
@@ -20,10 +21,10 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from rlhf_jax.clock import Stream, StreamState
+from rlhf_jax.clock import Boundary, Stream, StreamState
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import activity
-from rlhf_jax.runtime.inflight.api import Pool, PoolState
+from rlhf_jax.runtime.inflight.api import Drawn, Pool, PoolState
 from rlhf_jax.runtime.inflight.rows import Rows
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.spec import Published
@@ -69,10 +70,12 @@ class Saving:
     Attributes:
       wanted: True for a round before which a checkpoint may be taken by its cadence.
       write: keeps the snapshot of a round: of the boundary where T first reaches it.
+      note: is told each boundary and the rows that ended in its segment.
     """
 
     wanted: Callable[[int], bool] = lambda round_index: False
     write: Callable[[int, Snapshot], None] = lambda round_index, snapshot: None
+    note: Callable[[Boundary, tuple[int, ...]], None] = lambda boundary, ended: None
 
 
 class StreamSampler:
@@ -85,6 +88,7 @@ class StreamSampler:
         rows: Rows,
         saving: Saving | None = None,
         snapshot: Snapshot | None = None,
+        dispatch_lock: contextlib.AbstractContextManager[object] | None = None,
     ):
         """Begins at boundary 0, or goes on from a snapshot.
 
@@ -94,8 +98,11 @@ class StreamSampler:
           rows: empty.
           saving: of snapshots; None: none is kept.
           snapshot: of an equal sampler.
+          dispatch_lock: is held while the pool's programs run, where the trainer shares their
+            devices; None: no lock.
         """
         self.stream, self.pool, self.rows = stream, pool, rows
+        self._lock = dispatch_lock or contextlib.nullcontext()
         self.saving = saving or Saving()
         self.state = stream.begin() if snapshot is None else snapshot.state
         if snapshot is not None:
@@ -148,16 +155,26 @@ class StreamSampler:
         """
         boundary, self.state = self.stream.admit(self.state, rounds_trained)
         self.rows.forget_before(rounds_trained)
+        complete, ended = (), ()
+        with self._lock:
+            drawn = self._segment(params, boundary)
+        if drawn is not None:
+            self.rows.add(drawn, boundary.row_of_slot, boundary.version)
+            complete, self.state = self.stream.harvest(self.state, drawn.ended_S.tolist())
+            slots = zip(boundary.row_of_slot, self.state.row_of_slot, strict=True)
+            ended = tuple(row for row, left in slots if row != left)
+        self.saving.note(boundary, ended)
+        return complete
+
+    def _segment(self, params: Published, boundary: Boundary) -> Drawn | None:
+        """The pool's part of a boundary; None where no row is being written."""
         if boundary.rebuilds:
             self.pool.rebuild(params)
         if boundary.is_idle:
-            return ()
+            return None
         if boundary.rows:
             self.pool.admit(params, boundary.rows, boundary.slots)
-        drawn = self.pool.segment(params)
-        self.rows.add(drawn, boundary.row_of_slot, boundary.version)
-        complete, self.state = self.stream.harvest(self.state, drawn.ended_S.tolist())
-        return complete
+        return self.pool.segment(params)
 
 
 def run(

@@ -1,0 +1,150 @@
+"""In-flight updates in the RLHF stage: its loop, and the snapshots that its checkpoints need."""
+
+import contextlib
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import numpy as np
+
+from rlhf_jax.clock import Boundary, Stream
+from rlhf_jax.devices import sharding
+from rlhf_jax.records import jsonl
+from rlhf_jax.records.checkpoints import Checkpoints
+from rlhf_jax.records.streams import schedules
+from rlhf_jax.records.streams.snapshots import FOLDER, Snapshots
+from rlhf_jax.runtime.inflight import loop, threads
+from rlhf_jax.runtime.inflight.api import Pool
+from rlhf_jax.runtime.inflight.loop import Saving, Snapshot, StreamSampler
+from rlhf_jax.runtime.inflight.pool import Config as PoolConfig
+from rlhf_jax.runtime.inflight.pool import SlotPool
+from rlhf_jax.runtime.inflight.rows import Rows
+from rlhf_jax.runtime.program import Program
+from rlhf_jax.runtime.synchronous import Event, LoopMonitor, RoundEnd, Sampled
+from rlhf_jax.stages.api import Workspace
+from rlhf_jax.stages.common.recorder import crosses
+from rlhf_jax.stages.settings.rlhf import Config, stream
+from rlhf_jax.types import Samples, States
+
+Place = Callable[[Samples], Samples]
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The round that training resumes from, and the arrays of its snapshot; None: boundary 0."""
+
+    round_index: int = 0
+    arrays: Mapping[str, np.ndarray] | None = None
+
+
+def snapshots_of(workspace: Workspace, config: Config) -> Snapshots | None:
+    """The snapshots of a run with in-flight updates; None for another run."""
+    if config.weights != "inflight":
+        return None
+    return Snapshots(workspace.directory / FOLDER)
+
+
+def make_pool(program: Program, clock: Stream) -> Pool:
+    """The slots, on the mesh that samples.
+
+    Args:
+      program: its spec has the model, the prompts and the sampling distribution.
+      clock: has the number of slots and the steps of a segment.
+    """
+    spec, (mesh, rest) = program.spec, program.sampler.first
+    prompts_per_round = clock.rows_per_round // spec.sampling.samples_per_prompt
+    config = PoolConfig(
+        spec.sampling,
+        spec.eos_id,
+        spec.pad_id,
+        clock.num_slots,
+        clock.segment_steps,
+        prompts_per_round,
+    )
+    model = spec.model_of(program.generate_call)
+    return SlotPool(model, config, spec.prompts, spec.key, mesh, rest)
+
+
+def make_sampler(
+    program: Program, clock: Stream, saving: Saving, snapshot: Snapshot | None
+) -> StreamSampler:
+    """The sampling side of a program with in-flight updates.
+
+    Args:
+      program: the compiled calls.
+      clock: of the run.
+      saving: of its snapshots and its schedule.
+      snapshot: to go on from; None: boundary 0.
+    """
+    spec, law = program.spec, program.spec.sampling
+    eos_ids = spec.eos_id if isinstance(spec.eos_id, tuple) else (spec.eos_id,)
+    rows = Rows(
+        spec.prompts,
+        clock.rows_per_round,
+        law.max_completion_tokens,
+        law.samples_per_prompt,
+        law.temperature,
+        eos_ids,
+        spec.pad_id,
+    )
+    pool = make_pool(program, clock)
+    return StreamSampler(clock, pool, rows, saving, snapshot, program.dispatch_lock)
+
+
+def place(samples: Samples, program: Program) -> Samples:
+    """Puts samples of the host on the mesh of the trainer."""
+    return jax.device_put(samples, sharding.row_shardings(samples, program.trainer_mesh))
+
+
+def events(
+    workspace: Workspace,
+    config: Config,
+    program: Program,
+    states: States,
+    resumed: Resumed,
+    checkpoints: Checkpoints,
+    monitor: LoopMonitor,
+) -> Generator[Event, None, None]:
+    """The events of the run's loop, simulated or threaded, without `Sampled`: the snapshots have
+    the rows of rounds that are not trained yet.
+
+    Args:
+      workspace: of the run.
+      config: of the stage.
+      program: the compiled calls.
+      states: of the round that training resumes from; donated.
+      resumed: that round.
+      checkpoints: of the stage; snapshots are kept for theirs.
+      monitor: of the loop.
+    """
+    clock, path = stream(config), workspace.directory / schedules.FILE
+    updates = clock.clock.updates_per_round
+    kept = Snapshots(workspace.directory / FOLDER)
+    snapshot = None if resumed.arrays is None else Snapshot.of(resumed.arrays)
+    schedules.cut_back(path, 0 if snapshot is None else snapshot.state.boundary)
+
+    def note(boundary: Boundary, ended: tuple[int, ...]) -> None:
+        jsonl.append(path, schedules.line(boundary, ended))
+
+    saving = Saving(
+        lambda round_index: crosses(round_index * updates, updates, config.checkpoint_every),
+        lambda round_index, snapshot: kept.write(round_index, snapshot.arrays()),
+        note,
+    )
+    sampler = make_sampler(program, clock, saving, snapshot)
+    arguments = program, sampler, partial(place, program=program), states, resumed.round_index
+    limits = config.deadline_seconds, config.device_call_seconds
+    inner = (
+        loop.run(*arguments, monitor)
+        if config.loop == "synchronous"
+        else threads.run(*arguments, monitor, *limits)
+    )
+    with contextlib.closing(inner):
+        for event in inner:
+            if isinstance(event, Sampled):
+                continue
+            yield event
+            if isinstance(event, RoundEnd):
+                held = [step // updates for step in checkpoints.held()]
+                kept.keep_for(held, event.round_index + 1)
