@@ -232,7 +232,7 @@ def _unsharded(by_shard: Array, axis: int) -> Array:
     return jnp.moveaxis(by_shard.reshape(-1, *by_shard.shape[2:]), 0, axis)
 
 
-def _is_any(token_B: Array, ids: tuple[int, ...]) -> Array:
+def is_any(token_B: Array, ids: tuple[int, ...]) -> Array:
     """Marks the tokens that are one of some ids, `[B]` bool."""
     return reduce(jnp.logical_or, [token_B == identity for identity in ids])
 
@@ -281,7 +281,7 @@ def sample(
         return loop._replace(
             position=loop.position + 1,
             token_B=token_B,
-            done_B=loop.done_B | (live_B & _is_any(token_B, eos_ids)),
+            done_B=loop.done_B | (live_B & is_any(token_B, eos_ids)),
             tokens_CB=loop.tokens_CB.at[loop.position].set(token_B),
             logprob_CB=loop.logprob_CB.at[loop.position].set(jnp.where(live_B, logprob_B, 0.0)),
             mask_CB=loop.mask_CB.at[loop.position].set(live_B),

@@ -28,6 +28,7 @@ LAYERS = {
     "rlhf_jax.rewards": 4,
     "rlhf_jax.micro_batches": 4,
     "rlhf_jax.sampling": 4,
+    "rlhf_jax.slots": 4,
     "rlhf_jax.scoring": 4,
     "rlhf_jax.dataflow": 4,
     "rlhf_jax.updating": 4,

@@ -72,9 +72,8 @@ def counted(
             mask_CB=loop.mask_CB.at[loop.position].set(live_B),
         )
 
-    cache = Cache(
-        keys=(), values=(), mask_BM=jnp.zeros((len(length_B), 1), bool), column=jnp.int32(0)
-    )
+    position_BM = jnp.full((len(length_B), 1), -1, jnp.int32)
+    cache = Cache(keys=(), values=(), position_BM=position_BM, column=jnp.int32(0))
     loop = sampling._begin(jnp.zeros((9, len(length_B))), jnp.asarray(length_B), 0, cache)
     loop = jax.jit(lambda loop: sampling._decode(step, loop, num_compactions, row_shards))(loop)
     jax.effects_barrier()

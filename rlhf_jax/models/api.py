@@ -24,7 +24,7 @@ class Cache:
 
     keys: tuple[Array, ...]  # one a layer, each [B, J, M, K]
     values: tuple[Array, ...]
-    mask_BM: Array  # bool, columns that hold a real token
+    position_BM: Array  # int32, position of the token in a column; -1: none of this row
     column: Array | np.ndarray  # int32 scalar, where the next token is written
 
 
@@ -55,7 +55,7 @@ def repeat_cache(cache: Cache, times: int) -> Cache:
     return Cache(
         keys=tuple(repeat_rows(x, times) for x in cache.keys),
         values=tuple(repeat_rows(x, times) for x in cache.values),
-        mask_BM=repeat_rows(cache.mask_BM, times),
+        position_BM=repeat_rows(cache.position_BM, times),
         column=cache.column,
     )
 
@@ -109,7 +109,8 @@ class Model(Protocol):
     ) -> tuple[Array, Cache | None]:
         """Hidden states after the final norm, `[B, L, D]` in the compute dtype.
 
-        A query attends to unmasked columns at or before its own.
+        A query attends to unmasked tokens of its row at or before its own position. Without a cache
+        the tokens of a row are contiguous, and columns are compared.
 
         Args:
           params: as `init` returns them.

@@ -17,6 +17,7 @@ from flax import linen as nn
 from rlhf_jax.config import Bounds, Count, Natural, Positive
 from rlhf_jax.models.api import Cache, Model
 from rlhf_jax.models.common import blocks, decoder
+from rlhf_jax.models.common.cache import next_cache, see
 from rlhf_jax.models.common.decoder import Depth
 from rlhf_jax.types import Array
 
@@ -173,7 +174,7 @@ class Network(nn.Module):
         config, (B, L) = self.config, tokens_BL.shape
         frequencies = blocks.rotary_frequencies(rotary_dims(config), config.rope_theta)
         tables = blocks.rotary_tables(positions_BL, frequencies)
-        mask_BM, hide_BLM = blocks.see(mask_BL, cache)
+        position_BM, hide_BLM = see(mask_BL, positions_BL, cache)
         x_AD, layer_kv = self.embed_in(tokens_BL.reshape(B * L)), []
         for index, layer in enumerate(self.layer):
             x_AD, kv = decoder.run_layer(layer, index, x_AD, tables, hide_BLM, cache)
@@ -181,7 +182,7 @@ class Network(nn.Module):
         hidden_BLD = self.final_layer_norm(x_AD).reshape(B, L, config.width)
         if self.is_initializing():
             self.head(hidden_BLD)
-        return hidden_BLD, blocks.next_cache(cache, layer_kv, mask_BM, L)
+        return hidden_BLD, next_cache(cache, layer_kv, position_BM, L)
 
     def head(self, hidden: Array) -> Array:
         if self.config.tie_embeddings:

@@ -18,6 +18,7 @@ from flax import linen as nn
 from rlhf_jax.config import Bounds, Count, Natural, Positive
 from rlhf_jax.models.api import Cache, Model
 from rlhf_jax.models.common import blocks, decoder, rope
+from rlhf_jax.models.common.cache import next_cache, see
 from rlhf_jax.models.common.decoder import Depth
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
@@ -202,14 +203,16 @@ class Network(nn.Module):
         self, tokens_BL: Array, positions_BL: Array, mask_BL: Array, cache: Cache | None = None
     ) -> tuple[Array, Cache | None]:
         config, (B, L) = self.config, tokens_BL.shape
-        rope.check_length(config, L if cache is None else cache.mask_BM.shape[1])
+        rope.check_length(config, L if cache is None else cache.position_BM.shape[1])
         rotations = [config.rotary(index) for index in range(config.num_layers)]
         tables = {
             rotation: blocks.rotary_tables(positions_BL, *rotation)
             for rotation in dict.fromkeys(rotations)
         }
         windows = [config.window(index) for index in range(config.num_layers)]
-        hidden = {window: blocks.see(mask_BL, cache, window) for window in sorted(set(windows))}
+        hidden = {
+            window: see(mask_BL, positions_BL, cache, window) for window in sorted(set(windows))
+        }
         x_AD, layer_kv = self.embed(tokens_BL.reshape(B * L)), []
         for index, layer in enumerate(self.layer):
             hide_BLM = hidden[windows[index]][1]
@@ -220,7 +223,7 @@ class Network(nn.Module):
         hidden_BLD = self.norm(x_AD).reshape(B, L, config.width)
         if self.is_initializing():
             self.head(hidden_BLD)
-        return hidden_BLD, blocks.next_cache(cache, layer_kv, hidden[windows[0]][0], L)
+        return hidden_BLD, next_cache(cache, layer_kv, hidden[windows[0]][0], L)
 
     def embed(self, tokens_A: Array) -> Array:
         return self.embed_tokens(tokens_A)

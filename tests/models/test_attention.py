@@ -31,8 +31,8 @@ def heads(num_queries: int, num_columns: int) -> list[jax.Array]:
 
 def hide(num_queries: int, num_columns: int, window: int = 0) -> jax.Array:
     """The last queries of as many columns, of which the second row's first 4 are pads."""
-    mask_BM = jnp.arange(num_columns)[None] >= jnp.array([0, 4])[:, None]
-    return blocks.hide_columns(mask_BM, num_queries, num_columns - num_queries, window)
+    position_BM = jnp.arange(num_columns)[None] - jnp.array([0, 4])[:, None]  # of a pad below 0
+    return blocks.hide_columns(position_BM, position_BM[:, num_columns - num_queries :], window)
 
 
 @pytest.fixture

@@ -52,7 +52,9 @@ def test_prefill_is_the_full_forward(family):
         np.asarray(hidden_BLD)[mask_BL], hidden_of(family, tokens_BL, mask_BL)[mask_BL], atol=1e-5
     )
     assert int(cache.column) == L
-    np.testing.assert_array_equal(cache.mask_BM, np.pad(mask_BL, ((0, 0), (0, 13 - L))))
+    positions_BL = np.where(mask_BL, positions_from_mask(mask_BL), -1)
+    expected = np.pad(positions_BL, ((0, 0), (0, 13 - L)), constant_values=-1)
+    np.testing.assert_array_equal(cache.position_BM, expected)
 
 
 def test_prefill_traced_with_its_empty_cache_is_the_full_forward(family):
@@ -73,7 +75,7 @@ def test_prefill_traced_with_its_empty_cache_is_the_full_forward(family):
         # Deeper layers of a pad row attend to whatever columns there are, so that pads may differ.
         seen = np.pad(mask_BL, ((0, 0), (0, 13 - L)))[:, None, :, None]
         np.testing.assert_allclose(np.where(seen, ours, 0), np.where(seen, theirs, 0), atol=1e-5)
-    np.testing.assert_array_equal(cache.mask_BM, expected.mask_BM)
+    np.testing.assert_array_equal(cache.position_BM, expected.position_BM)
     assert int(cache.column) == int(expected.column) == L
 
 

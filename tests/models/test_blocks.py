@@ -100,7 +100,8 @@ def test_blocks_of_queries_are_one_attention(length):
     queries, keys, values = (
         jnp.asarray(random.standard_normal((1, 1, length, 2)), jnp.float32) for _ in range(3)
     )
-    hidden = blocks.hide_columns(jnp.arange(length)[None, :] >= 7, length, 0)
+    column_1M = jnp.arange(length)[None]
+    hidden = blocks.hide_columns(jnp.where(column_1M >= 7, column_1M, -1), column_1M)
     scores = (
         np.asarray(queries)[0, 0] @ np.asarray(keys)[0, 0].T / math.sqrt(2) + np.asarray(hidden)[0]
     )
@@ -160,21 +161,33 @@ def test_attention_of_large_scores_is_finite():
 
 
 def test_hidden_columns_by_hand():
-    """Two queries at columns 1 and 2 of a cache of 4 whose first column is a pad."""
+    """Two queries at positions 0 and 1 of a cache of 4 columns, the first of which is a pad."""
     hidden = (
-        blocks.hide_columns(jnp.array([[False, True, True, False]]), 2, 1) == blocks.HIDDEN_SCORE
+        blocks.hide_columns(jnp.array([[-1, 0, 1, -1]]), jnp.array([[0, 1]])) == blocks.HIDDEN_SCORE
     )
     np.testing.assert_array_equal(hidden, [[[True, False, True, True], [True, False, False, True]]])
 
 
+def test_hidden_columns_of_a_ring_by_hand():
+    """Columns of a ring that has wrapped: positions 4 and 5, then a column of no token, then 2
+    and 3. The query at position 4 sees neither 5 nor, with a window of 2, what is before 3. A pad,
+    of position -1, sees nothing.
+    """
+    position_BM, query_BL = jnp.array([[4, 5, -1, 2, 3]]), jnp.array([[4, -1]])
+    everything = blocks.hide_columns(position_BM, query_BL) == 0
+    np.testing.assert_array_equal(everything, [[[True, False, False, True, True], [False] * 5]])
+    windowed = blocks.hide_columns(position_BM, query_BL, 2) == 0
+    np.testing.assert_array_equal(windowed, [[[True, False, False, False, True], [False] * 5]])
+
+
 def test_windows_by_hand():
-    """A window of 2 leaves each query its own column and the one before, whether columns begin a
+    """A window of 2 leaves each query its own position and the one before, whether columns begin a
     row or follow a cache.
 
     With 5 columns, of which the first is a pad; then the last two queries alone, as after a prefill
     of 3.
     """
-    mask_BM = jnp.array([[False, True, True, True, True]])
+    position_BM = jnp.array([[-1, 0, 1, 2, 3]])
     expected = [
         [False, False, False, False, False],
         [False, True, False, False, False],
@@ -182,10 +195,13 @@ def test_windows_by_hand():
         [False, False, True, True, False],
         [False, False, False, True, True],
     ]
-    np.testing.assert_array_equal(blocks.hide_columns(mask_BM, 5, 0, 2) == 0, [expected])
-    np.testing.assert_array_equal(blocks.hide_columns(mask_BM, 2, 3, 2) == 0, [expected[3:]])
+    found = blocks.hide_columns(position_BM, position_BM, 2)
+    np.testing.assert_array_equal(found == 0, [expected])
+    last = blocks.hide_columns(position_BM, position_BM[:, 3:], 2)
+    np.testing.assert_array_equal(last == 0, [expected[3:]])
     np.testing.assert_array_equal(
-        blocks.hide_columns(mask_BM, 5, 0, 5), blocks.hide_columns(mask_BM, 5, 0)
+        blocks.hide_columns(position_BM, position_BM, 5),
+        blocks.hide_columns(position_BM, position_BM),
     )
 
 

@@ -1,5 +1,4 @@
-"""Parts that the decoder families share: norms, rotary positions, and attention with an explicit
-cache.
+"""Parts that the decoder families share: norms, rotary positions, and attention.
 
 Everything between two dense layers is `[B*L, D]`: on a CPU a product of three-dimensional operands
 costs twice as much in its backward pass, and keeps the element-wise work around it from being split
@@ -16,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from rlhf_jax.models.api import Cache
 from rlhf_jax.models.common import adapters
 from rlhf_jax.types import Array
 
@@ -202,30 +200,25 @@ def soft_cap(x: Array, cap: float) -> Array:
     return cap * jnp.tanh(x / cap) if cap else x
 
 
-def hide_columns(
-    mask_BM: Array, num_queries: int, first_column: Array | np.ndarray | int, window: int = 0
-) -> Array:
+def hide_columns(position_BM: Array, position_BL: Array, window: int = 0) -> Array:
     """Addends of a query's scores: 0 on columns that it sees, HIDDEN_SCORE on the others.
 
-    A query sees columns that hold a token and are not after its own. With a window it sees only
-    the last `window` of these columns, its own included. The tokens of a row are contiguous, so
-    that a distance in columns is a distance in positions.
+    A query at position p sees the columns with 0 <= position <= p. With a window it sees only those
+    with position > p - window. The order of columns does not matter, nor do gaps between them.
 
     Args:
-      mask_BM: bool, columns that hold a token.
-      num_queries: L.
-      first_column: column of the first query.
-      window: columns; 0 is no window.
+      position_BM: int32, position of the token in each column; -1 where the row has none.
+      position_BL: int32, positions of the queries; one of -1 sees nothing. Its first dimension is B
+        or 1.
+      window: positions; 0 is no window.
 
     Returns float32 `[B, L, M]`.
     """
-    column_L, column_M = first_column + jnp.arange(num_queries), jnp.arange(mask_BM.shape[1])
-    causal_LM = column_M[None] <= column_L[:, None]
+    key_B1M, query_BL1 = position_BM[:, None], position_BL[..., None]
+    seen_BLM = (key_B1M >= 0) & (key_B1M <= query_BL1)
     if window:
-        causal_LM &= column_M[None] > column_L[:, None] - window
-    return jnp.where(
-        mask_BM[:, None] & causal_LM[None], jnp.float32(0.0), jnp.float32(HIDDEN_SCORE)
-    )
+        seen_BLM &= key_B1M > query_BL1 - window
+    return jnp.where(seen_BLM, jnp.float32(0.0), jnp.float32(HIDDEN_SCORE))
 
 
 def gelu(x: Array) -> Array:
@@ -310,71 +303,3 @@ class Head(nn.Module):
         return logits(
             hidden, self.param("kernel", self.kernel_init, (hidden.shape[-1], self.vocab_size))
         )
-
-
-def _is_empty(cache: Cache) -> bool:
-    """True where a cache is known, at trace time, to hold nothing yet."""
-    return isinstance(cache.column, np.ndarray) and int(cache.column) == 0
-
-
-def see(mask_BL: Array, cache: Cache | None, window: int = 0) -> tuple[Array, Array]:
-    """The mask of every column once L tokens are written, and the addends that hide columns.
-
-    Args:
-      mask_BL: bool, of the L new tokens.
-      cache: before they are written.
-      window: as in `hide_columns`.
-
-    Returns bool `[B, M]`, and `hide_columns` on the columns that `remember` gives to attention.
-    These are the L new ones alone if there is no cache, or one that is known to be empty.
-    """
-    num_tokens = mask_BL.shape[1]
-    if cache is None:
-        return mask_BL, hide_columns(mask_BL, num_tokens, 0, window)
-    mask_BM = jax.lax.dynamic_update_slice(cache.mask_BM, mask_BL, (0, cache.column))
-    if _is_empty(cache):
-        return mask_BM, hide_columns(mask_BL, num_tokens, 0, window)
-    return mask_BM, hide_columns(mask_BM, num_tokens, cache.column, window)
-
-
-def remember(
-    cache: Cache | None, layer: int, new: Sequence[Array]
-) -> tuple[Sequence[Array], Sequence[Array]]:
-    """A layer's keys and values, with L new columns at `cache.column`.
-
-    Args:
-      cache: None keeps the new columns alone.
-      layer: its index in the cache.
-      new: keys and values `[B, J, L, K]`.
-
-    Returns the pair to attend to, and the pair to keep, `[B, J, M, K]` each. They differ for an
-    empty cache: attention then needs the new columns alone.
-    """
-    if cache is None:
-        return new, new
-    kept = tuple(
-        jax.lax.dynamic_update_slice(
-            old[layer], fresh.astype(old[layer].dtype), (0, 0, cache.column, 0)
-        )
-        for old, fresh in zip((cache.keys, cache.values), new, strict=True)
-    )
-    return (new if _is_empty(cache) else kept), kept
-
-
-def next_cache(
-    cache: Cache | None, kept: list[Sequence[Array]], mask_BM: Array, num_tokens: int
-) -> Cache | None:
-    """The cache after `num_tokens` more columns; None if there was none.
-
-    Args:
-      cache: before the tokens were written.
-      kept: keys and values of each layer, as `remember` returns them.
-      mask_BM: as `see` returns it.
-      num_tokens: L.
-    """
-    if cache is None:
-        return None
-    keys, values = zip(*kept, strict=True)
-    return Cache(
-        keys=keys, values=values, mask_BM=mask_BM, column=jnp.asarray(cache.column) + num_tokens
-    )

@@ -18,6 +18,7 @@ from rlhf_jax import randomness
 from rlhf_jax.config import Bounds
 from rlhf_jax.models.api import Cache, LogicalAxes
 from rlhf_jax.models.common import adapters, blocks
+from rlhf_jax.models.common.cache import remember
 from rlhf_jax.models.common.layout import keep_rows
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array, Params
@@ -197,8 +198,9 @@ class Decoder:
         keys, values = (
             tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers)) for _ in "kv"
         )
-        mask_BM = jnp.zeros((batch_size, max_columns), bool)
-        return Cache(keys=keys, values=values, mask_BM=mask_BM, column=np.zeros((), np.int32))
+        position_BM = jnp.full((batch_size, max_columns), -1, jnp.int32)
+        column = np.zeros((), np.int32)
+        return Cache(keys=keys, values=values, position_BM=position_BM, column=column)
 
     def logical_axes(self, params: Params) -> LogicalAxes:
         if isinstance(params, adapters.Adapted):
@@ -252,7 +254,7 @@ def run_layer(
         queries, *new = layer.heads(x_AD, tables)
         # The cache is closed over: as an argument its column would be traced, and an empty cache no
         # longer known as such.
-        seen, kv = blocks.remember(cache, index, new)
+        seen, kv = remember(cache, index, new)
         return keep_rows(layer.join(x_AD, layer.attend(queries, seen[0], seen[1], hide_BLM))), kv
 
     x_AD = x_AD if index else keep_rows(x_AD)

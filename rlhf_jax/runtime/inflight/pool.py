@@ -1,0 +1,466 @@
+"""The pool of slots on one mesh: compiled admission, segment and rebuild, and what the host knows
+of the rows.
+
+The programs have few shapes: one admission for each number of prompts of `prefill_sizes`, one for
+rows of a prompt that is prefilled already, one segment, and one rebuild for each of four widths.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rlhf_jax import sampling
+from rlhf_jax.devices import sharding
+from rlhf_jax.devices.distributed import Compiled
+from rlhf_jax.models.api import Model
+from rlhf_jax.models.common.adapters import Rest, join
+from rlhf_jax.ops.once import bound
+from rlhf_jax.refusal import Refusal
+from rlhf_jax.runtime.inflight.api import Drawn, PoolState
+from rlhf_jax.runtime.spec import Published
+from rlhf_jax.slots import insert, rebuild, segment
+from rlhf_jax.slots.state import Slots, empty
+from rlhf_jax.types import Array, Params, Prompts
+
+T = TypeVar("T")
+NUM_WIDTHS = 4  # of rebuilds: completions of C / 4, C / 2, 3 C / 4 and C tokens
+
+
+@dataclass(frozen=True)
+class Config:
+    """The sampling distribution of a pool, and the shapes of its programs.
+
+    Attributes:
+      sampling: C, G and the temperature.
+      eos_id: the token that ends a row, or several of them.
+      pad_id: in place of a token where a slot draws none.
+      num_slots: S.
+      segment_steps: most decode steps of a segment.
+      prompts_per_round: P. Stream row i has prompt i // G % P of round i // (P * G).
+    """
+
+    sampling: sampling.Config
+    eos_id: int | tuple[int, ...]
+    pad_id: int
+    num_slots: int
+    segment_steps: int
+    prompts_per_round: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_slots", "segment_steps", "prompts_per_round"):
+            if (value := getattr(self, name)) < 1:
+                raise Refusal(f"{name} is {value}; accepted: 1 and more")
+
+    def place_of(self, row: int) -> tuple[int, int, int]:
+        """Round, prompt in it and sample index of a stream row."""
+        prompt, sample_index = divmod(row, self.sampling.samples_per_prompt)
+        return *divmod(prompt, self.prompts_per_round), sample_index
+
+
+def admit(
+    params: Params,
+    slots: Slots,
+    prompts: Prompts,
+    last: Array,
+    admission: insert.Admission,
+    key: Array,
+    *,
+    model: Model,
+    temperature: float,
+    eos_id: int | tuple[int, ...],
+) -> tuple[Slots, insert.Prefilled]:
+    """Prefills prompts and inserts their rows, as one program.
+
+    Args:
+      params: of the policy.
+      slots: are to be donated.
+      prompts: of the rows.
+      last: int32 scalar, the prompt that is returned.
+      admission: as `insert.insert` takes it.
+      key: as `insert.insert` takes it.
+      model: the policy.
+      temperature: as in `sampling.sample_token`.
+      eos_id: the token that ends a row, or several of them.
+
+    Returns the slots, and the prompt `last`, of which more rows may follow.
+    """
+    prefilled = insert.prefill(params, prompts, model=model)
+    slots = insert.insert(slots, prefilled, admission, key, temperature=temperature, eos_id=eos_id)
+    return slots, insert.take(prefilled, last)
+
+
+class SlotPool:
+    """`api.Pool` on the devices of one mesh. It keeps the tokens of running rows for rebuilds.
+
+    Rows of a prompt are consecutive in the stream, so that at most one prompt is partly admitted.
+    That prompt stays prefilled until its last row is admitted. Other params drop it: a prompt's
+    keys are always of the version that draws its first token.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        config: Config,
+        prompts: Callable[[int], Prompts],
+        key: Array,
+        mesh: Mesh,
+        rest: Rest = None,
+    ):
+        """Makes empty slots; compiles nothing yet.
+
+        Args:
+          model: the policy.
+          config: of the pool.
+          prompts: gives a round's P prompts, host arrays.
+          key: random key of the samples.
+          mesh: of the slots, which are sharded by row; kv heads are sharded over `tensor`.
+          rest: the base of an adapter on that mesh. It is not published.
+
+        Raises Refusal for slots that the shards of rows do not divide.
+        """
+        self._model, self.config, self._mesh, self._rest = model, config, mesh, rest
+        self._prompts_of_round, self._rounds = prompts, {}
+        self._key = jax.device_put(key, sharding.replicated(mesh))
+        row_shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        if config.num_slots % row_shards:
+            raise Refusal(
+                f"num_slots is {config.num_slots}, and the mesh has {row_shards} shards of rows; "
+                f"accepted: multiples of {row_shards}"
+            )
+        groups = -(-config.num_slots // config.sampling.samples_per_prompt)
+        self.prefill_sizes = _sizes(row_shards, groups)
+        num_positions = config.sampling.max_completion_tokens
+        self.widths = tuple(
+            sorted({-(-num_positions * part // NUM_WIDTHS) for part in range(1, NUM_WIDTHS + 1)})
+        )
+        prompt_columns = self.prompts_of(0).tokens_PQ.shape[1]
+        make = bound(empty, model, config.num_slots, prompt_columns, num_positions)
+        self._layout = _layout(jax.eval_shape(make), mesh)
+        self._slots = jax.jit(make, out_shardings=self._layout)()
+        self._compile()
+        self._seen: list[Array] = []  # leaves of the params of the last call
+        self._carry: tuple[int, insert.Prefilled] | None = None  # prompt of the stream, prefilled
+        self._is_stale = False  # restored without keys and values
+        shape = config.num_slots, num_positions
+        self._row_S = np.full(config.num_slots, -1, np.int64)  # stream row
+        self._tokens_SC = np.full(shape, config.pad_id, np.int32)
+        self._count_S = np.zeros(config.num_slots, np.int32)
+        self._live_S = np.zeros(config.num_slots, bool)
+
+    def _compile(self) -> None:
+        config, model, mesh = self.config, self._model, self._mesh
+        replicated = sharding.replicated(mesh)
+        law = {"temperature": config.sampling.temperature, "eos_id": config.eos_id}
+
+        def compiled(function: Callable[..., object], out: object, donated: int) -> Compiled:
+            return jax.jit(function, out_shardings=out, donate_argnums=donated)
+
+        self._admit = compiled(
+            sharding.sampling_rows(bound(admit, model=model, **law), mesh),
+            (self._layout, replicated),
+            1,
+        )
+        self._insert = compiled(bound(insert.insert, **law), self._layout, 0)
+        one_segment = bound(
+            segment.segment,
+            model=model,
+            **law,
+            pad_id=config.pad_id,
+            num_steps=config.segment_steps,
+        )
+        self._segment = compiled(
+            sharding.sampling_rows(one_segment, mesh), (self._layout, replicated), 1
+        )
+        self._rebuild = compiled(
+            sharding.sampling_rows(bound(rebuild.rebuild, model=model), mesh), self._layout, 1
+        )
+
+    @property
+    def slots(self) -> Slots:
+        """The state on the device; the next call donates it."""
+        return self._slots
+
+    @property
+    def programs(self) -> dict[str, Compiled]:
+        """The compiled functions, by name."""
+        return {
+            "admit": self._admit,
+            "insert": self._insert,
+            "segment": self._segment,
+            "rebuild": self._rebuild,
+        }
+
+    @property
+    def num_programs(self) -> int:
+        """Shapes that the functions are compiled for."""
+        return len(self.prefill_sizes) + 1 + 1 + len(self.widths)
+
+    def warm_up(self, params: Published) -> None:
+        """Compiles every program. The slots must be empty, and stay so.
+
+        Args:
+          params: of any version.
+
+        Raises RuntimeError if a slot is live.
+        """
+        if self._live_S.any():
+            raise RuntimeError("the pool is warmed up before the first row is admitted")
+        whole, nothing = self._whole(params), self._admission([], {})
+        for size in self.prefill_sizes:
+            self._slots, prefilled = self._admit(
+                whole, self._slots, self._prompts([], size), np.int32(0), nothing, self._key
+            )
+            self._slots = self._insert(self._slots, prefilled, nothing, self._key)
+        for width in self.widths:
+            self._run_rebuild(whole, width)
+        self._slots, _ = self._segment(whole, self._slots)
+
+    def admit(self, params: Published, rows: Sequence[int], slots: Sequence[int]) -> None:
+        """Prefills the prompts of stream rows and puts the rows into free slots; each draws its
+        first token.
+
+        Args:
+          params: which draw the first tokens.
+          rows: consecutive stream rows.
+          slots: free ones, as many.
+
+        Raises RuntimeError for a slot that is live, or for more rows than slots.
+        """
+        whole = self._whole(params)
+        taken = [slot for slot in slots if self._live_S[slot]]
+        if taken or len(set(slots)) != len(rows):
+            raise RuntimeError(f"rows {list(rows)} for slots {list(slots)}: {taken} are not free")
+        group = self.config.sampling.samples_per_prompt
+        members: dict[int, list[tuple[int, int]]] = {}  # prompt of the stream -> (row, slot)
+        for row, slot in zip(rows, slots, strict=True):
+            members.setdefault(row // group, []).append((row, slot))
+        if self._carry and (first := members.pop(self._carry[0], None)):
+            self._slots = self._insert(
+                self._slots, self._carry[1], self._admission(first, {self._carry[0]: 0}), self._key
+            )
+        for batch in self._batches(list(members)):
+            size = next(size for size in self.prefill_sizes if size >= len(batch))
+            inserted = [member for prompt in batch for member in members[prompt]]
+            index = {prompt: place for place, prompt in enumerate(batch)}
+            self._slots, last = self._admit(
+                whole,
+                self._slots,
+                self._prompts(batch, size),
+                np.int32(len(batch) - 1),
+                self._admission(inserted, index),
+                self._key,
+            )
+            self._carry = batch[-1], last
+        if rows and (rows[-1] + 1) % group == 0:
+            self._carry = None
+        for row, slot in zip(rows, slots, strict=True):
+            self._row_S[slot], self._count_S[slot], self._live_S[slot] = row, 0, True
+            self._tokens_SC[slot] = self.config.pad_id
+
+    def segment(self, params: Published) -> Drawn:
+        """At most `segment_steps` decode steps of all live slots.
+
+        Args:
+          params: which draw the tokens.
+        """
+        self._slots, emitted = self._segment(self._whole(params), self._slots)
+        drawn = Drawn(
+            *jax.device_get(
+                (emitted.tokens_TS, emitted.logprob_TS, emitted.live_TS, emitted.ended_S)
+            )
+        )
+        for tokens_S, live_S in zip(drawn.tokens_TS, drawn.live_TS, strict=True):
+            self._tokens_SC[live_S, self._count_S[live_S]] = tokens_S[live_S]
+            self._count_S += live_S
+        self._live_S = ~drawn.ended_S
+        return drawn
+
+    def rebuild(self, params: Published) -> None:
+        """Computes the keys and values of all live rows again.
+
+        Args:
+          params: which the keys and values are of.
+        """
+        self._is_stale = False
+        whole = self._whole(params)
+        if not self._live_S.any():
+            return
+        most = int(self._fed()[self._live_S].max())
+        self._run_rebuild(whole, next(width for width in self.widths if width >= most))
+
+    def _fed(self) -> np.ndarray:
+        """Tokens of each slot that were fed: all but the last."""
+        return np.maximum(self._count_S - 1, 0)
+
+    def _run_rebuild(self, whole: Params, width: int) -> None:
+        fed_S = self._fed()
+        tokens_SW = np.full((len(fed_S), width), self.config.pad_id, np.int32)
+        prompts = self._prompts([], len(fed_S))
+        prompt_SQ, mask_SQ = prompts.tokens_PQ, prompts.mask_PQ
+        for slot in np.flatnonzero(self._live_S):
+            fed = fed_S[slot]
+            tokens_SW[slot, width - fed :] = self._tokens_SC[slot, :fed]
+            round_index, prompt, _ = self.config.place_of(int(self._row_S[slot]))
+            source = self.prompts_of(round_index)
+            prompt_SQ[slot], mask_SQ[slot] = source.tokens_PQ[prompt], source.mask_PQ[prompt]
+        arrays = self._by_rows((prompt_SQ, mask_SQ, tokens_SW))
+        self._slots = self._rebuild(whole, self._slots, *arrays)
+
+    def saved(self, keeps_cache: bool) -> PoolState:
+        """The state for a checkpoint, between a segment and the next admission.
+
+        The prompt that is partly admitted is prefilled again: checkpoints fall on boundaries where
+        the version changes, which drops it in any case.
+
+        Args:
+          keeps_cache: False leaves out keys, values and positions, which `rebuild` makes anew.
+        """
+        left_out = () if keeps_cache else ("keys", "values", "position_SM")
+        arrays = {
+            "row_S": self._row_S,
+            "tokens_SC": self._tokens_SC,
+            "drawn_S": self._count_S,
+            "live_S": self._live_S,
+        }
+        for path, leaf in _named(self._slots):
+            if path.split(".")[0] not in left_out:
+                arrays[f"slots.{path}"] = _bits(np.asarray(jax.device_get(leaf)))
+        return {name: array.copy() for name, array in arrays.items()}
+
+    def restore(self, state: PoolState) -> None:
+        """Goes on from a saved state; one without a cache is rebuilt before the next segment.
+
+        Args:
+          state: as `saved` of a pool of the same config returns it.
+
+        Raises Refusal for a state of other shapes.
+        """
+        leaves = []
+        for path, leaf in _named(self._slots):
+            name = f"slots.{path}"
+            array = _of_bits(state[name], leaf.dtype) if name in state else None
+            if array is not None and array.shape != leaf.shape:
+                raise Refusal(
+                    f"the saved slots have {path} {list(array.shape)}, and this run's "
+                    f"{list(leaf.shape)}; resume with the num_slots and lengths of the run"
+                )
+            leaves.append(leaf if array is None else jax.device_put(array, leaf.sharding))
+        self._slots = jax.tree.unflatten(jax.tree.structure(self._slots), leaves)
+        self._row_S, self._tokens_SC = (np.array(state[name]) for name in ("row_S", "tokens_SC"))
+        self._count_S, self._live_S = (np.array(state[name]) for name in ("drawn_S", "live_S"))
+        self._carry, self._is_stale = None, "slots.position_SM" not in state
+
+    def _whole(self, params: Published) -> Params:
+        """Params as the programs take them. Those of another version drop the prefilled prompt, and
+        a cache that was not restored is made.
+        """
+        if isinstance(params, tuple):
+            if len(params) != 1:
+                raise Refusal(
+                    f"the pool of slots has one mesh, and params are published to {len(params)}; "
+                    "accepted: one slice"
+                )
+            params = params[0]
+        leaves = jax.tree.leaves(params)
+        is_same = len(leaves) == len(self._seen) and all(
+            new is old for new, old in zip(leaves, self._seen, strict=True)
+        )
+        if not is_same:
+            self._seen, self._carry = leaves, None
+        if self._is_stale:
+            self.rebuild(params)
+        return join(params, self._rest)
+
+    def _batches(self, prompts: list[int]) -> Iterator[list[int]]:
+        """Prompts in order, cut into the largest sizes of the table that they fill."""
+        while prompts:
+            size = max((s for s in self.prefill_sizes if s <= len(prompts)), default=len(prompts))
+            yield prompts[:size]
+            prompts = prompts[size:]
+
+    def prompts_of(self, round_index: int) -> Prompts:
+        """A round's prompts as host arrays; those of rounds without a row are dropped."""
+        if round_index not in self._rounds:
+            rows = self._row_S[self._live_S] if self._rounds else []
+            kept = {self.config.place_of(int(row))[0] for row in rows}
+            self._rounds = {r: prompts for r, prompts in self._rounds.items() if r in kept}
+            self._rounds[round_index] = jax.tree.map(
+                np.asarray, self._prompts_of_round(round_index)
+            )
+        return self._rounds[round_index]
+
+    def _prompts(self, batch: Sequence[int], size: int) -> Prompts:
+        """Prompts of the stream as one array, filled up with empty ones."""
+        like = next(iter(self._rounds.values()))
+        num_columns = like.tokens_PQ.shape[1]
+        tokens_PQ = np.full((size, num_columns), self.config.pad_id, np.int32)
+        mask_PQ, ordinal_P = np.zeros((size, num_columns), bool), np.zeros(size, np.int32)
+        for place, prompt in enumerate(batch):
+            round_index, index = divmod(prompt, self.config.prompts_per_round)
+            source = self.prompts_of(round_index)
+            if source.tokens_PQ.shape[1] != num_columns:
+                raise Refusal(
+                    f"round {round_index} has prompts of {source.tokens_PQ.shape[1]} columns, and "
+                    f"the slots {num_columns}; accepted: one width for all rounds"
+                )
+            tokens_PQ[place], mask_PQ[place] = source.tokens_PQ[index], source.mask_PQ[index]
+            ordinal_P[place] = source.ordinal_P[index]
+        return Prompts(tokens_PQ, mask_PQ, ordinal_P)  # type: ignore[arg-type]
+
+    def _admission(
+        self, members: Sequence[tuple[int, int]], index: dict[int, int]
+    ) -> insert.Admission:
+        """The arrays of (row, slot) pairs, whose prompts of the stream have an index each."""
+        num_slots = self.config.num_slots
+        prompt_S = np.full(num_slots, -1, np.int32)
+        ordinal_S, sample_index_S = np.zeros((2, num_slots), np.int32)
+        for row, slot in members:
+            round_index, prompt, sample_index_S[slot] = self.config.place_of(row)
+            prompt_S[slot] = index[row // self.config.sampling.samples_per_prompt]
+            ordinal_S[slot] = self.prompts_of(round_index).ordinal_P[prompt]
+        return self._by_rows(insert.Admission(prompt_S, ordinal_S, sample_index_S))  # type: ignore[arg-type]
+
+    def _by_rows(self, tree: T) -> T:
+        return jax.device_put(tree, sharding.row_shardings(tree, self._mesh))
+
+
+def _sizes(smallest: int, largest: int) -> tuple[int, ...]:
+    """`smallest` times the powers of 4 that give at most `largest`."""
+    sizes = [smallest]
+    while sizes[-1] * 4 <= largest:
+        sizes.append(sizes[-1] * 4)
+    return tuple(sizes)
+
+
+def _layout(shapes: Slots, mesh: Mesh) -> Slots:
+    """NamedShardings of slots: rows over data and fsdp, kv heads over tensor where it divides them."""
+
+    def sharding_of(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        if len(leaf.shape) == 4 and leaf.shape[1] % mesh.shape["tensor"] == 0:
+            return NamedSharding(mesh, P(("data", "fsdp"), "tensor"))
+        return sharding.rows(mesh) if leaf.shape else sharding.replicated(mesh)
+
+    return jax.tree.map(sharding_of, shapes)
+
+
+def _named(slots: Slots) -> list[tuple[str, Array]]:
+    """The arrays of slots with their names, such as `keys.0`, in the order of the leaves."""
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(slots)
+    ]
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    """An array that files can hold: numbers that NumPy does not know (bfloat16) as their bits."""
+    return array.view(f"uint{8 * array.dtype.itemsize}") if array.dtype.kind == "V" else array
+
+
+def _of_bits(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The inverse of `_bits`."""
+    return array.view(dtype) if np.dtype(dtype).kind == "V" else array

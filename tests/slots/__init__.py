@@ -1,0 +1,1 @@
+"""Tests of the slots, and of the pool that compiles them."""
