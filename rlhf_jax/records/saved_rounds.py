@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +87,9 @@ class SavedRounds:
         path = self.path(round_index)
         read = read_arrays(path)
         try:
-            arrays = {name: read[name] for name in ARRAYS if name in read or name != "version_BC"}
+            arrays: dict[str, Any] = {
+                name: read[name] for name in ARRAYS if name in read or name != "version_BC"
+            }
             if "version_BC" not in arrays:  # until 0.2 a round had one version, a scalar
                 arrays["version_BC"] = np.where(read["mask_BC"], np.int32(read["version"]), 0)
             samples = Samples(samples_per_prompt=int(read["samples_per_prompt"]), **arrays)
