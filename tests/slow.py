@@ -43,6 +43,9 @@ SLOW = {
     "tests/runtime/test_plans.py::test_a_plan_trains_to_the_params_of_one_mesh[plan1-ppo-": (
         "tests/runtime/test_plans.py::test_a_plan_trains_to_the_params_of_one_mesh[plan2-ppo-"
     ),
+    "tests/slots/test_round.py::test_every_family_is_sampled_alike[": (
+        "tests/slots/test_round.py::test_windows_and_caps_are_sampled_alike"
+    ),
     "tests/stages/test_dpo.py::test_a_stopped_run_ends_as_one_that_never_was[5]": (
         "tests/stages/test_dpo.py::test_a_stopped_run_ends_as_one_that_never_was[2]"
     ),

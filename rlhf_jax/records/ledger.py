@@ -134,19 +134,22 @@ def mixed_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def tokens_by_version(path: Path) -> dict[int, dict[int, int]]:
-    """The tokens of each round by version: round -> version -> tokens.
+    """The tokens of each round by version: first update of the round -> version -> tokens.
 
     Raises as `lines.integers` and `mixed_rows`.
     """
     found: dict[int, Counter[int]] = {}
-    for round_index, version, length in lines.integers(path, ("round", "version", "length")):
-        found.setdefault(round_index, Counter())[version] += length
+    for update, version, length in lines.integers(path, ("update", "version", "length")):
+        found.setdefault(update, Counter())[version] += length
     for row in mixed_rows(path):
-        tokens = found[row["round"]]
+        tokens = found[row["update"]]
         tokens[row["version"]] -= row["length"]
         for version, count in row["versions"]:
             tokens[version] += count
-    return {r: {v: n for v, n in sorted(tokens.items()) if n} for r, tokens in found.items()}
+    return {
+        update: {version: count for version, count in sorted(tokens.items()) if count}
+        for update, tokens in found.items()
+    }
 
 
 def rows(

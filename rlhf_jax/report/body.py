@@ -12,7 +12,7 @@ from rlhf_jax.report import glossary, identity, notices, read, texts
 from rlhf_jax.report import units as units_of
 from rlhf_jax.report.elements import Block, Card, Element, Folded, Heading, Note, Section, Table
 from rlhf_jax.report.formats import alike, half_width, with_interval
-from rlhf_jax.report.plots import drawings, timeline
+from rlhf_jax.report.plots import drawings, timeline, tokens
 from rlhf_jax.report.plots.style import Picture
 from rlhf_jax.report.read import Run
 from rlhf_jax.report.units import Units
@@ -64,6 +64,7 @@ def _sections(
         "What training did": [*_bands(units), *curves] if curves else [],
         "What it cost in KL": figures.get("trade_off", []),
         "Who waited for whom": [*_waits(run), *figures.get("timeline", [])],
+        "How old the tokens were": [*_ages(run), *figures.get("tokens", [])],
         "Completions before and after": texts.pairs(run),
         "Evaluations": texts.evaluations(run, units),
         "Time": [*_times(run), *figures.get("time_per_stage", [])],
@@ -118,6 +119,16 @@ def _waits(run: Run) -> list[Element]:
         algorithm = units_of.value(run.config, "algorithm.name") or ""
         sentences = [*timeline.sentences(speed, algorithm), *sentences]
     return list(filter(None, sentences))
+
+
+def _ages(run: Run) -> list[Element]:
+    """Sentences and a table about the ages of tokens, of a run whose rows have several versions."""
+    trained = read.updates(run.lines, read.TRAINED)
+    if not read.has_mixed_rows(trained):
+        return []
+    found = tokens.shares(run.tokens_by_version)
+    table = Table(("updates old", "share of the tokens"), ("number", "number"), found)
+    return [*tokens.sentences(trained), *([table] if found else [])]
 
 
 def _times(run: Run) -> list[Element]:

@@ -22,6 +22,10 @@ TITLES = {
     "grad_norm": "Gradient norm",
     "update_norm": "Update norm",
     "age": "Age, updates",
+    "age_mean": "Age of the tokens, updates",
+    "age_p95": "Age that 95 % of tokens are below or at",
+    "age_max": "Largest age of a token, updates",
+    "mixed_share": "Rows of several versions",
 }
 PARTS = {
     "start": "to the first update (start and compile)",
@@ -83,7 +87,13 @@ NOTES = {
     "grad_norm": "Norm of the gradient before it is clipped.",
     "update_norm": "Norm of the step that the params took.",
     "learning_rate": "As the schedule has it.",
-    "age": "Updates between the version that drew the samples and the one that trained on them.",
+    "age": "Updates between the version that drew the samples and the one that trained on them; of "
+    "a round of several versions, that of the oldest token.",
+    "age_mean": "Mean age, in updates, of the tokens that the update trained on.",
+    "age_p95": "95 % of the tokens that the update trained on were at most as old.",
+    "age_max": "Age, in updates, of the oldest token that the update trained on.",
+    "mixed_share": "Share of rows that were being written when the weights changed: their tokens "
+    "have more than one version.",
     "accuracy": "Share of pairs that are ordered as labelled.",
     "margin": "Mean difference of the two sides of a pair.",
     "reward": "Mean raw reward of a round's samples.",

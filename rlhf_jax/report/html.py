@@ -16,7 +16,7 @@ from rlhf_jax.report import read, rendering
 
 FILE = "report.html"
 TEMPLATE = "templates/run.html.jinja"
-FILE_COLUMNS = {"time_per_stage": 1, "trade_off": 2, "timeline": 2}
+FILE_COLUMNS = {"time_per_stage": 1, "trade_off": 2, "timeline": 2, "tokens": 2}
 """Pictures beside each other in a PNG; 3 where nothing is said."""
 
 
@@ -54,13 +54,14 @@ def render(run: read.Run, drawn: Mapping[str, Sequence[Any]]) -> str:
 def draw(run: read.Run) -> dict[str, list[Any]]:
     """Every picture that a run has something for, by the name of the file that they share."""
     from rlhf_jax.report import units
-    from rlhf_jax.report.plots import curves, timeline, trade_off
+    from rlhf_jax.report.plots import curves, timeline, tokens, trade_off
 
     measured = units.resolve(run.config, run.lines, run.samples)
     pictures = {
         "learning_curves": curves.learning_curves(run.lines, measured),
         "trade_off": trade_off.trade_off(run.lines, measured),
         "timeline": timeline.pictures(run.spans, run.lines),
+        "tokens": tokens.pictures(run.tokens_by_version),
         "time_per_stage": curves.time_per_stage(run.lines),
     }
     for stage in read.stages(run.lines):

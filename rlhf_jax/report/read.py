@@ -8,13 +8,14 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlhf_jax.config import flatten, with_leaves
-from rlhf_jax.records import metrics, rates, samples, timeline
+from rlhf_jax.records import ledger, metrics, rates, samples, timeline
 from rlhf_jax.records.jsonl import Line, read
 from rlhf_jax.records.ledger import STAGE
 from rlhf_jax.records.lines import iterate
@@ -51,6 +52,15 @@ class Run:
     def title(self) -> str:
         """The directory's own name."""
         return self.directory.resolve().name
+
+    @cached_property
+    def tokens_by_version(self) -> dict[int, dict[int, int]]:
+        """The tokens of each round by version, as `ledger.tokens_by_version` gives them; {} for a
+        run whose rows have one version each, or that keeps no ledger.
+        """
+        path = self.directory / ledger.FILE
+        is_mixed = path.exists() and has_mixed_rows(updates(self.lines, TRAINED))
+        return ledger.tokens_by_version(path) if is_mixed else {}
 
 
 @dataclass(frozen=True)
@@ -207,6 +217,15 @@ def evaluations(lines: Sequence[Line], of: str) -> list[Line]:
 def trained(lines: Sequence[Line]) -> str:
     """The stage that trains the policy of a run: "dpo" where a line is of it, else "rlhf"."""
     return DPO if any(DPO in (line["stage"], line.get("of")) for line in lines) else TRAINED
+
+
+def has_mixed_rows(trained: Sequence[Line]) -> bool:
+    """True where some rows that were trained on have tokens of more than one version.
+
+    Args:
+      trained: lines of updates; those of older runs have no such share, and no such rows.
+    """
+    return any(line.get("mixed_share", 0) for line in trained)
 
 
 def policy_updates(lines: Sequence[Line]) -> list[Line]:

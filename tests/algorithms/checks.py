@@ -79,6 +79,7 @@ def garbage_under_the_mask_changes_nothing(algorithm: Algorithm):
             samples,
             tokens_BC=_fill(samples.tokens_BC, mask_BC, 7),
             behavior_logprob_BC=_fill(samples.behavior_logprob_BC, mask_BC, garbage),
+            version_BC=_fill(samples.version_BC, mask_BC, 10**6),
         )
         dirty_scores = replace(
             scores,

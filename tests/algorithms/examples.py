@@ -16,7 +16,8 @@ EOS = 1
 def random_samples(seed: int, num_prompts: int = P, samples_per_prompt: int = G) -> Samples:
     """Samples of lengths 1 ... C; the first of every prompt runs to C without an EOS.
 
-    Prompts differ.
+    Prompts differ. Rows of three tokens or more have several versions, as where weights change
+    while they are written.
     """
     draw = np.random.default_rng(seed)
     num_rows = num_prompts * samples_per_prompt
@@ -40,7 +41,7 @@ def random_samples(seed: int, num_prompts: int = P, samples_per_prompt: int = G)
         finished_B=jnp.array(~unfinished_B),
         ordinal_B=jnp.array(40 + prompt_B, jnp.int32),
         sample_index_B=jnp.array(np.arange(num_rows) % samples_per_prompt, jnp.int32),
-        version_BC=jnp.array(np.where(mask_BC, 3, 0), jnp.int32),
+        version_BC=jnp.array(np.where(mask_BC, 3 + column_C // 2, 0), jnp.int32),
         temperature=jnp.float32(0.7),
         samples_per_prompt=samples_per_prompt,
     )

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 
 from rlhf_jax import registry
+from rlhf_jax.ops import versions
 from rlhf_jax.types import Algorithm
 from tests import components
 
-from . import checks, lessons
+from . import checks, examples, lessons
 from .leave_one_out import leave_one_out
 
 
@@ -44,6 +45,12 @@ def test_battery(name, check):
         raise AssertionError(
             f"the algorithm {name} does not keep a promise of every algorithm: {promise}"
         ) from error
+
+
+def test_the_battery_has_rows_of_several_versions():
+    samples = examples.random_samples(checks.SEED)
+    is_mixed_B = versions.is_mixed(samples.version_BC, samples.mask_BC)
+    assert 0.3 <= is_mixed_B.mean() < 1
 
 
 @pytest.mark.parametrize("name", components.names("algorithms"))

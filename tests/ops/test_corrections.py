@@ -46,6 +46,35 @@ def naive_weights(correction: Correction, proximal_BC, behavior_BC) -> np.ndarra
     return weight_BC
 
 
+def test_weights_of_rows_of_several_versions_are_unbiased():
+    """All 27 completions of three tokens, each token drawn by another version: with their weights
+    they have the proximal policy's mean of any function. Log-probabilities of one version alone
+    would not give it.
+    """
+    random, rows = np.random.default_rng(4), np.array(list(product(range(3), repeat=3)))
+    logits_KCVV = random.normal(size=(4, 3, 3, 3))  # version, position, token before, token
+    previous_BC = np.concatenate([np.zeros((27, 1), int), rows[:, :-1]], axis=1)
+    law_KCVV = logits_KCVV - np.log(np.exp(logits_KCVV).sum(axis=-1, keepdims=True))
+    logprob_KBC = law_KCVV[:, np.arange(3), previous_BC, rows]
+    *drew_KBC, proximal_BC = logprob_KBC
+    behavior_BC = np.stack([drew_KBC[version][:, version] for version in range(3)], axis=1)
+    function_B, mask_BC = random.normal(size=27), np.ones((27, 3), bool)
+    chance_B, expected = (
+        np.exp(behavior_BC.sum(axis=1)),
+        np.exp(proximal_BC.sum(axis=1)) @ function_B,
+    )
+    whole = Correction("proximal", "truncate", "sequence", cap=1e9)
+
+    def mean(recorded_BC):
+        weight_BC = weights(whole, proximal_BC, recorded_BC, mask_BC)
+        assert np.ptp(weight_BC, axis=1).max() == 0
+        return (chance_B * weight_BC[:, 0]) @ function_B
+
+    assert chance_B.sum() == pytest.approx(1)
+    assert mean(behavior_BC) == pytest.approx(expected, rel=1e-4)
+    assert all(abs(mean(one_BC) - expected) > 0.05 for one_BC in drew_KBC)
+
+
 @pytest.mark.parametrize("level", corrections.LEVELS)
 @pytest.mark.parametrize("kind", ["none", "truncate", "mask"])
 def test_weights_are_the_float64_loop(kind, level):

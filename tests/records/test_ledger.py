@@ -100,8 +100,8 @@ def test_tokens_of_a_round_are_counted_by_version(tmp_path):
     plain = {"round": 0, "version": 0, "length": 4, "text": trap}
     mixed = {"round": 1, "version": 0, "length": 5, "text": "", "versions": [[0, 2], [1, 3]]}
     made.write(0, [plain, plain])
-    made.write(1, [mixed, plain | {"round": 1, "version": 1}])
-    assert ledger.tokens_by_version(made.path) == {0: {0: 8}, 1: {0: 2, 1: 7}}
+    made.write(2, [mixed, plain | {"round": 1, "version": 1}])
+    assert ledger.tokens_by_version(made.path) == {0: {0: 8}, 2: {0: 2, 1: 7}}
 
 
 def test_a_replay_needs_rounds_of_one_version(written):

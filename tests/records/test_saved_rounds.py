@@ -89,6 +89,7 @@ def test_a_round_is_read_as_it_was_written(saved_rounds):
 def test_a_round_of_one_version_for_all_is_read(saved_rounds):
     """Files had a scalar `version` before every token had its own."""
     samples = draw()
+    samples = samples.replace(mask_BC=samples.mask_BC.at[0, 2:].set(False))
     saved_rounds.write(3, samples)
     with np.load(saved_rounds.path(3)) as file:
         arrays = {name: file[name] for name in file if name != "version_BC"}
@@ -96,7 +97,6 @@ def test_a_round_of_one_version_for_all_is_read(saved_rounds):
     again = saved_rounds.read(3, as_it_is)
     assert again.version_BC.dtype == samples.version_BC.dtype
     np.testing.assert_array_equal(again.version_BC, np.where(samples.mask_BC, 6, 0))
-    assert not np.all(samples.mask_BC)
 
 
 def cut(path, length):

@@ -5,7 +5,8 @@ import numpy as np
 
 from rlhf_jax import sampling
 from rlhf_jax.models.api import Model
-from rlhf_jax.runtime.inflight.pool import Config, SlotPool
+from rlhf_jax.runtime.inflight.pool import SlotPool
+from rlhf_jax.runtime.inflight.programs import Config
 from rlhf_jax.types import Params, Prompts, Samples
 from tests import tiny
 

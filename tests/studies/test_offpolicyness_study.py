@@ -227,6 +227,21 @@ def test_ages_are_the_clocks_and_checked():
     assert result.ages(config, updates((0, 1)), whole=False) == {"mean": 1.5, "max": 3}
 
 
+def test_ages_of_rows_of_several_versions_are_those_of_their_tokens():
+    """At lag 1 with two updates a round ages are at most 3; rounds are fresher than the clock's."""
+    config = rlhf.Config(total_prompts=12, prompts_per_update=3, num_minibatches=2, lag=1)
+    lines = [
+        {"age": float(age), "age_mean": age - share / 4, "age_max": age, "mixed_share": share}
+        for age, share in ((0, 0.0), (1, 0.0), (2, 0.5), (3, 0.5))
+    ]
+    assert result.ages(config, lines) == {"mean": 1.5 - 0.25 / 4, "max": 3}
+    with pytest.raises(RuntimeError, match="4 updates and tokens of age 4; its clock has 4"):
+        result.ages(config, [*lines[:3], lines[3] | {"age_max": 4}])
+    with pytest.raises(RuntimeError, match="3 updates and tokens of age 2"):
+        result.ages(config, lines[:3])
+    assert result.ages(config, lines[:3], whole=False)["max"] == 2
+
+
 @pytest.mark.parametrize(("name", "rows"), [("online_dpo", 2), ("best_of_n", 1), ("rloo", 7)])
 def test_what_a_run_was_trained_on(name, rows):
     """12 prompts of 7 samples, 3 an update, 2 epochs: 8 updates of 3 x `rows` rows of 5 tokens."""

@@ -33,6 +33,7 @@ LEAST_SHARE_SPAN = 0.1
 MAX_TICKS = 9
 MAX_POINTS = 1000
 """Points of a curve, but for its ends: three to a dot of its picture."""
+AGES_OF_TOKENS = {"age_mean", "age_p95", "age_max", "mixed_share"}
 LEGEND_ROW, SECONDS_WIDTH = 0.16, 0.8
 """Inches: of a row of a legend, and of "12 min 05 s" beside a bar."""
 
@@ -53,9 +54,11 @@ def learning_curves(lines: Sequence[Line], units: Units, stage: str = "") -> lis
 
 def stage_curves(lines: Sequence[Line], units: Units, stage: str) -> list[Picture]:
     """Every figure of a stage's updates that `learning_curves` does not show, each in a panel under
-    its own name.
+    its own name. Figures of the ages of tokens are left out where every row has one version: they
+    are then its age.
     """
     trained = read.updates(lines, stage)
+    of_tokens = set() if read.has_mixed_rows(trained) else AGES_OF_TOKENS
     shown = (
         {curve.name for panel in panels_of(stage, units) for curve in panel.curves}
         if stage == read.trained(lines)
@@ -65,7 +68,7 @@ def stage_curves(lines: Sequence[Line], units: Units, stage: str) -> list[Pictur
     for name in read.figure_names(trained):
         curve = Curve(name, "updates", TRAINING, evaluated=False)
         panel = Panel(glossary.title(name, units), "", glossary.note(name), (curve,))
-        if name not in shown and (curves := _curves(panel, trained, [])):
+        if name not in shown | of_tokens and (curves := _curves(panel, trained, [])):
             pictures.append(replace(_picture(panel, curves, []), height=2.3))
     return pictures
 

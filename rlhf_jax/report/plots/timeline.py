@@ -216,10 +216,15 @@ def pictures(spans: Sequence[Line], lines: Sequence[Line]) -> list[Picture]:
     few = window[:NARROW_ROUNDS]
     narrow = replace(broad, paint=partial(_draw_bars, _title(few), spans, few), width=3.9)
     drawn = [replace(broad, narrow=narrow)]
-    ages = [int(line["age"]) for line in read.updates(lines, read.TRAINED) if "age" in line]
+    trained = read.updates(lines, read.TRAINED)
+    ages = [int(line["age"]) for line in trained if "age" in line]
     if ages:
-        note = "Updates between the version that drew the samples and the one that trained on them."
-        drawn.append(Picture("Age of the samples", note, partial(_draw_ages, ages), width=3.4))
+        oldest = read.has_mixed_rows(trained)
+        drew = "the oldest token of the round" if oldest else "the samples"
+        name = "Age of the oldest token" if oldest else "Age of the samples"
+        note = f"Updates between the version that drew {drew} and the one that trained on "
+        note += "it." if oldest else "them."
+        drawn.append(Picture(name, note, partial(_draw_ages, name, ages), width=3.4))
     return drawn
 
 
@@ -295,8 +300,8 @@ def _draw_bars(title: str, spans: Sequence[Line], window: Sequence[int], ax: Axe
     )
 
 
-def _draw_ages(ages: Sequence[int], ax: Axes) -> None:
-    style.plain_axes(ax, "Age of the samples", "updates old when trained on", "updates")
+def _draw_ages(name: str, ages: Sequence[int], ax: Axes) -> None:
+    style.plain_axes(ax, name, "updates old when trained on", "updates")
     values, counts = np.unique(ages, return_counts=True)
     ax.bar(values, counts, color=style.HELDOUT, width=0.7)
     ax.xaxis.set_major_locator(

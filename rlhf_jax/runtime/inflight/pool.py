@@ -1,97 +1,24 @@
-"""The pool of slots on one mesh: compiled admission, segment and rebuild, and what the host knows
-of the rows.
+"""The pool of slots on one mesh: the state on the device, and what the host knows of the rows."""
 
-The programs have few shapes: one admission for each number of prompts of `prefill_sizes`, one for
-rows of a prompt that is prefilled already, one segment, and one rebuild for each of four widths.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
-from rlhf_jax import sampling
 from rlhf_jax.devices import sharding
-from rlhf_jax.devices.distributed import Compiled
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.adapters import Rest, join
-from rlhf_jax.ops.once import bound
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime.inflight.api import Drawn, PoolState
+from rlhf_jax.runtime.inflight.programs import Config, Programs
 from rlhf_jax.runtime.spec import Published
-from rlhf_jax.slots import insert, rebuild, segment
-from rlhf_jax.slots.state import Slots, empty
+from rlhf_jax.slots import insert
+from rlhf_jax.slots.state import Slots
 from rlhf_jax.types import Array, Params, Prompts
 
 T = TypeVar("T")
-NUM_WIDTHS = 4  # of rebuilds: completions of C / 4, C / 2, 3 C / 4 and C tokens
-
-
-@dataclass(frozen=True)
-class Config:
-    """The sampling distribution of a pool, and the shapes of its programs.
-
-    Attributes:
-      sampling: C, G and the temperature.
-      eos_id: the token that ends a row, or several of them.
-      pad_id: in place of a token where a slot draws none.
-      num_slots: S.
-      segment_steps: most decode steps of a segment.
-      prompts_per_round: P. Stream row i has prompt i // G % P of round i // (P * G).
-    """
-
-    sampling: sampling.Config
-    eos_id: int | tuple[int, ...]
-    pad_id: int
-    num_slots: int
-    segment_steps: int
-    prompts_per_round: int
-
-    def __post_init__(self) -> None:
-        for name in ("num_slots", "segment_steps", "prompts_per_round"):
-            if (value := getattr(self, name)) < 1:
-                raise Refusal(f"{name} is {value}; accepted: 1 and more")
-
-    def place_of(self, row: int) -> tuple[int, int, int]:
-        """Round, prompt in it and sample index of a stream row."""
-        prompt, sample_index = divmod(row, self.sampling.samples_per_prompt)
-        return *divmod(prompt, self.prompts_per_round), sample_index
-
-
-def admit(
-    params: Params,
-    slots: Slots,
-    prompts: Prompts,
-    last: Array,
-    admission: insert.Admission,
-    key: Array,
-    *,
-    model: Model,
-    temperature: float,
-    eos_id: int | tuple[int, ...],
-) -> tuple[Slots, insert.Prefilled]:
-    """Prefills prompts and inserts their rows, as one program.
-
-    Args:
-      params: of the policy.
-      slots: are to be donated.
-      prompts: of the rows.
-      last: int32 scalar, the prompt that is returned.
-      admission: as `insert.insert` takes it.
-      key: as `insert.insert` takes it.
-      model: the policy.
-      temperature: as in `sampling.sample_token`.
-      eos_id: the token that ends a row, or several of them.
-
-    Returns the slots, and the prompt `last`, of which more rows may follow.
-    """
-    prefilled = insert.prefill(params, prompts, model=model)
-    slots = insert.insert(slots, prefilled, admission, key, temperature=temperature, eos_id=eos_id)
-    return slots, insert.take(prefilled, last)
 
 
 class SlotPool:
@@ -123,82 +50,24 @@ class SlotPool:
 
         Raises Refusal for slots that the shards of rows do not divide.
         """
-        self._model, self.config, self._mesh, self._rest = model, config, mesh, rest
+        self.config, self._mesh, self._rest = config, mesh, rest
         self._prompts_of_round, self._rounds = prompts, {}
         self._key = jax.device_put(key, sharding.replicated(mesh))
-        row_shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        if config.num_slots % row_shards:
-            raise Refusal(
-                f"num_slots is {config.num_slots}, and the mesh has {row_shards} shards of rows; "
-                f"accepted: multiples of {row_shards}"
-            )
-        groups = -(-config.num_slots // config.sampling.samples_per_prompt)
-        self.prefill_sizes = _sizes(row_shards, groups)
-        num_positions = config.sampling.max_completion_tokens
-        self.widths = tuple(
-            sorted({-(-num_positions * part // NUM_WIDTHS) for part in range(1, NUM_WIDTHS + 1)})
-        )
-        prompt_columns = self.prompts_of(0).tokens_PQ.shape[1]
-        make = bound(empty, model, config.num_slots, prompt_columns, num_positions)
-        self._layout = _layout(jax.eval_shape(make), mesh)
-        self._slots = jax.jit(make, out_shardings=self._layout)()
-        self._compile()
+        self._programs = Programs(model, config, self.prompts_of(0).tokens_PQ.shape[1], mesh)
+        self._slots = self._programs.empty()
         self._seen: list[Array] = []  # leaves of the params of the last call
         self._carry: tuple[int, insert.Prefilled] | None = None  # prompt of the stream, prefilled
         self._is_stale = False  # restored without keys and values
-        shape = config.num_slots, num_positions
+        shape = config.num_slots, config.sampling.max_completion_tokens
         self._row_S = np.full(config.num_slots, -1, np.int64)  # stream row
         self._tokens_SC = np.full(shape, config.pad_id, np.int32)
         self._count_S = np.zeros(config.num_slots, np.int32)
         self._live_S = np.zeros(config.num_slots, bool)
 
-    def _compile(self) -> None:
-        config, model, mesh = self.config, self._model, self._mesh
-        replicated = sharding.replicated(mesh)
-        law = {"temperature": config.sampling.temperature, "eos_id": config.eos_id}
-
-        def compiled(function: Callable[..., object], out: object, donated: int) -> Compiled:
-            return jax.jit(function, out_shardings=out, donate_argnums=donated)
-
-        self._admit = compiled(
-            sharding.sampling_rows(bound(admit, model=model, **law), mesh),
-            (self._layout, replicated),
-            1,
-        )
-        self._insert = compiled(bound(insert.insert, **law), self._layout, 0)
-        one_segment = bound(
-            segment.segment,
-            model=model,
-            **law,
-            pad_id=config.pad_id,
-            num_steps=config.segment_steps,
-        )
-        self._segment = compiled(
-            sharding.sampling_rows(one_segment, mesh), (self._layout, replicated), 1
-        )
-        self._rebuild = compiled(
-            sharding.sampling_rows(bound(rebuild.rebuild, model=model), mesh), self._layout, 1
-        )
-
     @property
     def slots(self) -> Slots:
         """The state on the device; the next call donates it."""
         return self._slots
-
-    @property
-    def programs(self) -> dict[str, Compiled]:
-        """The compiled functions, by name."""
-        return {
-            "admit": self._admit,
-            "insert": self._insert,
-            "segment": self._segment,
-            "rebuild": self._rebuild,
-        }
-
-    @property
-    def num_programs(self) -> int:
-        """Shapes that the functions are compiled for."""
-        return len(self.prefill_sizes) + 1 + 1 + len(self.widths)
 
     def warm_up(self, params: Published) -> None:
         """Compiles every program. The slots must be empty, and stay so.
@@ -211,14 +80,14 @@ class SlotPool:
         if self._live_S.any():
             raise RuntimeError("the pool is warmed up before the first row is admitted")
         whole, nothing = self._whole(params), self._admission([], {})
-        for size in self.prefill_sizes:
-            self._slots, prefilled = self._admit(
+        for size in self._programs.prefill_sizes:
+            self._slots, prefilled = self._programs.admit(
                 whole, self._slots, self._prompts([], size), np.int32(0), nothing, self._key
             )
-            self._slots = self._insert(self._slots, prefilled, nothing, self._key)
-        for width in self.widths:
+            self._slots = self._programs.insert(self._slots, prefilled, nothing, self._key)
+        for width in self._programs.widths:
             self._run_rebuild(whole, width)
-        self._slots, _ = self._segment(whole, self._slots)
+        self._slots, _ = self._programs.segment(whole, self._slots)
 
     def admit(self, params: Published, rows: Sequence[int], slots: Sequence[int]) -> None:
         """Prefills the prompts of stream rows and puts the rows into free slots; each draws its
@@ -240,14 +109,14 @@ class SlotPool:
         for row, slot in zip(rows, slots, strict=True):
             members.setdefault(row // group, []).append((row, slot))
         if self._carry and (first := members.pop(self._carry[0], None)):
-            self._slots = self._insert(
+            self._slots = self._programs.insert(
                 self._slots, self._carry[1], self._admission(first, {self._carry[0]: 0}), self._key
             )
-        for batch in self._batches(list(members)):
-            size = next(size for size in self.prefill_sizes if size >= len(batch))
+        for batch in self._programs.batches(list(members)):
+            size = next(size for size in self._programs.prefill_sizes if size >= len(batch))
             inserted = [member for prompt in batch for member in members[prompt]]
             index = {prompt: place for place, prompt in enumerate(batch)}
-            self._slots, last = self._admit(
+            self._slots, last = self._programs.admit(
                 whole,
                 self._slots,
                 self._prompts(batch, size),
@@ -268,7 +137,7 @@ class SlotPool:
         Args:
           params: which draw the tokens.
         """
-        self._slots, emitted = self._segment(self._whole(params), self._slots)
+        self._slots, emitted = self._programs.segment(self._whole(params), self._slots)
         drawn = Drawn(
             *jax.device_get(
                 (emitted.tokens_TS, emitted.logprob_TS, emitted.live_TS, emitted.ended_S)
@@ -291,7 +160,7 @@ class SlotPool:
         if not self._live_S.any():
             return
         most = int(self._fed()[self._live_S].max())
-        self._run_rebuild(whole, next(width for width in self.widths if width >= most))
+        self._run_rebuild(whole, next(width for width in self._programs.widths if width >= most))
 
     def _fed(self) -> np.ndarray:
         """Tokens of each slot that were fed: all but the last."""
@@ -309,7 +178,7 @@ class SlotPool:
             source = self.prompts_of(round_index)
             prompt_SQ[slot], mask_SQ[slot] = source.tokens_PQ[prompt], source.mask_PQ[prompt]
         arrays = self._by_rows((prompt_SQ, mask_SQ, tokens_SW))
-        self._slots = self._rebuild(whole, self._slots, *arrays)
+        self._slots = self._programs.rebuild(whole, self._slots, *arrays)
 
     def saved(self, keeps_cache: bool) -> PoolState:
         """The state for a checkpoint, between a segment and the next admission.
@@ -376,13 +245,6 @@ class SlotPool:
             self.rebuild(params)
         return join(params, self._rest)
 
-    def _batches(self, prompts: list[int]) -> Iterator[list[int]]:
-        """Prompts in order, cut into the largest sizes of the table that they fill."""
-        while prompts:
-            size = max((s for s in self.prefill_sizes if s <= len(prompts)), default=len(prompts))
-            yield prompts[:size]
-            prompts = prompts[size:]
-
     def prompts_of(self, round_index: int) -> Prompts:
         """A round's prompts as host arrays; those of rounds without a row are dropped."""
         if round_index not in self._rounds:
@@ -427,25 +289,6 @@ class SlotPool:
 
     def _by_rows(self, tree: T) -> T:
         return jax.device_put(tree, sharding.row_shardings(tree, self._mesh))
-
-
-def _sizes(smallest: int, largest: int) -> tuple[int, ...]:
-    """`smallest` times the powers of 4 that give at most `largest`."""
-    sizes = [smallest]
-    while sizes[-1] * 4 <= largest:
-        sizes.append(sizes[-1] * 4)
-    return tuple(sizes)
-
-
-def _layout(shapes: Slots, mesh: Mesh) -> Slots:
-    """NamedShardings of slots: rows over data and fsdp, kv heads over tensor where it divides them."""
-
-    def sharding_of(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        if len(leaf.shape) == 4 and leaf.shape[1] % mesh.shape["tensor"] == 0:
-            return NamedSharding(mesh, P(("data", "fsdp"), "tensor"))
-        return sharding.rows(mesh) if leaf.shape else sharding.replicated(mesh)
-
-    return jax.tree.map(sharding_of, shapes)
 
 
 def _named(slots: Slots) -> list[tuple[str, Array]]:

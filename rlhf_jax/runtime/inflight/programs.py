@@ -1,0 +1,185 @@
+"""The compiled programs of a pool of slots on one mesh, for a finite set of shapes.
+
+There are one admission for each number of prompts of `prefill_sizes`, one for rows of a prompt that
+is prefilled already, one segment, and one rebuild for each of up to four widths.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rlhf_jax import sampling
+from rlhf_jax.devices import sharding
+from rlhf_jax.devices.distributed import Compiled
+from rlhf_jax.models.api import Model
+from rlhf_jax.ops.once import bound
+from rlhf_jax.refusal import Refusal
+from rlhf_jax.slots import insert, rebuild, segment
+from rlhf_jax.slots.state import Emitted, Slots, empty
+from rlhf_jax.types import Array, Params, Prompts
+
+NUM_WIDTHS = 4  # of rebuilds: completions of C / 4, C / 2, 3 C / 4 and C tokens
+
+
+@dataclass(frozen=True)
+class Config:
+    """The sampling distribution of a pool, and the shapes of its programs.
+
+    Attributes:
+      sampling: C, G and the temperature.
+      eos_id: the token that ends a row, or several of them.
+      pad_id: in place of a token where a slot draws none.
+      num_slots: S.
+      segment_steps: most decode steps of a segment.
+      prompts_per_round: P. Stream row i has prompt i // G % P of round i // (P * G).
+    """
+
+    sampling: sampling.Config
+    eos_id: int | tuple[int, ...]
+    pad_id: int
+    num_slots: int
+    segment_steps: int
+    prompts_per_round: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_slots", "segment_steps", "prompts_per_round"):
+            if (value := getattr(self, name)) < 1:
+                raise Refusal(f"{name} is {value}; accepted: 1 and more")
+
+    def place_of(self, row: int) -> tuple[int, int, int]:
+        """Round, prompt in it and sample index of a stream row."""
+        prompt, sample_index = divmod(row, self.sampling.samples_per_prompt)
+        return *divmod(prompt, self.prompts_per_round), sample_index
+
+
+def admit(
+    params: Params,
+    slots: Slots,
+    prompts: Prompts,
+    last: Array,
+    admission: insert.Admission,
+    key: Array,
+    *,
+    model: Model,
+    temperature: float,
+    eos_id: int | tuple[int, ...],
+) -> tuple[Slots, insert.Prefilled]:
+    """Prefills prompts and inserts their rows, as one program.
+
+    Args:
+      params: of the policy.
+      slots: are to be donated.
+      prompts: of the rows.
+      last: int32 scalar, the prompt that is returned.
+      admission: as `insert.insert` takes it.
+      key: as `insert.insert` takes it.
+      model: the policy.
+      temperature: as in `sampling.sample_token`.
+      eos_id: the token that ends a row, or several of them.
+
+    Returns the slots, and the prompt `last`, of which more rows may follow.
+    """
+    prefilled = insert.prefill(params, prompts, model=model)
+    slots = insert.insert(slots, prefilled, admission, key, temperature=temperature, eos_id=eos_id)
+    return slots, insert.take(prefilled, last)
+
+
+class Programs:
+    """Compiled functions of slots, which they take donated.
+
+    Attributes:
+      admit: (params, slots, prompts, last, admission, key) -> slots, prompt; see `admit`.
+      insert: (slots, prefilled, admission, key) -> slots.
+      segment: (params, slots) -> slots, emitted.
+      rebuild: (params, slots, prompt tokens, prompt mask, tokens) -> slots.
+      layout: shardings of the slots.
+      prefill_sizes: numbers of prompts of an admission, ascending.
+      widths: of the completions of a rebuild, ascending; the last is C.
+    """
+
+    def __init__(self, model: Model, config: Config, prompt_columns: int, mesh: Mesh):
+        """Compiles nothing yet.
+
+        Args:
+          model: the policy.
+          config: of the pool.
+          prompt_columns: Q, of all prompts.
+          mesh: of the slots, which are sharded by row; kv heads are sharded over `tensor`.
+
+        Raises Refusal for slots that the shards of rows do not divide.
+        """
+        row_shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        if config.num_slots % row_shards:
+            raise Refusal(
+                f"num_slots is {config.num_slots}, and the mesh has {row_shards} shards of rows; "
+                f"accepted: multiples of {row_shards}"
+            )
+        groups = -(-config.num_slots // config.sampling.samples_per_prompt)
+        self.prefill_sizes = _sizes(row_shards, groups)
+        num_positions = config.sampling.max_completion_tokens
+        parts = range(1, NUM_WIDTHS + 1)
+        self.widths = tuple(sorted({-(-num_positions * part // NUM_WIDTHS) for part in parts}))
+        self._empty = bound(empty, model, config.num_slots, prompt_columns, num_positions)
+        self.layout = _layout(jax.eval_shape(self._empty), mesh)
+        replicated = sharding.replicated(mesh)
+        law = {"temperature": config.sampling.temperature, "eos_id": config.eos_id}
+        self.admit: Compiled[tuple[Slots, insert.Prefilled]] = jax.jit(
+            sharding.sampling_rows(bound(admit, model=model, **law), mesh),
+            out_shardings=(self.layout, replicated),
+            donate_argnums=1,
+        )
+        self.insert: Compiled[Slots] = jax.jit(
+            bound(insert.insert, **law), out_shardings=self.layout, donate_argnums=0
+        )
+        steps, pad_id = config.segment_steps, config.pad_id
+        one = bound(segment.segment, model=model, **law, pad_id=pad_id, num_steps=steps)
+        self.segment: Compiled[tuple[Slots, Emitted]] = jax.jit(
+            sharding.sampling_rows(one, mesh),
+            out_shardings=(self.layout, replicated),
+            donate_argnums=1,
+        )
+        self.rebuild: Compiled[Slots] = jax.jit(
+            sharding.sampling_rows(bound(rebuild.rebuild, model=model), mesh),
+            out_shardings=self.layout,
+            donate_argnums=1,
+        )
+
+    def empty(self) -> Slots:
+        """Slots without rows, on the mesh."""
+        return jax.jit(self._empty, out_shardings=self.layout)()
+
+    @property
+    def count(self) -> int:
+        """Programs that are compiled, once each shape was called."""
+        return len(self.prefill_sizes) + 1 + 1 + len(self.widths)
+
+    def batches(self, prompts: list[int]) -> Iterator[list[int]]:
+        """Prompts in order, cut into the largest sizes of the table that they fill; the rest of
+        less than the smallest size is filled up by the caller.
+        """
+        while prompts:
+            size = max((s for s in self.prefill_sizes if s <= len(prompts)), default=len(prompts))
+            yield prompts[:size]
+            prompts = prompts[size:]
+
+
+def _sizes(smallest: int, largest: int) -> tuple[int, ...]:
+    """`smallest` times the powers of 4 that give at most `largest`."""
+    sizes = [smallest]
+    while sizes[-1] * 4 <= largest:
+        sizes.append(sizes[-1] * 4)
+    return tuple(sizes)
+
+
+def _layout(shapes: Slots, mesh: Mesh) -> Slots:
+    """NamedShardings of slots: rows over data and fsdp, kv heads over tensor where it divides them."""
+
+    def sharding_of(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        if len(leaf.shape) == 4 and leaf.shape[1] % mesh.shape["tensor"] == 0:
+            return NamedSharding(mesh, P(("data", "fsdp"), "tensor"))
+        return sharding.rows(mesh) if leaf.shape else sharding.replicated(mesh)
+
+    return jax.tree.map(sharding_of, shapes)
