@@ -27,6 +27,7 @@ from rlhf_jax.runtime.program import Reward as ProgramReward
 from rlhf_jax.runtime.synchronous import Event, LoopMonitor
 from rlhf_jax.stages import rlhf
 from rlhf_jax.stages.api import LONGEST, Lengths, Workspace
+from rlhf_jax.stages.inflight import loops
 from rlhf_jax.stages.settings import rlhf as rlhf_settings
 from rlhf_jax.tasks import api
 from rlhf_jax.tasks.common import reading
@@ -213,9 +214,11 @@ def _events(
         _setup(workspace, config, algorithm, reward, reference, optimizers), reference
     )
     program.check_memory(asynchronous=config.loop == "asynchronous")
-    program.compile()
+    program.compile(generates=config.weights != "inflight")
     states = program.init(reference)
-    if config.loop == "synchronous":
+    if config.weights == "inflight":
+        yield from loops.looped(program, config, states, monitor)
+    elif config.loop == "synchronous":
         yield from synchronous.run(program, states, 0, {}, monitor)
     else:
         limits = config.deadline_seconds, config.device_call_seconds

@@ -14,12 +14,7 @@ from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.devices.mesh import sampler_slices
 from rlhf_jax.models.common.adapters import join, split
 from rlhf_jax.records import ledger, profiles
-from rlhf_jax.records.checkpoints import (
-    Checkpoints,
-    abstract_like,
-    complete_steps,
-    restore_params,
-)
+from rlhf_jax.records.checkpoints import abstract_like, complete_steps, restore_params
 from rlhf_jax.records.ledger import STAGE
 from rlhf_jax.records.progress import progress
 from rlhf_jax.records.samples import SamplesWriter
@@ -35,10 +30,11 @@ from rlhf_jax.runtime.program import Critic, Program, ProgramSpec, Reward
 from rlhf_jax.stages import reward_model, sft
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.checks import signal
-from rlhf_jax.stages.common import inflight, kept_answers, resuming
+from rlhf_jax.stages.common import kept_answers, resuming
 from rlhf_jax.stages.common.evaluator import Evaluator, learned_scores
 from rlhf_jax.stages.common.kept_answers import KeptJudge
 from rlhf_jax.stages.common.recorder import Recorder
+from rlhf_jax.stages.inflight import loops
 from rlhf_jax.stages.lora import base
 from rlhf_jax.stages.settings.rlhf import Config, check, places, sampling
 from rlhf_jax.stages.settings.stages import Stages
@@ -266,7 +262,7 @@ def run(
         saved_rounds = SavedRounds(workspace.directory / FOLDER)
         layout = partial(sharding.row_shardings, mesh=program.trainer_mesh)
         ended = resuming.ended_rounds(workspace.directory, config)
-        snapshots = inflight.snapshots_of(workspace, config)
+        snapshots = loops.snapshots_of(workspace, config)
         resume_point = resuming.choose(
             checkpoints, saved_rounds, clock, abstract, layout, ended, snapshots
         )
@@ -307,7 +303,7 @@ def run(
             monitor = synchronous.LoopMonitor(
                 recorder.timeline, partial(any_asked, program.trainer_mesh, asked), say=bar.say
             )
-            loop = make_loop(workspace, config, program, states, resume_point, checkpoints, monitor)
+            loop = make_loop(workspace, config, program, states, resume_point, files, monitor)
             try:
                 with contextlib.closing(loop):  # an interrupt here ends the sampling thread too
                     chosen = config.profile_updates, workspace.directory, version
@@ -345,14 +341,14 @@ def make_loop(
     program: Program,
     states: States,
     resume_point: resuming.ResumePoint,
-    checkpoints: Checkpoints,
+    files: resuming.Files,
     monitor: synchronous.LoopMonitor,
 ) -> Generator[synchronous.Event, None, None]:
     """The events of the loop that the config names; see `synchronous.run`."""
     first_round = resume_point.version // program.spec.clock.updates_per_round
     if config.weights == "inflight":
-        resumed = inflight.Resumed(first_round, resume_point.stream)
-        return inflight.events(workspace, config, program, states, resumed, checkpoints, monitor)
+        resumed = loops.Resumed(first_round, resume_point.stream)
+        return loops.recorded(workspace, config, program, states, resumed, files, monitor)
     pending = resume_point.pending
     if config.loop == "synchronous":
         return synchronous.run(program, states, first_round, pending, monitor)

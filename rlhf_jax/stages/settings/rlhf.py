@@ -21,6 +21,7 @@ from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime.spec import block_rows
 from rlhf_jax.sampling import Config as SamplingConfig
 from rlhf_jax.scoring import Config as ScoringConfig
+from rlhf_jax.stages.settings.engine import EngineConfig
 from rlhf_jax.types import Algorithm
 from rlhf_jax.updating import OptimizerConfig, check_schedule
 
@@ -46,7 +47,7 @@ class SignalConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(EngineConfig):
     """A run of RLHF. A round is P = num_minibatches * prompts_per_update prompts; an update is a
     step of the optimizer.
     """
@@ -64,16 +65,6 @@ class Config:
     replay_schedule_of: str = ""  # the directory of a run, whose ledger gives the version schedule
     # asynchronous: a sampling thread beside the trainer, and the same numbers
     loop: Literal["synchronous", "asynchronous"] = "synchronous"
-    # static: a batch runs until its longest row has ended; slots: a row that ends is replaced
-    engine: Literal["static", "slots"] = "static"
-    # When running rows get new weights. round: never, a round has one version; inflight: at every
-    # segment, on the clock `Stream`
-    weights: Literal["round", "inflight"] = "round"
-    num_slots: Count = 32  # rows that are written at once; of engine=slots
-    segment_steps: Count = 16  # decode steps between two looks at which rows have ended
-    tau: Natural = 0  # virtual training time of a round in decode steps; of weights=inflight
-    # Keys and values of running rows are computed again when so many rounds are trained; 0: never
-    rebuild_every: Natural = 0
     # Device slices beside the trainer's mesh that share a round's prompts; 0: its own devices.
     sampler_slices: Natural = 0
     sampler_slice_devices: Count = 1  # of each, along `data`
@@ -160,9 +151,12 @@ def stream(config: Config) -> Stream:
     clock, recorded = config.schedule(), None
     if config.replay_schedule_of:
         recorded = schedules.boundaries(Path(config.replay_schedule_of) / schedules.FILE, clock)
-    rows = config.prompts_per_update * config.num_minibatches * config.samples_per_prompt
-    sizes = rows, config.num_slots, config.segment_steps
-    return Stream(clock, *sizes, config.tau, config.rebuild_every, recorded)
+    return config.stream(clock, _rows_per_round(config), recorded)
+
+
+def _rows_per_round(config: Config) -> int:
+    """B."""
+    return config.prompts_per_update * config.num_minibatches * config.samples_per_prompt
 
 
 def replayed(config: Config) -> tuple[int, ...]:
@@ -170,49 +164,6 @@ def replayed(config: Config) -> tuple[int, ...]:
     if config.weights == "inflight":
         return stream(config).trained_boundaries or ()
     return config.schedule().version_schedule
-
-
-def check_engine(config: Config) -> None:
-    """Raises Refusal, naming the keys, for a combination of engine, weights and clock that is not
-    defined.
-    """
-    if config.weights == "inflight" and config.engine != "slots":
-        raise Refusal(
-            f"rlhf.weights is 'inflight' with rlhf.engine={config.engine!r}, whose batches have one "
-            "version; accepted: rlhf.engine=slots"
-        )
-    if config.weights != "inflight":
-        for name in ("tau", "rebuild_every"):
-            if value := getattr(config, name):
-                raise Refusal(
-                    f"rlhf.{name} is {value} with rlhf.weights={config.weights!r}, which has no use "
-                    "for it; accepted: 0, or rlhf.weights=inflight"
-                )
-    if config.engine == "static":
-        return
-    if config.weights == "round":
-        raise Refusal(
-            "rlhf.engine is 'slots' with rlhf.weights='round', which is not built; accepted: "
-            "rlhf.weights=inflight, of which rlhf.lag=0 has one version a round"
-        )
-    if config.clock == "bounded" and config.tau:
-        raise Refusal(
-            f"rlhf.tau is {config.tau} with rlhf.clock=bounded, where training takes the time that "
-            "it takes; accepted: 0, or rlhf.clock=exact"
-        )
-    if config.sampler_slices > 1 or distributed.several():
-        raise Refusal(
-            f"rlhf.engine is 'slots' with rlhf.sampler_slices={config.sampler_slices} on "
-            f"{jax.process_count()} process(es); accepted: at most one slice, one process"
-        )
-    clock = config.schedule()
-    rows = config.prompts_per_update * config.num_minibatches * config.samples_per_prompt
-    most = rows * min(clock.lag + 1, clock.num_rounds)
-    if config.num_slots > most:
-        raise Refusal(
-            f"rlhf.num_slots is {config.num_slots}, and at most {most} rows may be written at once: "
-            f"(lag + 1) * {rows} rows a round; accepted: at most {most}"
-        )
 
 
 def places(config: Config, mesh: Mesh, plan: str) -> ResolvedPlan:
@@ -258,8 +209,8 @@ def check(config: Config, algorithm: Algorithm, mesh: Mesh, plan: str = "") -> N
       mesh: of the run.
       plan: placements of calls.
     """
-    check_engine(config)
     clock = config.schedule()
+    config.check_engine(clock, _rows_per_round(config), config.sampler_slices)
     check_schedule(config.optimizer, "rlhf.optimizer", clock.num_updates, clock.updates_per_round)
     if "critic" in algorithm.losses:
         check_schedule(

@@ -11,7 +11,6 @@ import numpy as np
 from rlhf_jax.clock import Boundary, Stream
 from rlhf_jax.devices import sharding
 from rlhf_jax.records import jsonl
-from rlhf_jax.records.checkpoints import Checkpoints
 from rlhf_jax.records.streams import schedules
 from rlhf_jax.records.streams.snapshots import FOLDER, Snapshots
 from rlhf_jax.runtime.inflight import loop, threads
@@ -24,6 +23,7 @@ from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.synchronous import Event, LoopMonitor, RoundEnd, Sampled
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.common.recorder import crosses
+from rlhf_jax.stages.common.resuming import Files
 from rlhf_jax.stages.settings.rlhf import Config, stream
 from rlhf_jax.types import Samples, States
 
@@ -97,17 +97,45 @@ def place(samples: Samples, program: Program) -> Samples:
     return jax.device_put(samples, sharding.row_shardings(samples, program.trainer_mesh))
 
 
-def events(
+def looped(
+    program: Program,
+    config: Config,
+    states: States,
+    monitor: LoopMonitor | None = None,
+    saving: Saving | None = None,
+    resumed: Resumed | None = None,
+) -> Generator[Event, None, None]:
+    """The events of the loop that the config names, simulated or threaded; see `loop.run`.
+
+    Args:
+      program: the compiled calls.
+      config: of the stage.
+      states: of the round that training begins with; donated.
+      monitor: of the loop.
+      saving: of snapshots and the schedule; None: nothing is kept.
+      resumed: the round to go on from; None: the first.
+    """
+    resumed = resumed or Resumed()
+    snapshot = None if resumed.arrays is None else Snapshot.of(resumed.arrays)
+    sampler = make_sampler(program, stream(config), saving or Saving(), snapshot)
+    arguments = program, sampler, partial(place, program=program), states, resumed.round_index
+    if config.loop == "synchronous":
+        return loop.run(*arguments, monitor)
+    limits = config.deadline_seconds, config.device_call_seconds
+    return threads.run(*arguments, monitor, *limits)
+
+
+def recorded(
     workspace: Workspace,
     config: Config,
     program: Program,
     states: States,
     resumed: Resumed,
-    checkpoints: Checkpoints,
+    files: Files,
     monitor: LoopMonitor,
 ) -> Generator[Event, None, None]:
-    """The events of the run's loop, simulated or threaded, without `Sampled`: the snapshots have
-    the rows of rounds that are not trained yet.
+    """The events of `looped` without `Sampled`, whose snapshots and schedule go to the run's
+    directory: the snapshots have the rows of rounds that are not trained yet.
 
     Args:
       workspace: of the run.
@@ -115,36 +143,30 @@ def events(
       program: the compiled calls.
       states: of the round that training resumes from; donated.
       resumed: that round.
-      checkpoints: of the stage; snapshots are kept for theirs.
+      files: of the stage; snapshots are kept for its checkpoints.
       monitor: of the loop.
     """
-    clock, path = stream(config), workspace.directory / schedules.FILE
-    updates = clock.clock.updates_per_round
-    kept = Snapshots(workspace.directory / FOLDER)
-    snapshot = None if resumed.arrays is None else Snapshot.of(resumed.arrays)
-    schedules.cut_back(path, 0 if snapshot is None else snapshot.state.boundary)
+    kept, path = Snapshots(workspace.directory / FOLDER), workspace.directory / schedules.FILE
+    updates = config.schedule().updates_per_round
+    begun = None if resumed.arrays is None else Snapshot.of(resumed.arrays).state
+    schedules.cut_back(path, 0 if begun is None else begun.boundary)
+
+    def is_wanted(round_index: int) -> bool:
+        return crosses(round_index * updates, updates, config.checkpoint_every)
+
+    def write(round_index: int, snapshot: Snapshot) -> None:
+        kept.write(round_index, snapshot.arrays())
 
     def note(boundary: Boundary, ended: tuple[int, ...]) -> None:
         jsonl.append(path, schedules.line(boundary, ended))
 
-    saving = Saving(
-        lambda round_index: crosses(round_index * updates, updates, config.checkpoint_every),
-        lambda round_index, snapshot: kept.write(round_index, snapshot.arrays()),
-        note,
-    )
-    sampler = make_sampler(program, clock, saving, snapshot)
-    arguments = program, sampler, partial(place, program=program), states, resumed.round_index
-    limits = config.deadline_seconds, config.device_call_seconds
-    inner = (
-        loop.run(*arguments, monitor)
-        if config.loop == "synchronous"
-        else threads.run(*arguments, monitor, *limits)
-    )
-    with contextlib.closing(inner):
-        for event in inner:
+    saving = Saving(is_wanted, write, note)
+    events = looped(program, config, states, monitor, saving, resumed)
+    with contextlib.closing(events):
+        for event in events:
             if isinstance(event, Sampled):
                 continue
             yield event
             if isinstance(event, RoundEnd):
-                held = [step // updates for step in checkpoints.held()]
+                held = [step // updates for step in files.checkpoints.held()]
                 kept.keep_for(held, event.round_index + 1)

@@ -1,0 +1,88 @@
+"""The settings of the engine that samples, and the combinations of them that are defined.
+
+engine  weights   a running row                            a round has
+static  round     keeps the version that began it          one version, by the clock of rounds
+slots   inflight  gets new weights between two segments    tokens of several versions, by `Stream`
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+
+from rlhf_jax.clock import Clock, Stream
+from rlhf_jax.config import Count, Natural
+from rlhf_jax.refusal import Refusal
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """The engine of sampling, and the clock of in-flight updates."""
+
+    # static: a batch runs until its longest row has ended; slots: a row that ends is replaced
+    engine: Literal["static", "slots"] = "static"
+    # When running rows get new weights. round: never, a round has one version; inflight: at every
+    # segment, on the clock `Stream`
+    weights: Literal["round", "inflight"] = "round"
+    num_slots: Count = 32  # rows that are written at once; of engine=slots
+    segment_steps: Count = 16  # decode steps between two looks at which rows have ended
+    tau: Natural = 0  # virtual training time of a round in decode steps; of weights=inflight
+    # Keys and values of running rows are computed again when so many rounds are trained; 0: never
+    rebuild_every: Natural = 0
+
+    def check_engine(self, clock: Clock, rows_per_round: int, num_slices: int) -> None:
+        """Raises Refusal, naming the keys, for a combination that is not defined.
+
+        Args:
+          clock: of the run.
+          rows_per_round: B.
+          num_slices: of the sampler; 0: it has no devices of its own.
+        """
+        if self.weights == "inflight" and self.engine != "slots":
+            raise Refusal(
+                f"rlhf.weights is 'inflight' with rlhf.engine={self.engine!r}, whose batches have "
+                "one version; accepted: rlhf.engine=slots"
+            )
+        if self.weights != "inflight":
+            for name in ("tau", "rebuild_every"):
+                if value := getattr(self, name):
+                    raise Refusal(
+                        f"rlhf.{name} is {value} with rlhf.weights={self.weights!r}, which has no "
+                        "use for it; accepted: 0, or rlhf.weights=inflight"
+                    )
+        if self.engine == "static":
+            return
+        if self.weights == "round":
+            raise Refusal(
+                "rlhf.engine is 'slots' with rlhf.weights='round', which is not built; accepted: "
+                "rlhf.weights=inflight, of which rlhf.lag=0 has one version a round"
+            )
+        if clock.bounded and self.tau:
+            raise Refusal(
+                f"rlhf.tau is {self.tau} with rlhf.clock=bounded, where training takes the time "
+                "that it takes; accepted: 0, or rlhf.clock=exact"
+            )
+        if num_slices > 1 or jax.process_count() > 1:
+            raise Refusal(
+                f"rlhf.engine is 'slots' with rlhf.sampler_slices={num_slices} on "
+                f"{jax.process_count()} process(es); accepted: at most one slice, one process"
+            )
+        most = rows_per_round * min(clock.lag + 1, clock.num_rounds)
+        if self.num_slots > most:
+            raise Refusal(
+                f"rlhf.num_slots is {self.num_slots}, and at most {most} rows can be written at "
+                f"once: (lag + 1) * {rows_per_round} rows a round; accepted: 1 to {most}"
+            )
+
+    def stream(
+        self, clock: Clock, rows_per_round: int, trained_boundaries: tuple[int, ...] | None = None
+    ) -> Stream:
+        """The clock of in-flight updates.
+
+        Args:
+          clock: of the run.
+          rows_per_round: B.
+          trained_boundaries: of another run, to be repeated.
+        """
+        sizes = self.num_slots, self.segment_steps, self.tau, self.rebuild_every
+        return Stream(clock, rows_per_round, *sizes, trained_boundaries)
