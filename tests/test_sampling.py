@@ -127,7 +127,6 @@ def test_carriers_are_what_the_prompts_say(model):
     np.testing.assert_array_equal(samples.prompt_tokens_BQ, np.repeat(prompts.tokens_PQ, G, axis=0))
     np.testing.assert_array_equal(samples.prompt_mask_BQ, np.repeat(prompts.mask_PQ, G, axis=0))
     np.testing.assert_array_equal(samples.version_BC, np.where(samples.mask_BC, 3, 0))
-    assert not np.all(samples.mask_BC)
     assert (float(samples.temperature), samples.samples_per_prompt) == (np.float32(0.7), G)
 
 

@@ -101,7 +101,10 @@ class TokenCounts:
           version_BC: int32, of each token.
           mask_BC: bool, true on tokens.
         """
-        version_K = np.unique(version_BC[mask_BC])
+        version_N = version_BC[mask_BC]
+        # Most rounds have one version, and millions of tokens need not be sorted to see it.
+        is_one = version_N.min() == version_N.max()
+        version_K = version_N[:1] if is_one else np.unique(version_N)
         counts = [((version_BC == version) & mask_BC).sum(axis=1) for version in version_K]
         return cls(version_K, np.stack(counts, axis=1))
 

@@ -264,8 +264,9 @@ def version_range(samples: Samples) -> tuple[int, int]:
     Collective where samples are sharded over hosts; waits for them. Raises ValueError for samples
     without a token.
     """
-    version_K = token_counts(samples).version_K
-    return int(version_K[0]), int(version_K[-1])
+    version_BC, mask_BC = distributed.fetch((samples.version_BC, samples.mask_BC))
+    version_N = version_BC[mask_BC]
+    return int(version_N.min()), int(version_N.max())
 
 
 def token_counts(samples: Samples) -> TokenCounts:

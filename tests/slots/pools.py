@@ -5,6 +5,7 @@ import numpy as np
 
 from rlhf_jax import sampling
 from rlhf_jax.models.api import Model
+from rlhf_jax.ops.once import bound
 from rlhf_jax.runtime.inflight.pool import SlotPool
 from rlhf_jax.runtime.inflight.programs import Config
 from rlhf_jax.types import Params, Prompts, Samples
@@ -24,18 +25,27 @@ def make_pool(
     segment_steps: int,
     temperature: float = 0.7,
     mesh: jax.sharding.Mesh | None = None,
-    length: int = tiny.C,
+    eos_id: int | tuple[int, ...] = tiny.EOS,
+    num_compactions: int = 0,
 ) -> SlotPool:
-    law = sampling.Config(length, G, temperature)
-    config = Config(law, tiny.EOS, tiny.PAD, num_slots, segment_steps, P)
+    law = sampling.Config(tiny.C, G, temperature, num_compactions)
+    config = Config(law, eos_id, tiny.PAD, num_slots, segment_steps, P)
     mesh = mesh or tiny.make_mesh((1, 1, 1))
     return SlotPool(model, config, prompts_of, jax.random.key(0), mesh)
 
 
-def static(model: Model, params: Params, round_index: int, temperature: float = 0.7) -> Samples:
+def static(
+    model: Model,
+    params: Params,
+    round_index: int,
+    temperature: float = 0.7,
+    eos_id: int | tuple[int, ...] = tiny.EOS,
+) -> Samples:
     """The same rows by `sampling.sample`."""
     law = tiny.law(G, temperature)
-    return tiny.draw(model, law, prompts_of(round_index), params=params)
+    settings = {"model": model, "config": law, "eos_id": eos_id, "pad_id": tiny.PAD}
+    sample = jax.jit(bound(sampling.sample, **settings))
+    return sample(params, prompts_of(round_index), jax.random.key(0), np.int32(0))
 
 
 def check_same(found: Samples, expected: Samples) -> None:

@@ -1,5 +1,6 @@
 """The pool of slots on one mesh: the state on the device, and what the host knows of the rows."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -50,7 +51,7 @@ class SlotPool:
 
         Raises Refusal for slots that the shards of rows do not divide.
         """
-        self.config, self._mesh, self._rest = config, mesh, rest
+        self.config, self._model, self._mesh, self._rest = config, model, mesh, rest
         self._prompts_of_round, self._rounds = prompts, {}
         self._key = jax.device_put(key, sharding.replicated(mesh))
         self._programs = Programs(model, config, self.prompts_of(0).tokens_PQ.shape[1], mesh)
@@ -149,6 +150,33 @@ class SlotPool:
         self._live_S = ~drawn.ended_S
         return drawn
 
+    def quarter(self) -> tuple["SlotPool", np.ndarray] | None:
+        """Moves the live rows to a pool of a quarter of the slots, where it holds them all.
+
+        A slot whose row has ended costs a step as much as another, so that the last rows of a round
+        are drawn sooner there. All slots of this pool are free afterwards.
+
+        Returns the smaller pool and the slots of this one that its slots were, `[S / 4]`. None:
+        there are more live rows, or rows are sharded, or S is below 4.
+        """
+        num_slots = self.config.num_slots // 4
+        row_shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        if not num_slots or row_shards > 1 or self._live_S.sum() > num_slots:
+            return None
+        config = dataclasses.replace(self.config, num_slots=num_slots)
+        smaller = SlotPool(
+            self._model, config, self._prompts_of_round, self._key, self._mesh, self._rest
+        )
+        slot_k = np.argsort(~self._live_S, kind="stable")[:num_slots].astype(np.int32)
+        smaller._slots = smaller._programs.compact(self._slots, slot_k)
+        for name in ("_row_S", "_tokens_SC", "_count_S", "_live_S"):
+            setattr(smaller, name, getattr(self, name)[slot_k])
+        self._live_S = np.zeros_like(self._live_S)
+        # Of arrays that are not written to: on a CPU the device may share their memory.
+        none_S, all_S = self._by_rows((np.zeros_like(self._live_S), ~self._live_S))
+        self._slots = dataclasses.replace(self._slots, done_S=all_S, fresh_S=none_S)
+        return smaller, slot_k
+
     def rebuild(self, params: Published) -> None:
         """Computes the keys and values of all live rows again.
 
@@ -218,7 +246,7 @@ class SlotPool:
                     f"the saved slots have {path} {list(array.shape)}, and this run's "
                     f"{list(leaf.shape)}; resume with the num_slots and lengths of the run"
                 )
-            leaves.append(leaf if array is None else jax.device_put(array, leaf.sharding))
+            leaves.append(leaf if array is None else jax.device_put(array.copy(), leaf.sharding))
         self._slots = jax.tree.unflatten(jax.tree.structure(self._slots), leaves)
         self._row_S, self._tokens_SC = (np.array(state[name]) for name in ("row_S", "tokens_SC"))
         self._count_S, self._live_S = (np.array(state[name]) for name in ("drawn_S", "live_S"))

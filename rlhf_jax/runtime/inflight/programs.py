@@ -18,6 +18,7 @@ from rlhf_jax.models.api import Model
 from rlhf_jax.ops.once import bound
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.slots import insert, rebuild, segment
+from rlhf_jax.slots.compact import compact
 from rlhf_jax.slots.state import Emitted, Slots, empty
 from rlhf_jax.types import Array, Params, Prompts
 
@@ -88,13 +89,14 @@ def admit(
 
 
 class Programs:
-    """Compiled functions of slots, which they take donated.
+    """Compiled functions of slots, which all but `compact` take donated.
 
     Attributes:
       admit: (params, slots, prompts, last, admission, key) -> slots, prompt; see `admit`.
       insert: (slots, prefilled, admission, key) -> slots.
       segment: (params, slots) -> slots, emitted.
       rebuild: (params, slots, prompt tokens, prompt mask, tokens) -> slots.
+      compact: (more slots, which of them) -> these slots.
       layout: shardings of the slots.
       prefill_sizes: numbers of prompts of an admission, ascending.
       widths: of the completions of a rebuild, ascending; the last is C.
@@ -146,6 +148,7 @@ class Programs:
             out_shardings=self.layout,
             donate_argnums=1,
         )
+        self.compact: Compiled[Slots] = jax.jit(compact, out_shardings=self.layout)
 
     def empty(self) -> Slots:
         """Slots without rows, on the mesh."""
@@ -153,7 +156,9 @@ class Programs:
 
     @property
     def count(self) -> int:
-        """Programs that are compiled, once each shape was called."""
+        """Programs of rows that come and go; a drain adds a copy and a segment for each of its
+        sizes.
+        """
         return len(self.prefill_sizes) + 1 + 1 + len(self.widths)
 
     def batches(self, prompts: list[int]) -> Iterator[list[int]]:
