@@ -16,8 +16,8 @@ from rlhf_jax.records.streams.snapshots import FOLDER, Snapshots
 from rlhf_jax.runtime.inflight import loop, threads
 from rlhf_jax.runtime.inflight.api import Pool
 from rlhf_jax.runtime.inflight.loop import Saving, Snapshot, StreamSampler
-from rlhf_jax.runtime.inflight.pool import Config as PoolConfig
 from rlhf_jax.runtime.inflight.pool import SlotPool
+from rlhf_jax.runtime.inflight.programs import Config as PoolConfig
 from rlhf_jax.runtime.inflight.rows import Rows
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.synchronous import Event, LoopMonitor, RoundEnd, Sampled
