@@ -60,9 +60,8 @@ def make_program(
       reference_params: of the SFT policy.
       plan: placements of calls, see `devices/placement.py`; "": all on the mesh of the run.
     """
-    return Program(
-        make_spec(workspace, config, algorithm, reward, reference_params, plan), reference_params
-    )
+    spec = make_spec(workspace, config, algorithm, reward, reference_params, plan)
+    return loops.make_program(config, spec, reference_params)
 
 
 def make_spec(
@@ -275,7 +274,7 @@ def run(
         first = None if version else first_policy(workspace, reference_params)
         if first is not None:
             signal.check(workspace, config, first, reward)
-        program.compile(generates=snapshots is None)
+        program.compile(generates=config.engine == "static")
         states = resume_point.states if first is None else program.init(first)
         assert states is not None
         files = resuming.Files(

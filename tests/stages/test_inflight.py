@@ -45,6 +45,8 @@ def test_settings_that_are_defined():
     check(lag=0, num_slots=16, tau=40, rebuild_every=2)
     check(clock="bounded", loop="asynchronous")
     check(engine="static", weights="round")
+    check(weights="round", num_slots=16, clock="bounded", loop="asynchronous")
+    check(weights="round", num_slots=4, version_schedule=(0,) * 8)
     assert rlhf.stream(INFLIGHT).rows_per_round == 16
 
 
@@ -52,7 +54,8 @@ def test_settings_that_are_defined():
     ("changes", "named"),
     [
         ({"engine": "static"}, "rlhf.weights is 'inflight' with rlhf.engine='static'"),
-        ({"weights": "round"}, "rlhf.engine is 'slots' with rlhf.weights='round'"),
+        ({"weights": "round", "rebuild_every": 2}, "rlhf.rebuild_every is 2"),
+        ({"weights": "round"}, "rlhf.num_slots is 32, and at most 16 rows"),
         ({"engine": "static", "weights": "round", "tau": 5}, "rlhf.tau is 5"),
         ({"engine": "static", "weights": "round", "rebuild_every": 1}, "rlhf.rebuild_every is 1"),
         ({"clock": "bounded", "loop": "asynchronous", "tau": 2}, "rlhf.tau is 2 with rlhf.clock"),
@@ -70,12 +73,33 @@ def lines(directory: Path, name: str) -> list[dict]:
     return [json.loads(line) for line in (directory / name).read_text().splitlines()]
 
 
-def assert_same(one: Path, other: Path) -> None:
+RECORDS = ("ledger.jsonl", "samples.jsonl", "schedule.jsonl")
+
+
+def assert_same(one: Path, other: Path, names: tuple[str, ...] = RECORDS) -> None:
     for state, again in zip(runs.state(one), runs.state(other), strict=True):
         np.testing.assert_array_equal(state, again)
     assert untimed(one / "metrics.jsonl") == untimed(other / "metrics.jsonl")
-    for name in ("ledger.jsonl", "samples.jsonl", "schedule.jsonl"):
+    for name in names:
         assert lines(one, name) == lines(other, name), name
+
+
+@pytest.mark.usefixtures("quick_compiles")
+def test_rounds_through_slots_have_the_lag_of_the_clock(tmp_path):
+    """weights=round: one version a round, by the clock of rounds; a run that goes on is bitwise one
+    that never stopped.
+    """
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    settings = SETTINGS | {"rlhf__weights": "round", "rlhf__tau": 0}
+    runs.run(whole, **settings)
+    rows = lines(whole, "ledger.jsonl")
+    assert all(row["version"] == max(0, row["round"] - 1) for row in rows)
+    assert not any("versions" in row for row in rows)
+    shutil.copytree(whole, cut)
+    for step in (step for step in runs.steps(cut) if step > 3):
+        shutil.rmtree(cut / "checkpoints" / "rlhf" / str(step))
+    runs.run(cut, **settings | {"rlhf__loop": "asynchronous"})
+    assert_same(whole, cut, ("ledger.jsonl", "samples.jsonl"))
 
 
 @pytest.mark.usefixtures("quick_compiles")

@@ -1,33 +1,27 @@
 """In-flight updates in the RLHF stage: its loop, and the snapshots that its checkpoints need."""
 
 import contextlib
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-import jax
 import numpy as np
 
 from rlhf_jax.clock import Boundary, Stream
-from rlhf_jax.devices import sharding
 from rlhf_jax.records import jsonl
 from rlhf_jax.records.streams import schedules
 from rlhf_jax.records.streams.snapshots import FOLDER, Snapshots
 from rlhf_jax.runtime.inflight import loop, threads
-from rlhf_jax.runtime.inflight.api import Pool
 from rlhf_jax.runtime.inflight.loop import Saving, Snapshot, StreamSampler
-from rlhf_jax.runtime.inflight.pool import SlotPool
-from rlhf_jax.runtime.inflight.programs import Config as PoolConfig
 from rlhf_jax.runtime.inflight.rows import Rows
-from rlhf_jax.runtime.program import Program
+from rlhf_jax.runtime.inflight.slot_program import SlotProgram, make_pool, place
+from rlhf_jax.runtime.program import Program, ProgramSpec
 from rlhf_jax.runtime.synchronous import Event, LoopMonitor, RoundEnd, Sampled
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.common.recorder import crosses
 from rlhf_jax.stages.common.resuming import Files
 from rlhf_jax.stages.settings.rlhf import Config, stream
-from rlhf_jax.types import Samples, States
-
-Place = Callable[[Samples], Samples]
+from rlhf_jax.types import Params, States
 
 
 @dataclass(frozen=True)
@@ -38,32 +32,24 @@ class Resumed:
     arrays: Mapping[str, np.ndarray] | None = None
 
 
+def make_program(config: Config, spec: ProgramSpec, reference_params: Params) -> Program:
+    """The compiled calls of a run, whose rounds are drawn by the engine of the config.
+
+    Args:
+      config: of the stage.
+      spec: of the program.
+      reference_params: the frozen reference.
+    """
+    if config.engine == "slots":
+        return SlotProgram(spec, reference_params, config.num_slots, config.segment_steps)
+    return Program(spec, reference_params)
+
+
 def snapshots_of(workspace: Workspace, config: Config) -> Snapshots | None:
     """The snapshots of a run with in-flight updates; None for another run."""
     if config.weights != "inflight":
         return None
     return Snapshots(workspace.directory / FOLDER)
-
-
-def make_pool(program: Program, clock: Stream) -> Pool:
-    """The slots, on the mesh that samples.
-
-    Args:
-      program: its spec has the model, the prompts and the sampling distribution.
-      clock: has the number of slots and the steps of a segment.
-    """
-    spec, (mesh, rest) = program.spec, program.sampler.first
-    prompts_per_round = clock.rows_per_round // spec.sampling.samples_per_prompt
-    config = PoolConfig(
-        spec.sampling,
-        spec.eos_id,
-        spec.pad_id,
-        clock.num_slots,
-        clock.segment_steps,
-        prompts_per_round,
-    )
-    model = spec.model_of(program.generate_call)
-    return SlotPool(model, config, spec.prompts, spec.key, mesh, rest)
 
 
 def make_sampler(
@@ -88,13 +74,8 @@ def make_sampler(
         eos_ids,
         spec.pad_id,
     )
-    pool = make_pool(program, clock)
+    pool = make_pool(program, clock.num_slots, clock.segment_steps)
     return StreamSampler(clock, pool, rows, saving, snapshot, program.dispatch_lock)
-
-
-def place(samples: Samples, program: Program) -> Samples:
-    """Puts samples of the host on the mesh of the trainer."""
-    return jax.device_put(samples, sharding.row_shardings(samples, program.trainer_mesh))
 
 
 def looped(

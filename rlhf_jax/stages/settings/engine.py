@@ -21,8 +21,8 @@ class EngineConfig:
 
     # static: a batch runs until its longest row has ended; slots: a row that ends is replaced
     engine: Literal["static", "slots"] = "static"
-    # When running rows get new weights. round: never, a round has one version; inflight: at every
-    # segment, on the clock `Stream`
+    # When running rows get new weights. round: never, a round has one version; inflight: between
+    # two segments, on the clock `Stream`
     weights: Literal["round", "inflight"] = "round"
     num_slots: Count = 32  # rows that are written at once; of engine=slots
     segment_steps: Count = 16  # decode steps between two looks at which rows have ended
@@ -52,11 +52,6 @@ class EngineConfig:
                     )
         if self.engine == "static":
             return
-        if self.weights == "round":
-            raise Refusal(
-                "rlhf.engine is 'slots' with rlhf.weights='round', which is not built; accepted: "
-                "rlhf.weights=inflight, of which rlhf.lag=0 has one version a round"
-            )
         if clock.bounded and self.tau:
             raise Refusal(
                 f"rlhf.tau is {self.tau} with rlhf.clock=bounded, where training takes the time "
@@ -67,11 +62,11 @@ class EngineConfig:
                 f"rlhf.engine is 'slots' with rlhf.sampler_slices={num_slices} on "
                 f"{jax.process_count()} process(es); accepted: at most one slice, one process"
             )
-        most = rows_per_round * min(clock.lag + 1, clock.num_rounds)
-        if self.num_slots > most:
+        rounds = min(clock.lag + 1, clock.num_rounds) if self.weights == "inflight" else 1
+        if self.num_slots > (most := rounds * rows_per_round):
             raise Refusal(
                 f"rlhf.num_slots is {self.num_slots}, and at most {most} rows can be written at "
-                f"once: (lag + 1) * {rows_per_round} rows a round; accepted: 1 to {most}"
+                f"once: those of {rounds} round(s); accepted: 1 to {most}"
             )
 
     def stream(
