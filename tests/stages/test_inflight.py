@@ -50,6 +50,16 @@ def test_settings_that_are_defined():
     assert rlhf.stream(INFLIGHT).rows_per_round == 16
 
 
+def test_a_plan_is_told_the_lag_from_which_slots_are_full():
+    """C 24, tau 8, B 16, mean length 12, S 32: 32 / (16 * 12 / 32) = 5.33 rounds."""
+    config = dataclasses.replace(INFLIGHT, tau=8)
+    assert "rlhf.lag=6 on" in rlhf.advice(config, 24, (8, 16))
+    assert "(24 + 8) / (16 * 12 / 32); this run has 1." in rlhf.advice(config, 24, (8, 16))
+    assert "rlhf.lag=3 on" in rlhf.advice(config, 24)
+    assert "static batches" in rlhf.advice(dataclasses.replace(config, weights="round"), 24)
+    assert rlhf.advice(rlhf.Config(), 24) == ""
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

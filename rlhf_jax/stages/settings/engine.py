@@ -10,7 +10,7 @@ from typing import Literal
 
 import jax
 
-from rlhf_jax.clock import Clock, Stream
+from rlhf_jax.clock import Clock, Stream, full_throughput_lag
 from rlhf_jax.config import Count, Natural
 from rlhf_jax.refusal import Refusal
 
@@ -81,3 +81,26 @@ class EngineConfig:
         """
         sizes = self.num_slots, self.segment_steps, self.tau, self.rebuild_every
         return Stream(clock, rows_per_round, *sizes, trained_boundaries)
+
+    def advice(
+        self, clock: Clock, rows_per_round: int, most_tokens: int, mean_length: float
+    ) -> str:
+        """Sentences for a plan of a run with slots; "" for one without.
+
+        Args:
+          clock: of the run.
+          rows_per_round: B.
+          most_tokens: C.
+          mean_length: of completions, in tokens.
+        """
+        if self.engine == "static":
+            return ""
+        text = "rlhf.engine=slots: the seconds of generate below are those of static batches."
+        if self.weights != "inflight":
+            return text
+        least = full_throughput_lag(self.stream(clock, rows_per_round), most_tokens, mean_length)
+        return (
+            f"{text} The slots are full from rlhf.lag={least} on, the least that is "
+            f"(C + tau) / (B * mean length / num_slots) = ({most_tokens} + {self.tau}) / "
+            f"({rows_per_round} * {mean_length:g} / {self.num_slots}); this run has {clock.lag}."
+        )

@@ -1,6 +1,7 @@
 """The settings of the RLHF stage, its clock, and what cannot run."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -157,6 +158,18 @@ def stream(config: Config) -> Stream:
 def _rows_per_round(config: Config) -> int:
     """B."""
     return config.prompts_per_update * config.num_minibatches * config.samples_per_prompt
+
+
+def advice(config: Config, most_tokens: int, lengths: Sequence[int] = ()) -> str:
+    """`EngineConfig.advice` of a run.
+
+    Args:
+      config: of the stage.
+      most_tokens: C.
+      lengths: of completions; (): all have every token.
+    """
+    mean_length = sum(lengths) / len(lengths) if lengths else float(most_tokens)
+    return config.advice(config.schedule(), _rows_per_round(config), most_tokens, mean_length)
 
 
 def replayed(config: Config) -> tuple[int, ...]:
