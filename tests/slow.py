@@ -53,6 +53,15 @@ SLOW = {
     "test_given_comparisons_are_learned_without_reward_or_judge[sigmoid]": (
         "tests/stages/test_dpo.py::test_given_comparisons_are_learned_without_reward_or_judge[ipo]"
     ),
+    "tests/stages/test_inflight.py::test_a_run_in_threads_goes_on_as_the_simulated_one[1]": (
+        "tests/stages/test_inflight.py::test_a_run_in_threads_goes_on_as_the_simulated_one[0]"
+    ),
+    "tests/stages/test_inflight.py::test_rounds_through_slots_have_the_lag_of_the_clock": (
+        "tests/stages/test_inflight.py::test_a_run_in_threads_goes_on_as_the_simulated_one[0]"
+    ),
+    "tests/stages/test_inflight.py::test_a_schedule_is_replayed_to_the_same_bits": (
+        "tests/runtime/test_inflight.py::test_threaded_is_simulated_is_replayed[0-"
+    ),
     "tests/stages/test_kill.py::test_six_kills_change_nothing": (
         "tests/stages/test_kill.py::test_the_synchronous_loop_is_killed_too"
     ),

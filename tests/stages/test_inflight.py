@@ -115,7 +115,7 @@ def test_rounds_through_slots_have_the_lag_of_the_clock(tmp_path):
 @pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("rebuild_every", [0, 1])
 def test_a_run_in_threads_goes_on_as_the_simulated_one(tmp_path, rebuild_every):
-    whole, cut, replayed = (tmp_path / name for name in ("whole", "cut", "replayed"))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
     settings = SETTINGS | {"rlhf__rebuild_every": rebuild_every}
     runs.run(whole, **settings)
     mixed = [row for row in lines(whole, "ledger.jsonl") if "versions" in row]
@@ -128,10 +128,15 @@ def test_a_run_in_threads_goes_on_as_the_simulated_one(tmp_path, rebuild_every):
     runs.run(cut, **settings | {"rlhf__loop": "asynchronous"})
     assert runs.steps(cut) == runs.steps(whole)
     assert_same(whole, cut)
-    if rebuild_every:
-        return
+
+
+@pytest.mark.usefixtures("quick_compiles")
+def test_a_schedule_is_replayed_to_the_same_bits(tmp_path):
+    """By the boundaries of `schedule.jsonl`, whatever tau says."""
+    whole, replayed = tmp_path / "whole", tmp_path / "replayed"
+    runs.run(whole, **SETTINGS)
     again = {"rlhf__tau": 0, "rlhf__replay_schedule_of": str(whole), "begin": str(whole)}
-    runs.run(replayed, **settings | again)
+    runs.run(replayed, **SETTINGS | again)
     for state, other in zip(runs.state(whole), runs.state(replayed), strict=True):
         np.testing.assert_array_equal(state, other)
     assert lines(whole, "schedule.jsonl") == lines(replayed, "schedule.jsonl")
