@@ -38,6 +38,7 @@ class SlotPool:
         key: Array,
         mesh: Mesh,
         rest: Rest = None,
+        some_round: int = 0,
     ):
         """Makes empty slots; compiles nothing yet.
 
@@ -48,13 +49,16 @@ class SlotPool:
           key: random key of the samples.
           mesh: of the slots, which are sharded by row; kv heads are sharded over `tensor`.
           rest: the base of an adapter on that mesh. It is not published.
+          some_round: a round whose prompts are at hand; all have the same width.
 
         Raises Refusal for slots that the shards of rows do not divide.
         """
         self.config, self._model, self._mesh, self._rest = config, model, mesh, rest
         self._prompts_of_round, self._rounds = prompts, {}
         self._key = jax.device_put(key, sharding.replicated(mesh))
-        self._programs = Programs(model, config, self.prompts_of(0).tokens_PQ.shape[1], mesh)
+        self._programs = Programs(
+            model, config, self.prompts_of(some_round).tokens_PQ.shape[1], mesh
+        )
         self._slots = self._programs.empty()
         self._seen: list[Array] = []  # leaves of the params of the last call
         self._carry: tuple[int, insert.Prefilled] | None = None  # prompt of the stream, prefilled
@@ -165,7 +169,13 @@ class SlotPool:
             return None
         config = dataclasses.replace(self.config, num_slots=num_slots)
         smaller = SlotPool(
-            self._model, config, self._prompts_of_round, self._key, self._mesh, self._rest
+            self._model,
+            config,
+            self.prompts_of,
+            self._key,
+            self._mesh,
+            self._rest,
+            next(iter(self._rounds)),
         )
         slot_k = np.argsort(~self._live_S, kind="stable")[:num_slots].astype(np.int32)
         smaller._slots = smaller._programs.compact(self._slots, slot_k)
