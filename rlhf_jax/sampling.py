@@ -34,12 +34,13 @@ class Config:
     """
 
     max_completion_tokens: int = 24
-    samples_per_prompt: int = 4
+    samples_per_prompt: int = 4  # the greedy ones included
     temperature: float = 1.0  # 0 is greedy
     num_compactions: int = (
         0  # how often the rows still being written are gathered into a quarter: see `_decode`
     )
     row_shards: int = 1  # of the mesh; rows are gathered within a shard
+    num_greedy: int = 0  # of the samples of a prompt: the last ones take the most probable tokens
 
 
 class _Loop(NamedTuple):
@@ -48,13 +49,16 @@ class _Loop(NamedTuple):
     uniform_CB: Array
     token_B: Array
     done_B: Array
+    greedy_B: Array | None
     tokens_CB: Array
     logprob_CB: Array
     mask_CB: Array
     cache: Cache
 
 
-def _begin(uniform_CB: Array, length_B: Array, pad_id: int, cache: Cache) -> _Loop:
+def _begin(
+    uniform_CB: Array, length_B: Array, greedy_B: Array | None, pad_id: int, cache: Cache
+) -> _Loop:
     num_positions, num_rows = uniform_CB.shape
     return _Loop(
         position=jnp.int32(0),
@@ -62,6 +66,7 @@ def _begin(uniform_CB: Array, length_B: Array, pad_id: int, cache: Cache) -> _Lo
         uniform_CB=uniform_CB,
         token_B=jnp.zeros(num_rows, jnp.int32),
         done_B=jnp.zeros(num_rows, bool),
+        greedy_B=greedy_B,
         tokens_CB=jnp.full((num_positions, num_rows), pad_id, jnp.int32),
         logprob_CB=jnp.zeros((num_positions, num_rows), jnp.float32),
         mask_CB=jnp.zeros((num_positions, num_rows), bool),
@@ -219,7 +224,9 @@ def _rows_of(loop: _Loop, index_Sk: Array) -> _Loop:
         for name in ("uniform_CB", "tokens_CB", "logprob_CB", "mask_CB")
     }
     rows = {name: take(getattr(loop, name)) for name in ("length_B", "token_B", "done_B")}
-    return loop._replace(**columns, **rows, cache=jax.tree.map(take, loop.cache))
+    greedy_B = None if loop.greedy_B is None else take(loop.greedy_B)
+    cache = jax.tree.map(take, loop.cache)
+    return loop._replace(**columns, **rows, greedy_B=greedy_B, cache=cache)
 
 
 def _by_shard(array: Array, axis: int, row_shards: int) -> Array:
@@ -271,11 +278,18 @@ def sample(
     params = whole_params(model, params)
     logits_BV, cache = prefill(params, prompts, model, prompt_length + num_positions, num_samples)
     length_B = jnp.repeat(prompts.mask_PQ.sum(axis=-1, dtype=jnp.int32), num_samples)
+    greedy_B = index_B >= num_samples - config.num_greedy if config.num_greedy else None
 
     def emit(loop: _Loop, logits_BV: Array) -> _Loop:
         token_B, logprob_B = sample_token(
             logits_BV, loop.uniform_CB[loop.position], config.temperature
         )
+        if loop.greedy_B is not None:
+            greedy = sample_token(logits_BV, loop.uniform_CB[loop.position], 0.0)
+            token_B, logprob_B = (
+                jnp.where(loop.greedy_B, *pair)
+                for pair in zip(greedy, (token_B, logprob_B), strict=True)
+            )
         live_B = ~loop.done_B
         token_B = jnp.where(live_B, token_B, pad_id)
         return loop._replace(
@@ -294,7 +308,7 @@ def sample(
         )
         return emit(loop._replace(cache=cache), model.head(params, hidden_B1D[:, 0]))
 
-    loop = emit(_begin(uniform_CB, length_B, pad_id, cache), logits_BV)
+    loop = emit(_begin(uniform_CB, length_B, greedy_B, pad_id, cache), logits_BV)
     loop = _decode(step, loop, config.num_compactions, config.row_shards)
     return Samples(
         prompt_tokens_BQ=jnp.repeat(prompts.tokens_PQ, num_samples, axis=0),

@@ -44,6 +44,24 @@ def test_the_samples_are_the_plain_ones(family, num_compactions, row_shards):
     check_same(found, plain)
 
 
+def test_the_last_samples_of_a_prompt_are_greedy_and_the_others_are_not_changed():
+    """Also where rows are gathered, which must take along who is greedy."""
+    most_probable = draw(tiny.law(1, length=LENGTH, temperature=0.0))
+    config = tiny.law(4, length=LENGTH, temperature=1.0)
+    found = draw(dataclasses.replace(config, num_greedy=1, num_compactions=1))
+    is_greedy = np.arange(len(found.tokens_BC)) % 4 == 3
+    plain = draw(config)
+    assert not np.array_equal(plain.tokens_BC[3::4], most_probable.tokens_BC)
+    check_same(
+        rows(found, is_greedy), most_probable.replace(sample_index_B=plain.sample_index_B[3::4])
+    )
+    check_same(rows(found, ~is_greedy), rows(plain, ~is_greedy))
+
+
+def rows(samples: Samples, keep: np.ndarray) -> Samples:
+    return jax.tree.map(lambda x: np.asarray(x)[keep] if x.ndim else x, samples)
+
+
 def test_sharded_rows_stay_on_their_shards():
     config = dataclasses.replace(PLAIN, num_compactions=1, row_shards=4)
     model, mesh, prompts = tiny.make_model(), tiny.make_mesh((2, 2, 1)), tiny.make_prompts(8)
@@ -74,7 +92,7 @@ def counted(
 
     position_BM = jnp.full((len(length_B), 1), -1, jnp.int32)
     cache = Cache(keys=(), values=(), position_BM=position_BM, column=jnp.int32(0))
-    loop = sampling._begin(jnp.zeros((9, len(length_B))), jnp.asarray(length_B), 0, cache)
+    loop = sampling._begin(jnp.zeros((9, len(length_B))), jnp.asarray(length_B), None, 0, cache)
     loop = jax.jit(lambda loop: sampling._decode(step, loop, num_compactions, row_shards))(loop)
     jax.effects_barrier()
     return sizes, np.asarray(loop.mask_CB.sum(axis=0))

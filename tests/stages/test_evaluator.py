@@ -97,8 +97,8 @@ def test_best_of_n_is_compared_with_references_of_its_own_prompts(
     assert set(lengths) == {length or 3}  # completions as long as the policy's beside them
 
 
-def test_greedy_samples_are_not_scored(workspace, judged_by_prompt):
-    """No figure reads their reward, so no program is compiled for their shape."""
+def test_no_figure_reads_the_reward_of_greedy_samples(workspace, judged_by_prompt):
+    """They are the last of each prompt's samples, and are drawn and scored by the same programs."""
     num_rows = []
 
     def reward(params, samples):
@@ -109,9 +109,9 @@ def test_greedy_samples_are_not_scored(workspace, judged_by_prompt):
     config = Config(samples_per_prompt=2, prompts_per_batch=4)
     evaluator = Evaluator(workspace, config, params, LearnedScores(reward, params, 0.0, 1.0))
     figures, judged = evaluator.evaluate(params, 4)
-    assert set(num_rows) == {8}
+    assert set(num_rows) == {12}
     assert judged.reward_B is not None
-    assert figures["reward_mean"] == 3.5
+    assert figures["reward_mean"] == np.delete(np.arange(12), [2, 5, 8, 11]).mean()
     assert "gold_mean_greedy" in figures
 
 

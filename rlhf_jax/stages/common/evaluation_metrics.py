@@ -4,7 +4,7 @@ over prompts.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -17,7 +17,7 @@ BLOCK = 64
 
 @dataclass(frozen=True)
 class Judged:
-    """Samples of one law on the evaluation prompts, judged. Host arrays, rows group-contiguous."""
+    """Samples of the evaluation prompts, judged. Host arrays, rows group-contiguous."""
 
     prompts: list[str]
     completions: list[str]
@@ -29,6 +29,17 @@ class Judged:
     entropy_B: np.ndarray
     reference_nll_B: np.ndarray
     prompt_length_B: np.ndarray
+
+    def rows(self, keep_B: np.ndarray) -> "Judged":
+        """The rows that a mask of bools keeps, in their order."""
+        indices = np.flatnonzero(keep_B)
+
+        def kept(column: list[str] | np.ndarray | None) -> list[str] | np.ndarray | None:
+            if isinstance(column, list):
+                return [column[index] for index in indices]
+            return None if column is None else column[indices]
+
+        return Judged(**{field.name: kept(getattr(self, field.name)) for field in fields(self)})  # pyright: ignore[reportArgumentType]
 
 
 def win_rates(prompts: Sequence[str], gold_B: np.ndarray, reference_gold_PR: np.ndarray) -> Figures:

@@ -184,10 +184,9 @@ class Evaluator:
         self.config = config = fitted(config, workspace.task.num_prompts("heldout"))[0]
         self.stream = workspace.stream("heldout", "evaluate", config.part, config.num_parts)
         self.length = config.max_completion_tokens or workspace.lengths.max_completion_tokens
-        self._sample = sampler(
-            workspace, sampling.Config(self.length, config.samples_per_prompt, 1.0), "evaluate"
-        )
-        self._greedy = sampler(workspace, sampling.Config(self.length, 1, 0.0), "evaluate")
+        # One program for both: each sampling program is a second or more to compile.
+        drawing = sampling.Config(self.length, config.samples_per_prompt + 1, 1.0, num_greedy=1)
+        self._sample = sampler(workspace, drawing, "evaluate")
         self._divergence = distributed.compiled(
             sharding.keeping_rows(bound(divergence, model=workspace.model), workspace.mesh)
         )
@@ -316,10 +315,10 @@ class Evaluator:
           num_prompts: at most; see `fitted`.
         """
         num_prompts = min(num_prompts, self.config.num_prompts)
-        # The devices draw the greedy samples while the host judges the others.
-        sampled = self.draw(params, self._sample, num_prompts, self.reward)
-        greedy_drawn = self.draw(params, self._greedy, num_prompts)
-        judged, greedy = self.judge(sampled), self.judge(greedy_drawn)
+        both = self.judge(self.draw(params, self._sample, num_prompts, self.reward))
+        each = self.config.samples_per_prompt + 1
+        is_greedy_B = np.arange(len(both.prompts)) % each == each - 1
+        judged, greedy = both.rows(~is_greedy_B), both.rows(is_greedy_B)
         figures = sampled_figures(judged) | {"kl_perplexity": paper_perplexity(greedy)}
         if judged.gold_B is not None and greedy.gold_B is not None:
             reference_gold = self.reference_gold[:num_prompts]
