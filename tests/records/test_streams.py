@@ -54,6 +54,15 @@ def test_snapshots_are_kept_for_checkpoints_and_for_rounds_to_come(tmp_path):
     ]
 
 
+def test_a_run_that_goes_on_forgets_later_snapshots(tmp_path):
+    """In bounded mode a later round may have other rows now."""
+    for round_index in (2, 3, 4):
+        (tmp_path / f"{round_index:08d}.npz").touch()
+    (tmp_path / "00000002.partial").touch()
+    Snapshots(tmp_path).forget_after(3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000002.npz", "00000003.npz"]
+
+
 def test_a_schedule_gives_the_first_boundary_of_each_round(tmp_path):
     """Versions 0 0 2 6 at boundaries 0 1 3 4: round 0 is seen trained at 3, rounds 1 and 2 at 4,
     round 3 never.

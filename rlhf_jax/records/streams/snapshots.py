@@ -45,3 +45,11 @@ class Snapshots:
         for path in self.directory.iterdir():
             if path.stem.isdigit() and int(path.stem) < next_round and int(path.stem) not in kept:
                 path.unlink(missing_ok=True)
+
+    def forget_after(self, round_index: int) -> None:
+        """Removes the files of later rounds, and those that were never finished: a run that goes
+        on from `round_index` may come to them with other rows.
+        """
+        for path in self.directory.iterdir():
+            if path.stem.isdigit() and (int(path.stem) > round_index or path.suffix == ".partial"):
+                path.unlink(missing_ok=True)

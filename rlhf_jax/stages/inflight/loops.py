@@ -130,6 +130,7 @@ def recorded(
     kept, path = Snapshots(workspace.directory / FOLDER), workspace.directory / schedules.FILE
     updates = config.schedule().updates_per_round
     begun = None if resumed.arrays is None else Snapshot.of(resumed.arrays).state
+    kept.forget_after(resumed.round_index)
     schedules.cut_back(path, 0 if begun is None else begun.boundary)
 
     def is_wanted(round_index: int) -> bool:
