@@ -13,10 +13,14 @@ In exact and replay mode a round is sampled as soon as its version is published,
 but the newest are ever needed: with a lag, lag + 1 rounds are issued at the start, then one a
 round. A slow sampler may still need each of the last lag + 1 versions. In every mode at most lag +
 1 rounds are issued and not yet trained on.
+
+`Stream` is the clock of in-flight updates, where rows that are being written get new weights.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from rlhf_jax.refusal import Refusal
 
@@ -31,6 +35,7 @@ class Clock:
     lag: int = 0
     version_schedule: tuple[int, ...] = ()
     bounded: bool = False
+    inflight: bool = False  # a round has tokens of several versions: see `Stream`
 
     def __post_init__(self) -> None:
         for name in ("num_rounds", "num_minibatches", "num_epochs"):
@@ -41,6 +46,11 @@ class Clock:
         if self.bounded and self.version_schedule:
             raise Refusal(
                 "a version schedule says the version of every round: it is replayed, not bounded"
+            )
+        if self.version_schedule and self.inflight:
+            raise Refusal(
+                "a version schedule gives every round one version, and in-flight updates give it "
+                "several; accepted: one of them"
             )
         if self.version_schedule:
             check_version_schedule(self.version_schedule, self.num_rounds, self.updates_per_round)
@@ -66,7 +76,9 @@ class Clock:
         )
 
     def version(self, round_index: int) -> int:
-        """The version that samples a round; in bounded mode the least one."""
+        """The version that samples a round; the least one in bounded mode and with in-flight
+        updates.
+        """
         if self.version_schedule:
             return self.version_schedule[round_index]
         return self.updates_per_round * max(0, round_index - self.lag)
@@ -77,7 +89,8 @@ class Clock:
         Args:
           round_index: of the round.
           update_in_round: 0 ... u-1.
-          version: the version that sampled the round. Only bounded mode needs it.
+          version: the version that sampled the round. Only bounded mode and in-flight updates need
+            it.
         """
         sampled_with = self.version(round_index) if version is None else version
         return round_index * self.updates_per_round + update_in_round - sampled_with
@@ -87,10 +100,12 @@ class Clock:
         the last lag + 1 rounds.
 
         The synchronous loop samples a round when its version is published, and needs that one
-        alone.
+        alone. With in-flight updates the trainer may be lag + 1 rounds ahead of the version in use.
         """
         if not asynchronous:
             return 1
+        if self.inflight:
+            return min(self.lag + 2, self.num_rounds)
         if not self.version_schedule:
             return min(self.lag + 1, self.num_rounds)
         return 1 + max(
@@ -106,22 +121,25 @@ class Clock:
           newest: the largest version of its tokens.
         """
         least, most = self.version(round_index), round_index * self.updates_per_round
-        most = most if self.bounded else least
+        most = most if self.bounded or self.inflight else least
         if not least <= oldest <= newest <= most:
             sampled = f"version {oldest}" if oldest == newest else f"versions {oldest} to {newest}"
-            accepted = f"{least} to {most}" if self.bounded else str(least)
+            accepted = str(least) if least == most else f"{least} to {most}"
             raise RuntimeError(
                 f"round {round_index} was sampled with {sampled}; the clock gives it {accepted}"
             )
 
     def issued_at(self, round_index: int) -> list[int]:
         """Rounds to sample once version round_index * u is published, before that round is trained.
-        Raises Refusal in bounded mode, where that depends on who is slow.
+        Raises Refusal in bounded mode, where that depends on who is slow, and with in-flight
+        updates, where rows are admitted one by one.
         """
         if self.bounded:
             raise Refusal(
                 "in bounded mode a round's version is known when it is sampled, not before"
             )
+        if self.inflight:
+            raise Refusal("with in-flight updates a round has several versions: see `Stream`")
         version = round_index * self.updates_per_round
         return [r for r in range(round_index, self.num_rounds) if self.version(r) == version]
 
@@ -130,9 +148,9 @@ class Clock:
         must save their samples.
 
         Empty in bounded mode: a resumed run samples them again, with versions that the bound
-        allows.
+        allows. Empty with in-flight updates: the checkpoint has the stream's rows.
         """
-        if self.bounded:
+        if self.bounded or self.inflight:
             return []
         version = round_index * self.updates_per_round
         return [r for r in range(round_index, self.num_rounds) if self.version(r) < version]
@@ -160,3 +178,287 @@ def check_version_schedule(
                 f"multiples of {updates_per_round} "
                 f"(updates a round) from 0 to {round_index * updates_per_round}"
             )
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """State of a `Stream` at a boundary: plain numbers, which `dataclasses.asdict` and JSON keep.
+
+    Attributes:
+      boundary: index of the boundary that comes next.
+      next_row: first row that is not admitted yet.
+      rounds_trained: T of the boundary before.
+      row_of_slot: the row in each slot; -1: none.
+      rows_left: (round, rows that are not harvested) of rounds that are partly harvested.
+      ended_at: (round, E_r) of rounds that are harvested and have no F_r yet.
+      trained_at: F_r of the rounds that have one, in order.
+    """
+
+    row_of_slot: tuple[int, ...]
+    boundary: int = 0
+    next_row: int = 0
+    rounds_trained: int = 0
+    rows_left: tuple[tuple[int, int], ...] = ()
+    ended_at: tuple[tuple[int, int], ...] = ()
+    trained_at: tuple[int, ...] = ()
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, int | list[int] | list[list[int]]]) -> "StreamState":
+        """The state whose `dataclasses.asdict` went through JSON: lists become tuples again."""
+
+        def frozen(value: object) -> object:
+            return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
+
+        return cls(**{name: frozen(value) for name, value in fields.items()})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Decisions of a boundary after its harvest, and of the segment that follows.
+
+    Attributes:
+      index: k.
+      version: V_k, of every token drawn in the segment, first tokens included.
+      rebuilds: the keys and values of all live rows are computed again under this version.
+      rows: admitted, in stream order, into `slots`.
+      row_of_slot: the row in each slot during the segment; -1: none. No row at all: time passes
+        until the next round is trained, and nothing is drawn.
+    """
+
+    index: int
+    version: int
+    rebuilds: bool
+    rows: tuple[int, ...]
+    slots: tuple[int, ...]
+    row_of_slot: tuple[int, ...]
+
+    @property
+    def is_idle(self) -> bool:
+        """True where no row is being written."""
+        return not any(row >= 0 for row in self.row_of_slot)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The clock of in-flight updates: a pure state machine of the rows that have ended.
+
+    Row i is of round i // B. `num_slots` rows are written at once, in segments of D =
+    `segment_steps` decode steps. Time counts decode steps. Boundary k is at s_k = k * D, also where
+    a segment was left early because all of its rows had ended.
+
+        E_r     = s_k of the boundary at which the last row of round r is harvested (not monotone)
+        F_r     = max(E_r, F_{r-1}) + tau, F_{-1} = 0: the virtual end of round r's training
+        T(s)    = number of rounds with F_r <= s: those that are trained by then
+        V_k     = u * T(s_k): the version of every token that is drawn in segment k
+        admit   at boundary k in stream order rows of rounds <= T(s_k) + lag, lowest free slot first
+        order   harvest, settle F, V_k (wait for it), rebuild if due, admit, segment
+        idle    no live row and none to admit: time goes to the first boundary >= the next F_r
+
+    E_r is settled in order of r: a later round may end first. The age of a token in update j of
+    round r is between j and u * min(r, lag) + j, and versions never fall along a row. lag 0 is the
+    synchronous loop: all of round r has version u * r.
+
+    Exact, bounded and replay are this recurrence with three sources of F. Exact: `tau`. Bounded:
+    T is the number of rounds whose final version is published when boundary k is reached, and F_r
+    is recorded as s_k. Replay: F_r = trained_boundaries[r] * D, the recorded boundary.
+
+    Attributes:
+      clock: has num_rounds, u, lag and bounded; `version_schedule` is empty.
+      rows_per_round: B.
+      num_slots: S.
+      segment_steps: D.
+      tau: virtual training time of a round, in decode steps. Bounded and replay do not read it.
+      rebuild_every: keys and values of live rows are computed again whenever T passes a multiple of
+        it; 0: never.
+      trained_boundaries: replay. Entry r is the first boundary that sees round r trained; a round
+        without an entry is never seen.
+    """
+
+    clock: Clock
+    rows_per_round: int
+    num_slots: int
+    segment_steps: int
+    tau: int = 0
+    rebuild_every: int = 0
+    trained_boundaries: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        least = {"rows_per_round": 1, "num_slots": 1, "segment_steps": 1}
+        for name, lowest in (least | {"tau": 0, "rebuild_every": 0}).items():
+            if getattr(self, name) < lowest:
+                raise Refusal(f"{name} is {getattr(self, name)}; accepted: {lowest} or more")
+        recorded = self.trained_boundaries
+        if self.clock.version_schedule:
+            raise Refusal("a stream has no version schedule; accepted: trained_boundaries")
+        if recorded is None:
+            return
+        if self.clock.bounded:
+            raise Refusal("trained_boundaries are replayed, not bounded; accepted: one of them")
+        if len(recorded) > self.clock.num_rounds or list(recorded) != sorted(recorded):
+            raise Refusal(
+                f"trained_boundaries are {list(recorded)}; accepted: at most {self.clock.num_rounds} "
+                "boundaries (one a round) that never fall"
+            )
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the whole run."""
+        return self.clock.num_rounds * self.rows_per_round
+
+    def begin(self) -> StreamState:
+        """Returns the state at boundary 0."""
+        return StreamState((-1,) * self.num_slots)
+
+    def is_drained(self, state: StreamState) -> bool:
+        """True where every row of the run is harvested."""
+        return state.next_row == self.num_rows and max(state.row_of_slot) < 0
+
+    def harvest(
+        self, state: StreamState, ended_S: Sequence[bool]
+    ) -> tuple[tuple[int, ...], StreamState]:
+        """Takes ended rows out of their slots, and settles F.
+
+        Args:
+          state: after `admit`.
+          ended_S: a flag for each slot: its row has its EOS or all of its tokens.
+
+        Returns the rounds that are complete by it, in order, and the state. Raises Refusal where a
+        replayed boundary comes before the round it trains on.
+        """
+        left, complete = dict(state.rows_left), []
+        now = state.boundary * self.segment_steps
+        slots = list(state.row_of_slot)
+        for slot, row in enumerate(state.row_of_slot):
+            if row < 0 or not ended_S[slot]:
+                continue
+            slots[slot], round_index = -1, row // self.rows_per_round
+            left[round_index] = left.get(round_index, self.rows_per_round) - 1
+            if not left[round_index]:
+                del left[round_index]
+                complete.append(round_index)
+        ended = dict(state.ended_at) | dict.fromkeys(complete, now)
+        trained = list(state.trained_at)
+        while not self.clock.bounded and (r := len(trained)) in ended:
+            earliest = max(ended[r], trained[-1] if trained else 0)
+            if (end := self._trained_at(r, earliest)) is None:
+                break
+            trained.append(end)
+            del ended[r]
+        return tuple(sorted(complete)), replace(
+            state,
+            row_of_slot=tuple(slots),
+            rows_left=tuple(sorted(left.items())),
+            ended_at=tuple(sorted(ended.items())),
+            trained_at=tuple(trained),
+        )
+
+    def _trained_at(self, round_index: int, earliest: int) -> int | None:
+        """F of a round that could be trained from `earliest` on; None: never."""
+        recorded = self.trained_boundaries
+        if recorded is None:
+            return earliest + self.tau
+        if round_index >= len(recorded):
+            return None
+        if (end := recorded[round_index] * self.segment_steps) < earliest:
+            raise Refusal(
+                f"trained_boundaries has round {round_index} trained at boundary "
+                f"{recorded[round_index]}; its last row, or the round before it, ends at "
+                f"{earliest / self.segment_steps:g}: the schedule is of another run"
+            )
+        return end
+
+    def rounds_trained(self, state: StreamState) -> int:
+        """T at the next boundary. In bounded mode the least that may be waited for: T as it was, or
+        where no row is live, that which admits the next one.
+        """
+        if not self.clock.bounded:
+            return bisect_right(state.trained_at, state.boundary * self.segment_steps)
+        if max(state.row_of_slot) >= 0 or self.is_drained(state):
+            return state.rounds_trained
+        return max(state.rounds_trained, state.next_row // self.rows_per_round - self.clock.lag)
+
+    def rebuilds(self, state: StreamState, rounds_trained: int) -> bool:
+        """True where T passes a multiple of `rebuild_every` at the next boundary.
+
+        Args:
+          state: after the harvest.
+          rounds_trained: T of the boundary.
+        """
+        every = self.rebuild_every
+        return bool(every) and rounds_trained // every > state.rounds_trained // every
+
+    def admit(self, state: StreamState, rounds_trained: int) -> tuple[Boundary, StreamState]:
+        """Decides a boundary, and passes to the next one.
+
+        Args:
+          state: after the harvest; not drained.
+          rounds_trained: T of the boundary: `rounds_trained(state)`, in bounded mode that or more.
+
+        Raises RuntimeError for a live row whose next token would be older or newer than the bound
+        and for a T that is too small, and Refusal where a replayed schedule never admits the next
+        row.
+        """
+        if rounds_trained < (least := self.rounds_trained(state)):
+            raise RuntimeError(
+                f"boundary {state.boundary} was given {rounds_trained} trained rounds; the least is {least}"
+            )
+        slots = list(state.row_of_slot)
+        free = [slot for slot, row in enumerate(slots) if row < 0]
+        admissible = (rounds_trained + self.clock.lag + 1) * self.rows_per_round
+        last = min(self.num_rows, admissible, state.next_row + len(free))
+        rows = tuple(range(state.next_row, last))
+        for slot, row in zip(free, rows, strict=False):
+            slots[slot] = row
+        version = rounds_trained * self.clock.updates_per_round
+        for round_index in {row // self.rows_per_round for row in slots if row >= 0}:
+            self.clock.check_version(round_index, version, version)
+        boundary = Boundary(
+            state.boundary,
+            version,
+            self.rebuilds(state, rounds_trained),
+            rows,
+            tuple(free[: len(rows)]),
+            tuple(slots),
+        )
+        trained = state.trained_at
+        if self.clock.bounded:
+            trained += (state.boundary * self.segment_steps,) * (rounds_trained - len(trained))
+        after = replace(
+            state,
+            row_of_slot=tuple(slots),
+            next_row=state.next_row + len(rows),
+            rounds_trained=rounds_trained,
+            trained_at=trained,
+            ended_at=tuple(each for each in state.ended_at if each[0] >= len(trained)),
+        )
+        index = self._after_idling(after) if boundary.is_idle else state.boundary + 1
+        return boundary, replace(after, boundary=index)
+
+    def _after_idling(self, state: StreamState) -> int:
+        """The first boundary at which another round is trained."""
+        if state.rounds_trained == len(state.trained_at):
+            raise Refusal(
+                f"row {state.next_row} waits for round {state.rounds_trained} to be trained, which "
+                "trained_boundaries never sees: the schedule is of another run"
+            )
+        return -(-state.trained_at[state.rounds_trained] // self.segment_steps)
+
+    def recorded(self, state: StreamState) -> tuple[int, ...]:
+        """`trained_boundaries` that repeat a run up to this state, of any mode: the first boundary
+        at or after F_r for each round that was seen trained.
+        """
+        seen = state.trained_at[: state.rounds_trained]
+        return tuple(-(-end // self.segment_steps) for end in seen)
+
+
+def full_throughput_lag(stream: Stream, max_completion_tokens: int, mean_length: float) -> int:
+    """The least lag at which the slots are full: the longest row and a round's training, in rounds
+    of decoding, ceil((C + tau) / (B * mean_length / S)). A larger lag changes nothing.
+
+    Args:
+      stream: of the run.
+      max_completion_tokens: C.
+      mean_length: of completions, in tokens.
+    """
+    round_steps = stream.rows_per_round * mean_length / stream.num_slots
+    return max(0, math.ceil((max_completion_tokens + stream.tau) / round_steps))

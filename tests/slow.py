@@ -19,6 +19,24 @@ SLOW = {
         "tests/ops/test_sharded_logprobs.py::"
         "test_the_kernel_is_gathered_once_and_its_gradient_reduced_once"
     ),
+    "tests/runtime/test_inflight.py::test_threaded_is_simulated_is_replayed[1-": (
+        "tests/runtime/test_inflight.py::test_threaded_is_simulated_is_replayed[0-"
+    ),
+    "tests/runtime/test_inflight.py::test_threaded_is_simulated_is_replayed[2-": (
+        "tests/runtime/test_inflight.py::test_threaded_is_simulated_is_replayed[0-"
+    ),
+    "tests/runtime/test_inflight.py::test_threaded_is_simulated_is_replayed[3-": (
+        "tests/runtime/test_inflight.py::test_threaded_is_simulated_is_replayed[0-"
+    ),
+    "tests/runtime/test_inflight.py::test_random_bounded_schedules_stay_in_the_bound_and_are_replayed[1]": (
+        "tests/runtime/test_inflight.py::test_random_bounded_schedules_stay_in_the_bound_and_are_replayed[0]"
+    ),
+    "tests/runtime/test_inflight.py::test_random_bounded_schedules_stay_in_the_bound_and_are_replayed[2]": (
+        "tests/runtime/test_inflight.py::test_random_bounded_schedules_stay_in_the_bound_and_are_replayed[0]"
+    ),
+    "tests/runtime/test_inflight.py::test_random_bounded_schedules_stay_in_the_bound_and_are_replayed[3]": (
+        "tests/runtime/test_inflight.py::test_random_bounded_schedules_stay_in_the_bound_and_are_replayed[0]"
+    ),
     "tests/runtime/test_plans.py::test_a_plan_trains_to_the_params_of_one_mesh[plan0-ppo-": (
         "tests/runtime/test_plans.py::test_a_plan_trains_to_the_params_of_one_mesh[plan2-ppo-"
     ),
@@ -34,6 +52,15 @@ SLOW = {
     "tests/stages/test_dpo.py::"
     "test_given_comparisons_are_learned_without_reward_or_judge[sigmoid]": (
         "tests/stages/test_dpo.py::test_given_comparisons_are_learned_without_reward_or_judge[ipo]"
+    ),
+    "tests/stages/test_inflight.py::test_a_run_in_threads_goes_on_as_the_simulated_one[1]": (
+        "tests/stages/test_inflight.py::test_a_run_in_threads_goes_on_as_the_simulated_one[0]"
+    ),
+    "tests/stages/test_inflight.py::test_rounds_through_slots_have_the_lag_of_the_clock": (
+        "tests/stages/test_inflight.py::test_a_run_in_threads_goes_on_as_the_simulated_one[0]"
+    ),
+    "tests/stages/test_inflight.py::test_a_schedule_is_replayed_to_the_same_bits": (
+        "tests/runtime/test_inflight.py::test_threaded_is_simulated_is_replayed[0-"
     ),
     "tests/stages/test_kill.py::test_six_kills_change_nothing": (
         "tests/stages/test_kill.py::test_the_synchronous_loop_is_killed_too"

@@ -1,10 +1,10 @@
 """Kills a tiny pipeline at random moments with SIGKILL, starts it again, and compares its end with
 that of a run never killed.
 
-`python -m experiments.bench.kill [--moments=50] [--seed=0] [--job=dpo]` prints one JSON line: how many of the
+`python -m experiments.bench.kill [--moments=50] [--seed=0] [--job=inflight]` prints one JSON line: how many of the
 moments ended bitwise equal in params, metrics (times aside), samples, ledger and comparisons, and
-where the kills fell. Every other pipeline has a sampling thread. `--job=dpo` kills offline DPO, with
-the SFT policy and the comparisons before it.
+where the kills fell. Every other pipeline has a sampling thread. `--job=inflight` has in-flight
+updates in slots. `--job=dpo` kills offline DPO, with the SFT policy and the comparisons before it.
 """
 
 import argparse
@@ -66,6 +66,13 @@ DPO_SIZES = (
     "dpo.pairs_per_update=4",
     "dpo.evaluate_every=4",
     "dpo.checkpoint_every=4",
+)
+INFLIGHT = (
+    "rlhf.engine=slots",
+    "rlhf.weights=inflight",
+    "rlhf.num_slots=24",
+    "rlhf.segment_steps=2",
+    "rlhf.tau=6",
 )
 LOOPS = ("rlhf.loop=asynchronous", "rlhf.loop=synchronous")
 """The loops that are killed in turn; the run that never was is synchronous."""
@@ -173,6 +180,11 @@ def start_dpo(directory: Path, cache: Path, *overrides: str) -> subprocess.Popen
     return start(directory, cache, *DPO_SIZES, *overrides, config="offline_dpo")
 
 
+def start_inflight(directory: Path, cache: Path, *overrides: str) -> subprocess.Popen:
+    """`start` of a pipeline with in-flight updates."""
+    return start(directory, cache, *INFLIGHT, *overrides)
+
+
 def differences(one: Path, other: Path, stages: Sequence[str] = STAGES) -> list[str]:
     """Differences between two finished directories, to the bit; times are left out.
 
@@ -193,6 +205,7 @@ def differences(one: Path, other: Path, stages: Sequence[str] = STAGES) -> list[
     for name in (
         "samples.jsonl",
         "ledger.jsonl",
+        "schedule.jsonl",
         "comparisons/train.jsonl",
         "comparisons/heldout.jsonl",
         "reward_model.json",
@@ -230,10 +243,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--moments", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--job", choices=("pipeline", "dpo"), default="pipeline")
+    parser.add_argument("--job", choices=("pipeline", "inflight", "dpo"), default="pipeline")
     arguments = parser.parse_args()
     is_dpo = arguments.job == "dpo"
-    begin, stages = (start_dpo, DPO_STAGES) if is_dpo else (start, STAGES)
+    begin = {"pipeline": start, "inflight": start_inflight, "dpo": start_dpo}[arguments.job]
+    stages = DPO_STAGES if is_dpo else STAGES
     loops = ("rlhf.loop=synchronous",) if is_dpo else LOOPS  # DPO has no loop
     began, unequal, where = time.monotonic(), [], collections.Counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -76,6 +76,7 @@ def _plan(config: ConfigDict, options: argparse.Namespace) -> None:
     from rlhf_jax.devices import mesh
     from rlhf_jax.planner.costs import hardware
     from rlhf_jax.stages.common import planning
+    from rlhf_jax.stages.settings import rlhf
     from rlhf_jax.types import Placement
 
     device = (
@@ -90,6 +91,10 @@ def _plan(config: ConfigDict, options: argparse.Namespace) -> None:
     lengths = planning.drawn_lengths(options.lengths) if options.lengths else ()
     problem = build.problem(config, device, options.devices or here or 1, lengths)
     profile = None
+    values = config.to_dict()
+    settings = fill(rlhf.Config, values["rlhf"], "rlhf")
+    if advice := rlhf.advice(settings, values["lengths"]["max_completion_tokens"], lengths):
+        print(advice)
     if config.plan and config.plan not in planning.CHOSEN:
         table.show_written(problem, str(config.plan), options.output)
         return

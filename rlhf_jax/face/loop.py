@@ -22,11 +22,12 @@ from rlhf_jax.face.settings import filled
 from rlhf_jax.models.api import Model
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import asynchronous, synchronous
-from rlhf_jax.runtime.program import Program, ProgramSpec
+from rlhf_jax.runtime.program import ProgramSpec
 from rlhf_jax.runtime.program import Reward as ProgramReward
 from rlhf_jax.runtime.synchronous import Event, LoopMonitor
 from rlhf_jax.stages import rlhf
 from rlhf_jax.stages.api import LONGEST, Lengths, Workspace
+from rlhf_jax.stages.inflight import loops
 from rlhf_jax.stages.settings import rlhf as rlhf_settings
 from rlhf_jax.tasks import api
 from rlhf_jax.tasks.common import reading
@@ -209,13 +210,14 @@ def _events(
     """The events of the loop that a config names."""
     fresh = jax.jit(workspace.model.init)(workspace.key("init")) if params is None else params
     reference = workspace.on_mesh(fresh)
-    program = Program(
-        _setup(workspace, config, algorithm, reward, reference, optimizers), reference
-    )
+    spec = _setup(workspace, config, algorithm, reward, reference, optimizers)
+    program = loops.make_program(config, spec, reference)
     program.check_memory(asynchronous=config.loop == "asynchronous")
-    program.compile()
+    program.compile(generates=config.engine == "static")
     states = program.init(reference)
-    if config.loop == "synchronous":
+    if config.weights == "inflight":
+        yield from loops.looped(program, config, states, monitor)
+    elif config.loop == "synchronous":
         yield from synchronous.run(program, states, 0, {}, monitor)
     else:
         limits = config.deadline_seconds, config.device_call_seconds

@@ -5,9 +5,10 @@ need them.
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,29 @@ ARRAYS = tuple(f.name for f in fields(Samples) if f.name != "samples_per_prompt"
 def path_of(directory: Path, round_index: int) -> Path:
     """The file of a round."""
     return directory / f"{round_index:08d}.npz"
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays, durably and atomically: the file is whole, or it does not exist."""
+    partial = path.with_suffix(".partial")
+    with open(partial, "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file. Raises Damaged, naming it, where it is missing, cut or changed: its
+    members have checksums.
+    """
+    try:
+        with open(path, "rb") as stream, np.load(stream) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise Damaged(f"{path} is missing") from None
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise Damaged(f"{path} cannot be read: {error}") from error
 
 
 class SavedRounds:
@@ -44,17 +68,8 @@ class SavedRounds:
         arrays = distributed.fetch({name: getattr(samples, name) for name in ARRAYS})
         if not distributed.is_first():
             return
-        partial = self.path(round_index).with_suffix(".partial")
-        with open(partial, "wb") as file:
-            np.savez(
-                file,
-                allow_pickle=False,
-                samples_per_prompt=np.int64(samples.samples_per_prompt),
-                **arrays,
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self.path(round_index))
+        of_prompt = {"samples_per_prompt": np.array(samples.samples_per_prompt, np.int64)}
+        write_arrays(self.path(round_index), of_prompt | arrays)
 
     def has(self, rounds: list[int]) -> bool:
         """True where all of these rounds are saved."""
@@ -67,21 +82,18 @@ class SavedRounds:
           round_index: of the round.
           layout: maps Samples to their shardings.
 
-        Raises Damaged, naming the file, where it is missing, cut or changed: its members have
-        checksums.
+        Raises Damaged, naming the file, where it is missing, cut or changed.
         """
         path = self.path(round_index)
+        read = read_arrays(path)
         try:
-            with open(path, "rb") as stream, np.load(stream) as file:
-                arrays = {
-                    name: file[name] for name in ARRAYS if name in file or name != "version_BC"
-                }
-                if "version_BC" not in arrays:  # until 0.2 a round had one version, a scalar
-                    arrays["version_BC"] = np.where(file["mask_BC"], np.int32(file["version"]), 0)
-                samples = Samples(samples_per_prompt=int(file["samples_per_prompt"]), **arrays)
-        except FileNotFoundError:
-            raise Damaged(f"{path} is missing") from None
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            arrays: dict[str, Any] = {
+                name: read[name] for name in ARRAYS if name in read or name != "version_BC"
+            }
+            if "version_BC" not in arrays:  # until 0.2 a round had one version, a scalar
+                arrays["version_BC"] = np.where(read["mask_BC"], np.int32(read["version"]), 0)
+            samples = Samples(samples_per_prompt=int(read["samples_per_prompt"]), **arrays)
+        except (ValueError, KeyError) as error:
             raise Damaged(f"{path} cannot be read: {error}") from error
         return distributed.feed(samples, layout(samples))
 

@@ -119,6 +119,19 @@ class Buffer:
             self._failure = self._failure or failure
             self._changed.notify_all()
 
+    def raise_failure(self) -> None:
+        """Raises what made the run fail; does nothing in a run that has not failed."""
+        with self._changed:
+            if self._failure is not None:
+                raise self._failure
+
+    def raise_ended(self) -> None:
+        """Raises what made the run fail, or Stopped where the other side has ended."""
+        self.raise_failure()
+        with self._changed:
+            if self._stopped:
+                raise Stopped("the other side has ended")
+
     def held(self) -> str:
         """The versions and rounds that are handed over and not taken, in words."""
         with self._changed:

@@ -83,7 +83,7 @@ class Program:
         shared = self.sampler.devices & {device for mesh in trainer for device in mesh.devices.flat}
         # Two threads that dispatch collectives to the same devices must do so in one order on all
         # of them, or they deadlock.
-        self._dispatch_lock: contextlib.AbstractContextManager[object] = (
+        self.dispatch_lock: contextlib.AbstractContextManager[object] = (
             threading.RLock() if len(shared) > 1 else contextlib.nullcontext()
         )
         self._frozen = self._put_frozen()
@@ -144,13 +144,15 @@ class Program:
         live = self.spec.clock.live_versions(asynchronous)
         memory.check(states, self.sampler.version_bytes(), live, memory.free_bytes)
 
-    def compile(self) -> None:
-        """Compiles a round's longest calls at the same time, from shapes alone.
+    def compile(self, generates: bool = True) -> None:
+        """Compiles a round's longest calls at the same time, from shapes alone; without `generates`
+        not the one that samples.
 
         The first update then waits for the slowest of them, not for their sum. A call finds its
         program in JAX's cache.
         """
-        entries = [entry for call in self.calls for entry in self._entries(call.name)]
+        calls = self.calls if generates else self.calls[1:]
+        entries = [entry for call in calls for entry in self._entries(call.name)]
         with ThreadPoolExecutor(len(entries)) as pool:
             list(pool.map(lambda entry: entry[0].lower(*entry[1]).compile(), entries))
 
@@ -236,7 +238,7 @@ class Program:
           version: updates that made the params; it is stamped on the samples.
         """
         prompts = self.spec.prompts(round_index)
-        with self._dispatch_lock:
+        with self.dispatch_lock:
             return self.sampler.generate(params, prompts, version)
 
     def score(self, states: States, samples: Samples) -> tuple[Scores, Batch]:
@@ -251,7 +253,7 @@ class Program:
         Raises RewardError or ComponentError for scores or rows that are not finite or not valid.
         """
         outputs: dict[str, Array] = {}
-        with self._dispatch_lock:
+        with self.dispatch_lock:
             samples_on = {self.trainer_mesh: samples}
             for name, score in self.scores.items():
                 if score.mesh not in samples_on:
@@ -262,7 +264,7 @@ class Program:
                     self._params_of(score.call, states), samples_on[score.mesh]
                 )
         raw = credit.raw_scores(self.spec.reward, samples, outputs.pop(REWARD, None))
-        with self._dispatch_lock:
+        with self.dispatch_lock:
             rows = sharding.rows(self.trainer_mesh)
             raw = jax.tree.map(lambda array: put(array, rows), raw)
             resharded = {SCORES[name].output: put(output, rows) for name, output in outputs.items()}
@@ -315,7 +317,7 @@ class Program:
             )
         size = num_units // clock.num_minibatches
         units = order[index * size : (index + 1) * size].astype(np.int32)
-        with self._dispatch_lock:
+        with self.dispatch_lock:
             return self._take(batch, units, unit_rows=self.block_rows)
 
     def update(self, states: States, batch: Batch) -> tuple[States, Metrics]:
@@ -333,7 +335,7 @@ class Program:
         for role, step in self.updates.items():
             if role not in states:
                 continue
-            with self._dispatch_lock:
+            with self.dispatch_lock:
                 rows = put(batch, sharding.row_shardings(batch, step.mesh))
                 updated[role], role_metrics = step.function(
                     states[role], rows, step.scalars, self._rest[role]
@@ -347,7 +349,7 @@ class Program:
 
     def publish(self, states: States) -> Published:
         """Params that the sampler owns."""
-        with self._dispatch_lock:
+        with self.dispatch_lock:
             return self.sampler.publish(states["policy"].params)
 
     def _first_params(self, policy: Params) -> dict[str, Params]:

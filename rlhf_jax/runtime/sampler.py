@@ -26,7 +26,7 @@ from rlhf_jax.devices.transfer import per_host
 from rlhf_jax.devices.transfer.reallocate import move
 from rlhf_jax.micro_batches import map_micro_batches
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.common.adapters import join, split
+from rlhf_jax.models.common.adapters import Rest, join, split
 from rlhf_jax.ops.once import bound
 from rlhf_jax.ops.versions import TokenCounts
 from rlhf_jax.runtime.spec import ProgramSpec, Published
@@ -109,6 +109,11 @@ class Sampler:
     def is_disaggregated(self) -> bool:
         """True where it samples on devices of its own."""
         return self._disaggregated
+
+    @property
+    def first(self) -> tuple[Mesh, Rest]:
+        """The mesh of the first slice, or of the trainer, and the base of an adapter on it."""
+        return self._meshes[0], self._rests[0]
 
     def version_bytes(self) -> list[Counter[Device]]:
         """Bytes of a published version by device, for each mesh that samples."""

@@ -34,6 +34,7 @@ from rlhf_jax.stages.common import kept_answers, resuming
 from rlhf_jax.stages.common.evaluator import Evaluator, learned_scores
 from rlhf_jax.stages.common.kept_answers import KeptJudge
 from rlhf_jax.stages.common.recorder import Recorder
+from rlhf_jax.stages.inflight import loops
 from rlhf_jax.stages.lora import base
 from rlhf_jax.stages.settings.rlhf import Config, check, places, sampling
 from rlhf_jax.stages.settings.stages import Stages
@@ -59,9 +60,8 @@ def make_program(
       reference_params: of the SFT policy.
       plan: placements of calls, see `devices/placement.py`; "": all on the mesh of the run.
     """
-    return Program(
-        make_spec(workspace, config, algorithm, reward, reference_params, plan), reference_params
-    )
+    spec = make_spec(workspace, config, algorithm, reward, reference_params, plan)
+    return loops.make_program(config, spec, reference_params)
 
 
 def make_spec(
@@ -261,7 +261,10 @@ def run(
         saved_rounds = SavedRounds(workspace.directory / FOLDER)
         layout = partial(sharding.row_shardings, mesh=program.trainer_mesh)
         ended = resuming.ended_rounds(workspace.directory, config)
-        resume_point = resuming.choose(checkpoints, saved_rounds, clock, abstract, layout, ended)
+        snapshots = loops.snapshots_of(workspace, config)
+        resume_point = resuming.choose(
+            checkpoints, saved_rounds, clock, abstract, layout, ended, snapshots
+        )
         version = resume_point.version
         if version == clock.num_updates:
             assert resume_point.policy is not None
@@ -271,7 +274,7 @@ def run(
         first = None if version else first_policy(workspace, reference_params)
         if first is not None:
             signal.check(workspace, config, first, reward)
-        program.compile()
+        program.compile(generates=config.engine == "static")
         states = resume_point.states if first is None else program.init(first)
         assert states is not None
         files = resuming.Files(
@@ -299,14 +302,7 @@ def run(
             monitor = synchronous.LoopMonitor(
                 recorder.timeline, partial(any_asked, program.trainer_mesh, asked), say=bar.say
             )
-            loop = make_loop(
-                config,
-                program,
-                states,
-                version // clock.updates_per_round,
-                resume_point.pending,
-                monitor,
-            )
+            loop = make_loop(workspace, config, program, states, resume_point, files, monitor)
             try:
                 with contextlib.closing(loop):  # an interrupt here ends the sampling thread too
                     chosen = config.profile_updates, workspace.directory, version
@@ -339,14 +335,20 @@ def make_evaluator(
 
 
 def make_loop(
+    workspace: Workspace,
     config: Config,
     program: Program,
     states: States,
-    first_round: int,
-    pending: dict[int, Samples],
+    resume_point: resuming.ResumePoint,
+    files: resuming.Files,
     monitor: synchronous.LoopMonitor,
 ) -> Generator[synchronous.Event, None, None]:
     """The events of the loop that the config names; see `synchronous.run`."""
+    first_round = resume_point.version // program.spec.clock.updates_per_round
+    if config.weights == "inflight":
+        resumed = loops.Resumed(first_round, resume_point.stream)
+        return loops.recorded(workspace, config, program, states, resumed, files, monitor)
+    pending = resume_point.pending
     if config.loop == "synchronous":
         return synchronous.run(program, states, first_round, pending, monitor)
     limits = config.deadline_seconds, config.device_call_seconds

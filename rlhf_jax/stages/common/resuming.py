@@ -2,9 +2,11 @@
 cut back to it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from rlhf_jax.clock import Clock
 from rlhf_jax.devices import distributed
@@ -14,6 +16,8 @@ from rlhf_jax.records.ledger import STAGE, Ledger
 from rlhf_jax.records.notes import say
 from rlhf_jax.records.samples import SamplesWriter
 from rlhf_jax.records.saved_rounds import FOLDER, SavedRounds, path_of
+from rlhf_jax.records.streams.snapshots import FOLDER as STREAM_FOLDER
+from rlhf_jax.records.streams.snapshots import Snapshots
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.run_directory import forks, history, stage_records
 from rlhf_jax.runtime.sampler import version_range
@@ -39,12 +43,14 @@ class ResumePoint:
     """The point that training resumes from: version 0 without states, a version with its states and
     pending rounds, or the end.
 
-    Of a run that has ended `policy` is what it trained, and the rest is not read.
+    `stream` is the snapshot of the sampling side of a run with in-flight updates. Of a run that has
+    ended `policy` is what it trained, and the rest is not read.
     """
 
     version: int = 0
     states: States | None = None
     pending: dict[int, Samples] = field(default_factory=dict)
+    stream: Mapping[str, np.ndarray] | None = None
     policy: Params | None = None
 
 
@@ -55,6 +61,7 @@ def choose(
     abstract: States,
     layout: Layout,
     ended_rounds: int = 0,
+    snapshots: Snapshots | None = None,
 ) -> ResumePoint:
     """Chooses the checkpoint to resume from; one that is damaged or lacks its rounds is named and
     passed over; collective.
@@ -63,6 +70,7 @@ def choose(
       ended_rounds: of a run that has grown, see `ended_rounds`.
       abstract: of the states, as `Checkpoints.restore` takes it.
       layout: of a round's samples, as `SavedRounds.read` takes it.
+      snapshots: of a run with in-flight updates.
 
     Raises Refusal where there are checkpoints and none can be used, or one is later than the run's
     end. Nothing is changed.
@@ -81,8 +89,9 @@ def choose(
         if why := never_sampled(clock, step, ended_rounds):
             raise Unusable(why)
         first_round = step // clock.updates_per_round
+        stream = None if snapshots is None else snapshots.read(first_round)
         pending = read_pending(saved_rounds, clock, first_round, layout)
-        return ResumePoint(step, checkpoints.restore(step, abstract), pending)
+        return ResumePoint(step, checkpoints.restore(step, abstract), pending, stream)
 
     restored = checkpoints.newest(read, _fork(checkpoints))
     return ResumePoint() if restored is None else restored[1]
@@ -148,7 +157,11 @@ def never_sampled(clock: Clock, step: int, ended: int) -> str:
     """
     if not ended or step > ended * clock.updates_per_round:
         return ""
-    if max(clock.issued_before(step // clock.updates_per_round), default=-1) < ended:
+    first_round = step // clock.updates_per_round
+    begun = clock.issued_before(first_round)
+    if clock.inflight:  # rows of these rounds were admitted before it
+        begun = [first_round - 1 + clock.lag]
+    if max(begun, default=-1) < ended:
         return ""
     end = ended * clock.updates_per_round
     return f"the run was to end at version {end}, and its following rounds, from {ended} on, were never sampled"
@@ -167,6 +180,8 @@ def check_growth(directory: Path, config: Config) -> None:
             path_of(directory / FOLDER, r)
             for r in clock.issued_before(step // clock.updates_per_round)
         ]
+        if clock.inflight:
+            rounds = [path_of(directory / STREAM_FOLDER, step // clock.updates_per_round)]
         missing = [f"{path} is missing" for path in rounds if not path.exists()]
         why = (
             problem_of(place, step) or never_sampled(clock, step, ended) or next(iter(missing), "")

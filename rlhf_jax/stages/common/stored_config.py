@@ -11,6 +11,7 @@ from rlhf_jax.run_directory import digests, history, keys, run_config
 from rlhf_jax.run_directory.stage_records import CODE, COMPARED, CONFIG, DATA, Facts
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.common import beginning, own_code
+from rlhf_jax.stages.settings import rlhf
 from rlhf_jax.stages.settings.stages import Stages
 
 Values = dict[str, Any]
@@ -87,7 +88,7 @@ def facts_of(values: Values, shared: Workspace, settings: Stages, defaults: Defa
     for name in ("base", "sft", "adapter", "reward_model", "gold"):
         found[f"pretrained.{name}"] = digests.digest_path(values["pretrained"][name])
     found["rlhf.replay_schedule_of"] = (
-        digests.digest_text(str(settings.rlhf.schedule().version_schedule))
+        digests.digest_text(str(rlhf.replayed(settings.rlhf)))
         if settings.rlhf.replay_schedule_of
         else ""
     )

@@ -1,6 +1,7 @@
 """The settings of the RLHF stage, its clock, and what cannot run."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,17 +10,19 @@ import jax
 from jax.sharding import Mesh
 
 from rlhf_jax import dataflow
-from rlhf_jax.clock import Clock
+from rlhf_jax.clock import Clock, Stream
 from rlhf_jax.config import Bounds, Count, Fraction, Natural, NonNegative, Positive
 from rlhf_jax.devices import distributed, placement
 from rlhf_jax.devices.mesh import check_rows, sampler_slices
 from rlhf_jax.devices.placement import ResolvedPlan
 from rlhf_jax.devices.transfer.per_host import local_mesh
 from rlhf_jax.records import ledger
+from rlhf_jax.records.streams import schedules
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime.spec import block_rows
 from rlhf_jax.sampling import Config as SamplingConfig
 from rlhf_jax.scoring import Config as ScoringConfig
+from rlhf_jax.stages.settings.engine import EngineConfig
 from rlhf_jax.types import Algorithm
 from rlhf_jax.updating import OptimizerConfig, check_schedule
 
@@ -45,7 +48,7 @@ class SignalConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(EngineConfig):
     """A run of RLHF. A round is P = num_minibatches * prompts_per_update prompts; an update is a
     step of the optimizer.
     """
@@ -131,11 +134,49 @@ class Config:
             self.lag,
             tuple(self.version_schedule),
             self.clock == "bounded",
+            self.weights == "inflight",
         )
         if not self.replay_schedule_of:
             return plain
+        if plain.inflight:  # `stream` reads it
+            return dataclasses.replace(plain, bounded=False)
         found = ledger.version_schedule(Path(self.replay_schedule_of) / ledger.FILE, plain)
         return dataclasses.replace(plain, version_schedule=found, bounded=False)
+
+
+def stream(config: Config) -> Stream:
+    """The clock of in-flight updates. Raises as `Config.schedule`.
+
+    `replay_schedule_of` gives the boundaries of another run.
+    """
+    clock, recorded = config.schedule(), None
+    if config.replay_schedule_of:
+        recorded = schedules.boundaries(Path(config.replay_schedule_of) / schedules.FILE, clock)
+    return config.stream(clock, _rows_per_round(config), recorded)
+
+
+def _rows_per_round(config: Config) -> int:
+    """B."""
+    return config.prompts_per_update * config.num_minibatches * config.samples_per_prompt
+
+
+def advice(config: Config, most_tokens: int, lengths: Sequence[int] = ()) -> str:
+    """`EngineConfig.advice` of a run.
+
+    Args:
+      config: of the stage.
+      most_tokens: C.
+      lengths: of completions; (): all have every token.
+    """
+    mean_length = sum(lengths) / len(lengths) if lengths else float(most_tokens)
+    return config.advice(config.schedule(), _rows_per_round(config), most_tokens, mean_length)
+
+
+def replayed(config: Config) -> tuple[int, ...]:
+    """The numbers that a replay repeats: a version for each round, or boundaries of the stream."""
+    if config.weights == "inflight":
+        return stream(config).trained_boundaries or ()
+    return config.schedule().version_schedule
 
 
 def places(config: Config, mesh: Mesh, plan: str) -> ResolvedPlan:
@@ -182,6 +223,7 @@ def check(config: Config, algorithm: Algorithm, mesh: Mesh, plan: str = "") -> N
       plan: placements of calls.
     """
     clock = config.schedule()
+    config.check_engine(clock, _rows_per_round(config), config.sampler_slices)
     check_schedule(config.optimizer, "rlhf.optimizer", clock.num_updates, clock.updates_per_round)
     if "critic" in algorithm.losses:
         check_schedule(

@@ -1,0 +1,83 @@
+"""The schedule of a run with in-flight updates, a line for each boundary in `schedule.jsonl`: which
+version drew, which rows were admitted and which have ended.
+
+    {"stage": "rlhf", "boundary": 7, "version": 4, "rebuilt": false, "rows": [24, 25], "slots": [1, 5], "ended": [20]}
+
+The first boundary of each version is all that a replay needs.
+"""
+
+import json
+from bisect import bisect_left
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.clock import Boundary, Clock
+from rlhf_jax.records import jsonl
+from rlhf_jax.records.ledger import STAGE
+from rlhf_jax.refusal import MissingInput, Refusal
+
+FILE = "schedule.jsonl"
+
+
+def line(boundary: Boundary, ended: Sequence[int]) -> dict[str, Any]:
+    """The line of a boundary.
+
+    Args:
+      boundary: as the clock decided it.
+      ended: rows that ended in its segment.
+    """
+    return {
+        "stage": STAGE,
+        "boundary": boundary.index,
+        "version": boundary.version,
+        "rebuilt": boundary.rebuilds,
+        "rows": list(boundary.rows),
+        "slots": list(boundary.slots),
+        "ended": list(ended),
+    }
+
+
+def cut_back(path: Path, boundary: int) -> None:
+    """Removes the lines from `boundary` on, and a torn last line.
+
+    Args:
+      path: of the file; a missing one stays missing.
+      boundary: that comes next.
+    """
+    if not path.exists():
+        return
+    jsonl.drop_torn_line(path)
+    kept = [each for each in jsonl.read(path) if each["boundary"] < boundary]
+    jsonl.replace(path, "".join(json.dumps(each) + "\n" for each in kept).encode())
+
+
+def boundaries(path: Path, clock: Clock) -> tuple[int, ...]:
+    """`Stream.trained_boundaries` that repeat the run: for each round the first boundary that saw
+    it trained; none for the rounds at the end that no boundary saw.
+
+    Args:
+      path: of the schedule.
+      clock: of the run that repeats it.
+
+    Raises MissingInput where there is no schedule, and Refusal for one whose versions are not of
+    this clock.
+    """
+    if not path.exists():
+        raise MissingInput(
+            f"no schedule {path}: rlhf.replay_schedule_of names the directory of a run with "
+            "rlhf.weights=inflight"
+        )
+    read, updates = list(jsonl.read(path)), clock.updates_per_round
+    versions = [each["version"] for each in read]
+    last = clock.num_updates - updates
+    wrong = [v for v in versions if v % updates or not 0 <= v <= last]
+    if wrong or versions != sorted(versions):
+        listed = f"version {wrong[0]}" if wrong else "versions that fall"
+        raise Refusal(
+            f"{path} has {listed}; accepted: multiples of {updates} (updates a round) from 0 to "
+            f"{last}, that never fall: give the replay the run's own total_prompts and minibatches"
+        )
+    seen = max(versions, default=0) // updates
+    first = (bisect_left(versions, updates * (r + 1)) for r in range(seen))
+    return tuple(read[index]["boundary"] for index in first)

@@ -1,0 +1,159 @@
+"""The threaded in-flight loop: a sampling thread beside the trainer, and the same numbers as the
+simulated loop of `loop.py`.
+
+    loop      waits for                                  which needs nothing later than
+    sampler   the version u * T(s_k) of its boundary     round T(s_k) - 1, harvested before boundary k
+    trainer   a round                                    versions of the boundaries before its last harvest
+
+Each side puts what it has made before it waits, and both waits point back in virtual time, so
+neither can wait for ever. The sampler computes T itself. In bounded mode it takes the newest
+version there is, and waits only where no row is live and none may be admitted.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Generator, Iterator
+
+import jax
+
+from rlhf_jax.runtime import activity, stopping
+from rlhf_jax.runtime.asynchronous import JOIN_SECONDS, announce
+from rlhf_jax.runtime.buffer import WAKE_SECONDS, Buffer, Stalled, Stopped
+from rlhf_jax.runtime.inflight.loop import StreamSampler, draw, save_rest
+from rlhf_jax.runtime.program import Program
+from rlhf_jax.runtime.spec import Published
+from rlhf_jax.runtime.synchronous import Event, LoopMonitor, train_round
+from rlhf_jax.types import Samples, States
+
+
+def run(
+    program: Program,
+    sampler: StreamSampler,
+    place: Callable[[Samples], Samples],
+    states: States,
+    start_round: int,
+    monitor: LoopMonitor | None = None,
+    deadline_seconds: float = 600.0,
+    device_call_seconds: float = 0.0,
+) -> Generator[Event, None, None]:
+    """Trains from `start_round` to the end; see `loop.run` and, for the limits,
+    `asynchronous.run`.
+
+    Raises what either thread raised, or `buffer.Stalled`.
+    """
+    call_seconds = device_call_seconds or deadline_seconds
+    buffer, monitor = Buffer(), monitor or LoopMonitor()
+    announced = set(sampler.complete(start_round))
+    for round_index in announced:
+        buffer.put(round_index, place(sampler.rows.samples(round_index)))
+    thread = threading.Thread(
+        target=sample_stream,
+        args=(sampler, place, buffer, monitor),
+        name=stopping.SAMPLER,
+        daemon=True,
+    )
+    watchdog = stopping.Watchdog(buffer, deadline_seconds, call_seconds, monitor.say)
+    thread.start()
+    watchdog.start(threading.current_thread(), thread)
+    patience = min(JOIN_SECONDS, call_seconds)
+    try:
+        for round_index in range(start_round, program.spec.clock.num_rounds):
+            publish(program, buffer, states, round_index, monitor)
+            with monitor.timeline.span("trainer", "wait", round_index):
+                buffer.wait_for(round_index)
+            yield from announce(buffer, announced, round_index)
+            states, stopped = yield from train_round(
+                program, states, round_index, buffer.take(round_index), monitor
+            )
+            if stopped:
+                come_to_the_end(thread, buffer)
+                sampler.save(round_index + 1)
+                break
+        patience = call_seconds
+    except BaseException as error:
+        buffer.stop(error)
+        raise
+    finally:
+        buffer.stop()
+        thread.join(patience)
+        watchdog.end()
+    if thread.is_alive():
+        raise Stalled(f"the run has ended, but {stopping.hung_sampler()}")
+
+
+def publish(
+    program: Program, buffer: Buffer, states: States, round_index: int, monitor: LoopMonitor
+) -> None:
+    """Gives the sampler the version that a round is trained from."""
+    clock = program.spec.clock
+    version = round_index * clock.updates_per_round
+    call = activity.during(f"the publication of version {version}", "call")
+    with monitor.timeline.span("trainer", "publish", round_index), call:
+        buffer.publish(version, jax.block_until_ready(program.publish(states)))
+    if clock.bounded:
+        buffer.forget_before(version)
+
+
+def come_to_the_end(thread: threading.Thread, buffer: Buffer) -> None:
+    """Waits until the sampling thread has come to the boundary whose version is not published any
+    more. Raises what made the run fail in the meantime.
+    """
+    buffer.stop()
+    with activity.during("its wait for the sampler to end", "wait"):
+        while thread.is_alive():
+            buffer.raise_failure()
+            thread.join(WAKE_SECONDS)
+    buffer.raise_failure()
+
+
+def sample_stream(
+    sampler: StreamSampler,
+    place: Callable[[Samples], Samples],
+    buffer: Buffer,
+    monitor: LoopMonitor,
+) -> None:
+    """The sampling thread. The trainer raises its exceptions.
+
+    It ends at a boundary, whose version is not applied: the state there is that of a checkpoint.
+    """
+    with ending(buffer):
+        while not sampler.is_drained:
+            with monitor.timeline.span("sampler", "wait", sampler.oldest_round):
+                rounds_trained, params = take_version(sampler, buffer)
+            for round_index in draw(sampler, params, rounds_trained, monitor):
+                # Before the next version is asked for, which may need this round to be trained.
+                buffer.put(round_index, place(sampler.rows.samples(round_index)))
+        save_rest(sampler)
+        buffer.end_of_rounds()
+
+
+@contextlib.contextmanager
+def ending(buffer: Buffer) -> Iterator[None]:
+    """Hands an exception of the sampling thread to the trainer."""
+    try:
+        yield
+    except Stopped:
+        return
+    except BaseException as error:
+        buffer.stop(error)
+
+
+def take_version(sampler: StreamSampler, buffer: Buffer) -> tuple[int, Published]:
+    """T of the boundary and its params, for which it waits: exactly the clock's version, or in
+    bounded mode the newest.
+
+    Snapshots of a boundary are written before it waits, and in bounded mode after it.
+    """
+    stream, state = sampler.stream, sampler.state
+    updates, rounds_trained = stream.clock.updates_per_round, stream.rounds_trained(state)
+    if stream.clock.bounded:
+        buffer.raise_ended()
+        version, params = buffer.newest(rounds_trained * updates)
+        rounds_trained = version // updates
+        sampler.save_passed(rounds_trained)
+    else:
+        buffer.raise_failure()
+        sampler.save_passed(rounds_trained)
+        params = buffer.params(rounds_trained * updates)
+        buffer.forget_before(rounds_trained * updates)
+    return rounds_trained, params

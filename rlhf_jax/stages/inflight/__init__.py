@@ -1,0 +1,1 @@
+"""In-flight updates in the RLHF stage."""

@@ -1,0 +1,154 @@
+"""In-flight updates in the RLHF stage: its loop, and the snapshots that its checkpoints need."""
+
+import contextlib
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from rlhf_jax.clock import Boundary, Stream
+from rlhf_jax.records import jsonl
+from rlhf_jax.records.streams import schedules
+from rlhf_jax.records.streams.snapshots import FOLDER, Snapshots
+from rlhf_jax.runtime.inflight import loop, threads
+from rlhf_jax.runtime.inflight.loop import Saving, Snapshot, StreamSampler
+from rlhf_jax.runtime.inflight.rows import Rows
+from rlhf_jax.runtime.inflight.slot_program import SlotProgram, make_pool, place
+from rlhf_jax.runtime.program import Program, ProgramSpec
+from rlhf_jax.runtime.synchronous import Event, LoopMonitor, RoundEnd, Sampled
+from rlhf_jax.stages.api import Workspace
+from rlhf_jax.stages.common.recorder import crosses
+from rlhf_jax.stages.common.resuming import Files
+from rlhf_jax.stages.settings.rlhf import Config, stream
+from rlhf_jax.types import Params, States
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The round that training resumes from, and the arrays of its snapshot; None: boundary 0."""
+
+    round_index: int = 0
+    arrays: Mapping[str, np.ndarray] | None = None
+
+
+def make_program(config: Config, spec: ProgramSpec, reference_params: Params) -> Program:
+    """The compiled calls of a run, whose rounds are drawn by the engine of the config.
+
+    Args:
+      config: of the stage.
+      spec: of the program.
+      reference_params: the frozen reference.
+    """
+    if config.engine == "slots":
+        return SlotProgram(spec, reference_params, config.num_slots, config.segment_steps)
+    return Program(spec, reference_params)
+
+
+def snapshots_of(workspace: Workspace, config: Config) -> Snapshots | None:
+    """The snapshots of a run with in-flight updates; None for another run."""
+    if config.weights != "inflight":
+        return None
+    return Snapshots(workspace.directory / FOLDER)
+
+
+def make_sampler(
+    program: Program, clock: Stream, saving: Saving, snapshot: Snapshot | None
+) -> StreamSampler:
+    """The sampling side of a program with in-flight updates.
+
+    Args:
+      program: the compiled calls.
+      clock: of the run.
+      saving: of its snapshots and its schedule.
+      snapshot: to go on from; None: boundary 0.
+    """
+    spec, law = program.spec, program.spec.sampling
+    eos_ids = spec.eos_id if isinstance(spec.eos_id, tuple) else (spec.eos_id,)
+    rows = Rows(
+        spec.prompts,
+        clock.rows_per_round,
+        law.max_completion_tokens,
+        law.samples_per_prompt,
+        law.temperature,
+        eos_ids,
+        spec.pad_id,
+    )
+    pool = make_pool(program, clock.num_slots, clock.segment_steps)
+    return StreamSampler(clock, pool, rows, saving, snapshot, program.dispatch_lock)
+
+
+def looped(
+    program: Program,
+    config: Config,
+    states: States,
+    monitor: LoopMonitor | None = None,
+    saving: Saving | None = None,
+    resumed: Resumed | None = None,
+) -> Generator[Event, None, None]:
+    """The events of the loop that the config names, simulated or threaded; see `loop.run`.
+
+    Args:
+      program: the compiled calls.
+      config: of the stage.
+      states: of the round that training begins with; donated.
+      monitor: of the loop.
+      saving: of snapshots and the schedule; None: nothing is kept.
+      resumed: the round to go on from; None: the first.
+    """
+    resumed = resumed or Resumed()
+    snapshot = None if resumed.arrays is None else Snapshot.of(resumed.arrays)
+    sampler = make_sampler(program, stream(config), saving or Saving(), snapshot)
+    arguments = program, sampler, partial(place, program=program), states, resumed.round_index
+    if config.loop == "synchronous":
+        return loop.run(*arguments, monitor)
+    limits = config.deadline_seconds, config.device_call_seconds
+    return threads.run(*arguments, monitor, *limits)
+
+
+def recorded(
+    workspace: Workspace,
+    config: Config,
+    program: Program,
+    states: States,
+    resumed: Resumed,
+    files: Files,
+    monitor: LoopMonitor,
+) -> Generator[Event, None, None]:
+    """The events of `looped` without `Sampled`, whose snapshots and schedule go to the run's
+    directory: the snapshots have the rows of rounds that are not trained yet.
+
+    Args:
+      workspace: of the run.
+      config: of the stage.
+      program: the compiled calls.
+      states: of the round that training resumes from; donated.
+      resumed: that round.
+      files: of the stage; snapshots are kept for its checkpoints.
+      monitor: of the loop.
+    """
+    kept, path = Snapshots(workspace.directory / FOLDER), workspace.directory / schedules.FILE
+    updates = config.schedule().updates_per_round
+    begun = None if resumed.arrays is None else Snapshot.of(resumed.arrays).state
+    kept.forget_after(resumed.round_index)
+    schedules.cut_back(path, 0 if begun is None else begun.boundary)
+
+    def is_wanted(round_index: int) -> bool:
+        return crosses(round_index * updates, updates, config.checkpoint_every)
+
+    def write(round_index: int, snapshot: Snapshot) -> None:
+        kept.write(round_index, snapshot.arrays())
+
+    def note(boundary: Boundary, ended: tuple[int, ...]) -> None:
+        jsonl.append(path, schedules.line(boundary, ended))
+
+    saving = Saving(is_wanted, write, note)
+    events = looped(program, config, states, monitor, saving, resumed)
+    with contextlib.closing(events):
+        for event in events:
+            if isinstance(event, Sampled):
+                continue
+            yield event
+            if isinstance(event, RoundEnd):
+                held = [step // updates for step in files.checkpoints.held()]
+                kept.keep_for(held, event.round_index + 1)

@@ -1,0 +1,106 @@
+"""The settings of the engine that samples, and the combinations of them that are defined.
+
+engine  weights   a running row                            a round has
+static  round     keeps the version that began it          one version, by the clock of rounds
+slots   inflight  gets new weights between two segments    tokens of several versions, by `Stream`
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+
+from rlhf_jax.clock import Clock, Stream, full_throughput_lag
+from rlhf_jax.config import Count, Natural
+from rlhf_jax.refusal import Refusal
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """The engine of sampling, and the clock of in-flight updates."""
+
+    # static: a batch runs until its longest row has ended; slots: a row that ends is replaced
+    engine: Literal["static", "slots"] = "static"
+    # When running rows get new weights. round: never, a round has one version; inflight: between
+    # two segments, on the clock `Stream`
+    weights: Literal["round", "inflight"] = "round"
+    num_slots: Count = 32  # rows that are written at once; of engine=slots
+    segment_steps: Count = 16  # decode steps between two looks at which rows have ended
+    tau: Natural = 0  # virtual training time of a round in decode steps; of weights=inflight
+    # Keys and values of running rows are computed again when so many rounds are trained; 0: never
+    rebuild_every: Natural = 0
+
+    def check_engine(self, clock: Clock, rows_per_round: int, num_slices: int) -> None:
+        """Raises Refusal, naming the keys, for a combination that is not defined.
+
+        Args:
+          clock: of the run.
+          rows_per_round: B.
+          num_slices: of the sampler; 0: it has no devices of its own.
+        """
+        if self.weights == "inflight" and self.engine != "slots":
+            raise Refusal(
+                f"rlhf.weights is 'inflight' with rlhf.engine={self.engine!r}, whose batches have "
+                "one version; accepted: rlhf.engine=slots"
+            )
+        if self.weights != "inflight":
+            for name in ("tau", "rebuild_every"):
+                if value := getattr(self, name):
+                    raise Refusal(
+                        f"rlhf.{name} is {value} with rlhf.weights={self.weights!r}, which has no "
+                        "use for it; accepted: 0, or rlhf.weights=inflight"
+                    )
+        if self.engine == "static":
+            return
+        if clock.bounded and self.tau:
+            raise Refusal(
+                f"rlhf.tau is {self.tau} with rlhf.clock=bounded, where training takes the time "
+                "that it takes; accepted: 0, or rlhf.clock=exact"
+            )
+        if num_slices > 1 or jax.process_count() > 1:
+            raise Refusal(
+                f"rlhf.engine is 'slots' with rlhf.sampler_slices={num_slices} on "
+                f"{jax.process_count()} process(es); accepted: at most one slice, one process"
+            )
+        rounds = min(clock.lag + 1, clock.num_rounds) if self.weights == "inflight" else 1
+        if self.num_slots > (most := rounds * rows_per_round):
+            raise Refusal(
+                f"rlhf.num_slots is {self.num_slots}, and at most {most} rows can be written at "
+                f"once: those of {rounds} round(s); accepted: 1 to {most}"
+            )
+
+    def stream(
+        self, clock: Clock, rows_per_round: int, trained_boundaries: tuple[int, ...] | None = None
+    ) -> Stream:
+        """The clock of in-flight updates.
+
+        Args:
+          clock: of the run.
+          rows_per_round: B.
+          trained_boundaries: of another run, to be repeated.
+        """
+        sizes = self.num_slots, self.segment_steps, self.tau, self.rebuild_every
+        return Stream(clock, rows_per_round, *sizes, trained_boundaries)
+
+    def advice(
+        self, clock: Clock, rows_per_round: int, most_tokens: int, mean_length: float
+    ) -> str:
+        """Sentences for a plan of a run with slots; "" for one without.
+
+        Args:
+          clock: of the run.
+          rows_per_round: B.
+          most_tokens: C.
+          mean_length: of completions, in tokens.
+        """
+        if self.engine == "static":
+            return ""
+        text = "rlhf.engine=slots: the seconds of generate below are those of static batches."
+        if self.weights != "inflight":
+            return text
+        least = full_throughput_lag(self.stream(clock, rows_per_round), most_tokens, mean_length)
+        return (
+            f"{text} The slots are full from rlhf.lag={least} on, the least that is "
+            f"(C + tau) / (B * mean length / num_slots) = ({most_tokens} + {self.tau}) / "
+            f"({rows_per_round} * {mean_length:g} / {self.num_slots}); this run has {clock.lag}."
+        )

@@ -1,0 +1,142 @@
+"""In-flight updates in a whole run: which settings are defined, and a run in threads that goes on
+from a checkpoint is the simulated one that never stopped.
+"""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.bench.kill import untimed
+from rlhf_jax.algorithms import rloo
+from rlhf_jax.devices import mesh
+from rlhf_jax.refusal import Refusal
+from rlhf_jax.stages.settings import rlhf
+
+from . import runs
+
+INFLIGHT = rlhf.Config(
+    engine="slots", weights="inflight", total_prompts=32, prompts_per_update=4, lag=1
+)
+SETTINGS = {
+    "algorithm": "rloo",
+    "rlhf__engine": "slots",
+    "rlhf__weights": "inflight",
+    "rlhf__num_slots": 6,
+    "rlhf__segment_steps": 2,
+    "rlhf__tau": 3,
+    "rlhf__lag": 1,
+    "rlhf__evaluate_every": 0,
+    "rlhf__optimizer__learning_rate": 0.02,
+    "rlhf__scoring__replace_missing_eos": False,
+}
+
+
+def check(**changes):
+    config = dataclasses.replace(INFLIGHT, **changes)
+    rlhf.check(config, rloo.rloo(rloo.Config()), mesh.make_mesh(mesh.Config(data=1)))
+
+
+def test_settings_that_are_defined():
+    check()
+    check(lag=0, num_slots=16, tau=40, rebuild_every=2)
+    check(clock="bounded", loop="asynchronous")
+    check(engine="static", weights="round")
+    check(weights="round", num_slots=16, clock="bounded", loop="asynchronous")
+    check(weights="round", num_slots=4, version_schedule=(0,) * 8)
+    assert rlhf.stream(INFLIGHT).rows_per_round == 16
+
+
+def test_a_plan_is_told_the_lag_from_which_slots_are_full():
+    """C 24, tau 8, B 16, mean length 12, S 32: 32 / (16 * 12 / 32) = 5.33 rounds."""
+    config = dataclasses.replace(INFLIGHT, tau=8)
+    assert "rlhf.lag=6 on" in rlhf.advice(config, 24, (8, 16))
+    assert "(24 + 8) / (16 * 12 / 32); this run has 1." in rlhf.advice(config, 24, (8, 16))
+    assert "rlhf.lag=3 on" in rlhf.advice(config, 24)
+    assert "static batches" in rlhf.advice(dataclasses.replace(config, weights="round"), 24)
+    assert rlhf.advice(rlhf.Config(), 24) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"engine": "static"}, "rlhf.weights is 'inflight' with rlhf.engine='static'"),
+        ({"weights": "round", "rebuild_every": 2}, "rlhf.rebuild_every is 2"),
+        ({"weights": "round"}, "rlhf.num_slots is 32, and at most 16 rows"),
+        ({"engine": "static", "weights": "round", "tau": 5}, "rlhf.tau is 5"),
+        ({"engine": "static", "weights": "round", "rebuild_every": 1}, "rlhf.rebuild_every is 1"),
+        ({"clock": "bounded", "loop": "asynchronous", "tau": 2}, "rlhf.tau is 2 with rlhf.clock"),
+        ({"num_slots": 33}, "rlhf.num_slots is 33, and at most 32 rows"),
+        ({"version_schedule": (0,) * 8}, "a version schedule gives every round one version"),
+        ({"sampler_slices": 2}, "rlhf.sampler_slices=2"),
+    ],
+)
+def test_other_combinations_are_refused_by_name(changes, named):
+    with pytest.raises(Refusal, match=named):
+        check(**changes)
+
+
+def lines(directory: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (directory / name).read_text().splitlines()]
+
+
+RECORDS = ("ledger.jsonl", "samples.jsonl", "schedule.jsonl")
+
+
+def assert_same(one: Path, other: Path, names: tuple[str, ...] = RECORDS) -> None:
+    for state, again in zip(runs.state(one), runs.state(other), strict=True):
+        np.testing.assert_array_equal(state, again)
+    assert untimed(one / "metrics.jsonl") == untimed(other / "metrics.jsonl")
+    for name in names:
+        assert lines(one, name) == lines(other, name), name
+
+
+@pytest.mark.usefixtures("quick_compiles")
+def test_rounds_through_slots_have_the_lag_of_the_clock(tmp_path):
+    """weights=round: one version a round, by the clock of rounds; a run that goes on is bitwise one
+    that never stopped.
+    """
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    settings = SETTINGS | {"rlhf__weights": "round", "rlhf__tau": 0}
+    runs.run(whole, **settings)
+    rows = lines(whole, "ledger.jsonl")
+    assert all(row["version"] == max(0, row["round"] - 1) for row in rows)
+    assert not any("versions" in row for row in rows)
+    shutil.copytree(whole, cut)
+    for step in (step for step in runs.steps(cut) if step > 3):
+        shutil.rmtree(cut / "checkpoints" / "rlhf" / str(step))
+    runs.run(cut, **settings | {"rlhf__loop": "asynchronous"})
+    assert_same(whole, cut, ("ledger.jsonl", "samples.jsonl"))
+
+
+@pytest.mark.usefixtures("quick_compiles")
+@pytest.mark.parametrize("rebuild_every", [0, 1])
+def test_a_run_in_threads_goes_on_as_the_simulated_one(tmp_path, rebuild_every):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    settings = SETTINGS | {"rlhf__rebuild_every": rebuild_every}
+    runs.run(whole, **settings)
+    mixed = [row for row in lines(whole, "ledger.jsonl") if "versions" in row]
+    assert len(mixed) >= 0.3 * len(lines(whole, "ledger.jsonl"))
+    shutil.copytree(whole, cut)
+    for step in (step for step in runs.steps(cut) if step > 3):
+        shutil.rmtree(cut / "checkpoints" / "rlhf" / str(step))
+    has_cache = [name.endswith("keys.0") for name in np.load(cut / "stream" / "00000003.npz")]
+    assert any(has_cache) == (rebuild_every == 0)
+    runs.run(cut, **settings | {"rlhf__loop": "asynchronous"})
+    assert runs.steps(cut) == runs.steps(whole)
+    assert_same(whole, cut)
+
+
+@pytest.mark.usefixtures("quick_compiles")
+def test_a_schedule_is_replayed_to_the_same_bits(tmp_path):
+    """By the boundaries of `schedule.jsonl`, whatever tau says."""
+    whole, replayed = tmp_path / "whole", tmp_path / "replayed"
+    runs.run(whole, **SETTINGS)
+    again = {"rlhf__tau": 0, "rlhf__replay_schedule_of": str(whole), "begin": str(whole)}
+    runs.run(replayed, **SETTINGS | again)
+    for state, other in zip(runs.state(whole), runs.state(replayed), strict=True):
+        np.testing.assert_array_equal(state, other)
+    assert lines(whole, "schedule.jsonl") == lines(replayed, "schedule.jsonl")
