@@ -30,7 +30,6 @@ from rlhf_jax.runtime.inflight.round import sample_round
 from rlhf_jax.types import Prompts, Samples
 
 CASES = [  # preset, prompt tokens, most new tokens, prompts, samples of each
-    ("quickstart", 32, 128, 32, 4),
     ("tiny", 32, 256, 32, 4),
 ]
 SHARES = (8, 4)  # slots are this part of the round's rows
