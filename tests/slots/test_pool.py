@@ -70,6 +70,13 @@ def prompt(row: int) -> list[int]:
     return prompts.tokens_PQ[index][prompts.mask_PQ[index]].tolist()
 
 
+def newest_column(pool: SlotPool, slot: int) -> int:
+    """The column of the ring with a slot's newest key; a row that fed a token has one."""
+    ring_C = np.asarray(pool.slots.position_SM[slot])[-tiny.C :]
+    assert ring_C.max() >= 0
+    return int(ring_C.argmax())
+
+
 def tokens_of(drawn: list[Drawn], slot: int) -> list[int]:
     return [int(x) for one in drawn for x in one.tokens_TS[one.live_TS[:, slot], slot]]
 
@@ -87,7 +94,8 @@ def test_a_rebuild_is_a_prefill_under_the_new_params_and_changes_no_token_under_
     pools = [make_pool(MODEL, S, D) for _ in range(3)]
     drawn = []
     for pool in pools:
-        sample_round(pool, params_of(0), 0, 0)
+        for _ in range(2):
+            sample_round(pool, params_of(0), 0, 0)
         pool.admit(params_of(0), [12, 13], [1, 3])
         begun = draw(pool, params_of(0), 1)
         pool.admit(params_of(0), [14, 15], [0, 4])
@@ -96,8 +104,10 @@ def test_a_rebuild_is_a_prefill_under_the_new_params_and_changes_no_token_under_
     live = np.flatnonzero(~drawn[0][-1].ended_S)
     assert len(live) >= 2
     before = cached(other, live[0])[0]
+    place = int(same.slots.step) % tiny.C
     same.rebuild(params_of(0))
     other.rebuild(params_of(1))
+    assert int(same.slots.step) != place, "the place in the ring should be another one"
     assert np.abs(cached(other, live[0])[0] - before).max() > 0.1
     for slot in live:
         tokens = prompt({1: 12, 3: 13, 0: 14, 4: 15}[int(slot)]) + tokens_of(drawn[2], slot)[:-1]
@@ -105,6 +115,7 @@ def test_a_rebuild_is_a_prefill_under_the_new_params_and_changes_no_token_under_
             found, positions = cached(pool, slot)
             np.testing.assert_array_equal(positions, np.arange(len(tokens)))
             np.testing.assert_allclose(found, prefilled(params_of(version), tokens), atol=2e-5)
+            assert newest_column(pool, slot) == (int(pool.slots.step) - 1) % tiny.C
     for slot in set(range(S)) - set(live.tolist()):
         assert not len(cached(other, slot)[1])
     for a, b in zip(draw(same, params_of(0), 2), draw(plain, params_of(0), 2), strict=True):
