@@ -2,6 +2,8 @@
 number of programs.
 """
 
+import gc
+import weakref
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -134,6 +136,16 @@ def test_a_partly_admitted_prompt_is_prefilled_once_a_version(monkeypatch):
     pool.admit(params_of(1), [2], [2])
     assert len(calls) == 2
     np.testing.assert_allclose(cached(pool, 2)[0], prefilled(params_of(1), prompt(2)), atol=1e-5)
+
+
+def test_params_of_the_last_call_are_not_kept_alive():
+    pool, params = make_pool(MODEL, S, D), jax.tree.map(jnp.copy, params_of(0))
+    pool.admit(params, [0], [0])
+    pool.segment(params)
+    leaves = [weakref.ref(leaf) for leaf in jax.tree.leaves(params)]
+    del params
+    gc.collect()
+    assert [leaf() for leaf in leaves] == [None] * len(leaves)
 
 
 @pytest.mark.parametrize("keeps_cache", [True, False])

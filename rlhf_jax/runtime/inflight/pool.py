@@ -1,6 +1,7 @@
 """The pool of slots on one mesh: the state on the device, and what the host knows of the rows."""
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -60,7 +61,9 @@ class SlotPool:
             model, config, self.prompts_of(some_round).tokens_PQ.shape[1], mesh
         )
         self._slots = self._programs.empty()
-        self._seen: list[Array] = []  # leaves of the params of the last call
+        # Leaves of the params of the last call, which are not kept alive: a version that nobody else
+        # holds gives its memory back.
+        self._seen: list[weakref.ref[Array]] = []
         self._carry: tuple[int, insert.Prefilled] | None = None  # prompt of the stream, prefilled
         self._is_stale = False  # restored without keys and values
         shape = config.num_slots, config.sampling.max_completion_tokens
@@ -275,10 +278,10 @@ class SlotPool:
             params = params[0]
         leaves = jax.tree.leaves(params)
         is_same = len(leaves) == len(self._seen) and all(
-            new is old for new, old in zip(leaves, self._seen, strict=True)
+            new is seen() for new, seen in zip(leaves, self._seen, strict=True)
         )
         if not is_same:
-            self._seen, self._carry = leaves, None
+            self._seen, self._carry = [weakref.ref(leaf) for leaf in leaves], None
         if self._is_stale:
             self.rebuild(params)
         return join(params, self._rest)
