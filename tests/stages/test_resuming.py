@@ -6,6 +6,7 @@ import json
 import shutil
 import traceback
 
+import numpy as np
 import pytest
 
 from rlhf_jax.models.common import decoder
@@ -46,13 +47,25 @@ def damage(run, step):
             path.write_bytes(path.read_bytes()[:50])
 
 
+def with_one_version(path):
+    """A round's file as it was when a round had one version, a scalar."""
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file}
+    version_BC = arrays.pop("version_BC")
+    version = version_BC[arrays["mask_BC"]].max()
+    np.savez(path, version=version, **arrays)
+
+
 @pytest.mark.parametrize("step", [1, 6])
 def test_every_kept_version_can_be_gone_back_to(whole, run, step, capfd):
-    """Its rounds were sampled by versions that are gone, and are kept as long as it is.
+    """Its rounds were sampled by versions that are gone, and are kept as long as it is; those of
+    version 1 have the format of earlier releases.
 
     Nothing before it is made again.
     """
     remove_after(run, step)
+    for round_index in (1, 2) if step == 1 else ():
+        with_one_version(run / "rounds" / f"{round_index:08d}.npz")
     kept = [run / "checkpoints" / "rlhf" / str(version) for version in range(1, step + 1)]
     written = [path.stat().st_ino for path in kept]
     runs.run(run)
@@ -60,6 +73,19 @@ def test_every_kept_version_can_be_gone_back_to(whole, run, step, capfd):
     assert runs.steps(run) == runs.steps(whole)
     assert not runs.differences(whole, run)
     assert "note:" not in capfd.readouterr().err
+
+
+def test_where_a_round_has_one_version_its_tokens_have_one_age(whole):
+    """Eight rounds of one update at lag 2: ages 0, 1, 2, 2, ..."""
+    updates = [line for line in runs.lines(whole, "metrics.jsonl") if "of" not in line]
+    updates = [line for line in updates if "update" in line]
+    for name in ("age", "age_mean", "age_p95", "age_max"):
+        assert [line[name] for line in updates] == [0, 1, *[2] * 6], name
+    assert [line["mixed_share"] for line in updates] == [0.0] * 8
+    rows = runs.lines(whole, "ledger.jsonl")
+    assert [row["version"] for row in rows] == [max(0, row["round"] - 2) for row in rows]
+    assert not any("versions" in row or "age_mean" in row for row in rows)
+    assert {age for row in rows for age in row["ages"]} == {0, 1, 2}
 
 
 def rounds_on_disk(run):
