@@ -53,6 +53,7 @@ def check(
     versions: Sequence[Mapping[Device, int]],
     num_live: int,
     free: Callable[[Device], int | None] = free_bytes,
+    slots: Mapping[Device, int] | None = None,
 ) -> None:
     """Raises Refusal, with what would fit, where a device cannot hold its states and live versions.
 
@@ -61,23 +62,27 @@ def check(
       versions: bytes of one published version by device, of each mesh that samples.
       num_live: versions that are held at once: `Clock.live_versions`.
       free: gives a device's free bytes, or None where it does not report them.
+      slots: bytes of the rows that are drawn together, by device; None: there are no slots.
     """
     version_bytes: Counter[Device] = Counter()
     for version in versions:
         version_bytes.update(version)
-    for device in {*states, *version_bytes}:
-        left, per_version = free(device), version_bytes[device]
-        needed = states.get(device, 0) + num_live * per_version
-        if left is None or needed <= left:
+    slots = slots or {}
+    for device in {*states, *version_bytes, *slots}:
+        left, per_version, of_slots = free(device), version_bytes[device], slots.get(device, 0)
+        state = states.get(device, 0)
+        if left is None or state + num_live * per_version + of_slots <= left:
             continue
-        fits = (left - states.get(device, 0)) // per_version if per_version else 0
-        advice = (
-            f"{fits} would fit: lower rlhf.lag"
-            if fits > 0
-            else "shard over more devices (mesh.fsdp), or sample apart"
-        )
+        fits = (left - state - of_slots) // per_version if per_version else 0
+        if fits > 0:
+            advice = f"{fits} would fit: lower rlhf.lag"
+        elif of_slots and state + per_version < left:
+            advice = "lower rlhf.num_slots"
+        else:
+            advice = "shard over more devices (mesh.fsdp), or sample apart"
+        held = f", and the slots {of_slots / 1e9:.2f} GB" if of_slots else ""
         raise Refusal(
             f"{device} has {left / 1e9:.2f} GB left, but the train states take "
-            f"{states.get(device, 0) / 1e9:.2f} GB and "
-            f"{num_live} version(s) of the policy {per_version / 1e9:.2f} GB each; {advice}"
+            f"{state / 1e9:.2f} GB and "
+            f"{num_live} version(s) of the policy {per_version / 1e9:.2f} GB each{held}; {advice}"
         )

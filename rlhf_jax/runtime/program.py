@@ -4,6 +4,7 @@ nothing else.
 
 import contextlib
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -25,7 +26,17 @@ from rlhf_jax.runtime.spec import Critic as Critic
 from rlhf_jax.runtime.spec import ProgramSpec as ProgramSpec
 from rlhf_jax.runtime.spec import Published
 from rlhf_jax.runtime.spec import Reward as Reward
-from rlhf_jax.types import Array, Batch, Metrics, Params, Samples, Scores, States, TrainState
+from rlhf_jax.types import (
+    Array,
+    Batch,
+    Device,
+    Metrics,
+    Params,
+    Samples,
+    Scores,
+    States,
+    TrainState,
+)  # fmt: skip
 from rlhf_jax.updating import init_state
 
 CREDIT, PUBLISH = "credit", "publish"
@@ -136,13 +147,17 @@ class Program:
 
     # --- ahead of time ---
 
-    def check_memory(self, asynchronous: bool) -> None:
+    def check_memory(self, asynchronous: bool, slots: Mapping[Device, int] | None = None) -> None:
         """Raises Refusal where a device cannot hold its train states and the versions that the
         clock may keep alive.
+
+        Args:
+          asynchronous: of the loop.
+          slots: bytes by device of the rows that are drawn together; None: there are no slots.
         """
         states = memory.bytes_by_device(self.state_shapes, self.state_shardings)
         live = self.spec.clock.live_versions(asynchronous)
-        memory.check(states, self.sampler.version_bytes(), live, memory.free_bytes)
+        memory.check(states, self.sampler.version_bytes(), live, memory.free_bytes, slots)
 
     def compile(self, generates: bool = True) -> None:
         """Compiles a round's longest calls at the same time, from shapes alone; without `generates`

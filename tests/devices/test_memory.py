@@ -47,5 +47,16 @@ def test_states_that_do_not_fit_and_a_sampler_apart():
         memory.check({"a": 1}, [{"b": GB}], 4, {"a": GB, "b": 3 * GB}.get)
 
 
+def test_slots_take_their_part_and_are_named():
+    states, version = {"a": 4 * GB}, [{"a": GB}]
+    memory.check(states, version, 2, {"a": 7 * GB}.get, {"a": GB})
+    with pytest.raises(
+        ValueError, match=r"each, and the slots 2\.00 GB; 1 would fit: lower rlhf\.lag"
+    ):
+        memory.check(states, version, 2, {"a": 7 * GB}.get, {"a": 2 * GB})
+    with pytest.raises(ValueError, match=r"and the slots 3\.00 GB; lower rlhf\.num_slots"):
+        memory.check(states, version, 1, {"a": 7 * GB}.get, {"a": 3 * GB})
+
+
 def test_a_cpu_does_not_say():
     assert memory.free_bytes(jax.devices()[0]) is None

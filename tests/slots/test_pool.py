@@ -4,6 +4,7 @@ number of programs.
 
 import gc
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -257,6 +258,15 @@ def test_slots_on_eight_devices(shape):
     check_same(sample_round(pool, params_of(0), 0, 0), static(MODEL, params_of(0), 0))
     assert len(pool.slots.keys[0].sharding.device_set) == 8
     assert not pool.slots.keys[0].sharding.is_fully_replicated
+
+
+def test_the_bytes_of_slots_are_those_of_their_shards():
+    pool = make_pool(MODEL, 8, D, mesh=tiny.make_mesh((2, 2, 2)))
+    held: Counter[object] = Counter()
+    for leaf in jax.tree.leaves(pool.slots):
+        for shard in leaf.addressable_shards:
+            held[shard.device] += shard.data.nbytes
+    assert pool._programs.slot_bytes() == held
 
 
 def test_what_is_not_defined_is_refused():

@@ -140,3 +140,9 @@ def test_a_schedule_is_replayed_to_the_same_bits(tmp_path):
     for state, other in zip(runs.state(whole), runs.state(replayed), strict=True):
         np.testing.assert_array_equal(state, other)
     assert lines(whole, "schedule.jsonl") == lines(replayed, "schedule.jsonl")
+
+
+def test_slots_are_counted_before_anything_is_compiled(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlhf_jax.devices.memory.free_bytes", lambda device: 1000)
+    with pytest.raises(Refusal, match=r"GB each, and the slots 0\.\d+ GB; "):
+        runs.run(tmp_path, **SETTINGS)

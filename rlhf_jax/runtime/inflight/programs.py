@@ -4,6 +4,7 @@ There are one admission for each number of prompts of `prefill_sizes`, one for r
 is prefilled already, one segment, and one rebuild for each of up to four widths.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rlhf_jax import sampling
-from rlhf_jax.devices import sharding
+from rlhf_jax.devices import memory, sharding
 from rlhf_jax.devices.distributed import Compiled
 from rlhf_jax.models.api import Model
 from rlhf_jax.ops.once import bound
@@ -20,7 +21,7 @@ from rlhf_jax.refusal import Refusal
 from rlhf_jax.slots import insert, rebuild, segment
 from rlhf_jax.slots.compact import compact
 from rlhf_jax.slots.state import Emitted, Slots, empty
-from rlhf_jax.types import Array, Params, Prompts
+from rlhf_jax.types import Array, Device, Params, Prompts
 
 NUM_WIDTHS = 4  # of rebuilds: completions of C / 4, C / 2, 3 C / 4 and C tokens
 
@@ -149,6 +150,10 @@ class Programs:
             donate_argnums=1,
         )
         self.compact: Compiled[Slots] = jax.jit(compact, out_shardings=self.layout)
+
+    def slot_bytes(self) -> Counter[Device]:
+        """Bytes of the slots on each device."""
+        return memory.bytes_by_device(jax.eval_shape(self._empty), self.layout)
 
     def empty(self) -> Slots:
         """Slots without rows, on the mesh."""

@@ -1,5 +1,6 @@
 """A program whose rounds are drawn through slots, and the pool of slots of any program."""
 
+from collections.abc import Mapping
 from functools import cached_property
 
 import jax
@@ -7,11 +8,11 @@ import jax
 from rlhf_jax.devices import sharding
 from rlhf_jax.runtime.inflight.api import PoolState
 from rlhf_jax.runtime.inflight.pool import SlotPool
-from rlhf_jax.runtime.inflight.programs import Config
+from rlhf_jax.runtime.inflight.programs import Config, Programs
 from rlhf_jax.runtime.inflight.round import sample_round
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.spec import ProgramSpec, Published
-from rlhf_jax.types import Params, Samples
+from rlhf_jax.types import Device, Params, Samples
 
 
 def make_pool(program: Program, num_slots: int, segment_steps: int) -> SlotPool:
@@ -23,17 +24,23 @@ def make_pool(program: Program, num_slots: int, segment_steps: int) -> SlotPool:
       segment_steps: most decode steps of a segment.
     """
     spec, (mesh, rest) = program.spec, program.sampler.first
+    config = pool_config(program, num_slots, segment_steps)
+    return SlotPool(
+        spec.model_of(program.generate_call), config, spec.prompts, spec.key, mesh, rest
+    )
+
+
+def pool_config(program: Program, num_slots: int, segment_steps: int) -> Config:
+    """The config of a pool, as `make_pool` takes its arguments."""
+    spec = program.spec
     num_rows = program.sampler.shapes.tokens_BC.shape[0]
-    config = Config(
+    return Config(
         spec.sampling,
         spec.eos_id,
         spec.pad_id,
         num_slots,
         segment_steps,
         num_rows // spec.sampling.samples_per_prompt,
-    )
-    return SlotPool(
-        spec.model_of(program.generate_call), config, spec.prompts, spec.key, mesh, rest
     )
 
 
@@ -62,6 +69,17 @@ class SlotProgram(Program):
         """
         super().__init__(spec, reference_params)
         self._sizes = num_slots, segment_steps
+
+    def check_memory(self, asynchronous: bool, slots: Mapping[Device, int] | None = None) -> None:
+        """Counts the pool too, which stays allocated; see `Program.check_memory`."""
+        super().check_memory(asynchronous, slots or self.slot_bytes())
+
+    def slot_bytes(self) -> Mapping[Device, int]:
+        """Bytes of the pool by device."""
+        model, (mesh, _) = self.spec.model_of(self.generate_call), self.sampler.first
+        prompt_columns = self.sampler.shapes.prompt_tokens_BQ.shape[1]
+        config = pool_config(self, *self._sizes)
+        return Programs(model, config, prompt_columns, mesh).slot_bytes()
 
     @cached_property
     def _pool(self) -> tuple[SlotPool, PoolState]:
