@@ -1,6 +1,6 @@
 """Tests that take long, and for each a quicker test of the same kind.
 
-`pytest` leaves the long ones out; `pytest -m slow` runs them, and `.ci/run` runs both. A test that
+`pytest` leaves the long ones out; `pytest -m slow` runs them. `.ci/run` runs both, or the quick ones alone on a slow machine. A test that
 is named with `::` runs in any case.
 """
 
