@@ -1,7 +1,7 @@
 """Tests that take long, and for each a quicker test of the same kind.
 
-`pytest` leaves the long ones out; `pytest -m slow` runs them. `.ci/run` runs both, or the quick ones alone on a slow machine. A test that
-is named with `::` runs in any case.
+`pytest` leaves the long ones out; `pytest -m slow` runs them. `.ci/run` runs both, or the quick
+ones alone on a slow machine. A test that is named with `::` runs in any case.
 """
 
 from collections.abc import Sequence
@@ -86,6 +86,12 @@ SLOW = {
         "tests/stages/test_reward_model.py::"
         "test_it_is_trained_on_and_its_unit_measured_again[remove]"
     ),
+    "tests/stages/test_kill.py::test_a_bounded_run_that_was_killed_is_repeated_by_its_ledger": (
+        "tests/docs/test_pages.py::test_a_page_runs_as_it_is_printed[docs/scale/inflight.md]"
+    ),
+    "tests/studies/test_offpolicyness_study.py::test_four_cells_run_and_are_not_run_again": (
+        "tests/third_party/test_commands.py::test_a_sweep_of_them_runs_ends_and_is_read_again"
+    ),
     "tests/test_bench_matrix.py::test_the_index_is_of_today_for_all_recipes[": (
         "tests/test_bench_matrix.py::test_the_index_is_of_today"
     ),
@@ -97,7 +103,13 @@ SLOW = {
     for quicker, names in {
         "test_recipes.py::test_debug_runs_end_to_end[tldr/online_dpo]": [
             f"test_recipes.py::test_debug_runs_end_to_end[{recipe}]"
-            for recipe in ("tldr/ppo", "tldr/best_of_n", "tldr/rloo", "gsm8k/ppo")
+            for recipe in (
+                "tldr/ppo",
+                "tldr/best_of_n",
+                "tldr/rloo",
+                "gsm8k/ppo",
+                "no_robots/online_dpo",
+            )
         ],
         "test_recipes.py::test_debug_runs_end_to_end[gsm8k/rloo]": [
             "test_recipes.py::test_debug_runs_end_to_end[gsm8k/online_dpo]"
