@@ -1,6 +1,7 @@
 """The generated pages of the reference: every key has a meaning, and no command is left out."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from experiments import reference
@@ -86,3 +87,9 @@ def test_a_docstring_becomes_restructured_text():
     assert "::\n\n        a = b" in text
     assert "\nArgs:\n  x: one" in text
     assert "::\n\n    side   what" in text
+
+
+def test_every_page_of_a_package_is_in_the_table_of_contents():
+    page = Path("docs/reference/api.md").read_text()
+    listed = [line for line in page.splitlines() if line.startswith("generated/")]
+    assert sorted(listed) == sorted(f"generated/{name}" for name in reference.api())
