@@ -17,8 +17,10 @@ either thread ends both, with its own traceback. A thread that hangs ends the ru
 says.
 """
 
+import contextlib
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
 
 import jax
 
@@ -65,18 +67,37 @@ def run(
     for round_index, samples in pending.items():
         buffer.put(round_index, samples)
     issued = rounds_to_sample(program.spec.clock, start_round, pending)
-    sampler = threading.Thread(
-        target=sample_rounds,
-        args=(program, buffer, issued, monitor),
-        name=stopping.SAMPLER,
-        daemon=True,
-    )
+    sample = partial(sample_rounds, program, buffer, issued, monitor)
+    with sampling_thread(sample, buffer, monitor, deadline_seconds, call_seconds):
+        yield from train(program, buffer, states, start_round, set(pending), monitor)
+
+
+@contextlib.contextmanager
+def sampling_thread(
+    sample: Callable[[], None],
+    buffer: Buffer,
+    monitor: LoopMonitor,
+    deadline_seconds: float,
+    call_seconds: float,
+) -> Iterator[threading.Thread]:
+    """Runs the sampling thread beside its body, which is the trainer, and watches both.
+
+    Args:
+      sample: of the thread; hands its exceptions to the buffer.
+      buffer: between the two. An exception of the body goes there too.
+      monitor: of the loop.
+      deadline_seconds: longest silence of a thread outside of work, calls and waits.
+      call_seconds: longest time of one call of the devices.
+
+    Raises what the body raised, and `buffer.Stalled` where the thread does not end after it.
+    """
+    sampler = threading.Thread(target=sample, name=stopping.SAMPLER, daemon=True)
     watchdog = stopping.Watchdog(buffer, deadline_seconds, call_seconds, monitor.say)
     sampler.start()
     watchdog.start(threading.current_thread(), sampler)
     patience = min(JOIN_SECONDS, call_seconds)
     try:
-        yield from train(program, buffer, states, start_round, set(pending), monitor)
+        yield sampler
         patience = call_seconds
     except BaseException as error:
         buffer.stop(error)

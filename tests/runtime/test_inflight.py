@@ -13,8 +13,7 @@ import pytest
 
 from rlhf_jax.clock import Clock
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.runtime import synchronous
-from rlhf_jax.runtime.inflight import threads
+from rlhf_jax.runtime import asynchronous, synchronous
 from rlhf_jax.runtime.inflight.loop import Saving, Snapshot
 
 from . import streams
@@ -266,7 +265,7 @@ def test_a_failure_of_either_side_ends_both(side):
     began = time.monotonic()
     with pytest.raises(ValueError, match=f"the {side} has failed"):
         finish(make_stream(2, 3), threaded=True, **{f"{side}_delay": fails})
-    assert time.monotonic() - began < threads.JOIN_SECONDS
+    assert time.monotonic() - began < asynchronous.JOIN_SECONDS
 
 
 def test_a_pool_that_loses_tokens_is_an_error():

@@ -5,6 +5,7 @@ the rounds before and after it.
 import numpy as np
 
 from rlhf_jax.runtime.inflight.pool import SlotPool
+from rlhf_jax.runtime.inflight.rows import Rows
 from rlhf_jax.runtime.spec import Published
 from rlhf_jax.types import Samples
 
@@ -24,45 +25,20 @@ def sample_round(pool: SlotPool, params: Published, round_index: int, version: i
 
     Returns Samples of B = P * G rows, host arrays.
     """
-    config, law = pool.config, pool.config.sampling
-    group, num_positions = law.samples_per_prompt, law.max_completion_tokens
-    num_rows = config.prompts_per_round * group
-    tokens_BC = np.full((num_rows, num_positions), config.pad_id, np.int32)
-    logprob_BC = np.zeros((num_rows, num_positions), np.float32)
-    count_B = np.zeros(num_rows, np.int32)
-    row_S, waiting = np.full(config.num_slots, -1), list(range(num_rows))
-    current, compactions = pool, law.num_compactions
+    config, compactions = pool.config, pool.config.sampling.num_compactions
+    num_rows = config.prompts_per_round * config.sampling.samples_per_prompt
+    rows = Rows.of(config, pool.prompts_of)
+    waiting = list(range(round_index * num_rows, (round_index + 1) * num_rows))
+    row_S, current = np.full(config.num_slots, -1), pool
     while waiting or (row_S >= 0).any():
         free = np.flatnonzero(row_S < 0)[: len(waiting)]
         admitted, waiting = waiting[: len(free)], waiting[len(free) :]
         if admitted:
-            first = round_index * num_rows
-            current.admit(params, [first + row for row in admitted], free.tolist())
+            current.admit(params, admitted, free.tolist())
             row_S[free] = admitted
         if not waiting and compactions and (moved := current.quarter()):
             current, compactions, row_S = moved[0], compactions - 1, row_S[moved[1]]
         drawn = current.segment(params)
-        for tokens_S, logprob_S, live_S in zip(
-            drawn.tokens_TS, drawn.logprob_TS, drawn.live_TS, strict=True
-        ):
-            rows = row_S[live_S]
-            tokens_BC[rows, count_B[rows]] = tokens_S[live_S]
-            logprob_BC[rows, count_B[rows]] = logprob_S[live_S]
-            count_B[rows] += 1
+        rows.add(drawn, row_S.tolist(), version)
         row_S[drawn.ended_S] = -1
-    prompts = pool.prompts_of(round_index)
-    last_B = tokens_BC[np.arange(num_rows), count_B - 1]
-    mask_BC = np.arange(num_positions) < count_B[:, None]
-    arrays = {
-        "prompt_tokens_BQ": np.repeat(prompts.tokens_PQ, group, axis=0),
-        "prompt_mask_BQ": np.repeat(prompts.mask_PQ, group, axis=0),
-        "tokens_BC": tokens_BC,
-        "mask_BC": mask_BC,
-        "behavior_logprob_BC": logprob_BC,
-        "finished_B": np.isin(last_B, config.eos_id),
-        "ordinal_B": np.repeat(prompts.ordinal_P, group),
-        "sample_index_B": np.tile(np.arange(group, dtype=np.int32), config.prompts_per_round),
-        "version_BC": np.where(mask_BC, np.int32(version), 0),
-        "temperature": np.float32(law.temperature),
-    }
-    return Samples(samples_per_prompt=group, **arrays)
+    return rows.samples(round_index)

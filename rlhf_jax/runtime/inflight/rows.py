@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from rlhf_jax.runtime.inflight.api import Drawn
+from rlhf_jax.runtime.inflight.programs import Config
 from rlhf_jax.types import Prompts, Samples
 
 
@@ -46,6 +47,25 @@ class Rows:
 
     def __post_init__(self) -> None:
         self._rounds: dict[int, RoundRows] = {}
+
+    @classmethod
+    def of(cls, config: Config, prompts: Callable[[int], Prompts]) -> "Rows":
+        """No rows yet, of a pool of slots.
+
+        Args:
+          config: of the pool.
+          prompts: gives a round's P prompts.
+        """
+        law, eos_id = config.sampling, config.eos_id
+        return cls(
+            prompts,
+            config.prompts_per_round * law.samples_per_prompt,
+            law.max_completion_tokens,
+            law.samples_per_prompt,
+            law.temperature,
+            eos_id if isinstance(eos_id, tuple) else (eos_id,),
+            config.pad_id,
+        )
 
     def add(self, drawn: Drawn, row_of_slot: Sequence[int], version: int) -> None:
         """Appends the tokens of a segment to their rows.

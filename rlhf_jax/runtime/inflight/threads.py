@@ -13,12 +13,13 @@ version there is, and waits only where no row is live and none may be admitted.
 import contextlib
 import threading
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 
 import jax
 
-from rlhf_jax.runtime import activity, stopping
-from rlhf_jax.runtime.asynchronous import JOIN_SECONDS, announce
-from rlhf_jax.runtime.buffer import WAKE_SECONDS, Buffer, Stalled, Stopped
+from rlhf_jax.runtime import activity
+from rlhf_jax.runtime.asynchronous import announce, sampling_thread
+from rlhf_jax.runtime.buffer import WAKE_SECONDS, Buffer, Stopped
 from rlhf_jax.runtime.inflight.loop import StreamSampler, draw, save_rest
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.spec import Published
@@ -46,17 +47,8 @@ def run(
     announced = set(sampler.complete(start_round))
     for round_index in announced:
         buffer.put(round_index, place(sampler.rows.samples(round_index)))
-    thread = threading.Thread(
-        target=sample_stream,
-        args=(sampler, place, buffer, monitor),
-        name=stopping.SAMPLER,
-        daemon=True,
-    )
-    watchdog = stopping.Watchdog(buffer, deadline_seconds, call_seconds, monitor.say)
-    thread.start()
-    watchdog.start(threading.current_thread(), thread)
-    patience = min(JOIN_SECONDS, call_seconds)
-    try:
+    sample = partial(sample_stream, sampler, place, buffer, monitor)
+    with sampling_thread(sample, buffer, monitor, deadline_seconds, call_seconds) as thread:
         for round_index in range(start_round, program.spec.clock.num_rounds):
             publish(program, buffer, states, round_index, monitor)
             with monitor.timeline.span("trainer", "wait", round_index):
@@ -69,16 +61,6 @@ def run(
                 come_to_the_end(thread, buffer)
                 sampler.save(round_index + 1)
                 break
-        patience = call_seconds
-    except BaseException as error:
-        buffer.stop(error)
-        raise
-    finally:
-        buffer.stop()
-        thread.join(patience)
-        watchdog.end()
-    if thread.is_alive():
-        raise Stalled(f"the run has ended, but {stopping.hung_sampler()}")
 
 
 def publish(

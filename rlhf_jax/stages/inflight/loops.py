@@ -63,18 +63,8 @@ def make_sampler(
       saving: of its snapshots and its schedule.
       snapshot: to go on from; None: boundary 0.
     """
-    spec, law = program.spec, program.spec.sampling
-    eos_ids = spec.eos_id if isinstance(spec.eos_id, tuple) else (spec.eos_id,)
-    rows = Rows(
-        spec.prompts,
-        clock.rows_per_round,
-        law.max_completion_tokens,
-        law.samples_per_prompt,
-        law.temperature,
-        eos_ids,
-        spec.pad_id,
-    )
     pool = make_pool(program, clock.num_slots, clock.segment_steps)
+    rows = Rows.of(pool.config, program.spec.prompts)
     return StreamSampler(clock, pool, rows, saving, snapshot, program.dispatch_lock)
 
 
