@@ -2,6 +2,7 @@
 
     name                        the component
     rloo                        rlhf_jax/<folder>/rloo.py
+    gopo                        rlhf_jax/<folder>/<sub-folder>/gopo.py, of the sub-folders in `SUBFOLDERS`
     my_lab.rewards              the module, found as `import` finds it
     my_lab.rewards:brevity      what the module calls `brevity`; also my_lab.rewards.brevity
     rewards/mine.py             the file; its own folder is added to the end of `sys.path`
@@ -39,6 +40,8 @@ from rlhf_jax.refusal import Refusal, at_fault
 
 PACKAGE = "rlhf_jax"
 LAST_NAME = "<last name>"
+SUBFOLDERS = {"algorithms": ("controls",)}
+"""Folder -> its sub-folders whose files are components too. Names are unique in all of them."""
 RENAMED = {("stages", "relabel"): "comparisons"}
 """(folder, old name) -> new name, for the error that names it."""
 ENTRIES = {
@@ -57,10 +60,21 @@ class NoSettings:
 
 
 def names(folder: str) -> list[str]:
-    """Names of the components in `rlhf_jax/<folder>/`; `api` and packages are not components."""
-    package = importlib.import_module(f"{PACKAGE}.{folder}")
-    modules = (module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg)
-    return sorted(name for name in modules if name != "api")
+    """Names of the components in `rlhf_jax/<folder>/` and its `SUBFOLDERS`; `api` and packages are
+    not components.
+    """
+    return sorted(_paths(folder))
+
+
+def _paths(folder: str) -> dict[str, str]:
+    """The dotted path of the module of each component, by the component's name."""
+    paths = {}
+    for part in ("", *(f".{name}" for name in SUBFOLDERS.get(folder, ()))):
+        package = importlib.import_module(f"{PACKAGE}.{folder}{part}")
+        for module in pkgutil.iter_modules(package.__path__):
+            if not module.ispkg and module.name != "api":
+                paths[module.name] = f"{package.__name__}.{module.name}"
+    return paths
 
 
 def find(folder: str, name: str) -> Any:
@@ -102,10 +116,10 @@ def located(folder: str, name: str) -> tuple[ModuleType, str]:
 
     Raises as `find`.
     """
-    known = names(folder)
-    short = name.removeprefix(f"{PACKAGE}.{folder}.")
-    if short in known:
-        return importlib.import_module(f"{PACKAGE}.{folder}.{short}"), ""
+    paths = _paths(folder)
+    short = next((key for key, path in paths.items() if name == path), name)
+    if short in paths:
+        return importlib.import_module(paths[short]), ""
     if (folder, short) in RENAMED:
         raise Refusal(f"{name!r} in {PACKAGE}/{folder}/ is now called {RENAMED[folder, short]!r}")
     module_name, attribute = _parted(name)
@@ -120,7 +134,7 @@ def located(folder: str, name: str) -> tuple[ModuleType, str]:
         return module, last
     place = folder.replace(".", "/")
     raise Refusal(
-        f"no {name!r} in {PACKAGE}/{place}/; there are: {', '.join(known)}; or name your own: a "
+        f"no {name!r} in {PACKAGE}/{place}/; there are: {', '.join(sorted(paths))}; or name your own: a "
         "module that Python finds "
         "(my_lab.mine, my_lab.mine:NAME) or a file (PATH.py, PATH.py:NAME)"
     )
@@ -235,9 +249,9 @@ def canonical(folder: str, name: str) -> str:
     Raises as `entry`.
     """
     module, _ = located(folder, name)
-    short = module.__name__.removeprefix(f"{PACKAGE}.{folder}.")
-    if short in names(folder):
-        return short
+    for short, path in _paths(folder).items():
+        if module.__name__ == path:
+            return short
     maker = entry(folder, name)
     module_name = str(module.__file__) if "@" in module.__name__ else module.__name__
     keys = [key for key, value in vars(module).items() if value is maker]

@@ -16,15 +16,22 @@ FOLDERS = ("algorithms", "rewards", "tasks", "models", "stages")
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_names_are_the_files_of_the_folder(folder):
-    files = {path.stem for path in (Path(registry.__file__).parent / folder).glob("*.py")}
-    assert set(registry.names(folder)) == files - {"api", "__init__"}
-    assert registry.names(folder) == sorted(registry.names(folder))
+    root = Path(registry.__file__).parent / folder
+    paths = [*root.glob("*.py")]
+    for name in registry.SUBFOLDERS.get(folder, ()):
+        paths += (root / name).glob("*.py")
+    files = [path.stem for path in paths if path.stem not in ("api", "__init__")]
+    assert registry.names(folder) == sorted(files), "a name of two files would hide one of them"
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_component_is_found(folder):
     for name in registry.names(folder):
-        assert registry.find(folder, name).__name__ == f"rlhf_jax.{folder}.{name}"
+        path = registry.find(folder, name).__name__
+        assert path.startswith(f"rlhf_jax.{folder}.")
+        assert path.endswith(f".{name}")
+        assert registry.find(folder, path) is registry.find(folder, name)
+        assert registry.canonical(folder, path) == name
 
 
 @pytest.mark.parametrize("name", ["online_dop", "api", "__init__", "../stages/sft", ""])
