@@ -10,7 +10,14 @@ import pytest
 
 from rlhf_jax import registry
 from rlhf_jax.algorithms.common.numbers import with_arguments
+from rlhf_jax.algorithms.policy_gradient import Config
+from rlhf_jax.config import flatten
+from rlhf_jax.face.settings import plain
 from rlhf_jax.ops.corrections import Correction
+from rlhf_jax.ops.policy_gradient.advantages import Advantage
+from rlhf_jax.ops.policy_gradient.penalties import Penalty
+from rlhf_jax.ops.policy_gradient.row_filters import RowFilter
+from rlhf_jax.ops.policy_gradient.surrogates import Surrogate
 from rlhf_jax.ops.scalars import at, scalars_of_function, with_values
 from rlhf_jax.types import Algorithm
 from tests import components
@@ -25,6 +32,12 @@ VALUES = {
     "correction.cap": (1.2, 1.6),
     "correction.floor": (0.05, 0.9),
     "correction.second_moment": (0.3, 3.0),
+    "surrogate.far": (1.5, 3.0),
+    "surrogate.cap": (1.2, 1.6),
+    "surrogate.floor": (0.05, 0.9),
+    "filter.low": (0.05, 0.99),
+    "filter.high": (1.1, 3.0),
+    "filter.veto": (0.3, 1.5),
 }
 CORRECTIONS = {
     "correction.cap": ("proximal", "truncate"),
@@ -32,6 +45,29 @@ CORRECTIONS = {
     "correction.second_moment": ("behavior", "second_moment"),
 }
 """The correction that uses a number."""
+
+BEHAVIOR = Correction("behavior", "none")
+WEIGHED = Config(surrogate=Surrogate(flow="logprob", gate="none"))
+SOFT = Config(surrogate=Surrogate(gate="soft"), correction=BEHAVIOR)
+GAMMA = Config(
+    surrogate=Surrogate("sequence", "logprob", "gamma", shape_negative=(0.2, 0.3)),
+    correction=BEHAVIOR,
+)
+BAND = Config(filter=RowFilter("geometric", 0.5, 2.0))
+PIECES = {
+    "surrogate.floor": WEIGHED,
+    "surrogate.cap": WEIGHED,
+    "surrogate.shape_positive.0": SOFT,
+    "surrogate.shape_positive.1": GAMMA,
+    "surrogate.shape_negative.0": SOFT,
+    "surrogate.shape_negative.1": GAMMA,
+    "filter.low": BAND,
+    "filter.high": BAND,
+    "advantage.shift": Config(advantage=Advantage(power=0.0)),
+    "penalty.kl_weight": Config(penalty=Penalty("k3_weighted")),
+    "interpolation": Config(correction=BEHAVIOR),
+}
+"""The settings of `policy_gradient` that use a number; the defaults use the others."""
 
 
 def declared(name: str) -> tuple[str, ...]:
@@ -48,6 +84,8 @@ def made(name: str, number: str, value: float) -> Algorithm:
         ratio_to, correction = CORRECTIONS[number]
         level = "sequence" if name == "rloo" else "token"
         config = replace(config, correction=Correction(ratio_to, correction, level))  # type: ignore[arg-type]
+    if name == "policy_gradient":
+        config = PIECES.get(number, config)
     config = with_values(config, {number: value})
     return with_arguments(registry.make("algorithms", name, config), name, config)
 
@@ -115,6 +153,15 @@ def test_every_number_of_the_package_is_an_argument(name):
     }
     assert floats - CONSTANTS == {number for number in declared(name) if "." not in number}
     assert hasattr(config, "correction") == ("correction.cap" in declared(name))
+
+
+def test_every_number_of_the_pieces_is_an_argument():
+    leaves = flatten(plain(Config()))
+    floats = {key for key, value in leaves.items() if isinstance(value, float)}
+    pairs = {
+        f"{key}.{n}" for key, value in leaves.items() if isinstance(value, tuple) for n in (0, 1)
+    }
+    assert floats | pairs == set(declared("policy_gradient"))
 
 
 def test_an_algorithm_without_declared_numbers_is_as_it_was():

@@ -37,7 +37,7 @@ WHITENING_EPSILON = 1e-8  # added to the variance over tokens, as verl adds it
 
 @dataclass(frozen=True)
 class Advantage:
-    """How a score becomes an advantage: see the module."""
+    """Steps from a score to an advantage: see the module."""
 
     baseline: Literal["mean", "leave_one_out", "none"] = "mean"  # subtracted from each score
     power: Fraction = 1.0  # of the group's deviation, by which the difference is divided; 0: not
