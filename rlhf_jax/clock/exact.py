@@ -1,18 +1,22 @@
 """The clock of rounds: versions, lag and ages as pure functions of round numbers.
 
-With u = num_minibatches * num_epochs updates a round, before round r is trained the trainer's
-params have version r*u, and
+With u = num_minibatches * num_epochs updates a round and s = sync_every, before round r is trained
+the trainer's params have version r*u, and
 
-    exact     version of round r              v(r) = u * max(0, r - lag)
+    exact     version of round r              v(r) = u * s * floor(max(0, r - lag) / s)
     replay    a version schedule gives v(r) for every round instead
     bounded   round r may begin               once u * max(0, r - lag) is published, and takes the newest version there is
     all       age in update j of round r      r*u + j - v(r)           j = 0 ... u-1
-              its bound                       u * lag + u - 1          (a version schedule: the largest age in it)
+              its bound                       u * (lag + s) - 1        (a version schedule: the largest age in it)
+
+s = 1 gives the sampler new params after every round. s > 1 is semi-online RLHF (Lanchantin et al.
+2025, arXiv 2506.21495), and s of num_rounds or more offline: all rounds are of version 0. The mean
+age of the first update of a round is u * (s - 1) / 2 + u * lag once the run has settled.
 
 In exact and replay mode a round is sampled as soon as its version is published, so that no params
-but the newest are ever needed: with a lag, lag + 1 rounds are issued at the start, then one a
-round. A slow sampler may still need each of the last lag + 1 versions. In every mode at most lag +
-1 rounds are issued and not yet trained on.
+but the newest are ever needed: lag + s rounds are issued at the start, then s rounds whenever s
+rounds are trained. A slow sampler may still need each version of the last lag + 1 rounds. At most
+lag + s rounds are issued and not yet trained on.
 """
 
 from collections.abc import Sequence
@@ -32,9 +36,10 @@ class Clock:
     version_schedule: tuple[int, ...] = ()
     bounded: bool = False
     inflight: bool = False  # a round has tokens of several versions: see `Stream`
+    sync_every: int = 1  # s: rounds between two versions of the sampler
 
     def __post_init__(self) -> None:
-        for name in ("num_rounds", "num_minibatches", "num_epochs"):
+        for name in ("num_rounds", "num_minibatches", "num_epochs", "sync_every"):
             if getattr(self, name) < 1:
                 raise Refusal(f"{name} is {getattr(self, name)}; accepted: 1 or more")
         if self.lag < 0:
@@ -48,8 +53,27 @@ class Clock:
                 "a version schedule gives every round one version, and in-flight updates give it "
                 "several; accepted: one of them"
             )
+        self._check_sync()
         if self.version_schedule:
             check_version_schedule(self.version_schedule, self.num_rounds, self.updates_per_round)
+
+    def _check_sync(self) -> None:
+        """Raises Refusal where `sync_every` is set and something else chooses the versions."""
+        if self.sync_every == 1:
+            return
+        if self.bounded:
+            why = (
+                "a bounded clock, whose rounds take the newest version; accepted: 1, or clock=exact"
+            )
+        elif self.inflight:
+            why = "in-flight updates, which renew rows at boundaries; accepted: 1, or weights=round"
+        elif self.version_schedule:
+            why = (
+                "a version schedule, which gives the version of every round; accepted: one of them"
+            )
+        else:
+            return
+        raise Refusal(f"sync_every is {self.sync_every} with {why}")
 
     @property
     def updates_per_round(self) -> int:
@@ -65,7 +89,10 @@ class Clock:
     def max_age(self) -> int:
         """The most updates that a sample may be old when it is trained on."""
         if not self.version_schedule:
-            return self.updates_per_round * (self.lag + 1) - 1
+            rounds = self.lag + self.sync_every
+            if self.sync_every > 1:  # as many as an offline run has, and no more
+                rounds = min(rounds, self.num_rounds)
+            return self.updates_per_round * rounds - 1
         return max(
             self.age(r, self.updates_per_round - 1, version)
             for r, version in enumerate(self.version_schedule)
@@ -77,7 +104,8 @@ class Clock:
         """
         if self.version_schedule:
             return self.version_schedule[round_index]
-        return self.updates_per_round * max(0, round_index - self.lag)
+        every = self.sync_every
+        return self.updates_per_round * every * (max(0, round_index - self.lag) // every)
 
     def age(self, round_index: int, update_in_round: int, version: int | None = None) -> int:
         """Age, in updates, of a round's samples when they are trained on; 0 is on-policy.
@@ -93,7 +121,7 @@ class Clock:
 
     def live_versions(self, asynchronous: bool) -> int:
         """Returns how many published versions may be held at once: a slow sampler may need those of
-        the last lag + 1 rounds.
+        the last lag + 1 rounds, of which one in `sync_every` has a version of its own.
 
         The synchronous loop samples a round when its version is published, and needs that one
         alone. With in-flight updates the trainer may be lag + 1 rounds ahead of the version in use.
@@ -103,7 +131,7 @@ class Clock:
         if self.inflight:
             return min(self.lag + 2, self.num_rounds)
         if not self.version_schedule:
-            return min(self.lag + 1, self.num_rounds)
+            return min(-(-self.lag // self.sync_every) + 1, self.num_rounds)
         return 1 + max(
             r - version // self.updates_per_round for r, version in enumerate(self.version_schedule)
         )

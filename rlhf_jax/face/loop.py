@@ -135,7 +135,7 @@ def run(
     algorithm = for_schedule(
         algorithm,
         lag=config.lag,
-        scheduled=bool(clock.version_schedule),
+        scheduled=bool(clock.version_schedule) or clock.sync_every > 1,
         exact_sampler=model.dtype == "float32" and config.publish_dtype == "float32",
     )
     rlhf_settings.check(config, algorithm, devices)

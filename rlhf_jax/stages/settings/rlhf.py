@@ -59,6 +59,8 @@ class Config(EngineConfig):
     num_epochs: Count = 1  # passes over a round's minibatches
     samples_per_prompt: Count = 4  # G, the size of a group
     lag: Natural = 0  # rounds that the sampler is behind
+    # Rounds between two versions of the sampler: 1 online, more semi-online, all of the run offline
+    sync_every: Count = 1
     clock: Literal["exact", "bounded"] = (
         "exact"  # bounded: the lag is the most, and what it is depends on who is slow
     )
@@ -135,13 +137,15 @@ class Config(EngineConfig):
             tuple(self.version_schedule),
             self.clock == "bounded",
             self.weights == "inflight",
+            self.sync_every,
         )
         if not self.replay_schedule_of:
             return plain
         if plain.inflight:  # `stream` reads it
             return dataclasses.replace(plain, bounded=False)
         found = ledger.version_schedule(Path(self.replay_schedule_of) / ledger.FILE, plain)
-        return dataclasses.replace(plain, version_schedule=found, bounded=False)
+        changes = {"version_schedule": found, "bounded": False, "sync_every": 1}
+        return dataclasses.replace(plain, **changes)
 
 
 def stream(config: Config) -> Stream:
