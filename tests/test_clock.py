@@ -180,9 +180,9 @@ def test_random_clocks_of_a_sampler_that_is_renewed_every_so_many_rounds():
     ("changes", "message"),
     [
         ({"sync_every": 0}, "sync_every is 0; accepted: 1 or more"),
-        ({"bounded": True}, "sync_every is 2 with a bounded clock"),
-        ({"inflight": True}, "sync_every is 2 with in-flight updates"),
-        ({"version_schedule": (0, 0, 2, 2)}, "sync_every is 2 with a version schedule"),
+        ({"bounded": True}, "sync_every is 2 beside clock=bounded"),
+        ({"inflight": True}, "sync_every is 2 beside weights=inflight"),
+        ({"version_schedule": (0, 0, 2, 2)}, "sync_every is 2 beside version_schedule"),
     ],
 )
 def test_what_a_renewed_sampler_does_not_go_with_is_refused(changes, message):

@@ -93,7 +93,7 @@ def resolve_auto(values: dict[str, Any]) -> None:
         given,
         lag=schedule["lag"],
         scheduled=bool(schedule["version_schedule"] or schedule["replay_schedule_of"])
-        or schedule["sync_every"] > 1,
+        or max(schedule["sync_every"], schedule["buffer_rounds"]) > 1,
         exact_sampler=exact_sampler(values),
     )
     values["algorithm"]["correction"] = dataclasses.asdict(resolved)

@@ -17,12 +17,26 @@ In exact and replay mode a round is sampled as soon as its version is published,
 but the newest are ever needed: lag + s rounds are issued at the start, then s rounds whenever s
 rounds are trained. A slow sampler may still need each version of the last lag + 1 rounds. At most
 lag + s rounds are issued and not yet trained on.
+
+A round is trained on the samples that it was sampled with, or on whole groups that are chosen from
+the rounds of its `window` (`rlhf_jax/clock/choice.py`):
+
+    staged    window of round r    its stage: rounds s*k ... s*k + s - 1, all sampled before s*k is trained
+    buffer    window of round r    the newest H = buffer_rounds rounds: max(0, r - H + 1) ... r
+              bound of the age     u * (H - 1 + lag + s) - 1
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 from rlhf_jax.refusal import Refusal
+
+Staged = Literal["none", "in_order", "shuffled"]
+"""Stages of `sync_every` rounds: none; sampled whole before training; their groups permuted too."""
+BufferDraw = Literal["uniform", "permutation", "in_order"]
+"""Draws of an update from the buffer: with replacement, without, or the newest round as it is."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,9 @@ class Clock:
     bounded: bool = False
     inflight: bool = False  # a round has tokens of several versions: see `Stream`
     sync_every: int = 1  # s: rounds between two versions of the sampler
+    staged: Staged = "none"
+    buffer_rounds: int = 0  # H; 0: no buffer, a round is trained on its own samples
+    buffer_draw: BufferDraw = "uniform"
 
     def __post_init__(self) -> None:
         for name in ("num_rounds", "num_minibatches", "num_epochs", "sync_every"):
@@ -53,27 +70,65 @@ class Clock:
                 "a version schedule gives every round one version, and in-flight updates give it "
                 "several; accepted: one of them"
             )
-        self._check_sync()
+        if self.sync_every > 1:
+            self._check_alone("sync_every", self.sync_every, "chooses the versions itself", "1")
+        if self.staged != "none":
+            self._check_staged()
+        self._check_buffer()
         if self.version_schedule:
             check_version_schedule(self.version_schedule, self.num_rounds, self.updates_per_round)
 
-    def _check_sync(self) -> None:
-        """Raises Refusal where `sync_every` is set and something else chooses the versions."""
-        if self.sync_every == 1:
-            return
-        if self.bounded:
-            why = (
-                "a bounded clock, whose rounds take the newest version; accepted: 1, or clock=exact"
+    def _check_alone(self, name: str, value: object, why: str, accepted: str) -> None:
+        """Raises Refusal for a field beside a clock whose versions are not a formula of rounds."""
+        beside = {
+            "clock=bounded": self.bounded,
+            "weights=inflight": self.inflight,
+            "version_schedule": bool(self.version_schedule),
+        }
+        for given, is_given in beside.items():
+            if is_given and not (name == "buffer_rounds" and given == "version_schedule"):
+                raise Refusal(
+                    f"{name} is {value!r} beside {given}, which {why}; accepted: {accepted}, or a run "
+                    f"without {given}"
+                )
+
+    def _check_staged(self) -> None:
+        self._check_alone("staged", self.staged, "has no stages", "none")
+        if self.lag:
+            raise Refusal(
+                f"staged is {self.staged!r} with lag {self.lag}; accepted: lag 0, because a stage is "
+                "sampled with the params that the stage before it made"
             )
-        elif self.inflight:
-            why = "in-flight updates, which renew rows at boundaries; accepted: 1, or weights=round"
-        elif self.version_schedule:
-            why = (
-                "a version schedule, which gives the version of every round; accepted: one of them"
+        if self.buffer_rounds:
+            raise Refusal(
+                f"staged is {self.staged!r} beside buffer_rounds={self.buffer_rounds}, and both choose "
+                "what a round is trained on; accepted: one of them"
             )
-        else:
-            return
-        raise Refusal(f"sync_every is {self.sync_every} with {why}")
+        if self.num_rounds % self.sync_every:
+            raise Refusal(
+                f"staged is {self.staged!r} with sync_every={self.sync_every}, which does not divide "
+                f"the run's {self.num_rounds} rounds into whole stages; accepted: a divisor of "
+                f"{self.num_rounds}"
+            )
+
+    def _check_buffer(self) -> None:
+        if self.buffer_rounds < 0:
+            raise Refusal(
+                f"buffer_rounds is {self.buffer_rounds}; accepted: 0 (no buffer) or more rounds"
+            )
+        if self.buffer_rounds:
+            why = "does not say again what was drawn from a buffer"
+            self._check_alone("buffer_rounds", self.buffer_rounds, why, "0")
+        elif self.buffer_draw != "uniform":
+            raise Refusal(
+                f"buffer_draw is {self.buffer_draw!r} without a buffer; accepted: buffer_rounds of 1 "
+                "or more, or buffer_draw=uniform"
+            )
+        if self.buffer_draw == "in_order" and self.buffer_rounds > 1:
+            raise Refusal(
+                f"buffer_draw is 'in_order' with buffer_rounds={self.buffer_rounds}, of which it would "
+                "train on the newest alone; accepted: buffer_rounds=1, or lag for older samples"
+            )
 
     @property
     def updates_per_round(self) -> int:
@@ -86,17 +141,44 @@ class Clock:
         return self.num_rounds * self.updates_per_round
 
     @property
+    def composes(self) -> bool:
+        """True where a round is trained on groups that are chosen from its window."""
+        return self.buffer_rounds > 0 or self.staged == "shuffled"
+
+    @property
+    def max_window(self) -> int:
+        """The most rounds that a round's groups are chosen from."""
+        rounds = 1 if self.staged == "none" else self.sync_every
+        return min(max(rounds, self.buffer_rounds), self.num_rounds)
+
+    def window(self, round_index: int) -> range:
+        """The sampled rounds that must be there before a round is trained; its groups are of them.
+
+        Its start never falls, so that rounds before it are not needed again.
+        """
+        if self.staged != "none":
+            begin = round_index - round_index % self.sync_every
+            return range(begin, begin + self.sync_every)
+        return range(max(0, round_index + 1 - max(1, self.buffer_rounds)), round_index + 1)
+
+    @cached_property
     def max_age(self) -> int:
         """The most updates that a sample may be old when it is trained on."""
-        if not self.version_schedule:
-            rounds = self.lag + self.sync_every
-            if self.sync_every > 1:  # as many as an offline run has, and no more
-                rounds = min(rounds, self.num_rounds)
-            return self.updates_per_round * rounds - 1
-        return max(
-            self.age(r, self.updates_per_round - 1, version)
-            for r, version in enumerate(self.version_schedule)
-        )
+        if self.version_schedule:
+            oldest = (
+                min(map(self.version, self.window(round_index)))
+                for round_index in range(self.num_rounds)
+            )
+            return max(
+                self.age(round_index, self.updates_per_round - 1, version)
+                for round_index, version in enumerate(oldest)
+            )
+        rounds = self.lag + self.sync_every
+        if self.staged == "none":
+            rounds += max(1, self.buffer_rounds) - 1
+        if self.sync_every > 1 or self.buffer_rounds:  # an offline run ends before the bound
+            rounds = min(rounds, self.num_rounds)
+        return self.updates_per_round * rounds - 1
 
     def version(self, round_index: int) -> int:
         """The version that samples a round; the least one in bounded mode and with in-flight
@@ -144,8 +226,10 @@ class Clock:
           oldest: the least version of its tokens, in updates.
           newest: the largest version of its tokens.
         """
-        least, most = self.version(round_index), round_index * self.updates_per_round
-        most = most if self.bounded or self.inflight else least
+        versions = [self.version(r) for r in self.window(round_index)]
+        least, most = min(versions), max(versions)
+        if self.bounded or self.inflight:
+            most = round_index * self.updates_per_round
         if not least <= oldest <= newest <= most:
             sampled = f"version {oldest}" if oldest == newest else f"versions {oldest} to {newest}"
             accepted = str(least) if least == most else f"{least} to {most}"
@@ -168,16 +252,31 @@ class Clock:
         return [r for r in range(round_index, self.num_rounds) if self.version(r) == version]
 
     def issued_before(self, round_index: int) -> list[int]:
-        """Rounds >= `round_index` that are already sampled when it begins. A checkpoint taken there
-        must save their samples.
+        """Rounds that are already sampled when `round_index` begins, and are trained on from it on.
+        A checkpoint taken there must save their samples.
 
         Empty in bounded mode: a resumed run samples them again, with versions that the bound
         allows. Empty with in-flight updates: the checkpoint has the stream's rows.
         """
         if self.bounded or self.inflight:
             return []
-        version = round_index * self.updates_per_round
-        return [r for r in range(round_index, self.num_rounds) if self.version(r) < version]
+        begin = self.window(round_index).start
+        return [r for r in range(begin, self.num_rounds) if self._is_sampled(r, round_index)]
+
+    def _is_sampled(self, sampled: int, round_index: int) -> bool:
+        """True where a round is sampled before another one begins."""
+        return sampled < round_index or self.version(sampled) < round_index * self.updates_per_round
+
+    def outlives(self, round_index: int, version: int) -> bool:
+        """True where a checkpoint may need the samples of a round: it is trained on later than its
+        version was made, or in later rounds too.
+
+        Args:
+          round_index: of the round.
+          version: the oldest that it was sampled with, in updates.
+        """
+        is_older = version < round_index * self.updates_per_round
+        return is_older or self.window(round_index + 1).start <= round_index
 
 
 def check_version_schedule(

@@ -94,7 +94,7 @@ class Recorder:
     def _take(self, event: synchronous.Event) -> None:
         match event:
             case synchronous.Sampled(round_index, samples):
-                if version_range(samples)[0] < round_index * self._updates_per_round:
+                if self.program.spec.clock.outlives(round_index, version_range(samples)[0]):
                     self.files.saved_rounds.write(round_index, samples)
             case synchronous.Scored():
                 self.scored, self.uses = event, {}

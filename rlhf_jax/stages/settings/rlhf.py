@@ -22,6 +22,7 @@ from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime.spec import block_rows
 from rlhf_jax.sampling import Config as SamplingConfig
 from rlhf_jax.scoring import Config as ScoringConfig
+from rlhf_jax.stages.settings.clocks import ClockConfig
 from rlhf_jax.stages.settings.engine import EngineConfig
 from rlhf_jax.types import Algorithm
 from rlhf_jax.updating import OptimizerConfig, check_schedule
@@ -48,7 +49,7 @@ class SignalConfig:
 
 
 @dataclass(frozen=True)
-class Config(EngineConfig):
+class Config(ClockConfig, EngineConfig):
     """A run of RLHF. A round is P = num_minibatches * prompts_per_update prompts; an update is a
     step of the optimizer.
     """
@@ -59,8 +60,6 @@ class Config(EngineConfig):
     num_epochs: Count = 1  # passes over a round's minibatches
     samples_per_prompt: Count = 4  # G, the size of a group
     lag: Natural = 0  # rounds that the sampler is behind
-    # Rounds between two versions of the sampler: 1 online, more semi-online, all of the run offline
-    sync_every: Count = 1
     clock: Literal["exact", "bounded"] = (
         "exact"  # bounded: the lag is the most, and what it is depends on who is slow
     )
@@ -138,9 +137,13 @@ class Config(EngineConfig):
             self.clock == "bounded",
             self.weights == "inflight",
             self.sync_every,
+            self.staged,
+            self.buffer_rounds,
+            self.buffer_draw,
         )
         if not self.replay_schedule_of:
             return plain
+        self.check_replay(self.replay_schedule_of)
         if plain.inflight:  # `stream` reads it
             return dataclasses.replace(plain, bounded=False)
         found = ledger.version_schedule(Path(self.replay_schedule_of) / ledger.FILE, plain)
@@ -165,7 +168,7 @@ def _rows_per_round(config: Config) -> int:
 
 
 def advice(config: Config, most_tokens: int, lengths: Sequence[int] = ()) -> str:
-    """`EngineConfig.advice` of a run.
+    """`EngineConfig.advice` of a run, and `ClockConfig.expectations`.
 
     Args:
       config: of the stage.
@@ -173,7 +176,12 @@ def advice(config: Config, most_tokens: int, lengths: Sequence[int] = ()) -> str
       lengths: of completions; (): all have every token.
     """
     mean_length = sum(lengths) / len(lengths) if lengths else float(most_tokens)
-    return config.advice(config.schedule(), _rows_per_round(config), most_tokens, mean_length)
+    clock, rows_per_round = config.schedule(), _rows_per_round(config)
+    texts = (
+        config.advice(clock, rows_per_round, most_tokens, mean_length),
+        config.expectations(clock, config.loop == "asynchronous"),
+    )
+    return " ".join(filter(None, texts))
 
 
 def replayed(config: Config) -> tuple[int, ...]:
