@@ -11,8 +11,8 @@ of one prompt, so that credit stays a function of whole groups. Later epochs tra
                   both: key fold_in(fold_in(key, BUFFER), r*u + m)
     in_order      the round's own groups as they are: the clock without a buffer, bit for bit
 
-A round draws as many groups as one is sampled with, so that a group is trained on once in the mean,
-and with uniform draws a share 1/e = 37 % of them never. Sources: uniform draws, first in first out:
+A round draws as many groups as it is sampled with, so that a group is drawn once in the mean, and
+uniform draws never take a share 1/e = 37 % of them. Sources: uniform draws, first in first out:
 arXiv 2604.08706 (2026), sections 3 to 5; stages: μ-GRPO, arXiv 2605.17570 (2026).
 """
 

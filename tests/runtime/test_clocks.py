@@ -5,12 +5,13 @@ real program, bit for bit.
 import dataclasses
 
 import jax
-import numpy as np
 import optax
 import pytest
+import tiny
 
 from rlhf_jax.algorithms import grpo
 from rlhf_jax.clock import Clock
+from rlhf_jax.devices import sharding
 from rlhf_jax.ops.corrections import Correction
 from rlhf_jax.runtime import asynchronous, synchronous
 from rlhf_jax.runtime.program import Program
@@ -175,12 +176,16 @@ def test_composed_rounds_have_rows_of_several_versions_and_a_new_proximal_policy
     assert all(len(set(by_round.values())) == len(by_round) for by_round in again)
 
 
-def test_composed_rounds_over_a_mesh_are_those_of_one_device():
-    """The choice and the gathered rows do not depend on how rows are sharded."""
-    clock, found = Clock(NUM_ROUNDS, lag=1, buffer_rounds=2), []
-    for mesh in ((1, 1, 1), (2, 2, 1)):
-        running = program_of(clock, make_program(mesh))
-        events = synchronous.run(running, running.init(running.reference_params), 0, {})
-        scored = [event for event in events if isinstance(event, synchronous.Scored)]
-        found.append([np.asarray(event.samples.ordinal_B) for event in scored])
-    assert same(*found)
+def test_groups_are_gathered_over_a_mesh_as_on_one_device(program):
+    """The choice does not depend on how rows are sharded, and the rows stay sharded."""
+    clock = Clock(NUM_ROUNDS, buffer_rounds=2)
+    alone = program_of(clock, program)
+    params = alone.publish(alone.init(alone.reference_params))
+    rounds = [alone.generate(params, r, 0) for r in range(2)]
+    spec = dataclasses.replace(alone.spec, mesh=tiny.make_mesh((2, 2, 1)))
+    over = Program(spec, host(alone.reference_params))
+    layout = sharding.row_shardings(rounds[0], over.trainer_mesh)
+    gathered = over.compose([jax.device_put(each, layout) for each in rounds], 1)
+    assert gathered.tokens_BC.sharding.is_equivalent_to(layout.tokens_BC, 2)
+    assert same(gathered, alone.compose(rounds, 1))
+    assert not same(gathered, rounds[1])
