@@ -147,7 +147,8 @@ def trained_on(program: Program, round_index: int, sampled: Mapping[int, Samples
     if not clock.composes:
         return sampled[round_index]
     rounds = [sampled[r] for r in clock.window(round_index)]
-    return program.compose(rounds, round_index)
+    with activity.during(f"the gathering of round {round_index}", "call"):
+        return program.compose(rounds, round_index)
 
 
 def train_round(

@@ -52,7 +52,8 @@ def test_semi_online_dpo_has_the_versions_and_ages_of_its_clock(semi_online, tmp
     """Eight rounds, renewed every four. Its ledger repeats it in threads."""
     rows = runs.lines(semi_online, "ledger.jsonl")
     assert [rows[8 * r]["version"] for r in range(8)] == [0, 0, 0, 0, 4, 4, 4, 4]
-    assert all(row["ages"] in ([], [row["round"] % 4]) for row in rows)
+    assert all(set(row["ages"]) <= {row["round"] % 4} for row in rows)
+    assert sum(bool(row["ages"]) for row in rows) > len(rows) / 2
     updates = [line for line in runs.lines(semi_online, "metrics.jsonl") if "age" in line]
     assert [line["age"] for line in updates] == [0, 1, 2, 3, 0, 1, 2, 3]
     assert [line["age_max"] for line in updates] == [0, 1, 2, 3, 0, 1, 2, 3]
