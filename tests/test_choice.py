@@ -169,6 +169,7 @@ def test_groups_are_gathered_with_all_that_is_theirs():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"staged": "yes"}, "staged is 'yes'; accepted: none, in_order, shuffled"),
         ({"staged": "shuffled", "lag": 1}, "staged is 'shuffled' with lag 1; accepted: lag 0"),
         (
             {"staged": "in_order", "sync_every": 4},

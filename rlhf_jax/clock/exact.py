@@ -29,7 +29,7 @@ the rounds of its `window` (`rlhf_jax/clock/choice.py`):
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 from rlhf_jax.refusal import Refusal
 
@@ -59,6 +59,9 @@ class Clock:
         for name in ("num_rounds", "num_minibatches", "num_epochs", "sync_every"):
             if getattr(self, name) < 1:
                 raise Refusal(f"{name} is {getattr(self, name)}; accepted: 1 or more")
+        for name, accepted in (("staged", Staged), ("buffer_draw", BufferDraw)):
+            if (value := getattr(self, name)) not in get_args(accepted):
+                raise Refusal(f"{name} is {value!r}; accepted: {', '.join(get_args(accepted))}")
         if self.lag < 0:
             raise Refusal(f"lag is {self.lag}; accepted: 0 (synchronous) or more rounds")
         if self.bounded and self.version_schedule:
@@ -117,7 +120,7 @@ class Clock:
                 f"buffer_rounds is {self.buffer_rounds}; accepted: 0 (no buffer) or more rounds"
             )
         if self.buffer_rounds:
-            why = "does not say again what was drawn from a buffer"
+            why = "could not be repeated from its record then"
             self._check_alone("buffer_rounds", self.buffer_rounds, why, "0")
         elif self.buffer_draw != "uniform":
             raise Refusal(
