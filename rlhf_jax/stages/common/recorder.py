@@ -60,7 +60,7 @@ class Recorder:
         config = self.config
         num_samples = config.num_minibatches * config.prompts_per_update * config.samples_per_prompt
         known = utilization.of_spec(self.program.spec, config.num_epochs)
-        return RoundRates(self.timeline, num_samples, known)
+        return RoundRates(self.timeline, num_samples, known, self.program.spec.clock.composes)
 
     @cached_property
     def notices(self) -> Notices:
