@@ -127,6 +127,14 @@ def test_draws_are_functions_of_the_key_and_the_update():
     assert not any(np.array_equal(drawn, other) for other in others)
 
 
+@pytest.mark.parametrize("draw", ["uniform", "permutation"])
+def test_a_longer_run_draws_the_same(draw):
+    """A run that has fewer rounds than its buffer may grow."""
+    clocks = [Clock(rounds, buffer_rounds=9, buffer_draw=draw) for rounds in (4, 12)]
+    drawn = [[choice.chosen(clock, 4, KEY, r).tolist() for r in range(4)] for clock in clocks]
+    assert drawn[0] == drawn[1]
+
+
 def test_a_buffer_of_one_round_in_order_is_the_round():
     clock = Clock(5, 2, 1, lag=2, buffer_rounds=1, buffer_draw="in_order")
     for r, (sources, groups) in enumerate(of_rounds(clock, 4)):

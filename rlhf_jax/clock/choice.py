@@ -64,7 +64,11 @@ def _folded(key: Array, purpose: np.uint32, number: int) -> Array:
 
 
 def _permutation(key: Array, count: int, most: int) -> np.ndarray:
-    """A permutation of 0 ... count-1, int32. One program serves every count up to `most`."""
+    """A permutation of 0 ... count-1, int32. One program serves every count up to `most`.
+
+    The bits of an index do not depend on `most` (`jax_threefry_partitionable`, JAX's default, which a
+    run pins), so that a run that grows draws as one that was longer from the start.
+    """
     bits = np.asarray(jax.random.bits(key, (most,), jnp.uint32))
     return np.argsort(bits[:count], kind="stable").astype(np.int32)
 
