@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from rlhf_jax.algorithms import grpo
-from rlhf_jax.clock import Clock
+from rlhf_jax.clock import Clock, choice
 from rlhf_jax.devices import sharding
 from rlhf_jax.ops.corrections import Correction
 from rlhf_jax.runtime import asynchronous, synchronous
@@ -145,7 +145,7 @@ def test_a_buffer_of_one_round_in_order_is_the_clock_without_one(program, lag):
 
 
 def test_composed_rounds_have_rows_of_several_versions_and_a_new_proximal_policy(program):
-    """Each group is that of its sampled round to the bit, with its version and behavior
+    """The groups are those of the choice. Each is that of its sampled round to the bit, with its version and behavior
     log-probabilities; its proximal log-probabilities are those of the params at each use.
     """
     clock = Clock(NUM_ROUNDS, buffer_rounds=3)
@@ -157,6 +157,8 @@ def test_composed_rounds_have_rows_of_several_versions_and_a_new_proximal_policy
         if not isinstance(event, synchronous.Scored):
             continue
         r, samples, scores = event.round_index, host(event.samples), host(event.scores)
+        groups = choice.chosen(clock, PROMPTS, running.spec.key, r)
+        assert samples.ordinal_B[::2].tolist() == (clock.window(r)[0] * PROMPTS + groups).tolist()
         versions = set()
         for first in range(0, 2 * PROMPTS, 2):
             rows, ordinal = slice(first, first + 2), int(samples.ordinal_B[first])
