@@ -7,6 +7,7 @@ mean):
     centered         r_i − r̄                              Liu et al. 2025, arXiv 2503.20783 (Dr. GRPO)
     standardized     (r_i − r̄) / (s + ε)                  Shao et al. 2024, arXiv 2402.03300, §4.1.2 (GRPO)
     bessel           the same with √(G / (G − 1)) s       as TRL, verl and torch's std compute the deviation
+    minimum_variance r_i − Σ e_j r_j / Σ e_j              VCPO, arXiv 2602.17616: e_i the squared norm of w ∇ log π, w the ratio
     rank             2 − 4 (rank_i − 1) / (G − 1)         GOPO, arXiv 2602.03876: from the best; equal scores share a rank
     best_of_group    1[i best] − share of the best        the best of equals share 1
     gae              A_t = Σ_l (γλ)^l δ_{t+l},  δ_t = r_t + γ V_{t+1} − V_t    Schulman et al. 2016, arXiv 1506.02438, eq. 16
@@ -43,6 +44,29 @@ def centered(score_PG: Array) -> Array:
     """Score less the group's mean, `[P, G]`."""
     above_PG = from_first(score_PG)
     return above_PG - jnp.mean(above_PG, axis=1, keepdims=True)
+
+
+def minimum_variance(score_PG: Array, energy_PG: Array) -> Array:
+    """Score less the constant of the group for which the mean of e (r − b)² is least, `[P, G]`.
+
+    Groups without any energy have their mean in its place.
+
+    Args:
+      score_PG: scores of P groups.
+      energy_PG: e ≥ 0, the squared norm of each sample's weighted gradient, in any unit.
+
+    Example: scores (1, 0, 0, 1) with energies (16, 1/4, 9, 1/8) have b = 0.635468.
+    """
+    assert_shapes(score_PG=score_PG, energy_PG=energy_PG)
+    above_PG = from_first(score_PG)
+    total_P1 = jnp.sum(energy_PG, axis=1, keepdims=True)
+    weighted_P1 = jnp.sum(energy_PG * above_PG, axis=1, keepdims=True)
+    baseline_P1 = jnp.where(
+        total_P1 > 0,
+        weighted_P1 / jnp.where(total_P1 > 0, total_P1, 1.0),
+        jnp.mean(above_PG, axis=1, keepdims=True),
+    )
+    return above_PG - baseline_P1
 
 
 def deviation(score_PG: Array) -> Array:
