@@ -3,6 +3,7 @@
     name                        the component
     rloo                        rlhf_jax/<folder>/rloo.py
     gopo                        rlhf_jax/<folder>/<sub-folder>/gopo.py, of the sub-folders in `SUBFOLDERS`
+    cispo                       a preset: an entry of the module in `PRESETS`
     my_lab.rewards              the module, found as `import` finds it
     my_lab.rewards:brevity      what the module calls `brevity`; also my_lab.rewards.brevity
     rewards/mine.py             the file; its own folder is added to the end of `sys.path`
@@ -18,8 +19,8 @@ after the colon; of a whole module it is the first of these that the module has:
     stages       job                               (workspace, stages, algorithm) -> None
     records.trackers   make                        (directory, identity) -> Tracker: `records/trackers/api.py`
 
-The settings of a component are the dataclass that its entry takes as `config` by annotation, or
-else its module's `Config`.
+The settings of a component are its entry's `Config`, the dataclass that its entry takes as `config`
+by annotation, or else its module's `Config`.
 """
 
 import dataclasses
@@ -42,6 +43,10 @@ PACKAGE = "rlhf_jax"
 LAST_NAME = "<last name>"
 SUBFOLDERS = {"algorithms": ("controls",)}
 """Folder -> its sub-folders whose files are components too. Names are unique in all of them."""
+PRESETS = {"algorithms": "rlhf_jax.algorithms.presets.table"}
+"""Folder -> the module whose `PRESETS` are settings of one of its components, each under a name of its
+own, and whose attributes of these names are entries.
+"""
 RENAMED = {("stages", "relabel"): "comparisons"}
 """(folder, old name) -> new name, for the error that names it."""
 ENTRIES = {
@@ -64,6 +69,11 @@ def names(folder: str) -> list[str]:
     not components.
     """
     return sorted(_paths(folder))
+
+
+def presets(folder: str) -> list[str]:
+    """Names of the presets of a folder's components, in the order of their table."""
+    return list(importlib.import_module(PRESETS[folder]).PRESETS) if folder in PRESETS else []
 
 
 def _paths(folder: str) -> dict[str, str]:
@@ -120,6 +130,8 @@ def located(folder: str, name: str) -> tuple[ModuleType, str]:
     short = next((key for key, path in paths.items() if name == path), name)
     if short in paths:
         return importlib.import_module(paths[short]), ""
+    if name in presets(folder):
+        return importlib.import_module(PRESETS[folder]), name
     if (folder, short) in RENAMED:
         raise Refusal(f"{name!r} in {PACKAGE}/{folder}/ is now called {RENAMED[folder, short]!r}")
     module_name, attribute = _parted(name)
@@ -132,9 +144,10 @@ def located(folder: str, name: str) -> tuple[ModuleType, str]:
     module = None if attribute else _module(above)
     if module is not None:
         return module, last
-    place = folder.replace(".", "/")
+    place, known = folder.replace(".", "/"), ", ".join(sorted(paths))
+    known += f"; presets: {', '.join(presets(folder))}" if presets(folder) else ""
     raise Refusal(
-        f"no {name!r} in {PACKAGE}/{place}/; there are: {', '.join(sorted(paths))}; or name your own: a "
+        f"no {name!r} in {PACKAGE}/{place}/; there are: {known}; or name your own: a "
         "module that Python finds "
         "(my_lab.mine, my_lab.mine:NAME) or a file (PATH.py, PATH.py:NAME)"
     )
@@ -182,8 +195,10 @@ def settings(folder: str, name: str) -> type[Settings]:
     parameter = takes_settings(folder, maker)
     if parameter is None:
         return NoSettings
-    config = annotated(maker, parameter) or getattr(
-        sys.modules.get(maker.__module__), "Config", None
+    config = (
+        getattr(maker, "Config", None)
+        or annotated(maker, parameter)
+        or getattr(sys.modules.get(maker.__module__), "Config", None)
     )
     if config is None:
         return NoSettings
@@ -248,7 +263,9 @@ def canonical(folder: str, name: str) -> str:
 
     Raises as `entry`.
     """
-    module, _ = located(folder, name)
+    module, attribute = located(folder, name)
+    if module.__name__ == PRESETS.get(folder):
+        return attribute
     for short, path in _paths(folder).items():
         if module.__name__ == path:
             return short

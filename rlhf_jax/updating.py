@@ -197,14 +197,19 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
     return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params))
 
 
-def denominator(mask_RC: Array, aggregation: Aggregation) -> Array:
+def denominator(mask_RC: Array, aggregation: Aggregation, counted_R: Array | None = None) -> Array:
     """Divisor of the summed loss of a whole minibatch, float32: see `types.Algorithm`.
 
     Args:
       mask_RC: bool, of the whole minibatch.
       aggregation: number of tokens (at least 1), rows, pairs (R / 2), or R * C.
+      counted_R: 1 for the rows that count and 0 for the others; None: all of them count. At least
+        one row or token is counted, so that a minibatch without any has loss 0.
     """
     num_rows, length = mask_RC.shape
+    if counted_R is not None:
+        mask_RC = mask_RC & (counted_R[:, None] > 0)
+        num_rows = jnp.maximum(jnp.sum(counted_R, dtype=jnp.float32), 1.0)
     counts = {
         "token": jnp.maximum(mask_RC.sum(dtype=jnp.float32), 1.0),
         "sequence": jnp.float32(num_rows),
@@ -373,7 +378,7 @@ def train_step(
     grads, loss_sum, metrics = summed_gradients(
         state.params, batch, on_rest(objective, rest), num_micro_batches, unit_rows
     )
-    count = denominator(batch.mask_RC, aggregation)
+    count = denominator(batch.mask_RC, aggregation, getattr(batch, "counted_R", None))
     grads = jax.tree.map(lambda g: g / count, grads)
     updates, opt_state = update(grads, state.opt_state, state.params)
     one, extra = jnp.float32(1.0), {}

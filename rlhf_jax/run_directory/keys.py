@@ -107,6 +107,15 @@ _OF_CLASS: dict[Class, str] = {
         algorithm.base algorithm.baseline algorithm.baseline_temperature algorithm.temperature algorithm.length
         algorithm.correction.ratio_to algorithm.correction.correction algorithm.correction.level algorithm.correction.cap
         algorithm.correction.floor algorithm.correction.second_moment
+        algorithm.surrogate.level algorithm.surrogate.flow algorithm.surrogate.gate algorithm.surrogate.low
+        algorithm.surrogate.high algorithm.surrogate.far algorithm.surrogate.floor algorithm.surrogate.cap
+        algorithm.surrogate.positive algorithm.surrogate.shape_positive algorithm.surrogate.shape_negative
+        algorithm.filter.rows algorithm.filter.low algorithm.filter.high algorithm.filter.veto algorithm.filter.policy
+        algorithm.filter.flat algorithm.filter.truncated
+        algorithm.advantage.baseline algorithm.advantage.power algorithm.advantage.deviation algorithm.advantage.shift
+        algorithm.advantage.whiten
+        algorithm.penalty.kl algorithm.penalty.kl_weight algorithm.penalty.drift algorithm.penalty.entropy
+        algorithm.interpolation
         sft.num_updates sft.rows_per_update
         comparisons.num_train comparisons.num_heldout comparisons.prompts_per_batch comparisons.temperature comparisons.by_gold
         reward_model.num_updates reward_model.pairs_per_update reward_model.standardize reward_model.standardize_prompts
