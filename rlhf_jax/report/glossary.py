@@ -113,6 +113,9 @@ NOTES = {
     "row_ess_share": "Effective share of an update's completions, weighted by the trained policy's "
     "probability over the sampler's.",
     "learning_rate_scale": "Factor of the update by the effective share of its completions.",
+    "cut_share_positive": "Share of tokens with a positive advantage whose coefficient a gate or a "
+    "bound holds apart from the ratio.",
+    "cut_share_negative": "The same of tokens with a negative advantage.",
     "residual": "Mean distance of a completion's scaled log ratio from its advantage: what the "
     "squares of OAPL and PMD make small.",
     "log_ratio": "Mean log of the trained policy's probability of a completion over that of the "

@@ -8,6 +8,9 @@ With r_i the scores of a prompt's G samples, r̄ their mean, s their deviation a
     mean            r̄                                   GRPO, arXiv 2402.03300, §4.1.2, with power 1; Dr. GRPO, arXiv
                                                         2503.20783, with power 0; powers between, arXiv 2607.00152
     leave_one_out   the mean of the other G − 1         RLOO, arXiv 2402.14740, eq. 6
+    minimum_variance  Σ e_j r_j / Σ e_j                 VCPO, arXiv 2602.17616, with power 1: e_j = w² ‖∇ log π‖² of the
+                                                        completion, w = π / μ, by the proxy of `scoring.py`. (The
+                                                        authors' code weighs by w² once more.)
     none            0                                   REINFORCE
 
 A shift below 0 raises every advantage: AsymRE, arXiv 2506.20520, whose V is b + shift. `deviation`
@@ -30,7 +33,7 @@ from rlhf_jax.ops.shapes import assert_shapes
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
 
-BASELINES = ("mean", "leave_one_out", "none")
+BASELINES = ("mean", "leave_one_out", "minimum_variance", "none")
 EPSILON = 1e-6  # added to the power of the deviation, as `ops/advantages.py` adds it
 WHITENING_EPSILON = 1e-8  # added to the variance over tokens, as verl adds it
 
@@ -39,7 +42,8 @@ WHITENING_EPSILON = 1e-8  # added to the variance over tokens, as verl adds it
 class Advantage:
     """How a score becomes an advantage: see the module."""
 
-    baseline: Literal["mean", "leave_one_out", "none"] = "mean"  # subtracted from each score
+    # subtracted from each score
+    baseline: Literal["mean", "leave_one_out", "minimum_variance", "none"] = "mean"
     power: Fraction = 1.0  # of the group's deviation, by which the difference is divided; 0: not
     deviation: Literal["population", "bessel"] = "population"  # squares over G, or over G - 1
     # added to the baseline, in units of the score; AsymRE has -0.1
@@ -70,15 +74,22 @@ class Advantage:
         return self.baseline != "none" and is_zero(self.shift) and self.whiten == "none"
 
 
-def group_advantages(config: Advantage, score_PG: Array) -> Array:
+def group_advantages(config: Advantage, score_PG: Array, energy_PG: Array | None = None) -> Array:
     """The advantages of P groups `[P, G]`, not whitened.
 
     Args:
       config: of the advantage.
       score_PG: scores of P groups.
+      energy_PG: of the samples' gradients, for the baseline "minimum_variance".
     """
-    assert_shapes(score_PG=score_PG)
+    assert_shapes(score_PG=score_PG, energy_PG=energy_PG)
+
+    def least_variance(score_PG: Array) -> Array:
+        assert energy_PG is not None
+        return advantages.minimum_variance(score_PG, energy_PG)
+
     above = {
+        "minimum_variance": least_variance,
         "mean": advantages.centered,
         "leave_one_out": advantages.leave_one_out,
         "none": lambda score_PG: score_PG,
