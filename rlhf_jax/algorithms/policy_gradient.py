@@ -178,7 +178,7 @@ def policy_gradient(config: Config, name: str = "policy_gradient") -> Algorithm:
         return jnp.sum(loss_RC), {**metrics, **drift_metrics(outputs, batch)}
 
     extra = ("reference",) if penalized else ()
-    extra += ("gradient_energy",) if config.advantage.baseline == "minimum_variance" else ()
+    extra += ("gradient_energy",) if config.advantage.reads_energy else ()
     return check_shapes(
         Algorithm(
             name=name,
@@ -211,9 +211,11 @@ def _advantages(
         # The first column of a row is never masked.
         score_PG = score_PG - weight * penalty_BC[:, 0].reshape(score_PG.shape)
     energy_PG = None
-    if config.advantage.baseline == "minimum_variance":
-        energy_BC = scores.extra["gradient_energy_BC"]
-        energy_PG = masked_sum(energy_BC, mask_BC, dim=1).reshape(score_PG.shape)
+    if config.advantage.reads_energy:
+        energy_B = masked_sum(scores.extra["gradient_energy_BC"], mask_BC, dim=1)
+        if config.aggregation == "sequence":  # the gradient of a row is divided by its tokens
+            energy_B /= jnp.square(jnp.maximum(masked_count(mask_BC, dim=1), 1.0))
+        energy_PG = energy_B.reshape(score_PG.shape)
     advantage_B = group_advantages(config.advantage, score_PG, energy_PG).reshape(-1)
     advantage_BC = select(jnp.broadcast_to(advantage_B[:, None], mask_BC.shape), mask_BC)
     if penalty_BC is not None and kind == "k1_in_return":

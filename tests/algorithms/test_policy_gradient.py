@@ -276,15 +276,22 @@ def test_a_filter_reads_the_policy_that_it_names() -> None:
         np.testing.assert_array_equal(np.asarray(gradient).any(axis=1), np.array(kept, bool))
 
 
-def test_a_baseline_of_least_variance_reads_the_energies() -> None:
-    """Energies (16, 1/4, 9, 1/8) of the rows, spread over their tokens: b = 0.635468; garbage under
-    the mask is not read.
+@pytest.mark.parametrize("aggregation", ["token", "sequence"])
+def test_a_baseline_of_least_variance_reads_the_energies(aggregation) -> None:
+    """Energies (16, 1/4, 9, 1/8) of the rows' gradients, spread over their tokens: b = 0.635468. A
+    mean over tokens divides each gradient by its tokens; garbage under the mask is not read.
     """
     mask = RAGGED
-    config = Config(advantage=Advantage("minimum_variance", power=0.0), correction=BEHAVIOR)
+    config = Config(
+        advantage=Advantage("minimum_variance", power=0.0),
+        correction=BEHAVIOR,
+        aggregation=aggregation,
+    )
     algorithm = policy_gradient(config)
     assert algorithm.needs == {"gradient_energy"}
     score_B, energy_B = np.array([1.0, 0, 0, 1]), np.array([16.0, 0.25, 9, 0.125])
+    if aggregation == "sequence":
+        energy_B *= mask.sum(1) ** 2
     spread = np.where(mask, (energy_B / mask.sum(1))[:, None], np.nan)
     scores = Scores(*[jnp.array(score_B)] * 3, extra={"gradient_energy_BC": jnp.array(spread)})
     batch = algorithm.credit(samples_of(mask, np.where(mask, -1.0, 0.0), 4), scores)

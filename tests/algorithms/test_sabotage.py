@@ -271,7 +271,7 @@ CASES = [
     (with_loss(PMD, no_mask), checks.garbage_under_the_mask_changes_nothing),
     (with_loss(PMD, square_of_the_padded_row), checks.garbage_under_the_mask_changes_nothing),
     (with_loss(PMD, length_of_the_minibatch), checks.micro_batches_add_up),
-    (groups_of_other_prompts(PMD), lessons.a_better_score_raises_its_log_probability),
+    (groups_of_other_prompts(PMD), checks.prompts_may_be_permuted),
     (with_credit(PPO, whitened_over_padding), checks.garbage_under_the_mask_changes_nothing),
     (with_credit(PPO, score_after_the_end), lessons.lifts_the_toy_reward),
     (with_loss(GRPO, ratio_to_the_reference), lessons.on_policy_ratio_is_one),

@@ -64,12 +64,26 @@ def test_the_baseline_of_least_variance():
     assert all(second_moment(0.635468 + change) > 1.469520 for change in (-0.01, 0.01))
 
 
-def test_the_baseline_of_least_variance_without_energy_is_the_mean():
+def test_the_others_baseline_of_least_variance():
+    """Others' energies alone: 1/4, 2/3 of 1, 1/2 and 1/4; beside a sample of 1e12 times their energy
+    too.
+    """
+    score_PG = jnp.array([[1.0, 0, 0, 1], [1.0, 0, 0, 1]])
+    energy_PG = jnp.array([[1.0, 2, 1, 1], [1e12, 2, 1, 1]])
+    found = np.asarray(advantages.leave_one_out_minimum_variance(score_PG, energy_PG))
+    np.testing.assert_allclose(found[0], [3 / 4, -2 / 3, -1 / 2, 3 / 4], rtol=1e-6)
+    np.testing.assert_allclose(found[1], [3 / 4, -1, -1, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["minimum_variance", "leave_one_out_minimum_variance"])
+def test_the_baseline_of_least_variance_without_energy_is_the_mean(name):
     """A policy that is certain has no gradient; a flat group has advantage 0 at any energy."""
     score_PG = jnp.array([[1.0, 0.0, 0.5], [0.1, 0.1, 0.1]])
     energy_PG = jnp.array([[0.0, 0.0, 0.0], [3.0, 1e-3, 40.0]])
-    found = advantages.minimum_variance(score_PG, energy_PG)
-    np.testing.assert_allclose(found, [[0.5, -0.5, 0.0], [0, 0, 0]], atol=1e-7)
+    found = getattr(advantages, name)(score_PG, energy_PG)
+    factor = 1.0 if name == "minimum_variance" else 3 / 2
+    np.testing.assert_allclose(found, factor * np.array([[0.5, -0.5, 0.0], [0, 0, 0]]), atol=1e-6)
+    np.testing.assert_array_equal(found[1], 0.0)
 
 
 def test_one_bad_of_eight():

@@ -49,14 +49,16 @@ UNCLIPPED = (
     Preset(
         "vcpo",
         "VCPO 2026, arXiv 2602.17616",
-        "its estimator with the baseline OPOB",
+        "its estimator, with the baseline OPOB of the group's others",
         "c = min(Π r of the completion, 8); A from the baseline of least variance, over the deviation",
-        "cap 8 of its recipe; the baseline by a proxy of each gradient's norm. Its step size is "
-        "rlhf.learning_rate_scale.rule=sqrt_ess, which a preset cannot set",
+        "cap 8 of its recipe; the norm of each gradient by a proxy. The paper's baseline holds the "
+        "sample itself, and a rare winner is then its own baseline: advantage.baseline="
+        "minimum_variance. Its step size is rlhf.learning_rate_scale.rule=sqrt_ess, which a preset "
+        "cannot set",
         Config(
             surrogate=Surrogate(level="sequence", flow="logprob", gate="none", cap=8.0),
             correction=BEHAVIOR,
-            advantage=Advantage(baseline="minimum_variance"),
+            advantage=Advantage(baseline="leave_one_out_minimum_variance"),
             aggregation="sequence",
         ),
     ),
