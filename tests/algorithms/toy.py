@@ -33,7 +33,8 @@ def table_logprobs(table_CV: Array, tokens_RC: Array) -> tuple[Array, Array]:
 def energies(table_CV: Array, tokens_RC: Array) -> Array:
     """1 − 2 p + Σ p² of each token, on-policy."""
     law_CV = jax.nn.softmax(table_CV / TEMPERATURE)
-    return 1 - 2 * law_CV[jnp.arange(LENGTH), tokens_RC] + jnp.sum(jnp.square(law_CV), axis=1)
+    chosen_RC = law_CV[jnp.arange(LENGTH)[None], tokens_RC]
+    return 1 - 2 * chosen_RC + jnp.sum(jnp.square(law_CV), axis=1)[None]
 
 
 def draw(table_CV: Array, key: Array) -> Samples:

@@ -2,6 +2,8 @@
 loop.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +75,27 @@ def test_the_others_baseline_of_least_variance():
     found = np.asarray(advantages.leave_one_out_minimum_variance(score_PG, energy_PG))
     np.testing.assert_allclose(found[0], [3 / 4, -2 / 3, -1 / 2, 3 / 4], rtol=1e-6)
     np.testing.assert_allclose(found[1], [3 / 4, -1, -1, 0], atol=1e-6)
+
+
+def test_the_others_baseline_is_unbiased_and_the_own_one_is_not():
+    """The expectation over all 27 groups of three words, against the gradient of the expected
+    reward in the logits.
+    """
+    law_V = np.array([0.5, 0.1, 0.4])
+    reward_V = np.array([0.2, 1.0, 0.0])
+    energy_V = 1 - 2 * law_V + (law_V**2).sum()
+    words_PG = np.array(list(itertools.product(range(3), repeat=3)))
+    slope_PGV = np.eye(3)[words_PG] - law_V
+    true_V = law_V * (reward_V - law_V @ reward_V)
+    for name, biased in (("leave_one_out_minimum_variance", False), ("minimum_variance", True)):
+        scores = [jnp.asarray(x[words_PG], jnp.float32) for x in (reward_V, energy_V)]
+        advantage_PG = np.asarray(getattr(advantages, name)(*scores))
+        expected_V = (
+            np.einsum("p,pg,pgv->v", law_V[words_PG].prod(1), advantage_PG, slope_PGV)
+            / words_PG.shape[1]
+        )
+        error = np.abs(expected_V - true_V).max() / np.abs(true_V).max()
+        assert error > 0.2 if biased else error < 1e-5, (name, error)
 
 
 @pytest.mark.parametrize("name", ["minimum_variance", "leave_one_out_minimum_variance"])
