@@ -224,9 +224,7 @@ def test_memory_is_checked_with_the_micro_batches_of_the_run(tmp_path, monkeypat
     config.rlhf.num_micro_batches = 4
     build.prepare(config)
     assert {name: placement.num_micro_batches for name, placement in checked.items()} == {
-        **dict.fromkeys(
-            ("generate", "reference", "proximal", "value", "gradient_energy", "reward"), 1
-        ),
+        **dict.fromkeys(("generate", "reference", "proximal", "value", "reward"), 1),
         **dict.fromkeys(("train_policy", "train_critic"), 4),
     }
 
