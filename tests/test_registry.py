@@ -34,9 +34,24 @@ def test_every_component_is_found(folder):
         assert registry.canonical(folder, path) == name
 
 
+def test_a_preset_is_a_component_under_a_name_of_its_own():
+    assert {"cispo", "gspo", "dppo_tv"} <= set(registry.presets("algorithms"))
+    assert not set(registry.presets("algorithms")) & set(registry.names("algorithms"))
+    assert not registry.presets("tasks")
+    for name in registry.presets("algorithms"):
+        config = registry.settings("algorithms", name)()
+        assert config == registry.settings("algorithms", name)()
+        assert registry.make("algorithms", name, config).name == name
+        for path in (name, f"{registry.PRESETS['algorithms']}:{name}"):
+            assert registry.canonical("algorithms", path) == name
+            assert registry.is_of_package("algorithms", path)
+
+
 @pytest.mark.parametrize("name", ["online_dop", "api", "__init__", "../stages/sft", ""])
 def test_a_wrong_name_lists_its_neighbours(name):
-    listed = ", ".join(registry.names("algorithms"))
+    listed = "; presets: ".join(
+        ", ".join(names("algorithms")) for names in (registry.names, registry.presets)
+    )
     with pytest.raises(
         ValueError, match=re.escape(f"no {name!r} in rlhf_jax/algorithms/; there are: {listed}")
     ):

@@ -96,7 +96,7 @@ class Config:
     # the mean over tokens: see the module
     aggregation: Literal["token", "sequence", "constant_length", "rows"] = "token"
     # α of A-3PO, (d - 1) / d for samples that are d updates old; 0: none
-    interpolation: Annotated[float, Bounds(least=0.0, below=1.0)] = 0.0
+    interpolation: Annotated[float, Bounds(least=0, below=1)] = 0.0
 
     def __post_init__(self) -> None:
         problem = self._problem()
@@ -194,6 +194,20 @@ def policy_gradient(config: Config, name: str = "policy_gradient") -> Algorithm:
             ratio=is_zero(config.advantage.shift),
         )
     )
+
+
+def check_interpolation(interpolation: float, *, stale: bool) -> None:
+    """Raises Refusal for an interpolation in a run whose samples are not stale.
+
+    Args:
+      interpolation: of the config.
+      stale: the run has a lag, or a schedule of versions.
+    """
+    if interpolation and not stale:
+        raise Refusal(
+            f"algorithm.interpolation is {interpolation} in a run without a lag; accepted: 0, or a "
+            "lag: (d - 1) / d for samples that are d updates old"
+        )
 
 
 def _advantages(

@@ -12,6 +12,7 @@ import jax
 
 from rlhf_jax import registry
 from rlhf_jax.algorithms.common.numbers import with_arguments
+from rlhf_jax.algorithms.policy_gradient import check_interpolation
 from rlhf_jax.config import Settings
 from rlhf_jax.face.prompts import SeekableTask, own
 from rlhf_jax.face.settings import filled, named, plain
@@ -267,6 +268,7 @@ def for_schedule(
     if not isinstance(correction, Correction):
         return algorithm
     resolved = resolve(correction, lag=lag, scheduled=scheduled, exact_sampler=exact_sampler)
+    check_interpolation(getattr(config, "interpolation", 0.0), stale=lag > 0 or scheduled)
     values = plain(config) | {"correction": plain(resolved)}
     return make_named(
         algorithm.component,

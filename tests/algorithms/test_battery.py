@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
+import jax
 import pytest
 
 from rlhf_jax import registry
@@ -15,6 +16,8 @@ from tests import components
 
 from . import checks, examples, lessons
 from .leave_one_out import leave_one_out
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 def algorithm_of(name: str, check: Callable[..., None] | None = None) -> Algorithm:
@@ -42,32 +45,42 @@ def _made(name: str, without_kl: bool) -> Algorithm:
 SUBJECTS = [*components.names("algorithms"), "leave_one_out"]
 PRESETS = [] if components.every_own() else registry.presets("algorithms")
 CHECKS = [*checks.ALL, *lessons.ALL]
-SLOW = {lessons.lifts_the_toy_reward}
-"""Checks that are slow for a preset: on-policy its loss is that of the algorithm it is made of."""
+SLOW = {checks.compiles, checks.prompts_may_be_permuted, lessons.lifts_the_toy_reward}
+"""Checks that are slow for presets and quick for the algorithm that they are made of: they ask about
+code that all presets share, and on-policy all of them have the same gradient.
+"""
 
 
-@pytest.mark.parametrize(
-    ("name", "check"),
-    [
-        pytest.param(
-            name,
-            check,
-            id=f"{name}-{check.__name__}",
-            marks=[pytest.mark.slow] if name in PRESETS and check in SLOW else [],
-        )
-        for name in (*SUBJECTS, *PRESETS)
-        for check in CHECKS
-    ],
-)
-def test_battery(name, check):
+def keeps(name: str, check: Callable[[Algorithm], None]) -> None:
+    """Raises AssertionError that names the algorithm and the promise which it does not keep."""
     algorithm = leave_one_out() if name == "leave_one_out" else algorithm_of(name, check)
     try:
         check(algorithm)
     except Exception as error:
-        promise = " ".join(check.__doc__.split())
+        promise = " ".join(str(check.__doc__).split())
         raise AssertionError(
             f"the algorithm {name} does not keep a promise of every algorithm: {promise}"
         ) from error
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_battery(name, check):
+    keeps(name, check)
+
+
+@pytest.mark.parametrize("check", [c for c in CHECKS if c not in SLOW], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets(name, check, monkeypatch):
+    """Gradients are not compiled: a program for every preset takes longer than its operations do."""
+    monkeypatch.setattr(examples, "_compiled", lambda loss: jax.value_and_grad(loss, has_aux=True))
+    keeps(name, check)
+
+
+@pytest.mark.parametrize("check", [c for c in CHECKS if c in SLOW], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_compiled(name, check):
+    keeps(name, check)
 
 
 def test_the_battery_has_rows_of_several_versions():

@@ -216,3 +216,10 @@ def test_other_arguments_that_are_not_accepted(task, tokenizer, model):
 def dataclasses_free(tokenizer):
     """The same tokenizer without a task."""
     return type(tokenizer)(tokenizer.symbols, tokenizer.separator, tokenizer.noun)
+
+
+def test_keys_of_a_nested_dataclass_are_changed_over_the_components_own_defaults():
+    cispo = rl.algorithm("cispo", surrogate={"cap": 4.0})
+    assert cispo.name == "cispo"
+    assert (cispo.config.surrogate.cap, cispo.config.surrogate.flow) == (4.0, "logprob")
+    assert rl.algorithm("rloo", correction={"cap": 3.0}).config.correction.level == "sequence"

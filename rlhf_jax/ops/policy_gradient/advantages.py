@@ -46,7 +46,7 @@ WHITENING_EPSILON = 1e-8  # added to the variance over tokens, as verl adds it
 
 @dataclass(frozen=True)
 class Advantage:
-    """How a score becomes an advantage: see the module."""
+    """Steps from a score to an advantage: see the module."""
 
     # subtracted from each score
     baseline: Literal[

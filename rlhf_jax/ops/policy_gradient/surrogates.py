@@ -40,12 +40,12 @@ On samples of the base itself (l = 0) c is 1 for every gate, with floor ≤ 1 �
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.config import Bounds, NonNegative
+from rlhf_jax.config import NonNegative
 from rlhf_jax.ops.corrections import MAX_LOG
 from rlhf_jax.ops.losses import clipped_surrogate
 from rlhf_jax.ops.masked import masked_count, masked_sum, select
@@ -106,8 +106,8 @@ class Surrogate:
     cap: NonNegative = 0.0  # largest coefficient of flow="logprob", or of the band; 0: none
     positive: Literal["same", "one"] = "same"  # "one": 1 for positive advantages
     # soft: (τ, not used); gamma: (k, λ); for positive advantages, and for the others
-    shape_positive: Annotated[tuple[float, float], Bounds(least=0.0)] = (1.0, 0.0)
-    shape_negative: Annotated[tuple[float, float], Bounds(least=0.0)] = (1.05, 0.0)
+    shape_positive: Pair = (1.0, 0.0)
+    shape_negative: Pair = (1.05, 0.0)
 
     def __post_init__(self) -> None:
         problem = self._problem()
