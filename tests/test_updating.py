@@ -178,6 +178,34 @@ def test_denominators(aggregation, expected):
     assert (float(count), count.dtype) == (expected, jnp.float32)
 
 
+@pytest.mark.parametrize(
+    ("aggregation", "expected"),
+    [("token", 4), ("sequence", 3), ("pair", 1.5), ("constant_length", 9)],
+)
+def test_rows_that_do_not_count_leave_the_denominator(aggregation, expected):
+    """The last row is left out; of nothing at all, one is counted."""
+    mask_RC = jnp.arange(3)[None] < jnp.array([3, 0, 1, 1])[:, None]
+    count = updating.denominator(mask_RC, aggregation, jnp.array([1.0, 1.0, 1.0, 0.0]))
+    assert float(count) == expected
+    assert float(updating.denominator(mask_RC, aggregation, jnp.zeros(4))) > 0
+
+
+@pytest.mark.parametrize("num_micro_batches", [1, 2])
+def test_an_update_divides_by_the_rows_that_count(num_micro_batches):
+    batch = tiny.make_batch(ROWS)
+    counted = batch.replace(counted_R=(jnp.arange(ROWS) % 2).astype(jnp.float32))
+    count = updating.denominator(batch.mask_RC, "token")
+    fewer = updating.denominator(batch.mask_RC, "token", counted.counted_R)
+    assert 0 < float(fewer) < float(count)
+    options = {"optimizer": SGD, "unit_rows": 2, "num_micro_batches": num_micro_batches}
+    step = jax.jit(
+        partial(updating.train_step, objective=linear_objective, aggregation="token", **options)
+    )
+    state = updating.init_state(jnp.zeros(V), SGD)
+    whole_V, counted_V = (step(state, rows)[0].params for rows in (batch, counted))
+    np.testing.assert_allclose(counted_V, whole_V * (count / fewer), rtol=1e-5)
+
+
 def test_a_batch_without_tokens_gives_zero_and_not_nan():
     batch = tiny.make_batch(ROWS)
     empty = batch.replace(mask_RC=jnp.zeros_like(batch.mask_RC))

@@ -46,7 +46,7 @@ BANDS = ("geometric", "product")
 class RowFilter:
     """Rows that keep their gradient: see the module."""
 
-    rows: Rows = "none"
+    rows: Rows = "none"  # the statistic of a completion that decides
     low: NonNegative = 0.0  # of geometric and product
     high: NonNegative = 0.0  # the other end of the band, or the largest value that is kept
     veto: NonNegative = 0.0  # fall of log π after which a row's tokens are left out; 0: none

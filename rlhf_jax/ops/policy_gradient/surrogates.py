@@ -97,7 +97,7 @@ class Surrogate:
     level: Literal["token", "sequence", "sequence_mean"] = "token"  # of the log ratio
     # where the gradient flows: through the ratio, or through log π with a constant coefficient
     flow: Literal["ratio", "logprob"] = "ratio"
-    gate: Gate = "clip"
+    gate: Gate = "clip"  # which ratios keep their gradient, or how they are damped
     # clip: 1 - low; log_clip and the gates on π - b and on the KL: bound below
     low: NonNegative = 0.2
     high: NonNegative = 0.2  # clip: 1 + high; the others: bound above
@@ -105,9 +105,8 @@ class Surrogate:
     floor: NonNegative = 0.0  # least coefficient of flow="logprob", or of the band
     cap: NonNegative = 0.0  # largest coefficient of flow="logprob", or of the band; 0: none
     positive: Literal["same", "one"] = "same"  # "one": 1 for positive advantages
-    # soft: (τ, not used); gamma: (k, λ); for positive advantages, and for the others
-    shape_positive: Pair = (1.0, 0.0)
-    shape_negative: Pair = (1.05, 0.0)
+    shape_positive: Pair = (1.0, 0.0)  # for positive advantages; soft: (τ, not used); gamma: (k, λ)
+    shape_negative: Pair = (1.05, 0.0)  # the same for the other advantages
 
     def __post_init__(self) -> None:
         problem = self._problem()
