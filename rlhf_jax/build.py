@@ -7,6 +7,7 @@ The pieces stand in `building/`: `nodes` makes configs, `validation` checks thei
 
 from rlhf_jax.building.components import (
     algorithm,
+    inert_clip,
     inexact_ratio,
     parts,
     planned_model,
@@ -47,6 +48,7 @@ __all__ = [
     "config_of",
     "default",
     "defaults",
+    "inert_clip",
     "inexact_ratio",
     "known_keys",
     "model",

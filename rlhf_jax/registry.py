@@ -2,6 +2,8 @@
 
     name                        the component
     rloo                        rlhf_jax/<folder>/rloo.py
+    gopo                        rlhf_jax/<folder>/<sub-folder>/gopo.py, of the sub-folders in `SUBFOLDERS`
+    cispo                       a preset: an entry of the module in `PRESETS`
     my_lab.rewards              the module, found as `import` finds it
     my_lab.rewards:brevity      what the module calls `brevity`; also my_lab.rewards.brevity
     rewards/mine.py             the file; its own folder is added to the end of `sys.path`
@@ -17,8 +19,8 @@ after the colon; of a whole module it is the first of these that the module has:
     stages       job                               (workspace, stages, algorithm) -> None
     records.trackers   make                        (directory, identity) -> Tracker: `records/trackers/api.py`
 
-The settings of a component are the dataclass that its entry takes as `config` by annotation, or
-else its module's `Config`.
+The settings of a component are its entry's `Config`, the dataclass that its entry takes as `config`
+by annotation, or else its module's `Config`.
 """
 
 import dataclasses
@@ -39,6 +41,12 @@ from rlhf_jax.refusal import Refusal, at_fault
 
 PACKAGE = "rlhf_jax"
 LAST_NAME = "<last name>"
+SUBFOLDERS = {"algorithms": ("controls",)}
+"""Folder -> its sub-folders whose files are components too. Names are unique in all of them."""
+PRESETS = {"algorithms": "rlhf_jax.algorithms.presets.table"}
+"""Folder -> the module whose `PRESETS` are settings of one of its components, each under a name of its
+own, and whose attributes of these names are entries.
+"""
 RENAMED = {("stages", "relabel"): "comparisons"}
 """(folder, old name) -> new name, for the error that names it."""
 ENTRIES = {
@@ -57,10 +65,26 @@ class NoSettings:
 
 
 def names(folder: str) -> list[str]:
-    """Names of the components in `rlhf_jax/<folder>/`; `api` and packages are not components."""
-    package = importlib.import_module(f"{PACKAGE}.{folder}")
-    modules = (module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg)
-    return sorted(name for name in modules if name != "api")
+    """Names of the components in `rlhf_jax/<folder>/` and its `SUBFOLDERS`; `api` and packages are
+    not components.
+    """
+    return sorted(_paths(folder))
+
+
+def presets(folder: str) -> list[str]:
+    """Names of the presets of a folder's components, in the order of their table."""
+    return list(importlib.import_module(PRESETS[folder]).PRESETS) if folder in PRESETS else []
+
+
+def _paths(folder: str) -> dict[str, str]:
+    """The dotted path of the module of each component, by the component's name."""
+    paths = {}
+    for part in ("", *(f".{name}" for name in SUBFOLDERS.get(folder, ()))):
+        package = importlib.import_module(f"{PACKAGE}.{folder}{part}")
+        for module in pkgutil.iter_modules(package.__path__):
+            if not module.ispkg and module.name != "api":
+                paths[module.name] = f"{package.__name__}.{module.name}"
+    return paths
 
 
 def find(folder: str, name: str) -> Any:
@@ -102,10 +126,12 @@ def located(folder: str, name: str) -> tuple[ModuleType, str]:
 
     Raises as `find`.
     """
-    known = names(folder)
-    short = name.removeprefix(f"{PACKAGE}.{folder}.")
-    if short in known:
-        return importlib.import_module(f"{PACKAGE}.{folder}.{short}"), ""
+    paths = _paths(folder)
+    short = next((key for key, path in paths.items() if name == path), name)
+    if short in paths:
+        return importlib.import_module(paths[short]), ""
+    if name in presets(folder):
+        return importlib.import_module(PRESETS[folder]), name
     if (folder, short) in RENAMED:
         raise Refusal(f"{name!r} in {PACKAGE}/{folder}/ is now called {RENAMED[folder, short]!r}")
     module_name, attribute = _parted(name)
@@ -118,9 +144,10 @@ def located(folder: str, name: str) -> tuple[ModuleType, str]:
     module = None if attribute else _module(above)
     if module is not None:
         return module, last
-    place = folder.replace(".", "/")
+    place, known = folder.replace(".", "/"), ", ".join(sorted(paths))
+    known += f"; presets: {', '.join(presets(folder))}" if presets(folder) else ""
     raise Refusal(
-        f"no {name!r} in {PACKAGE}/{place}/; there are: {', '.join(known)}; or name your own: a "
+        f"no {name!r} in {PACKAGE}/{place}/; there are: {known}; or name your own: a "
         "module that Python finds "
         "(my_lab.mine, my_lab.mine:NAME) or a file (PATH.py, PATH.py:NAME)"
     )
@@ -168,8 +195,10 @@ def settings(folder: str, name: str) -> type[Settings]:
     parameter = takes_settings(folder, maker)
     if parameter is None:
         return NoSettings
-    config = annotated(maker, parameter) or getattr(
-        sys.modules.get(maker.__module__), "Config", None
+    config = (
+        getattr(maker, "Config", None)
+        or annotated(maker, parameter)
+        or getattr(sys.modules.get(maker.__module__), "Config", None)
     )
     if config is None:
         return NoSettings
@@ -234,10 +263,12 @@ def canonical(folder: str, name: str) -> str:
 
     Raises as `entry`.
     """
-    module, _ = located(folder, name)
-    short = module.__name__.removeprefix(f"{PACKAGE}.{folder}.")
-    if short in names(folder):
-        return short
+    module, attribute = located(folder, name)
+    if module.__name__ == PRESETS.get(folder):
+        return attribute
+    for short, path in _paths(folder).items():
+        if module.__name__ == path:
+            return short
     maker = entry(folder, name)
     module_name = str(module.__file__) if "@" in module.__name__ else module.__name__
     keys = [key for key, value in vars(module).items() if value is maker]

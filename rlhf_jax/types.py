@@ -135,6 +135,8 @@ class Batch:
     staleness_RC: Array | None = (
         None  # float32, weight of a token's gradient: see `ops/corrections.py`
     )
+    # float32; a row with 0 has no gradient and no place in the denominator. None: every row counts
+    counted_R: Array | None = None
     sample_R: Array | None = None  # int32, the row of Samples that a row is made of
     figures: Mapping[str, Array] = struct.field(
         default_factory=dict
@@ -258,10 +260,10 @@ class Algorithm:
     `credit(samples, scores) -> Batch` carries no gradient and decides which rows are trained on;
     `losses[role](outputs, batch) -> (loss_sum, metrics)` is a *sum*, which the update divides once
     by the minibatch's denominator for `aggregation`: token (unmasked tokens), sequence (rows), pair
-    (rows / 2), constant_length (rows * C). `unit` is the number of rows, all of one prompt, that
-    are never separated. `group_baseline`, `ratio` and `pair` declare the properties that the
-    conformance battery tests: equal rewards give zero policy gradient; the ratio is 1 on-policy;
-    ties give zero.
+    (rows / 2), constant_length (rows * C). Rows that `Batch.counted_R` leaves out are in none of
+    them. `unit` is the number of rows, all of one prompt, that are never separated.
+    `group_baseline`, `ratio` and `pair` declare the properties that the conformance battery tests:
+    equal rewards give zero policy gradient; the ratio is 1 on-policy; ties give zero.
     """
 
     name: str

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 import pytest
 
 SLOW = {
+    "tests/algorithms/test_battery.py::test_presets_compiled[": (
+        "tests/algorithms/test_battery.py::test_battery[policy_gradient-compiles]"
+    ),
     "tests/devices/test_distributed.py::test_four_processes_train_as_one": (
         "tests/devices/test_distributed.py::test_two_processes_with_slices_and_threads_train_as_one"
     ),

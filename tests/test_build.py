@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax import build
+from configs import quickstart
+from rlhf_jax import build, registry
 from rlhf_jax.config import fill
+from rlhf_jax.ops.scalars import scalars_of_function
+from rlhf_jax.refusal import Refusal
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "configs"
@@ -155,6 +158,39 @@ def test_a_sampler_in_bfloat16_is_not_the_trainers_policy(changed):
     build.resolve_auto(values)
     assert "computes in bfloat16: ratios differ from 1" in build.inexact_ratio(values)
     assert build.inexact_ratio(values | {"algorithm": {"name": "online_dpo"}}) == ""
+
+
+def test_a_clip_of_completions_as_wide_as_one_of_tokens_is_said():
+    values = {"algorithm": build.component("algorithms", "gspo").to_dict()}
+    assert build.inert_clip(values) == ""
+    values["algorithm"]["surrogate"]["low"] = 0.2
+    assert "surrogate.low is 0.2 at level 'sequence_mean'" in build.inert_clip(values)
+    assert build.inert_clip({"algorithm": build.component("algorithms", "dapo").to_dict()}) == ""
+    assert build.inert_clip({"algorithm": build.component("algorithms", "ppo").to_dict()}) == ""
+
+
+def test_an_interpolation_needs_stale_samples():
+    config = build.default()
+    config.algorithm = build.component("algorithms", "a3po")
+    config.rlhf.lag = 2
+    build.resolve_auto(config.to_dict())
+    config.rlhf.lag = 0
+    with pytest.raises(Refusal, match=r"interpolation is 0\.5 in a run without a lag; accepted: 0"):
+        build.resolve_auto(config.to_dict())
+
+
+@pytest.mark.parametrize("name", registry.presets("algorithms"))
+def test_a_preset_is_a_choice_of_a_config_and_its_keys_are_overridden(name):
+    """The lag of the quickstart resolves what is left to "auto"."""
+    config = quickstart.get_config(f"algorithm={name}")
+    assert config.algorithm.name == name
+    assert config.directory == f"runs/quickstart_{name}"
+    config.algorithm.penalty.entropy = 0.125
+    values = config.to_dict()
+    build.resolve_auto(values)
+    made = build.algorithm(values["algorithm"])
+    assert made.name == name
+    assert scalars_of_function(made.losses["policy"])["penalty.entropy"] == 0.125
 
 
 def test_algorithms_without_a_correction_are_as_they_were():

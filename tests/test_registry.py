@@ -16,20 +16,42 @@ FOLDERS = ("algorithms", "rewards", "tasks", "models", "stages")
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_names_are_the_files_of_the_folder(folder):
-    files = {path.stem for path in (Path(registry.__file__).parent / folder).glob("*.py")}
-    assert set(registry.names(folder)) == files - {"api", "__init__"}
-    assert registry.names(folder) == sorted(registry.names(folder))
+    root = Path(registry.__file__).parent / folder
+    paths = [*root.glob("*.py")]
+    for name in registry.SUBFOLDERS.get(folder, ()):
+        paths += (root / name).glob("*.py")
+    files = [path.stem for path in paths if path.stem not in ("api", "__init__")]
+    assert registry.names(folder) == sorted(files), "a name of two files would hide one of them"
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_component_is_found(folder):
     for name in registry.names(folder):
-        assert registry.find(folder, name).__name__ == f"rlhf_jax.{folder}.{name}"
+        path = registry.find(folder, name).__name__
+        assert path.startswith(f"rlhf_jax.{folder}.")
+        assert path.endswith(f".{name}")
+        assert registry.find(folder, path) is registry.find(folder, name)
+        assert registry.canonical(folder, path) == name
+
+
+def test_a_preset_is_a_component_under_a_name_of_its_own():
+    assert {"cispo", "gspo", "dppo_tv"} <= set(registry.presets("algorithms"))
+    assert not set(registry.presets("algorithms")) & set(registry.names("algorithms"))
+    assert not registry.presets("tasks")
+    for name in registry.presets("algorithms"):
+        config = registry.settings("algorithms", name)()
+        assert config == registry.settings("algorithms", name)()
+        assert registry.make("algorithms", name, config).name == name
+        for path in (name, f"{registry.PRESETS['algorithms']}:{name}"):
+            assert registry.canonical("algorithms", path) == name
+            assert registry.is_of_package("algorithms", path)
 
 
 @pytest.mark.parametrize("name", ["online_dop", "api", "__init__", "../stages/sft", ""])
 def test_a_wrong_name_lists_its_neighbours(name):
-    listed = ", ".join(registry.names("algorithms"))
+    listed = "; presets: ".join(
+        ", ".join(names("algorithms")) for names in (registry.names, registry.presets)
+    )
     with pytest.raises(
         ValueError, match=re.escape(f"no {name!r} in rlhf_jax/algorithms/; there are: {listed}")
     ):

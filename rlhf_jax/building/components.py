@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from rlhf_jax import registry
 from rlhf_jax.algorithms.common.checked import checked as checked_losses
 from rlhf_jax.algorithms.common.numbers import with_arguments
+from rlhf_jax.algorithms.policy_gradient import check_interpolation
 from rlhf_jax.building.nodes import defaults, named
 from rlhf_jax.building.validation import check_task
 from rlhf_jax.config import Settings, fill
@@ -97,6 +98,12 @@ def resolve_auto(values: dict[str, Any]) -> None:
         exact_sampler=exact_sampler(values),
     )
     values["algorithm"]["correction"] = dataclasses.asdict(resolved)
+    check_interpolation(
+        values["algorithm"].get("interpolation", 0.0),
+        stale=bool(
+            schedule["lag"] or schedule["version_schedule"] or schedule["replay_schedule_of"]
+        ),
+    )
 
 
 def exact_sampler(values: dict[str, Any]) -> bool:
@@ -124,6 +131,26 @@ def inexact_ratio(values: dict[str, Any]) -> str:
         "differ from 1 before the "
         "first update, and those of long completions leave the clip; ratio_to=proximal takes them "
         "from the trainer's params"
+    )
+
+
+WIDE = 0.05
+"""Distance of a clip from 1 that the mean ratio of a completion hardly ever leaves."""
+
+
+def inert_clip(values: dict[str, Any]) -> str:
+    """A sentence about a clip of completions that is as wide as one of tokens; "" where there is
+    none.
+    """
+    surrogate = values["algorithm"].get("surrogate")
+    if not isinstance(surrogate, dict) or surrogate.get("gate") != "clip":
+        return ""
+    if surrogate["level"] != "sequence_mean" or surrogate["low"] < WIDE:
+        return ""
+    return (
+        f"algorithm.surrogate.low is {surrogate['low']} at level 'sequence_mean': the ratio of a "
+        "completion to the power of one over its length hardly ever leaves such a clip; GSPO has "
+        "0.0003 and 0.0004"
     )
 
 

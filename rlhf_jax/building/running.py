@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from rlhf_jax import registry
 from rlhf_jax.building.components import (
     algorithm,
+    inert_clip,
     inexact_ratio,
     parts_of_values,
     resolve_auto,
@@ -67,7 +68,7 @@ def checked(
     notices += supervised_memory.notices(shared, settings, run)
     if "rlhf" in run:
         notices += planning.check_memory(shared, settings, chosen)
-        notices += filter(None, [inexact_ratio(values)])
+        notices += filter(None, [inexact_ratio(values), inert_clip(values)])
     values["mesh"] = environment.mesh_on_each_host(shared.mesh.shape)
     facts = stored_config.facts_of(values, shared, settings, defaults)
     if shared.begin is not None:

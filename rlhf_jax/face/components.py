@@ -12,6 +12,7 @@ import jax
 
 from rlhf_jax import registry
 from rlhf_jax.algorithms.common.numbers import with_arguments
+from rlhf_jax.algorithms.policy_gradient import check_interpolation
 from rlhf_jax.config import Settings
 from rlhf_jax.face.prompts import SeekableTask, own
 from rlhf_jax.face.settings import filled, named, plain
@@ -232,6 +233,7 @@ def _credit(algorithm: Algorithm, credit: Credit) -> Credit:
             "reference": scores.reference_logprob_BC,
             "proximal": scores.proximal_logprob_BC,
             "value": scores.value_BC,
+            "gradient_energy": scores.extra.get("gradient_energy_BC"),
         }
         if missing := sorted(
             need for need in algorithm.needs if need in given and given[need] is None
@@ -266,6 +268,7 @@ def for_schedule(
     if not isinstance(correction, Correction):
         return algorithm
     resolved = resolve(correction, lag=lag, scheduled=scheduled, exact_sampler=exact_sampler)
+    check_interpolation(getattr(config, "interpolation", 0.0), stale=lag > 0 or scheduled)
     values = plain(config) | {"correction": plain(resolved)}
     return make_named(
         algorithm.component,

@@ -64,11 +64,24 @@ def filled(kind: type[C], config: object, changes: Mapping[str, object], where: 
     values = {} if config is None else plain(config)
     for key, value in changes.items():
         value = plain(value)
-        before = values.get(key)
+        before = values.get(key, _default(kind, key))
         values[key] = (
             before | value if isinstance(before, dict) and isinstance(value, dict) else value
         )
     return fill(kind, values, where)
+
+
+def _default(kind: type[Settings], key: str) -> object:
+    """The default of a field that is a dataclass, as nested dicts; None for any other field.
+
+    The defaults of a component may differ from those of the dataclass itself.
+    """
+    field = next((f for f in dataclasses.fields(kind) if f.name == key), None)
+    if field is None:
+        return None
+    if field.default_factory is not dataclasses.MISSING:
+        return plain(field.default_factory())
+    return None if field.default is dataclasses.MISSING else plain(field.default)
 
 
 def plain(value: object) -> Any:

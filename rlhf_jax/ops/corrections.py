@@ -3,7 +3,8 @@ policy drew.
 
 Three policies meet in an asynchronous round: the *behavior* that drew the tokens, the *proximal*
 one (the trainer's params at the start of the round), and the one being trained. With log ρ = log
-π_proximal − log π_behavior of a token (or summed over a completion, `level` "sequence"):
+π_proximal − log π_behavior of a token (or summed over a completion, `level` "sequence", or its mean
+over the completion's tokens, "sequence_mean"):
 
     ratio_to      correction      weight                         source
     behavior      none            1                              Schulman et al. 2017, arXiv 1707.06347: π / π_behavior
@@ -28,7 +29,7 @@ import chex
 import jax.numpy as jnp
 
 from rlhf_jax.config import NonNegative, Positive
-from rlhf_jax.ops.masked import masked_sum, select
+from rlhf_jax.ops.masked import masked_count, masked_sum, select
 from rlhf_jax.ops.scalars import with_values
 from rlhf_jax.ops.shapes import assert_shapes
 from rlhf_jax.refusal import Refusal
@@ -36,7 +37,7 @@ from rlhf_jax.types import Array
 
 RATIOS = ("auto", "behavior", "proximal")
 CORRECTIONS = {"behavior": ("none", "second_moment"), "proximal": ("none", "truncate", "mask")}
-LEVELS = ("token", "sequence")
+LEVELS = ("token", "sequence", "sequence_mean")
 MAX_LOG = 20.0  # e^20; a ratio beyond it is a token that one of two policies would never draw
 
 
@@ -50,7 +51,8 @@ class Correction:
     ratio_to: Literal["auto", "behavior", "proximal"] = "auto"
     # weight of a token that an older policy drew
     correction: Literal["auto", "none", "second_moment", "truncate", "mask"] = "auto"
-    level: Literal["token", "sequence"] = "token"  # one weight per token, or one per completion
+    # one weight per token, one per completion, or one of a completion's mean log ratio
+    level: Literal["token", "sequence", "sequence_mean"] = "token"
     cap: Positive = 2.0  # 2 to 8 are used with truncated importance sampling
     floor: NonNegative = 0.5  # of "mask"; IcePop's band is 0.5 to 5 in OpenRLHF
     second_moment: Positive = 0.04  # arXiv 2510.01161
@@ -126,21 +128,22 @@ def resolve(
 
 
 def log_staleness(proximal_BC: Array, behavior_BC: Array, mask_BC: Array, level: str) -> Array:
-    """log ρ of each token `[B, C]`, or its row's sum at every token of the row; 0 under the mask,
-    bounded by e^±20.
+    """log ρ of each token `[B, C]`, or its row's sum or mean at every token of the row; 0 under the
+    mask, bounded by e^±20.
 
     Args:
       proximal_BC: log-probabilities under the policy at the start of the round, nats.
       behavior_BC: those under the policy that sampled.
       mask_BC: True at tokens of the completion.
-      level: "token" or "sequence".
+      level: "token", "sequence" or "sequence_mean".
     """
     assert_shapes(proximal_BC=proximal_BC, behavior_BC=behavior_BC, mask_BC=mask_BC)
     log_BC = select(proximal_BC, mask_BC) - select(behavior_BC, mask_BC)
-    if level == "sequence":
-        log_BC = select(
-            jnp.broadcast_to(jnp.sum(log_BC, axis=1, keepdims=True), log_BC.shape), mask_BC
-        )
+    if level != "token":
+        row_B1 = jnp.sum(log_BC, axis=1, keepdims=True)
+        if level == "sequence_mean":
+            row_B1 /= jnp.maximum(masked_count(mask_BC, dim=1), 1.0)[:, None]
+        log_BC = select(jnp.broadcast_to(row_B1, log_BC.shape), mask_BC)
     return jnp.clip(log_BC, -MAX_LOG, MAX_LOG)
 
 

@@ -53,19 +53,34 @@ def random_logprobs(draw: np.random.Generator, mask: np.ndarray) -> Array:
 
 
 def random_scores(algorithm: Algorithm, samples: Samples, seed: int) -> Scores:
-    """Distinct scores, and of the rest only what the algorithm says it needs."""
+    """Distinct scores, and of the rest only what the algorithm says it needs.
+
+    Every second row is of the trainer's own policy: its proximal log-probabilities are those of the
+    behavior policy, so that no filter of stale rows leaves out all of them.
+    """
     draw = np.random.default_rng([seed, 1])
     mask_BC = np.asarray(samples.mask_BC)
     score_B = jnp.array(
         draw.permutation(mask_BC.shape[0]) + draw.uniform(-0.3, 0.3, mask_BC.shape[0]), jnp.float32
     )
+    reference_BC, moved_BC = (random_logprobs(draw, mask_BC) for _ in range(2))
+    is_fresh_B1 = np.arange(mask_BC.shape[0])[:, None] % 2 == 1
     extra = {
-        "reference": {"reference_logprob_BC": random_logprobs(draw, mask_BC)},
-        "proximal": {"proximal_logprob_BC": random_logprobs(draw, mask_BC)},
+        "reference": {"reference_logprob_BC": reference_BC},
+        "proximal": {
+            "proximal_logprob_BC": jnp.where(is_fresh_B1, samples.behavior_logprob_BC, moved_BC)
+        },
         "value": {
             "value_BC": jnp.array(
                 np.where(mask_BC, draw.normal(size=mask_BC.shape), 0), jnp.float32
             )
+        },
+        "gradient_energy": {
+            "extra": {
+                "gradient_energy_BC": jnp.array(
+                    np.where(mask_BC, draw.uniform(0.1, 1, mask_BC.shape), 0), jnp.float32
+                )
+            }
         },
     }
     needed = {

@@ -32,7 +32,11 @@ def every_token_is_trained(algorithm: Algorithm):
     """Every sampled token of a row that counts gets a gradient, the last one (an EOS, or the cut)
     among them.
     """
-    _, _, batch, outputs = example(algorithm)
+    samples, scores, _, _ = example(algorithm)
+    if scores.proximal_logprob_BC is not None:  # no row is stale
+        scores = replace(scores, proximal_logprob_BC=samples.behavior_logprob_BC)
+    batch = algorithm.credit(samples, scores)
+    outputs = random_outputs(batch, SEED)
     outputs = replace(outputs, logprob_RC=batch.behavior_logprob_RC)  # no ratio is clipped
     _, gradient = value_and_gradient(algorithm, "policy", outputs, batch)
     counts_R = (

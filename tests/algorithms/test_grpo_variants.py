@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.algorithms import best_of_group, dr_grpo, gopo, grpo
+from rlhf_jax.algorithms import dr_grpo, grpo
+from rlhf_jax.algorithms.controls import best_of_group, gopo
 from rlhf_jax.updating import denominator
 
 from . import naive

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.algorithms import constant_gain, dr_grpo, grpo, grpovi, matched_std
+from rlhf_jax.algorithms import dr_grpo, grpo, grpovi
+from rlhf_jax.algorithms.controls import constant_gain, matched_std
 
 from .examples import random_samples, random_scores, with_scores
 

@@ -185,7 +185,8 @@ def test_other_arguments_that_are_not_accepted(task, tokenizer, model):
     ):
         grpo.credit(samples, scores)
     with pytest.raises(
-        Refusal, match="params has 'refrence'; accepted: reference, proximal, value"
+        Refusal,
+        match="params has 'refrence'; accepted: reference, proximal, value, gradient_energy",
     ):
         rl.score(samples, reward, tokenizer, model=model, params={"refrence": state.params})
     with pytest.raises(Refusal, match="were given without their model"):
@@ -215,3 +216,10 @@ def test_other_arguments_that_are_not_accepted(task, tokenizer, model):
 def dataclasses_free(tokenizer):
     """The same tokenizer without a task."""
     return type(tokenizer)(tokenizer.symbols, tokenizer.separator, tokenizer.noun)
+
+
+def test_keys_of_a_nested_dataclass_are_changed_over_the_components_own_defaults():
+    cispo = rl.algorithm("cispo", surrogate={"cap": 4.0})
+    assert cispo.name == "cispo"
+    assert (cispo.config.surrogate.cap, cispo.config.surrogate.flow) == (4.0, "logprob")
+    assert rl.algorithm("rloo", correction={"cap": 3.0}).config.correction.level == "sequence"

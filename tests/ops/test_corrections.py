@@ -36,7 +36,8 @@ def naive_weights(correction: Correction, proximal_BC, behavior_BC) -> np.ndarra
     for row, length in enumerate(LENGTHS):
         log = [float(proximal_BC[row, t]) - float(behavior_BC[row, t]) for t in range(length)]
         for t in range(length):
-            ratio = np.exp(log[t] if correction.level == "token" else sum(log))
+            of_level = {"token": log[t], "sequence": sum(log), "sequence_mean": sum(log) / length}
+            ratio = np.exp(of_level[correction.level])
             if correction.correction == "truncate":
                 weight_BC[row, t] = min(ratio, correction.cap)
             elif correction.correction == "mask":
@@ -79,7 +80,7 @@ def test_weights_of_rows_of_several_versions_are_unbiased():
 @pytest.mark.parametrize("kind", ["none", "truncate", "mask"])
 def test_weights_are_the_float64_loop(kind, level):
     correction = Correction("proximal", kind, level, cap=1.5, floor=0.6)
-    proximal_BC, behavior_BC = two_laws(0.3)
+    proximal_BC, behavior_BC = two_laws(1.2 if level == "sequence_mean" else 0.3)
     found_BC, expected_BC = (
         f(correction, proximal_BC, behavior_BC) for f in (weights, naive_weights)
     )

@@ -74,11 +74,10 @@ def corrected_batch(
     )
 
 
-def log_ratio(outputs: Outputs, batch: Batch, correction: Correction) -> Array:
-    """log π − log of what the ratio is taken to, `[R, C]`; 0 under the mask.
+def base_logprob(batch: Batch, correction: Correction) -> Array:
+    """Log-probabilities of the policy that the ratio is taken to, `[R, C]`; 0 under the mask.
 
     Args:
-      outputs: log-probabilities `[R, C]`, nats.
       batch: R rows.
       correction: resolved, without "auto".
     """
@@ -88,7 +87,18 @@ def log_ratio(outputs: Outputs, batch: Batch, correction: Correction) -> Array:
         else batch.proximal_logprob_RC
     )
     assert base_RC is not None
-    return select(outputs.logprob_RC, batch.mask_RC) - select(base_RC, batch.mask_RC)
+    return select(base_RC, batch.mask_RC)
+
+
+def log_ratio(outputs: Outputs, batch: Batch, correction: Correction) -> Array:
+    """log π − log of what the ratio is taken to, `[R, C]`; 0 under the mask.
+
+    Args:
+      outputs: log-probabilities `[R, C]`, nats.
+      batch: R rows.
+      correction: resolved, without "auto".
+    """
+    return select(outputs.logprob_RC, batch.mask_RC) - base_logprob(batch, correction)
 
 
 def token_surrogate(

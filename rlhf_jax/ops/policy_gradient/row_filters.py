@@ -12,11 +12,17 @@ With l = log π − log b of a token (b the policy that drew it), T the tokens o
     one_sided    not (A < 0 and mean of −l > high)        DeepSeek-V3.2, arXiv 2512.02556, §3.1
 
 `veto` is of tokens: in a row with A < 0 every token after the first one with l < −veto, and that one,
-loses its gradient (μ-GRPO, arXiv 2605.17570). What is left out keeps its place in the denominator of
-the loss.
+loses its gradient (μ-GRPO, arXiv 2605.17570).
+
+π is the policy that is trained (`policy="current"`), or the trainer's at the start of the round
+("proximal"): the second filter is a constant of the round. What these filters leave out keeps its
+place in the denominator of the loss.
+
+Two more filters ask for nothing but the samples, and take a row out of the denominator as well:
+`flat="leave_out"` the groups whose scores are all equal (DAPO, arXiv 2503.14476, §3.2), and
+`truncated="leave_out"` the completions without an EOS (the same, §3.4).
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +32,7 @@ import jax.numpy as jnp
 from rlhf_jax.config import NonNegative
 from rlhf_jax.ops.corrections import MAX_LOG
 from rlhf_jax.ops.masked import masked_max, masked_mean, masked_sum, select
+from rlhf_jax.ops.scalars import is_zero
 from rlhf_jax.ops.shapes import assert_shapes
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
@@ -39,10 +46,23 @@ BANDS = ("geometric", "product")
 class RowFilter:
     """Rows that keep their gradient: see the module."""
 
-    rows: Rows = "none"
+    rows: Rows = "none"  # the statistic of a completion that decides
     low: NonNegative = 0.0  # of geometric and product
     high: NonNegative = 0.0  # the other end of the band, or the largest value that is kept
     veto: NonNegative = 0.0  # fall of log π after which a row's tokens are left out; 0: none
+    policy: Literal["current", "proximal"] = "current"  # whose log π the filter reads
+    flat: Literal["keep", "leave_out"] = "keep"  # groups whose scores are all equal
+    truncated: Literal["keep", "leave_out"] = "keep"  # completions without an EOS
+
+    @property
+    def reads(self) -> Literal["none", "current", "proximal"]:
+        """The policy whose log π decides on rows or tokens; "none" where nothing does."""
+        return "none" if self.rows == "none" and is_zero(self.veto) else self.policy
+
+    @property
+    def counts(self) -> bool:
+        """True where rows may leave the denominator."""
+        return "leave_out" in (self.flat, self.truncated)
 
     def __post_init__(self) -> None:
         if self.rows not in KINDS:
@@ -59,6 +79,11 @@ class RowFilter:
             )
         if self.rows not in ("none", *BANDS) and not self.high:
             raise Refusal(f"filter.high is 0 with rows {self.rows!r}; accepted: above 0")
+        if self.rows == "none" and self.high:
+            raise Refusal(
+                f"filter.high is {self.high} with rows 'none'; accepted: 0, or rows of "
+                f"{', '.join(KINDS[1:])}"
+            )
 
 
 def kept_tokens(
@@ -77,7 +102,7 @@ def kept_tokens(
     log_RC = jnp.clip(log_RC, -MAX_LOG, MAX_LOG)
     negative_R = masked_mean(advantage_RC, mask_RC, dim=1) < 0
     kept_RC = mask_RC & _kept_rows(config, log_RC, negative_R, mask_RC)[:, None]
-    if not config.veto:
+    if is_zero(config.veto):
         return kept_RC
     fallen_RC = jnp.cumsum(mask_RC & (log_RC < -config.veto), axis=1) > 0
     return kept_RC & ~(fallen_RC & negative_R[:, None])
@@ -88,8 +113,8 @@ def _kept_rows(config: RowFilter, log_RC: Array, negative_R: Array, mask_RC: Arr
     if config.rows in BANDS:
         reduce = masked_mean if config.rows == "geometric" else masked_sum
         level_R = reduce(log_RC, mask_RC, dim=1)
-        low = math.log(config.low) if config.low else -math.inf
-        return (level_R >= low) & (level_R <= math.log(config.high))
+        kept_R = level_R <= jnp.log(config.high)
+        return kept_R if is_zero(config.low) else kept_R & (level_R >= jnp.log(config.low))
     if config.rows == "k3_mean":
         return masked_mean(jnp.expm1(log_RC) - log_RC, mask_RC, dim=1) <= config.high
     if config.rows == "largest":

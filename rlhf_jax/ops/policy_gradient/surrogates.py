@@ -19,6 +19,7 @@ the coefficient of a token, before floor and cap, is
                       π − b < −low
     binary_kl         the same with KL(Bernoulli(b) ‖ Bernoulli(π)) above  DPPO
                       high or low, and π on that side of b
+    variation_band    r where −low ≤ π − b ≤ high, for either sign of A    prime-rl, its loss "ipo"
     soft              4 σ (1 − σ) r, σ = sigmoid(τ (r − 1)), τ by sign     SAPO, arXiv 2511.20347
     log_clip          exp(mean of l, clipped on the side of A's sign),     GMPO, arXiv 2507.20673
                       where l < high (A > 0), l > −low (A < 0)
@@ -39,25 +40,37 @@ On samples of the base itself (l = 0) c is 1 for every gate, with floor ≤ 1 �
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.config import Bounds, NonNegative
+from rlhf_jax.config import NonNegative
 from rlhf_jax.ops.corrections import MAX_LOG
 from rlhf_jax.ops.losses import clipped_surrogate
 from rlhf_jax.ops.masked import masked_count, masked_sum, select
+from rlhf_jax.ops.scalars import is_zero
 from rlhf_jax.ops.shapes import assert_shapes
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
 
-Gate = Literal["none", "clip", "band", "total_variation", "binary_kl", "soft", "log_clip", "gamma"]
+Gate = Literal[
+    "none",
+    "clip",
+    "band",
+    "total_variation",
+    "variation_band",
+    "binary_kl",
+    "soft",
+    "log_clip",
+    "gamma",
+]
 FLOWS: dict[Gate, tuple[str, ...]] = {
     "none": ("ratio", "logprob"),
     "clip": ("ratio",),
     "band": ("ratio", "logprob"),
     "total_variation": ("ratio", "logprob"),
+    "variation_band": ("ratio", "logprob"),
     "binary_kl": ("ratio", "logprob"),
     "soft": ("ratio",),
     "log_clip": ("ratio",),
@@ -66,6 +79,7 @@ FLOWS: dict[Gate, tuple[str, ...]] = {
 """The flows of each gate. The value of clip, soft and log_clip is their objective."""
 LEVELS: dict[Gate, tuple[str, ...]] = {
     "total_variation": ("token",),
+    "variation_band": ("token",),
     "binary_kl": ("token",),
     "log_clip": ("token",),
     "gamma": ("sequence",),
@@ -83,16 +97,16 @@ class Surrogate:
     level: Literal["token", "sequence", "sequence_mean"] = "token"  # of the log ratio
     # where the gradient flows: through the ratio, or through log π with a constant coefficient
     flow: Literal["ratio", "logprob"] = "ratio"
-    gate: Gate = "clip"
-    low: NonNegative = 0.2  # clip: 1 - low; total_variation, binary_kl, log_clip: bound below
-    high: NonNegative = 0.2  # clip: 1 + high; total_variation, binary_kl, log_clip: bound above
+    gate: Gate = "clip"  # which ratios keep their gradient, or how they are damped
+    # clip: 1 - low; log_clip and the gates on π - b and on the KL: bound below
+    low: NonNegative = 0.2
+    high: NonNegative = 0.2  # clip: 1 + high; the others: bound above
     far: NonNegative = 0.0  # largest ratio with a gradient where the advantage is negative; 0: none
     floor: NonNegative = 0.0  # least coefficient of flow="logprob", or of the band
     cap: NonNegative = 0.0  # largest coefficient of flow="logprob", or of the band; 0: none
     positive: Literal["same", "one"] = "same"  # "one": 1 for positive advantages
-    # soft: (τ, not used); gamma: (k, λ); for positive advantages, and for the others
-    shape_positive: Annotated[tuple[float, float], Bounds(least=0.0)] = (1.0, 0.0)
-    shape_negative: Annotated[tuple[float, float], Bounds(least=0.0)] = (1.05, 0.0)
+    shape_positive: Pair = (1.0, 0.0)  # for positive advantages; soft: (τ, not used); gamma: (k, λ)
+    shape_negative: Pair = (1.05, 0.0)  # the same for the other advantages
 
     def __post_init__(self) -> None:
         problem = self._problem()
@@ -200,7 +214,7 @@ def _kept(config: Surrogate, at: _Tokens) -> Array:
         beyond = (positive & (at.ratio >= 1 + config.high)) | (
             negative & (at.ratio <= 1 - config.low)
         )
-        return ~beyond if not config.far else ~(beyond | (negative & (at.ratio > config.far)))
+        return ~beyond if is_zero(config.far) else ~(beyond | (negative & (at.ratio > config.far)))
     if config.gate == "log_clip":
         return ~((positive & (at.log >= config.high)) | (negative & (at.log <= -config.low)))
     if config.gate == "band":
@@ -208,6 +222,8 @@ def _kept(config: Surrogate, at: _Tokens) -> Array:
     moved = jnp.exp(at.logprob) - jnp.exp(at.base)
     if config.gate == "total_variation":
         return ~((positive & (moved > config.high)) | (negative & (moved < -config.low)))
+    if config.gate == "variation_band":
+        return (moved >= -config.low) & (moved <= config.high)
     if config.gate == "binary_kl":
         distance = binary_kl(at.logprob, at.base)
         above, below = (distance > config.high) & (moved > 0), (distance > config.low) & (moved < 0)
@@ -243,7 +259,7 @@ def _coefficient(config: Surrogate, at: _Tokens) -> Array:
     else:
         free = at.ratio
     if config.flow == "logprob" and config.gate != "band":
-        free = jnp.clip(free, config.floor, config.cap or math.inf)
+        free = jnp.clip(free, config.floor, math.inf if is_zero(config.cap) else config.cap)
     kept = select(free, _kept(config, at))
     return jnp.where(at.advantage > 0, 1.0, kept) if config.positive == "one" else kept
 
@@ -257,7 +273,7 @@ def _through_ratio(config: Surrogate, at: _Tokens) -> Array:
     """ℓ of each token where the gradient flows through the ratio."""
     if config.gate == "clip":
         loss, _ = clipped_surrogate(at.log, at.advantage, config.low, config.high)
-        if not config.far:
+        if is_zero(config.far):
             return loss
         return jnp.where(at.advantage < 0, jnp.minimum(loss, -config.far * at.advantage), loss)
     if config.gate == "soft":

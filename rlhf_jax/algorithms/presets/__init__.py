@@ -1,0 +1,1 @@
+"""Published losses as settings of one algorithm, `policy_gradient`."""
