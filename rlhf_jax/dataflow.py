@@ -120,6 +120,7 @@ SCORES = {
     "reference": Score("reference", "reference_logprob_BC", scoring.sample_logprobs),
     "proximal": Score("policy", "proximal_logprob_BC", scoring.sample_logprobs),
     "value": Score("critic", "value_BC", scoring.sample_values),
+    "gradient_energy": Score("policy", "gradient_energy_BC", scoring.sample_gradient_energy),
     REWARD: Score(
         "reward", "reward_B", raw_reward, when=lambda algorithm, learned_reward: learned_reward
     ),

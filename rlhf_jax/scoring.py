@@ -15,7 +15,8 @@ from rlhf_jax.models.common.head import split_head
 from rlhf_jax.models.common.layout import current
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.logprobs import chunked_token_logprobs
-from rlhf_jax.ops.masked import positions_from_mask
+from rlhf_jax.ops.masked import positions_from_mask, select
+from rlhf_jax.ops.policy_gradient.row_weights import row_ratio
 from rlhf_jax.ops.sharded_logprobs import sharded_token_logprobs
 from rlhf_jax.types import Array, Outputs, Params, Samples, Scores
 
@@ -176,6 +177,41 @@ def sample_logprobs(params: Params, samples: Samples, *, model: Model) -> Array:
         rows_per_prompt=samples.samples_per_prompt,
     )
     return outputs.logprob_RC
+
+
+def sample_gradient_energy(params: Params, samples: Samples, *, model: Model) -> Array:
+    """Energy of each token in the gradient of its completion, float32 `[B, C]`; 0 under the mask.
+
+    With p the distribution that the token a is drawn from, and w = π / π_behavior of the whole
+    completion:
+
+        w² (1 − 2 p_a + Σ_v p_v²) = w² ‖∂ log p_a / ∂z‖²        z the logits over the temperature
+
+    Summed over a completion it stands for the squared norm of the gradient of w log π in the params
+    (VCPO, arXiv 2602.17616; the proxy is that of verl's optimal_token_baseline).
+
+    Args:
+      params: of the policy.
+      samples: B rows; the logits are divided by their temperature.
+      model: of the policy.
+    """
+    columns = (samples.prompt_tokens_BQ, samples.prompt_mask_BQ, samples.tokens_BC, samples.mask_BC)
+    hidden_BCD = completion_hidden(params, *columns, model, samples.samples_per_prompt)
+    hidden_ND = hidden_BCD.reshape(-1, hidden_BCD.shape[-1])
+    tokens_N = samples.tokens_BC.reshape(-1)
+
+    def logprobs(temperature: Array) -> Array:
+        logprob_N, _ = _token_logprobs(hidden_ND, params, tokens_N, temperature, model, MAX_LOGITS)
+        return logprob_N.reshape(samples.tokens_BC.shape)
+
+    logprob_BC, mask_BC = logprobs(samples.temperature), samples.mask_BC
+    # At half of the temperature log p_a is 2 z_a − log Σ exp(2 z), and so Σ p² = exp(2 log p_a −
+    # that). No array of the vocabulary is needed.
+    squares_BC = jnp.exp(2 * logprob_BC - logprobs(samples.temperature / 2))
+    energy_BC = 1 - 2 * jnp.exp(logprob_BC) + squares_BC
+    weight_B = row_ratio(logprob_BC, samples.behavior_logprob_BC, mask_BC)
+    # Rounding may make the energy of a certain token negative.
+    return select(jnp.square(weight_B)[:, None] * jnp.maximum(energy_BC, 0.0), mask_BC)
 
 
 def critic_outputs(

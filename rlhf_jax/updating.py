@@ -16,6 +16,7 @@ from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.adapters import Rest, join
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.once import once
+from rlhf_jax.ops.policy_gradient.learning_rate_scale import ROW_SHARE, Scale
 from rlhf_jax.ops.scalars import Scalars, at, is_zero, scalars_of_function, scaled, through
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.scoring import critic_outputs, policy_outputs
@@ -23,6 +24,7 @@ from rlhf_jax.types import (
     Aggregation,
     Array,
     Batch,
+    EffectiveShare,
     Max,
     Mean,
     Metric,
@@ -311,18 +313,22 @@ def summed_gradients(
 
 
 def step_scalars(
-    objective: Callable[..., object], optimizer: optax.GradientTransformation
+    objective: Callable[..., object],
+    optimizer: optax.GradientTransformation,
+    scale: Scale | None = None,
 ) -> dict[str, dict[str, float]]:
     """The numbers of an update that a compiled `train_step` takes as its argument `scalars`.
 
     Args:
       objective: of the update, or the loss that it is made of.
       optimizer: of the update.
+      scale: of the update.
     """
-    return {
+    scalars = {
         "objective": scalars_of_function(objective),
         "optimizer": scalars_of_function(optimizer.update),
     }
+    return scalars if scale is None else scalars | {"scale": scalars_of_function(scale)}
 
 
 def on_rest(objective: Objective[RowsT], rest: Rest) -> Objective[RowsT]:
@@ -348,6 +354,7 @@ def train_step(
     aggregation: Aggregation,
     unit_rows: int = 1,
     num_micro_batches: int = 1,
+    scale: Scale | None = None,
 ) -> tuple[TrainState, dict[str, Metric]]:
     """One update of a role on one minibatch.
 
@@ -360,9 +367,11 @@ def train_step(
       objective: gives the loss *summed* over rows.
       aggregation: names the minibatch's denominator, by which the sum is divided once, whatever
         `num_micro_batches` is.
+      scale: gives a factor of the update from the metric `row_ess_share` of the whole minibatch,
+        which the objective has: see `with_row_share`. None: updates are not scaled.
 
     Returns: the state at version step + 1, and metrics: the objective's, and loss, grad_norm,
-    update_norm.
+    update_norm; with `scale` also learning_rate_scale.
     """
     objective = at(objective, scalars.get("objective", {}))
     update = at(optimizer.update, scalars.get("optimizer", {}))
@@ -372,9 +381,15 @@ def train_step(
     count = denominator(batch.mask_RC, aggregation, getattr(batch, "counted_R", None))
     grads = jax.tree.map(lambda g: g / count, grads)
     updates, opt_state = update(grads, state.opt_state, state.params)
+    one, extra = jnp.float32(1.0), {}
+    if scale is not None:
+        weights = metrics[ROW_SHARE]
+        assert isinstance(weights, EffectiveShare)
+        factor = at(scale, scalars.get("scale", {}))(weights)
+        updates = jax.tree.map(lambda u: (factor * u).astype(u.dtype), updates)
+        extra["learning_rate_scale"] = Mean(factor, one)
     params = optax.apply_updates(state.params, updates)
-    one = jnp.float32(1.0)
-    extra = {
+    extra |= {
         "loss": Mean(loss_sum, count),
         "grad_norm": Mean(optax.tree.norm(grads), one),
         "update_norm": Mean(optax.tree.norm(updates), one),

@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from rlhf_jax import scoring
+from rlhf_jax.types import Samples
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,44 @@ def test_outputs_are_those_of_the_tempered_law(outputs_of):
     np.testing.assert_allclose(
         outputs.entropy_RC, np.where(mask_RC, -(law * np.log(law)).sum(-1), 0), atol=1e-4
     )
+
+
+def test_gradient_energies_are_squared_norms_of_gradients():
+    """The sum over a completion is the squared norm of the gradient of w Σ log p in all of its
+    logits over the temperature, w = π / π_behavior of the completion; 0 under the mask, whatever
+    is there.
+    """
+    batch, model = tiny.make_batch(3), tiny.make_model()
+    params = tiny.make_params(model)
+    rows = (batch.prompt_tokens_RQ, batch.prompt_mask_RQ, batch.tokens_RC, batch.mask_RC)
+    hidden = jax.jit(partial(scoring.completion_hidden, model=model))(params, *rows)
+    logits_RCV = model.head(params, hidden) / batch.temperature
+
+    def weighted(z_CV, tokens_C, mask_C, weight):
+        logprob_C = jnp.take_along_axis(jax.nn.log_softmax(z_CV), tokens_C[:, None], 1)[:, 0]
+        return weight * jnp.sum(jnp.where(mask_C, logprob_C, 0.0)), logprob_C
+
+    def norms(logits_RCV, weight_R):
+        gradient = jax.vmap(jax.grad(weighted, has_aux=True))
+        gradient_RCV, logprob_RC = gradient(logits_RCV, batch.tokens_RC, batch.mask_RC, weight_R)
+        return jnp.sum(jnp.square(gradient_RCV), (1, 2)), logprob_RC
+
+    _, logprob_RC = norms(logits_RCV, jnp.ones(3))
+    change_RC = jnp.where(batch.mask_RC, jnp.cos(jnp.arange(logprob_RC.size)).reshape(3, -1), 0.0)
+    expected_R, _ = norms(logits_RCV, jnp.exp(change_RC.sum(1)))
+    samples = Samples(
+        *rows,
+        behavior_logprob_BC=jnp.where(batch.mask_RC, logprob_RC - change_RC, jnp.nan),
+        finished_B=jnp.ones(3, bool),
+        ordinal_B=jnp.arange(3),
+        sample_index_B=jnp.zeros(3, jnp.int32),
+        version_BC=jnp.zeros_like(batch.tokens_RC),
+        temperature=batch.temperature,
+        samples_per_prompt=1,
+    )
+    energy_BC = jax.jit(partial(scoring.sample_gradient_energy, model=model))(params, samples)
+    np.testing.assert_allclose(energy_BC.sum(1), expected_R, rtol=1e-4)
+    assert not np.any(np.asarray(energy_BC)[~np.asarray(batch.mask_RC)])
 
 
 def test_what_is_under_the_mask_changes_nothing(outputs_of):

@@ -16,7 +16,12 @@ from rlhf_jax import micro_batches, scoring, updating
 from rlhf_jax.devices import sharding
 from rlhf_jax.ops.losses import cross_entropy_sum
 from rlhf_jax.ops.masked import masked_count, masked_sum
-from rlhf_jax.types import Max, Mean
+from rlhf_jax.ops.policy_gradient.learning_rate_scale import (
+    LearningRateScale,
+    scale_of,
+    with_row_share,
+)
+from rlhf_jax.types import Max, Mean, Outputs
 
 ROWS = 8
 SGD = optax.sgd(1.0)
@@ -410,3 +415,72 @@ def test_decay_on_matrices_leaves_norms_biases_and_embeddings_alone():
             assert not np.asarray(moved["matrices"][name]).any(), name
     with pytest.raises(ValueError, match="decay_on is 'norms'; accepted: all, matrices"):
         updating.make_optimizer(updating.OptimizerConfig(decay_on="norms"), 4)
+
+
+def table_loss(outputs, batch):
+    """Log-likelihood; its outputs are entries of a table, see `scaled_step`."""
+    return cross_entropy_sum(outputs.logprob_RC, batch.mask_RC), {}
+
+
+def scaled_step(rule: str, factor: float = 1.0, mesh_shape=None, num_micro_batches: int = 1):
+    """Two updates of a table of log-probabilities, with decay of weights and clipped gradients, at a
+    learning rate times `factor`: the params after each, and the metrics.
+    """
+    loss = with_row_share(table_loss) if rule != "none" else table_loss
+
+    def objective(params, batch):
+        return loss(Outputs(params[batch.tokens_RC]), batch)
+
+    config = updating.OptimizerConfig(
+        learning_rate=0.3 * factor, schedule="constant", weight_decay=0.1, max_grad_norm=0.5
+    )
+    optimizer, scale = updating.make_optimizer(config, 1), scale_of(LearningRateScale(rule, 0.9))
+    step = jax.jit(
+        partial(
+            updating.train_step,
+            objective=objective,
+            optimizer=optimizer,
+            aggregation="sequence",
+            unit_rows=2,
+            num_micro_batches=num_micro_batches,
+            scale=scale,
+        )
+    )
+    state = updating.init_state(-jnp.arange(1.0, V + 1) / V, optimizer)
+    batch = tiny.make_batch(ROWS)
+    if mesh_shape is not None:
+        mesh = tiny.make_mesh(mesh_shape)
+        batch = jax.device_put(batch, sharding.row_shardings(batch, mesh))
+        state = jax.device_put(state, sharding.replicated(mesh))
+    scalars = updating.step_scalars(objective, optimizer, scale)
+    first, metrics = step(state, batch, scalars)
+    return np.asarray(first.params), {name: m.value() for name, m in metrics.items()}
+
+
+@pytest.mark.parametrize("rule", ["sqrt_ess", "linear_ess"])
+def test_an_update_is_scaled_as_a_smaller_learning_rate_would(rule):
+    """The factor is that of the rows' ratios; the update, decay of weights included, is that of the
+    learning rate times it. Parts of a minibatch and devices give the factor of the whole.
+    """
+    batch, table_V = tiny.make_batch(ROWS), -np.arange(1.0, V + 1) / V
+    change_RC = table_V[np.asarray(batch.tokens_RC)] - np.asarray(batch.behavior_logprob_RC)
+    weight_R = np.exp(np.where(batch.mask_RC, change_RC, 0).sum(1))
+    share = weight_R.sum() ** 2 / (ROWS * (weight_R**2).sum())
+    factor = share / 0.9 if rule == "linear_ess" else np.sqrt(share / 0.9)
+    assert 0.1 < factor < 0.9
+    expected, plain = scaled_step("none", factor)
+    assert not {"row_ess_share", "learning_rate_scale"} & plain.keys()
+    for options in ({}, {"num_micro_batches": 4}, {"mesh_shape": (2, 4, 1)}):
+        params, metrics = scaled_step(rule, **options)
+        np.testing.assert_allclose(params, expected, rtol=1e-5)
+        np.testing.assert_allclose(metrics["row_ess_share"], share, rtol=1e-5)
+        np.testing.assert_allclose(metrics["learning_rate_scale"], factor, rtol=1e-5)
+        np.testing.assert_allclose(metrics["update_norm"], plain["update_norm"], rtol=1e-5)
+
+
+def test_a_share_that_is_only_reported_scales_nothing():
+    """Bitwise the params of an update without it."""
+    params, metrics = scaled_step("report")
+    np.testing.assert_array_equal(params, scaled_step("none")[0])
+    assert metrics["learning_rate_scale"] == 1.0
+    assert 0.0 < metrics["row_ess_share"] < 0.9

@@ -178,6 +178,7 @@ def policy_gradient(config: Config, name: str = "policy_gradient") -> Algorithm:
         return jnp.sum(loss_RC), {**metrics, **drift_metrics(outputs, batch)}
 
     extra = ("reference",) if penalized else ()
+    extra += ("gradient_energy",) if config.advantage.reads_energy else ()
     return check_shapes(
         Algorithm(
             name=name,
@@ -223,7 +224,13 @@ def _advantages(
     if penalty_BC is not None and kind == "k1_in_score":
         # The first column of a row is never masked.
         score_PG = score_PG - weight * penalty_BC[:, 0].reshape(score_PG.shape)
-    advantage_B = group_advantages(config.advantage, score_PG).reshape(-1)
+    energy_PG = None
+    if config.advantage.reads_energy:
+        energy_B = masked_sum(scores.extra["gradient_energy_BC"], mask_BC, dim=1)
+        if config.aggregation == "sequence":  # the gradient of a row is divided by its tokens
+            energy_B /= jnp.square(jnp.maximum(masked_count(mask_BC, dim=1), 1.0))
+        energy_PG = energy_B.reshape(score_PG.shape)
+    advantage_B = group_advantages(config.advantage, score_PG, energy_PG).reshape(-1)
     advantage_BC = select(jnp.broadcast_to(advantage_B[:, None], mask_BC.shape), mask_BC)
     if penalty_BC is not None and kind == "k1_in_return":
         advantage_BC -= weight * penalty_BC
@@ -287,6 +294,12 @@ def _surrogate(
         select(outputs.logprob_RC, mask_RC) - base_RC, mask_RC, config.surrogate.level
     )
     metrics |= ratio_metrics(jnp.exp(log_RC), weight_RC, cut_RC, mask_RC)
+    for sign, signed_RC in (
+        ("positive", batch.advantage_RC > 0),
+        ("negative", batch.advantage_RC < 0),
+    ):
+        among_RC = mask_RC & signed_RC
+        metrics[f"cut_share_{sign}"] = Mean(masked_count(cut_RC & among_RC), masked_count(among_RC))
     metrics["coefficient"] = Mean(
         masked_sum(weight_RC * coefficient_RC, mask_RC), masked_count(mask_RC)
     )

@@ -201,7 +201,9 @@ def score(
       tokenizer: that the samples were encoded with.
       model: of the policy, where `params` are given.
       params: by need: "reference" and "proximal" give log-probabilities `[B, C]` of the sampled
-        tokens under params of the policy, "value" gives values `[B, C]` under params of a critic.
+        tokens under params of the policy, "value" gives values `[B, C]` under params of a critic,
+        and "gradient_energy" the energies `[B, C]` of `scoring.sample_gradient_energy` under params
+        of the policy.
       prompts: the text of each prompt, `[P]`; None: the reward's task gives it by the ordinal.
       **settings: keys of `scoring.Config`, the rule for a completion without an EOS.
 
@@ -237,11 +239,13 @@ def score(
         for term in reward.terms
     )
     scores = compiled.scorer(units, reward.is_plain, config)(raw, samples.finished_B)
+    energy_BC = by_call.get("gradient_energy")
     return dataclasses.replace(
         scores,
         reference_logprob_BC=by_call.get("reference"),
         proximal_logprob_BC=by_call.get("proximal"),
         value_BC=by_call.get("value"),
+        extra={} if energy_BC is None else {"gradient_energy_BC": energy_BC},
     )
 
 
@@ -361,7 +365,7 @@ def _by_call(
     samples: Samples, model: Model | None, params: Mapping[str, Params], tokenizer: Tokenizer
 ) -> dict[str, Array]:
     """Log-probabilities and values `[B, C]` of samples by need. Raises as `score`."""
-    needs = ("reference", "proximal", "value")
+    needs = ("reference", "proximal", "value", "gradient_energy")
     if unknown := sorted(params.keys() - set(needs)):
         raise Refusal(f"params has {', '.join(map(repr, unknown))}; accepted: {', '.join(needs)}")
     if not params:

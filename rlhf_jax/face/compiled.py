@@ -64,6 +64,8 @@ def sampler(
 def forward(need: str, model: Model) -> Callable[[Params, Samples], Array]:
     if need == "value":
         return jax.jit(partial(scoring.sample_values, model=value_head.make(model)))
+    if need == "gradient_energy":
+        return jax.jit(partial(scoring.sample_gradient_energy, model=model))
     return jax.jit(partial(scoring.sample_logprobs, model=model))
 
 

@@ -233,6 +233,7 @@ def _credit(algorithm: Algorithm, credit: Credit) -> Credit:
             "reference": scores.reference_logprob_BC,
             "proximal": scores.proximal_logprob_BC,
             "value": scores.value_BC,
+            "gradient_energy": scores.extra.get("gradient_energy_BC"),
         }
         if missing := sorted(
             need for need in algorithm.needs if need in given and given[need] is None

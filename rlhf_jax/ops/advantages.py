@@ -7,6 +7,8 @@ mean):
     centered         r_i − r̄                              Liu et al. 2025, arXiv 2503.20783 (Dr. GRPO)
     standardized     (r_i − r̄) / (s + ε)                  Shao et al. 2024, arXiv 2402.03300, §4.1.2 (GRPO)
     bessel           the same with √(G / (G − 1)) s       as TRL, verl and torch's std compute the deviation
+    minimum_variance r_i − Σ e_j r_j / Σ e_j              VCPO, arXiv 2602.17616: e_i the squared norm of w ∇ log π, w a ratio
+    leave_one_out_minimum_variance                        the same with the sums over j ≠ i
     rank             2 − 4 (rank_i − 1) / (G − 1)         GOPO, arXiv 2602.03876: from the best; equal scores share a rank
     best_of_group    1[i best] − share of the best        the best of equals share 1
     gae              A_t = Σ_l (γλ)^l δ_{t+l},  δ_t = r_t + γ V_{t+1} − V_t    Schulman et al. 2016, arXiv 1506.02438, eq. 16
@@ -43,6 +45,50 @@ def centered(score_PG: Array) -> Array:
     """Score less the group's mean, `[P, G]`."""
     above_PG = from_first(score_PG)
     return above_PG - jnp.mean(above_PG, axis=1, keepdims=True)
+
+
+def minimum_variance(score_PG: Array, energy_PG: Array) -> Array:
+    """Score less the constant of the group for which the mean of e (r − b)² is least, `[P, G]`.
+
+    A sample is a part of its own baseline: a rare sample has much energy, and where it alone is
+    good its advantage is small. A group without any energy has its mean in place of b.
+
+    Args:
+      score_PG: scores of P groups.
+      energy_PG: e ≥ 0, the squared norm of each sample's weighted gradient, in any unit.
+
+    Example: scores (1, 0, 0, 1) with energies (16, 1/4, 9, 1/8) have b = 0.635468.
+    """
+    return _above_weighted_mean(score_PG, energy_PG, jnp.ones((1, score_PG.shape[1]), bool))
+
+
+def leave_one_out_minimum_variance(score_PG: Array, energy_PG: Array) -> Array:
+    """Score less the same constant of the group's other samples, `[P, G]`; G ≥ 2.
+
+    The baseline does not depend on the sample, so that the gradient is unbiased.
+
+    Args:
+      score_PG: scores of P groups.
+      energy_PG: as in `minimum_variance`.
+
+    Example: scores (1, 0, 0, 1) with energies (1, 2, 1, 1): 1 − 1/4, −2/3, −1/2, 1 − 1/4.
+    """
+    return _above_weighted_mean(score_PG, energy_PG, ~jnp.eye(score_PG.shape[1], dtype=bool))
+
+
+def _above_weighted_mean(score_PG: Array, energy_PG: Array, counted_gG: Array) -> Array:
+    """Scores less the mean of those that count, weighted by energy: of each sample, or of all."""
+    assert_shapes(score_PG=score_PG, energy_PG=energy_PG)
+    above_PG = from_first(score_PG)
+    # A difference of sums over all would lose the others beside a sample of far more energy.
+    weight_PgG = jnp.where(counted_gG, energy_PG[:, None, :], 0.0)
+    total_Pg1 = jnp.sum(weight_PgG, axis=2, keepdims=True)
+    share_PgG = jnp.where(
+        total_Pg1 > 0,
+        weight_PgG / jnp.where(total_Pg1 > 0, total_Pg1, 1.0),
+        counted_gG / jnp.sum(counted_gG, axis=1, keepdims=True),
+    )
+    return above_PG - jnp.sum(share_PgG * above_PG[:, None, :], axis=2)
 
 
 def deviation(score_PG: Array) -> Array:

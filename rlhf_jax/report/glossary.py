@@ -103,6 +103,24 @@ NOTES = {
     "denominator.",
     "logprob_change": "Mean change of a token's log-probability since it was sampled.",
     "logprob_change_max": "The largest such change.",
+    "sampler_trainer_logprob_diff_mean": "Mean difference of a token's log-probability between the "
+    "sampler that drew it and the trainer at the start of the round, without sign.",
+    "sampler_trainer_logprob_diff_max": "The largest such difference.",
+    "staleness_ess_share_token": "Effective share of the round's tokens, weighted by the trainer's "
+    "probability over the sampler's.",
+    "staleness_ess_share_row": "The same of whole completions: it falls with their length, and may "
+    "be small where that of tokens is near 1.",
+    "row_ess_share": "Effective share of an update's completions, weighted by the trained policy's "
+    "probability over the sampler's.",
+    "learning_rate_scale": "Factor of the update by the effective share of its completions.",
+    "cut_share_positive": "Share of tokens with a positive advantage whose coefficient a gate or a "
+    "bound holds apart from the ratio.",
+    "cut_share_negative": "The same of tokens with a negative advantage.",
+    "residual": "Mean distance of a completion's scaled log ratio from its advantage: what the "
+    "squares of OAPL and PMD make small.",
+    "log_ratio": "Mean log of the trained policy's probability of a completion over that of the "
+    "base, in nats.",
+    "advantage_magnitude": "Mean advantage of a completion, without sign.",
     "chosen_logprob": "Log-probability of the better completion of a pair.",
     "rejected_logprob": "Log-probability of the worse completion of a pair.",
     "behavior_kl_k1": "Estimate (k1) of the sampling policy's KL to the SFT policy on the rows "

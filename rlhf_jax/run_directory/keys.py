@@ -104,6 +104,7 @@ _OF_CLASS: dict[Class, str] = {
         algorithm.name algorithm.advantage algorithm.aggregation algorithm.beta algorithm.clip algorithm.clip_high
         algorithm.clip_low algorithm.gae_lambda algorithm.gamma algorithm.gain algorithm.high algorithm.low algorithm.kl_weight
         algorithm.ties algorithm.value_clip algorithm.weights
+        algorithm.base algorithm.baseline algorithm.baseline_temperature algorithm.temperature algorithm.length
         algorithm.correction.ratio_to algorithm.correction.correction algorithm.correction.level algorithm.correction.cap
         algorithm.correction.floor algorithm.correction.second_moment
         algorithm.surrogate.level algorithm.surrogate.flow algorithm.surrogate.gate algorithm.surrogate.low
@@ -123,6 +124,7 @@ _OF_CLASS: dict[Class, str] = {
         rlhf.sync_every rlhf.staged rlhf.buffer_rounds rlhf.buffer_draw
         rlhf.version_schedule rlhf.engine rlhf.weights rlhf.num_slots rlhf.segment_steps rlhf.tau rlhf.rebuild_every
         rlhf.publish_dtype rlhf.temperature rlhf.share_prompts rlhf.scoring.missing_eos_score rlhf.scoring.replace_missing_eos
+        rlhf.learning_rate_scale.rule rlhf.learning_rate_scale.base
     """,
 }
 CLASSES: dict[str, Class] = {key: kind for kind, keys in _OF_CLASS.items() for key in keys.split()}

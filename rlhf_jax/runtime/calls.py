@@ -15,6 +15,7 @@ from rlhf_jax.dataflow import SCORES, Call
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.micro_batches import map_micro_batches
 from rlhf_jax.ops.once import bound
+from rlhf_jax.ops.policy_gradient.learning_rate_scale import scale_of, with_row_share
 from rlhf_jax.ops.scalars import Scalars
 from rlhf_jax.runtime.spec import ProgramSpec
 from rlhf_jax.types import Array, Batch, Metrics, Params, Samples, TrainState
@@ -77,9 +78,11 @@ def update(
     """
     _, optimizer = spec.trained[call.role]
     mesh, algorithm = spec.resolved_plan.mesh(call.name), spec.algorithm
-    objective = OBJECTIVES[call.role](
-        algorithm.losses[call.role], spec.model_of(call), spec.block_rows
-    )
+    loss, scale = algorithm.losses[call.role], None
+    if call.role == "policy":
+        scale = scale_of(spec.learning_rate_scale)
+        loss = loss if scale is None else with_row_share(loss)
+    objective = OBJECTIVES[call.role](loss, spec.model_of(call), spec.block_rows)
     step = bound(
         train_step,
         objective=objective,
@@ -87,12 +90,13 @@ def update(
         aggregation=algorithm.aggregation if call.role == "policy" else "token",
         unit_rows=spec.block_rows,
         num_micro_batches=spec.resolved_plan.micro_batches(call.name),
+        scale=scale,
     )
     shardings = (state_shardings, sharding.replicated(mesh))
     run = distributed.compiled(
         sharding.keeping_rows(step, mesh), donate_argnums=0, out_shardings=shardings
     )
-    return CompiledCall(call, mesh, run, step_scalars(objective, optimizer))
+    return CompiledCall(call, mesh, run, step_scalars(objective, optimizer, scale))
 
 
 def params_shardings(spec: ProgramSpec, call: Call, params: Params) -> Params:

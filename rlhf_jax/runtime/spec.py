@@ -15,6 +15,7 @@ from rlhf_jax.devices.placement import ResolvedPlan
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import adapters
 from rlhf_jax.models.common.value_head import ValueModel
+from rlhf_jax.ops.policy_gradient.learning_rate_scale import LearningRateScale
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards.api import LEARNED, ModelReward, Term
 from rlhf_jax.sampling import Config as SamplingConfig
@@ -119,6 +120,8 @@ class ProgramSpec:
     frozen: Mapping[str, FrozenRole] = field(default_factory=dict)
     # The adapters of trained roles, whose params have them; none: all params are trained.
     lora: adapters.Config = field(default_factory=adapters.Config)
+    # Of the policy's updates.
+    learning_rate_scale: LearningRateScale = field(default_factory=LearningRateScale)
 
     @property
     def calls(self) -> tuple[Call, ...]:

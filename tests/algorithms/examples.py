@@ -75,6 +75,13 @@ def random_scores(algorithm: Algorithm, samples: Samples, seed: int) -> Scores:
                 np.where(mask_BC, draw.normal(size=mask_BC.shape), 0), jnp.float32
             )
         },
+        "gradient_energy": {
+            "extra": {
+                "gradient_energy_BC": jnp.array(
+                    np.where(mask_BC, draw.uniform(0.1, 1, mask_BC.shape), 0), jnp.float32
+                )
+            }
+        },
     }
     needed = {
         name: array for need in sorted(algorithm.needs) for name, array in extra[need].items()

@@ -79,18 +79,21 @@ def declared(name: str) -> tuple[str, ...]:
 CASES = [(name, number) for name in components.names("algorithms") for number in declared(name)]
 
 
-def made(name: str, correction: str, **numbers: float) -> Algorithm:
-    """The algorithm with values of its numbers, and with the correction that uses one of them.
+def made(name: str, setting: str, **numbers: float) -> Algorithm:
+    """The algorithm with values of its numbers, and with the correction or the pieces that use one
+    of them.
 
     Args:
       name: of the algorithm.
-      correction: a key of `CORRECTIONS` or of `PIECES`, or "" for the algorithm's own settings.
+      setting: as `setting_of` gives it.
     """
-    config = PIECES.get(correction, registry.settings("algorithms", name)())
-    if correction in CORRECTIONS:
-        ratio_to, by = CORRECTIONS[correction]
+    config = registry.settings("algorithms", name)()
+    if setting in CORRECTIONS:
+        ratio_to, by = CORRECTIONS[setting]
         level = "sequence" if name == "rloo" else "token"
         config = replace(config, correction=Correction(ratio_to, by, level))  # type: ignore[arg-type]
+    if name == "policy_gradient":
+        config = PIECES.get(setting, config)
     config = with_values(config, numbers)
     return with_arguments(registry.make("algorithms", name, config), name, config)
 
@@ -99,13 +102,14 @@ def two_values(number: str) -> tuple[float, float]:
     return VALUES.get(number, (0.3, 0.4))
 
 
-def correction_of(number: str) -> str:
-    return number if number in CORRECTIONS or number in PIECES else ""
+def setting_of(name: str, number: str) -> str:
+    """A number that has settings of its own; "" for one that the algorithm's own settings use."""
+    return number if name == "policy_gradient" or number in CORRECTIONS else ""
 
 
-def first_values(name: str, correction: str) -> dict[str, float]:
-    """The first of the two values of each number that is used beside a correction."""
-    numbers = [number for number in declared(name) if correction_of(number) in ("", correction)]
+def first_values(name: str, setting: str) -> dict[str, float]:
+    """The first of the two values of each number that is used beside a setting."""
+    numbers = [number for number in declared(name) if setting_of(name, number) in ("", setting)]
     return {number: two_values(number)[0] for number in numbers}
 
 
@@ -147,9 +151,9 @@ def parts_of(algorithm: Algorithm) -> dict[str, Part]:
 
 
 @cache
-def programs(name: str, correction: str):
+def programs(name: str, setting: str):
     """Parts of the algorithm at its first values, the text of each program, and the program."""
-    parts = parts_of(made(name, correction, **first_values(name, correction)))
+    parts = parts_of(made(name, setting, **first_values(name, setting)))
     lowered = {part: made_part.lowered() for part, made_part in parts.items()}
     texts = {part: lowering.as_text() for part, lowering in lowered.items()}
     return parts, texts, {part: lowering.compile() for part, lowering in lowered.items()}
@@ -158,10 +162,10 @@ def programs(name: str, correction: str):
 @pytest.mark.parametrize(("name", "number"), CASES)
 def test_two_values_have_the_same_programs_and_other_results(name, number):
     """A number that is a constant somewhere, or is not used, fails."""
-    correction = correction_of(number)
-    parts, texts, compiled = programs(name, correction)
-    values = first_values(name, correction) | {number: two_values(number)[1]}
-    others = parts_of(made(name, correction, **values))
+    setting = setting_of(name, number)
+    parts, texts, compiled = programs(name, setting)
+    values = first_values(name, setting) | {number: two_values(number)[1]}
+    others = parts_of(made(name, setting, **values))
     assert all(number in part.numbers for part in others.values())
     assert {name: part.lowered().as_text() for name, part in others.items()} == texts
     # The programs are the same, so the first ones give the results at either value.
@@ -175,12 +179,12 @@ def test_two_values_have_the_same_programs_and_other_results(name, number):
     assert any(not np.array_equal(x, y) for x, y in pairs), f"{number} changes nothing"
 
 
-USED = sorted({(name, correction_of(number)) for name, number in CASES})
+USED = sorted({(name, setting_of(name, number)) for name, number in CASES})
 
 
-@pytest.mark.parametrize(("name", "correction"), USED)
-def test_numbers_as_arguments_are_the_numbers_as_constants(name, correction):
-    parts, _, compiled = programs(name, correction)
+@pytest.mark.parametrize(("name", "setting"), USED)
+def test_numbers_as_arguments_are_the_numbers_as_constants(name, setting):
+    parts, _, compiled = programs(name, setting)
     for key, part in parts.items():
         results = compiled[key](part.numbers, *part.arguments)
         constants = jax.jit(part.constant)(*part.arguments)

@@ -276,6 +276,42 @@ def test_a_filter_reads_the_policy_that_it_names() -> None:
         np.testing.assert_array_equal(np.asarray(gradient).any(axis=1), np.array(kept, bool))
 
 
+@pytest.mark.parametrize("aggregation", ["token", "sequence"])
+def test_a_baseline_of_least_variance_reads_the_energies(aggregation) -> None:
+    """Energies (16, 1/4, 9, 1/8) of the rows' gradients, spread over their tokens: b = 0.635468. A
+    mean over tokens divides each gradient by its tokens; garbage under the mask is not read.
+    """
+    mask = RAGGED
+    config = Config(
+        advantage=Advantage("minimum_variance", power=0.0),
+        correction=BEHAVIOR,
+        aggregation=aggregation,
+    )
+    algorithm = policy_gradient(config)
+    assert algorithm.needs == {"gradient_energy"}
+    score_B, energy_B = np.array([1.0, 0, 0, 1]), np.array([16.0, 0.25, 9, 0.125])
+    if aggregation == "sequence":
+        energy_B *= mask.sum(1) ** 2
+    spread = np.where(mask, (energy_B / mask.sum(1))[:, None], np.nan)
+    scores = Scores(*[jnp.array(score_B)] * 3, extra={"gradient_energy_BC": jnp.array(spread)})
+    batch = algorithm.credit(samples_of(mask, np.where(mask, -1.0, 0.0), 4), scores)
+    assert batch.advantage_RC is not None
+    np.testing.assert_allclose(batch.advantage_RC[:, 0], score_B - 0.635468, atol=1e-6)
+
+
+def test_shares_that_are_cut_are_counted_by_sign() -> None:
+    """A clip at 0.8 and 1.2 cuts 1.24 and 2.5 of the four tokens of the first row, and 0.25 of the
+    three of the second.
+    """
+    samples, scores = samples_of(case.MASK, case.BEHAVIOR), Scores(*[jnp.array([1.0, -0.5])] * 3)
+    algorithm = policy_gradient(Config(advantage=GIVEN, correction=BEHAVIOR))
+    batch = algorithm.credit(samples, scores)
+    outputs = Outputs(jnp.array(case.POLICY), jnp.zeros(case.MASK.shape))
+    _, metrics = algorithm.losses["policy"](outputs, batch)
+    assert metrics["cut_share_positive"].value() == 2 / 4
+    np.testing.assert_allclose(metrics["cut_share_negative"].value(), 1 / 3, rtol=1e-6)
+
+
 REFUSED = [
     (lambda: Correction("behavior", "truncate"), r"correction is 'truncate' with ratio_to 'behavior'; accepted: auto, none"),
     (lambda: Correction("behavior", "mask"), r"correction.correction is 'mask' with ratio_to 'behavior'"),

@@ -122,6 +122,7 @@ COEFFICIENTS: dict[str, Callable[[Row], np.ndarray | float]] = {
     "reinforce": lambda row: 1.0,
     "reinforce_is": lambda row: min(row.ratio.prod(), 2),
     "topr": lambda row: np.where(row.up, 1.0, min(row.ratio.prod(), 1)),
+    "vcpo": lambda row: min(row.ratio.prod(), 8),
     "asymre": lambda row: 1.0,
     "cispo": lambda row: np.minimum(row.ratio, 5),
     "m2po": lambda row: row.ratio,
@@ -157,7 +158,7 @@ PENALTIES: dict[str, Callable[[Row], np.ndarray]] = {
 }
 """Derivatives of what is added to the surrogate."""
 ROW_SUMS = ("reinforce", "reinforce_is", "topr", "asymre")
-ROW_MEANS = ("gspo", "gspo_token", "gmpo", "sapo", "deepseek_v32")
+ROW_MEANS = ("vcpo", "gspo", "gspo_token", "gmpo", "sapo", "deepseek_v32")
 CENTERED = (*ROW_SUMS, "dppo_tv", "dppo_kl", "prime_rl", "prime_rl_ipo", "deepseek_v32")
 """Advantages that are not divided by the deviation."""
 
@@ -183,6 +184,21 @@ def draw(seed: int):
     return mask, score, logs
 
 
+def energy_of(behavior: np.ndarray) -> np.ndarray:
+    """Some energy of each token, for the baseline of least variance."""
+    return np.exp(2 * behavior)
+
+
+def above_others(grouped: np.ndarray, energies: list[np.ndarray]) -> np.ndarray:
+    """Scores less the mean of the group's others, weighted by the squared norms of row means."""
+    weight = np.array([e.sum() / len(e) ** 2 for e in energies]).reshape(grouped.shape)
+    above = np.zeros(grouped.shape)
+    for p, i in np.ndindex(grouped.shape):
+        others = [j for j in range(grouped.shape[1]) if j != i]
+        above[p, i] = grouped[p, i] - np.average(grouped[p, others], weights=weight[p, others])
+    return above
+
+
 def expected(name: str, seed: int) -> tuple[np.ndarray, list[Row], np.ndarray]:
     """The gradient `[R, C]`, the rows, and the coefficient of each token."""
     mask, score, logs = draw(seed)
@@ -192,6 +208,8 @@ def expected(name: str, seed: int) -> tuple[np.ndarray, list[Row], np.ndarray]:
     if name == "reinforce_pp_baseline":
         grouped = grouped - 0.01 * np.array([row.sum() for row in kl]).reshape(P, G)
     above = grouped - grouped.mean(axis=1, keepdims=True)
+    if name == "vcpo":
+        above = above_others(grouped, [energy_of(row[1]) for row in tokens])
     if name not in (*CENTERED, "reinforce_pp_baseline"):
         above = above / (grouped.std(axis=1, keepdims=True) + 1e-6)
     advantage = [a * np.ones(len(row[0])) for a, row in zip(above.reshape(-1), tokens, strict=True)]
@@ -227,6 +245,7 @@ def public(algorithm: Algorithm, seed: int, logprob=None):
         *(jnp.asarray(score),) * 3,
         reference_logprob_BC=jnp.asarray(reference),
         proximal_logprob_BC=jnp.asarray(proximal),
+        extra={"gradient_energy_BC": jnp.asarray(energy_of(behavior))},
     )
     return divided(
         algorithm, samples_of(mask, behavior, G), scores, policy if logprob is None else logprob
@@ -263,9 +282,11 @@ def test_the_loss_has_that_gradient_by_finite_differences(name) -> None:
     loss, gradient = public(algorithm, 1)
     if surrogate.flow == "logprob":
         _, rows, coefficients = expected(name, 1)
-        count = {"rows": P * G, "constant_length": mask.size}.get(settings.aggregation, mask.sum())
+        counts = {"rows": P * G, "sequence": P * G, "constant_length": mask.size}
+        count = counts.get(settings.aggregation, mask.sum())
         value = -sum(
             float(np.sum(row.advantage * coefficients[r, mask[r]] * row.policy))
+            / (mask[r].sum() if settings.aggregation == "sequence" else 1)
             for r, row in enumerate(rows)
         )
         assert float(loss) == pytest.approx(value / count, rel=1e-6)

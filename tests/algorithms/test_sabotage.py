@@ -20,6 +20,7 @@ PAIRS, GROUPS = online_dpo(Config()), leave_one_out()
 GRPO, PPO, COPG = (
     algorithm_of(name, lessons.WITHOUT_KL[0]) for name in ("grpo", "ppo", "copg")
 )  # KL weight 0
+PMD = algorithm_of("pmd")
 
 
 def with_credit(algorithm: Algorithm, change) -> Algorithm:
@@ -183,6 +184,16 @@ def contrast_of_the_whole_minibatch(loss, outputs, batch):
     return -jnp.sum(batch.score_R * (logprob_R - jnp.mean(logprob_R))), loss(outputs, batch)[1]
 
 
+def square_of_the_padded_row(loss, outputs, batch):
+    log_RC = (outputs.logprob_RC - batch.behavior_logprob_RC) * batch.mask_RC.astype(jnp.float32)
+    return jnp.sum(jnp.square(log_RC.sum(1) - batch.advantage_RC[:, 0])), loss(outputs, batch)[1]
+
+
+def length_of_the_minibatch(loss, outputs, batch):
+    loss_sum, metrics = loss(outputs, batch)
+    return loss_sum / jnp.sum(batch.mask_RC), metrics
+
+
 def looks_at_a_value(batch, samples, scores):
     return batch if float(scores.score_B[0]) > -100 else None
 
@@ -253,6 +264,14 @@ CASES = [
     (with_loss(COPG, contrast_without_baseline), lessons.equal_rewards_give_no_gradient),
     (with_loss(COPG, unmasked_contrast), checks.garbage_under_the_mask_changes_nothing),
     (with_loss(COPG, contrast_of_the_whole_minibatch), checks.micro_batches_add_up),
+    (with_loss(PMD, wrong_sign), lessons.a_better_score_raises_its_log_probability),
+    (with_loss(PMD, wrong_sign), lessons.lifts_the_toy_reward),
+    (with_loss(PMD, off_by_one), lessons.every_token_is_trained),
+    (with_loss(PMD, eos_outside_the_loss), lessons.every_token_is_trained),
+    (with_loss(PMD, no_mask), checks.garbage_under_the_mask_changes_nothing),
+    (with_loss(PMD, square_of_the_padded_row), checks.garbage_under_the_mask_changes_nothing),
+    (with_loss(PMD, length_of_the_minibatch), checks.micro_batches_add_up),
+    (groups_of_other_prompts(PMD), checks.prompts_may_be_permuted),
     (with_credit(PPO, whitened_over_padding), checks.garbage_under_the_mask_changes_nothing),
     (with_credit(PPO, score_after_the_end), lessons.lifts_the_toy_reward),
     (with_loss(GRPO, ratio_to_the_reference), lessons.on_policy_ratio_is_one),

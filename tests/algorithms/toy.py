@@ -30,6 +30,13 @@ def table_logprobs(table_CV: Array, tokens_RC: Array) -> tuple[Array, Array]:
     return logprob_N.reshape(num_rows, LENGTH), entropy_N.reshape(num_rows, LENGTH)
 
 
+def energies(table_CV: Array, tokens_RC: Array) -> Array:
+    """1 − 2 p + Σ p² of each token, on-policy."""
+    law_CV = jax.nn.softmax(table_CV / TEMPERATURE)
+    chosen_RC = law_CV[jnp.arange(LENGTH)[None], tokens_RC]
+    return 1 - 2 * chosen_RC + jnp.sum(jnp.square(law_CV), axis=1)[None]
+
+
 def draw(table_CV: Array, key: Array) -> Samples:
     """Fresh samples of the table; the mask holds everything up to the first EOS, that one included."""
     num_rows = PROMPTS * SAMPLES
@@ -95,7 +102,10 @@ def lift(algorithm: Algorithm, seed: int = 0) -> tuple[float, float]:
         needed = {
             name: array for name, array in given.items() if name.split("_")[0] in algorithm.needs
         }
-        scores = replace(Scores(judged_B, judged_B, judged_B), **needed)
+        extra = {}
+        if "gradient_energy" in algorithm.needs:
+            extra = {"gradient_energy_BC": energies(tables["policy"], samples.tokens_BC)}
+        scores = replace(Scores(judged_B, judged_B, judged_B, extra=extra), **needed)
         batch = algorithm.credit(samples, scores)
         step, moments = optimizer.update(jax.grad(loss)(tables, batch), moments)
         return (optax.apply_updates(tables, step), moments), None

@@ -185,7 +185,8 @@ def test_other_arguments_that_are_not_accepted(task, tokenizer, model):
     ):
         grpo.credit(samples, scores)
     with pytest.raises(
-        Refusal, match="params has 'refrence'; accepted: reference, proximal, value"
+        Refusal,
+        match="params has 'refrence'; accepted: reference, proximal, value, gradient_energy",
     ):
         rl.score(samples, reward, tokenizer, model=model, params={"refrence": state.params})
     with pytest.raises(Refusal, match="were given without their model"):

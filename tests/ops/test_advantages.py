@@ -2,6 +2,8 @@
 loop.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +45,68 @@ def test_three_of_eight_are_correct():
         np.testing.assert_allclose(
             of(name, scores)[0], np.where(right, high, low), atol=5e-5, err_msg=name
         )
+
+
+def test_the_baseline_of_least_variance():
+    """Energies w² n² of w (2, .5, 1, .25) and n² (4, 1, 9, 2): b = 16.125 / 25.375, and the mean
+    square of the gradients is 1.469520, where the mean score as baseline has 1.585938. Any other
+    baseline has more.
+    """
+    score_G, energy_G = np.array([1.0, 0, 0, 1]), np.array([16.0, 0.25, 9, 0.125])
+    advantage_G = np.asarray(
+        advantages.minimum_variance(*(jnp.array([a], jnp.float32) for a in (score_G, energy_G)))
+    )[0]
+    np.testing.assert_allclose(advantage_G, score_G - 0.635468, atol=1e-6)
+
+    def second_moment(baseline: float) -> float:
+        return float(np.mean(energy_G * (score_G - baseline) ** 2))
+
+    np.testing.assert_allclose(np.mean(energy_G * advantage_G**2), 1.469520, atol=1e-5)
+    np.testing.assert_allclose(second_moment(0.5), 1.585938, atol=1e-6)
+    assert all(second_moment(0.635468 + change) > 1.469520 for change in (-0.01, 0.01))
+
+
+def test_the_others_baseline_of_least_variance():
+    """Others' energies alone: 1/4, 2/3 of 1, 1/2 and 1/4; beside a sample of 1e12 times their energy
+    too.
+    """
+    score_PG = jnp.array([[1.0, 0, 0, 1], [1.0, 0, 0, 1]])
+    energy_PG = jnp.array([[1.0, 2, 1, 1], [1e12, 2, 1, 1]])
+    found = np.asarray(advantages.leave_one_out_minimum_variance(score_PG, energy_PG))
+    np.testing.assert_allclose(found[0], [3 / 4, -2 / 3, -1 / 2, 3 / 4], rtol=1e-6)
+    np.testing.assert_allclose(found[1], [3 / 4, -1, -1, 0], atol=1e-6)
+
+
+def test_the_others_baseline_is_unbiased_and_the_own_one_is_not():
+    """The expectation over all 27 groups of three words, against the gradient of the expected
+    reward in the logits.
+    """
+    law_V = np.array([0.5, 0.1, 0.4])
+    reward_V = np.array([0.2, 1.0, 0.0])
+    energy_V = 1 - 2 * law_V + (law_V**2).sum()
+    words_PG = np.array(list(itertools.product(range(3), repeat=3)))
+    slope_PGV = np.eye(3)[words_PG] - law_V
+    true_V = law_V * (reward_V - law_V @ reward_V)
+    for name, biased in (("leave_one_out_minimum_variance", False), ("minimum_variance", True)):
+        scores = [jnp.asarray(x[words_PG], jnp.float32) for x in (reward_V, energy_V)]
+        advantage_PG = np.asarray(getattr(advantages, name)(*scores))
+        expected_V = (
+            np.einsum("p,pg,pgv->v", law_V[words_PG].prod(1), advantage_PG, slope_PGV)
+            / words_PG.shape[1]
+        )
+        error = np.abs(expected_V - true_V).max() / np.abs(true_V).max()
+        assert error > 0.2 if biased else error < 1e-5, (name, error)
+
+
+@pytest.mark.parametrize("name", ["minimum_variance", "leave_one_out_minimum_variance"])
+def test_the_baseline_of_least_variance_without_energy_is_the_mean(name):
+    """A policy that is certain has no gradient; a flat group has advantage 0 at any energy."""
+    score_PG = jnp.array([[1.0, 0.0, 0.5], [0.1, 0.1, 0.1]])
+    energy_PG = jnp.array([[0.0, 0.0, 0.0], [3.0, 1e-3, 40.0]])
+    found = getattr(advantages, name)(score_PG, energy_PG)
+    factor = 1.0 if name == "minimum_variance" else 3 / 2
+    np.testing.assert_allclose(found, factor * np.array([[0.5, -0.5, 0.0], [0, 0, 0]]), atol=1e-6)
+    np.testing.assert_array_equal(found[1], 0.0)
 
 
 def test_one_bad_of_eight():

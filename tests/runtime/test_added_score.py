@@ -130,7 +130,8 @@ def test_an_algorithm_may_need_an_added_score_by_name(monkeypatch):
     unknown = dataclasses.replace(ALGORITHM, needs=frozenset({"agian"}))
     with pytest.raises(
         ValueError,
-        match="online_dpo needs agian; accepted: reference, proximal, value, reward, again",
+        match="online_dpo needs agian; accepted: reference, proximal, value, gradient_energy, reward, "
+        "again",
     ):
         calls_of(unknown, False)
 

@@ -47,6 +47,22 @@ UNCLIPPED = (
         ),
     ),
     Preset(
+        "vcpo",
+        "VCPO 2026, arXiv 2602.17616",
+        "its estimator, with the baseline OPOB of the group's others",
+        "c = min(Π r of the completion, 8); A from the baseline of least variance, over the deviation",
+        "cap 8 of its recipe; the norm of each gradient by a proxy. The paper's baseline holds the "
+        "sample itself, and a rare winner is then its own baseline: advantage.baseline="
+        "minimum_variance. Its step size is rlhf.learning_rate_scale.rule=sqrt_ess, which a preset "
+        "cannot set",
+        Config(
+            surrogate=Surrogate(level="sequence", flow="logprob", gate="none", cap=8.0),
+            correction=BEHAVIOR,
+            advantage=Advantage(baseline="leave_one_out_minimum_variance"),
+            aggregation="sequence",
+        ),
+    ),
+    Preset(
         "asymre",
         "Arnal et al. 2025, arXiv 2506.20520",
         "its objective",

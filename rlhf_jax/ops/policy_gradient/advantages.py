@@ -8,6 +8,10 @@ With r_i the scores of a prompt's G samples, r̄ their mean, s their deviation a
     mean            r̄                                   GRPO, arXiv 2402.03300, §4.1.2, with power 1; Dr. GRPO, arXiv
                                                         2503.20783, with power 0; powers between, arXiv 2607.00152
     leave_one_out   the mean of the other G − 1         RLOO, arXiv 2402.14740, eq. 6
+    minimum_variance  Σ e_j r_j / Σ e_j                 VCPO, arXiv 2602.17616, with power 1: e_j = w² ‖∇ log π‖² of the
+                                                        completion, w = π / μ, by the proxy of `scoring.py`. (The
+                                                        authors' code weighs by w² once more.)
+    leave_one_out_minimum_variance                      the same of the other G − 1: unbiased
     none            0                                   REINFORCE
 
 A shift below 0 raises every advantage: AsymRE, arXiv 2506.20520, whose V is b + shift. `deviation`
@@ -30,7 +34,12 @@ from rlhf_jax.ops.shapes import assert_shapes
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
 
-BASELINES = ("mean", "leave_one_out", "none")
+LEAST_VARIANCE = {
+    "minimum_variance": advantages.minimum_variance,
+    "leave_one_out_minimum_variance": advantages.leave_one_out_minimum_variance,
+}
+"""Baselines that read the energy of gradients."""
+BASELINES = ("mean", "leave_one_out", *LEAST_VARIANCE, "none")
 EPSILON = 1e-6  # added to the power of the deviation, as `ops/advantages.py` adds it
 WHITENING_EPSILON = 1e-8  # added to the variance over tokens, as verl adds it
 
@@ -39,7 +48,10 @@ WHITENING_EPSILON = 1e-8  # added to the variance over tokens, as verl adds it
 class Advantage:
     """Steps from a score to an advantage: see the module."""
 
-    baseline: Literal["mean", "leave_one_out", "none"] = "mean"  # subtracted from each score
+    # subtracted from each score
+    baseline: Literal[
+        "mean", "leave_one_out", "minimum_variance", "leave_one_out_minimum_variance", "none"
+    ] = "mean"
     power: Fraction = 1.0  # of the group's deviation, by which the difference is divided; 0: not
     deviation: Literal["population", "bessel"] = "population"  # squares over G, or over G - 1
     # added to the baseline, in units of the score; AsymRE has -0.1
@@ -65,25 +77,36 @@ class Advantage:
         return self.baseline != "none" or not is_zero(self.power)
 
     @property
+    def reads_energy(self) -> bool:
+        """True where a baseline reads the energy of the samples' gradients."""
+        return self.baseline in LEAST_VARIANCE
+
+    @property
     def is_flat_in_flat_groups(self) -> bool:
         """True where equal scores give advantage 0."""
         return self.baseline != "none" and is_zero(self.shift) and self.whiten == "none"
 
 
-def group_advantages(config: Advantage, score_PG: Array) -> Array:
+def group_advantages(config: Advantage, score_PG: Array, energy_PG: Array | None = None) -> Array:
     """The advantages of P groups `[P, G]`, not whitened.
 
     Args:
       config: of the advantage.
       score_PG: scores of P groups.
+      energy_PG: of the samples' gradients, for baselines of least variance.
     """
-    assert_shapes(score_PG=score_PG)
+    assert_shapes(score_PG=score_PG, energy_PG=energy_PG)
+
     above = {
         "mean": advantages.centered,
         "leave_one_out": advantages.leave_one_out,
         "none": lambda score_PG: score_PG,
     }
-    advantage_PG = above[config.baseline](score_PG)
+    if config.baseline in LEAST_VARIANCE:
+        assert energy_PG is not None
+        advantage_PG = LEAST_VARIANCE[config.baseline](score_PG, energy_PG)
+    else:
+        advantage_PG = above[config.baseline](score_PG)
     if not is_zero(config.shift):
         advantage_PG = advantage_PG - config.shift
     if is_zero(config.power):

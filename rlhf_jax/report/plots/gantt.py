@@ -20,6 +20,7 @@ COLORS = {
     "value": "#d55e00",
     "reward": "#56b4e9",
     "proximal": "#7f6bb0",
+    "gradient_energy": "#b07f6b",
 }
 REALLOCATION = "reallocation"
 SHOWN_ROUNDS = 3

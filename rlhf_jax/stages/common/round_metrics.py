@@ -7,6 +7,7 @@ from functools import cached_property
 import jax.numpy as jnp
 
 from rlhf_jax.devices import distributed
+from rlhf_jax.ops.policy_gradient.row_weights import staleness_figures
 from rlhf_jax.types import Algorithm, Array, Batch, Samples, Scores
 
 
@@ -52,7 +53,8 @@ def shares(
     Returns `flat_group_share`, the share of prompts whose samples all have one score;
     `idle_row_share`, that of rows whose weight or every advantage is zero, where the algorithm has
     such; of a sum of rewards, each term's mean and deviation; `score_*`, the mean of each score in
-    `Scores.extra`, over samples or completion tokens.
+    `Scores.extra`, over samples or completion tokens; where the rows have proximal
+    log-probabilities, the figures of staleness.
     """
     found: dict[str, Array] = {}
     if samples_per_prompt > 1:
@@ -73,4 +75,8 @@ def shares(
             else array.mean()
         )
         found[f"score_{output.rpartition('_')[0]}"] = mean
+    if batch.proximal_logprob_RC is not None and batch.behavior_logprob_RC is not None:
+        found |= staleness_figures(
+            batch.proximal_logprob_RC, batch.behavior_logprob_RC, batch.mask_RC
+        )
     return found

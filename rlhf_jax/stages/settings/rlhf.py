@@ -16,6 +16,7 @@ from rlhf_jax.devices import distributed, placement
 from rlhf_jax.devices.mesh import check_rows, sampler_slices
 from rlhf_jax.devices.placement import ResolvedPlan
 from rlhf_jax.devices.transfer.per_host import local_mesh
+from rlhf_jax.ops.policy_gradient.learning_rate_scale import LearningRateScale
 from rlhf_jax.records import ledger
 from rlhf_jax.records.streams import schedules
 from rlhf_jax.refusal import Refusal
@@ -105,6 +106,7 @@ class Config(ClockConfig, EngineConfig):
         True  # a prompt's rows stay together and its tokens are run once; else only units stay so
     )
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    learning_rate_scale: LearningRateScale = field(default_factory=LearningRateScale)
     critic_optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-3)
     )
