@@ -30,9 +30,10 @@ from rlhf_jax.cli.run import keep_freed_memory
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.report.plots import style
 from rlhf_jax.sweeps import cell_lines
-from rlhf_jax.sweeps.cells import Cells, line_identity, load, run_cells
+from rlhf_jax.sweeps.cell_lines import line_identity
+from rlhf_jax.sweeps.cells import Cells, load, run_cells
 from rlhf_jax.sweeps.provenance import ROOT
-from rlhf_jax.sweeps.study import Cell
+from rlhf_jax.sweeps.study import Cell, setting_from_json
 
 PAGES = ROOT / "docs" / "results"
 STUDIES = {name: f"configs/studies/{name}.py" for name in ("quickstart", "grpovi", "offpolicyness")}
@@ -121,7 +122,7 @@ def find(digits: str) -> tuple[Cells, Cell, cell_lines.Line]:
             "cell in a cells.jsonl"
         )
     study, line = matches[-1]
-    setting = tuple(line["setting"].items())
+    setting = setting_from_json(line["setting"].items())
     cell = Cell(line["arm"], setting, line["seed"], line["num_updates"], line["purpose"])
     cells = Cells(study)
     if cells.identity(cell) != line_identity(line, cells.path):
