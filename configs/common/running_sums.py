@@ -35,7 +35,7 @@ def base() -> ConfigDict:
     config.rlhf.total_prompts = 96 * 8
     config.rlhf.loop, config.rlhf.ledger, config.rlhf.log_samples = "synchronous", False, 0
     config.rlhf.optimizer.learning_rate = LEARNING_RATE
-    config.rlhf.optimizer.schedule = "constant"
+    config.rlhf.optimizer.schedule, config.rlhf.optimizer.epsilon = "constant", 1e-2
     config.rlhf.evaluate_every, config.rlhf.evaluate_at = 0, (24, 48, 72)
     config.rlhf.checkpoint_every = 0
     config.evaluate.num_prompts = 512
