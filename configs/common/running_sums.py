@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import build
 
-LEARNING_RATE = 1e-3  # of RLHF
+LEARNING_RATE = 2e-4  # of RLHF
 NUM_SLOTS = 96  # 1.5 rounds: at lag 1 a third or more of the rows then meet new weights
 ROUND_STEPS = 14  # decode steps of a round in full slots: 64 rows of about 21 tokens over the slots
 TAUS = {"quarter": 4, "whole": 14}
@@ -17,13 +17,14 @@ def base() -> ConfigDict:
     """SFT, and then rounds of 8 prompts with 8 samples each; exact match is the reward."""
     config = build.default()
     config.task = build.component("tasks", "running_sums")
+    config.task.reversed_references = True  # half of what SFT sees: RL has a way to write to choose
     config.tokenizer.kind = "characters"
     config.model.width, config.model.ffn_width = 64, 256
     config.model.num_layers, config.model.num_heads = 3, 4
     config.model.init_scale = 1.6
     config.lengths.max_prompt_tokens, config.lengths.max_completion_tokens = 25, 34
     config.reward = "exact_match"
-    config.sft.num_updates, config.sft.rows_per_update = 800, 64
+    config.sft.num_updates, config.sft.rows_per_update = 1200, 64
     config.sft.optimizer.learning_rate, config.sft.optimizer.schedule = 3e-3, "cosine"
     config.sft.checkpoint_every = 0
     config.algorithm = build.component("algorithms", "grpo")
@@ -35,7 +36,7 @@ def base() -> ConfigDict:
     config.rlhf.total_prompts = 96 * 8
     config.rlhf.loop, config.rlhf.ledger, config.rlhf.log_samples = "synchronous", False, 0
     config.rlhf.optimizer.learning_rate = LEARNING_RATE
-    config.rlhf.optimizer.schedule, config.rlhf.optimizer.epsilon = "constant", 1e-2
+    config.rlhf.optimizer.schedule = "constant"
     config.rlhf.evaluate_every, config.rlhf.evaluate_at = 0, (24, 48, 72)
     config.rlhf.checkpoint_every = 0
     config.evaluate.num_prompts = 512

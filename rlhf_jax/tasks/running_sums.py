@@ -6,6 +6,10 @@ lengths that the prompts decide.
 
 The answer is the last total. A completion of n terms has n - 1 totals, so that lengths stay spread
 while a policy learns. The letters let a small decoder find a term by what stands before it.
+
+With `reversed_references` half of the references have the digits of each total in reverse order,
+b80c61, which is not the answer. A policy that has learned both ways to write from them then has one
+to choose, and no completion is longer for it.
 """
 
 import hashlib
@@ -33,6 +37,7 @@ class Config:
     # sums that are drawn of each number of terms; short ones repeat, and are taken once
     draws: Annotated[int, Bounds(least=1, most=100_000)] = 1200
     heldout_percent: HeldoutPercent = 10  # share of prompts that are held out
+    reversed_references: bool = False  # a second reference has each total's digits in reverse order
 
     def __post_init__(self) -> None:
         if self.least_terms > self.most_terms:
@@ -43,7 +48,7 @@ class Config:
 
 
 class RunningSums:
-    """The sums. The running totals are the one reference; `judge` reads the last total."""
+    """The sums. The running totals are the first reference; `judge` reads the last total."""
 
     verifiable = True
     has_gold = True
@@ -74,10 +79,11 @@ class RunningSums:
 
     def references(self, split: Split, index: int) -> tuple[str, ...]:
         terms = self._sums[split][index]
-        totals = (
+        entries = [
             self._entry(LETTERS[place], sum(terms[: place + 1])) for place in range(1, len(terms))
-        )
-        return ("".join(totals),)
+        ]
+        backwards = [entry[0] + entry[:0:-1] for entry in entries]
+        return tuple(map("".join, [entries, backwards][: 1 + self.config.reversed_references]))
 
     def digest(self) -> str:
         """Returns a constant: the texts depend on the config and the code alone."""

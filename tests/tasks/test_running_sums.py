@@ -19,6 +19,13 @@ def test_totals_are_written_after_the_letters_of_their_terms():
     assert task.references("train", 0) == ("b08c16",)
 
 
+def test_reversed_references_have_the_same_lengths_and_are_not_the_answer():
+    task = running_sums.make(running_sums.Config(draws=20, reversed_references=True))
+    task._sums["train"][0] = (3, 5, 8)
+    assert task.references("train", 0) == ("b08c16", "b80c61")
+    assert [task.judge("a3b5c8=", text, True) for text in task.references("train", 0)] == [1, 0]
+
+
 @pytest.mark.parametrize(
     ("completion", "finished", "score"),
     [
