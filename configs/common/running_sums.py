@@ -17,7 +17,7 @@ def base() -> ConfigDict:
     """SFT, and then rounds of 8 prompts with 8 samples each; exact match is the reward."""
     config = build.default()
     config.task = build.component("tasks", "running_sums")
-    config.task.reversed_references = True  # half of what SFT sees: RL has a way to write to choose
+    config.task.reversed_percent = 50  # of what SFT sees: RL has a way to write to choose
     config.tokenizer.kind = "characters"
     config.model.width, config.model.ffn_width = 64, 256
     config.model.num_layers, config.model.num_heads = 3, 4

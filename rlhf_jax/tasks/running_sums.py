@@ -7,9 +7,9 @@ lengths that the prompts decide.
 The answer is the last total. A completion of n terms has n - 1 totals, so that lengths stay spread
 while a policy learns. The letters let a small decoder find a term by what stands before it.
 
-With `reversed_references` half of the references have the digits of each total in reverse order,
-b80c61, which is not the answer. A policy that has learned both ways to write from them then has one
-to choose, and no completion is longer for it.
+With `reversed_percent` some training prompts have a reference whose totals are written backwards,
+b80c61, which is not the answer. A policy that has learned both ways to write from the references has
+one to choose, and no completion is longer for it.
 """
 
 import hashlib
@@ -37,7 +37,8 @@ class Config:
     # sums that are drawn of each number of terms; short ones repeat, and are taken once
     draws: Annotated[int, Bounds(least=1, most=100_000)] = 1200
     heldout_percent: HeldoutPercent = 10  # share of prompts that are held out
-    reversed_references: bool = False  # a second reference has each total's digits in reverse order
+    # share of training prompts whose reference has the digits of each total in reverse order
+    reversed_percent: Annotated[int, Bounds(least=0, most=100)] = 0
 
     def __post_init__(self) -> None:
         if self.least_terms > self.most_terms:
@@ -48,7 +49,7 @@ class Config:
 
 
 class RunningSums:
-    """The sums. The running totals are the first reference; `judge` reads the last total."""
+    """The sums. The running totals are the one reference; `judge` reads the last total."""
 
     verifiable = True
     has_gold = True
@@ -82,8 +83,11 @@ class RunningSums:
         entries = [
             self._entry(LETTERS[place], sum(terms[: place + 1])) for place in range(1, len(terms))
         ]
-        backwards = [entry[0] + entry[:0:-1] for entry in entries]
-        return tuple(map("".join, [entries, backwards][: 1 + self.config.reversed_references]))
+        # another text than the one that decides the split: the two choices are independent
+        backwards = is_heldout(f"backwards {_question(terms)}", self.config.reversed_percent)
+        if split == "train" and backwards:
+            entries = [entry[0] + entry[:0:-1] for entry in entries]
+        return ("".join(entries),)
 
     def digest(self) -> str:
         """Returns a constant: the texts depend on the config and the code alone."""

@@ -20,10 +20,18 @@ def test_totals_are_written_after_the_letters_of_their_terms():
 
 
 def test_reversed_references_have_the_same_lengths_and_are_not_the_answer():
-    task = running_sums.make(running_sums.Config(draws=20, reversed_references=True))
-    task._sums["train"][0] = (3, 5, 8)
-    assert task.references("train", 0) == ("b08c16", "b80c61")
-    assert [task.judge("a3b5c8=", text, True) for text in task.references("train", 0)] == [1, 0]
+    """Half of the training prompts have them, and no held-out one."""
+    plain = running_sums.make(running_sums.Config(draws=60))
+    task = running_sums.make(running_sums.Config(draws=60, reversed_percent=50))
+    changed = 0
+    for index in range(task.num_prompts("train")):
+        (right,), (given,) = plain.references("train", index), task.references("train", index)
+        entries = [right[place : place + 3] for place in range(0, len(right), 3)]
+        assert given in (right, "".join(letter + high + low for letter, low, high in entries))
+        changed += given != right
+    assert 0.4 < changed / task.num_prompts("train") < 0.6
+    assert task.references("heldout", 3) == plain.references("heldout", 3)
+    assert task.judge("a3b5c8=", "b80c61", True) == 0.0
 
 
 @pytest.mark.parametrize(
