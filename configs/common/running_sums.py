@@ -14,7 +14,9 @@ TAUS = {"quarter": 4, "whole": 14}
 
 
 def base() -> ConfigDict:
-    """SFT, and then rounds of 8 prompts with 8 samples each; exact match is the reward."""
+    """SFT, and then rounds of 8 prompts with 8 samples each; exact match is the reward. The algorithm
+    has its own defaults, as a study's arms give it.
+    """
     config = build.default()
     config.task = build.component("tasks", "running_sums")
     config.task.reversed_percent = 50  # of what SFT sees: RL has a way to write to choose
@@ -28,9 +30,6 @@ def base() -> ConfigDict:
     config.sft.optimizer.learning_rate, config.sft.optimizer.schedule = 3e-3, "cosine"
     config.sft.checkpoint_every = 0
     config.algorithm = build.component("algorithms", "grpo")
-    config.algorithm.kl_weight = 0.0
-    config.algorithm.correction.ratio_to = "behavior"
-    config.algorithm.correction.correction = "none"
     config.rlhf.scoring.replace_missing_eos = False
     config.rlhf.prompts_per_update, config.rlhf.samples_per_prompt = 8, 8
     config.rlhf.total_prompts = 96 * 8

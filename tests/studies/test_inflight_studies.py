@@ -133,9 +133,9 @@ def test_a_matched_run_is_as_old_as_the_tokens_in_flight(ended):
 
 def invented(arm, seed, accuracy, gap=0.004):
     """A line whose gaps grow with swaps."""
-    gaps = {str(n): {"mean": gap * n, "p95": gap * n, "kl": gap} for n in range(4)}
-    gaps["any"] = {"mean": gap, "p95": 3 * gap, "kl": gap}
-    rounds = {"mixed_share": [0.0, 0.5], "length": [20.0, 22.0], "age": [0.0, 1.0], "gap": [0, gap]}
+    gaps = {str(n): {"mean": gap * n, "p95": gap * n, "max": gap * n, "kl": gap} for n in range(4)}
+    gaps["any"] = {"mean": gap, "p95": 3 * gap, "max": 3 * gap, "kl": gap}
+    rounds = {"mixed_share": [0.4, 0.5], "length": [20.0, 22.0], "age": [0.0, 1.0], "gap": [0, gap]}
     curve = [{"update": 0, "gold_mean": 0.3}, {"update": 48, "gold_mean": accuracy}]
     line = {"arm": arm, "seed": seed, "curve": curve, "ages": {"mean": 1.0, "max": 2.0}}
     line |= {"measured": {"gap": gaps, "drift": gaps, "rounds": rounds}}
@@ -162,6 +162,7 @@ def test_the_page_says_what_the_primary_hypotheses_show():
     assert page.count("supported: larger than 0") == 2
     assert "supported: within ±0.03" in page
     assert "50 cells, seeds 0 to 4" in page
+    assert "where the protocol asks for" not in page
     far = [
         line | {"curve": [*line["curve"][:1], {"update": 48, "gold_mean": 0.4}]}
         for line in lines
@@ -169,6 +170,17 @@ def test_the_page_says_what_the_primary_hypotheses_show():
     ]
     others = [line for line in lines if not line["arm"].endswith("rebuild")]
     assert "refuted: outside of 0.03" in findings.pages(others + far)["keep_or_rebuild.md"]
+
+
+def test_few_mixed_rows_are_told_and_a_gap_of_a_rebuilt_cache_is_refused():
+    line = invented("lag1_quarter_keep", 0, 0.5)
+    rounds = line["measured"]["rounds"] | {"mixed_share": [0.2, 0.5]}
+    few = line | {"measured": line["measured"] | {"rounds": rounds}}
+    assert findings.few_mixed([line]) == ""
+    assert "Only 0.20 of the rows are mixed" in findings.few_mixed([few])
+    findings.check_measure([line])
+    with pytest.raises(Refusal, match=r"lag1_quarter_rebuild, seed 0: a gap of 0\.012 nats"):
+        findings.check_measure([line | {"arm": "lag1_quarter_rebuild"}])
 
 
 def test_the_page_of_ages_compares_with_three_arms():

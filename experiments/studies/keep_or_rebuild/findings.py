@@ -17,6 +17,7 @@ from experiments.studies.hypotheses import (
     is_collapsed,
 )
 from experiments.studies.markdown import number, probability, table, with_interval
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.report.plots import style
 from rlhf_jax.report.statistics import (
     OfSeed,
@@ -28,8 +29,10 @@ from rlhf_jax.report.statistics import (
 )
 from rlhf_jax.sweeps.token_versions import MOST_SWAPS, ends
 
-LIMIT = 0.02  # nats: a tenth of the distance at which the ratio is clipped
+LIMIT = 0.02  # nats: a tenth of the clip range
 MARGIN = 0.03  # of accuracy
+ROUNDING = 1e-4  # nats: gaps of tokens whose keys and values are of their own version are below it
+LEAST_MIXED = 0.3  # share of rows
 SETTINGS = ("lag1_quarter", "lag1_whole", "lag4_quarter", "lag4_whole")
 CONTROL = "lag1_quarter"  # the setting whose learning rate is raised
 DEEP = "lag4_quarter"  # the setting whose rows live through most swaps
@@ -105,6 +108,30 @@ def primary_hypotheses(arms: Mapping[str, list[Result]]) -> list[Hypothesis]:
             note=collapsed_note(every),
         ),
     ]
+
+
+def check_measure(lines: Sequence[Result]) -> None:
+    """Raises Refusal for a cell in which a gap that must be rounding is not (protocol.md)."""
+    for line in lines:
+        for swaps in ("0", "any") if "_rebuild" in line["arm"] else ("0",):
+            if (most := line["measured"]["gap"][swaps].get("max", 0.0)) >= ROUNDING:
+                raise Refusal(
+                    f"{line['arm']}, seed {line['seed']}: a gap of {most:g} nats where keys and "
+                    f"values are of the token's version; accepted: below {ROUNDING:g}"
+                )
+
+
+def few_mixed(lines: Sequence[Result]) -> str:
+    """A paragraph that says so where fewer rows are mixed than the protocol asks for, else "".
+
+    Args:
+      lines: of the arm whose share is asked for.
+    """
+    shares = [ends(line["measured"]["rounds"]["mixed_share"]) for line in lines]
+    least = min(sum(values) / len(values) for values in zip(*shares, strict=True))
+    if least >= LEAST_MIXED:
+        return ""
+    return f"**Only {least:.2f} of the rows are mixed at lag 1, τ ¼ round, where the protocol asks for {LEAST_MIXED:g}.**\n"
 
 
 def gaps_table(arms: Mapping[str, list[Result]]) -> str:
@@ -238,9 +265,11 @@ def curves_plot(
 def pages(lines: Sequence[Result]) -> dict[str, str | Figure]:
     """The files of the page by their names in `docs/results/`."""
     arms = split(lines)
+    check_measure(lines)
     text = markdown.fill(
         Path(__file__).with_name("page.md"),
         sources=markdown.sources(lines),
+        few_mixed=few_mixed(arms[f"{CONTROL}_keep"]),
         hypotheses=hypotheses_table(primary_hypotheses(arms)),
         gaps=gaps_table(arms),
         learning=learning_table(arms),
