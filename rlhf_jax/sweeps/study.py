@@ -15,12 +15,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.sweeps.measure import Measure
+from rlhf_jax.runtime.program import Program
+from rlhf_jax.runtime.synchronous import Event
 from rlhf_jax.types import Params
 
 RLHF_JOBS = ("pipeline", "rlhf")
@@ -66,6 +67,24 @@ class Rung:
     num_updates: int
     seeds: tuple[int, ...]
     keep: int
+
+
+class Measure(Protocol):
+    """A study's own measure of a cell: takes the events of its loop, and ends with figures for its
+    line that the metrics do not have.
+    """
+
+    def take(self, program: Program, event: Event) -> None:
+        """Reads one event. The next update donates its states.
+
+        Args:
+          program: the compiled calls of the cell.
+          event: of the loop, before it is recorded.
+        """
+
+    def figures(self) -> Mapping[str, Any]:
+        """Figures of the whole run, as JSON can say them."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ The gap of a rebuilt cache is rounding. The gap of a kept one is what its stale 
 the drift is what the swaps did to the policy itself.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from rlhf_jax import scoring
 from rlhf_jax.ops import versions
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.synchronous import Event, RoundEnd, Scored
-from rlhf_jax.types import Params
+from rlhf_jax.types import Array, Params, Samples
 
 MOST_SWAPS = 3
 """Tokens of more swaps are counted with those of so many."""
@@ -95,7 +95,7 @@ class TokenVersions:
             "age": [],
             "gap": [],
         }
-        self._logprobs: Any = None
+        self._logprobs: Callable[[Params, Samples], Array] | None = None
 
     def take(self, program: Program, event: Event) -> None:
         """Measures a round that is about to be trained on, or keeps the params after one."""
