@@ -4,7 +4,7 @@ versions, or only how old its tokens are?
 Command:   nice -n 19 python -m experiments.sweep --config=configs/studies/inflight_age.py --workers=1 --minutes=60
 Hardware:  one CPU core
 Protocol:  experiments/studies/inflight_age/protocol.md (hypotheses, cells, margins, stop rule)
-Budget:    5 arms x 5 seeds: 25 cells of 96 updates, and the SFT policy of each seed
+Budget:    5 arms x 7 seeds: 35 cells of 96 updates, and the SFT policy of each seed
 Result:    docs/results/inflight_age.md, written from experiments/studies/inflight_age/cells.jsonl
 
 The version schedule of the arm `matched` is derived from the in-flight cell of the same seed, so
@@ -28,7 +28,7 @@ from ..common.running_sums import TAUS
 INFLIGHT = "inflight"
 LAG, TAU = 4, "quarter"
 LAGS = (0, 1, 2)  # constant ones: on-policy, and below and above the mean age of the in-flight run
-SEEDS = (0, 1, 2, 3, 4)
+SEEDS = (0, 1, 2, 3, 4, 5, 6)
 PILOT_SEED = 100
 
 
