@@ -75,7 +75,7 @@ def test_the_protocols_are_crossed_and_a_matched_cell_waits_for_its_run():
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory):
+def ended(tmp_path_factory, quick_compiles):
     """Lines of both studies' cells in the smallest sizes: kept and rebuilt at the raised rate, the
     in-flight run and its matched schedule.
     """
@@ -106,7 +106,6 @@ def ended(tmp_path_factory):
     return lines
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_a_rebuilt_cache_has_no_gap_and_a_kept_one_has(ended):
     gaps = {arm: line["measured"]["gap"] for arm, line in ended.items()}
     kept, rebuilt = gaps["lag1_quarter_keep"], gaps["lag1_quarter_rebuild"]
@@ -121,7 +120,6 @@ def test_a_rebuilt_cache_has_no_gap_and_a_kept_one_has(ended):
     assert drift["any"]["mean"] > 1e-3
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_a_matched_run_is_as_old_as_the_tokens_in_flight(ended):
     inflight, matched = (ended[arm]["measured"]["rounds"] for arm in ("inflight", "matched"))
     assert max(inflight["mixed_share"]) > 0.3
