@@ -65,6 +65,18 @@ SLOW = {
     "tests/stages/test_kill.py::test_six_kills_change_nothing": (
         "tests/stages/test_kill.py::test_the_synchronous_loop_is_killed_too"
     ),
+    "tests/stages/test_clocks.py::test_a_buffer_goes_on_from_any_checkpoint[1]": (
+        "tests/stages/test_clocks.py::test_a_buffer_goes_on_from_any_checkpoint[3]"
+    ),
+    "tests/stages/test_clocks.py::test_a_buffer_goes_on_from_any_checkpoint[6]": (
+        "tests/stages/test_clocks.py::test_a_buffer_goes_on_from_any_checkpoint[3]"
+    ),
+    "tests/stages/test_clocks.py::test_rounds_are_kept_as_long_as_their_window": (
+        "tests/records/test_saved_rounds.py::test_every_checkpoint_keeps_its_rounds"
+    ),
+    "tests/stages/test_kill.py::test_three_kills_of_a_buffered_run": (
+        "tests/stages/test_clocks.py::test_a_buffer_goes_on_from_any_checkpoint[3]"
+    ),
     "tests/stages/test_kill.py::test_preemption_of_the_threads": (
         "tests/stages/test_kill.py::test_an_interrupted_run_says_so_and_goes_on"
     ),

@@ -1,6 +1,8 @@
 """The clock against a simulation that counts, hand-written traces, and what is issued when."""
 
+import dataclasses
 import itertools
+import random
 
 import pytest
 
@@ -116,3 +118,73 @@ def test_numbers_that_cannot_be_are_refused(field, value):
 )
 def test_live_versions(clock, asynchronous, expected):
     assert clock.live_versions(asynchronous) == expected
+
+
+def random_clocks(count: int):
+    """Clocks of any shape, from a seed."""
+    draw = random.Random(19)
+    for _ in range(count):
+        num_rounds, lag = draw.randint(1, 24), draw.choice((0, 0, 1, 2, 5))
+        sizes = draw.randint(1, 3), draw.randint(1, 2)
+        yield Clock(num_rounds, *sizes, lag, sync_every=draw.choice((1, 2, 3, 4, 7, 30)))
+
+
+def test_the_examples_of_a_sampler_that_is_renewed_every_so_many_rounds():
+    """s 4: versions 0 0 0 0 4 4 4 4 8, ages 0 1 2 3 0 ...; with lag 4 version 0 eight times, and
+    ages 4 to 7 for ever; s 3 with two updates a round: 0 0 0 6 6 6 12.
+    """
+    clock = Clock(9, sync_every=4)
+    assert [clock.version(r) for r in range(9)] == [0, 0, 0, 0, 4, 4, 4, 4, 8]
+    assert [clock.age(r, 0) for r in range(9)] == [0, 1, 2, 3, 0, 1, 2, 3, 0]
+    behind = Clock(16, lag=4, sync_every=4)
+    assert [behind.version(r) for r in range(13)] == [0] * 8 + [4] * 4 + [8]
+    assert [behind.age(r, 0) for r in range(16)] == [*range(8), *range(4, 8), *range(4, 8)]
+    assert behind.max_age == 7
+    assert [Clock(7, 2, sync_every=3).version(r) for r in range(7)] == [0, 0, 0, 6, 6, 6, 12]
+
+
+def test_random_clocks_of_a_sampler_that_is_renewed_every_so_many_rounds():
+    """Versions are those of a loop that copies the trainer's params into a queue; ages have the
+    bound and the mean of the formulas; s 1 is the exact clock, s of all rounds offline.
+    """
+    for clock in random_clocks(200):
+        u, every, rounds = clock.updates_per_round, clock.sync_every, range(clock.num_rounds)
+        taken, versions = 0, []
+        for r in rounds:
+            behind = r - clock.lag
+            if behind > 0 and behind % every == 0:
+                taken = behind * u
+            versions.append(taken)
+        assert [clock.version(r) for r in rounds] == versions
+        ages = [[clock.age(r, j) for j in range(u)] for r in rounds]
+        assert max(map(max, ages)) == min(clock.max_age, clock.num_updates - 1)
+        assert clock.max_age <= u * (every + clock.lag) - 1
+        settled = [clock.age(r, 0) for r in rounds[clock.lag :]]
+        whole = settled[: len(settled) // every * every]
+        if whole:
+            assert sum(whole) / len(whole) == u * (every - 1) / 2 + u * clock.lag
+        plain = dataclasses.replace(clock, sync_every=1)
+        if every == 1:
+            assert versions == [u * max(0, r - clock.lag) for r in rounds]
+        if every >= clock.num_rounds:
+            assert set(versions) == {0}
+        check_issues(clock, clock.lag + every)
+        assert clock.live_versions(asynchronous=True) <= plain.live_versions(asynchronous=True)
+        used = sorted(set(versions))
+        for r in rounds:  # a sampler of round r beside a trainer that has published all it may
+            held = [version for version in used if clock.version(r) <= version <= r * u]
+            assert len(held) <= clock.live_versions(asynchronous=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sync_every": 0}, "sync_every is 0; accepted: 1 or more"),
+        ({"bounded": True}, "sync_every is 2 beside clock=bounded"),
+        ({"inflight": True}, "sync_every is 2 beside weights=inflight"),
+        ({"version_schedule": (0, 0, 2, 2)}, "sync_every is 2 beside version_schedule"),
+    ],
+)
+def test_what_a_renewed_sampler_does_not_go_with_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Clock(4, **{"sync_every": 2} | changes)

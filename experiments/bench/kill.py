@@ -4,7 +4,8 @@ that of a run never killed.
 `python -m experiments.bench.kill [--moments=50] [--seed=0] [--job=inflight]` prints one JSON line: how many of the
 moments ended bitwise equal in params, metrics (times aside), samples, ledger and comparisons, and
 where the kills fell. Every other pipeline has a sampling thread. `--job=inflight` has in-flight
-updates in slots. `--job=dpo` kills offline DPO, with the SFT policy and the comparisons before it.
+updates in slots. `--job=buffer` trains on a replay buffer, with a sampler that is renewed every other
+round. `--job=dpo` kills offline DPO, with the SFT policy and the comparisons before it.
 """
 
 import argparse
@@ -74,6 +75,7 @@ INFLIGHT = (
     "rlhf.segment_steps=2",
     "rlhf.tau=6",
 )
+BUFFER = ("rlhf.sync_every=2", "rlhf.buffer_rounds=3")
 LOOPS = ("rlhf.loop=asynchronous", "rlhf.loop=synchronous")
 """The loops that are killed in turn; the run that never was is synchronous."""
 LIMIT_SECONDS = 240
@@ -185,6 +187,11 @@ def start_inflight(directory: Path, cache: Path, *overrides: str) -> subprocess.
     return start(directory, cache, *INFLIGHT, *overrides)
 
 
+def start_buffered(directory: Path, cache: Path, *overrides: str) -> subprocess.Popen:
+    """`start` of a pipeline with a replay buffer."""
+    return start(directory, cache, *BUFFER, *overrides)
+
+
 def differences(one: Path, other: Path, stages: Sequence[str] = STAGES) -> list[str]:
     """Differences between two finished directories, to the bit; times are left out.
 
@@ -239,14 +246,22 @@ def stage_at(directory: Path) -> str:
     return json.loads(whole[-1])["stage"] if whole else "start"
 
 
+JOBS = {
+    "pipeline": start,
+    "inflight": start_inflight,
+    "buffer": start_buffered,
+    "dpo": start_dpo,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--moments", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--job", choices=("pipeline", "inflight", "dpo"), default="pipeline")
+    parser.add_argument("--job", choices=tuple(JOBS), default="pipeline")
     arguments = parser.parse_args()
     is_dpo = arguments.job == "dpo"
-    begin = {"pipeline": start, "inflight": start_inflight, "dpo": start_dpo}[arguments.job]
+    begin = JOBS[arguments.job]
     stages = DPO_STAGES if is_dpo else STAGES
     loops = ("rlhf.loop=synchronous",) if is_dpo else LOOPS  # DPO has no loop
     began, unequal, where = time.monotonic(), [], collections.Counter()

@@ -92,7 +92,8 @@ def resolve_auto(values: dict[str, Any]) -> None:
     resolved = resolve(
         given,
         lag=schedule["lag"],
-        scheduled=bool(schedule["version_schedule"] or schedule["replay_schedule_of"]),
+        scheduled=bool(schedule["version_schedule"] or schedule["replay_schedule_of"])
+        or max(schedule["sync_every"], schedule["buffer_rounds"]) > 1,
         exact_sampler=exact_sampler(values),
     )
     values["algorithm"]["correction"] = dataclasses.asdict(resolved)

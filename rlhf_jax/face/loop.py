@@ -135,7 +135,7 @@ def run(
     algorithm = for_schedule(
         algorithm,
         lag=config.lag,
-        scheduled=bool(clock.version_schedule),
+        scheduled=bool(clock.version_schedule) or max(clock.sync_every, clock.buffer_rounds) > 1,
         exact_sampler=model.dtype == "float32" and config.publish_dtype == "float32",
     )
     rlhf_settings.check(config, algorithm, devices)
@@ -233,7 +233,7 @@ def _setup(
     optimizers: tuple[Any, Any],
 ) -> ProgramSpec:
     """The setup of the RLHF stage, with the reward and the optimizers that a caller gave."""
-    host = rlhf.host_scores(workspace, reward.judges, config) if reward.judges else None
+    host = rlhf.host_scores(workspace, reward.judges) if reward.judges else None
     judged = ProgramReward(
         model=reward.model,
         params=reward.params,

@@ -95,8 +95,9 @@ def resolve(
 
     A round whose samples are as old as its trainer (lag 0) has behavior = proximal: the ratio is
     taken to the behavior, uncorrected, and clipping bounds what minibatches and epochs add. A stale
-    round (lag > 0, or a version schedule) takes it to the proximal policy with a truncated weight,
-    so that clipping bounds this round's movement and the weight its age.
+    round (lag > 0, a version schedule, a sampler that is not renewed after every round, or a buffer
+    of several rounds) takes it to the proximal policy with a truncated weight, so that clipping
+    bounds this round's movement and the weight its age.
 
     Behavior and proximal policy are equal only as far as sampler and trainer compute the same
     numbers. In bfloat16 the two log-probabilities of a token differ, and the differences add up
@@ -109,7 +110,8 @@ def resolve(
     Args:
       correction: as configured.
       lag: rounds that the sampler is behind.
-      scheduled: a version schedule gives the versions.
+      scheduled: something else makes samples of a round older than its trainer: a version schedule,
+        rounds between two versions of the sampler, or a buffer of rounds.
       exact_sampler: the sampler's log-probabilities are the trainer's up to float32 rounding.
     """
     stale = lag > 0 or scheduled or not exact_sampler

@@ -15,6 +15,10 @@ order.
     terms                                    of a reward that is a sum alone: {label: score} of its terms before their weights
     gold, text                               the task's judgement (null where it was not asked for); the completion
 
+Where the clock chooses groups from several rounds (stages, a buffer), "round" is the round that was
+trained on them, with a row for each time that it took a sample; "ordinal" still tells the round that
+sampled it, ordinal // prompts of a round.
+
 "stage" and "update" (the round's first) are those of `metrics.jsonl`, so that the file is cut back
 as that one is. `pandas.read_json(path, lines=True)` reads it.
 """
@@ -118,7 +122,7 @@ def _version_schedule(path: Path, clock: Clock, stamp: tuple[int, int]) -> tuple
             f"{path} has versions {sorted(of_round.get(wrong[0], ()))} of round {wrong[0]}; a replay "
             f"of {clock.num_rounds} "
             "rounds needs one of each: give it the run's own total_prompts, prompts_per_update and "
-            "num_minibatches"
+            "num_minibatches (a run with rlhf.buffer_rounds is repeated by its config alone)"
         )
     return tuple(min(of_round[r]) for r in range(clock.num_rounds))
 

@@ -76,11 +76,16 @@ class Utilization(Protocol):
 
 @dataclass
 class RoundRates:
-    """The speed of the rounds of RLHF; told of each as it goes on."""
+    """The speed of the rounds of RLHF; told of each as it goes on.
+
+    A round that is `composed` is trained on samples of several rounds. Its tokens are not those that
+    were sampled in its seconds of sampling, and no speed of sampling is made of the two.
+    """
 
     timeline: Timeline
     num_samples: int  # of a round
     utilization: Utilization | None = None
+    composed: bool = False
     _rounds: dict[int, Work] = field(default_factory=dict)
 
     def scored(self, round_index: int) -> None:
@@ -167,6 +172,10 @@ class RoundRates:
             "sampled_tokens_per_second": (work.sampled_tokens, "generate_seconds"),
             "trained_tokens_per_second": (work.trained_tokens, "train_seconds"),
         }
+        generate_seconds = figures.get("generate_seconds")
+        if self.composed:
+            del per_second["sampled_tokens_per_second"]
+            generate_seconds = None
         rates = {
             name: count / seconds[part]
             for name, (count, part) in per_second.items()
@@ -174,9 +183,7 @@ class RoundRates:
         }
         if self.utilization is None:
             return seconds | rates
-        used = self.utilization.figures(
-            work, figures.get("generate_seconds"), figures.get("train_seconds")
-        )
+        used = self.utilization.figures(work, generate_seconds, figures.get("train_seconds"))
         return seconds | rates | used
 
 

@@ -101,7 +101,8 @@ class SavedRounds:
         """Removes the files of rounds that no checkpoint needs, and that are trained on; of several
         processes the first does.
 
-        A checkpoint needs the rounds that were sampled by its version and are trained on after it.
+        A checkpoint needs the rounds that were sampled by its version and are trained on after it,
+        also those that were trained on before it, where a round may be trained on several times.
         With a bounded clock these are at most `lag` + 1, and a resumed run does not sample them
         again.
 
@@ -109,7 +110,7 @@ class SavedRounds:
           clock: of the run.
           steps: of its checkpoints, those that are being written or removed included.
           next_round: the first round that is not trained on yet. Later checkpoints need none before
-            it.
+            its window.
         """
         if not distributed.is_first():
             return
@@ -117,8 +118,8 @@ class SavedRounds:
         for begin in {step // clock.updates_per_round for step in steps}:
             following = range(begin, begin + clock.lag + 1)
             needed.update(following if clock.bounded else clock.issued_before(begin))
-        kept = {self.path(r).name for r in needed}
+        kept, first = {self.path(r).name for r in needed}, clock.window(next_round).start
         for path in self.directory.iterdir():
             is_round = path.suffix == ".npz" and path.stem.isdigit()
-            if path.name not in kept and not (is_round and int(path.stem) >= next_round):
+            if path.name not in kept and not (is_round and int(path.stem) >= first):
                 path.unlink()

@@ -224,10 +224,27 @@ def training(config: Mapping[str, Any] | None) -> str:
     if not isinstance(rlhf, Mapping) or any(key not in rlhf for key in needed):
         return ""
     clock = "" if rlhf["clock"] == "exact" else f", {rlhf['clock']} clock"
+    words = "".join(f", {text}" for text in clock_words(config))
     return (
         f"{rlhf['prompts_per_update']} prompts × {rlhf['samples_per_prompt']} samples per update, "
-        f"{rlhf['loop']} loop, lag {rlhf['lag']}{clock}"
+        f"{rlhf['loop']} loop, lag {rlhf['lag']}{clock}{words}"
     )
+
+
+def clock_words(config: Mapping[str, Any] | None) -> list[str]:
+    """The settings of the clock beside the lag that are not their defaults, in words; of a config
+    of an older release, which lacks them, none.
+    """
+    every, staged, buffered, draw = (
+        value(config, f"rlhf.{key}")
+        for key in ("sync_every", "staged", "buffer_rounds", "buffer_draw")
+    )
+    words = [f"sampler renewed every {every} rounds"] if every and every > 1 else []
+    if staged and staged != "none":
+        words.append(f"stages {staged.replace('_', ' ')}")
+    if buffered:
+        words.append(f"buffer of {buffered} round(s), drawn {str(draw).replace('_', ' ')}")
+    return words
 
 
 def _updates(lines: Sequence[Line]) -> str:

@@ -129,7 +129,15 @@ def _lag(config: Mapping[str, Any] | None) -> str:
         ""
         if lag is None
         else ", ".join(
-            filter(None, (str(lag), loop and f"{loop} loop", clock and f"{clock} clock"))
+            filter(
+                None,
+                (
+                    str(lag),
+                    loop and f"{loop} loop",
+                    clock and f"{clock} clock",
+                    *identity.clock_words(config),
+                ),
+            )
         )
     )
 

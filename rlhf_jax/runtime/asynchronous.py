@@ -8,6 +8,9 @@ synchronous loop of the same lag.
     trainer   publish 0 │ train 0 │ publish u │ train 1 │ publish 2u │ ...
     sampler   0, 1, ... lag │ lag + 1  (with u) │ lag + 2  (with 2u) │ ...
 
+Where the clock chooses groups from several rounds, the trainer waits for all of them, and the buffer
+holds each until no later round may be trained on it.
+
 The clock alone decides which version samples a round. The threads decide only when that happens,
 so params, samples and metrics are bit for bit those of `synchronous.run`. A bounded clock gives the
 least version, and the newest published one is taken. The threads then decide the version, and the
@@ -30,7 +33,13 @@ from rlhf_jax.runtime import activity, stopping
 from rlhf_jax.runtime.buffer import Buffer, Stalled, Stopped
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.spec import Published
-from rlhf_jax.runtime.synchronous import Event, LoopMonitor, Sampled, train_round
+from rlhf_jax.runtime.synchronous import (
+    Event,
+    LoopMonitor,
+    Sampled,
+    train_round,
+    trained_on,
+)
 from rlhf_jax.types import Samples, States
 
 JOIN_SECONDS = 10.0
@@ -54,7 +63,8 @@ def run(
       program: the compiled calls.
       states: at version start_round * updates_per_round; donated.
       start_round: the first round to train on.
-      pending: samples of later rounds that were issued before `start_round` (empty at round 0).
+      pending: samples of rounds that were issued before `start_round` and are trained on from it
+        on (empty at round 0).
       monitor: of the loop; None: nothing is asked, and notices are printed.
       deadline_seconds: longest silence of a thread outside of work, calls and waits.
       device_call_seconds: longest time of one call of the devices; 0: as `deadline_seconds`.
@@ -182,11 +192,12 @@ def train(
             if clock.bounded:
                 buffer.forget_before(version)
         with monitor.timeline.span("trainer", "wait", round_index):
-            buffer.wait_for(round_index)
-        yield from announce(buffer, announced, round_index)
+            sampled = {r: buffer.wait_for(r) for r in clock.window(round_index)}
+        yield from announce(buffer, announced, max(sampled))
         states, stopped = yield from train_round(
-            program, states, round_index, buffer.take(round_index), monitor
+            program, states, round_index, trained_on(program, round_index, sampled), monitor
         )
+        buffer.forget_rounds_before(clock.window(round_index + 1).start)
         if stopped:
             last = round_index
             for issued_round in clock.issued_before(round_index + 1):

@@ -3,7 +3,8 @@ rounds the other.
 
 The clock bounds it, not a queue's length. A version is held until the last round that it samples
 has arrived (in bounded mode, until a newer version is published). A round is held until it is
-trained on. So with lag ℓ there are at most ℓ + 1 of each. The first failure of either side ends
+trained on for the last time. So with lag ℓ there are at most ℓ + 1 of each
+(where the clock has no stages, no buffer, and a version after every round). The first failure of either side ends
 every wait of the other.
 """
 
@@ -95,6 +96,12 @@ class Buffer:
         with self._changed:
             del self._rounds[round_index]
         return samples
+
+    def forget_rounds_before(self, round_index: int) -> None:
+        """Drops the rounds before `round_index`: no later round is trained on them."""
+        with self._changed:
+            for older in [known for known in self._rounds if known < round_index]:
+                del self._rounds[older]
 
     def end_of_rounds(self) -> None:
         """Records that the sampler will put no more rounds; a wait for another raises Stopped."""

@@ -2,21 +2,29 @@
 each for its own mesh.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import jax
+import optax
 from jax.sharding import Mesh
 
+from rlhf_jax.clock import choice
 from rlhf_jax.dataflow import SCORES, Call
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.micro_batches import map_micro_batches
 from rlhf_jax.ops.once import bound
 from rlhf_jax.ops.scalars import Scalars
 from rlhf_jax.runtime.spec import ProgramSpec
-from rlhf_jax.types import Array, Metrics, Params, TrainState
-from rlhf_jax.updating import critic_objective, policy_objective, step_scalars, train_step
+from rlhf_jax.types import Array, Batch, Metrics, Params, Samples, TrainState
+from rlhf_jax.updating import (
+    critic_objective,
+    init_state,
+    policy_objective,
+    step_scalars,
+    train_step,
+)
 
 T = TypeVar("T")
 OBJECTIVES = {"policy": policy_objective, "critic": critic_objective}
@@ -100,3 +108,33 @@ def params_shardings(spec: ProgramSpec, call: Call, params: Params) -> Params:
     if network is None:
         return jax.tree.map(lambda _: sharding.replicated(mesh), params)
     return sharding.params_shardings(network, params, mesh)
+
+
+def fresh_state(params: Params, *, optimizer: optax.GradientTransformation) -> TrainState:
+    """A state at version 0 whose params are copies."""
+    return init_state(jax.tree.map(jax.numpy.copy, params), optimizer)
+
+
+def take_units(batch: Batch, units_U: Array, *, unit_rows: int, mesh: Mesh) -> Batch:
+    """The rows of the given units, in their order, sharded over the mesh; scalars unchanged.
+
+    Args:
+      batch: rows, units contiguous.
+      units_U: indices of units, int32.
+      unit_rows: rows of a unit.
+      mesh: of the result.
+    """
+
+    def take(array: Array) -> Array:
+        if array.ndim == 0:
+            return array
+        return array.reshape(-1, unit_rows, *array.shape[1:])[units_U].reshape(-1, *array.shape[1:])
+
+    rows = jax.tree.map(take, batch)
+    return jax.lax.with_sharding_constraint(rows, sharding.row_shardings(rows, mesh))
+
+
+def gather_groups(rounds: Sequence[Samples], group_P: Array, *, mesh: Mesh) -> Samples:
+    """`choice.gather`, sharded over a mesh."""
+    samples = choice.gather(rounds, group_P)
+    return jax.lax.with_sharding_constraint(samples, sharding.row_shardings(samples, mesh))

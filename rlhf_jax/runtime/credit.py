@@ -135,9 +135,14 @@ def scores_of(
 
 
 def round_text(samples: Samples) -> str:
-    """The end of a message that names the round, from the indices of its prompts in the stream."""
+    """The end of a message that names the round, from the indices of its prompts in the stream.
+
+    Samples of several rounds have those of the first and the last.
+    """
     num_prompts = samples.tokens_BC.shape[0] // samples.samples_per_prompt
-    return f" in round {int(distributed.fetch(samples.ordinal_B).min()) // num_prompts}"
+    round_B = np.asarray(distributed.fetch(samples.ordinal_B)) // num_prompts
+    first, last = int(round_B.min()), int(round_B.max())
+    return f" in round {first}" if first == last else f" in samples of rounds {first} to {last}"
 
 
 def apply_credit(algorithm: Algorithm, samples: Samples, scores: Scores) -> Batch:

@@ -4,15 +4,14 @@ nothing else.
 
 import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import jax
 import numpy as np
-import optax
-from jax.sharding import Mesh
 
+from rlhf_jax.clock import choice
 from rlhf_jax.dataflow import REWARD, SCORES, Call
 from rlhf_jax.devices import distributed, memory, sharding
 from rlhf_jax.devices.bases import Bases
@@ -35,9 +34,7 @@ from rlhf_jax.types import (
     Samples,
     Scores,
     States,
-    TrainState,
 )  # fmt: skip
-from rlhf_jax.updating import init_state
 
 CREDIT, PUBLISH = "credit", "publish"
 
@@ -104,11 +101,13 @@ class Program:
         # Compiled apart from credit, so that the checks cannot change what credit computes.
         self._faults = distributed.compiled(credit.faults)
         self._take = distributed.compiled(
-            bound(take_units, mesh=self.trainer_mesh), static_argnames=("unit_rows",)
+            bound(calls.take_units, mesh=self.trainer_mesh), static_argnames=("unit_rows",)
         )
+        self._gather = distributed.compiled(bound(calls.gather_groups, mesh=self.trainer_mesh))
         self._init = {
             role: distributed.compiled(
-                bound(fresh_state, optimizer=optimizer), out_shardings=self.state_shardings[role]
+                bound(calls.fresh_state, optimizer=optimizer),
+                out_shardings=self.state_shardings[role],
             )
             for role, (_, optimizer) in spec.trained.items()
         }
@@ -256,6 +255,21 @@ class Program:
         with self.dispatch_lock:
             return self.sampler.generate(params, prompts, version)
 
+    def compose(self, rounds: Sequence[Samples], round_index: int) -> Samples:
+        """Gathers the groups that a round is trained on; see `rlhf_jax/clock/choice.py`.
+
+        Args:
+          rounds: sampled ones, those of the clock's window of `round_index` in order.
+          round_index: of the round that is about to be trained.
+        """
+        clock = self.spec.clock
+        num_groups = rounds[0].tokens_BC.shape[0] // rounds[0].samples_per_prompt
+        groups_P = choice.chosen(clock, num_groups, self.spec.key, round_index)
+        # A window at the start of a run is short. It is filled up, so that one program serves all.
+        padded = [*rounds, *[rounds[-1]] * (clock.max_window - len(rounds))]
+        with self.dispatch_lock:
+            return self._gather(padded, groups_P)
+
     def score(self, states: States, samples: Samples) -> tuple[Scores, Batch]:
         """Computes every score of the samples, and the rows to train on.
 
@@ -370,27 +384,3 @@ class Program:
     def _first_params(self, policy: Params) -> dict[str, Params]:
         critic = self.spec.critic
         return {"policy": policy} | ({} if critic is None else {"critic": critic.params})
-
-
-def fresh_state(params: Params, *, optimizer: optax.GradientTransformation) -> TrainState:
-    """A state at version 0 whose params are copies."""
-    return init_state(jax.tree.map(jax.numpy.copy, params), optimizer)
-
-
-def take_units(batch: Batch, units_U: Array, *, unit_rows: int, mesh: Mesh) -> Batch:
-    """The rows of the given units, in their order, sharded over the mesh; scalars unchanged.
-
-    Args:
-      batch: rows, units contiguous.
-      units_U: indices of units, int32.
-      unit_rows: rows of a unit.
-      mesh: of the result.
-    """
-
-    def take(array: Array) -> Array:
-        if array.ndim == 0:
-            return array
-        return array.reshape(-1, unit_rows, *array.shape[1:])[units_U].reshape(-1, *array.shape[1:])
-
-    rows = jax.tree.map(take, batch)
-    return jax.lax.with_sharding_constraint(rows, sharding.row_shardings(rows, mesh))

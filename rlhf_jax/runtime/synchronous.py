@@ -27,7 +27,7 @@ FINITE = (*POLICY_FINITE, *CRITIC_FINITE)
 
 @dataclass(frozen=True)
 class Sampled:
-    """A round was sampled; it may be trained on `lag` rounds later."""
+    """A round was sampled; it may be trained on rounds later, and in several."""
 
     round_index: int
     samples: Samples
@@ -35,7 +35,10 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Scored:
-    """A round is about to be trained on: `batch` is the result of credit."""
+    """A round is about to be trained on: `batch` is the result of credit.
+
+    `samples` are the round's own, or groups that the clock chose from several sampled rounds.
+    """
 
     round_index: int
     samples: Samples
@@ -105,7 +108,8 @@ def run(
       program: the compiled calls.
       states: at version start_round * updates_per_round; donated.
       start_round: the first round to train on.
-      pending: samples of later rounds that were issued before `start_round` (empty at round 0).
+      pending: samples of rounds that were issued before `start_round` and are trained on from it
+        on (empty at round 0).
       monitor: of the loop; None: the run is never asked to stop.
 
     Raises FloatingPointError before a version is published that is not finite; Refusal for a
@@ -123,10 +127,28 @@ def run(
                 )
             yield Sampled(issued, pending[issued])
         states, stopped = yield from train_round(
-            program, states, round_index, pending.pop(round_index), monitor
+            program, states, round_index, trained_on(program, round_index, pending), monitor
         )
         if stopped:
             return
+        for ended in [r for r in pending if r < clock.window(round_index + 1).start]:
+            del pending[ended]
+
+
+def trained_on(program: Program, round_index: int, sampled: Mapping[int, Samples]) -> Samples:
+    """The samples that a round is trained on: its own, or groups of the rounds of its window.
+
+    Args:
+      program: the compiled calls.
+      round_index: of the round.
+      sampled: has the rounds of its window.
+    """
+    clock = program.spec.clock
+    if not clock.composes:
+        return sampled[round_index]
+    rounds = [sampled[r] for r in clock.window(round_index)]
+    with activity.during(f"the gathering of round {round_index}", "call"):
+        return program.compose(rounds, round_index)
 
 
 def train_round(
@@ -138,7 +160,7 @@ def train_round(
       program: the compiled calls.
       states: donated.
       round_index: of the round.
-      samples: of the round.
+      samples: that it is trained on.
       monitor: of the loop.
 
     Returns the states, checked to be finite, and True where a stop was requested.

@@ -25,7 +25,7 @@ from rlhf_jax.rewards.common import host_rewards
 from rlhf_jax.rewards.common.host_rewards import HostJudge
 from rlhf_jax.rewards.common.terms import is_plain, parse
 from rlhf_jax.run_directory import lock, stage_records
-from rlhf_jax.runtime import activity, asynchronous, stopping, synchronous
+from rlhf_jax.runtime import activity, asynchronous, credit, stopping, synchronous
 from rlhf_jax.runtime.program import Critic, Program, ProgramSpec, Reward
 from rlhf_jax.stages import reward_model, sft
 from rlhf_jax.stages.api import Workspace
@@ -137,7 +137,7 @@ def make_reward(workspace: Workspace, stages: Stages) -> Reward:
         learned_parts = {"model": learned.make(network), "params": params, "network": network}
         learned_parts |= {"mean": standard.mean, "std": standard.std}
     judges = kept_answers.kept(workspace, stages, make_judges(workspace, stages))
-    host = host_scores(workspace, judges, stages.rlhf) if judges else None
+    host = host_scores(workspace, judges) if judges else None
     if not is_plain(terms):
         return Reward(**learned_parts, host=host, name=stages.reward, terms=terms)
     return Reward(
@@ -160,7 +160,7 @@ def make_judges(workspace: Workspace, stages: Stages) -> dict[str, HostJudge]:
 
 
 def host_scores(
-    workspace: Workspace, judges: Mapping[str, HostJudge | KeptJudge], config: Config
+    workspace: Workspace, judges: Mapping[str, HostJudge | KeptJudge]
 ) -> Callable[[Samples], dict[str, np.ndarray]]:
     """The scores of rewards on text, float32 `[B]` by label: texts are decoded once for all of
     them.
@@ -168,17 +168,15 @@ def host_scores(
     Args:
       workspace: whose task and tokenizer give the texts.
       judges: by label.
-      config: says how many prompts a round has, for messages.
     """
     stream = workspace.stream("train", STAGE)
-    prompts_per_round = config.num_minibatches * config.prompts_per_update
 
     def scores(samples: Samples) -> dict[str, np.ndarray]:
-        ordinals, finished_B = distributed.fetch((samples.ordinal_B, samples.finished_B))
+        finished_B = distributed.fetch(samples.finished_B)
         prompts, completions = stream.texts_of(samples), workspace.completions(samples)
         wanted = any(judge.wants_records for judge in judges.values())
         records = stream.records_of(samples) if wanted else []
-        when = f" in round {int(ordinals.min()) // prompts_per_round}"
+        when = credit.round_text(samples)
         found = {}
         for label, judge in judges.items():
             with activity.at_work(f"the reward {judge.name}"):

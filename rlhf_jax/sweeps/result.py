@@ -92,13 +92,13 @@ def mean(updates: Sequence[Line], name: str) -> float:
 
 def ages(config: rlhf.Config, updates: Sequence[Line], whole: bool = True) -> dict[str, float]:
     """Mean and largest age of a run's updates, by its clock; the run's own record must say the
-    same. Where rows have several versions the clock gives bounds alone, and the ages are those of
-    the tokens, as recorded.
+    same. Where rows have several versions, or rounds are drawn from a buffer, the clock gives bounds
+    alone, and the ages are those of the tokens, as recorded.
 
     `whole`: the record must hold every update.
     """
     clock = config.schedule()
-    if any(line.get("mixed_share") for line in updates):
+    if clock.buffer_rounds or any(line.get("mixed_share") for line in updates):
         oldest = max(line["age_max"] for line in updates)
         if oldest > clock.max_age or (whole and len(updates) != clock.num_updates):
             raise RuntimeError(

@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,23 +42,50 @@ def declared(name: str) -> tuple[str, ...]:
 CASES = [(name, number) for name in components.names("algorithms") for number in declared(name)]
 
 
-def made(name: str, number: str, value: float) -> Algorithm:
-    """The algorithm with a value of a number, and with the correction that uses it."""
+def made(name: str, correction: str, **numbers: float) -> Algorithm:
+    """The algorithm with values of its numbers, and with the correction that uses one of them.
+
+    Args:
+      name: of the algorithm.
+      correction: a key of `CORRECTIONS`, or "" for the algorithm's own.
+    """
     config = registry.settings("algorithms", name)()
-    if number in CORRECTIONS:
-        ratio_to, correction = CORRECTIONS[number]
+    if correction:
+        ratio_to, by = CORRECTIONS[correction]
         level = "sequence" if name == "rloo" else "token"
-        config = replace(config, correction=Correction(ratio_to, correction, level))  # type: ignore[arg-type]
-    config = with_values(config, {number: value})
+        config = replace(config, correction=Correction(ratio_to, by, level))  # type: ignore[arg-type]
+    config = with_values(config, numbers)
     return with_arguments(registry.make("algorithms", name, config), name, config)
 
 
-@cache
-def programs(name: str, number: str, value: float):
-    """Texts of the compiled credit and gradients with the numbers as arguments, their results, and
-    the results of the same functions with the numbers as constants.
-    """
-    algorithm = made(name, number, value)
+def two_values(number: str) -> tuple[float, float]:
+    return VALUES.get(number, (0.3, 0.4))
+
+
+def correction_of(number: str) -> str:
+    return number if number in CORRECTIONS else ""
+
+
+def first_values(name: str, correction: str) -> dict[str, float]:
+    """The first of the two values of each number that is used beside a correction."""
+    numbers = [number for number in declared(name) if correction_of(number) in ("", correction)]
+    return {number: two_values(number)[0] for number in numbers}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A function of an algorithm: its credit, or the gradient of a loss."""
+
+    numbers: Any  # by name, as arguments
+    compiled: Any  # of (numbers, arguments)
+    arguments: tuple[Any, ...]  # examples
+    constant: Any  # the same function with its numbers as constants
+
+    def lowered(self) -> Any:
+        return self.compiled.lower(self.numbers, *self.arguments)
+
+
+def parts_of(algorithm: Algorithm) -> dict[str, Part]:
     samples, scores, batch, outputs = example(algorithm)
     functions = {
         "credit": (algorithm.credit, lambda credit: credit, (samples, scores)),
@@ -66,42 +94,63 @@ def programs(name: str, number: str, value: float):
             for role, loss in algorithm.losses.items()
         },
     }
-    texts, results, constants = {}, {}, {}
-    for part, (function, of, arguments) in functions.items():
-        numbers = scalars_of_function(function)
-        assert number in numbers
-        compiled = jax.jit(
-            lambda numbers, *arguments, function=function, of=of: of(at(function, numbers))(
-                *arguments
-            )
+    return {
+        part: Part(
+            scalars_of_function(function),
+            jax.jit(
+                lambda numbers, *arguments, function=function, of=of: of(at(function, numbers))(
+                    *arguments
+                )
+            ),
+            arguments,
+            of(function),
         )
-        texts[part] = compiled.lower(numbers, *arguments).as_text()
-        results[part] = jax.tree.leaves(compiled(numbers, *arguments))
-        constants[part] = jax.tree.leaves(jax.jit(of(function))(*arguments))
-    return texts, results, constants
+        for part, (function, of, arguments) in functions.items()
+    }
 
 
-def two_values(number: str) -> tuple[float, float]:
-    return VALUES.get(number, (0.3, 0.4))
+@cache
+def programs(name: str, correction: str):
+    """Parts of the algorithm at its first values, the text of each program, and the program."""
+    parts = parts_of(made(name, correction, **first_values(name, correction)))
+    lowered = {part: made_part.lowered() for part, made_part in parts.items()}
+    texts = {part: lowering.as_text() for part, lowering in lowered.items()}
+    return parts, texts, {part: lowering.compile() for part, lowering in lowered.items()}
 
 
 @pytest.mark.parametrize(("name", "number"), CASES)
 def test_two_values_have_the_same_programs_and_other_results(name, number):
     """A number that is a constant somewhere, or is not used, fails."""
-    (texts, results, _), (other_texts, others, _) = (
-        programs(name, number, value) for value in two_values(number)
+    correction = correction_of(number)
+    parts, texts, compiled = programs(name, correction)
+    values = first_values(name, correction) | {number: two_values(number)[1]}
+    others = parts_of(made(name, correction, **values))
+    assert all(number in part.numbers for part in others.values())
+    assert {name: part.lowered().as_text() for name, part in others.items()} == texts
+    # The programs are the same, so the first ones give the results at either value.
+    results, others_results = (
+        jax.tree.leaves(
+            [compiled[name](part.numbers, *part.arguments) for name, part in of.items()]
+        )
+        for of in (parts, others)
     )
-    assert texts == other_texts
-    pairs = [(x, y) for part in results for x, y in zip(results[part], others[part], strict=True)]
+    pairs = zip(results, others_results, strict=True)
     assert any(not np.array_equal(x, y) for x, y in pairs), f"{number} changes nothing"
 
 
-@pytest.mark.parametrize(("name", "number"), CASES)
-def test_a_number_as_argument_is_the_number_as_constant(name, number):
-    _, results, constants = programs(name, number, two_values(number)[0])
-    for part, arrays in results.items():
-        for array, constant in zip(arrays, constants[part], strict=True):
-            np.testing.assert_allclose(array, constant, rtol=1e-5, atol=1e-6, err_msg=part)
+USED = sorted({(name, correction_of(number)) for name, number in CASES})
+
+
+@pytest.mark.parametrize(("name", "correction"), USED)
+def test_numbers_as_arguments_are_the_numbers_as_constants(name, correction):
+    parts, _, compiled = programs(name, correction)
+    for key, part in parts.items():
+        results = compiled[key](part.numbers, *part.arguments)
+        constants = jax.jit(part.constant)(*part.arguments)
+        for array, constant in zip(
+            jax.tree.leaves(results), jax.tree.leaves(constants), strict=True
+        ):
+            np.testing.assert_allclose(array, constant, rtol=1e-5, atol=1e-6, err_msg=key)
 
 
 @pytest.mark.parametrize("name", registry.names("algorithms"))
@@ -125,6 +174,6 @@ def test_an_algorithm_without_declared_numbers_is_as_it_was():
 
 def test_zero_leaves_out_the_reference():
     for weight, needs in ((0.0, set()), (0.1, {"reference"})):
-        algorithm = made("grpo", "kl_weight", weight)
+        algorithm = made("grpo", "", kl_weight=weight)
         assert algorithm.needs == needs
         assert ("kl_weight" in scalars_of_function(algorithm.losses["policy"])) == bool(weight)

@@ -13,9 +13,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from rlhf_jax.clock import Clock
 from rlhf_jax.devices import distributed
 
 ROUNDS = 3
+BUFFERED = Clock(ROUNDS, lag=1, buffer_rounds=2)
 
 
 def record(events, program):
@@ -49,7 +51,6 @@ def program_of(trainer, num_slices, plan="", lag=1):
     """
     import tiny
 
-    from rlhf_jax.clock import Clock
     from rlhf_jax.devices import mesh, placement
     from rlhf_jax.runtime.program import Program
     from tests.runtime import rounds
@@ -86,9 +87,12 @@ def slices(directory):
     """
     from rlhf_jax.runtime import asynchronous, synchronous
     from rlhf_jax.stages.rlhf import any_asked
+    from tests.runtime import rounds
 
     apart = program_of((1, 1, 1), 1)
     found = {f"asynchronous/{name}": value for name, value in run(apart, asynchronous).items()}
+    buffered = rounds.program_of(BUFFERED, apart)
+    found |= {f"buffered/{name}": value for name, value in run(buffered, asynchronous).items()}
     asked = iter([False, distributed.is_first() is False])
     monitor = synchronous.LoopMonitor(
         stopping=partial(any_asked, apart.trainer_mesh, lambda: next(asked))

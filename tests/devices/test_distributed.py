@@ -159,6 +159,13 @@ def test_two_processes_with_slices_and_threads_train_as_one(slices, alone):
     check_equal(slices, alone, "asynchronous/")
 
 
+def test_a_buffer_has_the_groups_of_one_process(slices, alone):
+    """Groups are gathered over the hosts that hold them."""
+    expected = host.run(rounds.program_of(host.BUFFERED), synchronous)
+    check_equal(slices, expected, "buffered/")
+    assert expected["loss/2"] != alone["loss/2"]
+
+
 def test_a_plan_is_the_same_on_every_host(slices, alone):
     """A mesh with fsdp inside each host, the sampler on the second device of each, the reward on
     both.

@@ -232,7 +232,7 @@ def stage_events(task, tokenizer, model, algorithm, lag):
         total_prompts=12, prompts_per_update=4, samples_per_prompt=2, lag=lag
     )
     judges = rl.reward("exact_match", task).judges
-    host = rlhf.host_scores(workspace, judges, config)
+    host = rlhf.host_scores(workspace, judges)
     reward = ProgramReward(host=lambda samples: host(samples)["exact_match"], name="exact_match")
     program = rlhf.make_program(workspace, config, algorithm, reward, tiny.make_params(model))
     return synchronous.run(program, program.init(tiny.make_params(model)), 0, {})

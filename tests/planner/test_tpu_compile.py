@@ -1,5 +1,5 @@
 """Programs as libtpu compiles them for a slice that is not here: the whole head of Pythia 410m, a
-small update and a small round of sampling.
+small update, a small round of sampling, and a segment of a pool of slots.
 
 `.ci/tpu` runs this file where libtpu can be installed.
 """
@@ -14,16 +14,21 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from rlhf_jax import sampling
 from rlhf_jax.building.from_shapes import shaped
 from rlhf_jax.cli import run
-from rlhf_jax.devices import topology
+from rlhf_jax.devices import sharding, topology
 from rlhf_jax.devices.distributed import standing_in
 from rlhf_jax.devices.mesh import Config, make_mesh
+from rlhf_jax.models import llama
 from rlhf_jax.ops.row_shards import RowShards
 from rlhf_jax.ops.sharded_logprobs import HeadParam, sharded_token_logprobs
 from rlhf_jax.planner.compiled.collectives import collectives
 from rlhf_jax.planner.compiled.reading import read
+from rlhf_jax.runtime.inflight.programs import Config as PoolConfig
+from rlhf_jax.runtime.inflight.programs import Programs
 from rlhf_jax.scoring import MAX_LOGITS
+from rlhf_jax.slots.state import empty
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs rlhf_jax[tpu-compile]"
@@ -110,3 +115,37 @@ def test_a_small_round_of_sampling_gathers_params_once():
     assert outside <= 1.1 * share
     inside = [each for each in found.collectives if each.depth]
     assert all(each.link_bytes < 1000 for each in inside), "decoding sends numbers alone"
+
+
+@pytest.mark.parametrize(("num_heads", "head_width"), [(8, 64), (16, 64), (4, 128), (8, 128)])
+def test_a_segment_changes_the_pool_in_place(num_heads, head_width):
+    """A pool of 32 slots of 1024 columns: without a copy of its keys and values, in any layout; for
+    one query a key-value head and for more.
+    """
+    with standing_in(devices()[:1]):
+        mesh = make_mesh(Config(1, 1, 1))
+    sizes = {"vocab_size": 4096, "width": 512, "ffn_width": 1024, "num_layers": 2}
+    model = llama.make(
+        llama.Config(
+            num_heads=num_heads,
+            num_kv_heads=min(num_heads, 512 // head_width),
+            head_width=head_width,
+            dtype="bfloat16",
+            **sizes,
+        )
+    )
+    config = PoolConfig(sampling.Config(768, 4, 1.0), 1, 0, 32, 64, 64)
+    programs = Programs(model, config, 256, mesh)
+    slots = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        jax.eval_shape(lambda: empty(model, 32, 256, 768)),
+        programs.layout,
+    )
+    params = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=x.sharding),
+        sharding.abstract_params(model, mesh),
+    )
+    memory = programs.segment.lower(params, slots).compile().memory_analysis()
+    pool = sum(x.size * x.dtype.itemsize for x in slots.keys + slots.values)
+    assert memory.alias_size_in_bytes >= pool
+    assert memory.temp_size_in_bytes <= 0.01 * pool

@@ -55,6 +55,26 @@ def test_the_speed_of_a_round_is_known_when_the_next_one_is_scored():
     assert all(is_timing(name) for name in rates.of(0))
 
 
+def test_a_round_of_samples_of_several_rounds_has_no_speed_of_sampling():
+    """Its tokens were sampled in other seconds; its speed of training is known."""
+    given = []
+
+    class Told:
+        def figures(self, work, generate_seconds, train_seconds):
+            given.append((generate_seconds, train_seconds))
+            return {"train_mfu": 0.5}
+
+    clock = Clock()
+    rates = RoundRates(clock, num_samples=16, utilization=Told(), composed=True)
+    for index in range(2):
+        a_round(clock, rates, index)
+    found = rates.of(0)
+    assert given == [(None, 3.0)]
+    assert "sampled_tokens_per_second" not in found
+    assert found["trained_tokens_per_second"] == pytest.approx(80 / 3)
+    assert (found["generate_seconds"], found["train_mfu"]) == (4.0, 0.5)
+
+
 def test_a_round_that_an_earlier_process_sampled_has_no_speed_of_sampling():
     clock = Clock()
     rates = RoundRates(clock, num_samples=16)

@@ -29,6 +29,9 @@ def fill(saved_rounds, rounds):
         (Clock(20, lag=2), [4, 8, 12], 12, [4, 5, 8, 9, 12, 13, 14]),
         (Clock(20, lag=0), [4, 8], 8, [8, 9, 10, 11, 12, 13, 14]),
         (Clock(20, 2, 1, lag=1), [8, 16], 8, [4, 8, 9, 10, 11, 12, 13, 14]),
+        (Clock(20, buffer_rounds=3), [4, 8], 8, [2, 3, 6, 7]),
+        (Clock(20, sync_every=5, staged="shuffled"), [3, 7], 7, [0, 1, 2, 3, 4, 5, 6]),
+        (Clock(20, lag=1, sync_every=4), [4, 8], 8, [4, 8]),
         (Clock(20, lag=2, bounded=True), [8, 12], 12, [8, 9, 10, 12, 13, 14]),
         (
             Clock(15, version_schedule=(0, 0, 0, *range(12))),

@@ -64,6 +64,15 @@ def test_the_figures_are_those_of_the_exported_version(directory: Path) -> None:
     assert "The run directory has no evaluation of this version." in card(directory, "rlhf", 31)
 
 
+def test_a_card_says_how_the_sampler_is_renewed_and_what_the_buffer_holds(directory: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    changes = {"sync_every": 4, "staged": "none", "buffer_rounds": 3, "buffer_draw": "permutation"}
+    config["rlhf"] |= changes
+    (directory / "config.json").write_text(json.dumps(config))
+    words = "exact clock, sampler renewed every 4 rounds, buffer of 3 round(s), drawn permutation |"
+    assert words in card(directory, "rlhf", 60)
+
+
 def test_an_sft_policy_and_a_reward_model_have_no_lag(directory: Path) -> None:
     policy, scores = card(directory, "sft"), card(directory, "reward_model")
     assert "| Win-rate | 0.500 ± 0.020 |" in policy  # it is version 0 of the policy

@@ -8,12 +8,15 @@ import random
 import time
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.clock import Clock
+from rlhf_jax.clock import Clock, choice
 from rlhf_jax.runtime import synchronous
 from rlhf_jax.types import Mean
+
+NUM_GROUPS, KEY = 6, jax.random.key(7)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +33,24 @@ class FakeSamples:
 
 
 @dataclasses.dataclass(frozen=True)
+class FakeComposed:
+    """Groups that were chosen from sampled rounds: (the round, the group in it)."""
+
+    round_index: int
+    groups: tuple[tuple[FakeSamples, int], ...]
+
+    @property
+    def mask_BC(self):
+        return np.ones((len(self.groups), 1), bool)
+
+    @property
+    def version_BC(self):
+        return np.array([[samples.version] for samples, _ in self.groups], np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
 class FakeBatch:
-    samples: FakeSamples
+    samples: FakeSamples | FakeComposed
     params: int
     part: int = 0
     sample_R: None = None
@@ -61,6 +80,12 @@ class FakeProgram:
         self.generated.append((round_index, version))
         time.sleep(self.delay("generate", round_index))
         return FakeSamples(round_index, version, params)
+
+    def compose(self, rounds, round_index):
+        assert [each.round_index for each in rounds] == list(self.spec.clock.window(round_index))
+        groups = choice.chosen(self.spec.clock, NUM_GROUPS, KEY, round_index).tolist()
+        chosen = tuple((rounds[group // NUM_GROUPS], group % NUM_GROUPS) for group in groups)
+        return FakeComposed(round_index, chosen)
 
     def score(self, states, samples):
         return SimpleNamespace(score_B=np.zeros(1)), FakeBatch(samples, states[1])

@@ -92,6 +92,21 @@ def test_another_slot_draws_the_same_bits():
     check_equal(draw(plain, params_of(0), 3), draw(moved, params_of(0), 3), order)
 
 
+def test_fewer_slots_take_over_rows_that_were_just_admitted():
+    """Their first tokens are drawn, and not yet given out: by the smaller pool alone."""
+    plain, left = make_pool(MODEL, 8, D), make_pool(MODEL, 8, D)
+    for pool in (plain, left):
+        pool.admit(params_of(0), range(2), [3, 6])
+    moved = left.quarter()
+    assert moved is not None
+    smaller, slot_k = moved
+    assert slot_k.tolist() == [3, 6]
+    expected, found = (draw(pool, params_of(0), 3) for pool in (plain, smaller))
+    for slot, place in ((3, 0), (6, 1)):
+        assert tokens_of(found, place) == tokens_of(expected, slot) != []
+    assert not left.segment(params_of(0)).live_TS.any()
+
+
 def test_a_rebuild_is_a_prefill_under_the_new_params_and_changes_no_token_under_the_old():
     """Rows of unequal ages, at a place where the ring has wrapped."""
     pools = [make_pool(MODEL, S, D) for _ in range(3)]

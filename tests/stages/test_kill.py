@@ -49,6 +49,26 @@ def test_six_kills_change_nothing(folder, whole):
     assert not kill.differences(whole, directory)
 
 
+@pytest.mark.usefixtures("whole")  # its programs are compiled, and found in the cache
+def test_three_kills_of_a_buffered_run_change_nothing(folder):
+    """A replay buffer and a sampler that is renewed every other round, killed three times in RLHF,
+    with and without a sampling thread: rounds of the buffer are read from their files again.
+    """
+    buffered, directory = folder / "buffered", folder / "buffered_killed"
+    kill.finish(kill.start_buffered(buffered, folder / "cache"))
+    end = kill.num_lines(buffered)
+    for lines, loop in (
+        (end - 26, THREADS),
+        (end - 16, "rlhf.loop=synchronous"),
+        (end - 6, THREADS),
+    ):
+        process = kill.start_buffered(directory, folder / "cache", loop)
+        assert kill.kill_at(process, directory, lines, 0.0), "it ended before"
+        assert kill.stage_at(directory) in ("rlhf", "evaluate")
+    kill.finish(kill.start_buffered(directory, folder / "cache", THREADS))
+    assert not kill.differences(buffered, directory)
+
+
 def test_an_interrupted_run_says_so_and_goes_on(folder, whole):
     """Ctrl-C in the middle of RLHF: status 130, no traceback, the round that was under way is
     saved, and nothing is lost.

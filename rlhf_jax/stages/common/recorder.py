@@ -60,7 +60,7 @@ class Recorder:
         config = self.config
         num_samples = config.num_minibatches * config.prompts_per_update * config.samples_per_prompt
         known = utilization.of_spec(self.program.spec, config.num_epochs)
-        return RoundRates(self.timeline, num_samples, known)
+        return RoundRates(self.timeline, num_samples, known, self.program.spec.clock.composes)
 
     @cached_property
     def notices(self) -> Notices:
@@ -94,7 +94,7 @@ class Recorder:
     def _take(self, event: synchronous.Event) -> None:
         match event:
             case synchronous.Sampled(round_index, samples):
-                if version_range(samples)[0] < round_index * self._updates_per_round:
+                if self.program.spec.clock.outlives(round_index, version_range(samples)[0]):
                     self.files.saved_rounds.write(round_index, samples)
             case synchronous.Scored():
                 self.scored, self.uses = event, {}

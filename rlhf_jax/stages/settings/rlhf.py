@@ -22,6 +22,7 @@ from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime.spec import block_rows
 from rlhf_jax.sampling import Config as SamplingConfig
 from rlhf_jax.scoring import Config as ScoringConfig
+from rlhf_jax.stages.settings.clocks import ClockConfig
 from rlhf_jax.stages.settings.engine import EngineConfig
 from rlhf_jax.types import Algorithm
 from rlhf_jax.updating import OptimizerConfig, check_schedule
@@ -48,7 +49,7 @@ class SignalConfig:
 
 
 @dataclass(frozen=True)
-class Config(EngineConfig):
+class Config(ClockConfig, EngineConfig):
     """A run of RLHF. A round is P = num_minibatches * prompts_per_update prompts; an update is a
     step of the optimizer.
     """
@@ -135,13 +136,19 @@ class Config(EngineConfig):
             tuple(self.version_schedule),
             self.clock == "bounded",
             self.weights == "inflight",
+            self.sync_every,
+            self.staged,
+            self.buffer_rounds,
+            self.buffer_draw,
         )
         if not self.replay_schedule_of:
             return plain
+        self.check_replay(self.replay_schedule_of)
         if plain.inflight:  # `stream` reads it
             return dataclasses.replace(plain, bounded=False)
         found = ledger.version_schedule(Path(self.replay_schedule_of) / ledger.FILE, plain)
-        return dataclasses.replace(plain, version_schedule=found, bounded=False)
+        changes = {"version_schedule": found, "bounded": False, "sync_every": 1}
+        return dataclasses.replace(plain, **changes)
 
 
 def stream(config: Config) -> Stream:
@@ -161,7 +168,7 @@ def _rows_per_round(config: Config) -> int:
 
 
 def advice(config: Config, most_tokens: int, lengths: Sequence[int] = ()) -> str:
-    """`EngineConfig.advice` of a run.
+    """`EngineConfig.advice` of a run, and `ClockConfig.expectations`.
 
     Args:
       config: of the stage.
@@ -169,7 +176,12 @@ def advice(config: Config, most_tokens: int, lengths: Sequence[int] = ()) -> str
       lengths: of completions; (): all have every token.
     """
     mean_length = sum(lengths) / len(lengths) if lengths else float(most_tokens)
-    return config.advice(config.schedule(), _rows_per_round(config), most_tokens, mean_length)
+    clock, rows_per_round = config.schedule(), _rows_per_round(config)
+    texts = (
+        config.advice(clock, rows_per_round, most_tokens, mean_length),
+        config.expectations(clock, config.loop == "asynchronous"),
+    )
+    return " ".join(filter(None, texts))
 
 
 def replayed(config: Config) -> tuple[int, ...]:

@@ -1,0 +1,13 @@
+"""Clocks: which version of the params samples what, as pure functions of the run.
+
+`Clock` is the clock of rounds, and `choice` says which groups a round is trained on. `Stream` is the
+clock of in-flight updates, where a round has tokens of several versions.
+"""
+
+from rlhf_jax.clock.exact import BufferDraw as BufferDraw
+from rlhf_jax.clock.exact import Clock as Clock
+from rlhf_jax.clock.exact import Staged as Staged
+from rlhf_jax.clock.stream import Boundary as Boundary
+from rlhf_jax.clock.stream import Stream as Stream
+from rlhf_jax.clock.stream import StreamState as StreamState
+from rlhf_jax.clock.stream import full_throughput_lag as full_throughput_lag

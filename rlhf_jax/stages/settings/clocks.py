@@ -1,0 +1,66 @@
+"""The settings of clocks beside the lag: how often the sampler is renewed, stages, and a buffer of
+rounds.
+"""
+
+from dataclasses import dataclass
+
+from rlhf_jax.clock import BufferDraw, Clock, Staged
+from rlhf_jax.config import Count, Natural
+from rlhf_jax.refusal import Refusal
+
+
+@dataclass(frozen=True)
+class ClockConfig:
+    """The versions that sample rounds, and the rounds whose groups are trained on."""
+
+    # Rounds between two versions of the sampler: 1 online, more semi-online, all of the run offline
+    sync_every: Count = 1
+    # Stages of sync_every rounds: all are sampled before the first is trained on (in_order), and
+    # their groups are permuted, too (shuffled)
+    staged: Staged = "none"
+    # The replay buffer has the newest rounds, this many; 0: a round is trained on its own samples
+    buffer_rounds: Natural = 0
+    # Groups that an update draws from the buffer: uniform with replacement, permutation without;
+    # in_order is of one round alone
+    buffer_draw: BufferDraw = "uniform"
+
+    def check_replay(self, replayed: str) -> None:
+        """Raises Refusal for a choice of groups that the ledger of a run does not give.
+
+        Args:
+          replayed: the directory whose versions are repeated.
+        """
+        for name, none in (("staged", "none"), ("buffer_rounds", 0)):
+            if (value := getattr(self, name)) != none:
+                raise Refusal(
+                    f"rlhf.{name} is {value!r} beside rlhf.replay_schedule_of={replayed!r}, which gives "
+                    f"versions and not groups; accepted: {none!r}, or no replay: the same config gives "
+                    "the same run"
+                )
+
+    def expectations(self, clock: Clock, asynchronous: bool) -> str:
+        """Sentences for a plan, whose seconds are those of a sampler that every round renews; "" for
+        such a run.
+
+        Args:
+          clock: of the run.
+          asynchronous: True where a thread samples beside the trainer.
+        """
+        notes = []
+        if clock.sync_every > 1 and asynchronous and clock.staged == "none":
+            notes.append(
+                f"rlhf.sync_every={clock.sync_every}: the seconds of a round below are those of "
+                "sync_every=1. Publications are fewer, and the sampler waits for one after "
+                f"{clock.lag + clock.sync_every} rounds that are not trained."
+            )
+        if clock.staged != "none" and asynchronous:
+            notes.append(
+                f"rlhf.staged={clock.staged}: sampling and training of a stage do not overlap, so that "
+                "a round takes what it takes with rlhf.loop=synchronous, whatever is said below."
+            )
+        if clock.composes:
+            notes.append(
+                f"The samples of up to {clock.max_window} rounds are held on the trainer's devices; "
+                "the memory below is without them."
+            )
+        return " ".join(notes)
