@@ -30,12 +30,14 @@ from rlhf_jax.cli.run import keep_freed_memory
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.report.plots import style
 from rlhf_jax.sweeps import cell_lines
-from rlhf_jax.sweeps.cells import Cells, line_identity, load, run_cells
+from rlhf_jax.sweeps.cell_lines import line_identity
+from rlhf_jax.sweeps.cells import Cells, load, run_cells
 from rlhf_jax.sweeps.provenance import ROOT
-from rlhf_jax.sweeps.study import Cell
+from rlhf_jax.sweeps.study import Cell, setting_from_json
 
 PAGES = ROOT / "docs" / "results"
-STUDIES = {name: f"configs/studies/{name}.py" for name in ("quickstart", "grpovi", "offpolicyness")}
+NAMES = ("quickstart", "grpovi", "offpolicyness", "keep_or_rebuild", "inflight_age")
+STUDIES = {name: f"configs/studies/{name}.py" for name in NAMES}
 """Name of the module in `experiments/studies/` -> the study's config."""
 TWO_ERRORS = 1.96 * math.sqrt(2)  # a difference of two evaluations that have equal standard errors
 COMPARED = {"gold_mean": "gold_mean_stderr", "win_rate": "win_rate_stderr", "kl": "kl_stderr"}
@@ -121,7 +123,7 @@ def find(digits: str) -> tuple[Cells, Cell, cell_lines.Line]:
             "cell in a cells.jsonl"
         )
     study, line = matches[-1]
-    setting = tuple(line["setting"].items())
+    setting = setting_from_json(line["setting"].items())
     cell = Cell(line["arm"], setting, line["seed"], line["num_updates"], line["purpose"])
     cells = Cells(study)
     if cells.identity(cell) != line_identity(line, cells.path):

@@ -35,14 +35,27 @@ from rlhf_jax.cli import command
 from rlhf_jax.cli.run import keep_freed_memory
 from rlhf_jax.refusal import Failed, Refusal
 from rlhf_jax.sweeps.cells import Cells, load, phases, work
-from rlhf_jax.sweeps.study import Cell, Study, report_cells, tuning
+from rlhf_jax.sweeps.study import Cell, Study, report_cells, setting_from_json, tuning
 
 
-def launch(study: Study, argument: str, wanted: Sequence[Cell], num_workers: int) -> None:
+def launch(
+    study: Study,
+    argument: str,
+    wanted: Sequence[Cell],
+    num_workers: int,
+    deadline: float = math.inf,
+) -> None:
     """Runs cells in processes of their own and waits for them.
 
     A worker that fails stops no other one. Raises Failed that names each log and its last line,
     when all have ended.
+
+    Args:
+      study: whose cells they are.
+      argument: the study, as the command names it.
+      wanted: the cells to run.
+      num_workers: most processes at once.
+      deadline: of `time.time`, after which no cell is begun.
     """
     failed = []
     for waiting in phases(Cells(study), wanted, num_workers):
@@ -50,7 +63,7 @@ def launch(study: Study, argument: str, wanted: Sequence[Cell], num_workers: int
         try:
             while waiting or running:
                 while waiting and len(running) < num_workers:
-                    running.append(start_worker(study, argument, waiting.pop(0)))
+                    running.append(start_worker(study, argument, waiting.pop(0), deadline))
                 failed += [log for process, log in running if process.poll()]
                 running = [(process, log) for process, log in running if process.poll() is None]
                 time.sleep(0.2)
@@ -70,14 +83,16 @@ def last_line(log: Path) -> str:
 
 
 def start_worker(
-    study: Study, argument: str, cells: Sequence[Cell]
+    study: Study, argument: str, cells: Sequence[Cell], deadline: float
 ) -> tuple[subprocess.Popen[bytes], Path]:
-    """Begins a worker on cells; see `phases`."""
+    """Begins a worker on cells; see `phases` and `launch`."""
     logs = study.directory / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"{time.time_ns()}.log"
     listed = json.dumps([dataclasses.asdict(cell) for cell in cells])
     command = [sys.executable, "-m", "rlhf_jax.cli.sweep", f"--config={argument}", "--worker"]
+    if deadline < math.inf:
+        command.append(f"--minutes={max(0.0, deadline - time.time()) / 60}")
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output)
     assert process.stdin is not None
@@ -89,16 +104,25 @@ def start_worker(
 def given_cells() -> list[Cell]:
     """The cells that standard input has for a worker."""
     return [
-        Cell(**cell | {"setting": tuple(map(tuple, cell["setting"]))})
+        Cell(**cell | {"setting": setting_from_json(cell["setting"])})
         for cell in json.load(sys.stdin)
     ]
 
 
 def conduct(
-    study: Study, run: Callable[[Sequence[Cell]], None], max_cells: int | None = None
+    study: Study,
+    run: Callable[[Sequence[Cell]], None],
+    max_cells: int | None = None,
+    deadline: float = math.inf,
 ) -> None:
     """Tunes, reports, and writes the page after every seed; stops after `max_cells` cells where it
     is given.
+
+    Args:
+      study: whose cells are run.
+      run: runs the cells of a step that have not ended; none is begun after the deadline.
+      max_cells: of the first step; None: all cells of all steps.
+      deadline: of `time.time`. The command says then how many cells are left.
 
     Raises Failed for the cells that failed: at once while settings are being chosen, which needs
     all cells of a step; else after every other cell has been run.
@@ -114,18 +138,31 @@ def conduct(
             flush=True,
         )
         run(wanted)
-    reported = report_cells(study, cells.ended)
+        if left := len(cells.left(wanted)):  # a step that is not whole chooses nothing
+            print(f"the time is over: {left} cells of the step are left", flush=True)
+            return
     page = importlib.import_module(study.report)
     for seed in study.report_seeds:
-        of_seed = [cell for cell in reported if cell.seed == seed]
-        print(f"seed {seed}: {len(of_seed)} cells, {len(cells.left(of_seed))} to run", flush=True)
-        try:
-            run(of_seed)
-        except Failed as error:
-            failures.append(str(error))
+        tried: list[Cell] = []
+        while True:  # a derived cell is known once the one that it is derived from has ended
+            reported = [cell for cell in report_cells(study, cells.ended) if cell.seed == seed]
+            waiting = cells.left(reported)
+            if waiting in ([], tried) or time.time() > deadline:
+                break
+            print(f"seed {seed}: {len(waiting)} cells to run", flush=True)
+            tried = waiting
+            try:
+                run(waiting)
+            except Failed as error:
+                failures.append(str(error))
+                break
+        reported = report_cells(study, cells.ended)
         if results := cells.results(reported):
             written = page.write_study(study.directory, results, [arm.name for arm in study.arms])
             print(f"report: {written}", flush=True)
+        if time.time() > deadline:
+            print(f"the time is over: {len(cells.left(reported))} cells are left", flush=True)
+            break
     if failures:
         raise Failed(f"{'; '.join(failures)}. The same command runs the failed cells again")
 
@@ -164,6 +201,11 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cells", type=int, help="run only so many cells of a study's first step")
     parser.add_argument(
+        "--minutes",
+        type=float,
+        help="begin no cell of a study after so many minutes; the same command goes on",
+    )
+    parser.add_argument(
         "--workers",
         type=int,
         help="processes at once: half of the cores; 1 for a grid on an accelerator",
@@ -195,9 +237,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"unrecognized arguments: {' '.join(overrides)} (a study has no overrides)")
 
     def body(place: command.Place) -> None:
-        for name, least in (("workers", 1), ("cells", 1)):
+        for name, least in (("workers", 1), ("cells", 1), ("minutes", 0)):
             if getattr(given, name) is not None and getattr(given, name) < least:
                 raise Refusal(f"--{name} is {getattr(given, name)}; accepted: {least} or more")
+        if given.minutes is not None and (is_grid or given.slurm is not None):
+            raise Refusal("--minutes is of a study whose cells run here; accepted: none")
         if given.check:
             write_checked(argument, overrides, given)
             return
@@ -207,10 +251,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.workers = given.workers or max(1, (os.cpu_count() or 2) // 2)
         study = load(argument)
         place.directory = study.directory
+        deadline = math.inf if given.minutes is None else time.time() + 60 * given.minutes
         if given.worker:
-            work(study, given_cells())
+            work(study, given_cells(), deadline)
             return
-        run = partial(launch, study, argument, num_workers=given.workers)
+        run = partial(launch, study, argument, num_workers=given.workers, deadline=deadline)
         if given.slurm is not None:
             from rlhf_jax.cli import slurm
 
@@ -221,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 argument,
                 num_jobs=given.workers,
             )
-        conduct(study, run, given.cells)
+        conduct(study, run, given.cells, deadline)
 
     if status := command.call(body, "the same command goes on with the cells that are left"):
         raise SystemExit(status)

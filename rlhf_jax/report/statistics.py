@@ -44,6 +44,37 @@ def p_value(values: Sequence[float]) -> float:
     )
 
 
+def p_value_below(values: Sequence[float], limit: float) -> float:
+    """One-sided p-value of a t-test against a mean of `limit` or more; NaN for fewer than two
+    values.
+
+    Args:
+      values: independent, such as one per seed.
+      limit: which the mean is shown to be below where the p-value is small.
+    """
+    if len(values) < 2:
+        return math.nan
+    spread = np.std(values, ddof=1)
+    if spread == 0:
+        return 0.0 if np.mean(values) < limit else 1.0
+    return float(
+        stats.t.cdf((np.mean(values) - limit) / (spread / math.sqrt(len(values))), len(values) - 1)
+    )
+
+
+def p_value_equivalent(values: Sequence[float], margin: float) -> float:
+    """The p-value of two one-sided t-tests (Schuirmann, 1987) that the mean is within ± margin: the
+    larger one's.
+
+    At level 0.05 it is small enough where the 90 % interval is inside the margin.
+
+    Args:
+      values: differences, one per seed.
+      margin: below which a difference counts as none.
+    """
+    return max(p_value_below(values, margin), p_value_below([-value for value in values], margin))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusted p-values of a family of tests (Holm, 1979): the smallest times m, the next times m -
     1, never falling.

@@ -93,7 +93,8 @@ _OF_CLASS: dict[Class, str] = {
         task.name task.seed task.heldout_percent task.references_per_prompt task.max_words task.mood_spread task.calm task.limit
         task.padded task.calculator task.before task.after task.chat_template task.bos_token task.eos_token task.ties
         task.max_reply_tokens task.date task.rendered pretrained.gold_chat_template
-        task.digits task.spaced task.worked_examples
+        task.digits task.spaced task.worked_examples task.least_terms task.most_terms task.max_term task.draws
+        task.reversed_percent
         model.family model.vocab_size model.width model.ffn_width model.num_layers model.num_heads model.num_kv_heads
         model.head_width model.init_scale model.norm_eps model.parallel_residual model.tie_embeddings model.query_scalar
         model.logit_cap model.score_cap model.sliding_window model.first_window_layer model.rotary_fraction model.rope_theta

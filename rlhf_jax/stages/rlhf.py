@@ -236,6 +236,7 @@ def run(
     algorithm: Algorithm,
     reward: Reward,
     reference_params: Params,
+    observe: Callable[[Program, synchronous.Event], None] = lambda program, event: None,
 ) -> Params:
     """Trains, or goes on where a checkpoint is, or reads what an earlier run trained. Returns the
     policy's params.
@@ -246,6 +247,7 @@ def run(
       algorithm: that is trained.
       reward: of the samples.
       reference_params: of the SFT policy.
+      observe: is told each event of the loop, before it is recorded.
 
     Raises Refusal where the directory has checkpoints that cannot be gone on from, or another
     process holds it.
@@ -306,6 +308,7 @@ def run(
                 with contextlib.closing(loop):  # an interrupt here ends the sampling thread too
                     chosen = config.profile_updates, workspace.directory, version
                     for event in profiles.traced(loop, synchronous.ended_update, *chosen):
+                        observe(program, event)
                         recorder.take(event)
             finally:
                 # an interrupt must not tear down the threads of a save under way

@@ -19,12 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.run_directory import history
 from rlhf_jax.sweeps.provenance import digest
 
 Line = dict[str, Any]
 NO_NUMBERS = ("directory", "job", "sft.min_whole_references")
 """Keys that enter no number: where a run is written, which part of it is run, and what is refused
 before it begins.
+"""
+
+
+REWARD_STAGES = "reward_stages"
+"""Beside the keys of a cell's config: the digest of its reward model's stages, where they are of
+another variant.
 """
 
 
@@ -112,3 +119,55 @@ def _read(path: Path, mtime_ns: int, size: int) -> tuple[Line, ...]:
                 "again"
             ) from error
     return tuple(cells)
+
+
+def line_identity(line: Line, path: Path) -> str:
+    """The digest that the cell of a line has under today's keys.
+
+    Args:
+      line: of a study's file.
+      path: that file, for the message.
+
+    Raises as `under_todays_keys`.
+    """
+    return identity(under_todays_keys(line["config"], str(path)))
+
+
+def under_todays_keys(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A cell's flattened config under the keys of today's code.
+
+    Renamed keys have their new names. A key that is newer than the cell gets the value under which
+    the code does the same as before, so that cells are not run again for it.
+
+    Args:
+      config: values by keys joined by dots.
+      where: the source of the config, for the message.
+
+    Raises Refusal for a key that no longer exists.
+    """
+    translated = history.translated(config, where)
+    reward_stages = (
+        {REWARD_STAGES: translated.pop(REWARD_STAGES)} if REWARD_STAGES in translated else {}
+    )
+    known = _known_keys(
+        *(translated[name] for name in ("algorithm.name", "task.name", "model.family", "reward"))
+    )
+    history.check_known(translated, known, where)
+    added = {
+        key: history.older_value(key, default)
+        for key, default in known.items()
+        if key not in translated
+    }
+    return added | translated | reward_stages
+
+
+@functools.cache
+def _known_keys(algorithm: str, task: str, family: str, reward: str) -> dict[str, Any]:
+    from rlhf_jax import build
+
+    components = {
+        "algorithm": {"name": algorithm},
+        "task": {"name": task},
+        "model": {"family": family},
+    }
+    return build.known_keys(components | {"reward": reward})

@@ -2,10 +2,11 @@
 this process.
 """
 
-import functools
 import itertools
+import math
 import shutil
 import sys
+import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +19,8 @@ from ml_collections import ConfigDict
 from rlhf_jax import config_modules
 from rlhf_jax.records.jsonl import replace as replace_file
 from rlhf_jax.refusal import Failed, MissingInput, Refusal
-from rlhf_jax.run_directory import history
 from rlhf_jax.sweeps import cell_lines, provenance
+from rlhf_jax.sweeps.cell_lines import REWARD_STAGES, line_identity
 from rlhf_jax.sweeps.study import Cell, Study
 
 CELLS, BASE, FILE, RESULT = "cells", "base", "cells.jsonl", "result.json"
@@ -38,11 +39,6 @@ BEFORE_RLHF = (
     "reward_model",
 )
 """Nodes of a config that the stages before RLHF read: cells that agree on them share these stages.
-"""
-
-REWARD_STAGES = "reward_stages"
-"""Beside the keys of a cell's config: the digest of its reward model's stages, where they are of
-another variant.
 """
 
 Base = tuple[int, str, str]
@@ -220,58 +216,6 @@ class Cells:
         )
 
 
-def line_identity(line: cell_lines.Line, path: Path) -> str:
-    """The digest that the cell of a line has under today's keys.
-
-    Args:
-      line: of a study's file.
-      path: that file, for the message.
-
-    Raises as `under_todays_keys`.
-    """
-    return cell_lines.identity(under_todays_keys(line["config"], str(path)))
-
-
-def under_todays_keys(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A cell's flattened config under the keys of today's code.
-
-    Renamed keys have their new names. A key that is newer than the cell gets the value under which
-    the code does the same as before, so that cells are not run again for it.
-
-    Args:
-      config: values by keys joined by dots.
-      where: the source of the config, for the message.
-
-    Raises Refusal for a key that no longer exists.
-    """
-    translated = history.translated(config, where)
-    reward_stages = (
-        {REWARD_STAGES: translated.pop(REWARD_STAGES)} if REWARD_STAGES in translated else {}
-    )
-    known = _known_keys(
-        *(translated[name] for name in ("algorithm.name", "task.name", "model.family", "reward"))
-    )
-    history.check_known(translated, known, where)
-    added = {
-        key: history.older_value(key, default)
-        for key, default in known.items()
-        if key not in translated
-    }
-    return added | translated | reward_stages
-
-
-@functools.cache
-def _known_keys(algorithm: str, task: str, family: str, reward: str) -> dict[str, Any]:
-    from rlhf_jax import build
-
-    components = {
-        "algorithm": {"name": algorithm},
-        "task": {"name": task},
-        "model": {"family": family},
-    }
-    return build.known_keys(components | {"reward": reward})
-
-
 def _seed(cell: Cell) -> tuple[str, int]:
     return cell.purpose, cell.seed
 
@@ -309,7 +253,7 @@ def shared_stages(cells: Cells, seed: int, policy: str = "", reward: str = "") -
     return sft.run(workspace, stages.sft), pipeline.before_rlhf(*prepare(reward))[1]
 
 
-def run_cells(cells: Cells, wanted: Sequence[Cell]) -> None:
+def run_cells(cells: Cells, wanted: Sequence[Cell], deadline: float = math.inf) -> None:
     """Runs the cells that have not ended, in this process; those of one base follow one another.
 
     A cell keeps its line, not its checkpoints. A cell with a figure that is not finite has ended:
@@ -318,6 +262,7 @@ def run_cells(cells: Cells, wanted: Sequence[Cell]) -> None:
     Args:
       cells: of the study.
       wanted: the cells to run; those that have ended are left out.
+      deadline: of `time.time`, after which no cell is begun.
 
     Raises Failed, after all have been tried, if a cell failed in another way; its traceback is
     printed.
@@ -326,8 +271,12 @@ def run_cells(cells: Cells, wanted: Sequence[Cell]) -> None:
     for base, together in itertools.groupby(
         sorted(cells.left(wanted), key=cells.base), key=cells.base
     ):
+        if time.time() > deadline:
+            break
         params, reward = shared_stages(cells, *base)
         for cell in together:
+            if time.time() > deadline:
+                break
             try:
                 run_cell(cells, cell, params, reward)
             except Exception:
@@ -346,8 +295,10 @@ def run_cell(cells: Cells, cell: Cell, params: Any, reward: Any) -> None:
     config, diverged = cells.config(cell), ""
     shutil.rmtree(cells.directory(cell), ignore_errors=True)  # an interrupted cell begins again
     workspace, stages, algorithm = build.prepare(config)
+    measure = cells.study.measure and cells.study.measure(params)
+    observed = {"observe": measure.take} if measure else {}
     try:
-        rlhf.run(workspace, stages, algorithm, reward, params)
+        rlhf.run(workspace, stages, algorithm, reward, params, **observed)
     except FloatingPointError as error:
         diverged = str(error)
         print(f"{cell.name} diverged: {error}", file=sys.stderr)
@@ -356,6 +307,8 @@ def run_cell(cells: Cells, cell: Cell, params: Any, reward: Any) -> None:
     name, arm = cells.study.directory.name, cells.study.arm(cell.arm)
     golden = cells.golden(cell)
     line = line_of(workspace.directory, name, arm, cell, stages.rlhf, algorithm, diverged, golden)
+    if measure:
+        line["measured"] = dict(measure.figures())
     for folder in BULK:
         shutil.rmtree(workspace.directory / folder, ignore_errors=True)
     replace_file(workspace.directory / RESULT, cell_lines.encoded(line))
@@ -382,12 +335,13 @@ def phases(cells: Cells, wanted: Sequence[Cell], num_parts: int) -> Iterator[lis
     yield [part for worker in range(num_parts) if (part := left[worker::num_parts])]
 
 
-def work(study: Study, wanted: Sequence[Cell]) -> None:
+def work(study: Study, wanted: Sequence[Cell], deadline: float = math.inf) -> None:
     """Runs the cells of one worker (see `phases`), with the compile cache of all the workers.
 
     Args:
       study: whose cells they are.
       wanted: those of this worker. One of 0 updates runs the stages that it shares.
+      deadline: of `time.time`, after which no cell is begun.
 
     Raises as `run_cells`.
     """
@@ -398,7 +352,7 @@ def work(study: Study, wanted: Sequence[Cell]) -> None:
     cells = Cells(study)
     for base in sorted({cells.base(cell) for cell in wanted if not cell.num_updates}):
         shared_stages(cells, *base)
-    run_cells(cells, [cell for cell in wanted if cell.num_updates])
+    run_cells(cells, [cell for cell in wanted if cell.num_updates], deadline)
 
 
 def load(argument: str) -> Study:

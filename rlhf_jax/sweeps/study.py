@@ -15,16 +15,19 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.runtime.program import Program
+from rlhf_jax.runtime.synchronous import Event
+from rlhf_jax.types import Params
 
 RLHF_JOBS = ("pipeline", "rlhf")
 """Jobs of which a cell runs the stage of RLHF."""
 
-Value = float | int | str | bool
+Value = float | int | str | bool | tuple[int, ...]
 Setting = tuple[tuple[str, Value], ...]
 Ended = Callable[["Cell"], dict[str, Any] | None]
 """The result of a cell, or None where it has not ended."""
@@ -51,6 +54,8 @@ class Arm:
     settings: tuple[Setting, ...] = ()
     tuning_seeds: tuple[int, ...] = ()
     choose: str = "mean"
+    derived_from: str = ""
+    derive: Callable[[Mapping[str, Any]], Setting] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,24 @@ class Rung:
     keep: int
 
 
+class Measure(Protocol):
+    """A study's own measure of a cell: takes the events of its loop, and ends with figures for its
+    line that the metrics do not have.
+    """
+
+    def take(self, program: Program, event: Event) -> None:
+        """Reads one event. The next update donates its states.
+
+        Args:
+          program: the compiled calls of the cell.
+          event: of the loop, before it is recorded.
+        """
+
+    def figures(self) -> Mapping[str, Any]:
+        """Figures of the whole run, as JSON can say them."""
+        ...
+
+
 @dataclass(frozen=True)
 class Study:
     """A protocol. `grid` has the values of each key that is varied; a key in `open_ended` may be
@@ -72,7 +95,7 @@ class Study:
     `factors` has, for a key of the grid, what an arm that follows another multiplies that arm's
     choice by. `report` is the module that writes the page. `cells` is the file with a line for each
     ended cell. Without one, or where its folder does not exist (outside of a clone), the file is in
-    the study's directory.
+    the study's directory. `measure` makes the measure of a cell from the params of version 0.
     """
 
     directory: Path
@@ -89,6 +112,7 @@ class Study:
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
     report: str = "rlhf_jax.sweeps.page"
     cells: Path | None = None
+    measure: Callable[[Params], Measure] | None = None
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -105,6 +129,26 @@ class Study:
             raise Refusal(
                 f"arm {self.following_arms[0].name!r} follows another one's choice, but the study "
                 "has no rungs to tune on"
+            )
+        for arm in self.arms:
+            if (arm.derive is None) != (not arm.derived_from):
+                raise Refusal(
+                    f"arm {arm.name!r} has one of derived_from and derive; both are needed"
+                )
+            if arm.derived_from:
+                self._check_derived(arm)
+
+    def _check_derived(self, arm: Arm) -> None:
+        """Raises Refusal for an arm whose setting depends on what has no one result for each seed."""
+        if self.rungs:
+            raise Refusal(
+                f"arm {arm.name!r} has derived_from in a study with rungs; accepted: none"
+            )
+        source = self.arm(arm.derived_from)
+        if source.derived_from or len(source.settings or self.products) != 1:
+            raise Refusal(
+                f"arm {arm.name!r} is derived from {source.name!r}; accepted: an arm with one "
+                "setting, which is not derived itself"
             )
 
     def base_config(self) -> ConfigDict:
@@ -166,7 +210,9 @@ class Cell:
 
 
 def shown(value: Value) -> str:
-    """A setting's value in a name: numbers with at most six digits."""
+    """A setting's value in a name: numbers with at most six digits, of several their count."""
+    if isinstance(value, tuple):
+        return f"{len(value)}values"
     return (
         f"{value:.6g}"
         if isinstance(value, int | float) and not isinstance(value, bool)
@@ -343,16 +389,32 @@ def _complete(study: Study, ended: Ended, arm: Arm, settings: Iterable[Setting])
 
 
 def report_cells(study: Study, ended: Ended) -> list[Cell]:
-    """The cells of the reported seeds, those of a seed together.
+    """The cells of the reported seeds, those of a seed together. A derived cell is left out until
+    the one that it is derived from has ended.
 
     Args:
       study: for its arms and reported seeds.
       ended: the result of a cell; the tuning cells must have ended.
     """
     chosen = chosen_settings(study, ended)
+
+    def cell_of(arm: str, setting: Setting, seed: int) -> Cell:
+        return Cell(arm, setting, seed, study.report_updates, "report")
+
+    def settings(arm: Arm, seed: int) -> tuple[Setting, ...]:
+        if arm.derive is None:
+            return chosen[arm.name]
+        result = ended(cell_of(arm.derived_from, chosen[arm.derived_from][0], seed))
+        return () if result is None else (arm.derive(result),)
+
     return [
-        Cell(arm.name, setting, seed, study.report_updates, "report")
+        cell_of(arm.name, setting, seed)
         for seed in study.report_seeds
         for arm in study.arms
-        for setting in chosen[arm.name]
+        for setting in settings(arm, seed)
     ]
+
+
+def setting_from_json(values: Iterable[tuple[str, Any]]) -> Setting:
+    """The setting whose pairs went through JSON: lists become tuples again."""
+    return tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in values)

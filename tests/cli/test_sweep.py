@@ -281,7 +281,7 @@ def test_a_line_is_found_under_the_new_name_of_a_key(study, monkeypatch):
         Refusal, match=r"cells\.jsonl has rlhf\.delay=0: this version of the code has no such key"
     ):
         Cells(study).ended(cell)
-    monkeypatch.setitem(cell_runs.history.RENAMED, "rlhf.delay", "rlhf.lag")
+    monkeypatch.setitem(cell_lines.history.RENAMED, "rlhf.delay", "rlhf.lag")
     assert Cells(study).left([cell]) == []
 
 
@@ -292,7 +292,7 @@ def test_a_line_that_is_older_than_a_key_is_of_what_was_done_before(study, monke
     end(Cells(study), cell, 1.0)
     with_keys(Cells(study), lambda config: config.pop("rlhf.num_epochs"))
     assert Cells(study).left([cell]) == []
-    monkeypatch.setitem(cell_runs.history.ADDED, "rlhf.num_epochs", 2)
+    monkeypatch.setitem(cell_lines.history.ADDED, "rlhf.num_epochs", 2)
     assert Cells(study).left([cell]) == [cell]
 
 

@@ -106,3 +106,19 @@ def test_a_seed_counts_once_however_many_settings_it_has():
     results = [{"seed": seed, "value": value} for seed, value in ((0, 1.0), (0, 3.0), (1, 4.0))]
     assert statistics.by_seed(results, lambda result: result["value"]) == {0: 2.0, 1: 4.0}
     assert statistics.differences({0: 5.0, 1: 2.0}, {1: 0.5, 2: 9.0}) == {1: 1.5}
+
+
+def test_one_sided_tests_and_equivalence_agree_with_scipy_and_the_interval():
+    """At level 0.05 the 90 % interval is inside the margin exactly where both tests are below it."""
+    values = [0.01, -0.02, 0.015, 0.03, -0.005]
+    expected = stats.ttest_1samp(values, 0.03, alternative="less").pvalue
+    assert statistics.p_value_below(values, 0.03) == pytest.approx(expected)
+    lower = stats.ttest_1samp(values, -0.03, alternative="greater").pvalue
+    assert statistics.p_value_equivalent(values, 0.03) == pytest.approx(max(expected, lower))
+    mean, half = statistics.t_interval(values, 0.90)
+    edge = abs(mean) + half
+    assert statistics.p_value_equivalent(values, edge * 1.001) < 0.05
+    assert statistics.p_value_equivalent(values, edge * 0.999) > 0.05
+    assert statistics.p_value_below([0.1, 0.1], 0.2) == 0.0
+    assert statistics.p_value_below([0.2, 0.2], 0.2) == 1.0
+    assert math.isnan(statistics.p_value_below([0.1], 0.2))

@@ -88,3 +88,8 @@ def result(arm: Arm, seed: int, num_updates: int = 64, every: int = 8) -> dict[s
         "trained": trained | {"updates": clock.num_updates, "prompts_per_update": 32},
         "curve": curve,
     }
+
+
+def ones(completions: list[str]) -> list[float]:
+    """A reward that differs among the completions of any policy: the ones in each."""
+    return [float(text.count("1")) for text in completions]

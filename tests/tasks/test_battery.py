@@ -38,6 +38,7 @@ WITHOUT_REFERENCES = {"sentiment"}
 GOLDEN = {
     "addition": "a57b33088c3bd8b1ff496852fe5b3f78cd5f4f291b58906649e5dde59558381f",
     "reviews": "723e5613ad1962d34d847fb864851e855b2fcc06a7aef42eb588238759b8a5cb",
+    "running_sums": "3d61d77c487ccffbc38648216388dc0a431f8082ddb724a7121abf900abc1958",
     "sentiment": "7b17ef6873ae0f3919052b249a86a383c0f2dc56d4a7ee593398eed6571ca840",
 }
 
