@@ -119,6 +119,12 @@ SLOW = {
     "tests/test_bench_matrix.py::test_the_index_is_of_today_for_all_recipes[": (
         "tests/test_bench_matrix.py::test_the_index_is_of_today"
     ),
+    "tests/studies/test_inflight_studies.py::test_a_rebuilt_cache_has_no_gap_and_a_kept_one_has": (
+        "tests/studies/test_inflight_studies.py::test_few_mixed_rows_are_told"
+    ),
+    "tests/studies/test_inflight_studies.py::test_a_matched_run_is_as_old_as_the_tokens_in_flight": (
+        "tests/studies/test_inflight_studies.py::test_a_matched_schedule_has_the_ages_in_sum"
+    ),
     "tests/test_notebooks.py::test_notebook[03": "tests/test_notebooks.py::test_notebook[01",
     "tests/test_notebooks.py::test_notebook[04": "tests/test_notebooks.py::test_notebook[01",
     "tests/test_notebooks.py::test_notebook[05": "tests/test_notebooks.py::test_notebook[01",

@@ -302,7 +302,8 @@ def surrogate(
 
     Returns: the loss `[R, C]`, 0 under the mask; the coefficient c `[R, C]`, without gradient, of
     ∂Σℓ / ∂log π = −A c; and the tokens that are cut, bool `[R, C]`: whose c a gate or a bound holds
-    apart from the ratio. A soft gate and gamma cut where c is less than half of the ratio.
+    apart from the ratio, and none where floor and cap are one number. A soft gate and gamma cut where c
+    is less than half of the ratio.
     """
     assert_shapes(
         logprob_RC=logprob_RC,
@@ -325,4 +326,7 @@ def surrogate(
         cut_RC = ~_kept(config, at)
     else:
         cut_RC = coefficient_RC != ratio_RC
+    if config.flow == "logprob":
+        # floor = cap: the coefficient is that number, and there is no ratio to cut.
+        cut_RC &= jnp.logical_not((config.floor == config.cap) & jnp.not_equal(config.cap, 0.0))
     return select(loss_RC, mask_RC), coefficient_RC, cut_RC & mask_RC & (advantage_RC != 0)
