@@ -31,7 +31,7 @@ CONSTANTS = {"low", "high"}
 """Fields of package algorithms that stay constants: ends of a range, which the config checks."""
 VALUES = {
     "correction.cap": (1.2, 1.6),
-    "correction.floor": (0.05, 0.9),
+    "correction.floor": (1e-6, 0.9),
     "correction.second_moment": (0.3, 3.0),
     "surrogate.far": (1.5, 3.0),
     "surrogate.cap": (1.2, 1.6),
