@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.studies import markdown
@@ -206,20 +207,31 @@ def gaps_plot(arms: Mapping[str, list[Result]]) -> Figure:
     for color, arm in zip(style.PART_COLORS, kept, strict=False):
         shown = [n for n in range(1, MOST_SWAPS + 1) if _is_known(gap(arms[arm], str(n)))]
         points = [interval(gap(arms[arm], str(n))) for n in shown]
-        ax.errorbar(
-            shown,
-            [mean for mean, _ in points],
-            [0 if math.isnan(half) else half for _, half in points],
-            marker="o",
-            markersize=3,
-            linewidth=1.2,
-            color=color,
-            label=title(arm),
-        )
+        _line(ax, shown, points, color, title(arm))
     ax.set_yscale("log")
     ax.set_xticks(range(1, MOST_SWAPS + 1), ["1", "2", "3 or more"])
     ax.legend(fontsize=7.5, frameon=False, labelcolor=style.INK)
     return figure
+
+
+def _line(
+    ax: Axes,
+    places: Sequence[int],
+    points: Sequence[tuple[float, float]],
+    color: str,
+    label: str,
+) -> None:
+    """Means with their intervals; one seed has a mean alone."""
+    ax.errorbar(
+        places,
+        [mean for mean, _ in points],
+        [0 if math.isnan(half) else half for _, half in points],
+        marker="o",
+        markersize=3,
+        linewidth=1.2,
+        color=color,
+        label=label,
+    )
 
 
 def _is_known(values: OfSeed) -> bool:
@@ -248,16 +260,7 @@ def curves_plot(
                 interval({line["seed"]: line["curve"][n]["gold_mean"] for line in lines})
                 for n in range(len(updates))
             ]
-            ax.errorbar(
-                updates,
-                [mean for mean, _ in points],
-                [0 if math.isnan(half) else half for _, half in points],
-                marker="o",
-                markersize=3,
-                linewidth=1.2,
-                color=color,
-                label=label(arm),
-            )
+            _line(ax, updates, points, color, label(arm))
         ax.legend(fontsize=7.5, frameon=False, labelcolor=style.INK)
     return figure
 
