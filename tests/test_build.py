@@ -177,6 +177,10 @@ def test_an_interpolation_needs_stale_samples():
     config.rlhf.lag = 0
     with pytest.raises(Refusal, match=r"interpolation is 0\.5 in a run without a lag; accepted: 0"):
         build.resolve_auto(config.to_dict())
+    for clock in ("sync_every", "buffer_rounds"):
+        older = config.to_dict()
+        older["rlhf"][clock] = 2
+        build.resolve_auto(older)
 
 
 @pytest.mark.parametrize("name", registry.presets("algorithms"))

@@ -201,7 +201,7 @@ def check_interpolation(interpolation: float, *, stale: bool) -> None:
 
     Args:
       interpolation: of the config.
-      stale: the run has a lag, or a schedule of versions.
+      stale: the run has a lag, a schedule of versions, or a clock that trains on older rounds.
     """
     if interpolation and not stale:
         raise Refusal(

@@ -90,19 +90,20 @@ def resolve_auto(values: dict[str, Any]) -> None:
         values["rlhf"],
         fill(Correction, values["algorithm"]["correction"], "algorithm.correction"),
     )
+    scheduled = (
+        bool(schedule["version_schedule"] or schedule["replay_schedule_of"])
+        or max(schedule["sync_every"], schedule["buffer_rounds"]) > 1
+    )
     resolved = resolve(
         given,
         lag=schedule["lag"],
-        scheduled=bool(schedule["version_schedule"] or schedule["replay_schedule_of"])
-        or max(schedule["sync_every"], schedule["buffer_rounds"]) > 1,
+        scheduled=scheduled,
         exact_sampler=exact_sampler(values),
     )
     values["algorithm"]["correction"] = dataclasses.asdict(resolved)
     check_interpolation(
         values["algorithm"].get("interpolation", 0.0),
-        stale=bool(
-            schedule["lag"] or schedule["version_schedule"] or schedule["replay_schedule_of"]
-        ),
+        stale=bool(schedule["lag"]) or scheduled,
     )
 
 
