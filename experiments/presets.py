@@ -3,7 +3,6 @@
 python -m experiments.presets
 """
 
-import sys
 from pathlib import Path
 
 import jax
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from rlhf_jax.algorithms.policy_gradient import Config, policy_gradient
 from rlhf_jax.algorithms.presets.preset import Preset
 from rlhf_jax.algorithms.presets.table import PRESETS
+from rlhf_jax.cli import command
 from rlhf_jax.config import flatten
 from rlhf_jax.face.settings import plain
 from rlhf_jax.ops.policy_gradient.penalties import Penalty
@@ -142,12 +142,16 @@ def page() -> str:
     return HEAD + "\n" + "\n".join(lines) + "\n" + TAIL
 
 
-def main() -> int:
+def main() -> None:
     """Writes page and picture."""
-    PAGE.write_text(page())
-    picture().savefig(PICTURE, dpi=90)
-    return 0
+
+    def body(place: command.Place) -> None:
+        PAGE.write_text(page())
+        picture().savefig(PICTURE, dpi=90)
+
+    if status := command.call(body):
+        raise SystemExit(status)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)
