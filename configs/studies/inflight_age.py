@@ -19,8 +19,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.sweeps.measures.token_versions import TokenVersions, matched_schedule
 from rlhf_jax.sweeps.study import Arm, Setting, Study
-from rlhf_jax.sweeps.token_versions import TokenVersions, matched_schedule
 
 from ..common import running_sums
 from ..common.running_sums import TAUS

@@ -15,8 +15,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.sweeps.measures.token_versions import TokenVersions
 from rlhf_jax.sweeps.study import Arm, Study
-from rlhf_jax.sweeps.token_versions import TokenVersions
 
 from ..common import running_sums
 from ..common.running_sums import LEARNING_RATE, TAUS

@@ -17,6 +17,8 @@ import pytest
 import tiny
 
 from rlhf_jax import registry, updating
+from rlhf_jax.algorithms.policy_gradient import policy_gradient
+from rlhf_jax.algorithms.presets.table import PRESETS
 from rlhf_jax.clock import Clock
 from rlhf_jax.models.common import value_head
 from rlhf_jax.ops.corrections import Correction
@@ -25,7 +27,7 @@ from rlhf_jax.stages import reward_model, sft
 from rlhf_jax.stages.api import Lengths, Workspace
 from rlhf_jax.stages.common import evaluator
 from rlhf_jax.text import tokenizers
-from rlhf_jax.types import TrainState
+from rlhf_jax.types import Algorithm, TrainState
 
 from . import rounds
 
@@ -46,7 +48,8 @@ RATIO = {
     "rloo": "sequence",
     "ppo": "token",
 }  # algorithms with a correction, and the level of its weight
-STEPS = tuple(registry.names("algorithms")) + tuple(f"{name}:truncate" for name in RATIO)
+STUDIED = ("reinforce", "token_tis")  # presets with cells in a study
+STEPS = (*registry.names("algorithms"), *(f"{name}:truncate" for name in RATIO), *STUDIED)
 OTHERS = ("sft", "reward_model", "evaluation")
 
 
@@ -70,19 +73,26 @@ def moved(params, seed: int):
     return jax.tree.map(lambda x, y: 0.8 * x + 0.2 * y, params, drawn)
 
 
-def step(name: str) -> dict[str, float]:
-    """Metrics of one update on stale samples, and the update along a fixed random direction of all
-    params.
-    """
-    shared, samples = sampled()
+def algorithm_of(name: str) -> Algorithm:
+    """The algorithm of an entry: `<algorithm>`, `<algorithm>:truncate`, or a preset."""
     algorithm, _, stale = name.partition(":")
+    if algorithm in PRESETS:
+        return policy_gradient(PRESETS[algorithm].settings)
     module = registry.find("algorithms", algorithm)
     config = module.Config()
     if stale:
         config = dataclasses.replace(
             config, correction=dataclasses.replace(STALE, level=RATIO[algorithm])
         )
-    made = getattr(module, algorithm)(config)
+    return getattr(module, algorithm)(config)
+
+
+def step(name: str) -> dict[str, float]:
+    """Metrics of one update on stale samples, and the update along a fixed random direction of all
+    params.
+    """
+    shared, samples = sampled()
+    made = algorithm_of(name)
     critic = None
     if "critic" in made.losses:
         model = value_head.make(shared.spec.model)  # type: ignore[arg-type]

@@ -13,8 +13,8 @@ from experiments.studies.hypotheses import Hypothesis, hypotheses_table, is_coll
 from experiments.studies.inflight_age import findings as age_findings
 from experiments.studies.keep_or_rebuild import findings
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.sweeps import token_versions
 from rlhf_jax.sweeps.cells import Cells, load, run_cells
+from rlhf_jax.sweeps.measures import token_versions
 from rlhf_jax.sweeps.study import report_cells
 
 ROOT = Path(__file__).parent.parent.parent

@@ -28,7 +28,7 @@ from rlhf_jax.report.statistics import (
     interval,
     p_value_equivalent,
 )
-from rlhf_jax.sweeps.token_versions import MOST_SWAPS, ends
+from rlhf_jax.sweeps.measures.token_versions import MOST_SWAPS, ends
 
 LIMIT = 0.02  # nats: a tenth of the clip range
 MARGIN = 0.03  # of accuracy
