@@ -15,7 +15,7 @@ from experiments.studies.hypotheses import (
     hypotheses_table,
     is_collapsed,
 )
-from experiments.studies.keep_or_rebuild.findings import at_ends, curves_plot, split
+from experiments.studies.keep_or_rebuild.findings import at_ends, curves_plot, split, starts
 from experiments.studies.markdown import table, with_interval
 from rlhf_jax.report.statistics import Result, by_seed, differences
 
@@ -73,6 +73,7 @@ def pages(lines: Sequence[Result]) -> dict[str, str | Figure]:
     text = markdown.fill(
         Path(__file__).with_name("page.md"),
         sources=markdown.sources(lines),
+        starts=starts(lines),
         hypotheses=hypotheses_table(primary_hypotheses(arms)),
         arms=arms_table(arms),
     )

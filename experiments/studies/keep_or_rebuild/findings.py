@@ -34,6 +34,7 @@ LIMIT = 0.02  # nats: a tenth of the clip range
 MARGIN = 0.03  # of accuracy
 ROUNDING = 1e-4  # nats: gaps of tokens whose keys and values are of their own version are below it
 LEAST_MIXED = 0.3  # share of rows
+PILOT_START = 0.20  # accuracy after SFT of the pilot's seed (protocol.md)
 SETTINGS = ("lag1_quarter", "lag1_whole", "lag4_quarter", "lag4_whole")
 CONTROL = "lag1_quarter"  # the setting whose learning rate is raised
 DEEP = "lag4_quarter"  # the setting whose rows live through most swaps
@@ -51,6 +52,13 @@ def split(lines: Sequence[Result]) -> dict[str, list[Result]]:
     for line in lines:
         by_arm.setdefault(line["arm"], []).append(line)
     return by_arm
+
+
+def starts(lines: Sequence[Result]) -> str:
+    """A sentence: accuracy before the first update, by seed."""
+    of_seed = by_seed(lines, lambda line: line["curve"][0]["gold_mean"])
+    listed = ", ".join(f"{number(value, 2)} (seed {seed})" for seed, value in of_seed.items())
+    return f"After SFT it is {listed}, and was {PILOT_START:g} in the pilot, by which settings were chosen."
 
 
 def gap(lines: Sequence[Result], swaps: str = "any", figure: str = "mean") -> OfSeed:
@@ -204,19 +212,33 @@ def gaps_plot(arms: Mapping[str, list[Result]]) -> Figure:
     figure, (ax,) = style.panels(1, 1, 3.6)
     style.axes(ax, "Error of kept keys and values", "swaps before the token", "|gap|, nats")
     kept = [arm for arm in arms if "_keep" in arm]
-    for color, arm in zip(style.PART_COLORS, kept, strict=False):
+    for index, (color, arm) in enumerate(zip(style.PART_COLORS, kept, strict=False)):
         shown = [n for n in range(1, MOST_SWAPS + 1) if _is_known(gap(arms[arm], str(n)))]
         points = [interval(gap(arms[arm], str(n))) for n in shown]
-        _line(ax, shown, points, color, title(arm))
-    ax.set_yscale("log")
+        _line(ax, [n + 0.02 * (index - 2) for n in shown], points, color, title(arm))
+    ax.set_ylim(bottom=0)
     ax.set_xticks(range(1, MOST_SWAPS + 1), ["1", "2", "3 or more"])
-    ax.legend(fontsize=7.5, frameon=False, labelcolor=style.INK)
+    _legend(ax)
     return figure
+
+
+def _legend(ax: Axes) -> None:
+    """A legend in one row above the axes, at the right of their title, where no line passes."""
+    ax.legend(
+        ncols=len(ax.get_legend_handles_labels()[1]),
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        borderaxespad=0.1,
+        columnspacing=1.2,
+        fontsize=7.5,
+        frameon=False,
+        labelcolor=style.INK,
+    )
 
 
 def _line(
     ax: Axes,
-    places: Sequence[int],
+    places: Sequence[float],
     points: Sequence[tuple[float, float]],
     color: str,
     label: str,
@@ -253,15 +275,15 @@ def curves_plot(
     figure, axes = style.panels(len(groups), min(2, len(groups)), 2.8)
     for ax, (name, members) in zip(axes, groups.items(), strict=True):
         style.axes(ax, name, "update", "held-out accuracy")
-        for color, arm in zip(style.PART_COLORS, members, strict=False):
+        for index, (color, arm) in enumerate(zip(style.PART_COLORS, members, strict=False)):
             lines = arms[arm]
-            updates = [evaluation["update"] for evaluation in lines[0]["curve"]]
+            updates = [evaluation["update"] + 0.6 * index for evaluation in lines[0]["curve"]]
             points = [
                 interval({line["seed"]: line["curve"][n]["gold_mean"] for line in lines})
                 for n in range(len(updates))
             ]
             _line(ax, updates, points, color, label(arm))
-        ax.legend(fontsize=7.5, frameon=False, labelcolor=style.INK)
+        _legend(ax)
     return figure
 
 
@@ -272,6 +294,7 @@ def pages(lines: Sequence[Result]) -> dict[str, str | Figure]:
     text = markdown.fill(
         Path(__file__).with_name("page.md"),
         sources=markdown.sources(lines),
+        starts=starts(lines),
         few_mixed=few_mixed(arms[f"{CONTROL}_keep"]),
         hypotheses=hypotheses_table(primary_hypotheses(arms)),
         gaps=gaps_table(arms),
