@@ -58,7 +58,7 @@ def starts(lines: Sequence[Result]) -> str:
     """A sentence: accuracy before the first update, by seed."""
     of_seed = by_seed(lines, lambda line: line["curve"][0]["gold_mean"])
     listed = ", ".join(f"{number(value, 2)} (seed {seed})" for seed, value in of_seed.items())
-    return f"After SFT it is {listed}, and was {PILOT_START:g} in the pilot, by which settings were chosen."
+    return f"After SFT it is {listed}, and was {number(PILOT_START, 2)} in the pilot, by which settings were chosen."
 
 
 def gap(lines: Sequence[Result], swaps: str = "any", figure: str = "mean") -> OfSeed:
