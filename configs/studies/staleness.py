@@ -1,4 +1,4 @@
-"""When does training on old samples collapse, by staleness and by learning rate?
+"""Collapse of training on old samples, by staleness and by learning rate.
 
 Command:   nice -n 19 python -m experiments.sweep --config=configs/studies/staleness.py --workers=1 --minutes=90
 Hardware:  one CPU core

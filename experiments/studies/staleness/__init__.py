@@ -1,0 +1,1 @@
+"""The study of collapse by staleness and learning rate."""
