@@ -56,11 +56,17 @@ def test_a_weight_cuts_where_it_is_not_the_ratio(name, cut):
 
 def test_a_preset_that_cuts_too_little_or_too_much_is_run_at_another_rate():
     rates = [
-        preset_runs.next_rate({"shares": shares})
+        preset_runs.next_rate([{"shares": shares, "learning_rate": preset_runs.RATE}])
         for shares in ({}, {"gate": 0.3}, {"gate": 0.001, "weight": 0.02}, {"gate": 0.009})
     ]
     assert rates == [None, None, None, preset_runs.HIGHER]
-    assert preset_runs.next_rate({"shares": {"gate": 0.1, "filter": 0.7}}) == preset_runs.LOWER
+    runs = []
+    for rate in (preset_runs.RATE, *preset_runs.LOWER):
+        runs.append({"shares": {"gate": 0.1, "filter": 0.7}, "learning_rate": rate})
+        rates.append(preset_runs.next_rate(runs))
+    assert rates[-3:] == [*preset_runs.LOWER, None]
+    runs[-1] = runs[-1] | {"shares": {"gate": 0.001}}
+    assert preset_runs.next_rate(runs) is None
 
 
 def test_the_words_of_a_run_name_its_parts_its_rate_and_what_is_inert():

@@ -5,7 +5,7 @@ Sums of two numbers below 50, a decoder of one layer, exact match as the reward.
 from one SFT policy and one seed. The sampler is `LAG` rounds behind, and a round is trained on in
 `MINIBATCHES` updates, so that ratios leave 1 for both reasons. Bounds are those of the preset. One
 that cuts less than `LEAST` at the learning rate `RATE` is run again at `HIGHER`, and one that cuts
-more than `MOST` at `LOWER`.
+more than `MOST` at those of `LOWER` in turn.
 
 A line of `LINES` for each preset, which the page of the presets reads. Presets whose line is there,
 with the settings that they have now, are not run again. Then `python -m experiments.presets` writes
@@ -16,7 +16,7 @@ the page.
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from rlhf_jax.types import Batch, Params
 
 LINES = Path(__file__).parent / "results" / "preset_runs.jsonl"
 SEED, LAG, MINIBATCHES, ROUNDS = 0, 4, 4, 16
-LOWER, RATE, HIGHER = 1e-4, 1e-3, 4e-3
+RATE, HIGHER, LOWER = 1e-3, 4e-3, (1e-4, 1e-5)
 LEAST, MOST = 0.01, 0.6
 WEIGHTS = ("truncate", "mask", "second_moment")
 PARTS = ("gate", "filter", "weight", "groups")
@@ -156,15 +156,16 @@ def shares_of(
     return {"learning_rate": rate, "shares": shares, "scores": scores}
 
 
-def next_rate(run: Mapping[str, Any]) -> float | None:
-    """The learning rate of a second run, or None where one will do.
+def next_rate(runs: Sequence[Mapping[str, Any]]) -> float | None:
+    """The learning rate of a preset's next run, or None where there is none.
 
     Args:
-      run: the first one of a preset.
+      runs: of the preset, the first one at `RATE`.
     """
-    if not run["shares"] or LEAST <= (largest := max(run["shares"].values())) <= MOST:
-        return None
-    return HIGHER if largest < LEAST else LOWER
+    largest = max(runs[-1]["shares"].values(), default=LEAST)
+    if largest > MOST:
+        return next((rate for rate in LOWER if rate < runs[-1]["learning_rate"]), None)
+    return HIGHER if largest < LEAST and len(runs) == 1 else None
 
 
 def read() -> dict[str, Mapping[str, Any]]:
@@ -217,7 +218,7 @@ def main() -> None:
             for name in missing:
                 settings = PRESETS[name].settings
                 runs = [shares_of(settings, workspace, stages, name, params, RATE)]
-                if again := next_rate(runs[0]):
+                while again := next_rate(runs):
                     runs.append(shares_of(settings, workspace, stages, name, params, again))
                 print(name, *runs, flush=True)
                 lines[name] = {
