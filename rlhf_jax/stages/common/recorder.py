@@ -26,7 +26,7 @@ from rlhf_jax.stages.common.evaluator import Evaluator, kept
 from rlhf_jax.stages.common.resuming import Files
 from rlhf_jax.stages.common.round_metrics import RoundMetrics
 from rlhf_jax.stages.settings.rlhf import Config
-from rlhf_jax.types import Params
+from rlhf_jax.types import Array, Params
 from rlhf_jax.updating import learning_rate_schedule
 
 
@@ -126,7 +126,7 @@ class Recorder:
     def _round_metrics(self) -> RoundMetrics:
         return RoundMetrics(self.program.spec.algorithm)
 
-    def _signs(self, scored: synchronous.Scored) -> Any:
+    def _signs(self, scored: synchronous.Scored) -> Array | None:
         return self._round_metrics.signs(scored.batch, scored.samples.mask_BC.shape[0])
 
     def _flush(self) -> None:
