@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.bench import preset_runs
 from rlhf_jax.algorithms.policy_gradient import Config, policy_gradient
 from rlhf_jax.algorithms.presets.preset import Preset
 from rlhf_jax.algorithms.presets.table import PRESETS
@@ -119,7 +120,18 @@ The coefficient against the ratio, for a completion of one token with probabilit
 pale lines: PPO's clip at 0.2. Presets that look like PPO here differ in the mean, in the advantage, or in
 what they do with stale samples.
 """
-TAIL = """
+TAIL = f"""
+The last column is of a short run of the preset, and says what its parts cut of what they may cut: its
+gate or its bounds of the coefficient, of the tokens with an advantage; its filter, of the completions'
+tokens; its named weight of staleness, of the tokens, where the weight is not ξ/μ; and its rule of
+groups, of the completions that it leaves out. The task is sums of two numbers below 50. The sampler is
+{preset_runs.LAG} rounds behind, a round has {preset_runs.MINIBATCHES} minibatches, and there are
+{preset_runs.ROUNDS * preset_runs.MINIBATCHES} updates of seed {preset_runs.SEED} at the learning rate
+{preset_runs.RATE:g}. A preset whose parts all cut less than 1 % there is run again at
+{preset_runs.HIGHER:g}, and one with a part that cuts more than 60 % at a tenth of the rate, and then at a
+hundredth. Bounds are those of the preset. One that still cuts less than 1 % is called inert. The numbers are in
+`experiments/bench/results/preset_runs.jsonl`, written by `python -m experiments.bench.preset_runs`.
+
 Penalties on the reference are not in the picture. A filter of completions keeps its place in the
 denominator of the loss; `filter.flat` and `filter.truncated` take rows out of it.
 
@@ -130,15 +142,16 @@ Written by `python -m experiments.presets`.
 def page() -> str:
     """The page as Markdown."""
     lines = [
-        "| name | paper | coefficient | settings | constants |",
-        "| --- | --- | --- | --- | --- |",
+        "| name | paper | coefficient | settings | constants | share cut |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
+    runs = preset_runs.read()
     for name, preset in PRESETS.items():
         formula = preset.formula.replace("|", "\\|")
         paper = f"{preset.paper}: {preset.equation}"
-        lines.append(
-            f"| `{name}` | {paper} | {formula} | {settings_of(preset)} | {preset.source} |"
-        )
+        share = preset_runs.text_of(runs.get(name), preset.settings)
+        cells = (f"`{name}`", paper, formula, settings_of(preset), preset.source, share)
+        lines.append(f"| {' | '.join(cells)} |")
     return HEAD + "\n" + "\n".join(lines) + "\n" + TAIL
 
 

@@ -16,6 +16,7 @@ from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.adapters import Rest, join
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.once import once
+from rlhf_jax.ops.policy_gradient.consecutive_gradients import Remembered, cosine
 from rlhf_jax.ops.policy_gradient.learning_rate_scale import ROW_SHARE, Scale
 from rlhf_jax.ops.scalars import Scalars, at, is_zero, scalars_of_function, scaled, through
 from rlhf_jax.refusal import Refusal
@@ -371,7 +372,8 @@ def train_step(
         which the objective has: see `with_row_share`. None: updates are not scaled.
 
     Returns: the state at version step + 1, and metrics: the objective's, and loss, grad_norm,
-    update_norm; with `scale` also learning_rate_scale.
+    update_norm; with `scale` also learning_rate_scale; with an optimizer of `remembering` also
+    gradient_cosine.
     """
     objective = at(objective, scalars.get("objective", {}))
     update = at(optimizer.update, scalars.get("optimizer", {}))
@@ -382,6 +384,8 @@ def train_step(
     grads = jax.tree.map(lambda g: g / count, grads)
     updates, opt_state = update(grads, state.opt_state, state.params)
     one, extra = jnp.float32(1.0), {}
+    if isinstance(state.opt_state, Remembered):
+        extra["gradient_cosine"] = cosine(grads, state.opt_state.last)
     if scale is not None:
         weights = metrics[ROW_SHARE]
         assert isinstance(weights, EffectiveShare)

@@ -112,7 +112,13 @@ class TokenCounts:
         """Mean version of each row's tokens, float64."""
         return self.count_BK @ self.version_K / self.count_BK.sum(axis=1)
 
-    def ages(self, update: int, num_ages: int, rows: Sequence[int] | None = None) -> Metrics:
+    def ages(
+        self,
+        update: int,
+        num_ages: int,
+        rows: Sequence[int] | None = None,
+        sign_B: np.ndarray | None = None,
+    ) -> Metrics:
         """Metrics of the ages of the tokens that an update trains on.
 
         Args:
@@ -120,21 +126,42 @@ class TokenCounts:
           num_ages: ages are below it: one more than the clock's largest.
           rows: of the samples, that it trains on; one that is trained on twice counts twice. None:
             all.
+          sign_B: sign of each row's advantage; None: rows have none.
 
         Returns `age_mean` over tokens, `age_p95` with a bin for each age, `age_max`, and
-        `mixed_share`, the share of rows whose tokens have more than one version.
+        `mixed_share`, the share of rows whose tokens have more than one version. `age_mean_short` is
+        that of the tokens of rows with no more tokens than the median row, and `age_mean_long` with
+        no fewer; rows of the median's length are in both. `age_mean_positive` and
+        `age_mean_negative` are those of rows by the sign, where there are such rows.
         """
-        count_RK = self.count_BK if rows is None else self.count_BK[np.asarray(rows)]
+        chosen = slice(None) if rows is None else np.asarray(rows)
+        count_RK = self.count_BK[chosen]
         count_K, age_K = count_RK.sum(axis=0), update - self.version_K
         is_mixed_R = (count_RK > 0).sum(axis=1) > 1
         count_A = np.zeros(num_ages)
         np.add.at(count_A, np.clip(age_K, 0, num_ages - 1), count_K)
+        length_R = count_RK.sum(axis=1)
+        median = np.median(length_R)
+        parts = {"short": length_R <= median, "long": length_R >= median}
+        if sign_B is not None:
+            sign_R = sign_B[chosen]
+            parts |= {"positive": sign_R > 0, "negative": sign_R < 0}
+        by_part = {
+            f"age_mean_{part}": _mean_age(age_K, count_RK[is_in_R].sum(axis=0))
+            for part, is_in_R in parts.items()
+            if is_in_R.any()
+        }
         return {
-            "age_mean": Mean(_host(age_K @ count_K), _host(count_K.sum())),
+            "age_mean": _mean_age(age_K, count_K),
+            **by_part,
             "age_p95": Quantile(_host(count_A), -0.5, num_ages - 0.5, 0.95),
             "age_max": Max(_host(age_K[count_K > 0].max())),
             "mixed_share": Mean(_host(is_mixed_R.sum()), _host(is_mixed_R.size)),
         }
+
+
+def _mean_age(age_K: np.ndarray, count_K: np.ndarray) -> Mean:
+    return Mean(_host(age_K @ count_K), _host(count_K.sum()))
 
 
 def _host(number: object) -> Array:

@@ -25,6 +25,10 @@ TITLES = {
     "age_mean": "Age of the tokens, updates",
     "age_p95": "Age that 95 % of tokens are below or at",
     "age_max": "Largest age of a token, updates",
+    "age_mean_positive": "Age where the advantage is positive, updates",
+    "age_mean_negative": "Age where the advantage is negative, updates",
+    "age_mean_short": "Age of the tokens of short completions, updates",
+    "age_mean_long": "Age of the tokens of long completions, updates",
     "mixed_share": "Rows of several versions",
 }
 PARTS = {
@@ -92,6 +96,10 @@ NOTES = {
     "age_mean": "Mean age, in updates, of the tokens that the update trained on.",
     "age_p95": "95 % of the tokens that the update trained on were at most as old.",
     "age_max": "Age, in updates, of the oldest token that the update trained on.",
+    "age_mean_positive": "Mean age of the tokens of completions with a positive advantage.",
+    "age_mean_negative": "Mean age of the tokens of completions with a negative advantage.",
+    "age_mean_short": "Mean age of the tokens of completions that are no longer than the median.",
+    "age_mean_long": "Mean age of the tokens of completions that are no shorter than the median.",
     "mixed_share": "Share of rows that were being written when the weights changed: their tokens "
     "have more than one version.",
     "accuracy": "Share of pairs that are ordered as labelled.",
@@ -113,6 +121,8 @@ NOTES = {
     "row_ess_share": "Effective share of an update's completions, weighted by the trained policy's "
     "probability over the sampler's.",
     "learning_rate_scale": "Factor of the update by the effective share of its completions.",
+    "gradient_cosine": "Cosine of the policy's gradient with that of the update before, before they are "
+    "clipped.",
     "cut_share_positive": "Share of tokens with a positive advantage whose coefficient a gate or a "
     "bound holds apart from the ratio.",
     "cut_share_negative": "The same of tokens with a negative advantage.",

@@ -228,6 +228,16 @@ def has_mixed_rows(trained: Sequence[Line]) -> bool:
     return any(line.get("mixed_share", 0) for line in trained)
 
 
+def has_several_ages(trained: Sequence[Line]) -> bool:
+    """True where the tokens of some update have different ages: rows of several versions, or rounds
+    put together of rows of several rounds.
+
+    Args:
+      trained: lines of updates; those of older runs have no such figures.
+    """
+    return any(line.get("age_mean") != line.get("age_max") for line in trained)
+
+
 def policy_updates(lines: Sequence[Line]) -> list[Line]:
     """The updates of the stage that trains the policy of a run."""
     return updates(lines, trained(lines))

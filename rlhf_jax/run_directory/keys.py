@@ -125,7 +125,7 @@ _OF_CLASS: dict[Class, str] = {
         rlhf.sync_every rlhf.staged rlhf.buffer_rounds rlhf.buffer_draw
         rlhf.version_schedule rlhf.engine rlhf.weights rlhf.num_slots rlhf.segment_steps rlhf.tau rlhf.rebuild_every
         rlhf.publish_dtype rlhf.temperature rlhf.share_prompts rlhf.scoring.missing_eos_score rlhf.scoring.replace_missing_eos
-        rlhf.learning_rate_scale.rule rlhf.learning_rate_scale.base
+        rlhf.learning_rate_scale.rule rlhf.learning_rate_scale.base rlhf.gradient_cosine
     """,
 }
 CLASSES: dict[str, Class] = {key: kind for kind, keys in _OF_CLASS.items() for key in keys.split()}

@@ -15,6 +15,7 @@ from rlhf_jax.devices.placement import ResolvedPlan
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import adapters
 from rlhf_jax.models.common.value_head import ValueModel
+from rlhf_jax.ops.policy_gradient.consecutive_gradients import remembering
 from rlhf_jax.ops.policy_gradient.learning_rate_scale import LearningRateScale
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards.api import LEARNED, ModelReward, Term
@@ -122,6 +123,8 @@ class ProgramSpec:
     lora: adapters.Config = field(default_factory=adapters.Config)
     # Of the policy's updates.
     learning_rate_scale: LearningRateScale = field(default_factory=LearningRateScale)
+    # The policy's state keeps the last gradient, and an update has the metric `gradient_cosine`.
+    gradient_cosine: bool = False
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -162,7 +165,8 @@ class ProgramSpec:
         critic = (
             {} if self.critic is None else {"critic": (self.critic.model, self.critic.optimizer)}
         )
-        return {"policy": (self.model, self.optimizer), **critic}
+        optimizer = remembering(self.optimizer) if self.gradient_cosine else self.optimizer
+        return {"policy": (self.model, optimizer), **critic}
 
     @property
     def block_rows(self) -> int:

@@ -116,6 +116,7 @@ def make_spec(
         plan=where.plan,
         lora=workspace.lora,
         learning_rate_scale=config.learning_rate_scale,
+        gradient_cosine=config.gradient_cosine,
         texts=lambda samples: list(
             zip(stream.texts_of(samples), workspace.completions(samples), strict=True)
         ),

@@ -7,6 +7,7 @@ import pytest
 from rlhf_jax.ops import versions
 
 MASK_BC = np.array([[1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]], bool)
+OF_THE_MEDIAN = {"age_mean_short", "age_mean_long"}
 VERSION_BC = np.array([[2, 2, 4, 6], [3, 3, 3, 0], [5, 0, 0, 0], [0, 0, 0, 0]], np.int32)
 
 
@@ -43,14 +44,32 @@ def test_ages_of_an_update_are_those_of_its_tokens():
         "age_p95": 5.0,
         "age_max": 5.0,
         "mixed_share": 0.5,
+        "age_mean_short": 4.0,  # row 1 is shorter than the median of 3.5 tokens
+        "age_mean_long": 3.5,
     }
     twice = counts.ages(7, 8, [0, 0, 1])
     assert twice["mixed_share"].value() == pytest.approx(2 / 3)
+    metrics = {name: metric for name, metric in metrics.items() if name not in OF_THE_MEDIAN}
     merged = {name: metric.merge(counts.ages(7, 8, [0])[name]) for name, metric in metrics.items()}
     for name, metric in merged.items():
         assert metric.value() == pytest.approx(twice[name].value(), rel=1e-6), name
     whole = counts.ages(7, 8)
     assert whole["age_mean"].value() == pytest.approx((14 + 12 + 2) / 8)
+    # of 4, 3 and 1 tokens the median is 3: row 1 is in both
+    assert whole["age_mean_short"].value() == pytest.approx((12 + 2) / 4)
+    assert whole["age_mean_long"].value() == pytest.approx((14 + 12) / 7)
+
+
+def test_ages_by_sign_are_those_of_the_rows_of_that_sign():
+    """Row 0 has ages 5, 5, 3, 1 and a negative advantage, row 1 has 4, 4, 4 and a positive one, and row
+    2 has age 2 and none.
+    """
+    counts = versions.TokenCounts.of(VERSION_BC[:3], MASK_BC[:3])
+    sign_B = np.array([-1, 1, 0], np.int8)
+    figures = {k: v.value() for k, v in counts.ages(7, 8, None, sign_B).items()}
+    assert (figures["age_mean_negative"], figures["age_mean_positive"]) == (3.5, 4.0)
+    assert counts.ages(7, 8, [2, 0], sign_B)["age_mean_negative"].value() == 3.5
+    assert "age_mean_positive" not in counts.ages(7, 8, [2, 0], sign_B)
 
 
 def test_the_quantile_is_exact_and_not_the_largest():
@@ -70,4 +89,6 @@ def test_one_version_a_round_is_one_age(age):
         "age_p95": age,
         "age_max": age,
         "mixed_share": 0.0,
+        "age_mean_short": age,
+        "age_mean_long": age,
     }

@@ -37,6 +37,7 @@ SIZES = {
     "rlhf.checkpoint_every": 1,
     "rlhf.keep_checkpoints": 20,
     "rlhf.log_samples": 1,
+    "rlhf.gradient_cosine": True,  # what it keeps is part of a state
     "evaluate.num_prompts": 8,
     "evaluate.num_prompts_between": 8,
     "evaluate.prompts_per_batch": 8,

@@ -2,6 +2,7 @@
 to the same numbers.
 """
 
+import itertools
 import json
 import shutil
 import traceback
@@ -79,13 +80,28 @@ def test_where_a_round_has_one_version_its_tokens_have_one_age(whole):
     """Eight rounds of one update at lag 2: ages 0, 1, 2, 2, ..."""
     updates = [line for line in runs.lines(whole, "metrics.jsonl") if "of" not in line]
     updates = [line for line in updates if "update" in line]
-    for name in ("age", "age_mean", "age_p95", "age_max"):
+    for name in ("age", "age_mean", "age_p95", "age_max", "age_mean_short", "age_mean_long"):
         assert [line[name] for line in updates] == [0, 1, *[2] * 6], name
     assert [line["mixed_share"] for line in updates] == [0.0] * 8
     rows = runs.lines(whole, "ledger.jsonl")
     assert [row["version"] for row in rows] == [max(0, row["round"] - 2) for row in rows]
     assert not any("versions" in row or "age_mean" in row for row in rows)
     assert {age for row in rows for age in row["ages"]} == {0, 1, 2}
+
+
+def test_each_update_has_the_cosine_of_its_gradient_with_the_last(whole):
+    """Where both are not 0. Runs that go on have the same ones to the bit: `runs.differences` compares
+    every figure.
+    """
+    updates = [line for line in runs.lines(whole, "metrics.jsonl") if "gradient_cosine" in line]
+    assert len(updates) == 8
+    norms = [0.0, *(line["grad_norm"] for line in updates)]
+    cosines = [line["gradient_cosine"] for line in updates]
+    zeros = [last == 0 or norm == 0 for last, norm in itertools.pairwise(norms)]
+    assert [value == "NaN" for value in cosines] == zeros
+    values = [value for value in cosines if value != "NaN"]
+    assert values
+    assert all(0 < abs(value) < 1 for value in values)
 
 
 def rounds_on_disk(run):

@@ -4,7 +4,7 @@ import numpy as np
 
 from rlhf_jax.algorithms import rloo
 from rlhf_jax.ops.corrections import Correction
-from rlhf_jax.stages.common.round_metrics import shares
+from rlhf_jax.stages.common.round_metrics import shares, signs
 from tests.algorithms.checks import example
 
 
@@ -17,6 +17,14 @@ def found(correction: Correction) -> tuple[dict, np.ndarray]:
         return figures, np.zeros(0)
     change_BC = np.abs(np.asarray(scores.proximal_logprob_BC - samples.behavior_logprob_BC))
     return figures, change_BC[np.asarray(samples.mask_BC)]
+
+
+def test_the_sign_of_a_sample_is_that_of_its_mean_advantage():
+    """Rows are samples 2, 0 and 3 of four; the masked token of row 0 would turn its sign."""
+    advantage_RC = np.array([[1.0, -9.0], [-1.0, 0.5], [2.0, -2.0]], np.float32)
+    mask_RC = np.array([[True, False], [True, True], [True, True]])
+    found_B = signs(advantage_RC, mask_RC, np.array([2, 0, 3]), num_samples=4)
+    assert found_B.tolist() == [-1, 0, 1, 0]
 
 
 def test_staleness_is_told_where_proximal_log_probabilities_are_computed():

@@ -33,7 +33,10 @@ LEAST_SHARE_SPAN = 0.1
 MAX_TICKS = 9
 MAX_POINTS = 1000
 """Points of a curve, but for its ends: three to a dot of its picture."""
-AGES_OF_TOKENS = {"age_mean", "age_p95", "age_max", "mixed_share"}
+AGES_OF_TOKENS = {
+    *("age_mean", "age_p95", "age_max", "mixed_share"),
+    *(f"age_mean_{part}" for part in ("positive", "negative", "short", "long")),
+}
 LEGEND_ROW, SECONDS_WIDTH = 0.16, 0.8
 """Inches: of a row of a legend, and of "12 min 05 s" beside a bar."""
 
@@ -54,11 +57,11 @@ def learning_curves(lines: Sequence[Line], units: Units, stage: str = "") -> lis
 
 def stage_curves(lines: Sequence[Line], units: Units, stage: str) -> list[Picture]:
     """Every figure of a stage's updates that `learning_curves` does not show, each in a panel under
-    its own name. Figures of the ages of tokens are left out where every row has one version: they
-    are then its age.
+    its own name. Figures of the ages of tokens are left out where the tokens of every update have one
+    age.
     """
     trained = read.updates(lines, stage)
-    of_tokens = set() if read.has_mixed_rows(trained) else AGES_OF_TOKENS
+    of_tokens = set() if read.has_several_ages(trained) else AGES_OF_TOKENS
     shown = (
         {curve.name for panel in panels_of(stage, units) for curve in panel.curves}
         if stage == read.trained(lines)

@@ -26,7 +26,7 @@ from rlhf_jax.stages.common.evaluator import Evaluator, kept
 from rlhf_jax.stages.common.resuming import Files
 from rlhf_jax.stages.common.round_metrics import RoundMetrics
 from rlhf_jax.stages.settings.rlhf import Config
-from rlhf_jax.types import Params
+from rlhf_jax.types import Array, Params
 from rlhf_jax.updating import learning_rate_schedule
 
 
@@ -46,7 +46,7 @@ class Recorder:
     timeline: Timeline = field(default_factory=Timeline)
     late: tuple[synchronous.Updated, tuple[Any, ...]] | None = None
     scored: synchronous.Scored | None = None
-    # of the scored round: figures and lengths, on the device, and its tokens by version
+    # of the scored round: figures, and lengths and signs, on the device; and its tokens by version
     of_round: tuple[Any, ...] = ()
     uses: dict[int, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"evaluate_seconds": 0.0})
@@ -101,7 +101,7 @@ class Recorder:
                 self.rates.scored(event.round_index)
                 self.of_round = (
                     self._round_metrics.measure(event.samples, event.scores, event.batch),
-                    self.rates.lengths(event.samples),
+                    (self.rates.lengths(event.samples), self._signs(event)),
                     token_counts(event.samples),
                 )
             case synchronous.Updated():
@@ -126,18 +126,21 @@ class Recorder:
     def _round_metrics(self) -> RoundMetrics:
         return RoundMetrics(self.program.spec.algorithm)
 
+    def _signs(self, scored: synchronous.Scored) -> Array | None:
+        return self._round_metrics.signs(scored.batch, scored.samples.mask_BC.shape[0])
+
     def _flush(self) -> None:
         if self.late is None:
             return
-        (event, (round_figures, lengths_B, tokens)), self.late = self.late, None
+        (event, (round_figures, of_rows, tokens)), self.late = self.late, None
         with activity.during(
             f"update {event.update}", "call"
         ):  # dispatched before, and waited for here
             figures: dict[str, Any] = distributed.fetch(round_figures)
             metrics: dict[str, Any] = distributed.fetch(event.metrics)
-            lengths, rows = distributed.fetch((lengths_B, event.sample_R))
+            (lengths, signs), rows = distributed.fetch((of_rows, event.sample_R))
         clock = self.program.spec.clock
-        metrics |= tokens.ages(event.update, clock.max_age + 1, rows)
+        metrics |= tokens.ages(event.update, clock.max_age + 1, rows, signs)
         values = {name: float(value) for name, value in figures.items()}
         values |= {name: metric.value() for name, metric in metrics.items()}
         schedule = learning_rate_schedule(

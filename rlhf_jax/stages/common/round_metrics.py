@@ -7,6 +7,7 @@ from functools import cached_property
 import jax.numpy as jnp
 
 from rlhf_jax.devices import distributed
+from rlhf_jax.ops.masked import masked_mean
 from rlhf_jax.ops.policy_gradient.row_weights import staleness_figures
 from rlhf_jax.types import Algorithm, Array, Batch, Samples, Scores
 
@@ -36,9 +37,39 @@ class RoundMetrics:
             **self._shares(scores, batch, samples.mask_BC, samples_per_prompt=groups),
         }
 
+    def signs(self, batch: Batch, num_samples: int) -> Array | None:
+        """Sign of the mean advantage of each sample, int8 `[B]` on the device: 0 for one that is not
+        trained on. None where rows have no advantage.
+
+        Args:
+          batch: rows that are trained on.
+          num_samples: B.
+        """
+        if batch.advantage_RC is None or batch.sample_R is None:
+            return None
+        arrays = batch.advantage_RC, batch.mask_RC, batch.sample_R
+        return self._signs(*arrays, num_samples=num_samples)
+
+    @cached_property
+    def _signs(self) -> Callable[..., Array]:
+        return distributed.compiled(signs, static_argnames="num_samples")
+
     @cached_property
     def _shares(self) -> Callable[..., dict[str, Array]]:
         return distributed.compiled(shares, static_argnames="samples_per_prompt")
+
+
+def signs(advantage_RC: Array, mask_RC: Array, sample_R: Array, *, num_samples: int) -> Array:
+    """Sign of the mean advantage of the samples that rows are made of, int8 `[B]`; 0 for the others.
+
+    Args:
+      advantage_RC: of each token.
+      mask_RC: true on completion tokens.
+      sample_R: the sample of each row.
+      num_samples: B.
+    """
+    sign_R = jnp.sign(masked_mean(advantage_RC, mask_RC, dim=1)).astype(jnp.int8)
+    return jnp.zeros(num_samples, jnp.int8).at[sample_R].set(sign_R)
 
 
 def shares(

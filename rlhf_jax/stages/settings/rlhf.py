@@ -107,6 +107,8 @@ class Config(ClockConfig, EngineConfig):
     )
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     learning_rate_scale: LearningRateScale = field(default_factory=LearningRateScale)
+    # measures the cosine of each gradient of the policy with the last one, and keeps a copy of it
+    gradient_cosine: bool = False
     critic_optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-3)
     )
