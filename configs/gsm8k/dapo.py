@@ -2,7 +2,7 @@
 sampling and the penalty on long completions (Yu et al. 2025, arXiv 2503.14476).
 
 Command:   python -m experiments.run --config=configs/gsm8k/dapo.py
-Hardware:  4 accelerators of 48 GB, as configs/gsm8k/rloo.py
+Hardware:  accelerators; not tried (configs/gsm8k/rloo.py, of the same model, names 4 of 48 GB)
 Time:      not measured: no accelerator was at hand
 Result:    not measured
 Debug:     `:debug` runs it end to end with a random model of bytes on small files, two updates a stage
