@@ -28,7 +28,7 @@ from .test_asynchronous import collect
 from .test_clocks import CLOCKS, ROUNDS
 
 OVERSAMPLE = 3
-SCHEDULES = 6
+SCHEDULES = 4
 ALL = CLOCKS | {
     "exact": Clock(ROUNDS, 2, 2),
     "behind": Clock(ROUNDS, 2, 1, lag=2),
