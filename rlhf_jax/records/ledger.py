@@ -8,7 +8,8 @@ order.
     versions, age_mean                       of a row whose tokens have more than one version alone: [[version, tokens], ...]
                                              in the order of its tokens; the mean age of its tokens at each use
     length, finished                         tokens, the EOS among them; whether there was one
-    raw, standardized, score                 the reward; in SFT standard deviations; with a missing EOS replaced
+    raw, standardized, score                 the reward; in SFT standard deviations; with a missing EOS replaced,
+                                             or the penalty on length added
     behavior_logprob, proximal_logprob, reference_logprob      sums over the completion, null where not computed
     advantage, place                         mean over the completion; 1 chosen and -1 rejected of a pair, 0 neither;
                                              null where the algorithm has no such thing
