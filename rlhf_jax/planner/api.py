@@ -33,6 +33,12 @@ class Workload:
         return self.num_prompts * (self.oversample if call.name in ON_SAMPLED else 1)
 
     @property
+    def prompts_text(self) -> str:
+        """Prompts of a round in words: those kept, and those sampled where they are more."""
+        sampled = f" (of {self.num_prompts * self.oversample} sampled)"
+        return f"{self.num_prompts} prompts{sampled if self.oversample > 1 else ''}"
+
+    @property
     def live_versions(self) -> int:
         """Published versions that are held at once in a long run."""
         return Clock(self.lag + 1, lag=self.lag).live_versions(self.loop == "asynchronous")

@@ -223,6 +223,7 @@ def test_prompts_that_are_not_kept_are_sampled_and_judged_and_nothing_else(seven
     same = formulas(seven, replace(WORK, num_prompts=128 if twice else 64))
     assert found.seconds(call, place) == same.seconds(call, place)
     assert found.working_bytes(call, place) == same.working_bytes(call, place)
+    assert found.work.prompts_text == "64 prompts (of 128 sampled)"
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
