@@ -27,7 +27,7 @@ class Selection:
 
     @property
     def left_out(self) -> dict[str, list[int]]:
-        """As `live.Kept.left_out`."""
+        """Ordinals of the prompts that the round did not keep: see `live.Kept.left_out`."""
         return self.kept.left_out(self.first_ordinal)
 
     def figures(self) -> dict[str, Array]:
