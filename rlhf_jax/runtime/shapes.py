@@ -42,6 +42,8 @@ class Shapes:
     @property
     def samples(self) -> Samples:
         """Shapes of the samples that a round is trained on."""
+        if self.spec.oversample == 1:
+            return self.sampled
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(
                 (x.shape[0] // self.spec.oversample, *x.shape[1:]) if x.ndim else (), x.dtype
