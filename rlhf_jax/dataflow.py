@@ -26,6 +26,10 @@ GENERATE, REWARD = "generate", "reward"
 TRAINED = ("policy", "critic")
 TRAIN_CALLS = {f"train_{role}": role for role in TRAINED}
 """The training call of each role that an algorithm can train."""
+ON_SAMPLED = (GENERATE, REWARD)
+"""Calls on every prompt that a round samples. The others are on those that it keeps: see
+`rlhf_jax/clock/live.py`.
+"""
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,15 @@
 """Scores samples: log-probabilities and values of a role's model, and the reward with its
-missing-EOS rule.
+missing-EOS rule and its penalty on long completions.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import chex
 import jax.numpy as jnp
 
-from rlhf_jax.config import Unbounded
+from rlhf_jax.config import Natural, NonNegative, Unbounded
 from rlhf_jax.models.api import Cache, Model, repeat_cache, repeat_rows
 from rlhf_jax.models.common.head import split_head
 from rlhf_jax.models.common.layout import current
@@ -18,12 +18,26 @@ from rlhf_jax.ops.logprobs import chunked_token_logprobs
 from rlhf_jax.ops.masked import positions_from_mask, select
 from rlhf_jax.ops.policy_gradient.row_weights import row_ratio
 from rlhf_jax.ops.sharded_logprobs import sharded_token_logprobs
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array, Outputs, Params, Samples, Scores
 
 MAX_LOGITS = 1 << 22
 """Logits that a device holds at once, in elements (16 MiB of float32): larger heads run in chunks,
 so that R x C x V never exists whole.
 """
+
+
+@dataclass(frozen=True)
+class Overlong:
+    """The penalty on long completions of DAPO (Yu et al. 2025, arXiv 2503.14476, equation 13), which
+    is added to the score.
+
+    With C the longest length, it falls from 0 at C - buffer tokens to -factor at C tokens, and is
+    -factor where a completion was cut.
+    """
+
+    buffer: Natural = 0  # tokens before the longest length in which the penalty grows; 0: none
+    factor: NonNegative = 1.0  # the largest penalty, in the unit of the score; the paper's
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,7 @@ class Config:
     replace_missing_eos: bool = True  # a completion without an EOS gets the score below
     # in SFT standard deviations for a learned reward
     missing_eos_score: Annotated[float, Unbounded("a score has any origin and scale")] = -1.0
+    overlong: Overlong = field(default_factory=Overlong)
 
 
 def completion_hidden(
@@ -304,3 +319,54 @@ def make_summed_scores(
     sum_B = sum(weight * terms[label].standardized_B for label, (weight, _, _) in units.items())
     scores = make_scores(jnp.asarray(sum_B), finished_B, 0.0, 1.0, config)
     return scores.replace(terms={label: term.standardized_B for label, term in terms.items()})  # type: ignore[attr-defined]
+
+
+def overlong_penalty(mask_BC: Array, finished_B: Array, config: Overlong) -> Array:
+    """The penalty on long completions, float32 `[B]`, 0 or negative.
+
+    Args:
+      mask_BC: true on the tokens of completions, of at most C tokens.
+      finished_B: bool, true where the completion ended with an EOS.
+      config: with a buffer of 1 or more.
+
+    Example: C = 8, buffer 4, factor 1: completions of 4, 5 and 8 tokens get 0, -0.25 and -1.
+    """
+    check_overlong(config, mask_BC.shape[1])
+    length_B = mask_BC.sum(axis=1).astype(jnp.float32)
+    free = mask_BC.shape[1] - config.buffer
+    ramp_B = jnp.minimum(0.0, (free - length_B) / config.buffer)
+    return jnp.where(finished_B, ramp_B, -1.0) * config.factor
+
+
+def with_overlong(scores: Scores, mask_BC: Array, finished_B: Array, config: Config) -> Scores:
+    """Adds the penalty on long completions to the score; scores unchanged where there is none.
+
+    Where the missing-EOS rule replaces the score of a completion without an EOS, that score stands
+    instead of the reward and of the penalty.
+
+    Args:
+      scores: of samples, the missing-EOS rule applied.
+      mask_BC: true on the tokens of completions.
+      finished_B: bool, true where the completion ended with an EOS.
+      config: of the rules.
+    """
+    if not config.overlong.buffer:
+        return scores
+    penalty_B = overlong_penalty(mask_BC, finished_B, config.overlong)
+    if config.replace_missing_eos:
+        penalty_B = jnp.where(finished_B, penalty_B, 0.0)
+    return scores.replace(score_B=scores.score_B + penalty_B, overlong_B=penalty_B)  # type: ignore[attr-defined]
+
+
+def check_overlong(config: Overlong, max_completion_tokens: int) -> None:
+    """Raises Refusal for a buffer that is longer than a completion may be.
+
+    Args:
+      config: of the penalty.
+      max_completion_tokens: C.
+    """
+    if config.buffer > max_completion_tokens:
+        raise Refusal(
+            f"scoring.overlong.buffer is {config.buffer}; accepted: 0 (no penalty) to the "
+            f"{max_completion_tokens} tokens of the longest completion"
+        )

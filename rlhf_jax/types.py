@@ -109,6 +109,7 @@ class Scores:
     extra: Mapping[str, Array] = struct.field(
         default_factory=dict
     )  # [B] or [B, C] each: scores without a field of their own
+    overlong_B: Array | None = None  # float32, the penalty on long completions within score_B
 
 
 @struct.dataclass

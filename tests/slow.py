@@ -156,6 +156,9 @@ SLOW = {
         "test_recipes.py::test_debug_runs_end_to_end[gsm8k/rloo]": [
             "test_recipes.py::test_debug_runs_end_to_end[gsm8k/online_dpo]"
         ],
+        "stages/test_oversample.py::test_the_ledger_has_each_sampled_prompt_once": [
+            "test_recipes.py::test_debug_runs_end_to_end[gsm8k/dapo]"
+        ],
         "docs/test_pages.py::test_a_page_runs_as_it_is_printed[docs/guides/resume.md]": [
             f"docs/test_pages.py::test_a_page_runs_as_it_is_printed[docs/{page}.md]"
             for page in (

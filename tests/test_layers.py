@@ -55,7 +55,7 @@ FLOORS = {
     "rlhf_jax.runtime": (
         {"activity", "spec"},
         {"buffer", "calls", "credit", "sampler"},
-        {"shapes", "stopping"},
+        {"groups", "shapes", "stopping"},
         {"program", "supervised"},
         {"synchronous"},
         {"asynchronous"},

@@ -11,7 +11,8 @@ import pytest
 import tiny
 
 from rlhf_jax import scoring
-from rlhf_jax.types import Samples
+from rlhf_jax.refusal import Refusal
+from rlhf_jax.types import Samples, Scores
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,49 @@ def test_a_completion_without_eos_scores_something_else_instead():
         raw_B, finished_B, 0.0, 1.0, scoring.Config(replace_missing_eos=False)
     )
     np.testing.assert_array_equal(kept.score_B, raw_B)
+
+
+OVERLONG = scoring.Overlong(buffer=4, factor=0.5)
+
+
+def overlong(replace_missing_eos: bool) -> Scores:
+    """Completions of 3, 4, 5, 8 and 8 tokens of at most 8; the last one was cut."""
+    mask_BC = jnp.arange(8)[None] < jnp.array([3, 4, 5, 8, 8])[:, None]
+    finished_B = jnp.array([True, True, True, True, False])
+    config = scoring.Config(replace_missing_eos, -7.0, OVERLONG)
+    scores = scoring.make_scores(jnp.ones(5), finished_B, 0.0, 1.0, config)
+    return scoring.with_overlong(scores, mask_BC, finished_B, config)
+
+
+def test_the_penalty_on_long_completions_by_hand():
+    """-(length - (8 - 4)) / 4 * 0.5: 0 up to 4 tokens, -1/8 of 5, -1/2 of 8 and of the cut one. Raw and
+    standardised scores are without it.
+    """
+    scores = overlong(replace_missing_eos=False)
+    np.testing.assert_array_equal(scores.overlong_B, [0, 0, -0.125, -0.5, -0.5])
+    np.testing.assert_array_equal(scores.score_B, [1, 1, 0.875, 0.5, 0.5])
+    np.testing.assert_array_equal(scores.raw_B, np.ones(5))
+    np.testing.assert_array_equal(scores.standardized_B, np.ones(5))
+
+
+def test_a_replaced_score_has_no_penalty():
+    scores = overlong(replace_missing_eos=True)
+    np.testing.assert_array_equal(scores.overlong_B, [0, 0, -0.125, -0.5, 0])
+    np.testing.assert_array_equal(scores.score_B, [1, 1, 0.875, 0.5, -7])
+
+
+def test_a_cut_completion_has_the_whole_penalty_however_short():
+    mask_BC = jnp.arange(8)[None] < jnp.array([3, 3])[:, None]
+    penalty_B = scoring.overlong_penalty(mask_BC, jnp.array([True, False]), OVERLONG)
+    np.testing.assert_array_equal(penalty_B, [0, -0.5])
+
+
+def test_a_buffer_is_no_longer_than_a_completion():
+    scoring.check_overlong(scoring.Overlong(8), 8)
+    with pytest.raises(
+        Refusal, match=r"overlong.buffer is 9; accepted: 0 .no penalty. to the 8 tokens"
+    ):
+        scoring.check_overlong(scoring.Overlong(9), 8)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3, 1), (1, 3), (2,)])

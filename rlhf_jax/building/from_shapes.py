@@ -206,7 +206,7 @@ def _reward(settings: Stages, network: ValueModel | None, lora: adapters.Config)
 
 def _prompts(settings: Stages, lengths: Lengths) -> Prompts:
     """Shapes of a round's prompts."""
-    count = settings.rlhf.num_minibatches * settings.rlhf.prompts_per_update
+    count = settings.rlhf.sampled_prompts
     size = (count, lengths.max_prompt_tokens)
     arrays: tuple[Any, Any, Any] = (
         jax.ShapeDtypeStruct(size, np.int32),

@@ -1,7 +1,8 @@
 """Clocks: which version of the params samples what, as pure functions of the run.
 
-`Clock` is the clock of rounds, and `choice` says which groups a round is trained on. `Stream` is the
-clock of in-flight updates, where a round has tokens of several versions.
+`Clock` is the clock of rounds, `live` says which of its sampled groups a round keeps, and `choice`
+which groups it is trained on. `Stream` is the clock of in-flight updates, where a round has tokens
+of several versions.
 """
 
 from rlhf_jax.clock.exact import BufferDraw as BufferDraw

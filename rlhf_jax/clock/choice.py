@@ -59,6 +59,29 @@ def chosen(clock: Clock, num_groups: int, key: Array, round_index: int) -> np.nd
     return np.concatenate(draws)
 
 
+def units(
+    clock: Clock, num_units: int, seed: int, round_index: int, update_in_round: int
+) -> np.ndarray:
+    """The units of one update, int32: epochs are the outer loop, minibatches the inner one.
+
+    The first epoch goes through the units in order, so that update k trains on the same prompts
+    whatever `num_minibatches` is; later epochs are reshuffled.
+
+    Args:
+      clock: of the run.
+      num_units: of the round.
+      seed: of the run.
+      round_index: of the round.
+      update_in_round: 0 ... u-1.
+    """
+    epoch, index = divmod(update_in_round, clock.num_minibatches)
+    order = np.arange(num_units)
+    if epoch:
+        order = np.random.default_rng([seed, round_index, epoch]).permutation(num_units)
+    size = num_units // clock.num_minibatches
+    return order[index * size : (index + 1) * size].astype(np.int32)
+
+
 def _folded(key: Array, purpose: np.uint32, number: int) -> Array:
     return jax.random.fold_in(jax.random.fold_in(key, purpose), number)
 
@@ -71,6 +94,21 @@ def _permutation(key: Array, count: int, most: int) -> np.ndarray:
     """
     bits = np.asarray(jax.random.bits(key, (most,), jnp.uint32))
     return np.argsort(bits[:count], kind="stable").astype(np.int32)
+
+
+def within_sampled(
+    group_P: np.ndarray, kept_of_rounds: Sequence[np.ndarray], num_sampled: int
+) -> np.ndarray:
+    """Indices into all groups that were sampled, int32 `[P]`, from indices into those that are kept.
+
+    Args:
+      group_P: as `chosen` gives them.
+      kept_of_rounds: of each round of the window, its P kept groups among the sampled ones.
+      num_sampled: κP, of a round.
+    """
+    kept = np.stack(kept_of_rounds)
+    rounds, places = np.divmod(group_P, kept.shape[1])
+    return (rounds * num_sampled + kept[rounds, places]).astype(np.int32)
 
 
 def gather(rounds: Sequence[Samples], group_P: Array) -> Samples:

@@ -164,6 +164,11 @@ class Clock:
             return range(begin, begin + self.sync_every)
         return range(max(0, round_index + 1 - max(1, self.buffer_rounds)), round_index + 1)
 
+    def sources(self, round_index: int) -> range:
+        """The sampled rounds whose groups a round is trained on."""
+        own = range(round_index, round_index + 1)
+        return self.window(round_index) if self.composes else own
+
     @cached_property
     def max_age(self) -> int:
         """The most updates that a sample may be old when it is trained on."""

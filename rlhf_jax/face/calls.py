@@ -205,7 +205,8 @@ def score(
         and "gradient_energy" the energies `[B, C]` of `scoring.sample_gradient_energy` under params
         of the policy.
       prompts: the text of each prompt, `[P]`; None: the reward's task gives it by the ordinal.
-      **settings: keys of `scoring.Config`, the rule for a completion without an EOS.
+      **settings: keys of `scoring.Config`, the rules for a completion without an EOS and for a long
+        one.
 
     Returns:
       Scores; `score_B` is what `credit` uses.
@@ -239,6 +240,7 @@ def score(
         for term in reward.terms
     )
     scores = compiled.scorer(units, reward.is_plain, config)(raw, samples.finished_B)
+    scores = scoring.with_overlong(scores, samples.mask_BC, samples.finished_B, config)
     energy_BC = by_call.get("gradient_energy")
     return dataclasses.replace(
         scores,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rlhf_jax.clock import Clock
-from rlhf_jax.dataflow import Call, Loop
+from rlhf_jax.dataflow import ON_SAMPLED, Call, Loop
 from rlhf_jax.types import Placement
 
 
@@ -12,7 +12,7 @@ from rlhf_jax.types import Placement
 class Workload:
     """A round: its rows, their lengths, and its updates."""
 
-    num_prompts: int  # of a round: num_minibatches * prompts_per_update
+    num_prompts: int  # that a round keeps: num_minibatches * prompts_per_update
     samples_per_prompt: int
     prompt_tokens: int  # positions of the compiled programs
     completion_tokens: int
@@ -26,6 +26,17 @@ class Workload:
     loop: Loop = "synchronous"
     share_prompts: bool = True  # the prompt of a group is run once, in inference and training
     num_compactions: int = 0  # of the sampler's batch: see `sampling._decode`
+    oversample: int = 1  # prompts that are sampled for one that is kept
+
+    def prompts_of(self, call: Call) -> int:
+        """Prompts of a round that a call runs: those sampled, or those kept."""
+        return self.num_prompts * (self.oversample if call.name in ON_SAMPLED else 1)
+
+    @property
+    def prompts_text(self) -> str:
+        """Prompts of a round in words: those kept, and those sampled where they are more."""
+        sampled = f" (of {self.num_prompts * self.oversample} sampled)"
+        return f"{self.num_prompts} prompts{sampled if self.oversample > 1 else ''}"
 
     @property
     def live_versions(self) -> int:

@@ -8,16 +8,20 @@ order.
     versions, age_mean                       of a row whose tokens have more than one version alone: [[version, tokens], ...]
                                              in the order of its tokens; the mean age of its tokens at each use
     length, finished                         tokens, the EOS among them; whether there was one
-    raw, standardized, score                 the reward; in SFT standard deviations; with a missing EOS replaced
+    raw, standardized, score                 the reward; in SFT standard deviations; with a missing EOS replaced,
+                                             or the penalty on length added
     behavior_logprob, proximal_logprob, reference_logprob      sums over the completion, null where not computed
     advantage, place                         mean over the completion; 1 chosen and -1 rejected of a pair, 0 neither;
                                              null where the algorithm has no such thing
+    left_out                                 of the first row of a round with rlhf.oversample alone: the ordinals that the
+                                             round sampled and did not keep, {"flat": [...], "surplus": [...]}: groups whose
+                                             raw scores are all equal, and live ones that were not needed
     terms                                    of a reward that is a sum alone: {label: score} of its terms before their weights
     gold, text                               the task's judgement (null where it was not asked for); the completion
 
 Where the clock chooses groups from several rounds (stages, a buffer), "round" is the round that was
 trained on them, with a row for each time that it took a sample; "ordinal" still tells the round that
-sampled it, ordinal // prompts of a round.
+sampled it, ordinal // prompts that a round samples.
 
 "stage" and "update" (the round's first) are those of `metrics.jsonl`, so that the file is cut back
 as that one is. `pandas.read_json(path, lines=True)` reads it.
@@ -166,6 +170,7 @@ def rows(
     prompt_texts: Sequence[str],
     texts: Sequence[str],
     gold: np.ndarray | None,
+    left_out: Mapping[str, list[int]] | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of a round.
 
@@ -180,6 +185,7 @@ def rows(
       prompt_texts: of every prompt, in order.
       texts: of every sample, in order.
       gold: the task's scores `[B]`; None where they were not asked for.
+      left_out: ordinals by the reason that the round did not keep them; None: it keeps all.
     """
     samples, scores = distributed.fetch((samples, scores))  # of the batch only what is read below
     count = len(texts)
@@ -217,6 +223,8 @@ def rows(
     ledger_rows = [
         dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
     ]
+    if left_out is not None:
+        ledger_rows[0]["left_out"] = dict(left_out)
     mixed = np.flatnonzero(versions.is_mixed(version_BC, mask_BC))
     runs_of_mixed = versions.runs(version_BC[mixed], mask_BC[mixed])
     mean_B = versions.TokenCounts.of(version_BC, mask_BC).mean_B()

@@ -78,7 +78,7 @@ class Utilization(Protocol):
 class RoundRates:
     """The speed of the rounds of RLHF; told of each as it goes on.
 
-    A round that is `composed` is trained on samples of several rounds. Its tokens are not those that
+    A round that is `composed` is trained on samples of several rounds, or on some of its own. Its tokens are not those that
     were sampled in its seconds of sampling, and no speed of sampling is made of the two.
     """
 

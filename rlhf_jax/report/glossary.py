@@ -30,6 +30,11 @@ TITLES = {
     "age_mean_short": "Age of the tokens of short completions, updates",
     "age_mean_long": "Age of the tokens of long completions, updates",
     "mixed_share": "Rows of several versions",
+    "live_group_share": "Live groups among the sampled ones",
+    "kept_flat_share": "Flat groups among the kept ones",
+    "prompts_sampled": "Prompts sampled so far",
+    "overlong_penalty": "Penalty on long completions",
+    "overlong_share": "Completions with a penalty on length",
 }
 PARTS = {
     "start": "to the first update (start and compile)",
@@ -107,6 +112,12 @@ NOTES = {
     "reward": "Mean raw reward of a round's samples.",
     "score": "Mean reward after the rule for completions without an EOS: what the algorithm sees.",
     "tie_share": "Share of prompts whose samples all score the same.",
+    "live_group_share": "Share of the sampled groups whose raw scores are not all equal.",
+    "kept_flat_share": "Share of the kept groups whose raw scores are all equal: so many live ones were "
+    "missing.",
+    "prompts_sampled": "Prompts sampled up to this round, kept or not.",
+    "overlong_penalty": "Mean penalty on long completions, which is a part of the score.",
+    "overlong_share": "Share of completions with a penalty on their length.",
     "ratio": "Mean ratio of the trained policy's probability to that of the policy in the "
     "denominator.",
     "logprob_change": "Mean change of a token's log-probability since it was sampled.",

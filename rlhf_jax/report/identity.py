@@ -244,6 +244,9 @@ def clock_words(config: Mapping[str, Any] | None) -> list[str]:
         words.append(f"stages {staged.replace('_', ' ')}")
     if buffered:
         words.append(f"buffer of {buffered} round(s), drawn {str(draw).replace('_', ' ')}")
+    oversample = value(config, "rlhf.oversample")
+    if oversample and oversample > 1:
+        words.append(f"{oversample} prompts sampled for each that is kept")
     return words
 
 

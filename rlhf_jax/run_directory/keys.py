@@ -122,9 +122,10 @@ _OF_CLASS: dict[Class, str] = {
         reward_model.num_updates reward_model.pairs_per_update reward_model.standardize reward_model.standardize_prompts
         dpo.loss_type dpo.beta dpo.label_smoothing dpo.num_updates dpo.pairs_per_update
         rlhf.prompts_per_update rlhf.num_minibatches rlhf.num_epochs rlhf.samples_per_prompt rlhf.lag rlhf.clock
-        rlhf.sync_every rlhf.staged rlhf.buffer_rounds rlhf.buffer_draw
+        rlhf.sync_every rlhf.staged rlhf.buffer_rounds rlhf.buffer_draw rlhf.oversample
         rlhf.version_schedule rlhf.engine rlhf.weights rlhf.num_slots rlhf.segment_steps rlhf.tau rlhf.rebuild_every
         rlhf.publish_dtype rlhf.temperature rlhf.share_prompts rlhf.scoring.missing_eos_score rlhf.scoring.replace_missing_eos
+        rlhf.scoring.overlong.buffer rlhf.scoring.overlong.factor
         rlhf.learning_rate_scale.rule rlhf.learning_rate_scale.base rlhf.gradient_cosine
     """,
 }

@@ -194,8 +194,9 @@ def train(
         with monitor.timeline.span("trainer", "wait", round_index):
             sampled = {r: buffer.wait_for(r) for r in clock.window(round_index)}
         yield from announce(buffer, announced, max(sampled))
+        samples, selection = trained_on(program, round_index, sampled, monitor)
         states, stopped = yield from train_round(
-            program, states, round_index, trained_on(program, round_index, sampled), monitor
+            program, states, round_index, samples, monitor, selection
         )
         buffer.forget_rounds_before(clock.window(round_index + 1).start)
         if stopped:

@@ -32,7 +32,7 @@ RawScores = HostScores | Mapping[str, HostScores]
 """Raw scores `[B]` of a round; of a sum of rewards, by label."""
 
 
-SCALARS = ("scoring.missing_eos_score", "reward.mean", "reward.std")
+SCALARS = ("scoring.missing_eos_score", "scoring.overlong.factor", "reward.mean", "reward.std")
 """Fields of a `ProgramSpec` that are arguments of the compiled credit; so are weights of terms."""
 
 
@@ -125,6 +125,7 @@ def scores_of(
         scores = scoring.make_summed_scores(raw, reward.units, finished_B, spec.scoring)
     else:
         scores = scoring.make_scores(raw, finished_B, reward.mean, reward.std, spec.scoring)
+    scores = scoring.with_overlong(scores, samples.mask_BC, finished_B, spec.scoring)
     for output, array in outputs.items():
         like = samples.tokens_BC if output.endswith("_BC") else finished_B
         chex.assert_equal_shape([array, like], custom_message=f"the score {output}")
@@ -134,12 +135,17 @@ def scores_of(
     return scores.replace(**fields, extra=extra)  # type: ignore[attr-defined]
 
 
-def round_text(samples: Samples) -> str:
+def round_text(samples: Samples, oversample: int = 1) -> str:
     """The end of a message that names the round, from the indices of its prompts in the stream.
 
     Samples of several rounds have those of the first and the last.
+
+    Args:
+      samples: of a round, or of groups that are chosen from several.
+      oversample: κ, where the samples are those kept of κ times as many; 1: of all that were
+        sampled.
     """
-    num_prompts = samples.tokens_BC.shape[0] // samples.samples_per_prompt
+    num_prompts = oversample * samples.tokens_BC.shape[0] // samples.samples_per_prompt
     round_B = np.asarray(distributed.fetch(samples.ordinal_B)) // num_prompts
     first, last = int(round_B.min()), int(round_B.max())
     return f" in round {first}" if first == last else f" in samples of rounds {first} to {last}"

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import jax
-import numpy as np
 
 from rlhf_jax.clock import choice
 from rlhf_jax.dataflow import REWARD, SCORES, Call
@@ -20,6 +19,7 @@ from rlhf_jax.models.common.adapters import Rest, join, split
 from rlhf_jax.ops.once import bound
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import calls, credit, shapes
+from rlhf_jax.runtime.groups import selection
 from rlhf_jax.runtime.sampler import Entry, make_sampler
 from rlhf_jax.runtime.spec import Critic as Critic
 from rlhf_jax.runtime.spec import ProgramSpec as ProgramSpec
@@ -255,22 +255,30 @@ class Program:
         with self.dispatch_lock:
             return self.sampler.generate(params, prompts, version)
 
-    def compose(self, rounds: Sequence[Samples], round_index: int) -> Samples:
-        """Gathers the groups that a round is trained on; see `rlhf_jax/clock/choice.py`.
+    def select(self, samples: Samples) -> selection.Selection:
+        """Selects the groups that a sampled round keeps, by the raw reward of all of them.
 
         Args:
-          rounds: sampled ones, those of the clock's window of `round_index` in order.
-          round_index: of the round that is about to be trained.
+          samples: of the round, κP groups.
         """
-        clock = self.spec.clock
-        num_groups = rounds[0].tokens_BC.shape[0] // rounds[0].samples_per_prompt
-        groups_P = choice.chosen(clock, num_groups, self.spec.key, round_index)
-        # A window at the start of a run is short. It is filled up, so that one program serves all.
-        padded = [*rounds, *[rounds[-1]] * (clock.max_window - len(rounds))]
-        with self.dispatch_lock:
-            return self._gather(padded, groups_P)
+        model_scores_B = None
+        if reward := self.scores.get(REWARD):
+            with self.dispatch_lock:
+                on_call = put(samples, sharding.row_shardings(samples, reward.mesh))
+                model_scores_B = reward.function(self._frozen[REWARD], on_call)
+        return selection.select(self.spec, samples, model_scores_B)
 
-    def score(self, states: States, samples: Samples) -> tuple[Scores, Batch]:
+    def compose(
+        self, rounds: Sequence[Samples], round_index: int, selections: selection.Selections = ()
+    ) -> tuple[Samples, selection.Selection | None]:
+        """Gathers the groups that a round is trained on; arguments as `selection.chosen`."""
+        padded, group_P, selected = selection.chosen(self.spec, rounds, round_index, selections)
+        with self.dispatch_lock:
+            return self._gather(padded, group_P), selected
+
+    def score(
+        self, states: States, samples: Samples, given: credit.RawScores | None = None
+    ) -> tuple[Scores, Batch]:
         """Computes every score of the samples, and the rows to train on.
 
         Calls on disjoint devices run at the same time.
@@ -278,13 +286,15 @@ class Program:
         Args:
           states: of the trained roles.
           samples: of the round.
+          given: their raw scores, where they are known; None: the reward is asked.
 
         Raises RewardError or ComponentError for scores or rows that are not finite or not valid.
         """
         outputs: dict[str, Array] = {}
         with self.dispatch_lock:
             samples_on = {self.trainer_mesh: samples}
-            for name, score in self.scores.items():
+            asked = {n: s for n, s in self.scores.items() if n != REWARD or given is None}
+            for name, score in asked.items():
                 if score.mesh not in samples_on:
                     samples_on[score.mesh] = put(
                         samples, sharding.row_shardings(samples, score.mesh)
@@ -292,7 +302,9 @@ class Program:
                 outputs[name] = score.function(
                     self._params_of(score.call, states), samples_on[score.mesh]
                 )
-        raw = credit.raw_scores(self.spec.reward, samples, outputs.pop(REWARD, None))
+        raw = given
+        if raw is None:
+            raw = credit.raw_scores(self.spec.reward, samples, outputs.pop(REWARD, None))
         with self.dispatch_lock:
             rows = sharding.rows(self.trainer_mesh)
             raw = jax.tree.map(lambda array: put(array, rows), raw)
@@ -304,9 +316,8 @@ class Program:
         # the meantime.
         if bits := int(distributed.fetch(faults)):
             texts = self.spec.texts and self.spec.texts(samples).__getitem__
-            credit.refuse(
-                bits, self.spec.algorithm, named, batch, credit.round_text(samples), texts
-            )
+            when = credit.round_text(samples, self.spec.oversample)
+            credit.refuse(bits, self.spec.algorithm, named, batch, when, texts)
         return scores, batch
 
     def _params_of(self, call: Call, states: States) -> Params:
@@ -329,23 +340,12 @@ class Program:
         return join(states["policy"].params, self._rest["policy"])
 
     def minibatch(self, batch: Batch, round_index: int, update_in_round: int) -> Batch:
-        """Rows of one update: epochs are the outer loop, minibatches the inner one.
-
-        The first epoch goes through the prompts in order, so that update k trains on the same
-        prompts whatever `num_minibatches` is; later epochs are reshuffled by blocks.
-        """
+        """Rows of one update: blocks by `choice.units`."""
         clock = self.spec.clock
         if clock.updates_per_round == 1:
             return batch
-        epoch, index = divmod(update_in_round, clock.num_minibatches)
         num_units = batch.tokens_RC.shape[0] // self.block_rows
-        order = np.arange(num_units)
-        if epoch:
-            order = np.random.default_rng([self.spec.seed, round_index, epoch]).permutation(
-                num_units
-            )
-        size = num_units // clock.num_minibatches
-        units = order[index * size : (index + 1) * size].astype(np.int32)
+        units = choice.units(clock, num_units, self.spec.seed, round_index, update_in_round)
         with self.dispatch_lock:
             return self._take(batch, units, unit_rows=self.block_rows)
 

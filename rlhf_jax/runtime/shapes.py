@@ -23,7 +23,8 @@ class Shapes:
     """Arguments of the calls of one program, each a `jax.ShapeDtypeStruct` with its sharding.
 
     Attributes:
-      samples: shapes of a round's samples.
+      sampled: shapes of the samples that a round draws; it is trained on `samples`, as many unless
+        the run oversamples.
       states: shapes of the train states; `state_shardings` are theirs.
       frozen: params of calls whose role is not trained, as arrays on the call's mesh.
       trainer_mesh: the policy's training mesh, where credit runs.
@@ -31,12 +32,24 @@ class Shapes:
     """
 
     spec: ProgramSpec
-    samples: Samples
+    sampled: Samples
     states: States
     state_shardings: States
     frozen: Mapping[str, Params]
     trainer_mesh: Mesh
     rest_of: Callable[[Call], Rest]
+
+    @property
+    def samples(self) -> Samples:
+        """Shapes of the samples that a round is trained on."""
+        if self.spec.oversample == 1:
+            return self.sampled
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                (x.shape[0] // self.spec.oversample, *x.shape[1:]) if x.ndim else (), x.dtype
+            ),
+            self.sampled,
+        )
 
     def score_arguments(self, call: Call) -> tuple[Params, Samples]:
         """Params and samples of an inference call."""
@@ -47,7 +60,9 @@ class Shapes:
             shapes = self.states[call.role].params
             trained = abstract_like(shapes, params_shardings(self.spec, call, shapes))
             params = join(trained, self.rest_of(call))
-        return params, sharding.abstract_rows(self.samples, mesh)
+        # Every group that was sampled is judged, and of those that are kept the rest is computed.
+        samples = self.sampled if call.name == REWARD else self.samples
+        return params, sharding.abstract_rows(samples, mesh)
 
     def policy(self) -> Params:
         """Params of the policy as training holds them, which `publish` copies."""

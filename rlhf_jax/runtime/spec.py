@@ -121,10 +121,17 @@ class ProgramSpec:
     frozen: Mapping[str, FrozenRole] = field(default_factory=dict)
     # The adapters of trained roles, whose params have them; none: all params are trained.
     lora: adapters.Config = field(default_factory=adapters.Config)
+    # κ: `prompts` gives κP prompts of a round, of which P are kept; see `rlhf_jax/clock/live.py`
+    oversample: int = 1
     # Of the policy's updates.
     learning_rate_scale: LearningRateScale = field(default_factory=LearningRateScale)
     # The policy's state keeps the last gradient, and an update has the metric `gradient_cosine`.
     gradient_cosine: bool = False
+
+    @property
+    def composes(self) -> bool:
+        """True where a round is trained on chosen groups, and not on all that it sampled."""
+        return self.clock.composes or self.oversample > 1
 
     @property
     def calls(self) -> tuple[Call, ...]:

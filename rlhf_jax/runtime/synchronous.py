@@ -15,6 +15,7 @@ from rlhf_jax.devices import distributed
 from rlhf_jax.records.timeline import Timeline
 from rlhf_jax.refusal import NotFinite
 from rlhf_jax.runtime import activity
+from rlhf_jax.runtime.groups.selection import Selection
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.sampler import version_range
 from rlhf_jax.types import Array, Batch, Metrics, Samples, Scores, States
@@ -38,12 +39,14 @@ class Scored:
     """A round is about to be trained on: `batch` is the result of credit.
 
     `samples` are the round's own, or groups that the clock chose from several sampled rounds.
+    `selection` has the groups that the round kept, where more are sampled than are kept.
     """
 
     round_index: int
     samples: Samples
     scores: Scores
     batch: Batch
+    selection: Selection | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ class LoopMonitor:
     stopping: Callable[[], bool] = lambda: False
     unchecked: Sequence[Metrics] = ()  # of the round before, whose critic may still be training
     say: Callable[[str], None] = print
+    # of rounds that may still be trained on; {} unless the run oversamples
+    selections: dict[int, Selection] = field(default_factory=dict)
 
 
 def run(
@@ -126,8 +131,9 @@ def run(
                     program.generate(sampler_params, issued, version)
                 )
             yield Sampled(issued, pending[issued])
+        samples, selection = trained_on(program, round_index, pending, monitor)
         states, stopped = yield from train_round(
-            program, states, round_index, trained_on(program, round_index, pending), monitor
+            program, states, round_index, samples, monitor, selection
         )
         if stopped:
             return
@@ -135,24 +141,44 @@ def run(
             del pending[ended]
 
 
-def trained_on(program: Program, round_index: int, sampled: Mapping[int, Samples]) -> Samples:
-    """The samples that a round is trained on: its own, or groups of the rounds of its window.
+def trained_on(
+    program: Program, round_index: int, sampled: Mapping[int, Samples], monitor: LoopMonitor
+) -> tuple[Samples, Selection | None]:
+    """The samples that a round is trained on: its own, or groups of the rounds of its window, those
+    alone that were kept.
 
     Args:
       program: the compiled calls.
       round_index: of the round.
       sampled: has the rounds of its window.
+      monitor: of the loop. It holds what was selected of the rounds of the window, so that the
+        reward is asked once about a round in a process.
+
+    Returns the samples, and where the run oversamples what was selected.
     """
-    clock = program.spec.clock
-    if not clock.composes:
-        return sampled[round_index]
-    rounds = [sampled[r] for r in clock.window(round_index)]
+    clock, selections = program.spec.clock, monitor.selections
+    if program.spec.oversample == 1 and not clock.composes:
+        return sampled[round_index], None
+    sources = clock.sources(round_index)
+    if program.spec.oversample > 1:
+        for r in sources:
+            if r not in selections:
+                with activity.during(f"the selection of groups of round {r}", "call"):
+                    selections[r] = program.select(sampled[r])
+        for ended in [r for r in selections if r < sources.start]:
+            del selections[ended]
+    rounds = [sampled[r] for r in sources]
     with activity.during(f"the gathering of round {round_index}", "call"):
-        return program.compose(rounds, round_index)
+        return program.compose(rounds, round_index, [selections[r] for r in sources if selections])
 
 
 def train_round(
-    program: Program, states: States, round_index: int, samples: Samples, monitor: LoopMonitor
+    program: Program,
+    states: States,
+    round_index: int,
+    samples: Samples,
+    monitor: LoopMonitor,
+    selection: Selection | None = None,
 ) -> Generator[Event, None, tuple[States, bool]]:
     """Trains on a round, for both loops.
 
@@ -162,6 +188,7 @@ def train_round(
       round_index: of the round.
       samples: that it is trained on.
       monitor: of the loop.
+      selection: has the raw scores of the samples; None: they are not known yet.
 
     Returns the states, checked to be finite, and True where a stop was requested.
     """
@@ -170,10 +197,11 @@ def train_round(
     first = round_index * clock.updates_per_round
     clock.check_version(round_index, oldest, newest)
     with activity.during(f"the scoring of round {round_index}", "call"):
-        scores, batch = program.score(states, samples)
+        raw = None if selection is None else selection.raw
+        scores, batch = program.score(states, samples, raw)
     if monitor.unchecked:
         check_updates(first - clock.updates_per_round, monitor.unchecked, CRITIC_FINITE)
-    yield Scored(round_index, samples, scores, batch)
+    yield Scored(round_index, samples, scores, batch, selection)
     metrics_of_updates = []
     for update in range(clock.updates_per_round):
         with activity.during(f"update {first + update}", "call"):

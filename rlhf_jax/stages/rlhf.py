@@ -76,10 +76,9 @@ def make_spec(
     where = places(config, workspace.mesh, plan)
     clock = config.schedule()
     stream = workspace.stream("train", STAGE)
-    prompts_per_round = config.num_minibatches * config.prompts_per_update
 
     def prompts(round_index: int) -> Prompts:
-        return stream.prompts(round_index * prompts_per_round, prompts_per_round)
+        return stream.prompts(round_index * config.sampled_prompts, config.sampled_prompts)
 
     critic = None
     if "critic" in algorithm.losses:
@@ -117,6 +116,7 @@ def make_spec(
         lora=workspace.lora,
         learning_rate_scale=config.learning_rate_scale,
         gradient_cosine=config.gradient_cosine,
+        oversample=config.oversample,
         texts=lambda samples: list(
             zip(stream.texts_of(samples), workspace.completions(samples), strict=True)
         ),

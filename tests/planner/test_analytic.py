@@ -214,6 +214,19 @@ def test_bytes_on_links_are_counted_by_hand(seven):
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
+def test_prompts_that_are_not_kept_are_sampled_and_judged_and_nothing_else(seven, call):
+    """Sampling and the reward are those of twice as many prompts, in seconds and bytes; the others'
+    are as without.
+    """
+    place, twice = on(8, 1, 1), call.name in ("generate", "reward")
+    found = formulas(seven, replace(WORK, oversample=2))
+    same = formulas(seven, replace(WORK, num_prompts=128 if twice else 64))
+    assert found.seconds(call, place) == same.seconds(call, place)
+    assert found.working_bytes(call, place) == same.working_bytes(call, place)
+    assert found.work.prompts_text == "64 prompts (of 128 sampled)"
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
 def test_more_work_and_slower_devices_take_longer(seven, call):
     place, costs = on(8, 1, 1), formulas(seven, WORK)
     seconds = costs.seconds(call, place)

@@ -104,3 +104,11 @@ def test_a_fact_that_an_older_start_lacks_has_no_entry(tmp_path, lost):
     )
     assert ("rlhf_jax" in head["Versions"]) == (lost != "version")
     assert identity.head(Run(tmp_path, None, [], [], ())) == []
+
+
+def test_oversampling_is_told_among_the_words_of_the_clock():
+    """A config of an older release lacks the key."""
+    words = "3 prompts sampled for each that is kept"
+    assert words in identity.clock_words({"rlhf": {"oversample": 3}})
+    assert words not in identity.clock_words({"rlhf": {"oversample": 1}})
+    assert not identity.clock_words({"rlhf": {}})

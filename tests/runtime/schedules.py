@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.clock import Clock, choice
+from rlhf_jax.clock import Clock, choice, live
 from rlhf_jax.runtime import synchronous
+from rlhf_jax.runtime.groups.selection import Selection
 from rlhf_jax.types import Mean
 
 NUM_GROUPS, KEY = 6, jax.random.key(7)
@@ -61,8 +62,9 @@ class FakeProgram:
 
     critic_is_disaggregated = False
 
-    def __init__(self, clock: Clock, delay=lambda call, round_index: 0.0):
-        self.spec = SimpleNamespace(clock=clock)
+    def __init__(self, clock: Clock, delay=lambda call, round_index: 0.0, oversample: int = 1):
+        self.spec = SimpleNamespace(clock=clock, oversample=oversample)
+        self.asked: list[int] = []
         self.delay = delay
         self.published: dict[int, int] = {}
         self.generated: list[tuple[int, int]] = []
@@ -81,13 +83,32 @@ class FakeProgram:
         time.sleep(self.delay("generate", round_index))
         return FakeSamples(round_index, version, params)
 
-    def compose(self, rounds, round_index):
-        assert [each.round_index for each in rounds] == list(self.spec.clock.window(round_index))
-        groups = choice.chosen(self.spec.clock, NUM_GROUPS, KEY, round_index).tolist()
-        chosen = tuple((rounds[group // NUM_GROUPS], group % NUM_GROUPS) for group in groups)
-        return FakeComposed(round_index, chosen)
+    def select(self, samples):
+        """A group is live by its round and params."""
+        self.asked.append(samples.round_index)
+        random_of_group = random.Random(f"{samples.round_index} {samples.params}")
+        num_sampled = self.spec.oversample * NUM_GROUPS
+        is_live_N = np.array([random_of_group.random() < 0.4 for _ in range(num_sampled)])
+        kept = live.keep(is_live_N, NUM_GROUPS)
+        return Selection(np.zeros(0), kept, samples.round_index * num_sampled)
 
-    def score(self, states, samples):
+    def compose(self, rounds, round_index, selections=()):
+        clock, num_sampled = self.spec.clock, self.spec.oversample * NUM_GROUPS
+        assert [each.round_index for each in rounds] == list(clock.sources(round_index))
+        groups = np.arange(NUM_GROUPS)
+        if clock.composes:
+            groups = choice.chosen(clock, NUM_GROUPS, KEY, round_index)
+        selection = None
+        if selections:
+            kept = [each.kept.group_P for each in selections]
+            groups = choice.within_sampled(groups, kept, num_sampled)
+            selection = selections[round_index - clock.sources(round_index).start]
+        chosen = tuple(
+            (rounds[group // num_sampled], group % num_sampled) for group in groups.tolist()
+        )
+        return FakeComposed(round_index, chosen), selection
+
+    def score(self, states, samples, given=None):
         return SimpleNamespace(score_B=np.zeros(1)), FakeBatch(samples, states[1])
 
     def minibatch(self, batch, round_index, update):

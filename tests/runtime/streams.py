@@ -151,7 +151,7 @@ class FakeProgram:
     def publish(self, states):
         return states[1]
 
-    def score(self, states, samples):
+    def score(self, states, samples, given=None):
         pause(self.delay())
         scores = SimpleNamespace(score_B=np.zeros(1))
         return scores, FakeBatch(int(samples.ordinal_B[0]) // PROMPTS, digest_of(samples))

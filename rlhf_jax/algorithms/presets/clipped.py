@@ -22,7 +22,7 @@ CLIPPED = (
     Preset(
         "dapo",
         "Yu et al. 2025, arXiv 2503.14476",
-        "§3.1 to §3.3: the loss, without the sampling of further prompts",
+        "§3.1 to §3.3: the loss; `rlhf.oversample` is its sampling, `rlhf.scoring.overlong` its penalty on length",
         "c = r where r < 1.28 (A > 0), r > 0.8 (A < 0)",
         "clip 0.2 and 0.28, mean over tokens and no KL of the paper; flat groups leave the denominator",
         Config(surrogate=Surrogate(low=0.2, high=0.28), filter=RowFilter(flat="leave_out")),

@@ -67,7 +67,7 @@ def heading(name: str, shaped: Shaped) -> str:
     problem, work = shaped.problem, shaped.problem.work
     lines = [
         f"{name}: {problem.num_devices} x {problem.hardware.name} of "
-        f"{size(problem.hardware.memory_bytes)}; {work.num_prompts} prompts x "
+        f"{size(problem.hardware.memory_bytes)}; {work.prompts_text} x "
         f"{work.samples_per_prompt} a round, {work.prompt_tokens} + {work.completion_tokens} tokens",
         *shaped.notices,
         LEGEND,

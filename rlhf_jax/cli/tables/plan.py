@@ -20,7 +20,7 @@ def heading(problem: Problem) -> str:
         f"{role} {shape.num_params / 1e9:.3g}B" for role, shape in problem.shapes.items()
     )
     return (
-        f"{problem.num_devices} x {problem.hardware.name}; {shapes}; {work.num_prompts} prompts x "
+        f"{problem.num_devices} x {problem.hardware.name}; {shapes}; {work.prompts_text} x "
         f"{work.samples_per_prompt} a round, {work.loop} loop, lag {work.lag}\n"
     )
 

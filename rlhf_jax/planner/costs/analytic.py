@@ -103,7 +103,7 @@ class AnalyticCostModel:
             return f"tensor={tensor} does not divide the {shape.num_heads} heads of the {call.role}"
         if tensor_crosses_hosts(self.hardware, devices, placement.mesh_shape):
             return f"tensor={tensor} crosses hosts of {self.hardware.devices_per_host} devices each"
-        num_prompts = self.work.num_prompts // (
+        num_prompts = self.work.prompts_of(call) // (
             self.work.num_minibatches if call.kind == "train" else 1
         )
         parts = data * fsdp * placement.num_micro_batches
@@ -142,7 +142,7 @@ class AnalyticCostModel:
     def _generate_seconds(self, call: Call, placement: Placement) -> float:
         work, (data, fsdp, _) = self.work, placement.mesh_shape
         part = self.part(call, placement)
-        prompts = work.num_prompts / (data * fsdp * placement.num_micro_batches)
+        prompts = self._prompts(call, placement)
         rows = prompts * work.samples_per_prompt
         seconds = roofline.forward_seconds(part, self.prefill(part, prompts))
         if self.gathers_once(call, placement):
@@ -203,7 +203,8 @@ class AnalyticCostModel:
         """Prompts of a device in one micro-batch."""
         data, fsdp, _ = placement.mesh_shape
         minibatches = self.work.num_minibatches if call.kind == "train" else 1
-        return self.work.num_prompts / (minibatches * data * fsdp * placement.num_micro_batches)
+        parts = minibatches * data * fsdp * placement.num_micro_batches
+        return self.work.prompts_of(call) / parts
 
     def _infer_seconds(self, call: Call, placement: Placement) -> float:
         part = self.part(call, placement)
@@ -310,7 +311,7 @@ class AnalyticCostModel:
         work, both = self.work, {*source.devices, *target.devices}
         device = self.hardware.share_of_host(len(both))
         rows = (
-            work.num_prompts
+            work.prompts_of(call)
             * work.samples_per_prompt
             / (target.mesh_shape[0] * target.mesh_shape[1])
         )

@@ -140,14 +140,15 @@ class MeasuredCostModel:
         if call.kind == "infer":
             return seconds
         prefill = self.known[f"{key} prefill"]
-        return prefill + (seconds - prefill) * self._share_of_steps(placement)
+        return prefill + (seconds - prefill) * self._share_of_steps(call, placement)
 
-    def _share_of_steps(self, placement: Placement) -> float:
+    def _share_of_steps(self, call: Call, placement: Placement) -> float:
         """Expected steps of decoding, each by its share of the rows, against all of them at full
         size.
         """
         work, shards = self.formulas.work, placement.mesh_shape[0] * placement.mesh_shape[1]
-        rows = work.num_prompts * work.samples_per_prompt // (shards * placement.num_micro_batches)
+        rows = work.prompts_of(call) * work.samples_per_prompt
+        rows //= shards * placement.num_micro_batches
         sizes = decode_steps(
             work.completion_lengths, work.completion_tokens, rows, shards, work.num_compactions
         )

@@ -17,7 +17,7 @@ from typing import TypeVar
 import jax
 import numpy as np
 
-from rlhf_jax import randomness
+from rlhf_jax import randomness, scoring
 from rlhf_jax.config import Problems
 from rlhf_jax.devices.mesh import check_rows
 from rlhf_jax.refusal import Refusal
@@ -70,6 +70,7 @@ class Check:
         for check in (
             self.earlier_stages,
             self.judges,
+            self.overlong,
             self.comparisons,
             self.prompts,
             self.references,
@@ -98,6 +99,12 @@ class Check:
                 "in pretrained.gold"
             )
         rlhf.make_judges(self.workspace, self.stages)
+
+    def overlong(self) -> None:
+        """Raises Refusal as `scoring.check_overlong`."""
+        if "rlhf" in self.used:
+            limit = self.workspace.lengths.max_completion_tokens
+            scoring.check_overlong(self.stages.rlhf.scoring.overlong, limit)
 
     def comparisons(self) -> None:
         """Raises Refusal where a reward model would have nothing to learn from."""

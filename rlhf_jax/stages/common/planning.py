@@ -175,6 +175,7 @@ def problem(
         loop=config.loop,  # type: ignore[arg-type]
         share_prompts=config.share_prompts,
         num_compactions=config.num_compactions,
+        oversample=config.oversample,
     )
     critic = ValueModel(model) if reward_network is None else reward_network
     shapes = {

@@ -60,7 +60,7 @@ class Recorder:
         config = self.config
         num_samples = config.num_minibatches * config.prompts_per_update * config.samples_per_prompt
         known = utilization.of_spec(self.program.spec, config.num_epochs)
-        return RoundRates(self.timeline, num_samples, known, self.program.spec.clock.composes)
+        return RoundRates(self.timeline, num_samples, known, self.program.spec.composes)
 
     @cached_property
     def notices(self) -> Notices:
@@ -99,8 +99,9 @@ class Recorder:
             case synchronous.Scored():
                 self.scored, self.uses = event, {}
                 self.rates.scored(event.round_index)
+                rows = event.samples, event.scores, event.batch, event.selection
                 self.of_round = (
-                    self._round_metrics.measure(event.samples, event.scores, event.batch),
+                    self._round_metrics.measure(*rows),
                     (self.rates.lengths(event.samples), self._signs(event)),
                     token_counts(event.samples),
                 )
@@ -269,6 +270,7 @@ class Recorder:
             prompts,
             texts,
             gold,
+            None if scored.selection is None else scored.selection.left_out,
         )
         self.files.ledger.write(update, rows)
 

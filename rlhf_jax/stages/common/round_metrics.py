@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from rlhf_jax.devices import distributed
 from rlhf_jax.ops.masked import masked_mean
 from rlhf_jax.ops.policy_gradient.row_weights import staleness_figures
+from rlhf_jax.runtime.groups.selection import Selection
 from rlhf_jax.types import Algorithm, Array, Batch, Samples, Scores
 
 
@@ -18,13 +19,16 @@ class RoundMetrics:
 
     algorithm: Algorithm
 
-    def measure(self, samples: Samples, scores: Scores, batch: Batch) -> dict[str, Array]:
+    def measure(
+        self, samples: Samples, scores: Scores, batch: Batch, selection: Selection | None = None
+    ) -> dict[str, Array]:
         """Metrics of a round on the device, by name; nobody waits for them here.
 
         Args:
           samples: B rows.
           scores: of the samples.
           batch: rows that are trained on.
+          selection: of the round's groups, where more is sampled than is kept.
         """
         compared = self.algorithm.group_baseline or self.algorithm.pair
         groups = samples.samples_per_prompt if compared else 1
@@ -34,6 +38,8 @@ class RoundMetrics:
             "score": distributed.settled(scores.score_B.mean()),
             "finished": distributed.settled(samples.finished_B.mean()),
             "sampled_length": distributed.settled(samples.mask_BC.sum(-1).mean()),
+            **({} if selection is None else selection.figures()),
+            **overlong_figures(scores),
             **self._shares(scores, batch, samples.mask_BC, samples_per_prompt=groups),
         }
 
@@ -70,6 +76,18 @@ def signs(advantage_RC: Array, mask_RC: Array, sample_R: Array, *, num_samples: 
     """
     sign_R = jnp.sign(masked_mean(advantage_RC, mask_RC, dim=1)).astype(jnp.int8)
     return jnp.zeros(num_samples, jnp.int8).at[sample_R].set(sign_R)
+
+
+def overlong_figures(scores: Scores) -> dict[str, Array]:
+    """Mean of the penalty on long completions, and the share of completions that have one; {} where
+    there is no such penalty.
+    """
+    if scores.overlong_B is None:
+        return {}
+    return {
+        "overlong_penalty": distributed.settled(scores.overlong_B.mean()),
+        "overlong_share": distributed.settled((scores.overlong_B < 0).mean()),
+    }
 
 
 def shares(

@@ -1,5 +1,5 @@
-"""The settings of clocks beside the lag: how often the sampler is renewed, stages, and a buffer of
-rounds.
+"""The settings of clocks beside the lag: how often the sampler is renewed, stages, a buffer of
+rounds, and how many groups a round samples for those that it keeps.
 """
 
 from dataclasses import dataclass
@@ -23,6 +23,9 @@ class ClockConfig:
     # Groups that an update draws from the buffer: uniform with replacement, permutation without;
     # in_order is of one round alone
     buffer_draw: BufferDraw = "uniform"
+    # κ, dynamic sampling: a round samples κ times its prompts and keeps the first groups in the
+    # order of the prompts whose raw scores are not all equal; 1: it keeps all that it samples
+    oversample: Count = 1
 
     def check_replay(self, replayed: str) -> None:
         """Raises Refusal for a choice of groups that the ledger of a run does not give.
@@ -37,6 +40,27 @@ class ClockConfig:
                     f"versions and not groups; accepted: {none!r}, or no replay: the same config gives "
                     "the same run"
                 )
+
+    def check_oversample(self, samples_per_prompt: int, engine: str) -> None:
+        """Raises Refusal where groups cannot be left out.
+
+        Args:
+          samples_per_prompt: G.
+          engine: of sampling.
+        """
+        if self.oversample == 1:
+            return
+        if engine != "static":
+            raise Refusal(
+                f"rlhf.oversample is {self.oversample} with rlhf.engine={engine!r}, and it needs "
+                "whole batches; accepted: rlhf.engine=static, or rlhf.oversample=1"
+            )
+        if samples_per_prompt == 1:
+            raise Refusal(
+                f"rlhf.oversample is {self.oversample} with rlhf.samples_per_prompt=1, and the scores "
+                "of a group of one are always equal; accepted: rlhf.samples_per_prompt of 2 or more, "
+                "or rlhf.oversample=1"
+            )
 
     def expectations(self, clock: Clock, asynchronous: bool) -> str:
         """Sentences for a plan, whose seconds are those of a sampler that every round renews; "" for

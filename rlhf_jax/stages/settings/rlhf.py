@@ -55,7 +55,8 @@ class Config(ClockConfig, EngineConfig):
     step of the optimizer.
     """
 
-    total_prompts: Count = 2048  # of the run: a whole number of rounds
+    # of the run: a whole number of rounds; with oversample those that are kept
+    total_prompts: Count = 2048
     prompts_per_update: Count = 32  # of one minibatch
     num_minibatches: Count = 1  # of a round; more than 1 trains on samples that are older
     num_epochs: Count = 1  # passes over a round's minibatches
@@ -112,6 +113,11 @@ class Config(ClockConfig, EngineConfig):
     critic_optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-3)
     )
+
+    @property
+    def sampled_prompts(self) -> int:
+        """Prompts that a round samples, kept or not."""
+        return self.oversample * self.num_minibatches * self.prompts_per_update
 
     def schedule(self) -> Clock:
         """The clock, a replayed version schedule read. Raises Refusal where `total_prompts` is not
@@ -240,6 +246,7 @@ def check(config: Config, algorithm: Algorithm, mesh: Mesh, plan: str = "") -> N
     """
     clock = config.schedule()
     config.check_engine(clock, _rows_per_round(config), config.sampler_slices)
+    config.check_oversample(config.samples_per_prompt, config.engine)
     check_schedule(config.optimizer, "rlhf.optimizer", clock.num_updates, clock.updates_per_round)
     if "critic" in algorithm.losses:
         check_schedule(
