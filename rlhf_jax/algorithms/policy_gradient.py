@@ -32,6 +32,7 @@ from rlhf_jax.algorithms.common.surrogate import (
     needs_of,
     ratio_logprob,
     ratio_metrics,
+    reference_penalty,
 )
 from rlhf_jax.config import Bounds
 from rlhf_jax.ops.corrections import MAX_LOG, Correction, log_staleness, resolve
@@ -39,9 +40,9 @@ from rlhf_jax.ops.masked import masked_count, masked_mean, masked_sum, select
 from rlhf_jax.ops.policy_gradient.advantages import Advantage, group_advantages, whitened
 from rlhf_jax.ops.policy_gradient.penalties import (
     IN_LOSS,
+    WEIGHTED,
     Penalty,
     drift,
-    kl_penalty,
     return_penalty,
 )
 from rlhf_jax.ops.policy_gradient.row_filters import RowFilter, kept_tokens
@@ -119,7 +120,7 @@ class Config:
                 "accepted: none, since the gate bounds the ratio itself"
             )
         level, kl = self.surrogate.level, self.penalty.kl
-        if kl in ("k3_weighted", "k3_detached") and level != "token":
+        if kl in WEIGHTED and level != "token":
             return (
                 f"penalty.kl is {kl!r} with surrogate.level {level!r}; accepted: k2 or k3, or level "
                 "'token': the ratio of a completion is no weight of a token's divergence"
@@ -163,7 +164,7 @@ def policy_gradient(config: Config, name: str = "policy_gradient") -> Algorithm:
     def loss(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
         loss_RC, metrics = _surrogate(config, correction, outputs, batch)
         if penalized and penalty.kl in IN_LOSS:
-            loss_RC += penalty.kl_weight * _kl(penalty, outputs, batch)
+            loss_RC += penalty.kl_weight * reference_penalty(penalty.kl, outputs, batch)
         if not is_zero(penalty.drift):
             assert batch.behavior_logprob_RC is not None
             loss_RC += penalty.drift * drift(
@@ -299,21 +300,10 @@ def _surrogate(
         ("negative", batch.advantage_RC < 0),
     ):
         among_RC = mask_RC & signed_RC
+        if batch.counted_R is not None:
+            among_RC &= batch.counted_R[:, None] > 0
         metrics[f"cut_share_{sign}"] = Mean(masked_count(cut_RC & among_RC), masked_count(among_RC))
     metrics["coefficient"] = Mean(
         masked_sum(weight_RC * coefficient_RC, mask_RC), masked_count(mask_RC)
     )
     return select(weight_RC * loss_RC, mask_RC), metrics
-
-
-def _kl(penalty: Penalty, outputs: Outputs, batch: Batch) -> Array:
-    """The penalty for divergence from the reference of each token, `[R, C]`."""
-    assert batch.behavior_logprob_RC is not None
-    assert batch.reference_logprob_RC is not None
-    return kl_penalty(
-        penalty.kl,
-        outputs.logprob_RC,
-        batch.behavior_logprob_RC,
-        batch.reference_logprob_RC,
-        batch.mask_RC,
-    )

@@ -143,13 +143,17 @@ def inert_clip(values: dict[str, Any]) -> str:
     """A sentence about a clip of completions that is as wide as one of tokens; "" where there is
     none.
     """
-    surrogate = values["algorithm"].get("surrogate")
-    if not isinstance(surrogate, dict) or surrogate.get("gate") != "clip":
-        return ""
-    if surrogate["level"] != "sequence_mean" or surrogate["low"] < WIDE:
+    node = values["algorithm"]
+    surrogate = node.get("surrogate")
+    if isinstance(surrogate, dict):
+        key, clips, settings = "surrogate.low", surrogate.get("gate") == "clip", surrogate
+    else:
+        key, clips, settings = "clip_low" if "clip_low" in node else "clip", True, node
+    low = settings.get(key.rpartition(".")[2])
+    if not clips or low is None or settings.get("level") != "sequence_mean" or low < WIDE:
         return ""
     return (
-        f"algorithm.surrogate.low is {surrogate['low']} at level 'sequence_mean': the ratio of a "
+        f"algorithm.{key} is {low} at level 'sequence_mean': the ratio of a "
         "completion to the power of one over its length hardly ever leaves such a clip; GSPO has "
         "0.0003 and 0.0004"
     )

@@ -104,7 +104,7 @@ _OF_CLASS: dict[Class, str] = {
         lora.rank lora.alpha lora.targets lora.learning_rate_factor
         algorithm.name algorithm.advantage algorithm.aggregation algorithm.beta algorithm.clip algorithm.clip_high
         algorithm.clip_low algorithm.gae_lambda algorithm.gamma algorithm.gain algorithm.high algorithm.low algorithm.kl_weight
-        algorithm.ties algorithm.value_clip algorithm.weights
+        algorithm.ties algorithm.value_clip algorithm.weights algorithm.level algorithm.kl
         algorithm.base algorithm.baseline algorithm.baseline_temperature algorithm.temperature algorithm.length
         algorithm.correction.ratio_to algorithm.correction.correction algorithm.correction.level algorithm.correction.cap
         algorithm.correction.floor algorithm.correction.second_moment
