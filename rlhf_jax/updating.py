@@ -17,6 +17,7 @@ from rlhf_jax.models.common.adapters import Rest, join
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.once import once
 from rlhf_jax.ops.policy_gradient.learning_rate_scale import ROW_SHARE, Scale
+from rlhf_jax.ops.policy_gradient.minibatches import of_minibatch
 from rlhf_jax.ops.scalars import Scalars, at, is_zero, scalars_of_function, scaled, through
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.scoring import critic_outputs, policy_outputs
@@ -373,6 +374,8 @@ def train_step(
     Returns: the state at version step + 1, and metrics: the objective's, and loss, grad_norm,
     update_norm; with `scale` also learning_rate_scale.
     """
+    if isinstance(batch, Batch):
+        batch = of_minibatch(batch, state.step)
     objective = at(objective, scalars.get("objective", {}))
     update = at(optimizer.update, scalars.get("optimizer", {}))
     grads, loss_sum, metrics = summed_gradients(

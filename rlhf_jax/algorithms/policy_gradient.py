@@ -13,7 +13,9 @@ completions.
 
 `interpolation` α above 0 takes the ratio to ξ with log ξ = (1 − α) log μ + α sg(log π), μ the behavior
 policy and sg the stopped gradient, and weights it by w = ξ / μ: A-3PO, arXiv 2512.06547, which needs
-no log-probabilities of the proximal policy. For samples that are d updates old its α is (d − 1) / d.
+no log-probabilities of the proximal policy. Its α is (d − 1) / d for a token that is d updates old, and 0
+for d = 0: `interpolation_by` "age" takes d at each update from the version that drew the token, "constant"
+takes the one α that `interpolation` gives.
 
 The published losses that these pieces make are in `presets/table.py`.
 """
@@ -37,7 +39,7 @@ from rlhf_jax.algorithms.common.surrogate import (
 from rlhf_jax.config import Bounds
 from rlhf_jax.ops.corrections import MAX_LOG, Correction, log_staleness, resolve
 from rlhf_jax.ops.masked import masked_count, masked_mean, masked_sum, select
-from rlhf_jax.ops.policy_gradient.advantages import Advantage, group_advantages, whitened
+from rlhf_jax.ops.policy_gradient.advantages import Advantage, dithered, group_advantages, whitened
 from rlhf_jax.ops.policy_gradient.penalties import (
     IN_LOSS,
     WEIGHTED,
@@ -67,7 +69,7 @@ SCALARS = (
     *(f"surrogate.shape_{sign}.{n}" for sign in ("positive", "negative") for n in (0, 1)),
     *(f"correction.{name}" for name in ("cap", "floor", "second_moment")),
     *(f"filter.{name}" for name in ("low", "high", "veto")),
-    *(f"advantage.{name}" for name in ("power", "shift")),
+    *(f"advantage.{name}" for name in ("power", "shift", "noise")),
     *(f"penalty.{name}" for name in ("kl_weight", "drift", "entropy")),
     "interpolation",
 )
@@ -98,11 +100,18 @@ class Config:
     aggregation: Literal["token", "sequence", "constant_length", "rows"] = "token"
     # α of A-3PO, (d - 1) / d for samples that are d updates old; 0: none
     interpolation: Annotated[float, Bounds(least=0, below=1)] = 0.0
+    # that one α for all tokens, or each token's (d - 1) / d from its age d
+    interpolation_by: Literal["constant", "age"] = "constant"
 
     def __post_init__(self) -> None:
         problem = self._problem()
         if problem:
             raise Refusal(problem)
+
+    @property
+    def interpolates(self) -> bool:
+        """True where the ratio is taken to a policy between behavior and current one."""
+        return self.interpolation_by == "age" or not is_zero(self.interpolation)
 
     def _problem(self) -> str:
         """A combination that has no meaning, with what is accepted; "" where there is none."""
@@ -125,14 +134,33 @@ class Config:
                 f"penalty.kl is {kl!r} with surrogate.level {level!r}; accepted: k2 or k3, or level "
                 "'token': the ratio of a completion is no weight of a token's divergence"
             )
-        if self.interpolation and (correction.ratio_to, correction.correction) != (
+        if self.interpolation_by not in ("constant", "age"):
+            return f"interpolation_by is {self.interpolation_by!r}; accepted: constant, age"
+        if self.interpolation and self.interpolation_by == "age":
+            return (
+                f"interpolation is {self.interpolation} with interpolation_by 'age'; accepted: 0, since "
+                "each token's age gives its own"
+            )
+        if self.interpolates and (correction.ratio_to, correction.correction) != (
             "behavior",
             "none",
         ):
+            given = (
+                "interpolation_by is 'age'"
+                if self.interpolation_by == "age"
+                else f"interpolation is {self.interpolation}"
+            )
             return (
-                f"interpolation is {self.interpolation} with correction.ratio_to "
+                f"{given} with correction.ratio_to "
                 f"{correction.ratio_to!r} and correction.correction {correction.correction!r}; "
                 "accepted: behavior and none, since the interpolation has a weight of its own"
+            )
+        advantage = self.advantage
+        if advantage.noise and advantage.power and self.filter.flat == "leave_out":
+            return (
+                f"advantage.noise is {advantage.noise} with advantage.power {advantage.power} and "
+                "filter.flat 'leave_out'; accepted: noise 0, power 0 or flat 'keep', since the noise "
+                "decides how far apart the scores of a group are"
             )
         return ""
 
@@ -158,6 +186,8 @@ def policy_gradient(config: Config, name: str = "policy_gradient") -> Algorithm:
             counted_B = _counted(rows, samples, flat_B)
             figures["counted_share"] = counted_B
             fields["counted_R"] = counted_B
+        if config.interpolation_by == "age":
+            fields["version_RC"] = samples.version_BC
         batch = corrected_batch(correction, samples, scores, advantage_BC, figures, **fields)
         return _filtered(rows, batch) if rows.reads == "proximal" else batch
 
@@ -197,17 +227,24 @@ def policy_gradient(config: Config, name: str = "policy_gradient") -> Algorithm:
     )
 
 
-def check_interpolation(interpolation: float, *, stale: bool) -> None:
+def check_interpolation(interpolation: float, by: str, *, stale: bool) -> None:
     """Raises Refusal for an interpolation in a run whose samples are not stale.
 
     Args:
       interpolation: of the config.
+      by: `interpolation_by` of the config.
       stale: the run has a lag, a schedule of versions, or a clock that trains on older rounds.
     """
-    if interpolation and not stale:
+    if stale:
+        return
+    if interpolation:
         raise Refusal(
             f"algorithm.interpolation is {interpolation} in a run without a lag; accepted: 0, or a "
             "lag: (d - 1) / d for samples that are d updates old"
+        )
+    if by == "age":
+        raise Refusal(
+            "algorithm.interpolation_by is 'age' in a run without a lag; accepted: constant, or a lag"
         )
 
 
@@ -231,6 +268,7 @@ def _advantages(
         if config.aggregation == "sequence":  # the gradient of a row is divided by its tokens
             energy_B /= jnp.square(jnp.maximum(masked_count(mask_BC, dim=1), 1.0))
         energy_PG = energy_B.reshape(score_PG.shape)
+    score_PG = dithered(config.advantage, score_PG, samples.ordinal_B, samples.sample_index_B)
     advantage_B = group_advantages(config.advantage, score_PG, energy_PG).reshape(-1)
     advantage_BC = select(jnp.broadcast_to(advantage_B[:, None], mask_BC.shape), mask_BC)
     if penalty_BC is not None and kind == "k1_in_return":
@@ -277,10 +315,11 @@ def _surrogate(
     mask_RC, behavior_RC = batch.mask_RC, batch.behavior_logprob_RC
     weight_RC = mask_RC.astype(jnp.float32) if batch.staleness_RC is None else batch.staleness_RC
     base_RC = base_logprob(batch, correction)
-    if not is_zero(config.interpolation):
+    if config.interpolates:
         log_RC = jax.lax.stop_gradient(select(outputs.logprob_RC, mask_RC) - base_RC)
-        base_RC += config.interpolation * log_RC
-        weight_RC = weight_RC * jnp.exp(jnp.clip(config.interpolation * log_RC, -MAX_LOG, MAX_LOG))
+        moved_RC = _interpolation(config, batch) * log_RC
+        base_RC += moved_RC
+        weight_RC = weight_RC * jnp.exp(jnp.clip(moved_RC, -MAX_LOG, MAX_LOG))
     metrics: dict[str, Metric] = {}
     if config.filter.reads == "current":
         log_RC = log_staleness(outputs.logprob_RC, behavior_RC, mask_RC, "token")
@@ -307,3 +346,19 @@ def _surrogate(
         masked_sum(weight_RC * coefficient_RC, mask_RC), masked_count(mask_RC)
     )
     return select(weight_RC * loss_RC, mask_RC), metrics
+
+
+def _interpolation(config: Config, batch: Batch) -> Array | float:
+    """α of all tokens, or of each `[R, C]`.
+
+    Raises Refusal for rows without ages where α is of the age.
+    """
+    if config.interpolation_by == "constant":
+        return config.interpolation
+    if batch.age_RC is None:
+        raise Refusal(
+            "interpolation_by is 'age' and the rows have age_RC None; accepted: a loss within "
+            "`updating.train_step`, which knows the version that is trained"
+        )
+    age_RC = jnp.maximum(batch.age_RC, 0).astype(jnp.float32)
+    return jnp.maximum(age_RC - 1, 0.0) / jnp.maximum(age_RC, 1.0)

@@ -22,6 +22,7 @@ from rlhf_jax.models.common import family as families
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.corrections import Correction, resolve
 from rlhf_jax.ops.once import once
+from rlhf_jax.ops.policy_gradient.advantages import RUN_SEED
 from rlhf_jax.planner.costs.hardware import Hardware
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards.common.nodes import reward_configs, reward_nodes
@@ -86,6 +87,9 @@ def resolve_auto(values: dict[str, Any]) -> None:
     """
     if "correction" not in values["algorithm"]:
         return
+    advantage = values["algorithm"].get("advantage")
+    if isinstance(advantage, dict) and advantage.get("noise_seed") == RUN_SEED:
+        advantage["noise_seed"] = values["seed"] if advantage["noise"] else RUN_SEED
     schedule, given = (
         values["rlhf"],
         fill(Correction, values["algorithm"]["correction"], "algorithm.correction"),
@@ -103,6 +107,7 @@ def resolve_auto(values: dict[str, Any]) -> None:
     values["algorithm"]["correction"] = dataclasses.asdict(resolved)
     check_interpolation(
         values["algorithm"].get("interpolation", 0.0),
+        values["algorithm"].get("interpolation_by", "constant"),
         stale=bool(schedule["lag"]) or scheduled,
     )
 

@@ -8,6 +8,7 @@ from rlhf_jax.algorithms.api import make_batch
 from rlhf_jax.ops.corrections import LEVELS, Correction, effective_sums, staleness_weight
 from rlhf_jax.ops.losses import clipped_surrogate
 from rlhf_jax.ops.masked import masked_count, masked_max, masked_sum, select
+from rlhf_jax.ops.policy_gradient.minibatches import weight_sums
 from rlhf_jax.ops.policy_gradient.penalties import IN_LOSS, KL, WEIGHTED, kl_penalty
 from rlhf_jax.ops.policy_gradient.surrogates import Level, level_ratio
 from rlhf_jax.refusal import Refusal
@@ -67,9 +68,13 @@ def corrected_batch(
     """
     if correction.correction != "none":
         assert scores.proximal_logprob_BC is not None
-        fields["staleness_RC"] = staleness_weight(
+        weight_BC = staleness_weight(
             correction, scores.proximal_logprob_BC, samples.behavior_logprob_BC, samples.mask_BC
         )
+        fields["staleness_RC"] = weight_BC
+        if correction.normalise:
+            sums = weight_sums(weight_BC, samples.mask_BC, correction.level)
+            fields["weight_sum_R"], fields["weight_count_R"] = sums
     return make_batch(
         samples,
         scores,
