@@ -20,13 +20,15 @@ takes the one α that `interpolation` gives.
 The published losses that these pieces make are in `presets/table.py`.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms.api import drift_metrics, flat_groups, grouped_scores
+from rlhf_jax.algorithms.common.filters import counted_rows, filtered, kept_share
+from rlhf_jax.algorithms.common.interpolation import age_interpolation
 from rlhf_jax.algorithms.common.shapes import check_shapes
 from rlhf_jax.algorithms.common.surrogate import (
     base_logprob,
@@ -38,7 +40,7 @@ from rlhf_jax.algorithms.common.surrogate import (
 )
 from rlhf_jax.config import Bounds
 from rlhf_jax.ops.corrections import MAX_LOG, Correction, log_staleness, resolve
-from rlhf_jax.ops.masked import masked_count, masked_mean, masked_sum, select
+from rlhf_jax.ops.masked import masked_count, masked_sum, select
 from rlhf_jax.ops.policy_gradient.advantages import Advantage, dithered, group_advantages, whitened
 from rlhf_jax.ops.policy_gradient.penalties import (
     IN_LOSS,
@@ -183,13 +185,13 @@ def policy_gradient(config: Config, name: str = "policy_gradient") -> Algorithm:
         flat_B = flat_groups(score_PG)
         figures, fields = {"flat_group_share": flat_B}, {}
         if rows.counts:
-            counted_B = _counted(rows, samples, flat_B)
+            counted_B = counted_rows(rows, samples, flat_B)
             figures["counted_share"] = counted_B
             fields["counted_R"] = counted_B
         if config.interpolation_by == "age":
             fields["version_RC"] = samples.version_BC
         batch = corrected_batch(correction, samples, scores, advantage_BC, figures, **fields)
-        return _filtered(rows, batch) if rows.reads == "proximal" else batch
+        return filtered(rows, batch) if rows.reads == "proximal" else batch
 
     def loss(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
         loss_RC, metrics = _surrogate(config, correction, outputs, batch)
@@ -227,27 +229,6 @@ def policy_gradient(config: Config, name: str = "policy_gradient") -> Algorithm:
     )
 
 
-def check_interpolation(interpolation: float, by: str, *, stale: bool) -> None:
-    """Raises Refusal for an interpolation in a run whose samples are not stale.
-
-    Args:
-      interpolation: of the config.
-      by: `interpolation_by` of the config.
-      stale: the run has a lag, a schedule of versions, or a clock that trains on older rounds.
-    """
-    if stale:
-        return
-    if interpolation:
-        raise Refusal(
-            f"algorithm.interpolation is {interpolation} in a run without a lag; accepted: 0, or a "
-            "lag: (d - 1) / d for samples that are d updates old"
-        )
-    if by == "age":
-        raise Refusal(
-            "algorithm.interpolation_by is 'age' in a run without a lag; accepted: constant, or a lag"
-        )
-
-
 def _advantages(
     config: Config, correction: Correction, samples: Samples, scores: Scores, penalized: bool
 ) -> Array:
@@ -278,34 +259,6 @@ def _advantages(
     return advantage_BC
 
 
-def _counted(rows: RowFilter, samples: Samples, flat_B: Array) -> Array:
-    """1 for the rows that count in the denominator, and 0 for those that the filter leaves out."""
-    counted_B = jnp.ones_like(flat_B)
-    if rows.flat == "leave_out":
-        counted_B *= 1 - flat_B
-    if rows.truncated == "leave_out":
-        counted_B *= samples.finished_B.astype(counted_B.dtype)
-    return counted_B
-
-
-def _kept_share(kept_RC: Array, mask_RC: Array) -> Array:
-    """Share of each row's tokens that a filter keeps, `[R]`."""
-    return masked_mean(kept_RC.astype(jnp.float32), mask_RC, dim=1)
-
-
-def _filtered(rows: RowFilter, batch: Batch) -> Batch:
-    """The batch whose weights are 0 where the proximal policy has left the behavior policy."""
-    assert batch.proximal_logprob_RC is not None
-    assert batch.behavior_logprob_RC is not None
-    assert batch.advantage_RC is not None
-    mask_RC = batch.mask_RC
-    log_RC = log_staleness(batch.proximal_logprob_RC, batch.behavior_logprob_RC, mask_RC, "token")
-    kept_RC = kept_tokens(rows, log_RC, batch.advantage_RC, mask_RC)
-    weight_RC = mask_RC.astype(jnp.float32) if batch.staleness_RC is None else batch.staleness_RC
-    figures = {**batch.figures, "kept_share": _kept_share(kept_RC, mask_RC)}
-    return replace(batch, staleness_RC=select(weight_RC, kept_RC), figures=figures)
-
-
 def _surrogate(
     config: Config, correction: Correction, outputs: Outputs, batch: Batch
 ) -> tuple[Array, dict[str, Metric]]:
@@ -317,14 +270,17 @@ def _surrogate(
     base_RC = base_logprob(batch, correction)
     if config.interpolates:
         log_RC = jax.lax.stop_gradient(select(outputs.logprob_RC, mask_RC) - base_RC)
-        moved_RC = _interpolation(config, batch) * log_RC
+        alpha = (
+            age_interpolation(batch) if config.interpolation_by == "age" else config.interpolation
+        )
+        moved_RC = alpha * log_RC
         base_RC += moved_RC
         weight_RC = weight_RC * jnp.exp(jnp.clip(moved_RC, -MAX_LOG, MAX_LOG))
     metrics: dict[str, Metric] = {}
     if config.filter.reads == "current":
         log_RC = log_staleness(outputs.logprob_RC, behavior_RC, mask_RC, "token")
         kept_RC = kept_tokens(config.filter, log_RC, batch.advantage_RC, mask_RC)
-        kept_R = _kept_share(kept_RC, mask_RC)
+        kept_R = kept_share(kept_RC, mask_RC)
         metrics["kept_share"] = Mean(jnp.sum(kept_R), jnp.float32(kept_R.shape[0]))
         weight_RC = select(weight_RC, kept_RC)
     loss_RC, coefficient_RC, cut_RC = surrogate(
@@ -346,19 +302,3 @@ def _surrogate(
         masked_sum(weight_RC * coefficient_RC, mask_RC), masked_count(mask_RC)
     )
     return select(weight_RC * loss_RC, mask_RC), metrics
-
-
-def _interpolation(config: Config, batch: Batch) -> Array | float:
-    """α of all tokens, or of each `[R, C]`.
-
-    Raises Refusal for rows without ages where α is of the age.
-    """
-    if config.interpolation_by == "constant":
-        return config.interpolation
-    if batch.age_RC is None:
-        raise Refusal(
-            "interpolation_by is 'age' and the rows have age_RC None; accepted: a loss within "
-            "`updating.train_step`, which knows the version that is trained"
-        )
-    age_RC = jnp.maximum(batch.age_RC, 0).astype(jnp.float32)
-    return jnp.maximum(age_RC - 1, 0.0) / jnp.maximum(age_RC, 1.0)

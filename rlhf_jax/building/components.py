@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import registry
 from rlhf_jax.algorithms.common.checked import checked as checked_losses
+from rlhf_jax.algorithms.common.interpolation import check_interpolation
 from rlhf_jax.algorithms.common.numbers import with_arguments
-from rlhf_jax.algorithms.policy_gradient import check_interpolation
 from rlhf_jax.building.nodes import defaults, named
 from rlhf_jax.building.validation import check_task
 from rlhf_jax.config import Settings, fill

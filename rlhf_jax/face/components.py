@@ -11,8 +11,8 @@ from typing import Any
 import jax
 
 from rlhf_jax import registry
+from rlhf_jax.algorithms.common.interpolation import check_interpolation
 from rlhf_jax.algorithms.common.numbers import with_arguments
-from rlhf_jax.algorithms.policy_gradient import check_interpolation
 from rlhf_jax.config import Settings
 from rlhf_jax.face.prompts import SeekableTask, own
 from rlhf_jax.face.settings import filled, named, plain
