@@ -85,6 +85,8 @@ AGGREGATIONS: dict[str, Aggregation] = {
 """The mean of the config -> the denominator of the update."""
 OF_THE_SAMPLER = ("total_variation", "variation_band", "binary_kl")
 """Gates on the distance from the policy that drew the token."""
+MASKS = ("mask", "second_moment")
+"""Corrections that cut tokens, as a gate does."""
 SOFT = ("soft", "gamma")
 """Gates that bound the ratio smoothly, in place of a weight."""
 
@@ -286,6 +288,8 @@ def _surrogate(
     loss_RC, coefficient_RC, cut_RC = surrogate(
         config.surrogate, outputs.logprob_RC, base_RC, batch.advantage_RC, mask_RC
     )
+    if correction.correction in MASKS and config.filter.reads != "proximal":
+        cut_RC |= mask_RC & (batch.staleness_RC == 0) & (batch.advantage_RC != 0)
     log_RC = level_ratio(
         select(outputs.logprob_RC, mask_RC) - base_RC, mask_RC, config.surrogate.level
     )

@@ -325,6 +325,21 @@ def test_positive_tokens_of_topr_are_not_cut() -> None:
     np.testing.assert_allclose(metrics["clip_share"].value(), 2 / 7, rtol=1e-6)
 
 
+def test_tokens_that_a_mask_of_weights_cuts_are_cut() -> None:
+    """ξ / μ is 1.1, 2.1, 0.875, 1 and 0.5, 1, 2.2: a band of 0.6 to 2 cuts three. π / ξ leaves the clip
+    once, at 0.5 of the second row.
+    """
+    score = jnp.array([1.0, -0.5])
+    scores = Scores(*[score] * 3, proximal_logprob_BC=jnp.asarray(case.PROXIMAL))
+    band = Correction("proximal", "mask", floor=0.6, cap=2.0)
+    algorithm = policy_gradient(Config(advantage=GIVEN, correction=band))
+    outputs = Outputs(jnp.array(case.POLICY), jnp.zeros(case.MASK.shape))
+    batch = algorithm.credit(samples_of(case.MASK, case.BEHAVIOR), scores)
+    _, metrics = algorithm.losses["policy"](outputs, batch)
+    assert metrics["cut_share_positive"].value() == 1 / 4
+    np.testing.assert_allclose(metrics["cut_share_negative"].value(), 2 / 3, rtol=1e-6)
+
+
 def test_shares_that_are_cut_are_of_rows_that_count() -> None:
     """The second row has no EOS and leaves the loss, and with it the denominator of its share."""
     samples = samples_of(case.MASK, case.BEHAVIOR, finished=np.array([True, False]))
