@@ -251,7 +251,7 @@ def _credit(algorithm: Algorithm, credit: Credit) -> Credit:
 
 
 def for_schedule(
-    algorithm: Algorithm, *, lag: int, scheduled: bool, exact_sampler: bool, seed: int
+    algorithm: Algorithm, *, lag: int, scheduled: bool, exact_sampler: bool, seed: int = 0
 ) -> Algorithm:
     """The algorithm with the "auto" of its correction resolved for a run; one that was not made by
     name is as it is.
