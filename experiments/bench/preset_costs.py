@@ -31,8 +31,8 @@ from rlhf_jax.updating import (
 
 P, G, Q, C = 8, 4, 16, 32
 SIZES = {
-    "tiny": {"width": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 128},
-    "head": {"width": 512, "num_layers": 4, "num_heads": 8, "vocab_size": 32768},
+    "tiny": {"width": 64, "ffn_width": 256, "num_layers": 2, "num_heads": 4, "vocab_size": 128},
+    "head": {"width": 512, "ffn_width": 2048, "num_layers": 4, "num_heads": 8, "vocab_size": 32768},
 }
 FIGURES = {"flops": "flops", "bytes": "bytes accessed"}
 
@@ -96,33 +96,33 @@ def update(algorithm: Algorithm, model: Model, params: Params) -> dict[str, floa
     return counted(step, state, batch)
 
 
-def case(
-    name: str, costs: dict[str, float], beside: dict[str, float], total: str
-) -> dict[str, Any]:
-    """One line: the figures, and each over that of `beside`."""
-    over = {f"{figure}_of_{total}": round(costs[figure] / beside[figure], 4) for figure in costs}
+def case(name: str, costs: dict[str, float], grpo: dict[str, float]) -> dict[str, Any]:
+    """One line of the table: the figures, and each over that of GRPO's update."""
+    over = {f"{figure}_of_grpo": round(costs[figure] / grpo[figure], 4) for figure in costs}
     return {"case": name, **costs, **over}
 
 
 def main() -> None:
     options, load = measure.parser(__doc__).parse_args(), os.getloadavg()
-    names = ["grpo", *registry.presets("algorithms")]
+    names = {"head": ("grpo", "vcpo"), "tiny": ("grpo", *registry.presets("algorithms"))}
     cases: list[dict[str, Any]] = []
     for size, settings in SIZES.items():
+        if options.only not in size:
+            continue
         model = gpt_neox.make(gpt_neox.Config(**settings))  # type: ignore[arg-type]
         params = jax.eval_shape(model.init, jax.random.key(0))
         grpo: dict[str, float] = {}
-        for name in names if size == "tiny" else ("grpo", "vcpo"):
+        for name in names[size]:
             config = registry.settings("algorithms", name)()
             costs = update(registry.make("algorithms", name, config), model, params)
             grpo = grpo or costs
-            cases.append(case(f"{size} {name}", costs, grpo, "grpo"))
+            cases.append(case(f"{size} {name}", costs, grpo))
         logprob = counted(partial(scoring.sample_logprobs, model=model), params, samples())
         energy = counted(partial(scoring.sample_gradient_energy, model=model), params, samples())
-        cases.append(case(f"{size} scoring pass: log-probabilities", logprob, grpo, "grpo"))
-        cases.append(case(f"{size} scoring pass: gradient energy", energy, grpo, "grpo"))
         more = {figure: energy[figure] - logprob[figure] for figure in energy}
-        cases.append(case(f"{size} energy beside log-probabilities", more, grpo, "grpo"))
+        cases.append(case(f"{size} scoring pass: log-probabilities", logprob, grpo))
+        cases.append(case(f"{size} scoring pass: gradient energy", energy, grpo))
+        cases.append(case(f"{size} energy beside log-probabilities", more, grpo))
     measure.report("preset_costs", cases, load, options.output)
 
 
