@@ -159,7 +159,27 @@ def fill(cls: type[SettingsT], values: object, where: str) -> SettingsT:
                 "default"
             )
     problems.refuse()
-    return cls(**filled)
+    try:
+        return cls(**filled)
+    except Refusal as error:
+        raise type(error)(
+            *(_with_whole_key(message, fields, where) for message in error.messages)
+        ) from None
+
+
+def _with_whole_key(message: str, names: Iterable[str], where: str) -> str:
+    """A message of a dataclass's own check, whose key is the whole one, as it is typed.
+
+    Args:
+      message: begins with a field, or with the dataclass's own key.
+      names: of its fields.
+      where: its dotted key.
+    """
+    above, _, own = where.rpartition(".")
+    first = message.partition(" ")[0].partition(".")[0]
+    if above and first == own:
+        return f"{above}.{message}"
+    return f"{where}.{message}" if where and first in names else message
 
 
 def neighbours(key: str, names: Iterable[str]) -> str:

@@ -14,7 +14,12 @@ from rlhf_jax.models.api import Cache, Model, repeat_cache, repeat_rows
 from rlhf_jax.models.common.head import split_head
 from rlhf_jax.models.common.layout import current
 from rlhf_jax.models.common.value_head import ValueModel
-from rlhf_jax.ops.logprobs import chunked_token_logprobs
+from rlhf_jax.ops.logprobs import (
+    OfLogits,
+    chunked_token_logprobs,
+    token_energies,
+    token_logprobs,
+)
 from rlhf_jax.ops.masked import positions_from_mask, select
 from rlhf_jax.ops.policy_gradient.row_weights import row_ratio
 from rlhf_jax.ops.sharded_logprobs import sharded_token_logprobs
@@ -147,9 +152,10 @@ def _token_logprobs(
     temperature: Array,
     model: Model,
     max_logits: int,
+    of_logits: OfLogits = token_logprobs,
 ) -> tuple[Array, Array]:
-    """Log-probabilities and entropies `[N]`: by each device of the rows that it holds, where the
-    function is traced for a mesh that shards them.
+    """Log-probabilities and entropies `[N]`, or what `of_logits` gives in their place: by each device of
+    the rows that it holds, where the function is traced for a mesh that shards them.
     """
     layout = current()
     if layout is None:
@@ -159,6 +165,7 @@ def _token_logprobs(
             tokens_N,
             temperature,
             max_chunk_elements=max_logits,
+            of_logits=of_logits,
         )
     head = split_head(model, params, hidden_ND, layout)
     return sharded_token_logprobs(
@@ -170,6 +177,7 @@ def _token_logprobs(
         max_chunk_elements=max_logits,
         shards=layout.shards,
         param_layout=head.layout,
+        of_logits=of_logits,
     )
 
 
@@ -213,20 +221,18 @@ def sample_gradient_energy(params: Params, samples: Samples, *, model: Model) ->
     columns = (samples.prompt_tokens_BQ, samples.prompt_mask_BQ, samples.tokens_BC, samples.mask_BC)
     hidden_BCD = completion_hidden(params, *columns, model, samples.samples_per_prompt)
     hidden_ND = hidden_BCD.reshape(-1, hidden_BCD.shape[-1])
-    tokens_N = samples.tokens_BC.reshape(-1)
-
-    def logprobs(temperature: Array) -> Array:
-        logprob_N, _ = _token_logprobs(hidden_ND, params, tokens_N, temperature, model, MAX_LOGITS)
-        return logprob_N.reshape(samples.tokens_BC.shape)
-
-    logprob_BC, mask_BC = logprobs(samples.temperature), samples.mask_BC
-    # At half of the temperature log p_a is 2 z_a − log Σ exp(2 z), and so Σ p² = exp(2 log p_a −
-    # that). No array of the vocabulary is needed.
-    squares_BC = jnp.exp(2 * logprob_BC - logprobs(samples.temperature / 2))
-    energy_BC = 1 - 2 * jnp.exp(logprob_BC) + squares_BC
-    weight_B = row_ratio(logprob_BC, samples.behavior_logprob_BC, mask_BC)
-    # Rounding may make the energy of a certain token negative.
-    return select(jnp.square(weight_B)[:, None] * jnp.maximum(energy_BC, 0.0), mask_BC)
+    logprob_N, energy_N = _token_logprobs(
+        hidden_ND,
+        params,
+        samples.tokens_BC.reshape(-1),
+        samples.temperature,
+        model,
+        MAX_LOGITS,
+        token_energies,
+    )
+    shape, mask_BC = samples.tokens_BC.shape, samples.mask_BC
+    weight_B = row_ratio(logprob_N.reshape(shape), samples.behavior_logprob_BC, mask_BC)
+    return select(jnp.square(weight_B)[:, None] * energy_N.reshape(shape), mask_BC)
 
 
 def critic_outputs(

@@ -138,6 +138,13 @@ class Batch:
     )
     # float32; a row with 0 has no gradient and no place in the denominator. None: every row counts
     counted_R: Array | None = None
+    # The sum of a row's weights and the number of them, float32: the mean over a minibatch becomes 1.
+    weight_sum_R: Array | None = None
+    weight_count_R: Array | None = None
+    # int32, of the params that drew a token; None where the loss does not ask for its age
+    version_RC: Array | None = None
+    # int32, updates between the params that drew a token and those being trained: `train_step` fills it
+    age_RC: Array | None = None
     sample_R: Array | None = None  # int32, the row of Samples that a row is made of
     figures: Mapping[str, Array] = struct.field(
         default_factory=dict

@@ -18,6 +18,7 @@ from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.once import once
 from rlhf_jax.ops.policy_gradient.consecutive_gradients import Remembered, cosine
 from rlhf_jax.ops.policy_gradient.learning_rate_scale import ROW_SHARE, Scale
+from rlhf_jax.ops.policy_gradient.minibatches import of_minibatch
 from rlhf_jax.ops.scalars import Scalars, at, is_zero, scalars_of_function, scaled, through
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.scoring import critic_outputs, policy_outputs
@@ -375,6 +376,8 @@ def train_step(
     update_norm; with `scale` also learning_rate_scale; with an optimizer of `remembering` also
     gradient_cosine.
     """
+    if isinstance(batch, Batch):
+        batch = of_minibatch(batch, state.step)
     objective = at(objective, scalars.get("objective", {}))
     update = at(optimizer.update, scalars.get("optimizer", {}))
     grads, loss_sum, metrics = summed_gradients(

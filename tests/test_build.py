@@ -181,6 +181,50 @@ def test_an_interpolation_needs_stale_samples():
         older = config.to_dict()
         older["rlhf"][clock] = 2
         build.resolve_auto(older)
+    config.algorithm.interpolation, config.algorithm.interpolation_by = 0.0, "age"
+    with pytest.raises(Refusal, match="interpolation_by is 'age' in a run without a lag; accepted"):
+        build.resolve_auto(config.to_dict())
+
+
+def test_the_noise_of_scores_has_the_seed_of_the_run():
+    """Another one that is given stays; without noise there is nothing to be seeded."""
+    config = build.default()
+    config.algorithm, config.seed = build.component("algorithms", "redit"), 7
+    values = config.to_dict()
+    build.resolve_auto(values)
+    assert values["algorithm"]["advantage"]["noise_seed"] == 7
+    values["seed"] = 8
+    build.resolve_auto(values)
+    assert values["algorithm"]["advantage"]["noise_seed"] == 7
+    config.algorithm.advantage.noise = 0.0
+    values = config.to_dict()
+    build.resolve_auto(values)
+    assert values["algorithm"]["advantage"]["noise_seed"] == -1
+
+
+@pytest.mark.parametrize(
+    ("node", "key", "value"),
+    [
+        ("correction", "correction", "mask"),
+        ("surrogate", "cap", 3.0),
+        ("advantage", "shift", -0.1),
+        ("penalty", "kl_weight", 0.1),
+        ("filter", "high", 1.0),
+    ],
+)
+def test_a_refusal_of_the_pieces_names_the_key_as_it_is_typed(node, key, value):
+    values = build.component("algorithms", "policy_gradient").to_dict()
+    values["correction"]["ratio_to"] = "behavior"
+    values[node][key] = value
+    with pytest.raises(Refusal, match=f"^algorithm.{node}."):
+        build.algorithm(values)
+
+
+def test_a_refusal_of_a_combination_names_the_key_as_it_is_typed():
+    values = build.component("algorithms", "sapo").to_dict()
+    values["correction"]["correction"] = "auto"
+    with pytest.raises(Refusal, match=r"^algorithm.correction.correction is 'auto' with surrogate"):
+        build.algorithm(values)
 
 
 @pytest.mark.parametrize("name", registry.presets("algorithms"))

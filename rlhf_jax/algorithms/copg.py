@@ -11,6 +11,10 @@ of a group meet in the loss; there is no ratio, whoever drew the samples: summed
 the gradient is that of (R_1 − R_2)² / (2 kl_weight) with R a function of the policy, whose least
 value is where the contrast vanishes, whatever the sampling law. With R taken at the samples' own
 log-probabilities, on-policy, or with kl_weight 0, it is vanilla RLOO (arXiv 2402.14740).
+
+The level of a ratio has no meaning here, since there is none. Neither has another kind of the KL: S − S_ref
+within R is what makes the least value of the loss that of the regularised objective, for samples of any
+age.
 """
 
 from dataclasses import dataclass

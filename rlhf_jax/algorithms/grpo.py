@@ -10,6 +10,10 @@ Shao et al. 2024, *DeepSeekMath*, arXiv 2402.03300, eq. 3 and §4.1.2.
 `aggregation` names the mean: "sequence" that of each completion, then over completions (the
 paper's), "token" over all tokens of the minibatch, "constant_length" over completions of a constant
 length. The KL is a term of the loss, by the estimator k3.
+
+Two further choices, both off by default. `level` "sequence_mean" or "sequence" takes the ratio of the
+whole completion in place of the token's (GSPO, arXiv 2507.18071, whose clips are 3e-4 and 4e-4). `kl`
+"k3_weighted" is unbiased on stale samples too (DeepSeek-V3.2, arXiv 2512.02556, §3.1); plain k3 is not.
 """
 
 from collections.abc import Callable
@@ -20,12 +24,18 @@ import jax.numpy as jnp
 
 from rlhf_jax.algorithms.api import drift_metrics, flat_groups, grouped_scores
 from rlhf_jax.algorithms.common.shapes import check_shapes
-from rlhf_jax.algorithms.common.surrogate import corrected_batch, needs_of, token_surrogate
+from rlhf_jax.algorithms.common.surrogate import (
+    check_level,
+    corrected_batch,
+    needs_of,
+    reference_penalty,
+    token_surrogate,
+)
 from rlhf_jax.config import NonNegative, Positive
 from rlhf_jax.ops import advantages
 from rlhf_jax.ops.corrections import Correction, resolve
-from rlhf_jax.ops.divergences import k3
 from rlhf_jax.ops.masked import masked_count
+from rlhf_jax.ops.policy_gradient.surrogates import Level
 from rlhf_jax.ops.scalars import is_zero
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Aggregation, Algorithm, Array, Batch, Metrics, Outputs, Samples, Scores
@@ -63,6 +73,10 @@ class Config:
     # the score against its group's mean, and perhaps over its deviation
     advantage: Literal["standardized", "bessel", "centered"] = "standardized"
     correction: Correction = field(default_factory=Correction)
+    # of the clipped ratio: each token's, or one of its completion
+    level: Level = "token"
+    # kind of the KL in the loss: see ops/policy_gradient/penalties.py
+    kl: Literal["k2", "k3", "k3_weighted", "k3_detached"] = "k3"
 
 
 def grpo(config: Config) -> Algorithm:
@@ -118,6 +132,7 @@ def group_policy_gradient(
         raise Refusal(
             f"{name}.aggregation is {config.aggregation!r}; accepted: {', '.join(AGGREGATIONS)}"
         )
+    check_level(name, config.level, config.kl)
     aggregation: Aggregation = config.aggregation  # type: ignore[assignment]
     correction = resolve(config.correction)
 
@@ -129,13 +144,10 @@ def group_policy_gradient(
 
     def loss(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
         loss_RC, metrics = token_surrogate(
-            outputs, batch, correction, config.clip_low, config.clip_high
+            outputs, batch, correction, config.clip_low, config.clip_high, config.level
         )
         if not is_zero(config.kl_weight):
-            assert batch.reference_logprob_RC is not None
-            loss_RC += config.kl_weight * k3(
-                outputs.logprob_RC, batch.reference_logprob_RC, batch.mask_RC
-            )
+            loss_RC += config.kl_weight * reference_penalty(config.kl, outputs, batch)
         if aggregation == "sequence":
             loss_RC /= jnp.maximum(masked_count(batch.mask_RC, dim=1), 1.0)[:, None]
         return jnp.sum(loss_RC), {**metrics, **drift_metrics(outputs, batch)}

@@ -13,18 +13,22 @@ completions.
 
 `interpolation` α above 0 takes the ratio to ξ with log ξ = (1 − α) log μ + α sg(log π), μ the behavior
 policy and sg the stopped gradient, and weights it by w = ξ / μ: A-3PO, arXiv 2512.06547, which needs
-no log-probabilities of the proximal policy. For samples that are d updates old its α is (d − 1) / d.
+no log-probabilities of the proximal policy. Its α is (d − 1) / d for a token that is d updates old, and 0
+for d = 0: `interpolation_by` "age" takes d at each update from the version that drew the token, "constant"
+takes the one α that `interpolation` gives.
 
 The published losses that these pieces make are in `presets/table.py`.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms.api import drift_metrics, flat_groups, grouped_scores
+from rlhf_jax.algorithms.common.filters import counted_rows, filtered, kept_share
+from rlhf_jax.algorithms.common.interpolation import age_interpolation
 from rlhf_jax.algorithms.common.shapes import check_shapes
 from rlhf_jax.algorithms.common.surrogate import (
     base_logprob,
@@ -32,16 +36,17 @@ from rlhf_jax.algorithms.common.surrogate import (
     needs_of,
     ratio_logprob,
     ratio_metrics,
+    reference_penalty,
 )
 from rlhf_jax.config import Bounds
 from rlhf_jax.ops.corrections import MAX_LOG, Correction, log_staleness, resolve
-from rlhf_jax.ops.masked import masked_count, masked_mean, masked_sum, select
-from rlhf_jax.ops.policy_gradient.advantages import Advantage, group_advantages, whitened
+from rlhf_jax.ops.masked import masked_count, masked_sum, select
+from rlhf_jax.ops.policy_gradient.advantages import Advantage, dithered, group_advantages, whitened
 from rlhf_jax.ops.policy_gradient.penalties import (
     IN_LOSS,
+    WEIGHTED,
     Penalty,
     drift,
-    kl_penalty,
     return_penalty,
 )
 from rlhf_jax.ops.policy_gradient.row_filters import RowFilter, kept_tokens
@@ -66,7 +71,7 @@ SCALARS = (
     *(f"surrogate.shape_{sign}.{n}" for sign in ("positive", "negative") for n in (0, 1)),
     *(f"correction.{name}" for name in ("cap", "floor", "second_moment")),
     *(f"filter.{name}" for name in ("low", "high", "veto")),
-    *(f"advantage.{name}" for name in ("power", "shift")),
+    *(f"advantage.{name}" for name in ("power", "shift", "noise")),
     *(f"penalty.{name}" for name in ("kl_weight", "drift", "entropy")),
     "interpolation",
 )
@@ -80,6 +85,8 @@ AGGREGATIONS: dict[str, Aggregation] = {
 """The mean of the config -> the denominator of the update."""
 OF_THE_SAMPLER = ("total_variation", "variation_band", "binary_kl")
 """Gates on the distance from the policy that drew the token."""
+MASKS = ("mask", "second_moment")
+"""Corrections that cut tokens, as a gate does."""
 SOFT = ("soft", "gamma")
 """Gates that bound the ratio smoothly, in place of a weight."""
 
@@ -97,11 +104,18 @@ class Config:
     aggregation: Literal["token", "sequence", "constant_length", "rows"] = "token"
     # α of A-3PO, (d - 1) / d for samples that are d updates old; 0: none
     interpolation: Annotated[float, Bounds(least=0, below=1)] = 0.0
+    # that one α for all tokens, or each token's (d - 1) / d from its age d
+    interpolation_by: Literal["constant", "age"] = "constant"
 
     def __post_init__(self) -> None:
         problem = self._problem()
         if problem:
             raise Refusal(problem)
+
+    @property
+    def interpolates(self) -> bool:
+        """True where the ratio is taken to a policy between behavior and current one."""
+        return self.interpolation_by == "age" or not is_zero(self.interpolation)
 
     def _problem(self) -> str:
         """A combination that has no meaning, with what is accepted; "" where there is none."""
@@ -119,19 +133,38 @@ class Config:
                 "accepted: none, since the gate bounds the ratio itself"
             )
         level, kl = self.surrogate.level, self.penalty.kl
-        if kl in ("k3_weighted", "k3_detached") and level != "token":
+        if kl in WEIGHTED and level != "token":
             return (
                 f"penalty.kl is {kl!r} with surrogate.level {level!r}; accepted: k2 or k3, or level "
                 "'token': the ratio of a completion is no weight of a token's divergence"
             )
-        if self.interpolation and (correction.ratio_to, correction.correction) != (
+        if self.interpolation_by not in ("constant", "age"):
+            return f"interpolation_by is {self.interpolation_by!r}; accepted: constant, age"
+        if self.interpolation and self.interpolation_by == "age":
+            return (
+                f"interpolation is {self.interpolation} with interpolation_by 'age'; accepted: 0, since "
+                "each token's age gives its own"
+            )
+        if self.interpolates and (correction.ratio_to, correction.correction) != (
             "behavior",
             "none",
         ):
+            given = (
+                "interpolation_by is 'age'"
+                if self.interpolation_by == "age"
+                else f"interpolation is {self.interpolation}"
+            )
             return (
-                f"interpolation is {self.interpolation} with correction.ratio_to "
+                f"{given} with correction.ratio_to "
                 f"{correction.ratio_to!r} and correction.correction {correction.correction!r}; "
                 "accepted: behavior and none, since the interpolation has a weight of its own"
+            )
+        advantage = self.advantage
+        if advantage.noise and advantage.power and self.filter.flat == "leave_out":
+            return (
+                f"advantage.noise is {advantage.noise} with advantage.power {advantage.power} and "
+                "filter.flat 'leave_out'; accepted: noise 0, power 0 or flat 'keep', since the noise "
+                "decides how far apart the scores of a group are"
             )
         return ""
 
@@ -154,16 +187,18 @@ def policy_gradient(config: Config, name: str = "policy_gradient") -> Algorithm:
         flat_B = flat_groups(score_PG)
         figures, fields = {"flat_group_share": flat_B}, {}
         if rows.counts:
-            counted_B = _counted(rows, samples, flat_B)
+            counted_B = counted_rows(rows, samples, flat_B)
             figures["counted_share"] = counted_B
             fields["counted_R"] = counted_B
+        if config.interpolation_by == "age":
+            fields["version_RC"] = samples.version_BC
         batch = corrected_batch(correction, samples, scores, advantage_BC, figures, **fields)
-        return _filtered(rows, batch) if rows.reads == "proximal" else batch
+        return filtered(rows, batch) if rows.reads == "proximal" else batch
 
     def loss(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
         loss_RC, metrics = _surrogate(config, correction, outputs, batch)
         if penalized and penalty.kl in IN_LOSS:
-            loss_RC += penalty.kl_weight * _kl(penalty, outputs, batch)
+            loss_RC += penalty.kl_weight * reference_penalty(penalty.kl, outputs, batch)
         if not is_zero(penalty.drift):
             assert batch.behavior_logprob_RC is not None
             loss_RC += penalty.drift * drift(
@@ -196,20 +231,6 @@ def policy_gradient(config: Config, name: str = "policy_gradient") -> Algorithm:
     )
 
 
-def check_interpolation(interpolation: float, *, stale: bool) -> None:
-    """Raises Refusal for an interpolation in a run whose samples are not stale.
-
-    Args:
-      interpolation: of the config.
-      stale: the run has a lag, a schedule of versions, or a clock that trains on older rounds.
-    """
-    if interpolation and not stale:
-        raise Refusal(
-            f"algorithm.interpolation is {interpolation} in a run without a lag; accepted: 0, or a "
-            "lag: (d - 1) / d for samples that are d updates old"
-        )
-
-
 def _advantages(
     config: Config, correction: Correction, samples: Samples, scores: Scores, penalized: bool
 ) -> Array:
@@ -230,6 +251,7 @@ def _advantages(
         if config.aggregation == "sequence":  # the gradient of a row is divided by its tokens
             energy_B /= jnp.square(jnp.maximum(masked_count(mask_BC, dim=1), 1.0))
         energy_PG = energy_B.reshape(score_PG.shape)
+    score_PG = dithered(config.advantage, score_PG, samples.ordinal_B, samples.sample_index_B)
     advantage_B = group_advantages(config.advantage, score_PG, energy_PG).reshape(-1)
     advantage_BC = select(jnp.broadcast_to(advantage_B[:, None], mask_BC.shape), mask_BC)
     if penalty_BC is not None and kind == "k1_in_return":
@@ -237,34 +259,6 @@ def _advantages(
     if config.advantage.whiten == "tokens":
         advantage_BC = whitened(advantage_BC, mask_BC)
     return advantage_BC
-
-
-def _counted(rows: RowFilter, samples: Samples, flat_B: Array) -> Array:
-    """1 for the rows that count in the denominator, and 0 for those that the filter leaves out."""
-    counted_B = jnp.ones_like(flat_B)
-    if rows.flat == "leave_out":
-        counted_B *= 1 - flat_B
-    if rows.truncated == "leave_out":
-        counted_B *= samples.finished_B.astype(counted_B.dtype)
-    return counted_B
-
-
-def _kept_share(kept_RC: Array, mask_RC: Array) -> Array:
-    """Share of each row's tokens that a filter keeps, `[R]`."""
-    return masked_mean(kept_RC.astype(jnp.float32), mask_RC, dim=1)
-
-
-def _filtered(rows: RowFilter, batch: Batch) -> Batch:
-    """The batch whose weights are 0 where the proximal policy has left the behavior policy."""
-    assert batch.proximal_logprob_RC is not None
-    assert batch.behavior_logprob_RC is not None
-    assert batch.advantage_RC is not None
-    mask_RC = batch.mask_RC
-    log_RC = log_staleness(batch.proximal_logprob_RC, batch.behavior_logprob_RC, mask_RC, "token")
-    kept_RC = kept_tokens(rows, log_RC, batch.advantage_RC, mask_RC)
-    weight_RC = mask_RC.astype(jnp.float32) if batch.staleness_RC is None else batch.staleness_RC
-    figures = {**batch.figures, "kept_share": _kept_share(kept_RC, mask_RC)}
-    return replace(batch, staleness_RC=select(weight_RC, kept_RC), figures=figures)
 
 
 def _surrogate(
@@ -276,20 +270,26 @@ def _surrogate(
     mask_RC, behavior_RC = batch.mask_RC, batch.behavior_logprob_RC
     weight_RC = mask_RC.astype(jnp.float32) if batch.staleness_RC is None else batch.staleness_RC
     base_RC = base_logprob(batch, correction)
-    if not is_zero(config.interpolation):
+    if config.interpolates:
         log_RC = jax.lax.stop_gradient(select(outputs.logprob_RC, mask_RC) - base_RC)
-        base_RC += config.interpolation * log_RC
-        weight_RC = weight_RC * jnp.exp(jnp.clip(config.interpolation * log_RC, -MAX_LOG, MAX_LOG))
+        alpha = (
+            age_interpolation(batch) if config.interpolation_by == "age" else config.interpolation
+        )
+        moved_RC = alpha * log_RC
+        base_RC += moved_RC
+        weight_RC = weight_RC * jnp.exp(jnp.clip(moved_RC, -MAX_LOG, MAX_LOG))
     metrics: dict[str, Metric] = {}
     if config.filter.reads == "current":
         log_RC = log_staleness(outputs.logprob_RC, behavior_RC, mask_RC, "token")
         kept_RC = kept_tokens(config.filter, log_RC, batch.advantage_RC, mask_RC)
-        kept_R = _kept_share(kept_RC, mask_RC)
+        kept_R = kept_share(kept_RC, mask_RC)
         metrics["kept_share"] = Mean(jnp.sum(kept_R), jnp.float32(kept_R.shape[0]))
         weight_RC = select(weight_RC, kept_RC)
     loss_RC, coefficient_RC, cut_RC = surrogate(
         config.surrogate, outputs.logprob_RC, base_RC, batch.advantage_RC, mask_RC
     )
+    if correction.correction in MASKS and config.filter.reads != "proximal":
+        cut_RC |= mask_RC & (batch.staleness_RC == 0) & (batch.advantage_RC != 0)
     log_RC = level_ratio(
         select(outputs.logprob_RC, mask_RC) - base_RC, mask_RC, config.surrogate.level
     )
@@ -299,21 +299,10 @@ def _surrogate(
         ("negative", batch.advantage_RC < 0),
     ):
         among_RC = mask_RC & signed_RC
+        if batch.counted_R is not None:
+            among_RC &= batch.counted_R[:, None] > 0
         metrics[f"cut_share_{sign}"] = Mean(masked_count(cut_RC & among_RC), masked_count(among_RC))
     metrics["coefficient"] = Mean(
         masked_sum(weight_RC * coefficient_RC, mask_RC), masked_count(mask_RC)
     )
     return select(weight_RC * loss_RC, mask_RC), metrics
-
-
-def _kl(penalty: Penalty, outputs: Outputs, batch: Batch) -> Array:
-    """The penalty for divergence from the reference of each token, `[R, C]`."""
-    assert batch.behavior_logprob_RC is not None
-    assert batch.reference_logprob_RC is not None
-    return kl_penalty(
-        penalty.kl,
-        outputs.logprob_RC,
-        batch.behavior_logprob_RC,
-        batch.reference_logprob_RC,
-        batch.mask_RC,
-    )

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import registry
 from rlhf_jax.algorithms.common.checked import checked as checked_losses
+from rlhf_jax.algorithms.common.interpolation import check_interpolation
 from rlhf_jax.algorithms.common.numbers import with_arguments
-from rlhf_jax.algorithms.policy_gradient import check_interpolation
 from rlhf_jax.building.nodes import defaults, named
 from rlhf_jax.building.validation import check_task
 from rlhf_jax.config import Settings, fill
@@ -22,6 +22,7 @@ from rlhf_jax.models.common import family as families
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.corrections import Correction, resolve
 from rlhf_jax.ops.once import once
+from rlhf_jax.ops.policy_gradient.advantages import RUN_SEED
 from rlhf_jax.planner.costs.hardware import Hardware
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards.common.nodes import reward_configs, reward_nodes
@@ -86,6 +87,9 @@ def resolve_auto(values: dict[str, Any]) -> None:
     """
     if "correction" not in values["algorithm"]:
         return
+    advantage = values["algorithm"].get("advantage")
+    if isinstance(advantage, dict) and advantage.get("noise_seed") == RUN_SEED:
+        advantage["noise_seed"] = values["seed"] if advantage["noise"] else RUN_SEED
     schedule, given = (
         values["rlhf"],
         fill(Correction, values["algorithm"]["correction"], "algorithm.correction"),
@@ -103,6 +107,7 @@ def resolve_auto(values: dict[str, Any]) -> None:
     values["algorithm"]["correction"] = dataclasses.asdict(resolved)
     check_interpolation(
         values["algorithm"].get("interpolation", 0.0),
+        values["algorithm"].get("interpolation_by", "constant"),
         stale=bool(schedule["lag"]) or scheduled,
     )
 
@@ -143,13 +148,17 @@ def inert_clip(values: dict[str, Any]) -> str:
     """A sentence about a clip of completions that is as wide as one of tokens; "" where there is
     none.
     """
-    surrogate = values["algorithm"].get("surrogate")
-    if not isinstance(surrogate, dict) or surrogate.get("gate") != "clip":
-        return ""
-    if surrogate["level"] != "sequence_mean" or surrogate["low"] < WIDE:
+    node = values["algorithm"]
+    surrogate = node.get("surrogate")
+    if isinstance(surrogate, dict):
+        key, clips, settings = "surrogate.low", surrogate.get("gate") == "clip", surrogate
+    else:
+        key, clips, settings = "clip_low" if "clip_low" in node else "clip", True, node
+    low = settings.get(key.rpartition(".")[2])
+    if not clips or low is None or settings.get("level") != "sequence_mean" or low < WIDE:
         return ""
     return (
-        f"algorithm.surrogate.low is {surrogate['low']} at level 'sequence_mean': the ratio of a "
+        f"algorithm.{key} is {low} at level 'sequence_mean': the ratio of a "
         "completion to the power of one over its length hardly ever leaves such a clip; GSPO has "
         "0.0003 and 0.0004"
     )

@@ -11,13 +11,14 @@ from typing import Any
 import jax
 
 from rlhf_jax import registry
+from rlhf_jax.algorithms.common.interpolation import check_interpolation
 from rlhf_jax.algorithms.common.numbers import with_arguments
-from rlhf_jax.algorithms.policy_gradient import check_interpolation
 from rlhf_jax.config import Settings
 from rlhf_jax.face.prompts import SeekableTask, own
 from rlhf_jax.face.settings import filled, named, plain
 from rlhf_jax.models.api import Model
 from rlhf_jax.ops.corrections import Correction, resolve
+from rlhf_jax.ops.policy_gradient.advantages import RUN_SEED
 from rlhf_jax.ops.scalars import through
 from rlhf_jax.refusal import ComponentError, Refusal
 from rlhf_jax.tasks import api
@@ -250,7 +251,7 @@ def _credit(algorithm: Algorithm, credit: Credit) -> Credit:
 
 
 def for_schedule(
-    algorithm: Algorithm, *, lag: int, scheduled: bool, exact_sampler: bool
+    algorithm: Algorithm, *, lag: int, scheduled: bool, exact_sampler: bool, seed: int = 0
 ) -> Algorithm:
     """The algorithm with the "auto" of its correction resolved for a run; one that was not made by
     name is as it is.
@@ -261,6 +262,7 @@ def for_schedule(
       scheduled: True where a schedule of versions is given.
       exact_sampler: True where the sampler's log-probabilities are the trainer's up to float32
         rounding.
+      seed: of the run, for the noise of its scores.
     """
     if not isinstance(algorithm, NamedAlgorithm) or algorithm.config is None:
         return algorithm
@@ -268,8 +270,15 @@ def for_schedule(
     if not isinstance(correction, Correction):
         return algorithm
     resolved = resolve(correction, lag=lag, scheduled=scheduled, exact_sampler=exact_sampler)
-    check_interpolation(getattr(config, "interpolation", 0.0), stale=lag > 0 or scheduled)
+    check_interpolation(
+        getattr(config, "interpolation", 0.0),
+        getattr(config, "interpolation_by", "constant"),
+        stale=lag > 0 or scheduled,
+    )
     values = plain(config) | {"correction": plain(resolved)}
+    advantage = values.get("advantage")
+    if isinstance(advantage, dict) and advantage.get("noise_seed") == RUN_SEED:
+        values["advantage"] = advantage | {"noise_seed": seed}
     return make_named(
         algorithm.component,
         filled(type(config), None, values, f"algorithm {algorithm.component}"),

@@ -137,6 +137,7 @@ def run(
         lag=config.lag,
         scheduled=bool(clock.version_schedule) or max(clock.sync_every, clock.buffer_rounds) > 1,
         exact_sampler=model.dtype == "float32" and config.publish_dtype == "float32",
+        seed=seed,
     )
     rlhf_settings.check(config, algorithm, devices)
     return _events(

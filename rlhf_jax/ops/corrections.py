@@ -20,6 +20,9 @@ loss linear in π / π_proximal. The second moment's scope is the round: the tok
 then has a ratio to the behavior policy that is not clipped. (The paper's log ratio is that of the
 policy being trained: the same in a round's first update.) A token left out keeps its place in the
 denominator.
+
+`normalise` divides truncated weights by their mean over the minibatch of an update, so that a cap does not
+shorten the step: see `ops/policy_gradient/minibatches.py`.
 """
 
 from dataclasses import dataclass
@@ -56,6 +59,8 @@ class Correction:
     cap: Positive = 2.0  # 2 to 8 are used with truncated importance sampling
     floor: NonNegative = 0.5  # of "mask"; IcePop's band is 0.5 to 5 in OpenRLHF
     second_moment: Positive = 0.04  # arXiv 2510.01161
+    # truncated weights over their mean of the minibatch; no effect where no weight is truncated
+    normalise: bool = False
 
     def __post_init__(self) -> None:
         if self.ratio_to not in RATIOS:
@@ -71,6 +76,15 @@ class Correction:
             )
         if self.level not in LEVELS:
             raise Refusal(f"correction.level is {self.level!r}; accepted: {', '.join(LEVELS)}")
+        may_truncate = self.correction == "truncate" or (
+            self.correction == "auto" and self.ratio_to != "behavior"
+        )
+        if self.normalise and not may_truncate:
+            raise Refusal(
+                f"correction.normalise is True with correction {self.correction!r} and ratio_to "
+                f"{self.ratio_to!r}; accepted: False, or correction 'truncate', whose weights have a "
+                "mean"
+            )
         if not 0 <= self.floor < self.cap or self.second_moment <= 0:
             raise Refusal(
                 f"correction has floor {self.floor}, cap {self.cap}, second_moment "
@@ -124,7 +138,9 @@ def resolve(
     if kind == "auto":
         kind = "truncate" if stale and ratio_to == "proximal" else "none"
     # Not `replace`: its checks cannot read a traced cap, floor or second moment.
-    return with_values(correction, {"ratio_to": ratio_to, "correction": kind})
+    normalise = correction.normalise and kind == "truncate"
+    values = {"ratio_to": ratio_to, "correction": kind, "normalise": normalise}
+    return with_values(correction, values)
 
 
 def log_staleness(proximal_BC: Array, behavior_BC: Array, mask_BC: Array, level: str) -> Array:

@@ -20,6 +20,9 @@ from rlhf_jax.ops.shapes import assert_shapes
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
 
+OfLogits = Callable[[Array, Array, Array | float], tuple[Array, Array]]
+"""(logits `[N, V]`, tokens `[N]`, temperature) -> two numbers a token, `[N]` each."""
+
 
 @jax.custom_vjp
 def token_logprobs(
@@ -84,6 +87,33 @@ def _backward(saved, cotangents):
 token_logprobs.defvjp(_forward, _backward)
 
 
+def token_energies(
+    logits_NV: Array, tokens_N: Array, temperature: Array | float
+) -> tuple[Array, Array]:
+    """`(logprob_N, energy_N)`, float32, of the law p = softmax(logits / temperature), without gradient.
+
+    The energy is that of the gradient of log p(a) in the scaled logits, in one sweep over the logits:
+
+        ‖∂ log p(a) / ∂(z / τ)‖² = 1 − 2 p(a) + Σ_v p(v)²        Σ p² = Σ exp(2 z/τ) / (Σ exp(z/τ))²
+
+    Args:
+      logits_NV: float32; a logit of -inf is a word that cannot be drawn.
+      tokens_N: int32 in 0 ... V-1.
+      temperature: a positive scalar that logits are divided by.
+    """
+    assert_shapes(logits_NV=logits_NV, tokens_N=tokens_N)
+    temperature = jnp.asarray(temperature, jnp.float32)
+    scaled_NV = jax.lax.stop_gradient(logits_NV).astype(jnp.float32) / temperature
+    largest_N = jnp.max(scaled_NV, axis=-1)
+    weight_NV = jnp.exp(scaled_NV - largest_N[:, None])
+    total_N = jnp.sum(weight_NV, axis=-1)
+    squares_N = jnp.sum(jnp.square(weight_NV), axis=-1) / jnp.square(total_N)
+    chosen_N = jnp.take_along_axis(scaled_NV, tokens_N[:, None], axis=-1)[:, 0]
+    logprob_N = jnp.minimum(chosen_N - largest_N - jnp.log(total_N), 0.0)
+    # Rounding may make the energy of a certain token negative.
+    return logprob_N, jnp.maximum(1 - 2 * jnp.exp(logprob_N) + squares_N, 0.0)
+
+
 def chunked_token_logprobs(
     hidden_ND: Array,
     head: Callable[[Array], Array],
@@ -91,6 +121,7 @@ def chunked_token_logprobs(
     temperature: Array | float,
     *,
     max_chunk_elements: int,
+    of_logits: OfLogits = token_logprobs,
 ) -> tuple[Array, Array]:
     """`token_logprobs` of `head(hidden_ND)`, without ever holding more than `max_chunk_elements`
     logits.
@@ -107,20 +138,21 @@ def chunked_token_logprobs(
       tokens_N: int32 in 0 ... V-1.
       temperature: a positive scalar that logits are divided by.
       max_chunk_elements: most logits that are held at once.
+      of_logits: `token_logprobs`, or `token_energies` in its place.
     """
     assert_shapes(hidden_ND=hidden_ND, tokens_N=tokens_N)
     num_rows = hidden_ND.shape[0]
     vocab_size = jax.eval_shape(head, hidden_ND[:1]).shape[-1]
     check_chunk(vocab_size, max_chunk_elements)
     if num_rows * vocab_size <= max_chunk_elements:
-        return token_logprobs(head(hidden_ND), tokens_N, temperature)
+        return of_logits(head(hidden_ND), tokens_N, temperature)
     count = num_chunks(num_rows, max_chunk_elements // vocab_size)
     rows_per_chunk = -(-num_rows // count)
     padding = count * rows_per_chunk - num_rows
 
     def chunk(_, rows):
         hidden_nD, tokens_n = rows
-        return None, token_logprobs(head(hidden_nD), tokens_n, temperature)
+        return None, of_logits(head(hidden_nD), tokens_n, temperature)
 
     def strided(array):
         padded = jnp.pad(array, ((0, padding), *[(0, 0)] * (array.ndim - 1))) if padding else array

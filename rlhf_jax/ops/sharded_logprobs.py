@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from rlhf_jax.ops.logprobs import check_chunk, token_logprobs
+from rlhf_jax.ops.logprobs import OfLogits, check_chunk, token_logprobs
 from rlhf_jax.ops.row_shards import RowShards, scan_chunks
 from rlhf_jax.ops.shapes import assert_shapes
 from rlhf_jax.types import Array
@@ -33,6 +33,7 @@ def sharded_token_logprobs(
     max_chunk_elements: int,
     shards: RowShards,
     param_layout: Sequence[HeadParam],
+    of_logits: OfLogits = token_logprobs,
 ) -> tuple[Array, Array]:
     """`token_logprobs` of `head(params, hidden_ND)`, of which each device computes the rows that it
     holds, at most `max_chunk_elements` logits at a time.
@@ -51,6 +52,7 @@ def sharded_token_logprobs(
       max_chunk_elements: most logits that a device holds at once.
       shards: of the rows.
       param_layout: of each param.
+      of_logits: `token_logprobs`, or `token_energies` in its place.
     """
     assert_shapes(hidden_ND=hidden_ND, tokens_N=tokens_N)
     vocab_size = jax.eval_shape(head, params, hidden_ND[:1]).shape[-1]
@@ -59,7 +61,7 @@ def sharded_token_logprobs(
     dtypes = [param.dtype for param in params]
 
     def scored(params: Sequence[Array], hidden_nD: Array, tokens_n: Array, temperature: Array):
-        return token_logprobs(head(params, hidden_nD), tokens_n, temperature)
+        return of_logits(head(params, hidden_nD), tokens_n, temperature)
 
     def forward(params: Sequence[Array], hidden_ND: Array, tokens_N: Array, temperature: Array):
         whole = [

@@ -104,7 +104,7 @@ _OF_CLASS: dict[Class, str] = {
         lora.rank lora.alpha lora.targets lora.learning_rate_factor
         algorithm.name algorithm.advantage algorithm.aggregation algorithm.beta algorithm.clip algorithm.clip_high
         algorithm.clip_low algorithm.gae_lambda algorithm.gamma algorithm.gain algorithm.high algorithm.low algorithm.kl_weight
-        algorithm.ties algorithm.value_clip algorithm.weights
+        algorithm.ties algorithm.value_clip algorithm.weights algorithm.level algorithm.kl
         algorithm.base algorithm.baseline algorithm.baseline_temperature algorithm.temperature algorithm.length
         algorithm.correction.ratio_to algorithm.correction.correction algorithm.correction.level algorithm.correction.cap
         algorithm.correction.floor algorithm.correction.second_moment
@@ -116,7 +116,8 @@ _OF_CLASS: dict[Class, str] = {
         algorithm.advantage.baseline algorithm.advantage.power algorithm.advantage.deviation algorithm.advantage.shift
         algorithm.advantage.whiten
         algorithm.penalty.kl algorithm.penalty.kl_weight algorithm.penalty.drift algorithm.penalty.entropy
-        algorithm.interpolation
+        algorithm.advantage.noise algorithm.advantage.noise_seed algorithm.interpolation algorithm.interpolation_by
+        algorithm.correction.normalise
         sft.num_updates sft.rows_per_update
         comparisons.num_train comparisons.num_heldout comparisons.prompts_per_batch comparisons.temperature comparisons.by_gold
         reward_model.num_updates reward_model.pairs_per_update reward_model.standardize reward_model.standardize_prompts

@@ -65,6 +65,7 @@ PIECES = {
     "filter.low": BAND,
     "filter.high": BAND,
     "filter.veto": Config(filter=RowFilter(veto=1.0)),
+    "advantage.noise": Config(advantage=Advantage(power=0.0)),
     "advantage.shift": Config(advantage=Advantage(power=0.0)),
     "penalty.kl_weight": Config(penalty=Penalty("k3_weighted")),
     "interpolation": Config(correction=BEHAVIOR),

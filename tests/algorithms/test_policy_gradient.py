@@ -13,6 +13,7 @@ import pytest
 from rlhf_jax.algorithms.policy_gradient import Config, policy_gradient
 from rlhf_jax.ops.corrections import Correction
 from rlhf_jax.ops.policy_gradient.advantages import Advantage
+from rlhf_jax.ops.policy_gradient.minibatches import of_minibatch
 from rlhf_jax.ops.policy_gradient.penalties import Penalty
 from rlhf_jax.ops.policy_gradient.row_filters import RowFilter
 from rlhf_jax.ops.policy_gradient.surrogates import Surrogate
@@ -312,6 +313,93 @@ def test_shares_that_are_cut_are_counted_by_sign() -> None:
     np.testing.assert_allclose(metrics["cut_share_negative"].value(), 1 / 3, rtol=1e-6)
 
 
+def test_positive_tokens_of_topr_are_not_cut() -> None:
+    """Their coefficient is 1. Of the negative ones, 1.1 and 4.2 are held at 1, and 0.25 is not."""
+    samples, scores = samples_of(case.MASK, case.BEHAVIOR), Scores(*[jnp.array([1.0, -0.5])] * 3)
+    topr = Surrogate("token", "logprob", "none", cap=1.0, positive="one")
+    algorithm = policy_gradient(Config(surrogate=topr, advantage=GIVEN, correction=BEHAVIOR))
+    outputs = Outputs(jnp.array(case.POLICY), jnp.zeros(case.MASK.shape))
+    _, metrics = algorithm.losses["policy"](outputs, algorithm.credit(samples, scores))
+    assert metrics["cut_share_positive"].value() == 0
+    np.testing.assert_allclose(metrics["cut_share_negative"].value(), 2 / 3, rtol=1e-6)
+    np.testing.assert_allclose(metrics["clip_share"].value(), 2 / 7, rtol=1e-6)
+
+
+def test_tokens_that_a_mask_of_weights_cuts_are_cut() -> None:
+    """ξ / μ is 1.1, 2.1, 0.875, 1 and 0.5, 1, 2.2: a band of 0.6 to 2 cuts three. π / ξ leaves the clip
+    once, at 0.5 of the second row.
+    """
+    score = jnp.array([1.0, -0.5])
+    scores = Scores(*[score] * 3, proximal_logprob_BC=jnp.asarray(case.PROXIMAL))
+    band = Correction("proximal", "mask", floor=0.6, cap=2.0)
+    algorithm = policy_gradient(Config(advantage=GIVEN, correction=band))
+    outputs = Outputs(jnp.array(case.POLICY), jnp.zeros(case.MASK.shape))
+    batch = algorithm.credit(samples_of(case.MASK, case.BEHAVIOR), scores)
+    _, metrics = algorithm.losses["policy"](outputs, batch)
+    assert metrics["cut_share_positive"].value() == 1 / 4
+    np.testing.assert_allclose(metrics["cut_share_negative"].value(), 2 / 3, rtol=1e-6)
+
+
+def test_shares_that_are_cut_are_of_rows_that_count() -> None:
+    """The second row has no EOS and leaves the loss, and with it the denominator of its share."""
+    samples = samples_of(case.MASK, case.BEHAVIOR, finished=np.array([True, False]))
+    scores = Scores(*[jnp.array([1.0, -0.5])] * 3)
+    config = Config(advantage=GIVEN, correction=BEHAVIOR, filter=RowFilter(truncated="leave_out"))
+    algorithm = policy_gradient(config)
+    outputs = Outputs(jnp.array(case.POLICY), jnp.zeros(case.MASK.shape))
+    _, metrics = algorithm.losses["policy"](outputs, algorithm.credit(samples, scores))
+    assert metrics["cut_share_positive"].value() == 2 / 4
+    assert np.isnan(metrics["cut_share_negative"].value())
+
+
+def of_ages(config: Config, version, trained: int):
+    """Loss and gradient of the seven tokens, drawn by params of `version` and trained at `trained`."""
+    samples = replace(
+        samples_of(case.MASK, case.BEHAVIOR), version_BC=jnp.asarray(version, jnp.int32)
+    )
+    algorithm = policy_gradient(config)
+    batch = algorithm.credit(samples, Scores(*[jnp.array([1.0, -0.5], jnp.float64)] * 3))
+    batch = of_minibatch(batch, jnp.int32(trained))
+
+    def loss(logprob_RC):
+        outputs = Outputs(logprob_RC, jnp.zeros_like(logprob_RC))
+        return algorithm.losses["policy"](outputs, batch)[0]
+
+    return jax.value_and_grad(loss)(jnp.asarray(case.POLICY))
+
+
+BY_AGE = Config(correction=BEHAVIOR, advantage=GIVEN, interpolation_by="age")
+
+
+def test_an_interpolation_by_age_is_the_constant_one_where_ages_are_equal() -> None:
+    constant = of_ages(
+        replace(BY_AGE, interpolation_by="constant", interpolation=0.5), 0 * case.MASK, 9
+    )
+    for version in (np.full(case.MASK.shape, 5), np.where(case.MASK, 5, 0)):
+        by_age = of_ages(BY_AGE, version, 7)
+        assert by_age[0] == constant[0]
+        np.testing.assert_array_equal(by_age[1], constant[1])
+
+
+def test_an_interpolation_by_age_is_that_of_each_token() -> None:
+    """Ages 0, 1, 2, 4 and 1, 8, 0: α 0, 0, ½, ¾ and 0, ⅞, 0; the clip is on r^(1 − α)."""
+    alpha = np.array([[0, 0, 0.5, 0.75], [0, 0.875, 0, 0]])
+    version = 8 - np.array([[0, 1, 2, 4], [1, 8, 0, 0]])
+    _, gradient = of_ages(BY_AGE, version, 8)
+    ratio = np.where(case.MASK, np.exp(np.where(case.MASK, case.POLICY - case.BEHAVIOR, 0)), 0)
+    fresh = np.where(case.MASK, ratio ** (1 - alpha), 1)
+    kept = np.where(np.array([[True], [False]]), fresh < 1.2, fresh > 0.8)
+    slope = -np.array([[1.0], [-0.5]]) * ratio * kept
+    np.testing.assert_allclose(gradient, np.where(case.MASK, slope, 0), rtol=1e-9)
+
+
+def test_ages_are_asked_of_the_update() -> None:
+    algorithm = policy_gradient(BY_AGE)
+    batch = algorithm.credit(samples_of(case.MASK, case.BEHAVIOR), Scores(*[jnp.ones(2)] * 3))
+    with pytest.raises(Refusal, match="interpolation_by is 'age' and the rows have age_RC None"):
+        algorithm.losses["policy"](Outputs(jnp.zeros((2, 4)), jnp.zeros((2, 4))), batch)
+
+
 REFUSED = [
     (lambda: Correction("behavior", "truncate"), r"correction is 'truncate' with ratio_to 'behavior'; accepted: auto, none"),
     (lambda: Correction("behavior", "mask"), r"correction.correction is 'mask' with ratio_to 'behavior'"),
@@ -340,6 +428,18 @@ REFUSED = [
     (lambda: Config(surrogate=Surrogate("sequence", "logprob", "gamma")),
      r"correction.correction is 'auto' with surrogate.gate 'gamma'"),
     (lambda: Config(interpolation=0.5), r"interpolation is 0.5 with correction.ratio_to 'auto'"),
+    (lambda: Config(interpolation_by="age"), r"interpolation_by is 'age' with correction.ratio_to 'auto'"),
+    (lambda: Config(correction=BEHAVIOR, interpolation=0.5, interpolation_by="age"),
+     r"interpolation is 0.5 with interpolation_by 'age'; accepted: 0"),
+    (lambda: Config(correction=BEHAVIOR, interpolation_by="lag"), r"interpolation_by is 'lag'; accepted: constant, age"),
+    (lambda: Config(advantage=Advantage(noise=0.05), filter=RowFilter(flat="leave_out")),
+     r"advantage.noise is 0.05 with advantage.power 1.0 and filter.flat 'leave_out'; accepted: noise 0"),
+    *(
+        (lambda base=base, kind=kind: Correction(base, kind, normalise=True),
+         rf"correction.normalise is True with correction '{kind}' and ratio_to '{base}'; accepted: False")
+        for base, kind in (("proximal", "none"), ("proximal", "mask"), ("behavior", "auto"),
+                           ("behavior", "second_moment"))
+    ),
     (lambda: Config(surrogate=Surrogate(level="sequence_mean"), penalty=Penalty("k3_weighted", 0.1)),
      r"penalty.kl is 'k3_weighted' with surrogate.level 'sequence_mean'; accepted: k2 or k3"),
     (lambda: Penalty(kl_weight=0.1), r"penalty.kl_weight is 0.1 with kl 'none'; accepted: 0, or a kl of k2"),
@@ -368,6 +468,9 @@ def test_too_few_samples_are_refused_by_the_name_of_the_algorithm() -> None:
 
 
 LEGAL = [
+    Config(advantage=Advantage(noise=0.05)),
+    Config(advantage=Advantage(noise=0.05, power=0.0), filter=RowFilter(flat="leave_out")),
+    Config(correction=Correction("proximal", "truncate", normalise=True)),
     Config(surrogate=Surrogate(far=1.3)),
     Config(surrogate=Surrogate(level="sequence_mean", low=0.3, high=0.3), aggregation="sequence"),
     Config(surrogate=Surrogate(gate="band", floor=0.5, cap=2.0), correction=Correction("proximal", "truncate")),

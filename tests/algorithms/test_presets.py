@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from experiments import presets
-from rlhf_jax import registry
+from rlhf_jax import randomness, registry
 from rlhf_jax.algorithms.policy_gradient import Config, policy_gradient
+from rlhf_jax.ops.policy_gradient.advantages import NOISE, Advantage, dithered
 from rlhf_jax.types import Algorithm, Scores
 from tests.algorithms.test_policy_gradient import divided, samples_of
 from tests.algorithms.test_sabotage import eos_outside_the_loss, groups_of_other_prompts, with_loss
@@ -118,12 +119,21 @@ def row_tis(row: Row) -> np.ndarray:
     return min(row.stale.prod(), 2) * clipped(row, row.fresh)
 
 
+def vetoed(row: Row) -> np.ndarray:
+    """False in a row with A < 0 from its first token on whose ratio is below ½."""
+    fallen = (row.ratio < 0.5).cumsum() > 0
+    return ~(fallen & (row.advantage.mean() < 0))
+
+
 COEFFICIENTS: dict[str, Callable[[Row], np.ndarray | float]] = {
     "reinforce": lambda row: 1.0,
     "reinforce_is": lambda row: min(row.ratio.prod(), 2),
     "topr": lambda row: np.where(row.up, 1.0, min(row.ratio.prod(), 1)),
     "vcpo": lambda row: min(row.ratio.prod(), 8),
     "asymre": lambda row: 1.0,
+    "dro": lambda row: 1.0,
+    "redit": lambda row: clipped(row, row.ratio),
+    "mu_grpo": lambda row: clipped(row, row.ratio, 0.5, 1.0) * vetoed(row),
     "cispo": lambda row: np.minimum(row.ratio, 5),
     "m2po": lambda row: row.ratio,
     "dapo": lambda row: clipped(row, row.ratio, 0.2, 0.28),
@@ -152,15 +162,29 @@ COEFFICIENTS: dict[str, Callable[[Row], np.ndarray | float]] = {
 }  # fmt: skip
 PENALTIES: dict[str, Callable[[Row], np.ndarray]] = {
     "two_sided": lambda row: 0.001 * (1 - np.exp(row.reference - row.policy)),
+    "redit": lambda row: 0.04 * (1 - np.exp(row.reference - row.policy)),
+    "dro": lambda row: 0.05 * (row.policy - row.behavior),
     "deepseek_v32": lambda row: 0.001 * row.ratio * (row.policy - row.reference),
     "prime_rl": lambda row: 0.001 * 2 * (row.policy - row.behavior),
     "prime_rl_ipo": lambda row: 0.001 * 2 * (row.policy - row.behavior),
 }
 """Derivatives of what is added to the surrogate."""
 ROW_SUMS = ("reinforce", "reinforce_is", "topr", "asymre")
-ROW_MEANS = ("vcpo", "gspo", "gspo_token", "gmpo", "sapo", "deepseek_v32")
-CENTERED = (*ROW_SUMS, "dppo_tv", "dppo_kl", "prime_rl", "prime_rl_ipo", "deepseek_v32")
+ROW_MEANS = ("vcpo", "gspo", "gspo_token", "gmpo", "sapo", "deepseek_v32", "redit")
+CENTERED = (*ROW_SUMS, "dro", "dppo_tv", "dppo_kl", "prime_rl", "prime_rl_ipo", "deepseek_v32")
 """Advantages that are not divided by the deviation."""
+
+
+def public_of(algorithm: Algorithm, mask: np.ndarray, score: np.ndarray, logs):
+    """Loss and gradient of the public algorithm on given rows."""
+    policy, behavior, proximal, reference = logs
+    scores = Scores(
+        *(jnp.asarray(score),) * 3,
+        reference_logprob_BC=jnp.asarray(reference),
+        proximal_logprob_BC=jnp.asarray(proximal),
+        extra={"gradient_energy_BC": jnp.asarray(energy_of(behavior))},
+    )
+    return divided(algorithm, samples_of(mask, behavior, G), scores, policy)
 
 
 def draw(seed: int):
@@ -199,6 +223,13 @@ def above_others(grouped: np.ndarray, energies: list[np.ndarray]) -> np.ndarray:
     return above
 
 
+def noise(size: int, seed: int = 0) -> np.ndarray:
+    """The normal number of each row, of a key that its prompt and its index in the group decide."""
+    key = jax.random.fold_in(randomness.key(seed), NOISE)
+    rows = [jax.random.fold_in(jax.random.fold_in(key, r // G), r % G) for r in range(size)]
+    return np.array([float(jax.random.normal(row, (), jnp.float32)) for row in rows])
+
+
 def expected(name: str, seed: int) -> tuple[np.ndarray, list[Row], np.ndarray]:
     """The gradient `[R, C]`, the rows, and the coefficient of each token."""
     mask, score, logs = draw(seed)
@@ -207,6 +238,8 @@ def expected(name: str, seed: int) -> tuple[np.ndarray, list[Row], np.ndarray]:
     kl = [behavior - reference for _, behavior, _, reference in tokens]
     if name == "reinforce_pp_baseline":
         grouped = grouped - 0.01 * np.array([row.sum() for row in kl]).reshape(P, G)
+    if name == "redit":
+        grouped = grouped + 0.05 * noise(P * G).reshape(P, G)
     above = grouped - grouped.mean(axis=1, keepdims=True)
     if name == "vcpo":
         above = above_others(grouped, [energy_of(row[1]) for row in tokens])
@@ -240,16 +273,8 @@ def expected(name: str, seed: int) -> tuple[np.ndarray, list[Row], np.ndarray]:
 
 def public(algorithm: Algorithm, seed: int, logprob=None):
     """Loss and gradient of the public algorithm."""
-    mask, score, (policy, behavior, proximal, reference) = draw(seed)
-    scores = Scores(
-        *(jnp.asarray(score),) * 3,
-        reference_logprob_BC=jnp.asarray(reference),
-        proximal_logprob_BC=jnp.asarray(proximal),
-        extra={"gradient_energy_BC": jnp.asarray(energy_of(behavior))},
-    )
-    return divided(
-        algorithm, samples_of(mask, behavior, G), scores, policy if logprob is None else logprob
-    )
+    mask, score, (policy, *others) = draw(seed)
+    return public_of(algorithm, mask, score, (policy if logprob is None else logprob, *others))
 
 
 def preset(name: str) -> Algorithm:
@@ -289,6 +314,9 @@ def test_the_loss_has_that_gradient_by_finite_differences(name) -> None:
             / (mask[r].sum() if settings.aggregation == "sequence" else 1)
             for r, row in enumerate(rows)
         )
+        value += sum(
+            settings.penalty.drift * float(np.sum((row.policy - row.behavior) ** 2)) for row in rows
+        )
         assert float(loss) == pytest.approx(value / count, rel=1e-6)
         return
     if surrogate.level != "token" or surrogate.gate == "log_clip" or settings.interpolation:
@@ -303,7 +331,7 @@ def test_the_loss_has_that_gradient_by_finite_differences(name) -> None:
 
 def test_most_gates_cut_something_here_and_none_cuts_all() -> None:
     """A gate that is never met would make the comparison one of the ratio alone."""
-    inert = {"reinforce", "asymre", "sapo", "vespo"}
+    inert = {"reinforce", "asymre", "sapo", "vespo", "dro"}
     for name in NAMES:
         _, rows, coefficients = expected(name, 0)
         mask = draw(0)[0]
@@ -313,6 +341,23 @@ def test_most_gates_cut_something_here_and_none_cuts_all() -> None:
         same = np.isclose(coefficients, free)[mask].mean()
         assert name in inert or 1 - same > 0.01, name
         assert (coefficients[mask] > 0).mean() > 0.1, name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_empty_rows_single_tokens_and_flat_groups_give_no_nan(name) -> None:
+    """NaN under the mask. Rows of flat groups have no gradient, where the preset promises it."""
+    mask, score, logs = draw(0)
+    mask[0], mask[1, 1:] = False, False
+    logs = [np.where(mask, log, np.nan) for log in logs]
+    algorithm = preset(name)
+    for scores in (score, np.full(P * G, 0.7)):
+        loss, gradient = public_of(algorithm, mask, scores, logs)
+        assert np.isfinite(loss), name
+        assert np.isfinite(gradient).all(), name
+        assert not np.asarray(gradient)[~mask].any(), name
+    penalized = registry.find("algorithms", name).settings.penalty.kl_weight
+    if algorithm.group_baseline and not penalized:
+        assert not np.asarray(gradient).any(), name
 
 
 def negated(loss, outputs, batch):
@@ -390,6 +435,25 @@ def test_the_settings_of_a_preset_are_defaults_that_keys_override() -> None:
     assert loss != public(preset("cispo"), 0)[0]
     same = policy_gradient(Config(**{f: getattr(capped, f) for f in vars(capped)}))
     assert loss == public(same, 0)[0]
+
+
+def test_noise_is_of_the_prompt_and_the_sample_and_of_the_seed() -> None:
+    """Rows in another order, or in rounds of one prompt, have the noise that they had."""
+    config = Advantage(noise=0.5, noise_seed=3)
+    ordinal, index = np.repeat([9, 4], G), np.tile(np.arange(G), 2)
+
+    def drawn(config: Advantage, ordinal: np.ndarray, index: np.ndarray) -> np.ndarray:
+        zeros = jnp.zeros((len(index) // G, G), jnp.float32)
+        return np.asarray(dithered(config, zeros, jnp.asarray(ordinal), jnp.asarray(index)))
+
+    both = drawn(config, ordinal, index)
+    np.testing.assert_array_equal(drawn(config, ordinal[::-1], index[::-1]), both[::-1, ::-1])
+    np.testing.assert_array_equal(drawn(config, ordinal[G:], index[G:]), both[1:])
+    np.testing.assert_allclose(both / 0.5, drawn(replace(config, noise=1.0), ordinal, index))
+    assert len(np.unique([both, drawn(replace(config, noise_seed=4), ordinal, index)])) == 4 * G
+    many = drawn(config, np.arange(900) // G, np.arange(900) % G)
+    assert abs(many.mean()) < 0.06
+    assert many.std() == pytest.approx(0.5, abs=0.05)
 
 
 def test_the_page_of_the_presets_is_that_of_the_table() -> None:

@@ -306,7 +306,7 @@ def test_an_optimizer_and_a_tokenizer_may_be_given(addition):
 
 
 def test_an_algorithm_that_was_not_made_by_name_is_used_as_it_is():
-    from rlhf_jax.face.components import for_schedule
+    from rlhf_jax.face.components import NamedAlgorithm, for_schedule
 
     own = grpo_module.grpo(grpo_module.Config(correction=Correction(ratio_to="behavior")))
     assert for_schedule(own, lag=3, scheduled=False, exact_sampler=True) is own
@@ -314,3 +314,6 @@ def test_an_algorithm_that_was_not_made_by_name_is_used_as_it_is():
     assert "proximal" not in made.needs
     assert "proximal" in for_schedule(made, lag=3, scheduled=False, exact_sampler=True).needs
     assert "proximal" not in for_schedule(made, lag=0, scheduled=False, exact_sampler=True).needs
+    noisy = for_schedule(rl.algorithm("redit"), lag=0, scheduled=False, exact_sampler=True, seed=5)
+    assert isinstance(noisy, NamedAlgorithm)
+    assert noisy.config.advantage.noise_seed == 5  # type: ignore[union-attr]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.ops.logprobs import chunked_token_logprobs, token_logprobs
+from rlhf_jax.ops.logprobs import chunked_token_logprobs, token_energies, token_logprobs
 
 N, D, V = 13, 5, 11
 TEMPERATURE = 0.7
@@ -239,3 +239,28 @@ def test_chunks_leave_rows_on_their_devices():
         strict=True,
     ):
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_energies_are_squared_norms_of_derivatives_in_one_sweep_or_in_chunks(example):
+    """‖∂ log p(a) / ∂(z / τ)‖² by the derivative itself; a word that cannot be drawn has none."""
+    tokens_N = example["tokens_N"]
+    drawn_NV = jnp.arange(V)[None] != (tokens_N[:, None] + 1) % V
+    logits_NV = jnp.where(drawn_NV, example["hidden_ND"] @ example["weight_DV"], -jnp.inf)
+
+    def total(scaled_NV):
+        return jnp.sum(token_logprobs(scaled_NV, tokens_N, 1.0)[0])
+
+    expected_N = jnp.sum(jnp.square(jax.grad(total)(logits_NV / TEMPERATURE)), axis=1)
+    logprob_N, energy_N = token_energies(logits_NV, tokens_N, TEMPERATURE)
+    np.testing.assert_allclose(energy_N, expected_N, rtol=1e-5, atol=1e-6)
+    logprobs = token_logprobs(logits_NV, tokens_N, TEMPERATURE)[0]
+    np.testing.assert_allclose(logprob_N, logprobs, rtol=1e-6)
+    chunked = chunked_token_logprobs(
+        logits_NV,
+        lambda hidden: hidden,
+        tokens_N,
+        TEMPERATURE,
+        max_chunk_elements=2 * V,
+        of_logits=token_energies,
+    )
+    np.testing.assert_allclose(chunked[1], energy_N, rtol=1e-6)

@@ -72,8 +72,36 @@ CLIPPED = (
         "A-3PO 2025, arXiv 2512.06547",
         "its interpolated proximal policy",
         "c = r where r^(1 − α) < 1.2 (A > 0), r^(1 − α) > 0.8 (A < 0)",
-        "clip 0.2 of PPO; α ½ is that of samples two updates old, (d − 1) / d for those d updates old",
+        "clip 0.2 of PPO; α ½ is that of samples two updates old. interpolation=0 with interpolation_by=age "
+        "takes (d − 1) / d for each token that is d updates old, as AReaL does",
         Config(correction=BEHAVIOR, interpolation=0.5),
+    ),
+    Preset(
+        "redit",
+        "Wei et al. 2025, ReDit, arXiv 2506.18631",
+        "its score with Gaussian noise, before the group's mean",
+        "c = r where r < 1.2 (A > 0), r > 0.8 (A < 0); A of scores with noise",
+        "deviation 0.05 of the noise; clip, mean over completions and KL weight 0.04 of grpo. In a group "
+        "whose scores are equal the advantage is the noise alone, over its own deviation",
+        Config(
+            advantage=Advantage(noise=0.05),
+            penalty=Penalty("k3", 0.04),
+            aggregation="sequence",
+        ),
+    ),
+    Preset(
+        "mu_grpo",
+        "Tian et al. 2026, μ-GRPO, arXiv 2605.17570",
+        "its relaxed clip and its veto of negative advantages",
+        "c = r where r < 2 (A > 0), r > 0.5 (A < 0), and 0 for A < 0 from a completion's first token with "
+        "r < 0.5 on",
+        "bounds 0.5 and 2 and the trigger at r = 0.5 are ours: we have not seen the paper's. Its stages are "
+        "rlhf.sync_every and rlhf.staged, which a preset cannot set",
+        Config(
+            surrogate=Surrogate(low=0.5, high=1.0),
+            correction=BEHAVIOR,
+            filter=RowFilter(veto=math.log(2.0)),
+        ),
     ),
     # the decoupled loss: the clip bounds π / ξ, a weight or a filter of rows the staleness ξ / μ
     Preset(

@@ -76,6 +76,20 @@ UNCLIPPED = (
         ),
     ),
     Preset(
+        "dro",
+        "Richemond et al. 2024, DRO, arXiv 2405.19107, as verl has it for tokens",
+        "verl, policy_loss dro",
+        "c = 1; and β/2 (log r)², β 0.05",
+        "β 0.05 of the test of verl's code, which has no default; the paper has a critic in place of the "
+        "group's mean",
+        Config(
+            surrogate=PLAIN,
+            correction=BEHAVIOR,
+            advantage=CENTERED,
+            penalty=Penalty(drift=0.025),
+        ),
+    ),
+    Preset(
         "cispo",
         "MiniMax 2025, arXiv 2506.13585; ScaleRL, arXiv 2510.13786",
         "arXiv 2506.13585, eq. 4 and 5",

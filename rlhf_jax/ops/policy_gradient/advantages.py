@@ -18,6 +18,10 @@ A shift below 0 raises every advantage: AsymRE, arXiv 2506.20520, whose V is b +
 "bessel" divides the squares by G − 1 in place of G. `whiten="tokens"` then makes the mean of the
 advantages over all tokens of the round 0 and their unbiased variance 1 (REINFORCE++, arXiv
 2501.03262): long completions count more, and no group keeps a mean of 0.
+
+`noise` adds to each score a normal number of that deviation before anything else, also in groups whose
+scores are equal (ReDit, arXiv 2506.18631). It is a function of `noise_seed`, the prompt's index in the stream
+and the sample's in its group: the same in every loop, after a restart, and however rows are batched.
 """
 
 from dataclasses import dataclass
@@ -26,7 +30,8 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.config import Fraction, Unbounded
+from rlhf_jax import randomness
+from rlhf_jax.config import LARGEST, Bounds, Fraction, NonNegative, Unbounded
 from rlhf_jax.ops import advantages
 from rlhf_jax.ops.masked import masked_count, masked_moments, select
 from rlhf_jax.ops.scalars import is_zero
@@ -40,6 +45,9 @@ LEAST_VARIANCE = {
 }
 """Baselines that read the energy of gradients."""
 BASELINES = ("mean", "leave_one_out", *LEAST_VARIANCE, "none")
+NOISE = 0x6E6F6973  # purpose of the noise's key: other uses of a seed have other numbers
+RUN_SEED = -1
+"""The `noise_seed` that a run replaces by its own seed."""
 EPSILON = 1e-6  # added to the power of the deviation, as `ops/advantages.py` adds it
 WHITENING_EPSILON = 1e-8  # added to the variance over tokens, as verl adds it
 
@@ -58,6 +66,11 @@ class Advantage:
     shift: Annotated[float, Unbounded("a score has no bounds")] = 0.0
     # "tokens": mean 0 and variance 1 over all tokens of the round
     whiten: Literal["none", "tokens"] = "none"
+    noise: NonNegative = (
+        0.0  # deviation of what is added to each score, in its unit; ReDit has 0.05
+    )
+    # of the noise; -1: the seed of the run, or 0 outside of a run
+    noise_seed: Annotated[int, Bounds(least=0, most=LARGEST, also=(-1,))] = RUN_SEED
 
     def __post_init__(self) -> None:
         if self.baseline not in BASELINES:
@@ -84,7 +97,34 @@ class Advantage:
     @property
     def is_flat_in_flat_groups(self) -> bool:
         """True where equal scores give advantage 0."""
-        return self.baseline != "none" and is_zero(self.shift) and self.whiten == "none"
+        return (
+            self.baseline != "none"
+            and is_zero(self.shift)
+            and self.whiten == "none"
+            and is_zero(self.noise)
+        )
+
+
+def dithered(config: Advantage, score_PG: Array, ordinal_B: Array, sample_index_B: Array) -> Array:
+    """Scores with the noise of `config`, `[P, G]`.
+
+    Args:
+      config: of the advantage.
+      score_PG: scores of P groups.
+      ordinal_B: int32, indices of the prompts in the stream.
+      sample_index_B: int32, 0 ... G-1.
+    """
+    assert_shapes(score_PG=score_PG, ordinal_B=ordinal_B, sample_index_B=sample_index_B)
+    if is_zero(config.noise):
+        return score_PG
+    key = jax.random.fold_in(randomness.key(max(config.noise_seed, 0)), NOISE)
+
+    def drawn(ordinal: Array, sample_index: Array) -> Array:
+        row_key = jax.random.fold_in(jax.random.fold_in(key, ordinal), sample_index)
+        return jax.random.normal(row_key, (), jnp.float32)
+
+    noise_B = jax.vmap(drawn)(ordinal_B, sample_index_B)
+    return score_PG + config.noise * noise_B.reshape(score_PG.shape)
 
 
 def group_advantages(config: Advantage, score_PG: Array, energy_PG: Array | None = None) -> Array:

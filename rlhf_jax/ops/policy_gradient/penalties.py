@@ -33,6 +33,8 @@ from rlhf_jax.types import Array
 
 KL = Literal["none", "k2", "k3", "k3_weighted", "k3_detached", "k1_in_score", "k1_in_return"]
 IN_LOSS = ("k2", "k3", "k3_weighted", "k3_detached")
+WEIGHTED = ("k3_weighted", "k3_detached")
+"""Kinds that the ratio of each token weighs."""
 KINDS = ("none", *IN_LOSS, "k1_in_score", "k1_in_return")
 
 

@@ -54,6 +54,7 @@ from rlhf_jax.ops.shapes import assert_shapes
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
 
+Level = Literal["token", "sequence", "sequence_mean"]
 Gate = Literal[
     "none",
     "clip",
@@ -94,7 +95,7 @@ Pair = tuple[NonNegative, NonNegative]
 class Surrogate:
     """The coefficient of a token's gradient: see the module."""
 
-    level: Literal["token", "sequence", "sequence_mean"] = "token"  # of the log ratio
+    level: Level = "token"  # of the log ratio
     # where the gradient flows: through the ratio, or through log π with a constant coefficient
     flow: Literal["ratio", "logprob"] = "ratio"
     gate: Gate = "clip"  # which ratios keep their gradient, or how they are damped
@@ -149,7 +150,7 @@ class Surrogate:
         return ""
 
 
-def level_ratio(log_ratio_RC: Array, mask_RC: Array, level: str) -> Array:
+def level_ratio(log_ratio_RC: Array, mask_RC: Array, level: Level) -> Array:
     """The log ratio of each token at a level, `[R, C]`, within ±20 and 0 under the mask.
 
     The derivative of each entry with respect to its own token's log-probability is 1, and 0 with
@@ -302,8 +303,9 @@ def surrogate(
 
     Returns: the loss `[R, C]`, 0 under the mask; the coefficient c `[R, C]`, without gradient, of
     ∂Σℓ / ∂log π = −A c; and the tokens that are cut, bool `[R, C]`: whose c a gate or a bound holds
-    apart from the ratio, and none where floor and cap are one number. A soft gate and gamma cut where c
-    is less than half of the ratio.
+    apart from the ratio, and none where floor and cap are one number, where the advantage is 0, or
+    where it is positive and `positive` is "one". A soft gate and gamma cut where c is less than half
+    of the ratio.
     """
     assert_shapes(
         logprob_RC=logprob_RC,
@@ -329,4 +331,6 @@ def surrogate(
     if config.flow == "logprob":
         # floor = cap: the coefficient is that number, and there is no ratio to cut.
         cut_RC &= jnp.logical_not((config.floor == config.cap) & jnp.not_equal(config.cap, 0.0))
+    if config.positive == "one":
+        cut_RC &= advantage_RC <= 0  # the others have no ratio to cut
     return select(loss_RC, mask_RC), coefficient_RC, cut_RC & mask_RC & (advantage_RC != 0)
