@@ -5,11 +5,16 @@ A program is compiled once a session: all processes of the tests share one compi
 """
 
 import atexit
+import contextlib
 import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -22,6 +27,7 @@ import jax
 import pytest
 
 from rlhf_jax.ops import once
+from rlhf_jax.report import html
 from tests import components, slow
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -60,13 +66,34 @@ def quick_compiles():
     once.forget()
 
 
-@pytest.fixture(autouse=True)
-def _without_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves the pictures out of reports that runs of this process write, but for tests marked
-    `pictures`: forty pictures take longer than a run of the smallest sizes.
+Pictures = Callable[[], AbstractContextManager[None]]
+
+
+@contextlib.contextmanager
+def _drawing(draw: Callable[[Any], dict[str, list[Any]]]) -> Iterator[None]:
+    """Context manager in which reports that this process writes have the pictures of `draw`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(html, "draw", draw)
+        yield
+
+
+@pytest.fixture(scope="session")
+def with_pictures() -> Pictures:
+    """A context manager in which reports have their pictures, for a fixture that several tests share."""
+    return partial(_drawing, html.draw)
+
+
+def _pictures(request: pytest.FixtureRequest, with_pictures: Pictures) -> Iterator[None]:
+    """Leaves the pictures out of reports that runs of this process write, but for modules and tests
+    marked `pictures`: forty pictures take longer than a run of the smallest sizes.
     """
-    if request.node.get_closest_marker("pictures") is None:
-        monkeypatch.setattr("rlhf_jax.report.html.draw", lambda run: {})
+    marked = request.node.get_closest_marker("pictures") is not None
+    with with_pictures() if marked else _drawing(lambda run: {}):
+        yield
+
+
+_of_a_module = pytest.fixture(scope="module", autouse=True)(_pictures)  # of its own fixtures too
+_of_a_test = pytest.fixture(autouse=True)(_pictures)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,7 +7,7 @@ opens with another one; a continuation judges them. What the judge rewards and f
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Annotated
 
 import numpy as np
@@ -19,6 +19,8 @@ from rlhf_jax.tasks.synthetic_reviews import grammar as grammar
 from rlhf_jax.tasks.synthetic_reviews import words as lexicon
 
 MAX_PROMPT_WORDS = 18
+REVIEWS_KEPT = 16_384
+"""Reviews that a process keeps: more than the checks of two configs read."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,25 @@ def openings_of(heldout_percent: int) -> Mapping[Split, np.ndarray]:
     return found
 
 
+@cache
+def _opening_text(opening_index: int) -> str:
+    """The text of an opening. Every check of a config reads them all, about 3 MB."""
+    return grammar.opening(opening_index).text()
+
+
+@lru_cache(REVIEWS_KEPT)
+def _review_text(opening_index: int, writer: int, max_words: int, mood_spread: float) -> str:
+    """The review that a writer makes of an opening: a function of its arguments alone.
+
+    Args:
+      opening_index: of `grammar.opening`.
+      writer: seed of its choices.
+      max_words: of the review, full stops included.
+      mood_spread: as in `Config`.
+    """
+    return grammar.Writer(grammar.opening(opening_index), writer, max_words, mood_spread).review()
+
+
 class Reviews:
     """About 31,000 prompts of at most `MAX_PROMPT_WORDS` words; references of at most `max_words`
     words.
@@ -77,7 +98,7 @@ class Reviews:
         return len(self._openings[split])
 
     def prompt(self, split: Split, index: int) -> str:
-        return grammar.opening(int(self._openings[split][index])).text()
+        return _opening_text(int(self._openings[split][index]))
 
     def references(self, split: Split, index: int) -> tuple[str, ...]:
         numbers = range(self.config.references_per_prompt)
@@ -87,9 +108,7 @@ class Reviews:
         """Writes one reference, without the others: see `tasks.api.Task`."""
         opening_index, count = int(self._openings[split][index]), self.config.references_per_prompt
         writer = (self.config.seed * grammar.NUM_OPENINGS + opening_index) * count + number % count
-        return grammar.Writer(
-            grammar.opening(opening_index), writer, self.config.max_words, self.config.mood_spread
-        ).review()
+        return _review_text(opening_index, writer, self.config.max_words, self.config.mood_spread)
 
     def digest(self) -> str:
         """Returns a constant: the texts depend on the config and the code alone."""

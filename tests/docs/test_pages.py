@@ -44,10 +44,13 @@ def _processes():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, _processes) -> Path:
-    """A folder with the run that pages begin with: the page of the quickstart makes it."""
+def finished(tmp_path_factory, _processes, with_pictures) -> Path:
+    """A folder with the run that pages begin with: the page of the quickstart makes it, and its
+    report has pictures.
+    """
     folder = tmp_path_factory.mktemp("pages")
-    pages.run_page(QUICKSTART.read_text(), folder)
+    with with_pictures():
+        pages.run_page(QUICKSTART.read_text(), folder)
     return folder
 
 

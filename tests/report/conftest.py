@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 
@@ -75,12 +77,16 @@ def run_directory(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reported(
+    tmp_path_factory: pytest.TempPathFactory,
+    with_pictures: Callable[[], AbstractContextManager[None]],
+) -> Path:
     """A run directory with its report; drawing takes a second, so the tests that only look share
     it.
     """
     directory = make_run(tmp_path_factory.mktemp("runs") / "quickstart")
-    assert write_report(directory) == directory / "report.html"
+    with with_pictures():
+        assert write_report(directory) == directory / "report.html"
     return directory
 
 

@@ -214,3 +214,13 @@ def test_aspects_share_no_word():
     assert all(
         aspect in lexicon.SPECIFIC for aspects in lexicon.PLACES.values() for aspect in aspects
     )
+
+
+def test_a_process_writes_each_text_once():
+    """Two checks of a config read the same thousands of texts; another spread gives other ones."""
+    first, again, other = (reviews.make(reviews.Config(mood_spread=s)) for s in (0.3, 0.3, 0.1))
+    for index in range(8):
+        assert first.prompt("train", index) is again.prompt("train", index)
+        pairs = zip(first.references("train", index), again.references("train", index), strict=True)
+        assert all(one is same for one, same in pairs)
+    assert first.references("train", 0) != other.references("train", 0)

@@ -20,6 +20,8 @@ import numpy as np
 from rlhf_jax import randomness, scoring
 from rlhf_jax.config import Problems
 from rlhf_jax.devices.mesh import check_rows
+from rlhf_jax.models.api import Model
+from rlhf_jax.ops.once import once
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards.common.terms import parse
 from rlhf_jax.stages import rlhf
@@ -300,14 +302,19 @@ def summary(workspace: Workspace) -> str:
     ]
     if any(given := [len(reading.comparisons(task, split)) for split in NAMES]):
         counts.append(f"{given[0]:,} and {given[1]:,} comparisons")
-    shapes = jax.tree.leaves(jax.eval_shape(model.init, randomness.key(0)))
-    params, devices = sum(int(np.prod(leaf.shape)) for leaf in shapes), workspace.mesh.devices
+    params, devices = _num_params(model), workspace.mesh.devices
     kind = devices.flat[0].device_kind
     return (
         f"{'; '.join(str(read).splitlines())}: {', '.join(counts)}; model of {params:,} parameters "
         f"on {devices.size} {kind} "
         f"device{'s' if devices.size > 1 else ''}"
     )
+
+
+@once  # a model is traced for its shapes
+def _num_params(model: Model) -> int:
+    shapes = jax.tree.leaves(jax.eval_shape(model.init, randomness.key(0)))
+    return sum(int(np.prod(leaf.shape)) for leaf in shapes)
 
 
 def evenly(sequence: Sequence[T]) -> list[T]:
