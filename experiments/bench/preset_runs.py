@@ -169,14 +169,17 @@ def next_rate(runs: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def read() -> dict[str, Mapping[str, Any]]:
-    """The lines of the presets whose settings are those of the line, by preset."""
+    """The lines of the presets whose settings are those of the line, by preset. A key that a line
+    does not have is younger than the line, and had its default there.
+    """
     if not LINES.exists():
         return {}
+    defaults = settings_of(Config())
     lines = {line["preset"]: line for line in map(json.loads, LINES.read_text().splitlines())}
     return {
         name: lines[name]
         for name, preset in PRESETS.items()
-        if name in lines and lines[name]["settings"] == settings_of(preset.settings)
+        if name in lines and defaults | lines[name]["settings"] == settings_of(preset.settings)
     }
 
 
