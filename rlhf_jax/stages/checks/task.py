@@ -69,14 +69,8 @@ class Check:
 
         Raises Refusal with every problem.
         """
-        for check in (
-            self.earlier_stages,
-            self.judges,
-            self.overlong,
-            self.comparisons,
-            self.prompts,
-            self.references,
-        ):
+        settings = (self.earlier_stages, self.judges, self.overlong)
+        for check in (*settings, self.comparisons, self.prompts, self.references):
             with self.problems.caught():
                 check()
         self.problems.refuse()

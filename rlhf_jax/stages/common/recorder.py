@@ -26,7 +26,7 @@ from rlhf_jax.stages.common.evaluator import Evaluator, kept
 from rlhf_jax.stages.common.resuming import Files
 from rlhf_jax.stages.common.round_metrics import RoundMetrics
 from rlhf_jax.stages.settings.rlhf import Config
-from rlhf_jax.types import Array, Params
+from rlhf_jax.types import Params
 from rlhf_jax.updating import learning_rate_schedule
 
 
@@ -100,9 +100,10 @@ class Recorder:
                 self.scored, self.uses = event, {}
                 self.rates.scored(event.round_index)
                 rows = event.samples, event.scores, event.batch, event.selection
+                signs = self._round_metrics.signs(event.batch, len(event.samples.mask_BC))
                 self.of_round = (
                     self._round_metrics.measure(*rows),
-                    (self.rates.lengths(event.samples), self._signs(event)),
+                    (self.rates.lengths(event.samples), signs),
                     token_counts(event.samples),
                 )
             case synchronous.Updated():
@@ -126,9 +127,6 @@ class Recorder:
     @cached_property
     def _round_metrics(self) -> RoundMetrics:
         return RoundMetrics(self.program.spec.algorithm)
-
-    def _signs(self, scored: synchronous.Scored) -> Array | None:
-        return self._round_metrics.signs(scored.batch, scored.samples.mask_BC.shape[0])
 
     def _flush(self) -> None:
         if self.late is None:
