@@ -112,11 +112,8 @@ class Recorder:
                 self.uses[event.update] = event.sample_R
                 within_round = (event.update + 1) % self._updates_per_round
                 if within_round and event.update + 1 in self.config.evaluate_at:
-                    self.evaluate(
-                        self.workspace.on_mesh(self.program.policy(event.states)),
-                        event.update + 1,
-                        full=False,
-                    )
+                    policy = self.workspace.on_mesh(self.program.policy(event.states))
+                    self.evaluate(policy, event.update + 1, full=False)
             case synchronous.RoundEnd():
                 self._round_end(event)
 
