@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from experiments.studies import censored
 from experiments.studies.staleness import findings
 from experiments.studies.staleness.passage import RATE, landmarks, passage, slopes
 from rlhf_jax.sweeps.cells import Cells, load, run_cells
+from rlhf_jax.sweeps.measures import staleness
 from rlhf_jax.sweeps.study import report_cells
 
 ROOT = Path(__file__).parents[2]
@@ -159,6 +161,24 @@ def test_a_slope_that_excludes_one_is_refuted_and_a_wide_one_is_undecided():
     assert findings.slope_result({0: 0.95, 1: 1.05, 2: 1.02}, 0.01).startswith("supported")
     assert findings.slope_result({0: 0.95, 1: 1.05, 2: 1.02}, 0.2).startswith("undecided")
     assert findings.slope_result({0: 0.4, 1: 1.6, 2: 1.0}, 0.01).startswith("undecided")
+
+
+def test_a_round_is_measured_by_whole_rows(monkeypatch):
+    drawn_BC = np.array([[-1.0, -2.0], [-0.5, -0.7]], np.float32)
+    trained_BC = drawn_BC + np.array([[0.1, 0.2], [-0.3, 5.0]], np.float32)
+    mask_BC = np.array([[True, True], [True, False]])
+    monkeypatch.setattr(
+        staleness.scoring, "sample_logprobs", lambda params, samples, model: trained_BC
+    )
+    samples = SimpleNamespace(behavior_logprob_BC=drawn_BC, mask_BC=mask_BC)
+    found = staleness.round_figures({}, samples, model=None)
+    w = np.exp([0.3, -0.3])
+    assert found["row_log_ratio"] == pytest.approx(0.3, abs=1e-6)
+    assert found["ess_share_row"] == pytest.approx(w.sum() ** 2 / (2 * (w**2).sum()), abs=1e-6)
+    w = np.exp([0.1, 0.2, -0.3])
+    assert found["ess_share_token"] == pytest.approx(w.sum() ** 2 / (3 * (w**2).sum()), abs=1e-6)
+    log = np.array([0.1, 0.2, -0.3])
+    assert found["kl"] == pytest.approx((np.exp(log) - 1 - log).mean(), abs=1e-6)
 
 
 def test_a_cell_records_every_round(tmp_path, monkeypatch, quick_compiles):
