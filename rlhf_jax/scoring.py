@@ -364,15 +364,18 @@ def with_overlong(scores: Scores, mask_BC: Array, finished_B: Array, config: Con
     return scores.replace(score_B=scores.score_B + penalty_B, overlong_B=penalty_B)  # type: ignore[attr-defined]
 
 
-def check_overlong(config: Overlong, max_completion_tokens: int) -> None:
+def check_overlong(
+    config: Overlong, max_completion_tokens: int, where: str = "scoring.overlong"
+) -> None:
     """Raises Refusal for a buffer that is longer than a completion may be.
 
     Args:
       config: of the penalty.
       max_completion_tokens: C.
+      where: its dotted key, for messages.
     """
     if config.buffer > max_completion_tokens:
         raise Refusal(
-            f"scoring.overlong.buffer is {config.buffer}; accepted: 0 (no penalty) to the "
+            f"{where}.buffer is {config.buffer}; accepted: 0 (no penalty) to the "
             f"{max_completion_tokens} tokens of the longest completion"
         )

@@ -99,8 +99,8 @@ class Check:
     def overlong(self) -> None:
         """Raises Refusal as `scoring.check_overlong`."""
         if "rlhf" in self.used:
-            limit = self.workspace.lengths.max_completion_tokens
-            scoring.check_overlong(self.stages.rlhf.scoring.overlong, limit)
+            limit, config = self.workspace.lengths.max_completion_tokens, self.stages.rlhf.scoring
+            scoring.check_overlong(config.overlong, limit, "rlhf.scoring.overlong")
 
     def comparisons(self) -> None:
         """Raises Refusal where a reward model would have nothing to learn from."""
