@@ -218,11 +218,11 @@ def gaps_plot(arms: Mapping[str, list[Result]]) -> Figure:
         _line(ax, [n + 0.02 * (index - 2) for n in shown], points, color, title(arm))
     ax.set_ylim(bottom=0)
     ax.set_xticks(range(1, MOST_SWAPS + 1), ["1", "2", "3 or more"])
-    _legend(ax)
+    legend_above(ax)
     return figure
 
 
-def _legend(ax: Axes) -> None:
+def legend_above(ax: Axes) -> None:
     """A legend in one row above the axes, at the right of their title, where no line passes."""
     ax.legend(
         ncols=len(ax.get_legend_handles_labels()[1]),
@@ -283,7 +283,7 @@ def curves_plot(
                 for n in range(len(updates))
             ]
             _line(ax, updates, points, color, label(arm))
-        _legend(ax)
+        legend_above(ax)
     return figure
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments.studies import markdown
 from experiments.studies.censored import pseudo_values
+from experiments.studies.keep_or_rebuild.findings import legend_above
 from experiments.studies.markdown import LEVEL, number, probability, table, with_interval
 from experiments.studies.staleness.passage import (
     AGE,
@@ -287,10 +288,7 @@ def times_plot(lines: Sequence[Result]) -> Figure:
         ax.set_yscale("log", base=2)
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter(lambda value, _: f"{value:g}")
-        ax.legend(
-            ncols=len(rates), loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1,
-            columnspacing=1.0, fontsize=7.5, frameon=False, labelcolor=style.INK,
-        )  # fmt: skip
+        legend_above(ax)
     return figure
 
 
