@@ -251,7 +251,7 @@ def times_plot(lines: Sequence[Result]) -> Figure:
     """First passage against age, a line for each learning rate; arrows where no run collapsed."""
     figure, axes = style.panels(2, 2, 3.4)
     for ax, cyclic in zip(axes, (False, True), strict=True):
-        title = "Sampler renewed in cycles" if cyclic else "Constant lag"
+        title = "Renewed in cycles" if cyclic else "Constant lag"
         style.axes(ax, title, "largest age, updates", "updates before the collapse")
         some = [line for line in lines if oldest_of(line["arm"])[0] == cyclic]
         rates = sorted({line["setting"][RATE] for line in some})

@@ -106,7 +106,7 @@ def slopes(passages: list[Passage]) -> dict[str, float]:
 PREDICTORS = {  # name -> how a run's recent rounds give a larger value before a collapse
     "row ESS": lambda recent: -min(recent["ess_share_row"]),
     "token ESS": lambda recent: -min(recent["ess_share_token"]),
-    "largest |log-ratio| of a row": lambda recent: max(recent["row_log_ratio"]),
+    "largest log-ratio of a row": lambda recent: max(recent["row_log_ratio"]),
     "KL, trainer from sampler": lambda recent: max(recent["kl"]),
     "gradient norm": lambda recent: max(recent["grad_norm"]),
     "update norm": lambda recent: max(recent["update_norm"]),
