@@ -5,6 +5,7 @@ nothing else names it.
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from rlhf_jax.algorithms import online_dpo
 from rlhf_jax.dataflow import Score, calls_of
 from rlhf_jax.devices.placement import parse
 from rlhf_jax.planner.search.search import search
+from rlhf_jax.runtime import activity
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.spec import FrozenRole
 from tests.planner.tables import Table, work
@@ -63,7 +65,21 @@ def make_program(shared: Program, plan: str) -> Program:
     )
 
 
-def test_a_second_reward_is_placed_and_executed(shared, second_reward, again):
+@pytest.fixture
+def compiled():
+    """Names of the functions that were compiled since the test began, or read from a cache."""
+    names: list[str] = []
+
+    def note(event: str, _: float, **labels: object) -> None:
+        if event == activity.COMPILED:
+            names.append(str(labels.get("fun_name")))
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(note)
+
+
+def test_a_second_reward_is_placed_and_executed(shared, second_reward, again, compiled):
     program = make_program(shared, "second_reward: 5; again: 3")
     assert [call.name for call in program.calls][1:-1] == [
         "reference",
@@ -75,19 +91,22 @@ def test_a_second_reward_is_placed_and_executed(shared, second_reward, again):
         name: score.mesh.device_ids.ravel().tolist() for name, score in program.scores.items()
     }
     assert (meshes["second_reward"], meshes["again"]) == ([5], [3])
+    compiled.clear()
     program.compile()
+    ahead = set(compiled)
     states = program.init(program.reference_params)
     samples = program.generate(program.publish(states), 0, 0)
+    compiled.clear()
     scores, batch = program.score(states, samples)
+    later = set(compiled)
     assert scores.extra.keys() == {"second_reward_B", "again_BC"}
     np.testing.assert_array_equal(scores.extra["second_reward_B"], 2 * np.asarray(scores.raw_B))
     np.testing.assert_allclose(scores.extra["again_BC"], scores.reference_logprob_BC, atol=1e-5)
     assert scores.extra["again_BC"].devices() == batch.tokens_RC.devices(), (
         "scores are where the policy trains"
     )
-    assert all(score.function._cache_size() == 1 for score in program.scores.values()), (
-        "compiled ahead, as it is called"
-    )
+    assert {"jit(raw_reward)", "jit(sample_logprobs)"} <= ahead
+    assert not ahead & later, "compiled ahead, as it is called"
 
 
 def test_a_score_without_its_role_is_refused(shared, second_reward):
