@@ -28,6 +28,7 @@ import pytest
 
 from rlhf_jax.ops import once
 from rlhf_jax.report import html
+from rlhf_jax.runtime import activity
 from tests import components, slow
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -52,6 +53,20 @@ def _dropped_programs():
     if MAPPINGS.exists() and MAPPINGS.read_text().count("\n") > MAX_MAPPINGS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture
+def compiled():
+    """Names of the functions that were compiled since the test began, or read from a cache."""
+    names: list[str] = []
+
+    def note(event: str, _: float, **labels: str | int) -> None:
+        if event == activity.COMPILED:
+            names.append(str(labels.get("fun_name")))
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(note)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ nothing else names it.
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -14,7 +13,6 @@ from rlhf_jax.algorithms import online_dpo
 from rlhf_jax.dataflow import Score, calls_of
 from rlhf_jax.devices.placement import parse
 from rlhf_jax.planner.search.search import search
-from rlhf_jax.runtime import activity
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.spec import FrozenRole
 from tests.planner.tables import Table, work
@@ -63,20 +61,6 @@ def make_program(shared: Program, plan: str) -> Program:
     return Program(
         dataclasses.replace(shared.spec, frozen=frozen, plan=parse(plan)), shared.reference_params
     )
-
-
-@pytest.fixture
-def compiled():
-    """Names of the functions that were compiled since the test began, or read from a cache."""
-    names: list[str] = []
-
-    def note(event: str, _: float, **labels: object) -> None:
-        if event == activity.COMPILED:
-            names.append(str(labels.get("fun_name")))
-
-    jax.monitoring.register_event_duration_secs_listener(note)
-    yield names
-    jax.monitoring.unregister_event_duration_listener(note)
 
 
 def test_a_second_reward_is_placed_and_executed(shared, second_reward, again, compiled):

@@ -199,20 +199,6 @@ def test_bfloat16_is_saved_as_numbers_that_files_know(tmp_path):
     check_equal([twin.segment(params_of(0))], [pool.segment(params_of(0))], range(S))
 
 
-@pytest.fixture
-def compiled():
-    """Names of the events of compilation since the test began."""
-    events: list[str] = []
-
-    def note(event: str, _: float, **labels: object) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            events.append(str(labels.get("fun_name")))
-
-    jax.monitoring.register_event_duration_secs_listener(note)
-    yield events
-    jax.monitoring.unregister_event_duration_listener(note)
-
-
 def test_programs_are_few_and_none_is_added_after_the_warm_up(compiled):
     """Rounds, partly admitted groups, versions and rebuilds of any width compile nothing."""
     params = [params_of(version) for version in range(4)]
