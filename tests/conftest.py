@@ -60,7 +60,8 @@ def compiled():
     """Names of the functions that were compiled since the test began, or read from a cache."""
     names: list[str] = []
 
-    def note(event: str, _: float, **labels: str | int) -> None:
+    def note(event: str, duration_secs: float, **labels: str | int) -> None:
+        del duration_secs
         if event == activity.COMPILED:
             names.append(str(labels.get("fun_name")))
 

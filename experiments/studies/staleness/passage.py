@@ -20,7 +20,6 @@ class Passage:
     did.
     """
 
-    seed: int
     cyclic: bool  # the sampler is renewed every so many rounds
     oldest: int  # age of the clock in updates
     rate: float
@@ -80,7 +79,7 @@ def passage(line: Result) -> Passage:
     elif line.get("diverged"):
         planned = (*line["config"]["rlhf.evaluate_at"], line["num_updates"])
         high = float(min(update for update in planned if update > updates[-1]))
-    return Passage(line["seed"], cyclic, oldest, line["setting"][RATE], low, high)
+    return Passage(cyclic, oldest, line["setting"][RATE], low, high)
 
 
 def slopes(passages: list[Passage]) -> dict[str, float]:
