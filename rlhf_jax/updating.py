@@ -392,7 +392,7 @@ def train_step(
     if scale is not None:
         weights = metrics[ROW_SHARE]
         assert isinstance(weights, EffectiveShare)
-        factor = at(scale, scalars.get("scale", {}))(weights)
+        factor = at(scale, scalars.get("scale", {}))(weights, state.step)
         updates = jax.tree.map(lambda u: (factor * u).astype(u.dtype), updates)
         extra["learning_rate_scale"] = Mean(factor, one)
     params = optax.apply_updates(state.params, updates)

@@ -422,9 +422,11 @@ def table_loss(outputs, batch):
     return cross_entropy_sum(outputs.logprob_RC, batch.mask_RC), {}
 
 
-def scaled_step(rule: str, factor: float = 1.0, mesh_shape=None, num_micro_batches: int = 1):
-    """Two updates of a table of log-probabilities, with decay of weights and clipped gradients, at a
-    learning rate times `factor`: the params after each, and the metrics.
+def scaled_step(
+    rule: str, factor: float = 1.0, mesh_shape=None, num_micro_batches: int = 1, factors=()
+):
+    """The update of version 1 of a table of log-probabilities, with decay of weights and clipped
+    gradients, at a learning rate times `factor`: the params after it, and the metrics.
     """
     loss = with_row_share(table_loss) if rule != "none" else table_loss
 
@@ -434,7 +436,8 @@ def scaled_step(rule: str, factor: float = 1.0, mesh_shape=None, num_micro_batch
     config = updating.OptimizerConfig(
         learning_rate=0.3 * factor, schedule="constant", weight_decay=0.1, max_grad_norm=0.5
     )
-    optimizer, scale = updating.make_optimizer(config, 1), scale_of(LearningRateScale(rule, 0.9))
+    optimizer = updating.make_optimizer(config, 1)
+    scale = scale_of(LearningRateScale(rule, 0.9, factors))
     step = jax.jit(
         partial(
             updating.train_step,
@@ -447,6 +450,7 @@ def scaled_step(rule: str, factor: float = 1.0, mesh_shape=None, num_micro_batch
         )
     )
     state = updating.init_state(-jnp.arange(1.0, V + 1) / V, optimizer)
+    state = state.replace(step=jnp.int32(1))
     batch = tiny.make_batch(ROWS)
     if mesh_shape is not None:
         mesh = tiny.make_mesh(mesh_shape)
@@ -476,6 +480,9 @@ def test_an_update_is_scaled_as_a_smaller_learning_rate_would(rule):
         np.testing.assert_allclose(metrics["row_ess_share"], share, rtol=1e-5)
         np.testing.assert_allclose(metrics["learning_rate_scale"], factor, rtol=1e-5)
         np.testing.assert_allclose(metrics["update_norm"], plain["update_norm"], rtol=1e-5)
+    params, metrics = scaled_step("given", factors=(0.125, factor, 0.125))  # of version 1
+    np.testing.assert_allclose(params, expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["row_ess_share"], share, rtol=1e-5)
 
 
 def test_a_share_that_is_only_reported_scales_nothing():

@@ -127,7 +127,8 @@ _OF_CLASS: dict[Class, str] = {
         rlhf.version_schedule rlhf.engine rlhf.weights rlhf.num_slots rlhf.segment_steps rlhf.tau rlhf.rebuild_every
         rlhf.publish_dtype rlhf.temperature rlhf.share_prompts rlhf.scoring.missing_eos_score rlhf.scoring.replace_missing_eos
         rlhf.scoring.overlong.buffer rlhf.scoring.overlong.factor
-        rlhf.learning_rate_scale.rule rlhf.learning_rate_scale.base rlhf.gradient_cosine
+        rlhf.learning_rate_scale.rule rlhf.learning_rate_scale.base rlhf.learning_rate_scale.factors
+        rlhf.gradient_cosine
     """,
 }
 CLASSES: dict[str, Class] = {key: kind for kind, keys in _OF_CLASS.items() for key in keys.split()}

@@ -9,6 +9,9 @@ The share is the effective sample size of the rows over their number: 1 for samp
 itself, and about e^(−σ²) where the log of w has the deviation σ. It is of the whole minibatch: that
 of a part of it, or of single tokens, is another figure.
 
+With rule `given` the factor of each update is a number of the config, and the share is a metric
+alone.
+
 The optimizer's update is multiplied by the factor, so that AdamW's decay of weights is scaled with
 it, and after gradients are clipped. The moments of Adam are those of the gradients as they are.
 """
@@ -28,10 +31,10 @@ from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array, Batch, EffectiveShare, Metrics, Outputs
 
 Loss = Callable[[Outputs, Batch], tuple[Array, Metrics]]
-Scale = Callable[[EffectiveShare], Array]
-"""The factor of an update, of the weights of its rows."""
+Scale = Callable[[EffectiveShare, Array], Array]
+"""The factor of an update, of the weights of its rows and of its number, from 0."""
 ROW_SHARE = "row_ess_share"
-RULES = ("none", "report", "sqrt_ess", "linear_ess")
+RULES = ("none", "report", "sqrt_ess", "linear_ess", "given")
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,24 @@ class LearningRateScale:
     """Scale of a policy's updates by how evenly the rows of their minibatch count."""
 
     # none; report: the share is a metric, and no update is scaled; sqrt_ess suits Adam, linear_ess
-    # SGD
-    rule: Literal["none", "report", "sqrt_ess", "linear_ess"] = "none"
+    # SGD; given: `factors`, a control for a rule, such as what another seed's run was scaled by
+    rule: Literal["none", "report", "sqrt_ess", "linear_ess", "given"] = "none"
     base: Positive = 1.0  # the share from which on updates are not scaled
+    factors: tuple[Positive, ...] = ()  # of rule=given: one for each update
+
+    def check(self, num_updates: int) -> None:
+        """Raises Refusal for another number of factors than updates.
+
+        Args:
+          num_updates: of the run.
+        """
+        wanted = num_updates if self.rule == "given" else 0
+        if len(self.factors) != wanted:
+            raise Refusal(
+                f"rlhf.learning_rate_scale.factors has {len(self.factors)} numbers with rule="
+                f"{self.rule}; accepted: {wanted or 'none'}"
+                + (", one for each update of the run" if wanted else "; or rule=given")
+            )
 
 
 @once
@@ -57,9 +75,11 @@ def scale_of(config: LearningRateScale) -> Scale | None:
         return None
 
     def scale_of_base(config: LearningRateScale) -> Scale:
-        def scale(weights: EffectiveShare) -> Array:
+        def scale(weights: EffectiveShare, update: Array) -> Array:
             if config.rule == "report":
                 return jnp.float32(1.0)
+            if config.rule == "given":
+                return jnp.asarray(config.factors, jnp.float32)[update]
             share = jnp.square(weights.total) / (weights.squares * weights.count)
             factor = jnp.minimum(1.0, share / config.base)
             return jnp.sqrt(factor) if config.rule == "sqrt_ess" else factor

@@ -248,6 +248,7 @@ def check(config: Config, algorithm: Algorithm, mesh: Mesh, plan: str = "") -> N
     config.check_engine(clock, _rows_per_round(config), config.sampler_slices)
     config.check_oversample(config.samples_per_prompt, config.engine)
     check_schedule(config.optimizer, "rlhf.optimizer", clock.num_updates, clock.updates_per_round)
+    config.learning_rate_scale.check(clock.num_updates)
     if "critic" in algorithm.losses:
         check_schedule(
             config.critic_optimizer,

@@ -14,6 +14,8 @@ from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Batch, EffectiveShare, Outputs
 from tests.ops.policy_gradient import case
 
+FIRST = jnp.int32(0)
+
 
 def share_of(weights) -> EffectiveShare:
     weights = jnp.asarray(weights, jnp.float32)
@@ -37,10 +39,10 @@ def test_factors(weights, share, root):
     for rule, factor in (("sqrt_ess", root), ("linear_ess", share), ("report", 1.0)):
         scale = scale_of(LearningRateScale(rule))
         assert scale is not None
-        np.testing.assert_allclose(scale(measured), factor, rtol=3e-6)
+        np.testing.assert_allclose(scale(measured, FIRST), factor, rtol=3e-6)
     half = scale_of(LearningRateScale("linear_ess", base=0.5))
     assert half is not None
-    np.testing.assert_allclose(half(measured), min(1.0, 2 * share), rtol=3e-6)
+    np.testing.assert_allclose(half(measured, FIRST), min(1.0, 2 * share), rtol=3e-6)
 
 
 def test_a_row_is_weighted_by_its_product():
@@ -55,6 +57,23 @@ def test_a_row_is_weighted_by_its_product():
     np.testing.assert_array_equal(
         row_ratio(garbage, jnp.asarray(case.BEHAVIOR), jnp.asarray(case.MASK)), weights
     )
+
+
+def test_given_factors_are_those_of_their_updates():
+    """Each update has its own, whatever its rows are; a run has as many as updates."""
+    config = LearningRateScale("given", factors=(0.5, 0.25, 2.0))
+    scale = scale_of(config)
+    assert scale is not None
+    found = [scale(share_of((8, 1)), jnp.int32(update)) for update in range(3)]
+    np.testing.assert_array_equal(found, config.factors)
+    config.check(3)
+    LearningRateScale("sqrt_ess").check(3)
+    with pytest.raises(Refusal, match=r"factors has 3 numbers with rule=given; accepted: 4, one"):
+        config.check(4)
+    with pytest.raises(
+        Refusal, match=r"has 1 numbers with rule=none; accepted: none; or rule=given"
+    ):
+        LearningRateScale(factors=(1.0,)).check(1)
 
 
 def test_off_is_nothing_and_wrong_settings_are_refused():
