@@ -127,7 +127,7 @@ def conduct(
     Raises Failed for the cells that failed: at once while settings are being chosen, which needs
     all cells of a step; else after every other cell has been run.
     """
-    cells, failures = Cells(study), []
+    cells, failures = Cells(study), {}
     if max_cells is not None:
         first = next(iter(tuning(study, cells.ended)), None)
         run((report_cells(study, cells.ended) if first is None else first)[:max_cells])
@@ -142,19 +142,21 @@ def conduct(
             print(f"the time is over: {left} cells of the step are left", flush=True)
             return
     page = importlib.import_module(study.report)
-    for seed in study.report_seeds:
+    crossed = any(arm.seeds_later for arm in study.arms)
+    # cells that depend on another seed's are known at the second pass at the latest
+    for seed in study.report_seeds * (2 if crossed else 1):
         tried: list[Cell] = []
         while True:  # a derived cell is known once the one that it is derived from has ended
             reported = [cell for cell in report_cells(study, cells.ended) if cell.seed == seed]
             waiting = cells.left(reported)
-            if waiting in ([], tried) or time.time() > deadline:
+            if waiting in ([], tried) or seed in failures or time.time() > deadline:
                 break
             print(f"seed {seed}: {len(waiting)} cells to run", flush=True)
             tried = waiting
             try:
                 run(waiting)
             except Failed as error:
-                failures.append(str(error))
+                failures[seed] = str(error)
                 break
         reported = report_cells(study, cells.ended)
         if results := cells.results(reported):
@@ -164,7 +166,9 @@ def conduct(
             print(f"the time is over: {len(cells.left(reported))} cells are left", flush=True)
             break
     if failures:
-        raise Failed(f"{'; '.join(failures)}. The same command runs the failed cells again")
+        raise Failed(
+            f"{'; '.join(failures.values())}. The same command runs the failed cells again"
+        )
 
 
 def argument_parser() -> argparse.ArgumentParser:

@@ -27,7 +27,7 @@ from rlhf_jax.types import Params
 RLHF_JOBS = ("pipeline", "rlhf")
 """Jobs of which a cell runs the stage of RLHF."""
 
-Value = float | int | str | bool | tuple[int, ...]
+Value = float | int | str | bool | tuple[int, ...] | tuple[float, ...]
 Setting = tuple[tuple[str, Value], ...]
 Ended = Callable[["Cell"], dict[str, Any] | None]
 """The result of a cell, or None where it has not ended."""
@@ -42,7 +42,8 @@ class Arm:
     that the SFT policy and the reward model are made with. `settings`, where given, stand in the
     place of the grid in a study without rungs. `tuning_seeds`, where given, stand in the place of
     the last rung's; `choose` names what a setting is chosen by: the "mean" of its seeds or the
-    "worst".
+    "worst". `derive` gives the setting of a cell from the result of the arm `derived_from`: of the
+    same seed, or of the one so many places later among the study's seeds, the first after the last.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Arm:
     choose: str = "mean"
     derived_from: str = ""
     derive: Callable[[Mapping[str, Any]], Setting] | None = None
+    seeds_later: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,8 @@ class Study:
                 raise Refusal(
                     f"arm {arm.name!r} has one of derived_from and derive; both are needed"
                 )
+            if arm.seeds_later and not arm.derived_from:
+                raise Refusal(f"arm {arm.name!r} has seeds_later without derived_from")
             if arm.derived_from:
                 self._check_derived(arm)
 
@@ -404,7 +408,9 @@ def report_cells(study: Study, ended: Ended) -> list[Cell]:
     def settings(arm: Arm, seed: int) -> tuple[Setting, ...]:
         if arm.derive is None:
             return chosen[arm.name]
-        result = ended(cell_of(arm.derived_from, chosen[arm.derived_from][0], seed))
+        place = study.report_seeds.index(seed) + arm.seeds_later
+        source = study.report_seeds[place % len(study.report_seeds)]
+        result = ended(cell_of(arm.derived_from, chosen[arm.derived_from][0], source))
         return () if result is None else (arm.derive(result),)
 
     return [

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_jax.cli import sweep
-from rlhf_jax.refusal import Refusal
+from rlhf_jax.refusal import Failed, Refusal
 from rlhf_jax.sweeps.cells import Cells, run_cells
 from rlhf_jax.sweeps.study import Arm, Rung, Study, report_cells, setting_from_json
 from tests.cli.test_sweep import base, end
@@ -72,6 +72,40 @@ def test_a_derived_cell_is_run_once_its_source_has_ended(study, capsys):
     assert reported[0].name == "derived/2values-report-2/0"
 
 
+def test_a_cell_may_be_derived_from_the_next_seed(study):
+    """The last seed's source is the first seed's."""
+    arms = (replace(study.arms[0], seeds_later=1), study.arms[1])
+    study = replace(study, arms=arms)
+    cells, steps = Cells(study), []
+
+    def run(wanted):
+        steps.append([(cell.arm, cell.seed) for cell in wanted])
+        for cell in wanted:
+            end(cells, cell, gold=float(cell.seed))  # ends at 2 * seed
+
+    sweep.conduct(study, run)
+    assert steps == [[("source", 0)], [("derived", 1), ("source", 1)], [("derived", 0)]]
+    schedules = {
+        cell.seed: dict(cell.setting)[SCHEDULE]
+        for cell in report_cells(study, cells.ended)
+        if cell.setting
+    }
+    assert schedules == {0: (0, 1), 1: (0, 0)}
+
+
+def test_a_failed_cell_is_not_tried_in_the_second_pass(study):
+    study = replace(study, arms=(replace(study.arms[0], seeds_later=1), study.arms[1]))
+    steps = []
+
+    def run(wanted):
+        steps.append([(cell.arm, cell.seed) for cell in wanted])
+        raise Failed("a cell failed")
+
+    with pytest.raises(Failed, match=r"a cell failed; a cell failed\. The same command"):
+        sweep.conduct(study, run)
+    assert steps == [[("source", 0)], [("source", 1)]]
+
+
 def test_a_cell_that_gives_no_result_is_not_tried_again(study):
     steps = []
     sweep.conduct(study, steps.append)
@@ -97,6 +131,7 @@ def test_no_cell_is_begun_after_the_deadline(study, capsys):
     ("changes", "message"),
     [
         ({"derive": None}, "arm 'derived' has one of derived_from and derive"),
+        ({"derive": None, "derived_from": "", "seeds_later": 1}, "has seeds_later without derived"),
         ({"derived_from": "other"}, "the study has no arm 'other'; there are: derived, source"),
         ({"derived_from": "derived"}, "arm 'derived' is derived from 'derived'; accepted: an arm"),
     ],
