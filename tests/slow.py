@@ -22,6 +22,9 @@ SLOW = {
         "tests/ops/test_sharded_logprobs.py::"
         "test_the_kernel_is_gathered_once_and_its_gradient_reduced_once"
     ),
+    "tests/studies/test_learning_rate_scale_study.py::test_a_yoked_run_has_the_factors_of_the_other": (
+        "tests/studies/test_learning_rate_scale_study.py::test_controls_are_derived_from_the_scaled"
+    ),
     "tests/studies/test_staleness_study.py::test_a_cell_records_every_round": (
         "tests/studies/test_staleness_study.py::test_a_round_is_measured_by_whole_rows"
     ),

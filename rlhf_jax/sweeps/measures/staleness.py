@@ -31,6 +31,7 @@ OF_ROUND = {
     "kl": "staleness_kl_k3",
 }
 OF_UPDATE = ("grad_norm", "update_norm")
+SCALE = "learning_rate_scale"  # of updates that are scaled, or whose share of rows is reported
 DIGITS = 4  # significant ones of a figure in the cell's line
 
 
@@ -71,7 +72,8 @@ class Staleness:
                 self._compiled = jax.jit(partial(round_figures, model=program.spec.model))
             self._append(jax.device_get(self._compiled(self._params, event.samples)))
         elif isinstance(event, Updated):
-            self._append({name: event.metrics[name].value() for name in OF_UPDATE})
+            names = [name for name in (*OF_UPDATE, SCALE) if name in event.metrics]
+            self._append({name: event.metrics[name].value() for name in names})
         elif isinstance(event, RoundEnd):
             self._params = jax.device_get(program.policy(event.states))
 

@@ -1,0 +1,1 @@
+"""The study of learning rates scaled by the effective share of rows."""
