@@ -22,8 +22,8 @@ RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
 
 
 def line(arm: str, collapse: float, seed: int = 0, rate: float = 1e-3, **more):
-    """A run whose win-rate rises, and from update `collapse` on is 0.3 below its largest value."""
-    values = [0.5 + 0.003 * update - 0.3 * (update >= collapse) for update in EVALUATIONS]
+    """A run whose win-rate rises, and from update `collapse` on is 0.45 lower."""
+    values = [0.5 + 0.003 * update - 0.45 * (update >= collapse) for update in EVALUATIONS]
     curve = [
         {"update": update, "win_rate": value}
         for update, value in zip(EVALUATIONS, values, strict=True)
@@ -68,9 +68,9 @@ def test_a_time_of_collapse_lies_between_two_evaluations():
 
 def test_a_fall_counts_from_the_largest_value_and_not_from_the_first():
     slow = line("lag1", math.inf)
-    slow["curve"] = [{"update": u, "win_rate": 0.8 - 0.001 * u} for u in EVALUATIONS]
-    assert passage(slow).high == 104.0  # 0.8 - 0.104 is the first value below 0.7
-    slow["curve"] = [{"update": u, "win_rate": 0.8 - 0.0007 * u} for u in EVALUATIONS]
+    slow["curve"] = [{"update": u, "win_rate": 0.8 - 0.002 * u} for u in EVALUATIONS]
+    assert passage(slow).high == 104.0  # 0.8 - 0.208 is the first value below 0.6
+    slow["curve"] = [{"update": u, "win_rate": 0.8 - 0.0014 * u} for u in EVALUATIONS]
     assert not passage(slow).happened
 
 

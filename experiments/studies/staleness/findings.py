@@ -40,6 +40,7 @@ from rlhf_jax.report.statistics import (
 SLOPE_MARGIN = 0.25  # of b_S around 1
 CYCLE_MARGIN = 0.35  # of δ around 0 and around −log 2
 AREA_MARGIN = 0.05
+OTHER_DROPS = (0.10, 0.30)
 
 
 def of_seeds(lines: Sequence[Result], statistic: Callable[[list[Result]], float]) -> OfSeed:
@@ -138,6 +139,18 @@ def area_result(values: OfSeed, p: float) -> str:
     if mean + half < AREA_MARGIN:
         return f"refuted: less than {AREA_MARGIN:g}"
     return f"undecided: {number(mean - half, 2)} to {number(mean + half, 2)}"
+
+
+def other_drops(lines: Sequence[Result]) -> str:
+    """A sentence with b_S of the runs of constant lag for other Δ."""
+    lags = constant_lags(lines)
+    said = []
+    for drop in OTHER_DROPS:
+        values = of_seeds(
+            lags, lambda some, drop=drop: slopes([passage(line, drop) for line in some])["age"]
+        )
+        said.append(f"{with_interval(values, 2)} with a Δ of {drop:.2f}")
+    return f"b_S is {' and '.join(said)}."
 
 
 def predictors_table(lines: Sequence[Result]) -> str:
@@ -321,6 +334,7 @@ def pages(lines: Sequence[Result]) -> dict[str, str | Figure]:
         sources=markdown.sources(lines),
         primary=primary_table(lines, found["age"]),
         drop=f"{DROP:.2f}",
+        other_drops=other_drops(lines),
         age_slope=with_interval(found["age"], 2),
         rate_slope=with_interval(found["rate"], 2),
         predictors=predictors_table(lines),

@@ -8,7 +8,7 @@ import numpy as np
 from experiments.studies.censored import area, fit
 from rlhf_jax.report.statistics import Result
 
-DROP = 0.10  # of win-rate below its largest value so far (protocol.md)
+DROP = 0.20  # of win-rate below its largest value so far (protocol.md)
 RATE = "rlhf.optimizer.learning_rate"
 AHEAD = 8  # updates within which a collapse is predicted
 BEHIND = 4  # rounds that a predictor looks back on
@@ -55,22 +55,26 @@ def oldest_of(arm: str) -> tuple[bool, int]:
     return True, int(arm.removeprefix("sync")) - 1
 
 
-def below(line: Result) -> list[bool]:
-    """For each evaluation, whether its win-rate is more than `DROP` below the largest one so far."""
+def below(line: Result, drop: float = DROP) -> list[bool]:
+    """For each evaluation, whether its win-rate is more than `drop` below the largest one so far."""
     rates = [evaluation["win_rate"] for evaluation in line["curve"]]
     rates = [-math.inf if rate is None else rate for rate in rates]
     return [
-        rate < largest - DROP
+        rate < largest - drop
         for rate, largest in zip(rates, np.maximum.accumulate(rates), strict=True)
     ]
 
 
-def passage(line: Result) -> Passage:
+def passage(line: Result, drop: float = DROP) -> Passage:
     """The first passage of a run. A run that diverged collapsed after its last evaluation at the
     latest.
+
+    Args:
+      line: of the run.
+      drop: Δ.
     """
     updates = [evaluation["update"] for evaluation in line["curve"]]
-    fallen = below(line)
+    fallen = below(line, drop)
     cyclic, oldest = oldest_of(line["arm"])
     low, high = float(updates[-1]), math.inf
     if any(fallen):
