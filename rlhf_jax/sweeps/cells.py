@@ -248,9 +248,17 @@ def shared_stages(cells: Cells, seed: int, policy: str = "", reward: str = "") -
         return workspace, stages
 
     workspace, stages = prepare(policy)
-    if reward == policy or not stages.learned:
-        return pipeline.before_rlhf(workspace, stages)
-    return sft.run(workspace, stages.sft), pipeline.before_rlhf(*prepare(reward))[1]
+    try:
+        if reward == policy or not stages.learned:
+            return pipeline.before_rlhf(workspace, stages)
+        params = sft.run(workspace, stages.sft)
+    finally:
+        workspace.metrics.close()
+    of_reward = prepare(reward)
+    try:
+        return params, pipeline.before_rlhf(*of_reward)[1]
+    finally:
+        of_reward[0].metrics.close()
 
 
 def run_cells(cells: Cells, wanted: Sequence[Cell], deadline: float = math.inf) -> None:
@@ -290,7 +298,7 @@ def run_cell(cells: Cells, cell: Cell, params: Any, reward: Any) -> None:
     """Runs one cell from its shared stages, and writes its line last: with it the cell has ended."""
     from rlhf_jax import build
     from rlhf_jax.stages import rlhf
-    from rlhf_jax.sweeps.result import line_of
+    from rlhf_jax.sweeps.result import line_of, reward_model_of
 
     config, diverged = cells.config(cell), ""
     shutil.rmtree(cells.directory(cell), ignore_errors=True)  # an interrupted cell begins again
@@ -307,6 +315,8 @@ def run_cell(cells: Cells, cell: Cell, params: Any, reward: Any) -> None:
     name, arm = cells.study.directory.name, cells.study.arm(cell.arm)
     golden = cells.golden(cell)
     line = line_of(workspace.directory, name, arm, cell, stages.rlhf, algorithm, diverged, golden)
+    if learned := reward_model_of(cells.base_directory(cell.seed, arm.reward)):
+        line["reward_model"] = learned
     if measure:
         line["measured"] = dict(measure.figures())
     for folder in BULK:

@@ -77,6 +77,20 @@ def line_of(
     return line | ({"diverged": diverged} if diverged else {})
 
 
+def reward_model_of(directory: Path) -> dict[str, Any]:
+    """The last evaluation of the reward model that a cell was scored by: its accuracy on held-out
+    pairs, and mean and deviation of its raw rewards; {} for a reward that is not learned.
+
+    Args:
+      directory: of the stages before RLHF.
+    """
+    path = directory / "metrics.jsonl"
+    lines = read(path) if path.exists() else []
+    found = [line for line in lines if line["stage"] == "evaluate" and line["of"] == "reward_model"]
+    names = ("heldout_accuracy", "raw_mean", "raw_std")
+    return finite_or_none({name: found[-1][name] for name in names}) if found else {}
+
+
 def finite_or_none(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Figures as JSON can say them: None where one is not finite."""
     return {

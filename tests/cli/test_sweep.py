@@ -487,6 +487,7 @@ def test_cells_run_and_are_not_run_again(conducted):
         or "inf" in diverged["diverged"]
     )
     assert whole["processor"] == provenance.processor()
+    assert "reward_model" not in whole  # gold is no learned reward
     directory = cells.directory(reported[0])
     assert json.loads((directory / "result.json").read_text())["curve"] == whole["curve"]
     assert not (directory / "checkpoints").exists()

@@ -1,0 +1,94 @@
+"""Staleness on a language model: controlled sentiment with SmolLM2-135M-Instruct, 4-bit values.
+
+Command:   nice -n 19 python -m experiments.sweep --config=configs/studies/sentiment.py --workers=1 --minutes=90
+Hardware:  one CPU core, 6 GB
+Protocol:  experiments/studies/sentiment/protocol.md (hypotheses, cells, margins, stop rule)
+Budget:    2 algorithms x 3 lags x 5 seeds: 30 cells of 64 updates, and the reward model of each seed
+Result:    docs/results/sentiment.md, written from experiments/studies/sentiment/cells.jsonl
+
+Needs the folder models/smollm2-135m (docs/guides/smollm2.md) and the extra `sentiment`. `:pilot` chooses
+the learning rates, on a seed that is never reported.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rlhf_jax.refusal import Refusal
+from rlhf_jax.sweeps.measures.reward_spread import RewardSpread
+from rlhf_jax.sweeps.study import Arm, Study
+
+from ..smollm2 import sentiment
+
+NUM_UPDATES = 64
+LAGS = (0, 1, 8)
+RATE = "rlhf.optimizer.learning_rate"
+PILOT_RATES = (1e-5, 3e-5, 1e-4)
+RATES = {"online_dpo": 1e-5, "rloo": 1e-5}  # of the draft: the pilot has not ended
+SEEDS = (0, 1, 2, 3, 4)
+PILOT_SEED = 100
+ALGORITHMS = ("online_dpo", "rloo")
+
+
+def base() -> ConfigDict:
+    """The recipe, without what a cell does not keep."""
+    config: Any = sentiment.get_config()
+    config.rlhf.checkpoint_every, config.rlhf.log_samples, config.rlhf.ledger = 0, 0, False
+    config.rlhf.loop = "synchronous"
+    config.evaluate.samples_per_prompt = 8  # of 50 held-out prompts: a study keeps half for tuning
+    return config
+
+
+def overrides(algorithm: str) -> dict[str, Any]:
+    """The recipe's own settings of an algorithm, by dotted keys."""
+    found: dict[str, Any] = {}
+    for name, value in sentiment.SETTINGS[algorithm].items():
+        nested = (
+            {f"{name}.{key}": one for key, one in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+        found |= {f"algorithm.{key}": one for key, one in nested.items()}
+    return found
+
+
+def arms(lags: tuple[int, ...], rates: bool) -> tuple[Arm, ...]:
+    """An arm for each algorithm and lag.
+
+    Args:
+      lags: of the arms.
+      rates: the chosen learning rates are set; else they are the grid's.
+    """
+    return tuple(
+        Arm(
+            f"{algorithm}-lag{lag}",
+            algorithm,
+            {
+                **overrides(algorithm),
+                "rlhf.lag": lag,
+                **({RATE: RATES[algorithm]} if rates else {}),
+            },
+        )
+        for algorithm in ALGORITHMS
+        for lag in lags
+    )
+
+
+def get_study(argument: str = "") -> Study:
+    """The study, or its pilot."""
+    if argument not in ("", "pilot"):
+        raise Refusal(f"the study's argument is {argument!r}; accepted: pilot, or none")
+    pilot, records = argument == "pilot", Path("experiments/studies/sentiment")
+    return Study(
+        directory=Path("runs/studies/sentiment" + ("_pilot" if pilot else "")),
+        base=base,
+        arms=arms((0,) if pilot else LAGS, not pilot),
+        grid={RATE: PILOT_RATES} if pilot else {},
+        open_ended={},
+        rungs=(),
+        report_updates=NUM_UPDATES,
+        report_seeds=(PILOT_SEED,) if pilot else SEEDS,
+        cells=records / ("pilot.jsonl" if pilot else "cells.jsonl"),
+        measure=RewardSpread,
+    )

@@ -1,0 +1,1 @@
+"""The study of staleness on a language model."""
