@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.studies.offpolicyness import findings, measures, plots
+from experiments.studies.offpolicyness import findings, measures, plots, regimes
 from rlhf_jax.report.statistics import interval
 from rlhf_jax.sweeps import cells
 
@@ -165,6 +165,38 @@ def test_the_page_says_who_loses_least(pages):
     assert "0.76 / 1.10" in text
     assert "No run collapsed." in text
     assert "31.5, 63" in text
+
+
+def test_each_regime_has_the_loss_that_surely_loses_least(results, pages):
+    """Of the invented algorithms Online DPO loses least; one with a collapsed run is never advised,
+    whatever its mean is.
+    """
+    assert "which_lag.md" in pages
+    parts = regime_parts(pages["which_lag.md"])
+    assert [part.split("**")[1] for part in parts] == ["online dpo"] * 5
+    changed = fallen_at_the_end(results, "online_dpo-num_minibatches64")
+    *_, sixteen, most = regime_parts(findings.pages(changed)["which_lag.md"])
+    assert sixteen.split("**")[1] == "online dpo"
+    assert most.split("**")[1] != "online dpo"
+    (row,) = [line for line in most.splitlines() if line.startswith("| online dpo")]
+    assert row.endswith("| – | – | 1 of 4 |")
+
+
+def test_a_certain_small_drop_goes_before_a_doubtful_one():
+    """The rule takes the upper end of the interval: 1 ± 0 goes before −1 ± 50."""
+    lines = [
+        one(name, seed, ((0, 1), (1, 9 - (of_seed[seed] if lag else 0))), lag)
+        for name, of_seed in {"ppo": (1, 1), "rloo": (-5, 3)}.items()
+        for lag in (0, 1)
+        for seed in (0, 1)
+    ]
+    found = regimes.ordered(measures.groups(lines, "lag"), 1)
+    assert [group.algorithm for group in found] == ["ppo", "rloo"]
+
+
+def regime_parts(text: str) -> list[str]:
+    """The text of the page from each advice to the next one."""
+    return text.split("By the rule: ")[1:]
 
 
 def test_pictures_of_the_page(pages):

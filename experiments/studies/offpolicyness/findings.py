@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from experiments.studies import markdown
 from experiments.studies.markdown import Contrast, number, table, with_interval
-from experiments.studies.offpolicyness import plots
+from experiments.studies.offpolicyness import plots, regimes
 from experiments.studies.offpolicyness.measures import (
     SYMBOL,
     Group,
@@ -224,6 +224,7 @@ def pages(lines: Sequence[Result]) -> dict[str, str | Figure]:
     )
     return {
         "offpolicyness.md": text,
+        "which_lag.md": regimes.page(lags, minibatches),
         "offpolicyness_minibatches.png": plots.final_figures(minibatches),
         "offpolicyness_lag.png": plots.final_figures(lags),
         "offpolicyness_perplexity.png": plots.against(minibatches, "kl_perplexity"),
