@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.studies.sentiment import findings
 from rlhf_jax.sweeps.cells import Cells, load
 from rlhf_jax.sweeps.study import report_cells
 
@@ -33,3 +34,65 @@ def test_cells_have_the_recipe_s_losses_at_every_lag(argument, count, monkeypatc
         rates = {dict(cell.setting)["rlhf.optimizer.learning_rate"] for cell in reported}
         assert len(rates) == 3
         assert {cell.seed for cell in reported} == {100}
+
+
+UPDATES = (0, 16, 32, 48, 64)
+FALLING = (0.0, 0.2, 0.5, 0.4, 0.3)  # gold
+
+
+def line(algorithm: str, lag: int, seed: int, rate: float, gold=FALLING, rise: float = 0.1):
+    """A run that ends at a win-rate, and whose learned reward rises at every evaluation."""
+    curve = [
+        {"update": update, "win_rate": 0.5 + (rate - 0.5) * update / 64}
+        | {"gold_mean": gold[index], "gold_mean_stderr": 0.02, "kl": 0.1 * index}
+        | {"reward_mean": rise * index}
+        for index, update in enumerate(UPDATES)
+    ]
+    made = {"arm": f"{algorithm}-lag{lag}", "seed": seed, "curve": curve, "num_updates": 64}
+    made |= {"processor": "invented", "commit": "0123456789ab", "date": "2026-01-01"}
+    made |= {"measured": {"within_prompt_std": [1.0] * 32 + [0.5] * 32}}
+    return made | {"reward_model": {"heldout_accuracy": 0.7, "raw_mean": 0.0, "raw_std": 2.0}}
+
+
+def lines(loss: float = 0.2, **more):
+    """Lag 1 costs nothing; lag 8 costs RLOO `loss` and Online DPO nothing."""
+    return [
+        line(
+            algorithm,
+            lag,
+            seed,
+            0.8 + 0.002 * seed - (loss if lag == 8 else 0) * (algorithm == "rloo"),
+            **more,
+        )
+        for seed in range(5)
+        for algorithm in findings.ALGORITHMS
+        for lag in findings.LAGS
+    ]
+
+
+def results(some) -> list[str]:
+    text = findings.pages(some)["sentiment.md"]
+    return [
+        row.split("|")[-2].strip() for row in text.splitlines() if row[:3] in ("| 1", "| 2", "| 3")
+    ]
+
+
+def test_the_page_says_what_the_runs_say():
+    same, again, more, rise = results(lines())
+    assert same == again == "supported: within ±0.05"
+    assert more.startswith("supported: below 0")
+    assert rise.startswith("supported: below 0")
+    *_, none, _ = results(lines(loss=-0.2))
+    assert none.startswith("refuted")
+
+
+def test_the_third_is_not_tested_where_gold_did_not_fall():
+    """A fall within two standard errors is none."""
+    some = lines(gold=(0.0, 0.2, 0.5, 0.49, 0.47))
+    assert len(results(some)) == 3
+    assert "Hypothesis 3 was not tested." in findings.pages(some)["sentiment.md"]
+    assert "in 0 of 30 runs, of 0 seeds" in findings.pages(some)["sentiment.md"]
+
+
+def test_a_falling_reward_does_not_support_the_third():
+    assert results(lines(rise=-0.1))[3].startswith("refuted")
