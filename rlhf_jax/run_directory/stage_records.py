@@ -33,8 +33,9 @@ CONFIG = "config"
 FINISHED_BY = {
     "reward_model": ("reward_model.json",),
     "comparisons": ("comparisons/train.jsonl", "comparisons/heldout.jsonl"),
+    "prompt_values": ("prompt_values/ended.json",),
 }
-"""The files that a stage writes when it ends."""
+"""The files that a stage writes when it ends. The prompt values of a run that has grown go on."""
 OWN_FOLDERS = ("comparisons", "prompt_values")
 """Stages without checkpoints: their files are in a folder of their name."""
 NUM_UPDATES = {

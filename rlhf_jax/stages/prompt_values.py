@@ -74,7 +74,7 @@ def _make(own: Pass, reference_params: Params, reward: Reward) -> None:
             bar.advance(
                 min(size, own.num_prompts - start), score=mean[-1].mean(), best=best[-1].mean()
             )
-    distributed.barrier()
+    own.end()
     figures = {
         "score": float(np.concatenate(mean).mean()),
         "best_score": float(np.concatenate(best).mean()),

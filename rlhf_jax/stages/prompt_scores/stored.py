@@ -4,6 +4,7 @@
         ordinal_P   int32 [P]       places in the stream
         prompt_P    int64 [P]       indices of these prompts in the task's train split
         score_PS    float32 [P, S]  scores of S samples of the reference policy, as `credit` uses them
+    prompt_values/ended.json        the number of prompts, once all of them have a file
     prompt_values/.made_with.json   see `run_directory/stage_records.py`
 
 A file is written whole or not at all. Random keys are functions of the ordinal, so that a pass which
@@ -13,6 +14,7 @@ prompts are sampled once: later epochs of the stream have the scores of the firs
 A run that begins from another one takes that run's files where they were made as this run's would be.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from rlhf_jax.algorithms.api import REFERENCE_SCORES
 from rlhf_jax.devices import distributed
 from rlhf_jax.records import ledger
 from rlhf_jax.records.checkpoints import Damaged
+from rlhf_jax.records.jsonl import replace as replace_file
 from rlhf_jax.records.saved_rounds import path_of, read_arrays, write_arrays
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.rewards.api import LEARNED
@@ -100,6 +103,14 @@ class Pass:
             "score_PS": score_PS,
         }
         write_arrays(path_of(self.folder, ordinal), arrays)
+
+    def end(self) -> None:
+        """Writes down that every prompt has its scores; collective."""
+        (ended,) = stage_records.FINISHED_BY[STAGE]
+        if distributed.is_first():
+            told = json.dumps({"num_prompts": self.num_prompts}).encode()
+            replace_file(self.workspace.directory / ended, told)
+        distributed.barrier()
 
     def table(self) -> np.ndarray:
         """The scores by the ordinals of the run, float32 `[T, S]`.
