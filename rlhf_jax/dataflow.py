@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlhf_jax import scoring
+from rlhf_jax.algorithms.api import REFERENCE_SCORES, STORED_SCORE
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards.api import ModelReward
 from rlhf_jax.types import Algorithm, Array, Params, Samples
@@ -134,6 +135,12 @@ SCORES = {
 a sum.
 """
 
+STORED = {REFERENCE_SCORES: STORED_SCORE}
+"""What an algorithm may need beside scores, and its entry of `Scores.extra`: scores of samples of the
+reference policy, which the stage `prompt_values` stored for each prompt. A round looks them up by the
+ordinals of its prompts, and no call computes them.
+"""
+
 
 def roles() -> dict[str, str]:
     """Returns the role of every call that a plan can name, whatever the algorithm."""
@@ -148,12 +155,12 @@ def calls_of(algorithm: Algorithm, learned_reward: bool) -> tuple[Call, ...]:
       learned_reward: whether the reward is a model, and so a call; a reward on decoded text is not.
 
     Raises:
-      Refusal: the algorithm needs a score that is not in `SCORES`.
+      Refusal: the algorithm needs a score that is neither in `SCORES` nor in `STORED`.
     """
-    if unknown := sorted(set(algorithm.needs) - SCORES.keys()):
+    if unknown := sorted(set(algorithm.needs) - SCORES.keys() - STORED.keys()):
         raise Refusal(
             f"the algorithm {algorithm.name} needs {', '.join(unknown)}; accepted: "
-            f"{', '.join(SCORES)}"
+            f"{', '.join((*SCORES, *STORED))}"
         )
     scores = {
         name: score

@@ -8,6 +8,7 @@ object):
     G  samples of a prompt           C  completion positions              D  width           J  key-value heads
     B  P*G samples, group-contiguous L  Q + C                             F  feed-forward    K  head width
     R  rows trained on               M  cache positions                   N  layers
+    S  scores of a prompt's samples of the reference policy, stored before the run
 
 `mask_BC` is true on every completion token that was sampled, the EOS included, and false after it.
 Log-probabilities are float32, of the distribution that was sampled from (logits divided by the
@@ -52,7 +53,9 @@ class DeviceMemory(Protocol):
 
 
 Need = str
-"""The name of a score, a key of `dataflow.SCORES`: "reference", "value", "proximal"."""
+"""The name of a score, a key of `dataflow.SCORES` ("reference", "value", "proximal") or of
+`dataflow.STORED` ("reference_scores").
+"""
 Unit = int | Literal["group"]
 Aggregation = Literal["token", "sequence", "pair", "constant_length"]
 
@@ -108,7 +111,7 @@ class Scores:
     )
     extra: Mapping[str, Array] = struct.field(
         default_factory=dict
-    )  # [B] or [B, C] each: scores without a field of their own
+    )  # [B], [B, C] or [B, S] each: scores without a field of their own
     overlong_B: Array | None = None  # float32, the penalty on long completions within score_B
 
 

@@ -10,6 +10,9 @@ from rlhf_jax.ops.masked import masked_count, masked_max, masked_sum
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array, Batch, Max, Mean, Metric, Outputs, Samples, Scores
 
+REFERENCE_SCORES, STORED_SCORE = "reference_scores", "reference_score_BS"
+"""A need of an algorithm, and its entry of `Scores.extra`: see `dataflow.STORED`."""
+
 
 def make_batch(
     samples: Samples, scores: Scores, rows_R: Array | None = None, **fields: object

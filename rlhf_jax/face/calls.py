@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import sampling, scoring
+from rlhf_jax.algorithms.api import STORED_SCORE
 from rlhf_jax.face import compiled
 from rlhf_jax.face.compiled import Optimizer
 from rlhf_jax.face.prompts import TaskPrompts
@@ -191,6 +192,7 @@ def score(
     model: Model | None = None,
     params: Mapping[str, Params] | None = None,
     prompts: Sequence[str] | None = None,
+    reference_score_PS: Array | None = None,
     **settings: object,
 ) -> Scores:
     """Scores samples by a reward, and by the models that an algorithm needs.
@@ -205,6 +207,8 @@ def score(
         and "gradient_energy" the energies `[B, C]` of `scoring.sample_gradient_energy` under params
         of the policy.
       prompts: the text of each prompt, `[P]`; None: the reward's task gives it by the ordinal.
+      reference_score_PS: of an algorithm that needs "reference_scores": scores of S samples of the
+        reference policy, drawn and scored before.
       **settings: keys of `scoring.Config`, the rules for a completion without an EOS and for a long
         one.
 
@@ -241,14 +245,29 @@ def score(
     )
     scores = compiled.scorer(units, reward.is_plain, config)(raw, samples.finished_B)
     scores = scoring.with_overlong(scores, samples.mask_BC, samples.finished_B, config)
-    energy_BC = by_call.get("gradient_energy")
+    extra: dict[str, Array] = {}
+    if "gradient_energy" in by_call:
+        extra["gradient_energy_BC"] = by_call["gradient_energy"]
+    if reference_score_PS is not None:
+        extra[STORED_SCORE] = _of_samples(jnp.asarray(reference_score_PS), samples)
     return dataclasses.replace(
         scores,
         reference_logprob_BC=by_call.get("reference"),
         proximal_logprob_BC=by_call.get("proximal"),
         value_BC=by_call.get("value"),
-        extra={} if energy_BC is None else {"gradient_energy_BC": energy_BC},
+        extra=extra,
     )
+
+
+def _of_samples(score_PS: Array, samples: Samples) -> Array:
+    """The stored scores of each sample's prompt, `[B, S]`. Raises Refusal for another P."""
+    num_prompts = samples.tokens_BC.shape[0] // samples.samples_per_prompt
+    if score_PS.ndim != 2 or score_PS.shape[0] != num_prompts:
+        raise Refusal(
+            f"reference_score_PS has the shape {score_PS.shape}; accepted: ({num_prompts}, S), S "
+            "scores of each prompt"
+        )
+    return jnp.repeat(score_PS, samples.samples_per_prompt, axis=0)
 
 
 def update(

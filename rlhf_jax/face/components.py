@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from rlhf_jax import registry
+from rlhf_jax.algorithms.api import REFERENCE_SCORES, STORED_SCORE
 from rlhf_jax.algorithms.common.interpolation import check_interpolation
 from rlhf_jax.algorithms.common.numbers import with_arguments
 from rlhf_jax.config import Settings
@@ -236,6 +237,11 @@ def _credit(algorithm: Algorithm, credit: Credit) -> Credit:
             "value": scores.value_BC,
             "gradient_energy": scores.extra.get("gradient_energy_BC"),
         }
+        if REFERENCE_SCORES in algorithm.needs and STORED_SCORE not in scores.extra:
+            raise Refusal(
+                f"{algorithm.name} needs stored scores of the reference policy's samples; accepted: "
+                "the scores of rl.score(samples, reward, tokenizer, ..., reference_score_PS=...)"
+            )
         if missing := sorted(
             need for need in algorithm.needs if need in given and given[need] is None
         ):

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from rlhf_jax.algorithms.api import REFERENCE_SCORES
 from rlhf_jax.devices import mesh as meshes
 from rlhf_jax.face.calls import completion_tokens, within
 from rlhf_jax.face.components import for_schedule
@@ -139,6 +140,12 @@ def run(
         exact_sampler=model.dtype == "float32" and config.publish_dtype == "float32",
         seed=seed,
     )
+    if REFERENCE_SCORES in algorithm.needs:
+        raise Refusal(
+            f"{algorithm.name} needs stored scores of the reference policy's samples, which rl.run "
+            "does not make; accepted: a run of the command, whose stage prompt_values makes them, or "
+            "rl.score(..., reference_score_PS=...) in a loop of your own"
+        )
     rlhf_settings.check(config, algorithm, devices)
     return _events(
         workspace, config, algorithm, reward, params, (optimizer, critic_optimizer), monitor

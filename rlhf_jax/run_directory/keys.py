@@ -30,14 +30,15 @@ class Class(enum.Enum):
     NUMBERS = "numbers"
 
 
-STAGES = ("sft", "comparisons", "reward_model", "rlhf", "dpo")
+STAGES = ("sft", "comparisons", "reward_model", "prompt_values", "rlhf", "dpo")
 """In the order in which they run. A run has RLHF or DPO."""
 
 MADE_OF = {
     "sft": (),
     "comparisons": ("sft",),
     "reward_model": ("sft", "comparisons"),
-    "rlhf": ("sft", "comparisons", "reward_model"),
+    "prompt_values": ("sft", "comparisons", "reward_model"),
+    "rlhf": ("sft", "comparisons", "reward_model", "prompt_values"),
     "dpo": ("sft", "comparisons"),
 }
 """The stages whose results enter a stage's numbers."""
@@ -78,7 +79,7 @@ _OF_CLASS: dict[Class, str] = {
         evaluate.prompts_per_batch
         sft.num_micro_batches reward_model.num_micro_batches rlhf.num_micro_batches rlhf.num_compactions
         dpo.num_micro_batches
-        rlhf.sampler_slices rlhf.sampler_slice_devices
+        rlhf.sampler_slices rlhf.sampler_slice_devices rlhf.prompt_values.prompts_per_batch
     """,
     Class.COMPUTED: "model.dtype",
     Class.EXTENDING: "rlhf.total_prompts",
@@ -117,7 +118,7 @@ _OF_CLASS: dict[Class, str] = {
         algorithm.advantage.whiten
         algorithm.penalty.kl algorithm.penalty.kl_weight algorithm.penalty.drift algorithm.penalty.entropy
         algorithm.advantage.noise algorithm.advantage.noise_seed algorithm.interpolation algorithm.interpolation_by
-        algorithm.correction.normalise
+        algorithm.correction.normalise algorithm.failed_prompts algorithm.fail_score
         sft.num_updates sft.rows_per_update
         comparisons.num_train comparisons.num_heldout comparisons.prompts_per_batch comparisons.temperature comparisons.by_gold
         reward_model.num_updates reward_model.pairs_per_update reward_model.standardize reward_model.standardize_prompts
@@ -129,6 +130,7 @@ _OF_CLASS: dict[Class, str] = {
         rlhf.scoring.overlong.buffer rlhf.scoring.overlong.factor
         rlhf.learning_rate_scale.rule rlhf.learning_rate_scale.base rlhf.learning_rate_scale.factors
         rlhf.gradient_cosine
+        rlhf.prompt_values.num_samples
     """,
 }
 CLASSES: dict[str, Class] = {key: kind for kind, keys in _OF_CLASS.items() for key in keys.split()}
@@ -148,13 +150,20 @@ _ENTERS: dict[str, tuple[str, ...]] = {
     "comparisons": ("comparisons",),
     "reward_model": ("reward_model",),
     "pretrained.reward_model": ("reward_model",),
-    "pretrained.gold": ("comparisons", "rlhf"),
-    "pretrained.gold_chat_template": ("comparisons", "rlhf"),
-    "reward": ("rlhf",),
-    "reward_settings": ("rlhf",),
+    "pretrained.gold": ("comparisons", "prompt_values", "rlhf"),
+    "pretrained.gold_chat_template": ("comparisons", "prompt_values", "rlhf"),
+    "reward": ("prompt_values", "rlhf"),
+    "reward_settings": ("prompt_values", "rlhf"),
     "algorithm": ("rlhf",),
     "plan": ("rlhf",),
     "rlhf": ("rlhf",),
+    "rlhf.temperature": ("prompt_values", "rlhf"),
+    "rlhf.scoring.missing_eos_score": ("prompt_values", "rlhf"),
+    "rlhf.scoring.replace_missing_eos": ("prompt_values", "rlhf"),
+    "rlhf.scoring.overlong.buffer": ("prompt_values", "rlhf"),
+    "rlhf.scoring.overlong.factor": ("prompt_values", "rlhf"),
+    "rlhf.prompt_values.num_samples": ("prompt_values", "rlhf"),
+    "rlhf.prompt_values.prompts_per_batch": ("prompt_values", "rlhf"),
     "dpo": ("dpo",),
     "best_of_n": (),
     "best_of_n_prompts": (),

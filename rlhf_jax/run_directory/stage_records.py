@@ -1,7 +1,7 @@
 """Records of the settings that each stage was made with: written beside its checkpoints, compared
 whenever they are used.
 
-The record is `.made_with.json` in `checkpoints/<stage>/` (`comparisons/` for the comparisons), so
+The record is `.made_with.json` in `checkpoints/<stage>/` (in the folders of `OWN_FOLDERS`), so
 that it goes along where a stage is copied: {"config": keys that enter the stage's numbers,
 "digests": of places among them, "directory": where}.
 """
@@ -33,8 +33,11 @@ CONFIG = "config"
 FINISHED_BY = {
     "reward_model": ("reward_model.json",),
     "comparisons": ("comparisons/train.jsonl", "comparisons/heldout.jsonl"),
+    "prompt_values": ("prompt_values/ended.json",),
 }
-"""The files that a stage writes when it ends."""
+"""The files that a stage writes when it ends. The prompt values of a run that has grown go on."""
+OWN_FOLDERS = ("comparisons", "prompt_values")
+"""Stages without checkpoints: their files are in a folder of their name."""
 NUM_UPDATES = {
     "sft": "sft.num_updates",
     "reward_model": "reward_model.num_updates",
@@ -111,7 +114,7 @@ def folder(directory: Path, stage: str) -> Path:
       directory: of the run.
       stage: one of `keys.STAGES`.
     """
-    return directory / stage if stage == "comparisons" else directory / "checkpoints" / stage
+    return directory / stage if stage in OWN_FOLDERS else directory / "checkpoints" / stage
 
 
 def steps(directory: Path, stage: str) -> list[int]:
@@ -124,7 +127,7 @@ def steps(directory: Path, stage: str) -> list[int]:
     stage_folder = folder(directory, stage)
     return (
         sorted(ocp.utils.checkpoint_steps(stage_folder))
-        if stage != "comparisons" and stage_folder.exists()
+        if stage not in OWN_FOLDERS and stage_folder.exists()
         else []
     )
 
@@ -146,6 +149,8 @@ def begun(directory: Path, stage: str) -> bool:
       directory: of the run.
       stage: one of `keys.STAGES`.
     """
+    if stage == "prompt_values":
+        return any(folder(directory, stage).glob("*.npz"))
     return bool(steps(directory, stage)) or any(
         (directory / name).exists() for name in FINISHED_BY.get(stage, ())
     )

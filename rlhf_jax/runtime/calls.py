@@ -13,10 +13,12 @@ from jax.sharding import Mesh
 from rlhf_jax.clock import choice
 from rlhf_jax.dataflow import SCORES, Call
 from rlhf_jax.devices import distributed, sharding
+from rlhf_jax.devices.placement import put
 from rlhf_jax.micro_batches import map_micro_batches
 from rlhf_jax.ops.once import bound
 from rlhf_jax.ops.policy_gradient.learning_rate_scale import scale_of, with_row_share
 from rlhf_jax.ops.scalars import Scalars
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime.spec import ProgramSpec
 from rlhf_jax.types import Array, Batch, Metrics, Params, Samples, TrainState
 from rlhf_jax.updating import (
@@ -112,6 +114,42 @@ def params_shardings(spec: ProgramSpec, call: Call, params: Params) -> Params:
     if network is None:
         return jax.tree.map(lambda _: sharding.replicated(mesh), params)
     return sharding.params_shardings(network, params, mesh)
+
+
+class StoredScores:
+    """The stored scores that an algorithm needs, looked up for the samples of a round."""
+
+    def __init__(self, spec: ProgramSpec, mesh: Mesh):
+        """Puts the tables on a mesh.
+
+        Args:
+          spec: of the program; it may have shapes in the place of tables.
+          mesh: where the samples are.
+        """
+        self.tables = {
+            name: put(table, sharding.replicated(mesh)) for name, table in spec.stored.items()
+        }
+        self.rows = distributed.compiled(_stored_rows, out_shardings=sharding.rows(mesh))
+
+    def __call__(self, samples: Samples) -> dict[str, Array]:
+        """The scores of each sample's prompt, `[B, S]`, by their entry of `Scores.extra`; NaN for an
+        ordinal that has none.
+
+        Raises Refusal where the program has shapes in the place of tables.
+        """
+        found: dict[str, Array] = {}
+        for name, table in self.tables.items():
+            if isinstance(table, jax.ShapeDtypeStruct):
+                raise Refusal(
+                    f"the program has no {name}, only its shape; accepted: the stored scores of the "
+                    "stage 'prompt_values' (ProgramSpec.reference_scores)"
+                )
+            found[name] = self.rows(table, samples.ordinal_B)
+        return found
+
+
+def _stored_rows(stored_TS: Array, ordinal_B: Array) -> Array:
+    return stored_TS.at[ordinal_B].get(mode="fill", fill_value=jax.numpy.nan)
 
 
 def fresh_state(params: Params, *, optimizer: optax.GradientTransformation) -> TrainState:

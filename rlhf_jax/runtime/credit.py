@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlhf_jax import scoring
+from rlhf_jax.dataflow import STORED
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.ops.scalars import Scalars, at, scalars_of, scalars_of_function, with_values
 from rlhf_jax.refusal import ComponentError, RewardError, at_fault
@@ -116,23 +117,44 @@ def scores_of(
       spec: gives the reward's units and the missing-EOS rule.
       samples: of the round.
       raw: raw scores as `raw_scores` gives them.
-      outputs: by `dataflow.Score.output`. Those that `Scores` has no field for become its `extra`.
+      outputs: by `dataflow.Score.output`, and stored scores by `dataflow.STORED`. Those that
+        `Scores` has no field for become its `extra`.
 
     Raises AssertionError for an output whose shape differs from that of its name.
     """
-    reward, finished_B = spec.reward, samples.finished_B
-    if isinstance(raw, Mapping):
-        scores = scoring.make_summed_scores(raw, reward.units, finished_B, spec.scoring)
-    else:
-        scores = scoring.make_scores(raw, finished_B, reward.mean, reward.std, spec.scoring)
-    scores = scoring.with_overlong(scores, samples.mask_BC, finished_B, spec.scoring)
+    scores, finished_B = reward_scores(spec.reward, spec.scoring, samples, raw), samples.finished_B
     for output, array in outputs.items():
+        if output in STORED.values():
+            chex.assert_shape(array, (finished_B.shape[0], None), custom_message=output)
+            continue
         like = samples.tokens_BC if output.endswith("_BC") else finished_B
         chex.assert_equal_shape([array, like], custom_message=f"the score {output}")
     known = {field.name for field in dataclasses.fields(Scores)}  # type: ignore[arg-type]
     extra = {output: array for output, array in outputs.items() if output not in known}
     fields = {output: array for output, array in outputs.items() if output in known}
     return scores.replace(**fields, extra=extra)  # type: ignore[attr-defined]
+
+
+def reward_scores(
+    reward: Reward,
+    config: scoring.Config,
+    samples: Samples,
+    raw: Array | Mapping[str, Array],
+) -> Scores:
+    """Returns the scores of samples in the reward's units, without the outputs of other scores.
+
+    Args:
+      reward: gives the units.
+      config: of the rules for a completion without an EOS and for a long one.
+      samples: B rows.
+      raw: raw scores as `raw_scores` gives them.
+    """
+    finished_B = samples.finished_B
+    if isinstance(raw, Mapping):
+        scores = scoring.make_summed_scores(raw, reward.units, finished_B, config)
+    else:
+        scores = scoring.make_scores(raw, finished_B, reward.mean, reward.std, config)
+    return scoring.with_overlong(scores, samples.mask_BC, finished_B, config)
 
 
 def round_text(samples: Samples, oversample: int = 1) -> str:

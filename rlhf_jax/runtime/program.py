@@ -25,16 +25,7 @@ from rlhf_jax.runtime.spec import Critic as Critic
 from rlhf_jax.runtime.spec import ProgramSpec as ProgramSpec
 from rlhf_jax.runtime.spec import Published
 from rlhf_jax.runtime.spec import Reward as Reward
-from rlhf_jax.types import (
-    Array,
-    Batch,
-    Device,
-    Metrics,
-    Params,
-    Samples,
-    Scores,
-    States,
-)  # fmt: skip
+from rlhf_jax.types import Array, Batch, Device, Metrics, Params, Samples, Scores, States
 
 CREDIT, PUBLISH = "credit", "publish"
 
@@ -95,6 +86,7 @@ class Program:
             threading.RLock() if len(shared) > 1 else contextlib.nullcontext()
         )
         self._frozen = self._put_frozen()
+        self._stored_scores = calls.StoredScores(spec, self.trainer_mesh)
         self._credit_rows = partial(credit.rows, spec=spec, mesh=self.trainer_mesh)
         self._credit_scalars = credit.credit_scalars(spec)
         self._credit = distributed.compiled(self._credit_rows)
@@ -309,6 +301,7 @@ class Program:
             rows = sharding.rows(self.trainer_mesh)
             raw = jax.tree.map(lambda array: put(array, rows), raw)
             resharded = {SCORES[name].output: put(output, rows) for name, output in outputs.items()}
+            resharded |= self._stored_scores(samples)
             scores, batch = self._credit(samples, raw, resharded, self._credit_scalars)
             named = raw if isinstance(raw, dict) else {self.spec.reward.name: raw}
             faults = self._faults(named, scores, batch)

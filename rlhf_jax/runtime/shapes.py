@@ -86,6 +86,10 @@ class Shapes:
         outputs = {
             score.output: jax.ShapeDtypeStruct(sizes[score.shape], np.float32) for score in scores
         }
+        outputs |= {
+            name: jax.ShapeDtypeStruct((rows, stored.shape[1]), np.float32)
+            for name, stored in self.spec.stored.items()
+        }
         raw_B = jax.ShapeDtypeStruct((rows,), np.float32)
         terms = self.spec.reward.terms
         raw = {term.label: raw_B for term in terms} if terms else raw_B

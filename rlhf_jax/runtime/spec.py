@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from rlhf_jax.clock import Clock
-from rlhf_jax.dataflow import Call, calls_of
+from rlhf_jax.dataflow import STORED, Call, calls_of
 from rlhf_jax.devices import distributed
 from rlhf_jax.devices.placement import ResolvedPlan
 from rlhf_jax.models.api import Model
@@ -119,6 +121,9 @@ class ProgramSpec:
     texts: Callable[[Samples], list[tuple[str, str]]] | None = None
     # Roles of scores beside reference and reward.
     frozen: Mapping[str, FrozenRole] = field(default_factory=dict)
+    # Of an algorithm that needs `dataflow.STORED`: float32 [T, S], by the ordinals 0 ... T - 1 of
+    # the prompts. Its shape is enough to compile, and not to score.
+    reference_scores: np.ndarray | jax.ShapeDtypeStruct | None = None
     # The adapters of trained roles, whose params have them; none: all params are trained.
     lora: adapters.Config = field(default_factory=adapters.Config)
     # κ: `prompts` gives κP prompts of a round, of which P are kept; see `rlhf_jax/clock/live.py`
@@ -132,6 +137,22 @@ class ProgramSpec:
     def composes(self) -> bool:
         """True where a round is trained on chosen groups, and not on all that it sampled."""
         return self.clock.composes or self.oversample > 1
+
+    @property
+    def stored(self) -> dict[str, np.ndarray | jax.ShapeDtypeStruct]:
+        """The stored scores that the algorithm needs, by their entry of `Scores.extra`.
+
+        Raises:
+          Refusal: they are not given.
+        """
+        wanted = [output for need, output in STORED.items() if need in self.algorithm.needs]
+        if wanted and self.reference_scores is None:
+            raise Refusal(
+                f"{self.algorithm.name} needs stored scores of the reference policy's samples, and "
+                "none are given; accepted: those of the stage 'prompt_values' "
+                "(--config.job=prompt_values)"
+            )
+        return dict.fromkeys(wanted, self.reference_scores)  # type: ignore[arg-type]
 
     @property
     def calls(self) -> tuple[Call, ...]:

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import FrameType
 
+from jax.sharding import Mesh
+
 from rlhf_jax.devices import distributed
 from rlhf_jax.runtime import activity
 from rlhf_jax.runtime.activity import State
@@ -66,6 +68,16 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
     finally:
         for number in handled:
             signal.signal(number, before[number])
+
+
+def any_asked(home: Mesh, asked: Callable[[], bool]) -> bool:
+    """True where one of the processes was asked to stop; collective.
+
+    Args:
+      home: devices that carry the message, which no sampler uses.
+      asked: as `asked_to_stop` yields it, of this process.
+    """
+    return any(distributed.all_gather(asked(), home))
 
 
 def allow_exit() -> None:

@@ -1,12 +1,13 @@
-"""The chain: sft, comparisons, reward_model, rlhf, best-of-n beside it, report; a stage whose
-artefact is there is skipped.
+"""The chain: sft, comparisons, reward_model, prompt_values where the algorithm needs them, rlhf,
+best-of-n beside it, report; a stage whose artefact is there is skipped.
 """
 
+from rlhf_jax.algorithms.api import REFERENCE_SCORES
 from rlhf_jax.devices import distributed
 from rlhf_jax.report.html import write_report
 from rlhf_jax.runtime.program import Reward
 from rlhf_jax.stages import comparisons as comparisons_stage
-from rlhf_jax.stages import evaluate, reward_model, rlhf, sft
+from rlhf_jax.stages import evaluate, prompt_values, reward_model, rlhf, sft
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.types import Algorithm, Params
@@ -30,6 +31,8 @@ def before_rlhf(workspace: Workspace, stages: Stages) -> tuple[Params, Reward]:
 def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:
     """`--config.job=pipeline`: runs what has not run yet, and writes the report."""
     sft_params, reward = before_rlhf(workspace, stages)
+    if REFERENCE_SCORES in algorithm.needs:
+        prompt_values.run(workspace, stages, sft_params, reward)
     rlhf.run(workspace, stages, algorithm, reward, sft_params)
     evaluate.best_of_n(workspace, stages, sft_params, reward)
     workspace.metrics.close()

@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator, Mapping
 from functools import partial
 
 import numpy as np
-from jax.sharding import Mesh
 
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.devices.mesh import sampler_slices
@@ -22,7 +21,6 @@ from rlhf_jax.records.saved_rounds import FOLDER, SavedRounds
 from rlhf_jax.rewards import learned
 from rlhf_jax.rewards.api import LEARNED
 from rlhf_jax.rewards.common import host_rewards
-from rlhf_jax.rewards.common.host_rewards import HostJudge
 from rlhf_jax.rewards.common.terms import is_plain, parse
 from rlhf_jax.run_directory import lock, stage_records
 from rlhf_jax.runtime import activity, asynchronous, credit, stopping, synchronous
@@ -32,10 +30,10 @@ from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.checks import signal
 from rlhf_jax.stages.common import kept_answers, resuming
 from rlhf_jax.stages.common.evaluator import Evaluator, learned_scores
-from rlhf_jax.stages.common.kept_answers import KeptJudge
 from rlhf_jax.stages.common.recorder import Recorder
 from rlhf_jax.stages.inflight import loops
 from rlhf_jax.stages.lora import base
+from rlhf_jax.stages.prompt_scores import stored
 from rlhf_jax.stages.settings.rlhf import Config, check, places, sampling
 from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.types import Algorithm, Params, Prompts, Samples, States
@@ -59,8 +57,11 @@ def make_program(
       reward: of the samples.
       reference_params: of the SFT policy.
       plan: placements of calls, see `devices/placement.py`; "": all on the mesh of the run.
+
+    Raises as `stored.with_scores`.
     """
     spec = make_spec(workspace, config, algorithm, reward, reference_params, plan)
+    spec = stored.with_scores(spec, workspace, config)
     return loops.make_program(config, spec, reference_params)
 
 
@@ -117,6 +118,7 @@ def make_spec(
         learning_rate_scale=config.learning_rate_scale,
         gradient_cosine=config.gradient_cosine,
         oversample=config.oversample,
+        reference_scores=stored.shape(config),  # `make_program` reads the scores
         texts=lambda samples: list(
             zip(stream.texts_of(samples), workspace.completions(samples), strict=True)
         ),
@@ -149,7 +151,7 @@ def make_reward(workspace: Workspace, stages: Stages) -> Reward:
     )
 
 
-def make_judges(workspace: Workspace, stages: Stages) -> dict[str, HostJudge]:
+def make_judges(workspace: Workspace, stages: Stages) -> dict[str, host_rewards.HostJudge]:
     """The rewards on text, by label.
 
     Raises Refusal for one that the task cannot have, and RewardError for what its own code raises.
@@ -162,7 +164,7 @@ def make_judges(workspace: Workspace, stages: Stages) -> dict[str, HostJudge]:
 
 
 def host_scores(
-    workspace: Workspace, judges: Mapping[str, HostJudge | KeptJudge]
+    workspace: Workspace, judges: Mapping[str, host_rewards.HostJudge | kept_answers.KeptJudge]
 ) -> Callable[[Samples], dict[str, np.ndarray]]:
     """The scores of rewards on text, float32 `[B]` by label: texts are decoded once for all of
     them.
@@ -183,7 +185,7 @@ def host_scores(
         for label, judge in judges.items():
             with activity.at_work(f"the reward {judge.name}"):
                 found[label] = judge(prompts, completions, finished_B.tolist(), records, when)
-                if isinstance(judge, KeptJudge):
+                if isinstance(judge, kept_answers.KeptJudge):
                     found[label] = distributed.from_first(found[label], samples.ordinal_B)
         return found
 
@@ -302,7 +304,9 @@ def run(
                 first_policy=first,
             )
             monitor = synchronous.LoopMonitor(
-                recorder.timeline, partial(any_asked, program.trainer_mesh, asked), say=bar.say
+                recorder.timeline,
+                partial(stopping.any_asked, program.trainer_mesh, asked),
+                say=bar.say,
             )
             loop = make_loop(workspace, config, program, states, resume_point, files, monitor)
             try:
@@ -356,13 +360,6 @@ def make_loop(
         return synchronous.run(program, states, first_round, pending, monitor)
     limits = config.deadline_seconds, config.device_call_seconds
     return asynchronous.run(program, states, first_round, pending, monitor, *limits)
-
-
-def any_asked(home: Mesh, asked: Callable[[], bool]) -> bool:
-    """True where one of the processes was asked to stop, agreed over devices that no sampler uses;
-    collective.
-    """
-    return any(distributed.all_gather(asked(), home))
 
 
 def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:

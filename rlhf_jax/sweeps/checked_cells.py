@@ -75,7 +75,7 @@ def _cells(setting: Setting, config: ConfigDict, seeds: Sequence[int]) -> list[C
     """The cells of a setting. Its config is checked once, with the first seed."""
     config.seed = seeds[0]
     try:
-        values, (workspace, stages, _), _ = build.checked(config)
+        values, (workspace, stages, algorithm), _ = build.checked(config)
     except Refusal as error:
         if not setting:
             raise
@@ -83,7 +83,7 @@ def _cells(setting: Setting, config: ConfigDict, seeds: Sequence[int]) -> list[C
         raise Refusal(*(f"{where}: {message}" for message in error.messages)) from error
     facts = workspace.facts
     assert facts is not None
-    needed = shared_stages.needed(values, stages)
+    needed = shared_stages.needed(values, stages, algorithm)
     given = {
         key: value for key, value in flatten(config.to_dict()).items() if key not in NOT_A_NUMBER
     }

@@ -22,7 +22,11 @@ from rlhf_jax.sweeps.tasks import Conductor, Process, State, Task, code_of
 
 CELLS, LOGS, COMPARISON = "cells", "logs", "comparison.html"
 LOG = "log.txt"  # of a shared stage
-TITLES = {shared_stages.SFT: "SFT", shared_stages.REWARD_MODEL: "reward model"}
+TITLES = {
+    shared_stages.SFT: "SFT",
+    shared_stages.REWARD_MODEL: "reward model",
+    shared_stages.PROMPT_VALUES: "prompt values",
+}
 
 
 @dataclass(frozen=True)

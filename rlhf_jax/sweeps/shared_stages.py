@@ -1,7 +1,9 @@
-"""The store of stages that cells share: a directory for each SFT policy and each reward model.
+"""The store of stages that cells share: a directory for each SFT policy, each reward model and each
+pass of prompt values.
 
     runs/stages/sft-<digest>             a run with job=sft
     runs/stages/reward_model-<digest>    a run with job=reward_model, begun from the SFT policy
+    runs/stages/prompt_values-<digest>   a run with job=prompt_values, begun from the one before
 
 A digest is of the resolved keys that enter the numbers of the stage, of the data and folders that
 it reads, and of the code. Cells that agree on them begin from the same directory (`begin`), in this
@@ -12,18 +14,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.algorithms.api import REFERENCE_SCORES
 from rlhf_jax.run_directory import digests, keys
 from rlhf_jax.run_directory.keys import Class
 from rlhf_jax.run_directory.stage_records import CODE, CONFIG, OWN_CODE, Facts
 from rlhf_jax.stages.settings.stages import Stages
+from rlhf_jax.types import Algorithm
 
-SFT, REWARD_MODEL = "sft", "reward_model"
+SFT, REWARD_MODEL, PROMPT_VALUES = "sft", "reward_model", "prompt_values"
+NUM_PROMPTS = ("rlhf.total_prompts", "rlhf.oversample")
+"""Keys that say how many prompts need values, and enter none of them."""
 JOBS = ("pipeline", "rlhf", "dpo")
 """Jobs that take an SFT policy, and perhaps a reward model, from a run that they begin from."""
 ENTERING = (Class.NUMBERS, Class.EXTENDING, Class.COMPUTED, Class.ROUNDING)
 
 
-def needed(values: Mapping[str, Any], stages: Stages) -> tuple[str, ...]:
+def needed(values: Mapping[str, Any], stages: Stages, algorithm: Algorithm) -> tuple[str, ...]:
     """The stages that a run can take from the store, in the order in which they run.
 
     None for a run that begins from another one, or whose job trains no policy from an SFT policy.
@@ -31,12 +37,14 @@ def needed(values: Mapping[str, Any], stages: Stages) -> tuple[str, ...]:
     Args:
       values: of the run's config.
       stages: its settings.
+      algorithm: that it trains by.
     """
     if values["begin"] or values["job"] not in JOBS:
         return ()
     wanted = (
         (SFT, not values["pretrained"]["sft"]),
         (REWARD_MODEL, stages.learned and values["job"] != "dpo"),
+        (PROMPT_VALUES, REFERENCE_SCORES in algorithm.needs and values["job"] != "dpo"),
     )
     return tuple(stage for stage, is_needed in wanted if is_needed)
 
@@ -49,12 +57,13 @@ def digest(facts: Facts, stage: str) -> str:
 
     Args:
       facts: of a run.
-      stage: `SFT` or `REWARD_MODEL`.
+      stage: of the store.
     """
+    more = NUM_PROMPTS if stage == PROMPT_VALUES else ()
     config = {
         key: value
         for key, value in facts.values.items()
-        if keys.class_of(key) in ENTERING and keys.enters(key, stage)
+        if keys.class_of(key) in ENTERING and (key in more or keys.enters(key, stage))
     }
     contents = {
         name: found for name, found in facts.digests.items() if _content_enters(name, stage)
@@ -73,7 +82,7 @@ def directory(store: Path, stage: str, digest_of_stage: str) -> Path:
 
     Args:
       store: of all stages.
-      stage: `SFT` or `REWARD_MODEL`.
+      stage: of the store.
       digest_of_stage: see `digest`.
     """
     return store / f"{stage}-{digest_of_stage}"

@@ -75,6 +75,18 @@ def random_scores(algorithm: Algorithm, samples: Samples, seed: int) -> Scores:
                 np.where(mask_BC, draw.normal(size=mask_BC.shape), 0), jnp.float32
             )
         },
+        "reference_scores": {
+            "extra": {
+                "reference_score_BS": jnp.repeat(
+                    jnp.array(
+                        draw.uniform(0.1, 1, (mask_BC.shape[0] // samples.samples_per_prompt, 5)),
+                        jnp.float32,
+                    ),
+                    samples.samples_per_prompt,
+                    axis=0,
+                )
+            }
+        },
         "gradient_energy": {
             "extra": {
                 "gradient_energy_BC": jnp.array(

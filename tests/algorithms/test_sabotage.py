@@ -20,7 +20,7 @@ PAIRS, GROUPS = online_dpo(Config()), leave_one_out()
 GRPO, PPO, COPG = (
     algorithm_of(name, lessons.WITHOUT_KL[0]) for name in ("grpo", "ppo", "copg")
 )  # KL weight 0
-PMD = algorithm_of("pmd")
+PMD, A2PO = algorithm_of("pmd"), algorithm_of("a2po")
 
 
 def with_credit(algorithm: Algorithm, change) -> Algorithm:
@@ -74,6 +74,11 @@ def multiplied_mask(loss, outputs, batch):
     mask_RC = batch.mask_RC.astype(jnp.float32)
     margin_U = _margin(jnp.sum((outputs.logprob_RC - batch.reference_logprob_RC) * mask_RC, axis=1))
     return jnp.sum(dpo(margin_U, 0.1) * batch.weight_R[::2]), loss(outputs, batch)[1]
+
+
+def values_of_other_prompts(batch, samples, scores):
+    first_C = batch.advantage_RC[:1] - scores.score_B[0]
+    return replace(batch, advantage_RC=(scores.score_B[:, None] + first_C) * batch.mask_RC)
 
 
 def _margin(sum_R):
@@ -266,6 +271,9 @@ CASES = [
     (with_loss(COPG, contrast_of_the_whole_minibatch), checks.micro_batches_add_up),
     (with_loss(PMD, wrong_sign), lessons.a_better_score_raises_its_log_probability),
     (with_loss(PMD, wrong_sign), lessons.lifts_the_toy_reward),
+    (with_loss(A2PO, wrong_sign), lessons.lifts_the_toy_reward),
+    (with_loss(A2PO, no_mask), checks.garbage_under_the_mask_changes_nothing),
+    (with_credit(A2PO, values_of_other_prompts), checks.prompts_may_be_permuted),
     (with_loss(PMD, off_by_one), lessons.every_token_is_trained),
     (with_loss(PMD, eos_outside_the_loss), lessons.every_token_is_trained),
     (with_loss(PMD, no_mask), checks.garbage_under_the_mask_changes_nothing),

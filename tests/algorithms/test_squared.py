@@ -1,4 +1,4 @@
-"""OAPL and PMD: published numbers of seven tokens, identities between the losses of squares, and
+"""OAPL, PMD and A*-PO: published numbers of seven tokens, identities between the losses of squares, and
 soft values where exponentials underflow.
 """
 
@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.algorithms import copg, oapl, pmd
+from rlhf_jax.algorithms import a2po, copg, oapl, pmd
+from rlhf_jax.algorithms.common.numbers import with_arguments
+from rlhf_jax.config import fill
 from rlhf_jax.ops.policy_gradient.soft_values import leave_one_out_soft_value, soft_value
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Algorithm, Outputs, Samples, Scores
+from rlhf_jax.updating import denominator
 from tests.ops.policy_gradient import case
 
 from . import naive
@@ -78,6 +81,73 @@ def test_published_numbers(algorithm, loss, gradients):
     value, found = row_gradients(algorithm, *seven_tokens())
     np.testing.assert_allclose(value / 2, loss, atol=6e-7)
     np.testing.assert_allclose(found / 2, gradients, atol=6e-7)
+
+
+WON_TWO = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
+"""Eight stored scores whose V* at β₁ = 0.5 is ½ log((2 e² + 6) / 8) = 0.477229."""
+
+
+def with_stored(scores: Scores, *stored_PS) -> Scores:
+    """The scores with the stored ones of each prompt, at every one of its samples."""
+    stored_BS = np.repeat(np.array(stored_PS), len(scores.score_B) // len(stored_PS), axis=0)
+    return replace(scores, extra={"reference_score_BS": jnp.array(stored_BS)})
+
+
+def test_published_numbers_of_a2po():
+    """TRL 1.16 and the authors' code have this loss, with sums of the log ratio to the reference of
+    0.598104 and 0.249461. β₁ and β₂ are arguments of the programs, as in a run.
+    """
+    config = a2po.Config(temperature=0.5)
+    algorithm = with_arguments(a2po.a2po(config), "a2po", config)
+    samples, scores, outputs = seven_tokens()
+    scores = with_stored(scores, WON_TWO)
+    value, found = row_gradients(algorithm, samples, scores, outputs)
+    np.testing.assert_allclose(value / 2, 0.206203, atol=6e-7)
+    np.testing.assert_allclose(found / 2, (-0.111859, 0.300980), atol=6e-7)
+    batch = algorithm.credit(samples, scores)
+    np.testing.assert_allclose(batch.figures["prompt_value"], 0.477229, atol=6e-7)
+    _, metrics = algorithm.losses["policy"](outputs, batch)
+    np.testing.assert_allclose(metrics["log_ratio"].value(), (0.598104 + 0.249461) / 2, atol=6e-7)
+
+
+def test_another_temperature_of_the_value_needs_no_other_scores():
+    """V* of the stored scores 1 and 0 lies between their mean, at β₁ → ∞, and the larger, at β₁ → 0."""
+    samples, scores, _ = seven_tokens()
+    for beta, wanted in ((1e6, 0.5), (1.0, 0.620115), (1e-4, 1.0)):
+        batch = a2po.a2po(a2po.Config(baseline_temperature=beta)).credit(
+            samples, with_stored(scores, (1.0, 0.0))
+        )
+        np.testing.assert_allclose(batch.figures["prompt_value"], wanted, atol=1e-4)
+        np.testing.assert_allclose(batch.advantage_RC[:, 0], SCORES - wanted, atol=1e-4)
+
+
+def test_prompts_that_fail_are_left_out_or_kept():
+    """Of two prompts the first has stored scores of 0 alone: left out, it is in neither the loss nor
+    the denominator nor the metrics; kept, its gradient is that of V* = 0. One sample of each prompt is
+    enough.
+    """
+    samples, scores, outputs = seven_tokens()
+    samples = replace(samples, samples_per_prompt=1, ordinal_B=jnp.arange(2))
+    scores = with_stored(scores, (0.0, 0.0), (1.0, 0.0))
+    found = {}
+    for choice in ("leave_out", "keep"):
+        algorithm = a2po.a2po(a2po.Config(failed_prompts=choice))
+        batch = algorithm.credit(samples, scores)
+        np.testing.assert_array_equal(batch.figures["failed_prompt_share"], [1, 0])
+        _, found[choice] = row_gradients(algorithm, samples, scores, outputs)
+        _, metrics = algorithm.losses["policy"](outputs, batch)
+        num_rows = denominator(batch.mask_RC, "sequence", batch.counted_R)
+        assert num_rows == metrics["residual"].count == (1 if choice == "leave_out" else 2)
+    assert found["leave_out"][0] == 0
+    assert found["keep"][0] != 0
+    assert found["leave_out"][1] == found["keep"][1] != 0
+    lenient = a2po.a2po(a2po.Config(fail_score=-0.5)).credit(samples, scores)
+    np.testing.assert_array_equal(lenient.counted_R, [1, 1])
+    unlike = a2po.a2po(a2po.Config()).credit(
+        samples, with_stored(scores, (-3.0, -2.0), (-1.0, -1.0))
+    )
+    np.testing.assert_array_equal(unlike.counted_R, [1, 0])  # scores that differ are no failure
+    assert not unlike.advantage_RC[1].any()  # counted in `idle_row_share`
 
 
 def test_soft_values():
@@ -191,3 +261,10 @@ def test_wrong_settings_are_refused():
         oapl.oapl(oapl.Config(base="proximal"))  # pyright: ignore[reportArgumentType]
     with pytest.raises(Refusal, match=r"oapl\.length is 'row'; accepted: none, tokens, constant"):
         oapl.oapl(oapl.Config(length="row"))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(Refusal, match=r"a2po\.failed_prompts is 'drop'; accepted: keep, leave_out"):
+        a2po.a2po(a2po.Config(failed_prompts="drop"))  # pyright: ignore[reportArgumentType]
+    for beta in (0.0, -1.0):  # V* is no soft value there
+        with pytest.raises(
+            Refusal, match=rf"a2po\.baseline_temperature is {beta}; accepted: above 0"
+        ):
+            fill(a2po.Config, {"baseline_temperature": beta}, "a2po")

@@ -77,6 +77,7 @@ def lift(algorithm: Algorithm, seed: int = 0) -> tuple[float, float]:
     """Expected reward before and after training; critics, where there are any, are tables too."""
     start = {"policy": jnp.zeros((LENGTH, WORDS)), "critic": jnp.zeros(LENGTH)}
     optimizer = optax.adam(0.05)
+    stored_PS = judge(draw(start["policy"], jax.random.key(seed + 2))).reshape(PROMPTS, SAMPLES)
 
     def outputs_of(tables, batch: Batch) -> Outputs:
         logprob_RC, entropy_RC = table_logprobs(tables["policy"], batch.tokens_RC)
@@ -105,6 +106,8 @@ def lift(algorithm: Algorithm, seed: int = 0) -> tuple[float, float]:
         extra = {}
         if "gradient_energy" in algorithm.needs:
             extra = {"gradient_energy_BC": energies(tables["policy"], samples.tokens_BC)}
+        if "reference_scores" in algorithm.needs:
+            extra = {"reference_score_BS": jnp.repeat(stored_PS, SAMPLES, axis=0)}
         scores = replace(Scores(judged_B, judged_B, judged_B, extra=extra), **needed)
         batch = algorithm.credit(samples, scores)
         step, moments = optimizer.update(jax.grad(loss)(tables, batch), moments)

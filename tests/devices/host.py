@@ -86,7 +86,7 @@ def slices(directory):
     all, and a plan.
     """
     from rlhf_jax.runtime import asynchronous, synchronous
-    from rlhf_jax.stages.rlhf import any_asked
+    from rlhf_jax.runtime.stopping import any_asked
     from tests.runtime import rounds
 
     apart = program_of((1, 1, 1), 1)

@@ -58,11 +58,13 @@ def test_classes(key, kind):
 
 
 ENTERED = [
-    ("seed", ["sft", "comparisons", "reward_model", "rlhf", "dpo"]),
-    ("sft.num_updates", ["sft", "comparisons", "reward_model", "rlhf", "dpo"]),
-    ("comparisons.num_train", ["comparisons", "reward_model", "rlhf", "dpo"]),
-    ("pretrained.gold", ["comparisons", "reward_model", "rlhf", "dpo"]),
-    ("reward_model.standardize", ["reward_model", "rlhf"]),
+    ("seed", ["sft", "comparisons", "reward_model", "prompt_values", "rlhf", "dpo"]),
+    ("sft.num_updates", ["sft", "comparisons", "reward_model", "prompt_values", "rlhf", "dpo"]),
+    ("comparisons.num_train", ["comparisons", "reward_model", "prompt_values", "rlhf", "dpo"]),
+    ("pretrained.gold", ["comparisons", "reward_model", "prompt_values", "rlhf", "dpo"]),
+    ("reward_model.standardize", ["reward_model", "prompt_values", "rlhf"]),
+    ("rlhf.temperature", ["prompt_values", "rlhf"]),
+    ("reward_settings.label.key", ["prompt_values", "rlhf"]),
     ("algorithm.beta", ["rlhf"]),
     ("rlhf.lag", ["rlhf"]),
     ("dpo.beta", ["dpo"]),

@@ -52,6 +52,9 @@ def make_spec(mesh: jax.sharding.Mesh) -> ProgramSpec:
         prompts=lambda r: tiny.make_prompts(PROMPTS, seed=r, first_ordinal=r * PROMPTS),
         key=jax.random.key(SEED),
         seed=SEED,
+        reference_scores=np.random.default_rng(SEED)
+        .integers(0, 2, (NUM_ROUNDS * PROMPTS, 3))
+        .astype(np.float32),
         eos_id=tiny.EOS,
         pad_id=tiny.PAD,
     )

@@ -62,6 +62,23 @@ def test_a_run_takes_no_stage_that_it_does_not_need(check):
     assert check(fixed=("--config.job=sft",))[0].shared == {}
 
 
+def test_prompt_values_are_shared_where_an_algorithm_needs_them(check):
+    """Another β or lag shares them; another temperature or number of prompts does not, and shares
+    the stages before.
+    """
+    fixed = ("--config.algorithm.name=a2po",)
+    for text, count in (
+        ("algorithm.baseline_temperature=0.5,1.0", 1),
+        (f"{LAG}=0,2", 1),
+        ("rlhf.temperature=0.5,1.0", 2),
+        ("rlhf.total_prompts=32,64", 2),
+    ):
+        cells = check(text, fixed=fixed)
+        assert list(cells[0].shared) == ["sft", "reward_model", "prompt_values"]
+        assert len({cell.shared["prompt_values"] for cell in cells}) == count
+        assert len({cell.shared["reward_model"] for cell in cells}) == 1
+
+
 def test_other_code_of_a_task_makes_other_stages_and_that_of_a_reward_none(check, monkeypatch):
     (before,) = check()
     own_code = checked_cells.build.checked.__globals__["stored_config"].own_code

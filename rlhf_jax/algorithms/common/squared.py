@@ -18,9 +18,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 
-from rlhf_jax.algorithms.api import drift_metrics, flat_groups, grouped_scores, make_batch
+from rlhf_jax.algorithms.api import (
+    REFERENCE_SCORES,
+    STORED_SCORE,
+    drift_metrics,
+    flat_groups,
+    grouped_scores,
+    make_batch,
+)
 from rlhf_jax.algorithms.common.shapes import check_shapes
 from rlhf_jax.ops import advantages
 from rlhf_jax.ops.masked import masked_count, masked_sum, select
@@ -31,6 +39,7 @@ from rlhf_jax.types import Algorithm, Array, Batch, Mean, Metrics, Outputs, Samp
 Base = Literal["behavior", "reference"]
 Baseline = Literal["soft_value", "leave_one_out", "leave_one_out_soft_value"]
 Length = Literal["none", "tokens", "constant"]
+Failed = Literal["keep", "leave_out"]
 BASELINES: dict[str, Callable[[Array, float], Array]] = {
     "soft_value": lambda score_PG, beta: score_PG - soft_value(score_PG, beta),
     "leave_one_out": lambda score_PG, beta: advantages.leave_one_out(score_PG),
@@ -43,7 +52,22 @@ ACCEPTED = {
     "base": ("behavior", "reference"),
     "baseline": tuple(BASELINES),
     "length": ("none", "tokens", "constant"),
+    "failed_prompts": ("keep", "leave_out"),
 }
+
+
+@dataclass(frozen=True)
+class Given:
+    """A baseline from stored scores of the reference policy's samples: their soft value.
+
+    Attributes:
+      failed: of prompts whose stored samples all fail: kept, or without gradient and place in the
+        denominator.
+      fail_score: all have failed where they have one score and it is at most this.
+    """
+
+    failed: Failed
+    fail_score: float
 
 
 @dataclass(frozen=True)
@@ -52,7 +76,8 @@ class Square:
 
     Attributes:
       base: b.
-      baseline: what a score is measured against, to give A.
+      baseline: what a score is measured against, to give A: from the group's own scores, or from
+        stored ones.
       baseline_temperature: β of a soft value, in the unit of the score.
       temperature: τ, in the unit of the score.
       length: n is 1, a completion's tokens, or the completion positions.
@@ -60,7 +85,7 @@ class Square:
     """
 
     base: Base
-    baseline: Baseline
+    baseline: Baseline | Given
     baseline_temperature: float
     temperature: float
     length: Length
@@ -76,19 +101,42 @@ def squared(name: str, square: Square) -> Algorithm:
 
     Raises Refusal for a base, baseline or length that there is not.
     """
-    for field, accepted in ACCEPTED.items():
-        value = getattr(square, field)
-        if value not in accepted:
-            raise Refusal(f"{name}.{field} is {value!r}; accepted: {', '.join(accepted)}")
+    given = square.baseline if isinstance(square.baseline, Given) else None
+    chosen = {"base": square.base, "baseline": square.baseline, "length": square.length}
+    if given is not None:
+        chosen["baseline"], chosen["failed_prompts"] = "soft_value", given.failed
+    for field, value in chosen.items():
+        if value not in ACCEPTED[field]:
+            raise Refusal(f"{name}.{field} is {value!r}; accepted: {', '.join(ACCEPTED[field])}")
+    min_samples_per_prompt = 2 if given is None else 1
 
     def credit(samples: Samples, scores: Scores) -> Batch:
-        score_PG = grouped_scores(samples, scores, 2, name)
-        advantage_PG = BASELINES[square.baseline](score_PG, square.baseline_temperature)
+        score_PG = grouped_scores(samples, scores, min_samples_per_prompt, name)
+        fields: dict[str, Array] = {}
+        if isinstance(square.baseline, Given):
+            stored_PS = stored_scores(samples, scores)
+            value_P1 = soft_value(stored_PS, square.baseline_temperature)
+            advantage_PG = score_PG - value_P1
+            best_P = jnp.max(stored_PS, axis=1)
+            has_failed_P = best_P <= square.baseline.fail_score
+            has_failed_P &= best_P == jnp.min(stored_PS, axis=1)
+            has_failed_R = jnp.repeat(has_failed_P.astype(jnp.float32), score_PG.shape[1])
+            figures = {
+                "prompt_value": jnp.repeat(value_P1[:, 0], score_PG.shape[1]),
+                "failed_prompt_share": has_failed_R,
+            }
+            if square.baseline.failed == "leave_out":
+                fields = {"counted_R": 1.0 - has_failed_R}
+                advantage_PG = select(advantage_PG, ~has_failed_P[:, None])
+        else:
+            advantage_PG = BASELINES[square.baseline](score_PG, square.baseline_temperature)
+            figures = {"flat_group_share": flat_groups(score_PG)}
         return make_batch(
             samples,
             scores,
             advantage_RC=select(advantage_PG.reshape(-1, 1), samples.mask_BC),
-            figures={"flat_group_share": flat_groups(score_PG)},
+            figures=figures,
+            **fields,
         )
 
     def loss(outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
@@ -99,25 +147,42 @@ def squared(name: str, square: Square) -> Algorithm:
         loss_R = jnp.square(residual_R) / _lengths(batch, square.length)
         if square.scale == "unit":
             loss_R /= 2 * square.temperature
-        num_rows = jnp.float32(log_ratio_R.size)
-        metrics = {
-            "residual": Mean(jnp.sum(jnp.abs(residual_R)), num_rows),
-            "log_ratio": Mean(jnp.sum(log_ratio_R), num_rows),
-            "advantage_magnitude": Mean(jnp.sum(jnp.abs(batch.advantage_RC[:, 0])), num_rows),
+        measured = {
+            "residual": jnp.abs(residual_R),
+            "log_ratio": log_ratio_R,
+            "advantage_magnitude": jnp.abs(batch.advantage_RC[:, 0]),
         }
+        num_rows = jnp.float32(log_ratio_R.size)
+        if batch.counted_R is not None:  # the update leaves such rows out of the denominator alone
+            loss_R = select(loss_R, batch.counted_R > 0)
+            measured = {name: select(of_R, batch.counted_R > 0) for name, of_R in measured.items()}
+            num_rows = jnp.sum(batch.counted_R, dtype=jnp.float32)
+        metrics = {name: Mean(jnp.sum(of_R), num_rows) for name, of_R in measured.items()}
         return jnp.sum(loss_R), {**metrics, **drift_metrics(outputs, batch)}
 
+    needs = {"reference": square.base == "reference", REFERENCE_SCORES: given is not None}
     return check_shapes(
         Algorithm(
             name=name,
-            needs=frozenset({"reference"} if square.base == "reference" else ()),
+            needs=frozenset(need for need, is_needed in needs.items() if is_needed),
             unit=1,
             aggregation="sequence",
             credit=credit,
             losses={"policy": loss},
-            min_samples_per_prompt=2,
+            min_samples_per_prompt=min_samples_per_prompt,
         )
     )
+
+
+def stored_scores(samples: Samples, scores: Scores) -> Array:
+    """The stored scores of each prompt, `[P, S]`, without gradient.
+
+    Args:
+      samples: B rows.
+      scores: of the samples; every row of a prompt has the prompt's stored scores.
+    """
+    stored_BS = scores.extra[STORED_SCORE]
+    return jax.lax.stop_gradient(stored_BS[:: samples.samples_per_prompt])
 
 
 def completion_log_ratio(outputs: Outputs, batch: Batch, base: Base) -> Array:

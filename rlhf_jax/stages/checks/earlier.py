@@ -26,7 +26,10 @@ def check(job: str, workspace: Workspace, stages: Stages, used: Set[str]) -> Non
     """
     directory = workspace.directory
     policy_elsewhere = workspace.pretrained.sft or workspace.begin is not None
-    if job in ("comparisons", "reward_model", "rlhf", "evaluate") and not policy_elsewhere:
+    if (
+        job in ("comparisons", "reward_model", "prompt_values", "rlhf", "evaluate")
+        and not policy_elsewhere
+    ):
         complete_steps(stage_records.folder(directory, "sft"))
         stage_records.check_finished(directory, "sft")
     policy = stage_records.policy_stage(directory)
@@ -43,7 +46,7 @@ def check(job: str, workspace: Workspace, stages: Stages, used: Set[str]) -> Non
                 f"{stage!r} or of {another!r}; accepted: another --config.directory, with "
                 f"--config.begin={directory} to take its SFT policy"
             )
-    if job not in ("rlhf", "evaluate") or not stages.learned or policy == "dpo":
+    if job not in ("prompt_values", "rlhf", "evaluate") or not stages.learned or policy == "dpo":
         return
     owner = reward_unit.owner(workspace)
     if not (path := reward_unit.standard_path(owner)).exists():

@@ -8,6 +8,7 @@ compiled or written.
                    their model, or the reward is no model; the job dpo has them in any case
     reward_model   the reward model, or pretrained.reward_model's unit
     dpo            offline DPO on the comparisons, and its evaluations
+    prompt_values  scores of the SFT policy's samples, where the algorithm of the RLHF stage needs them
     rlhf           rounds of RLHF, and their evaluations
     best_of_n      best-of-n beside it
     evaluate       evaluations of saved policies
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from rlhf_jax.algorithms.api import REFERENCE_SCORES
 from rlhf_jax.config import Problems
 from rlhf_jax.devices.mesh import check_rows
 from rlhf_jax.refusal import Refusal
@@ -32,6 +34,7 @@ STAGES_OF_JOB = {
     "sft": {"sft"},
     "comparisons": {"comparisons"},
     "reward_model": {"comparisons", "reward_model"},
+    "prompt_values": {"prompt_values"},
     "rlhf": {"rlhf"},
     "dpo": {"sft", "comparisons", "dpo"},
     "evaluate": {"evaluate"},
@@ -103,6 +106,10 @@ def check_settings(
             rlhf.check(stages.rlhf, algorithm, mesh, stages.plan)
         with problems.caught():
             signal.check_reward(stages.rlhf.signal, stages.reward)
+    if "prompt_values" in used or ("rlhf" in used and REFERENCE_SCORES in algorithm.needs):
+        with problems.caught():
+            size = stages.rlhf.prompt_values.prompts_per_batch
+            check_rows("rlhf.prompt_values.prompts_per_batch", size, mesh)
     if pretrained.gold and used & (EVALUATED | {"comparisons"}):
         with problems.caught():
             check_rows("pretrained.gold_rows_per_batch", pretrained.gold_rows_per_batch, mesh)

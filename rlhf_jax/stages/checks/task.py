@@ -82,7 +82,7 @@ class Check:
 
     def judges(self) -> None:
         """Raises Refusal where somebody has to judge and nobody can."""
-        if "rlhf" not in self.used:
+        if not self.used & {"prompt_values", "rlhf"}:
             return
         if "gold" in [term.name for term in parse(self.stages.reward)] and not self.task.has_gold:
             raise Refusal(
@@ -98,7 +98,7 @@ class Check:
 
     def overlong(self) -> None:
         """Raises Refusal as `scoring.check_overlong`."""
-        if "rlhf" in self.used:
+        if self.used & {"prompt_values", "rlhf"}:
             limit, config = self.workspace.lengths.max_completion_tokens, self.stages.rlhf.scoring
             scoring.check_overlong(config.overlong, limit, "rlhf.scoring.overlong")
 
@@ -165,7 +165,7 @@ class Check:
         """Notes a split that is asked for prompts and has none, and prompts that do not fit."""
         pairs = {"comparisons"} if self.sampled_pairs else set()
         users: dict[Split, set[str]] = {
-            "train": {"sft", "reward_model", "rlhf"} | pairs,
+            "train": {"sft", "reward_model", "prompt_values", "rlhf"} | pairs,
             "heldout": EVALUATED | pairs,
         }
         for split, stages in users.items():

@@ -120,7 +120,7 @@ def shares(
     for output, array in scores.extra.items():
         mean = (
             jnp.sum(array * mask_BC) / jnp.maximum(mask_BC.sum(), 1)
-            if array.ndim == 2
+            if output.endswith("_BC")
             else array.mean()
         )
         found[f"score_{output.rpartition('_')[0]}"] = mean

@@ -25,6 +25,7 @@ from rlhf_jax.sampling import Config as SamplingConfig
 from rlhf_jax.scoring import Config as ScoringConfig
 from rlhf_jax.stages.settings.clocks import ClockConfig
 from rlhf_jax.stages.settings.engine import EngineConfig
+from rlhf_jax.stages.settings.prompt_values import PromptValuesConfig
 from rlhf_jax.types import Algorithm
 from rlhf_jax.updating import OptimizerConfig, check_schedule
 
@@ -100,6 +101,7 @@ class Config(ClockConfig, EngineConfig):
     ledger_gold: bool = False  # the task judges each of them, too
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     signal: SignalConfig = field(default_factory=SignalConfig)
+    prompt_values: PromptValuesConfig = field(default_factory=PromptValuesConfig)
     # Of the sampler's batch as its rows end: each a quarter, compiled apart (see
     # `sampling._decode`); 4^8 rows are 65,536.
     num_compactions: Annotated[int, Bounds(least=0, most=8)] = 0

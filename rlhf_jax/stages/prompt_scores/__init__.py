@@ -1,0 +1,1 @@
+"""Scores of the reference policy's samples, which the stage `prompt_values` stores."""
