@@ -49,7 +49,7 @@ def study_pages(name: str) -> dict[str, str | Figure]:
 
     A page from a part of the cells would be another study than its protocol says.
     """
-    from rlhf_jax.sweeps.study import report_cells
+    from rlhf_jax.sweeps.steps import report_cells
 
     study = load(str(ROOT / STUDIES[name]))
     assert study.cells is not None

@@ -35,7 +35,8 @@ from rlhf_jax.cli import command
 from rlhf_jax.cli.run import keep_freed_memory
 from rlhf_jax.refusal import Failed, Refusal
 from rlhf_jax.sweeps.cells import Cells, load, phases, work
-from rlhf_jax.sweeps.study import Cell, Study, report_cells, setting_from_json, tuning
+from rlhf_jax.sweeps.steps import report_cells, tuning
+from rlhf_jax.sweeps.study import Cell, Study, setting_from_json
 
 
 def launch(
@@ -133,18 +134,15 @@ def conduct(
         run((report_cells(study, cells.ended) if first is None else first)[:max_cells])
         return
     for step, wanted in enumerate(tuning(study, cells.ended)):
-        print(
-            f"tuning, step {step + 1}: {len(wanted)} cells, {len(cells.left(wanted))} to run",
-            flush=True,
-        )
+        counts = f"{len(wanted)} cells, {len(cells.left(wanted))} to run"
+        print(f"tuning, step {step + 1}: {counts}", flush=True)
         run(wanted)
         if left := len(cells.left(wanted)):  # a step that is not whole chooses nothing
             print(f"the time is over: {left} cells of the step are left", flush=True)
             return
     page = importlib.import_module(study.report)
-    crossed = any(arm.seeds_later for arm in study.arms)
     # cells that depend on another seed's are known at the second pass at the latest
-    for seed in study.report_seeds * (2 if crossed else 1):
+    for seed in study.report_seeds * (1 + any(arm.seeds_later for arm in study.arms)):
         tried: list[Cell] = []
         while True:  # a derived cell is known once the one that it is derived from has ended
             reported = [cell for cell in report_cells(study, cells.ended) if cell.seed == seed]
@@ -157,7 +155,6 @@ def conduct(
                 run(waiting)
             except Failed as error:
                 failures[seed] = str(error)
-                break
         reported = report_cells(study, cells.ended)
         if results := cells.results(reported):
             written = page.write_study(study.directory, results, [arm.name for arm in study.arms])

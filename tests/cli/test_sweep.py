@@ -15,7 +15,7 @@ from rlhf_jax.refusal import Refusal
 from rlhf_jax.sweeps import cell_lines, provenance
 from rlhf_jax.sweeps import cells as cell_runs
 from rlhf_jax.sweeps import page as page
-from rlhf_jax.sweeps import study as protocol
+from rlhf_jax.sweeps import steps as protocol
 from rlhf_jax.sweeps.cells import Cells, Failed
 from rlhf_jax.sweeps.study import Arm, Cell, Rung, Study
 

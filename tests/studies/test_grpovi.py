@@ -8,7 +8,7 @@ from experiments.studies.grpovi import findings
 from rlhf_jax import build
 from rlhf_jax.sweeps import cells as cell_runs
 from rlhf_jax.sweeps.cells import Cells
-from rlhf_jax.sweeps.study import report_cells
+from rlhf_jax.sweeps.steps import report_cells
 
 CONFIG = "configs/studies/grpovi.py"
 ROOT = Path(__file__).parent.parent.parent

@@ -15,7 +15,7 @@ from experiments.studies.keep_or_rebuild import findings
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.sweeps.cells import Cells, load, run_cells
 from rlhf_jax.sweeps.measures import token_versions
-from rlhf_jax.sweeps.study import report_cells
+from rlhf_jax.sweeps.steps import report_cells
 
 ROOT = Path(__file__).parent.parent.parent
 KEEP, AGE = (f"configs/studies/{name}.py" for name in ("keep_or_rebuild", "inflight_age"))

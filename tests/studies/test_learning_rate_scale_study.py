@@ -9,7 +9,7 @@ import pytest
 
 from experiments.studies.learning_rate_scale import findings
 from rlhf_jax.sweeps.cells import Cells, load, run_cells
-from rlhf_jax.sweeps.study import report_cells
+from rlhf_jax.sweeps.steps import report_cells
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "studies" / "learning_rate_scale.py")

@@ -15,7 +15,7 @@ from rlhf_jax.config import flatten
 from rlhf_jax.stages import rlhf
 from rlhf_jax.sweeps import cells as cell_runs
 from rlhf_jax.sweeps import result
-from rlhf_jax.sweeps import study as protocol
+from rlhf_jax.sweeps import steps as protocol
 from rlhf_jax.sweeps.cells import Cells, Failed
 from rlhf_jax.sweeps.study import Cell
 

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.studies.sentiment import findings
 from rlhf_jax.sweeps.cells import Cells, load
-from rlhf_jax.sweeps.study import report_cells
+from rlhf_jax.sweeps.steps import report_cells
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "studies" / "sentiment.py")

@@ -13,7 +13,7 @@ from experiments.studies.staleness import findings
 from experiments.studies.staleness.passage import RATE, landmarks, passage, slopes
 from rlhf_jax.sweeps.cells import Cells, load, run_cells
 from rlhf_jax.sweeps.measures import staleness
-from rlhf_jax.sweeps.study import report_cells
+from rlhf_jax.sweeps.steps import report_cells
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "studies" / "staleness.py")

@@ -10,7 +10,8 @@ import pytest
 from rlhf_jax.cli import sweep
 from rlhf_jax.refusal import Failed, Refusal
 from rlhf_jax.sweeps.cells import Cells, run_cells
-from rlhf_jax.sweeps.study import Arm, Rung, Study, report_cells, setting_from_json
+from rlhf_jax.sweeps.steps import report_cells
+from rlhf_jax.sweeps.study import Arm, Rung, Study, setting_from_json
 from tests.cli.test_sweep import base, end
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,8 @@ from rlhf_jax.cli import plan, run, sweep
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.sweeps import provenance
 from rlhf_jax.sweeps.cells import Cells, load, run_cells
-from rlhf_jax.sweeps.study import Arm, report_cells
+from rlhf_jax.sweeps.steps import report_cells
+from rlhf_jax.sweeps.study import Arm
 from tests.third_party.conftest import HERE
 from tests.third_party.sizes import SIZES
 

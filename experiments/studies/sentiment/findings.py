@@ -46,7 +46,7 @@ def is_collapsed(line: Result) -> bool:
 
 
 def note(lines: Sequence[Result]) -> str:
-    """How many runs of a test collapsed; "" for none."""
+    """A note of how many runs of a test collapsed; "" for none."""
     fallen = sum(map(is_collapsed, lines))
     return f"{fallen} of its {len(lines)} runs collapsed" if fallen else ""
 
