@@ -113,10 +113,12 @@ def test_rounds_through_slots_have_the_lag_of_the_clock(tmp_path):
 
 
 @pytest.mark.usefixtures("quick_compiles")
-@pytest.mark.parametrize("rebuild_every", [0, 1])
-def test_a_run_in_threads_goes_on_as_the_simulated_one(tmp_path, rebuild_every):
+@pytest.mark.parametrize(
+    ("rebuild_every", "lora"), [(0, 0), (1, 0), (0, 3)], ids=["0", "1", "adapters"]
+)
+def test_a_run_in_threads_goes_on_as_the_simulated_one(tmp_path, rebuild_every, lora):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    settings = SETTINGS | {"rlhf__rebuild_every": rebuild_every}
+    settings = SETTINGS | {"rlhf__rebuild_every": rebuild_every, "lora__rank": lora}
     runs.run(whole, **settings)
     mixed = [row for row in lines(whole, "ledger.jsonl") if "versions" in row]
     assert len(mixed) >= 0.3 * len(lines(whole, "ledger.jsonl"))
