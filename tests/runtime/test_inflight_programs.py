@@ -19,12 +19,12 @@ from rlhf_jax.ops import versions
 from rlhf_jax.runtime import synchronous
 from rlhf_jax.runtime.inflight import loop, threads
 from rlhf_jax.runtime.inflight.loop import Saving
-from rlhf_jax.runtime.inflight.slot_program import place
+from rlhf_jax.runtime.inflight.slot_program import SlotProgram, place
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.stages.inflight import loops
 
 from . import test_adapters
-from .rounds import algorithm_program, host, program_of, same
+from .rounds import algorithm_program, host, same
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -59,15 +59,23 @@ class Run:
         return float(np.mean([versions.is_mixed(s.version_BC, s.mask_BC) for s in self.samples]))
 
 
-def run(program: Program, stream: Stream, threaded: bool) -> Run:
+def through_slots(program: Program, stream: Stream) -> SlotProgram:
+    """Another program's calls with the slots of a clock."""
+    spec = dataclasses.replace(program.spec, clock=stream.clock)
+    sizes = {"num_slots": stream.num_slots, "segment_steps": stream.segment_steps}
+    rebuilds = bool(stream.rebuild_every)
+    return SlotProgram(spec, program.reference_params, **sizes, drains=False, rebuilds=rebuilds)
+
+
+def run(program: SlotProgram, stream: Stream, threaded: bool) -> Run:
     """A whole run, from boundary 0.
 
     Args:
-      program: any program; its own clock is not used.
+      program: of the slots.
       stream: the clock.
       threaded: the loop with a sampling thread.
     """
-    found, program = Run(), copy.copy(program_of(stream.clock, program))
+    found, program = Run(), copy.copy(program)
     publish = program.publish
 
     def noted(states):
@@ -99,9 +107,10 @@ def run(program: Program, stream: Stream, threaded: bool) -> Run:
     return found
 
 
-def check_threads(program: Program, tau: int = TAU) -> Run:
+def check_threads(shared: Program, tau: int = TAU) -> Run:
     """Threads give every number of the simulated loop, of a run with enough mixed rows. Returns it."""
-    simulated = run(program, stream := make_stream(program, tau), threaded=False)
+    program = through_slots(shared, stream := make_stream(shared, tau))
+    simulated = run(program, stream, threaded=False)
     assert len(simulated.samples) == NUM_ROUNDS
     assert simulated.mixed_share >= 0.3
     assert same(run(program, stream, threaded=True).figures, simulated.figures)
@@ -122,8 +131,8 @@ def test_adapters_are_drawn_in_flight_on_one_base():
     assert len(simulated.published) > 2
     for params in simulated.published.values():
         assert jax.tree.structure(params) == jax.tree.structure(adapter)
-    pool = loops.make_sampler(program, make_stream(program), Saving(), None).pool
-    read = adapters.base_of(pool._whole(simulated.published[0]))  # type: ignore[attr-defined]
+    pool = through_slots(program, make_stream(program)).make_pool()
+    read = adapters.base_of(pool._whole(simulated.published[0]))
     assert all(x is y for x, y in zip(*map(jax.tree.leaves, (read, base)), strict=True))
 
 
@@ -133,8 +142,10 @@ def test_adapters_of_four_roles_are_drawn_in_flight():
 
 def test_a_rebuilt_row_has_the_distribution_of_each_tokens_adapter():
     """Each token's log-probability is that of a forward pass of the version that drew it."""
-    program = test_adapters.make_program()
-    found = run(program, make_stream(program, rebuild_every=1), threaded=False)
+    shared = test_adapters.make_program()
+    stream = make_stream(shared, rebuild_every=1)
+    program = through_slots(shared, stream)
+    found = run(program, stream, threaded=False)
     assert found.mixed_share >= 0.3
     forced = jax.jit(partial(scoring.sample_logprobs, model=program.spec.model))
     rest, gaps = adapters.split(program.reference_params)[1], []
@@ -148,3 +159,42 @@ def test_a_rebuilt_row_has_the_distribution_of_each_tokens_adapter():
             assert errors[0][drawn_BC].max() < 1e-4
             gaps.append(errors[1][drawn_BC].max())
     assert max(gaps) > 1e-2, "versions are too near to be told apart"
+
+
+def compile_slots(program: SlotProgram) -> None:
+    for function, arguments in program.slot_entries():
+        function.lower(*arguments).compile()
+
+
+def test_nothing_of_the_slots_is_compiled_after_the_beginning(compiled):
+    """On 13 slots, of which groups of 2 fill 6: admissions have two sizes. Versions, rebuilds and
+    partly admitted groups compile nothing.
+    """
+    shared = test_adapters.make_program()
+    stream = dataclasses.replace(make_stream(shared, rebuild_every=1), num_slots=13)
+    program = through_slots(shared, stream)
+    adapters_of = [program.publish(program.init(program.reference_params)) for _ in range(2)]
+    compiled.clear()
+    compile_slots(program)
+    assert len(compiled) == 2 + 1 + 1 + 4 + 1, "admissions, insertion, segment, rebuilds, no rows"
+    sampler = loops.make_sampler(program, stream, Saving(), None)
+    compiled.clear()
+    while not sampler.is_drained:
+        trained = stream.rounds_trained(sampler.state)
+        sampler.draw(adapters_of[trained % 2], trained)
+    assert not compiled
+
+
+def test_nothing_of_a_drain_is_compiled_after_the_beginning(compiled):
+    shared = test_adapters.make_program()
+    law = dataclasses.replace(shared.spec.sampling, num_compactions=1)
+    spec = dataclasses.replace(shared.spec, sampling=law)
+    program = SlotProgram(spec, shared.reference_params, 8, 1)
+    params = program.publish(program.init(program.reference_params))
+    compiled.clear()
+    compile_slots(program)
+    assert len(compiled) == 2 + 1 + 2 + 1 + 1, "admissions, insertion, segments, copy, no rows"
+    compiled.clear()
+    found = program.generate(params, 0, 0)
+    assert not compiled
+    np.testing.assert_array_equal(found.tokens_BC, shared.generate(params, 0, 0).tokens_BC)

@@ -120,6 +120,9 @@ def test_a_run_in_threads_goes_on_as_the_simulated_one(tmp_path, rebuild_every, 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     settings = SETTINGS | {"rlhf__rebuild_every": rebuild_every, "lora__rank": lora}
     runs.run(whole, **settings)
+    timings = [line for line in lines(whole, "metrics.jsonl") if line.get("kind") == "timing"]
+    (later,) = [line["later_programs"] for line in timings if line["stage"] == "rlhf"]
+    assert later == 0, "a program is compiled after the first round"
     mixed = [row for row in lines(whole, "ledger.jsonl") if "versions" in row]
     assert len(mixed) >= 0.3 * len(lines(whole, "ledger.jsonl"))
     shutil.copytree(whole, cut)
