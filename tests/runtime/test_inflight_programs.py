@@ -45,13 +45,14 @@ class Run:
 
     samples: list = dataclasses.field(default_factory=list)
     scores: list = dataclasses.field(default_factory=list)
+    busy: list = dataclasses.field(default_factory=list)
     metrics: list = dataclasses.field(default_factory=list)
     params: dict = dataclasses.field(default_factory=dict)
     published: dict = dataclasses.field(default_factory=dict)
 
     @property
     def figures(self) -> tuple:
-        return self.samples, self.scores, self.metrics, self.params
+        return self.samples, self.scores, self.busy, self.metrics, self.params
 
     @property
     def mixed_share(self) -> float:
@@ -97,7 +98,8 @@ def run(program: SlotProgram, stream: Stream, threaded: bool) -> Run:
     states = program.init(program.reference_params)
     for event in begin(program, sampler, partial(place, program=program), states, 0):
         match event:
-            case synchronous.Scored(_, samples, scores):
+            case synchronous.Scored(_, samples, scores, figures=figures):
+                found.busy.append(figures["slots_busy"])
                 found.samples.append(host(samples))
                 found.scores.append(host(scores))
             case synchronous.Updated(metrics=metrics):

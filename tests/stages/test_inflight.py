@@ -123,6 +123,9 @@ def test_a_run_in_threads_goes_on_as_the_simulated_one(tmp_path, rebuild_every, 
     timings = [line for line in lines(whole, "metrics.jsonl") if line.get("kind") == "timing"]
     (later,) = [line["later_programs"] for line in timings if line["stage"] == "rlhf"]
     assert later == 0, "a program is compiled after the first round"
+    updates = [line for line in lines(whole, "metrics.jsonl") if "mixed_share" in line]
+    assert all(1 / 6 <= line["slots_busy"] <= 1 for line in updates), "of 6 slots"
+    assert len({line["slots_busy"] for line in updates}) > 1
     mixed = [row for row in lines(whole, "ledger.jsonl") if "versions" in row]
     assert len(mixed) >= 0.3 * len(lines(whole, "ledger.jsonl"))
     shutil.copytree(whole, cut)
