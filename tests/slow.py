@@ -65,6 +65,9 @@ SLOW = {
     "tests/stages/test_inflight.py::test_a_run_in_threads_goes_on_as_the_simulated_one[1]": (
         "tests/stages/test_inflight.py::test_a_run_in_threads_goes_on_as_the_simulated_one[0]"
     ),
+    "tests/stages/test_inflight.py::test_a_run_in_threads_goes_on_as_the_simulated_one[adapters]": (
+        "tests/stages/test_inflight.py::test_a_run_in_threads_goes_on_as_the_simulated_one[0]"
+    ),
     "tests/stages/test_inflight.py::test_rounds_through_slots_have_the_lag_of_the_clock": (
         "tests/stages/test_inflight.py::test_a_run_in_threads_goes_on_as_the_simulated_one[0]"
     ),
@@ -137,6 +140,30 @@ SLOW = {
 } | {
     f"tests/{name}": f"tests/{quicker}"
     for quicker, names in {
+        "runtime/test_inflight_programs.py::"
+        "test_threads_give_the_numbers_of_the_simulated_loop_of_every_algorithm[grpo]": [
+            "runtime/test_inflight_programs.py::"
+            f"test_threads_give_the_numbers_of_the_simulated_loop_of_every_algorithm[{name}]"
+            for name in (
+                "best_of_group",
+                "best_of_n",
+                "constant_gain",
+                "copg",
+                "dr_grpo",
+                "gopo",
+                "grpovi",
+                "matched_std",
+                "oapl",
+                "online_ipo",
+                "pmd",
+                "policy_gradient",
+                "ppo",
+                "rloo",
+            )
+        ],
+        "runtime/test_inflight_programs.py::test_adapters_are_drawn_in_flight_on_one_base": [
+            "runtime/test_inflight_programs.py::test_adapters_of_four_roles_are_drawn_in_flight"
+        ],
         "test_recipes.py::test_debug_runs_end_to_end[tldr/online_dpo]": [
             f"test_recipes.py::test_debug_runs_end_to_end[{recipe}]"
             for recipe in (

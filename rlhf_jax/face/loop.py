@@ -221,7 +221,7 @@ def _events(
     spec = _setup(workspace, config, algorithm, reward, reference, optimizers)
     program = loops.make_program(config, spec, reference)
     program.check_memory(asynchronous=config.loop == "asynchronous")
-    program.compile(generates=config.engine == "static")
+    program.compile()
     states = program.init(reference)
     if config.weights == "inflight":
         yield from loops.looped(program, config, states, monitor)

@@ -30,6 +30,7 @@ TITLES = {
     "age_mean_short": "Age of the tokens of short completions, updates",
     "age_mean_long": "Age of the tokens of long completions, updates",
     "mixed_share": "Rows of several versions",
+    "slots_busy": "Slots that are busy",
     "live_group_share": "Live groups among the sampled ones",
     "kept_flat_share": "Flat groups among the kept ones",
     "prompts_sampled": "Prompts sampled so far",
@@ -107,6 +108,8 @@ NOTES = {
     "age_mean_long": "Mean age of the tokens of completions that are no shorter than the median.",
     "mixed_share": "Share of rows that were being written when the weights changed: their tokens "
     "have more than one version.",
+    "slots_busy": "Share of the slots that drew a token, over the decode steps that drew one of the "
+    "round's.",
     "accuracy": "Share of pairs that are ordered as labelled.",
     "margin": "Mean difference of the two sides of a pair.",
     "reward": "Mean raw reward of a round's samples.",

@@ -150,17 +150,18 @@ class Program:
         live = self.spec.clock.live_versions(asynchronous)
         memory.check(states, self.sampler.version_bytes(), live, memory.free_bytes, slots)
 
-    def compile(self, generates: bool = True) -> None:
-        """Compiles a round's longest calls at the same time, from shapes alone; without `generates`
-        not the one that samples.
+    def compile(self) -> None:
+        """Compiles a round's longest calls at the same time, from shapes alone.
 
         The first update then waits for the slowest of them, not for their sum. A call finds its
         program in JAX's cache.
         """
-        calls = self.calls if generates else self.calls[1:]
-        entries = [entry for call in calls for entry in self._entries(call.name)]
-        with ThreadPoolExecutor(len(entries)) as pool:
+        with ThreadPoolExecutor(len(entries := self._ahead())) as pool:
             list(pool.map(lambda entry: entry[0].lower(*entry[1]).compile(), entries))
+
+    def _ahead(self) -> list[Entry]:
+        """The compiled functions of a round's longest calls, with shapes of their arguments."""
+        return [entry for call in self.calls for entry in self._entries(call.name)]
 
     def lowered(self, call: str, platform: str = "") -> jax.stages.Lowered:
         """Lowers one call from shapes alone.

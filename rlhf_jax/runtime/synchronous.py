@@ -39,7 +39,8 @@ class Scored:
     """A round is about to be trained on: `batch` is the result of credit.
 
     `samples` are the round's own, or groups that the clock chose from several sampled rounds.
-    `selection` has the groups that the round kept, where more are sampled than are kept.
+    `selection` has the groups that the round kept, where more are sampled than are kept. `figures`
+    are metrics of how the round was drawn.
     """
 
     round_index: int
@@ -47,6 +48,7 @@ class Scored:
     scores: Scores
     batch: Batch
     selection: Selection | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ class LoopMonitor:
     say: Callable[[str], None] = print
     # of rounds that may still be trained on; {} unless the run oversamples
     selections: dict[int, Selection] = field(default_factory=dict)
+    # of rounds that are drawn and not trained on yet: metrics of how they were drawn, on the host
+    figures: dict[int, Mapping[str, float]] = field(default_factory=dict)
 
 
 def run(
@@ -201,7 +205,8 @@ def train_round(
         scores, batch = program.score(states, samples, raw)
     if monitor.unchecked:
         check_updates(first - clock.updates_per_round, monitor.unchecked, CRITIC_FINITE)
-    yield Scored(round_index, samples, scores, batch, selection)
+    figures = monitor.figures.pop(round_index, {})
+    yield Scored(round_index, samples, scores, batch, selection, figures)
     metrics_of_updates = []
     for update in range(clock.updates_per_round):
         with activity.during(f"update {first + update}", "call"):

@@ -278,7 +278,7 @@ def run(
         first = None if version else first_policy(workspace, reference_params)
         if first is not None:
             signal.check(workspace, config, first, reward)
-        program.compile(generates=config.engine == "static")
+        program.compile()
         states = resume_point.states if first is None else program.init(first)
         assert states is not None
         files = resuming.Files(

@@ -191,6 +191,7 @@ class Trained:
     states: dict = dataclasses.field(default_factory=dict)  # after each round
     ages: list = dataclasses.field(default_factory=list)
     sampled: list = dataclasses.field(default_factory=list)
+    figures: dict = dataclasses.field(default_factory=dict)
     recorded: tuple = ()
 
     @property
@@ -213,8 +214,9 @@ def follow(events, trained: Trained):
         match event:
             case synchronous.Sampled(index, _):
                 trained.sampled.append(index)
-            case synchronous.Scored(index, samples):
+            case synchronous.Scored(index, samples, figures=figures):
                 trained.samples[index] = samples
+                trained.figures[index] = dict(figures)
             case synchronous.Updated(_, age):
                 trained.ages.append(age)
             case synchronous.RoundEnd(index, states):

@@ -14,7 +14,9 @@ import pytest
 from rlhf_jax.clock import Clock
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import asynchronous, synchronous
+from rlhf_jax.runtime.inflight.api import Drawn
 from rlhf_jax.runtime.inflight.loop import Saving, Snapshot
+from rlhf_jax.runtime.inflight.rows import Rows
 
 from . import streams
 from .streams import NUM_ROUNDS, Trained, begin, finish, follow, make_stream
@@ -34,7 +36,9 @@ def same(a: Trained, b: Trained, from_round: int = 0) -> bool:
     """Bitwise, of the rounds from one on."""
     rounds = range(from_round, NUM_ROUNDS)
     return all(
-        a.digests.get(r) == b.digests.get(r) is not None and a.states[r] == b.states[r]
+        a.digests.get(r) == b.digests.get(r) is not None
+        and a.states[r] == b.states[r]
+        and a.figures[r] == b.figures[r]
         for r in rounds
     )
 
@@ -67,6 +71,39 @@ def test_settings_of_the_stream_enter_the_numbers():
     ]
     assert len(set(runs)) > len(runs) / 2
     assert finish(make_stream(2, 5, 0)).digests != finish(make_stream(2, 5, 1)).digests
+
+
+def rows_of_streams() -> Rows:
+    sizes = streams.B, streams.C, streams.SAMPLES
+    return Rows(streams.prompts, *sizes, 1.0, (streams.EOS,), streams.PAD)
+
+
+def test_busy_slots_are_counted_in_the_steps_of_a_round():
+    """Three slots, rows 2 and 3 of round 0 and row 4 of round 1. The first tokens are drawn before
+    any step. Row 2 ends in step 1, row 3 in step 2, and row 4 goes on to step 3: round 0 has two
+    steps with 3 + 2 tokens of 2 * 3, round 1 three with 3 + 2 + 1 of 3 * 3.
+    """
+    rows, live_TS = rows_of_streams(), np.ones((4, 3), bool)
+    live_TS[2:, 0] = live_TS[3:, 1] = False
+    tokens_TS = np.where(live_TS, 3, streams.PAD)
+    tokens_TS[1, 0] = tokens_TS[2, 1] = streams.EOS
+    drawn = Drawn(tokens_TS, np.zeros((4, 3)), live_TS, np.array([True, True, False]))
+    rows.add(drawn, [2, 3, 4], version=0)
+    assert rows.figures(0) == {"slots_busy": 5 / 6}
+    assert rows.figures(1) == {"slots_busy": 6 / 9}
+    older = {name: array for name, array in rows.saved(0).items() if name != "0.slots_2"}
+    again = rows_of_streams()
+    again.restore(older)
+    assert again.figures(0) == {}, "a snapshot without the count has no share"
+    assert again.figures(1) == {"slots_busy": 6 / 9}
+
+
+def test_every_round_says_how_busy_the_slots_were():
+    """All of them at first. At lag 0 the last row of a round is drawn alone."""
+    ahead, on_policy = (finish(make_stream(lag, slots=4, steps=1)).figures for lag in (4, 0))
+    busy = [[found[r]["slots_busy"] for r in range(NUM_ROUNDS)] for found in (ahead, on_policy)]
+    assert np.mean(busy[0]) > np.mean(busy[1])
+    assert all(1 / 4 < share <= 1 for shares in busy for share in shares)
 
 
 def test_lag_zero_draws_each_round_from_one_version_as_a_static_batch_does():

@@ -16,9 +16,10 @@ from rlhf_jax import sampling
 from rlhf_jax.models.common.adapters import Adapted, split
 from rlhf_jax.ops.masked import positions_from_mask
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.runtime.inflight import ahead
 from rlhf_jax.runtime.inflight.api import Drawn
 from rlhf_jax.runtime.inflight.pool import SlotPool
-from rlhf_jax.runtime.inflight.programs import Config, Programs
+from rlhf_jax.runtime.inflight.programs import Config, Programs, widths
 from rlhf_jax.runtime.inflight.round import sample_round
 from rlhf_jax.types import Params
 from tests import tiny
@@ -199,13 +200,14 @@ def test_bfloat16_is_saved_as_numbers_that_files_know(tmp_path):
     check_equal([twin.segment(params_of(0))], [pool.segment(params_of(0))], range(S))
 
 
-def test_programs_are_few_and_none_is_added_after_the_warm_up(compiled):
+def test_programs_are_few_and_none_is_added_to_those_of_the_beginning(compiled):
     """Rounds, partly admitted groups, versions and rebuilds of any width compile nothing."""
     params = [params_of(version) for version in range(4)]
     pool = make_pool(MODEL, 13, 2)
     del compiled[:]
-    pool.warm_up(params[0])
-    assert len(compiled) == pool._programs.count == 8
+    for function, arguments in ahead.entries(pool._programs, params[0], pool._key, True, 0):
+        function.lower(*arguments).compile()
+    assert len(compiled) == 8
     del compiled[:]
     sample_round(pool, params[0], 0, 0)
     pool.admit(params[1], range(12, 18), range(6))
@@ -221,12 +223,20 @@ def test_at_most_twenty_programs(num_slots, group):
     law = sampling.Config(128, group)
     config = Config(law, tiny.EOS, tiny.PAD, num_slots, 16, 32)
     programs = Programs(MODEL, config, 64, tiny.make_mesh((1, 1, 1)))
-    assert programs.count <= 20
-    assert programs.widths == (32, 64, 96, 128)
+    assert len(ahead.entries(programs, params_of(0), jax.random.key(0), True, 2)) <= 20
+    assert programs.widths == widths(128, "cpu") == (32, 64, 96, 128)
     prompts = list(range(-(-num_slots // group) + 1))
     batches = list(programs.batches(prompts))
     assert [prompt for batch in batches for prompt in batch] == prompts
     assert {len(batch) for batch in batches} <= set(programs.prefill_sizes)
+
+
+def test_sixty_four_slots_of_groups_of_four_have_eight_programs_on_an_accelerator():
+    config = Config(sampling.Config(128, 4), tiny.EOS, tiny.PAD, 64, 16, 32)
+    programs = Programs(MODEL, config, 64, tiny.make_mesh((1, 1, 1)))
+    assert widths(128, "tpu") == widths(128, "gpu") == (43, 86, 128)
+    assert len(programs.prefill_sizes) + 2 + len(widths(128, "tpu")) == 8
+    assert widths(2, "tpu") == (1, 2)
 
 
 def test_adapters_are_sampled_on_their_base():

@@ -113,11 +113,19 @@ def test_rounds_through_slots_have_the_lag_of_the_clock(tmp_path):
 
 
 @pytest.mark.usefixtures("quick_compiles")
-@pytest.mark.parametrize("rebuild_every", [0, 1])
-def test_a_run_in_threads_goes_on_as_the_simulated_one(tmp_path, rebuild_every):
+@pytest.mark.parametrize(
+    ("rebuild_every", "lora"), [(0, 0), (1, 0), (0, 3)], ids=["0", "1", "adapters"]
+)
+def test_a_run_in_threads_goes_on_as_the_simulated_one(tmp_path, rebuild_every, lora):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    settings = SETTINGS | {"rlhf__rebuild_every": rebuild_every}
+    settings = SETTINGS | {"rlhf__rebuild_every": rebuild_every, "lora__rank": lora}
     runs.run(whole, **settings)
+    timings = [line for line in lines(whole, "metrics.jsonl") if line.get("kind") == "timing"]
+    (later,) = [line["later_programs"] for line in timings if line["stage"] == "rlhf"]
+    assert later == 0, "a program is compiled after the first round"
+    updates = [line for line in lines(whole, "metrics.jsonl") if "mixed_share" in line]
+    assert all(1 / 6 <= line["slots_busy"] <= 1 for line in updates), "of 6 slots"
+    assert len({line["slots_busy"] for line in updates}) > 1
     mixed = [row for row in lines(whole, "ledger.jsonl") if "versions" in row]
     assert len(mixed) >= 0.3 * len(lines(whole, "ledger.jsonl"))
     shutil.copytree(whole, cut)

@@ -200,7 +200,7 @@ def run(
     clock, monitor = program.spec.clock, monitor or LoopMonitor()
     if clock.bounded:
         raise Refusal("a bounded clock needs the threaded loop: here nothing overlaps")
-    pending = {r: place(sampler.rows.samples(r)) for r in sampler.complete(start_round)}
+    pending = {r: taken(sampler, r, place, monitor) for r in sampler.complete(start_round)}
     next_round, published, params = start_round, -1, None
     while not sampler.is_drained:
         rounds_trained = sampler.stream.rounds_trained(sampler.state)
@@ -220,7 +220,7 @@ def run(
             published = rounds_trained
         assert params is not None
         for round_index in draw(sampler, params, rounds_trained, monitor):
-            pending[round_index] = place(sampler.rows.samples(round_index))
+            pending[round_index] = taken(sampler, round_index, place, monitor)
             yield Sampled(round_index, pending[round_index])
     save_rest(sampler)
     for round_index in range(next_round, clock.num_rounds):
@@ -239,6 +239,17 @@ def draw(
     call = activity.during(f"segment {sampler.state.boundary} of the slots", "call")
     with monitor.timeline.span("sampler", "generate", sampler.oldest_round), call:
         return sampler.draw(params, rounds_trained)
+
+
+def taken(
+    sampler: StreamSampler,
+    round_index: int,
+    place: Callable[[Samples], Samples],
+    monitor: LoopMonitor,
+) -> Samples:
+    """The placed samples of a complete round, whose figures the monitor gets, for both loops."""
+    monitor.figures[round_index] = sampler.rows.figures(round_index)
+    return place(sampler.rows.samples(round_index))
 
 
 def save_rest(sampler: StreamSampler) -> None:

@@ -40,8 +40,10 @@ class SlotPool:
         mesh: Mesh,
         rest: Rest = None,
         some_round: int = 0,
+        programs: Programs | None = None,
+        slots: Slots | None = None,
     ):
-        """Makes empty slots; compiles nothing yet.
+        """Makes empty slots; compiles nothing else yet.
 
         Args:
           model: the policy.
@@ -51,16 +53,17 @@ class SlotPool:
           mesh: of the slots, which are sharded by row; kv heads are sharded over `tensor`.
           rest: the base of an adapter on that mesh. It is not published.
           some_round: a round whose prompts are at hand; all have the same width.
+          programs: of this model, config and mesh; None: they are made.
+          slots: the state on the device; None: empty slots.
 
         Raises Refusal for slots that the shards of rows do not divide.
         """
         self.config, self._model, self._mesh, self._rest = config, model, mesh, rest
         self._prompts_of_round, self._rounds = prompts, {}
         self._key = jax.device_put(key, sharding.replicated(mesh))
-        self._programs = Programs(
-            model, config, self.prompts_of(some_round).tokens_PQ.shape[1], mesh
-        )
-        self._slots = self._programs.empty()
+        prompt_columns = self.prompts_of(some_round).tokens_PQ.shape[1]
+        self._programs = programs or Programs(model, config, prompt_columns, mesh)
+        self._slots = self._programs.empty() if slots is None else slots
         # Leaves of the params of the last call, which are not kept alive: a version that nobody else
         # holds gives its memory back.
         self._seen: list[weakref.ref[Array]] = []
@@ -76,26 +79,6 @@ class SlotPool:
     def slots(self) -> Slots:
         """The state on the device; the next call donates it."""
         return self._slots
-
-    def warm_up(self, params: Published) -> None:
-        """Compiles every program. The slots must be empty, and stay so.
-
-        Args:
-          params: of any version.
-
-        Raises RuntimeError if a slot is live.
-        """
-        if self._live_S.any():
-            raise RuntimeError("the pool is warmed up before the first row is admitted")
-        whole, nothing = self._whole(params), self._admission([], {})
-        for size in self._programs.prefill_sizes:
-            self._slots, prefilled = self._programs.admit(
-                whole, self._slots, self._prompts([], size), np.int32(0), nothing, self._key
-            )
-            self._slots = self._programs.insert(self._slots, prefilled, nothing, self._key)
-        for width in self._programs.widths:
-            self._run_rebuild(whole, width)
-        self._slots, _ = self._programs.segment(whole, self._slots)
 
     def admit(self, params: Published, rows: Sequence[int], slots: Sequence[int]) -> None:
         """Prefills the prompts of stream rows and puts the rows into free slots; each draws its
@@ -166,22 +149,22 @@ class SlotPool:
         Returns the smaller pool and the slots of this one that its slots were, `[S / 4]`. None:
         there are more live rows, or rows are sharded, or S is below 4.
         """
-        num_slots = self.config.num_slots // 4
-        row_shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
-        if not num_slots or row_shards > 1 or self._live_S.sum() > num_slots:
+        programs = self._programs.quarter
+        if programs is None or self._live_S.sum() > programs.config.num_slots:
             return None
-        config = dataclasses.replace(self.config, num_slots=num_slots)
+        slot_k = np.argsort(~self._live_S, kind="stable")[: programs.config.num_slots]
+        slot_k = slot_k.astype(np.int32)
         smaller = SlotPool(
             self._model,
-            config,
+            programs.config,
             self.prompts_of,
             self._key,
             self._mesh,
             self._rest,
             next(iter(self._rounds)),
+            programs,
+            programs.compact(self._slots, slot_k),
         )
-        slot_k = np.argsort(~self._live_S, kind="stable")[:num_slots].astype(np.int32)
-        smaller._slots = smaller._programs.compact(self._slots, slot_k)
         for name in ("_row_S", "_tokens_SC", "_count_S", "_live_S"):
             setattr(smaller, name, getattr(self, name)[slot_k])
         self._live_S = np.zeros_like(self._live_S)

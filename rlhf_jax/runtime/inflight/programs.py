@@ -1,12 +1,14 @@
 """The compiled programs of a pool of slots on one mesh, for a finite set of shapes.
 
 There are one admission for each number of prompts of `prefill_sizes`, one for rows of a prompt that
-is prefilled already, one segment, and one rebuild for each of up to four widths.
+is prefilled already, one segment, and one rebuild for each of up to four widths. 64 slots of groups
+of 4 have 9 programs on a CPU and 8 on an accelerator.
 """
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -24,6 +26,9 @@ from rlhf_jax.slots.state import Emitted, Slots, empty
 from rlhf_jax.types import Array, Device, Params, Prompts
 
 NUM_WIDTHS = 4  # of rebuilds: completions of C / 4, C / 2, 3 C / 4 and C tokens
+# On an accelerator a program takes minutes to compile, and a rebuild runs C / 24 more columns of a
+# row in the mean (C / 12 at most) for one program less.
+NUM_ACCELERATOR_WIDTHS = 3
 
 
 @dataclass(frozen=True)
@@ -93,12 +98,17 @@ class Programs:
     """Compiled functions of slots, which all but `compact` take donated.
 
     Attributes:
+      empty: () -> slots without rows.
       admit: (params, slots, prompts, last, admission, key) -> slots, prompt; see `admit`.
       insert: (slots, prefilled, admission, key) -> slots.
       segment: (params, slots) -> slots, emitted.
       rebuild: (params, slots, prompt tokens, prompt mask, tokens) -> slots.
       compact: (more slots, which of them) -> these slots.
       layout: shardings of the slots.
+      config: of the pool.
+      prompt_columns: Q, of all prompts.
+      mesh: of the slots.
+      shapes: of the slots.
       prefill_sizes: numbers of prompts of an admission, ascending.
       widths: of the completions of a rebuild, ascending; the last is C.
     """
@@ -114,6 +124,8 @@ class Programs:
 
         Raises Refusal for slots that the shards of rows do not divide.
         """
+        self._model, self.config, self.prompt_columns = model, config, prompt_columns
+        self.mesh = mesh
         row_shards = mesh.shape["data"] * mesh.shape["fsdp"]
         if config.num_slots % row_shards:
             raise Refusal(
@@ -123,10 +135,11 @@ class Programs:
         groups = -(-config.num_slots // config.sampling.samples_per_prompt)
         self.prefill_sizes = _sizes(row_shards, groups)
         num_positions = config.sampling.max_completion_tokens
-        parts = range(1, NUM_WIDTHS + 1)
-        self.widths = tuple(sorted({-(-num_positions * part // NUM_WIDTHS) for part in parts}))
-        self._empty = bound(empty, model, config.num_slots, prompt_columns, num_positions)
-        self.layout = _layout(jax.eval_shape(self._empty), mesh)
+        self.widths = widths(num_positions, mesh.devices.flat[0].platform)
+        make = bound(empty, model, config.num_slots, prompt_columns, num_positions)
+        self.shapes: Slots = jax.eval_shape(make)
+        self.layout = _layout(self.shapes, mesh)
+        self.empty: Compiled[Slots] = jax.jit(make, out_shardings=self.layout)
         replicated = sharding.replicated(mesh)
         law = {"temperature": config.sampling.temperature, "eos_id": config.eos_id}
         self.admit: Compiled[tuple[Slots, insert.Prefilled]] = jax.jit(
@@ -153,18 +166,18 @@ class Programs:
 
     def slot_bytes(self) -> Counter[Device]:
         """Bytes of the slots on each device."""
-        return memory.bytes_by_device(jax.eval_shape(self._empty), self.layout)
+        return memory.bytes_by_device(self.shapes, self.layout)
 
-    def empty(self) -> Slots:
-        """Slots without rows, on the mesh."""
-        return jax.jit(self._empty, out_shardings=self.layout)()
-
-    @property
-    def count(self) -> int:
-        """Programs of rows that come and go; a drain adds a copy and a segment for each of its
-        sizes.
+    @cached_property
+    def quarter(self) -> "Programs | None":
+        """The programs of a quarter of the slots, to which a drain moves its last rows. None: rows
+        are sharded, or there are less than 4 slots.
         """
-        return len(self.prefill_sizes) + 1 + 1 + len(self.widths)
+        row_shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        if row_shards > 1 or not (num_slots := self.config.num_slots // 4):
+            return None
+        config = replace(self.config, num_slots=num_slots)
+        return Programs(self._model, config, self.prompt_columns, self.mesh)
 
     def batches(self, prompts: list[int]) -> Iterator[list[int]]:
         """Prompts in order, cut into the largest sizes of the table that they fill; the rest of
@@ -174,6 +187,21 @@ class Programs:
             size = max((s for s in self.prefill_sizes if s <= len(prompts)), default=len(prompts))
             yield prompts[:size]
             prompts = prompts[size:]
+
+
+def widths(num_positions: int, platform: str) -> tuple[int, ...]:
+    """Completion columns that a rebuild may run, ascending; the last is C.
+
+    A row's place in the ring after a rebuild depends on them, and with it the rounding of its
+    attention: runs of equal bits have the same platform.
+
+    Args:
+      num_positions: C.
+      platform: of the devices, such as "cpu".
+    """
+    num_parts = NUM_WIDTHS if platform == "cpu" else NUM_ACCELERATOR_WIDTHS
+    parts = range(1, num_parts + 1)
+    return tuple(sorted({-(-num_positions * part // num_parts) for part in parts}))
 
 
 def _sizes(smallest: int, largest: int) -> tuple[int, ...]:

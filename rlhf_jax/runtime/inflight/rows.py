@@ -21,6 +21,9 @@ class RoundRows:
     logprob_BC: np.ndarray  # float32
     version_BC: np.ndarray  # int32, of the params that drew the token
     count_B: np.ndarray  # int32, tokens drawn
+    # int64, of the decode steps that drew a token of the round: tokens that all slots drew in them,
+    # and slots times these steps; (-1, -1): not known, of a snapshot that is older than this count
+    slots_2: np.ndarray
 
 
 @dataclass
@@ -99,6 +102,23 @@ class Rows:
                     f"row {row} in slot {slot} {state} with {end} of {self.max_completion_tokens} "
                     f"tokens and {'an' if has_eos else 'no'} EOS"
                 )
+        self._count_slots(drawn.live_TS[1:], np.asarray(row_of_slot))
+
+    def _count_slots(self, live_DS: np.ndarray, row_S: np.ndarray) -> None:
+        """Adds the decode steps of a segment to the rounds that drew a token in them."""
+        round_S = np.where(row_S < 0, -1, row_S // self.rows_per_round)
+        for round_index in set(round_S[round_S >= 0].tolist()):
+            counted_2 = self._of(round_index).slots_2
+            if counted_2[1] >= 0:
+                is_mine_D = live_DS[:, round_S == round_index].any(axis=1)
+                counted_2 += live_DS[is_mine_D].sum(), is_mine_D.sum() * row_S.size
+
+    def figures(self, round_index: int) -> dict[str, float]:
+        """Metrics of how a complete round was drawn: `slots_busy`, the share of slots that drew a
+        token, over the decode steps that drew one of the round. {} where there was no such step.
+        """
+        busy, total = self._rounds[round_index].slots_2.tolist()
+        return {"slots_busy": busy / total} if total > 0 else {}
 
     def _of(self, round_index: int) -> RoundRows:
         if round_index not in self._rounds:
@@ -108,6 +128,7 @@ class Rows:
                 np.zeros(shape, np.float32),
                 np.zeros(shape, np.int32),
                 np.zeros(self.rows_per_round, np.int32),
+                np.zeros(2, np.int64),
             )
         return self._rounds[round_index]
 
@@ -150,6 +171,8 @@ class Rows:
         """Goes on from `saved`."""
         names = [field.name for field in fields(RoundRows)]
         rounds: Iterable[int] = {int(key.partition(".")[0]) for key in arrays}
+        unknown = {f"{index}.slots_2": np.full(2, -1, np.int64) for index in rounds}
+        arrays = unknown | dict(arrays)
         self._rounds = {
             index: RoundRows(*(np.array(arrays[f"{index}.{name}"]) for name in names))
             for index in sorted(rounds)

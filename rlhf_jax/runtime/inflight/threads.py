@@ -20,7 +20,7 @@ import jax
 from rlhf_jax.runtime import activity
 from rlhf_jax.runtime.asynchronous import announce, sampling_thread
 from rlhf_jax.runtime.buffer import WAKE_SECONDS, Buffer, Stopped
-from rlhf_jax.runtime.inflight.loop import StreamSampler, draw, save_rest
+from rlhf_jax.runtime.inflight.loop import StreamSampler, draw, save_rest, taken
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.spec import Published
 from rlhf_jax.runtime.synchronous import Event, LoopMonitor, train_round
@@ -46,7 +46,7 @@ def run(
     buffer, monitor = Buffer(), monitor or LoopMonitor()
     announced = set(sampler.complete(start_round))
     for round_index in announced:
-        buffer.put(round_index, place(sampler.rows.samples(round_index)))
+        buffer.put(round_index, taken(sampler, round_index, place, monitor))
     sample = partial(sample_stream, sampler, place, buffer, monitor)
     with sampling_thread(sample, buffer, monitor, deadline_seconds, call_seconds) as thread:
         for round_index in range(start_round, program.spec.clock.num_rounds):
@@ -104,7 +104,7 @@ def sample_stream(
                 rounds_trained, params = take_version(sampler, buffer)
             for round_index in draw(sampler, params, rounds_trained, monitor):
                 # Before the next version is asked for, which may need this round to be trained.
-                buffer.put(round_index, place(sampler.rows.samples(round_index)))
+                buffer.put(round_index, taken(sampler, round_index, place, monitor))
         save_rest(sampler)
         buffer.end_of_rounds()
 

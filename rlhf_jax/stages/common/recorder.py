@@ -46,7 +46,8 @@ class Recorder:
     timeline: Timeline = field(default_factory=Timeline)
     late: tuple[synchronous.Updated, tuple[Any, ...]] | None = None
     scored: synchronous.Scored | None = None
-    # of the scored round: figures, and lengths and signs, on the device; and its tokens by version
+    # of the scored round: figures, and lengths and signs, on the device; its tokens by version, and
+    # figures of how it was drawn
     of_round: tuple[Any, ...] = ()
     uses: dict[int, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"evaluate_seconds": 0.0})
@@ -105,6 +106,7 @@ class Recorder:
                     self._round_metrics.measure(*rows),
                     (self.rates.lengths(event.samples), signs),
                     token_counts(event.samples),
+                    event.figures,
                 )
             case synchronous.Updated():
                 self._flush()
@@ -128,7 +130,7 @@ class Recorder:
     def _flush(self) -> None:
         if self.late is None:
             return
-        (event, (round_figures, of_rows, tokens)), self.late = self.late, None
+        (event, (round_figures, of_rows, tokens, drawn)), self.late = self.late, None
         with activity.during(
             f"update {event.update}", "call"
         ):  # dispatched before, and waited for here
@@ -137,7 +139,7 @@ class Recorder:
             (lengths, signs), rows = distributed.fetch((of_rows, event.sample_R))
         clock = self.program.spec.clock
         metrics |= tokens.ages(event.update, clock.max_age + 1, rows, signs)
-        values = {name: float(value) for name, value in figures.items()}
+        values = {name: float(value) for name, value in figures.items()} | dict(drawn)
         values |= {name: metric.value() for name, metric in metrics.items()}
         schedule = learning_rate_schedule(
             self.config.optimizer, clock.num_updates, clock.updates_per_round

@@ -14,7 +14,7 @@ from rlhf_jax.records.streams.snapshots import FOLDER, Snapshots
 from rlhf_jax.runtime.inflight import loop, threads
 from rlhf_jax.runtime.inflight.loop import Saving, Snapshot, StreamSampler
 from rlhf_jax.runtime.inflight.rows import Rows
-from rlhf_jax.runtime.inflight.slot_program import SlotProgram, make_pool, place
+from rlhf_jax.runtime.inflight.slot_program import SlotProgram, place
 from rlhf_jax.runtime.program import Program, ProgramSpec
 from rlhf_jax.runtime.synchronous import Event, LoopMonitor, RoundEnd, Sampled
 from rlhf_jax.stages.api import Workspace
@@ -41,7 +41,11 @@ def make_program(config: Config, spec: ProgramSpec, reference_params: Params) ->
       reference_params: the frozen reference.
     """
     if config.engine == "slots":
-        return SlotProgram(spec, reference_params, config.num_slots, config.segment_steps)
+        sizes, is_inflight = (config.num_slots, config.segment_steps), config.weights == "inflight"
+        rebuilds = bool(config.rebuild_every)
+        return SlotProgram(
+            spec, reference_params, *sizes, drains=not is_inflight, rebuilds=rebuilds
+        )
     return Program(spec, reference_params)
 
 
@@ -58,12 +62,13 @@ def make_sampler(
     """The sampling side of a program with in-flight updates.
 
     Args:
-      program: the compiled calls.
+      program: the compiled calls, with the slots of the clock.
       clock: of the run.
       saving: of its snapshots and its schedule.
       snapshot: to go on from; None: boundary 0.
     """
-    pool = make_pool(program, clock.num_slots, clock.segment_steps)
+    assert isinstance(program, SlotProgram)
+    pool = program.make_pool()
     rows = Rows.of(pool.config, program.spec.prompts)
     return StreamSampler(clock, pool, rows, saving, snapshot, program.dispatch_lock)
 
