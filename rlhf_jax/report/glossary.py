@@ -141,7 +141,10 @@ NOTES = {
     "bound holds apart from the ratio.",
     "cut_share_negative": "The same of tokens with a negative advantage.",
     "residual": "Mean distance of a completion's scaled log ratio from its advantage: what the "
-    "squares of OAPL and PMD make small.",
+    "squares of OAPL, PMD and A*-PO make small.",
+    "prompt_value": "Mean value of a prompt from the stored scores of the SFT policy's samples.",
+    "failed_prompt_share": "Share of completions whose prompt has stored scores of failures alone.",
+    "score_reference_score": "Mean of the stored scores of the SFT policy's samples.",
     "log_ratio": "Mean log of the trained policy's probability of a completion over that of the "
     "base, in nats.",
     "advantage_magnitude": "Mean advantage of a completion, without sign.",

@@ -47,7 +47,7 @@ def same(one, other) -> bool:
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("grpo", {}), ("grpo", STALE), ("online_dpo", {}), ("ppo", {}), ("copg", {})],
+    [("grpo", {}), ("grpo", STALE), ("online_dpo", {}), ("ppo", {}), ("copg", {}), ("a2po", {})],
 )
 @pytest.mark.parametrize("num_micro_batches", [1, 2])
 def test_a_round_is_that_of_the_compiled_program(name, settings, num_micro_batches):
@@ -92,8 +92,9 @@ def test_a_round_is_that_of_the_compiled_program(name, settings, num_micro_batch
         rl.reward(rounds.token_reward),
         WORDS,
         model=model,
-        params={need: needed[need] for need in algorithm.needs},
+        params={need: needed[need] for need in algorithm.needs & needed.keys()},
         replace_missing_eos=False,
+        reference_score_PS=spec.reference_scores[: rounds.PROMPTS] if name == "a2po" else None,
     )
     batch = algorithm.credit(samples, scores)
     assert same(scores, their_scores)

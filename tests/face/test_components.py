@@ -184,6 +184,16 @@ def test_other_arguments_that_are_not_accepted(task, tokenizer, model):
         Refusal, match=r"grpo needs reference beside the score; accepted: .*'reference': \.\.\."
     ):
         grpo.credit(samples, scores)
+    a2po, stored_PS = rl.algorithm("a2po"), np.ones((samples.tokens_BC.shape[0], 3))
+    with_reference = rl.score(
+        samples, reward, tokenizer, model=model, params={"reference": state.params}
+    )
+    with pytest.raises(Refusal, match=r"a2po needs stored scores .* reference_score_PS=\.\.\.\)"):
+        a2po.credit(samples, with_reference)
+    with pytest.raises(Refusal, match=r"reference_score_PS has the shape \(.*, 3\); accepted: \("):
+        rl.score(samples, reward, tokenizer, reference_score_PS=stored_PS)
+    with pytest.raises(Refusal, match=r"a2po needs stored scores .*, which rl\.run does not make"):
+        rl.run(model, task, a2po, reward, num_rounds=1)
     with pytest.raises(
         Refusal,
         match="params has 'refrence'; accepted: reference, proximal, value, gradient_energy",

@@ -1,10 +1,11 @@
 """One entry of `dataflow.SCORES` adds a score: it is placed, planned, executed and reported, and
-nothing else names it.
+nothing else names it. Stored scores are no call, and are looked up by the prompts' ordinals.
 """
 
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from rlhf_jax.algorithms import online_dpo
 from rlhf_jax.dataflow import Score, calls_of
 from rlhf_jax.devices.placement import parse
 from rlhf_jax.planner.search.search import search
+from rlhf_jax.refusal import ComponentError, Refusal
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.spec import FrozenRole
 from tests.planner.tables import Table, work
@@ -159,3 +161,37 @@ def test_a_run_places_and_reports_an_added_score(again, tmp_path):
     ]
     assert len(lines) == 2
     assert all(-20 < line["score_again"] < 0 for line in lines)
+
+
+def test_stored_scores_are_those_of_each_samples_prompt():
+    """Of a later round, and of prompts in any order; a prompt without scores is never trained on."""
+    program = rounds.algorithm_program("a2po")
+    states, table_TS = program.init(program.reference_params), program.spec.reference_scores
+    samples = program.generate(program.publish(states), 2, 0)
+    assert isinstance(table_TS, np.ndarray)
+    for shift in (0, 5):
+        moved = dataclasses.replace(samples, ordinal_B=samples.ordinal_B[::-1] + shift)
+        scores, _ = program.score(states, moved)
+        ordinal_B = np.asarray(samples.ordinal_B)[::-1] + shift
+        np.testing.assert_array_equal(scores.extra["reference_score_BS"], table_TS[ordinal_B])
+    beyond = dataclasses.replace(samples, ordinal_B=samples.ordinal_B + len(table_TS))
+    with pytest.raises(ComponentError, match=r"a2po: credit gave advantage_RC that is not finite"):
+        program.score(states, beyond)
+
+
+def test_a_program_without_stored_scores_is_refused():
+    """None: at once. Their shape alone compiles, and does not score."""
+    program = rounds.algorithm_program("a2po")
+    none = dataclasses.replace(program.spec, reference_scores=None)
+    with pytest.raises(Refusal, match=r"a2po needs stored scores .*job=prompt_values"):
+        Program(none, program.reference_params)
+    shape = jax.ShapeDtypeStruct((1, 3), np.float32)
+    only_shape = Program(
+        dataclasses.replace(program.spec, reference_scores=shape), program.reference_params
+    )
+    only_shape.sampler = program.sampler
+    assert only_shape.minibatch_shapes().advantage_RC is not None
+    states = only_shape.init(only_shape.reference_params)
+    samples = only_shape.generate(only_shape.publish(states), 0, 0)
+    with pytest.raises(Refusal, match="has no reference_score_BS, only its shape"):
+        only_shape.score(states, samples)
