@@ -75,22 +75,19 @@ def random_scores(algorithm: Algorithm, samples: Samples, seed: int) -> Scores:
                 np.where(mask_BC, draw.normal(size=mask_BC.shape), 0), jnp.float32
             )
         },
-        "reference_scores": {
-            "extra": {
-                "reference_score_BS": jnp.repeat(
-                    jnp.array(
-                        draw.uniform(0.1, 1, (mask_BC.shape[0] // samples.samples_per_prompt, 5)),
-                        jnp.float32,
-                    ),
-                    samples.samples_per_prompt,
-                    axis=0,
-                )
-            }
-        },
         "gradient_energy": {
             "extra": {
                 "gradient_energy_BC": jnp.array(
                     np.where(mask_BC, draw.uniform(0.1, 1, mask_BC.shape), 0), jnp.float32
+                )
+            }
+        },
+        "reference_scores": {
+            "extra": {
+                "reference_score_BS": jnp.repeat(
+                    _stored_scores(draw, mask_BC.shape[0] // samples.samples_per_prompt),
+                    samples.samples_per_prompt,
+                    axis=0,
                 )
             }
         },
@@ -100,6 +97,13 @@ def random_scores(algorithm: Algorithm, samples: Samples, seed: int) -> Scores:
     }
     scores = Scores(raw_B=2 * score_B + 1, standardized_B=score_B, score_B=score_B)
     return replace(scores, **needed)
+
+
+def _stored_scores(draw: np.random.Generator, num_prompts: int) -> Array:
+    """Five stored scores of each prompt; those of the last one are all 0.35."""
+    stored_PS = draw.uniform(0.1, 1, (num_prompts, 5))
+    stored_PS[-1] = 0.35
+    return jnp.array(stored_PS, jnp.float32)
 
 
 def with_scores(scores: Scores, score_B: Array) -> Scores:
