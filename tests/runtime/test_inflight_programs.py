@@ -168,23 +168,36 @@ def compile_slots(program: SlotProgram) -> None:
         function.lower(*arguments).compile()
 
 
-def test_nothing_of_the_slots_is_compiled_after_the_beginning(compiled):
-    """On 13 slots, of which groups of 2 fill 6: admissions have two sizes. Versions, rebuilds and
-    partly admitted groups compile nothing.
+def test_nothing_of_the_slots_is_compiled_after_the_beginning_on_one_device_and_on_two(compiled):
+    """On 8 slots, which 4 groups of 2 fill. Versions, rebuilds and partly admitted groups compile
+    nothing. Two shards of rows draw the tokens of one.
     """
-    shared = test_adapters.make_program()
-    stream = dataclasses.replace(make_stream(shared, rebuild_every=1), num_slots=13)
-    program = through_slots(shared, stream)
-    adapters_of = [program.publish(program.init(program.reference_params)) for _ in range(2)]
-    compiled.clear()
-    compile_slots(program)
-    assert len(compiled) == 2 + 1 + 1 + 4 + 1, "admissions, insertion, segment, rebuilds, no rows"
-    sampler = loops.make_sampler(program, stream, Saving(), None)
-    compiled.clear()
-    while not sampler.is_drained:
-        trained = stream.rounds_trained(sampler.state)
-        sampler.draw(adapters_of[trained % 2], trained)
-    assert not compiled
+    rounds_of = {}
+    for shape, num_admissions in (((1, 1, 1), 2), ((2, 1, 1), 1)):
+        shared = test_adapters.make_program(shape)
+        stream = dataclasses.replace(make_stream(shared, rebuild_every=1), num_slots=8)
+        program = through_slots(shared, stream)
+        published = [program.publish(program.init(program.reference_params)) for _ in range(2)]
+        compiled.clear()
+        compile_slots(program)
+        assert len(compiled) == num_admissions + 1 + 1 + 4 + 1, (
+            "admissions, insertion, segment, rebuilds, and slots without rows"
+        )
+        sampler = loops.make_sampler(program, stream, Saving(), None)
+        compiled.clear()
+        rounds_of[shape], is_mixed = [], []
+        while not sampler.is_drained:
+            trained = stream.rounds_trained(sampler.state)
+            for round_index in sampler.draw(published[trained % 2], trained):
+                samples = sampler.rows.samples(round_index)
+                rounds_of[shape].append(samples)
+                is_mixed.append(versions.is_mixed(samples.version_BC, samples.mask_BC))
+        assert not compiled
+        assert np.mean(is_mixed) >= 0.3
+    for one, two in zip(*rounds_of.values(), strict=True):
+        np.testing.assert_array_equal(one.tokens_BC, two.tokens_BC)
+        np.testing.assert_array_equal(one.version_BC, two.version_BC)
+        np.testing.assert_allclose(one.behavior_logprob_BC, two.behavior_logprob_BC, atol=5e-5)
 
 
 def test_nothing_of_a_drain_is_compiled_after_the_beginning(compiled):
