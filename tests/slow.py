@@ -145,6 +145,7 @@ SLOW = {
             "runtime/test_inflight_programs.py::"
             f"test_threads_give_the_numbers_of_the_simulated_loop_of_every_algorithm[{name}]"
             for name in (
+                "a2po",
                 "best_of_group",
                 "best_of_n",
                 "constant_gain",

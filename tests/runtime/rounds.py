@@ -21,6 +21,7 @@ from rlhf_jax.runtime.program import Critic, Program, ProgramSpec, Reward
 from rlhf_jax.updating import OptimizerConfig, make_optimizer
 
 NUM_ROUNDS = 5
+MOST_ROUNDS = 8  # of a test that has more: stored scores are of all of its prompts
 PROMPTS = 4  # of a round, whatever num_minibatches is: two compiled updates serve all clocks
 SEED = 7
 
@@ -53,7 +54,7 @@ def make_spec(mesh: jax.sharding.Mesh) -> ProgramSpec:
         key=jax.random.key(SEED),
         seed=SEED,
         reference_scores=np.random.default_rng(SEED)
-        .integers(0, 2, (NUM_ROUNDS * PROMPTS, 3))
+        .integers(0, 2, (MOST_ROUNDS * PROMPTS, 3))
         .astype(np.float32),
         eos_id=tiny.EOS,
         pad_id=tiny.PAD,
