@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, replace
 from functools import cache
-from typing import Annotated, Any, ClassVar, Protocol, Self
+from typing import Annotated, Any, ClassVar, Protocol, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from rlhf_jax import randomness
 from rlhf_jax.config import Bounds
 from rlhf_jax.models.api import Cache, LogicalAxes
-from rlhf_jax.models.common import adapters, blocks
+from rlhf_jax.models.common import adapters, blocks, stacking
 from rlhf_jax.models.common.cache import remember
 from rlhf_jax.models.common.layout import keep_rows
 from rlhf_jax.refusal import Refusal
@@ -25,6 +25,7 @@ from rlhf_jax.types import Array, Params
 
 Depth = Annotated[int, Bounds(least=1, most=1024)]
 """Layers, each of which is traced: more would take minutes before anything is compiled."""
+T = TypeVar("T")
 SHARED_DRAW = 1 << 20  # elements; see `draw`
 
 
@@ -173,7 +174,14 @@ class Decoder:
 
     def init(self, key: Array) -> Params:
         token = jnp.zeros((1, 1), jnp.int32)
-        return draw(key, self.network(self.config).init(key, token, token, token == 0)["params"])
+        params = draw(key, self.network(self.config).init(key, token, token, token == 0)["params"])
+        return self.stacked(params)
+
+    def stacked(self, tree: T) -> T:
+        """A tree with entries of layers, such as params or an adapter, in the form that this model's
+        params have: its layers stacked or not.
+        """
+        return stacking.stack(stacking.unstack(tree), stacking.period(self.config))
 
     def apply(
         self,
@@ -183,6 +191,10 @@ class Decoder:
         mask_BL: Array,
         cache: Cache | None = None,
     ) -> tuple[Array, Cache | None]:
+        if cache is not None and not stacking.is_stacked_cache(cache):
+            # Decoding reads a slice for each layer. A scan with the cache among its inputs and
+            # outputs would hold it several times.
+            params = stacking.unstack(params)
         return self.network(self.config).apply(
             adapters.variables(params), tokens_BL, positions_BL, mask_BL, cache
         )  # pyright: ignore[reportReturnType]
@@ -272,6 +284,9 @@ def logical_axes(params: Params, axes: Mapping[str, tuple[str | None, ...]]) -> 
     """
 
     def axes_of(path: tuple[str, ...]) -> tuple[str | None, ...]:
+        return (None, *of_layer(path)) if stacking.is_stacked_path(path) else of_layer(path)
+
+    def of_layer(path: tuple[str, ...]) -> tuple[str | None, ...]:
         if path[-1] not in ("a", "b"):
             return axes["/".join(path[-2:])]
         inputs, outputs = axes[f"{path[-2]}/kernel"]
