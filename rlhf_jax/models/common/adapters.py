@@ -24,6 +24,7 @@ from jax.core import Tracer
 from rlhf_jax import randomness
 from rlhf_jax.config import Natural, NonNegative, Positive
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common.stacking import flat, is_stacked_path
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array, Params
@@ -67,7 +68,8 @@ class LowRank:
 @struct.dataclass
 class Adapted(Mapping[str, Any]):
     """A decoder's params with an adapter: `base` as the model's `init` returns them, and for every
-    adapted layer `{"a": [in, r], "b": [r, out]}` at the layer's place in the tree.
+    adapted layer `{"a": [in, r], "b": [r, out]}` at the layer's place in the tree; both are stacked
+    or neither.
     """
 
     base: Params
@@ -151,7 +153,7 @@ def init(model: Model, config: Config, key: Array) -> Params:
     """
     layers = targets(model, config)
     keys = jax.random.split(key, len(layers))
-    return unflatten_dict(
+    adapter = unflatten_dict(
         {
             path: {
                 "a": jax.random.uniform(
@@ -166,6 +168,17 @@ def init(model: Model, config: Config, key: Array) -> Params:
             for index, (path, (num_in, num_out)) in enumerate(layers.items())
         }
     )
+    return in_form_of(model, adapter)
+
+
+def in_form_of(model: Model, adapter: Params) -> Params:
+    """An adapter with its layers stacked or not, as the model's params have them.
+
+    Args:
+      model: of the base. A family of the user's own may stack nothing.
+      adapter: with an entry per layer; arrays on the host stay there.
+    """
+    return getattr(model, "stacked", lambda tree: tree)(adapter)
 
 
 def targets(model: Model, config: Config) -> dict[tuple[str, ...], tuple[int, int]]:
@@ -222,15 +235,15 @@ def compact(params: Params, dtype: str) -> Params:
       dtype: of the computation.
     """
 
-    def rounded(array: Array) -> Array:
-        if array.ndim < 2 or array.dtype == dtype:
+    def rounded(path: tuple[str, ...], array: Array) -> Array:
+        if array.ndim - is_stacked_path(path) < 2 or array.dtype == dtype:
             return array
         result = array.astype(dtype)
         if not isinstance(array, Tracer):
             array.delete()
         return result
 
-    return jax.tree.map(rounded, params)
+    return unflatten_dict({path: rounded(path, array) for path, array in flat(params).items()})
 
 
 def merged(params: Params) -> Params:

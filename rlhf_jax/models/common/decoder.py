@@ -102,18 +102,24 @@ def residual_init(width: int, num_layers: int) -> nn.initializers.Initializer:
     return nn.initializers.constant(2 / (num_layers * math.sqrt(width)))
 
 
-def draw(key: Array, deviations: Params) -> Params:
+def draw(key: Array, deviations: Params, period: int = 0) -> Params:
     """Params from what the modules' initializers give: each matrix times standard normal numbers,
     vectors as they are.
 
     Small matrices share one long draw, since every draw adds to the time to compile (two layers:
     1.0 s, and 2.7 s with a draw a matrix). A large matrix has its own, so that it can be made where
-    its shards are.
+    its shards are; those that are stacked are drawn together, each with its own key.
+
+    Args:
+      key: of the random numbers.
+      deviations: with an entry per layer.
+      period: of `stacking.period`; the params are stacked with it, and the numbers are the same.
     """
     leaves, tree = jax.tree.flatten(deviations)
     small = [
         index for index, leaf in enumerate(leaves) if leaf.ndim == 2 and leaf.size <= SHARED_DRAW
     ]
+    large = {index for index, leaf in enumerate(leaves) if leaf.ndim == 2} - {*small}
     keys = jax.random.split(key, len(leaves) + 1)
     ends = np.cumsum([0] + [leaves[index].size for index in small])
     shared = jax.lax.optimization_barrier(
@@ -123,10 +129,21 @@ def draw(key: Array, deviations: Params) -> Params:
         leaves[index] = leaves[index] * shared[ends[slot] : ends[slot + 1]].reshape(
             leaves[index].shape
         )
-    for index, leaf in enumerate(leaves):
-        if leaf.ndim == 2 and leaf.size > SHARED_DRAW:
-            leaves[index] = leaf * jax.random.normal(keys[index], leaf.shape, jnp.float32)
-    return jax.tree.unflatten(tree, leaves)
+
+    def times_drawn(leaf: Array, indices: np.ndarray) -> Array:
+        if indices.flat[0] not in large:
+            return leaf
+        if not indices.ndim:
+            return leaf * jax.random.normal(keys[int(indices)], leaf.shape, jnp.float32)
+        drawn = jax.vmap(lambda key: jax.random.normal(key, leaf.shape[1:], jnp.float32))
+        return leaf * drawn(keys[indices])
+
+    own_indices = jax.tree.unflatten(tree, [np.asarray(index) for index in range(len(leaves))])
+    return jax.tree.map(
+        times_drawn,
+        stacking.stack(jax.tree.unflatten(tree, leaves), period),
+        stacking.stack(own_indices, period),
+    )
 
 
 @dataclass(frozen=True)
@@ -166,6 +183,11 @@ class Decoder:
         return self.config.remat
 
     @property
+    def scan_layers(self) -> int:
+        """Layers from which on params hold them stacked; 0: never, as in a config without it."""
+        return getattr(self.config, "scan_layers", 0)
+
+    @property
     def padding_id(self) -> int:
         return self.config.padding_id
 
@@ -174,8 +196,8 @@ class Decoder:
 
     def init(self, key: Array) -> Params:
         token = jnp.zeros((1, 1), jnp.int32)
-        params = draw(key, self.network(self.config).init(key, token, token, token == 0)["params"])
-        return self.stacked(params)
+        deviations = self.network(self.config).init(key, token, token, token == 0)["params"]
+        return draw(key, deviations, stacking.period(self.config))
 
     def stacked(self, tree: T) -> T:
         """A tree with entries of layers, such as params or an adapter, in the form that this model's

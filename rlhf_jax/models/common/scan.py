@@ -3,6 +3,7 @@ layer, and in a `jax.lax.scan` where they are stacked.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -71,7 +72,7 @@ def _scanned(
             own = None
             if cache is not None:
                 keys, values = of_cache[position]
-                own = cache.replace(keys=(keys,), values=(values,))
+                own = replace(cache, keys=(keys,), values=(values,))
 
             def run(layer: Any, x_AD: Array, position: int = position, own: Any = own) -> Any:
                 return run_layer(layer, 0, x_AD, *inputs[position], own)

@@ -11,12 +11,14 @@ forms: params, adapters, gradients, the states of an optimizer.
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from rlhf_jax.models.api import Cache
 from rlhf_jax.types import Array, Params
@@ -53,6 +55,11 @@ def positions(tree: object) -> int:
     return sum(isinstance(name, str) and bool(_STACKED.fullmatch(name)) for name in tree)
 
 
+def has_layers(node: object) -> bool:
+    """True for a dict with an entry per layer, or with stacked layers."""
+    return bool(_num_layers(node) or positions(node))
+
+
 def is_stacked(tree: object) -> bool:
     """True where layers are stacked anywhere in a tree."""
     return any(map(positions, jax.tree.leaves(tree, is_leaf=lambda node: bool(positions(node)))))
@@ -61,6 +68,11 @@ def is_stacked(tree: object) -> bool:
 def is_stacked_path(path: tuple[str, ...]) -> bool:
     """True for the path of an array with a leading dimension of layers."""
     return any(_STACKED.fullmatch(name) for name in path)
+
+
+def flat(tree: Params) -> dict[tuple[str, ...], Any]:
+    """Leaves of nested dicts by their paths."""
+    return flatten_dict(tree)  # pyright: ignore[reportReturnType] (its type allows for empty nodes)
 
 
 def stack(tree: T, length: int) -> T:
@@ -100,17 +112,18 @@ def where_of(path: tuple[str, ...], layers: Params) -> tuple[tuple[str, ...], in
     return (f"layers_{position}", *path[1:]), repeat
 
 
-def members(path: tuple[str, ...], count: int, layers: Params) -> list[tuple[str, ...]]:
-    """The paths in unrolled params of what a stacked array holds, in order.
+def members(path: tuple[str, ...], layers: Params) -> list[tuple[str, ...]]:
+    """The paths in unrolled params of what an array of params holds, in order.
 
     Args:
-      path: of the stacked array.
-      count: its first dimension.
-      layers: the dict that has the entries of layers.
+      path: of the array, stacked or not.
+      layers: the dict that has the entries of layers, of arrays or their shapes.
     """
     stacked = _STACKED.fullmatch(path[0])
-    assert stacked is not None
+    if stacked is None:
+        return [path]
     length, position = positions(layers), int(stacked[1])
+    count = jax.tree.leaves(layers[path[0]])[0].shape[0]
     return [(f"layer_{repeat * length + position}", *path[1:]) for repeat in range(count)]
 
 
@@ -133,7 +146,7 @@ def stacked_cache(cache: Cache, params: Params) -> Cache:
         zeros = tuple(jnp.zeros(shape, arrays[0].dtype) for shape in shapes)
         return zeros + arrays[count * length :]
 
-    return cache.replace(keys=stacked(cache.keys), values=stacked(cache.values))
+    return replace(cache, keys=stacked(cache.keys), values=stacked(cache.values))
 
 
 def is_stacked_cache(cache: Cache) -> bool:
