@@ -96,10 +96,16 @@ def test_adapters_are_stacked_with_their_layers():
     def hidden(params: object, model: object) -> jax.Array:
         return scoring.completion_hidden(params, *rows(), model)
 
-    both = quick_jit(
-        lambda params: (hidden(params, plain), hidden(stacked.stacked(params), stacked))
-    )
-    close(*both(params))
+    def forms(params: adapters.Adapted) -> tuple:
+        deep = stacked.stacked(params)
+        mixed = adapters.Adapted(deep.base, params.adapter, params.scale)
+        other = adapters.Adapted(params.base, deep.adapter, params.scale)
+        return tuple(hidden(own, stacked) for own in (params, deep, mixed, other))
+
+    expected, *others = quick_jit(forms)(params)
+    for found in others:
+        close(found, expected)
+    assert np.abs(expected - hidden(params.base, plain)).max() > 0.01
     again = adapters.merged(stacked.stacked(params))
     close(stacking.unstack(again), adapters.merged(params))
     half = adapters.compact(jax.tree.map(jnp.copy, stacked.stacked(params.base)), "bfloat16")

@@ -24,7 +24,7 @@ from jax.core import Tracer
 from rlhf_jax import randomness
 from rlhf_jax.config import Natural, NonNegative, Positive
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.common.stacking import flat, is_stacked_path
+from rlhf_jax.models.common.stacking import flat, is_stacked_path, positions, stack, unstack
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array, Params
@@ -68,8 +68,8 @@ class LowRank:
 @struct.dataclass
 class Adapted(Mapping[str, Any]):
     """A decoder's params with an adapter: `base` as the model's `init` returns them, and for every
-    adapted layer `{"a": [in, r], "b": [r, out]}` at the layer's place in the tree; both are stacked
-    or neither.
+    adapted layer `{"a": [in, r], "b": [r, out]}` at the layer's place in the tree. Of stacked layers
+    all of these have a leading dimension.
     """
 
     base: Params
@@ -131,7 +131,7 @@ def variables(params: Params) -> dict[str, Params]:
         return {"params": params}
     pairs = {
         path: {VARIABLE: LowRank(pair["a"], pair["b"], params.scale)}
-        for path, pair in _pairs(params.adapter).items()
+        for path, pair in _pairs(_beside(params)).items()
     }
     return {"params": params.base, COLLECTION: unflatten_dict(pairs)}
 
@@ -256,13 +256,21 @@ def merged(params: Params) -> Params:
         backbone = params.get("backbone")
         return {**params, "backbone": merged(backbone)} if isinstance(backbone, Adapted) else params
     arrays = dict(flatten_dict(params.base))
-    for path, pair in _pairs(params.adapter).items():
+    for path, pair in _pairs(_beside(params)).items():
         a, b, kernel = (
             np.asarray(jax.device_get(x), np.float32)
             for x in (pair["a"], pair["b"], arrays[(*path, "kernel")])
         )
         arrays[(*path, "kernel")] = kernel + params.scale * (a @ b)
     return unflatten_dict(arrays)
+
+
+def _beside(params: Adapted) -> Params:
+    """The adapter with its layers stacked as the base's are: a layer reads what has its own path."""
+    period = positions(params.base)
+    if positions(params.adapter) == period:
+        return params.adapter
+    return stack(unstack(params.adapter), period)
 
 
 def _pairs(adapter: Params) -> dict[tuple[str, ...], Params]:
