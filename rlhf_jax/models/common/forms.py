@@ -25,7 +25,7 @@ def names(tree: object) -> list[str]:
 
 
 def read_as(wanted: T, stored: Collection[str], read: Callable[[T], T]) -> T:
-    """What `read` returns for the form that is stored, in the form that is wanted.
+    """Reads a tree in the form that is stored, and returns it in the form that is wanted.
 
     Layers are stacked, or sliced, one array after the other. What an array was made of is deleted,
     so that one array at a time is held twice.
