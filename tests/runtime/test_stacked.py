@@ -37,7 +37,6 @@ def run(scan_layers: int, mesh_shape: tuple[int, int, int], **changes: object) -
     return samples, stacking.unstack(found)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("slices", [False, True], ids=["the trainer's mesh", "slices"])
 def test_rounds_with_stacked_layers_are_those_without(slices):
     expected = run(0, (1, 1, 1))
