@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from rlhf_jax import scoring
-from rlhf_jax.models import gemma3, gpt_neox, qwen2
-from rlhf_jax.models.common import adapters, stacking
+from rlhf_jax.models import gemma3, gpt_neox, llama, qwen2
+from rlhf_jax.models.common import adapters, blocks, stacking
 from rlhf_jax.models.common.family import find
 from rlhf_jax.ops.masked import positions_from_mask
+from rlhf_jax.refusal import Refusal
 
 from .families import SUBJECTS, V, config_of, quick_jit, random_params
 
@@ -91,7 +93,7 @@ def test_adapters_are_stacked_with_their_layers():
     adapter = jax.tree.map(lambda x: x + 0.1, adapters.init(plain, LORA, jax.random.key(1)))
     params = adapters.Adapted(random_params(plain, 0), adapter, LORA.scale)
     own = jax.eval_shape(partial(adapters.init, stacked, LORA), jax.random.key(1))
-    assert own["layers_1"]["q_proj"]["a"].shape == (2, 16, 2)
+    assert own["scanned_layers_1"]["q_proj"]["a"].shape == (2, 16, 2)
 
     def hidden(params: object, model: object) -> jax.Array:
         return scoring.completion_hidden(params, *rows(), model)
@@ -126,7 +128,7 @@ def test_initial_weights_are_the_unrolled_ones(monkeypatch, large):
     assert stacking.is_stacked(actual)
     assert not stacking.is_stacked(expected)
     close(stacking.unstack(actual), expected, atol=0)
-    kernel = actual["layers_0"]["dense"]["kernel"]
+    kernel = actual["scanned_layers_0"]["dense"]["kernel"]
     assert kernel.shape == (2, 16, 16)
     assert not np.array_equal(kernel[0], kernel[1])
 
@@ -136,9 +138,15 @@ def test_stack_and_unstack_are_inverse_for_any_tree_of_layers():
     tree = {"a": (layers | {"head": np.ones(3)}, 4), "b": {"other": np.zeros(2)}}
     stacked = stacking.stack(tree, 3)
     found = stacked["a"][0]
-    assert sorted(found) == ["head", "layer_6", "layers_0", "layers_1", "layers_2"]
-    assert isinstance(found["layers_1"]["k"], np.ndarray)  # stays on the host
-    np.testing.assert_array_equal(found["layers_1"]["k"][:, 0, 0], [1, 4])
+    assert sorted(found) == [
+        "head",
+        "layer_6",
+        "scanned_layers_0",
+        "scanned_layers_1",
+        "scanned_layers_2",
+    ]
+    assert isinstance(found["scanned_layers_1"]["k"], np.ndarray)  # stays on the host
+    np.testing.assert_array_equal(found["scanned_layers_1"]["k"][:, 0, 0], [1, 4])
     close(stacking.unstack(stacked), tree, atol=0)
     assert stacking.stack(tree, 0) is tree
     for path in flatten_dict(layers):
@@ -172,11 +180,11 @@ def test_logical_axes_have_a_dimension_of_layers():
     _, stacked = models("gemma3")
     params = jax.eval_shape(stacked.init, jax.random.key(0))
     axes = stacked.logical_axes(params)
-    assert axes["layers_0"]["q_proj"]["kernel"] == (None, "embed", "heads")
-    assert axes["layers_1"]["q_norm"]["weight"] == (None, None)
+    assert axes["scanned_layers_0"]["q_proj"]["kernel"] == (None, "embed", "heads")
+    assert axes["scanned_layers_1"]["q_norm"]["weight"] == (None, None)
     assert axes["layer_4"]["q_proj"]["kernel"] == ("embed", "heads")
     adapter = jax.eval_shape(partial(adapters.init, stacked, LORA), jax.random.key(0))
-    assert stacked.logical_axes(adapter)["layers_0"]["o_proj"] == {
+    assert stacked.logical_axes(adapter)["scanned_layers_0"]["o_proj"] == {
         "a": (None, "heads", None),
         "b": (None, None, None),
     }
@@ -201,3 +209,28 @@ def test_decoding_from_stacked_params_is_decoding_from_unrolled_ones():
         return tuple(found)
 
     close(*decoded(params))
+
+
+def test_layers_that_differ_are_not_scanned():
+    """In a network of the user's own; the scan would run the first one in the place of all."""
+
+    class Other(llama.Layer):
+        def activation(self, x_AF: jax.Array) -> jax.Array:
+            return jax.nn.relu(x_AF)
+
+    class Network(llama.Network):
+        def setup(self) -> None:
+            self.embed_tokens = nn.Embed(V, self.config.width)
+            self.layer = [llama.Layer(self.config), Other(self.config)]
+            self.norm = blocks.RMSNorm(1e-5)
+            self.lm_head = blocks.Head(V, nn.initializers.ones)
+
+    class Own(llama.Llama):
+        network = Network
+
+    _, stacked = models("llama")
+    own = Own(stacked.config)
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    shapes = jax.eval_shape(own.init, jax.random.key(0))
+    with pytest.raises(Refusal, match="a Layer and, 1 repeats later, a Other .*scan_layers=0"):
+        jax.eval_shape(own.apply, shapes, tokens, tokens, tokens == 0)

@@ -83,7 +83,7 @@ def test_each_array_is_held_twice_and_no_more(monkeypatch):
     found = forms.read_as(wanted, forms.names(tree), lambda abstract: tree)
     assert all(part.is_deleted() for part in parts)
     assert not tree["params"]["head"]["kernel"].is_deleted()
-    assert found["params"]["layers_0"]["k"]["kernel"].shape == (LAYERS, 8, 4)
+    assert found["params"]["scanned_layers_0"]["k"]["kernel"].shape == (LAYERS, 8, 4)
 
 
 def test_a_checkpoint_without_its_list_of_arrays_is_damaged(tmp_path):

@@ -3,7 +3,7 @@ layer, and in a `jax.lax.scan` where they are stacked.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from rlhf_jax.models.api import Cache
 from rlhf_jax.models.common import stacking
 from rlhf_jax.models.common.decoder import run_layer
 from rlhf_jax.models.common.layout import keep_rows
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
 
 Inputs = tuple[tuple[Array, Array], Array]
@@ -53,14 +54,13 @@ def _scanned(
     cache: Cache | None,
 ) -> tuple[Array, Kept]:
     """The same after the stacked layers, whose keys and values are stacked too."""
-    layers: list[nn.Module] = [
-        network.layer[position].clone(parent=None) for position in range(length)
-    ]
+    whole = len(network.layer) // length * length
+    layers = [_alike(network.layer[position:whole:length]) for position in range(length)]
     stacked = [
         {
-            collection: tree[f"layers_{position}"]
+            collection: tree[f"scanned_layers_{position}"]
             for collection, tree in variables.items()
-            if f"layers_{position}" in tree
+            if f"scanned_layers_{position}" in tree
         }
         for position in range(length)
     ]
@@ -83,3 +83,25 @@ def _scanned(
 
     x_AD, kept = jax.lax.scan(step, keep_rows(x_AD), (stacked, pairs))
     return x_AD, list(kept or [])
+
+
+def _alike(layers: Sequence[nn.Module]) -> nn.Module:
+    """The first of layers that compute the same, apart from its network.
+
+    Raises Refusal where they do not, as in a family of the user's own.
+    """
+    first, *others = [layer.clone(parent=None, name=None) for layer in layers]
+    for index, layer in enumerate(others, 1):
+        if type(layer) is not type(first) or _fields_of(layer) != _fields_of(first):
+            raise Refusal(
+                f"a {type(first).__name__} and, {index} repeats later, a {type(layer).__name__} "
+                "are to be scanned as one, but differ in class or fields; accepted: "
+                "model.scan_layers=0, which runs each by itself"
+            )
+    return first
+
+
+def _fields_of(layer: nn.Module) -> dict[str, Any]:
+    """The fields that a layer was made with."""
+    names = [field.name for field in fields(layer) if field.name not in ("parent", "name")]
+    return {name: getattr(layer, name) for name in names}

@@ -1,11 +1,11 @@
 """Params of a deep decoder with its layers stacked, so that `jax.lax.scan` runs them and one layer
 is compiled.
 
-    layer_0 ... layer_{N-1}   <->   layers_0 ... layers_{p-1}, each [N // p, ...], and the last N % p
-                                    layers as they were
+    layer_0 ... layer_{N-1}  <->  scanned_layers_0 ... scanned_layers_{p-1}, each [N // p, ...],
+                                  and the last N % p layers as they were
 
-`layers_j` holds the layers j, j + p, j + 2 p, ...: p is the least number after which windows and
-rotary positions repeat, 1 where all layers are alike. Any tree with an entry per layer has both
+`scanned_layers_j` holds the layers j, j + p, j + 2 p, ...: p is the least number after which windows
+and rotary positions repeat, 1 where all layers are alike. Any tree with an entry per layer has both
 forms: params, adapters, gradients, the states of an optimizer.
 """
 
@@ -24,7 +24,7 @@ from rlhf_jax.models.api import Cache
 from rlhf_jax.types import Array, Params
 
 T = TypeVar("T")
-_STACKED, _LAYER = re.compile(r"layers_(\d+)"), re.compile(r"layer_(\d+)")
+_STACKED, _LAYER = re.compile(r"scanned_layers_(\d+)"), re.compile(r"layer_(\d+)")
 
 
 @lru_cache(maxsize=256)
@@ -109,7 +109,7 @@ def where_of(path: tuple[str, ...], layers: Params) -> tuple[tuple[str, ...], in
     if not length or layer is None or path[0] in layers:
         return path, None
     repeat, position = divmod(int(layer[1]), length)
-    return (f"layers_{position}", *path[1:]), repeat
+    return (f"scanned_layers_{position}", *path[1:]), repeat
 
 
 def members(path: tuple[str, ...], layers: Params) -> list[tuple[str, ...]]:
@@ -139,7 +139,7 @@ def stacked_cache(cache: Cache, params: Params) -> Cache:
     length = positions(layers)
     if not length:
         return cache
-    count = jax.tree.leaves(layers["layers_0"])[0].shape[0]
+    count = jax.tree.leaves(layers["scanned_layers_0"])[0].shape[0]
 
     def stacked(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
         shapes = [(count, *array.shape) for array in arrays[:length]]
@@ -181,7 +181,7 @@ def _stacked(node: Any, length: int) -> Any:
     }
     for position in range(length):
         layers = [node[f"layer_{index}"] for index in range(position, whole, length)]
-        found[f"layers_{position}"] = jax.tree.map(_joined, *layers)
+        found[f"scanned_layers_{position}"] = jax.tree.map(_joined, *layers)
     return found
 
 
@@ -197,7 +197,7 @@ def _unstacked(node: Any) -> Any:
         return node
     found = {name: value for name, value in node.items() if not _STACKED.fullmatch(name)}
     for position in range(length):
-        layers = node[f"layers_{position}"]
+        layers = node[f"scanned_layers_{position}"]
         for repeat in range(jax.tree.leaves(layers)[0].shape[0]):
             found[f"layer_{repeat * length + position}"] = jax.tree.map(
                 lambda array, repeat=repeat: array[repeat], layers
