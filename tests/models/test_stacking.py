@@ -232,5 +232,5 @@ def test_layers_that_differ_are_not_scanned():
     own = Own(stacked.config)
     tokens = jnp.zeros((1, 2), jnp.int32)
     shapes = jax.eval_shape(own.init, jax.random.key(0))
-    with pytest.raises(Refusal, match="a Layer and, 1 repeats later, a Other .*scan_layers=0"):
+    with pytest.raises(Refusal, match=r"a Layer and, 1 repeats later, a Other .*scan_layers=0"):
         jax.eval_shape(own.apply, shapes, tokens, tokens, tokens == 0)
