@@ -13,6 +13,7 @@ from rlhf_jax.config import Natural, NonNegative, Unbounded
 from rlhf_jax.models.api import Cache, Model, repeat_cache, repeat_rows
 from rlhf_jax.models.common.head import split_head
 from rlhf_jax.models.common.layout import current
+from rlhf_jax.models.common.stacking import stacked_cache
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.logprobs import (
     OfLogits,
@@ -90,7 +91,7 @@ def completion_hidden(
     tokens_PQ, positions_PQ, mask_PQ = (
         a.reshape(-1, rows_per_prompt, prompt_length)[:, 0] for a in prompts
     )
-    empty = model.init_cache(tokens_PQ.shape[0], mask_RL.shape[1])
+    empty = stacked_cache(model.init_cache(tokens_PQ.shape[0], mask_RL.shape[1]), params)
     last_PD, cache = _last_hidden(model.apply(params, tokens_PQ, positions_PQ, mask_PQ, empty))
     hidden_RED, _ = model.apply(
         params,

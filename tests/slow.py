@@ -8,7 +8,16 @@ from collections.abc import Sequence
 
 import pytest
 
+FORMS = "tests/models/test_stacking.py::test_training_and_scoring_do_not_depend_on_the_form"
 SLOW = {
+    "tests/runtime/test_stacked.py::": (
+        "tests/models/test_stacking.py::test_a_prompt_run_once_does_not_depend_on_the_form"
+    ),
+    **{f"{FORMS}[{name}]": f"{FORMS}[gemma3]" for name in ("gemma2", "olmo3", "smollm3")},
+    **{
+        f"{FORMS}[{name}]": f"{FORMS}[llama]"
+        for name in ("mistral", "olmo2", "phi3", "qwen2", "qwen3")
+    },
     "tests/algorithms/test_battery.py::test_presets_compiled[": (
         "tests/algorithms/test_battery.py::test_battery[policy_gradient-compiles]"
     ),

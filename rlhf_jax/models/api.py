@@ -1,8 +1,10 @@
 """Interface of a decoder family: pure functions of plain params, with an explicit cache."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -22,7 +24,8 @@ class Cache:
     here: a prefill that is traced with it attends to its own L columns alone, not to all M.
     """
 
-    keys: tuple[Array, ...]  # one a layer, each [B, J, M, K]
+    # one a layer, each [B, J, M, K]; of stacked layers [N // p, B, J, M, K], see `stacking.py`
+    keys: tuple[Array, ...]
     values: tuple[Array, ...]
     position_BM: Array  # int32, position of the token in a column; -1: none of this row
     column: Array | np.ndarray  # int32 scalar, where the next token is written
@@ -52,9 +55,14 @@ def repeat_cache(cache: Cache, times: int) -> Cache:
 
     Returns a cache of `P * times` rows at the same column.
     """
+    repeated = partial(repeat_rows, times=times)
+
+    def of_layer(array: Array) -> Array:  # of stacked layers: of each
+        return repeated(array) if array.ndim == 4 else jax.vmap(repeated)(array)
+
     return Cache(
-        keys=tuple(repeat_rows(x, times) for x in cache.keys),
-        values=tuple(repeat_rows(x, times) for x in cache.values),
+        keys=tuple(map(of_layer, cache.keys)),
+        values=tuple(map(of_layer, cache.values)),
         position_BM=repeat_rows(cache.position_BM, times),
         column=cache.column,
     )

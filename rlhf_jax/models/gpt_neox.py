@@ -19,6 +19,7 @@ from rlhf_jax.models.api import Cache, Model
 from rlhf_jax.models.common import blocks, decoder
 from rlhf_jax.models.common.cache import next_cache, see
 from rlhf_jax.models.common.decoder import Depth
+from rlhf_jax.models.common.scan import run_layers
 from rlhf_jax.types import Array
 
 
@@ -47,6 +48,9 @@ class Config:
     )
     # A reward model's score is never read at this id, as its trainer may have it; -1: at any.
     padding_id: Annotated[int, Bounds(least=0, also=(-1,))] = -1
+    # from this many layers on, params hold the layers stacked, and training and scoring scan them;
+    # 0: never
+    scan_layers: Natural = 12
 
     @property
     def num_kv_heads(self) -> int:
@@ -175,14 +179,12 @@ class Network(nn.Module):
         frequencies = blocks.rotary_frequencies(rotary_dims(config), config.rope_theta)
         tables = blocks.rotary_tables(positions_BL, frequencies)
         position_BM, hide_BLM = see(mask_BL, positions_BL, cache)
-        x_AD, layer_kv = self.embed_in(tokens_BL.reshape(B * L)), []
-        for index, layer in enumerate(self.layer):
-            x_AD, kv = decoder.run_layer(layer, index, x_AD, tables, hide_BLM, cache)
-            layer_kv.append(kv)
+        x_AD = self.embed_in(tokens_BL.reshape(B * L))
+        x_AD, kept = run_layers(self, x_AD, [(tables, hide_BLM)] * config.num_layers, cache)
         hidden_BLD = self.final_layer_norm(x_AD).reshape(B, L, config.width)
         if self.is_initializing():
             self.head(hidden_BLD)
-        return hidden_BLD, next_cache(cache, layer_kv, position_BM, L)
+        return hidden_BLD, next_cache(cache, kept, position_BM, L)
 
     def head(self, hidden: Array) -> Array:
         if self.config.tie_embeddings:

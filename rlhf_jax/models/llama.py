@@ -20,6 +20,7 @@ from rlhf_jax.models.api import Cache, Model
 from rlhf_jax.models.common import blocks, decoder, rope
 from rlhf_jax.models.common.cache import next_cache, see
 from rlhf_jax.models.common.decoder import Depth
+from rlhf_jax.models.common.scan import run_layers
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array
 
@@ -61,6 +62,9 @@ class Config:
     )
     # A reward model's score is never read at this id, as its trainer may have it; -1: at any.
     padding_id: Annotated[int, Bounds(least=0, also=(-1,))] = -1
+    # from this many layers on, params hold the layers stacked, and training and scoring scan them;
+    # 0: never
+    scan_layers: Natural = 12
 
     def window(self, layer: int) -> int:
         """Number of columns that a query of this layer sees at most, its own among them; 0 is all."""
@@ -213,17 +217,15 @@ class Network(nn.Module):
         hidden = {
             window: see(mask_BL, positions_BL, cache, window) for window in sorted(set(windows))
         }
-        x_AD, layer_kv = self.embed(tokens_BL.reshape(B * L)), []
-        for index, layer in enumerate(self.layer):
-            hide_BLM = hidden[windows[index]][1]
-            x_AD, kv = decoder.run_layer(
-                layer, index, x_AD, tables[rotations[index]], hide_BLM, cache
-            )
-            layer_kv.append(kv)
+        inputs = [
+            (tables[rotation], hidden[window][1])
+            for rotation, window in zip(rotations, windows, strict=True)
+        ]
+        x_AD, kept = run_layers(self, self.embed(tokens_BL.reshape(B * L)), inputs, cache)
         hidden_BLD = self.norm(x_AD).reshape(B, L, config.width)
         if self.is_initializing():
             self.head(hidden_BLD)
-        return hidden_BLD, next_cache(cache, layer_kv, hidden[windows[0]][0], L)
+        return hidden_BLD, next_cache(cache, kept, hidden[windows[0]][0], L)
 
     def embed(self, tokens_A: Array) -> Array:
         return self.embed_tokens(tokens_A)

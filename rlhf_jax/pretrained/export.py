@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict
 
 from rlhf_jax.extras import needed
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common import stacking
 from rlhf_jax.models.common.decoder import DecoderConfig
 from rlhf_jax.pretrained import carried, layouts
 from rlhf_jax.pretrained.folders import CONFIG, INDEX, SCORE, SCORE_BIAS, SINGLE, Folder
@@ -161,13 +162,15 @@ def published_tensors(
 
     Raises Refusal for params that are not of this config.
     """
-    arrays, members_by_name = flatten_dict(params.get("backbone", params), sep="/"), {}
+    layers, members_by_name = params.get("backbone", params), {}
+    arrays = flatten_dict(layers)
     for path, tensor in layouts.tensors(family, model_config).items():
         if "value_head" in params and tensor.name == layouts.head_name(family):
             continue
-        if path not in arrays:
+        place, index = stacking.where_of(tuple(path.split("/")), layers)
+        if place not in arrays:
             raise Refusal(f"the params have no {path!r}: they are not of this {family} config")
-        members_by_name.setdefault(tensor.name, []).append((tensor, arrays[path]))
+        members_by_name.setdefault(tensor.name, []).append((tensor, arrays[place], index))
     for name, members in members_by_name.items():
         yield name, (members[0][0].shape, partial(_fetch, members))
     if "value_head" in params:
@@ -177,10 +180,13 @@ def published_tensors(
             yield SCORE_BIAS, (head["bias"].shape, lambda: _host(head["bias"], False))
 
 
-def _fetch(members: Sequence[tuple[layouts.Tensor, Any]]) -> np.ndarray:
-    """A published tensor on the host, of the params that it holds."""
+def _fetch(members: Sequence[tuple[layouts.Tensor, Any, int | None]]) -> np.ndarray:
+    """A published tensor on the host, of the params that it holds; of stacked ones a layer's."""
     in_order = sorted(members, key=lambda member: member[0].start)
-    rows = [_host(array, tensor.transpose) for tensor, array in in_order]
+    rows = [
+        _host(array if index is None else array[index], tensor.transpose)
+        for tensor, array, index in in_order
+    ]
     return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
 

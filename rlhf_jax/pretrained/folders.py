@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax import randomness
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common import stacking
 from rlhf_jax.models.common.decoder import DecoderConfig
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.pretrained import layouts
@@ -143,7 +145,7 @@ def load(folder: Folder, model: Model, shardings: Params, dtype: str = "float32"
     """The params of a decoder, each tensor read slice by slice into its sharding.
 
     Args:
-      model: the family's model of `folder.model_config`.
+      model: the family's model of `folder.model_config`, which may stack its layers.
       shardings: a tree like the params; host memory holds no more than one tensor at a time.
       dtype: of the params; trained roles want float32.
 
@@ -180,7 +182,7 @@ def value_shapes(model: ValueModel, folder: Folder) -> Params:
     backbone = {
         path: leaf
         for path, leaf in layouts.flat_params(shapes["backbone"]).items()
-        if "/".join(path) in _backbone(folder)
+        if "/".join(stacking.members(path, shapes["backbone"])[0]) in _backbone(folder)
     }
     return {"backbone": unflatten_dict(backbone), "value_head": shapes["value_head"]}
 
@@ -288,13 +290,28 @@ def _fill(
     dtype: str,
 ) -> Params:
     params, sharding_of = {}, layouts.flat_params(shardings)
-    for path in layouts.flat_params(shapes):
-        tensor, sharding = tensors["/".join(path)], sharding_of[path]
+
+    def read(path: tuple[str, ...], sharding: NamedSharding) -> Array:
+        tensor = tensors["/".join(path)]
         layout = _reversed(sharding) if tensor.transpose else sharding
         read_rows = partial(_read_rows, folder.slice(tensor.name), tensor.start, tensor.stop)
-        read = jax.make_array_from_callback(tensor.rows_shape, layout, read_rows)
-        params[path] = _converter(tensor.transpose, dtype, sharding)(read)
+        array = jax.make_array_from_callback(tensor.rows_shape, layout, read_rows)
+        return _converter(tensor.transpose, dtype, sharding)(array)
+
+    for path in layouts.flat_params(shapes):
+        sharding = sharding_of[path]
+        if not stacking.is_stacked_path(path):
+            params[path] = read(path, sharding)
+            continue
+        of_layer = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+        layers = [read(member, of_layer) for member in stacking.members(path, shapes)]
+        params[path] = _stacker(sharding)(layers)
     return unflatten_dict(params)
+
+
+@lru_cache(maxsize=64)
+def _stacker(sharding: NamedSharding) -> Callable[[list[Array]], Array]:
+    return jax.jit(jnp.stack, out_shardings=sharding)
 
 
 def _read_rows(

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from rlhf_jax import randomness, registry
 from rlhf_jax.models.common.decoder import DecoderConfig
+from rlhf_jax.models.common.stacking import unstack
 from rlhf_jax.pretrained.published_configs import read_config as read_config
 from rlhf_jax.pretrained.published_configs import write_config as write_config
 from rlhf_jax.pretrained.published_families import FAMILIES
@@ -87,9 +88,8 @@ def tensors(family: str, config: DecoderConfig) -> dict[str, Tensor]:
 
 @lru_cache
 def _tensors(family: str, config: DecoderConfig) -> dict[str, Tensor]:
-    shapes = flat_params(
-        jax.eval_shape(registry.find("models", family).make(config).init, randomness.key(0))
-    )
+    init = registry.find("models", family).make(config).init
+    shapes = flat_params(jax.eval_shape(lambda key: unstack(init(key)), randomness.key(0)))
     published = {
         path: leaf.shape[::-1] if path[-1] == "kernel" else leaf.shape
         for path, leaf in shapes.items()

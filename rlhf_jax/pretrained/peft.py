@@ -18,7 +18,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rlhf_jax.extras import needed
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.common.adapters import Adapted, Config, targets
+from rlhf_jax.models.common.adapters import Adapted, Config, in_form_of, targets
+from rlhf_jax.models.common.stacking import unstack
 from rlhf_jax.pretrained import layouts
 from rlhf_jax.pretrained.folders import SCORE, SCORE_BIAS
 from rlhf_jax.pretrained.layouts import Tensor
@@ -119,7 +120,8 @@ def published(model: Model, params: Adapted) -> dict[str, np.ndarray]:
       model: of the base.
       params: of it, with an adapter.
     """
-    flat, members = flatten_dict(params.adapter, sep="/"), dict[str, list[tuple[Tensor, str]]]()
+    adapter = unstack(jax.device_get(params.adapter))
+    flat, members = flatten_dict(adapter, sep="/"), dict[str, list[tuple[Tensor, str]]]()
     for path, tensor in _tensors(model).items():
         module = path.removesuffix("/kernel")
         if f"{module}/a" in flat:
@@ -183,7 +185,7 @@ def read(directory: Path, model: Model, settings: Config) -> Params:
             f"{directory / WEIGHTS} holds {unknown[0]!r}, which is no adapter of lora.targets = "
             f"{settings.targets} of {model.family}; accepted: those layers alone"
         )
-    return unflatten_dict(adapter)
+    return in_form_of(model, unflatten_dict(adapter))
 
 
 def _check_config(directory: Path, settings: Config) -> None:

@@ -22,6 +22,7 @@ NOT_PUBLISHED = (
     "dtype",
     "remat",
     "attention",
+    "scan_layers",
     "init_scale",
     "padding_id",
 )  # of our configs: no folder says it

@@ -17,6 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from rlhf_jax.devices import distributed
+from rlhf_jax.models.common import forms
 from rlhf_jax.records.jsonl import replace
 from rlhf_jax.records.notes import say
 from rlhf_jax.refusal import MissingInput, Refusal
@@ -179,24 +180,42 @@ class Checkpoints:
 
     def restore(self, step: int, abstract: T) -> T:
         """The pytree saved at `step`, laid out as `abstract` (ShapeDtypeStructs with shardings)
-        says. Raises Damaged.
+        says, whose layers may be stacked where the saved ones are not. Raises Damaged.
         """
-        return self._read(self._manager, step, ocp.args.StandardRestore(abstract))
+
+        def read(stored: T) -> T:
+            return self._read(self._manager, step, ocp.args.StandardRestore(stored))
+
+        return forms.read_as(abstract, self._names(self._manager, step), read)
 
     def restore_part(self, step: int, abstract: T) -> T:
         """Restores the part of the pytree saved at `step` that `abstract` holds, such as params
-        without the optimizer state. Raises Damaged.
+        without the optimizer state. Its layers may be stacked where the saved ones are not. Raises
+        Damaged.
         """
-        arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
-        partly = ocp.args.PyTreeRestore(item=abstract, restore_args=arguments, partial_restore=True)
         with _manager(self.directory, None, partly=True) as manager:
-            return self._read(manager, step, partly)
+
+            def read(stored: T) -> T:
+                arguments = ocp.checkpoint_utils.construct_restore_args(stored)
+                partly = ocp.args.PyTreeRestore(
+                    item=stored, restore_args=arguments, partial_restore=True
+                )
+                return self._read(manager, step, partly)
+
+            return forms.read_as(abstract, self._names(manager, step), read)
+
+    def _names(self, manager: ocp.CheckpointManager, step: int) -> list[str]:
+        """The names of the arrays saved at `step`."""
+        return forms.names(self._guarded(step, lambda: manager.item_metadata(step).tree))
 
     def _read(
         self, manager: ocp.CheckpointManager, step: int, arguments: ocp.args.CheckpointArgs
     ) -> Any:
+        return self._guarded(step, lambda: manager.restore(step, args=arguments))
+
+    def _guarded(self, step: int, read: Callable[[], Read]) -> Read:
         try:
-            return manager.restore(step, args=arguments)
+            return read()
         except (jax.errors.JaxRuntimeError, MemoryError):
             raise
         # orbax and tensorstore raise ValueError, KeyError, OSError, and Exception itself

@@ -73,9 +73,9 @@ _OF_CLASS: dict[Class, str] = {
         evaluate.max_completion_tokens evaluate.part evaluate.num_parts best_of_n best_of_n_prompts
     """,
     # Sums in another order: other meshes, batches and micro-batches; layers that are computed
-    # twice; other kernels.
+    # twice or in a scan; other kernels.
     Class.ROUNDING: """
-        mesh.data mesh.fsdp mesh.tensor plan model.remat model.attention pretrained.gold_rows_per_batch
+        mesh.data mesh.fsdp mesh.tensor plan model.remat model.attention model.scan_layers pretrained.gold_rows_per_batch
         evaluate.prompts_per_batch
         sft.num_micro_batches reward_model.num_micro_batches rlhf.num_micro_batches rlhf.num_compactions
         dpo.num_micro_batches

@@ -27,6 +27,7 @@ from rlhf_jax.devices.transfer.reallocate import move
 from rlhf_jax.micro_batches import map_micro_batches
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.adapters import Rest, join, split
+from rlhf_jax.models.common.stacking import is_stacked, unstack
 from rlhf_jax.ops.once import bound
 from rlhf_jax.ops.versions import TokenCounts
 from rlhf_jax.runtime.spec import ProgramSpec, Published
@@ -75,7 +76,9 @@ class Sampler:
         self._keys = [_on_mesh(key, mesh) for mesh in self._meshes] if slices else [key]
         self.dtype = dtype
         trained, rest = split(params)
-        self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), trained)
+        # Published params have an entry per layer: decoding reads no slices of stacked ones.
+        unrolled = jax.eval_shape(unstack, trained)
+        self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), unrolled)
         num_shares = len(self._meshes) * jax.process_count()
         self.share = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((x.shape[0] // num_shares, *x.shape[1:]), x.dtype),
@@ -85,7 +88,7 @@ class Sampler:
         share_shapes = jax.eval_shape(generate, params, self.share, key, np.int32(0))
         whole = join(trained, per_host.to_local(rest))
         self._rests = [bases.rest(whole, model, mesh) for mesh in self._meshes]
-        self._layouts = [sharding.params_shardings(model, trained, mesh) for mesh in self._meshes]
+        self._layouts = [sharding.params_shardings(model, unrolled, mesh) for mesh in self._meshes]
         self._generate = [
             jax.jit(
                 sharding.sampling_rows(generate, mesh),
@@ -94,7 +97,7 @@ class Sampler:
             for mesh in self._meshes
         ]
         self._copy: distributed.Compiled[Params] = make_publish(
-            sharding.params_shardings(model, trained, trainer), dtype
+            sharding.params_shardings(model, unrolled, trainer), dtype
         )
         self._concatenate = jax.jit(
             concatenate, out_shardings=sharding.row_shardings(self.shapes, trainer)
@@ -120,10 +123,14 @@ class Sampler:
         return [memory.bytes_by_device(self._params, layout) for layout in self._layouts]
 
     def publish(self, params: Params) -> Published:
-        """Copies params to the meshes that sample."""
+        """Copies params to the meshes that sample, with an entry per layer; stacked ones are copied
+        on the trainer's mesh first, in the dtype of published params.
+        """
         params = per_host.to_local(params)
         if not self._disaggregated:
             return self._copy(params)
+        if is_stacked(params):
+            params = self._copy(params)
         return tuple(move(params, layout, dtype=self.dtype) for layout in self._layouts)
 
     def generate(self, params: Published, prompts: Prompts, version: int) -> Samples:
@@ -183,7 +190,7 @@ class Sampler:
         ):
             published = jax.tree.map(
                 lambda x, s: jax.ShapeDtypeStruct(x.shape, self.dtype, sharding=s),
-                split(params)[0],
+                self._params,
                 layout,
             )
             whole = join(published, rest)
@@ -287,11 +294,11 @@ def make_publish(shardings: Params, dtype: str) -> distributed.Compiled[Params]:
     `device_put` to the same sharding or `astype` to the same dtype would only alias them.
 
     Args:
-      shardings: of the copy.
+      shardings: of the copy, which has an entry per layer.
       dtype: of the copy.
     """
 
     def copy(params: Params) -> Params:
-        return jax.tree.map(lambda x: jnp.copy(x.astype(dtype)), params)
+        return jax.tree.map(lambda x: jnp.copy(x.astype(dtype)), unstack(params))
 
     return jax.jit(copy, out_shardings=shardings)

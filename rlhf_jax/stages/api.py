@@ -105,9 +105,12 @@ class Workspace:
         """
         if not self.pretrained.reward_model:
             return self.value_model
-        return pretrained_models.classifier(
-            self.pretrained.reward_model, dtype=self.model.dtype, remat=self.model.remat
-        )
+        computed = {
+            name: getattr(self.model, name)
+            for name in ("dtype", "remat", "scan_layers")
+            if hasattr(self.model, name)
+        }
+        return pretrained_models.classifier(self.pretrained.reward_model, **computed)
 
     @cached_property
     def metrics(self) -> MetricsWriter:

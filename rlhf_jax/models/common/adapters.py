@@ -24,6 +24,7 @@ from jax.core import Tracer
 from rlhf_jax import randomness
 from rlhf_jax.config import Natural, NonNegative, Positive
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common.stacking import flat, is_stacked_path, positions, stack, unstack
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array, Params
@@ -67,7 +68,8 @@ class LowRank:
 @struct.dataclass
 class Adapted(Mapping[str, Any]):
     """A decoder's params with an adapter: `base` as the model's `init` returns them, and for every
-    adapted layer `{"a": [in, r], "b": [r, out]}` at the layer's place in the tree.
+    adapted layer `{"a": [in, r], "b": [r, out]}` at the layer's place in the tree. Of stacked layers
+    all of these have a leading dimension.
     """
 
     base: Params
@@ -129,7 +131,7 @@ def variables(params: Params) -> dict[str, Params]:
         return {"params": params}
     pairs = {
         path: {VARIABLE: LowRank(pair["a"], pair["b"], params.scale)}
-        for path, pair in _pairs(params.adapter).items()
+        for path, pair in _pairs(_beside(params)).items()
     }
     return {"params": params.base, COLLECTION: unflatten_dict(pairs)}
 
@@ -151,7 +153,7 @@ def init(model: Model, config: Config, key: Array) -> Params:
     """
     layers = targets(model, config)
     keys = jax.random.split(key, len(layers))
-    return unflatten_dict(
+    adapter = unflatten_dict(
         {
             path: {
                 "a": jax.random.uniform(
@@ -166,6 +168,17 @@ def init(model: Model, config: Config, key: Array) -> Params:
             for index, (path, (num_in, num_out)) in enumerate(layers.items())
         }
     )
+    return in_form_of(model, adapter)
+
+
+def in_form_of(model: Model, adapter: Params) -> Params:
+    """An adapter with its layers stacked or not, as the model's params have them.
+
+    Args:
+      model: of the base. A family of the user's own may stack nothing.
+      adapter: with an entry per layer; arrays on the host stay there.
+    """
+    return getattr(model, "stacked", lambda tree: tree)(adapter)
 
 
 def targets(model: Model, config: Config) -> dict[tuple[str, ...], tuple[int, int]]:
@@ -222,15 +235,15 @@ def compact(params: Params, dtype: str) -> Params:
       dtype: of the computation.
     """
 
-    def rounded(array: Array) -> Array:
-        if array.ndim < 2 or array.dtype == dtype:
+    def rounded(path: tuple[str, ...], array: Array) -> Array:
+        if array.ndim - is_stacked_path(path) < 2 or array.dtype == dtype:
             return array
         result = array.astype(dtype)
         if not isinstance(array, Tracer):
             array.delete()
         return result
 
-    return jax.tree.map(rounded, params)
+    return unflatten_dict({path: rounded(path, array) for path, array in flat(params).items()})
 
 
 def merged(params: Params) -> Params:
@@ -243,13 +256,21 @@ def merged(params: Params) -> Params:
         backbone = params.get("backbone")
         return {**params, "backbone": merged(backbone)} if isinstance(backbone, Adapted) else params
     arrays = dict(flatten_dict(params.base))
-    for path, pair in _pairs(params.adapter).items():
+    for path, pair in _pairs(_beside(params)).items():
         a, b, kernel = (
             np.asarray(jax.device_get(x), np.float32)
             for x in (pair["a"], pair["b"], arrays[(*path, "kernel")])
         )
         arrays[(*path, "kernel")] = kernel + params.scale * (a @ b)
     return unflatten_dict(arrays)
+
+
+def _beside(params: Adapted) -> Params:
+    """The adapter with its layers stacked as the base's are: a layer reads what has its own path."""
+    period = positions(params.base)
+    if positions(params.adapter) == period:
+        return params.adapter
+    return stack(unstack(params.adapter), period)
 
 
 def _pairs(adapter: Params) -> dict[tuple[str, ...], Params]:

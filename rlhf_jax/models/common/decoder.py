@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, replace
 from functools import cache
-from typing import Annotated, Any, ClassVar, Protocol, Self
+from typing import Annotated, Any, ClassVar, Protocol, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from rlhf_jax import randomness
 from rlhf_jax.config import Bounds
 from rlhf_jax.models.api import Cache, LogicalAxes
-from rlhf_jax.models.common import adapters, blocks
+from rlhf_jax.models.common import adapters, blocks, stacking
 from rlhf_jax.models.common.cache import remember
 from rlhf_jax.models.common.layout import keep_rows
 from rlhf_jax.refusal import Refusal
@@ -25,6 +25,7 @@ from rlhf_jax.types import Array, Params
 
 Depth = Annotated[int, Bounds(least=1, most=1024)]
 """Layers, each of which is traced: more would take minutes before anything is compiled."""
+T = TypeVar("T")
 SHARED_DRAW = 1 << 20  # elements; see `draw`
 
 
@@ -101,18 +102,24 @@ def residual_init(width: int, num_layers: int) -> nn.initializers.Initializer:
     return nn.initializers.constant(2 / (num_layers * math.sqrt(width)))
 
 
-def draw(key: Array, deviations: Params) -> Params:
+def draw(key: Array, deviations: Params, period: int = 0) -> Params:
     """Params from what the modules' initializers give: each matrix times standard normal numbers,
     vectors as they are.
 
     Small matrices share one long draw, since every draw adds to the time to compile (two layers:
     1.0 s, and 2.7 s with a draw a matrix). A large matrix has its own, so that it can be made where
-    its shards are.
+    its shards are; those that are stacked are drawn together, each with its own key.
+
+    Args:
+      key: of the random numbers.
+      deviations: with an entry per layer.
+      period: of `stacking.period`; the params are stacked with it, and the numbers are the same.
     """
     leaves, tree = jax.tree.flatten(deviations)
     small = [
         index for index, leaf in enumerate(leaves) if leaf.ndim == 2 and leaf.size <= SHARED_DRAW
     ]
+    large = {index for index, leaf in enumerate(leaves) if leaf.ndim == 2} - {*small}
     keys = jax.random.split(key, len(leaves) + 1)
     ends = np.cumsum([0] + [leaves[index].size for index in small])
     shared = jax.lax.optimization_barrier(
@@ -122,10 +129,21 @@ def draw(key: Array, deviations: Params) -> Params:
         leaves[index] = leaves[index] * shared[ends[slot] : ends[slot + 1]].reshape(
             leaves[index].shape
         )
-    for index, leaf in enumerate(leaves):
-        if leaf.ndim == 2 and leaf.size > SHARED_DRAW:
-            leaves[index] = leaf * jax.random.normal(keys[index], leaf.shape, jnp.float32)
-    return jax.tree.unflatten(tree, leaves)
+
+    def times_drawn(leaf: Array, indices: np.ndarray) -> Array:
+        if indices.flat[0] not in large:
+            return leaf
+        if not indices.ndim:
+            return leaf * jax.random.normal(keys[int(indices)], leaf.shape, jnp.float32)
+        drawn = jax.vmap(lambda key: jax.random.normal(key, leaf.shape[1:], jnp.float32))
+        return leaf * drawn(keys[indices])
+
+    own_indices = jax.tree.unflatten(tree, [np.asarray(index) for index in range(len(leaves))])
+    return jax.tree.map(
+        times_drawn,
+        stacking.stack(jax.tree.unflatten(tree, leaves), period),
+        stacking.stack(own_indices, period),
+    )
 
 
 @dataclass(frozen=True)
@@ -165,6 +183,11 @@ class Decoder:
         return self.config.remat
 
     @property
+    def scan_layers(self) -> int:
+        """Layers from which on params hold them stacked; 0: never, as in a config without it."""
+        return getattr(self.config, "scan_layers", 0)
+
+    @property
     def padding_id(self) -> int:
         return self.config.padding_id
 
@@ -173,7 +196,14 @@ class Decoder:
 
     def init(self, key: Array) -> Params:
         token = jnp.zeros((1, 1), jnp.int32)
-        return draw(key, self.network(self.config).init(key, token, token, token == 0)["params"])
+        deviations = self.network(self.config).init(key, token, token, token == 0)["params"]
+        return draw(key, deviations, stacking.period(self.config))
+
+    def stacked(self, tree: T) -> T:
+        """A tree with entries of layers, such as params or an adapter, in the form that this model's
+        params have: its layers stacked or not.
+        """
+        return stacking.stack(stacking.unstack(tree), stacking.period(self.config))
 
     def apply(
         self,
@@ -183,6 +213,10 @@ class Decoder:
         mask_BL: Array,
         cache: Cache | None = None,
     ) -> tuple[Array, Cache | None]:
+        if cache is not None and not stacking.is_stacked_cache(cache):
+            # Decoding reads a slice for each layer. A scan with the cache among its inputs and
+            # outputs would hold it several times.
+            params = stacking.unstack(params)
         return self.network(self.config).apply(
             adapters.variables(params), tokens_BL, positions_BL, mask_BL, cache
         )  # pyright: ignore[reportReturnType]
@@ -272,6 +306,9 @@ def logical_axes(params: Params, axes: Mapping[str, tuple[str | None, ...]]) -> 
     """
 
     def axes_of(path: tuple[str, ...]) -> tuple[str | None, ...]:
+        return (None, *of_layer(path)) if stacking.is_stacked_path(path) else of_layer(path)
+
+    def of_layer(path: tuple[str, ...]) -> tuple[str | None, ...]:
         if path[-1] not in ("a", "b"):
             return axes["/".join(path[-2:])]
         inputs, outputs = axes[f"{path[-2]}/kernel"]

@@ -18,6 +18,7 @@ from rlhf_jax.devices.sharding import RULES
 from rlhf_jax.models import llama
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import adapters, decoder
+from rlhf_jax.models.common.stacking import unstack
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.once import once
 from rlhf_jax.refusal import Refusal
@@ -223,7 +224,7 @@ def model_shape(
 def _adapter_leaves(model: Model | ValueModel, lora: adapters.Config) -> tuple[Leaf, ...]:
     """The params that a role with an adapter trains: its matrices, and a value head."""
     backbone = model.backbone if isinstance(model, ValueModel) else model
-    adapter = jax.eval_shape(lambda: adapters.init(backbone, lora, randomness.key(0)))
+    adapter = jax.eval_shape(lambda: unstack(adapters.init(backbone, lora, randomness.key(0))))
     arrays: dict[Any, Any] = flatten_dict(adapter)
     axes: dict[Any, Any] = flatten_dict(backbone.logical_axes(adapter))
     if isinstance(model, ValueModel):
@@ -240,7 +241,7 @@ def _params(model: Model | ValueModel) -> tuple[dict[Any, Any], dict[Any, Any]]:
     """Shapes and logical axes of a model's params by their paths. A deep model takes a second to
     trace, and several roles of a plan have the same one.
     """
-    params = jax.eval_shape(model.init, randomness.key(0))
+    params = jax.eval_shape(lambda: unstack(model.init(randomness.key(0))))
     return flatten_dict(params), flatten_dict(model.logical_axes(params))
 
 

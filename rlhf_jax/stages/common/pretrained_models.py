@@ -33,6 +33,7 @@ COMPUTED = (
     "dtype",
     "remat",
     "attention",
+    "scan_layers",
 )  # how a model is computed: the run says it, no folder does
 
 

@@ -1,0 +1,107 @@
+"""The layers of a decoder, one after the other: each in the program where params have an entry per
+layer, and in a `jax.lax.scan` where they are stacked.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from rlhf_jax.models.api import Cache
+from rlhf_jax.models.common import stacking
+from rlhf_jax.models.common.decoder import run_layer
+from rlhf_jax.models.common.layout import keep_rows
+from rlhf_jax.refusal import Refusal
+from rlhf_jax.types import Array
+
+Inputs = tuple[tuple[Array, Array], Array]
+"""What a layer reads beside the residual: rotary tables, and the addends that hide columns."""
+Kept = list[Sequence[Array]]
+
+
+def run_layers(
+    network: Any, x_AD: Array, inputs: Sequence[Inputs], cache: Cache | None
+) -> tuple[Array, Kept]:
+    """The residual `[B*L, D]` after all layers, and the keys and values to keep.
+
+    Args:
+      network: a bound module whose `layer` is the list of its layers.
+      x_AD: the residual before the first one.
+      inputs: of each layer. Those of stacked layers repeat as the layers do.
+      cache: before the tokens are written. Where layers are stacked it is None or stacked too (see
+        `stacking.stacked_cache`).
+    """
+    variables, length = network.variables, stacking.positions(network.variables.get("params"))
+    kept: Kept = []
+    if length:
+        x_AD, kept = _scanned(network, variables, length, x_AD, inputs, cache)
+    num_layers = len(network.layer)
+    first = num_layers - num_layers % length if length else 0
+    for index in range(first, num_layers):
+        x_AD, kv = run_layer(network.layer[index], len(kept), x_AD, *inputs[index], cache)
+        kept.append(kv)
+    return x_AD, kept
+
+
+def _scanned(
+    network: Any,
+    variables: Any,
+    length: int,
+    x_AD: Array,
+    inputs: Sequence[Inputs],
+    cache: Cache | None,
+) -> tuple[Array, Kept]:
+    """The same after the stacked layers, whose keys and values are stacked too."""
+    whole = len(network.layer) // length * length
+    layers = [_alike(network.layer[position:whole:length]) for position in range(length)]
+    stacked = [
+        {
+            collection: tree[f"scanned_layers_{position}"]
+            for collection, tree in variables.items()
+            if f"scanned_layers_{position}" in tree
+        }
+        for position in range(length)
+    ]
+    pairs = None if cache is None else list(zip(cache.keys, cache.values, strict=True))[:length]
+
+    def step(x_AD: Array, of_step: Any) -> tuple[Array, Any]:
+        (of_layers, of_cache), kept = of_step, []
+        for position, layer in enumerate(layers):
+            own = None
+            if cache is not None:
+                keys, values = of_cache[position]
+                own = replace(cache, keys=(keys,), values=(values,))
+
+            def run(layer: Any, x_AD: Array, position: int = position, own: Any = own) -> Any:
+                return run_layer(layer, 0, x_AD, *inputs[position], own)
+
+            x_AD, kv = layer.apply(of_layers[position], x_AD, method=run)
+            kept.append(tuple(kv))
+        return x_AD, None if cache is None else kept
+
+    x_AD, kept = jax.lax.scan(step, keep_rows(x_AD), (stacked, pairs))
+    return x_AD, list(kept or [])
+
+
+def _alike(layers: Sequence[nn.Module]) -> nn.Module:
+    """The first of layers that compute the same, apart from its network.
+
+    Raises Refusal where they do not, as in a family of the user's own.
+    """
+    first, *others = [layer.clone(parent=None, name=None) for layer in layers]
+    for index, layer in enumerate(others, 1):
+        if type(layer) is not type(first) or _fields_of(layer) != _fields_of(first):
+            raise Refusal(
+                f"a {type(first).__name__} and, {index} repeats later, a {type(layer).__name__} "
+                "are to be scanned as one, but differ in class or fields; accepted: "
+                "model.scan_layers=0, which runs each by itself"
+            )
+    return first
+
+
+def _fields_of(layer: nn.Module) -> dict[str, Any]:
+    """The fields that a layer was made with."""
+    names = [field.name for field in fields(layer) if field.name not in ("parent", "name")]
+    return {name: getattr(layer, name) for name in names}
