@@ -63,8 +63,8 @@ class Config:
     # A reward model's score is never read at this id, as its trainer may have it; -1: at any.
     padding_id: Annotated[int, Bounds(least=0, also=(-1,))] = -1
     # from this many layers on, params hold the layers stacked, and training and scoring scan them;
-    # 0: never
-    scan_layers: Natural = 12
+    # 0: never. 12 suits deep models whose compile time counts more than a copy while they sample
+    scan_layers: Natural = 0
 
     def window(self, layer: int) -> int:
         """Number of columns that a query of this layer sees at most, its own among them; 0 is all."""

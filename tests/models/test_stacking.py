@@ -159,17 +159,22 @@ def test_stack_and_unstack_are_inverse_for_any_tree_of_layers():
             assert stacking.members(place, found)[index] == path
 
 
+def from_12(config):
+    """A config whose layers are stacked from 12 layers on."""
+    return dataclasses.replace(config, scan_layers=12)
+
+
 @pytest.mark.parametrize(
     ("config", "length"),
     [
-        (gpt_neox.PRESETS["pythia-410m"], 1),
-        (gpt_neox.PRESETS["small"], 0),  # six layers
-        (gemma3.PRESETS["gemma-3-1b"], 6),
-        (dataclasses.replace(gemma3.PRESETS["gemma-3-1b"], scan_layers=0), 0),
+        (gpt_neox.PRESETS["pythia-410m"], 0),  # off unless it is asked for
+        (from_12(gpt_neox.PRESETS["pythia-410m"]), 1),
+        (from_12(gpt_neox.PRESETS["small"]), 0),  # six layers
+        (from_12(gemma3.PRESETS["gemma-3-1b"]), 6),
         (dataclasses.replace(gemma3.PRESETS["gemma-3-1b"], scan_layers=27), 0),
-        (dataclasses.replace(gemma3.PRESETS["gemma-3-1b"], num_layers=12), 6),
+        (from_12(dataclasses.replace(gemma3.PRESETS["gemma-3-1b"], num_layers=12)), 6),
         # Windows that begin at a layer do not repeat.
-        (qwen2.Config(V, 16, 24, 2, 1, 24, sliding_window=4, first_window_layer=14), 0),
+        (from_12(qwen2.Config(V, 16, 24, 2, 1, 24, sliding_window=4, first_window_layer=14)), 0),
     ],
 )
 def test_layers_are_stacked_where_they_repeat(config, length):
