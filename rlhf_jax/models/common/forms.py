@@ -12,7 +12,7 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from rlhf_jax.models.common import stacking
-from rlhf_jax.types import Array
+from rlhf_jax.types import Array, Params
 
 T = TypeVar("T")
 Path = tuple[str, ...]
@@ -36,7 +36,7 @@ def read_as(wanted: T, stored: Collection[str], read: Callable[[T], T]) -> T:
       read: reads a tree like the one that it is given.
     """
 
-    def as_stored(path: Any, node: Any) -> Any:
+    def as_stored(path: tuple[Any, ...], node: Params) -> Params:
         if not stacking.has_layers(node):
             return node
         start = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -51,7 +51,7 @@ def read_as(wanted: T, stored: Collection[str], read: Callable[[T], T]) -> T:
     return jax.tree.map(_as_wanted, wanted, read(abstract), is_leaf=stacking.has_layers)
 
 
-def _abstract(node: Any, length: int) -> Any:
+def _abstract(node: Params, length: int) -> Params:
     """Shapes with shardings of a dict of layers, stacked with another period."""
 
     def sharded(sharding: Sharding | None, spec: Callable[[Any], Any]) -> Sharding | None:
@@ -80,7 +80,7 @@ def _abstract(node: Any, length: int) -> Any:
     return unflatten_dict(found)
 
 
-def _as_wanted(wanted: Any, tree: Any) -> Any:
+def _as_wanted(wanted: Params, tree: Params) -> Params:
     if not stacking.has_layers(wanted) or stacking.positions(wanted) == stacking.positions(tree):
         return tree
     arrays, found = stacking.flat(tree), dict[Path, Array]()

@@ -2,32 +2,44 @@
 layer, and in a `jax.lax.scan` where they are stacked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Protocol, cast
 
 import jax
 from flax import linen as nn
 
 from rlhf_jax.models.api import Cache
 from rlhf_jax.models.common import stacking
-from rlhf_jax.models.common.decoder import run_layer
+from rlhf_jax.models.common.decoder import DecoderLayer, run_layer
 from rlhf_jax.models.common.layout import keep_rows
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.types import Array
+from rlhf_jax.types import Array, Params
 
 Inputs = tuple[tuple[Array, Array], Array]
 """What a layer reads beside the residual: rotary tables, and the addends that hide columns."""
 Kept = list[Sequence[Array]]
+Variables = Mapping[str, Params]
+"""Params by flax's collections."""
+
+
+class Network(Protocol):
+    """A bound module with the list of its layers."""
+
+    @property
+    def layer(self) -> Sequence[Any]: ...
+
+    @property
+    def variables(self) -> Variables: ...
 
 
 def run_layers(
-    network: Any, x_AD: Array, inputs: Sequence[Inputs], cache: Cache | None
+    network: Network, x_AD: Array, inputs: Sequence[Inputs], cache: Cache | None
 ) -> tuple[Array, Kept]:
     """The residual `[B*L, D]` after all layers, and the keys and values to keep.
 
     Args:
-      network: a bound module whose `layer` is the list of its layers.
+      network: of the layers.
       x_AD: the residual before the first one.
       inputs: of each layer. Those of stacked layers repeat as the layers do.
       cache: before the tokens are written. Where layers are stacked it is None or stacked too (see
@@ -46,8 +58,8 @@ def run_layers(
 
 
 def _scanned(
-    network: Any,
-    variables: Any,
+    network: Network,
+    variables: Variables,
     length: int,
     x_AD: Array,
     inputs: Sequence[Inputs],
@@ -66,18 +78,24 @@ def _scanned(
     ]
     pairs = None if cache is None else list(zip(cache.keys, cache.values, strict=True))[:length]
 
-    def step(x_AD: Array, of_step: Any) -> tuple[Array, Any]:
-        (of_layers, of_cache), kept = of_step, []
+    def step(x_AD: Array, of_step: tuple[Any, ...]) -> tuple[Array, Kept | None]:
+        (of_layers, of_cache), kept = of_step, Kept()
         for position, layer in enumerate(layers):
             own = None
             if cache is not None:
                 keys, values = of_cache[position]
                 own = replace(cache, keys=(keys,), values=(values,))
 
-            def run(layer: Any, x_AD: Array, position: int = position, own: Any = own) -> Any:
+            def run(
+                layer: DecoderLayer,
+                x_AD: Array,
+                position: int = position,
+                own: Cache | None = own,
+            ) -> tuple[Array, Sequence[Array]]:
                 return run_layer(layer, 0, x_AD, *inputs[position], own)
 
-            x_AD, kv = layer.apply(of_layers[position], x_AD, method=run)
+            found = layer.apply(of_layers[position], x_AD, method=run)
+            x_AD, kv = cast(tuple[Array, Sequence[Array]], found)
             kept.append(tuple(kv))
         return x_AD, None if cache is None else kept
 

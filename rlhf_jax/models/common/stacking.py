@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,15 @@ T = TypeVar("T")
 _STACKED, _LAYER = re.compile(r"scanned_layers_(\d+)"), re.compile(r"layer_(\d+)")
 
 
+class Deep(Protocol):
+    """A config of layers."""
+
+    @property
+    def num_layers(self) -> int: ...
+
+
 @lru_cache(maxsize=256)
-def period(config: Any) -> int:
+def period(config: Deep) -> int:
     """Layers after which a decoder repeats itself; 0 where its layers are not stacked.
 
     They are stacked from `config.scan_layers` layers on, where they repeat at least once. A config
@@ -168,7 +175,7 @@ def _num_layers(node: object) -> int:
     )
 
 
-def _stacked(node: Any, length: int) -> Any:
+def _stacked(node: Params, length: int) -> Params:
     num_layers = _num_layers(node)
     repeats = num_layers // length
     if not repeats:
@@ -185,13 +192,13 @@ def _stacked(node: Any, length: int) -> Any:
     return found
 
 
-def _joined(*arrays: Any) -> Any:
+def _joined(*arrays: Array) -> Array | np.ndarray:
     if all(isinstance(array, np.ndarray) for array in arrays):
         return np.stack(arrays)
     return jnp.stack(arrays)
 
 
-def _unstacked(node: Any) -> Any:
+def _unstacked(node: Params) -> Params:
     length = positions(node)
     if not length:
         return node
