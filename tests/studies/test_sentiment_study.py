@@ -36,6 +36,35 @@ def test_cells_have_the_recipe_s_losses_at_every_lag(argument, count, monkeypatc
         assert {cell.seed for cell in reported} == {100}
 
 
+@pytest.mark.parametrize(("argument", "arms"), [("", {"grpo", "grpovi"}), (":pilot", {"grpo"})])
+def test_grpovi_and_grpo_differ_in_the_adjustment_alone(argument, arms, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    study = load(CONFIG.replace("sentiment.py", "sentiment_grpovi.py") + argument)
+    cells = Cells(study)
+    reported = report_cells(study, lambda cell: None)
+    assert {cell.arm for cell in reported} == arms
+    found = {}
+    for cell in reported:
+        config = cells.config(cell)
+        assert (config.rlhf.lag, config.rlhf.samples_per_prompt) == (0, 8)
+        assert config.rlhf.total_prompts == 48 * 4
+        found.setdefault(cell.seed, []).append(config.to_dict())
+    if not argument:
+        assert sorted(found) == [0, 1, 2, 3, 4]
+        for grpo, grpovi in found.values():
+            own = grpovi["algorithm"] | {"name": "grpo"}
+            assert {key for key in own if own[key] != grpo["algorithm"].get(key)} == {
+                "low",
+                "high",
+                "weights",
+                "ties",
+            }
+            assert grpo | {"algorithm": 0, "directory": 0} == grpovi | {
+                "algorithm": 0,
+                "directory": 0,
+            }
+
+
 UPDATES = (0, 16, 32, 48, 64)
 FALLING = (0.0, 0.2, 0.5, 0.4, 0.3)  # gold
 

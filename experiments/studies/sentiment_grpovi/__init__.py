@@ -1,0 +1,1 @@
+"""The study of GRPOVI on a language model."""
