@@ -322,7 +322,15 @@ def curves_plot(lines: Sequence[Result]) -> Figure:
                     color=color, linewidth=0.8, alpha=0.8, label=f"{rate:g}" if index == 0 else None,
                 )  # fmt: skip
         ax.set_ylim(0, 1)
-    axes[0].legend(ncols=2, fontsize=7, frameon=False, labelcolor=style.INK, loc="lower right")
+    axes[0].legend(
+        title="learning rate",
+        title_fontsize=7,
+        ncols=2,
+        fontsize=7,
+        frameon=False,
+        labelcolor=style.INK,
+        loc="lower right",
+    )
     return figure
 
 
