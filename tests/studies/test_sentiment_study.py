@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments.studies.sentiment import findings
+from experiments.studies.sentiment_grpovi import findings as of_grpovi
 from rlhf_jax.sweeps.cells import Cells, load
 from rlhf_jax.sweeps.steps import report_cells
 
@@ -125,3 +126,33 @@ def test_the_third_is_not_tested_where_gold_did_not_fall():
 
 def test_a_falling_reward_does_not_support_the_third():
     assert results(lines(rise=-0.1))[3].startswith("refuted")
+
+
+def grouped(arm: str, seed: int, rates: tuple[float, ...], **means):
+    """A run of the study of GRPOVI, whose gold is twice the win-rate over one half."""
+    updates = (0, 4, 8, 12, 16, 24, 32, 40, 48)
+    curve = [
+        {"update": update, "win_rate": rate, "gold_mean": 2 * rate - 1, "gold_mean_stderr": 0.02}
+        | {"kl": 0.1, "reward_mean": rate}
+        for update, rate in zip(updates, rates, strict=True)
+    ]
+    made = line("rloo", 0, seed, 0.5) | {"arm": arm, "curve": curve, "num_updates": 48}
+    return made | {"means": means}
+
+
+def test_grpovi_is_compared_at_the_end_and_at_half_of_the_gain():
+    """Both end at 0.9; half of the gain is 0.7, at update 8 and, on the line, at update 16."""
+    fast = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.9, 0.9, 0.9)
+    slow = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
+    adjusted = {"clipped_low_share": 0.1, "clipped_high_share": 0.2, "variance_mean_place": 0.5}
+    some = [
+        run
+        for seed in range(3)
+        for run in (grouped("grpo", seed, slow), grouped("grpovi", seed, fast, **adjusted))
+    ]
+    first, second = of_grpovi.contrasts(some)
+    assert set(first.values.values()) == {0.0}
+    assert list(second.values.values()) == pytest.approx([-8.0] * 3)
+    text = of_grpovi.pages(some)["sentiment_grpovi.md"]
+    assert "no difference beyond 0.05 of win-rate" in text
+    assert "0.300 ± 0.000 | 0.50 ± 0.00" in text
