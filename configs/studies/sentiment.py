@@ -10,11 +10,13 @@ Needs the folder models/smollm2-135m (docs/guides/smollm2.md) and the extra `sen
 the learning rates, on a seed that is never reported.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from rlhf_jax.config import flatten
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.sweeps.measures.reward_spread import RewardSpread
 from rlhf_jax.sweeps.study import Arm, Study
@@ -42,15 +44,7 @@ def base() -> ConfigDict:
 
 def overrides(algorithm: str) -> dict[str, Any]:
     """The recipe's own settings of an algorithm, by dotted keys."""
-    found: dict[str, Any] = {}
-    for name, value in sentiment.SETTINGS[algorithm].items():
-        nested = (
-            {f"{name}.{key}": one for key, one in value.items()}
-            if isinstance(value, dict)
-            else {name: value}
-        )
-        found |= {f"algorithm.{key}": one for key, one in nested.items()}
-    return found
+    return flatten({"algorithm": dict(sentiment.SETTINGS[algorithm])})
 
 
 def arms(lags: tuple[int, ...], rates: bool) -> tuple[Arm, ...]:
@@ -77,17 +71,44 @@ def arms(lags: tuple[int, ...], rates: bool) -> tuple[Arm, ...]:
 
 def get_study(argument: str = "") -> Study:
     """The study, or its pilot."""
+    return study_of(
+        "sentiment",
+        argument,
+        lambda pilot: arms((0,) if pilot else LAGS, not pilot),
+        base,
+        NUM_UPDATES,
+    )
+
+
+def study_of(
+    name: str,
+    argument: str,
+    arms: Callable[[bool], tuple[Arm, ...]],
+    base: Callable[[], ConfigDict],
+    num_updates: int,
+) -> Study:
+    """A study on this model: its pilot has every arm at each of `PILOT_RATES`.
+
+    Args:
+      name: of its folders.
+      argument: of the command; "pilot", or "".
+      arms: of the pilot (True) and of the study.
+      base: its config.
+      num_updates: of a cell.
+
+    Raises Refusal for another argument.
+    """
     if argument not in ("", "pilot"):
         raise Refusal(f"the study's argument is {argument!r}; accepted: pilot, or none")
-    pilot, records = argument == "pilot", Path("experiments/studies/sentiment")
+    pilot, records = argument == "pilot", Path("experiments/studies") / name
     return Study(
-        directory=Path("runs/studies/sentiment" + ("_pilot" if pilot else "")),
+        directory=Path(f"runs/studies/{name}{'_pilot' if pilot else ''}"),
         base=base,
-        arms=arms((0,) if pilot else LAGS, not pilot),
+        arms=arms(pilot),
         grid={RATE: PILOT_RATES} if pilot else {},
         open_ended={},
         rungs=(),
-        report_updates=NUM_UPDATES,
+        report_updates=num_updates,
         report_seeds=(PILOT_SEED,) if pilot else SEEDS,
         cells=records / ("pilot.jsonl" if pilot else "cells.jsonl"),
         measure=RewardSpread,

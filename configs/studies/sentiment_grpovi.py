@@ -10,18 +10,15 @@ Needs the folder models/smollm2-135m (docs/guides/smollm2.md) and the extra `sen
 the learning rate, with GRPO, on a seed that is never reported.
 """
 
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from rlhf_jax import build
-from rlhf_jax.refusal import Refusal
-from rlhf_jax.sweeps.measures.reward_spread import RewardSpread
 from rlhf_jax.sweeps.study import Arm, Study
 
 from . import sentiment
-from .sentiment import PILOT_RATES, PILOT_SEED, RATE, SEEDS
+from .sentiment import RATE
 
 NUM_UPDATES = 48
 PROMPTS, SAMPLES = 4, 8  # of an update: as many rows as in the study of staleness on this model
@@ -48,22 +45,13 @@ def base() -> ConfigDict:
     return config
 
 
-def get_study(argument: str = "") -> Study:
-    """The study, or its pilot."""
-    if argument not in ("", "pilot"):
-        raise Refusal(f"the study's argument is {argument!r}; accepted: pilot, or none")
-    pilot, records = argument == "pilot", Path("experiments/studies/sentiment_grpovi")
+def arms(pilot: bool) -> tuple[Arm, ...]:
+    """Both arms at the chosen learning rate; in the pilot GRPO, at those of the grid."""
     rate = {} if pilot else {RATE: CHOSEN_RATE}
     names = ("grpo",) if pilot else ("grpo", "grpovi")
-    return Study(
-        directory=Path("runs/studies/sentiment_grpovi" + ("_pilot" if pilot else "")),
-        base=base,
-        arms=tuple(Arm(name, name, {**COMMON, **rate}) for name in names),
-        grid={RATE: PILOT_RATES} if pilot else {},
-        open_ended={},
-        rungs=(),
-        report_updates=NUM_UPDATES,
-        report_seeds=(PILOT_SEED,) if pilot else SEEDS,
-        cells=records / ("pilot.jsonl" if pilot else "cells.jsonl"),
-        measure=RewardSpread,
-    )
+    return tuple(Arm(name, name, {**COMMON, **rate}) for name in names)
+
+
+def get_study(argument: str = "") -> Study:
+    """The study, or its pilot."""
+    return sentiment.study_of("sentiment_grpovi", argument, arms, base, NUM_UPDATES)

@@ -3,7 +3,7 @@ limit.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -97,13 +97,36 @@ def accuracy(lines: Sequence[Result]) -> OfSeed:
     return by_seed(lines, lambda line: final(line, "gold_mean"))
 
 
-def is_collapsed(line: Result) -> bool:
-    """True for a run that diverged, or that ends more than `FALL` below its best evaluation."""
-    values = [evaluation["gold_mean"] for evaluation in line["curve"]]
-    return bool(line.get("diverged")) or max(values) - values[-1] > FALL
+def is_collapsed(line: Result, figure: str = "gold_mean", fall: float = FALL) -> bool:
+    """True for a run that diverged, or that ends more than `fall` below its best evaluation.
+
+    Args:
+      line: of the run.
+      figure: of an evaluation.
+      fall: in its unit.
+    """
+    values = [evaluation[figure] for evaluation in line["curve"]]
+    return bool(line.get("diverged")) or max(values) - values[-1] > fall
 
 
-def collapsed_note(lines: Sequence[Result]) -> str:
-    """A note of how many runs of a test collapsed; "" for none."""
-    fallen = sum(map(is_collapsed, lines))
+def collapsed_note(
+    lines: Sequence[Result], collapsed: Callable[[Result], bool] = is_collapsed
+) -> str:
+    """A note of how many runs of a test collapsed; "" for none.
+
+    Args:
+      lines: of the runs.
+      collapsed: the study's rule.
+    """
+    fallen = sum(map(collapsed, lines))
     return f"{fallen} of its {len(lines)} runs collapsed" if fallen else ""
+
+
+def wrong_signs(values: Sequence[float]) -> int:
+    """Values whose sign is not that of the mean of the others: what one seed alone would have got
+    wrong.
+    """
+    return sum(
+        value * sum([*values[:index], *values[index + 1 :]]) < 0
+        for index, value in enumerate(values)
+    )

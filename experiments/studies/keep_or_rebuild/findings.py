@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.studies import markdown
+from experiments.studies.curves import by_update, interval_line, legend_above
 from experiments.studies.hypotheses import (
     Hypothesis,
     accuracy,
@@ -215,45 +215,11 @@ def gaps_plot(arms: Mapping[str, list[Result]]) -> Figure:
     for index, (color, arm) in enumerate(zip(style.PART_COLORS, kept, strict=False)):
         shown = [n for n in range(1, MOST_SWAPS + 1) if _is_known(gap(arms[arm], str(n)))]
         points = [interval(gap(arms[arm], str(n))) for n in shown]
-        _line(ax, [n + 0.02 * (index - 2) for n in shown], points, color, title(arm))
+        interval_line(ax, [n + 0.02 * (index - 2) for n in shown], points, color, title(arm))
     ax.set_ylim(bottom=0)
     ax.set_xticks(range(1, MOST_SWAPS + 1), ["1", "2", "3 or more"])
     legend_above(ax)
     return figure
-
-
-def legend_above(ax: Axes) -> None:
-    """A legend in one row above the axes, at the right of their title, where no line passes."""
-    ax.legend(
-        ncols=len(ax.get_legend_handles_labels()[1]),
-        loc="lower right",
-        bbox_to_anchor=(1.0, 1.0),
-        borderaxespad=0.1,
-        columnspacing=1.2,
-        fontsize=7.5,
-        frameon=False,
-        labelcolor=style.INK,
-    )
-
-
-def _line(
-    ax: Axes,
-    places: Sequence[float],
-    points: Sequence[tuple[float, float]],
-    color: str,
-    label: str,
-) -> None:
-    """Means with their intervals; one seed has a mean alone."""
-    ax.errorbar(
-        places,
-        [mean for mean, _ in points],
-        [0 if math.isnan(half) else half for _, half in points],
-        marker="o",
-        markersize=3,
-        linewidth=1.2,
-        color=color,
-        label=label,
-    )
 
 
 def _is_known(values: OfSeed) -> bool:
@@ -276,13 +242,9 @@ def curves_plot(
     for ax, (name, members) in zip(axes, groups.items(), strict=True):
         style.axes(ax, name, "update", "held-out accuracy")
         for index, (color, arm) in enumerate(zip(style.PART_COLORS, members, strict=False)):
-            lines = arms[arm]
-            updates = [evaluation["update"] + 0.6 * index for evaluation in lines[0]["curve"]]
-            points = [
-                interval({line["seed"]: line["curve"][n]["gold_mean"] for line in lines})
-                for n in range(len(updates))
-            ]
-            _line(ax, updates, points, color, label(arm))
+            points = by_update(arms[arm], "gold_mean")
+            updates = [update + 0.6 * index for update in points]
+            interval_line(ax, updates, list(points.values()), color, label(arm))
         legend_above(ax)
     return figure
 

@@ -2,18 +2,19 @@
 `protocol.md`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.studies import markdown
-from experiments.studies.keep_or_rebuild.findings import legend_above
+from experiments.studies.curves import by_update, legend_above
+from experiments.studies.hypotheses import wrong_signs
 from experiments.studies.markdown import Contrast, contrasts_table, number, table, with_interval
 from experiments.studies.staleness.passage import below
 from rlhf_jax.report.plots import style
-from rlhf_jax.report.statistics import OfSeed, Result, by_seed, differences, final, interval
+from rlhf_jax.report.statistics import OfSeed, Result, by_seed, differences, final
 
 MARGIN = 0.05  # of win-rate
 DRAWS = 10_000  # of the bootstrap
@@ -90,10 +91,8 @@ def bootstraps(lines: Sequence[Result]) -> str:
     for contrast in contrasts(lines):
         low, high = (number(end, 3, signed=True) for end in bootstrap(contrast.values))
         said.append(f"{low} to {high}")
-        for seed, value in contrast.values.items():
-            others = [other for key, other in contrast.values.items() if key != seed]
-            wrong += value * sum(others) < 0
-            pairs += 1
+        wrong += wrong_signs(list(contrast.values.values()))
+        pairs += len(contrast.values)
     return (
         f"By resampling seeds the intervals are {', '.join(said)}. One seed alone has the other sign "
         f"than the mean of the other seeds in {wrong} of {pairs} of these values."
@@ -157,14 +156,9 @@ def curves_plot(lines: Sequence[Result]) -> Figure:
 
 def _draw(ax: style.Axes, lines: Sequence[Result], color: str, label: str) -> None:
     """Draws the curve of some runs of one arm, up to the first evaluation that one did not reach."""
-    curves: list[Mapping[int, float]] = [
-        {entry["update"]: entry["win_rate"] for entry in line["curve"]} for line in lines
-    ]
-    updates = sorted(set.intersection(*map(set, curves)))
-    points = [
-        interval({index: curve[update] for index, curve in enumerate(curves)}) for update in updates
-    ]
-    middle, half = (np.array(values) for values in zip(*points, strict=True))
+    points = by_update(lines, "win_rate")
+    updates = list(points)
+    middle, half = (np.array(values) for values in zip(*points.values(), strict=True))
     ax.plot(updates, middle, color=color, linewidth=1.2, label=label)
     if len(lines) > 1:
         ax.fill_between(updates, middle - half, middle + half, color=color, alpha=0.12, linewidth=0)

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.studies import markdown
-from experiments.studies.hypotheses import Hypothesis, hypotheses_table
-from experiments.studies.keep_or_rebuild.findings import legend_above
+from experiments.studies import hypotheses, markdown
+from experiments.studies.curves import by_update, interval_line, legend_above
+from experiments.studies.hypotheses import Hypothesis, collapsed_note, hypotheses_table
 from experiments.studies.markdown import number, table, with_interval
 from rlhf_jax.report.plots import style
-from rlhf_jax.report.statistics import OfSeed, Result, by_seed, differences, final, interval
+from rlhf_jax.report.statistics import OfSeed, Result, by_seed, differences, final
 
 MARGIN = 0.05  # of win-rate
 FALL = 0.20  # of win-rate below its largest evaluated value: a run has collapsed (protocol.md)
@@ -41,14 +41,12 @@ def drop(lines: Sequence[Result], algorithm: str, lag: int) -> OfSeed:
 
 def is_collapsed(line: Result) -> bool:
     """True for a run that diverged, or that ends more than `FALL` below its largest win-rate."""
-    values = [evaluation["win_rate"] for evaluation in line["curve"]]
-    return bool(line.get("diverged")) or max(values) - values[-1] > FALL
+    return hypotheses.is_collapsed(line, "win_rate", FALL)
 
 
 def note(lines: Sequence[Result]) -> str:
     """A note of how many runs of a test collapsed; "" for none."""
-    fallen = sum(map(is_collapsed, lines))
-    return f"{fallen} of its {len(lines)} runs collapsed" if fallen else ""
+    return collapsed_note(lines, is_collapsed)
 
 
 def rise_where_gold_fell(line: Result) -> float:
@@ -73,7 +71,7 @@ def rises(lines: Sequence[Result]) -> OfSeed:
     return {seed: float(np.mean(values)) for seed, values in sorted(found.items())}
 
 
-def hypotheses(lines: Sequence[Result]) -> list[Hypothesis]:
+def primary_hypotheses(lines: Sequence[Result]) -> list[Hypothesis]:
     """The primary tests; the third alone where enough seeds have a run whose gold fell."""
     found = [
         Hypothesis(
@@ -155,22 +153,10 @@ def curves_plot(lines: Sequence[Result]) -> Figure:
         style.axes(ax, ALGORITHMS[algorithm], "update", f"{FIGURES[key]}, held-out")
         for index, lag in enumerate(LAGS):
             some = of_arm(lines, algorithm, lag)
-            updates = [evaluation["update"] for evaluation in some[0]["curve"]]
-            points = [
-                interval(by_seed(some, lambda line, at=at, key=key: line["curve"][at][key]))
-                for at in range(len(updates))
-            ]
-            middle, half = (np.nan_to_num(values) for values in zip(*points, strict=True))
-            ax.errorbar(
-                np.array(updates) + 0.8 * index,
-                middle,
-                half,
-                marker="o",
-                markersize=3,
-                linewidth=1.2,
-                color=style.PART_COLORS[index],
-                label=f"lag {lag}",
-            )
+            points = by_update(some, key)
+            updates = [update + 0.8 * index for update in points]
+            color = style.PART_COLORS[index]
+            interval_line(ax, updates, list(points.values()), color, f"lag {lag}")
     legend_above(axes[0])
     return figure
 
@@ -180,7 +166,7 @@ def pages(lines: Sequence[Result]) -> dict[str, str | Figure]:
     text = markdown.fill(
         Path(__file__).with_name("page.md"),
         sources=markdown.sources(lines),
-        hypotheses=hypotheses_table(hypotheses(lines)),
+        hypotheses=hypotheses_table(primary_hypotheses(lines)),
         falls=falls(lines),
         reward_models=reward_models(lines),
         arms=arms_table(lines),

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.studies import markdown
-from experiments.studies.keep_or_rebuild.findings import legend_above
+from experiments.studies.curves import by_update, interval_line, legend_above
 from experiments.studies.markdown import Contrast, contrasts_table, table, with_interval
 from experiments.studies.sentiment.findings import FIGURES, is_collapsed, note, reward_models
 from rlhf_jax.report.plots import style
@@ -19,7 +19,6 @@ from rlhf_jax.report.statistics import (
     by_seed,
     differences,
     final,
-    interval,
     updates_to,
 )
 
@@ -115,22 +114,10 @@ def curves_plot(lines: Sequence[Result]) -> Figure:
         style.axes(ax, "", "update", f"{FIGURES[key]}, held-out")
         for index, (arm, name) in enumerate(NAMES.items()):
             some = of_arm(lines, arm)
-            updates = [evaluation["update"] for evaluation in some[0]["curve"]]
-            points = [
-                interval(by_seed(some, lambda line, at=at, key=key: line["curve"][at][key]))
-                for at in range(len(updates))
-            ]
-            middle, half = (np.nan_to_num(values) for values in zip(*points, strict=True))
-            ax.errorbar(
-                np.array(updates) + 0.5 * index,
-                middle,
-                half,
-                marker="o",
-                markersize=3,
-                linewidth=1.2,
-                color=style.PART_COLORS[index],
-                label=name,
-            )
+            points = by_update(some, key)
+            updates = [update + 0.5 * index for update in points]
+            color = style.PART_COLORS[index]
+            interval_line(ax, updates, list(points.values()), color, name)
     legend_above(axes[0])
     return figure
 

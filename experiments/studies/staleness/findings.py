@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from experiments.studies import markdown
 from experiments.studies.censored import pseudo_values
-from experiments.studies.keep_or_rebuild.findings import legend_above
+from experiments.studies.curves import legend_above
+from experiments.studies.hypotheses import wrong_signs
 from experiments.studies.markdown import LEVEL, number, probability, table, with_interval
 from experiments.studies.staleness.passage import (
     AGE,
@@ -248,10 +249,8 @@ def single_seeds(lines: Sequence[Result]) -> str:
             for key in ((arm, rate), doubled)
         )
         gaps = [a[seed] - b[seed] for seed in a]
-        for index, gap in enumerate(gaps):
-            others = gaps[:index] + gaps[index + 1 :]
-            wrong += gap * sum(others) < 0
-            pairs += 1
+        wrong += wrong_signs(gaps)
+        pairs += len(gaps)
     listed = ", ".join(number(value, 2) for value in alone)
     return (
         f"One seed alone gives b_S of {listed}. Of {pairs} comparisons of a lag with twice that lag at one "
