@@ -22,12 +22,12 @@ none has 1. A prompt whose samples differ is never left out, whatever the unit o
 from dataclasses import dataclass
 from typing import Annotated
 
+from rlhf_jax.algorithms.api import UNIT_OF_SCORE
 from rlhf_jax.algorithms.common.squared import Base, Failed, Given, Length, Square, squared
-from rlhf_jax.config import Positive, Unbounded
+from rlhf_jax.config import Positive
 from rlhf_jax.types import Algorithm
 
 SCALARS = ("baseline_temperature", "temperature", "fail_score")
-SCORE = Unbounded("it is in the unit of the score, which has no origin of its own")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Config:
     # prompts whose samples of the reference all fail: keep, or leave_out of every update
     failed_prompts: Failed = "leave_out"
     # samples have failed that all have one score, which is at most this, in the unit of the score
-    fail_score: Annotated[float, SCORE] = 0.0
+    fail_score: Annotated[float, UNIT_OF_SCORE] = 0.0
 
 
 def a2po(config: Config) -> Algorithm:

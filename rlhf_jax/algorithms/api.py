@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.config import Unbounded
 from rlhf_jax.ops import divergences
 from rlhf_jax.ops.masked import masked_count, masked_max, masked_sum
 from rlhf_jax.refusal import Refusal
@@ -12,6 +13,8 @@ from rlhf_jax.types import Array, Batch, Max, Mean, Metric, Outputs, Samples, Sc
 
 REFERENCE_SCORES, STORED_SCORE = "reference_scores", "reference_score_BS"
 """A need of an algorithm, and its entry of `Scores.extra`: see `dataflow.STORED`."""
+UNIT_OF_SCORE = Unbounded("it is in the unit of the score, which has no origin of its own")
+"""Of settings that any number may be."""
 
 
 def make_batch(

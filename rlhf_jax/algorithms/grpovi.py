@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms import grpo
-from rlhf_jax.config import Unbounded
+from rlhf_jax.algorithms.api import UNIT_OF_SCORE
 from rlhf_jax.ops.masked import masked_sum
 from rlhf_jax.ops.variance_increase import VarianceIncrease, increase_variance
 from rlhf_jax.refusal import Refusal
@@ -31,7 +31,6 @@ from rlhf_jax.types import Algorithm, Array, Samples, Scores
 SCALARS = grpo.SCALARS
 WEIGHTS = ("uniform", "reference")
 TIES = ("together", "by_index")
-SCORE = Unbounded("it is in the unit of the score, which has no origin of its own")
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ class Config(grpo.Config):
     stand for them.
     """
 
-    low: Annotated[float, SCORE] = -6.0  # SFT standard deviations for a learned reward
-    high: Annotated[float, SCORE] = 6.0  # the end of the range
+    low: Annotated[float, UNIT_OF_SCORE] = -6.0  # SFT standard deviations for a learned reward
+    high: Annotated[float, UNIT_OF_SCORE] = 6.0  # the end of the range
     # of a group's samples in mean and variance
     weights: Literal["uniform", "reference"] = "uniform"
     # equal scores stay equal, or are ordered by their index

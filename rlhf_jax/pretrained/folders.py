@@ -181,7 +181,7 @@ def value_shapes(model: ValueModel, folder: Folder) -> Params:
     shapes = jax.eval_shape(model.init, randomness.key(0))
     backbone = {
         path: leaf
-        for path, leaf in layouts.flat_params(shapes["backbone"]).items()
+        for path, leaf in stacking.flat(shapes["backbone"]).items()
         if "/".join(stacking.members(path, shapes["backbone"])[0]) in _backbone(folder)
     }
     return {"backbone": unflatten_dict(backbone), "value_head": shapes["value_head"]}
@@ -289,7 +289,7 @@ def _fill(
     shardings: Params,
     dtype: str,
 ) -> Params:
-    params, sharding_of = {}, layouts.flat_params(shardings)
+    params, sharding_of = {}, stacking.flat(shardings)
 
     def read(path: tuple[str, ...], sharding: NamedSharding) -> Array:
         tensor = tensors["/".join(path)]
@@ -298,7 +298,7 @@ def _fill(
         array = jax.make_array_from_callback(tensor.rows_shape, layout, read_rows)
         return _converter(tensor.transpose, dtype, sharding)(array)
 
-    for path in layouts.flat_params(shapes):
+    for path in stacking.flat(shapes):
         sharding = sharding_of[path]
         if not stacking.is_stacked_path(path):
             params[path] = read(path, sharding)

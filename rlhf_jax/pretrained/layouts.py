@@ -6,20 +6,18 @@ Tables alone; `pretrained/folders.py` reads and writes the files.
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-from flax.traverse_util import flatten_dict
 
 from rlhf_jax import randomness, registry
+from rlhf_jax.models.common import stacking
 from rlhf_jax.models.common.decoder import DecoderConfig
-from rlhf_jax.models.common.stacking import unstack
 from rlhf_jax.pretrained.published_configs import read_config as read_config
 from rlhf_jax.pretrained.published_configs import write_config as write_config
 from rlhf_jax.pretrained.published_families import FAMILIES
 from rlhf_jax.pretrained.published_families import architecture as architecture
 from rlhf_jax.pretrained.published_families import sequence_classifier as sequence_classifier
-from rlhf_jax.types import Params
 
 
 class Tensor(NamedTuple):
@@ -69,11 +67,6 @@ COMPUTED = re.compile(
 )
 
 
-def flat_params(params: Params) -> dict[tuple[str, ...], Any]:
-    """Leaves of params by their paths."""
-    return flatten_dict(params)  # pyright: ignore[reportReturnType] (its type allows for empty nodes, which params have not)
-
-
 def tensors(family: str, config: DecoderConfig) -> dict[str, Tensor]:
     """Every param's published tensor, by our path, such as "layer_0/query_key_value/kernel".
 
@@ -89,7 +82,9 @@ def tensors(family: str, config: DecoderConfig) -> dict[str, Tensor]:
 @lru_cache
 def _tensors(family: str, config: DecoderConfig) -> dict[str, Tensor]:
     init = registry.find("models", family).make(config).init
-    shapes = flat_params(jax.eval_shape(lambda key: unstack(init(key)), randomness.key(0)))
+    shapes = stacking.flat(
+        jax.eval_shape(lambda key: stacking.unstack(init(key)), randomness.key(0))
+    )
     published = {
         path: leaf.shape[::-1] if path[-1] == "kernel" else leaf.shape
         for path, leaf in shapes.items()

@@ -23,6 +23,7 @@ from rlhf_jax.run_directory import history
 from rlhf_jax.sweeps.provenance import digest
 
 Line = dict[str, Any]
+DIGITS = 4  # significant ones that a measure keeps of a figure
 NO_NUMBERS = ("directory", "job", "sft.min_whole_references")
 """Keys that enter no number: where a run is written, which part of it is run, and what is refused
 before it begins.
@@ -33,6 +34,11 @@ REWARD_STAGES = "reward_stages"
 """Beside the keys of a cell's config: the digest of its reward model's stages, where they are of
 another variant.
 """
+
+
+def significant(value: float) -> float:
+    """A figure with the digits that a measure keeps of it in a cell's line."""
+    return float(f"{value:.{DIGITS}g}")
 
 
 def identity(config: Mapping[str, Any]) -> str:

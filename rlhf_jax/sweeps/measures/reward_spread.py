@@ -11,9 +11,8 @@ import numpy as np
 
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.synchronous import Event, Scored
+from rlhf_jax.sweeps.cell_lines import significant
 from rlhf_jax.types import Params
-
-DIGITS = 4  # significant ones of a figure in the cell's line
 
 
 def within_prompts(reward_B: np.ndarray, samples_per_prompt: int) -> float:
@@ -47,7 +46,7 @@ class RewardSpread:
             found = within_prompts(
                 np.asarray(event.scores.raw_B, np.float64), program.spec.sampling.samples_per_prompt
             )
-            self._within.append(float(f"{found:.{DIGITS}g}"))
+            self._within.append(significant(found))
 
     def figures(self) -> Mapping[str, Any]:
         """The spread of every round."""

@@ -23,6 +23,7 @@ from rlhf_jax.ops.masked import masked_sum
 from rlhf_jax.ops.policy_gradient.row_weights import staleness_figures
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.synchronous import Event, RoundEnd, Scored, Updated
+from rlhf_jax.sweeps.cell_lines import significant
 from rlhf_jax.types import Array, Params, Samples
 
 OF_ROUND = {
@@ -32,7 +33,6 @@ OF_ROUND = {
 }
 OF_UPDATE = ("grad_norm", "update_norm")
 SCALE = "learning_rate_scale"  # of updates that are scaled, or whose share of rows is reported
-DIGITS = 4  # significant ones of a figure in the cell's line
 
 
 def round_figures(params: Params, samples: Samples, *, model: Model) -> dict[str, Array]:
@@ -79,7 +79,7 @@ class Staleness:
 
     def _append(self, figures: Mapping[str, Any]) -> None:
         for name, value in figures.items():
-            self._series.setdefault(name, []).append(float(f"{float(value):.{DIGITS}g}"))
+            self._series.setdefault(name, []).append(significant(float(value)))
 
     def figures(self) -> Mapping[str, Any]:
         """A list over rounds, or updates, of each figure; None where one is not finite."""
