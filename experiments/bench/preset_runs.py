@@ -44,7 +44,7 @@ from rlhf_jax.types import Batch, Params
 
 LINES = Path(__file__).parent / "results" / "preset_runs.jsonl"
 SEED, LAG, MINIBATCHES, ROUNDS = 0, 4, 4, 16
-RATE, HIGHER, LOWER = 1e-3, 4e-3, (1e-4, 1e-5)
+RATE, HIGHER, LOWER = 1e-3, 4e-3, (1e-4, 1e-5, 1e-6)
 LEAST, MOST = 0.01, 0.6
 WEIGHTS = ("truncate", "mask", "second_moment")
 PARTS = ("gate", "filter", "weight", "groups")
