@@ -1,7 +1,9 @@
 """Eight CPU devices, strict ranks, warnings from our own modules as errors, no network.
 
 A program is compiled once a session: all processes of the tests share one compile cache, that of
-`pytest -n` and those that tests start.
+`pytest -n` and those that tests start. It is compiled without most optimisations, in a quarter of the
+time, because most tests are of what a program computes; `JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest`
+compiles as a run does.
 """
 
 import atexit
@@ -22,6 +24,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rlhf_jax_tests_")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    _FASTER = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FASTER}".strip()
 
 import jax
 import pytest
@@ -71,14 +77,15 @@ def compiled():
 
 
 @pytest.fixture(scope="module")
-def quick_compiles():
-    """Programs of a module whose tests are of what they compute, not of how fast, are compiled
-    without most optimisations.
+def usual_compiles():
+    """Programs of a module are compiled with the optimisations that a run has: for tests of what XLA
+    says of a program, of its memory or of its speed.
     """
     once.forget()
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
     once.forget()
 
 

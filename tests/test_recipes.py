@@ -28,9 +28,6 @@ RECIPES = sorted(
 BYTES = 258
 
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """The folders of every task, and a published reward model of bytes."""

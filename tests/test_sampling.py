@@ -16,8 +16,6 @@ from rlhf_jax import sampling, scoring
 from rlhf_jax.devices import sharding
 from rlhf_jax.types import Prompts, Samples
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request):

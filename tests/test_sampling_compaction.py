@@ -15,8 +15,6 @@ from rlhf_jax.models.api import Cache
 from rlhf_jax.types import Samples
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 LENGTH = 23
 PLAIN = tiny.law(length=LENGTH, temperature=1.0)
 

@@ -16,8 +16,6 @@ from tiny import EOS, PAD, C, V, check_ends
 
 from rlhf_jax import sampling
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @dataclass(frozen=True)
 class Script:

@@ -14,8 +14,6 @@ from rlhf_jax.types import Array, Params
 from tests import tiny
 from tests.tiny import C, G, P, Q, V
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 MODELS = {"gpt_neox": tiny.make_model("gpt_neox"), "llama": tiny.make_model("llama", num_layers=1)}
 
 

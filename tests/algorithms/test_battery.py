@@ -17,8 +17,6 @@ from tests import components
 from . import checks, examples, lessons
 from .leave_one_out import leave_one_out
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def algorithm_of(name: str, check: Callable[..., None] | None = None) -> Algorithm:
     """The algorithm of a file with its defaults: the factory is named as the file.

@@ -25,8 +25,6 @@ from tests import components
 
 from .checks import example
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 CONSTANTS = {"low", "high"}
 """Fields of package algorithms that stay constants: ends of a range, which the config checks."""
 VALUES = {

@@ -4,8 +4,6 @@ import dataclasses
 import traceback
 from pathlib import Path
 
-import pytest
-
 from rlhf_jax.cli import run
 from rlhf_jax.runtime import calls, supervised
 from tests.stages import runs
@@ -20,7 +18,6 @@ def frames() -> list[str]:
     return stack[stack.index("main") + 1 :]
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_few_frames_between_the_command_and_an_update(tmp_path, monkeypatch):
     """Of both kinds: the first of all, which is supervised, and the first of RLHF."""
     stacks: dict[str, list[str]] = {}

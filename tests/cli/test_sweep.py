@@ -19,8 +19,6 @@ from rlhf_jax.sweeps import steps as protocol
 from rlhf_jax.sweeps.cells import Cells, Failed
 from rlhf_jax.sweeps.study import Arm, Cell, Rung, Study
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 ROOT = Path(__file__).parents[2]
 RATE, WEIGHT = "rlhf.optimizer.learning_rate", "algorithm.kl_weight"
 

@@ -25,8 +25,6 @@ SIZES = (1, 2, 3, 4, 5, 8, 12, 16)
 MESH_SHAPES = [shape for shape in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(shape) <= 8]
 NUM_TREES, LEAVES = 30, 7  # 210 pairs of placements
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @pytest.fixture
 def gathers(monkeypatch):

@@ -27,8 +27,6 @@ from rlhf_jax.stages.api import Lengths, Workspace
 from rlhf_jax.stages.settings import rlhf as rlhf_settings
 from rlhf_jax.text import tokenizers
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 GROUP = 4
 WORDS = tokenizers.Symbols(
     [chr(97 + place) for place in range(tiny.V - tokenizers.NUM_SPECIAL)], "", "character"

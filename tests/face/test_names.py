@@ -16,8 +16,6 @@ import pytest
 import rlhf_jax as rl
 from rlhf_jax.face import calls, components, loop, prompts, reward
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")  # examples are run for what they give
-
 ROOT = Path(__file__).parents[2]
 FUNCTIONS = [name for name in rl.__all__ if name != "__version__"]
 HEAVY = (

@@ -21,7 +21,6 @@ from rlhf_jax.refusal import Refusal
 from .families import FAMILIES, QUICK, V, config_of, quick_jit, random_params
 
 B, L, R = 3, 7, 5
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 LORA = Config(rank=R, alpha=15.0)  # a scale of 3
 LLAMA_LIKE = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

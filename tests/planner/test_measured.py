@@ -18,8 +18,6 @@ from rlhf_jax.types import Placement, Plan
 from tests import tiny
 from tests.runtime import rounds
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 WORK = Workload(rounds.PROMPTS, 2, tiny.Q, tiny.C, num_minibatches=2)
 PLAN = parse(
     "generate: 0-1 tensor=2; reference: 2; value: 2; reward: 3; train_policy: 0; train_critic: 1"

@@ -26,8 +26,6 @@ from rlhf_jax.runtime.program import Critic, Program, ProgramSpec, Reward
 from . import rounds
 from .rounds import host, same
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 LORA = Config(rank=3, alpha=6.0)
 
 

@@ -22,7 +22,6 @@ from tests.stages import runs
 
 from . import rounds
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 ALGORITHM = online_dpo.online_dpo(online_dpo.Config())
 
 

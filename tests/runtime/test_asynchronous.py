@@ -17,8 +17,6 @@ from rlhf_jax.runtime.buffer import Buffer, Stopped
 
 from .rounds import NUM_ROUNDS, algorithm_program, host, program_of, same
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 DEADLINE = 20.0
 
 

@@ -14,8 +14,6 @@ from rlhf_jax.runtime.sampler import version_range
 from .rounds import NUM_ROUNDS, host, program_of, same
 from .schedules import FakeProgram, finish, jitter
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 ROUNDS = 12
 SCHEDULES = 200
 DEADLINE = 20.0

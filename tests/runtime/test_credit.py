@@ -19,8 +19,6 @@ from rlhf_jax.runtime.program import Program, Reward
 
 from . import rounds
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 ROWS = rounds.PROMPTS * 2
 ALGORITHM = dr_grpo.dr_grpo(dr_grpo.Config())
 TEXTS = [(f"prompt {row}", f"completion {row}") for row in range(ROWS)]

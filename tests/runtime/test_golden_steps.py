@@ -31,10 +31,6 @@ from rlhf_jax.types import Algorithm, TrainState
 
 from . import rounds
 
-pytestmark = pytest.mark.usefixtures(
-    "quick_compiles"
-)  # twenty programs, of which only the numbers matter
-
 GOLDEN = Path(__file__).parent.parent / "golden" / "steps.json"
 REGENERATE = (
     "The numbers of a step have moved. If that is meant, say why in the commit, with the file that "

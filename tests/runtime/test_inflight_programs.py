@@ -26,8 +26,6 @@ from rlhf_jax.stages.inflight import loops
 from . import test_adapters
 from .rounds import algorithm_program, host, same
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 NUM_ROUNDS, SLOTS, STEPS, TAU = 6, 7, 1, 2
 SEGMENT_SECONDS = 0.004  # of the thread: the trainer is then ahead of the clock
 

@@ -22,7 +22,6 @@ from rlhf_jax.types import Placement, Plan
 from . import rounds
 from .rounds import host
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 ROUNDS = 3
 SHARED = {"ppo": rounds.make_critic_program, "online_dpo": rounds.make_program}
 HAND_WRITTEN = """

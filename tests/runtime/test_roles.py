@@ -14,8 +14,6 @@ from rlhf_jax.runtime.program import Program
 
 from . import rounds
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @pytest.fixture(scope="module")
 def program():

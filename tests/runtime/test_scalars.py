@@ -19,8 +19,6 @@ from rlhf_jax.updating import OptimizerConfig, make_optimizer
 
 from . import rounds
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def make_program(name: str, scale: float, reward: Reward | None = None) -> Program:
     """A program all of whose numbers are multiples of `scale`."""

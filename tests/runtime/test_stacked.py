@@ -15,8 +15,6 @@ from rlhf_jax.runtime.program import Program
 
 from . import rounds
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def run(scan_layers: int, mesh_shape: tuple[int, int, int], **changes: object) -> tuple:
     """Samples of two rounds, and the params after them, with an entry per layer."""

@@ -18,8 +18,6 @@ from rlhf_jax.runtime.synchronous import LoopMonitor
 from .schedules import FakeProgram, finish
 from .test_failures import breaking
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 ROUNDS = 4
 DEADLINE = 0.5
 SLOW = 1.5  # longer than the deadline

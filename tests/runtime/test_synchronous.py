@@ -17,8 +17,6 @@ from rlhf_jax.runtime.sampler import version_range
 from . import rounds
 from .rounds import NUM_ROUNDS, naive, program_of, run, same
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @pytest.mark.parametrize("num_epochs", [1, 2])
 @pytest.mark.parametrize("num_minibatches", [1, 2])

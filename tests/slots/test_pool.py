@@ -26,7 +26,6 @@ from tests import tiny
 
 from .pools import G, P, check_same, make_pool, prompts_of, static
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 S, D = 5, 3
 MODEL = tiny.make_model("llama", num_layers=1)
 

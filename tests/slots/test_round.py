@@ -12,7 +12,6 @@ from tests.models.families import SUBJECTS, config_of, random_params
 from .pools import check_same, make_pool, static
 
 ENDS = (1, 4, 7)
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from tests import tiny
 
 from .pools import G, P, make_pool, prompts_of
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 MODEL = tiny.make_model("llama", num_layers=1)
 NUM_ROUNDS, S, D, TAU, TEMPERATURE = 5, 8, 2, 2, 0.7
 

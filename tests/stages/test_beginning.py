@@ -17,7 +17,6 @@ from rlhf_jax.run_directory import history, stage_records
 from rlhf_jax.stages import reward_model, rlhf, sft
 from tests.stages import runs
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 STILL = {"rlhf__optimizer__learning_rate": 1e-30}
 """A learning rate at which no float32 number changes."""
 

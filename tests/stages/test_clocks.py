@@ -15,7 +15,6 @@ from rlhf_jax.stages.settings import rlhf
 
 from . import runs
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 CONFIG = rlhf.Config(total_prompts=32, prompts_per_update=4)
 PROMPTS = runs.SIZES["rlhf.prompts_per_update"]
 

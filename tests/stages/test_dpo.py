@@ -26,7 +26,6 @@ from rlhf_jax.stages import comparisons, dpo, rlhf, sft
 from rlhf_jax.types import Outputs
 from tests.stages import runs
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 SIZES = runs.SIZES | {
     "dpo.num_updates": 6,
     "dpo.pairs_per_update": 4,

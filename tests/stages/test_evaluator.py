@@ -14,8 +14,6 @@ from rlhf_jax.stages.api import Lengths, Workspace
 from rlhf_jax.stages.common.evaluator import Config, Evaluator, LearnedScores
 from rlhf_jax.text import tokenizers
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 NUM_PROMPTS = 40
 
 

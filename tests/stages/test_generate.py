@@ -20,7 +20,7 @@ OTHER = "review of the modern inn . the room was"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, quick_compiles: None) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 4 updates that keeps its policies; its learning rate is large, so that they differ."""
     directory = tmp_path_factory.mktemp("generate") / "run"
     runs.run(

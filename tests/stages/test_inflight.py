@@ -94,7 +94,6 @@ def assert_same(one: Path, other: Path, names: tuple[str, ...] = RECORDS) -> Non
         assert lines(one, name) == lines(other, name), name
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_rounds_through_slots_have_the_lag_of_the_clock(tmp_path):
     """weights=round: one version a round, by the clock of rounds; a run that goes on is bitwise one
     that never stopped.
@@ -112,7 +111,6 @@ def test_rounds_through_slots_have_the_lag_of_the_clock(tmp_path):
     assert_same(whole, cut, ("ledger.jsonl", "samples.jsonl"))
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize(
     ("rebuild_every", "lora"), [(0, 0), (1, 0), (0, 3)], ids=["0", "1", "adapters"]
 )
@@ -138,7 +136,6 @@ def test_a_run_in_threads_goes_on_as_the_simulated_one(tmp_path, rebuild_every, 
     assert_same(whole, cut)
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_a_schedule_is_replayed_to_the_same_bits(tmp_path):
     """By the boundaries of `schedule.jsonl`, whatever tau says."""
     whole, replayed = tmp_path / "whole", tmp_path / "replayed"

@@ -12,8 +12,6 @@ from rlhf_jax.records import answers
 from rlhf_jax.refusal import RewardError
 from tests.stages import runs
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 FILE = """
 import random
 from dataclasses import dataclass

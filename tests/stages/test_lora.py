@@ -27,8 +27,6 @@ from tests.models.families import random_params
 
 from . import runs
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 LORA = {"lora__rank": 3, "lora__alpha": 6.0}
 NEOX = {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
 

@@ -16,7 +16,6 @@ from rlhf_jax.stages.settings import rlhf
 
 from . import runs
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 ROUNDS, PROMPTS, KAPPA = 4, 4, 3
 SETTINGS = {
     "rlhf.total_prompts": ROUNDS * PROMPTS,

@@ -18,8 +18,6 @@ from rlhf_jax import build
 from rlhf_jax.cli import run
 from rlhf_jax.stages import pipeline
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 ROOT = Path(__file__).parents[2]
 SUM = "learned + 0.5 * {file}:level + 0 * gold"
 FILE = """

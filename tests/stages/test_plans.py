@@ -23,8 +23,6 @@ from rlhf_jax.runtime import stopping
 from rlhf_jax.stages import pipeline, rlhf
 from rlhf_jax.stages.common import planning
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 APART = """generate: 0-3 data=2 fsdp=2; reward: 4; reference: 5; value: 6-7
            train_policy: 0-1 micro_batches=2; train_critic: 2-3 fsdp=2"""
 OTHER = "train_policy: 4-7 data=2 tensor=2; train_critic: 0 remat; others: 1-2"

@@ -21,8 +21,6 @@ from rlhf_jax.stages import comparisons, pipeline, reward_model, rlhf, sft
 from rlhf_jax.stages.common import pretrained_models
 from tests.models.families import random_params
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 NEOX = gpt_neox.Config(158, 16, 1, 2, 32, rotary_fraction=1.0)
 LLAMA = llama.Config(163, 24, 1, 2, 1, 40)
 

@@ -19,7 +19,6 @@ from rlhf_jax.stages.settings.rlhf import Config
 
 from . import runs
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 CHANGED = {
     "algorithm": "a2po",
     "rlhf__optimizer__schedule": "constant",

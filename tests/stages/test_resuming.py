@@ -17,8 +17,6 @@ from rlhf_jax.records.saved_rounds import SavedRounds
 from rlhf_jax.refusal import Refusal
 from tests.stages import runs
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):

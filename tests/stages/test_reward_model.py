@@ -13,7 +13,6 @@ from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.stages import reward_model, sft
 from tests.stages import runs
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 SETTINGS = {"reward": "learned", "rlhf__total_prompts": 4}
 
 

@@ -12,8 +12,6 @@ from rlhf_jax.stages.checks import signal
 from rlhf_jax.stages.settings.rlhf import SignalConfig
 from tests.stages import runs
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 SHORT = "def short(completions):\n    return [len(text) < 24 for text in completions]\n"
 GRADED = "def graded(completions):\n    return [float(len(text)) for text in completions]\n"
 

@@ -13,8 +13,6 @@ from rlhf_jax.stages.common.recorder import Recorder
 from tests.models.families import random_params
 from tests.stages import runs
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 BYTES = 258
 SIZES = {
     "tokenizer.kind": "bytes",

@@ -24,8 +24,6 @@ from tests.models.families import random_params
 from tests.pretrained import made
 from tests.tasks import published
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 SIZE = 300
 LLAMA = llama.Config(SIZE, 24, 1, 2, 1, 40)
 MARKS = ("<|end|>", "<|head|>", "<|turn|>")

@@ -75,7 +75,7 @@ def test_the_protocols_are_crossed_and_a_matched_cell_waits_for_its_run():
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory, quick_compiles):
+def ended(tmp_path_factory):
     """Lines of both studies' cells in the smallest sizes: kept and rebuilt at the raised rate, the
     in-flight run and its matched schedule.
     """

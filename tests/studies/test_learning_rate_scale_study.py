@@ -83,7 +83,7 @@ def test_controls_are_derived_from_the_scaled_runs():
     assert found["yoked-lag16-0.001", 4] == {key: (1.0, 0.5)}
 
 
-def test_a_yoked_run_has_the_factors_of_the_other_seed(tmp_path, monkeypatch, quick_compiles):
+def test_a_yoked_run_has_the_factors_of_the_other_seed(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     cells = Cells(replace(load(CONFIG + ":tiny"), directory=tmp_path / "study"))
     for _ in range(2):  # the derived ones are known after the first

@@ -181,7 +181,7 @@ def test_a_round_is_measured_by_whole_rows(monkeypatch):
     assert found["kl"] == pytest.approx((np.exp(log) - 1 - log).mean(), abs=1e-6)
 
 
-def test_a_cell_records_every_round(tmp_path, monkeypatch, quick_compiles):
+def test_a_cell_records_every_round(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     study = load(CONFIG + ":tiny")
     arms = tuple(arm for arm in study.arms if arm.name in ("lag1", "sync5"))

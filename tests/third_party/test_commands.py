@@ -19,8 +19,6 @@ from rlhf_jax.sweeps.study import Arm
 from tests.third_party.conftest import HERE
 from tests.third_party.sizes import SIZES
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 NAMED = {
     "task.name": "my_lab.tasks",
     "task.num_words": 2,
