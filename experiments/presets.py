@@ -129,8 +129,8 @@ groups, of the completions that it leaves out. The task is sums of two numbers b
 {preset_runs.ROUNDS * preset_runs.MINIBATCHES} updates of seed {preset_runs.SEED} at the learning rate
 {preset_runs.RATE:g}. A preset whose parts all cut less than 1 % there is run again at
 {preset_runs.HIGHER:g}, and one with a part that cuts more than 60 % at a tenth of the rate, then at a
-hundredth and a thousandth. Bounds are those of the preset. One that still cuts less than 1 % is called inert. The numbers are in
-`experiments/bench/results/preset_runs.jsonl`, written by `python -m experiments.bench.preset_runs`.
+hundredth and a thousandth. Bounds are those of the preset. One that still cuts less than 1 % is called inert. The numbers
+are in `experiments/bench/results/preset_runs.jsonl`, written by `python -m experiments.bench.preset_runs`.
 
 Penalties on the reference are not in the picture. A filter of completions keeps its place in the
 denominator of the loss; `filter.flat` and `filter.truncated` take rows out of it.
