@@ -51,10 +51,7 @@ class ValueModel:
           backbone_params: of the decoder.
           key: of the head's random numbers.
         """
-        token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-        mask = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
-        hidden, _ = jax.eval_shape(self.backbone.apply, backbone_params, token, token, mask)
-        width = hidden.shape[-1]
+        width = self.backbone.width
         kernel = jax.random.normal(key, (width, 1), jnp.float32) / math.sqrt(width + 1)
         return {
             "backbone": backbone_params,
