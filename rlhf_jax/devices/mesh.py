@@ -1,8 +1,9 @@
 """Device meshes over the axes data, fsdp and tensor, and the checks that a mesh fits devices and
 batch.
 
-On several hosts a mesh is the same slice of each host's devices, and the hosts lie along `data`,
-outermost: `Config.data` times the number of hosts is the axis; fsdp and tensor lie inside a host.
+On several hosts a mesh is the same slice of each host's devices. The hosts multiply `data`, so that
+each host has all params, or `fsdp_hosts` of them multiply `fsdp`, so that these share one copy of the
+params; the others then multiply `data`. `tensor` is inside a host.
 """
 
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ class Config:
     data: Size = 1  # shards rows; params are replicated
     fsdp: Size = 1  # shards rows and params
     tensor: Size = 1  # shards the width of layers
+    fsdp_hosts: Size = 1  # hosts that share one copy of the params; the others multiply data
 
 
 def mesh_shape(config: Config, num_devices: int) -> tuple[int, int, int]:
@@ -73,18 +75,48 @@ def make_mesh(config: Config, devices: Sequence[Device] | None = None) -> Mesh:
         distributed.devices_by_host() if devices is None else np.asarray(devices)[None]
     )
     shape = mesh_shape(config, devices_by_host.shape[1])
-    return over_hosts(devices_by_host[:, : int(np.prod(shape))], shape)
+    fsdp_hosts = hosts_of_a_copy(config, len(devices_by_host))
+    if fsdp_hosts > 1 and shape[0] > 1:
+        raise Refusal(
+            f"mesh.data is {config.data} on each host beside mesh.fsdp_hosts={config.fsdp_hosts}, "
+            "which would copy params inside a host and shard them between hosts; accepted: "
+            f"mesh.data=1 and mesh.fsdp={shape[0] * shape[1]}"
+        )
+    return over_hosts(devices_by_host[:, : int(np.prod(shape))], shape, fsdp_hosts)
 
 
-def over_hosts(devices_by_host: np.ndarray, shape: tuple[int, int, int]) -> Mesh:
-    """A mesh over devices of all hosts.
+def hosts_of_a_copy(config: Config, num_hosts: int) -> int:
+    """The hosts that share one copy of the params, with -1 filled in: all.
+
+    Raises Refusal where they do not divide the hosts that there are.
+    """
+    count = num_hosts if config.fsdp_hosts == -1 else config.fsdp_hosts
+    if count < 1 or num_hosts % count:
+        divisors = [size for size in range(1, num_hosts + 1) if num_hosts % size == 0]
+        raise Refusal(
+            f"mesh.fsdp_hosts is {config.fsdp_hosts}, and this run has {num_hosts} host(s), one a "
+            f"process; accepted: -1 (all), {', '.join(map(str, divisors))}"
+        )
+    return count
+
+
+def over_hosts(
+    devices_by_host: np.ndarray, shape: tuple[int, int, int], fsdp_hosts: int = 1
+) -> Mesh:
+    """A mesh over devices of all hosts; each host has a contiguous block of its row shards, in the
+    order of the hosts.
 
     Args:
       devices_by_host: `[hosts, devices of a host]`.
       shape: sizes of data, fsdp and tensor on each host.
+      fsdp_hosts: hosts that multiply fsdp; the others multiply data. With more than one of `data`
+        on each host, all hosts multiply data: such a placement has all params on each host.
     """
-    data, *inside = shape
-    return Mesh(devices_by_host.reshape(len(devices_by_host) * data, *inside), AXES)
+    data, fsdp, tensor = shape
+    inner = fsdp_hosts if data == 1 else 1
+    outer = len(devices_by_host) // inner
+    blocks = devices_by_host.reshape(outer, inner, data, fsdp, tensor).swapaxes(1, 2)
+    return Mesh(blocks.reshape(outer * data, inner * fsdp, tensor), AXES)
 
 
 def sampler_slices(trainer: Mesh, num_slices: int, devices_per_slice: int) -> tuple[Mesh, ...]:

@@ -120,6 +120,13 @@ def alone():
 
 
 @pytest.fixture(scope="module")
+def sharded():
+    """What one process finds on a mesh with fsdp of 2."""
+    shared = rounds.make_program((1, 2, 1))
+    return host.run(rounds.program_of(Clock(host.ROUNDS, lag=1), shared), synchronous)
+
+
+@pytest.fixture(scope="module")
 def slices(tmp_path_factory):
     return found_by(tmp_path_factory.mktemp("slices"), "slices", 2, 2)
 
@@ -173,6 +180,26 @@ def test_a_plan_is_the_same_on_every_host(slices, alone):
     check_equal(slices, alone, "planned/")
 
 
+def test_one_copy_of_the_params_over_two_processes_trains_as_one_process(slices, sharded):
+    """Threaded, at lag 1: bitwise the synchronous loop and a resumed run, which `host.py` asserts."""
+    check_equal(slices, sharded, "one_copy/")
+    assert slices["one_copy/share"] == 0.5
+
+
+def test_a_ring_that_visits_hosts_in_any_order_trains_as_one_process(slices, alone):
+    check_equal(slices, alone, "permuted/")
+
+
+def test_spanning_programs_have_one_order_on_all_processes(slices):
+    """`found_by` has compared the logs, in which each process slept at random."""
+    for lag in (0, 1, 2):
+        log = str(slices[f"dispatched/{lag}"]).split("; ")
+        updates = [entry for entry in log if ": train_policy on " in entry]
+        assert len(updates) == host.ROUNDS, log
+        assert len([entry for entry in log if ": gather_on_each_host on " in entry]) >= 2
+        assert {entry.partition(":")[0] for entry in log} == {"MainThread"}
+
+
 def test_a_stop_asked_of_one_process_stops_all_after_the_same_round(slices):
     assert slices["stopped/rounds"] == 2
     assert "stopped/loss/1" in slices
@@ -191,13 +218,10 @@ def check_answers(found):
 
 def test_what_cannot_cross_hosts_is_refused(slices):
     said = {name: str(text) for name, text in slices.items() if name.startswith("refused/")}
-    assert "accepted on several hosts: the same dimension over `data`" in said["refused/rows"]
     assert "process 1 has another config than process 0" in said["refused/same"]
     assert "accepted: 512 or fewer" in said["refused/long"]
-    assert (
-        "does not have the hosts' devices in blocks along data, in their order"
-        in said["refused/mesh"]
-    )
+    assert "the same number of indices along each axis, all of `tensor`" in said["refused/mesh"]
+    assert "sampler dispatches whole, which spans processes" in said["refused/thread"]
 
 
 @pytest.fixture(scope="module")
