@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 
 from rlhf_jax.config import LARGEST, Bounds
 from rlhf_jax.devices import distributed
-from rlhf_jax.devices.transfer.per_host import local_mesh
+from rlhf_jax.devices.transfer.per_host import box_of, local_mesh, processes
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Device
 
@@ -103,8 +104,10 @@ def hosts_of_a_copy(config: Config, num_hosts: int) -> int:
 def over_hosts(
     devices_by_host: np.ndarray, shape: tuple[int, int, int], fsdp_hosts: int = 1
 ) -> Mesh:
-    """A mesh over devices of all hosts; each host has a contiguous block of its row shards, in the
-    order of the hosts.
+    """A mesh over devices of all hosts.
+
+    Each host has a contiguous block of its row shards, in the order of the hosts, unless the wires
+    between TPUs suggest another order.
 
     Args:
       devices_by_host: `[hosts, devices of a host]`.
@@ -116,7 +119,31 @@ def over_hosts(
     inner = fsdp_hosts if data == 1 else 1
     outer = len(devices_by_host) // inner
     blocks = devices_by_host.reshape(outer, inner, data, fsdp, tensor).swapaxes(1, 2)
-    return Mesh(blocks.reshape(outer * data, inner * fsdp, tensor), AXES)
+    blocks = blocks.reshape(outer * data, inner * fsdp, tensor)
+    return Mesh(along_wires(blocks, shape if len(devices_by_host) > 1 else None), AXES)
+
+
+def along_wires(devices: np.ndarray, shape: tuple[int, ...] | None) -> np.ndarray:
+    """The same TPUs in the order of `mesh_utils.create_device_mesh`, so that neighbours along an
+    axis share a wire; as they are where it has no such order, and on other devices.
+
+    Args:
+      devices: of the whole mesh, by axis.
+      shape: sizes of the axes on each host. An order that gives a host another share of the mesh is
+        not taken, because the host would need other rows and params. None: one host has all.
+    """
+    if devices.flat[0].platform != "tpu" or devices.size == 1:
+        return devices
+    try:
+        ordered = mesh_utils.create_device_mesh(devices.shape, list(devices.flat))
+    except (NotImplementedError, ValueError, AssertionError):  # for sizes that the wires lack
+        return devices
+    if shape is None:
+        return ordered
+    process_of = processes(ordered)
+    boxes = [box_of(process_of, int(process)) for process in np.unique(process_of)]
+    whole = all(box is not None and tuple(map(len, box)) == shape for box in boxes)
+    return ordered if whole else devices
 
 
 def sampler_slices(trainer: Mesh, num_slices: int, devices_per_slice: int) -> tuple[Mesh, ...]:

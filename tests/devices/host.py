@@ -104,7 +104,7 @@ def slices(directory):
     published = whole.publish(whole.init(whole.reference_params))
     found["answers"] = answered(directory, whole.generate(published, 0, 0))
     found |= talk()
-    return found | one_copy(directory) | permuted()
+    return found | one_copy(directory) | permuted(directory)
 
 
 def one_copy(directory):
@@ -157,25 +157,30 @@ def check_bitwise(found, expected):
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
+def saved(events, checkpoints):
+    """The events of a loop; the states at the end of each round are saved."""
+    for event in events:
+        if type(event).__name__ == "RoundEnd":
+            checkpoints.save(event.round_index + 1, event.states)
+            checkpoints.wait()
+        yield event
+
+
 def resumed(program, directory):
     """What a run finds that stops after its first round and goes on from what it has saved."""
     from rlhf_jax.records.checkpoints import Checkpoints, abstract_like
     from rlhf_jax.runtime import asynchronous, synchronous
 
-    checkpoints, pending = Checkpoints(directory / "checkpoints"), {}
-
-    def kept(events):
-        for event in events:
-            if type(event).__name__ == "Sampled":
-                pending[event.round_index] = event.samples
-            if type(event).__name__ == "RoundEnd":
-                checkpoints.save(1, event.states)
-                checkpoints.wait()
-            yield event
-
+    checkpoints = Checkpoints(directory / "checkpoints")
     monitor = synchronous.LoopMonitor(stopping=lambda: True)
-    states = program.init(program.reference_params)
-    found = record(kept(asynchronous.run(program, states, 0, {}, monitor)), program)
+    events = asynchronous.run(program, program.init(program.reference_params), 0, {}, monitor)
+    events = list(saved(events, checkpoints))
+    pending = {
+        event.round_index: event.samples
+        for event in events
+        if isinstance(event, synchronous.Sampled)
+    }
+    found = record(events, program)
     shapes = {
         role: abstract_like(program.state_shapes[role], program.state_shardings[role])
         for role in program.state_shapes
@@ -186,17 +191,22 @@ def resumed(program, directory):
     return found | record(asynchronous.run(program, states, 1, later), program)
 
 
-def permuted():
+def permuted(directory):
     """Params over all devices of both hosts, which the mesh visits as a ring of wires might."""
     from jax.sharding import Mesh
 
     from rlhf_jax.devices import mesh
+    from rlhf_jax.records.checkpoints import Checkpoints
     from rlhf_jax.runtime import synchronous
 
     (a, b), (c, d) = distributed.devices_by_host()
     ring = Mesh(np.asarray([a, c, d, b]).reshape(1, 4, 1), mesh.AXES)
     program = program_of(None, 0, where=ring)
-    return {f"permuted/{name}": value for name, value in run(program, synchronous).items()}
+    checkpoints = Checkpoints(directory / "over_four")
+    events = synchronous.run(program, program.init(program.reference_params), 0, {})
+    found = record(saved(events, checkpoints), program)
+    checkpoints.close()
+    return {f"permuted/{name}": value for name, value in found.items()}
 
 
 def talk():
@@ -252,7 +262,7 @@ def talk():
 def message_of(call):
     try:
         call()
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         return str(error)
     return "nothing was raised"
 

@@ -16,11 +16,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tiny
 
 from experiments.bench import kill
 from rlhf_jax.clock import Clock
-from rlhf_jax.devices import distributed
+from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.records import jsonl
+from rlhf_jax.records.checkpoints import Checkpoints, abstract_like
 from rlhf_jax.runtime import synchronous
 from tests.devices import host
 from tests.runtime import rounds
@@ -127,8 +129,13 @@ def sharded():
 
 
 @pytest.fixture(scope="module")
-def slices(tmp_path_factory):
-    return found_by(tmp_path_factory.mktemp("slices"), "slices", 2, 2)
+def saved_at(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("slices")
+
+
+@pytest.fixture(scope="module")
+def slices(saved_at):
+    return found_by(saved_at, "slices", 2, 2)
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +195,25 @@ def test_one_copy_of_the_params_over_two_processes_trains_as_one_process(slices,
 
 def test_a_ring_that_visits_hosts_in_any_order_trains_as_one_process(slices, alone):
     check_equal(slices, alone, "permuted/")
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 1), (1, 4, 1)])
+def test_a_checkpoint_of_two_processes_is_restored_on_another_mesh(slices, saved_at, shape):
+    """It was saved by two processes of two devices, each with a quarter of the params on a device."""
+    program = rounds.make_program((1, 2, 1))
+    states = program.state_shapes
+    where = tiny.make_mesh(shape)
+    layouts = {
+        role: sharding.state_shardings(model, states[role], optimizer, where)
+        for role, (model, optimizer) in program.spec.trained.items()
+    }
+    checkpoints = Checkpoints(saved_at / "over_four", only_read=True)
+    restored = checkpoints.restore(host.ROUNDS, abstract_like(states, layouts))
+    checkpoints.close()
+    params = jax.tree.leaves(restored["policy"].params)
+    assert {len(leaf.sharding.device_set) for leaf in params} == {4}
+    for place, leaf in enumerate(params):
+        np.testing.assert_array_equal(np.asarray(leaf), slices[f"permuted/params/{place}"])
 
 
 def test_spanning_programs_have_one_order_on_all_processes(slices):

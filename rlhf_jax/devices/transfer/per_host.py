@@ -29,6 +29,11 @@ from rlhf_jax.types import Array
 T = TypeVar("T")
 
 
+def processes(devices: np.ndarray) -> np.ndarray:
+    """The process of each device of a mesh."""
+    return np.vectorize(lambda device: device.process_index, otypes=[int])(devices)
+
+
 def box_of(process_of: np.ndarray, process: int) -> tuple[np.ndarray, ...] | None:
     """Indices along each axis of one process's devices in a mesh; None where the devices are not
     all combinations of them.
@@ -46,7 +51,7 @@ def _boxes(mesh: Mesh) -> dict[int, tuple[np.ndarray, ...]]:
     """The box of each process. Raises Refusal unless they are boxes of one shape that have the
     whole of `tensor`.
     """
-    process_of = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
+    process_of = processes(mesh.devices)
     boxes = {int(process): box_of(process_of, process) for process in np.unique(process_of)}
     shapes = {box and tuple(map(len, box)) for box in boxes.values()}
     tensor = mesh.shape.get("tensor", 1)
@@ -217,7 +222,7 @@ def _gather(
     times as long, and each host has its shards of one whole array.
     """
     boxes = _boxes(mesh)
-    process_of = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
+    process_of = processes(mesh.devices)
 
     def local_index(names: tuple[str, ...]) -> tuple[np.ndarray, int]:
         """The index among its host's shards of each device of the mesh, and their number."""
