@@ -10,6 +10,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -136,12 +137,25 @@ def one_copy(directory):
     found["one_copy/share"] = np.float64(
         sum(shard.data.size for shard in leaf.addressable_shards) / leaf.size
     )
-    with dispatch.one_process_only("sampler"):
-        found["refused/thread"] = np.str_(message_of(lambda: distributed.fetch(leaf)))
+    program = spanning_sampler(rounds.program_of(Clock(ROUNDS, lag=1), shared))
+    found["refused/thread"] = np.str_(message_of(lambda: run(program, asynchronous)))
     return found
 
 
-def asleep(function, random):
+def spanning_sampler(program):
+    """A program whose sampler reads the samples of all hosts, as it must not."""
+    generate = program.generate
+
+    def generate_and_read(*arguments):
+        samples = generate(*arguments)
+        distributed.fetch(samples.tokens_BC)
+        return samples
+
+    program.generate = generate_and_read
+    return program
+
+
+def asleep(function, random) -> Any:
     """The function after a sleep of random length."""
 
     def after_sleep(*arguments):

@@ -271,7 +271,9 @@ def killed(folder):
 
 
 def start(directory: Path, count: int) -> Processes:
-    return Processes(directory, [*PIPELINE, f"--config.directory={directory}"], count, 1)
+    """A pipeline whose processes share one copy of the params."""
+    command = [*PIPELINE, "--config.mesh.fsdp_hosts=-1", f"--config.directory={directory}"]
+    return Processes(directory, command, count, 1)
 
 
 def test_killing_one_process_ends_all_with_a_message_within_a_minute(killed):
