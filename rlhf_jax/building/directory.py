@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.building.components import parts
 from rlhf_jax.building.nodes import defaults
-from rlhf_jax.devices import distributed
+from rlhf_jax.devices import distributed, mesh
 from rlhf_jax.records import notes
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.run_directory import changes, environment, run_config, starts
@@ -115,9 +115,13 @@ def _readers_mesh(used: dict[str, int]) -> dict[str, int]:
     """The mesh that a run was made on; where there are fewer devices here, all of them, with
     sharded params.
     """
-    if -1 in used.values() or math.prod(used.values()) <= distributed.devices_by_host().shape[1]:
-        return used
-    return {"data": 1, "fsdp": -1, "tensor": 1}
+    num_hosts, num_devices = distributed.devices_by_host().shape
+    sizes = {axis: used[axis] for axis in mesh.AXES}
+    # A run on several hosts is read on as many devices as one of them has, where one reads it.
+    hosts = used["fsdp_hosts"] if num_hosts % used["fsdp_hosts"] == 0 else 1
+    if -1 in sizes.values() or math.prod(sizes.values()) <= num_devices:
+        return sizes | {"fsdp_hosts": hosts}
+    return {"data": 1, "fsdp": -1, "tensor": 1, "fsdp_hosts": hosts}
 
 
 def check_shared(directory: Path) -> None:

@@ -69,7 +69,7 @@ def checked(
     if "rlhf" in run:
         notices += planning.check_memory(shared, settings, chosen)
         notices += filter(None, [inexact_ratio(values), inert_clip(values)])
-    values["mesh"] = environment.mesh_on_each_host(shared.mesh.shape)
+    values["mesh"] = environment.mesh_on_each_host(shared.mesh)
     facts = stored_config.facts_of(values, shared, settings, defaults)
     if shared.begin is not None:
         beginning.check(shared.begin, facts, shared.directory)

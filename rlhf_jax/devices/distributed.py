@@ -23,14 +23,20 @@ import re
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Generic, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from rlhf_jax.devices.dispatch import Compiled as Compiled
+from rlhf_jax.devices.dispatch import compiled as compiled
+from rlhf_jax.devices.dispatch import compiled_here as compiled_here
+from rlhf_jax.devices.dispatch import must_await as must_await
+from rlhf_jax.devices.dispatch import settled as settled
+from rlhf_jax.devices.dispatch import several as several
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Device
 
@@ -46,23 +52,10 @@ XLA_STATUS = (
     "(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|FAILED_PRECONDITION): "
 )
 T = TypeVar("T")
-R = TypeVar("R", covariant=True)
 LIST_OF_HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 
 _writes = True
 _stand_ins: list[Sequence[Device]] = []
-
-
-class Compiled(Protocol[R]):
-    """A compiled function: `jax.jit`'s, or one whose results are awaited. `trace` and `lower` take
-    arguments or their shapes.
-    """
-
-    def __call__(self, *args: object, **kwargs: object) -> R: ...
-
-    def lower(self, *args: object, **kwargs: object) -> jax.stages.Lowered: ...
-
-    def trace(self, *args: object, **kwargs: object) -> jax.stages.Traced: ...
 
 
 def writes() -> bool:
@@ -224,11 +217,6 @@ def is_from_a_call(error: BaseException) -> bool:
     )
 
 
-def several() -> bool:
-    """True where the run has more than one process."""
-    return jax.process_count() > 1
-
-
 def mesh_of(sharding: Sharding) -> Mesh:
     """The mesh of a NamedSharding over devices."""
     assert isinstance(sharding, NamedSharding)
@@ -279,41 +267,6 @@ def standing_in(devices: Sequence[Device]) -> Iterator[None]:
         _stand_ins.pop()
 
 
-def must_await() -> bool:
-    """True where a program over several hosts has to end before the next one is dispatched.
-
-    On CPUs with several devices a process, two programs under way mix up their collectives and hang
-    (jax 0.10, gloo).
-    """
-    return several() and jax.default_backend() == "cpu"
-
-
-def settled(tree: T) -> T:
-    """The tree, awaited where `must_await`."""
-    return jax.block_until_ready(tree) if must_await() else tree
-
-
-class Awaited(Generic[T]):
-    """A compiled function whose results are awaited."""
-
-    def __init__(self, compiled: Compiled[T]):
-        self.compiled, self.lower, self.trace = compiled, compiled.lower, compiled.trace
-
-    def __call__(self, *args: object, **kwargs: object) -> T:
-        return jax.block_until_ready(self.compiled(*args, **kwargs))
-
-
-def compiled(function: Callable[..., T], **options: Any) -> Compiled[T]:
-    """Compiles a function that runs over all hosts; see `must_await`.
-
-    Args:
-      function: pure, of pytrees of arrays.
-      options: of `jax.jit`.
-    """
-    program = jax.jit(function, **options)
-    return Awaited(program) if must_await() else program
-
-
 def fetch(tree: object) -> Any:
     """Returns a tree like the given one with numpy arrays in place of jax's, whole on every process.
 
@@ -353,7 +306,10 @@ def _gather(arrays: Sequence[jax.Array]) -> list[jax.Array]:
 
 @lru_cache(maxsize=64)
 def _replicate(mesh: Mesh) -> Compiled[list[jax.Array]]:
-    return compiled(lambda arrays: arrays, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    def whole(arrays: list[jax.Array]) -> list[jax.Array]:
+        return arrays
+
+    return compiled(whole, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def feed(tree: T, shardings: object) -> T:

@@ -1,8 +1,9 @@
 """Device meshes over the axes data, fsdp and tensor, and the checks that a mesh fits devices and
 batch.
 
-On several hosts a mesh is the same slice of each host's devices, and the hosts lie along `data`,
-outermost: `Config.data` times the number of hosts is the axis; fsdp and tensor lie inside a host.
+On several hosts a mesh is the same slice of each host's devices. The hosts multiply `data`, so that
+each host has all params, or `fsdp_hosts` of them multiply `fsdp`, so that these share one copy of the
+params; the others then multiply `data`. `tensor` is inside a host.
 """
 
 from collections.abc import Sequence
@@ -10,11 +11,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 
 from rlhf_jax.config import LARGEST, Bounds
 from rlhf_jax.devices import distributed
-from rlhf_jax.devices.transfer.per_host import local_mesh
+from rlhf_jax.devices.transfer.per_host import box_of, local_mesh, processes
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Device
 
@@ -29,6 +31,7 @@ class Config:
     data: Size = 1  # shards rows; params are replicated
     fsdp: Size = 1  # shards rows and params
     tensor: Size = 1  # shards the width of layers
+    fsdp_hosts: Size = 1  # hosts that share one copy of the params; the others multiply data
 
 
 def mesh_shape(config: Config, num_devices: int) -> tuple[int, int, int]:
@@ -73,18 +76,74 @@ def make_mesh(config: Config, devices: Sequence[Device] | None = None) -> Mesh:
         distributed.devices_by_host() if devices is None else np.asarray(devices)[None]
     )
     shape = mesh_shape(config, devices_by_host.shape[1])
-    return over_hosts(devices_by_host[:, : int(np.prod(shape))], shape)
+    fsdp_hosts = hosts_of_a_copy(config, len(devices_by_host))
+    if fsdp_hosts > 1 and shape[0] > 1:
+        raise Refusal(
+            f"mesh.data is {config.data} on each host beside mesh.fsdp_hosts={config.fsdp_hosts}, "
+            "which would copy params inside a host and shard them between hosts; accepted: "
+            f"mesh.data=1 and mesh.fsdp={shape[0] * shape[1]}"
+        )
+    return over_hosts(devices_by_host[:, : int(np.prod(shape))], shape, fsdp_hosts)
 
 
-def over_hosts(devices_by_host: np.ndarray, shape: tuple[int, int, int]) -> Mesh:
+def hosts_of_a_copy(config: Config, num_hosts: int) -> int:
+    """The hosts that share one copy of the params, with -1 filled in: all.
+
+    Raises Refusal where they do not divide the hosts that there are.
+    """
+    count = num_hosts if config.fsdp_hosts == -1 else config.fsdp_hosts
+    if count < 1 or num_hosts % count:
+        divisors = [size for size in range(1, num_hosts + 1) if num_hosts % size == 0]
+        raise Refusal(
+            f"mesh.fsdp_hosts is {config.fsdp_hosts}, and this run has {num_hosts} host(s), one a "
+            f"process; accepted: -1 (all), {', '.join(map(str, divisors))}"
+        )
+    return count
+
+
+def over_hosts(
+    devices_by_host: np.ndarray, shape: tuple[int, int, int], fsdp_hosts: int = 1
+) -> Mesh:
     """A mesh over devices of all hosts.
+
+    Each host has a contiguous block of its row shards, in the order of the hosts, unless the wires
+    between TPUs suggest another order.
 
     Args:
       devices_by_host: `[hosts, devices of a host]`.
       shape: sizes of data, fsdp and tensor on each host.
+      fsdp_hosts: hosts that multiply fsdp; the others multiply data. With more than one of `data`
+        on each host, all hosts multiply data: such a placement has all params on each host.
     """
-    data, *inside = shape
-    return Mesh(devices_by_host.reshape(len(devices_by_host) * data, *inside), AXES)
+    data, fsdp, tensor = shape
+    inner = fsdp_hosts if data == 1 else 1
+    outer = len(devices_by_host) // inner
+    blocks = devices_by_host.reshape(outer, inner, data, fsdp, tensor).swapaxes(1, 2)
+    blocks = blocks.reshape(outer * data, inner * fsdp, tensor)
+    return Mesh(along_wires(blocks, shape if len(devices_by_host) > 1 else None), AXES)
+
+
+def along_wires(devices: np.ndarray, shape: tuple[int, ...] | None) -> np.ndarray:
+    """The same TPUs in the order of `mesh_utils.create_device_mesh`, so that neighbours along an
+    axis share a wire; as they are where it has no such order, and on other devices.
+
+    Args:
+      devices: of the whole mesh, by axis.
+      shape: sizes of the axes on each host. An order that gives a host another share of the mesh is
+        not taken, because the host would need other rows and params. None: one host has all.
+    """
+    if devices.flat[0].platform != "tpu" or devices.size == 1:
+        return devices
+    try:
+        ordered = mesh_utils.create_device_mesh(devices.shape, list(devices.flat))
+    except (NotImplementedError, ValueError, AssertionError):  # for sizes that the wires lack
+        return devices
+    if shape is None:
+        return ordered
+    process_of = processes(ordered)
+    boxes = [box_of(process_of, int(process)) for process in np.unique(process_of)]
+    whole = all(box is not None and tuple(map(len, box)) == shape for box in boxes)
+    return ordered if whole else devices
 
 
 def sampler_slices(trainer: Mesh, num_slices: int, devices_per_slice: int) -> tuple[Mesh, ...]:

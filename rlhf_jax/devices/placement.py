@@ -163,17 +163,22 @@ class ResolvedPlan:
         return placements[OTHERS] if OTHERS in placements else self._default_placement(call)
 
     def _default_placement(self, call: str) -> Placement:
-        first_host, (data, *inside) = self._grid[0], (self.default.shape[axis] for axis in AXES)
-        index_of = {device: index for index, device in enumerate(first_host)}
-        shape = (data // len(self._grid), *inside)
+        index_of = {device: index for index, device in enumerate(self._grid[0])}
+        first, used = self._grid[0, 0].process_index, self.default.devices.flat
+        if len(self._grid) > 1:
+            used = [device for device in used if device.process_index == first]
+        hosts = per_host.hosts_of_axis(self.default)
+        shape = tuple(self.default.shape[axis] // hosts[axis] for axis in AXES)
         num_micro_batches = self.num_micro_batches if call in dataflow.TRAIN_CALLS else 1
-        used = self.default.devices[: shape[0]].flat
         return Placement(tuple(index_of[device] for device in used), shape, num_micro_batches)  # type: ignore[arg-type]
 
     def mesh(self, call: str) -> Mesh:
         """Mesh of a call. Calls on the same devices in the same shape share one mesh."""
-        placement = self.placement(call)
-        return over_hosts(self._grid[:, list(placement.devices)], placement.mesh_shape)
+        if call not in self.plan.placements and OTHERS not in self.plan.placements:
+            return self.default
+        placement, hosts = self.placement(call), per_host.hosts_of_axis(self.default)
+        devices = self._grid[:, list(placement.devices)]
+        return over_hosts(devices, placement.mesh_shape, hosts["fsdp"])
 
     def micro_batches(self, call: str) -> int:
         """Number of micro-batches of a call."""

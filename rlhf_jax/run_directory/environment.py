@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
-from rlhf_jax.devices import distributed, processor
+from rlhf_jax.devices import processor
+from rlhf_jax.devices.transfer.per_host import hosts_of_axis
 from rlhf_jax.refusal import Refusal
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -131,11 +133,10 @@ def _version(name: str) -> str:
         return str(getattr(sys.modules.get(name), "__version__", "unknown"))
 
 
-def mesh_on_each_host(shape: Mapping[str, int]) -> dict[str, int]:
+def mesh_on_each_host(mesh: Mesh) -> dict[str, int]:
     """The sizes of the mesh that is used, on each host, as `mesh.Config` gives them: nothing is
     left to -1.
     """
-    return {
-        axis: size // jax.process_count() if axis == "data" and distributed.several() else size
-        for axis, size in shape.items()
-    }
+    hosts = hosts_of_axis(mesh)
+    sizes = {axis: size // hosts[axis] for axis, size in mesh.shape.items()}
+    return sizes | {"fsdp_hosts": hosts["fsdp"]}

@@ -28,7 +28,7 @@ from functools import partial
 import jax
 
 from rlhf_jax.clock import Clock
-from rlhf_jax.devices import distributed
+from rlhf_jax.devices import dispatch, distributed
 from rlhf_jax.runtime import activity, stopping
 from rlhf_jax.runtime.buffer import Buffer, Stalled, Stopped
 from rlhf_jax.runtime.program import Program
@@ -146,17 +146,18 @@ def sample_rounds(
     """
     clock = program.spec.clock
     try:
-        for index, round_index in enumerate(issued):
-            with monitor.timeline.span("sampler", "wait", round_index):
-                version, params = take_version(clock, buffer, round_index)
-            call = activity.during(f"generate of round {round_index}", "call")
-            with monitor.timeline.span("sampler", "generate", round_index), call:
-                samples = jax.block_until_ready(program.generate(params, round_index, version))
-            buffer.put(round_index, samples)
-            buffer.forget_before(
-                min((clock.version(r) for r in issued[index + 1 :]), default=version + 1)
-            )
-        buffer.end_of_rounds()
+        with dispatch.one_process_only(stopping.SAMPLER):
+            for index, round_index in enumerate(issued):
+                with monitor.timeline.span("sampler", "wait", round_index):
+                    version, params = take_version(clock, buffer, round_index)
+                call = activity.during(f"generate of round {round_index}", "call")
+                with monitor.timeline.span("sampler", "generate", round_index), call:
+                    samples = jax.block_until_ready(program.generate(params, round_index, version))
+                buffer.put(round_index, samples)
+                buffer.forget_before(
+                    min((clock.version(r) for r in issued[index + 1 :]), default=version + 1)
+                )
+            buffer.end_of_rounds()
     except Stopped:
         return
     except BaseException as error:

@@ -63,7 +63,9 @@ def score(spec: ProgramSpec, call: Call) -> CompiledCall[Array]:
         function, spec.resolved_plan.micro_batches(call.name), group, group
     )
     run = distributed.compiled(
-        sharding.keeping_rows(micro_batched, mesh), out_shardings=sharding.rows(mesh)
+        sharding.keeping_rows(micro_batched, mesh),
+        name=call.name,
+        out_shardings=sharding.rows(mesh),
     )
     return CompiledCall(call, mesh, run)
 
@@ -96,7 +98,10 @@ def update(
     )
     shardings = (state_shardings, sharding.replicated(mesh))
     run = distributed.compiled(
-        sharding.keeping_rows(step, mesh), donate_argnums=0, out_shardings=shardings
+        sharding.keeping_rows(step, mesh),
+        name=call.name,
+        donate_argnums=0,
+        out_shardings=shardings,
     )
     return CompiledCall(call, mesh, run, step_scalars(objective, optimizer, scale))
 

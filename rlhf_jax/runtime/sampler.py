@@ -5,8 +5,9 @@ A row's random numbers depend only on its prompt's ordinal and its sample index.
 sample the same tokens as one would, up to float32 near-ties. The results are on the trainer's mesh.
 
 Each of several hosts samples a contiguous share of a round's prompts on its own devices, without a
-collective over hosts: a host has the whole params, and its samples are its rows of the trainer's
-mesh.
+collective over hosts: `publish` leaves the whole params on each host, and a host's samples are its rows
+of the trainer's mesh. So the sampling thread never dispatches a program that spans processes
+(`devices/dispatch.py`); `publish` may, and belongs to the trainer's thread.
 """
 
 from collections import Counter
@@ -35,6 +36,7 @@ from rlhf_jax.types import Array, Device, Params, Prompts, Samples
 
 Generate = Callable[[Params, Prompts, Array, np.int32], Samples]
 """(params, prompts, key, version) -> samples."""
+GENERATE = "generate"
 Entry = tuple[distributed.Compiled[object], tuple[object, ...]]
 """A compiled function, and its arguments as shapes with shardings (some as arrays)."""
 
@@ -86,12 +88,13 @@ class Sampler:
         )
         self.shapes = jax.eval_shape(generate, params, prompts, key, np.int32(0))
         share_shapes = jax.eval_shape(generate, params, self.share, key, np.int32(0))
-        whole = join(trained, per_host.to_local(rest))
+        whole = join(trained, per_host.on_each_host(rest))
         self._rests = [bases.rest(whole, model, mesh) for mesh in self._meshes]
         self._layouts = [sharding.params_shardings(model, unrolled, mesh) for mesh in self._meshes]
         self._generate = [
-            jax.jit(
+            distributed.compiled_here(
                 sharding.sampling_rows(generate, mesh),
+                name=GENERATE,
                 out_shardings=sharding.row_shardings(share_shapes, mesh),
             )
             for mesh in self._meshes
@@ -99,7 +102,7 @@ class Sampler:
         self._copy: distributed.Compiled[Params] = make_publish(
             sharding.params_shardings(model, unrolled, trainer), dtype
         )
-        self._concatenate = jax.jit(
+        self._concatenate = distributed.compiled_here(
             concatenate, out_shardings=sharding.row_shardings(self.shapes, trainer)
         )
 
@@ -124,9 +127,10 @@ class Sampler:
 
     def publish(self, params: Params) -> Published:
         """Copies params to the meshes that sample, with an entry per layer; stacked ones are copied
-        on the trainer's mesh first, in the dtype of published params.
+        on the trainer's mesh first, in the dtype of published params. Params that are sharded over
+        hosts are gathered on each, in that dtype.
         """
-        params = per_host.to_local(params)
+        params = per_host.on_each_host(params, self.dtype)
         if not self._disaggregated:
             return self._copy(params)
         if is_stacked(params):
@@ -143,8 +147,12 @@ class Sampler:
           prompts: of the whole round.
           version: of the params.
         """
-        samples = self._generate_share(params, per_host.local_rows(prompts), version)
+        samples = self._generate_share(params, self._own(prompts), version)
         return per_host.to_global(samples, sharding.row_shardings(samples, self._global_mesh))
+
+    def _own(self, prompts: Prompts) -> Prompts:
+        """This host's prompts of a whole round's."""
+        return per_host.local_rows(prompts, self._global_mesh)
 
     def _generate_share(self, params: Published, prompts: Prompts, version: int) -> Samples:
         """Samples of this host's prompts, on its part of the trainer's mesh."""
@@ -301,4 +309,4 @@ def make_publish(shardings: Params, dtype: str) -> distributed.Compiled[Params]:
     def copy(params: Params) -> Params:
         return jax.tree.map(lambda x: jnp.copy(x.astype(dtype)), unstack(params))
 
-    return jax.jit(copy, out_shardings=shardings)
+    return distributed.compiled_here(copy, name="publish", out_shardings=shardings)

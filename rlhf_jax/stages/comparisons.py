@@ -215,9 +215,9 @@ def sampler(
     compiled, key = workspace.samplers[config], workspace.key(purpose)
 
     def run_sampler(params: Params, prompts: Prompts) -> Samples:
-        share = per_host.local_rows(prompts)
+        share = per_host.local_rows(prompts, workspace.mesh)
         share = jax.device_put(share, sharding.row_shardings(share, local_mesh))
-        samples = compiled(per_host.to_local(params), share, key, np.int32(0))
+        samples = compiled(per_host.on_each_host(params), share, key, np.int32(0))
         return per_host.to_global(samples, sharding.row_shardings(samples, workspace.mesh))
 
     return run_sampler

@@ -7,8 +7,10 @@ to `<directory>/<process>.npz`, and must be the same everywhere.
 
 import dataclasses
 import sys
+import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -45,9 +47,9 @@ def record(events, program):
     return found
 
 
-def program_of(trainer, num_slices, plan="", lag=1):
-    """The program of `rounds.py` on a mesh of that shape on each host; its clock has `ROUNDS`
-    rounds.
+def program_of(trainer, num_slices, plan="", lag=1, where=None):
+    """The program of `rounds.py` on a mesh of that shape on each host, or on the mesh `where`; its
+    clock has `ROUNDS` rounds.
     """
     import tiny
 
@@ -56,7 +58,7 @@ def program_of(trainer, num_slices, plan="", lag=1):
     from tests.runtime import rounds
 
     rounds.make_program.cache_clear()
-    where = mesh.make_mesh(mesh.Config(*trainer))
+    where = where or mesh.make_mesh(mesh.Config(*trainer))
     spec = dataclasses.replace(
         rounds.make_spec(where),
         sampler_slices=mesh.sampler_slices(where, num_slices, 1),
@@ -103,7 +105,122 @@ def slices(directory):
     published = whole.publish(whole.init(whole.reference_params))
     found["answers"] = answered(directory, whole.generate(published, 0, 0))
     found |= talk()
+    return found | one_copy(directory) | permuted(directory)
+
+
+def one_copy(directory):
+    """One copy of the params over both hosts, each loop at every lag, with sleeps that differ from
+    host to host; the log of dispatches; a run that goes on from its checkpoint.
+    """
+    from rlhf_jax.devices import dispatch
+    from rlhf_jax.runtime import asynchronous, synchronous
+    from tests.runtime import rounds
+
+    shared = program_of((1, 1, 1, 2), 1)
+    random = np.random.default_rng(jax.process_index())
+    found = {}
+    for lag in (0, 1, 2):
+        program = rounds.program_of(Clock(ROUNDS, lag=lag), shared)
+        expected = run(program, synchronous)
+        program.generate = asleep(program.generate, random)
+        program.update = asleep(program.update, random)
+        with dispatch.logged() as log:
+            threaded = run(program, asynchronous)
+        check_bitwise(threaded, expected)
+        assert any(each.thread == "sampler" for each in log), "the sampler's programs are logged"
+        assert not any(each.spans for each in log if each.thread == "sampler")
+        found[f"dispatched/{lag}"] = np.str_("; ".join(str(each) for each in log if each.spans))
+        if lag == 1:
+            found |= {f"one_copy/{name}": value for name, value in threaded.items()}
+            check_bitwise(resumed(program, directory), expected)
+    leaf = max(jax.tree.leaves(shared.reference_params), key=lambda leaf: leaf.size)
+    found["one_copy/share"] = np.float64(
+        sum(shard.data.size for shard in leaf.addressable_shards) / leaf.size
+    )
+    program = spanning_sampler(rounds.program_of(Clock(ROUNDS, lag=1), shared))
+    found["refused/thread"] = np.str_(message_of(lambda: run(program, asynchronous)))
     return found
+
+
+def spanning_sampler(program):
+    """A program whose sampler reads the samples of all hosts, as it must not."""
+    generate = program.generate
+
+    def generate_and_read(*arguments):
+        samples = generate(*arguments)
+        distributed.fetch(samples.tokens_BC)
+        return samples
+
+    program.generate = generate_and_read
+    return program
+
+
+def asleep(function, random) -> Any:
+    """The function after a sleep of random length."""
+
+    def after_sleep(*arguments):
+        time.sleep(random.uniform(0, 0.05))
+        return function(*arguments)
+
+    return after_sleep
+
+
+def check_bitwise(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def saved(events, checkpoints):
+    """The events of a loop; the states at the end of each round are saved."""
+    for event in events:
+        if type(event).__name__ == "RoundEnd":
+            checkpoints.save(event.round_index + 1, event.states)
+            checkpoints.wait()
+        yield event
+
+
+def resumed(program, directory):
+    """What a run finds that stops after its first round and goes on from what it has saved."""
+    from rlhf_jax.records.checkpoints import Checkpoints, abstract_like
+    from rlhf_jax.runtime import asynchronous, synchronous
+
+    checkpoints = Checkpoints(directory / "checkpoints")
+    monitor = synchronous.LoopMonitor(stopping=lambda: True)
+    events = asynchronous.run(program, program.init(program.reference_params), 0, {}, monitor)
+    events = list(saved(events, checkpoints))
+    pending = {
+        event.round_index: event.samples
+        for event in events
+        if isinstance(event, synchronous.Sampled)
+    }
+    found = record(events, program)
+    shapes = {
+        role: abstract_like(program.state_shapes[role], program.state_shardings[role])
+        for role in program.state_shapes
+    }
+    states = checkpoints.restore(1, shapes)
+    checkpoints.close()
+    later = {index: pending[index] for index in program.spec.clock.issued_before(1)}
+    return found | record(asynchronous.run(program, states, 1, later), program)
+
+
+def permuted(directory):
+    """Params over all devices of both hosts, which the mesh visits as a ring of wires might."""
+    from jax.sharding import Mesh
+
+    from rlhf_jax.devices import mesh
+    from rlhf_jax.records.checkpoints import Checkpoints
+    from rlhf_jax.runtime import synchronous
+
+    (a, b), (c, d) = distributed.devices_by_host()
+    ring = Mesh(np.asarray([a, c, d, b]).reshape(1, 4, 1), mesh.AXES)
+    program = program_of(None, 0, where=ring)
+    checkpoints = Checkpoints(directory / "over_four")
+    events = synchronous.run(program, program.init(program.reference_params), 0, {})
+    found = record(saved(events, checkpoints), program)
+    checkpoints.close()
+    return {f"permuted/{name}": value for name, value in found.items()}
 
 
 def talk():
@@ -123,7 +240,7 @@ def talk():
     assert isinstance(fed, jax.Array)
     np.testing.assert_array_equal(distributed.fetch({"a": fed, "b": 5})["a"], given)
     np.testing.assert_array_equal(per_host.to_local(fed), given[4 * process :][:4])
-    np.testing.assert_array_equal(per_host.local_rows(given), given[4 * process :][:4])
+    np.testing.assert_array_equal(per_host.local_rows(given, where), given[4 * process :][:4])
     # Dispatched without waiting, programs of two devices a process mix up their collectives on
     # CPUs, and hang.
     step = distributed.compiled(
@@ -141,12 +258,16 @@ def talk():
     mine = np.full((2, 3), 1 / 3 + process)  # not a float32
     assert distributed.from_first(mine, fed).tobytes() == np.full((2, 3), 1 / 3).tobytes()
     assert distributed.from_first(np.zeros(0, np.float32), fed).shape == (0,)
+    whole = per_host.reshard(fed, NamedSharding(other, everywhere.spec))
+    np.testing.assert_array_equal(whole.addressable_data(0), given)
+    deep = mesh.over_hosts(distributed.devices_by_host(), (1, 2, 1), 2)
+    back = per_host.reshard(whole, NamedSharding(deep, PartitionSpec("fsdp")))
+    np.testing.assert_array_equal(distributed.fetch(back), given)
     refused = {
-        "rows": lambda: per_host.reshard(fed, NamedSharding(other, everywhere.spec)),
         "same": lambda: distributed.check_same("config", f"of {process}"),
         "long": lambda: distributed.all_gather("x" * 600),
         "mesh": lambda: per_host.local_mesh(
-            Mesh(distributed.devices_by_host().T.reshape(4, 1, 1), mesh.AXES)
+            Mesh(distributed.devices_by_host().reshape(1, 2, 2).swapaxes(0, 2), mesh.AXES)
         ),
     }
     return {f"refused/{name}": np.str_(message_of(call)) for name, call in refused.items()}
@@ -155,7 +276,7 @@ def talk():
 def message_of(call):
     try:
         call()
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         return str(error)
     return "nothing was raised"
 

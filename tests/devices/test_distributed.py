@@ -16,11 +16,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tiny
 
 from experiments.bench import kill
 from rlhf_jax.clock import Clock
-from rlhf_jax.devices import distributed
+from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.records import jsonl
+from rlhf_jax.records.checkpoints import Checkpoints, abstract_like
 from rlhf_jax.runtime import synchronous
 from tests.devices import host
 from tests.runtime import rounds
@@ -120,8 +122,20 @@ def alone():
 
 
 @pytest.fixture(scope="module")
-def slices(tmp_path_factory):
-    return found_by(tmp_path_factory.mktemp("slices"), "slices", 2, 2)
+def sharded():
+    """What one process finds on a mesh with fsdp of 2."""
+    shared = rounds.make_program((1, 2, 1))
+    return host.run(rounds.program_of(Clock(host.ROUNDS, lag=1), shared), synchronous)
+
+
+@pytest.fixture(scope="module")
+def saved_at(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("slices")
+
+
+@pytest.fixture(scope="module")
+def slices(saved_at):
+    return found_by(saved_at, "slices", 2, 2)
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +187,45 @@ def test_a_plan_is_the_same_on_every_host(slices, alone):
     check_equal(slices, alone, "planned/")
 
 
+def test_one_copy_of_the_params_over_two_processes_trains_as_one_process(slices, sharded):
+    """Threaded, at lag 1: bitwise the synchronous loop and a resumed run, which `host.py` asserts."""
+    check_equal(slices, sharded, "one_copy/")
+    assert slices["one_copy/share"] == 0.5
+
+
+def test_a_ring_that_visits_hosts_in_any_order_trains_as_one_process(slices, alone):
+    check_equal(slices, alone, "permuted/")
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 1), (1, 4, 1)])
+def test_a_checkpoint_of_two_processes_is_restored_on_another_mesh(slices, saved_at, shape):
+    """It was saved by two processes of two devices, each with a quarter of the params on a device."""
+    program = rounds.make_program((1, 2, 1))
+    states = program.state_shapes
+    where = tiny.make_mesh(shape)
+    layouts = {
+        role: sharding.state_shardings(model, states[role], optimizer, where)
+        for role, (model, optimizer) in program.spec.trained.items()
+    }
+    checkpoints = Checkpoints(saved_at / "over_four", only_read=True)
+    restored = checkpoints.restore(host.ROUNDS, abstract_like(states, layouts))
+    checkpoints.close()
+    params = jax.tree.leaves(restored["policy"].params)
+    assert {len(leaf.sharding.device_set) for leaf in params} == {4}
+    for place, leaf in enumerate(params):
+        np.testing.assert_array_equal(np.asarray(leaf), slices[f"permuted/params/{place}"])
+
+
+def test_spanning_programs_have_one_order_on_all_processes(slices):
+    """`found_by` has compared the logs, in which each process slept at random."""
+    for lag in (0, 1, 2):
+        log = str(slices[f"dispatched/{lag}"]).split("; ")
+        updates = [entry for entry in log if ": train_policy on " in entry]
+        assert len(updates) == host.ROUNDS, log
+        assert len([entry for entry in log if ": gather_on_each_host on " in entry]) >= 2
+        assert {entry.partition(":")[0] for entry in log} == {"MainThread"}
+
+
 def test_a_stop_asked_of_one_process_stops_all_after_the_same_round(slices):
     assert slices["stopped/rounds"] == 2
     assert "stopped/loss/1" in slices
@@ -191,13 +244,10 @@ def check_answers(found):
 
 def test_what_cannot_cross_hosts_is_refused(slices):
     said = {name: str(text) for name, text in slices.items() if name.startswith("refused/")}
-    assert "accepted on several hosts: the same dimension over `data`" in said["refused/rows"]
     assert "process 1 has another config than process 0" in said["refused/same"]
     assert "accepted: 512 or fewer" in said["refused/long"]
-    assert (
-        "does not have the hosts' devices in blocks along data, in their order"
-        in said["refused/mesh"]
-    )
+    assert "the same number of indices along each axis, all of `tensor`" in said["refused/mesh"]
+    assert "sampler dispatches whole, which spans processes" in said["refused/thread"]
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +271,9 @@ def killed(folder):
 
 
 def start(directory: Path, count: int) -> Processes:
-    return Processes(directory, [*PIPELINE, f"--config.directory={directory}"], count, 1)
+    """A pipeline whose processes share one copy of the params."""
+    command = [*PIPELINE, "--config.mesh.fsdp_hosts=-1", f"--config.directory={directory}"]
+    return Processes(directory, command, count, 1)
 
 
 def test_killing_one_process_ends_all_with_a_message_within_a_minute(killed):

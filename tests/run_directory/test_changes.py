@@ -130,15 +130,18 @@ def test_rounding_is_told_with_its_version(begun, capsys, key, value):
     assert "from version 16 of rlhf on, numbers agree with those of before to rounding only" in err
 
 
+def mesh_of(data, fsdp):
+    """A mesh of one host, as the config stores it."""
+    return {"data": data, "fsdp": fsdp, "tensor": 1, "fsdp_hosts": 1}
+
+
 def test_the_mesh_that_is_used_is_stored(run, capsys):
     """Eight devices, then four: -1 says nothing of either."""
     prepare(run, **{"mesh.data": -1})
     has(run, sft=100)
-    assert (
-        stored(run)["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1} == starts.read(run)[-1]["mesh"]
-    )
+    assert stored(run)["mesh"] == mesh_of(8, 1) == starts.read(run)[-1]["mesh"]
     prepare(run, **{"mesh.data": -1, "mesh.fsdp": 2})
-    assert stored(run)["mesh"] == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert stored(run)["mesh"] == mesh_of(4, 2)
     assert (
         "mesh.data was 8 and is 4, mesh.fsdp was 1 and is 2: from version 100 of sft on"
         in capsys.readouterr().err
@@ -148,7 +151,7 @@ def test_the_mesh_that_is_used_is_stored(run, capsys):
 def test_a_reader_with_fewer_devices_takes_those_there_are(run):
     prepare(run)
     values = stored(run)
-    values["mesh"] = {"data": 64, "fsdp": 1, "tensor": 1}
+    values["mesh"] = mesh_of(64, 1)
     (run / "config.json").write_text(json.dumps(values))
     assert dict(build.of_directory(run)[0].mesh.shape) == {"data": 1, "fsdp": 8, "tensor": 1}
     config = build.config_of(run)

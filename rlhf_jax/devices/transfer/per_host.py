@@ -1,32 +1,80 @@
 """Arrays over several hosts (global), and each host's local arrays: its own rows, and whole params.
 
-Meshes have the hosts along `data`, outermost, and only rows are sharded along it. So a host's rows
-are a contiguous block, and each host has all params. A placement is the same slice of devices on
-every host. Arrays that are resharded from one placement to another therefore stay inside each host
-(Podracer's Sebulba, Hessel et al. 2021, arXiv 2104.06272, has actors and learner share a host so).
+A host's devices are a box of the mesh: some indices along each axis. They need not be consecutive,
+because a mesh whose rings follow the wires visits hosts in any order. Rows are sharded over `data`
+and `fsdp`, so a host has those of its box. Params are sharded over `fsdp`: where hosts lie along it,
+each host has a share of them, and `on_each_host` gathers them. Arrays that are resharded from one
+placement to another stay inside each host where it has the same share before and after (Podracer's
+Sebulba, Hessel et al. 2021, arXiv 2104.06272, has actors and learner share a host so).
 With one process the local array is the global one.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from rlhf_jax.devices import distributed
 from rlhf_jax.devices.distributed import mesh_of
+from rlhf_jax.devices.transfer.copies import as_bits, from_bits
 from rlhf_jax.devices.transfer.reallocate import move
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.types import Array
 
 T = TypeVar("T")
+
+
+def processes(devices: np.ndarray) -> np.ndarray:
+    """The process of each device of a mesh."""
+    return np.vectorize(lambda device: device.process_index, otypes=[int])(devices)
+
+
+def box_of(process_of: np.ndarray, process: int) -> tuple[np.ndarray, ...] | None:
+    """Indices along each axis of one process's devices in a mesh; None where the devices are not
+    all combinations of them.
+
+    Args:
+      process_of: the process of each device of the mesh.
+      process: the process.
+    """
+    places = np.argwhere(process_of == process)
+    axes = tuple(np.unique(indices) for indices in places.T)
+    return axes if len(places) == np.prod([len(axis) for axis in axes]) else None
+
+
+def _boxes(mesh: Mesh) -> dict[int, tuple[np.ndarray, ...]]:
+    """The box of each process. Raises Refusal unless they are boxes of one shape that have the
+    whole of `tensor`.
+    """
+    process_of = processes(mesh.devices)
+    boxes = {int(process): box_of(process_of, process) for process in np.unique(process_of)}
+    shapes = {box and tuple(map(len, box)) for box in boxes.values()}
+    tensor = mesh.shape.get("tensor", 1)
+    if (
+        None in shapes
+        or len(shapes) > 1
+        or any(
+            box is not None and "tensor" in mesh.shape and len(box[-1]) != tensor
+            for box in boxes.values()
+        )
+    ):
+        raise Refusal(
+            f"{mesh} has the hosts' devices in {process_of.tolist()} (processes by axis); accepted: "
+            "for each host the same number of indices along each axis, all of `tensor`"
+        )
+    return {process: box for process, box in boxes.items() if box is not None}
 
 
 @lru_cache(maxsize=256)
 def local_mesh(mesh: Mesh) -> Mesh:
     """The mesh of this host's devices in a mesh over all hosts.
 
-    Raises Refusal unless the hosts are blocks of one size along `data`, in the order of their
-    processes.
+    Raises Refusal unless each host has a box of the mesh, all boxes of one shape.
     """
     process = jax.process_index()
     # Devices of another machine's topology, which is compiled for, are of several processes.
@@ -34,16 +82,16 @@ def local_mesh(mesh: Mesh) -> Mesh:
         device.process_index == process for device in mesh.devices.flat
     ):
         return mesh
-    size = len(mesh.devices) // jax.process_count()
-    block = mesh.devices[process * size : (process + 1) * size]
-    if size * jax.process_count() != len(mesh.devices) or any(
-        device.process_index != process for device in block.flat
-    ):
-        raise Refusal(
-            f"{mesh} does not have the hosts' devices in blocks along {mesh.axis_names[0]}, in "
-            "their order"
-        )
-    return Mesh(block, mesh.axis_names)
+    boxes = _boxes(mesh)
+    if len(boxes) < jax.process_count():
+        raise Refusal(f"{mesh} has devices of {len(boxes)} of {jax.process_count()} hosts")
+    return Mesh(mesh.devices[np.ix_(*boxes[process])], mesh.axis_names)
+
+
+def hosts_of_axis(mesh: Mesh) -> dict[str, int]:
+    """The number of hosts along each axis of a mesh."""
+    inside = local_mesh(mesh).shape
+    return {axis: size // inside[axis] for axis, size in mesh.shape.items()}
 
 
 def local_sharding(sharding: NamedSharding) -> NamedSharding:
@@ -62,11 +110,16 @@ def to_local(tree: T) -> T:
         shape = list(array.shape)
         for dim, num_hosts in _splits_over_hosts(sharding):
             shape[dim] //= num_hosts
-        shards = [shard.data for shard in array.addressable_shards]
-        target = local_sharding(sharding)
-        return jax.make_array_from_single_device_arrays(tuple(shape), target, shards)
+        return _with_shards(array, tuple(shape), local_sharding(sharding))
 
     return jax.tree.map(convert, tree)
+
+
+def _with_shards(array: jax.Array, shape: tuple[int, ...], target: NamedSharding) -> jax.Array:
+    """An array of this host's shards of another one, each on its device."""
+    shard_on = {shard.device: shard.data for shard in array.addressable_shards}
+    shards = [shard_on[device] for device in target.addressable_devices]
+    return jax.make_array_from_single_device_arrays(shape, target, shards)
 
 
 def to_global(tree: T, shardings: object) -> T:
@@ -86,8 +139,7 @@ def to_global(tree: T, shardings: object) -> T:
         shape = list(array.shape)
         for dim, num_hosts in _splits_over_hosts(sharding):
             shape[dim] *= num_hosts
-        shards = [shard.data for shard in array.addressable_shards]
-        return jax.make_array_from_single_device_arrays(tuple(shape), sharding, shards)
+        return _with_shards(array, tuple(shape), sharding)
 
     return jax.tree.map(convert, _reshard_locally(tree, shardings), shardings)
 
@@ -102,47 +154,183 @@ def _reshard_locally(tree: T, shardings: object) -> T:
 
 
 def reshard(tree: T, shardings: object) -> T:
-    """Reshards global arrays; data moves only inside each host.
+    """Reshards global arrays. Data moves only inside each host where it has the same share of an
+    array before and after; an array of which it has another share is gathered on each host first,
+    which is collective.
 
     Args:
       tree: of global arrays.
       shardings: a tree of NamedShardings like it.
-
-    Raises Refusal for an array whose dimension over the hosts would change.
     """
+    arrays, structure = jax.tree.flatten(tree)
+    targets: list[NamedSharding] = jax.tree.leaves(shardings)
+    local = to_local(arrays)
+    apart = [
+        index
+        for index, (array, target) in enumerate(zip(arrays, targets, strict=True))
+        if _share(array.sharding, array.shape) != _share(target, array.shape)
+    ]
+    if apart:
+        gathered = on_each_host([arrays[index] for index in apart])
+        for index, whole in zip(apart, gathered, strict=True):
+            local[index] = _cut(whole, _share(targets[index], whole.shape))
+    return jax.tree.unflatten(structure, to_global(local, targets))
 
-    def check(array: jax.Array, sharding: NamedSharding) -> None:
-        source = array.sharding
-        assert isinstance(source, NamedSharding)
-        if _splits_over_hosts(source) != _splits_over_hosts(sharding):
-            raise Refusal(
-                f"an array of shape {array.shape} goes from {source.spec} to "
-                f"{sharding.spec}; accepted on several "
-                "hosts: the same dimension over `data`, and so over the hosts, before and after"
-            )
 
-    jax.tree.map(check, tree, shardings)
-    return to_global(to_local(tree), shardings)
+def on_each_host(tree: T, dtype: jax.typing.DTypeLike | None = None) -> T:
+    """Local arrays that have the whole of global ones on each host, sharded over its devices as the
+    global ones are; collective where an array is sharded over hosts.
+
+    Arrays that every host has whole already keep their buffers.
+
+    Args:
+      tree: of global arrays.
+      dtype: that arrays of floats travel in, and are returned in; None: theirs.
+    """
+    arrays, structure = jax.tree.flatten(tree)
+    found, spread = to_local(arrays), {}
+    for index, array in enumerate(arrays):
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            sharding = array.sharding
+            assert isinstance(sharding, NamedSharding)
+            if _splits_over_hosts(sharding):
+                spread.setdefault(mesh_of(sharding), []).append(index)
+    for mesh in sorted(spread, key=lambda mesh: [device.id for device in mesh.devices.flat]):
+        chosen = [arrays[index] for index in spread[mesh]]
+        specs = tuple(_whole_spec(array.sharding.spec, array.ndim) for array in chosen)
+        name = "" if dtype is None else np.dtype(dtype).name
+        for index, array in zip(spread[mesh], _gather(mesh, specs, name)(chosen), strict=True):
+            assert isinstance(array.sharding, NamedSharding)
+            target = local_sharding(array.sharding)
+            found[index] = _with_shards(array, arrays[index].shape, target)
+    return jax.tree.unflatten(structure, found)
 
 
-def local_rows(tree: T) -> T:
-    """This host's contiguous share of the rows of host arrays that every process has whole."""
-    count, index = jax.process_count(), jax.process_index()
+def _whole_spec(spec: P, num_dims: int) -> tuple[tuple[str, ...], ...]:
+    """The names of mesh axes of every dimension."""
+    names = [(name,) if isinstance(name, str) else tuple(name or ()) for name in spec]
+    return (*names, *[()] * (num_dims - len(names)))
+
+
+@lru_cache(maxsize=64)
+def _gather(
+    mesh: Mesh, specs: tuple[tuple[tuple[str, ...], ...], ...], dtype: str
+) -> distributed.Compiled[list[jax.Array]]:
+    """A program that gives the devices of each host the whole of arrays, in the order of its box.
+
+    The result is as if the hosts' arrays were joined: a dimension that is sharded over n hosts is n
+    times as long, and each host has its shards of one whole array.
+    """
+    boxes = _boxes(mesh)
+    process_of = processes(mesh.devices)
+
+    def local_index(names: tuple[str, ...]) -> tuple[np.ndarray, int]:
+        """The index among its host's shards of each device of the mesh, and their number."""
+        table, count = np.zeros(mesh.devices.shape, np.int32), 1
+        for name in names:
+            axis = mesh.axis_names.index(name)
+            rank = np.zeros(mesh.devices.shape, np.int32)
+            for place in np.ndindex(mesh.devices.shape):
+                own = boxes[int(process_of[place])][axis]
+                rank[place] = np.searchsorted(own, place[axis])
+            size = len(next(iter(boxes.values()))[axis])
+            table, count = table * size + rank, count * size
+        return table.reshape(-1), count
+
+    def whole_dim(bits: Array, dim: int, names: tuple[str, ...]) -> Array:
+        table, count = local_index(names)
+        whole = jax.lax.all_gather(bits, names, axis=dim, tiled=True)
+        size = whole.shape[dim] // count
+        start = jnp.asarray(table)[jax.lax.axis_index(mesh.axis_names)] * size
+        return jax.lax.dynamic_slice_in_dim(whole, start, size, dim)
+
+    def gather(*shards: Array) -> tuple[Array, ...]:
+        found = []
+        for shard, names_of_dims in zip(shards, specs, strict=True):
+            if dtype and jnp.issubdtype(shard.dtype, jnp.floating):
+                shard = shard.astype(dtype)
+            # As bits: a cast must not move behind the collective, which would carry more bytes.
+            bits = as_bits(shard)
+            for dim, names in enumerate(names_of_dims):
+                if any(hosts_of_axis(mesh)[name] > 1 for name in names):
+                    bits = whole_dim(bits, dim, names)
+            found.append(from_bits(bits, shard.dtype))
+        return tuple(found)
+
+    shardings = tuple(P(*(names or None for names in spec)) for spec in specs)
+
+    def gather_on_each_host(arrays: Sequence[Array]) -> list[Array]:
+        mapped = jax.shard_map(
+            gather, mesh=mesh, in_specs=shardings, out_specs=shardings, check_vma=False
+        )
+        return list(mapped(*arrays))
+
+    return distributed.compiled(
+        gather_on_each_host, out_shardings=[NamedSharding(mesh, spec) for spec in shardings]
+    )
+
+
+@lru_cache(maxsize=4096)
+def _share(sharding: NamedSharding, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Starts and stops, along each dimension, of the blocks of an array that this host has."""
+    blocks: list[set[tuple[int, int]]] = [set() for _ in shape]
+    for slices in sharding.addressable_devices_indices_map(shape).values():
+        assert slices is not None
+        for dim, each in enumerate(slices):
+            start, stop, _ = each.indices(shape[dim])
+            blocks[dim].add((start, stop))
+    return tuple(_joined(sorted(each)) for each in blocks)
+
+
+def _joined(blocks: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    """Starts and stops with adjacent blocks as one."""
+    ends: list[int] = []
+    for start, stop in blocks:
+        if ends and ends[-1] == start:
+            ends[-1] = stop
+        else:
+            ends += [start, stop]
+    return tuple(ends)
+
+
+def _cut(whole: jax.Array, share: tuple[tuple[int, ...], ...]) -> jax.Array:
+    """This host's share of a local array that is whole."""
+    indices = [
+        np.concatenate([np.arange(*ends) for ends in zip(dim[::2], dim[1::2], strict=True)])
+        for dim in share
+    ]
+    if all(len(index) == size for index, size in zip(indices, whole.shape, strict=True)):
+        return whole
+    return whole[np.ix_(*indices)]
+
+
+def local_rows(tree: T, mesh: Mesh) -> T:
+    """This host's rows, of host arrays that every process has whole, in the order of its box.
+
+    Args:
+      tree: of host arrays.
+      mesh: whose data and fsdp axes shard rows.
+    """
+    if jax.process_count() == 1:
+        return tree
+    shards = np.arange(mesh.shape["data"] * mesh.shape["fsdp"])
+    shards = shards.reshape(mesh.shape["data"], mesh.shape["fsdp"])
+    own = shards[np.ix_(*_boxes(mesh)[jax.process_index()][:2])].reshape(-1)
 
     def convert(array: np.ndarray) -> np.ndarray:
-        size = array.shape[0] // count
-        return array[index * size : (index + 1) * size]
+        blocks = array.reshape(shards.size, -1, *array.shape[1:])[own]
+        return blocks.reshape(-1, *array.shape[1:])
 
-    return jax.tree.map(convert, tree) if count > 1 else tree
+    return jax.tree.map(convert, tree)
 
 
 def _splits_over_hosts(sharding: NamedSharding) -> list[tuple[int, int]]:
     """(dim, number of hosts) of the dimensions that are sharded over the hosts."""
-    mesh = mesh_of(sharding)
-    count = len(mesh.devices) // len(local_mesh(mesh).devices)
-    axis = mesh.axis_names[0]
-    return [
-        (dim, count)
-        for dim, names in enumerate(sharding.spec)
-        if names == axis or (isinstance(names, tuple) and axis in names)
-    ]
+    hosts = hosts_of_axis(mesh_of(sharding))
+    splits = []
+    for dim, names in enumerate(sharding.spec):
+        named = (names,) if isinstance(names, str) else tuple(names or ())
+        count = int(np.prod([hosts[name] for name in named], dtype=int))
+        if count > 1:
+            splits.append((dim, count))
+    return splits
