@@ -16,7 +16,6 @@ from rlhf_jax.refusal import Refusal
 
 from .families import SUBJECTS, config_of, quick_jit, random_params
 
-
 USUAL = ("gpt_neox", "gemma3")  # norms with and without bias; two programs to compile each
 
 
