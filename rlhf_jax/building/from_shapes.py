@@ -18,7 +18,7 @@ from rlhf_jax.config import fill
 from rlhf_jax.devices import distributed, mesh
 from rlhf_jax.devices.placement import text_of
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.common import adapters
+from rlhf_jax.models.common import adapters, rounding
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.planner.costs import hardware
 from rlhf_jax.refusal import Refusal
@@ -183,7 +183,7 @@ def _program(
         key=jax.eval_shape(lambda: workspace.key("rollout")),
         prompts=lambda round_index: _prompts(settings, lengths),
     )
-    return Program(spec, reference)
+    return Program(spec, rounding.held(model, reference))
 
 
 def _reward(settings: Stages, network: ValueModel | None, lora: adapters.Config) -> Reward:
@@ -197,8 +197,8 @@ def _reward(settings: Stages, network: ValueModel | None, lora: adapters.Config)
     terms = parse(settings.reward)
     parts: dict[str, Any] = {"terms": () if is_plain(terms) else terms}
     if network is not None:
-        parts |= {"model": learned.make(network), "params": adapters.shapes(network, lora)}
-        parts |= {"network": network}
+        params = rounding.held(network, adapters.shapes(network, lora))
+        parts |= {"model": learned.make(network), "params": params, "network": network}
     else:
         parts |= {"host": lambda samples: np.zeros(samples.tokens_BC.shape[0], np.float32)}
     return Reward(**parts)

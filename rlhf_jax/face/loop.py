@@ -21,6 +21,7 @@ from rlhf_jax.face.prompts import own
 from rlhf_jax.face.reward import Reward
 from rlhf_jax.face.settings import filled
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common.rounding import held
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import asynchronous, synchronous
 from rlhf_jax.runtime.program import ProgramSpec
@@ -219,10 +220,11 @@ def _events(
     fresh = jax.jit(workspace.model.init)(workspace.key("init")) if params is None else params
     reference = workspace.on_mesh(fresh)
     spec = _setup(workspace, config, algorithm, reward, reference, optimizers)
-    program = loops.make_program(config, spec, reference)
+    program = loops.make_program(config, spec, workspace.held(reference))
     program.check_memory(asynchronous=config.loop == "asynchronous")
     program.compile()
     states = program.init(reference)
+    del fresh, params, reference  # the states are copies
     if config.weights == "inflight":
         yield from loops.looped(program, config, states, monitor)
     elif config.loop == "synchronous":
@@ -242,9 +244,12 @@ def _setup(
 ) -> ProgramSpec:
     """The setup of the RLHF stage, with the reward and the optimizers that a caller gave."""
     host = rlhf.host_scores(workspace, reward.judges) if reward.judges else None
+    params = reward.params
+    if reward.network is not None and params is not None:
+        params = held(reward.network, params)
     judged = ProgramReward(
         model=reward.model,
-        params=reward.params,
+        params=params,
         network=reward.network,
         host=host and (_only(host) if reward.is_plain else host),
         mean=reward.mean,
@@ -253,8 +258,9 @@ def _setup(
         terms=() if reward.is_plain else reward.terms,
     )
     # A critic begins as the reward's network where there is one: an array program is none.
+    whole = dataclasses.replace(judged, params=reward.params)
     setup = rlhf.make_spec(
-        workspace, config, algorithm, judged if reward.network else ProgramReward(), reference
+        workspace, config, algorithm, whole if reward.network else ProgramReward(), reference
     )  # fmt: skip
     critic = setup.critic
     if critic is not None and reward.network is not None:

@@ -94,6 +94,7 @@ _OF_CLASS: dict[Class, str] = {
         task.name task.seed task.heldout_percent task.references_per_prompt task.max_words task.mood_spread task.calm task.limit
         task.padded task.calculator task.before task.after task.chat_template task.bos_token task.eos_token task.ties
         task.max_reply_tokens task.date task.rendered pretrained.gold_chat_template
+        pretrained.gold_dtype
         task.digits task.spaced task.worked_examples task.least_terms task.most_terms task.max_term task.draws
         task.reversed_percent
         model.family model.vocab_size model.width model.ffn_width model.num_layers model.num_heads model.num_kv_heads
@@ -152,6 +153,7 @@ _ENTERS: dict[str, tuple[str, ...]] = {
     "pretrained.reward_model": ("reward_model",),
     "pretrained.gold": ("comparisons", "prompt_values", "rlhf"),
     "pretrained.gold_chat_template": ("comparisons", "prompt_values", "rlhf"),
+    "pretrained.gold_dtype": ("comparisons", "prompt_values", "rlhf"),
     "reward": ("prompt_values", "rlhf"),
     "reward_settings": ("prompt_values", "rlhf"),
     "algorithm": ("rlhf",),

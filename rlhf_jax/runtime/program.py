@@ -16,6 +16,7 @@ from rlhf_jax.devices import distributed, memory, sharding
 from rlhf_jax.devices.bases import Bases
 from rlhf_jax.devices.placement import put
 from rlhf_jax.models.common.adapters import Rest, join, split
+from rlhf_jax.models.common.rounding import as_trained, check_trainable
 from rlhf_jax.ops.once import bound
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import calls, credit, shapes
@@ -42,7 +43,9 @@ class Program:
 
         Args:
           spec: models, algorithm, reward, clock, plan and keys of the program.
-          reference_params: the frozen reference, sharded as params are on the run's mesh.
+          reference_params: the frozen reference, sharded as params are on the run's mesh. What is
+            frozen may be held in the dtype of products (`rounding.held`); what is trained is
+            float32 all the same.
 
         Raises:
           Refusal: the algorithm's critic, or the model of a score, is missing from the spec.
@@ -61,7 +64,7 @@ class Program:
             role: self._bases.rest(params, spec.trained[role][0], self.meshes[role])
             for role, params in first.items()
         }
-        trained = {role: split(params)[0] for role, params in first.items()}
+        trained = {role: as_trained(split(params)[0]) for role, params in first.items()}
         self.state_shapes, self.state_shardings = shapes.state_shapes(spec, trained)
         self.sampler = make_sampler(
             spec,
@@ -226,13 +229,21 @@ class Program:
 
     # --- one round ---
 
-    def init(self, params: Params) -> States:
-        """Fresh states at version 0, the policy's from a copy of `params`: arrays given survive the
-        first donated step.
+    def init(self, params: Params, critic: Params | None = None) -> States:
+        """Fresh states at version 0, of copies: arrays given survive the first donated step.
+
+        Args:
+          params: of the policy, float32.
+          critic: its params, float32; None: those of the spec.
+
+        Raises Refusal for params that are rounded, or only shapes.
         """
-        first = self._first_params(params)
+        first = self._first_params(params) | ({} if critic is None else {"critic": critic})
+        trained = {role: split(params)[0] for role, params in first.items()}
+        for role, of_role in trained.items():
+            check_trainable(of_role, role)
         return {
-            role: make(put(split(first[role])[0], self.state_shardings[role].params))
+            role: make(put(trained[role], self.state_shardings[role].params))
             for role, make in self._init.items()
         }
 

@@ -47,6 +47,9 @@ class Reward:
     std: float = 1.0
     name: str = "reward"  # in messages
     terms: tuple[Term, ...] = ()
+    # Reads the params again in float32, where `params` are held in the dtype of products: a critic
+    # begins with them.
+    read: Callable[[], Params] | None = None
 
     @property
     def model_label(self) -> str:
@@ -68,7 +71,7 @@ class Reward:
 @dataclass(frozen=True)
 class Critic:
     """The second trained role of an algorithm with `losses["critic"]`: its model, its params at
-    version 0, and its optimizer.
+    version 0 (or their shapes, where `Program.init` is given them), and its optimizer.
     """
 
     model: ValueModel

@@ -19,7 +19,7 @@ from rlhf_jax.config import Bounds
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.devices.placement import put
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.common import adapters
+from rlhf_jax.models.common import adapters, rounding
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.records.checkpoints import Checkpoints
 from rlhf_jax.records.metrics import MetricsWriter
@@ -127,6 +127,10 @@ class Workspace:
         """A policy's params on the run's mesh, wherever a plan has them trained."""
         return put(params, sharding.params_shardings(self.model, params, self.mesh))
 
+    def held(self, params: Params) -> Params:
+        """A policy's params as a role that no update changes holds them: see `rounding.held`."""
+        return rounding.held(self.model, params)
+
     def checkpoints(self, stage: str, keep: int = 2) -> Checkpoints:
         return Checkpoints(self.directory / "checkpoints" / stage, keep)
 
@@ -157,8 +161,13 @@ class Workspace:
     @cached_property
     def _gold_model(self) -> pretrained_models.Judge:
         template = getattr(self.task, "template", None)
+        date, dtype = "" if template is None else template.date, self.pretrained.gold_dtype
         return pretrained_models.Judge(
-            self.pretrained, self.tokenizer, self.mesh, "" if template is None else template.date
+            self.pretrained,
+            self.tokenizer,
+            self.mesh,
+            date,
+            self.model.dtype if dtype == "auto" else dtype,
         )
 
     def gold(

@@ -26,6 +26,7 @@ from flax import struct
 
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common.rounding import is_rounded
 from rlhf_jax.ops import losses
 from rlhf_jax.ops.masked import masked_count, masked_sum
 from rlhf_jax.ops.once import bound
@@ -181,6 +182,7 @@ class Logprobs:
           params: of the policy.
           pairs: on the host.
         """
+        params = self.workspace.held(params)  # one program for reference and policy
         count, batch, found = pairs.tokens_RC.shape[0] // 2, self.batch_pairs, []
         filled = np.concatenate([np.arange(count), np.zeros(-count % batch, np.int64)])
         with activity.at_work(f"log-probabilities of {count} comparisons"):
@@ -269,8 +271,8 @@ def run(workspace: Workspace, stages: Stages, sft_params: Params) -> Params:
     Args:
       workspace: of the run, whose comparisons are there.
       stages: the settings of every stage.
-      sft_params: of the reference, which the policy begins as unless the run begins from a version
-        of another one.
+      sft_params: of the reference, held (`Workspace.held`) or not. The policy begins as the SFT
+        policy unless the run begins from a version of another one.
 
     Returns the policy's params.
 
@@ -309,13 +311,14 @@ def _train(
     heldout = encode(workspace, _read(workspace, "heldout", 1))
     workspace.record(STAGE)
     logprobs = Logprobs(workspace, config.pairs_per_update)
+    reference_params = workspace.held(sft_params)
     index_NU = order(workspace.seed, pairs.tokens_RC.shape[0] // 2, config)
-    pairs = _with_reference(pairs, np.unique(index_NU), logprobs, sft_params)
+    pairs = _with_reference(pairs, np.unique(index_NU), logprobs, reference_params)
     count = heldout.tokens_RC.shape[0] // 2
-    heldout = _with_reference(heldout, np.arange(count), logprobs, sft_params)
+    heldout = _with_reference(heldout, np.arange(count), logprobs, reference_params)
     measured = _Evaluations(
         workspace,
-        Evaluator(workspace, stages.evaluate, sft_params),
+        Evaluator(workspace, stages.evaluate, reference_params),
         Heldout(heldout, logprobs, config),
         config.num_updates,
         began,
@@ -324,7 +327,11 @@ def _train(
         lambda params: stage.init_state(jax.tree.map(jnp.copy, params)),
         out_shardings=stage.shardings,
     )
-    first_params = sft_params if begin else rlhf.first_policy(workspace, sft_params)
+    first_params = reference_params if begin else rlhf.first_policy(workspace, reference_params)
+
+    def init() -> TrainState:
+        # Training begins in float32; what is held is rounded.
+        return first_state(sft.load(workspace) if is_rounded(first_params) else first_params)
 
     def on_resume(update: int) -> None:
         # A version is evaluated before its checkpoint is written; version 0 has no checkpoint.
@@ -335,7 +342,7 @@ def _train(
 
     state = stage.train(
         begin,
-        init=lambda: first_state(first_params),
+        init=init,
         rows=lambda update: place(take(pairs, index_NU[update]), workspace),
         objective=scaled(partial(partial, objective, workspace.model), config, SCALARS),
         aggregation="pair",
@@ -421,6 +428,7 @@ def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:
     del algorithm
     sft_params = sft.run(workspace, stages.sft)
     comparisons_stage.run(workspace, stages.comparisons, sft_params)
+    sft_params = workspace.held(sft_params)
     run(workspace, stages, sft_params)
     workspace.metrics.close()
     if distributed.is_first():

@@ -105,7 +105,8 @@ def evaluator_of(workspace: Workspace, stages: Stages) -> Evaluator:
     reward = None
     if stage_records.policy_stage(workspace.directory) == rlhf.STAGE:
         reward = learned_scores(rlhf.make_reward(workspace, stages))
-    return Evaluator(workspace, stages.evaluate, sft.load(workspace), reward)
+    reference_params = workspace.held(sft.load(workspace))
+    return Evaluator(workspace, stages.evaluate, reference_params, reward)
 
 
 def every_version(workspace: Workspace, stages: Stages) -> Iterator[tuple[int, Figures]]:

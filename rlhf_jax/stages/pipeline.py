@@ -14,7 +14,8 @@ from rlhf_jax.types import Algorithm, Params
 
 
 def before_rlhf(workspace: Workspace, stages: Stages) -> tuple[Params, Reward]:
-    """The SFT policy's params and the reward, trained where they are not there yet.
+    """The SFT policy's params and the reward, trained where they are not there yet; both as they are
+    held where no update changes them.
 
     Args:
       workspace: of the run.
@@ -25,6 +26,7 @@ def before_rlhf(workspace: Workspace, stages: Stages) -> tuple[Params, Reward]:
         if reward_model.needs_comparisons(workspace):
             comparisons_stage.run(workspace, stages.comparisons, sft_params)
         reward_model.run(workspace, stages.reward_model, sft_params)
+    sft_params = workspace.held(sft_params)
     return sft_params, rlhf.make_reward(workspace, stages)
 
 

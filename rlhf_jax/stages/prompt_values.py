@@ -110,4 +110,5 @@ def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:
     directory.
     """
     del algorithm
-    run(workspace, stages, sft.load(workspace), rlhf.make_reward(workspace, stages))
+    reference_params = workspace.held(sft.load(workspace))
+    run(workspace, stages, reference_params, rlhf.make_reward(workspace, stages))

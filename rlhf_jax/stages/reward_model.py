@@ -5,6 +5,7 @@ measured.
 import json
 import time
 from dataclasses import asdict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from flax import struct
 
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.models.common.adapters import join
+from rlhf_jax.models.common.rounding import held
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.losses import pairwise_logistic
 from rlhf_jax.ops.once import bound
@@ -253,6 +255,24 @@ def load(workspace: Workspace) -> tuple[Params, Standard]:
         workspace.directory / "checkpoints" / STAGE, base.abstract(workspace, model)
     )
     return join(trained, base.rest(workspace, model)), standard
+
+
+def reward_parts(workspace: Workspace) -> dict[str, Any]:
+    """The parts of a `runtime.spec.Reward` that a finished stage gives: the model, its params as they
+    are held where no update changes them, and its unit.
+
+    Raises as `load`.
+    """
+    params, standard = load(workspace)
+    network = workspace.reward_network
+    return {
+        "model": learned.make(network),
+        "params": held(network, params),
+        "network": network,
+        "mean": standard.mean,
+        "std": standard.std,
+        "read": lambda: load(workspace)[0],
+    }
 
 
 def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:

@@ -18,7 +18,6 @@ from rlhf_jax.records.ledger import STAGE
 from rlhf_jax.records.progress import progress
 from rlhf_jax.records.samples import SamplesWriter
 from rlhf_jax.records.saved_rounds import FOLDER, SavedRounds
-from rlhf_jax.rewards import learned
 from rlhf_jax.rewards.api import LEARNED
 from rlhf_jax.rewards.common import host_rewards
 from rlhf_jax.rewards.common.terms import is_plain, parse
@@ -83,7 +82,7 @@ def make_spec(
 
     critic = None
     if "critic" in algorithm.losses:
-        params = base.critic_params(workspace, reward, reference_params)
+        params = base.critic_of_spec(workspace, reward, reference_params)
         optimizer = make_optimizer(
             config.critic_optimizer, clock.num_updates, clock.updates_per_round
         )
@@ -134,12 +133,8 @@ def make_reward(workspace: Workspace, stages: Stages) -> Reward:
 
     A learned one is read, and its stage must have run.
     """
-    terms, learned_parts = parse(stages.reward), {}
-    if stages.learned:
-        params, standard = reward_model.load(workspace)
-        network = workspace.reward_network
-        learned_parts = {"model": learned.make(network), "params": params, "network": network}
-        learned_parts |= {"mean": standard.mean, "std": standard.std}
+    terms = parse(stages.reward)
+    learned_parts = reward_model.reward_parts(workspace) if stages.learned else {}
     judges = kept_answers.kept(workspace, stages, make_judges(workspace, stages))
     host = host_scores(workspace, judges) if judges else None
     if not is_plain(terms):
@@ -222,6 +217,10 @@ def first_policy(workspace: Workspace, reference_params: Params) -> Params:
     """The policy at version 0: the SFT policy, or the version of another run that this one begins
     from.
 
+    Args:
+      workspace: of the run.
+      reference_params: of the SFT policy, held or not; they are returned as they are.
+
     Raises MissingInput where that run does not have the version any more.
     """
     begin = workspace.begin
@@ -240,6 +239,7 @@ def run(
     reward: Reward,
     reference_params: Params,
     observe: Callable[[Program, synchronous.Event], None] = lambda program, event: None,
+    read_sft: Callable[[], Params] | None = None,
 ) -> Params:
     """Trains, or goes on where a checkpoint is, or reads what an earlier run trained. Returns the
     policy's params.
@@ -249,14 +249,17 @@ def run(
       stages: the settings of every stage.
       algorithm: that is trained.
       reward: of the samples.
-      reference_params: of the SFT policy.
+      reference_params: of the SFT policy, held (`Workspace.held`) or not.
       observe: is told each event of the loop, before it is recorded.
+      read_sft: reads the SFT policy's params in float32, which training begins with and which are
+        not kept; None: from the run's directory.
 
     Raises Refusal where the directory has checkpoints that cannot be gone on from, or another
     process holds it.
     """
     config: Config = stages.rlhf
     check(config, algorithm, workspace.mesh, stages.plan)
+    reference_params = workspace.held(reference_params)
     with lock.hold(workspace.directory):
         began, clock = time.perf_counter(), config.schedule()
         program = make_program(workspace, config, algorithm, reward, reference_params, stages.plan)
@@ -279,7 +282,11 @@ def run(
         if first is not None:
             signal.check(workspace, config, first, reward)
         program.compile()
-        states = resume_point.states if first is None else program.init(first)
+        states = resume_point.states
+        if first is not None:
+            read = read_sft or partial(sft.load, workspace)
+            states = base.fresh_states(workspace, program, reward, first, read)
+            first = workspace.held(first)
         assert states is not None
         files = resuming.Files(
             checkpoints,
@@ -297,7 +304,9 @@ def run(
                 workspace=workspace,
                 config=config,
                 program=program,
-                evaluator=make_evaluator(workspace, stages, reward, reference_params),
+                evaluator=Evaluator(
+                    workspace, stages.evaluate, reference_params, learned_scores(reward)
+                ),
                 files=files,
                 bar=bar,
                 began=began,
@@ -327,20 +336,6 @@ def run(
         return workspace.on_mesh(join(policy, split(reference_params)[1]))
 
 
-def make_evaluator(
-    workspace: Workspace, stages: Stages, reward: Reward, reference_params: Params
-) -> Evaluator:
-    """The evaluations of a run, which show a learned reward's scores beside the others.
-
-    Args:
-      workspace: of the run.
-      stages: the settings of every stage.
-      reward: whose scores are shown where a model gives it.
-      reference_params: of the policy that KL is taken to.
-    """
-    return Evaluator(workspace, stages.evaluate, reference_params, learned_scores(reward))
-
-
 def make_loop(
     workspace: Workspace,
     config: Config,
@@ -366,4 +361,5 @@ def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:
     """`--config.job=rlhf`: this stage alone, from the SFT policy and the reward of the run's
     directory.
     """
-    run(workspace, stages, algorithm, make_reward(workspace, stages), sft.load(workspace))
+    reference_params = workspace.held(sft.load(workspace))
+    run(workspace, stages, algorithm, make_reward(workspace, stages), reference_params)

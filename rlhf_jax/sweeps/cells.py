@@ -9,8 +9,9 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -227,8 +228,11 @@ def flattened(config: ConfigDict) -> dict[str, Any]:
     return flatten(config.to_dict())
 
 
-def shared_stages(cells: Cells, seed: int, policy: str = "", reward: str = "") -> tuple[Any, Any]:
-    """SFT policy and reward of a seed; a stage that has not been run yet is run.
+def shared_stages(
+    cells: Cells, seed: int, policy: str = "", reward: str = ""
+) -> tuple[Any, Any, Callable[[], Any]]:
+    """SFT policy and reward of a seed, and what reads the policy's params in float32; a stage that
+    has not been run yet is run.
 
     A reward model of another variant is trained on comparisons of its own SFT policy.
 
@@ -248,15 +252,16 @@ def shared_stages(cells: Cells, seed: int, policy: str = "", reward: str = "") -
         return workspace, stages
 
     workspace, stages = prepare(policy)
+    read = partial(sft.load, workspace)
     try:
         if reward == policy or not stages.learned:
-            return pipeline.before_rlhf(workspace, stages)
-        params = sft.run(workspace, stages.sft)
+            return *pipeline.before_rlhf(workspace, stages), read
+        params = workspace.held(sft.run(workspace, stages.sft))
     finally:
         workspace.metrics.close()
     of_reward = prepare(reward)
     try:
-        return params, pipeline.before_rlhf(*of_reward)[1]
+        return params, pipeline.before_rlhf(*of_reward)[1], read
     finally:
         of_reward[0].metrics.close()
 
@@ -281,12 +286,12 @@ def run_cells(cells: Cells, wanted: Sequence[Cell], deadline: float = math.inf) 
     ):
         if time.time() > deadline:
             break
-        params, reward = shared_stages(cells, *base)
+        shared = shared_stages(cells, *base)
         for cell in together:
             if time.time() > deadline:
                 break
             try:
-                run_cell(cells, cell, params, reward)
+                run_cell(cells, cell, *shared)
             except Exception:
                 traceback.print_exc()
                 failed.append(cell.name)
@@ -294,7 +299,9 @@ def run_cells(cells: Cells, wanted: Sequence[Cell], deadline: float = math.inf) 
         raise Failed(f"{len(failed)} of {len(wanted)} cells failed: {', '.join(failed)}")
 
 
-def run_cell(cells: Cells, cell: Cell, params: Any, reward: Any) -> None:
+def run_cell(
+    cells: Cells, cell: Cell, params: Any, reward: Any, read_sft: Callable[[], Any]
+) -> None:
     """Runs one cell from its shared stages, and writes its line last: with it the cell has ended."""
     from rlhf_jax import build
     from rlhf_jax.stages import rlhf
@@ -304,9 +311,9 @@ def run_cell(cells: Cells, cell: Cell, params: Any, reward: Any) -> None:
     shutil.rmtree(cells.directory(cell), ignore_errors=True)  # an interrupted cell begins again
     workspace, stages, algorithm = build.prepare(config)
     measure = cells.study.measure and cells.study.measure(params)
-    observed = {"observe": measure.take} if measure else {}
+    observed: dict[str, Any] = {"observe": measure.take} if measure else {}
     try:
-        rlhf.run(workspace, stages, algorithm, reward, params, **observed)
+        rlhf.run(workspace, stages, algorithm, reward, params, **observed, read_sft=read_sft)
     except FloatingPointError as error:
         diverged = str(error)
         print(f"{cell.name} diverged: {error}", file=sys.stderr)

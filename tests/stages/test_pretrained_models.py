@@ -4,6 +4,7 @@ exported and evaluated again.
 
 import dataclasses
 import json
+from functools import partial
 
 import jax
 import numpy as np
@@ -17,8 +18,10 @@ from rlhf_jax.cli import export as export_command
 from rlhf_jax.models import gpt_neox, llama
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.pretrained import export
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.stages import comparisons, pipeline, reward_model, rlhf, sft
 from rlhf_jax.stages.common import pretrained_models
+from rlhf_jax.stages.lora import base
 from tests.models.families import random_params
 
 NEOX = gpt_neox.Config(158, 16, 1, 2, 32, rotary_fraction=1.0)
@@ -292,6 +295,30 @@ def test_a_critic_is_the_published_reward_s_network_and_its_scores_may_stay_as_t
     program = rlhf.make_program(workspace, stages.rlhf, algorithm, reward, params)
     assert equal(program.init(params)["critic"].params, reward.params)
     assert program.spec.critic.model.backbone.width == LLAMA.width
+
+
+def test_frozen_roles_are_rounded_once_and_training_begins_in_float32(folders, tmp_path):
+    """Of a bfloat16 run with a critic: what is held has half the bytes, and what is trained begins
+    with the numbers of the folders.
+    """
+    named = {"sft": "policy", "reward_model": "reward", "gold": "gold"}
+    config = tiny_config(tmp_path / "run", **{key: folders / name for key, name in named.items()})
+    config.model.dtype = "bfloat16"
+    config.algorithm = build.component("algorithms", "ppo")
+    config.reward_model.standardize = False
+    workspace, stages, algorithm = build.prepare(config)
+    params, reward = pipeline.before_rlhf(workspace, stages)
+    gold = workspace._gold_model._compiled.args[0]
+    for held in (params, reward.params["backbone"], gold["backbone"]):
+        matrices = [leaf for leaf in jax.tree.leaves(held) if leaf.ndim > 1]
+        assert {leaf.dtype.name for leaf in matrices} == {"bfloat16"}
+    program = rlhf.make_program(workspace, stages.rlhf, algorithm, reward, params)
+    assert program.reference_params is params
+    states = base.fresh_states(workspace, program, reward, params, partial(sft.load, workspace))
+    assert equal(states["policy"].params, sft.load(workspace))
+    assert equal(states["critic"].params, reward_model.load(workspace)[0])
+    with pytest.raises(Refusal, match="the policy's first params are bfloat16"):
+        program.init(params)
 
 
 @pytest.mark.parametrize(

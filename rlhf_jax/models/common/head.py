@@ -2,7 +2,7 @@
 their shards.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -11,11 +11,9 @@ from jax.extend.core import Jaxpr, Var
 
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.layout import Layout
+from rlhf_jax.models.common.rounding import narrowed
 from rlhf_jax.ops.sharded_logprobs import HeadParam
 from rlhf_jax.types import Array, Params
-
-MOVES = ("transpose", "reshape")
-"""Primitives that commute with rounding."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def split_head(model: Model, params: Params, hidden_ND: Array, layout: Layout) -
         return model.head(tree.unflatten(whole), hidden)
 
     found = [
-        HeadParam(specs[index], _rounded(jaxpr, jaxpr.invars[index], shapes[index].dtype))
+        HeadParam(specs[index], narrowed(jaxpr, jaxpr.invars[index], shapes[index].dtype))
         for index in used
     ]
     return SplitHead([leaves[index] for index in used], found, function)
@@ -80,24 +78,3 @@ def _read(jaxpr: Jaxpr) -> set[Var]:
         if needed.intersection(equation.outvars):
             needed |= {var for var in equation.invars if isinstance(var, Var)}
     return needed
-
-
-def _rounded(jaxpr: Jaxpr, var: Var, dtype: jnp.dtype) -> str:
-    """The narrower dtype that every use of `var` rounds it to first, or its own."""
-    names = set(_dtypes_read(jaxpr, var, dtype.name))
-    narrow = names.pop() if len(names) == 1 else dtype.name
-    return narrow if jnp.dtype(narrow).itemsize < dtype.itemsize else dtype.name
-
-
-def _dtypes_read(jaxpr: Jaxpr, var: Var, own: str) -> Iterator[str]:
-    if var in jaxpr.outvars:
-        yield own
-    for equation in jaxpr.eqns:
-        if var not in equation.invars:
-            continue
-        if equation.primitive.name == "convert_element_type":
-            yield jnp.dtype(equation.params["new_dtype"]).name
-        elif equation.primitive.name in MOVES:
-            yield from _dtypes_read(jaxpr, equation.outvars[0], own)
-        else:
-            yield own

@@ -23,6 +23,7 @@ from rlhf_jax.devices.placement import OTHERS
 from rlhf_jax.devices.transfer.reallocate import move
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import adapters
+from rlhf_jax.models.common.rounding import held
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.rewards import learned
 from rlhf_jax.runtime.program import CREDIT, Program
@@ -69,7 +70,7 @@ def with_depth(
       placement: of every call.
       sampling: values of `sampling.Config` that differ.
 
-    Returns: the spec, and params of zeros for its policy.
+    Returns: the spec, and params of zeros for its reference.
     """
     model = spec.model.with_config(num_layers=num_layers)
     reward, critic = spec.reward, spec.critic
@@ -78,8 +79,9 @@ def with_depth(
         # A published reward model has no adapter.
         rest = None if reward.params is None else adapters.split(reward.params)[1]
         lora = adapters.Config() if rest is None else spec.lora
+        params = held(network, zeros(network, lora))
         reward = dataclasses.replace(
-            reward, model=learned.make(network), network=network, params=zeros(network, lora)
+            reward, model=learned.make(network), network=network, params=params
         )
     if critic is not None:
         network = critic.model.with_config(num_layers=num_layers)
@@ -96,7 +98,7 @@ def with_depth(
             spec.sampling, row_shards=placement.mesh_shape[0] * placement.mesh_shape[1], **sampling
         ),
     )
-    return changed, zeros(model, spec.lora)
+    return changed, held(model, zeros(model, spec.lora))
 
 
 def zeros(model: Model | ValueModel, lora: adapters.Config) -> Params:

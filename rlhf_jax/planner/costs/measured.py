@@ -74,6 +74,7 @@ class MeasuredCostModel:
             jax.__version__,
             spec.algorithm.name,
             spec.publish_dtype,
+            "frozen params in the dtype of products",
         ]
         text = repr([*facts, *models, work, spec.num_micro_batches])
         return f"{device.device_kind}, jax {jax.__version__}: {hashlib.sha256(text.encode()).hexdigest()[:16]}"

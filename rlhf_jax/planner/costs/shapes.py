@@ -221,6 +221,18 @@ def model_shape(
     )
 
 
+def held_shape(model: Model | ValueModel, lora: adapters.Config = FULL) -> Shape:
+    """The shape of a role whose params no update changes. They are held in the dtype of products
+    (`rounding.held`); norms and value heads, which stay in float32, are counted as the others.
+
+    Args:
+      model: of the role.
+      lora: adapters that its params have.
+    """
+    decoder_of = model.backbone if isinstance(model, ValueModel) else model
+    return model_shape(model, np.dtype(decoder_of.dtype).itemsize, lora)
+
+
 def _adapter_leaves(model: Model | ValueModel, lora: adapters.Config) -> tuple[Leaf, ...]:
     """The params that a role with an adapter trains: its matrices, and a value head."""
     backbone = model.backbone if isinstance(model, ValueModel) else model

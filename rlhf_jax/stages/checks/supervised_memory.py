@@ -124,6 +124,8 @@ def update(
         share_prompts=False,
     )
     role = TRAIN[stage].role
+    # Params that no update changes are held in the dtype of products.
+    shape = replace(shape, copy_bytes=shape.compute_bytes)
     costs = AnalyticCostModel(device, len(placement.devices), {role: shape}, work)
     placement = replace(placement, num_micro_batches=settings.num_micro_batches, remat=shape.remat)
     reference = costs.params_bytes(role, placement) if stage == "dpo" else 0.0

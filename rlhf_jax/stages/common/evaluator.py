@@ -180,7 +180,8 @@ class Evaluator:
         reward: LearnedScores | None = None,
     ):
         """`reward` scores samples, where there is a reward model."""
-        self.workspace, self.reference_params, self.reward = workspace, reference_params, reward
+        self.workspace, self.reward = workspace, reward
+        self.reference_params = workspace.held(reference_params)
         self.config = config = fitted(config, workspace.task.num_prompts("heldout"))[0]
         self.stream = workspace.stream("heldout", "evaluate", config.part, config.num_parts)
         self.length = config.max_completion_tokens or workspace.lengths.max_completion_tokens
@@ -224,7 +225,7 @@ class Evaluator:
           num_prompts: that are evaluated.
           reward: scores the samples; None: they have no reward.
         """
-        drawn = []
+        drawn, params = [], self.workspace.held(params)  # one program for every policy
         for prompts, count in self.batches(num_prompts, self.config.prompts_per_batch):
             samples = sample(params, prompts)
             divergence = self._divergence(params, self.reference_params, samples)

@@ -21,7 +21,7 @@ from rlhf_jax.planner.costs import hardware, measure
 from rlhf_jax.planner.costs.analytic import AnalyticCostModel
 from rlhf_jax.planner.costs.hardware import Hardware
 from rlhf_jax.planner.costs.measured import MeasuredCostModel
-from rlhf_jax.planner.costs.shapes import FULL, Shape, model_shape
+from rlhf_jax.planner.costs.shapes import FULL, Shape, held_shape, model_shape
 from rlhf_jax.planner.options import option
 from rlhf_jax.planner.search.fit import fit
 from rlhf_jax.planner.search.search import Candidate, Found, search
@@ -180,9 +180,9 @@ def problem(
     critic = ValueModel(model) if reward_network is None else reward_network
     shapes = {
         "policy": model_shape(model, np.dtype(config.publish_dtype).itemsize, lora),
-        "reference": model_shape(model, lora=lora),
+        "reference": held_shape(model, lora),
         "critic": model_shape(critic, lora=lora),
-        "reward": model_shape(critic, lora=FULL if published_reward else lora),
+        "reward": held_shape(critic, FULL if published_reward else lora),
     }
     return Problem(
         calls_of(algorithm, reward_network is not None), work, shapes, device, num_devices

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from rlhf_jax.config import Count
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import family as families
+from rlhf_jax.models.common.rounding import held
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.pretrained import folders
 from rlhf_jax.pretrained.folders import Folder
@@ -52,6 +53,8 @@ class Config:
     # Conversations are rendered again in it for gold: a name, file or folder; empty: see Judge.
     gold_chat_template: str = ""
     gold_rows_per_batch: Count = 64  # completions that the gold model scores at once
+    # of the gold model's products, in which its params are held too; "auto": that of model.dtype
+    gold_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     # The shapes of the models in these folders, for plans that are made where the folders are not;
     # a run reads the folders.
     policy_shape: str = ""  # of base or sft: FAMILY/PRESET, such as gpt_neox/pythia-1b
@@ -208,9 +211,24 @@ class Judge:
     Otherwise gold reads the policy's text.
     """
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, mesh: Mesh, date: str = ""):
-        """`date` is told to a template that asks for it."""
-        self.config, self.mesh = config, mesh
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+        date: str = "",
+        dtype: str = "float32",
+    ):
+        """Reads the folder's tokenizer and template; its params at the first call.
+
+        Args:
+          config: of the run's folders.
+          tokenizer: of the policy.
+          mesh: that it scores on.
+          date: is told to a template that asks for it.
+          dtype: of products.
+        """
+        self.config, self.mesh, self.dtype = config, mesh, dtype
         folder = Path(config.gold)
         known = Folder(folder).model_config.vocab_size
         self.tokenizer = vocabularies.judge_tokenizer(folder, known, tokenizer)
@@ -221,8 +239,8 @@ class Judge:
 
     @cached_property
     def _compiled(self) -> Callable[[ArrayLike, ArrayLike], Array]:
-        model = classifier(self.config.gold)
-        params = load_classifier(self.config.gold, model, self.mesh)
+        model = classifier(self.config.gold, dtype=self.dtype)
+        params = held(model, load_classifier(self.config.gold, model, self.mesh))
         return partial(distributed.compiled(partial(learned.score_tokens, model)), params)
 
     def __call__(

@@ -1,4 +1,5 @@
-"""The base of a run's adapters, which its stages share: where it comes from, and params on it.
+"""The base of a run's adapters, which its stages share: where it comes from, and params on it; the
+params that trained roles begin with.
 
 The base is the model of the published folder that the policy comes from; or the SFT policy of the
 run that this one begins from, where that run trained all params; or else the fresh params that SFT
@@ -6,6 +7,7 @@ begins with, which are then kept in `checkpoints/base` of the run.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,14 +18,16 @@ from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import adapters
 from rlhf_jax.models.common.adapters import Adapted, Base, Rest
+from rlhf_jax.models.common.rounding import as_trained, is_rounded, is_shapes
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.pretrained import peft
 from rlhf_jax.records.checkpoints import abstract_like, complete_steps, restore_params
 from rlhf_jax.refusal import MissingInput, Refusal
+from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.spec import Reward
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.common import pretrained_models
-from rlhf_jax.types import Params
+from rlhf_jax.types import Params, States
 
 FOLDER = "base"
 
@@ -134,6 +138,44 @@ def critic_params(workspace: Workspace, reward: Reward, reference_params: Params
         on_reward = dataclasses.replace(workspace, model=workspace.reward_network.backbone)
         backbone = on_fresh_adapter(on_reward, backbone)
     return {"backbone": backbone, "value_head": scaled}
+
+
+def critic_of_spec(workspace: Workspace, reward: Reward, reference_params: Params) -> Params:
+    """`critic_params` as a program's specification has them: shapes alone where the roles that the
+    critic begins as are held rounded; `fresh_states` then reads them in float32.
+
+    Args:
+      workspace: of the run.
+      reward: of the run.
+      reference_params: of the SFT policy.
+    """
+    params = critic_params(workspace, reward, reference_params)
+    return as_trained(params) if is_rounded(params) else params
+
+
+def fresh_states(
+    workspace: Workspace,
+    program: Program,
+    reward: Reward,
+    first: Params,
+    read_sft: Callable[[], Params],
+) -> States:
+    """The states at version 0. What is held rounded is read again in float32, and is not kept.
+
+    Args:
+      workspace: of the run.
+      program: of its calls.
+      reward: of the run.
+      first: the policy, held or not.
+      read_sft: reads the SFT policy's params in float32.
+    """
+    policy, critic = read_sft() if is_rounded(first) else first, program.spec.critic
+    if critic is None or not is_shapes(critic.params):
+        return program.init(policy)
+    if reward.read is not None:
+        reward = dataclasses.replace(reward, params=reward.read())
+    sft_params = policy if reward.params is not None else read_sft()
+    return program.init(policy, critic_params(workspace, reward, sft_params))
 
 
 def keep(workspace: Workspace) -> None:
