@@ -76,19 +76,6 @@ def compiled():
     jax.monitoring.unregister_event_duration_listener(note)
 
 
-@pytest.fixture(scope="module")
-def usual_compiles():
-    """Programs of a module are compiled with the optimisations that a run has: for tests of what XLA
-    says of a program, of its memory or of its speed.
-    """
-    once.forget()
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-    once.forget()
-
-
 Pictures = Callable[[], AbstractContextManager[None]]
 
 
