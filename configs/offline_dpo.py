@@ -17,13 +17,13 @@ from rlhf_jax import build
 from rlhf_jax.stages import dpo
 from rlhf_jax.updating import OptimizerConfig
 
-from . import quickstart
+from .common import reviews
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """`:loss_type=ipo` takes IPO, with a β for it."""
     loss_type = build.choices(argument, loss_type="sigmoid")["loss_type"]
-    config = quickstart.get_config()
+    config = reviews.base()
     config.job = "dpo"
     config.directory = "runs/offline_dpo" if loss_type == "sigmoid" else f"runs/offline_{loss_type}"
     optimizer = OptimizerConfig(learning_rate=5e-4, schedule="linear")

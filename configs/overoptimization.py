@@ -6,17 +6,17 @@ Hardware:  two CPU cores
 Time:      five minutes on a busy machine
 Result:    seed 0: learned reward 0 -> 2.64 SFT standard deviations; gold 1.01 at its peak, -3.71 at the end
 
-The quickstart's chain with a reward model of few comparisons, a weak pull to the reference and many
+The chain on templated reviews with a reward model of few comparisons, a weak pull to the reference and many
 updates, on-policy.
 """
 
 from ml_collections import ConfigDict
 
-from . import quickstart
+from .common import reviews
 
 
 def get_config() -> ConfigDict:
-    config = quickstart.get_config()
+    config = reviews.base()
     config.directory = "runs/overoptimization"
     config.comparisons.num_train = 1024
     config.reward_model.num_updates = 100

@@ -3,6 +3,7 @@ line.
 """
 
 import copy
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 
 from experiments import results
 from experiments.bench import page
+from rlhf_jax.config import flatten
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.sweeps import cell_lines
 from rlhf_jax.sweeps.cells import Cells
 from rlhf_jax.sweeps.study import Cell, Study
 
@@ -139,6 +142,22 @@ def test_a_cell_whose_config_has_changed_since_is_refused(monkeypatch):
     )
     with pytest.raises(Refusal, match="has changed since commit 0123: check that out"):
         results.find("abc")
+
+
+RECORDS = sorted((ROOT / "experiments" / "studies").glob("*/cells.jsonl"))
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.parent.name)
+def test_a_study_has_the_config_that_its_cells_were_run_with(path: Path):
+    """A smaller quickstart must not make another study of the committed cells."""
+    with path.open() as lines:
+        bases = [line for line in map(json.loads, lines) if "config" in line]
+    study = results.load(str(ROOT / "configs" / "studies" / f"{path.parent.name}.py"))
+    today = cell_lines.identity(flatten(study.base().to_dict()))
+    assert bases
+    for line in bases:
+        theirs = cell_lines.under_todays_keys(line["config"], str(path))
+        assert cell_lines.identity(theirs) == today
 
 
 def test_studies_name_committed_files(monkeypatch):

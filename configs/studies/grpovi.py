@@ -19,7 +19,7 @@ from rlhf_jax import build
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.sweeps.study import Arm, Setting, Study
 
-from .. import quickstart
+from ..common import reviews
 
 NO_CORRECTION = {
     "algorithm.correction.ratio_to": "behavior",
@@ -67,8 +67,8 @@ def arms() -> tuple[Arm, ...]:
 
 
 def base() -> ConfigDict:
-    """The quickstart with half as many prompts an update, G = 8, dense evaluations, on-policy."""
-    config = quickstart.get_config()
+    """The chain on templated reviews with half as many prompts an update, G = 8, dense evaluations, on-policy."""
+    config = reviews.base()
     config.algorithm = build.component("algorithms", "grpo")
     config.rlhf.loop, config.rlhf.lag, config.rlhf.ledger = "synchronous", 0, False
     config.rlhf.prompts_per_update = 32

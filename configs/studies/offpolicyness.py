@@ -44,7 +44,7 @@ from rlhf_jax import build
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.sweeps.study import Arm, Rung, Study
 
-from .. import quickstart
+from ..common import reviews
 
 ALGORITHMS = ("online_dpo", "rloo", "ppo", "best_of_n")
 CORRECTIONS = {
@@ -201,8 +201,8 @@ PARTS = {
 
 
 def base(instance: Instance, schedule: str) -> ConfigDict:
-    """The quickstart with two samples a prompt."""
-    config = quickstart.get_config()
+    """The chain on templated reviews with two samples a prompt."""
+    config = reviews.base()
     config.algorithm = build.component("algorithms", "online_dpo")
     config.rlhf.loop, config.rlhf.lag, config.rlhf.ledger = "synchronous", 0, False
     config.rlhf.prompts_per_update = instance.prompts_per_update

@@ -1,4 +1,4 @@
-"""Every algorithm on the quickstart's task, at the quickstart's settings: five seeds of each.
+"""Every algorithm on the quickstart's task, at the sizes of the studies: five seeds of each.
 
 Command:   python -m experiments.sweep --config=configs/studies/quickstart.py --workers=2
 Hardware:  two CPU cores
@@ -6,8 +6,8 @@ Protocol:  experiments/studies/quickstart/protocol.md
 Budget:    13 arms x 5 seeds: 65 cells of 64 updates
 Result:    docs/results/quickstart.md, written from experiments/studies/quickstart/cells.jsonl
 
-The cells run the synchronous loop, whose numbers are bit for bit those of the quickstart's
-asynchronous one at lag 1.
+The cells run the synchronous loop, whose numbers are bit for bit those of the asynchronous one at
+lag 1. `configs/common/reviews.py` has the sizes.
 """
 
 from pathlib import Path
@@ -17,12 +17,12 @@ from ml_collections import ConfigDict
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.sweeps.study import Arm, Study
 
-from .. import quickstart
+from ..common import reviews
 
 
 def base() -> ConfigDict:
-    """The quickstart without its files for every sample."""
-    config = quickstart.get_config()
+    """The chain on templated reviews without its files for every sample."""
+    config = reviews.base()
     config.rlhf.loop, config.rlhf.ledger, config.rlhf.log_samples = "synchronous", False, 0
     config.rlhf.checkpoint_every = 0
     return config
@@ -36,12 +36,12 @@ ALGORITHMS = (
 
 
 def arms() -> tuple[Arm, ...]:
-    """The algorithms of the study, with the settings that the quickstart gives them."""
+    """The algorithms of the study, with the settings that `reviews` gives them."""
     return tuple(
         Arm(
             name,
             name,
-            {f"algorithm.{key}": value for key, value in quickstart.SETTINGS.get(name, {}).items()},
+            {f"algorithm.{key}": value for key, value in reviews.SETTINGS.get(name, {}).items()},
         )
         for name in ALGORITHMS
     )

@@ -20,7 +20,7 @@ from rlhf_jax.refusal import Refusal
 from rlhf_jax.sweeps.measures.staleness import Staleness
 from rlhf_jax.sweeps.study import Arm, Study
 
-from .. import quickstart
+from ..common import reviews
 
 NUM_UPDATES = 128
 PROMPTS = 32
@@ -34,8 +34,8 @@ PILOT_SEED = 100
 
 
 def base() -> ConfigDict:
-    """The quickstart's task and SFT; rounds of one update on 32 prompts with two samples each."""
-    config: Any = quickstart.get_config("algorithm=reinforce")
+    """Templated reviews and SFT on them; rounds of one update on 32 prompts with two samples each."""
+    config: Any = reviews.base("reinforce")
     config.reward = "gold"
     config.rlhf.prompts_per_update, config.rlhf.samples_per_prompt = PROMPTS, 2
     config.rlhf.total_prompts = NUM_UPDATES * PROMPTS

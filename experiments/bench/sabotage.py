@@ -1,10 +1,10 @@
-"""Breaks algorithms on purpose in whole runs of the quickstart: what a threshold on held-out gold
+"""Breaks algorithms on purpose in whole runs on templated reviews: what a threshold on held-out gold
 must notice.
 
 Each of `--algorithms` is run whole, and with each fault: its rewards' sign wrong; its mask missing,
 so that what follows the EOS is trained on; its rewards in another order than its groups (sample g
 of prompt p gets that of another prompt). SFT and reward model are trained once. Figures are those
-of the last evaluation.
+of the last evaluation. The sizes are those of the studies.
 
     python -m experiments.bench.sabotage --algorithms grpo,online_dpo
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from configs import quickstart
+from configs.common import reviews
 from experiments.bench import measure
 from rlhf_jax import build
 from rlhf_jax.records.metrics import read
@@ -59,7 +59,7 @@ FAULTS |= {fault.__name__: fault for fault in (wrong_sign, missing_mask, wrong_g
 
 def last_figures(name: str, fault: str, folder: str, params: Any, reward: Any) -> dict[str, Any]:
     """One run of RLHF, and its last evaluation."""
-    config = quickstart.get_config(f"algorithm={name}")
+    config = reviews.base(name)
     config.directory = f"{folder}/{name}-{fault}"
     config.rlhf.evaluate_every = config.rlhf.checkpoint_every = config.rlhf.log_samples = 0
     workspace, stages, algorithm = build.prepare(config)
@@ -80,7 +80,7 @@ def main() -> None:
     options = parser.parse_args()
     load, cases = os.getloadavg(), []
     with tempfile.TemporaryDirectory() as folder:
-        config = quickstart.get_config()
+        config = reviews.base()
         config.directory = f"{folder}/shared"
         workspace, stages, _ = build.prepare(config)
         params, reward = pipeline.before_rlhf(workspace, stages)

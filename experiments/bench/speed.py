@@ -1,11 +1,11 @@
 """Gold against wall clock in three arms: synchronous on all devices, synchronous on split devices,
 and asynchronous.
 
-The quickstart, its SFT policy and reward model made once a seed; half of the devices train and half
-sample where they are split. A round's seconds are the median over rounds without an evaluation, so
-that a curve's clock is version x seconds a round. Quality is called equal where the 90 % interval
-of the paired difference in win-rate to the first arm lies within 0.02 on either side (two one-sided
-tests at 5 %).
+Templated reviews at the sizes of the studies; the SFT policy and the reward model are made once a
+seed. Half of the devices train and half sample where they are split. A round's seconds are the
+median over rounds without an evaluation, so that a curve's clock is version x seconds a round.
+Quality is called equal where the 90 % interval of the paired difference in win-rate to the first
+arm lies within 0.02 on either side (two one-sided tests at 5 %).
 
     python -m experiments.bench.speed --seeds=5 --devices=2 --output experiments/bench/results/speed.json
 """
@@ -40,10 +40,10 @@ ARMS = ("synchronous, all devices", "synchronous, split", "asynchronous, split")
 def arm_config(
     arm: str, seed: int, directory: Path, num_devices: int, prompts_per_update: int
 ) -> ConfigDict:
-    """The quickstart in one of the arms."""
-    from configs import quickstart
+    """The config of one of the arms."""
+    from configs.common import reviews
 
-    config = quickstart.get_config()
+    config = reviews.base()
     config.seed, config.directory = seed, str(directory)
     config.rlhf.prompts_per_update, config.rlhf.total_prompts = (
         prompts_per_update,
@@ -97,11 +97,11 @@ def run_arm(config: ConfigDict, base: Path) -> dict[str, Any]:
 
 def base_of(seed: int, directory: Path) -> Path:
     """SFT policy, comparisons and reward model of a seed, on one device."""
-    from configs import quickstart
+    from configs.common import reviews
     from rlhf_jax import build
     from rlhf_jax.stages import pipeline
 
-    config = quickstart.get_config()
+    config = reviews.base()
     config.seed, config.directory = seed, str(directory)
     pipeline.before_rlhf(*build.prepare(config)[:2])
     return directory
@@ -147,7 +147,7 @@ def main() -> None:
         type=Path,
         nargs="*",
         default=[],
-        help="quickstarts that ran, one a seed, whose stages serve",
+        help="runs with these stages, one a seed, whose stages serve",
     )
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
