@@ -44,6 +44,8 @@ BEFORE_RLHF = (
 
 Base = tuple[int, str, str]
 """The seed, and the variants of policy and reward model, that the stages before a cell are of."""
+Shared = tuple[Any, Any, Callable[[], Any]]
+"""SFT policy and reward of a seed, and what reads the policy's params in float32."""
 Indexed = tuple[Any, dict[str, list[cell_lines.Line]], Counter[Any]]
 """The state of the file when it was read, its lines by cell, and how many each has."""
 
@@ -228,9 +230,7 @@ def flattened(config: ConfigDict) -> dict[str, Any]:
     return flatten(config.to_dict())
 
 
-def shared_stages(
-    cells: Cells, seed: int, policy: str = "", reward: str = ""
-) -> tuple[Any, Any, Callable[[], Any]]:
+def shared_stages(cells: Cells, seed: int, policy: str = "", reward: str = "") -> Shared:
     """SFT policy and reward of a seed, and what reads the policy's params in float32; a stage that
     has not been run yet is run.
 
@@ -291,7 +291,7 @@ def run_cells(cells: Cells, wanted: Sequence[Cell], deadline: float = math.inf) 
             if time.time() > deadline:
                 break
             try:
-                run_cell(cells, cell, *shared)
+                run_cell(cells, cell, shared)
             except Exception:
                 traceback.print_exc()
                 failed.append(cell.name)
@@ -299,15 +299,14 @@ def run_cells(cells: Cells, wanted: Sequence[Cell], deadline: float = math.inf) 
         raise Failed(f"{len(failed)} of {len(wanted)} cells failed: {', '.join(failed)}")
 
 
-def run_cell(
-    cells: Cells, cell: Cell, params: Any, reward: Any, read_sft: Callable[[], Any]
-) -> None:
+def run_cell(cells: Cells, cell: Cell, shared: Shared) -> None:
     """Runs one cell from its shared stages, and writes its line last: with it the cell has ended."""
     from rlhf_jax import build
     from rlhf_jax.stages import rlhf
     from rlhf_jax.sweeps.result import line_of, reward_model_of
 
     config, diverged = cells.config(cell), ""
+    params, reward, read_sft = shared
     shutil.rmtree(cells.directory(cell), ignore_errors=True)  # an interrupted cell begins again
     workspace, stages, algorithm = build.prepare(config)
     measure = cells.study.measure and cells.study.measure(params)
