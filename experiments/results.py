@@ -92,6 +92,18 @@ def differing(pages: Mapping[str, bytes], directory: Path) -> list[str]:
     return [name for name, content in pages.items() if not _equal(directory / name, content)]
 
 
+def without_cells(pages: Mapping[str, bytes], directory: Path) -> list[str]:
+    """A line for each study whose page is in a directory and whose cells are not all found: one that
+    was not committed, or whose config has changed since.
+    """
+    return [
+        f"{name}.md: not all cells of its protocol are in experiments/studies/{name}/cells.jsonl "
+        f"under the config that {STUDIES[name]} has today"
+        for name in STUDIES
+        if f"{name}.md" not in pages and (directory / f"{name}.md").exists()
+    ]
+
+
 def _equal(path: Path, content: bytes) -> bool:
     if not path.exists():
         return False
@@ -206,6 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         pages = all_pages()
         changed = differing(pages, PAGES)
+        if lost := without_cells(pages, PAGES):
+            raise command.Failed("\n".join(lost))
         if given.check:
             print("\n".join(changed) or f"{len(pages)} files are as they would be written")
             raise SystemExit(1 if changed else 0)

@@ -93,6 +93,18 @@ def test_no_page_is_written_from_a_part_of_the_cells(monkeypatch, tmp_path):
     assert results.study_pages("offpolicyness") == {}
 
 
+def test_a_page_whose_cells_are_not_found_is_an_error(monkeypatch, capsys):
+    """The cells of a config that has changed since are those of another study."""
+    pages = {"grpovi.md": b"", "inflight_age.md": b"", "benchmarks.md": b""}
+    monkeypatch.setattr(results, "all_pages", lambda: pages)
+    with pytest.raises(SystemExit) as stopped:
+        results.main(["--check"])
+    assert stopped.value.code == 1
+    said = capsys.readouterr().err
+    assert "quickstart.md: not all cells of its protocol are in" in said
+    assert "grpovi.md" not in said
+
+
 def test_a_cell_that_is_equal_to_the_bit_says_so():
     assert "equal to the bit" in results.compare("arm", LINE, moved("one kind"))
 
