@@ -101,7 +101,7 @@ def note(program: str, tree: object) -> bool:
     spans = any(not sharding.is_fully_addressable for sharding in shardings)
     if spans and (thread := _barred.get()):
         raise SpansProcesses(
-            f"{thread} dispatches {program}, which spans processes; accepted: programs "
+            f"the thread {thread} dispatches {program!r}, which spans processes; accepted: programs "
             "on the devices of this process. The trainer's thread dispatches the others, in one "
             "order on all processes"
         )

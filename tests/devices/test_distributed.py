@@ -27,7 +27,7 @@ from rlhf_jax.runtime import synchronous
 from tests.devices import host
 from tests.runtime import rounds
 
-LIMIT_SECONDS = 300  # of a child, on a machine that does other things too
+LIMIT_SECONDS = 600  # of a child, on a machine that does other things too
 SETTINGS = (
     *kill.SIZES,
     "sft.num_updates=4",
@@ -222,7 +222,8 @@ def test_spanning_programs_have_one_order_on_all_processes(slices):
         log = str(slices[f"dispatched/{lag}"]).split("; ")
         updates = [entry for entry in log if ": train_policy on " in entry]
         assert len(updates) == host.ROUNDS, log
-        assert len([entry for entry in log if ": gather_on_each_host on " in entry]) >= 2
+        gathers = [entry for entry in log if ": gather_on_each_host on " in entry]
+        assert len(gathers) == host.ROUNDS - lag, "one for each version that samples a round"
         assert {entry.partition(":")[0] for entry in log} == {"MainThread"}
 
 
@@ -247,7 +248,7 @@ def test_what_cannot_cross_hosts_is_refused(slices):
     assert "process 1 has another config than process 0" in said["refused/same"]
     assert "accepted: 512 or fewer" in said["refused/long"]
     assert "the same number of indices along each axis, all of `tensor`" in said["refused/mesh"]
-    assert "sampler dispatches whole, which spans processes" in said["refused/thread"]
+    assert "the thread sampler dispatches 'whole', which spans processes" in said["refused/thread"]
 
 
 @pytest.fixture(scope="module")
