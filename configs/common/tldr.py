@@ -44,6 +44,7 @@ def reward_model(size: str, stage: str) -> ConfigDict:
         "models/tldr-6.9b-reward",
     )
     config.pretrained.gold_shape = "gpt_neox/pythia-6.9b"
+    config.pretrained.gold_dtype = "bfloat16"  # 13.8 GB of params in place of 27.6
     config.lengths.max_completion_tokens = 169
     recipes.plain_adam(config.reward_model.optimizer, 1e-5, "cosine")
     config.reward_model.pairs_per_update = (
@@ -64,6 +65,7 @@ def rlhf(size: str, algorithm: str) -> ConfigDict:
     )
     config.pretrained.gold = "models/tldr-6.9b-reward"
     config.pretrained.gold_shape = "gpt_neox/pythia-6.9b"
+    config.pretrained.gold_dtype = "bfloat16"  # 13.8 GB of params in place of 27.6
     config.lengths.max_completion_tokens = (
         53  # all training configs of the code; the paper's table says 128
     )

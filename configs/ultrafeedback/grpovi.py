@@ -36,6 +36,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.pretrained.policy_shape = "gpt_neox/pythia-2.8b"  # Razin et al.'s largest policy
     config.pretrained.reward_model_shape = "gemma2/gemma-2-2b"
     config.pretrained.gold_shape = "llama/llama-3.1-8b"
+    config.pretrained.gold_dtype = "bfloat16"  # as the policy computes
     config.reward_model.standardize = (
         True  # one mean and deviation, as both papers do; the range is in that unit
     )

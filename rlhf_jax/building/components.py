@@ -49,8 +49,6 @@ def workspace(values: dict[str, Any]) -> Workspace:
     environment.pin()
     task = registry.make("tasks", *named("tasks", values["task"], "task"))
     check_task(task, values["task"]["name"])
-    if values["pretrained"]["gold_dtype"] == "auto":
-        values["pretrained"]["gold_dtype"] = values["model"]["dtype"]
     pretrained = fill(pretrained_models.Config, values["pretrained"], "pretrained")
     values["model"] = pretrained_models.model_values(values["model"], pretrained)
     if values["tokenizer"]["kind"] == "hf" and not values["tokenizer"]["path"]:

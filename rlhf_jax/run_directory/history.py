@@ -37,12 +37,10 @@ RENAMED_VALUES: dict[tuple[str, Any], Any] = {
 REMOVED: dict[str, Any] = {}
 """old key -> the one value of it that the code still computes."""
 
-ADDED: dict[str, Any] = {"pretrained.gold_dtype": "float32"}
+ADDED: dict[str, Any] = {}
 """new key -> the value that does what the code did before the key was there, where that is not the
 default.
 """
-AUTO: dict[str, str] = {"pretrained.gold_dtype": "model.dtype"}
-"""key -> the key whose value it has where it is "auto"."""
 
 
 def translated(stored: Mapping[str, Any], where: str) -> dict[str, Any]:

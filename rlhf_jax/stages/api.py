@@ -161,14 +161,8 @@ class Workspace:
     @cached_property
     def _gold_model(self) -> pretrained_models.Judge:
         template = getattr(self.task, "template", None)
-        date, dtype = "" if template is None else template.date, self.pretrained.gold_dtype
-        return pretrained_models.Judge(
-            self.pretrained,
-            self.tokenizer,
-            self.mesh,
-            date,
-            self.model.dtype if dtype == "auto" else dtype,
-        )
+        date = "" if template is None else template.date
+        return pretrained_models.Judge(self.pretrained, self.tokenizer, self.mesh, date)
 
     def gold(
         self, prompts: Sequence[str], completions: Sequence[str], finished_B: Sequence[bool]

@@ -42,12 +42,8 @@ def significant(value: float) -> float:
 
 
 def identity(config: Mapping[str, Any]) -> str:
-    """The digest of a flattened config without the keys that do not enter its numbers; a key that is
-    "auto" is what it stands for.
-    """
-    values = {key: value for key, value in config.items() if key not in NO_NUMBERS}
-    stand_for = {key: values[of] for key, of in history.AUTO.items() if values.get(key) == "auto"}
-    return digest(values | stand_for)
+    """The digest of a flattened config without the keys that do not enter its numbers."""
+    return digest({key: value for key, value in config.items() if key not in NO_NUMBERS})
 
 
 def append(

@@ -303,7 +303,7 @@ def test_frozen_roles_are_rounded_once_and_training_begins_in_float32(folders, t
     """
     named = {"sft": "policy", "reward_model": "reward", "gold": "gold"}
     config = tiny_config(tmp_path / "run", **{key: folders / name for key, name in named.items()})
-    config.model.dtype = "bfloat16"
+    config.model.dtype = config.pretrained.gold_dtype = "bfloat16"
     config.algorithm = build.component("algorithms", "ppo")
     config.reward_model.standardize = False
     workspace, stages, algorithm = build.prepare(config)

@@ -18,6 +18,7 @@ from rlhf_jax.types import Array, Params
 
 MOVES = ("transpose", "reshape")
 """Primitives that commute with rounding."""
+FLOAT32 = np.dtype("float32")
 INNER = ("jaxpr", "call_jaxpr")
 """Names of the function that a primitive calls with its own inputs, one to one."""
 
@@ -65,7 +66,10 @@ def is_rounded(params: Params) -> bool:
     Args:
       params: of a role; the base of an adapter is not trained.
     """
-    return any(leaf.dtype != jnp.float32 for leaf in jax.tree.leaves(split(params)[0]))
+    return any(
+        jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < FLOAT32.itemsize
+        for leaf in jax.tree.leaves(split(params)[0])
+    )
 
 
 def is_shapes(params: Params) -> bool:
@@ -130,7 +134,7 @@ def _dtypes(
     for var in jaxpr.invars[: len(leaves)]:
         # Nothing reads a value model's map to logits.
         is_read = any(True for _ in _dtypes_read(jaxpr, var, "float32"))
-        name = narrowed(jaxpr, var, np.dtype("float32")) if is_read else _decoder(model).dtype
+        name = narrowed(jaxpr, var, FLOAT32) if is_read else _decoder(model).dtype
         found.append("" if name == "float32" else name)
     return tuple(found)
 

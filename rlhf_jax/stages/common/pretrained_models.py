@@ -53,8 +53,8 @@ class Config:
     # Conversations are rendered again in it for gold: a name, file or folder; empty: see Judge.
     gold_chat_template: str = ""
     gold_rows_per_batch: Count = 64  # completions that the gold model scores at once
-    # of the gold model's products, in which its params are held too; "auto": that of model.dtype
-    gold_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    # of the gold model's products, in which its params are held too
+    gold_dtype: Literal["float32", "bfloat16"] = "float32"
     # The shapes of the models in these folders, for plans that are made where the folders are not;
     # a run reads the folders.
     policy_shape: str = ""  # of base or sft: FAMILY/PRESET, such as gpt_neox/pythia-1b
@@ -211,24 +211,9 @@ class Judge:
     Otherwise gold reads the policy's text.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        tokenizer: Tokenizer,
-        mesh: Mesh,
-        date: str = "",
-        dtype: str = "float32",
-    ):
-        """Reads the folder's tokenizer and template; its params at the first call.
-
-        Args:
-          config: of the run's folders.
-          tokenizer: of the policy.
-          mesh: that it scores on.
-          date: is told to a template that asks for it.
-          dtype: of products.
-        """
-        self.config, self.mesh, self.dtype = config, mesh, dtype
+    def __init__(self, config: Config, tokenizer: Tokenizer, mesh: Mesh, date: str = ""):
+        """`date` is told to a template that asks for it."""
+        self.config, self.mesh = config, mesh
         folder = Path(config.gold)
         known = Folder(folder).model_config.vocab_size
         self.tokenizer = vocabularies.judge_tokenizer(folder, known, tokenizer)
@@ -239,7 +224,7 @@ class Judge:
 
     @cached_property
     def _compiled(self) -> Callable[[ArrayLike, ArrayLike], Array]:
-        model = classifier(self.config.gold, dtype=self.dtype)
+        model = classifier(self.config.gold, dtype=self.config.gold_dtype)
         params = held(model, load_classifier(self.config.gold, model, self.mesh))
         return partial(distributed.compiled(partial(learned.score_tokens, model)), params)
 
