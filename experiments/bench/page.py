@@ -265,6 +265,30 @@ def variance_increase() -> str:
     return table(("groups × responses", "kernel / `jnp.sort`", "with weights / `jnp.sort`"), rows)
 
 
+def preset_costs() -> dict[str, str]:
+    """The presets whose update has most operations and bytes beside GRPO's, and the cost of the pass
+    that measures gradient energies.
+    """
+
+    def largest(figure: str) -> str:
+        passes = ("pass", "beside")
+        found = cases("preset_costs", lambda case: not any(word in case["case"] for word in passes))
+        case = max(found, key=lambda case: case[f"{figure}_of_grpo"])
+        return f"{case[f'{figure}_of_grpo']:.4f} ({case['case']})"
+
+    def pass_of(name: str) -> str:
+        found = {case["case"]: case["flops_of_grpo"] for case in cases("preset_costs")}
+        return " and ".join(f"{100 * found[f'{size} {name}']:.2f} %" for size in ("tiny", "head"))
+
+    return {
+        "preset_flops": largest("flops"),
+        "preset_bytes": largest("bytes"),
+        "energy_pass": pass_of("scoring pass: gradient energy"),
+        "reference_pass": pass_of("scoring pass: log-probabilities"),
+        "energy_beside": pass_of("energy beside log-probabilities"),
+    }
+
+
 def estimates_figure() -> Figure:
     """Expected against measured seconds of a round: random plans, and ReaLHF's 36 published
     settings.
@@ -294,7 +318,8 @@ def estimates_figure() -> Figure:
 def pages() -> dict[str, str | Figure]:
     """The files of the page by their names in `docs/results/`."""
     names: Sequence[str] = (
-        "generate", "algorithms", "sabotage", "speed", "overlap", "plans", "realhf_settings", "reallocate", "variance_increase"
+        "generate", "algorithms", "sabotage", "speed", "overlap", "plans", "realhf_settings", "reallocate",
+        "variance_increase", "preset_costs",
     )  # fmt: skip
     text = fill(
         Path(__file__).with_name("page.md"),
@@ -311,5 +336,6 @@ def pages() -> dict[str, str | Figure]:
         reallocate=reallocate(),
         variance_increase=variance_increase(),
         **plans_summary(),
+        **preset_costs(),
     )
     return {"benchmarks.md": text, "benchmarks_plans.png": estimates_figure()}
