@@ -7,6 +7,7 @@ drawn by inverting the cumulative distribution with that one uniform number, whi
 number a row and not one a vocabulary entry.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
@@ -16,11 +17,13 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.models.api import Cache, Model, repeat_cache, repeat_rows
-from rlhf_jax.models.common.layout import whole_params
-from rlhf_jax.ops import versions
+from rlhf_jax.models.common.layout import sampling_mesh, whole_params
+from rlhf_jax.ops import draw, versions
 from rlhf_jax.ops.masked import positions_from_mask
 from rlhf_jax.types import Array, Params, Prompts, Samples
 
+TENSOR, ROWS = "tensor", ("data", "fsdp")
+"""Axes of a mesh that shard the vocabulary, and rows."""
 HALF_STEP = (
     2.0**-24
 )  # half the distance between neighbouring numbers of `jax.random.uniform` in float32
@@ -100,11 +103,9 @@ def uniforms(key: Array, ordinal_B: Array, sample_index_B: Array, num_positions:
 
 def sample_token(logits_BV: Array, uniform_B: Array, temperature: float) -> tuple[Array, Array]:
     """The token where the cumulative distribution of softmax(logits / temperature) passes
-    `uniform`, and its log-probability.
+    `uniform`, and its log-probability: see `ops/draw.py`.
 
-    Two levels, so that no cumulative sum over the whole vocabulary is needed: first the block of
-    about sqrt(V) entries, then the entry in it. Temperature 0 takes the most probable token, whose
-    log-probability is then 0.
+    On a mesh whose axis `tensor` divides the vocabulary the logits stay on their shards.
 
     Args:
       logits_BV: of the next token.
@@ -113,35 +114,14 @@ def sample_token(logits_BV: Array, uniform_B: Array, temperature: float) -> tupl
 
     Returns: token_B int32, logprob_B float32 in nats.
     """
-    if temperature == 0.0:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), jnp.zeros(
-            logits_BV.shape[:1], jnp.float32
-        )
-    scaled_BV = logits_BV.astype(jnp.float32) / temperature
-    shifted_BV = scaled_BV - jnp.max(scaled_BV, axis=-1, keepdims=True)
-    num_rows, vocab_size = shifted_BV.shape
-    width = max(1, round(vocab_size**0.5))
-    padding = -vocab_size % width
-    weight_BXY = jnp.pad(jnp.exp(shifted_BV), ((0, 0), (0, padding))).reshape(num_rows, -1, width)
-    block_BX = weight_BXY.sum(axis=-1)
-    cumulative_BX = jnp.cumsum(block_BX, axis=-1)
-    total_B = cumulative_BX[:, -1]
-    target_B1 = (uniform_B * total_B)[:, None]
-    block_B = _first(cumulative_BX > target_B1, block_BX > 0)
-    inner_BY = jnp.take_along_axis(weight_BXY, block_B[:, None, None], axis=1)[:, 0]
-    before_B1 = jnp.take_along_axis(cumulative_BX - block_BX, block_B[:, None], axis=1)
-    within_B = _first(jnp.cumsum(inner_BY, axis=-1) + before_B1 > target_B1, inner_BY > 0)
-    token_B = (block_B * width + within_B).astype(jnp.int32)
-    logprob_B = jnp.take_along_axis(shifted_BV, token_B[:, None], axis=1)[:, 0] - jnp.log(total_B)
-    return token_B, jnp.minimum(logprob_B, 0.0)
-
-
-def _first(reached_BX: Array, possible_BX: Array) -> Array:
-    """First possible index that was reached; the last possible one where rounding left none."""
-    size = possible_BX.shape[-1]
-    hit_BX = reached_BX & possible_BX
-    last_B = size - 1 - jnp.argmax(possible_BX[:, ::-1], axis=-1)
-    return jnp.where(hit_BX.any(axis=-1), jnp.argmax(hit_BX, axis=-1), last_B)
+    mesh, (num_rows, vocab_size) = sampling_mesh(), logits_BV.shape
+    if mesh is None or mesh.shape[TENSOR] == 1 or vocab_size % mesh.shape[TENSOR]:
+        return draw.token(logits_BV, uniform_B, temperature)
+    shards = math.prod(mesh.shape[axis] for axis in ROWS)
+    rows = () if num_rows % shards else ROWS
+    return draw.token_of_shards(
+        logits_BV, uniform_B, temperature, mesh=mesh, axis=TENSOR, rows=rows
+    )
 
 
 def prefill(

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from rlhf_jax import randomness
 from rlhf_jax.devices import memory
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.common.layout import Layout, rows_sharded
+from rlhf_jax.models.common.layout import Layout, rows_sharded, sampling_on
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.once import once
 from rlhf_jax.ops.row_shards import RowShards
@@ -112,7 +112,8 @@ def sampling_rows(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
     def run(params: Params, *arguments: object) -> T:
         needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
         fits = available is None or needed <= WHOLE_PARAMS * available * mesh.shape["tensor"]
-        return (keeping_rows(function, mesh) if fits else function)(params, *arguments)
+        with sampling_on(mesh):
+            return (keeping_rows(function, mesh) if fits else function)(params, *arguments)
 
     return run
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rlhf_jax.models.api import Model
@@ -79,3 +79,21 @@ def keep_rows(rows: Array) -> Array:
     """Rows constrained to the shards of `rows_sharded`; as they are outside it."""
     layout = current()
     return rows if layout is None else layout.keep(rows)
+
+
+_SAMPLING: ContextVar[Mesh | None] = ContextVar("sampling", default=None)
+
+
+@contextmanager
+def sampling_on(mesh: Mesh) -> Iterator[None]:
+    """A context in which functions that draw tokens are traced for a mesh."""
+    token = _SAMPLING.set(mesh)
+    try:
+        yield
+    finally:
+        _SAMPLING.reset(token)
+
+
+def sampling_mesh() -> Mesh | None:
+    """The mesh of `sampling_on`; None outside it."""
+    return _SAMPLING.get()
