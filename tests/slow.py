@@ -24,6 +24,15 @@ SLOW = {
     "tests/devices/test_distributed.py::test_four_processes_train_as_one": (
         "tests/devices/test_distributed.py::test_two_processes_with_slices_and_threads_train_as_one"
     ),
+    **{
+        f"tests/devices/test_distributed.py::{test}[copies]": (
+            f"tests/devices/test_distributed.py::{test}[one_copy]"
+        )
+        for test in (
+            "test_killing_one_process_ends_all_with_a_message_within_a_minute",
+            "test_started_again_the_pipeline_ends_as_one_process_does",
+        )
+    },
     "tests/face/test_calls.py::test_a_round_is_that_of_the_compiled_program[2-": (
         "tests/face/test_calls.py::test_a_round_is_that_of_the_compiled_program[1-"
     ),

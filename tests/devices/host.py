@@ -267,7 +267,7 @@ def talk():
         "same": lambda: distributed.check_same("config", f"of {process}"),
         "long": lambda: distributed.all_gather("x" * 600),
         "mesh": lambda: per_host.local_mesh(
-            Mesh(distributed.devices_by_host().reshape(1, 2, 2).swapaxes(0, 2), mesh.AXES)
+            Mesh(distributed.devices_by_host().reshape(1, 2, 2).swapaxes(1, 2), mesh.AXES)
         ),
     }
     return {f"refused/{name}": np.str_(message_of(call)) for name, call in refused.items()}

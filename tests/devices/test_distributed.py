@@ -251,9 +251,10 @@ def test_what_cannot_cross_hosts_is_refused(slices):
     assert "the thread sampler dispatches 'whole', which spans processes" in said["refused/thread"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("pipeline")
+@pytest.fixture(scope="module", params=["one_copy", "copies"])
+def folder(request, tmp_path_factory) -> Path:
+    """Of pipelines whose processes share one copy of the params, or have a copy each."""
+    return tmp_path_factory.mktemp(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -272,9 +273,10 @@ def killed(folder):
 
 
 def start(directory: Path, count: int) -> Processes:
-    """A pipeline whose processes share one copy of the params."""
-    command = [*PIPELINE, "--config.mesh.fsdp_hosts=-1", f"--config.directory={directory}"]
-    return Processes(directory, command, count, 1)
+    """A pipeline in a directory of the fixture `folder`."""
+    hosts = -1 if directory.parent.name.startswith("one_copy") else 1
+    keys = [f"--config.mesh.fsdp_hosts={hosts}", f"--config.directory={directory}"]
+    return Processes(directory, [*PIPELINE, *keys], count, 1)
 
 
 def test_killing_one_process_ends_all_with_a_message_within_a_minute(killed):
