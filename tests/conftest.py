@@ -24,10 +24,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rlhf_jax_tests_")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    _FASTER = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FASTER}".strip()
+if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
+    os.environ["XLA_FLAGS"] = (
+        "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters "
+        + os.environ.get("XLA_FLAGS", "")
+    )
 
 import jax
 import pytest
@@ -74,6 +75,12 @@ def compiled():
     jax.monitoring.register_event_duration_secs_listener(note)
     yield names
     jax.monitoring.unregister_event_duration_listener(note)
+
+
+@pytest.fixture(scope="session")
+def compiled_as_a_run() -> bool:
+    """True where programs have the optimisations of a run: with JAX_DISABLE_MOST_OPTIMIZATIONS=0."""
+    return not jax.config.read("jax_disable_most_optimizations")
 
 
 Pictures = Callable[[], AbstractContextManager[None]]

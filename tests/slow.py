@@ -33,6 +33,9 @@ SLOW = {
             "test_started_again_the_pipeline_ends_as_one_process_does",
         )
     },
+    "tests/devices/test_reallocate.py::test_every_bit_of_a_bfloat16_arrives[all-": (
+        "tests/devices/test_reallocate.py::test_every_bit_of_a_bfloat16_arrives[numbers-"
+    ),
     "tests/face/test_calls.py::test_a_round_is_that_of_the_compiled_program[2-": (
         "tests/face/test_calls.py::test_a_round_is_that_of_the_compiled_program[1-"
     ),
