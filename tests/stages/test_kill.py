@@ -3,10 +3,8 @@ never killed.
 """
 
 import json
-import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,15 +21,10 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(folder) -> Iterator[Path]:
-    """A run that was never killed.
-
-    It fills the compile cache that the others share; none is compiled to be fast.
-    """
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+def whole(folder) -> Path:
+    """A run that was never killed. It fills the compile cache that the others share."""
     kill.finish(kill.start(folder / "whole", folder / "cache"))
-    yield folder / "whole"
-    del os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
+    return folder / "whole"
 
 
 def test_six_kills_change_nothing(folder, whole):
