@@ -24,15 +24,11 @@ SLOW = {
     "tests/devices/test_distributed.py::test_four_processes_train_as_one": (
         "tests/devices/test_distributed.py::test_two_processes_with_slices_and_threads_train_as_one"
     ),
-    **{
-        f"tests/devices/test_distributed.py::{test}[copies]": (
-            f"tests/devices/test_distributed.py::{test}[one_copy]"
-        )
-        for test in (
-            "test_killing_one_process_ends_all_with_a_message_within_a_minute",
-            "test_started_again_the_pipeline_ends_as_one_process_does",
-        )
-    },
+    "tests/devices/test_distributed.py::"
+    "test_killing_one_process_ends_all_with_a_message_within_a_minute[copies]": (
+        "tests/devices/test_distributed.py::"
+        "test_killing_one_process_ends_all_with_a_message_within_a_minute[one_copy]"
+    ),
     "tests/devices/test_reallocate.py::test_every_bit_of_a_bfloat16_arrives[all-": (
         "tests/devices/test_reallocate.py::test_every_bit_of_a_bfloat16_arrives[numbers-"
     ),
