@@ -1,8 +1,7 @@
-"""The chain on templated reviews at the sizes of the studies: SFT, comparisons labelled by gold, a
-reward model, and RLHF at lag 1.
+"""The chain on templated reviews: SFT, comparisons labelled by gold, a reward model, and RLHF at lag 1.
 
-The quickstart has the same stages at sizes of its own, so that it can become shorter while the
-committed cells of studies, which are known by the digest of their config, stay those of their study.
+The committed cells of studies are known by the digest of their config, and it is made of these sizes.
+Other sizes for the quickstart belong in `configs/quickstart.py`.
 """
 
 from ml_collections import ConfigDict
