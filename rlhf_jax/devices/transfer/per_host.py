@@ -221,7 +221,7 @@ def _gather(
     The result is as if the hosts' arrays were joined: a dimension that is sharded over n hosts is n
     times as long, and each host has its shards of one whole array.
     """
-    boxes = _boxes(mesh)
+    boxes, hosts = _boxes(mesh), hosts_of_axis(mesh)
     process_of = processes(mesh.devices)
 
     def local_index(names: tuple[str, ...]) -> tuple[np.ndarray, int]:
@@ -252,7 +252,7 @@ def _gather(
             # As bits: a cast must not move behind the collective, which would carry more bytes.
             bits = as_bits(shard)
             for dim, names in enumerate(names_of_dims):
-                if any(hosts_of_axis(mesh)[name] > 1 for name in names):
+                if any(hosts[name] > 1 for name in names):
                     bits = whole_dim(bits, dim, names)
             found.append(from_bits(bits, shard.dtype))
         return tuple(found)
@@ -328,9 +328,8 @@ def _splits_over_hosts(sharding: NamedSharding) -> list[tuple[int, int]]:
     """(dim, number of hosts) of the dimensions that are sharded over the hosts."""
     hosts = hosts_of_axis(mesh_of(sharding))
     splits = []
-    for dim, names in enumerate(sharding.spec):
-        named = (names,) if isinstance(names, str) else tuple(names or ())
-        count = int(np.prod([hosts[name] for name in named], dtype=int))
+    for dim, names in enumerate(_whole_spec(sharding.spec, len(sharding.spec))):
+        count = int(np.prod([hosts[name] for name in names], dtype=int))
         if count > 1:
             splits.append((dim, count))
     return splits
