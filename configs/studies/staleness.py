@@ -3,7 +3,7 @@
 Command:   nice -n 19 python -m experiments.sweep --config=configs/studies/staleness.py --workers=1 --minutes=90
 Hardware:  one CPU core
 Protocol:  experiments/studies/staleness/protocol.md (hypotheses, cells, margins, stop rule)
-Budget:    7 arms x 5 learning rates x 5 seeds: 175 cells of 128 updates, and the SFT policy of each seed
+Budget:    7 arms x 5 learning rates x 8 seeds: 280 cells of 128 updates, and the SFT policy of each seed
 Result:    docs/results/staleness.md, written from experiments/studies/staleness/cells.jsonl
 
 REINFORCE without a correction on templated reviews, with gold as the reward, so that no collapse is
@@ -29,7 +29,7 @@ CYCLES = (4, 8)  # largest ages of a sampler that is renewed every so many round
 RATE = "rlhf.optimizer.learning_rate"
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
 EVALUATE_AT = (1, 2, 3, 4, 6, 8, 12, 16, *range(20, NUM_UPDATES, 4))
-SEEDS = (0, 1, 2, 3, 4)
+SEEDS = (0, 1, 2, 3, 4, 5, 6, 7)  # the last three by the stop rule of the protocol
 PILOT_SEED = 100
 
 
