@@ -45,6 +45,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 MAX_MAPPINGS = 20_000
 """Mappings of memory above which compiled programs are dropped. Linux allows a process 65,530."""
 MAPPINGS = Path("/proc/self/maps")
+MAX_PROGRAMS = 4_000
+"""Programs above which they are dropped. JAX keeps at most 8,192 calls of compiled functions a process,
+and when it is full, it drops a new call and not the oldest (jaxlib 0.10): then the function has no
+call in its cache that a test could count.
+"""
+_programs: list[str] = []  # compiled or read from a cache since programs were dropped
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,26 +58,37 @@ def _dropped_programs():
     """Drops compiled programs between modules where there are many, and in any case their functions:
     no module finds a program that another one traced or compiled in its own way.
 
-    Each program takes about ten mappings. Those of the whole suite are more than a process may have, and
+    Each program takes some mappings. Those of the whole suite are more than a process may have, and
     XLA aborts where it cannot map another one.
     """
     yield
     once.forget()
-    if MAPPINGS.exists() and MAPPINGS.read_text().count("\n") > MAX_MAPPINGS:
+    many = MAPPINGS.exists() and MAPPINGS.read_text().count("\n") > MAX_MAPPINGS
+    if many or len(_programs) > MAX_PROGRAMS:
         jax.clear_caches()
         gc.collect()
+        _programs.clear()
 
 
-@pytest.fixture
-def compiled():
-    """Names of the functions that were compiled since the test began, or read from a cache."""
-    names: list[str] = []
+def _noting(names: list[str]) -> Callable[..., None]:
+    """Listener of JAX's events that adds the names of functions compiled or read from a cache."""
 
     def note(event: str, duration_secs: float, **labels: str | int) -> None:
         del duration_secs
         if event == activity.COMPILED:
             names.append(str(labels.get("fun_name")))
 
+    return note
+
+
+jax.monitoring.register_event_duration_secs_listener(_noting(_programs))
+
+
+@pytest.fixture
+def compiled():
+    """Names of the functions that were compiled since the test began, or read from a cache."""
+    names: list[str] = []
+    note = _noting(names)
     jax.monitoring.register_event_duration_secs_listener(note)
     yield names
     jax.monitoring.unregister_event_duration_listener(note)
