@@ -7,7 +7,9 @@ What does not compare is one line and exit status 2.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rlhf_jax.cli import command
@@ -34,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from rlhf_jax.report.comparison import html  # after the arguments: it imports jax
 
         place.directory = given.to.parent
-        print(html.write(given.runs, given.to))
+        print(html.write(given.runs, given.to, partial(print, file=sys.stderr)))
 
     return command.call(body)
 

@@ -188,7 +188,8 @@ def finish(sweep: Sweep, cells: Sequence[Task], code: str) -> None:
     from rlhf_jax.report.comparison import html
 
     try:
-        page = html.write([str(cell.directory) for cell in done], sweep.directory / COMPARISON)
+        given = [str(cell.directory) for cell in done]
+        page = html.write(given, sweep.directory / COMPARISON, print)
     except Refusal as error:
         print(f"no comparison: {error}")
     else:

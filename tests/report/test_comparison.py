@@ -261,6 +261,34 @@ def test_limits_of_a_comparison_are_told(root: Path, tmp_path: Path) -> None:
     assert "gold_mean" in figures.names(comparison)
 
 
+def test_runs_with_the_same_numbers_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that a run does not read changes nothing, and neither does the loop."""
+    monkeypatch.setattr(html, "_curves", lambda comparison: [])  # drawing takes seconds
+    paths = [
+        vary(tmp_path / f"{slots}_{seed}", seed, rlhf__num_slots=slots)
+        for slots in (16, 32)
+        for seed in (0, 1)
+    ]
+    path, page = paths[3] / "metrics.jsonl", tmp_path / "page.html"
+    path.write_text(path.read_text().replace('"seconds": ', '"seconds": 1'))  # no number of a run
+    said = "A and B have the same numbers in every update and evaluation (seeds 0, 1): "
+    assert compare.main([*given(*paths), f"--to={page}"]) == 0
+    assert capsys.readouterr().err == f"note: {said}`rlhf.num_slots` changed none of them.\n"
+    assert said in page.read_text()
+
+    notes: list[str] = []
+    twin = vary(tmp_path / "twin", 0, rlhf__num_slots=16)
+    html.write(given(paths[0], twin), page, notes.append)
+    assert notes.pop().endswith("evaluation (seed 0).")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    next(line for line in lines if line["stage"] == "rlhf" and line.get("update") == 7)["loss"] *= 2
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    html.write(given(*paths), page, notes.append)
+    assert not notes
+
+
 def test_the_command_prints_the_path_or_one_line(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from markupsafe import Markup
 from rlhf_jax.records import jsonl
 from rlhf_jax.records.progress import format_seconds
 from rlhf_jax.report import glossary, identity, read, rendering
-from rlhf_jax.report.comparison import completions, figures, runs
+from rlhf_jax.report.comparison import completions, figures, runs, unchanged
 from rlhf_jax.report.comparison.runs import Comparison, Group
 from rlhf_jax.report.elements import Drawings
 from rlhf_jax.report.formats import number
@@ -46,17 +46,27 @@ TITLES = {
 }
 
 
-def write(given: Sequence[str], path: str | os.PathLike[str]) -> Path:
+def write(
+    given: Sequence[str],
+    path: str | os.PathLike[str],
+    say: Callable[[str], object] | None = None,
+) -> Path:
     """Writes the page of a comparison by an atomic rename; returns its path.
 
     Args:
       given: run directories, and patterns of them.
       path: of the page.
+      say: takes each sentence about runs with the same numbers, which the page has too.
 
     Raises as `runs.compare`, and OSError.
     """
     comparison = runs.compare(given)
+    same = unchanged.sentences(comparison)
+    comparison = replace(comparison, notices=(*same, *comparison.notices))
     jsonl.replace(Path(path), render(comparison).encode())
+    if say is not None:
+        for sentence in same:
+            say(f"note: {sentence}")
     return Path(path)
 
 
