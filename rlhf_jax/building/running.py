@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rlhf_jax import registry
+from rlhf_jax.building import unread
 from rlhf_jax.building.components import (
     algorithm,
     inert_clip,
@@ -128,7 +129,7 @@ def _checked(
     stored_config.as_before(values, defaults)
     check_settings(values)
     parts = parts_of_values(values)
-    notices = base.checked(parts[0])
+    notices = [f"note: {note}" for note in unread.notes(values)] + base.checked(parts[0])
     return parts, [*notices, *task_checks.Check(values["job"], *parts[:2]).run()]
 
 

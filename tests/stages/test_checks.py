@@ -94,6 +94,17 @@ def test_an_evaluation_of_more_prompts_than_there_are_is_told(config):
     assert len(said(config)) == 1
 
 
+def test_keys_that_the_run_does_not_read_are_told(config):
+    config.rlhf.num_slots, config.rlhf.segment_steps, config.lora.alpha = 4, 2, 8.0
+    alpha, slots, steps = (line for line in said(config) if line.startswith("note: "))
+    assert alpha == "note: lora.alpha=8.0 is not read without lora.rank of 1 or more"
+    assert slots == "note: rlhf.num_slots=4 is not read without rlhf.engine=slots"
+    assert steps.startswith("note: rlhf.segment_steps=2 ")
+    config.lora.rank, config.rlhf.engine = 2, "slots"
+    config.directory += "_with"
+    assert not [line for line in said(config) if "is not read" in line]
+
+
 def test_nothing_is_said_where_nobody_asked(config, capsys):
     build.prepare(config)
     assert capsys.readouterr().out == ""
