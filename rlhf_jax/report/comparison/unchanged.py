@@ -34,7 +34,7 @@ def _numbers(run: Compared) -> tuple[str, ...]:
 
 
 def _sentence(comparison: Comparison, first: Group, second: Group, seeds: Sequence[int]) -> str:
-    """What two groups have in common, and which keys have changed nothing."""
+    """A sentence with what two groups have in common, and which keys have changed nothing."""
     named = f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
     text = (
         f"{first.letter} and {second.letter} have the same numbers in every update and evaluation "
