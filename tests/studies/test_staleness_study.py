@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments.studies import censored
 from experiments.studies.staleness import findings
@@ -154,6 +155,13 @@ def test_the_page_says_what_the_runs_say():
         "supported: more than 0.05" in text
     )  # the invented ESS falls ten rounds before each collapse
     assert "| lag 16 | 0.004 | ≤ 32" in text
+    figure = found["staleness_times.png"]
+    assert isinstance(figure, Figure)
+    marks = [mark for ax in figure.axes for mark in ax.lines if mark.get_marker() != "None"]
+    assert len(marks) == len(runs()) + len(cycles)  # every run has one, collapsed or not
+    every = [passage(run) for run in (*runs(), *cycles)]
+    assert sum(mark.get_marker() == "^" for mark in marks) == sum(not it.happened for it in every)
+    assert sum(mark.get_marker() == "v" for mark in marks) == sum(it.too_early for it in every)
 
 
 def test_a_slope_that_excludes_one_is_refuted_and_a_wide_one_is_undecided():

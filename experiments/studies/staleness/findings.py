@@ -260,42 +260,36 @@ def single_seeds(lines: Sequence[Result]) -> str:
 
 
 def times_plot(lines: Sequence[Result]) -> Figure:
-    """First passage against age, a line for each learning rate; arrows where no run collapsed."""
-    figure, axes = style.panels(2, 2, 3.4)
+    """The time of every run against age, a colour for each learning rate, with the fitted law.
+
+    A dot is a collapse, a triangle that points down one that is known to lie below it, and one that
+    points up a run that lasted longer. Rates, and the seeds of one rate, lie beside each other.
+    """
+    law = slopes([passage(line) for line in lines])
+    rates, seeds = sorted({line["setting"][RATE] for line in lines}), _seeds(lines)
+    figure, axes = style.panels(2, 2, 3.6)
     for ax, cyclic in zip(axes, (False, True), strict=True):
         title = "Renewed in cycles" if cyclic else "Constant lag"
-        style.axes(ax, title, "largest age, updates", "updates before the collapse")
+        style.axes(ax, title, "largest age, updates", "updates at full age before the collapse")
         some = [line for line in lines if oldest_of(line["arm"])[0] == cyclic]
-        rates = sorted({line["setting"][RATE] for line in some})
-        for color, rate in zip(style.PART_COLORS, rates, strict=False):
-            known = [
-                line for line in some if line["setting"][RATE] == rate and passage(line).happened
-            ]
-            items = [passage(line) for line in known]
-            ages = sorted({item.oldest for item in items})
-            points = [
-                interval(
-                    {i: math.log(item.high) for i, item in enumerate(items) if item.oldest == age}
+        for index, (color, rate) in enumerate(zip(style.PART_COLORS, rates, strict=False)):
+            for line in (line for line in some if line["setting"][RATE] == rate):
+                item = passage(line)
+                low, high = item.bounds
+                marker = "^" if not item.happened else "v" if item.too_early else "o"
+                beside = (seeds.index(line["seed"]) + 0.5) / len(seeds) - 0.5
+                x = item.oldest * 2 ** (0.15 * (index - (len(rates) - 1) / 2 + 0.8 * beside))
+                y = high if item.happened else low
+                filled = color if item.happened else "none"
+                ax.plot(
+                    x, y, marker, markersize=3.5, color=color, markerfacecolor=filled, alpha=0.8
                 )
-                for age in ages
-            ]
-            middle = np.exp([mean for mean, _ in points])
-            half = np.array([0 if math.isnan(half) else half for _, half in points])
-            errors = (
-                np.stack([middle - middle * np.exp(-half), middle * np.exp(half) - middle])
-                if len(points)
-                else None
-            )
-            ax.errorbar(
-                ages,
-                middle,
-                errors,
-                marker="o",
-                markersize=3,
-                linewidth=1.2,
-                color=color,
-                label=f"{rate:g}",
-            )
+            ages = np.array(sorted({oldest_of(line["arm"])[1] for line in some}), float)
+            effective = np.log(ages) + cyclic * law["cycle"]
+            log_time = law["constant"] - law["age"] * effective - law["rate"] * math.log(rate)
+            ax.plot(ages, np.exp(log_time), linewidth=1.2, color=color, label=f"{rate:g}")
+        last = max(passage(line).low for line in lines)
+        ax.set_ylim(1, 2 * last)
         ax.set_xscale("log", base=2)
         ax.set_yscale("log", base=2)
         for axis in (ax.xaxis, ax.yaxis):
