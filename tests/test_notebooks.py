@@ -19,15 +19,12 @@ from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-COMPUTES = {
-    "03_reward_variance"
-}  # the others compile small programs, which optimisations would make slower to have
 DIGITS = re.compile(r"\d\.\d{7,}")
 NUMBER = re.compile(r"/\S+/|0x[0-9a-f]+|[-+−]?\d+(\.\d+)?([e×]\S*)?")
 SECONDS = 900
 
 
-def executed(path: Path, environment: dict[str, str]) -> nbformat.NotebookNode:
+def executed(path: Path) -> nbformat.NotebookNode:
     """The notebook with the outputs that it has now.
 
     Raises CellExecutionError with the cell and its traceback.
@@ -40,7 +37,7 @@ def executed(path: Path, environment: dict[str, str]) -> nbformat.NotebookNode:
         record_timing=False,
         resources={"metadata": {"path": str(path.parent)}},
     )
-    client.execute(env=os.environ | environment)
+    client.execute(env=dict(os.environ))
     return notebook
 
 
@@ -66,8 +63,7 @@ def test_there_are_notebooks():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook(path: Path):
     stored = nbformat.read(path, as_version=4)
-    quick = {} if path.stem in COMPUTES else {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    notebook = executed(path, quick)
+    notebook = executed(path)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not [output.text for output in outputs if output.get("name") == "stderr"]
     assert any("image/png" in output.get("data", {}) for output in outputs)
@@ -212,7 +208,7 @@ def test_a_notebook_of_the_library_is_short(name: str, most: int):
 
 if __name__ == "__main__":
     for stored_path in NOTEBOOKS:
-        made = executed(stored_path, {})
+        made = executed(stored_path)
         for made_cell in made.cells:
             made_cell.metadata.pop("execution", None)
         nbformat.write(made, stored_path)

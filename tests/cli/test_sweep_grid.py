@@ -39,7 +39,6 @@ def folder(tmp_path_factory) -> Path:
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_PLATFORMS": "cpu",
     }
     command = [sys.executable, "-m", "rlhf_jax.cli.sweep", "tiny", *arguments]

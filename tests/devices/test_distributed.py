@@ -58,7 +58,6 @@ class Processes:
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": str(devices),
             "JAX_NUMPY_RANK_PROMOTION": "raise",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
             "JAX_NUM_PROCESSES": str(count),
             "PYTHONPATH": os.pathsep.join([str(kill.ROOT), str(kill.ROOT / "tests")]),

@@ -305,15 +305,12 @@ def test_a_slurm_array_has_a_job_a_part_and_names_the_log_of_one_that_failed(stu
 
 @pytest.fixture(scope="module")
 def tiny_runs(tmp_path_factory):
-    """Four cells in worker processes, which compile without optimisations; and their file before a
-    second call.
-    """
+    """Four cells in worker processes, and their file before a second call."""
     directory, patch = tmp_path_factory.mktemp("study"), pytest.MonkeyPatch()
     argument = f"{ROOT / CONFIG}:tiny"
     with patch.context() as patched:
         patched.chdir(directory)
         patched.setenv("PYTHONPATH", str(ROOT))
-        patched.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         study = cell_runs.load(argument)
         names = ("online_dpo", "rloo-lag1-truncate", "ppo", "best_of_n-num_minibatches2")
         wanted = [Cell(name, ((RATE, 1e-3),), 0, 2, "report") for name in names]
