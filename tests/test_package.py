@@ -4,7 +4,6 @@ without the rest of it.
 
 import ast
 import importlib.metadata
-import os
 import re
 import subprocess
 import sys
