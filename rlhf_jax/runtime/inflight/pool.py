@@ -14,6 +14,8 @@ from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.adapters import Rest, join
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime.inflight.api import Drawn, PoolState
+from rlhf_jax.runtime.inflight.arrays import bits, named, of_bits
+from rlhf_jax.runtime.inflight.held import of_one_mesh
 from rlhf_jax.runtime.inflight.programs import Config, Programs
 from rlhf_jax.runtime.spec import Published
 from rlhf_jax.slots import insert
@@ -220,9 +222,9 @@ class SlotPool:
             "drawn_S": self._count_S,
             "live_S": self._live_S,
         }
-        for path, leaf in _named(self._slots):
+        for path, leaf in named(self._slots):
             if path.split(".")[0] not in left_out:
-                arrays[f"slots.{path}"] = _bits(np.asarray(jax.device_get(leaf)))
+                arrays[f"slots.{path}"] = bits(np.asarray(jax.device_get(leaf)))
         return {name: array.copy() for name, array in arrays.items()}
 
     def restore(self, state: PoolState) -> None:
@@ -234,9 +236,9 @@ class SlotPool:
         Raises Refusal for a state of other shapes.
         """
         leaves = []
-        for path, leaf in _named(self._slots):
+        for path, leaf in named(self._slots):
             name = f"slots.{path}"
-            array = _of_bits(state[name], leaf.dtype) if name in state else None
+            array = of_bits(state[name], leaf.dtype) if name in state else None
             if array is not None and array.shape != leaf.shape:
                 raise Refusal(
                     f"the saved slots have {path} {list(array.shape)}, and this run's "
@@ -252,13 +254,7 @@ class SlotPool:
         """Params as the programs take them. Those of another version drop the prefilled prompt, and
         a cache that was not restored is made.
         """
-        if isinstance(params, tuple):
-            if len(params) != 1:
-                raise Refusal(
-                    f"the pool of slots has one mesh, and params are published to {len(params)}; "
-                    "accepted: one slice"
-                )
-            params = params[0]
+        params = of_one_mesh(params)
         leaves = jax.tree.leaves(params)
         is_same = len(leaves) == len(self._seen) and all(
             new is seen() for new, seen in zip(leaves, self._seen, strict=True)
@@ -313,21 +309,3 @@ class SlotPool:
 
     def _by_rows(self, tree: T) -> T:
         return jax.device_put(tree, sharding.row_shardings(tree, self._mesh))
-
-
-def _named(slots: Slots) -> list[tuple[str, Array]]:
-    """The arrays of slots with their names, such as `keys.0`, in the order of the leaves."""
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(slots)
-    ]
-
-
-def _bits(array: np.ndarray) -> np.ndarray:
-    """An array that files can hold: numbers that NumPy does not know (bfloat16) as their bits."""
-    return array.view(f"uint{8 * array.dtype.itemsize}") if array.dtype.kind == "V" else array
-
-
-def _of_bits(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The inverse of `_bits`."""
-    return array.view(dtype) if np.dtype(dtype).kind == "V" else array
