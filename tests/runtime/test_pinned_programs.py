@@ -106,26 +106,37 @@ def test_a_checkpoint_has_the_versions_of_running_rows(program, simulated):
     assert same(host(params), simulated.params)
 
 
-def test_versions_add_no_program(program, compiled):
-    """Two admissions, an insertion, a segment, and slots without rows, at any lag; nothing is
-    compiled when versions come and go.
+def test_versions_add_no_program_on_one_device_and_on_two(compiled):
+    """Admissions, an insertion, a segment, and slots without rows, at any lag; nothing is compiled
+    when versions come and go. Two shards of rows draw the tokens of one.
     """
-    shared = test_adapters.make_program()
-    for lag in (0, 1):
+    rounds_of = {}
+    for shape, lag, num_admissions in (((1, 1, 1), 0, 2), ((1, 1, 1), 1, 2), ((2, 1, 1), 1, 1)):
+        shared = test_adapters.make_program(shape)
         stream = dataclasses.replace(make_stream(shared, lag), num_slots=8)
         small = through_slots(shared, stream)
-        published = [small.publish(small.init(small.reference_params)) for _ in range(2)]
+        first = small.publish(small.init(small.reference_params))
+        published = [first, jax.tree.map(lambda x: x * 1.5, first)]
         compiled.clear()
         compile_slots(small)
-        assert len(compiled) == 2 + 1 + 1 + 1
+        assert len(compiled) == num_admissions + 1 + 1 + 1
         compiled.clear()
         sampler = loops.make_sampler(small, stream, Saving(), None)
         while not sampler.is_drained:
             trained = stream.rounds_trained(sampler.state)
             for version in sampler.due(trained):
                 sampler.take(published[version % 2], version)
-            sampler.draw(None, trained)
+            for round_index in sampler.draw(None, trained):
+                drawn = rounds_of.setdefault((shape, lag), {})
+                drawn[round_index] = sampler.rows.samples(round_index)
         assert not compiled
+    one, two = rounds_of[(1, 1, 1), 1], rounds_of[(2, 1, 1), 1]
+    for round_index, samples in one.items():
+        np.testing.assert_array_equal(samples.tokens_BC, two[round_index].tokens_BC)
+        np.testing.assert_allclose(
+            samples.behavior_logprob_BC, two[round_index].behavior_logprob_BC, atol=5e-5
+        )
+    assert not all(same(one[r], rounds_of[(1, 1, 1), 0][r]) for r in one), "versions are alike"
 
 
 def test_the_base_is_shared_and_no_version_is_copied(program, simulated):
