@@ -12,6 +12,7 @@ import pytest
 
 from experiments.bench.kill import untimed
 from rlhf_jax.algorithms import rloo
+from rlhf_jax.building import running
 from rlhf_jax.devices import mesh
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.stages.settings import rlhf
@@ -86,6 +87,17 @@ def test_a_plan_is_told_the_lag_from_which_slots_are_full():
 def test_other_combinations_are_refused_by_name(changes, named):
     with pytest.raises(Refusal, match=named):
         check(**changes)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_pinned_rows_need_adapters(tmp_path, rank):
+    changes = {"rlhf__engine": "slots", "rlhf__weights": "pinned", "rlhf__num_slots": 8}
+    values = runs.config(tmp_path, **changes, lora__rank=rank).to_dict()
+    if rank:
+        return running.check_settings(values)
+    with pytest.raises(Refusal, match=r"rlhf.weights is 'pinned' with lora.rank=0"):
+        running.check_settings(values)
+    return None
 
 
 def lines(directory: Path, name: str) -> list[dict]:
